@@ -1,0 +1,36 @@
+"""Difference images whose noise is white, with a variance that can be trusted."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Names load their module on first use: the array functions need no lsst package.
+_LAZY = {
+    "Exposure": "exposures.model",
+    "decorrelate": "exposures.operations",
+    "subtract": "exposures.operations",
+    "read_exposure": "formats",
+    "write_exposure": "formats",
+    "whiteness": "diagnostics.measure",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+if TYPE_CHECKING:
+    from .diagnostics.measure import whiteness
+    from .exposures.model import Exposure
+    from .exposures.operations import decorrelate, subtract
+    from .formats import read_exposure, write_exposure
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_LAZY))

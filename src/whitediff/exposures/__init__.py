@@ -1,0 +1,1 @@
+"""Images with mask, variance, PSF and header, on the containers of lsst.images."""

@@ -1,0 +1,292 @@
+"""Matching kernels: constant, or basis images times polynomials of the position.
+
+They are `lsst.images.convolution_kernels.ConvolutionKernel` objects; this module
+makes them.  Positions are in the pixel coordinates of the exposure's box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.polynomial.chebyshev as chebyshev
+import numpy.polynomial.polynomial as polynomial
+import numpy.typing as npt
+from lsst.images import Box
+from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
+from lsst.images.fields import ChebyshevField
+
+from ..errors import ArgumentError
+
+__all__ = [
+    "chebyshev_kernel",
+    "constant_kernel",
+    "evaluate",
+    "interpolated_kernel",
+    "is_constant",
+    "monomial_exponents",
+    "polynomial_kernel",
+]
+
+type Array = npt.NDArray[Any]
+
+
+def constant_kernel(image: Array, bounds: Box) -> ImageBasisConvolutionKernel:
+    """Make a kernel that is the same everywhere.
+
+    Parameters
+    ----------
+    image
+        ``(ky, kx)``, origin at ``[ky//2, kx//2]``.
+    bounds
+        Box in which it is valid.
+
+    Returns
+    -------
+    kernel
+        One basis image with the coefficient 1.
+    """
+    image = np.asarray(image)
+    if image.ndim != 2:
+        raise ArgumentError(f"A constant kernel is a 2-D image; got {image.ndim} dimensions.")
+    return chebyshev_kernel(image[None], np.ones((1, 1, 1)), bounds)
+
+
+def chebyshev_kernel(basis: Array, coefficients: Array, bounds: Box) -> ImageBasisConvolutionKernel:
+    """Make a kernel of basis images times Chebyshev polynomials over a box.
+
+    Parameters
+    ----------
+    basis
+        ``(n, ky, kx)``, origin at ``[ky//2, kx//2]``.
+    coefficients
+        ``(n, y_order + 1, x_order + 1)``; element ``[b, p, q]`` multiplies
+        ``T_p(y') T_q(x') · basis[b]``, with x', y' running from −1 to 1 between the
+        outer edges of the box's first and last pixels.
+    bounds
+        Box in which it is valid and that scales the coordinates.
+
+    Returns
+    -------
+    kernel
+        The kernel.
+
+    Raises
+    ------
+    ArgumentError
+        If the shapes do not fit together.
+    """
+    basis = np.asarray(basis, dtype=np.float64)
+    coefficients = np.asarray(coefficients, dtype=np.float64)
+    if basis.ndim != 3 or coefficients.ndim != 3 or len(basis) != len(coefficients):
+        raise ArgumentError(
+            "A kernel needs a basis (n, ky, kx) and coefficients (n, y_order + 1, x_order + 1);"
+            f" got {basis.shape} and {coefficients.shape}."
+        )
+    return ImageBasisConvolutionKernel(
+        basis, [ChebyshevField(bounds, matrix.copy()) for matrix in coefficients]
+    )
+
+
+def monomial_exponents(n_terms: int) -> list[tuple[int, int]]:
+    """Exponents (of x, of y) in the order 1, x, y, x², xy, y², …
+
+    Parameters
+    ----------
+    n_terms
+        1, 3, 6, 10, …: (order + 1)(order + 2)/2.
+
+    Returns
+    -------
+    exponents
+        ``n_terms`` pairs.
+
+    Raises
+    ------
+    ArgumentError
+        If no order has that many terms.
+
+    Examples
+    --------
+    >>> monomial_exponents(6)
+    [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)]
+    """
+    exponents: list[tuple[int, int]] = []
+    degree = 0
+    while len(exponents) < n_terms:
+        exponents += [(degree - i, i) for i in range(degree + 1)]
+        degree += 1
+    if len(exponents) != n_terms:
+        raise ArgumentError(
+            f"A polynomial in x and y has 1, 3, 6, 10, … terms; got {n_terms} coefficients."
+        )
+    return exponents
+
+
+def polynomial_kernel(
+    basis: Array, coefficients: Array, bounds: Box
+) -> ImageBasisConvolutionKernel:
+    """Make a kernel of basis images times ordinary polynomials of the pixel position.
+
+    Parameters
+    ----------
+    basis
+        ``(n, ky, kx)``, origin at ``[ky//2, kx//2]``.
+    coefficients
+        ``(n, n_terms)`` for the terms 1, x, y, x², xy, y², … in pixel coordinates.
+    bounds
+        Box in which it is valid.
+
+    Returns
+    -------
+    kernel
+        The same kernel, its polynomials rewritten exactly in Chebyshev form.
+
+    Raises
+    ------
+    ArgumentError
+        If the shapes do not fit together.
+    """
+    coefficients = np.asarray(coefficients, dtype=np.float64)
+    if coefficients.ndim != 2:
+        raise ArgumentError(
+            f"Polynomial coefficients have the shape (n, n_terms); got {coefficients.shape}."
+        )
+    exponents = monomial_exponents(coefficients.shape[1])
+    degree = max(i + j for i, j in exponents)
+
+    def in_chebyshev(exponent: int, start: int, size: int) -> Array:
+        # x = middle + half_size · x', as ChebyshevField scales it.
+        power = polynomial.polypow([start + 0.5 * size - 0.5, 0.5 * size], exponent)
+        terms = chebyshev.poly2cheb(power)
+        return np.pad(terms, (0, degree + 1 - len(terms)))
+
+    matrices = np.zeros((len(coefficients), degree + 1, degree + 1))
+    for term, (i, j) in enumerate(exponents):
+        along_x = in_chebyshev(i, bounds.x.start, bounds.x.size)
+        along_y = in_chebyshev(j, bounds.y.start, bounds.y.size)
+        matrices += coefficients[:, term, None, None] * np.outer(along_y, along_x)
+    return chebyshev_kernel(basis, matrices, bounds)
+
+
+def interpolated_kernel(
+    evaluate_at: Callable[[float, float], Array], bounds: Box, order: int
+) -> ImageBasisConvolutionKernel:
+    """Fit a kernel, pixel by pixel, to images known at any position.
+
+    Parameters
+    ----------
+    evaluate_at
+        Function of x and y that returns a ``(ky, kx)`` image, always the same shape.
+    bounds
+        Box over which to interpolate.
+    order
+        Of the Chebyshev polynomials in x and y together; 0 takes the middle.
+
+    Returns
+    -------
+    kernel
+        One basis image for each polynomial term; exact where the pixels vary like
+        polynomials of that order.
+    """
+    # Two more nodes than the order needs: the fit averages instead of interpolating.
+    n_nodes = order + 3 if order else 1
+    nodes = np.cos(np.pi * (np.arange(n_nodes) + 0.5) / n_nodes)
+    terms = [(p, q) for p in range(order + 1) for q in range(order + 1 - p)]
+    rows, images = [], []
+    for v in nodes:
+        for u in nodes:
+            x = bounds.x.start - 0.5 + 0.5 * bounds.x.size * (1 + u)
+            y = bounds.y.start - 0.5 + 0.5 * bounds.y.size * (1 + v)
+            images.append(np.asarray(evaluate_at(x, y), dtype=np.float64))
+            rows.append(
+                [
+                    np.cos(p * np.arccos(np.clip(v, -1, 1)))
+                    * np.cos(q * np.arccos(np.clip(u, -1, 1)))
+                    for p, q in terms
+                ]
+            )
+    shape = images[0].shape
+    solution, *_ = np.linalg.lstsq(
+        np.array(rows), np.array(images).reshape(len(images), -1), rcond=None
+    )
+    coefficients = np.zeros((len(terms), order + 1, order + 1))
+    for term, (p, q) in enumerate(terms):
+        coefficients[term, p, q] = 1.0
+    return chebyshev_kernel(solution.reshape(len(terms), *shape), coefficients, bounds)
+
+
+def evaluate(kernel: ConvolutionKernel, *, x: float, y: float) -> Array:
+    """Evaluate a kernel at a position.
+
+    Parameters
+    ----------
+    kernel
+        Any `lsst.images.convolution_kernels.ConvolutionKernel`.
+    x, y
+        Pixel coordinates; fractions are welcome.
+
+    Returns
+    -------
+    image
+        ``(ky, kx)`` float64, origin at ``[ky//2, kx//2]``.
+
+    Raises
+    ------
+    ArgumentError
+        If its centre is not its middle pixel.
+    """
+    # The signature of compute_kernel_image says int; its fields take any position.
+    image = kernel.compute_kernel_image(x=x, y=y)  # type: ignore[arg-type]
+    return centered_array(image.array, image.bbox)
+
+
+def centered_array(array: Array, bbox: Box) -> Array:
+    """Bring an image whose origin is anywhere to the convention ``[ny//2, nx//2]``.
+
+    Parameters
+    ----------
+    array
+        ``(ny, nx)``.
+    bbox
+        Its box; (0, 0) is the origin.
+
+    Returns
+    -------
+    array
+        Float64, zero-padded on one side of an axis where the origin was elsewhere.
+
+    Raises
+    ------
+    ArgumentError
+        If the origin lies outside.
+    """
+    padding = []
+    for size, start in zip(array.shape, (bbox.y.start, bbox.x.start), strict=True):
+        before, after = -start, size + start - 1
+        if before < 0 or after < 0:
+            raise ArgumentError(f"The kernel's box {bbox} does not contain its origin (0, 0).")
+        # An even length has one pixel more before the origin than after it.
+        padding.append(
+            (0, 0) if before == size // 2 else (max(0, after - before), max(0, before - after))
+        )
+    return np.pad(np.asarray(array, dtype=np.float64), padding)
+
+
+def is_constant(kernel: ConvolutionKernel) -> bool:
+    """Whether a kernel is known to be the same everywhere.
+
+    Parameters
+    ----------
+    kernel
+        Kernel.
+
+    Returns
+    -------
+    constant
+        True if all of its fields are constant.
+    """
+    return isinstance(kernel, ImageBasisConvolutionKernel) and all(
+        isinstance(field, ChebyshevField) and field.is_constant for field in kernel.spatial
+    )

@@ -1,0 +1,153 @@
+"""Mask planes by name, in the spelling of lsst.afw and of lsst.images alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from lsst.images import Box, Mask, MaskPlane, MaskSchema
+
+__all__ = [
+    "CONTAMINATED",
+    "DEFAULT_IGNORE_MASK_PLANES",
+    "SOURCE",
+    "UNTRUSTED_MASK_PLANES",
+    "find_plane",
+    "flagged",
+    "make_mask",
+    "with_plane",
+]
+
+type Array = npt.NDArray[Any]
+
+DEFAULT_IGNORE_MASK_PLANES = (
+    "INTRP",
+    "EDGE",
+    "DETECTED",
+    "SAT",
+    "CR",
+    "BAD",
+    "NO_DATA",
+    "DETECTED_NEGATIVE",
+)
+"""Pixels with any of these are left out of mean variances (the documented default)."""
+
+UNTRUSTED_MASK_PLANES = ("BAD", "NO_DATA", "SAT", "CR")
+"""Pixels with any of these hold no measurement of the sky, though they may be finite."""
+
+CONTAMINATED = "CONTAMINATED"
+SOURCE = "SOURCE"
+
+_DESCRIPTIONS = {
+    CONTAMINATED: "The correction owes more than 1% of its weight to filled or outside pixels.",
+    SOURCE: "A source was detected here on the science or template image.",
+    "BAD": "The pixel is bad.",
+    "EDGE": "The convolution lacks support: too near the edge of the frame.",
+    "INTRP": "The pixel was interpolated.",
+    "NO_DATA": "There is no data for this pixel.",
+    "SAT": "The pixel is saturated.",
+}
+
+_NEW_NAMES = {
+    "CR": "COSMIC_RAY",
+    "EDGE": "DETECTION_EDGE",
+    "INTRP": "INTERPOLATED",
+    "SAT": "SATURATED",
+    "UNMASKEDNAN": "UNMASKED_NAN",
+}
+_OTHER_SPELLING = _NEW_NAMES | {new: old for old, new in _NEW_NAMES.items()}
+
+
+def find_plane(mask: Mask, name: str) -> str | None:
+    """Name under which a mask has a plane.
+
+    Parameters
+    ----------
+    mask
+        Mask to look in.
+    name
+        Name of the plane in lsst.afw's or lsst.images' spelling.
+
+    Returns
+    -------
+    name
+        The mask's own spelling; None if it has no such plane.
+    """
+    for spelling in (name, _OTHER_SPELLING.get(name)):
+        if spelling is not None and spelling in mask.schema.names:
+            return spelling
+    return None
+
+
+def flagged(mask: Mask, names: Iterable[str]) -> Array:
+    """Pixels that carry any of the named planes.
+
+    Parameters
+    ----------
+    mask
+        Mask to look in.
+    names
+        Planes, in either spelling; those that the mask lacks are skipped.
+
+    Returns
+    -------
+    flagged
+        ``(ny, nx)`` boolean.
+    """
+    found = {plane for name in names if (plane := find_plane(mask, name)) is not None}
+    bits = mask.schema.bitmask(*found)
+    result = np.zeros(mask.array.shape[:2], dtype=bool)
+    for element, bit in enumerate(bits):
+        if bit:
+            result |= (mask.array[..., element] & bit) != 0
+    return result
+
+
+def make_mask(planes: Mapping[str, Array], bbox: Box) -> Mask:
+    """Make a mask from boolean images.
+
+    Parameters
+    ----------
+    planes
+        Name → ``(ny, nx)`` boolean.
+    bbox
+        Box of the mask.
+
+    Returns
+    -------
+    mask
+        With the planes in the given order.
+    """
+    schema = MaskSchema([MaskPlane(name, _DESCRIPTIONS.get(name, name)) for name in planes])
+    mask = Mask(0, schema=schema, bbox=bbox)
+    for name, plane in planes.items():
+        mask.set(name, np.asarray(plane, dtype=bool))
+    return mask
+
+
+def with_plane(mask: Mask, name: str, plane: Array) -> Mask:
+    """Copy a mask and put a boolean image into it; other planes stay as they are.
+
+    Parameters
+    ----------
+    mask
+        Mask to copy.
+    name
+        Plane; added if the mask lacks it, overwritten if it has it.
+    plane
+        ``(ny, nx)`` boolean.
+
+    Returns
+    -------
+    mask
+        A new mask.
+    """
+    if name in mask.schema.names:
+        result = mask.copy()
+        result.clear(name)
+    else:
+        result = mask.add_plane(name, _DESCRIPTIONS.get(name, name))
+    result.set(name, plane)
+    return result

@@ -1,0 +1,344 @@
+"""The exposure: planes, PSF, kernel, sky coordinates and header that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import astropy.io.fits
+import astropy.units
+import astropy.wcs
+import numpy as np
+import numpy.typing as npt
+from lsst.images import Box, GeneralFrame, Image, Mask, MaskedImage, SkyProjection
+from lsst.images.convolution_kernels import ConvolutionKernel
+from lsst.images.psfs import PointSpreadFunction
+
+from ..errors import ArgumentError
+from .masks import make_mask
+from .psf import KernelPointSpreadFunction
+
+__all__ = ["Exposure"]
+
+type Array = npt.NDArray[Any]
+
+
+class Exposure:
+    """A masked image with what is known about it.
+
+    Parameters
+    ----------
+    masked_image
+        Image, mask and variance with a common box (`lsst.images.MaskedImage`), and
+        its sky projection.
+    psf
+        Point-spread function, if known.
+    kernel
+        Matching kernel that the image was made with, if it is a difference.
+    background
+        ``(ny, nx)`` background that was subtracted, image_unit, if known.
+    header
+        FITS header of the image, its WCS included; kept verbatim.
+    primary_header
+        Header of the file as a whole, where it differs from the image's.
+    """
+
+    def __init__(
+        self,
+        masked_image: MaskedImage,
+        *,
+        psf: PointSpreadFunction | None = None,
+        kernel: ConvolutionKernel | None = None,
+        background: Array | None = None,
+        header: astropy.io.fits.Header | None = None,
+        primary_header: astropy.io.fits.Header | None = None,
+    ) -> None:
+        self._masked_image = masked_image
+        self.psf = psf
+        self.kernel = kernel
+        self.background = background
+        self.header = astropy.io.fits.Header() if header is None else header
+        self.primary_header = astropy.io.fits.Header() if primary_header is None else primary_header
+
+    @classmethod
+    def from_arrays(
+        cls,
+        image: Array,
+        *,
+        variance: Array | float,
+        mask: Mapping[str, Array] | None = None,
+        psf: PointSpreadFunction | Array | None = None,
+        kernel: ConvolutionKernel | None = None,
+        yx0: tuple[int, int] = (0, 0),
+        header: astropy.io.fits.Header | None = None,
+        unit: astropy.units.UnitBase | None = None,
+    ) -> Exposure:
+        """Make an exposure from plain arrays.
+
+        Parameters
+        ----------
+        image
+            ``(ny, nx)``; integers become float32, or float64 if of 32 bits and more.
+        variance
+            ``(ny, nx)``, or one number for all pixels; image_unit².
+        mask
+            Name of a mask plane → ``(ny, nx)`` boolean.
+        psf
+            PSF, or an image of it ``(py, px)`` centred on ``[py//2, px//2]``.
+        kernel
+            Matching kernel, for a difference.
+        yx0
+            Pixel coordinates (y, x) of the first pixel.
+        header
+            FITS header; its celestial WCS becomes the exposure's.
+        unit
+            Unit of the pixels; the header's BUNIT if not given.
+
+        Returns
+        -------
+        exposure
+            The arrays are not copied where their type allows.
+
+        Raises
+        ------
+        ArgumentError
+            If the image is not 2-D, or shapes differ.
+        """
+        image = np.asarray(image)
+        if image.ndim != 2:
+            raise ArgumentError(f"An image must be 2-D; got the shape {image.shape}.")
+        image = as_native_float(image)
+        variance = np.asarray(variance)
+        if variance.ndim == 0:
+            variance = np.full(image.shape, variance, dtype=image.dtype)
+        planes = {"variance": variance} | dict(mask or {})
+        for name, plane in planes.items():
+            if plane.shape != image.shape:
+                raise ArgumentError(
+                    f"The image has the shape {image.shape}, but its {name} {plane.shape}."
+                )
+        if header is not None and unit is None:
+            unit = parse_unit(header.get("BUNIT"))
+        bbox = Box.from_shape(image.shape, start=yx0)
+        if psf is not None and not isinstance(psf, PointSpreadFunction):
+            psf = KernelPointSpreadFunction.from_image(psf, bbox)
+        masked_image = MaskedImage(
+            Image(image, bbox=bbox, unit=unit),
+            mask=make_mask(mask or {}, bbox),
+            variance=Image(
+                as_native_float(variance), bbox=bbox, unit=None if unit is None else unit**2
+            ),
+            sky_projection=None if header is None else sky_projection(header, bbox),
+        )
+        return cls(masked_image, psf=psf, kernel=kernel, header=header)
+
+    @classmethod
+    def from_object(cls, obj: Any) -> Exposure:
+        """Take anything with ``image``, ``mask`` and ``variance`` as an exposure.
+
+        Parameters
+        ----------
+        obj
+            An `Exposure`, or an lsst.images object such as MaskedImage, VisitImage or
+            DifferenceImage; its ``psf`` and ``kernel`` are used where it has them.
+
+        Returns
+        -------
+        exposure
+            The same planes, not copied.
+
+        Raises
+        ------
+        ArgumentError
+            If it lacks a plane.
+        """
+        if isinstance(obj, Exposure):
+            return obj
+        try:
+            image, mask, variance = obj.image, obj.mask, obj.variance
+        except AttributeError as error:
+            raise ArgumentError(
+                f"An exposure needs .image, .mask and .variance; {type(obj).__name__} lacks one:"
+                f" {error}."
+            ) from error
+        if not (
+            isinstance(image, Image) and isinstance(mask, Mask) and isinstance(variance, Image)
+        ):
+            raise ArgumentError(
+                "The planes of an exposure must be lsst.images Image, Mask and Image; got"
+                f" {type(image).__name__}, {type(mask).__name__}, {type(variance).__name__}."
+                " Exposure.from_arrays takes plain arrays."
+            )
+        masked_image = (
+            obj
+            if isinstance(obj, MaskedImage)
+            else MaskedImage(image, mask=mask, variance=variance)
+        )
+        header = None
+        if masked_image.fits_wcs is not None:
+            header = masked_image.fits_wcs.to_header(relax=True)
+        return cls(
+            masked_image,
+            psf=getattr(obj, "psf", None),
+            kernel=getattr(obj, "kernel", None),
+            header=header,
+        )
+
+    @property
+    def masked_image(self) -> MaskedImage:
+        """The planes, with their box and sky projection."""
+        return self._masked_image
+
+    @property
+    def image(self) -> Image:
+        """The image plane."""
+        return self._masked_image.image
+
+    @property
+    def mask(self) -> Mask:
+        """The mask planes."""
+        return self._masked_image.mask
+
+    @property
+    def variance(self) -> Image:
+        """The variance plane."""
+        return self._masked_image.variance
+
+    @property
+    def bbox(self) -> Box:
+        """Box of the planes, in pixel coordinates."""
+        return self._masked_image.bbox
+
+    @property
+    def yx0(self) -> tuple[int, int]:
+        """Pixel coordinates (y, x) of the first pixel."""
+        return (self.bbox.y.start, self.bbox.x.start)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(ny, nx) of the planes."""
+        return (self.bbox.y.size, self.bbox.x.size)
+
+    @property
+    def wcs(self) -> astropy.wcs.WCS | None:
+        """World coordinates of the pixel *array*: its first pixel is (0, 0)."""
+        return celestial_wcs(self.header) or self._masked_image.fits_wcs
+
+    @property
+    def sky_projection(self) -> SkyProjection[Any] | None:
+        """Sky coordinates of the pixel *coordinates*: its first pixel is `yx0`."""
+        return self._masked_image.sky_projection
+
+    def __repr__(self) -> str:
+        ny, nx = self.shape
+        psf = "no PSF" if self.psf is None else type(self.psf).__name__
+        return (
+            f"Exposure({ny} x {nx} {self.image.array.dtype}, yx0={self.yx0},"
+            f" mask planes {', '.join(self.mask.schema.names) or 'none'}, {psf})"
+        )
+
+
+def as_native_float(array: Array) -> Array:
+    """Array in native byte order and a floating-point type that holds its values.
+
+    Parameters
+    ----------
+    array
+        Any numeric array.
+
+    Returns
+    -------
+    array
+        float32 and float64 stay; integers of up to 16 bits become float32, wider ones
+        float64.  Not copied where it is that already.
+    """
+    dtype = array.dtype
+    if dtype.kind != "f":
+        dtype = np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
+    elif dtype.itemsize == 2:
+        dtype = np.dtype(np.float32)
+    elif dtype.itemsize > 8:
+        dtype = np.dtype(np.float64)
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def parse_unit(text: str | None) -> astropy.units.UnitBase | None:
+    """Unit of a BUNIT card.
+
+    Parameters
+    ----------
+    text
+        Value of the card.
+
+    Returns
+    -------
+    unit
+        None where there is none, or none that astropy knows.
+    """
+    if not text:
+        return None
+    for spelling in (text, text.lower()):
+        try:
+            return astropy.units.Unit(spelling)
+        except (ValueError, TypeError):
+            continue
+    return None
+
+
+def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
+    """Celestial WCS of a header.
+
+    Parameters
+    ----------
+    header
+        FITS header.
+
+    Returns
+    -------
+    wcs
+        None where the header describes no sky coordinates.
+
+    Raises
+    ------
+    ArgumentError
+        If it does, but wrongly.
+    """
+    if "CTYPE1" not in header:
+        return None
+    try:
+        # Keywords that are merely deprecated are repaired with a warning: not news here.
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", astropy.wcs.FITSFixedWarning)
+            wcs = astropy.wcs.WCS(header, naxis=2)
+    except Exception as error:
+        raise ArgumentError(f"The WCS of the header cannot be understood: {error}") from error
+    return wcs if wcs.has_celestial else None
+
+
+def sky_projection(header: astropy.io.fits.Header, bbox: Box) -> SkyProjection[Any] | None:
+    """Sky projection of a header's celestial WCS.
+
+    Parameters
+    ----------
+    header
+        FITS header, for the array whose first pixel is the box's first.
+    bbox
+        Box of that array.
+
+    Returns
+    -------
+    projection
+        None where the header describes no sky coordinates.
+    """
+    wcs = celestial_wcs(header)
+    if wcs is None:
+        return None
+    return SkyProjection.from_fits_wcs(
+        wcs,
+        GeneralFrame(unit=astropy.units.pix),
+        pixel_bounds=bbox,
+        x0=bbox.x.start,
+        y0=bbox.y.start,
+    )

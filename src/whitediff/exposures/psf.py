@@ -1,0 +1,327 @@
+"""A PSF that is an image: the field calls it kernel PSF."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+from lsst.images import YX, Bounds, Box, Image
+from lsst.images.convolution_kernels import (
+    ImageBasisConvolutionKernel,
+    ImageBasisConvolutionKernelSerializationModel,
+)
+from lsst.images.psfs import PointSpreadFunction
+from lsst.images.serialization import (
+    ArchiveTree,
+    InputArchive,
+    InvalidParameterError,
+    OutputArchive,
+)
+
+from ..errors import ArgumentError
+from .kernels import centered_array, constant_kernel, interpolated_kernel
+
+__all__ = [
+    "KernelPointSpreadFunction",
+    "KernelPointSpreadFunctionSerializationModel",
+    "as_kernel_psf",
+    "average_position",
+    "psf_image",
+]
+
+type Array = npt.NDArray[Any]
+
+_LANCZOS_ORDER = 5
+
+
+class KernelPointSpreadFunction(PointSpreadFunction):
+    """A PSF given by images of it, constant or varying with position.
+
+    Parameters
+    ----------
+    kernel
+        Basis images times functions of the position; its images need not have unit sum.
+    average_position
+        x, y where the PSF is nominal; the middle of the kernel's bounds if not given.
+
+    Notes
+    -----
+    Every image that it computes has unit sum.
+    """
+
+    def __init__(
+        self,
+        kernel: ImageBasisConvolutionKernel,
+        *,
+        average_position: tuple[float, float] | None = None,
+    ) -> None:
+        self._kernel = kernel
+        if average_position is None:
+            bbox = kernel.bounds.bbox
+            average_position = (bbox.x.center, bbox.y.center)
+        self._average_position = (float(average_position[0]), float(average_position[1]))
+
+    @classmethod
+    def from_image(cls, image: Array, bounds: Box) -> Self:
+        """Make a PSF that is the same everywhere.
+
+        Parameters
+        ----------
+        image
+            ``(py, px)``, centred on ``[py//2, px//2]``; any positive sum.
+        bounds
+            Box in which it is valid.
+
+        Returns
+        -------
+        psf
+            The PSF.
+
+        Raises
+        ------
+        ArgumentError
+            If the image is not 2-D, not finite, or its sum is not positive.
+        """
+        image = np.asarray(image)
+        if image.ndim != 2:
+            raise ArgumentError(f"A PSF image must be 2-D; got {image.ndim} dimensions.")
+        total = float(image.sum())
+        if not (np.isfinite(image).all() and total > 0):
+            raise ArgumentError(
+                f"A PSF image must be finite with a positive sum; its sum is {total:g}."
+            )
+        return cls(constant_kernel(image, bounds))
+
+    @property
+    def kernel(self) -> ImageBasisConvolutionKernel:
+        """Basis images and their spatial variation, before normalisation."""
+        return self._kernel
+
+    @property
+    def average_position(self) -> tuple[float, float]:
+        """x, y where the PSF is nominal, in pixels."""
+        return self._average_position
+
+    @property
+    def bounds(self) -> Bounds:
+        """Region where the PSF is valid."""
+        return self._kernel.bounds
+
+    @cached_property
+    def kernel_bbox(self) -> Box:
+        """Box of all images returned by `compute_kernel_image`."""
+        return self._kernel.kernel_bbox
+
+    def compute_kernel_image(self, *, x: float, y: float) -> Image:
+        """Image of the PSF at a position, centred on the pixel (0, 0), unit sum.
+
+        Parameters
+        ----------
+        x, y
+            Pixel coordinates.
+
+        Returns
+        -------
+        image
+            With the box `kernel_bbox`.
+        """
+        # The signature says int; the fields take any position.
+        image = self._kernel.compute_kernel_image(x=x, y=y)  # type: ignore[arg-type]
+        total = float(image.array.sum())
+        if not total > 0:
+            raise ArgumentError(
+                f"The PSF at x={x:g}, y={y:g} sums to {total:g}; it is not defined there."
+            )
+        return Image(image.array / total, bbox=image.bbox)
+
+    def compute_stellar_image(self, *, x: float, y: float) -> Image:
+        """Image of a star of unit flux at a position, shifted by fractions of a pixel.
+
+        Parameters
+        ----------
+        x, y
+            Pixel coordinates of the star.
+
+        Returns
+        -------
+        image
+            With the box `compute_stellar_bbox`.
+
+        Notes
+        -----
+        Lanczos interpolation of order 5, renormalised to unit sum.
+        """
+        bbox = self.compute_stellar_bbox(x=x, y=y)
+        kernel = self.compute_kernel_image(x=x, y=y).array
+        shift_y = _lanczos_shift(kernel.shape[0], y - _round_half_up(y))
+        shift_x = _lanczos_shift(kernel.shape[1], x - _round_half_up(x))
+        shifted = shift_y @ kernel @ shift_x.T
+        return Image(shifted / shifted.sum(), bbox=bbox)
+
+    def compute_stellar_bbox(self, *, x: float, y: float) -> Box:
+        """Box of the image that `compute_stellar_image` returns.
+
+        Parameters
+        ----------
+        x, y
+            Pixel coordinates of the star.
+
+        Returns
+        -------
+        bbox
+            `kernel_bbox`, moved to the pixel that contains the star.
+        """
+        box = self.kernel_bbox
+        return Box.from_shape(
+            box.shape,
+            start=YX(y=box.y.start + _round_half_up(y), x=box.x.start + _round_half_up(x)),
+        )
+
+    def serialize(self, archive: OutputArchive[Any]) -> KernelPointSpreadFunctionSerializationModel:
+        """Write the PSF to an lsst.images archive.
+
+        Parameters
+        ----------
+        archive
+            Archive to write to.
+
+        Returns
+        -------
+        model
+            What goes into the archive's tree.
+        """
+        x, y = self._average_position
+        return KernelPointSpreadFunctionSerializationModel(
+            kernel=archive.serialize_direct("kernel", self._kernel.serialize),
+            average_position_x=x,
+            average_position_y=y,
+        )
+
+    @staticmethod
+    def _get_archive_tree_type(
+        pointer_type: type[pydantic.BaseModel],
+    ) -> type[KernelPointSpreadFunctionSerializationModel]:
+        return KernelPointSpreadFunctionSerializationModel
+
+
+class KernelPointSpreadFunctionSerializationModel(ArchiveTree):
+    """How a `KernelPointSpreadFunction` stands in an lsst.images archive."""
+
+    SCHEMA_NAME: ClassVar[str] = "whitediff_kernel_psf"
+    SCHEMA_VERSION: ClassVar[str] = "1.0.0"
+    MIN_READ_VERSION: ClassVar[int] = 1
+    PUBLIC_TYPE: ClassVar[type] = KernelPointSpreadFunction
+
+    kernel: ImageBasisConvolutionKernelSerializationModel = pydantic.Field(
+        description="Basis images of the PSF and their spatial variation."
+    )
+    average_position_x: float = pydantic.Field(description="Column where the PSF is nominal.")
+    average_position_y: float = pydantic.Field(description="Row where the PSF is nominal.")
+
+    def deserialize(self, archive: InputArchive[Any], **kwargs: Any) -> KernelPointSpreadFunction:
+        """Read the PSF back.
+
+        Parameters
+        ----------
+        archive
+            Archive to read from.
+        **kwargs
+            None are accepted.
+
+        Returns
+        -------
+        psf
+            The PSF.
+        """
+        if kwargs:
+            raise InvalidParameterError(
+                f"Unrecognized parameters for KernelPointSpreadFunction: {set(kwargs)}."
+            )
+        return KernelPointSpreadFunction(
+            self.kernel.deserialize(archive),
+            average_position=(self.average_position_x, self.average_position_y),
+        )
+
+
+def psf_image(psf: PointSpreadFunction, *, x: float, y: float) -> Array:
+    """Image of any PSF at a position.
+
+    Parameters
+    ----------
+    psf
+        Any `lsst.images.psfs.PointSpreadFunction`.
+    x, y
+        Pixel coordinates.
+
+    Returns
+    -------
+    image
+        ``(py, px)`` float64, centred on ``[py//2, px//2]``, unit sum.
+    """
+    image = psf.compute_kernel_image(x=x, y=y)
+    array = centered_array(image.array, image.bbox)
+    return array / array.sum()
+
+
+def average_position(psf: PointSpreadFunction) -> tuple[float, float]:
+    """Where a PSF is nominal.
+
+    Parameters
+    ----------
+    psf
+        Any `lsst.images.psfs.PointSpreadFunction`.
+
+    Returns
+    -------
+    x, y
+        Its own average position if it has one, else the middle of its bounds.
+    """
+    if isinstance(psf, KernelPointSpreadFunction):
+        return psf.average_position
+    bbox = psf.bounds.bbox
+    return (bbox.x.center, bbox.y.center)
+
+
+def as_kernel_psf(
+    psf: PointSpreadFunction, bounds: Box, *, order: int = 2
+) -> KernelPointSpreadFunction:
+    """Approximate any PSF by images, so that it can be written as such.
+
+    Parameters
+    ----------
+    psf
+        Any `lsst.images.psfs.PointSpreadFunction`; a kernel PSF comes back as it is.
+    bounds
+        Box over which to sample it.
+    order
+        Of the polynomials that carry its pixels over the box.
+
+    Returns
+    -------
+    psf
+        Kernel PSF.
+    """
+    if isinstance(psf, KernelPointSpreadFunction):
+        return psf
+    x, y = bounds.x.center, bounds.y.center
+    corner = psf_image(psf, x=bounds.x.min, y=bounds.y.min)
+    if np.array_equal(corner, psf_image(psf, x=x, y=y)):
+        order = 0
+    kernel = interpolated_kernel(lambda x, y: psf_image(psf, x=x, y=y), bounds, order)
+    return KernelPointSpreadFunction(kernel, average_position=average_position(psf))
+
+
+def _round_half_up(value: float) -> int:
+    return int(np.floor(value + 0.5))
+
+
+def _lanczos_shift(size: int, shift: float) -> Array:
+    """``(size, size)`` matrix that moves a 1-D image by a fraction of a pixel."""
+    if shift == 0:
+        return np.eye(size)
+    offset = np.arange(size)[:, None] - np.arange(size)[None, :] - shift
+    weight = np.sinc(offset) * np.sinc(offset / _LANCZOS_ORDER)
+    return np.where(np.abs(offset) < _LANCZOS_ORDER, weight, 0.0)
