@@ -55,7 +55,7 @@ class Case:
     def get(self, name: str, default: Any = None) -> Any:
         return self.metadata.get(name, default)
 
-    def shape(self, name: str = "freq_shape") -> tuple[int, ...]:
+    def shape(self, name: str = "freq_shape") -> Any:
         return tuple(int(n) for n in self[name])
 
 
@@ -158,9 +158,8 @@ def check_calculate_variance_plane(case: Case, transform: str) -> None:
     dtype = case.get("dtype", "float64")
     planes = [case[name].astype(dtype) for name in ("variance_1", "variance_2")]
     before = [plane.copy() for plane in planes]
-    result = task.calculateVariancePlane(
-        *planes, float(case["mean_1"]), float(case["mean_2"]), case["c1ft"], case["c2ft"]
-    )
+    means = float(case["mean_1"]), float(case["mean_2"])
+    result = task.calculateVariancePlane(planes[0], planes[1], *means, case["c1ft"], case["c2ft"])
     documented = transform == "documented"
     assert_close(result, case["expected"], VARIANCE, rounding=None if documented else result.dtype)
     for plane, copy in zip(planes, before, strict=True):
@@ -300,6 +299,7 @@ def check_run(case: Case, transform: str) -> None:
     assert "CONTAMINATED" in result.mask.schema.names
     assert result.image.array.dtype == difference.image.array.dtype
 
+    assert result.psf is not None
     noise = case.get("noise_after")
     expected_image, expected_variance = case["expected_image"], case["expected_variance"]
     x, y = (float(v) for v in case["eval_position_xy"])

@@ -41,6 +41,8 @@ class Exposure:
         FITS header of the image, its WCS included; kept verbatim.
     primary_header
         Header of the file as a whole, where it differs from the image's.
+    source
+        Where it comes from, such as a file's name: named in error messages.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class Exposure:
         background: Array | None = None,
         header: astropy.io.fits.Header | None = None,
         primary_header: astropy.io.fits.Header | None = None,
+        source: str | None = None,
     ) -> None:
         self._masked_image = masked_image
         self.psf = psf
         self.kernel = kernel
         self.background = background
+        self.source = source
         self.header = astropy.io.fits.Header() if header is None else header
         self.primary_header = astropy.io.fits.Header() if primary_header is None else primary_header
 
@@ -188,6 +192,23 @@ class Exposure:
     def masked_image(self) -> MaskedImage:
         """The planes, with their box and sky projection."""
         return self._masked_image
+
+    def replace_planes(self, masked_image: MaskedImage) -> None:
+        """Take other planes; PSF, kernel and header stay.
+
+        Parameters
+        ----------
+        masked_image
+            Planes with the same box.
+
+        Raises
+        ------
+        ArgumentError
+            If the box differs.
+        """
+        if masked_image.bbox != self.bbox:
+            raise ArgumentError(f"The planes have the box {self.bbox}; got {masked_image.bbox}.")
+        self._masked_image = masked_image
 
     @property
     def image(self) -> Image:

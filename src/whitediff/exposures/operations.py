@@ -217,7 +217,10 @@ def decorrelate(
         ("difference", difference),
     ):
         if not np.isfinite(exposure.image.array).any():
-            raise DataError(f"The {name} image has no finite pixel.")
+            raise DataError(
+                f"{_named(name, exposure)} image has no finite pixel: all"
+                f" {exposure.image.array.size} are NaN or infinite."
+            )
 
     box = difference.bbox
     x = box.x.start + box.x.size / 2 if x is None else float(x)
@@ -350,17 +353,23 @@ def decorrelate(
     )
 
 
+def _named(role: str, exposure: Exposure) -> str:
+    """Begin a sentence about an exposure, with its file where it has one."""
+    return f"The {role}" if exposure.source is None else f"{exposure.source}: the {role}"
+
+
 def _check_boxes(science: Exposure, template: Exposure, difference: Exposure) -> None:
     for name, exposure in (("template", template), ("difference", difference)):
         if exposure.shape != science.shape:
             raise ArgumentError(
-                f"The {name} has {exposure.shape[0]} x {exposure.shape[1]} pixels, but the science"
-                f" image {science.shape[0]} x {science.shape[1]}; all three must share one grid."
+                f"{_named(name, exposure)} has {exposure.shape[0]} x {exposure.shape[1]} pixels,"
+                f" but the science image {science.shape[0]} x {science.shape[1]}; all three must"
+                " share one grid."
             )
         if exposure.bbox != science.bbox:
             raise ArgumentError(
-                f"The {name} starts at (y, x) = {exposure.yx0}, but the science image at"
-                f" {science.yx0}; all three must share one grid."
+                f"{_named(name, exposure)} starts at (y, x) = {exposure.yx0}, but the science"
+                f" image at {science.yx0}; all three must share one grid."
             )
 
 
@@ -373,8 +382,9 @@ def _planes_to_ignore(
         if all(masks.find_plane(e.mask, name) is None for e in (science, template)):
             known = sorted(set(science.mask.schema.names) | set(template.mask.schema.names))
             raise ArgumentError(
-                f"Neither the science nor the template mask has a plane {name!r};"
-                f" their planes are: {', '.join(known) or 'none'}."
+                f"No mask plane {name!r} in {science.source or 'the science exposure'} or"
+                f" {template.source or 'the template'}; their planes are:"
+                f" {', '.join(known) or 'none'}."
             )
     return options.ignore_mask_planes
 
@@ -390,14 +400,15 @@ def _usable_variance(
     if math.isnan(mean):
         masked = masks.flagged(exposure.mask, ignore)
         raise DataError(
-            f"The {name} exposure has no usable pixel: of {masked.size}, {int(masked.sum())} are"
-            f" masked ({', '.join(ignore)}) and the variance of the others is not finite;"
+            f"{_named(name, exposure)} exposure has no usable pixel: of {masked.size},"
+            f" {int(masked.sum())} are masked ({', '.join(ignore)}) and the variance of the"
+            " others is not finite;"
             " ignore fewer mask planes or give its mean variance."
         )
     if not mean > 0:
         raise DataError(
-            f"The mean variance of the {name} exposure must be positive; got {mean:g}."
-            " Is its variance plane filled?"
+            f"{_named(name, exposure)} exposure's mean variance must be positive; got {mean:g}."
+            " Is its variance plane filled, or should its mean variance be given?"
         )
     return mean
 
@@ -430,8 +441,8 @@ def _preconvolution_image(
         return image / total
     if science.psf is None:
         raise ArgumentError(
-            "Score mode needs the pre-convolution kernel: the science exposure has no PSF"
-            " to take its place."
+            f"{_named('science', science)} exposure has no PSF to pre-convolve with; score mode"
+            " needs it, or a pre-convolution kernel."
         )
     x, y = average_position(science.psf)
     return psf_image(science.psf, x=x, y=y)

@@ -1,0 +1,5 @@
+"""``python -m whitediff.cli``."""
+
+from .main import main
+
+main()

@@ -1,0 +1,204 @@
+"""What all commands share: messages, progress, tables and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["Number", "common_options", "fail", "print_table", "stages"]
+
+log = logging.getLogger("whitediff.cli")
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return f"{prefix}{record.getMessage()}"
+
+
+def set_up_logging(level: int) -> None:
+    """Send whitediff's messages to standard error.
+
+    Parameters
+    ----------
+    level
+        Least level to show.
+    """
+    logger = logging.getLogger("whitediff")
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter())
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``-v`` and ``-q`` to a command.
+
+    Parameters
+    ----------
+    command
+        Function of the command; it gets neither.
+
+    Returns
+    -------
+    command
+        Decorated.
+    """
+
+    @click.option("-v", "--verbose", is_flag=True, help="Say more, and show tracebacks.")
+    @click.option("-q", "--quiet", is_flag=True, help="Say only what is wrong.")
+    @click.pass_context
+    @functools.wraps(command)
+    def wrapper(
+        context: click.Context, /, *args: Any, verbose: bool, quiet: bool, **kwargs: Any
+    ) -> Any:
+        if verbose and quiet:
+            raise click.UsageError("-v and -q contradict each other.")
+        set_up_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+        context.obj = {"verbose": verbose, "quiet": quiet}
+        # A terminated run cleans up its temporary files as an interrupted one does.
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return command(*args, **kwargs)
+        except (click.ClickException, click.exceptions.Exit, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if verbose:
+                raise
+            fail(error)
+
+    return wrapper
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def fail(error: BaseException) -> None:
+    """Say in one sentence what is wrong and exit with 1.
+
+    Parameters
+    ----------
+    error
+        What happened.
+    """
+    from ..errors import WhitediffError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        text = f"Not enough memory ({text or 'none left'}); close other programs or cut the images."
+    elif isinstance(error, OSError) and not isinstance(error, WhitediffError):
+        name = f"{error.filename}: " if error.filename else ""
+        text = f"{name}{error.strerror or text}."
+    elif not isinstance(error, WhitediffError):
+        text = (
+            f"Unexpected {type(error).__name__}: {text}."
+            " Run again with -v for the traceback and report it, please."
+        )
+    click.echo(f"whitediff: {text}", err=True)
+    raise click.exceptions.Exit(1)
+
+
+@contextlib.contextmanager
+def stages(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal how far a command has come.
+
+    Parameters
+    ----------
+    title
+        What it does.
+    total
+        Number of stages.
+
+    Yields
+    ------
+    begin
+        Call it with the name of each stage as it begins.
+    """
+    quiet = (click.get_current_context().obj or {}).get("quiet", False)
+    if quiet or not sys.stderr.isatty():
+        yield lambda name: log.debug("%s: %s", title, name)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:32}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        begun = 0
+
+        def begin(name: str) -> None:
+            nonlocal begun
+            progress.update(task, completed=begun, description=f"{title}: {name}")
+            begun += 1
+
+        yield begin
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table to standard output.
+
+    Parameters
+    ----------
+    title
+        Above it.
+    columns
+        Headings; the first column is left-aligned, the others right-aligned.
+    rows
+        Cells.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # Wide enough for the table where the output is no terminal.
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
+
+
+class Number(click.ParamType):
+    """A number, or else text: a file."""
+
+    name = "number|file"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        """Convert what the user typed.
+
+        Parameters
+        ----------
+        value
+            Text.
+        param, ctx
+            As click has them.
+
+        Returns
+        -------
+        value
+            Float where it reads as one.
+        """
+        try:
+            return float(value)
+        except ValueError:
+            return str(value)
+
+
+OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
+OUTPUT_DIRECTORY = click.Path(file_okay=False, path_type=Path)

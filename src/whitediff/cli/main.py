@@ -1,0 +1,48 @@
+"""The ``whitediff`` command."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from .. import __version__
+from .check import check
+from .decorrelate import decorrelate
+from .demo import demo
+from .simulate import simulate
+
+__all__ = ["cli", "main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="whitediff")
+def cli() -> None:
+    """Difference images with white noise.
+
+    Convolving a template to match a science image correlates the noise of their
+    difference. whitediff whitens it and gives it a variance, mask and PSF to match.
+
+    Exit code: 0 done, 1 failed, 2 wrong usage.
+    """
+
+
+for command in (simulate, decorrelate, check, demo):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("whitediff: interrupted; no output was written.", err=True)
+        code = 1
+    except BrokenPipeError:
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,1 @@
+"""How white is an image, in numbers and pictures."""

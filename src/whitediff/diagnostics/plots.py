@@ -1,0 +1,169 @@
+"""Pictures of whiteness; the only module that needs matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ArgumentError
+from ..formats.files import replacing
+from .measure import Whiteness, radial_power
+
+__all__ = ["plot_whiteness"]
+
+type Array = npt.NDArray[Any]
+
+
+def plot_whiteness(
+    path: str | Path,
+    *,
+    after: Array,
+    variance: Array,
+    good: Array,
+    whiteness: Whiteness,
+    before: Array | None = None,
+    before_good: Array | None = None,
+    before_whiteness: Whiteness | None = None,
+    title: str = "",
+) -> None:
+    """Draw an image before and after decorrelation and how white its noise is.
+
+    Parameters
+    ----------
+    path
+        PNG to write; replaced if it exists.
+    after, variance, good, whiteness
+        ``(ny, nx)`` corrected image, its variance plane, the source-free pixels, and what
+        was measured on them.
+    before, before_good, before_whiteness
+        The same before the correction, if known.
+    title
+        Above the picture.
+
+    Raises
+    ------
+    ArgumentError
+        If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ArgumentError(
+            "Pictures need matplotlib; install it with: pip install 'whitediff[plot]'."
+        ) from error
+
+    figure = Figure(figsize=(13, 7.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title)
+    panels = figure.subplots(2, 4, width_ratios=[1.25, 1.25, 1, 1.15])
+    sigma = float(np.sqrt(np.median(variance[good])))
+    _draw_image(figure, panels[0, 0], before, sigma, "before")
+    _draw_image(figure, panels[0, 1], after, sigma, "after")
+    _draw_map(figure, panels[1, 0], before_whiteness, "autocorrelation before")
+    _draw_map(figure, panels[1, 1], whiteness, "autocorrelation after")
+
+    normalised = {}
+    if before is not None and before_good is not None:
+        values = before[before_good]
+        normalised["before"] = (before / values.std(), before_good, "tab:red")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        normalised["after"] = (after / np.sqrt(variance), good, "tab:blue")
+
+    power = panels[0, 2]
+    for name, (image, pixels, colour) in normalised.items():
+        frequency, values = radial_power(np.where(pixels, image, 0.0), pixels)
+        power.plot(frequency, values, color=colour, label=name)
+    power.axhline(1, color="0.6", linewidth=0.8)
+    power.set(
+        xlabel="frequency [cycles / pixel]",
+        ylabel="power / that of white noise",
+        title="power spectrum",
+        ylim=(0, None),
+    )
+    power.legend(frameon=False)
+
+    histogram = panels[0, 3]
+    edges = np.linspace(-6, 6, 97)
+    centre = (edges[1:] + edges[:-1]) / 2
+    values = normalised["after"][0][good]
+    histogram.hist(values - values.mean(), edges, histtype="step", color="tab:blue", log=True)
+    expected = good.sum() * (edges[1] - edges[0]) * np.exp(-0.5 * centre**2) / np.sqrt(2 * np.pi)
+    histogram.plot(centre, expected, color="0.4", linewidth=1, label="unit Gaussian")
+    histogram.set(xlabel="pixel / σ", ylabel="pixels", title="after", ylim=(0.5, None))
+    histogram.legend(frameon=False, loc="lower center")
+
+    lags = panels[1, 2]
+    for name, result, colour in (
+        ("before", before_whiteness, "tab:red"),
+        ("after", whiteness, "tab:blue"),
+    ):
+        if result is not None:
+            steps = np.arange(1, len(result.correlation_x) + 1)
+            lags.plot(steps, result.correlation_x, "o-", color=colour, label=f"{name}, x")
+            lags.plot(steps, result.correlation_y, "s--", color=colour, label=f"{name}, y")
+    lags.axhspan(-2 * whiteness.correlation_error, 2 * whiteness.correlation_error, color="0.85")
+    lags.axhline(0, color="0.6", linewidth=0.8)
+    lags.set(xlabel="lag [pixel]", ylabel="correlation", title="autocorrelation (grey: ±2σ)")
+    lags.legend(frameon=False, fontsize="small")
+
+    text = panels[1, 3]
+    text.axis("off")
+    text.text(
+        0, 0.98, _summary(whiteness, before_whiteness), va="top", family="monospace", fontsize=9
+    )
+    with replacing(Path(path), overwrite=True) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _summary(after: Whiteness, before: Whiteness | None) -> str:
+    rows = (
+        ("source-free pixels", "pixels", "d"),
+        ("pixel variance", "pixel_variance", ".4g"),
+        ("variance plane", "variance_plane", ".4g"),
+        ("variance / plane", "pixel_variance_ratio", ".4f"),
+        ("PSF-filtered ratio", "filtered_variance_ratio", ".4f"),
+        ("neighbour covariance", "neighbour_covariance", ".4f"),
+    )
+    lines = [f"{'':21}{'before':>10}{'after':>10}", ""]
+    for label, name, form in rows:
+        old = "" if before is None else format(getattr(before, name), form)
+        lines += [f"{label:21}{old:>10}{format(getattr(after, name), form):>10}", ""]
+    return "\n".join(lines)
+
+
+def _draw_image(figure: Any, axes: Any, image: Array | None, sigma: float, title: str) -> None:
+    axes.set_title(title)
+    if image is None:
+        axes.text(0.5, 0.5, "not given", ha="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return
+    drawn = axes.imshow(
+        image, origin="lower", cmap="gray", vmin=-4 * sigma, vmax=6 * sigma, interpolation="none"
+    )
+    axes.set(xlabel="x [pixel]", ylabel="y [pixel]")
+    figure.colorbar(drawn, ax=axes, shrink=0.8)
+
+
+def _draw_map(figure: Any, axes: Any, result: Whiteness | None, title: str) -> None:
+    axes.set_title(title)
+    if result is None:
+        axes.set_axis_off()
+        return
+    correlation = result.autocorrelation.copy()
+    reach = correlation.shape[0] // 2
+    correlation[reach, reach] = np.nan  # 1 by definition: it would drown the others
+    drawn = axes.imshow(
+        correlation,
+        origin="lower",
+        cmap="RdBu_r",
+        vmin=-0.2,
+        vmax=0.2,
+        extent=(-reach - 0.5, reach + 0.5) * 2,
+    )
+    axes.set(xlabel="lag x [pixel]", ylabel="lag y [pixel]")
+    figure.colorbar(drawn, ax=axes, shrink=0.8)

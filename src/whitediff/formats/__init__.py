@@ -1,0 +1,223 @@
+"""Files: what they are, reading and writing them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lsst.images import Box, MaskedImage
+from lsst.images.convolution_kernels import ConvolutionKernel
+from lsst.images.psfs import PointSpreadFunction
+
+from ..errors import FileFormatError
+from ..exposures import kernels
+from ..exposures.model import Exposure
+from ..exposures.psf import KernelPointSpreadFunction
+from . import archive, plain
+from .archive.read import read_object
+from .files import check_output, opened, split_extension
+from .plain.read import VarianceSource
+from .stamps import find_hdu, read_kernel_hdus
+
+__all__ = [
+    "VarianceSource",
+    "check_output",
+    "read_exposure",
+    "read_kernel",
+    "read_psf",
+    "write_exposure",
+]
+
+
+def read_exposure(
+    path: str | Path,
+    *,
+    variance: VarianceSource | float | None = None,
+    gain: float | None = None,
+    read_noise: float | None = None,
+    needs_variance: bool = True,
+) -> Exposure:
+    """Read an exposure: a plain FITS file, or an lsst.images archive.
+
+    Parameters
+    ----------
+    path
+        File; ``file.fits[SCI]`` names the extension of a plain file's image.
+    variance
+        For files without a variance plane: a file that holds it, or its value.
+    gain, read_noise
+        Electrons per count, and electrons, where there is no variance plane.
+    needs_variance
+        If False, a plain file without a variance plane gets NaN for it.
+
+    Returns
+    -------
+    exposure
+        Planes, PSF, kernel, WCS and header, as far as the file has them.
+
+    Raises
+    ------
+    FileFormatError
+        If the file cannot be understood.
+    DataError
+        If its noise has to be measured and cannot be.
+    """
+    file, extension = split_extension(path)
+    with opened(file) as hdus:
+        schema = archive.recognise(hdus)
+        is_masked = schema is not None and "VARIANCE" in hdus and "MASK" in hdus
+    if is_masked and extension is None and not isinstance(variance, VarianceSource):
+        return archive.read(file)
+    return plain.read(
+        file,
+        extension,
+        variance=variance,
+        gain=gain,
+        read_noise=read_noise,
+        needs_variance=needs_variance,
+    )
+
+
+def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:
+    """Read a matching kernel.
+
+    Parameters
+    ----------
+    path
+        File: the KERNEL of a difference that whitediff wrote; an image; a cube of basis
+        images with coefficients; or an lsst.images archive of a kernel.
+    bounds
+        Box of the exposures.
+
+    Returns
+    -------
+    kernel
+        Finite, with a sum other than zero at the middle of the box, no larger than it.
+
+    Raises
+    ------
+    FileFormatError
+        If it is none of these, or not such a kernel.
+    """
+    kernel = _read_stamp(path, "KERNEL", bounds)
+    if isinstance(kernel, PointSpreadFunction):
+        raise FileFormatError(f"{path}: holds a PSF, not a matching kernel.")
+    image = kernels.evaluate(kernel, x=bounds.x.center, y=bounds.y.center)
+    bad = int((~np.isfinite(image)).sum())
+    if bad:
+        raise FileFormatError(
+            f"{path}: {bad} of the kernel's {image.size} pixels are not finite;"
+            " was its fit singular?"
+        )
+    total = float(image.sum())
+    if abs(total) <= 1e-12 * float(np.abs(image).sum()):
+        raise FileFormatError(
+            f"{path}: the kernel sums to {total:g}; its sum is the photometric scale and must"
+            " not be zero."
+        )
+    if image.shape[0] > bounds.y.size or image.shape[1] > bounds.x.size:
+        raise FileFormatError(
+            f"{path}: the kernel {image.shape} is larger than the image"
+            f" {(bounds.y.size, bounds.x.size)}; is it the right file?"
+        )
+    return kernel
+
+
+def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
+    """Read a PSF.
+
+    Parameters
+    ----------
+    path
+        File: an image of the PSF; a cube of basis images with coefficients; or an
+        lsst.images archive of a PSF or of something that has one.
+    bounds
+        Box of the exposure.
+
+    Returns
+    -------
+    psf
+        PSF.
+
+    Raises
+    ------
+    FileFormatError
+        If it is none of these, not finite, or of no positive sum.
+    """
+    psf = _read_stamp(path, "PSF", bounds)
+    if isinstance(psf, PointSpreadFunction):
+        return psf
+    image = kernels.evaluate(psf, x=bounds.x.center, y=bounds.y.center)
+    total = float(image.sum())
+    if not (np.isfinite(image).all() and total > 0):
+        raise FileFormatError(
+            f"{path}: a PSF must be finite with a positive sum; its sum is {total:g}."
+        )
+    return KernelPointSpreadFunction(psf)  # type: ignore[arg-type]
+
+
+def _read_stamp(
+    path: str | Path, name: str, bounds: Box
+) -> ConvolutionKernel | PointSpreadFunction:
+    file, extension = split_extension(path)
+    with opened(file) as hdus:
+        hdu = find_hdu(hdus, (name,)) if extension is None else None
+        if hdu is None and archive.recognise(hdus) is None:
+            candidates = [h for h in hdus if h.is_image and h.header.get("NAXIS", 0)]
+            if extension is not None:
+                try:
+                    candidates = [hdus[extension]]
+                except (KeyError, IndexError) as error:
+                    raise FileFormatError(f"{file}: has no extension {extension!r}.") from error
+            if not candidates or candidates[0].data is None:
+                raise FileFormatError(f"{file}: has no image to take as {name.lower()}.")
+            hdu = candidates[0]
+        if hdu is not None and hdu.is_image:
+            return read_kernel_hdus(hdus, hdu, bounds=bounds, path=str(file))
+    obj = read_object(file)
+    if isinstance(obj, MaskedImage):
+        obj = getattr(obj, name.lower(), None)
+    if not isinstance(obj, ConvolutionKernel | PointSpreadFunction):
+        raise FileFormatError(f"{file}: this lsst.images archive holds no {name.lower()}.")
+    return obj
+
+
+def write_exposure(
+    exposure: Exposure,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    compress: bool = False,
+    provenance: Mapping[str, tuple[Any, str]] | None = None,
+) -> None:
+    """Write an exposure as one FITS file; it appears complete or not at all.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    path
+        Output.
+    overwrite
+        Whether an existing file may be replaced.
+    compress
+        Compress the planes without loss.
+    provenance
+        Keyword → (value, comment) for the primary header.
+
+    Raises
+    ------
+    OutputExistsError
+        If the output exists and may not be replaced.
+    FileFormatError
+        If it cannot be written.
+
+    Notes
+    -----
+    The layout is described in docs/file-format.md.
+    """
+    archive.write(
+        exposure, Path(path), overwrite=overwrite, compress=compress, provenance=provenance
+    )

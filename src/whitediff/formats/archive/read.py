@@ -1,0 +1,116 @@
+"""Exposures from lsst.images archives, with the HDUs that whitediff appends."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lsst.images.serialization
+from lsst.images import MaskedImage
+from lsst.images.serialization import ArchiveReadError
+
+from ...errors import FileFormatError
+from ...exposures.model import Exposure
+from ...exposures.psf import KernelPointSpreadFunction
+from ..files import opened
+from ..headers import observation_header, without_provenance
+from ..stamps import find_hdu, read_kernel_hdus
+
+__all__ = ["read", "read_object"]
+
+_log = logging.getLogger("whitediff.formats")
+
+
+def read_object(path: Path) -> Any:
+    """Read whatever an archive holds.
+
+    Parameters
+    ----------
+    path
+        File.
+
+    Returns
+    -------
+    obj
+        Of the class that its schema names.
+
+    Raises
+    ------
+    FileFormatError
+        If it cannot be read.
+    """
+    try:
+        return lsst.images.serialization.read_archive(str(path), format="fits")
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise FileFormatError(
+            f"{path}: cannot be read as an lsst.images archive ({reason}); is it complete?"
+        ) from error
+
+
+def read(path: Path) -> Exposure:
+    """Read an archive that holds a masked image of any kind.
+
+    Parameters
+    ----------
+    path
+        File.
+
+    Returns
+    -------
+    exposure
+        With the PSF, kernel and background of the object, or of the HDUs beside it.
+
+    Raises
+    ------
+    FileFormatError
+        If it cannot be read, or holds something else.
+    """
+    obj = read_object(path)
+    if not isinstance(obj, MaskedImage):
+        raise FileFormatError(
+            f"{path}: holds a {type(obj).__name__}, not an image with mask and variance."
+        )
+    psf = None
+    try:
+        psf = getattr(obj, "psf", None)
+    except ArchiveReadError as error:
+        _log.info("%s: its PSF cannot be read (%s); it is left out.", path, error)
+    kernel = getattr(obj, "kernel", None)
+    background = None
+    with opened(path) as hdus:
+        primary = without_provenance(observation_header(hdus[0].header))
+        header = observation_header(hdus["IMAGE"].header)
+        kernel_hdu = find_hdu(hdus, ("KERNEL",))
+        if kernel is None and kernel_hdu is not None and kernel_hdu.is_image:
+            kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=obj.bbox, path=str(path))
+        psf_hdu = find_hdu(hdus, ("PSF",))
+        if psf is None and psf_hdu is not None and psf_hdu.is_image:
+            psf = KernelPointSpreadFunction(
+                read_kernel_hdus(hdus, psf_hdu, bounds=obj.bbox, path=str(path)),
+                average_position=(
+                    (psf_hdu.header["XAVERAGE"], psf_hdu.header["YAVERAGE"])
+                    if "XAVERAGE" in psf_hdu.header
+                    else None
+                ),
+            )
+        background_hdu = find_hdu(hdus, ("BACKGROUND",))
+        if background_hdu is not None and background_hdu.is_image:
+            background = background_hdu.data.astype(
+                background_hdu.data.dtype.newbyteorder("="), copy=True
+            )
+    return Exposure(
+        MaskedImage(
+            obj.image,
+            mask=obj.mask,
+            variance=obj.variance,
+            sky_projection=obj.sky_projection,
+        ),
+        psf=psf,
+        kernel=kernel,
+        background=background,
+        header=header,
+        primary_header=primary,
+        source=str(path),
+    )

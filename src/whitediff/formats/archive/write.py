@@ -1,0 +1,185 @@
+"""Exposures as lsst.images MaskedImage archives, with plain HDUs appended.
+
+The archive comes first, exactly as lsst.images writes it, so that it reads without
+whitediff; PSF, kernel and background follow as HDUs that any FITS reader understands.
+lsst.images writes its own approximation of the WCS into the headers; here the input's
+cards take their place, within the space that the header already has, so that no address
+in the archive's index moves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import astropy.io.fits
+import numpy as np
+from lsst.images import MaskedImage
+from lsst.images.fits import (
+    FitsCompressionOptions,
+    FitsOpaqueMetadata,
+    FitsOutputArchive,
+    suppress_fits_card_warnings,
+)
+
+from ...exposures.model import Exposure, celestial_wcs
+from ...exposures.psf import as_kernel_psf
+from ..files import replacing
+from ..headers import observation_header, wcs_cards, without_provenance
+from ..stamps import kernel_hdus
+
+__all__ = ["write"]
+
+_log = logging.getLogger("whitediff.formats")
+
+type CardValue = str | int | float | bool
+_PLANES = ("image", "mask", "variance")
+_FILLER = "whitediff reserves this card"
+
+
+def write(
+    exposure: Exposure,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    compress: bool = False,
+    provenance: Mapping[str, tuple[CardValue, str]] | None = None,
+) -> None:
+    """Write an exposure; the file appears complete or not at all.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    path
+        Output.
+    overwrite
+        Whether an existing file may be replaced.
+    compress
+        Compress the planes without loss (GZIP_2): smaller, and slower by an order of
+        magnitude.
+    provenance
+        Keyword → (value, comment) for the primary header.
+
+    Raises
+    ------
+    OutputExistsError
+        If the output exists and may not be replaced.
+    FileFormatError
+        If it cannot be written.
+    """
+    image_header = observation_header(exposure.header)
+    _report_wcs_disagreement(exposure, path)
+    opaque = FitsOpaqueMetadata()
+    filler = astropy.io.fits.Header()
+    for _ in range(len(image_header) + 2):
+        filler.add_comment(_FILLER)
+    opaque.add_header(filler.copy(), name="IMAGE", ver=1)
+    sky_cards = wcs_cards(image_header)
+    sky_filler = astropy.io.fits.Header()
+    for _ in range(len(sky_cards) + 2):
+        sky_filler.add_comment(_FILLER)
+    for name in ("MASK", "VARIANCE"):
+        opaque.add_header(sky_filler.copy(), name=name, ver=1)
+
+    def update_primary(header: astropy.io.fits.Header) -> None:
+        header.extend(without_provenance(observation_header(exposure.primary_header)))
+        for keyword, (value, comment) in (provenance or {}).items():
+            header.set(keyword, value, comment)
+
+    options = {name: FitsCompressionOptions.DEFAULT if compress else None for name in _PLANES}
+    with replacing(path, overwrite=overwrite) as temporary:
+        _write_archive(exposure.masked_image, temporary, options, opaque, update_primary)
+        approximate = exposure.masked_image.fits_wcs
+        written = set() if approximate is None else set(approximate.to_header(relax=True))
+        _replace_cards(temporary, "IMAGE", list(image_header.cards), written)
+        for name in ("MASK", "VARIANCE"):
+            _replace_cards(temporary, name, sky_cards, written)
+        _append(temporary, _extra_hdus(exposure))
+
+
+def _write_archive(
+    masked_image: MaskedImage,
+    path: Path,
+    options: Mapping[str, FitsCompressionOptions | None],
+    opaque: FitsOpaqueMetadata,
+    update_primary: Callable[[astropy.io.fits.Header], None],
+) -> None:
+    with FitsOutputArchive.open(
+        path, options, opaque_metadata=opaque, update_header=update_primary
+    ) as archive:
+        archive.add_tree(archive.serialize_root(masked_image, None, None))
+
+
+def _replace_cards(
+    path: Path, name: str, cards: list[astropy.io.fits.Card], drop: set[str]
+) -> None:
+    """Put cards into a header in place of the fillers, without moving a byte of data."""
+    with suppress_fits_card_warnings():
+        with astropy.io.fits.open(path, disable_image_compression=True, memmap=False) as hdus:
+            hdu = hdus[name]
+            info = hdu.fileinfo()
+            given = {card.keyword for card in cards} - {"COMMENT", "HISTORY", ""}
+            kept = [
+                card
+                for card in hdu.header.cards
+                if card.value != _FILLER
+                and card.keyword not in given
+                and (card.keyword not in drop or card.keyword == "BUNIT")
+            ]
+            text = "".join(str(card) for card in kept) + "".join(str(card) for card in cards)
+        start, size = info["hdrLoc"], info["datLoc"] - info["hdrLoc"]
+        if len(text) + 80 > size:
+            raise OSError(f"the header of {name} needs {len(text) + 80} bytes, but has {size}")
+        # Blank cards, not blank bytes after END: readers stop at the block that holds END.
+        block = text.ljust(size - 80) + "END".ljust(80)
+        with path.open("r+b") as stream:
+            stream.seek(start)
+            stream.write(block.encode("ascii"))
+
+
+def _extra_hdus(exposure: Exposure) -> list[Any]:
+    hdus: list[Any] = []
+    if exposure.psf is not None:
+        psf = as_kernel_psf(exposure.psf, exposure.bbox)
+        psf_hdus = kernel_hdus(psf.kernel, "PSF", exposure.bbox)
+        if len(psf_hdus) == 1:
+            psf_hdus[0].data = psf_hdus[0].data / psf_hdus[0].data.sum()
+        x, y = psf.average_position
+        psf_hdus[0].header["XAVERAGE"] = (x, "pixel column where the PSF is nominal")
+        psf_hdus[0].header["YAVERAGE"] = (y, "pixel row where the PSF is nominal")
+        hdus += psf_hdus
+    if exposure.kernel is not None:
+        hdus += kernel_hdus(exposure.kernel, "KERNEL", exposure.bbox)
+    if exposure.background is not None:
+        hdus.append(astropy.io.fits.ImageHDU(exposure.background, name="BACKGROUND"))
+    return hdus
+
+
+def _append(path: Path, extra: list[Any]) -> None:
+    with astropy.io.fits.open(path, mode="append") as hdus:
+        for hdu in extra:
+            hdus.append(hdu)
+        hdus.flush()
+
+
+def _report_wcs_disagreement(exposure: Exposure, path: Path) -> None:
+    """Say so where header and projection disagree: an archive's header may approximate."""
+    wcs, projection = celestial_wcs(exposure.header), exposure.sky_projection
+    if wcs is None or projection is None:
+        return
+    ny, nx = exposure.shape
+    y, x = (a.ravel() for a in np.meshgrid(np.linspace(0, ny - 1, 5), np.linspace(0, nx - 1, 5)))
+    x_back, y_back = wcs.world_to_pixel(
+        exposure.masked_image.astropy_wcs.pixel_to_world(x, y)  # type: ignore[union-attr]
+    )
+    worst = float(np.hypot(x_back - x, y_back - y).max())
+    if not worst <= 1e-3:
+        _log.info(
+            "%s: the WCS in the header differs from the archive's projection by up to %.3g"
+            " pixels; both are kept as they were given.",
+            path,
+            worst,
+        )

@@ -1,0 +1,189 @@
+"""Opening FITS files so that whatever is wrong with them is said in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import astropy.io.fits
+import astropy.utils.exceptions
+
+from ..errors import ArgumentError, FileFormatError, OutputExistsError
+
+__all__ = ["check_output", "opened", "replacing", "split_extension"]
+
+_WITH_EXTENSION = re.compile(r"(?P<path>.+)\[(?P<extension>[^\[\]]+)\]")
+
+
+def split_extension(path: str | Path) -> tuple[Path, str | int | None]:
+    """Split ``file.fits[EXT]`` into the file and the extension.
+
+    Parameters
+    ----------
+    path
+        Path, possibly with the name or number of an extension in brackets.
+
+    Returns
+    -------
+    path, extension
+        The extension is None where none is named; an existing file's name is taken as
+        it is.
+
+    Examples
+    --------
+    >>> split_extension("night1.fits[SCI]")[1], split_extension("night1.fits[2]")[1]
+    ('SCI', 2)
+    """
+    text = os.fspath(path)
+    match = None if os.path.exists(text) else _WITH_EXTENSION.fullmatch(text)
+    if match is None:
+        return Path(text), None
+    extension = match["extension"].strip()
+    return Path(match["path"]), int(extension) if extension.isdigit() else extension
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[astropy.io.fits.HDUList]:
+    """Open a FITS file, whole and readable.
+
+    Parameters
+    ----------
+    path
+        File.
+
+    Yields
+    ------
+    hdus
+        Its HDUs, all headers read.
+
+    Raises
+    ------
+    FileFormatError
+        If it does not exist, is not FITS, or is shorter than its headers say; also where
+        astropy cannot read what the caller asks for.
+    """
+    if not path.exists():
+        raise FileFormatError(f"{path}: no such file.")
+    if path.is_dir():
+        raise FileFormatError(f"{path}: is a directory, not a FITS file.")
+    with warnings.catch_warnings():
+        # Slips in headers that astropy repairs are not the user's news here; a file that
+        # is too short is checked for below.
+        warnings.simplefilter("ignore", astropy.utils.exceptions.AstropyWarning)
+        try:
+            with astropy.io.fits.open(path) as hdus:
+                _check_complete(path, hdus)
+                yield hdus
+        except (FileFormatError, ArgumentError):
+            raise
+        except (
+            OSError,
+            EOFError,
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            astropy.io.fits.VerifyError,
+        ) as error:
+            raise FileFormatError(
+                f"{path}: cannot be read as FITS ({_one_line(error)});"
+                " is it complete and really a FITS file?"
+            ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _check_complete(path: Path, hdus: astropy.io.fits.HDUList) -> None:
+    size = path.stat().st_size
+    compressed = path.suffix in (".gz", ".bz2", ".zst", ".Z", ".xz")
+    for hdu in hdus:  # reads all headers
+        info = hdu.fileinfo()
+        if info is None or compressed:
+            continue
+        # The padding of the last block may be missing; its data may not.
+        end = info["datLoc"] + hdu.size
+        if end > size:
+            raise FileFormatError(
+                f"{path}: truncated: {hdu.name or 'the primary HDU'} ends at byte {end}, but the"
+                f" file has {size}; copy or download it again."
+            )
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Make sure that an output can be written, before any work is done.
+
+    Parameters
+    ----------
+    path
+        Output.
+    overwrite
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    OutputExistsError
+        If it exists and may not be replaced.
+    FileFormatError
+        If it is a directory, or its directory does not exist.
+    """
+    if path.is_dir():
+        raise FileFormatError(f"{path}: is a directory; name a file.")
+    if path.exists() and not overwrite:
+        raise OutputExistsError(
+            f"{path}: exists already; choose another name or allow it to be overwritten"
+            " (--overwrite)."
+        )
+    if not path.absolute().parent.is_dir():
+        raise FileFormatError(f"{path}: its directory does not exist; create it first.")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Write under a temporary name beside the output; move it into place when complete.
+
+    Parameters
+    ----------
+    path
+        Output.
+    overwrite
+        Whether an existing file may be replaced.
+
+    Yields
+    ------
+    temporary
+        Path to write to; it does not exist yet.  It is removed if anything fails.
+
+    Raises
+    ------
+    OutputExistsError, FileFormatError
+        As `check_output`.
+    """
+    check_output(path, overwrite=overwrite)
+    try:
+        directory = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be written: {error.strerror}.") from error
+    temporary = Path(directory) / path.name
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        check_output(path, overwrite=overwrite)
+        temporary.replace(path)
+    except OSError as error:
+        if isinstance(error, FileFormatError | OutputExistsError):
+            raise
+        raise FileFormatError(f"{path}: cannot be written: {_one_line(error)}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)

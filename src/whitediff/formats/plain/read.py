@@ -1,0 +1,349 @@
+"""Exposures from plain FITS: planes found by their names, in the primary HDU or beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import astropy.io.fits
+import numpy as np
+import numpy.typing as npt
+from lsst.images import Box, Image, MaskedImage
+
+from ...errors import ArgumentError, DataError, FileFormatError
+from ...exposures.masks import UNTRUSTED_MASK_PLANES, flagged, make_mask, with_plane
+from ...exposures.model import Exposure, as_native_float, parse_unit, sky_projection
+from ...exposures.psf import KernelPointSpreadFunction
+from ...sources import noise_variance
+from ..files import opened, split_extension
+from ..headers import first_value, observation_header, without_provenance
+from ..stamps import find_hdu, read_kernel_hdus
+
+__all__ = ["VarianceSource", "image_hdu", "read"]
+
+type Array = npt.NDArray[Any]
+type VarianceKind = Literal["variance", "sigma", "weight"]
+
+_log = logging.getLogger("whitediff.formats")
+
+_IMAGE_NAMES = ("SCI", "IMAGE", "DATA", "SCIENCE", "DIFF", "DIFFERENCE")
+_MASK_NAMES = ("MASK", "DQ", "FLAGS")
+_VARIANCE_NAMES: dict[str, VarianceKind] = {
+    "VARIANCE": "variance",
+    "VAR": "variance",
+    "ERR": "sigma",
+    "ERROR": "sigma",
+    "SIGMA": "sigma",
+    "STD": "sigma",
+    "NOISE": "sigma",
+    "WEIGHT": "weight",
+    "WHT": "weight",
+    "IVAR": "weight",
+    "INVVAR": "weight",
+}
+_OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS")
+_GAIN_KEYWORDS = ("GAIN", "EGAIN", "CCDGAIN")
+_READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
+
+
+@dataclasses.dataclass(frozen=True)
+class VarianceSource:
+    """A file that gives the variance of another.
+
+    Attributes
+    ----------
+    path
+        File, with an extension in brackets where wanted.
+    kind
+        What its pixels are; None: as the name of its extension says, else variance.
+    """
+
+    path: str
+    kind: VarianceKind | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> VarianceSource:
+        """Parse ``FILE`` or ``KIND:FILE``.
+
+        Parameters
+        ----------
+        text
+            KIND is ``variance``, ``sigma`` or ``weight``.
+
+        Returns
+        -------
+        source
+            Parsed.
+        """
+        kinds: tuple[VarianceKind, ...] = ("variance", "sigma", "weight")
+        for kind in kinds:
+            if text.startswith(f"{kind}:"):
+                return cls(text.removeprefix(f"{kind}:"), kind)
+        return cls(text)
+
+
+def image_hdu(hdus: astropy.io.fits.HDUList, extension: str | int | None, path: Path) -> Any:
+    """HDU of a file that holds the image.
+
+    Parameters
+    ----------
+    hdus
+        HDUs of the file.
+    extension
+        Name or number; None: the primary HDU if it has data, else an extension with a
+        usual name, else the first image that is no variance, mask or kernel.
+    path
+        For error messages.
+
+    Returns
+    -------
+    hdu
+        With 2-D data.
+
+    Raises
+    ------
+    FileFormatError
+        If there is none, or its data are not 2-D.
+    """
+    if extension is not None:
+        try:
+            hdu = hdus[extension]
+        except (KeyError, IndexError) as error:
+            names = ", ".join(h.name or str(i) for i, h in enumerate(hdus))
+            raise FileFormatError(
+                f"{path}: has no extension {extension!r}; it has: {names}."
+            ) from error
+    else:
+        hdu = hdus[0] if hdus[0].header.get("NAXIS", 0) else find_hdu(hdus, _IMAGE_NAMES)
+        if hdu is None:
+            others = {*_VARIANCE_NAMES, *_MASK_NAMES, *_OTHER_NAMES}
+            hdu = next(
+                (
+                    h
+                    for h in hdus
+                    if h.is_image and h.header.get("NAXIS", 0) and h.name.upper() not in others
+                ),
+                None,
+            )
+        if hdu is None:
+            raise FileFormatError(f"{path}: has no HDU with an image.")
+    if not hdu.is_image or hdu.data is None:
+        raise FileFormatError(
+            f"{path}: {hdu.name or 'the primary HDU'} holds no image;"
+            " name the extension that does, as in file.fits[SCI]."
+        )
+    if hdu.data.ndim != 2:
+        raise FileFormatError(
+            f"{path}: {hdu.name or 'the primary HDU'} has {hdu.data.ndim} dimensions"
+            f" {hdu.data.shape}; an image must have 2, so name or extract one."
+        )
+    return hdu
+
+
+def read(
+    path: Path,
+    extension: str | int | None = None,
+    *,
+    variance: VarianceSource | float | None = None,
+    gain: float | None = None,
+    read_noise: float | None = None,
+    needs_variance: bool = True,
+) -> Exposure:
+    """Read an exposure from a plain FITS file.
+
+    Parameters
+    ----------
+    path
+        File.
+    extension
+        Of the image; found if not given (see `image_hdu`).
+    variance
+        Where the variance is, or its value everywhere, for files without a variance plane;
+        a file named here takes precedence over the plane.
+    gain, read_noise
+        Electrons per count, and electrons; the header's if not given.  Used where there is
+        no variance plane.
+    needs_variance
+        If False, a file without a variance plane gets NaN for it.
+
+    Returns
+    -------
+    exposure
+        With the mask of a MASK or DQ extension (bits without names become planes BIT0, …,
+        and BAD where any is set), the PSF and kernel of extensions with those names.
+
+    Raises
+    ------
+    FileFormatError
+        If a plane cannot be read or does not fit.
+    """
+    with opened(path) as hdus:
+        hdu = image_hdu(hdus, extension, path)
+        image = _native_copy(hdu.data)
+        header = observation_header(hdu.header)
+        primary = (
+            astropy.io.fits.Header()
+            if hdu is hdus[0]
+            else without_provenance(observation_header(hdus[0].header))
+        )
+        bbox = Box.from_shape(image.shape, start=_origin(hdu.header))
+        version = hdu.ver if hdu is not hdus[0] else None
+        mask = make_mask({}, bbox)
+        mask_hdu = find_hdu(hdus, _MASK_NAMES, version)
+        if mask_hdu is not None and mask_hdu is not hdu:
+            mask = make_mask(_mask_planes(mask_hdu, image.shape, path), bbox)
+        plane: tuple[Array, str] | None = None
+        variance_hdu = find_hdu(hdus, tuple(_VARIANCE_NAMES), version)
+        if variance_hdu is not None and variance_hdu is not hdu:
+            kind = _VARIANCE_NAMES[variance_hdu.name.upper()]
+            plane = (_native_copy(variance_hdu.data), kind)
+        psf_hdu = find_hdu(hdus, ("PSF",), version)
+        psf = None
+        if psf_hdu is not None and psf_hdu.is_image and psf_hdu is not hdu:
+            psf = KernelPointSpreadFunction(
+                read_kernel_hdus(hdus, psf_hdu, bounds=bbox, path=str(path))
+            )
+        kernel_hdu = find_hdu(hdus, ("KERNEL",), version)
+        kernel = None
+        if kernel_hdu is not None and kernel_hdu.is_image and kernel_hdu is not hdu:
+            kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=bbox, path=str(path))
+
+    source = str(path)
+    if isinstance(variance, VarianceSource):
+        plane = _read_variance(variance)
+        source = f"{path} with {variance.path}"
+    if plane is not None:
+        if plane[0].shape != image.shape:
+            raise FileFormatError(
+                f"{source}: the image has the shape {image.shape}, but its variance"
+                f" {plane[0].shape}."
+            )
+        values, no_data = _as_variance(*plane)
+        if no_data.any():
+            before = flagged(mask, ["NO_DATA"])
+            mask = with_plane(mask, "NO_DATA", before | no_data)
+    elif isinstance(variance, float | int):
+        values = np.full(image.shape, variance, dtype=np.float32)
+    elif needs_variance:
+        values = _modelled_variance(
+            image, flagged(mask, UNTRUSTED_MASK_PLANES), header, primary, gain, read_noise, path
+        )
+    else:
+        values = np.full(image.shape, np.nan, dtype=np.float32)
+
+    unit = parse_unit(header.get("BUNIT"))
+    try:
+        projection = sky_projection(header, bbox)
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        _log.info("%s: its WCS is kept in the header only (%s).", path, reason)
+        projection = None
+    return Exposure(
+        MaskedImage(
+            Image(image, bbox=bbox, unit=unit),
+            mask=mask,
+            variance=Image(values, bbox=bbox),
+            sky_projection=projection,
+        ),
+        psf=psf,
+        kernel=kernel,
+        header=header,
+        primary_header=primary,
+        source=str(path),
+    )
+
+
+def _native_copy(data: Array) -> Array:
+    """Own copy in native byte order: the file is closed after reading."""
+    return np.array(as_native_float(data))
+
+
+def _origin(header: astropy.io.fits.Header) -> tuple[int, int]:
+    """Pixel coordinates (y, x) of the first pixel, from the linear WCS ``A``.
+
+    LTV cards are not used: they usually point into the detector's raw frame, which differs
+    between images of the same grid.
+    """
+    if header.get("CTYPE1A") != "LINEAR":
+        return (0, 0)
+    y, x = (
+        round(header[f"CRVAL{axis}A"] - (header.get(f"CRPIX{axis}A", 1.0) - 1.0)) for axis in (2, 1)
+    )
+    return (y, x)
+
+
+def _mask_planes(hdu: Any, shape: tuple[int, ...], path: Path) -> dict[str, Array]:
+    data = np.asarray(hdu.data)
+    if data.shape != shape:
+        raise FileFormatError(
+            f"{path}: the image has the shape {shape}, but its mask {hdu.name} {data.shape}."
+        )
+    if data.dtype.kind == "f":
+        data = np.nan_to_num(data)
+    bits = data.astype(np.int64)
+    names: dict[int, str] = {}
+    for card in hdu.header.cards:
+        if card.keyword.startswith("MP_"):
+            names[int(card.value)] = card.keyword.removeprefix("MP_")
+        elif card.keyword.startswith("MSKN"):
+            names[int(card.keyword.removeprefix("MSKN"))] = str(card.value)
+    planes = {name: (bits >> bit) & 1 == 1 for bit, name in sorted(names.items())}
+    used = int(np.bitwise_or.reduce(bits, axis=None)) if bits.size else 0
+    unnamed = [bit for bit in range(63) if (used >> bit) & 1 and bit not in names]
+    planes |= {f"BIT{bit}": (bits >> bit) & 1 == 1 for bit in unnamed}
+    if not names:
+        # Without names, "not zero is bad" is the convention of DQ arrays.
+        planes["BAD"] = bits != 0
+    return planes
+
+
+def _read_variance(source: VarianceSource) -> tuple[Array, VarianceKind]:
+    path, extension = split_extension(source.path)
+    with opened(path) as hdus:
+        hdu = None if extension is not None else find_hdu(hdus, tuple(_VARIANCE_NAMES))
+        if hdu is None:
+            hdu = image_hdu(hdus, extension, path)
+        kind = source.kind or _VARIANCE_NAMES.get(hdu.name.upper(), "variance")
+        return _native_copy(hdu.data), kind
+
+
+def _as_variance(plane: Array, kind: str) -> tuple[Array, Array]:
+    """Variance, and the pixels that a weight of zero declares empty."""
+    nothing = np.zeros(plane.shape, dtype=bool)
+    if kind == "variance":
+        return plane, nothing
+    if kind == "sigma":
+        return plane**2, nothing
+    empty = ~(plane > 0)
+    with np.errstate(divide="ignore"):
+        return np.where(empty, np.inf, 1 / np.where(empty, 1, plane)).astype(plane.dtype), empty
+
+
+def _modelled_variance(
+    image: Array,
+    unusable: Array,
+    header: astropy.io.fits.Header,
+    primary: astropy.io.fits.Header,
+    gain: float | None,
+    read_noise: float | None,
+    path: Path,
+) -> Array:
+    if gain is None:
+        found = first_value((header, primary), _GAIN_KEYWORDS)
+        if found is not None and found[1] > 0:
+            unit = str(header.get("BUNIT", "")).lower()
+            gain = 1.0 if unit in ("electron", "electrons", "e", "e-") else found[1]
+    if read_noise is None:
+        found = first_value((header, primary), _READ_NOISE_KEYWORDS)
+        if found is not None and found[1] >= 0:
+            read_noise = found[1]
+    try:
+        model = noise_variance(image, unusable, gain=gain, read_noise=read_noise)
+    except ArgumentError as error:
+        raise ArgumentError(f"{path}: {error}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    _log.info("%s: no variance plane; %s.", path, model.description)
+    return model.variance.astype(np.float32)

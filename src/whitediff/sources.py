@@ -1,0 +1,223 @@
+"""Which pixels hold sources, and how noisy the others are.
+
+Source-free pixels are found on the science and template images, never on their
+difference: leaving out its high pixels would lower the variance that is to be judged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.ndimage
+
+from .errors import ArgumentError, DataError
+from .stats import robust_sigma
+
+__all__ = ["NoiseModel", "detect_sources", "noise_variance", "smooth_background"]
+
+type Array = npt.NDArray[Any]
+
+_SMOOTHING_SIGMA = 1.5
+_DETECTION_THRESHOLD = 4.0
+_GROWTH_THRESHOLD = 2.0
+_GROWTH_PIXELS = 4
+_BACKGROUND_CELL = 64
+
+
+def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL) -> Array:
+    """Slowly varying background from medians of cells.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+    use
+        ``(ny, nx)`` boolean: pixels that count.
+    cell
+        Size of a cell, in pixels.
+
+    Returns
+    -------
+    background
+        ``(ny, nx)`` float64: medians, median-filtered over 3×3 cells and interpolated
+        linearly.  Cells without a pixel take their neighbours' median.
+    """
+    ny, nx = image.shape
+    cells_y, cells_x = max(1, round(ny / cell)), max(1, round(nx / cell))
+    edges_y = np.linspace(0, ny, cells_y + 1).astype(int)
+    edges_x = np.linspace(0, nx, cells_x + 1).astype(int)
+    medians = np.full((cells_y, cells_x), np.nan)
+    for j in range(cells_y):
+        for i in range(cells_x):
+            part = (slice(edges_y[j], edges_y[j + 1]), slice(edges_x[i], edges_x[i + 1]))
+            values = image[part][use[part]]
+            if values.size:
+                medians[j, i] = np.median(values)
+    if np.isnan(medians).all():
+        return np.zeros(image.shape)
+    medians = scipy.ndimage.generic_filter(
+        np.where(np.isnan(medians), np.nanmedian(medians), medians), np.median, size=3
+    )
+    y = (np.arange(ny) + 0.5) / ny * cells_y - 0.5
+    x = (np.arange(nx) + 0.5) / nx * cells_x - 0.5
+    rows = _linear_matrix(y, cells_y) @ medians
+    return rows @ _linear_matrix(x, cells_x).T
+
+
+def _linear_matrix(position: Array, size: int) -> Array:
+    """Matrix that interpolates linearly at positions, constant beyond the ends."""
+    position = np.clip(position, 0, size - 1)
+    return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(size)[None, :]))
+
+
+def detect_sources(image: Array, unusable: Array | None = None) -> Array:
+    """Pixels that belong to sources, their faint outskirts included.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``; pixels that are not finite are unusable.
+    unusable
+        ``(ny, nx)`` boolean: pixels to leave out, such as bad columns.
+
+    Returns
+    -------
+    sources
+        ``(ny, nx)`` boolean: smoothed by a Gaussian of 1.5 pixels, more than 4 times the
+        scatter above the background, with the connected pixels above twice the scatter,
+        grown by 4 pixels.  Unusable pixels are not sources.
+
+    Raises
+    ------
+    DataError
+        If no pixel is usable.
+    """
+    usable = np.isfinite(image)
+    if unusable is not None:
+        usable &= ~unusable
+    if not usable.any():
+        raise DataError("No pixel is usable, so sources cannot be told from background.")
+    weight = scipy.ndimage.gaussian_filter(usable.astype(np.float32), _SMOOTHING_SIGMA)
+    weight = np.maximum(weight, 1e-3)
+    sources = np.zeros(image.shape, dtype=bool)
+    growth = scipy.ndimage.iterate_structure(
+        scipy.ndimage.generate_binary_structure(2, 1), _GROWTH_PIXELS
+    )
+    # Twice: the first background and scatter still contain the sources.
+    for _ in range(2):
+        free = usable & ~sources
+        if not free.any():
+            break
+        residual = np.where(usable, image - smooth_background(image, free), 0.0)
+        smoothed = scipy.ndimage.gaussian_filter(residual, _SMOOTHING_SIGMA) / weight
+        scatter = robust_sigma(smoothed[free])
+        if not scatter > 0:
+            break
+        faint = smoothed > _GROWTH_THRESHOLD * scatter
+        bright = smoothed > _DETECTION_THRESHOLD * scatter
+        sources = scipy.ndimage.binary_propagation(bright, mask=faint)
+        sources = scipy.ndimage.binary_dilation(sources, structure=growth)
+    return sources & usable
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseModel:
+    """A variance plane, and where it came from.
+
+    Attributes
+    ----------
+    variance
+        ``(ny, nx)`` image_unit².
+    background_variance
+        Variance of source-free pixels, image_unit².
+    description
+        How it was found, in words, with the numbers.
+    """
+
+    variance: Array
+    background_variance: float
+    description: str
+
+
+def noise_variance(
+    image: Array,
+    unusable: Array | None = None,
+    *,
+    gain: float | None = None,
+    read_noise: float | None = None,
+) -> NoiseModel:
+    """Variance plane of an image that came without one.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``, in counts.
+    unusable
+        ``(ny, nx)`` boolean: pixels to leave out of the measurement.
+    gain
+        Electrons per count.
+    read_noise
+        Electrons per pixel; 0 if only the gain is known.
+
+    Returns
+    -------
+    model
+        With a gain: ``image/gain + (read_noise/gain)²``, provided that this agrees within
+        a factor of 2 with the scatter of source-free pixels.  Where it does not, the sky
+        was subtracted or the image scaled; then the measured scatter, plus the sources'
+        own photons.  Without a gain: the measured scatter.
+
+    Raises
+    ------
+    ArgumentError
+        If the gain is not positive or the read noise negative.
+    DataError
+        If no usable pixel is left, or the scatter is zero.
+    """
+    if gain is not None and not (math.isfinite(gain) and gain > 0):
+        raise ArgumentError(f"The gain must be positive; got {gain:g}.")
+    if read_noise is not None and not (math.isfinite(read_noise) and read_noise >= 0):
+        raise ArgumentError(f"The read noise must not be negative; got {read_noise:g}.")
+    usable = np.isfinite(image)
+    if unusable is not None:
+        usable &= ~unusable
+    sources = detect_sources(image, unusable)
+    free = usable & ~sources
+    if not free.any():
+        raise DataError("No source-free pixel is left to measure the noise on.")
+    background = smooth_background(image, free)
+    measured = robust_sigma((image - background)[free]) ** 2
+    if not measured > 0:
+        raise DataError(
+            f"The scatter of the source-free pixels is {measured:g}; an image without noise"
+            " needs its variance given."
+        )
+    if gain is None:
+        return NoiseModel(
+            np.full(image.shape, measured),
+            measured,
+            f"measured on {int(free.sum())} source-free pixels: {measured:.4g} everywhere",
+        )
+    read_variance = ((read_noise or 0.0) / gain) ** 2
+    level = float(np.median(background))
+    predicted = level / gain + read_variance
+    if 0.5 < predicted / measured < 2:
+        variance = np.maximum(np.where(usable, image, level), 0) / gain + read_variance
+        return NoiseModel(
+            variance,
+            predicted,
+            f"from gain {gain:g} and read noise {read_noise or 0:g}: {predicted:.4g} at the"
+            f" background level {level:.4g} (measured: {measured:.4g})",
+        )
+    photons = np.where(sources, np.maximum(image - background, 0), 0) / gain
+    return NoiseModel(
+        measured + photons,
+        measured,
+        f"measured on {int(free.sum())} source-free pixels: {measured:.4g}, plus the sources'"
+        f" photons at gain {gain:g}; gain and read noise alone would give {predicted:.4g} at the"
+        f" background level {level:.4g}, so the sky was subtracted or the image scaled",
+    )
