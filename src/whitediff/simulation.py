@@ -30,6 +30,9 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 FWHM_TO_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))
+_HOT_COLUMN = 10
+"""Excess of a bad column over the background, in standard deviations."""
+
 _STARS_PER_PIXEL = 3000 / (4000 * 4072)
 
 
@@ -439,7 +442,7 @@ def _expose(
     for column in rng.choice(nx, options.bad_columns, replace=False):
         start = int(rng.integers(0, ny // 2))
         mask["BAD"][start:, column] = True
-        image[start:, column] = -sky
+        image[start:, column] += _HOT_COLUMN * math.sqrt(background_variance)
     missing = rng.choice(ny * nx, options.nan_pixels, replace=False)
     mask["NO_DATA"].flat[missing] = True
     image.flat[missing] = np.nan

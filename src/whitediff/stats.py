@@ -75,7 +75,8 @@ def clipped_mean(values: Array, *, good: Array | None = None) -> ClippedMean:
     ``n − 1``, bounds inclusive.  This is the ``MEANCLIP`` of LSST's statistics with
     its default three passes.
     """
-    use = np.isfinite(values.astype(np.float32, copy=False))
+    with np.errstate(over="ignore"):
+        use = np.isfinite(values.astype(np.float32, copy=False))
     if good is not None:
         if good.shape != values.shape:
             raise ArgumentError(

@@ -56,16 +56,17 @@ def plot_whiteness(
             "Pictures need matplotlib; install it with: pip install 'whitediff[plot]'."
         ) from error
 
-    figure = Figure(figsize=(13, 7.6), layout="constrained")
+    figure = Figure(figsize=(15, 7.4), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title)
-    panels = figure.subplots(2, 4, width_ratios=[1.25, 1.25, 1, 1.15])
+    panels = figure.subplots(2, 4, width_ratios=[1.2, 1.2, 1, 1.2])
     sigma = float(np.sqrt(np.median(variance[good])))
     _draw_image(figure, panels[0, 0], before, sigma, "before")
     _draw_image(figure, panels[0, 1], after, sigma, "after")
-    _draw_map(figure, panels[1, 0], before_whiteness, "autocorrelation before")
-    _draw_map(figure, panels[1, 1], whiteness, "autocorrelation after")
+    reach = _largest_correlation([whiteness, before_whiteness])
+    _draw_map(figure, panels[1, 0], before_whiteness, reach, "autocorrelation before")
+    _draw_map(figure, panels[1, 1], whiteness, reach, "autocorrelation after")
 
     normalised = {}
     if before is not None and before_good is not None:
@@ -95,7 +96,7 @@ def plot_whiteness(
     expected = good.sum() * (edges[1] - edges[0]) * np.exp(-0.5 * centre**2) / np.sqrt(2 * np.pi)
     histogram.plot(centre, expected, color="0.4", linewidth=1, label="unit Gaussian")
     histogram.set(xlabel="pixel / σ", ylabel="pixels", title="after", ylim=(0.5, None))
-    histogram.legend(frameon=False, loc="lower center")
+    histogram.legend(frameon=False, loc="upper right", fontsize="small")
 
     lags = panels[1, 2]
     for name, result, colour in (
@@ -114,7 +115,7 @@ def plot_whiteness(
     text = panels[1, 3]
     text.axis("off")
     text.text(
-        0, 0.98, _summary(whiteness, before_whiteness), va="top", family="monospace", fontsize=9
+        0, 0.98, _summary(whiteness, before_whiteness), va="top", family="monospace", fontsize=8
     )
     with replacing(Path(path), overwrite=True) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -129,10 +130,10 @@ def _summary(after: Whiteness, before: Whiteness | None) -> str:
         ("PSF-filtered ratio", "filtered_variance_ratio", ".4f"),
         ("neighbour covariance", "neighbour_covariance", ".4f"),
     )
-    lines = [f"{'':21}{'before':>10}{'after':>10}", ""]
+    lines = [f"{'':21}{'before':>9}{'after':>9}", ""]
     for label, name, form in rows:
         old = "" if before is None else format(getattr(before, name), form)
-        lines += [f"{label:21}{old:>10}{format(getattr(after, name), form):>10}", ""]
+        lines += [f"{label:21}{old:>9}{format(getattr(after, name), form):>9}", ""]
     return "\n".join(lines)
 
 
@@ -143,15 +144,34 @@ def _draw_image(figure: Any, axes: Any, image: Array | None, sigma: float, title
         axes.set_axis_off()
         return
     drawn = axes.imshow(
-        image, origin="lower", cmap="gray", vmin=-4 * sigma, vmax=6 * sigma, interpolation="none"
+        image,
+        origin="lower",
+        cmap="gray",
+        vmin=-4 * sigma,
+        vmax=6 * sigma,
+        interpolation="antialiased",
     )
     axes.set(xlabel="x [pixel]", ylabel="y [pixel]")
     figure.colorbar(drawn, ax=axes, shrink=0.8)
 
 
-def _draw_map(figure: Any, axes: Any, result: Whiteness | None, title: str) -> None:
+def _largest_correlation(results: list[Whiteness | None]) -> float:
+    """Largest correlation beyond lag 0 of all maps, so that they share one scale."""
+    largest = 0.0
+    for result in results:
+        if result is not None:
+            correlation = result.autocorrelation.copy()
+            correlation[correlation.shape[0] // 2, correlation.shape[1] // 2] = 0
+            largest = max(
+                largest, float(np.nanmax(np.abs(correlation))), 3 * result.correlation_error
+            )
+    return largest
+
+
+def _draw_map(figure: Any, axes: Any, result: Whiteness | None, largest: float, title: str) -> None:
     axes.set_title(title)
     if result is None:
+        axes.text(0.5, 0.5, "not given", ha="center", transform=axes.transAxes)
         axes.set_axis_off()
         return
     correlation = result.autocorrelation.copy()
@@ -161,8 +181,8 @@ def _draw_map(figure: Any, axes: Any, result: Whiteness | None, title: str) -> N
         correlation,
         origin="lower",
         cmap="RdBu_r",
-        vmin=-0.2,
-        vmax=0.2,
+        vmin=-largest,
+        vmax=largest,
         extent=(-reach - 0.5, reach + 0.5) * 2,
     )
     axes.set(xlabel="lag x [pixel]", ylabel="lag y [pixel]")

@@ -1,0 +1,92 @@
+"""Claims: the clipped mean follows its three passes; the autocorrelation is unbiased by masks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from whitediff.errors import ArgumentError
+from whitediff.stats import autocorrelation, clipped_mean, robust_sigma
+
+
+def clipped_mean_by_hand(values):
+    values = np.sort(values)
+    n = len(values)
+
+    def quantile(f):
+        rank = f * (n - 1)
+        low = int(rank)
+        high = min(low + 1, n - 1)
+        return values[low] + (rank - low) * (values[high] - values[low])
+
+    center, width = quantile(0.5), 3 * 0.741301109252802 * (quantile(0.75) - quantile(0.25))
+    for _ in range(3):
+        kept = [v for v in values if abs(v - center) <= width]
+        center = sum(kept) / len(kept)
+        width = 3 * np.sqrt(sum((v - center) ** 2 for v in kept) / (len(kept) - 1))
+    return center, len(kept)
+
+
+def test_clipped_mean_against_a_literal_computation(rng):
+    values = np.concatenate([rng.normal(100, 5, 901), rng.uniform(150, 900, 40)])
+    result = clipped_mean(values)
+    mean, count = clipped_mean_by_hand(values)
+    assert result.mean == pytest.approx(mean, rel=1e-14)
+    assert result.counts[-1] == count
+    assert abs(result.mean - 100) < 3 * 5 / np.sqrt(900)
+
+
+def test_clipped_mean_leaves_out_what_it_must():
+    values = np.array([[1.0, 1.0, np.nan, np.inf], [1.0, 1.0, -np.inf, 1e300]])
+    good = np.ones(values.shape, dtype=bool)
+    assert clipped_mean(values[:, :3], good=good[:, :3]).mean == 1.0
+    assert clipped_mean(values).mean == 1.0  # 1e300 is infinite in single precision
+    good[:] = False
+    assert np.isnan(clipped_mean(values, good=good).mean)
+    good[0, 1] = True
+    assert clipped_mean(values, good=good).mean == 1.0
+    with pytest.raises(ArgumentError, match="shape"):
+        clipped_mean(values, good=good[:1])
+
+
+def test_constant_values_survive_rounding():
+    # The mean of equal numbers may round to a neighbour; they must not be clipped for it.
+    for value in (0.1, 1 / 3, 1e10 / 7):
+        result = clipped_mean(np.full(12345, value))
+        assert result.mean == pytest.approx(value, rel=1e-14)
+        assert result.counts == (12345,) * 3
+
+
+def test_robust_sigma(rng):
+    values = rng.normal(0, 3, 100_000)
+    values[:1000] = 1e6
+    assert robust_sigma(values) == pytest.approx(3, rel=0.03)
+    assert np.isnan(robust_sigma(np.array([])))
+
+
+def test_autocorrelation_against_pairs_counted_by_hand(rng):
+    image = rng.normal(size=(9, 11))
+    good = rng.random((9, 11)) > 0.3
+    image[~good] = np.nan
+    result = autocorrelation(image, good, 3)
+    for dy in range(-3, 4):
+        for dx in range(-3, 4):
+            products = [
+                image[y, x] * image[y + dy, x + dx]
+                for y in range(9)
+                for x in range(11)
+                if 0 <= y + dy < 9 and 0 <= x + dx < 11 and good[y, x] and good[y + dy, x + dx]
+            ]
+            expected = np.mean(products) / np.mean(image[good] ** 2)
+            assert result[3 + dy, 3 + dx] == pytest.approx(expected, abs=1e-12)
+
+
+def test_autocorrelation_of_a_moving_sum_under_a_mask(rng):
+    noise = rng.normal(size=(400, 401))
+    image = noise[:, 1:] + noise[:, :-1]  # correlation 0.5 at lag 1 in x, none elsewhere
+    good = rng.random(image.shape) > 0.4
+    result = autocorrelation(image, good, 2)
+    error = 5 / np.sqrt(good.sum())
+    assert result[2, 3] == pytest.approx(0.5, abs=error)
+    assert result[2, 4] == pytest.approx(0, abs=error)
+    assert result[3, 2] == pytest.approx(0, abs=error)
