@@ -33,7 +33,7 @@ def moffat_psfs(size: int = 25) -> tuple[Array, Array]:
 
 def moffat_kernel(size: int = 21, kernel_sum: float = 1.3) -> Array:
     """Matching kernel with neither symmetry nor unit sum: it shows flips and conjugates."""
-    science, template = moffat_psfs(65)
+    science, template = moffat_psfs(129)
     return matching_kernel(science, template, size=size, kernel_sum=kernel_sum)
 
 

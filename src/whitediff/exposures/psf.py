@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 import pydantic
+import scipy.ndimage
 from lsst.images import YX, Bounds, Box, Image
 from lsst.images.convolution_kernels import (
     ImageBasisConvolutionKernel,
@@ -33,8 +34,6 @@ __all__ = [
 ]
 
 type Array = npt.NDArray[Any]
-
-_LANCZOS_ORDER = 5
 
 
 class KernelPointSpreadFunction(PointSpreadFunction):
@@ -152,13 +151,12 @@ class KernelPointSpreadFunction(PointSpreadFunction):
 
         Notes
         -----
-        Lanczos interpolation of order 5, renormalised to unit sum.
+        Shifted by a phase in Fourier space, which is exact for a well-sampled PSF, and
+        brought back to unit sum.
         """
         bbox = self.compute_stellar_bbox(x=x, y=y)
         kernel = self.compute_kernel_image(x=x, y=y).array
-        shift_y = _lanczos_shift(kernel.shape[0], y - _round_half_up(y))
-        shift_x = _lanczos_shift(kernel.shape[1], x - _round_half_up(x))
-        shifted = shift_y @ kernel @ shift_x.T
+        shifted = _shifted(kernel, y - _round_half_up(y), x - _round_half_up(x))
         return Image(shifted / shifted.sum(), bbox=bbox)
 
     def compute_stellar_bbox(self, *, x: float, y: float) -> Box:
@@ -318,10 +316,12 @@ def _round_half_up(value: float) -> int:
     return int(np.floor(value + 0.5))
 
 
-def _lanczos_shift(size: int, shift: float) -> Array:
-    """``(size, size)`` matrix that moves a 1-D image by a fraction of a pixel."""
-    if shift == 0:
-        return np.eye(size)
-    offset = np.arange(size)[:, None] - np.arange(size)[None, :] - shift
-    weight = np.sinc(offset) * np.sinc(offset / _LANCZOS_ORDER)
-    return np.where(np.abs(offset) < _LANCZOS_ORDER, weight, 0.0)
+def _shifted(image: Array, dy: float, dx: float) -> Array:
+    """Image moved by fractions of a pixel, by sinc interpolation."""
+    if dy == 0 and dx == 0:
+        return image
+    # Room on all sides, so that nothing wraps around.
+    ny, nx = image.shape
+    padded = np.pad(image, [(0, ny), (0, nx)])
+    spectrum = scipy.ndimage.fourier_shift(np.fft.fft2(padded), (dy, dx))
+    return np.fft.ifft2(spectrum).real[:ny, :nx]

@@ -1,0 +1,270 @@
+"""Containers: exposures, mask planes, PSFs that are images, kernels.
+
+Claims: polynomial kernels are exact in either form; a kernel PSF is a real PSF of lsst.images
+and survives its archives; stars are drawn where they are; planes are found in both spellings;
+any lsst.images object with the planes is an exposure; subtraction keeps signs, levels and masks.
+"""
+
+from __future__ import annotations
+
+import astropy.units as u
+import numpy as np
+import pytest
+from lsst.images import Box, Image, MaskedImage, SkyProjection
+from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
+from lsst.images.psfs import GaussianPointSpreadFunction, PointSpreadFunction
+from lsst.images.serialization import read_archive, write_archive
+
+from scenes import direct_convolution, gaussian, moffat_kernel, moffat_psfs
+from whitediff import Exposure, subtract
+from whitediff.errors import ArgumentError
+from whitediff.exposures import kernels, masks
+from whitediff.exposures.psf import KernelPointSpreadFunction, as_kernel_psf, psf_image
+
+BOX = Box.from_shape((200, 300), start=(-40, 1000))
+
+
+def random_polynomial(rng, n_basis=3, n_terms=6):
+    basis = rng.normal(size=(n_basis, 7, 8))
+    coefficients = rng.normal(size=(n_basis, n_terms))
+    coefficients[:, 1:3] /= 300
+    coefficients[:, 3:] /= 300**2
+    return basis, coefficients
+
+
+def test_polynomials_of_the_position_are_exact(rng):
+    basis, coefficients = random_polynomial(rng)
+    kernel = kernels.polynomial_kernel(basis, coefficients, BOX)
+    assert isinstance(kernel, ConvolutionKernel)
+    for x, y in [(1000, -40), (1299.5, 159), (1113.25, 33.5)]:
+        terms = np.array([1, x, y, x * x, x * y, y * y])
+        expected = np.tensordot(coefficients @ terms, basis, axes=1)
+        np.testing.assert_allclose(kernels.evaluate(kernel, x=x, y=y), expected, rtol=1e-10)
+    again = kernels.interpolated_kernel(
+        lambda x, y: kernels.evaluate(kernel, x=x, y=y), BOX, order=2
+    )
+    np.testing.assert_allclose(
+        kernels.evaluate(again, x=1201, y=7), kernels.evaluate(kernel, x=1201, y=7), rtol=1e-9
+    )
+
+
+def test_kernels_are_refused_with_a_reason(rng):
+    with pytest.raises(ArgumentError, match="1, 3, 6, 10"):
+        kernels.polynomial_kernel(np.ones((1, 3, 3)), np.ones((1, 4)), BOX)
+    with pytest.raises(ArgumentError, match=r"\(2, 3, 3\).*\(1, 1, 1\)"):
+        kernels.chebyshev_kernel(np.ones((2, 3, 3)), np.ones((1, 1, 1)), BOX)
+    with pytest.raises(ArgumentError, match="2-D"):
+        kernels.constant_kernel(np.ones(3), BOX)
+
+
+def test_kernels_with_other_centres_are_brought_to_ours(rng):
+    image = rng.normal(size=(4, 6))
+    shifted = ImageBasisConvolutionKernel(
+        image[None], kernels.constant_kernel(image, BOX).spatial, center_y=1, center_x=4
+    )
+    ours = kernels.evaluate(shifted, x=1100, y=0)
+    dense = np.zeros((15, 15))
+    dense[7, 7] = 1
+    expected = np.zeros((15, 15))
+    expected[6:10, 3:9] = image
+    np.testing.assert_allclose(direct_convolution(dense, ours), expected, atol=1e-15)
+
+
+def test_a_kernel_psf_is_a_psf_of_lsst_images(rng, tmp_path):
+    psf_a, psf_b = moffat_psfs()
+    basis = np.stack([3 * psf_a, psf_b])
+    coefficients = np.array([[1.0, 0.001, 0.0], [0.2, 0.0, 0.002]])
+    kernel = kernels.polynomial_kernel(basis, coefficients, BOX)
+    psf = KernelPointSpreadFunction(kernel, average_position=(1010.0, 5.0))
+    assert isinstance(psf, PointSpreadFunction)
+    image = psf.compute_kernel_image(x=1200.5, y=100.25)
+    assert image.array.sum() == pytest.approx(1, rel=1e-14)
+    assert image.bbox == psf.kernel_bbox == Box.from_shape((25, 25), start=(-12, -12))
+    expected = (1 + 1.2005) * 3 * psf_a + (0.2 + 0.2005) * psf_b
+    np.testing.assert_allclose(image.array, expected / expected.sum(), rtol=1e-12)
+
+    for name in ("psf.fits", "psf.json"):
+        write_archive(psf, tmp_path / name)
+        again = read_archive(str(tmp_path / name))
+        assert isinstance(again, KernelPointSpreadFunction)
+        assert again.average_position == (1010.0, 5.0)
+        np.testing.assert_array_equal(
+            again.compute_kernel_image(x=1111, y=11).array,
+            psf.compute_kernel_image(x=1111, y=11).array,
+        )
+
+
+@pytest.mark.parametrize(("x", "y"), [(1010.0, 3.0), (1010.3, 3.4), (1009.5, 2.5), (1010.9, -7.7)])
+def test_stars_are_drawn_where_they_are(x, y):
+    psf = KernelPointSpreadFunction.from_image(gaussian(31, 2.0), BOX)
+    image = psf.compute_stellar_image(x=x, y=y)
+    assert image.bbox == psf.compute_stellar_bbox(x=x, y=y)
+    truth = GaussianPointSpreadFunction(2.0, BOX, 31).compute_stellar_image(x=x, y=y)
+    assert image.bbox == truth.bbox
+    np.testing.assert_allclose(image.array, truth.array, atol=2e-3 * truth.array.max())
+    xs = np.arange(image.bbox.x.start, image.bbox.x.stop)
+    assert (image.array.sum(axis=0) * xs).sum() == pytest.approx(x, abs=0.01)
+
+
+def test_any_psf_can_become_images():
+    varying = GaussianPointSpreadFunction(2.0, BOX, 21)
+    psf = as_kernel_psf(varying, BOX)
+    assert kernels.is_constant(psf.kernel)
+    np.testing.assert_allclose(psf_image(psf, x=1100, y=0), gaussian(21, 2.0), atol=1e-12)
+    assert as_kernel_psf(psf, BOX) is psf
+
+
+@pytest.mark.parametrize("image", [np.zeros((3, 3)), np.full((3, 3), np.nan), -np.ones((3, 3))])
+def test_a_psf_needs_a_positive_sum(image):
+    with pytest.raises(ArgumentError, match="positive sum"):
+        KernelPointSpreadFunction.from_image(image, BOX)
+
+
+def test_mask_planes_in_both_spellings(rng):
+    planes = {name: rng.random((200, 300)) > 0.9 for name in ("SAT", "BAD", "COSMIC_RAY", "MINE")}
+    mask = masks.make_mask(planes, BOX)
+    assert masks.find_plane(mask, "SATURATED") == "SAT"
+    assert masks.find_plane(mask, "CR") == "COSMIC_RAY"
+    assert masks.find_plane(mask, "INTRP") is None
+    expected = planes["SAT"] | planes["COSMIC_RAY"]
+    np.testing.assert_array_equal(masks.flagged(mask, ["SATURATED", "CR", "EDGE"]), expected)
+    longer = mask
+    for i in range(9):  # beyond one byte
+        longer = masks.with_plane(longer, f"EXTRA{i}", planes["MINE"])
+    np.testing.assert_array_equal(masks.flagged(longer, ["EXTRA8"]), planes["MINE"])
+    np.testing.assert_array_equal(masks.flagged(longer, ["BAD"]), planes["BAD"])
+    again = masks.with_plane(longer, "EXTRA8", ~planes["MINE"])
+    np.testing.assert_array_equal(masks.flagged(again, ["EXTRA8"]), ~planes["MINE"])
+
+
+def test_exposures_from_arrays_say_what_is_wrong():
+    image = np.zeros((6, 7))
+    with pytest.raises(ArgumentError, match="2-D"):
+        Exposure.from_arrays(np.zeros((2, 6, 7)), variance=1.0)
+    with pytest.raises(ArgumentError, match=r"\(6, 7\).*variance \(7, 6\)"):
+        Exposure.from_arrays(image, variance=np.ones((7, 6)))
+    with pytest.raises(ArgumentError, match=r"BAD \(6, 6\)"):
+        Exposure.from_arrays(image, variance=1.0, mask={"BAD": np.zeros((6, 6), dtype=bool)})
+    with pytest.raises(ArgumentError, match="int lacks"):
+        Exposure.from_object(3)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("int16", "float32"), (">f4", "float32"), ("uint8", "float32"), ("int32", "float64"),
+     (">f8", "float64"), ("float16", "float32")],
+)  # fmt: skip
+def test_pixels_become_native_floats_that_hold_them(given, kept):
+    exposure = Exposure.from_arrays(np.arange(12).reshape(3, 4).astype(given), variance=1.0)
+    assert exposure.image.array.dtype == np.dtype(kept)
+    assert exposure.image.array.dtype.isnative
+    np.testing.assert_array_equal(exposure.image.array, np.arange(12).reshape(3, 4))
+
+
+def test_lsst_images_objects_are_exposures(rng):
+    import astropy.wcs
+    from astro_metadata_translator import ObservationInfo
+    from lsst.images import DetectorFrame, DifferenceImage, VisitImage
+
+    wcs = astropy.wcs.WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.cdelt = [-5e-5, 5e-5]
+    frame = DetectorFrame(instrument="X", detector=1, visit=2, bbox=BOX)
+    projection = SkyProjection.from_fits_wcs(
+        wcs, frame, pixel_bounds=BOX, x0=BOX.x.start, y0=BOX.y.start
+    )
+    arguments = {
+        "mask": masks.make_mask({"BAD": np.zeros((200, 300), dtype=bool)}, BOX),
+        "variance": Image(2.0, bbox=BOX, unit=u.nJy**2),
+        "sky_projection": projection,
+        "obs_info": ObservationInfo.makeObservationInfo(physical_filter="r", instrument="X"),
+        "psf": GaussianPointSpreadFunction(2.0, BOX, 21),
+        "detector": None,
+        "band": "r",
+    }
+    pixels = Image(rng.normal(size=(200, 300)).astype(np.float32), bbox=BOX, unit=u.nJy)
+    visit = VisitImage(pixels, **arguments)
+    kernel = kernels.constant_kernel(gaussian(11, 1.5), BOX)
+    difference = DifferenceImage(pixels, kernel=kernel, **arguments)
+    from whitediff import decorrelate
+
+    result = decorrelate(visit, visit, difference).exposure
+    assert result.bbox == BOX
+    assert result.image.unit == u.nJy
+    assert isinstance(result.psf, KernelPointSpreadFunction)
+    assert result.kernel is kernel
+    assert result.sky_projection is projection
+    assert result.wcs is not None
+    np.testing.assert_allclose(result.variance.array, 4.0, rtol=1e-6)
+    # A masked image has no PSF; what does not need one works.
+    plain = MaskedImage(pixels, mask=visit.mask, variance=visit.variance)
+    assert decorrelate(plain, plain, plain, kernel).exposure.psf is None
+
+
+@pytest.mark.parametrize("convolved", ["template", "science"])
+def test_static_flux_cancels_at_the_science_level(rng, convolved):
+    shape, scale = (160, 170), 1.3
+    science_psf, template_psf = moffat_psfs(129)
+    kernel = moffat_kernel(31, kernel_sum=scale)
+    if convolved == "science":
+        # The roles of the two PSFs exchanged, so that the kernel still smooths.
+        science_psf, template_psf = template_psf, science_psf
+        kernel = moffat_kernel(31, kernel_sum=1 / scale)
+    images = []
+    for psf, flux in ((science_psf, scale * 1e4), (template_psf, 1e4)):
+        image = np.zeros(shape)
+        image[15:144, 20:149] += flux * psf
+        images.append(image)
+    transient = np.zeros(shape)
+    transient[60:100, 70:110] = 500 * gaussian(40, 2.0)
+    images[0] += transient
+    science, template = (Exposure.from_arrays(image, variance=4.0, yx0=(7, 5)) for image in images)
+    difference = subtract(science, template, kernel, convolved=convolved)
+    assert difference.bbox == science.bbox
+    inner = difference.image.array[20:-20, 20:-20]
+    assert inner.sum() == pytest.approx(500, rel=0.03)
+    if convolved == "template":
+        assert np.abs(difference.image.array - transient)[20:-20, 20:-20].max() < 0.5
+
+
+def test_subtraction_marks_what_it_cannot_know(rng):
+    shape = (60, 70)
+    saturated = np.zeros(shape, dtype=bool)
+    saturated[40, 20] = True
+    template_image = rng.normal(size=shape)
+    template_image[20, 30] = np.nan
+    science = Exposure.from_arrays(
+        rng.normal(size=shape), variance=1.0, mask={"SAT": np.roll(saturated, 20, axis=1)}
+    )
+    template = Exposure.from_arrays(template_image, variance=1.0, mask={"SAT": saturated})
+    result = subtract(science, template, gaussian(11, 1.5))
+    assert np.isnan(result.image.array[20, 30])
+    assert result.mask.get("NO_DATA")[20, 29:32].all()
+    assert result.mask.get("SAT")[40, 19:22].all()  # the template's pixel was smeared
+    assert result.mask.get("SAT")[40, 40]
+    assert not result.mask.get("SAT")[40, 42]  # the science image's was not
+    assert result.mask.get("EDGE")[4].all()
+    assert not result.mask.get("EDGE")[6, 6]
+    np.testing.assert_allclose(
+        result.image.array[35, 50],
+        science.image.array[35, 50]
+        - direct_convolution(np.nan_to_num(template_image), gaussian(11, 1.5))[35, 50],
+        atol=1e-12,
+    )
+    expected = 1 + (gaussian(11, 1.5) ** 2).sum()
+    assert result.variance.array[50, 55] == pytest.approx(expected, rel=1e-6)
+
+
+def test_subtraction_with_a_varying_kernel(rng):
+    box = Box.from_shape((40, 50), start=(3, 4))
+    basis, coefficients = random_polynomial(rng, n_basis=2, n_terms=3)
+    kernel = kernels.polynomial_kernel(basis, coefficients, box)
+    template = rng.normal(size=(40, 50))
+    exposures = [
+        Exposure.from_arrays(image, variance=1.0, yx0=(3, 4))
+        for image in (np.zeros((40, 50)), template)
+    ]
+    result = subtract(exposures[0], exposures[1], kernel).image.array
+    for y, x in [(20, 25), (12, 40), (33, 9)]:
+        local = kernels.evaluate(kernel, x=x + 4, y=y + 3)
+        assert result[y, x] == pytest.approx(-direct_convolution(template, local)[y, x], abs=1e-10)
