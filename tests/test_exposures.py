@@ -224,7 +224,9 @@ def test_static_flux_cancels_at_the_science_level(rng, convolved):
     inner = difference.image.array[20:-20, 20:-20]
     assert inner.sum() == pytest.approx(500, rel=0.03)
     if convolved == "template":
-        assert np.abs(difference.image.array - transient)[20:-20, 20:-20].max() < 0.5
+        # The kernel's stamp cuts its wings, and their flux is in its core.
+        residual = np.abs(difference.image.array - transient)[20:-20, 20:-20].max()
+        assert residual < 0.005 * (images[0] - transient).max()
 
 
 def test_subtraction_marks_what_it_cannot_know(rng):

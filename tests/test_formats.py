@@ -1,0 +1,448 @@
+"""Files: every layout in, one layout out.
+
+Claims: planes are found by their names and converted to variance; headers and WCS cards come
+through verbatim and the archive's projection agrees with them; outputs open with astropy and,
+without whitediff, with lsst.images; nothing half-written stays; damaged files are told apart.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import astropy.wcs
+import numpy as np
+import pytest
+from astropy.io import fits
+from lsst.images import Box, MaskedImage
+from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
+from lsst.images.psfs import GaussianPointSpreadFunction
+from lsst.images.serialization import write_archive
+
+from scenes import gaussian, moffat_kernel
+from whitediff import Exposure, read_exposure, write_exposure
+from whitediff.errors import FileFormatError, OutputExistsError
+from whitediff.exposures import kernels, masks
+from whitediff.exposures.psf import KernelPointSpreadFunction, psf_image
+from whitediff.formats import VarianceSource, read_kernel, read_psf
+
+SHAPE = (60, 70)
+
+
+def tpv_header() -> fits.Header:
+    """A DECam-like header: PV distortions, long and odd cards."""
+    header = fits.Header()
+    header["CTYPE1"], header["CTYPE2"] = "RA---TPV", "DEC--TPV"
+    header["CRVAL1"], header["CRVAL2"] = 316.8366457274, -65.96615744051
+    header["CRPIX1"], header["CRPIX2"] = -581.2001, 3954.667
+    header["CD1_1"], header["CD1_2"] = -4.277769182710e-07, 7.288176943228e-05
+    header["CD2_1"], header["CD2_2"] = -7.285243193483e-05, -4.178363776447e-07
+    header["CUNIT1"] = header["CUNIT2"] = "deg"
+    pv = {
+        1: [-2.198e-3, 1.0096547, -3.758e-4, 0.0, -7.676e-3, 8.225e-4, -1.572e-3, 1.267e-3],
+        2: [2.6086e-4, 1.0062076, -2.900e-4, 0.0, -1.053e-3, -2.504e-3, 4.978e-4, -6.291e-3],
+    }
+    for axis, values in pv.items():
+        for i, value in enumerate(values):
+            header[f"PV{axis}_{i}"] = value
+    header["BUNIT"] = "adu"
+    header["DETSEC"] = ("[14341:16380,20485:24572]", "location on the focal plane")
+    header["HIERARCH ESO DET WIN1 BINX"] = 1
+    header["NOTE"] = "a value so long that it needs a second card " * 4
+    header["HISTORY"] = "flattened"
+    header["COMMENT"] = "two"
+    header["COMMENT"] = "comments"
+    return header
+
+
+def sip_header() -> fits.Header:
+    header = fits.Header()
+    header["CTYPE1"], header["CTYPE2"] = "RA---TAN-SIP", "DEC--TAN-SIP"
+    header["CRVAL1"], header["CRVAL2"] = 10.0, 20.0
+    header["CRPIX1"], header["CRPIX2"] = 31.0, 35.0
+    header["CD1_1"], header["CD1_2"], header["CD2_1"], header["CD2_2"] = -7e-5, 1e-6, 1e-6, 7e-5
+    header["A_ORDER"], header["B_ORDER"] = 2, 2
+    header["A_2_0"], header["A_1_1"], header["B_0_2"] = 2e-6, -1e-6, 3e-6
+    return header
+
+
+def make_exposure(rng, *, header=None, yx0=(0, 0), dtype=np.float32, **kwargs) -> Exposure:
+    return Exposure.from_arrays(
+        rng.normal(size=SHAPE).astype(dtype),
+        variance=rng.uniform(1, 2, SHAPE).astype(np.float32),
+        mask={"BAD": rng.random(SHAPE) > 0.9, "SAT": rng.random(SHAPE) > 0.95},
+        header=header,
+        yx0=yx0,
+        **kwargs,
+    )
+
+
+def worst_disagreement(path, shape=SHAPE) -> float:
+    """Pixels between the IMAGE header's WCS, as astropy reads it, and the archive's projection."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", astropy.wcs.FITSFixedWarning)
+        wcs = astropy.wcs.WCS(fits.getheader(path, "IMAGE"))
+    y, x = (a.ravel() for a in np.meshgrid(*(np.linspace(0, n - 1, 9) for n in shape)))
+    projection = MaskedImage.read(str(path)).astropy_wcs
+    x_back, y_back = wcs.world_to_pixel(projection.pixel_to_world(x, y))
+    return float(np.hypot(x_back - x, y_back - y).max())
+
+
+@pytest.mark.parametrize("make_header", [tpv_header, sip_header])
+@pytest.mark.parametrize("yx0", [(0, 0), (-5, 1200)])
+@pytest.mark.parametrize("compress", [False, True])
+def test_header_and_wcs_come_through_verbatim(rng, tmp_path, make_header, yx0, compress):
+    header = make_header()
+    path = tmp_path / "out.fits"
+    exposure = make_exposure(rng, header=header, yx0=yx0)
+    write_exposure(exposure, path, compress=compress, provenance={"WDTASK": ("test", "made by")})
+    with fits.open(path) as hdus:
+        hdus.verify("exception")
+        written = {str(card) for card in hdus["IMAGE"].header.cards}
+        for card in header.cards:
+            assert str(card) in written
+        assert hdus["IMAGE"].header.count("CTYPE1") == 1
+        assert not any("reserves" in str(card) for card in hdus["IMAGE"].header.cards)
+        assert hdus["MASK"].header["CTYPE1"] == hdus["VARIANCE"].header["CTYPE1"]
+        assert hdus["MASK"].header["CTYPE1"] == header["CTYPE1"]
+        assert hdus[0].header["WDTASK"] == "test"
+    assert worst_disagreement(path) < 1e-3
+    again = read_exposure(path)
+    assert again.yx0 == yx0
+    assert [str(c) for c in again.header.cards] == [str(c) for c in header.cards]
+    for plane in ("image", "variance"):
+        np.testing.assert_array_equal(getattr(again, plane).array, getattr(exposure, plane).array)
+    for name in ("BAD", "SAT"):
+        np.testing.assert_array_equal(again.mask.get(name), exposure.mask.get(name))
+    # Written again, nothing has moved or multiplied.
+    write_exposure(again, tmp_path / "again.fits", compress=compress)
+    third = read_exposure(tmp_path / "again.fits")
+    assert [str(c) for c in third.header.cards] == [str(c) for c in header.cards]
+
+
+def test_output_opens_without_whitediff(rng, tmp_path):
+    path = tmp_path / "out.fits"
+    exposure = make_exposure(
+        rng, header=tpv_header(), yx0=(3, -4), psf=gaussian(15, 2.0),
+        kernel=kernels.constant_kernel(moffat_kernel(11), Box.from_shape(SHAPE, start=(3, -4))),
+    )  # fmt: skip
+    exposure.background = np.full(SHAPE, 7.0, dtype=np.float32)
+    write_exposure(exposure, path)
+    np.save(tmp_path / "image.npy", exposure.image.array)
+    code = """if True:
+        import sys, numpy as np
+        sys.modules["whitediff"] = None  # whoever imports it fails
+        from lsst.images import MaskedImage, Box
+        image = MaskedImage.read(sys.argv[1])
+        assert (image.image.array == np.load(sys.argv[2])).all()
+        assert image.bbox == Box.from_shape((60, 70), start=(3, -4))
+        assert list(image.mask.schema.names) == ["BAD", "SAT"]
+        part = MaskedImage.read(sys.argv[1], bbox=Box.from_shape((5, 6), start=(10, 20)))
+        assert (part.image.array == np.load(sys.argv[2])[7:12, 24:30]).all()
+        from astropy.io import fits
+        with fits.open(sys.argv[1]) as hdus:
+            names = [hdu.name for hdu in hdus]
+            assert names[:4] == ["PRIMARY", "IMAGE", "MASK", "VARIANCE"], names
+            assert names[-3:] == ["PSF", "KERNEL", "BACKGROUND"], names
+            assert hdus["PSF"].data.shape == (15, 15) and hdus["KERNEL"].data.shape == (11, 11)
+            assert (hdus["BACKGROUND"].data == 7).all()
+    """
+    subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "image.npy")], check=True)
+    again = read_exposure(path)
+    np.testing.assert_array_equal(again.background, exposure.background)
+    np.testing.assert_allclose(
+        kernels.evaluate(again.kernel, x=0, y=5), moffat_kernel(11), rtol=1e-14
+    )
+    np.testing.assert_allclose(psf_image(again.psf, x=0, y=5), gaussian(15, 2.0), rtol=1e-12)
+
+
+def test_varying_psf_and_kernel_survive(rng, tmp_path):
+    box = Box.from_shape(SHAPE, start=(3, -4))
+    basis = np.stack([gaussian(11, 1.5), gaussian(11, 2.5)])
+    coefficients = np.array([[1.0, 0.01, 0.0], [0.5, 0.0, 0.02]])
+    kernel = kernels.polynomial_kernel(basis, coefficients, box)
+    psf = KernelPointSpreadFunction(kernel, average_position=(11.0, 12.0))
+    exposure = make_exposure(rng, yx0=(3, -4), psf=psf, kernel=kernel)
+    write_exposure(exposure, tmp_path / "out.fits")
+    again = read_exposure(tmp_path / "out.fits")
+    assert again.psf.average_position == (11.0, 12.0)
+    for x, y in [(-4, 3), (60, 50)]:
+        np.testing.assert_allclose(
+            psf_image(again.psf, x=x, y=y), psf_image(psf, x=x, y=y), rtol=1e-12
+        )
+        np.testing.assert_allclose(
+            kernels.evaluate(again.kernel, x=x, y=y), kernels.evaluate(kernel, x=x, y=y), rtol=1e-12
+        )
+    # The file says enough for a reader that has never heard of whitediff.
+    with fits.open(tmp_path / "out.fits") as hdus:
+        cube, table = hdus["KERNEL"].data, hdus["KERNEL_COEFFICIENTS"]
+        u, v = (
+            2 * (p - table.header[f"DOM{a}MIN"])
+            / (table.header[f"DOM{a}MAX"] - table.header[f"DOM{a}MIN"]) - 1
+            for p, a in ((60, "X"), (50, "Y"))
+        )  # fmt: skip
+        weights = [np.polynomial.chebyshev.chebval2d(v, u, c) for c in table.data]
+        np.testing.assert_allclose(
+            np.tensordot(weights, cube, axes=1), kernels.evaluate(kernel, x=60, y=50), rtol=1e-12
+        )
+
+
+def hdu_list(image, *extensions, primary=None) -> fits.HDUList:
+    first = fits.PrimaryHDU(primary)
+    return fits.HDUList([first, *(fits.ImageHDU(d, name=n) for n, d in (*image, *extensions))])
+
+
+@pytest.mark.parametrize(
+    ("name", "to_plane"),
+    [
+        ("VARIANCE", lambda v: v),
+        ("VAR", lambda v: v),
+        ("ERR", np.sqrt),
+        ("SIGMA", np.sqrt),
+        ("WEIGHT", lambda v: 1 / v),
+        ("IVAR", lambda v: 1 / v),
+    ],
+)
+@pytest.mark.parametrize("layout", ["primary", "SCI", "unknown name"])
+def test_variance_under_all_its_names(rng, tmp_path, name, to_plane, layout):
+    image = rng.normal(size=SHAPE).astype(np.float32)
+    variance = rng.uniform(1, 9, SHAPE)
+    path = tmp_path / "in.fits"
+    if layout == "primary":
+        hdus = hdu_list([], (name, to_plane(variance)), primary=image)
+    else:
+        # The plane first, so that the image has to be recognised.
+        hdus = hdu_list([], (name, to_plane(variance)), (layout.upper(), image))
+    hdus.writeto(path)
+    exposure = read_exposure(path)
+    np.testing.assert_array_equal(exposure.image.array, image)
+    np.testing.assert_allclose(exposure.variance.array, variance, rtol=1e-6)
+
+
+def test_weights_of_zero_are_no_data(rng, tmp_path):
+    weight = np.ones(SHAPE)
+    weight[3, 4] = 0
+    hdu_list([], ("WHT", weight), primary=np.zeros(SHAPE)).writeto(tmp_path / "in.fits")
+    exposure = read_exposure(tmp_path / "in.fits")
+    assert exposure.variance.array[3, 4] == np.inf
+    assert exposure.mask.get("NO_DATA")[3, 4]
+    assert exposure.mask.get("NO_DATA").sum() == 1
+
+
+def test_variance_from_another_file_or_a_number(rng, tmp_path):
+    fits.writeto(tmp_path / "in.fits", rng.normal(size=SHAPE))
+    variance = rng.uniform(1, 9, SHAPE)
+    fits.writeto(tmp_path / "sigma.fits", np.sqrt(variance))
+    hdu_list([], ("ERR", np.sqrt(variance))).writeto(tmp_path / "named.fits")
+    for text in ("sigma:{}/sigma.fits", "{}/named.fits", "{}/named.fits[ERR]"):
+        source = VarianceSource.parse(text.format(tmp_path))
+        exposure = read_exposure(tmp_path / "in.fits", variance=source)
+        np.testing.assert_allclose(exposure.variance.array, variance, rtol=1e-6)
+    assert (read_exposure(tmp_path / "in.fits", variance=4.0).variance.array == 4).all()
+    fits.writeto(tmp_path / "small.fits", variance[:30])
+    with pytest.raises(FileFormatError, match=r"small.fits.*\(60, 70\).*\(30, 70\)"):
+        read_exposure(tmp_path / "in.fits", variance=VarianceSource(f"{tmp_path}/small.fits"))
+
+
+def test_extensions_by_name_and_number(rng, tmp_path):
+    images = rng.normal(size=(3, *SHAPE))
+    path = tmp_path / "in.fits"
+    hdu_list([("N1", images[0]), ("N2", images[1]), ("N3", images[2])]).writeto(path)
+    for extension, expected in (("N2", 1), ("n3", 2), ("1", 0)):
+        exposure = read_exposure(f"{path}[{extension}]", variance=1.0)
+        np.testing.assert_array_equal(exposure.image.array, images[expected])
+    with pytest.raises(FileFormatError, match=r"no extension 'N4'; it has: PRIMARY, N1, N2, N3"):
+        read_exposure(f"{path}[N4]")
+
+
+@pytest.mark.parametrize("name", ["MASK", "DQ"])
+def test_masks_with_and_without_names(rng, tmp_path, name):
+    bits = np.zeros(SHAPE, dtype=np.int32)
+    bits[1, 1], bits[2, 2], bits[3, 3] = 1, 1 << 5, 1 << 9
+    hdus = hdu_list([], (name, bits), ("VARIANCE", np.ones(SHAPE)), primary=np.zeros(SHAPE))
+    hdus.writeto(tmp_path / "unnamed.fits")
+    mask = read_exposure(tmp_path / "unnamed.fits").mask
+    assert list(mask.schema.names) == ["BIT0", "BIT5", "BIT9", "BAD"]
+    assert mask.get("BIT9")[3, 3]
+    assert mask.get("BAD").sum() == 3
+    hdus[name].header["MP_SAT"], hdus[name].header["HIERARCH MP_DETECTED"] = 5, 9
+    hdus.writeto(tmp_path / "afw.fits")
+    mask = read_exposure(tmp_path / "afw.fits").mask
+    assert list(mask.schema.names) == ["SAT", "DETECTED", "BIT0"]
+    np.testing.assert_array_equal(masks.flagged(mask, ["SATURATED"]), bits == 32)
+
+
+def test_integers_scaling_and_compression(rng, tmp_path):
+    counts = rng.integers(0, 60000, SHAPE).astype(np.uint16)
+    fits.writeto(tmp_path / "uint16.fits", counts)
+    exposure = read_exposure(tmp_path / "uint16.fits", variance=1.0)
+    np.testing.assert_array_equal(exposure.image.array, counts)
+    assert exposure.image.array.dtype == np.float32
+    image = rng.normal(size=SHAPE).astype(np.float32)
+    hdu = fits.CompImageHDU(image, name="SCI", compression_type="GZIP_2", quantize_level=0)
+    hdu.header["GAIN"] = 2.0
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(tmp_path / "packed.fits.fz")
+    exposure = read_exposure(tmp_path / "packed.fits.fz", variance=1.0)
+    np.testing.assert_array_equal(exposure.image.array, image)
+    assert list(exposure.header) == ["GAIN"]
+    fits.writeto(tmp_path / "whole.fits.gz", image)
+    exposure = read_exposure(tmp_path / "whole.fits.gz", variance=1.0)
+    np.testing.assert_array_equal(exposure.image.array, image)
+
+
+def test_noise_of_images_without_variance(rng, tmp_path, caplog):
+    caplog.set_level("INFO")
+    gain, read_noise, sky = 2.0, 6.0, 500.0
+    true = sky / gain + (read_noise / gain) ** 2
+    shape = (300, 310)
+    image = (rng.poisson(sky * gain, shape) + rng.normal(0, read_noise, shape)) / gain
+    header = fits.Header({"GAIN": gain, "RDNOISE": read_noise})
+    fits.writeto(tmp_path / "sky.fits", image, header)
+    exposure = read_exposure(tmp_path / "sky.fits")
+    np.testing.assert_allclose(
+        exposure.variance.array, image / gain + (read_noise / gain) ** 2, rtol=1e-5
+    )
+    assert "from gain 2 and read noise 6" in caplog.text
+    caplog.clear()
+    fits.writeto(tmp_path / "no_sky.fits", image - sky, header)
+    exposure = read_exposure(tmp_path / "no_sky.fits")
+    assert exposure.variance.array.mean() == pytest.approx(true, rel=0.03)
+    assert "sky was subtracted" in caplog.text
+    caplog.clear()
+    fits.writeto(tmp_path / "bare.fits", image - sky)
+    exposure = read_exposure(tmp_path / "bare.fits")
+    assert exposure.variance.array.mean() == pytest.approx(true, rel=0.03)
+    assert "measured on" in caplog.text
+
+
+def test_kernels_in_all_their_forms(rng, tmp_path):
+    box = Box.from_shape(SHAPE)
+    image = moffat_kernel(11)
+    fits.writeto(tmp_path / "primary.fits", image)
+    hdu_list([("KERNEL", image)]).writeto(tmp_path / "named.fits")
+    write_archive(kernels.constant_kernel(image, box), tmp_path / "archive.fits")
+    exposure = make_exposure(rng, kernel=kernels.constant_kernel(image, box))
+    write_exposure(exposure, tmp_path / "difference.fits")
+    for name in ("primary", "named", "archive", "difference"):
+        kernel = read_kernel(tmp_path / f"{name}.fits", bounds=box)
+        np.testing.assert_allclose(kernels.evaluate(kernel, x=5, y=6), image, rtol=1e-12)
+    basis = rng.normal(size=(2, 7, 7)) + 0.3
+    coefficients = np.array([[1.0, 0.1, 0.2], [0.5, 0.0, -0.1]])
+    hdu_list([("KERNEL", basis), ("KERNEL_COEFFICIENTS", coefficients)]).writeto(
+        tmp_path / "polynomial.fits"
+    )
+    kernel = read_kernel(tmp_path / "polynomial.fits", bounds=box)
+    expected = (1 + 0.1 * 5 + 0.2 * 6) * basis[0] + (0.5 - 0.1 * 6) * basis[1]
+    np.testing.assert_allclose(kernels.evaluate(kernel, x=5, y=6), expected, rtol=1e-9)
+    hdu_list([("KERNEL", basis)]).writeto(tmp_path / "incomplete.fits")
+    with pytest.raises(FileFormatError, match="KERNEL_COEFFICIENTS"):
+        read_kernel(tmp_path / "incomplete.fits", bounds=box)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((5, 5)), "sums to 0"),
+        (np.full((5, 5), np.nan), "25 of the kernel's 25 pixels are not finite"),
+        (np.ones((99, 5)), r"\(99, 5\) is larger than the image"),
+        (np.ones(7), "1 dimensions"),
+    ],
+)
+def test_wrong_kernels(tmp_path, image, message):
+    fits.writeto(tmp_path / "kernel.fits", image)
+    with pytest.raises(FileFormatError, match=f"kernel.fits.*{message}"):
+        read_kernel(tmp_path / "kernel.fits", bounds=Box.from_shape(SHAPE))
+
+
+def test_psfs_in_all_their_forms(rng, tmp_path):
+    box = Box.from_shape(SHAPE)
+    fits.writeto(tmp_path / "image.fits", 7 * gaussian(21, 2.0))
+    write_archive(GaussianPointSpreadFunction(2.0, box, 21), tmp_path / "gaussian.fits")
+    write_archive(
+        KernelPointSpreadFunction.from_image(gaussian(21, 2.0), box), tmp_path / "ours.fits"
+    )
+    write_exposure(make_exposure(rng, psf=gaussian(21, 2.0)), tmp_path / "exposure.fits")
+    for name in ("image", "gaussian", "ours", "exposure"):
+        psf = read_psf(tmp_path / f"{name}.fits", bounds=box)
+        np.testing.assert_allclose(psf_image(psf, x=5, y=6), gaussian(21, 2.0), atol=1e-12)
+    fits.writeto(tmp_path / "bad.fits", -gaussian(21, 2.0))
+    with pytest.raises(FileFormatError, match="positive sum"):
+        read_psf(tmp_path / "bad.fits", bounds=box)
+
+
+def test_foreign_archives(rng, tmp_path):
+    exposure = make_exposure(rng, header=sip_header(), yx0=(2, 3))
+    exposure.masked_image.write(str(tmp_path / "masked.fits"))
+    again = read_exposure(tmp_path / "masked.fits")
+    assert again.yx0 == (2, 3)
+    np.testing.assert_array_equal(again.mask.get("SAT"), exposure.mask.get("SAT"))
+    write_archive(kernels.constant_kernel(gaussian(5, 1.0), exposure.bbox), tmp_path / "k.fits")
+    assert isinstance(
+        read_kernel(tmp_path / "k.fits", bounds=exposure.bbox), ImageBasisConvolutionKernel
+    )
+    with pytest.raises(FileFormatError, match=r"k\.fits"):
+        read_exposure(tmp_path / "k.fits")
+
+
+def damaged(tmp_path, rng):
+    good = tmp_path / "good.fits"
+    write_exposure(make_exposure(rng, header=tpv_header()), good)
+    data = good.read_bytes()
+    plain = tmp_path / "plain.fits"
+    fits.writeto(plain, rng.normal(size=SHAPE))
+    files = {
+        "missing.fits": None,
+        "empty.fits": b"",
+        "text.fits": b"this is no FITS file\n" * 300,
+        "half.fits": data[: len(data) // 2],
+        "half_plain.fits": plain.read_bytes()[:12000],
+        "header_only.fits": plain.read_bytes()[:2000],
+    }
+    for name, content in files.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    fits.PrimaryHDU().writeto(tmp_path / "no_image.fits")
+    fits.writeto(tmp_path / "cube.fits", np.zeros((3, 4, 5)))
+    table = fits.BinTableHDU.from_columns([fits.Column("a", "E", array=[1.0])], name="SCI")
+    fits.HDUList([fits.PrimaryHDU(), table]).writeto(tmp_path / "table.fits")
+    return [*files, "no_image.fits", "cube.fits", "table.fits"]
+
+
+def test_damaged_files_are_one_sentence(rng, tmp_path):
+    for name in damaged(tmp_path, rng):
+        with pytest.raises(FileFormatError) as error:
+            read_exposure(tmp_path / name, variance=1.0)
+        message = str(error.value)
+        assert name in message
+        assert "\n" not in message
+    with pytest.raises(FileFormatError, match="directory"):
+        read_exposure(tmp_path)
+
+
+def test_nothing_is_overwritten_or_left_behind(rng, tmp_path, monkeypatch):
+    path = tmp_path / "out.fits"
+    exposure = make_exposure(rng)
+    write_exposure(exposure, path)
+    before = path.read_bytes()
+    with pytest.raises(OutputExistsError, match=r"out\.fits.*exists"):
+        write_exposure(exposure, path)
+    module = sys.modules["whitediff.formats.archive.write"]
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_exposure(exposure, path, overwrite=True)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_append", full)
+    with pytest.raises(FileFormatError, match="No space left"):
+        write_exposure(exposure, path, overwrite=True)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out.fits"]
+    with pytest.raises(FileFormatError, match="directory does not exist"):
+        write_exposure(exposure, tmp_path / "nowhere" / "out.fits")
