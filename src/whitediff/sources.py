@@ -43,8 +43,8 @@ def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL)
     Returns
     -------
     background
-        ``(ny, nx)`` float64: medians, median-filtered over 3×3 cells and interpolated
-        linearly.  Cells without a pixel take their neighbours' median.
+        ``(ny, nx)`` float64: medians, median-filtered over 3×3 cells, interpolated
+        linearly, and extrapolated over the outer half cells.  Cells without a pixel take their neighbours' median.
     """
     ny, nx = image.shape
     cells_y, cells_x = max(1, round(ny / cell)), max(1, round(nx / cell))
@@ -69,9 +69,16 @@ def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL)
 
 
 def _linear_matrix(position: Array, size: int) -> Array:
-    """Matrix that interpolates linearly at positions, constant beyond the ends."""
-    position = np.clip(position, 0, size - 1)
-    return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(size)[None, :]))
+    """Matrix that interpolates linearly at positions, and extrapolates beyond the ends."""
+    if size == 1:
+        return np.ones((len(position), 1))
+    left = np.clip(np.floor(position).astype(int), 0, size - 2)
+    fraction = position - left
+    matrix = np.zeros((len(position), size))
+    rows = np.arange(len(position))
+    matrix[rows, left] = 1 - fraction
+    matrix[rows, left + 1] = fraction
+    return matrix
 
 
 def detect_sources(image: Array, unusable: Array | None = None) -> Array:

@@ -1,0 +1,72 @@
+"""Claims: sources are found with their wings; what is left has the variance that was put in;
+variance planes follow gain and read noise where these explain the scatter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from whitediff.errors import ArgumentError, DataError
+from whitediff.simulation import SimulationOptions, simulate
+from whitediff.sources import detect_sources, noise_variance, smooth_background
+
+
+@pytest.fixture(scope="module")
+def science():
+    return simulate(SimulationOptions(shape=(512, 512), seed=3, transients=0)).science
+
+
+def test_source_free_pixels_have_the_background_variance(science):
+    unusable = science.mask["BAD"] | science.mask["NO_DATA"]
+    sources = detect_sources(science.image, unusable)
+    free = ~sources & ~unusable
+    assert 0.6 < free.mean() < 0.99
+    variance = np.var(science.image[free], dtype=np.float64)
+    assert variance == pytest.approx(900, rel=0.02)
+    # What is bright enough to see is found.
+    assert sources[(science.variance > 1200) & ~unusable].mean() > 0.95
+
+
+def test_noise_alone_has_no_sources(rng):
+    sources = detect_sources(rng.normal(0, 5, (512, 512)))
+    assert sources.mean() < 0.01
+
+
+def test_a_gradient_is_background(rng):
+    ny, nx = 400, 390
+    gradient = np.linspace(0, 300, nx)[None, :] + np.linspace(0, 100, ny)[:, None]
+    image = gradient + rng.normal(0, 5, (ny, nx))
+    assert detect_sources(image).mean() < 0.02
+    background = smooth_background(image, np.ones(image.shape, dtype=bool))
+    assert np.abs(background - gradient)[40:-40, 40:-40].max() < 5
+
+
+def test_measured_variance(science):
+    model = noise_variance(science.image, science.mask["BAD"])
+    assert model.background_variance == pytest.approx(900, rel=0.03)
+    assert np.ptp(model.variance) == 0
+    with_gain = noise_variance(science.image, science.mask["BAD"], gain=2.0, read_noise=5.0)
+    assert with_gain.background_variance == pytest.approx(900, rel=0.03)
+    bright = science.variance > 3000
+    usable = bright & np.isfinite(science.image) & ~science.mask["SAT"] & ~science.mask["BAD"]
+    ratio = with_gain.variance[usable] / science.variance[usable]
+    assert np.median(ratio) == pytest.approx(1, abs=0.05)
+
+
+def test_variance_from_the_detector(rng):
+    image = (rng.poisson(2000, (200, 200)) + rng.normal(0, 10, (200, 200))) / 4.0
+    model = noise_variance(image, gain=4.0, read_noise=10.0)
+    np.testing.assert_allclose(model.variance, image / 4 + (10 / 4) ** 2)
+    assert "from gain 4" in model.description
+
+
+def test_refusals(rng):
+    image = rng.normal(size=(64, 64))
+    with pytest.raises(ArgumentError, match="gain must be positive; got -1"):
+        noise_variance(image, gain=-1.0)
+    with pytest.raises(ArgumentError, match="read noise must not be negative; got -2"):
+        noise_variance(image, gain=1.0, read_noise=-2.0)
+    with pytest.raises(DataError, match="scatter of the source-free pixels is 0"):
+        noise_variance(np.zeros((64, 64)))
+    with pytest.raises(DataError, match="No pixel is usable"):
+        noise_variance(np.full((64, 64), np.nan))
