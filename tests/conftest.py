@@ -7,3 +7,20 @@ import pytest
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20260801)
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        from whitediff.cli.main import main
+
+        monkeypatch.setattr("sys.argv", ["whitediff", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capfd.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run_command

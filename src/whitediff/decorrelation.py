@@ -20,6 +20,7 @@ from .errors import ArgumentError, DataError
 
 __all__ = [
     "CONTAMINATION_THRESHOLD",
+    "EMPTY_POWER",
     "Correction",
     "contaminated_pixels",
     "corrected_image",
@@ -37,6 +38,9 @@ type Array = npt.NDArray[Any]
 
 CONTAMINATION_THRESHOLD = 0.01
 """Fraction of the filter's absolute weight above which a pixel is contaminated."""
+
+EMPTY_POWER = 1e-4
+"""Power |p̂|² below which a frequency of a pre-convolved image counts as empty."""
 
 _PRECONVOLUTION_POWER_FLOOR = 1e-28
 """Where ``|p̂|²`` is smaller, it is a rounding error of a unit-sum kernel's spectrum.
@@ -220,6 +224,7 @@ def score_correction(
     science_variance: float,
     template_variance: float,
     shape: tuple[int, int],
+    empty_power: float = 0.0,
 ) -> Correction:
     """Fourier factor that makes a score image the optimal detection statistic.
 
@@ -235,6 +240,10 @@ def score_correction(
         Mean variance per pixel before any convolution; image_unit², finite, positive.
     shape
         Transform grid, at least as large as the kernels.
+    empty_power
+        Power |p̂|² below which a frequency of the pre-convolved image counts as empty: the
+        factor is brought to zero there, times ``|p̂|²/(|p̂|² + empty_power)``.  0 leaves the
+        formula as it is documented.
 
     Returns
     -------
@@ -252,6 +261,11 @@ def score_correction(
     -----
     DMTN-179, section 4.  Where ``|p̂|²`` is below the rounding of the transform it is
     held at 1e-28, so that the ratio stays a number.
+
+    With kernels cut to stamps, the ratio is one of truncation errors long before that:
+    harmless in the image, which has no power there, but the filter's pixel kernel is then
+    noise over the whole frame.  ``empty_power`` brings out the part that matters, for
+    `contaminated_pixels`.
     """
     kernel, kernel_sum = _checked_kernel("matching kernel", kernel, shape)
     preconvolution_kernel, preconvolution_sum = _checked_kernel(
@@ -263,12 +277,15 @@ def score_correction(
         fourier.pad_center_origin(preconvolution_kernel / preconvolution_sum, shape), shape
     )
     power = kernel_ft.real**2 + kernel_ft.imag**2
-    power /= np.maximum(
-        preconvolution_ft.real**2 + preconvolution_ft.imag**2, _PRECONVOLUTION_POWER_FLOOR
-    )
+    preconvolution_power = preconvolution_ft.real**2 + preconvolution_ft.imag**2
+    power /= np.maximum(preconvolution_power, _PRECONVOLUTION_POWER_FLOOR)
     correction_ft = white_variance(kernel_sum, science_variance, template_variance) / (
         science_variance + template_variance * power
     )
+    if empty_power > 0:
+        # Divided by its value at zero frequency, so that flux is kept exactly.
+        correction_ft *= preconvolution_power / (preconvolution_power + empty_power)
+        correction_ft /= correction_ft[0, 0]
     return Correction(shape, correction_ft, kernel_ft, kernel_sum, preconvolution_ft)
 
 

@@ -26,6 +26,7 @@ _DETECTION_THRESHOLD = 4.0
 _GROWTH_THRESHOLD = 2.0
 _GROWTH_PIXELS = 4
 _BACKGROUND_CELL = 64
+_LEAST_USED = 0.3
 
 
 def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL) -> Array:
@@ -43,8 +44,9 @@ def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL)
     Returns
     -------
     background
-        ``(ny, nx)`` float64: medians, median-filtered over 3×3 cells, interpolated
-        linearly, and extrapolated over the outer half cells.  Cells without a pixel take their neighbours' median.
+        ``(ny, nx)`` float64: medians, interpolated linearly, and extrapolated over the
+        outer half cells.  Cells of which less than 30 % counts take the median of their
+        neighbours that are better off.
     """
     ny, nx = image.shape
     cells_y, cells_x = max(1, round(ny / cell)), max(1, round(nx / cell))
@@ -55,13 +57,18 @@ def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL)
         for i in range(cells_x):
             part = (slice(edges_y[j], edges_y[j + 1]), slice(edges_x[i], edges_x[i + 1]))
             values = image[part][use[part]]
-            if values.size:
+            if values.size > _LEAST_USED * use[part].size:
                 medians[j, i] = np.median(values)
     if np.isnan(medians).all():
-        return np.zeros(image.shape)
-    medians = scipy.ndimage.generic_filter(
-        np.where(np.isnan(medians), np.nanmedian(medians), medians), np.median, size=3
-    )
+        return np.full(image.shape, np.median(image[use]) if use.any() else 0.0)
+    # From the outside of every hole inwards.
+    while (missing := np.argwhere(np.isnan(medians))).size:
+        filled = medians.copy()
+        for j, i in missing:
+            near = medians[max(0, j - 1) : j + 2, max(0, i - 1) : i + 2]
+            if not np.isnan(near).all():
+                filled[j, i] = np.nanmedian(near)
+        medians = filled
     y = (np.arange(ny) + 0.5) / ny * cells_y - 0.5
     x = (np.arange(nx) + 0.5) / nx * cells_x - 0.5
     rows = _linear_matrix(y, cells_y) @ medians

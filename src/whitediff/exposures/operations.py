@@ -255,7 +255,9 @@ def decorrelate(
             convolved_mean / unconvolved_mean,
         )
 
-    def correction_on(shape: tuple[int, ...]) -> decorrelation.Correction:
+    documented = options.transform == "documented"
+
+    def correction_on(shape: tuple[int, ...], empty_power: float = 0.0) -> decorrelation.Correction:
         grid = (shape[0], shape[1])
         if preconvolution_image is not None:
             return decorrelation.score_correction(
@@ -264,6 +266,7 @@ def decorrelate(
                 science_variance=svar,
                 template_variance=tvar,
                 shape=grid,
+                empty_power=empty_power,
             )
         return decorrelation.difference_correction(
             kernel_image,
@@ -275,9 +278,9 @@ def decorrelate(
     stamps = [
         s.shape for s in (kernel_image, difference_psf, preconvolution_image) if s is not None
     ]
-    documented = options.transform == "documented"
     make_shape = fourier.common_shape if documented else fourier.fast_shape
-    correction = correction_on(make_shape(*stamps, difference.shape))
+    grid = make_shape(*stamps, difference.shape)
+    correction = correction_on(grid)
 
     weights = correction.variance_weights()
     variance = _variance_plane(
@@ -300,8 +303,10 @@ def decorrelate(
 
     untrusted = masks.flagged(difference.mask, options.untrusted_mask_planes)
     untrusted |= ~np.isfinite(image_in)
+    # A score correction has noise where the image has no power; it would mark everything.
+    reach = correction_on(grid, decorrelation.EMPTY_POWER) if options.score else correction
     contaminated = decorrelation.contaminated_pixels(
-        correction.correction_ft, untrusted, shape=correction.shape
+        reach.correction_ft, untrusted, shape=reach.shape
     )
 
     psf = None

@@ -108,8 +108,10 @@ def _check_complete(path: Path, hdus: astropy.io.fits.HDUList) -> None:
         info = hdu.fileinfo()
         if info is None or compressed:
             continue
-        # The padding of the last block may be missing; its data may not.
-        end = info["datLoc"] + hdu.size
+        # The padding of the last block may be missing; its data may not.  A compressed
+        # image states the size that it unpacks to.
+        unpacked = isinstance(hdu, astropy.io.fits.CompImageHDU)
+        end = info["datLoc"] + (info["datSpan"] if unpacked else hdu.size)
         if end > size:
             raise FileFormatError(
                 f"{path}: truncated: {hdu.name or 'the primary HDU'} ends at byte {end}, but the"

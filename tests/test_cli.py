@@ -1,0 +1,482 @@
+"""The command line, as its users meet it.
+
+Claims: help answers without the heavy imports; simulate, decorrelate and check work together
+in every mode; whatever is wrong gets one sentence with file and value, exit code 1 (2 for wrong
+usage), no traceback and no output; a run that is killed leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from lsst.images import MaskedImage
+
+from scenes import gaussian
+from whitediff import Exposure, decorrelation, fourier, read_exposure, write_exposure
+from whitediff.convolution import convolve
+from whitediff.exposures import kernels
+from whitediff.simulation import PsfModel, matching_kernel
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory):
+    """Directory with a small simulated pair."""
+    directory = tmp_path_factory.mktemp("simulated")
+    command = [sys.executable, "-m", "whitediff.cli", "simulate", "--size", "384x300", "-q"]
+    subprocess.run([*command, "--seed", "7", "--output", str(directory)], check=True)
+    return directory
+
+
+def triple(directory):
+    return [directory / f"{name}.fits" for name in ("science", "template", "difference")]
+
+
+def measured(run, path, tmp_path, *options):
+    target = tmp_path / f"check{time.monotonic_ns()}.json"
+    code, _, messages = run("check", path, "--json", target, "-q", *options)
+    assert code == 0, messages
+    return json.loads(target.read_text())
+
+
+def test_importing_whitediff_is_light():
+    code = """if True:
+        import sys
+        import whitediff, whitediff.decorrelation, whitediff.simulation, whitediff.sources
+        import whitediff.convolution, whitediff.stats, whitediff.fourier, whitediff.cli.main
+        heavy = [m for m in sys.modules if m.split(".")[0] in ("lsst", "matplotlib", "astropy")]
+        assert not heavy, heavy
+        assert "decorrelate" in dir(whitediff)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = """if True:
+        import sys
+        sys.argv = ["whitediff", "--help"]
+        import whitediff.cli.main as m
+        try:
+            m.main()
+        except SystemExit as stop:
+            assert not stop.code
+        assert not {"numpy", "lsst", "rich"} & set(sys.modules)
+    """
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert b"decorrelate" in result.stdout
+
+
+def test_every_command_has_help(run):
+    for command in ("simulate", "decorrelate", "check", "demo"):
+        code, text, _ = run(command, "--help")
+        assert code == 0
+        assert "Options:" in text
+    assert run("--version")[1].startswith("whitediff, version")
+
+
+def test_simulate_decorrelate_check(run, simulated, tmp_path):
+    out = tmp_path / "out.fits"
+    code, stdout, messages = run("decorrelate", *triple(simulated), "--output", out)
+    assert (code, stdout) == (0, "")
+    assert "kernel sum 1" in messages
+    plot = tmp_path / "check.png"
+    code, table, _ = run("check", out, "--plot", plot, "--json", tmp_path / "check.json")
+    assert code == 0
+    for heading in ("before", "after", "PSF-filtered variance ratio", "neighbour covariance"):
+        assert heading in table
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    values = json.loads((tmp_path / "check.json").read_text())
+    before, after = values["before"], values["after"]
+    error = after["filtered_variance_ratio_error"]
+    assert after["filtered_variance_ratio"] == pytest.approx(1, abs=4 * error)
+    assert before["filtered_variance_ratio"] > 1.1
+    assert after["pixel_variance_ratio"] == pytest.approx(1, abs=0.02)
+    assert before["pixel_variance_ratio"] < 0.85
+    header = fits.getheader(out)
+    assert header["WDTASK"] == "decorrelate"
+    assert header["WDCONV"] == "template"
+    assert header["WDSVAR"] == pytest.approx(900, rel=1e-3)
+    assert header["WDTVAR"] == pytest.approx(300, rel=1e-3)
+    image = MaskedImage.read(str(out))
+    assert {"BAD", "SAT", "NO_DATA", "EDGE", "CONTAMINATED", "SOURCE"} <= set(
+        image.mask.schema.names
+    )
+    assert image.sky_projection is not None
+    assert fits.getheader(out, "IMAGE")["SKYLEVEL"] > 0
+    # With the science image and template named, the sources are found again.
+    again = measured(run, out, tmp_path, "--science", triple(simulated)[0],
+                     "--template", triple(simulated)[1])  # fmt: skip
+    assert again["after"]["pixels"] == after["pixels"]
+
+
+def test_options_reach_the_task(run, simulated, tmp_path):
+    paths = triple(simulated)
+    base = tmp_path / "base.fits"
+    assert run("decorrelate", *paths, "--output", base, "-q")[0] == 0
+    options = {
+        "full": ["--full-variance"],
+        "documented": ["--transform", "documented"],
+        "given": ["--science-variance", 800, "--template-variance", 350],
+        "position": ["--x-center", 100, "--y-center", 20],
+        "planes": ["--ignore-mask-planes", "BAD,SATURATED"],
+        "kernel": [],
+        "compressed": ["--compress"],
+    }
+    outputs = {}
+    for name, extra in options.items():
+        outputs[name] = tmp_path / f"{name}.fits"
+        arguments = [*paths, simulated / "kernel.fits"] if name == "kernel" else paths
+        code, _, messages = run("decorrelate", *arguments, "--output", outputs[name], "-q", *extra)
+        assert code == 0, messages
+    reference = read_exposure(base)
+    inner = (slice(60, -60),) * 2
+    full = read_exposure(outputs["full"]).variance.array
+    assert np.nanmedian(full[inner] / reference.variance.array[inner]) == pytest.approx(1, rel=0.02)
+    assert not np.array_equal(full, reference.variance.array)
+    header = fits.getheader(outputs["given"])
+    assert (header["WDSVAR"], header["WDTVAR"]) == (800, 350)
+    header = fits.getheader(outputs["position"])
+    assert (header["WDXCEN"], header["WDYCEN"]) == (100, 20)
+    assert fits.getheader(outputs["planes"])["WDIGNORE"] == "BAD,SATURATED"
+    for name in ("kernel", "compressed", "position"):
+        exposure = read_exposure(outputs[name])
+        np.testing.assert_array_equal(exposure.image.array, reference.image.array)
+        np.testing.assert_array_equal(exposure.mask.array, reference.mask.array)
+    documented = read_exposure(outputs["documented"]).image.array
+    finite = np.isfinite(documented)
+    assert np.abs(documented - reference.image.array)[finite].max() < 1e-3 * 30
+    assert outputs["compressed"].stat().st_size < 0.9 * base.stat().st_size
+
+
+def test_the_science_image_may_be_the_convolved_one(run, tmp_path):
+    directory = tmp_path / "sharp"
+    code, _, messages = run(
+        "simulate", "--output", directory, "--size", 300, "--science-psf", 2.0,
+        "--template-psf", 3.0, "--flux-scale", 1.3, "--template-variance", 400, "--bad-columns", 0,
+    )  # fmt: skip
+    assert code == 0, messages
+    assert "wrote science.fits" in messages
+    out = tmp_path / "out.fits"
+    code, _, messages = run("decorrelate", *triple(directory), "--output", out)
+    assert code == 0, messages
+    header = fits.getheader(out)
+    assert header["WDCONV"] == "science"
+    assert header["WDKSUM"] == pytest.approx(1 / 1.3)
+    values = measured(run, out, tmp_path)
+    assert values["after"]["variance_plane"] == pytest.approx(900 + 400 * 1.69, rel=0.01)
+    assert values["after"]["pixel_variance_ratio"] == pytest.approx(1, abs=0.03)
+    error = values["after"]["filtered_variance_ratio_error"]
+    assert values["after"]["filtered_variance_ratio"] == pytest.approx(1, abs=4 * error)
+
+
+def test_score_mode(run, tmp_path, rng):
+    """A score image made by hand: science correlated with its PSF minus the matched template."""
+    shape, svar, tvar = (400, 420), 25.0, 16.0
+    # Elliptical and off-centre: a flip would show.
+    model = PsfModel(sigma=2.0, frame=shape, ellipticity=(0.1, 0.05), offset=(0.4, -0.3))
+    science_psf, template_psf = model.stamp(0, 0, size=31), gaussian(31, 2.4)
+    science_psf /= science_psf.sum()
+    reflected = decorrelation.reflected(science_psf)
+    target = convolve(np.pad(science_psf, 32), reflected)
+    kernel = matching_kernel(target, np.pad(template_psf, 32), size=35, kernel_sum=1.0)
+    truth = np.zeros(shape)
+    for y, x in rng.integers(50, 350, (25, 2)):
+        truth[y, x] += 20000
+    transients = rng.integers(60, 340, (10, 2))
+    new = truth.copy()
+    for y, x in transients:
+        new[y, x] += 1500
+    images = {
+        "science": convolve(new, science_psf) + rng.normal(0, np.sqrt(svar), shape),
+        "template": convolve(truth, template_psf) + rng.normal(0, np.sqrt(tvar), shape),
+    }
+    score = convolve(images["science"], reflected) - convolve(images["template"], kernel)
+    for name, psf, variance in (
+        ("science", science_psf, svar),
+        ("template", template_psf, tvar),
+        ("difference", science_psf, 1.0),
+    ):
+        image = images.get(name, score).astype(np.float32)
+        write_exposure(
+            Exposure.from_arrays(image, variance=variance, psf=psf), tmp_path / f"{name}.fits"
+        )
+    fits.writeto(tmp_path / "kernel.fits", kernel)
+    fits.writeto(tmp_path / "psf.fits", science_psf)
+    paths = [*triple(tmp_path), tmp_path / "kernel.fits"]
+    outputs = []
+    for extra in ([], ["--preconvolution-kernel", tmp_path / "psf.fits"]):
+        out = tmp_path / f"out{len(outputs)}.fits"
+        code, _, messages = run("decorrelate", *paths, "--output", out, "--score", "-q", *extra)
+        assert code == 0, messages
+        outputs.append(read_exposure(out))
+    np.testing.assert_allclose(outputs[0].image.array, outputs[1].image.array, atol=1e-4)
+    result = outputs[0]
+    significance = result.image.array / np.sqrt(result.variance.array)
+    free = ~(result.mask.get("SOURCE") | result.mask.get("CONTAMINATED"))
+    assert significance[free].std() == pytest.approx(1, abs=0.03)
+    # The matched-filter optimum, from the spectra themselves.
+    grid = fourier.fast_shape(shape, (64, 64))
+    p, k = (
+        fourier.forward(fourier.pad_center_origin(stamp, grid), grid)
+        for stamp in (science_psf, kernel)
+    )
+    power = np.abs(p) ** 2 / (svar + tvar * np.abs(k) ** 2 / np.maximum(np.abs(p) ** 2, 1e-20))
+    optimum = 1500 * np.sqrt(fourier.mean_square_modulus(np.sqrt(power), grid))
+    reached = np.mean([significance[y, x] for y, x in transients])
+    assert reached == pytest.approx(optimum, abs=4 / np.sqrt(len(transients)))
+    assert fits.getheader(tmp_path / "out0.fits")["WDSCORE"] is True
+
+
+def test_a_difference_without_wcs_or_psf_takes_them_from_its_inputs(run, simulated, tmp_path):
+    image = fits.getdata(simulated / "difference.fits", "IMAGE")
+    fits.writeto(tmp_path / "bare.fits", image)
+    out = tmp_path / "out.fits"
+    paths = [*triple(simulated)[:2], tmp_path / "bare.fits", simulated / "kernel.fits"]
+    code, _, messages = run("decorrelate", *paths, "--output", out)
+    assert code == 0
+    assert "has no PSF; that of" in messages
+    assert "has no WCS; that of" in messages
+    exposure = read_exposure(out)
+    assert exposure.psf is not None
+    assert exposure.sky_projection is not None
+    assert exposure.header["CTYPE1"] == "RA---TAN"
+
+
+def test_non_zero_origins_are_kept(run, simulated, tmp_path, rng):
+    kernel = gaussian(11, 1.5)
+    names = ("science", "template", "difference")
+    for name in names:
+        exposure = Exposure.from_arrays(
+            rng.normal(0, 3, (80, 90)).astype(np.float32), variance=9.0, yx0=(-20, 1500)
+        )
+        if name == "difference":
+            basis = np.stack([kernel, np.roll(kernel, 1, axis=1)])
+            coefficients = np.array([[1.0, 0.0, 0.0], [-15.3, 0.01, 0.005]])
+            exposure.kernel = kernels.polynomial_kernel(basis, coefficients, exposure.bbox)
+        write_exposure(exposure, tmp_path / f"{name}.fits")
+    out = tmp_path / "out.fits"
+    code, _, messages = run(
+        "decorrelate", *triple(tmp_path), "--output", out, "--x-center", 1560, "--y-center", -10
+    )
+    assert code == 0, messages
+    exposure = read_exposure(out)
+    assert exposure.yx0 == (-20, 1500)
+    expected = 1 - 15.3 + 0.01 * 1560 + 0.005 * -10
+    assert fits.getheader(out)["WDKSUM"] == pytest.approx(expected, rel=1e-9)
+    code, _, messages = run(
+        "decorrelate", *triple(tmp_path), "--output", tmp_path / "no.fits", "--x-center", 60
+    )
+    assert code == 1
+    assert "--x-center 60 is outside the image, whose pixels run from 1500 to 1589" in messages
+
+
+def bad_inputs(directory, simulated):
+    """Name → arguments of decorrelate, and what its sentence must hold."""
+    science, template, difference = triple(simulated)
+    kernel = simulated / "kernel.fits"
+    image = fits.getdata(science, "IMAGE")
+    shape = image.shape
+
+    def exposure(name, pixels=None, *, variance=900.0, mask=None):
+        path = directory / name
+        pixels = np.nan_to_num(image) if pixels is None else pixels
+        write_exposure(
+            Exposure.from_arrays(pixels.astype(np.float32), variance=variance, mask=mask), path
+        )
+        return path
+
+    def plain(name, data):
+        fits.writeto(directory / name, data)
+        return directory / name
+
+    truncated = directory / "truncated.fits"
+    truncated.write_bytes(science.read_bytes()[:100_000])
+    text = directory / "text.fits"
+    text.write_text("not a FITS file")
+    everything = np.ones(shape, dtype=bool)
+    return {
+        "shapes differ": (
+            [science, exposure("small.fits", np.ones((300, 300))), difference],
+            ["small.fits", "300 x 300", "300 x 384"],
+        ),
+        "not 2-D": ([science, plain("cube.fits", np.ones((3, 4, 5))), difference],
+                    ["cube.fits", "3 dimensions"]),
+        "missing extension": ([f"{science}[N7]", template, difference],
+                              ["science.fits", "no extension 'N7'"]),
+        "missing file": ([science, directory / "none.fits", difference],
+                         ["none.fits", "no such file"]),
+        "truncated": ([truncated, template, difference], ["truncated.fits", "truncated"]),
+        "not FITS": ([science, text, difference], ["text.fits", "FITS"]),
+        "unknown plane": ([science, template, difference, "--ignore-mask-planes", "BAD,NOPE"],
+                          ["'NOPE'", "science.fits", "BAD"]),
+        "all masked": ([science, exposure("masked.fits", mask={"BAD": everything}), difference],
+                       ["masked.fits", "no usable pixel"]),
+        "all NaN": ([science, exposure("nan.fits", np.full(shape, np.nan)), difference],
+                    ["nan.fits", "no finite pixel"]),
+        "negative variance": ([exposure("minus.fits", variance=-4.0), template, difference],
+                              ["minus.fits", "must be positive; got -4"]),
+        "zero variance": ([exposure("zero.fits", variance=0.0), template, difference],
+                          ["zero.fits", "must be positive; got 0"]),
+        "given variance": ([science, template, difference, "--science-variance", -1],
+                           ["--science-variance", "-1"]),
+        "zero kernel": ([science, template, difference, plain("k0.fits", np.zeros((5, 5)))],
+                        ["k0.fits", "sums to 0"]),
+        "NaN kernel": ([science, template, difference, plain("kn.fits", np.full((5, 5), np.nan))],
+                       ["kn.fits", "not finite"]),
+        "large kernel": ([science, template, difference, plain("kl.fits", np.ones((5, 900)))],
+                         ["kl.fits", "(5, 900)", "larger than the image"]),
+        "no kernel": ([science, template, plain("bare.fits", np.nan_to_num(image))],
+                      ["bare.fits", "carries no kernel"]),
+        "preconvolution without score": (
+            [science, template, difference, "--preconvolution-kernel", kernel],
+            ["kernel.fits", "score"],
+        ),
+        "score with science convolved": (
+            [science, template, difference, "--score", "--convolved", "science"], ["score"]),
+        "score without PSF": ([exposure("nopsf.fits"), template, difference, "--score"],
+                              ["nopsf.fits", "no PSF"]),
+        "constant image": ([plain("flat.fits", np.ones(shape)), template, difference],
+                           ["flat.fits", "scatter"]),
+        "wrong gain": ([plain("raw.fits", np.nan_to_num(image)), template, difference,
+                        "--science-gain", -2], ["raw.fits", "gain", "-2"]),
+        "directory": ([directory, template, difference], ["is a directory"]),
+    }  # fmt: skip
+
+
+def test_bad_input_gets_one_sentence_and_no_output(run, simulated, tmp_path):
+    cases = bad_inputs(tmp_path, simulated)
+    out = tmp_path / "out.fits"
+    for name, (arguments, expected) in cases.items():
+        code, stdout, messages = run("decorrelate", *arguments, "--output", out, "-q")
+        assert code == 1, name
+        assert stdout == "", name
+        assert "Traceback" not in messages, name
+        assert "Unexpected" not in messages, (name, messages)
+        sentences = [line for line in messages.splitlines() if line.strip()]
+        assert len(sentences) == 1, (name, messages)
+        for text in expected:
+            assert text in messages, (name, messages)
+        assert not out.exists(), name
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_outputs_are_not_overwritten(run, simulated, tmp_path):
+    out = tmp_path / "out.fits"
+    out.write_text("precious")
+    code, _, messages = run("decorrelate", *triple(simulated), "--output", out)
+    assert code == 1
+    assert "out.fits: exists already" in messages
+    assert out.read_text() == "precious"
+    assert run("decorrelate", *triple(simulated), "--output", out, "--overwrite", "-q")[0] == 0
+    code, _, messages = run("check", out, "--json", out)
+    assert code == 1
+    code, _, messages = run("simulate", "--output", simulated)
+    assert code == 1
+    assert "science.fits: exists already" in messages
+    code, _, messages = run(
+        "decorrelate", *triple(simulated), "--output", tmp_path / "no" / "o.fits"
+    )
+    assert code == 1
+    assert "directory does not exist" in messages
+
+
+def test_wrong_usage_exits_with_2(run, simulated, tmp_path):
+    out = ["--output", tmp_path / "o.fits"]
+    for arguments in (
+        ["decorrelate"],
+        ["decorrelate", *triple(simulated)],
+        ["decorrelate", *triple(simulated), *out, "--convolved", "both"],
+        ["decorrelate", *triple(simulated), *out, "--x-center", "middle"],
+        ["decorrelate", *triple(simulated), *out, "-v", "-q"],
+        ["simulate", "--output", tmp_path / "s", "--size", "big"],
+        ["frobnicate"],
+    ):
+        code, _, messages = run(*arguments)
+        assert code == 2, arguments
+        assert "Usage" in messages
+        assert "Traceback" not in messages
+    code, _, messages = run("simulate", "--output", tmp_path / "s", "--gain", 0)
+    assert code == 1
+    assert "gain must be positive" in messages
+
+
+def test_check_says_what_it_cannot_do(run, simulated, tmp_path):
+    bare = tmp_path / "bare.fits"
+    fits.writeto(bare, np.random.default_rng(1).normal(0, 3, (200, 210)))
+    code, table, messages = run("check", bare)
+    assert code == 0
+    assert "no mask plane SOURCE" in messages
+    assert "Gaussian of sigma 1.8" in messages
+    assert re.search(r"pixel variance / variance plane +1\.0|0\.9", table)
+    code, _, messages = run("check", bare, "--science", simulated / "science.fits")
+    assert code == 1
+    assert "science.fits: has the shape (300, 384)" in messages
+    code, _, messages = run("check", bare, "--sigma", -1)
+    assert code == 1
+    assert "positive; got -1" in messages
+    everything = Exposure.from_arrays(
+        np.zeros((99, 99)), variance=1.0, mask={"BAD": np.ones((99, 99), dtype=bool)}
+    )
+    write_exposure(everything, tmp_path / "masked.fits")
+    code, _, messages = run("check", tmp_path / "masked.fits", "--sigma", 2)
+    assert code == 1
+    assert "masked.fits: Only 0 of 9801 pixels" in messages
+
+
+def test_unexpected_errors_show_no_traceback(run, simulated, tmp_path, monkeypatch):
+    def explode(*args, **kwargs):
+        raise RuntimeError("the sky fell\ndown")
+
+    monkeypatch.setattr("whitediff.exposures.operations.decorrelate", explode)
+    code, _, messages = run("decorrelate", *triple(simulated), "--output", tmp_path / "o.fits")
+    assert code == 1
+    assert "Unexpected RuntimeError: the sky fell down." in messages
+    assert "Traceback" not in messages
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_killed_run_leaves_nothing(simulated, tmp_path, number):
+    code = """if True:
+        import sys, time
+        sys.argv = ["whitediff", *sys.argv[1:]]
+        from whitediff.formats.archive import write
+        module = sys.modules["whitediff.formats.archive.write"]
+        def slow(path, extra):
+            print("writing", flush=True)
+            time.sleep(60)
+        module._append = slow
+        from whitediff.cli.main import main
+        main()
+    """
+    out = tmp_path / "out.fits"
+    command = [sys.executable, "-c", code, "decorrelate", *map(str, triple(simulated))]
+    process = subprocess.Popen(
+        [*command, "--output", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    assert b"writing" in process.stdout.readline()
+    process.send_signal(number)
+    _, messages = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert b"interrupted" in messages
+    assert b"Traceback" not in messages
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo(run, tmp_path):
+    code, table, messages = run("demo", "--output", tmp_path / "demo")
+    assert code == 0, messages
+    assert "PSF-filtered variance ratio" in table
+    assert "whiteness.png" in messages
+    values = json.loads((tmp_path / "demo" / "whiteness.json").read_text())
+    assert abs(values["after"]["filtered_variance_ratio"] - 1) < 0.05
+    assert values["before"]["filtered_variance_ratio"] > 1.15
+    assert run("demo", "--output", tmp_path / "demo")[0] == 1
