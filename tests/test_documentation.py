@@ -1,0 +1,70 @@
+"""Claims: the examples of README and docs run as they stand, and say what is so."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scenes import gaussian
+from whitediff import Exposure, write_exposure
+from whitediff.exposures import kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
+def test_readme_examples_run(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands = [
+        line.removeprefix("whitediff ").split()
+        for block in blocks("README.md", "console")
+        for line in block.splitlines()
+        if line.startswith("whitediff ")
+    ]
+    simulate = next(c for c in commands if c[0] == "simulate")
+    assert run(*simulate, "--size", 300)[0] == 0
+    for name in ("science", "template", "difference", "kernel"):
+        (tmp_path / f"{name}.fits").symlink_to(tmp_path / "sim" / f"{name}.fits")
+    for command in commands:
+        if command[0] != "simulate":
+            code, _, messages = run(*command)
+            assert code == 0, messages
+    assert (tmp_path / "white.png").exists()
+    python = "\n".join(blocks("README.md", "python"))
+    result = subprocess.run([sys.executable, "-c", python], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "kernel sum 1.300" in result.stdout
+
+
+def test_the_ten_line_reader_reads(tmp_path, rng):
+    namespace: dict[str, object] = {}
+    exec(blocks("docs/file-format.md", "python")[0], namespace)
+    exposure = Exposure.from_arrays(rng.normal(size=(50, 60)), variance=1.0, yx0=(5, -9))
+    basis = np.stack([gaussian(9, 1.0), gaussian(9, 2.0)])
+    coefficients = np.array([[1.0, 0.01, 0.02, 1e-4, 0, 0], [0.2, 0, 0.001, 0, 2e-4, 0]])
+    for kernel in (
+        kernels.polynomial_kernel(basis, coefficients, exposure.bbox),
+        kernels.constant_kernel(basis[0], exposure.bbox),
+    ):
+        exposure.kernel = kernel
+        write_exposure(exposure, tmp_path / "out.fits", overwrite=True)
+        image = namespace["kernel_at"](tmp_path / "out.fits", 40.5, 20.0)  # type: ignore[operator]
+        np.testing.assert_allclose(
+            image, kernels.evaluate(kernel, x=40.5, y=20.0), rtol=1e-9, atol=1e-15
+        )
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/conventions.md", "docs/file-format.md"])
+def test_links_lead_somewhere(name):
+    path = ROOT / name
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
