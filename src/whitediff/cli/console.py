@@ -24,6 +24,14 @@ class _Formatter(logging.Formatter):
         return f"{prefix}{record.getMessage()}"
 
 
+class _Handler(logging.StreamHandler[Any]):
+    """Writes to what is standard error now: a progress bar puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def set_up_logging(level: int) -> None:
     """Send whitediff's messages to standard error.
 
@@ -35,7 +43,7 @@ def set_up_logging(level: int) -> None:
     logger = logging.getLogger("whitediff")
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(_Formatter())
     logger.addHandler(handler)
     logger.setLevel(level)

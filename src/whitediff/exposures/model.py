@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy.typing as npt
 from lsst.images import Box, GeneralFrame, Image, Mask, MaskedImage, SkyProjection
 from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.psfs import PointSpreadFunction
+from lsst.images.serialization import ArchiveReadError
 
 from ..errors import ArgumentError
 from .masks import make_mask
@@ -21,6 +24,8 @@ from .psf import KernelPointSpreadFunction
 __all__ = ["Exposure"]
 
 type Array = npt.NDArray[Any]
+
+_log = logging.getLogger("whitediff.exposures")
 
 
 class Exposure:
@@ -181,12 +186,13 @@ class Exposure:
         header = None
         if masked_image.fits_wcs is not None:
             header = masked_image.fits_wcs.to_header(relax=True)
-        return cls(
-            masked_image,
-            psf=getattr(obj, "psf", None),
-            kernel=getattr(obj, "kernel", None),
-            header=header,
-        )
+        try:
+            psf = getattr(obj, "psf", None)
+        except ArchiveReadError as error:
+            # Such an object raises when its PSF is asked for, not when it is read.
+            _log.info("The PSF cannot be read (%s); it is left out.", error)
+            psf = None
+        return cls(masked_image, psf=psf, kernel=getattr(obj, "kernel", None), header=header)
 
     @property
     def masked_image(self) -> MaskedImage:
@@ -328,8 +334,6 @@ def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
         return None
     try:
         # Keywords that are merely deprecated are repaired with a warning: not news here.
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", astropy.wcs.FITSFixedWarning)
             wcs = astropy.wcs.WCS(header, naxis=2)

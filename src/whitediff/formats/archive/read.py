@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import lsst.images.serialization
 from lsst.images import MaskedImage
-from lsst.images.serialization import ArchiveReadError
 
 from ...errors import FileFormatError
 from ...exposures.model import Exposure
@@ -18,8 +16,6 @@ from ..headers import observation_header, without_provenance
 from ..stamps import find_hdu, read_kernel_hdus
 
 __all__ = ["read", "read_object"]
-
-_log = logging.getLogger("whitediff.formats")
 
 
 def read_object(path: Path) -> Any:
@@ -72,13 +68,8 @@ def read(path: Path) -> Exposure:
         raise FileFormatError(
             f"{path}: holds a {type(obj).__name__}, not an image with mask and variance."
         )
-    psf = None
-    try:
-        psf = getattr(obj, "psf", None)
-    except ArchiveReadError as error:
-        _log.info("%s: its PSF cannot be read (%s); it is left out.", path, error)
-    kernel = getattr(obj, "kernel", None)
-    background = None
+    given = Exposure.from_object(obj)
+    psf, kernel, background = given.psf, given.kernel, None
     with opened(path) as hdus:
         primary = without_provenance(observation_header(hdus[0].header))
         header = observation_header(hdus["IMAGE"].header)
