@@ -133,8 +133,11 @@ def test_mask_planes_in_both_spellings(rng):
         longer = masks.with_plane(longer, f"EXTRA{i}", planes["MINE"])
     np.testing.assert_array_equal(masks.flagged(longer, ["EXTRA8"]), planes["MINE"])
     np.testing.assert_array_equal(masks.flagged(longer, ["BAD"]), planes["BAD"])
-    again = masks.with_plane(longer, "EXTRA8", ~planes["MINE"])
-    np.testing.assert_array_equal(masks.flagged(again, ["EXTRA8"]), ~planes["MINE"])
+    # Bits that were set stay.
+    again = masks.with_plane(longer, "EXTRA8", planes["BAD"])
+    both = planes["MINE"] | planes["BAD"]
+    np.testing.assert_array_equal(masks.flagged(again, ["EXTRA8"]), both)
+    np.testing.assert_array_equal(masks.flagged(longer, ["EXTRA8"]), planes["MINE"])
 
 
 def test_exposures_from_arrays_say_what_is_wrong():

@@ -316,6 +316,22 @@ def test_noise_of_images_without_variance(rng, tmp_path, caplog):
     assert "measured on" in caplog.text
 
 
+def test_explicit_gain_and_read_noise_are_believed(rng, tmp_path):
+    image = rng.normal(0, 30, (200, 210))
+    fits.writeto(tmp_path / "in.fits", image)
+    exposure = read_exposure(tmp_path / "in.fits", gain=2.0, read_noise=6.0)
+    np.testing.assert_allclose(exposure.variance.array, np.maximum(image, 0) / 2 + 9, rtol=1e-5)
+
+
+def test_background_of_a_plain_file(rng, tmp_path):
+    background = rng.normal(100, 1, SHAPE)
+    hdu_list([], ("BACKGROUND", background), primary=np.zeros(SHAPE)).writeto(tmp_path / "a.fits")
+    exposure = read_exposure(tmp_path / "a.fits", variance=1.0)
+    np.testing.assert_array_equal(exposure.background, background)
+    write_exposure(exposure, tmp_path / "b.fits")
+    np.testing.assert_array_equal(read_exposure(tmp_path / "b.fits").background, background)
+
+
 def test_kernels_in_all_their_forms(rng, tmp_path):
     box = Box.from_shape(SHAPE)
     image = moffat_kernel(11)
@@ -344,7 +360,7 @@ def test_kernels_in_all_their_forms(rng, tmp_path):
     ("image", "message"),
     [
         (np.zeros((5, 5)), "sums to 0"),
-        (np.full((5, 5), np.nan), "25 of the kernel's 25 pixels are not finite"),
+        (np.full((5, 5), np.nan), "25 pixels of 25 that are not finite"),
         (np.ones((99, 5)), r"\(99, 5\) is larger than the image"),
         (np.ones(7), "1 dimensions"),
     ],

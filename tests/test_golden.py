@@ -20,8 +20,8 @@ import pytest
 from lsst.images import Box, Image, Mask, MaskedImage, MaskPlane, MaskSchema
 
 from whitediff import fourier
-from whitediff.errors import DataError
-from whitediff.exposures.kernels import polynomial_kernel
+from whitediff.errors import WhitediffError
+from whitediff.exposures.kernels import evaluate, polynomial_kernel
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.psf import KernelPointSpreadFunction, psf_image
 from whitediff.stats import clipped_mean
@@ -145,11 +145,15 @@ def check_score_correction(case: Case, transform: str) -> None:
 
 
 def check_estimate_variance_plane(case: Case, transform: str) -> None:
-    with np.errstate(invalid="ignore"):
+    dtype = case.get("dtype", "float64")
+    for precision in {"float64", dtype}:
+        first, second = (case[f"variance_{i}"].astype(precision) for i in (1, 2))
         result = make_task(transform).estimateVariancePlane(
-            case["variance_1"], case["variance_2"], case["c1ft"], case["c2ft"]
+            first, second, case["c1ft"], case["c2ft"]
         )
-    assert_close(result, case["expected"], VARIANCE)
+        assert result.dtype == precision
+        rounding = None if precision == "float64" else result.dtype
+        assert_close(result, case["expected"], VARIANCE, rounding=rounding)
 
 
 def check_calculate_variance_plane(case: Case, transform: str) -> None:
@@ -225,11 +229,16 @@ def check_variance_mean(case: Case, transform: str) -> None:
         )
         if good.any() and np.isfinite(variance[good]).sum() > 1:
             assert result.counts == tuple(case[f"n_used_{i}"])
+            scale = abs(result.mean) + abs(result.median)
+            for name, values in (("center", result.centers), ("half_width", result.half_widths)):
+                np.testing.assert_allclose(
+                    values, case[f"{name}_{i}"], rtol=1e-6, atol=1e-6 * scale
+                )
 
 
-def make_exposure(case: Case, name: str, box: Box) -> Exposure:
-    image = case[f"{name}_image"].astype(case.get("image_dtype", "float32"))
-    variance = case[f"{name}_variance"].astype(case.get("variance_dtype", "float32"))
+def make_exposure(case: Case, name: str, box: Box) -> Any:
+    image = case[f"{name}_image"].astype(case.get("image_dtype", "float64"))
+    variance = case[f"{name}_variance"].astype(case.get("variance_dtype", "float64"))
     average = case[f"{name}_psf_average_position_xy"]
     # The PSF's polynomials are in absolute coordinates, so its bounds only scale them.
     psf = KernelPointSpreadFunction(
@@ -244,6 +253,14 @@ def make_exposure(case: Case, name: str, box: Box) -> Exposure:
     return Exposure(masked_image, psf=psf)
 
 
+def has_reproducible_score(case: Case) -> bool:
+    """Whether no frequency of a score correction is a ratio of rounding errors."""
+    if not case.get("preconv_mode") or "preconv_image" not in case.arrays:
+        return True
+    padded = fourier.pad_center_origin(case["preconv_image"], case.shape())
+    return bool((np.abs(np.fft.fft2(padded)) ** 2).min() > PRECONVOLUTION_POWER)
+
+
 def check_run(case: Case, transform: str) -> None:
     shape = case["diffim_image"].shape
     x0, y0 = (int(n) for n in case["xy0"])
@@ -251,13 +268,17 @@ def check_run(case: Case, transform: str) -> None:
     science, template, difference = (
         make_exposure(case, name, box) for name in ("science", "template", "diffim")
     )
-    before = difference.masked_image.copy()
-    task = make_task(
-        transform,
-        ignoreMaskPlanes=case.get("ignore_mask_planes"),
-        completeVarPlanePropagation=case.get("complete_variance", False),
-    )
+    inputs = (science, template, difference)
+    copies = [exposure.masked_image.copy() for exposure in inputs]
+    config = {"completeVarPlanePropagation": case.get("complete_variance", False)}
+    if case.get("ignore_mask_planes") is not None:
+        config["ignoreMaskPlanes"] = case.get("ignore_mask_planes")
+    task = make_task(transform, **config)
     kernel = polynomial_kernel(case["kernel_basis"], case["kernel_coeffs"], box)
+    x, y = (float(v) for v in case["eval_position_xy"])
+    assert_close(evaluate(kernel, x=x, y=y), case["kernel_image"], CORRECTION)
+    for name, exposure in zip(("science", "template", "diffim"), inputs, strict=True):
+        assert_close(psf_image(exposure.psf, x=x, y=y), case[f"{name}_psf_image"], PSF)
     arguments = {name: case.get(name) for name in ("xcen", "ycen", "svar", "tvar")}
     if case.get("preconv_kernel") == "explicit":
         arguments["preConvKernel"] = case["preconv_kernel"]
@@ -277,21 +298,17 @@ def check_run(case: Case, transform: str) -> None:
         with pytest.raises((ValueError, RuntimeError)):
             run()
         return
-    if case.get("questionable"):
-        try:
-            result = run()
-        except (DataError, ValueError):
-            return
-    else:
-        result = run()
-
-    after = difference.masked_image
-    np.testing.assert_array_equal(after.image.array, before.image.array)
-    np.testing.assert_array_equal(after.variance.array, before.variance.array)
-    np.testing.assert_array_equal(after.mask.array, before.mask.array)
+    result = run()
+    for exposure, before in zip(inputs, copies, strict=True):
+        np.testing.assert_array_equal(exposure.image.array, before.image.array)
+        np.testing.assert_array_equal(exposure.variance.array, before.variance.array)
+        np.testing.assert_array_equal(exposure.mask.array, before.mask.array)
     assert result.bbox == box
     for name in difference.mask.schema.names:
-        np.testing.assert_array_equal(result.mask.get(name), difference.mask.get(name))
+        if name == "CONTAMINATED":  # its bits stay, and others are added
+            assert result.mask.get(name)[difference.mask.get(name)].all()
+        else:
+            np.testing.assert_array_equal(result.mask.get(name), difference.mask.get(name))
     if case.get("skipped"):
         np.testing.assert_array_equal(result.image.array, difference.image.array)
         np.testing.assert_array_equal(result.variance.array, difference.variance.array)
@@ -301,16 +318,16 @@ def check_run(case: Case, transform: str) -> None:
 
     assert result.psf is not None
     noise = case.get("noise_after")
+    noise_dominated = case.get("noise_dominated") or not has_reproducible_score(case)
     expected_image, expected_variance = case["expected_image"], case["expected_variance"]
-    x, y = (float(v) for v in case["eval_position_xy"])
     if case.get("questionable"):
-        assert_agree_where_finite(result.image.array, expected_image, FAST, noise)
+        assert_agree_where_finite(result.image.array, expected_image, FAST, noise or 1.0)
         return
     if transform == "documented":
         single = difference.image.array.dtype == np.float32
         tolerance = (
             IMAGE_NOISE_DOMINATED
-            if case.get("noise_dominated")
+            if noise_dominated
             else IMAGE
             if np.isfinite(expected_image).all()
             else IMAGE_FILLED_SINGLE
@@ -320,16 +337,17 @@ def check_run(case: Case, transform: str) -> None:
         assert_close(
             result.image.array, expected_image, tolerance, rounding=result.image.array.dtype
         )
-        variance_tolerance = IMAGE_NOISE_DOMINATED if case.get("noise_dominated") else VARIANCE
+        variance_tolerance = IMAGE_NOISE_DOMINATED if noise_dominated else VARIANCE
         assert_close(
             result.variance.array,
             expected_variance,
             variance_tolerance,
             rounding=result.variance.array.dtype,
         )
-        assert_close(psf_image(result.psf, x=x, y=y), case["expected_psf"], PSF)
+        psf_tolerance = IMAGE_NOISE_DOMINATED if noise_dominated else PSF
+        assert_close(psf_image(result.psf, x=x, y=y), case["expected_psf"], psf_tolerance)
         assert task.freqSpaceShape == case.shape()
-        if not case.get("noise_dominated"):
+        if not noise_dominated:
             np.testing.assert_allclose(
                 task.metadata.getArray("varianceWeights"), case["variance_weights"], rtol=1e-10
             )
@@ -372,4 +390,9 @@ CHECKS = {
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_reference_case(path: Path, transform: str) -> None:
     case = Case(path)
-    CHECKS[case.get("function")](case, transform)
+    try:
+        CHECKS[case.get("function")](case, transform)
+    except WhitediffError:
+        # Where the reference's behaviour is questionable, ours may be the documented error.
+        if not case.get("questionable"):
+            raise

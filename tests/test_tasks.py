@@ -273,6 +273,98 @@ def test_an_exposure_without_a_usable_pixel_is_an_error_with_numbers(rng):
         task.run(science, template, difference, kernel, tvar=9.0)
 
 
+def test_array_methods_keep_single_precision_honest(rng):
+    """A ramp inflates every measure of the image's own scatter; its noise is still 1."""
+    task = DecorrelateALKernelTask()
+    image = (np.linspace(0, 1e6, 300) + rng.normal(size=(280, 300))).astype(np.float32)
+    task.computeCommonShape((21, 21), image.shape)
+    corrft = task.computeDiffimCorrection(moffat_kernel(), 1.0, 1.0).corrft
+    single = task.computeCorrectedImage(corrft, image)
+    double = task.computeCorrectedImage(corrft, image.astype(np.float64))
+    assert (np.abs(single - double) <= 1e-3 + np.spacing(np.abs(single))).all()
+
+
+@pytest.mark.parametrize("ratio", [1.0, 100.0])
+@pytest.mark.parametrize("score", [False, True])
+@pytest.mark.parametrize("background", [0.0, 100.0])
+def test_fast_and_documented_transforms_agree(rng, ratio, score, background):
+    """Also where the filter is not compact, and where stamps cut the wings of a score's PSF."""
+    psf, kernel = gaussian(25, 2.2), gaussian(25, 2.6)
+    shape = (101, 87)
+    exposures = [
+        Exposure.from_arrays(
+            (background + rng.normal(0, 1, shape)).astype(np.float32), variance=variance, psf=psf
+        )
+        for variance in (1.0, ratio, 1.0)
+    ]
+    results = []
+    for transform in ("fast", "documented"):
+        task = DecorrelateALKernelTask(config=DecorrelateALKernelConfig(transform=transform))
+        results.append(task.run(*exposures, kernel, preConvMode=score).correctedExposure)
+    sigma = np.sqrt(results[1].variance.array.min())
+    moved = np.abs(results[0].image.array - results[1].image.array).max()
+    assert moved < 1e-3 * sigma + np.spacing(np.float32(background))
+    np.testing.assert_allclose(results[0].variance.array, results[1].variance.array, rtol=1e-4)
+
+
+def test_contaminated_bits_that_were_there_stay(rng):
+    science, template, difference, kernel = make_pair(rng)
+    old = np.zeros((90, 84), dtype=bool)
+    old[70:72, 60:62] = True
+    marked = Exposure.from_arrays(
+        difference.image.array, variance=1.0, mask={"CONTAMINATED": old}, yx0=(30, -7)
+    )
+    run = DecorrelateALKernelTask().run
+    result = run(science, template, marked, kernel).correctedExposure
+    plain = run(science, template, difference, kernel).correctedExposure
+    assert result.mask.get("CONTAMINATED")[old].all()
+    assert not plain.mask.get("CONTAMINATED")[old].any()
+
+
+def test_a_filled_pixel_marks_what_it_moves_in_a_score(rng, caplog):
+    """Stamps that cut wings make a score filter reach far: a warning, and marks where it matters."""
+    psf, kernel = gaussian(25, 2.2), gaussian(25, 2.6)
+    shape = (200, 210)
+    images = [rng.normal(0, 1, shape) for _ in range(2)]
+    hole = images[0].copy()
+    hole[100, 105] = np.nan
+    run = DecorrelateALKernelTask().run
+    science, template = (Exposure.from_arrays(image, variance=1.0, psf=psf) for image in images)
+    marks = []
+    for image in (images[0], hole):
+        score = Exposure.from_arrays(image, variance=1.0, psf=psf)
+        result = run(science, template, score, kernel, preConvMode=True).correctedExposure
+        marks.append(result.mask.get("CONTAMINATED"))
+    assert "larger stamps cure that" in caplog.text
+    assert marks[0].mean() < 0.6
+    assert not marks[0][100, 105]
+    assert marks[1][98:103, 103:108].all()
+    caplog.clear()
+    wide = gaussian(61, 2.2)
+    run(science, template, score, gaussian(61, 2.6), preConvKernel=wide, preConvMode=True)
+
+
+def test_a_psf_may_stand_for_a_kernel(rng):
+    science, template, difference, _ = make_pair(rng)
+    run = DecorrelateALKernelTask().run
+    image = run(science, template, difference, science.psf).correctedExposure.image.array
+    x, y = science.bbox.x.center, science.bbox.y.center
+    expected = run(science, template, difference, psf_image(science.psf, x=x, y=y))
+    np.testing.assert_array_equal(image, expected.correctedExposure.image.array)
+    with pytest.raises(ValueError, match="must be a ConvolutionKernel, a PSF or an image; got a"):
+        run(science, template, difference, "kernel.fits")
+
+
+def test_default_planes_may_be_missing_in_any_order(rng):
+    science, template, difference, kernel = make_pair(rng)
+    config = DecorrelateALKernelConfig()
+    config.ignoreMaskPlanes = [*reversed(config.ignoreMaskPlanes)]
+    DecorrelateALKernelTask(config=config).run(science, template, difference, kernel)
+    config.ignoreMaskPlanes = [*config.ignoreMaskPlanes, "MINE"]
+    with pytest.raises(ValueError, match="MINE"):
+        DecorrelateALKernelTask(config=config).run(science, template, difference, kernel)
+
+
 def test_named_mask_planes_must_exist_and_both_spellings_do(rng):
     science, template, difference, kernel = make_pair(rng)
     saturated = np.zeros((90, 84), dtype=bool)

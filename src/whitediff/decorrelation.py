@@ -22,9 +22,12 @@ __all__ = [
     "CONTAMINATION_THRESHOLD",
     "EMPTY_POWER",
     "Correction",
+    "absolute_weight",
+    "checked_kernel",
     "contaminated_pixels",
     "corrected_image",
     "corrected_psf",
+    "depends_on_grid",
     "difference_correction",
     "estimated_variance",
     "full_variance",
@@ -135,13 +138,32 @@ def reflected(kernel: Array) -> Array:
     return grown[::-1, ::-1]
 
 
-def _checked_kernel(name: str, kernel: Array, shape: tuple[int, int]) -> tuple[Array, float]:
+def checked_kernel(name: str, kernel: Array) -> tuple[Array, float]:
+    """Make sure that a kernel can be worked with.
+
+    Parameters
+    ----------
+    name
+        What it is called in error messages.
+    kernel
+        Image of it.
+
+    Returns
+    -------
+    kernel, kernel_sum
+        ``(ky, kx)`` float64, and its sum.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not 2-D, not finite, or sums to zero.
+    """
     if kernel.ndim != 2:
         raise ArgumentError(f"The {name} must be a 2-D image; got {kernel.ndim} dimensions.")
     if not np.isfinite(kernel).all():
         raise ArgumentError(
-            f"The {name} has {int((~np.isfinite(kernel)).sum())} pixels that are not finite;"
-            " was its fit singular?"
+            f"The {name} has {int((~np.isfinite(kernel)).sum())} pixels of {kernel.size} that are"
+            " not finite; was its fit singular?"
         )
     kernel = kernel.astype(np.float64)
     kernel_sum = float(kernel.sum())
@@ -151,9 +173,18 @@ def _checked_kernel(name: str, kernel: Array, shape: tuple[int, int]) -> tuple[A
             f"The {name} sums to {kernel_sum:g}, so it keeps no flux; its sum is the photometric"
             " scale and must not be zero."
         )
+    return kernel, kernel_sum
+
+
+def _kernel_spectrum(
+    name: str, kernel: Array, shape: tuple[int, int], *, unit_sum: bool = False
+) -> tuple[Array, float]:
+    kernel, kernel_sum = checked_kernel(name, kernel)
     if any(n > grid for n, grid in zip(kernel.shape, shape, strict=True)):
         raise ArgumentError(f"The {name} {kernel.shape} is larger than the grid {shape}.")
-    return kernel, kernel_sum
+    if unit_sum:
+        kernel = kernel / kernel_sum
+    return fourier.forward(fourier.pad_center_origin(kernel, shape), shape), kernel_sum
 
 
 def _check_variances(unconvolved_variance: float, convolved_variance: float) -> None:
@@ -206,9 +237,8 @@ def difference_correction(
     both inputs.  Towards high frequencies the factor approaches
     ``sqrt(1 + t̂·kSum²/ŝ)``.
     """
-    kernel, kernel_sum = _checked_kernel("matching kernel", kernel, shape)
+    kernel_ft, kernel_sum = _kernel_spectrum("matching kernel", kernel, shape)
     _check_variances(unconvolved_variance, convolved_variance)
-    kernel_ft = fourier.forward(fourier.pad_center_origin(kernel, shape), shape)
     power = kernel_ft.real**2 + kernel_ft.imag**2
     correction_ft = np.sqrt(
         white_variance(kernel_sum, unconvolved_variance, convolved_variance)
@@ -262,20 +292,17 @@ def score_correction(
     DMTN-179, section 4.  Where ``|p̂|²`` is below the rounding of the transform it is
     held at 1e-28, so that the ratio stays a number.
 
-    With kernels cut to stamps, the ratio is one of truncation errors long before that:
-    harmless in the image, which has no power there, but the filter's pixel kernel is then
-    noise over the whole frame.  ``empty_power`` brings out the part that matters, for
-    `contaminated_pixels`.
+    With kernels cut to stamps, the ratio is one of truncation errors long before that.
+    The pre-convolved image has next to no power there, but edges, filled and masked pixels
+    have it everywhere, and the filter's pixel kernel is then noise that carries it over
+    the whole frame.  ``empty_power`` brings out the part of the filter that acts on the
+    sky.
     """
-    kernel, kernel_sum = _checked_kernel("matching kernel", kernel, shape)
-    preconvolution_kernel, preconvolution_sum = _checked_kernel(
-        "pre-convolution kernel", preconvolution_kernel, shape
+    kernel_ft, kernel_sum = _kernel_spectrum("matching kernel", kernel, shape)
+    preconvolution_ft, _ = _kernel_spectrum(
+        "pre-convolution kernel", preconvolution_kernel, shape, unit_sum=True
     )
     _check_variances(science_variance, template_variance)
-    kernel_ft = fourier.forward(fourier.pad_center_origin(kernel, shape), shape)
-    preconvolution_ft = fourier.forward(
-        fourier.pad_center_origin(preconvolution_kernel / preconvolution_sum, shape), shape
-    )
     power = kernel_ft.real**2 + kernel_ft.imag**2
     preconvolution_power = preconvolution_ft.real**2 + preconvolution_ft.imag**2
     power /= np.maximum(preconvolution_power, _PRECONVOLUTION_POWER_FLOOR)
@@ -424,9 +451,10 @@ def corrected_psf(correction_ft: Array, psf: Array, *, shape: tuple[int, int]) -
     ArgumentError
         If the PSF is larger than the grid or not finite.
     """
-    psf, _ = _checked_kernel("PSF", psf, shape)
-    spectrum = fourier.forward(fourier.pad_center_origin(psf, shape), shape) * correction_ft
-    corrected = fourier.crop_center_origin(fourier.inverse(spectrum, shape, shape), psf.shape)
+    psf_ft, _ = _kernel_spectrum("PSF", psf, shape)
+    corrected = fourier.crop_center_origin(
+        fourier.inverse(psf_ft * correction_ft, shape, shape), psf.shape
+    )
     return corrected / corrected.sum()
 
 
@@ -444,7 +472,7 @@ def estimated_variance(unconvolved: Array, convolved: Array, weights: tuple[floa
     -------
     variance
         ``(ny, nx)``, weighted sum, computed in double precision and rounded once to
-        the planes' dtype; non-finite values follow ordinary arithmetic.
+        the planes' floating-point type; non-finite values follow ordinary arithmetic.
 
     Notes
     -----
@@ -455,7 +483,7 @@ def estimated_variance(unconvolved: Array, convolved: Array, weights: tuple[floa
     with np.errstate(invalid="ignore"):
         # inf − inf is NaN, as ordinary arithmetic has it.
         variance += np.multiply(convolved, weights[1], dtype=np.float64)
-    return variance.astype(np.result_type(unconvolved, convolved), copy=False)
+    return variance.astype(np.result_type(unconvolved, convolved, np.float32), copy=False)
 
 
 def full_variance(
@@ -504,13 +532,13 @@ def full_variance(
         (convolved, convolved_fill, convolved_ft),
     ):
         plane = _checked_image(plane, kernel_ft, shape).astype(np.float64)
-        squared_kernel = fourier.inverse(kernel_ft.astype(np.complex128), shape, shape) ** 2
+        squared_kernel = pixel_kernel(kernel_ft, shape=shape) ** 2
         filled = np.where(np.isfinite(plane), plane, fill)
         spectrum = fourier.forward(filled, shape) * fourier.forward(squared_kernel, shape)
         total = spectrum if total is None else total + spectrum
     assert total is not None
     variance = fourier.inverse(total, shape, (unconvolved.shape[0], unconvolved.shape[1]))
-    variance = variance.astype(np.result_type(unconvolved, convolved))
+    variance = variance.astype(np.result_type(unconvolved, convolved, np.float32))
     variance[np.isinf(unconvolved) | np.isinf(convolved)] = np.inf
     variance[np.isnan(unconvolved) | np.isnan(convolved)] = np.nan
     return variance
@@ -525,7 +553,7 @@ def _check_planes(unconvolved: Array, convolved: Array) -> None:
 
 
 def pixel_kernel(correction_ft: Array, *, shape: tuple[int, int]) -> Array:
-    """Convolution kernel of a correction, on the pixels of its grid.
+    """Convolution kernel of a spectrum, on the pixels of its grid.
 
     Parameters
     ----------
@@ -537,30 +565,44 @@ def pixel_kernel(correction_ft: Array, *, shape: tuple[int, int]) -> Array:
     Returns
     -------
     kernel
-        ``shape``, float64, origin at the centre ``[ny//2, nx//2]``.
+        ``shape``, float64, origin at ``[0, 0]``, periodic.
     """
-    kernel = fourier.inverse(correction_ft.astype(np.complex128), shape, shape)
-    return fourier.crop_center_origin(kernel, shape)
+    return fourier.inverse(correction_ft.astype(np.complex128), shape, shape)
+
+
+def absolute_weight(kernel: Array, pixels: Array) -> Array:
+    """Absolute weight of a filter on some pixels of an image, for every filtered pixel.
+
+    Parameters
+    ----------
+    kernel
+        `pixel_kernel`, on a grid at least as large as the image.
+    pixels
+        ``(ny, nx)`` boolean.
+
+    Returns
+    -------
+    weight
+        ``(ny, nx)`` float32: ``Σ_a |kernel(a)| pixels(x − a)``, zero outside the frame.
+    """
+    shape = (kernel.shape[0], kernel.shape[1])
+    spectrum = fourier.forward(pixels.astype(np.float32), shape)
+    spectrum *= fourier.forward(np.abs(kernel).astype(np.float32), shape)
+    return fourier.inverse(spectrum, shape, (pixels.shape[0], pixels.shape[1]))
 
 
 def contaminated_pixels(
-    correction_ft: Array,
-    untrusted: Array,
-    *,
-    shape: tuple[int, int],
-    threshold: float = CONTAMINATION_THRESHOLD,
+    kernel: Array, untrusted: Array, *, threshold: float = CONTAMINATION_THRESHOLD
 ) -> Array:
     """Pixels of a filtered image that owe too much to pixels that were no measurement.
 
     Parameters
     ----------
-    correction_ft
-        ``(shape[0], shape[1]//2 + 1)``, `numpy.fft.rfft2` layout.
+    kernel
+        `pixel_kernel` of the filter, on a grid at least as large as the image.
     untrusted
         ``(ny, nx)`` boolean: pixels filled in for the transform, or masked as
         meaningless.  Everything outside the frame counts as untrusted too.
-    shape
-        Transform grid.
     threshold
         Fraction of the filter's absolute weight.
 
@@ -570,9 +612,46 @@ def contaminated_pixels(
         ``(ny, nx)`` boolean: where the absolute weight of the filter on untrusted and
         outside pixels exceeds ``threshold`` of its total.
     """
-    kernel = np.abs(fourier.inverse(correction_ft.astype(np.complex128), shape, shape))
-    total = float(kernel.sum())
-    trusted = (~untrusted).astype(np.float32)
-    spectrum = fourier.forward(trusted, shape) * fourier.forward(kernel.astype(np.float32), shape)
-    weight = fourier.inverse(spectrum, shape, (untrusted.shape[0], untrusted.shape[1]))
-    return weight < (1 - threshold) * total
+    total = float(np.abs(kernel).sum())
+    return absolute_weight(kernel, ~untrusted) < (1 - threshold) * total
+
+
+def depends_on_grid(kernel: Array, image: Array, *, margin: tuple[int, int], sigma: float) -> bool:
+    """Whether a filtered image would be another on another grid.
+
+    A filter that is not compact wraps around the periodic grid and reaches pixels near
+    one edge of the frame from the other; how far depends on the grid's margin.
+
+    Parameters
+    ----------
+    kernel
+        `pixel_kernel` of the filter.
+    image
+        ``(ny, nx)``; pixels that are not finite do not count.
+    margin
+        (y, x) of the smallest grid in question beyond the image, in pixels.
+    sigma
+        Standard deviation of a filtered pixel, image_unit.
+
+    Returns
+    -------
+    depends
+        True unless every pixel is sure to stay within 1e-3 sigma.
+    """
+    lags = [
+        np.minimum(np.arange(n), n - np.arange(n)) >= m
+        for n, m in zip(kernel.shape, margin, strict=True)
+    ]
+    far = np.abs(kernel[lags[0][:, None] | lags[1][None, :]])
+    if far.size == 0:
+        return False
+    finite = np.isfinite(image)
+    values = (image if finite.all() else image[finite]).astype(np.float64)
+    mean = float(values.mean())
+    # A background adds up over all lags, noise in squares, a star counts once.
+    error = (
+        float(far.sum()) * abs(mean)
+        + 5 * math.sqrt(float(np.square(far).sum())) * float(values.std())
+        + float(far.max()) * float(np.abs(values).max())
+    )
+    return error > _PRECISION_GOAL * sigma

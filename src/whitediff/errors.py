@@ -14,6 +14,7 @@ __all__ = [
     "FileFormatError",
     "OutputExistsError",
     "WhitediffError",
+    "one_line",
 ]
 
 
@@ -35,3 +36,19 @@ class FileFormatError(WhitediffError, OSError):
 
 class OutputExistsError(WhitediffError, FileExistsError):
     """The output is already there and overwriting was not allowed."""
+
+
+def one_line(error: BaseException) -> str:
+    """Message of any error as part of a sentence.
+
+    Parameters
+    ----------
+    error
+        Error, such as another library raised.
+
+    Returns
+    -------
+    text
+        Without line breaks and full stop; the error's class where it says nothing.
+    """
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

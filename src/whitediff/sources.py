@@ -163,6 +163,7 @@ def noise_variance(
     *,
     gain: float | None = None,
     read_noise: float | None = None,
+    trust_model: bool = False,
 ) -> NoiseModel:
     """Variance plane of an image that came without one.
 
@@ -176,6 +177,8 @@ def noise_variance(
         Electrons per count.
     read_noise
         Electrons per pixel; 0 if only the gain is known.
+    trust_model
+        Use gain and read noise even where the scatter contradicts them.
 
     Returns
     -------
@@ -219,7 +222,7 @@ def noise_variance(
     read_variance = ((read_noise or 0.0) / gain) ** 2
     level = float(np.median(background))
     predicted = level / gain + read_variance
-    if 0.5 < predicted / measured < 2:
+    if trust_model or 0.5 < predicted / measured < 2:
         variance = np.maximum(np.where(usable, image, level), 0) / gain + read_variance
         return NoiseModel(
             variance,

@@ -75,11 +75,12 @@ def run_check(
     from ..errors import ArgumentError, DataError
     from ..exposures import masks
     from ..exposures.psf import psf_image
+    from ..outputs import check_output
     from ..sources import detect_sources
 
     for output in (json_path, plot):
         if output is not None:
-            formats.check_output(output, overwrite=overwrite)
+            check_output(output, overwrite=overwrite)
     with stages("Checking", 4) as begin:
         begin("reading")
         exposure = formats.read_exposure(image_path)
@@ -160,10 +161,10 @@ def run_check(
     if json_path is not None:
         import json
 
-        from ..formats.files import replacing
+        from ..outputs import replacing
 
         with replacing(json_path, overwrite=overwrite) as temporary:
-            temporary.write_text(json.dumps(values, indent=1, allow_nan=True) + "\n")
+            temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
     _print(image_path, description, after, old)
     for output in (json_path, plot):
         if output is not None:
@@ -176,6 +177,7 @@ def _before(image_path: str, before: str | None, shape: tuple[int, int]) -> Any:
     from .. import formats
     from ..errors import ArgumentError, WhitediffError
     from ..formats.files import opened, split_extension
+    from ..formats.headers import unescaped
 
     if before is None:
         out = split_extension(image_path)[0]
@@ -183,6 +185,7 @@ def _before(image_path: str, before: str | None, shape: tuple[int, int]) -> Any:
             recorded = hdus[0].header.get("WDDIFF")
         if not isinstance(recorded, str):
             return None
+        recorded = unescaped(recorded)
         for candidate in (Path(recorded), out.parent / Path(recorded).name):
             if split_extension(candidate)[0].exists():
                 try:

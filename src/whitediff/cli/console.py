@@ -64,7 +64,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         Decorated.
     """
 
-    @click.option("-v", "--verbose", is_flag=True, help="Say more, and show tracebacks.")
+    @click.option("-v", "--verbose", is_flag=True, help="Say more.")
     @click.option("-q", "--quiet", is_flag=True, help="Say only what is wrong.")
     @click.pass_context
     @functools.wraps(command)
@@ -83,9 +83,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         except (click.ClickException, click.exceptions.Exit, KeyboardInterrupt):
             raise
         except Exception as error:
-            if verbose:
-                raise
-            fail(error)
+            fail(error, verbose=verbose)
 
     return wrapper
 
@@ -94,13 +92,15 @@ def _terminate(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def fail(error: BaseException) -> None:
+def fail(error: BaseException, *, verbose: bool = False) -> None:
     """Say in one sentence what is wrong and exit with 1.
 
     Parameters
     ----------
     error
         What happened.
+    verbose
+        Show where an unexpected error came from.
     """
     from ..errors import WhitediffError
 
@@ -111,6 +111,10 @@ def fail(error: BaseException) -> None:
         name = f"{error.filename}: " if error.filename else ""
         text = f"{name}{error.strerror or text}."
     elif not isinstance(error, WhitediffError):
+        if verbose:
+            import traceback
+
+            traceback.print_exception(error)
         text = (
             f"Unexpected {type(error).__name__}: {text}."
             " Run again with -v for the traceback and report it, please."

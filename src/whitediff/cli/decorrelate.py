@@ -132,110 +132,83 @@ def run_decorrelation(
     from .. import formats
     from ..errors import ArgumentError
     from ..exposures import masks, operations
-    from ..sources import detect_sources
+    from ..outputs import check_output
 
-    formats.check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite)
     if preconvolution_kernel is not None and not score:
         raise ArgumentError(
             f"{preconvolution_kernel}: a pre-convolution kernel is used in score mode only;"
             " add --score or leave it out."
         )
+    named_planes = None
+    if ignore_mask_planes is not None:
+        named_planes = tuple(p.strip() for p in ignore_mask_planes.split(",") if p.strip())
+    direction = convolved or _direction(difference) or "template"
+    options = operations.DecorrelationOptions(
+        convolved=direction,  # type: ignore[arg-type]
+        score=score,
+        full_variance=full_variance,
+        ignore_mask_planes=(
+            masks.DEFAULT_IGNORE_MASK_PLANES if named_planes is None else named_planes
+        ),
+        required_mask_planes=named_planes or (),
+        transform=transform,
+    )
+    noise = {
+        "science": (science_variance, science_gain, science_read_noise),
+        "template": (template_variance, template_gain, template_read_noise),
+    }
     with stages("Decorrelating", 5) as begin:
         begin("reading")
-        exposures = {}
-        means: dict[str, float | None] = {}
-        for name, path, variance, gain, read_noise in (
-            ("science", science, science_variance, science_gain, science_read_noise),
-            ("template", template, template_variance, template_gain, template_read_noise),
-        ):
-            _check_variance(name, variance)
-            means[name] = variance if isinstance(variance, float) else None
-            exposures[name] = formats.read_exposure(
-                path,
-                variance=(
-                    formats.VarianceSource.parse(variance)
-                    if isinstance(variance, str)
-                    else variance
-                ),
-                gain=gain,
-                read_noise=read_noise,
-            )
+        inputs = {
+            name: _read_input(name, path, *noise[name])
+            for name, path in (("science", science), ("template", template))
+        }
         given = formats.read_exposure(difference, needs_variance=False)
-        box = given.bbox
-        if kernel is not None:
-            given.kernel = formats.read_kernel(kernel, bounds=box)
-        if given.kernel is None:
-            raise ArgumentError(
-                f"{difference}: carries no kernel (no KERNEL extension); name the kernel's file"
-                " as fourth argument."
-            )
-        for name, position, interval in (
-            ("--x-center", x_center, box.x),
-            ("--y-center", y_center, box.y),
-        ):
-            if position is not None and not interval.start <= position <= interval.stop:
-                raise ArgumentError(
-                    f"{difference}: {name} {position:g} is outside the image, whose pixels run from"
-                    f" {interval.start} to {interval.stop - 1}."
-                )
-        direction = convolved or _direction(difference) or "template"
-        _take_psf(given, psf, exposures["science" if direction == "template" else "template"])
-        if given.wcs is None:
-            _take_wcs(given, exposures["science"])
-
+        _complete(given, inputs, direction, kernel, psf)
+        _check_position(given, x_center, y_center)
+        preconvolution = None
+        if preconvolution_kernel is not None:
+            preconvolution = formats.read_psf(preconvolution_kernel, bounds=given.bbox)
         begin("correction")
+        means = {
+            name: variance if isinstance(variance, float) else None
+            for name, (variance, _, _) in noise.items()
+        }
         result = operations.decorrelate(
-            exposures["science"],
-            exposures["template"],
+            inputs["science"],
+            inputs["template"],
             given,
-            preconvolution_kernel=(
-                None
-                if preconvolution_kernel is None
-                else _kernel_image(formats.read_psf(preconvolution_kernel, bounds=box), box)
-            ),
+            preconvolution_kernel=preconvolution,
             x=x_center,
             y=y_center,
             science_variance=means["science"],
             template_variance=means["template"],
-            options=operations.DecorrelationOptions(
-                convolved=direction,  # type: ignore[arg-type]
-                score=score,
-                full_variance=full_variance,
-                ignore_mask_planes=(
-                    None
-                    if ignore_mask_planes is None
-                    else tuple(p.strip() for p in ignore_mask_planes.split(",") if p.strip())
-                ),
-                transform=transform,
-            ),
+            options=options,
         )
         begin("sources")
-        exposure = result.exposure
-        sources = [
-            detect_sources(e.image.array, masks.flagged(e.mask, masks.UNTRUSTED_MASK_PLANES))
-            for e in exposures.values()
-        ]
-        exposure.masked_image.mask = masks.with_plane(
-            exposure.mask, masks.SOURCE, sources[0] | sources[1]
-        )
+        _mark_sources(result.exposure, inputs)
         begin("writing")
-        files = {
+        parameters: dict[str, tuple[Any, str]] = {
             "WDSCI": (science, "science image"),
             "WDTMPL": (template, "template"),
             "WDDIFF": (difference, "difference before decorrelation"),
             "WDKERN": (kernel or difference, "matching kernel from"),
+            "WDPSF": (psf, "PSF of the difference from"),
+            "WDPRECON": (preconvolution_kernel, "pre-convolution kernel from"),
+            "WDSVARIN": (science_variance, "science variance, as given"),
+            "WDTVARIN": (template_variance, "template variance, as given"),
+            "WDSGAIN": (science_gain, "science gain, as given"),
+            "WDTGAIN": (template_gain, "template gain, as given"),
+            "WDSRDN": (science_read_noise, "science read noise, as given"),
+            "WDTRDN": (template_read_noise, "template read noise, as given"),
         }
-        provenance = _provenance(result, direction, score, full_variance, transform)
-        provenance["WDIGNORE"] = (
-            ignore_mask_planes or ",".join(masks.DEFAULT_IGNORE_MASK_PLANES),
-            "not in means",
-        )
         formats.write_exposure(
-            exposure,
+            result.exposure,
             output,
             overwrite=overwrite,
             compress=compress,
-            provenance=files | provenance,
+            provenance=parameters | _provenance(result, options),
         )
     log.info(
         "%s: kernel sum %.6g; mean variances: science %.6g, template %.6g, difference %.6g;"
@@ -250,27 +223,46 @@ def run_decorrelation(
     return result
 
 
-def _check_variance(name: str, variance: float | str | None) -> None:
+def _read_input(
+    name: str,
+    path: str,
+    variance: float | str | None,
+    gain: float | None,
+    read_noise: float | None,
+) -> Any:
+    """Science image or template, with a variance plane from wherever there is one."""
+    from .. import formats
     from ..errors import ArgumentError
 
     if isinstance(variance, float) and not 0 < variance < float("inf"):
         raise ArgumentError(
-            f"--{name}-variance must be a positive number or a file; got {variance:g}."
+            f"{path}: --{name}-variance must be a positive number or a file; got {variance:g}."
         )
+    return formats.read_exposure(
+        path,
+        variance=(
+            formats.VarianceSource.parse(variance) if isinstance(variance, str) else variance
+        ),
+        gain=gain,
+        read_noise=read_noise,
+    )
 
 
-def _direction(difference: str) -> str | None:
-    """Direction that a difference's own header records."""
-    from ..formats.files import opened, split_extension
-
-    with opened(split_extension(difference)[0]) as hdus:
-        value = hdus[0].header.get("WDCONV")
-    return value if value in ("template", "science") else None
-
-
-def _take_psf(difference: Any, psf: str | None, unconvolved: Any) -> None:
+def _complete(
+    difference: Any, inputs: dict[str, Any], direction: str, kernel: str | None, psf: str | None
+) -> None:
+    """Give a difference the kernel, PSF, WCS and mask that its file lacks."""
     from .. import formats
+    from ..errors import ArgumentError
 
+    if kernel is not None:
+        difference.kernel = formats.read_kernel(kernel, bounds=difference.bbox)
+    if difference.kernel is None:
+        raise ArgumentError(
+            f"{difference.source}: carries no kernel (no KERNEL extension); name the kernel's"
+            " file as fourth argument."
+        )
+    unconvolved = inputs["science" if direction == "template" else "template"]
     if psf is not None:
         difference.psf = formats.read_psf(psf, bounds=difference.bbox)
     elif difference.psf is None and unconvolved.psf is not None:
@@ -282,49 +274,86 @@ def _take_psf(difference: Any, psf: str | None, unconvolved: Any) -> None:
         )
     elif difference.psf is None:
         log.info("%s: no PSF is known, so the output has none.", difference.source)
+    if all(exposure.shape == difference.shape for exposure in inputs.values()):
+        _complete_planes(difference, inputs)
 
 
-def _take_wcs(difference: Any, science: Any) -> None:
+def _complete_planes(difference: Any, inputs: dict[str, Any]) -> None:
     from lsst.images import MaskedImage
 
+    from ..exposures import masks
     from ..formats.headers import wcs_cards
 
-    if science.wcs is None or science.shape != difference.shape:
-        return
-    difference.header.extend(wcs_cards(science.header), unique=True)
     planes = difference.masked_image
+    mask, projection = planes.mask, planes.sky_projection
+    if not mask.schema.names:
+        for exposure in inputs.values():
+            for name in exposure.mask.schema.names:
+                mask = masks.with_plane(mask, name, exposure.mask.get(name))
+        if mask.schema.names:
+            log.info(
+                "%s: has no mask; those of %s are used.",
+                difference.source,
+                " and ".join(str(exposure.source) for exposure in inputs.values()),
+            )
+    science = inputs["science"]
+    if difference.wcs is None and science.wcs is not None:
+        difference.header.extend(wcs_cards(science.header), unique=True)
+        projection = science.sky_projection
+        log.info("%s: has no WCS; that of %s is used.", difference.source, science.source)
     difference.replace_planes(
-        MaskedImage(
-            planes.image,
-            mask=planes.mask,
-            variance=planes.variance,
-            sky_projection=science.sky_projection,
-        )
+        MaskedImage(planes.image, mask=mask, variance=planes.variance, sky_projection=projection)
     )
-    log.info("%s: has no WCS; that of %s is used.", difference.source, science.source)
 
 
-def _kernel_image(psf: Any, box: Any) -> Any:
-    from ..exposures.psf import psf_image
+def _check_position(difference: Any, x: float | None, y: float | None) -> None:
+    from ..errors import ArgumentError
 
-    return psf_image(psf, x=box.x.center, y=box.y.center)
+    box = difference.bbox
+    for name, position, interval in (("--x-center", x, box.x), ("--y-center", y, box.y)):
+        if position is not None and not interval.start <= position <= interval.stop:
+            raise ArgumentError(
+                f"{difference.source}: {name} {position:g} is outside the image, whose pixels run"
+                f" from {interval.start} to {interval.stop - 1}."
+            )
 
 
-def _provenance(
-    result: Any, direction: str, score: bool, full_variance: bool, transform: str
-) -> dict[str, tuple[Any, str]]:
+def _mark_sources(exposure: Any, inputs: dict[str, Any]) -> None:
+    """Set SOURCE where the science image or the template has a source."""
+    from ..exposures import masks
+    from ..sources import detect_sources
+
+    mask = exposure.mask
+    for given in inputs.values():
+        untrusted = masks.flagged(given.mask, masks.UNTRUSTED_MASK_PLANES)
+        mask = masks.with_plane(mask, masks.SOURCE, detect_sources(given.image.array, untrusted))
+    exposure.masked_image.mask = mask
+
+
+def _direction(difference: str) -> str | None:
+    """Direction that a difference's own header records."""
+    from ..formats.files import opened, split_extension
+
+    with opened(split_extension(difference)[0]) as hdus:
+        header = hdus[0].header
+    if header.get("WDTASK") == "decorrelate":
+        log.warning("%s: was decorrelated before; its noise is white already.", difference)
+    value = header.get("WDCONV")
+    return value if value in ("template", "science") else None
+
+
+def _provenance(result: Any, options: Any) -> dict[str, tuple[Any, str]]:
     """Cards of the primary header that say what was done."""
-    import math
-
     from .. import __version__
 
-    cards: dict[str, tuple[Any, str]] = {
+    return {
         "WDTASK": ("decorrelate", "made by"),
         "WDVERS": (__version__, "version of whitediff"),
-        "WDCONV": (direction, "exposure that was convolved"),
-        "WDSCORE": (score, "is a score image"),
-        "WDFULLV": (full_variance, "variance propagated pixel by pixel"),
-        "WDTRANSF": (transform, "transform"),
+        "WDCONV": (options.convolved, "exposure that was convolved"),
+        "WDSCORE": (options.score, "is a score image"),
+        "WDFULLV": (options.full_variance, "variance propagated pixel by pixel"),
+        "WDTRANSF": (options.transform, "transform"),
+        "WDIGNORE": (",".join(options.ignore_mask_planes), "planes not in means"),
         "WDXCEN": (result.x, "column at which the kernel was taken"),
         "WDYCEN": (result.y, "row at which the kernel was taken"),
         "WDKSUM": (result.kernel_sum, "sum of the matching kernel"),
@@ -337,10 +366,4 @@ def _provenance(
         "WDGRIDX": (result.grid[1], "transform grid"),
         "WDGRIDY": (result.grid[0], "transform grid"),
         "WDCONTAM": (result.contaminated_fraction, "fraction of pixels CONTAMINATED"),
-    }
-    # FITS has no NaN: an unknown mean is left out.
-    return {
-        key: card
-        for key, card in cards.items()
-        if not (isinstance(card[0], float) and not math.isfinite(card[0]))
     }

@@ -164,9 +164,9 @@ def write_simulation(options: Any, output: Path, *, overwrite: bool) -> None:
 
     from ..exposures.kernels import interpolated_kernel
     from ..exposures.operations import subtract
-    from ..formats import check_output, write_exposure
-    from ..formats.files import replacing
+    from ..formats import write_exposure
     from ..formats.stamps import kernel_hdus
+    from ..outputs import check_output, replacing
     from ..simulation import simulate as run_simulation
 
     output.mkdir(parents=True, exist_ok=True)

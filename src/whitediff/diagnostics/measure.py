@@ -82,11 +82,18 @@ class Whiteness:
         Returns
         -------
         values
-            Attribute → value.
+            Attribute → value; None for what could not be measured.
         """
         values = dataclasses.asdict(self)
         values["autocorrelation"] = self.autocorrelation.tolist()
-        return values
+        return {name: _without_nan(value) for name, value in values.items()}
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: what could not be measured is None."""
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def gaussian_filter(sigma: float) -> Array:

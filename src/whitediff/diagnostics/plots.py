@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError
-from ..formats.files import replacing
+from ..outputs import replacing
 from .measure import Whiteness, radial_power
 
 __all__ = ["plot_whiteness"]

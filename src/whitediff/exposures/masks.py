@@ -128,14 +128,14 @@ def make_mask(planes: Mapping[str, Array], bbox: Box) -> Mask:
 
 
 def with_plane(mask: Mask, name: str, plane: Array) -> Mask:
-    """Copy a mask and put a boolean image into it; other planes stay as they are.
+    """Copy a mask and set bits in it; bits that were set stay.
 
     Parameters
     ----------
     mask
         Mask to copy.
     name
-        Plane; added if the mask lacks it, overwritten if it has it.
+        Plane; added if the mask lacks it.
     plane
         ``(ny, nx)`` boolean.
 
@@ -146,7 +146,6 @@ def with_plane(mask: Mask, name: str, plane: Array) -> Mask:
     """
     if name in mask.schema.names:
         result = mask.copy()
-        result.clear(name)
     else:
         result = mask.add_plane(name, _DESCRIPTIONS.get(name, name))
     result.set(name, plane)

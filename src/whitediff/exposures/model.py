@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import astropy.units
 import astropy.wcs
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, GeneralFrame, Image, Mask, MaskedImage, SkyProjection
+from lsst.images import Box, Image, Mask, MaskedImage, SkyProjection
 from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.psfs import PointSpreadFunction
 from lsst.images.serialization import ArchiveReadError
@@ -20,6 +19,7 @@ from lsst.images.serialization import ArchiveReadError
 from ..errors import ArgumentError
 from .masks import make_mask
 from .psf import KernelPointSpreadFunction
+from .sky import celestial_wcs, projection_header, sky_projection
 
 __all__ = ["Exposure"]
 
@@ -184,8 +184,8 @@ class Exposure:
             else MaskedImage(image, mask=mask, variance=variance)
         )
         header = None
-        if masked_image.fits_wcs is not None:
-            header = masked_image.fits_wcs.to_header(relax=True)
+        if masked_image.sky_projection is not None:
+            header = projection_header(masked_image.sky_projection, masked_image.bbox)
         try:
             psf = getattr(obj, "psf", None)
         except ArchiveReadError as error:
@@ -249,7 +249,7 @@ class Exposure:
     @property
     def wcs(self) -> astropy.wcs.WCS | None:
         """World coordinates of the pixel *array*: its first pixel is (0, 0)."""
-        return celestial_wcs(self.header) or self._masked_image.fits_wcs
+        return celestial_wcs(self.header)
 
     @property
     def sky_projection(self) -> SkyProjection[Any] | None:
@@ -310,60 +310,3 @@ def parse_unit(text: str | None) -> astropy.units.UnitBase | None:
         except (ValueError, TypeError):
             continue
     return None
-
-
-def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
-    """Celestial WCS of a header.
-
-    Parameters
-    ----------
-    header
-        FITS header.
-
-    Returns
-    -------
-    wcs
-        None where the header describes no sky coordinates.
-
-    Raises
-    ------
-    ArgumentError
-        If it does, but wrongly.
-    """
-    if "CTYPE1" not in header:
-        return None
-    try:
-        # Keywords that are merely deprecated are repaired with a warning: not news here.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", astropy.wcs.FITSFixedWarning)
-            wcs = astropy.wcs.WCS(header, naxis=2)
-    except Exception as error:
-        raise ArgumentError(f"The WCS of the header cannot be understood: {error}") from error
-    return wcs if wcs.has_celestial else None
-
-
-def sky_projection(header: astropy.io.fits.Header, bbox: Box) -> SkyProjection[Any] | None:
-    """Sky projection of a header's celestial WCS.
-
-    Parameters
-    ----------
-    header
-        FITS header, for the array whose first pixel is the box's first.
-    bbox
-        Box of that array.
-
-    Returns
-    -------
-    projection
-        None where the header describes no sky coordinates.
-    """
-    wcs = celestial_wcs(header)
-    if wcs is None:
-        return None
-    return SkyProjection.from_fits_wcs(
-        wcs,
-        GeneralFrame(unit=astropy.units.pix),
-        pixel_bounds=bbox,
-        x0=bbox.x.start,
-        y0=bbox.y.start,
-    )

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Image, MaskedImage
+from lsst.images import Box, Image, MaskedImage
 from lsst.images.convolution_kernels import ConvolutionKernel
+from lsst.images.psfs import PointSpreadFunction
 
 from .. import decorrelation, fourier
 from ..convolution import convolve
@@ -34,6 +35,8 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.decorrelate")
 
 _VARIANCE_RATIO_TO_WARN = 1e8
+_NOISY_SCORE_FILTER = 3
+"""Absolute weight of a score filter, over that of its part on the sky, to warn of."""
 _PSF_GRID_MARGIN = 4
 """The PSF's grid is this many times its stamp: enough for the filter not to wrap around."""
 
@@ -52,20 +55,23 @@ class DecorrelationOptions:
     full_variance
         Propagate each pixel's variance, instead of assuming it locally constant.
     ignore_mask_planes
-        Pixels left out of the mean variances.  None: the documented planes, as far as
-        the masks have them.  Planes named here must exist in one of the masks.
+        Pixels with any of these are left out of the mean variances.
+    required_mask_planes
+        Those of them that must exist in one of the masks; the others may be missing.
     untrusted_mask_planes
         Planes of the difference whose pixels hold no measurement; with non-finite
         and outside pixels they contaminate their neighbours.
     transform
-        ``fast``: grids of good lengths, in the image's precision where that suffices.
+        ``fast``: grids of good lengths, in the image's precision, where these move no
+        pixel by more than 1e-3 of its standard deviation.
         ``documented``: the documented grid, in double precision.
     """
 
     convolved: Literal["template", "science"] = "template"
     score: bool = False
     full_variance: bool = False
-    ignore_mask_planes: tuple[str, ...] | None = None
+    ignore_mask_planes: tuple[str, ...] = masks.DEFAULT_IGNORE_MASK_PLANES
+    required_mask_planes: tuple[str, ...] = ()
     untrusted_mask_planes: tuple[str, ...] = masks.UNTRUSTED_MASK_PLANES
     transform: Literal["fast", "documented"] = "fast"
 
@@ -148,9 +154,9 @@ def decorrelate(
     science: Any,
     template: Any,
     difference: Any,
-    kernel: ConvolutionKernel | Array | None = None,
+    kernel: ConvolutionKernel | PointSpreadFunction | Array | None = None,
     *,
-    preconvolution_kernel: ConvolutionKernel | Array | None = None,
+    preconvolution_kernel: ConvolutionKernel | PointSpreadFunction | Array | None = None,
     x: float | None = None,
     y: float | None = None,
     science_variance: float | None = None,
@@ -225,105 +231,27 @@ def decorrelate(
     box = difference.bbox
     x = box.x.start + box.x.size / 2 if x is None else float(x)
     y = box.y.start + box.y.size / 2 if y is None else float(y)
-    ignore = _planes_to_ignore(options, science, template)
-    svar = _usable_variance("science", science, science_variance, ignore)
-    tvar = _usable_variance("template", template, template_variance, ignore)
-
-    kernel_image = _kernel_image("matching kernel", kernel, x, y)
-    preconvolution_image = (
-        _preconvolution_image(science, preconvolution_kernel) if options.score else None
+    _check_mask_planes(options, science, template)
+    ignore = options.ignore_mask_planes
+    filters = _Filters(
+        kernel_image=_kernel_image("matching kernel", kernel, x, y),
+        preconvolution_image=(
+            _preconvolution_image(science, preconvolution_kernel) if options.score else None
+        ),
+        psf_image=None if difference.psf is None else psf_image(difference.psf, x=x, y=y),
+        science_variance=_usable_variance("science", science, science_variance, ignore),
+        template_variance=_usable_variance("template", template, template_variance, ignore),
+        template_matched=options.convolved == "template",
     )
-    difference_psf = None if difference.psf is None else psf_image(difference.psf, x=x, y=y)
-    for name, stamp in (
-        ("matching kernel", kernel_image),
-        ("pre-convolution kernel", preconvolution_image),
-    ):
-        if stamp is not None and any(
-            k > n for k, n in zip(stamp.shape, difference.shape, strict=True)
-        ):
-            raise ArgumentError(
-                f"The {name} {stamp.shape} is larger than the image {difference.shape}."
-            )
+    filters.check(difference.shape)
 
-    template_matched = options.convolved == "template"
-    unconvolved, convolved = (science, template) if template_matched else (template, science)
-    unconvolved_mean, convolved_mean = (svar, tvar) if template_matched else (tvar, svar)
-    if convolved_mean / unconvolved_mean > _VARIANCE_RATIO_TO_WARN:
-        _log.warning(
-            "The convolved exposure's mean variance is %g times the other's;"
-            " the correction amplifies rounding errors.",
-            convolved_mean / unconvolved_mean,
-        )
-
-    documented = options.transform == "documented"
-
-    def correction_on(shape: tuple[int, ...], empty_power: float = 0.0) -> decorrelation.Correction:
-        grid = (shape[0], shape[1])
-        if preconvolution_image is not None:
-            return decorrelation.score_correction(
-                kernel_image,
-                preconvolution_image,
-                science_variance=svar,
-                template_variance=tvar,
-                shape=grid,
-                empty_power=empty_power,
-            )
-        return decorrelation.difference_correction(
-            kernel_image,
-            unconvolved_variance=unconvolved_mean,
-            convolved_variance=convolved_mean,
-            shape=grid,
-        )
-
-    stamps = [
-        s.shape for s in (kernel_image, difference_psf, preconvolution_image) if s is not None
-    ]
-    make_shape = fourier.common_shape if documented else fourier.fast_shape
-    grid = make_shape(*stamps, difference.shape)
-    correction = correction_on(grid)
-
+    correction, kernel_on_grid = filters.correction_for(difference.image.array, options)
     weights = correction.variance_weights()
-    variance = _variance_plane(
-        unconvolved,
-        convolved,
-        correction,
-        weights,
-        options,
-        means=(unconvolved_mean, convolved_mean),
-        scale=1.0 if template_matched else 1 / correction.kernel_sum**2,
-    )
-
-    image_in = difference.image.array
-    image = decorrelation.corrected_image(
-        correction.correction_ft,
-        image_in.astype(np.float64) if documented else image_in,
-        shape=correction.shape,
-        sigma=_smallest_sigma(variance),
-    ).astype(image_in.dtype if image_in.dtype.kind == "f" else np.float64, copy=False)
-
+    variance = _variance_plane(science, template, correction, weights, options, filters)
+    image = _corrected_image(difference.image.array, correction, variance, options)
     untrusted = masks.flagged(difference.mask, options.untrusted_mask_planes)
-    untrusted |= ~np.isfinite(image_in)
-    # A score correction has noise where the image has no power; it would mark everything.
-    reach = correction_on(grid, decorrelation.EMPTY_POWER) if options.score else correction
-    contaminated = decorrelation.contaminated_pixels(
-        reach.correction_ft, untrusted, shape=reach.shape
-    )
-
-    psf = None
-    if difference_psf is not None:
-        psf_correction = correction
-        if not documented:
-            psf_shape = fourier.fast_shape(
-                *stamps, tuple(_PSF_GRID_MARGIN * n for n in difference_psf.shape)
-            )
-            if math.prod(psf_shape) < math.prod(correction.shape):
-                psf_correction = correction_on(psf_shape)
-        psf = KernelPointSpreadFunction.from_image(
-            decorrelation.corrected_psf(
-                psf_correction.correction_ft, difference_psf, shape=psf_correction.shape
-            ),
-            box,
-        )
+    untrusted |= ~np.isfinite(difference.image.array)
+    contaminated = _contaminated(correction, kernel_on_grid, untrusted, filters)
 
     exposure = Exposure(
         MaskedImage(
@@ -332,11 +260,11 @@ def decorrelate(
             variance=Image(variance, bbox=box),
             sky_projection=difference.sky_projection,
         ),
-        psf=psf,
+        psf=_corrected_psf(correction, filters, box, options),
         kernel=(
             kernel
             if isinstance(kernel, ConvolutionKernel)
-            else kernels.constant_kernel(np.asarray(kernel), box)
+            else kernels.constant_kernel(filters.kernel_image, box)
         ),
         background=difference.background,
         header=difference.header.copy(),
@@ -344,17 +272,169 @@ def decorrelate(
     )
     return Decorrelation(
         exposure=exposure,
-        kernel_image=kernel_image,
+        kernel_image=filters.kernel_image,
         kernel_sum=correction.kernel_sum,
         x=x,
         y=y,
         grid=correction.shape,
-        science_variance=svar,
-        template_variance=tvar,
+        science_variance=filters.science_variance,
+        template_variance=filters.template_variance,
         variance_weights=weights,
         variance_mean_before=variance_mean(difference, ignore),
         variance_mean_after=variance_mean(exposure, ignore),
         contaminated_fraction=float(contaminated.mean()),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Filters:
+    """What a correction is made of, as plain arrays and numbers."""
+
+    kernel_image: Array
+    preconvolution_image: Array | None
+    psf_image: Array | None
+    science_variance: float
+    template_variance: float
+    template_matched: bool
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Mean variances of the unconvolved and of the convolved exposure."""
+        pair = (self.science_variance, self.template_variance)
+        return pair if self.template_matched else pair[::-1]
+
+    @property
+    def stamps(self) -> list[tuple[int, ...]]:
+        """Shapes of all stamps, for the choice of grids."""
+        stamps = (self.kernel_image, self.psf_image, self.preconvolution_image)
+        return [stamp.shape for stamp in stamps if stamp is not None]
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Refuse kernels larger than the image; warn of hopeless variances."""
+        for name, stamp in (
+            ("matching kernel", self.kernel_image),
+            ("pre-convolution kernel", self.preconvolution_image),
+        ):
+            if stamp is not None and any(k > n for k, n in zip(stamp.shape, shape, strict=True)):
+                raise ArgumentError(
+                    f"The {name} {stamp.shape} is larger than the image {shape};"
+                    " is it the right one?"
+                )
+        unconvolved, convolved = self.means
+        if convolved / unconvolved > _VARIANCE_RATIO_TO_WARN:
+            _log.warning(
+                "The convolved exposure's mean variance is %g times the other's;"
+                " the correction amplifies rounding errors.",
+                convolved / unconvolved,
+            )
+
+    def correction_on(
+        self, shape: tuple[int, ...], empty_power: float = 0.0
+    ) -> decorrelation.Correction:
+        """Correction on a grid."""
+        grid = (shape[0], shape[1])
+        if self.preconvolution_image is not None:
+            return decorrelation.score_correction(
+                self.kernel_image,
+                self.preconvolution_image,
+                science_variance=self.science_variance,
+                template_variance=self.template_variance,
+                shape=grid,
+                empty_power=empty_power,
+            )
+        unconvolved, convolved = self.means
+        return decorrelation.difference_correction(
+            self.kernel_image,
+            unconvolved_variance=unconvolved,
+            convolved_variance=convolved,
+            shape=grid,
+        )
+
+    def correction_for(
+        self, image: Array, options: DecorrelationOptions
+    ) -> tuple[decorrelation.Correction, Array]:
+        """Correction on the grid for an image, and its kernel on the pixels of that grid.
+
+        The documented grid, or one that transforms faster where that makes no difference.
+        """
+        documented = fourier.common_shape(*self.stamps, image.shape)
+        if options.transform == "fast":
+            correction = self.correction_on(fourier.fast_shape(*self.stamps, image.shape))
+            kernel = decorrelation.pixel_kernel(correction.correction_ft, shape=correction.shape)
+            weights = correction.variance_weights()
+            sigma = math.sqrt(weights[0] * self.means[0] + weights[1] * self.means[1])
+            margin = (documented[0] - image.shape[0], documented[1] - image.shape[1])
+            if correction.shape == documented or not decorrelation.depends_on_grid(
+                kernel, image, margin=margin, sigma=sigma
+            ):
+                return correction, kernel
+        correction = self.correction_on(documented)
+        return correction, decorrelation.pixel_kernel(
+            correction.correction_ft, shape=correction.shape
+        )
+
+
+def _corrected_image(
+    image: Array,
+    correction: decorrelation.Correction,
+    variance: Array,
+    options: DecorrelationOptions,
+) -> Array:
+    positive = variance[np.isfinite(variance) & (variance > 0)]
+    return decorrelation.corrected_image(
+        correction.correction_ft,
+        image.astype(np.float64) if options.transform == "documented" else image,
+        shape=correction.shape,
+        sigma=math.sqrt(float(positive.min())) if positive.size else None,
+    ).astype(image.dtype if image.dtype.kind == "f" else np.float64, copy=False)
+
+
+def _contaminated(
+    correction: decorrelation.Correction, kernel: Array, untrusted: Array, filters: _Filters
+) -> Array:
+    if filters.preconvolution_image is None:
+        return decorrelation.contaminated_pixels(kernel, untrusted)
+    # Where pre-convolution removed everything, a score correction is noise that reaches
+    # over the whole frame.  Weighed with it, the outside would contaminate every pixel; so
+    # the filter counts as far as it acts on the sky, and all of it on what was filled.
+    sky_correction = filters.correction_on(correction.shape, decorrelation.EMPTY_POWER)
+    sky_kernel = decorrelation.pixel_kernel(sky_correction.correction_ft, shape=correction.shape)
+    total = float(np.abs(sky_kernel).sum())
+    if float(np.abs(kernel).sum()) > _NOISY_SCORE_FILTER * total:
+        _log.warning(
+            "The stamps of PSF and matching kernel cut their wings, so the score correction is"
+            " noise where the PSF has no power, and carries edges and bad pixels over the whole"
+            " frame; larger stamps cure that."
+        )
+    contaminated = decorrelation.contaminated_pixels(sky_kernel, untrusted)
+    if untrusted.any():
+        contaminated |= (
+            decorrelation.absolute_weight(kernel, untrusted)
+            > decorrelation.CONTAMINATION_THRESHOLD * total
+        )
+    return contaminated
+
+
+def _corrected_psf(
+    correction: decorrelation.Correction,
+    filters: _Filters,
+    box: Box,
+    options: DecorrelationOptions,
+) -> KernelPointSpreadFunction | None:
+    if filters.psf_image is None:
+        return None
+    if options.transform == "fast":
+        # A PSF needs no grid of the image's size.
+        shape = fourier.fast_shape(
+            *filters.stamps, tuple(_PSF_GRID_MARGIN * n for n in filters.psf_image.shape)
+        )
+        if math.prod(shape) < math.prod(correction.shape):
+            correction = filters.correction_on(shape)
+    return KernelPointSpreadFunction.from_image(
+        decorrelation.corrected_psf(
+            correction.correction_ft, filters.psf_image, shape=correction.shape
+        ),
+        box,
     )
 
 
@@ -378,12 +458,10 @@ def _check_boxes(science: Exposure, template: Exposure, difference: Exposure) ->
             )
 
 
-def _planes_to_ignore(
+def _check_mask_planes(
     options: DecorrelationOptions, science: Exposure, template: Exposure
-) -> tuple[str, ...]:
-    if options.ignore_mask_planes is None:
-        return masks.DEFAULT_IGNORE_MASK_PLANES
-    for name in options.ignore_mask_planes:
+) -> None:
+    for name in options.required_mask_planes:
         if all(masks.find_plane(e.mask, name) is None for e in (science, template)):
             known = sorted(set(science.mask.schema.names) | set(template.mask.schema.names))
             raise ArgumentError(
@@ -391,7 +469,6 @@ def _planes_to_ignore(
                 f" {template.source or 'the template'}; their planes are:"
                 f" {', '.join(known) or 'none'}."
             )
-    return options.ignore_mask_planes
 
 
 def _usable_variance(
@@ -418,31 +495,34 @@ def _usable_variance(
     return mean
 
 
-def _kernel_image(name: str, kernel: ConvolutionKernel | Array, x: float, y: float) -> Array:
+def _kernel_image(name: str, kernel: Any, x: float, y: float) -> Array:
     if isinstance(kernel, ConvolutionKernel):
         return kernels.evaluate(kernel, x=x, y=y)
+    if isinstance(kernel, PointSpreadFunction):
+        return psf_image(kernel, x=x, y=y)
     if isinstance(kernel, Image):
         return kernels.centered_array(kernel.array, kernel.bbox)
-    image = np.asarray(kernel, dtype=np.float64)
+    try:
+        image = np.asarray(kernel, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"The {name} must be a ConvolutionKernel, a PSF or an image; got a"
+            f" {type(kernel).__name__}."
+        ) from error
     if image.ndim != 2:
         raise ArgumentError(f"The {name} must be a 2-D image; got the shape {image.shape}.")
     return image
 
 
-def _preconvolution_image(
-    science: Exposure, preconvolution_kernel: ConvolutionKernel | Array | None
-) -> Array:
+def _preconvolution_image(science: Exposure, preconvolution_kernel: Any) -> Array:
+    box = science.bbox
     if preconvolution_kernel is not None:
-        box = science.bbox
-        image = _kernel_image(
-            "pre-convolution kernel", preconvolution_kernel, box.x.center, box.y.center
+        image, total = decorrelation.checked_kernel(
+            "pre-convolution kernel",
+            _kernel_image(
+                "pre-convolution kernel", preconvolution_kernel, box.x.center, box.y.center
+            ),
         )
-        total = float(image.sum())
-        if not math.isfinite(total) or total == 0:
-            raise ArgumentError(
-                f"The pre-convolution kernel sums to {total:g}; it is normalised to 1,"
-                " which needs a finite sum other than zero."
-            )
         return image / total
     if science.psf is None:
         raise ArgumentError(
@@ -454,37 +534,32 @@ def _preconvolution_image(
 
 
 def _variance_plane(
-    unconvolved: Exposure,
-    convolved: Exposure,
+    science: Exposure,
+    template: Exposure,
     correction: decorrelation.Correction,
     weights: tuple[float, float],
     options: DecorrelationOptions,
-    *,
-    means: tuple[float, float],
-    scale: float,
+    filters: _Filters,
 ) -> Array:
-    """Variance plane times a scale, rounded once to the planes' type."""
-    planes = (unconvolved.variance.array, convolved.variance.array)
-    dtype = np.result_type(*planes)
+    """Variance plane at the science level, rounded once to the planes' type."""
+    pair = (science.variance.array, template.variance.array)
+    unconvolved, convolved = pair if filters.template_matched else pair[::-1]
+    scale = 1.0 if filters.template_matched else 1 / correction.kernel_sum**2
+    dtype = np.result_type(unconvolved, convolved)
     if not options.full_variance:
         scaled = (weights[0] * scale, weights[1] * scale)
-        return decorrelation.estimated_variance(*planes, scaled).astype(dtype, copy=False)
+        return decorrelation.estimated_variance(unconvolved, convolved, scaled)
     variance = decorrelation.full_variance(
-        planes[0].astype(np.float64),
-        planes[1].astype(np.float64),
-        unconvolved_fill=means[0],
-        convolved_fill=means[1],
+        unconvolved.astype(np.float64),
+        convolved.astype(np.float64),
+        unconvolved_fill=filters.means[0],
+        convolved_fill=filters.means[1],
         unconvolved_ft=correction.unconvolved_ft,
         convolved_ft=correction.convolved_ft,
         shape=correction.shape,
     )
     variance *= scale
     return variance.astype(dtype, copy=False)
-
-
-def _smallest_sigma(variance: Array) -> float | None:
-    positive = variance[np.isfinite(variance) & (variance > 0)]
-    return float(np.sqrt(positive.min())) if positive.size else None
 
 
 def subtract(

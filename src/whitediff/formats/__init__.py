@@ -11,19 +11,19 @@ from lsst.images import Box, MaskedImage
 from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.psfs import PointSpreadFunction
 
-from ..errors import FileFormatError
+from ..decorrelation import checked_kernel
+from ..errors import ArgumentError, FileFormatError
 from ..exposures import kernels
 from ..exposures.model import Exposure
 from ..exposures.psf import KernelPointSpreadFunction
 from . import archive, plain
 from .archive.read import read_object
-from .files import check_output, opened, split_extension
+from .files import opened, split_extension
 from .plain.read import VarianceSource
 from .stamps import find_hdu, read_kernel_hdus
 
 __all__ = [
     "VarianceSource",
-    "check_output",
     "read_exposure",
     "read_kernel",
     "read_psf",
@@ -68,6 +68,8 @@ def read_exposure(
     with opened(file) as hdus:
         schema = archive.recognise(hdus)
         is_masked = schema is not None and "VARIANCE" in hdus and "MASK" in hdus
+        if schema is None and not plain.recognise(hdus):
+            raise FileFormatError(f"{file}: has no HDU with an image.")
     if is_masked and extension is None and not isinstance(variance, VarianceSource):
         return archive.read(file)
     return plain.read(
@@ -105,24 +107,20 @@ def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:
     if isinstance(kernel, PointSpreadFunction):
         raise FileFormatError(f"{path}: holds a PSF, not a matching kernel.")
     image = kernels.evaluate(kernel, x=bounds.x.center, y=bounds.y.center)
-    bad = int((~np.isfinite(image)).sum())
-    if bad:
-        raise FileFormatError(
-            f"{path}: {bad} of the kernel's {image.size} pixels are not finite;"
-            " was its fit singular?"
-        )
-    total = float(image.sum())
-    if abs(total) <= 1e-12 * float(np.abs(image).sum()):
-        raise FileFormatError(
-            f"{path}: the kernel sums to {total:g}; its sum is the photometric scale and must"
-            " not be zero."
-        )
+    try:
+        checked_kernel("kernel", image)
+    except ArgumentError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    _check_size(path, "kernel", image, bounds)
+    return kernel
+
+
+def _check_size(path: str | Path, name: str, image: Any, bounds: Box) -> None:
     if image.shape[0] > bounds.y.size or image.shape[1] > bounds.x.size:
         raise FileFormatError(
-            f"{path}: the kernel {image.shape} is larger than the image"
+            f"{path}: the {name} {image.shape} is larger than the image"
             f" {(bounds.y.size, bounds.x.size)}; is it the right file?"
         )
-    return kernel
 
 
 def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
@@ -144,7 +142,7 @@ def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
     Raises
     ------
     FileFormatError
-        If it is none of these, not finite, or of no positive sum.
+        If it is none of these, not finite, of no positive sum, or larger than the box.
     """
     psf = _read_stamp(path, "PSF", bounds)
     if isinstance(psf, PointSpreadFunction):
@@ -155,6 +153,7 @@ def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
         raise FileFormatError(
             f"{path}: a PSF must be finite with a positive sum; its sum is {total:g}."
         )
+    _check_size(path, "PSF", image, bounds)
     return KernelPointSpreadFunction(psf)  # type: ignore[arg-type]
 
 

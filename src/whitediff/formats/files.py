@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,9 @@ from pathlib import Path
 import astropy.io.fits
 import astropy.utils.exceptions
 
-from ..errors import ArgumentError, FileFormatError, OutputExistsError
+from ..errors import ArgumentError, FileFormatError, one_line
 
-__all__ = ["check_output", "opened", "replacing", "split_extension"]
+__all__ = ["opened", "split_extension"]
 
 _WITH_EXTENSION = re.compile(r"(?P<path>.+)\[(?P<extension>[^\[\]]+)\]")
 
@@ -92,13 +91,9 @@ def opened(path: Path) -> Iterator[astropy.io.fits.HDUList]:
             astropy.io.fits.VerifyError,
         ) as error:
             raise FileFormatError(
-                f"{path}: cannot be read as FITS ({_one_line(error)});"
+                f"{path}: cannot be read as FITS ({one_line(error)});"
                 " is it complete and really a FITS file?"
             ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _check_complete(path: Path, hdus: astropy.io.fits.HDUList) -> None:
@@ -117,75 +112,3 @@ def _check_complete(path: Path, hdus: astropy.io.fits.HDUList) -> None:
                 f"{path}: truncated: {hdu.name or 'the primary HDU'} ends at byte {end}, but the"
                 f" file has {size}; copy or download it again."
             )
-
-
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Make sure that an output can be written, before any work is done.
-
-    Parameters
-    ----------
-    path
-        Output.
-    overwrite
-        Whether an existing file may be replaced.
-
-    Raises
-    ------
-    OutputExistsError
-        If it exists and may not be replaced.
-    FileFormatError
-        If it is a directory, or its directory does not exist.
-    """
-    if path.is_dir():
-        raise FileFormatError(f"{path}: is a directory; name a file.")
-    if path.exists() and not overwrite:
-        raise OutputExistsError(
-            f"{path}: exists already; choose another name or allow it to be overwritten"
-            " (--overwrite)."
-        )
-    if not path.absolute().parent.is_dir():
-        raise FileFormatError(f"{path}: its directory does not exist; create it first.")
-
-
-@contextlib.contextmanager
-def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Write under a temporary name beside the output; move it into place when complete.
-
-    Parameters
-    ----------
-    path
-        Output.
-    overwrite
-        Whether an existing file may be replaced.
-
-    Yields
-    ------
-    temporary
-        Path to write to; it does not exist yet.  It is removed if anything fails.
-
-    Raises
-    ------
-    OutputExistsError, FileFormatError
-        As `check_output`.
-    """
-    check_output(path, overwrite=overwrite)
-    try:
-        directory = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be written: {error.strerror}.") from error
-    temporary = Path(directory) / path.name
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        check_output(path, overwrite=overwrite)
-        temporary.replace(path)
-    except OSError as error:
-        if isinstance(error, FileFormatError | OutputExistsError):
-            raise
-        raise FileFormatError(f"{path}: cannot be written: {_one_line(error)}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        with contextlib.suppress(OSError):
-            os.rmdir(directory)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
+import warnings
 from collections.abc import Iterable
 
 import astropy.io.fits
 
-__all__ = ["first_value", "observation_header", "wcs_cards", "without_provenance"]
+__all__ = [
+    "escaped",
+    "first_value",
+    "observation_header",
+    "storable",
+    "unescaped",
+    "wcs_cards",
+    "without_provenance",
+]
 
 # Cards that describe the storage of the data they came with.
 _STORAGE = re.compile(
@@ -25,7 +35,18 @@ _WCS = re.compile(
     r"(CD|PC)[1-9]_[1-9]|(PV|PS)[1-9]_\d+|(A|B|AP|BP)_(ORDER|DMAX|\d_\d)|"
     r"WAT\d_\d{3}"
 )
-PROVENANCE_PREFIX = "WD"
+_THIRD_AXIS = re.compile(
+    r"(CTYPE|CRPIX|CRVAL|CUNIT|CDELT|CROTA|CNAME|CRDER|CSYER)[3-9][A-Z]?|"
+    r"(CD|PC)([3-9]_[1-9]|[1-9]_[3-9])[A-Z]?|(PV|PS)[3-9]_\d+[A-Z]?"
+)
+_ALTERNATE = re.compile(
+    r"(WCSAXES|WCSNAME|(CTYPE|CRPIX|CRVAL|CUNIT|CDELT|CNAME)[1-9]|(CD|PC)[1-9]_[1-9])"
+    r"(?P<letter>[A-Z])"
+)
+_PROVENANCE = re.compile(
+    r"WD(TASK|VERS|SCI|TMPL|DIFF|KERN|PSF|PRECON|SVARIN|TVARIN|SGAIN|TGAIN|SRDN|TRDN|CONV|SCORE|"
+    r"FULLV|TRANSF|IGNORE|XCEN|YCEN|KSUM|SVAR|TVAR|VUNC|VCON|VBEF|VAFT|GRIDX|GRIDY|CONTAM)"
+)
 
 
 def observation_header(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
@@ -72,9 +93,77 @@ def without_provenance(header: astropy.io.fits.Header) -> astropy.io.fits.Header
         The others, verbatim.
     """
     return astropy.io.fits.Header(
-        [card for card in header.cards if not card.keyword.startswith(PROVENANCE_PREFIX)],
+        [card for card in header.cards if not _PROVENANCE.fullmatch(card.keyword)],
         copy=True,
     )
+
+
+def without_wcs(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
+    """Copy of a header without its primary WCS.
+
+    Parameters
+    ----------
+    header
+        Header.
+
+    Returns
+    -------
+    header
+        The other cards, verbatim.
+    """
+    return astropy.io.fits.Header(
+        [card for card in header.cards if not _WCS.fullmatch(card.keyword)], copy=True
+    )
+
+
+def storable(header: astropy.io.fits.Header) -> tuple[astropy.io.fits.Header, list[str]]:
+    """Cards of a header that a FITS image of two axes can hold.
+
+    Parameters
+    ----------
+    header
+        Header.
+
+    Returns
+    -------
+    header
+        The cards that are legal FITS, verbatim.  A WCS of more than two axes is reduced
+        to the first two, and an alternate WCS of one axis left out: lsst.images cannot
+        read either.
+    dropped
+        Keywords of the cards that are left out or changed.
+    """
+    cards, dropped = [], []
+    axes = header.get("WCSAXES", 2)
+    lame = {
+        letter
+        for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+        if f"CTYPE1{letter}" in header and f"CTYPE2{letter}" not in header
+    }
+    for card in header.cards:
+        keyword = card.keyword
+        alternate = _ALTERNATE.fullmatch(keyword)
+        if keyword == "WCSAXES" and axes != 2:
+            card = astropy.io.fits.Card("WCSAXES", 2, "of 2: the others were left out")
+            dropped.append(keyword)
+        elif _THIRD_AXIS.fullmatch(keyword) or (alternate and alternate["letter"] in lame):
+            dropped.append(keyword)
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                text = str(card)
+                card.verify("exception")
+            text.encode("ascii")
+        except Exception:
+            # astropy repairs what it can; what it cannot has no place in a new file.
+            dropped.append(keyword)
+            continue
+        if not text.isprintable():
+            dropped.append(keyword)
+            continue
+        cards.append(card)
+    return astropy.io.fits.Header(cards, copy=True), dropped
 
 
 def wcs_cards(header: astropy.io.fits.Header) -> list[astropy.io.fits.Card]:
@@ -91,6 +180,44 @@ def wcs_cards(header: astropy.io.fits.Header) -> list[astropy.io.fits.Card]:
         In their order; distortions (SIP, PV) included.
     """
     return [card for card in header.cards if _WCS.fullmatch(card.keyword)]
+
+
+def escaped(text: str) -> str:
+    """Text that a header card can hold.
+
+    Parameters
+    ----------
+    text
+        Any text, such as the name of a file.
+
+    Returns
+    -------
+    text
+        What is not printable ASCII is percent-encoded.
+
+    Examples
+    --------
+    >>> escaped("Nächte/1 a.fits"), unescaped("N%C3%A4chte/1 a.fits")
+    ('N%C3%A4chte/1 a.fits', 'Nächte/1 a.fits')
+    """
+    printable = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
+    return urllib.parse.quote(text, safe=printable, errors="surrogateescape")
+
+
+def unescaped(text: str) -> str:
+    """Text that `escaped` encoded.
+
+    Parameters
+    ----------
+    text
+        Value of a card.
+
+    Returns
+    -------
+    text
+        As it was.
+    """
+    return urllib.parse.unquote(text, errors="surrogateescape")
 
 
 def first_value(

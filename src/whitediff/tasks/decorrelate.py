@@ -54,7 +54,7 @@ class DecorrelateALKernelConfig(pex_config.Config):
         dtype=str,
         default=list(masks.DEFAULT_IGNORE_MASK_PLANES),
         doc="Mask planes to ignore for sigma-clipped statistics, in the spelling of lsst.afw or"
-        " of lsst.images. Default planes that a mask lacks are skipped.",
+        " of lsst.images. Default planes that the masks lack are skipped; others must exist.",
     )
     completeVarPlanePropagation = pex_config.Field(
         dtype=bool,
@@ -73,7 +73,8 @@ class DecorrelateALKernelConfig(pex_config.Config):
         default="fast",
         doc="Grid and precision of the Fourier transforms.",
         allowed={
-            "fast": "Grids of good lengths, in the image's precision where that suffices.",
+            "fast": "Grids of good lengths, in the image's precision, where these move no pixel"
+            " by more than 1e-3 of its standard deviation.",
             "documented": "The documented grid, in double precision.",
         },
     )
@@ -99,11 +100,13 @@ class DecorrelateALKernelConfig(pex_config.Config):
             For a score with the science exposure convolved.
         """
         ignore = tuple(self.ignoreMaskPlanes)
+        defaults = masks.DEFAULT_IGNORE_MASK_PLANES
         return operations.DecorrelationOptions(
             convolved="template" if template_matched else "science",
             score=score,
             full_variance=self.completeVarPlanePropagation,
-            ignore_mask_planes=None if ignore == masks.DEFAULT_IGNORE_MASK_PLANES else ignore,
+            ignore_mask_planes=ignore,
+            required_mask_planes=tuple(name for name in ignore if name not in defaults),
             untrusted_mask_planes=tuple(self.untrustedMaskPlanes),
             transform=self.transform,
         )
@@ -364,14 +367,11 @@ class DecorrelateALKernelTask(Task):
         -----
         See `whitediff.decorrelation.corrected_image`.
         """
-        image = self._in_precision(imgOld)
-        # Without a variance plane the image's own scatter says what error matters.
-        sigma = None
-        finite = image[np.isfinite(image)]
-        if image.dtype == np.float32 and finite.size:
-            sigma = float(np.subtract(*np.percentile(finite, [75, 25]))) / 1.349
+        # Without a variance plane nobody knows what error would matter: double precision.
         return decorrelation.corrected_image(
-            fourier.half_spectrum(corrft).real, image, shape=self.freqSpaceShape, sigma=sigma
+            fourier.half_spectrum(corrft).real,
+            self._in_precision(imgOld),
+            shape=self.freqSpaceShape,
         )
 
     def computeCorrectedDiffimPsf(self, corrft: Array, psfOld: Array) -> KernelPointSpreadFunction:
@@ -426,8 +426,8 @@ class DecorrelateALKernelTask(Task):
         subtractedExposure
             Their difference, or score image.  Not changed.
         psfMatchingKernel
-            `lsst.images.convolution_kernels.ConvolutionKernel`, or an image of a constant
-            kernel.
+            `lsst.images.convolution_kernels.ConvolutionKernel`, PSF, or an image of a
+            constant kernel.
         preConvKernel
             PSF with whose reflection the science exposure was pre-convolved; allowed in
             ``preConvMode`` only.  Default: the science PSF at its average position.

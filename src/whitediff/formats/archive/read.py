@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import astropy.io.fits
 import lsst.images.serialization
 from lsst.images import MaskedImage
 
-from ...errors import FileFormatError
+from ...errors import FileFormatError, one_line
 from ...exposures.model import Exposure
 from ...exposures.psf import KernelPointSpreadFunction
+from ...exposures.sky import TOLERANCE, celestial_wcs, disagreement, projection_header
 from ..files import opened
-from ..headers import observation_header, without_provenance
+from ..headers import observation_header, without_provenance, without_wcs
 from ..stamps import find_hdu, read_kernel_hdus
 
 __all__ = ["read", "read_object"]
+
+_log = logging.getLogger("whitediff.formats")
 
 
 def read_object(path: Path) -> Any:
@@ -39,9 +44,8 @@ def read_object(path: Path) -> Any:
     try:
         return lsst.images.serialization.read_archive(str(path), format="fits")
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".")
         raise FileFormatError(
-            f"{path}: cannot be read as an lsst.images archive ({reason}); is it complete?"
+            f"{path}: cannot be read as an lsst.images archive ({one_line(error)}); is it complete?"
         ) from error
 
 
@@ -72,7 +76,7 @@ def read(path: Path) -> Exposure:
     psf, kernel, background = given.psf, given.kernel, None
     with opened(path) as hdus:
         primary = without_provenance(observation_header(hdus[0].header))
-        header = observation_header(hdus["IMAGE"].header)
+        header = _sky_header(observation_header(hdus["IMAGE"].header), obj, path)
         kernel_hdu = find_hdu(hdus, ("KERNEL",))
         if kernel is None and kernel_hdu is not None and kernel_hdu.is_image:
             kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=obj.bbox, path=str(path))
@@ -105,3 +109,26 @@ def read(path: Path) -> Exposure:
         primary_header=primary,
         source=str(path),
     )
+
+
+def _sky_header(
+    header: astropy.io.fits.Header, obj: MaskedImage, path: Path
+) -> astropy.io.fits.Header:
+    """Header whose WCS says what the archive's projection says."""
+    projection = obj.sky_projection
+    if projection is None:
+        return header
+    wcs = celestial_wcs(header)
+    if wcs is not None and disagreement(wcs, projection, obj.bbox) <= TOLERANCE:
+        return header
+    # lsst.images writes an approximation where FITS has no name for its projection.
+    rewritten = without_wcs(header)
+    cards = projection_header(projection, obj.bbox)
+    rewritten.extend(cards, unique=True)
+    _log.info(
+        "%s: the WCS in its header %s; %s.",
+        path,
+        "only approximates its projection" if wcs is not None else "cannot be understood",
+        "it is rewritten as TAN-SIP" if cards else "it is left out",
+    )
+    return rewritten

@@ -10,12 +10,12 @@ in the archive's index moves.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import astropy.io.fits
-import numpy as np
 from lsst.images import MaskedImage
 from lsst.images.fits import (
     FitsCompressionOptions,
@@ -24,17 +24,17 @@ from lsst.images.fits import (
     suppress_fits_card_warnings,
 )
 
-from ...exposures.model import Exposure, celestial_wcs
+from ...exposures.model import Exposure
 from ...exposures.psf import as_kernel_psf
-from ..files import replacing
-from ..headers import observation_header, wcs_cards, without_provenance
+from ...outputs import replacing
+from ..headers import escaped, observation_header, storable, wcs_cards, without_provenance
 from ..stamps import kernel_hdus
 
 __all__ = ["write"]
 
 _log = logging.getLogger("whitediff.formats")
 
-type CardValue = str | int | float | bool
+type CardValue = str | int | float | bool | None
 _PLANES = ("image", "mask", "variance")
 _FILLER = "whitediff reserves this card"
 
@@ -61,7 +61,8 @@ def write(
         Compress the planes without loss (GZIP_2): smaller, and slower by an order of
         magnitude.
     provenance
-        Keyword → (value, comment) for the primary header.
+        Keyword → (value, comment) for the primary header; values that are None or not
+        finite are left out.
 
     Raises
     ------
@@ -70,24 +71,26 @@ def write(
     FileFormatError
         If it cannot be written.
     """
-    image_header = observation_header(exposure.header)
-    _report_wcs_disagreement(exposure, path)
-    opaque = FitsOpaqueMetadata()
-    filler = astropy.io.fits.Header()
-    for _ in range(len(image_header) + 2):
-        filler.add_comment(_FILLER)
-    opaque.add_header(filler.copy(), name="IMAGE", ver=1)
+    image_header, dropped = storable(observation_header(exposure.header))
+    primary_header, more = storable(without_provenance(observation_header(exposure.primary_header)))
+    if dropped or more:
+        _log.info(
+            "%s: header cards that cannot be stored are left out or changed: %s.",
+            path,
+            ", ".join(dict.fromkeys(escaped(keyword) for keyword in [*dropped, *more])),
+        )
     sky_cards = wcs_cards(image_header)
-    sky_filler = astropy.io.fits.Header()
-    for _ in range(len(sky_cards) + 2):
-        sky_filler.add_comment(_FILLER)
+    opaque = FitsOpaqueMetadata()
+    opaque.add_header(_filler(image_header.cards), name="IMAGE", ver=1)
     for name in ("MASK", "VARIANCE"):
-        opaque.add_header(sky_filler.copy(), name=name, ver=1)
+        opaque.add_header(_filler(sky_cards), name=name, ver=1)
 
     def update_primary(header: astropy.io.fits.Header) -> None:
-        header.extend(without_provenance(observation_header(exposure.primary_header)))
+        header.extend(primary_header)
         for keyword, (value, comment) in (provenance or {}).items():
-            header.set(keyword, value, comment)
+            if value is None or (isinstance(value, float) and not math.isfinite(value)):
+                continue  # FITS has neither; what is unknown is left out
+            header.set(keyword, escaped(value) if isinstance(value, str) else value, comment)
 
     options = {name: FitsCompressionOptions.DEFAULT if compress else None for name in _PLANES}
     with replacing(path, overwrite=overwrite) as temporary:
@@ -98,6 +101,12 @@ def write(
         for name in ("MASK", "VARIANCE"):
             _replace_cards(temporary, name, sky_cards, written)
         _append(temporary, _extra_hdus(exposure))
+
+
+def _filler(cards: Iterable[astropy.io.fits.Card]) -> astropy.io.fits.Header:
+    """As many lines as some cards need, long strings included, and two more."""
+    lines = sum(len(str(card)) // 80 for card in cards) + 2
+    return astropy.io.fits.Header([("COMMENT", _FILLER)] * lines)
 
 
 def _write_archive(
@@ -163,23 +172,3 @@ def _append(path: Path, extra: list[Any]) -> None:
         for hdu in extra:
             hdus.append(hdu)
         hdus.flush()
-
-
-def _report_wcs_disagreement(exposure: Exposure, path: Path) -> None:
-    """Say so where header and projection disagree: an archive's header may approximate."""
-    wcs, projection = celestial_wcs(exposure.header), exposure.sky_projection
-    if wcs is None or projection is None:
-        return
-    ny, nx = exposure.shape
-    y, x = (a.ravel() for a in np.meshgrid(np.linspace(0, ny - 1, 5), np.linspace(0, nx - 1, 5)))
-    x_back, y_back = wcs.world_to_pixel(
-        exposure.masked_image.astropy_wcs.pixel_to_world(x, y)  # type: ignore[union-attr]
-    )
-    worst = float(np.hypot(x_back - x, y_back - y).max())
-    if not worst <= 1e-3:
-        _log.info(
-            "%s: the WCS in the header differs from the archive's projection by up to %.3g"
-            " pixels; both are kept as they were given.",
-            path,
-            worst,
-        )

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from lsst.images import Box, Image, MaskedImage
 
-from ...errors import ArgumentError, DataError, FileFormatError
+from ...errors import ArgumentError, DataError, FileFormatError, one_line
 from ...exposures.masks import UNTRUSTED_MASK_PLANES, flagged, make_mask, with_plane
 from ...exposures.model import Exposure, as_native_float, parse_unit, sky_projection
 from ...exposures.psf import KernelPointSpreadFunction
@@ -172,7 +172,8 @@ def read(
     -------
     exposure
         With the mask of a MASK or DQ extension (bits without names become planes BIT0, …,
-        and BAD where any is set), the PSF and kernel of extensions with those names.
+        and BAD where any is set), the PSF, kernel and background of extensions with those
+        names.
 
     Raises
     ------
@@ -209,6 +210,15 @@ def read(
         kernel = None
         if kernel_hdu is not None and kernel_hdu.is_image and kernel_hdu is not hdu:
             kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=bbox, path=str(path))
+        background_hdu = find_hdu(hdus, ("BACKGROUND",), version)
+        background = None
+        if background_hdu is not None and background_hdu is not hdu:
+            background = _native_copy(background_hdu.data)
+            if background.shape != image.shape:
+                raise FileFormatError(
+                    f"{path}: the image has the shape {image.shape}, but its BACKGROUND"
+                    f" {background.shape}."
+                )
 
     source = str(path)
     if isinstance(variance, VarianceSource):
@@ -237,8 +247,7 @@ def read(
     try:
         projection = sky_projection(header, bbox)
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        _log.info("%s: its WCS is kept in the header only (%s).", path, reason)
+        _log.info("%s: its WCS is kept in the header only (%s).", path, one_line(error))
         projection = None
     return Exposure(
         MaskedImage(
@@ -249,6 +258,7 @@ def read(
         ),
         psf=psf,
         kernel=kernel,
+        background=background,
         header=header,
         primary_header=primary,
         source=str(path),
@@ -330,6 +340,7 @@ def _modelled_variance(
     read_noise: float | None,
     path: Path,
 ) -> Array:
+    explicit = gain is not None and read_noise is not None
     if gain is None:
         found = first_value((header, primary), _GAIN_KEYWORDS)
         if found is not None and found[1] > 0:
@@ -340,7 +351,9 @@ def _modelled_variance(
         if found is not None and found[1] >= 0:
             read_noise = found[1]
     try:
-        model = noise_variance(image, unusable, gain=gain, read_noise=read_noise)
+        model = noise_variance(
+            image, unusable, gain=gain, read_noise=read_noise, trust_model=explicit
+        )
     except ArgumentError as error:
         raise ArgumentError(f"{path}: {error}") from error
     except DataError as error:

@@ -1,0 +1,240 @@
+"""Sky coordinates: FITS headers and the projections of lsst.images."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import astropy.coordinates
+import astropy.io.fits
+import astropy.units as u
+import astropy.wcs
+import numpy as np
+import numpy.typing as npt
+from lsst.images import Box, GeneralFrame, SkyProjection
+
+__all__ = [
+    "TOLERANCE",
+    "celestial_wcs",
+    "disagreement",
+    "equivalent_wcs",
+    "projection_header",
+    "sky_projection",
+]
+
+type Array = npt.NDArray[Any]
+
+TOLERANCE = 1e-3
+"""Pixels by which a header and a projection may differ and still say the same."""
+
+_SIP_ORDERS = (2, 3, 4, 5, 6)
+
+
+def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
+    """Celestial WCS of a header.
+
+    Parameters
+    ----------
+    header
+        FITS header.
+
+    Returns
+    -------
+    wcs
+        Of two axes; None where the header describes no sky coordinates, or none that
+        can be understood.
+    """
+    if "CTYPE1" not in header:
+        return None
+    try:
+        with warnings.catch_warnings():
+            # Repairs of deprecated keywords are not news here.
+            warnings.simplefilter("ignore")
+            wcs = astropy.wcs.WCS(header, naxis=2)
+            if not wcs.has_celestial:
+                return None
+            # Some errors show only when it is used.
+            _icrs(wcs, np.zeros(1), np.zeros(1))
+    except Exception:
+        # astropy and wcslib raise whatever they like for a broken header.
+        return None
+    return wcs
+
+
+def sky_projection(header: astropy.io.fits.Header, bbox: Box) -> SkyProjection[Any] | None:
+    """Sky projection of a header's celestial WCS.
+
+    Parameters
+    ----------
+    header
+        FITS header, for the array whose first pixel is the box's first.
+    bbox
+        Box of that array.
+
+    Returns
+    -------
+    projection
+        To ICRS, whatever the header's frame is, and within 1e-3 pixels of the header
+        everywhere in the box; None where there are no sky coordinates, or where no
+        projection comes as near.
+    """
+    wcs = celestial_wcs(header)
+    if wcs is None:
+        return None
+    candidates: list[astropy.wcs.WCS] = [wcs]
+    # lsst.images takes coordinates of any frame for ICRS; a fit brings them there.
+    fitted = equivalent_wcs(wcs, (bbox.y.size, bbox.x.size))
+    if fitted is not None:
+        candidates.append(fitted)
+    for candidate in candidates:
+        try:
+            projection = SkyProjection.from_fits_wcs(
+                candidate,
+                GeneralFrame(unit=u.pix),
+                pixel_bounds=bbox,
+                x0=bbox.x.start,
+                y0=bbox.y.start,
+            )
+            if disagreement(wcs, projection, bbox) <= TOLERANCE:
+                return projection
+        except Exception:
+            # AST refuses projections that it does not know, in its own ways.
+            continue
+    return None
+
+
+def disagreement(wcs: astropy.wcs.WCS, projection: SkyProjection[Any], bbox: Box) -> float:
+    """How far a header's WCS and a projection differ.
+
+    Parameters
+    ----------
+    wcs
+        WCS of the array whose first pixel is the box's first.
+    projection
+        Projection of the box's pixels.
+    bbox
+        Box.
+
+    Returns
+    -------
+    pixels
+        Largest distance on a grid over the box; infinite where it is not defined.
+    """
+    x, y = _grid((bbox.y.size, bbox.x.size))
+    sky = projection.as_astropy(bbox).pixel_to_world(x, y)
+    worst = float(np.max(_pixel_distance(wcs, sky, x, y)))
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def projection_header(projection: SkyProjection[Any], bbox: Box) -> astropy.io.fits.Header:
+    """Header cards that say what a projection says.
+
+    Parameters
+    ----------
+    projection
+        Projection of the box's pixels.
+    bbox
+        Box.
+
+    Returns
+    -------
+    header
+        Its own FITS WCS where it has one that agrees with it, else the same as TAN-SIP;
+        empty where that is not as near as 1e-3 pixels.
+    """
+    exact = projection.as_fits_wcs(bbox, allow_approximation=False)
+    shape = (bbox.y.size, bbox.x.size)
+    for wcs in (exact, equivalent_wcs(projection.as_astropy(bbox), shape)):
+        if wcs is None:
+            continue
+        header = wcs.to_header(relax=True)
+        read_back = celestial_wcs(header)
+        if read_back is not None and disagreement(read_back, projection, bbox) <= TOLERANCE:
+            return header
+    return astropy.io.fits.Header()
+
+
+def equivalent_wcs(wcs: Any, shape: tuple[int, int]) -> astropy.wcs.WCS | None:
+    """Rewrite any sky coordinates of an array as a TAN-SIP WCS in ICRS.
+
+    Parameters
+    ----------
+    wcs
+        Anything with astropy's ``pixel_to_world``.
+    shape
+        (ny, nx) of the array.
+
+    Returns
+    -------
+    wcs
+        Of the lowest SIP order that comes within 1e-3 pixels; None if none does.
+
+    Notes
+    -----
+    Linear least squares on the tangent plane at the middle of the array.
+    """
+    ny, nx = shape
+    x, y = _grid(shape, 25)
+    x0, y0 = (nx - 1) / 2, (ny - 1) / 2
+    try:
+        sky = _icrs(wcs, x, y)
+        middle = _icrs(wcs, np.array([x0]), np.array([y0]))[0]
+        plane = sky.transform_to(middle.skyoffset_frame())
+        longitude, latitude = plane.lon.rad, plane.lat.rad
+    except Exception:
+        return None
+    if not np.isfinite(longitude).all():
+        return None
+    # Gnomonic projection about the middle, in degrees.
+    xi = np.degrees(np.tan(longitude))
+    eta = np.degrees(np.tan(latitude) / np.cos(longitude))
+    scale = max(nx, ny) / 2
+    for order in _SIP_ORDERS:
+        terms = [(p, q) for p in range(order + 1) for q in range(order + 1 - p) if p + q > 0]
+        matrix = np.stack([((x - x0) / scale) ** p * ((y - y0) / scale) ** q for p, q in terms], 1)
+        solution, *_ = np.linalg.lstsq(matrix, np.stack([xi, eta], 1), rcond=None)
+        coefficients = {
+            term: value / scale ** sum(term) for term, value in zip(terms, solution, strict=True)
+        }
+        cd = np.stack([coefficients[1, 0], coefficients[0, 1]], 1)
+        if abs(np.linalg.det(cd)) == 0:
+            return None
+        a, b = np.zeros((2, order + 1, order + 1))
+        for (p, q), value in coefficients.items():
+            if p + q > 1:
+                a[p, q], b[p, q] = np.linalg.solve(cd, value)
+        result = astropy.wcs.WCS(naxis=2)
+        result.wcs.ctype = ["RA---TAN-SIP", "DEC--TAN-SIP"]
+        result.wcs.crpix = [x0 + 1, y0 + 1]
+        result.wcs.crval = [middle.ra.deg, middle.dec.deg]
+        result.wcs.cd = cd
+        result.wcs.radesys = "ICRS"
+        result.sip = astropy.wcs.Sip(a, b, None, None, result.wcs.crpix)
+        result.wcs.set()
+        distance = _pixel_distance(result, sky, x, y)
+        if np.max(distance) <= 0.3 * TOLERANCE:
+            return result
+    return None
+
+
+def _grid(shape: tuple[int, int], n: int = 9) -> tuple[Array, Array]:
+    y, x = np.meshgrid(*(np.linspace(0, size - 1, n) for size in shape), indexing="ij")
+    return x.ravel(), y.ravel()
+
+
+def _icrs(wcs: Any, x: Array, y: Array) -> astropy.coordinates.SkyCoord:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return wcs.pixel_to_world(x, y).icrs
+
+
+def _pixel_distance(
+    wcs: astropy.wcs.WCS, sky: astropy.coordinates.SkyCoord, x: Array, y: Array
+) -> Array:
+    """Distance between positions on the sky and those of pixels, in local pixels.
+
+    Compared on the sky: inverting a distorted WCS is slower and less precise.
+    """
+    separation = _icrs(wcs, x, y).separation(sky).deg
+    step = _icrs(wcs, x + 0.5, y).separation(_icrs(wcs, x - 0.5, y)).deg
+    return np.asarray(separation / step)
