@@ -266,7 +266,57 @@ def test_a_difference_without_a_mask_takes_those_of_its_inputs(run, tmp_path, rn
     mask = read_exposure(out).mask
     for y, x in ((60, 65), (32, 42)):
         assert mask.get("BIT2")[y, x]
-        assert mask.get("CONTAMINATED")[y - 1 : y + 2, x - 1 : x + 2].all()
+        assert mask.get("CONTAMINATED")[y, x]
+        assert not mask.get("CONTAMINATED")[y + 12, x]
+
+
+def test_a_given_variance_replaces_an_unusable_plane(run, tmp_path, rng):
+    shape = (100, 110)
+    for plane in (np.nan, -9.0, 0.0):
+        for name, variance in (("science", 9.0), ("template", plane), ("difference", 1.0)):
+            write_exposure(
+                Exposure.from_arrays(rng.normal(size=shape).astype("f4"), variance=variance),
+                tmp_path / f"{name}.fits",
+                overwrite=True,
+            )
+        fits.writeto(tmp_path / "kernel.fits", 1.3 * gaussian(15, 1.5), overwrite=True)
+        out = tmp_path / "out.fits"
+        code, _, messages = run(
+            "decorrelate", *triple(tmp_path), tmp_path / "kernel.fits", "--output", out,
+            "--template-variance", 4, "--overwrite",
+        )  # fmt: skip
+        assert code == 0, messages
+        assert "its variance plane is unusable" in messages
+        np.testing.assert_allclose(read_exposure(out).variance.array, 9 + 4 * 1.69, rtol=1e-5)
+
+
+def test_sentinels_are_missing_pixels(run, tmp_path, rng):
+    shape = (150, 131)
+    image = rng.normal(0, 3, shape)
+    image[70, 65] = -1e30
+    for name, pixels in (("science", image * 0), ("template", image * 0), ("difference", image)):
+        exposure = Exposure.from_arrays(pixels.astype(np.float32), variance=9.0)
+        write_exposure(exposure, tmp_path / f"{name}.fits")
+    fits.writeto(tmp_path / "kernel.fits", gaussian(15, 1.5))
+    out = tmp_path / "out.fits"
+    code, _, messages = run(
+        "decorrelate", *triple(tmp_path), tmp_path / "kernel.fits", "--output", out
+    )
+    assert code == 0, messages
+    assert "difference.fits: the difference has 1 pixels beyond 1e11 sigma" in messages
+    result = read_exposure(out)
+    assert result.image.array[70, 65] == np.float32(-1e30)
+    assert result.mask.get("CONTAMINATED")[70, 65]
+    assert np.delete(result.image.array.ravel(), 70 * 131 + 65).std() < 6
+
+
+def test_brackets_and_dollars_in_names(run, simulated, tmp_path):
+    path = tmp_path / "a$x_{1$[b].fits"
+    path.write_bytes(triple(simulated)[2].read_bytes())
+    code, table, messages = run("check", path, "--plot", tmp_path / "o.png", "--sigma", 2)
+    assert code == 0, messages
+    assert "$[b].fits" in table.replace("\n", "")
+    assert run("check", path, "--sigma", 1e6)[0] == 1
 
 
 def test_names_that_are_not_ascii(run, simulated, tmp_path):
@@ -333,6 +383,18 @@ def bad_inputs(directory, simulated):
         )
         return path
 
+    def carrying(name, kernel_image):
+        carrier = Exposure.from_arrays(np.nan_to_num(image), variance=900.0)
+        carrier.kernel = kernels.constant_kernel(kernel_image, carrier.bbox)
+        write_exposure(carrier, directory / name)
+        return directory / name
+
+    def table_file():
+        column = fits.Column("a", "E", array=[1.0])
+        table = fits.BinTableHDU.from_columns([column], name="KERNEL")
+        fits.HDUList([fits.PrimaryHDU(), table]).writeto(directory / "table.fits")
+        return directory / "table.fits"
+
     def plain(name, data):
         fits.writeto(directory / name, data)
         return directory / name
@@ -359,6 +421,25 @@ def bad_inputs(directory, simulated):
                           ["'NOPE'", "science.fits", "BAD"]),
         "all masked": ([science, exposure("masked.fits", mask={"BAD": everything}), difference],
                        ["masked.fits", "no usable pixel"]),
+        "all of the difference masked": (
+            [science, template, exposure("dm.fits", mask={"BAD": everything}), kernel],
+            ["dm.fits", "no usable pixel"],
+        ),
+        "all masked, variance given": (
+            [science, exposure("m2.fits", mask={"BAD": everything}), difference,
+             "--template-variance", 300],
+            ["m2.fits", "no usable pixel"],
+        ),
+        "bad kernel inside": (
+            [science, template, carrying("inside.fits", np.zeros((5, 5)))],
+            ["inside.fits", "sums to 0"],
+        ),
+        "kernel in a table": ([science, template, difference, table_file()], ["is a table"]),
+        "large pre-convolution kernel": (
+            [science, template, difference, "--score", "--preconvolution-kernel",
+             plain("pc.fits", np.ones((5, 901)))],
+            ["pc.fits", "(5, 901)", "larger than the image"],
+        ),
         "all NaN": ([science, exposure("nan.fits", np.full(shape, np.nan)), difference],
                     ["nan.fits", "no finite pixel"]),
         "negative variance": ([exposure("minus.fits", variance=-4.0), template, difference],

@@ -31,6 +31,7 @@ __all__ = [
     "difference_correction",
     "estimated_variance",
     "full_variance",
+    "measured_pixels",
     "pixel_kernel",
     "reflected",
     "score_correction",
@@ -59,6 +60,12 @@ _SINGLE_PRECISION_ERROR_FROM_PEAK = 3 * float(np.finfo(np.float32).eps)
 Per unit of the root mean square on the grid and of the brightest pixel, and of the
 filter's largest value.  Noise, backgrounds, edges and stars on 64² to 4096² pixels reach 13
 and 1.5 epsilon.
+"""
+
+_LARGEST_SIGNIFICANCE = 1e11
+"""Pixels beyond this many sigma are no measurement, and would drown all others.
+
+Errors of a double-precision transform stay below 1e-3 sigma for less than 2.8e11 sigma.
 """
 
 _PRECISION_GOAL = 1e-3
@@ -360,7 +367,8 @@ def corrected_image(
     sigma
         Smallest standard deviation among the result's pixels, image_unit.  A float32
         image is transformed in single precision where that moves no pixel by more
-        than 1e-3 sigma; without a sigma in double precision.
+        than 1e-3 sigma; without a sigma in double precision.  Pixels beyond 1e11 sigma,
+        such as -1e30 for "no data", count as not finite.
 
     Returns
     -------
@@ -375,7 +383,7 @@ def corrected_image(
         If no pixel is finite.
     """
     image = _checked_image(image, correction_ft, shape)
-    finite = np.isfinite(image)
+    finite = measured_pixels(image, sigma)
     # Double precision for the sum: of 10^7 float32 values it would drift.
     n_finite = int(np.count_nonzero(finite))
     if n_finite == 0:
@@ -395,6 +403,27 @@ def corrected_image(
     if n_finite < image.size:
         np.copyto(corrected, image, where=~finite)
     return corrected
+
+
+def measured_pixels(image: Array, sigma: float | None = None) -> Array:
+    """Pixels that hold a value which a transform can work with.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+    sigma
+        Smallest standard deviation of a pixel, image_unit.
+
+    Returns
+    -------
+    measured
+        ``(ny, nx)`` boolean: finite, and, with a sigma, not beyond 1e11 of it.
+    """
+    finite = np.isfinite(image)
+    if sigma is not None:
+        finite &= np.abs(image) <= _LARGEST_SIGNIFICANCE * sigma
+    return finite
 
 
 def _checked_image(image: Array, correction_ft: Array, shape: tuple[int, int]) -> Array:
@@ -645,7 +674,7 @@ def depends_on_grid(kernel: Array, image: Array, *, margin: tuple[int, int], sig
     far = np.abs(kernel[lags[0][:, None] | lags[1][None, :]])
     if far.size == 0:
         return False
-    finite = np.isfinite(image)
+    finite = measured_pixels(image, sigma)
     values = (image if finite.all() else image[finite]).astype(np.float64)
     mean = float(values.mean())
     # A background adds up over all lags, noise in squares, a star counts once.

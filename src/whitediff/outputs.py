@@ -28,10 +28,18 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     OutputExistsError
         If it exists and may not be replaced.
     FileFormatError
-        If it is a directory, or its directory does not exist.
+        If it is no regular file, its name asks for packing, or its directory does not
+        exist.
     """
     if path.is_dir():
         raise FileFormatError(f"{path}: is a directory; name a file.")
+    if path.exists() and not path.is_file():
+        raise FileFormatError(f"{path}: is no regular file; name one.")
+    if path.suffix in (".gz", ".bz2", ".xz", ".fz", ".zst"):
+        raise FileFormatError(
+            f"{path}: outputs are not packed by their name; name it without {path.suffix}"
+            " (--compress packs images without loss)."
+        )
     if path.exists() and not overwrite:
         raise OutputExistsError(
             f"{path}: exists already; choose another name or allow it to be overwritten"
@@ -63,6 +71,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         As `check_output`.
     """
     check_output(path, overwrite=overwrite)
+    path = path.resolve()  # what a link points to is replaced, not the link
     try:
         directory = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent)
     except OSError as error:

@@ -248,6 +248,16 @@ class SimulationOptions:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ArgumentError(f"{name} must not be negative; got {value}.")
+        ny, nx = self.shape
+        if self.seed < 0:
+            raise ArgumentError(f"seed must not be negative; got {self.seed}.")
+        if self.bad_columns > nx or self.nan_pixels > nx * ny:
+            raise ArgumentError(
+                f"An image of {nx} x {ny} pixels has no room for {self.bad_columns} bad columns"
+                f" and {self.nan_pixels} NaN pixels."
+            )
+        if not all(abs(value) <= 5 for value in self.offset):
+            raise ArgumentError(f"offset must be within 5 pixels; got {self.offset}.")
         if self.read_noise < 0:
             raise ArgumentError(f"read_noise must not be negative; got {self.read_noise:g}.")
         for name in ("science_variance", "template_variance"):

@@ -85,10 +85,18 @@ def run_check(
         begin("reading")
         exposure = formats.read_exposure(image_path)
         box = exposure.bbox
+        if sigma is not None and 10 * sigma > min(exposure.shape):
+            raise ArgumentError(
+                f"{image_path}: --sigma {sigma:g} is too wide for {exposure.shape[0]} x"
+                f" {exposure.shape[1]} pixels; a tenth of the smaller side is the most."
+            )
         if sigma is not None:
             psf, description = gaussian_filter(sigma), f"Gaussian of sigma {sigma:g} pixels"
         elif exposure.psf is not None:
-            psf = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+            try:
+                psf = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+            except ArgumentError as error:
+                raise ArgumentError(f"{image_path}: {error}") from error
             description = "the file's PSF"
         else:
             psf = gaussian_filter(_DEFAULT_SIGMA)
@@ -110,7 +118,10 @@ def run_check(
                         f"{path}: has the shape {other.shape}, but {image_path} {exposure.shape}."
                     )
                 untrusted = masks.flagged(other.mask, masks.UNTRUSTED_MASK_PLANES)
-                sources |= detect_sources(other.image.array, untrusted)
+                try:
+                    sources |= detect_sources(other.image.array, untrusted)
+                except DataError as error:
+                    raise DataError(f"{path}: {error}") from error
             how = "found on " + " and ".join(p for p in (science, template) if p is not None)
         elif masks.find_plane(exposure.mask, masks.SOURCE) is not None:
             sources = masks.flagged(exposure.mask, [masks.SOURCE])
@@ -135,7 +146,10 @@ def run_check(
             old_image = earlier.image.array
             # The same pixels and the same plane: what changes is the image alone.
             good_before = good & np.isfinite(old_image)
-            old = whiteness(old_image, variance, good_before, psf)
+            try:
+                old = whiteness(old_image, variance, good_before, psf)
+            except DataError as error:
+                raise DataError(f"{earlier.source}: {error}") from error
         if plot is not None:
             from ..diagnostics.plots import plot_whiteness
 

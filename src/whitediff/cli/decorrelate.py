@@ -166,6 +166,7 @@ def run_decorrelation(
         }
         given = formats.read_exposure(difference, needs_variance=False)
         _complete(given, inputs, direction, kernel, psf)
+        _check_usable(given, masks.DEFAULT_IGNORE_MASK_PLANES)
         _check_position(given, x_center, y_center)
         preconvolution = None
         if preconvolution_kernel is not None:
@@ -175,17 +176,22 @@ def run_decorrelation(
             name: variance if isinstance(variance, float) else None
             for name, (variance, _, _) in noise.items()
         }
-        result = operations.decorrelate(
-            inputs["science"],
-            inputs["template"],
-            given,
-            preconvolution_kernel=preconvolution,
-            x=x_center,
-            y=y_center,
-            science_variance=means["science"],
-            template_variance=means["template"],
-            options=options,
-        )
+        try:
+            result = operations.decorrelate(
+                inputs["science"],
+                inputs["template"],
+                given,
+                preconvolution_kernel=preconvolution,
+                x=x_center,
+                y=y_center,
+                science_variance=means["science"],
+                template_variance=means["template"],
+                options=options,
+            )
+        except ArgumentError as error:
+            # What is wrong with kernels and PSFs is wrong with the difference's.
+            named = any(path in str(error) for path in (science, template, difference))
+            raise error if named else ArgumentError(f"{difference}: {error}") from error
         begin("sources")
         _mark_sources(result.exposure, inputs)
         begin("writing")
@@ -212,7 +218,7 @@ def run_decorrelation(
         )
     log.info(
         "%s: kernel sum %.6g; mean variances: science %.6g, template %.6g, difference %.6g;"
-        " %.2g%% of the pixels contaminated.",
+        " %.1f%% of the pixels contaminated.",
         output,
         result.kernel_sum,
         result.science_variance,
@@ -233,12 +239,13 @@ def _read_input(
     """Science image or template, with a variance plane from wherever there is one."""
     from .. import formats
     from ..errors import ArgumentError
+    from ..exposures import masks, operations
 
     if isinstance(variance, float) and not 0 < variance < float("inf"):
         raise ArgumentError(
             f"{path}: --{name}-variance must be a positive number or a file; got {variance:g}."
         )
-    return formats.read_exposure(
+    exposure = formats.read_exposure(
         path,
         variance=(
             formats.VarianceSource.parse(variance) if isinstance(variance, str) else variance
@@ -246,6 +253,45 @@ def _read_input(
         gain=gain,
         read_noise=read_noise,
     )
+    _check_usable(exposure, masks.UNTRUSTED_MASK_PLANES)
+    if isinstance(variance, float) and not operations.variance_mean(exposure, ()) > 0:
+        exposure = _with_variance(exposure, variance)
+        log.info("%s: its variance plane is unusable; %g is used everywhere.", path, variance)
+    return exposure
+
+
+def _check_usable(exposure: Any, planes: tuple[str, ...]) -> None:
+    import numpy as np
+
+    from ..errors import DataError
+    from ..exposures import masks
+
+    finite = np.isfinite(exposure.image.array)
+    if not finite.any():
+        raise DataError(
+            f"{exposure.source}: no finite pixel: all {finite.size} are NaN or infinite."
+        )
+    if not (finite & ~masks.flagged(exposure.mask, planes)).any():
+        raise DataError(
+            f"{exposure.source}: no usable pixel: all {finite.size} are masked"
+            f" ({', '.join(planes)}) or not finite; is its mask right?"
+        )
+
+
+def _with_variance(exposure: Any, variance: float) -> Any:
+    import numpy as np
+    from lsst.images import Image, MaskedImage
+
+    plane = np.full(exposure.shape, variance, dtype=np.float32)
+    exposure.replace_planes(
+        MaskedImage(
+            exposure.image,
+            mask=exposure.mask,
+            variance=Image(plane, bbox=exposure.bbox),
+            sky_projection=exposure.sky_projection,
+        )
+    )
+    return exposure
 
 
 def _complete(
@@ -262,6 +308,9 @@ def _complete(
             f"{difference.source}: carries no kernel (no KERNEL extension); name the kernel's"
             " file as fourth argument."
         )
+    formats.check_kernel(
+        difference.kernel, difference.bbox, difference.source if kernel is None else kernel
+    )
     unconvolved = inputs["science" if direction == "template" else "template"]
     if psf is not None:
         difference.psf = formats.read_psf(psf, bounds=difference.bbox)

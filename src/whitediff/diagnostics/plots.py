@@ -59,7 +59,7 @@ def plot_whiteness(
     figure = Figure(figsize=(15, 7.4), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
     panels = figure.subplots(2, 4, width_ratios=[1.2, 1.2, 1, 1.2])
     sigma = float(np.sqrt(np.median(variance[good])))
     _draw_image(figure, panels[0, 0], before, sigma, "before")

@@ -248,9 +248,11 @@ def decorrelate(
     correction, kernel_on_grid = filters.correction_for(difference.image.array, options)
     weights = correction.variance_weights()
     variance = _variance_plane(science, template, correction, weights, options, filters)
-    image = _corrected_image(difference.image.array, correction, variance, options)
-    untrusted = masks.flagged(difference.mask, options.untrusted_mask_planes)
-    untrusted |= ~np.isfinite(difference.image.array)
+    sigma = _smallest_sigma(variance)
+    image = _corrected_image(difference.image.array, correction, sigma, options)
+    measured = decorrelation.measured_pixels(difference.image.array, sigma)
+    _report_absurd(difference, measured)
+    untrusted = masks.flagged(difference.mask, options.untrusted_mask_planes) | ~measured
     contaminated = _contaminated(correction, kernel_on_grid, untrusted, filters)
 
     exposure = Exposure(
@@ -377,16 +379,31 @@ class _Filters:
 def _corrected_image(
     image: Array,
     correction: decorrelation.Correction,
-    variance: Array,
+    sigma: float | None,
     options: DecorrelationOptions,
 ) -> Array:
-    positive = variance[np.isfinite(variance) & (variance > 0)]
     return decorrelation.corrected_image(
         correction.correction_ft,
         image.astype(np.float64) if options.transform == "documented" else image,
         shape=correction.shape,
-        sigma=math.sqrt(float(positive.min())) if positive.size else None,
+        sigma=sigma,
     ).astype(image.dtype if image.dtype.kind == "f" else np.float64, copy=False)
+
+
+def _smallest_sigma(variance: Array) -> float | None:
+    positive = variance[np.isfinite(variance) & (variance > 0)]
+    return math.sqrt(float(positive.min())) if positive.size else None
+
+
+def _report_absurd(difference: Exposure, measured: Array) -> None:
+    absurd = np.isfinite(difference.image.array) & ~measured
+    if absurd.any():
+        _log.warning(
+            "%s has %d pixels beyond 1e11 sigma, such as %g; they are taken as missing.",
+            _named("difference", difference),
+            int(absurd.sum()),
+            float(difference.image.array[absurd][0]),
+        )
 
 
 def _contaminated(

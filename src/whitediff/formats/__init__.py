@@ -24,6 +24,7 @@ from .stamps import find_hdu, read_kernel_hdus
 
 __all__ = [
     "VarianceSource",
+    "check_kernel",
     "read_exposure",
     "read_kernel",
     "read_psf",
@@ -106,13 +107,34 @@ def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:
     kernel = _read_stamp(path, "KERNEL", bounds)
     if isinstance(kernel, PointSpreadFunction):
         raise FileFormatError(f"{path}: holds a PSF, not a matching kernel.")
+    check_kernel(kernel, bounds, path)
+    return kernel
+
+
+def check_kernel(kernel: ConvolutionKernel, bounds: Box, path: str | Path) -> None:
+    """Make sure that a kernel from a file can be worked with.
+
+    Parameters
+    ----------
+    kernel
+        Kernel.
+    bounds
+        Box of the exposures.
+    path
+        File it came from, for error messages.
+
+    Raises
+    ------
+    FileFormatError
+        If, at the middle of the box, it is not finite, sums to zero, or is larger than
+        the box.
+    """
     image = kernels.evaluate(kernel, x=bounds.x.center, y=bounds.y.center)
     try:
         checked_kernel("kernel", image)
     except ArgumentError as error:
         raise FileFormatError(f"{path}: {error}") from error
     _check_size(path, "kernel", image, bounds)
-    return kernel
 
 
 def _check_size(path: str | Path, name: str, image: Any, bounds: Box) -> None:
@@ -164,7 +186,9 @@ def _read_stamp(
     with opened(file) as hdus:
         hdu = find_hdu(hdus, (name,)) if extension is None else None
         if hdu is None and archive.recognise(hdus) is None:
-            candidates = [h for h in hdus if h.is_image and h.header.get("NAXIS", 0)]
+            candidates = [h for h in hdus if h.is_image and h.header.get("NAXIS", 0)] or [
+                h for h in hdus if h.header.get("NAXIS", 0)
+            ]
             if extension is not None:
                 try:
                     candidates = [hdus[extension]]
@@ -173,7 +197,11 @@ def _read_stamp(
             if not candidates or candidates[0].data is None:
                 raise FileFormatError(f"{file}: has no image to take as {name.lower()}.")
             hdu = candidates[0]
-        if hdu is not None and hdu.is_image:
+        if hdu is not None and not hdu.is_image:
+            raise FileFormatError(
+                f"{file}: {hdu.name or 'the HDU'} is a table; a {name.lower()} must be an image."
+            )
+        if hdu is not None:
             return read_kernel_hdus(hdus, hdu, bounds=bounds, path=str(file))
     obj = read_object(file)
     if isinstance(obj, MaskedImage):

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
+import lzma
 import os
 import re
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import astropy.io.fits
 import astropy.utils.exceptions
 
 from ..errors import ArgumentError, FileFormatError, one_line
 
-__all__ = ["opened", "split_extension"]
+__all__ = ["Extension", "opened", "split_extension"]
 
 _WITH_EXTENSION = re.compile(r"(?P<path>.+)\[(?P<extension>[^\[\]]+)\]")
 
 
-def split_extension(path: str | Path) -> tuple[Path, str | int | None]:
+type Extension = str | int | tuple[str, int] | None
+
+
+def split_extension(path: str | Path) -> tuple[Path, Extension]:
     """Split ``file.fits[EXT]`` into the file and the extension.
 
     Parameters
     ----------
     path
-        Path, possibly with the name or number of an extension in brackets.
+        Path, possibly with an extension in brackets: its name, its name and version
+        (``[SCI,2]``), or its number.
 
     Returns
     -------
@@ -35,14 +44,17 @@ def split_extension(path: str | Path) -> tuple[Path, str | int | None]:
 
     Examples
     --------
-    >>> split_extension("night1.fits[SCI]")[1], split_extension("night1.fits[2]")[1]
-    ('SCI', 2)
+    >>> [split_extension(f"night1.fits[{ext}]")[1] for ext in ("SCI", "SCI,2", "2")]
+    ['SCI', ('SCI', 2), 2]
     """
     text = os.fspath(path)
     match = None if os.path.exists(text) else _WITH_EXTENSION.fullmatch(text)
     if match is None:
         return Path(text), None
     extension = match["extension"].strip()
+    name, _, version = (part.strip() for part in extension.partition(","))
+    if version.isdigit():
+        return Path(match["path"]), (name, int(version))
     return Path(match["path"]), int(extension) if extension.isdigit() else extension
 
 
@@ -75,11 +87,16 @@ def opened(path: Path) -> Iterator[astropy.io.fits.HDUList]:
         # is too short is checked for below.
         warnings.simplefilter("ignore", astropy.utils.exceptions.AstropyWarning)
         try:
+            size = _readable_size(path)
             with astropy.io.fits.open(path) as hdus:
-                _check_complete(path, hdus)
+                _check_complete(path, hdus, size)
                 yield hdus
         except (FileFormatError, ArgumentError):
             raise
+        except PermissionError as error:
+            raise FileFormatError(
+                f"{path}: permission denied; ask its owner to let you read it."
+            ) from error
         except (
             OSError,
             EOFError,
@@ -96,12 +113,36 @@ def opened(path: Path) -> Iterator[astropy.io.fits.HDUList]:
             ) from error
 
 
-def _check_complete(path: Path, hdus: astropy.io.fits.HDUList) -> None:
-    size = path.stat().st_size
-    compressed = path.suffix in (".gz", ".bz2", ".zst", ".Z", ".xz")
+_OPENERS: tuple[tuple[bytes, Callable[..., Any]], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ\x00", lzma.open),
+)
+
+
+def _readable_size(path: Path) -> int:
+    """Size of a file once unpacked; reads packed ones to their end, where the checksum is."""
+    with path.open("rb") as stream:
+        magic = stream.read(6)
+    for signature, opener in _OPENERS:
+        if magic.startswith(signature):
+            size = 0
+            try:
+                with opener(path) as unpacked:
+                    while block := unpacked.read(1 << 22):
+                        size += len(block)
+            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+                raise FileFormatError(
+                    f"{path}: truncated or damaged ({one_line(error)}); copy or download it again."
+                ) from error
+            return size
+    return path.stat().st_size
+
+
+def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, size: int) -> None:
     for hdu in hdus:  # reads all headers
         info = hdu.fileinfo()
-        if info is None or compressed:
+        if info is None:
             continue
         # The padding of the last block may be missing; its data may not.  A compressed
         # image states the size that it unpacks to.

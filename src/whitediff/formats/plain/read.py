@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from lsst.images import Box, Image, MaskedImage
 
-from ...errors import ArgumentError, DataError, FileFormatError, one_line
+from ...errors import ArgumentError, DataError, FileFormatError
 from ...exposures.masks import UNTRUSTED_MASK_PLANES, flagged, make_mask, with_plane
-from ...exposures.model import Exposure, as_native_float, parse_unit, sky_projection
+from ...exposures.model import Exposure, as_native_float, parse_unit
 from ...exposures.psf import KernelPointSpreadFunction
+from ...exposures.sky import celestial_wcs, sky_projection
 from ...sources import noise_variance
-from ..files import opened, split_extension
-from ..headers import first_value, observation_header, without_provenance
+from ..files import Extension, opened, split_extension
+from ..headers import first_value, observation_header, wcs_cards, without_provenance
 from ..stamps import find_hdu, read_kernel_hdus
 
 __all__ = ["VarianceSource", "image_hdu", "read"]
@@ -84,7 +85,7 @@ class VarianceSource:
         return cls(text)
 
 
-def image_hdu(hdus: astropy.io.fits.HDUList, extension: str | int | None, path: Path) -> Any:
+def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> Any:
     """HDU of a file that holds the image.
 
     Parameters
@@ -111,7 +112,9 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: str | int | None, path: 
         try:
             hdu = hdus[extension]
         except (KeyError, IndexError) as error:
-            names = ", ".join(h.name or str(i) for i, h in enumerate(hdus))
+            names = ", ".join(
+                f"{h.name},{h.ver}" if h.ver > 1 else h.name or str(i) for i, h in enumerate(hdus)
+            )
             raise FileFormatError(
                 f"{path}: has no extension {extension!r}; it has: {names}."
             ) from error
@@ -129,6 +132,9 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: str | int | None, path: 
             )
         if hdu is None:
             raise FileFormatError(f"{path}: has no HDU with an image.")
+        same = [h for h in hdus if h.name == hdu.name and h.is_image]
+        if hdu.name and len(same) > 1:
+            _log.info("%s: has %d extensions %s; the first is taken.", path, len(same), hdu.name)
     if not hdu.is_image or hdu.data is None:
         raise FileFormatError(
             f"{path}: {hdu.name or 'the primary HDU'} holds no image;"
@@ -144,7 +150,7 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: str | int | None, path: 
 
 def read(
     path: Path,
-    extension: str | int | None = None,
+    extension: Extension = None,
     *,
     variance: VarianceSource | float | None = None,
     gain: float | None = None,
@@ -184,11 +190,12 @@ def read(
         hdu = image_hdu(hdus, extension, path)
         image = _native_copy(hdu.data)
         header = observation_header(hdu.header)
-        primary = (
-            astropy.io.fits.Header()
-            if hdu is hdus[0]
-            else without_provenance(observation_header(hdus[0].header))
-        )
+        primary = astropy.io.fits.Header()
+        if hdu is not hdus[0]:
+            primary = without_provenance(observation_header(hdus[0].header))
+            if "CTYPE1" not in header and celestial_wcs(primary) is not None:
+                header.extend(wcs_cards(primary), unique=True)
+                _log.info("%s: the WCS of the primary header is used.", path)
         bbox = Box.from_shape(image.shape, start=_origin(hdu.header))
         version = hdu.ver if hdu is not hdus[0] else None
         mask = make_mask({}, bbox)
@@ -244,11 +251,9 @@ def read(
         values = np.full(image.shape, np.nan, dtype=np.float32)
 
     unit = parse_unit(header.get("BUNIT"))
-    try:
-        projection = sky_projection(header, bbox)
-    except Exception as error:
-        _log.info("%s: its WCS is kept in the header only (%s).", path, one_line(error))
-        projection = None
+    projection = sky_projection(header, bbox)
+    if projection is None and "CTYPE1" in header:
+        _log.info("%s: its WCS cannot be understood and is kept in the header only.", path)
     return Exposure(
         MaskedImage(
             Image(image, bbox=bbox, unit=unit),
@@ -292,7 +297,8 @@ def _mask_planes(hdu: Any, shape: tuple[int, ...], path: Path) -> dict[str, Arra
         )
     if data.dtype.kind == "f":
         data = np.nan_to_num(data)
-    bits = data.astype(np.int64)
+    # The sign of an integer is its highest bit.
+    bits = data.astype(np.int64) & ((1 << min(62, 8 * data.dtype.itemsize)) - 1)
     names: dict[int, str] = {}
     for card in hdu.header.cards:
         if card.keyword.startswith("MP_"):
@@ -324,11 +330,23 @@ def _as_variance(plane: Array, kind: str) -> tuple[Array, Array]:
     nothing = np.zeros(plane.shape, dtype=bool)
     if kind == "variance":
         return plane, nothing
+    values = plane.astype(np.float64)
     if kind == "sigma":
-        return plane**2, nothing
+        return _compact(values**2, plane.dtype), nothing
     empty = ~(plane > 0)
-    with np.errstate(divide="ignore"):
-        return np.where(empty, np.inf, 1 / np.where(empty, 1, plane)).astype(plane.dtype), empty
+    values = np.where(empty, np.inf, 1 / np.where(empty, 1, values))
+    return _compact(values, plane.dtype), empty
+
+
+def _compact(values: Array, dtype: Any) -> Array:
+    """Values in a type that was wanted, unless they do not fit into its range."""
+    if dtype == np.float64:
+        return values
+    size = np.abs(values[np.isfinite(values) & (values != 0)])
+    limits = np.finfo(np.float32)
+    if size.size and (size.min() < limits.tiny or size.max() > limits.max):
+        return values
+    return values.astype(np.float32)
 
 
 def _modelled_variance(
@@ -359,4 +377,4 @@ def _modelled_variance(
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     _log.info("%s: no variance plane; %s.", path, model.description)
-    return model.variance.astype(np.float32)
+    return _compact(model.variance, np.float32)
