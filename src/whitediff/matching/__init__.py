@@ -1,0 +1,1 @@
+"""Alard–Lupton matching of point-spread functions, on plain arrays."""

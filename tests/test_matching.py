@@ -1,0 +1,261 @@
+"""The Alard-Lupton fit against an explicit design matrix and against known kernels.
+
+Claims: the batched normal equations give the least-squares solution of the explicit problem;
+kernels are recovered, also off-centre elliptical ones that vary over the field, with their
+sum and a sloping background; its errors are the scatter of realisations; weights of zero
+make pixels irrelevant; variable stars are rejected; too few stars are an error.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scenes import gaussian
+from whitediff.convolution import convolve
+from whitediff.errors import ArgumentError, DataError
+from whitediff.matching.basis import (
+    delta_basis,
+    gaussian_basis,
+    gaussian_sigmas,
+    kernel_size,
+)
+from whitediff.matching.solve import FitOptions, Stamps, chebyshev_terms, fit_kernel
+from whitediff.simulation import PsfModel, matching_kernel
+
+FRAME = (1000, 1000)
+SIZE = 43
+
+
+def test_widths_and_sizes_are_scaled_from_the_psfs():
+    assert gaussian_sigmas(3.0, 2.2) == pytest.approx([1.0198, 2.0396, 4.0792], abs=1e-4)
+    assert gaussian_sigmas(2.3, 2.2)[0] == 0.7
+    assert gaussian_sigmas(2.2, 2.3)[0] == 0.4
+    assert gaussian_sigmas(2.2, 2.2) == (0.7, 1.5, 3.0)
+    assert kernel_size((1.0, 2.0, 4.08)) == 25
+    assert kernel_size((0.7, 1.4, 2.8)) == 21
+    assert kernel_size((3.0, 6.0, 12.0)) == 35
+    with pytest.raises(ArgumentError, match="positive; got 0"):
+        gaussian_sigmas(0.0, 1.0)
+
+
+def test_gaussian_basis_keeps_the_sum_in_its_first_image():
+    basis = gaussian_basis((0.7, 1.4, 2.8), size=21)
+    assert len(basis) == 15 + 6 + 6
+    sums = basis.images.sum(axis=(1, 2))
+    assert sums[0] == pytest.approx(1, rel=1e-14)
+    np.testing.assert_allclose(sums[1:], 0, atol=1e-13)
+    np.testing.assert_allclose((basis.images[1:] ** 2).sum(axis=(1, 2)), 1, rtol=1e-12)
+    # Independent: no image is made of the others.
+    assert np.linalg.matrix_rank(basis.images.reshape(27, -1), tol=1e-10) == 27
+    with pytest.raises(ArgumentError, match="3 widths and 2 degrees"):
+        gaussian_basis((1.0, 2.0, 4.0), degrees=(4, 2))
+
+
+def test_delta_basis_is_complete_and_smooth_costs_nothing(rng):
+    basis = delta_basis(5)
+    sums = basis.images.sum(axis=(1, 2))
+    assert sums[0] == 1
+    np.testing.assert_allclose(sums[1:], 0, atol=1e-15)
+    assert np.linalg.matrix_rank(basis.images.reshape(25, -1)) == 25
+    kernel = rng.normal(size=(5, 5))
+    coefficients = np.linalg.solve(basis.images.reshape(25, -1).T, kernel.ravel())
+    assert coefficients[0] == pytest.approx(kernel.sum())
+    padded = np.pad(kernel, 1)
+    laplacian = (
+        padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * kernel
+    )
+    roughness = coefficients @ basis.penalty @ coefficients
+    assert roughness == pytest.approx((laplacian**2).sum())
+
+
+def make_stamps(
+    rng, n, kernel_at, *, psf=None, reach=10, size=SIZE, noise=1.0, background=lambda x, y: 0.0,
+    faintest=2e3, brightest=1e5,
+):  # fmt: skip
+    """Stars of known PSF, and what a known kernel makes of them."""
+    psf = psf or PsfModel(sigma=2.2, frame=FRAME)
+    width = size + 2 * reach
+    source, target = np.empty((n, width, width)), np.empty((n, size, size))
+    x, y = rng.uniform(-0.95, 0.95, (2, n))
+    wide = width + 2 * reach
+    for i in range(n):
+        star = psf.stamp(*rng.uniform(-0.5, 0.5, 2), size=wide)
+        star = star * np.exp(rng.uniform(np.log(faintest), np.log(brightest)))
+        matched = convolve(star, kernel_at(x[i], y[i]))
+        source[i] = star[reach:-reach, reach:-reach]
+        target[i] = matched[2 * reach : -2 * reach, 2 * reach : -2 * reach] + background(x[i], y[i])
+    source += rng.normal(0, 0.3 * noise, source.shape)
+    target += rng.normal(0, noise, target.shape)
+    # The noise of the convolved source is small beside the target's.
+    variance = noise**2 * (1 + 0.09 * (kernel_at(0, 0) ** 2).sum())
+    return Stamps(source, target, np.full(target.shape, 1 / variance), x, y)
+
+
+def kernel_of(fit, basis, x, y):
+    weights = [np.polynomial.chebyshev.chebval2d(y, x, c) for c in fit.kernel_coefficients]
+    return np.tensordot(weights, basis.images, axes=1)
+
+
+def background_of(fit, x, y):
+    return np.polynomial.chebyshev.chebval2d(y, x, fit.background_coefficients)
+
+
+def distance(a, b):
+    return np.sqrt(((a - b) ** 2).sum() / (b**2).sum())
+
+
+def matched_distance(kernel, truth, psf):
+    """Distance of what two kernels make of a PSF: beyond its frequencies nothing is known."""
+    star = psf.stamp(0, 0, size=91)
+    return distance(convolve(star, kernel), convolve(star, truth))
+
+
+@pytest.mark.parametrize("constant_sum", [True, False])
+def test_normal_equations_are_those_of_the_explicit_problem(rng, constant_sum):
+    basis = gaussian_basis((0.8, 1.6), degrees=(1, 0), size=7)
+    stamps = make_stamps(rng, 6, lambda x, y: gaussian(7, 1.0 + 0.1 * x), reach=3, size=11)
+    weight = rng.uniform(0.5, 1.5, stamps.weight.shape)
+    weight[:, 2, 3] = 0
+    stamps = Stamps(stamps.source, stamps.target, weight, stamps.x, stamps.y)
+    options = FitOptions(
+        kernel_order=1, background_order=1, constant_sum=constant_sum, rejections=0,
+        largest_mean=1e9, largest_rms=1e9, sum_clip=1e9,
+    )  # fmt: skip
+    fit = fit_kernel(stamps, basis, options)
+    rows, values = [], []
+    spatial = [
+        lambda x, y, p=p, q=q: np.cos(p * np.arccos(y)) * np.cos(q * np.arccos(x))
+        for p, q in chebyshev_terms(1)
+    ]
+    for i in range(6):
+        images = [convolve(stamps.source[i], b)[3:-3, 3:-3].ravel() for b in basis.images]
+        terms = [f(stamps.x[i], stamps.y[i]) for f in spatial]
+        columns = [images[0] * t for t in (terms[:1] if constant_sum else terms)]
+        columns += [image * t for image in images[1:] for t in terms]
+        columns += [np.ones(121) * t for t in terms]
+        root = np.sqrt(weight[i].ravel())
+        rows.append(np.stack(columns, 1) * root[:, None])
+        values.append(stamps.target[i].ravel() * root)
+    expected = np.linalg.lstsq(np.concatenate(rows), np.concatenate(values), rcond=None)[0]
+    first = 1 if constant_sum else 3
+    order = chebyshev_terms(1)
+    np.testing.assert_allclose(
+        [fit.kernel_coefficients[0][t] for t in order[:first]], expected[:first], rtol=1e-7
+    )
+    actual = [c[t] for c in fit.kernel_coefficients[1:] for t in order]
+    np.testing.assert_allclose(actual, expected[first:-3], rtol=1e-5, atol=1e-7)
+    actual = [fit.background_coefficients[t] for t in order]
+    np.testing.assert_allclose(actual, expected[-3:], rtol=1e-6, atol=1e-6)
+    model = np.concatenate(rows) @ expected
+    chi_square = ((np.concatenate(values) - model) ** 2).sum()
+    assert fit.chi_square == pytest.approx(chi_square, rel=1e-6)
+    assert fit.degrees_of_freedom == 6 * 120 - len(expected)
+
+
+@pytest.mark.parametrize("make_basis", ["gaussian", "delta"])
+def test_a_gaussian_kernel_is_recovered(rng, make_basis):
+    true = 1.3 * gaussian(21, np.sqrt(3.0**2 - 2.2**2))
+    if make_basis == "gaussian":
+        basis = gaussian_basis(gaussian_sigmas(3.0, 2.2), size=21)
+    else:
+        basis = delta_basis(21)
+    stamps = make_stamps(rng, 80, lambda x, y: true, background=lambda x, y: 5 + 2 * x - y)
+    options = FitOptions(kernel_order=0 if make_basis == "delta" else 1, background_order=1)
+    fit = fit_kernel(stamps, basis, options)
+    assert fit.used.mean() > 0.9
+    kernel = kernel_of(fit, basis, 0.0, 0.0)
+    assert matched_distance(kernel, true, PsfModel(sigma=2.2, frame=FRAME)) < 0.001
+    if make_basis == "gaussian":
+        assert distance(kernel, true) < 0.06
+    assert abs(fit.kernel_sum - 1.3) < 5 * fit.kernel_sum_error + 1e-3
+    assert background_of(fit, 0.5, -0.5) == pytest.approx(6.5, abs=0.2)
+    assert fit.chi_square / fit.degrees_of_freedom == pytest.approx(1, abs=0.03)
+    assert kernel_of(fit, basis, 0.7, 0.2).sum() == pytest.approx(fit.kernel_sum, rel=1e-10)
+
+
+def test_a_varying_off_centre_elliptical_kernel_is_recovered(rng):
+    template = PsfModel(sigma=2.0, frame=FRAME, profile="moffat", ellipticity=(0.05, 0.1))
+
+    def true(x, y):
+        science = PsfModel(
+            sigma=2.8 + 0.25 * x, frame=FRAME, profile="moffat",
+            ellipticity=(0.1 + 0.05 * y, -0.07), offset=(0.3, -0.2 + 0.05 * x),
+        )  # fmt: skip
+        return matching_kernel(
+            science.stamp(0, 0, size=129), template.stamp(0, 0, size=129), size=25, kernel_sum=1.3
+        )
+
+    basis = gaussian_basis(gaussian_sigmas(2.8, 2.0), size=25)
+    stamps = make_stamps(rng, 120, true, psf=template, reach=12, faintest=1e3, brightest=1e4)
+    fit = fit_kernel(stamps, basis, FitOptions(kernel_order=2))
+    assert fit.used.mean() > 0.7
+    for x, y in [(0.0, 0.0), (0.7, -0.6), (-0.7, 0.6)]:
+        assert matched_distance(kernel_of(fit, basis, x, y), true(x, y), template) < 0.02
+    assert fit.kernel_sum == pytest.approx(1.3, rel=0.005)
+    assert fit.chi_square / fit.degrees_of_freedom == pytest.approx(1, abs=0.05)
+    flat = fit_kernel(stamps, basis, FitOptions(kernel_order=0, largest_rms=1e9, largest_mean=1e9))
+    assert flat.chi_square / flat.degrees_of_freedom > 1.1 * fit.chi_square / fit.degrees_of_freedom
+
+
+def test_errors_are_the_scatter_of_realisations(rng):
+    true = gaussian(21, 2.0)
+    basis = gaussian_basis((1.0, 2.0), degrees=(2, 0), size=21)
+    fits = [
+        fit_kernel(
+            make_stamps(rng, 12, lambda x, y: true, faintest=3e4, brightest=4e4),
+            basis,
+            FitOptions(kernel_order=0, background_order=0),
+        )
+        for _ in range(60)
+    ]
+    scatter = np.std([fit.kernel_sum for fit in fits])
+    # 60 realisations know their scatter to 9 %; the source's own noise adds a little.
+    assert scatter == pytest.approx(np.mean([fit.kernel_sum_error for fit in fits]), rel=0.4)
+
+
+def test_pixels_without_weight_do_not_matter(rng):
+    true = gaussian(21, 2.0)
+    basis = gaussian_basis((1.0, 2.0), degrees=(2, 0), size=21)
+    stamps = make_stamps(rng, 20, lambda x, y: true)
+    weight = stamps.weight.copy()
+    weight[:, :, 7] = 0
+    clean = fit_kernel(Stamps(stamps.source, stamps.target, weight, stamps.x, stamps.y), basis)
+    target = stamps.target.copy()
+    target[:, :, 7] = 1e6
+    dirty = fit_kernel(Stamps(stamps.source, target, weight, stamps.x, stamps.y), basis)
+    np.testing.assert_allclose(dirty.kernel_coefficients, clean.kernel_coefficients, rtol=1e-8)
+
+
+def test_variable_and_broken_stars_are_rejected(rng):
+    true = gaussian(21, 2.0)
+    basis = gaussian_basis((1.0, 2.0, 4.0), size=21)
+    stamps = make_stamps(rng, 60, lambda x, y: true, faintest=2e4)
+    target = stamps.target.copy()
+    target[3] *= 1.5  # a variable star
+    target[10, 5:9, 30:34] += 500  # a cosmic ray
+    target[20] = np.roll(target[20], 2, axis=0)  # a moving one
+    fit = fit_kernel(Stamps(stamps.source, target, stamps.weight, stamps.x, stamps.y), basis)
+    assert not fit.used[[3, 10, 20]].any()
+    assert fit.used.sum() > 40
+    kernel = kernel_of(fit, basis, 0, 0)
+    assert matched_distance(kernel, true, PsfModel(sigma=2.2, frame=FRAME)) < 0.001
+
+
+def test_refusals(rng):
+    basis = gaussian_basis((1.0, 2.0), degrees=(2, 0), size=21)
+    stamps = make_stamps(rng, 4, lambda x, y: gaussian(21, 2.0))
+    with pytest.raises(DataError, match="need at least 6; lower the orders"):
+        fit_kernel(stamps, basis, FitOptions(kernel_order=2))
+    with pytest.raises(ArgumentError, match="Kernels of 25 pixels need source stamps of 67"):
+        fit_kernel(stamps, gaussian_basis((1.0, 2.0), degrees=(2, 0), size=25))
+    empty = Stamps(stamps.source, stamps.target, 0 * stamps.weight, stamps.x, stamps.y)
+    with pytest.raises(DataError, match="0 of 4 stamps"):
+        fit_kernel(empty, basis, FitOptions(kernel_order=0, background_order=0))
+    flat = Stamps(0 * stamps.source, stamps.target, stamps.weight, stamps.x, stamps.y)
+    with pytest.raises(DataError, match=r"singular|0 of 4"):
+        fit_kernel(flat, basis, FitOptions(kernel_order=0, background_order=0, largest_rms=1e9))
+    with pytest.raises(ArgumentError, match="kernel_order must not be negative"):
+        FitOptions(kernel_order=-1)
+    with pytest.raises(ArgumentError, match="even number"):
+        Stamps(stamps.source[:, 1:, 1:], stamps.target, stamps.weight, stamps.x, stamps.y)
