@@ -30,7 +30,7 @@ def test_readme_examples_run(run, tmp_path, monkeypatch):
         if line.startswith("whitediff ")
     ]
     simulate = next(c for c in commands if c[0] == "simulate")
-    assert run(*simulate, "--size", 300)[0] == 0
+    assert run(*simulate, "--size", 700)[0] == 0
     for name in ("science", "template", "difference", "kernel"):
         (tmp_path / f"{name}.fits").symlink_to(tmp_path / "sim" / f"{name}.fits")
     for command in commands:

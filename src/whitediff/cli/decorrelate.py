@@ -9,7 +9,13 @@ import click
 
 from .console import OUTPUT_FILE, Number, common_options, log, stages
 
-__all__ = ["decorrelate", "run_decorrelation"]
+__all__ = [
+    "decorrelate",
+    "decorrelation_cards",
+    "mark_sources",
+    "read_input",
+    "run_decorrelation",
+]
 
 
 @click.command(short_help="Whiten the noise of a difference image.")
@@ -161,7 +167,7 @@ def run_decorrelation(
     with stages("Decorrelating", 5) as begin:
         begin("reading")
         inputs = {
-            name: _read_input(name, path, *noise[name])
+            name: read_input(name, path, *noise[name])
             for name, path in (("science", science), ("template", template))
         }
         given = formats.read_exposure(difference, needs_variance=False)
@@ -193,7 +199,7 @@ def run_decorrelation(
             named = any(path in str(error) for path in (science, template, difference))
             raise error if named else ArgumentError(f"{difference}: {error}") from error
         begin("sources")
-        _mark_sources(result.exposure, inputs)
+        mark_sources(result.exposure, inputs)
         begin("writing")
         parameters: dict[str, tuple[Any, str]] = {
             "WDSCI": (science, "science image"),
@@ -214,7 +220,7 @@ def run_decorrelation(
             output,
             overwrite=overwrite,
             compress=compress,
-            provenance=parameters | _provenance(result, options),
+            provenance=parameters | decorrelation_cards(result, options),
         )
     log.info(
         "%s: kernel sum %.6g; mean variances: science %.6g, template %.6g, difference %.6g;"
@@ -229,14 +235,29 @@ def run_decorrelation(
     return result
 
 
-def _read_input(
+def read_input(
     name: str,
     path: str,
     variance: float | str | None,
     gain: float | None,
     read_noise: float | None,
 ) -> Any:
-    """Science image or template, with a variance plane from wherever there is one."""
+    """Read a science image or template, with its variance from wherever there is one.
+
+    Parameters
+    ----------
+    name
+        ``science`` or ``template``.
+    path
+        File.
+    variance, gain, read_noise
+        As the options of the command have them.
+
+    Returns
+    -------
+    exposure
+        `whitediff.Exposure` with at least one usable pixel.
+    """
     from .. import formats
     from ..errors import ArgumentError
     from ..exposures import masks, operations
@@ -367,8 +388,16 @@ def _check_position(difference: Any, x: float | None, y: float | None) -> None:
             )
 
 
-def _mark_sources(exposure: Any, inputs: dict[str, Any]) -> None:
-    """Set SOURCE where the science image or the template has a source."""
+def mark_sources(exposure: Any, inputs: dict[str, Any]) -> None:
+    """Set SOURCE where the science image or the template has a source.
+
+    Parameters
+    ----------
+    exposure
+        Difference; its mask is changed.
+    inputs
+        Science image and template.
+    """
     from ..exposures import masks
     from ..sources import detect_sources
 
@@ -391,8 +420,21 @@ def _direction(difference: str) -> str | None:
     return value if value in ("template", "science") else None
 
 
-def _provenance(result: Any, options: Any) -> dict[str, tuple[Any, str]]:
-    """Cards of the primary header that say what was done."""
+def decorrelation_cards(result: Any, options: Any) -> dict[str, tuple[Any, str]]:
+    """Cards of the primary header that say what was done.
+
+    Parameters
+    ----------
+    result
+        `whitediff.exposures.operations.Decorrelation`.
+    options
+        `whitediff.exposures.operations.DecorrelationOptions`.
+
+    Returns
+    -------
+    cards
+        Keyword → (value, comment).
+    """
     from .. import __version__
 
     return {

@@ -11,6 +11,7 @@ from .check import check
 from .decorrelate import decorrelate
 from .demo import demo
 from .simulate import simulate
+from .subtract import subtract
 
 __all__ = ["cli", "main"]
 
@@ -27,7 +28,7 @@ def cli() -> None:
     """
 
 
-for command in (simulate, decorrelate, check, demo):
+for command in (subtract, decorrelate, check, simulate, demo):
     cli.add_command(command)
 
 

@@ -598,7 +598,8 @@ def subtract(
     convolved
         Which exposure to convolve.
     background
-        Subtracted from the difference, image_unit.
+        Of the exposure that is not convolved minus the matched one; subtracted.
+        image_unit.
 
     Returns
     -------
@@ -639,6 +640,10 @@ def subtract(
     if convolved == "science":
         image, variance = -image / kernel_sum, variance / kernel_sum**2
     image[touched] = np.nan
+    subtracted = None
+    if isinstance(background, np.ndarray):
+        level = background if convolved == "template" else -background / kernel_sum
+        subtracted = level.astype(image.dtype)
 
     names = dict.fromkeys([*science.mask.schema.names, *template.mask.schema.names])
     reach_y, reach_x = (n // 2 for n in middle.shape)
@@ -661,6 +666,7 @@ def subtract(
         ),
         psf=target.psf,
         kernel=kernel,
+        background=subtracted,
         header=science.header.copy(),
         primary_header=science.primary_header.copy(),
     )

@@ -143,6 +143,13 @@ class KernelFit:
     degrees_of_freedom: int
     chi_square: float
 
+    @property
+    def reduced_chi_square(self) -> float:
+        """Chi-square per degree of freedom; NaN without one."""
+        if self.degrees_of_freedom <= 0:
+            return math.nan
+        return self.chi_square / self.degrees_of_freedom
+
 
 def chebyshev_terms(order: int) -> list[tuple[int, int]]:
     """Exponents (p of y, q of x) of the Chebyshev polynomials up to a total order.

@@ -1,0 +1,339 @@
+"""Stars to measure the matching kernel on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.spatial
+
+from ..errors import ArgumentError, DataError
+from .solve import Stamps
+
+__all__ = ["Candidates", "Sources", "choose_candidates", "cut_stamps", "find_sources"]
+
+type Array = npt.NDArray[Any]
+
+HALF_LIGHT_TO_SIGMA = 1 / math.sqrt(2 * math.log(2))
+"""Width of a Gaussian over its half-light radius."""
+
+_DETECTION_THRESHOLD = 5.0
+_SIGNAL_TO_NOISE = (10.0, 500.0)
+_WIDTH_TOLERANCE = 0.15
+_CELL = 128
+_PER_CELL = 5
+_MOST = 1000
+_ENOUGH = 10
+_FEWEST = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """Stars that may determine a kernel.
+
+    Attributes
+    ----------
+    x, y
+        ``(n,)`` 0-based centroids, pixels.
+    signal_to_noise
+        ``(n,)`` on the science image.
+    science_sigma, template_sigma
+        Widths of the two PSFs: medians of the stars' half-light radii over 1.1774, pixels.
+    detected
+        Number of sources found, of which these were chosen.
+    relaxed
+        Which requirements were given up to have enough; empty for none.
+    """
+
+    x: Array
+    y: Array
+    signal_to_noise: Array
+    science_sigma: float
+    template_sigma: float
+    detected: int
+    relaxed: str = ""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Everything that stands out on the science image.
+
+    Attributes
+    ----------
+    x, y
+        ``(n,)`` 0-based centroids, pixels.
+    flux, signal_to_noise
+        ``(n,)`` in an aperture, of the science image.
+    science_radius, template_radius
+        ``(n,)`` half-light radii, pixels.
+    clean
+        ``(n,)`` boolean: not blended, saturated or cut off.
+    bad
+        ``(ny, nx)`` boolean: pixels of either image that must not be in a stamp.
+    """
+
+    x: Array
+    y: Array
+    flux: Array
+    signal_to_noise: Array
+    science_radius: Array
+    template_radius: Array
+    clean: Array
+    bad: Array
+
+
+def find_sources(
+    science: Array,
+    template: Array,
+    *,
+    science_variance: Array,
+    science_bad: Array,
+    template_bad: Array,
+) -> Sources:
+    """Find sources on the science image, and measure them on both.
+
+    Parameters
+    ----------
+    science, template
+        ``(ny, nx)`` images on the same pixels.
+    science_variance
+        ``(ny, nx)`` of the science image.
+    science_bad, template_bad
+        ``(ny, nx)`` boolean: saturated and bad pixels; those that are not finite count too.
+
+    Returns
+    -------
+    sources
+        `Sources` above 5 sigma.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+
+    Notes
+    -----
+    By SEP (Barbary 2016; Bertin & Arnouts 1996).
+    """
+    import sep
+
+    science_bad = science_bad | ~np.isfinite(science)
+    template_bad = template_bad | ~np.isfinite(template)
+    clean = []
+    for image, bad in ((science, science_bad), (template, template_bad)):
+        filled = np.where(bad, 0, image).astype(np.float32)
+        background = sep.Background(filled, mask=bad)
+        clean.append(filled - background.back())
+        clean[-1][bad] = 0
+    noise = np.sqrt(np.where(np.isfinite(science_variance), science_variance, np.inf))
+    noise = np.where(science_bad | ~(noise > 0), 1e30, noise).astype(np.float32)
+    found = sep.extract(clean[0], _DETECTION_THRESHOLD, err=noise, mask=science_bad)
+    x, y = found["x"], found["y"]
+    if len(x) == 0:
+        raise DataError("No source stands out of the noise, so no kernel can be measured.")
+    aperture = 3 * float(np.median(np.sqrt(found["a"] * found["b"]))) + 2
+    flux, error, _ = sep.sum_circle(clean[0], x, y, aperture, err=noise, mask=science_bad)
+    # Wide enough for the wings, narrow enough for neighbours to stay outside.
+    largest = np.full(len(x), 1.5 * aperture)
+    radii = [sep.flux_radius(image, x, y, largest, 0.5, subpix=5)[0] for image in clean]
+    ratio = np.where(error > 0, flux / np.where(error > 0, error, 1), 0.0)
+    measured = (found["flag"] == 0) & (flux > 0) & (radii[0] > 0.5) & (radii[1] > 0.5)
+    return Sources(x, y, flux, ratio, radii[0], radii[1], measured, science_bad | template_bad)
+
+
+def choose_candidates(
+    sources: Sources, *, clear: int, isolation: float, most: int = _MOST
+) -> Candidates:
+    """Choose isolated, unresolved, clean stars, spread over the frame.
+
+    Parameters
+    ----------
+    sources
+        `Sources`.
+    clear
+        Pixels around a star's centre, in x and y, without a bad pixel or an edge.
+    isolation
+        Distance without another source of more than a tenth of its flux, pixels.
+    most
+        Number of stars at most, the brightest.
+
+    Returns
+    -------
+    candidates
+        `Candidates`: signal-to-noise 10 to 500, half-light radius within 15 % of
+        the stars', isolated, at most 5 in a cell of 128 × 128 pixels.  Where there are
+        fewer than 10, brighter ones too; then not isolated ones; then extended ones: what
+        does not vary determines a kernel whatever it is, if less cleanly.
+
+    Raises
+    ------
+    DataError
+        If fewer than 3 are left.
+    """
+    ratio = sources.signal_to_noise
+    usable = sources.clean & (ratio >= _SIGNAL_TO_NOISE[0])
+    usable &= _clear_of(sources.bad, sources.x, sources.y, clear)
+    isolated = _isolated(sources.x, sources.y, sources.flux, isolation)
+    unresolved = np.ones(len(ratio), dtype=bool)
+    if (usable & isolated).any():
+        # Stars' radii are best known where they are bright.
+        bright = usable & isolated & (ratio >= np.median(ratio[usable & isolated]))
+        locus = _half_sample_mode(sources.science_radius[bright])
+        unresolved = np.abs(sources.science_radius / locus - 1) <= _WIDTH_TOLERANCE
+    moderate = ratio <= _SIGNAL_TO_NOISE[1]
+    chosen, relaxed = np.array([], dtype=int), ""
+    for name, good in (
+        ("", usable & isolated & unresolved & moderate),
+        ("brightness", usable & isolated & unresolved),
+        ("brightness, isolation", usable & unresolved),
+        ("brightness, isolation, size", usable),
+    ):
+        more = _spread(sources.x, sources.y, np.where(good, ratio, 0.0), most)
+        if len(more) > len(chosen):
+            chosen, relaxed = more, name
+        if len(chosen) >= _ENOUGH:
+            break
+    if len(chosen) < _FEWEST:
+        raise DataError(
+            f"Only {len(chosen)} of {len(ratio)} sources are unsaturated and at least {clear}"
+            f" pixels from edges and bad pixels; a kernel needs {_FEWEST}."
+        )
+    science_sigma, template_sigma = (
+        float(np.median(radius[chosen])) * HALF_LIGHT_TO_SIGMA
+        for radius in (sources.science_radius, sources.template_radius)
+    )
+    return Candidates(
+        sources.x[chosen],
+        sources.y[chosen],
+        ratio[chosen],
+        science_sigma,
+        template_sigma,
+        len(ratio),
+        relaxed,
+    )
+
+
+def _clear_of(bad: Array, x: Array, y: Array, reach: int) -> Array:
+    """Positions with no bad pixel and no edge within a square."""
+    ny, nx = bad.shape
+    total = np.zeros((ny + 1, nx + 1), dtype=np.int64)
+    np.cumsum(np.cumsum(bad, axis=0, dtype=np.int64), axis=1, out=total[1:, 1:])
+    column, row = np.round(x).astype(int), np.round(y).astype(int)
+    inside = (column >= reach) & (column < nx - reach) & (row >= reach) & (row < ny - reach)
+    left, right = np.clip(column - reach, 0, nx), np.clip(column + reach + 1, 0, nx)
+    low, high = np.clip(row - reach, 0, ny), np.clip(row + reach + 1, 0, ny)
+    count = total[high, right] - total[low, right] - total[high, left] + total[low, left]
+    return inside & (count == 0)
+
+
+def _isolated(x: Array, y: Array, flux: Array, reach: float) -> Array:
+    """Sources without a neighbour of more than a tenth of their flux."""
+    tree = scipy.spatial.cKDTree(np.stack([x, y], 1))
+    alone = np.ones(len(x), dtype=bool)
+    for i, j in tree.query_pairs(reach, output_type="ndarray"):
+        alone[i] &= flux[j] < 0.1 * flux[i]
+        alone[j] &= flux[i] < 0.1 * flux[j]
+    return alone
+
+
+def _half_sample_mode(values: Array) -> float:
+    """Where values lie densest: halves of the sample, each the narrowest of the last."""
+    values = np.sort(values)
+    while len(values) > 3:
+        half = (len(values) + 1) // 2
+        widths = values[half - 1 :] - values[: len(values) - half + 1]
+        start = int(np.argmin(widths))
+        values = values[start : start + half]
+    return float(np.mean(values))
+
+
+def _spread(x: Array, y: Array, rank: Array, most: int) -> Array:
+    """Indices of the best, at most so many in a cell."""
+    cells: dict[tuple[int, int], int] = {}
+    chosen: list[int] = []
+    for i in np.argsort(rank)[::-1]:
+        if rank[i] <= 0 or len(chosen) == most:
+            break
+        cell = (int(x[i]) // _CELL, int(y[i]) // _CELL)
+        if cells.get(cell, 0) < _PER_CELL:
+            cells[cell] = cells.get(cell, 0) + 1
+            chosen.append(int(i))
+    return np.array(chosen, dtype=int)
+
+
+def cut_stamps(
+    source: Array,
+    target: Array,
+    variance: Array,
+    bad: Array,
+    *,
+    x: Array,
+    y: Array,
+    size: int,
+    kernel_size: int,
+) -> Stamps:
+    """Cut stamps around stars.
+
+    Parameters
+    ----------
+    source, target
+        ``(ny, nx)`` images to be convolved, and to be matched.
+    variance
+        ``(ny, nx)`` of their difference.
+    bad
+        ``(ny, nx)`` boolean: pixels of either image not to use.
+    x, y
+        ``(n,)`` 0-based positions, all the stamp's reach away from the edges.
+    size, kernel_size
+        Odd sides of the target's stamps and of the kernel.
+
+    Returns
+    -------
+    stamps
+        `whitediff.matching.solve.Stamps`, weighted by the inverse variance; pixels
+        that are bad, not finite or of no positive variance have no weight.
+
+    Raises
+    ------
+    ArgumentError
+        If a stamp reaches beyond the frame.
+    """
+    ny, nx = source.shape
+    reach, half = kernel_size // 2, size // 2
+    usable = ~bad & np.isfinite(source) & np.isfinite(target)
+    usable &= np.isfinite(variance) & (variance > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight = np.where(usable, 1 / np.where(usable, variance, 1), 0.0)
+    filled = np.where(np.isfinite(source) & ~bad, source, 0)
+    matched = np.where(usable, target, 0)
+    columns, rows = np.round(x).astype(int), np.round(y).astype(int)
+    edge = half + reach
+    if len(x) and not (
+        columns.min() >= edge
+        and rows.min() >= edge
+        and columns.max() < nx - edge
+        and rows.max() < ny - edge
+    ):
+        raise ArgumentError(f"Stamps of {size + kernel_size - 1} pixels reach beyond the frame.")
+
+    def cut(image: Array, r: int) -> Array:
+        return np.stack(
+            [
+                image[j - r : j + r + 1, i - r : i + r + 1]
+                for i, j in zip(columns, rows, strict=True)
+            ]
+        ).astype(np.float64)
+
+    return Stamps(
+        source=cut(filled, edge),
+        target=cut(matched, half),
+        weight=cut(weight, half),
+        x=2 * (columns + 0.5) / nx - 1,
+        y=2 * (rows + 0.5) / ny - 1,
+    )
