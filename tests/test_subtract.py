@@ -79,8 +79,8 @@ def test_pairs_with_truth(run, directory, tmp_path, kind):
     assert header["WDCONV"] == convolved
     scale = 1.3 if "--flux-scale" in KINDS[kind] else 1.0
     expected = 1 / scale if convolved == "science" else scale
-    # Transients near kernel stars, and the wings of a Moffat profile beyond the kernel.
-    assert header["WDKSUM"] == pytest.approx(expected, rel=0.03 if kind == "moffat" else 0.012)
+    # The wings of a Moffat profile reach beyond the kernel and take their flux along.
+    assert header["WDKSUM"] == pytest.approx(expected, rel=0.03 if kind == "moffat" else 0.008)
     code, _, messages = run("check", out, "--json", tmp_path / "check.json", "-q")
     assert code == 0, messages
     white = json.loads((tmp_path / "check.json").read_text())["after"]
@@ -216,5 +216,4 @@ def test_matching_exposures_in_python(run, directory):
     assert result.background.shape == science.shape
     kernel = evaluate(result.kernel, x=500, y=500)
     assert kernel.sum() == pytest.approx(result.fit.kernel_sum, rel=1e-10)
-    # Transients, which the template lacks, lie in some of the stamps.
-    assert result.fit.reduced_chi_square == pytest.approx(1, abs=0.1)
+    assert result.fit.reduced_chi_square == pytest.approx(1, abs=0.03)

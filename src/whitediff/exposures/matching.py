@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..sources import detect_sources, smooth_background
 from ..stats import robust_sigma
 from . import kernels, masks
 from .model import Exposure
+from .operations import subtract
 
 __all__ = ["Match", "MatchOptions", "match", "variance_factor"]
 
@@ -160,7 +162,8 @@ def match(science: Any, template: Any, options: MatchOptions | None = None) -> M
 
     Notes
     -----
-    Alard & Lupton 1998.  Stars are found on the science image .
+    Alard & Lupton 1998.  Stars are found on the science image.  The fit is done twice: the
+    first difference shows what varies, and the second fit leaves it out.
     """
     options = options or MatchOptions()
     science, template = Exposure.from_object(science), Exposure.from_object(template)
@@ -215,12 +218,22 @@ def match(science: Any, template: Any, options: MatchOptions | None = None) -> M
             len(candidates),
             candidates.relaxed,
         )
-    fit = _fit(source, target, bad[0] | bad[1], candidates, basis, options)
-    kernel = _kernel(fit, basis, science)
-    background = ChebyshevField(science.bbox, fit.background_coefficients.copy())
+    unusable = bad[0] | bad[1]
+    fit = _fit(source, target, unusable, candidates, basis, options)
+    # What varies between the two images must not be explained by a kernel.
+    first = subtract(
+        science,
+        template,
+        _kernel(fit, basis, science),
+        convolved=convolved,
+        background=_background(fit, science),
+    )
+    varying = _varying(first.image.array, unusable, candidates, 3 * target_sigma)
+    if varying.any():
+        fit = _fit(source, target, unusable | varying, candidates, basis, options)
     return Match(
-        kernel=kernel,
-        background=background.render().array.astype(np.float32),
+        kernel=_kernel(fit, basis, science),
+        background=_background(fit, science),
         convolved=convolved,
         science=science,
         template=template,
@@ -229,6 +242,23 @@ def match(science: Any, template: Any, options: MatchOptions | None = None) -> M
         candidates=candidates,
         fit=fit,
     )
+
+
+def _background(fit: KernelFit, exposure: Exposure) -> Array:
+    field = ChebyshevField(exposure.bbox, fit.background_coefficients.copy())
+    return field.render().array.astype(np.float32)
+
+
+def _varying(difference: Array, bad: Array, candidates: Candidates, core: float) -> Array:
+    """Pixels of transients, not of the candidates' cores, where a kernel is measured."""
+    varying = detect_sources(difference, bad) | detect_sources(-difference, bad)
+    reach = math.ceil(core)
+    ny, nx = difference.shape
+    for x, y in zip(np.round(candidates.x), np.round(candidates.y), strict=True):
+        rows = slice(max(0, int(y) - reach), min(ny, int(y) + reach + 1))
+        columns = slice(max(0, int(x) - reach), min(nx, int(x) + reach + 1))
+        varying[rows, columns] = False
+    return varying
 
 
 def _scaled(exposure: Exposure, factor: float) -> Exposure:

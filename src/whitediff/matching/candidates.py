@@ -26,6 +26,7 @@ _WIDTH_TOLERANCE = 0.15
 _CELL = 128
 _PER_CELL = 5
 _MOST = 1000
+_LARGEST_CHANGE = 1.5
 _ENOUGH = 10
 _FEWEST = 3
 
@@ -70,6 +71,8 @@ class Sources:
         ``(n,)`` 0-based centroids, pixels.
     flux, signal_to_noise
         ``(n,)`` in an aperture, of the science image.
+    template_flux
+        ``(n,)`` in the same aperture of the template.
     science_radius, template_radius
         ``(n,)`` half-light radii, pixels.
     clean
@@ -82,6 +85,7 @@ class Sources:
     y: Array
     flux: Array
     signal_to_noise: Array
+    template_flux: Array
     science_radius: Array
     template_radius: Array
     clean: Array
@@ -139,12 +143,23 @@ def find_sources(
         raise DataError("No source stands out of the noise, so no kernel can be measured.")
     aperture = 3 * float(np.median(np.sqrt(found["a"] * found["b"]))) + 2
     flux, error, _ = sep.sum_circle(clean[0], x, y, aperture, err=noise, mask=science_bad)
+    template_flux, _, _ = sep.sum_circle(clean[1], x, y, aperture)
     # Wide enough for the wings, narrow enough for neighbours to stay outside.
     largest = np.full(len(x), 1.5 * aperture)
     radii = [sep.flux_radius(image, x, y, largest, 0.5, subpix=5)[0] for image in clean]
     ratio = np.where(error > 0, flux / np.where(error > 0, error, 1), 0.0)
     measured = (found["flag"] == 0) & (flux > 0) & (radii[0] > 0.5) & (radii[1] > 0.5)
-    return Sources(x, y, flux, ratio, radii[0], radii[1], measured, science_bad | template_bad)
+    return Sources(
+        x=x,
+        y=y,
+        flux=flux,
+        signal_to_noise=ratio,
+        template_flux=template_flux,
+        science_radius=radii[0],
+        template_radius=radii[1],
+        clean=measured,
+        bad=science_bad | template_bad,
+    )
 
 
 def choose_candidates(
@@ -180,6 +195,7 @@ def choose_candidates(
     usable = sources.clean & (ratio >= _SIGNAL_TO_NOISE[0])
     usable &= _clear_of(sources.bad, sources.x, sources.y, clear)
     isolated = _isolated(sources.x, sources.y, sources.flux, isolation)
+    usable &= _static(sources, usable)
     unresolved = np.ones(len(ratio), dtype=bool)
     if (usable & isolated).any():
         # Stars' radii are best known where they are bright.
@@ -230,6 +246,18 @@ def _clear_of(bad: Array, x: Array, y: Array, reach: int) -> Array:
     low, high = np.clip(row - reach, 0, ny), np.clip(row + reach + 1, 0, ny)
     count = total[high, right] - total[low, right] - total[high, left] + total[low, left]
     return inside & (count == 0)
+
+
+def _static(sources: Sources, usable: Array) -> Array:
+    """Sources that are not much brighter in one image than in the other."""
+    fluxes = sources.template_flux / np.where(sources.flux > 0, sources.flux, 1)
+    if not usable.any():
+        return usable
+    bright = usable & (sources.signal_to_noise >= np.median(sources.signal_to_noise[usable]))
+    typical = float(np.median(fluxes[bright]))
+    if not typical > 0:
+        return np.ones(len(fluxes), dtype=bool)
+    return (fluxes > typical / _LARGEST_CHANGE) & (fluxes < typical * _LARGEST_CHANGE)
 
 
 def _isolated(x: Array, y: Array, flux: Array, reach: float) -> Array:
@@ -287,7 +315,8 @@ def cut_stamps(
     variance
         ``(ny, nx)`` of their difference.
     bad
-        ``(ny, nx)`` boolean: pixels of either image not to use.
+        ``(ny, nx)`` boolean: pixels not to fit.  Pixels of the source that are wrong must
+        not be near a star at all: they would spread (`choose_candidates`).
     x, y
         ``(n,)`` 0-based positions, all the stamp's reach away from the edges.
     size, kernel_size
@@ -310,7 +339,7 @@ def cut_stamps(
     usable &= np.isfinite(variance) & (variance > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         weight = np.where(usable, 1 / np.where(usable, variance, 1), 0.0)
-    filled = np.where(np.isfinite(source) & ~bad, source, 0)
+    filled = np.where(np.isfinite(source), source, 0)
     matched = np.where(usable, target, 0)
     columns, rows = np.round(x).astype(int), np.round(y).astype(int)
     edge = half + reach
