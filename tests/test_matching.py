@@ -20,7 +20,8 @@ from whitediff.matching.basis import (
     gaussian_sigmas,
     kernel_size,
 )
-from whitediff.matching.solve import FitOptions, Stamps, chebyshev_terms, fit_kernel
+from whitediff.matching.solve import FitOptions, Stamps, fit_kernel
+from whitediff.polynomials import chebyshev_terms
 from whitediff.simulation import PsfModel, matching_kernel
 
 FRAME = (1000, 1000)

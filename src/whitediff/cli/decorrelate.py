@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,47 @@ __all__ = [
     "decorrelate",
     "decorrelation_cards",
     "mark_sources",
+    "noise_options",
     "read_input",
     "run_decorrelation",
 ]
+
+
+def noise_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how noisy the two images are.
+
+    Parameters
+    ----------
+    command
+        Function of the command; it gets ``science_variance``, ``science_gain``,
+        ``science_read_noise`` and the same of the template, as `read_input` takes them.
+
+    Returns
+    -------
+    command
+        Decorated.
+    """
+    options = (
+        click.option(
+            "--science-variance",
+            type=Number(),
+            help="Mean variance of the science image, or"
+            " a file with its variance plane (KIND:FILE for KIND sigma or weight).",
+        ),
+        click.option("--template-variance", type=Number(), help="The same of the template."),
+        click.option(
+            "--science-gain",
+            type=float,
+            help="Electrons per count, for a science image without a variance plane"
+            "  [default: GAIN].",
+        ),
+        click.option("--science-read-noise", type=float, help="Electrons  [default: RDNOISE]."),
+        click.option("--template-gain", type=float, help="The same of the template."),
+        click.option("--template-read-noise", type=float, help="The same of the template."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command(short_help="Whiten the noise of a difference image.")
@@ -36,21 +75,7 @@ __all__ = [
     help="Column at which the kernel is taken, in pixel coordinates  [default: the middle].",
 )
 @click.option("--y-center", type=float, help="Row at which the kernel is taken.")
-@click.option(
-    "--science-variance",
-    type=Number(),
-    help="Mean variance of the science image, or"
-    " a file with its variance plane (KIND:FILE for KIND sigma or weight).",
-)
-@click.option("--template-variance", type=Number(), help="The same of the template.")
-@click.option(
-    "--science-gain",
-    type=float,
-    help="Electrons per count, for a science image without a variance plane  [default: GAIN].",
-)
-@click.option("--science-read-noise", type=float, help="Electrons  [default: RDNOISE].")
-@click.option("--template-gain", type=float, help="The same of the template.")
-@click.option("--template-read-noise", type=float, help="The same of the template.")
+@noise_options
 @click.option(
     "--score",
     is_flag=True,
@@ -171,7 +196,7 @@ def run_decorrelation(
             for name, path in (("science", science), ("template", template))
         }
         given = formats.read_exposure(difference, needs_variance=False)
-        _complete(given, inputs, direction, kernel, psf)
+        given = _complete(given, inputs, direction, kernel, psf)
         _check_usable(given, masks.DEFAULT_IGNORE_MASK_PLANES)
         _check_position(given, x_center, y_center)
         preconvolution = None
@@ -258,6 +283,8 @@ def read_input(
     exposure
         `whitediff.Exposure` with at least one usable pixel.
     """
+    import numpy as np
+
     from .. import formats
     from ..errors import ArgumentError
     from ..exposures import masks, operations
@@ -276,7 +303,7 @@ def read_input(
     )
     _check_usable(exposure, masks.UNTRUSTED_MASK_PLANES)
     if isinstance(variance, float) and not operations.variance_mean(exposure, ()) > 0:
-        exposure = _with_variance(exposure, variance)
+        exposure = exposure.replaced(variance=np.full(exposure.shape, variance, dtype=np.float32))
         log.info("%s: its variance plane is unusable; %g is used everywhere.", path, variance)
     return exposure
 
@@ -299,25 +326,9 @@ def _check_usable(exposure: Any, planes: tuple[str, ...]) -> None:
         )
 
 
-def _with_variance(exposure: Any, variance: float) -> Any:
-    import numpy as np
-    from lsst.images import Image, MaskedImage
-
-    plane = np.full(exposure.shape, variance, dtype=np.float32)
-    exposure.replace_planes(
-        MaskedImage(
-            exposure.image,
-            mask=exposure.mask,
-            variance=Image(plane, bbox=exposure.bbox),
-            sky_projection=exposure.sky_projection,
-        )
-    )
-    return exposure
-
-
 def _complete(
     difference: Any, inputs: dict[str, Any], direction: str, kernel: str | None, psf: str | None
-) -> None:
+) -> Any:
     """Give a difference the kernel, PSF, WCS and mask that its file lacks."""
     from .. import formats
     from ..errors import ArgumentError
@@ -345,17 +356,15 @@ def _complete(
     elif difference.psf is None:
         log.info("%s: no PSF is known, so the output has none.", difference.source)
     if all(exposure.shape == difference.shape for exposure in inputs.values()):
-        _complete_planes(difference, inputs)
+        return _complete_planes(difference, inputs)
+    return difference
 
 
-def _complete_planes(difference: Any, inputs: dict[str, Any]) -> None:
-    from lsst.images import MaskedImage
-
+def _complete_planes(difference: Any, inputs: dict[str, Any]) -> Any:
     from ..exposures import masks
     from ..formats.headers import wcs_cards
 
-    planes = difference.masked_image
-    mask, projection = planes.mask, planes.sky_projection
+    mask, projection = difference.mask, difference.sky_projection
     if not mask.schema.names:
         for exposure in inputs.values():
             for name in exposure.mask.schema.names:
@@ -371,9 +380,7 @@ def _complete_planes(difference: Any, inputs: dict[str, Any]) -> None:
         difference.header.extend(wcs_cards(science.header), unique=True)
         projection = science.sky_projection
         log.info("%s: has no WCS; that of %s is used.", difference.source, science.source)
-    difference.replace_planes(
-        MaskedImage(planes.image, mask=mask, variance=planes.variance, sky_projection=projection)
-    )
+    return difference.replaced(mask=mask, sky_projection=projection)
 
 
 def _check_position(difference: Any, x: float | None, y: float | None) -> None:

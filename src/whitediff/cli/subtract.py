@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, Number, common_options, log, stages
-from .decorrelate import decorrelation_cards, mark_sources, read_input
+from .console import OUTPUT_FILE, common_options, log, stages
+from .decorrelate import decorrelation_cards, mark_sources, noise_options, read_input
 
 __all__ = ["run_subtraction", "subtract"]
 
@@ -51,21 +51,7 @@ __all__ = ["run_subtraction", "subtract"]
     is_flag=True,
     help="Do not rescale the variance planes to the measured noise.",
 )
-@click.option(
-    "--science-variance",
-    type=Number(),
-    help="Variance of the science image, or a"
-    " file with its variance plane (KIND:FILE for KIND sigma or weight).",
-)
-@click.option("--template-variance", type=Number(), help="The same of the template.")
-@click.option(
-    "--science-gain",
-    type=float,
-    help="Electrons per count, for a science image without a variance plane  [default: GAIN].",
-)
-@click.option("--science-read-noise", type=float, help="Electrons  [default: RDNOISE].")
-@click.option("--template-gain", type=float, help="The same of the template.")
-@click.option("--template-read-noise", type=float, help="The same of the template.")
+@noise_options
 @click.option("--science-psf", metavar="FILE", help="PSF of the science image.")
 @click.option("--template-psf", metavar="FILE", help="PSF of the template.")
 @click.option("--full-variance", is_flag=True, help="Propagate the variance of every pixel.")

@@ -18,6 +18,7 @@ from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolu
 from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError
+from ..polynomials import chebyshev_products, chebyshev_terms
 
 __all__ = [
     "chebyshev_kernel",
@@ -27,6 +28,7 @@ __all__ = [
     "is_constant",
     "monomial_exponents",
     "polynomial_kernel",
+    "term_kernel",
 ]
 
 type Array = npt.NDArray[Any]
@@ -193,28 +195,40 @@ def interpolated_kernel(
     # Two more nodes than the order needs: the fit averages instead of interpolating.
     n_nodes = order + 3 if order else 1
     nodes = np.cos(np.pi * (np.arange(n_nodes) + 0.5) / n_nodes)
-    terms = [(p, q) for p in range(order + 1) for q in range(order + 1 - p)]
-    rows, images = [], []
-    for v in nodes:
-        for u in nodes:
-            x = bounds.x.start - 0.5 + 0.5 * bounds.x.size * (1 + u)
-            y = bounds.y.start - 0.5 + 0.5 * bounds.y.size * (1 + v)
-            images.append(np.asarray(evaluate_at(x, y), dtype=np.float64))
-            rows.append(
-                [
-                    np.cos(p * np.arccos(np.clip(v, -1, 1)))
-                    * np.cos(q * np.arccos(np.clip(u, -1, 1)))
-                    for p, q in terms
-                ]
-            )
-    shape = images[0].shape
-    solution, *_ = np.linalg.lstsq(
-        np.array(rows), np.array(images).reshape(len(images), -1), rcond=None
+    v, u = (grid.ravel() for grid in np.meshgrid(nodes, nodes, indexing="ij"))
+    x = bounds.x.start - 0.5 + 0.5 * bounds.x.size * (1 + u)
+    y = bounds.y.start - 0.5 + 0.5 * bounds.y.size * (1 + v)
+    images = np.array(
+        [np.asarray(evaluate_at(*at), dtype=np.float64) for at in zip(x, y, strict=True)]
     )
+    solution, *_ = np.linalg.lstsq(
+        chebyshev_products(order, u, v), images.reshape(len(images), -1), rcond=None
+    )
+    return term_kernel(solution.reshape(-1, *images.shape[1:]), order, bounds)
+
+
+def term_kernel(images: Array, order: int, bounds: Box) -> ImageBasisConvolutionKernel:
+    """Make a kernel with one image for each Chebyshev term.
+
+    Parameters
+    ----------
+    images
+        ``(n_terms, ky, kx)`` in the order of `whitediff.polynomials.chebyshev_terms`.
+    order
+        Of the polynomials in x and y together.
+    bounds
+        Box in which it is valid and that scales the coordinates.
+
+    Returns
+    -------
+    kernel
+        The kernel.
+    """
+    terms = chebyshev_terms(order)
     coefficients = np.zeros((len(terms), order + 1, order + 1))
-    for term, (p, q) in enumerate(terms):
-        coefficients[term, p, q] = 1.0
-    return chebyshev_kernel(solution.reshape(len(terms), *shape), coefficients, bounds)
+    for i, (p, q) in enumerate(terms):
+        coefficients[i, p, q] = 1.0
+    return chebyshev_kernel(images, coefficients, bounds)
 
 
 def evaluate(kernel: ConvolutionKernel, *, x: float, y: float) -> Array:

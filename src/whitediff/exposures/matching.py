@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Image, MaskedImage
 from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError, DataError
 from ..matching.basis import KernelBasis, delta_basis, gaussian_basis, gaussian_sigmas, kernel_size
 from ..matching.candidates import Candidates, choose_candidates, cut_stamps, find_sources
-from ..matching.solve import FitOptions, KernelFit, Stamps, chebyshev_terms, fit_kernel
+from ..matching.solve import FitOptions, KernelFit, Stamps, fit_kernel
+from ..polynomials import chebyshev_terms
 from ..sources import detect_sources, smooth_background
 from ..stats import robust_sigma
 from . import kernels, masks
@@ -176,7 +176,9 @@ def match(science: Any, template: Any, options: MatchOptions | None = None) -> M
     if options.rescale_variance:
         factors = [variance_factor(science), variance_factor(template)]
         science, template = (
-            _scaled(exposure, factor)
+            exposure.replaced(
+                variance=exposure.variance.array * exposure.variance.array.dtype.type(factor)
+            )
             for exposure, factor in zip((science, template), factors, strict=True)
         )
     bad = [
@@ -261,23 +263,6 @@ def _varying(difference: Array, bad: Array, candidates: Candidates, core: float)
     return varying
 
 
-def _scaled(exposure: Exposure, factor: float) -> Exposure:
-    variance = exposure.variance.array * exposure.variance.array.dtype.type(factor)
-    scaled = Exposure(
-        MaskedImage(
-            exposure.image,
-            mask=exposure.mask,
-            variance=Image(variance, bbox=exposure.bbox),
-            sky_projection=exposure.sky_projection,
-        ),
-        psf=exposure.psf,
-        header=exposure.header,
-        primary_header=exposure.primary_header,
-        source=exposure.source,
-    )
-    return scaled
-
-
 def _basis(options: MatchOptions, target_sigma: float, source_sigma: float) -> KernelBasis:
     sigmas = gaussian_sigmas(target_sigma, source_sigma)
     size = options.kernel_size or kernel_size(sigmas)
@@ -348,11 +333,10 @@ def _at_middle(coefficients: Array) -> Array:
 def _kernel(fit: KernelFit, basis: KernelBasis, exposure: Exposure) -> ImageBasisConvolutionKernel:
     """One image for each spatial term: fewer convolutions than one for each basis image."""
     order = fit.kernel_coefficients.shape[1] - 1
-    terms = chebyshev_terms(order)
     images = np.stack(
-        [np.tensordot(fit.kernel_coefficients[:, p, q], basis.images, axes=1) for p, q in terms]
+        [
+            np.tensordot(fit.kernel_coefficients[:, p, q], basis.images, axes=1)
+            for p, q in chebyshev_terms(order)
+        ]
     )
-    coefficients = np.zeros((len(terms), order + 1, order + 1))
-    for i, (p, q) in enumerate(terms):
-        coefficients[i, p, q] = 1.0
-    return kernels.chebyshev_kernel(images, coefficients, exposure.bbox)
+    return kernels.term_kernel(images, order, exposure.bbox)

@@ -199,22 +199,49 @@ class Exposure:
         """The planes, with their box and sky projection."""
         return self._masked_image
 
-    def replace_planes(self, masked_image: MaskedImage) -> None:
-        """Take other planes; PSF, kernel and header stay.
+    def replaced(
+        self,
+        *,
+        image: Image | None = None,
+        mask: Mask | None = None,
+        variance: Array | None = None,
+        sky_projection: SkyProjection[Any] | None = None,
+    ) -> Exposure:
+        """Exposure with other planes; everything else is shared with this one.
 
         Parameters
         ----------
-        masked_image
-            Planes with the same box.
+        image, mask
+            In place of the plane, with the same box.
+        variance
+            ``(ny, nx)`` in place of the plane, image_unit².
+        sky_projection
+            In place of this exposure's.
 
-        Raises
-        ------
-        ArgumentError
-            If the box differs.
+        Returns
+        -------
+        exposure
+            A new one.
         """
-        if masked_image.bbox != self.bbox:
-            raise ArgumentError(f"The planes have the box {self.bbox}; got {masked_image.bbox}.")
-        self._masked_image = masked_image
+        plane = (
+            self.variance
+            if variance is None
+            else Image(variance, bbox=self.bbox, unit=self.variance.unit)
+        )
+        return Exposure(
+            MaskedImage(
+                self.image if image is None else image,
+                mask=self.mask if mask is None else mask,
+                variance=plane,
+                sky_projection=self.sky_projection if sky_projection is None else sky_projection,
+            ),
+            psf=self.psf,
+            kernel=self.kernel,
+            background=self.background,
+            header=self.header,
+            primary_header=self.primary_header,
+            source=self.source,
+        )
 
     @property
     def image(self) -> Image:

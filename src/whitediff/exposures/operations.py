@@ -711,17 +711,10 @@ def untouched(difference: Any) -> Exposure:
         Deep copy of the planes; PSF and kernel, which cannot change, are shared.
     """
     exposure = Exposure.from_object(difference)
-    planes = MaskedImage(
-        exposure.image.copy(),
+    copy = exposure.replaced(
+        image=exposure.image.copy(),
         mask=exposure.mask.copy(),
-        variance=exposure.variance.copy(),
-        sky_projection=exposure.sky_projection,
+        variance=exposure.variance.array.copy(),
     )
-    return Exposure(
-        planes,
-        psf=exposure.psf,
-        kernel=exposure.kernel,
-        background=exposure.background,
-        header=exposure.header.copy(),
-        primary_header=exposure.primary_header.copy(),
-    )
+    copy.header, copy.primary_header = exposure.header.copy(), exposure.primary_header.copy()
+    return copy

@@ -93,10 +93,7 @@ def without_provenance(header: astropy.io.fits.Header) -> astropy.io.fits.Header
     header
         The others, verbatim.
     """
-    return astropy.io.fits.Header(
-        [card for card in header.cards if not _PROVENANCE.fullmatch(card.keyword)],
-        copy=True,
-    )
+    return _without(header, _PROVENANCE)
 
 
 def without_wcs(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
@@ -112,8 +109,12 @@ def without_wcs(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
     header
         The other cards, verbatim.
     """
+    return _without(header, _WCS)
+
+
+def _without(header: astropy.io.fits.Header, keywords: re.Pattern[str]) -> astropy.io.fits.Header:
     return astropy.io.fits.Header(
-        [card for card in header.cards if not _WCS.fullmatch(card.keyword)], copy=True
+        [card for card in header.cards if not keywords.fullmatch(card.keyword)], copy=True
     )
 
 

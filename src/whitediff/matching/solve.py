@@ -18,9 +18,10 @@ import scipy.linalg
 
 from ..errors import ArgumentError, DataError
 from ..fourier import pad_center_origin
+from ..polynomials import chebyshev_products, chebyshev_terms
 from .basis import KernelBasis
 
-__all__ = ["FitOptions", "KernelFit", "Stamps", "chebyshev_terms", "fit_kernel"]
+__all__ = ["FitOptions", "KernelFit", "Stamps", "fit_kernel"]
 
 type Array = npt.NDArray[Any]
 
@@ -151,36 +152,6 @@ class KernelFit:
         return self.chi_square / self.degrees_of_freedom
 
 
-def chebyshev_terms(order: int) -> list[tuple[int, int]]:
-    """Exponents (p of y, q of x) of the Chebyshev polynomials up to a total order.
-
-    Parameters
-    ----------
-    order
-        Largest p + q.
-
-    Returns
-    -------
-    terms
-        (order + 1)(order + 2)/2 pairs, (0, 0) first.
-
-    Examples
-    --------
-    >>> chebyshev_terms(1)
-    [(0, 0), (0, 1), (1, 0)]
-    """
-    return [(p, total - p) for total in range(order + 1) for p in range(total + 1)]
-
-
-def _spatial(order: int, x: Array, y: Array) -> Array:
-    """``(n, n_terms)`` Chebyshev products at positions."""
-
-    def chebyshev(degree: int, u: Array) -> Array:
-        return np.cos(degree * np.arccos(np.clip(u, -1, 1)))
-
-    return np.stack([chebyshev(p, y) * chebyshev(q, x) for p, q in chebyshev_terms(order)], 1)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Normals:
     """Normal equations of single stamps for ``(basis…, constant)``."""
@@ -265,8 +236,8 @@ def fit_kernel(stamps: Stamps, basis: KernelBasis, options: FitOptions | None = 
     """
     options = options or FitOptions()
     normals = _normals(stamps, basis)
-    kernel_terms = _spatial(options.kernel_order, stamps.x, stamps.y)
-    background_terms = _spatial(options.background_order, stamps.x, stamps.y)
+    kernel_terms = chebyshev_products(options.kernel_order, stamps.x, stamps.y)
+    background_terms = chebyshev_products(options.background_order, stamps.x, stamps.y)
     design = _Design(basis, kernel_terms, background_terms, options)
     used = normals.pixels > len(basis) + 1
     used &= _single_fits(normals, basis, options, used)
@@ -449,6 +420,6 @@ class _Design:
     def sum_gradient(self) -> Array:
         """Derivative of the kernel's sum in the middle of the frame by the unknowns."""
         gradient = np.zeros(self.size)
-        middle = _spatial(self.options.kernel_order, np.zeros(1), np.zeros(1))[0]
+        middle = chebyshev_products(self.options.kernel_order, np.zeros(1), np.zeros(1))[0]
         gradient[: self.first] = middle[: self.first]
         return gradient
