@@ -19,7 +19,8 @@ from scenes import SHARED, gaussian
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.errors import DataError
 from whitediff.exposures.kernels import evaluate
-from whitediff.exposures.matching import match, variance_factor
+from whitediff.exposures.matching import match
+from whitediff.exposures.preparation import prepare, variance_factor
 from whitediff.exposures.psf import psf_image
 from whitediff.matching.candidates import choose_candidates, cut_stamps, find_sources
 
@@ -147,8 +148,9 @@ def test_candidates_are_isolated_clean_stars(rng):
     assert {(100, 100), (450, 450), (300, 300), (500, 200)} <= found
     assert "isolation" in chosen.relaxed
     stamps = cut_stamps(
-        image, image, np.full(shape, 25.0), bad, x=chosen.x, y=chosen.y, size=21, kernel_size=11
-    )
+        image, image, np.zeros(shape), np.full(shape, 25.0), bad, norm=1.0, x=chosen.x,
+        y=chosen.y, size=21, kernel_size=11,
+    )  # fmt: skip
     assert stamps.source.shape == (len(chosen), 31, 31)
     assert stamps.weight.max() == pytest.approx(1 / 25)
     with pytest.raises(DataError, match="No source stands out"):
@@ -173,7 +175,7 @@ def test_what_cannot_be_matched_is_one_sentence(run, tmp_path, rng):
     out = tmp_path / "out.fits"
     for arguments, text in (
         (["s", "t"], "t.fits: "),
-        (["s", "small"], "small.fits: its box"),
+        (["s", "small"], "small.fits: has 200 x 310 pixels, but the science image 300 x 310"),
         (["s", "absurd"], "absurd.fits: the noise of its source-free pixels is"),
     ):
         paths = [tmp_path / f"{name}.fits" for name in arguments]
@@ -211,9 +213,9 @@ def test_matching_exposures_in_python(run, directory):
     if not pair.exists():
         assert run("simulate", "--output", pair, "--size", 1000, "--seed", 11)[0] == 0
     science, template = (read_exposure(pair / f"{name}.fits") for name in ("science", "template"))
-    result = match(science, template)
+    result = match(prepare(science, template))
     assert result.convolved == "template"
-    assert result.background.shape == science.shape
+    assert result.background.render().array.shape == science.shape
     kernel = evaluate(result.kernel, x=500, y=500)
     assert kernel.sum() == pytest.approx(result.fit.kernel_sum, rel=1e-10)
     assert result.fit.reduced_chi_square == pytest.approx(1, abs=0.03)

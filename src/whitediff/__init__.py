@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 # Names load their module on first use: the array functions need no lsst package.
 _LAZY = {
     "Exposure": "exposures.model",
-    "decorrelate": "exposures.operations",
-    "subtract": "exposures.operations",
+    "decorrelate": "exposures.decorrelation",
+    "subtract": "exposures.subtraction",
     "read_exposure": "formats",
     "write_exposure": "formats",
     "whiteness": "diagnostics.measure",
@@ -21,8 +21,9 @@ __all__ = ["__version__", *_LAZY]
 
 if TYPE_CHECKING:
     from .diagnostics.measure import whiteness
+    from .exposures.decorrelation import decorrelate
     from .exposures.model import Exposure
-    from .exposures.operations import decorrelate, subtract
+    from .exposures.subtraction import subtract
     from .formats import read_exposure, write_exposure
 
 

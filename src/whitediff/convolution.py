@@ -1,18 +1,30 @@
-"""Convolution of an image with a kernel."""
+"""Convolution of an image with a kernel, the same everywhere or varying over the field.
+
+The image is worked off in overlapping tiles (overlap-save): small transforms stay in the
+processor's cache, need little memory, and come out the same whatever the number of
+threads.  In double precision they cost less than one full-frame transform in single.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 
 from . import fourier
 from .errors import ArgumentError
 
-__all__ = ["convolve"]
+__all__ = ["convolve", "convolve_varying"]
 
 type Array = npt.NDArray[Any]
+
+_TILE = 256
+"""Side of a tile's grid: 256 to 384 measured fastest for kernels of 21 to 41 pixels."""
 
 
 def convolve(image: Array, kernel: Array) -> Array:
@@ -36,14 +48,109 @@ def convolve(image: Array, kernel: Array) -> Array:
     ArgumentError
         If either is not 2-D, or the kernel is larger than the image.
     """
-    if image.ndim != 2 or kernel.ndim != 2:
+    if kernel.ndim != 2:
+        raise ArgumentError(f"A kernel must be 2-D; got the shape {kernel.shape}.")
+    return convolve_varying(image, kernel[None], None)
+
+
+def convolve_varying(
+    image: Array,
+    kernels: Array,
+    weights: Callable[[slice, slice], Array] | None,
+) -> Array:
+    """Convolve an image with a sum of kernels whose weights vary over the field.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``, finite.  Not modified.
+    kernels
+        ``(n, ky, kx)``, origin at ``[ky//2, kx//2]``.
+    weights
+        Function of a slice of rows and one of columns: the kernels' weights at those
+        pixels of the result, ``(n, rows, columns)``.  None for a single kernel of weight 1.
+
+    Returns
+    -------
+    convolved
+        ``(ny, nx)``, ``Σ_i weight_i(x) Σ_a image(x − a) · kernel_i(a)``; outside the frame
+        is zero.  The image's dtype, computed in double precision and rounded once.
+
+    Raises
+    ------
+    ArgumentError
+        If the image is not 2-D or the kernels not 3-D, or these are larger than the image.
+    """
+    if image.ndim != 2 or kernels.ndim != 3:
         raise ArgumentError(
-            f"Image and kernel must be 2-D; got the shapes {image.shape} and {kernel.shape}."
+            f"The image must be 2-D and the kernels 3-D; got {image.shape} and {kernels.shape}."
         )
-    if any(k > n for k, n in zip(kernel.shape, image.shape, strict=True)):
-        raise ArgumentError(f"The kernel {kernel.shape} is larger than the image {image.shape}.")
-    ny, nx = fourier.fast_shape(image.shape, kernel.shape)
-    shape = (ny, nx)
-    spectrum = fourier.forward(image.astype(np.float64), shape)
-    spectrum *= fourier.forward(fourier.pad_center_origin(kernel.astype(np.float64), shape), shape)
-    return fourier.inverse(spectrum, shape, (image.shape[0], image.shape[1])).astype(image.dtype)
+    n, ky, kx = kernels.shape
+    if ky > image.shape[0] or kx > image.shape[1]:
+        raise ArgumentError(f"The kernel {(ky, kx)} is larger than the image {image.shape}.")
+    if weights is None and n != 1:
+        raise ArgumentError(f"{n} kernels need weights.")
+    grid = (
+        scipy.fft.next_fast_len(max(_TILE, 4 * ky), real=True),
+        scipy.fft.next_fast_len(max(_TILE, 4 * kx), real=True),
+    )
+    kernels_ft = [
+        scipy.fft.rfft2(fourier.pad_center_origin(kernel.astype(np.float64), grid))
+        for kernel in kernels
+    ]
+    result = np.empty_like(image)
+    step_y, step_x = grid[0] - ky + 1, grid[1] - kx + 1
+    ny, nx = image.shape
+    # Of an even kernel, one pixel more lies before the origin than after it; a pixel's value
+    # comes from the opposite side.
+    before, after = (ky - 1 - ky // 2, kx - 1 - kx // 2), (ky // 2, kx // 2)
+
+    def work(corner: tuple[int, int]) -> None:
+        rows = slice(corner[0], min(corner[0] + step_y, ny))
+        columns = slice(corner[1], min(corner[1] + step_x, nx))
+        padded = _padded(image, rows, columns, before, after)
+        if not padded.any():
+            result[rows, columns] = 0
+            return
+        spectrum = scipy.fft.rfft2(padded, s=grid)
+        inner = (
+            slice(before[0], before[0] + rows.stop - rows.start),
+            slice(before[1], before[1] + columns.stop - columns.start),
+        )
+        local = None if weights is None else weights(rows, columns)
+        total: Array | None = None
+        for i, kernel_ft in enumerate(kernels_ft):
+            part = scipy.fft.irfft2(spectrum * kernel_ft, s=grid, overwrite_x=True)[inner]
+            if local is not None:
+                part = part * local[i]
+            total = part if total is None else total + part
+        result[rows, columns] = total
+
+    corners = [(y, x) for y in range(0, ny, step_y) for x in range(0, nx, step_x)]
+    with ThreadPoolExecutor(_threads()) as pool:
+        list(pool.map(work, corners))
+    return result
+
+
+def _padded(
+    image: Array, rows: slice, columns: slice, before: tuple[int, int], after: tuple[int, int]
+) -> Array:
+    """Part of an image with its surroundings, zero outside the frame, in double precision."""
+    top, left = rows.start - before[0], columns.start - before[1]
+    bottom, right = rows.stop + after[0], columns.stop + after[1]
+    inside = (
+        slice(max(0, top), min(image.shape[0], bottom)),
+        slice(max(0, left), min(image.shape[1], right)),
+    )
+    padded = np.zeros((bottom - top, right - left))
+    padded[
+        inside[0].start - top : inside[0].stop - top,
+        inside[1].start - left : inside[1].stop - left,
+    ] = image[inside]
+    return padded
+
+
+def _threads() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

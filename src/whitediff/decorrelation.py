@@ -30,6 +30,7 @@ __all__ = [
     "depends_on_grid",
     "difference_correction",
     "estimated_variance",
+    "filtered_stamp",
     "full_variance",
     "measured_pixels",
     "pixel_kernel",
@@ -480,11 +481,36 @@ def corrected_psf(correction_ft: Array, psf: Array, *, shape: tuple[int, int]) -
     ArgumentError
         If the PSF is larger than the grid or not finite.
     """
-    psf_ft, _ = _kernel_spectrum("PSF", psf, shape)
-    corrected = fourier.crop_center_origin(
-        fourier.inverse(psf_ft * correction_ft, shape, shape), psf.shape
-    )
+    checked_kernel("PSF", psf)
+    corrected = filtered_stamp(correction_ft, psf, shape=shape)
     return corrected / corrected.sum()
+
+
+def filtered_stamp(correction_ft: Array, stamp: Array, *, shape: tuple[int, int]) -> Array:
+    """Filter a small image whose origin is its middle, such as one of which PSFs are made.
+
+    Parameters
+    ----------
+    correction_ft
+        ``(shape[0], shape[1]//2 + 1)`` real.
+    stamp
+        ``(py, px)``, origin at ``[py//2, px//2]``.
+    shape
+        Transform grid, at least as large as the stamp.
+
+    Returns
+    -------
+    filtered
+        ``(py, px)`` float64, not normalised; what is moved beyond the stamp is lost.
+
+    Raises
+    ------
+    ArgumentError
+        If the stamp is larger than the grid.
+    """
+    padded = fourier.pad_center_origin(stamp.astype(np.float64), shape)
+    spectrum = fourier.forward(padded, shape) * correction_ft
+    return fourier.crop_center_origin(fourier.inverse(spectrum, shape, shape), stamp.shape)
 
 
 def estimated_variance(unconvolved: Array, convolved: Array, weights: tuple[float, float]) -> Array:

@@ -17,6 +17,7 @@ import scipy.signal
 
 from . import fourier
 from .errors import ArgumentError
+from .profiles import FWHM_TO_SIGMA
 
 __all__ = [
     "PsfModel",
@@ -29,7 +30,6 @@ __all__ = [
 
 type Array = npt.NDArray[Any]
 
-FWHM_TO_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))
 _HOT_COLUMN = 10
 """Excess of a bad column over the background, in standard deviations."""
 

@@ -21,7 +21,9 @@ __all__ = ["NoiseModel", "detect_sources", "noise_variance", "smooth_background"
 
 type Array = npt.NDArray[Any]
 
-_SMOOTHING_SIGMA = 1.5
+_SMOOTHING_SIGMA_BINNED = 0.69
+"""In cells of 2 pixels, whose own width is 0.58: together 1.5 pixels."""
+
 _DETECTION_THRESHOLD = 4.0
 _GROWTH_THRESHOLD = 2.0
 _GROWTH_PIXELS = 4
@@ -101,31 +103,40 @@ def detect_sources(image: Array, unusable: Array | None = None) -> Array:
     Returns
     -------
     sources
-        ``(ny, nx)`` boolean: smoothed by a Gaussian of 1.5 pixels, more than 4 times the
-        scatter above the background, with the connected pixels above twice the scatter,
+        ``(ny, nx)`` boolean: smoothed to about a Gaussian of 1.5 pixels, more than 4 times
+        the scatter above the background, with the connected pixels above twice the scatter,
         grown by 4 pixels in x and y.  Unusable pixels are not sources.
 
     Raises
     ------
     DataError
         If no pixel is usable.
+
+    Notes
+    -----
+    Works on means of 2 × 2 pixels: what is smoothed and grown by more than that loses
+    nothing, and it takes a quarter of the time.
     """
     usable = np.isfinite(image)
     if unusable is not None:
         usable &= ~unusable
     if not usable.any():
         raise DataError("No pixel is usable, so sources cannot be told from background.")
-    weight = scipy.ndimage.gaussian_filter(usable.astype(np.float32), _SMOOTHING_SIGMA)
-    weight = np.maximum(weight, 1e-3)
-    sources = np.zeros(image.shape, dtype=bool)
+    count = _summed_pairs(usable.astype(np.float32))
+    mean = _summed_pairs(np.where(usable, image, 0).astype(np.float32, copy=False))
+    mean /= np.maximum(count, 1)
+    measured = count > 0
+    weight = count / 4
+    covered = np.maximum(scipy.ndimage.gaussian_filter(weight, _SMOOTHING_SIGMA_BINNED), 1e-3)
+    sources = np.zeros(mean.shape, dtype=bool)
     # Twice: the first background and scatter still contain the sources.
     for _ in range(2):
-        free = usable & ~sources
+        free = measured & ~sources
         if not free.any():
             break
-        residual = image - smooth_background(image, free).astype(np.float32)
-        residual[~usable] = 0
-        smoothed = scipy.ndimage.gaussian_filter(residual, _SMOOTHING_SIGMA) / weight
+        # What is left of a slope under the first medians, the second find.
+        mean -= smooth_background(mean, free, cell=_BACKGROUND_CELL // 2).astype(np.float32)
+        smoothed = scipy.ndimage.gaussian_filter(mean * weight, _SMOOTHING_SIGMA_BINNED) / covered
         scatter = robust_sigma(_sample(smoothed[free]))
         if not scatter > 0:
             break
@@ -135,9 +146,19 @@ def detect_sources(image: Array, unusable: Array | None = None) -> Array:
         detected = np.zeros(int(labels.max()) + 1, dtype=bool)
         detected[labels[bright]] = True
         sources = scipy.ndimage.maximum_filter(
-            detected[labels].view(np.uint8), size=2 * _GROWTH_PIXELS + 1
+            detected[labels].view(np.uint8), size=_GROWTH_PIXELS + 1
         ).astype(bool)
-    return sources & usable
+    ny, nx = image.shape
+    return np.repeat(np.repeat(sources, 2, axis=0), 2, axis=1)[:ny, :nx] & usable
+
+
+def _summed_pairs(image: Array) -> Array:
+    """Sums of 2 × 2 pixels; an odd length is filled up with zeros."""
+    ny, nx = image.shape
+    if ny % 2 or nx % 2:
+        image = np.pad(image, [(0, ny % 2), (0, nx % 2)])
+    rows = image[::2] + image[1::2]
+    return rows[:, ::2] + rows[:, 1::2]
 
 
 def _sample(values: Array, most: int = 1_000_000) -> Array:

@@ -214,5 +214,36 @@ class Number(click.ParamType):
             return str(value)
 
 
+class Order(click.ParamType):
+    """A polynomial order, or how to choose it."""
+
+    name = "order"
+    choices = ("bic", "cross-validation")
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Convert what the user typed.
+
+        Parameters
+        ----------
+        value
+            Text.
+        param, ctx
+            As click has them.
+
+        Returns
+        -------
+        value
+            A number, or one of the choices.
+        """
+        if value in self.choices:
+            return str(value)
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor {' nor '.join(self.choices)}", param, ctx)
+
+
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 OUTPUT_DIRECTORY = click.Path(file_okay=False, path_type=Path)

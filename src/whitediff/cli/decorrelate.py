@@ -158,11 +158,11 @@ def run_decorrelation(
     Returns
     -------
     result
-        `whitediff.exposures.operations.Decorrelation`.
+        `whitediff.exposures.decorrelation.Decorrelation`.
     """
     from .. import formats
     from ..errors import ArgumentError
-    from ..exposures import masks, operations
+    from ..exposures import decorrelation, masks
     from ..outputs import check_output
 
     check_output(output, overwrite=overwrite)
@@ -175,7 +175,7 @@ def run_decorrelation(
     if ignore_mask_planes is not None:
         named_planes = tuple(p.strip() for p in ignore_mask_planes.split(",") if p.strip())
     direction = convolved or _direction(difference) or "template"
-    options = operations.DecorrelationOptions(
+    options = decorrelation.DecorrelationOptions(
         convolved=direction,  # type: ignore[arg-type]
         score=score,
         full_variance=full_variance,
@@ -208,7 +208,7 @@ def run_decorrelation(
             for name, (variance, _, _) in noise.items()
         }
         try:
-            result = operations.decorrelate(
+            result = decorrelation.decorrelate(
                 inputs["science"],
                 inputs["template"],
                 given,
@@ -245,7 +245,7 @@ def run_decorrelation(
             output,
             overwrite=overwrite,
             compress=compress,
-            provenance=parameters | decorrelation_cards(result, options),
+            provenance=parameters | decorrelation_cards(result),
         )
     log.info(
         "%s: kernel sum %.6g; mean variances: science %.6g, template %.6g, difference %.6g;"
@@ -287,7 +287,7 @@ def read_input(
 
     from .. import formats
     from ..errors import ArgumentError
-    from ..exposures import masks, operations
+    from ..exposures import decorrelation, masks
 
     if isinstance(variance, float) and not 0 < variance < float("inf"):
         raise ArgumentError(
@@ -302,7 +302,7 @@ def read_input(
         read_noise=read_noise,
     )
     _check_usable(exposure, masks.UNTRUSTED_MASK_PLANES)
-    if isinstance(variance, float) and not operations.variance_mean(exposure, ()) > 0:
+    if isinstance(variance, float) and not decorrelation.variance_mean(exposure, ()) > 0:
         exposure = exposure.replaced(variance=np.full(exposure.shape, variance, dtype=np.float32))
         log.info("%s: its variance plane is unusable; %g is used everywhere.", path, variance)
     return exposure
@@ -406,12 +406,11 @@ def mark_sources(exposure: Any, inputs: dict[str, Any]) -> None:
         Science image and template.
     """
     from ..exposures import masks
-    from ..sources import detect_sources
+    from ..exposures.preparation import source_pixels
 
     mask = exposure.mask
     for given in inputs.values():
-        untrusted = masks.flagged(given.mask, masks.UNTRUSTED_MASK_PLANES)
-        mask = masks.with_plane(mask, masks.SOURCE, detect_sources(given.image.array, untrusted))
+        mask = masks.with_plane(mask, masks.SOURCE, source_pixels(given))
     exposure.masked_image.mask = mask
 
 
@@ -427,15 +426,13 @@ def _direction(difference: str) -> str | None:
     return value if value in ("template", "science") else None
 
 
-def decorrelation_cards(result: Any, options: Any) -> dict[str, tuple[Any, str]]:
+def decorrelation_cards(result: Any) -> dict[str, tuple[Any, str]]:
     """Cards of the primary header that say what was done.
 
     Parameters
     ----------
     result
-        `whitediff.exposures.operations.Decorrelation`.
-    options
-        `whitediff.exposures.operations.DecorrelationOptions`.
+        `whitediff.exposures.decorrelation.Decorrelation`.
 
     Returns
     -------
@@ -444,6 +441,7 @@ def decorrelation_cards(result: Any, options: Any) -> dict[str, tuple[Any, str]]
     """
     from .. import __version__
 
+    options = result.options
     return {
         "WDTASK": ("decorrelate", "made by"),
         "WDVERS": (__version__, "version of whitediff"),

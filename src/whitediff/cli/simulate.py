@@ -163,7 +163,7 @@ def write_simulation(options: Any, output: Path, *, overwrite: bool) -> None:
     import astropy.table
 
     from ..exposures.kernels import interpolated_kernel
-    from ..exposures.operations import subtract
+    from ..exposures.subtraction import subtract
     from ..formats import write_exposure
     from ..formats.stamps import kernel_hdus
     from ..outputs import check_output, replacing

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, common_options, log, stages
-from .decorrelate import decorrelation_cards, mark_sources, noise_options, read_input
+from .console import OUTPUT_FILE, Order, common_options, log, stages
+from .decorrelate import decorrelation_cards, noise_options, read_input
 
 __all__ = ["run_subtraction", "subtract"]
 
@@ -16,20 +17,36 @@ __all__ = ["run_subtraction", "subtract"]
 @click.command(short_help="Match, subtract and decorrelate two images.")
 @click.argument("science")
 @click.argument("template")
-@click.option("--output", required=True, type=OUTPUT_FILE, help="File to write.")
+@click.option("--output", type=OUTPUT_FILE, help="Difference to write.")
+@click.option(
+    "--score-output",
+    type=OUTPUT_FILE,
+    help="Detection score to write: the image to find sources on.",
+)
+@click.option(
+    "--matched-output",
+    type=OUTPUT_FILE,
+    help="Template to write as it was subtracted, at the science image's level.",
+)
+@click.option(
+    "--kernel",
+    "solutions",
+    multiple=True,
+    metavar="OLD_OUTPUT",
+    help="Make an earlier difference or score again, with its kernel, without fitting.",
+)
 @click.option(
     "--convolved",
     type=click.Choice(["template", "science", "auto"]),
-    default="auto",
-    show_default=True,
-    help="Which image to convolve; auto: the one with the narrower PSF.",
+    help="Which image to convolve  [default: auto, the one with the narrower PSF].",
 )
 @click.option(
     "--kernel-order",
-    type=int,
+    type=Order(),
     default=1,
     show_default=True,
-    help="Order of the kernel's variation over the field.",
+    help="Order of the kernel's variation over the field: a number, or bic or"
+    " cross-validation to have it chosen.",
 )
 @click.option(
     "--background-order",
@@ -47,12 +64,26 @@ __all__ = ["run_subtraction", "subtract"]
 )
 @click.option("--kernel-size", type=int, help="Odd side, pixels  [default: from the PSFs].")
 @click.option(
+    "--varying-sum",
+    is_flag=True,
+    help="Let the kernel's sum, the photometric scale, vary over the field.",
+)
+@click.option(
     "--keep-variance",
     is_flag=True,
     help="Do not rescale the variance planes to the measured noise.",
 )
+@click.option(
+    "--ignore-wcs",
+    is_flag=True,
+    help="Take the images as aligned pixel by pixel, whatever their WCS says.",
+)
 @noise_options
-@click.option("--science-psf", metavar="FILE", help="PSF of the science image.")
+@click.option(
+    "--science-psf",
+    metavar="FILE",
+    help="PSF of the science image  [default: its own, else measured from stars].",
+)
 @click.option("--template-psf", metavar="FILE", help="PSF of the template.")
 @click.option("--full-variance", is_flag=True, help="Propagate the variance of every pixel.")
 @click.option("--compress", is_flag=True, help="Compress the output without loss; slow.")
@@ -61,7 +92,8 @@ __all__ = ["run_subtraction", "subtract"]
 def subtract(**options: Any) -> None:
     """Match the PSFs of two aligned images, subtract and decorrelate them.
 
-    SCIENCE and TEMPLATE are FITS files on the same pixels; FILE[EXT] names an extension.
+    SCIENCE and TEMPLATE are FITS files on the same pixels; FILE[EXT] names an extension. A
+    template that is larger or shifted by whole pixels is cut to the science image.
     The output is science - template at the level of the science image.
     """
     run_subtraction(**options)
@@ -71,13 +103,18 @@ def run_subtraction(
     *,
     science: str,
     template: str,
-    output: Path,
-    convolved: Any = "auto",
-    kernel_order: int = 1,
+    output: Path | None = None,
+    score_output: Path | None = None,
+    matched_output: Path | None = None,
+    solutions: tuple[str, ...] = (),
+    convolved: Any = None,
+    kernel_order: int | str = 1,
     background_order: int = 2,
     basis: Any = "gaussian",
     kernel_size: int | None = None,
+    varying_sum: bool = False,
     keep_variance: bool = False,
+    ignore_wcs: bool = False,
     science_variance: float | str | None = None,
     template_variance: float | str | None = None,
     science_gain: float | None = None,
@@ -89,115 +126,263 @@ def run_subtraction(
     full_variance: bool = False,
     compress: bool = False,
     overwrite: bool = False,
-) -> Any:
+) -> None:
     """Read, match, subtract, decorrelate and write.
 
     Parameters
     ----------
-    science, template, output, convolved, kernel_order, background_order, basis, kernel_size, \
-    keep_variance, science_variance, template_variance, science_gain, science_read_noise, \
-    template_gain, template_read_noise, science_psf, template_psf, full_variance, compress, \
-    overwrite
+    science, template, output, score_output, matched_output, solutions, convolved, kernel_order, \
+    background_order, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, \
+    science_variance, template_variance, science_gain, science_read_noise, template_gain, \
+    template_read_noise, science_psf, template_psf, full_variance, compress, overwrite
         Options of the command.
-
-    Returns
-    -------
-    result
-        `whitediff.exposures.operations.Decorrelation`.
     """
     from .. import formats
-    from ..errors import WhitediffError
-    from ..exposures import matching, operations
+    from ..errors import ArgumentError, WhitediffError
+    from ..exposures import matching, preparation
     from ..matching.solve import FitOptions
     from ..outputs import check_output
 
-    check_output(output, overwrite=overwrite)
+    outputs = [path for path in (output, score_output, matched_output) if path is not None]
+    if not outputs:
+        raise click.UsageError("Nothing to write: give --output, --score-output or both.")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise ArgumentError(f"{outputs[0]}: two outputs cannot be the same file.")
+    for path in outputs:
+        check_output(path, overwrite=overwrite)
+    read = {path: formats.read_solution(path) for path in solutions}
+    wanted = {"difference": output, "score": score_output, "matched": matched_output}
+    stored = _by_kind(read, wanted)
+    chosen = kernel_order if isinstance(kernel_order, str) else None
     options = matching.MatchOptions(
-        convolved=convolved,
+        convolved=convolved or "auto",
         basis=basis,
         kernel_size=kernel_size,
-        rescale_variance=not keep_variance,
-        fit=FitOptions(kernel_order=kernel_order, background_order=background_order),
+        choose_order=chosen,  # type: ignore[arg-type]
+        fit=FitOptions(
+            kernel_order=1 if isinstance(kernel_order, str) else kernel_order,
+            background_order=background_order,
+            constant_sum=not varying_sum,
+        ),
     )
-    with stages("Subtracting", 5) as begin:
+    noise = {
+        "science": (science_variance, science_gain, science_read_noise),
+        "template": (template_variance, template_gain, template_read_noise),
+    }
+    paths = {"science": science, "template": template}
+    cards: dict[str, tuple[Any, str]] = {
+        "WDSCI": (science, "science image"),
+        "WDTMPL": (template, "template"),
+    }
+    with stages("Subtracting", 2 + 3 * len(outputs)) as begin:
         begin("reading")
-        inputs = {
-            "science": read_input(
-                "science", science, science_variance, science_gain, science_read_noise
-            ),
-            "template": read_input(
-                "template", template, template_variance, template_gain, template_read_noise
-            ),
-        }
+        inputs = {name: read_input(name, path, *noise[name]) for name, path in paths.items()}
         for name, psf in (("science", science_psf), ("template", template_psf)):
             if psf is not None:
                 inputs[name].psf = formats.read_psf(psf, bounds=inputs[name].bbox)
-        begin("matching")
+                cards[f"WD{name[0].upper()}PSFIN"] = (psf, f"PSF of the {name} image from")
+        begin("preparation")
         try:
-            match = matching.match(inputs["science"], inputs["template"], options)
+            if stored:
+                made = _made_again(stored, inputs, wanted, begin, full_variance, not ignore_wcs)
+            else:
+                prepared = preparation.PreparationOptions(
+                    rescale_variance=not keep_variance, use_wcs=not ignore_wcs
+                )
+                made = _made(inputs, wanted, begin, full_variance, prepared, options)
+            for path, exposure, more, extras in made:
+                begin("writing")
+                formats.write_exposure(
+                    exposure,
+                    path,
+                    overwrite=overwrite,
+                    compress=compress,
+                    provenance=cards | more,
+                    extras=extras,
+                )
         except WhitediffError as error:
             # Which of the two is at fault, the fit cannot know.
-            if science in str(error) or template in str(error):
+            named = (science, template, *(str(path) for path in outputs))
+            if any(name in str(error) for name in named):
                 raise
             raise type(error)(f"{science}, {template}: {error}") from error
+
+
+type _Made = Iterator[tuple[Path, Any, dict[str, tuple[Any, str]], dict[str, Any]]]
+"""Output, exposure, cards and further extensions, one product after the other."""
+
+
+def _made(
+    inputs: dict[str, Any],
+    wanted: dict[str, Path | None],
+    begin: Callable[[str], None],
+    full_variance: bool,
+    prepared: Any,
+    options: Any,
+) -> _Made:
+    """Match, subtract and decorrelate."""
+    from ..exposures.matching import match
+    from ..exposures.preparation import prepare
+    from ..exposures.solution import Solution, make_product
+    from ..exposures.subtraction import matched_template, preconvolution_kernel
+
+    pair = prepare(inputs["science"], inputs["template"], prepared)
+    # Whatever else is needed lives in the pair.
+    inputs.clear()
+    sources = pair.science_pixels | pair.template_pixels
+    solution = None
+    if wanted["difference"] is not None or wanted["matched"] is not None:
+        begin("matching")
+        found = match(pair, options)
+        solution = Solution.of(pair, found)
+    if solution is not None and wanted["difference"] is not None:
         begin("subtraction")
-        difference = operations.subtract(
-            match.science,
-            match.template,
-            match.kernel,
-            convolved=match.convolved,
-            background=match.background,
+        product = make_product(
+            solution, pair.science, pair.template, free=~sources, full_variance=full_variance
         )
-        if difference.psf is None:
-            log.info("%s: no PSF is known, so the output has none.", output)
-        begin("correction")
-        decorrelation = operations.DecorrelationOptions(
-            convolved=match.convolved, full_variance=full_variance
+        _describe(wanted["difference"], product, pair, found)
+        yield wanted["difference"], *_finished(product, sources, _match_cards(pair, found, options))
+        del product
+    if solution is not None and wanted["matched"] is not None:
+        begin("matched template")
+        matched = matched_template(pair.template, solution.kernel, convolved=solution.convolved)
+        yield wanted["matched"], matched, {"WDTASK": ("matched template", "made by")}, {}
+        del matched
+    if wanted["score"] is not None:
+        begin("matching for the score")
+        kernel = preconvolution_kernel(pair.science)
+        found = match(pair, options, preconvolution_kernel=kernel)
+        begin("score")
+        product = make_product(
+            Solution.of(pair, found, kernel),
+            pair.science,
+            pair.template,
+            preconvolved_science=found.science,
+            free=~sources,
+            full_variance=full_variance,
         )
-        result = operations.decorrelate(
-            match.science, match.template, difference, options=decorrelation
+        _describe(wanted["score"], product, pair, found)
+        yield wanted["score"], *_finished(product, sources, _match_cards(pair, found, options))
+
+
+def _made_again(
+    stored: dict[str, Any],
+    inputs: dict[str, Any],
+    wanted: dict[str, Path | None],
+    begin: Callable[[str], None],
+    full_variance: bool,
+    use_wcs: bool,
+) -> _Made:
+    """Subtract and decorrelate with stored solutions."""
+    from ..exposures.alignment import aligned_template
+    from ..exposures.preparation import rescaled, source_pixels
+    from ..exposures.solution import make_product
+    from ..exposures.subtraction import matched_template
+
+    science = inputs["science"]
+    template = aligned_template(science, inputs["template"], use_wcs=use_wcs)
+    inputs.clear()
+    sources = source_pixels(science) | source_pixels(template)
+    for kind, solution in stored.items():
+        begin(kind)
+        pair = (
+            rescaled(science, solution.science_variance_factor),
+            rescaled(template, solution.template_variance_factor),
         )
-        mark_sources(result.exposure, inputs)
-        begin("writing")
-        fit = match.fit
-        cards: dict[str, tuple[Any, str]] = decorrelation_cards(result, decorrelation) | {
-            "WDTASK": ("subtract", "made by"),
-            "WDSCI": (science, "science image"),
-            "WDTMPL": (template, "template"),
-            "WDSVFAC": (match.science_variance_factor, "science variance multiplied by"),
-            "WDTVFAC": (match.template_variance_factor, "template variance multiplied by"),
-            "WDBASIS": (basis, "kernel basis"),
-            "WDKORDER": (fit.kernel_coefficients.shape[1] - 1, "spatial order of the kernel"),
-            "WDBORDER": (
-                fit.background_coefficients.shape[0] - 1,
-                "spatial order of the background",
-            ),
-            "WDSPSF": (match.candidates.science_sigma, "width of the science PSF, pixels"),
-            "WDTPSF": (match.candidates.template_sigma, "width of the template PSF, pixels"),
-            "WDNSTAR": (len(fit.used), "stars offered to the fit"),
-            "WDNUSED": (int(fit.used.sum()), "stars used"),
-            "WDKSERR": (fit.kernel_sum_error, "error of the kernel sum"),
-            "WDCHI2": (fit.reduced_chi_square, "reduced chi-square of the fit"),
-            "WDCOND": (fit.condition, "condition number of the fit"),
-        }
-        formats.write_exposure(
-            result.exposure, output, overwrite=overwrite, compress=compress, provenance=cards
-        )
+        path = wanted[kind]
+        if path is not None:
+            product = make_product(solution, *pair, full_variance=full_variance)
+            yield path, *_finished(product, sources, {})
+        path = wanted["matched"]
+        if kind == "difference" and path is not None:
+            matched = matched_template(pair[1], solution.kernel, convolved=solution.convolved)
+            yield path, matched, {"WDTASK": ("matched template", "made by")}, {}
+
+
+def _finished(
+    product: Any, sources: Any, cards: dict[str, tuple[Any, str]]
+) -> tuple[Any, dict[str, tuple[Any, str]], dict[str, Any]]:
+    """Exposure with its SOURCE plane, cards and further extensions."""
+    from ..exposures import masks
+    from ..formats import solution_cards, solution_extras
+
+    exposure = product.exposure
+    exposure.masked_image.mask = masks.with_plane(exposure.mask, masks.SOURCE, sources)
+    extras = dict(solution_extras(product.solution))
+    if product.flux is not None:
+        extras = {"FLUX": product.flux, "FLUX_VARIANCE": product.flux_variance} | extras
+    return (
+        exposure,
+        decorrelation_cards(product.decorrelation)
+        | cards
+        | solution_cards(product.solution)
+        | {"WDTASK": ("subtract", "made by")},
+        extras,
+    )
+
+
+def _match_cards(pair: Any, match: Any, options: Any) -> dict[str, tuple[Any, str]]:
+    fit = match.fit
+    return {
+        "WDBASIS": (options.basis, "kernel basis"),
+        "WDKORDER": (fit.kernel_order, "spatial order of the kernel"),
+        "WDBORDER": (fit.background_order, "spatial order of the background"),
+        "WDSFWHM": (pair.science_fwhm, "FWHM of the science PSF, pixels"),
+        "WDTFWHM": (pair.template_fwhm, "FWHM of the template PSF, pixels"),
+        "WDTFRAC": (pair.template_fraction, "of the science pixels that the template has"),
+        "WDNSTAR": (len(fit.used), "stars offered to the fit"),
+        "WDNUSED": (int(fit.used.sum()), "stars used"),
+        "WDKSERR": (fit.kernel_sum_error, "error of the kernel sum"),
+        "WDCHI2": (fit.reduced_chi_square, "reduced chi-square of the fit"),
+        "WDCOND": (fit.condition, "condition number of the fit"),
+    }
+
+
+def _describe(path: Path | None, product: Any, pair: Any, match: Any) -> None:
+    fit = match.fit
     log.info(
-        "%s: PSF widths %.2f (science) and %.2f (template) pixels; %s convolved; %d of %d stars"
+        "%s: PSF FWHM %.2f (science) and %.2f (template) pixels; %s convolved; %d of %d stars"
         " used; kernel sum %.5g ± %.2g; variance planes times %.3f and %.3f; mean variance"
         " %.6g; %.1f%% of the pixels contaminated.",
-        output,
-        match.candidates.science_sigma,
-        match.candidates.template_sigma,
+        path,
+        pair.science_fwhm,
+        pair.template_fwhm,
         match.convolved,
         int(fit.used.sum()),
         len(fit.used),
         fit.kernel_sum,
         fit.kernel_sum_error,
-        match.science_variance_factor,
-        match.template_variance_factor,
-        result.variance_mean_after,
-        100 * result.contaminated_fraction,
+        pair.science_variance_factor,
+        pair.template_variance_factor,
+        product.decorrelation.variance_mean_after,
+        100 * product.decorrelation.contaminated_fraction,
     )
-    return result
+    if product.exposure.psf is None:
+        log.info("%s: no PSF is known, so the output has none.", path)
+
+
+def _by_kind(read: dict[str, Any], wanted: dict[str, Path | None]) -> dict[str, Any]:
+    """Stored solutions by what they made, one for each output that is wanted."""
+    from ..errors import ArgumentError
+
+    stored: dict[str, Any] = {}
+    for path, solution in read.items():
+        kind = "score" if solution.preconvolution_kernel is not None else "difference"
+        if kind in stored:
+            raise ArgumentError(f"{path}: a second {kind} in --kernel; one is enough.")
+        stored[kind] = solution
+    if not read:
+        return stored
+    named = ", ".join(read)
+    asked = {"difference": wanted["difference"] or wanted["matched"], "score": wanted["score"]}
+    for kind, output in asked.items():
+        if output is not None and kind not in stored:
+            raise ArgumentError(
+                f"{named}: {output} needs a stored {kind}; name the old {kind} with --kernel too."
+            )
+        if output is None and kind in stored:
+            raise ArgumentError(
+                f"{named}: holds a {kind}, but no {kind} is asked for"
+                f" ({'--score-output' if kind == 'score' else '--output'})."
+            )
+    return stored

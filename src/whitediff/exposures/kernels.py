@@ -23,6 +23,7 @@ from ..polynomials import chebyshev_products, chebyshev_terms
 __all__ = [
     "chebyshev_kernel",
     "constant_kernel",
+    "convolution_terms",
     "evaluate",
     "interpolated_kernel",
     "is_constant",
@@ -286,6 +287,50 @@ def centered_array(array: Array, bbox: Box) -> Array:
             (0, 0) if before == size // 2 else (max(0, after - before), max(0, before - after))
         )
     return np.pad(np.asarray(array, dtype=np.float64), padding)
+
+
+def convolution_terms(
+    kernel: ConvolutionKernel, box: Box
+) -> tuple[Array, Callable[[slice, slice], Array] | None]:
+    """What `whitediff.convolution.convolve_varying` needs of a kernel.
+
+    Parameters
+    ----------
+    kernel
+        Kernel.
+    box
+        Box of the image to convolve.
+
+    Returns
+    -------
+    images
+        ``(n, ky, kx)``.
+    weights
+        Function of a slice of the box's rows and one of its columns: the images' weights
+        there, ``(n, rows, columns)``.  None for a constant kernel.
+
+    Raises
+    ------
+    ArgumentError
+        If the kernel is not made of basis images.
+    """
+    if is_constant(kernel):
+        return evaluate(kernel, x=box.x.center, y=box.y.center)[None], None
+    if not isinstance(kernel, ImageBasisConvolutionKernel):
+        raise ArgumentError(
+            f"Only kernels of basis images can be convolved with; got {type(kernel).__name__}."
+        )
+    images = np.stack([centered_array(basis.array, basis.bbox) for basis, _ in kernel])
+    fields = kernel.spatial
+
+    def weights(rows: slice, columns: slice) -> Array:
+        part = Box.factory[
+            box.y.start + rows.start : box.y.start + rows.stop,
+            box.x.start + columns.start : box.x.start + columns.stop,
+        ]
+        return np.stack([field.render(part).array for field in fields])
+
+    return images, weights
 
 
 def is_constant(kernel: ConvolutionKernel) -> bool:

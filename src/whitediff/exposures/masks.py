@@ -16,6 +16,7 @@ __all__ = [
     "UNTRUSTED_MASK_PLANES",
     "find_plane",
     "flagged",
+    "is_one_of",
     "make_mask",
     "with_plane",
 ]
@@ -79,6 +80,24 @@ def find_plane(mask: Mask, name: str) -> str | None:
         if spelling is not None and spelling in mask.schema.names:
             return spelling
     return None
+
+
+def is_one_of(name: str, planes: Iterable[str]) -> bool:
+    """Whether a plane is among some, in either spelling.
+
+    Parameters
+    ----------
+    name
+        Plane.
+    planes
+        Planes.
+
+    Returns
+    -------
+    found
+        True or False.
+    """
+    return not {name, _OTHER_SPELLING.get(name, name)}.isdisjoint(planes)
 
 
 def flagged(mask: Mask, names: Iterable[str]) -> Array:

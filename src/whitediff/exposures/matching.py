@@ -1,4 +1,4 @@
-"""Finding the kernel that matches two exposures, and subtracting them with it."""
+"""Finding the kernel that matches two exposures."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError, DataError
 from ..matching.basis import KernelBasis, delta_basis, gaussian_basis, gaussian_sigmas, kernel_size
-from ..matching.candidates import Candidates, choose_candidates, cut_stamps, find_sources
+from ..matching.candidates import Candidates, choose_candidates, cut_stamps
 from ..matching.solve import FitOptions, KernelFit, Stamps, fit_kernel
+from ..matching.varying import varying_pixels
 from ..polynomials import chebyshev_terms
-from ..sources import detect_sources, smooth_background
-from ..stats import robust_sigma
-from . import kernels, masks
+from . import kernels
 from .model import Exposure
-from .operations import subtract
+from .preparation import Pair
+from .subtraction import preconvolved
 
-__all__ = ["Match", "MatchOptions", "match", "variance_factor"]
+__all__ = ["Match", "MatchOptions", "match"]
 
 type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.match")
 
-_LARGEST_VARIANCE_FACTOR = 10.0
+_CORE_SIGMAS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,9 @@ class MatchOptions:
         pixels with a penalty on roughness.
     kernel_size
         Odd side of the kernel; scaled from the PSFs if None.
-    rescale_variance
-        Bring both variance planes to the noise measured on source-free pixels.
+    choose_order
+        How the kernel's spatial order is chosen, from 0 to 2 more than that of the fit; None
+        for the fit's own.
     fit
         Orders and rejection.
     """
@@ -54,16 +55,19 @@ class MatchOptions:
     convolved: Literal["template", "science", "auto"] = "template"
     basis: Literal["gaussian", "delta"] = "gaussian"
     kernel_size: int | None = None
-    rescale_variance: bool = True
+    choose_order: Literal["bic", "cross-validation"] | None = None
     fit: FitOptions = dataclasses.field(default_factory=FitOptions)
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("convolved", self.convolved, ("template", "science", "auto")),
             ("basis", self.basis, ("gaussian", "delta")),
+            ("choose_order", self.choose_order, (None, "bic", "cross-validation")),
         ):
             if value not in allowed:
-                raise ArgumentError(f"{name} must be one of {', '.join(allowed)}; got {value!r}.")
+                raise ArgumentError(
+                    f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}."
+                )
         if self.kernel_size is not None and (self.kernel_size < 3 or self.kernel_size % 2 == 0):
             raise ArgumentError(
                 f"A kernel's side must be odd and at least 3; got {self.kernel_size}."
@@ -79,74 +83,37 @@ class Match:
     kernel
         Basis images, one for each Chebyshev term, over the exposures' box.
     background
-        ``(ny, nx)`` differential background, image_unit of the exposure that was not
-        convolved.
+        Differential background, image_unit of the science exposure.
     convolved
         Which exposure is to be convolved.
-    science, template
-        The exposures with the variance planes that were used.
-    science_variance_factor, template_variance_factor
-        By which those were multiplied.
+    science
+        The science exposure that was matched: the given one, or the pre-convolved one.
     candidates, fit
         Stars and fit.
     """
 
     kernel: ImageBasisConvolutionKernel
-    background: Array
+    background: ChebyshevField
     convolved: Literal["template", "science"]
     science: Exposure
-    template: Exposure
-    science_variance_factor: float
-    template_variance_factor: float
     candidates: Candidates
     fit: KernelFit
 
 
-def variance_factor(exposure: Exposure) -> float:
-    """Measured noise over the variance plane.
-
-    Parameters
-    ----------
-    exposure
-        Exposure.
-
-    Returns
-    -------
-    factor
-        ``(0.7413 · IQR(image/√variance))²`` over source-free, unmasked pixels.
-
-    Raises
-    ------
-    DataError
-        If it is not between 0.1 and 10, or there is no such pixel.
-    """
-    image, variance = exposure.image.array, exposure.variance.array
-    bad = masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES)
-    free = ~bad & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
-    free &= ~detect_sources(image, bad)
-    name = exposure.source or "the exposure"
-    if not free.any():
-        raise DataError(f"{name}: no source-free pixel to compare the variance plane with.")
-    values = (image - smooth_background(image, free))[free] / np.sqrt(variance[free])
-    factor = robust_sigma(values) ** 2
-    if not 1 / _LARGEST_VARIANCE_FACTOR < factor < _LARGEST_VARIANCE_FACTOR:
-        raise DataError(
-            f"{name}: the noise of its source-free pixels is {factor:.3g} times its variance"
-            f" plane; more than {_LARGEST_VARIANCE_FACTOR:g} either way means that the plane is"
-            " something else."
-        )
-    return factor
-
-
-def match(science: Any, template: Any, options: MatchOptions | None = None) -> Match:
+def match(
+    pair: Pair, options: MatchOptions | None = None, *, preconvolution_kernel: Array | None = None
+) -> Match:
     """Find the kernel that matches the PSF of one exposure to that of another.
 
     Parameters
     ----------
-    science, template
-        Exposures on the same pixels.
+    pair
+        Exposures, as `whitediff.exposures.preparation.prepare` returns them.
     options
         `MatchOptions`.
+    preconvolution_kernel
+        For a score: PSF with which the science exposure is correlated before; the template
+        is then the one that is convolved.
 
     Returns
     -------
@@ -155,64 +122,52 @@ def match(science: Any, template: Any, options: MatchOptions | None = None) -> M
 
     Raises
     ------
-    ArgumentError
-        If the exposures do not share a grid.
     DataError
-        If there are too few stars, the fit is singular, or a variance plane is absurd.
+        If there are too few stars, or the fit is singular.
 
     Notes
     -----
-    Alard & Lupton 1998.  Stars are found on the science image.  The fit is done twice: the
-    first difference shows what varies, and the second fit leaves it out.
+    Alard & Lupton 1998.  The fit is done twice: the first shows what varies, and the second
+    leaves it out.
     """
     options = options or MatchOptions()
-    science, template = Exposure.from_object(science), Exposure.from_object(template)
-    if science.bbox != template.bbox:
-        raise ArgumentError(
-            f"{template.source or 'the template'}: its box {template.bbox} is not that of the"
-            f" science image, {science.bbox}."
-        )
-    factors = [1.0, 1.0]
-    if options.rescale_variance:
-        factors = [variance_factor(science), variance_factor(template)]
-        science, template = (
-            exposure.replaced(
-                variance=exposure.variance.array * exposure.variance.array.dtype.type(factor)
-            )
-            for exposure, factor in zip((science, template), factors, strict=True)
-        )
-    bad = [
-        masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
-        for exposure in (science, template)
-    ]
-    sources = find_sources(
-        science.image.array,
-        template.image.array,
-        science_variance=science.variance.array,
-        science_bad=bad[0],
-        template_bad=bad[1],
-    )
+    science, template = pair.science, pair.template
     # First any stars, for the widths; then those with room for the stamps that these need.
-    candidates = choose_candidates(sources, clear=16, isolation=16)
+    candidates = choose_candidates(pair.sources, clear=16, isolation=16)
+    science_sigma, template_sigma = candidates.science_sigma, candidates.template_sigma
+    widening = 0
+    if preconvolution_kernel is not None:
+        options = dataclasses.replace(options, convolved="template")
+        science = preconvolved(science, preconvolution_kernel)
+        # Correlated with itself, a profile is wider by the square root of two.
+        science_sigma *= math.sqrt(2)
+        widening = preconvolution_kernel.shape[0] // 2
     convolved: Literal["template", "science"] = "template"
     if options.convolved == "science" or (
-        options.convolved == "auto" and candidates.template_sigma > candidates.science_sigma
+        options.convolved == "auto" and template_sigma > science_sigma
     ):
         convolved = "science"
     source, target = (template, science) if convolved == "template" else (science, template)
-    sigmas = (candidates.science_sigma, candidates.template_sigma)
-    target_sigma, source_sigma = sigmas if convolved == "template" else sigmas[::-1]
+    target_sigma, source_sigma = (
+        (science_sigma, template_sigma)
+        if convolved == "template"
+        else (template_sigma, science_sigma)
+    )
     if target_sigma < 0.95 * source_sigma:
         _log.warning(
             "The exposure that is convolved has the wider PSF (%.2f against %.2f pixels): matching"
-            " is deconvolution, which rings and amplifies noise; convolve the %s instead.",
+            " is deconvolution, which rings and amplifies noise; %s instead.",
             source_sigma,
             target_sigma,
-            "science image" if convolved == "template" else "template",
+            "make a score image"
+            if preconvolution_kernel is not None
+            else f"convolve the {'science image' if convolved == 'template' else 'template'}",
         )
     basis = _basis(options, target_sigma, source_sigma)
     candidates = choose_candidates(
-        sources, clear=_reach(basis), isolation=max(basis.size, 8 * target_sigma)
+        pair.sources,
+        clear=_reach(basis) + widening,
+        isolation=max(basis.size, 8 * target_sigma),
     )
     if candidates.relaxed:
         _log.warning(
@@ -220,47 +175,16 @@ def match(science: Any, template: Any, options: MatchOptions | None = None) -> M
             len(candidates),
             candidates.relaxed,
         )
-    unusable = bad[0] | bad[1]
-    fit = _fit(source, target, unusable, candidates, basis, options)
-    # What varies between the two images must not be explained by a kernel.
-    first = subtract(
-        science,
-        template,
-        _kernel(fit, basis, science),
-        convolved=convolved,
-        background=_background(fit, science),
-    )
-    varying = _varying(first.image.array, unusable, candidates, 3 * target_sigma)
-    if varying.any():
-        fit = _fit(source, target, unusable | varying, candidates, basis, options)
+    fit = _fit(source, target, pair.bad, candidates, basis, options, target_sigma, source_sigma)
+    scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
     return Match(
         kernel=_kernel(fit, basis, science),
-        background=_background(fit, science),
+        background=ChebyshevField(science.bbox, scale * fit.background_coefficients),
         convolved=convolved,
         science=science,
-        template=template,
-        science_variance_factor=factors[0],
-        template_variance_factor=factors[1],
         candidates=candidates,
         fit=fit,
     )
-
-
-def _background(fit: KernelFit, exposure: Exposure) -> Array:
-    field = ChebyshevField(exposure.bbox, fit.background_coefficients.copy())
-    return field.render().array.astype(np.float32)
-
-
-def _varying(difference: Array, bad: Array, candidates: Candidates, core: float) -> Array:
-    """Pixels of transients, not of the candidates' cores, where a kernel is measured."""
-    varying = detect_sources(difference, bad) | detect_sources(-difference, bad)
-    reach = math.ceil(core)
-    ny, nx = difference.shape
-    for x, y in zip(np.round(candidates.x), np.round(candidates.y), strict=True):
-        rows = slice(max(0, int(y) - reach), min(ny, int(y) + reach + 1))
-        columns = slice(max(0, int(x) - reach), min(nx, int(x) + reach + 1))
-        varying[rows, columns] = False
-    return varying
 
 
 def _basis(options: MatchOptions, target_sigma: float, source_sigma: float) -> KernelBasis:
@@ -281,24 +205,36 @@ def _fit(
     candidates: Candidates,
     basis: KernelBasis,
     options: MatchOptions,
+    target_sigma: float,
+    source_sigma: float,
 ) -> KernelFit:
-    # The convolved exposure's part of the noise needs the kernel: once without, once with.
-    norm, fit, orders = 0.0, None, options.fit
-    for _ in range(2):
-        stamps = cut_stamps(
+    """Fit twice: the second time with the right noise, and without what varies."""
+    orders = options.fit
+
+    def stamps(norm: float) -> Stamps:
+        return cut_stamps(
             source.image.array,
             target.image.array,
-            target.variance.array + norm * source.variance.array,
+            source.variance.array,
+            target.variance.array,
             bad,
+            norm=norm,
             x=candidates.x,
             y=candidates.y,
             size=2 * basis.size + 1,
             kernel_size=basis.size,
         )
-        fit, orders = _fit_or_lower(stamps, basis, orders)
-        middle = np.tensordot(_at_middle(fit.kernel_coefficients), basis.images, axes=1)
-        norm = float((middle**2).sum())
-    assert fit is not None
+
+    # The convolved exposure's noise shrinks with the squared kernel's sum: at first that of a
+    # Gaussian.
+    first = stamps(min(1.0, 1 / (4 * math.pi * max(target_sigma**2 - source_sigma**2, 0.08))))
+    fit, orders = _fit_or_lower(first, basis, orders)
+    varying = varying_pixels(first, fit, basis, core=_CORE_SIGMAS * target_sigma)
+    middle = np.tensordot(fit.coefficients_at(np.zeros(1), np.zeros(1))[0, :-1], basis.images, 1)
+    second = stamps(float((middle**2).sum()))
+    fit, _ = _fit_or_lower(
+        dataclasses.replace(second, weight=np.where(varying, 0, second.weight)), basis, orders
+    )
     return fit
 
 
@@ -324,10 +260,6 @@ def _fit_or_lower(
                 lower.background_order,
             )
             options = lower
-
-
-def _at_middle(coefficients: Array) -> Array:
-    return np.array([np.polynomial.chebyshev.chebval2d(0.0, 0.0, c) for c in coefficients])
 
 
 def _kernel(fit: KernelFit, basis: KernelBasis, exposure: Exposure) -> ImageBasisConvolutionKernel:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from lsst.images import Box, Image, Mask, MaskedImage, SkyProjection
 from lsst.images.convolution_kernels import ConvolutionKernel
+from lsst.images.fields import BaseField
 from lsst.images.psfs import PointSpreadFunction
 from lsst.images.serialization import ArchiveReadError
 
@@ -41,7 +42,7 @@ class Exposure:
     kernel
         Matching kernel that the image was made with, if it is a difference.
     background
-        ``(ny, nx)`` background that was subtracted, image_unit, if known.
+        Background that was subtracted, image_unit, if known: a field or ``(ny, nx)``.
     header
         FITS header of the image, its WCS included; kept verbatim.
     primary_header
@@ -56,7 +57,7 @@ class Exposure:
         *,
         psf: PointSpreadFunction | None = None,
         kernel: ConvolutionKernel | None = None,
-        background: Array | None = None,
+        background: BaseField | Array | None = None,
         header: astropy.io.fits.Header | None = None,
         primary_header: astropy.io.fits.Header | None = None,
         source: str | None = None,

@@ -22,14 +22,17 @@ from lsst.images.serialization import (
     OutputArchive,
 )
 
+from ..convolution import convolve
 from ..errors import ArgumentError
-from .kernels import centered_array, constant_kernel, interpolated_kernel
+from .kernels import centered_array, constant_kernel, interpolated_kernel, is_constant
 
 __all__ = [
     "KernelPointSpreadFunction",
     "KernelPointSpreadFunctionSerializationModel",
     "as_kernel_psf",
     "average_position",
+    "convolved_psf",
+    "moved_psf",
     "psf_image",
 ]
 
@@ -310,6 +313,67 @@ def as_kernel_psf(
         order = 0
     kernel = interpolated_kernel(lambda x, y: psf_image(psf, x=x, y=y), bounds, order)
     return KernelPointSpreadFunction(kernel, average_position=average_position(psf))
+
+
+def convolved_psf(
+    psf: PointSpreadFunction, kernel: Array, bounds: Box
+) -> KernelPointSpreadFunction:
+    """PSF of an image that was convolved.
+
+    Parameters
+    ----------
+    psf
+        PSF before.
+    kernel
+        ``(ky, kx)``, odd, origin in the middle; the same everywhere.
+    bounds
+        Box over which the PSF is wanted.
+
+    Returns
+    -------
+    psf
+        On a stamp that holds all of it, and half of the kernel's stamp more on every side:
+        room for a correction to come.
+    """
+    before = as_kernel_psf(psf, bounds)
+    ky, kx = kernel.shape
+    images = [
+        convolve(np.pad(centered_array(image.array, image.bbox), [(ky, ky), (kx, kx)]), kernel)
+        for image, _ in before.kernel
+    ]
+    return KernelPointSpreadFunction(
+        ImageBasisConvolutionKernel(np.stack(images), list(before.kernel.spatial)),
+        average_position=before.average_position,
+    )
+
+
+def moved_psf(psf: PointSpreadFunction, bounds: Box, dy: int, dx: int) -> PointSpreadFunction:
+    """PSF of an exposure whose pixels got other coordinates.
+
+    Parameters
+    ----------
+    psf
+        PSF before.
+    bounds
+        Box of the exposure in its new coordinates.
+    dy, dx
+        Old coordinates minus new ones, pixels.
+
+    Returns
+    -------
+    psf
+        The same one where nothing moved; else a kernel PSF, `as_kernel_psf`.
+    """
+    if (dy, dx) == (0, 0):
+        return psf
+    box = Box.from_shape(bounds.shape, start=YX(y=bounds.y.start + dy, x=bounds.x.start + dx))
+    before = as_kernel_psf(psf, box)
+    if is_constant(before.kernel):
+        image = psf_image(before, x=box.x.center, y=box.y.center)
+        return KernelPointSpreadFunction.from_image(image, bounds)
+    return KernelPointSpreadFunction(
+        interpolated_kernel(lambda x, y: psf_image(before, x=x + dx, y=y + dy), bounds, 2)
+    )
 
 
 def _round_half_up(value: float) -> int:

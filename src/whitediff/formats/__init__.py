@@ -20,6 +20,7 @@ from . import archive, plain
 from .archive.read import read_object
 from .files import opened, split_extension
 from .plain.read import VarianceSource
+from .solution import read_solution, solution_cards, solution_extras
 from .stamps import find_hdu, read_kernel_hdus
 
 __all__ = [
@@ -28,6 +29,9 @@ __all__ = [
     "read_exposure",
     "read_kernel",
     "read_psf",
+    "read_solution",
+    "solution_cards",
+    "solution_extras",
     "write_exposure",
 ]
 
@@ -218,6 +222,7 @@ def write_exposure(
     overwrite: bool = False,
     compress: bool = False,
     provenance: Mapping[str, tuple[Any, str]] | None = None,
+    extras: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an exposure as one FITS file; it appears complete or not at all.
 
@@ -233,6 +238,8 @@ def write_exposure(
         Compress the planes without loss.
     provenance
         Keyword → (value, comment) for the primary header.
+    extras
+        Extension name → further image, or `KernelPointSpreadFunction`.
 
     Raises
     ------
@@ -246,5 +253,10 @@ def write_exposure(
     The layout is described in docs/file-format.md.
     """
     archive.write(
-        exposure, Path(path), overwrite=overwrite, compress=compress, provenance=provenance
+        exposure,
+        Path(path),
+        overwrite=overwrite,
+        compress=compress,
+        provenance=provenance,
+        extras=extras,
     )

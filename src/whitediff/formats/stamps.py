@@ -9,12 +9,21 @@ import numpy as np
 import numpy.typing as npt
 from lsst.images import YX, Box
 from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
-from lsst.images.fields import ChebyshevField
+from lsst.images.fields import BaseField, ChebyshevField
 
 from ..errors import ArgumentError, FileFormatError
 from ..exposures import kernels
+from ..exposures.psf import KernelPointSpreadFunction
 
-__all__ = ["find_hdu", "kernel_hdus", "read_kernel_hdus"]
+__all__ = [
+    "background_hdu",
+    "find_hdu",
+    "kernel_hdus",
+    "psf_hdus",
+    "read_background_hdu",
+    "read_kernel_hdus",
+    "read_psf_hdus",
+]
 
 type Array = npt.NDArray[Any]
 
@@ -98,12 +107,7 @@ def read_kernel_hdus(
     header = coefficients_hdu.header
     default = _MONOMIAL if coefficients.ndim == 2 else _CHEBYSHEV
     polynomials = str(header.get("POLYTYPE", default)).strip().upper()
-    if "DOMXMIN" in header:
-        x, y = (
-            (round(header[f"DOM{axis}MIN"] + 0.5), round(header[f"DOM{axis}MAX"] - 0.5))
-            for axis in "XY"
-        )
-        bounds = Box.from_shape((y[1] - y[0] + 1, x[1] - x[0] + 1), start=YX(y=y[0], x=x[0]))
+    bounds = _domain(header) or bounds
     try:
         if polynomials == _MONOMIAL:
             return kernels.polynomial_kernel(data, coefficients, bounds)
@@ -155,12 +159,125 @@ def kernel_hdus(kernel: ConvolutionKernel, name: str, bounds: Box) -> list[Any]:
     basis = np.stack([kernels.centered_array(image.array, image.bbox) for image, _ in kernel])
     cube, table = _image_hdu(basis, name), astropy.io.fits.ImageHDU(coefficients)
     table.name = f"{name}_COEFFICIENTS"
-    domain = fields[0].bounds.bbox
     table.header["POLYTYPE"] = (_CHEBYSHEV, "[b,p,q] multiplies T_p(y') T_q(x') basis[b]")
-    for axis, interval in (("X", domain.x), ("Y", domain.y)):
-        table.header[f"DOM{axis}MIN"] = (interval.start - 0.5, f"{axis.lower()}' = -1 here, pixel")
-        table.header[f"DOM{axis}MAX"] = (interval.stop - 0.5, f"{axis.lower()}' = +1 here, pixel")
+    _set_domain(table.header, fields[0].bounds.bbox)
     return [cube, table]
+
+
+def read_psf_hdus(
+    hdus: astropy.io.fits.HDUList, image_hdu: Any, *, bounds: Box, path: str
+) -> KernelPointSpreadFunction:
+    """PSF from an HDU as `psf_hdus` makes it.
+
+    Parameters
+    ----------
+    hdus, image_hdu, bounds, path
+        As for `read_kernel_hdus`.
+
+    Returns
+    -------
+    psf
+        The PSF.
+
+    Raises
+    ------
+    FileFormatError
+        If shapes do not fit or the coefficients are missing.
+    """
+    header = image_hdu.header
+    position = (header["XAVERAGE"], header["YAVERAGE"]) if "XAVERAGE" in header else None
+    return KernelPointSpreadFunction(
+        read_kernel_hdus(hdus, image_hdu, bounds=bounds, path=path), average_position=position
+    )
+
+
+def psf_hdus(psf: KernelPointSpreadFunction, name: str, bounds: Box) -> list[Any]:
+    """HDUs that hold a PSF: like those of a kernel, with the position where it is nominal.
+
+    Parameters
+    ----------
+    psf
+        PSF.
+    name
+        Extension name.
+    bounds
+        Box over which it is wanted.
+
+    Returns
+    -------
+    hdus
+        One HDU for a constant PSF, of unit sum; else two.
+    """
+    hdus = kernel_hdus(psf.kernel, name, bounds)
+    if len(hdus) == 1:
+        hdus[0].data = hdus[0].data / hdus[0].data.sum()
+    x, y = psf.average_position
+    hdus[0].header["XAVERAGE"] = (x, "pixel column where the PSF is nominal")
+    hdus[0].header["YAVERAGE"] = (y, "pixel row where the PSF is nominal")
+    return hdus
+
+
+def background_hdu(background: BaseField | Array, name: str, bounds: Box) -> Any:
+    """HDU that holds a background: an image, or the coefficients of Chebyshev polynomials.
+
+    Parameters
+    ----------
+    background
+        Background.
+    name
+        Extension name.
+    bounds
+        Box over which it is wanted.
+
+    Returns
+    -------
+    hdu
+        Coefficients where the background is a `ChebyshevField`.
+    """
+    if isinstance(background, ChebyshevField):
+        hdu = astropy.io.fits.ImageHDU(np.array(background.coefficients), name=name)
+        hdu.header["POLYTYPE"] = (_CHEBYSHEV, "[p,q] multiplies T_p(y') T_q(x')")
+        _set_domain(hdu.header, background.bounds.bbox)
+        return hdu
+    if isinstance(background, BaseField):
+        background = background.render(bounds).array
+    return astropy.io.fits.ImageHDU(background, name=name)
+
+
+def read_background_hdu(hdu: Any) -> BaseField | Array:
+    """Background from an HDU as `background_hdu` makes it.
+
+    Parameters
+    ----------
+    hdu
+        HDU.
+
+    Returns
+    -------
+    background
+        Field where the HDU has polynomial coefficients, else the image.
+    """
+    data = hdu.data.astype(hdu.data.dtype.newbyteorder("="), copy=True)
+    domain = _domain(hdu.header)
+    if domain is not None and str(hdu.header.get("POLYTYPE", "")).strip() == _CHEBYSHEV:
+        return ChebyshevField(domain, data.astype(np.float64))
+    return data
+
+
+def _set_domain(header: astropy.io.fits.Header, box: Box) -> None:
+    for axis, interval in (("X", box.x), ("Y", box.y)):
+        header[f"DOM{axis}MIN"] = (interval.start - 0.5, f"{axis.lower()}' = -1 here, pixel")
+        header[f"DOM{axis}MAX"] = (interval.stop - 0.5, f"{axis.lower()}' = +1 here, pixel")
+
+
+def _domain(header: astropy.io.fits.Header) -> Box | None:
+    if "DOMXMIN" not in header:
+        return None
+    x, y = (
+        (round(header[f"DOM{axis}MIN"] + 0.5), round(header[f"DOM{axis}MAX"] - 0.5))
+        for axis in "XY"
+    )
+    return Box.from_shape((y[1] - y[0] + 1, x[1] - x[0] + 1), start=YX(y=y[0], x=x[0]))
 
 
 def _image_hdu(data: Array, name: str) -> Any:

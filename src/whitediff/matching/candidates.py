@@ -298,9 +298,11 @@ def _spread(x: Array, y: Array, rank: Array, most: int) -> Array:
 def cut_stamps(
     source: Array,
     target: Array,
-    variance: Array,
+    source_variance: Array,
+    target_variance: Array,
     bad: Array,
     *,
+    norm: float,
     x: Array,
     y: Array,
     size: int,
@@ -312,11 +314,13 @@ def cut_stamps(
     ----------
     source, target
         ``(ny, nx)`` images to be convolved, and to be matched.
-    variance
-        ``(ny, nx)`` of their difference.
+    source_variance, target_variance
+        ``(ny, nx)``.
     bad
         ``(ny, nx)`` boolean: pixels not to fit.  Pixels of the source that are wrong must
         not be near a star at all: they would spread (`choose_candidates`).
+    norm
+        Sum of the squared kernel: what is left of the source's variance.
     x, y
         ``(n,)`` 0-based positions, all the stamp's reach away from the edges.
     size, kernel_size
@@ -334,15 +338,8 @@ def cut_stamps(
         If a stamp reaches beyond the frame.
     """
     ny, nx = source.shape
-    reach, half = kernel_size // 2, size // 2
-    usable = ~bad & np.isfinite(source) & np.isfinite(target)
-    usable &= np.isfinite(variance) & (variance > 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weight = np.where(usable, 1 / np.where(usable, variance, 1), 0.0)
-    filled = np.where(np.isfinite(source), source, 0)
-    matched = np.where(usable, target, 0)
+    half, edge = size // 2, size // 2 + kernel_size // 2
     columns, rows = np.round(x).astype(int), np.round(y).astype(int)
-    edge = half + reach
     if len(x) and not (
         columns.min() >= edge
         and rows.min() >= edge
@@ -352,17 +349,18 @@ def cut_stamps(
         raise ArgumentError(f"Stamps of {size + kernel_size - 1} pixels reach beyond the frame.")
 
     def cut(image: Array, r: int) -> Array:
-        return np.stack(
-            [
-                image[j - r : j + r + 1, i - r : i + r + 1]
-                for i, j in zip(columns, rows, strict=True)
-            ]
-        ).astype(np.float64)
+        windows = np.lib.stride_tricks.sliding_window_view(image, (2 * r + 1, 2 * r + 1))
+        return windows[rows - r, columns - r]
 
+    sources, targets = cut(source, edge).astype(np.float64), cut(target, half).astype(np.float64)
+    variance = cut(target_variance, half) + norm * cut(source_variance, half).astype(np.float64)
+    inner = slice(edge - half, edge - half + size)
+    usable = ~cut(bad, half) & np.isfinite(targets) & np.isfinite(sources[:, inner, inner])
+    usable &= np.isfinite(variance) & (variance > 0)
     return Stamps(
-        source=cut(filled, edge),
-        target=cut(matched, half),
-        weight=cut(weight, half),
+        source=np.where(np.isfinite(sources), sources, 0),
+        target=np.where(usable, targets, 0),
+        weight=np.where(usable, 1 / np.where(usable, variance, 1), 0.0),
         x=2 * (columns + 0.5) / nx - 1,
         y=2 * (rows + 0.5) / ny - 1,
     )

@@ -145,6 +145,33 @@ class KernelFit:
     chi_square: float
 
     @property
+    def kernel_order(self) -> int:
+        """Spatial order of the kernel."""
+        return self.kernel_coefficients.shape[1] - 1
+
+    @property
+    def background_order(self) -> int:
+        """Spatial order of the background."""
+        return self.background_coefficients.shape[0] - 1
+
+    def coefficients_at(self, x: Array, y: Array) -> Array:
+        """Coefficients of the basis images, and the background, at positions.
+
+        Parameters
+        ----------
+        x, y
+            ``(n,)``, scaled to −1 … 1 over the frame.
+
+        Returns
+        -------
+        coefficients
+            ``(n, n_basis + 1)``; the last is the background.
+        """
+        kernel = [np.polynomial.chebyshev.chebval2d(y, x, c) for c in self.kernel_coefficients]
+        background = np.polynomial.chebyshev.chebval2d(y, x, self.background_coefficients)
+        return np.stack([*kernel, background], axis=1)
+
+    @property
     def reduced_chi_square(self) -> float:
         """Chi-square per degree of freedom; NaN without one."""
         if self.degrees_of_freedom <= 0:

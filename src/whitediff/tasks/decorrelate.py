@@ -13,7 +13,14 @@ from lsst.utils.timer import timeMethod
 
 from .. import decorrelation, fourier
 from ..errors import ArgumentError, DataError
-from ..exposures import masks, operations
+from ..exposures import masks
+from ..exposures.decorrelation import (
+    Decorrelation,
+    DecorrelationOptions,
+    decorrelate,
+    untouched,
+    variance_mean,
+)
 from ..exposures.model import Exposure
 from ..exposures.psf import KernelPointSpreadFunction
 
@@ -79,7 +86,7 @@ class DecorrelateALKernelConfig(pex_config.Config):
         },
     )
 
-    def to_options(self, *, template_matched: bool, score: bool) -> operations.DecorrelationOptions:
+    def to_options(self, *, template_matched: bool, score: bool) -> DecorrelationOptions:
         """Options of `whitediff.decorrelate` that say the same.
 
         Parameters
@@ -101,7 +108,7 @@ class DecorrelateALKernelConfig(pex_config.Config):
         """
         ignore = tuple(self.ignoreMaskPlanes)
         defaults = masks.DEFAULT_IGNORE_MASK_PLANES
-        return operations.DecorrelationOptions(
+        return DecorrelationOptions(
             convolved="template" if template_matched else "science",
             score=score,
             full_variance=self.completeVarPlanePropagation,
@@ -207,9 +214,7 @@ class DecorrelateALKernelTask(Task):
         mean
             NaN if no pixel is left.
         """
-        return operations.variance_mean(
-            Exposure.from_object(exposure), tuple(self.config.ignoreMaskPlanes)
-        )
+        return variance_mean(Exposure.from_object(exposure), tuple(self.config.ignoreMaskPlanes))
 
     def computeDiffimCorrection(self, kappa: Array, svar: float, tvar: float) -> Struct:
         """Compute the decorrelation kernel of an image difference.
@@ -478,9 +483,9 @@ class DecorrelateALKernelTask(Task):
                     "The %s exposure is all NaN; the difference is returned unchanged.", name
                 )
                 self.metadata["skipped"] = name
-                return Struct(correctedExposure=operations.untouched(difference))
+                return Struct(correctedExposure=untouched(difference))
         try:
-            result = operations.decorrelate(
+            result = decorrelate(
                 science,
                 template,
                 difference,
@@ -502,9 +507,7 @@ class DecorrelateALKernelTask(Task):
         self._record(result, options)
         return Struct(correctedExposure=result.exposure)
 
-    def _record(
-        self, result: operations.Decorrelation, options: operations.DecorrelationOptions
-    ) -> None:
+    def _record(self, result: Decorrelation, options: DecorrelationOptions) -> None:
         self.metadata["convolved"] = options.convolved
         self.metadata["preConvMode"] = options.score
         self.metadata["transform"] = options.transform

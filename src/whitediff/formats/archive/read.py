@@ -12,11 +12,10 @@ from lsst.images import MaskedImage
 
 from ...errors import FileFormatError, one_line
 from ...exposures.model import Exposure
-from ...exposures.psf import KernelPointSpreadFunction
 from ...exposures.sky import TOLERANCE, celestial_wcs, disagreement, projection_header
 from ..files import opened
 from ..headers import observation_header, without_provenance, without_wcs
-from ..stamps import find_hdu, read_kernel_hdus
+from ..stamps import find_hdu, read_background_hdu, read_kernel_hdus, read_psf_hdus
 
 __all__ = ["read", "read_object"]
 
@@ -82,19 +81,10 @@ def read(path: Path) -> Exposure:
             kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=obj.bbox, path=str(path))
         psf_hdu = find_hdu(hdus, ("PSF",))
         if psf is None and psf_hdu is not None and psf_hdu.is_image:
-            psf = KernelPointSpreadFunction(
-                read_kernel_hdus(hdus, psf_hdu, bounds=obj.bbox, path=str(path)),
-                average_position=(
-                    (psf_hdu.header["XAVERAGE"], psf_hdu.header["YAVERAGE"])
-                    if "XAVERAGE" in psf_hdu.header
-                    else None
-                ),
-            )
+            psf = read_psf_hdus(hdus, psf_hdu, bounds=obj.bbox, path=str(path))
         background_hdu = find_hdu(hdus, ("BACKGROUND",))
         if background_hdu is not None and background_hdu.is_image:
-            background = background_hdu.data.astype(
-                background_hdu.data.dtype.newbyteorder("="), copy=True
-            )
+            background = read_background_hdu(background_hdu)
     return Exposure(
         MaskedImage(
             obj.image,

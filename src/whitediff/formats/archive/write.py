@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import astropy.io.fits
+import numpy.typing as npt
 from lsst.images import MaskedImage
 from lsst.images.fits import (
     FitsCompressionOptions,
@@ -25,15 +26,16 @@ from lsst.images.fits import (
 )
 
 from ...exposures.model import Exposure
-from ...exposures.psf import as_kernel_psf
+from ...exposures.psf import KernelPointSpreadFunction, as_kernel_psf
 from ...outputs import replacing
 from ..headers import escaped, observation_header, storable, wcs_cards, without_provenance
-from ..stamps import kernel_hdus
+from ..stamps import background_hdu, kernel_hdus, psf_hdus
 
 __all__ = ["write"]
 
 _log = logging.getLogger("whitediff.formats")
 
+type Array = npt.NDArray[Any]
 type CardValue = str | int | float | bool | None
 _PLANES = ("image", "mask", "variance")
 _FILLER = "whitediff reserves this card"
@@ -46,6 +48,7 @@ def write(
     overwrite: bool = False,
     compress: bool = False,
     provenance: Mapping[str, tuple[CardValue, str]] | None = None,
+    extras: Mapping[str, Array | KernelPointSpreadFunction] | None = None,
 ) -> None:
     """Write an exposure; the file appears complete or not at all.
 
@@ -63,6 +66,8 @@ def write(
     provenance
         Keyword → (value, comment) for the primary header; values that are None or not
         finite are left out.
+    extras
+        Extension name → further image or PSF.  One of the image's shape gets its WCS.
 
     Raises
     ------
@@ -100,7 +105,7 @@ def write(
         _replace_cards(temporary, "IMAGE", list(image_header.cards), written)
         for name in ("MASK", "VARIANCE"):
             _replace_cards(temporary, name, sky_cards, written)
-        _append(temporary, _extra_hdus(exposure))
+        _append(temporary, _extra_hdus(exposure) + _further_hdus(exposure, extras or {}, sky_cards))
 
 
 def _filler(cards: Iterable[astropy.io.fits.Card]) -> astropy.io.fits.Header:
@@ -152,18 +157,28 @@ def _replace_cards(
 def _extra_hdus(exposure: Exposure) -> list[Any]:
     hdus: list[Any] = []
     if exposure.psf is not None:
-        psf = as_kernel_psf(exposure.psf, exposure.bbox)
-        psf_hdus = kernel_hdus(psf.kernel, "PSF", exposure.bbox)
-        if len(psf_hdus) == 1:
-            psf_hdus[0].data = psf_hdus[0].data / psf_hdus[0].data.sum()
-        x, y = psf.average_position
-        psf_hdus[0].header["XAVERAGE"] = (x, "pixel column where the PSF is nominal")
-        psf_hdus[0].header["YAVERAGE"] = (y, "pixel row where the PSF is nominal")
-        hdus += psf_hdus
+        hdus += psf_hdus(as_kernel_psf(exposure.psf, exposure.bbox), "PSF", exposure.bbox)
     if exposure.kernel is not None:
         hdus += kernel_hdus(exposure.kernel, "KERNEL", exposure.bbox)
     if exposure.background is not None:
-        hdus.append(astropy.io.fits.ImageHDU(exposure.background, name="BACKGROUND"))
+        hdus.append(background_hdu(exposure.background, "BACKGROUND", exposure.bbox))
+    return hdus
+
+
+def _further_hdus(
+    exposure: Exposure,
+    extras: Mapping[str, Array | KernelPointSpreadFunction],
+    sky_cards: list[astropy.io.fits.Card],
+) -> list[Any]:
+    hdus: list[Any] = []
+    for name, extra in extras.items():
+        if isinstance(extra, KernelPointSpreadFunction):
+            hdus += psf_hdus(extra, name, exposure.bbox)
+            continue
+        hdu = astropy.io.fits.ImageHDU(extra, name=name)
+        if extra.shape == exposure.shape:
+            hdu.header.extend(sky_cards)
+        hdus.append(hdu)
     return hdus
 
 

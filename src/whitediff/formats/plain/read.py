@@ -15,12 +15,11 @@ from lsst.images import Box, Image, MaskedImage
 from ...errors import ArgumentError, DataError, FileFormatError
 from ...exposures.masks import UNTRUSTED_MASK_PLANES, flagged, make_mask, with_plane
 from ...exposures.model import Exposure, as_native_float, parse_unit
-from ...exposures.psf import KernelPointSpreadFunction
 from ...exposures.sky import celestial_wcs, sky_projection
 from ...sources import noise_variance
 from ..files import Extension, opened, split_extension
 from ..headers import first_value, observation_header, wcs_cards, without_provenance
-from ..stamps import find_hdu, read_kernel_hdus
+from ..stamps import find_hdu, read_background_hdu, read_kernel_hdus, read_psf_hdus
 
 __all__ = ["VarianceSource", "image_hdu", "read"]
 
@@ -210,9 +209,7 @@ def read(
         psf_hdu = find_hdu(hdus, ("PSF",), version)
         psf = None
         if psf_hdu is not None and psf_hdu.is_image and psf_hdu is not hdu:
-            psf = KernelPointSpreadFunction(
-                read_kernel_hdus(hdus, psf_hdu, bounds=bbox, path=str(path))
-            )
+            psf = read_psf_hdus(hdus, psf_hdu, bounds=bbox, path=str(path))
         kernel_hdu = find_hdu(hdus, ("KERNEL",), version)
         kernel = None
         if kernel_hdu is not None and kernel_hdu.is_image and kernel_hdu is not hdu:
@@ -220,8 +217,8 @@ def read(
         background_hdu = find_hdu(hdus, ("BACKGROUND",), version)
         background = None
         if background_hdu is not None and background_hdu is not hdu:
-            background = _native_copy(background_hdu.data)
-            if background.shape != image.shape:
+            background = read_background_hdu(background_hdu)
+            if isinstance(background, np.ndarray) and background.shape != image.shape:
                 raise FileFormatError(
                     f"{path}: the image has the shape {image.shape}, but its BACKGROUND"
                     f" {background.shape}."

@@ -1,4 +1,4 @@
-"""What is done with exposures: subtract with a known kernel, and decorrelate."""
+"""Decorrelating a difference or score of exposures."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from lsst.images import Box, Image, MaskedImage
-from lsst.images.convolution_kernels import ConvolutionKernel
+from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
+from lsst.images.fields import ChebyshevField
 from lsst.images.psfs import PointSpreadFunction
 
 from .. import decorrelation, fourier
-from ..convolution import convolve
 from ..errors import ArgumentError, DataError
 from ..stats import clipped_mean
 from . import kernels, masks
 from .model import Exposure
-from .psf import KernelPointSpreadFunction, average_position, psf_image
+from .psf import KernelPointSpreadFunction, as_kernel_psf, average_position, psf_image
 
 __all__ = [
     "Decorrelation",
     "DecorrelationOptions",
     "decorrelate",
-    "subtract",
     "untouched",
     "variance_mean",
 ]
@@ -37,6 +36,7 @@ _log = logging.getLogger("whitediff.decorrelate")
 _VARIANCE_RATIO_TO_WARN = 1e8
 _NOISY_SCORE_FILTER = 3
 """Absolute weight of a score filter, over that of its part on the sky, to warn of."""
+_RESPONSE_NODES = 5
 _PSF_GRID_MARGIN = 4
 """The PSF's grid is this many times its stamp: enough for the filter not to wrap around."""
 
@@ -97,6 +97,8 @@ class Decorrelation:
     ----------
     exposure
         The corrected difference or score image.
+    options
+        How it was made.
     kernel_image
         ``(ky, kx)`` matching kernel at the evaluation position.
     kernel_sum
@@ -115,9 +117,12 @@ class Decorrelation:
         pixel was usable.
     contaminated_fraction
         Fraction of the pixels marked CONTAMINATED.
+    response
+        Of a score whose PSF is known: its value at a point source, per unit of flux.
     """
 
     exposure: Exposure
+    options: DecorrelationOptions
     kernel_image: Array
     kernel_sum: float
     x: float
@@ -129,6 +134,7 @@ class Decorrelation:
     variance_mean_before: float
     variance_mean_after: float
     contaminated_fraction: float
+    response: ChebyshevField | None = None
 
 
 def variance_mean(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) -> float:
@@ -254,6 +260,8 @@ def decorrelate(
     _report_absurd(difference, measured)
     untrusted = masks.flagged(difference.mask, options.untrusted_mask_planes) | ~measured
     contaminated = _contaminated(correction, kernel_on_grid, untrusted, filters)
+    psf = None if difference.psf is None else _psf_before(difference.psf, filters, box, options)
+    on_stamps = filters.correction_on_stamps(correction, options)
 
     exposure = Exposure(
         MaskedImage(
@@ -262,7 +270,7 @@ def decorrelate(
             variance=Image(variance, bbox=box),
             sky_projection=difference.sky_projection,
         ),
-        psf=_corrected_psf(correction, filters, box, options),
+        psf=_corrected_psf(psf, on_stamps, filters, box),
         kernel=(
             kernel
             if isinstance(kernel, ConvolutionKernel)
@@ -274,6 +282,7 @@ def decorrelate(
     )
     return Decorrelation(
         exposure=exposure,
+        options=options,
         kernel_image=filters.kernel_image,
         kernel_sum=correction.kernel_sum,
         x=x,
@@ -285,6 +294,7 @@ def decorrelate(
         variance_mean_before=variance_mean(difference, ignore),
         variance_mean_after=variance_mean(exposure, ignore),
         contaminated_fraction=float(contaminated.mean()),
+        response=_response(psf, on_stamps, box) if options.score else None,
     )
 
 
@@ -375,6 +385,28 @@ class _Filters:
             correction.correction_ft, shape=correction.shape
         )
 
+    def correction_on_stamps(
+        self, correction: decorrelation.Correction, options: DecorrelationOptions
+    ) -> decorrelation.Correction:
+        """Correction for stamps, which need no grid of the image's size."""
+        if self.psf_image is None or options.transform == "documented":
+            return correction
+        shape = fourier.fast_shape(
+            *self.stamps, tuple(_PSF_GRID_MARGIN * n for n in self.psf_image.shape)
+        )
+        if math.prod(shape) >= math.prod(correction.shape):
+            return correction
+        return self.correction_on(shape)
+
+
+def _psf_before(
+    psf: PointSpreadFunction, filters: _Filters, box: Box, options: DecorrelationOptions
+) -> KernelPointSpreadFunction:
+    if options.transform == "documented":
+        # The documented task knows one PSF for the whole image.
+        return KernelPointSpreadFunction.from_image(np.asarray(filters.psf_image), box)
+    return as_kernel_psf(psf, box)
+
 
 def _corrected_image(
     image: Array,
@@ -433,26 +465,52 @@ def _contaminated(
 
 
 def _corrected_psf(
+    psf: KernelPointSpreadFunction | None,
     correction: decorrelation.Correction,
     filters: _Filters,
     box: Box,
-    options: DecorrelationOptions,
 ) -> KernelPointSpreadFunction | None:
-    if filters.psf_image is None:
+    """PSF after the correction, varying as it did before."""
+    if psf is None or filters.psf_image is None:
         return None
-    if options.transform == "fast":
-        # A PSF needs no grid of the image's size.
-        shape = fourier.fast_shape(
-            *filters.stamps, tuple(_PSF_GRID_MARGIN * n for n in filters.psf_image.shape)
-        )
-        if math.prod(shape) < math.prod(correction.shape):
-            correction = filters.correction_on(shape)
-    return KernelPointSpreadFunction.from_image(
-        decorrelation.corrected_psf(
+    if kernels.is_constant(psf.kernel):
+        image = decorrelation.corrected_psf(
             correction.correction_ft, filters.psf_image, shape=correction.shape
-        ),
-        box,
+        )
+        return KernelPointSpreadFunction.from_image(image, box)
+    images = [
+        decorrelation.filtered_stamp(
+            correction.correction_ft,
+            kernels.centered_array(image.array, image.bbox),
+            shape=correction.shape,
+        )
+        for image, _ in psf.kernel
+    ]
+    return KernelPointSpreadFunction(
+        ImageBasisConvolutionKernel(np.stack(images), list(psf.kernel.spatial)),
+        average_position=psf.average_position,
     )
+
+
+def _response(
+    psf: KernelPointSpreadFunction | None, correction: decorrelation.Correction, box: Box
+) -> ChebyshevField | None:
+    """Score of a point source of unit flux at its position, over the field."""
+    if psf is None:
+        return None
+    constant = kernels.is_constant(psf.kernel)
+    nodes = np.zeros(1) if constant else np.linspace(-1, 1, _RESPONSE_NODES)
+    v, u = (grid.ravel() for grid in np.meshgrid(nodes, nodes, indexing="ij"))
+    x = box.x.start - 0.5 + 0.5 * box.x.size * (1 + u)
+    y = box.y.start - 0.5 + 0.5 * box.y.size * (1 + v)
+    peaks = []
+    for at_x, at_y in zip(x, y, strict=True):
+        image = psf_image(psf, x=at_x, y=at_y)
+        filtered = decorrelation.filtered_stamp(
+            correction.correction_ft, image, shape=correction.shape
+        )
+        peaks.append(filtered[image.shape[0] // 2, image.shape[1] // 2])
+    return ChebyshevField.fit(box, np.array(peaks), 0 if constant else 2, x=x, y=y)
 
 
 def _named(role: str, exposure: Exposure) -> str:
@@ -577,124 +635,6 @@ def _variance_plane(
     )
     variance *= scale
     return variance.astype(dtype, copy=False)
-
-
-def subtract(
-    science: Any,
-    template: Any,
-    kernel: ConvolutionKernel | Array,
-    *,
-    convolved: Literal["template", "science"] = "template",
-    background: Array | float = 0.0,
-) -> Exposure:
-    """Difference with a known matching kernel, before any decorrelation.
-
-    Parameters
-    ----------
-    science, template
-        Exposures on the same pixels.
-    kernel
-        Kernel that matches the one that is convolved to the other.
-    convolved
-        Which exposure to convolve.
-    background
-        Of the exposure that is not convolved minus the matched one; subtracted.
-        image_unit.
-
-    Returns
-    -------
-    difference
-        ``science − κ⊗template − background``, or ``(κ⊗science − template −
-        background)/kSum``: always science − template, at the science level.  Its variance
-        plane is that of its pixels one by one, blind to their correlation.  Where the
-        kernel reaches beyond the frame EDGE is set; where it touches pixels without
-        data, NO_DATA.
-
-    Notes
-    -----
-    Alard & Lupton 1998, eq. 1.
-    """
-    science, template = Exposure.from_object(science), Exposure.from_object(template)
-    _check_boxes(science, template, science)
-    box = science.bbox
-    if not isinstance(kernel, ConvolutionKernel):
-        kernel = kernels.constant_kernel(np.asarray(kernel), box)
-    source, target = (template, science) if convolved == "template" else (science, template)
-    middle = kernels.evaluate(kernel, x=box.x.center, y=box.y.center)
-    kernel_sum = float(middle.sum())
-
-    missing = ~np.isfinite(source.image.array)
-    filled = np.where(missing, 0, source.image.array)
-    matched = _convolve_with(filled, kernel, source)
-    touched = missing | (
-        convolve(missing.astype(np.float32), np.abs(middle))
-        > decorrelation.CONTAMINATION_THRESHOLD * np.abs(middle).sum()
-    )
-    variance = _convolve_with(
-        np.where(np.isfinite(source.variance.array), source.variance.array, 0),
-        kernels.constant_kernel(middle**2, box),
-        source,
-    )
-    image = target.image.array - matched - background
-    variance = target.variance.array + np.maximum(variance, 0)
-    if convolved == "science":
-        image, variance = -image / kernel_sum, variance / kernel_sum**2
-    image[touched] = np.nan
-    subtracted = None
-    if isinstance(background, np.ndarray):
-        level = background if convolved == "template" else -background / kernel_sum
-        subtracted = level.astype(image.dtype)
-
-    names = dict.fromkeys([*science.mask.schema.names, *template.mask.schema.names])
-    reach_y, reach_x = (n // 2 for n in middle.shape)
-    edge = np.ones(science.shape, dtype=bool)
-    edge[reach_y : edge.shape[0] - reach_y, reach_x : edge.shape[1] - reach_x] = False
-    planes: dict[str, Array] = {
-        name: masks.flagged(target.mask, [name])
-        | _spread(masks.flagged(source.mask, [name]), name, middle)
-        for name in names
-    }
-    for name, plane in (("NO_DATA", ~np.isfinite(image)), ("EDGE", edge)):
-        planes[name] = planes.get(name, np.zeros_like(plane)) | plane
-    # The PSF of the one that was left alone is what the other was matched to.
-    return Exposure(
-        MaskedImage(
-            Image(image.astype(science.image.array.dtype), bbox=box, unit=science.image.unit),
-            mask=masks.make_mask(planes, box),
-            variance=Image(variance.astype(np.float32), bbox=box),
-            sky_projection=science.sky_projection,
-        ),
-        psf=target.psf,
-        kernel=kernel,
-        background=subtracted,
-        header=science.header.copy(),
-        primary_header=science.primary_header.copy(),
-    )
-
-
-def _spread(plane: Array, name: str, kernel_image: Array) -> Array:
-    """Grow a plane whose pixels' meaningless values the convolution carried to others."""
-    if name not in masks.UNTRUSTED_MASK_PLANES or not plane.any():
-        return plane
-    weight = convolve(plane.astype(np.float32), np.abs(kernel_image))
-    return plane | (weight > decorrelation.CONTAMINATION_THRESHOLD * np.abs(kernel_image).sum())
-
-
-def _convolve_with(image: Array, kernel: ConvolutionKernel, exposure: Exposure) -> Array:
-    if kernels.is_constant(kernel):
-        box = exposure.bbox
-        return convolve(image, kernels.evaluate(kernel, x=box.x.center, y=box.y.center))
-    if not isinstance(kernel, kernels.ImageBasisConvolutionKernel):
-        raise ArgumentError(
-            f"Only kernels of basis images can be convolved with; got {type(kernel).__name__}."
-        )
-    result = np.zeros(image.shape)
-    for basis, field in kernel:
-        result += (
-            convolve(image, kernels.centered_array(basis.array, basis.bbox))
-            * field.render(exposure.bbox).array
-        )
-    return result.astype(image.dtype)
 
 
 def untouched(difference: Any) -> Exposure:

@@ -1,0 +1,249 @@
+"""What both a difference and a score need of two exposures before they are matched."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+from ..matching.candidates import Sources, choose_candidates, find_sources
+from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..sources import detect_sources, smooth_background
+from ..stats import robust_sigma
+from . import masks
+from .alignment import aligned_template
+from .model import Exposure
+from .psf import average_position, psf_image
+
+__all__ = ["Pair", "PreparationOptions", "prepare", "rescaled", "source_pixels", "variance_factor"]
+
+type Array = npt.NDArray[Any]
+
+_log = logging.getLogger("whitediff.match")
+
+_LARGEST_VARIANCE_FACTOR = 10.0
+_ENOUGH_PIXELS = 4_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparationOptions:
+    """How two exposures are prepared.
+
+    Attributes
+    ----------
+    rescale_variance
+        Bring both variance planes to the noise measured on source-free pixels.
+    use_wcs
+        Align the template by its WCS where that says whole pixels; if False, pixel for pixel.
+    required_template_fraction
+        Of the science image's usable pixels that the template must cover; less is an error.
+    expected_template_fraction
+        Less than this is a warning.
+    """
+
+    rescale_variance: bool = True
+    use_wcs: bool = True
+    required_template_fraction: float = 0.1
+    expected_template_fraction: float = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two exposures on the same pixels, with trustworthy variances, and their sources.
+
+    Attributes
+    ----------
+    science, template
+        The exposures; their variance planes are rescaled.
+    science_variance_factor, template_variance_factor
+        By which those were multiplied.
+    template_fraction
+        Fraction of the science image's usable pixels that the template covers.
+    bad
+        ``(ny, nx)`` boolean: pixels that hold no measurement in either.
+    science_pixels, template_pixels
+        ``(ny, nx)`` boolean: pixels with a source.
+    sources
+        Sources of the science image, measured on both.
+    science_fwhm, template_fwhm
+        Of the PSFs, pixels; where one is not known, from the stars' half-light radii.
+    """
+
+    science: Exposure
+    template: Exposure
+    science_variance_factor: float
+    template_variance_factor: float
+    template_fraction: float
+    bad: Array
+    science_pixels: Array
+    template_pixels: Array
+    sources: Sources
+    science_fwhm: float
+    template_fwhm: float
+
+
+def prepare(science: Any, template: Any, options: PreparationOptions | None = None) -> Pair:
+    """Align two exposures, judge their variance planes and find their sources.
+
+    Parameters
+    ----------
+    science, template
+        Exposures.
+    options
+        `PreparationOptions`.
+
+    Returns
+    -------
+    pair
+        `Pair`.
+
+    Raises
+    ------
+    ArgumentError
+        If the exposures cannot be brought onto the same pixels by whole pixels.
+    DataError
+        If they do not overlap enough, a variance plane is absurd, or there is no source.
+    """
+    options = options or PreparationOptions()
+    science, template = Exposure.from_object(science), Exposure.from_object(template)
+    template = aligned_template(science, template, use_wcs=options.use_wcs)
+    untrusted = [
+        masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
+        | ~np.isfinite(exposure.image.array)
+        for exposure in (science, template)
+    ]
+    fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
+    pixels = [source_pixels(science), source_pixels(template)]
+    factors = (1.0, 1.0)
+    if options.rescale_variance:
+        factors = (variance_factor(science, pixels[0]), variance_factor(template, pixels[1]))
+        science, template = rescaled(science, factors[0]), rescaled(template, factors[1])
+    sources = find_sources(
+        science.image.array,
+        template.image.array,
+        science_variance=science.variance.array,
+        science_bad=untrusted[0],
+        template_bad=untrusted[1],
+    )
+    candidates = choose_candidates(sources, clear=16, isolation=16)
+    return Pair(
+        science=science,
+        template=template,
+        science_variance_factor=factors[0],
+        template_variance_factor=factors[1],
+        template_fraction=fraction,
+        bad=untrusted[0] | untrusted[1],
+        science_pixels=pixels[0],
+        template_pixels=pixels[1],
+        sources=sources,
+        science_fwhm=_fwhm(science, candidates.science_sigma),
+        template_fwhm=_fwhm(template, candidates.template_sigma),
+    )
+
+
+def _fwhm(exposure: Exposure, sigma: float) -> float:
+    if exposure.psf is None:
+        return sigma / FWHM_TO_SIGMA
+    x, y = average_position(exposure.psf)
+    return full_width_half_maximum(psf_image(exposure.psf, x=x, y=y))
+
+
+def _template_fraction(
+    science_bad: Array, template_bad: Array, template: Exposure, options: PreparationOptions
+) -> float:
+    usable = int(np.count_nonzero(~science_bad))
+    fraction = int(np.count_nonzero(~science_bad & ~template_bad)) / max(usable, 1)
+    name = template.source or "The template"
+    if fraction < options.required_template_fraction:
+        raise DataError(
+            f"{name}: covers {100 * fraction:.1f}% of the science image's usable pixels; at least"
+            f" {100 * options.required_template_fraction:g}% are needed."
+        )
+    if fraction < options.expected_template_fraction:
+        _log.warning(
+            "%s: covers only %.1f%% of the science image's usable pixels.", name, 100 * fraction
+        )
+    return fraction
+
+
+def variance_factor(exposure: Exposure, sources: Array | None = None) -> float:
+    """Measured noise over the variance plane.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    sources
+        ``(ny, nx)`` boolean: pixels with a source; detected if not given.
+
+    Returns
+    -------
+    factor
+        ``(0.7413 · IQR(image/√variance))²`` over source-free, unmasked pixels, the smooth
+        background subtracted.
+
+    Raises
+    ------
+    DataError
+        If it is not between 0.1 and 10, or there is no such pixel.
+    """
+    image, variance = exposure.image.array, exposure.variance.array
+    bad = masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES)
+    if sources is None:
+        sources = detect_sources(image, bad)
+    free = ~bad & ~sources & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
+    name = exposure.source or "the exposure"
+    if not free.any():
+        raise DataError(f"{name}: no source-free pixel to compare the variance plane with.")
+    residual = image - smooth_background(image, free).astype(np.float32)
+    # Every n-th row suffices for a quantile.
+    step = max(1, image.size // _ENOUGH_PIXELS)
+    use = free[::step]
+    factor = robust_sigma(residual[::step][use] / np.sqrt(variance[::step][use])) ** 2
+    if not 1 / _LARGEST_VARIANCE_FACTOR < factor < _LARGEST_VARIANCE_FACTOR:
+        raise DataError(
+            f"{name}: the noise of its source-free pixels is {factor:.3g} times its variance"
+            f" plane; more than {_LARGEST_VARIANCE_FACTOR:g} either way means that the plane is"
+            " something else."
+        )
+    return factor
+
+
+def source_pixels(exposure: Exposure) -> Array:
+    """Pixels of an exposure with a source.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    sources
+        ``(ny, nx)`` boolean, `whitediff.sources.detect_sources`.
+    """
+    untrusted = masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
+    return detect_sources(exposure.image.array, untrusted)
+
+
+def rescaled(exposure: Exposure, factor: float) -> Exposure:
+    """Exposure with its variance plane multiplied.
+
+    Parameters
+    ----------
+    exposure
+        Exposure; not changed.
+    factor
+        Positive.
+
+    Returns
+    -------
+    rescaled
+        Shares everything else.
+    """
+    variance = exposure.variance.array
+    return exposure.replaced(variance=variance * variance.dtype.type(factor))

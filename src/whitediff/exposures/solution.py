@@ -1,0 +1,225 @@
+"""What a difference or score is made with, and making it: the first time, and again."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from lsst.images.convolution_kernels import ConvolutionKernel
+from lsst.images.fields import BaseField, ChebyshevField
+
+from ..matching.background import fit_background
+from . import masks
+from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
+from .matching import Match
+from .model import Exposure
+from .preparation import Pair
+from .psf import KernelPointSpreadFunction, as_kernel_psf
+from .subtraction import preconvolved, subtract, subtract_background
+
+__all__ = ["Product", "Solution", "make_product"]
+
+type Array = npt.NDArray[Any]
+
+_ROWS = 512
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Solution:
+    """All that it takes to make a difference or score of two exposures.
+
+    Attributes
+    ----------
+    kernel
+        Matching kernel.
+    background
+        Differential background, image_unit of the science exposure.
+    convolved
+        Which exposure is convolved.
+    preconvolution_kernel
+        ``(py, px)`` PSF with which the science exposure is correlated; None for a difference.
+    science_variance_factor, template_variance_factor
+        By which the variance planes are multiplied.
+    science_variance, template_variance
+        Mean variances that the correction uses, image_unit²; None to measure them.
+    psf
+        PSF of the exposure that is not convolved, before anything was done to it.
+    """
+
+    kernel: ConvolutionKernel
+    background: BaseField | Array | float
+    convolved: Literal["template", "science"]
+    preconvolution_kernel: Array | None = None
+    science_variance_factor: float = 1.0
+    template_variance_factor: float = 1.0
+    science_variance: float | None = None
+    template_variance: float | None = None
+    psf: KernelPointSpreadFunction | None = None
+
+    @classmethod
+    def of(cls, pair: Pair, match: Match, preconvolution_kernel: Array | None = None) -> Solution:
+        """Solution of a first match.
+
+        Parameters
+        ----------
+        pair, match
+            What was matched, and how.
+        preconvolution_kernel
+            If the match was made for a score.
+
+        Returns
+        -------
+        solution
+            Its mean variances are yet to be measured.
+        """
+        unconvolved = pair.science if match.convolved == "template" else pair.template
+        return cls(
+            kernel=match.kernel,
+            background=match.background,
+            convolved=match.convolved,
+            preconvolution_kernel=preconvolution_kernel,
+            science_variance_factor=pair.science_variance_factor,
+            template_variance_factor=pair.template_variance_factor,
+            psf=(
+                None
+                if unconvolved.psf is None
+                else as_kernel_psf(unconvolved.psf, unconvolved.bbox)
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A decorrelated difference or score.
+
+    Attributes
+    ----------
+    exposure
+        The image S or difference, its variance, mask and PSF.
+    decorrelation
+        Numbers that describe the correction.
+    solution
+        What it was made with; made with it again, the product is the same.
+    flux, flux_variance
+        Of a score whose PSF is known: ``(ny, nx)`` flux of a point source at each pixel and
+        its variance, image_unit and its square.
+    """
+
+    exposure: Exposure
+    decorrelation: Decorrelation
+    solution: Solution
+    flux: Array | None = None
+    flux_variance: Array | None = None
+
+
+def make_product(
+    solution: Solution,
+    science: Exposure,
+    template: Exposure,
+    *,
+    preconvolved_science: Exposure | None = None,
+    free: Array | None = None,
+    full_variance: bool = False,
+) -> Product:
+    """Subtract two exposures as a solution says, and decorrelate the result.
+
+    Parameters
+    ----------
+    solution
+        `Solution`.
+    science, template
+        Exposures on the same pixels, their variance planes multiplied by the factors.
+    preconvolved_science
+        For a score, if it is at hand.
+    free
+        ``(ny, nx)`` boolean: source-free pixels on which the solution's background is made
+        better; None to take it as it is.
+    full_variance
+        Propagate the variance of every pixel.
+
+    Returns
+    -------
+    product
+        `Product`.
+
+    Notes
+    -----
+    The flux at a pixel is S over the score of a point source of unit flux there, the value at
+    the centre of P ⊗ reflected p ⊗ correction.  For p = P this is ``S · (ŝ + t̂·kSum²)/V`` with
+    V the mean variance of S (DMTN-179); the variance *plane* in its place would bias bright
+    sources, whose own photons are in it.
+    """
+    kernel = solution.preconvolution_kernel
+    score = kernel is not None
+    unconvolved = science if solution.convolved == "template" else template
+    if solution.psf is not None and unconvolved.psf is not solution.psf:
+        unconvolved = unconvolved.replaced()
+        unconvolved.psf = solution.psf
+    if kernel is not None:
+        if preconvolved_science is None:
+            preconvolved_science = preconvolved(unconvolved, kernel)
+        target = preconvolved_science
+    else:
+        target = unconvolved
+    pair = (target, template) if solution.convolved == "template" else (science, target)
+    before = subtract(*pair, solution.kernel, convolved=solution.convolved, full_variance=False)
+    if free is not None:
+        solution = _with_better_background(solution, before, free)
+    subtract_background(before, solution.background)
+    result = decorrelate(
+        science,
+        template,
+        before,
+        preconvolution_kernel=kernel,
+        science_variance=solution.science_variance,
+        template_variance=solution.template_variance,
+        options=DecorrelationOptions(
+            convolved=solution.convolved, score=score, full_variance=full_variance
+        ),
+    )
+    flux = flux_variance = None
+    if result.response is not None:
+        flux, flux_variance = _fluxes(result)
+    return Product(
+        exposure=result.exposure,
+        decorrelation=result,
+        solution=dataclasses.replace(
+            solution,
+            science_variance=result.science_variance,
+            template_variance=result.template_variance,
+        ),
+        flux=flux,
+        flux_variance=flux_variance,
+    )
+
+
+def _with_better_background(solution: Solution, difference: Exposure, free: Array) -> Solution:
+    field = solution.background
+    if not isinstance(field, ChebyshevField):
+        return solution
+    image = difference.image.array
+    known = field.render().array.astype(image.dtype)
+    use = free & np.isfinite(image)
+    use &= ~masks.flagged(difference.mask, (*masks.UNTRUSTED_MASK_PLANES, "EDGE"))
+    more = fit_background(image - known, use, field.coefficients.shape[0] - 1)
+    return dataclasses.replace(
+        solution, background=ChebyshevField(difference.bbox, field.coefficients + more)
+    )
+
+
+def _fluxes(result: Decorrelation) -> tuple[Array, Array]:
+    assert result.response is not None
+    box = result.exposure.bbox
+    flux = result.exposure.image.array.copy()
+    variance = result.exposure.variance.array.copy()
+    for start in range(0, box.y.size, _ROWS):
+        rows = slice(start, min(start + _ROWS, box.y.size))
+        part = type(box).factory[
+            box.y.start + rows.start : box.y.start + rows.stop, box.x.start : box.x.stop
+        ]
+        response = result.response.render(part).array
+        flux[rows] /= response
+        variance[rows] /= response**2
+    return flux, variance

@@ -1,0 +1,365 @@
+"""Convolving exposures, and subtracting one from the other with a known kernel."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from lsst.images import Box, Image, Mask, MaskedImage
+from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
+from lsst.images.fields import BaseField
+from lsst.images.psfs import PointSpreadFunction
+
+from ..convolution import convolve, convolve_varying
+from ..decorrelation import CONTAMINATION_THRESHOLD, reflected
+from ..errors import ArgumentError
+from . import kernels, masks
+from .model import Exposure
+from .psf import KernelPointSpreadFunction, average_position, convolved_psf, psf_image
+
+__all__ = [
+    "convolved_exposure",
+    "matched_template",
+    "preconvolution_kernel",
+    "preconvolved",
+    "subtract",
+    "subtract_background",
+]
+
+type Array = npt.NDArray[Any]
+
+_ROWS = 512
+"""Rows that are worked on at a time where a polynomial is evaluated for every pixel."""
+
+
+def convolved_exposure(
+    exposure: Exposure, kernel: ConvolutionKernel | Array, *, full_variance: bool = True
+) -> Exposure:
+    """Convolve an exposure.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    kernel
+        Kernel; an array is the same everywhere.
+    full_variance
+        Propagate every pixel's variance; else it is taken as locally constant.
+
+    Returns
+    -------
+    convolved
+        Its variance plane is that of its pixels one by one, blind to their correlation.
+        Where the kernel reaches beyond the frame EDGE is set.  Planes whose pixels hold no
+        measurement grow to where more than 1 % of the kernel's absolute weight falls on
+        them; so do pixels that are not finite, which become NaN and NO_DATA.  It has no PSF.
+    """
+    box = exposure.bbox
+    if not isinstance(kernel, ConvolutionKernel):
+        kernel = kernels.constant_kernel(np.asarray(kernel), box)
+    middle = np.abs(kernels.evaluate(kernel, x=box.x.center, y=box.y.center))
+    images, weights = kernels.convolution_terms(kernel, box)
+    missing = ~np.isfinite(exposure.image.array)
+    filled = np.where(missing, 0, exposure.image.array) if missing.any() else exposure.image.array
+    image = convolve_varying(filled, images, weights)
+    image[_spread(missing, middle)] = np.nan
+    result = Exposure(
+        MaskedImage(
+            Image(image, bbox=box, unit=exposure.image.unit),
+            mask=_convolved_mask(exposure, image, middle),
+            variance=Image(
+                _convolved_variance(exposure, images, weights, full=full_variance), bbox=box
+            ),
+            sky_projection=exposure.sky_projection,
+        ),
+        header=exposure.header.copy(),
+        primary_header=exposure.primary_header.copy(),
+        source=exposure.source,
+    )
+    return result
+
+
+def _convolved_variance(exposure: Exposure, images: Array, weights: Any, *, full: bool) -> Array:
+    variance = exposure.variance.array
+    dtype = np.result_type(variance.dtype, np.float32)
+    if not full:
+        ny, nx = exposure.shape
+        middle = images[0]
+        if weights is not None:
+            local = weights(slice(ny // 2, ny // 2 + 1), slice(nx // 2, nx // 2 + 1))
+            middle = np.tensordot(local[:, 0, 0], images, axes=1)
+        return variance * dtype.type((middle**2).sum())
+    filled = np.where(np.isfinite(variance), variance, 0).astype(dtype, copy=False)
+    if weights is None:
+        return np.maximum(convolve(filled, images[0] ** 2), 0)
+    # The square of a sum of images: all their products, each with two weights.
+    first, second = np.triu_indices(len(images))
+    products = images[first] * images[second] * np.where(first == second, 1, 2)[:, None, None]
+
+    def squared(rows: slice, columns: slice) -> Array:
+        local: Array = weights(rows, columns)
+        return local[first] * local[second]
+
+    return np.maximum(convolve_varying(filled, products, squared), 0)
+
+
+def _spread(plane: Array, absolute_kernel: Array) -> Array:
+    """Grow a plane to where the kernel carries its pixels' meaningless values."""
+    if not plane.any():
+        return plane
+    weight = convolve(plane.astype(np.float32), absolute_kernel)
+    return plane | (weight > CONTAMINATION_THRESHOLD * absolute_kernel.sum())
+
+
+def _convolved_mask(exposure: Exposure, image: Array, absolute_kernel: Array) -> Mask:
+    planes: dict[str, Array] = {}
+    for name in exposure.mask.schema.names:
+        plane = masks.flagged(exposure.mask, [name])
+        untrusted = masks.is_one_of(name, masks.UNTRUSTED_MASK_PLANES)
+        planes[name] = _spread(plane, absolute_kernel) if untrusted else plane
+    edge = np.ones(image.shape, dtype=bool)
+    reach_y, reach_x = (n // 2 for n in absolute_kernel.shape)
+    edge[reach_y : edge.shape[0] - reach_y, reach_x : edge.shape[1] - reach_x] = False
+    for name, plane in (("NO_DATA", ~np.isfinite(image)), ("EDGE", edge)):
+        planes[name] = planes.get(name, np.zeros_like(plane)) | plane
+    return masks.make_mask(planes, exposure.bbox)
+
+
+def preconvolution_kernel(
+    science: Exposure, given: PointSpreadFunction | Array | None = None
+) -> Array:
+    """PSF with which a science image is correlated for a score.
+
+    Parameters
+    ----------
+    science
+        Science exposure.
+    given
+        PSF, or an image of it; the exposure's own if None.
+
+    Returns
+    -------
+    image
+        ``(py, px)`` float64, odd, unit sum: at the PSF's average position.
+
+    Raises
+    ------
+    ArgumentError
+        If there is none.
+    """
+    psf = science.psf if given is None else given
+    if psf is None:
+        raise ArgumentError(
+            f"{science.source or 'The science exposure'}: has no PSF to pre-convolve with; a"
+            " score needs it."
+        )
+    if not isinstance(psf, PointSpreadFunction):
+        psf = KernelPointSpreadFunction.from_image(np.asarray(psf), science.bbox)
+    x, y = average_position(psf)
+    image = psf_image(psf, x=x, y=y)
+    return np.pad(image, [(0, 1 - n % 2) for n in image.shape])
+
+
+def preconvolved(science: Exposure, kernel: Array) -> Exposure:
+    """Correlate a science exposure with its PSF.
+
+    Parameters
+    ----------
+    science
+        Exposure.
+    kernel
+        `preconvolution_kernel`.
+
+    Returns
+    -------
+    preconvolved
+        `convolved_exposure` with the reflected kernel; its PSF is the science PSF so
+        convolved, on a stamp that holds all of it.
+
+    Notes
+    -----
+    DMTN-179, section 4.
+    """
+    mirrored = reflected(kernel)
+    result = convolved_exposure(science, mirrored)
+    if science.psf is not None:
+        result.psf = convolved_psf(science.psf, mirrored, science.bbox)
+    return result
+
+
+def matched_template(
+    template: Exposure, kernel: ConvolutionKernel, *, convolved: Literal["template", "science"]
+) -> Exposure:
+    """The template as it is subtracted: at the science image's photometric level.
+
+    Parameters
+    ----------
+    template
+        Template.
+    kernel
+        Matching kernel.
+    convolved
+        Which exposure is convolved with it.
+
+    Returns
+    -------
+    matched
+        κ⊗template, or template/kSum with its own PSF.
+    """
+    if convolved == "template":
+        return convolved_exposure(template, kernel)
+    box = template.bbox
+    scale = _KernelSum(kernel, box)
+    image = template.image.copy()
+    variance = template.variance.array.copy()
+    for rows in _blocks(box.y.size):
+        local = scale.on(rows)
+        image.array[rows] /= local
+        variance[rows] /= local**2
+    return template.replaced(image=image, variance=variance)
+
+
+def subtract(
+    science: Any,
+    template: Any,
+    kernel: ConvolutionKernel | Array,
+    *,
+    convolved: Literal["template", "science"] = "template",
+    background: BaseField | Array | float = 0.0,
+    full_variance: bool = True,
+) -> Exposure:
+    """Difference with a known matching kernel, before any decorrelation.
+
+    Parameters
+    ----------
+    science, template
+        Exposures on the same pixels.
+    kernel
+        Kernel that matches the one that is convolved to the other.
+    convolved
+        Which exposure to convolve.
+    background
+        Differential background, subtracted; image_unit of the science exposure.
+    full_variance
+        Propagate every pixel's variance; else it is taken as locally constant.
+
+    Returns
+    -------
+    difference
+        ``science − κ⊗template − background``, or ``(κ⊗science − template)/kSum −
+        background``: always science − template, at the science level.  Planes as
+        `convolved_exposure` makes them, those of the other exposure added.
+
+    Raises
+    ------
+    ArgumentError
+        If the exposures do not share a grid.
+
+    Notes
+    -----
+    Alard & Lupton 1998, eq. 1.
+    """
+    science, template = Exposure.from_object(science), Exposure.from_object(template)
+    if science.bbox != template.bbox:
+        raise ArgumentError(
+            f"{template.source or 'The template'}: its box {template.bbox} is not that of the"
+            f" science image, {science.bbox}."
+        )
+    box = science.bbox
+    if not isinstance(kernel, ConvolutionKernel):
+        kernel = kernels.constant_kernel(np.asarray(kernel), box)
+    source, target = (template, science) if convolved == "template" else (science, template)
+    matched = convolved_exposure(source, kernel, full_variance=full_variance)
+    image = matched.image.array
+    if convolved == "template":
+        np.subtract(target.image.array, image, out=image)
+    else:
+        image -= target.image.array
+    variance = matched.variance.array
+    variance += target.variance.array
+    if convolved == "science":
+        scale = _KernelSum(kernel, box)
+        for rows in _blocks(box.y.size):
+            local = scale.on(rows)
+            image[rows] /= local
+            variance[rows] /= local**2
+    _subtract_background(image, background, box)
+    image = image.astype(science.image.array.dtype, copy=False)
+    # The PSF of the one that was left alone is what the other was matched to.
+    return Exposure(
+        MaskedImage(
+            Image(image, bbox=box, unit=science.image.unit),
+            mask=_united(matched.mask, target.mask, ~np.isfinite(image)),
+            variance=Image(variance, bbox=box),
+            sky_projection=science.sky_projection,
+        ),
+        psf=target.psf,
+        kernel=kernel,
+        background=None if isinstance(background, float | int) else background,
+        header=science.header.copy(),
+        primary_header=science.primary_header.copy(),
+    )
+
+
+def subtract_background(difference: Exposure, background: BaseField | Array | float) -> None:
+    """Subtract a background from an exposure, in place, and keep it as its background.
+
+    Parameters
+    ----------
+    difference
+        Exposure without a background of its own; changed.
+    background
+        Background, image_unit.
+    """
+    _subtract_background(difference.image.array, background, difference.bbox)
+    difference.background = None if isinstance(background, float | int) else background
+
+
+def _subtract_background(image: Array, background: BaseField | Array | float, box: Box) -> None:
+    for rows in _blocks(box.y.size):
+        if isinstance(background, BaseField):
+            image[rows] -= background.render(_rows_of(box, rows)).array
+        elif isinstance(background, np.ndarray):
+            image[rows] -= background[rows]
+        elif background:
+            image[rows] -= background
+
+
+def _united(mask: Mask, other: Mask, missing: Array) -> Mask:
+    for name in other.schema.names:
+        known = masks.find_plane(mask, name) or name
+        mask = masks.with_plane(mask, known, masks.flagged(other, [name]))
+    mask.set("NO_DATA", missing)
+    return mask
+
+
+class _KernelSum:
+    """Sum of a kernel over the field: one number wherever it does not vary."""
+
+    def __init__(self, kernel: ConvolutionKernel, box: Box) -> None:
+        images, weights = kernels.convolution_terms(kernel, box)
+        sums = images.sum(axis=(1, 2))
+        self._box, self._constant, self._terms = box, float(sums[0]), []
+        if weights is not None and isinstance(kernel, ImageBasisConvolutionKernel):
+            # Of most bases all images but the first sum to nothing.
+            self._terms = [
+                (total, field)
+                for total, field in zip(sums, kernel.spatial, strict=True)
+                if abs(total) > 1e-9 * np.abs(sums).max()
+            ]
+
+    def on(self, rows: slice) -> Any:
+        """Sums on some rows: ``(rows, columns)``, or one number."""
+        if not self._terms:
+            return self._constant
+        part = _rows_of(self._box, rows)
+        return sum(total * field.render(part).array for total, field in self._terms)
+
+
+def _blocks(n_rows: int) -> list[slice]:
+    return [slice(start, min(start + _ROWS, n_rows)) for start in range(0, n_rows, _ROWS)]
+
+
+def _rows_of(box: Box, rows: slice) -> Box:
+    return Box.factory[box.y.start + rows.start : box.y.start + rows.stop, box.x.start : box.x.stop]

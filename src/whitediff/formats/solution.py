@@ -1,0 +1,133 @@
+"""The solution that a difference or score was made with, in the file that it made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from lsst.images import YX, Box
+
+from ..errors import FileFormatError
+from ..exposures.psf import KernelPointSpreadFunction
+from ..exposures.solution import Solution
+from .files import opened, split_extension
+from .stamps import find_hdu, read_background_hdu, read_kernel_hdus, read_psf_hdus
+
+__all__ = ["read_solution", "solution_cards", "solution_extras"]
+
+type Array = npt.NDArray[Any]
+
+_FACTORS = {
+    "WDSVFAC": ("science_variance_factor", "science variance multiplied by"),
+    "WDTVFAC": ("template_variance_factor", "template variance multiplied by"),
+    "WDSVAR": ("science_variance", "mean variance of science"),
+    "WDTVAR": ("template_variance", "mean variance of template"),
+}
+
+
+def solution_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
+    """Header cards that store a solution's numbers.
+
+    Parameters
+    ----------
+    solution
+        Solution.
+
+    Returns
+    -------
+    cards
+        Keyword → (value, comment).
+    """
+    return {
+        keyword: (getattr(solution, name), comment) for keyword, (name, comment) in _FACTORS.items()
+    } | {
+        "WDCONV": (solution.convolved, "exposure that was convolved"),
+        "WDSCORE": (solution.preconvolution_kernel is not None, "is a score image"),
+    }
+
+
+def solution_extras(solution: Solution) -> Mapping[str, Array | KernelPointSpreadFunction]:
+    """Extensions that store the rest of a solution, beside KERNEL and BACKGROUND.
+
+    Parameters
+    ----------
+    solution
+        Solution.
+
+    Returns
+    -------
+    extras
+        Extension name → image or PSF.
+    """
+    extras: dict[str, Array | KernelPointSpreadFunction] = {}
+    if solution.psf is not None:
+        extras["INPUT_PSF"] = solution.psf
+    if solution.preconvolution_kernel is not None:
+        extras["PRECONVOLUTION"] = solution.preconvolution_kernel
+    return extras
+
+
+def read_solution(path: str | Path) -> Solution:
+    """Read how a difference or score was made, from the file that whitediff wrote.
+
+    Parameters
+    ----------
+    path
+        File.
+
+    Returns
+    -------
+    solution
+        Complete: made with it again, the product is the same.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is not an output of ``whitediff subtract``.
+    """
+    file, _ = split_extension(path)
+    with opened(file) as hdus:
+        header = hdus[0].header
+        kernel_hdu = find_hdu(hdus, ("KERNEL",))
+        needed = [*_FACTORS, "WDCONV", "WDSCORE"]
+        missing = [keyword for keyword in needed if keyword not in header]
+        if kernel_hdu is None:
+            missing.append("KERNEL")
+        if missing or header.get("WDTASK") != "subtract":
+            raise FileFormatError(
+                f"{file}: is no difference or score of whitediff subtract that it could be made"
+                f" again from (it lacks {', '.join(missing) or 'WDTASK = subtract'})."
+            )
+        shape = hdus["IMAGE"].shape
+        box = Box.from_shape(shape, start=_origin(hdus["IMAGE"].header))
+        kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=box, path=str(file))
+        background_hdu = find_hdu(hdus, ("BACKGROUND",))
+        psf_hdu = find_hdu(hdus, ("INPUT_PSF",))
+        preconvolution_hdu = find_hdu(hdus, ("PRECONVOLUTION",))
+        return Solution(
+            kernel=kernel,
+            background=0.0 if background_hdu is None else read_background_hdu(background_hdu),
+            convolved=header["WDCONV"],
+            preconvolution_kernel=(
+                None
+                if preconvolution_hdu is None
+                else np.asarray(preconvolution_hdu.data, dtype=np.float64)
+            ),
+            psf=(
+                None
+                if psf_hdu is None
+                else read_psf_hdus(hdus, psf_hdu, bounds=box, path=str(file))
+            ),
+            **{name: float(header[keyword]) for keyword, (name, _) in _FACTORS.items()},
+        )
+
+
+def _origin(header: Any) -> YX:
+    """First pixel, from the linear WCS that lsst.images writes beside the celestial one."""
+    return YX(
+        y=round(header.get("CRVAL2A", 0) + 1 - header.get("CRPIX2A", 1)),
+        x=round(header.get("CRVAL1A", 0) + 1 - header.get("CRPIX1A", 1)),
+    )

@@ -1,0 +1,83 @@
+"""The differential background, from the pixels between the sources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..polynomials import chebyshev_products, chebyshev_terms
+from ..stats import robust_sigma
+
+__all__ = ["fit_background"]
+
+type Array = npt.NDArray[Any]
+
+_CELL = 64
+_CLIP = 3.0
+_SAMPLE = 1_000_000
+
+
+def fit_background(difference: Array, free: Array, order: int) -> Array:
+    """Fit what a difference leaves between the sources.
+
+    The stamps of a kernel fit cover a small part of the frame.  Filtered with a PSF, the
+    noise of a difference averages down tenfold, and the background that they determine is
+    then no longer good enough; all source-free pixels together are.
+
+    Parameters
+    ----------
+    difference
+        ``(ny, nx)``, its background subtracted as well as is known.
+    free
+        ``(ny, nx)`` boolean: source-free, finite pixels.
+    order
+        Of the Chebyshev polynomials in x and y together; lowered where there are too few
+        cells of 64 × 64 pixels with a pixel to use.
+
+    Returns
+    -------
+    coefficients
+        ``(order + 1, order + 1)``; ``[p, q]`` multiplies ``T_p(y) T_q(x)``, x and y from −1
+        to 1 between the frame's outer edges; zeros where nothing can be fitted.
+
+    Notes
+    -----
+    Least squares on the means of cells, clipped at three standard deviations of a pixel.
+    """
+    coefficients = np.zeros((order + 1, order + 1))
+    values = difference[free]
+    sample = values[:: max(1, values.size // _SAMPLE)]
+    if sample.size < 2:
+        return coefficients
+    middle, sigma = float(np.median(sample)), robust_sigma(sample)
+    use = free & (np.abs(difference - middle) <= _CLIP * sigma)
+    ny, nx = difference.shape
+    edges_y, edges_x = _edges(ny), _edges(nx)
+    counts = _cell_sums(use.astype(np.float64), edges_y, edges_x)
+    sums = _cell_sums(np.where(use, difference, 0), edges_y, edges_x)
+    good = counts > 0
+    y = (edges_y[:-1] + edges_y[1:]) / ny - 1
+    x = (edges_x[:-1] + edges_x[1:]) / nx - 1
+    v, u = (grid[good] for grid in np.meshgrid(y, x, indexing="ij"))
+    while order and 2 * len(chebyshev_terms(order)) > len(u):
+        order -= 1
+    if len(u) == 0:
+        return coefficients
+    root = np.sqrt(counts[good])
+    solution, *_ = np.linalg.lstsq(
+        chebyshev_products(order, u, v) * root[:, None], sums[good] / root, rcond=None
+    )
+    for (p, q), value in zip(chebyshev_terms(order), solution, strict=True):
+        coefficients[p, q] = value
+    return coefficients
+
+
+def _edges(size: int) -> Array:
+    return np.linspace(0, size, max(1, round(size / _CELL)) + 1).astype(int)
+
+
+def _cell_sums(image: Array, edges_y: Array, edges_x: Array) -> Array:
+    rows = np.add.reduceat(image, edges_y[:-1], axis=0, dtype=np.float64)
+    return np.add.reduceat(rows, edges_x[:-1], axis=1)

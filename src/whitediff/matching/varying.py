@@ -1,0 +1,93 @@
+"""What varies between two images, on the stamps of a fit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+import scipy.ndimage
+
+from ..fourier import pad_center_origin
+from ..stats import robust_sigma
+from .basis import KernelBasis
+from .solve import KernelFit, Stamps
+
+__all__ = ["residual_stamps", "varying_pixels"]
+
+type Array = npt.NDArray[Any]
+
+_CHUNK = 64
+_SMOOTHING_SIGMA = 1.5
+_THRESHOLD = 4.0
+_GROWTH_PIXELS = 4
+
+
+def residual_stamps(stamps: Stamps, fit: KernelFit, basis: KernelBasis) -> Array:
+    """What a fit leaves of its stamps.
+
+    Parameters
+    ----------
+    stamps
+        Stamps.
+    fit, basis
+        Fit to them, and its basis.
+
+    Returns
+    -------
+    residuals
+        ``(n, size, size)`` target − κ⊗source − background; also where the weight is zero.
+    """
+    local = fit.coefficients_at(stamps.x, stamps.y)
+    size, width = stamps.target.shape[1], stamps.source.shape[1]
+    reach = (width - size) // 2
+    inner = slice(reach, reach + size)
+    grid = scipy.fft.next_fast_len(width, real=True)
+    residuals = np.empty(stamps.target.shape)
+    for start in range(0, len(stamps), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        kernels = np.tensordot(local[part, :-1], basis.images, axes=1)
+        kernels_ft = scipy.fft.rfft2(
+            np.stack([pad_center_origin(kernel, (grid, grid)) for kernel in kernels])
+        )
+        source_ft = scipy.fft.rfft2(stamps.source[part].astype(np.float64), s=(grid, grid))
+        matched = scipy.fft.irfft2(source_ft * kernels_ft, s=(grid, grid))[:, inner, inner]
+        residuals[part] = stamps.target[part] - matched - local[part, -1, None, None]
+    return residuals
+
+
+def varying_pixels(stamps: Stamps, fit: KernelFit, basis: KernelBasis, *, core: float) -> Array:
+    """Pixels of transients and variables near the stars of a fit.
+
+    Parameters
+    ----------
+    stamps
+        Stamps.
+    fit, basis
+        A first fit to them, and its basis.
+    core
+        Half-width of the square around a stamp's middle that is never taken for varying, in
+        pixels: there the kernel is measured.
+
+    Returns
+    -------
+    varying
+        ``(n, size, size)`` boolean: residuals that, smoothed by a Gaussian of 1.5 pixels,
+        exceed 4 times their scatter, grown by 4 pixels in x and y.
+    """
+    significance = residual_stamps(stamps, fit, basis) * np.sqrt(stamps.weight)
+    smoothed = scipy.ndimage.gaussian_filter(
+        significance, (0, _SMOOTHING_SIGMA, _SMOOTHING_SIGMA), mode="constant"
+    )
+    scatter = robust_sigma(smoothed[stamps.weight > 0])
+    if not scatter > 0:
+        return np.zeros(stamps.target.shape, dtype=bool)
+    peaks = np.abs(smoothed) > _THRESHOLD * scatter
+    size = 2 * _GROWTH_PIXELS + 1
+    varying = scipy.ndimage.maximum_filter(peaks.view(np.uint8), (1, size, size)).astype(bool)
+    middle, reach = stamps.target.shape[1] // 2, math.ceil(core)
+    inner = slice(max(0, middle - reach), middle + reach + 1)
+    varying[:, inner, inner] = False
+    return varying

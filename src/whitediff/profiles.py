@@ -1,0 +1,56 @@
+"""Widths of point-spread functions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.ndimage
+
+from .errors import ArgumentError
+
+__all__ = ["FWHM_TO_SIGMA", "full_width_half_maximum"]
+
+type Array = npt.NDArray[Any]
+
+FWHM_TO_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))
+"""Width of a Gaussian over its full width at half maximum."""
+
+_OVERSAMPLING = 8
+
+
+def full_width_half_maximum(image: Array) -> float:
+    """Full width at half maximum of a PSF.
+
+    Parameters
+    ----------
+    image
+        ``(py, px)``, its peak near the middle.
+
+    Returns
+    -------
+    fwhm
+        Pixels: diameter of the circle with the area above half of the maximum, the geometric
+        mean of the axes of an ellipse.
+
+    Raises
+    ------
+    ArgumentError
+        If the image has no positive maximum.
+    """
+    if not (np.isfinite(image).all() and image.max() > 0):
+        raise ArgumentError("A PSF image must be finite with a positive maximum.")
+    ny, nx = image.shape
+    y, x = np.unravel_index(int(np.argmax(image)), image.shape)
+    # Spline interpolation of the core: half of the maximum is far from the stamp's edges.
+    rows = np.arange(max(0, y - ny // 2), min(ny - 1, y + ny // 2) + 1e-9, 1 / _OVERSAMPLING)
+    columns = np.arange(max(0, x - nx // 2), min(nx - 1, x + nx // 2) + 1e-9, 1 / _OVERSAMPLING)
+    fine = scipy.ndimage.map_coordinates(
+        image.astype(np.float64), np.meshgrid(rows, columns, indexing="ij"), order=3
+    )
+    labels, _ = scipy.ndimage.label(fine > fine.max() / 2)
+    peak = labels[np.unravel_index(int(np.argmax(fine)), fine.shape)]
+    area = np.count_nonzero(labels == peak) / _OVERSAMPLING**2
+    return 2 * math.sqrt(area / math.pi)
