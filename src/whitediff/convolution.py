@@ -19,7 +19,7 @@ import scipy.fft
 from . import fourier
 from .errors import ArgumentError
 
-__all__ = ["convolve", "convolve_varying"]
+__all__ = ["available_threads", "convolve", "convolve_varying"]
 
 type Array = npt.NDArray[Any]
 
@@ -127,7 +127,7 @@ def convolve_varying(
         result[rows, columns] = total
 
     corners = [(y, x) for y in range(0, ny, step_y) for x in range(0, nx, step_x)]
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(available_threads()) as pool:
         list(pool.map(work, corners))
     return result
 
@@ -150,7 +150,14 @@ def _padded(
     return padded
 
 
-def _threads() -> int:
+def available_threads() -> int:
+    """Number of threads that work side by side: as many as this process has cores.
+
+    Returns
+    -------
+    threads
+        At least 1.
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

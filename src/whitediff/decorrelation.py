@@ -20,7 +20,7 @@ from .errors import ArgumentError, DataError
 
 __all__ = [
     "CONTAMINATION_THRESHOLD",
-    "EMPTY_POWER",
+    "EMPTY_AMPLITUDE",
     "Correction",
     "absolute_weight",
     "checked_kernel",
@@ -44,8 +44,8 @@ type Array = npt.NDArray[Any]
 CONTAMINATION_THRESHOLD = 0.01
 """Fraction of the filter's absolute weight above which a pixel is contaminated."""
 
-EMPTY_POWER = 1e-4
-"""Power |p̂|² below which a frequency of a pre-convolved image counts as empty."""
+EMPTY_AMPLITUDE = 1e-2
+"""Amplitude |p̂| below which a frequency of a pre-convolved image counts as empty."""
 
 _PRECONVOLUTION_POWER_FLOOR = 1e-28
 """Where ``|p̂|²`` is smaller, it is a rounding error of a unit-sum kernel's spectrum.
@@ -262,7 +262,7 @@ def score_correction(
     science_variance: float,
     template_variance: float,
     shape: tuple[int, int],
-    empty_power: float = 0.0,
+    empty_amplitude: float = 0.0,
 ) -> Correction:
     """Fourier factor that makes a score image the optimal detection statistic.
 
@@ -278,9 +278,9 @@ def score_correction(
         Mean variance per pixel before any convolution; image_unit², finite, positive.
     shape
         Transform grid, at least as large as the kernels.
-    empty_power
-        Power |p̂|² below which a frequency of the pre-convolved image counts as empty: the
-        factor is brought to zero there, times ``|p̂|²/(|p̂|² + empty_power)``.  0 leaves the
+    empty_amplitude
+        Amplitude |p̂| below which a frequency of the pre-convolved image counts as empty: the
+        factor is brought to zero there, times ``|p̂|/(|p̂| + empty_amplitude)``.  0 leaves the
         formula as it is documented.
 
     Returns
@@ -303,7 +303,7 @@ def score_correction(
     With kernels cut to stamps, the ratio is one of truncation errors long before that.
     The pre-convolved image has next to no power there, but edges, filled and masked pixels
     have it everywhere, and the filter's pixel kernel is then noise that carries it over
-    the whole frame.  ``empty_power`` brings out the part of the filter that acts on the
+    the whole frame.  ``empty_amplitude`` leaves the part of the filter that acts on the
     sky.
     """
     kernel_ft, kernel_sum = _kernel_spectrum("matching kernel", kernel, shape)
@@ -317,9 +317,11 @@ def score_correction(
     correction_ft = white_variance(kernel_sum, science_variance, template_variance) / (
         science_variance + template_variance * power
     )
-    if empty_power > 0:
-        # Divided by its value at zero frequency, so that flux is kept exactly.
-        correction_ft *= preconvolution_power / (preconvolution_power + empty_power)
+    if empty_amplitude > 0:
+        # A slow fall: one in the power would be so steep that the filter rings.  Divided by
+        # its value at zero frequency, so that flux is kept exactly.
+        amplitude = np.sqrt(preconvolution_power)
+        correction_ft *= amplitude / (amplitude + empty_amplitude)
         correction_ft /= correction_ft[0, 0]
     return Correction(shape, correction_ft, kernel_ft, kernel_sum, preconvolution_ft)
 

@@ -140,7 +140,7 @@ def run_subtraction(
     from .. import formats
     from ..errors import ArgumentError, WhitediffError
     from ..exposures import matching, preparation
-    from ..matching.solve import FitOptions
+    from ..matching.design import FitOptions
     from ..outputs import check_output
 
     outputs = [path for path in (output, score_output, matched_output) if path is not None]
@@ -234,6 +234,7 @@ def _made(
     if wanted["difference"] is not None or wanted["matched"] is not None:
         begin("matching")
         found = match(pair, options)
+        pair = _with_psf(pair, found.convolved)
         solution = Solution.of(pair, found)
     if solution is not None and wanted["difference"] is not None:
         begin("subtraction")
@@ -250,6 +251,7 @@ def _made(
         del matched
     if wanted["score"] is not None:
         begin("matching for the score")
+        pair = _with_psf(pair, "template")
         kernel = preconvolution_kernel(pair.science)
         found = match(pair, options, preconvolution_kernel=kernel)
         begin("score")
@@ -263,6 +265,19 @@ def _made(
         )
         _describe(wanted["score"], product, pair, found)
         yield wanted["score"], *_finished(product, sources, _match_cards(pair, found, options))
+
+
+def _with_psf(pair: Any, convolved: str) -> Any:
+    """Pair in which the exposure that is not convolved has a PSF, if one can be measured."""
+    import dataclasses
+
+    from ..exposures.preparation import with_measured_psf
+
+    if convolved == "template":
+        science = with_measured_psf(pair.science, pair, pair.science_sigma)
+        return dataclasses.replace(pair, science=science)
+    template = with_measured_psf(pair.template, pair, pair.template_sigma)
+    return dataclasses.replace(pair, template=template)
 
 
 def _made_again(
@@ -322,13 +337,15 @@ def _finished(
 
 
 def _match_cards(pair: Any, match: Any, options: Any) -> dict[str, tuple[Any, str]]:
+    from ..exposures.preparation import fwhm
+
     fit = match.fit
     return {
         "WDBASIS": (options.basis, "kernel basis"),
         "WDKORDER": (fit.kernel_order, "spatial order of the kernel"),
         "WDBORDER": (fit.background_order, "spatial order of the background"),
-        "WDSFWHM": (pair.science_fwhm, "FWHM of the science PSF, pixels"),
-        "WDTFWHM": (pair.template_fwhm, "FWHM of the template PSF, pixels"),
+        "WDSFWHM": (fwhm(pair.science, pair.science_sigma), "FWHM of the science PSF, pixels"),
+        "WDTFWHM": (fwhm(pair.template, pair.template_sigma), "FWHM of the template PSF, pixels"),
         "WDTFRAC": (pair.template_fraction, "of the science pixels that the template has"),
         "WDNSTAR": (len(fit.used), "stars offered to the fit"),
         "WDNUSED": (int(fit.used.sum()), "stars used"),
@@ -339,14 +356,16 @@ def _match_cards(pair: Any, match: Any, options: Any) -> dict[str, tuple[Any, st
 
 
 def _describe(path: Path | None, product: Any, pair: Any, match: Any) -> None:
+    from ..exposures.preparation import fwhm
+
     fit = match.fit
     log.info(
         "%s: PSF FWHM %.2f (science) and %.2f (template) pixels; %s convolved; %d of %d stars"
         " used; kernel sum %.5g ± %.2g; variance planes times %.3f and %.3f; mean variance"
         " %.6g; %.1f%% of the pixels contaminated.",
         path,
-        pair.science_fwhm,
-        pair.template_fwhm,
+        fwhm(pair.science, pair.science_sigma),
+        fwhm(pair.template, pair.template_sigma),
         match.convolved,
         int(fit.used.sum()),
         len(fit.used),

@@ -52,6 +52,9 @@ class DecorrelationOptions:
     score
         The given difference is a score image: its science exposure was correlated with
         the pre-convolution kernel.
+    empty_amplitude
+        Of the pre-convolution kernel's spectrum: frequencies below it are left out of a score
+        (`whitediff.decorrelation.score_correction`).  0: the documented formula.
     full_variance
         Propagate each pixel's variance, instead of assuming it locally constant.
     ignore_mask_planes
@@ -69,6 +72,7 @@ class DecorrelationOptions:
 
     convolved: Literal["template", "science"] = "template"
     score: bool = False
+    empty_amplitude: float = 0.0
     full_variance: bool = False
     ignore_mask_planes: tuple[str, ...] = masks.DEFAULT_IGNORE_MASK_PLANES
     required_mask_planes: tuple[str, ...] = ()
@@ -248,6 +252,7 @@ def decorrelate(
         science_variance=_usable_variance("science", science, science_variance, ignore),
         template_variance=_usable_variance("template", template, template_variance, ignore),
         template_matched=options.convolved == "template",
+        empty_amplitude=options.empty_amplitude,
     )
     filters.check(difference.shape)
 
@@ -308,6 +313,7 @@ class _Filters:
     science_variance: float
     template_variance: float
     template_matched: bool
+    empty_amplitude: float
 
     @property
     def means(self) -> tuple[float, float]:
@@ -341,7 +347,7 @@ class _Filters:
             )
 
     def correction_on(
-        self, shape: tuple[int, ...], empty_power: float = 0.0
+        self, shape: tuple[int, ...], empty_amplitude: float | None = None
     ) -> decorrelation.Correction:
         """Correction on a grid."""
         grid = (shape[0], shape[1])
@@ -352,7 +358,9 @@ class _Filters:
                 science_variance=self.science_variance,
                 template_variance=self.template_variance,
                 shape=grid,
-                empty_power=empty_power,
+                empty_amplitude=(
+                    self.empty_amplitude if empty_amplitude is None else empty_amplitude
+                ),
             )
         unconvolved, convolved = self.means
         return decorrelation.difference_correction(
@@ -441,12 +449,12 @@ def _report_absurd(difference: Exposure, measured: Array) -> None:
 def _contaminated(
     correction: decorrelation.Correction, kernel: Array, untrusted: Array, filters: _Filters
 ) -> Array:
-    if filters.preconvolution_image is None:
+    if filters.preconvolution_image is None or filters.empty_amplitude > 0:
         return decorrelation.contaminated_pixels(kernel, untrusted)
     # Where pre-convolution removed everything, a score correction is noise that reaches
     # over the whole frame.  Weighed with it, the outside would contaminate every pixel; so
     # the filter counts as far as it acts on the sky, and all of it on what was filled.
-    sky_correction = filters.correction_on(correction.shape, decorrelation.EMPTY_POWER)
+    sky_correction = filters.correction_on(correction.shape, decorrelation.EMPTY_AMPLITUDE)
     sky_kernel = decorrelation.pixel_kernel(sky_correction.correction_ft, shape=correction.shape)
     total = float(np.abs(sky_kernel).sum())
     if float(np.abs(kernel).sum()) > _NOISY_SCORE_FILTER * total:

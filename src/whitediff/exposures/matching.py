@@ -13,9 +13,18 @@ from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError, DataError
-from ..matching.basis import KernelBasis, delta_basis, gaussian_basis, gaussian_sigmas, kernel_size
-from ..matching.candidates import Candidates, choose_candidates, cut_stamps
-from ..matching.solve import FitOptions, KernelFit, Stamps, fit_kernel
+from ..matching.basis import (
+    GaussianSeries,
+    KernelBasis,
+    delta_basis,
+    gaussian_basis,
+    gaussian_sigmas,
+    kernel_size,
+)
+from ..matching.candidates import CandidateOptions, Candidates, choose_candidates, cut_stamps
+from ..matching.design import FitOptions
+from ..matching.normals import Stamps
+from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import varying_pixels
 from ..polynomials import chebyshev_terms
 from . import kernels
@@ -45,9 +54,14 @@ class MatchOptions:
         pixels with a penalty on roughness.
     kernel_size
         Odd side of the kernel; scaled from the PSFs if None.
+    sigmas
+        Widths of the Gaussians, pixels; scaled from the PSFs if None.
+    series
+        How they are scaled.
+    candidates
+        Which stars are used.
     choose_order
-        How the kernel's spatial order is chosen, from 0 to 2 more than that of the fit; None
-        for the fit's own.
+        How the kernel's spatial order is chosen, from 0 to 3; None for the fit's own.
     fit
         Orders and rejection.
     """
@@ -55,6 +69,9 @@ class MatchOptions:
     convolved: Literal["template", "science", "auto"] = "template"
     basis: Literal["gaussian", "delta"] = "gaussian"
     kernel_size: int | None = None
+    sigmas: tuple[float, ...] | None = None
+    series: GaussianSeries = dataclasses.field(default_factory=GaussianSeries)
+    candidates: CandidateOptions = dataclasses.field(default_factory=CandidateOptions)
     choose_order: Literal["bic", "cross-validation"] | None = None
     fit: FitOptions = dataclasses.field(default_factory=FitOptions)
 
@@ -137,7 +154,14 @@ def match(
     science_sigma, template_sigma = candidates.science_sigma, candidates.template_sigma
     widening = 0
     if preconvolution_kernel is not None:
-        options = dataclasses.replace(options, convolved="template")
+        options = dataclasses.replace(
+            options,
+            convolved="template",
+            fit=dataclasses.replace(options.fit, known_noise=True),
+            series=dataclasses.replace(
+                options.series, largest_side=_odd(math.sqrt(2) * options.series.largest_side)
+            ),
+        )
         science = preconvolved(science, preconvolution_kernel)
         # Correlated with itself, a profile is wider by the square root of two.
         science_sigma *= math.sqrt(2)
@@ -168,6 +192,7 @@ def match(
         pair.sources,
         clear=_reach(basis) + widening,
         isolation=max(basis.size, 8 * target_sigma),
+        options=options.candidates,
     )
     if candidates.relaxed:
         _log.warning(
@@ -175,7 +200,19 @@ def match(
             len(candidates),
             candidates.relaxed,
         )
-    fit = _fit(source, target, pair.bad, candidates, basis, options, target_sigma, source_sigma)
+    fit = _fit(
+        source,
+        target,
+        pair.bad,
+        candidates,
+        basis,
+        options,
+        # Pre-convolved noise has next to the power of before at the scale of a star, however
+        # little it scatters from pixel to pixel; the original variance stands for that.
+        pair.science.variance.array if preconvolution_kernel is not None else target.variance.array,
+        target_sigma,
+        source_sigma,
+    )
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
     return Match(
         kernel=_kernel(fit, basis, science),
@@ -188,9 +225,15 @@ def match(
 
 
 def _basis(options: MatchOptions, target_sigma: float, source_sigma: float) -> KernelBasis:
-    sigmas = gaussian_sigmas(target_sigma, source_sigma)
-    size = options.kernel_size or kernel_size(sigmas)
-    return delta_basis(size) if options.basis == "delta" else gaussian_basis(sigmas, size=size)
+    sigmas = options.sigmas or gaussian_sigmas(target_sigma, source_sigma, options.series)
+    size = options.kernel_size or kernel_size(sigmas, options.series)
+    if options.basis == "delta":
+        return delta_basis(size)
+    return gaussian_basis(sigmas, degrees=options.series.degrees, size=size)
+
+
+def _odd(value: float) -> int:
+    return 2 * round((value - 1) / 2) + 1
 
 
 def _reach(basis: KernelBasis) -> int:
@@ -205,6 +248,7 @@ def _fit(
     candidates: Candidates,
     basis: KernelBasis,
     options: MatchOptions,
+    target_variance: Array,
     target_sigma: float,
     source_sigma: float,
 ) -> KernelFit:
@@ -216,7 +260,7 @@ def _fit(
             source.image.array,
             target.image.array,
             source.variance.array,
-            target.variance.array,
+            target_variance,
             bad,
             norm=norm,
             x=candidates.x,
@@ -232,9 +276,10 @@ def _fit(
     varying = varying_pixels(first, fit, basis, core=_CORE_SIGMAS * target_sigma)
     middle = np.tensordot(fit.coefficients_at(np.zeros(1), np.zeros(1))[0, :-1], basis.images, 1)
     second = stamps(float((middle**2).sum()))
-    fit, _ = _fit_or_lower(
-        dataclasses.replace(second, weight=np.where(varying, 0, second.weight)), basis, orders
-    )
+    second = dataclasses.replace(second, weight=np.where(varying, 0, second.weight))
+    if options.choose_order is not None:
+        orders = choose_kernel_order(second, basis, orders, criterion=options.choose_order)
+    fit, _ = _fit_or_lower(second, basis, orders)
     return fit
 
 

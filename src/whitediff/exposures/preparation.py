@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..matching.candidates import Sources, choose_candidates, find_sources
+from ..matching.candidates import CandidateOptions, Sources, choose_candidates, find_sources
+from ..matching.psf import measure_psf
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import detect_sources, smooth_background
 from ..stats import robust_sigma
 from . import masks
 from .alignment import aligned_template
+from .kernels import term_kernel
 from .model import Exposure
-from .psf import average_position, psf_image
+from .psf import KernelPointSpreadFunction, average_position, psf_image
 
-__all__ = ["Pair", "PreparationOptions", "prepare", "rescaled", "source_pixels", "variance_factor"]
+__all__ = [
+    "Pair",
+    "PreparationOptions",
+    "fwhm",
+    "measured_psf",
+    "prepare",
+    "rescaled",
+    "source_pixels",
+    "variance_factor",
+    "with_measured_psf",
+]
 
 type Array = npt.NDArray[Any]
 
@@ -27,6 +40,9 @@ _log = logging.getLogger("whitediff.match")
 
 _LARGEST_VARIANCE_FACTOR = 10.0
 _ENOUGH_PIXELS = 4_000_000
+_PSF_SIGMAS = 7
+_PSF_SIDES = (21, 81)
+_PSF_ORDER = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,8 +85,8 @@ class Pair:
         ``(ny, nx)`` boolean: pixels with a source.
     sources
         Sources of the science image, measured on both.
-    science_fwhm, template_fwhm
-        Of the PSFs, pixels; where one is not known, from the stars' half-light radii.
+    science_sigma, template_sigma
+        Widths of the PSFs, from the stars' half-light radii, pixels.
     """
 
     science: Exposure
@@ -82,8 +98,8 @@ class Pair:
     science_pixels: Array
     template_pixels: Array
     sources: Sources
-    science_fwhm: float
-    template_fwhm: float
+    science_sigma: float
+    template_sigma: float
 
 
 def prepare(science: Any, template: Any, options: PreparationOptions | None = None) -> Pair:
@@ -140,16 +156,99 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         science_pixels=pixels[0],
         template_pixels=pixels[1],
         sources=sources,
-        science_fwhm=_fwhm(science, candidates.science_sigma),
-        template_fwhm=_fwhm(template, candidates.template_sigma),
+        science_sigma=candidates.science_sigma,
+        template_sigma=candidates.template_sigma,
     )
 
 
-def _fwhm(exposure: Exposure, sigma: float) -> float:
+def fwhm(exposure: Exposure, sigma: float) -> float:
+    """Full width at half maximum of an exposure's PSF.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    sigma
+        Width to go by where it has no PSF, pixels.
+
+    Returns
+    -------
+    fwhm
+        Pixels, at the PSF's average position.
+    """
     if exposure.psf is None:
         return sigma / FWHM_TO_SIGMA
     x, y = average_position(exposure.psf)
     return full_width_half_maximum(psf_image(exposure.psf, x=x, y=y))
+
+
+def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpreadFunction:
+    """Measure the PSF of one exposure of a pair from its stars.
+
+    Parameters
+    ----------
+    exposure
+        Science exposure or template of the pair.
+    pair
+        The pair, for its sources.
+    sigma
+        Width of the PSF, pixels.
+
+    Returns
+    -------
+    psf
+        Varying linearly over the field where there are enough stars.
+
+    Raises
+    ------
+    DataError
+        If there are too few stars.
+    """
+    size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
+    size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
+    stars = choose_candidates(
+        pair.sources,
+        clear=size // 2 + 1,
+        isolation=0.7 * size,
+        # Galaxies would do for a kernel, not for a PSF.
+        options=CandidateOptions(relax=False),
+    )
+    images, used = measure_psf(
+        exposure.image.array,
+        exposure.variance.array,
+        pair.bad,
+        stars.x,
+        stars.y,
+        size=size,
+        order=_PSF_ORDER,
+    )
+    _log.info("%s: its PSF is measured from %d stars.", exposure.source or "The exposure", used)
+    return KernelPointSpreadFunction(term_kernel(images, _PSF_ORDER, exposure.bbox))
+
+
+def with_measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> Exposure:
+    """Exposure of a pair with its PSF, or with one that is measured.
+
+    Parameters
+    ----------
+    exposure, pair, sigma
+        As for `measured_psf`.
+
+    Returns
+    -------
+    exposure
+        The same one where it has a PSF, or where there are too few stars to measure it.
+    """
+    if exposure.psf is not None:
+        return exposure
+    try:
+        psf = measured_psf(exposure, pair, sigma)
+    except DataError as error:
+        _log.warning("%s: no PSF could be measured: %s", exposure.source or "The exposure", error)
+        return exposure
+    exposure = exposure.replaced()
+    exposure.psf = psf
+    return exposure
 
 
 def _template_fraction(

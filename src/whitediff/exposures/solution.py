@@ -10,6 +10,7 @@ import numpy.typing as npt
 from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.fields import BaseField, ChebyshevField
 
+from ..decorrelation import EMPTY_AMPLITUDE
 from ..matching.background import fit_background
 from . import masks
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
@@ -176,7 +177,11 @@ def make_product(
         science_variance=solution.science_variance,
         template_variance=solution.template_variance,
         options=DecorrelationOptions(
-            convolved=solution.convolved, score=score, full_variance=full_variance
+            convolved=solution.convolved,
+            score=score,
+            # A fitted kernel over a PSF that has no power is noise.
+            empty_amplitude=EMPTY_AMPLITUDE if score else 0.0,
+            full_variance=full_variance,
         ),
     )
     flux = flux_variance = None

@@ -17,7 +17,9 @@ import numpy.typing as npt
 from ..errors import ArgumentError
 
 __all__ = [
+    "GaussianSeries",
     "KernelBasis",
+    "Products",
     "delta_basis",
     "gaussian_basis",
     "gaussian_sigmas",
@@ -26,10 +28,30 @@ __all__ = [
 
 type Array = npt.NDArray[Any]
 
-_SMALLEST_SIGMA = 0.7
-_SMALLEST_SIGMA_DECONVOLVING = 0.4
-_EQUAL_SIGMAS = (0.7, 1.5, 3.0)
-_SMALLEST_SIZE, _LARGEST_SIZE = 21, 35
+_EQUAL_WIDTHS = 0.01
+_GAUSSIAN_PENALTY_POWER, _DELTA_PENALTY_POWER = 4, 1
+"""Laplacians in the penalty.  What is ill determined are frequencies at which the source's PSF
+has no power; a high power spares those below.  Free pixels bear less: its condition number is
+that of the Laplacian to twice the power."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Products:
+    """Basis images as linear combinations of outer products of profiles.
+
+    Attributes
+    ----------
+    profiles
+        ``(n_profiles, size)``.
+    pairs
+        ``(n_products, 2)`` indices of the profiles along y and x.
+    transform
+        ``(n, n_products)``: each basis image's share of each product.
+    """
+
+    profiles: Array
+    pairs: Array
+    transform: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +64,19 @@ class KernelBasis:
         ``(n, size, size)`` float64, origin at ``[size//2, size//2]``.  The first has unit
         sum, all others zero sum.
     penalty
-        ``(n, n)`` positive semi-definite matrix whose quadratic form measures how rough
-        the kernel is; None if the basis is smooth by itself.
+        ``(n, n)`` positive definite matrix whose quadratic form measures how rough the
+        kernel is; None: roughness costs nothing.
+    typical
+        ``(n, k)`` coefficients of kernels whose roughness costs nothing in the part of the
+        kernel that is the same all over the field; None for none.
+    products
+        How the images are made of outer products; None if they are not.
     """
 
     images: Array
     penalty: Array | None = None
+    typical: Array | None = None
+    products: Products | None = None
 
     @property
     def size(self) -> int:
@@ -58,8 +87,52 @@ class KernelBasis:
         return len(self.images)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussianSeries:
+    """How the Gaussians of a kernel are scaled from two PSFs: LSST's defaults.
+
+    Attributes
+    ----------
+    degrees
+        Of the polynomial that multiplies each Gaussian: as many Gaussians as degrees.
+    ratio
+        Of each width to the one before.
+    smallest, smallest_deconvolving
+        Least width of the first, pixels; the other where the target is the sharper.
+    equal
+        Widths where the PSFs are equal to 1 %; continued by the ratio.
+    side
+        Kernel's side over its largest width.
+    smallest_side, largest_side
+        Odd limits of the kernel's side, pixels.
+    """
+
+    degrees: tuple[int, ...] = (4, 2, 2)
+    ratio: float = 2.0
+    smallest: float = 0.7
+    smallest_deconvolving: float = 0.4
+    equal: tuple[float, ...] = (0.7, 1.5, 3.0)
+    side: float = 6.0
+    smallest_side: int = 21
+    largest_side: int = 35
+
+    def __post_init__(self) -> None:
+        if not self.degrees or min(self.degrees) < 0:
+            raise ArgumentError(f"degrees must be numbers from 0 on; got {self.degrees}.")
+        if not self.ratio > 1:
+            raise ArgumentError(f"ratio must be above 1; got {self.ratio:g}.")
+        for name in ("smallest", "smallest_deconvolving", "side"):
+            if not getattr(self, name) > 0:
+                raise ArgumentError(f"{name} must be positive; got {getattr(self, name):g}.")
+        if not 3 <= self.smallest_side <= self.largest_side:
+            raise ArgumentError(
+                f"A kernel's side must be at least 3, and the largest no less than the smallest;"
+                f" got {self.smallest_side} to {self.largest_side}."
+            )
+
+
 def gaussian_sigmas(
-    target_sigma: float, source_sigma: float, *, count: int = 3
+    target_sigma: float, source_sigma: float, series: GaussianSeries | None = None
 ) -> tuple[float, ...]:
     """Widths of the Gaussians of a kernel, scaled from the two PSFs.
 
@@ -67,15 +140,14 @@ def gaussian_sigmas(
     ----------
     target_sigma, source_sigma
         Widths of the PSF to be matched to, and of the one to be convolved; pixels.
-    count
-        Number of Gaussians.
+    series
+        `GaussianSeries`.
 
     Returns
     -------
     sigmas
-        ``σ_K/2``, at least 0.7 pixels (0.4 where the target is the sharper), each next
-        twice as wide, with ``σ_K² = |σ_target² − σ_source²|``; (0.7, 1.5, 3.0) for PSFs
-        that are equal to 1 %.
+        ``σ_K/ratio``, at least the smallest, each next wider by the ratio, with ``σ_K² =
+        |σ_target² − σ_source²|``; for PSFs that are equal to 1 % the series for that.
 
     Raises
     ------
@@ -84,33 +156,42 @@ def gaussian_sigmas(
 
     Notes
     -----
-    The series of LSST's default configuration.
+    The series of LSST's default configuration, its variant for deconvolution left out: the
+    penalty of the basis does that.
     """
+    series = series or GaussianSeries()
     for name, sigma in (("target", target_sigma), ("source", source_sigma)):
         if not (math.isfinite(sigma) and sigma > 0):
             raise ArgumentError(f"The {name} PSF's width must be positive; got {sigma:g}.")
-    if abs(target_sigma - source_sigma) < 0.01 * target_sigma:
-        return tuple(_EQUAL_SIGMAS[0] * 2**i for i in range(count)) if count != 3 else _EQUAL_SIGMAS
-    floor = _SMALLEST_SIGMA if target_sigma > source_sigma else _SMALLEST_SIGMA_DECONVOLVING
-    first = max(floor, math.sqrt(abs(target_sigma**2 - source_sigma**2)) / 2)
-    return tuple(first * 2**i for i in range(count))
+    count = len(series.degrees)
+    if abs(target_sigma - source_sigma) < _EQUAL_WIDTHS * target_sigma and series.equal:
+        equal = list(series.equal[:count])
+        while len(equal) < count:
+            equal.append(equal[-1] * series.ratio)
+        return tuple(equal)
+    floor = series.smallest if target_sigma > source_sigma else series.smallest_deconvolving
+    first = max(floor, math.sqrt(abs(target_sigma**2 - source_sigma**2)) / series.ratio)
+    return tuple(first * series.ratio**i for i in range(count))
 
 
-def kernel_size(sigmas: tuple[float, ...]) -> int:
+def kernel_size(sigmas: tuple[float, ...], series: GaussianSeries | None = None) -> int:
     """Side of a kernel that holds its Gaussians.
 
     Parameters
     ----------
     sigmas
         Widths in pixels, the largest last.
+    series
+        `GaussianSeries`.
 
     Returns
     -------
     size
         Six times the largest width, odd, within 21 to 35.
     """
-    size = int(6 * sigmas[-1])
-    return min(max(size + 1 - size % 2, _SMALLEST_SIZE), _LARGEST_SIZE)
+    series = series or GaussianSeries()
+    size = int(series.side * sigmas[-1])
+    return min(max(size + 1 - size % 2, series.smallest_side), series.largest_side)
 
 
 def gaussian_basis(
@@ -132,7 +213,8 @@ def gaussian_basis(
     basis
         For degree d, (d + 1)(d + 2)/2 images: the unit-sum Gaussian times every monomial
         ``x^i y^j`` with x, y from −1 to 1 across the stamp.  Images of non-zero sum are
-        divided by it and the first is subtracted; all but the first have unit norm.
+        divided by it and the first is subtracted; all but the first have unit norm.  The
+        penalty is ``Σ |∇⁸ kernel|²``, free of cost for sums of the plain Gaussians.
 
     Raises
     ------
@@ -152,29 +234,59 @@ def gaussian_basis(
         raise ArgumentError(f"A kernel's side must be odd and at least 3; got {size}.")
     pixels = np.arange(size) - size // 2
     unit = pixels / (size // 2)
-    images = []
+    profiles: list[Array] = []
+    pairs: list[tuple[int, int]] = []
+    plain: list[int] = []
     for sigma, degree in zip(sigmas, degrees, strict=True):
         profile = np.exp(-0.5 * (pixels / sigma) ** 2)
-        gaussian = np.outer(profile, profile)
-        gaussian /= gaussian.sum()
+        first = len(profiles)
+        plain.append(len(pairs))
+        profiles.extend(profile / profile.sum() * unit**power for power in range(degree + 1))
         for total in range(degree + 1):
-            for j in range(total + 1):
-                images.append(gaussian * np.outer(unit**j, unit ** (total - j)))
-    return KernelBasis(_renormalised(np.array(images)))
+            pairs.extend((first + j, first + total - j) for j in range(total + 1))
+    rows, columns = np.array(pairs).T
+    images = np.array(profiles)[rows][:, :, None] * np.array(profiles)[columns][:, None, :]
+    images, transform = _renormalised(images)
+    return KernelBasis(
+        images,
+        penalty=_roughness(images, _GAUSSIAN_PENALTY_POWER),
+        # The inverse's rows: what each plain Gaussian is made of.
+        typical=np.linalg.inv(transform)[plain].T,
+        products=Products(np.array(profiles), np.array(pairs), transform),
+    )
 
 
-def _renormalised(images: Array) -> Array:
-    result = images.copy()
-    result[0] /= result[0].sum()
-    for image in result[1:]:
+def _renormalised(images: Array) -> tuple[Array, Array]:
+    """Images of which only the first has a sum, and the matrix that makes them."""
+    result, transform = images.copy(), np.eye(len(images))
+    for i, (image, row) in enumerate(zip(result, transform, strict=True)):
         total = image.sum()
         # Odd monomials sum to rounding errors, which must not be divided by.
         if abs(total) > 1e-10 * np.abs(image).sum():
+            row /= total
             image /= total
-            image -= result[0]
-        image -= result[0] * image.sum()
-        image /= math.sqrt(float((image**2).sum()))
-    return result
+            if i:
+                row -= transform[0]
+                image -= result[0]
+        if i:
+            row -= transform[0] * image.sum()
+            image -= result[0] * image.sum()
+            norm = math.sqrt(float((image**2).sum()))
+            row /= norm
+            image /= norm
+    return result, transform
+
+
+def _roughness(images: Array, power: int) -> Array:
+    """Matrix of the quadratic form Σ |∇^(2·power) kernel|²; pixels outside are zero."""
+    margin = 2 * power
+    curved = np.pad(images, ((0, 0), (margin, margin), (margin, margin)))
+    for _ in range(power):
+        curved = sum(np.roll(curved, step, axis) for axis in (1, 2) for step in (-1, 1)) - (
+            4 * curved
+        )
+    flat = curved.reshape(len(images), -1)
+    return flat @ flat.T
 
 
 def delta_basis(size: int) -> KernelBasis:
@@ -209,8 +321,5 @@ def delta_basis(size: int) -> KernelBasis:
     flat = np.zeros((n, n))
     flat[np.arange(n), order] = 1.0
     flat[1:, middle] -= 1.0
-    # The Laplacian of each image; pixels outside are zero.
-    line = -2 * np.eye(size) + np.eye(size, k=1) + np.eye(size, k=-1)
-    laplacian = np.kron(line, np.eye(size)) + np.kron(np.eye(size), line)
-    curvature = laplacian @ flat.T
-    return KernelBasis(flat.reshape(n, size, size), penalty=curvature.T @ curvature)
+    images = flat.reshape(n, size, size)
+    return KernelBasis(images, penalty=_roughness(images, _DELTA_PENALTY_POWER))

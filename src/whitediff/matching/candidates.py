@@ -11,9 +11,16 @@ import numpy.typing as npt
 import scipy.spatial
 
 from ..errors import ArgumentError, DataError
-from .solve import Stamps
+from .normals import Stamps
 
-__all__ = ["Candidates", "Sources", "choose_candidates", "cut_stamps", "find_sources"]
+__all__ = [
+    "CandidateOptions",
+    "Candidates",
+    "Sources",
+    "choose_candidates",
+    "cut_stamps",
+    "find_sources",
+]
 
 type Array = npt.NDArray[Any]
 
@@ -21,14 +28,45 @@ HALF_LIGHT_TO_SIGMA = 1 / math.sqrt(2 * math.log(2))
 """Width of a Gaussian over its half-light radius."""
 
 _DETECTION_THRESHOLD = 5.0
-_SIGNAL_TO_NOISE = (10.0, 500.0)
 _WIDTH_TOLERANCE = 0.15
-_CELL = 128
-_PER_CELL = 5
-_MOST = 1000
 _LARGEST_CHANGE = 1.5
 _ENOUGH = 10
-_FEWEST = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CandidateOptions:
+    """Which stars may determine a kernel.
+
+    Attributes
+    ----------
+    signal_to_noise
+        Smallest and largest, on the science image.
+    cell, per_cell
+        At most so many in a square of so many pixels.
+    most
+        Number of stars at most, the brightest.
+    fewest
+        Less is an error.
+    relax
+        Where there are fewer than 10, take brighter ones, then not isolated ones, then
+        extended ones.
+    """
+
+    signal_to_noise: tuple[float, float] = (10.0, 500.0)
+    cell: int = 128
+    per_cell: int = 5
+    most: int = 1000
+    fewest: int = 3
+    relax: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.signal_to_noise[0] < self.signal_to_noise[1]:
+            raise ArgumentError(
+                f"signal_to_noise must be a smallest and a largest; got {self.signal_to_noise}."
+            )
+        for name in ("cell", "per_cell", "most", "fewest"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} must be positive; got {getattr(self, name)}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +201,7 @@ def find_sources(
 
 
 def choose_candidates(
-    sources: Sources, *, clear: int, isolation: float, most: int = _MOST
+    sources: Sources, *, clear: int, isolation: float, options: CandidateOptions | None = None
 ) -> Candidates:
     """Choose isolated, unresolved, clean stars, spread over the frame.
 
@@ -175,24 +213,26 @@ def choose_candidates(
         Pixels around a star's centre, in x and y, without a bad pixel or an edge.
     isolation
         Distance without another source of more than a tenth of its flux, pixels.
-    most
-        Number of stars at most, the brightest.
+    options
+        `CandidateOptions`.
 
     Returns
     -------
     candidates
-        `Candidates`: signal-to-noise 10 to 500, half-light radius within 15 % of
-        the stars', isolated, at most 5 in a cell of 128 × 128 pixels.  Where there are
-        fewer than 10, brighter ones too; then not isolated ones; then extended ones: what
-        does not vary determines a kernel whatever it is, if less cleanly.
+        `Candidates`: of moderate brightness, half-light radius within 15 % of the stars',
+        isolated, of similar flux in both images.  Where there are fewer than 10, brighter
+        ones too; then not isolated ones; then extended ones: what does not vary determines
+        a kernel whatever it is, if less cleanly.
 
     Raises
     ------
     DataError
-        If fewer than 3 are left.
+        If too few are left.
     """
+    options = options or CandidateOptions()
     ratio = sources.signal_to_noise
-    usable = sources.clean & (ratio >= _SIGNAL_TO_NOISE[0])
+    faintest, brightest = options.signal_to_noise
+    usable = sources.clean & (ratio >= faintest)
     usable &= _clear_of(sources.bad, sources.x, sources.y, clear)
     isolated = _isolated(sources.x, sources.y, sources.flux, isolation)
     usable &= _static(sources, usable)
@@ -202,7 +242,7 @@ def choose_candidates(
         bright = usable & isolated & (ratio >= np.median(ratio[usable & isolated]))
         locus = _half_sample_mode(sources.science_radius[bright])
         unresolved = np.abs(sources.science_radius / locus - 1) <= _WIDTH_TOLERANCE
-    moderate = ratio <= _SIGNAL_TO_NOISE[1]
+    moderate = ratio <= brightest
     chosen, relaxed = np.array([], dtype=int), ""
     for name, good in (
         ("", usable & isolated & unresolved & moderate),
@@ -210,15 +250,15 @@ def choose_candidates(
         ("brightness, isolation", usable & unresolved),
         ("brightness, isolation, size", usable),
     ):
-        more = _spread(sources.x, sources.y, np.where(good, ratio, 0.0), most)
+        more = _spread(sources.x, sources.y, np.where(good, ratio, 0.0), options)
         if len(more) > len(chosen):
             chosen, relaxed = more, name
-        if len(chosen) >= _ENOUGH:
+        if len(chosen) >= _ENOUGH or not options.relax:
             break
-    if len(chosen) < _FEWEST:
+    if len(chosen) < options.fewest:
         raise DataError(
-            f"Only {len(chosen)} of {len(ratio)} sources are unsaturated and at least {clear}"
-            f" pixels from edges and bad pixels; a kernel needs {_FEWEST}."
+            f"Only {len(chosen)} of {len(ratio)} sources are unsaturated, static and at least"
+            f" {clear} pixels from edges and bad pixels; a kernel needs {options.fewest}."
         )
     science_sigma, template_sigma = (
         float(np.median(radius[chosen])) * HALF_LIGHT_TO_SIGMA
@@ -281,15 +321,15 @@ def _half_sample_mode(values: Array) -> float:
     return float(np.mean(values))
 
 
-def _spread(x: Array, y: Array, rank: Array, most: int) -> Array:
+def _spread(x: Array, y: Array, rank: Array, options: CandidateOptions) -> Array:
     """Indices of the best, at most so many in a cell."""
     cells: dict[tuple[int, int], int] = {}
     chosen: list[int] = []
     for i in np.argsort(rank)[::-1]:
-        if rank[i] <= 0 or len(chosen) == most:
+        if rank[i] <= 0 or len(chosen) == options.most:
             break
-        cell = (int(x[i]) // _CELL, int(y[i]) // _CELL)
-        if cells.get(cell, 0) < _PER_CELL:
+        cell = (int(x[i]) // options.cell, int(y[i]) // options.cell)
+        if cells.get(cell, 0) < options.per_cell:
             cells[cell] = cells.get(cell, 0) + 1
             chosen.append(int(i))
     return np.array(chosen, dtype=int)
@@ -329,7 +369,7 @@ def cut_stamps(
     Returns
     -------
     stamps
-        `whitediff.matching.solve.Stamps`, weighted by the inverse variance; pixels
+        `whitediff.matching.normals.Stamps`, weighted by the inverse variance; pixels
         that are bad, not finite or of no positive variance have no weight.
 
     Raises
@@ -353,8 +393,9 @@ def cut_stamps(
         return windows[rows - r, columns - r]
 
     sources, targets = cut(source, edge).astype(np.float64), cut(target, half).astype(np.float64)
-    variance = cut(target_variance, half) + norm * cut(source_variance, half).astype(np.float64)
+    noise = cut(source_variance, edge).astype(np.float64)
     inner = slice(edge - half, edge - half + size)
+    variance = cut(target_variance, half) + norm * noise[:, inner, inner]
     usable = ~cut(bad, half) & np.isfinite(targets) & np.isfinite(sources[:, inner, inner])
     usable &= np.isfinite(variance) & (variance > 0)
     return Stamps(
@@ -363,4 +404,6 @@ def cut_stamps(
         weight=np.where(usable, 1 / np.where(usable, variance, 1), 0.0),
         x=2 * (columns + 0.5) / nx - 1,
         y=2 * (rows + 0.5) / ny - 1,
+        # Pixels that were filled have no noise.
+        source_variance=np.where(np.isfinite(sources) & np.isfinite(noise), noise, 0.0),
     )

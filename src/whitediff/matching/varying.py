@@ -13,7 +13,8 @@ import scipy.ndimage
 from ..fourier import pad_center_origin
 from ..stats import robust_sigma
 from .basis import KernelBasis
-from .solve import KernelFit, Stamps
+from .normals import Stamps
+from .solve import KernelFit
 
 __all__ = ["residual_stamps", "varying_pixels"]
 

@@ -1,0 +1,309 @@
+"""The unknowns of a field, and their most likely values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg
+import scipy.optimize
+
+from ..errors import ArgumentError, DataError
+from ..polynomials import chebyshev_products, chebyshev_terms
+from .basis import KernelBasis
+from .normals import Normals
+
+__all__ = ["Design", "FitOptions", "Solved"]
+
+type Array = npt.NDArray[Any]
+
+_LARGEST_CONDITION = 1e13
+
+_START_SMOOTHNESS = 1e-3
+_SMOOTHNESS_RANGE = 1e15
+"""Where the search for the weight of the penalty starts, and how far it goes either way."""
+
+_LARGEST_PIVOT_RATIO = 1e9
+"""Squared ratio of the Cholesky factor's diagonal, up to which penalties may grow."""
+
+_NOISE_TERMS = 3
+"""Terms of the series that undoes what the source's noise does."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How to fit.
+
+    Attributes
+    ----------
+    kernel_order, background_order
+        Of the Chebyshev polynomials in x and y together.
+    constant_sum
+        Keep the kernel's sum the same over the field.
+    smoothness
+        Weight of the basis' penalty, relative to the data's own curvature; None: the most
+        likely, separately for the kernel in the mean and for its variation over the field.
+    known_noise
+        Believe the weights' scale when the penalty's weight is chosen.  For noise that is
+        correlated, whose scatter from pixel to pixel says little of its power at the scale
+        of a star; the weights then stand for that power.
+    rejections
+        Rounds of rejection, at most.
+    largest_mean, largest_rms
+        Of a stamp's residual over its sigma: a stamp beyond either is rejected.
+    sum_clip
+        Stamps whose own kernel sum is that many robust sigmas from the median are rejected.
+    """
+
+    kernel_order: int = 1
+    background_order: int = 2
+    constant_sum: bool = True
+    smoothness: float | None = None
+    known_noise: bool = False
+    rejections: int = 3
+    largest_mean: float = 0.25
+    largest_rms: float = 1.5
+    sum_clip: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name in ("kernel_order", "background_order", "rejections"):
+            if getattr(self, name) < 0:
+                raise ArgumentError(f"{name} must not be negative; got {getattr(self, name)}.")
+        for name in ("smoothness", "largest_mean", "largest_rms", "sum_clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ArgumentError(f"{name} must be positive; got {value:g}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Solved:
+    """Solution, its covariance, and what it was found with."""
+
+    solution: Array
+    covariance: Array
+    condition: float
+    effective: float
+
+
+class Design:
+    """How the unknowns of the field make the coefficients of a stamp."""
+
+    def __init__(
+        self,
+        basis: KernelBasis,
+        kernel_terms: Array,
+        background_terms: Array,
+        options: FitOptions,
+    ) -> None:
+        self.basis, self.options = basis, options
+        self.kernel_terms, self.background_terms = kernel_terms, background_terms
+        n_kernel = kernel_terms.shape[1]
+        self.first = 1 if options.constant_sum else n_kernel
+        self.n_varying = (len(basis) - 1) * n_kernel
+        self.size = self.first + self.n_varying + background_terms.shape[1]
+
+    def _parts(self) -> tuple[slice, slice, slice]:
+        varying = self.first + self.n_varying
+        return slice(0, self.first), slice(self.first, varying), slice(varying, self.size)
+
+    def _unknown_of(self) -> Array:
+        """Unknown that belongs to each (coefficient of a stamp, spatial term); −1 for none."""
+        n_kernel, n_background = self.kernel_terms.shape[1], self.background_terms.shape[1]
+        first, varying, background = self._parts()
+        table = np.full((len(self.basis) + 1, max(n_kernel, n_background)), -1)
+        table[0, : self.first] = np.arange(first.start, first.stop)
+        table[1:-1, :n_kernel] = np.arange(varying.start, varying.stop).reshape(-1, n_kernel)
+        table[-1, :n_background] = np.arange(background.start, background.stop)
+        return table
+
+    def _sum(self, grams: Array, used: Array) -> Array:
+        """Normal matrices of single stamps, taken to the unknowns and summed."""
+        table = self._unknown_of()
+        m, n_terms = table.shape
+        terms = np.zeros((len(used), 2, n_terms))
+        terms[:, 0, : self.kernel_terms.shape[1]] = self.kernel_terms
+        terms[:, 1, : self.background_terms.shape[1]] = self.background_terms
+        terms[~used] = 0
+        total = np.zeros((self.size, self.size))
+        rows = [(slice(0, m - 1), 0), (slice(m - 1, m), 1)]
+        for part, kind in rows:
+            for other, other_kind in rows:
+                block = grams[:, part, other].reshape(len(used), -1)
+                for p in range(n_terms):
+                    for q in range(n_terms):
+                        weight = terms[:, kind, p] * terms[:, other_kind, q]
+                        row, column = table[part, p], table[other, q]
+                        if not weight.any() or row.max() < 0 or column.max() < 0:
+                            continue
+                        summed = (weight @ block).reshape(len(row), len(column))
+                        kept = summed[np.ix_(row >= 0, column >= 0)]
+                        total[np.ix_(row[row >= 0], column[column >= 0])] = kept
+        return total
+
+    def _sum_right(self, rights: Array, used: Array) -> Array:
+        first, varying, background = self._parts()
+        result = np.empty(self.size)
+        kernel, level = self.kernel_terms[used], self.background_terms[used]
+        result[first] = rights[used, 0] @ kernel[:, : self.first]
+        result[varying] = (rights[used, 1:-1].T @ kernel).ravel()
+        result[background] = rights[used, -1] @ level
+        return result
+
+    def solve(self, normals: Normals, used: Array) -> Solved:
+        """Most likely solution from some of the stamps."""
+        n_used = int(used.sum())
+        fewest = max(3, self.kernel_terms.shape[1], self.background_terms.shape[1])
+        if n_used < fewest:
+            raise DataError(
+                f"{n_used} of {len(used)} stamps are usable, but kernel order"
+                f" {self.options.kernel_order} and background order"
+                f" {self.options.background_order} need at least {fewest}; lower the orders."
+            )
+        gram, right = self._sum(normals.gram, used), self._sum_right(normals.right, used)
+        penalties = self._penalties()
+        weights = self._weights(
+            gram,
+            right,
+            float(normals.square[used].sum()),
+            float(normals.pixels[used].sum()),
+            penalties,
+        )
+        matrix = gram + sum(w * penalty for w, (penalty, _) in zip(weights, penalties, strict=True))
+        scale = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+        scaled = matrix * np.outer(scale, scale)
+        eigenvalues = scipy.linalg.eigvalsh(scaled)
+        condition = float(eigenvalues[-1] / max(eigenvalues[0], 1e-300))
+        if not condition < _LARGEST_CONDITION:
+            raise DataError(
+                f"The fit of {self.size} unknowns to {n_used} stamps is singular (condition"
+                f" {condition:.1g}); lower the spatial orders or use more stars."
+            )
+        factor = scipy.linalg.cho_factor(scaled)
+        inverse = np.outer(scale, scale) * scipy.linalg.cho_solve(factor, np.eye(self.size))
+        effective = float(np.einsum("ij,ij->", inverse, gram))
+        if normals.noise is not None:
+            # (M − N)⁻¹ = Σ (M⁻¹N)ᵏ M⁻¹; M holds N on average, so every term is finite.
+            step = inverse @ self._sum(normals.noise, used)
+            term = inverse
+            for _ in range(_NOISE_TERMS):
+                term = step @ term
+                inverse = inverse + term
+        return Solved(inverse @ right, inverse @ gram @ inverse.T, condition, effective)
+
+    def _penalties(self) -> list[tuple[Array, int]]:
+        """Penalties on the kernel's mean and on its variation, and their ranks."""
+        if self.basis.penalty is None:
+            return []
+        n_kernel = self.kernel_terms.shape[1]
+        table = self._unknown_of()[:-1, :n_kernel]
+        penalty, rank = self.basis.penalty, len(self.basis)
+        if self.basis.typical is not None:
+            # The roughness of what is left when the nearest typical kernel is taken off.
+            rough = penalty @ self.basis.typical
+            common = self.basis.typical.T @ rough
+            penalty = penalty - rough @ np.linalg.solve(common, rough.T)
+            rank -= self.basis.typical.shape[1]
+        mean, variation = np.zeros((2, self.size, self.size))
+        mean[np.ix_(table[:, 0], table[:, 0])] = penalty
+        for term in range(1, n_kernel):
+            unknowns = table[:, term][table[:, term] >= 0]
+            kept = np.ix_(table[:, term] >= 0, table[:, term] >= 0)
+            variation[np.ix_(unknowns, unknowns)] = self.basis.penalty[kept]
+        result = [(mean, rank)]
+        if n_kernel > 1:
+            result.append((variation, int((table[:, 1:] >= 0).sum())))
+        return result
+
+    def _weights(
+        self,
+        gram: Array,
+        right: Array,
+        square: float,
+        pixels: float,
+        penalties: list[tuple[Array, int]],
+    ) -> Array:
+        """Weights of the penalties: as asked for, or of the largest restricted likelihood."""
+        kernel = float(np.trace(gram)) - float(np.diag(gram)[self._parts()[2]].sum())
+        scales = np.array([kernel / np.trace(penalty) for penalty, _ in penalties])
+        if not penalties or not kernel > 0:
+            return scales
+        if self.options.smoothness is not None:
+            return self.options.smoothness * scales
+        ranks = np.array([rank for _, rank in penalties])
+        free = pixels - (self.size - ranks.sum())
+        known = self.options.known_noise
+
+        def deviance(logarithms: Array) -> float:
+            """−2 log of the restricted likelihood, up to a constant, at its best scale."""
+            matrix = gram.copy()
+            for logarithm, scale, (penalty, _) in zip(logarithms, scales, penalties, strict=True):
+                matrix += math.exp(logarithm) * scale * penalty
+            norm = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+            try:
+                factor = scipy.linalg.cholesky(matrix * np.outer(norm, norm), lower=True)
+            except scipy.linalg.LinAlgError:
+                return 1e300
+            pivots = np.diag(factor)
+            # No stiffer than can be solved: the ratio bounds the condition from below.
+            if (pivots.max() / pivots.min()) ** 2 > _LARGEST_PIVOT_RATIO:
+                return 1e300
+            half = scipy.linalg.solve_triangular(factor, norm * right, lower=True)
+            rest = max(square - float(half @ half), 1e-300 + 1e-12 * square)
+            determinant = 2 * float(np.log(pivots).sum() - np.log(norm).sum())
+            # Of noise of unknown scale the best is inserted.
+            misfit = rest if known else max(free, 1.0) * math.log(rest)
+            return misfit + determinant - float(ranks @ logarithms)
+
+        start = np.full(len(penalties), math.log(_START_SMOOTHNESS))
+        simplex = np.stack([start, *(start + 3 * np.eye(len(start)))])
+        limit = math.log(_SMOOTHNESS_RANGE)
+        found = scipy.optimize.minimize(
+            deviance,
+            start,
+            method="Nelder-Mead",
+            bounds=[(value - limit, value + limit) for value in start],
+            # A tenth of a unit of the deviance is far within its own scatter.
+            options={"initial_simplex": simplex, "xatol": 0.2, "fatol": 0.1, "maxfev": 150},
+        )
+        return np.exp(found.x) * scales
+
+    def local(self, solution: Array) -> Array:
+        """``(n_stamps, n_basis + 1)`` coefficients of every stamp."""
+        first, varying, background = self._parts()
+        table = solution[varying].reshape(len(self.basis) - 1, -1)
+        result = np.empty((len(self.kernel_terms), len(self.basis) + 1))
+        result[:, 0] = self.kernel_terms[:, : self.first] @ solution[first]
+        result[:, 1:-1] = self.kernel_terms @ table.T
+        result[:, -1] = self.background_terms @ solution[background]
+        return result
+
+    def kernel_coefficients(self, solution: Array) -> Array:
+        """Chebyshev matrices of the basis images' coefficients."""
+        first, varying, _ = self._parts()
+        order = self.options.kernel_order
+        table = np.zeros((len(self.basis), self.kernel_terms.shape[1]))
+        table[0, : self.first] = solution[first]
+        table[1:] = solution[varying].reshape(len(self.basis) - 1, -1)
+        matrices = np.zeros((len(self.basis), order + 1, order + 1))
+        for column, (p, q) in enumerate(chebyshev_terms(order)):
+            matrices[:, p, q] = table[:, column]
+        return matrices
+
+    def background_coefficients(self, solution: Array) -> Array:
+        """Chebyshev matrix of the background."""
+        order = self.options.background_order
+        matrix = np.zeros((order + 1, order + 1))
+        terms = chebyshev_terms(order)
+        for (p, q), value in zip(terms, solution[self._parts()[2]], strict=True):
+            matrix[p, q] = value
+        return matrix
+
+    def sum_gradient(self) -> Array:
+        """Derivative of the kernel's sum in the middle of the frame by the unknowns."""
+        gradient = np.zeros(self.size)
+        middle = chebyshev_products(self.options.kernel_order, np.zeros(1), np.zeros(1))[0]
+        gradient[: self.first] = middle[: self.first]
+        return gradient
