@@ -92,7 +92,7 @@ def test_conservation_laws(ratio):
     correction = correction_for(kernel, shape, svar=2.0, tvar=2.0 * ratio)
     assert correction.correction_ft[0, 0] == pytest.approx(1, abs=1e-14)
     assert correction.kernel_sum == pytest.approx(1.3, rel=1e-12)
-    unconvolved, convolved = correction.variance_weights()
+    unconvolved, convolved = correction.variance_weights
     # Parseval: the variance of a pixel is the one that whiteness fixes.
     assert 2 * unconvolved + 2 * ratio * convolved == pytest.approx(
         2 + 2 * ratio * 1.3**2, rel=1e-12
@@ -197,7 +197,7 @@ def test_variance_planes_are_diagonals_of_dense_covariances(rng, shape):
     )
     np.testing.assert_allclose(full, dense, rtol=1e-10)
     # Where the variance is constant, the estimate agrees with the full propagation.
-    weights = correction.variance_weights()
+    weights = correction.variance_weights
     estimated = decorrelation.estimated_variance(planes[0], planes[1], weights)
     np.testing.assert_allclose(
         estimated,

@@ -9,6 +9,7 @@ Mean variances are those before any convolution.  Formulas and sources: DMTN-021
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import fourier
+from .convolution import convolve
 from .errors import ArgumentError, DataError
 
 __all__ = [
@@ -24,12 +26,14 @@ __all__ = [
     "Correction",
     "absolute_weight",
     "checked_kernel",
+    "compact_kernel",
     "contaminated_pixels",
     "corrected_image",
     "corrected_psf",
     "depends_on_grid",
     "difference_correction",
     "estimated_variance",
+    "filtered_image",
     "filtered_stamp",
     "full_variance",
     "measured_pixels",
@@ -68,6 +72,8 @@ _LARGEST_SIGNIFICANCE = 1e11
 
 Errors of a double-precision transform stay below 1e-3 sigma for less than 2.8e11 sigma.
 """
+
+_REACHES = (16, 24, 32, 48, 64, 96)
 
 _PRECISION_GOAL = 1e-3
 """Allowed error of a filtered pixel over its standard deviation."""
@@ -113,6 +119,7 @@ class Correction:
         """Total kernel of the exposure that was convolved with κ (``crft``)."""
         return self.kernel_ft * self.correction_ft
 
+    @functools.cached_property
     def variance_weights(self) -> tuple[float, float]:
         """Variance of a pixel per unit variance of the two inputs.
 
@@ -386,15 +393,7 @@ def corrected_image(
         If no pixel is finite.
     """
     image = _checked_image(image, correction_ft, shape)
-    finite = measured_pixels(image, sigma)
-    # Double precision for the sum: of 10^7 float32 values it would drift.
-    n_finite = int(np.count_nonzero(finite))
-    if n_finite == 0:
-        raise DataError("The image has no finite pixel, so there is nothing to correct.")
-    if n_finite == image.size:
-        filled = image
-    else:
-        filled = np.where(finite, image, image.dtype.type(image[finite].mean(dtype=np.float64)))
+    filled, measured = _filled(image, sigma)
     if image.dtype == np.float32 and not _single_precision_suffices(
         filled, correction_ft, shape, sigma
     ):
@@ -403,8 +402,8 @@ def corrected_image(
     spectrum *= correction_ft.astype(filled.dtype, copy=False)
     corrected = np.empty_like(image)
     corrected[...] = fourier.inverse(spectrum, shape, (image.shape[0], image.shape[1]))
-    if n_finite < image.size:
-        np.copyto(corrected, image, where=~finite)
+    if measured is not None:
+        np.copyto(corrected, image, where=~measured)
     return corrected
 
 
@@ -633,7 +632,7 @@ def absolute_weight(kernel: Array, pixels: Array) -> Array:
     Parameters
     ----------
     kernel
-        `pixel_kernel`, on a grid at least as large as the image.
+        `pixel_kernel` on a grid at least as large as the image, or a `compact_kernel`.
     pixels
         ``(ny, nx)`` boolean.
 
@@ -642,6 +641,8 @@ def absolute_weight(kernel: Array, pixels: Array) -> Array:
     weight
         ``(ny, nx)`` float32: ``Σ_a |kernel(a)| pixels(x − a)``, zero outside the frame.
     """
+    if kernel.shape[0] < pixels.shape[0] and kernel.shape[1] < pixels.shape[1]:
+        return convolve(pixels.astype(np.float32), np.abs(kernel))
     shape = (kernel.shape[0], kernel.shape[1])
     spectrum = fourier.forward(pixels.astype(np.float32), shape)
     spectrum *= fourier.forward(np.abs(kernel).astype(np.float32), shape)
@@ -656,7 +657,8 @@ def contaminated_pixels(
     Parameters
     ----------
     kernel
-        `pixel_kernel` of the filter, on a grid at least as large as the image.
+        `pixel_kernel` of the filter on a grid at least as large as the image, or its
+        `compact_kernel`.
     untrusted
         ``(ny, nx)`` boolean: pixels filled in for the transform, or masked as
         meaningless.  Everything outside the frame counts as untrusted too.
@@ -703,12 +705,89 @@ def depends_on_grid(kernel: Array, image: Array, *, margin: tuple[int, int], sig
     if far.size == 0:
         return False
     finite = measured_pixels(image, sigma)
-    values = (image if finite.all() else image[finite]).astype(np.float64)
+    values = image if finite.all() else image[finite]
+    largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))
+    if float(far.sum()) * largest <= _PRECISION_GOAL * sigma:
+        return False
+    values = values.astype(np.float64)
     mean = float(values.mean())
     # A background adds up over all lags, noise in squares, a star counts once.
     error = (
         float(far.sum()) * abs(mean)
         + 5 * math.sqrt(float(np.square(far).sum())) * float(values.std())
-        + float(far.max()) * float(np.abs(values).max())
+        + float(far.max()) * largest
     )
     return error > _PRECISION_GOAL * sigma
+
+
+def compact_kernel(kernel: Array, image: Array, *, sigma: float) -> Array | None:
+    """Part of a filter that suffices, if it is small enough to convolve with.
+
+    Parameters
+    ----------
+    kernel
+        `pixel_kernel` of the filter, on a grid of any size.
+    image
+        ``(ny, nx)`` that is to be filtered; pixels that are not finite do not count.
+    sigma
+        Standard deviation of a filtered pixel, image_unit.
+
+    Returns
+    -------
+    compact
+        ``(2·reach + 1, 2·reach + 1)``, origin in the middle: what is left out moves no pixel by
+        more than 1e-3 sigma (`depends_on_grid`).  None where that takes more than 96 pixels,
+        a third of the grid, or half of the image.
+    """
+    largest = min(*(n // 3 for n in kernel.shape), *((n - 1) // 2 for n in image.shape))
+    for reach in _REACHES:
+        if reach > largest:
+            break
+        if not depends_on_grid(kernel, image, margin=(reach + 1, reach + 1), sigma=sigma):
+            side = 2 * reach + 1
+            return fourier.crop_center_origin(kernel, (side, side))
+    return None
+
+
+def filtered_image(kernel: Array, image: Array, *, sigma: float | None = None) -> Array:
+    """Filter a difference or score image with a `compact_kernel`.
+
+    Parameters
+    ----------
+    kernel
+        ``(ky, kx)``, origin in the middle.
+    image
+        ``(ny, nx)``.  Not modified.  Non-finite pixels are replaced and come back as in
+        `corrected_image`.
+    sigma
+        Smallest standard deviation among the result's pixels, image_unit: pixels beyond 1e11
+        of it count as not finite.
+
+    Returns
+    -------
+    filtered
+        ``(ny, nx)``, the image's dtype, computed in double precision.
+
+    Raises
+    ------
+    DataError
+        If no pixel is finite.
+    """
+    filled, measured = _filled(image, sigma)
+    filtered = convolve(filled, kernel)
+    if measured is not None:
+        np.copyto(filtered, image, where=~measured)
+    return filtered
+
+
+def _filled(image: Array, sigma: float | None) -> tuple[Array, Array | None]:
+    """Image with pixels that hold no measurement at the mean of the others, and which do."""
+    measured = measured_pixels(image, sigma)
+    n_measured = int(np.count_nonzero(measured))
+    if n_measured == 0:
+        raise DataError("The image has no finite pixel, so there is nothing to correct.")
+    if n_measured == image.size:
+        return image, None
+    # Double precision for the sum: of 10^7 float32 values it would drift.
+    mean = image.dtype.type(image[measured].mean(dtype=np.float64))
+    return np.where(measured, image, mean), measured

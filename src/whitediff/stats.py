@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ __all__ = [
 ]
 
 type Array = npt.NDArray[Any]
+
+_CHUNK = 1 << 20
 
 IQR_TO_SIGMA = 0.741301109252802
 """Standard deviation of a Gaussian over its inter-quartile range."""
@@ -83,19 +87,20 @@ def clipped_mean(values: Array, *, good: Array | None = None) -> ClippedMean:
                 f"values and good must have the same shape; got {values.shape} and {good.shape}."
             )
         use &= good
-    used = values[use].astype(np.float64, copy=False)
+    used = values[use]
     nan = float("nan")
     if used.size == 0:
         return ClippedMean(nan, nan, nan, (nan,) * 3, (nan,) * 3, (0,) * 3)
     if used.size == 1:
         value = float(used[0])
         return ClippedMean(value, value, 0.0, (value,) * 3, (0.0,) * 3, (1,) * 3)
-
-    lower, median, upper = (float(q) for q in np.percentile(used, [25, 50, 75]))
+    # Sorted, every interval is a slice.
+    used.sort()
+    lower, median, upper = (_quantile(used, fraction) for fraction in (0.25, 0.5, 0.75))
     center, half_width = median, 3 * IQR_TO_SIGMA * (upper - lower)
     centers, half_widths, counts = [], [], []
     for _ in range(3):
-        inside = used[np.abs(used - center) <= half_width]
+        inside = used[_within(used, center, half_width)]
         centers.append(center)
         half_widths.append(half_width)
         counts.append(inside.size)
@@ -104,11 +109,45 @@ def clipped_mean(values: Array, *, good: Array | None = None) -> ClippedMean:
             return ClippedMean(
                 nan, median, upper - lower, tuple(centers), tuple(half_widths), tuple(counts)
             )
-        center = float(inside.mean())
-        half_width = 3 * float(inside.std(ddof=1)) if inside.size > 1 else 0.0
+        center = float(inside.mean(dtype=np.float64))
+        half_width = 3 * _standard_deviation(inside, center)
     return ClippedMean(
         center, median, upper - lower, tuple(centers), tuple(half_widths), tuple(counts)
     )
+
+
+def _quantile(ordered: Array, fraction: float) -> float:
+    rank = fraction * (ordered.size - 1)
+    low = int(rank)
+    lower, upper = float(ordered[low]), float(ordered[min(low + 1, ordered.size - 1)])
+    return lower + (rank - low) * (upper - lower)
+
+
+def _within(ordered: Array, center: float, half_width: float) -> slice:
+    """Slice of the values with ``|v − center| ≤ half_width``, to the last rounding."""
+
+    def first(beyond: Callable[[float], bool]) -> int:
+        low, high = 0, ordered.size
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if beyond(float(ordered[middle])) else (middle + 1, high)
+        return low
+
+    return slice(
+        first(lambda v: v >= center or center - v <= half_width),
+        first(lambda v: v > center and v - center > half_width),
+    )
+
+
+def _standard_deviation(values: Array, mean: float) -> float:
+    if values.size < 2:
+        return 0.0
+    total = 0.0
+    for start in range(0, values.size, _CHUNK):
+        part = values[start : start + _CHUNK].astype(np.float64)
+        part -= mean
+        total += float(part @ part)
+    return math.sqrt(total / (values.size - 1))
 
 
 def robust_sigma(values: Array) -> float:

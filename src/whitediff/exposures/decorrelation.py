@@ -37,6 +37,9 @@ _VARIANCE_RATIO_TO_WARN = 1e8
 _NOISY_SCORE_FILTER = 3
 """Absolute weight of a score filter, over that of its part on the sky, to warn of."""
 _RESPONSE_NODES = 5
+_SMALL_GRID = 384
+"""Side of the grid on which a compact correction shows that it is one."""
+
 _PSF_GRID_MARGIN = 4
 """The PSF's grid is this many times its stamp: enough for the filter not to wrap around."""
 
@@ -256,15 +259,15 @@ def decorrelate(
     )
     filters.check(difference.shape)
 
-    correction, kernel_on_grid = filters.correction_for(difference.image.array, options)
-    weights = correction.variance_weights()
+    correction, pixel_kernel = filters.correction_for(difference.image.array, options)
+    weights = correction.variance_weights
     variance = _variance_plane(science, template, correction, weights, options, filters)
     sigma = _smallest_sigma(variance)
-    image = _corrected_image(difference.image.array, correction, sigma, options)
+    image = _corrected_image(difference.image.array, correction, pixel_kernel, sigma, options)
     measured = decorrelation.measured_pixels(difference.image.array, sigma)
     _report_absurd(difference, measured)
     untrusted = masks.flagged(difference.mask, options.untrusted_mask_planes) | ~measured
-    contaminated = _contaminated(correction, kernel_on_grid, untrusted, filters)
+    contaminated = _contaminated(correction, pixel_kernel, untrusted, filters)
     psf = None if difference.psf is None else _psf_before(difference.psf, filters, box, options)
     on_stamps = filters.correction_on_stamps(correction, options)
 
@@ -373,25 +376,35 @@ class _Filters:
     def correction_for(
         self, image: Array, options: DecorrelationOptions
     ) -> tuple[decorrelation.Correction, Array]:
-        """Correction on the grid for an image, and its kernel on the pixels of that grid.
+        """Correction, and its kernel on the pixels: compact, or on the correction's grid.
 
-        The documented grid, or one that transforms faster where that makes no difference.
+        A compact kernel comes with the correction on a small grid.  Else the grid is the
+        documented one, or one that transforms faster where that makes no difference.
         """
         documented = fourier.common_shape(*self.stamps, image.shape)
         if options.transform == "fast":
-            correction = self.correction_on(fourier.fast_shape(*self.stamps, image.shape))
-            kernel = decorrelation.pixel_kernel(correction.correction_ft, shape=correction.shape)
-            weights = correction.variance_weights()
-            sigma = math.sqrt(weights[0] * self.means[0] + weights[1] * self.means[1])
+            small = fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
+            if not options.full_variance and math.prod(small) < math.prod(documented):
+                correction, kernel, sigma = self._on_grid(small)
+                compact = decorrelation.compact_kernel(kernel, image, sigma=sigma)
+                if compact is not None:
+                    return correction, compact
+            correction, kernel, sigma = self._on_grid(fourier.fast_shape(*self.stamps, image.shape))
             margin = (documented[0] - image.shape[0], documented[1] - image.shape[1])
             if correction.shape == documented or not decorrelation.depends_on_grid(
                 kernel, image, margin=margin, sigma=sigma
             ):
                 return correction, kernel
-        correction = self.correction_on(documented)
-        return correction, decorrelation.pixel_kernel(
-            correction.correction_ft, shape=correction.shape
-        )
+        correction, kernel, _ = self._on_grid(documented)
+        return correction, kernel
+
+    def _on_grid(self, shape: tuple[int, ...]) -> tuple[decorrelation.Correction, Array, float]:
+        """Correction on a grid, its kernel there, and the sigma of a pixel that results."""
+        correction = self.correction_on(shape)
+        kernel = decorrelation.pixel_kernel(correction.correction_ft, shape=correction.shape)
+        weights = correction.variance_weights
+        sigma = math.sqrt(weights[0] * self.means[0] + weights[1] * self.means[1])
+        return correction, kernel, sigma
 
     def correction_on_stamps(
         self, correction: decorrelation.Correction, options: DecorrelationOptions
@@ -419,15 +432,20 @@ def _psf_before(
 def _corrected_image(
     image: Array,
     correction: decorrelation.Correction,
+    pixel_kernel: Array,
     sigma: float | None,
     options: DecorrelationOptions,
 ) -> Array:
+    if image.dtype.kind != "f":
+        image = image.astype(np.float64)
+    if pixel_kernel.shape != correction.shape:
+        return decorrelation.filtered_image(pixel_kernel, image, sigma=sigma)
     return decorrelation.corrected_image(
         correction.correction_ft,
         image.astype(np.float64) if options.transform == "documented" else image,
         shape=correction.shape,
         sigma=sigma,
-    ).astype(image.dtype if image.dtype.kind == "f" else np.float64, copy=False)
+    ).astype(image.dtype, copy=False)
 
 
 def _smallest_sigma(variance: Array) -> float | None:
@@ -454,6 +472,8 @@ def _contaminated(
     # Where pre-convolution removed everything, a score correction is noise that reaches
     # over the whole frame.  Weighed with it, the outside would contaminate every pixel; so
     # the filter counts as far as it acts on the sky, and all of it on what was filled.
+    if kernel.shape != correction.shape:
+        return decorrelation.contaminated_pixels(kernel, untrusted)
     sky_correction = filters.correction_on(correction.shape, decorrelation.EMPTY_AMPLITUDE)
     sky_kernel = decorrelation.pixel_kernel(sky_correction.correction_ft, shape=correction.shape)
     total = float(np.abs(sky_kernel).sum())

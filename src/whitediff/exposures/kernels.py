@@ -19,6 +19,7 @@ from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError
 from ..polynomials import chebyshev_products, chebyshev_terms
+from .fields import evaluated
 
 __all__ = [
     "chebyshev_kernel",
@@ -328,7 +329,7 @@ def convolution_terms(
             box.y.start + rows.start : box.y.start + rows.stop,
             box.x.start + columns.start : box.x.start + columns.stop,
         ]
-        return np.stack([field.render(part).array for field in fields])
+        return np.stack([evaluated(field, part) for field in fields])
 
     return images, weights
 

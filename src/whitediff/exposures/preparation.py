@@ -5,16 +5,24 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..convolution import available_threads
 from ..errors import DataError
-from ..matching.candidates import CandidateOptions, Sources, choose_candidates, find_sources
+from ..matching.candidates import (
+    CandidateOptions,
+    Sources,
+    choose_candidates,
+    find_sources,
+    flattened,
+)
 from ..matching.psf import measure_psf
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from ..sources import detect_sources, smooth_background
+from ..sources import detect_sources
 from ..stats import robust_sigma
 from . import masks
 from .alignment import aligned_template
@@ -133,10 +141,23 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         for exposure in (science, template)
     ]
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
-    pixels = [source_pixels(science), source_pixels(template)]
+    # The two exposures side by side.
+    with ThreadPoolExecutor(min(2, available_threads())) as pool:
+        pixels = list(pool.map(source_pixels, (science, template)))
+        flat = list(
+            pool.map(
+                lambda exposure, bad, sources: flattened(exposure.image.array, bad | sources),
+                (science, template),
+                untrusted,
+                pixels,
+            )
+        )
     factors = (1.0, 1.0)
     if options.rescale_variance:
-        factors = (variance_factor(science, pixels[0]), variance_factor(template, pixels[1]))
+        factors = (
+            _variance_factor(science, pixels[0], flat[0]),
+            _variance_factor(template, pixels[1], flat[1]),
+        )
         science, template = rescaled(science, factors[0]), rescaled(template, factors[1])
     sources = find_sources(
         science.image.array,
@@ -144,7 +165,10 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         science_variance=science.variance.array,
         science_bad=untrusted[0],
         template_bad=untrusted[1],
+        science_flat=flat[0],
+        template_flat=flat[1],
     )
+    del flat
     candidates = choose_candidates(sources, clear=16, isolation=16)
     return Pair(
         science=science,
@@ -269,15 +293,13 @@ def _template_fraction(
     return fraction
 
 
-def variance_factor(exposure: Exposure, sources: Array | None = None) -> float:
+def variance_factor(exposure: Exposure) -> float:
     """Measured noise over the variance plane.
 
     Parameters
     ----------
     exposure
         Exposure.
-    sources
-        ``(ny, nx)`` boolean: pixels with a source; detected if not given.
 
     Returns
     -------
@@ -290,19 +312,21 @@ def variance_factor(exposure: Exposure, sources: Array | None = None) -> float:
     DataError
         If it is not between 0.1 and 10, or there is no such pixel.
     """
-    image, variance = exposure.image.array, exposure.variance.array
-    bad = masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES)
-    if sources is None:
-        sources = detect_sources(image, bad)
-    free = ~bad & ~sources & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
-    name = exposure.source or "the exposure"
+    sources = source_pixels(exposure)
+    untrusted = masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
+    return _variance_factor(exposure, sources, flattened(exposure.image.array, untrusted | sources))
+
+
+def _variance_factor(exposure: Exposure, sources: Array, flat: Array) -> float:
+    name = exposure.source or "The exposure"
+    # Every n-th row suffices for a quantile.
+    step = max(1, flat.size // _ENOUGH_PIXELS)
+    bad = masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES) | sources
+    variance, image = exposure.variance.array[::step], exposure.image.array[::step]
+    free = ~bad[::step] & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     if not free.any():
         raise DataError(f"{name}: no source-free pixel to compare the variance plane with.")
-    residual = image - smooth_background(image, free).astype(np.float32)
-    # Every n-th row suffices for a quantile.
-    step = max(1, image.size // _ENOUGH_PIXELS)
-    use = free[::step]
-    factor = robust_sigma(residual[::step][use] / np.sqrt(variance[::step][use])) ** 2
+    factor = robust_sigma(flat[::step][free] / np.sqrt(variance[free])) ** 2
     if not 1 / _LARGEST_VARIANCE_FACTOR < factor < _LARGEST_VARIANCE_FACTOR:
         raise DataError(
             f"{name}: the noise of its source-free pixels is {factor:.3g} times its variance"

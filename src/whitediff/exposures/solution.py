@@ -14,17 +14,20 @@ from ..decorrelation import EMPTY_AMPLITUDE
 from ..matching.background import fit_background
 from . import masks
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
+from .fields import evaluated, row_blocks, rows_of
 from .matching import Match
 from .model import Exposure
 from .preparation import Pair
 from .psf import KernelPointSpreadFunction, as_kernel_psf
-from .subtraction import preconvolved, subtract, subtract_background
+from .subtraction import (
+    preconvolved,
+    subtract,
+    subtract_background,
+)
 
 __all__ = ["Product", "Solution", "make_product"]
 
 type Array = npt.NDArray[Any]
-
-_ROWS = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +171,9 @@ def make_product(
     before = subtract(*pair, solution.kernel, convolved=solution.convolved, full_variance=False)
     if free is not None:
         solution = _with_better_background(solution, before, free)
-    subtract_background(before, solution.background)
+    subtract_background(before.image.array, solution.background, before.bbox)
+    if not isinstance(solution.background, float | int):
+        before.background = solution.background
     result = decorrelate(
         science,
         template,
@@ -205,10 +210,11 @@ def _with_better_background(solution: Solution, difference: Exposure, free: Arra
     if not isinstance(field, ChebyshevField):
         return solution
     image = difference.image.array
-    known = field.render().array.astype(image.dtype)
     use = free & np.isfinite(image)
     use &= ~masks.flagged(difference.mask, (*masks.UNTRUSTED_MASK_PLANES, "EDGE"))
-    more = fit_background(image - known, use, field.coefficients.shape[0] - 1)
+    left = image.copy()
+    subtract_background(left, field, difference.bbox)
+    more = fit_background(left, use, field.coefficients.shape[0] - 1)
     return dataclasses.replace(
         solution, background=ChebyshevField(difference.bbox, field.coefficients + more)
     )
@@ -219,12 +225,8 @@ def _fluxes(result: Decorrelation) -> tuple[Array, Array]:
     box = result.exposure.bbox
     flux = result.exposure.image.array.copy()
     variance = result.exposure.variance.array.copy()
-    for start in range(0, box.y.size, _ROWS):
-        rows = slice(start, min(start + _ROWS, box.y.size))
-        part = type(box).factory[
-            box.y.start + rows.start : box.y.start + rows.stop, box.x.start : box.x.stop
-        ]
-        response = result.response.render(part).array
+    for rows in row_blocks(box.y.size):
+        response = evaluated(result.response, rows_of(box, rows))
         flux[rows] /= response
         variance[rows] /= response**2
     return flux, variance

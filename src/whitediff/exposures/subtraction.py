@@ -15,6 +15,7 @@ from ..convolution import convolve, convolve_varying
 from ..decorrelation import CONTAMINATION_THRESHOLD, reflected
 from ..errors import ArgumentError
 from . import kernels, masks
+from .fields import evaluated, row_blocks, rows_of
 from .model import Exposure
 from .psf import KernelPointSpreadFunction, average_position, convolved_psf, psf_image
 
@@ -28,9 +29,6 @@ __all__ = [
 ]
 
 type Array = npt.NDArray[Any]
-
-_ROWS = 512
-"""Rows that are worked on at a time where a polynomial is evaluated for every pixel."""
 
 
 def convolved_exposure(
@@ -213,7 +211,7 @@ def matched_template(
     scale = _KernelSum(kernel, box)
     image = template.image.copy()
     variance = template.variance.array.copy()
-    for rows in _blocks(box.y.size):
+    for rows in row_blocks(box.y.size):
         local = scale.on(rows)
         image.array[rows] /= local
         variance[rows] /= local**2
@@ -280,11 +278,11 @@ def subtract(
     variance += target.variance.array
     if convolved == "science":
         scale = _KernelSum(kernel, box)
-        for rows in _blocks(box.y.size):
+        for rows in row_blocks(box.y.size):
             local = scale.on(rows)
             image[rows] /= local
             variance[rows] /= local**2
-    _subtract_background(image, background, box)
+    subtract_background(image, background, box)
     image = image.astype(science.image.array.dtype, copy=False)
     # The PSF of the one that was left alone is what the other was matched to.
     return Exposure(
@@ -302,24 +300,21 @@ def subtract(
     )
 
 
-def subtract_background(difference: Exposure, background: BaseField | Array | float) -> None:
-    """Subtract a background from an exposure, in place, and keep it as its background.
+def subtract_background(image: Array, background: BaseField | Array | float, box: Box) -> None:
+    """Subtract a background, in place.
 
     Parameters
     ----------
-    difference
-        Exposure without a background of its own; changed.
+    image
+        ``(ny, nx)``; changed.
     background
         Background, image_unit.
+    box
+        Box of the image.
     """
-    _subtract_background(difference.image.array, background, difference.bbox)
-    difference.background = None if isinstance(background, float | int) else background
-
-
-def _subtract_background(image: Array, background: BaseField | Array | float, box: Box) -> None:
-    for rows in _blocks(box.y.size):
+    for rows in row_blocks(box.y.size):
         if isinstance(background, BaseField):
-            image[rows] -= background.render(_rows_of(box, rows)).array
+            image[rows] -= evaluated(background, rows_of(box, rows))
         elif isinstance(background, np.ndarray):
             image[rows] -= background[rows]
         elif background:
@@ -353,13 +348,5 @@ class _KernelSum:
         """Sums on some rows: ``(rows, columns)``, or one number."""
         if not self._terms:
             return self._constant
-        part = _rows_of(self._box, rows)
-        return sum(total * field.render(part).array for total, field in self._terms)
-
-
-def _blocks(n_rows: int) -> list[slice]:
-    return [slice(start, min(start + _ROWS, n_rows)) for start in range(0, n_rows, _ROWS)]
-
-
-def _rows_of(box: Box, rows: slice) -> Box:
-    return Box.factory[box.y.start + rows.start : box.y.start + rows.stop, box.x.start : box.x.stop]
+        part = rows_of(self._box, rows)
+        return sum(total * evaluated(field, part) for total, field in self._terms)

@@ -20,6 +20,7 @@ __all__ = [
     "choose_candidates",
     "cut_stamps",
     "find_sources",
+    "flattened",
 ]
 
 type Array = npt.NDArray[Any]
@@ -137,6 +138,8 @@ def find_sources(
     science_variance: Array,
     science_bad: Array,
     template_bad: Array,
+    science_flat: Array | None = None,
+    template_flat: Array | None = None,
 ) -> Sources:
     """Find sources on the science image, and measure them on both.
 
@@ -148,6 +151,8 @@ def find_sources(
         ``(ny, nx)`` of the science image.
     science_bad, template_bad
         ``(ny, nx)`` boolean: saturated and bad pixels; those that are not finite count too.
+    science_flat, template_flat
+        `flattened` images, if they are at hand.
 
     Returns
     -------
@@ -167,14 +172,15 @@ def find_sources(
 
     science_bad = science_bad | ~np.isfinite(science)
     template_bad = template_bad | ~np.isfinite(template)
-    clean = []
-    for image, bad in ((science, science_bad), (template, template_bad)):
-        filled = np.where(bad, 0, image).astype(np.float32)
-        background = sep.Background(filled, mask=bad)
-        clean.append(filled - background.back())
-        clean[-1][bad] = 0
-    noise = np.sqrt(np.where(np.isfinite(science_variance), science_variance, np.inf))
-    noise = np.where(science_bad | ~(noise > 0), 1e30, noise).astype(np.float32)
+    clean = [
+        flattened(image, bad) if flat is None else flat
+        for image, bad, flat in (
+            (science, science_bad, science_flat),
+            (template, template_bad, template_flat),
+        )
+    ]
+    noise = np.sqrt(science_variance, dtype=np.float32)
+    noise[science_bad | ~(noise > 0)] = 1e30
     found = sep.extract(clean[0], _DETECTION_THRESHOLD, err=noise, mask=science_bad)
     x, y = found["x"], found["y"]
     if len(x) == 0:
@@ -198,6 +204,34 @@ def find_sources(
         clean=measured,
         bad=science_bad | template_bad,
     )
+
+
+def flattened(image: Array, unusable: Array) -> Array:
+    """Image without its background.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+    unusable
+        ``(ny, nx)`` boolean: pixels that do not count, those that are not finite included.
+
+    Returns
+    -------
+    flattened
+        ``(ny, nx)`` float32, contiguous; zero where the image is not finite.
+
+    Notes
+    -----
+    The background of SEP, in cells of 64 pixels.
+    """
+    import sep
+
+    finite = np.isfinite(image)
+    filled = np.where(finite, image, 0).astype(np.float32, copy=False)
+    sep.Background(filled, mask=unusable).subfrom(filled)
+    filled[~finite] = 0
+    return filled
 
 
 def choose_candidates(
@@ -278,14 +312,12 @@ def choose_candidates(
 def _clear_of(bad: Array, x: Array, y: Array, reach: int) -> Array:
     """Positions with no bad pixel and no edge within a square."""
     ny, nx = bad.shape
-    total = np.zeros((ny + 1, nx + 1), dtype=np.int64)
-    np.cumsum(np.cumsum(bad, axis=0, dtype=np.int64), axis=1, out=total[1:, 1:])
     column, row = np.round(x).astype(int), np.round(y).astype(int)
-    inside = (column >= reach) & (column < nx - reach) & (row >= reach) & (row < ny - reach)
-    left, right = np.clip(column - reach, 0, nx), np.clip(column + reach + 1, 0, nx)
-    low, high = np.clip(row - reach, 0, ny), np.clip(row + reach + 1, 0, ny)
-    count = total[high, right] - total[low, right] - total[high, left] + total[low, left]
-    return inside & (count == 0)
+    clear = (column >= reach) & (column < nx - reach) & (row >= reach) & (row < ny - reach)
+    for i in np.flatnonzero(clear):
+        j, k = row[i], column[i]
+        clear[i] = not bad[j - reach : j + reach + 1, k - reach : k + reach + 1].any()
+    return clear
 
 
 def _static(sources: Sources, usable: Array) -> Array:
