@@ -52,15 +52,21 @@ def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL)
     """
     ny, nx = image.shape
     cells_y, cells_x = max(1, round(ny / cell)), max(1, round(nx / cell))
-    edges_y = np.linspace(0, ny, cells_y + 1).astype(int)
-    edges_x = np.linspace(0, nx, cells_x + 1).astype(int)
-    medians = np.full((cells_y, cells_x), np.nan)
+    rows, row_used = _cell_indices(ny, cells_y)
+    columns, column_used = _cell_indices(nx, cells_x)
+    medians = np.empty((cells_y, cells_x))
     for j in range(cells_y):
-        for i in range(cells_x):
-            part = (slice(edges_y[j], edges_y[j + 1]), slice(edges_x[i], edges_x[i + 1]))
-            values = image[part][use[part]]
-            if values.size > _LEAST_USED * use[part].size:
-                medians[j, i] = np.median(values)
+        # All cells of a row at a time: their pixels sorted, those not to use at the end.
+        part = np.ix_(rows[j], columns.ravel())
+        good = use[part] & row_used[j][:, None] & column_used.ravel()
+        values = np.where(good, image[part], np.inf)
+        values = values.reshape(len(rows[j]), cells_x, -1).transpose(1, 0, 2).reshape(cells_x, -1)
+        values.sort(axis=1)
+        count = np.count_nonzero(np.isfinite(values), axis=1)
+        size = int(row_used[j].sum()) * column_used.sum(axis=1)
+        index = np.arange(cells_x), np.maximum(count - 1, 0)
+        middle = (values[index[0], index[1] // 2] + values[index[0], count // 2]) / 2
+        medians[j] = np.where(count > _LEAST_USED * size, middle, np.nan)
     if np.isnan(medians).all():
         return np.full(image.shape, np.median(image[use]) if use.any() else 0.0)
     # From the outside of every hole inwards.
@@ -75,6 +81,13 @@ def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL)
     x = (np.arange(nx) + 0.5) / nx * cells_x - 0.5
     rows = _linear_matrix(y, cells_y) @ medians
     return rows @ _linear_matrix(x, cells_x).T
+
+
+def _cell_indices(size: int, cells: int) -> tuple[Array, Array]:
+    """Indices of each cell's pixels, ``(cells, longest)``, and which of them count."""
+    edges = np.linspace(0, size, cells + 1).astype(int)
+    indices = edges[:-1, None] + np.arange(int(np.diff(edges).max()))
+    return np.minimum(indices, size - 1), indices < edges[1:, None]
 
 
 def _linear_matrix(position: Array, size: int) -> Array:

@@ -325,7 +325,7 @@ def _united(mask: Mask, other: Mask, missing: Array) -> Mask:
     for name in other.schema.names:
         known = masks.find_plane(mask, name) or name
         mask = masks.with_plane(mask, known, masks.flagged(other, [name]))
-    mask.set("NO_DATA", missing)
+    masks.set_plane(mask, "NO_DATA", missing)
     return mask
 
 

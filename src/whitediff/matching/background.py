@@ -17,6 +17,7 @@ type Array = npt.NDArray[Any]
 _CELL = 64
 _CLIP = 3.0
 _SAMPLE = 1_000_000
+_ENOUGH_PIXELS = 4_000_000
 
 
 def fit_background(difference: Array, free: Array, order: int) -> Array:
@@ -47,6 +48,9 @@ def fit_background(difference: Array, free: Array, order: int) -> Array:
     Least squares on the means of cells, clipped at three standard deviations of a pixel.
     """
     coefficients = np.zeros((order + 1, order + 1))
+    # Every n-th row determines a polynomial as well as all of them.
+    step = max(1, difference.size // _ENOUGH_PIXELS)
+    difference, free = difference[::step], free[::step]
     values = difference[free]
     sample = values[:: max(1, values.size // _SAMPLE)]
     if sample.size < 2:
@@ -54,7 +58,7 @@ def fit_background(difference: Array, free: Array, order: int) -> Array:
     middle, sigma = float(np.median(sample)), robust_sigma(sample)
     use = free & (np.abs(difference - middle) <= _CLIP * sigma)
     ny, nx = difference.shape
-    edges_y, edges_x = _edges(ny), _edges(nx)
+    edges_y, edges_x = _edges(ny, _CELL / step), _edges(nx, _CELL)
     counts = _cell_sums(use.astype(np.float64), edges_y, edges_x)
     sums = _cell_sums(np.where(use, difference, 0), edges_y, edges_x)
     good = counts > 0
@@ -74,8 +78,8 @@ def fit_background(difference: Array, free: Array, order: int) -> Array:
     return coefficients
 
 
-def _edges(size: int) -> Array:
-    return np.linspace(0, size, max(1, round(size / _CELL)) + 1).astype(int)
+def _edges(size: int, cell: float) -> Array:
+    return np.linspace(0, size, max(1, round(size / cell)) + 1).astype(int)
 
 
 def _cell_sums(image: Array, edges_y: Array, edges_x: Array) -> Array:
