@@ -10,7 +10,6 @@ import numpy.typing as npt
 from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.fields import BaseField, ChebyshevField
 
-from ..decorrelation import EMPTY_AMPLITUDE
 from ..matching.background import fit_background
 from . import masks
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
@@ -184,8 +183,7 @@ def make_product(
         options=DecorrelationOptions(
             convolved=solution.convolved,
             score=score,
-            # A fitted kernel over a PSF that has no power is noise.
-            empty_amplitude=EMPTY_AMPLITUDE if score else 0.0,
+            score_filter="compact",
             full_variance=full_variance,
         ),
     )
