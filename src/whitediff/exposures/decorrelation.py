@@ -58,6 +58,9 @@ class DecorrelationOptions:
     score
         The given difference is a score image: its science exposure was correlated with
         the pre-convolution kernel.
+    scale_factor
+        Where the science exposure was convolved: photometric scale by which the difference was
+        divided, over the kernel's sum.
     score_filter
         ``documented``: the formula as it stands.  ``compact``: without the frequencies at
         which the pre-convolution kernel has less than 0.01 of its amplitude, and cut off
@@ -80,6 +83,7 @@ class DecorrelationOptions:
 
     convolved: Literal["template", "science"] = "template"
     score: bool = False
+    scale_factor: float = 1.0
     score_filter: Literal["documented", "compact"] = "documented"
     full_variance: bool = False
     ignore_mask_planes: tuple[str, ...] = masks.DEFAULT_IGNORE_MASK_PLANES
@@ -658,7 +662,8 @@ def _variance_plane(
     """Variance plane at the science level, rounded once to the planes' type."""
     pair = (science.variance.array, template.variance.array)
     unconvolved, convolved = pair if filters.template_matched else pair[::-1]
-    scale = 1.0 if filters.template_matched else 1 / correction.kernel_sum**2
+    level = correction.kernel_sum * options.scale_factor
+    scale = 1.0 if filters.template_matched else 1 / level**2
     dtype = np.result_type(unconvolved, convolved)
     if not options.full_variance:
         scaled = (weights[0] * scale, weights[1] * scale)
