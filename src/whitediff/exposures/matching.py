@@ -39,6 +39,7 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.match")
 
 _CORE_SIGMAS = 3
+_ENOUGH_STARS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,12 +189,7 @@ def match(
             else f"convolve the {'science image' if convolved == 'template' else 'template'}",
         )
     basis = _basis(options, target_sigma, source_sigma)
-    candidates = choose_candidates(
-        pair.sources,
-        clear=_reach(basis) + widening,
-        isolation=max(basis.size, 8 * target_sigma),
-        options=options.candidates,
-    )
+    candidates, stamp_size = _candidates(pair, options, basis, target_sigma, widening)
     if candidates.relaxed:
         _log.warning(
             "Few stars: %d sources are used, without regard to %s.",
@@ -205,6 +201,7 @@ def match(
         target,
         pair.bad,
         candidates,
+        stamp_size,
         basis,
         options,
         # Pre-convolved noise has next to the power of before at the scale of a star, however
@@ -236,9 +233,32 @@ def _odd(value: float) -> int:
     return 2 * round((value - 1) / 2) + 1
 
 
-def _reach(basis: KernelBasis) -> int:
-    """Half of a source stamp, and a pixel for rounding."""
-    return basis.size + basis.size // 2 + 1
+def _candidates(
+    pair: Pair, options: MatchOptions, basis: KernelBasis, target_sigma: float, widening: int
+) -> tuple[Candidates, int]:
+    """Stars, and the side of their stamps: smaller ones where there is room for too few."""
+    best: tuple[Candidates, int] | None = None
+    failure: DataError | None = None
+    for size in (2 * basis.size + 1, basis.size + 10):
+        try:
+            candidates = choose_candidates(
+                pair.sources,
+                # Half of a source stamp, and a pixel for rounding.
+                clear=size // 2 + basis.size // 2 + 1 + widening,
+                isolation=max(basis.size, 8 * target_sigma),
+                options=options.candidates,
+            )
+        except DataError as error:
+            failure = failure or error
+            continue
+        if best is None or len(candidates) > len(best[0]):
+            best = candidates, size
+        if len(candidates) >= _ENOUGH_STARS:
+            break
+    if best is None:
+        assert failure is not None
+        raise failure
+    return best
 
 
 def _fit(
@@ -246,6 +266,7 @@ def _fit(
     target: Exposure,
     bad: Array,
     candidates: Candidates,
+    stamp_size: int,
     basis: KernelBasis,
     options: MatchOptions,
     target_variance: Array,
@@ -265,7 +286,7 @@ def _fit(
             norm=norm,
             x=candidates.x,
             y=candidates.y,
-            size=2 * basis.size + 1,
+            size=stamp_size,
             kernel_size=basis.size,
         )
 

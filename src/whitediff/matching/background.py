@@ -16,6 +16,7 @@ type Array = npt.NDArray[Any]
 
 _CELL = 64
 _CLIP = 3.0
+_PASSES = 3
 _SAMPLE = 1_000_000
 _ENOUGH_PIXELS = 4_000_000
 
@@ -50,31 +51,36 @@ def fit_background(difference: Array, free: Array, order: int) -> Array:
     coefficients = np.zeros((order + 1, order + 1))
     # Every n-th row determines a polynomial as well as all of them.
     step = max(1, difference.size // _ENOUGH_PIXELS)
-    difference, free = difference[::step], free[::step]
-    values = difference[free]
-    sample = values[:: max(1, values.size // _SAMPLE)]
-    if sample.size < 2:
-        return coefficients
-    middle, sigma = float(np.median(sample)), robust_sigma(sample)
-    use = free & (np.abs(difference - middle) <= _CLIP * sigma)
-    ny, nx = difference.shape
+    left, free = difference[::step].astype(np.float64), free[::step]
+    ny, nx = left.shape
     edges_y, edges_x = _edges(ny, _CELL / step), _edges(nx, _CELL)
-    counts = _cell_sums(use.astype(np.float64), edges_y, edges_x)
-    sums = _cell_sums(np.where(use, difference, 0), edges_y, edges_x)
-    good = counts > 0
     y = (edges_y[:-1] + edges_y[1:]) / ny - 1
     x = (edges_x[:-1] + edges_x[1:]) / nx - 1
-    v, u = (grid[good] for grid in np.meshgrid(y, x, indexing="ij"))
-    while order and 2 * len(chebyshev_terms(order)) > len(u):
-        order -= 1
-    if len(u) == 0:
-        return coefficients
-    root = np.sqrt(counts[good])
-    solution, *_ = np.linalg.lstsq(
-        chebyshev_products(order, u, v) * root[:, None], sums[good] / root, rcond=None
-    )
-    for (p, q), value in zip(chebyshev_terms(order), solution, strict=True):
-        coefficients[p, q] = value
+    for _ in range(_PASSES):
+        values = left[free]
+        sample = values[:: max(1, values.size // _SAMPLE)]
+        if sample.size < 2:
+            return coefficients
+        middle, sigma = float(np.median(sample)), robust_sigma(sample)
+        use = free & (np.abs(left - middle) <= _CLIP * sigma)
+        counts = _cell_sums(use.astype(np.float64), edges_y, edges_x)
+        sums = _cell_sums(np.where(use, left, 0), edges_y, edges_x)
+        good = counts > 0
+        v, u = (grid[good] for grid in np.meshgrid(y, x, indexing="ij"))
+        while order and 2 * len(chebyshev_terms(order)) > len(u):
+            order -= 1
+        root = np.sqrt(counts[good])
+        solution, *_ = np.linalg.lstsq(
+            chebyshev_products(order, u, v) * root[:, None], sums[good] / root, rcond=None
+        )
+        more = np.zeros_like(coefficients)
+        for (p, q), value in zip(chebyshev_terms(order), solution, strict=True):
+            more[p, q] = value
+        coefficients += more
+        # Clipped around a slope, the first pass is biased by it.
+        left -= np.polynomial.chebyshev.chebgrid2d(
+            (2 * np.arange(ny) + 1) / ny - 1, (2 * np.arange(nx) + 1) / nx - 1, more
+        )
     return coefficients
 
 
