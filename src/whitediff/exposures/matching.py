@@ -211,9 +211,12 @@ def match(
         source_sigma,
     )
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
+    # What the stars are too few for, the source-free pixels will find.
+    missing = max(0, options.fit.background_order - fit.background_order)
+    background = np.pad(scale * fit.background_coefficients, (0, missing))
     return Match(
         kernel=_kernel(fit, basis, science),
-        background=ChebyshevField(science.bbox, scale * fit.background_coefficients),
+        background=ChebyshevField(science.bbox, background),
         convolved=convolved,
         science=science,
         candidates=candidates,
@@ -314,10 +317,11 @@ def _fit_or_lower(
         except DataError as error:
             if options.kernel_order == options.background_order == 0:
                 raise
+            largest = max(options.kernel_order, options.background_order) - 1
             lower = dataclasses.replace(
                 options,
-                kernel_order=max(0, options.kernel_order - 1),
-                background_order=max(0, options.background_order - 1),
+                kernel_order=min(options.kernel_order, largest),
+                background_order=min(options.background_order, largest),
             )
             _log.warning(
                 "%s Falling back to kernel order %d and background order %d.",

@@ -329,7 +329,10 @@ def _variance_factor(exposure: Exposure, sources: Array, flat: Array) -> float:
     variance, image = exposure.variance.array[::step], exposure.image.array[::step]
     free = ~bad[::step] & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     if not free.any():
-        raise DataError(f"{name}: no source-free pixel to compare the variance plane with.")
+        raise DataError(
+            f"{name}: no source-free pixel has a finite image and a positive variance; is its"
+            " variance plane filled, and its mask right?"
+        )
     factor = robust_sigma(flat[::step][free] / np.sqrt(variance[free])) ** 2
     if not 1 / _LARGEST_VARIANCE_FACTOR < factor < _LARGEST_VARIANCE_FACTOR:
         raise DataError(

@@ -155,7 +155,9 @@ class Design:
     def solve(self, normals: Normals, used: Array) -> Solved:
         """Most likely solution from some of the stamps."""
         n_used = int(used.sum())
-        fewest = max(3, self.kernel_terms.shape[1], self.background_terms.shape[1])
+        # A kernel that varies needs more stars than terms: each is an image of its own.
+        n_kernel = self.kernel_terms.shape[1]
+        fewest = max(3, 2 * n_kernel if n_kernel > 1 else 1, self.background_terms.shape[1])
         if n_used < fewest:
             raise DataError(
                 f"{n_used} of {len(used)} stamps are usable, but kernel order"

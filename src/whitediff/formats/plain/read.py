@@ -10,10 +10,16 @@ from typing import Any, Literal
 import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, Image, MaskedImage
+from lsst.images import Box, Image, Mask, MaskedImage
 
 from ...errors import ArgumentError, DataError, FileFormatError
-from ...exposures.masks import UNTRUSTED_MASK_PLANES, flagged, make_mask, with_plane
+from ...exposures.masks import (
+    UNTRUSTED_MASK_PLANES,
+    find_plane,
+    flagged,
+    make_mask,
+    with_plane,
+)
 from ...exposures.model import Exposure, as_native_float, parse_unit
 from ...exposures.sky import celestial_wcs, sky_projection
 from ...sources import noise_variance
@@ -224,6 +230,7 @@ def read(
                     f" {background.shape}."
                 )
 
+    mask = _with_saturation(mask, image, (header, primary), path)
     source = str(path)
     if isinstance(variance, VarianceSource):
         plane = _read_variance(variance)
@@ -265,6 +272,26 @@ def read(
         primary_header=primary,
         source=str(path),
     )
+
+
+def _with_saturation(
+    mask: Mask, image: Array, headers: tuple[astropy.io.fits.Header, ...], path: Path
+) -> Mask:
+    """Mask with SAT where the image reaches the header's saturation level."""
+    found = first_value(headers, ("SATURATE",))
+    if found is None or not found[1] > 0:
+        return mask
+    with np.errstate(invalid="ignore"):
+        saturated = image >= found[1]
+    if not saturated.any():
+        return mask
+    _log.info(
+        "%s: %d pixels at or above SATURATE = %g are taken as saturated.",
+        path,
+        int(saturated.sum()),
+        found[1],
+    )
+    return with_plane(mask, find_plane(mask, "SAT") or "SAT", saturated)
 
 
 def _native_copy(data: Array) -> Array:
