@@ -304,7 +304,8 @@ def score_noise(image: Array, variance: Array, good: Array) -> ScoreNoise:
 def _filtered_autocorrelation(image: Array, good: Array) -> Array:
     """Autocorrelation of filtered noise, at the lags at which there is any."""
     lags = min(_MOST_LAGS, (min(image.shape) - 1) // 2)
-    shape = fourier.fast_shape((image.shape[0], image.shape[1]), (lags + 1, lags + 1))
+    ny, nx = fourier.fast_shape(image.shape, (lags + 1, lags + 1))
+    shape = (ny, nx)
 
     def products(plane: Array) -> Array:
         power = np.abs(fourier.forward(plane, shape)) ** 2 + 0j
