@@ -270,6 +270,7 @@ def score_correction(
     template_variance: float,
     shape: tuple[int, int],
     empty_amplitude: float = 0.0,
+    reach: float | None = None,
 ) -> Correction:
     """Fourier factor that makes a score image the optimal detection statistic.
 
@@ -289,6 +290,9 @@ def score_correction(
         Amplitude |p̂| below which a frequency of the pre-convolved image counts as empty: the
         factor is brought to zero there, times ``|p̂|/(|p̂| + empty_amplitude)``.  0 leaves the
         formula as it is documented.
+    reach
+        Radius, in pixels, beyond which the filter is cut off on the pixels, smoothly from half
+        of it on.  None: not at all.
 
     Returns
     -------
@@ -311,7 +315,9 @@ def score_correction(
     The pre-convolved image has next to no power there, but edges, filled and masked pixels
     have it everywhere, and the filter's pixel kernel is then noise that carries it over
     the whole frame.  ``empty_amplitude`` leaves the part of the filter that acts on the
-    sky.
+    sky.  Where a fitted κ̂ passes through zero, the ratio has a thin ring in frequency, which
+    reaches as far; ``reach`` smooths it.  At 3.5 FWHM of the PSF that costs 1e-5 of the
+    signal-to-noise ratio.
     """
     kernel_ft, kernel_sum = _kernel_spectrum("matching kernel", kernel, shape)
     preconvolution_ft, _ = _kernel_spectrum(
@@ -330,7 +336,17 @@ def score_correction(
         amplitude = np.sqrt(preconvolution_power)
         correction_ft *= amplitude / (amplitude + empty_amplitude)
         correction_ft /= correction_ft[0, 0]
+    if reach is not None:
+        correction_ft = _tapered(correction_ft, shape, reach)
     return Correction(shape, correction_ft, kernel_ft, kernel_sum, preconvolution_ft)
+
+
+def _tapered(correction_ft: Array, shape: tuple[int, int], reach: float) -> Array:
+    kernel = pixel_kernel(correction_ft, shape=shape)
+    lags = [np.minimum(np.arange(n), n - np.arange(n)) for n in shape]
+    radius = np.hypot(lags[0][:, None], lags[1][None, :])
+    kernel *= 0.5 * (1 + np.cos(np.pi * np.clip(2 * radius / reach - 1, 0, 1)))
+    return fourier.forward(kernel / kernel.sum(), shape).real
 
 
 def white_variance(

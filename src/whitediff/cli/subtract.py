@@ -246,7 +246,12 @@ def _made(
         del product
     if solution is not None and wanted["matched"] is not None:
         begin("matched template")
-        matched = matched_template(pair.template, solution.kernel, convolved=solution.convolved)
+        matched = matched_template(
+            pair.template,
+            solution.kernel,
+            convolved=solution.convolved,
+            scale_factor=solution.scale_factor,
+        )
         yield wanted["matched"], matched, {"WDTASK": ("matched template", "made by")}, {}
         del matched
     if wanted["score"] is not None:
@@ -310,7 +315,12 @@ def _made_again(
             yield path, *_finished(product, sources, {})
         path = wanted["matched"]
         if kind == "difference" and path is not None:
-            matched = matched_template(pair[1], solution.kernel, convolved=solution.convolved)
+            matched = matched_template(
+                pair[1],
+                solution.kernel,
+                convolved=solution.convolved,
+                scale_factor=solution.scale_factor,
+            )
             yield path, matched, {"WDTASK": ("matched template", "made by")}, {}
 
 

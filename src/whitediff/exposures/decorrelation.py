@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from lsst.images.psfs import PointSpreadFunction
 
 from .. import decorrelation, fourier
 from ..errors import ArgumentError, DataError
+from ..profiles import full_width_half_maximum
 from ..stats import clipped_mean
 from . import kernels, masks
 from .model import Exposure
@@ -37,6 +39,7 @@ _VARIANCE_RATIO_TO_WARN = 1e8
 _NOISY_SCORE_FILTER = 3
 """Absolute weight of a score filter, over that of its part on the sky, to warn of."""
 _RESPONSE_NODES = 5
+_SCORE_REACH = 3.5
 _SMALL_GRID = 384
 """Side of the grid on which a compact correction shows that it is one."""
 
@@ -55,9 +58,14 @@ class DecorrelationOptions:
     score
         The given difference is a score image: its science exposure was correlated with
         the pre-convolution kernel.
-    empty_amplitude
-        Of the pre-convolution kernel's spectrum: frequencies below it are left out of a score
-        (`whitediff.decorrelation.score_correction`).  0: the documented formula.
+    scale_factor
+        Where the science exposure was convolved: photometric scale by which the difference was
+        divided, over the kernel's sum.
+    score_filter
+        ``documented``: the formula as it stands.  ``compact``: without the frequencies at
+        which the pre-convolution kernel has less than 0.01 of its amplitude, and cut off
+        at 3.5 FWHM, `whitediff.decorrelation.score_correction`: for fitted kernels, whose
+        noise would carry edges and bad pixels over the whole frame.
     full_variance
         Propagate each pixel's variance, instead of assuming it locally constant.
     ignore_mask_planes
@@ -75,7 +83,8 @@ class DecorrelationOptions:
 
     convolved: Literal["template", "science"] = "template"
     score: bool = False
-    empty_amplitude: float = 0.0
+    scale_factor: float = 1.0
+    score_filter: Literal["documented", "compact"] = "documented"
     full_variance: bool = False
     ignore_mask_planes: tuple[str, ...] = masks.DEFAULT_IGNORE_MASK_PLANES
     required_mask_planes: tuple[str, ...] = ()
@@ -86,6 +95,7 @@ class DecorrelationOptions:
         for name, value, allowed in (
             ("convolved", self.convolved, ("template", "science")),
             ("transform", self.transform, ("fast", "documented")),
+            ("score_filter", self.score_filter, ("documented", "compact")),
         ):
             if value not in allowed:
                 raise ArgumentError(f"{name} must be {' or '.join(allowed)}; got {value!r}.")
@@ -255,7 +265,7 @@ def decorrelate(
         science_variance=_usable_variance("science", science, science_variance, ignore),
         template_variance=_usable_variance("template", template, template_variance, ignore),
         template_matched=options.convolved == "template",
-        empty_amplitude=options.empty_amplitude,
+        compact_score=options.score_filter == "compact",
     )
     filters.check(difference.shape)
 
@@ -316,7 +326,7 @@ class _Filters:
     science_variance: float
     template_variance: float
     template_matched: bool
-    empty_amplitude: float
+    compact_score: bool
 
     @property
     def means(self) -> tuple[float, float]:
@@ -350,10 +360,11 @@ class _Filters:
             )
 
     def correction_on(
-        self, shape: tuple[int, ...], empty_amplitude: float | None = None
+        self, shape: tuple[int, ...], empty_amplitude: float = 0.0
     ) -> decorrelation.Correction:
         """Correction on a grid."""
         grid = (shape[0], shape[1])
+        compact = self.compact_score
         if self.preconvolution_image is not None:
             return decorrelation.score_correction(
                 self.kernel_image,
@@ -361,9 +372,8 @@ class _Filters:
                 science_variance=self.science_variance,
                 template_variance=self.template_variance,
                 shape=grid,
-                empty_amplitude=(
-                    self.empty_amplitude if empty_amplitude is None else empty_amplitude
-                ),
+                empty_amplitude=decorrelation.EMPTY_AMPLITUDE if compact else empty_amplitude,
+                reach=self._score_reach if compact else None,
             )
         unconvolved, convolved = self.means
         return decorrelation.difference_correction(
@@ -372,6 +382,11 @@ class _Filters:
             convolved_variance=convolved,
             shape=grid,
         )
+
+    @functools.cached_property
+    def _score_reach(self) -> float:
+        assert self.preconvolution_image is not None
+        return _SCORE_REACH * full_width_half_maximum(self.preconvolution_image)
 
     def correction_for(
         self, image: Array, options: DecorrelationOptions
@@ -467,7 +482,7 @@ def _report_absurd(difference: Exposure, measured: Array) -> None:
 def _contaminated(
     correction: decorrelation.Correction, kernel: Array, untrusted: Array, filters: _Filters
 ) -> Array:
-    if filters.preconvolution_image is None or filters.empty_amplitude > 0:
+    if filters.preconvolution_image is None or filters.compact_score:
         return decorrelation.contaminated_pixels(kernel, untrusted)
     # Where pre-convolution removed everything, a score correction is noise that reaches
     # over the whole frame.  Weighed with it, the outside would contaminate every pixel; so
@@ -647,7 +662,8 @@ def _variance_plane(
     """Variance plane at the science level, rounded once to the planes' type."""
     pair = (science.variance.array, template.variance.array)
     unconvolved, convolved = pair if filters.template_matched else pair[::-1]
-    scale = 1.0 if filters.template_matched else 1 / correction.kernel_sum**2
+    level = correction.kernel_sum * options.scale_factor
+    scale = 1.0 if filters.template_matched else 1 / level**2
     dtype = np.result_type(unconvolved, convolved)
     if not options.full_variance:
         scaled = (weights[0] * scale, weights[1] * scale)

@@ -95,6 +95,8 @@ class Pair:
         Sources of the science image, measured on both.
     science_sigma, template_sigma
         Widths of the PSFs, from the stars' half-light radii, pixels.
+    psfs_given
+        Both exposures came with their PSFs.
     """
 
     science: Exposure
@@ -108,6 +110,7 @@ class Pair:
     sources: Sources
     science_sigma: float
     template_sigma: float
+    psfs_given: bool
 
 
 def prepare(science: Any, template: Any, options: PreparationOptions | None = None) -> Pair:
@@ -182,6 +185,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         sources=sources,
         science_sigma=candidates.science_sigma,
         template_sigma=candidates.template_sigma,
+        psfs_given=science.psf is not None and template.psf is not None,
     )
 
 

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.fields import BaseField, ChebyshevField
 
-from ..decorrelation import EMPTY_AMPLITUDE
 from ..matching.background import fit_background
 from . import masks
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
@@ -20,6 +19,7 @@ from .model import Exposure
 from .preparation import Pair
 from .psf import KernelPointSpreadFunction, as_kernel_psf
 from .subtraction import (
+    photometric_scale_factor,
     preconvolved,
     subtract,
     subtract_background,
@@ -42,6 +42,8 @@ class Solution:
         Differential background, image_unit of the science exposure.
     convolved
         Which exposure is convolved.
+    scale_factor
+        Where the science exposure is convolved: photometric scale over the kernel's sum.
     preconvolution_kernel
         ``(py, px)`` PSF with which the science exposure is correlated; None for a difference.
     science_variance_factor, template_variance_factor
@@ -55,6 +57,7 @@ class Solution:
     kernel: ConvolutionKernel
     background: BaseField | Array | float
     convolved: Literal["template", "science"]
+    scale_factor: float = 1.0
     preconvolution_kernel: Array | None = None
     science_variance_factor: float = 1.0
     template_variance_factor: float = 1.0
@@ -79,9 +82,17 @@ class Solution:
             Its mean variances are yet to be measured.
         """
         unconvolved = pair.science if match.convolved == "template" else pair.template
+        factor = 1.0
+        if match.convolved == "science" and pair.psfs_given:
+            assert pair.science.psf is not None
+            assert pair.template.psf is not None
+            factor = photometric_scale_factor(
+                pair.science.psf, pair.template.psf, match.kernel, pair.science.bbox
+            )
         return cls(
             kernel=match.kernel,
             background=match.background,
+            scale_factor=factor,
             convolved=match.convolved,
             preconvolution_kernel=preconvolution_kernel,
             science_variance_factor=pair.science_variance_factor,
@@ -168,7 +179,13 @@ def make_product(
     else:
         target = unconvolved
     pair = (target, template) if solution.convolved == "template" else (science, target)
-    before = subtract(*pair, solution.kernel, convolved=solution.convolved, full_variance=False)
+    before = subtract(
+        *pair,
+        solution.kernel,
+        convolved=solution.convolved,
+        scale_factor=solution.scale_factor,
+        full_variance=False,
+    )
     if free is not None:
         solution = _with_better_background(solution, before, free)
     subtract_background(before.image.array, solution.background, before.bbox)
@@ -184,8 +201,8 @@ def make_product(
         options=DecorrelationOptions(
             convolved=solution.convolved,
             score=score,
-            # A fitted kernel over a PSF that has no power is noise.
-            empty_amplitude=EMPTY_AMPLITUDE if score else 0.0,
+            scale_factor=solution.scale_factor,
+            score_filter="compact",
             full_variance=full_variance,
         ),
     )

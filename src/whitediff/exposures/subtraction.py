@@ -11,6 +11,7 @@ from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolu
 from lsst.images.fields import BaseField
 from lsst.images.psfs import PointSpreadFunction
 
+from .. import fourier
 from ..convolution import convolve, convolve_varying
 from ..decorrelation import CONTAMINATION_THRESHOLD, reflected
 from ..errors import ArgumentError
@@ -22,6 +23,7 @@ from .psf import KernelPointSpreadFunction, average_position, convolved_psf, psf
 __all__ = [
     "convolved_exposure",
     "matched_template",
+    "photometric_scale_factor",
     "preconvolution_kernel",
     "preconvolved",
     "subtract",
@@ -187,7 +189,11 @@ def preconvolved(science: Exposure, kernel: Array) -> Exposure:
 
 
 def matched_template(
-    template: Exposure, kernel: ConvolutionKernel, *, convolved: Literal["template", "science"]
+    template: Exposure,
+    kernel: ConvolutionKernel,
+    *,
+    convolved: Literal["template", "science"],
+    scale_factor: float = 1.0,
 ) -> Exposure:
     """The template as it is subtracted: at the science image's photometric level.
 
@@ -199,6 +205,8 @@ def matched_template(
         Matching kernel.
     convolved
         Which exposure is convolved with it.
+    scale_factor
+        As for `subtract`.
 
     Returns
     -------
@@ -212,7 +220,7 @@ def matched_template(
     image = template.image.copy()
     variance = template.variance.array.copy()
     for rows in row_blocks(box.y.size):
-        local = scale.on(rows)
+        local = scale.on(rows) * scale_factor
         image.array[rows] /= local
         variance[rows] /= local**2
     return template.replaced(image=image, variance=variance)
@@ -225,6 +233,7 @@ def subtract(
     *,
     convolved: Literal["template", "science"] = "template",
     background: BaseField | Array | float = 0.0,
+    scale_factor: float = 1.0,
     full_variance: bool = True,
 ) -> Exposure:
     """Difference with a known matching kernel, before any decorrelation.
@@ -239,14 +248,17 @@ def subtract(
         Which exposure to convolve.
     background
         Differential background, subtracted; image_unit of the science exposure.
+    scale_factor
+        Where the science exposure is convolved: photometric scale over the kernel's sum
+        (`photometric_scale_factor`).
     full_variance
         Propagate every pixel's variance; else it is taken as locally constant.
 
     Returns
     -------
     difference
-        ``science − κ⊗template − background``, or ``(κ⊗science − template)/kSum −
-        background``: always science − template, at the science level.  Planes as
+        ``science − κ⊗template − background``, or ``(κ⊗science − template)/(kSum ·
+        scale_factor) − background``: always science − template, at the science level.  Planes as
         `convolved_exposure` makes them, those of the other exposure added.
 
     Raises
@@ -279,7 +291,7 @@ def subtract(
     if convolved == "science":
         scale = _KernelSum(kernel, box)
         for rows in row_blocks(box.y.size):
-            local = scale.on(rows)
+            local = scale.on(rows) * scale_factor
             image[rows] /= local
             variance[rows] /= local**2
     subtract_background(image, background, box)
@@ -319,6 +331,47 @@ def subtract_background(image: Array, background: BaseField | Array | float, box
             image[rows] -= background[rows]
         elif background:
             image[rows] -= background
+
+
+def photometric_scale_factor(
+    science_psf: PointSpreadFunction,
+    template_psf: PointSpreadFunction,
+    kernel: ConvolutionKernel,
+    box: Box,
+) -> float:
+    """Photometric scale of a convolved science exposure, over the kernel's sum.
+
+    The wings of a profile reach beyond every kernel's stamp, and their flux with them: for
+    Moffat profiles the sum is one or two percent low.  What photometry with the difference's
+    PSF, the template's, finds of a source is ``⟨P_t, κ⊗P_s⟩/⟨P_t, P_t⟩`` of its flux.
+
+    Parameters
+    ----------
+    science_psf, template_psf
+        PSFs, normalised alike.
+    kernel
+        Kernel that matches the science exposure to the template.
+    box
+        Box of the exposures; taken in its middle.
+
+    Returns
+    -------
+    factor
+        That ratio over the kernel's sum.
+    """
+    at = {"x": box.x.center, "y": box.y.center}
+    image = kernels.evaluate(kernel, **at)
+    source, target = psf_image(science_psf, **at), psf_image(template_psf, **at)
+    side = max(*source.shape, *target.shape, *image.shape) + 1
+
+    def on_grid(stamp: Array) -> Array:
+        return fourier.forward(fourier.pad_center_origin(stamp, (2 * side,) * 2), (2 * side,) * 2)
+
+    source_ft, target_ft = on_grid(source), on_grid(target)
+    shape = (2 * side, 2 * side)
+    overlap = fourier.inverse(source_ft * on_grid(image) * target_ft.conj(), shape, (1, 1))
+    norm = fourier.inverse(target_ft * target_ft.conj(), shape, (1, 1))
+    return float(overlap[0, 0] / norm[0, 0] / image.sum())
 
 
 def _united(mask: Mask, other: Mask, missing: Array) -> Mask:

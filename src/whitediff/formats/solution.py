@@ -21,6 +21,7 @@ __all__ = ["read_solution", "solution_cards", "solution_extras"]
 type Array = npt.NDArray[Any]
 
 _FACTORS = {
+    "WDSCALE": ("scale_factor", "photometric scale over the kernel's sum"),
     "WDSVFAC": ("science_variance_factor", "science variance multiplied by"),
     "WDTVFAC": ("template_variance_factor", "template variance multiplied by"),
     "WDSVAR": ("science_variance", "mean variance of science"),
