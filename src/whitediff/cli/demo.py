@@ -70,6 +70,7 @@ def _write_uncorrected(simulated: Path, difference: Path, output: Path, *, overw
         solution.kernel,
         convolved=solution.convolved,
         background=solution.background,
+        scale_factor=solution.scale_factor,
     )
     provenance: dict[str, tuple[Any, str]] = {
         "WDTASK": ("demo", "made by"),
