@@ -12,7 +12,7 @@ from .console import OUTPUT_DIRECTORY, common_options, log
 __all__ = ["demo"]
 
 
-@click.command(short_help="Simulate a pair, subtract it and check it, in a quarter of a minute.")
+@click.command(short_help="Simulate a pair, subtract it and check it, in half a minute.")
 @click.option(
     "--output",
     type=OUTPUT_DIRECTORY,
