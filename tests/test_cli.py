@@ -599,11 +599,27 @@ def test_a_killed_run_leaves_nothing(simulated, tmp_path, number):
 
 
 def test_demo(run, tmp_path):
-    code, table, messages = run("demo", "--output", tmp_path / "demo")
+    demo = tmp_path / "demo"
+    code, table, messages = run("demo", "--output", demo)
     assert code == 0, messages
     assert "PSF-filtered variance ratio" in table
+    assert "correlated by design" in table
     assert "whiteness.png" in messages
-    values = json.loads((tmp_path / "demo" / "whiteness.json").read_text())
+    values = json.loads((demo / "whiteness.json").read_text())
+    assert values["kind"] == "difference"
     assert abs(values["after"]["filtered_variance_ratio"] - 1) < 0.05
     assert values["before"]["filtered_variance_ratio"] > 1.15
-    assert run("demo", "--output", tmp_path / "demo")[0] == 1
+    score = json.loads((demo / "score.json").read_text())
+    assert (score["kind"], score["filter"], score["before"]) == ("score", None, None)
+    noise = score["after"]
+    assert noise["pixel_variance_ratio_error"] > 5 / np.sqrt(noise["pixels"])
+    assert abs(noise["pixel_variance_ratio"] - 1) < 4 * noise["pixel_variance_ratio_error"]
+    assert abs(noise["significance_mean"]) < 4 * noise["significance_mean_error"]
+    code, table, messages = run("check", demo / "score.fits", "--plot", tmp_path / "score.png")
+    assert code == 0, messages
+    assert "filtered" not in table
+    assert "variance of S/sqrt(V)" in table
+    code, _, messages = run("check", demo / "score.fits", "--sigma", 2)
+    assert code == 1
+    assert "leave out --sigma" in messages
+    assert run("demo", "--output", demo)[0] == 1

@@ -1,4 +1,9 @@
-"""Whiteness: 1 for white noise under any mask, and the known value for noise that is not."""
+"""Whiteness and the noise of scores.
+
+Claims: whiteness is 1 for white noise under any mask, and the known value for noise that is not;
+a score's S/√V has unit variance and zero mean within errors that allow for its correlation, and
+these errors are the scatter of realisations.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,12 @@ import pytest
 
 from scenes import gaussian, moffat_psfs
 from whitediff.convolution import convolve
-from whitediff.diagnostics.measure import gaussian_filter, radial_power, whiteness
+from whitediff.diagnostics.measure import (
+    gaussian_filter,
+    radial_power,
+    score_noise,
+    whiteness,
+)
 from whitediff.errors import ArgumentError, DataError
 
 SHAPE = (700, 720)
@@ -73,6 +83,35 @@ def test_smoothed_noise_has_the_ratio_of_theory(rng):
     assert result.filtered_variance_ratio == pytest.approx(after / (before * white), rel=0.05)
     assert result.pixel_variance_ratio == pytest.approx(1, rel=0.03)
     assert result.correlation_x[0] == pytest.approx(np.exp(-1 / (4 * sigma_k**2)), abs=0.03)
+
+
+def test_score_noise_allows_for_its_correlation(rng):
+    # White noise filtered with a Gaussian: Σρ² = 2πσ², Σρ = 4πσ².
+    sigma, size = 2.5, 200
+    psf = gaussian(31, sigma)
+    level = 5.0 * (psf**2).sum()
+    results = []
+    for _ in range(120):
+        noise = rng.normal(0, np.sqrt(5.0), (size + 30, size + 30))
+        score = convolve(noise, psf)[15:-15, 15:-15]
+        good = np.ones(score.shape, dtype=bool)
+        good[40:60, 30:90] = False
+        score[~good] = 1e6
+        results.append(score_noise(score, np.full(score.shape, level), good))
+    n = results[0].pixels
+    assert n == size**2 - 1200
+    independent = np.mean([r.independent_pixels for r in results])
+    assert independent == pytest.approx(n / (2 * np.pi * sigma**2), rel=0.1)
+    errors = np.array(
+        [[r.pixel_variance_ratio_error, r.significance_mean_error] for r in results]
+    ).mean(axis=0)
+    values = np.array([[r.pixel_variance_ratio, r.significance_mean] for r in results])
+    np.testing.assert_allclose(values.mean(axis=0), [1, 0], atol=4 * errors.max() / 120**0.5)
+    # 120 realisations know their scatter to 6.5 %.
+    np.testing.assert_allclose(values.std(axis=0), errors, rtol=0.25)
+    assert errors[1] == pytest.approx(np.sqrt(4 * np.pi * sigma**2 / n), rel=0.15)
+    with pytest.raises(DataError, match="Only 0 of"):
+        score_noise(score, score * 0 + 1, score > 1e9)
 
 
 def test_power_spectrum(rng):

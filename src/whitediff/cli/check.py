@@ -40,6 +40,9 @@ def check(**options: Any) -> None:
     Compares the variance of the pixels with the variance plane, measures their
     autocorrelation, and filters them with the PSF: detection sees the variance ratio of
     the filtered image, which is 1 for white noise.
+
+    A score image is correlated by design: of that only mean and variance of S/sqrt(V) are
+    measured, which are 0 and 1 where its variance plane tells the truth.
     """
     options["image_path"] = options.pop("image")
     run_check(**options)
@@ -71,7 +74,7 @@ def run_check(
     import numpy as np
 
     from .. import formats
-    from ..diagnostics.measure import gaussian_filter, whiteness
+    from ..diagnostics.measure import gaussian_filter, score_noise, whiteness
     from ..errors import ArgumentError, DataError
     from ..exposures import masks
     from ..exposures.psf import psf_image
@@ -85,6 +88,11 @@ def run_check(
         begin("reading")
         exposure = formats.read_exposure(image_path)
         box = exposure.bbox
+        score = _is_score(image_path)
+        if sigma is not None and score:
+            raise ArgumentError(
+                f"{image_path}: is a score image, which is filtered already; leave out --sigma."
+            )
         if sigma is not None and 10 * sigma > min(exposure.shape):
             raise ArgumentError(
                 f"{image_path}: --sigma {sigma:g} is too wide for {exposure.shape[0]} x"
@@ -101,7 +109,8 @@ def run_check(
         else:
             psf = gaussian_filter(_DEFAULT_SIGMA)
             description = f"Gaussian of sigma {_DEFAULT_SIGMA} pixels"
-            log.info("%s: has no PSF; filtered with a %s.", image_path, description)
+            if not score:
+                log.info("%s: has no PSF; filtered with a %s.", image_path, description)
 
         begin("sources")
         bad = masks.flagged(
@@ -136,20 +145,24 @@ def run_check(
         good = ~(bad | sources)
         begin("measuring")
         image, variance = exposure.image.array, exposure.variance.array
-        try:
-            after = whiteness(image, variance, good, psf)
-        except DataError as error:
-            raise DataError(f"{image_path}: {error}") from error
         earlier = _before(image_path, before, exposure.shape)
-        old = old_image = None
+        measured = [(image_path, image, good)]
         if earlier is not None:
-            old_image = earlier.image.array
             # The same pixels and the same plane: what changes is the image alone.
-            good_before = good & np.isfinite(old_image)
+            old_image = earlier.image.array
+            measured.append((str(earlier.source), old_image, good & np.isfinite(old_image)))
+        results: list[Any] = []
+        drawn: list[Any] = []
+        for path, pixels, use in measured:
             try:
-                old = whiteness(old_image, variance, good_before, psf)
+                if score:
+                    results.append(score_noise(pixels, variance, use))
+                if plot is not None or not score:
+                    drawn.append(whiteness(pixels, variance, use, psf))
             except DataError as error:
-                raise DataError(f"{earlier.source}: {error}") from error
+                raise DataError(f"{path}: {error}") from error
+        results = results or drawn
+        after, old = results[0], results[1] if len(results) > 1 else None
         if plot is not None:
             from ..diagnostics.plots import plot_whiteness
 
@@ -159,15 +172,18 @@ def run_check(
                 after=image,
                 variance=variance,
                 good=good & np.isfinite(image) & np.isfinite(variance) & (variance > 0),
-                whiteness=after,
-                before=old_image,
-                before_good=None if old_image is None else good_before,
-                before_whiteness=old,
+                whiteness=drawn[0],
+                before=None if earlier is None else measured[1][1],
+                before_good=None if earlier is None else measured[1][2],
+                before_whiteness=None if earlier is None else drawn[1],
+                score_noise=after if score else None,
+                before_score_noise=old if score else None,
                 title=Path(image_path).name,
             )
     values: dict[str, Any] = {
         "file": image_path,
-        "filter": description,
+        "kind": "score" if score else "difference",
+        "filter": None if score else description,
         "sources": how,
         "after": after.to_dict(),
         "before": None if old is None else old.to_dict(),
@@ -179,11 +195,22 @@ def run_check(
 
         with replacing(json_path, overwrite=overwrite) as temporary:
             temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
-    _print(image_path, description, after, old)
+    if score:
+        title = f"{image_path}: noise of a score, which is correlated by design"
+        _print(title, _SCORE_ROWS, after, old)
+    else:
+        _print(f"{image_path}: whiteness (filter: {description})", _ROWS, after, old)
     for output in (json_path, plot):
         if output is not None:
             log.info("%s: written.", output)
     return values
+
+
+def _is_score(image_path: str) -> bool:
+    from ..formats.files import opened, split_extension
+
+    with opened(split_extension(image_path)[0]) as hdus:
+        return hdus[0].header.get("WDSCORE") is True
 
 
 def _before(image_path: str, before: str | None, shape: tuple[int, int]) -> Any:
@@ -217,37 +244,43 @@ def _before(image_path: str, before: str | None, shape: tuple[int, int]) -> Any:
     return exposure
 
 
-def _print(path: str, description: str, after: Any, before: Any) -> None:
+_VALUE, _MEASURED, _LAGS = "value", "value with its error", "values at lags"
+_ROWS = (
+    ("source-free pixels", _VALUE, "pixels"),
+    ("pixel variance", _VALUE, "pixel_variance"),
+    ("variance plane", _VALUE, "variance_plane"),
+    ("pixel variance / variance plane", _MEASURED, "pixel_variance_ratio"),
+    ("PSF-filtered variance ratio", _MEASURED, "filtered_variance_ratio"),
+    ("neighbour covariance", _MEASURED, "neighbour_covariance"),
+    ("correlation, x, lags 1-5", _LAGS, "correlation_x"),
+    ("correlation, y, lags 1-5", _LAGS, "correlation_y"),
+    ("correlation, diagonal, lags 1-5", _LAGS, "correlation_diagonal"),
+    ("correlation, antidiagonal, lags 1-5", _LAGS, "correlation_antidiagonal"),
+)
+_SCORE_ROWS = (
+    ("source-free pixels", _VALUE, "pixels"),
+    ("independent pixels", _VALUE, "independent_pixels"),
+    ("pixel variance", _VALUE, "pixel_variance"),
+    ("variance plane", _VALUE, "variance_plane"),
+    ("variance of S/sqrt(V)", _MEASURED, "pixel_variance_ratio"),
+    ("mean of S/sqrt(V)", _MEASURED, "significance_mean"),
+)
+
+
+def _print(title: str, rows: tuple[tuple[str, str, str], ...], after: Any, before: Any) -> None:
     results = [result for result in (before, after) if result is not None]
     headings = ["after"] if before is None else ["before", "after"]
 
-    def row(label: str, form: str, name: str) -> list[str]:
-        return [label, *(format(getattr(result, name), form) for result in results)]
+    def cell(result: Any, kind: str, name: str) -> str:
+        value = getattr(result, name)
+        if kind == _LAGS:
+            return " ".join(f"{c:+.3f}" for c in value)
+        if kind == _MEASURED:
+            return f"{value:.4f} ± {getattr(result, f'{name}_error'):.4f}"
+        return format(value, "d" if isinstance(value, int) else ".6g")
 
-    def with_error(label: str, name: str) -> list[str]:
-        return [
-            label,
-            *(f"{getattr(r, name):.4f} ± {getattr(r, f'{name}_error'):.4f}" for r in results),
-        ]
-
-    rows = [
-        row("source-free pixels", "d", "pixels"),
-        row("pixel variance", ".6g", "pixel_variance"),
-        row("variance plane", ".6g", "variance_plane"),
-        with_error("pixel variance / variance plane", "pixel_variance_ratio"),
-        with_error("PSF-filtered variance ratio", "filtered_variance_ratio"),
-        with_error("neighbour covariance", "neighbour_covariance"),
-    ]
-    for label, name in (
-        ("x", "correlation_x"),
-        ("y", "correlation_y"),
-        ("diagonal", "correlation_diagonal"),
-        ("antidiagonal", "correlation_antidiagonal"),
-    ):
-        rows.append(
-            [
-                f"correlation, {label}, lags 1-5",
-                *(" ".join(f"{c:+.3f}" for c in getattr(result, name)) for result in results),
-            ]
-        )
-    print_table(f"{path}: whiteness (filter: {description})", ["", *headings], rows)
+    print_table(
+        title,
+        ["", *headings],
+        [[label, *(cell(result, kind, name) for result in results)] for label, kind, name in rows],
+    )

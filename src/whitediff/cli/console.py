@@ -177,13 +177,16 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.table import Table
 
     # Brackets in names of files are no markup.
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     # Wide enough for the table where the output is no terminal.
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    # Not the table's own title, which a narrow table would break.
+    console.print(escape(title), style="italic", soft_wrap=True)
+    console.print(table)
 
 
 class Number(click.ParamType):

@@ -18,12 +18,23 @@ from ..convolution import convolve
 from ..errors import ArgumentError, DataError
 from ..stats import autocorrelation
 
-__all__ = ["Whiteness", "gaussian_filter", "radial_power", "whiteness"]
+__all__ = [
+    "ScoreNoise",
+    "Whiteness",
+    "gaussian_filter",
+    "radial_power",
+    "score_noise",
+    "whiteness",
+]
 
 type Array = npt.NDArray[Any]
 
 MAX_LAG = 5
 _MINIMUM_FILTER_COVERAGE = 0.9
+_MOST_LAGS = 128
+_LAGS_PER_WIDTH = 2.0
+"""Lags that count, over the full width at half maximum of the autocorrelation: beyond, that of a
+filter's noise is gone, and what is measured is scatter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +100,54 @@ class Whiteness:
         return {name: _without_nan(value) for name, value in values.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class ScoreNoise:
+    """Whether the noise of a score image is what its variance plane says.
+
+    A score is filtered, and so its pixels are correlated by design: what can be asked of it is
+    that its significance has zero mean and unit variance where there is no source.
+
+    Attributes
+    ----------
+    pixels
+        Number of good pixels.
+    independent_pixels
+        Number of independent ones with the same scatter of the variance: pixels over the sum
+        of the squared autocorrelation.
+    pixel_variance
+        Of the good pixels, image_unit².
+    variance_plane
+        Mean of the variance plane over them, image_unit².
+    pixel_variance_ratio
+        Variance of S/√V: 1 where the plane tells the truth.
+    pixel_variance_ratio_error
+        Its sampling error, the correlation allowed for.
+    significance_mean
+        Mean of S/√V.
+    significance_mean_error
+        Its sampling error, the correlation allowed for.
+    """
+
+    pixels: int
+    independent_pixels: float
+    pixel_variance: float
+    variance_plane: float
+    pixel_variance_ratio: float
+    pixel_variance_ratio_error: float
+    significance_mean: float
+    significance_mean_error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON.
+
+        Returns
+        -------
+        values
+            Attribute → value; None for what could not be measured.
+        """
+        return {name: _without_nan(value) for name, value in dataclasses.asdict(self).items()}
+
+
 def _without_nan(value: Any) -> Any:
     """JSON has no NaN: what could not be measured is None."""
     if isinstance(value, list | tuple):
@@ -150,17 +209,7 @@ def whiteness(image: Array, variance: Array, good: Array, psf: Array) -> Whitene
     so that masks do not bias the ratio.  The filter is not reflected: a PSF and its
     reflection give the same variance of a real image's white noise.
     """
-    if not image.shape == variance.shape == good.shape:
-        raise ArgumentError(
-            "image, variance and good must have the same shape;"
-            f" got {image.shape}, {variance.shape}, {good.shape}."
-        )
-    good = good & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
-    n = int(good.sum())
-    if n < 100:
-        raise DataError(
-            f"Only {n} of {good.size} pixels are source-free and unmasked; whiteness needs 100."
-        )
+    good, n = _measurable(image, variance, good)
     values = image[good].astype(np.float64)
     values -= values.mean()
     plane = variance[good].astype(np.float64)
@@ -198,6 +247,94 @@ def whiteness(image: Array, variance: Array, good: Array, psf: Array) -> Whitene
         neighbour_covariance_error=2 * math.sqrt(neighbours / 2) / math.sqrt(n),
         autocorrelation=correlation,
     )
+
+
+def score_noise(image: Array, variance: Array, good: Array) -> ScoreNoise:
+    """Measure the noise of a score image against its variance plane.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)`` score; pixels that are not good may have any value.
+    variance
+        ``(ny, nx)`` its variance plane, image_unit².
+    good
+        ``(ny, nx)`` boolean: source-free, unmasked pixels.
+
+    Returns
+    -------
+    noise
+        `ScoreNoise`.
+
+    Raises
+    ------
+    ArgumentError
+        If shapes differ.
+    DataError
+        If fewer than 100 pixels are good.
+
+    Notes
+    -----
+    For Gaussian noise of autocorrelation ρ the variance of n pixels scatters by ``√(2·Σρ²/n)``
+    of itself, and their mean by ``√(Σρ/n)`` of their standard deviation (Bartlett 1946).  ρ is
+    measured on the good pixels, to twice its own full width at half maximum.
+    """
+    good, n = _measurable(image, variance, good)
+    plane = variance[good].astype(np.float64)
+    significance = image[good] / np.sqrt(plane)
+    mean = float(significance.mean())
+    significance -= mean
+    ratio = float(np.mean(significance**2))
+    normalised = np.zeros(image.shape)
+    normalised[good] = significance
+    correlation = _filtered_autocorrelation(normalised, good)
+    squares, total = float((correlation**2).sum()), float(correlation.sum())
+    return ScoreNoise(
+        pixels=n,
+        independent_pixels=n / squares,
+        pixel_variance=float(image[good].var(dtype=np.float64)),
+        variance_plane=float(plane.mean()),
+        pixel_variance_ratio=ratio,
+        pixel_variance_ratio_error=ratio * math.sqrt(2 * squares / n),
+        significance_mean=mean,
+        significance_mean_error=math.sqrt(ratio * max(total, 0.0) / n),
+    )
+
+
+def _filtered_autocorrelation(image: Array, good: Array) -> Array:
+    """Autocorrelation of filtered noise, at the lags at which there is any."""
+    lags = min(_MOST_LAGS, (min(image.shape) - 1) // 2)
+    ny, nx = fourier.fast_shape(image.shape, (lags + 1, lags + 1))
+    shape = (ny, nx)
+
+    def products(plane: Array) -> Array:
+        power = np.abs(fourier.forward(plane, shape)) ** 2 + 0j
+        full = fourier.inverse(power, shape, shape)
+        return fourier.crop_center_origin(full, (2 * lags + 1, 2 * lags + 1))
+
+    sums, pairs = products(image), products(good.astype(np.float64))
+    correlation = sums / np.maximum(pairs, 0.5)
+    correlation /= correlation[lags, lags]
+    width = 2 * math.sqrt(np.count_nonzero(correlation > 0.5) / math.pi)
+    reach = min(lags, math.ceil(_LAGS_PER_WIDTH * width))
+    near = slice(lags - reach, lags + reach + 1)
+    return correlation[near, near]
+
+
+def _measurable(image: Array, variance: Array, good: Array) -> tuple[Array, int]:
+    """Good pixels that have a value and a variance, and how many."""
+    if not image.shape == variance.shape == good.shape:
+        raise ArgumentError(
+            "image, variance and good must have the same shape;"
+            f" got {image.shape}, {variance.shape}, {good.shape}."
+        )
+    good = good & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
+    n = int(good.sum())
+    if n < 100:
+        raise DataError(
+            f"Only {n} of {good.size} pixels are source-free and unmasked; whiteness needs 100."
+        )
+    return good, n
 
 
 def _correlated_pixels(psf: Array) -> float:

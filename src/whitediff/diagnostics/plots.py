@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..outputs import replacing
-from .measure import Whiteness, radial_power
+from .measure import ScoreNoise, Whiteness, radial_power
 
 __all__ = ["plot_whiteness"]
 
@@ -27,6 +27,8 @@ def plot_whiteness(
     before: Array | None = None,
     before_good: Array | None = None,
     before_whiteness: Whiteness | None = None,
+    score_noise: ScoreNoise | None = None,
+    before_score_noise: ScoreNoise | None = None,
     title: str = "",
 ) -> None:
     """Draw an image before and after decorrelation and how white its noise is.
@@ -40,6 +42,8 @@ def plot_whiteness(
         was measured on them.
     before, before_good, before_whiteness
         The same before the correction, if known.
+    score_noise, before_score_noise
+        Of a score image: its numbers stand in the picture in place of those of whiteness.
     title
         Above the picture.
 
@@ -95,7 +99,9 @@ def plot_whiteness(
     histogram.hist(values - values.mean(), edges, histtype="step", color="tab:blue", log=True)
     expected = good.sum() * (edges[1] - edges[0]) * np.exp(-0.5 * centre**2) / np.sqrt(2 * np.pi)
     histogram.plot(centre, expected, color="0.4", linewidth=1, label="unit Gaussian")
-    histogram.set(xlabel="pixel / σ", ylabel="pixels", title="after", ylim=(0.5, None))
+    histogram.set(xlabel="pixel / σ", ylabel="pixels", title="after")
+    # Room for the legend above the curve.
+    histogram.set_ylim(0.5, 8 * float(expected.max()))
     histogram.legend(frameon=False, loc="upper right", fontsize="small")
 
     lags = panels[1, 2]
@@ -107,29 +113,46 @@ def plot_whiteness(
             steps = np.arange(1, len(result.correlation_x) + 1)
             lags.plot(steps, result.correlation_x, "o-", color=colour, label=f"{name}, x")
             lags.plot(steps, result.correlation_y, "s--", color=colour, label=f"{name}, y")
-    lags.axhspan(-2 * whiteness.correlation_error, 2 * whiteness.correlation_error, color="0.85")
+    heading = "autocorrelation"
+    if score_noise is None:
+        heading = "autocorrelation (grey: ±2σ)"
+        limit = 2 * whiteness.correlation_error
+        lags.axhspan(-limit, limit, color="0.85")
     lags.axhline(0, color="0.6", linewidth=0.8)
-    lags.set(xlabel="lag [pixel]", ylabel="correlation", title="autocorrelation (grey: ±2σ)")
+    lags.set(xlabel="lag [pixel]", ylabel="correlation", title=heading)
     lags.legend(frameon=False, fontsize="small")
 
     text = panels[1, 3]
     text.axis("off")
-    text.text(
-        0, 0.98, _summary(whiteness, before_whiteness), va="top", family="monospace", fontsize=8
+    summary = (
+        _summary(_ROWS, whiteness, before_whiteness)
+        if score_noise is None
+        else _summary(_SCORE_ROWS, score_noise, before_score_noise)
     )
+    text.text(0, 0.98, summary, va="top", family="monospace", fontsize=8)
     with replacing(Path(path), overwrite=True) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def _summary(after: Whiteness, before: Whiteness | None) -> str:
-    rows = (
-        ("source-free pixels", "pixels", "d"),
-        ("pixel variance", "pixel_variance", ".4g"),
-        ("variance plane", "variance_plane", ".4g"),
-        ("variance / plane", "pixel_variance_ratio", ".4f"),
-        ("PSF-filtered ratio", "filtered_variance_ratio", ".4f"),
-        ("neighbour covariance", "neighbour_covariance", ".4f"),
-    )
+_ROWS = (
+    ("source-free pixels", "pixels", "d"),
+    ("pixel variance", "pixel_variance", ".4g"),
+    ("variance plane", "variance_plane", ".4g"),
+    ("variance / plane", "pixel_variance_ratio", ".4f"),
+    ("PSF-filtered ratio", "filtered_variance_ratio", ".4f"),
+    ("neighbour covariance", "neighbour_covariance", ".4f"),
+)
+_SCORE_ROWS = (
+    ("source-free pixels", "pixels", "d"),
+    ("independent pixels", "independent_pixels", ".0f"),
+    ("pixel variance", "pixel_variance", ".4g"),
+    ("variance plane", "variance_plane", ".4g"),
+    ("variance of S/√V", "pixel_variance_ratio", ".4f"),
+    ("mean of S/√V", "significance_mean", ".4f"),
+)
+
+
+def _summary(rows: tuple[tuple[str, str, str], ...], after: Any, before: Any) -> str:
     lines = [f"{'':21}{'before':>9}{'after':>9}", ""]
     for label, name, form in rows:
         old = "" if before is None else format(getattr(before, name), form)
