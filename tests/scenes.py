@@ -66,3 +66,24 @@ def direct_convolution(image: Array, kernel: Array) -> Array:
                 low, high = max(0, dx), min(nx, nx + dx)
                 result[y, low:high] += kernel[j, i] * image[y - dy, low - dx : high - dx]
     return result
+
+
+def command(*arguments: object) -> tuple[int, str, str]:
+    """Run the command line in this process: exit code, standard output, standard error."""
+    import contextlib
+    import io
+    import sys
+
+    from whitediff.cli.main import main
+
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["whitediff", *map(str, arguments)]
+    code: object = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv = before
+    return int(str(code or 0)), out.getvalue(), err.getvalue()

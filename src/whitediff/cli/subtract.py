@@ -360,7 +360,11 @@ def _match_cards(pair: Any, match: Any, options: Any) -> dict[str, tuple[Any, st
         "WDNSTAR": (len(fit.used), "stars offered to the fit"),
         "WDNUSED": (int(fit.used.sum()), "stars used"),
         "WDKSERR": (fit.kernel_sum_error, "error of the kernel sum"),
-        "WDCHI2": (fit.reduced_chi_square, "reduced chi-square of the fit"),
+        # Of pre-convolved noise, which is correlated, it would mean nothing.
+        "WDCHI2": (
+            None if match.science is not pair.science else fit.reduced_chi_square,
+            "reduced chi-square of the fit",
+        ),
         "WDCOND": (fit.condition, "condition number of the fit"),
     }
 
@@ -405,13 +409,14 @@ def _by_kind(read: dict[str, Any], wanted: dict[str, Path | None]) -> dict[str, 
     named = ", ".join(read)
     asked = {"difference": wanted["difference"] or wanted["matched"], "score": wanted["score"]}
     for kind, output in asked.items():
-        if output is not None and kind not in stored:
-            raise ArgumentError(
-                f"{named}: {output} needs a stored {kind}; name the old {kind} with --kernel too."
-            )
         if output is None and kind in stored:
             raise ArgumentError(
                 f"{named}: holds a {kind}, but no {kind} is asked for"
                 f" ({'--score-output' if kind == 'score' else '--output'})."
+            )
+    for kind, output in asked.items():
+        if output is not None and kind not in stored:
+            raise ArgumentError(
+                f"{named}: {output} needs a stored {kind}; name the old {kind} with --kernel too."
             )
     return stored

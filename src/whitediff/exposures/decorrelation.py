@@ -360,11 +360,11 @@ class _Filters:
             )
 
     def correction_on(
-        self, shape: tuple[int, ...], empty_amplitude: float = 0.0
+        self, shape: tuple[int, ...], *, compact: bool | None = None
     ) -> decorrelation.Correction:
-        """Correction on a grid."""
+        """Correction on a grid; that of a score as asked for, or in its compact form."""
         grid = (shape[0], shape[1])
-        compact = self.compact_score
+        compact = self.compact_score if compact is None else compact
         if self.preconvolution_image is not None:
             return decorrelation.score_correction(
                 self.kernel_image,
@@ -372,7 +372,7 @@ class _Filters:
                 science_variance=self.science_variance,
                 template_variance=self.template_variance,
                 shape=grid,
-                empty_amplitude=decorrelation.EMPTY_AMPLITUDE if compact else empty_amplitude,
+                empty_amplitude=decorrelation.EMPTY_AMPLITUDE if compact else 0.0,
                 reach=self._score_reach if compact else None,
             )
         unconvolved, convolved = self.means
@@ -489,7 +489,7 @@ def _contaminated(
     # the filter counts as far as it acts on the sky, and all of it on what was filled.
     if kernel.shape != correction.shape:
         return decorrelation.contaminated_pixels(kernel, untrusted)
-    sky_correction = filters.correction_on(correction.shape, decorrelation.EMPTY_AMPLITUDE)
+    sky_correction = filters.correction_on(correction.shape, compact=True)
     sky_kernel = decorrelation.pixel_kernel(sky_correction.correction_ft, shape=correction.shape)
     total = float(np.abs(sky_kernel).sum())
     if float(np.abs(kernel).sum()) > _NOISY_SCORE_FILTER * total:

@@ -1,0 +1,128 @@
+"""Templates on other pixels.
+
+Claims: a template that is larger or shifted by whole pixels, as its WCS or its box says, gives the
+same difference as one that was cut by hand; what it does not cover is NO_DATA; anything but whole
+pixels, no overlap or too little is one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from whitediff import Exposure
+from whitediff.errors import ArgumentError, DataError
+from whitediff.exposures.alignment import aligned_template
+from whitediff.exposures.preparation import prepare
+from whitediff.exposures.psf import psf_image
+from whitediff.simulation import SimulationOptions, simulate
+
+SHAPE = (300, 320)
+
+
+def header(dx: float = 0.0, dy: float = 0.0, rotation: float = 0.0) -> fits.Header:
+    """WCS of a field whose centre lies dx, dy pixels further right and up."""
+    cards = fits.Header()
+    scale, c, s = 0.25 / 3600, math.cos(rotation), math.sin(rotation)
+    for axis, (kind, middle, value) in enumerate(
+        (("RA---TAN", 160.5 + dx, 150.0), ("DEC--TAN", 150.5 + dy, 2.0)), start=1
+    ):
+        cards[f"CTYPE{axis}"], cards[f"CRPIX{axis}"] = kind, middle
+        cards[f"CRVAL{axis}"] = value
+    cards["CD1_1"], cards["CD1_2"] = -scale * c, scale * s
+    cards["CD2_1"], cards["CD2_2"] = scale * s, scale * c
+    return cards
+
+
+def exposure(image, wcs=None, **options) -> Exposure:
+    return Exposure.from_arrays(image, variance=1.0, header=wcs, **options)
+
+
+def test_whole_pixel_offsets(rng):
+    science = exposure(rng.normal(size=SHAPE), header())
+    image = rng.normal(size=(400, 390))
+    mask = np.zeros(image.shape, dtype=bool)
+    mask[120, 200] = True
+    by_wcs = exposure(image, header(40, 70), mask={"BAD": mask})
+    by_box = Exposure.from_arrays(image, variance=1.0, mask={"BAD": mask}, yx0=(-70, -40))
+    for template in (by_wcs, by_box):
+        aligned = aligned_template(science, template)
+        assert aligned.bbox == science.bbox
+        np.testing.assert_array_equal(aligned.image.array, image[70:370, 40:360])
+        np.testing.assert_array_equal(aligned.mask.get("BAD"), mask[70:370, 40:360])
+        assert "NO_DATA" not in aligned.mask.schema.names
+    # Its own WCS still points at the same sky.
+    before = by_wcs.wcs.pixel_to_world_values(100.0, 150.0)
+    after = aligned_template(science, by_wcs).wcs.pixel_to_world_values(60.0, 80.0)
+    np.testing.assert_allclose(before, after, atol=1e-10)
+
+
+def test_what_the_template_does_not_cover_is_marked(rng):
+    science = exposure(rng.normal(size=SHAPE), header())
+    image = rng.normal(size=SHAPE)
+    aligned = aligned_template(science, exposure(image, header(-30, 100)))
+    covered = np.zeros(SHAPE, dtype=bool)
+    covered[:200, 30:] = True
+    np.testing.assert_array_equal(aligned.image.array[:200, 30:], image[100:, :-30])
+    assert np.isnan(aligned.image.array[~covered]).all()
+    np.testing.assert_array_equal(aligned.mask.get("NO_DATA"), ~covered)
+
+
+def test_a_varying_psf_moves_along(rng):
+    from whitediff.exposures.kernels import chebyshev_kernel
+    from whitediff.exposures.psf import KernelPointSpreadFunction
+
+    template = exposure(rng.normal(size=(400, 420)), header(50, 60))
+    basis = np.zeros((2, 3, 3))
+    basis[0, 1, 1], basis[1, 1, 1], basis[1, 1, 2] = 1.0, -0.5, 0.5
+    coefficients = np.zeros((2, 2, 2))
+    coefficients[0, 0, 0], coefficients[1, 0, 1] = 1.0, 1.0
+    template.psf = KernelPointSpreadFunction(
+        chebyshev_kernel(basis, coefficients, template.bbox), average_position=(210.0, 200.0)
+    )
+    aligned = aligned_template(exposure(rng.normal(size=SHAPE), header()), template)
+    assert aligned.psf is not None
+    np.testing.assert_allclose(
+        psf_image(aligned.psf, x=100, y=30), psf_image(template.psf, x=150, y=90), atol=1e-10
+    )
+
+
+def test_anything_but_whole_pixels_is_refused(rng, caplog):
+    image = rng.normal(size=SHAPE)
+    science = exposure(image, header())
+    for wcs, message in (
+        (header(2.4), "0.40 from a whole number; resample it"),
+        (header(rotation=0.02), "from a whole number; resample it"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            aligned_template(science, exposure(image, wcs))
+    rotated = exposure(image, header(rotation=0.02))
+    assert aligned_template(science, rotated, use_wcs=False) is rotated
+    with pytest.raises(DataError, match="does not overlap the science image"):
+        aligned_template(science, exposure(image, header(5000)))
+    with pytest.raises(ArgumentError, match="400 x 390 pixels, but the science image 300 x 320"):
+        aligned_template(science, exposure(rng.normal(size=(400, 390))))
+    with caplog.at_level("WARNING", logger="whitediff"):
+        close = exposure(image, header(0.4))
+        assert aligned_template(science, close) is close
+    assert "disagree by up to 0.40 pixels" in caplog.text
+
+
+def test_a_template_must_cover_enough(caplog):
+    simulation = simulate(SimulationOptions(shape=(700, 700), seed=2, stars=300, galaxies=0))
+    science, template = (
+        Exposure.from_arrays(part.image, variance=part.variance, mask=part.mask)
+        for part in (simulation.science, simulation.template)
+    )
+    part = template.replaced(image=template.image.copy())
+    part.image.array[117:] = np.nan
+    with caplog.at_level("WARNING", logger="whitediff"):
+        pair = prepare(science, part)
+    assert pair.template_fraction == pytest.approx(1 / 6, abs=0.01)
+    assert "covers only 16." in caplog.text
+    part.image.array[50:] = np.nan
+    with pytest.raises(DataError, match=r"covers 7\.\d% of the science image's usable"):
+        prepare(science, part)
