@@ -1,4 +1,5 @@
-"""Claim: the transform convolves as the sum over the kernel does, for every parity."""
+"""Claims: the transform convolves as the sum over the kernel does, for every parity, over tiles and
+with weights that vary; the result does not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from scenes import direct_convolution
-from whitediff.convolution import convolve
+from whitediff.convolution import convolve, convolve_varying
 from whitediff.errors import ArgumentError
 
 
@@ -25,3 +26,23 @@ def test_refuses_what_cannot_be_convolved():
         convolve(np.zeros((5, 5)), np.zeros((9, 9)))
     with pytest.raises(ArgumentError, match="2-D"):
         convolve(np.zeros(5), np.zeros((3, 3)))
+
+
+@pytest.mark.parametrize("kernel_shape", [(5, 5), (4, 6)])
+def test_varying_weights_over_several_tiles(rng, kernel_shape, monkeypatch):
+    image = rng.normal(size=(270, 520)).astype(np.float32)
+    image[:, 300:] = 0  # tiles without anything
+    kernels = rng.normal(size=(3, *kernel_shape))
+    fields = rng.normal(size=(3, *image.shape))
+    result = convolve_varying(image, kernels, lambda rows, columns: fields[:, rows, columns])
+    expected = sum(
+        field * direct_convolution(image.astype(float), kernel)
+        for field, kernel in zip(fields, kernels, strict=True)
+    )
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, atol=2e-6 * np.abs(expected).max())
+    monkeypatch.setattr("whitediff.convolution.available_threads", lambda: 1)
+    alone = convolve_varying(image, kernels, lambda rows, columns: fields[:, rows, columns])
+    np.testing.assert_array_equal(result, alone)
+    with pytest.raises(ArgumentError, match="3 kernels need weights"):
+        convolve_varying(image, kernels, None)

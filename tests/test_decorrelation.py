@@ -411,3 +411,66 @@ def test_integer_variances_are_not_truncated():
     planes = [np.full((3, 3), value, dtype=np.int16) for value in (25, 9)]
     result = decorrelation.estimated_variance(planes[0], planes[1], (1.5, 2.5))
     np.testing.assert_allclose(result, 25 * 1.5 + 9 * 2.5)
+
+
+@pytest.mark.parametrize("star", [0.0, 1e6])
+def test_a_compact_filter_is_the_transform(rng, star):
+    kernel = moffat_kernel(21)
+    image = rng.normal(0, np.sqrt(SVAR + TVAR), (300, 280)).astype(np.float32)
+    image[140, 120] += star
+    image[200:203, 50] = np.nan
+    small = correction_for(kernel, (384, 384))
+    sigma = np.sqrt(SVAR + TVAR * kernel.sum() ** 2)
+    filters = decorrelation.pixel_kernel(small.correction_ft, shape=(384, 384))
+    compact = decorrelation.compact_kernel(filters, image, sigma=sigma)
+    assert compact is not None
+    # A brighter star needs more of the filter.
+    assert compact.shape[0] >= (33 if star else 1)
+    result = decorrelation.filtered_image(compact, image, sigma=sigma)
+    shape = fourier.common_shape(image.shape, kernel.shape)
+    full = correction_for(kernel, shape)
+    expected = decorrelation.corrected_image(
+        full.correction_ft, image.astype(np.float64), shape=shape
+    )
+    good = np.isfinite(expected)
+    np.testing.assert_array_equal(np.isfinite(result), good)
+    rounding = np.finfo(np.float32).eps * np.abs(expected[good])
+    assert (np.abs(result[good] - expected[good]) <= 1e-3 * sigma + rounding).all()
+
+
+def test_a_filter_that_is_not_compact_is_none(rng):
+    kernel = gaussian(31, 4.0)
+    correction = correction_for(kernel, (384, 384), svar=1.0, tvar=1e6)
+    filters = decorrelation.pixel_kernel(correction.correction_ft, shape=(384, 384))
+    image = 1e4 + rng.normal(size=(300, 300))
+    assert decorrelation.compact_kernel(filters, image, sigma=1.0) is None
+
+
+def test_a_compact_score_filter_keeps_flux_and_significance():
+    shape, psf = (256, 256), gaussian(41, 3.0)
+    kernel = gaussian(41, np.sqrt(18 - 4.84)) + 2e-5 * np.random.default_rng(1).normal(
+        size=(41, 41)
+    )  # a fitted kernel has noise where the PSF has no power
+
+    def significance(correction):
+        unconvolved, convolved = correction.variance_weights
+        filtered = fourier.inverse(
+            np.abs(correction.preconvolution_ft) ** 2 * correction.correction_ft + 0j, shape, (1, 1)
+        )
+        return float(filtered[0, 0]) / np.sqrt(SVAR * unconvolved + TVAR * convolved)
+
+    options = {"science_variance": SVAR, "template_variance": TVAR, "shape": shape}
+    documented = decorrelation.score_correction(kernel, psf, **options)
+    compact = decorrelation.score_correction(
+        kernel, psf, **options, empty_amplitude=decorrelation.EMPTY_AMPLITUDE, reach=24.0
+    )
+    assert compact.correction_ft[0, 0] == pytest.approx(1, rel=1e-12)
+    assert significance(compact) == pytest.approx(significance(documented), rel=2e-3)
+    lag = np.minimum(np.arange(256), 256 - np.arange(256))
+    far = np.hypot(lag[:, None], lag) > 24
+    reach = [
+        np.abs(decorrelation.pixel_kernel(c.correction_ft, shape=shape))[far].sum()
+        for c in (documented, compact)
+    ]
+    assert reach[1] < 1e-10
+    assert reach[0] > 0.1  # the documented one does reach that far: the test can fail

@@ -16,6 +16,7 @@ import pytest
 from scenes import gaussian
 from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError, DataError
+from whitediff.matching.background import fit_background
 from whitediff.matching.basis import (
     delta_basis,
     gaussian_basis,
@@ -24,8 +25,10 @@ from whitediff.matching.basis import (
 )
 from whitediff.matching.design import FitOptions
 from whitediff.matching.normals import Stamps
-from whitediff.matching.solve import fit_kernel
-from whitediff.polynomials import chebyshev_terms
+from whitediff.matching.psf import measure_psf
+from whitediff.matching.solve import choose_kernel_order, fit_kernel
+from whitediff.matching.varying import varying_pixels
+from whitediff.polynomials import chebyshev_products, chebyshev_terms
 from whitediff.simulation import PsfModel, matching_kernel
 
 FRAME = (1000, 1000)
@@ -254,7 +257,7 @@ def test_variable_and_broken_stars_are_rejected(rng):
 def test_refusals(rng):
     basis = gaussian_basis((1.0, 2.0), degrees=(2, 0), size=21)
     stamps = make_stamps(rng, 4, lambda x, y: gaussian(21, 2.0))
-    with pytest.raises(DataError, match="need at least 6; lower the orders"):
+    with pytest.raises(DataError, match="need at least 12; lower the orders"):
         fit_kernel(stamps, basis, FitOptions(kernel_order=2))
     with pytest.raises(ArgumentError, match="Kernels of 25 pixels need source stamps of 67"):
         fit_kernel(stamps, gaussian_basis((1.0, 2.0), degrees=(2, 0), size=25))
@@ -268,3 +271,107 @@ def test_refusals(rng):
         FitOptions(kernel_order=-1)
     with pytest.raises(ArgumentError, match="even number"):
         Stamps(stamps.source[:, 1:, 1:], stamps.target, stamps.weight, stamps.x, stamps.y)
+
+
+@pytest.mark.parametrize("criterion", ["bic", "cross-validation"])
+def test_the_order_of_the_variation_is_found(rng, criterion):
+    basis = gaussian_basis((1.0, 2.0, 4.0), size=21)
+    options = FitOptions(background_order=0)
+    still = make_stamps(rng, 60, lambda x, y: gaussian(21, 2.0), faintest=2e4)
+    chosen = choose_kernel_order(still, basis, options, criterion=criterion)
+    assert chosen.kernel_order == 0
+    moving = make_stamps(rng, 60, lambda x, y: gaussian(21, 2.0 + 0.3 * x), faintest=2e4)
+    chosen = choose_kernel_order(moving, basis, options, criterion=criterion)
+    assert chosen.kernel_order >= 1
+    assert chosen.background_order == 0
+
+
+def test_noise_of_the_source_does_not_attenuate_the_kernel(rng):
+    # As much noise in the source as a faint star bears: its power would be taken for the star's.
+    true = gaussian(21, 2.0)
+    psf = PsfModel(sigma=2.2, frame=FRAME)
+    sums = []
+    for _ in range(6):
+        stamps = make_stamps(rng, 40, lambda x, y: true, psf=psf, faintest=300, brightest=3000)
+        source = stamps.source + rng.normal(0, 3.0, stamps.source.shape)
+        variance = np.full(source.shape, 3.0**2 + 0.3**2)
+        norm = 1 + variance[0, 0, 0] * (true**2).sum()
+        noisy = Stamps(
+            source,
+            stamps.target,
+            np.full(stamps.target.shape, 1 / norm),
+            stamps.x,
+            stamps.y,
+            variance,
+        )
+        options = FitOptions(kernel_order=0, background_order=0)
+        basis = gaussian_basis((1.0, 2.0, 4.0), size=21)
+        sums.append(
+            [
+                fit_kernel(given, basis, options).kernel_sum
+                for given in (noisy, dataclasses.replace(noisy, source_variance=None))
+            ]
+        )
+    with_noise, without = np.mean(sums, axis=0)
+    error = np.std(sums, axis=0, ddof=1)[0] / np.sqrt(len(sums))
+    assert with_noise == pytest.approx(1, abs=4 * error)
+    assert without < with_noise - 2 * error  # else there was nothing to undo
+
+
+def test_varying_pixels_are_the_transients(rng):
+    true = gaussian(21, 2.0)
+    basis = gaussian_basis((1.0, 2.0, 4.0), size=21)
+    stamps = make_stamps(rng, 40, lambda x, y: true, faintest=2e4)
+    fit = fit_kernel(stamps, basis, FitOptions(kernel_order=0, background_order=0))
+    # A few peaks of noise, with what grows around them.
+    assert varying_pixels(stamps, fit, basis, core=8).mean() < 0.01
+    target = stamps.target.copy()
+    psf = PsfModel(sigma=3.0, frame=FRAME).stamp(0, 0, size=9)
+    target[5, 2:11, 2:11] += 3000 * psf
+    with_transient = dataclasses.replace(stamps, target=target)
+    varying = varying_pixels(with_transient, fit, basis, core=8)
+    assert varying[5, 4:9, 4:9].all()
+    middle = stamps.target.shape[1] // 2
+    assert not varying[5, middle, middle]
+    assert varying[np.arange(len(stamps)) != 5].mean() < 0.01
+
+
+def test_background_between_the_sources(rng):
+    shape = (500, 460)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    u, v = 2 * (x + 0.5) / shape[1] - 1, 2 * (y + 0.5) / shape[0] - 1
+    true = 3 + 40 * u - 25 * v + 8 * u * v
+    image = true + rng.normal(0, 5, shape)
+    free = rng.random(shape) > 0.2
+    image[~free] += 1e5
+    image[100:110, 100:110] += 500  # a transient that nobody knows of
+    coefficients = fit_background(image, free, 2)
+    fitted = np.polynomial.chebyshev.chebval2d(v, u, coefficients)
+    assert np.abs(fitted - true).max() < 0.3
+    assert not fit_background(image, np.zeros(shape, dtype=bool), 2).any()
+
+
+def test_measured_psf(rng):
+    shape, size = (800, 800), 31
+    psf = PsfModel(sigma=2.2, frame=shape, ellipticity=(0.1, -0.05), variation=0.1)
+    image = rng.normal(0, 5, shape)
+    grid = np.arange(60, 760, 75)
+    x, y = (a.ravel() + rng.uniform(-0.5, 0.5, a.size) for a in np.meshgrid(grid, grid))
+    for at_x, at_y in zip(x, y, strict=True):
+        i, j = round(at_x), round(at_y)
+        star = psf.stamp(at_x, at_y, size=size)
+        image[j - 15 : j + 16, i - 15 : i + 16] += rng.uniform(2e4, 2e5) * star
+    image += 100  # a background that nobody subtracted
+    bad = np.zeros(shape, dtype=bool)
+    bad[:, 400] = True
+    image[bad] = 1e5
+    images, used = measure_psf(image, np.full(shape, 25.0), bad, x, y, size=size, order=1)
+    assert used > 60
+    for at_x, at_y in ((400, 400), (80, 700)):
+        terms = chebyshev_products(1, np.array([at_x / 400 - 1]), np.array([at_y / 400 - 1]))[0]
+        measured = np.tensordot(terms, images, axes=1)
+        true = psf.stamp(at_x, at_y, size=size)
+        assert measured.sum() == pytest.approx(1, abs=1e-10)
+        assert distance(measured, true / true.sum()) < 0.03
+    with pytest.raises(DataError, match="a PSF needs 3"):
+        measure_psf(image, np.full(shape, 25.0), bad, x[:2], y[:2], size=size, order=1)

@@ -33,6 +33,9 @@ _SINGLE_SMOOTHNESS = 1e-6
 _MANY = 100
 """Unknowns of a single stamp beyond which it is fitted with the penalty."""
 
+_EVIDENCE = 2.0
+"""By which a higher order must be better: less is not worth a mention."""
+
 _FOLDS = 5
 """Parts of the stars, each of which is predicted from the others."""
 
@@ -218,7 +221,8 @@ def choose_kernel_order(
 
     Notes
     -----
-    Schwarz 1978, Ann. Statist. 6, 461; unknowns are counted as the penalty leaves them.  All
+    Schwarz 1978, Ann. Statist. 6, 461; unknowns are counted as the penalty leaves them.  A
+    higher order is taken where it is better by 2 (Kass & Raftery 1995, JASA 90, 773).  All
     orders are judged by the same stars, those that a constant kernel of their own describes.
     """
     normals = normal_equations(stamps, basis)
@@ -250,7 +254,7 @@ def choose_kernel_order(
         except DataError as error:
             failure = failure or error
             break
-        if best is None or value < best[0]:
+        if best is None or value < best[0] - _EVIDENCE:
             best = value, tried
     if best is None:
         assert failure is not None
