@@ -40,6 +40,7 @@ _log = logging.getLogger("whitediff.match")
 
 _CORE_SIGMAS = 3
 _ENOUGH_STARS = 10
+_FIRST_STARS = 250
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,30 +278,26 @@ def _fit(
     source_sigma: float,
 ) -> KernelFit:
     """Fit twice: the second time with the right noise, and without what varies."""
-    orders = options.fit
-
-    def stamps(norm: float) -> Stamps:
-        return cut_stamps(
-            source.image.array,
-            target.image.array,
-            source.variance.array,
-            target_variance,
-            bad,
-            norm=norm,
-            x=candidates.x,
-            y=candidates.y,
-            size=stamp_size,
-            kernel_size=basis.size,
-        )
-
     # The convolved exposure's noise shrinks with the squared kernel's sum: at first that of a
     # Gaussian.
-    first = stamps(min(1.0, 1 / (4 * math.pi * max(target_sigma**2 - source_sigma**2, 0.08))))
-    fit, orders = _fit_or_lower(first, basis, orders)
+    norm = min(1.0, 1 / (4 * math.pi * max(target_sigma**2 - source_sigma**2, 0.08)))
+    first = cut_stamps(
+        source.image.array,
+        target.image.array,
+        source.variance.array,
+        target_variance,
+        bad,
+        norm=norm,
+        x=candidates.x,
+        y=candidates.y,
+        size=stamp_size,
+        kernel_size=basis.size,
+    )
+    # The brightest suffice to see what varies.
+    fit, orders = _fit_or_lower(first.part(slice(_FIRST_STARS)), basis, options.fit)
     varying = varying_pixels(first, fit, basis, core=_CORE_SIGMAS * target_sigma)
     middle = np.tensordot(fit.coefficients_at(np.zeros(1), np.zeros(1))[0, :-1], basis.images, 1)
-    second = stamps(float((middle**2).sum()))
-    second = dataclasses.replace(second, weight=np.where(varying, 0, second.weight))
+    second = first.reweighted(float((middle**2).sum()) - norm, varying)
     if options.choose_order is not None:
         orders = choose_kernel_order(second, basis, orders, criterion=options.choose_order)
     fit, _ = _fit_or_lower(second, basis, orders)

@@ -71,6 +71,56 @@ class Stamps:
     def __len__(self) -> int:
         return len(self.target)
 
+    def part(self, which: slice) -> Stamps:
+        """Some of the stamps.
+
+        Parameters
+        ----------
+        which
+            Slice.
+
+        Returns
+        -------
+        stamps
+            Views.
+        """
+        return Stamps(
+            self.source[which],
+            self.target[which],
+            self.weight[which],
+            self.x[which],
+            self.y[which],
+            None if self.source_variance is None else self.source_variance[which],
+        )
+
+    def reweighted(self, more: float, without: Array) -> Stamps:
+        """Stamps with another share of the source's noise in the weights.
+
+        Parameters
+        ----------
+        more
+            To add to the variance, in units of the source's.
+        without
+            ``(n, size, size)`` boolean: pixels that lose their weight.
+
+        Returns
+        -------
+        stamps
+            The same ones, with other weights.
+
+        Raises
+        ------
+        ArgumentError
+            If the source's variance is not known.
+        """
+        if self.source_variance is None:
+            raise ArgumentError("Stamps without the source's variance cannot be reweighted.")
+        reach = (self.source.shape[1] - self.target.shape[1]) // 2
+        inner = slice(reach, reach + self.target.shape[1])
+        noise = self.source_variance[:, inner, inner]
+        weight = self.weight / (1 + self.weight * more * noise)
+        return dataclasses.replace(self, weight=np.where(without, 0, weight))
+
 
 @dataclasses.dataclass(frozen=True)
 class Normals:
