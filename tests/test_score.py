@@ -19,6 +19,7 @@ from whitediff import read_exposure
 from whitediff.exposures.masks import flagged
 from whitediff.exposures.psf import psf_image
 
+SOLUTION = ("KERNEL", "BACKGROUND", "INPUT_PSF", "PRECONVOLUTION")
 KINDS = {
     "gaussian": [],
     # The science image is the sharper by √2: matched directly, it would have to be convolved.
@@ -157,6 +158,24 @@ def test_products_are_the_same_when_made_again(made, run, tmp_path):
     good = ~(flagged(matched.mask, untrusted) | flagged(science.mask, untrusted))
     left = (science.image.array - matched.image.array)[good & np.isfinite(science.image.array)]
     assert np.median(left) == pytest.approx(0, abs=1.5)
+
+
+def test_a_stripped_file_is_enough(made, run, tmp_path):
+    _, directory = made
+    for name, option in (("d.fits", "--output"), ("s.fits", "--score-output")):
+        with fits.open(directory / name) as hdus:
+            kept = [h for h in hdus[1:] if h.name in SOLUTION or "COEFFICIENTS" in h.name]
+            stripped = fits.HDUList([fits.PrimaryHDU(header=hdus[0].header), *kept])
+            stripped.writeto(tmp_path / f"stripped-{name}")
+        assert (tmp_path / f"stripped-{name}").stat().st_size < 1e6
+        code, _, messages = run(
+            "subtract", directory / "science.fits", directory / "template.fits", "--kernel",
+            tmp_path / f"stripped-{name}", option, tmp_path / name,
+        )  # fmt: skip
+        assert code == 0, messages
+        for plane in ("IMAGE", "VARIANCE", "MASK"):
+            first, again = (fits.getdata(d / name, plane) for d in (directory, tmp_path))
+            np.testing.assert_array_equal(first, again)
 
 
 def test_stored_solutions_that_do_not_fit(run, made, tmp_path):

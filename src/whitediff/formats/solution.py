@@ -14,7 +14,13 @@ from ..errors import FileFormatError
 from ..exposures.psf import KernelPointSpreadFunction
 from ..exposures.solution import Solution
 from .files import opened, split_extension
-from .stamps import find_hdu, read_background_hdu, read_kernel_hdus, read_psf_hdus
+from .stamps import (
+    find_hdu,
+    polynomial_domain,
+    read_background_hdu,
+    read_kernel_hdus,
+    read_psf_hdus,
+)
 
 __all__ = ["read_solution", "solution_cards", "solution_extras"]
 
@@ -102,10 +108,9 @@ def read_solution(path: str | Path) -> Solution:
                 f"{file}: is no difference or score of whitediff subtract that it could be made"
                 f" again from (it lacks {', '.join(missing) or 'WDTASK = subtract'})."
             )
-        shape = hdus["IMAGE"].shape
-        box = Box.from_shape(shape, start=_origin(hdus["IMAGE"].header))
-        kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=box, path=str(file))
         background_hdu = find_hdu(hdus, ("BACKGROUND",))
+        box = _box(hdus, background_hdu, file)
+        kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=box, path=str(file))
         psf_hdu = find_hdu(hdus, ("INPUT_PSF",))
         preconvolution_hdu = find_hdu(hdus, ("PRECONVOLUTION",))
         return Solution(
@@ -126,9 +131,17 @@ def read_solution(path: str | Path) -> Solution:
         )
 
 
-def _origin(header: Any) -> YX:
-    """First pixel, from the linear WCS that lsst.images writes beside the celestial one."""
-    return YX(
-        y=round(header.get("CRVAL2A", 0) + 1 - header.get("CRPIX2A", 1)),
-        x=round(header.get("CRVAL1A", 0) + 1 - header.get("CRPIX1A", 1)),
+def _box(hdus: Any, background_hdu: Any, file: Path) -> Box:
+    """Box of the product; also of a file that was stripped of its planes."""
+    box = None if background_hdu is None else polynomial_domain(background_hdu.header)
+    if box is not None:
+        return box
+    if "IMAGE" not in hdus:
+        raise FileFormatError(f"{file}: has neither IMAGE nor BACKGROUND; keep one of them.")
+    header = hdus["IMAGE"].header
+    # The linear WCS that lsst.images writes beside the celestial one.
+    y0, x0 = (
+        round(header.get(f"CRVAL{axis}A", 0) + 1 - header.get(f"CRPIX{axis}A", 1))
+        for axis in (2, 1)
     )
+    return Box.from_shape(hdus["IMAGE"].shape, start=YX(y=y0, x=x0))

@@ -19,6 +19,7 @@ __all__ = [
     "background_hdu",
     "find_hdu",
     "kernel_hdus",
+    "polynomial_domain",
     "psf_hdus",
     "read_background_hdu",
     "read_kernel_hdus",
@@ -107,7 +108,7 @@ def read_kernel_hdus(
     header = coefficients_hdu.header
     default = _MONOMIAL if coefficients.ndim == 2 else _CHEBYSHEV
     polynomials = str(header.get("POLYTYPE", default)).strip().upper()
-    bounds = _domain(header) or bounds
+    bounds = polynomial_domain(header) or bounds
     try:
         if polynomials == _MONOMIAL:
             return kernels.polynomial_kernel(data, coefficients, bounds)
@@ -258,7 +259,7 @@ def read_background_hdu(hdu: Any) -> BaseField | Array:
         Field where the HDU has polynomial coefficients, else the image.
     """
     data = hdu.data.astype(hdu.data.dtype.newbyteorder("="), copy=True)
-    domain = _domain(hdu.header)
+    domain = polynomial_domain(hdu.header)
     if domain is not None and str(hdu.header.get("POLYTYPE", "")).strip() == _CHEBYSHEV:
         return ChebyshevField(domain, data.astype(np.float64))
     return data
@@ -270,7 +271,19 @@ def _set_domain(header: astropy.io.fits.Header, box: Box) -> None:
         header[f"DOM{axis}MAX"] = (interval.stop - 0.5, f"{axis.lower()}' = +1 here, pixel")
 
 
-def _domain(header: astropy.io.fits.Header) -> Box | None:
+def polynomial_domain(header: astropy.io.fits.Header) -> Box | None:
+    """Box over which an HDU's polynomials are scaled.
+
+    Parameters
+    ----------
+    header
+        Header of an HDU of coefficients.
+
+    Returns
+    -------
+    box
+        None where the header has none.
+    """
     if "DOMXMIN" not in header:
         return None
     x, y = (
