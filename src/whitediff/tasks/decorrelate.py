@@ -75,6 +75,16 @@ class DecorrelateALKernelConfig(pex_config.Config):
         doc="Mask planes of the difference whose pixels hold no measurement and, like"
         " non-finite ones, contaminate their neighbours (plane CONTAMINATED of the result).",
     )
+    emptyAmplitude = pex_config.RangeField(
+        dtype=float,
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        inclusiveMax=False,
+        doc="Of a score: frequencies at which the pre-convolution kernel's spectrum is smaller"
+        " than this are left out, since a fitted matching kernel is noise there. 0: the"
+        " documented formula, which keeps them all.",
+    )
     transform = pex_config.ChoiceField(
         dtype=str,
         default="fast",
@@ -111,6 +121,7 @@ class DecorrelateALKernelConfig(pex_config.Config):
         return DecorrelationOptions(
             convolved="template" if template_matched else "science",
             score=score,
+            empty_amplitude=self.emptyAmplitude,
             full_variance=self.completeVarPlanePropagation,
             ignore_mask_planes=ignore,
             required_mask_planes=tuple(name for name in ignore if name not in defaults),
@@ -450,7 +461,9 @@ class DecorrelateALKernelTask(Task):
         Returns
         -------
         result
-            ``correctedExposure``: a new `whitediff.Exposure`.
+            ``correctedExposure``: a new `whitediff.Exposure`; ``decorrelation``: the
+            `whitediff.exposures.decorrelation.Decorrelation` with the numbers behind it, None
+            where the difference came back unchanged.
 
         Raises
         ------
@@ -483,7 +496,7 @@ class DecorrelateALKernelTask(Task):
                     "The %s exposure is all NaN; the difference is returned unchanged.", name
                 )
                 self.metadata["skipped"] = name
-                return Struct(correctedExposure=untouched(difference))
+                return Struct(correctedExposure=untouched(difference), decorrelation=None)
         try:
             result = decorrelate(
                 science,
@@ -505,7 +518,7 @@ class DecorrelateALKernelTask(Task):
             ) from error
         self._freqSpaceShape = result.grid
         self._record(result, options)
-        return Struct(correctedExposure=result.exposure)
+        return Struct(correctedExposure=result.exposure, decorrelation=result)
 
     def _record(self, result: Decorrelation, options: DecorrelationOptions) -> None:
         self.metadata["convolved"] = options.convolved
