@@ -21,7 +21,13 @@ from ..matching.basis import (
     gaussian_sigmas,
     kernel_size,
 )
-from ..matching.candidates import CandidateOptions, Candidates, Sources, choose_candidates, cut_stamps
+from ..matching.candidates import (
+    CandidateOptions,
+    Candidates,
+    Sources,
+    choose_candidates,
+    cut_stamps,
+)
 from ..matching.design import FitOptions
 from ..matching.normals import Stamps
 from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
