@@ -13,6 +13,7 @@ __all__ = [
     "DataError",
     "FileFormatError",
     "OutputExistsError",
+    "TooFewSourcesError",
     "WhitediffError",
     "one_line",
 ]
@@ -28,6 +29,22 @@ class ArgumentError(WhitediffError, ValueError):
 
 class DataError(WhitediffError, ValueError):
     """The pixels do not allow the computation: the data's fault."""
+
+
+class TooFewSourcesError(DataError):
+    """There are too few stars to measure a kernel or PSF on.
+
+    Parameters
+    ----------
+    message
+        What is missing.
+    found, required
+        How many there are, and how many are needed; attributes of these names.
+    """
+
+    def __init__(self, message: str, *, found: int = 0, required: int = 0) -> None:
+        super().__init__(message)
+        self.found, self.required = found, required
 
 
 class FileFormatError(WhitediffError, OSError):

@@ -222,7 +222,7 @@ def _made(
 ) -> _Made:
     """Match, subtract and decorrelate."""
     from ..exposures.matching import match
-    from ..exposures.preparation import prepare
+    from ..exposures.preparation import pair_with_psf, prepare
     from ..exposures.solution import Solution, make_product
     from ..exposures.subtraction import matched_template, preconvolution_kernel
 
@@ -234,7 +234,7 @@ def _made(
     if wanted["difference"] is not None or wanted["matched"] is not None:
         begin("matching")
         found = match(pair, options)
-        pair = _with_psf(pair, found.convolved)
+        pair = pair_with_psf(pair, found.convolved)
         solution = Solution.of(pair, found)
     if solution is not None and wanted["difference"] is not None:
         begin("subtraction")
@@ -256,7 +256,7 @@ def _made(
         del matched
     if wanted["score"] is not None:
         begin("matching for the score")
-        pair = _with_psf(pair, "template")
+        pair = pair_with_psf(pair, "template")
         kernel = preconvolution_kernel(pair.science)
         found = match(pair, options, preconvolution_kernel=kernel)
         begin("score")
@@ -270,19 +270,6 @@ def _made(
         )
         _describe(wanted["score"], product, pair, found)
         yield wanted["score"], *_finished(product, sources, _match_cards(pair, found, options))
-
-
-def _with_psf(pair: Any, convolved: str) -> Any:
-    """Pair in which the exposure that is not convolved has a PSF, if one can be measured."""
-    import dataclasses
-
-    from ..exposures.preparation import with_measured_psf
-
-    if convolved == "template":
-        science = with_measured_psf(pair.science, pair, pair.science_sigma)
-        return dataclasses.replace(pair, science=science)
-    template = with_measured_psf(pair.template, pair, pair.template_sigma)
-    return dataclasses.replace(pair, template=template)
 
 
 def _made_again(

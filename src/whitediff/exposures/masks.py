@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_IGNORE_MASK_PLANES",
     "SOURCE",
     "UNTRUSTED_MASK_PLANES",
+    "attributed",
     "find_plane",
     "flagged",
     "is_one_of",
@@ -145,6 +146,55 @@ def make_mask(planes: Mapping[str, Array], bbox: Box) -> Mask:
     for name, plane in planes.items():
         set_plane(mask, name, plane)
     return mask
+
+
+def attributed(
+    difference: Mask,
+    science: Mask,
+    template: Mask,
+    *,
+    preserve: Iterable[str],
+    rename: Iterable[str],
+    always: Mapping[str, Array],
+) -> Mask:
+    """Mask of a difference in which the template's planes are told from the science image's.
+
+    Parameters
+    ----------
+    difference
+        Mask of the difference, in which the planes of both are united.
+    science, template
+        Masks of the two as they were subtracted.
+    preserve
+        Planes of the template that count as the difference's own.
+    rename
+        Planes of the template that are called ``<NAME>_TEMPLATE``.  Of the others, the
+        template's pixels are forgotten.
+    always
+        Plane → ``(ny, nx)`` boolean: pixels that the difference marks whatever the two say.
+
+    Returns
+    -------
+    mask
+        A new one, with the planes of `difference` and the renamed ones.
+    """
+    preserve, planes = tuple(preserve), {}
+    for name in difference.schema.names:
+        of_science = find_plane(science, name) is not None
+        of_template = find_plane(template, name) is not None
+        if not of_template or is_one_of(name, preserve):
+            planes[name] = flagged(difference, [name])
+            continue
+        planes[name] = (
+            flagged(science, [name]) if of_science else np.zeros(difference.array.shape[:2], bool)
+        )
+        for other, plane in always.items():
+            if is_one_of(name, (other,)):
+                planes[name] |= plane
+    for name in rename:
+        if find_plane(template, name) is not None:
+            planes[f"{name}_TEMPLATE"] = flagged(template, [name])
+    return make_mask(planes, difference.bbox)
 
 
 def set_plane(mask: Mask, name: str, plane: Array) -> None:

@@ -21,7 +21,13 @@ from ..matching.basis import (
     gaussian_sigmas,
     kernel_size,
 )
-from ..matching.candidates import CandidateOptions, Candidates, choose_candidates, cut_stamps
+from ..matching.candidates import (
+    CandidateOptions,
+    Candidates,
+    Sources,
+    choose_candidates,
+    cut_stamps,
+)
 from ..matching.design import FitOptions
 from ..matching.normals import Stamps
 from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
@@ -58,6 +64,8 @@ class MatchOptions:
         Odd side of the kernel; scaled from the PSFs if None.
     sigmas
         Widths of the Gaussians, pixels; scaled from the PSFs if None.
+    smooth
+        Penalise roughness; if False, a kernel of many free pixels is fitted to the noise.
     series
         How they are scaled.
     candidates
@@ -72,6 +80,7 @@ class MatchOptions:
     basis: Literal["gaussian", "delta"] = "gaussian"
     kernel_size: int | None = None
     sigmas: tuple[float, ...] | None = None
+    smooth: bool = True
     series: GaussianSeries = dataclasses.field(default_factory=GaussianSeries)
     candidates: CandidateOptions = dataclasses.field(default_factory=CandidateOptions)
     choose_order: Literal["bic", "cross-validation"] | None = None
@@ -120,7 +129,11 @@ class Match:
 
 
 def match(
-    pair: Pair, options: MatchOptions | None = None, *, preconvolution_kernel: Array | None = None
+    pair: Pair,
+    options: MatchOptions | None = None,
+    *,
+    preconvolution_kernel: Array | None = None,
+    sources: Sources | None = None,
 ) -> Match:
     """Find the kernel that matches the PSF of one exposure to that of another.
 
@@ -133,6 +146,9 @@ def match(
     preconvolution_kernel
         For a score: PSF with which the science exposure is correlated before; the template
         is then the one that is convolved.
+    sources
+        From which the stars are chosen; the pair's if None.  The widths of the PSFs are
+        measured on the pair's in any case.
 
     Returns
     -------
@@ -141,8 +157,10 @@ def match(
 
     Raises
     ------
+    TooFewSourcesError
+        If there are too few stars.
     DataError
-        If there are too few stars, or the fit is singular.
+        If the fit is singular.
 
     Notes
     -----
@@ -190,7 +208,9 @@ def match(
             else f"convolve the {'science image' if convolved == 'template' else 'template'}",
         )
     basis = _basis(options, target_sigma, source_sigma)
-    candidates, stamp_size = _candidates(pair, options, basis, target_sigma, widening)
+    candidates, stamp_size = _candidates(
+        pair.sources if sources is None else sources, options, basis, target_sigma, widening
+    )
     if candidates.relaxed:
         _log.warning(
             "Few stars: %d sources are used, without regard to %s.",
@@ -229,8 +249,10 @@ def _basis(options: MatchOptions, target_sigma: float, source_sigma: float) -> K
     sigmas = options.sigmas or gaussian_sigmas(target_sigma, source_sigma, options.series)
     size = options.kernel_size or kernel_size(sigmas, options.series)
     if options.basis == "delta":
-        return delta_basis(size)
-    return gaussian_basis(sigmas, degrees=options.series.degrees, size=size)
+        basis = delta_basis(size)
+    else:
+        basis = gaussian_basis(sigmas, degrees=options.series.degrees, size=size)
+    return basis if options.smooth else dataclasses.replace(basis, penalty=None, typical=None)
 
 
 def _odd(value: float) -> int:
@@ -238,7 +260,11 @@ def _odd(value: float) -> int:
 
 
 def _candidates(
-    pair: Pair, options: MatchOptions, basis: KernelBasis, target_sigma: float, widening: int
+    sources: Sources,
+    options: MatchOptions,
+    basis: KernelBasis,
+    target_sigma: float,
+    widening: int,
 ) -> tuple[Candidates, int]:
     """Stars, and the side of their stamps: smaller ones where there is room for too few."""
     best: tuple[Candidates, int] | None = None
@@ -246,7 +272,7 @@ def _candidates(
     for size in (2 * basis.size + 1, basis.size + 10):
         try:
             candidates = choose_candidates(
-                pair.sources,
+                sources,
                 # Half of a source stamp, and a pixel for rounding.
                 clear=size // 2 + basis.size // 2 + 1 + widening,
                 isolation=max(basis.size, 8 * target_sigma),

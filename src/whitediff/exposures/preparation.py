@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +35,11 @@ __all__ = [
     "PreparationOptions",
     "fwhm",
     "measured_psf",
+    "pair_with_psf",
     "prepare",
     "rescaled",
     "source_pixels",
+    "template_coverage",
     "variance_factor",
     "with_measured_psf",
 ]
@@ -67,12 +69,16 @@ class PreparationOptions:
         Of the science image's usable pixels that the template must cover; less is an error.
     expected_template_fraction
         Less than this is a warning.
+    exclude_mask_planes
+        Planes whose pixels must not be near a star that a kernel or PSF is measured on.
+        Those of pixels without a measurement (`masks.UNTRUSTED_MASK_PLANES`) never may.
     """
 
     rescale_variance: bool = True
     use_wcs: bool = True
     required_template_fraction: float = 0.1
     expected_template_fraction: float = 0.2
+    exclude_mask_planes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +94,8 @@ class Pair:
     template_fraction
         Fraction of the science image's usable pixels that the template covers.
     bad
-        ``(ny, nx)`` boolean: pixels that hold no measurement in either.
+        ``(ny, nx)`` boolean: pixels that hold no measurement in either, or that were
+        excluded.
     science_pixels, template_pixels
         ``(ny, nx)`` boolean: pixels with a source.
     sources
@@ -138,11 +145,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     options = options or PreparationOptions()
     science, template = Exposure.from_object(science), Exposure.from_object(template)
     template = aligned_template(science, template, use_wcs=options.use_wcs)
-    untrusted = [
-        masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
-        | ~np.isfinite(exposure.image.array)
-        for exposure in (science, template)
-    ]
+    untrusted = [_untrusted(exposure) for exposure in (science, template)]
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
     # The two exposures side by side.
     with ThreadPoolExecutor(min(2, available_threads())) as pool:
@@ -172,6 +175,10 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         template_flat=flat[1],
     )
     del flat
+    excluded = untrusted[0] | untrusted[1]
+    for exposure in (science, template):
+        excluded |= masks.flagged(exposure.mask, options.exclude_mask_planes)
+    sources = dataclasses.replace(sources, bad=sources.bad | excluded)
     candidates = choose_candidates(sources, clear=16, isolation=16)
     return Pair(
         science=science,
@@ -179,7 +186,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         science_variance_factor=factors[0],
         template_variance_factor=factors[1],
         template_fraction=fraction,
-        bad=untrusted[0] | untrusted[1],
+        bad=excluded,
         science_pixels=pixels[0],
         template_pixels=pixels[1],
         sources=sources,
@@ -279,11 +286,71 @@ def with_measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> Exposure:
     return exposure
 
 
+def pair_with_psf(pair: Pair, convolved: Literal["template", "science"]) -> Pair:
+    """Pair in which the exposure that is not convolved has a PSF, if one can be measured.
+
+    Parameters
+    ----------
+    pair
+        Pair.
+    convolved
+        Which exposure is convolved.
+
+    Returns
+    -------
+    pair
+        See `with_measured_psf`.
+    """
+    if convolved == "template":
+        science = with_measured_psf(pair.science, pair, pair.science_sigma)
+        return dataclasses.replace(pair, science=science)
+    template = with_measured_psf(pair.template, pair, pair.template_sigma)
+    return dataclasses.replace(pair, template=template)
+
+
+def template_coverage(science: Any, template: Any, *, use_wcs: bool = True) -> float:
+    """How much of a science image its template covers.
+
+    Parameters
+    ----------
+    science, template
+        Exposures.
+    use_wcs
+        As in `PreparationOptions`.
+
+    Returns
+    -------
+    fraction
+        Of the science image's usable pixels; 0 where the two do not overlap.
+
+    Raises
+    ------
+    ArgumentError
+        If the exposures cannot be brought onto the same pixels by whole pixels.
+    """
+    science, template = Exposure.from_object(science), Exposure.from_object(template)
+    try:
+        template = aligned_template(science, template, use_wcs=use_wcs)
+    except DataError:
+        return 0.0
+    return _covered(_untrusted(science), _untrusted(template))
+
+
+def _untrusted(exposure: Exposure) -> Array:
+    return masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES) | ~np.isfinite(
+        exposure.image.array
+    )
+
+
+def _covered(science_bad: Array, template_bad: Array) -> float:
+    usable = int(np.count_nonzero(~science_bad))
+    return int(np.count_nonzero(~science_bad & ~template_bad)) / max(usable, 1)
+
+
 def _template_fraction(
     science_bad: Array, template_bad: Array, template: Exposure, options: PreparationOptions
 ) -> float:
-    usable = int(np.count_nonzero(~science_bad))
-    fraction = int(np.count_nonzero(~science_bad & ~template_bad)) / max(usable, 1)
+    fraction = _covered(science_bad, template_bad)
     name = template.source or "The template"
     if fraction < options.required_template_fraction:
         raise DataError(

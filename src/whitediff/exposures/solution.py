@@ -25,7 +25,7 @@ from .subtraction import (
     subtract_background,
 )
 
-__all__ = ["Product", "Solution", "make_product"]
+__all__ = ["Product", "Solution", "fluxes", "make_product", "undecorrelated"]
 
 type Array = npt.NDArray[Any]
 
@@ -166,8 +166,65 @@ def make_product(
     V the mean variance of S (DMTN-179); the variance *plane* in its place would bias bright
     sources, whose own photons are in it.
     """
+    before, solution = undecorrelated(
+        solution, science, template, preconvolved_science=preconvolved_science, free=free
+    )
+    score = solution.preconvolution_kernel is not None
+    result = decorrelate(
+        science,
+        template,
+        before,
+        preconvolution_kernel=solution.preconvolution_kernel,
+        science_variance=solution.science_variance,
+        template_variance=solution.template_variance,
+        options=DecorrelationOptions(
+            convolved=solution.convolved,
+            score=score,
+            scale_factor=solution.scale_factor,
+            # A fitted kernel over a PSF that has no power is noise.
+            score_filter="compact",
+            full_variance=full_variance,
+        ),
+    )
+    flux, flux_variance = fluxes(result)
+    return Product(
+        exposure=result.exposure,
+        decorrelation=result,
+        solution=dataclasses.replace(
+            solution,
+            science_variance=result.science_variance,
+            template_variance=result.template_variance,
+        ),
+        flux=flux,
+        flux_variance=flux_variance,
+    )
+
+
+def undecorrelated(
+    solution: Solution,
+    science: Exposure,
+    template: Exposure,
+    *,
+    preconvolved_science: Exposure | None = None,
+    free: Array | None = None,
+    keep_background: bool = False,
+) -> tuple[Exposure, Solution]:
+    """Subtract two exposures as a solution says.
+
+    Parameters
+    ----------
+    solution, science, template, preconvolved_science, free
+        As for `make_product`.
+    keep_background
+        Do not subtract the differential background.
+
+    Returns
+    -------
+    difference, solution
+        Difference or score before any decorrelation; the solution with the background that
+        was found.
+    """
     kernel = solution.preconvolution_kernel
-    score = kernel is not None
     unconvolved = science if solution.convolved == "template" else template
     if solution.psf is not None and unconvolved.psf is not solution.psf:
         unconvolved = unconvolved.replaced()
@@ -188,38 +245,12 @@ def make_product(
     )
     if free is not None:
         solution = _with_better_background(solution, before, free)
+    if keep_background:
+        return before, solution
     subtract_background(before.image.array, solution.background, before.bbox)
     if not isinstance(solution.background, float | int):
         before.background = solution.background
-    result = decorrelate(
-        science,
-        template,
-        before,
-        preconvolution_kernel=kernel,
-        science_variance=solution.science_variance,
-        template_variance=solution.template_variance,
-        options=DecorrelationOptions(
-            convolved=solution.convolved,
-            score=score,
-            scale_factor=solution.scale_factor,
-            score_filter="compact",
-            full_variance=full_variance,
-        ),
-    )
-    flux = flux_variance = None
-    if result.response is not None:
-        flux, flux_variance = _fluxes(result)
-    return Product(
-        exposure=result.exposure,
-        decorrelation=result,
-        solution=dataclasses.replace(
-            solution,
-            science_variance=result.science_variance,
-            template_variance=result.template_variance,
-        ),
-        flux=flux,
-        flux_variance=flux_variance,
-    )
+    return before, solution
 
 
 def _with_better_background(solution: Solution, difference: Exposure, free: Array) -> Solution:
@@ -237,8 +268,22 @@ def _with_better_background(solution: Solution, difference: Exposure, free: Arra
     )
 
 
-def _fluxes(result: Decorrelation) -> tuple[Array, Array]:
-    assert result.response is not None
+def fluxes(result: Decorrelation) -> tuple[Array | None, Array | None]:
+    """Fluxes of point sources from a score.
+
+    Parameters
+    ----------
+    result
+        A decorrelated score.
+
+    Returns
+    -------
+    flux, variance
+        ``(ny, nx)``, image_unit and its square; see `make_product`.  None where it is a
+        difference, or no PSF is known.
+    """
+    if result.response is None:
+        return None, None
     box = result.exposure.bbox
     flux = result.exposure.image.array.copy()
     variance = result.exposure.variance.array.copy()

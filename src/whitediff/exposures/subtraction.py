@@ -22,12 +22,14 @@ from .psf import KernelPointSpreadFunction, average_position, convolved_psf, psf
 
 __all__ = [
     "convolved_exposure",
+    "matched_science",
     "matched_template",
     "photometric_scale_factor",
     "preconvolution_kernel",
     "preconvolved",
     "subtract",
     "subtract_background",
+    "unsupported",
 ]
 
 type Array = npt.NDArray[Any]
@@ -118,12 +120,29 @@ def _convolved_mask(exposure: Exposure, image: Array, absolute_kernel: Array) ->
         plane = masks.flagged(exposure.mask, [name])
         untrusted = masks.is_one_of(name, masks.UNTRUSTED_MASK_PLANES)
         planes[name] = _spread(plane, absolute_kernel) if untrusted else plane
-    edge = np.ones(image.shape, dtype=bool)
-    reach_y, reach_x = (n // 2 for n in absolute_kernel.shape)
-    edge[reach_y : edge.shape[0] - reach_y, reach_x : edge.shape[1] - reach_x] = False
+    edge = unsupported(image.shape, absolute_kernel.shape)
     for name, plane in (("NO_DATA", ~np.isfinite(image)), ("EDGE", edge)):
         planes[name] = planes.get(name, np.zeros_like(plane)) | plane
     return masks.make_mask(planes, exposure.bbox)
+
+
+def unsupported(shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> Array:
+    """Pixels at which a kernel reaches beyond the frame.
+
+    Parameters
+    ----------
+    shape, kernel_shape
+        (ny, nx) of image and kernel.
+
+    Returns
+    -------
+    edge
+        ``(ny, nx)`` boolean.
+    """
+    edge = np.ones(shape, dtype=bool)
+    reach_y, reach_x = (n // 2 for n in kernel_shape)
+    edge[reach_y : edge.shape[0] - reach_y, reach_x : edge.shape[1] - reach_x] = False
+    return edge
 
 
 def preconvolution_kernel(
@@ -215,15 +234,60 @@ def matched_template(
     """
     if convolved == "template":
         return convolved_exposure(template, kernel)
-    box = template.bbox
-    scale = _KernelSum(kernel, box)
-    image = template.image.copy()
-    variance = template.variance.array.copy()
-    for rows in row_blocks(box.y.size):
+    result = template.replaced(
+        image=template.image.copy(),
+        mask=template.mask.copy(),
+        variance=template.variance.array.copy(),
+    )
+    _divide_by_sum(result, kernel, scale_factor)
+    return result
+
+
+def matched_science(
+    science: Exposure,
+    kernel: ConvolutionKernel,
+    *,
+    convolved: Literal["template", "science"],
+    scale_factor: float = 1.0,
+) -> Exposure:
+    """The science image as the template is subtracted from it.
+
+    Parameters
+    ----------
+    science
+        Science exposure, pre-convolved for a score.
+    kernel
+        Matching kernel.
+    convolved
+        Which exposure is convolved with it.
+    scale_factor
+        As for `subtract`.
+
+    Returns
+    -------
+    matched
+        A copy, or κ⊗science/kSum.
+    """
+    if convolved == "science":
+        result = convolved_exposure(science, kernel)
+        _divide_by_sum(result, kernel, scale_factor)
+        return result
+    result = science.replaced(
+        image=science.image.copy(),
+        mask=science.mask.copy(),
+        variance=science.variance.array.copy(),
+    )
+    result.header, result.primary_header = science.header.copy(), science.primary_header.copy()
+    return result
+
+
+def _divide_by_sum(exposure: Exposure, kernel: ConvolutionKernel, scale_factor: float) -> None:
+    """Bring an exposure to the science image's photometric level, in place."""
+    scale = _KernelSum(kernel, exposure.bbox)
+    for rows in row_blocks(exposure.bbox.y.size):
         local = scale.on(rows) * scale_factor
-        image.array[rows] /= local
-        variance[rows] /= local**2
-    return template.replaced(image=image, variance=variance)
+        exposure.image.array[rows] /= local
+        exposure.variance.array[rows] /= local**2
 
 
 def subtract(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.spatial
 
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, TooFewSourcesError
 from .normals import Stamps
 
 __all__ = [
@@ -32,6 +32,8 @@ _DETECTION_THRESHOLD = 5.0
 _WIDTH_TOLERANCE = 0.15
 _LARGEST_CHANGE = 1.5
 _ENOUGH = 10
+_SAME_SOURCE = 3.0
+"""Pixels between the centroids that two programs find for one star: far less than between stars."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,8 @@ class Sources:
         ``(n,)`` boolean: not blended, saturated or cut off.
     bad
         ``(ny, nx)`` boolean: pixels of either image that must not be in a stamp.
+    offered
+        ``(n,)`` boolean: those that may be chosen; None for all.
     """
 
     x: Array
@@ -129,6 +133,31 @@ class Sources:
     template_radius: Array
     clean: Array
     bad: Array
+    offered: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def near(self, x: Array, y: Array) -> Sources:
+        """Offer only the sources at some positions.
+
+        Parameters
+        ----------
+        x, y
+            ``(k,)`` 0-based positions, pixels.
+
+        Returns
+        -------
+        sources
+            The same sources; those within 3 pixels of a position are offered.  The others
+            still count as neighbours.
+        """
+        places = np.stack([np.ravel(x), np.ravel(y)], 1).astype(np.float64)
+        offered = np.zeros(len(self), dtype=bool)
+        if len(places):
+            distance, _ = scipy.spatial.cKDTree(places).query(np.stack([self.x, self.y], 1))
+            offered = distance <= _SAME_SOURCE
+        return dataclasses.replace(self, offered=offered)
 
 
 def find_sources(
@@ -161,7 +190,7 @@ def find_sources(
 
     Raises
     ------
-    DataError
+    TooFewSourcesError
         If there is none.
 
     Notes
@@ -184,7 +213,9 @@ def find_sources(
     found = sep.extract(clean[0], _DETECTION_THRESHOLD, err=noise, mask=science_bad)
     x, y = found["x"], found["y"]
     if len(x) == 0:
-        raise DataError("No source stands out of the noise, so no kernel can be measured.")
+        raise TooFewSourcesError(
+            "No source stands out of the noise, so no kernel can be measured.", required=1
+        )
     aperture = 3 * float(np.median(np.sqrt(found["a"] * found["b"]))) + 2
     flux, error, _ = sep.sum_circle(clean[0], x, y, aperture, err=noise, mask=science_bad)
     template_flux, _, _ = sep.sum_circle(clean[1], x, y, aperture)
@@ -260,13 +291,17 @@ def choose_candidates(
 
     Raises
     ------
-    DataError
+    TooFewSourcesError
         If too few are left.
     """
     options = options or CandidateOptions()
     ratio = sources.signal_to_noise
     faintest, brightest = options.signal_to_noise
     usable = sources.clean & (ratio >= faintest)
+    offered = len(ratio)
+    if sources.offered is not None:
+        usable &= sources.offered
+        offered = int(sources.offered.sum())
     usable &= _clear_of(sources.bad, sources.x, sources.y, clear)
     isolated = _isolated(sources.x, sources.y, sources.flux, isolation)
     usable &= _static(sources, usable)
@@ -290,9 +325,11 @@ def choose_candidates(
         if len(chosen) >= _ENOUGH or not options.relax:
             break
     if len(chosen) < options.fewest:
-        raise DataError(
-            f"Only {len(chosen)} of {len(ratio)} sources are unsaturated, static and at least"
-            f" {clear} pixels from edges and bad pixels; a kernel needs {options.fewest}."
+        raise TooFewSourcesError(
+            f"Only {len(chosen)} of {offered} sources are unsaturated, static and at least"
+            f" {clear} pixels from edges and bad pixels; a kernel needs {options.fewest}.",
+            found=len(chosen),
+            required=options.fewest,
         )
     science_sigma, template_sigma = (
         float(np.median(radius[chosen])) * HALF_LIGHT_TO_SIGMA

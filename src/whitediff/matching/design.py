@@ -11,7 +11,7 @@ import numpy.typing as npt
 import scipy.linalg
 import scipy.optimize
 
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..polynomials import chebyshev_products, chebyshev_terms
 from .basis import KernelBasis
 from .normals import Normals
@@ -41,6 +41,8 @@ class FitOptions:
     ----------
     kernel_order, background_order
         Of the Chebyshev polynomials in x and y together.
+    background
+        Fit a background; if False, it is zero.
     constant_sum
         Keep the kernel's sum the same over the field.
     smoothness
@@ -60,6 +62,7 @@ class FitOptions:
 
     kernel_order: int = 1
     background_order: int = 2
+    background: bool = True
     constant_sum: bool = True
     smoothness: float | None = None
     known_noise: bool = False
@@ -159,10 +162,12 @@ class Design:
         n_kernel = self.kernel_terms.shape[1]
         fewest = max(3, 2 * n_kernel if n_kernel > 1 else 1, self.background_terms.shape[1])
         if n_used < fewest:
-            raise DataError(
+            raise TooFewSourcesError(
                 f"{n_used} of {len(used)} stamps are usable, but kernel order"
                 f" {self.options.kernel_order} and background order"
-                f" {self.options.background_order} need at least {fewest}; lower the orders."
+                f" {self.options.background_order} need at least {fewest}; lower the orders.",
+                found=n_used,
+                required=fewest,
             )
         gram, right = self._sum(normals.gram, used), self._sum_right(normals.right, used)
         penalties = self._penalties()
@@ -297,6 +302,8 @@ class Design:
     def background_coefficients(self, solution: Array) -> Array:
         """Chebyshev matrix of the background."""
         order = self.options.background_order
+        if not self.options.background:
+            return np.zeros((1, 1))
         matrix = np.zeros((order + 1, order + 1))
         terms = chebyshev_terms(order)
         for (p, q), value in zip(terms, solution[self._parts()[2]], strict=True):

@@ -186,6 +186,8 @@ def fit_kernel(stamps: Stamps, basis: KernelBasis, options: FitOptions | None = 
 def _design(stamps: Stamps, basis: KernelBasis, options: FitOptions) -> Design:
     kernel_terms = chebyshev_products(options.kernel_order, stamps.x, stamps.y)
     background_terms = chebyshev_products(options.background_order, stamps.x, stamps.y)
+    if not options.background:
+        background_terms = background_terms[:, :0]
     return Design(basis, kernel_terms, background_terms, options)
 
 

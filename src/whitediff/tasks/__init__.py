@@ -5,9 +5,35 @@ from .decorrelate import (
     DecorrelateALKernelTask,
     UnusableExposureError,
 )
+from .match import (
+    InsufficientKernelSourcesError,
+    MakeKernelConfig,
+    MakeKernelTask,
+    PsfMatchConfig,
+    PsfMatchConfigAL,
+    PsfMatchConfigDF,
+)
+from .subtract import (
+    AlardLuptonPreconvolveSubtractConfig,
+    AlardLuptonPreconvolveSubtractTask,
+    AlardLuptonSubtractBaseConfig,
+    AlardLuptonSubtractConfig,
+    AlardLuptonSubtractTask,
+)
 
 __all__ = [
+    "AlardLuptonPreconvolveSubtractConfig",
+    "AlardLuptonPreconvolveSubtractTask",
+    "AlardLuptonSubtractBaseConfig",
+    "AlardLuptonSubtractConfig",
+    "AlardLuptonSubtractTask",
     "DecorrelateALKernelConfig",
     "DecorrelateALKernelTask",
+    "InsufficientKernelSourcesError",
+    "MakeKernelConfig",
+    "MakeKernelTask",
+    "PsfMatchConfig",
+    "PsfMatchConfigAL",
+    "PsfMatchConfigDF",
     "UnusableExposureError",
 ]

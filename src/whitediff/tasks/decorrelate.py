@@ -75,6 +75,16 @@ class DecorrelateALKernelConfig(pex_config.Config):
         doc="Mask planes of the difference whose pixels hold no measurement and, like"
         " non-finite ones, contaminate their neighbours (plane CONTAMINATED of the result).",
     )
+    scoreFilter = pex_config.ChoiceField(
+        dtype=str,
+        default="documented",
+        doc="Filter of a score image.",
+        allowed={
+            "documented": "The documented formula as it stands.",
+            "compact": "Without the frequencies at which the pre-convolution kernel has no power,"
+            " and cut off at 3.5 FWHM: for fitted kernels, which are noise there.",
+        },
+    )
     transform = pex_config.ChoiceField(
         dtype=str,
         default="fast",
@@ -86,7 +96,9 @@ class DecorrelateALKernelConfig(pex_config.Config):
         },
     )
 
-    def to_options(self, *, template_matched: bool, score: bool) -> DecorrelationOptions:
+    def to_options(
+        self, *, template_matched: bool, score: bool, scale_factor: float = 1.0
+    ) -> DecorrelationOptions:
         """Options of `whitediff.decorrelate` that say the same.
 
         Parameters
@@ -95,6 +107,9 @@ class DecorrelateALKernelConfig(pex_config.Config):
             The template was convolved, else the science exposure.
         score
             The difference is a score image.
+        scale_factor
+            Where the science exposure was convolved: photometric scale by which the difference
+            was divided, over the kernel's sum.
 
         Returns
         -------
@@ -111,6 +126,8 @@ class DecorrelateALKernelConfig(pex_config.Config):
         return DecorrelationOptions(
             convolved="template" if template_matched else "science",
             score=score,
+            score_filter=self.scoreFilter,
+            scale_factor=scale_factor,
             full_variance=self.completeVarPlanePropagation,
             ignore_mask_planes=ignore,
             required_mask_planes=tuple(name for name in ignore if name not in defaults),
@@ -445,12 +462,16 @@ class DecorrelateALKernelTask(Task):
         preConvMode
             ``subtractedExposure`` is a score image.
         **kwargs
-            Accepted from the spatial task; none is used.
+            ``scaleFactor``, with ``templateMatched`` False: photometric scale by which the
+            difference was divided, over the kernel's sum.  Others are accepted from the spatial
+            task and not used.
 
         Returns
         -------
         result
-            ``correctedExposure``: a new `whitediff.Exposure`.
+            ``correctedExposure``: a new `whitediff.Exposure`; ``decorrelation``: the
+            `whitediff.exposures.decorrelation.Decorrelation` with the numbers behind it, None
+            where the difference came back unchanged.
 
         Raises
         ------
@@ -469,7 +490,11 @@ class DecorrelateALKernelTask(Task):
                 "preConvKernel is allowed only if templateMatched and preConvMode are both True;"
                 f" got templateMatched={templateMatched}, preConvMode={preConvMode}."
             )
-        options = self.config.to_options(template_matched=templateMatched, score=preConvMode)
+        options = self.config.to_options(
+            template_matched=templateMatched,
+            score=preConvMode,
+            scale_factor=float(kwargs.get("scaleFactor", 1.0)),
+        )
         science = Exposure.from_object(scienceExposure)
         template = Exposure.from_object(templateExposure)
         difference = Exposure.from_object(subtractedExposure)
@@ -483,7 +508,7 @@ class DecorrelateALKernelTask(Task):
                     "The %s exposure is all NaN; the difference is returned unchanged.", name
                 )
                 self.metadata["skipped"] = name
-                return Struct(correctedExposure=untouched(difference))
+                return Struct(correctedExposure=untouched(difference), decorrelation=None)
         try:
             result = decorrelate(
                 science,
@@ -505,7 +530,7 @@ class DecorrelateALKernelTask(Task):
             ) from error
         self._freqSpaceShape = result.grid
         self._record(result, options)
-        return Struct(correctedExposure=result.exposure)
+        return Struct(correctedExposure=result.exposure, decorrelation=result)
 
     def _record(self, result: Decorrelation, options: DecorrelationOptions) -> None:
         self.metadata["convolved"] = options.convolved

@@ -1,0 +1,607 @@
+"""Finding the matching kernel as an LSST task."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import lsst.pex.config as pex_config
+import numpy as np
+import numpy.typing as npt
+from astropy.table import Table
+from lsst.pipe.base import AlgorithmError, Struct, Task
+from lsst.utils.timer import timeMethod
+
+from ..errors import ArgumentError, DataError, TooFewSourcesError
+from ..exposures.matching import Match, MatchOptions, match
+from ..exposures.preparation import Pair, PreparationOptions, prepare
+from ..exposures.subtraction import preconvolution_kernel
+from ..matching.basis import GaussianSeries
+from ..matching.candidates import CandidateOptions
+from ..matching.design import FitOptions
+from .decorrelate import UnusableExposureError
+
+__all__ = [
+    "InsufficientKernelSourcesError",
+    "MakeKernelConfig",
+    "MakeKernelTask",
+    "PsfMatchConfig",
+    "PsfMatchConfigAL",
+    "PsfMatchConfigDF",
+]
+
+type Array = npt.NDArray[Any]
+
+_CENTROIDS = (
+    ("slot_Centroid_x", "slot_Centroid_y"),
+    ("base_SdssCentroid_x", "base_SdssCentroid_y"),
+    ("x", "y"),
+)
+
+
+class InsufficientKernelSourcesError(DataError, AlgorithmError):
+    """There are too few stars to measure a matching kernel on.
+
+    Parameters
+    ----------
+    message
+        What is missing, and the remedy.
+    nSources, nRequired
+        How many there are, and how many are needed.
+    """
+
+    def __init__(self, message: str, *, nSources: int = 0, nRequired: int = 0) -> None:
+        super().__init__(message)
+        self._metadata = {"nSources": int(nSources), "nRequired": int(nRequired)}
+
+    @property
+    def metadata(self) -> Any:
+        """The numbers behind the message."""
+        return self._metadata
+
+
+def _is_odd(value: int) -> bool:
+    return value >= 3 and value % 2 == 1
+
+
+class PsfMatchConfig(pex_config.Config):
+    """What both bases of a matching kernel are configured with; defaults as for subtraction."""
+
+    kernelBasisSet = pex_config.ChoiceField(
+        dtype=str,
+        default="alard-lupton",
+        doc="Basis of the kernel; settled by the choice of the configuration.",
+        allowed={
+            "alard-lupton": "Gaussians times polynomials.",
+            "delta-function": "Free pixels.",
+        },
+    )
+    kernelSize = pex_config.Field(
+        dtype=int, default=21, check=_is_odd, doc="Odd side where scaleByFwhm is False, pixels."
+    )
+    scaleByFwhm = pex_config.Field(
+        dtype=bool,
+        default=True,
+        doc="Scale the kernel's side, and the Gaussians' widths, from the widths of the PSFs.",
+    )
+    kernelSizeFwhmScaling = pex_config.RangeField(
+        dtype=float,
+        default=6.0,
+        min=0.0,
+        inclusiveMin=False,
+        doc="Side over the largest Gaussian's width, where scaleByFwhm is True.",
+    )
+    kernelSizeMin = pex_config.Field(
+        dtype=int, default=21, check=_is_odd, doc="Smallest side where it is scaled; odd."
+    )
+    kernelSizeMax = pex_config.Field(
+        dtype=int,
+        default=35,
+        check=_is_odd,
+        doc="Largest side where it is scaled; odd. For a score it grows with the PSF's width.",
+    )
+    spatialModelType = pex_config.ChoiceField(
+        dtype=str,
+        default="chebyshev1",
+        doc="Polynomials by which kernel and background vary over the field.",
+        allowed={"chebyshev1": "Chebyshev polynomials of the first kind."},
+    )
+    spatialKernelOrder = pex_config.RangeField(
+        dtype=int, default=1, min=0, doc="Order of the kernel's variation."
+    )
+    spatialBgOrder = pex_config.RangeField(
+        dtype=int, default=2, min=0, doc="Order of the differential background."
+    )
+    fitForBackground = pex_config.Field(
+        dtype=bool,
+        default=True,
+        doc="Fit a differential background; it is zero if not.",
+    )
+    sizeCellX = pex_config.RangeField(
+        dtype=int, default=128, min=1, doc="Width of a cell for the choice of stars, pixels."
+    )
+    sizeCellY = pex_config.RangeField(
+        dtype=int, default=128, min=1, doc="Height of a cell; must equal sizeCellX."
+    )
+    nStarPerCell = pex_config.RangeField(
+        dtype=int, default=5, min=1, doc="At most so many stars of a cell, the brightest."
+    )
+    maxSpatialIterations = pex_config.RangeField(
+        dtype=int, default=3, min=0, doc="Rounds of rejection, at most."
+    )
+    candidateResidualMeanMax = pex_config.RangeField(
+        dtype=float,
+        default=0.25,
+        min=0.0,
+        inclusiveMin=False,
+        doc="Reject stars whose residual over sigma has a mean beyond this.",
+    )
+    candidateResidualStdMax = pex_config.RangeField(
+        dtype=float,
+        default=1.5,
+        min=0.0,
+        inclusiveMin=False,
+        doc="Reject stars whose residual over sigma has an rms beyond this.",
+    )
+    maxKsumSigma = pex_config.RangeField(
+        dtype=float,
+        default=3.0,
+        min=0.0,
+        inclusiveMin=False,
+        doc="Reject stars whose own kernel sum is this many sigmas from the median.",
+    )
+    maxSpatialConditionNumber = pex_config.RangeField(
+        dtype=float,
+        default=1.0e10,
+        min=1.0,
+        doc="Warn of a condition number beyond this.",
+    )
+
+    def validate(self) -> None:
+        """Check what fields say together.
+
+        Raises
+        ------
+        lsst.pex.config.FieldValidationError
+            If they contradict each other.
+        """
+        super().validate()
+        if self.sizeCellX != self.sizeCellY:
+            self._reject("sizeCellY", f"must equal sizeCellX = {self.sizeCellX}: cells are square")
+        if self.kernelSizeMin > self.kernelSizeMax:
+            self._reject("kernelSizeMax", f"is below kernelSizeMin = {self.kernelSizeMin}")
+
+    def _reject(self, name: str, reason: str) -> None:
+        field = type(self)._fields[name]
+        message = f"{name} = {getattr(self, name)!r} {reason}."
+        raise pex_config.FieldValidationError(field, self, message)
+
+    def _series(self) -> GaussianSeries:
+        return GaussianSeries(
+            side=self.kernelSizeFwhmScaling,
+            smallest_side=self.kernelSizeMin,
+            largest_side=self.kernelSizeMax,
+        )
+
+    def to_options(
+        self,
+        *,
+        convolved: Literal["template", "science", "auto"] = "template",
+        candidates: CandidateOptions | None = None,
+    ) -> MatchOptions:
+        """Options of `whitediff.exposures.matching.match` that say the same.
+
+        Parameters
+        ----------
+        convolved
+            Which exposure to convolve.
+        candidates
+            Which stars to use; cells and stars per cell are this configuration's.
+
+        Returns
+        -------
+        options
+            Self-validated.
+        """
+        candidates = candidates or CandidateOptions()
+        return MatchOptions(
+            convolved=convolved,
+            basis="delta" if self.kernelBasisSet == "delta-function" else "gaussian",
+            kernel_size=None if self.scaleByFwhm else self.kernelSize,
+            sigmas=self._sigmas(),
+            smooth=self._smooth(),
+            series=self._series(),
+            candidates=CandidateOptions(
+                signal_to_noise=candidates.signal_to_noise,
+                cell=self.sizeCellX,
+                per_cell=self.nStarPerCell,
+                most=candidates.most,
+                fewest=candidates.fewest,
+                relax=candidates.relax,
+            ),
+            fit=FitOptions(
+                kernel_order=self.spatialKernelOrder,
+                background_order=self.spatialBgOrder,
+                background=self.fitForBackground,
+                smoothness=self._smoothness(),
+                rejections=self.maxSpatialIterations,
+                largest_mean=self.candidateResidualMeanMax,
+                largest_rms=self.candidateResidualStdMax,
+                sum_clip=self.maxKsumSigma,
+            ),
+        )
+
+    def _sigmas(self) -> tuple[float, ...] | None:
+        return None
+
+    def _smooth(self) -> bool:
+        return True
+
+    def _smoothness(self) -> float | None:
+        return None
+
+
+class PsfMatchConfigAL(PsfMatchConfig):
+    """Gaussians times polynomials.
+
+    Notes
+    -----
+    whitediff also penalises roughness, by as much as is most likely.  There is no second set
+    of Gaussians for deconvolution: the penalty does that.
+    """
+
+    alardNGauss = pex_config.RangeField(dtype=int, default=3, min=1, doc="Number of Gaussians.")
+    alardDegGauss = pex_config.ListField(
+        dtype=int,
+        default=[4, 2, 2],
+        itemCheck=lambda degree: degree >= 0,
+        doc="Degree of the polynomial that multiplies each; alardNGauss of them.",
+    )
+    alardSigGauss = pex_config.ListField(
+        dtype=float,
+        default=[0.7, 1.5, 3.0],
+        itemCheck=lambda sigma: sigma > 0,
+        doc="Their widths in pixels, where scaleByFwhm is False or the PSFs are equal to 1 %;"
+        " as many as alardNGauss where scaleByFwhm is False.",
+    )
+    alardGaussBeta = pex_config.RangeField(
+        dtype=float,
+        default=2.0,
+        min=1.0,
+        inclusiveMin=False,
+        doc="Ratio of each width to the one before, where they are scaled.",
+    )
+    alardMinSig = pex_config.RangeField(
+        dtype=float,
+        default=0.7,
+        min=0.0,
+        inclusiveMin=False,
+        doc="Least width of the first where they are scaled, pixels.",
+    )
+    alardMinSigDeconv = pex_config.RangeField(
+        dtype=float,
+        default=0.4,
+        min=0.0,
+        inclusiveMin=False,
+        doc="The same where the exposure to match to is the sharper.",
+    )
+
+    def setDefaults(self) -> None:
+        """Set the basis."""
+        super().setDefaults()
+        self.kernelBasisSet = "alard-lupton"
+
+    def validate(self) -> None:
+        """Check what fields say together.
+
+        Raises
+        ------
+        lsst.pex.config.FieldValidationError
+            If they contradict each other.
+        """
+        super().validate()
+        if self.kernelBasisSet != "alard-lupton":
+            self._reject("kernelBasisSet", "is not that of AL; choose the configuration DF")
+        for name in ("alardDegGauss", "alardSigGauss"):
+            if name == "alardSigGauss" and self.scaleByFwhm:
+                continue
+            if len(getattr(self, name)) != self.alardNGauss:
+                self._reject(name, f"does not have alardNGauss = {self.alardNGauss} values")
+
+    def _series(self) -> GaussianSeries:
+        return GaussianSeries(
+            degrees=tuple(self.alardDegGauss),
+            ratio=self.alardGaussBeta,
+            smallest=self.alardMinSig,
+            smallest_deconvolving=self.alardMinSigDeconv,
+            equal=tuple(self.alardSigGauss),
+            side=self.kernelSizeFwhmScaling,
+            smallest_side=self.kernelSizeMin,
+            largest_side=self.kernelSizeMax,
+        )
+
+    def _sigmas(self) -> tuple[float, ...] | None:
+        return None if self.scaleByFwhm else tuple(self.alardSigGauss)
+
+
+class PsfMatchConfigDF(PsfMatchConfig):
+    """Free pixels, with a penalty on roughness (Becker et al. 2012)."""
+
+    useRegularization = pex_config.Field(
+        dtype=bool,
+        default=True,
+        doc="Penalise roughness; without, only small kernels and many stars give a solution.",
+    )
+    lambdaValue = pex_config.RangeField(
+        dtype=float,
+        default=None,
+        optional=True,
+        min=0.0,
+        inclusiveMin=False,
+        doc="Weight of the penalty, relative to the data: 1 makes the traces of the two normal"
+        " matrices equal. None, whitediff's default, takes the most likely; a number found with"
+        " an absolute weight elsewhere has another meaning here.",
+    )
+
+    def setDefaults(self) -> None:
+        """Set the basis."""
+        super().setDefaults()
+        self.kernelBasisSet = "delta-function"
+
+    def validate(self) -> None:
+        """Check what fields say together.
+
+        Raises
+        ------
+        lsst.pex.config.FieldValidationError
+            If they contradict each other.
+        """
+        super().validate()
+        if self.kernelBasisSet != "delta-function":
+            self._reject("kernelBasisSet", "is not that of DF; choose the configuration AL")
+        if not self.useRegularization and self.lambdaValue is not None:
+            self._reject("lambdaValue", "has no meaning without useRegularization")
+
+    def _smooth(self) -> bool:
+        return bool(self.useRegularization)
+
+    def _smoothness(self) -> float | None:
+        return None if self.lambdaValue is None else float(self.lambdaValue)
+
+
+class MakeKernelConfig(pex_config.Config):
+    """Configuration of `MakeKernelTask`."""
+
+    kernel = pex_config.ConfigChoiceField(
+        doc="Basis of the kernel, and everything about the fit.",
+        typemap={"AL": PsfMatchConfigAL, "DF": PsfMatchConfigDF},
+        default="AL",
+    )
+
+
+class MakeKernelTask(Task):
+    """Find the kernel that matches the PSF of one exposure to that of another.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As for `lsst.pipe.base.Task`.
+
+    Notes
+    -----
+    Alard & Lupton 1998; see `whitediff.exposures.matching.match`.
+    """
+
+    ConfigClass: ClassVar[Any] = MakeKernelConfig
+    _DefaultName: ClassVar[str] = "makeALKernel"
+
+    @timeMethod
+    def run(
+        self,
+        template: Any,
+        science: Any,
+        kernelSources: Any = None,
+        preconvolved: bool = False,
+        convolved: Literal["template", "science", "auto"] = "template",
+    ) -> Struct:
+        """Find the kernel that matches two exposures.
+
+        Parameters
+        ----------
+        template, science
+            Exposures on the same pixels.  Not changed; their variances are taken as they are.
+        kernelSources
+            Catalogue whose positions the stars are chosen from (`catalogPositions`); all
+            sources of the science exposure if None.
+        preconvolved
+            Match the template to the science exposure correlated with its own PSF.  The
+            exposure given is the original one in any case: the fit needs its noise.
+        convolved
+            Which exposure to convolve; ``auto``: the template, unless its PSF is the wider.
+
+        Returns
+        -------
+        result
+            As of `matchPair`.
+
+        Raises
+        ------
+        ValueError
+            If the arguments do not fit together.
+        InsufficientKernelSourcesError
+            If there are too few stars.
+        UnusableExposureError
+            If the pixels allow no fit for another reason.
+        """
+        if preconvolved and convolved == "science":
+            raise ArgumentError("For a score the template is convolved; got convolved='science'.")
+        try:
+            pair = prepare(science, template, PreparationOptions(rescale_variance=False))
+        except DataError as error:
+            raise algorithm_error(error) from error
+        return self.matchPair(
+            pair,
+            kernelSources=kernelSources,
+            convolved=convolved,
+            preConvKernel=preconvolution_kernel(pair.science) if preconvolved else None,
+        )
+
+    @timeMethod
+    def matchPair(
+        self,
+        pair: Pair,
+        *,
+        kernelSources: Any = None,
+        convolved: Literal["template", "science", "auto"] = "template",
+        preConvKernel: Array | None = None,
+        candidates: CandidateOptions | None = None,
+    ) -> Struct:
+        """Find the kernel that matches the exposures of a prepared pair.
+
+        Parameters
+        ----------
+        pair
+            `whitediff.exposures.preparation.Pair`.
+        kernelSources, convolved
+            As for `run`.
+        preConvKernel
+            ``(py, px)`` PSF with which the science exposure is correlated, for a score.
+        candidates
+            Which stars to use; cells are this task's.
+
+        Returns
+        -------
+        result
+            ``psfMatchingKernel`` : `lsst.images.convolution_kernels.ConvolutionKernel`.
+            ``backgroundModel`` : `lsst.images.fields.ChebyshevField`, at the science level.
+            ``kernelSources`` : `astropy.table.Table` of the stars offered to the fit: x and y
+            in pixel coordinates, signalToNoise, residualMean and residualStd over sigma, and
+            whether they were used.
+            ``match`` : `whitediff.exposures.matching.Match`.
+
+        Raises
+        ------
+        InsufficientKernelSourcesError
+            If there are too few stars.
+        UnusableExposureError
+            If the fit is singular.
+        """
+        options = self.config.kernel.active.to_options(convolved=convolved, candidates=candidates)
+        sources = None
+        if kernelSources is not None:
+            y0, x0 = pair.science.yx0
+            x, y = catalogPositions(kernelSources)
+            sources = pair.sources.near(x - x0, y - y0)
+        try:
+            found = match(pair, options, preconvolution_kernel=preConvKernel, sources=sources)
+        except DataError as error:
+            raise algorithm_error(error) from error
+        self._record(found)
+        return Struct(
+            psfMatchingKernel=found.kernel,
+            backgroundModel=found.background,
+            kernelSources=_table(found, pair),
+            match=found,
+        )
+
+    def _record(self, found: Match) -> None:
+        fit = found.fit
+        self.metadata["spatialConditionNum"] = fit.condition
+        self.metadata["spatialKernelSum"] = fit.kernel_sum
+        self.metadata["spatialKernelSumError"] = fit.kernel_sum_error
+        self.metadata["ALKernelSize"] = int(found.kernel.basis.shape[-1])
+        # As fitted: few stars lower them.
+        self.metadata["spatialKernelOrder"] = fit.kernel_order
+        self.metadata["spatialBgOrder"] = fit.background_order
+        self.metadata["reducedChiSquare"] = fit.reduced_chi_square
+        self.metadata["nCandidates"] = len(fit.used)
+        self.metadata["nCandidatesUsed"] = int(fit.used.sum())
+        self.metadata["convolved"] = found.convolved
+        limit = self.config.kernel.active.maxSpatialConditionNumber
+        if fit.condition > limit:
+            self.log.warning(
+                "The fit's condition number %g is beyond maxSpatialConditionNumber = %g; the"
+                " kernel may follow the noise.",
+                fit.condition,
+                limit,
+            )
+        self.log.info(
+            "Kernel sum %.5g ± %.2g from %d of %d stars; reduced chi-square %.3f.",
+            fit.kernel_sum,
+            fit.kernel_sum_error,
+            int(fit.used.sum()),
+            len(fit.used),
+            fit.reduced_chi_square,
+        )
+
+
+def catalogPositions(catalog: Any) -> tuple[Array, Array]:
+    """Positions of a catalogue's sources.
+
+    Parameters
+    ----------
+    catalog
+        `astropy.table.Table`, or a mapping of columns, with slot_Centroid_x and _y,
+        base_SdssCentroid_x and _y, or x and y; the first of these pairs is taken.
+
+    Returns
+    -------
+    x, y
+        ``(n,)`` pixel coordinates; without those that are masked or not finite.
+
+    Raises
+    ------
+    ArgumentError
+        If it has none of these.
+    """
+    names = list(getattr(catalog, "colnames", None) or getattr(catalog, "keys", list)())
+    for pair in _CENTROIDS:
+        if all(name in names for name in pair):
+            x, y = (
+                np.ma.filled(np.ma.asarray(catalog[name], dtype=np.float64), np.nan).ravel()
+                for name in pair
+            )
+            finite = np.isfinite(x) & np.isfinite(y)
+            return x[finite], y[finite]
+    raise ArgumentError(
+        "A catalogue of kernel sources needs columns "
+        + ", ".join(f"{x} and {y}" for x, y in _CENTROIDS)
+        + f"; got {', '.join(map(str, names)) or type(catalog).__name__}."
+    )
+
+
+def algorithm_error(error: DataError) -> DataError:
+    """Error that a pipeline understands, in place of one that speaks of pixels.
+
+    Parameters
+    ----------
+    error
+        Error of the functions on exposures.
+
+    Returns
+    -------
+    error
+        `InsufficientKernelSourcesError`, or else `UnusableExposureError`; the same one if it
+        is an `lsst.pipe.base.AlgorithmError` already.
+    """
+    if isinstance(error, AlgorithmError):
+        return error
+    if isinstance(error, TooFewSourcesError):
+        return InsufficientKernelSourcesError(
+            str(error), nSources=error.found, nRequired=error.required
+        )
+    return UnusableExposureError(str(error))
+
+
+def _table(found: Match, pair: Pair) -> Table:
+    y0, x0 = pair.science.yx0
+    return Table(
+        {
+            "x": found.candidates.x + x0,
+            "y": found.candidates.y + y0,
+            "signalToNoise": found.candidates.signal_to_noise,
+            "residualMean": found.fit.residual_mean,
+            "residualStd": found.fit.residual_rms,
+            "used": found.fit.used,
+        },
+        units={"x": "pixel", "y": "pixel"},
+    )
