@@ -47,6 +47,7 @@ _log = logging.getLogger("whitediff.match")
 _CORE_SIGMAS = 3
 _ENOUGH_STARS = 10
 _FIRST_STARS = 250
+_MOST_STARS_DELTA = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,6 +169,11 @@ def match(
     leaves it out.
     """
     options = options or MatchOptions()
+    if options.basis == "delta":
+        # A stamp's normal matrix has a million elements.
+        most = min(options.candidates.most, _MOST_STARS_DELTA)
+        candidate_options = dataclasses.replace(options.candidates, most=most)
+        options = dataclasses.replace(options, candidates=candidate_options)
     science, template = pair.science, pair.template
     # First any stars, for the widths; then those with room for the stamps that these need.
     candidates = choose_candidates(pair.sources, clear=16, isolation=16)

@@ -26,6 +26,9 @@ _START_SMOOTHNESS = 1e-3
 _SMOOTHNESS_RANGE = 1e15
 """Where the search for the weight of the penalty starts, and how far it goes either way."""
 
+_MANY_UNKNOWNS = 500
+"""From here on the weights are searched for only once, and less long."""
+
 _LARGEST_PIVOT_RATIO = 1e9
 """Squared ratio of the Cholesky factor's diagonal, up to which penalties may grow."""
 
@@ -103,6 +106,7 @@ class Design:
     ) -> None:
         self.basis, self.options = basis, options
         self.kernel_terms, self.background_terms = kernel_terms, background_terms
+        self._weights_found: Array | None = None
         n_kernel = kernel_terms.shape[1]
         self.first = 1 if options.constant_sum else n_kernel
         self.n_varying = (len(basis) - 1) * n_kernel
@@ -239,6 +243,8 @@ class Design:
             return scales
         if self.options.smoothness is not None:
             return self.options.smoothness * scales
+        if self._weights_found is not None:
+            return self._weights_found * scales
         ranks = np.array([rank for _, rank in penalties])
         free = pixels - (self.size - ranks.sum())
         known = self.options.known_noise
@@ -273,8 +279,16 @@ class Design:
             method="Nelder-Mead",
             bounds=[(value - limit, value + limit) for value in start],
             # A tenth of a unit of the deviance is far within its own scatter.
-            options={"initial_simplex": simplex, "xatol": 0.2, "fatol": 0.1, "maxfev": 150},
+            options={
+                "initial_simplex": simplex,
+                "xatol": 0.2,
+                "fatol": 0.1,
+                "maxfev": 150 if self.size < _MANY_UNKNOWNS else 30,
+            },
         )
+        if self.size >= _MANY_UNKNOWNS:
+            # Rejecting a few stamps changes little, and to search again costs minutes.
+            self._weights_found = np.exp(found.x)
         return np.exp(found.x) * scales
 
     def local(self, solution: Array) -> Array:
