@@ -200,3 +200,16 @@ def test_stored_solutions_that_do_not_fit(run, made, tmp_path):
         assert text in messages
         assert not list(tmp_path.iterdir())
     assert run("subtract", *paths)[0] == 2
+    again = ["--kernel", directory / "d.fits", "--output", tmp_path / "d.fits"]
+    code, _, messages = run("subtract", *paths, *again, "--convolved", "science")
+    assert code == 2
+    assert "--convolved: has no effect with --kernel" in messages
+    for name in ("science", "template"):
+        cut = fits.getdata(directory / f"{name}.fits", "IMAGE")[100:500, 100:500]
+        fits.writeto(tmp_path / f"{name}.fits", cut)
+    code, _, messages = run(
+        "subtract", tmp_path / "science.fits", tmp_path / "template.fits", *again, "-q"
+    )
+    assert code == 1
+    assert "is not that of the stored solution" in messages
+    assert not (tmp_path / "d.fits").exists()

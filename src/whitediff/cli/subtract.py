@@ -14,6 +14,19 @@ from .decorrelate import decorrelation_cards, noise_options, read_input
 __all__ = ["run_subtraction", "subtract"]
 
 
+_FIT_OPTIONS = (
+    "convolved",
+    "kernel_order",
+    "background_order",
+    "basis",
+    "kernel_size",
+    "varying_sum",
+    "keep_variance",
+    "science_psf",
+    "template_psf",
+)
+
+
 @click.command(short_help="Match, subtract and decorrelate two images.")
 @click.argument("science")
 @click.argument("template")
@@ -96,6 +109,17 @@ def subtract(**options: Any) -> None:
     template that is larger or shifted by whole pixels is cut to the science image.
     The output is science - template at the level of the science image.
     """
+    context = click.get_current_context()
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in _FIT_OPTIONS
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if options["solutions"] and given:
+        raise click.UsageError(
+            f"{', '.join(given)}: has no effect with --kernel, which takes all of this from the"
+            " earlier output; leave one of them out."
+        )
     run_subtraction(**options)
 
 
@@ -145,7 +169,9 @@ def run_subtraction(
 
     outputs = [path for path in (output, score_output, matched_output) if path is not None]
     if not outputs:
-        raise click.UsageError("Nothing to write: give --output, --score-output or both.")
+        raise click.UsageError(
+            "Nothing to write: give --output, --score-output or --matched-output."
+        )
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise ArgumentError(f"{outputs[0]}: two outputs cannot be the same file.")
     for path in outputs:

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from lsst.images import Box
 from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.fields import BaseField, ChebyshevField
 
+from ..errors import ArgumentError
 from ..matching.background import fit_background
 from . import masks
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
@@ -52,6 +54,8 @@ class Solution:
         Mean variances that the correction uses, image_unit²; None to measure them.
     psf
         PSF of the exposure that is not convolved, before anything was done to it.
+    box
+        Box of the exposures that it was found for; None where it fits any.
     """
 
     kernel: ConvolutionKernel
@@ -64,6 +68,7 @@ class Solution:
     science_variance: float | None = None
     template_variance: float | None = None
     psf: KernelPointSpreadFunction | None = None
+    box: Box | None = None
 
     @classmethod
     def of(cls, pair: Pair, match: Match, preconvolution_kernel: Array | None = None) -> Solution:
@@ -95,6 +100,7 @@ class Solution:
             scale_factor=factor,
             convolved=match.convolved,
             preconvolution_kernel=preconvolution_kernel,
+            box=pair.science.bbox,
             science_variance_factor=pair.science_variance_factor,
             template_variance_factor=pair.template_variance_factor,
             psf=(
@@ -224,6 +230,11 @@ def undecorrelated(
         Difference or score before any decorrelation; the solution with the background that
         was found.
     """
+    if solution.box is not None and solution.box != science.bbox:
+        raise ArgumentError(
+            f"{science.source or 'The science exposure'}: its box {science.bbox} is not that of the"
+            f" stored solution, {solution.box}; kernel and background belong to those pixels."
+        )
     kernel = solution.preconvolution_kernel
     unconvolved = science if solution.convolved == "template" else template
     if solution.psf is not None and unconvolved.psf is not solution.psf:

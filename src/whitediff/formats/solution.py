@@ -117,6 +117,7 @@ def read_solution(path: str | Path) -> Solution:
             kernel=kernel,
             background=0.0 if background_hdu is None else read_background_hdu(background_hdu),
             convolved=header["WDCONV"],
+            box=box,
             preconvolution_kernel=(
                 None
                 if preconvolution_hdu is None

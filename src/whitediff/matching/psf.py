@@ -10,6 +10,7 @@ import numpy.typing as npt
 import scipy.ndimage
 from astropy.stats import sigma_clipped_stats
 from astropy.utils.exceptions import AstropyUserWarning
+from threadpoolctl import threadpool_limits
 
 from ..errors import ArgumentError, DataError
 from ..polynomials import chebyshev_products
@@ -28,6 +29,7 @@ _CLIP = 4.0
 _PASSES = 3
 
 
+@threadpool_limits.wrap(limits=1)
 def measure_psf(
     image: Array,
     variance: Array,

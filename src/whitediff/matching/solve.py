@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from ..errors import DataError
 from ..polynomials import chebyshev_products
@@ -111,6 +112,8 @@ class KernelFit:
         return self.chi_square / self.degrees_of_freedom
 
 
+# Threads of small matrix products hinder each other, badly where cores are busy.
+@threadpool_limits.wrap(limits=1)
 def fit_kernel(stamps: Stamps, basis: KernelBasis, options: FitOptions | None = None) -> KernelFit:
     """Fit a spatially varying kernel and background to stamps around stars.
 
@@ -191,6 +194,7 @@ def _design(stamps: Stamps, basis: KernelBasis, options: FitOptions) -> Design:
     return Design(basis, kernel_terms, background_terms, options)
 
 
+@threadpool_limits.wrap(limits=1)
 def choose_kernel_order(
     stamps: Stamps,
     basis: KernelBasis,
