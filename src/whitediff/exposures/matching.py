@@ -175,28 +175,22 @@ def match(
         candidate_options = dataclasses.replace(options.candidates, most=most)
         options = dataclasses.replace(options, candidates=candidate_options)
     science, template = pair.science, pair.template
-    # First any stars, for the widths; then those with room for the stamps that these need.
-    candidates = choose_candidates(pair.sources, clear=16, isolation=16)
-    science_sigma, template_sigma = candidates.science_sigma, candidates.template_sigma
+    convolved = pair.sharper if options.convolved == "auto" else options.convolved
+    science_sigma, template_sigma = pair.science_sigma, pair.template_sigma
     widening = 0
     if preconvolution_kernel is not None:
         options = dataclasses.replace(
             options,
-            convolved="template",
             fit=dataclasses.replace(options.fit, known_noise=True),
             series=dataclasses.replace(
                 options.series, largest_side=_odd(math.sqrt(2) * options.series.largest_side)
             ),
         )
+        convolved = "template"
         science = preconvolved(science, preconvolution_kernel)
         # Correlated with itself, a profile is wider by the square root of two.
         science_sigma *= math.sqrt(2)
         widening = preconvolution_kernel.shape[0] // 2
-    convolved: Literal["template", "science"] = "template"
-    if options.convolved == "science" or (
-        options.convolved == "auto" and template_sigma > science_sigma
-    ):
-        convolved = "science"
     source, target = (template, science) if convolved == "template" else (science, template)
     target_sigma, source_sigma = (
         (science_sigma, template_sigma)

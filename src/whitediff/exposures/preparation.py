@@ -119,6 +119,11 @@ class Pair:
     template_sigma: float
     psfs_given: bool
 
+    @property
+    def sharper(self) -> Literal["template", "science"]:
+        """The exposure with the narrower PSF; the template where they are equal."""
+        return "science" if self.template_sigma > self.science_sigma else "template"
+
 
 def prepare(science: Any, template: Any, options: PreparationOptions | None = None) -> Pair:
     """Align two exposures, judge their variance planes and find their sources.

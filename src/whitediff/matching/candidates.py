@@ -208,7 +208,8 @@ def find_sources(
             (template, template_bad, template_flat),
         )
     ]
-    noise = np.sqrt(science_variance, dtype=np.float32)
+    with np.errstate(invalid="ignore"):
+        noise = np.sqrt(science_variance, dtype=np.float32)
     noise[science_bad | ~(noise > 0)] = 1e30
     found = sep.extract(clean[0], _DETECTION_THRESHOLD, err=noise, mask=science_bad)
     x, y = found["x"], found["y"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar, Literal
 
 import lsst.pex.config as pex_config
@@ -57,6 +58,28 @@ class InsufficientKernelSourcesError(DataError, AlgorithmError):
     def metadata(self) -> Any:
         """The numbers behind the message."""
         return self._metadata
+
+
+def reject(config: pex_config.Config, name: str, reason: str) -> None:
+    """Refuse a configuration for one of its fields.
+
+    Parameters
+    ----------
+    config
+        Configuration.
+    name
+        Field.
+    reason
+        What is wrong with its value: the end of a sentence that begins with both.
+
+    Raises
+    ------
+    lsst.pex.config.FieldValidationError
+        Always.
+    """
+    field = type(config)._fields[name]
+    message = f"{name} = {getattr(config, name)!r} {reason}."
+    raise pex_config.FieldValidationError(field, config, message)
 
 
 def _is_odd(value: int) -> bool:
@@ -166,14 +189,9 @@ class PsfMatchConfig(pex_config.Config):
         """
         super().validate()
         if self.sizeCellX != self.sizeCellY:
-            self._reject("sizeCellY", f"must equal sizeCellX = {self.sizeCellX}: cells are square")
+            reject(self, "sizeCellY", f"must equal sizeCellX = {self.sizeCellX}: cells are square")
         if self.kernelSizeMin > self.kernelSizeMax:
-            self._reject("kernelSizeMax", f"is below kernelSizeMin = {self.kernelSizeMin}")
-
-    def _reject(self, name: str, reason: str) -> None:
-        field = type(self)._fields[name]
-        message = f"{name} = {getattr(self, name)!r} {reason}."
-        raise pex_config.FieldValidationError(field, self, message)
+            reject(self, "kernelSizeMax", f"is below kernelSizeMin = {self.kernelSizeMin}")
 
     def _series(self) -> GaussianSeries:
         return GaussianSeries(
@@ -202,7 +220,6 @@ class PsfMatchConfig(pex_config.Config):
         options
             Self-validated.
         """
-        candidates = candidates or CandidateOptions()
         return MatchOptions(
             convolved=convolved,
             basis="delta" if self.kernelBasisSet == "delta-function" else "gaussian",
@@ -210,13 +227,8 @@ class PsfMatchConfig(pex_config.Config):
             sigmas=self._sigmas(),
             smooth=self._smooth(),
             series=self._series(),
-            candidates=CandidateOptions(
-                signal_to_noise=candidates.signal_to_noise,
-                cell=self.sizeCellX,
-                per_cell=self.nStarPerCell,
-                most=candidates.most,
-                fewest=candidates.fewest,
-                relax=candidates.relax,
+            candidates=dataclasses.replace(
+                candidates or CandidateOptions(), cell=self.sizeCellX, per_cell=self.nStarPerCell
             ),
             fit=FitOptions(
                 kernel_order=self.spatialKernelOrder,
@@ -300,23 +312,21 @@ class PsfMatchConfigAL(PsfMatchConfig):
         """
         super().validate()
         if self.kernelBasisSet != "alard-lupton":
-            self._reject("kernelBasisSet", "is not that of AL; choose the configuration DF")
+            reject(self, "kernelBasisSet", "is not that of AL; choose the configuration DF")
         for name in ("alardDegGauss", "alardSigGauss"):
             if name == "alardSigGauss" and self.scaleByFwhm:
                 continue
             if len(getattr(self, name)) != self.alardNGauss:
-                self._reject(name, f"does not have alardNGauss = {self.alardNGauss} values")
+                reject(self, name, f"does not have alardNGauss = {self.alardNGauss} values")
 
     def _series(self) -> GaussianSeries:
-        return GaussianSeries(
+        return dataclasses.replace(
+            super()._series(),
             degrees=tuple(self.alardDegGauss),
             ratio=self.alardGaussBeta,
             smallest=self.alardMinSig,
             smallest_deconvolving=self.alardMinSigDeconv,
             equal=tuple(self.alardSigGauss),
-            side=self.kernelSizeFwhmScaling,
-            smallest_side=self.kernelSizeMin,
-            largest_side=self.kernelSizeMax,
         )
 
     def _sigmas(self) -> tuple[float, ...] | None:
@@ -357,9 +367,9 @@ class PsfMatchConfigDF(PsfMatchConfig):
         """
         super().validate()
         if self.kernelBasisSet != "delta-function":
-            self._reject("kernelBasisSet", "is not that of DF; choose the configuration AL")
+            reject(self, "kernelBasisSet", "is not that of DF; choose the configuration AL")
         if not self.useRegularization and self.lambdaValue is not None:
-            self._reject("lambdaValue", "has no meaning without useRegularization")
+            reject(self, "lambdaValue", "has no meaning without useRegularization")
 
     def _smooth(self) -> bool:
         return bool(self.useRegularization)

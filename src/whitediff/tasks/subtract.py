@@ -34,7 +34,7 @@ from ..exposures.subtraction import (
 )
 from ..matching.candidates import CandidateOptions
 from .decorrelate import DecorrelateALKernelTask
-from .match import MakeKernelTask, algorithm_error
+from .match import MakeKernelTask, algorithm_error, reject
 
 __all__ = [
     "AlardLuptonPreconvolveSubtractConfig",
@@ -138,27 +138,23 @@ class AlardLuptonSubtractBaseConfig(pex_config.Config):
         """
         super().validate()
         if not self.detectionThreshold < self.detectionThresholdMax:
-            self._reject(
+            reject(
+                self,
                 "detectionThresholdMax",
                 f"must be above detectionThreshold = {self.detectionThreshold:g}",
             )
         if self.maxKernelSources < self.minKernelSources:
-            self._reject("maxKernelSources", f"is below minKernelSources = {self.minKernelSources}")
+            reject(self, "maxKernelSources", f"is below minKernelSources = {self.minKernelSources}")
         for name in self.renameTemplateMask:
             if masks.is_one_of(name, self.preserveTemplateMask):
-                self._reject("renameTemplateMask", f"has {name!r}, and preserveTemplateMask too")
+                reject(self, "renameTemplateMask", f"has {name!r}, and preserveTemplateMask too")
         kernel = getattr(self.makeKernel.value, "kernel", None)
         if self.doSubtractBackground and not getattr(
             getattr(kernel, "active", None), "fitForBackground", True
         ):
-            self._reject(
-                "doSubtractBackground", "needs makeKernel's fitForBackground, which is False"
+            reject(
+                self, "doSubtractBackground", "needs makeKernel's fitForBackground, which is False"
             )
-
-    def _reject(self, name: str, reason: str) -> None:
-        field = type(self)._fields[name]
-        message = f"{name} = {getattr(self, name)!r} {reason}."
-        raise pex_config.FieldValidationError(field, self, message)
 
     def to_preparation_options(self) -> PreparationOptions:
         """Options of `whitediff.exposures.preparation.prepare` that say the same.
@@ -298,7 +294,7 @@ class AlardLuptonSubtractTask(Task):
             As ``config.mode`` says; for ``auto`` the template, unless its stars are the wider.
         """
         if self.config.mode == "auto":
-            return "science" if pair.template_sigma > pair.science_sigma else "template"
+            return pair.sharper
         return "science" if self.config.mode == "convolveScience" else "template"
 
     def prepareInputs(self, template: Any, science: Any, visitSummary: Any = None) -> Pair:
