@@ -250,7 +250,7 @@ def _made(
     from ..exposures.matching import match
     from ..exposures.preparation import pair_with_psf, prepare
     from ..exposures.solution import Solution, make_product
-    from ..exposures.subtraction import matched_template, preconvolution_kernel
+    from ..exposures.subtraction import preconvolution_kernel
 
     pair = prepare(inputs["science"], inputs["template"], prepared)
     # Whatever else is needed lives in the pair.
@@ -272,14 +272,7 @@ def _made(
         del product
     if solution is not None and wanted["matched"] is not None:
         begin("matched template")
-        matched = matched_template(
-            pair.template,
-            solution.kernel,
-            convolved=solution.convolved,
-            scale_factor=solution.scale_factor,
-        )
-        yield wanted["matched"], matched, {"WDTASK": ("matched template", "made by")}, {}
-        del matched
+        yield wanted["matched"], *_matched(solution, pair.template)
     if wanted["score"] is not None:
         begin("matching for the score")
         pair = pair_with_psf(pair, "template")
@@ -310,7 +303,6 @@ def _made_again(
     from ..exposures.alignment import aligned_template
     from ..exposures.preparation import rescaled, source_pixels
     from ..exposures.solution import make_product
-    from ..exposures.subtraction import matched_template
 
     science = inputs["science"]
     template = aligned_template(science, inputs["template"], use_wcs=use_wcs)
@@ -328,13 +320,22 @@ def _made_again(
             yield path, *_finished(product, sources, {})
         path = wanted["matched"]
         if kind == "difference" and path is not None:
-            matched = matched_template(
-                pair[1],
-                solution.kernel,
-                convolved=solution.convolved,
-                scale_factor=solution.scale_factor,
-            )
-            yield path, matched, {"WDTASK": ("matched template", "made by")}, {}
+            yield path, *_matched(solution, pair[1])
+
+
+def _matched(
+    solution: Any, template: Any
+) -> tuple[Any, dict[str, tuple[Any, str]], dict[str, Any]]:
+    """Template as a solution subtracts it, cards and further extensions."""
+    from ..exposures.subtraction import matched_template
+
+    matched = matched_template(
+        template,
+        solution.kernel,
+        convolved=solution.convolved,
+        scale_factor=solution.scale_factor,
+    )
+    return matched, {"WDTASK": ("matched template", "made by")}, {}
 
 
 def _finished(
