@@ -8,7 +8,12 @@ import pytest
 
 from whitediff.errors import ArgumentError, DataError
 from whitediff.simulation import SimulationOptions, simulate
-from whitediff.sources import detect_sources, noise_variance, smooth_background
+from whitediff.sources import (
+    detect_sources,
+    noise_variance,
+    smooth_background,
+    sources_and_background,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,20 @@ def test_a_gradient_is_background(rng):
     image = gradient + rng.normal(0, 5, (ny, nx))
     assert detect_sources(image).mean() < 0.02
     background = smooth_background(image, np.ones(image.shape, dtype=bool))
+    assert np.abs(background - gradient)[40:-40, 40:-40].max() < 5
+
+
+def test_the_background_is_that_between_the_sources(rng):
+    ny, nx = 401, 390
+    gradient = np.linspace(0, 100, nx)[None, :] + np.linspace(0, 30, ny)[:, None]
+    image = gradient + rng.normal(0, 5, (ny, nx))
+    image[100:140, 200:240] += 1000
+    unusable = np.zeros(image.shape, dtype=bool)
+    unusable[:, 50] = True
+    image[:, 50] = np.nan
+    sources, background = sources_and_background(image, unusable)
+    assert sources[100:140, 200:240].all()
+    np.testing.assert_array_equal(sources, detect_sources(image, unusable))
     assert np.abs(background - gradient)[40:-40, 40:-40].max() < 5
 
 

@@ -235,7 +235,7 @@ def test_two_plain_images(run, directory, tmp_path):
 def test_integers_stripes_and_saturation(run, directory, tmp_path):
     science, template = plain_pair(run, directory, tmp_path)
     image = np.nan_to_num(fits.getdata(science))
-    fits.writeto(tmp_path / "int16.fits", np.clip(image, -3e4, 3e4).astype(np.int16))
+    fits.writeto(tmp_path / "int16.fits", np.rint(image.clip(-3e4, 3e4)).astype(np.int16))
     striped = image.copy()
     striped[:, 200:230] = np.nan
     striped[400:410] = np.nan

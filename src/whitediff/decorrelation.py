@@ -73,6 +73,7 @@ _LARGEST_SIGNIFICANCE = 1e11
 Errors of a double-precision transform stay below 1e-3 sigma for less than 2.8e11 sigma.
 """
 
+_BLOCK = 1 << 17
 _REACHES = (16, 24, 32, 48, 64, 96)
 
 _PRECISION_GOAL = 1e-3
@@ -551,11 +552,17 @@ def estimated_variance(unconvolved: Array, convolved: Array, weights: tuple[floa
     DMTN-179, section 5.
     """
     _check_planes(unconvolved, convolved)
-    variance = np.multiply(unconvolved, weights[0], dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        # inf − inf is NaN, as ordinary arithmetic has it.
-        variance += np.multiply(convolved, weights[1], dtype=np.float64)
-    return variance.astype(np.result_type(unconvolved, convolved, np.float32), copy=False)
+    result = np.empty(unconvolved.shape, np.result_type(unconvolved, convolved, np.float32))
+    # A few rows at a time: planes in double precision would leave the cache.
+    step = max(1, _BLOCK // max(1, result.shape[1]))
+    for start in range(0, result.shape[0], step):
+        rows = slice(start, start + step)
+        variance = np.multiply(unconvolved[rows], weights[0], dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            # inf − inf is NaN, as ordinary arithmetic has it.
+            variance += np.multiply(convolved[rows], weights[1], dtype=np.float64)
+        result[rows] = variance
+    return result
 
 
 def full_variance(
@@ -713,6 +720,36 @@ def depends_on_grid(kernel: Array, image: Array, *, margin: tuple[int, int], sig
     depends
         True unless every pixel is sure to stay within 1e-3 sigma.
     """
+    return _outside_matters(kernel, _Content.of(image, sigma), margin, sigma)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """What of an image a filter may carry far: its largest pixel, its mean, its scatter."""
+
+    largest: float
+    mean: float
+    scatter: float
+
+    @classmethod
+    def of(cls, image: Array, sigma: float) -> _Content:
+        measured = measured_pixels(image, sigma)
+        values = image if measured.all() else image[measured]
+        if values.size == 0:
+            return cls(0.0, 0.0, 0.0)
+        largest = max(float(values.max()), -float(values.min()), 0.0)
+        mean = float(values.mean(dtype=np.float64))
+        square = sum(
+            float(np.square(part, dtype=np.float64).sum())
+            for part in np.array_split(values.reshape(-1), max(1, values.size >> 18))
+        )
+        return cls(largest, mean, math.sqrt(max(square / values.size - mean**2, 0.0)))
+
+
+def _outside_matters(
+    kernel: Array, content: _Content, margin: tuple[int, int], sigma: float
+) -> bool:
+    """Whether a filter beyond a margin moves a pixel by more than the goal."""
     lags = [
         np.minimum(np.arange(n), n - np.arange(n)) >= m
         for n, m in zip(kernel.shape, margin, strict=True)
@@ -720,20 +757,13 @@ def depends_on_grid(kernel: Array, image: Array, *, margin: tuple[int, int], sig
     far = np.abs(kernel[lags[0][:, None] | lags[1][None, :]])
     if far.size == 0:
         return False
-    finite = measured_pixels(image, sigma)
-    values = image if finite.all() else image[finite]
-    largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))
-    if float(far.sum()) * largest <= _PRECISION_GOAL * sigma:
-        return False
-    values = values.astype(np.float64)
-    mean = float(values.mean())
     # A background adds up over all lags, noise in squares, a star counts once.
     error = (
-        float(far.sum()) * abs(mean)
-        + 5 * math.sqrt(float(np.square(far).sum())) * float(values.std())
-        + float(far.max()) * largest
+        float(far.sum()) * abs(content.mean)
+        + 5 * math.sqrt(float(np.square(far).sum())) * content.scatter
+        + float(far.max()) * content.largest
     )
-    return error > _PRECISION_GOAL * sigma
+    return min(error, float(far.sum()) * content.largest) > _PRECISION_GOAL * sigma
 
 
 def compact_kernel(kernel: Array, image: Array, *, sigma: float) -> Array | None:
@@ -756,10 +786,11 @@ def compact_kernel(kernel: Array, image: Array, *, sigma: float) -> Array | None
         a third of the grid, or half of the image.
     """
     largest = min(*(n // 3 for n in kernel.shape), *((n - 1) // 2 for n in image.shape))
+    content = _Content.of(image, sigma)
     for reach in _REACHES:
         if reach > largest:
             break
-        if not depends_on_grid(kernel, image, margin=(reach + 1, reach + 1), sigma=sigma):
+        if not _outside_matters(kernel, content, (reach + 1, reach + 1), sigma):
             side = 2 * reach + 1
             return fourier.crop_center_origin(kernel, (side, side))
     return None

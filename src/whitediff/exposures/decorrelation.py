@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from lsst.images.fields import ChebyshevField
 from lsst.images.psfs import PointSpreadFunction
 
 from .. import decorrelation, fourier
+from ..convolution import available_threads
 from ..errors import ArgumentError, DataError
 from ..profiles import full_width_half_maximum
 from ..stats import clipped_mean
@@ -173,6 +175,14 @@ def variance_mean(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) -> fl
     return clipped_mean(exposure.variance.array, good=good).mean
 
 
+def _variance_means(
+    exposures: tuple[Exposure, ...], ignore_mask_planes: tuple[str, ...]
+) -> list[float]:
+    """Clipped means of several variance planes, side by side."""
+    with ThreadPoolExecutor(min(len(exposures), available_threads())) as pool:
+        return list(pool.map(lambda each: variance_mean(each, ignore_mask_planes), exposures))
+
+
 def decorrelate(
     science: Any,
     template: Any,
@@ -298,6 +308,7 @@ def decorrelate(
         header=difference.header.copy(),
         primary_header=difference.primary_header.copy(),
     )
+    before, after = _variance_means((difference, exposure), ignore)
     return Decorrelation(
         exposure=exposure,
         options=options,
@@ -309,8 +320,8 @@ def decorrelate(
         science_variance=filters.science_variance,
         template_variance=filters.template_variance,
         variance_weights=weights,
-        variance_mean_before=variance_mean(difference, ignore),
-        variance_mean_after=variance_mean(exposure, ignore),
+        variance_mean_before=before,
+        variance_mean_after=after,
         contaminated_fraction=float(contaminated.mean()),
         response=_response(psf, on_stamps, box) if options.score else None,
     )

@@ -18,11 +18,10 @@ from ..matching.candidates import (
     Sources,
     choose_candidates,
     find_sources,
-    flattened,
 )
 from ..matching.psf import measure_psf
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from ..sources import detect_sources
+from ..sources import detect_sources, sources_and_background
 from ..stats import robust_sigma
 from . import masks
 from .alignment import aligned_template
@@ -154,15 +153,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
     # The two exposures side by side.
     with ThreadPoolExecutor(min(2, available_threads())) as pool:
-        pixels = list(pool.map(source_pixels, (science, template)))
-        flat = list(
-            pool.map(
-                lambda exposure, bad, sources: flattened(exposure.image.array, bad | sources),
-                (science, template),
-                untrusted,
-                pixels,
-            )
-        )
+        (pixels, flat) = zip(*pool.map(_sources_apart, (science, template), untrusted), strict=True)
     factors = (1.0, 1.0)
     if options.rescale_variance:
         factors = (
@@ -171,13 +162,11 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         )
         science, template = rescaled(science, factors[0]), rescaled(template, factors[1])
     sources = find_sources(
-        science.image.array,
-        template.image.array,
+        flat[0],
+        flat[1],
         science_variance=science.variance.array,
         science_bad=untrusted[0],
         template_bad=untrusted[1],
-        science_flat=flat[0],
-        template_flat=flat[1],
     )
     del flat
     excluded = untrusted[0] | untrusted[1]
@@ -388,9 +377,16 @@ def variance_factor(exposure: Exposure) -> float:
     DataError
         If it is not between 0.1 and 10, or there is no such pixel.
     """
-    sources = source_pixels(exposure)
-    untrusted = masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
-    return _variance_factor(exposure, sources, flattened(exposure.image.array, untrusted | sources))
+    return _variance_factor(exposure, *_sources_apart(exposure, _untrusted(exposure)))
+
+
+def _sources_apart(exposure: Exposure, untrusted: Array) -> tuple[Array, Array]:
+    """Pixels with a source, and the image without its background, zero where untrusted."""
+    image = exposure.image.array
+    sources, background = sources_and_background(image, untrusted)
+    flat = np.subtract(image, background, out=background)
+    flat[untrusted] = 0
+    return sources, flat
 
 
 def _variance_factor(exposure: Exposure, sources: Array, flat: Array) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 from lsst.images import Box
 from lsst.images.convolution_kernels import ConvolutionKernel
@@ -268,15 +267,11 @@ def _with_better_background(solution: Solution, difference: Exposure, free: Arra
     field = solution.background
     if not isinstance(field, ChebyshevField):
         return solution
-    image = difference.image.array
-    use = free & np.isfinite(image)
-    use &= ~masks.flagged(difference.mask, (*masks.UNTRUSTED_MASK_PLANES, "EDGE"))
-    left = image.copy()
-    subtract_background(left, field, difference.bbox)
-    more = fit_background(left, use, field.coefficients.shape[0] - 1)
-    return dataclasses.replace(
-        solution, background=ChebyshevField(difference.bbox, field.coefficients + more)
+    use = free & ~masks.flagged(difference.mask, (*masks.UNTRUSTED_MASK_PLANES, "EDGE"))
+    found = fit_background(
+        difference.image.array, use, field.coefficients.shape[0] - 1, start=field.coefficients
     )
+    return dataclasses.replace(solution, background=ChebyshevField(difference.bbox, found))
 
 
 def fluxes(result: Decorrelation) -> tuple[Array | None, Array | None]:

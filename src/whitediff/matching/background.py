@@ -17,11 +17,13 @@ type Array = npt.NDArray[Any]
 _CELL = 64
 _CLIP = 3.0
 _PASSES = 3
-_SAMPLE = 1_000_000
-_ENOUGH_PIXELS = 4_000_000
+_SAMPLE = 500_000
+_ENOUGH_PIXELS = 2_000_000
 
 
-def fit_background(difference: Array, free: Array, order: int) -> Array:
+def fit_background(
+    difference: Array, free: Array, order: int, *, start: Array | None = None
+) -> Array:
     """Fit what a difference leaves between the sources.
 
     The stamps of a kernel fit cover a small part of the frame.  Filtered with a PSF, the
@@ -31,57 +33,71 @@ def fit_background(difference: Array, free: Array, order: int) -> Array:
     Parameters
     ----------
     difference
-        ``(ny, nx)``, its background subtracted as well as is known.
+        ``(ny, nx)``.
     free
-        ``(ny, nx)`` boolean: source-free, finite pixels.
+        ``(ny, nx)`` boolean: source-free pixels; those that are not finite do not count.
     order
         Of the Chebyshev polynomials in x and y together; lowered where there are too few
         cells of 64 × 64 pixels with a pixel to use.
+    start
+        ``(m, n)``, at most of that order: coefficients of the background as it is known.
 
     Returns
     -------
     coefficients
         ``(order + 1, order + 1)``; ``[p, q]`` multiplies ``T_p(y) T_q(x)``, x and y from −1
-        to 1 between the frame's outer edges; zeros where nothing can be fitted.
+        to 1 between the frame's outer edges; the start, or zeros, where nothing can be fitted.
 
     Notes
     -----
     Least squares on the means of cells, clipped at three standard deviations of a pixel.
     """
     coefficients = np.zeros((order + 1, order + 1))
+    if start is not None:
+        coefficients[: start.shape[0], : start.shape[1]] = start
     # Every n-th row determines a polynomial as well as all of them.
     step = max(1, difference.size // _ENOUGH_PIXELS)
-    left, free = difference[::step].astype(np.float64), free[::step]
-    ny, nx = left.shape
-    edges_y, edges_x = _edges(ny, _CELL / step), _edges(nx, _CELL)
-    y = (edges_y[:-1] + edges_y[1:]) / ny - 1
-    x = (edges_x[:-1] + edges_x[1:]) / nx - 1
+    ny, nx = difference.shape
+    dtype = np.result_type(difference.dtype, np.float32)
+    v = np.polynomial.chebyshev.chebvander((2 * np.arange(ny)[::step] + 1) / ny - 1, order)
+    u = np.polynomial.chebyshev.chebvander((2 * np.arange(nx) + 1) / nx - 1, order)
+
+    def background(values: Array) -> Array:
+        return (v @ values).astype(dtype) @ u.T.astype(dtype)
+
+    left = difference[::step] - background(coefficients)
+    free = free[::step] & np.isfinite(left)
+    edges_y, edges_x = _edges(len(v), _CELL / step), _edges(nx, _CELL)
+    y = 2 * _means(np.arange(ny)[::step] + 0.5, edges_y) / ny - 1
+    x = 2 * _means(np.arange(nx) + 0.5, edges_x) / nx - 1
     for _ in range(_PASSES):
         values = left[free]
         sample = values[:: max(1, values.size // _SAMPLE)]
         if sample.size < 2:
             return coefficients
         middle, sigma = float(np.median(sample)), robust_sigma(sample)
-        use = free & (np.abs(left - middle) <= _CLIP * sigma)
-        counts = _cell_sums(use.astype(np.float64), edges_y, edges_x)
+        use = free & (np.abs(left - dtype.type(middle)) <= _CLIP * sigma)
+        counts = _cell_sums(use, edges_y, edges_x)
         sums = _cell_sums(np.where(use, left, 0), edges_y, edges_x)
         good = counts > 0
-        v, u = (grid[good] for grid in np.meshgrid(y, x, indexing="ij"))
-        while order and 2 * len(chebyshev_terms(order)) > len(u):
+        at_y, at_x = (grid[good] for grid in np.meshgrid(y, x, indexing="ij"))
+        while order and 2 * len(chebyshev_terms(order)) > len(at_x):
             order -= 1
         root = np.sqrt(counts[good])
         solution, *_ = np.linalg.lstsq(
-            chebyshev_products(order, u, v) * root[:, None], sums[good] / root, rcond=None
+            chebyshev_products(order, at_x, at_y) * root[:, None], sums[good] / root, rcond=None
         )
         more = np.zeros_like(coefficients)
         for (p, q), value in zip(chebyshev_terms(order), solution, strict=True):
             more[p, q] = value
         coefficients += more
         # Clipped around a slope, the first pass is biased by it.
-        left -= np.polynomial.chebyshev.chebgrid2d(
-            (2 * np.arange(ny) + 1) / ny - 1, (2 * np.arange(nx) + 1) / nx - 1, more
-        )
+        left -= background(more)
     return coefficients
+
+
+def _means(values: Array, edges: Array) -> Array:
+    return np.add.reduceat(values, edges[:-1]) / np.diff(edges)
 
 
 def _edges(size: int, cell: float) -> Array:

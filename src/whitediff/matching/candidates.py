@@ -20,7 +20,6 @@ __all__ = [
     "choose_candidates",
     "cut_stamps",
     "find_sources",
-    "flattened",
 ]
 
 type Array = npt.NDArray[Any]
@@ -32,6 +31,9 @@ _DETECTION_THRESHOLD = 5.0
 _WIDTH_TOLERANCE = 0.15
 _LARGEST_CHANGE = 1.5
 _ENOUGH = 10
+_NO_MEASUREMENT = 1e30
+_SUBPIXELS = 2
+"""Half-light radii come out within 0.3 % of those with 5, in half the time."""
 _SAME_SOURCE = 3.0
 """Pixels between the centroids that two programs find for one star: far less than between stars."""
 
@@ -167,21 +169,18 @@ def find_sources(
     science_variance: Array,
     science_bad: Array,
     template_bad: Array,
-    science_flat: Array | None = None,
-    template_flat: Array | None = None,
 ) -> Sources:
     """Find sources on the science image, and measure them on both.
 
     Parameters
     ----------
     science, template
-        ``(ny, nx)`` images on the same pixels.
+        ``(ny, nx)`` float32 images on the same pixels, without their backgrounds; zero where
+        there is no measurement.
     science_variance
         ``(ny, nx)`` of the science image.
     science_bad, template_bad
-        ``(ny, nx)`` boolean: saturated and bad pixels; those that are not finite count too.
-    science_flat, template_flat
-        `flattened` images, if they are at hand.
+        ``(ny, nx)`` boolean: saturated, bad and missing pixels.
 
     Returns
     -------
@@ -199,30 +198,27 @@ def find_sources(
     """
     import sep
 
-    science_bad = science_bad | ~np.isfinite(science)
-    template_bad = template_bad | ~np.isfinite(template)
-    clean = [
-        flattened(image, bad) if flat is None else flat
-        for image, bad, flat in (
-            (science, science_bad, science_flat),
-            (template, template_bad, template_flat),
-        )
-    ]
     with np.errstate(invalid="ignore"):
         noise = np.sqrt(science_variance, dtype=np.float32)
-    noise[science_bad | ~(noise > 0)] = 1e30
-    found = sep.extract(clean[0], _DETECTION_THRESHOLD, err=noise, mask=science_bad)
+    noise[science_bad | ~(noise > 0)] = _NO_MEASUREMENT
+    # The plain filter: that which weighs every pixel by its noise takes three times as long.
+    found = sep.extract(
+        science, _DETECTION_THRESHOLD, err=noise, mask=science_bad, filter_type="conv"
+    )
     x, y = found["x"], found["y"]
     if len(x) == 0:
         raise TooFewSourcesError(
             "No source stands out of the noise, so no kernel can be measured.", required=1
         )
     aperture = 3 * float(np.median(np.sqrt(found["a"] * found["b"]))) + 2
-    flux, error, _ = sep.sum_circle(clean[0], x, y, aperture, err=noise, mask=science_bad)
-    template_flux, _, _ = sep.sum_circle(clean[1], x, y, aperture)
+    flux, error, _ = sep.sum_circle(science, x, y, aperture, err=noise, mask=science_bad)
+    template_flux, _, _ = sep.sum_circle(template, x, y, aperture)
     # Wide enough for the wings, narrow enough for neighbours to stay outside.
     largest = np.full(len(x), 1.5 * aperture)
-    radii = [sep.flux_radius(image, x, y, largest, 0.5, subpix=5)[0] for image in clean]
+    radii = [
+        sep.flux_radius(image, x, y, largest, 0.5, subpix=_SUBPIXELS)[0]
+        for image in (science, template)
+    ]
     ratio = np.where(error > 0, flux / np.where(error > 0, error, 1), 0.0)
     measured = (found["flag"] == 0) & (flux > 0) & (radii[0] > 0.5) & (radii[1] > 0.5)
     return Sources(
@@ -236,34 +232,6 @@ def find_sources(
         clean=measured,
         bad=science_bad | template_bad,
     )
-
-
-def flattened(image: Array, unusable: Array) -> Array:
-    """Image without its background.
-
-    Parameters
-    ----------
-    image
-        ``(ny, nx)``.
-    unusable
-        ``(ny, nx)`` boolean: pixels that do not count, those that are not finite included.
-
-    Returns
-    -------
-    flattened
-        ``(ny, nx)`` float32, contiguous; zero where the image is not finite.
-
-    Notes
-    -----
-    The background of SEP, in cells of 64 pixels.
-    """
-    import sep
-
-    finite = np.isfinite(image)
-    filled = np.where(finite, image, 0).astype(np.float32, copy=False)
-    sep.Background(filled, mask=unusable).subfrom(filled)
-    filled[~finite] = 0
-    return filled
 
 
 def choose_candidates(
