@@ -24,6 +24,7 @@ from scenes import gaussian
 from whitediff import Exposure, decorrelation, fourier, read_exposure, write_exposure
 from whitediff.convolution import convolve
 from whitediff.exposures import kernels
+from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.simulation import PsfModel, matching_kernel
 
 
@@ -112,6 +113,98 @@ def test_simulate_decorrelate_check(run, simulated, tmp_path):
     again = measured(run, out, tmp_path, "--science", triple(simulated)[0],
                      "--template", triple(simulated)[1])  # fmt: skip
     assert again["after"]["pixels"] == after["pixels"]
+
+
+def test_check_maps_the_frame(run, tmp_path, rng):
+    """Excess variance, correlation and a masked cell, in their places in table, JSON, picture."""
+    shape = (240, 330)
+    image = rng.normal(0, 3, shape)
+    image[160:, :110] *= 1.4  # top left of the picture
+    smooth = convolve(rng.normal(size=shape), gaussian(9, 0.8))
+    image[:80, 220:] = 3 * (smooth / smooth.std())[:80, 220:]
+    image[80:160, 110:220] = np.nan
+    exposure = Exposure.from_arrays(
+        image.astype(np.float32), variance=9.0, psf=gaussian(15, 1.5), yx0=(1000, -50)
+    )
+    before = Exposure.from_arrays(image[::-1].astype(np.float32), variance=9.0, yx0=(1000, -50))
+    write_exposure(exposure, tmp_path / "out.fits")
+    write_exposure(before, tmp_path / "before.fits")
+    code, table, messages = run(
+        "check", tmp_path / "out.fits", "--before", tmp_path / "before.fits",
+        "--plot", tmp_path / "map.png", "--json", tmp_path / "map.json",
+    )  # fmt: skip
+    assert code == 0, messages
+    maps = json.loads((tmp_path / "map.json").read_text())["map"]
+    after, old = maps["after"], maps["before"]
+    assert after["y_edges"] == [1000, 1080, 1160, 1240]
+    assert after["x_edges"] == [-50, 60, 170, 280]
+    assert after["pixels"][1] == [8800, 0, 8800]
+    assert after["filtered_variance_ratio"][1][1] is None
+    assert after["pixel_variance_ratio"][2][0] == pytest.approx(1.96, rel=0.1)
+    assert after["filtered_variance_ratio"][0][2] > 3
+    assert old["filtered_variance_ratio"][2][2] > 3
+    # Rows of the table: top to bottom, as in the picture.
+    variance, filtered = re.findall(r"over the frame.*?(?=\n[^\n]*over the frame|\Z)", table, re.S)
+    rows = {line.split()[0]: line for line in variance.splitlines() if ".." in line}
+    assert list(rows) == ["y", "1160..1239", "1080..1159", "1000..1079"]
+    assert "-50..59" in rows["y"]
+    assert rows["1160..1239"].rstrip().count("*") == 1
+    assert re.search(r"1160\.\.1239 +[01]\.\d{3} -> [12]\.\d{3}\*", variance)
+    assert re.search(r"1080\.\.1159 +\S+ -> \S+ +- -> - ", variance)
+    assert "more than 4 errors" in variance
+    assert re.search(r"1000\.\.1079 .*-> [3-9]\.\d{3}\*", filtered)
+    with_maps = (tmp_path / "map.png").read_bytes()
+    assert with_maps.startswith(b"\x89PNG")
+    picture = ["--plot", tmp_path / "map.png", "--overwrite"]
+    values = measured(run, tmp_path / "out.fits", tmp_path, "--map", "none", *picture)
+    assert values["map"] is None
+    # The height of a PNG.
+    assert (tmp_path / "map.png").read_bytes()[20:24] < with_maps[20:24]
+
+
+def test_check_with_finer_maps(run, tmp_path, rng):
+    image = rng.normal(0, 3, (90, 240)).astype(np.float32)
+    write_exposure(Exposure.from_arrays(image, variance=9.0), tmp_path / "out.fits")
+    values = measured(run, tmp_path / "out.fits", tmp_path, "--map", "2X6", "--sigma", 1)
+    assert np.shape(values["map"]["after"]["pixels"]) == (2, 6)
+    assert values["map"]["before"] is None
+    code, table, messages = run("check", tmp_path / "out.fits", "--map", 7)
+    assert code == 0
+    assert "over the frame" not in table
+    assert "7 x 7 cells is too large for a table; write it with --json" in messages
+    plot = tmp_path / "fine.png"
+    assert run("check", tmp_path / "out.fits", "--map", "3x24", "--plot", plot)[0] == 0
+    code, _, messages = run("check", tmp_path / "out.fits", "--map", "10x5")
+    assert code == 1
+    assert "A map of 10 x 5 cells (rows x columns) does not fit an image of 90 x 240" in messages
+    for wrong in ("0", "3x", "1x2x3", "many"):
+        code, _, messages = run("check", tmp_path / "out.fits", "--map", wrong)
+        assert code == 2
+        assert f"'{wrong}' is not N, ROWSxCOLUMNS or none" in messages
+    # The default gives way on small images.
+    write_exposure(Exposure.from_arrays(image[:25], variance=9.0), tmp_path / "small.fits")
+    values = measured(run, tmp_path / "small.fits", tmp_path)
+    assert np.shape(values["map"]["after"]["pixels"]) == (2, 3)
+
+
+def test_check_filters_each_cell_with_the_psf_of_its_place(run, tmp_path, rng):
+    """Noise that is white to a narrow PSF less than to a wide one: the PSF widens with x."""
+    smooth = convolve(rng.normal(size=(220, 440)), gaussian(9, 1.0))[10:-10, 10:-10]
+    narrow, wide = gaussian(25, 1.0), gaussian(25, 3.0)
+    exposure = Exposure.from_arrays(
+        smooth.astype(np.float32), variance=1 / (4 * np.pi), yx0=(0, 500)
+    )
+    coefficients = np.array([[1 + 600 / 210, -1 / 210, 0.0], [-600 / 210, 1 / 210, 0.0]])
+    kernel = kernels.polynomial_kernel(np.stack([narrow, wide]), coefficients, exposure.bbox)
+    exposure.psf = KernelPointSpreadFunction(kernel)
+    write_exposure(exposure, tmp_path / "out.fits")
+    values = measured(run, tmp_path / "out.fits", tmp_path, "--map", "1x2")["map"]["after"]
+    for column, x in enumerate((604.5, 814.5)):
+        psf = kernels.evaluate(kernel, x=x, y=99.5)
+        # Variances by the autocorrelation of white noise smoothed and filtered.
+        smoothing = np.pad(gaussian(9, 1.0), 30)
+        expected = (convolve(smoothing, psf) ** 2).sum() / ((smoothing**2).sum() * (psf**2).sum())
+        assert values["filtered_variance_ratio"][0][column] == pytest.approx(expected, rel=0.15)
 
 
 def test_options_reach_the_task(run, simulated, tmp_path):
@@ -609,7 +702,10 @@ def test_demo(run, tmp_path):
     assert values["kind"] == "difference"
     assert abs(values["after"]["filtered_variance_ratio"] - 1) < 0.05
     assert values["before"]["filtered_variance_ratio"] > 1.15
+    assert np.abs(np.subtract(values["map"]["after"]["filtered_variance_ratio"], 1)).max() < 0.2
     score = json.loads((demo / "score.json").read_text())
+    assert "filtered_variance_ratio" not in score["map"]["after"]
+    np.testing.assert_allclose(score["map"]["after"]["pixel_variance_ratio"], 1, atol=0.2)
     assert (score["kind"], score["filter"], score["before"]) == ("score", None, None)
     noise = score["after"]
     assert noise["pixel_variance_ratio_error"] > 5 / np.sqrt(noise["pixels"])

@@ -1,10 +1,12 @@
 """Claims: the transform convolves as the sum over the kernel does, for every parity, over tiles and
-with weights that vary; the result does not depend on the number of threads."""
+with weights that vary; mirrored edges are those of scipy.ndimage; the result does not depend on the
+number of threads."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from scenes import direct_convolution
 from whitediff.convolution import convolve, convolve_varying
@@ -46,3 +48,50 @@ def test_varying_weights_over_several_tiles(rng, kernel_shape, monkeypatch):
     np.testing.assert_array_equal(result, alone)
     with pytest.raises(ArgumentError, match="3 kernels need weights"):
         convolve_varying(image, kernels, None)
+
+
+@pytest.mark.parametrize("kernel_shape", [(5, 5), (4, 6), (3, 8), (1, 1), (2, 1), (17, 14)])
+@pytest.mark.parametrize("shape", [(17, 14), (270, 20), (250, 505)])
+def test_mirrored_edges_against_ndimage(rng, shape, kernel_shape):
+    # Tiles are 256 pixels less the kernel: some of these frames leave a sliver for the last one.
+    image, kernel = rng.normal(size=shape), rng.normal(size=kernel_shape)
+    image.flags.writeable = kernel.flags.writeable = False
+    np.testing.assert_allclose(
+        convolve(image, kernel, boundary="reflect"),
+        scipy.ndimage.convolve(image, kernel, mode="reflect"),
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (3, 2)])
+def test_mirrored_edges_of_a_frame_no_larger_than_the_kernel(rng, shape):
+    image, kernel = rng.normal(size=shape), rng.normal(size=shape)
+    np.testing.assert_allclose(
+        convolve(image, kernel, boundary="reflect"),
+        scipy.ndimage.convolve(image, kernel, mode="reflect"),
+        atol=1e-14,
+    )
+
+
+def test_mirrored_edges_do_not_depend_on_threads(rng, monkeypatch):
+    image = rng.normal(size=(270, 520)).astype(np.float32)
+    kernels, fields = rng.normal(size=(2, 9, 12)), rng.normal(size=(2, *image.shape))
+
+    def convolved():
+        return convolve_varying(
+            image, kernels, lambda rows, columns: fields[:, rows, columns], boundary="reflect"
+        )
+
+    expected = sum(
+        field * scipy.ndimage.convolve(image.astype(float), kernel, mode="reflect")
+        for field, kernel in zip(fields, kernels, strict=True)
+    )
+    result = convolved()
+    np.testing.assert_allclose(result, expected, atol=2e-6 * np.abs(expected).max())
+    monkeypatch.setattr("whitediff.convolution.available_threads", lambda: 1)
+    np.testing.assert_array_equal(result, convolved())
+
+
+def test_refuses_an_unknown_boundary():
+    with pytest.raises(ArgumentError, match="'zero' or 'reflect'; got 'wrap'"):
+        convolve(np.zeros((5, 5)), np.zeros((3, 3)), boundary="wrap")

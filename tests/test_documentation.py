@@ -88,7 +88,14 @@ def test_every_card_is_known_and_described():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/algorithm.md", "docs/conventions.md", "docs/file-format.md"]
+    "name",
+    [
+        "README.md",
+        "docs/algorithm.md",
+        "docs/conventions.md",
+        "docs/file-format.md",
+        "docs/whiteness.md",
+    ],
 )
 def test_links_lead_somewhere(name):
     path = ROOT / name

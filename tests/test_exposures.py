@@ -2,11 +2,13 @@
 
 Claims: polynomial kernels are exact in either form; a kernel PSF is a real PSF of lsst.images
 and survives its archives; stars are drawn where they are; planes are found in both spellings;
-any lsst.images object with the planes is an exposure; subtraction keeps signs, levels and masks.
+any lsst.images object with the planes is an exposure; a cut-out keeps its place on the sky; a PSF
+known at scattered positions is one over the field; subtraction keeps signs, levels and masks.
 """
 
 from __future__ import annotations
 
+import astropy.io.fits
 import astropy.units as u
 import numpy as np
 import pytest
@@ -19,7 +21,13 @@ from scenes import direct_convolution, gaussian, moffat_kernel, moffat_psfs
 from whitediff import Exposure, subtract
 from whitediff.errors import ArgumentError
 from whitediff.exposures import kernels, masks
-from whitediff.exposures.psf import KernelPointSpreadFunction, as_kernel_psf, psf_image
+from whitediff.exposures.fields import scattered_fit
+from whitediff.exposures.psf import (
+    KernelPointSpreadFunction,
+    as_kernel_psf,
+    psf_image,
+    scattered_psf,
+)
 
 BOX = Box.from_shape((200, 300), start=(-40, 1000))
 
@@ -273,3 +281,78 @@ def test_subtraction_with_a_varying_kernel(rng):
     for y, x in [(20, 25), (12, 40), (33, 9)]:
         local = kernels.evaluate(kernel, x=x + 4, y=y + 3)
         assert result[y, x] == pytest.approx(-direct_convolution(template, local)[y, x], abs=1e-10)
+
+
+def sky_header():
+    header = astropy.io.fits.Header()
+    for axis, kind, value in ((1, "RA---TAN", 10.0), (2, "DEC--TAN", -20.0)):
+        header[f"CTYPE{axis}"], header[f"CRPIX{axis}"] = kind, 40.0 * axis
+        header[f"CRVAL{axis}"], header[f"CDELT{axis}"] = value, 1e-4
+        # Pixel coordinates as an alternative system, its reference pixel left to the standard.
+        header[f"CTYPE{axis}P"], header[f"CRVAL{axis}P"] = "LINEAR", 3.0
+    return header
+
+
+def test_a_cutout_keeps_its_place(rng):
+    image, background = rng.normal(size=(60, 50)), rng.normal(size=(60, 50))
+    bad = rng.random((60, 50)) < 0.1
+    whole = Exposure.from_arrays(
+        image, variance=2.0, mask={"BAD": bad}, psf=gaussian(9, 1.5), yx0=(5, -8),
+        header=sky_header(),
+    )  # fmt: skip
+    whole.kernel = kernels.constant_kernel(gaussian(5, 1.0), whole.bbox)
+    whole.background = background
+    part = whole.cutout(Box.factory[20:41, 0:11])
+    assert part.yx0 == (20, 0)
+    assert part.shape == (21, 11)
+    for array, expected in (
+        (part.image.array, image),
+        (part.background, background),
+        (part.mask.get("BAD"), bad),
+    ):
+        np.testing.assert_array_equal(array, expected[15:36, 8:19])
+    assert np.shares_memory(part.image.array, whole.image.array)
+    assert part.psf is whole.psf
+    assert part.kernel is whole.kernel
+    here, there = part.wcs.pixel_to_world(2, 3), whole.wcs.pixel_to_world(10, 18)
+    assert here.separation(there).arcsec < 1e-6
+    assert part.sky_projection.pixel_to_sky(x=2, y=23).separation(here).arcsec < 1e-3
+    assert (part.header["CRPIX1P"], part.header["CRPIX2P"]) == (-8, -15)
+    assert (whole.header["CRPIX1"], whole.header["CRPIX2"]) == (40, 80)
+    assert "CRPIX1P" not in whole.header
+    with pytest.raises(ArgumentError, match=r"does not contain"):
+        whole.cutout(Box.factory[20:41, 40:43])
+
+
+def test_scattered_positions_determine_what_they_can(rng):
+    def value(x, y):
+        return 1 + 0.01 * x - 0.02 * y + 1e-4 * x * y
+
+    grid = [(x, y) for x in (1020.0, 1150.0, 1280.0) for y in (-20.0, 60.0, 140.0)]
+    x, y = np.array(grid).T
+    terms, found = scattered_fit(value(x, y), x=x, y=y, bounds=BOX, order=2)
+    assert len(terms) == 6
+    coefficients = np.zeros((3, 3))
+    for (p, q), coefficient in zip(terms, found, strict=True):
+        coefficients[p, q] = coefficient
+    u, v = 2 * (1111 - 999.5) / 300 - 1, 2 * (33 + 40.5) / 200 - 1
+    at = np.polynomial.chebyshev.chebval2d(v, u, coefficients)
+    assert at == pytest.approx(value(1111, 33), rel=1e-10)
+    # One row of positions says nothing of y; two that touch say nothing of the field.
+    row = y == 60
+    terms, _ = scattered_fit(value(x, y)[row], x=x[row], y=y[row], bounds=BOX, order=2)
+    assert terms == [(0, 0), (0, 1), (0, 2)]
+    two = np.array([1100.0, 1101.0])
+    terms, found = scattered_fit(rng.normal(size=2), x=two, y=two * 0, bounds=BOX, order=2)
+    assert terms == [(0, 0)]
+
+
+def test_a_psf_known_at_some_positions():
+    x = np.array([1010.0, 1290.0])
+    images = [gaussian(11, 1.5), gaussian(8, 2.0)]
+    psf = scattered_psf(images, x=x, y=x * 0, bounds=BOX)
+    there = psf_image(psf, x=1290.0, y=99.0)
+    assert there.shape == (11, 11)
+    np.testing.assert_allclose(there[1:9, 1:9], images[1], atol=1e-12)
+    same = scattered_psf([images[0]] * 2, x=x, y=x * 0, bounds=BOX)
+    assert kernels.is_constant(same.kernel)

@@ -81,6 +81,36 @@ def test_autocorrelation_against_pairs_counted_by_hand(rng):
             assert result[3 + dy, 3 + dx] == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(("shape", "max_lag"), [((530, 270), 5), ((300, 517), 70), ((3, 40), 4)])
+def test_autocorrelation_of_several_tiles_against_direct_sums(rng, shape, max_lag):
+    image = 0.1 + rng.normal(size=shape)
+    good = rng.random(shape) > 0.2
+    image[~good] = 1e9
+    result = autocorrelation(image, good, max_lag)
+    values = np.where(good, image, 0.0)
+    assert result.shape == (2 * max_lag + 1,) * 2
+    np.testing.assert_array_equal(result, result[::-1, ::-1])
+    ny, nx = shape
+    for dy, dx in [(0, 0), (0, 1), (1, 0), (2, -4), (max_lag, max_lag), (max_lag, -max_lag)]:
+        first = (slice(0, max(0, ny - dy)), slice(max(0, -dx), nx - max(0, dx)))
+        second = (slice(dy, ny), slice(max(0, dx), nx + min(0, dx)))
+        pairs = (good[first] & good[second]).sum() if dy < ny else 0
+        if pairs == 0:
+            expected = np.nan
+        else:
+            expected = (values[first] * values[second]).sum() / pairs / np.mean(image[good] ** 2)
+        # Machine epsilon, of transforms with some hundred pixels to a side.
+        assert result[max_lag + dy, max_lag + dx] == pytest.approx(expected, abs=1e-13, nan_ok=True)
+
+
+def test_autocorrelation_refuses():
+    image = np.zeros((4, 5))
+    with pytest.raises(ArgumentError, match=r"same 2-D shape; got \(4, 5\) and \(4,\)"):
+        autocorrelation(image, image[:, 0] > 0, 1)
+    with pytest.raises(ArgumentError, match="negative; got -1"):
+        autocorrelation(image, image > 0, -1)
+
+
 def test_autocorrelation_of_a_moving_sum_under_a_mask(rng):
     noise = rng.normal(size=(400, 401))
     image = noise[:, 1:] + noise[:, :-1]  # correlation 0.5 at lag 1 in x, none elsewhere

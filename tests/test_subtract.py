@@ -20,7 +20,8 @@ from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.errors import DataError
 from whitediff.exposures.kernels import evaluate
 from whitediff.exposures.matching import match
-from whitediff.exposures.preparation import prepare, variance_factor
+from whitediff.exposures.noise import variance_factor
+from whitediff.exposures.preparation import prepare
 from whitediff.exposures.psf import psf_image
 from whitediff.matching.candidates import choose_candidates, cut_stamps, find_sources
 

@@ -11,22 +11,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from . import fourier
-from .convolution import convolve
+from .convolution import convolve, convolve_varying
 from .errors import ArgumentError, DataError
+from .interpolation import interpolated
 
 __all__ = [
     "CONTAMINATION_THRESHOLD",
     "EMPTY_AMPLITUDE",
+    "PRECISION",
     "Correction",
     "absolute_weight",
     "checked_kernel",
     "compact_kernel",
+    "compact_reach",
     "contaminated_pixels",
     "corrected_image",
     "corrected_psf",
@@ -76,7 +80,7 @@ Errors of a double-precision transform stay below 1e-3 sigma for less than 2.8e1
 _BLOCK = 1 << 17
 _REACHES = (16, 24, 32, 48, 64, 96)
 
-_PRECISION_GOAL = 1e-3
+PRECISION = 1e-3
 """Allowed error of a filtered pixel over its standard deviation."""
 
 
@@ -96,6 +100,8 @@ class Correction:
         Sum of the matching kernel: the photometric scale.
     preconvolution_ft
         Spectrum of the unit-sum pre-convolution kernel; None in difference mode.
+    unconvolved_noise, convolved_noise
+        Noise spectra of the inputs, of mean 1, same shape; None for white.
     """
 
     shape: tuple[int, int]
@@ -103,6 +109,8 @@ class Correction:
     kernel_ft: Array
     kernel_sum: float
     preconvolution_ft: Array | None = None
+    unconvolved_noise: Array | None = None
+    convolved_noise: Array | None = None
 
     @property
     def unconvolved_ft(self) -> Array:
@@ -120,6 +128,17 @@ class Correction:
         """Total kernel of the exposure that was convolved with κ (``crft``)."""
         return self.kernel_ft * self.correction_ft
 
+    @property
+    def noise_filters_ft(self) -> tuple[Array, Array]:
+        """What makes the result's noise out of white noise, for either exposure.
+
+        The total kernels, times the root of the inputs' noise spectra.
+        """
+        return (
+            _coloured(self.unconvolved_ft, self.unconvolved_noise),
+            _coloured(self.convolved_ft, self.convolved_noise),
+        )
+
     @functools.cached_property
     def variance_weights(self) -> tuple[float, float]:
         """Variance of a pixel per unit variance of the two inputs.
@@ -127,12 +146,18 @@ class Correction:
         Returns
         -------
         unconvolved, convolved
-            Means of the squared moduli of the total kernels (DMTN-179, section 5).
+            Means of the squared moduli of the total kernels (DMTN-179, section 5), times the
+            inputs' noise spectra.
         """
+        unconvolved, convolved = self.noise_filters_ft
         return (
-            fourier.mean_square_modulus(self.unconvolved_ft, self.shape),
-            fourier.mean_square_modulus(self.convolved_ft, self.shape),
+            fourier.mean_square_modulus(unconvolved, self.shape),
+            fourier.mean_square_modulus(convolved, self.shape),
         )
+
+
+def _coloured(kernel_ft: Array, noise: Array | None) -> Array:
+    return kernel_ft if noise is None else kernel_ft * np.sqrt(noise)
 
 
 def reflected(kernel: Array) -> Array:
@@ -221,6 +246,8 @@ def difference_correction(
     unconvolved_variance: float,
     convolved_variance: float,
     shape: tuple[int, int],
+    unconvolved_noise: Array | None = None,
+    convolved_noise: Array | None = None,
 ) -> Correction:
     """Fourier factor that whitens a difference of which one exposure was convolved.
 
@@ -233,11 +260,16 @@ def difference_correction(
         convolved, before the convolution; image_unit², finite, positive.
     shape
         Transform grid, at least the kernel's shape.
+    unconvolved_noise, convolved_noise
+        ``(ny, nx//2 + 1)`` power spectra of the noise of the two inputs on that grid, positive,
+        of mean 1 over all frequencies; None for white.
 
     Returns
     -------
     correction
-        ``sqrt((ŝ + t̂·kSum²) / (ŝ + t̂·|κ̂|²))`` and the spectra it came from.
+        ``sqrt(V / (ŝ·N_s + t̂·N_t·|κ̂|²))`` and the spectra it came from, with
+        ``V = ŝ·N_s(0) + t̂·N_t(0)·kSum²``; for white inputs
+        ``sqrt((ŝ + t̂·kSum²) / (ŝ + t̂·|κ̂|²))``.
 
     Raises
     ------
@@ -249,18 +281,40 @@ def difference_correction(
     Notes
     -----
     DMTN-021 eq. 1, with the squared kernel sum in the numerator so that flux
-    survives for kernels that do not sum to one.  Assumes white, stationary noise in
-    both inputs.  Towards high frequencies the factor approaches
-    ``sqrt(1 + t̂·kSum²/ŝ)``.
+    survives for kernels that do not sum to one.  Assumes stationary noise in both inputs;
+    with white noise the factor approaches ``sqrt(1 + t̂·kSum²/ŝ)`` towards high frequencies.
+    Correlated inputs are a departure from the documented task, which takes them for white.
     """
     kernel_ft, kernel_sum = _kernel_spectrum("matching kernel", kernel, shape)
     _check_variances(unconvolved_variance, convolved_variance)
-    power = kernel_ft.real**2 + kernel_ft.imag**2
-    correction_ft = np.sqrt(
-        white_variance(kernel_sum, unconvolved_variance, convolved_variance)
-        / (unconvolved_variance + convolved_variance * power)
+    unconvolved, convolved = _noise_powers(
+        unconvolved_variance, convolved_variance, unconvolved_noise, convolved_noise
     )
-    return Correction(shape, correction_ft, kernel_ft, kernel_sum)
+    power = convolved * (kernel_ft.real**2 + kernel_ft.imag**2)
+    power += unconvolved
+    # At zero frequency, where flux is, the factor is one.
+    correction_ft = np.sqrt(power[0, 0] / power)
+    return Correction(
+        shape,
+        correction_ft,
+        kernel_ft,
+        kernel_sum,
+        unconvolved_noise=unconvolved_noise,
+        convolved_noise=convolved_noise,
+    )
+
+
+def _noise_powers(
+    unconvolved_variance: float,
+    convolved_variance: float,
+    unconvolved_noise: Array | None,
+    convolved_noise: Array | None,
+) -> tuple[Array | float, Array | float]:
+    """Noise power of the two inputs at each frequency, per pixel."""
+    return (
+        unconvolved_variance * (1.0 if unconvolved_noise is None else unconvolved_noise),
+        convolved_variance * (1.0 if convolved_noise is None else convolved_noise),
+    )
 
 
 def score_correction(
@@ -272,6 +326,8 @@ def score_correction(
     shape: tuple[int, int],
     empty_amplitude: float = 0.0,
     reach: float | None = None,
+    science_noise: Array | None = None,
+    template_noise: Array | None = None,
 ) -> Correction:
     """Fourier factor that makes a score image the optimal detection statistic.
 
@@ -294,11 +350,15 @@ def score_correction(
     reach
         Radius, in pixels, beyond which the filter is cut off on the pixels, smoothly from half
         of it on.  None: not at all.
+    science_noise, template_noise
+        Noise spectra of the two inputs, as for `difference_correction`.
 
     Returns
     -------
     correction
-        ``(ŝ + t̂·kSum²) / (ŝ + t̂·|κ̂|²/|p̂|²)`` and the spectra it came from.
+        ``V / (ŝ·N_s + t̂·N_t·|κ̂|²/|p̂|²)`` and the spectra it came from, with
+        ``V = ŝ·N_s(0) + t̂·N_t(0)·kSum²``; for white inputs
+        ``(ŝ + t̂·kSum²) / (ŝ + t̂·|κ̂|²/|p̂|²)``.
 
     Raises
     ------
@@ -325,12 +385,14 @@ def score_correction(
         "pre-convolution kernel", preconvolution_kernel, shape, unit_sum=True
     )
     _check_variances(science_variance, template_variance)
-    power = kernel_ft.real**2 + kernel_ft.imag**2
-    preconvolution_power = preconvolution_ft.real**2 + preconvolution_ft.imag**2
-    power /= np.maximum(preconvolution_power, _PRECONVOLUTION_POWER_FLOOR)
-    correction_ft = white_variance(kernel_sum, science_variance, template_variance) / (
-        science_variance + template_variance * power
+    science_power, template_power = _noise_powers(
+        science_variance, template_variance, science_noise, template_noise
     )
+    preconvolution_power = preconvolution_ft.real**2 + preconvolution_ft.imag**2
+    power = template_power * (kernel_ft.real**2 + kernel_ft.imag**2)
+    power /= np.maximum(preconvolution_power, _PRECONVOLUTION_POWER_FLOOR)
+    power += science_power
+    correction_ft = power[0, 0] / power
     if empty_amplitude > 0:
         # A slow fall: one in the power would be so steep that the filter rings.  Divided by
         # its value at zero frequency, so that flux is kept exactly.
@@ -339,7 +401,15 @@ def score_correction(
         correction_ft /= correction_ft[0, 0]
     if reach is not None:
         correction_ft = _tapered(correction_ft, shape, reach)
-    return Correction(shape, correction_ft, kernel_ft, kernel_sum, preconvolution_ft)
+    return Correction(
+        shape,
+        correction_ft,
+        kernel_ft,
+        kernel_sum,
+        preconvolution_ft,
+        unconvolved_noise=science_noise,
+        convolved_noise=template_noise,
+    )
 
 
 def _tapered(correction_ft: Array, shape: tuple[int, int], reach: float) -> Array:
@@ -472,7 +542,7 @@ def _single_precision_suffices(
         _SINGLE_PRECISION_ERROR_FROM_RMS * root_mean_square
         + _SINGLE_PRECISION_ERROR_FROM_PEAK * peak
     )
-    return error <= _PRECISION_GOAL * sigma
+    return error <= PRECISION * sigma
 
 
 def corrected_psf(correction_ft: Array, psf: Array, *, shape: tuple[int, int]) -> Array:
@@ -720,7 +790,7 @@ def depends_on_grid(kernel: Array, image: Array, *, margin: tuple[int, int], sig
     depends
         True unless every pixel is sure to stay within 1e-3 sigma.
     """
-    return _outside_matters(kernel, _Content.of(image, sigma), margin, sigma)
+    return _outside_matters(kernel, _Content.of(image, sigma), margin, PRECISION * sigma)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -747,9 +817,9 @@ class _Content:
 
 
 def _outside_matters(
-    kernel: Array, content: _Content, margin: tuple[int, int], sigma: float
+    kernel: Array, content: _Content, margin: tuple[int, int], most: float
 ) -> bool:
-    """Whether a filter beyond a margin moves a pixel by more than the goal."""
+    """Whether a filter beyond a margin moves a pixel by more than so much."""
     lags = [
         np.minimum(np.arange(n), n - np.arange(n)) >= m
         for n, m in zip(kernel.shape, margin, strict=True)
@@ -763,10 +833,12 @@ def _outside_matters(
         + 5 * math.sqrt(float(np.square(far).sum())) * content.scatter
         + float(far.max()) * content.largest
     )
-    return min(error, float(far.sum()) * content.largest) > _PRECISION_GOAL * sigma
+    return min(error, float(far.sum()) * content.largest) > most
 
 
-def compact_kernel(kernel: Array, image: Array, *, sigma: float) -> Array | None:
+def compact_kernel(
+    kernel: Array, image: Array, *, sigma: float, precision: float = PRECISION
+) -> Array | None:
     """Part of a filter that suffices, if it is small enough to convolve with.
 
     Parameters
@@ -777,38 +849,85 @@ def compact_kernel(kernel: Array, image: Array, *, sigma: float) -> Array | None
         ``(ny, nx)`` that is to be filtered; pixels that are not finite do not count.
     sigma
         Standard deviation of a filtered pixel, image_unit.
+    precision
+        What is left out moves no pixel by more of its standard deviation.
 
     Returns
     -------
     compact
-        ``(2·reach + 1, 2·reach + 1)``, origin in the middle: what is left out moves no pixel by
-        more than 1e-3 sigma (`depends_on_grid`).  None where that takes more than 96 pixels,
-        a third of the grid, or half of the image.
+        ``(2·reach + 1, 2·reach + 1)``, origin in the middle (see `depends_on_grid`).  None where
+        that takes more than 96 pixels, a third of the grid, or half of the image.
     """
-    largest = min(*(n // 3 for n in kernel.shape), *((n - 1) // 2 for n in image.shape))
+    reach = compact_reach([kernel], image, sigma=sigma, precision=precision)
+    if reach is None:
+        return None
+    side = 2 * reach + 1
+    return fourier.crop_center_origin(kernel, (side, side))
+
+
+def compact_reach(
+    kernels: Sequence[Array], image: Array, *, sigma: float, precision: float = PRECISION
+) -> int | None:
+    """Reach of the part of some filters that suffices.
+
+    Parameters
+    ----------
+    kernels
+        `pixel_kernel` of each.
+    image, sigma, precision
+        As for `compact_kernel`.
+
+    Returns
+    -------
+    reach
+        The largest that one of them needs, pixels; None as for `compact_kernel`.
+    """
     content = _Content.of(image, sigma)
     for reach in _REACHES:
-        if reach > largest:
+        if any(
+            reach > min(*(n // 3 for n in kernel.shape), *((n - 1) // 2 for n in image.shape))
+            for kernel in kernels
+        ):
             break
-        if not _outside_matters(kernel, content, (reach + 1, reach + 1), sigma):
-            side = 2 * reach + 1
-            return fourier.crop_center_origin(kernel, (side, side))
+        margin = (reach + 1, reach + 1)
+        if not any(
+            _outside_matters(kernel, content, margin, precision * sigma) for kernel in kernels
+        ):
+            return reach
     return None
 
 
-def filtered_image(kernel: Array, image: Array, *, sigma: float | None = None) -> Array:
-    """Filter a difference or score image with a `compact_kernel`.
+def filtered_image(
+    kernel: Array,
+    image: Array,
+    *,
+    sigma: float | None = None,
+    weights: Callable[[slice, slice], Array] | None = None,
+    fill: Literal["mean", "interpolate"] = "mean",
+    missing: Array | None = None,
+) -> Array:
+    """Filter a difference or score image with a `compact_kernel`, or with one that varies.
 
     Parameters
     ----------
     kernel
-        ``(ky, kx)``, origin in the middle.
+        ``(ky, kx)``, origin in the middle; or ``(n, ky, kx)`` with weights.
     image
-        ``(ny, nx)``.  Not modified.  Non-finite pixels are replaced and come back as in
-        `corrected_image`.
+        ``(ny, nx)``.  Not modified.  Non-finite pixels are replaced for the filter and come
+        back as they were.
     sigma
         Smallest standard deviation among the result's pixels, image_unit: pixels beyond 1e11
         of it count as not finite.
+    weights
+        Weights of several kernels at pixels of the result, as for
+        `whitediff.convolution.convolve_varying`.
+    fill
+        "mean": non-finite pixels are replaced by the mean of the finite ones, and outside the
+        frame is zero, as in `corrected_image`.  "interpolate": they are replaced by
+        `interpolated`, and outside the frame is its mirror image.
+    missing
+        ``(ny, nx)`` boolean: finite pixels to be interpolated too.  They come back as what the
+        filter makes of their interpolated value.
 
     Returns
     -------
@@ -817,11 +936,33 @@ def filtered_image(kernel: Array, image: Array, *, sigma: float | None = None) -
 
     Raises
     ------
+    ArgumentError
+        If the fill is unknown, or ``missing`` is of another shape or not to be interpolated.
     DataError
-        If no pixel is finite.
+        If no pixel is finite, or none is left to interpolate from.
+
+    Notes
+    -----
+    The mirror image keeps a background up to the edge, but its noise is that of the frame
+    again: within the filter's reach of an edge the noise is not quite white.
     """
+    kernels = kernel[None] if kernel.ndim == 2 else kernel
+    if fill == "interpolate":
+        unmeasured = ~measured_pixels(image, sigma)
+        if missing is None:
+            missing = unmeasured
+        elif missing.shape == image.shape:  # Others are refused below.
+            missing = missing | unmeasured
+        filled = interpolated(image, missing)
+        filtered = convolve_varying(filled, kernels, weights, boundary="reflect")
+        np.copyto(filtered, image, where=unmeasured)
+        return filtered
+    if fill != "mean":
+        raise ArgumentError(f"The fill must be 'mean' or 'interpolate'; got {fill!r}.")
+    if missing is not None:
+        raise ArgumentError("Finite pixels are missing only for fill='interpolate'; got 'mean'.")
     filled, measured = _filled(image, sigma)
-    filtered = convolve(filled, kernel)
+    filtered = convolve_varying(filled, kernels, weights)
     if measured is not None:
         np.copyto(filtered, image, where=~measured)
     return filtered

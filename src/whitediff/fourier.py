@@ -30,6 +30,8 @@ __all__ = [
 
 type Array = npt.NDArray[Any]
 
+_FRAME = 1 << 18
+
 
 def _linear_convolution_lengths(shapes: tuple[tuple[int, ...], ...]) -> list[int]:
     if not shapes:
@@ -176,7 +178,7 @@ def forward(array: Array, shape: tuple[int, int]) -> Array:
     array_ft
         ``(shape[0], shape[1]//2 + 1)`` complex, `numpy.fft.rfft2` layout.
     """
-    return scipy.fft.rfft2(array, s=shape, workers=-1)
+    return scipy.fft.rfft2(array, s=shape, workers=_workers(shape))
 
 
 def inverse(array_ft: Array, shape: tuple[int, int], crop: tuple[int, int]) -> Array:
@@ -197,8 +199,13 @@ def inverse(array_ft: Array, shape: tuple[int, int], crop: tuple[int, int]) -> A
     array
         ``crop``, real, in the spectrum's precision; a view of the grid.
     """
-    image = scipy.fft.irfft2(array_ft, s=shape, workers=-1, overwrite_x=True)
+    image = scipy.fft.irfft2(array_ft, s=shape, workers=_workers(shape), overwrite_x=True)
     return image[: crop[0], : crop[1]]
+
+
+def _workers(shape: tuple[int, int]) -> int:
+    """All cores for frames, one for stamps, which are done before a thread has started."""
+    return -1 if math.prod(shape) >= _FRAME else 1
 
 
 def half_spectrum(full: Array) -> Array:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 
+from .convolution import available_threads
 from .errors import ArgumentError
 
 __all__ = [
@@ -23,6 +26,8 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 _CHUNK = 1 << 20
+_TILE = 256
+"""Least side of a tile's grid: its transforms stay in the processor's cache."""
 
 IQR_TO_SIGMA = 0.741301109252802
 """Standard deviation of a Gaussian over its inter-quartile range."""
@@ -187,27 +192,64 @@ def autocorrelation(image: Array, good: Array, max_lag: int) -> Array:
         ``(2·max_lag + 1, 2·max_lag + 1)``, lag (0, 0) = 1 at its centre; NaN where
         no pair has that lag.
 
+    Raises
+    ------
+    ArgumentError
+        If the shapes differ or the lag is negative.
+
     Notes
     -----
     Products are averaged over the pairs that exist, so that masks do not bias the
-    result (unlike zero-filling before a transform).
+    result (unlike zero-filling before a transform).  The sums come from the spectra of
+    tiles, each times that of the tile with its surroundings: nothing wraps around, and
+    memory stays at a few tiles beyond that of the result.
     """
+    if image.shape != good.shape or image.ndim != 2:
+        raise ArgumentError(
+            f"image and good must have the same 2-D shape; got {image.shape} and {good.shape}."
+        )
+    if max_lag < 0:
+        raise ArgumentError(f"max_lag must not be negative; got {max_lag}.")
     ny, nx = image.shape
-    masked = np.where(good, image, 0).astype(np.float64)
-    weight = good.astype(np.float64)
-    size = 2 * max_lag + 1
-    correlation = np.full((size, size), np.nan)
-    for dy in range(max_lag + 1):
-        for dx in range(-max_lag, max_lag + 1):
-            if dy >= ny or abs(dx) >= nx:
+    # A lag and its opposite have the same value, so rows before a tile are not needed.
+    side = scipy.fft.next_fast_len(max(_TILE, 4 * max_lag), real=True)
+    grid = (side, side)
+    step_y, step_x = side - max_lag, side - 2 * max_lag
+
+    def work(top: int) -> tuple[Array, Array]:
+        """Cross spectra of one row of tiles, in a fixed order: sums round the same way."""
+        sums, pairs = (np.zeros((side, side // 2 + 1), dtype=complex) for _ in range(2))
+        for left in range(0, nx, step_x):
+            rows = slice(top, min(top + side, ny))
+            columns = slice(max(0, left - max_lag), min(left + step_x + max_lag, nx))
+            weight = good[rows, columns]
+            if not weight.any():
                 continue
-            first = (slice(0, ny - dy), slice(max(0, -dx), nx - max(0, dx)))
-            second = (slice(dy, ny), slice(max(0, dx), nx - max(0, -dx)))
-            pairs = np.vdot(weight[first], weight[second])
-            if pairs == 0:
-                continue
-            value = np.vdot(masked[first], masked[second]) / pairs
-            correlation[max_lag + dy, max_lag + dx] = value
-            correlation[max_lag - dy, max_lag - dx] = value
+            # The tile proper, in its surroundings.
+            inner = (slice(0, step_y), slice(left - columns.start, left - columns.start + step_x))
+            for total, around in (
+                (sums, np.where(weight, image[rows, columns], 0).astype(np.float64)),
+                (pairs, weight.astype(np.float64)),
+            ):
+                tile = np.zeros(around.shape)
+                tile[inner] = around[inner]
+                tile_ft = scipy.fft.rfft2(tile, s=grid)
+                np.conjugate(tile_ft, out=tile_ft)
+                tile_ft *= scipy.fft.rfft2(around, s=grid)
+                total += tile_ft
+        return sums, pairs
+
+    with ThreadPoolExecutor(available_threads()) as pool:
+        rows_of_tiles = list(pool.map(work, range(0, ny, step_y)))
+    lags = np.arange(-max_lag, max_lag + 1)
+    products, counts = (
+        scipy.fft.irfft2(sum(parts), s=grid)[: max_lag + 1][:, lags]
+        for parts in zip(*rows_of_tiles, strict=True)
+    )
+    counts = np.rint(counts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        half = np.where(counts > 0, products / counts, np.nan)
+    correlation = np.concatenate([half[:0:-1, ::-1], half])
+    correlation[max_lag, :max_lag] = correlation[max_lag, :max_lag:-1]
     variance = correlation[max_lag, max_lag]
     return correlation / variance if variance > 0 else correlation

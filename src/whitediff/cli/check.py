@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,24 @@ from .console import OUTPUT_FILE, common_options, log, print_table, stages
 __all__ = ["check", "run_check"]
 
 _DEFAULT_SIGMA = 1.8
+_DEFAULT_CELLS = (3, 3)
+
+
+class _Cells(click.ParamType):
+    name = "cells"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int] | None:
+        if isinstance(value, tuple) or str(value).lower() == "none":
+            return value if isinstance(value, tuple) else None
+        try:
+            numbers = [int(part) for part in str(value).lower().split("x")]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1:
+            numbers *= 2
+        if len(numbers) != 2 or min(numbers) < 1:
+            self.fail(f"{value!r} is not N, ROWSxCOLUMNS or none.", param, ctx)
+        return (numbers[0], numbers[1])
 
 
 @click.command(short_help="Measure how white the noise of an image is.")
@@ -30,6 +49,16 @@ _DEFAULT_SIGMA = 1.8
     help="Filter with a Gaussian of this width in pixels, not"
     f" with the file's PSF  [default without a PSF: {_DEFAULT_SIGMA}].",
 )
+@click.option(
+    "--map",
+    "cells",
+    type=_Cells(),
+    metavar="ROWSxCOLUMNS",
+    default="{}x{}".format(*_DEFAULT_CELLS),
+    show_default=True,
+    help="Measure also each cell of such a grid over the frame; N for N rows and columns, none"
+    " for no map.",
+)
 @click.option("--json", "json_path", type=OUTPUT_FILE, help="Write the numbers to this file.")
 @click.option("--plot", type=OUTPUT_FILE, help="Draw a picture (PNG) to this file.")
 @click.option("--overwrite", is_flag=True, help="Replace these files if they exist.")
@@ -39,7 +68,8 @@ def check(**options: Any) -> None:
 
     Compares the variance of the pixels with the variance plane, measures their
     autocorrelation, and filters them with the PSF: detection sees the variance ratio of
-    the filtered image, which is 1 for white noise.
+    the filtered image, which is 1 for white noise.  A map gives both ratios over the frame,
+    the top row that with the largest y, as in the picture.
 
     A score image is correlated by design: of that only mean and variance of S/sqrt(V) are
     measured, which are 0 and 1 where its variance plane tells the truth.
@@ -55,6 +85,7 @@ def run_check(
     template: str | None = None,
     before: str | None = None,
     sigma: float | None = None,
+    cells: tuple[int, int] | None = _DEFAULT_CELLS,
     json_path: Path | None = None,
     plot: Path | None = None,
     overwrite: bool = False,
@@ -63,8 +94,8 @@ def run_check(
 
     Parameters
     ----------
-    image_path, science, template, before, sigma, json_path, plot, overwrite
-        Options of the command.
+    image_path, science, template, before, sigma, cells, json_path, plot, overwrite
+        Options of the command; cells are the rows and columns of the map.
 
     Returns
     -------
@@ -74,7 +105,14 @@ def run_check(
     import numpy as np
 
     from .. import formats
-    from ..diagnostics.measure import gaussian_filter, score_noise, whiteness
+    from ..diagnostics.measure import (
+        MINIMUM_CELL,
+        gaussian_filter,
+        score_noise,
+        score_noise_map,
+        whiteness,
+        whiteness_with_map,
+    )
     from ..errors import ArgumentError, DataError
     from ..exposures import masks
     from ..exposures.psf import psf_image
@@ -98,6 +136,14 @@ def run_check(
                 f"{image_path}: --sigma {sigma:g} is too wide for {exposure.shape[0]} x"
                 f" {exposure.shape[1]} pixels; a tenth of the smaller side is the most."
             )
+        if cells == _DEFAULT_CELLS:
+            # What nobody asked for may not fail on a small image.
+            rows, columns = (
+                max(1, min(n, size // MINIMUM_CELL))
+                for n, size in zip(cells, exposure.shape, strict=True)
+            )
+            cells = (rows, columns)
+        local_psf: Any = None
         if sigma is not None:
             psf, description = gaussian_filter(sigma), f"Gaussian of sigma {sigma:g} pixels"
         elif exposure.psf is not None:
@@ -106,6 +152,7 @@ def run_check(
             except ArgumentError as error:
                 raise ArgumentError(f"{image_path}: {error}") from error
             description = "the file's PSF"
+            local_psf = _local_psf(exposure.psf)
         else:
             psf = gaussian_filter(_DEFAULT_SIGMA)
             description = f"Gaussian of sigma {_DEFAULT_SIGMA} pixels"
@@ -153,16 +200,29 @@ def run_check(
             measured.append((str(earlier.source), old_image, good & np.isfinite(old_image)))
         results: list[Any] = []
         drawn: list[Any] = []
+        maps: list[Any] = []
+        grid: dict[str, Any] = {"cells": cells, "yx0": exposure.yx0}
         for path, pixels, use in measured:
             try:
                 if score:
                     results.append(score_noise(pixels, variance, use))
-                if plot is not None or not score:
+                    if cells is not None:
+                        maps.append(score_noise_map(pixels, variance, use, results[-1], **grid))
+                if not score and cells is not None:
+                    frame, by_cell = whiteness_with_map(
+                        pixels, variance, use, psf, local_psf=local_psf, **grid
+                    )
+                    drawn.append(frame)
+                    maps.append(by_cell)
+                elif not score or plot is not None:
                     drawn.append(whiteness(pixels, variance, use, psf))
+            except ArgumentError as error:
+                raise ArgumentError(f"{path}: {error}") from error
             except DataError as error:
                 raise DataError(f"{path}: {error}") from error
         results = results or drawn
         after, old = results[0], results[1] if len(results) > 1 else None
+        after_map, old_map = (*maps, None, None)[:2]
         if plot is not None:
             from ..diagnostics.plots import plot_whiteness
 
@@ -178,6 +238,8 @@ def run_check(
                 before_whiteness=None if earlier is None else drawn[1],
                 score_noise=after if score else None,
                 before_score_noise=old if score else None,
+                variance_map=after_map,
+                before_variance_map=old_map,
                 title=Path(image_path).name,
             )
     values: dict[str, Any] = {
@@ -187,6 +249,12 @@ def run_check(
         "sources": how,
         "after": after.to_dict(),
         "before": None if old is None else old.to_dict(),
+        "map": None
+        if after_map is None
+        else {
+            "after": after_map.to_dict(),
+            "before": None if old_map is None else old_map.to_dict(),
+        },
     }
     if json_path is not None:
         import json
@@ -200,10 +268,32 @@ def run_check(
         _print(title, _SCORE_ROWS, after, old)
     else:
         _print(f"{image_path}: whiteness (filter: {description})", _ROWS, after, old)
+    if after_map is not None:
+        quantities = _SCORE_MAP_ROWS if score else _MAP_ROWS
+        _print_map(quantities, after_map, old_map, elsewhere=bool(json_path or plot))
     for output in (json_path, plot):
         if output is not None:
             log.info("%s: written.", output)
     return values
+
+
+def _local_psf(psf: Any) -> Any:
+    """PSF of a place as a function of x and y; None where one image says it all."""
+    from ..errors import ArgumentError
+    from ..exposures.kernels import is_constant
+    from ..exposures.psf import KernelPointSpreadFunction, psf_image
+
+    if isinstance(psf, KernelPointSpreadFunction) and is_constant(psf.kernel):
+        return None
+
+    def local(x: float, y: float) -> Any:
+        try:
+            return psf_image(psf, x=x, y=y)
+        except ArgumentError as error:
+            log.info("%s", error)
+            return None
+
+    return local
 
 
 def _is_score(image_path: str) -> bool:
@@ -284,3 +374,55 @@ def _print(title: str, rows: tuple[tuple[str, str, str], ...], after: Any, befor
         ["", *headings],
         [[label, *(cell(result, kind, name) for result in results)] for label, kind, name in rows],
     )
+
+
+_PLAIN_COLUMNS, _CHANGE_COLUMNS, _MOST_ROWS = 5, 3, 20
+"""How large a map reads well as a table, of one value and of two to a cell."""
+_SUSPICIOUS = 4.0
+"""Errors from 1: hundreds of cells of white noise have none that is so far off."""
+_MAP_ROWS = (
+    ("pixel variance / variance plane", "pixel_variance_ratio"),
+    ("PSF-filtered variance ratio", "filtered_variance_ratio"),
+)
+_SCORE_MAP_ROWS = (("variance of S/sqrt(V)", "pixel_variance_ratio"),)
+
+
+def _print_map(
+    quantities: tuple[tuple[str, str], ...], after: Any, before: Any, *, elsewhere: bool
+) -> None:
+    """Print what was measured cell by cell, if it reads well as a table."""
+    rows, columns = after.pixels.shape
+    if columns > _PLAIN_COLUMNS or rows > _MOST_ROWS:
+        hint = "" if elsewhere else "; write it with --json or draw it with --plot"
+        log.info("A map of %d x %d cells is too large for a table%s.", rows, columns, hint)
+        return
+    if columns > _CHANGE_COLUMNS:
+        before = None
+    y, x = (
+        [f"{start}..{end - 1}" for start, end in itertools.pairwise(edges.tolist())]
+        for edges in (after.y_edges, after.x_edges)
+    )
+    for label, name in quantities:
+        values = getattr(after, name).tolist()
+        errors = getattr(after, f"{name}_error").tolist()
+        old = None if before is None else getattr(before, name).tolist()
+        known = sorted(error for row in errors for error in row if error == error)
+        title = f"{label} over the frame{'' if old is None else ', before -> after'}"
+        if known:
+            title += f"; median error {known[len(known) // 2]:.4f}"
+        table = []
+        # The top row of the table is that of the picture.
+        for i in reversed(range(rows)):
+            table.append([y[i]])
+            for j in range(columns):
+                text = f"{_ratio(values[i][j])} "
+                if abs(values[i][j] - 1) > _SUSPICIOUS * errors[i][j]:
+                    text = f"{text[:-1]}*"
+                table[-1].append(text if old is None else f"{_ratio(old[i][j])} -> {text}")
+        if any(text.endswith("*") for row in table for text in row):
+            title += f"; *: more than {_SUSPICIOUS:g} errors from 1"
+        print_table(title, ["y \\ x", *x], table)
+
+
+def _ratio(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import click
 from .console import OUTPUT_FILE, Number, common_options, log, stages
 
 __all__ = [
+    "complete_planes",
+    "correction_options",
     "decorrelate",
     "decorrelation_cards",
-    "mark_sources",
     "noise_options",
     "read_input",
     "run_decorrelation",
@@ -52,6 +54,50 @@ def noise_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--template-gain", type=float, help="The same of the template."),
         click.option("--template-read-noise", type=float, help="The same of the template."),
     )
+    return _with_options(command, options)
+
+
+def correction_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what the correction knows of the noise.
+
+    Parameters
+    ----------
+    command
+        Function of the command; it gets ``noise``, ``constant`` and ``fill``.
+
+    Returns
+    -------
+    command
+        Decorated.
+    """
+    options = (
+        click.option(
+            "--noise",
+            type=click.Choice(["auto", "white", "measured"]),
+            default="auto",
+            show_default=True,
+            help="Whether the images' own noise is correlated: measured between the sources, and"
+            " used always, or (auto) where it is significant; or taken as white.",
+        ),
+        click.option(
+            "--constant",
+            is_flag=True,
+            help="One kernel and one noise level for the whole image; else the correction"
+            " follows both.",
+        ),
+        click.option(
+            "--fill",
+            type=click.Choice(["mean", "interpolate"]),
+            default="mean",
+            show_default=True,
+            help="What stands in for bad and missing pixels while their neighbours are filtered:"
+            " the image's mean, or what the neighbours say.",
+        ),
+    )
+    return _with_options(command, options)
+
+
+def _with_options(command: Callable[..., Any], options: tuple[Any, ...]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
@@ -94,6 +140,7 @@ def noise_options(command: Callable[..., Any]) -> Callable[..., Any]:
     " of the image that was not convolved].",
 )
 @click.option("--full-variance", is_flag=True, help="Propagate the variance of every pixel.")
+@correction_options
 @click.option(
     "--ignore-mask-planes",
     metavar="A,B",
@@ -140,6 +187,9 @@ def run_decorrelation(
     preconvolution_kernel: str | None = None,
     psf: str | None = None,
     full_variance: bool = False,
+    noise: Any = "auto",
+    constant: bool = False,
+    fill: Any = "mean",
     ignore_mask_planes: str | None = None,
     transform: Any = "fast",
     compress: bool = False,
@@ -151,7 +201,8 @@ def run_decorrelation(
     ----------
     science, template, difference, output, kernel, convolved, x_center, y_center, \
     science_variance, template_variance, science_gain, science_read_noise, template_gain, \
-    template_read_noise, score, preconvolution_kernel, psf, full_variance, ignore_mask_planes, \
+    template_read_noise, score, preconvolution_kernel, psf, full_variance, noise, constant, fill, \
+    ignore_mask_planes, \
     transform, compress, overwrite
         Options of the command.
 
@@ -179,20 +230,26 @@ def run_decorrelation(
         convolved=direction,  # type: ignore[arg-type]
         score=score,
         full_variance=full_variance,
+        noise=noise,
+        fill=fill,
+        # At one place, or on the documented grid, means one correction for all of the image.
+        spatially_varying=not (
+            constant or x_center is not None or y_center is not None or transform == "documented"
+        ),
         ignore_mask_planes=(
             masks.DEFAULT_IGNORE_MASK_PLANES if named_planes is None else named_planes
         ),
         required_mask_planes=named_planes or (),
         transform=transform,
     )
-    noise = {
+    noise_levels = {
         "science": (science_variance, science_gain, science_read_noise),
         "template": (template_variance, template_gain, template_read_noise),
     }
     with stages("Decorrelating", 5) as begin:
         begin("reading")
         inputs = {
-            name: read_input(name, path, *noise[name])
+            name: read_input(name, path, *noise_levels[name])
             for name, path in (("science", science), ("template", template))
         }
         given = formats.read_exposure(difference, needs_variance=False)
@@ -202,10 +259,12 @@ def run_decorrelation(
         preconvolution = None
         if preconvolution_kernel is not None:
             preconvolution = formats.read_psf(preconvolution_kernel, bounds=given.bbox)
+        begin("sources")
+        sources = _all_sources(inputs) if _on_one_grid(inputs, given) else None
         begin("correction")
         means = {
             name: variance if isinstance(variance, float) else None
-            for name, (variance, _, _) in noise.items()
+            for name, (variance, _, _) in noise_levels.items()
         }
         try:
             result = decorrelation.decorrelate(
@@ -217,14 +276,16 @@ def run_decorrelation(
                 y=y_center,
                 science_variance=means["science"],
                 template_variance=means["template"],
+                sources=sources,
                 options=options,
             )
         except ArgumentError as error:
             # What is wrong with kernels and PSFs is wrong with the difference's.
             named = any(path in str(error) for path in (science, template, difference))
             raise error if named else ArgumentError(f"{difference}: {error}") from error
-        begin("sources")
-        mark_sources(result.exposure, inputs)
+        assert sources is not None
+        mask = masks.with_plane(result.exposure.mask, masks.SOURCE, sources)
+        result.exposure.masked_image.mask = mask
         begin("writing")
         parameters: dict[str, tuple[Any, str]] = {
             "WDSCI": (science, "science image"),
@@ -355,12 +416,28 @@ def _complete(
         )
     elif difference.psf is None:
         log.info("%s: no PSF is known, so the output has none.", difference.source)
-    if all(exposure.shape == difference.shape for exposure in inputs.values()):
-        return _complete_planes(difference, inputs)
+    if _on_one_grid(inputs, difference):
+        return complete_planes(difference, inputs, wcs_from=inputs["science"])
     return difference
 
 
-def _complete_planes(difference: Any, inputs: dict[str, Any]) -> Any:
+def complete_planes(difference: Any, inputs: dict[str, Any], *, wcs_from: Any) -> Any:
+    """Give a difference the mask and WCS that its file lacks.
+
+    Parameters
+    ----------
+    difference
+        Exposure.
+    inputs
+        Exposures that it was made of, on the same pixels: the planes of all masks are united.
+    wcs_from
+        That whose WCS it shares.
+
+    Returns
+    -------
+    difference
+        Exposure; its header is changed in place.
+    """
     from ..exposures import masks
     from ..formats.headers import wcs_cards
 
@@ -375,11 +452,10 @@ def _complete_planes(difference: Any, inputs: dict[str, Any]) -> Any:
                 difference.source,
                 " and ".join(str(exposure.source) for exposure in inputs.values()),
             )
-    science = inputs["science"]
-    if difference.wcs is None and science.wcs is not None:
-        difference.header.extend(wcs_cards(science.header), unique=True)
-        projection = science.sky_projection
-        log.info("%s: has no WCS; that of %s is used.", difference.source, science.source)
+    if difference.wcs is None and wcs_from.wcs is not None:
+        difference.header.extend(wcs_cards(wcs_from.header), unique=True)
+        projection = wcs_from.sky_projection
+        log.info("%s: has no WCS; that of %s is used.", difference.source, wcs_from.source)
     return difference.replaced(mask=mask, sky_projection=projection)
 
 
@@ -395,23 +471,15 @@ def _check_position(difference: Any, x: float | None, y: float | None) -> None:
             )
 
 
-def mark_sources(exposure: Any, inputs: dict[str, Any]) -> None:
-    """Set SOURCE where the science image or the template has a source.
+def _on_one_grid(inputs: dict[str, Any], difference: Any) -> bool:
+    return all(exposure.shape == difference.shape for exposure in inputs.values())
 
-    Parameters
-    ----------
-    exposure
-        Difference; its mask is changed.
-    inputs
-        Science image and template.
-    """
-    from ..exposures import masks
-    from ..exposures.preparation import source_pixels
 
-    mask = exposure.mask
-    for given in inputs.values():
-        mask = masks.with_plane(mask, masks.SOURCE, source_pixels(given))
-    exposure.masked_image.mask = mask
+def _all_sources(inputs: dict[str, Any]) -> Any:
+    """Pixels where the science image or the template has a source."""
+    from ..exposures.noise import source_pixels
+
+    return source_pixels(inputs["science"]) | source_pixels(inputs["template"])
 
 
 def _direction(difference: str) -> str | None:
@@ -462,4 +530,28 @@ def decorrelation_cards(result: Any) -> dict[str, tuple[Any, str]]:
         "WDGRIDX": (result.grid[1], "transform grid"),
         "WDGRIDY": (result.grid[0], "transform grid"),
         "WDCONTAM": (result.contaminated_fraction, "fraction of pixels CONTAMINATED"),
-    }
+        "WDFILL": (options.fill, "what stands in for missing pixels"),
+        "WDSPAT": (options.spatially_varying, "correction follows kernel and noise"),
+    } | _noise_cards(result)
+
+
+def _noise_cards(result: Any) -> dict[str, tuple[Any, str]]:
+    """Cards of a correction that varies, and of inputs that are not white."""
+    cards: dict[str, tuple[Any, str]] = {}
+    if result.local is not None:
+        cards |= {
+            "WDNIMG": (len(result.local.filter.images), "images that the correction is made of"),
+            "WDSPERR": (result.local.filter.error, "error of the compression, sigma of a pixel"),
+        }
+    for name, noise, (power, error, significance) in (
+        ("science", result.science_noise, ("WDSNOI0", "WDSNERR", "WDSNSIG")),
+        ("template", result.template_noise, ("WDTNOI0", "WDTNERR", "WDTNSIG")),
+    ):
+        if noise is None:
+            continue
+        cards["WDFLXERR"] = (result.flux_error, "relative error of fluxes from these")
+        cards[power] = (noise.zero_frequency, f"{name} noise power at low frequencies")
+        cards[error] = (noise.zero_frequency_error, "its error")
+        if math.isfinite(noise.significance):
+            cards[significance] = (noise.significance, f"{name} noise is not white, sigma")
+    return cards

@@ -10,6 +10,7 @@ import click
 from .. import __version__
 from .check import check
 from .decorrelate import decorrelate
+from .decorrelate_stack import decorrelate_stack
 from .demo import demo
 from .simulate import simulate
 from .subtract import subtract
@@ -31,7 +32,7 @@ def cli() -> None:
     """
 
 
-for command in (subtract, decorrelate, check, simulate, demo):
+for command in (subtract, decorrelate, decorrelate_stack, check, simulate, demo):
     cli.add_command(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,12 @@ from typing import Any
 import click
 
 from .console import OUTPUT_FILE, Order, common_options, log, stages
-from .decorrelate import decorrelation_cards, noise_options, read_input
+from .decorrelate import (
+    correction_options,
+    decorrelation_cards,
+    noise_options,
+    read_input,
+)
 
 __all__ = ["run_subtraction", "subtract"]
 
@@ -24,6 +30,9 @@ _FIT_OPTIONS = (
     "keep_variance",
     "science_psf",
     "template_psf",
+    "noise",
+    "constant",
+    "fill",
 )
 
 
@@ -99,6 +108,7 @@ _FIT_OPTIONS = (
 )
 @click.option("--template-psf", metavar="FILE", help="PSF of the template.")
 @click.option("--full-variance", is_flag=True, help="Propagate the variance of every pixel.")
+@correction_options
 @click.option("--compress", is_flag=True, help="Compress the output without loss; slow.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @common_options
@@ -148,6 +158,9 @@ def run_subtraction(
     science_psf: str | None = None,
     template_psf: str | None = None,
     full_variance: bool = False,
+    noise: Any = "auto",
+    constant: bool = False,
+    fill: Any = "mean",
     compress: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -158,7 +171,8 @@ def run_subtraction(
     science, template, output, score_output, matched_output, solutions, convolved, kernel_order, \
     background_order, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, \
     science_variance, template_variance, science_gain, science_read_noise, template_gain, \
-    template_read_noise, science_psf, template_psf, full_variance, compress, overwrite
+    template_read_noise, science_psf, template_psf, full_variance, noise, constant, fill, \
+    compress, overwrite
         Options of the command.
     """
     from .. import formats
@@ -191,7 +205,7 @@ def run_subtraction(
             constant_sum=not varying_sum,
         ),
     )
-    noise = {
+    noise_levels = {
         "science": (science_variance, science_gain, science_read_noise),
         "template": (template_variance, template_gain, template_read_noise),
     }
@@ -202,7 +216,7 @@ def run_subtraction(
     }
     with stages("Subtracting", 2 + 3 * len(outputs)) as begin:
         begin("reading")
-        inputs = {name: read_input(name, path, *noise[name]) for name, path in paths.items()}
+        inputs = {name: read_input(name, path, *noise_levels[name]) for name, path in paths.items()}
         for name, psf in (("science", science_psf), ("template", template_psf)):
             if psf is not None:
                 inputs[name].psf = formats.read_psf(psf, bounds=inputs[name].bbox)
@@ -215,7 +229,8 @@ def run_subtraction(
                 prepared = preparation.PreparationOptions(
                     rescale_variance=not keep_variance, use_wcs=not ignore_wcs
                 )
-                made = _made(inputs, wanted, begin, full_variance, prepared, options)
+                correction = {"noise": noise, "spatially_varying": not constant, "fill": fill}
+                made = _made(inputs, wanted, begin, full_variance, prepared, options, correction)
             for path, exposure, more, extras in made:
                 begin("writing")
                 formats.write_exposure(
@@ -245,6 +260,7 @@ def _made(
     full_variance: bool,
     prepared: Any,
     options: Any,
+    correction: dict[str, Any],
 ) -> _Made:
     """Match, subtract and decorrelate."""
     from ..exposures.matching import match
@@ -261,12 +277,23 @@ def _made(
         begin("matching")
         found = match(pair, options)
         pair = pair_with_psf(pair, found.convolved)
-        solution = Solution.of(pair, found)
+        solution = dataclasses.replace(Solution.of(pair, found), **correction)
     if solution is not None and wanted["difference"] is not None:
         begin("subtraction")
         product = make_product(
-            solution, pair.science, pair.template, free=~sources, full_variance=full_variance
+            solution,
+            pair.science,
+            pair.template,
+            free=~sources,
+            sources=sources,
+            full_variance=full_variance,
         )
+        # Both products have the same inputs.
+        correction["noise"] = "white"
+        correction |= {
+            f"{name}_noise": getattr(product.solution, f"{name}_noise")
+            for name in ("science", "template")
+        }
         _describe(wanted["difference"], product, pair, found)
         yield wanted["difference"], *_finished(product, sources, _match_cards(pair, found, options))
         del product
@@ -277,14 +304,15 @@ def _made(
         begin("matching for the score")
         pair = pair_with_psf(pair, "template")
         kernel = preconvolution_kernel(pair.science)
-        found = match(pair, options, preconvolution_kernel=kernel)
+        found = match(pair, options, preconvolution_kernel=kernel, fill=correction["fill"])
         begin("score")
         product = make_product(
-            Solution.of(pair, found, kernel),
+            dataclasses.replace(Solution.of(pair, found, kernel), **correction),
             pair.science,
             pair.template,
             preconvolved_science=found.science,
             free=~sources,
+            sources=sources,
             full_variance=full_variance,
         )
         _describe(wanted["score"], product, pair, found)
@@ -301,7 +329,7 @@ def _made_again(
 ) -> _Made:
     """Subtract and decorrelate with stored solutions."""
     from ..exposures.alignment import aligned_template
-    from ..exposures.preparation import rescaled, source_pixels
+    from ..exposures.noise import rescaled, source_pixels
     from ..exposures.solution import make_product
 
     science = inputs["science"]
@@ -316,7 +344,7 @@ def _made_again(
         )
         path = wanted[kind]
         if path is not None:
-            product = make_product(solution, *pair, full_variance=full_variance)
+            product = make_product(solution, *pair, sources=sources, full_variance=full_variance)
             yield path, *_finished(product, sources, {})
         path = wanted["matched"]
         if kind == "difference" and path is not None:

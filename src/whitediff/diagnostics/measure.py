@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,25 @@ from ..stats import autocorrelation
 
 __all__ = [
     "ScoreNoise",
+    "VarianceMap",
     "Whiteness",
+    "WhitenessMap",
     "gaussian_filter",
     "radial_power",
     "score_noise",
+    "score_noise_map",
     "whiteness",
+    "whiteness_map",
+    "whiteness_with_map",
 ]
 
 type Array = npt.NDArray[Any]
 
 MAX_LAG = 5
+MINIMUM_CELL = 10
+"""Least side of a cell of a map, pixels: a smaller one never has the pixels that it takes."""
+
+_MINIMUM_PIXELS = 100
 _MINIMUM_FILTER_COVERAGE = 0.9
 _MOST_LAGS = 128
 _LAGS_PER_WIDTH = 2.0
@@ -148,6 +158,65 @@ class ScoreNoise:
         return {name: _without_nan(value) for name, value in dataclasses.asdict(self).items()}
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class VarianceMap:
+    """Variance of pixel/σ over the frame, cell by cell.
+
+    Arrays are in the order of the image: ``[0, 0]`` is the cell at the smallest y and x.
+
+    Attributes
+    ----------
+    y_edges, x_edges
+        ``(rows + 1,)`` and ``(columns + 1,)`` integers, pixel coordinates: the first pixel of
+        each cell, and the one behind the last cell.
+    pixels
+        ``(rows, columns)`` number of good pixels.
+    pixel_variance_ratio
+        ``(rows, columns)`` variance of pixel/σ about the mean of the frame: 1 where the plane
+        tells the truth, NaN where fewer than 100 pixels are good.
+    pixel_variance_ratio_error
+        Its sampling error, NaN at the same places.
+    """
+
+    y_edges: Array
+    x_edges: Array
+    pixels: Array
+    pixel_variance_ratio: Array
+    pixel_variance_ratio_error: Array
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and nested lists, for JSON.
+
+        Returns
+        -------
+        values
+            Attribute → value; None for what could not be measured.
+        """
+        return {
+            field.name: _without_nan(getattr(self, field.name).tolist())
+            for field in dataclasses.fields(self)
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WhitenessMap(VarianceMap):
+    """How white the noise of an image is over the frame, cell by cell.
+
+    Attributes
+    ----------
+    filtered_variance_ratio
+        ``(rows, columns)`` variance of pixel/σ after filtering with the PSF of the place, over
+        the value for white noise of the cell's own pixel variance, for the same mask: 1 is
+        white.  NaN where fewer than 100 pixels have the support that the filter needs, or
+        there is no PSF.
+    filtered_variance_ratio_error
+        Its sampling error for white noise, NaN at the same places.
+    """
+
+    filtered_variance_ratio: Array
+    filtered_variance_ratio_error: Array
+
+
 def _without_nan(value: Any) -> Any:
     """JSON has no NaN: what could not be measured is None."""
     if isinstance(value, list | tuple):
@@ -209,34 +278,28 @@ def whiteness(image: Array, variance: Array, good: Array, psf: Array) -> Whitene
     so that masks do not bias the ratio.  The filter is not reflected: a PSF and its
     reflection give the same variance of a real image's white noise.
     """
-    good, n = _measurable(image, variance, good)
-    values = image[good].astype(np.float64)
-    values -= values.mean()
-    plane = variance[good].astype(np.float64)
-    normalised = np.zeros(image.shape)
-    normalised[good] = values / np.sqrt(plane)
-    ratio = float(np.mean(normalised[good] ** 2))
+    return _whiteness(_Frame(image, variance, good), psf)
 
-    filtered = convolve(normalised, psf)
-    expected = convolve(good.astype(np.float64), psf**2)
-    use = good & (expected > _MINIMUM_FILTER_COVERAGE * float((psf**2).sum()))
-    filtered_ratio = math.nan
-    if use.any():
-        filtered_ratio = float((filtered[use] ** 2).sum() / (ratio * expected[use].sum()))
-    n_filtered = max(1, int(use.sum()))
 
+def _whiteness(frame: _Frame, psf: Array) -> Whiteness:
+    good, n, normalised = frame.good, frame.pixels, frame.normalised
+    values = frame.image[good].astype(np.float64)
+    values -= frame.mean
+    ratio = float(np.vdot(normalised, normalised)) / n
+    filtered, expected = frame.filtered(psf)
+    filtered_ratio, filtered_error = _filtered_ratio(filtered, expected, good, psf, ratio)
     correlation = autocorrelation(normalised, good, MAX_LAG)
     lags = range(1, MAX_LAG + 1)
     middle = MAX_LAG
     neighbours = correlation.size - 1
     return Whiteness(
         pixels=n,
-        pixel_variance=float(np.mean(values**2)),
-        variance_plane=float(plane.mean()),
+        pixel_variance=float(np.vdot(values, values)) / n,
+        variance_plane=float(frame.variance[good].mean(dtype=np.float64)),
         pixel_variance_ratio=ratio,
         pixel_variance_ratio_error=math.sqrt(2 / n),
         filtered_variance_ratio=filtered_ratio,
-        filtered_variance_ratio_error=math.sqrt(2 * _correlated_pixels(psf) / n_filtered),
+        filtered_variance_ratio_error=filtered_error,
         correlation_x=tuple(float(correlation[middle, middle + k]) for k in lags),
         correlation_y=tuple(float(correlation[middle + k, middle]) for k in lags),
         correlation_diagonal=tuple(float(correlation[middle + k, middle + k]) for k in lags),
@@ -247,6 +310,204 @@ def whiteness(image: Array, variance: Array, good: Array, psf: Array) -> Whitene
         neighbour_covariance_error=2 * math.sqrt(neighbours / 2) / math.sqrt(n),
         autocorrelation=correlation,
     )
+
+
+def whiteness_map(
+    image: Array,
+    variance: Array,
+    good: Array,
+    psf: Array | Callable[[float, float], Array | None],
+    *,
+    cells: tuple[int, int] = (3, 3),
+    yx0: tuple[int, int] = (0, 0),
+) -> WhitenessMap:
+    """Measure how white the noise of an image is in each cell of a grid over the frame.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``; pixels that are not good may have any value.
+    variance
+        ``(ny, nx)`` variance plane, image_unit².
+    good
+        ``(ny, nx)`` boolean: source-free, unmasked pixels.
+    psf
+        ``(py, px)`` filter, centred on ``[py//2, px//2]``; or a function of x and y that gives
+        that of a place, None where there is none.  Called with the middle of each cell.
+    cells
+        Number of rows and columns of cells, which divide the frame as evenly as pixels allow.
+    yx0
+        Pixel coordinates of the first pixel: the origin of x, y and the edges.
+
+    Returns
+    -------
+    whiteness_map
+        `WhitenessMap`.
+
+    Raises
+    ------
+    ArgumentError
+        If shapes differ, a PSF is larger than the image, or there are more rows or columns
+        than a tenth of the pixels along them.
+    DataError
+        If fewer than 100 pixels of the frame are good.
+
+    Notes
+    -----
+    A cell is measured as `whiteness` measures a frame, about the mean of the frame: a
+    background that differs from it counts as noise here as there.  The filter reaches over
+    into the neighbour cells; only where the filtered pixel lies decides to which cell it
+    counts, and no pixel is lost at the edge between two.
+    """
+    return _whiteness_map(_Frame(image, variance, good), psf, cells, yx0)
+
+
+def whiteness_with_map(
+    image: Array,
+    variance: Array,
+    good: Array,
+    psf: Array,
+    *,
+    local_psf: Callable[[float, float], Array | None] | None = None,
+    cells: tuple[int, int] = (3, 3),
+    yx0: tuple[int, int] = (0, 0),
+) -> tuple[Whiteness, WhitenessMap]:
+    """Measure how white the noise of an image is, on the frame and in its cells at once.
+
+    Parameters
+    ----------
+    image, variance, good, psf
+        As for `whiteness`.
+    local_psf
+        Function of x and y as for `whiteness_map`; if not given, the PSF is the same everywhere,
+        and the frame is filtered once.
+    cells, yx0
+        As for `whiteness_map`.
+
+    Returns
+    -------
+    whiteness, whiteness_map
+        `Whiteness` and `WhitenessMap`.
+
+    Raises
+    ------
+    ArgumentError, DataError
+        As `whiteness` and `whiteness_map`.
+    """
+    frame = _Frame(image, variance, good)
+    return _whiteness(frame, psf), _whiteness_map(frame, local_psf or psf, cells, yx0)
+
+
+def _whiteness_map(
+    frame: _Frame,
+    psf: Array | Callable[[float, float], Array | None],
+    cells: tuple[int, int],
+    yx0: tuple[int, int],
+) -> WhitenessMap:
+    good, normalised = frame.good, frame.normalised
+    y_edges, x_edges = _cell_edges(good.shape, cells)
+    pixels = np.zeros(cells, dtype=int)
+    ratios, errors, filtered_ratios, filtered_errors = (np.full(cells, math.nan) for _ in range(4))
+    for row, column in np.ndindex(cells):
+        rows, columns = slice(*y_edges[row : row + 2]), slice(*x_edges[column : column + 2])
+        use = good[rows, columns]
+        n = pixels[row, column] = np.count_nonzero(use)
+        if n < _MINIMUM_PIXELS:
+            continue
+        ratio = float(np.square(normalised[rows, columns]).sum()) / n
+        ratios[row, column], errors[row, column] = ratio, math.sqrt(2 / n)
+        if callable(psf):
+            y, x = (float(c.start + c.stop - 1) / 2 for c in (rows, columns))
+            local = psf(x + yx0[1], y + yx0[0])
+            if local is None:
+                continue
+            around, inner = _surroundings((rows, columns), good.shape, local.shape)
+            filtered, expected = (
+                plane[inner] for plane in _filtered(normalised[around], good[around], local)
+            )
+        else:
+            local = psf
+            filtered, expected = (plane[rows, columns] for plane in frame.filtered(psf))
+        filtered_ratios[row, column], filtered_errors[row, column] = _filtered_ratio(
+            filtered, expected, use, local, ratio, minimum=_MINIMUM_PIXELS
+        )
+    return WhitenessMap(
+        y_edges=y_edges + yx0[0],
+        x_edges=x_edges + yx0[1],
+        pixels=pixels,
+        pixel_variance_ratio=ratios,
+        pixel_variance_ratio_error=errors,
+        filtered_variance_ratio=filtered_ratios,
+        filtered_variance_ratio_error=filtered_errors,
+    )
+
+
+class _Frame:
+    """Good pixels of an image less their mean, over σ: what frame and cells are measured on."""
+
+    def __init__(self, image: Array, variance: Array, good: Array) -> None:
+        self.image, self.variance = image, variance
+        self.good, self.pixels = _measurable(image, variance, good)
+        self.mean = float(image[self.good].mean(dtype=np.float64))
+        self.normalised, sigma = np.zeros(image.shape), np.ones(image.shape)
+        np.subtract(image, self.mean, out=self.normalised, where=self.good)
+        np.sqrt(variance, out=sigma, where=self.good)
+        self.normalised /= sigma
+        self._psf: Array | None = None
+        self._filtered: tuple[Array, Array]
+
+    def filtered(self, psf: Array) -> tuple[Array, Array]:
+        """As `_filtered`; done once for the same PSF."""
+        if self._psf is not psf:
+            self._filtered, self._psf = _filtered(self.normalised, self.good, psf), psf
+        return self._filtered
+
+
+def _filtered(normalised: Array, good: Array, psf: Array) -> tuple[Array, Array]:
+    """Filtered pixels, and their variance if the noise is white with unit variance."""
+    return convolve(normalised, psf), convolve(good.astype(np.float64), psf**2)
+
+
+def _filtered_ratio(
+    filtered: Array, expected: Array, good: Array, psf: Array, ratio: float, *, minimum: int = 1
+) -> tuple[float, float]:
+    """Variance of filtered pixels over that of white noise, and its sampling error.
+
+    NaN where fewer pixels than the minimum have the support that the filter needs.
+    """
+    use = good & (expected > _MINIMUM_FILTER_COVERAGE * float((psf**2).sum()))
+    n = np.count_nonzero(use)
+    if n < minimum or not ratio > 0:
+        return math.nan, math.nan
+    white = ratio * float(expected.sum(where=use))
+    value = float(np.square(filtered).sum(where=use)) / white
+    return value, math.sqrt(2 * _correlated_pixels(psf) / n)
+
+
+def _cell_edges(shape: tuple[int, ...], cells: tuple[int, int]) -> tuple[Array, Array]:
+    """First pixels of the cells along y and x, and the end of the last."""
+    most_y, most_x = (max(1, size // MINIMUM_CELL) for size in shape)
+    if not (1 <= cells[0] <= most_y and 1 <= cells[1] <= most_x):
+        raise ArgumentError(
+            f"A map of {cells[0]} x {cells[1]} cells (rows x columns) does not fit an image of"
+            f" {shape[0]} x {shape[1]} pixels; from 1 x 1 to {most_y} x {most_x} do."
+        )
+    y_edges, x_edges = (np.arange(n + 1) * size // n for n, size in zip(cells, shape, strict=True))
+    return y_edges, x_edges
+
+
+def _surroundings(
+    cell: tuple[slice, slice], shape: tuple[int, ...], kernel_shape: tuple[int, ...]
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """A cell with what a filter needs around it, and where it lies in that."""
+    around, inner = [], []
+    for part, size, reach in zip(cell, shape, kernel_shape, strict=True):
+        # A kernel may not be larger than what it is applied to, however small the cell.
+        margin = max(reach // 2, reach - (part.stop - part.start))
+        start = max(0, part.start - margin)
+        around.append(slice(start, min(size, part.stop + margin)))
+        inner.append(slice(part.start - start, part.stop - start))
+    return (around[0], around[1]), (inner[0], inner[1])
 
 
 def score_noise(image: Array, variance: Array, good: Array) -> ScoreNoise:
@@ -301,20 +562,73 @@ def score_noise(image: Array, variance: Array, good: Array) -> ScoreNoise:
     )
 
 
+def score_noise_map(
+    image: Array,
+    variance: Array,
+    good: Array,
+    noise: ScoreNoise,
+    *,
+    cells: tuple[int, int] = (3, 3),
+    yx0: tuple[int, int] = (0, 0),
+) -> VarianceMap:
+    """Measure the variance of S/√V in each cell of a grid over the frame of a score image.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)`` score; pixels that are not good may have any value.
+    variance
+        ``(ny, nx)`` its variance plane, image_unit².
+    good
+        ``(ny, nx)`` boolean: source-free, unmasked pixels.
+    noise
+        `score_noise` of the same frame: its independent pixels give the errors.
+    cells
+        Number of rows and columns of cells.
+    yx0
+        Pixel coordinates of the first pixel: the origin of the edges.
+
+    Returns
+    -------
+    variance_map
+        `VarianceMap`; its errors allow for the correlation.
+
+    Raises
+    ------
+    ArgumentError
+        If shapes differ, or there are more rows or columns than a tenth of the pixels along
+        them.
+    DataError
+        If fewer than 100 pixels of the frame are good.
+    """
+    good, _ = _measurable(image, variance, good)
+    y_edges, x_edges = _cell_edges(image.shape, cells)
+    pixels = np.zeros(cells, dtype=int)
+    ratio, error = np.full(cells, math.nan), np.full(cells, math.nan)
+    for row, column in np.ndindex(cells):
+        cell = (slice(*y_edges[row : row + 2]), slice(*x_edges[column : column + 2]))
+        use = good[cell]
+        n = pixels[row, column] = np.count_nonzero(use)
+        if n < _MINIMUM_PIXELS:
+            continue
+        significance = image[cell][use] / np.sqrt(variance[cell][use].astype(np.float64))
+        ratio[row, column] = np.mean((significance - noise.significance_mean) ** 2)
+        independent = n * noise.independent_pixels / noise.pixels
+        error[row, column] = ratio[row, column] * math.sqrt(2 / independent)
+    return VarianceMap(
+        y_edges=y_edges + yx0[0],
+        x_edges=x_edges + yx0[1],
+        pixels=pixels,
+        pixel_variance_ratio=ratio,
+        pixel_variance_ratio_error=error,
+    )
+
+
 def _filtered_autocorrelation(image: Array, good: Array) -> Array:
     """Autocorrelation of filtered noise, at the lags at which there is any."""
     lags = min(_MOST_LAGS, (min(image.shape) - 1) // 2)
-    ny, nx = fourier.fast_shape(image.shape, (lags + 1, lags + 1))
-    shape = (ny, nx)
-
-    def products(plane: Array) -> Array:
-        power = np.abs(fourier.forward(plane, shape)) ** 2 + 0j
-        full = fourier.inverse(power, shape, shape)
-        return fourier.crop_center_origin(full, (2 * lags + 1, 2 * lags + 1))
-
-    sums, pairs = products(image), products(good.astype(np.float64))
-    correlation = sums / np.maximum(pairs, 0.5)
-    correlation /= correlation[lags, lags]
+    # A lag that no pair has counts as uncorrelated.
+    correlation = np.nan_to_num(autocorrelation(image, good, lags), nan=0.0)
     width = 2 * math.sqrt(np.count_nonzero(correlation > 0.5) / math.pi)
     reach = min(lags, math.ceil(_LAGS_PER_WIDTH * width))
     near = slice(lags - reach, lags + reach + 1)
@@ -330,9 +644,10 @@ def _measurable(image: Array, variance: Array, good: Array) -> tuple[Array, int]
         )
     good = good & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     n = int(good.sum())
-    if n < 100:
+    if n < _MINIMUM_PIXELS:
         raise DataError(
-            f"Only {n} of {good.size} pixels are source-free and unmasked; whiteness needs 100."
+            f"Only {n} of {good.size} pixels are source-free and unmasked;"
+            f" whiteness needs {_MINIMUM_PIXELS}."
         )
     return good, n
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..outputs import replacing
-from .measure import ScoreNoise, Whiteness, radial_power
+from .measure import ScoreNoise, VarianceMap, Whiteness, WhitenessMap, radial_power
 
 __all__ = ["plot_whiteness"]
 
@@ -29,6 +29,8 @@ def plot_whiteness(
     before_whiteness: Whiteness | None = None,
     score_noise: ScoreNoise | None = None,
     before_score_noise: ScoreNoise | None = None,
+    variance_map: VarianceMap | None = None,
+    before_variance_map: VarianceMap | None = None,
     title: str = "",
 ) -> None:
     """Draw an image before and after decorrelation and how white its noise is.
@@ -44,6 +46,9 @@ def plot_whiteness(
         The same before the correction, if known.
     score_noise, before_score_noise
         Of a score image: its numbers stand in the picture in place of those of whiteness.
+    variance_map, before_variance_map
+        The same cell by cell over the frame, `WhitenessMap` for a difference; not drawn if
+        not given.
     title
         Above the picture.
 
@@ -60,17 +65,20 @@ def plot_whiteness(
             "Pictures need matplotlib; install it with: pip install 'whitediff[plot]'."
         ) from error
 
-    figure = Figure(figsize=(15, 7.4), layout="constrained")
+    heights = [7.4] if variance_map is None else [7.4, 3.5]
+    figure = Figure(figsize=(15, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title, parse_math=False)
-    panels = figure.subplots(2, 4, width_ratios=[1.2, 1.2, 1, 1.2])
+    # Apart, so that the panels of one part do not take room from those of the other.
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    panels = parts[0].subplots(2, 4, width_ratios=[1.2, 1.2, 1, 1.2])
     sigma = float(np.sqrt(np.median(variance[good])))
-    _draw_image(figure, panels[0, 0], before, sigma, "before")
-    _draw_image(figure, panels[0, 1], after, sigma, "after")
+    _draw_image(parts[0], panels[0, 0], before, sigma, "before")
+    _draw_image(parts[0], panels[0, 1], after, sigma, "after")
     reach = _largest_correlation([whiteness, before_whiteness])
-    _draw_map(figure, panels[1, 0], before_whiteness, reach, "autocorrelation before")
-    _draw_map(figure, panels[1, 1], whiteness, reach, "autocorrelation after")
+    _draw_map(parts[0], panels[1, 0], before_whiteness, reach, "autocorrelation before")
+    _draw_map(parts[0], panels[1, 1], whiteness, reach, "autocorrelation after")
 
     normalised = {}
     if before is not None and before_good is not None:
@@ -130,6 +138,8 @@ def plot_whiteness(
         else _summary(_SCORE_ROWS, score_noise, before_score_noise)
     )
     text.text(0, 0.98, summary, va="top", family="monospace", fontsize=8)
+    if variance_map is not None:
+        _draw_cells(parts[1], parts[1].subplots(1, 4), variance_map, before_variance_map)
     with replacing(Path(path), overwrite=True) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 
@@ -210,3 +220,72 @@ def _draw_map(figure: Any, axes: Any, result: Whiteness | None, largest: float, 
     )
     axes.set(xlabel="lag x [pixel]", ylabel="lag y [pixel]")
     figure.colorbar(drawn, ax=axes, shrink=0.8)
+
+
+_NO_VALUE = "0.85"
+_CELLS_WITH_ERRORS, _CELLS_WITH_NUMBERS = 4, 10
+"""How many cells to a side leave room for a number with its error, and for a number."""
+
+
+def _draw_cells(figure: Any, panels: Any, after: VarianceMap, before: VarianceMap | None) -> None:
+    """Fill a row of panels with maps over the frame, before and after on one scale."""
+    if isinstance(after, WhitenessMap):
+        quantities = [
+            ("filtered_variance_ratio", "PSF-filtered ratio"),
+            ("pixel_variance_ratio", "variance / plane"),
+        ]
+    else:
+        quantities = [("pixel_variance_ratio", "variance of S/√V")]
+    drawn = [(cells, when) for cells, when in ((before, "before"), (after, "after")) if cells]
+    for axes in panels[len(drawn) * len(quantities) :]:
+        axes.set_axis_off()
+    remaining = iter(panels)
+    for name, label in quantities:
+        largest = max(_largest_ratio(cells, name) for cells, _ in drawn)
+        for cells, when in drawn:
+            _draw_ratios(figure, next(remaining), cells, name, largest, f"{label} {when}")
+    panels[0].set_ylabel("y [pixel]")
+
+
+def _largest_ratio(cells: VarianceMap, name: str) -> float:
+    """How far the cells are from 1, and at least as far as leaves white noise pale."""
+    values, errors = getattr(cells, name), getattr(cells, f"{name}_error")
+    known = np.isfinite(values)
+    if not known.any():
+        return 1.0
+    return max(float(np.abs(values[known] - 1).max()), 4 * float(np.median(errors[known])))
+
+
+def _draw_ratios(
+    figure: Any, axes: Any, cells: VarianceMap, name: str, largest: float, title: str
+) -> None:
+    values, errors = getattr(cells, name), getattr(cells, f"{name}_error")
+    # Like the images above, which count from the first pixel.
+    x, y = (edges - edges[0] - 0.5 for edges in (cells.x_edges, cells.y_edges))
+    drawn = axes.pcolormesh(
+        x, y, np.ma.masked_invalid(values), cmap="RdBu_r", vmin=1 - largest, vmax=1 + largest
+    )
+    axes.set_facecolor(_NO_VALUE)
+    axes.set(xlabel="x [pixel]", title=title, aspect="equal")
+    axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    figure.colorbar(drawn, cax=axes.inset_axes((1.04, 0, 0.05, 1)))
+    most = max(values.shape)
+    if most > _CELLS_WITH_NUMBERS:
+        return
+    for row, column in np.ndindex(values.shape):
+        value, error = values[row, column], errors[row, column]
+        text = "–"
+        if np.isfinite(value):
+            text = f"{value:.3f}" if most <= _CELLS_WITH_NUMBERS // 2 else f"{value:.2f}"
+            if most <= _CELLS_WITH_ERRORS:
+                text += f"\n±{error:.3f}"
+        axes.text(
+            (x[column] + x[column + 1]) / 2,
+            (y[row] + y[row + 1]) / 2,
+            text,
+            ha="center",
+            va="center",
+            fontsize=9 if most <= _CELLS_WITH_NUMBERS // 2 else 7,
+            # Both ends of the scale are dark.
+            color="white" if abs(value - 1) > 0.6 * largest else "black",
+        )

@@ -15,6 +15,7 @@ from ..errors import ArgumentError, DataError
 from . import masks
 from .model import Exposure
 from .psf import moved_psf
+from .sky import shifted_header
 
 __all__ = ["aligned_template"]
 
@@ -134,10 +135,6 @@ def _cut(science: Exposure, template: Exposure, offset: tuple[int, int], name: s
     }
     if not covered.all():
         planes["NO_DATA"] = planes.get("NO_DATA", np.zeros_like(covered)) | ~covered
-    header = template.header.copy()
-    for keyword, shift in (("CRPIX2", offset[0]), ("CRPIX1", offset[1])):
-        if keyword in header:
-            header[keyword] -= shift
     box = science.bbox
     moved = (
         template.yx0[0] - science.yx0[0] + offset[0],
@@ -153,7 +150,7 @@ def _cut(science: Exposure, template: Exposure, offset: tuple[int, int], name: s
             sky_projection=science.sky_projection,
         ),
         psf=None if template.psf is None else moved_psf(template.psf, box, *moved),
-        header=header,
+        header=shifted_header(template.header, dy=offset[0], dx=offset[1]),
         primary_header=template.primary_header.copy(),
         source=template.source,
     )

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -16,37 +17,47 @@ from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolu
 from lsst.images.fields import ChebyshevField
 from lsst.images.psfs import PointSpreadFunction
 
-from .. import decorrelation, fourier
+from .. import decorrelation
 from ..convolution import available_threads
 from ..errors import ArgumentError, DataError
-from ..profiles import full_width_half_maximum
+from ..noise import NoiseCovariance
 from ..stats import clipped_mean
 from . import kernels, masks
+from .fields import evaluated
+from .filters import Filters
 from .model import Exposure
+from .noise import measured_noises, source_pixels
 from .psf import KernelPointSpreadFunction, as_kernel_psf, average_position, psf_image
+from .spatial import SPATIAL_PRECISION, LocalCorrection, LocalNoise, local_correction, local_noise
 
 __all__ = [
     "Decorrelation",
     "DecorrelationOptions",
+    "Noise",
+    "check_defined",
     "decorrelate",
+    "image_of_kernel",
+    "known_constant",
+    "named",
+    "noise_at",
+    "report_absurd",
+    "smallest_sigma",
     "untouched",
+    "usable_variance",
     "variance_mean",
+    "variance_means",
 ]
 
 type Array = npt.NDArray[Any]
 
+type Noise = NoiseCovariance | Callable[[float, float], NoiseCovariance] | None
+"""Noise covariance, the same everywhere or a function of the pixel coordinates; None for white."""
+
 _log = logging.getLogger("whitediff.decorrelate")
 
-_VARIANCE_RATIO_TO_WARN = 1e8
 _NOISY_SCORE_FILTER = 3
 """Absolute weight of a score filter, over that of its part on the sky, to warn of."""
 _RESPONSE_NODES = 5
-_SCORE_REACH = 3.5
-_SMALL_GRID = 384
-"""Side of the grid on which a compact correction shows that it is one."""
-
-_PSF_GRID_MARGIN = 4
-"""The PSF's grid is this many times its stamp: enough for the filter not to wrap around."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +88,21 @@ class DecorrelationOptions:
     untrusted_mask_planes
         Planes of the difference whose pixels hold no measurement; with non-finite
         and outside pixels they contaminate their neighbours.
+    spatially_varying
+        The correction follows the kernel and the ratio of the local mean variances over the
+        field; else both are taken at one place, as documented.  A score's filter is then the
+        compact one.
+    fill
+        What stands in for pixels without a measurement while their neighbours are filtered.
+        ``mean``: the mean of the image, and zero outside the frame, as documented.
+        ``interpolate``: what their neighbours say, and outside the frame its mirror image.
+    noise
+        ``white``: as documented, inputs without a given covariance are white.  ``measured``:
+        their covariance is measured on source-free pixels.  ``auto``: that is used where it
+        says with significance that an input is not white.
+    tolerance
+        With ``spatially_varying``: largest error of the compressed correction, in standard
+        deviations of a pixel.
     transform
         ``fast``: grids of good lengths, in the image's precision, where these move no
         pixel by more than 1e-3 of its standard deviation.
@@ -91,6 +117,10 @@ class DecorrelationOptions:
     ignore_mask_planes: tuple[str, ...] = masks.DEFAULT_IGNORE_MASK_PLANES
     required_mask_planes: tuple[str, ...] = ()
     untrusted_mask_planes: tuple[str, ...] = masks.UNTRUSTED_MASK_PLANES
+    spatially_varying: bool = False
+    fill: Literal["mean", "interpolate"] = "mean"
+    noise: Literal["white", "auto", "measured"] = "white"
+    tolerance: float = 1e-3
     transform: Literal["fast", "documented"] = "fast"
 
     def __post_init__(self) -> None:
@@ -98,9 +128,19 @@ class DecorrelationOptions:
             ("convolved", self.convolved, ("template", "science")),
             ("transform", self.transform, ("fast", "documented")),
             ("score_filter", self.score_filter, ("documented", "compact")),
+            ("fill", self.fill, ("mean", "interpolate")),
+            ("noise", self.noise, ("white", "auto", "measured")),
         ):
             if value not in allowed:
                 raise ArgumentError(f"{name} must be {' or '.join(allowed)}; got {value!r}.")
+        if self.transform == "documented" and (self.spatially_varying or self.fill != "mean"):
+            raise ArgumentError(
+                "The documented transform knows no filter that varies over the field and no"
+                f" interpolation; got spatially_varying={self.spatially_varying} and"
+                f" fill={self.fill!r}. Leave these as they are by default, or transform."
+            )
+        if not 1e-6 <= self.tolerance <= 0.1:
+            raise ArgumentError(f"tolerance must be from 1e-6 to 0.1; got {self.tolerance:g}.")
         if self.score and self.convolved == "science":
             raise ArgumentError(
                 "A score image is defined only where the template was matched: the score"
@@ -137,7 +177,14 @@ class Decorrelation:
     contaminated_fraction
         Fraction of the pixels marked CONTAMINATED.
     response
-        Of a score whose PSF is known: its value at a point source, per unit of flux.
+        Of a score whose PSF is known: function of a box that returns the score of a point
+        source at its position, per unit of flux, at the box's pixels.
+    local
+        The correction that varies over the field; None where one is used for all of it.
+    science_noise, template_noise
+        Noise covariances of the inputs at the evaluation position; None for white.
+    flux_error
+        Relative error of the flux scale from that of the noise covariances.
     """
 
     exposure: Exposure
@@ -153,7 +200,11 @@ class Decorrelation:
     variance_mean_before: float
     variance_mean_after: float
     contaminated_fraction: float
-    response: ChebyshevField | None = None
+    response: Callable[[Box], Array] | None = None
+    local: LocalCorrection | None = None
+    science_noise: NoiseCovariance | None = None
+    template_noise: NoiseCovariance | None = None
+    flux_error: float = 0.0
 
 
 def variance_mean(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) -> float:
@@ -175,10 +226,21 @@ def variance_mean(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) -> fl
     return clipped_mean(exposure.variance.array, good=good).mean
 
 
-def _variance_means(
+def variance_means(
     exposures: tuple[Exposure, ...], ignore_mask_planes: tuple[str, ...]
 ) -> list[float]:
-    """Clipped means of several variance planes, side by side."""
+    """Clipped means of several variance planes, side by side.
+
+    Parameters
+    ----------
+    exposures, ignore_mask_planes
+        As for `variance_mean`.
+
+    Returns
+    -------
+    means
+        image_unit²; NaN for an exposure without a usable pixel.
+    """
     with ThreadPoolExecutor(min(len(exposures), available_threads())) as pool:
         return list(pool.map(lambda each: variance_mean(each, ignore_mask_planes), exposures))
 
@@ -194,6 +256,10 @@ def decorrelate(
     y: float | None = None,
     science_variance: float | None = None,
     template_variance: float | None = None,
+    science_noise: Noise = None,
+    template_noise: Noise = None,
+    sources: Array | None = None,
+    missing: Array | None = None,
     options: DecorrelationOptions | None = None,
 ) -> Decorrelation:
     """Whiten the noise of a difference, and give it a variance, mask and PSF to match.
@@ -215,7 +281,17 @@ def decorrelate(
         box, ``x0 + nx/2``, ``y0 + ny/2``, if not given.
     science_variance, template_variance
         Mean variance before any convolution, image_unit²; clipped means of the variance
-        planes if not given.
+        planes if not given.  With ``spatially_varying`` they set the level around which the
+        planes vary.
+    science_noise, template_noise
+        Covariance of the noise of the inputs, `whitediff.noise.NoiseCovariance`, or a function
+        of the pixel coordinates x and y that returns it; None for white noise.
+    sources
+        ``(ny, nx)`` boolean: pixels with a source, which local mean variances leave out.  With
+        ``spatially_varying``, found on both inputs if not given.
+    missing
+        ``(ny, nx)`` boolean: finite pixels of the difference that ``fill="interpolate"`` replaces
+        too; those in `whitediff.exposures.masks.INTERPOLATED_MASK_PLANES` if not given.
     options
         `DecorrelationOptions`.
 
@@ -233,8 +309,8 @@ def decorrelate(
 
     Notes
     -----
-    LSST's decorrelation afterburner, DMTN-021 and DMTN-179: one kernel and one noise
-    level for the whole image, both inputs assumed white.  Unlike the reference, every
+    LSST's decorrelation afterburner, DMTN-021 and DMTN-179: by default one kernel and one
+    noise level for the whole image, both inputs assumed white.  Unlike the reference, every
     non-finite pixel comes back as it was, an exposure without a usable pixel is an
     error, and the pixels that the filter contaminated are marked.
     """
@@ -257,7 +333,7 @@ def decorrelate(
     ):
         if not np.isfinite(exposure.image.array).any():
             raise DataError(
-                f"{_named(name, exposure)} image has no finite pixel: all"
+                f"{named(name, exposure)} image has no finite pixel: all"
                 f" {exposure.image.array.size} are NaN or infinite."
             )
 
@@ -266,30 +342,70 @@ def decorrelate(
     y = box.y.start + box.y.size / 2 if y is None else float(y)
     _check_mask_planes(options, science, template)
     ignore = options.ignore_mask_planes
-    filters = _Filters(
-        kernel_image=_kernel_image("matching kernel", kernel, x, y),
+    filters = Filters(
+        kernel_image=image_of_kernel("matching kernel", kernel, x, y),
         preconvolution_image=(
             _preconvolution_image(science, preconvolution_kernel) if options.score else None
         ),
         psf_image=None if difference.psf is None else psf_image(difference.psf, x=x, y=y),
-        science_variance=_usable_variance("science", science, science_variance, ignore),
-        template_variance=_usable_variance("template", template, template_variance, ignore),
+        science_variance=usable_variance("science", science, science_variance, ignore),
+        template_variance=usable_variance("template", template, template_variance, ignore),
         template_matched=options.convolved == "template",
-        compact_score=options.score_filter == "compact",
+        compact_score=options.score_filter == "compact" or options.spatially_varying,
     )
     filters.check(difference.shape)
+    # Only now: what is wrong with a kernel or a variance need not wait for the sources.
+    if sources is None and (options.noise != "white" or options.spatially_varying):
+        sources = source_pixels(science) | source_pixels(template)
+    noises: tuple[Noise, Noise] = (science_noise, template_noise)
+    if options.noise != "white":
+        if noises != (None, None):
+            raise ArgumentError(
+                f"Noise covariances are given, and with noise={options.noise!r} they would be"
+                " measured; give them, or have them measured."
+            )
+        assert sources is not None
+        noises = measured_noises(science, template, sources, how=options.noise)
+    filters = dataclasses.replace(
+        filters,
+        science_noise=noise_at(noises[0], x, y),
+        template_noise=noise_at(noises[1], x, y),
+    )
+    local = None
+    if options.spatially_varying:
+        local = _local_correction(
+            filters, science, template, difference, kernel,
+            noises=noises, sources=sources, options=options,
+            given=(science_variance, template_variance),
+        )  # fmt: skip
 
-    correction, pixel_kernel = filters.correction_for(difference.image.array, options)
+    correction, pixel_kernel = filters.correction_for(
+        difference.image.array,
+        transform=options.transform,
+        full_variance=options.full_variance,
+        always_compact=options.fill == "interpolate",
+        precision=SPATIAL_PRECISION if options.spatially_varying else decorrelation.PRECISION,
+    )
     weights = correction.variance_weights
-    variance = _variance_plane(science, template, correction, weights, options, filters)
-    sigma = _smallest_sigma(variance)
-    image = _corrected_image(difference.image.array, correction, pixel_kernel, sigma, options)
+    planes = (science.variance.array, template.variance.array)
+    if local is None:
+        variance = _variance_plane(*planes, correction, weights, options, filters)
+    else:
+        variance = local.variance(*(planes if filters.template_matched else planes[::-1]))
+    sigma = smallest_sigma(variance)
+    if options.fill == "interpolate" and missing is None:
+        missing = masks.flagged(difference.mask, masks.INTERPOLATED_MASK_PLANES)
+    if local is None:
+        image = _corrected_image(difference, correction, pixel_kernel, sigma, options, missing)
+    else:
+        image = local.image(difference.image.array, sigma, fill=options.fill, missing=missing)
+        pixel_kernel = local.filter.images[0]
     measured = decorrelation.measured_pixels(difference.image.array, sigma)
-    _report_absurd(difference, measured)
+    report_absurd(difference, measured)
     untrusted = masks.flagged(difference.mask, options.untrusted_mask_planes) | ~measured
     contaminated = _contaminated(correction, pixel_kernel, untrusted, filters)
     psf = None if difference.psf is None else _psf_before(difference.psf, filters, box, options)
-    on_stamps = filters.correction_on_stamps(correction, options)
+    on_stamps = filters.correction_on_stamps(correction, transform=options.transform)
 
     exposure = Exposure(
         MaskedImage(
@@ -298,7 +414,11 @@ def decorrelate(
             variance=Image(variance, bbox=box),
             sky_projection=difference.sky_projection,
         ),
-        psf=_corrected_psf(psf, on_stamps, filters, box),
+        psf=(
+            _corrected_psf(psf, on_stamps, filters, box)
+            if local is None or psf is None
+            else local.psf(psf)
+        ),
         kernel=(
             kernel
             if isinstance(kernel, ConvolutionKernel)
@@ -308,7 +428,7 @@ def decorrelate(
         header=difference.header.copy(),
         primary_header=difference.primary_header.copy(),
     )
-    before, after = _variance_means((difference, exposure), ignore)
+    before, after = variance_means((difference, exposure), ignore)
     return Decorrelation(
         exposure=exposure,
         options=options,
@@ -323,131 +443,152 @@ def decorrelate(
         variance_mean_before=before,
         variance_mean_after=after,
         contaminated_fraction=float(contaminated.mean()),
-        response=_response(psf, on_stamps, box) if options.score else None,
+        response=(
+            None
+            if not options.score or psf is None
+            else _response(psf, on_stamps, box)
+            if local is None
+            else local.response
+        ),
+        local=local,
+        science_noise=filters.science_noise,
+        template_noise=filters.template_noise,
+        flux_error=filters.flux_error,
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Filters:
-    """What a correction is made of, as plain arrays and numbers."""
+def noise_at(noise: Noise, x: float, y: float) -> NoiseCovariance | None:
+    """Noise covariance at a position.
 
-    kernel_image: Array
-    preconvolution_image: Array | None
-    psf_image: Array | None
-    science_variance: float
-    template_variance: float
-    template_matched: bool
-    compact_score: bool
+    Parameters
+    ----------
+    noise
+        As `decorrelate` takes it.
+    x, y
+        Pixel coordinates.
 
-    @property
-    def means(self) -> tuple[float, float]:
-        """Mean variances of the unconvolved and of the convolved exposure."""
-        pair = (self.science_variance, self.template_variance)
-        return pair if self.template_matched else pair[::-1]
+    Returns
+    -------
+    covariance
+        None for white noise.
+    """
+    return noise(x, y) if callable(noise) else noise
 
-    @property
-    def stamps(self) -> list[tuple[int, ...]]:
-        """Shapes of all stamps, for the choice of grids."""
-        stamps = (self.kernel_image, self.psf_image, self.preconvolution_image)
-        return [stamp.shape for stamp in stamps if stamp is not None]
 
-    def check(self, shape: tuple[int, int]) -> None:
-        """Refuse kernels larger than the image; warn of hopeless variances."""
-        for name, stamp in (
-            ("matching kernel", self.kernel_image),
-            ("pre-convolution kernel", self.preconvolution_image),
-        ):
-            if stamp is not None and any(k > n for k, n in zip(stamp.shape, shape, strict=True)):
-                raise ArgumentError(
-                    f"The {name} {stamp.shape} is larger than the image {shape};"
-                    " is it the right one?"
-                )
-        unconvolved, convolved = self.means
-        if convolved / unconvolved > _VARIANCE_RATIO_TO_WARN:
-            _log.warning(
-                "The convolved exposure's mean variance is %g times the other's;"
-                " the correction amplifies rounding errors.",
-                convolved / unconvolved,
-            )
+def _local_correction(
+    filters: Filters,
+    science: Exposure,
+    template: Exposure,
+    difference: Exposure,
+    kernel: Any,
+    *,
+    noises: tuple[Noise, Noise],
+    sources: Array | None,
+    given: tuple[float | None, float | None],
+    options: DecorrelationOptions,
+) -> LocalCorrection | None:
+    """Correction that follows kernel and noise; None where these are the same everywhere."""
+    box = difference.bbox
+    check_defined(kernel, box, difference)
+    level = 0.0
+    for exposure, value, sign in zip((science, template), given, (-1, 1), strict=True):
+        if value is not None:
+            level += sign * math.log(value / variance_mean(exposure, options.ignore_mask_planes))
+    pair = (science, template)
+    if not filters.template_matched:
+        pair, level = pair[::-1], -level
+    noise: LocalNoise | None = local_noise(
+        *pair, ignore_mask_planes=options.ignore_mask_planes, sources=sources, level=level
+    )
+    if noise is not None and noise.is_constant:
+        noise = None
+    # A score is divided by that of a point source, which follows the PSF too.
+    response = options.score and difference.psf is not None
+    psf = as_kernel_psf(difference.psf, box) if difference.psf is not None and response else None
+    moves = (
+        (isinstance(kernel, ConvolutionKernel | PointSpreadFunction) and not known_constant(kernel))
+        or any(callable(each) for each in noises)
+        or (psf is not None and not kernels.is_constant(psf.kernel))
+    )
+    if noise is None and not moves:
+        return None
 
-    def correction_on(
-        self, shape: tuple[int, ...], *, compact: bool | None = None
-    ) -> decorrelation.Correction:
-        """Correction on a grid; that of a score as asked for, or in its compact form."""
-        grid = (shape[0], shape[1])
-        compact = self.compact_score if compact is None else compact
-        if self.preconvolution_image is not None:
-            return decorrelation.score_correction(
-                self.kernel_image,
-                self.preconvolution_image,
-                science_variance=self.science_variance,
-                template_variance=self.template_variance,
-                shape=grid,
-                empty_amplitude=decorrelation.EMPTY_AMPLITUDE if compact else 0.0,
-                reach=self._score_reach if compact else None,
-            )
-        unconvolved, convolved = self.means
-        return decorrelation.difference_correction(
-            self.kernel_image,
-            unconvolved_variance=unconvolved,
-            convolved_variance=convolved,
-            shape=grid,
+    def filters_at(x: float, y: float) -> Filters:
+        return dataclasses.replace(
+            filters,
+            kernel_image=image_of_kernel("matching kernel", kernel, x, y),
+            psf_image=None if psf is None else psf_image(psf, x=x, y=y),
+            science_noise=noise_at(noises[0], x, y),
+            template_noise=noise_at(noises[1], x, y),
         )
 
-    @functools.cached_property
-    def _score_reach(self) -> float:
-        assert self.preconvolution_image is not None
-        return _SCORE_REACH * full_width_half_maximum(self.preconvolution_image)
+    def scale_at(x: float, y: float) -> float:
+        if filters.template_matched:
+            return 1.0
+        total = float(image_of_kernel("matching kernel", kernel, x, y).sum())
+        return (total * options.scale_factor) ** 2
 
-    def correction_for(
-        self, image: Array, options: DecorrelationOptions
-    ) -> tuple[decorrelation.Correction, Array]:
-        """Correction, and its kernel on the pixels: compact, or on the correction's grid.
+    return local_correction(
+        filters_at,
+        box=box,
+        image=difference.image.array,
+        noise=noise,
+        moves=moves,
+        scale_at=scale_at,
+        full_variance=options.full_variance,
+        response=response,
+        tolerance=options.tolerance,
+    )
 
-        A compact kernel comes with the correction on a small grid.  Else the grid is the
-        documented one, or one that transforms faster where that makes no difference.
-        """
-        documented = fourier.common_shape(*self.stamps, image.shape)
-        if options.transform == "fast":
-            small = fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
-            if not options.full_variance and math.prod(small) < math.prod(documented):
-                correction, kernel, sigma = self._on_grid(small)
-                compact = decorrelation.compact_kernel(kernel, image, sigma=sigma)
-                if compact is not None:
-                    return correction, compact
-            correction, kernel, sigma = self._on_grid(fourier.fast_shape(*self.stamps, image.shape))
-            margin = (documented[0] - image.shape[0], documented[1] - image.shape[1])
-            if correction.shape == documented or not decorrelation.depends_on_grid(
-                kernel, image, margin=margin, sigma=sigma
-            ):
-                return correction, kernel
-        correction, kernel, _ = self._on_grid(documented)
-        return correction, kernel
 
-    def _on_grid(self, shape: tuple[int, ...]) -> tuple[decorrelation.Correction, Array, float]:
-        """Correction on a grid, its kernel there, and the sigma of a pixel that results."""
-        correction = self.correction_on(shape)
-        kernel = decorrelation.pixel_kernel(correction.correction_ft, shape=correction.shape)
-        weights = correction.variance_weights
-        sigma = math.sqrt(weights[0] * self.means[0] + weights[1] * self.means[1])
-        return correction, kernel, sigma
+def known_constant(kernel: ConvolutionKernel | PointSpreadFunction) -> bool:
+    """Whether a matching kernel is known to be the same everywhere.
 
-    def correction_on_stamps(
-        self, correction: decorrelation.Correction, options: DecorrelationOptions
-    ) -> decorrelation.Correction:
-        """Correction for stamps, which need no grid of the image's size."""
-        if self.psf_image is None or options.transform == "documented":
-            return correction
-        shape = fourier.fast_shape(
-            *self.stamps, tuple(_PSF_GRID_MARGIN * n for n in self.psf_image.shape)
+    Parameters
+    ----------
+    kernel
+        Kernel or PSF.
+
+    Returns
+    -------
+    constant
+        False for what is not made of basis images.
+    """
+    if isinstance(kernel, KernelPointSpreadFunction):
+        kernel = kernel.kernel
+    return isinstance(kernel, ConvolutionKernel) and kernels.is_constant(kernel)
+
+
+def check_defined(kernel: Any, box: Box, difference: Exposure) -> None:
+    """Refuse a kernel that is not defined on all of an image.
+
+    Parameters
+    ----------
+    kernel
+        Kernel, PSF or image; the last is defined everywhere.
+    box
+        Box of the image.
+    difference
+        The image, for the error message.
+
+    Raises
+    ------
+    ArgumentError
+        If the kernel's bounds do not contain the box.
+    """
+    if not isinstance(kernel, ConvolutionKernel | PointSpreadFunction):
+        return
+    defined = kernel.bounds.bbox
+    if not defined.contains(box):
+        raise ArgumentError(
+            f"{named('difference', difference)} covers {box}, but its matching kernel is defined"
+            f" on {defined} only; a correction that varies over the field needs it everywhere. Give"
+            " a kernel for the whole image, or take it at one place (spatially_varying=False)."
         )
-        if math.prod(shape) >= math.prod(correction.shape):
-            return correction
-        return self.correction_on(shape)
 
 
 def _psf_before(
-    psf: PointSpreadFunction, filters: _Filters, box: Box, options: DecorrelationOptions
+    psf: PointSpreadFunction, filters: Filters, box: Box, options: DecorrelationOptions
 ) -> KernelPointSpreadFunction:
     if options.transform == "documented":
         # The documented task knows one PSF for the whole image.
@@ -456,16 +597,20 @@ def _psf_before(
 
 
 def _corrected_image(
-    image: Array,
+    difference: Exposure,
     correction: decorrelation.Correction,
     pixel_kernel: Array,
     sigma: float | None,
     options: DecorrelationOptions,
+    missing: Array | None,
 ) -> Array:
+    image = difference.image.array
     if image.dtype.kind != "f":
         image = image.astype(np.float64)
     if pixel_kernel.shape != correction.shape:
-        return decorrelation.filtered_image(pixel_kernel, image, sigma=sigma)
+        return decorrelation.filtered_image(
+            pixel_kernel, image, sigma=sigma, fill=options.fill, missing=missing
+        )
     return decorrelation.corrected_image(
         correction.correction_ft,
         image.astype(np.float64) if options.transform == "documented" else image,
@@ -474,24 +619,45 @@ def _corrected_image(
     ).astype(image.dtype, copy=False)
 
 
-def _smallest_sigma(variance: Array) -> float | None:
+def smallest_sigma(variance: Array) -> float | None:
+    """Smallest standard deviation among an image's pixels.
+
+    Parameters
+    ----------
+    variance
+        ``(ny, nx)`` variance plane, image_unit².
+
+    Returns
+    -------
+    sigma
+        image_unit; None if no pixel has a positive variance.
+    """
     positive = variance[np.isfinite(variance) & (variance > 0)]
     return math.sqrt(float(positive.min())) if positive.size else None
 
 
-def _report_absurd(difference: Exposure, measured: Array) -> None:
+def report_absurd(difference: Exposure, measured: Array) -> None:
+    """Warn of finite pixels that are no measurement.
+
+    Parameters
+    ----------
+    difference
+        Exposure.
+    measured
+        ``(ny, nx)`` boolean, `whitediff.decorrelation.measured_pixels`.
+    """
     absurd = np.isfinite(difference.image.array) & ~measured
     if absurd.any():
         _log.warning(
             "%s has %d pixels beyond 1e11 sigma, such as %g; they are taken as missing.",
-            _named("difference", difference),
+            named("difference", difference),
             int(absurd.sum()),
             float(difference.image.array[absurd][0]),
         )
 
 
 def _contaminated(
-    correction: decorrelation.Correction, kernel: Array, untrusted: Array, filters: _Filters
+    correction: decorrelation.Correction, kernel: Array, untrusted: Array, filters: Filters
 ) -> Array:
     if filters.preconvolution_image is None or filters.compact_score:
         return decorrelation.contaminated_pixels(kernel, untrusted)
@@ -521,7 +687,7 @@ def _contaminated(
 def _corrected_psf(
     psf: KernelPointSpreadFunction | None,
     correction: decorrelation.Correction,
-    filters: _Filters,
+    filters: Filters,
     box: Box,
 ) -> KernelPointSpreadFunction | None:
     """PSF after the correction, varying as it did before."""
@@ -547,11 +713,9 @@ def _corrected_psf(
 
 
 def _response(
-    psf: KernelPointSpreadFunction | None, correction: decorrelation.Correction, box: Box
-) -> ChebyshevField | None:
+    psf: KernelPointSpreadFunction, correction: decorrelation.Correction, box: Box
+) -> Callable[[Box], Array]:
     """Score of a point source of unit flux at its position, over the field."""
-    if psf is None:
-        return None
     constant = kernels.is_constant(psf.kernel)
     nodes = np.zeros(1) if constant else np.linspace(-1, 1, _RESPONSE_NODES)
     v, u = (grid.ravel() for grid in np.meshgrid(nodes, nodes, indexing="ij"))
@@ -564,11 +728,25 @@ def _response(
             correction.correction_ft, image, shape=correction.shape
         )
         peaks.append(filtered[image.shape[0] // 2, image.shape[1] // 2])
-    return ChebyshevField.fit(box, np.array(peaks), 0 if constant else 2, x=x, y=y)
+    field = ChebyshevField.fit(box, np.array(peaks), 0 if constant else 2, x=x, y=y)
+    return functools.partial(evaluated, field)
 
 
-def _named(role: str, exposure: Exposure) -> str:
-    """Begin a sentence about an exposure, with its file where it has one."""
+def named(role: str, exposure: Exposure) -> str:
+    """Begin a sentence about an exposure, with its file where it has one.
+
+    Parameters
+    ----------
+    role
+        What the exposure is called.
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    text
+        Such as ``FILE: the template``.
+    """
     return f"The {role}" if exposure.source is None else f"{exposure.source}: the {role}"
 
 
@@ -576,13 +754,13 @@ def _check_boxes(science: Exposure, template: Exposure, difference: Exposure) ->
     for name, exposure in (("template", template), ("difference", difference)):
         if exposure.shape != science.shape:
             raise ArgumentError(
-                f"{_named(name, exposure)} has {exposure.shape[0]} x {exposure.shape[1]} pixels,"
+                f"{named(name, exposure)} has {exposure.shape[0]} x {exposure.shape[1]} pixels,"
                 f" but the science image {science.shape[0]} x {science.shape[1]}; all three must"
                 " share one grid."
             )
         if exposure.bbox != science.bbox:
             raise ArgumentError(
-                f"{_named(name, exposure)} starts at (y, x) = {exposure.yx0}, but the science"
+                f"{named(name, exposure)} starts at (y, x) = {exposure.yx0}, but the science"
                 f" image at {science.yx0}; all three must share one grid."
             )
 
@@ -600,9 +778,34 @@ def _check_mask_planes(
             )
 
 
-def _usable_variance(
+def usable_variance(
     name: str, exposure: Exposure, given: float | None, ignore: tuple[str, ...]
 ) -> float:
+    """Mean variance of an exposure, given or from its variance plane.
+
+    Parameters
+    ----------
+    name
+        What the exposure is called.
+    exposure
+        Exposure.
+    given
+        Its mean variance, if known, image_unit².
+    ignore
+        Mask planes whose pixels are left out.
+
+    Returns
+    -------
+    variance
+        image_unit²; positive and finite.
+
+    Raises
+    ------
+    ArgumentError
+        If the given one is not.
+    DataError
+        If no pixel is usable, or their mean is not positive.
+    """
     if given is not None:
         if not (math.isfinite(given) and given > 0):
             raise ArgumentError(f"The {name} variance must be positive and finite; got {given:g}.")
@@ -611,20 +814,41 @@ def _usable_variance(
     if math.isnan(mean):
         masked = masks.flagged(exposure.mask, ignore)
         raise DataError(
-            f"{_named(name, exposure)} exposure has no usable pixel: of {masked.size},"
+            f"{named(name, exposure)} exposure has no usable pixel: of {masked.size},"
             f" {int(masked.sum())} are masked ({', '.join(ignore)}) and the variance of the"
             " others is not finite;"
             " ignore fewer mask planes or give its mean variance."
         )
     if not mean > 0:
         raise DataError(
-            f"{_named(name, exposure)} exposure's mean variance must be positive; got {mean:g}."
+            f"{named(name, exposure)} exposure's mean variance must be positive; got {mean:g}."
             " Is its variance plane filled, or should its mean variance be given?"
         )
     return mean
 
 
-def _kernel_image(name: str, kernel: Any, x: float, y: float) -> Array:
+def image_of_kernel(name: str, kernel: Any, x: float, y: float) -> Array:
+    """Image of a matching kernel at a position.
+
+    Parameters
+    ----------
+    name
+        What it is called.
+    kernel
+        Kernel, PSF, or an image ``(ky, kx)``.
+    x, y
+        Pixel coordinates.
+
+    Returns
+    -------
+    image
+        ``(ky, kx)``, origin at ``[ky//2, kx//2]``.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none of these.
+    """
     if isinstance(kernel, ConvolutionKernel):
         return kernels.evaluate(kernel, x=x, y=y)
     if isinstance(kernel, PointSpreadFunction):
@@ -648,14 +872,14 @@ def _preconvolution_image(science: Exposure, preconvolution_kernel: Any) -> Arra
     if preconvolution_kernel is not None:
         image, total = decorrelation.checked_kernel(
             "pre-convolution kernel",
-            _kernel_image(
+            image_of_kernel(
                 "pre-convolution kernel", preconvolution_kernel, box.x.center, box.y.center
             ),
         )
         return image / total
     if science.psf is None:
         raise ArgumentError(
-            f"{_named('science', science)} exposure has no PSF to pre-convolve with; score mode"
+            f"{named('science', science)} exposure has no PSF to pre-convolve with; score mode"
             " needs it, or a pre-convolution kernel."
         )
     x, y = average_position(science.psf)
@@ -663,15 +887,15 @@ def _preconvolution_image(science: Exposure, preconvolution_kernel: Any) -> Arra
 
 
 def _variance_plane(
-    science: Exposure,
-    template: Exposure,
+    science: Array,
+    template: Array,
     correction: decorrelation.Correction,
     weights: tuple[float, float],
     options: DecorrelationOptions,
-    filters: _Filters,
+    filters: Filters,
 ) -> Array:
     """Variance plane at the science level, rounded once to the planes' type."""
-    pair = (science.variance.array, template.variance.array)
+    pair = (science, template)
     unconvolved, convolved = pair if filters.template_matched else pair[::-1]
     level = correction.kernel_sum * options.scale_factor
     scale = 1.0 if filters.template_matched else 1 / level**2
@@ -684,8 +908,8 @@ def _variance_plane(
         convolved.astype(np.float64),
         unconvolved_fill=filters.means[0],
         convolved_fill=filters.means[1],
-        unconvolved_ft=correction.unconvolved_ft,
-        convolved_ft=correction.convolved_ft,
+        unconvolved_ft=correction.noise_filters_ft[0],
+        convolved_ft=correction.noise_filters_ft[1],
         shape=correction.shape,
     )
     variance *= scale

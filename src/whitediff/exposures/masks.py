@@ -12,6 +12,7 @@ from lsst.images import Box, Mask, MaskPlane, MaskSchema
 __all__ = [
     "CONTAMINATED",
     "DEFAULT_IGNORE_MASK_PLANES",
+    "INTERPOLATED_MASK_PLANES",
     "SOURCE",
     "UNTRUSTED_MASK_PLANES",
     "attributed",
@@ -39,6 +40,9 @@ DEFAULT_IGNORE_MASK_PLANES = (
 
 UNTRUSTED_MASK_PLANES = ("BAD", "NO_DATA", "SAT", "CR")
 """Pixels with any of these hold no measurement of the sky, though they may be finite."""
+
+INTERPOLATED_MASK_PLANES = ("BAD", "NO_DATA", "CR")
+"""Of these, those whose neighbours say what the pixel would be; the core of a star they do not."""
 
 CONTAMINATED = "CONTAMINATED"
 SOURCE = "SOURCE"

@@ -20,7 +20,7 @@ from lsst.images.serialization import ArchiveReadError
 from ..errors import ArgumentError
 from .masks import make_mask
 from .psf import KernelPointSpreadFunction
-from .sky import celestial_wcs, projection_header, sky_projection
+from .sky import celestial_wcs, projection_header, shifted_header, sky_projection
 
 __all__ = ["Exposure"]
 
@@ -241,6 +241,44 @@ class Exposure:
             background=self.background,
             header=self.header,
             primary_header=self.primary_header,
+            source=self.source,
+        )
+
+    def cutout(self, box: Box) -> Exposure:
+        """Part of the exposure, its pixels' coordinates unchanged.
+
+        Parameters
+        ----------
+        box
+            Pixels to keep; inside `bbox`.
+
+        Returns
+        -------
+        exposure
+            Its planes, and a background that is an array, are views of this one's; PSF,
+            kernel and a background that is a field are the same; the header's WCS is that
+            of the part.
+
+        Raises
+        ------
+        ArgumentError
+            If the box is not inside.
+        """
+        if not self.bbox.contains(box):
+            raise ArgumentError(
+                f"{self.source or 'The exposure'}: its box {self.bbox} does not contain {box}."
+            )
+        dy, dx = box.y.start - self.bbox.y.start, box.x.start - self.bbox.x.start
+        background = self.background
+        if isinstance(background, np.ndarray):
+            background = background[dy : dy + box.y.size, dx : dx + box.x.size]
+        return Exposure(
+            self._masked_image[box],
+            psf=self.psf,
+            kernel=self.kernel,
+            background=background,
+            header=shifted_header(self.header, dy=dy, dx=dx),
+            primary_header=self.primary_header.copy(),
             source=self.source,
         )
 

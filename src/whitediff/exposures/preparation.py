@@ -21,12 +21,11 @@ from ..matching.candidates import (
 )
 from ..matching.psf import measure_psf
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from ..sources import detect_sources, sources_and_background
-from ..stats import robust_sigma
 from . import masks
 from .alignment import aligned_template
 from .kernels import term_kernel
 from .model import Exposure
+from .noise import measured_variance_factor, rescaled, sources_apart, untrusted_pixels
 from .psf import KernelPointSpreadFunction, average_position, psf_image
 
 __all__ = [
@@ -36,10 +35,7 @@ __all__ = [
     "measured_psf",
     "pair_with_psf",
     "prepare",
-    "rescaled",
-    "source_pixels",
     "template_coverage",
-    "variance_factor",
     "with_measured_psf",
 ]
 
@@ -47,8 +43,6 @@ type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.match")
 
-_LARGEST_VARIANCE_FACTOR = 10.0
-_ENOUGH_PIXELS = 4_000_000
 _PSF_SIGMAS = 7
 _PSF_SIDES = (21, 81)
 _PSF_ORDER = 1
@@ -149,16 +143,16 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     options = options or PreparationOptions()
     science, template = Exposure.from_object(science), Exposure.from_object(template)
     template = aligned_template(science, template, use_wcs=options.use_wcs)
-    untrusted = [_untrusted(exposure) for exposure in (science, template)]
+    untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
     # The two exposures side by side.
     with ThreadPoolExecutor(min(2, available_threads())) as pool:
-        (pixels, flat) = zip(*pool.map(_sources_apart, (science, template), untrusted), strict=True)
+        (pixels, flat) = zip(*pool.map(sources_apart, (science, template), untrusted), strict=True)
     factors = (1.0, 1.0)
     if options.rescale_variance:
         factors = (
-            _variance_factor(science, pixels[0], flat[0]),
-            _variance_factor(template, pixels[1], flat[1]),
+            measured_variance_factor(science, pixels[0], flat[0]),
+            measured_variance_factor(template, pixels[1], flat[1]),
         )
         science, template = rescaled(science, factors[0]), rescaled(template, factors[1])
     sources = find_sources(
@@ -327,13 +321,7 @@ def template_coverage(science: Any, template: Any, *, use_wcs: bool = True) -> f
         template = aligned_template(science, template, use_wcs=use_wcs)
     except DataError:
         return 0.0
-    return _covered(_untrusted(science), _untrusted(template))
-
-
-def _untrusted(exposure: Exposure) -> Array:
-    return masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES) | ~np.isfinite(
-        exposure.image.array
-    )
+    return _covered(untrusted_pixels(science), untrusted_pixels(template))
 
 
 def _covered(science_bad: Array, template_bad: Array) -> float:
@@ -356,92 +344,3 @@ def _template_fraction(
             "%s: covers only %.1f%% of the science image's usable pixels.", name, 100 * fraction
         )
     return fraction
-
-
-def variance_factor(exposure: Exposure) -> float:
-    """Measured noise over the variance plane.
-
-    Parameters
-    ----------
-    exposure
-        Exposure.
-
-    Returns
-    -------
-    factor
-        ``(0.7413 · IQR(image/√variance))²`` over source-free, unmasked pixels, the smooth
-        background subtracted.
-
-    Raises
-    ------
-    DataError
-        If it is not between 0.1 and 10, or there is no such pixel.
-    """
-    return _variance_factor(exposure, *_sources_apart(exposure, _untrusted(exposure)))
-
-
-def _sources_apart(exposure: Exposure, untrusted: Array) -> tuple[Array, Array]:
-    """Pixels with a source, and the image without its background, zero where untrusted."""
-    image = exposure.image.array
-    sources, background = sources_and_background(image, untrusted)
-    flat = np.subtract(image, background, out=background)
-    flat[untrusted] = 0
-    return sources, flat
-
-
-def _variance_factor(exposure: Exposure, sources: Array, flat: Array) -> float:
-    name = exposure.source or "The exposure"
-    # Every n-th row suffices for a quantile.
-    step = max(1, flat.size // _ENOUGH_PIXELS)
-    bad = masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES) | sources
-    variance, image = exposure.variance.array[::step], exposure.image.array[::step]
-    free = ~bad[::step] & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
-    if not free.any():
-        raise DataError(
-            f"{name}: no source-free pixel has a finite image and a positive variance; is its"
-            " variance plane filled, and its mask right?"
-        )
-    factor = robust_sigma(flat[::step][free] / np.sqrt(variance[free])) ** 2
-    if not 1 / _LARGEST_VARIANCE_FACTOR < factor < _LARGEST_VARIANCE_FACTOR:
-        raise DataError(
-            f"{name}: the noise of its source-free pixels is {factor:.3g} times its variance"
-            f" plane; more than {_LARGEST_VARIANCE_FACTOR:g} either way means that the plane is"
-            " something else."
-        )
-    return factor
-
-
-def source_pixels(exposure: Exposure) -> Array:
-    """Pixels of an exposure with a source.
-
-    Parameters
-    ----------
-    exposure
-        Exposure.
-
-    Returns
-    -------
-    sources
-        ``(ny, nx)`` boolean, `whitediff.sources.detect_sources`.
-    """
-    untrusted = masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
-    return detect_sources(exposure.image.array, untrusted)
-
-
-def rescaled(exposure: Exposure, factor: float) -> Exposure:
-    """Exposure with its variance plane multiplied.
-
-    Parameters
-    ----------
-    exposure
-        Exposure; not changed.
-    factor
-        Positive.
-
-    Returns
-    -------
-    rescaled
-        Shares everything else.
-    """
-    variance = exposure.variance.array
-    return exposure.replaced(variance=variance * variance.dtype.type(factor))

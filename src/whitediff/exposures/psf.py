@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -24,7 +25,14 @@ from lsst.images.serialization import (
 
 from ..convolution import convolve
 from ..errors import ArgumentError
-from .kernels import centered_array, constant_kernel, interpolated_kernel, is_constant
+from .fields import scattered_fit
+from .kernels import (
+    centered_array,
+    chebyshev_kernel,
+    constant_kernel,
+    interpolated_kernel,
+    is_constant,
+)
 
 __all__ = [
     "KernelPointSpreadFunction",
@@ -34,6 +42,7 @@ __all__ = [
     "convolved_psf",
     "moved_psf",
     "psf_image",
+    "scattered_psf",
 ]
 
 type Array = npt.NDArray[Any]
@@ -345,6 +354,43 @@ def convolved_psf(
         ImageBasisConvolutionKernel(np.stack(images), list(before.kernel.spatial)),
         average_position=before.average_position,
     )
+
+
+def scattered_psf(
+    images: Sequence[Array], *, x: Array, y: Array, bounds: Box, order: int = 2
+) -> KernelPointSpreadFunction:
+    """PSF that was measured, or made, at some positions.
+
+    Parameters
+    ----------
+    images
+        One ``(py, px)`` each, centred on ``[py//2, px//2]``, unit sum; of any shapes.
+    x, y
+        ``(n,)`` pixel coordinates.
+    bounds
+        Box over which the PSF is wanted.
+    order
+        Of the polynomials that carry its pixels over the box; lower where the positions
+        determine less.
+
+    Returns
+    -------
+    psf
+        Fitted to the images by least squares, pixel by pixel.
+    """
+    shape = tuple(max(image.shape[axis] for image in images) for axis in (0, 1))
+    padded = []
+    for image in images:
+        before = [n // 2 - m // 2 for n, m in zip(shape, image.shape, strict=True)]
+        after = [n - m - b for n, m, b in zip(shape, image.shape, before, strict=True)]
+        padded.append(np.pad(image, list(zip(before, after, strict=True))))
+    if all(np.array_equal(image, padded[0]) for image in padded[1:]):
+        return KernelPointSpreadFunction.from_image(padded[0], bounds)
+    terms, basis = scattered_fit(np.array(padded), x=x, y=y, bounds=bounds, order=order)
+    coefficients = np.zeros((len(terms), order + 1, order + 1))
+    for i, (p, q) in enumerate(terms):
+        coefficients[i, p, q] = 1.0
+    return KernelPointSpreadFunction(chebyshev_kernel(basis, coefficients, bounds))
 
 
 def moved_psf(psf: PointSpreadFunction, bounds: Box, dy: int, dx: int) -> PointSpreadFunction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "disagreement",
     "equivalent_wcs",
     "projection_header",
+    "shifted_header",
     "sky_projection",
 ]
 
@@ -28,6 +30,7 @@ TOLERANCE = 1e-3
 """Pixels by which a header and a projection may differ and still say the same."""
 
 _SIP_ORDERS = (2, 3, 4, 5, 6)
+_PIXEL_AXIS = re.compile(r"(?:CTYPE|CRPIX)([12])([A-Z]?)")
 
 
 def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
@@ -59,6 +62,30 @@ def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
         # astropy and wcslib raise whatever they like for a broken header.
         return None
     return wcs
+
+
+def shifted_header(header: astropy.io.fits.Header, *, dy: int, dx: int) -> astropy.io.fits.Header:
+    """Header of an array whose first pixel is another one than before.
+
+    Parameters
+    ----------
+    header
+        FITS header; not changed.
+    dy, dx
+        Array index of the new first pixel in the old array.
+
+    Returns
+    -------
+    header
+        Copy whose coordinate systems, the alternative ones included, are moved.
+    """
+    result = header.copy()
+    systems = {found.groups() for key in header if (found := _PIXEL_AXIS.fullmatch(key))}
+    for axis, alternative in sorted(systems):
+        reference = f"CRPIX{axis}{alternative}"
+        # The standard's default where the card is missing is 0.
+        result[reference] = header.get(reference, 0.0) - (dx if axis == "1" else dy)
+    return result
 
 
 def sky_projection(header: astropy.io.fits.Header, bbox: Box) -> SkyProjection[Any] | None:

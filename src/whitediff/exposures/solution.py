@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 from lsst.images import Box
 from lsst.images.convolution_kernels import ConvolutionKernel
@@ -12,9 +13,10 @@ from lsst.images.fields import BaseField, ChebyshevField
 
 from ..errors import ArgumentError
 from ..matching.background import fit_background
+from ..noise import NoiseCovariance
 from . import masks
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
-from .fields import evaluated, row_blocks, rows_of
+from .fields import row_blocks, rows_of
 from .matching import Match
 from .model import Exposure
 from .preparation import Pair
@@ -51,6 +53,15 @@ class Solution:
         By which the variance planes are multiplied.
     science_variance, template_variance
         Mean variances that the correction uses, image_unit²; None to measure them.
+    spatially_varying
+        The correction follows kernel and noise over the field.
+    noise
+        How the inputs' noise covariances are found, as in `DecorrelationOptions`, where none
+        are given.
+    fill
+        What stands in for pixels without a measurement, as in `DecorrelationOptions`.
+    science_noise, template_noise
+        Noise covariances of the inputs; None for white, or where they are yet to be measured.
     psf
         PSF of the exposure that is not convolved, before anything was done to it.
     box
@@ -66,6 +77,11 @@ class Solution:
     template_variance_factor: float = 1.0
     science_variance: float | None = None
     template_variance: float | None = None
+    spatially_varying: bool = False
+    fill: Literal["mean", "interpolate"] = "mean"
+    noise: Literal["white", "auto", "measured"] = "white"
+    science_noise: NoiseCovariance | None = None
+    template_noise: NoiseCovariance | None = None
     psf: KernelPointSpreadFunction | None = None
     box: Box | None = None
 
@@ -141,6 +157,7 @@ def make_product(
     *,
     preconvolved_science: Exposure | None = None,
     free: Array | None = None,
+    sources: Array | None = None,
     full_variance: bool = False,
 ) -> Product:
     """Subtract two exposures as a solution says, and decorrelate the result.
@@ -156,6 +173,9 @@ def make_product(
     free
         ``(ny, nx)`` boolean: source-free pixels on which the solution's background is made
         better; None to take it as it is.
+    sources
+        ``(ny, nx)`` boolean: pixels with a source, for local mean variances and noise
+        covariances; found if not given.
     full_variance
         Propagate the variance of every pixel.
 
@@ -175,6 +195,13 @@ def make_product(
         solution, science, template, preconvolved_science=preconvolved_science, free=free
     )
     score = solution.preconvolution_kernel is not None
+    missing = None
+    if solution.fill == "interpolate":
+        # What was convolved has been interpolated already.
+        unconvolved = science if solution.convolved == "template" else template
+        missing = masks.flagged(unconvolved.mask, masks.INTERPOLATED_MASK_PLANES)
+        if score:
+            missing = np.zeros_like(missing)
     result = decorrelate(
         science,
         template,
@@ -182,6 +209,10 @@ def make_product(
         preconvolution_kernel=solution.preconvolution_kernel,
         science_variance=solution.science_variance,
         template_variance=solution.template_variance,
+        science_noise=solution.science_noise,
+        template_noise=solution.template_noise,
+        sources=sources,
+        missing=missing,
         options=DecorrelationOptions(
             convolved=solution.convolved,
             score=score,
@@ -189,6 +220,9 @@ def make_product(
             # A fitted kernel over a PSF that has no power is noise.
             score_filter="compact",
             full_variance=full_variance,
+            spatially_varying=solution.spatially_varying,
+            noise=solution.noise,
+            fill=solution.fill,
         ),
     )
     flux, flux_variance = fluxes(result)
@@ -199,6 +233,10 @@ def make_product(
             solution,
             science_variance=result.science_variance,
             template_variance=result.template_variance,
+            # What was measured is not measured again.
+            noise="white",
+            science_noise=result.science_noise,
+            template_noise=result.template_noise,
         ),
         flux=flux,
         flux_variance=flux_variance,
@@ -241,7 +279,7 @@ def undecorrelated(
         unconvolved.psf = solution.psf
     if kernel is not None:
         if preconvolved_science is None:
-            preconvolved_science = preconvolved(unconvolved, kernel)
+            preconvolved_science = preconvolved(unconvolved, kernel, fill=solution.fill)
         target = preconvolved_science
     else:
         target = unconvolved
@@ -252,6 +290,7 @@ def undecorrelated(
         convolved=solution.convolved,
         scale_factor=solution.scale_factor,
         full_variance=False,
+        fill=solution.fill,
     )
     if free is not None:
         solution = _with_better_background(solution, before, free)
@@ -294,7 +333,7 @@ def fluxes(result: Decorrelation) -> tuple[Array | None, Array | None]:
     flux = result.exposure.image.array.copy()
     variance = result.exposure.variance.array.copy()
     for rows in row_blocks(box.y.size):
-        response = evaluated(result.response, rows_of(box, rows))
+        response = result.response(rows_of(box, rows))
         flux[rows] /= response
         variance[rows] /= response**2
     return flux, variance

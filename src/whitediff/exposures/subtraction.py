@@ -15,6 +15,7 @@ from .. import fourier
 from ..convolution import convolve, convolve_varying
 from ..decorrelation import CONTAMINATION_THRESHOLD, reflected
 from ..errors import ArgumentError
+from ..interpolation import interpolated
 from . import kernels, masks
 from .fields import evaluated, row_blocks, rows_of
 from .model import Exposure
@@ -36,7 +37,11 @@ type Array = npt.NDArray[Any]
 
 
 def convolved_exposure(
-    exposure: Exposure, kernel: ConvolutionKernel | Array, *, full_variance: bool = True
+    exposure: Exposure,
+    kernel: ConvolutionKernel | Array,
+    *,
+    full_variance: bool = True,
+    fill: Literal["mean", "interpolate"] = "mean",
 ) -> Exposure:
     """Convolve an exposure.
 
@@ -48,6 +53,11 @@ def convolved_exposure(
         Kernel; an array is the same everywhere.
     full_variance
         Propagate every pixel's variance; else it is taken as locally constant.
+    fill
+        ``mean``: what is not finite counts as zero, and becomes NaN with all that it reaches.
+        ``interpolate``: what holds no measurement (not finite, or one of
+        `whitediff.exposures.masks.INTERPOLATED_MASK_PLANES`) is interpolated from its
+        neighbours before; NaN is what was not finite, and outside the frame is its mirror image.
 
     Returns
     -------
@@ -63,9 +73,18 @@ def convolved_exposure(
     middle = np.abs(kernels.evaluate(kernel, x=box.x.center, y=box.y.center))
     images, weights = kernels.convolution_terms(kernel, box)
     missing = ~np.isfinite(exposure.image.array)
-    filled = np.where(missing, 0, exposure.image.array) if missing.any() else exposure.image.array
-    image = convolve_varying(filled, images, weights)
-    image[_spread(missing, middle)] = np.nan
+    filled = exposure.image.array
+    if fill == "interpolate":
+        wrong = missing | masks.flagged(exposure.mask, masks.INTERPOLATED_MASK_PLANES)
+        if wrong.any():
+            filled = interpolated(filled, wrong)
+        image = convolve_varying(filled, images, weights, boundary="reflect")
+        image[missing] = np.nan
+    else:
+        if missing.any():
+            filled = np.where(missing, 0, filled)
+        image = convolve_varying(filled, images, weights)
+        image[_spread(missing, middle)] = np.nan
     result = Exposure(
         MaskedImage(
             Image(image, bbox=box, unit=exposure.image.unit),
@@ -180,7 +199,9 @@ def preconvolution_kernel(
     return np.pad(image, [(0, 1 - n % 2) for n in image.shape])
 
 
-def preconvolved(science: Exposure, kernel: Array) -> Exposure:
+def preconvolved(
+    science: Exposure, kernel: Array, *, fill: Literal["mean", "interpolate"] = "mean"
+) -> Exposure:
     """Correlate a science exposure with its PSF.
 
     Parameters
@@ -189,6 +210,8 @@ def preconvolved(science: Exposure, kernel: Array) -> Exposure:
         Exposure.
     kernel
         `preconvolution_kernel`.
+    fill
+        As for `convolved_exposure`.
 
     Returns
     -------
@@ -201,7 +224,7 @@ def preconvolved(science: Exposure, kernel: Array) -> Exposure:
     DMTN-179, section 4.
     """
     mirrored = reflected(kernel)
-    result = convolved_exposure(science, mirrored)
+    result = convolved_exposure(science, mirrored, fill=fill)
     if science.psf is not None:
         result.psf = convolved_psf(science.psf, mirrored, science.bbox)
     return result
@@ -299,6 +322,7 @@ def subtract(
     background: BaseField | Array | float = 0.0,
     scale_factor: float = 1.0,
     full_variance: bool = True,
+    fill: Literal["mean", "interpolate"] = "mean",
 ) -> Exposure:
     """Difference with a known matching kernel, before any decorrelation.
 
@@ -317,6 +341,8 @@ def subtract(
         (`photometric_scale_factor`).
     full_variance
         Propagate every pixel's variance; else it is taken as locally constant.
+    fill
+        As for `convolved_exposure`.
 
     Returns
     -------
@@ -344,7 +370,7 @@ def subtract(
     if not isinstance(kernel, ConvolutionKernel):
         kernel = kernels.constant_kernel(np.asarray(kernel), box)
     source, target = (template, science) if convolved == "template" else (science, template)
-    matched = convolved_exposure(source, kernel, full_variance=full_variance)
+    matched = convolved_exposure(source, kernel, full_variance=full_variance, fill=fill)
     image = matched.image.array
     if convolved == "template":
         np.subtract(target.image.array, image, out=image)

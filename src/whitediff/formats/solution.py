@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lsst.images import YX, Box
 from ..errors import FileFormatError
 from ..exposures.psf import KernelPointSpreadFunction
 from ..exposures.solution import Solution
+from ..noise import NoiseCovariance
 from .files import opened, split_extension
 from .stamps import (
     find_hdu,
@@ -53,6 +55,8 @@ def solution_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
     } | {
         "WDCONV": (solution.convolved, "exposure that was convolved"),
         "WDSCORE": (solution.preconvolution_kernel is not None, "is a score image"),
+        "WDFILL": (solution.fill, "what stands in for missing pixels"),
+        "WDSPAT": (solution.spatially_varying, "correction follows kernel and noise"),
     }
 
 
@@ -74,7 +78,14 @@ def solution_extras(solution: Solution) -> Mapping[str, Array | KernelPointSprea
         extras["INPUT_PSF"] = solution.psf
     if solution.preconvolution_kernel is not None:
         extras["PRECONVOLUTION"] = solution.preconvolution_kernel
+    for name, noise in _noises(solution).items():
+        if noise is not None:
+            extras[name] = noise.correlation
     return extras
+
+
+def _noises(solution: Solution) -> dict[str, NoiseCovariance | None]:
+    return {"SCIENCE_NOISE": solution.science_noise, "TEMPLATE_NOISE": solution.template_noise}
 
 
 def read_solution(path: str | Path) -> Solution:
@@ -113,11 +124,19 @@ def read_solution(path: str | Path) -> Solution:
         kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=box, path=str(file))
         psf_hdu = find_hdu(hdus, ("INPUT_PSF",))
         preconvolution_hdu = find_hdu(hdus, ("PRECONVOLUTION",))
+        numbers: dict[str, Any] = {
+            name: float(header[keyword]) for keyword, (name, _) in _FACTORS.items()
+        }
         return Solution(
             kernel=kernel,
             background=0.0 if background_hdu is None else read_background_hdu(background_hdu),
             convolved=header["WDCONV"],
             box=box,
+            # Files of before had one correction for all of the image.
+            spatially_varying=bool(header.get("WDSPAT", False)),
+            fill=header.get("WDFILL", "mean"),
+            science_noise=_noise(hdus, "SCIENCE_NOISE", "WDSNERR", "WDSNSIG"),
+            template_noise=_noise(hdus, "TEMPLATE_NOISE", "WDTNERR", "WDTNSIG"),
             preconvolution_kernel=(
                 None
                 if preconvolution_hdu is None
@@ -128,8 +147,21 @@ def read_solution(path: str | Path) -> Solution:
                 if psf_hdu is None
                 else read_psf_hdus(hdus, psf_hdu, bounds=box, path=str(file))
             ),
-            **{name: float(header[keyword]) for keyword, (name, _) in _FACTORS.items()},
+            **numbers,
         )
+
+
+def _noise(hdus: Any, name: str, error: str, significance: str) -> NoiseCovariance | None:
+    hdu = find_hdu(hdus, (name,))
+    if hdu is None:
+        return None
+    header = hdus[0].header
+    return NoiseCovariance(
+        correlation=np.asarray(hdu.data, dtype=np.float64),
+        description="as it was stored",
+        zero_frequency_error=float(header.get(error, 0.0)),
+        significance=float(header.get(significance, math.inf)),
+    )
 
 
 def _box(hdus: Any, background_hdu: Any, file: Path) -> Box:

@@ -13,6 +13,7 @@ from lsst.images.fields import BaseField, ChebyshevField
 
 from ..errors import ArgumentError, FileFormatError
 from ..exposures import kernels
+from ..exposures.fields import GridField
 from ..exposures.psf import KernelPointSpreadFunction
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
 
 type Array = npt.NDArray[Any]
 
-_CHEBYSHEV, _MONOMIAL = "CHEBYSHEV", "MONOMIAL"
+_CHEBYSHEV, _MONOMIAL, _BILINEAR = "CHEBYSHEV", "MONOMIAL", "BILINEAR"
 
 
 def find_hdu(
@@ -114,10 +115,14 @@ def read_kernel_hdus(
             return kernels.polynomial_kernel(data, coefficients, bounds)
         if polynomials == _CHEBYSHEV:
             return kernels.chebyshev_kernel(data, coefficients, bounds)
+        if polynomials == _BILINEAR:
+            cell = int(header.get("CELL", 0))
+            fields: list[Any] = [GridField(bounds, values, cell) for values in coefficients]
+            return ImageBasisConvolutionKernel(data, fields)
     except ArgumentError as error:
         raise FileFormatError(f"{path}: {error}") from error
     raise FileFormatError(
-        f"{path}: POLYTYPE is {polynomials!r}; it must be {_MONOMIAL} or {_CHEBYSHEV}."
+        f"{path}: POLYTYPE is {polynomials!r}; it must be {_MONOMIAL}, {_CHEBYSHEV} or {_BILINEAR}."
     )
 
 
@@ -139,6 +144,11 @@ def kernel_hdus(kernel: ConvolutionKernel, name: str, bounds: Box) -> list[Any]:
     hdus
         One HDU for a constant kernel, else two.
     """
+    if isinstance(kernel, ImageBasisConvolutionKernel):
+        # Those that lsst.images knows, and our own.
+        grids: list[Any] = list(kernel.spatial)
+        if all(isinstance(field, GridField) for field in grids):
+            return _grid_hdus(kernel, grids, name)
     if not (
         isinstance(kernel, ImageBasisConvolutionKernel)
         and all(isinstance(field, ChebyshevField) for field in kernel.spatial)
@@ -162,6 +172,19 @@ def kernel_hdus(kernel: ConvolutionKernel, name: str, bounds: Box) -> list[Any]:
     table.name = f"{name}_COEFFICIENTS"
     table.header["POLYTYPE"] = (_CHEBYSHEV, "[b,p,q] multiplies T_p(y') T_q(x') basis[b]")
     _set_domain(table.header, fields[0].bounds.bbox)
+    return [cube, table]
+
+
+def _grid_hdus(
+    kernel: ImageBasisConvolutionKernel, fields: list[GridField], name: str
+) -> list[Any]:
+    values = np.stack([field.values for field in fields]).astype(np.float32)
+    basis = np.stack([kernels.centered_array(image.array, image.bbox) for image, _ in kernel])
+    cube, table = _image_hdu(basis, name), astropy.io.fits.ImageHDU(values)
+    table.name = f"{name}_COEFFICIENTS"
+    table.header["POLYTYPE"] = (_BILINEAR, "[b,j,i] weighs basis[b] in the middle of a cell")
+    table.header["CELL"] = (fields[0].cell, "side of a cell, pixels")
+    _set_domain(table.header, fields[0].bounds)
     return [cube, table]
 
 

@@ -5,6 +5,22 @@ from .decorrelate import (
     DecorrelateALKernelTask,
     UnusableExposureError,
 )
+from .decorrelate_spatial import (
+    DecorrelateALKernelMapper,
+    DecorrelateALKernelMapperConfig,
+    DecorrelateALKernelMapReduceConfig,
+    DecorrelateALKernelMapReduceTask,
+    DecorrelateALKernelSpatialConfig,
+    DecorrelateALKernelSpatialTask,
+)
+from .map_reduce import (
+    ImageMapper,
+    ImageMapperConfig,
+    ImageMapReduceConfig,
+    ImageMapReduceTask,
+    ImageReducer,
+    ImageReducerConfig,
+)
 from .match import (
     InsufficientKernelSourcesError,
     MakeKernelConfig,
@@ -28,7 +44,19 @@ __all__ = [
     "AlardLuptonSubtractConfig",
     "AlardLuptonSubtractTask",
     "DecorrelateALKernelConfig",
+    "DecorrelateALKernelMapReduceConfig",
+    "DecorrelateALKernelMapReduceTask",
+    "DecorrelateALKernelMapper",
+    "DecorrelateALKernelMapperConfig",
+    "DecorrelateALKernelSpatialConfig",
+    "DecorrelateALKernelSpatialTask",
     "DecorrelateALKernelTask",
+    "ImageMapReduceConfig",
+    "ImageMapReduceTask",
+    "ImageMapper",
+    "ImageMapperConfig",
+    "ImageReducer",
+    "ImageReducerConfig",
     "InsufficientKernelSourcesError",
     "MakeKernelConfig",
     "MakeKernelTask",

@@ -85,6 +85,33 @@ class DecorrelateALKernelConfig(pex_config.Config):
             " and cut off at 3.5 FWHM: for fitted kernels, which are noise there.",
         },
     )
+    noise = pex_config.ChoiceField(
+        dtype=str,
+        default="white",
+        doc="Covariance of the noise of the two inputs.",
+        allowed={
+            "white": "Pixels are independent: the documented assumption.",
+            "auto": "Measured between the sources, where that is significantly not white.",
+            "measured": "Measured between the sources.",
+        },
+    )
+    fill = pex_config.ChoiceField(
+        dtype=str,
+        default="mean",
+        doc="What stands in for pixels without a measurement while their neighbours are filtered.",
+        allowed={
+            "mean": "The mean of the image, and zero outside the frame, as documented.",
+            "interpolate": "What their neighbours say, and the mirror image outside the frame.",
+        },
+    )
+    tolerance = pex_config.RangeField(
+        dtype=float,
+        default=1e-3,
+        min=1e-6,
+        max=0.1,
+        doc="Largest error of a correction that varies over the field, in standard deviations of"
+        " a pixel.",
+    )
     transform = pex_config.ChoiceField(
         dtype=str,
         default="fast",
@@ -97,7 +124,12 @@ class DecorrelateALKernelConfig(pex_config.Config):
     )
 
     def to_options(
-        self, *, template_matched: bool, score: bool, scale_factor: float = 1.0
+        self,
+        *,
+        template_matched: bool,
+        score: bool,
+        scale_factor: float = 1.0,
+        spatially_varying: bool = False,
     ) -> DecorrelationOptions:
         """Options of `whitediff.decorrelate` that say the same.
 
@@ -110,6 +142,8 @@ class DecorrelateALKernelConfig(pex_config.Config):
         scale_factor
             Where the science exposure was convolved: photometric scale by which the difference
             was divided, over the kernel's sum.
+        spatially_varying
+            The correction follows kernel and noise over the field.
 
         Returns
         -------
@@ -133,6 +167,10 @@ class DecorrelateALKernelConfig(pex_config.Config):
             required_mask_planes=tuple(name for name in ignore if name not in defaults),
             untrusted_mask_planes=tuple(self.untrustedMaskPlanes),
             transform=self.transform,
+            noise=self.noise,
+            fill=self.fill,
+            tolerance=self.tolerance,
+            spatially_varying=spatially_varying,
         )
 
 
@@ -463,8 +501,11 @@ class DecorrelateALKernelTask(Task):
             ``subtractedExposure`` is a score image.
         **kwargs
             ``scaleFactor``, with ``templateMatched`` False: photometric scale by which the
-            difference was divided, over the kernel's sum.  Others are accepted from the spatial
-            task and not used.
+            difference was divided, over the kernel's sum.  ``scienceNoise``, ``templateNoise``:
+            `whitediff.noise.NoiseCovariance` of the inputs, or a function of the pixel coordinates
+            x and y that returns it.  ``sources``: boolean image of the pixels with a source.
+            ``spatiallyVarying``: from `DecorrelateALKernelSpatialTask`.  Others are accepted and
+            not used.
 
         Returns
         -------
@@ -494,6 +535,7 @@ class DecorrelateALKernelTask(Task):
             template_matched=templateMatched,
             score=preConvMode,
             scale_factor=float(kwargs.get("scaleFactor", 1.0)),
+            spatially_varying=bool(kwargs.get("spatiallyVarying", False)),
         )
         science = Exposure.from_object(scienceExposure)
         template = Exposure.from_object(templateExposure)
@@ -520,6 +562,9 @@ class DecorrelateALKernelTask(Task):
                 y=ycen,
                 science_variance=svar,
                 template_variance=tvar,
+                science_noise=kwargs.get("scienceNoise"),
+                template_noise=kwargs.get("templateNoise"),
+                sources=kwargs.get("sources"),
                 options=options,
             )
         except DataError as error:
@@ -546,6 +591,19 @@ class DecorrelateALKernelTask(Task):
         self.metadata["diffimVarianceMeanBefore"] = result.variance_mean_before
         self.metadata["diffimVarianceMeanAfter"] = result.variance_mean_after
         self.metadata["contaminatedFraction"] = result.contaminated_fraction
+        self.metadata["noise"] = options.noise
+        self.metadata["fill"] = options.fill
+        for name, noise in (
+            ("science", result.science_noise),
+            ("template", result.template_noise),
+        ):
+            if noise is not None:
+                self.metadata[f"{name}NoiseZeroFrequency"] = noise.zero_frequency
+                self.metadata[f"{name}NoiseSignificance"] = noise.significance
+        self.metadata["fluxScaleError"] = result.flux_error
+        if result.local is not None:
+            self.metadata["correctionImages"] = len(result.local.filter.images)
+            self.metadata["correctionError"] = result.local.filter.error
         self.log.info(
             "Mean variances: science %g, template %g; difference before %g, after %g.",
             result.science_variance,

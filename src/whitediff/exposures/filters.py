@@ -1,0 +1,303 @@
+"""The filters of a correction, at one position."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy.typing as npt
+
+from .. import decorrelation, fourier, stacks
+from ..errors import ArgumentError
+from ..noise import NoiseCovariance
+from ..profiles import full_width_half_maximum
+
+__all__ = ["Filters", "StackFilters", "reach_or_cut"]
+
+type Array = npt.NDArray[Any]
+
+_log = logging.getLogger("whitediff.decorrelate")
+
+_LARGEST_REACH = 96
+_VARIANCE_RATIO_TO_WARN = 1e8
+_SCORE_REACH = 3.5
+_SMALL_GRID = 384
+"""Side of the grid on which a compact correction shows that it is one."""
+
+_PSF_GRID_MARGIN = 4
+"""The PSF's grid is this many times its stamp: enough for the filter not to wrap around."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filters:
+    """What a correction is made of, as plain arrays and numbers.
+
+    Attributes
+    ----------
+    kernel_image
+        ``(ky, kx)`` matching kernel.
+    preconvolution_image
+        ``(py, px)`` of a score; None for a difference.
+    psf_image
+        ``(qy, qx)`` PSF before the correction, if known.
+    science_variance, template_variance
+        Mean variances before any convolution, image_unit².
+    template_matched
+        The template was convolved, else the science exposure.
+    compact_score
+        Leave out of a score's filter what does not act on the sky.
+    science_noise, template_noise
+        Covariance of the inputs' noise; None for white.
+    """
+
+    kernel_image: Array
+    preconvolution_image: Array | None
+    psf_image: Array | None
+    science_variance: float
+    template_variance: float
+    template_matched: bool
+    compact_score: bool
+    science_noise: NoiseCovariance | None = None
+    template_noise: NoiseCovariance | None = None
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Mean variances of the unconvolved and of the convolved exposure."""
+        pair = (self.science_variance, self.template_variance)
+        return pair if self.template_matched else pair[::-1]
+
+    @property
+    def noises(self) -> tuple[NoiseCovariance | None, NoiseCovariance | None]:
+        """Noise covariances of the unconvolved and of the convolved exposure."""
+        pair = (self.science_noise, self.template_noise)
+        return pair if self.template_matched else pair[::-1]
+
+    @property
+    def flux_error(self) -> float:
+        """Relative error of the flux scale from those of the noise covariances.
+
+        The corrected noise has the power that the formula gives it at zero frequency; half of
+        that power's relative error is one of the amplitude.
+        """
+        total = error = 0.0
+        level = (1.0, float(self.kernel_image.sum()) ** 2)
+        for variance, scale, noise in zip(self.means, level, self.noises, strict=True):
+            power = variance * scale
+            total += power * (1.0 if noise is None else noise.zero_frequency)
+            error += 0.0 if noise is None else (power * noise.zero_frequency_error) ** 2
+        return 0.5 * math.sqrt(error) / total
+
+    @property
+    def stamps(self) -> list[tuple[int, ...]]:
+        """Shapes of all stamps, for the choice of grids."""
+        stamps = (self.kernel_image, self.psf_image, self.preconvolution_image)
+        return [stamp.shape for stamp in stamps if stamp is not None]
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Refuse kernels larger than the image; warn of hopeless variances."""
+        for name, stamp in (
+            ("matching kernel", self.kernel_image),
+            ("pre-convolution kernel", self.preconvolution_image),
+        ):
+            if stamp is not None and any(k > n for k, n in zip(stamp.shape, shape, strict=True)):
+                raise ArgumentError(
+                    f"The {name} {stamp.shape} is larger than the image {shape};"
+                    " is it the right one?"
+                )
+        unconvolved, convolved = self.means
+        if convolved / unconvolved > _VARIANCE_RATIO_TO_WARN:
+            _log.warning(
+                "The convolved exposure's mean variance is %g times the other's;"
+                " the correction amplifies rounding errors.",
+                convolved / unconvolved,
+            )
+
+    def correction_on(
+        self, shape: tuple[int, ...], *, compact: bool | None = None
+    ) -> decorrelation.Correction:
+        """Correction on a grid; that of a score as asked for, or in its compact form."""
+        grid = (shape[0], shape[1])
+        compact = self.compact_score if compact is None else compact
+        unconvolved_noise, convolved_noise = (
+            None if noise is None else noise.spectrum(grid) for noise in self.noises
+        )
+        if self.preconvolution_image is not None:
+            return decorrelation.score_correction(
+                self.kernel_image,
+                self.preconvolution_image,
+                science_variance=self.science_variance,
+                template_variance=self.template_variance,
+                shape=grid,
+                empty_amplitude=decorrelation.EMPTY_AMPLITUDE if compact else 0.0,
+                reach=self._score_reach if compact else None,
+                science_noise=unconvolved_noise,
+                template_noise=convolved_noise,
+            )
+        unconvolved, convolved = self.means
+        return decorrelation.difference_correction(
+            self.kernel_image,
+            unconvolved_variance=unconvolved,
+            convolved_variance=convolved,
+            shape=grid,
+            unconvolved_noise=unconvolved_noise,
+            convolved_noise=convolved_noise,
+        )
+
+    @functools.cached_property
+    def _score_reach(self) -> float:
+        assert self.preconvolution_image is not None
+        return _SCORE_REACH * full_width_half_maximum(self.preconvolution_image)
+
+    def correction_for(
+        self,
+        image: Array,
+        *,
+        transform: Literal["fast", "documented"],
+        full_variance: bool,
+        always_compact: bool = False,
+        precision: float = decorrelation.PRECISION,
+    ) -> tuple[decorrelation.Correction, Array]:
+        """Correction, and its kernel on the pixels: compact, or on the correction's grid.
+
+        A compact kernel comes with the correction on a small grid.  Else the grid is the
+        documented one, or one that transforms faster where that makes no difference.  The
+        kernel can be made to be compact; then what it lacks is warned of.  The precision is that
+        of `whitediff.decorrelation.compact_kernel`.
+        """
+        if always_compact:
+            correction, kernel, sigma = self.kernel_on(
+                fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
+            )
+            side = 2 * reach_or_cut([kernel], image, sigma, precision) + 1
+            part = fourier.crop_center_origin(kernel, (side, side))
+            if full_variance:
+                correction = self.correction_on(fourier.fast_shape(*self.stamps, image.shape))
+            # Of unit sum, so that a background stays what it is.
+            return correction, part / part.sum()
+        documented = fourier.common_shape(*self.stamps, image.shape)
+        if transform == "fast":
+            small = fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
+            if not full_variance and math.prod(small) < math.prod(documented):
+                correction, kernel, sigma = self.kernel_on(small)
+                compact = decorrelation.compact_kernel(
+                    kernel, image, sigma=sigma, precision=precision
+                )
+                if compact is not None:
+                    return correction, compact
+            correction, kernel, sigma = self.kernel_on(
+                fourier.fast_shape(*self.stamps, image.shape)
+            )
+            margin = (documented[0] - image.shape[0], documented[1] - image.shape[1])
+            if correction.shape == documented or not decorrelation.depends_on_grid(
+                kernel, image, margin=margin, sigma=sigma
+            ):
+                return correction, kernel
+        correction, kernel, _ = self.kernel_on(documented)
+        return correction, kernel
+
+    def kernel_on(self, shape: tuple[int, ...]) -> tuple[decorrelation.Correction, Array, float]:
+        """Correction on a grid, its kernel there, and the sigma of a pixel that results."""
+        correction = self.correction_on(shape)
+        kernel = decorrelation.pixel_kernel(correction.correction_ft, shape=correction.shape)
+        weights = correction.variance_weights
+        sigma = math.sqrt(weights[0] * self.means[0] + weights[1] * self.means[1])
+        return correction, kernel, sigma
+
+    def correction_on_stamps(
+        self, correction: decorrelation.Correction, *, transform: Literal["fast", "documented"]
+    ) -> decorrelation.Correction:
+        """Correction for stamps, which need no grid of the image's size."""
+        if self.psf_image is None or transform == "documented":
+            return correction
+        shape = fourier.fast_shape(
+            *self.stamps, tuple(_PSF_GRID_MARGIN * n for n in self.psf_image.shape)
+        )
+        if math.prod(shape) >= math.prod(correction.shape):
+            return correction
+        return self.correction_on(shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StackFilters:
+    """What a correction of a difference of stacks is made of, as plain arrays and numbers.
+
+    Attributes
+    ----------
+    science, template
+        Members of the two stacks.
+    matching_kernel
+        ``(ky, kx)`` with which one stack was convolved as a whole; None if none was.
+    convolved
+        Which one.
+    floor, combine
+        As for `whitediff.stacks.stack_correction`.
+    """
+
+    science: tuple[stacks.Member, ...]
+    template: tuple[stacks.Member, ...]
+    matching_kernel: Array | None
+    convolved: Literal["template", "science"]
+    floor: float
+    combine: stacks.Combination
+
+    @property
+    def stamps(self) -> list[tuple[int, ...]]:
+        """Shapes of all stamps, for the choice of grids; a single pixel where there is none."""
+        members = (*self.science, *self.template)
+        kernels = [self.matching_kernel, *(member.kernel for member in members)]
+        return [kernel.shape for kernel in kernels if kernel is not None] or [(1, 1)]
+
+    def correction_on(self, shape: tuple[int, ...]) -> stacks.StackCorrection:
+        """Correction on a grid."""
+        grid = (shape[0], shape[1])
+        if grid not in self._corrections:
+            self._corrections[grid] = stacks.stack_correction(
+                self.science,
+                self.template,
+                shape=grid,
+                matching_kernel=self.matching_kernel,
+                convolved=self.convolved,
+                floor=self.floor,
+                combine=self.combine,
+            )
+        return self._corrections[grid]
+
+    @functools.cached_property
+    def _corrections(self) -> dict[tuple[int, int], stacks.StackCorrection]:
+        # Filters that are the same everywhere are asked for at many places.
+        return {}
+
+    def kernel_on(self, shape: tuple[int, ...]) -> tuple[stacks.StackCorrection, Array, float]:
+        """Correction on a grid, its kernel there, and the sigma of a pixel that results."""
+        correction = self.correction_on(shape)
+        kernel = decorrelation.pixel_kernel(correction.correction_ft, shape=correction.shape)
+        return correction, kernel, math.sqrt(correction.variance)
+
+
+def reach_or_cut(kernels: Sequence[Array], image: Array, sigma: float, precision: float) -> int:
+    """Reach of the part of some filters that suffices, or of as much as can be.
+
+    Parameters
+    ----------
+    kernels, image, sigma, precision
+        As for `whitediff.decorrelation.compact_reach`.
+
+    Returns
+    -------
+    reach
+        Pixels; with a warning where that does not suffice.
+    """
+    reach = decorrelation.compact_reach(kernels, image, sigma=sigma, precision=precision)
+    if reach is None:
+        reach = min(_LARGEST_REACH, *((n - 1) // 2 for n in image.shape))
+        _log.warning(
+            "The correction is not compact: cut off at %d pixels, it moves some pixels by more"
+            " than %g of their standard deviation.",
+            reach,
+            precision,
+        )
+    return reach

@@ -1,0 +1,314 @@
+"""What is source and what is noise in an exposure."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..convolution import available_threads
+from ..errors import DataError, TooFewSourcesError
+from ..matching.candidates import choose_candidates, find_sources
+from ..noise import NoiseCovariance, measured_covariance
+from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..sources import detect_sources, smooth_background, sources_and_background
+from ..stats import robust_sigma
+from . import masks
+from .model import Exposure
+from .psf import average_position, psf_image
+
+__all__ = [
+    "measured_noises",
+    "measured_variance_factor",
+    "noises_by_role",
+    "rescaled",
+    "source_pixels",
+    "sources_apart",
+    "untrusted_pixels",
+    "variance_factor",
+]
+
+type Array = npt.NDArray[Any]
+
+_log = logging.getLogger("whitediff.decorrelate")
+
+_LARGEST_VARIANCE_FACTOR = 10.0
+_ENOUGH_PIXELS = 4_000_000
+_STRIP = 256
+_GAP = 32
+
+
+def untrusted_pixels(exposure: Exposure) -> Array:
+    """Pixels of an exposure that hold no measurement.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    untrusted
+        ``(ny, nx)`` boolean: not finite, or flagged with one of
+        `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES`.
+    """
+    return masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES) | ~np.isfinite(
+        exposure.image.array
+    )
+
+
+def source_pixels(exposure: Exposure) -> Array:
+    """Pixels of an exposure with a source.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    sources
+        ``(ny, nx)`` boolean, `whitediff.sources.detect_sources`.
+    """
+    return detect_sources(exposure.image.array, untrusted_pixels(exposure))
+
+
+def variance_factor(exposure: Exposure) -> float:
+    """Measured noise over the variance plane.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    factor
+        ``(0.7413 · IQR(image/√variance))²`` over source-free, unmasked pixels, the smooth
+        background subtracted.
+
+    Raises
+    ------
+    DataError
+        If it is not between 0.1 and 10, or there is no such pixel.
+    """
+    return measured_variance_factor(exposure, *sources_apart(exposure))
+
+
+def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[Array, Array]:
+    """Tell an exposure's sources from its background.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    untrusted
+        `untrusted_pixels`, if they are at hand.
+
+    Returns
+    -------
+    sources
+        ``(ny, nx)`` boolean: pixels with a source, `whitediff.sources.detect_sources`.
+    flat
+        ``(ny, nx)`` float32: the image without its background, zero where untrusted.
+    """
+    if untrusted is None:
+        untrusted = untrusted_pixels(exposure)
+    image = exposure.image.array
+    sources, background = sources_and_background(image, untrusted)
+    flat = np.subtract(image, background, out=background)
+    flat[untrusted] = 0
+    return sources, flat
+
+
+def measured_variance_factor(exposure: Exposure, sources: Array, flat: Array) -> float:
+    """`variance_factor` of an exposure whose sources were told apart.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    sources, flat
+        As of `sources_apart`.
+
+    Returns
+    -------
+    factor
+        As of `variance_factor`.
+
+    Raises
+    ------
+    DataError
+        As by `variance_factor`.
+    """
+    name = exposure.source or "The exposure"
+    # Every n-th row suffices for a quantile.
+    step = max(1, flat.size // _ENOUGH_PIXELS)
+    bad = masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES) | sources
+    variance, image = exposure.variance.array[::step], exposure.image.array[::step]
+    free = ~bad[::step] & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
+    if not free.any():
+        raise DataError(
+            f"{name}: no source-free pixel has a finite image and a positive variance; is its"
+            " variance plane filled, and its mask right?"
+        )
+    factor = robust_sigma(flat[::step][free] / np.sqrt(variance[free])) ** 2
+    if not 1 / _LARGEST_VARIANCE_FACTOR < factor < _LARGEST_VARIANCE_FACTOR:
+        raise DataError(
+            f"{name}: the noise of its source-free pixels is {factor:.3g} times its variance"
+            f" plane; more than {_LARGEST_VARIANCE_FACTOR:g} either way means that the plane is"
+            " something else."
+        )
+    return factor
+
+
+def rescaled(exposure: Exposure, factor: float) -> Exposure:
+    """Exposure with its variance plane multiplied.
+
+    Parameters
+    ----------
+    exposure
+        Exposure; not changed.
+    factor
+        Positive.
+
+    Returns
+    -------
+    rescaled
+        Shares everything else.
+    """
+    variance = exposure.variance.array
+    return exposure.replaced(variance=variance * variance.dtype.type(factor))
+
+
+def measured_noises(
+    science: Exposure,
+    template: Exposure,
+    sources: Array,
+    *,
+    how: Literal["auto", "measured"],
+) -> tuple[NoiseCovariance | None, NoiseCovariance | None]:
+    """Noise covariances of two inputs, measured between the sources.
+
+    Parameters
+    ----------
+    science, template
+        Exposures.
+    sources
+        ``(ny, nx)`` boolean: pixels with a source in either.
+    how
+        ``measured``: as it is measured.  ``auto``: only where it says with significance that
+        the input is not white.
+
+    Returns
+    -------
+    science_noise, template_noise
+        None for an input that is taken as white: it is not significantly correlated, or too
+        few pixels are free of sources (then with a warning).
+    """
+    exposures = {"science image": science, "template": template}
+    first, second = noises_by_role(exposures, sources, how=how)
+    return first, second
+
+
+def noises_by_role(
+    exposures: Mapping[str, Exposure], sources: Array, *, how: Literal["auto", "measured"]
+) -> list[NoiseCovariance | None]:
+    """Noise covariances of any number of exposures, measured between the sources.
+
+    Parameters
+    ----------
+    exposures
+        What messages call each, and the exposure.
+    sources, how
+        As for `measured_noises`.
+
+    Returns
+    -------
+    noises
+        In their order, as by `measured_noises`.
+    """
+    with ThreadPoolExecutor(min(len(exposures), available_threads())) as pool:
+        found = list(
+            pool.map(lambda exposure: _measured_noise(exposure, sources), exposures.values())
+        )
+    noises: list[NoiseCovariance | None] = []
+    for (role, exposure), noise in zip(exposures.items(), found, strict=True):
+        name = exposure.source or f"The {role}"
+        if isinstance(noise, DataError):
+            _log.warning("%s: its noise is taken as white: %s", name, noise)
+            noises.append(None)
+            continue
+        if how == "auto" and noise.is_white:
+            noises.append(None)
+            continue
+        _log.info(
+            "%s: its noise is not white by %.1f sigma: at low frequencies it has %.3g ± %.2g times"
+            " the power that its pixels tell.",
+            name,
+            noise.significance,
+            noise.zero_frequency,
+            noise.zero_frequency_error,
+        )
+        noises.append(noise)
+    return noises
+
+
+def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | DataError:
+    """Noise covariance, or why it cannot be measured."""
+    image, variance = exposure.image.array, exposure.variance.array
+    untrusted = untrusted_pixels(exposure)
+    good = ~(sources | untrusted | masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES))
+    good &= np.isfinite(variance) & (variance > 0)
+    # Strips of a large frame determine the covariance as well as all of it.
+    flat, planes, use, wrong = [], [], [], []
+    for rows in _strips(image.shape):
+        background = smooth_background(image[rows], good[rows])
+        flat.append(np.where(untrusted[rows], 0, image[rows] - background).astype(np.float32))
+        planes.append(variance[rows])
+        use.append(good[rows])
+        wrong.append(untrusted[rows])
+        for pile in (flat, planes, use):
+            # Between them nothing counts, so that no pair of pixels reaches across.
+            pile.append(np.zeros((_GAP, image.shape[1]), pile[-1].dtype))
+        wrong.append(np.ones((_GAP, image.shape[1]), dtype=bool))
+    pixels, plane, free = (np.concatenate(pile) for pile in (flat, planes, use))
+    try:
+        return measured_covariance(
+            pixels,
+            plane,
+            free,
+            psf_sigma=_width(exposure, pixels, plane, np.concatenate(wrong)),
+        )
+    except DataError as error:
+        return error
+
+
+def _width(exposure: Exposure, flat: Array, variance: Array, untrusted: Array) -> float | None:
+    """Width of the PSF, pixels: that of an exposure without one from its stars."""
+    if exposure.psf is not None:
+        x, y = average_position(exposure.psf)
+        return FWHM_TO_SIGMA * full_width_half_maximum(psf_image(exposure.psf, x=x, y=y))
+    try:
+        sources = find_sources(
+            flat, flat, science_variance=variance, science_bad=untrusted, template_bad=untrusted
+        )
+        return choose_candidates(sources, clear=8, isolation=16).science_sigma
+    except TooFewSourcesError:
+        # Then there are few faint ones, too.
+        return None
+
+
+def _strips(shape: tuple[int, ...]) -> list[slice]:
+    """Strips of rows, evenly spread over a frame, with enough pixels."""
+    ny, nx = shape
+    n = math.ceil(_ENOUGH_PIXELS / (_STRIP * nx))
+    if n * _STRIP >= ny:
+        return [slice(0, ny)]
+    starts = np.linspace(0, ny - _STRIP, n).round().astype(int)
+    return [slice(int(start), int(start) + _STRIP) for start in starts]
