@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/whitediff demo --output demo-output --overwrite
@@ -11,9 +11,12 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
 check: $(INSTALLED)
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
 # A candidate counts when it runs: version managers put names on the PATH that do not.
@@ -35,4 +38,4 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo-output build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo-output benchmark-output build .mypy_cache .pytest_cache .ruff_cache

@@ -43,7 +43,7 @@ def test_varying_weights_over_several_tiles(rng, kernel_shape, monkeypatch):
     )
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, expected, atol=2e-6 * np.abs(expected).max())
-    monkeypatch.setattr("whitediff.convolution.available_threads", lambda: 1)
+    monkeypatch.setattr("whitediff.threads._chosen", 1)
     alone = convolve_varying(image, kernels, lambda rows, columns: fields[:, rows, columns])
     np.testing.assert_array_equal(result, alone)
     with pytest.raises(ArgumentError, match="3 kernels need weights"):
@@ -88,10 +88,31 @@ def test_mirrored_edges_do_not_depend_on_threads(rng, monkeypatch):
     )
     result = convolved()
     np.testing.assert_allclose(result, expected, atol=2e-6 * np.abs(expected).max())
-    monkeypatch.setattr("whitediff.convolution.available_threads", lambda: 1)
+    monkeypatch.setattr("whitediff.threads._chosen", 1)
     np.testing.assert_array_equal(result, convolved())
 
 
 def test_refuses_an_unknown_boundary():
     with pytest.raises(ArgumentError, match="'zero' or 'reflect'; got 'wrap'"):
         convolve(np.zeros((5, 5)), np.zeros((3, 3)), boundary="wrap")
+
+
+def test_single_precision_keeps_to_the_tolerance(rng):
+    # Noise, a background, and stars of a million counts: in their tiles it does not suffice.
+    image = rng.normal(100, 30, (1200, 700)).astype(np.float32)
+    y, x = np.mgrid[-20:21, -20:21]
+    star = np.exp(-(y**2 + x**2) / 8).astype(np.float32)
+    for row, column in ((100, 100), (150, 600)):
+        image[row - 20 : row + 21, column - 20 : column + 21] += 1e6 * star
+    kernel = rng.normal(size=(41, 41)) * np.exp(-(y**2 + x**2) / 50)
+    exact = convolve(image.astype(np.float64), kernel)
+    tolerance = 0.03
+    result = convolve(image, kernel, tolerance=tolerance)
+    rounding = np.finfo(np.float32).eps / 2 * np.abs(exact)
+    assert (np.abs(result - exact) <= tolerance + rounding).all()
+    in_double = convolve(image, kernel)
+    assert (np.abs(in_double - exact) <= rounding * (1 + 1e-6) + 1e-9).all()
+    # Single precision was used where it could be, and only there.
+    differs = result != in_double
+    assert differs[600:].mean() > 0.5
+    assert not differs[:380].any()

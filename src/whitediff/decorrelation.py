@@ -18,9 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from . import fourier
-from .convolution import convolve, convolve_varying
+from .convolution import (
+    SINGLE_PRECISION_ERROR_FROM_PEAK,
+    SINGLE_PRECISION_ERROR_FROM_RMS,
+    convolve,
+    convolve_varying,
+)
 from .errors import ArgumentError, DataError
 from .interpolation import interpolated
+from .threads import in_threads
 
 __all__ = [
     "CONTAMINATION_THRESHOLD",
@@ -40,10 +46,11 @@ __all__ = [
     "filtered_image",
     "filtered_stamp",
     "full_variance",
-    "measured_pixels",
     "pixel_kernel",
     "reflected",
     "score_correction",
+    "smallest_sigma",
+    "unmeasured_pixels",
     "white_variance",
 ]
 
@@ -62,15 +69,6 @@ The square of 45 machine epsilons.  |κ̂|²/|p̂|² would be a ratio of roundin
 there; the score image has next to no power at such frequencies.
 """
 
-_SINGLE_PRECISION_ERROR_FROM_RMS = 16 * float(np.finfo(np.float32).eps)
-_SINGLE_PRECISION_ERROR_FROM_PEAK = 3 * float(np.finfo(np.float32).eps)
-"""Largest error of a pixel that went through a float32 transform, a multiplication and back.
-
-Per unit of the root mean square on the grid and of the brightest pixel, and of the
-filter's largest value.  Noise, backgrounds, edges and stars on 64² to 4096² pixels reach 13
-and 1.5 epsilon.
-"""
-
 _LARGEST_SIGNIFICANCE = 1e11
 """Pixels beyond this many sigma are no measurement, and would drown all others.
 
@@ -78,6 +76,7 @@ Errors of a double-precision transform stay below 1e-3 sigma for less than 2.8e1
 """
 
 _BLOCK = 1 << 17
+_WEIGHT_PRECISION = 1e-5
 _REACHES = (16, 24, 32, 48, 64, 96)
 
 PRECISION = 1e-3
@@ -480,7 +479,7 @@ def corrected_image(
         If no pixel is finite.
     """
     image = _checked_image(image, correction_ft, shape)
-    filled, measured = _filled(image, sigma)
+    filled, unmeasured = _filled(image, sigma)
     if image.dtype == np.float32 and not _single_precision_suffices(
         filled, correction_ft, shape, sigma
     ):
@@ -489,13 +488,13 @@ def corrected_image(
     spectrum *= correction_ft.astype(filled.dtype, copy=False)
     corrected = np.empty_like(image)
     corrected[...] = fourier.inverse(spectrum, shape, (image.shape[0], image.shape[1]))
-    if measured is not None:
-        np.copyto(corrected, image, where=~measured)
+    if unmeasured is not None:
+        np.copyto(corrected, image, where=unmeasured)
     return corrected
 
 
-def measured_pixels(image: Array, sigma: float | None = None) -> Array:
-    """Pixels that hold a value which a transform can work with.
+def unmeasured_pixels(image: Array, sigma: float | None = None) -> Array | None:
+    """Pixels that hold no value which a transform can work with.
 
     Parameters
     ----------
@@ -506,13 +505,54 @@ def measured_pixels(image: Array, sigma: float | None = None) -> Array:
 
     Returns
     -------
-    measured
-        ``(ny, nx)`` boolean: finite, and, with a sigma, not beyond 1e11 of it.
+    unmeasured
+        ``(ny, nx)`` boolean: not finite or, with a sigma, beyond 1e11 of it.  None where there
+        is no such pixel.
     """
-    finite = np.isfinite(image)
+    most = math.inf if sigma is None else _LARGEST_SIGNIFICANCE * sigma
+
+    def is_measured(rows: slice) -> bool:
+        # Comparisons with NaN are false.
+        low, high = float(image[rows].min()), float(image[rows].max())
+        return math.isfinite(low) and math.isfinite(high) and max(-low, high) <= most
+
+    if image.size and all(in_threads(is_measured, _row_blocks(image.shape))):
+        return None
+    unmeasured = ~np.isfinite(image)
     if sigma is not None:
-        finite &= np.abs(image) <= _LARGEST_SIGNIFICANCE * sigma
-    return finite
+        unmeasured |= np.abs(image) > most
+    return unmeasured if unmeasured.any() else None
+
+
+def smallest_sigma(variance: Array) -> float | None:
+    """Smallest standard deviation among an image's pixels.
+
+    Parameters
+    ----------
+    variance
+        ``(ny, nx)`` variance plane, image_unit².
+
+    Returns
+    -------
+    sigma
+        image_unit; None if no pixel has a positive, finite variance.
+    """
+
+    def smallest(rows: slice) -> float:
+        least = float(variance[rows].min())
+        if least > 0:
+            return least
+        part = variance[rows]
+        return float(part[np.isfinite(part) & (part > 0)].min(initial=math.inf))
+
+    least = min(in_threads(smallest, _row_blocks(variance.shape)), default=math.inf)
+    return math.sqrt(least) if math.isfinite(least) else None
+
+
+def _row_blocks(shape: tuple[int, ...]) -> list[slice]:
+    """Rows to work on at a time, so that what is made of them stays in the cache."""
+    step = max(1, _BLOCK // max(1, shape[1]))
+    return [slice(start, start + step) for start in range(0, shape[0], step)]
 
 
 def _checked_image(image: Array, correction_ft: Array, shape: tuple[int, int]) -> Array:
@@ -539,8 +579,7 @@ def _single_precision_suffices(
     root_mean_square = math.sqrt(total / math.prod(shape))
     peak = max(float(image.max()), -float(image.min()))
     error = float(np.abs(correction_ft).max()) * (
-        _SINGLE_PRECISION_ERROR_FROM_RMS * root_mean_square
-        + _SINGLE_PRECISION_ERROR_FROM_PEAK * peak
+        SINGLE_PRECISION_ERROR_FROM_RMS * root_mean_square + SINGLE_PRECISION_ERROR_FROM_PEAK * peak
     )
     return error <= PRECISION * sigma
 
@@ -623,15 +662,15 @@ def estimated_variance(unconvolved: Array, convolved: Array, weights: tuple[floa
     """
     _check_planes(unconvolved, convolved)
     result = np.empty(unconvolved.shape, np.result_type(unconvolved, convolved, np.float32))
-    # A few rows at a time: planes in double precision would leave the cache.
-    step = max(1, _BLOCK // max(1, result.shape[1]))
-    for start in range(0, result.shape[0], step):
-        rows = slice(start, start + step)
+
+    def work(rows: slice) -> None:
         variance = np.multiply(unconvolved[rows], weights[0], dtype=np.float64)
         with np.errstate(invalid="ignore"):
             # inf − inf is NaN, as ordinary arithmetic has it.
             variance += np.multiply(convolved[rows], weights[1], dtype=np.float64)
         result[rows] = variance
+
+    in_threads(work, _row_blocks(result.shape))
     return result
 
 
@@ -734,12 +773,18 @@ def absolute_weight(kernel: Array, pixels: Array) -> Array:
     weight
         ``(ny, nx)`` float32: ``Σ_a |kernel(a)| pixels(x − a)``, zero outside the frame.
     """
-    if kernel.shape[0] < pixels.shape[0] and kernel.shape[1] < pixels.shape[1]:
-        return convolve(pixels.astype(np.float32), np.abs(kernel))
+    if _is_compact(kernel, pixels.shape):
+        weights = np.abs(kernel)
+        return convolve(pixels, weights, tolerance=_WEIGHT_PRECISION * float(weights.sum()))
     shape = (kernel.shape[0], kernel.shape[1])
     spectrum = fourier.forward(pixels.astype(np.float32), shape)
     spectrum *= fourier.forward(np.abs(kernel).astype(np.float32), shape)
     return fourier.inverse(spectrum, shape, (pixels.shape[0], pixels.shape[1]))
+
+
+def _is_compact(kernel: Array, shape: tuple[int, ...]) -> bool:
+    """Whether a kernel is a `compact_kernel`, and not one on a grid of an image's size."""
+    return kernel.shape[0] < shape[0] and kernel.shape[1] < shape[1]
 
 
 def contaminated_pixels(
@@ -764,8 +809,44 @@ def contaminated_pixels(
         ``(ny, nx)`` boolean: where the absolute weight of the filter on untrusted and
         outside pixels exceeds ``threshold`` of its total.
     """
-    total = float(np.abs(kernel).sum())
-    return absolute_weight(kernel, ~untrusted) < (1 - threshold) * total
+    total, shape = float(np.abs(kernel).sum()), untrusted.shape
+    if not _is_compact(kernel, shape):
+        return absolute_weight(kernel, ~untrusted) < (1 - threshold) * total
+    on_untrusted = None
+    if untrusted.any():
+        on_untrusted = absolute_weight(kernel, untrusted)
+        contaminated = on_untrusted > threshold * total
+    else:
+        contaminated = np.zeros(shape, dtype=bool)
+    # Only near the edges does the filter reach beyond the frame.
+    edge_y, edge_x = (min(n // 2, length) for n, length in zip(kernel.shape, shape, strict=True))
+    for rows, columns in (
+        (slice(0, edge_y), slice(0, shape[1])),
+        (slice(shape[0] - edge_y, shape[0]), slice(0, shape[1])),
+        (slice(0, shape[0]), slice(0, edge_x)),
+        (slice(0, shape[0]), slice(shape[1] - edge_x, shape[1])),
+    ):
+        weight = total - _weight_inside(kernel, shape, rows, columns)
+        if on_untrusted is not None:
+            weight += on_untrusted[rows, columns]
+        contaminated[rows, columns] = weight > threshold * total
+    return contaminated
+
+
+def _weight_inside(kernel: Array, shape: tuple[int, ...], rows: slice, columns: slice) -> Array:
+    """Absolute weight of a filter on the pixels of the frame, on a part of it."""
+    sums = np.zeros((kernel.shape[0] + 1, kernel.shape[1] + 1))
+    np.cumsum(np.cumsum(np.abs(kernel), axis=0), axis=1, out=sums[1:, 1:])
+    ends = []
+    for part, n, length in zip((rows, columns), kernel.shape, shape, strict=True):
+        # The pixel at offset d of the kernel takes the one at −d.
+        position = np.arange(part.start, part.stop)
+        first = np.clip(position - (length - 1) + n // 2, 0, n)
+        ends.append((first, np.clip(position + n // 2 + 1, first, n)))
+    (top, bottom), (left, right) = ends
+    strip = sums[bottom] - sums[top]
+    inside: Array = strip[:, right] - strip[:, left]
+    return inside
 
 
 def depends_on_grid(kernel: Array, image: Array, *, margin: tuple[int, int], sigma: float) -> bool:
@@ -803,17 +884,27 @@ class _Content:
 
     @classmethod
     def of(cls, image: Array, sigma: float) -> _Content:
-        measured = measured_pixels(image, sigma)
-        values = image if measured.all() else image[measured]
-        if values.size == 0:
+        unmeasured = unmeasured_pixels(image, sigma)
+
+        def sums(rows: slice) -> tuple[int, float, float, float]:
+            values = image[rows]
+            if unmeasured is not None:
+                values = values[~unmeasured[rows]]
+            flat = values.reshape(-1)
+            if flat.size == 0:
+                return 0, 0.0, 0.0, 0.0
+            largest = max(float(flat.max()), -float(flat.min()))
+            if flat.dtype == np.float32:
+                flat = flat.astype(np.float64)
+            return flat.size, largest, float(flat.sum()), float(np.einsum("i,i->", flat, flat))
+
+        parts = np.array(in_threads(sums, _row_blocks(image.shape)))
+        n, _, total, square = parts.sum(axis=0)
+        if n == 0:
             return cls(0.0, 0.0, 0.0)
-        largest = max(float(values.max()), -float(values.min()), 0.0)
-        mean = float(values.mean(dtype=np.float64))
-        square = sum(
-            float(np.square(part, dtype=np.float64).sum())
-            for part in np.array_split(values.reshape(-1), max(1, values.size >> 18))
-        )
-        return cls(largest, mean, math.sqrt(max(square / values.size - mean**2, 0.0)))
+        mean = total / n
+        scatter = math.sqrt(max(square / n - mean**2, 0.0))
+        return cls(float(parts[:, 1].max()), mean, scatter)
 
 
 def _outside_matters(
@@ -917,7 +1008,8 @@ def filtered_image(
         back as they were.
     sigma
         Smallest standard deviation among the result's pixels, image_unit: pixels beyond 1e11
-        of it count as not finite.
+        of it count as not finite, and tiles of a float32 image are transformed in single
+        precision where that moves no pixel by more than 1e-3 of it.
     weights
         Weights of several kernels at pixels of the result, as for
         `whitediff.convolution.convolve_varying`.
@@ -932,7 +1024,7 @@ def filtered_image(
     Returns
     -------
     filtered
-        ``(ny, nx)``, the image's dtype, computed in double precision.
+        ``(ny, nx)``, the image's dtype.
 
     Raises
     ------
@@ -947,35 +1039,38 @@ def filtered_image(
     again: within the filter's reach of an edge the noise is not quite white.
     """
     kernels = kernel[None] if kernel.ndim == 2 else kernel
+    tolerance = 0.0 if sigma is None else PRECISION * sigma
     if fill == "interpolate":
-        unmeasured = ~measured_pixels(image, sigma)
+        unmeasured = unmeasured_pixels(image, sigma)
         if missing is None:
             missing = unmeasured
-        elif missing.shape == image.shape:  # Others are refused below.
+        elif unmeasured is not None and missing.shape == image.shape:  # Others are refused below.
             missing = missing | unmeasured
-        filled = interpolated(image, missing)
-        filtered = convolve_varying(filled, kernels, weights, boundary="reflect")
-        np.copyto(filtered, image, where=unmeasured)
+        filled = image if missing is None else interpolated(image, missing)
+        filtered = convolve_varying(
+            filled, kernels, weights, boundary="reflect", tolerance=tolerance
+        )
+        if unmeasured is not None:
+            np.copyto(filtered, image, where=unmeasured)
         return filtered
     if fill != "mean":
         raise ArgumentError(f"The fill must be 'mean' or 'interpolate'; got {fill!r}.")
     if missing is not None:
         raise ArgumentError("Finite pixels are missing only for fill='interpolate'; got 'mean'.")
-    filled, measured = _filled(image, sigma)
-    filtered = convolve_varying(filled, kernels, weights)
-    if measured is not None:
-        np.copyto(filtered, image, where=~measured)
+    filled, unmeasured = _filled(image, sigma)
+    filtered = convolve_varying(filled, kernels, weights, tolerance=tolerance)
+    if unmeasured is not None:
+        np.copyto(filtered, image, where=unmeasured)
     return filtered
 
 
 def _filled(image: Array, sigma: float | None) -> tuple[Array, Array | None]:
-    """Image with pixels that hold no measurement at the mean of the others, and which do."""
-    measured = measured_pixels(image, sigma)
-    n_measured = int(np.count_nonzero(measured))
-    if n_measured == 0:
-        raise DataError("The image has no finite pixel, so there is nothing to correct.")
-    if n_measured == image.size:
+    """Image with pixels that hold no measurement at the mean of the others, and which do not."""
+    unmeasured = unmeasured_pixels(image, sigma)
+    if unmeasured is None:
         return image, None
+    if unmeasured.all():
+        raise DataError("The image has no finite pixel, so there is nothing to correct.")
     # Double precision for the sum: of 10^7 float32 values it would drift.
-    mean = image.dtype.type(image[measured].mean(dtype=np.float64))
-    return np.where(measured, image, mean), measured
+    mean = image.dtype.type(image[~unmeasured].mean(dtype=np.float64))
+    return np.where(unmeasured, mean, image), unmeasured

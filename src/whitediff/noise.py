@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
-from threadpoolctl import threadpool_limits
 
 from . import fourier
 from .errors import ArgumentError, DataError
 from .stats import robust_sigma
+from .threads import single_threaded_algebra
 
 __all__ = [
     "FLOOR",
@@ -476,7 +476,7 @@ class _Fit:
 
 
 # The matrices are small: threads would take longer to wake up than they save.
-@threadpool_limits.wrap(limits=1)
+@single_threaded_algebra()
 def _fit(lags: Array, data: Array, pairs: Array, psf_sigma: float | None, max_lag: int) -> _Fit:
     size, others = max_lag, lags[1:]
     ay, ax = np.abs(others).T

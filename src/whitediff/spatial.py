@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
-from .convolution import available_threads
 from .polynomials import chebyshev_products, chebyshev_terms
+from .threads import in_threads, single_threaded_algebra
 
 __all__ = [
     "Sample",
@@ -167,7 +165,7 @@ class VaryingFilter:
         return image
 
 
-@threadpool_limits.wrap(limits=1)
+@single_threaded_algebra()
 def varying_filter(
     sample: Sample,
     *,
@@ -249,8 +247,9 @@ def _fitted(
     nodes, ratio_nodes = _nodes(orders[0]), _nodes(orders[1])
     ratios = low + (ratio_nodes + 1) / 2 * (high - low)
     v, u = (grid.ravel() for grid in np.meshgrid(nodes, nodes, indexing="ij"))
-    with ThreadPoolExecutor(available_threads()) as pool:
-        samples = list(pool.map(lambda a, b: sample(float(a), float(b), ratios), u, v))
+    samples = in_threads(
+        lambda place: sample(float(place[0]), float(place[1]), ratios), zip(u, v, strict=True)
+    )
     images = np.stack([one for one, _ in samples])
     numbers = np.stack([one for _, one in samples])
     mean = images.mean(axis=(0, 1))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
 
-from .convolution import available_threads
 from .errors import ArgumentError
+from .threads import in_threads
 
 __all__ = [
     "IQR_TO_SIGMA",
@@ -25,12 +23,22 @@ __all__ = [
 
 type Array = npt.NDArray[Any]
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 17
+"""Pixels that are worked on at a time, so that what is made of them stays in the cache."""
+
+_FEW = 1 << 18
+"""Pixels of which a clipped mean is simply sorted out."""
+
+_SAMPLE = 1 << 17
+_BRACKET_SIGMAS = 5.0
+_CORE_SIGMAS = 2.0
 _TILE = 256
 """Least side of a tile's grid: its transforms stay in the processor's cache."""
 
 IQR_TO_SIGMA = 0.741301109252802
 """Standard deviation of a Gaussian over its inter-quartile range."""
+
+_QUARTILES = (0.25, 0.5, 0.75)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,75 +92,190 @@ def clipped_mean(values: Array, *, good: Array | None = None) -> ClippedMean:
     ``n − 1``, bounds inclusive.  This is the ``MEANCLIP`` of LSST's statistics with
     its default three passes.
     """
+    if good is not None and good.shape != values.shape:
+        raise ArgumentError(
+            f"values and good must have the same shape; got {values.shape} and {good.shape}."
+        )
+    if values.size > _FEW:
+        found = _clipped_mean_of_many(values, good)
+        if found is not None:
+            return found
+    return _clipped_mean_of(np.sort(_usable(values, good)))
+
+
+def _usable(values: Array, good: Array | None) -> Array:
+    """Values that are finite, in single precision too, and good."""
     with np.errstate(over="ignore"):
         use = np.isfinite(values.astype(np.float32, copy=False))
     if good is not None:
-        if good.shape != values.shape:
-            raise ArgumentError(
-                f"values and good must have the same shape; got {values.shape} and {good.shape}."
-            )
         use &= good
-    used = values[use]
+    used: Array = values[use]
+    return used
+
+
+def _clipped_mean_of(ordered: Array) -> ClippedMean:
     nan = float("nan")
-    if used.size == 0:
+    if ordered.size == 0:
         return ClippedMean(nan, nan, nan, (nan,) * 3, (nan,) * 3, (0,) * 3)
-    if used.size == 1:
-        value = float(used[0])
-        return ClippedMean(value, value, 0.0, (value,) * 3, (0.0,) * 3, (1,) * 3)
-    # Sorted, every interval is a slice.
-    used.sort()
-    lower, median, upper = (_quantile(used, fraction) for fraction in (0.25, 0.5, 0.75))
+    lower, median, upper = (_quantile(ordered, fraction) for fraction in _QUARTILES)
+    return _clipped(_Part.of(np.zeros(0), median), ordered, lower, median, upper)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Sums over some values, of their differences from a center.
+
+    Attributes
+    ----------
+    center, count, total, square
+        Center, number of values, and the sums of the differences and of their squares.
+    """
+
+    center: float
+    count: int
+    total: float
+    square: float
+
+    @classmethod
+    def of(cls, values: Array, center: float) -> _Part:
+        """Sums over an array."""
+        offset = values.astype(np.float64) - center
+        return cls(center, values.size, float(offset.sum()), float(np.square(offset).sum()))
+
+    def __add__(self, other: _Part) -> _Part:
+        return _Part(
+            self.center,
+            self.count + other.count,
+            self.total + other.total,
+            self.square + other.square,
+        )
+
+    @property
+    def mean(self) -> float:
+        return self.center + self.total / self.count
+
+    @property
+    def standard_deviation(self) -> float:
+        if self.count < 2:
+            return 0.0
+        # Of rounding errors it may be negative.
+        square = max(0.0, self.square - self.total**2 / self.count)
+        return math.sqrt(square / (self.count - 1))
+
+
+def _clipped(core: _Part, others: Array, lower: float, median: float, upper: float) -> ClippedMean:
+    """Three passes over values of which all in the core are inside every interval."""
     center, half_width = median, 3 * IQR_TO_SIGMA * (upper - lower)
     centers, half_widths, counts = [], [], []
     for _ in range(3):
-        inside = used[_within(used, center, half_width)]
+        inside = np.abs(others.astype(np.float64) - center) <= half_width
+        part = core + _Part.of(others[inside], core.center)
         centers.append(center)
         half_widths.append(half_width)
-        counts.append(inside.size)
-        if inside.size == 0:
+        counts.append(part.count)
+        if part.count == 0:
             # Only when the spread is below the rounding of the mean.
-            return ClippedMean(
-                nan, median, upper - lower, tuple(centers), tuple(half_widths), tuple(counts)
-            )
-        center = float(inside.mean(dtype=np.float64))
-        half_width = 3 * _standard_deviation(inside, center)
+            center = float("nan")
+            break
+        center, half_width = part.mean, 3 * part.standard_deviation
     return ClippedMean(
         center, median, upper - lower, tuple(centers), tuple(half_widths), tuple(counts)
     )
 
 
+def _clipped_mean_of_many(values: Array, good: Array | None) -> ClippedMean | None:
+    """`clipped_mean` in one pass over the values; None where it takes another one.
+
+    A sample tells about where the quartiles are, and of which values no interval takes any
+    away.  The latter are summed; only the few others, and those near the quartiles, are looked
+    at one by one.
+    """
+    step = max(1, math.ceil((values.size / _SAMPLE) ** (1 / values.ndim))) | 1
+    every = (slice(None, None, step),) * values.ndim
+    sample = np.sort(_usable(values[every], None if good is None else good[every]))
+    if sample.size < _SAMPLE // 64:
+        return None
+    brackets = [_bracket(sample, fraction) for fraction in _QUARTILES]
+    middle = float(sample[sample.size // 2])
+    reach = _CORE_SIGMAS * IQR_TO_SIGMA * float(brackets[2][0] - brackets[0][1])
+    low = values.dtype.type(min(middle - reach, brackets[0][0]))
+    high = values.dtype.type(max(middle + reach, brackets[2][1]))
+    rows = max(1, _CHUNK // max(1, values[0].size))
+
+    def work(start: int) -> tuple[_Part, Array, list[int], list[Array]]:
+        part = values[start : start + rows].reshape(-1)
+        use = None if good is None else good[start : start + rows].reshape(-1)
+
+        def used(pixels: Array) -> Array:
+            return pixels if use is None else np.logical_and(pixels, use, out=pixels)
+
+        inside = part >= low
+        inside &= part <= high
+        inside = used(inside)
+        apart = part[used(~inside)]
+        others = _usable(apart, None)
+        # Zero in place of what does not count.
+        offset = np.subtract(part, middle, dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            offset *= inside
+        total = float(offset.sum())
+        if not math.isfinite(total):
+            np.copyto(offset, 0.0, where=~inside)
+            total = float(offset.sum())
+        square = float(np.einsum("i,i->", offset, offset))
+        core = _Part(middle, int(np.count_nonzero(inside)), total, square)
+        # Of those below the core, some are not finite.
+        missing = int(np.count_nonzero(apart < low)) - int(np.count_nonzero(others < low))
+        before, between = [], []
+        for first, last in brackets:
+            near = used(part < first)
+            before.append(int(np.count_nonzero(near)) - missing)
+            np.greater_equal(part, first, out=near)
+            near &= part <= last
+            near = used(near)
+            between.append(
+                part[near]
+                if first < last
+                else np.full(int(np.count_nonzero(near)), first, part.dtype)
+            )
+        return core, others, before, between
+
+    parts = in_threads(work, range(0, len(values), rows))
+    core = _Part(middle, 0, 0.0, 0.0)
+    for part, *_ in parts:
+        core += part
+    others = np.concatenate([part for _, part, *_ in parts])
+    quartiles = []
+    for i, fraction in enumerate(_QUARTILES):
+        first = sum(before[i] for *_, before, _ in parts)
+        near = np.sort(np.concatenate([between[i] for *_, between in parts]))
+        rank = fraction * (core.count + others.size - 1) - first
+        if not (rank >= 0 and int(rank) + 1 < near.size):
+            return None
+        quartiles.append(_between(near, rank))
+    found = _clipped(core, others, *quartiles)
+    for center, half_width in zip(found.centers, found.half_widths, strict=True):
+        if not (center - low <= half_width and high - center <= half_width):
+            return None
+    return found
+
+
+def _bracket(ordered: Array, fraction: float) -> tuple[Any, Any]:
+    """Values of a sample between which a quantile of all lies, but for one in a million."""
+    n = ordered.size
+    rank = fraction * (n - 1)
+    reach = _BRACKET_SIGMAS * math.sqrt(n * fraction * (1 - fraction)) + 1
+    return ordered[max(0, int(rank - reach))], ordered[min(n - 1, math.ceil(rank + reach))]
+
+
 def _quantile(ordered: Array, fraction: float) -> float:
-    rank = fraction * (ordered.size - 1)
+    return _between(ordered, fraction * (ordered.size - 1))
+
+
+def _between(ordered: Array, rank: float) -> float:
     low = int(rank)
     lower, upper = float(ordered[low]), float(ordered[min(low + 1, ordered.size - 1)])
     return lower + (rank - low) * (upper - lower)
-
-
-def _within(ordered: Array, center: float, half_width: float) -> slice:
-    """Slice of the values with ``|v − center| ≤ half_width``, to the last rounding."""
-
-    def first(beyond: Callable[[float], bool]) -> int:
-        low, high = 0, ordered.size
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if beyond(float(ordered[middle])) else (middle + 1, high)
-        return low
-
-    return slice(
-        first(lambda v: v >= center or center - v <= half_width),
-        first(lambda v: v > center and v - center > half_width),
-    )
-
-
-def _standard_deviation(values: Array, mean: float) -> float:
-    if values.size < 2:
-        return 0.0
-    total = 0.0
-    for start in range(0, values.size, _CHUNK):
-        part = values[start : start + _CHUNK].astype(np.float64)
-        part -= mean
-        total += float(part @ part)
-    return math.sqrt(total / (values.size - 1))
 
 
 def robust_sigma(values: Array) -> float:
@@ -239,8 +362,7 @@ def autocorrelation(image: Array, good: Array, max_lag: int) -> Array:
                 total += tile_ft
         return sums, pairs
 
-    with ThreadPoolExecutor(available_threads()) as pool:
-        rows_of_tiles = list(pool.map(work, range(0, ny, step_y)))
+    rows_of_tiles = in_threads(work, range(0, ny, step_y))
     lags = np.arange(-max_lag, max_lag + 1)
     products, counts = (
         scipy.fft.irfft2(sum(parts), s=grid)[: max_lag + 1][:, lags]

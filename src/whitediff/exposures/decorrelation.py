@@ -7,7 +7,6 @@ import functools
 import logging
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +17,6 @@ from lsst.images.fields import ChebyshevField
 from lsst.images.psfs import PointSpreadFunction
 
 from .. import decorrelation
-from ..convolution import available_threads
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
 from ..stats import clipped_mean
@@ -36,16 +34,16 @@ __all__ = [
     "Noise",
     "check_defined",
     "decorrelate",
+    "has_finite",
     "image_of_kernel",
     "known_constant",
     "named",
     "noise_at",
-    "report_absurd",
-    "smallest_sigma",
+    "pixels_to_distrust",
+    "typical_variance",
     "untouched",
     "usable_variance",
     "variance_mean",
-    "variance_means",
 ]
 
 type Array = npt.NDArray[Any]
@@ -58,6 +56,7 @@ _log = logging.getLogger("whitediff.decorrelate")
 _NOISY_SCORE_FILTER = 3
 """Absolute weight of a score filter, over that of its part on the sky, to warn of."""
 _RESPONSE_NODES = 5
+_ENOUGH_PIXELS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,8 +171,8 @@ class Decorrelation:
         Variance of a pixel per unit variance of the unconvolved and the convolved
         exposure, before a division by the squared kernel sum.
     variance_mean_before, variance_mean_after
-        Clipped means of the difference's variance plane, image_unit²; NaN where no
-        pixel was usable.
+        Clipped means of the difference's variance plane, image_unit², of a large frame on every
+        n-th row; NaN where no pixel was usable.
     contaminated_fraction
         Fraction of the pixels marked CONTAMINATED.
     response
@@ -207,6 +206,22 @@ class Decorrelation:
     flux_error: float = 0.0
 
 
+def has_finite(image: Array) -> bool:
+    """Whether any pixel of an image is finite.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+
+    Returns
+    -------
+    finite
+        True or False.
+    """
+    return any(bool(np.isfinite(row).any()) for row in image)
+
+
 def variance_mean(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) -> float:
     """Clipped mean of an exposure's variance plane.
 
@@ -226,23 +241,23 @@ def variance_mean(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) -> fl
     return clipped_mean(exposure.variance.array, good=good).mean
 
 
-def variance_means(
-    exposures: tuple[Exposure, ...], ignore_mask_planes: tuple[str, ...]
-) -> list[float]:
-    """Clipped means of several variance planes, side by side.
+def typical_variance(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) -> float:
+    """`variance_mean` of a million pixels: good enough to tell what was done.
 
     Parameters
     ----------
-    exposures, ignore_mask_planes
+    exposure, ignore_mask_planes
         As for `variance_mean`.
 
     Returns
     -------
-    means
-        image_unit²; NaN for an exposure without a usable pixel.
+    mean
+        image_unit²; of every n-th row of a large frame, of all rows of a small one.
     """
-    with ThreadPoolExecutor(min(len(exposures), available_threads())) as pool:
-        return list(pool.map(lambda each: variance_mean(each, ignore_mask_planes), exposures))
+    variance = exposure.variance.array
+    rows = slice(None, None, max(1, variance.size // _ENOUGH_PIXELS))
+    good = ~masks.flagged(exposure.mask, ignore_mask_planes, rows=rows)
+    return clipped_mean(variance[rows], good=good).mean
 
 
 def decorrelate(
@@ -331,7 +346,7 @@ def decorrelate(
         ("template", template),
         ("difference", difference),
     ):
-        if not np.isfinite(exposure.image.array).any():
+        if not has_finite(exposure.image.array):
             raise DataError(
                 f"{named(name, exposure)} image has no finite pixel: all"
                 f" {exposure.image.array.size} are NaN or infinite."
@@ -392,7 +407,7 @@ def decorrelate(
         variance = _variance_plane(*planes, correction, weights, options, filters)
     else:
         variance = local.variance(*(planes if filters.template_matched else planes[::-1]))
-    sigma = smallest_sigma(variance)
+    sigma = decorrelation.smallest_sigma(variance)
     if options.fill == "interpolate" and missing is None:
         missing = masks.flagged(difference.mask, masks.INTERPOLATED_MASK_PLANES)
     if local is None:
@@ -400,9 +415,7 @@ def decorrelate(
     else:
         image = local.image(difference.image.array, sigma, fill=options.fill, missing=missing)
         pixel_kernel = local.filter.images[0]
-    measured = decorrelation.measured_pixels(difference.image.array, sigma)
-    report_absurd(difference, measured)
-    untrusted = masks.flagged(difference.mask, options.untrusted_mask_planes) | ~measured
+    untrusted = pixels_to_distrust(difference, sigma, options.untrusted_mask_planes)
     contaminated = _contaminated(correction, pixel_kernel, untrusted, filters)
     psf = None if difference.psf is None else _psf_before(difference.psf, filters, box, options)
     on_stamps = filters.correction_on_stamps(correction, transform=options.transform)
@@ -428,7 +441,6 @@ def decorrelate(
         header=difference.header.copy(),
         primary_header=difference.primary_header.copy(),
     )
-    before, after = variance_means((difference, exposure), ignore)
     return Decorrelation(
         exposure=exposure,
         options=options,
@@ -440,8 +452,8 @@ def decorrelate(
         science_variance=filters.science_variance,
         template_variance=filters.template_variance,
         variance_weights=weights,
-        variance_mean_before=before,
-        variance_mean_after=after,
+        variance_mean_before=typical_variance(difference, ignore),
+        variance_mean_after=typical_variance(exposure, ignore),
         contaminated_fraction=float(contaminated.mean()),
         response=(
             None
@@ -619,34 +631,30 @@ def _corrected_image(
     ).astype(image.dtype, copy=False)
 
 
-def smallest_sigma(variance: Array) -> float | None:
-    """Smallest standard deviation among an image's pixels.
-
-    Parameters
-    ----------
-    variance
-        ``(ny, nx)`` variance plane, image_unit².
-
-    Returns
-    -------
-    sigma
-        image_unit; None if no pixel has a positive variance.
-    """
-    positive = variance[np.isfinite(variance) & (variance > 0)]
-    return math.sqrt(float(positive.min())) if positive.size else None
-
-
-def report_absurd(difference: Exposure, measured: Array) -> None:
-    """Warn of finite pixels that are no measurement.
+def pixels_to_distrust(
+    difference: Exposure, sigma: float | None, mask_planes: tuple[str, ...]
+) -> Array:
+    """Pixels of a difference that hold no measurement, for what the filter makes of them.
 
     Parameters
     ----------
     difference
         Exposure.
-    measured
-        ``(ny, nx)`` boolean, `whitediff.decorrelation.measured_pixels`.
+    sigma
+        Smallest standard deviation of a pixel, image_unit.
+    mask_planes
+        Planes whose pixels hold none.
+
+    Returns
+    -------
+    untrusted
+        ``(ny, nx)`` boolean; of finite pixels beyond 1e11 sigma a warning tells.
     """
-    absurd = np.isfinite(difference.image.array) & ~measured
+    untrusted = masks.flagged(difference.mask, mask_planes)
+    unmeasured = decorrelation.unmeasured_pixels(difference.image.array, sigma)
+    if unmeasured is None:
+        return untrusted
+    absurd = np.isfinite(difference.image.array) & unmeasured
     if absurd.any():
         _log.warning(
             "%s has %d pixels beyond 1e11 sigma, such as %g; they are taken as missing.",
@@ -654,6 +662,7 @@ def report_absurd(difference: Exposure, measured: Array) -> None:
             int(absurd.sum()),
             float(difference.image.array[absurd][0]),
         )
+    return untrusted | unmeasured
 
 
 def _contaminated(

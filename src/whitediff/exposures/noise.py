@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ..convolution import available_threads
 from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import choose_candidates, find_sources
 from ..noise import NoiseCovariance, measured_covariance
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import detect_sources, smooth_background, sources_and_background
 from ..stats import robust_sigma
+from ..threads import in_threads
 from . import masks
 from .model import Exposure
 from .psf import average_position, psf_image
@@ -233,10 +232,7 @@ def noises_by_role(
     noises
         In their order, as by `measured_noises`.
     """
-    with ThreadPoolExecutor(min(len(exposures), available_threads())) as pool:
-        found = list(
-            pool.map(lambda exposure: _measured_noise(exposure, sources), exposures.values())
-        )
+    found = in_threads(lambda exposure: _measured_noise(exposure, sources), exposures.values())
     noises: list[NoiseCovariance | None] = []
     for (role, exposure), noise in zip(exposures.items(), found, strict=True):
         name = exposure.source or f"The {role}"

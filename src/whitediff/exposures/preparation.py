@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ..convolution import available_threads
 from ..errors import DataError
 from ..matching.candidates import (
     CandidateOptions,
@@ -21,6 +19,7 @@ from ..matching.candidates import (
 )
 from ..matching.psf import measure_psf
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..threads import in_threads
 from . import masks
 from .alignment import aligned_template
 from .kernels import term_kernel
@@ -146,8 +145,11 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
     # The two exposures side by side.
-    with ThreadPoolExecutor(min(2, available_threads())) as pool:
-        (pixels, flat) = zip(*pool.map(sources_apart, (science, template), untrusted), strict=True)
+    apart = in_threads(
+        lambda each: sources_apart(*each), zip((science, template), untrusted, strict=True)
+    )
+    (pixels, flat) = zip(*apart, strict=True)
+    del apart
     factors = (1.0, 1.0)
     if options.rescale_variance:
         factors = (

@@ -24,10 +24,9 @@ from .decorrelation import (
     known_constant,
     named,
     noise_at,
-    report_absurd,
-    smallest_sigma,
+    pixels_to_distrust,
+    typical_variance,
     usable_variance,
-    variance_means,
 )
 from .filters import StackFilters
 from .model import Exposure
@@ -321,16 +320,14 @@ def decorrelate_stack(
     _report_floor(correction, difference)
 
     variance = local.variance(*(member.exposure.variance.array for member in every))
-    sigma = smallest_sigma(variance)
+    sigma = decorrelation.smallest_sigma(variance)
     if options.fill == "interpolate" and missing is None:
         missing = masks.flagged(difference.mask, masks.INTERPOLATED_MASK_PLANES)
     image = difference.image.array
     if image.dtype.kind != "f":
         image = image.astype(np.float64)
     corrected = local.image(image, sigma, fill=options.fill, missing=missing)
-    measured = decorrelation.measured_pixels(image, sigma)
-    report_absurd(difference, measured)
-    untrusted = masks.flagged(difference.mask, options.untrusted_mask_planes) | ~measured
+    untrusted = pixels_to_distrust(difference, sigma, options.untrusted_mask_planes)
     contaminated = decorrelation.contaminated_pixels(pixel_kernel, untrusted)
     psf = None if difference.psf is None else as_kernel_psf(difference.psf, box)
     exposure = Exposure(
@@ -346,7 +343,6 @@ def decorrelate_stack(
         header=difference.header.copy(),
         primary_header=difference.primary_header.copy(),
     )
-    before, after = variance_means((difference, exposure), ignore)
     weights = [weight / options.divisor**2 for weight in correction.variance_weights]
     n_science = len(sides["science"])
     return StackDecorrelation(
@@ -363,8 +359,8 @@ def decorrelate_stack(
         white_variance=correction.white_variance / options.divisor**2,
         floored_fraction=correction.floored_fraction,
         largest_correction=correction.largest,
-        variance_mean_before=before,
-        variance_mean_after=after,
+        variance_mean_before=typical_variance(difference, ignore),
+        variance_mean_after=typical_variance(exposure, ignore),
         contaminated_fraction=float(contaminated.mean()),
         local=local,
     )

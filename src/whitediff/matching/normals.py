@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
 import scipy.linalg
-from threadpoolctl import threadpool_limits
 
-from ..convolution import available_threads
 from ..errors import ArgumentError
+from ..threads import in_threads, single_threaded_algebra
 from .basis import KernelBasis
 
 __all__ = ["Normals", "Stamps", "normal_equations", "residual_statistics"]
@@ -197,8 +195,8 @@ def normal_equations(stamps: Stamps, basis: KernelBasis) -> Normals:
 
     # Chunks in parallel, each on one thread: the result does not depend on their number, and
     # small products do not fight for cores.
-    with threadpool_limits(1), ThreadPoolExecutor(available_threads()) as pool:
-        list(pool.map(work, range(0, n, chunk)))
+    with single_threaded_algebra():
+        in_threads(work, range(0, n, chunk))
     pixels = np.count_nonzero(stamps.weight, axis=(1, 2)).astype(np.float64)
     mean /= np.maximum(pixels, 1)[:, None]
     if basis.products is not None:

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import scipy.ndimage
 from astropy.stats import sigma_clipped_stats
 from astropy.utils.exceptions import AstropyUserWarning
-from threadpoolctl import threadpool_limits
 
 from ..errors import ArgumentError, DataError
 from ..polynomials import chebyshev_products
+from ..threads import single_threaded_algebra
 
 __all__ = ["measure_psf"]
 
@@ -29,7 +29,7 @@ _CLIP = 4.0
 _PASSES = 3
 
 
-@threadpool_limits.wrap(limits=1)
+@single_threaded_algebra()
 def measure_psf(
     image: Array,
     variance: Array,

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from ..errors import DataError
 from ..polynomials import chebyshev_products
+from ..threads import single_threaded_algebra
 from .basis import KernelBasis
 from .design import Design, FitOptions
 from .normals import Normals, Stamps, normal_equations, residual_statistics
@@ -113,7 +113,7 @@ class KernelFit:
 
 
 # Threads of small matrix products hinder each other, badly where cores are busy.
-@threadpool_limits.wrap(limits=1)
+@single_threaded_algebra()
 def fit_kernel(stamps: Stamps, basis: KernelBasis, options: FitOptions | None = None) -> KernelFit:
     """Fit a spatially varying kernel and background to stamps around stars.
 
@@ -194,7 +194,7 @@ def _design(stamps: Stamps, basis: KernelBasis, options: FitOptions) -> Design:
     return Design(basis, kernel_terms, background_terms, options)
 
 
-@threadpool_limits.wrap(limits=1)
+@single_threaded_algebra()
 def choose_kernel_order(
     stamps: Stamps,
     basis: KernelBasis,

@@ -545,7 +545,8 @@ class DecorrelateALKernelTask(Task):
             ("template", template),
             ("difference", difference),
         ):
-            if np.isnan(exposure.image.array).all():
+            # Row by row: the first usually tells.
+            if all(np.isnan(row).all() for row in exposure.image.array):
                 self.log.warning(
                     "The %s exposure is all NaN; the difference is returned unchanged.", name
                 )
