@@ -19,7 +19,6 @@ import whitediff
 
 from . import report
 
-
 SIZES = [(1024, 1024), (2048, 2048), (4000, 4072), (8192, 8192)]
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "checked_kernel",
     "compact_kernel",
     "compact_reach",
+    "compact_square",
     "contaminated_pixels",
     "corrected_image",
     "corrected_psf",
@@ -47,6 +48,7 @@ __all__ = [
     "filtered_stamp",
     "full_variance",
     "pixel_kernel",
+    "propagated_variance",
     "reflected",
     "score_correction",
     "smallest_sigma",
@@ -78,6 +80,7 @@ Errors of a double-precision transform stay below 1e-3 sigma for less than 2.8e1
 _BLOCK = 1 << 17
 _WEIGHT_PRECISION = 1e-5
 _REACHES = (16, 24, 32, 48, 64, 96)
+_VARIANCE_PRECISION = 1e-5
 
 PRECISION = 1e-3
 """Allowed error of a filtered pixel over its standard deviation."""
@@ -224,7 +227,7 @@ def _kernel_spectrum(
         raise ArgumentError(f"The {name} {kernel.shape} is larger than the grid {shape}.")
     if unit_sum:
         kernel = kernel / kernel_sum
-    return fourier.forward(fourier.pad_center_origin(kernel, shape), shape), kernel_sum
+    return fourier.stamp_spectrum(kernel, shape), kernel_sum
 
 
 def _check_variances(unconvolved_variance: float, convolved_variance: float) -> None:
@@ -727,8 +730,59 @@ def full_variance(
     assert total is not None
     variance = fourier.inverse(total, shape, (unconvolved.shape[0], unconvolved.shape[1]))
     variance = variance.astype(np.result_type(unconvolved, convolved, np.float32))
-    variance[np.isinf(unconvolved) | np.isinf(convolved)] = np.inf
-    variance[np.isnan(unconvolved) | np.isnan(convolved)] = np.nan
+    return _with_not_finite(variance, unconvolved, convolved)
+
+
+def propagated_variance(
+    unconvolved: Array,
+    convolved: Array,
+    *,
+    unconvolved_fill: float,
+    convolved_fill: float,
+    squared_kernels: tuple[Array, Array],
+    tolerance: float,
+) -> Array:
+    """`full_variance`, with squared kernels that are compact.
+
+    Parameters
+    ----------
+    unconvolved, convolved, unconvolved_fill, convolved_fill
+        As for `full_variance`.
+    squared_kernels
+        Squares of the total kernels on the pixels, origin in the middle.
+    tolerance
+        Largest error of a pixel, besides its rounding, image_unit².
+
+    Returns
+    -------
+    variance
+        As of `full_variance`.
+
+    Raises
+    ------
+    ArgumentError
+        If the shapes of the planes differ.
+    """
+    _check_planes(unconvolved, convolved)
+    total: Array | None = None
+    for plane, fill, kernel in zip(
+        (unconvolved, convolved), (unconvolved_fill, convolved_fill), squared_kernels, strict=True
+    ):
+        unmeasured = unmeasured_pixels(plane)
+        if unmeasured is not None:
+            plane = np.where(unmeasured, plane.dtype.type(fill), plane)
+        part = convolve(plane, kernel, tolerance=tolerance / 2)
+        total = part if total is None else np.add(total, part)
+    assert total is not None
+    return _with_not_finite(total, unconvolved, convolved)
+
+
+def _with_not_finite(variance: Array, *planes: Array) -> Array:
+    """Variance plane in which infinite pixels of other planes are infinite, and NaN are NaN."""
+    for value, is_so in ((np.inf, np.isinf), (np.nan, np.isnan)):
+        for plane in planes:
+            if unmeasured_pixels(plane) is not None:
+                variance[is_so(plane)] = value
     return variance
 
 
@@ -740,7 +794,9 @@ def _check_planes(unconvolved: Array, convolved: Array) -> None:
         )
 
 
-def pixel_kernel(correction_ft: Array, *, shape: tuple[int, int]) -> Array:
+def pixel_kernel(
+    correction_ft: Array, *, shape: tuple[int, int], dtype: npt.DTypeLike = np.float64
+) -> Array:
     """Convolution kernel of a spectrum, on the pixels of its grid.
 
     Parameters
@@ -749,13 +805,15 @@ def pixel_kernel(correction_ft: Array, *, shape: tuple[int, int]) -> Array:
         ``(shape[0], shape[1]//2 + 1)``, `numpy.fft.rfft2` layout.
     shape
         Transform grid.
+    dtype
+        Floating-point type of the result.
 
     Returns
     -------
     kernel
-        ``shape``, float64, origin at ``[0, 0]``, periodic.
+        ``shape``, origin at ``[0, 0]``, periodic.
     """
-    return fourier.inverse(correction_ft.astype(np.complex128), shape, shape)
+    return fourier.inverse(correction_ft.astype(np.result_type(dtype, np.complex64)), shape, shape)
 
 
 def absolute_weight(kernel: Array, pixels: Array) -> Array:
@@ -847,6 +905,33 @@ def _weight_inside(kernel: Array, shape: tuple[int, ...], rows: slice, columns: 
     strip = sums[bottom] - sums[top]
     inside: Array = strip[:, right] - strip[:, left]
     return inside
+
+
+def compact_square(kernel: Array, shape: tuple[int, ...]) -> Array | None:
+    """Square of a kernel on the pixels, cut to where it is not negligible.
+
+    Parameters
+    ----------
+    kernel
+        `pixel_kernel`.
+    shape
+        ``(ny, nx)`` of the image that is to be convolved with it.
+
+    Returns
+    -------
+    square
+        ``(2·reach + 1, 2·reach + 1)``, origin in the middle; what is left out is less than 1e-5
+        of the sum.  None where that takes a third of the kernel's grid, or half of the image.
+    """
+    square = kernel**2
+    total = float(square.sum())
+    for reach in _REACHES:
+        if reach > min(*(n // 3 for n in kernel.shape), *((n - 1) // 2 for n in shape)):
+            return None
+        compact = fourier.crop_center_origin(square, (2 * reach + 1, 2 * reach + 1))
+        if total - float(compact.sum()) < _VARIANCE_PRECISION * total:
+            return compact
+    return None
 
 
 def depends_on_grid(kernel: Array, image: Array, *, margin: tuple[int, int], sigma: float) -> bool:

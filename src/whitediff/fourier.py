@@ -15,6 +15,7 @@ import numpy.typing as npt
 import scipy.fft
 
 from .errors import ArgumentError
+from .threads import available_threads
 
 __all__ = [
     "common_shape",
@@ -26,6 +27,7 @@ __all__ = [
     "inverse",
     "mean_square_modulus",
     "pad_center_origin",
+    "stamp_spectrum",
 ]
 
 type Array = npt.NDArray[Any]
@@ -163,6 +165,42 @@ def crop_center_origin(array: Array, shape: tuple[int, ...]) -> Array:
     return array[np.ix_(*indices)]
 
 
+def stamp_spectrum(stamp: Array, shape: tuple[int, int]) -> Array:
+    """Half spectrum of a stamp whose origin is its centre, on a grid of any size.
+
+    Parameters
+    ----------
+    stamp
+        ``(ny, nx)`` real, origin at ``[ny//2, nx//2]``.
+    shape
+        Grid, on no axis smaller than the stamp.
+
+    Returns
+    -------
+    stamp_ft
+        ``(shape[0], shape[1]//2 + 1)`` complex128, `numpy.fft.rfft2` layout: that of
+        `pad_center_origin`'s result, but only rows that are not zero are transformed.
+
+    Raises
+    ------
+    ArgumentError
+        If the grid is smaller than the stamp.
+    """
+    rows = stamp.shape[0]
+    strip = pad_center_origin(stamp.astype(np.float64, copy=False), (rows, shape[1]))
+    if rows > shape[0]:
+        raise ArgumentError(
+            f"The grid {tuple(shape)} must be at least as large as the array {stamp.shape}."
+        )
+    strip_ft = scipy.fft.rfft(strip, axis=1)
+    # The strip's rows before the origin are at its end, and there they stay on the grid.
+    after = rows - rows // 2
+    full = np.zeros((shape[0], strip_ft.shape[1]), strip_ft.dtype)
+    full[:after] = strip_ft[:after]
+    full[shape[0] - (rows - after) :] = strip_ft[after:]
+    return scipy.fft.fft(full, axis=0, workers=_workers(shape), overwrite_x=True)
+
+
 def forward(array: Array, shape: tuple[int, int]) -> Array:
     """Half spectrum of an image-like array whose origin is its first pixel, zero-padded.
 
@@ -204,8 +242,8 @@ def inverse(array_ft: Array, shape: tuple[int, int], crop: tuple[int, int]) -> A
 
 
 def _workers(shape: tuple[int, int]) -> int:
-    """All cores for frames, one for stamps, which are done before a thread has started."""
-    return -1 if math.prod(shape) >= _FRAME else 1
+    """All threads for frames, one for stamps, which are done before a thread has started."""
+    return available_threads() if math.prod(shape) >= _FRAME else 1
 
 
 def half_spectrum(full: Array) -> Array:

@@ -68,10 +68,11 @@ def _cell_medians(image: Array, use: Array, cell: int) -> Array:
     medians = np.empty((cells_y, cells_x))
     for j in range(cells_y):
         # All cells of a row at a time: their pixels sorted, those not to use at the end.
-        part = np.ix_(rows[j], columns.ravel())
-        good = use[part] & row_used[j][:, None] & column_used.ravel()
-        values = np.where(good, image[part], np.inf)
-        values = values.reshape(len(rows[j]), cells_x, -1).transpose(1, 0, 2).reshape(cells_x, -1)
+        part = slice(rows[j, 0], rows[j, -1] + 1)
+        good = use[part].take(columns.ravel(), axis=1)
+        good &= row_used[j, : len(good), None] & column_used.ravel()
+        values = np.where(good, image[part].take(columns.ravel(), axis=1), np.inf)
+        values = values.reshape(len(good), cells_x, -1).transpose(1, 0, 2).reshape(cells_x, -1)
         values.sort(axis=1)
         count = np.count_nonzero(np.isfinite(values), axis=1)
         size = int(row_used[j].sum()) * column_used.sum(axis=1)
@@ -96,8 +97,20 @@ def _interpolated(medians: Array, shape: tuple[int, ...]) -> Array:
     (ny, nx), (cells_y, cells_x) = shape, medians.shape
     y = (np.arange(ny) + 0.5) / ny * cells_y - 0.5
     x = (np.arange(nx) + 0.5) / nx * cells_x - 0.5
-    matrix = _linear_matrix(x, cells_x).T.astype(medians.dtype)
-    return (_linear_matrix(y, cells_y).astype(medians.dtype) @ medians) @ matrix
+    # Along the rows by a small product of matrices; between them, a line for every column.
+    rows = medians @ _linear_matrix(x, cells_x).T.astype(medians.dtype)
+    result = np.empty((ny, nx), medians.dtype)
+    if cells_y == 1:
+        result[:] = rows
+        return result
+    above = np.clip(np.floor(y).astype(int), 0, cells_y - 2)
+    starts = np.flatnonzero(np.diff(above, prepend=-1))
+    for start, stop in zip(starts, np.append(starts[1:], ny), strict=True):
+        cell = above[start]
+        fraction = (y[start:stop] - cell).astype(medians.dtype)
+        np.multiply(fraction[:, None], rows[cell + 1] - rows[cell], out=result[start:stop])
+        result[start:stop] += rows[cell]
+    return result
 
 
 def _cell_indices(size: int, cells: int) -> tuple[Array, Array]:
@@ -177,15 +190,17 @@ def sources_and_background(image: Array, unusable: Array | None = None) -> tuple
         usable &= ~unusable
     if not usable.any():
         raise DataError("No pixel is usable, so sources cannot be told from background.")
-    count = _summed_pairs(usable.view(np.uint8)).astype(np.float32)
-    if usable.all():
+    count = _summed_pairs(usable.view(np.uint8))
+    if usable.all() and not any(n % 2 for n in image.shape):
         mean = _summed_pairs(image.astype(np.float32, copy=False))
+        mean *= np.float32(0.25)
+        weight = covered = None
     else:
         mean = _summed_pairs(np.where(usable, image, 0).astype(np.float32, copy=False))
-    mean /= np.maximum(count, 1)
+        mean /= np.maximum(count, 1)
+        weight = count * np.float32(0.25)
+        covered = np.maximum(_smoothed(weight), np.float32(1e-3))
     measured = count > 0
-    weight = count / np.float32(4)
-    covered = np.maximum(scipy.ndimage.gaussian_filter(weight, _SMOOTHING_SIGMA_BINNED), 1e-3)
     sources = np.zeros(mean.shape, dtype=bool)
     background: Array | float = 0.0
     # Twice: the first background and scatter still contain the sources.
@@ -197,21 +212,27 @@ def sources_and_background(image: Array, unusable: Array | None = None) -> tuple
         medians = _cell_medians(mean, free, _BACKGROUND_CELL // 2).astype(np.float32)
         background = background + medians
         mean -= _interpolated(medians, mean.shape)
-        smoothed = scipy.ndimage.gaussian_filter(mean * weight, _SMOOTHING_SIGMA_BINNED) / covered
+        smoothed = _smoothed(mean if weight is None else mean * weight)
+        if covered is not None:
+            smoothed /= covered
         scatter = robust_sigma(_sample(smoothed[free]))
         if not scatter > 0:
             break
-        faint = smoothed > _GROWTH_THRESHOLD * scatter
-        bright = smoothed > _DETECTION_THRESHOLD * scatter
-        labels, _ = scipy.ndimage.label(faint)
-        detected = np.zeros(int(labels.max()) + 1, dtype=bool)
-        detected[labels[bright]] = True
+        faint = smoothed > np.float32(_GROWTH_THRESHOLD * scatter)
+        labels, number = scipy.ndimage.label(faint)
+        detected = np.zeros(number + 1, dtype=bool)
+        detected[labels[smoothed > np.float32(_DETECTION_THRESHOLD * scatter)]] = True
         sources = scipy.ndimage.maximum_filter(
             detected[labels].view(np.uint8), size=_GROWTH_PIXELS + 1
-        ).astype(bool)
+        ).view(bool)
     ny, nx = image.shape
     sources = np.repeat(np.repeat(sources, 2, axis=0), 2, axis=1)[:ny, :nx] & usable
-    return sources, _interpolated(np.atleast_2d(background), image.shape)
+    return sources, _interpolated(np.atleast_2d(np.float32(background)), image.shape)
+
+
+def _smoothed(image: Array) -> Array:
+    result: Array = scipy.ndimage.gaussian_filter(image, _SMOOTHING_SIGMA_BINNED)
+    return result
 
 
 def _summed_pairs(image: Array) -> Array:
@@ -223,7 +244,7 @@ def _summed_pairs(image: Array) -> Array:
     return rows[:, ::2] + rows[:, 1::2]
 
 
-def _sample(values: Array, most: int = 1_000_000) -> Array:
+def _sample(values: Array, most: int = 250_000) -> Array:
     """Every n-th value, so that there are enough for a quantile and not many more."""
     return values[:: max(1, values.size // most)]
 

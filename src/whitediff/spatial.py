@@ -303,16 +303,17 @@ def cell_means(image: Array, use: Array, cell: int) -> Array:
         ``(ceil(ny/cell), ceil(nx/cell))`` float64; NaN where no pixel counts.
     """
     ny, nx = image.shape
-    rows, columns = np.arange(0, ny, cell), np.arange(0, nx, cell)
+    columns = np.arange(0, nx, cell)
 
-    def sums(plane: Array) -> Array:
-        part = np.add.reduceat(plane, rows, axis=0, dtype=np.float64)
-        return np.add.reduceat(part, columns, axis=1)
+    def work(start: int) -> Array:
+        # Rows of cells: first all their rows, which are long, then the columns.
+        rows = slice(start, start + cell)
+        values = np.where(use[rows], image[rows], 0).sum(axis=0, dtype=np.float64)
+        count = np.add.reduceat(use[rows].sum(axis=0, dtype=np.int64), columns)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(np.add.reduceat(values, columns) / count)
 
-    count = sums(use)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means: Array = sums(np.where(use, image, 0)) / count
-    return means
+    return np.stack(in_threads(work, range(0, ny, cell)))
 
 
 def interpolated_cells(cells: Array, cell: int, rows: slice, columns: slice) -> Array:

@@ -202,7 +202,7 @@ def _clipped_mean_of_many(values: Array, good: Array | None) -> ClippedMean | No
     high = values.dtype.type(max(middle + reach, brackets[2][1]))
     rows = max(1, _CHUNK // max(1, values[0].size))
 
-    def work(start: int) -> tuple[_Part, Array, list[int], list[Array]]:
+    def work(start: int) -> tuple[_Part, Array, list[tuple[int, int, Array]]]:
         part = values[start : start + rows].reshape(-1)
         use = None if good is None else good[start : start + rows].reshape(-1)
 
@@ -226,33 +226,33 @@ def _clipped_mean_of_many(values: Array, good: Array | None) -> ClippedMean | No
         core = _Part(middle, int(np.count_nonzero(inside)), total, square)
         # Of those below the core, some are not finite.
         missing = int(np.count_nonzero(apart < low)) - int(np.count_nonzero(others < low))
-        before, between = [], []
+        near = []
         for first, last in brackets:
-            near = used(part < first)
-            before.append(int(np.count_nonzero(near)) - missing)
-            np.greater_equal(part, first, out=near)
-            near &= part <= last
-            near = used(near)
-            between.append(
-                part[near]
-                if first < last
-                else np.full(int(np.count_nonzero(near)), first, part.dtype)
-            )
-        return core, others, before, between
+            pixels = used(part < first)
+            before = int(np.count_nonzero(pixels)) - missing
+            np.greater_equal(part, first, out=pixels)
+            pixels &= part <= last
+            pixels = used(pixels)
+            # Equal values need not be kept.
+            kept = part[pixels] if first < last else part[:0]
+            near.append((before, int(np.count_nonzero(pixels)), kept))
+        return core, others, near
 
     parts = in_threads(work, range(0, len(values), rows))
-    core = _Part(middle, 0, 0.0, 0.0)
-    for part, *_ in parts:
-        core += part
-    others = np.concatenate([part for _, part, *_ in parts])
+    core = sum((part for part, *_ in parts), _Part(middle, 0, 0.0, 0.0))
+    others = np.concatenate([part for _, part, _ in parts])
     quartiles = []
-    for i, fraction in enumerate(_QUARTILES):
-        first = sum(before[i] for *_, before, _ in parts)
-        near = np.sort(np.concatenate([between[i] for *_, between in parts]))
-        rank = fraction * (core.count + others.size - 1) - first
-        if not (rank >= 0 and int(rank) + 1 < near.size):
+    for i, (fraction, (first, last)) in enumerate(zip(_QUARTILES, brackets, strict=True)):
+        before = sum(near[i][0] for *_, near in parts)
+        number = sum(near[i][1] for *_, near in parts)
+        rank = float(fraction * (core.count + others.size - 1) - before)
+        if not (rank >= 0 and int(rank) + 1 < number):
             return None
-        quartiles.append(_between(near, rank))
+        if first < last:
+            kept = np.sort(np.concatenate([near[i][2] for *_, near in parts]))
+            quartiles.append(_between(kept, rank))
+        else:
+            quartiles.append(float(first))
     found = _clipped(core, others, *quartiles)
     for center, half_width in zip(found.centers, found.half_widths, strict=True):
         if not (center - low <= half_width and high - center <= half_width):

@@ -16,10 +16,11 @@ from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolu
 from lsst.images.fields import ChebyshevField
 from lsst.images.psfs import PointSpreadFunction
 
-from .. import decorrelation
+from .. import decorrelation, fourier
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
 from ..stats import clipped_mean
+from ..threads import in_threads
 from . import kernels, masks
 from .fields import evaluated
 from .filters import Filters
@@ -57,6 +58,8 @@ _NOISY_SCORE_FILTER = 3
 """Absolute weight of a score filter, over that of its part on the sky, to warn of."""
 _RESPONSE_NODES = 5
 _ENOUGH_PIXELS = 1_000_000
+_VARIANCE_PRECISION = 1e-4
+"""Error of single precision in a propagated variance, over the smallest of the inputs'."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -371,7 +374,7 @@ def decorrelate(
     filters.check(difference.shape)
     # Only now: what is wrong with a kernel or a variance need not wait for the sources.
     if sources is None and (options.noise != "white" or options.spatially_varying):
-        sources = source_pixels(science) | source_pixels(template)
+        sources = np.logical_or(*in_threads(source_pixels, (science, template)))
     noises: tuple[Noise, Noise] = (science_noise, template_noise)
     if options.noise != "white":
         if noises != (None, None):
@@ -394,29 +397,28 @@ def decorrelate(
             given=(science_variance, template_variance),
         )  # fmt: skip
 
-    correction, pixel_kernel = filters.correction_for(
+    correction, compact_kernel = filters.correction_for(
         difference.image.array,
         transform=options.transform,
-        full_variance=options.full_variance,
         always_compact=options.fill == "interpolate",
         precision=SPATIAL_PRECISION if options.spatially_varying else decorrelation.PRECISION,
     )
     weights = correction.variance_weights
     planes = (science.variance.array, template.variance.array)
     if local is None:
-        variance = _variance_plane(*planes, correction, weights, options, filters)
+        variance = _variance_plane(*planes, correction, options, filters)
     else:
         variance = local.variance(*(planes if filters.template_matched else planes[::-1]))
     sigma = decorrelation.smallest_sigma(variance)
     if options.fill == "interpolate" and missing is None:
         missing = masks.flagged(difference.mask, masks.INTERPOLATED_MASK_PLANES)
     if local is None:
-        image = _corrected_image(difference, correction, pixel_kernel, sigma, options, missing)
+        image = _corrected_image(difference, correction, compact_kernel, sigma, options, missing)
     else:
         image = local.image(difference.image.array, sigma, fill=options.fill, missing=missing)
-        pixel_kernel = local.filter.images[0]
+        compact_kernel = local.filter.images[0]
     untrusted = pixels_to_distrust(difference, sigma, options.untrusted_mask_planes)
-    contaminated = _contaminated(correction, pixel_kernel, untrusted, filters)
+    contaminated = _contaminated(correction, compact_kernel, untrusted, filters)
     psf = None if difference.psf is None else _psf_before(difference.psf, filters, box, options)
     on_stamps = filters.correction_on_stamps(correction, transform=options.transform)
 
@@ -611,7 +613,7 @@ def _psf_before(
 def _corrected_image(
     difference: Exposure,
     correction: decorrelation.Correction,
-    pixel_kernel: Array,
+    compact_kernel: Array | None,
     sigma: float | None,
     options: DecorrelationOptions,
     missing: Array | None,
@@ -619,9 +621,9 @@ def _corrected_image(
     image = difference.image.array
     if image.dtype.kind != "f":
         image = image.astype(np.float64)
-    if pixel_kernel.shape != correction.shape:
+    if compact_kernel is not None:
         return decorrelation.filtered_image(
-            pixel_kernel, image, sigma=sigma, fill=options.fill, missing=missing
+            compact_kernel, image, sigma=sigma, fill=options.fill, missing=missing
         )
     return decorrelation.corrected_image(
         correction.correction_ft,
@@ -666,17 +668,22 @@ def pixels_to_distrust(
 
 
 def _contaminated(
-    correction: decorrelation.Correction, kernel: Array, untrusted: Array, filters: Filters
+    correction: decorrelation.Correction,
+    compact_kernel: Array | None,
+    untrusted: Array,
+    filters: Filters,
 ) -> Array:
+    if compact_kernel is not None:
+        return decorrelation.contaminated_pixels(compact_kernel, untrusted)
+    kernel = decorrelation.pixel_kernel(
+        correction.correction_ft, shape=correction.shape, dtype=np.float32
+    )
     if filters.preconvolution_image is None or filters.compact_score:
         return decorrelation.contaminated_pixels(kernel, untrusted)
     # Where pre-convolution removed everything, a score correction is noise that reaches
     # over the whole frame.  Weighed with it, the outside would contaminate every pixel; so
     # the filter counts as far as it acts on the sky, and all of it on what was filled.
-    if kernel.shape != correction.shape:
-        return decorrelation.contaminated_pixels(kernel, untrusted)
-    sky_correction = filters.correction_on(correction.shape, compact=True)
-    sky_kernel = decorrelation.pixel_kernel(sky_correction.correction_ft, shape=correction.shape)
+    sky_kernel = filters.sky_kernel(correction.shape)
     total = float(np.abs(sky_kernel).sum())
     if float(np.abs(kernel).sum()) > _NOISY_SCORE_FILTER * total:
         _log.warning(
@@ -899,7 +906,6 @@ def _variance_plane(
     science: Array,
     template: Array,
     correction: decorrelation.Correction,
-    weights: tuple[float, float],
     options: DecorrelationOptions,
     filters: Filters,
 ) -> Array:
@@ -908,21 +914,35 @@ def _variance_plane(
     unconvolved, convolved = pair if filters.template_matched else pair[::-1]
     level = correction.kernel_sum * options.scale_factor
     scale = 1.0 if filters.template_matched else 1 / level**2
-    dtype = np.result_type(unconvolved, convolved)
     if not options.full_variance:
+        weights = correction.variance_weights
         scaled = (weights[0] * scale, weights[1] * scale)
         return decorrelation.estimated_variance(unconvolved, convolved, scaled)
+    fills = {"unconvolved_fill": filters.means[0], "convolved_fill": filters.means[1]}
+    squares = None
+    if options.transform == "fast":
+        squares = filters.squared_kernels(unconvolved.shape)
+    if squares is not None:
+        smallest = [decorrelation.smallest_sigma(plane) or 0.0 for plane in pair]
+        return decorrelation.propagated_variance(
+            unconvolved,
+            convolved,
+            **fills,
+            squared_kernels=(squares[0] * scale, squares[1] * scale),
+            tolerance=_VARIANCE_PRECISION * scale * min(smallest) ** 2,
+        )
+    if math.prod(correction.shape) < science.size:
+        correction = filters.correction_on(fourier.fast_shape(*filters.stamps, science.shape))
     variance = decorrelation.full_variance(
         unconvolved.astype(np.float64),
         convolved.astype(np.float64),
-        unconvolved_fill=filters.means[0],
-        convolved_fill=filters.means[1],
+        **fills,
         unconvolved_ft=correction.noise_filters_ft[0],
         convolved_ft=correction.noise_filters_ft[1],
         shape=correction.shape,
     )
     variance *= scale
-    return variance.astype(dtype, copy=False)
+    return variance.astype(np.result_type(unconvolved, convolved), copy=False)
 
 
 def untouched(difference: Any) -> Exposure:

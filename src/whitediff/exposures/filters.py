@@ -157,47 +157,71 @@ class Filters:
         image: Array,
         *,
         transform: Literal["fast", "documented"],
-        full_variance: bool,
         always_compact: bool = False,
         precision: float = decorrelation.PRECISION,
-    ) -> tuple[decorrelation.Correction, Array]:
-        """Correction, and its kernel on the pixels: compact, or on the correction's grid.
+    ) -> tuple[decorrelation.Correction, Array | None]:
+        """Correction, and its kernel on the pixels where that is compact.
 
         A compact kernel comes with the correction on a small grid.  Else the grid is the
         documented one, or one that transforms faster where that makes no difference.  The
         kernel can be made to be compact; then what it lacks is warned of.  The precision is that
         of `whitediff.decorrelation.compact_kernel`.
         """
+        small = fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
         if always_compact:
-            correction, kernel, sigma = self.kernel_on(
-                fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
-            )
+            correction, kernel, sigma = self.kernel_on(small)
             side = 2 * reach_or_cut([kernel], image, sigma, precision) + 1
             part = fourier.crop_center_origin(kernel, (side, side))
-            if full_variance:
-                correction = self.correction_on(fourier.fast_shape(*self.stamps, image.shape))
             # Of unit sum, so that a background stays what it is.
             return correction, part / part.sum()
         documented = fourier.common_shape(*self.stamps, image.shape)
-        if transform == "fast":
-            small = fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
-            if not full_variance and math.prod(small) < math.prod(documented):
-                correction, kernel, sigma = self.kernel_on(small)
-                compact = decorrelation.compact_kernel(
-                    kernel, image, sigma=sigma, precision=precision
-                )
-                if compact is not None:
-                    return correction, compact
-            correction, kernel, sigma = self.kernel_on(
-                fourier.fast_shape(*self.stamps, image.shape)
+        if transform == "documented":
+            return self.correction_on(documented), None
+        if math.prod(small) < math.prod(documented):
+            correction, kernel, sigma = self.kernel_on(small)
+            compact = decorrelation.compact_kernel(kernel, image, sigma=sigma, precision=precision)
+            if compact is not None:
+                return correction, compact
+            if self.preconvolution_image is not None and not self.compact_score:
+                # What reaches far is noise, of which every grid has its own.
+                return self.correction_on(documented), None
+        correction, kernel, sigma = self.kernel_on(fourier.fast_shape(*self.stamps, image.shape))
+        margin = (documented[0] - image.shape[0], documented[1] - image.shape[1])
+        if correction.shape == documented or not decorrelation.depends_on_grid(
+            kernel, image, margin=margin, sigma=sigma
+        ):
+            return correction, None
+        return self.correction_on(documented), None
+
+    def sky_kernel(self, shape: tuple[int, int]) -> Array:
+        """Pixels of the part of a score's filter that acts on the sky.
+
+        Compact, unless a grid of that shape is so small that it is the better choice.
+        """
+        small = fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
+        if math.prod(small) >= math.prod(shape):
+            correction = self.correction_on(shape, compact=True)
+            return decorrelation.pixel_kernel(correction.correction_ft, shape=shape)
+        correction = self.correction_on(small, compact=True)
+        kernel = decorrelation.pixel_kernel(correction.correction_ft, shape=correction.shape)
+        side = 2 * min(math.ceil(self._score_reach), (min(small) - 1) // 2) + 1
+        return fourier.crop_center_origin(kernel, (side, side))
+
+    def squared_kernels(self, shape: tuple[int, ...]) -> tuple[Array, Array] | None:
+        """Squares of the total kernels, coloured by the noise, if they are compact.
+
+        Those of the unconvolved and of the convolved exposure, for images of a shape.
+        """
+        correction = self.correction_on(
+            fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
+        )
+        unconvolved, convolved = (
+            decorrelation.compact_square(
+                decorrelation.pixel_kernel(ft, shape=correction.shape), shape
             )
-            margin = (documented[0] - image.shape[0], documented[1] - image.shape[1])
-            if correction.shape == documented or not decorrelation.depends_on_grid(
-                kernel, image, margin=margin, sigma=sigma
-            ):
-                return correction, kernel
-        correction, kernel, _ = self.kernel_on(documented)
-        return correction, kernel
+            for ft in correction.noise_filters_ft
+        )
+        return None if unconvolved is None or convolved is None else (unconvolved, convolved)
 
     def kernel_on(self, shape: tuple[int, ...]) -> tuple[decorrelation.Correction, Array, float]:
         """Correction on a grid, its kernel there, and the sigma of a pixel that results."""
