@@ -19,7 +19,7 @@ __all__ = ["GridField", "evaluated", "row_blocks", "rows_of", "scattered_fit"]
 
 type Array = npt.NDArray[Any]
 
-_ROWS = 512
+_ROWS = 128
 _WELL_CONDITIONED = 30.0
 """Condition number up to which positions carry the polynomials that are fitted to them."""
 
@@ -179,7 +179,7 @@ def row_blocks(n_rows: int) -> list[slice]:
     Returns
     -------
     blocks
-        Of 512 rows.
+        Of 128 rows.
     """
     return [slice(start, min(start + _ROWS, n_rows)) for start in range(0, n_rows, _ROWS)]
 

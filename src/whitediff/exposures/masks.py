@@ -16,11 +16,13 @@ __all__ = [
     "SOURCE",
     "UNTRUSTED_MASK_PLANES",
     "attributed",
+    "extended",
     "find_plane",
     "flagged",
     "is_one_of",
     "make_mask",
     "set_plane",
+    "united",
     "with_plane",
 ]
 
@@ -219,9 +221,8 @@ def set_plane(mask: Mask, name: str, plane: Array) -> None:
     -----
     A tenth of the time that `Mask.set` takes.
     """
-    for element, bit in enumerate(mask.schema.bitmask(name)):
-        if bit:
-            mask.array[..., element] |= np.asarray(plane, dtype=bool).view(np.uint8) * bit
+    bit = mask.schema.bit(name)
+    mask.array[..., bit.index] |= np.asarray(plane, dtype=bool).view(np.uint8) * bit.mask
 
 
 def with_plane(mask: Mask, name: str, plane: Array) -> Mask:
@@ -241,16 +242,72 @@ def with_plane(mask: Mask, name: str, plane: Array) -> Mask:
     mask
         A new mask.
     """
-    if name in mask.schema.names:
-        result = mask.copy()
-    else:
-        # A fraction of the time that `Mask.add_plane` takes.
-        schema = MaskSchema(
-            [*mask.schema, MaskPlane(name, _DESCRIPTIONS.get(name, name))], dtype=mask.schema.dtype
-        )
-        array = np.zeros((*mask.array.shape[:2], schema.mask_size), mask.array.dtype)
-        array[..., : mask.array.shape[2]] = mask.array
-        result = Mask(array, schema=schema, bbox=mask.bbox, sky_projection=mask.sky_projection)
-        result.metadata = mask.metadata  # a copy
+    result = extended(mask, [name])
     set_plane(result, name, plane)
+    return result
+
+
+def extended(mask: Mask, names: Iterable[str]) -> Mask:
+    """Copy a mask, with more planes.
+
+    Parameters
+    ----------
+    mask
+        Mask to copy.
+    names
+        Planes to have; those that the mask lacks, by exactly this name, are added, empty.
+
+    Returns
+    -------
+    mask
+        A new mask.
+
+    Notes
+    -----
+    A fraction of the time that `Mask.add_planes` takes.
+    """
+    missing = [name for name in names if name not in mask.schema.names]
+    if not missing:
+        return mask.copy()
+    planes = [MaskPlane(name, _DESCRIPTIONS.get(name, name)) for name in missing]
+    schema = MaskSchema([*mask.schema, *planes], dtype=mask.schema.dtype)
+    array = np.zeros((*mask.array.shape[:2], schema.mask_size), mask.array.dtype)
+    array[..., : mask.array.shape[2]] = mask.array
+    result = Mask(array, schema=schema, bbox=mask.bbox, sky_projection=mask.sky_projection)
+    result.metadata = mask.metadata  # a copy
+    return result
+
+
+def united(mask: Mask, other: Mask) -> Mask:
+    """Copy a mask, with the bits of another one set too.
+
+    Parameters
+    ----------
+    mask
+        Mask to copy.
+    other
+        Mask of the same box.  Its planes are found in either spelling; those that the first
+        lacks are added.
+
+    Returns
+    -------
+    mask
+        A new mask.
+    """
+    names = {name: find_plane(mask, name) or name for name in other.schema.names}
+    result = extended(mask, names.values())
+    # Bits that move by equally much from one byte to another move together.
+    moves: dict[tuple[int, int, int], int] = {}
+    for name, own in names.items():
+        source, target = other.schema.bit(name), result.schema.bit(own)
+        places = int(target.mask).bit_length() - int(source.mask).bit_length()
+        move = (source.index, target.index, places)
+        moves[move] = moves.get(move, 0) | int(source.mask)
+    for (source_index, target_index, places), bits in moves.items():
+        moved = other.array[..., source_index] & other.array.dtype.type(bits)
+        if places > 0:
+            moved <<= places
+        elif places < 0:
+            moved >>= -places
+        result.array[..., target_index] |= moved
     return result

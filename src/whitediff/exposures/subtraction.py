@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +14,16 @@ from lsst.images.psfs import PointSpreadFunction
 
 from .. import fourier
 from ..convolution import convolve, convolve_varying
-from ..decorrelation import CONTAMINATION_THRESHOLD, reflected
+from ..decorrelation import (
+    CONTAMINATION_THRESHOLD,
+    PRECISION,
+    absolute_weight,
+    reflected,
+    smallest_sigma,
+)
 from ..errors import ArgumentError
 from ..interpolation import interpolated
+from ..threads import in_threads, single_threaded_algebra
 from . import kernels, masks
 from .fields import evaluated, row_blocks, rows_of
 from .model import Exposure
@@ -35,6 +43,9 @@ __all__ = [
 
 type Array = npt.NDArray[Any]
 
+_SHARE_OF_PRECISION = 0.25
+"""What a convolution may use up of the error that is allowed in the whitened pixels."""
+
 
 def convolved_exposure(
     exposure: Exposure,
@@ -42,6 +53,7 @@ def convolved_exposure(
     *,
     full_variance: bool = True,
     fill: Literal["mean", "interpolate"] = "mean",
+    tolerance: float = 0.0,
 ) -> Exposure:
     """Convolve an exposure.
 
@@ -58,6 +70,8 @@ def convolved_exposure(
         ``interpolate``: what holds no measurement (not finite, or one of
         `whitediff.exposures.masks.INTERPOLATED_MASK_PLANES`) is interpolated from its
         neighbours before; NaN is what was not finite, and outside the frame is its mirror image.
+    tolerance
+        Largest error of a pixel, as for `whitediff.convolution.convolve_varying`.
 
     Returns
     -------
@@ -78,13 +92,15 @@ def convolved_exposure(
         wrong = missing | masks.flagged(exposure.mask, masks.INTERPOLATED_MASK_PLANES)
         if wrong.any():
             filled = interpolated(filled, wrong)
-        image = convolve_varying(filled, images, weights, boundary="reflect")
+        image = convolve_varying(filled, images, weights, boundary="reflect", tolerance=tolerance)
         image[missing] = np.nan
     else:
-        if missing.any():
-            filled = np.where(missing, 0, filled)
-        image = convolve_varying(filled, images, weights)
-        image[_spread(missing, middle)] = np.nan
+        holes = missing.any()
+        if holes:
+            filled = np.where(missing, filled.dtype.type(0), filled)
+        image = convolve_varying(filled, images, weights, tolerance=tolerance)
+        if holes:
+            image[_spread(missing, middle)] = np.nan
     result = Exposure(
         MaskedImage(
             Image(image, bbox=box, unit=exposure.image.unit),
@@ -129,20 +145,20 @@ def _spread(plane: Array, absolute_kernel: Array) -> Array:
     """Grow a plane to where the kernel carries its pixels' meaningless values."""
     if not plane.any():
         return plane
-    weight = convolve(plane.astype(np.float32), absolute_kernel)
-    return plane | (weight > CONTAMINATION_THRESHOLD * absolute_kernel.sum())
+    return plane | (
+        absolute_weight(absolute_kernel, plane) > CONTAMINATION_THRESHOLD * absolute_kernel.sum()
+    )
 
 
 def _convolved_mask(exposure: Exposure, image: Array, absolute_kernel: Array) -> Mask:
-    planes: dict[str, Array] = {}
+    mask = masks.extended(exposure.mask, ("NO_DATA", "EDGE"))
     for name in exposure.mask.schema.names:
-        plane = masks.flagged(exposure.mask, [name])
-        untrusted = masks.is_one_of(name, masks.UNTRUSTED_MASK_PLANES)
-        planes[name] = _spread(plane, absolute_kernel) if untrusted else plane
-    edge = unsupported(image.shape, absolute_kernel.shape)
-    for name, plane in (("NO_DATA", ~np.isfinite(image)), ("EDGE", edge)):
-        planes[name] = planes.get(name, np.zeros_like(plane)) | plane
-    return masks.make_mask(planes, exposure.bbox)
+        if masks.is_one_of(name, masks.UNTRUSTED_MASK_PLANES):
+            plane = masks.flagged(exposure.mask, [name])
+            masks.set_plane(mask, name, _spread(plane, absolute_kernel))
+    masks.set_plane(mask, "NO_DATA", ~np.isfinite(image))
+    masks.set_plane(mask, "EDGE", unsupported(image.shape, absolute_kernel.shape))
+    return mask
 
 
 def unsupported(shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> Array:
@@ -224,7 +240,10 @@ def preconvolved(
     DMTN-179, section 4.
     """
     mirrored = reflected(kernel)
-    result = convolved_exposure(science, mirrored, fill=fill)
+    sigma = math.sqrt(float((kernel**2).sum())) * (smallest_sigma(science.variance.array) or 0.0)
+    result = convolved_exposure(
+        science, mirrored, fill=fill, tolerance=_SHARE_OF_PRECISION * PRECISION * sigma
+    )
     if science.psf is not None:
         result.psf = convolved_psf(science.psf, mirrored, science.bbox)
     return result
@@ -370,7 +389,14 @@ def subtract(
     if not isinstance(kernel, ConvolutionKernel):
         kernel = kernels.constant_kernel(np.asarray(kernel), box)
     source, target = (template, science) if convolved == "template" else (science, template)
-    matched = convolved_exposure(source, kernel, full_variance=full_variance, fill=fill)
+    sigma = smallest_sigma(target.variance.array) or 0.0
+    matched = convolved_exposure(
+        source,
+        kernel,
+        full_variance=full_variance,
+        fill=fill,
+        tolerance=_SHARE_OF_PRECISION * PRECISION * sigma,
+    )
     image = matched.image.array
     if convolved == "template":
         np.subtract(target.image.array, image, out=image)
@@ -390,7 +416,7 @@ def subtract(
     return Exposure(
         MaskedImage(
             Image(image, bbox=box, unit=science.image.unit),
-            mask=_united(matched.mask, target.mask, ~np.isfinite(image)),
+            mask=_united(matched.mask, target.mask, image),
             variance=Image(variance, bbox=box),
             sky_projection=science.sky_projection,
         ),
@@ -414,13 +440,17 @@ def subtract_background(image: Array, background: BaseField | Array | float, box
     box
         Box of the image.
     """
-    for rows in row_blocks(box.y.size):
+
+    def work(rows: slice) -> None:
         if isinstance(background, BaseField):
             image[rows] -= evaluated(background, rows_of(box, rows))
         elif isinstance(background, np.ndarray):
             image[rows] -= background[rows]
         elif background:
             image[rows] -= background
+
+    with single_threaded_algebra():
+        in_threads(work, row_blocks(box.y.size))
 
 
 def photometric_scale_factor(
@@ -464,11 +494,9 @@ def photometric_scale_factor(
     return float(overlap[0, 0] / norm[0, 0] / image.sum())
 
 
-def _united(mask: Mask, other: Mask, missing: Array) -> Mask:
-    for name in other.schema.names:
-        known = masks.find_plane(mask, name) or name
-        mask = masks.with_plane(mask, known, masks.flagged(other, [name]))
-    masks.set_plane(mask, "NO_DATA", missing)
+def _united(mask: Mask, other: Mask, image: Array) -> Mask:
+    mask = masks.united(mask, other)
+    masks.set_plane(mask, "NO_DATA", ~np.isfinite(image))
     return mask
 
 
