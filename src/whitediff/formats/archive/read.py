@@ -8,13 +8,16 @@ from typing import Any
 
 import astropy.io.fits
 import lsst.images.serialization
-from lsst.images import MaskedImage
+import numpy as np
+from lsst.images import Box, Image, Mask, MaskedImage
+from lsst.images.fits import FitsInputArchive
 
 from ...errors import FileFormatError, one_line
 from ...exposures.model import Exposure
 from ...exposures.sky import TOLERANCE, celestial_wcs, disagreement, projection_header
 from ..files import opened
 from ..headers import observation_header, without_provenance, without_wcs
+from ..planes import mask_bytes, native
 from ..stamps import find_hdu, read_background_hdu, read_kernel_hdus, read_psf_hdus
 
 __all__ = ["read", "read_object"]
@@ -66,14 +69,16 @@ def read(path: Path) -> Exposure:
     FileFormatError
         If it cannot be read, or holds something else.
     """
-    obj = read_object(path)
-    if not isinstance(obj, MaskedImage):
-        raise FileFormatError(
-            f"{path}: holds a {type(obj).__name__}, not an image with mask and variance."
-        )
-    given = Exposure.from_object(obj)
-    psf, kernel, background = given.psf, given.kernel, None
     with opened(path) as hdus:
+        obj = _plain_masked_image(path, hdus)
+        if obj is None:
+            obj = read_object(path)
+        if not isinstance(obj, MaskedImage):
+            raise FileFormatError(
+                f"{path}: holds a {type(obj).__name__}, not an image with mask and variance."
+            )
+        given = Exposure.from_object(obj)
+        psf, kernel, background = given.psf, given.kernel, None
         primary = without_provenance(observation_header(hdus[0].header))
         header = _sky_header(observation_header(hdus["IMAGE"].header), obj, path)
         kernel_hdu = find_hdu(hdus, ("KERNEL",))
@@ -98,6 +103,53 @@ def read(path: Path) -> Exposure:
         header=header,
         primary_header=primary,
         source=str(path),
+    )
+
+
+def _plain_masked_image(path: Path, hdus: astropy.io.fits.HDUList) -> MaskedImage | None:
+    """Masked image whose planes lie in the file as they are; None for all else.
+
+    lsst.images would read the whole file into memory, copy every plane three times, and sort
+    the mask's bits one by one.  So it reads a single pixel, with all that belongs to the
+    image, and the planes are read here.
+    """
+    if path.suffix != ".fits":
+        return None
+    try:
+        with (
+            path.open("rb") as stream,
+            FitsInputArchive.open_tree(stream) as (archive, any_tree, info),
+        ):
+            if info.schema_name != "masked_image":
+                return None
+            tree: Any = any_tree
+            box, planes = tree.bbox, tree.mask.planes
+            found = [hdus[name] for name in ("IMAGE", "MASK", "VARIANCE")]
+            if (
+                tree.mask.dtype.to_numpy() != np.uint8
+                or len(tree.mask.data) != 1
+                or None in planes
+                or not all(type(hdu) is astropy.io.fits.ImageHDU for hdu in found)
+                or any(keyword in hdu.header for hdu in found for keyword in ("BSCALE", "BZERO"))
+                or any((hdu.header["NAXIS2"], hdu.header["NAXIS1"]) != box.shape for hdu in found)
+                or [hdu.header["NAXIS"] for hdu in found] != [2, 2, 2]
+                or found[1].header["BITPIX"] not in (8, 16, 32, 64)
+            ):
+                return None
+            pixel = tree.deserialize(archive, bbox=Box.from_shape((1, 1), start=box.start))
+    except Exception as error:
+        raise FileFormatError(
+            f"{path}: cannot be read as an lsst.images archive ({one_line(error)}); is it complete?"
+        ) from error
+    image, mask, variance = (hdu.data for hdu in found)
+    return MaskedImage(
+        Image(native(image), bbox=box, unit=pixel.unit),
+        mask=Mask(
+            mask_bytes(mask, pixel.mask.schema.mask_size), schema=pixel.mask.schema, bbox=box
+        ),
+        variance=Image(native(variance), bbox=box, unit=pixel.variance.unit),
+        sky_projection=pixel.sky_projection,
+        metadata=pixel.metadata,
     )
 
 

@@ -25,6 +25,7 @@ from ...exposures.sky import celestial_wcs, sky_projection
 from ...sources import noise_variance
 from ..files import Extension, opened, split_extension
 from ..headers import first_value, observation_header, wcs_cards, without_provenance
+from ..planes import native
 from ..stamps import find_hdu, read_background_hdu, read_kernel_hdus, read_psf_hdus
 
 __all__ = ["VarianceSource", "image_hdu", "read"]
@@ -296,7 +297,7 @@ def _with_saturation(
 
 def _native_copy(data: Array) -> Array:
     """Own copy in native byte order: the file is closed after reading."""
-    return np.array(as_native_float(data))
+    return native(data, as_native_float(data[:0]).dtype)
 
 
 def _origin(header: astropy.io.fits.Header) -> tuple[int, int]:
@@ -322,17 +323,28 @@ def _mask_planes(hdu: Any, shape: tuple[int, ...], path: Path) -> dict[str, Arra
     if data.dtype.kind == "f":
         data = np.nan_to_num(data)
     # The sign of an integer is its highest bit.
-    bits = data.astype(np.int64) & ((1 << min(62, 8 * data.dtype.itemsize)) - 1)
     names: dict[int, str] = {}
     for card in hdu.header.cards:
         if card.keyword.startswith("MP_"):
             names[int(card.value)] = card.keyword.removeprefix("MP_")
         elif card.keyword.startswith("MSKN"):
             names[int(card.keyword.removeprefix("MSKN"))] = str(card.value)
-    planes = {name: (bits >> bit) & 1 == 1 for bit, name in sorted(names.items())}
+    if data.dtype.kind not in "iu":
+        data = data.astype(np.int64)
+    bits = native(data).view(f"u{data.dtype.itemsize}")
+    if data.dtype.itemsize == 8:
+        bits &= np.uint64((1 << 62) - 1)
+
+    def plane(bit: int) -> Array:
+        return (bits & bits.dtype.type(1 << bit)).astype(bool)
+
     used = int(np.bitwise_or.reduce(bits, axis=None)) if bits.size else 0
+    planes = {
+        name: plane(bit) if (used >> bit) & 1 else np.zeros(shape, dtype=bool)
+        for bit, name in sorted(names.items())
+    }
     unnamed = [bit for bit in range(63) if (used >> bit) & 1 and bit not in names]
-    planes |= {f"BIT{bit}": (bits >> bit) & 1 == 1 for bit in unnamed}
+    planes |= {f"BIT{bit}": plane(bit) for bit in unnamed}
     if not names:
         # Without names, "not zero is bad" is the convention of DQ arrays.
         planes["BAD"] = bits != 0
