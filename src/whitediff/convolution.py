@@ -141,6 +141,7 @@ def convolve_varying(
         if in_single is not None:
             if _single_precision_error(padded, grid) * in_single.gain(local) <= tolerance:
                 spectra = in_single
+                local = None if local is None else local.astype(np.float32, copy=False)
             else:
                 padded = padded.astype(np.float64)
         if not padded.any():
@@ -237,7 +238,8 @@ class _Spectra:
         """By how much the sum of filters amplifies, at most."""
         if weights is None:
             return float(self.largest.sum())
-        return float(self.largest @ np.abs(weights).max(axis=(1, 2)))
+        flat = weights.reshape(len(weights), -1)
+        return float(self.largest @ np.maximum(flat.max(axis=1), -flat.min(axis=1)))
 
 
 def _single_precision_error(tile: Array, grid: tuple[int, int]) -> float:

@@ -512,19 +512,27 @@ def unmeasured_pixels(image: Array, sigma: float | None = None) -> Array | None:
         ``(ny, nx)`` boolean: not finite or, with a sigma, beyond 1e11 of it.  None where there
         is no such pixel.
     """
-    most = math.inf if sigma is None else _LARGEST_SIGNIFICANCE * sigma
-
-    def is_measured(rows: slice) -> bool:
-        # Comparisons with NaN are false.
-        low, high = float(image[rows].min()), float(image[rows].max())
-        return math.isfinite(low) and math.isfinite(high) and max(-low, high) <= most
-
-    if image.size and all(in_threads(is_measured, _row_blocks(image.shape))):
-        return None
-    unmeasured = ~np.isfinite(image)
+    # The largest number of the type, where there is no other limit: infinities are beyond it.
+    most = float(np.finfo(image.dtype).max) if image.dtype.kind == "f" else math.inf
     if sigma is not None:
-        unmeasured |= np.abs(image) > most
-    return unmeasured if unmeasured.any() else None
+        most = min(most, _LARGEST_SIGNIFICANCE * sigma)
+
+    def found(rows: slice) -> Array | None:
+        part = image[rows]
+        # Comparisons with NaN are false.
+        if -most <= float(part.min()) and float(part.max()) <= most:
+            return None
+        return ~(np.abs(part) <= most)
+
+    blocks = _row_blocks(image.shape) if image.size else []
+    parts = in_threads(found, blocks)
+    if all(part is None for part in parts):
+        return None
+    unmeasured = np.zeros(image.shape, dtype=bool)
+    for rows, part in zip(blocks, parts, strict=True):
+        if part is not None:
+            unmeasured[rows] = part
+    return unmeasured
 
 
 def smallest_sigma(variance: Array) -> float | None:
@@ -1156,6 +1164,9 @@ def _filled(image: Array, sigma: float | None) -> tuple[Array, Array | None]:
         return image, None
     if unmeasured.all():
         raise DataError("The image has no finite pixel, so there is nothing to correct.")
+    filled = image.copy()
+    filled[unmeasured] = 0
     # Double precision for the sum: of 10^7 float32 values it would drift.
-    mean = image.dtype.type(image[~unmeasured].mean(dtype=np.float64))
-    return np.where(unmeasured, mean, image), unmeasured
+    total = float(filled.sum(dtype=np.float64))
+    filled[unmeasured] = total / (image.size - int(np.count_nonzero(unmeasured)))
+    return filled, unmeasured

@@ -18,6 +18,7 @@ from ..sources import detect_sources, smooth_background, sources_and_background
 from ..stats import robust_sigma
 from ..threads import in_threads
 from . import masks
+from .fields import row_blocks
 from .model import Exposure
 from .psf import average_position, psf_image
 
@@ -38,6 +39,7 @@ _log = logging.getLogger("whitediff.decorrelate")
 
 _LARGEST_VARIANCE_FACTOR = 10.0
 _ENOUGH_PIXELS = 4_000_000
+_ENOUGH_FOR_SCATTER = 2_000_000
 _STRIP = 256
 _GAP = 32
 
@@ -147,7 +149,7 @@ def measured_variance_factor(exposure: Exposure, sources: Array, flat: Array) ->
     """
     name = exposure.source or "The exposure"
     # Every n-th row suffices for a quantile.
-    step = max(1, flat.size // _ENOUGH_PIXELS)
+    step = max(1, flat.size // _ENOUGH_FOR_SCATTER)
     bad = masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES) | sources
     variance, image = exposure.variance.array[::step], exposure.image.array[::step]
     free = ~bad[::step] & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
@@ -182,7 +184,13 @@ def rescaled(exposure: Exposure, factor: float) -> Exposure:
         Shares everything else.
     """
     variance = exposure.variance.array
-    return exposure.replaced(variance=variance * variance.dtype.type(factor))
+    product = np.empty_like(variance)
+
+    def work(rows: slice) -> None:
+        np.multiply(variance[rows], variance.dtype.type(factor), out=product[rows])
+
+    in_threads(work, row_blocks(len(variance)))
+    return exposure.replaced(variance=product)
 
 
 def measured_noises(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -105,5 +106,9 @@ def _edges(size: int, cell: float) -> Array:
 
 
 def _cell_sums(image: Array, edges_y: Array, edges_x: Array) -> Array:
-    rows = np.add.reduceat(image, edges_y[:-1], axis=0, dtype=np.float64)
-    return np.add.reduceat(rows, edges_x[:-1], axis=1)
+    # First along the columns of each row of cells: these sums run over long rows.
+    rows = [
+        image[start:stop].sum(axis=0, dtype=np.float64)
+        for start, stop in itertools.pairwise(edges_y)
+    ]
+    return np.add.reduceat(np.stack(rows), edges_x[:-1], axis=1)

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import scipy.fft
 import scipy.ndimage
 
-from ..fourier import pad_center_origin
 from ..stats import robust_sigma
+from ..threads import in_threads, single_threaded_algebra
 from .basis import KernelBasis
 from .normals import Stamps
 from .solve import KernelFit
@@ -43,19 +43,21 @@ def residual_stamps(stamps: Stamps, fit: KernelFit, basis: KernelBasis) -> Array
     """
     local = fit.coefficients_at(stamps.x, stamps.y)
     size, width = stamps.target.shape[1], stamps.source.shape[1]
-    reach = (width - size) // 2
-    inner = slice(reach, reach + size)
+    inner = slice(width - size, width)
     grid = scipy.fft.next_fast_len(width, real=True)
     residuals = np.empty(stamps.target.shape)
-    for start in range(0, len(stamps), _CHUNK):
+
+    def work(start: int) -> None:
         part = slice(start, start + _CHUNK)
         kernels = np.tensordot(local[part, :-1], basis.images, axes=1)
-        kernels_ft = scipy.fft.rfft2(
-            np.stack([pad_center_origin(kernel, (grid, grid)) for kernel in kernels])
-        )
-        source_ft = scipy.fft.rfft2(stamps.source[part].astype(np.float64), s=(grid, grid))
-        matched = scipy.fft.irfft2(source_ft * kernels_ft, s=(grid, grid))[:, inner, inner]
+        # The kernels' origin is their first pixel here.
+        product = scipy.fft.rfft2(kernels, s=(grid, grid))
+        product *= scipy.fft.rfft2(stamps.source[part].astype(np.float64), s=(grid, grid))
+        matched = scipy.fft.irfft2(product, s=(grid, grid), overwrite_x=True)[:, inner, inner]
         residuals[part] = stamps.target[part] - matched - local[part, -1, None, None]
+
+    with single_threaded_algebra():
+        in_threads(work, range(0, len(stamps), _CHUNK))
     return residuals
 
 
