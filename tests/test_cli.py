@@ -719,3 +719,28 @@ def test_demo(run, tmp_path):
     assert code == 1
     assert "leave out --sigma" in messages
     assert run("demo", "--output", demo)[0] == 1
+
+
+@pytest.fixture
+def band_limited(tmp_path):
+    """Noise without high frequencies in the template, its difference, and the matching kernel."""
+    rng, kernel = np.random.default_rng(5), gaussian(15, 1.5)
+    axis = np.array([-1, 9, 9, -1]) / 16  # bicubic interpolation, half a pixel
+    science, template = rng.normal(0, 30, (2, 220, 220))
+    template = convolve(template, np.outer(axis, axis) / (axis**2).sum())
+    images = {"science": science, "template": template}
+    images["difference"] = science - convolve(template, kernel)
+    for name, image in images.items():
+        write_exposure(Exposure.from_arrays(image, variance=900.0), tmp_path / f"{name}.fits")
+    fits.writeto(tmp_path / "kernel.fits", kernel)
+    return [*triple(tmp_path), tmp_path / "kernel.fits"]
+
+
+def test_a_floored_noise_spectrum_is_reported(run, band_limited, tmp_path):
+    code, _, messages = run("decorrelate", *band_limited, "--output", tmp_path / "out.fits")
+    assert code == 0, messages
+    assert re.search(r"template.fits: at \d+% of the frequencies its noise has less", messages)
+    assert "science.fits: at" not in messages
+    header = fits.getheader(tmp_path / "out.fits")
+    assert 0.1 < header["WDTNFLR"] < 0.5
+    assert "WDSNFLR" not in header

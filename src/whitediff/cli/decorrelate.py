@@ -18,6 +18,7 @@ __all__ = [
     "decorrelation_cards",
     "noise_options",
     "read_input",
+    "report_noise_floor",
     "run_decorrelation",
 ]
 
@@ -318,6 +319,7 @@ def run_decorrelation(
         result.variance_mean_after,
         100 * result.contaminated_fraction,
     )
+    report_noise_floor(result, science=science, template=template)
     return result
 
 
@@ -543,9 +545,9 @@ def _noise_cards(result: Any) -> dict[str, tuple[Any, str]]:
             "WDNIMG": (len(result.local.filter.images), "images that the correction is made of"),
             "WDSPERR": (result.local.filter.error, "error of the compression, sigma of a pixel"),
         }
-    for name, noise, (power, error, significance) in (
-        ("science", result.science_noise, ("WDSNOI0", "WDSNERR", "WDSNSIG")),
-        ("template", result.template_noise, ("WDTNOI0", "WDTNERR", "WDTNSIG")),
+    for name, noise, (power, error, significance, floored) in (
+        ("science", result.science_noise, ("WDSNOI0", "WDSNERR", "WDSNSIG", "WDSNFLR")),
+        ("template", result.template_noise, ("WDTNOI0", "WDTNERR", "WDTNSIG", "WDTNFLR")),
     ):
         if noise is None:
             continue
@@ -554,4 +556,28 @@ def _noise_cards(result: Any) -> dict[str, tuple[Any, str]]:
         cards[error] = (noise.zero_frequency_error, "its error")
         if math.isfinite(noise.significance):
             cards[significance] = (noise.significance, f"{name} noise is not white, sigma")
+        cards[floored] = (noise.floored_fraction, f"fraction of {name} frequencies floored")
     return cards
+
+
+def report_noise_floor(result: Any, *, science: Any, template: Any) -> None:
+    """Say where an input has too little noise to be made white.
+
+    Parameters
+    ----------
+    result
+        `whitediff.exposures.decorrelation.Decorrelation`.
+    science, template
+        What the inputs are called.
+    """
+    from ..noise import FLOOR
+
+    for name, noise in ((science, result.science_noise), (template, result.template_noise)):
+        if noise is not None and noise.floored_fraction > 0:
+            log.info(
+                "%s: at %.2g%% of the frequencies its noise has less than %g of its mean power;"
+                " the correction takes it for that.",
+                name,
+                100 * noise.floored_fraction,
+                FLOOR,
+            )

@@ -15,6 +15,7 @@ from .decorrelate import (
     decorrelation_cards,
     noise_options,
     read_input,
+    report_noise_floor,
 )
 
 __all__ = ["run_subtraction", "subtract"]
@@ -295,6 +296,7 @@ def _made(
             for name in ("science", "template")
         }
         _describe(wanted["difference"], product, pair, found)
+        _report_floor(product, pair)
         yield wanted["difference"], *_finished(product, sources, _match_cards(pair, found, options))
         del product
     if solution is not None and wanted["matched"] is not None:
@@ -316,6 +318,8 @@ def _made(
             full_variance=full_variance,
         )
         _describe(wanted["score"], product, pair, found)
+        if wanted["difference"] is None:
+            _report_floor(product, pair)
         yield wanted["score"], *_finished(product, sources, _match_cards(pair, found, options))
 
 
@@ -434,6 +438,14 @@ def _describe(path: Path | None, product: Any, pair: Any, match: Any) -> None:
     )
     if product.exposure.psf is None:
         log.info("%s: no PSF is known, so the output has none.", path)
+
+
+def _report_floor(product: Any, pair: Any) -> None:
+    report_noise_floor(
+        product.decorrelation,
+        science=pair.science.source or "science image",
+        template=pair.template.source or "template",
+    )
 
 
 def _by_kind(read: dict[str, Any], wanted: dict[str, Path | None]) -> dict[str, Any]:
