@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 
 from . import fourier
 from .convolution import (
@@ -81,6 +82,9 @@ _BLOCK = 1 << 17
 _WEIGHT_PRECISION = 1e-5
 _REACHES = (16, 24, 32, 48, 64, 96)
 _VARIANCE_PRECISION = 1e-5
+_STAR_SIGMAS = (1.0, 2.0, 4.0)
+_STAR_MARGIN = 32
+"""Pixels beyond a filter's reach in which a star shows what is cut off."""
 
 PRECISION = 1e-3
 """Allowed error of a filtered pixel over its standard deviation."""
@@ -1073,12 +1077,26 @@ def compact_reach(
             for kernel in kernels
         ):
             break
-        margin = (reach + 1, reach + 1)
+        margin, most = (reach + 1, reach + 1), precision * sigma
         if not any(
-            _outside_matters(kernel, content, margin, precision * sigma) for kernel in kernels
+            _outside_matters(kernel, content, margin, most)
+            or _star_outside(kernel, reach) * content.largest > most
+            for kernel in kernels
         ):
             return reach
     return None
+
+
+def _star_outside(kernel: Array, reach: int) -> float:
+    """Largest value that what a filter has beyond its reach makes of a star of unit peak."""
+    side = 2 * (reach + _STAR_MARGIN) + 1
+    far = fourier.crop_center_origin(kernel, tuple(min(side, n) for n in kernel.shape))
+    middle = tuple(slice(n // 2 - reach, n // 2 + reach + 1) for n in far.shape)
+    far[middle] = 0
+    return max(
+        2 * math.pi * s**2 * float(np.abs(scipy.ndimage.gaussian_filter(far, s)).max())
+        for s in _STAR_SIGMAS
+    )
 
 
 def filtered_image(
