@@ -302,6 +302,21 @@ def test_refusals(rng):
         resampling_covariance(np.zeros((3, 3)))
 
 
+@pytest.mark.parametrize(
+    ("correlation", "message"),
+    [
+        (np.ones((2, 2)), r"odd sides, .*got the shape \(2, 2\)"),
+        (np.ones((1, 3)), r"square, .*got the shape \(1, 3\)"),
+        (np.array([[np.nan]]), "finite at every lag"),
+        (np.array([[900.0]]), "got 900. Divide a covariance by the pixel variance"),
+        (np.pad([[1.0, 0.3]], ((1, 1), (1, 0))), "differ by 0.3"),
+    ],
+)
+def test_a_given_correlation_is_checked(correlation, message):
+    with pytest.raises(ArgumentError, match=message):
+        NoiseCovariance(correlation, "given")
+
+
 @pytest.mark.skipif(not DECAM.is_dir(), reason=f"no real data in {DECAM}")
 def test_decam_pairs():
     """Measured on one half of the pixels, the other half's difference becomes white."""

@@ -67,6 +67,8 @@ _GRID = (128, 128)
 _ROUNDS = 4
 _STEPS = 8
 _CONVERGED = 1e-7
+_ROUNDING = 1e-6
+"""Of correlations, also if they were stored in single precision."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,6 +98,11 @@ class NoiseCovariance:
         Its standard error.
     pixels
         Number of pixels that it was measured on.
+
+    Raises
+    ------
+    ArgumentError
+        If the correlation is not as above.
     """
 
     correlation: Array = dataclasses.field(repr=False)
@@ -108,6 +115,28 @@ class NoiseCovariance:
     source_power: float = 0.0
     source_power_error: float = 0.0
     pixels: int = 0
+
+    def __post_init__(self) -> None:
+        correlation, shape = self.correlation, self.correlation.shape
+        if len(shape) != 2 or shape[0] != shape[1] or shape[0] % 2 == 0:
+            raise ArgumentError(
+                "A noise correlation must be square, of odd sides, with lag (0, 0) in the middle;"
+                f" got the shape {shape}."
+            )
+        if not np.isfinite(correlation).all():
+            raise ArgumentError("A noise correlation must be finite at every lag; got NaN or inf.")
+        middle = float(correlation[shape[0] // 2, shape[0] // 2])
+        if abs(middle - 1) > _ROUNDING:
+            raise ArgumentError(
+                f"A noise correlation must be 1 at lag (0, 0); got {middle:g}. Divide a covariance"
+                " by the pixel variance."
+            )
+        difference = float(np.abs(correlation - correlation[::-1, ::-1]).max())
+        if difference > _ROUNDING:
+            raise ArgumentError(
+                "A noise correlation must be the same at the lags (Δy, Δx) and (−Δy, −Δx); got"
+                f" values that differ by {difference:g}."
+            )
 
     @property
     def max_lag(self) -> int:
