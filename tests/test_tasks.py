@@ -19,6 +19,7 @@ from lsst.pipe.base import AlgorithmError, Struct, Task
 
 from scenes import SHARED, gaussian, moffat_kernel, moffat_psfs
 from whitediff import Exposure, decorrelation, fourier
+from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError
 from whitediff.exposures.psf import psf_image
 from whitediff.tasks import (
@@ -282,6 +283,21 @@ def test_array_methods_keep_single_precision_honest(rng):
     single = task.computeCorrectedImage(corrft, image)
     double = task.computeCorrectedImage(corrft, image.astype(np.float64))
     assert (np.abs(single - double) <= 1e-3 + np.spacing(np.abs(single))).all()
+
+
+def test_what_was_measured_of_the_noise_is_recorded(rng):
+    axis = np.array([-1, 9, 9, -1]) / 16  # bicubic interpolation, half a pixel
+    science, template, difference = rng.normal(size=(3, 160, 160))
+    template = convolve(template, np.outer(axis, axis) / (axis**2).sum())
+    exposures = [
+        Exposure.from_arrays(image, variance=1.0) for image in (science, template, difference)
+    ]
+    task = DecorrelateALKernelTask(config=DecorrelateALKernelConfig(noise="auto"))
+    task.run(*exposures, gaussian(15, 1.5))
+    assert "scienceNoiseZeroFrequency" not in task.metadata
+    assert task.metadata["templateNoiseZeroFrequency"] == pytest.approx(2.44, rel=0.2)
+    assert 0.1 < task.metadata["templateNoiseFlooredFraction"] < 0.5
+    assert 0 < task.metadata["fluxScaleError"] < 0.1
 
 
 @pytest.mark.parametrize("ratio", [1.0, 100.0])

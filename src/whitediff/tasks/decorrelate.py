@@ -601,6 +601,7 @@ class DecorrelateALKernelTask(Task):
             if noise is not None:
                 self.metadata[f"{name}NoiseZeroFrequency"] = noise.zero_frequency
                 self.metadata[f"{name}NoiseSignificance"] = noise.significance
+                self.metadata[f"{name}NoiseFlooredFraction"] = noise.floored_fraction
         self.metadata["fluxScaleError"] = result.flux_error
         if result.local is not None:
             self.metadata["correctionImages"] = len(result.local.filter.images)
