@@ -486,3 +486,25 @@ def test_interpolated_and_mirrored(rng):
     edge = results["interpolate"][100:500, 0].mean()
     assert edge == pytest.approx(3000, abs=4 * 70 / math.sqrt(400))
     assert abs(results["mean"][100:500, 0].mean() - 3000) > 300
+
+
+def test_full_variance_of_a_score_whose_kernel_varies(rng):
+    """Where the inputs' variances are level, every propagation gives the estimate."""
+    kernel = kernels.interpolated_kernel(
+        lambda x, y: 1.3 * gaussian(41, math.sqrt(science_width(x) ** 2 + 9 - 4)), BOX, 3
+    )
+    images = [
+        Exposure.from_arrays(rng.normal(0, 30, (SIZE, SIZE)), variance=900.0) for _ in range(3)
+    ]
+    planes = [
+        decorrelate(
+            *images,
+            kernel,
+            preconvolution_kernel=gaussian(41, 3.0),
+            sources=NONE,
+            options=DecorrelationOptions(score=True, spatially_varying=True, full_variance=full),
+        ).exposure.variance.array[60:-60, 60:-60]
+        for full in (False, True)
+    ]
+    assert np.ptp(planes[0]) > 0.1 * planes[0].mean()
+    np.testing.assert_allclose(planes[1], planes[0], rtol=2e-3)

@@ -55,6 +55,7 @@ __all__ = [
     "smallest_sigma",
     "unmeasured_pixels",
     "white_variance",
+    "with_not_finite",
 ]
 
 type Array = npt.NDArray[Any]
@@ -742,7 +743,7 @@ def full_variance(
     assert total is not None
     variance = fourier.inverse(total, shape, (unconvolved.shape[0], unconvolved.shape[1]))
     variance = variance.astype(np.result_type(unconvolved, convolved, np.float32))
-    return _with_not_finite(variance, unconvolved, convolved)
+    return with_not_finite(variance, unconvolved, convolved)
 
 
 def propagated_variance(
@@ -786,11 +787,24 @@ def propagated_variance(
         part = convolve(plane, kernel, tolerance=tolerance / 2)
         total = part if total is None else np.add(total, part)
     assert total is not None
-    return _with_not_finite(total, unconvolved, convolved)
+    return with_not_finite(total, unconvolved, convolved)
 
 
-def _with_not_finite(variance: Array, *planes: Array) -> Array:
-    """Variance plane in which infinite pixels of other planes are infinite, and NaN are NaN."""
+def with_not_finite(variance: Array, *planes: Array) -> Array:
+    """Put back what a convolution of variance planes had to fill in.
+
+    Parameters
+    ----------
+    variance
+        ``(ny, nx)``; changed.
+    *planes
+        ``(ny, nx)`` planes of which it was made.
+
+    Returns
+    -------
+    variance
+        The same array: NaN where one of the planes is NaN, else infinite where one is.
+    """
     for value, is_so in ((np.inf, np.isinf), (np.nan, np.isnan)):
         for plane in planes:
             if unmeasured_pixels(plane) is not None:

@@ -23,6 +23,7 @@ from ..spatial import (
     interpolated_cells,
     varying_filter,
 )
+from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .fields import GridField, row_blocks
 from .filters import Filters, StackFilters, reach_or_cut
@@ -48,6 +49,7 @@ _SAME_CELLS = 0.99
 _SMALLEST_GRID = 96
 _FIRST_GRID = 384
 _PSF_ORDER = 4
+_VARIANCE_PRECISION = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +162,9 @@ class LocalCorrection:
         stacks, at the science level, and for a score whose PSF is known its value at a point
         source of unit flux.
     squares
-        Squared filters of the noise of the two exposures, for the full propagation of their
-        variances; None where that is not wanted.
+        Squared filters of the noise of the two exposures, of unit sum, for the full propagation
+        of their variances; the number that goes with each is what that sum really is.  None
+        where that is not wanted.
     noise
         Variance ratio; None where it is the same everywhere.
     box
@@ -240,32 +243,40 @@ class LocalCorrection:
             return self._full_variance(*planes).astype(dtype)
         result = np.empty(planes[0].shape, dtype)
         nx = self.box.x.size
-        for rows in row_blocks(self.box.y.size):
+
+        def work(rows: slice) -> None:
             weights = self.filter.numbers(*self._positions(rows, slice(0, nx)))
             with np.errstate(invalid="ignore"):
                 result[rows] = sum(
                     weight * plane[rows]
                     for weight, plane in zip(weights[: len(planes)], planes, strict=True)
                 )
+
+        with single_threaded_algebra():
+            in_threads(work, row_blocks(self.box.y.size))
         return result
 
     def _full_variance(self, unconvolved: Array, convolved: Array) -> Array:
         assert self.squares is not None
         total = np.zeros(unconvolved.shape)
         for plane, squares in zip((unconvolved, convolved), self.squares, strict=True):
-            finite = np.isfinite(plane)
-            filled = np.where(finite, plane, plane[finite].mean(dtype=np.float64))
+            unmeasured = decorrelation.unmeasured_pixels(plane)
+            if unmeasured is not None:
+                mean = plane[~unmeasured].mean(dtype=np.float64)
+                plane = np.where(unmeasured, plane.dtype.type(mean), plane)
+            smallest = decorrelation.smallest_sigma(plane) or 0.0
 
             def weights(rows: slice, columns: slice, squares: VaryingFilter = squares) -> Array:
                 return squares.weights(*self._positions(rows, columns))
 
-            total += convolve_varying(filled.astype(np.float64), squares.images, weights)
+            spread = convolve_varying(
+                plane, squares.images, weights, tolerance=_VARIANCE_PRECISION * smallest**2
+            )
+            for rows in row_blocks(len(plane)):
+                sums = squares.numbers(*self._positions(rows, slice(0, plane.shape[1])))[0]
+                total[rows] += sums * spread[rows]
         np.maximum(total, 0, out=total)
-        for plane in (unconvolved, convolved):
-            total[np.isinf(plane)] = np.inf
-        for plane in (unconvolved, convolved):
-            total[np.isnan(plane)] = np.nan
-        return total
+        return decorrelation.with_not_finite(total, unconvolved, convolved)
 
     def response(self, box: Box) -> Array:
         """Score of a point source of unit flux at its position.
@@ -496,7 +507,7 @@ def local_correction(
             def sample(u: float, v: float, log_ratios: Array) -> tuple[Array, Array]:
                 x, y = positions(u, v)
                 filters, scale = filters_at(x, y), scale_at(x, y)
-                images = []
+                images, sums = [], []
                 for log_ratio in log_ratios:
                     local = with_ratio(filters, float(log_ratio))
                     assert isinstance(local, Filters)
@@ -504,8 +515,12 @@ def local_correction(
                     kernel = decorrelation.pixel_kernel(
                         correction.noise_filters_ft[which], shape=correction.shape
                     )
-                    images.append(fourier.crop_center_origin(kernel, wide) ** 2 / scale)
-                return np.stack(images), np.zeros((len(images), 0))
+                    square = fourier.crop_center_origin(kernel, wide) ** 2
+                    total = float(square.sum())
+                    # Of unit sum, as the compression wants them, however small they are.
+                    images.append(square / total)
+                    sums.append([total / scale])
+                return np.stack(images), np.array(sums)
 
             return sample
 
