@@ -330,6 +330,21 @@ def test_weights_of_zero_are_no_data(rng, tmp_path):
     assert exposure.mask.get("NO_DATA").sum() == 1
 
 
+@pytest.mark.parametrize("name", ["VARIANCE", "ERR"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -1.0])
+def test_pixels_without_a_variance_are_no_data(tmp_path, name, value):
+    plane = np.ones(SHAPE)
+    plane[3, 4] = value
+    hdu_list([], (name, plane), primary=np.zeros(SHAPE)).writeto(tmp_path / "in.fits")
+    mask = read_exposure(tmp_path / "in.fits").mask
+    assert mask.get("NO_DATA")[3, 4]
+    assert mask.get("NO_DATA").sum() == 1
+    plane[:] = value
+    hdu_list([], (name, plane), primary=np.zeros(SHAPE)).writeto(tmp_path / "none.fits")
+    mask = read_exposure(tmp_path / "none.fits").mask
+    assert "NO_DATA" not in mask.schema.names or not mask.get("NO_DATA").any()
+
+
 def test_variance_from_another_file_or_a_number(rng, tmp_path):
     fits.writeto(tmp_path / "in.fits", rng.normal(size=SHAPE))
     variance = rng.uniform(1, 9, SHAPE)

@@ -362,14 +362,14 @@ def _read_variance(source: VarianceSource) -> tuple[Array, VarianceKind]:
 
 
 def _as_variance(plane: Array, kind: str) -> tuple[Array, Array]:
-    """Variance, and the pixels that a weight of zero declares empty."""
-    nothing = np.zeros(plane.shape, dtype=bool)
-    if kind == "variance":
-        return plane, nothing
+    """Variance, and the pixels that have none: zero, negative or not finite, or of no weight."""
+    empty = ~(np.isfinite(plane) & (plane > 0))
+    if kind != "weight":
+        # Where no pixel has any, the plane is at fault and not the pixels.
+        empty &= not empty.all()
+        values = plane if kind == "variance" else _compact(plane.astype(float) ** 2, plane.dtype)
+        return values, empty
     values = plane.astype(np.float64)
-    if kind == "sigma":
-        return _compact(values**2, plane.dtype), nothing
-    empty = ~(plane > 0)
     values = np.where(empty, np.inf, 1 / np.where(empty, 1, values))
     return _compact(values, plane.dtype), empty
 
