@@ -375,3 +375,17 @@ def test_measured_psf(rng):
         assert distance(measured, true / true.sum()) < 0.03
     with pytest.raises(DataError, match="a PSF needs 3"):
         measure_psf(image, np.full(shape, 25.0), bad, x[:2], y[:2], size=size, order=1)
+
+
+def test_stars_that_no_psf_fits_are_a_sentence(rng, monkeypatch):
+    def fail(*_):
+        raise ValueError("The ePSF fitting failed for all stars.")
+
+    monkeypatch.setattr("photutils.psf.EPSFBuilder.__call__", fail)
+    shape = (200, 200)
+    x, y = np.array([50.0, 100, 150]), np.full(3, 100.0)
+    image = rng.normal(100, 1, shape)
+    for at_x in (50, 100, 150):
+        image[90:111, at_x - 10 : at_x + 11] += 1e3 * gaussian(21, 2.0)
+    with pytest.raises(DataError, match="None of 3 stars could be fitted"):
+        measure_psf(image, np.ones(shape), np.zeros(shape, bool), x, y, size=21, order=1)

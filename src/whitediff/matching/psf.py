@@ -11,7 +11,7 @@ import scipy.ndimage
 from astropy.stats import sigma_clipped_stats
 from astropy.utils.exceptions import AstropyUserWarning
 
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, one_line
 from ..polynomials import chebyshev_products
 from ..threads import single_threaded_algebra
 
@@ -156,7 +156,12 @@ def _mean_psf(stars: list[dict[str, Any]], size: int) -> tuple[Array, list[dict[
     with warnings.catch_warnings():
         # Stars that could not be fitted are left out below.
         warnings.simplefilter("ignore", AstropyUserWarning)
-        result = builder(EPSFStars(cutouts))
+        try:
+            result = builder(EPSFStars(cutouts))
+        except ValueError as error:
+            raise DataError(
+                f"None of {len(stars)} stars could be fitted ({one_line(error)}); give a PSF."
+            ) from error
     rows, columns = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float64)
     mean = np.asarray(result.epsf.evaluate(columns, rows, 1.0, 0.0, 0.0))
     total = float(mean.sum())
