@@ -262,7 +262,7 @@ def test_refusals(rng):
     with pytest.raises(ArgumentError, match="Kernels of 25 pixels need source stamps of 67"):
         fit_kernel(stamps, gaussian_basis((1.0, 2.0), degrees=(2, 0), size=25))
     empty = Stamps(stamps.source, stamps.target, 0 * stamps.weight, stamps.x, stamps.y)
-    with pytest.raises(DataError, match="0 of 4 stamps"):
+    with pytest.raises(DataError, match=r"0 of 4 stamps .* too unlike to share a kernel"):
         fit_kernel(empty, basis, FitOptions(kernel_order=0, background_order=0))
     flat = Stamps(0 * stamps.source, stamps.target, stamps.weight, stamps.x, stamps.y)
     with pytest.raises(DataError, match=r"singular|0 of 4"):

@@ -166,10 +166,12 @@ class Design:
         n_kernel = self.kernel_terms.shape[1]
         fewest = max(3, 2 * n_kernel if n_kernel > 1 else 1, self.background_terms.shape[1])
         if n_used < fewest:
+            orders = self.options.kernel_order or self.options.background_order
+            remedy = "lower the orders" if orders else "the others are too unlike to share a kernel"
             raise TooFewSourcesError(
                 f"{n_used} of {len(used)} stamps are usable, but kernel order"
                 f" {self.options.kernel_order} and background order"
-                f" {self.options.background_order} need at least {fewest}; lower the orders.",
+                f" {self.options.background_order} need at least {fewest}; {remedy}.",
                 found=n_used,
                 required=fewest,
             )
