@@ -226,6 +226,7 @@ def test_two_plain_images(run, directory, tmp_path):
     assert "its PSF is measured from" in messages
     header = fits.getheader(out)
     assert header["WDKORDER"] == 0
+    assert header["WDCHI2"] == pytest.approx(1, abs=0.05)
     assert header["WDSFWHM"] == pytest.approx(3.0 * 2.3548, rel=0.03)
     assert header["WDKSUM"] == pytest.approx(1, abs=0.01)
     code, _, messages = run("check", out, "--json", tmp_path / "check.json", "-q")

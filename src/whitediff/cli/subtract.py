@@ -320,7 +320,8 @@ def _made(
         _describe(wanted["score"], product, pair, found)
         if wanted["difference"] is None:
             _report_floor(product, pair)
-        yield wanted["score"], *_finished(product, sources, _match_cards(pair, found, options))
+        cards = _match_cards(pair, found, options, score=True)
+        yield wanted["score"], *_finished(product, sources, cards)
 
 
 def _made_again(
@@ -392,7 +393,9 @@ def _finished(
     )
 
 
-def _match_cards(pair: Any, match: Any, options: Any) -> dict[str, tuple[Any, str]]:
+def _match_cards(
+    pair: Any, match: Any, options: Any, *, score: bool = False
+) -> dict[str, tuple[Any, str]]:
     from ..exposures.preparation import fwhm
 
     fit = match.fit
@@ -408,7 +411,7 @@ def _match_cards(pair: Any, match: Any, options: Any) -> dict[str, tuple[Any, st
         "WDKSERR": (fit.kernel_sum_error, "error of the kernel sum"),
         # Of pre-convolved noise, which is correlated, it would mean nothing.
         "WDCHI2": (
-            None if match.science is not pair.science else fit.reduced_chi_square,
+            None if score else fit.reduced_chi_square,
             "reduced chi-square of the fit",
         ),
         "WDCOND": (fit.condition, "condition number of the fit"),
