@@ -192,6 +192,25 @@ def test_what_cannot_be_matched_is_one_sentence(run, tmp_path, rng):
     assert "odd" in messages
 
 
+def test_images_of_different_fields_are_refused(run, tmp_path):
+    pair = tmp_path / "pair"
+    code, _, messages = run(
+        "simulate", "--output", pair, "--size", 700, "--seed", 7, "--stars", 200,
+        "--galaxies", 40, "-q",
+    )  # fmt: skip
+    assert code == 0, messages
+    for name, step in (("science", 1), ("template", -1)):
+        image = np.nan_to_num(fits.getdata(pair / f"{name}.fits", "IMAGE"))
+        fits.writeto(tmp_path / f"{name}.fits", image[::step, ::step])
+    out = tmp_path / "out.fits"
+    code, _, messages = run(
+        "subtract", tmp_path / "science.fits", tmp_path / "template.fits", "--output", out, "-q"
+    )
+    assert code == 1, messages
+    assert "the stars of one image are not in the other" in messages.splitlines()[-1]
+    assert not out.exists()
+
+
 @pytest.mark.skipif(not DECAM.is_dir(), reason=f"no real data in {DECAM}")
 @pytest.mark.parametrize(("science", "template"), [("04a", "18a"), ("04a", "04b"), ("18a", "18c")])
 def test_decam_pairs_need_no_tuning(run, tmp_path, science, template):

@@ -48,6 +48,8 @@ _CORE_SIGMAS = 3
 _ENOUGH_STARS = 10
 _FIRST_STARS = 250
 _MOST_STARS_DELTA = 100
+_SIGNIFICANT_SUM = 5.0
+"""Standard deviations by which a kernel's sum has to exceed zero."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,7 @@ def match(
     TooFewSourcesError
         If there are too few stars.
     DataError
-        If the fit is singular.
+        If the fit is singular, or the kernel's sum no more than its error explains.
 
     Notes
     -----
@@ -235,6 +237,12 @@ def match(
         target_sigma,
         source_sigma,
     )
+    if not fit.kernel_sum > _SIGNIFICANT_SUM * fit.kernel_sum_error:
+        raise DataError(
+            f"The kernel that fits best has the sum {fit.kernel_sum:.2g} ±"
+            f" {fit.kernel_sum_error:.2g}: the stars of one image are not in the other; are both"
+            " of the same field, aligned to a few pixels, and in comparable units?"
+        )
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
     # What the stars are too few for, the source-free pixels will find.
     missing = max(0, options.fit.background_order - fit.background_order)
