@@ -27,9 +27,6 @@ __all__ = [
 
 type Array = npt.NDArray[Any]
 
-_SMOOTHING_SIGMA_BINNED = 0.69
-"""In cells of 2 pixels, whose own width is 0.58: together 1.5 pixels."""
-
 _DETECTION_THRESHOLD = 4.0
 _GROWTH_THRESHOLD = 2.0
 _GROWTH_PIXELS = 4
@@ -160,7 +157,7 @@ def detect_sources(image: Array, unusable: Array | None = None) -> Array:
     Works on means of 2 × 2 pixels: what is smoothed and grown by more than that loses
     nothing, and it takes a quarter of the time.
     """
-    sources, _ = sources_and_background(image, unusable)
+    sources, _ = _detected(image, unusable)
     return sources
 
 
@@ -185,24 +182,21 @@ def sources_and_background(image: Array, unusable: Array | None = None) -> tuple
     DataError
         If no pixel is usable.
     """
+    sources, medians = _detected(image, unusable)
+    return sources, _interpolated(medians, image.shape)
+
+
+def _detected(image: Array, unusable: Array | None) -> tuple[Array, Array]:
+    """Source pixels, and medians of cells of the background."""
     usable = np.isfinite(image)
     if unusable is not None:
         usable &= ~unusable
     if not usable.any():
         raise DataError("No pixel is usable, so sources cannot be told from background.")
-    count = _summed_pairs(usable.view(np.uint8))
-    if usable.all() and not any(n % 2 for n in image.shape):
-        mean = _summed_pairs(image.astype(np.float32, copy=False))
-        mean *= np.float32(0.25)
-        weight = covered = None
-    else:
-        mean = _summed_pairs(np.where(usable, image, 0).astype(np.float32, copy=False))
-        mean /= np.maximum(count, 1)
-        weight = count * np.float32(0.25)
-        covered = np.maximum(_smoothed(weight), np.float32(1e-3))
-    measured = count > 0
+    mean, measured, weight = _means_of_pairs(image, usable)
+    covered = None if weight is None else np.maximum(_smoothed(weight), np.float32(1e-3))
     sources = np.zeros(mean.shape, dtype=bool)
-    background: Array | float = 0.0
+    background = np.zeros((1, 1), np.float32)
     # Twice: the first background and scatter still contain the sources.
     for _ in range(2):
         free = measured & ~sources
@@ -218,21 +212,59 @@ def sources_and_background(image: Array, unusable: Array | None = None) -> tuple
         scatter = robust_sigma(_sample(smoothed[free]))
         if not scatter > 0:
             break
-        faint = smoothed > np.float32(_GROWTH_THRESHOLD * scatter)
-        labels, number = scipy.ndimage.label(faint)
+        labels, number = scipy.ndimage.label(smoothed > np.float32(_GROWTH_THRESHOLD * scatter))
         detected = np.zeros(number + 1, dtype=bool)
         detected[labels[smoothed > np.float32(_DETECTION_THRESHOLD * scatter)]] = True
-        sources = scipy.ndimage.maximum_filter(
-            detected[labels].view(np.uint8), size=_GROWTH_PIXELS + 1
-        ).view(bool)
+        sources = _grown(detected[labels], _GROWTH_PIXELS // 2)
     ny, nx = image.shape
-    sources = np.repeat(np.repeat(sources, 2, axis=0), 2, axis=1)[:ny, :nx] & usable
-    return sources, _interpolated(np.atleast_2d(np.float32(background)), image.shape)
+    sources = np.repeat(np.repeat(sources, 2, axis=0), 2, axis=1)[:ny, :nx]
+    sources &= usable
+    return sources, background
+
+
+def _means_of_pairs(image: Array, usable: Array) -> tuple[Array, Array, Array | None]:
+    """Means of 2 × 2 pixels, which of them are known, and the share of usable pixels in them.
+
+    The last is None where all are.
+    """
+    if usable.all() and not any(n % 2 for n in image.shape):
+        mean = _summed_pairs(image.astype(np.float32, copy=False))
+        mean *= np.float32(0.25)
+        return mean, np.ones(mean.shape, dtype=bool), None
+    count = _summed_pairs(usable.view(np.uint8))
+    filled = image.astype(np.float32)
+    filled[~usable] = 0
+    mean = _summed_pairs(filled)
+    mean /= np.maximum(count, 1)
+    return mean, count > 0, count * np.float32(0.25)
 
 
 def _smoothed(image: Array) -> Array:
-    result: Array = scipy.ndimage.gaussian_filter(image, _SMOOTHING_SIGMA_BINNED)
+    """Image convolved with (1, 2, 1)/4 along both axes, a Gaussian of 0.71 pixels."""
+    rows = 2 * image
+    rows[1:] += image[:-1]
+    rows[:-1] += image[1:]
+    rows[0] += image[0]
+    rows[-1] += image[-1]
+    result = 2 * rows
+    result[:, 1:] += rows[:, :-1]
+    result[:, :-1] += rows[:, 1:]
+    result[:, 0] += rows[:, 0]
+    result[:, -1] += rows[:, -1]
+    result /= 16
     return result
+
+
+def _grown(plane: Array, pixels: int) -> Array:
+    """Plane with all pixels that have one of it within so many pixels in x and y."""
+    for _ in range(pixels):
+        rows = plane.copy()
+        rows[1:] |= plane[:-1]
+        rows[:-1] |= plane[1:]
+        plane = rows.copy()
+        plane[:, 1:] |= rows[:, :-1]
+        plane[:, :-1] |= rows[:, 1:]
+    return plane
 
 
 def _summed_pairs(image: Array) -> Array:
