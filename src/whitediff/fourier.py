@@ -8,6 +8,7 @@ wants it at ``[0, 0]``.  Spectra are half spectra in the layout of
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import scipy.fft
 
 from .errors import ArgumentError
-from .threads import available_threads
+from .threads import in_threads
 
 __all__ = [
     "common_shape",
@@ -33,6 +34,8 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 _FRAME = 1 << 18
+_LINES = 64
+"""Rows or columns that are transformed at a time."""
 
 
 def _linear_convolution_lengths(shapes: tuple[tuple[int, ...], ...]) -> list[int]:
@@ -198,7 +201,10 @@ def stamp_spectrum(stamp: Array, shape: tuple[int, int]) -> Array:
     full = np.zeros((shape[0], strip_ft.shape[1]), strip_ft.dtype)
     full[:after] = strip_ft[:after]
     full[shape[0] - (rows - after) :] = strip_ft[after:]
-    return scipy.fft.fft(full, axis=0, workers=_workers(shape), overwrite_x=True)
+    if math.prod(shape) < _FRAME:
+        return scipy.fft.fft(full, axis=0, overwrite_x=True)
+    _along_columns(scipy.fft.fft, full)
+    return full
 
 
 def forward(array: Array, shape: tuple[int, int]) -> Array:
@@ -216,7 +222,18 @@ def forward(array: Array, shape: tuple[int, int]) -> Array:
     array_ft
         ``(shape[0], shape[1]//2 + 1)`` complex, `numpy.fft.rfft2` layout.
     """
-    return scipy.fft.rfft2(array, s=shape, workers=_workers(shape))
+    if math.prod(shape) < _FRAME:
+        return scipy.fft.rfft2(array, s=shape)
+    rows = min(array.shape[0], shape[0])
+    dtype = np.complex64 if array.dtype == np.float32 else np.complex128
+    array_ft = np.zeros((shape[0], shape[1] // 2 + 1), dtype)
+
+    def along_rows(part: slice) -> None:
+        array_ft[part] = scipy.fft.rfft(array[part], n=shape[1], axis=1)
+
+    in_threads(along_rows, _blocks(rows))
+    _along_columns(scipy.fft.fft, array_ft)
+    return array_ft
 
 
 def inverse(array_ft: Array, shape: tuple[int, int], crop: tuple[int, int]) -> Array:
@@ -235,15 +252,37 @@ def inverse(array_ft: Array, shape: tuple[int, int], crop: tuple[int, int]) -> A
     Returns
     -------
     array
-        ``crop``, real, in the spectrum's precision; a view of the grid.
+        ``crop``, real, in the spectrum's precision; of stamps a view of the grid.
     """
-    image = scipy.fft.irfft2(array_ft, s=shape, workers=_workers(shape), overwrite_x=True)
-    return image[: crop[0], : crop[1]]
+    if math.prod(shape) < _FRAME:
+        image = scipy.fft.irfft2(array_ft, s=shape, overwrite_x=True)
+        return image[: crop[0], : crop[1]]
+    _along_columns(scipy.fft.ifft, array_ft)
+    result = np.empty(crop, np.float32 if array_ft.dtype == np.complex64 else np.float64)
+
+    def along_rows(part: slice) -> None:
+        lines = scipy.fft.irfft(array_ft[part], n=shape[1], axis=1)
+        result[part] = lines[:, : crop[1]]
+
+    in_threads(along_rows, _blocks(crop[0]))
+    return result
 
 
-def _workers(shape: tuple[int, int]) -> int:
-    """All threads for frames, one for stamps, which are done before a thread has started."""
-    return available_threads() if math.prod(shape) >= _FRAME else 1
+def _along_columns(transform: Callable[..., Array], array_ft: Array) -> None:
+    """Transform the columns, in place.
+
+    In blocks that do not depend on the number of threads: how many columns the library
+    transforms at a time decides how it rounds.
+    """
+
+    def work(part: slice) -> None:
+        array_ft[:, part] = transform(array_ft[:, part], axis=0)
+
+    in_threads(work, _blocks(array_ft.shape[1]))
+
+
+def _blocks(length: int) -> list[slice]:
+    return [slice(start, min(start + _LINES, length)) for start in range(0, length, _LINES)]
 
 
 def half_spectrum(full: Array) -> Array:

@@ -51,12 +51,12 @@ def set_up_logging(level: int) -> None:
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``-v`` and ``-q`` to a command.
+    """Add ``--threads``, ``-v`` and ``-q`` to a command.
 
     Parameters
     ----------
     command
-        Function of the command; it gets neither.
+        Function of the command; it gets none of them.
 
     Returns
     -------
@@ -64,17 +64,32 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         Decorated.
     """
 
+    @click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        help="How many work side by side  [default: WHITEDIFF_NUM_THREADS, else as many as there"
+        " are cores]. The result is the same.",
+    )
     @click.option("-v", "--verbose", is_flag=True, help="Say more.")
     @click.option("-q", "--quiet", is_flag=True, help="Say only what is wrong.")
     @click.pass_context
     @functools.wraps(command)
     def wrapper(
-        context: click.Context, /, *args: Any, verbose: bool, quiet: bool, **kwargs: Any
+        context: click.Context,
+        /,
+        *args: Any,
+        threads: int | None,
+        verbose: bool,
+        quiet: bool,
+        **kwargs: Any,
     ) -> Any:
         if verbose and quiet:
             raise click.UsageError("-v and -q contradict each other.")
         set_up_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
         context.obj = {"verbose": verbose, "quiet": quiet}
+        from ..threads import use_threads
+
+        use_threads(threads)
         # A terminated run cleans up its temporary files as an interrupted one does.
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, _terminate)

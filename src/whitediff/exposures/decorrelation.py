@@ -20,7 +20,7 @@ from .. import decorrelation, fourier
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
 from ..stats import clipped_mean
-from ..threads import in_threads
+from ..threads import in_threads, single_threaded_algebra
 from . import kernels, masks
 from .fields import evaluated
 from .filters import Filters
@@ -263,6 +263,7 @@ def typical_variance(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) ->
     return clipped_mean(variance[rows], good=good).mean
 
 
+@single_threaded_algebra()
 def decorrelate(
     science: Any,
     template: Any,

@@ -33,6 +33,7 @@ from ..matching.normals import Stamps
 from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import varying_pixels
 from ..polynomials import chebyshev_terms
+from ..threads import single_threaded_algebra
 from . import kernels
 from .model import Exposure
 from .preparation import Pair
@@ -131,6 +132,7 @@ class Match:
     fit: KernelFit
 
 
+@single_threaded_algebra()
 def match(
     pair: Pair,
     options: MatchOptions | None = None,

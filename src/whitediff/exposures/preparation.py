@@ -19,7 +19,7 @@ from ..matching.candidates import (
 )
 from ..matching.psf import measure_psf
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from ..threads import in_threads
+from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .alignment import aligned_template
 from .kernels import term_kernel
@@ -117,6 +117,7 @@ class Pair:
         return "science" if self.template_sigma > self.science_sigma else "template"
 
 
+@single_threaded_algebra()
 def prepare(science: Any, template: Any, options: PreparationOptions | None = None) -> Pair:
     """Align two exposures, judge their variance planes and find their sources.
 

@@ -14,6 +14,7 @@ from lsst.images.fields import BaseField, ChebyshevField
 from ..errors import ArgumentError
 from ..matching.background import fit_background
 from ..noise import NoiseCovariance
+from ..threads import single_threaded_algebra
 from . import masks
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
 from .fields import row_blocks, rows_of
@@ -150,6 +151,7 @@ class Product:
     flux_variance: Array | None = None
 
 
+@single_threaded_algebra()
 def make_product(
     solution: Solution,
     science: Exposure,

@@ -16,6 +16,7 @@ from lsst.images.psfs import PointSpreadFunction
 
 from .. import decorrelation, fourier, stacks
 from ..errors import ArgumentError, DataError
+from ..threads import single_threaded_algebra
 from . import kernels, masks
 from .decorrelation import (
     Noise,
@@ -198,6 +199,7 @@ class StackDecorrelation:
     local: LocalCorrection
 
 
+@single_threaded_algebra()
 def decorrelate_stack(
     difference: Any,
     science: Sequence[StackMember],

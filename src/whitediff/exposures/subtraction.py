@@ -332,6 +332,7 @@ def _divide_by_sum(exposure: Exposure, kernel: ConvolutionKernel, scale_factor: 
         exposure.variance.array[rows] /= local**2
 
 
+@single_threaded_algebra()
 def subtract(
     science: Any,
     template: Any,
