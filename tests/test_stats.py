@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from whitediff.errors import ArgumentError
-from whitediff.stats import autocorrelation, clipped_mean, robust_sigma
+from whitediff.stats import _clipped_mean_of_many, autocorrelation, clipped_mean, robust_sigma
 
 
 def clipped_mean_by_hand(values):
@@ -47,6 +47,54 @@ def test_clipped_mean_leaves_out_what_it_must():
     assert clipped_mean(values, good=good).mean == 1.0
     with pytest.raises(ArgumentError, match="shape"):
         clipped_mean(values, good=good[:1])
+
+
+def many(kind, rng):
+    """Values of which a clipped mean is taken in one pass, in awkward shapes."""
+    shape = (700, 611)
+    noise = rng.normal(100, 5, shape)
+    if kind == "sources":
+        noise[rng.random(shape) < 0.12] += 4000
+    elif kind == "two levels":
+        noise = np.where(np.arange(shape[1]) < 300, 400.0, 900.0) * np.ones((shape[0], 1))
+    elif kind == "mostly one value":
+        noise = np.where(rng.random(shape) < 0.9, 300.0, noise)
+    elif kind == "stripes that a sample misses":
+        noise[::2] = 100
+    elif kind == "not finite":
+        noise[rng.random(shape) < 0.05] = np.nan
+        noise[0, :5], noise[1, :5] = np.inf, -np.inf
+    elif kind == "log-normal":
+        noise = np.exp(rng.normal(0, 1.5, shape))
+    return noise
+
+
+KINDS = (
+    "noise", "sources", "two levels", "mostly one value", "stripes that a sample misses",
+    "not finite", "log-normal",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_clipped_mean_of_many_is_that_of_all_sorted(rng, monkeypatch, kind, dtype):
+    values = many(kind, rng).astype(dtype)
+    good = rng.random(values.shape) > 0.1
+    values.flags.writeable = good.flags.writeable = False
+    result = clipped_mean(values, good=good)
+    monkeypatch.setattr("whitediff.stats._FEW", values.size)  # sorts them all
+    expected = clipped_mean(values, good=good)
+    assert result.counts == expected.counts
+    assert (result.median, result.inter_quartile_range) == (
+        expected.median,
+        expected.inter_quartile_range,
+    )
+    assert result.mean == pytest.approx(expected.mean, rel=1e-13)
+
+
+def test_one_pass_suffices_for_noise_and_sources(rng):
+    for kind in ("noise", "sources", "not finite"):
+        assert _clipped_mean_of_many(many(kind, rng), None) is not None
 
 
 def test_constant_values_survive_rounding():

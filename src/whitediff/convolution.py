@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 
+from . import planes
 from .errors import ArgumentError
 from .threads import in_threads, single_threaded_algebra
 
@@ -132,7 +133,7 @@ def convolve_varying(
     # What is not of a floating-point type holds small integers, such as a mask.
     dtype = image.dtype if image.dtype.kind == "f" else np.dtype(np.float32)
     in_single = in_double.single() if tolerance > 0 and dtype == np.float32 else None
-    result = np.empty(image.shape, dtype)
+    result = planes.empty(image.shape, dtype)
 
     def work(tile: tuple[slice, slice]) -> None:
         inner = tuple(axis.inside(part) for axis, part in zip(axes, tile, strict=True))

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
-from . import fourier
+from . import fourier, planes
 from .convolution import (
     SINGLE_PRECISION_ERROR_FROM_PEAK,
     SINGLE_PRECISION_ERROR_FROM_RMS,
@@ -27,7 +27,6 @@ from .convolution import (
 )
 from .errors import ArgumentError, DataError
 from .interpolation import interpolated
-from .threads import in_threads
 
 __all__ = [
     "CONTAMINATION_THRESHOLD",
@@ -55,6 +54,7 @@ __all__ = [
     "smallest_sigma",
     "unmeasured_pixels",
     "white_variance",
+    "with_fill",
     "with_not_finite",
 ]
 
@@ -79,7 +79,6 @@ _LARGEST_SIGNIFICANCE = 1e11
 Errors of a double-precision transform stay below 1e-3 sigma for less than 2.8e11 sigma.
 """
 
-_BLOCK = 1 << 17
 _WEIGHT_PRECISION = 1e-5
 _REACHES = (16, 24, 32, 48, 64, 96)
 _VARIANCE_PRECISION = 1e-5
@@ -522,22 +521,14 @@ def unmeasured_pixels(image: Array, sigma: float | None = None) -> Array | None:
     if sigma is not None:
         most = min(most, _LARGEST_SIGNIFICANCE * sigma)
 
-    def found(rows: slice) -> Array | None:
-        part = image[rows]
+    def all_measured(rows: slice) -> bool:
         # Comparisons with NaN are false.
-        if -most <= float(part.min()) and float(part.max()) <= most:
-            return None
-        return ~(np.abs(part) <= most)
+        part = image[rows]
+        return -most <= float(part.min()) and float(part.max()) <= most
 
-    blocks = _row_blocks(image.shape) if image.size else []
-    parts = in_threads(found, blocks)
-    if all(part is None for part in parts):
+    if image.size == 0 or all(planes.each_block(all_measured, image.shape)):
         return None
-    unmeasured = np.zeros(image.shape, dtype=bool)
-    for rows, part in zip(blocks, parts, strict=True):
-        if part is not None:
-            unmeasured[rows] = part
-    return unmeasured
+    return planes.filled(image.shape, bool, lambda rows: ~(np.abs(image[rows]) <= most))
 
 
 def smallest_sigma(variance: Array) -> float | None:
@@ -561,14 +552,8 @@ def smallest_sigma(variance: Array) -> float | None:
         part = variance[rows]
         return float(part[np.isfinite(part) & (part > 0)].min(initial=math.inf))
 
-    least = min(in_threads(smallest, _row_blocks(variance.shape)), default=math.inf)
+    least = min(planes.each_block(smallest, variance.shape), default=math.inf)
     return math.sqrt(least) if math.isfinite(least) else None
-
-
-def _row_blocks(shape: tuple[int, ...]) -> list[slice]:
-    """Rows to work on at a time, so that what is made of them stays in the cache."""
-    step = max(1, _BLOCK // max(1, shape[1]))
-    return [slice(start, start + step) for start in range(0, shape[0], step)]
 
 
 def _checked_image(image: Array, correction_ft: Array, shape: tuple[int, int]) -> Array:
@@ -677,17 +662,16 @@ def estimated_variance(unconvolved: Array, convolved: Array, weights: tuple[floa
     DMTN-179, section 5.
     """
     _check_planes(unconvolved, convolved)
-    result = np.empty(unconvolved.shape, np.result_type(unconvolved, convolved, np.float32))
 
-    def work(rows: slice) -> None:
+    def work(rows: slice) -> Array:
         variance = np.multiply(unconvolved[rows], weights[0], dtype=np.float64)
         with np.errstate(invalid="ignore"):
             # inf − inf is NaN, as ordinary arithmetic has it.
             variance += np.multiply(convolved[rows], weights[1], dtype=np.float64)
-        result[rows] = variance
+        return variance
 
-    in_threads(work, _row_blocks(result.shape))
-    return result
+    dtype = np.result_type(unconvolved, convolved, np.float32)
+    return planes.filled(unconvolved.shape, dtype, work)
 
 
 def full_variance(
@@ -781,23 +765,20 @@ def propagated_variance(
     for plane, fill, kernel in zip(
         (unconvolved, convolved), (unconvolved_fill, convolved_fill), squared_kernels, strict=True
     ):
-        unmeasured = unmeasured_pixels(plane)
-        if unmeasured is not None:
-            plane = np.where(unmeasured, plane.dtype.type(fill), plane)
-        part = convolve(plane, kernel, tolerance=tolerance / 2)
-        total = part if total is None else np.add(total, part)
+        part = convolve(with_fill(plane, fill), kernel, tolerance=tolerance / 2)
+        total = part if total is None else np.add(total, part, out=total)
     assert total is not None
     return with_not_finite(total, unconvolved, convolved)
 
 
-def with_not_finite(variance: Array, *planes: Array) -> Array:
+def with_not_finite(variance: Array, *inputs: Array) -> Array:
     """Put back what a convolution of variance planes had to fill in.
 
     Parameters
     ----------
     variance
         ``(ny, nx)``; changed.
-    *planes
+    *inputs
         ``(ny, nx)`` planes of which it was made.
 
     Returns
@@ -805,11 +786,39 @@ def with_not_finite(variance: Array, *planes: Array) -> Array:
     variance
         The same array: NaN where one of the planes is NaN, else infinite where one is.
     """
-    for value, is_so in ((np.inf, np.isinf), (np.nan, np.isnan)):
-        for plane in planes:
-            if unmeasured_pixels(plane) is not None:
-                variance[is_so(plane)] = value
+    holed = [plane for plane in inputs if unmeasured_pixels(plane) is not None]
+    for rows in planes.row_blocks(variance.shape):
+        for value, is_so in ((np.inf, np.isinf), (np.nan, np.isnan)):
+            for plane in holed:
+                variance[rows][is_so(plane[rows])] = value
     return variance
+
+
+def with_fill(plane: Array, fill: float | None = None) -> Array:
+    """Plane with another value for its pixels that are not finite.
+
+    Parameters
+    ----------
+    plane
+        ``(ny, nx)``; not modified.
+    fill
+        That value; the mean of the others if None.
+
+    Returns
+    -------
+    filled
+        The plane itself where all of its pixels are finite.
+    """
+    unmeasured = unmeasured_pixels(plane)
+    if unmeasured is None:
+        return plane
+    if fill is None:
+        filled, _ = _filled(plane, None)
+        return filled
+    value = plane.dtype.type(fill)
+    return planes.filled(
+        plane.shape, plane.dtype, lambda rows: np.where(unmeasured[rows], value, plane[rows])
+    )
 
 
 def _check_planes(unconvolved: Array, convolved: Array) -> None:
@@ -896,12 +905,13 @@ def contaminated_pixels(
     total, shape = float(np.abs(kernel).sum()), untrusted.shape
     if not _is_compact(kernel, shape):
         return absolute_weight(kernel, ~untrusted) < (1 - threshold) * total
-    on_untrusted = None
-    if untrusted.any():
-        on_untrusted = absolute_weight(kernel, untrusted)
-        contaminated = on_untrusted > threshold * total
+    on_untrusted = absolute_weight(kernel, untrusted) if untrusted.any() else None
+    if on_untrusted is None:
+        contaminated = planes.zeros(shape, bool)
     else:
-        contaminated = np.zeros(shape, dtype=bool)
+        contaminated = planes.filled(
+            shape, bool, lambda rows: on_untrusted[rows] > threshold * total
+        )
     # Only near the edges does the filter reach beyond the frame.
     edge_y, edge_x = (min(n // 2, length) for n, length in zip(kernel.shape, shape, strict=True))
     for rows, columns in (
@@ -1009,7 +1019,7 @@ class _Content:
                 flat = flat.astype(np.float64)
             return flat.size, largest, float(flat.sum()), float(np.einsum("i,i->", flat, flat))
 
-        parts = np.array(in_threads(sums, _row_blocks(image.shape)))
+        parts = np.array(planes.each_block(sums, image.shape))
         n, _, total, square = parts.sum(axis=0)
         if n == 0:
             return cls(0.0, 0.0, 0.0)
@@ -1194,11 +1204,11 @@ def _filled(image: Array, sigma: float | None) -> tuple[Array, Array | None]:
     unmeasured = unmeasured_pixels(image, sigma)
     if unmeasured is None:
         return image, None
-    if unmeasured.all():
+    filled = planes.copied(image)
+    np.copyto(filled, 0, where=unmeasured)
+    number = image.size - int(np.count_nonzero(unmeasured))
+    if number == 0:
         raise DataError("The image has no finite pixel, so there is nothing to correct.")
-    filled = image.copy()
-    filled[unmeasured] = 0
     # Double precision for the sum: of 10^7 float32 values it would drift.
-    total = float(filled.sum(dtype=np.float64))
-    filled[unmeasured] = total / (image.size - int(np.count_nonzero(unmeasured)))
+    np.copyto(filled, filled.sum(dtype=np.float64) / number, where=unmeasured, casting="same_kind")
     return filled, unmeasured

@@ -7,6 +7,7 @@ difference: leaving out its high pixels would lower the variance that is to be j
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
+from . import planes
 from .errors import ArgumentError, DataError
 from .stats import robust_sigma
 
@@ -32,6 +34,8 @@ _GROWTH_THRESHOLD = 2.0
 _GROWTH_PIXELS = 4
 _BACKGROUND_CELL = 64
 _LEAST_USED = 0.3
+_SAMPLE = 250_000
+"""Pixels from which a scatter is known to a few thousandths."""
 
 
 def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL) -> Array:
@@ -96,7 +100,7 @@ def _interpolated(medians: Array, shape: tuple[int, ...]) -> Array:
     x = (np.arange(nx) + 0.5) / nx * cells_x - 0.5
     # Along the rows by a small product of matrices; between them, a line for every column.
     rows = medians @ _linear_matrix(x, cells_x).T.astype(medians.dtype)
-    result = np.empty((ny, nx), medians.dtype)
+    result = planes.empty((ny, nx), medians.dtype)
     if cells_y == 1:
         result[:] = rows
         return result
@@ -188,83 +192,142 @@ def sources_and_background(image: Array, unusable: Array | None = None) -> tuple
 
 def _detected(image: Array, unusable: Array | None) -> tuple[Array, Array]:
     """Source pixels, and medians of cells of the background."""
-    usable = np.isfinite(image)
-    if unusable is not None:
-        usable &= ~unusable
+
+    def is_usable(rows: slice) -> Array:
+        finite = np.isfinite(image[rows])
+        return finite if unusable is None else finite & ~unusable[rows]
+
+    usable = planes.filled(image.shape, bool, is_usable)
     if not usable.any():
         raise DataError("No pixel is usable, so sources cannot be told from background.")
     mean, measured, weight = _means_of_pairs(image, usable)
-    covered = None if weight is None else np.maximum(_smoothed(weight), np.float32(1e-3))
-    sources = np.zeros(mean.shape, dtype=bool)
+    covered = None if weight is None else _smoothed(weight)
+    sources = planes.zeros(mean.shape, bool)
     background = np.zeros((1, 1), np.float32)
     # Twice: the first background and scatter still contain the sources.
     for _ in range(2):
-        free = measured & ~sources
+        free = planes.filled(mean.shape, bool, functools.partial(_without, measured, sources))
         if not free.any():
             break
         # What is left of a slope under the first medians, the second find.
         medians = _cell_medians(mean, free, _BACKGROUND_CELL // 2).astype(np.float32)
         background = background + medians
-        mean -= _interpolated(medians, mean.shape)
-        smoothed = _smoothed(mean if weight is None else mean * weight)
-        if covered is not None:
-            smoothed /= covered
-        scatter = robust_sigma(_sample(smoothed[free]))
+        left = _interpolated(medians, mean.shape)
+        np.subtract(mean, left, out=mean)
+        smoothed = _smoothed(mean, weight, covered, out=left)
+        step = max(1, smoothed.size // _SAMPLE)
+        scatter = robust_sigma(smoothed[::step][free[::step]])
         if not scatter > 0:
             break
-        labels, number = scipy.ndimage.label(smoothed > np.float32(_GROWTH_THRESHOLD * scatter))
-        detected = np.zeros(number + 1, dtype=bool)
-        detected[labels[smoothed > np.float32(_DETECTION_THRESHOLD * scatter)]] = True
-        sources = _grown(detected[labels], _GROWTH_PIXELS // 2)
-    ny, nx = image.shape
-    sources = np.repeat(np.repeat(sources, 2, axis=0), 2, axis=1)[:ny, :nx]
-    sources &= usable
-    return sources, background
+        sources = _grown(_connected(smoothed, scatter), _GROWTH_PIXELS // 2)
+    nx = image.shape[1]
+
+    def spread(rows: slice) -> Array:
+        pairs = sources[np.arange(rows.start, rows.stop) // 2]
+        return np.repeat(pairs, 2, axis=1)[:, :nx] & usable[rows]
+
+    return planes.filled(image.shape, bool, spread), background
+
+
+def _without(plane: Array, other: Array, rows: slice) -> Array:
+    """Some rows of a plane, without the pixels of another one."""
+    left: Array = plane[rows] & ~other[rows]
+    return left
+
+
+def _connected(smoothed: Array, scatter: float) -> Array:
+    """Pixels above the lower threshold that are connected with one above the higher one."""
+    faint = planes.filled(
+        smoothed.shape, bool, lambda rows: smoothed[rows] > np.float32(_GROWTH_THRESHOLD * scatter)
+    )
+    labels = planes.empty(smoothed.shape, np.int32)
+    detected = np.zeros(int(scipy.ndimage.label(faint, output=labels)) + 1, dtype=bool)
+    for rows in planes.row_blocks(smoothed.shape):
+        bright = smoothed[rows] > np.float32(_DETECTION_THRESHOLD * scatter)
+        detected[labels[rows][bright]] = True
+    return planes.filled(smoothed.shape, bool, lambda rows: detected[labels[rows]])
 
 
 def _means_of_pairs(image: Array, usable: Array) -> tuple[Array, Array, Array | None]:
     """Means of 2 × 2 pixels, which of them are known, and the share of usable pixels in them.
 
-    The last is None where all are.
+    The last is None where all are.  An odd length is filled up with nothing.
     """
-    if usable.all() and not any(n % 2 for n in image.shape):
-        mean = _summed_pairs(image.astype(np.float32, copy=False))
-        mean *= np.float32(0.25)
-        return mean, np.ones(mean.shape, dtype=bool), None
-    count = _summed_pairs(usable.view(np.uint8))
-    filled = image.astype(np.float32)
-    filled[~usable] = 0
-    mean = _summed_pairs(filled)
-    mean /= np.maximum(count, 1)
-    return mean, count > 0, count * np.float32(0.25)
+    shape = ((image.shape[0] + 1) // 2, (image.shape[1] + 1) // 2)
+    complete = bool(usable.all()) and not any(n % 2 for n in image.shape)
+    mean, measured = planes.empty(shape, np.float32), planes.empty(shape, bool)
+    weight = None if complete else planes.empty(shape, np.float32)
+
+    def work(rows: slice) -> None:
+        part = slice(2 * rows.start, 2 * rows.stop)
+        values = image[part].astype(np.float32, copy=False)
+        if weight is None:
+            mean[rows] = _summed_pairs(values) * np.float32(0.25)
+            measured[rows] = True
+            return
+        use = usable[part]
+        count = _summed_pairs(use.view(np.uint8))
+        measured[rows] = count > 0
+        weight[rows] = count * np.float32(0.25)
+        mean[rows] = _summed_pairs(np.where(use, values, np.float32(0))) / np.maximum(count, 1)
+
+    planes.each_block(work, shape)
+    return mean, measured, weight
 
 
-def _smoothed(image: Array) -> Array:
-    """Image convolved with (1, 2, 1)/4 along both axes, a Gaussian of 0.71 pixels."""
-    rows = 2 * image
-    rows[1:] += image[:-1]
-    rows[:-1] += image[1:]
-    rows[0] += image[0]
-    rows[-1] += image[-1]
-    result = 2 * rows
-    result[:, 1:] += rows[:, :-1]
-    result[:, :-1] += rows[:, 1:]
-    result[:, 0] += rows[:, 0]
-    result[:, -1] += rows[:, -1]
-    result /= 16
+def _smoothed(
+    image: Array,
+    weight: Array | None = None,
+    covered: Array | None = None,
+    *,
+    out: Array | None = None,
+) -> Array:
+    """Image convolved with (1, 2, 1)/4 along both axes, a Gaussian of 0.71 pixels.
+
+    With weights, and their own convolution: the weighted mean.
+    """
+    result = planes.empty(image.shape, np.float32) if out is None else out
+    last = len(image) - 1
+
+    def work(rows: slice) -> None:
+        # With a row before and after, and at the edges the edge's own again.
+        around = slice(max(0, rows.start - 1), min(last + 1, rows.stop + 1))
+        values = image[around] if weight is None else image[around] * weight[around]
+        if rows.start == 0 or rows.stop > last:
+            values = np.pad(values, ((rows.start == 0, rows.stop > last), (0, 0)), mode="edge")
+        lines = values[:-2] + values[2:]
+        lines += 2 * values[1:-1]
+        part = 2 * lines
+        part[:, 1:] += lines[:, :-1]
+        part[:, :-1] += lines[:, 1:]
+        part[:, 0] += lines[:, 0]
+        part[:, -1] += lines[:, -1]
+        part /= 16
+        if covered is not None:
+            part /= np.maximum(covered[rows], np.float32(1e-3))
+        result[rows] = part
+
+    planes.each_block(work, image.shape)
     return result
 
 
 def _grown(plane: Array, pixels: int) -> Array:
     """Plane with all pixels that have one of it within so many pixels in x and y."""
-    for _ in range(pixels):
-        rows = plane.copy()
-        rows[1:] |= plane[:-1]
-        rows[:-1] |= plane[1:]
-        plane = rows.copy()
-        plane[:, 1:] |= rows[:, :-1]
-        plane[:, :-1] |= rows[:, 1:]
-    return plane
+    ny = len(plane)
+
+    def work(rows: slice) -> Array:
+        first, last = max(0, rows.start - pixels), min(ny, rows.stop + pixels)
+        part = plane[first:last]
+        for _ in range(pixels):
+            across = part.copy()
+            across[:, 1:] |= part[:, :-1]
+            across[:, :-1] |= part[:, 1:]
+            part = across.copy()
+            part[1:] |= across[:-1]
+            part[:-1] |= across[1:]
+        return part[rows.start - first : rows.stop - first]
+
+    return planes.filled(plane.shape, bool, work)
 
 
 def _summed_pairs(image: Array) -> Array:
@@ -274,11 +337,6 @@ def _summed_pairs(image: Array) -> Array:
         image = np.pad(image, [(0, ny % 2), (0, nx % 2)])
     rows = image[::2] + image[1::2]
     return rows[:, ::2] + rows[:, 1::2]
-
-
-def _sample(values: Array, most: int = 250_000) -> Array:
-    """Every n-th value, so that there are enough for a quantile and not many more."""
-    return values[:: max(1, values.size // most)]
 
 
 @dataclasses.dataclass(frozen=True)

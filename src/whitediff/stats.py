@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 from typing import Any
@@ -32,6 +33,8 @@ _FEW = 1 << 18
 _SAMPLE = 1 << 17
 _BRACKET_SIGMAS = 5.0
 _CORE_SIGMAS = 2.0
+_FAR = 4.0
+"""Where values are not kept, in widths of the core."""
 _TILE = 256
 """Least side of a tile's grid: its transforms stay in the processor's cache."""
 
@@ -163,13 +166,18 @@ class _Part:
         return math.sqrt(square / (self.count - 1))
 
 
-def _clipped(core: _Part, others: Array, lower: float, median: float, upper: float) -> ClippedMean:
-    """Three passes over values of which all in the core are inside every interval."""
+def _clipped(core: _Part, ordered: Array, lower: float, median: float, upper: float) -> ClippedMean:
+    """Three passes over values of which all in the core are inside every interval.
+
+    The others are ordered, so that those inside an interval are a slice.
+    """
     center, half_width = median, 3 * IQR_TO_SIGMA * (upper - lower)
     centers, half_widths, counts = [], [], []
     for _ in range(3):
-        inside = np.abs(others.astype(np.float64) - center) <= half_width
-        part = core + _Part.of(others[inside], core.center)
+        first, last = _within(ordered, center, half_width)
+        part = core
+        for start in range(first, last, _CHUNK):
+            part += _Part.of(ordered[start : min(start + _CHUNK, last)], core.center)
         centers.append(center)
         half_widths.append(half_width)
         counts.append(part.count)
@@ -183,6 +191,17 @@ def _clipped(core: _Part, others: Array, lower: float, median: float, upper: flo
     )
 
 
+def _within(ordered: Array, center: float, half_width: float) -> tuple[int, int]:
+    """Ends of the slice of the values with ``|v − center| ≤ half_width``, to the last rounding."""
+    reached = bisect.bisect_left(
+        ordered, True, key=lambda v: v >= center or center - float(v) <= half_width
+    )
+    passed = bisect.bisect_left(
+        ordered, True, key=lambda v: v > center and float(v) - center > half_width
+    )
+    return reached, passed
+
+
 def _clipped_mean_of_many(values: Array, good: Array | None) -> ClippedMean | None:
     """`clipped_mean` in one pass over the values; None where it takes another one.
 
@@ -190,7 +209,8 @@ def _clipped_mean_of_many(values: Array, good: Array | None) -> ClippedMean | No
     away.  The latter are summed; only the few others, and those near the quartiles, are looked
     at one by one.
     """
-    step = max(1, math.ceil((values.size / _SAMPLE) ** (1 / values.ndim))) | 1
+    wanted = max(_SAMPLE, values.size // 256)
+    step = max(1, math.ceil((values.size / wanted) ** (1 / values.ndim))) | 1
     every = (slice(None, None, step),) * values.ndim
     sample = np.sort(_usable(values[every], None if good is None else good[every]))
     if sample.size < _SAMPLE // 64:
@@ -200,9 +220,11 @@ def _clipped_mean_of_many(values: Array, good: Array | None) -> ClippedMean | No
     reach = _CORE_SIGMAS * IQR_TO_SIGMA * float(brackets[2][0] - brackets[0][1])
     low = values.dtype.type(min(middle - reach, brackets[0][0]))
     high = values.dtype.type(max(middle + reach, brackets[2][1]))
+    # No interval reaches as far as this: what lies beyond is counted, not kept.
+    lowest, highest = (middle + side * _FAR * max(reach, float(high - low)) for side in (-1, 1))
     rows = max(1, _CHUNK // max(1, values[0].size))
 
-    def work(start: int) -> tuple[_Part, Array, list[tuple[int, int, Array]]]:
+    def work(start: int) -> tuple[_Part, Array, int, list[tuple[int, int, Array]]]:
         part = values[start : start + rows].reshape(-1)
         use = None if good is None else good[start : start + rows].reshape(-1)
 
@@ -226,6 +248,7 @@ def _clipped_mean_of_many(values: Array, good: Array | None) -> ClippedMean | No
         core = _Part(middle, int(np.count_nonzero(inside)), total, square)
         # Of those below the core, some are not finite.
         missing = int(np.count_nonzero(apart < low)) - int(np.count_nonzero(others < low))
+        kept = others[(others >= lowest) & (others <= highest)]
         near = []
         for first, last in brackets:
             pixels = used(part < first)
@@ -234,18 +257,19 @@ def _clipped_mean_of_many(values: Array, good: Array | None) -> ClippedMean | No
             pixels &= part <= last
             pixels = used(pixels)
             # Equal values need not be kept.
-            kept = part[pixels] if first < last else part[:0]
-            near.append((before, int(np.count_nonzero(pixels)), kept))
-        return core, others, near
+            values_near = part[pixels] if first < last else part[:0]
+            near.append((before, int(np.count_nonzero(pixels)), values_near))
+        return core, kept, others.size - kept.size, near
 
     parts = in_threads(work, range(0, len(values), rows))
     core = sum((part for part, *_ in parts), _Part(middle, 0, 0.0, 0.0))
-    others = np.concatenate([part for _, part, _ in parts])
+    others = np.sort(np.concatenate([part for _, part, *_ in parts]))
+    number_used = core.count + others.size + sum(far for _, _, far, _ in parts)
     quartiles = []
     for i, (fraction, (first, last)) in enumerate(zip(_QUARTILES, brackets, strict=True)):
         before = sum(near[i][0] for *_, near in parts)
         number = sum(near[i][1] for *_, near in parts)
-        rank = float(fraction * (core.count + others.size - 1) - before)
+        rank = float(fraction * (number_used - 1) - before)
         if not (rank >= 0 and int(rank) + 1 < number):
             return None
         if first < last:
@@ -256,6 +280,8 @@ def _clipped_mean_of_many(values: Array, good: Array | None) -> ClippedMean | No
     found = _clipped(core, others, *quartiles)
     for center, half_width in zip(found.centers, found.half_widths, strict=True):
         if not (center - low <= half_width and high - center <= half_width):
+            return None
+        if not (lowest <= center - half_width and center + half_width <= highest):
             return None
     return found
 

@@ -240,7 +240,8 @@ def variance_mean(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) -> fl
     mean
         image_unit²; NaN if no pixel is left.
     """
-    good = ~masks.flagged(exposure.mask, ignore_mask_planes)
+    good = masks.flagged(exposure.mask, ignore_mask_planes)
+    np.logical_not(good, out=good)
     return clipped_mean(exposure.variance.array, good=good).mean
 
 
@@ -375,7 +376,9 @@ def decorrelate(
     filters.check(difference.shape)
     # Only now: what is wrong with a kernel or a variance need not wait for the sources.
     if sources is None and (options.noise != "white" or options.spatially_varying):
-        sources = np.logical_or(*in_threads(source_pixels, (science, template)))
+        sources, more = in_threads(source_pixels, (science, template))
+        np.logical_or(sources, more, out=sources)
+        del more
     noises: tuple[Noise, Noise] = (science_noise, template_noise)
     if options.noise != "white":
         if noises != (None, None):
@@ -657,15 +660,16 @@ def pixels_to_distrust(
     unmeasured = decorrelation.unmeasured_pixels(difference.image.array, sigma)
     if unmeasured is None:
         return untrusted
-    absurd = np.isfinite(difference.image.array) & unmeasured
-    if absurd.any():
+    values = difference.image.array[unmeasured]
+    absurd = values[np.isfinite(values)]
+    if absurd.size:
         _log.warning(
             "%s has %d pixels beyond 1e11 sigma, such as %g; they are taken as missing.",
             named("difference", difference),
-            int(absurd.sum()),
-            float(difference.image.array[absurd][0]),
+            absurd.size,
+            float(absurd[0]),
         )
-    return untrusted | unmeasured
+    return np.logical_or(untrusted, unmeasured, out=untrusted)
 
 
 def _contaminated(

@@ -9,9 +9,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 
-from .. import decorrelation, fourier, stacks
+from .. import decorrelation, fourier, planes, stacks
 from ..errors import ArgumentError
 from ..noise import NoiseCovariance
 from ..profiles import full_width_half_maximum
@@ -164,11 +165,12 @@ class Filters:
 
         A compact kernel comes with the correction on a small grid.  Else the grid is the
         documented one, or one that transforms faster where that makes no difference.  The
-        kernel can be made to be compact; then what it lacks is warned of.  The precision is that
-        of `whitediff.decorrelation.compact_kernel`.
+        kernel can be made to be compact; then what it lacks is warned of.  It always is where
+        the memory is limited to less than a frame's spectrum.  The precision is that of
+        `whitediff.decorrelation.compact_kernel`.
         """
         small = fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
-        if always_compact:
+        if always_compact or planes.is_limited(image.shape, np.complex128):
             correction, kernel, sigma = self.kernel_on(small)
             side = 2 * reach_or_cut([kernel], image, sigma, precision) + 1
             part = fourier.crop_center_origin(kernel, (side, side))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .. import planes
 from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import choose_candidates, find_sources
 from ..noise import NoiseCovariance, measured_covariance
@@ -18,7 +19,6 @@ from ..sources import detect_sources, smooth_background, sources_and_background
 from ..stats import robust_sigma
 from ..threads import in_threads
 from . import masks
-from .fields import row_blocks
 from .model import Exposure
 from .psf import average_position, psf_image
 
@@ -58,9 +58,9 @@ def untrusted_pixels(exposure: Exposure) -> Array:
         ``(ny, nx)`` boolean: not finite, or flagged with one of
         `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES`.
     """
-    return masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES) | ~np.isfinite(
-        exposure.image.array
-    )
+    image = exposure.image.array
+    flagged = masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
+    return planes.filled(image.shape, bool, lambda rows: flagged[rows] | ~np.isfinite(image[rows]))
 
 
 def source_pixels(exposure: Exposure) -> Array:
@@ -122,9 +122,13 @@ def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[A
         untrusted = untrusted_pixels(exposure)
     image = exposure.image.array
     sources, background = sources_and_background(image, untrusted)
-    flat = np.subtract(image, background, out=background)
-    flat[untrusted] = 0
-    return sources, flat
+
+    def subtract(rows: slice) -> None:
+        np.subtract(image[rows], background[rows], out=background[rows])
+        background[rows][untrusted[rows]] = 0
+
+    planes.each_block(subtract, image.shape)
+    return sources, background
 
 
 def measured_variance_factor(exposure: Exposure, sources: Array, flat: Array) -> float:
@@ -184,13 +188,10 @@ def rescaled(exposure: Exposure, factor: float) -> Exposure:
         Shares everything else.
     """
     variance = exposure.variance.array
-    product = np.empty_like(variance)
-
-    def work(rows: slice) -> None:
-        np.multiply(variance[rows], variance.dtype.type(factor), out=product[rows])
-
-    in_threads(work, row_blocks(len(variance)))
-    return exposure.replaced(variance=product)
+    scale = variance.dtype.type(factor)
+    return exposure.replaced(
+        variance=planes.filled(variance.shape, variance.dtype, lambda rows: variance[rows] * scale)
+    )
 
 
 def measured_noises(
@@ -267,27 +268,28 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
     """Noise covariance, or why it cannot be measured."""
     image, variance = exposure.image.array, exposure.variance.array
     untrusted = untrusted_pixels(exposure)
-    good = ~(sources | untrusted | masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES))
-    good &= np.isfinite(variance) & (variance > 0)
     # Strips of a large frame determine the covariance as well as all of it.
-    flat, planes, use, wrong = [], [], [], []
+    flat, plane, use, wrong = [], [], [], []
     for rows in _strips(image.shape):
-        background = smooth_background(image[rows], good[rows])
+        good = masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES, rows=rows)
+        good = ~(good | sources[rows] | untrusted[rows])
+        good &= np.isfinite(variance[rows]) & (variance[rows] > 0)
+        background = smooth_background(image[rows], good)
         flat.append(np.where(untrusted[rows], 0, image[rows] - background).astype(np.float32))
-        planes.append(variance[rows])
-        use.append(good[rows])
+        plane.append(variance[rows])
+        use.append(good)
         wrong.append(untrusted[rows])
-        for pile in (flat, planes, use):
+        for pile in (flat, plane, use):
             # Between them nothing counts, so that no pair of pixels reaches across.
             pile.append(np.zeros((_GAP, image.shape[1]), pile[-1].dtype))
         wrong.append(np.ones((_GAP, image.shape[1]), dtype=bool))
-    pixels, plane, free = (np.concatenate(pile) for pile in (flat, planes, use))
+    pixels, noise, free = (np.concatenate(pile) for pile in (flat, plane, use))
     try:
         return measured_covariance(
             pixels,
-            plane,
+            noise,
             free,
-            psf_sigma=_width(exposure, pixels, plane, np.concatenate(wrong)),
+            psf_sigma=_width(exposure, pixels, noise, np.concatenate(wrong)),
         )
     except DataError as error:
         return error

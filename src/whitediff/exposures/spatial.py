@@ -14,7 +14,7 @@ import scipy.ndimage
 from lsst.images import Box
 from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 
-from .. import decorrelation, fourier
+from .. import decorrelation, fourier, planes
 from ..convolution import convolve_varying
 from ..spatial import (
     Sample,
@@ -23,9 +23,9 @@ from ..spatial import (
     interpolated_cells,
     varying_filter,
 )
-from ..threads import in_threads, single_threaded_algebra
+from ..threads import single_threaded_algebra
 from . import masks
-from .fields import GridField, row_blocks
+from .fields import GridField
 from .filters import Filters, StackFilters, reach_or_cut
 from .kernels import centered_array, interpolated_kernel, is_constant
 from .model import Exposure
@@ -132,12 +132,9 @@ def local_noise(
     """
     levels = []
     for exposure in (unconvolved, convolved):
-        plane = exposure.variance.array
-        use = ~masks.flagged(exposure.mask, ignore_mask_planes)
-        use &= np.isfinite(plane) & (plane > 0)
-        if sources is not None:
-            use &= ~sources
-        means = cell_means(plane, use, _CELL)
+        means = cell_means(
+            exposure.variance.array, _usable(exposure, ignore_mask_planes, sources), _CELL
+        )
         missing = np.isnan(means)
         if missing.all():
             return LocalNoise(np.zeros((1, 1)))
@@ -148,6 +145,23 @@ def local_noise(
             means = means[tuple(nearest)]
         levels.append(scipy.ndimage.median_filter(means, _SMOOTHING, mode="nearest"))
     return LocalNoise(np.log(levels[1] / levels[0]) + level)
+
+
+def _usable(
+    exposure: Exposure, ignore_mask_planes: tuple[str, ...], sources: Array | None
+) -> Array:
+    """Pixels whose variance is that of the background."""
+    variance = exposure.variance.array
+    ignored = masks.flagged(exposure.mask, ignore_mask_planes)
+
+    def work(rows: slice) -> Array:
+        use = np.isfinite(variance[rows]) & (variance[rows] > 0)
+        use &= ~ignored[rows]
+        if sources is not None:
+            use &= ~sources[rows]
+        return use
+
+    return planes.filled(variance.shape, bool, work)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,12 +238,12 @@ class LocalCorrection:
             missing=missing,
         )
 
-    def variance(self, *planes: Array) -> Array:
+    def variance(self, *inputs: Array) -> Array:
         """Variance plane of the corrected image.
 
         Parameters
         ----------
-        *planes
+        *inputs
             ``(ny, nx)`` variance planes before any convolution, image_unit²: of the unconvolved
             and of the convolved exposure, or of a stack's members.
 
@@ -238,44 +252,52 @@ class LocalCorrection:
         variance
             ``(ny, nx)``, at the science level.
         """
-        dtype = np.result_type(*planes, np.float32)
+        dtype = np.result_type(*inputs, np.float32)
         if self.squares is not None:
-            return self._full_variance(*planes).astype(dtype)
-        result = np.empty(planes[0].shape, dtype)
+            return self._full_variance(*inputs, dtype=dtype)
         nx = self.box.x.size
 
-        def work(rows: slice) -> None:
+        def work(rows: slice) -> Array:
             weights = self.filter.numbers(*self._positions(rows, slice(0, nx)))
             with np.errstate(invalid="ignore"):
-                result[rows] = sum(
+                total: Array = sum(
                     weight * plane[rows]
-                    for weight, plane in zip(weights[: len(planes)], planes, strict=True)
+                    for weight, plane in zip(weights[: len(inputs)], inputs, strict=True)
                 )
+            return total
 
         with single_threaded_algebra():
-            in_threads(work, row_blocks(self.box.y.size))
-        return result
+            return planes.filled(inputs[0].shape, dtype, work)
 
-    def _full_variance(self, unconvolved: Array, convolved: Array) -> Array:
+    def _full_variance(self, unconvolved: Array, convolved: Array, *, dtype: Any) -> Array:
         assert self.squares is not None
-        total = np.zeros(unconvolved.shape)
+        nx = self.box.x.size
+        parts = []
         for plane, squares in zip((unconvolved, convolved), self.squares, strict=True):
-            unmeasured = decorrelation.unmeasured_pixels(plane)
-            if unmeasured is not None:
-                mean = plane[~unmeasured].mean(dtype=np.float64)
-                plane = np.where(unmeasured, plane.dtype.type(mean), plane)
             smallest = decorrelation.smallest_sigma(plane) or 0.0
 
             def weights(rows: slice, columns: slice, squares: VaryingFilter = squares) -> Array:
                 return squares.weights(*self._positions(rows, columns))
 
-            spread = convolve_varying(
-                plane, squares.images, weights, tolerance=_VARIANCE_PRECISION * smallest**2
+            parts.append(
+                convolve_varying(
+                    decorrelation.with_fill(plane),
+                    squares.images,
+                    weights,
+                    tolerance=_VARIANCE_PRECISION * smallest**2,
+                )
             )
-            for rows in row_blocks(len(plane)):
-                sums = squares.numbers(*self._positions(rows, slice(0, plane.shape[1])))[0]
-                total[rows] += sums * spread[rows]
-        np.maximum(total, 0, out=total)
+
+        def work(rows: slice) -> Array:
+            assert self.squares is not None
+            total: Array = sum(
+                squares.numbers(*self._positions(rows, slice(0, nx)))[0] * part[rows]
+                for squares, part in zip(self.squares, parts, strict=True)
+            )
+            return np.maximum(total, 0)
+
+        with single_threaded_algebra():
+            total = planes.filled(unconvolved.shape, dtype, work)
         return decorrelation.with_not_finite(total, unconvolved, convolved)
 
     def response(self, box: Box) -> Array:

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..threads import in_threads
+from ..planes import filled
 
 __all__ = ["mask_bytes", "native"]
 
 type Array = npt.NDArray[Any]
-
-_BLOCK = 1 << 18
 
 
 def native(data: Array, dtype: npt.DTypeLike | None = None) -> Array:
@@ -31,14 +29,7 @@ def native(data: Array, dtype: npt.DTypeLike | None = None) -> Array:
     copy
         ``(ny, nx)``; the only one that is made of it.
     """
-    copy = np.empty(data.shape, dtype or data.dtype.newbyteorder("="))
-
-    def work(rows: slice) -> None:
-        copy[rows] = data[rows]
-
-    step = max(1, _BLOCK // max(1, data[:1].size))
-    in_threads(work, [slice(start, start + step) for start in range(0, len(data), step)])
-    return copy
+    return filled(data.shape, dtype or data.dtype.newbyteorder("="), lambda rows: data[rows])
 
 
 def mask_bytes(data: Array, size: int) -> Array:
@@ -57,12 +48,9 @@ def mask_bytes(data: Array, size: int) -> Array:
         ``(ny, nx, size)`` uint8, the lowest bits first.
     """
     little = data.dtype.newbyteorder("<")
-    result = np.empty((*data.shape, size), np.uint8)
 
-    def work(rows: slice) -> None:
+    def work(rows: slice) -> Array:
         part = np.ascontiguousarray(data[rows].astype(little)).view(np.uint8)
-        result[rows] = part.reshape(*data[rows].shape, -1)[..., :size]
+        return part.reshape(*data[rows].shape, -1)[..., :size]
 
-    step = max(1, _BLOCK // max(1, data[:1].size))
-    in_threads(work, [slice(start, start + step) for start in range(0, len(data), step)])
-    return result
+    return filled((*data.shape, size), np.uint8, work)

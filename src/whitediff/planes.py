@@ -1,0 +1,202 @@
+"""Planes of an image's size: in memory, or in files where there is a limit to that.
+
+Whatever has as many pixels as an image is made here, and worked on a few rows at a time, so
+that what is made on the way stays in the processor's cache.  Within a `memory_limit` large planes
+live in files without a name, which the system pages in and out as it likes: memory then does not
+depend on the image's size, and the results are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .threads import in_threads
+
+__all__ = [
+    "copied",
+    "each_block",
+    "empty",
+    "filled",
+    "is_limited",
+    "memory_limit",
+    "row_blocks",
+    "zeros",
+]
+
+type Array = npt.NDArray[Any]
+
+_BLOCK = 1 << 17
+"""Pixels of a block of rows."""
+
+_SHARE = 16
+"""A plane that takes more than this part of the limit goes to a file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Limit:
+    bytes: int
+    directory: Path | None
+
+
+_limit: _Limit | None = None
+
+
+@contextlib.contextmanager
+def memory_limit(number: int | None, directory: Path | None = None) -> Iterator[None]:
+    """Context in which large planes live in files.
+
+    Parameters
+    ----------
+    number
+        Bytes of memory that may be used, about; None for no limit.
+    directory
+        Where the files are, with room for a dozen planes; they have no names and vanish
+        with the planes.  None for the system's choice.
+
+    Yields
+    ------
+    None
+    """
+    global _limit
+    before, _limit = _limit, None if number is None else _Limit(number, directory)
+    try:
+        yield
+    finally:
+        _limit = before
+
+
+def is_limited(shape: tuple[int, ...], dtype: npt.DTypeLike) -> bool:
+    """Whether a plane is too large for memory.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the plane.
+
+    Returns
+    -------
+    limited
+        True where it goes to a file.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return _limit is not None and size > _limit.bytes // _SHARE
+
+
+def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """Plane whose pixels are yet to be set.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the plane.
+
+    Returns
+    -------
+    plane
+        In memory, or in a file.
+    """
+    return zeros(shape, dtype) if is_limited(shape, dtype) else np.empty(shape, dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """Plane of zeros.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the plane.
+
+    Returns
+    -------
+    plane
+        In memory, or in a file.
+    """
+    if not is_limited(shape, dtype):
+        return np.zeros(shape, dtype)
+    assert _limit is not None
+    with tempfile.TemporaryFile(prefix=".whitediff-", dir=_limit.directory) as file:
+        return np.asarray(np.memmap(file, dtype=dtype, mode="w+", shape=shape))
+
+
+def row_blocks(shape: tuple[int, ...]) -> list[slice]:
+    """Rows to work on at a time.
+
+    Parameters
+    ----------
+    shape
+        Of an image.
+
+    Returns
+    -------
+    blocks
+        They depend on nothing else.
+    """
+    step = max(1, _BLOCK // max(1, math.prod(shape[1:])))
+    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def each_block[Result](work: Callable[[slice], Result], shape: tuple[int, ...]) -> list[Result]:
+    """Work on all blocks of rows of an image, side by side.
+
+    Parameters
+    ----------
+    work
+        Function of some rows.
+    shape
+        Of the image.
+
+    Returns
+    -------
+    results
+        In the order of the rows.
+    """
+    return in_threads(work, row_blocks(shape))
+
+
+def filled(shape: tuple[int, ...], dtype: npt.DTypeLike, work: Callable[[slice], Array]) -> Array:
+    """Plane made from a function of some of its rows.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the plane.
+    work
+        Function that returns the pixels of some rows.
+
+    Returns
+    -------
+    plane
+        In memory, or in a file.
+    """
+    plane = empty(shape, dtype)
+
+    def fill(rows: slice) -> None:
+        plane[rows] = work(rows)
+
+    each_block(fill, shape)
+    return plane
+
+
+def copied(plane: Array) -> Array:
+    """Copy of a plane.
+
+    Parameters
+    ----------
+    plane
+        Plane.
+
+    Returns
+    -------
+    copy
+        In memory, or in a file.
+    """
+    return filled(plane.shape, plane.dtype, lambda rows: plane[rows])
