@@ -436,7 +436,10 @@ def test_noise_of_images_without_variance(rng, tmp_path, caplog):
     header = fits.Header({"GAIN": gain, "RDNOISE": read_noise})
     fits.writeto(tmp_path / "sky.fits", image, header)
     exposure = read_exposure(tmp_path / "sky.fits")
-    np.testing.assert_allclose(exposure.variance.array, true, rtol=0.01)
+    # Smoothed noise exceeds 4 sigma somewhere in 30000 independent places; there it is a source.
+    right = np.abs(exposure.variance.array / true - 1) < 0.01
+    assert right.mean() > 0.997
+    assert np.median(exposure.variance.array) == pytest.approx(true, rel=0.003)
     assert "from gain 2 and read noise 6" in caplog.text
     caplog.clear()
     fits.writeto(tmp_path / "no_sky.fits", image - sky, header)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ def memory_limit(number: int | None, directory: Path | None = None) -> Iterator[
     Parameters
     ----------
     number
-        Bytes of memory that may be used, about; None for no limit.
+        Bytes of memory that may be used, about; None for what the machine has.
     directory
         Where the files are, with room for a dozen planes; they have no names and vanish
         with the planes.  None for the system's choice.
@@ -67,11 +68,20 @@ def memory_limit(number: int | None, directory: Path | None = None) -> Iterator[
     None
     """
     global _limit
+    number = _physical_memory() if number is None else number
     before, _limit = _limit, None if number is None else _Limit(number, directory)
     try:
         yield
     finally:
         _limit = before
+
+
+def _physical_memory() -> int | None:
+    """Bytes that the machine has, where it tells."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def is_limited(shape: tuple[int, ...], dtype: npt.DTypeLike) -> bool:

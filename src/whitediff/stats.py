@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import scipy.fft
 
 from .errors import ArgumentError
+from .planes import each_block
 from .threads import in_threads
 
 __all__ = [
@@ -24,17 +25,15 @@ __all__ = [
 
 type Array = npt.NDArray[Any]
 
-_CHUNK = 1 << 17
-"""Pixels that are worked on at a time, so that what is made of them stays in the cache."""
-
 _FEW = 1 << 18
 """Pixels of which a clipped mean is simply sorted out."""
 
 _SAMPLE = 1 << 17
 _BRACKET_SIGMAS = 5.0
-_CORE_SIGMAS = 2.0
-_FAR = 4.0
-"""Where values are not kept, in widths of the core."""
+_MANY = 4
+"""Of a block, values are not kept if they are more than this part."""
+
+_FROM_EACH = 16
 _TILE = 256
 """Least side of a tile's grid: its transforms stay in the processor's cache."""
 
@@ -99,11 +98,38 @@ def clipped_mean(values: Array, *, good: Array | None = None) -> ClippedMean:
         raise ArgumentError(
             f"values and good must have the same shape; got {values.shape} and {good.shape}."
         )
-    if values.size > _FEW:
-        found = _clipped_mean_of_many(values, good)
-        if found is not None:
-            return found
-    return _clipped_mean_of(np.sort(_usable(values, good)))
+    if values.size <= _FEW:
+        ordered = np.sort(_usable(values, good))
+        if ordered.size == 0:
+            nan = float("nan")
+            return ClippedMean(nan, nan, nan, (nan,) * 3, (nan,) * 3, (0,) * 3)
+        quartiles = [_between(ordered, fraction * (ordered.size - 1)) for fraction in _QUARTILES]
+        return _clipped(_Blocks(ordered, None), quartiles)
+    blocks = _Blocks(values, good)
+    return _clipped(blocks, _quartiles(blocks))
+
+
+def _clipped(blocks: _Blocks, quartiles: list[float]) -> ClippedMean:
+    """Three passes, of which each starts again from all values."""
+    lower, median, upper = quartiles
+    center, half_width = median, 3 * IQR_TO_SIGMA * (upper - lower)
+    centers, half_widths, counts = [], [], []
+    for _ in range(3):
+        centers.append(center)
+        half_widths.append(half_width)
+        count, total, square = blocks.sums_within(center, half_width)
+        counts.append(count)
+        if count == 0:
+            # Only when the spread is below the rounding of the mean.
+            center = float("nan")
+            break
+        center += total / count
+        # Of rounding errors it may be negative.
+        square = max(0.0, square - total**2 / count)
+        half_width = 3 * math.sqrt(square / (count - 1)) if count > 1 else 0.0
+    return ClippedMean(
+        center, median, upper - lower, tuple(centers), tuple(half_widths), tuple(counts)
+    )
 
 
 def _usable(values: Array, good: Array | None) -> Array:
@@ -116,174 +142,159 @@ def _usable(values: Array, good: Array | None) -> Array:
     return used
 
 
-def _clipped_mean_of(ordered: Array) -> ClippedMean:
-    nan = float("nan")
-    if ordered.size == 0:
-        return ClippedMean(nan, nan, nan, (nan,) * 3, (nan,) * 3, (0,) * 3)
-    lower, median, upper = (_quantile(ordered, fraction) for fraction in _QUARTILES)
-    return _clipped(_Part.of(np.zeros(0), median), ordered, lower, median, upper)
-
-
 @dataclasses.dataclass(frozen=True)
-class _Part:
-    """Sums over some values, of their differences from a center.
+class _Blocks:
+    """Values that are looked at block by block, so that none of them has to be copied.
 
     Attributes
     ----------
-    center, count, total, square
-        Center, number of values, and the sums of the differences and of their squares.
+    values, good
+        As for `clipped_mean`.
     """
 
-    center: float
-    count: int
-    total: float
-    square: float
+    values: Array
+    good: Array | None
 
-    @classmethod
-    def of(cls, values: Array, center: float) -> _Part:
-        """Sums over an array."""
-        offset = values.astype(np.float64) - center
-        return cls(center, values.size, float(offset.sum()), float(np.square(offset).sum()))
+    def each(self, work: Callable[[Array, Array], Any]) -> list[Any]:
+        """Results of a function of the values of a block and of which to use."""
 
-    def __add__(self, other: _Part) -> _Part:
-        return _Part(
-            self.center,
-            self.count + other.count,
-            self.total + other.total,
-            self.square + other.square,
-        )
+        def of_rows(rows: slice) -> Any:
+            part = self.values[rows].reshape(-1)
+            with np.errstate(over="ignore"):
+                use = np.isfinite(part.astype(np.float32, copy=False))
+            if self.good is not None:
+                use &= self.good[rows].reshape(-1)
+            return work(part, use)
 
-    @property
-    def mean(self) -> float:
-        return self.center + self.total / self.count
+        return each_block(of_rows, self.values.shape)
 
-    @property
-    def standard_deviation(self) -> float:
-        if self.count < 2:
-            return 0.0
-        # Of rounding errors it may be negative.
-        square = max(0.0, self.square - self.total**2 / self.count)
-        return math.sqrt(square / (self.count - 1))
+    def sums_within(self, center: float, half_width: float) -> tuple[int, float, float]:
+        """Number of values with ``|v − center| ≤ half_width``, Σ(v − center), Σ(v − center)²."""
+        first, last = _ends(self.values.dtype.type, center, half_width)
 
-
-def _clipped(core: _Part, ordered: Array, lower: float, median: float, upper: float) -> ClippedMean:
-    """Three passes over values of which all in the core are inside every interval.
-
-    The others are ordered, so that those inside an interval are a slice.
-    """
-    center, half_width = median, 3 * IQR_TO_SIGMA * (upper - lower)
-    centers, half_widths, counts = [], [], []
-    for _ in range(3):
-        first, last = _within(ordered, center, half_width)
-        part = core
-        for start in range(first, last, _CHUNK):
-            part += _Part.of(ordered[start : min(start + _CHUNK, last)], core.center)
-        centers.append(center)
-        half_widths.append(half_width)
-        counts.append(part.count)
-        if part.count == 0:
-            # Only when the spread is below the rounding of the mean.
-            center = float("nan")
-            break
-        center, half_width = part.mean, 3 * part.standard_deviation
-    return ClippedMean(
-        center, median, upper - lower, tuple(centers), tuple(half_widths), tuple(counts)
-    )
-
-
-def _within(ordered: Array, center: float, half_width: float) -> tuple[int, int]:
-    """Ends of the slice of the values with ``|v − center| ≤ half_width``, to the last rounding."""
-    reached = bisect.bisect_left(
-        ordered, True, key=lambda v: v >= center or center - float(v) <= half_width
-    )
-    passed = bisect.bisect_left(
-        ordered, True, key=lambda v: v > center and float(v) - center > half_width
-    )
-    return reached, passed
-
-
-def _clipped_mean_of_many(values: Array, good: Array | None) -> ClippedMean | None:
-    """`clipped_mean` in one pass over the values; None where it takes another one.
-
-    A sample tells about where the quartiles are, and of which values no interval takes any
-    away.  The latter are summed; only the few others, and those near the quartiles, are looked
-    at one by one.
-    """
-    wanted = max(_SAMPLE, values.size // 256)
-    step = max(1, math.ceil((values.size / wanted) ** (1 / values.ndim))) | 1
-    every = (slice(None, None, step),) * values.ndim
-    sample = np.sort(_usable(values[every], None if good is None else good[every]))
-    if sample.size < _SAMPLE // 64:
-        return None
-    brackets = [_bracket(sample, fraction) for fraction in _QUARTILES]
-    middle = float(sample[sample.size // 2])
-    reach = _CORE_SIGMAS * IQR_TO_SIGMA * float(brackets[2][0] - brackets[0][1])
-    low = values.dtype.type(min(middle - reach, brackets[0][0]))
-    high = values.dtype.type(max(middle + reach, brackets[2][1]))
-    # No interval reaches as far as this: what lies beyond is counted, not kept.
-    lowest, highest = (middle + side * _FAR * max(reach, float(high - low)) for side in (-1, 1))
-    rows = max(1, _CHUNK // max(1, values[0].size))
-
-    def work(start: int) -> tuple[_Part, Array, int, list[tuple[int, int, Array]]]:
-        part = values[start : start + rows].reshape(-1)
-        use = None if good is None else good[start : start + rows].reshape(-1)
-
-        def used(pixels: Array) -> Array:
-            return pixels if use is None else np.logical_and(pixels, use, out=pixels)
-
-        inside = part >= low
-        inside &= part <= high
-        inside = used(inside)
-        apart = part[used(~inside)]
-        others = _usable(apart, None)
-        # Zero in place of what does not count.
-        offset = np.subtract(part, middle, dtype=np.float64)
-        with np.errstate(invalid="ignore"):
-            offset *= inside
-        total = float(offset.sum())
-        if not math.isfinite(total):
-            np.copyto(offset, 0.0, where=~inside)
+        def work(part: Array, use: Array) -> tuple[int, float, float]:
+            use &= part >= first
+            use &= part <= last
+            offset = np.subtract(part, center, dtype=np.float64)
+            with np.errstate(invalid="ignore"):
+                offset *= use  # zero in place of what does not count
             total = float(offset.sum())
-        square = float(np.einsum("i,i->", offset, offset))
-        core = _Part(middle, int(np.count_nonzero(inside)), total, square)
-        # Of those below the core, some are not finite.
-        missing = int(np.count_nonzero(apart < low)) - int(np.count_nonzero(others < low))
-        kept = others[(others >= lowest) & (others <= highest)]
-        near = []
-        for first, last in brackets:
-            pixels = used(part < first)
-            before = int(np.count_nonzero(pixels)) - missing
-            np.greater_equal(part, first, out=pixels)
-            pixels &= part <= last
-            pixels = used(pixels)
-            # Equal values need not be kept.
-            values_near = part[pixels] if first < last else part[:0]
-            near.append((before, int(np.count_nonzero(pixels)), values_near))
-        return core, kept, others.size - kept.size, near
+            if not math.isfinite(total):
+                np.copyto(offset, 0.0, where=~use)
+                total = float(offset.sum())
+            square = float(np.einsum("i,i->", offset, offset))
+            return int(np.count_nonzero(use)), total, square
 
-    parts = in_threads(work, range(0, len(values), rows))
-    core = sum((part for part, *_ in parts), _Part(middle, 0, 0.0, 0.0))
-    others = np.sort(np.concatenate([part for _, part, *_ in parts]))
-    number_used = core.count + others.size + sum(far for _, _, far, _ in parts)
+        parts = self.each(work)
+        count, total, square = (sum(column) for column in zip(*parts, strict=True))
+        return count, total, square
+
+    def sample(self) -> Array:
+        """Usable values of a grid of pixels, sorted."""
+        wanted = max(_SAMPLE, self.values.size // 256)
+        step = max(1, math.ceil((self.values.size / wanted) ** (1 / self.values.ndim))) | 1
+        every = (slice(None, None, step),) * self.values.ndim
+        return np.sort(_usable(self.values[every], None if self.good is None else self.good[every]))
+
+    def near(
+        self, brackets: list[tuple[Any, Any]]
+    ) -> tuple[int, list[tuple[int, int, Array | None]]]:
+        """Number of usable values; for every bracket, how many are below and inside, and these.
+
+        The last sorted, or None where they are many.
+        """
+
+        def work(part: Array, use: Array) -> tuple[int, list[tuple[int, int, Array | None]]]:
+            found: list[tuple[int, int, Array | None]] = []
+            for first, last in brackets:
+                below = int(np.count_nonzero((part < first) & use))
+                inside = (part >= first) & (part <= last) & use
+                number = int(np.count_nonzero(inside))
+                found.append((below, number, None if number > part.size // _MANY else part[inside]))
+            return int(np.count_nonzero(use)), found
+
+        parts = self.each(work)
+        result: list[tuple[int, int, Array | None]] = []
+        for i in range(len(brackets)):
+            below, number = (sum(found[i][k] for _, found in parts) for k in (0, 1))
+            kept = [found[i][2] for _, found in parts]
+            many = any(values is None for values in kept)
+            result.append((below, number, None if many else np.sort(np.concatenate(kept))))
+        return sum(number for number, _ in parts), result
+
+    def order_statistic(self, rank: int) -> float:
+        """Value of a rank, from 0, among many equal ones: halving the values left to look at."""
+        low, high = -math.inf, math.inf
+        while True:
+            pivot = self._inside(low, high)
+
+            def work(part: Array, use: Array, pivot: float = pivot) -> tuple[int, int]:
+                return (
+                    int(np.count_nonzero((part < pivot) & use)),
+                    int(np.count_nonzero((part <= pivot) & use)),
+                )
+
+            below, up_to = (sum(column) for column in zip(*self.each(work), strict=True))
+            if below <= rank < up_to:
+                return pivot
+            low, high = (low, pivot) if rank < below else (pivot, high)
+
+    def _inside(self, low: float, high: float) -> float:
+        """Median of those values between two that a look at every block finds first."""
+
+        def work(part: Array, use: Array) -> Array:
+            return part[(part > low) & (part < high) & use][:_FROM_EACH]
+
+        found = np.concatenate(self.each(work))
+        return float(np.sort(found)[found.size // 2])
+
+
+def _ends(dtype: Any, center: float, half_width: float) -> tuple[Any, Any]:
+    """Smallest and largest number of a type with ``|v − center| ≤ half_width``.
+
+    To the last rounding of the difference in double precision, so that values can be compared
+    in their own precision.
+    """
+    ends = []
+    for side in (-1, 1):
+        end = dtype(center + side * half_width)
+        while side * (float(end) - center) > half_width:
+            end = np.nextafter(end, dtype(-side * np.inf))
+        while side * (float(following := np.nextafter(end, dtype(side * np.inf))) - center) <= (
+            half_width
+        ):
+            end = following
+        ends.append(end)
+    return ends[0], ends[1]
+
+
+def _quartiles(blocks: _Blocks) -> list[float]:
+    """Quartiles by linear interpolation at rank ``f · (n − 1)``.
+
+    A sample tells about where they are, so that only the values there have to be sorted.
+    """
+    sample = blocks.sample()
+    if sample.size == 0:
+        used = _usable(blocks.values, blocks.good)
+        if used.size == 0:
+            return [float("nan")] * 3
+        return [_between(np.sort(used), fraction * (used.size - 1)) for fraction in _QUARTILES]
+    brackets = [_bracket(sample, fraction) for fraction in _QUARTILES]
+    number, near = blocks.near(brackets)
     quartiles = []
-    for i, (fraction, (first, last)) in enumerate(zip(_QUARTILES, brackets, strict=True)):
-        before = sum(near[i][0] for *_, near in parts)
-        number = sum(near[i][1] for *_, near in parts)
-        rank = float(fraction * (number_used - 1) - before)
-        if not (rank >= 0 and int(rank) + 1 < number):
-            return None
-        if first < last:
-            kept = np.sort(np.concatenate([near[i][2] for *_, near in parts]))
-            quartiles.append(_between(kept, rank))
-        else:
-            quartiles.append(float(first))
-    found = _clipped(core, others, *quartiles)
-    for center, half_width in zip(found.centers, found.half_widths, strict=True):
-        if not (center - low <= half_width and high - center <= half_width):
-            return None
-        if not (lowest <= center - half_width and center + half_width <= highest):
-            return None
-    return found
+    for fraction, bracket, (below, count, inside) in zip(_QUARTILES, brackets, near, strict=True):
+        rank = fraction * (number - 1)
+        if below <= rank and int(rank) + 1 < below + count:
+            if bracket[0] == bracket[1]:
+                quartiles.append(float(bracket[0]))
+                continue
+            if inside is not None:
+                quartiles.append(_between(inside, rank - below))
+                continue
+        first = blocks.order_statistic(int(rank))
+        second = blocks.order_statistic(min(int(rank) + 1, number - 1))
+        quartiles.append(first + (rank - int(rank)) * (second - first))
+    return quartiles
 
 
 def _bracket(ordered: Array, fraction: float) -> tuple[Any, Any]:
@@ -292,10 +303,6 @@ def _bracket(ordered: Array, fraction: float) -> tuple[Any, Any]:
     rank = fraction * (n - 1)
     reach = _BRACKET_SIGMAS * math.sqrt(n * fraction * (1 - fraction)) + 1
     return ordered[max(0, int(rank - reach))], ordered[min(n - 1, math.ceil(rank + reach))]
-
-
-def _quantile(ordered: Array, fraction: float) -> float:
-    return _between(ordered, fraction * (ordered.size - 1))
 
 
 def _between(ordered: Array, rank: float) -> float:

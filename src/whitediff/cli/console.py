@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -230,6 +231,39 @@ class Number(click.ParamType):
             return float(value)
         except ValueError:
             return str(value)
+
+
+class Size(click.ParamType):
+    """An amount of memory, such as ``500MB``."""
+
+    name = "size"
+    _units: ClassVar[dict[str, int]] = {
+        "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+        "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40,
+    }  # fmt: skip
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Convert what the user typed.
+
+        Parameters
+        ----------
+        value
+            Text.
+        param, ctx
+            As click has them.
+
+        Returns
+        -------
+        value
+            Bytes.
+        """
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?I?B?)\s*", str(value).upper())
+        unit = None if found is None else self._units.get(found[2])
+        if found is None or unit is None or not float(found[1]) > 0:
+            self.fail(f"{value!r} is not an amount of memory, such as 500MB or 2GB", param, ctx)
+        return round(float(found[1]) * unit)
 
 
 class Order(click.ParamType):

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, Number, common_options, log, stages
+from .console import OUTPUT_FILE, Number, Size, common_options, log, stages
 
 __all__ = [
     "complete_planes",
@@ -64,7 +64,7 @@ def correction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     Parameters
     ----------
     command
-        Function of the command; it gets ``noise``, ``constant`` and ``fill``.
+        Function of the command; it gets ``noise``, ``constant``, ``fill`` and ``memory``.
 
     Returns
     -------
@@ -85,6 +85,12 @@ def correction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             is_flag=True,
             help="One kernel and one noise level for the whole image; else the correction"
             " follows both.",
+        ),
+        click.option(
+            "--memory",
+            type=Size(),
+            help="Memory to use, such as 500MB: planes that are large for that live in temporary"
+            " files beside the output. The result is the same  [default: what the machine has].",
         ),
         click.option(
             "--fill",
@@ -165,7 +171,10 @@ def decorrelate(**options: Any) -> None:
     made of them with the matching kernel KERNEL; a difference that carries its kernel
     needs no KERNEL. All are FITS files; FILE[EXT] names an extension.
     """
-    run_decorrelation(**options)
+    from ..planes import memory_limit
+
+    with memory_limit(options.pop("memory"), options["output"].absolute().parent):
+        run_decorrelation(**options)
 
 
 def run_decorrelation(

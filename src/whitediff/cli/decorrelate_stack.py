@@ -103,7 +103,10 @@ def decorrelate_stack(**options: Any) -> None:
     with a kernel of its own, or with none, and one of the stacks, as a whole, with the kernel
     --kernel. All are FITS files; FILE[EXT] names an extension.
     """
-    run_stack_decorrelation(**options)
+    from ..planes import memory_limit
+
+    with memory_limit(options.pop("memory"), options["output"].absolute().parent):
+        run_stack_decorrelation(**options)
 
 
 def run_stack_decorrelation(

@@ -131,7 +131,12 @@ def subtract(**options: Any) -> None:
             f"{', '.join(given)}: has no effect with --kernel, which takes all of this from the"
             " earlier output; leave one of them out."
         )
-    run_subtraction(**options)
+    from ..planes import memory_limit
+
+    outputs = [options[name] for name in ("output", "score_output", "matched_output")]
+    directory = next((path.absolute().parent for path in outputs if path is not None), None)
+    with memory_limit(options.pop("memory"), directory):
+        run_subtraction(**options)
 
 
 def run_subtraction(

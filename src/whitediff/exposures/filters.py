@@ -170,12 +170,8 @@ class Filters:
         `whitediff.decorrelation.compact_kernel`.
         """
         small = fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
-        if always_compact or planes.is_limited(image.shape, np.complex128):
-            correction, kernel, sigma = self.kernel_on(small)
-            side = 2 * reach_or_cut([kernel], image, sigma, precision) + 1
-            part = fourier.crop_center_origin(kernel, (side, side))
-            # Of unit sum, so that a background stays what it is.
-            return correction, part / part.sum()
+        if always_compact:
+            return self._cut(small, image, precision)
         documented = fourier.common_shape(*self.stamps, image.shape)
         if transform == "documented":
             return self.correction_on(documented), None
@@ -184,6 +180,8 @@ class Filters:
             compact = decorrelation.compact_kernel(kernel, image, sigma=sigma, precision=precision)
             if compact is not None:
                 return correction, compact
+            if planes.is_limited(image.shape, np.complex128):
+                return self._cut(small, image, precision)
             if self.preconvolution_image is not None and not self.compact_score:
                 # What reaches far is noise, of which every grid has its own.
                 return self.correction_on(documented), None
@@ -194,6 +192,16 @@ class Filters:
         ):
             return correction, None
         return self.correction_on(documented), None
+
+    def _cut(
+        self, shape: tuple[int, ...], image: Array, precision: float
+    ) -> tuple[decorrelation.Correction, Array]:
+        """Correction on a small grid, and as much of its kernel as can be."""
+        correction, kernel, sigma = self.kernel_on(shape)
+        side = 2 * reach_or_cut([kernel], image, sigma, precision) + 1
+        part = fourier.crop_center_origin(kernel, (side, side))
+        # Of unit sum, so that a background stays what it is.
+        return correction, part / part.sum()
 
     def sky_kernel(self, shape: tuple[int, int]) -> Array:
         """Pixels of the part of a score's filter that acts on the sky.

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import astropy.io.fits
+import numpy as np
 import numpy.typing as npt
-from lsst.images import MaskedImage
+from lsst.images import Box, Mask, MaskedImage, MaskSchema
 from lsst.images.fits import (
     FitsCompressionOptions,
     FitsOpaqueMetadata,
@@ -28,7 +29,9 @@ from lsst.images.fits import (
 from ...exposures.model import Exposure
 from ...exposures.psf import KernelPointSpreadFunction, as_kernel_psf
 from ...outputs import replacing
+from ...planes import filled, is_limited
 from ..headers import escaped, observation_header, storable, wcs_cards, without_provenance
+from ..planes import native
 from ..stamps import background_hdu, kernel_hdus, psf_hdus
 
 __all__ = ["write"]
@@ -114,6 +117,52 @@ def _filler(cards: Iterable[astropy.io.fits.Card]) -> astropy.io.fits.Header:
     return astropy.io.fits.Header([("COMMENT", _FILLER)] * lines)
 
 
+class _PlaneArchive(FitsOutputArchive):
+    """Archive that is given one pixel of an image, and the planes to write in its place.
+
+    lsst.images would make several copies of each plane, and sort the mask's bits one by one.
+    """
+
+    def add_planes(self, image: MaskedImage) -> None:
+        """Name the planes: those of the image that is to be read from the archive."""
+        mask = image.mask
+        self._planes: dict[str, list[Array]] = {
+            "image": [image.image.array],
+            "mask": [_mask_integers(mask, part) for part in mask.schema.split(np.int32)],
+            "variance": [image.variance.array],
+        }
+
+    def add_array(self, array: Array, *, name: str | None = None, **options: Any) -> Any:
+        """Write the plane of that name, and say that it is what was given."""
+        planes = self._planes.get(name or "")
+        if planes:
+            array = planes.pop(0)
+            if is_limited(array.shape, array.dtype):
+                # Written as it is, without a copy.
+                array = native(array, array.dtype.newbyteorder(">"))
+        return super().add_array(array, name=name, **options)
+
+
+def _mask_integers(mask: Mask, schema: MaskSchema) -> Array:
+    """Some planes of a mask as one integer for each pixel, as a schema has them."""
+    own = [(mask.schema.bit(name), schema.bit(name)) for name in schema.names]
+    # Bits that keep their place within a byte move together.
+    moves: dict[tuple[int, int], int] = {}
+    for source, target in own:
+        place = int(target.mask).bit_length() - int(source.mask).bit_length()
+        move = (source.index, place)
+        moves[move] = moves.get(move, 0) | int(source.mask)
+
+    def work(rows: slice) -> Array:
+        values = np.zeros(mask.array[rows].shape[:2], np.int32)
+        for (index, place), bits in moves.items():
+            part = (mask.array[rows, :, index] & mask.array.dtype.type(bits)).astype(np.int32)
+            values |= part << place if place >= 0 else part >> -place
+        return values
+
+    return filled(mask.array.shape[:2], np.int32, work)
+
+
 def _write_archive(
     masked_image: MaskedImage,
     path: Path,
@@ -121,10 +170,12 @@ def _write_archive(
     opaque: FitsOpaqueMetadata,
     update_primary: Callable[[astropy.io.fits.Header], None],
 ) -> None:
-    with FitsOutputArchive.open(
+    with _PlaneArchive.open(
         path, options, opaque_metadata=opaque, update_header=update_primary
     ) as archive:
-        archive.add_tree(archive.serialize_root(masked_image, None, None))
+        archive.add_planes(masked_image)
+        pixel = masked_image[Box.from_shape((1, 1), start=masked_image.bbox.start)]
+        archive.add_tree(archive.serialize_root(pixel, None, None))
 
 
 def _replace_cards(
