@@ -52,7 +52,7 @@ SIGNIFICANT = 4.0
 _LEAST_PAIRS = 100
 _MOST_FURTHER = 8
 _OUTLIER = 6.0
-_SAMPLE = 1_000_000
+_SAMPLE = 250_000
 _STRIP = 512
 _LEAST_NOISE_POWER = 0.7
 """Share of the pixel variance that must be noise, for sources to be told from it."""

@@ -53,11 +53,16 @@ def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL)
     Returns
     -------
     background
-        ``(ny, nx)`` float64: medians, interpolated linearly, and extrapolated over the
-        outer half cells.  Cells of which less than 30 % counts take the median of their
+        ``(ny, nx)`` float64: medians of the means of 2 × 2 pixels, interpolated linearly, and
+        extrapolated over the outer half cells.  Cells of which less than 30 % counts take the median of their
         neighbours that are better off.
     """
-    return _interpolated(_cell_medians(image, use, cell), image.shape)
+    if cell % 2 or min(image.shape) < cell:
+        return _interpolated(_cell_medians(image, use, cell), image.shape)
+    # Medians of the means of 2 × 2 pixels are as good, and a quarter of the numbers to sort.
+    mean, measured, _ = _means_of_pairs(image, use)
+    medians = _cell_medians(mean, measured, cell // 2).astype(np.float64)
+    return _interpolated(medians, image.shape)
 
 
 def _cell_medians(image: Array, use: Array, cell: int) -> Array:
