@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ BASELINES = {
     "task: default": "literal: default",
     "task: full variance": "literal: full variance",
     "task: score": "literal: score",
+    "task: score, compact filter": "literal: score",
     "task: spatially varying": "literal: default",
     "task: measured noise": "literal: default",
 }
@@ -67,6 +69,7 @@ def task_cases(scene: scenes.Scene, *, literal: bool) -> dict[str, Case]:
     default = DecorrelateALKernelTask()
     full = _task(DecorrelateALKernelTask, completeVarPlanePropagation=True)
     noisy = _task(DecorrelateALKernelTask, noise="measured")
+    compact = _task(DecorrelateALKernelTask, scoreFilter="compact")
     spatial = DecorrelateALKernelSpatialTask()
     pair = (scene.science, scene.template)
     found: dict[str, Case] = {}
@@ -101,6 +104,9 @@ def task_cases(scene: scenes.Scene, *, literal: bool) -> dict[str, Case]:
         "task: default": lambda: default.run(*pair, scene.difference, scene.kernel),
         "task: full variance": lambda: full.run(*pair, scene.difference, scene.kernel),
         "task: score": lambda: default.run(
+            *pair, scene.score, scene.score_kernel, preConvMode=True
+        ),
+        "task: score, compact filter": lambda: compact.run(
             *pair, scene.score, scene.score_kernel, preConvMode=True
         ),
         "task: spatially varying": lambda: spatial.run(
@@ -140,11 +146,15 @@ def file_cases(shape: tuple[int, int], directory: Path) -> dict[str, Case]:
     }
 
 
-def subtract_by_stage(shape: tuple[int, int], directory: Path) -> dict[str, Case]:
+def subtract_by_stage(
+    shape: tuple[int, int], directory: Path, **correction: Any
+) -> dict[str, Case]:
     """The stages of `whitediff subtract` with a kernel of second order, one after the other.
 
-    Each needs what those before it left; run in order, they are one run.
+    Each needs what those before it left; run in order, they are one run.  The correction is as the
+    command's, which follows kernel and noise and measures covariances, unless told otherwise.
     """
+    correction = {"spatially_varying": True, "noise": "auto"} | correction
     paths, state = scenes.files(shape, directory), {}
 
     def reading() -> None:
@@ -163,7 +173,7 @@ def subtract_by_stage(shape: tuple[int, int], directory: Path) -> dict[str, Case
 
     def subtraction() -> None:
         pair = state["pair"]
-        solution = Solution.of(pair, state["match"])
+        solution = dataclasses.replace(Solution.of(pair, state["match"]), **correction)
         sources = pair.science_pixels | pair.template_pixels
         state["product"] = make_product(
             solution, pair.science, pair.template, free=~sources, sources=sources

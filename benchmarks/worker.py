@@ -55,9 +55,12 @@ def measure(
 
     found: dict[str, dict[str, float | None]] = {}
     stages = cases.subtract_by_stage(shape, directory)
+    plain = cases.subtract_by_stage(shape, directory, spatially_varying=False, noise="white")
+    constant = "subtract, constant correction"
     every = cases.cases(shape, directory, literal=literal)
     # One after the other, again and again: what disturbs the machine disturbs all of them.
-    times: dict[str, list[float]] = {name: [] for name in (*every, *stages, "subtract")}
+    names = (*every, *stages, "subtract", constant)
+    times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repeats):
         for name, case in every.items():
             if name.startswith("literal") and times[name]:
@@ -67,12 +70,13 @@ def measure(
         for name, seconds in zip(stages, taken, strict=True):
             times[name].append(seconds)
         times["subtract"].append(sum(taken))
+        times[constant].append(timed(_all_of(plain)))
         # The floor before and after.
         times[cases.FLOOR].append(timed(every[cases.FLOOR]))
     for name, values in times.items():
         if values:
             found[name] = {"seconds": statistics.median(values)}
-    for name, case in (*every.items(), ("subtract", _all_of(stages))):
+    for name, case in (*every.items(), ("subtract", _all_of(stages)), (constant, _all_of(plain))):
         found[name]["peak_mib"] = peak_above(case)
     found["process"] = {
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

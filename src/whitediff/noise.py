@@ -53,7 +53,8 @@ _LEAST_PAIRS = 100
 _MOST_FURTHER = 8
 _OUTLIER = 6.0
 _SAMPLE = 250_000
-_STRIP = 512
+_STRIP = 1 << 21
+"""Pixels of a strip."""
 _LEAST_NOISE_POWER = 0.7
 """Share of the pixel variance that must be noise, for sources to be told from it."""
 _SHRINKAGE = 2.0
@@ -430,7 +431,8 @@ def _lag_means(image: Array, variance: Array, good: Array, lags: Array) -> tuple
     center, limit = _usual_range(image, variance, good)
     products, pairs = np.zeros(len(lags)), np.zeros(len(lags))
     # Pairs across the borders of strips are few; their memory would not be.
-    edges = np.linspace(0, image.shape[0], max(1, image.shape[0] // _STRIP) + 1).astype(int)
+    strips = max(1, image.size // _STRIP)
+    edges = np.linspace(0, image.shape[0], strips + 1).astype(int)
     for top, bottom in itertools.pairwise(edges):
         values, use = _significance(*(plane[top:bottom] for plane in (image, variance, good)))
         # A cosmic ray would count as white noise.

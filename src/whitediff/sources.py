@@ -54,8 +54,8 @@ def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL)
     -------
     background
         ``(ny, nx)`` float64: medians of the means of 2 × 2 pixels, interpolated linearly, and
-        extrapolated over the outer half cells.  Cells of which less than 30 % counts take the median of their
-        neighbours that are better off.
+        extrapolated over the outer half cells.  Cells of which less than 30 % counts take the
+        median of their neighbours that are better off.
     """
     if cell % 2 or min(image.shape) < cell:
         return _interpolated(_cell_medians(image, use, cell), image.shape)

@@ -243,7 +243,8 @@ class _Blocks:
         """Median of those values between two that a look at every block finds first."""
 
         def work(part: Array, use: Array) -> Array:
-            return part[(part > low) & (part < high) & use][:_FROM_EACH]
+            # A copy, or all that it was taken from would be kept.
+            return part[(part > low) & (part < high) & use][:_FROM_EACH].copy()
 
         found = np.concatenate(self.each(work))
         return float(np.sort(found)[found.size // 2])

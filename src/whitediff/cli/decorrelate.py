@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, Number, Size, common_options, log, stages
+from .console import OUTPUT_FILE, Number, Size, common_options, limited_memory, log, stages
 
 __all__ = [
     "complete_planes",
@@ -171,9 +171,7 @@ def decorrelate(**options: Any) -> None:
     made of them with the matching kernel KERNEL; a difference that carries its kernel
     needs no KERNEL. All are FITS files; FILE[EXT] names an extension.
     """
-    from ..planes import memory_limit
-
-    with memory_limit(options.pop("memory"), options["output"].absolute().parent):
+    with limited_memory(options.pop("memory"), options["output"].absolute().parent):
         run_decorrelation(**options)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, common_options, log, stages
+from .console import OUTPUT_FILE, common_options, limited_memory, log, stages
 from .decorrelate import complete_planes, correction_options, read_input
 
 __all__ = ["decorrelate_stack", "run_stack_decorrelation", "stack_cards"]
@@ -103,9 +103,7 @@ def decorrelate_stack(**options: Any) -> None:
     with a kernel of its own, or with none, and one of the stacks, as a whole, with the kernel
     --kernel. All are FITS files; FILE[EXT] names an extension.
     """
-    from ..planes import memory_limit
-
-    with memory_limit(options.pop("memory"), options["output"].absolute().parent):
+    with limited_memory(options.pop("memory"), options["output"].absolute().parent):
         run_stack_decorrelation(**options)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 
 import click
 
 from .. import __version__
 from .check import check
+from .console import return_freed_memory
 from .decorrelate import decorrelate
 from .decorrelate_stack import decorrelate_stack
 from .demo import demo
@@ -16,10 +16,6 @@ from .simulate import simulate
 from .subtract import subtract
 
 __all__ = ["cli", "main"]
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_PLANE = 16 << 20
-"""Bytes from which memory is asked from the system and given back, one plane at a time."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,26 +34,9 @@ for command in (subtract, decorrelate, decorrelate_stack, check, simulate, demo)
     cli.add_command(command)
 
 
-def _return_freed_memory() -> None:
-    """Have the C library give freed image planes back to the system at once.
-
-    glibc keeps what was freed below a threshold that grows to 32 MB by itself: of a 4k
-    exposure's masks and intermediate planes some 400 MB that nobody uses.  What is smaller,
-    such as tiles, it shall keep: fresh pages cost more than the work on them.
-    """
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    with contextlib.suppress(AttributeError, OSError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, _PLANE)
-        library.mallopt(_M_TRIM_THRESHOLD, 4 * _PLANE)
-
-
 def main() -> None:
     """Run the command line."""
-    _return_freed_memory()
+    return_freed_memory()
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, Order, common_options, log, stages
+from .console import OUTPUT_FILE, Order, common_options, limited_memory, log, stages
 from .decorrelate import (
     correction_options,
     decorrelation_cards,
@@ -131,11 +131,9 @@ def subtract(**options: Any) -> None:
             f"{', '.join(given)}: has no effect with --kernel, which takes all of this from the"
             " earlier output; leave one of them out."
         )
-    from ..planes import memory_limit
-
     outputs = [options[name] for name in ("output", "score_output", "matched_output")]
     directory = next((path.absolute().parent for path in outputs if path is not None), None)
-    with memory_limit(options.pop("memory"), directory):
+    with limited_memory(options.pop("memory"), directory):
         run_subtraction(**options)
 
 

@@ -40,7 +40,9 @@ _log = logging.getLogger("whitediff.decorrelate")
 _LARGEST_VARIANCE_FACTOR = 10.0
 _ENOUGH_PIXELS = 4_000_000
 _ENOUGH_FOR_SCATTER = 2_000_000
-_STRIP = 256
+_STRIP_ROWS = (64, 256)
+_STRIP = 1_100_000
+"""Pixels of a strip, at most."""
 _GAP = 32
 
 
@@ -313,8 +315,9 @@ def _width(exposure: Exposure, flat: Array, variance: Array, untrusted: Array) -
 def _strips(shape: tuple[int, ...]) -> list[slice]:
     """Strips of rows, evenly spread over a frame, with enough pixels."""
     ny, nx = shape
-    n = math.ceil(_ENOUGH_PIXELS / (_STRIP * nx))
-    if n * _STRIP >= ny:
+    rows = min(max(_STRIP // nx, _STRIP_ROWS[0]), _STRIP_ROWS[1])
+    n = math.ceil(_ENOUGH_PIXELS / (rows * nx))
+    if n * rows >= ny:
         return [slice(0, ny)]
-    starts = np.linspace(0, ny - _STRIP, n).round().astype(int)
-    return [slice(int(start), int(start) + _STRIP) for start in starts]
+    starts = np.linspace(0, ny - rows, n).round().astype(int)
+    return [slice(int(start), int(start) + rows) for start in starts]
