@@ -399,15 +399,13 @@ def _finished(
 def _match_cards(
     pair: Any, match: Any, options: Any, *, score: bool = False
 ) -> dict[str, tuple[Any, str]]:
-    from ..exposures.preparation import fwhm
-
     fit = match.fit
     return {
         "WDBASIS": (options.basis, "kernel basis"),
         "WDKORDER": (fit.kernel_order, "spatial order of the kernel"),
         "WDBORDER": (fit.background_order, "spatial order of the background"),
-        "WDSFWHM": (fwhm(pair.science, pair.science_sigma), "FWHM of the science PSF, pixels"),
-        "WDTFWHM": (fwhm(pair.template, pair.template_sigma), "FWHM of the template PSF, pixels"),
+        "WDSFWHM": (pair.science_fwhm, "FWHM of the science PSF, pixels"),
+        "WDTFWHM": (pair.template_fwhm, "FWHM of the template PSF, pixels"),
         "WDTFRAC": (pair.template_fraction, "of the science pixels that the template has"),
         "WDNSTAR": (len(fit.used), "stars offered to the fit"),
         "WDNUSED": (int(fit.used.sum()), "stars used"),
@@ -422,16 +420,14 @@ def _match_cards(
 
 
 def _describe(path: Path | None, product: Any, pair: Any, match: Any) -> None:
-    from ..exposures.preparation import fwhm
-
     fit = match.fit
     log.info(
         "%s: PSF FWHM %.2f (science) and %.2f (template) pixels; %s convolved; %d of %d stars"
         " used; kernel sum %.5g ± %.2g; variance planes times %.3f and %.3f; mean variance"
         " %.6g; %.1f%% of the pixels contaminated.",
         path,
-        fwhm(pair.science, pair.science_sigma),
-        fwhm(pair.template, pair.template_sigma),
+        pair.science_fwhm,
+        pair.template_fwhm,
         match.convolved,
         int(fit.used.sum()),
         len(fit.used),

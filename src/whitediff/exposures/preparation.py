@@ -13,11 +13,12 @@ import numpy.typing as npt
 from ..errors import DataError
 from ..matching.candidates import (
     CandidateOptions,
+    Candidates,
     Sources,
     choose_candidates,
     find_sources,
 )
-from ..matching.psf import measure_psf
+from ..matching.psf import measure_psf, star_width, unit_sum
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
@@ -42,9 +43,19 @@ type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.match")
 
+_WIDTH_SIGMAS = 4
+_WIDTH_REACHES = (8, 32)
+_WIDTH_RATIO = (0.6, 1.2)
+"""Of a full width at half maximum over the Gaussian's of the same half-light radius: a Moffat
+profile of beta 2 has 0.64."""
 _PSF_SIGMAS = 7
 _PSF_SIDES = (21, 81)
-_PSF_ORDER = 1
+_WING_SIGMAS = 12
+_WING_SIDE = 101
+_LOST_WINGS = 5e-4
+"""Of a PSF's flux, what its stamp may cut off to be smaller."""
+_PSF_ORDER = 2
+_PSF_WIDTH_TOLERANCE = 0.3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,8 +103,9 @@ class Pair:
         ``(ny, nx)`` boolean: pixels with a source.
     sources
         Sources of the science image, measured on both.
-    science_sigma, template_sigma
-        Widths of the PSFs, from the stars' half-light radii, pixels.
+    science_fwhm, template_fwhm
+        Full widths at half maximum: of the PSFs that came with the exposures, or of their
+        stars, pixels.
     psfs_given
         Both exposures came with their PSFs.
     """
@@ -107,14 +119,24 @@ class Pair:
     science_pixels: Array
     template_pixels: Array
     sources: Sources
-    science_sigma: float
-    template_sigma: float
+    science_fwhm: float
+    template_fwhm: float
     psfs_given: bool
+
+    @property
+    def science_sigma(self) -> float:
+        """Width of the Gaussian that is as wide at half maximum as the science PSF, pixels."""
+        return FWHM_TO_SIGMA * self.science_fwhm
+
+    @property
+    def template_sigma(self) -> float:
+        """The same of the template."""
+        return FWHM_TO_SIGMA * self.template_fwhm
 
     @property
     def sharper(self) -> Literal["template", "science"]:
         """The exposure with the narrower PSF; the template where they are equal."""
-        return "science" if self.template_sigma > self.science_sigma else "template"
+        return "science" if self.template_fwhm > self.science_fwhm else "template"
 
 
 @single_threaded_algebra()
@@ -181,31 +203,40 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         science_pixels=pixels[0],
         template_pixels=pixels[1],
         sources=sources,
-        science_sigma=candidates.science_sigma,
-        template_sigma=candidates.template_sigma,
+        science_fwhm=fwhm(science, candidates, candidates.science_sigma, excluded),
+        template_fwhm=fwhm(template, candidates, candidates.template_sigma, excluded),
         psfs_given=science.psf is not None and template.psf is not None,
     )
 
 
-def fwhm(exposure: Exposure, sigma: float) -> float:
+def fwhm(exposure: Exposure, stars: Candidates, sigma: float, bad: Array) -> float:
     """Full width at half maximum of an exposure's PSF.
 
     Parameters
     ----------
     exposure
         Exposure.
+    stars
+        Where it has no PSF, the stars to measure.
     sigma
-        Width to go by where it has no PSF, pixels.
+        Their width by the half-light radius, which wings widen, pixels.
+    bad
+        ``(ny, nx)`` boolean: pixels not to use.
 
     Returns
     -------
     fwhm
-        Pixels, at the PSF's average position.
+        Pixels; of the PSF, at its average position, or of the median of the stars, each moved
+        to the middle by its own centroid in this exposure.
     """
-    if exposure.psf is None:
-        return sigma / FWHM_TO_SIGMA
-    x, y = average_position(exposure.psf)
-    return full_width_half_maximum(psf_image(exposure.psf, x=x, y=y))
+    if exposure.psf is not None:
+        x, y = average_position(exposure.psf)
+        return full_width_half_maximum(psf_image(exposure.psf, x=x, y=y))
+    reach = min(max(math.ceil(_WIDTH_SIGMAS * sigma), _WIDTH_REACHES[0]), _WIDTH_REACHES[1])
+    width = star_width(exposure.image.array, bad, stars.x, stars.y, reach=reach)
+    # A profile that the half-light radii contradict is none: stars of the other exposure only.
+    believable = _WIDTH_RATIO[0] < width * FWHM_TO_SIGMA / sigma < _WIDTH_RATIO[1]
+    return width if believable else sigma / FWHM_TO_SIGMA
 
 
 def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpreadFunction:
@@ -232,12 +263,13 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
     """
     size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
     size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
+    wide = min(max(2 * math.ceil(_WING_SIGMAS * sigma) + 1, size), _WING_SIDE)
     stars = choose_candidates(
         pair.sources,
         clear=size // 2 + 1,
         isolation=0.7 * size,
         # Galaxies would do for a kernel, not for a PSF.
-        options=CandidateOptions(relax=False),
+        options=CandidateOptions(relax=False, width_tolerance=_PSF_WIDTH_TOLERANCE),
     )
     images, used = measure_psf(
         exposure.image.array,
@@ -245,11 +277,23 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
         pair.bad,
         stars.x,
         stars.y,
-        size=size,
+        size=wide,
         order=_PSF_ORDER,
     )
     _log.info("%s: its PSF is measured from %d stars.", exposure.source or "The exposure", used)
+    images = unit_sum(_trimmed(images, size))
     return KernelPointSpreadFunction(term_kernel(images, _PSF_ORDER, exposure.bbox))
+
+
+def _trimmed(images: Array, smallest: int) -> Array:
+    """Middles of images, of a side that holds next to all of the first one's flux."""
+    side = images.shape[1]
+    for size in range(smallest, side, 2):
+        margin = (side - size) // 2
+        inner = images[:, margin : side - margin, margin : side - margin]
+        if inner[0].sum() > (1 - _LOST_WINGS) * images[0].sum():
+            return inner
+    return images
 
 
 def with_measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> Exposure:

@@ -28,7 +28,6 @@ HALF_LIGHT_TO_SIGMA = 1 / math.sqrt(2 * math.log(2))
 """Width of a Gaussian over its half-light radius."""
 
 _DETECTION_THRESHOLD = 5.0
-_WIDTH_TOLERANCE = 0.15
 _LARGEST_CHANGE = 1.5
 _ENOUGH = 10
 _NO_MEASUREMENT = 1e30
@@ -50,6 +49,8 @@ class CandidateOptions:
         At most so many in a square of so many pixels.
     most
         Number of stars at most, the brightest.
+    width_tolerance
+        Relative difference of half-light radii from that of the stars.
     fewest
         Less is an error.
     relax
@@ -61,6 +62,7 @@ class CandidateOptions:
     cell: int = 128
     per_cell: int = 5
     most: int = 1000
+    width_tolerance: float = 0.15
     fewest: int = 3
     relax: bool = True
 
@@ -69,8 +71,8 @@ class CandidateOptions:
             raise ArgumentError(
                 f"signal_to_noise must be a smallest and a largest; got {self.signal_to_noise}."
             )
-        for name in ("cell", "per_cell", "most", "fewest"):
-            if getattr(self, name) < 1:
+        for name in ("cell", "per_cell", "most", "fewest", "width_tolerance"):
+            if not getattr(self, name) > 0:
                 raise ArgumentError(f"{name} must be positive; got {getattr(self, name)}.")
 
 
@@ -279,7 +281,7 @@ def choose_candidates(
         # Stars' radii are best known where they are bright.
         bright = usable & isolated & (ratio >= np.median(ratio[usable & isolated]))
         locus = _half_sample_mode(sources.science_radius[bright])
-        unresolved = np.abs(sources.science_radius / locus - 1) <= _WIDTH_TOLERANCE
+        unresolved = np.abs(sources.science_radius / locus - 1) <= options.width_tolerance
     moderate = ratio <= brightest
     chosen, relaxed = np.array([], dtype=int), ""
     for name, good in (

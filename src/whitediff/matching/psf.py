@@ -1,32 +1,128 @@
-"""PSF of an image from its stars: photutils' ePSF, and how it varies over the frame."""
+"""PSF of an image from its stars, and how it varies over the frame."""
 
 from __future__ import annotations
 
-import warnings
+import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
-from astropy.stats import sigma_clipped_stats
-from astropy.utils.exceptions import AstropyUserWarning
+import scipy.optimize
 
-from ..errors import ArgumentError, DataError, one_line
+from ..errors import ArgumentError, DataError
 from ..polynomials import chebyshev_products
+from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..threads import single_threaded_algebra
 
-__all__ = ["measure_psf"]
+__all__ = ["measure_psf", "star_width"]
 
 type Array = npt.NDArray[Any]
 
 _FEWEST = 3
-_MOST = 250
-_STARS_PER_TERM = 8
+_MOST = 150
+_STARS_PER_TERM = 12
 _USABLE_FRACTION = 0.8
-_OVERSAMPLING = 2
-_CENTERING_BOX = 13
 _CLIP = 4.0
 _PASSES = 3
+_FLOOR = 0.02
+"""Of a star's brightness in a pixel: what no model of a PSF is better than."""
+_NEIGHBOUR = 3.0
+"""Sigmas of the smoothed residual that are a neighbour's."""
+_LOCUS = 2.5
+"""Sigmas from the locus within which a star is one."""
+_WIDTH_ERROR = 0.006
+"""Of ln(width): with a larger one a star cannot be told from a small galaxy."""
+_SPREAD = 0.003
+"""Of ln(width) between stars: it does not vary linearly to better than that."""
+_ENOUGH = 24
+_LARGEST_CHI_SQUARE = 3.0
+_LARGEST_STEP = 0.5
+_LEVEL_ERROR = 1.5
+"""Errors of levels over what the pixels' noise explains: there are unseen sources."""
+_WIDTH_STARS = 50
+_BETA = (1.5, 100.0)
+
+
+@dataclasses.dataclass
+class _Stars:
+    """Stamps, and what is known of the stars in them.
+
+    ``shape`` is the frame's; ``data`` and ``weight`` are ``(n, side, side)``; ``column``,
+    ``row`` the middle pixels, ``dx``, ``dy`` the offsets of the centres from them.
+    """
+
+    shape: tuple[int, int]
+    data: Array
+    weight: Array
+    column: Array
+    row: Array
+    dx: Array
+    dy: Array
+    flux: Array
+    level: Array
+
+    def __len__(self) -> int:
+        return len(self.flux)
+
+    def part(self, which: Array) -> _Stars:
+        """Some of them."""
+        names = [field.name for field in dataclasses.fields(self)][1:]
+        return dataclasses.replace(self, **{name: getattr(self, name)[which] for name in names})
+
+    def terms(self, order: int) -> Array:
+        """Polynomials of their positions, ``(n, n_terms)``."""
+        ny, nx = self.shape
+        column = 2 * (self.column + self.dx + 0.5) / nx - 1
+        row = 2 * (self.row + self.dy + 0.5) / ny - 1
+        return chebyshev_products(order, column, row)
+
+    @property
+    def sky_free(self) -> Array:
+        return np.where(self.weight > 0, self.data - self.level[:, None, None], 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moffat:
+    """Elliptical Moffat profile of unit flux.
+
+    ``half_width`` at half maximum, 1/beta, shear, and how ln(width) grows with the row and the
+    column (`whitediff.polynomials.chebyshev_terms(1)`).
+    """
+
+    half_width: float
+    inverse_beta: float
+    shear: tuple[float, float] = (0.0, 0.0)
+    slope: tuple[float, ...] = (0.0, 0.0)
+
+    def __call__(self, dx: Array, dy: Array, stretch: Any = 1.0) -> Array:
+        p = self.inverse_beta
+        scale2 = (self.half_width * stretch) ** 2 / math.expm1(p * math.log(2))
+        size = math.hypot(*self.shear)
+        along = math.sinh(size) / size if size > 0 else 1.0
+        radius2 = (
+            math.cosh(size) * (dx**2 + dy**2)
+            - along * self.shear[0] * (dx**2 - dy**2)
+            - along * self.shear[1] * 2 * dx * dy
+        )
+        return (1 / p - 1) / (math.pi * scale2) * (1 + radius2 / scale2) ** (-1 / p)
+
+    def centred(self, side: int, stretch: Any = 1.0) -> Array:
+        """Stamp of a star in the middle of the frame, and of the middle pixel."""
+        offset = np.arange(side) - side // 2
+        return self(offset[None, :], offset[:, None], stretch)
+
+    def at(self, stars: _Stars, side: int, factor: float = 1.0) -> Array:
+        """Stamps of stars where they are, ``(n, side, side)``; widths times a factor."""
+        offset = np.arange(side) - side // 2
+        columns = offset[None, None, :] - stars.dx[:, None, None]
+        rows = offset[None, :, None] - stars.dy[:, None, None]
+        return self(columns, rows, factor * self.stretch(stars.terms(1)))
+
+    def stretch(self, terms: Array) -> Array:
+        """Local widths over that in the middle, ``(n, 1, 1)``."""
+        return np.exp(terms[:, 1:] @ np.array(self.slope))[:, None, None]
 
 
 @single_threaded_algebra()
@@ -49,7 +145,8 @@ def measure_psf(
     bad
         ``(ny, nx)`` boolean: pixels not to use.
     x, y
-        ``(n,)`` 0-based positions of isolated, unsaturated stars, good to a pixel.
+        ``(n,)`` 0-based positions of unsaturated stars, good to a pixel.  Faint neighbours
+        and small galaxies among them do no harm.
     size
         Odd side of the PSF images.
     order
@@ -73,161 +170,471 @@ def measure_psf(
 
     Notes
     -----
-    `photutils.psf.EPSFBuilder` (Anderson & King 2000) measures the mean PSF, and the stars'
-    centres and fluxes.  It neither weights pixels nor varies with position: what it leaves of
-    the stars is fitted, pixel by pixel and weighted by the inverse variance, with the
-    polynomials.  Coefficients are shrunk ring by ring to what exceeds their noise.
+    An analytic profile and a table of what it leaves (as in DAOPHOT, Stetson 1987).  The
+    Moffat profile is evaluated at every star's own centre, so that only its small residuals are
+    interpolated; fitted pixel by pixel, these vary with the position.  Both are measured
+    with the stars' centres, fluxes and local backgrounds in turns.  Residuals are shrunk
+    ring by ring to what exceeds their noise: where the wings are lost in it, they are the
+    profile's.  Sources that are wider than the stars of their surroundings are left out.
     """
     if size % 2 == 0:
         raise ArgumentError(f"The side of a PSF image must be odd; got {size}.")
     stars = _cut(image, variance, bad, x, y, size)
     if len(stars) < _FEWEST:
         raise DataError(f"Only {len(stars)} stars can be used; a PSF needs {_FEWEST}.")
-    mean, fitted = _mean_psf(stars, size)
-    if len(fitted) < _FEWEST:
-        raise DataError(f"Only {len(fitted)} stars could be fitted; a PSF needs {_FEWEST}.")
-    known = order
-    while known and len(fitted) < _STARS_PER_TERM * (known + 1) * (known + 2) // 2:
-        known -= 1
-    coefficients = np.zeros(((order + 1) * (order + 2) // 2, size, size))
-    varying = _vary(mean, fitted, image.shape, known)
-    coefficients[: len(varying)] = varying
-    return coefficients, len(fitted)
+    width = _recentre(stars, size // 4)
+    if not width > 0:
+        raise DataError(f"{len(stars)} stars have no common profile; give a PSF.")
+    profile = _Moffat(width / 2, 1 / 5)
+    residual = np.zeros((1, size, size))
+    for iteration in range(_PASSES):
+        last = iteration == _PASSES - 1
+        stars, model, weight = _fit_stars(stars, profile, residual, size)
+        if len(stars) < _FEWEST:
+            raise DataError(f"Only {len(stars)} stars could be fitted; a PSF needs {_FEWEST}.")
+        keep, slope = _alike(stars, model, weight, profile)
+        used, weight = stars.part(keep), weight[keep]
+        left, weight = _left(used, weight, profile)
+        if not last:
+            before = profile
+            profile, scale = _fit_profile(profile, left, weight)
+            profile = dataclasses.replace(
+                profile, slope=tuple(np.add(profile.slope, slope).tolist())
+            )
+            stars.flux, used.flux = stars.flux * scale, used.flux * scale
+            side, terms = left.shape[1], used.terms(1)
+            change = before.centred(side, before.stretch(terms)) / scale
+            change -= profile.centred(side, profile.stretch(terms))
+            left = left / scale + change
+        if iteration > 0:
+            known = order
+            while known and len(used) < _STARS_PER_TERM * (known + 1) * (known + 2) // 2:
+                known -= 1
+            residual = _vary(left, weight, used, profile, size, known)
+    coefficients = _expansion(profile, size, order)
+    coefficients[: len(residual)] += residual
+    return unit_sum(coefficients), len(used)
+
+
+def unit_sum(coefficients: Array) -> Array:
+    """Polynomial images, scaled to unit sum everywhere.
+
+    Parameters
+    ----------
+    coefficients
+        ``(n_terms, ny, nx)``, the constant term first.
+
+    Returns
+    -------
+    coefficients
+        The sum of the first is 1, that of the others 0.
+    """
+    coefficients = coefficients / coefficients[0].sum()
+    coefficients[1:] -= coefficients[1:].sum(axis=(1, 2))[:, None, None] * coefficients[0]
+    return coefficients
+
+
+def star_width(image: Array, bad: Array, x: Array, y: Array, *, reach: int) -> float:
+    """Full width at half maximum of an image's stars.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``; the background may be anything smooth.
+    bad
+        ``(ny, nx)`` boolean: pixels not to use.
+    x, y
+        ``(n,)`` 0-based positions, good to a few pixels, the most significant first.
+    reach
+        Pixels around a star that hold its profile, and some background.
+
+    Returns
+    -------
+    fwhm
+        Of the median of the stars, each of unit flux and moved to the middle by its own
+        centroid, pixels; NaN if no star can be used.
+    """
+    x, y = x[:_WIDTH_STARS], y[:_WIDTH_STARS]
+    stars = _cut(image, np.ones((1, 1)), bad, x, y, 2 * reach + 1, outer=0)
+    return _recentre(stars, reach) if len(stars) else math.nan
 
 
 def _cut(
-    image: Array, variance: Array, bad: Array, x: Array, y: Array, size: int
-) -> list[dict[str, Any]]:
-    """Stamps less their background, the most significant stars."""
+    image: Array,
+    variance: Array,
+    bad: Array,
+    x: Array,
+    y: Array,
+    size: int,
+    *,
+    outer: int | None = None,
+) -> _Stars:
+    """Stamps with their surroundings, the most significant stars first."""
     half = size // 2
+    reach = half + (max(half // 2, 4) if outer is None else outer)
     ny, nx = image.shape
-    usable = ~bad & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
-    offset = np.arange(-size, size + 1)
-    ring = np.maximum(abs(offset)[:, None], abs(offset)[None, :]) > half
-    core = np.hypot(*np.mgrid[-half : half + 1, -half : half + 1]) <= max(2, size / 8)
-    stars: list[dict[str, Any]] = []
+    offset = np.arange(-reach, reach + 1)
+    radius = np.hypot(offset[:, None], offset[None, :])
+    square = np.maximum(abs(offset)[:, None], abs(offset)[None, :])
+    core, within = radius <= max(2, size / 8), square <= half
+    border = square > (half if outer is None else half - 2)
+    found: list[tuple[Any, ...]] = []
     for x_star, y_star in zip(x, y, strict=True):
-        i, j = int(np.floor(x_star + 0.5)), int(np.floor(y_star + 0.5))
-        if not (half <= i < nx - half and half <= j < ny - half):
-            continue
-        box = np.s_[j - half : j + half + 1, i - half : i + half + 1]
-        good = usable[box]
-        if good.mean() < _USABLE_FRACTION or not good[core].all():
+        i, j = math.floor(x_star + 0.5), math.floor(y_star + 0.5)
+        if not (0 <= i < nx and 0 <= j < ny):
             continue
         rows, columns = offset + j, offset + i
-        rows, columns = rows.clip(0, ny - 1), columns.clip(0, nx - 1)
-        around = np.ix_(rows, columns)
-        sky = image[around][ring & usable[around]]
-        level = float(sigma_clipped_stats(sky, sigma=2.5)[1]) if len(sky) > size else 0.0
-        data = np.where(good, image[box] - level, 0.0).astype(np.float64)
-        weight = np.where(good, 1 / np.where(good, variance[box], 1.0), 0.0)
-        flux = float(data[core].sum())
-        noise = float(np.sqrt((1 / weight[core]).sum()))
+        around = np.ix_(rows.clip(0, ny - 1), columns.clip(0, nx - 1))
+        inside = ((rows >= 0) & (rows < ny))[:, None] & ((columns >= 0) & (columns < nx))[None, :]
+        data = image[around].astype(np.float64)
+        noise = variance[around] if variance.size > 1 else np.ones(data.shape)
+        good = inside & ~bad[around] & np.isfinite(data) & np.isfinite(noise) & (noise > 0)
+        if good[within].mean() < _USABLE_FRACTION or not good[core].all():
+            continue
+        sky = data[border & good]
+        level = clipped_median(sky) if len(sky) > size else 0.0
+        weight = np.where(good, 1 / np.where(good, noise, 1.0), 0.0)
+        data = np.where(good, data, level)
+        flux = float((data - level)[core].sum())
         if flux > 0:
-            stars.append(
-                {"data": data, "weight": weight, "i": i, "j": j, "rank": flux / noise,
-                 "dx": float(x_star) - i, "dy": float(y_star) - j}
-            )  # fmt: skip
-    stars.sort(key=lambda star: -star["rank"])
-    return stars[:_MOST]
+            rank = flux / math.sqrt((1 / weight[core]).sum())
+            found.append(
+                (rank, data, weight, i, j, float(x_star) - i, float(y_star) - j, flux, level)
+            )
+    found.sort(key=lambda star: -star[0])
+    columns = list(zip(*found[:_MOST], strict=True))[1:] or [()] * 8
+    return _Stars((ny, nx), *(np.array(column) for column in columns))
 
 
-def _mean_psf(stars: list[dict[str, Any]], size: int) -> tuple[Array, list[dict[str, Any]]]:
-    """Mean PSF, and what it leaves of the stars in units of their flux, centred."""
-    from photutils.psf import EPSFBuilder, EPSFStar, EPSFStars
+def clipped_median(values: Array) -> float:
+    """Median of what is within 2.5 sigma of it."""
+    for _ in range(3):
+        middle = float(np.median(values))
+        near = abs(values - middle)
+        limit = 2.5 * 1.4826 * float(np.median(near))
+        if not limit > 0:
+            break
+        values = values[near <= limit]
+    return float(np.median(values))
 
-    half = size // 2
-    cutouts = [
-        EPSFStar(
-            star["data"],
-            weights=np.sqrt(star["weight"]),
-            cutout_center=(half + star["dx"], half + star["dy"]),
-            id_label=k,
-        )
-        for k, star in enumerate(stars)
+
+def _recentre(stars: _Stars, reach: int) -> float:
+    """Find the centres, with a Gaussian window of the stars' own width, and that width."""
+    middle, side = stars.data.shape[1] // 2, 2 * reach + 1
+    offset = np.arange(side) - reach
+    data = stars.sky_free[
+        :, middle - reach : middle + reach + 1, middle - reach : middle + reach + 1
     ]
-    builder = EPSFBuilder(
-        oversampling=_OVERSAMPLING,
-        recentering_boxsize=_CENTERING_BOX,
-        center_accuracy=5e-3,
-        maxiters=8,
-        progress_bar=False,
-    )
-    with warnings.catch_warnings():
-        # Stars that could not be fitted are left out below.
-        warnings.simplefilter("ignore", AstropyUserWarning)
-        try:
-            result = builder(EPSFStars(cutouts))
-        except ValueError as error:
-            raise DataError(
-                f"None of {len(stars)} stars could be fitted ({one_line(error)}); give a PSF."
-            ) from error
-    rows, columns = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float64)
-    mean = np.asarray(result.epsf.evaluate(columns, rows, 1.0, 0.0, 0.0))
-    total = float(mean.sum())
-    fitted = []
-    for cutout in result.fitted_stars.all_good_stars:
-        star = stars[cutout.id_label]
-        dx, dy = (float(c) - half for c in cutout.cutout_center)
-        if max(abs(dx - star["dx"]), abs(dy - star["dy"])) > 1:
-            continue
-        model = np.asarray(result.epsf.evaluate(columns, rows, 1.0, dx, dy))
-        flux = float(
-            (star["weight"] * model * star["data"]).sum() / (star["weight"] * model**2).sum()
+    sigma, width = max(1.5, side / 16), math.nan
+    for _ in range(3):
+        for _ in range(4):
+            columns = offset[None, :] - stars.dx[:, None]
+            rows = offset[None, :] - stars.dy[:, None]
+            # A star that the window loses stays where it was found.
+            across = np.exp(-0.5 * (columns / sigma) ** 2)
+            along = np.exp(-0.5 * (rows / sigma) ** 2)
+            total = np.einsum("nyx,ny,nx->n", data, along, across)
+            total = np.where(total > 0, total, np.inf)
+            # The window halves the displacement of a source of its own width.
+            step_x = 2 * np.einsum("nyx,ny,nx->n", data, along, across * columns) / total
+            step_y = 2 * np.einsum("nyx,ny,nx->n", data, along * rows, across) / total
+            stars.dx = stars.dx + step_x.clip(-1, 1)
+            stars.dy = stars.dy + step_y.clip(-1, 1)
+        lost = np.hypot(stars.dx, stars.dy) > reach / 2
+        stars.dx[lost], stars.dy[lost] = 0.0, 0.0
+        centred = np.stack(
+            [
+                scipy.ndimage.shift(star, (-dy, -dx), order=3, mode="nearest")
+                for star, dx, dy in zip(data, stars.dx, stars.dy, strict=True)
+            ]
         )
-        if not flux > 0:
-            continue
-        left = np.where(star["weight"] > 0, star["data"] / flux - model, 0.0)
-        near_bad = scipy.ndimage.binary_dilation(star["weight"] == 0, np.ones((3, 3)))
-        fitted.append(
-            {
-                "left": scipy.ndimage.shift(left, (-dy, -dx), order=3, mode="nearest") / total,
-                "weight": np.where(near_bad, 0.0, star["weight"] * (flux * total) ** 2),
-                "x": star["i"] + dx,
-                "y": star["j"] + dy,
-            }
-        )
-    return mean / total, fitted
+        rows, columns = np.exp(-0.5 * (offset / sigma) ** 2), np.exp(-0.5 * (offset / sigma) ** 2)
+        flux = np.einsum("nyx,y,x->n", centred, rows, columns)
+        good = flux > 0
+        if not good.any():
+            return math.nan
+        typical = np.median(centred[good] / flux[good, None, None], axis=0)
+        if not typical.max() > 0:
+            return math.nan
+        width = full_width_half_maximum(typical)
+        sigma = max(0.8, FWHM_TO_SIGMA * width)
+    return width
 
 
-def _vary(mean: Array, fitted: list[dict[str, Any]], shape: tuple[int, ...], order: int) -> Array:
-    """Polynomial, of unit sum everywhere."""
-    ny, nx = shape
-    size = mean.shape[0]
-    left = np.stack([star["left"].ravel() for star in fitted])
-    weight = np.stack([star["weight"].ravel() for star in fitted])
-    # A bright star is no better than the model that it is compared with.
-    floor = 0.02 * mean.ravel()
-    weight = np.where(weight > 0, 1 / (1 / np.where(weight > 0, weight, 1) + floor**2), 0.0)
-    column = np.array([2 * (star["x"] + 0.5) / nx - 1 for star in fitted])
-    row = np.array([2 * (star["y"] + 0.5) / ny - 1 for star in fitted])
+def _expansion(profile: _Moffat, size: int, order: int) -> Array:
+    """The profile with its varying width, as polynomials of the position."""
+    nodes = np.cos(np.pi * (np.arange(5) + 0.5) / 5)
+    column, row = (a.ravel() for a in np.meshgrid(nodes, nodes))
+    stretch = profile.stretch(chebyshev_products(1, column, row))
+    images = profile.centred(size, stretch).reshape(len(column), -1)
     terms = chebyshev_products(order, column, row)
+    return np.linalg.lstsq(terms, images, rcond=None)[0].reshape(-1, size, size)
+
+
+def _models(profile: _Moffat, residual: Array, stars: _Stars) -> Array:
+    """Every star's PSF: ``(n, side, side)``."""
+    side = stars.data.shape[1]
+    model = profile.at(stars, side)
+    if residual.any():
+        order = (math.isqrt(8 * len(residual) + 1) - 3) // 2
+        local = np.tensordot(stars.terms(order), residual, axes=1)
+        margin = (side - residual.shape[1]) // 2
+        inner = np.s_[margin : side - margin, margin : side - margin]
+        for k, image in enumerate(local):
+            model[k][inner] += scipy.ndimage.shift(image, (stars.dy[k], stars.dx[k]), order=3)
+    return model
+
+
+def _core(side: int, reach: float) -> tuple[Any, Array]:
+    """The part of stamps that holds a circle, and the circle in it."""
+    half = min(math.ceil(reach) + 1, side // 2)
+    box = np.s_[:, side // 2 - half : side // 2 + half + 1, side // 2 - half : side // 2 + half + 1]
+    offset = np.arange(-half, half + 1)
+    return box, np.hypot(offset[:, None], offset[None, :]) <= reach
+
+
+def _fit_stars(
+    stars: _Stars, profile: _Moffat, residual: Array, size: int
+) -> tuple[_Stars, Array, Array]:
+    """Stars with their fluxes, centres and levels; models; weights without the neighbours."""
+    side = stars.data.shape[1]
+    offset = abs(np.arange(side) - side // 2)
+    ring = np.maximum(offset[:, None], offset[None, :]) > size // 2
+    reach = 2.5 * profile.half_width
+    core = np.hypot(offset[:, None], offset[None, :]) <= reach
+    box, circle = _core(side, reach)
+    noise = np.where(stars.weight > 0, 1 / np.where(stars.weight > 0, stars.weight, 1), np.inf)
+    start = np.stack([stars.dx, stars.dy])
+    model = _models(profile, residual, stars)
+    for _ in range(2):
+        by_row, by_column = np.gradient(model[box], axis=(1, 2))
+        flux = stars.flux[:, None, None]
+        floor = (_FLOOR * flux * model[box]) ** 2
+        weight = circle / (noise[box] + floor)
+        columns = np.stack([model[box], -flux * by_column, -flux * by_row], 1)
+        normal = np.einsum("nayx,nyx,nbyx->nab", columns, weight, columns, optimize=True)
+        right = np.einsum("nayx,nyx->na", columns, weight * stars.sky_free[box])
+        values = np.linalg.solve(normal, right[..., None])[..., 0]
+        step = values[:, 1:].clip(-_LARGEST_STEP, _LARGEST_STEP)
+        stars = dataclasses.replace(
+            stars, flux=values[:, 0], dx=stars.dx + step[:, 0], dy=stars.dy + step[:, 1]
+        )
+        model = _models(profile, residual, stars)
+    expected = stars.flux[:, None, None] * model
+    rest = np.where(stars.weight > 0, stars.data - stars.level[:, None, None] - expected, 0)
+    masked = _without_neighbours(rest, expected, core, stars.weight, profile)
+    sky = masked * ring
+    total = sky.sum(axis=(1, 2))
+    change = (sky * rest).sum(axis=(1, 2)) / np.where(total > 0, total, np.inf)
+    stars = dataclasses.replace(stars, level=stars.level + change)
+    good = (stars.flux > 0) & np.isfinite(stars.flux)
+    good &= abs(np.stack([stars.dx, stars.dy]) - start).max(0) < 1
+    return stars.part(good), model[good], masked[good]
+
+
+def _without_neighbours(
+    rest: Array, expected: Array, core: Array, weight: Array, profile: _Moffat
+) -> Array:
+    """Weights, zero where a smoothed residual stands out beyond a star's core."""
+    sigma = max(0.8, 2 * FWHM_TO_SIGMA * profile.half_width)
+    smooth = (0.0, sigma, sigma)
+    inverse = weight / (1 + weight * (2 * _FLOOR * expected) ** 2)
+    # The squared window is a narrower one, of a smaller sum.
+    power = scipy.ndimage.gaussian_filter(
+        inverse, (0, sigma / math.sqrt(2), sigma / math.sqrt(2)), truncate=3
+    ) / (4 * math.pi * sigma**2)
+    signal = scipy.ndimage.gaussian_filter(rest * inverse, smooth, truncate=3)
+    stands_out = abs(signal) > _NEIGHBOUR * np.sqrt(power)
+    stands_out &= ~core
+    reach = math.ceil(1.5 * sigma)
+    grown = scipy.ndimage.maximum_filter(stands_out, (1, 2 * reach + 1, 2 * reach + 1))
+    return np.where(grown & ~core, 0.0, weight)
+
+
+def _alike(
+    stars: _Stars, model: Array, weight: Array, profile: _Moffat
+) -> tuple[Array, tuple[float, float]]:
+    """Stars that fit and are as wide as those around; how ln(width) grows over the frame."""
+    side = model.shape[1]
+    box, circle = _core(side, 3 * profile.half_width)
+    step = 0.01
+    flux = stars.flux[:, None, None]
+    expected = (flux * model)[box]
+    width = (profile.at(stars, side, 1 + step) - profile.at(stars, side, 1 - step))[box]
+    by_row, by_column = np.gradient(expected, axis=(1, 2))
+    columns = np.stack([expected, by_column, by_row, flux * width / (2 * step)], 1)
+    used = circle & (weight[box] > 0)
+    inverse = np.where(used, weight[box] / (1 + weight[box] * (_FLOOR * expected) ** 2), 0.0)
+    normal = np.einsum("nayx,nyx,nbyx->nab", columns, inverse, columns, optimize=True)
+    rest = stars.sky_free[box] - expected
+    right = np.einsum("nayx,nyx->na", columns, inverse * rest)
+    covariance = np.linalg.inv(normal)
+    excess = np.einsum("nab,nb->na", covariance, right)[:, 3]
+    error = np.sqrt(covariance[:, 3, 3])
+    chi_square = np.einsum("nyx,nyx->n", inverse, rest**2) - (excess / error) ** 2
+    chi_square /= used.sum(axis=(1, 2))
+    fits = chi_square < _LARGEST_CHI_SQUARE * max(float(np.median(chi_square)), 1 / 3)
+    best = np.sort(error[fits])
+    if len(best) < _FEWEST:
+        return np.argsort(chi_square)[:_FEWEST], (0.0, 0.0)
+    limit = max(_WIDTH_ERROR, best[min(_ENOUGH, len(best)) - 1])
+    fits &= error <= limit
+    order = 1 if fits.sum() >= _ENOUGH else 0
+    terms = stars.terms(order)
+    tilt = np.zeros(terms.shape[1])
+    keep, middle, scatter = fits, np.zeros(len(stars)), 0.0
+    for iteration in range(6):
+        tilt = np.linalg.lstsq(
+            terms[keep] / error[keep, None], excess[keep] / error[keep], rcond=None
+        )[0]
+        middle = terms @ tilt
+        if iteration < 3:
+            # While galaxies may still be among them.
+            middle += half_sample_mode((excess - middle)[fits])
+        off = excess - middle
+        # Galaxies are on the other side.
+        below = off[fits & (off <= 0)]
+        scatter = 1.4826 * float(np.median(-below)) if len(below) else 0.0
+        # Of its own error, and of what the errors do not explain.
+        more = max(0.0, scatter**2 - float(np.median(error[fits] ** 2)))
+        keep = fits & (abs(off) <= _LOCUS * np.sqrt(error**2 + more + _SPREAD**2))
+        if keep.sum() < _FEWEST:
+            break
+    if keep.sum() < _FEWEST:
+        chosen = np.flatnonzero(fits)
+        return chosen[np.argsort(abs(excess - middle)[chosen])[:_FEWEST]], (0.0, 0.0)
+    if not order:
+        return np.flatnonzero(keep), (0.0, 0.0)
+    # Of the slopes, too, what exceeds their noise.
+    noise = np.linalg.inv(terms[keep].T @ (terms[keep] / error[keep, None] ** 2))
+    tilt *= _beyond_noise(tilt**2, np.diagonal(noise))
+    return np.flatnonzero(keep), (float(tilt[1]), float(tilt[2]))
+
+
+def _left(stars: _Stars, weight: Array, profile: _Moffat) -> tuple[Array, Array]:
+    """What the profile leaves of stars of unit flux in the middle pixel."""
+    model = profile.at(stars, stars.data.shape[1])
+    rest = np.where(stars.weight > 0, stars.sky_free / stars.flux[:, None, None] - model, 0.0)
+    moved = np.stack(
+        [
+            scipy.ndimage.shift(star, (-dy, -dx), order=3, mode="nearest")
+            for star, dx, dy in zip(rest, stars.dx, stars.dy, strict=True)
+        ]
+    )
+    near_bad = scipy.ndimage.maximum_filter(weight == 0, (1, 3, 3))
+    return moved, np.where(near_bad, 0.0, weight * stars.flux[:, None, None] ** 2)
+
+
+def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat, float]:
+    """Profile of the mean star, and its flux over what it was taken for."""
+    side = left.shape[1]
+    current = profile.centred(side)
+    floor = (_FLOOR * current) ** 2
+    robust = np.where(weight > 0, 1 / (1 / np.where(weight > 0, weight, 1) + floor), 0.0)
+    total = robust.sum(0)
+    known = total > 0
+    mean = (robust * left).sum(0) / np.where(known, total, 1)
+    for _ in range(2):
+        deviation = (left - mean) ** 2 * robust
+        clipped = np.where(deviation > _CLIP**2, 0.0, robust)
+        total = clipped.sum(0)
+        known = total > 0
+        mean = (clipped * left).sum(0) / np.where(known, total, 1)
+    mean = mean + current
+    error = np.sqrt(np.where(known, 1 / np.where(known, total, 1), np.inf) + floor)
+    offset = np.arange(side) - side // 2
+    columns, rows = offset[None, :], offset[:, None]
+
+    def deviation_of(values: Array) -> Array:
+        scale, level, x0, y0, log_width, inverse_beta, shear1, shear2 = values
+        shape = _Moffat(math.exp(log_width), inverse_beta, (shear1, shear2))
+        model = scale * shape(columns - x0, rows - y0) + level * current.max()
+        return ((mean - model) / error)[known]
+
+    width = math.log(profile.half_width)
+    start = [1.0, 0.0, 0.0, 0.0, width, profile.inverse_beta, *profile.shear]
+    lower = [0.2, -1, -2, -2, width - 1, 1 / _BETA[1], -1, -1]
+    upper = [5.0, 1, 2, 2, width + 1, 1 / _BETA[0], 1, 1]
+    found = scipy.optimize.least_squares(deviation_of, start, bounds=(lower, upper), x_scale=0.1)
+    scale, width, inverse_beta, *shear = (float(found.x[k]) for k in (0, 4, 5, 6, 7))
+    found_profile = dataclasses.replace(
+        profile,
+        half_width=math.exp(width),
+        inverse_beta=inverse_beta,
+        shear=(shear[0], shear[1]),
+    )
+    return found_profile, scale
+
+
+def _vary(
+    left: Array,
+    weight: Array,
+    stars: _Stars,
+    profile: _Moffat,
+    size: int,
+    order: int,
+) -> Array:
+    """Polynomials of what the profile leaves: ``(n_terms, size, size)``."""
+    side = left.shape[1]
+    margin = (side - size) // 2
+    # All pixels of a star share the error of its level, measured around them.
+    surroundings = weight.sum(axis=(1, 2)) - weight[:, margin:-margin, margin:-margin].sum((1, 2))
+    share = weight.max(axis=(1, 2))
+    level_noise = share**2 / np.where(surroundings > 0, surroundings, np.inf)
+    pedestal = _LEVEL_ERROR**2 * float(level_noise.sum() / share.sum() ** 2)
+    inner = np.s_[:, margin : margin + size, margin : margin + size]
+    left, weight = (a[inner].reshape(len(left), -1) for a in (left, weight))
+    # A bright star is no better than the model that it is compared with.
+    floor = _FLOOR * profile.centred(size).ravel()
+    weight = np.where(weight > 0, 1 / (1 / np.where(weight > 0, weight, 1) + floor**2), 0.0)
+    terms = stars.terms(order)
     ridge = 1e-9 * float(weight.sum(0).max()) * np.eye(terms.shape[1])
     coefficients = np.zeros((terms.shape[1], size * size))
     errors = np.zeros_like(coefficients)
     used = weight
-    for _ in range(_PASSES):
-        normal = np.einsum("sk,sp,sl->pkl", terms, used, terms) + ridge
+    for _ in range(3):
+        normal = np.einsum("sk,sp,sl->pkl", terms, used, terms, optimize=True) + ridge
         right = np.einsum("sk,sp->pk", terms, used * left)
         coefficients = np.linalg.solve(normal, right[..., None])[..., 0].T
         errors = np.diagonal(np.linalg.inv(normal), axis1=1, axis2=2).T
         deviation = (left - terms @ coefficients) * np.sqrt(weight)
         used = np.where(abs(deviation) > _CLIP, 0.0, weight)
-    coefficients[0] += mean.ravel()
-
     half = size // 2
     radius = np.hypot(*np.mgrid[-half : half + 1, -half : half + 1]).ravel()
-    ring = np.floor(radius + 0.5).astype(int)
-    ring = np.minimum(ring, half)
+    ring = np.minimum(np.floor(radius + 0.5).astype(int), half)
     count = np.bincount(ring)
     for k, (values, variances) in enumerate(zip(coefficients, errors, strict=True)):
-        level = np.zeros(size * size)
-        if k == 0:
-            level = (np.bincount(ring, values) / count)[ring]
-        power = np.bincount(ring, (values - level) ** 2) / count
         noise = np.bincount(ring, variances) / count
-        keep = np.clip(1 - noise / np.where(power > 0, power, np.inf), 0, 1)
-        coefficients[k] = level + (values - level) * keep[ring]
-    coefficients /= coefficients[0].sum()
-    coefficients[1:] -= coefficients[1:].sum(1)[:, None] * coefficients[0]
+        level = np.bincount(ring, values) / count if k == 0 else np.zeros(len(count))
+        structure = values - level[ring]
+        level *= _beyond_noise(level**2, noise / count + pedestal)
+        power = np.bincount(ring, structure**2) / count
+        coefficients[k] = level[ring] + structure * _beyond_noise(power, noise)[ring]
     return coefficients.reshape(-1, size, size)
+
+
+def _beyond_noise(power: Array, noise: Array) -> Array:
+    """What of a power is not noise, as a fraction."""
+    return np.clip(1 - noise / np.where(power > 0, power, np.inf), 0, 1)
+
+
+def half_sample_mode(values: Array) -> float:
+    """Where values lie densest.
+
+    Parameters
+    ----------
+    values
+        ``(n,)``, not empty.
+
+    Returns
+    -------
+    mode
+        Mean of the last of halves of the sample, each the narrowest of the one before.
+    """
+    values = np.sort(values)
+    while len(values) > 3:
+        half = (len(values) + 1) // 2
+        widths = values[half - 1 :] - values[: len(values) - half + 1]
+        start = int(np.argmin(widths))
+        values = values[start : start + half]
+    return float(np.mean(values))

@@ -20,7 +20,6 @@ from ..exposures.model import Exposure
 from ..exposures.preparation import (
     Pair,
     PreparationOptions,
-    fwhm,
     pair_with_psf,
     prepare,
     template_coverage,
@@ -322,8 +321,8 @@ class AlardLuptonSubtractTask(Task):
         pair = prepare(science, template, self.config.to_preparation_options())
         self.metadata["scaleScienceVarianceFactor"] = pair.science_variance_factor
         self.metadata["scaleTemplateVarianceFactor"] = pair.template_variance_factor
-        self.metadata["sciencePsfSize"] = fwhm(pair.science, pair.science_sigma)
-        self.metadata["templatePsfSize"] = fwhm(pair.template, pair.template_sigma)
+        self.metadata["sciencePsfSize"] = pair.science_fwhm
+        self.metadata["templatePsfSize"] = pair.template_fwhm
         self.log.info(
             "PSF FWHM %.2f (science) and %.2f (template) pixels; variance planes times %.3f and"
             " %.3f.",
