@@ -22,6 +22,7 @@ from ...exposures.masks import (
 )
 from ...exposures.model import Exposure, as_native_float, parse_unit
 from ...exposures.sky import celestial_wcs, sky_projection
+from ...planes import filled, zeros
 from ...sources import noise_variance
 from ..files import Extension, opened, split_extension
 from ..headers import first_value, observation_header, wcs_cards, without_provenance
@@ -336,11 +337,11 @@ def _mask_planes(hdu: Any, shape: tuple[int, ...], path: Path) -> dict[str, Arra
         bits &= np.uint64((1 << 62) - 1)
 
     def plane(bit: int) -> Array:
-        return (bits & bits.dtype.type(1 << bit)).astype(bool)
+        return filled(shape, bool, lambda rows: (bits[rows] & bits.dtype.type(1 << bit)) != 0)
 
     used = int(np.bitwise_or.reduce(bits, axis=None)) if bits.size else 0
     planes = {
-        name: plane(bit) if (used >> bit) & 1 else np.zeros(shape, dtype=bool)
+        name: plane(bit) if (used >> bit) & 1 else zeros(shape, bool)
         for bit, name in sorted(names.items())
     }
     unnamed = [bit for bit in range(63) if (used >> bit) & 1 and bit not in names]
