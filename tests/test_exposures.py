@@ -21,6 +21,7 @@ from scenes import direct_convolution, gaussian, moffat_kernel, moffat_psfs
 from whitediff import Exposure, subtract
 from whitediff.errors import ArgumentError
 from whitediff.exposures import kernels, masks
+from whitediff.exposures.decorrelation import DecorrelationOptions, decorrelate
 from whitediff.exposures.fields import scattered_fit
 from whitediff.exposures.psf import (
     KernelPointSpreadFunction,
@@ -356,3 +357,56 @@ def test_a_psf_known_at_some_positions():
     np.testing.assert_allclose(there[1:9, 1:9], images[1], atol=1e-12)
     same = scattered_psf([images[0]] * 2, x=x, y=x * 0, bounds=BOX)
     assert kernels.is_constant(same.kernel)
+
+
+@pytest.mark.parametrize("mode", ["difference", "full variance", "score", "spatially varying"])
+def test_single_precision_is_good_to_a_thousandth_of_sigma(rng, mode):
+    """Against the same in double precision, with stars of a million counts."""
+    shape = (900, 1100)
+    star = np.exp(-((np.arange(-20, 21)[:, None] ** 2 + np.arange(-20, 21) ** 2) / 8.0))
+    planes = []
+    for variance, sharpness in ((900.0, 1.0), (300.0, 0.7)):
+        image = rng.normal(0, np.sqrt(variance), shape)
+        for y, x in ((100, 120), (450, 800), (455, 812), (895, 20)):
+            part = image[max(0, y - 20) : y + 21, max(0, x - 20) : x + 21]
+            part += 1e6 * sharpness * star[-part.shape[0] :, -part.shape[1] :]
+        planes.append((image.astype(np.float32), (variance + np.maximum(image, 0)).astype("f4")))
+    difference = (planes[0][0] - 0.9 * planes[1][0]).astype(np.float32)
+    difference[300:303, 500] = np.nan
+    planes.append((difference, planes[0][1]))
+    box = Box.from_shape(shape)
+    kernel = kernels.interpolated_kernel(
+        lambda x, y: gaussian(31, 2.0 + (0.2 * x / 1100 if mode == "spatially varying" else 0)),
+        box,
+        1,
+    )
+    results = []
+    for dtype in (np.float32, np.float64):
+        exposures = [
+            Exposure.from_arrays(image.astype(dtype), variance=variance.astype(dtype))
+            for image, variance in planes
+        ]
+        results.append(
+            decorrelate(
+                *exposures,
+                kernel,
+                preconvolution_kernel=gaussian(31, 3.0) if mode == "score" else None,
+                sources=np.zeros(shape, dtype=bool),
+                options=DecorrelationOptions(
+                    score=mode == "score",
+                    score_filter="compact",
+                    full_variance=mode == "full variance",
+                    spatially_varying=mode == "spatially varying",
+                ),
+            ).exposure
+        )
+    single, double = results
+    assert single.image.array.dtype == np.float32
+    exact = double.image.array
+    known = np.isfinite(exact)
+    sigma = np.sqrt(double.variance.array[known])
+    error = np.abs(single.image.array[known] - exact[known])
+    rounding = np.finfo(np.float32).eps * np.abs(exact[known])
+    assert (error <= 1e-3 * sigma + rounding).all()
+    assert error.max() > 0
+    np.testing.assert_allclose(single.variance.array, double.variance.array, rtol=1e-4)
