@@ -613,6 +613,11 @@ def test_wrong_usage_exits_with_2(run, simulated, tmp_path):
         ["decorrelate", *triple(simulated), *out, "--convolved", "both"],
         ["decorrelate", *triple(simulated), *out, "--x-center", "middle"],
         ["decorrelate", *triple(simulated), *out, "-v", "-q"],
+        ["subtract", *triple(simulated)[:2], *out, "--kernel-size", 20],
+        ["subtract", *triple(simulated)[:2], *out, "--kernel-size", 1],
+        ["subtract", *triple(simulated)[:2], *out, "--kernel-order", -1],
+        ["subtract", *triple(simulated)[:2], *out, "--kernel-order", "linear"],
+        ["subtract", *triple(simulated)[:2], *out, "--background-order", -1],
         ["simulate", "--output", tmp_path / "s", "--size", "big"],
         ["frobnicate"],
     ):

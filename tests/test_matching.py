@@ -2,10 +2,10 @@
 
 Claims: the batched normal equations give the least-squares solution of the explicit problem;
 kernels are recovered, also off-centre elliptical ones that vary over the field, with their
-sum and a sloping background; its errors are the scatter of realisations; weights of zero
-make pixels irrelevant; variable stars are rejected; too few stars are an error.  PSFs measured
-from stars are the true ones, whatever galaxies and neighbours there are; widths are those at half
-maximum.
+sum and a sloping background, and those of a PSF that widens over the field; its errors are the
+scatter of realisations; weights of zero make pixels irrelevant; variable stars are rejected; the
+order of the variation is found; too few stars are an error.  PSFs measured from stars are the true
+ones, whatever galaxies and neighbours there are; widths are those at half maximum.
 """
 
 from __future__ import annotations
@@ -274,6 +274,23 @@ def test_refusals(rng):
         FitOptions(kernel_order=-1)
     with pytest.raises(ArgumentError, match="even number"):
         Stamps(stamps.source[:, 1:, 1:], stamps.target, stamps.weight, stamps.x, stamps.y)
+
+
+def test_a_psf_that_widens_over_the_field_is_followed(rng):
+    # The kernel of two Gaussians is the Gaussian of the difference of their squares.
+    def true(x, y):
+        return gaussian(31, np.sqrt((3.0 + 0.4 * x) ** 2 - 2.0**2))
+
+    psf = PsfModel(sigma=2.0, frame=FRAME)
+    basis = gaussian_basis(gaussian_sigmas(3.0, 2.0), size=31)
+    stamps = make_stamps(rng, 200, true, psf=psf, reach=15, size=63, faintest=3e3)
+    options = choose_kernel_order(stamps, basis, FitOptions(), criterion="bic")
+    assert options.kernel_order >= 2
+    fit = fit_kernel(stamps, basis, options)
+    assert distance(kernel_of(fit, basis, 0, 0), true(0, 0)) < 0.02
+    for x, y in [(0.0, 0.0), (0.8, -0.6), (-0.8, 0.6)]:
+        assert matched_distance(kernel_of(fit, basis, x, y), true(x, y), psf) < 0.006
+    assert fit.chi_square / fit.degrees_of_freedom == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("criterion", ["bic", "cross-validation"])

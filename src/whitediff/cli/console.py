@@ -340,9 +340,38 @@ class Order(click.ParamType):
         if value in self.choices:
             return str(value)
         try:
-            return int(value)
+            order = int(value)
         except ValueError:
             self.fail(f"{value!r} is neither a number nor {' nor '.join(self.choices)}", param, ctx)
+        if order < 0:
+            self.fail(f"an order is at least 0; got {order}", param, ctx)
+        return order
+
+
+class OddSize(click.ParamType):
+    """Side of a stamp with a middle pixel."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Convert what the user typed.
+
+        Parameters
+        ----------
+        value
+            Text.
+        param, ctx
+            As click has them.
+
+        Returns
+        -------
+        value
+            An odd number from 3 on.
+        """
+        size = int(click.INT.convert(value, param, ctx))
+        if size < 3 or size % 2 == 0:
+            self.fail(f"must be odd and at least 3; got {size}", param, ctx)
+        return size
 
 
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)

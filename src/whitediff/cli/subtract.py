@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, Order, common_options, limited_memory, log, stages
+from .console import OUTPUT_FILE, OddSize, Order, common_options, limited_memory, log, stages
 from .decorrelate import (
     correction_options,
     decorrelation_cards,
@@ -66,14 +66,12 @@ _FIT_OPTIONS = (
 @click.option(
     "--kernel-order",
     type=Order(),
-    default=1,
-    show_default=True,
     help="Order of the kernel's variation over the field: a number, or bic or"
-    " cross-validation to have it chosen.",
+    " cross-validation to have it chosen from 0 to 3  [default: bic; 1 with the delta basis].",
 )
 @click.option(
     "--background-order",
-    type=int,
+    type=click.IntRange(min=0),
     default=2,
     show_default=True,
     help="Order of the differential background.",
@@ -85,7 +83,7 @@ _FIT_OPTIONS = (
     show_default=True,
     help="Of the kernel.",
 )
-@click.option("--kernel-size", type=int, help="Odd side, pixels  [default: from the PSFs].")
+@click.option("--kernel-size", type=OddSize(), help="Odd side, pixels  [default: from the PSFs].")
 @click.option(
     "--varying-sum",
     is_flag=True,
@@ -146,7 +144,7 @@ def run_subtraction(
     matched_output: Path | None = None,
     solutions: tuple[str, ...] = (),
     convolved: Any = None,
-    kernel_order: int | str = 1,
+    kernel_order: int | str | None = None,
     background_order: int = 2,
     basis: Any = "gaussian",
     kernel_size: int | None = None,
@@ -197,6 +195,9 @@ def run_subtraction(
     read = {path: formats.read_solution(path) for path in solutions}
     wanted = {"difference": output, "score": score_output, "matched": matched_output}
     stored = _by_kind(read, wanted)
+    if kernel_order is None:
+        # To try all orders with hundreds of free pixels takes minutes.
+        kernel_order = 1 if basis == "delta" else "bic"
     chosen = kernel_order if isinstance(kernel_order, str) else None
     options = matching.MatchOptions(
         convolved=convolved or "auto",

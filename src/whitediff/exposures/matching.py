@@ -29,7 +29,7 @@ from ..matching.candidates import (
     cut_stamps,
 )
 from ..matching.design import FitOptions
-from ..matching.normals import Stamps
+from ..matching.normals import Stamps, normal_equations
 from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import varying_pixels
 from ..polynomials import chebyshev_terms
@@ -338,19 +338,25 @@ def _fit(
     varying = varying_pixels(first, fit, basis, core=_CORE_SIGMAS * target_sigma)
     middle = np.tensordot(fit.coefficients_at(np.zeros(1), np.zeros(1))[0, :-1], basis.images, 1)
     second = first.reweighted(float((middle**2).sum()) - norm, varying)
-    if options.choose_order is not None:
-        orders = choose_kernel_order(second, basis, orders, criterion=options.choose_order)
-    fit, _ = _fit_or_lower(second, basis, orders)
+    fit, _ = _fit_or_lower(second, basis, orders, options.choose_order)
     return fit
 
 
 def _fit_or_lower(
-    stamps: Stamps, basis: KernelBasis, options: FitOptions
+    stamps: Stamps,
+    basis: KernelBasis,
+    options: FitOptions,
+    choose: Literal["bic", "cross-validation"] | None = None,
 ) -> tuple[KernelFit, FitOptions]:
     """Fit; where the stars do not suffice for the spatial orders, lower them and say so."""
+    normals = normal_equations(stamps, basis)
     while True:
         try:
-            return fit_kernel(stamps, basis, options), options
+            if choose is not None:
+                options = choose_kernel_order(
+                    stamps, basis, options, criterion=choose, normals=normals
+                )
+            return fit_kernel(stamps, basis, options, normals=normals), options
         except DataError as error:
             if options.kernel_order == options.background_order == 0:
                 raise

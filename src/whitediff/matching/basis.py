@@ -67,8 +67,8 @@ class KernelBasis:
         ``(n, n)`` positive definite matrix whose quadratic form measures how rough the
         kernel is; None: roughness costs nothing.
     typical
-        ``(n, k)`` coefficients of kernels whose roughness costs nothing in the part of the
-        kernel that is the same all over the field; None for none.
+        ``(n, k)`` coefficients of kernels whose roughness costs nothing, nor that of the
+        difference of two; None for none.
     products
         How the images are made of outer products; None if they are not.
     """

@@ -23,8 +23,9 @@ type Array = npt.NDArray[Any]
 _LARGEST_CONDITION = 1e13
 
 _START_SMOOTHNESS = 1e-3
-_SMOOTHNESS_RANGE = 1e15
-"""Where the search for the weight of the penalty starts, and how far it goes either way."""
+_SMOOTHNESS_RANGE = 1e15, 1e9
+"""Where the search for the weight of the penalty starts, and how far it goes down and up.  Much
+further up, the rounding errors of what costs nothing would outweigh the data."""
 
 _MANY_UNKNOWNS = 500
 """From here on the weights are searched for only once, and less long."""
@@ -50,7 +51,7 @@ class FitOptions:
         Keep the kernel's sum the same over the field.
     smoothness
         Weight of the basis' penalty, relative to the data's own curvature; None: the most
-        likely, separately for the kernel in the mean and for its variation over the field.
+        likely, separately for the kernel in the mean and for each order of its variation.
     known_noise
         Believe the weights' scale when the penalty's weight is chosen.  For noise that is
         correlated, whose scatter from pixel to pixel says little of its power at the scale
@@ -207,28 +208,39 @@ class Design:
         return Solved(inverse @ right, inverse @ gram @ inverse.T, condition, effective)
 
     def _penalties(self) -> list[tuple[Array, int]]:
-        """Penalties on the kernel's mean and on its variation, and their ranks."""
+        """Penalties on the kernel's mean and on each order of its variation, and their ranks."""
         if self.basis.penalty is None:
             return []
-        n_kernel = self.kernel_terms.shape[1]
-        table = self._unknown_of()[:-1, :n_kernel]
-        penalty, rank = self.basis.penalty, len(self.basis)
-        if self.basis.typical is not None:
-            # The roughness of what is left when the nearest typical kernel is taken off.
-            rough = penalty @ self.basis.typical
-            common = self.basis.typical.T @ rough
-            penalty = penalty - rough @ np.linalg.solve(common, rough.T)
-            rank -= self.basis.typical.shape[1]
-        mean, variation = np.zeros((2, self.size, self.size))
-        mean[np.ix_(table[:, 0], table[:, 0])] = penalty
-        for term in range(1, n_kernel):
-            unknowns = table[:, term][table[:, term] >= 0]
-            kept = np.ix_(table[:, term] >= 0, table[:, term] >= 0)
-            variation[np.ix_(unknowns, unknowns)] = self.basis.penalty[kept]
-        result = [(mean, rank)]
-        if n_kernel > 1:
-            result.append((variation, int((table[:, 1:] >= 0).sum())))
+        table = self._unknown_of()[:-1, : self.kernel_terms.shape[1]]
+        # Real PSFs vary far more to first order than beyond: one weight for all would bend
+        # the slope or leave noise in the curvature.
+        orders = np.array([p + q for p, q in chebyshev_terms(self.options.kernel_order)])
+        result = []
+        for order in range(self.options.kernel_order + 1):
+            columns = table[:, orders == order].T
+            single, rank = self._penalty(columns[0] >= 0)
+            penalty = np.zeros((self.size, self.size))
+            for unknowns in columns:
+                kept = unknowns[unknowns >= 0]
+                penalty[np.ix_(kept, kept)] = single
+            result.append((penalty, rank * len(columns)))
         return result
+
+    def _penalty(self, kept: Array) -> tuple[Array, int]:
+        """Penalty on some of the coefficients, the others zero, and its rank."""
+        assert self.basis.penalty is not None
+        penalty, typical = self.basis.penalty[np.ix_(kept, kept)], self.basis.typical
+        if typical is None:
+            return penalty, len(penalty)
+        # Typical kernels without a coefficient that there is not, and what they differ by:
+        # where a PSF widens, one typical kernel turns into another.
+        typical = typical[kept] @ scipy.linalg.null_space(typical[~kept])
+        if typical.shape[1] == 0:
+            return penalty, len(penalty)
+        # The roughness of what is left when the nearest typical kernel is taken off.
+        rough = penalty @ typical
+        common = typical.T @ rough
+        return penalty - rough @ np.linalg.solve(common, rough.T), len(penalty) - typical.shape[1]
 
     def _weights(
         self,
@@ -274,12 +286,12 @@ class Design:
 
         start = np.full(len(penalties), math.log(_START_SMOOTHNESS))
         simplex = np.stack([start, *(start + 3 * np.eye(len(start)))])
-        limit = math.log(_SMOOTHNESS_RANGE)
+        down, up = (math.log(factor) for factor in _SMOOTHNESS_RANGE)
         found = scipy.optimize.minimize(
             deviance,
             start,
             method="Nelder-Mead",
-            bounds=[(value - limit, value + limit) for value in start],
+            bounds=[(value - down, value + up) for value in start],
             # A tenth of a unit of the deviance is far within its own scatter.
             options={
                 "initial_simplex": simplex,

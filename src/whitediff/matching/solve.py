@@ -114,7 +114,13 @@ class KernelFit:
 
 # Threads of small matrix products hinder each other, badly where cores are busy.
 @single_threaded_algebra()
-def fit_kernel(stamps: Stamps, basis: KernelBasis, options: FitOptions | None = None) -> KernelFit:
+def fit_kernel(
+    stamps: Stamps,
+    basis: KernelBasis,
+    options: FitOptions | None = None,
+    *,
+    normals: Normals | None = None,
+) -> KernelFit:
     """Fit a spatially varying kernel and background to stamps around stars.
 
     Parameters
@@ -125,6 +131,8 @@ def fit_kernel(stamps: Stamps, basis: KernelBasis, options: FitOptions | None = 
         Basis images of the kernel.
     options
         `FitOptions`.
+    normals
+        `whitediff.matching.normals.normal_equations` of the stamps, where they are known.
 
     Returns
     -------
@@ -154,7 +162,8 @@ def fit_kernel(stamps: Stamps, basis: KernelBasis, options: FitOptions | None = 
     that, unlike the inverse, stays finite where there is nothing but noise.
     """
     options = options or FitOptions()
-    normals = normal_equations(stamps, basis)
+    if normals is None:
+        normals = normal_equations(stamps, basis)
     design = _design(stamps, basis, options)
     used = normals.pixels > len(basis) + 1
     used &= _single_fits(normals, basis, options, used)
@@ -202,16 +211,18 @@ def choose_kernel_order(
     *,
     criterion: Literal["bic", "cross-validation"],
     largest: int = 3,
+    normals: Normals | None = None,
 ) -> FitOptions:
     """Choose the spatial order of the kernel from the data.
 
     Parameters
     ----------
-    stamps, basis, options
+    stamps, basis, options, normals
         As for `fit_kernel`.
     criterion
-        ``bic``: smallest ``χ² + ln(n)·unknowns``, n the number of pixels; ``cross-validation``:
-        smallest χ² of stars that are predicted from four fifths of the others.
+        ``bic``: smallest ``n ln(χ²) + ln(n)·unknowns``, n the number of pixels, or with known
+        noise χ² for its n-fold logarithm; ``cross-validation``: smallest χ² of stars that are
+        predicted from four fifths of the others.
     largest
         Order up to which to try; those that the stars do not suffice for are passed over.
 
@@ -227,45 +238,59 @@ def choose_kernel_order(
 
     Notes
     -----
-    Schwarz 1978, Ann. Statist. 6, 461; unknowns are counted as the penalty leaves them.  A
-    higher order is taken where it is better by 2 (Kass & Raftery 1995, JASA 90, 773).  All
-    orders are judged by the same stars, those that a constant kernel of their own describes.
+    Schwarz 1978, Ann. Statist. 6, 461, for noise of unknown scale: what no order describes
+    counts as noise.  Unknowns are counted as the penalty leaves them.  A higher order is
+    taken where it is better by 2 (Kass & Raftery 1995, JASA 90, 773), and where stars are
+    predicted by twice the standard error of what it gains.  All orders are judged by the same
+    stars, those that a constant kernel of their own describes.
     """
-    normals = normal_equations(stamps, basis)
+    if normals is None:
+        normals = normal_equations(stamps, basis)
     used = normals.pixels > len(basis) + 1
     used &= _single_fits(normals, basis, options, used)
-    n_pixels = float(normals.pixels[used].sum())
-    fold = np.cumsum(used) % _FOLDS
-    best: tuple[float, FitOptions] | None = None
+    judge = _information if criterion == "bic" else _predicted
+    best: tuple[Array, FitOptions] | None = None
     failure: DataError | None = None
     for order in range(largest + 1):
         tried = dataclasses.replace(options, kernel_order=order)
-        design = _design(stamps, basis, tried)
-
-        def chi_square(
-            fitted: Array, judged: Array, design: Design = design
-        ) -> tuple[float, float]:
-            solved = design.solve(normals, fitted)
-            _, rms = residual_statistics(normals, design.local(solved.solution))
-            return float((rms[judged] ** 2 * normals.pixels[judged]).sum()), solved.effective
-
         try:
-            if criterion == "bic":
-                value, unknowns = chi_square(used, used)
-                value += math.log(max(n_pixels, 2)) * unknowns
-            else:
-                value = sum(
-                    chi_square(used & (fold != k), used & (fold == k))[0] for k in range(_FOLDS)
-                )
+            values = judge(normals, _design(stamps, basis, tried), tried, used)
         except DataError as error:
             failure = failure or error
             break
-        if best is None or value < best[0] - _EVIDENCE:
-            best = value, tried
+        if best is not None:
+            gain = best[0] - values
+            # What single stars happen to gain or lose is no evidence.
+            chance = 2 * math.sqrt(len(gain)) * float(gain.std())
+            if not gain.sum() > max(_EVIDENCE, chance):
+                continue
+        best = values, tried
     if best is None:
         assert failure is not None
         raise failure
     return best[1]
+
+
+def _information(normals: Normals, design: Design, options: FitOptions, used: Array) -> Array:
+    """``(1,)`` Bayesian information criterion."""
+    solved = design.solve(normals, used)
+    _, rms = residual_statistics(normals, design.local(solved.solution))
+    n = max(float(normals.pixels[used].sum()), 2.0)
+    value = float((rms[used] ** 2 * normals.pixels[used]).sum())
+    if not options.known_noise:
+        value = n * math.log(max(value, 1e-300))
+    return np.array([value + math.log(n) * solved.effective])
+
+
+def _predicted(normals: Normals, design: Design, options: FitOptions, used: Array) -> Array:
+    """χ² of every used star, predicted from the other folds'."""
+    fold = np.cumsum(used) % _FOLDS
+    result = np.empty(len(used))
+    for k in range(_FOLDS):
+        solved = design.solve(normals, used & (fold != k))
+        _, rms = residual_statistics(normals, design.local(solved.solution))
+        result[fold == k] = (rms**2 * normals.pixels)[fold == k]
+    return result[used]
 
 
 def _single_fits(normals: Normals, basis: KernelBasis, options: FitOptions, used: Array) -> Array:
