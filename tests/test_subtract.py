@@ -3,12 +3,14 @@
 Claims: on simulated pairs with truth the difference's noise agrees with its variance plane and is
 white, static stars leave only noise and transients keep their flux, in both directions and for
 kernel sums other than 1; wrong variance planes are put right and reported; few stars lower the
-orders with a warning; what cannot be matched is one sentence.
+orders with a warning; misaligned images and kernels that
+are too small for the PSFs are named; what cannot be matched is one sentence.
 """
 
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -207,6 +209,72 @@ def test_images_of_different_fields_are_refused(run, tmp_path):
     assert code == 1, messages
     assert "the stars of one image are not in the other" in messages.splitlines()[-1]
     assert not out.exists()
+
+
+def changed(source, target, change):
+    """Copy of a file with all its planes changed in the same way."""
+    with fits.open(source) as hdus:
+        for name in ("IMAGE", "MASK", "VARIANCE"):
+            hdus[name].data = np.ascontiguousarray(change(hdus[name].data))
+        hdus.writeto(target)
+    return target
+
+
+def gaussian_pair(run, directory):
+    pair = directory / "gaussian"
+    if not pair.exists():
+        assert run("simulate", "--output", pair, "--size", 1000, "--seed", 11)[0] == 0
+    return pair / "science.fits", pair / "template.fits"
+
+
+def test_misaligned_images_are_named(run, directory, tmp_path):
+    science, template = gaussian_pair(run, directory)
+    out = tmp_path / "out.fits"
+    for shift in (1, 3):
+        moved = changed(
+            template, tmp_path / f"{shift}.fits", lambda image, n=shift: np.roll(image, -n, 0)
+        )
+        for convolved in ("template", "auto"):
+            code, _, messages = run(
+                "subtract", science, moved, "--output", out, "--overwrite",
+                "--convolved", convolved,
+            )  # fmt: skip
+            assert code == 0, messages
+            found = re.search(r"shifted by \((\S+), (\S+)\) pixels", messages)
+            assert found, messages
+            # Where the kernel cannot follow, it falls short.
+            assert abs(float(found[1])) < 0.3
+            assert 0.6 * shift < float(found[2]) < 1.1 * shift
+    code, _, messages = run("subtract", science, template, "--output", out, "--overwrite")
+    assert "shifted" not in messages
+    assert "poor" not in messages
+    far = changed(template, tmp_path / "far.fits", lambda image: np.roll(image, 9, 1))
+    out.unlink()
+    code, _, messages = run("subtract", science, far, "--output", out, "-q")
+    assert code == 1, messages
+    assert "do not match" in messages or "not in the other" in messages
+    assert not out.exists()
+
+
+def test_kernels_that_are_too_small_are_named(run, tmp_path):
+    pair = tmp_path / "pair"
+    code, _, messages = run(
+        "simulate", "--output", pair, "--size", 1000, "--seed", 3, "--template-psf", 1.0,
+        "--science-psf", 5.0, "--stars", 100, "--galaxies", 0,
+    )  # fmt: skip
+    assert code == 0, messages
+    out = tmp_path / "out.fits"
+    paths = [pair / "science.fits", pair / "template.fits"]
+    code, _, messages = run("subtract", *paths, "--output", out, "--kernel-size", 15)
+    assert code == 0, messages
+    # A Gaussian of squared width 24 holds all but exp(-7.5²/48) = 31 % within 7.5 pixels.
+    assert re.search(r"kernel of 15 pixels is too small .*: 3\d% of it", messages)
+    assert "--kernel-size" in messages
+    assert fits.getval(out, "WDKSUM") < 0.97
+    code, _, messages = run("subtract", *paths, "--output", out, "--overwrite")
+    assert code == 0, messages
+    assert "too small" not in messages
+    assert fits.getval(out, "WDKSUM") == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.skipif(not DECAM.is_dir(), reason=f"no real data in {DECAM}")

@@ -51,6 +51,15 @@ _FIRST_STARS = 250
 _MOST_STARS_DELTA = 100
 _SIGNIFICANT_SUM = 5.0
 """Standard deviations by which a kernel's sum has to exceed zero."""
+_LARGEST_LOSS = 0.01
+"""Of a Gaussian kernel's sum beyond its stamp."""
+_MOST_UNEXPLAINED, _MUCH_UNEXPLAINED = 0.3, 0.05
+"""What the fit may leave of a typical star's signal: at all, and where the kernel is far off its
+middle.  Real pairs leave up to 0.03, those of different fields about 1."""
+_VISIBLE = 0.2
+"""Signal of a star over the noise of its stamp, in squares, for the star to be judged by."""
+_POOR_CHI_SQUARE, _MANY_REJECTED, _SMALL_OFFSET = 1.2, 0.3, 1.0
+"""Reduced chi-square, rejected fraction and centroid in pixels that deserve a warning."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +178,8 @@ def match(
     TooFewSourcesError
         If there are too few stars.
     DataError
-        If the fit is singular, or the kernel's sum no more than its error explains.
+        If the fit is singular, the kernel's sum no more than its error explains, or what
+        it leaves of the stars too much for images of the same sky on the same pixels.
 
     Notes
     -----
@@ -216,6 +226,7 @@ def match(
             else f"convolve the {'science image' if convolved == 'template' else 'template'}",
         )
     basis = _basis(options, target_sigma, source_sigma)
+    _warn_of_small_kernel(basis.size, target_sigma, source_sigma)
     candidates, stamp_size = _candidates(
         pair.sources if sources is None else sources, options, basis, target_sigma, widening
     )
@@ -225,7 +236,7 @@ def match(
             len(candidates),
             candidates.relaxed,
         )
-    fit = _fit(
+    fit, unexplained = _fit(
         source,
         target,
         pair.bad,
@@ -239,12 +250,7 @@ def match(
         target_sigma,
         source_sigma,
     )
-    if not fit.kernel_sum > _SIGNIFICANT_SUM * fit.kernel_sum_error:
-        raise DataError(
-            f"The kernel that fits best has the sum {fit.kernel_sum:.2g} ±"
-            f" {fit.kernel_sum_error:.2g}: the stars of one image are not in the other; are both"
-            " of the same field, aligned to a few pixels, and in comparable units?"
-        )
+    _judge(fit, basis, unexplained, convolved, noise_known=options.fit.known_noise)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
     # What the stars are too few for, the source-free pixels will find.
     missing = max(0, options.fit.background_order - fit.background_order)
@@ -257,6 +263,98 @@ def match(
         candidates=candidates,
         fit=fit,
     )
+
+
+def _warn_of_small_kernel(size: int, target_sigma: float, source_sigma: float) -> None:
+    variance = abs(target_sigma**2 - source_sigma**2)
+    needed = math.sqrt(-2 * variance * math.log(_LARGEST_LOSS))
+    if needed > size / 2:
+        _log.warning(
+            "The kernel of %d pixels is too small for PSFs of %.2f and %.2f pixels (sigma): %.0f%%"
+            " of it lie outside, and fluxes will be wrong; make it at least %d pixels wide"
+            " (--kernel-size), convolve the sharper image, or rebin both or smooth one before.",
+            size,
+            target_sigma,
+            source_sigma,
+            100 * math.exp(-((size / 2) ** 2) / (2 * variance)),
+            2 * math.ceil(needed) + 1,
+        )
+
+
+def _judge(
+    fit: KernelFit,
+    basis: KernelBasis,
+    unexplained: float,
+    convolved: Literal["template", "science"],
+    *,
+    noise_known: bool,
+) -> None:
+    """Refuse a fit that is nonsense; warn of one that is poor."""
+    if not fit.kernel_sum > _SIGNIFICANT_SUM * fit.kernel_sum_error:
+        raise DataError(
+            f"The kernel that fits best has the sum {fit.kernel_sum:.2g} ±"
+            f" {fit.kernel_sum_error:.2g}: the stars of one image are not in the other; are both"
+            " of the same field, aligned to a few pixels, and in comparable units?"
+        )
+    rejected = int((~fit.used).sum())
+    found = (
+        f"{rejected} of {len(fit.used)} stars are rejected, and {100 * unexplained:.0f}% of a"
+        " typical star's signal is left"
+    )
+    x, y = _centroid(fit, basis)
+    if convolved == "science":
+        x, y = -x, -y
+    offset = math.hypot(x, y)
+    shift = f"the science image is shifted by ({x:.1f}, {y:.1f}) pixels (x, y) against the template"
+    if unexplained > _MUCH_UNEXPLAINED and offset > basis.size / 6:
+        raise DataError(
+            f"The images do not match: {found}; {shift}, too far for a kernel of {basis.size}"
+            " pixels; align them."
+        )
+    if unexplained > _MOST_UNEXPLAINED:
+        raise DataError(
+            f"The images do not match: {found}; are both of the same field, aligned to a pixel,"
+            " and is it the sharper one that is convolved?"
+        )
+    if offset > _SMALL_OFFSET:
+        _log.warning("T%s; align them.", shift[1:])
+    # Of pre-convolved noise, which is correlated, chi-square would mean nothing.
+    poor = fit.reduced_chi_square > _POOR_CHI_SQUARE and not noise_known
+    if poor or rejected > _MANY_REJECTED * len(fit.used):
+        _log.warning(
+            "The match is poor: reduced chi-square %.2f, %d of %d stars rejected; look at what is"
+            " left of the stars, the alignment and the variance planes.",
+            fit.reduced_chi_square,
+            rejected,
+            len(fit.used),
+        )
+
+
+def _middle_kernel(fit: KernelFit, basis: KernelBasis) -> Array:
+    coefficients = fit.coefficients_at(np.zeros(1), np.zeros(1))[0, :-1]
+    return np.tensordot(coefficients, basis.images, 1)
+
+
+def _centroid(fit: KernelFit, basis: KernelBasis) -> tuple[float, float]:
+    """Of the kernel in the middle of the frame, from its own middle; x, y."""
+    kernel = _middle_kernel(fit, basis)
+    pixels = np.arange(basis.size) - basis.size // 2
+    x, y = kernel.sum(axis=0) @ pixels, kernel.sum(axis=1) @ pixels
+    return float(x / kernel.sum()), float(y / kernel.sum())
+
+
+def _unexplained(stamps: Stamps, fit: KernelFit) -> float:
+    """Median over bright stars, rejected ones too, of what the fit leaves of their signal."""
+    weight, target = stamps.weight, stamps.target
+    pixels = np.count_nonzero(weight, axis=(1, 2))
+    level = np.einsum("nij,nij->n", weight, target) / np.maximum(weight.sum(axis=(1, 2)), 1e-300)
+    square = np.einsum("nij,nij,nij->n", weight, target, target)
+    signal = square - level**2 * weight.sum(axis=(1, 2)) - pixels
+    judged = signal > _VISIBLE * np.maximum(pixels, 1)
+    if not judged.any():
+        return 0.0
+    left = pixels * (fit.residual_rms**2 - 1)
+    return max(0.0, float(np.median(left[judged] / signal[judged])))
 
 
 def _basis(options: MatchOptions, target_sigma: float, source_sigma: float) -> KernelBasis:
@@ -316,8 +414,11 @@ def _fit(
     target_variance: Array,
     target_sigma: float,
     source_sigma: float,
-) -> KernelFit:
-    """Fit twice: the second time with the right noise, and without what varies."""
+) -> tuple[KernelFit, float]:
+    """Fit twice: the second time with the right noise, and without what varies.
+
+    Also says what the fit leaves of a typical star.
+    """
     # The convolved exposure's noise shrinks with the squared kernel's sum: at first that of a
     # Gaussian.
     norm = min(1.0, 1 / (4 * math.pi * max(target_sigma**2 - source_sigma**2, 0.08)))
@@ -336,10 +437,10 @@ def _fit(
     # The brightest suffice to see what varies.
     fit, orders = _fit_or_lower(first.part(slice(_FIRST_STARS)), basis, options.fit)
     varying = varying_pixels(first, fit, basis, core=_CORE_SIGMAS * target_sigma)
-    middle = np.tensordot(fit.coefficients_at(np.zeros(1), np.zeros(1))[0, :-1], basis.images, 1)
+    middle = _middle_kernel(fit, basis)
     second = first.reweighted(float((middle**2).sum()) - norm, varying)
     fit, _ = _fit_or_lower(second, basis, orders, options.choose_order)
-    return fit
+    return fit, _unexplained(second, fit)
 
 
 def _fit_or_lower(
