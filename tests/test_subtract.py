@@ -3,7 +3,7 @@
 Claims: on simulated pairs with truth the difference's noise agrees with its variance plane and is
 white, static stars leave only noise and transients keep their flux, in both directions and for
 kernel sums other than 1; wrong variance planes are put right and reported; few stars lower the
-orders with a warning; misaligned images and kernels that
+orders with a warning; a sloping sky does not change the kernel; misaligned images and kernels that
 are too small for the PSFs are named; what cannot be matched is one sentence.
 """
 
@@ -275,6 +275,32 @@ def test_kernels_that_are_too_small_are_named(run, tmp_path):
     assert code == 0, messages
     assert "too small" not in messages
     assert fits.getval(out, "WDKSUM") == pytest.approx(1, abs=0.01)
+
+
+def test_a_sloping_sky_does_not_change_the_kernel(run, directory, tmp_path):
+    science, template = gaussian_pair(run, directory)
+    y, x = np.mgrid[:1000, :1000] - 500
+    slopes = {"science": (science, 2 * x + y + 300), "template": (template, -1.5 * x)}
+    for name, (path, sky) in slopes.items():
+        with fits.open(path) as hdus:
+            hdus["IMAGE"].data = (hdus["IMAGE"].data + sky).astype(np.float32)
+            hdus.writeto(tmp_path / f"{name}.fits")
+    headers = []
+    for paths in ([science, template], [tmp_path / "science.fits", tmp_path / "template.fits"]):
+        out = tmp_path / "out.fits"
+        code, _, messages = run("subtract", *paths, "--output", out, "--overwrite")
+        assert code == 0, messages
+        headers.append(fits.getheader(out))
+    flat, sloping = headers
+    # The same stars with the same noise: a fraction of the error is all that rounding may do.
+    assert sloping["WDKSUM"] == pytest.approx(flat["WDKSUM"], abs=0.3 * flat["WDKSERR"])
+    assert sloping["WDNUSED"] >= 0.9 * flat["WDNUSED"]
+    result = read_exposure(out)
+    free = ~(result.mask.get("SOURCE") | result.mask.get("CONTAMINATED"))
+    left = result.image.array[free] / np.sqrt(result.variance.array[free])
+    # The sky of the difference is gone: 30 000 means of 5 x 5 pixels know it to 0.01.
+    assert abs(left.mean()) < 0.02
+    assert left.std() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.skipif(not DECAM.is_dir(), reason=f"no real data in {DECAM}")

@@ -13,6 +13,7 @@ from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError, DataError
+from ..matching.background import fit_background
 from ..matching.basis import (
     GaussianSeries,
     KernelBasis,
@@ -236,6 +237,7 @@ def match(
             len(candidates),
             candidates.relaxed,
         )
+    skies = _skies(source, target, pair, convolved, options.fit)
     fit, unexplained = _fit(
         source,
         target,
@@ -249,12 +251,14 @@ def match(
         pair.science.variance.array if preconvolution_kernel is not None else target.variance.array,
         target_sigma,
         source_sigma,
+        skies,
     )
     _judge(fit, basis, unexplained, convolved, noise_known=options.fit.known_noise)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
     # What the stars are too few for, the source-free pixels will find.
     missing = max(0, options.fit.background_order - fit.background_order)
-    background = np.pad(scale * fit.background_coefficients, (0, missing))
+    background = np.pad(fit.background_coefficients, (0, missing))
+    background = scale * (background + skies[1] - fit.kernel_sum * skies[0])
     return Match(
         kernel=_kernel(fit, basis, science),
         background=ChebyshevField(science.bbox, background),
@@ -262,6 +266,45 @@ def match(
         science=science,
         candidates=candidates,
         fit=fit,
+    )
+
+
+def _skies(
+    source: Exposure,
+    target: Exposure,
+    pair: Pair,
+    convolved: Literal["template", "science"],
+    options: FitOptions,
+) -> tuple[Array, Array]:
+    """Chebyshev matrices of the smooth backgrounds of source and target."""
+    if not options.background:
+        return np.zeros((1, 1)), np.zeros((1, 1))
+    pixels = pair.template_pixels, pair.science_pixels
+    if convolved == "science":
+        pixels = pixels[::-1]
+    skies = [
+        fit_background(exposure.image.array, ~(found | pair.bad), options.background_order)
+        for exposure, found in zip((source, target), pixels, strict=True)
+    ]
+    return skies[0], skies[1]
+
+
+def _without_skies(
+    stamps: Stamps, candidates: Candidates, skies: tuple[Array, Array], shape: tuple[int, int]
+) -> Stamps:
+    """Stamps less the backgrounds, which may slope more across them than their noise."""
+    level = []
+    for sky, width in zip(skies, (stamps.source.shape[1], stamps.target.shape[1]), strict=True):
+        pixels = np.arange(width) - width // 2 + 0.5
+        v, u = (
+            np.polynomial.chebyshev.chebvander(
+                2 * (np.round(centre)[:, None] + pixels) / n - 1, len(sky) - 1
+            )
+            for centre, n in zip((candidates.y, candidates.x), shape, strict=True)
+        )
+        level.append(np.einsum("nip,pq,njq->nij", v, sky, u, optimize=True))
+    return dataclasses.replace(
+        stamps, source=stamps.source - level[0], target=stamps.target - level[1]
     )
 
 
@@ -414,6 +457,7 @@ def _fit(
     target_variance: Array,
     target_sigma: float,
     source_sigma: float,
+    skies: tuple[Array, Array],
 ) -> tuple[KernelFit, float]:
     """Fit twice: the second time with the right noise, and without what varies.
 
@@ -434,6 +478,7 @@ def _fit(
         size=stamp_size,
         kernel_size=basis.size,
     )
+    first = _without_skies(first, candidates, skies, source.image.array.shape)
     # The brightest suffice to see what varies.
     fit, orders = _fit_or_lower(first.part(slice(_FIRST_STARS)), basis, options.fit)
     varying = varying_pixels(first, fit, basis, core=_CORE_SIGMAS * target_sigma)
