@@ -3,8 +3,8 @@
 Claims: with one member that was not convolved the corrected difference of ten exposures with ten
 kernels is white and its variance plane true, also for unequal weights, medians, members of
 correlated noise and kernels that vary over the field, and sources keep their flux; without such a
-member the correction is bounded, says so, and the plane is still true, and the PSF-filtered
-noise that of the white noise it names; one exposure against one is the plain correction; the
+member the correction is bounded, says so, and the plane is what the PSF-filtered noise has; one
+exposure against one is the plain correction; the
 command does the same and refuses what is wrong in one sentence.
 """
 
@@ -56,7 +56,7 @@ def spectrum(kernel):
 
 
 def measured_ratios(science, template, rng, *, combine="mean", n=120, interpolation=None):
-    """Variance of corrected noise over the predicted one, of a pixel and filtered.
+    """Variance of corrected noise over the predicted one, of a pixel; filtered, over the plane.
 
     On a periodic grid, so that every pixel counts; resampled members by their interpolation.
     """
@@ -92,7 +92,10 @@ def measured_ratios(science, template, rng, *, combine="mean", n=120, interpolat
         pixel.append(fourier.mean_square_modulus(difference_ft, SHAPE) / math.prod(SHAPE))
         difference_ft *= psf_ft
         filtered.append(fourier.mean_square_modulus(difference_ft, SHAPE) / math.prod(SHAPE))
-    expected = correction.white_variance * float((PSF**2).sum())
+    # What follows from the variance plane.
+    variances = [member.variance for member in (*science, *template)]
+    plane = float(np.dot(correction.variance_weights, variances))
+    expected = plane * float((PSF**2).sum())
     return (
         correction,
         float(np.mean(pixel)) / correction.variance,
@@ -336,6 +339,33 @@ def test_floor_is_reported(stack, caplog):
     assert result.floored_fraction > 0.2
     assert result.white_variance / result.pixel_variance > 1.2
     assert result.largest_correction < 32
+
+
+def test_floored_plane_is_what_a_psf_filter_sees(stack):
+    exposures, kernels_used, given, _ = stack
+    chosen = {"science": (1, 3, 4), "template": (5, 7, 8)}
+    sides = {
+        name: np.mean([convolve(exposures[i].image.array, kernels_used[i]) for i in each], axis=0)
+        for name, each in chosen.items()
+    }
+    noise = sides["science"] - convolve(sides["template"], MATCHING_KERNEL)
+    result = decorrelate_stack(
+        given.replaced(image=type(given.image)(noise, bbox=given.bbox)),
+        *(
+            [StackMember(exposure=exposures[i], kernel=kernels_used[i]) for i in each]
+            for each in chosen.values()
+        ),
+        matching_kernel=MATCHING_KERNEL,
+    )
+    inner = (slice(50, -50), slice(50, -50))
+    variance = result.exposure.variance.array
+    assert variance.mean() == pytest.approx(result.white_variance, rel=1e-3)
+    pixels = (result.exposure.image.array**2 / variance)[inner]
+    assert pixels.mean() < 0.85
+    filtered = convolve(result.exposure.image.array / np.sqrt(variance), PSF)[inner]
+    # Three sigma of as many pixels, of which 2π·2.3² are one.
+    error = math.sqrt(2 * 2 * math.pi * 2.3**2 / filtered.size)
+    assert (filtered**2).mean() / (PSF**2).sum() == pytest.approx(1, abs=3 * error)
 
 
 def test_divisor_divides_the_variance(stack):

@@ -94,14 +94,14 @@ class StackCorrection:
     correction_ft
         ``(ny, nx//2 + 1)`` real, float64; 1 at zero frequency.
     variance_weights
-        Variance of a corrected pixel per unit variance of each member, the science members
-        first.
+        Variance to be told of a corrected pixel, per unit variance of each member, the science
+        members first.
     variance
-        Mean variance of a corrected pixel, image_unit²: the sum of the members' variances
-        times these weights.
+        Mean variance of a corrected pixel, image_unit².
     white_variance
         Noise power at zero frequency, image_unit²: the variance of a corrected pixel if no
-        frequency is floored.
+        frequency is floored, and always that of the white noise which a PSF filter sees; the
+        sum of the members' variances times these weights.
     floored_fraction
         Fraction of the frequencies whose noise power is below the floor.
     largest
@@ -182,7 +182,8 @@ def stack_correction(
     ``hypot(P, floor·P(0)) / sqrt(1 + floor²)``, which is P(0) at zero frequency and has no
     kink to ring.  Frequencies below the floor are then not white but lack power:
     the pixel variance is below `StackCorrection.white_variance`, that of an image filtered with
-    the PSF, which has no power there, is not.
+    the PSF, which has no power there, is not.  Sources are found on the latter, so the weights
+    are what the pixels have of each member, times the ratio of the two.
 
     Medians are no filter.  A member's share in the linear part of the median is the probability
     that it is in the middle, `median_shares`; what is left is uncorrelated with all members and
@@ -222,13 +223,15 @@ def stack_correction(
     correction_ft = 1 / np.sqrt(bounded)
     variances = [member.variance for member in (*science, *template)]
     propagated = [fourier.mean_square_modulus(np.sqrt(each / bounded), shape) for each in every]
+    pixel = float(sum(propagated))
     return StackCorrection(
         shape=shape,
         correction_ft=correction_ft,
         variance_weights=tuple(
-            float(each / variance) for each, variance in zip(propagated, variances, strict=True)
+            float(each / variance * white / pixel)
+            for each, variance in zip(propagated, variances, strict=True)
         ),
-        variance=float(sum(propagated)),
+        variance=pixel,
         white_variance=white,
         floored_fraction=fourier.mean_square_modulus((relative < floor).astype(float), shape),
         largest=float(correction_ft.max()),

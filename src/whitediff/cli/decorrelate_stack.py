@@ -244,7 +244,7 @@ def run_stack_decorrelation(
             provenance=parameters | stack_cards(result, given),
         )
     log.info(
-        "%s: %d and %d images; mean variance %.6g, noise power at large scales %.6g; %.1f%% of the"
+        "%s: %d and %d images; mean variance of a pixel %.6g, of the plane %.6g; %.1f%% of the"
         " frequencies floored, %.1f%% of the pixels contaminated.",
         output,
         len(science),
@@ -295,7 +295,7 @@ def stack_cards(
         "WDFLFRAC": (result.floored_fraction, "fraction of frequencies below that"),
         "WDCMAX": (result.largest_correction, "largest value of the correction"),
         "WDVPIX": (result.pixel_variance, "mean variance of a pixel"),
-        "WDVWHITE": (result.white_variance, "that of white noise which a PSF sees"),
+        "WDVWHITE": (result.white_variance, "mean of the plane: what a PSF filter sees"),
         "WDVBEF": (result.variance_mean_before, "mean of the variance plane before"),
         "WDVAFT": (result.variance_mean_after, "mean of the variance plane after"),
         "WDCONTAM": (result.contaminated_fraction, "fraction of pixels CONTAMINATED"),

@@ -161,11 +161,12 @@ class StackDecorrelation:
     science_variances, template_variances
         Mean variances of the members before any convolution, image_unit².
     science_weights, template_weights
-        Variance of a pixel per unit variance of each member.
+        Variance plane per unit variance of each member.
     pixel_variance
-        Mean variance of a pixel, the sum of those times these, image_unit².
+        Mean variance of a pixel, image_unit².
     white_variance
-        What it would be without a floor, image_unit².  The noise of an image filtered with the
+        What it would be without a floor, image_unit²: the mean of the variance plane, and the sum
+        of the members' variances times these weights.  The noise of an image filtered with the
         PSF is that of white noise of this variance.
     floored_fraction
         Fraction of the frequencies whose noise power is below the floor.
@@ -447,7 +448,7 @@ def _report_floor(correction: stacks.StackCorrection, difference: Exposure) -> N
         _log.info(
             "%s: at %.0f%% of the frequencies the convolutions left no noise, and the correction"
             " stops at %.3g; a filter with the PSF sees %.3g times the noise variance that the"
-            " pixels have.",
+            " pixels have, and the variance plane tells what it sees.",
             difference.source or "The difference",
             100 * correction.floored_fraction,
             correction.largest,
