@@ -504,6 +504,30 @@ def test_command(run, files, stack):
     assert after["filtered_variance_ratio"] == pytest.approx(1, abs=0.08)
 
 
+def test_noise_of_the_members_is_in_the_header(run, files):
+    path, arguments = files
+    out = path / "measured.fits"
+    with fits.open(path / "0.fits") as hdus:
+        # Shifted by half a pixel along x.
+        hdus["IMAGE"].data = convolve(hdus["IMAGE"].data, np.array([[0, 0.5, 0.5]]))
+        hdus.writeto(path / "resampled.fits", overwrite=True)
+    used = [path / "resampled.fits" if each == path / "0.fits" else each for each in arguments]
+    command = ["decorrelate-stack", path / "difference.fits", *used, "--constant"]
+    code, _, messages = run(*command, "--kernel", path / "final.fits", "--output", out)
+    assert code == 0, messages
+    header = fits.getheader(out)
+    power = header["WDSNOI0"].split(",")
+    # Of (1 + cos k)/2 at zero frequency, over its mean of 1/2.
+    assert float(power[0]) == pytest.approx(2, rel=0.1)
+    assert power[1:] == ["-"] * 4
+    assert float(header["WDSNSIG"].split(",")[0]) > 4
+    assert float(header["WDSNFLR"].split(",")[0]) > 0.1
+    error = float(header["WDSNERR"].split(",")[0])
+    assert 0 < header["WDFLXERR"] < error / float(power[0]) / 2
+    assert "WDTNOI0" not in header
+    assert f"{path / 'resampled.fits'}: at" in messages
+
+
 def test_command_with_other_options(run, files):
     path, arguments = files
     out = path / "other.fits"

@@ -106,6 +106,8 @@ class StackCorrection:
         Fraction of the frequencies whose noise power is below the floor.
     largest
         Largest value of the correction.
+    flux_error
+        Relative error of the flux scale from those of the members' noise covariances.
     """
 
     shape: tuple[int, int]
@@ -115,6 +117,7 @@ class StackCorrection:
     white_variance: float
     floored_fraction: float
     largest: float
+    flux_error: float = 0.0
 
     @property
     def filtered_ratio(self) -> float:
@@ -221,7 +224,14 @@ def stack_correction(
         )
     bounded = np.hypot(relative, floor) / math.hypot(1.0, floor)
     correction_ft = 1 / np.sqrt(bounded)
-    variances = [member.variance for member in (*science, *template)]
+    members = (*science, *template)
+    variances = [member.variance for member in members]
+    # Half of the relative error of the power at zero frequency is one of the amplitude.
+    errors = [
+        float(each[0, 0]) * member.noise.zero_frequency_error / member.noise.zero_frequency
+        for each, member in zip(every, members, strict=True)
+        if member.noise is not None
+    ]
     propagated = [fourier.mean_square_modulus(np.sqrt(each / bounded), shape) for each in every]
     pixel = float(sum(propagated))
     return StackCorrection(
@@ -235,6 +245,7 @@ def stack_correction(
         white_variance=white,
         floored_fraction=fourier.mean_square_modulus((relative < floor).astype(float), shape),
         largest=float(correction_ft.max()),
+        flux_error=0.5 * math.hypot(*errors) / white,
     )
 
 

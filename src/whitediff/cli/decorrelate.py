@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -326,7 +326,7 @@ def run_decorrelation(
         result.variance_mean_after,
         100 * result.contaminated_fraction,
     )
-    report_noise_floor(result, science=science, template=template)
+    report_noise_floor(((science, result.science_noise), (template, result.template_noise)))
     return result
 
 
@@ -567,19 +567,17 @@ def _noise_cards(result: Any) -> dict[str, tuple[Any, str]]:
     return cards
 
 
-def report_noise_floor(result: Any, *, science: Any, template: Any) -> None:
+def report_noise_floor(noises: Iterable[tuple[Any, Any]]) -> None:
     """Say where an input has too little noise to be made white.
 
     Parameters
     ----------
-    result
-        `whitediff.exposures.decorrelation.Decorrelation`.
-    science, template
-        What the inputs are called.
+    noises
+        What each input is called, and its noise covariance or None.
     """
     from ..noise import FLOOR
 
-    for name, noise in ((science, result.science_noise), (template, result.template_noise)):
+    for name, noise in noises:
         if noise is not None and noise.floored_fraction > 0:
             log.info(
                 "%s: at %.2g%% of the frequencies its noise has less than %g of its mean power;"

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .console import OUTPUT_FILE, common_options, limited_memory, log, stages
-from .decorrelate import complete_planes, correction_options, read_input
+from .decorrelate import complete_planes, correction_options, read_input, report_noise_floor
 
 __all__ = ["decorrelate_stack", "run_stack_decorrelation", "stack_cards"]
 
@@ -254,6 +254,9 @@ def run_stack_decorrelation(
         100 * result.floored_fraction,
         100 * result.contaminated_fraction,
     )
+    paths = [path for path, _ in (*science, *template)]
+    noises = (*result.science_noises, *result.template_noises)
+    report_noise_floor(zip(paths, noises, strict=True))
     return result
 
 
@@ -307,8 +310,31 @@ def stack_cards(
             "WDNIMG": (len(result.local.filter.images), "images that the correction is made of"),
             "WDSPERR": (result.local.filter.error, "error of the compression, sigma of a pixel"),
         }
+    return cards | _noise_cards(result)
+
+
+def _noise_cards(result: Any) -> dict[str, tuple[Any, str]]:
+    """Cards of members that are not white, a value for each, - for those that are."""
+    cards: dict[str, tuple[Any, str]] = {}
+    for name, noises in (
+        ("science", result.science_noises),
+        ("template", result.template_noises),
+    ):
+        if all(noise is None for noise in noises):
+            continue
+        cards["WDFLXERR"] = (result.flux_error, "relative error of fluxes from these")
+        for suffix, attribute, comment in (
+            ("NOI0", "zero_frequency", f"{name} noise power at low frequencies"),
+            ("NERR", "zero_frequency_error", "its error"),
+            ("NSIG", "significance", f"{name} noise is not white, sigma"),
+            ("NFLR", "floored_fraction", f"fraction of {name} frequencies floored"),
+        ):
+            values = tuple(None if n is None else getattr(n, attribute) for n in noises)
+            cards[f"WD{name[0].upper()}{suffix}"] = (_listed(values), comment)
     return cards
 
 
-def _listed(values: tuple[float, ...] | None) -> str | None:
-    return None if values is None else ",".join(f"{value:.9g}" for value in values)
+def _listed(values: tuple[float | None, ...] | None) -> str | None:
+    if values is None:
+        return None
+    return ",".join("-" if value is None else f"{value:.9g}" for value in values)

@@ -444,10 +444,12 @@ def _describe(path: Path | None, product: Any, pair: Any, match: Any) -> None:
 
 
 def _report_floor(product: Any, pair: Any) -> None:
+    result = product.decorrelation
     report_noise_floor(
-        product.decorrelation,
-        science=pair.science.source or "science image",
-        template=pair.template.source or "template",
+        (
+            (pair.science.source or "science image", result.science_noise),
+            (pair.template.source or "template", result.template_noise),
+        )
     )
 
 

@@ -16,6 +16,7 @@ from lsst.images.psfs import PointSpreadFunction
 
 from .. import decorrelation, fourier, stacks
 from ..errors import ArgumentError, DataError
+from ..noise import NoiseCovariance
 from ..threads import single_threaded_algebra
 from . import kernels, masks
 from .decorrelation import (
@@ -177,6 +178,10 @@ class StackDecorrelation:
         usable.
     contaminated_fraction
         Fraction of the pixels marked CONTAMINATED.
+    science_noises, template_noises
+        Noise covariances of the members in the middle; None for white.
+    flux_error
+        Relative error of the flux scale from that of the noise covariances.
     local
         The correction over the field.
     """
@@ -197,6 +202,9 @@ class StackDecorrelation:
     variance_mean_before: float
     variance_mean_after: float
     contaminated_fraction: float
+    science_noises: tuple[NoiseCovariance | None, ...]
+    template_noises: tuple[NoiseCovariance | None, ...]
+    flux_error: float
     local: LocalCorrection
 
 
@@ -365,6 +373,9 @@ def decorrelate_stack(
         variance_mean_before=typical_variance(difference, ignore),
         variance_mean_after=typical_variance(exposure, ignore),
         contaminated_fraction=float(contaminated.mean()),
+        science_noises=tuple(member.noise for member in middle.science),
+        template_noises=tuple(member.noise for member in middle.template),
+        flux_error=correction.flux_error,
         local=local,
     )
 
