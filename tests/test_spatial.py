@@ -423,6 +423,10 @@ def test_a_kernel_that_is_not_defined_everywhere_is_refused(rng):
     with pytest.raises(ArgumentError, match=r"defined on .* only"):
         decorrelate(science, template, difference, part, options=options, sources=NONE)
     decorrelate(science, template, difference, part, x=100, y=100)
+    with pytest.raises(
+        ArgumentError, match=r"at x = 500, y = 100, but it is defined on \[y=0:640, x=0:320\]"
+    ):
+        decorrelate(science, template, difference, part, x=500, y=100)
 
 
 def test_options_that_contradict_each_other_are_refused(rng):

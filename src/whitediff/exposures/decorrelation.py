@@ -868,8 +868,20 @@ def image_of_kernel(name: str, kernel: Any, x: float, y: float) -> Array:
     Raises
     ------
     ArgumentError
-        If it is none of these.
+        If it is none of these, or not defined at the position.
     """
+    if isinstance(kernel, ConvolutionKernel | PointSpreadFunction):
+        defined = kernel.bounds.bbox
+        # From the outer edge of the first pixel as far as the default position may lie.
+        inside = (
+            interval.start - 0.5 <= at <= interval.stop
+            for at, interval in ((x, defined.x), (y, defined.y))
+        )
+        if not all(inside):
+            raise ArgumentError(
+                f"The {name} is wanted at x = {x:g}, y = {y:g}, but it is defined on {defined}"
+                " only; take it at another position, or give a kernel for the whole image."
+            )
     if isinstance(kernel, ConvolutionKernel):
         return kernels.evaluate(kernel, x=x, y=y)
     if isinstance(kernel, PointSpreadFunction):
