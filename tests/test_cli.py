@@ -18,7 +18,7 @@ import time
 import numpy as np
 import pytest
 from astropy.io import fits
-from lsst.images import MaskedImage
+from lsst.images import Box, MaskedImage
 
 from scenes import gaussian
 from whitediff import Exposure, decorrelation, fourier, read_exposure, write_exposure
@@ -459,6 +459,29 @@ def test_non_zero_origins_are_kept(run, simulated, tmp_path, rng):
     )
     assert code == 1
     assert "--x-center 60 is outside the image, whose pixels run from 1500 to 1589" in messages
+
+
+def test_errors_name_options_of_the_command_line(run, tmp_path, rng):
+    for name in ("science", "template", "difference"):
+        exposure = Exposure.from_arrays(rng.normal(0, 3, (80, 90)).astype(np.float32), variance=9.0)
+        if name == "difference":
+            half = Box.from_shape((80, 60))
+            exposure.kernel = kernels.chebyshev_kernel(
+                gaussian(11, 1.5)[None], np.array([[[1, 0.1]]]), half
+            )
+        write_exposure(exposure, tmp_path / f"{name}.fits")
+    command = ["decorrelate", *triple(tmp_path), "--output", tmp_path / "out.fits"]
+    code, _, messages = run(*command)
+    assert code == 1
+    assert "take it at one place (--constant)" in messages
+    assert "spatially_varying" not in messages
+    code, _, messages = run(*command, "--constant")
+    assert code == 0, messages
+    both = ["--transform", "documented", "--fill", "interpolate"]
+    code, _, messages = run(*command, "--overwrite", *both)
+    assert code == 1
+    assert "got --fill interpolate" in messages
+    assert "spatially_varying" not in messages
 
 
 def bad_inputs(directory, simulated):

@@ -21,6 +21,11 @@ log = logging.getLogger("whitediff.cli")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PLANE = 16 << 20
+_ARGUMENTS = (
+    (re.compile(r"\bspatially_varying=False"), "--constant"),
+    (re.compile(r"\b(fill|noise)='(\w+)'"), r"--\1 \2"),
+)
+"""What errors call an argument in Python, and the option of the command line that it is."""
 
 
 class _Formatter(logging.Formatter):
@@ -183,6 +188,9 @@ def fail(error: BaseException, *, verbose: bool = False) -> None:
             f"Unexpected {type(error).__name__}: {text}."
             " Run again with -v for the traceback and report it, please."
         )
+    else:
+        for argument, option in _ARGUMENTS:
+            text = argument.sub(option, text)
     click.echo(f"whitediff: {text}", err=True)
     raise click.exceptions.Exit(1)
 

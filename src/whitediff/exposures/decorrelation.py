@@ -136,10 +136,12 @@ class DecorrelationOptions:
             if value not in allowed:
                 raise ArgumentError(f"{name} must be {' or '.join(allowed)}; got {value!r}.")
         if self.transform == "documented" and (self.spatially_varying or self.fill != "mean"):
+            given = ["spatially_varying=True"] if self.spatially_varying else []
+            given += [f"fill={self.fill!r}"] if self.fill != "mean" else []
             raise ArgumentError(
                 "The documented transform knows no filter that varies over the field and no"
-                f" interpolation; got spatially_varying={self.spatially_varying} and"
-                f" fill={self.fill!r}. Leave these as they are by default, or transform."
+                f" interpolation; got {' and '.join(given)}. Leave this as it is by default, or"
+                " transform."
             )
         if not 1e-6 <= self.tolerance <= 0.1:
             raise ArgumentError(f"tolerance must be from 1e-6 to 0.1; got {self.tolerance:g}.")
