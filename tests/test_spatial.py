@@ -446,6 +446,9 @@ def test_options_that_contradict_each_other_are_refused(rng):
             science, template, difference, options=DecorrelationOptions(noise="auto"),
             template_noise=resampling_covariance(np.ones((1, 2)) / 2),
         )  # fmt: skip
+    for wrong in ("white", 1.0, lambda x, y: "white"):
+        with pytest.raises(ArgumentError, match=r"must be a NoiseCovariance.*got (1\.0|'white')"):
+            decorrelate(science, template, difference, template_noise=wrong)
 
 
 def test_too_few_pixels_fall_back_to_white_with_a_warning(rng, caplog):

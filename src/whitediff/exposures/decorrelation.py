@@ -491,8 +491,19 @@ def noise_at(noise: Noise, x: float, y: float) -> NoiseCovariance | None:
     -------
     covariance
         None for white noise.
+
+    Raises
+    ------
+    ArgumentError
+        If it is something else.
     """
-    return noise(x, y) if callable(noise) else noise
+    found = noise(x, y) if callable(noise) else noise
+    if not (found is None or isinstance(found, NoiseCovariance)):
+        raise ArgumentError(
+            "The noise of an input must be a NoiseCovariance, a function of x and y that returns"
+            f" one, or None for white noise; got {found!r:.60}."
+        )
+    return found
 
 
 def _local_correction(
