@@ -429,6 +429,21 @@ def test_a_kernel_that_is_not_defined_everywhere_is_refused(rng):
         decorrelate(science, template, difference, part, x=500, y=100)
 
 
+@pytest.mark.parametrize(
+    ("slope", "expected"), [(1.5, "from -0.5 to 2.5"), (0.99, "from 0.01 to 1.99"), (0.8, None)]
+)
+def test_a_kernel_whose_sum_vanishes_in_the_field_is_refused(rng, slope, expected):
+    science, template = pair(rng, 900.0, 900.0)
+    kernel = kernels.chebyshev_kernel(gaussian(25, 2.0)[None], np.array([[[1, slope]]]), BOX)
+    difference = subtract(science, template, kernel)
+    options = DecorrelationOptions(spatially_varying=True)
+    if expected is None:
+        decorrelate(science, template, difference, options=options, sources=NONE)
+        return
+    with pytest.raises(ArgumentError, match=f"sum of the matching kernel.*{expected}"):
+        decorrelate(science, template, difference, options=options, sources=NONE)
+
+
 def test_options_that_contradict_each_other_are_refused(rng):
     for contradiction in (
         {"spatially_varying": True, "transform": "documented"},

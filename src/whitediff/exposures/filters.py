@@ -78,6 +78,11 @@ class Filters:
         return pair if self.template_matched else pair[::-1]
 
     @property
+    def kernels(self) -> dict[str, Array]:
+        """Kernels that a difference was made with, and what each is called."""
+        return {"matching kernel": self.kernel_image}
+
+    @property
     def flux_error(self) -> float:
         """Relative error of the flux scale from those of the noise covariances.
 
@@ -279,11 +284,19 @@ class StackFilters:
     combine: stacks.Combination
 
     @property
+    def kernels(self) -> dict[str, Array]:
+        """Kernels that a difference was made with, and what each is called."""
+        kernels = {"matching kernel": self.matching_kernel} | {
+            f"kernel of {name} member {i}": member.kernel
+            for name, members in (("science", self.science), ("template", self.template))
+            for i, member in enumerate(members, 1)
+        }
+        return {name: kernel for name, kernel in kernels.items() if kernel is not None}
+
+    @property
     def stamps(self) -> list[tuple[int, ...]]:
         """Shapes of all stamps, for the choice of grids; a single pixel where there is none."""
-        members = (*self.science, *self.template)
-        kernels = [self.matching_kernel, *(member.kernel for member in members)]
-        return [kernel.shape for kernel in kernels if kernel is not None] or [(1, 1)]
+        return [kernel.shape for kernel in self.kernels.values()] or [(1, 1)]
 
     def correction_on(self, shape: tuple[int, ...]) -> stacks.StackCorrection:
         """Correction on a grid."""

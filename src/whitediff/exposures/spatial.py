@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 
 from .. import decorrelation, fourier, planes
 from ..convolution import convolve_varying
+from ..errors import ArgumentError
 from ..spatial import (
     Sample,
     VaryingFilter,
@@ -50,6 +51,10 @@ _SMALLEST_GRID = 96
 _FIRST_GRID = 384
 _PSF_ORDER = 4
 _VARIANCE_PRECISION = 1e-4
+
+_SUM_NODES = 9
+_LEAST_SUM = 0.05
+"""Sum of a kernel, over its largest in the field, that a photometric scale keeps everywhere."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,6 +421,19 @@ def _grid(smallest: int) -> tuple[int, int]:
     return ny, nx
 
 
+def _check_sums(kernels: Sequence[Mapping[str, Array]]) -> None:
+    """Refuse kernels, here at places all over the field, whose sum is no photometric scale."""
+    for name in kernels[0]:
+        sums = np.array([each[name].sum() for each in kernels])
+        low, high = float(sums.min()), float(sums.max())
+        if low * high <= 0 or np.abs(sums).min() < _LEAST_SUM * np.abs(sums).max():
+            raise ArgumentError(
+                f"The sum of the {name}, the photometric scale, runs from {low:.4g} to {high:.4g}"
+                f" over the field; it must keep its sign, and {_LEAST_SUM:g} of its largest value."
+                " Are its coefficients right, and its bounds those of this image?"
+            )
+
+
 def local_correction(
     filters_at: Callable[[float, float], Filters | StackFilters],
     *,
@@ -456,6 +474,11 @@ def local_correction(
     -------
     correction
         `LocalCorrection`.  Where the tolerance is not reached, a warning says what was.
+
+    Raises
+    ------
+    ArgumentError
+        If the sum of a kernel changes its sign in the field, or nearly vanishes.
     """
     middle = filters_at(box.x.center, box.y.center)
     low, high = (0.0, 0.0) if noise is None else noise.extremes
@@ -464,6 +487,10 @@ def local_correction(
         x = box.x.start - 0.5 + 0.5 * box.x.size * (1 + u)
         y = box.y.start - 0.5 + 0.5 * box.y.size * (1 + v)
         return x, y
+
+    if moves:
+        nodes = np.linspace(-1, 1, _SUM_NODES)
+        _check_sums([filters_at(*positions(u, v)).kernels for v in nodes for u in nodes])
 
     def with_ratio(filters: Filters | StackFilters, log_ratio: float) -> Filters | StackFilters:
         if noise is None or isinstance(filters, StackFilters):

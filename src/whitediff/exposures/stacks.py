@@ -442,13 +442,8 @@ def _varies(kernel: Kernel) -> bool:
 
 
 def _check_sizes(filters: StackFilters, shape: tuple[int, int]) -> None:
-    named_kernels = {"matching kernel": filters.matching_kernel} | {
-        f"kernel of {name} member {i}": member.kernel
-        for name, members in (("science", filters.science), ("template", filters.template))
-        for i, member in enumerate(members, 1)
-    }
-    for name, kernel in named_kernels.items():
-        if kernel is not None and any(k > n for k, n in zip(kernel.shape, shape, strict=True)):
+    for name, kernel in filters.kernels.items():
+        if any(k > n for k, n in zip(kernel.shape, shape, strict=True)):
             raise ArgumentError(
                 f"The {name} {kernel.shape} is larger than the image {shape}; is it the right one?"
             )
