@@ -1,12 +1,14 @@
 """Claims: sources are found with their wings; what is left has the variance that was put in;
-variance planes follow gain and read noise where these explain the scatter."""
+variance planes follow gain and read noise where these explain the scatter; rounding biases none."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError
+from whitediff.exposures.noise import variance_factor
 from whitediff.simulation import SimulationOptions, simulate
 from whitediff.sources import (
     detect_sources,
@@ -70,6 +72,22 @@ def test_measured_variance(science):
     usable = bright & np.isfinite(science.image) & ~science.mask["SAT"] & ~science.mask["BAD"]
     ratio = with_gain.variance[usable] / science.variance[usable]
     assert np.median(ratio) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("sigma", [0.6, 1.0, 3.0, 30.0])
+@pytest.mark.parametrize("level", [100.0, 100.3, 100.5])
+def test_whole_numbers_have_the_variance_of_their_pixels(rng, sigma, level):
+    image = np.rint(rng.normal(level, sigma, (600, 600))).astype(np.float32)
+    true = float(image.astype(float).var())
+    # Three sigma of quartiles: twice as many pixels for the same error as a variance.
+    error = 3 * 1.65 * np.sqrt(2 / image.size)
+    assert noise_variance(image).background_variance == pytest.approx(true, rel=error)
+    exposure = Exposure.from_arrays(image, variance=np.float32(true))
+    assert variance_factor(exposure) == pytest.approx(1, rel=error)
+    # On a slope, too, on which rounding is different from column to column.
+    image = np.rint(rng.normal(level, sigma, (600, 600)) + 0.002 * np.arange(600))
+    exposure = Exposure.from_arrays(image.astype(np.float32), variance=sigma**2 + 1 / 12)
+    assert variance_factor(exposure) == pytest.approx(1, rel=error)
 
 
 def test_variance_from_the_detector(rng):

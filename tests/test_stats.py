@@ -105,6 +105,13 @@ def test_robust_sigma(rng):
     values[:1000] = 1e6
     assert robust_sigma(values) == pytest.approx(3, rel=0.03)
     assert np.isnan(robust_sigma(np.array([])))
+    # Rounded, to steps of two sizes; what varies smoothly may be subtracted, and outliers stay out.
+    for step in (0.5, np.where(np.arange(values.size) % 2, 1.0, 1.5)):
+        for offset in (0.0, 0.3, np.linspace(0, 20, values.size)):
+            rounded = np.rint((values + offset) / step) * step - offset
+            expected = np.sqrt(9 + np.mean(np.square(step)) / 12)
+            assert robust_sigma(rounded, step=step) == pytest.approx(expected, rel=0.03)
+    assert robust_sigma(np.zeros(10), step=1.0) == 0
 
 
 def test_autocorrelation_against_pairs_counted_by_hand(rng):

@@ -413,8 +413,14 @@ def noise_variance(
     free = usable & ~sources
     if not free.any():
         raise DataError("No source-free pixel is left to measure the noise on.")
-    background = smooth_background(image, free)
-    measured = robust_sigma((image - background)[free]) ** 2
+    whole = bool((image[free] == np.rint(image[free])).all())
+    level_of = image
+    if whole:
+        # Medians of whole numbers are whole; spread over their step they follow the background.
+        spread = np.random.default_rng(0).random(image.shape, dtype=np.float32)
+        level_of = image + (spread - np.float32(0.5))
+    background = smooth_background(level_of, free)
+    measured = robust_sigma((image - background)[free], step=1.0 if whole else None) ** 2
     if not measured > 0:
         raise DataError(
             f"The scatter of the source-free pixels is {measured:g}; an image without noise"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
+import scipy.special
 
 from .errors import ArgumentError
 from .planes import each_block
@@ -312,23 +313,49 @@ def _between(ordered: Array, rank: float) -> float:
     return lower + (rank - low) * (upper - lower)
 
 
-def robust_sigma(values: Array) -> float:
+def robust_sigma(values: Array, *, step: Array | float | None = None) -> float:
     """Standard deviation from the inter-quartile range, blind to outliers.
 
     Parameters
     ----------
     values
         Any shape, finite.
+    step
+        To whose multiples they were rounded, before something smooth was subtracted: a number,
+        or one for each value.
 
     Returns
     -------
     sigma
-        ``0.7413 · IQR``; NaN if there is no value.
+        ``0.7413 · IQR``; NaN if there is no value.  The rounding's own noise is in it.
+
+    Notes
+    -----
+    Quartiles of rounded values are off by up to half a step.  How many values are below an edge
+    between two steps is what it was before rounding: these numbers near both quartiles,
+    as normal deviates, give the standard deviation before; the variance of rounding,
+    step²/12 (Sheppard), is added.  Edges at different places, after the subtraction,
+    have that noise in them already, as far as they differ.
     """
     if values.size == 0:
         return float("nan")
     lower, upper = np.percentile(values, [25, 75])
-    return IQR_TO_SIGMA * float(upper - lower)
+    if step is None:
+        return IQR_TO_SIGMA * float(upper - lower)
+    values = values.astype(np.float64)
+    rounding = float(np.mean(np.square(step))) / 12
+    places, spreads, deviates = [], [], []
+    for quartile, side in ((lower, -0.5), (upper, 0.5)):
+        # The edge that is nearest to half a step outside of the quartile.
+        edges = values + (np.rint((quartile - values) / step + side - 0.5) + 0.5) * step
+        below = np.count_nonzero(values < edges) / values.size
+        if not 0 < below < 1:
+            return 0.0
+        places.append(float(edges.mean()))
+        spreads.append(float(edges.var()))
+        deviates.append(float(scipy.special.ndtri(below)))
+    before = (places[1] - places[0]) / (deviates[1] - deviates[0])
+    return math.sqrt(max(0.0, before**2 + rounding - sum(spreads) / 2))
 
 
 def autocorrelation(image: Array, good: Array, max_lag: int) -> Array:

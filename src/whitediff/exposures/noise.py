@@ -43,6 +43,7 @@ _ENOUGH_FOR_SCATTER = 2_000_000
 _STRIP_ROWS = (64, 256)
 _STRIP = 1_100_000
 """Pixels of a strip, at most."""
+_TRIED = 1000
 _GAP = 32
 
 
@@ -123,7 +124,12 @@ def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[A
     if untrusted is None:
         untrusted = untrusted_pixels(exposure)
     image = exposure.image.array
-    sources, background = sources_and_background(image, untrusted)
+    level_of = image
+    if _are_whole(image.reshape(-1)):
+        # Medians of whole numbers come in steps; spread over theirs they follow the background.
+        spread = np.random.default_rng(0).random(image.shape, dtype=np.float32)
+        level_of = image + (spread - np.float32(0.5))
+    sources, background = sources_and_background(level_of, untrusted)
 
     def subtract(rows: slice) -> None:
         np.subtract(image[rows], background[rows], out=background[rows])
@@ -131,6 +137,14 @@ def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[A
 
     planes.each_block(subtract, image.shape)
     return sources, background
+
+
+def _are_whole(values: Array) -> bool:
+    """Whether all finite values are whole numbers; the first few usually tell."""
+    return all(
+        bool(((part == np.rint(part)) | ~np.isfinite(part)).all())
+        for part in (values[:_TRIED], values)
+    )
 
 
 def measured_variance_factor(exposure: Exposure, sources: Array, flat: Array) -> float:
@@ -164,7 +178,9 @@ def measured_variance_factor(exposure: Exposure, sources: Array, flat: Array) ->
             f"{name}: no source-free pixel has a finite image and a positive variance; is its"
             " variance plane filled, and its mask right?"
         )
-    factor = robust_sigma(flat[::step][free] / np.sqrt(variance[free])) ** 2
+    sigma = np.sqrt(variance[free])
+    rounding = 1 / sigma if _are_whole(image[free]) else None
+    factor = robust_sigma(flat[::step][free] / sigma, step=rounding) ** 2
     if not 1 / _LARGEST_VARIANCE_FACTOR < factor < _LARGEST_VARIANCE_FACTOR:
         raise DataError(
             f"{name}: the noise of its source-free pixels is {factor:.3g} times its variance"
