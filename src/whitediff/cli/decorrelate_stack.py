@@ -254,7 +254,7 @@ def run_stack_decorrelation(
         100 * result.floored_fraction,
         100 * result.contaminated_fraction,
     )
-    paths = [path for path, _ in (*science, *template)]
+    paths = tuple(path for path, _ in (*science, *template))
     noises = (*result.science_noises, *result.template_noises)
     report_noise_floor(zip(paths, noises, strict=True))
     return result
