@@ -453,6 +453,33 @@ def test_noise_of_images_without_variance(rng, tmp_path, caplog):
     assert "measured on" in caplog.text
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_regions_of_one_value_are_no_data(rng, tmp_path, caplog, whole):
+    image = rng.normal(0, 0.6, (300, 310)) if whole else rng.normal(0, 30, (300, 310))
+    image = np.rint(image) if whole else image
+    true = image.var()
+    image[:70] = 0
+    image[:, -4:] = 0
+    # The plateau of a saturated star is none of them.
+    image[200:220, 100:120] = 60000
+    fits.writeto(tmp_path / "filled.fits", image.astype(np.int16 if whole else np.float32))
+    exposure = read_exposure(tmp_path / "filled.fits")
+    expected = np.zeros(image.shape, dtype=bool)
+    expected[:70] = expected[:, -4:] = True
+    found = exposure.mask.get("NO_DATA")
+    assert found[expected].all()
+    # Rounded noise may have the same value beside it.
+    assert (found & ~expected).sum() <= (200 if whole else 0)
+    assert f"{found.sum()} pixels in regions of exactly the same value, such as 0" in caplog.text
+    assert exposure.variance.array[250, 20] == pytest.approx(true, rel=0.03)
+    # A mask knows better.
+    mask = fits.ImageHDU(np.zeros((300, 310), int), name="MASK")
+    planes = fits.HDUList([fits.PrimaryHDU(image), mask])
+    planes.writeto(tmp_path / "masked.fits")
+    exposure = read_exposure(tmp_path / "masked.fits", variance=1.0)
+    assert not masks.flagged(exposure.mask, ["NO_DATA"]).any()
+
+
 def test_explicit_gain_and_read_noise_are_believed(rng, tmp_path):
     image = rng.normal(0, 30, (200, 210))
     fits.writeto(tmp_path / "in.fits", image)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 from lsst.images import Box, Image, Mask, MaskedImage
 
 from ...errors import ArgumentError, DataError, FileFormatError
@@ -52,6 +54,7 @@ _VARIANCE_NAMES: dict[str, VarianceKind] = {
     "INVVAR": "weight",
 }
 _OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS")
+_CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 _GAIN_KEYWORDS = ("GAIN", "EGAIN", "CCDGAIN")
 _READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
 
@@ -233,6 +236,8 @@ def read(
                 )
 
     mask = _with_saturation(mask, image, (header, primary), path)
+    if mask_hdu is None and needs_variance:
+        mask = _with_empty(mask, image, path)
     source = str(path)
     if isinstance(variance, VarianceSource):
         plane = _read_variance(variance)
@@ -294,6 +299,48 @@ def _with_saturation(
         found[1],
     )
     return with_plane(mask, find_plane(mask, "SAT") or "SAT", saturated)
+
+
+def _with_empty(mask: Mask, image: Array, path: Path) -> Mask:
+    """Mask with NO_DATA where an image was filled with a constant."""
+    finite = image[np.isfinite(image)]
+    if not finite.size:
+        return mask
+    # A plateau at the top is a star.
+    constant = _constant_pixels(image) & (image < finite.max())
+    constant &= ~flagged(mask, UNTRUSTED_MASK_PLANES)
+    if constant.any():
+        _log.warning(
+            "%s: %d pixels in regions of exactly the same value, such as %g, are taken as NO_DATA;"
+            " a mask would say what they are.",
+            path,
+            int(constant.sum()),
+            float(image[constant][0]),
+        )
+    return with_plane(mask, "NO_DATA", constant) if constant.any() else mask
+
+
+def _constant_pixels(image: Array) -> Array:
+    """Pixels in rectangles of some 256 pixels that all have exactly the same value.
+
+    Noise of half a count, rounded, has the same value in two thirds of its pixels, but not in all
+    of so many.
+    """
+    corner = image[:-1, :-1]
+    same = ((corner == image[1:, :-1]) & (corner == image[:-1, 1:])).view(np.uint8)
+    result = np.zeros(image.shape, dtype=bool)
+    if np.count_nonzero(same) < math.prod(_CONSTANT_RECTANGLES[0]):
+        return result
+    for size in _CONSTANT_RECTANGLES:
+        middles = scipy.ndimage.minimum_filter(same, size, mode="constant")
+        if not middles.any():
+            continue
+        alike = scipy.ndimage.maximum_filter(middles, size, mode="constant").view(bool)
+        # With their neighbours below and to the right.
+        for rows, columns in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            ny, nx = alike.shape
+            result[rows : rows + ny, columns : columns + nx] |= alike
+    return result
 
 
 def _native_copy(data: Array) -> Array:
