@@ -597,11 +597,22 @@ def _departure_variance(weights: Array, jacobian: Array, residual: Array, rings:
     zero unless another value is more likely by a factor that chance seldom gives.
     """
     scales = np.concatenate([[0.0], _LARGEST_DEPARTURE * 2.0 ** -np.arange(10)[::-1]]) ** 2
+    may_depart = np.flatnonzero(rings.any(axis=0))
+    # In units of the measurement's errors, and in the space that parameters, departures and data
+    # span: elsewhere nothing depends on the variances, and the matrices are much smaller.
+    units = np.zeros((len(residual), len(may_depart)))
+    units[may_depart, np.arange(len(may_depart))] = 1
+    columns = _whitened(np.linalg.cholesky(weights), np.hstack([jacobian, units]), residual)
+    spanned = np.linalg.qr(columns, mode="r")
+    last = jacobian.shape[1]
+    parameters, data = spanned[:, :last], spanned[:, -1]
+    departures = spanned[:, last:-1]
 
     def log_likelihood(variances: Array) -> float:
-        root = np.linalg.cholesky(weights + np.diag(variances @ rings))
-        whitened = _whitened(root, jacobian, residual)
-        triangle = np.linalg.qr(whitened, mode="r")
+        covariance = np.eye(len(spanned))
+        covariance += (departures * (variances @ rings[:, may_depart])) @ departures.T
+        root = np.linalg.cholesky(covariance)
+        triangle = np.linalg.qr(_whitened(root, parameters, data), mode="r")
         # The last diagonal element is what no parameter can take off the residual.
         diagonal = np.abs(np.diag(triangle))
         return float(
