@@ -9,6 +9,7 @@ are too small for the PSFs are named; what cannot be matched is one sentence.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -254,6 +255,25 @@ def test_misaligned_images_are_named(run, directory, tmp_path):
     assert code == 1, messages
     assert "do not match" in messages or "not in the other" in messages
     assert not out.exists()
+
+
+def test_a_chosen_order_that_the_fit_cannot_bear_is_lowered(run, directory, tmp_path, monkeypatch):
+    # Chosen again after every failure, it would be tried for ever.
+    def too_high(stamps, basis, options, **_):
+        return dataclasses.replace(options, kernel_order=3)
+
+    monkeypatch.setattr("whitediff.exposures.matching.choose_kernel_order", too_high)
+    paths = gaussian_pair(run, directory)
+    out = tmp_path / "out.fits"
+    # Order 3 needs 20 stars; half of the frame has fewer.
+    for name, path in zip(("s", "t"), paths, strict=True):
+        exposure = read_exposure(path)
+        exposure.image.array[500:] = np.nan
+        write_exposure(exposure, tmp_path / f"{name}.fits")
+    code, _, messages = run("subtract", tmp_path / "s.fits", tmp_path / "t.fits", "--output", out)
+    assert code == 0, messages
+    assert "Falling back to kernel order 2" in messages
+    assert fits.getval(out, "WDKORDER") <= 2
 
 
 def test_kernels_that_are_too_small_are_named(run, tmp_path):

@@ -349,15 +349,15 @@ def _judge(
         x, y = -x, -y
     offset = math.hypot(x, y)
     shift = f"the science image is shifted by ({x:.1f}, {y:.1f}) pixels (x, y) against the template"
-    if unexplained > _MUCH_UNEXPLAINED and offset > basis.size / 6:
-        raise DataError(
-            f"The images do not match: {found}; {shift}, too far for a kernel of {basis.size}"
-            " pixels; align them."
-        )
     if unexplained > _MOST_UNEXPLAINED:
         raise DataError(
             f"The images do not match: {found}; are both of the same field, aligned to a pixel,"
             " and is it the sharper one that is convolved?"
+        )
+    if unexplained > _MUCH_UNEXPLAINED and offset > basis.size / 6:
+        raise DataError(
+            f"The images do not match: {found}; {shift}, too far for a kernel of {basis.size}"
+            " pixels; align them."
         )
     if offset > _SMALL_OFFSET:
         _log.warning("T%s; align them.", shift[1:])
@@ -502,6 +502,8 @@ def _fit_or_lower(
                 options = choose_kernel_order(
                     stamps, basis, options, criterion=choose, normals=normals
                 )
+                # Where the fit rejects too many for that order, it is lowered, not chosen again.
+                choose = None
             return fit_kernel(stamps, basis, options, normals=normals), options
         except DataError as error:
             if options.kernel_order == options.background_order == 0:
