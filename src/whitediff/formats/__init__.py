@@ -35,6 +35,11 @@ __all__ = [
     "write_exposure",
 ]
 
+_LARGEST_PSF = 0.25
+_LEAST_INSIDE = 0.4
+_MOST_NEGATIVE = 0.25
+_SMALLEST_PROFILE = 5
+
 
 def read_exposure(
     path: str | Path,
@@ -168,7 +173,8 @@ def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
     Raises
     ------
     FileFormatError
-        If it is none of these, not finite, of no positive sum, or larger than the box.
+        If it is none of these, not finite, of no positive sum, no star in its middle, or larger
+        than a quarter of the box.
     """
     psf = _read_stamp(path, "PSF", bounds)
     if isinstance(psf, PointSpreadFunction):
@@ -180,7 +186,38 @@ def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
             f"{path}: a PSF must be finite with a positive sum; its sum is {total:g}."
         )
     _check_size(path, "PSF", image, bounds)
+    _check_profile(path, image, bounds)
     return KernelPointSpreadFunction(psf)  # type: ignore[arg-type]
+
+
+def _check_profile(path: str | Path, image: Any, bounds: Box) -> None:
+    """Refuse images that are no star: a template, for one, is finite with a positive sum too."""
+    ny, nx = image.shape
+    wanted = "a PSF is a star in the middle of a small image, without a background"
+    if ny * nx > _LARGEST_PSF * bounds.area:
+        raise FileFormatError(
+            f"{path}: has {ny} x {nx} pixels, more than a quarter of the image's {bounds.y.size} x"
+            f" {bounds.x.size}; {wanted}. Is it the right file?"
+        )
+    y, x = (int(n) for n in np.unravel_index(np.argmax(image), image.shape))
+    if max(abs(y - ny // 2) / ny, abs(x - nx // 2) / nx) > 0.25:
+        raise FileFormatError(
+            f"{path}: its peak is at (y, x) = ({y}, {x}) of {ny} x {nx} pixels; {wanted}."
+        )
+    # Half of each side: of a background it holds a quarter.
+    inner = image[ny // 4 : ny - ny // 4, nx // 4 : nx - nx // 4]
+    inside = float(inner.sum() / image.sum())
+    negative = float(-image[image < 0].sum() / np.abs(image).sum())
+    if min(ny, nx) >= _SMALLEST_PROFILE and inside < _LEAST_INSIDE:
+        raise FileFormatError(
+            f"{path}: only {100 * inside:.0f}% of its sum is in the inner half of its sides;"
+            f" {wanted}."
+        )
+    if negative > _MOST_NEGATIVE:
+        raise FileFormatError(
+            f"{path}: {100 * negative:.0f}% of its absolute sum is negative; {wanted}, and with"
+            " little noise."
+        )
 
 
 def _read_stamp(
