@@ -193,6 +193,16 @@ def test_what_cannot_be_matched_is_one_sentence(run, tmp_path, rng):
     assert not out.exists()
 
 
+def test_an_image_is_not_subtracted_from_itself(run, tmp_path, rng):
+    science = tmp_path / "science.fits"
+    fits.writeto(science, rng.normal(0, 30, (200, 210)).astype(np.float32))
+    out = tmp_path / "out.fits"
+    code, _, messages = run("subtract", science, science, "--output", out)
+    assert code == 1
+    assert f"{science}: holds the same pixels as {science}" in messages
+    assert not out.exists()
+
+
 def test_images_of_different_fields_are_refused(run, tmp_path):
     pair = tmp_path / "pair"
     code, _, messages = run(

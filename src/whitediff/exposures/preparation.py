@@ -160,11 +160,18 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     ArgumentError
         If the exposures cannot be brought onto the same pixels by whole pixels.
     DataError
-        If they do not overlap enough, a variance plane is absurd, or there is no source.
+        If they have the same pixels or do not overlap enough, a variance plane is absurd, or there
+        is no source.
     """
     options = options or PreparationOptions()
     science, template = Exposure.from_object(science), Exposure.from_object(template)
     template = aligned_template(science, template, use_wcs=options.use_wcs)
+    if np.array_equal(science.image.array, template.image.array, equal_nan=True):
+        raise DataError(
+            f"{template.source or 'The template'}: holds the same pixels as"
+            f" {science.source or 'the science image'}, all {science.image.array.size} of them;"
+            " nothing would be left of a difference. Was one image named twice?"
+        )
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
     # The two exposures side by side.
