@@ -400,6 +400,7 @@ def test_sentinels_are_missing_pixels(run, tmp_path, rng):
     result = read_exposure(out)
     assert result.image.array[70, 65] == np.float32(-1e30)
     assert result.mask.get("CONTAMINATED")[70, 65]
+    assert np.argwhere(result.mask.get("NO_DATA")).tolist() == [[70, 65]]
     assert np.delete(result.image.array.ravel(), 70 * 131 + 65).std() < 6
 
 

@@ -27,6 +27,7 @@ from whitediff.exposures.noise import variance_factor
 from whitediff.exposures.preparation import prepare
 from whitediff.exposures.psf import psf_image
 from whitediff.matching.candidates import choose_candidates, cut_stamps, find_sources
+from whitediff.simulation import SimulationOptions, simulate
 
 DECAM = SHARED / "data" / "decam"
 KINDS = {
@@ -191,6 +192,30 @@ def test_what_cannot_be_matched_is_one_sentence(run, tmp_path, rng):
     assert code == 2
     assert "odd" in messages
     assert not out.exists()
+
+
+@pytest.mark.parametrize("role", ["science", "template"])
+def test_rows_of_a_sentinel_are_no_data(run, tmp_path, role):
+    scene = simulate(SimulationOptions(shape=(500, 510), seed=3))
+    for name in ("science", "template"):
+        image = np.nan_to_num(getattr(scene, name).image).astype(np.float32)
+        if name == role:
+            image[300:303] = -1e30
+        fits.writeto(tmp_path / f"{name}.fits", image)
+    out = tmp_path / "out.fits"
+    code, _, messages = run(
+        "subtract", tmp_path / "science.fits", tmp_path / "template.fits", "--output", out
+    )
+    assert code == 0, messages
+    assert f"{role}.fits: 1530 pixels beyond 1e11 sigma, such as -1e+30" in messages
+    result = read_exposure(out)
+    assert result.mask.get("NO_DATA")[300:303].all()
+    assert result.mask.get("CONTAMINATED")[300:303].all()
+    # They reach no further than the kernels do.
+    away = np.abs(np.arange(500) - 301) > 60
+    assert not result.mask.get("NO_DATA")[away].any()
+    assert np.abs(result.image.array[away]).max() < 1e6
+    assert result.mask.get("CONTAMINATED").mean() < 0.25
 
 
 def test_an_image_is_not_subtracted_from_itself(run, tmp_path, rng):

@@ -358,6 +358,7 @@ def read_input(
     from .. import formats
     from ..errors import ArgumentError
     from ..exposures import decorrelation, masks
+    from ..exposures.noise import without_sentinels
 
     if isinstance(variance, float) and not 0 < variance < float("inf"):
         raise ArgumentError(
@@ -371,6 +372,7 @@ def read_input(
         gain=gain,
         read_noise=read_noise,
     )
+    exposure = without_sentinels(exposure)
     _check_usable(exposure, masks.UNTRUSTED_MASK_PLANES)
     if isinstance(variance, float) and not decorrelation.variance_mean(exposure, ()) > 0:
         exposure = exposure.replaced(variance=np.full(exposure.shape, variance, dtype=np.float32))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, Image, MaskedImage
+from lsst.images import Box, Image, Mask, MaskedImage
 from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
 from lsst.images.fields import ChebyshevField
 from lsst.images.psfs import PointSpreadFunction
@@ -423,7 +423,7 @@ def decorrelate(
     else:
         image = local.image(difference.image.array, sigma, fill=options.fill, missing=missing)
         compact_kernel = local.filter.images[0]
-    untrusted = pixels_to_distrust(difference, sigma, options.untrusted_mask_planes)
+    untrusted, mask = pixels_to_distrust(difference, sigma, options.untrusted_mask_planes)
     contaminated = _contaminated(correction, compact_kernel, untrusted, filters)
     psf = None if difference.psf is None else _psf_before(difference.psf, filters, box, options)
     on_stamps = filters.correction_on_stamps(correction, transform=options.transform)
@@ -431,7 +431,7 @@ def decorrelate(
     exposure = Exposure(
         MaskedImage(
             Image(image, bbox=box, unit=difference.image.unit),
-            mask=masks.with_plane(difference.mask, masks.CONTAMINATED, contaminated),
+            mask=masks.with_plane(mask, masks.CONTAMINATED, contaminated),
             variance=Image(variance, bbox=box),
             sky_projection=difference.sky_projection,
         ),
@@ -652,7 +652,7 @@ def _corrected_image(
 
 def pixels_to_distrust(
     difference: Exposure, sigma: float | None, mask_planes: tuple[str, ...]
-) -> Array:
+) -> tuple[Array, Mask]:
     """Pixels of a difference that hold no measurement, for what the filter makes of them.
 
     Parameters
@@ -668,11 +668,13 @@ def pixels_to_distrust(
     -------
     untrusted
         ``(ny, nx)`` boolean; of finite pixels beyond 1e11 sigma a warning tells.
+    mask
+        The difference's, with NO_DATA set at the latter.
     """
-    untrusted = masks.flagged(difference.mask, mask_planes)
+    untrusted, mask = masks.flagged(difference.mask, mask_planes), difference.mask
     unmeasured = decorrelation.unmeasured_pixels(difference.image.array, sigma)
     if unmeasured is None:
-        return untrusted
+        return untrusted, mask
     values = difference.image.array[unmeasured]
     absurd = values[np.isfinite(values)]
     if absurd.size:
@@ -682,7 +684,8 @@ def pixels_to_distrust(
             absurd.size,
             float(absurd[0]),
         )
-    return np.logical_or(untrusted, unmeasured, out=untrusted)
+        mask = masks.with_plane(mask, "NO_DATA", unmeasured & np.isfinite(difference.image.array))
+    return np.logical_or(untrusted, unmeasured, out=untrusted), mask
 
 
 def _contaminated(

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from lsst.images import Image
 
 from .. import planes
+from ..decorrelation import smallest_sigma, unmeasured_pixels
 from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import choose_candidates, find_sources
 from ..noise import NoiseCovariance, measured_covariance
@@ -31,6 +33,7 @@ __all__ = [
     "sources_apart",
     "untrusted_pixels",
     "variance_factor",
+    "without_sentinels",
 ]
 
 type Array = npt.NDArray[Any]
@@ -64,6 +67,43 @@ def untrusted_pixels(exposure: Exposure) -> Array:
     image = exposure.image.array
     flagged = masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
     return planes.filled(image.shape, bool, lambda rows: flagged[rows] | ~np.isfinite(image[rows]))
+
+
+def without_sentinels(exposure: Exposure) -> Exposure:
+    """Exposure without the absurd numbers that stand for pixels without data in some files.
+
+    Parameters
+    ----------
+    exposure
+        Exposure; not changed.
+
+    Returns
+    -------
+    exposure
+        Finite pixels beyond 1e11 of the smallest sigma are NaN and NO_DATA, with a warning; the
+        same one where there are none.
+    """
+    image = exposure.image.array
+    absurd = unmeasured_pixels(image, smallest_sigma(exposure.variance.array))
+    if absurd is None:
+        return exposure
+    absurd &= np.isfinite(image)
+    if not absurd.any():
+        return exposure
+    _log.warning(
+        "%s: %d pixels beyond 1e11 sigma, such as %g, are taken as missing.",
+        exposure.source or "The exposure",
+        int(absurd.sum()),
+        float(image[absurd][0]),
+    )
+    return exposure.replaced(
+        image=Image(
+            np.where(absurd, image.dtype.type(np.nan), image),
+            bbox=exposure.bbox,
+            unit=exposure.image.unit,
+        ),
+        mask=masks.with_plane(exposure.mask, "NO_DATA", absurd),
+    )
 
 
 def source_pixels(exposure: Exposure) -> Array:

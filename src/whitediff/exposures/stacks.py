@@ -338,13 +338,13 @@ def decorrelate_stack(
     if image.dtype.kind != "f":
         image = image.astype(np.float64)
     corrected = local.image(image, sigma, fill=options.fill, missing=missing)
-    untrusted = pixels_to_distrust(difference, sigma, options.untrusted_mask_planes)
+    untrusted, mask = pixels_to_distrust(difference, sigma, options.untrusted_mask_planes)
     contaminated = decorrelation.contaminated_pixels(pixel_kernel, untrusted)
     psf = None if difference.psf is None else as_kernel_psf(difference.psf, box)
     exposure = Exposure(
         MaskedImage(
             Image(corrected, bbox=box, unit=difference.image.unit),
-            mask=masks.with_plane(difference.mask, masks.CONTAMINATED, contaminated),
+            mask=masks.with_plane(mask, masks.CONTAMINATED, contaminated),
             variance=Image(variance, bbox=box),
             sky_projection=difference.sky_projection,
         ),

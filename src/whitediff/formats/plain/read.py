@@ -14,6 +14,7 @@ import numpy.typing as npt
 import scipy.ndimage
 from lsst.images import Box, Image, Mask, MaskedImage
 
+from ...decorrelation import unmeasured_pixels
 from ...errors import ArgumentError, DataError, FileFormatError
 from ...exposures.masks import (
     UNTRUSTED_MASK_PLANES,
@@ -26,6 +27,7 @@ from ...exposures.model import Exposure, as_native_float, parse_unit
 from ...exposures.sky import celestial_wcs, sky_projection
 from ...planes import filled, zeros
 from ...sources import noise_variance
+from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
 from ..headers import first_value, observation_header, wcs_cards, without_provenance
 from ..planes import native
@@ -54,6 +56,7 @@ _VARIANCE_NAMES: dict[str, VarianceKind] = {
     "INVVAR": "weight",
 }
 _OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS")
+_ENOUGH_FOR_SIGMA = 100_000
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 _GAIN_KEYWORDS = ("GAIN", "EGAIN", "CCDGAIN")
 _READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
@@ -302,7 +305,7 @@ def _with_saturation(
 
 
 def _with_empty(mask: Mask, image: Array, path: Path) -> Mask:
-    """Mask with NO_DATA where an image was filled with a constant."""
+    """Mask with NO_DATA where an image was filled with a constant, or with an absurd number."""
     finite = image[np.isfinite(image)]
     if not finite.size:
         return mask
@@ -317,7 +320,11 @@ def _with_empty(mask: Mask, image: Array, path: Path) -> Mask:
             int(constant.sum()),
             float(image[constant][0]),
         )
-    return with_plane(mask, "NO_DATA", constant) if constant.any() else mask
+    # What is absurd must not enter the measurement of the noise.
+    sample = finite[:: max(1, finite.size // _ENOUGH_FOR_SIGMA)]
+    absurd = unmeasured_pixels(image, robust_sigma(sample) or None)
+    empty = constant if absurd is None else constant | (absurd & np.isfinite(image))
+    return with_plane(mask, "NO_DATA", empty) if empty.any() else mask
 
 
 def _constant_pixels(image: Array) -> Array:
