@@ -39,6 +39,7 @@ of the same sum, and numbers that go with them ``(n, m)``.
 _FIRST_ORDERS = (3, 2)
 _LARGEST_ORDER = 11
 _TEST_POINTS = 9
+_CELL_ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,14 +307,23 @@ def cell_means(image: Array, use: Array, cell: int) -> Array:
     columns = np.arange(0, nx, cell)
 
     def work(start: int) -> Array:
-        # Rows of cells: first all their rows, which are long, then the columns.
-        rows = slice(start, start + cell)
-        values = np.where(use[rows], image[rows], 0).sum(axis=0, dtype=np.float64)
-        count = np.add.reduceat(use[rows].sum(axis=0, dtype=np.int64), columns)
+        # Some rows of cells: first all their rows, which are long, then the columns.
+        rows = slice(start, start + _CELL_ROWS * cell)
+        part = use[rows]
+        bands = np.arange(0, len(part), cell)
+        values = np.where(part, image[rows], 0)
+        if len(part) % cell == 0:
+            values = values.reshape(-1, cell, nx).sum(axis=1, dtype=np.float64)
+            number = part.reshape(-1, cell, nx).sum(axis=1, dtype=np.int32)
+        else:
+            values = np.add.reduceat(values, bands, axis=0, dtype=np.float64)
+            number = np.add.reduceat(part, bands, axis=0, dtype=np.int32)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(np.add.reduceat(values, columns) / count)
+            return np.asarray(
+                np.add.reduceat(values, columns, axis=1) / np.add.reduceat(number, columns, axis=1)
+            )
 
-    return np.stack(in_threads(work, range(0, ny, cell)))
+    return np.concatenate(in_threads(work, range(0, ny, _CELL_ROWS * cell)))
 
 
 def interpolated_cells(cells: Array, cell: int, rows: slice, columns: slice) -> Array:

@@ -31,6 +31,7 @@ _DETECTION_THRESHOLD = 5.0
 _LARGEST_CHANGE = 1.5
 _ENOUGH = 10
 _NO_MEASUREMENT = 1e30
+_MOST_RADII = 1500
 _SUBPIXELS = 2
 """Half-light radii come out within 0.3 % of those with 5, in half the time."""
 _SAME_SOURCE = 3.0
@@ -120,7 +121,8 @@ class Sources:
     template_flux
         ``(n,)`` in the same aperture of the template.
     science_radius, template_radius
-        ``(n,)`` half-light radii, pixels.
+        ``(n,)`` half-light radii, pixels; 0 of what is blended, and of the faint where there are
+        more than 1500.
     clean
         ``(n,)`` boolean: not blended, saturated or cut off.
     bad
@@ -216,14 +218,18 @@ def find_sources(
     aperture = 3 * float(np.median(np.sqrt(found["a"] * found["b"]))) + 2
     flux, error, _ = sep.sum_circle(science, x, y, aperture, err=noise, mask=science_bad)
     template_flux, _, _ = sep.sum_circle(template, x, y, aperture)
-    # Wide enough for the wings, narrow enough for neighbours to stay outside.
-    largest = np.full(len(x), 1.5 * aperture)
-    radii = [
-        sep.flux_radius(image, x, y, largest, 0.5, subpix=_SUBPIXELS)[0]
-        for image in (science, template)
-    ]
     ratio = np.where(error > 0, flux / np.where(error > 0, error, 1), 0.0)
-    measured = (found["flag"] == 0) & (flux > 0) & (radii[0] > 0.5) & (radii[1] > 0.5)
+    # What takes longest is done for those of which stars may be chosen.
+    alone = (found["flag"] == 0) & (flux > 0)
+    chosen = np.argsort(np.where(alone, -ratio, np.inf))[: min(_MOST_RADII, int(alone.sum()))]
+    radii = [np.zeros(len(x)), np.zeros(len(x))]
+    for image, radius in zip((science, template), radii, strict=True):
+        # Wide enough for the wings, narrow enough for neighbours to stay outside.
+        largest = np.full(len(chosen), 1.5 * aperture)
+        radius[chosen], _ = sep.flux_radius(
+            image, x[chosen], y[chosen], largest, 0.5, subpix=_SUBPIXELS
+        )
+    measured = (radii[0] > 0.5) & (radii[1] > 0.5)
     return Sources(
         x=x,
         y=y,
