@@ -48,6 +48,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     threads = max(run["threads"] for run in runs)
     chosen = [run for run in runs if run["threads"] == threads]
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    axes.set_prop_cycle(color=plt.colormaps["tab20"].colors)
     names = [name for name in chosen[0]["measured"] if name not in STAGES and name != "process"]
     for name in names:
         points = [

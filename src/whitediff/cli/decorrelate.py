@@ -490,7 +490,7 @@ def _all_sources(inputs: dict[str, Any]) -> Any:
     """Pixels where the science image or the template has a source."""
     from ..exposures.noise import source_pixels
 
-    return source_pixels(inputs["science"]) | source_pixels(inputs["template"])
+    return source_pixels(inputs["science"], inputs["template"])
 
 
 def _direction(difference: str) -> str | None:

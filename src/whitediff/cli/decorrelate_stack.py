@@ -140,8 +140,6 @@ def run_stack_decorrelation(
     result
         `whitediff.exposures.stacks.StackDecorrelation`.
     """
-    import numpy as np
-
     from .. import formats
     from ..errors import ArgumentError
     from ..exposures import masks, stacks
@@ -208,7 +206,7 @@ def run_stack_decorrelation(
         if all(each.shape == exposure.shape for each in inputs.values()):
             exposure = complete_planes(exposure, inputs, wcs_from=sides["science"][0].exposure)
             begin("sources")
-            sources = np.logical_or.reduce([source_pixels(each) for each in inputs.values()])
+            sources = source_pixels(*inputs.values())
         begin("correction")
         try:
             result = stacks.decorrelate_stack(

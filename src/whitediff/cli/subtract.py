@@ -344,7 +344,7 @@ def _made_again(
     science = inputs["science"]
     template = aligned_template(science, inputs["template"], use_wcs=use_wcs)
     inputs.clear()
-    sources = source_pixels(science) | source_pixels(template)
+    sources = source_pixels(science, template)
     for kind, solution in stored.items():
         begin(kind)
         pair = (

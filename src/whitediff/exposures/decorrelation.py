@@ -20,7 +20,7 @@ from .. import decorrelation, fourier
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
 from ..stats import clipped_mean
-from ..threads import in_threads, single_threaded_algebra
+from ..threads import single_threaded_algebra
 from . import kernels, masks
 from .fields import evaluated
 from .filters import Filters
@@ -378,9 +378,8 @@ def decorrelate(
     filters.check(difference.shape)
     # Only now: what is wrong with a kernel or a variance need not wait for the sources.
     if sources is None and (options.noise != "white" or options.spatially_varying):
-        sources, more = in_threads(source_pixels, (science, template))
-        np.logical_or(sources, more, out=sources)
-        del more
+        # Of variances, only the photons of bright ones have to be left out.
+        sources = source_pixels(science, template, only_bright=options.noise == "white")
     noises: tuple[Noise, Noise] = (science_noise, template_noise)
     if options.noise != "white":
         if noises != (None, None):

@@ -106,20 +106,31 @@ def without_sentinels(exposure: Exposure) -> Exposure:
     )
 
 
-def source_pixels(exposure: Exposure) -> Array:
-    """Pixels of an exposure with a source.
+def source_pixels(*exposures: Exposure, only_bright: bool = False) -> Array:
+    """Pixels of exposures with a source in one of them.
 
     Parameters
     ----------
-    exposure
-        Exposure.
+    *exposures
+        Exposures on the same pixels.
+    only_bright
+        As for `whitediff.sources.detect_sources`.
 
     Returns
     -------
     sources
         ``(ny, nx)`` boolean, `whitediff.sources.detect_sources`.
     """
-    return detect_sources(exposure.image.array, untrusted_pixels(exposure))
+
+    def detected(exposure: Exposure) -> Array:
+        return detect_sources(
+            exposure.image.array, untrusted_pixels(exposure), only_bright=only_bright
+        )
+
+    sources, *others = in_threads(detected, exposures)
+    for other in others:
+        np.logical_or(sources, other, out=sources)
+    return sources
 
 
 def variance_factor(exposure: Exposure) -> float:

@@ -468,7 +468,7 @@ class DecorrelateALKernelSpatialTask(Task):
         if self.config.decorrelateConfig.noise != "white":
             sources = kwargs.get("sources")
             if sources is None:
-                sources = source_pixels(science) | source_pixels(template)
+                sources = source_pixels(science, template)
             noises = measured_noises(
                 science, template, sources, how=self.config.decorrelateConfig.noise
             )
