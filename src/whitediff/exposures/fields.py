@@ -15,11 +15,10 @@ from ..errors import ArgumentError
 from ..polynomials import chebyshev_products, chebyshev_terms
 from ..spatial import interpolated_cells, interpolated_cells_at
 
-__all__ = ["GridField", "evaluated", "row_blocks", "rows_of", "scattered_fit"]
+__all__ = ["GridField", "evaluated", "rows_of", "scattered_fit"]
 
 type Array = npt.NDArray[Any]
 
-_ROWS = 128
 _WELL_CONDITIONED = 30.0
 """Condition number up to which positions carry the polynomials that are fitted to them."""
 
@@ -166,22 +165,6 @@ def evaluated(field: BaseField, box: Box) -> Array:
         scaled = 2 * (pixels - whole.start + 0.5) / whole.size - 1
         basis.append(np.polynomial.chebyshev.chebvander(scaled, order))
     return basis[0] @ np.asarray(field.coefficients) @ basis[1].T
-
-
-def row_blocks(n_rows: int) -> list[slice]:
-    """Blocks of rows to work on one after the other where a field is evaluated.
-
-    Parameters
-    ----------
-    n_rows
-        Number of rows.
-
-    Returns
-    -------
-    blocks
-        Of 128 rows.
-    """
-    return [slice(start, min(start + _ROWS, n_rows)) for start in range(0, n_rows, _ROWS)]
 
 
 def rows_of(box: Box, rows: slice) -> Box:

@@ -14,10 +14,11 @@ from lsst.images.fields import BaseField, ChebyshevField
 from ..errors import ArgumentError
 from ..matching.background import fit_background
 from ..noise import NoiseCovariance
+from ..planes import copied, row_blocks
 from ..threads import single_threaded_algebra
 from . import masks
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
-from .fields import row_blocks, rows_of
+from .fields import rows_of
 from .matching import Match
 from .model import Exposure
 from .preparation import Pair
@@ -332,9 +333,9 @@ def fluxes(result: Decorrelation) -> tuple[Array | None, Array | None]:
     if result.response is None:
         return None, None
     box = result.exposure.bbox
-    flux = result.exposure.image.array.copy()
-    variance = result.exposure.variance.array.copy()
-    for rows in row_blocks(box.y.size):
+    flux = copied(result.exposure.image.array)
+    variance = copied(result.exposure.variance.array)
+    for rows in row_blocks(box.shape):
         response = result.response(rows_of(box, rows))
         flux[rows] /= response
         variance[rows] /= response**2

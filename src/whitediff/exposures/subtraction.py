@@ -23,9 +23,10 @@ from ..decorrelation import (
 )
 from ..errors import ArgumentError
 from ..interpolation import interpolated
-from ..threads import in_threads, single_threaded_algebra
+from ..planes import each_block, row_blocks
+from ..threads import single_threaded_algebra
 from . import kernels, masks
-from .fields import evaluated, row_blocks, rows_of
+from .fields import evaluated, rows_of
 from .model import Exposure
 from .psf import KernelPointSpreadFunction, average_position, convolved_psf, psf_image
 
@@ -326,7 +327,7 @@ def matched_science(
 def _divide_by_sum(exposure: Exposure, kernel: ConvolutionKernel, scale_factor: float) -> None:
     """Bring an exposure to the science image's photometric level, in place."""
     scale = _KernelSum(kernel, exposure.bbox)
-    for rows in row_blocks(exposure.bbox.y.size):
+    for rows in row_blocks(exposure.shape):
         local = scale.on(rows) * scale_factor
         exposure.image.array[rows] /= local
         exposure.variance.array[rows] /= local**2
@@ -407,7 +408,7 @@ def subtract(
     variance += target.variance.array
     if convolved == "science":
         scale = _KernelSum(kernel, box)
-        for rows in row_blocks(box.y.size):
+        for rows in row_blocks(box.shape):
             local = scale.on(rows) * scale_factor
             image[rows] /= local
             variance[rows] /= local**2
@@ -451,7 +452,7 @@ def subtract_background(image: Array, background: BaseField | Array | float, box
             image[rows] -= background
 
     with single_threaded_algebra():
-        in_threads(work, row_blocks(box.y.size))
+        each_block(work, image.shape)
 
 
 def photometric_scale_factor(
