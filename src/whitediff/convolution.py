@@ -42,6 +42,11 @@ filter's largest value.  Noise, backgrounds, edges and stars on 64² to 4096² p
 and 1.5 epsilon.
 """
 
+_MOST_BRIGHT = 500
+_SHARE_OF_PEAK = 0.5 / SINGLE_PRECISION_ERROR_FROM_PEAK
+"""Pixels above this part of the allowed error are summed up one by one, so that the others of the
+tile can be transformed in single precision: the cores of a few bright stars."""
+
 _TILE = 512
 """Largest side of a tile's grid: 384 to 512 measured fastest for kernels of 33 to 97 pixels."""
 
@@ -101,8 +106,8 @@ def convolve_varying(
         As in `convolve`.
     tolerance
         Largest error of a pixel, image_unit, besides its rounding to the image's dtype.  Of a
-        float32 image, the tiles are transformed in single precision that this allows; those
-        with bright stars mostly are not.  0: all in double precision.
+        float32 image, the tiles are transformed in single precision that this allows, a few
+        bright pixels apart, which are summed up in double.  0: all in double precision.
 
     Returns
     -------
@@ -139,13 +144,16 @@ def convolve_varying(
         inner = tuple(axis.inside(part) for axis, part in zip(axes, tile, strict=True))
         padded = _padded(image, tile, axes, boundary, np.float64 if in_single is None else dtype)
         spectra, local = in_double, None if weights is None else weights(*tile)
+        bright: Array | None = None
         if in_single is not None:
-            if _single_precision_error(padded, grid) * in_single.gain(local) <= tolerance:
-                spectra = in_single
+            allowed = tolerance / in_single.gain(local)
+            faint, bright = _without_bright(padded, grid, allowed)
+            if _single_precision_error(faint, grid) <= allowed:
+                spectra, padded = in_single, faint
                 local = None if local is None else local.astype(np.float32, copy=False)
             else:
-                padded = padded.astype(np.float64)
-        if not padded.any():
+                padded, bright = padded.astype(np.float64), None
+        if bright is None and not padded.any():
             result[tile] = 0
             return
         image_ft = scipy.fft.rfft2(padded, s=grid)
@@ -153,6 +161,8 @@ def convolve_varying(
         for i, kernel_ft in enumerate(spectra.kernels_ft):
             product = np.multiply(image_ft, kernel_ft, out=image_ft if i == n - 1 else None)
             part = scipy.fft.irfft2(product, s=grid, overwrite_x=True)[inner]
+            if bright is not None:
+                part += _summed(bright, kernels[i], part.shape)
             if local is not None:
                 part *= local[i]
             total = part if total is None else np.add(total, part, out=total)
@@ -241,6 +251,34 @@ class _Spectra:
             return float(self.largest.sum())
         flat = weights.reshape(len(weights), -1)
         return float(self.largest @ np.maximum(flat.max(axis=1), -flat.min(axis=1)))
+
+
+def _without_bright(
+    tile: Array, grid: tuple[int, int], allowed: float
+) -> tuple[Array, Array | None]:
+    """Tile without the few pixels that are too bright for single precision, and these.
+
+    The latter as rows, columns and values; None, and the tile itself, where there are none
+    or many.
+    """
+    if _single_precision_error(tile, grid) <= allowed:
+        return tile, None
+    rows, columns = np.nonzero(np.abs(tile) > _SHARE_OF_PEAK * allowed)
+    if not 0 < len(rows) <= _MOST_BRIGHT:
+        return tile, None
+    faint = tile.copy()
+    faint[rows, columns] = 0
+    return faint, np.stack([rows, columns, tile[rows, columns].astype(np.float64)])
+
+
+def _summed(bright: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
+    """What a kernel makes of a few pixels of a tile's surroundings, in double precision."""
+    ky, kx = kernel.shape
+    full = np.zeros((shape[0] + 2 * (ky - 1), shape[1] + 2 * (kx - 1)))
+    for row, column, value in bright.T:
+        y, x = int(row), int(column)
+        full[y : y + ky, x : x + kx] += value * kernel
+    return full[ky - 1 : ky - 1 + shape[0], kx - 1 : kx - 1 + shape[1]]
 
 
 def _single_precision_error(tile: Array, grid: tuple[int, int]) -> float:
