@@ -25,6 +25,7 @@ __all__ = [
     "noise_variance",
     "smooth_background",
     "sources_and_background",
+    "spread_over_steps",
 ]
 
 type Array = npt.NDArray[Any]
@@ -246,6 +247,24 @@ def _without(plane: Array, other: Array, rows: slice) -> Array:
     return left
 
 
+def spread_over_steps(image: Array) -> Array:
+    """Image of whole numbers, whose medians would be whole, as one whose medians follow its level.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)`` whole numbers; not modified.
+
+    Returns
+    -------
+    spread
+        ``(ny, nx)``: less than half a step added to or taken from each, evenly, always the same.
+    """
+    spread = np.random.default_rng(0).random(image.shape, dtype=np.float32)
+    result: Array = image + (spread - np.float32(0.5))
+    return result
+
+
 def _connected(smoothed: Array, scatter: float) -> Array:
     """Pixels above the lower threshold that are connected with one above the higher one."""
     faint = planes.filled(
@@ -420,12 +439,7 @@ def noise_variance(
     if not free.any():
         raise DataError("No source-free pixel is left to measure the noise on.")
     whole = bool((image[free] == np.rint(image[free])).all())
-    level_of = image
-    if whole:
-        # Medians of whole numbers are whole; spread over their step they follow the background.
-        spread = np.random.default_rng(0).random(image.shape, dtype=np.float32)
-        level_of = image + (spread - np.float32(0.5))
-    background = smooth_background(level_of, free)
+    background = smooth_background(spread_over_steps(image) if whole else image, free)
     measured = robust_sigma((image - background)[free], step=1.0 if whole else None) ** 2
     if not measured > 0:
         raise DataError(

@@ -21,6 +21,7 @@ __all__ = [
     "ClippedMean",
     "autocorrelation",
     "clipped_mean",
+    "half_sample_mode",
     "robust_sigma",
 ]
 
@@ -311,6 +312,28 @@ def _between(ordered: Array, rank: float) -> float:
     low = int(rank)
     lower, upper = float(ordered[low]), float(ordered[min(low + 1, ordered.size - 1)])
     return lower + (rank - low) * (upper - lower)
+
+
+def half_sample_mode(values: Array) -> float:
+    """Where values lie densest.
+
+    Parameters
+    ----------
+    values
+        ``(n,)``, not empty.
+
+    Returns
+    -------
+    mode
+        Mean of the last of halves of the sample, each the narrowest of the one before.
+    """
+    values = np.sort(values)
+    while len(values) > 3:
+        half = (len(values) + 1) // 2
+        widths = values[half - 1 :] - values[: len(values) - half + 1]
+        start = int(np.argmin(widths))
+        values = values[start : start + half]
+    return float(np.mean(values))
 
 
 def robust_sigma(values: Array, *, step: Array | float | None = None) -> float:

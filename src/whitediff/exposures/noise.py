@@ -17,7 +17,7 @@ from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import choose_candidates, find_sources
 from ..noise import NoiseCovariance, measured_covariance
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from ..sources import detect_sources, smooth_background, sources_and_background
+from ..sources import detect_sources, smooth_background, sources_and_background, spread_over_steps
 from ..stats import robust_sigma
 from ..threads import in_threads
 from . import masks
@@ -175,11 +175,7 @@ def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[A
     if untrusted is None:
         untrusted = untrusted_pixels(exposure)
     image = exposure.image.array
-    level_of = image
-    if _are_whole(image.reshape(-1)):
-        # Medians of whole numbers come in steps; spread over theirs they follow the background.
-        spread = np.random.default_rng(0).random(image.shape, dtype=np.float32)
-        level_of = image + (spread - np.float32(0.5))
+    level_of = spread_over_steps(image) if _are_whole(image.reshape(-1)) else image
     sources, background = sources_and_background(level_of, untrusted)
 
     def subtract(rows: slice) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import scipy.spatial
 
 from ..errors import ArgumentError, TooFewSourcesError
+from ..stats import half_sample_mode
 from .normals import Stamps
 
 __all__ = [
@@ -287,7 +288,7 @@ def choose_candidates(
     if (usable & isolated).any():
         # Stars' radii are best known where they are bright.
         bright = usable & isolated & (ratio >= np.median(ratio[usable & isolated]))
-        locus = _half_sample_mode(sources.science_radius[bright])
+        locus = half_sample_mode(sources.science_radius[bright])
         unresolved = np.abs(sources.science_radius / locus - 1) <= options.width_tolerance
     moderate = ratio <= brightest
     chosen, relaxed = np.array([], dtype=int), ""
@@ -355,17 +356,6 @@ def _isolated(x: Array, y: Array, flux: Array, reach: float) -> Array:
         alone[i] &= flux[j] < 0.1 * flux[i]
         alone[j] &= flux[i] < 0.1 * flux[j]
     return alone
-
-
-def _half_sample_mode(values: Array) -> float:
-    """Where values lie densest: halves of the sample, each the narrowest of the last."""
-    values = np.sort(values)
-    while len(values) > 3:
-        half = (len(values) + 1) // 2
-        widths = values[half - 1 :] - values[: len(values) - half + 1]
-        start = int(np.argmin(widths))
-        values = values[start : start + half]
-    return float(np.mean(values))
 
 
 def _spread(x: Array, y: Array, rank: Array, options: CandidateOptions) -> Array:

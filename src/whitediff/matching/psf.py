@@ -14,6 +14,7 @@ import scipy.optimize
 from ..errors import ArgumentError, DataError
 from ..polynomials import chebyshev_products
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..stats import half_sample_mode
 from ..threads import single_threaded_algebra
 
 __all__ = ["measure_psf", "star_width"]
@@ -616,25 +617,3 @@ def _vary(
 def _beyond_noise(power: Array, noise: Array) -> Array:
     """What of a power is not noise, as a fraction."""
     return np.clip(1 - noise / np.where(power > 0, power, np.inf), 0, 1)
-
-
-def half_sample_mode(values: Array) -> float:
-    """Where values lie densest.
-
-    Parameters
-    ----------
-    values
-        ``(n,)``, not empty.
-
-    Returns
-    -------
-    mode
-        Mean of the last of halves of the sample, each the narrowest of the one before.
-    """
-    values = np.sort(values)
-    while len(values) > 3:
-        half = (len(values) + 1) // 2
-        widths = values[half - 1 :] - values[: len(values) - half + 1]
-        start = int(np.argmin(widths))
-        values = values[start : start + half]
-    return float(np.mean(values))
