@@ -9,7 +9,7 @@ import pytest
 import scipy.ndimage
 
 from scenes import direct_convolution
-from whitediff.convolution import convolve, convolve_varying
+from whitediff.convolution import convolve, convolve_sparse, convolve_varying
 from whitediff.errors import ArgumentError
 
 
@@ -122,3 +122,21 @@ def test_single_precision_keeps_to_the_tolerance(rng):
     rounding = np.finfo(np.float32).eps / 2 * np.abs(exact)
     assert (np.abs(result - exact) <= tolerance + rounding).all()
     assert not (result != convolve(image, kernel))[:300].any()
+
+
+@pytest.mark.parametrize("kernel_shape", [(5, 5), (4, 6), (41, 37)])
+def test_few_pixels_against_the_convolution_of_all(rng, kernel_shape):
+    pixels = np.zeros((310, 470), dtype=bool)
+    pixels[[0, 3, 70, 309, 309], [0, 469, 130, 0, 469]] = True  # corners, an edge, the middle
+    pixels[127:130, 190:195] = True  # across blocks
+    kernel = rng.normal(size=kernel_shape)
+    result = convolve_sparse(pixels, kernel)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, convolve(pixels, kernel), atol=2e-6)
+
+
+def test_many_pixels_and_large_kernels_are_as_of_any_image(rng):
+    pixels, kernel = rng.random((150, 140)) < 0.3, rng.normal(size=(7, 5))
+    np.testing.assert_array_equal(convolve_sparse(pixels, kernel), convolve(pixels, kernel))
+    with pytest.raises(ArgumentError, match="larger than the image"):
+        convolve_sparse(pixels[:5], kernel)

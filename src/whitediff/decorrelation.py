@@ -23,6 +23,7 @@ from .convolution import (
     SINGLE_PRECISION_ERROR_FROM_PEAK,
     SINGLE_PRECISION_ERROR_FROM_RMS,
     convolve,
+    convolve_sparse,
     convolve_varying,
 )
 from .errors import ArgumentError, DataError
@@ -868,7 +869,8 @@ def absolute_weight(kernel: Array, pixels: Array) -> Array:
     """
     if _is_compact(kernel, pixels.shape):
         weights = np.abs(kernel)
-        return convolve(pixels, weights, tolerance=_WEIGHT_PRECISION * float(weights.sum()))
+        tolerance = _WEIGHT_PRECISION * float(weights.sum())
+        return convolve_sparse(pixels, weights, tolerance=tolerance)
     shape = (kernel.shape[0], kernel.shape[1])
     spectrum = fourier.forward(pixels.astype(np.float32), shape)
     spectrum *= fourier.forward(np.abs(kernel).astype(np.float32), shape)

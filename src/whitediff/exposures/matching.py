@@ -34,7 +34,7 @@ from ..matching.normals import Stamps, normal_equations
 from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import varying_pixels
 from ..polynomials import chebyshev_terms
-from ..threads import single_threaded_algebra
+from ..threads import in_threads, single_threaded_algebra
 from . import kernels
 from .model import Exposure
 from .preparation import Pair
@@ -282,11 +282,13 @@ def _skies(
     pixels = pair.template_pixels, pair.science_pixels
     if convolved == "science":
         pixels = pixels[::-1]
-    skies = [
-        fit_background(exposure.image.array, ~(found | pair.bad), options.background_order)
-        for exposure, found in zip((source, target), pixels, strict=True)
-    ]
-    return skies[0], skies[1]
+
+    def sky(exposure: Exposure, found: Array) -> Array:
+        return fit_background(exposure.image.array, ~(found | pair.bad), options.background_order)
+
+    both = zip((source, target), pixels, strict=True)
+    first, second = in_threads(lambda each: sky(*each), both)
+    return first, second
 
 
 def _without_skies(

@@ -182,10 +182,9 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     del apart
     factors = (1.0, 1.0)
     if options.rescale_variance:
-        factors = (
-            measured_variance_factor(science, pixels[0], flat[0]),
-            measured_variance_factor(template, pixels[1], flat[1]),
-        )
+        both = zip((science, template), pixels, flat, strict=True)
+        first, second = in_threads(lambda each: measured_variance_factor(*each), both)
+        factors = (first, second)
         science, template = rescaled(science, factors[0]), rescaled(template, factors[1])
     sources = find_sources(
         flat[0],

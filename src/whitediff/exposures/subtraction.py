@@ -20,10 +20,11 @@ from ..decorrelation import (
     absolute_weight,
     reflected,
     smallest_sigma,
+    with_fill,
 )
 from ..errors import ArgumentError
 from ..interpolation import interpolated
-from ..planes import each_block, row_blocks
+from ..planes import each_block, filled, row_blocks
 from ..threads import single_threaded_algebra
 from . import kernels, masks
 from .fields import evaluated, rows_of
@@ -87,20 +88,17 @@ def convolved_exposure(
         kernel = kernels.constant_kernel(np.asarray(kernel), box)
     middle = np.abs(kernels.evaluate(kernel, x=box.x.center, y=box.y.center))
     images, weights = kernels.convolution_terms(kernel, box)
-    missing = ~np.isfinite(exposure.image.array)
-    filled = exposure.image.array
+    pixels = exposure.image.array
+    missing = filled(pixels.shape, bool, lambda rows: ~np.isfinite(pixels[rows]))
     if fill == "interpolate":
         wrong = missing | masks.flagged(exposure.mask, masks.INTERPOLATED_MASK_PLANES)
-        if wrong.any():
-            filled = interpolated(filled, wrong)
-        image = convolve_varying(filled, images, weights, boundary="reflect", tolerance=tolerance)
+        whole = interpolated(pixels, wrong) if wrong.any() else pixels
+        image = convolve_varying(whole, images, weights, boundary="reflect", tolerance=tolerance)
         image[missing] = np.nan
     else:
-        holes = missing.any()
-        if holes:
-            filled = np.where(missing, filled.dtype.type(0), filled)
-        image = convolve_varying(filled, images, weights, tolerance=tolerance)
-        if holes:
+        whole = with_fill(pixels, 0.0) if missing.any() else pixels
+        image = convolve_varying(whole, images, weights, tolerance=tolerance)
+        if whole is not pixels:
             image[_spread(missing, middle)] = np.nan
     result = Exposure(
         MaskedImage(
@@ -127,10 +125,11 @@ def _convolved_variance(exposure: Exposure, images: Array, weights: Any, *, full
         if weights is not None:
             local = weights(slice(ny // 2, ny // 2 + 1), slice(nx // 2, nx // 2 + 1))
             middle = np.tensordot(local[:, 0, 0], images, axes=1)
-        return variance * dtype.type((middle**2).sum())
-    filled = np.where(np.isfinite(variance), variance, 0).astype(dtype, copy=False)
+        factor = dtype.type((middle**2).sum())
+        return filled(variance.shape, dtype, lambda rows: variance[rows] * factor)
+    finite = np.where(np.isfinite(variance), variance, 0).astype(dtype, copy=False)
     if weights is None:
-        return np.maximum(convolve(filled, images[0] ** 2), 0)
+        return np.maximum(convolve(finite, images[0] ** 2), 0)
     # The square of a sum of images: all their products, each with two weights.
     first, second = np.triu_indices(len(images))
     products = images[first] * images[second] * np.where(first == second, 1, 2)[:, None, None]
@@ -139,16 +138,16 @@ def _convolved_variance(exposure: Exposure, images: Array, weights: Any, *, full
         local: Array = weights(rows, columns)
         return local[first] * local[second]
 
-    return np.maximum(convolve_varying(filled, products, squared), 0)
+    return np.maximum(convolve_varying(finite, products, squared), 0)
 
 
 def _spread(plane: Array, absolute_kernel: Array) -> Array:
     """Grow a plane to where the kernel carries its pixels' meaningless values."""
     if not plane.any():
         return plane
-    return plane | (
-        absolute_weight(absolute_kernel, plane) > CONTAMINATION_THRESHOLD * absolute_kernel.sum()
-    )
+    weight = absolute_weight(absolute_kernel, plane)
+    least = CONTAMINATION_THRESHOLD * float(absolute_kernel.sum())
+    return filled(plane.shape, bool, lambda rows: plane[rows] | (weight[rows] > least))
 
 
 def _convolved_mask(exposure: Exposure, image: Array, absolute_kernel: Array) -> Mask:

@@ -18,7 +18,7 @@ type Array = npt.NDArray[Any]
 _CELL = 64
 _CLIP = 3.0
 _PASSES = 3
-_SAMPLE = 500_000
+_SAMPLE = 100_000
 _ENOUGH_PIXELS = 2_000_000
 
 

@@ -29,7 +29,7 @@ from lsst.images.fits import (
 from ...exposures.model import Exposure
 from ...exposures.psf import KernelPointSpreadFunction, as_kernel_psf
 from ...outputs import replacing
-from ...planes import filled, is_limited
+from ...planes import filled
 from ..headers import escaped, observation_header, storable, wcs_cards, without_provenance
 from ..planes import native
 from ..stamps import background_hdu, kernel_hdus, psf_hdus
@@ -137,9 +137,8 @@ class _PlaneArchive(FitsOutputArchive):
         planes = self._planes.get(name or "")
         if planes:
             array = planes.pop(0)
-            if is_limited(array.shape, array.dtype):
-                # Written as it is, without a copy.
-                array = native(array, array.dtype.newbyteorder(">"))
+            # In the file's byte order, which astropy writes as it is.
+            array = native(array, array.dtype.newbyteorder(">"))
         return super().add_array(array, name=name, **options)
 
 
