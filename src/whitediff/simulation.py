@@ -17,6 +17,7 @@ import scipy.signal
 
 from . import fourier
 from .errors import ArgumentError
+from .injection import add_stamp
 from .profiles import FWHM_TO_SIGMA
 
 __all__ = [
@@ -437,7 +438,7 @@ def _expose(
             )
         else:
             stamp = psf.stamp(x, y)
-        _add(expected, stamp * sources[flux_column][i], x, y)
+        add_stamp(expected, stamp * sources[flux_column][i], x, y)
 
     read_variance = (options.read_noise / options.gain) ** 2
     sky = (background_variance - read_variance) * options.gain
@@ -472,19 +473,3 @@ def _galaxy(
     across = (math.cos(angle) * dy - math.sin(angle) * dx) / axis_ratio
     disc = np.exp(-np.hypot(along, across) / scale)
     return scipy.signal.fftconvolve(disc / disc.sum(), psf.image(x, y))
-
-
-def _add(image: Array, stamp: Array, x: float, y: float) -> None:
-    """Add a stamp whose middle pixel is the one nearest to a position."""
-    start = [
-        math.floor(position + 0.5) - size // 2
-        for position, size in zip((y, x), stamp.shape, strict=True)
-    ]
-    target, part = [], []
-    for first, size, length in zip(start, stamp.shape, image.shape, strict=True):
-        low, high = max(0, first), min(length, first + size)
-        if low >= high:
-            return
-        target.append(slice(low, high))
-        part.append(slice(low - first, high - first))
-    image[tuple(target)] += stamp[tuple(part)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -268,63 +267,41 @@ def _made(
     correction: dict[str, Any],
 ) -> _Made:
     """Match, subtract and decorrelate."""
-    from ..exposures.matching import match
-    from ..exposures.preparation import pair_with_psf, prepare
-    from ..exposures.solution import Solution, make_product
-    from ..exposures.subtraction import preconvolution_kernel
+    from ..exposures.pipeline import make, measured_noise, solve_difference, solve_score
+    from ..exposures.preparation import prepare
 
     pair = prepare(inputs["science"], inputs["template"], prepared)
     # Whatever else is needed lives in the pair.
     inputs.clear()
     sources = pair.science_pixels | pair.template_pixels
-    solution = None
+    solved = None
     if wanted["difference"] is not None or wanted["matched"] is not None:
         begin("matching")
-        found = match(pair, options)
-        pair = pair_with_psf(pair, found.convolved)
-        solution = dataclasses.replace(Solution.of(pair, found), **correction)
-    if solution is not None and wanted["difference"] is not None:
+        solved = solve_difference(pair, options, **correction)
+        pair = solved.pair
+    if solved is not None and wanted["difference"] is not None:
         begin("subtraction")
-        product = make_product(
-            solution,
-            pair.science,
-            pair.template,
-            free=~sources,
-            sources=sources,
-            full_variance=full_variance,
-        )
+        product = make(solved, sources=sources, full_variance=full_variance)
         # Both products have the same inputs.
-        correction["noise"] = "white"
-        correction |= {
-            f"{name}_noise": getattr(product.solution, f"{name}_noise")
-            for name in ("science", "template")
-        }
-        _describe(wanted["difference"], product, pair, found)
+        correction |= measured_noise(product)
+        _describe(wanted["difference"], product, pair, solved.match)
         _report_floor(product, pair)
-        yield wanted["difference"], *_finished(product, sources, _match_cards(pair, found, options))
+        cards = _match_cards(pair, solved.match, options)
+        yield wanted["difference"], *_finished(product, sources, cards)
         del product
-    if solution is not None and wanted["matched"] is not None:
+    if solved is not None and wanted["matched"] is not None:
         begin("matched template")
-        yield wanted["matched"], *_matched(solution, pair.template)
+        yield wanted["matched"], *_matched(solved.solution, pair.template)
     if wanted["score"] is not None:
+        del solved
         begin("matching for the score")
-        pair = pair_with_psf(pair, "template")
-        kernel = preconvolution_kernel(pair.science)
-        found = match(pair, options, preconvolution_kernel=kernel, fill=correction["fill"])
+        solved = solve_score(pair, options, **correction)
         begin("score")
-        product = make_product(
-            dataclasses.replace(Solution.of(pair, found, kernel), **correction),
-            pair.science,
-            pair.template,
-            preconvolved_science=found.science,
-            free=~sources,
-            sources=sources,
-            full_variance=full_variance,
-        )
-        _describe(wanted["score"], product, pair, found)
+        product = make(solved, sources=sources, full_variance=full_variance)
+        _describe(wanted["score"], product, solved.pair, solved.match)
         if wanted["difference"] is None:
-            _report_floor(product, pair)
-        cards = _match_cards(pair, found, options, score=True)
+            _report_floor(product, solved.pair)
+        cards = _match_cards(solved.pair, solved.match, options, score=True)
         yield wanted["score"], *_finished(product, sources, cards)
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "prepare",
     "template_coverage",
     "with_measured_psf",
+    "with_own_psf",
 ]
 
 type Array = npt.NDArray[Any]
@@ -267,11 +268,50 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
     DataError
         If there are too few stars.
     """
+    return _psf_of_stars(exposure, pair.sources, pair.bad, sigma)
+
+
+def with_own_psf(exposure: Exposure) -> Exposure:
+    """Exposure with its PSF, or with one that is measured from its stars alone.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    exposure
+        The same one where it has a PSF.
+
+    Raises
+    ------
+    DataError
+        If there are too few stars.
+    """
+    if exposure.psf is not None:
+        return exposure
+    bad = untrusted_pixels(exposure)
+    _, flat = sources_apart(exposure, bad)
+    sources = find_sources(
+        flat, flat, science_variance=exposure.variance.array, science_bad=bad, template_bad=bad
+    )
+    del flat
+    stars = choose_candidates(sources, clear=16, isolation=16)
+    width = FWHM_TO_SIGMA * fwhm(exposure, stars, stars.science_sigma, bad)
+    exposure = exposure.replaced()
+    exposure.psf = _psf_of_stars(exposure, sources, bad, width)
+    return exposure
+
+
+def _psf_of_stars(
+    exposure: Exposure, sources: Sources, bad: Array, sigma: float
+) -> KernelPointSpreadFunction:
     size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
     size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
     wide = min(max(2 * math.ceil(_WING_SIGMAS * sigma) + 1, size), _WING_SIDE)
     stars = choose_candidates(
-        pair.sources,
+        sources,
         clear=size // 2 + 1,
         isolation=0.7 * size,
         # Galaxies would do for a kernel, not for a PSF.
@@ -280,7 +320,7 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
     images, used = measure_psf(
         exposure.image.array,
         exposure.variance.array,
-        pair.bad,
+        bad,
         stars.x,
         stars.y,
         size=wide,

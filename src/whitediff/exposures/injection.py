@@ -1,0 +1,418 @@
+"""Point sources of known flux in exposures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import astropy.units
+import numpy as np
+import numpy.typing as npt
+import scipy.ndimage
+from astropy.table import QTable, Table
+from lsst.images import Image
+from lsst.images.psfs import PointSpreadFunction
+
+from ..errors import ArgumentError, DataError
+from ..injection import add_stamp, photon_noise, random_positions
+from ..planes import copied
+from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from . import masks
+from .kernels import is_constant
+from .model import Exposure
+from .noise import untrusted_pixels
+from .psf import KernelPointSpreadFunction, average_position, psf_image
+
+__all__ = [
+    "SEPARATION",
+    "inject",
+    "injectable_pixels",
+    "pixel_positions",
+    "point_source_noise",
+    "psf_sigma",
+    "random_sources",
+]
+
+type Array = npt.NDArray[Any]
+
+SEPARATION = 10.0
+"""Default distance between random sources, in widths (sigma) of the PSF: two Gaussian PSFs so
+far apart overlap by 1e-11, two Moffat PSFs of beta 3 by 1e-3."""
+
+_CLEAR = 2.0
+"""Default distance of random sources from masked pixels, in widths of the PSF."""
+
+
+def inject(
+    exposure: Exposure,
+    sources: Table,
+    *,
+    gain: float | None = None,
+    rng: np.random.Generator | None = None,
+) -> Exposure:
+    """Add point sources to an exposure.
+
+    Parameters
+    ----------
+    exposure
+        Exposure with a PSF; not changed.
+    sources
+        Columns ``flux``, in the unit of the image, and either ``x``, ``y`` (pixel coordinates) or
+        ``ra``, ``dec`` (degrees, where they have no unit).  Fluxes may be negative.
+    gain
+        Electrons per count: draw the photon noise of the sources, and add it to the variance
+        plane.  None adds the expected counts alone; the variance plane is then that of the noise
+        that is really there.
+    rng
+        Random numbers, for a gain.
+
+    Returns
+    -------
+    exposure
+        A new one.  Each source is the PSF at its position, shifted by fractions of a pixel in
+        Fourier space and of exactly its flux, but for what falls outside the image.  Mask, PSF
+        and header are those of the exposure; pixels that are not finite stay so.
+
+    Raises
+    ------
+    ArgumentError
+        If the exposure has no PSF, a column is missing, or a source is not finite or outside.
+    """
+    psf = _psf_of(exposure)
+    x, y = pixel_positions(exposure, sources)
+    flux = _fluxes(exposure, sources)
+    if gain is not None:
+        if not 0 < gain < float("inf"):
+            raise ArgumentError(f"The gain must be a positive number; got {gain:g}.")
+        if (flux < 0).any():
+            raise ArgumentError(
+                f"{_name(exposure)}: a source of negative flux ({flux.min():g}) has no photon"
+                " noise; leave the gain out."
+            )
+        rng = np.random.default_rng() if rng is None else rng
+    image = copied(exposure.image.array)
+    variance = exposure.variance.array if gain is None else copied(exposure.variance.array)
+    for x_i, y_i, flux_i in zip(x.tolist(), y.tolist(), flux.tolist(), strict=True):
+        stamp = psf.compute_stellar_image(x=x_i, y=y_i)
+        counts = stamp.array * (flux_i / stamp.array.sum(dtype=np.float64))
+        # Stamps of any PSF say by their box where they are, whatever their sides.
+        middle = (
+            stamp.bbox.x.start + stamp.bbox.x.size // 2 - exposure.yx0[1],
+            stamp.bbox.y.start + stamp.bbox.y.size // 2 - exposure.yx0[0],
+        )
+        if gain is not None and rng is not None:
+            add_stamp(variance, np.maximum(counts, 0) / gain, *middle)
+            counts = counts + photon_noise(counts, gain, rng)
+        add_stamp(image, counts, *middle)
+    result = exposure.replaced(
+        image=Image(image, bbox=exposure.bbox, unit=exposure.image.unit), variance=variance
+    )
+    result.header = exposure.header.copy()
+    result.primary_header = exposure.primary_header.copy()
+    return result
+
+
+def random_sources(
+    exposure: Exposure,
+    number: int,
+    *,
+    signal_to_noise: tuple[float, float],
+    rng: np.random.Generator,
+    noise: Exposure | None = None,
+    usable: Array | None = None,
+    separation: float | None = None,
+) -> QTable:
+    """Random point sources for an exposure.
+
+    Parameters
+    ----------
+    exposure
+        Exposure with a PSF.
+    number
+        How many.
+    signal_to_noise
+        Least and largest, drawn uniformly between; positive.  It is the flux over the error that
+        its matched filter has at that place, `point_source_noise`: sky and the sources that are
+        there count, the source's own photons do not.
+    rng
+        Random numbers.
+    noise
+        Exposure on the same pixels, with a PSF, in which the signal-to-noise ratio is meant, such
+        as an earlier difference of the same images; None for `exposure` itself.
+    usable
+        ``(ny, nx)`` boolean: where they may lie; `injectable_pixels` if not given.
+    separation
+        Least distance between two, pixels; `SEPARATION` widths of the PSF if not given.
+
+    Returns
+    -------
+    sources
+        Columns id, x, y, flux, signal_to_noise, as `inject` takes them.
+
+    Raises
+    ------
+    ArgumentError
+        If a number is out of range, or so many sources do not fit.
+    DataError
+        If the noise is not known at their places.
+    """
+    low, high = signal_to_noise
+    if number < 1:
+        raise ArgumentError(f"The number of sources must be at least 1; got {number}.")
+    if not 0 < low <= high < float("inf"):
+        raise ArgumentError(
+            "The signal-to-noise ratio runs from a positive number to one that is no smaller; got"
+            f" {low:g} to {high:g}."
+        )
+    if separation is not None and not 0 <= separation < float("inf"):
+        raise ArgumentError(f"The separation must not be negative; got {separation:g} pixels.")
+    _psf_of(exposure)
+    noise = exposure if noise is None else noise
+    if noise.bbox != exposure.bbox:
+        raise ArgumentError(
+            f"{_name(noise)}: its box {noise.bbox} is not that of {_name(exposure)},"
+            f" {exposure.bbox}."
+        )
+    if usable is None:
+        usable = injectable_pixels(exposure)
+        if noise is not exposure:
+            usable &= injectable_pixels(noise)
+    if separation is None:
+        separation = SEPARATION * psf_sigma(exposure)
+    try:
+        columns, rows = random_positions(usable, number, separation=separation, rng=rng)
+    except ArgumentError as error:
+        raise ArgumentError(f"{_name(exposure)}: {error}") from error
+    x, y = columns + exposure.yx0[1], rows + exposure.yx0[0]
+    sigma = point_source_noise(noise, x, y)
+    unknown = int(np.count_nonzero(~(sigma > 0)))
+    if unknown:
+        raise DataError(
+            f"{_name(noise)}: its variance plane gives no noise at {unknown} of {number}"
+            " positions; is it positive and finite?"
+        )
+    ratio = rng.uniform(low, high, number)
+    unit = exposure.image.unit or astropy.units.dimensionless_unscaled
+    sources = QTable(
+        {
+            "id": np.arange(1, number + 1),
+            "x": x * astropy.units.pixel,
+            "y": y * astropy.units.pixel,
+            "flux": ratio * sigma * unit,
+            "signal_to_noise": ratio,
+        }
+    )
+    for name, description in (
+        ("id", "Number of the source"),
+        ("x", "Column, pixel coordinates"),
+        ("y", "Row, pixel coordinates"),
+        ("flux", "Flux"),
+        ("signal_to_noise", "Flux over the error of a matched filter at this place"),
+    ):
+        sources[name].info.description = description
+    return sources
+
+
+def injectable_pixels(exposure: Exposure, *, clear: float | None = None) -> Array:
+    """Pixels of an exposure in which a source can be measured.
+
+    Parameters
+    ----------
+    exposure
+        Exposure with a PSF.
+    clear
+        Distance from pixels without a measurement and from the frame's edge, in x and in y,
+        pixels; 2 widths of the PSF if not given.
+
+    Returns
+    -------
+    usable
+        ``(ny, nx)`` boolean: so far from pixels that are not finite, of no positive variance, or
+        flagged with one of `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES`, EDGE or
+        CONTAMINATED.
+    """
+    reach = round(_CLEAR * psf_sigma(exposure) if clear is None else clear)
+    variance = exposure.variance.array
+    bad = untrusted_pixels(exposure)
+    bad |= masks.flagged(exposure.mask, ("EDGE", masks.CONTAMINATED))
+    with np.errstate(invalid="ignore"):
+        bad |= ~((variance > 0) & (variance < np.inf))
+    for axis in (0, 1):
+        bad = scipy.ndimage.maximum_filter1d(
+            bad, 2 * reach + 1, axis=axis, mode="constant", cval=True
+        )
+    return ~bad
+
+
+def point_source_noise(exposure: Exposure, x: Array, y: Array) -> Array:
+    """Error of the flux of a point source that a matched filter measures.
+
+    Parameters
+    ----------
+    exposure
+        Exposure of white noise, with a PSF.
+    x, y
+        ``(n,)`` pixel coordinates.
+
+    Returns
+    -------
+    error
+        ``(n,)`` image_unit: ``√(Σ P²V) / Σ P²`` with the PSF P at the position and the variance V
+        of the pixels that it covers, those of no variance left out; NaN where none has any.
+    """
+    psf = _psf_of(exposure)
+    stamp_at = _local_stamps(psf)
+    variance = exposure.variance.array
+    ny, nx = variance.shape
+    error = np.full(len(x), np.nan)
+    for i, (x_i, y_i) in enumerate(
+        zip(np.asarray(x).tolist(), np.asarray(y).tolist(), strict=True)
+    ):
+        squares = stamp_at(x_i, y_i)
+        top = int(np.floor(y_i + 0.5)) - exposure.yx0[0] - squares.shape[0] // 2
+        left = int(np.floor(x_i + 0.5)) - exposure.yx0[1] - squares.shape[1] // 2
+        rows = slice(max(0, top), min(ny, top + squares.shape[0]))
+        columns = slice(max(0, left), min(nx, left + squares.shape[1]))
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            continue
+        part = squares[
+            rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+        ]
+        values = variance[rows, columns]
+        good = np.isfinite(values) & (values > 0)
+        total = float(part[good].sum())
+        if total > 0:
+            error[i] = np.sqrt(float((part[good] * values[good]).sum())) / total
+    return error
+
+
+def _local_stamps(psf: PointSpreadFunction) -> Callable[[float, float], Array]:
+    """Function of a position: the square of the PSF there."""
+    if isinstance(psf, KernelPointSpreadFunction) and is_constant(psf.kernel):
+        x, y = average_position(psf)
+        everywhere = psf_image(psf, x=x, y=y) ** 2
+        return lambda x, y: everywhere
+    return lambda x, y: psf_image(psf, x=x, y=y) ** 2
+
+
+def psf_sigma(exposure: Exposure) -> float:
+    """Width of the Gaussian that is as wide at half maximum as an exposure's PSF.
+
+    Parameters
+    ----------
+    exposure
+        Exposure with a PSF.
+
+    Returns
+    -------
+    sigma
+        Pixels, at the PSF's average position.
+    """
+    psf = _psf_of(exposure)
+    x, y = average_position(psf)
+    return FWHM_TO_SIGMA * full_width_half_maximum(psf_image(psf, x=x, y=y))
+
+
+def pixel_positions(exposure: Exposure, table: Table) -> tuple[Array, Array]:
+    """Positions of a table's rows in an exposure.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    table
+        With columns ``x``, ``y``, or ``ra``, ``dec`` (degrees where they have no unit; ICRS).
+
+    Returns
+    -------
+    x, y
+        ``(n,)`` float64, pixel coordinates.
+
+    Raises
+    ------
+    ArgumentError
+        If there are no such columns, or a position is not finite or outside the image.
+    """
+    names = set(table.colnames)
+    if {"x", "y"} <= names:
+        x, y = (_plain(table[name], astropy.units.pixel, name) for name in ("x", "y"))
+    elif {"ra", "dec"} <= names:
+        x, y = _from_sky(exposure, table)
+    else:
+        raise ArgumentError(
+            "A table of sources needs columns x and y, or ra and dec; it has"
+            f" {', '.join(table.colnames) or 'none'}."
+        )
+    (y0, x0), (ny, nx) = exposure.yx0, exposure.shape
+    with np.errstate(invalid="ignore"):
+        inside = (np.abs(x - x0 - (nx - 1) / 2) <= nx / 2) & (
+            np.abs(y - y0 - (ny - 1) / 2) <= ny / 2
+        )
+    if not inside.all():
+        first = int(np.flatnonzero(~inside)[0])
+        raise ArgumentError(
+            f"{_name(exposure)}: {np.sum(~inside)} of {len(x)} positions are outside the image"
+            f" (x from {x0} to {x0 + nx - 1}, y from {y0} to {y0 + ny - 1}), the first in row"
+            f" {first + 1} with x = {x[first]:g}, y = {y[first]:g}; leave them out."
+        )
+    return x, y
+
+
+def _from_sky(exposure: Exposure, table: Table) -> tuple[Array, Array]:
+    wcs = exposure.wcs
+    if wcs is None:
+        raise ArgumentError(
+            f"{_name(exposure)}: has no celestial WCS, so ra and dec have no place in it; give"
+            " columns x and y."
+        )
+    from astropy.coordinates import SkyCoord
+
+    ra, dec = (_plain(table[name], astropy.units.deg, name) for name in ("ra", "dec"))
+    if not (np.isfinite(ra).all() and (np.abs(dec) <= 90).all()):
+        raise ArgumentError("ra and dec must be finite, and dec between -90 and 90 degrees.")
+    x, y = wcs.world_to_pixel(SkyCoord(ra, dec, unit="deg"))
+    return np.asarray(x) + exposure.yx0[1], np.asarray(y) + exposure.yx0[0]
+
+
+def _fluxes(exposure: Exposure, sources: Table) -> Array:
+    if "flux" not in sources.colnames:
+        raise ArgumentError(
+            "A table of sources needs a column flux, in the unit of the image; it has"
+            f" {', '.join(sources.colnames)}."
+        )
+    flux = _plain(sources["flux"], exposure.image.unit, "flux")
+    if not np.isfinite(flux).all():
+        row = int(np.flatnonzero(~np.isfinite(flux))[0])
+        raise ArgumentError(f"Fluxes must be finite; row {row + 1} has {flux[row]}.")
+    return flux
+
+
+def _plain(column: Any, unit: astropy.units.UnitBase | None, name: str) -> Array:
+    """Numbers of a column in a unit; as they are where either has none."""
+    own = getattr(column, "unit", None)
+    if np.ma.isMaskedArray(column) or hasattr(column, "filled"):
+        column = column.filled(np.nan) if np.issubdtype(column.dtype, np.floating) else column
+    values = getattr(column, "value", column)
+    try:
+        values = np.asarray(values, dtype=np.float64).reshape(-1)
+        if own is None or unit is None or own in (unit, astropy.units.dimensionless_unscaled):
+            return values
+        return np.asarray((values * own).to_value(unit))
+    except (astropy.units.UnitConversionError, TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"The column {name} must hold numbers"
+            + (f" in {unit}" if unit is not None else "")
+            + f"; it is {column.dtype} in {own or 'no unit'}."
+        ) from error
+
+
+def _psf_of(exposure: Exposure) -> PointSpreadFunction:
+    if exposure.psf is None:
+        raise ArgumentError(
+            f"{_name(exposure)}: has no PSF, and the image of a point source is the PSF; name one."
+        )
+    return exposure.psf
+
+
+def _name(exposure: Exposure) -> str:
+    return exposure.source or "The exposure"
