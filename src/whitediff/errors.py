@@ -16,6 +16,7 @@ __all__ = [
     "TooFewSourcesError",
     "WhitediffError",
     "one_line",
+    "sentence",
 ]
 
 
@@ -69,3 +70,27 @@ def one_line(error: BaseException) -> str:
         Without line breaks and full stop; the error's class where it says nothing.
     """
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def sentence(error: BaseException) -> str:
+    """What is wrong, for somebody who does not read Python.
+
+    Parameters
+    ----------
+    error
+        Any error.
+
+    Returns
+    -------
+    text
+        One sentence; of an error that whitediff did not raise on purpose, with its class.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, WhitediffError):
+        return text
+    if isinstance(error, MemoryError):
+        return f"Not enough memory ({text or 'none left'}); close other programs or cut the images."
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror or text}."
+    return f"Unexpected {type(error).__name__}: {text}."

@@ -9,18 +9,25 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import click
 
-__all__ = ["Number", "common_options", "fail", "print_table", "stages"]
+from ..memory import limited_memory, return_freed_memory
+
+__all__ = [
+    "Number",
+    "common_options",
+    "fail",
+    "limited_memory",
+    "print_table",
+    "return_freed_memory",
+    "stages",
+]
 
 log = logging.getLogger("whitediff.cli")
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_PLANE = 16 << 20
 _ARGUMENTS = (
     (re.compile(r"\bspatially_varying=False"), "--constant"),
     (re.compile(r"\b(fill|noise)='(\w+)'"), r"--\1 \2"),
@@ -40,50 +47,6 @@ class _Handler(logging.StreamHandler[Any]):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
-
-
-def return_freed_memory(least: int = _PLANE) -> None:
-    """Have the C library give freed image planes back to the system at once.
-
-    glibc keeps what was freed below a threshold that grows to 32 MB by itself: of a 4k
-    exposure's masks and intermediate planes some 400 MB that nobody uses.  What is smaller,
-    such as tiles, it shall keep: fresh pages cost more than the work on them.
-
-    Parameters
-    ----------
-    least
-        Bytes from which memory is asked from the system and given back, one plane at a time.
-    """
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    with contextlib.suppress(AttributeError, OSError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, least)
-        library.mallopt(_M_TRIM_THRESHOLD, 4 * least)
-
-
-def limited_memory(number: int | None, directory: Path | None) -> AbstractContextManager[None]:
-    """Context for the option ``--memory``.
-
-    Parameters
-    ----------
-    number
-        Bytes; None for what the machine has.
-    directory
-        Of the output, where large planes live meanwhile.
-
-    Returns
-    -------
-    context
-        `whitediff.planes.memory_limit`.
-    """
-    from ..planes import memory_limit
-
-    if number is not None:
-        return_freed_memory(_PLANE // 16)
-    return memory_limit(number, directory)
 
 
 def set_up_logging(level: int) -> None:
@@ -171,24 +134,16 @@ def fail(error: BaseException, *, verbose: bool = False) -> None:
     verbose
         Show where an unexpected error came from.
     """
-    from ..errors import WhitediffError
+    from ..errors import WhitediffError, sentence
 
-    text = " ".join(str(error).split())
-    if isinstance(error, MemoryError):
-        text = f"Not enough memory ({text or 'none left'}); close other programs or cut the images."
-    elif isinstance(error, OSError) and not isinstance(error, WhitediffError):
-        name = f"{error.filename}: " if error.filename else ""
-        text = f"{name}{error.strerror or text}."
-    elif not isinstance(error, WhitediffError):
+    text = sentence(error)
+    if not isinstance(error, WhitediffError | MemoryError | OSError):
         if verbose:
             import traceback
 
             traceback.print_exception(error)
-        text = (
-            f"Unexpected {type(error).__name__}: {text}."
-            " Run again with -v for the traceback and report it, please."
-        )
-    else:
+        text += " Run again with -v for the traceback and report it, please."
+    if isinstance(error, WhitediffError):
         for argument, option in _ARGUMENTS:
             text = argument.sub(option, text)
     click.echo(f"whitediff: {text}", err=True)

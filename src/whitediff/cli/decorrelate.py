@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,7 @@ __all__ = [
     "complete_planes",
     "correction_options",
     "decorrelate",
-    "decorrelation_cards",
     "noise_options",
-    "read_input",
-    "report_noise_floor",
     "run_decorrelation",
 ]
 
@@ -223,6 +219,8 @@ def run_decorrelation(
     from ..errors import ArgumentError
     from ..exposures import decorrelation, masks
     from ..outputs import check_output
+    from ..runs.cards import decorrelation_cards, report_noise_floor
+    from ..runs.inputs import check_usable, read_input
 
     check_output(output, overwrite=overwrite)
     if preconvolution_kernel is not None and not score:
@@ -262,7 +260,7 @@ def run_decorrelation(
         }
         given = formats.read_exposure(difference, needs_variance=False)
         given = _complete(given, inputs, direction, kernel, psf)
-        _check_usable(given, masks.DEFAULT_IGNORE_MASK_PLANES)
+        check_usable(given, masks.DEFAULT_IGNORE_MASK_PLANES)
         _check_position(given, x_center, y_center)
         preconvolution = None
         if preconvolution_kernel is not None:
@@ -328,74 +326,6 @@ def run_decorrelation(
     )
     report_noise_floor(((science, result.science_noise), (template, result.template_noise)))
     return result
-
-
-def read_input(
-    name: str,
-    path: str,
-    variance: float | str | None,
-    gain: float | None,
-    read_noise: float | None,
-) -> Any:
-    """Read a science image or template, with its variance from wherever there is one.
-
-    Parameters
-    ----------
-    name
-        ``science`` or ``template``.
-    path
-        File.
-    variance, gain, read_noise
-        As the options of the command have them.
-
-    Returns
-    -------
-    exposure
-        `whitediff.Exposure` with at least one usable pixel.
-    """
-    import numpy as np
-
-    from .. import formats
-    from ..errors import ArgumentError
-    from ..exposures import decorrelation, masks
-    from ..exposures.noise import without_sentinels
-
-    if isinstance(variance, float) and not 0 < variance < float("inf"):
-        raise ArgumentError(
-            f"{path}: --{name}-variance must be a positive number or a file; got {variance:g}."
-        )
-    exposure = formats.read_exposure(
-        path,
-        variance=(
-            formats.VarianceSource.parse(variance) if isinstance(variance, str) else variance
-        ),
-        gain=gain,
-        read_noise=read_noise,
-    )
-    exposure = without_sentinels(exposure)
-    _check_usable(exposure, masks.UNTRUSTED_MASK_PLANES)
-    if isinstance(variance, float) and not decorrelation.variance_mean(exposure, ()) > 0:
-        exposure = exposure.replaced(variance=np.full(exposure.shape, variance, dtype=np.float32))
-        log.info("%s: its variance plane is unusable; %g is used everywhere.", path, variance)
-    return exposure
-
-
-def _check_usable(exposure: Any, planes: tuple[str, ...]) -> None:
-    import numpy as np
-
-    from ..errors import DataError
-    from ..exposures import masks
-
-    finite = np.isfinite(exposure.image.array)
-    if not finite.any():
-        raise DataError(
-            f"{exposure.source}: no finite pixel: all {finite.size} are NaN or infinite."
-        )
-    if not (finite & ~masks.flagged(exposure.mask, planes)).any():
-        raise DataError(
-            f"{exposure.source}: no usable pixel: all {finite.size} are masked"
-            f" ({', '.join(planes)}) or not finite; is its mask right?"
-        )
 
 
 def _complete(
@@ -503,88 +433,3 @@ def _direction(difference: str) -> str | None:
         log.warning("%s: was decorrelated before; its noise is white already.", difference)
     value = header.get("WDCONV")
     return value if value in ("template", "science") else None
-
-
-def decorrelation_cards(result: Any) -> dict[str, tuple[Any, str]]:
-    """Cards of the primary header that say what was done.
-
-    Parameters
-    ----------
-    result
-        `whitediff.exposures.decorrelation.Decorrelation`.
-
-    Returns
-    -------
-    cards
-        Keyword → (value, comment).
-    """
-    from .. import __version__
-
-    options = result.options
-    return {
-        "WDTASK": ("decorrelate", "made by"),
-        "WDVERS": (__version__, "version of whitediff"),
-        "WDCONV": (options.convolved, "exposure that was convolved"),
-        "WDSCORE": (options.score, "is a score image"),
-        "WDFULLV": (options.full_variance, "variance propagated pixel by pixel"),
-        "WDTRANSF": (options.transform, "transform"),
-        "WDIGNORE": (",".join(options.ignore_mask_planes), "planes not in means"),
-        "WDXCEN": (result.x, "column at which the kernel was taken"),
-        "WDYCEN": (result.y, "row at which the kernel was taken"),
-        "WDKSUM": (result.kernel_sum, "sum of the matching kernel"),
-        "WDSVAR": (result.science_variance, "mean variance of science"),
-        "WDTVAR": (result.template_variance, "mean variance of template"),
-        "WDVUNC": (result.variance_weights[0], "variance weight, unconvolved"),
-        "WDVCON": (result.variance_weights[1], "variance weight, convolved"),
-        "WDVBEF": (result.variance_mean_before, "mean of the variance plane before"),
-        "WDVAFT": (result.variance_mean_after, "mean of the variance plane after"),
-        "WDGRIDX": (result.grid[1], "transform grid"),
-        "WDGRIDY": (result.grid[0], "transform grid"),
-        "WDCONTAM": (result.contaminated_fraction, "fraction of pixels CONTAMINATED"),
-        "WDFILL": (options.fill, "what stands in for missing pixels"),
-        "WDSPAT": (options.spatially_varying, "correction follows kernel and noise"),
-    } | _noise_cards(result)
-
-
-def _noise_cards(result: Any) -> dict[str, tuple[Any, str]]:
-    """Cards of a correction that varies, and of inputs that are not white."""
-    cards: dict[str, tuple[Any, str]] = {}
-    if result.local is not None:
-        cards |= {
-            "WDNIMG": (len(result.local.filter.images), "images that the correction is made of"),
-            "WDSPERR": (result.local.filter.error, "error of the compression, sigma of a pixel"),
-        }
-    for name, noise, (power, error, significance, floored) in (
-        ("science", result.science_noise, ("WDSNOI0", "WDSNERR", "WDSNSIG", "WDSNFLR")),
-        ("template", result.template_noise, ("WDTNOI0", "WDTNERR", "WDTNSIG", "WDTNFLR")),
-    ):
-        if noise is None:
-            continue
-        cards["WDFLXERR"] = (result.flux_error, "relative error of fluxes from these")
-        cards[power] = (noise.zero_frequency, f"{name} noise power at low frequencies")
-        cards[error] = (noise.zero_frequency_error, "its error")
-        if math.isfinite(noise.significance):
-            cards[significance] = (noise.significance, f"{name} noise is not white, sigma")
-        cards[floored] = (noise.floored_fraction, f"fraction of {name} frequencies floored")
-    return cards
-
-
-def report_noise_floor(noises: Iterable[tuple[Any, Any]]) -> None:
-    """Say where an input has too little noise to be made white.
-
-    Parameters
-    ----------
-    noises
-        What each input is called, and its noise covariance or None.
-    """
-    from ..noise import FLOOR
-
-    for name, noise in noises:
-        if noise is not None and noise.floored_fraction > 0:
-            log.info(
-                "%s: at %.2g%% of the frequencies its noise has less than %g of its mean power;"
-                " the correction takes it for that.",
-                name,
-                100 * noise.floored_fraction,
-                FLOOR,
-            )

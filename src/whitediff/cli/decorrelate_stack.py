@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .console import OUTPUT_FILE, common_options, limited_memory, log, stages
-from .decorrelate import complete_planes, correction_options, read_input, report_noise_floor
+from .decorrelate import complete_planes, correction_options
 
 __all__ = ["decorrelate_stack", "run_stack_decorrelation", "stack_cards"]
 
@@ -145,6 +145,8 @@ def run_stack_decorrelation(
     from ..exposures import masks, stacks
     from ..exposures.noise import source_pixels
     from ..outputs import check_output
+    from ..runs.cards import report_noise_floor
+    from ..runs.inputs import read_input
 
     check_output(output, overwrite=overwrite)
     options = stacks.StackOptions(

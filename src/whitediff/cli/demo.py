@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_DIRECTORY, common_options, log
+from .console import OUTPUT_DIRECTORY, common_options, log, stages
 
 __all__ = ["demo"]
 
@@ -29,23 +29,25 @@ def demo(output: Path, overwrite: bool) -> None:
     difference, the score, the difference before decorrelation, the tables as JSON and a
     picture in the output directory.
     """
+    from ..runs.subtract import run_subtraction
     from ..simulation import SimulationOptions
     from .check import run_check
     from .simulate import write_simulation
-    from .subtract import run_subtraction
 
     simulated = output / "simulated"
     write_simulation(SimulationOptions(), simulated, overwrite=overwrite)
     difference, score, before = (
         output / f"{name}.fits" for name in ("difference", "score", "uncorrected")
     )
-    run_subtraction(
-        science=str(simulated / "science.fits"),
-        template=str(simulated / "template.fits"),
-        output=difference,
-        score_output=score,
-        overwrite=overwrite,
-    )
+    with stages("Subtracting", 8) as begin:
+        run_subtraction(
+            science=str(simulated / "science.fits"),
+            template=str(simulated / "template.fits"),
+            output=difference,
+            score_output=score,
+            overwrite=overwrite,
+            begin=begin,
+        )
     _write_uncorrected(simulated, difference, before, overwrite=overwrite)
     run_check(
         image_path=str(difference),

@@ -1,0 +1,1 @@
+"""From files to files: what commands, batches and pipelines run."""

@@ -1,0 +1,96 @@
+"""What was done, for headers and for people."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from .. import __version__
+from ..noise import FLOOR
+
+__all__ = ["decorrelation_cards", "report_noise_floor"]
+
+log = logging.getLogger("whitediff.runs")
+
+
+def decorrelation_cards(result: Any) -> dict[str, tuple[Any, str]]:
+    """Cards of the primary header that say what was done.
+
+    Parameters
+    ----------
+    result
+        `whitediff.exposures.decorrelation.Decorrelation`.
+
+    Returns
+    -------
+    cards
+        Keyword → (value, comment).
+    """
+    options = result.options
+    return {
+        "WDTASK": ("decorrelate", "made by"),
+        "WDVERS": (__version__, "version of whitediff"),
+        "WDCONV": (options.convolved, "exposure that was convolved"),
+        "WDSCORE": (options.score, "is a score image"),
+        "WDFULLV": (options.full_variance, "variance propagated pixel by pixel"),
+        "WDTRANSF": (options.transform, "transform"),
+        "WDIGNORE": (",".join(options.ignore_mask_planes), "planes not in means"),
+        "WDXCEN": (result.x, "column at which the kernel was taken"),
+        "WDYCEN": (result.y, "row at which the kernel was taken"),
+        "WDKSUM": (result.kernel_sum, "sum of the matching kernel"),
+        "WDSVAR": (result.science_variance, "mean variance of science"),
+        "WDTVAR": (result.template_variance, "mean variance of template"),
+        "WDVUNC": (result.variance_weights[0], "variance weight, unconvolved"),
+        "WDVCON": (result.variance_weights[1], "variance weight, convolved"),
+        "WDVBEF": (result.variance_mean_before, "mean of the variance plane before"),
+        "WDVAFT": (result.variance_mean_after, "mean of the variance plane after"),
+        "WDGRIDX": (result.grid[1], "transform grid"),
+        "WDGRIDY": (result.grid[0], "transform grid"),
+        "WDCONTAM": (result.contaminated_fraction, "fraction of pixels CONTAMINATED"),
+        "WDFILL": (options.fill, "what stands in for missing pixels"),
+        "WDSPAT": (options.spatially_varying, "correction follows kernel and noise"),
+    } | _noise_cards(result)
+
+
+def _noise_cards(result: Any) -> dict[str, tuple[Any, str]]:
+    """Cards of a correction that varies, and of inputs that are not white."""
+    cards: dict[str, tuple[Any, str]] = {}
+    if result.local is not None:
+        cards |= {
+            "WDNIMG": (len(result.local.filter.images), "images that the correction is made of"),
+            "WDSPERR": (result.local.filter.error, "error of the compression, sigma of a pixel"),
+        }
+    for name, noise, (power, error, significance, floored) in (
+        ("science", result.science_noise, ("WDSNOI0", "WDSNERR", "WDSNSIG", "WDSNFLR")),
+        ("template", result.template_noise, ("WDTNOI0", "WDTNERR", "WDTNSIG", "WDTNFLR")),
+    ):
+        if noise is None:
+            continue
+        cards["WDFLXERR"] = (result.flux_error, "relative error of fluxes from these")
+        cards[power] = (noise.zero_frequency, f"{name} noise power at low frequencies")
+        cards[error] = (noise.zero_frequency_error, "its error")
+        if math.isfinite(noise.significance):
+            cards[significance] = (noise.significance, f"{name} noise is not white, sigma")
+        cards[floored] = (noise.floored_fraction, f"fraction of {name} frequencies floored")
+    return cards
+
+
+def report_noise_floor(noises: Iterable[tuple[Any, Any]]) -> None:
+    """Say where an input has too little noise to be made white.
+
+    Parameters
+    ----------
+    noises
+        What each input is called, and its noise covariance or None.
+    """
+    for name, noise in noises:
+        if noise is not None and noise.floored_fraction > 0:
+            log.info(
+                "%s: at %.2g%% of the frequencies its noise has less than %g of its mean power;"
+                " the correction takes it for that.",
+                name,
+                100 * noise.floored_fraction,
+                FLOOR,
+            )

@@ -1,0 +1,384 @@
+"""Two files in, a difference and a score out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import formats
+from ..errors import ArgumentError, WhitediffError
+from ..exposures import masks
+from ..exposures.alignment import aligned_template
+from ..exposures.matching import MatchOptions
+from ..exposures.model import Exposure
+from ..exposures.noise import rescaled, source_pixels
+from ..exposures.pipeline import make, measured_noise, solve_difference, solve_score
+from ..exposures.preparation import PreparationOptions, prepare
+from ..exposures.solution import make_product
+from ..exposures.subtraction import matched_template
+from ..matching.design import FitOptions
+from ..outputs import check_output
+from .cards import decorrelation_cards, report_noise_floor
+from .inputs import read_input
+
+__all__ = ["Written", "run_subtraction"]
+
+log = logging.getLogger("whitediff.runs")
+
+type Cards = dict[str, tuple[Any, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A file that a run has written.
+
+    Attributes
+    ----------
+    kind
+        ``difference``, ``score`` or ``matched``.
+    path
+        File.
+    cards
+        Keyword → value of what its primary header says of the run.
+    findings
+        What `inspect` found.
+    """
+
+    kind: str
+    path: Path
+    cards: dict[str, Any]
+    findings: Any = None
+
+
+def _silent(stage: str) -> None:
+    """Take no note of a stage."""
+
+
+def run_subtraction(
+    *,
+    science: str,
+    template: str,
+    output: Path | None = None,
+    score_output: Path | None = None,
+    matched_output: Path | None = None,
+    solutions: tuple[str, ...] = (),
+    convolved: Any = None,
+    kernel_order: int | str | None = None,
+    background_order: int = 2,
+    basis: Any = "gaussian",
+    kernel_size: int | None = None,
+    varying_sum: bool = False,
+    keep_variance: bool = False,
+    ignore_wcs: bool = False,
+    science_variance: float | str | None = None,
+    template_variance: float | str | None = None,
+    science_gain: float | None = None,
+    science_read_noise: float | None = None,
+    template_gain: float | None = None,
+    template_read_noise: float | None = None,
+    science_psf: str | None = None,
+    template_psf: str | None = None,
+    full_variance: bool = False,
+    noise: Any = "auto",
+    constant: bool = False,
+    fill: Any = "mean",
+    compress: bool = False,
+    overwrite: bool = False,
+    begin: Callable[[str], None] = _silent,
+    inspect: Callable[[str, Exposure], Any] | None = None,
+) -> list[Written]:
+    """Read, match, subtract, decorrelate and write.
+
+    Parameters
+    ----------
+    science, template, output, score_output, matched_output, solutions, convolved, kernel_order, \
+    background_order, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, \
+    science_variance, template_variance, science_gain, science_read_noise, template_gain, \
+    template_read_noise, science_psf, template_psf, full_variance, noise, constant, fill, \
+    compress, overwrite
+        Options of the command.
+    begin
+        Called with the name of each stage as it begins.
+    inspect
+        Called with the kind and the exposure of each product before it is written; what it
+        returns becomes the findings.
+
+    Returns
+    -------
+    written
+        What was written, one entry for each output that was asked for.
+
+    Raises
+    ------
+    WhitediffError
+        One of its kinds, whose message names the file at fault.
+    """
+    outputs = [path for path in (output, score_output, matched_output) if path is not None]
+    if not outputs:
+        raise ArgumentError("Nothing to write: give output, score_output or matched_output.")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise ArgumentError(f"{outputs[0]}: two outputs cannot be the same file.")
+    for path in outputs:
+        check_output(path, overwrite=overwrite)
+    read = {path: formats.read_solution(path) for path in solutions}
+    wanted = {"difference": output, "score": score_output, "matched": matched_output}
+    stored = _by_kind(read, wanted)
+    if kernel_order is None:
+        # To try all orders with hundreds of free pixels takes minutes.
+        kernel_order = 1 if basis == "delta" else "bic"
+    chosen = kernel_order if isinstance(kernel_order, str) else None
+    options = MatchOptions(
+        convolved=convolved or "auto",
+        basis=basis,
+        kernel_size=kernel_size,
+        choose_order=chosen,  # type: ignore[arg-type]
+        fit=FitOptions(
+            kernel_order=1 if isinstance(kernel_order, str) else kernel_order,
+            background_order=background_order,
+            constant_sum=not varying_sum,
+        ),
+    )
+    noise_levels = {
+        "science": (science_variance, science_gain, science_read_noise),
+        "template": (template_variance, template_gain, template_read_noise),
+    }
+    paths = {"science": science, "template": template}
+    cards: dict[str, tuple[Any, str]] = {
+        "WDSCI": (science, "science image"),
+        "WDTMPL": (template, "template"),
+    }
+    written: list[Written] = []
+    begin("reading")
+    inputs = {name: read_input(name, path, *noise_levels[name]) for name, path in paths.items()}
+    for name, psf in (("science", science_psf), ("template", template_psf)):
+        if psf is not None:
+            inputs[name].psf = formats.read_psf(psf, bounds=inputs[name].bbox)
+            cards[f"WD{name[0].upper()}PSFIN"] = (psf, f"PSF of the {name} image from")
+    begin("preparation")
+    try:
+        if stored:
+            made = _made_again(stored, inputs, wanted, begin, full_variance, not ignore_wcs)
+        else:
+            prepared = PreparationOptions(
+                rescale_variance=not keep_variance, use_wcs=not ignore_wcs
+            )
+            correction = {"noise": noise, "spatially_varying": not constant, "fill": fill}
+            made = _made(inputs, wanted, begin, full_variance, prepared, options, correction)
+        for path, exposure, more, extras in made:
+            findings = None
+            kind = next(name for name, wish in wanted.items() if wish == path)
+            if inspect is not None:
+                begin("inspection")
+                findings = inspect(kind, exposure)
+            begin("writing")
+            formats.write_exposure(
+                exposure,
+                path,
+                overwrite=overwrite,
+                compress=compress,
+                provenance=cards | more,
+                extras=extras,
+            )
+            values = {keyword: value for keyword, (value, _) in (cards | more).items()}
+            written.append(Written(kind, path, values, findings))
+    except WhitediffError as error:
+        # Which of the two is at fault, the fit cannot know.
+        named = (science, template, *(str(path) for path in outputs))
+        if any(name in str(error) for name in named):
+            raise
+        raise type(error)(f"{science}, {template}: {error}") from error
+    return written
+
+
+type _Made = Iterator[tuple[Path, Any, dict[str, tuple[Any, str]], dict[str, Any]]]
+"""Output, exposure, cards and further extensions, one product after the other."""
+
+
+def _made(
+    inputs: dict[str, Any],
+    wanted: dict[str, Path | None],
+    begin: Callable[[str], None],
+    full_variance: bool,
+    prepared: Any,
+    options: Any,
+    correction: dict[str, Any],
+) -> _Made:
+    """Match, subtract and decorrelate."""
+    pair = prepare(inputs["science"], inputs["template"], prepared)
+    # Whatever else is needed lives in the pair.
+    inputs.clear()
+    sources = pair.science_pixels | pair.template_pixels
+    solved = None
+    if wanted["difference"] is not None or wanted["matched"] is not None:
+        begin("matching")
+        solved = solve_difference(pair, options, **correction)
+        pair = solved.pair
+    if solved is not None and wanted["difference"] is not None:
+        begin("subtraction")
+        product = make(solved, sources=sources, full_variance=full_variance)
+        # Both products have the same inputs.
+        correction |= measured_noise(product)
+        _describe(wanted["difference"], product, pair, solved.match)
+        _report_floor(product, pair)
+        cards = _match_cards(pair, solved.match, options)
+        yield wanted["difference"], *_finished(product, sources, cards)
+        del product
+    if solved is not None and wanted["matched"] is not None:
+        begin("matched template")
+        yield wanted["matched"], *_matched(solved.solution, pair.template)
+    if wanted["score"] is not None:
+        del solved
+        begin("matching for the score")
+        solved = solve_score(pair, options, **correction)
+        begin("score")
+        product = make(solved, sources=sources, full_variance=full_variance)
+        _describe(wanted["score"], product, solved.pair, solved.match)
+        if wanted["difference"] is None:
+            _report_floor(product, solved.pair)
+        cards = _match_cards(solved.pair, solved.match, options, score=True)
+        yield wanted["score"], *_finished(product, sources, cards)
+
+
+def _made_again(
+    stored: dict[str, Any],
+    inputs: dict[str, Any],
+    wanted: dict[str, Path | None],
+    begin: Callable[[str], None],
+    full_variance: bool,
+    use_wcs: bool,
+) -> _Made:
+    """Subtract and decorrelate with stored solutions."""
+    science = inputs["science"]
+    template = aligned_template(science, inputs["template"], use_wcs=use_wcs)
+    inputs.clear()
+    sources = source_pixels(science, template)
+    for kind, solution in stored.items():
+        begin(kind)
+        pair = (
+            rescaled(science, solution.science_variance_factor),
+            rescaled(template, solution.template_variance_factor),
+        )
+        path = wanted[kind]
+        if path is not None:
+            product = make_product(solution, *pair, sources=sources, full_variance=full_variance)
+            yield path, *_finished(product, sources, {})
+        path = wanted["matched"]
+        if kind == "difference" and path is not None:
+            yield path, *_matched(solution, pair[1])
+
+
+def _matched(
+    solution: Any, template: Any
+) -> tuple[Any, dict[str, tuple[Any, str]], dict[str, Any]]:
+    """Template as a solution subtracts it, cards and further extensions."""
+    matched = matched_template(
+        template,
+        solution.kernel,
+        convolved=solution.convolved,
+        scale_factor=solution.scale_factor,
+    )
+    return matched, {"WDTASK": ("matched template", "made by")}, {}
+
+
+def _finished(
+    product: Any, sources: Any, cards: dict[str, tuple[Any, str]]
+) -> tuple[Any, dict[str, tuple[Any, str]], dict[str, Any]]:
+    """Exposure with its SOURCE plane, cards and further extensions."""
+    exposure = product.exposure
+    exposure.masked_image.mask = masks.with_plane(exposure.mask, masks.SOURCE, sources)
+    extras = dict(formats.solution_extras(product.solution))
+    if product.flux is not None:
+        extras = {"FLUX": product.flux, "FLUX_VARIANCE": product.flux_variance} | extras
+    return (
+        exposure,
+        decorrelation_cards(product.decorrelation)
+        | cards
+        | formats.solution_cards(product.solution)
+        | {"WDTASK": ("subtract", "made by")},
+        extras,
+    )
+
+
+def _match_cards(
+    pair: Any, match: Any, options: Any, *, score: bool = False
+) -> dict[str, tuple[Any, str]]:
+    fit = match.fit
+    return {
+        "WDBASIS": (options.basis, "kernel basis"),
+        "WDKORDER": (fit.kernel_order, "spatial order of the kernel"),
+        "WDBORDER": (fit.background_order, "spatial order of the background"),
+        "WDSFWHM": (pair.science_fwhm, "FWHM of the science PSF, pixels"),
+        "WDTFWHM": (pair.template_fwhm, "FWHM of the template PSF, pixels"),
+        "WDTFRAC": (pair.template_fraction, "of the science pixels that the template has"),
+        "WDNSTAR": (len(fit.used), "stars offered to the fit"),
+        "WDNUSED": (int(fit.used.sum()), "stars used"),
+        "WDKSERR": (fit.kernel_sum_error, "error of the kernel sum"),
+        # Of pre-convolved noise, which is correlated, it would mean nothing.
+        "WDCHI2": (
+            None if score else fit.reduced_chi_square,
+            "reduced chi-square of the fit",
+        ),
+        "WDCOND": (fit.condition, "condition number of the fit"),
+    }
+
+
+def _describe(path: Path | None, product: Any, pair: Any, match: Any) -> None:
+    fit = match.fit
+    log.info(
+        "%s: PSF FWHM %.2f (science) and %.2f (template) pixels; %s convolved; %d of %d stars"
+        " used; kernel sum %.5g ± %.2g; variance planes times %.3f and %.3f; mean variance"
+        " %.6g; %.1f%% of the pixels contaminated.",
+        path,
+        pair.science_fwhm,
+        pair.template_fwhm,
+        match.convolved,
+        int(fit.used.sum()),
+        len(fit.used),
+        fit.kernel_sum,
+        fit.kernel_sum_error,
+        pair.science_variance_factor,
+        pair.template_variance_factor,
+        product.decorrelation.variance_mean_after,
+        100 * product.decorrelation.contaminated_fraction,
+    )
+    if product.exposure.psf is None:
+        log.info("%s: no PSF is known, so the output has none.", path)
+
+
+def _report_floor(product: Any, pair: Any) -> None:
+    result = product.decorrelation
+    report_noise_floor(
+        (
+            (pair.science.source or "science image", result.science_noise),
+            (pair.template.source or "template", result.template_noise),
+        )
+    )
+
+
+def _by_kind(read: dict[str, Any], wanted: dict[str, Path | None]) -> dict[str, Any]:
+    """Stored solutions by what they made, one for each output that is wanted."""
+    stored: dict[str, Any] = {}
+    for path, solution in read.items():
+        kind = "score" if solution.preconvolution_kernel is not None else "difference"
+        if kind in stored:
+            raise ArgumentError(f"{path}: a second {kind} in --kernel; one is enough.")
+        stored[kind] = solution
+    if not read:
+        return stored
+    named = ", ".join(read)
+    asked = {"difference": wanted["difference"] or wanted["matched"], "score": wanted["score"]}
+    for kind, output in asked.items():
+        if output is None and kind in stored:
+            raise ArgumentError(
+                f"{named}: holds a {kind}, but no {kind} is asked for"
+                f" ({'--score-output' if kind == 'score' else '--output'})."
+            )
+    for kind, output in asked.items():
+        if output is not None and kind not in stored:
+            raise ArgumentError(
+                f"{named}: {output} needs a stored {kind}; name the old {kind} with --kernel too."
+            )
+    return stored
