@@ -29,6 +29,7 @@ __all__ = [
     "SIGNIFICANT",
     "NoiseCovariance",
     "averaged_covariance",
+    "coloured",
     "measured_covariance",
     "resampling_covariance",
     "white_covariance",
@@ -189,6 +190,47 @@ class NoiseCovariance:
         np.add.at(grid, np.ix_(lags % ny, lags % nx), self.correlation)
         spectrum: Array = fourier.forward(grid, shape).real
         return spectrum
+
+
+def coloured(images: Array, noise: NoiseCovariance | None) -> Array:
+    """Kernels that do to white noise what others do to correlated noise.
+
+    Parameters
+    ----------
+    images
+        ``(n, k, k)`` kernels, k odd.
+    noise
+        Covariance; None for white.
+
+    Returns
+    -------
+    coloured
+        ``(n, m, m)``: convolved with the filter √N, on stamps that hold it; the same ones for
+        white noise.
+
+    Notes
+    -----
+    With ``ρ = g ⊗ g`` products are ``Σ_de B(d) ρ(d − e) C(e) = Σ_d (g⊗B)(d) (g⊗C)(d)``.
+    """
+    if noise is None or noise.correlation.size == 1:
+        return images
+    margin = 2 * noise.max_lag
+    side = images.shape[1] + 2 * margin
+    shape = (side + side % 2, side + side % 2)
+    root = np.sqrt(noise.spectrum(shape))
+    return np.stack(
+        [
+            fourier.crop_center_origin(
+                fourier.inverse(
+                    fourier.forward(fourier.pad_center_origin(image, shape), shape) * root,
+                    shape,
+                    shape,
+                ),
+                (side, side),
+            )
+            for image in images
+        ]
+    )
 
 
 def white_covariance() -> NoiseCovariance:

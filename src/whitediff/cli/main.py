@@ -7,6 +7,7 @@ import sys
 import click
 
 from .. import __version__
+from .align import align
 from .check import check
 from .console import return_freed_memory
 from .decorrelate import decorrelate
@@ -30,7 +31,7 @@ def cli() -> None:
     """
 
 
-for command in (subtract, decorrelate, decorrelate_stack, check, simulate, demo):
+for command in (subtract, align, decorrelate, decorrelate_stack, check, simulate, demo):
     cli.add_command(command)
 
 

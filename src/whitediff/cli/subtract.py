@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .align import METHODS
 from .console import OUTPUT_FILE, OddSize, Order, common_options, limited_memory, stages
 from .decorrelate import correction_options, noise_options
 
@@ -25,6 +26,8 @@ _FIT_OPTIONS = (
     "noise",
     "constant",
     "fill",
+    "align",
+    "align_method",
 )
 
 
@@ -90,6 +93,18 @@ _FIT_OPTIONS = (
     is_flag=True,
     help="Take the images as aligned pixel by pixel, whatever their WCS says.",
 )
+@click.option(
+    "--align",
+    is_flag=True,
+    help="Resample a template whose pixels are not the science image's, by their WCS.",
+)
+@click.option(
+    "--align-method",
+    type=click.Choice(METHODS),
+    default="interpolating",
+    show_default=True,
+    help="How, as for whitediff align.",
+)
 @noise_options
 @click.option(
     "--science-psf",
@@ -106,7 +121,8 @@ def subtract(**options: Any) -> None:
     """Match the PSFs of two aligned images, subtract and decorrelate them.
 
     SCIENCE and TEMPLATE are FITS files on the same pixels; FILE[EXT] names an extension. A
-    template that is larger or shifted by whole pixels is cut to the science image.
+    template that is larger or shifted by whole pixels is cut to the science image, and one
+    on any other pixels resampled with --align.
     The output is science - template at the level of the science image.
     """
     context = click.get_current_context()
@@ -120,6 +136,8 @@ def subtract(**options: Any) -> None:
             f"{', '.join(given)}: has no effect with --kernel, which takes all of this from the"
             " earlier output; leave one of them out."
         )
+    if options["align"] and options["ignore_wcs"]:
+        raise click.UsageError("--align goes by the WCS that --ignore-wcs ignores; leave one out.")
     named = [options[name] for name in ("output", "score_output", "matched_output")]
     outputs = [path for path in named if path is not None]
     if not outputs:

@@ -1,41 +1,54 @@
-"""Bringing a template onto the science image's pixels, where whole pixels suffice."""
+"""Bringing a template onto the science image's pixels: by whole pixels, or resampled."""
 
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from astropy.wcs.utils import pixel_to_pixel
 from lsst.images import Image, MaskedImage
 
 from ..errors import ArgumentError, DataError
 from . import masks
+from .covariance import moved_noise
+from .mapping import positions_on
 from .model import Exposure
 from .psf import moved_psf
+from .resampling import ResamplingOptions, resampled
 from .sky import shifted_header
 
-__all__ = ["aligned_template"]
+__all__ = ["WHOLE_PIXEL_TOLERANCE", "aligned_template"]
 
 type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.match")
 
-_WHOLE_PIXEL_TOLERANCE = 0.1
-_LARGEST_DISAGREEMENT = 1.0
+WHOLE_PIXEL_TOLERANCE = 0.05
+"""Pixels by which a grid may differ from the science image's, but for whole ones."""
+
+_NODES = 9
 
 
-def aligned_template(science: Exposure, template: Exposure, *, use_wcs: bool = True) -> Exposure:
-    """Cut or extend a template to the science image's pixels.
+def aligned_template(
+    science: Exposure,
+    template: Exposure,
+    *,
+    use_wcs: bool = True,
+    resampling: ResamplingOptions | None = None,
+) -> Exposure:
+    """Cut, extend or resample a template to the science image's pixels.
 
     Parameters
     ----------
     science, template
-        Exposures on grids that differ by whole pixels, as their boxes or their WCS say.
+        Exposures on grids that differ by whole pixels, as their boxes or their WCS say, or by
+        anything else if it may be resampled.
     use_wcs
         Believe the WCS; if False, equal boxes are enough.
+    resampling
+        How to resample a template whose grid differs by more than `WHOLE_PIXEL_TOLERANCE` from
+        whole pixels; None to refuse it.
 
     Returns
     -------
@@ -47,13 +60,16 @@ def aligned_template(science: Exposure, template: Exposure, *, use_wcs: bool = T
     ------
     ArgumentError
         If the grids differ in size and nothing says by which offset, or by anything else
-        than whole pixels.
+        than whole pixels; or if there is no WCS to resample by.
     DataError
         If they do not overlap.
     """
     name = template.source or "The template"
-    offset = _offset_by_wcs(science, template, name) if use_wcs else None
-    if offset is None:
+    shifts = _shifts(science, template, name) if use_wcs else None
+    if shifts is None:
+        if resampling is not None:
+            # Which says what is missing.
+            return resampled(template, science, resampling).exposure
         if template.bbox == science.bbox:
             return template
         if template.yx0 == science.yx0:
@@ -64,41 +80,48 @@ def aligned_template(science: Exposure, template: Exposure, *, use_wcs: bool = T
             )
         # Boxes that start elsewhere are placed by that.
         offset = (science.yx0[0] - template.yx0[0], science.yx0[1] - template.yx0[1])
+        return _cut(science, template, offset, name)
+    whole = np.round(np.median(shifts, axis=1))
+    departure = float(np.abs(shifts - whole[:, None]).max())
+    if not departure <= WHOLE_PIXEL_TOLERANCE:
+        if resampling is not None:
+            return resampled(template, science, resampling).exposure
+        raise _differs(name, shifts, departure)
+    offset = int(whole[0]), int(whole[1])
     if offset == (0, 0) and template.bbox == science.bbox:
         return template
     return _cut(science, template, offset, name)
 
 
-def _offset_by_wcs(science: Exposure, template: Exposure, name: str) -> tuple[int, int] | None:
-    """Array index of the science image's first pixel on the template, (y, x)."""
+def _shifts(science: Exposure, template: Exposure, name: str) -> Array | None:
+    """How far pixels move by the WCS, ``(2, n)``; NaN where that is not defined."""
     wcs, other = science.wcs, template.wcs
     if wcs is None or other is None:
         return None
     ny, nx = science.shape
-    y, x = (a.ravel() for a in np.mgrid[0 : ny - 1 : 3j, 0 : nx - 1 : 3j])
-    there = pixel_to_pixel(wcs, other, x, y)
-    shifts = np.stack([there[1] - y, there[0] - x])
-    if not np.isfinite(shifts).all():
-        raise ArgumentError(
-            f"{name}: its WCS cannot be evaluated on the science image; are they of the same field?"
+    y, x = (
+        a.ravel()
+        for a in np.meshgrid(*(np.linspace(0, n - 1, _NODES) for n in (ny, nx)), indexing="ij")
+    )
+    try:
+        there_x, there_y = positions_on(wcs, other, x, y)
+    except ArgumentError as error:
+        raise ArgumentError(f"{name}: {error}") from error
+    return np.stack([there_y - y, there_x - x])
+
+
+def _differs(name: str, shifts: Array, departure: float) -> ArgumentError:
+    if not np.isfinite(departure):
+        return ArgumentError(
+            f"{name}: by their WCS the science image's pixels have no place on it; are they of the"
+            " same field?"
         )
-    whole = np.round(shifts.mean(axis=1))
-    departure = float(np.abs(shifts - whole[:, None]).max())
-    same_size = science.shape == template.shape
-    if departure <= _WHOLE_PIXEL_TOLERANCE:
-        return int(whole[0]), int(whole[1])
-    if same_size and float(np.abs(shifts).max()) < _LARGEST_DISAGREEMENT:
-        _log.warning(
-            "%s: its WCS and the science image's disagree by up to %.2f pixels; pixel for pixel"
-            " is taken as aligned.",
-            name,
-            float(np.abs(shifts).max()),
-        )
-        return 0, 0
-    raise ArgumentError(
-        f"{name}: its pixels lie {math.hypot(*shifts.mean(axis=1)):.2f} pixels from the science"
-        f" image's by their WCS, {departure:.2f} from a whole number; resample it onto the science"
-        " image's pixels first, or say that they are aligned (--ignore-wcs) if the WCS is wrong."
+    largest = float(np.hypot(*shifts).max())
+    return ArgumentError(
+        f"{name}: its pixels and the science image's differ by up to {largest:.2f} pixels by their"
+        f" WCS, {departure:.2f} from a whole number, and at most {WHOLE_PIXEL_TOLERANCE:g} are"
+        " allowed; have it resampled (--align), or take the images as they are (--ignore-wcs) if"
+        " the WCS is wrong."
     )
 
 
@@ -153,4 +176,5 @@ def _cut(science: Exposure, template: Exposure, offset: tuple[int, int], name: s
         header=shifted_header(template.header, dy=offset[0], dx=offset[1]),
         primary_header=template.primary_header.copy(),
         source=template.source,
+        noise=moved_noise(template.noise, *moved),
     )

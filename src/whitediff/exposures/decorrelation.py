@@ -22,6 +22,7 @@ from ..noise import NoiseCovariance
 from ..stats import clipped_mean
 from ..threads import single_threaded_algebra
 from . import kernels, masks
+from .covariance import Noise, noise_at
 from .fields import evaluated
 from .filters import Filters
 from .model import Exposure
@@ -32,14 +33,12 @@ from .spatial import SPATIAL_PRECISION, LocalCorrection, LocalNoise, local_corre
 __all__ = [
     "Decorrelation",
     "DecorrelationOptions",
-    "Noise",
     "check_defined",
     "decorrelate",
     "has_finite",
     "image_of_kernel",
     "known_constant",
     "named",
-    "noise_at",
     "pixels_to_distrust",
     "typical_variance",
     "untouched",
@@ -48,9 +47,6 @@ __all__ = [
 ]
 
 type Array = npt.NDArray[Any]
-
-type Noise = NoiseCovariance | Callable[[float, float], NoiseCovariance] | None
-"""Noise covariance, the same everywhere or a function of the pixel coordinates; None for white."""
 
 _log = logging.getLogger("whitediff.decorrelate")
 
@@ -187,6 +183,8 @@ class Decorrelation:
         The correction that varies over the field; None where one is used for all of it.
     science_noise, template_noise
         Noise covariances of the inputs at the evaluation position; None for white.
+    noises
+        Both as they were used: where they vary, functions of the pixel coordinates.
     flux_error
         Relative error of the flux scale from that of the noise covariances.
     """
@@ -208,6 +206,7 @@ class Decorrelation:
     local: LocalCorrection | None = None
     science_noise: NoiseCovariance | None = None
     template_noise: NoiseCovariance | None = None
+    noises: tuple[Noise, Noise] = (None, None)
     flux_error: float = 0.0
 
 
@@ -472,37 +471,9 @@ def decorrelate(
         local=local,
         science_noise=filters.science_noise,
         template_noise=filters.template_noise,
+        noises=noises,
         flux_error=filters.flux_error,
     )
-
-
-def noise_at(noise: Noise, x: float, y: float) -> NoiseCovariance | None:
-    """Noise covariance at a position.
-
-    Parameters
-    ----------
-    noise
-        As `decorrelate` takes it.
-    x, y
-        Pixel coordinates.
-
-    Returns
-    -------
-    covariance
-        None for white noise.
-
-    Raises
-    ------
-    ArgumentError
-        If it is something else.
-    """
-    found = noise(x, y) if callable(noise) else noise
-    if not (found is None or isinstance(found, NoiseCovariance)):
-        raise ArgumentError(
-            "The noise of an input must be a NoiseCovariance, a function of x and y that returns"
-            f" one, or None for white noise; got {found!r:.60}."
-        )
-    return found
 
 
 def _local_correction(

@@ -33,9 +33,11 @@ from ..matching.design import FitOptions
 from ..matching.normals import Stamps, normal_equations
 from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import varying_pixels
+from ..noise import coloured
 from ..polynomials import chebyshev_terms
 from ..threads import in_threads, single_threaded_algebra
 from . import kernels
+from .covariance import noise_at
 from .model import Exposure
 from .preparation import Pair
 from .subtraction import preconvolved
@@ -480,11 +482,14 @@ def _fit(
         size=stamp_size,
         kernel_size=basis.size,
     )
+    box = source.bbox
+    noise = noise_at(source.noise, box.x.center, box.y.center)
+    first = dataclasses.replace(first, source_noise=noise)
     first = _without_skies(first, candidates, skies, source.image.array.shape)
     # The brightest suffice to see what varies.
     fit, orders = _fit_or_lower(first.part(slice(_FIRST_STARS)), basis, options.fit)
     varying = varying_pixels(first, fit, basis, core=_CORE_SIGMAS * target_sigma)
-    middle = _middle_kernel(fit, basis)
+    middle = coloured(_middle_kernel(fit, basis)[None], noise)[0]
     second = first.reweighted(float((middle**2).sum()) - norm, varying)
     fit, _ = _fit_or_lower(second, basis, orders, options.choose_order)
     return fit, _unexplained(second, fit)

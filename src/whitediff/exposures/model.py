@@ -18,6 +18,7 @@ from lsst.images.psfs import PointSpreadFunction
 from lsst.images.serialization import ArchiveReadError
 
 from ..errors import ArgumentError
+from .covariance import Noise
 from .masks import make_mask
 from .psf import KernelPointSpreadFunction
 from .sky import celestial_wcs, projection_header, shifted_header, sky_projection
@@ -49,6 +50,10 @@ class Exposure:
         Header of the file as a whole, where it differs from the image's.
     source
         Where it comes from, such as a file's name: named in error messages.
+    noise
+        Covariance of its noise between pixels, where that is known, such as from a resampling:
+        `whitediff.noise.NoiseCovariance`, or a function of the pixel coordinates x and y that
+        returns one (`whitediff.exposures.covariance.NoiseField`).
     """
 
     def __init__(
@@ -61,8 +66,10 @@ class Exposure:
         header: astropy.io.fits.Header | None = None,
         primary_header: astropy.io.fits.Header | None = None,
         source: str | None = None,
+        noise: Noise = None,
     ) -> None:
         self._masked_image = masked_image
+        self.noise = noise
         self.psf = psf
         self.kernel = kernel
         self.background = background
@@ -242,6 +249,7 @@ class Exposure:
             header=self.header,
             primary_header=self.primary_header,
             source=self.source,
+            noise=self.noise,
         )
 
     def cutout(self, box: Box) -> Exposure:
@@ -280,6 +288,7 @@ class Exposure:
             header=shifted_header(self.header, dy=dy, dx=dx),
             primary_header=self.primary_header.copy(),
             source=self.source,
+            noise=self.noise,
         )
 
     @property

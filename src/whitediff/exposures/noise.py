@@ -21,6 +21,7 @@ from ..sources import detect_sources, smooth_background, sources_and_background,
 from ..stats import robust_sigma
 from ..threads import in_threads
 from . import masks
+from .covariance import Noise, noise_at
 from .model import Exposure
 from .psf import average_position, psf_image
 
@@ -265,8 +266,8 @@ def measured_noises(
     sources: Array,
     *,
     how: Literal["auto", "measured"],
-) -> tuple[NoiseCovariance | None, NoiseCovariance | None]:
-    """Noise covariances of two inputs, measured between the sources.
+) -> tuple[Noise, Noise]:
+    """Noise covariances of two inputs, known or measured between the sources.
 
     Parameters
     ----------
@@ -275,8 +276,8 @@ def measured_noises(
     sources
         ``(ny, nx)`` boolean: pixels with a source in either.
     how
-        ``measured``: as it is measured.  ``auto``: only where it says with significance that
-        the input is not white.
+        ``measured``: as it is measured.  ``auto``: that which the exposure knows; else as
+        measured, where that says with significance that the input is not white.
 
     Returns
     -------
@@ -291,8 +292,8 @@ def measured_noises(
 
 def noises_by_role(
     exposures: Mapping[str, Exposure], sources: Array, *, how: Literal["auto", "measured"]
-) -> list[NoiseCovariance | None]:
-    """Noise covariances of any number of exposures, measured between the sources.
+) -> list[Noise]:
+    """Noise covariances of any number of exposures, known or measured between the sources.
 
     Parameters
     ----------
@@ -306,10 +307,18 @@ def noises_by_role(
     noises
         In their order, as by `measured_noises`.
     """
-    found = in_threads(lambda exposure: _measured_noise(exposure, sources), exposures.values())
-    noises: list[NoiseCovariance | None] = []
+
+    def noise_of(exposure: Exposure) -> NoiseCovariance | DataError | None:
+        known = how == "auto" and exposure.noise is not None
+        return None if known else _measured_noise(exposure, sources)
+
+    found = in_threads(noise_of, exposures.values())
+    noises: list[Noise] = []
     for (role, exposure), noise in zip(exposures.items(), found, strict=True):
         name = exposure.source or f"The {role}"
+        if noise is None:
+            noises.append(_known_noise(name, exposure))
+            continue
         if isinstance(noise, DataError):
             _log.warning("%s: its noise is taken as white: %s", name, noise)
             noises.append(None)
@@ -327,6 +336,20 @@ def noises_by_role(
         )
         noises.append(noise)
     return noises
+
+
+def _known_noise(name: str, exposure: Exposure) -> Noise:
+    box = exposure.bbox
+    middle = noise_at(exposure.noise, box.x.center, box.y.center)
+    assert middle is not None
+    _log.info(
+        "%s: its noise is known not to be white (%s): at low frequencies it has %.3g times the"
+        " power that its pixels tell, in the middle.",
+        name,
+        middle.description,
+        middle.zero_frequency,
+    )
+    return exposure.noise
 
 
 def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | DataError:

@@ -27,6 +27,7 @@ from .kernels import term_kernel
 from .model import Exposure
 from .noise import measured_variance_factor, rescaled, sources_apart, untrusted_pixels
 from .psf import KernelPointSpreadFunction, average_position, psf_image
+from .resampling import ResamplingOptions
 
 __all__ = [
     "Pair",
@@ -69,6 +70,8 @@ class PreparationOptions:
         Bring both variance planes to the noise measured on source-free pixels.
     use_wcs
         Align the template by its WCS where that says whole pixels; if False, pixel for pixel.
+    resampling
+        How to resample a template on another grid; None to refuse it.
     required_template_fraction
         Of the science image's usable pixels that the template must cover; less is an error.
     expected_template_fraction
@@ -80,6 +83,7 @@ class PreparationOptions:
 
     rescale_variance: bool = True
     use_wcs: bool = True
+    resampling: ResamplingOptions | None = None
     required_template_fraction: float = 0.1
     expected_template_fraction: float = 0.2
     exclude_mask_planes: tuple[str, ...] = ()
@@ -159,14 +163,16 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     Raises
     ------
     ArgumentError
-        If the exposures cannot be brought onto the same pixels by whole pixels.
+        If the exposures cannot be brought onto the same pixels.
     DataError
         If they have the same pixels or do not overlap enough, a variance plane is absurd, or there
         is no source.
     """
     options = options or PreparationOptions()
     science, template = Exposure.from_object(science), Exposure.from_object(template)
-    template = aligned_template(science, template, use_wcs=options.use_wcs)
+    template = aligned_template(
+        science, template, use_wcs=options.use_wcs, resampling=options.resampling
+    )
     if np.array_equal(science.image.array, template.image.array, equal_nan=True):
         raise DataError(
             f"{template.source or 'The template'}: holds the same pixels as"

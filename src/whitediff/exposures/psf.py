@@ -43,6 +43,7 @@ __all__ = [
     "moved_psf",
     "psf_image",
     "scattered_psf",
+    "shifted",
 ]
 
 type Array = npt.NDArray[Any]
@@ -168,8 +169,8 @@ class KernelPointSpreadFunction(PointSpreadFunction):
         """
         bbox = self.compute_stellar_bbox(x=x, y=y)
         kernel = self.compute_kernel_image(x=x, y=y).array
-        shifted = _shifted(kernel, y - _round_half_up(y), x - _round_half_up(x))
-        return Image(shifted / shifted.sum(), bbox=bbox)
+        moved = shifted(kernel, y - _round_half_up(y), x - _round_half_up(x))
+        return Image(moved / moved.sum(), bbox=bbox)
 
     def compute_stellar_bbox(self, *, x: float, y: float) -> Box:
         """Box of the image that `compute_stellar_image` returns.
@@ -426,8 +427,21 @@ def _round_half_up(value: float) -> int:
     return int(np.floor(value + 0.5))
 
 
-def _shifted(image: Array, dy: float, dx: float) -> Array:
-    """Image moved by fractions of a pixel, by sinc interpolation."""
+def shifted(image: Array, dy: float, dx: float) -> Array:
+    """Image moved by fractions of a pixel, by sinc interpolation.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``, well sampled; zero outside.
+    dy, dx
+        Pixels.
+
+    Returns
+    -------
+    moved
+        Same shape.
+    """
     if dy == 0 and dx == 0:
         return image
     # Room on all sides, so that nothing wraps around.

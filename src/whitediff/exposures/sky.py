@@ -22,6 +22,8 @@ __all__ = [
     "projection_header",
     "shifted_header",
     "sky_projection",
+    "wcs_cards",
+    "without_wcs",
 ]
 
 type Array = npt.NDArray[Any]
@@ -30,6 +32,12 @@ TOLERANCE = 1e-3
 """Pixels by which a header and a projection may differ and still say the same."""
 
 _SIP_ORDERS = (2, 3, 4, 5, 6)
+_WCS = re.compile(
+    r"WCSAXES|WCSDIM|RADESYS|RADECSYS|EQUINOX|EPOCH|LONPOLE|LATPOLE|MJDREF|"
+    r"(CTYPE|CRPIX|CRVAL|CUNIT|CDELT|CROTA|CRDER|CSYER)[1-9]|"
+    r"(CD|PC)[1-9]_[1-9]|(PV|PS)[1-9]_\d+|(A|B|AP|BP)_(ORDER|DMAX|\d_\d)|"
+    r"WAT\d_\d{3}"
+)
 _PIXEL_AXIS = re.compile(r"(?:CTYPE|CRPIX)([12])([A-Z]?)")
 
 
@@ -86,6 +94,40 @@ def shifted_header(header: astropy.io.fits.Header, *, dy: int, dx: int) -> astro
         # The standard's default where the card is missing is 0.
         result[reference] = header.get(reference, 0.0) - (dx if axis == "1" else dy)
     return result
+
+
+def wcs_cards(header: astropy.io.fits.Header) -> list[astropy.io.fits.Card]:
+    """Cards of a header that describe its primary celestial WCS.
+
+    Parameters
+    ----------
+    header
+        Header.
+
+    Returns
+    -------
+    cards
+        In their order; distortions (SIP, PV) included.
+    """
+    return [card for card in header.cards if _WCS.fullmatch(card.keyword)]
+
+
+def without_wcs(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
+    """Copy of a header without its primary WCS.
+
+    Parameters
+    ----------
+    header
+        Header.
+
+    Returns
+    -------
+    header
+        The other cards, verbatim.
+    """
+    return astropy.io.fits.Header(
+        [card for card in header.cards if not _WCS.fullmatch(card.keyword)], copy=True
+    )
 
 
 def sky_projection(header: astropy.io.fits.Header, bbox: Box) -> SkyProjection[Any] | None:

@@ -13,10 +13,10 @@ from lsst.images.fields import BaseField, ChebyshevField
 
 from ..errors import ArgumentError
 from ..matching.background import fit_background
-from ..noise import NoiseCovariance
 from ..planes import copied, row_blocks
 from ..threads import single_threaded_algebra
 from . import masks
+from .covariance import Noise
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
 from .fields import rows_of
 from .matching import Match
@@ -63,7 +63,11 @@ class Solution:
     fill
         What stands in for pixels without a measurement, as in `DecorrelationOptions`.
     science_noise, template_noise
-        Noise covariances of the inputs; None for white, or where they are yet to be measured.
+        Noise covariances of the inputs, the same everywhere or functions of the position; None
+        for white, or where they are yet to be measured.
+    alignment
+        How the template was resampled onto the science exposure's pixels before: the method of
+        `whitediff.exposures.resampling.ResamplingOptions`; None where it was not.
     psf
         PSF of the exposure that is not convolved, before anything was done to it.
     box
@@ -82,9 +86,10 @@ class Solution:
     spatially_varying: bool = False
     fill: Literal["mean", "interpolate"] = "mean"
     noise: Literal["white", "auto", "measured"] = "white"
-    science_noise: NoiseCovariance | None = None
-    template_noise: NoiseCovariance | None = None
+    science_noise: Noise = None
+    template_noise: Noise = None
     psf: KernelPointSpreadFunction | None = None
+    alignment: Literal["interpolating", "adaptive"] | None = None
     box: Box | None = None
 
     @classmethod
@@ -238,8 +243,8 @@ def make_product(
             template_variance=result.template_variance,
             # What was measured is not measured again.
             noise="white",
-            science_noise=result.science_noise,
-            template_noise=result.template_noise,
+            science_noise=result.noises[0],
+            template_noise=result.noises[1],
         ),
         flux=flux,
         flux_variance=flux_variance,

@@ -19,13 +19,12 @@ from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
 from ..threads import single_threaded_algebra
 from . import kernels, masks
+from .covariance import Noise, noise_at
 from .decorrelation import (
-    Noise,
     check_defined,
     image_of_kernel,
     known_constant,
     named,
-    noise_at,
     pixels_to_distrust,
     typical_variance,
     usable_variance,

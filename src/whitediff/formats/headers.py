@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 import astropy.io.fits
 
+from ..exposures.sky import wcs_cards, without_wcs
+
 __all__ = [
     "escaped",
     "first_value",
@@ -17,6 +19,7 @@ __all__ = [
     "unescaped",
     "wcs_cards",
     "without_provenance",
+    "without_wcs",
 ]
 
 # Cards that describe the storage of the data they came with.
@@ -28,12 +31,6 @@ _STORAGE = re.compile(
     r"TFIELDS|THEAP|(TTYPE|TFORM|TUNIT|TNULL|TSCAL|TZERO|TDISP|TDIM)\d+|"
     r"MSK[NMD]\d{4}|MP_.*|"
     r"FMTVER|INDXADDR|INDXSIZE|JSONADDR|JSONSIZE|DATAMODL"
-)
-_WCS = re.compile(
-    r"WCSAXES|WCSDIM|RADESYS|RADECSYS|EQUINOX|EPOCH|LONPOLE|LATPOLE|MJDREF|"
-    r"(CTYPE|CRPIX|CRVAL|CUNIT|CDELT|CROTA|CRDER|CSYER)[1-9]|"
-    r"(CD|PC)[1-9]_[1-9]|(PV|PS)[1-9]_\d+|(A|B|AP|BP)_(ORDER|DMAX|\d_\d)|"
-    r"WAT\d_\d{3}"
 )
 _THIRD_AXIS = re.compile(
     r"(CTYPE|CRPIX|CRVAL|CUNIT|CDELT|CROTA|CNAME|CRDER|CSYER)[3-9][A-Z]?|"
@@ -48,7 +45,7 @@ _PROVENANCE = re.compile(
     r"FULLV|TRANSF|IGNORE|XCEN|YCEN|KSUM|SVAR|TVAR|VUNC|VCON|VBEF|VAFT|GRIDX|GRIDY|CONTAM|SVFAC|TVFAC|BASIS|"
     r"KORDER|BORDER|NSTAR|NUSED|KSERR|CHI2|COND|SFWHM|TFWHM|TFRAC|SPSFIN|TPSFIN|SCALE|SPAT|FILL|"
     r"NIMG|SPERR|SNOI0|TNOI0|SNSIG|SNERR|TNERR|TNSIG|SNFLR|TNFLR|FLXERR|"
-    r"SKERN|TKERN|SWGT|TWGT|SVARS|TVARS|COMB|DIVIS|FLOOR|FLFRAC|CMAX|VPIX|VWHITE)"
+    r"SKERN|TKERN|SWGT|TWGT|SVARS|TVARS|COMB|ALIGN|ALAREA|ALROT|ALERR|DIVIS|FLOOR|FLFRAC|CMAX|VPIX|VWHITE)"
 )
 
 
@@ -96,22 +93,6 @@ def without_provenance(header: astropy.io.fits.Header) -> astropy.io.fits.Header
         The others, verbatim.
     """
     return _without(header, _PROVENANCE)
-
-
-def without_wcs(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
-    """Copy of a header without its primary WCS.
-
-    Parameters
-    ----------
-    header
-        Header.
-
-    Returns
-    -------
-    header
-        The other cards, verbatim.
-    """
-    return _without(header, _WCS)
 
 
 def _without(header: astropy.io.fits.Header, keywords: re.Pattern[str]) -> astropy.io.fits.Header:
@@ -168,22 +149,6 @@ def storable(header: astropy.io.fits.Header) -> tuple[astropy.io.fits.Header, li
             continue
         cards.append(card)
     return astropy.io.fits.Header(cards, copy=True), dropped
-
-
-def wcs_cards(header: astropy.io.fits.Header) -> list[astropy.io.fits.Card]:
-    """Cards of a header that describe its primary celestial WCS.
-
-    Parameters
-    ----------
-    header
-        Header.
-
-    Returns
-    -------
-    cards
-        In their order; distortions (SIP, PV) included.
-    """
-    return [card for card in header.cards if _WCS.fullmatch(card.keyword)]
 
 
 def escaped(text: str) -> str:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from lsst.images import YX, Box
 
 from ..errors import FileFormatError
+from ..exposures.covariance import Noise, NoiseField
 from ..exposures.psf import KernelPointSpreadFunction
 from ..exposures.solution import Solution
 from ..noise import NoiseCovariance
@@ -21,6 +22,7 @@ from .stamps import (
     polynomial_domain,
     read_background_hdu,
     read_kernel_hdus,
+    read_noise_hdus,
     read_psf_hdus,
 )
 
@@ -56,11 +58,14 @@ def solution_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
         "WDCONV": (solution.convolved, "exposure that was convolved"),
         "WDSCORE": (solution.preconvolution_kernel is not None, "is a score image"),
         "WDFILL": (solution.fill, "what stands in for missing pixels"),
+        "WDALIGN": (solution.alignment, "how the template was resampled before"),
         "WDSPAT": (solution.spatially_varying, "correction follows kernel and noise"),
     }
 
 
-def solution_extras(solution: Solution) -> Mapping[str, Array | KernelPointSpreadFunction]:
+def solution_extras(
+    solution: Solution,
+) -> Mapping[str, Array | KernelPointSpreadFunction | NoiseCovariance | NoiseField]:
     """Extensions that store the rest of a solution, beside KERNEL and BACKGROUND.
 
     Parameters
@@ -71,21 +76,15 @@ def solution_extras(solution: Solution) -> Mapping[str, Array | KernelPointSprea
     Returns
     -------
     extras
-        Extension name → image or PSF.
+        Extension name → image, PSF or noise covariance.
     """
-    extras: dict[str, Array | KernelPointSpreadFunction] = {}
+    extras: dict[str, Any] = {}
     if solution.psf is not None:
         extras["INPUT_PSF"] = solution.psf
     if solution.preconvolution_kernel is not None:
         extras["PRECONVOLUTION"] = solution.preconvolution_kernel
-    for name, noise in _noises(solution).items():
-        if noise is not None:
-            extras[name] = noise.correlation
-    return extras
-
-
-def _noises(solution: Solution) -> dict[str, NoiseCovariance | None]:
-    return {"SCIENCE_NOISE": solution.science_noise, "TEMPLATE_NOISE": solution.template_noise}
+    noises = {"SCIENCE_NOISE": solution.science_noise, "TEMPLATE_NOISE": solution.template_noise}
+    return extras | {name: noise for name, noise in noises.items() if noise is not None}
 
 
 def read_solution(path: str | Path) -> Solution:
@@ -135,8 +134,9 @@ def read_solution(path: str | Path) -> Solution:
             # Files of before had one correction for all of the image.
             spatially_varying=bool(header.get("WDSPAT", False)),
             fill=header.get("WDFILL", "mean"),
-            science_noise=_noise(hdus, "SCIENCE_NOISE", "WDSNERR", "WDSNSIG"),
-            template_noise=_noise(hdus, "TEMPLATE_NOISE", "WDTNERR", "WDTNSIG"),
+            science_noise=_noise(hdus, "SCIENCE_NOISE", "S", box, file),
+            template_noise=_noise(hdus, "TEMPLATE_NOISE", "T", box, file),
+            alignment=_alignment(header, file),
             preconvolution_kernel=(
                 None
                 if preconvolution_hdu is None
@@ -151,17 +151,29 @@ def read_solution(path: str | Path) -> Solution:
         )
 
 
-def _noise(hdus: Any, name: str, error: str, significance: str) -> NoiseCovariance | None:
+def _noise(hdus: Any, name: str, letter: str, box: Box, file: Path) -> Noise:
     hdu = find_hdu(hdus, (name,))
     if hdu is None:
         return None
     header = hdus[0].header
-    return NoiseCovariance(
-        correlation=np.asarray(hdu.data, dtype=np.float64),
-        description="as it was stored",
-        zero_frequency_error=float(header.get(error, 0.0)),
-        significance=float(header.get(significance, math.inf)),
+    return read_noise_hdus(
+        hdus,
+        hdu,
+        bounds=box,
+        path=str(file),
+        zero_frequency_error=float(header.get(f"WD{letter}NERR", 0.0)),
+        significance=float(header.get(f"WD{letter}NSIG", math.inf)),
     )
+
+
+def _alignment(header: Any, file: Path) -> Any:
+    method = header.get("WDALIGN")
+    if method not in (None, "interpolating", "adaptive"):
+        raise FileFormatError(
+            f"{file}: WDALIGN is {method!r}; it must be interpolating or adaptive, as whitediff"
+            " writes it."
+        )
+    return method
 
 
 def _box(hdus: Any, background_hdu: Any, file: Path) -> Box:

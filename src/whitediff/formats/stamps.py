@@ -11,23 +11,31 @@ from lsst.images import YX, Box
 from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
 from lsst.images.fields import BaseField, ChebyshevField
 
-from ..errors import ArgumentError, FileFormatError
+from ..errors import ArgumentError, DataError, FileFormatError
 from ..exposures import kernels
+from ..exposures.covariance import Noise, NoiseField, noise_at
 from ..exposures.fields import GridField
 from ..exposures.psf import KernelPointSpreadFunction
+from ..noise import NoiseCovariance
 
 __all__ = [
+    "NOISE",
     "background_hdu",
     "find_hdu",
     "kernel_hdus",
+    "noise_hdus",
     "polynomial_domain",
     "psf_hdus",
     "read_background_hdu",
     "read_kernel_hdus",
+    "read_noise_hdus",
     "read_psf_hdus",
 ]
 
 type Array = npt.NDArray[Any]
+
+NOISE = "NOISE_CORRELATION"
+"""Extension of the noise covariance that an exposure knows; NOISE alone is a sigma elsewhere."""
 
 _CHEBYSHEV, _MONOMIAL, _BILINEAR = "CHEBYSHEV", "MONOMIAL", "BILINEAR"
 
@@ -286,6 +294,66 @@ def read_background_hdu(hdu: Any) -> BaseField | Array:
     if domain is not None and str(hdu.header.get("POLYTYPE", "")).strip() == _CHEBYSHEV:
         return ChebyshevField(domain, data.astype(np.float64))
     return data
+
+
+def noise_hdus(noise: Noise, name: str, bounds: Box) -> list[Any]:
+    """HDUs that hold a noise covariance: an image, or a cube and its coefficients.
+
+    Parameters
+    ----------
+    noise
+        Covariance.  A function that is no `NoiseField` is taken in the middle of the box.
+    name
+        Extension name.
+    bounds
+        Box over which it is wanted.
+
+    Returns
+    -------
+    hdus
+        None for white noise; one HDU, the correlation, for a constant one, else two.
+    """
+    if isinstance(noise, NoiseField):
+        return kernel_hdus(noise.kernel, name, bounds)
+    found = noise_at(noise, bounds.x.center, bounds.y.center)
+    return [] if found is None else [astropy.io.fits.ImageHDU(found.correlation, name=name)]
+
+
+def read_noise_hdus(
+    hdus: astropy.io.fits.HDUList, image_hdu: Any, *, bounds: Box, path: str, **numbers: Any
+) -> NoiseCovariance | NoiseField:
+    """Noise covariance from an HDU as `noise_hdus` makes it.
+
+    Parameters
+    ----------
+    hdus, image_hdu, bounds, path
+        As for `read_kernel_hdus`.
+    **numbers
+        Errors and significance of the covariance, where it is the same everywhere.
+
+    Returns
+    -------
+    noise
+        The covariance.
+
+    Raises
+    ------
+    FileFormatError
+        If it is none.
+    """
+    description = "as it was stored"
+    try:
+        if np.ndim(image_hdu.data) != 2:
+            kernel = read_kernel_hdus(hdus, image_hdu, bounds=bounds, path=path)
+            noise = NoiseField(kernel, description)
+            domain = kernel.bounds.bbox
+            for x, y in ((domain.x.min, domain.y.min), (domain.x.center, domain.y.center)):
+                noise(x, y)
+            return noise
+        correlation = np.asarray(image_hdu.data, dtype=np.float64)
+        return NoiseCovariance(correlation, description, **numbers)
+    except (ArgumentError, DataError) as error:
+        raise FileFormatError(f"{path}: its {image_hdu.name} cannot be used: {error}") from error
 
 
 def _set_domain(header: astropy.io.fits.Header, box: Box) -> None:

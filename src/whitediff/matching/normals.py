@@ -11,6 +11,7 @@ import scipy.fft
 import scipy.linalg
 
 from ..errors import ArgumentError
+from ..noise import NoiseCovariance, coloured
 from ..threads import in_threads, single_threaded_algebra
 from .basis import KernelBasis
 
@@ -42,7 +43,9 @@ class Stamps:
     x, y
         ``(n,)`` positions scaled to −1 … 1 between the outer edges of the frame.
     source_variance
-        Of ``source``'s pixels, same shape, uncorrelated; None: as if it had no noise.
+        Of ``source``'s pixels, same shape; None: as if it had no noise.
+    source_noise
+        Covariance of the source's noise, per unit of variance; None for white.
     """
 
     source: Array
@@ -51,6 +54,7 @@ class Stamps:
     x: Array
     y: Array
     source_variance: Array | None = None
+    source_noise: NoiseCovariance | None = None
 
     def __post_init__(self) -> None:
         n, size, width = self.target.shape
@@ -89,6 +93,7 @@ class Stamps:
             self.x[which],
             self.y[which],
             None if self.source_variance is None else self.source_variance[which],
+            self.source_noise,
         )
 
     def reweighted(self, more: float, without: Array) -> Stamps:
@@ -247,19 +252,29 @@ def _convolve(sources: Array, basis: KernelBasis, root: Array, out: Array) -> No
 
 
 def _noise_gram(stamps: Stamps, basis: KernelBasis) -> Array:
-    """``Σ_p w_p Σ_d σ²(p − d) B_b(d) B_c(d)`` of every stamp: its noise's part of the gram."""
+    """``Σ_p w_p Σ_d σ²(p − d) B_b(d) B_c(d)`` of every stamp: its noise's part of the gram.
+
+    Of correlated noise B are the basis images convolved with √N, beyond the kernel's stamp as well.
+    """
     assert stamps.source_variance is not None
     n, m, width = len(stamps), len(basis) + 1, stamps.source.shape[1]
-    grid = scipy.fft.next_fast_len(width, real=True)
-    flat = basis.images.reshape(m - 1, -1)
+    images = coloured(basis.images, stamps.source_noise)
+    side = images.shape[1]
+    # Further out than its stamp the source's variance is taken as that at the edge.
+    margin = (side - basis.size) // 2
+    grid = scipy.fft.next_fast_len(width + 2 * margin, real=True)
+    flat = images.reshape(m - 1, -1)
     result = np.zeros((n, m, m))
     for start in range(0, n, _CHUNK):
         part = slice(start, start + _CHUNK)
         weight = scipy.fft.rfft2(stamps.weight[part], s=(grid, grid))
-        variance = scipy.fft.rfft2(stamps.source_variance[part], s=(grid, grid))
+        variance = stamps.source_variance[part]
+        if margin:
+            variance = np.pad(variance, [(0, 0), (margin, margin), (margin, margin)], mode="edge")
+        variance = scipy.fft.rfft2(variance, s=(grid, grid))
         # By index of the source's stamp, where a kernel's pixels come in reverse.
         shared = scipy.fft.irfft2(variance * weight.conj(), s=(grid, grid))
-        seen = shared[:, : basis.size, : basis.size][:, ::-1, ::-1].reshape(len(shared), 1, -1)
+        seen = shared[:, :side, :side][:, ::-1, ::-1].reshape(len(shared), 1, -1)
         result[part, :-1, :-1] = (seen * flat) @ flat.T
     return result
 

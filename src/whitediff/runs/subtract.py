@@ -17,6 +17,7 @@ from ..exposures.model import Exposure
 from ..exposures.noise import rescaled, source_pixels
 from ..exposures.pipeline import make, measured_noise, solve_difference, solve_score
 from ..exposures.preparation import PreparationOptions, prepare
+from ..exposures.resampling import ResamplingOptions
 from ..exposures.solution import make_product
 from ..exposures.subtraction import matched_template
 from ..matching.design import FitOptions
@@ -73,6 +74,8 @@ def run_subtraction(
     varying_sum: bool = False,
     keep_variance: bool = False,
     ignore_wcs: bool = False,
+    align: bool = False,
+    align_method: Any = "interpolating",
     science_variance: float | str | None = None,
     template_variance: float | str | None = None,
     science_gain: float | None = None,
@@ -95,8 +98,8 @@ def run_subtraction(
     Parameters
     ----------
     science, template, output, score_output, matched_output, solutions, convolved, kernel_order, \
-    background_order, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, \
-    science_variance, template_variance, science_gain, science_read_noise, template_gain, \
+    background_order, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, align, \
+    align_method, science_variance, template_variance, science_gain, science_read_noise, template_gain, \
     template_read_noise, science_psf, template_psf, full_variance, noise, constant, fill, \
     compress, overwrite
         Options of the command.
@@ -163,9 +166,16 @@ def run_subtraction(
             made = _made_again(stored, inputs, wanted, begin, full_variance, not ignore_wcs)
         else:
             prepared = PreparationOptions(
-                rescale_variance=not keep_variance, use_wcs=not ignore_wcs
+                rescale_variance=not keep_variance,
+                use_wcs=not ignore_wcs,
+                resampling=ResamplingOptions(method=align_method, noise=noise) if align else None,
             )
-            correction = {"noise": noise, "spatially_varying": not constant, "fill": fill}
+            correction = {
+                "noise": noise,
+                "spatially_varying": not constant,
+                "fill": fill,
+                "alignment": align_method if align else None,
+            }
             made = _made(inputs, wanted, begin, full_variance, prepared, options, correction)
         for path, exposure, more, extras in made:
             findings = None
@@ -252,7 +262,14 @@ def _made_again(
 ) -> _Made:
     """Subtract and decorrelate with stored solutions."""
     science = inputs["science"]
-    template = aligned_template(science, inputs["template"], use_wcs=use_wcs)
+    # All of one run have the same template, and its noise covariance is stored.
+    method = next((s.alignment for s in stored.values() if s.alignment is not None), None)
+    template = aligned_template(
+        science,
+        inputs["template"],
+        use_wcs=use_wcs,
+        resampling=None if method is None else ResamplingOptions(method=method, noise="white"),
+    )
     inputs.clear()
     sources = source_pixels(science, template)
     for kind, solution in stored.items():

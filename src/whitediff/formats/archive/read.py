@@ -18,7 +18,14 @@ from ...exposures.sky import TOLERANCE, celestial_wcs, disagreement, projection_
 from ..files import opened
 from ..headers import observation_header, without_provenance, without_wcs
 from ..planes import mask_bytes, native
-from ..stamps import find_hdu, read_background_hdu, read_kernel_hdus, read_psf_hdus
+from ..stamps import (
+    NOISE,
+    find_hdu,
+    read_background_hdu,
+    read_kernel_hdus,
+    read_noise_hdus,
+    read_psf_hdus,
+)
 
 __all__ = ["read", "read_object"]
 
@@ -90,6 +97,10 @@ def read(path: Path) -> Exposure:
         background_hdu = find_hdu(hdus, ("BACKGROUND",))
         if background_hdu is not None and background_hdu.is_image:
             background = read_background_hdu(background_hdu)
+        noise_hdu = find_hdu(hdus, (NOISE,))
+        noise = None
+        if noise_hdu is not None and noise_hdu.is_image:
+            noise = read_noise_hdus(hdus, noise_hdu, bounds=obj.bbox, path=str(path))
     return Exposure(
         MaskedImage(
             obj.image,
@@ -103,6 +114,7 @@ def read(path: Path) -> Exposure:
         header=header,
         primary_header=primary,
         source=str(path),
+        noise=noise,
     )
 
 

@@ -28,11 +28,12 @@ from lsst.images.fits import (
 
 from ...exposures.model import Exposure
 from ...exposures.psf import KernelPointSpreadFunction, as_kernel_psf
+from ...noise import NoiseCovariance
 from ...outputs import replacing
 from ...planes import filled
 from ..headers import escaped, observation_header, storable, wcs_cards, without_provenance
 from ..planes import native
-from ..stamps import background_hdu, kernel_hdus, psf_hdus
+from ..stamps import NOISE, background_hdu, kernel_hdus, noise_hdus, psf_hdus
 
 __all__ = ["write"]
 
@@ -51,7 +52,7 @@ def write(
     overwrite: bool = False,
     compress: bool = False,
     provenance: Mapping[str, tuple[CardValue, str]] | None = None,
-    extras: Mapping[str, Array | KernelPointSpreadFunction] | None = None,
+    extras: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an exposure; the file appears complete or not at all.
 
@@ -70,7 +71,8 @@ def write(
         Keyword → (value, comment) for the primary header; values that are None or not
         finite are left out.
     extras
-        Extension name → further image or PSF.  One of the image's shape gets its WCS.
+        Extension name → further image, PSF or noise covariance.  An image of the exposure's
+        shape gets its WCS.
 
     Raises
     ------
@@ -212,18 +214,21 @@ def _extra_hdus(exposure: Exposure) -> list[Any]:
         hdus += kernel_hdus(exposure.kernel, "KERNEL", exposure.bbox)
     if exposure.background is not None:
         hdus.append(background_hdu(exposure.background, "BACKGROUND", exposure.bbox))
-    return hdus
+    return hdus + noise_hdus(exposure.noise, NOISE, exposure.bbox)
 
 
 def _further_hdus(
     exposure: Exposure,
-    extras: Mapping[str, Array | KernelPointSpreadFunction],
+    extras: Mapping[str, Any],
     sky_cards: list[astropy.io.fits.Card],
 ) -> list[Any]:
     hdus: list[Any] = []
     for name, extra in extras.items():
         if isinstance(extra, KernelPointSpreadFunction):
             hdus += psf_hdus(extra, name, exposure.bbox)
+            continue
+        if isinstance(extra, NoiseCovariance) or callable(extra):
+            hdus += noise_hdus(extra, name, exposure.bbox)
             continue
         hdu = astropy.io.fits.ImageHDU(extra, name=name)
         if extra.shape == exposure.shape:

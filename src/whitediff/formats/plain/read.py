@@ -31,7 +31,14 @@ from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
 from ..headers import first_value, observation_header, wcs_cards, without_provenance
 from ..planes import native
-from ..stamps import find_hdu, read_background_hdu, read_kernel_hdus, read_psf_hdus
+from ..stamps import (
+    NOISE,
+    find_hdu,
+    read_background_hdu,
+    read_kernel_hdus,
+    read_noise_hdus,
+    read_psf_hdus,
+)
 
 __all__ = ["VarianceSource", "image_hdu", "read"]
 
@@ -55,7 +62,7 @@ _VARIANCE_NAMES: dict[str, VarianceKind] = {
     "IVAR": "weight",
     "INVVAR": "weight",
 }
-_OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS")
+_OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS", NOISE)
 _ENOUGH_FOR_SIGMA = 100_000
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 _GAIN_KEYWORDS = ("GAIN", "EGAIN", "CCDGAIN")
@@ -237,6 +244,10 @@ def read(
                     f"{path}: the image has the shape {image.shape}, but its BACKGROUND"
                     f" {background.shape}."
                 )
+        noise_hdu = find_hdu(hdus, (NOISE,), version)
+        noise = None
+        if noise_hdu is not None and noise_hdu.is_image and noise_hdu is not hdu:
+            noise = read_noise_hdus(hdus, noise_hdu, bounds=bbox, path=str(path))
 
     mask = _with_saturation(mask, image, (header, primary), path)
     if mask_hdu is None and needs_variance:
@@ -281,6 +292,7 @@ def read(
         header=header,
         primary_header=primary,
         source=str(path),
+        noise=noise,
     )
 
 

@@ -1,0 +1,71 @@
+"""``whitediff align``: a template on the science image's pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .console import OUTPUT_FILE, Number, Size, common_options, limited_memory, stages
+
+__all__ = ["METHODS", "align"]
+
+METHODS = ("interpolating", "adaptive")
+
+
+@click.command(short_help="Resample a template onto the science image's pixels.")
+@click.argument("template")
+@click.option("--to", "science", required=True, metavar="SCIENCE", help="Image whose pixels.")
+@click.option("--output", required=True, type=OUTPUT_FILE, help="File to write.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="interpolating",
+    show_default=True,
+    help="Cubic splines, or averages with a Gaussian (DeForest 2004), for templates whose pixels"
+    " are much finer.",
+)
+@click.option(
+    "--noise",
+    type=click.Choice(["auto", "white", "measured"]),
+    default="auto",
+    show_default=True,
+    help="Whether the template's own noise is correlated before: as its file says, else measured"
+    " and used where it is significant (auto); always measured; or white.",
+)
+@click.option(
+    "--template-variance",
+    type=Number(),
+    help="Mean variance of the template, or a file with its variance plane (KIND:FILE for KIND"
+    " sigma or weight).",
+)
+@click.option(
+    "--template-gain",
+    type=float,
+    help="Electrons per count, for a template without a variance plane  [default: GAIN].",
+)
+@click.option("--template-read-noise", type=float, help="Electrons  [default: RDNOISE].")
+@click.option("--template-psf", metavar="FILE", help="PSF of the template  [default: its own].")
+@click.option(
+    "--memory",
+    type=Size(),
+    help="Memory to use, such as 500MB: planes that are large for that live in temporary files"
+    " beside the output. The result is the same  [default: what the machine has].",
+)
+@click.option("--compress", is_flag=True, help="Compress the output without loss; slow.")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+@common_options
+def align(**options: Any) -> None:
+    """Resample a template onto the pixels of a science image, by their sky coordinates.
+
+    TEMPLATE and SCIENCE are FITS files; FILE[EXT] names an extension. Flux is kept. The output
+    has the template's image, variance, mask and PSF on the new pixels, and how its noise is
+    correlated by that, which whitediff subtract takes into account.
+    """
+    from ..runs.align import run_alignment
+
+    with (
+        limited_memory(options.pop("memory"), options["output"].absolute().parent),
+        stages("Aligning", 3) as begin,
+    ):
+        run_alignment(**options, begin=begin)

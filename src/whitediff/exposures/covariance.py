@@ -1,0 +1,148 @@
+"""Noise covariances that are known, such as those of resampled exposures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from lsst.images import Box
+from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
+from lsst.images.fields import ChebyshevField
+
+from ..errors import ArgumentError, DataError
+from ..noise import NoiseCovariance
+from . import kernels
+from .fields import GridField
+
+__all__ = ["Noise", "NoiseField", "moved_noise", "noise_at"]
+
+type Array = npt.NDArray[Any]
+
+type Noise = NoiseCovariance | Callable[[float, float], NoiseCovariance] | None
+"""Noise covariance, the same everywhere or a function of the pixel coordinates; None for white."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NoiseField:
+    """A noise covariance that varies over the field.
+
+    Attributes
+    ----------
+    kernel
+        Images ``(2L + 1, 2L + 1)`` of covariances, lag (0, 0) in the middle, times functions of
+        the position.  Only their ratios to the middle pixel count.
+    description
+        Where it comes from, in words.
+
+    Raises
+    ------
+    ArgumentError
+        If the images are not square with odd sides.
+    """
+
+    kernel: ImageBasisConvolutionKernel
+    description: str
+
+    def __post_init__(self) -> None:
+        ny, nx = self.kernel.kernel_bbox.shape
+        if ny != nx or ny % 2 == 0:
+            raise ArgumentError(
+                "The images of a noise covariance must be square, of odd sides, with lag (0, 0) in"
+                f" the middle; got the shape {(ny, nx)}."
+            )
+
+    def __call__(self, x: float, y: float) -> NoiseCovariance:
+        """Covariance at a position; beyond the bounds, that of their nearest edge.
+
+        Parameters
+        ----------
+        x, y
+            Pixel coordinates.
+
+        Returns
+        -------
+        covariance
+            Exactly point-symmetric.
+
+        Raises
+        ------
+        DataError
+            If its variance there is not positive and finite.
+        """
+        box = self.kernel.bounds.bbox
+        x = min(max(x, box.x.start - 0.5), box.x.stop - 0.5)
+        y = min(max(y, box.y.start - 0.5), box.y.stop - 0.5)
+        image = kernels.evaluate(self.kernel, x=x, y=y)
+        image = (image + image[::-1, ::-1]) / 2
+        middle = float(image[image.shape[0] // 2, image.shape[1] // 2])
+        if not (np.isfinite(image).all() and middle > 0):
+            raise DataError(
+                f"A noise covariance has the variance {middle:g} at x={x:g}, y={y:g}; it must be"
+                " positive, and finite at every lag."
+            )
+        return NoiseCovariance(image / middle, self.description)
+
+
+def moved_noise(noise: Noise, dy: int, dx: int) -> Noise:
+    """Noise covariance of an exposure whose pixels got other coordinates.
+
+    Parameters
+    ----------
+    noise
+        Covariance before.
+    dy, dx
+        Old coordinates minus new ones, pixels.
+
+    Returns
+    -------
+    noise
+        The same one where it does not depend on the position, or nothing moved.
+    """
+    if (dy, dx) == (0, 0) or not callable(noise):
+        return noise
+    if isinstance(noise, NoiseField):
+        box = noise.kernel.bounds.bbox
+        moved = Box.factory[box.y.start - dy : box.y.stop - dy, box.x.start - dx : box.x.stop - dx]
+        images = [kernels.centered_array(image.array, image.bbox) for image, _ in noise.kernel]
+        fields: list[Any] = [_moved_field(field, moved) for field in noise.kernel.spatial]
+        return NoiseField(ImageBasisConvolutionKernel(np.stack(images), fields), noise.description)
+    function = noise
+    return lambda x, y: function(x + dx, y + dy)
+
+
+def _moved_field(field: Any, box: Box) -> Any:
+    if isinstance(field, GridField):
+        return GridField(box, field.values, field.cell)
+    return ChebyshevField(box, np.array(field.coefficients))
+
+
+def noise_at(noise: Noise, x: float, y: float) -> NoiseCovariance | None:
+    """Noise covariance at a position.
+
+    Parameters
+    ----------
+    noise
+        Covariance.
+    x, y
+        Pixel coordinates.
+
+    Returns
+    -------
+    covariance
+        None for white noise.
+
+    Raises
+    ------
+    ArgumentError
+        If it is something else.
+    """
+    found = noise(x, y) if callable(noise) else noise
+    if not (found is None or isinstance(found, NoiseCovariance)):
+        raise ArgumentError(
+            "The noise of an input must be a NoiseCovariance, a function of x and y that returns"
+            f" one, or None for white noise; got {found!r:.60}."
+        )
+    return found

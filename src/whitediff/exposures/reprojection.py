@@ -1,0 +1,199 @@
+"""Resampling with the package reproject, at positions that are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import astropy.units
+import numpy as np
+import numpy.typing as npt
+from astropy.wcs.wcsapi import BaseLowLevelWCS
+from lsst.images import Box
+
+from ..errors import ArgumentError
+from ..resampling import AdaptiveKernel, ResamplingKernel, SplineKernel
+from .mapping import PixelMap
+from .model import Exposure
+
+__all__ = ["Regridding", "ResamplingOptions"]
+
+type Array = npt.NDArray[Any]
+
+_SAME_JACOBIAN = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResamplingOptions:
+    """How a template is resampled.
+
+    Attributes
+    ----------
+    method
+        ``interpolating``: cubic splines.  ``adaptive``: a Gaussian that averages what a
+        larger pixel covers (DeForest 2004).
+    noise
+        Covariance of the template's noise before: ``auto``, that which it knows, else the measured
+        one where it is significant; ``measured``; or ``white``.
+    """
+
+    method: Literal["interpolating", "adaptive"] = "interpolating"
+    noise: Literal["auto", "white", "measured"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("method", self.method, ("interpolating", "adaptive")),
+            ("noise", self.noise, ("auto", "white", "measured")),
+        ):
+            if value not in allowed:
+                raise ArgumentError(f"{name} must be {' or '.join(allowed)}; got {value!r}.")
+
+    @property
+    def kernel(self) -> ResamplingKernel:
+        """Weights of the template's pixels."""
+        return SplineKernel() if self.method == "interpolating" else AdaptiveKernel()
+
+
+@dataclasses.dataclass(frozen=True)
+class Regridding:
+    """What is resampled, onto what, and how.
+
+    Attributes
+    ----------
+    template, science
+        The exposure that is resampled, and that whose pixels it gets.
+    map
+        From the pixels of the latter to those of the former.
+    options
+        `ResamplingOptions`.
+    """
+
+    template: Exposure
+    science: Exposure
+    map: PixelMap
+    options: ResamplingOptions
+
+    @property
+    def kernel(self) -> ResamplingKernel:
+        """Weights of the template's pixels."""
+        return self.options.kernel
+
+    @property
+    def box(self) -> Box:
+        """Part of the science exposure that the map covers."""
+        y0, x0 = self.science.yx0
+        rows, columns = self.map.rows, self.map.columns
+        return Box.factory[y0 + rows.start : y0 + rows.stop, x0 + columns.start : x0 + columns.stop]
+
+    @functools.cached_property
+    def jacobians(self) -> Array:
+        """Derivatives of the map at 3 × 3 positions, ``(9, 2, 2)``, the middle fifth."""
+        rows, columns = (
+            a.ravel()
+            for a in np.meshgrid(
+                *(
+                    np.linspace(part.start, part.stop - 1, 3)
+                    for part in (self.map.rows, self.map.columns)
+                ),
+                indexing="ij",
+            )
+        )
+        return self.map.at(rows, columns)[2]
+
+    @functools.cached_property
+    def mirrored(self) -> bool:
+        """Whether one grid is the mirror image of the other."""
+        return bool(np.linalg.det(self.jacobians[4]) < 0)
+
+    @functools.cached_property
+    def scales(self) -> tuple[float, float]:
+        """Smallest and largest side of a science pixel in template pixels."""
+        values = np.linalg.svd(self.jacobians, compute_uv=False)
+        return float(values.min()), float(values.max())
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the map's derivatives are the same everywhere, but for some 1e-3."""
+        return float(np.abs(self.jacobians - self.jacobians[4]).max()) < _SAME_JACOBIAN
+
+    def resampled(self, array: Array, y: Array, x: Array, kernel: ResamplingKernel | None) -> Array:
+        """Resample a part of the template.
+
+        Parameters
+        ----------
+        array
+            ``(my, mx)``, finite.
+        y, x
+            ``(ny + 2, nx + 2)`` positions on it, one more on every side than are wanted.
+        kernel
+            How; None interpolates linearly.
+
+        Returns
+        -------
+        resampled
+            ``(ny, nx)`` of the array's type; NaN beyond the array.
+        """
+        if self.mirrored:
+            # reproject's adaptive kernel is that of a positive determinant.
+            array, x = array[:, ::-1], array.shape[1] - 1 - x
+        return _reprojected(array, y, x, kernel)
+
+
+class _Grid(BaseLowLevelWCS):
+    """Positions as reproject asks for them: of a grid's pixels on an array, or of the array's."""
+
+    pixel_n_dim = world_n_dim = 2
+    world_axis_physical_types = (None, None)
+    world_axis_units = ("pix", "pix")
+    world_axis_object_components = (("x", 0, "value"), ("y", 0, "value"))
+    axis_correlation_matrix = np.ones((2, 2), dtype=bool)
+    array_shape = pixel_shape = pixel_bounds = None
+
+    def __init__(self, y: Array | None = None, x: Array | None = None) -> None:
+        # With one pixel more on every side, from which reproject takes its Jacobians.
+        self._y, self._x = y, x
+
+    @property
+    def world_axis_object_classes(self) -> Any:
+        """Numbers of pixels."""
+        quantity = (astropy.units.Quantity, (), {"unit": astropy.units.pix})
+        return {"x": quantity, "y": quantity}
+
+    def pixel_to_world_values(self, *pixels: Any) -> Any:
+        """Positions (x, y) on the array."""
+        if self._y is None or self._x is None:
+            return pixels
+        column, row = (np.rint(np.asarray(at)).astype(np.intp) + 1 for at in pixels)
+        return self._x[row, column], self._y[row, column]
+
+    def world_to_pixel_values(self, *world: Any) -> Any:
+        """The same, for the array itself."""
+        return world
+
+
+def _reprojected(array: Array, y: Array, x: Array, kernel: ResamplingKernel | None) -> Array:
+    """Resample an array, at positions with one more on every side."""
+    from reproject import reproject_adaptive, reproject_interp
+
+    array = np.ascontiguousarray(array)
+    shape = (y.shape[0] - 2, y.shape[1] - 2)
+    common: dict[str, Any] = {
+        "shape_out": shape,
+        "output_array": np.empty(shape, array.dtype),
+        "roundtrip_coords": False,
+        "return_footprint": False,
+    }
+    pair = (array, _Grid()), _Grid(y, x)
+    if isinstance(kernel, AdaptiveKernel):
+        return np.asarray(
+            reproject_adaptive(
+                *pair,
+                kernel="gaussian",
+                kernel_width=kernel.width,
+                sample_region_width=kernel.region,
+                **common,
+            )
+        )
+    order = "bilinear" if kernel is None else "bicubic"
+    return np.asarray(reproject_interp(*pair, order=order, **common))

@@ -1,0 +1,235 @@
+"""Image, variance and mask of resampled exposures, tile by tile."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.ndimage
+from lsst.images import Box, Image, Mask
+from lsst.images.fields import ChebyshevField
+
+from .. import planes
+from ..interpolation import interpolated
+from ..resampling import AdaptiveKernel, ResamplingKernel
+from ..threads import in_threads
+from . import masks
+from .fields import evaluated
+from .model import Exposure
+from .reprojection import Regridding
+
+__all__ = ["resampled_planes"]
+
+type Array = npt.NDArray[Any]
+
+_TILE = (256, 512)
+_SPLINE_MARGIN = 20
+"""Pixels around a tile's, beyond which those of the template move a spline by less than 1e-11."""
+_LINEAR_POWER = 1 / 6
+"""Squared width of the triangle of linear interpolation, pixels²."""
+_LEAST_SHARE = 0.1
+_DEEP = 16
+"""Pixels from the edge of a hole beyond which nothing of it is ever used."""
+
+
+def _variance_blur(kernel: ResamplingKernel, jacobians: Array) -> float:
+    """Width of a Gaussian that makes linear interpolation weigh as an image's squared weights.
+
+    Those of a spline it meets as it is.
+    """
+    if not isinstance(kernel, AdaptiveKernel):
+        return 0.0
+    scale = float(np.maximum(np.linalg.svd(jacobians, compute_uv=False), 1).mean())
+    power = (kernel.width * scale) ** 2 / 8 - _LINEAR_POWER
+    return math.sqrt(power) if power > _LINEAR_POWER else 0.0
+
+
+def resampled_planes(job: Regridding, gain: ChebyshevField) -> tuple[Image, Mask, Image]:
+    """Image, mask and variance of a template on a science exposure's pixels.
+
+    Parameters
+    ----------
+    job
+        What is resampled, and how.
+    gain
+        Variance of a pixel per unit of the template's, as of
+        `whitediff.exposures.resampled_noise.resampled_noise`.
+
+    Returns
+    -------
+    image, mask, variance
+        With the science exposure's box.
+    """
+    template, box = job.template, job.science.bbox
+    values, holes = _without_holes(template)
+    mask = template.mask
+    if holes is not None:
+        mask = masks.with_plane(mask, "NO_DATA", holes)
+    plane = template.variance.array
+    known = planes.filled(
+        plane.shape, bool, lambda rows: np.isfinite(plane[rows]) & (plane[rows] >= 0)
+    )
+    out_mask = masks.extended(
+        Mask(
+            planes.zeros((*box.shape, mask.schema.mask_size), mask.array.dtype),
+            schema=mask.schema,
+            bbox=box,
+        ),
+        ("NO_DATA",),
+    )
+    image = planes.empty(box.shape, values.dtype)
+    variance = planes.empty(box.shape, plane.dtype)
+    footprint = job.kernel.footprint(job.jacobians)
+    reach = max(_SPLINE_MARGIN, job.kernel.reach(job.jacobians))
+    blur = _variance_blur(job.kernel, job.jacobians)
+    tile = _Tile(job, values, holes, plane, known, mask, gain, footprint, reach, blur)
+    no_data = out_mask.schema.bit("NO_DATA")
+
+    def work(part: tuple[slice, slice]) -> None:
+        image[part], variance[part], bits = tile.made(*part)
+        out_mask.array[part][..., : bits.shape[2]] = bits
+        out_mask.array[part][..., no_data.index] |= (
+            np.isnan(image[part]).view(np.uint8) * no_data.mask
+        )
+
+    in_threads(work, _tiles(box.shape))
+    unit = template.image.unit
+    return (
+        Image(image, bbox=box, unit=unit),
+        out_mask,
+        Image(variance, bbox=box, unit=template.variance.unit),
+    )
+
+
+def _tiles(shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
+    return [
+        (slice(y, min(y + _TILE[0], shape[0])), slice(x, min(x + _TILE[1], shape[1])))
+        for y in range(0, shape[0], _TILE[0])
+        for x in range(0, shape[1], _TILE[1])
+    ]
+
+
+def _without_holes(template: Exposure) -> tuple[Array, Array | None]:
+    """Image in which pixels without a measurement are interpolated, and those not finite."""
+    image = template.image.array
+    bad = masks.flagged(template.mask, masks.INTERPOLATED_MASK_PLANES)
+    holes = planes.filled(image.shape, bool, lambda rows: ~np.isfinite(image[rows]))
+    wrong = planes.filled(image.shape, bool, lambda rows: bad[rows] | holes[rows])
+    if not wrong.any():
+        return image, None
+    deep = scipy.ndimage.minimum_filter(wrong.view(np.uint8), 2 * _DEEP + 1).view(bool)
+    if deep.any():
+        level = image[::8, ::8][~wrong[::8, ::8]]
+        image = planes.copied(image)
+        image[deep] = np.median(level) if level.size else 0
+        wrong &= ~deep
+    return interpolated(image, wrong), holes if holes.any() else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tile:
+    """Makes one tile of the planes after the other."""
+
+    job: Regridding
+    image: Array
+    holes: Array | None
+    variance: Array
+    known: Array
+    mask: Mask
+    gain: ChebyshevField
+    footprint: int
+    reach: int
+    blur: float
+
+    def made(self, rows: slice, columns: slice) -> tuple[Array, Array, Array]:
+        """Image, variance and mask bits of a tile."""
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        image, variance = np.full((2, *shape), np.nan)
+        bits = np.zeros((*shape, self.mask.array.shape[2]), self.mask.array.dtype)
+        inner = [
+            slice(max(part.start, whole.start), min(part.stop, whole.stop))
+            for part, whole in ((rows, self.job.map.rows), (columns, self.job.map.columns))
+        ]
+        if all(part.start < part.stop for part in inner):
+            here = tuple(
+                slice(part.start - whole.start, part.stop - whole.start)
+                for part, whole in zip(inner, (rows, columns), strict=True)
+            )
+            image[here], variance[here], bits[here] = self._inside(inner[0], inner[1])
+        return image, variance, bits
+
+    def _inside(self, rows: slice, columns: slice) -> tuple[Array, Array, Array]:
+        own = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
+        y, x = self.job.map.on(*(np.arange(at[0] - 1, at[-1] + 2) for at in own))
+        low_y, low_x = (np.floor(a[1:-1, 1:-1]).astype(np.intp) for a in (y, x))
+        ny, nx = self.image.shape
+        n = self.footprint
+        covered = (low_y >= n - 1) & (low_y < ny - n) & (low_x >= n - 1) & (low_x < nx - n)
+        image, variance = np.full((2, *covered.shape), np.nan)
+        bits = np.zeros((*covered.shape, self.mask.array.shape[2]), self.mask.array.dtype)
+        if not covered.any():
+            return image, variance, bits
+        part = tuple(
+            slice(max(0, int(low[covered].min()) - self.reach),
+                  min(size, int(low[covered].max()) + self.reach + 1))
+            for low, size in ((low_y, ny), (low_x, nx))
+        )  # fmt: skip
+        y, x = y - part[0].start, x - part[1].start
+        image = self.job.resampled(self.image[part], y, x, self.job.kernel).astype(np.float64)
+        variance = self._variance(part, y, x).astype(np.float64)
+        area = np.abs(self.job.map.determinant(*own))
+        y0, x0 = self.job.science.yx0
+        box = Box.factory[y0 + rows.start : y0 + rows.stop, x0 + columns.start : x0 + columns.stop]
+        image *= area
+        variance *= np.maximum(evaluated(self.gain, box), 0) * area**2
+        window = [low - interval.start for low, interval in zip((low_y, low_x), part, strict=True)]
+        at = tuple(
+            np.clip(low, 0, interval.stop - interval.start - 1)
+            for low, interval in zip(window, part, strict=True)
+        )
+        bits = _any_of(self.mask.array[part], self.footprint)[at]
+        bits[~covered] = 0
+        if self.holes is not None:
+            nearest = tuple(
+                np.clip(
+                    np.rint(a[1:-1, 1:-1]).astype(np.intp), 0, interval.stop - interval.start - 1
+                )
+                for a, interval in zip((y, x), part, strict=True)
+            )
+            covered &= ~self.holes[part][nearest]
+        image[~covered] = np.nan
+        variance[~covered] = np.nan
+        return image, variance, bits
+
+    def _variance(self, part: tuple[slice, ...], y: Array, x: Array) -> Array:
+        variance, known = self.variance[part], self.known[part]
+        if known.all():
+            return self.job.resampled(self._blurred(variance), y, x, None)
+        total = self._blurred(np.where(known, variance, 0))
+        share = self._blurred(known.astype(variance.dtype))
+        total, share = (self.job.resampled(each, y, x, None) for each in (total, share))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(share > _LEAST_SHARE, total / share, np.nan)
+
+    def _blurred(self, variance: Array) -> Array:
+        if not self.blur:
+            return variance
+        return np.asarray(scipy.ndimage.gaussian_filter(variance, self.blur, mode="nearest"))
+
+
+def _any_of(bits: Array, n: int) -> Array:
+    """Bits of any of the pixels from n − 1 before to n after each one, on both axes."""
+    for axis in (0, 1):
+        result = bits.copy()
+        size = bits.shape[axis]
+        for shift in range(1 - n, n + 1):
+            if shift and abs(shift) < size:
+                to = slice(max(0, -shift), size - max(0, shift))
+                of = slice(max(0, shift), size - max(0, -shift))
+                index = (slice(None),) * axis
+                result[*index, to] |= bits[*index, of]
+        bits = result
+    return bits

@@ -1,0 +1,80 @@
+"""A template file in, the same on another image's pixels out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import __version__, formats
+from ..exposures.resampling import ResamplingOptions, resampled
+from ..outputs import check_output
+from .inputs import read_input
+
+__all__ = ["run_alignment"]
+
+log = logging.getLogger("whitediff.runs")
+
+
+def _silent(stage: str) -> None:
+    """Take no note of a stage."""
+
+
+def run_alignment(
+    *,
+    template: str,
+    science: str,
+    output: Path,
+    method: Any = "interpolating",
+    noise: Any = "auto",
+    template_variance: float | str | None = None,
+    template_gain: float | None = None,
+    template_read_noise: float | None = None,
+    template_psf: str | None = None,
+    compress: bool = False,
+    overwrite: bool = False,
+    begin: Callable[[str], None] = _silent,
+) -> None:
+    """Read, resample and write.
+
+    Parameters
+    ----------
+    template, science, output, method, noise, template_variance, template_gain, \
+    template_read_noise, template_psf, compress, overwrite
+        Options of the command.
+    begin
+        Called with the name of each stage.
+    """
+    check_output(output, overwrite=overwrite)
+    options = ResamplingOptions(method=method, noise=noise)
+    begin("reading")
+    grid = formats.read_exposure(science, needs_variance=False)
+    exposure = read_input(
+        "template", template, template_variance, template_gain, template_read_noise
+    )
+    if template_psf is not None:
+        exposure.psf = formats.read_psf(template_psf, bounds=exposure.bbox)
+    begin("resampling")
+    result = resampled(exposure, grid, options)
+    begin("writing")
+    formats.write_exposure(
+        result.exposure,
+        output,
+        overwrite=overwrite,
+        compress=compress,
+        provenance={
+            "WDTASK": ("align", "made by"),
+            "WDVERS": (__version__, "version of whitediff"),
+            "WDTMPL": (template, "template"),
+            "WDSCI": (science, "image whose pixels these are"),
+            "WDTPSFIN": (template_psf, "PSF of the template image from"),
+            "WDALIGN": (method, "how the template was resampled"),
+            "WDALAREA": (result.pixel_area, "area of a pixel over one of the template"),
+            "WDALROT": (result.rotation, "rotation of the template's grid, degrees"),
+            "WDALERR": (result.map_error, "error of the positions, template pixels"),
+            "WDTFRAC": (result.covered, "of the pixels that the template covers"),
+        },
+    )
+    if result.exposure.psf is None:
+        log.info("%s: no PSF is known, so the output has none.", output)
