@@ -27,10 +27,11 @@ from whitediff.matching.basis import (
 )
 from whitediff.matching.candidates import CandidateOptions, choose_candidates, find_sources
 from whitediff.matching.design import FitOptions
-from whitediff.matching.normals import Stamps
+from whitediff.matching.normals import Stamps, normal_equations
 from whitediff.matching.psf import measure_psf, star_width
 from whitediff.matching.solve import choose_kernel_order, fit_kernel
 from whitediff.matching.varying import varying_pixels
+from whitediff.noise import resampling_covariance
 from whitediff.polynomials import chebyshev_products, chebyshev_terms
 from whitediff.simulation import PsfModel, SimulationOptions, matching_kernel, simulate
 
@@ -336,6 +337,38 @@ def test_noise_of_the_source_does_not_attenuate_the_kernel(rng):
     error = np.std(sums, axis=0, ddof=1)[0] / np.sqrt(len(sums))
     assert with_noise == pytest.approx(1, abs=4 * error)
     assert without < with_noise - 2 * error  # else there was nothing to undo
+
+
+def test_what_correlated_noise_adds_to_the_products_is_known(rng):
+    # Stamps of nothing but noise, smoothed as a resampling does: the gram is all noise.
+    basis = gaussian_basis((0.8, 1.6), degrees=(2, 1), size=15)
+    smoothing = np.array([[0.05, 0.2, 0.1], [0.1, 0.5, 0.3], [0.0, 0.2, 0.1]])
+    smoothing /= np.sqrt((smoothing**2).sum())
+    white = rng.normal(0, 3.0, (1500, 41, 41))
+    source = sum(
+        weight * white[:, j : j + 39, i : i + 39] for (j, i), weight in np.ndenumerate(smoothing)
+    )
+    target = np.zeros((1500, 25, 25))
+    weight = np.ones(target.shape)
+    weight[:, 5:9, 11:] = 0.3
+    zero = np.zeros(1500)
+    stamps = Stamps(
+        source, target, weight, zero, zero, np.full(source.shape, 9.0),
+        resampling_covariance(smoothing),
+    )  # fmt: skip
+    normals = normal_equations(stamps, basis)
+    assert normals.noise is not None
+    n = len(basis)
+    measured, expected = normals.gram[:, :n, :n], normals.noise[0, :n, :n]
+    error = measured.std(axis=0) / np.sqrt(len(measured))
+    scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    # 4.5 sigma of the largest among these, and what the filter's tail beyond its stamp holds.
+    np.testing.assert_array_less(
+        np.abs(measured.mean(axis=0) - expected), 4.5 * error + 2e-3 * scale
+    )
+    # Taken for white, the smooth images would get less than half of theirs.
+    as_white = normal_equations(dataclasses.replace(stamps, source_noise=None), basis).noise
+    assert as_white[0, 0, 0] < 0.5 * expected[0, 0]
 
 
 def test_varying_pixels_are_the_transients(rng):

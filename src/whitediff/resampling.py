@@ -43,7 +43,9 @@ _FOOTPRINT_WEIGHT = 0.01
 """Weight of a pixel, over all absolute weights, from which it counts as contributing."""
 
 _SAME_PREDICTION = 1.02
-"""Error of a prediction over the least one, up to which the lower order is taken."""
+"""Squared error of a prediction over the least one, up to which the lower order is taken."""
+_WORTHWHILE = 0.4
+"""Squared error of a prediction over that of a constant, beyond which a constant is as good."""
 
 
 class ResamplingKernel(Protocol):
@@ -338,7 +340,7 @@ def _correlated(weights: Array, correlation: Array) -> Array:
 
 
 def polynomials_by_prediction(
-    values: Array, u: Array, v: Array, *, largest_order: int
+    values: Array, u: Array, v: Array, *, largest_order: int, tolerance: float = 0.0
 ) -> tuple[Array, int]:
     """Polynomials of the order that predicts best what is left out.
 
@@ -352,13 +354,16 @@ def polynomials_by_prediction(
         ``(n,)`` positions from −1 to 1 in x and in y.
     largest_order
         Of the polynomials, total.
+    tolerance
+        Error of a prediction, root of the sum of squares over the quantities, that is good enough.
 
     Returns
     -------
     coefficients
         ``(terms, m)`` in the order of `whitediff.polynomials.chebyshev_terms`.
     order
-        The lowest one whose leave-one-out error (Allen 1974, PRESS) is within 2 % of the least.
+        The lowest one whose squared leave-one-out error (Allen 1974, PRESS) is within 2 % of the
+        least, or within the tolerance; 0 where none has less than 0.4 of a constant's.
     """
     fits = []
     for order in range(largest_order + 1):
@@ -371,7 +376,11 @@ def polynomials_by_prediction(
         left = (values - basis @ projected) / (1 - leverage)[:, None]
         fits.append((float((left**2).sum()), np.linalg.solve(triangle, projected)))
     least = min(error for error, _ in fits)
+    if least > _WORTHWHILE * fits[0][0]:
+        return fits[0][1], 0
     # Rounding is no reason for a higher order.
-    enough = _SAME_PREDICTION * least + 1e-12 * float((values**2).sum())
+    enough = max(
+        _SAME_PREDICTION * least + 1e-12 * float((values**2).sum()), len(values) * tolerance**2
+    )
     order = next(i for i, (error, _) in enumerate(fits) if error <= enough)
     return fits[order][1], order

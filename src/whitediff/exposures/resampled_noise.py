@@ -32,6 +32,8 @@ _HARMONICS = 3
 """Of the phase, in which a covariance is written: the fourth has less than 1e-4."""
 _JACOBIAN_ORDER = 2
 _NOISE_ORDER = 10
+_NOISE_TOLERANCE = 0.005
+"""Error of a covariance over the variance, root of the sum of squares over the lags."""
 
 
 def resampled_noise(
@@ -72,7 +74,13 @@ def resampled_noise(
     )
     phases = _mean_phases(job, centers)
     cells = np.einsum("nkl,nk->nl", slow, phases).real
-    fitted, order = polynomials_by_prediction(cells, u, v, largest_order=_NOISE_ORDER)
+    fitted, order = polynomials_by_prediction(
+        cells,
+        u,
+        v,
+        largest_order=_NOISE_ORDER,
+        tolerance=_NOISE_TOLERANCE * float(cells[:, 0].mean()),
+    )
     coefficients = np.zeros((order + 1, order + 1))
     for (p, q), value in zip(chebyshev_terms(order), fitted[:, 0], strict=True):
         coefficients[p, q] = value
@@ -128,7 +136,6 @@ def _harmonics(job: Regridding, noise: Noise, lags: Array, order: int) -> Array:
 def _mean_phases(job: Regridding, centers: Array) -> Array:
     """Means of the harmonics over the pixels around the middles of cells, ``(n, harmonics)``."""
     rng = np.random.default_rng(_SEED)
-    waves = _wave_numbers()
     # Rows and columns at random, since regular ones would be in step with some grid.
     offsets = rng.uniform(-1, 1, (2, len(centers), _LINES))
     window = np.cos(0.5 * np.pi * offsets) ** 2
@@ -149,12 +156,20 @@ def _mean_phases(job: Regridding, centers: Array) -> Array:
             y, x = job.map.on(rows, columns)
             weights = window[0, i][:, None] * window[1, j]
             weights /= weights.sum()
-            # e^(2πi k·φ) as powers of the first harmonics.
-            first_y, first_x = np.exp(2j * np.pi * y), np.exp(2j * np.pi * x)
-            means.append([complex((weights * first_y**ky * first_x**kx).sum()) for ky, kx in waves])
+            along_y, along_x = (_powers(np.exp(2j * np.pi * at.ravel())) for at in (y, x))
+            means.append(((along_y * weights.ravel()) @ along_x.T).ravel())
         return np.array(means)
 
     return np.concatenate(in_threads(cells_of_a_row, range(len(centers))))
+
+
+def _powers(first: Array) -> Array:
+    """Powers of numbers of modulus 1, as `_wave_numbers` has them, ``(2H + 1, n)``."""
+    result = np.ones((2 * _HARMONICS + 1, first.size), dtype=complex)
+    for k in range(1, _HARMONICS + 1):
+        result[_HARMONICS + k] = result[_HARMONICS + k - 1] * first
+        result[_HARMONICS - k] = result[_HARMONICS + k].conj()
+    return result
 
 
 def _middle_noise(job: Regridding, noise: Noise) -> NoiseCovariance:

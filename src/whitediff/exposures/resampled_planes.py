@@ -36,9 +36,10 @@ _DEEP = 16
 
 
 def _variance_blur(kernel: ResamplingKernel, jacobians: Array) -> float:
-    """Width of a Gaussian that makes linear interpolation weigh as an image's squared weights.
+    """Width of a Gaussian before linear interpolation that makes it weigh as squared weights do.
 
-    Those of a spline it meets as it is.
+    The weights of linear interpolation are nearly the squares of a spline's, over their sum, and
+    those of a Gaussian of pixels of equal size; of larger ones they have to be widened.
     """
     if not isinstance(kernel, AdaptiveKernel):
         return 0.0
@@ -162,21 +163,25 @@ class _Tile:
         return image, variance, bits
 
     def _inside(self, rows: slice, columns: slice) -> tuple[Array, Array, Array]:
+        """The same of a part of a tile on which the map is defined."""
         own = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
         y, x = self.job.map.on(*(np.arange(at[0] - 1, at[-1] + 2) for at in own))
-        low_y, low_x = (np.floor(a[1:-1, 1:-1]).astype(np.intp) for a in (y, x))
-        ny, nx = self.image.shape
-        n = self.footprint
-        covered = (low_y >= n - 1) & (low_y < ny - n) & (low_x >= n - 1) & (low_x < nx - n)
-        image, variance = np.full((2, *covered.shape), np.nan)
-        bits = np.zeros((*covered.shape, self.mask.array.shape[2]), self.mask.array.dtype)
+        before = [np.floor(at[1:-1, 1:-1]).astype(np.intp) for at in (y, x)]
+        n, shape = self.footprint, self.image.shape
+        covered = np.ones(before[0].shape, dtype=bool)
+        for at, size in zip(before, shape, strict=True):
+            covered &= (at >= n - 1) & (at < size - n)
         if not covered.any():
+            image, variance = np.full((2, *covered.shape), np.nan)
+            bits = np.zeros((*covered.shape, self.mask.array.shape[2]), self.mask.array.dtype)
             return image, variance, bits
         part = tuple(
-            slice(max(0, int(low[covered].min()) - self.reach),
-                  min(size, int(low[covered].max()) + self.reach + 1))
-            for low, size in ((low_y, ny), (low_x, nx))
-        )  # fmt: skip
+            slice(
+                max(0, int(at[covered].min()) - self.reach),
+                min(size, int(at[covered].max()) + self.reach + 1),
+            )
+            for at, size in zip(before, shape, strict=True)
+        )
         y, x = y - part[0].start, x - part[1].start
         image = self.job.resampled(self.image[part], y, x, self.job.kernel).astype(np.float64)
         variance = self._variance(part, y, x).astype(np.float64)
@@ -185,23 +190,13 @@ class _Tile:
         box = Box.factory[y0 + rows.start : y0 + rows.stop, x0 + columns.start : x0 + columns.stop]
         image *= area
         variance *= np.maximum(evaluated(self.gain, box), 0) * area**2
-        window = [low - interval.start for low, interval in zip((low_y, low_x), part, strict=True)]
-        at = tuple(
-            np.clip(low, 0, interval.stop - interval.start - 1)
-            for low, interval in zip(window, part, strict=True)
-        )
-        bits = _any_of(self.mask.array[part], self.footprint)[at]
+        bits = _any_of(self.mask.array[part], n)[_clipped(before, part)]
         bits[~covered] = 0
         if self.holes is not None:
-            nearest = tuple(
-                np.clip(
-                    np.rint(a[1:-1, 1:-1]).astype(np.intp), 0, interval.stop - interval.start - 1
-                )
-                for a, interval in zip((y, x), part, strict=True)
-            )
-            covered &= ~self.holes[part][nearest]
-        image[~covered] = np.nan
-        variance[~covered] = np.nan
+            nearest = [np.rint(at[1:-1, 1:-1]).astype(np.intp) for at in (y, x)]
+            covered &= ~self.holes[part][_clipped(nearest, part, origin=False)]
+        missing = ~(covered & np.isfinite(image))
+        image[missing] = variance[missing] = np.nan
         return image, variance, bits
 
     def _variance(self, part: tuple[slice, ...], y: Array, x: Array) -> Array:
@@ -218,6 +213,14 @@ class _Tile:
         if not self.blur:
             return variance
         return np.asarray(scipy.ndimage.gaussian_filter(variance, self.blur, mode="nearest"))
+
+
+def _clipped(at: list[Array], part: tuple[slice, ...], *, origin: bool = True) -> tuple[Array, ...]:
+    """Indices of pixels within a part of an array; what lies beyond, at its edges."""
+    return tuple(
+        np.clip(each - (interval.start if origin else 0), 0, interval.stop - interval.start - 1)
+        for each, interval in zip(at, part, strict=True)
+    )
 
 
 def _any_of(bits: Array, n: int) -> Array:
