@@ -92,6 +92,7 @@ def test_every_card_is_known_and_described():
     [
         "README.md",
         "docs/algorithm.md",
+        "docs/alignment.md",
         "docs/conventions.md",
         "docs/file-format.md",
         "docs/whiteness.md",

@@ -12,6 +12,8 @@ Claims:
 - a mask bit is set wherever more than 1 % of the weight lies on pixels that have it; what the
   template does not cover is NaN and NO_DATA; holes do not ring;
 - covariances come back from files, constant and varying, and move with a cut;
+- on real, resampled DECam images in ../shared/data/decam (skipped without) the covariance
+  predicted from the measured one is that measured afterwards;
 - what is wrong is one sentence.
 """
 
@@ -21,16 +23,19 @@ import math
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from astropy.wcs.utils import pixel_to_pixel
 from reproject import reproject_adaptive, reproject_interp
 
 from grids import DISTORTIONS, drawn, sky_header
+from scenes import SHARED
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.errors import ArgumentError, DataError
 from whitediff.exposures import masks
 from whitediff.exposures.alignment import aligned_template
 from whitediff.exposures.covariance import NoiseField, moved_noise, noise_at
 from whitediff.exposures.mapping import pixel_map
+from whitediff.exposures.noise import noises_by_role, source_pixels
 from whitediff.exposures.reprojection import _Grid
 from whitediff.exposures.resampling import ResamplingOptions, resampled
 from whitediff.noise import NoiseCovariance, coloured, resampling_covariance
@@ -46,6 +51,7 @@ from whitediff.simulation import PsfModel
 
 METHODS = ("interpolating", "adaptive")
 SHAPE = (300, 320)
+DECAM = SHARED / "data" / "decam"
 
 
 def blank(header, shape=SHAPE, **options) -> Exposure:
@@ -550,3 +556,34 @@ def test_grids_may_differ_by_a_twentieth_of_a_pixel():
     np.testing.assert_allclose(
         result.wcs.wcs_pix2world([[10, 20]], 0), science.wcs.wcs_pix2world([[10, 20]], 0)
     )
+
+
+# --- real images -------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not DECAM.is_dir(), reason=f"no real data in {DECAM}")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["04a", "18b"])
+def test_noise_of_real_images_is_as_predicted(method, name):
+    # 18b was resampled before: N(0) = 1.5.  Moved by half a pixel, and measured between sources.
+    exposure = read_exposure(DECAM / f"DEC-OBS{name}.mini.fits")
+    image, variance = exposure.image.array, exposure.variance.array
+    template, science = (
+        Exposure.from_arrays(image, variance=variance, header=sky_header(exposure.shape, shift=by))
+        for by in ((0.5, 0.5), (0.0, 0.0))
+    )
+    options = ResamplingOptions(method=method, noise="measured")
+    result = resampled(template, science, options).exposure
+    sources = scipy.ndimage.binary_dilation(source_pixels(exposure), iterations=2)
+    before, after = noises_by_role({"before": template, "after": result}, sources, how="measured")
+    predicted = noise_at(result.noise, 128.0, 128.0)
+    assert isinstance(before, NoiseCovariance)
+    assert isinstance(after, NoiseCovariance)
+    assert predicted is not None
+    assert after.zero_frequency > 1.1 * before.zero_frequency
+    error = math.hypot(after.zero_frequency_error, before.zero_frequency_error)
+    assert after.zero_frequency == pytest.approx(predicted.zero_frequency, abs=3 * error)
+    # The plane of the file is that of the measurement to a few percent; resampling keeps that.
+    level = before.variance_ratio
+    error = math.hypot(after.variance_ratio_error, before.variance_ratio_error)
+    assert after.variance_ratio == pytest.approx(level, abs=3 * error)

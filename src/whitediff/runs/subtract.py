@@ -100,8 +100,8 @@ def run_subtraction(
     science, template, output, score_output, matched_output, solutions, convolved, kernel_order, \
     background_order, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, align, \
     align_method, science_variance, template_variance, science_gain, science_read_noise, \
-    template_gain, template_read_noise, science_psf, template_psf, full_variance, noise, constant, fill, \
-    compress, overwrite
+    template_gain, template_read_noise, science_psf, template_psf, full_variance, noise, \
+    constant, fill, compress, overwrite
         Options of the command.
     begin
         Called with the name of each stage as it begins.
