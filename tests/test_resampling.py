@@ -39,7 +39,7 @@ from whitediff.exposures.noise import noises_by_role, source_pixels
 from whitediff.exposures.reprojection import _Grid
 from whitediff.exposures.resampling import ResamplingOptions, resampled
 from whitediff.noise import NoiseCovariance, coloured, resampling_covariance
-from whitediff.resampling import (
+from whitediff.regridding import (
     AdaptiveKernel,
     SplineKernel,
     cardinal_spline,

@@ -13,7 +13,7 @@ from astropy.wcs.wcsapi import BaseLowLevelWCS
 from lsst.images import Box
 
 from ..errors import ArgumentError
-from ..resampling import AdaptiveKernel, ResamplingKernel, SplineKernel
+from ..regridding import AdaptiveKernel, ResamplingKernel, SplineKernel
 from .mapping import PixelMap
 from .model import Exposure
 

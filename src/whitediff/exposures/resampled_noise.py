@@ -11,7 +11,7 @@ from lsst.images.fields import ChebyshevField
 
 from ..noise import NoiseCovariance
 from ..polynomials import chebyshev_products, chebyshev_terms
-from ..resampling import half_lags, lag_map, polynomials_by_prediction, resampled_covariance
+from ..regridding import half_lags, lag_map, polynomials_by_prediction, resampled_covariance
 from ..threads import in_threads
 from . import kernels
 from .covariance import Noise, NoiseField, noise_at

@@ -14,7 +14,7 @@ from lsst.images.fields import ChebyshevField
 
 from .. import planes
 from ..interpolation import interpolated
-from ..resampling import AdaptiveKernel, ResamplingKernel
+from ..regridding import AdaptiveKernel, ResamplingKernel
 from ..threads import in_threads
 from . import masks
 from .fields import evaluated
