@@ -12,6 +12,7 @@ from .console import return_freed_memory
 from .decorrelate import decorrelate
 from .decorrelate_stack import decorrelate_stack
 from .demo import demo
+from .report import report
 from .simulate import simulate
 from .subtract import subtract
 
@@ -30,7 +31,7 @@ def cli() -> None:
     """
 
 
-for command in (subtract, decorrelate, decorrelate_stack, check, simulate, demo):
+for command in (subtract, decorrelate, decorrelate_stack, check, report, simulate, demo):
     cli.add_command(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -41,6 +42,11 @@ _FIT_OPTIONS = (
     "--matched-output",
     type=OUTPUT_FILE,
     help="Template to write as it was subtracted, at the science image's level.",
+)
+@click.option(
+    "--report",
+    type=OUTPUT_FILE,
+    help="Web page to write on which to judge the result (whitediff report).",
 )
 @click.option(
     "--kernel",
@@ -126,10 +132,39 @@ def subtract(**options: Any) -> None:
         raise click.UsageError(
             "Nothing to write: give --output, --score-output or --matched-output."
         )
+    report, memory = options.pop("report"), options.pop("memory")
+    if report is not None:
+        _check_report(report, options)
     from ..runs.subtract import run_subtraction
 
     with (
-        limited_memory(options.pop("memory"), outputs[0].absolute().parent),
+        limited_memory(memory, outputs[0].absolute().parent),
         stages("Subtracting", 2 + 3 * len(outputs)) as begin,
     ):
         run_subtraction(**options, begin=begin)
+    if report is not None:
+        from .report import run_report
+
+        image, score = options["output"], options["score_output"]
+        run_report(
+            image_path=str(image or score),
+            science=options["science"],
+            template=options["template"],
+            score=None if score is None or image is None else str(score),
+            output=report,
+            overwrite=options["overwrite"],
+        )
+
+
+def _check_report(report: Path, options: dict[str, Any]) -> None:
+    """Refuse a report that cannot be written before the work is done."""
+    from ..errors import ArgumentError
+    from ..outputs import check_output
+
+    images = [options[name] for name in ("output", "score_output") if options[name] is not None]
+    if not images:
+        raise click.UsageError("--report needs --output or --score-output: what to report on.")
+    others = [*images, options["matched_output"]]
+    if report.resolve() in [path.resolve() for path in others if path is not None]:
+        raise ArgumentError(f"{report}: two outputs cannot be the same file.")
+    check_output(report, overwrite=options["overwrite"])

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from astropy.table import Table
 from lsst.images import Box
 from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.fields import BaseField, ChebyshevField
@@ -68,6 +69,8 @@ class Solution:
         PSF of the exposure that is not convolved, before anything was done to it.
     box
         Box of the exposures that it was found for; None where it fits any.
+    stars
+        `whitediff.exposures.stars.star_table` of the match; None where it is not known.
     """
 
     kernel: ConvolutionKernel
@@ -86,6 +89,7 @@ class Solution:
     template_noise: NoiseCovariance | None = None
     psf: KernelPointSpreadFunction | None = None
     box: Box | None = None
+    stars: Table | None = None
 
     @classmethod
     def of(cls, pair: Pair, match: Match, preconvolution_kernel: Array | None = None) -> Solution:
@@ -118,6 +122,7 @@ class Solution:
             convolved=match.convolved,
             preconvolution_kernel=preconvolution_kernel,
             box=pair.science.bbox,
+            stars=match.stars,
             science_variance_factor=pair.science_variance_factor,
             template_variance_factor=pair.template_variance_factor,
             psf=(

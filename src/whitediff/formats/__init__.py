@@ -276,7 +276,7 @@ def write_exposure(
     provenance
         Keyword → (value, comment) for the primary header.
     extras
-        Extension name → further image, or `KernelPointSpreadFunction`.
+        Extension name → further image, `KernelPointSpreadFunction` or `astropy.table.Table`.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from astropy.table import Table
 from lsst.images import YX, Box
 
 from ..errors import FileFormatError
@@ -23,6 +24,7 @@ from .stamps import (
     read_kernel_hdus,
     read_psf_hdus,
 )
+from .tables import read_table_hdu
 
 __all__ = ["read_solution", "solution_cards", "solution_extras"]
 
@@ -60,7 +62,7 @@ def solution_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
     }
 
 
-def solution_extras(solution: Solution) -> Mapping[str, Array | KernelPointSpreadFunction]:
+def solution_extras(solution: Solution) -> Mapping[str, Array | KernelPointSpreadFunction | Table]:
     """Extensions that store the rest of a solution, beside KERNEL and BACKGROUND.
 
     Parameters
@@ -71,9 +73,9 @@ def solution_extras(solution: Solution) -> Mapping[str, Array | KernelPointSprea
     Returns
     -------
     extras
-        Extension name → image or PSF.
+        Extension name → image, PSF or table.
     """
-    extras: dict[str, Array | KernelPointSpreadFunction] = {}
+    extras: dict[str, Array | KernelPointSpreadFunction | Table] = {}
     if solution.psf is not None:
         extras["INPUT_PSF"] = solution.psf
     if solution.preconvolution_kernel is not None:
@@ -81,6 +83,8 @@ def solution_extras(solution: Solution) -> Mapping[str, Array | KernelPointSprea
     for name, noise in _noises(solution).items():
         if noise is not None:
             extras[name] = noise.correlation
+    if solution.stars is not None:
+        extras["STARS"] = solution.stars
     return extras
 
 
@@ -147,6 +151,7 @@ def read_solution(path: str | Path) -> Solution:
                 if psf_hdu is None
                 else read_psf_hdus(hdus, psf_hdu, bounds=box, path=str(file))
             ),
+            stars=read_table_hdu(hdus, "STARS"),
             **numbers,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect as inspection
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..matching.design import FitOptions
 from ..outputs import check_output
 from .cards import decorrelation_cards, report_noise_floor
 from .inputs import read_input
+from .record import recorded
 
 __all__ = ["Written", "run_subtraction"]
 
@@ -116,6 +118,7 @@ def run_subtraction(
     WhitediffError
         One of its kinds, whose message names the file at fault.
     """
+    changed = _changed(locals())
     outputs = [path for path in (output, score_output, matched_output) if path is not None]
     if not outputs:
         raise ArgumentError("Nothing to write: give output, score_output or matched_output.")
@@ -151,46 +154,67 @@ def run_subtraction(
         "WDTMPL": (template, "template"),
     }
     written: list[Written] = []
-    begin("reading")
-    inputs = {name: read_input(name, path, *noise_levels[name]) for name, path in paths.items()}
-    for name, psf in (("science", science_psf), ("template", template_psf)):
-        if psf is not None:
-            inputs[name].psf = formats.read_psf(psf, bounds=inputs[name].bbox)
-            cards[f"WD{name[0].upper()}PSFIN"] = (psf, f"PSF of the {name} image from")
-    begin("preparation")
-    try:
-        if stored:
-            made = _made_again(stored, inputs, wanted, begin, full_variance, not ignore_wcs)
-        else:
-            prepared = PreparationOptions(
-                rescale_variance=not keep_variance, use_wcs=not ignore_wcs
-            )
-            correction = {"noise": noise, "spatially_varying": not constant, "fill": fill}
-            made = _made(inputs, wanted, begin, full_variance, prepared, options, correction)
-        for path, exposure, more, extras in made:
-            findings = None
-            kind = next(name for name, wish in wanted.items() if wish == path)
-            if inspect is not None:
-                begin("inspection")
-                findings = inspect(kind, exposure)
-            begin("writing")
-            formats.write_exposure(
-                exposure,
-                path,
-                overwrite=overwrite,
-                compress=compress,
-                provenance=cards | more,
-                extras=extras,
-            )
-            values = {keyword: value for keyword, (value, _) in (cards | more).items()}
-            written.append(Written(kind, path, values, findings))
-    except WhitediffError as error:
-        # Which of the two is at fault, the fit cannot know.
-        named = (science, template, *(str(path) for path in outputs))
-        if any(name in str(error) for name in named):
-            raise
-        raise type(error)(f"{science}, {template}: {error}") from error
+    with recorded(changed) as record:
+        begin = record.noting(begin)
+        begin("reading")
+        inputs = {name: read_input(name, path, *noise_levels[name]) for name, path in paths.items()}
+        for name, psf in (("science", science_psf), ("template", template_psf)):
+            if psf is not None:
+                inputs[name].psf = formats.read_psf(psf, bounds=inputs[name].bbox)
+                cards[f"WD{name[0].upper()}PSFIN"] = (psf, f"PSF of the {name} image from")
+        begin("preparation")
+        try:
+            if stored:
+                made = _made_again(stored, inputs, wanted, begin, full_variance, not ignore_wcs)
+            else:
+                prepared = PreparationOptions(
+                    rescale_variance=not keep_variance, use_wcs=not ignore_wcs
+                )
+                correction = {"noise": noise, "spatially_varying": not constant, "fill": fill}
+                made = _made(inputs, wanted, begin, full_variance, prepared, options, correction)
+            for path, exposure, more, extras in made:
+                findings = None
+                kind = next(name for name, wish in wanted.items() if wish == path)
+                if inspect is not None:
+                    begin("inspection")
+                    findings = inspect(kind, exposure)
+                begin("writing")
+                formats.write_exposure(
+                    exposure,
+                    path,
+                    overwrite=overwrite,
+                    compress=compress,
+                    provenance=cards | more,
+                    extras=extras | {"LOG": record.table()},
+                )
+                values = {keyword: value for keyword, (value, _) in (cards | more).items()}
+                written.append(Written(kind, path, values, findings))
+        except WhitediffError as error:
+            # Which of the two is at fault, the fit cannot know.
+            named = (science, template, *(str(path) for path in outputs))
+            if any(name in str(error) for name in named):
+                raise
+            raise type(error)(f"{science}, {template}: {error}") from error
     return written
+
+
+_UNTOLD = (
+    *("science", "template", "output", "score_output", "matched_output"),
+    *("compress", "overwrite", "begin", "inspect"),
+)
+"""Arguments that say nothing of the result, or stand in the header."""
+
+
+def _changed(values: dict[str, Any]) -> dict[str, Any]:
+    """Options of a run that are not their defaults."""
+    parameters = inspection.signature(run_subtraction).parameters
+    return {
+        "kernel" if name == "solutions" else name: (
+            " ".join(map(str, value)) if isinstance(value, tuple) else value
+        )
+        for name, value in values.items()
+        if name in parameters and name not in _UNTOLD and value != parameters[name].default
+    }
 
 
 type _Made = Iterator[tuple[Path, Any, dict[str, tuple[Any, str]], dict[str, Any]]]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import astropy.io.fits
+import astropy.table
 import numpy as np
 import numpy.typing as npt
 from lsst.images import Box, Mask, MaskedImage, MaskSchema
@@ -33,12 +34,14 @@ from ...planes import filled
 from ..headers import escaped, observation_header, storable, wcs_cards, without_provenance
 from ..planes import native
 from ..stamps import background_hdu, kernel_hdus, psf_hdus
+from ..tables import table_hdu
 
 __all__ = ["write"]
 
 _log = logging.getLogger("whitediff.formats")
 
 type Array = npt.NDArray[Any]
+type Extra = Array | KernelPointSpreadFunction | astropy.table.Table
 type CardValue = str | int | float | bool | None
 _PLANES = ("image", "mask", "variance")
 _FILLER = "whitediff reserves this card"
@@ -51,7 +54,7 @@ def write(
     overwrite: bool = False,
     compress: bool = False,
     provenance: Mapping[str, tuple[CardValue, str]] | None = None,
-    extras: Mapping[str, Array | KernelPointSpreadFunction] | None = None,
+    extras: Mapping[str, Extra] | None = None,
 ) -> None:
     """Write an exposure; the file appears complete or not at all.
 
@@ -70,7 +73,7 @@ def write(
         Keyword → (value, comment) for the primary header; values that are None or not
         finite are left out.
     extras
-        Extension name → further image or PSF.  One of the image's shape gets its WCS.
+        Extension name → further image, PSF or table.  An image of the image's shape gets its WCS.
 
     Raises
     ------
@@ -217,13 +220,16 @@ def _extra_hdus(exposure: Exposure) -> list[Any]:
 
 def _further_hdus(
     exposure: Exposure,
-    extras: Mapping[str, Array | KernelPointSpreadFunction],
+    extras: Mapping[str, Extra],
     sky_cards: list[astropy.io.fits.Card],
 ) -> list[Any]:
     hdus: list[Any] = []
     for name, extra in extras.items():
         if isinstance(extra, KernelPointSpreadFunction):
             hdus += psf_hdus(extra, name, exposure.bbox)
+            continue
+        if isinstance(extra, astropy.table.Table):
+            hdus.append(table_hdu(extra, name))
             continue
         hdu = astropy.io.fits.ImageHDU(extra, name=name)
         if extra.shape == exposure.shape:
