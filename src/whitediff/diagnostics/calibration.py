@@ -43,7 +43,13 @@ class VarianceCalibration:
 
 
 def variance_calibration(
-    image: Array, variance: Array, good: Array, *, bins: int = 10, fewest: int = 200
+    image: Array,
+    variance: Array,
+    good: Array,
+    *,
+    bins: int = 10,
+    spacing: str = "even",
+    fewest: int = 200,
 ) -> VarianceCalibration:
     """Compare the scatter of pixels with their variance plane, for bins of the plane.
 
@@ -56,7 +62,10 @@ def variance_calibration(
     good
         ``(ny, nx)`` boolean: pixels to use.
     bins
-        Number of bins, of as many pixels each as the plane's values allow.
+        Number of bins.
+    spacing
+        ``even``: of as many pixels each as the plane's values allow; ``geometric``: of the same
+        width in the logarithm of the variance.
     fewest
         Pixels of a bin.
 
@@ -79,7 +88,10 @@ def variance_calibration(
         empty = np.zeros(0)
         return VarianceCalibration(empty, empty, empty, empty.astype(int))
     square = np.square(image[good], dtype=np.float64) / plane
-    edges = np.unique(np.quantile(plane, np.linspace(0, 1, bins + 1)))
+    if spacing == "geometric":
+        edges = np.unique(np.geomspace(plane.min(), plane.max(), bins + 1))
+    else:
+        edges = np.unique(np.quantile(plane, np.linspace(0, 1, bins + 1)))
     which = np.clip(np.searchsorted(edges, plane, side="right") - 1, 0, max(0, len(edges) - 2))
     count = np.bincount(which)
     sums = np.bincount(which, weights=square)

@@ -71,6 +71,8 @@ _STAMP_SIDES = (31, 61)
 _FIELD = 5
 """Kernels and PSFs to a side of the field."""
 _DEFAULT_SIGMA = 1.8
+_LEAST_COUNT = 0.5
+"""Pixels at which a histogram's axis begins."""
 _FLAGS = (
     ("no data or bad", ("NO_DATA", "BAD"), "#d62728"),
     ("saturated or cosmic ray", ("SAT", "CR"), "#ff7f0e"),
@@ -385,13 +387,18 @@ def _histogram(image: Array, variance: Array, good: Array) -> dict[str, Any]:
     counts, _ = np.histogram(values - values.mean(), edges)
     centre = (edges[1:] + edges[:-1]) / 2
     expected = len(values) * (edges[1] - edges[0]) * np.exp(-0.5 * centre**2)
-    return {"x": centre, "counts": counts, "gaussian": expected / math.sqrt(2 * math.pi)}
+    expected /= math.sqrt(2 * math.pi)
+    return {
+        "x": centre,
+        "counts": counts,
+        "gaussian": np.where(expected > _LEAST_COUNT, expected, np.nan),
+    }
 
 
 def _judge_whiteness(white: Whiteness, by_cell: Any, checks: list[Check]) -> None:
     checks.append(
         judged(
-            "Noise, filtered with the PSF",
+            "PSF-filtered noise ratio",
             "whiteness",
             white.filtered_variance_ratio,
             "Variance of the PSF-filtered noise over that of white noise: what a detection"
@@ -401,14 +408,14 @@ def _judge_whiteness(white: Whiteness, by_cell: Any, checks: list[Check]) -> Non
     )
     checks.append(
         judged(
-            "Pixel variance / variance plane",
+            "Pixel variance / plane",
             "variance",
             white.pixel_variance_ratio,
             "1 where the variance plane tells the truth; errors of fluxes scale with its root.",
             error=white.pixel_variance_ratio_error,
         )
     )
-    checks.append(_worst_cell(by_cell, "filtered_variance_ratio"))
+    checks.append(_worst_cell(by_cell, "filtered_variance_ratio", "Worst cell of the frame"))
 
 
 def _judge_score(noise: ScoreNoise, checks: list[Check]) -> None:
@@ -432,7 +439,7 @@ def _judge_score(noise: ScoreNoise, checks: list[Check]) -> None:
     )
 
 
-def _worst_cell(by_cell: Any, name: str) -> Check:
+def _worst_cell(by_cell: Any, name: str, label: str) -> Check:
     ratio, error = getattr(by_cell, name), getattr(by_cell, f"{name}_error")
     worst, worst_error = math.nan, 0.0
     if np.isfinite(ratio).any():
@@ -440,7 +447,7 @@ def _worst_cell(by_cell: Any, name: str) -> Check:
         i = np.unravel_index(np.nanargmax(excess), ratio.shape)
         worst, worst_error = float(ratio[i]), float(error[i])
     return judged(
-        "Same, in the worst cell of the frame",
+        label,
         "worst cell",
         worst,
         "Where one part of the frame stands out, its kernel, sky or stars deserve a look.",
@@ -456,8 +463,13 @@ def _variance(inputs: ReportInput, good: Array) -> dict[str, Any]:
     )
     level = float(np.median(sampled(np.where(good, image, np.nan)))) if good.any() else 0.0
     series = []
-    for name, use in (("source-free pixels", good), ("all clean pixels", ~bad)):
-        found = variance_calibration(image - np.float32(level), variance, use, bins=12)
+    for name, use, spacing in (
+        ("source-free pixels", good, "even"),
+        ("all clean pixels", ~bad, "geometric"),
+    ):
+        found = variance_calibration(
+            image - np.float32(level), variance, use, bins=12, spacing=spacing
+        )
         series.append(
             {
                 "name": name,
@@ -533,7 +545,7 @@ def _psfs(product: Exposure) -> dict[str, Any] | None:
             side = image.shape[0]
             row.append(
                 {
-                    "src": encoded_png(coloured(image, largest, linear=largest / 1000)),
+                    "src": encoded_png(coloured(image, largest, linear=largest / 200)),
                     "label": f"{full_width_half_maximum(image):.2f}",
                 }
             )
@@ -549,7 +561,7 @@ def _stars(
     if isinstance(offered, int) and isinstance(used, int):
         checks.append(
             judged(
-                "Stars that the kernel was fitted to",
+                "Stars that the kernel is fitted to",
                 "stars",
                 used,
                 "Few stars leave the kernel uncertain, and its variation over the field unknown.",
@@ -570,7 +582,7 @@ def _stars(
     if isinstance(chi_square, float):
         checks.append(
             judged(
-                "χ² of the fit, per degree of freedom",
+                "Reduced χ² of the kernel's fit",
                 "chi-square",
                 chi_square,
                 "What the kernel leaves of the stars over their noise; above 1.2 it, the alignment"
@@ -604,7 +616,7 @@ def _stars(
 def _residual_checks(residuals: dict[str, Any]) -> list[Check]:
     return [
         judged(
-            "Flux left of bright stars",
+            "Flux left of stars",
             "star residuals",
             residuals["median"],
             "Median of the difference's flux over the star's: a wrong photometric scale, or a"
@@ -614,7 +626,7 @@ def _residual_checks(residuals: dict[str, Any]) -> list[Check]:
             percent=True,
         ),
         judged(
-            "Scatter of star residuals over their errors",
+            "Star residuals / error, scatter",
             "star scatter",
             residuals["scatter"],
             "1 if only noise is left where the kernel's stars were; more where they stand out.",
@@ -642,7 +654,7 @@ def _run_checks(inputs: ReportInput) -> list[Check]:
     if isinstance(coverage, float):
         checks.append(
             judged(
-                "Science image covered by the template",
+                "Covered by the template",
                 "coverage",
                 coverage,
                 "Where it is not covered there is no difference.",
@@ -678,7 +690,7 @@ def _detections(inputs: ReportInput, searched: int, checks: list[Check]) -> dict
         n = section["total"]
         checks.append(
             judged(
-                "Detections that are dipoles or artifacts",
+                "Dipoles and artifacts",
                 "dipoles",
                 fraction,
                 "Many of them: a misalignment, or a kernel that does not fit.",

@@ -130,7 +130,7 @@ def judged(
     def text(number: float) -> str:
         if math.isinf(number):
             return "∞"
-        return f"{100 * number:g} %" if percent else f"{number:g}"
+        return f"{100 * number if percent else number:g}".replace("-", "−")
 
     low, high = limits.good
     accepted = (
@@ -142,13 +142,13 @@ def judged(
         if low == high
         else f"{text(low)} … {text(high)}"
     )
+    accepted += " %" if percent else ""
     if value is None or not math.isfinite(value):
         return Check(name, "–", accepted, "unknown", reason)
-    shown = format(100 * value if percent else value, form) + (" %" if percent else "")
+    shown = format(100 * value if percent else value, form)
     if error > 0 and math.isfinite(error):
         shown += f" ± {format(100 * error if percent else error, form)}"
-        if _ERRORS * error > 0:
-            accepted += ", give or take 4 errors"
+    shown = shown.replace("-", "−") + (" %" if percent else "")
     status: Status = "bad"
     for candidate, (smallest, largest) in (("good", limits.good), ("doubtful", limits.doubtful)):
         if smallest - _ERRORS * error <= value <= largest + _ERRORS * error:

@@ -31,8 +31,14 @@
   function number(value, digits = 4) {
     if (!known(value)) return "–";
     const size = Math.abs(value);
-    if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(Math.max(1, digits - 2));
-    return String(Number(value.toPrecision(digits)));
+    const text = size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(Math.max(1, digits - 2)) : String(Number(value.toPrecision(digits)));
+    return text.replace("-", "−");
+  }
+  /** Number with its error, to two digits of the error. */
+  function measured(value, error) {
+    if (!known(value) || !known(error) || !(error > 0)) return number(value);
+    const decimals = Math.max(0, 1 - Math.floor(Math.log10(error)));
+    return `${value.toFixed(decimals).replace("-", "−")} ± ${error.toFixed(decimals)}`;
   }
   const signed = (value, digits) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
   const heading = (id, text) => make("h2", { id: `${id}-title` }, text);
@@ -68,29 +74,31 @@
 
   (() => {
     const section = byId("verdict");
-    const list = make("ul", { class: "checks" });
+    const lists = [make("ul", { class: "checks" }), make("ul", { class: "checks" })];
     const order = { bad: 0, doubtful: 1, good: 2, unknown: 3 };
     const words = { good: "fine", doubtful: "worth a look", bad: "bad", unknown: "not known" };
     for (const check of [...data.checks].sort((a, b) => order[a.status] - order[b.status])) {
-      list.append(make("li", { class: check.status, title: check.reason },
+      lists[order[check.status] > 1 ? 1 : 0].append(make("li", { class: check.status, title: check.reason },
         make("div", { class: "line" },
           make("span", { class: "light", "aria-hidden": true }),
           make("span", { class: "label" }, check.name),
           make("span", { class: "value" }, check.value),
-          make("span", { class: "hidden" }, `: ${words[check.status]}`)),
-        make("div", { class: "why" }, `Fine: ${check.accepted}. `, make("span", { class: "reason" }, check.reason))));
+          make("span", { class: "hidden" }, `: ${words[check.status]}; fine: `),
+          make("span", { class: "accepted" }, check.accepted)),
+        make("div", { class: "reason" }, check.reason)));
     }
     const verdict = data.verdict;
     const explain = make("button", { type: "button", "aria-pressed": "false" }, "Explain all");
     explain.addEventListener("click", () => {
-      explain.setAttribute("aria-pressed", String(list.classList.toggle("all")));
+      for (const list of lists) explain.setAttribute("aria-pressed", String(list.classList.toggle("all")));
     });
     section.append(
       make("div", { class: `headline ${verdict.status}` },
         make("span", { class: "light", "aria-hidden": true }),
         make("h2", { id: "verdict-title" }, verdict.headline),
         make("span", { style: "flex: 1 1 20rem" }, verdict.text), explain),
-      list);
+      ...lists,
+      make("p", { class: "soft small", style: "margin:.35rem 0 0" }, "Beside each number: the range with which it is fine, here widened by four of its sampling errors. A circle is fine, a square worth a look, a diamond bad."));
     for (const note of data.notes) section.append(make("p", { class: "note" }, note));
   })();
 
@@ -263,7 +271,7 @@
       });
     }
     if (shown.detections && found) {
-      const radius = Math.max(found.total > 400 ? 4 : 6, 0.3 * data.image.stamps.side * zoom);
+      const radius = Math.max(found.total > 400 ? 4 : 6, 0.16 * data.image.stamps.side * zoom);
       found.x.forEach((x, i) => {
         const [u, v] = toDisplay(x, found.y[i]);
         context.lineWidth = i === selected ? 3 : i === hovered ? 2.4 : 1.3;
@@ -444,8 +452,8 @@
     section.append(
       heading("images", "Images"),
       make("div", { class: "bar" },
-        make("button", { type: "button", id: "zoom-in", on: { click: () => zoomBy(1.6) } }, "＋", make("span", { class: "hidden" }, " zoom in")),
-        make("button", { type: "button", id: "zoom-out", on: { click: () => zoomBy(1 / 1.6) } }, "－", make("span", { class: "hidden" }, " zoom out")),
+        make("button", { type: "button", id: "zoom-in", on: { click: () => zoomBy(1.6) } }, "+", make("span", { class: "hidden" }, " zoom in")),
+        make("button", { type: "button", id: "zoom-out", on: { click: () => zoomBy(1 / 1.6) } }, "−", make("span", { class: "hidden" }, " zoom out")),
         make("button", { type: "button", id: "zoom-fit", on: { click: fit } }, "All"),
         make("button", { type: "button", id: "zoom-one", on: { click: () => { view.zoom = 1; limits(); schedule(); } } }, "1:1"),
         make("span", { class: "soft small", id: "scale" }),
@@ -581,7 +589,8 @@
     if (log) {
       const ticks = [];
       for (let k = Math.floor(Math.log10(low)); k <= Math.ceil(Math.log10(high)); k++) for (const m of [1, 2, 5]) { const t = m * 10 ** k; if (t >= low * 0.999 && t <= high * 1.001) ticks.push(t); }
-      return ticks.length > 7 ? ticks.filter((t) => Math.abs(Math.log10(t) % 1) < 1e-9) : ticks;
+      if (ticks.length > 7) return ticks.filter((t) => Math.abs(Math.log10(t) - Math.round(Math.log10(t))) < 1e-9);
+      if (ticks.length > 2) return ticks;
     }
     const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
@@ -677,46 +686,48 @@
     const section = byId("noise");
     section.append(heading("noise", "Noise"));
     const noise = data.noise;
+    let parts = [];
     if (!noise) { section.append(missing("The noise could not be measured; the notes at the top say why.")); }
     else {
       section.append(make("p", {}, `Measured on ${count(noise.pixels, "source-free pixel")} of ${whole.format(noise.total)}${noise.filter ? `, filtered with ${noise.filter}` : ""}.`));
       const rows = data.kind === "score" ? [
         ["variance of S/√V", "pixel_variance_ratio"], ["mean of S/√V", "significance_mean"], ["variance of a pixel", "pixel_variance"], ["variance plane, mean", "variance_plane"]] : [
-        ["PSF-filtered variance ratio", "filtered_variance_ratio"], ["pixel variance / variance plane", "pixel_variance_ratio"], ["sum of neighbours' correlation", "neighbour_covariance"], ["variance of a pixel", "pixel_variance"], ["variance plane, mean", "variance_plane"]];
-      const cell = (values, key) => values ? number(values[key], 5) + (known(values[`${key}_error`]) ? ` ± ${number(values[`${key}_error`], 2)}` : "") : "";
+        ["PSF-filtered variance", "filtered_variance_ratio"], ["pixel variance / plane", "pixel_variance_ratio"], ["neighbours' correlation", "neighbour_covariance"], ["variance of a pixel", "pixel_variance"], ["variance plane", "variance_plane"]];
+      const cell = (values, key) => values ? measured(values[key], values[`${key}_error`]) : "";
       const body = make("tbody", {}, ...rows.map(([label, key]) => make("tr", {}, make("td", { class: "text" }, label),
         noise.before ? make("td", {}, cell(noise.before, key)) : null, make("td", {}, cell(noise.after, key)))));
-      const numbers = make("div", {}, make("h3", {}, "Numbers"), make("table", { class: "plain" },
+      const numbers = make("div", {}, make("h3", {}, "Numbers"), make("table", { class: "plain numbers" },
         make("thead", {}, make("tr", {}, make("th", { class: "text" }, ""), noise.before ? make("th", {}, "before") : null, make("th", {}, noise.before ? "after" : "value"))), body),
         noise.before ? make("p", { class: "soft small" }, "Before the correction, with the same variance plane; in the middle of the frame.") : null);
       const maps = [];
       if (noise.map.filtered_variance_ratio) maps.push(cellTable("PSF-filtered variance ratio over the frame", noise.map.filtered_variance_ratio, noise.map.filtered_variance_ratio_error));
       maps.push(cellTable(data.kind === "score" ? "Variance of S/√V over the frame" : "Pixel variance / plane over the frame", noise.map.pixel_variance_ratio, noise.map.pixel_variance_ratio_error));
+      if (noise.autocorrelation) maps[maps.length - 1].append(make("h3", { style: "margin-top:.5rem" }, "Autocorrelation"),
+        make("div", { style: "display:flex;gap:.7rem;align-items:end" },
+          make("img", { class: "map", src: noise.autocorrelation.src, alt: "Map of the autocorrelation, lag 0 in the middle" }),
+          make("p", { class: "soft small" }, `Lags to ±${noise.autocorrelation.reach} pixels; red and blue: ±${number(noise.autocorrelation.largest, 2)}; lag 0 is left out.`)));
       section.append(make("div", { class: "charts" }, numbers, ...maps));
       const curves = [];
       if (noise.power.before) curves.push({ kind: "line", x: noise.power.frequency, y: noise.power.before, name: "before the correction", style: "second" });
       curves.push({ kind: "line", x: noise.power.frequency, y: noise.power.after, name: curves.length ? "after" : "", style: "first" });
-      const parts = [
+      parts = [
         chart("Power spectrum", { label: "frequency [cycles / pixel]", low: 0, high: 0.5 }, { label: "power / that of white noise", low: 0 }, curves,
           { lines: [1], note: data.kind === "score" ? "A score is filtered with the PSF: it has no power at high frequencies." : "White noise is flat at 1." }),
         chart("Pixels over σ", { label: "pixel / σ", low: -6, high: 6 }, { label: "pixels", log: true, low: 0.5 },
           [{ kind: "line", x: noise.histogram.x, y: noise.histogram.gaussian, name: "unit Gaussian", style: "third" },
             { kind: "dots", x: noise.histogram.x, y: noise.histogram.counts, name: "source-free pixels", style: "first" }]),
       ];
-      if (noise.autocorrelation) parts.push(make("div", {}, make("h3", {}, "Autocorrelation"),
-        make("img", { class: "map", src: noise.autocorrelation.src, alt: "Map of the autocorrelation, lag 0 in the middle" }),
-        make("p", { class: "soft small" }, `Lags to ±${noise.autocorrelation.reach} pixels; red and blue: ±${number(noise.autocorrelation.largest, 2)}; lag 0 is left out.`)));
-      section.append(make("div", { class: "charts" }, ...parts));
     }
     const variance = data.variance;
     if (variance && variance.series.some((s) => s.variance.length)) {
       const styles = ["first", "second"];
       const series = variance.series.map((s, i) => ({ kind: "dots", x: s.variance, y: s.ratio, error: s.error, name: s.name, style: styles[i], radius: 3.2,
         titles: s.variance.map((v, k) => `variance ${number(v)}: ${number(s.ratio[k])} ± ${number(s.error[k], 2)}, ${count(s.pixels[k], "pixel")}`) }));
-      section.append(make("div", { class: "charts" },
+      parts.push(
         chart("Variance calibration", { label: `variance plane${data.unit ? ` [${data.unit}²]` : ""}`, log: true }, { label: "mean square of pixel / σ" }, series.reverse(),
-          { lines: [1], band: [0.97, 1.03], note: "1 where the variance plane holds, whatever the brightness. Clean pixels include sources: what the kernel leaves of them, and what varies, adds to the scatter at large variances." })));
+          { lines: [1], band: [0.97, 1.03], note: "1 where the variance plane holds, whatever the brightness. Clean pixels include sources: what the kernel leaves of them, and what varies, adds to the scatter at large variances." }));
     }
+    section.append(make("div", { class: "charts", style: "margin-top:.8rem" }, ...parts));
   })();
 
   // ---- stars ---------------------------------------------------------------------------------
@@ -752,10 +763,10 @@
     const percent = left.fraction.map((f) => 100 * f);
     const widest = Math.max(1, Math.min(50, 1.1 * [...percent].map(Math.abs).sort((a, b) => a - b)[Math.floor(0.9 * (percent.length - 1))]));
     const magnitude = { label: "magnitude of the star, −2.5 log₁₀ flux" };
-    section.append(make("div", { class: "charts", style: "margin-top:.6rem" },
+    charts.append(
+      chart("What is left over the field", xAxis, yAxis, [{ kind: "dots", x: left.x, y: left.y, radius: 3.6, titles, colours: left.pull.map((pull) => diverging(pull, 5)) }], { square: true, note: "Flux in the difference over its error. Blue: −5σ or less; red: +5σ or more." }),
       chart("What is left of stars, over its error", magnitude, { label: "flux in the difference / error", low: -reach, high: reach }, byKind(left.pull), { lines: [0], band: [-3, 3], note: "Beyond the frame: drawn at its edge. Variable stars stand out, too." }),
-      chart("What is left of stars, of their flux", magnitude, { label: "flux in the difference / star [%]", low: -widest, high: widest }, byKind(percent), { lines: [0] }),
-      chart("What is left over the field", xAxis, yAxis, [{ kind: "dots", x: left.x, y: left.y, radius: 3.6, titles, colours: left.pull.map((pull) => diverging(pull, 5)) }], { square: true, note: "Blue: −5σ or less; red: +5σ or more." })));
+      chart("What is left of stars, of their flux", magnitude, { label: "flux in the difference / star [%]", low: -widest, high: widest }, byKind(percent), { lines: [0] }));
     const stamps = data.image.stamps;
     if (stamps.worst_stars.length && data.image.planes.some((plane) => plane.stamps)) {
       section.append(make("h3", { style: "margin-top:.8rem" }, "The stars that stand out most"), make("div", { class: "gallery" }, ...stamps.worst_stars.map((star, k) => {
@@ -773,14 +784,14 @@
     section.append(heading("kernel", "Kernel and PSF over the field"));
     const grid = (title, part, note, name) => {
       if (!part) return make("div", {}, make("h3", {}, title), missing(`The file has no ${name}.`));
-      return make("div", {}, make("h3", {}, title), make("div", { class: "stamps", style: `grid-template-columns:repeat(${part.rows[0].length},1fr);max-width:32rem` },
+      return make("div", {}, make("h3", {}, title), make("div", { class: "stamps", style: `grid-template-columns:repeat(${part.rows[0].length},1fr);max-width:27rem` },
         ...part.rows.flat().map((cell) => make("figure", {}, cell.src ? make("img", { src: cell.src, alt: `${name}, ${cell.label}` }) : null, make("figcaption", {}, cell.label)))),
       make("p", { class: "soft small" }, note + (part.constant ? " It is the same everywhere." : "")));
     };
     const kernel = data.kernels, psf = data.psfs;
     section.append(make("div", { class: "columns" },
       grid("Matching kernel", kernel, kernel ? `${kernel.side} × ${kernel.side} pixels, with their sums; red: positive, blue: negative, inverse hyperbolic sine. The ${data.convolved || "convolved image"} was convolved with it.` : "", "kernel"),
-      grid(`PSF of the ${data.kind}`, psf, psf ? `${psf.side} × ${psf.side} pixels, with full widths at half maximum in pixels; inverse hyperbolic sine, linear up to a thousandth of the peak.` : "", "PSF")));
+      grid(`PSF of the ${data.kind}`, psf, psf ? `${psf.side} × ${psf.side} pixels, with full widths at half maximum in pixels; inverse hyperbolic sine, linear up to 1/200 of the peak.` : "", "PSF")));
   })();
 
   // ---- run -----------------------------------------------------------------------------------
