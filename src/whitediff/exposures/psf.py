@@ -42,10 +42,14 @@ __all__ = [
     "convolved_psf",
     "moved_psf",
     "psf_image",
+    "psf_images",
     "scattered_psf",
 ]
 
 type Array = npt.NDArray[Any]
+
+_PSF_CELL = 32
+"""Side of the cells, pixels, in which a PSF that is slow to evaluate is taken as constant."""
 
 
 class KernelPointSpreadFunction(PointSpreadFunction):
@@ -276,6 +280,59 @@ def psf_image(psf: PointSpreadFunction, *, x: float, y: float) -> Array:
     return array / array.sum()
 
 
+def psf_images(psf: PointSpreadFunction, *, x: Array, y: Array) -> Array:
+    """Images of any PSF at many positions.
+
+    Parameters
+    ----------
+    psf
+        Any `lsst.images.psfs.PointSpreadFunction`.
+    x, y
+        ``(n,)`` pixel coordinates, n at least 1.
+
+    Returns
+    -------
+    images
+        ``(n, py, px)`` float64, each as of `psf_image`; ``(1, py, px)`` where it is the same
+        everywhere.  Of other PSFs than kernel PSFs, that of the middle of a cell of 32 pixels
+        stands for those in it.
+
+    Raises
+    ------
+    ArgumentError
+        If the PSF is not defined at one of them.
+    """
+    if isinstance(psf, KernelPointSpreadFunction):
+        if is_constant(psf.kernel):
+            return psf_image(psf, x=float(x[0]), y=float(y[0]))[None]
+        basis = np.stack([centered_array(each.array, each.bbox) for each, _ in psf.kernel])
+        weights = np.stack([np.asarray(field(x=x, y=y)) for _, field in psf.kernel], axis=1)
+        images = (weights @ basis.reshape(len(basis), -1)).reshape(len(x), *basis.shape[1:])
+        totals = images.sum(axis=(1, 2))
+        if not (totals > 0).all():
+            worst = int(np.argmin(totals))
+            raise ArgumentError(
+                f"The PSF at x={x[worst]:g}, y={y[worst]:g} sums to {totals[worst]:g}; it is not"
+                " defined there."
+            )
+        result: Array = images / totals[:, None, None]
+        return result
+    cells, index = np.unique(np.stack([x, y], axis=1) // _PSF_CELL, axis=0, return_inverse=True)
+    middles = [psf_image(psf, x=float(cx), y=float(cy)) for cx, cy in _PSF_CELL * (cells + 0.5)]
+    return np.stack(_on_one_shape(middles))[index.ravel()]
+
+
+def _on_one_shape(images: Sequence[Array]) -> list[Array]:
+    """Images padded with zeros to the largest of their shapes, their origins kept."""
+    shape = tuple(max(image.shape[axis] for image in images) for axis in (0, 1))
+    padded = []
+    for image in images:
+        before = [n // 2 - m // 2 for n, m in zip(shape, image.shape, strict=True)]
+        after = [n - m - b for n, m, b in zip(shape, image.shape, before, strict=True)]
+        padded.append(np.pad(image, list(zip(before, after, strict=True))))
+    return padded
+
+
 def average_position(psf: PointSpreadFunction) -> tuple[float, float]:
     """Where a PSF is nominal.
 
@@ -378,12 +435,7 @@ def scattered_psf(
     psf
         Fitted to the images by least squares, pixel by pixel.
     """
-    shape = tuple(max(image.shape[axis] for image in images) for axis in (0, 1))
-    padded = []
-    for image in images:
-        before = [n // 2 - m // 2 for n, m in zip(shape, image.shape, strict=True)]
-        after = [n - m - b for n, m, b in zip(shape, image.shape, before, strict=True)]
-        padded.append(np.pad(image, list(zip(before, after, strict=True))))
+    padded = _on_one_shape(images)
     if all(np.array_equal(image, padded[0]) for image in padded[1:]):
         return KernelPointSpreadFunction.from_image(padded[0], bounds)
     terms, basis = scattered_fit(np.array(padded), x=x, y=y, bounds=bounds, order=order)
