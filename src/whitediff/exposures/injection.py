@@ -14,7 +14,7 @@ from lsst.images import Image
 from lsst.images.psfs import PointSpreadFunction
 
 from ..errors import ArgumentError, DataError
-from ..injection import add_stamp, photon_noise, random_positions
+from ..injection import add_stamp, overlap, photon_noise, random_positions
 from ..planes import copied
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from . import masks
@@ -27,6 +27,7 @@ __all__ = [
     "SEPARATION",
     "inject",
     "injectable_pixels",
+    "local_variance",
     "pixel_positions",
     "point_source_noise",
     "psf_sigma",
@@ -257,36 +258,51 @@ def point_source_noise(exposure: Exposure, x: Array, y: Array) -> Array:
     Returns
     -------
     error
-        ``(n,)`` image_unit: ``√(Σ P²V) / Σ P²`` with the PSF P at the position and the variance V
-        of the pixels that it covers, those of no variance left out; NaN where none has any.
+        ``(n,)`` image_unit: ``√(V / Σ P²)`` with the PSF P at the position and
+        `local_variance` V; NaN where that is.
     """
-    psf = _psf_of(exposure)
-    stamp_at = _local_stamps(psf)
+    squares_at = _local_squares(_psf_of(exposure))
+    power = [float(squares_at(float(x[i]), float(y[i])).sum()) for i in range(len(x))]
+    return np.sqrt(local_variance(exposure, x, y) / np.array(power))
+
+
+def local_variance(exposure: Exposure, x: Array, y: Array) -> Array:
+    """Variance of an exposure's pixels as a point source sees them.
+
+    Parameters
+    ----------
+    exposure
+        Exposure with a PSF.
+    x, y
+        ``(n,)`` pixel coordinates.
+
+    Returns
+    -------
+    variance
+        ``(n,)`` image_unit²: mean weighted with the square of the PSF, over pixels of positive,
+        finite variance; NaN where there is none.
+    """
+    squares_at = _local_squares(_psf_of(exposure))
     variance = exposure.variance.array
-    ny, nx = variance.shape
-    error = np.full(len(x), np.nan)
-    for i, (x_i, y_i) in enumerate(
-        zip(np.asarray(x).tolist(), np.asarray(y).tolist(), strict=True)
-    ):
-        squares = stamp_at(x_i, y_i)
-        top = int(np.floor(y_i + 0.5)) - exposure.yx0[0] - squares.shape[0] // 2
-        left = int(np.floor(x_i + 0.5)) - exposure.yx0[1] - squares.shape[1] // 2
-        rows = slice(max(0, top), min(ny, top + squares.shape[0]))
-        columns = slice(max(0, left), min(nx, left + squares.shape[1]))
-        if rows.start >= rows.stop or columns.start >= columns.stop:
-            continue
-        part = squares[
-            rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-        ]
-        values = variance[rows, columns]
+    result = np.full(len(x), np.nan)
+    for i in range(len(x)):
+        squares = squares_at(float(x[i]), float(y[i]))
+        target, part = overlap(
+            squares.shape,
+            variance.shape,
+            float(x[i]) - exposure.yx0[1],
+            float(y[i]) - exposure.yx0[0],
+        )
+        values = variance[target]
         good = np.isfinite(values) & (values > 0)
-        total = float(part[good].sum())
+        weights = squares[part][good]
+        total = float(weights.sum())
         if total > 0:
-            error[i] = np.sqrt(float((part[good] * values[good]).sum())) / total
-    return error
+            result[i] = float((weights * values[good]).sum()) / total
+    return result
 
 
-def _local_stamps(psf: PointSpreadFunction) -> Callable[[float, float], Array]:
+def _local_squares(psf: PointSpreadFunction) -> Callable[[float, float], Array]:
     """Function of a position: the square of the PSF there."""
     if isinstance(psf, KernelPointSpreadFunction) and is_constant(psf.kernel):
         x, y = average_position(psf)
