@@ -143,11 +143,16 @@ class Browser:
         found = []
         for event in self.events:
             method, parameters = event.get("method"), event.get("params", {})
-            if method == "Runtime.exceptionThrown" or (
-                method == "Runtime.consoleAPICalled"
-                and parameters["type"] in ("error", "warning", "assert")
-            ) or (
-                method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning")
+            if (
+                method == "Runtime.exceptionThrown"
+                or (
+                    method == "Runtime.consoleAPICalled"
+                    and parameters["type"] in ("error", "warning", "assert")
+                )
+                or (
+                    method == "Log.entryAdded"
+                    and parameters["entry"]["level"] in ("error", "warning")
+                )
             ):
                 found.append(json.dumps(parameters)[:500])
         return found

@@ -11,6 +11,9 @@ __version__ = "0.1.0"
 _LAZY = {
     "Exposure": "exposures.model",
     "decorrelate": "exposures.decorrelation",
+    "detect": "exposures.detection",
+    "forced_photometry": "exposures.detection",
+    "inject": "exposures.injection",
     "subtract": "exposures.subtraction",
     "read_exposure": "formats",
     "write_exposure": "formats",
@@ -22,6 +25,8 @@ __all__ = ["__version__", *_LAZY]
 if TYPE_CHECKING:
     from .diagnostics.measure import whiteness
     from .exposures.decorrelation import decorrelate
+    from .exposures.detection import detect, forced_photometry
+    from .exposures.injection import inject
     from .exposures.model import Exposure
     from .exposures.subtraction import subtract
     from .formats import read_exposure, write_exposure

@@ -36,9 +36,11 @@ __all__ = [
     "expected_peaks",
     "find_peaks",
     "noise_curvature",
+    "response_curvature",
     "score_significance",
     "self_response",
     "significance",
+    "values_at",
 ]
 
 type Array = npt.NDArray[Any]
@@ -462,6 +464,32 @@ def _refined(image: Array, rows: Array, columns: Array) -> tuple[Array, Array, A
     return rows + dy, columns + dx, value
 
 
+def values_at(image: Array, x: Array, y: Array) -> Array:
+    """Values of a well-sampled image at positions between its pixels.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``, such as `Significance.image`.
+    x, y
+        ``(n,)`` array coordinates, on the image.
+
+    Returns
+    -------
+    values
+        ``(n,)``; beyond the frame it goes on as its edge.
+    """
+    half = REACH + 1
+    row, column = (np.floor(at + 0.5).astype(int) for at in (y, x))
+    grid = np.arange(-half, half + 1)
+    rows = np.clip(row[:, None] + grid, 0, image.shape[0] - 1)
+    columns = np.clip(column[:, None] + grid, 0, image.shape[1] - 1)
+    stamps = image[rows[:, :, None], columns[:, None, :]].astype(np.float64)
+    (wy, _), (wx, _) = interpolation_weights(y - row, half), interpolation_weights(x - column, half)
+    values: Array = np.einsum("ni,nij,nj->n", wy, stamps, wx, optimize=True)
+    return values
+
+
 def _distinct(peaks: Peaks) -> Peaks:
     """Peaks without those that lie on a higher one of the same sign."""
     if len(peaks) < 2:
@@ -688,8 +716,28 @@ def noise_curvature(psf: Array) -> float:
         ``√(λ_xx·λ_yy − λ_xy²)`` with ``λ_ij = Σ k_i k_j |P̂|² / Σ |P̂|²``, pixel⁻²; 1/(2σ²) for
         a round Gaussian.
     """
-    shape = tuple(scipy.fft.next_fast_len(4 * n) for n in psf.shape)
-    power = np.abs(scipy.fft.fft2(psf.astype(np.float64), s=shape)) ** 2
+    return _curvature(psf, 2)
+
+
+def response_curvature(response: Array) -> float:
+    """`noise_curvature` of a score, whose noise is correlated as its point sources look.
+
+    Parameters
+    ----------
+    response
+        ``(ry, rx)`` image of a point source on the score, of any positive scale.
+
+    Returns
+    -------
+    lambda_2
+        pixel⁻².
+    """
+    return _curvature(response, 1)
+
+
+def _curvature(image: Array, exponent: int) -> float:
+    shape = tuple(scipy.fft.next_fast_len(4 * n) for n in image.shape)
+    power = np.abs(scipy.fft.fft2(image.astype(np.float64), s=shape)) ** exponent
     ky, kx = (2 * np.pi * np.fft.fftfreq(n) for n in shape)
     power /= power.sum()
     yy, xx = float(power.sum(axis=1) @ ky**2), float(power.sum(axis=0) @ kx**2)

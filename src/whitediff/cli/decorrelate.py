@@ -16,6 +16,8 @@ __all__ = [
     "decorrelate",
     "noise_options",
     "run_decorrelation",
+    "whitening_options",
+    "with_options",
 ]
 
 
@@ -51,7 +53,36 @@ def noise_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--template-gain", type=float, help="The same of the template."),
         click.option("--template-read-noise", type=float, help="The same of the template."),
     )
-    return _with_options(command, options)
+    return with_options(command, options)
+
+
+_NOISE = click.option(
+    "--noise",
+    type=click.Choice(["auto", "white", "measured"]),
+    default="auto",
+    show_default=True,
+    help="Whether the images' own noise is correlated: measured between the sources, and"
+    " used always, or (auto) where it is significant; or taken as white.",
+)
+_CONSTANT = click.option(
+    "--constant",
+    is_flag=True,
+    help="One kernel and one noise level for the whole image; else the correction follows both.",
+)
+_MEMORY = click.option(
+    "--memory",
+    type=Size(),
+    help="Memory to use, such as 500MB: planes that are large for that live in temporary"
+    " files beside the output. The result is the same  [default: what the machine has].",
+)
+_FILL = click.option(
+    "--fill",
+    type=click.Choice(["mean", "interpolate"]),
+    default="mean",
+    show_default=True,
+    help="What stands in for bad and missing pixels while their neighbours are filtered:"
+    " the image's mean, or what the neighbours say.",
+)
 
 
 def correction_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,40 +98,40 @@ def correction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command
         Decorated.
     """
-    options = (
-        click.option(
-            "--noise",
-            type=click.Choice(["auto", "white", "measured"]),
-            default="auto",
-            show_default=True,
-            help="Whether the images' own noise is correlated: measured between the sources, and"
-            " used always, or (auto) where it is significant; or taken as white.",
-        ),
-        click.option(
-            "--constant",
-            is_flag=True,
-            help="One kernel and one noise level for the whole image; else the correction"
-            " follows both.",
-        ),
-        click.option(
-            "--memory",
-            type=Size(),
-            help="Memory to use, such as 500MB: planes that are large for that live in temporary"
-            " files beside the output. The result is the same  [default: what the machine has].",
-        ),
-        click.option(
-            "--fill",
-            type=click.Choice(["mean", "interpolate"]),
-            default="mean",
-            show_default=True,
-            help="What stands in for bad and missing pixels while their neighbours are filtered:"
-            " the image's mean, or what the neighbours say.",
-        ),
-    )
-    return _with_options(command, options)
+    return with_options(command, (_NOISE, _CONSTANT, _MEMORY, _FILL))
 
 
-def _with_options(command: Callable[..., Any], options: tuple[Any, ...]) -> Callable[..., Any]:
+def whitening_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `correction_options`, but for the memory.
+
+    Parameters
+    ----------
+    command
+        Function of the command; it gets ``noise``, ``constant`` and ``fill``.
+
+    Returns
+    -------
+    command
+        Decorated.
+    """
+    return with_options(command, (_NOISE, _CONSTANT, _FILL))
+
+
+def with_options(command: Callable[..., Any], options: tuple[Any, ...]) -> Callable[..., Any]:
+    """Add some options to a command.
+
+    Parameters
+    ----------
+    command
+        Function of the command.
+    options
+        Decorators, in the order of the help.
+
+    Returns
+    -------
+    command
+        Decorated.
+    """
     for option in reversed(options):
         command = option(command)
     return command

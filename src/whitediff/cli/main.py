@@ -12,6 +12,9 @@ from .console import return_freed_memory
 from .decorrelate import decorrelate
 from .decorrelate_stack import decorrelate_stack
 from .demo import demo
+from .detect import detect
+from .evaluate import evaluate
+from .inject import inject
 from .report import report
 from .simulate import simulate
 from .subtract import subtract
@@ -31,7 +34,18 @@ def cli() -> None:
     """
 
 
-for command in (subtract, decorrelate, decorrelate_stack, check, report, simulate, demo):
+for command in (
+    subtract,
+    decorrelate,
+    decorrelate_stack,
+    check,
+    detect,
+    report,
+    inject,
+    evaluate,
+    simulate,
+    demo,
+):
     cli.add_command(command)
 
 

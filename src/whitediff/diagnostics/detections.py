@@ -24,6 +24,8 @@ _COLUMNS = (
 """What the table shows of the catalogue, and the decimals that it is cut to."""
 _SIGNIFICANT = 6
 _POOR = ("dipole", "artifact")
+_FEWEST = 5
+"""Detections of which a fraction says something."""
 _GRID = 17
 
 
@@ -90,7 +92,7 @@ def detection_rows(catalog: Table, *, listed: int, drawn: int) -> dict[str, Any]
         "negative": int((significance < 0).sum()),
         "classes": [[str(a), int(b)] for a, b in zip(names, counts, strict=True) if a],
         "threshold": _number(catalog.meta.get("threshold", 5.0), 3),
-        "dipole_fraction": poor / n if n and known else None,
+        "dipole_fraction": poor / n if n >= _FEWEST and known else None,
         "expected_false": None,
     }
 
@@ -156,8 +158,9 @@ def sky_grid(exposure: Exposure) -> dict[str, Any] | None:
     Returns
     -------
     grid
-        ``vectors``: ``(17, 17, 3)`` unit vectors (ICRS) at the crossings of lines from the middle of
-        the first pixel to that of the last, row by row from the smallest y; None without a WCS.
+        ``vectors``: ``(17, 17, 3)`` unit vectors (ICRS) at the crossings of lines from the
+        middle of the first pixel to that of the last, row by row from the
+        smallest y; None without a WCS.
     """
     wcs = exposure.wcs
     if wcs is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -227,7 +228,7 @@ def encoded_jpegs(greys: Mapping[str, Array], most: int) -> tuple[dict[str, str]
         return _uri(buffer.getvalue(), "jpeg")
 
     for quality in _QUALITIES:
-        uris = in_threads(lambda grey, q=quality: encode(grey, q), flipped.values())
+        uris = in_threads(functools.partial(encode, quality=quality), flipped.values())
         if sum(map(len, uris)) <= most:
             break
     return dict(zip(flipped, uris, strict=True)), quality
@@ -307,7 +308,6 @@ def stamps(grey: Any, image: Array, x: Array, y: Array, side: int, columns: int)
         ``(⌈n/columns⌉·side, columns·side)`` uint8, the first cut-out at the top left of the
         picture (`encoded_png` turns it over); 0 beyond the image.
     """
-    ny, nx = image.shape
     rows = max(1, -(-len(x) // columns))
     sprite = np.zeros((rows * side, columns * side), np.uint8)
     half = side // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -418,36 +419,37 @@ def _draw_excess(axes: Any, numbers: dict[str, Any]) -> None:
 
 
 def _draw_false_detections(axes: Any, numbers: dict[str, Any]) -> None:
-    drawn_theory = False
+    """On a logarithmic scale, on which none is an arrow below the error of one."""
+    lowest = np.inf
     for shift, (kind, product) in enumerate(numbers["products"].items()):
         false = product["false_detections"]
         thresholds = np.array(false["thresholds"])
         scale = 1e6 / max(false["pixels"], 1)
-        for sign, marker, part in (("positive", "^", 0.02), ("negative", "v", -0.02)):
+        expected = np.array(false["expected"]) * scale
+        for sign, marker, part in (("positive", "^", 0.012), ("negative", "v", -0.012)):
             count = np.array(false[sign])
+            some = count > 0
+            place = thresholds + part + 0.05 * shift
+            style = {"fmt": marker, "color": _KINDS[kind], "markersize": 5}
             axes.errorbar(
-                thresholds + part + 0.06 * shift,
-                count * scale,
-                yerr=np.sqrt(np.maximum(count, 1)) * scale,
-                fmt=marker,
-                color=_KINDS[kind],
-                markersize=5,
+                place[some],
+                count[some] * scale,
+                # Half of a Poisson error of one is still above zero.
+                yerr=np.sqrt(count[some]) * scale * [[0.99], [1]],
                 label=f"{kind}, {sign}",
+                **style,
             )
-        axes.plot(
-            thresholds,
-            np.array(false["expected"]) * scale,
-            color=_KINDS[kind],
-            linewidth=1,
-            label=None if drawn_theory else "white noise",
-        )
-        drawn_theory = True
+            axes.errorbar(
+                place[~some], np.full((~some).sum(), scale), yerr=scale / 2, uplims=True, **style
+            )
+        axes.plot(thresholds, expected, color=_KINDS[kind], linewidth=1)
+        lowest = min(lowest, float(expected.min()), scale / 2)
     axes.set(
         xlabel="threshold [σ]",
         ylabel="per million pixels",
-        title="detections without injection",
-        yscale="symlog",
-        ylim=(0, None),
+        title="detections without injection (lines: white noise)",
+        yscale="log",
+        ylim=(lowest / 2, None),
     )
     axes.legend(frameon=False, fontsize="small")
 
@@ -463,7 +465,7 @@ def _draw_fluxes(axes: Any, columns: dict[str, Array], clear: Array) -> None:
         use = use & np.isfinite(values)
         edges = np.quantile(ratio[use], np.linspace(0, 1, 21)) if use.sum() > 100 else []
         middles, means, errors = [], [], []
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in itertools.pairwise(edges):
             inside = values[use & (ratio >= low) & (ratio <= high)]
             middles.append((low + high) / 2)
             means.append(inside.mean())

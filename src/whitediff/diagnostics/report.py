@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import importlib.resources
+import itertools
 import json
 import logging
 import math
@@ -831,7 +832,7 @@ def _run(inputs: ReportInput) -> dict[str, Any]:
     stages = [(seconds, text) for seconds, kind, text in rows if kind == "stage"]
     section["stages"] = [
         {"name": text, "seconds": following - seconds}
-        for (seconds, text), (following, _) in zip(stages, stages[1:], strict=False)
+        for (seconds, text), (following, _) in itertools.pairwise(stages)
     ]
     return section
 

@@ -43,7 +43,7 @@ LIMITS = {
     "kernel sum error": Limits((0, 0.01), (0, 0.03)),
     "star residuals": Limits((-0.01, 0.01), (-0.03, 0.03)),
     "star scatter": Limits((0, 1.5), (0, 3.0)),
-    "contaminated": Limits((0, 0.15), (0, 0.4)),
+    "contaminated": Limits((0, 0.25), (0, 0.5)),
     "coverage": Limits((0.9, 1), (0.2, 1)),
     "dipoles": Limits((0, 0.15), (0, 0.4)),
     "warnings": Limits((0, 0), (0, math.inf)),

@@ -28,7 +28,13 @@ from .masks import UNTRUSTED_MASK_PLANES, flagged
 from .model import Exposure
 from .psf import psf_image, psf_images
 
-__all__ = ["DetectionOptions", "detect", "forced_photometry"]
+__all__ = [
+    "DetectionOptions",
+    "detect",
+    "expected_false_detections",
+    "forced_photometry",
+    "significance_at",
+]
 
 type Array = npt.NDArray[Any]
 
@@ -98,8 +104,8 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
     Returns
     -------
     catalogue
-        One row for each source, from the first row of pixels to the last; see docs/detection.md for its
-        columns.  Empty, with all columns, where there is none.
+        One row for each source, from the first row of pixels to the last; docs/detection.md says
+        what its columns are.  Empty, with all columns, where there is none.
 
     Raises
     ------
@@ -159,13 +165,73 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
         "n_positive": int((columns["significance"] > 0).sum()),
         "n_negative": int((columns["significance"] < 0).sum()),
     }
-    if score is None:
-        lambda_2 = detection.noise_curvature(field.middle_psf)
-        table.meta["noise_curvature"] = lambda_2
-        table.meta["expected_false_per_sign"] = detection.expected_peaks(
-            lambda_2, options.threshold, found.pixels
+    searched = field.exposure if score is None else Exposure.from_object(score)
+    if searched.psf is not None:
+        table.meta["expected_false_per_sign"] = expected_false_detections(
+            searched, options.threshold, found.pixels, score=score is not None
         )
     return table
+
+
+def expected_false_detections(
+    exposure: Exposure, threshold: float, pixels: int, *, score: bool = False
+) -> float:
+    """Number of sources of one sign that noise alone gives.
+
+    Parameters
+    ----------
+    exposure
+        Difference or score with a PSF.
+    threshold
+        Standard deviations, positive.
+    pixels
+        Number of pixels searched.
+    score
+        It is a score.
+
+    Returns
+    -------
+    number
+        `whitediff.detection.expected_peaks` for the PSF in the middle of the box.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no PSF.
+    """
+    if exposure.psf is None:
+        raise ArgumentError(f"{exposure.source or 'The image'}: has no PSF.")
+    box = exposure.bbox
+    image = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+    curvature = detection.response_curvature if score else detection.noise_curvature
+    return detection.expected_peaks(curvature(image), threshold, pixels)
+
+
+def significance_at(exposure: Exposure, x: Array, y: Array, *, score: bool = False) -> Array:
+    """Significance of a point source at given positions.
+
+    Parameters
+    ----------
+    exposure
+        Difference with a PSF, or score.
+    x, y
+        ``(n,)`` pixel coordinates, on the image.
+    score
+        It is a score.
+
+    Returns
+    -------
+    significance
+        ``(n,)`` signed, between the pixels of what `detect` searches.
+    """
+    if score:
+        good = ~flagged(exposure.mask, DetectionOptions().exclude_mask_planes)
+        found = detection.score_significance(exposure.image.array, exposure.variance.array, good)
+    else:
+        field = _Field.of(exposure, DetectionOptions())
+        found = detection.significance(*field.planes, field.psf_of_place())
+    y0, x0 = exposure.yx0
+    return detection.values_at(found.image, x - x0, y - y0)
 
 
 def forced_photometry(
@@ -418,7 +484,6 @@ def _searched(
     y, x = (each.ravel() for each in np.meshgrid(places * ny, places * nx, indexing="ij"))
     if score is not None and score.psf is not None:
         images = psf_images(score.psf, x=x + score.yx0[1], y=y + score.yx0[0])
-        rows, columns = (slice(n // 2 - n // 2, 2 * (n // 2) + 1) for n in images.shape[1:])
         images = images / images[:, images.shape[1] // 2, images.shape[2] // 2][:, None, None]
         half = min(images.shape[1] // 2, (images.shape[1] - 1) // 2, (images.shape[2] - 1) // 2)
         rows, columns = (slice(n // 2 - half, n // 2 + half + 1) for n in images.shape[1:])

@@ -221,8 +221,12 @@ def evaluate(
     number, realisation
         As they are done; an error in place of one that failed.
     """
+    global _latest
     work = functools.partial(realise, setting)
-    yield from in_processes(work, range(setting.options.realisations), processes=processes)
+    try:
+        yield from in_processes(work, range(setting.options.realisations), processes=processes)
+    finally:
+        _latest = None
 
 
 def realise(setting: Setting, number: int) -> Realisation:
@@ -308,7 +312,11 @@ def _started(setting: Setting, number: int) -> _Start:
         found = _detected(made, kind, DetectionOptions(threshold=threshold))
         detections[kind] = found
         false_detections[kind] = _false_detections(
-            made[kind].product.exposure, found, sources, options.threshold
+            made[kind].product.exposure,
+            found,
+            sources,
+            options.threshold,
+            score=kind == "score",
         )
     sigma = psf_sigma(difference)
     assert difference.psf is not None
@@ -439,7 +447,9 @@ def _judged(
     positions = _positions(found)
     index = match_highest(x, y, positions[:, 0], positions[:, 1], height, start.radius)
     hit = index >= 0
-    sources[f"{kind}_significance"] = significance_at(made[kind].product.exposure, x, y)
+    sources[f"{kind}_significance"] = significance_at(
+        made[kind].product.exposure, x, y, score=kind == "score"
+    )
     sources[f"{kind}_found"] = hit
     for name, column in (
         ("peak_significance", "significance"),
@@ -491,7 +501,7 @@ def _near(positions: Array, others: Array, radius: float) -> Array:
 
 
 def _false_detections(
-    product: Exposure, found: QTable, sources: Array, threshold: float
+    product: Exposure, found: QTable, sources: Array, threshold: float, *, score: bool
 ) -> FalseDetections:
     """Count detections off the static sources and beyond doubtful pixels."""
     free = injectable_pixels(product) & ~sources
@@ -504,5 +514,7 @@ def _false_detections(
         thresholds=thresholds,
         positive=tuple(int(np.sum(height >= t)) for t in thresholds),
         negative=tuple(int(np.sum(height <= -t)) for t in thresholds),
-        expected=tuple(expected_false_detections(product, t, pixels) for t in thresholds),
+        expected=tuple(
+            expected_false_detections(product, t, pixels, score=score) for t in thresholds
+        ),
     )

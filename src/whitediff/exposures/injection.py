@@ -25,6 +25,7 @@ from .psf import KernelPointSpreadFunction, average_position, psf_image
 
 __all__ = [
     "SEPARATION",
+    "fluxes",
     "inject",
     "injectable_pixels",
     "local_variance",
@@ -32,6 +33,7 @@ __all__ = [
     "point_source_noise",
     "psf_sigma",
     "random_sources",
+    "with_sky_positions",
 ]
 
 type Array = npt.NDArray[Any]
@@ -81,7 +83,7 @@ def inject(
     """
     psf = _psf_of(exposure)
     x, y = pixel_positions(exposure, sources)
-    flux = _fluxes(exposure, sources)
+    flux = fluxes(exposure, sources)
     if gain is not None:
         if not 0 < gain < float("inf"):
             raise ArgumentError(f"The gain must be a positive number; got {gain:g}.")
@@ -374,6 +376,34 @@ def pixel_positions(exposure: Exposure, table: Table) -> tuple[Array, Array]:
     return x, y
 
 
+def with_sky_positions(table: Table, exposure: Exposure) -> Table:
+    """Table with the sky coordinates of its pixel positions.
+
+    Parameters
+    ----------
+    table
+        Sources, as `inject` takes them.
+    exposure
+        Exposure that they are in.
+
+    Returns
+    -------
+    table
+        A copy with columns ra, dec (ICRS, degrees); the same one where it has them, has no x and
+        y, or the exposure has no WCS.
+    """
+    wcs = exposure.wcs
+    if wcs is None or "ra" in table.colnames or not {"x", "y"} <= set(table.colnames):
+        return table
+    x, y = pixel_positions(exposure, table)
+    sky = wcs.pixel_to_world(x - exposure.yx0[1], y - exposure.yx0[0]).icrs
+    table = table.copy()
+    table["ra"], table["dec"] = sky.ra.to(astropy.units.deg), sky.dec.to(astropy.units.deg)
+    table["ra"].info.description = "Right ascension, ICRS"
+    table["dec"].info.description = "Declination, ICRS"
+    return table
+
+
 def _from_sky(exposure: Exposure, table: Table) -> tuple[Array, Array]:
     wcs = exposure.wcs
     if wcs is None:
@@ -390,7 +420,26 @@ def _from_sky(exposure: Exposure, table: Table) -> tuple[Array, Array]:
     return np.asarray(x) + exposure.yx0[1], np.asarray(y) + exposure.yx0[0]
 
 
-def _fluxes(exposure: Exposure, sources: Table) -> Array:
+def fluxes(exposure: Exposure, sources: Table) -> Array:
+    """Fluxes of a table's rows in the unit of an exposure.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    sources
+        With a column ``flux``; without a unit it is in that of the image.
+
+    Returns
+    -------
+    flux
+        ``(n,)`` float64, image_unit.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such column, its unit is another, or a flux is not finite.
+    """
     if "flux" not in sources.colnames:
         raise ArgumentError(
             "A table of sources needs a column flux, in the unit of the image; it has"

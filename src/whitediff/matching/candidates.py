@@ -332,7 +332,9 @@ def choose_candidates(
         (~unresolved, "not as wide as a star"),
         (~moderate, "too bright"),
     )
-    passed_over = np.select(*zip(*flaws, strict=True), default="enough others nearby")
+    passed_over = np.select(
+        [flaw for flaw, _ in flaws], [why for _, why in flaws], default="enough others nearby"
+    )
     if sources.offered is not None:
         passed_over[~sources.offered] = "not offered"
     passed_over[chosen] = ""

@@ -177,7 +177,9 @@ def fit_kernel(
     used = normals.pixels > len(basis) + 1
     described, ordinary = _single_fits(normals, basis, options, used)
     reasons = ((~used, _FEW_PIXELS), (~described, _NOT_DESCRIBED), (~ordinary, _OTHER_SUM))
-    rejected = np.select(*zip(*reasons, strict=True), default=_NOT_COMMON)
+    rejected = np.select(
+        [flaw for flaw, _ in reasons], [why for _, why in reasons], default=_NOT_COMMON
+    )
     used &= described & ordinary
     for round_number in range(options.rejections + 1):
         solved = design.solve(normals, used)

@@ -16,7 +16,13 @@ from ..exposures.alignment import aligned_template
 from ..exposures.matching import MatchOptions
 from ..exposures.model import Exposure
 from ..exposures.noise import rescaled, source_pixels
-from ..exposures.pipeline import make, measured_noise, solve_difference, solve_score
+from ..exposures.pipeline import (
+    SubtractionOptions,
+    make,
+    measured_noise,
+    solve_difference,
+    solve_score,
+)
 from ..exposures.preparation import PreparationOptions, prepare
 from ..exposures.solution import make_product
 from ..exposures.subtraction import matched_template
@@ -26,7 +32,7 @@ from .cards import decorrelation_cards, report_noise_floor
 from .inputs import read_input
 from .record import recorded
 
-__all__ = ["Written", "run_subtraction"]
+__all__ = ["Written", "run_subtraction", "solutions_by_kind", "subtraction_options"]
 
 log = logging.getLogger("whitediff.runs")
 
@@ -129,20 +135,19 @@ def run_subtraction(
     read = {path: formats.read_solution(path) for path in solutions}
     wanted = {"difference": output, "score": score_output, "matched": matched_output}
     stored = _by_kind(read, wanted)
-    if kernel_order is None:
-        # To try all orders with hundreds of free pixels takes minutes.
-        kernel_order = 1 if basis == "delta" else "bic"
-    chosen = kernel_order if isinstance(kernel_order, str) else None
-    options = MatchOptions(
-        convolved=convolved or "auto",
+    how = subtraction_options(
+        convolved=convolved,
+        kernel_order=kernel_order,
+        background_order=background_order,
         basis=basis,
         kernel_size=kernel_size,
-        choose_order=chosen,  # type: ignore[arg-type]
-        fit=FitOptions(
-            kernel_order=1 if isinstance(kernel_order, str) else kernel_order,
-            background_order=background_order,
-            constant_sum=not varying_sum,
-        ),
+        varying_sum=varying_sum,
+        keep_variance=keep_variance,
+        ignore_wcs=ignore_wcs,
+        noise=noise,
+        constant=constant,
+        fill=fill,
+        full_variance=full_variance,
     )
     noise_levels = {
         "science": (science_variance, science_gain, science_read_noise),
@@ -167,11 +172,7 @@ def run_subtraction(
             if stored:
                 made = _made_again(stored, inputs, wanted, begin, full_variance, not ignore_wcs)
             else:
-                prepared = PreparationOptions(
-                    rescale_variance=not keep_variance, use_wcs=not ignore_wcs
-                )
-                correction = {"noise": noise, "spatially_varying": not constant, "fill": fill}
-                made = _made(inputs, wanted, begin, full_variance, prepared, options, correction)
+                made = _made(inputs, wanted, begin, how)
             for path, exposure, more, extras in made:
                 findings = None
                 kind = next(name for name, wish in wanted.items() if wish == path)
@@ -196,6 +197,57 @@ def run_subtraction(
                 raise
             raise type(error)(f"{science}, {template}: {error}") from error
     return written
+
+
+def subtraction_options(
+    *,
+    convolved: Any = None,
+    kernel_order: int | str | None = None,
+    background_order: int = 2,
+    basis: Any = "gaussian",
+    kernel_size: int | None = None,
+    varying_sum: bool = False,
+    keep_variance: bool = False,
+    ignore_wcs: bool = False,
+    noise: Any = "auto",
+    constant: bool = False,
+    fill: Any = "mean",
+    full_variance: bool = False,
+) -> SubtractionOptions:
+    """What the options of a command say about the subtraction.
+
+    Parameters
+    ----------
+    convolved, kernel_order, background_order, basis, kernel_size, varying_sum, keep_variance, \
+    ignore_wcs, noise, constant, fill, full_variance
+        Options of the command.
+
+    Returns
+    -------
+    options
+        As `whitediff.exposures.pipeline` takes them.
+    """
+    if kernel_order is None:
+        # To try all orders with hundreds of free pixels takes minutes.
+        kernel_order = 1 if basis == "delta" else "bic"
+    return SubtractionOptions(
+        preparation=PreparationOptions(rescale_variance=not keep_variance, use_wcs=not ignore_wcs),
+        match=MatchOptions(
+            convolved=convolved or "auto",
+            basis=basis,
+            kernel_size=kernel_size,
+            choose_order=kernel_order if isinstance(kernel_order, str) else None,  # type: ignore[arg-type]
+            fit=FitOptions(
+                kernel_order=1 if isinstance(kernel_order, str) else kernel_order,
+                background_order=background_order,
+                constant_sum=not varying_sum,
+            ),
+        ),
+        noise=noise,
+        spatially_varying=not constant,
+        fill=fill,
+        full_variance=full_variance,
+    )
 
 
 _UNTOLD = (
@@ -225,13 +277,11 @@ def _made(
     inputs: dict[str, Any],
     wanted: dict[str, Path | None],
     begin: Callable[[str], None],
-    full_variance: bool,
-    prepared: Any,
-    options: Any,
-    correction: dict[str, Any],
+    how: SubtractionOptions,
 ) -> _Made:
-    """Match, subtract and decorrelate."""
-    pair = prepare(inputs["science"], inputs["template"], prepared)
+    """Match, subtract and decorrelate as `subtraction_options` says."""
+    options, correction = how.match, how.correction
+    pair = prepare(inputs["science"], inputs["template"], how.preparation)
     # Whatever else is needed lives in the pair.
     inputs.clear()
     sources = pair.science_pixels | pair.template_pixels
@@ -242,7 +292,7 @@ def _made(
         pair = solved.pair
     if solved is not None and wanted["difference"] is not None:
         begin("subtraction")
-        product = make(solved, sources=sources, full_variance=full_variance)
+        product = make(solved, sources=sources, full_variance=how.full_variance)
         # Both products have the same inputs.
         correction |= measured_noise(product)
         _describe(wanted["difference"], product, pair, solved.match)
@@ -258,7 +308,7 @@ def _made(
         begin("matching for the score")
         solved = solve_score(pair, options, **correction)
         begin("score")
-        product = make(solved, sources=sources, full_variance=full_variance)
+        product = make(solved, sources=sources, full_variance=how.full_variance)
         _describe(wanted["score"], product, solved.pair, solved.match)
         if wanted["difference"] is None:
             _report_floor(product, solved.pair)
@@ -382,14 +432,36 @@ def _report_floor(product: Any, pair: Any) -> None:
     )
 
 
-def _by_kind(read: dict[str, Any], wanted: dict[str, Path | None]) -> dict[str, Any]:
-    """Stored solutions by what they made, one for each output that is wanted."""
+def solutions_by_kind(read: dict[str, Any]) -> dict[str, Any]:
+    """Stored solutions by what they made.
+
+    Parameters
+    ----------
+    read
+        File → solution.
+
+    Returns
+    -------
+    stored
+        ``difference`` and ``score``, as far as there are some → solution.
+
+    Raises
+    ------
+    ArgumentError
+        If there are two of a kind.
+    """
     stored: dict[str, Any] = {}
     for path, solution in read.items():
         kind = "score" if solution.preconvolution_kernel is not None else "difference"
         if kind in stored:
             raise ArgumentError(f"{path}: a second {kind} in --kernel; one is enough.")
         stored[kind] = solution
+    return stored
+
+
+def _by_kind(read: dict[str, Any], wanted: dict[str, Path | None]) -> dict[str, Any]:
+    """Stored solutions by what they made, one for each output that is wanted."""
+    stored = solutions_by_kind(read)
     if not read:
         return stored
     named = ", ".join(read)

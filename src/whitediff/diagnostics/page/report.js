@@ -474,7 +474,7 @@
           data.stars ? make("span", {}, make("span", { class: "swatch", style: `background:${COLOURS.rejected}` }), "star rejected") : null,
           ...image.flag_legend.map((flag) => make("span", {}, make("span", { class: "swatch", style: `background:${flag.colour}` }), `${flag.label} (${number(100 * flag.fraction, 2)} %)`)))),
       make("p", { class: "soft small" },
-        `All at the same stretch, less the sky of science image and template, in units of the difference's noise, σ = ${number(image.sigma)} ${data.unit}`,
+        `All at the same stretch, less the sky of science image and template, in units of the noise of the ${data.kind === "score" ? "science image" : "difference"}, σ = ${number(image.sigma)}${data.unit ? ` ${data.unit}` : ""}`,
         image.planes.some((plane) => plane.key === "score") ? "; the score is S/√V. " : ". ",
         image.bin > 1 ? `Shown are means of ${image.bin} × ${image.bin} pixels; single pixels around the listed detections and the worst stars. ` : "Single pixels are shown. ",
         "Drag to move, double-click to zoom (with shift: out), or click once and turn the wheel."));
@@ -568,7 +568,7 @@
         label: `${labels[column.name] || column.name}${column.unit && !["id", "x", "y"].includes(column.name) ? ` [${column.unit}]` : ""}`,
         description: column.description || column.name,
         key: (row) => row[column.name],
-        cell: (row) => known(row[column.name]) ? (column.name in fixed ? row[column.name].toFixed(fixed[column.name]) : number(row[column.name], 5)) : "–",
+        cell: (row) => known(row[column.name]) ? (column.name in fixed ? row[column.name].toFixed(fixed[column.name]).replace("-", "−") : number(row[column.name], 5)) : "–",
       });
     }
     if (found.classes.length) columns.push({ label: "class", text: true, key: (row) => row.class, cell: (row) => row.class });
@@ -723,8 +723,10 @@
       const styles = ["first", "second"];
       const series = variance.series.map((s, i) => ({ kind: "dots", x: s.variance, y: s.ratio, error: s.error, name: s.name, style: styles[i], radius: 3.2,
         titles: s.variance.map((v, k) => `variance ${number(v)}: ${number(s.ratio[k])} ± ${number(s.error[k], 2)}, ${count(s.pixels[k], "pixel")}`) }));
+      const extremes = variance.series.flatMap((s) => s.ratio.flatMap((r, k) => [r - s.error[k], r + s.error[k]]));
+      const lowest = Math.min(0.95, ...extremes), highest = Math.max(1.05, ...extremes);
       parts.push(
-        chart("Variance calibration", { label: `variance plane${data.unit ? ` [${data.unit}²]` : ""}`, log: true }, { label: "mean square of pixel / σ" }, series.reverse(),
+        chart("Variance calibration", { label: `variance plane${data.unit ? ` [${data.unit}²]` : ""}`, log: true }, { label: "mean square of pixel / σ", low: lowest - 0.03 * (highest - lowest), high: highest + 0.03 * (highest - lowest) }, series.reverse(),
           { lines: [1], band: [0.97, 1.03], note: "1 where the variance plane holds, whatever the brightness. Clean pixels include sources: what the kernel leaves of them, and what varies, adds to the scatter at large variances." }));
     }
     section.append(make("div", { class: "charts", style: "margin-top:.8rem" }, ...parts));

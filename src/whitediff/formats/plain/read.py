@@ -29,7 +29,13 @@ from ...planes import filled, zeros
 from ...sources import noise_variance
 from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
-from ..headers import first_value, observation_header, wcs_cards, without_provenance
+from ..headers import (
+    first_value,
+    header_gain,
+    observation_header,
+    wcs_cards,
+    without_provenance,
+)
 from ..planes import native
 from ..stamps import find_hdu, read_background_hdu, read_kernel_hdus, read_psf_hdus
 
@@ -58,7 +64,6 @@ _VARIANCE_NAMES: dict[str, VarianceKind] = {
 _OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS")
 _ENOUGH_FOR_SIGMA = 100_000
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
-_GAIN_KEYWORDS = ("GAIN", "EGAIN", "CCDGAIN")
 _READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
 
 
@@ -451,10 +456,9 @@ def _modelled_variance(
 ) -> Array:
     explicit = gain is not None and read_noise is not None
     if gain is None:
-        found = first_value((header, primary), _GAIN_KEYWORDS)
+        found = header_gain(header, primary)
         if found is not None and found[1] > 0:
-            unit = str(header.get("BUNIT", "")).lower()
-            gain = 1.0 if unit in ("electron", "electrons", "e", "e-") else found[1]
+            gain = found[1]
     if read_noise is None:
         found = first_value((header, primary), _READ_NOISE_KEYWORDS)
         if found is not None and found[1] >= 0:
