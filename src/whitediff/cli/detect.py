@@ -175,6 +175,7 @@ def _difference(path: str, variance: float | str | None) -> Any:
     from .. import formats
     from ..errors import ArgumentError
     from ..exposures.noise import without_sentinels
+    from ..formats.record import is_score
 
     if isinstance(variance, float) and not 0 < variance < float("inf"):
         raise ArgumentError(
@@ -187,7 +188,7 @@ def _difference(path: str, variance: float | str | None) -> Any:
         ),
         needs_variance=False,
     )
-    if exposure.primary_header.get("WDSCORE") is True:
+    if is_score(path):
         raise ArgumentError(
             f"{path}: is a score, on which fluxes cannot be measured; name the difference of the"
             " same images, and the score with --score."
@@ -198,13 +199,13 @@ def _difference(path: str, variance: float | str | None) -> Any:
 def _score(path: str) -> Any:
     from .. import formats
     from ..errors import ArgumentError
+    from ..formats.record import is_score
 
-    exposure = formats.read_exposure(path)
-    if exposure.primary_header.get("WDSCORE") is not True:
+    if not is_score(path):
         raise ArgumentError(
             f"{path}: is no score of whitediff; name what subtract --score-output wrote."
         )
-    return exposure
+    return formats.read_exposure(path)
 
 
 def _say(output: Path, catalog: Any) -> None:

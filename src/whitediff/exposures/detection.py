@@ -24,7 +24,7 @@ from .catalog import (
     wanted_positions,
     zero_point,
 )
-from .masks import UNTRUSTED_MASK_PLANES, flagged
+from .masks import CONTAMINATED, UNTRUSTED_MASK_PLANES, flagged
 from .model import Exposure
 from .psf import psf_image, psf_images
 
@@ -470,16 +470,20 @@ def _searched(
 ) -> tuple[detection.Significance, detection.Responses]:
     exposure = field.exposure
     ny, nx = exposure.shape
-    if score is None:
-        found = detection.significance(*field.planes, field.psf_of_place())
-    else:
+    found = detection.significance(*field.planes, field.psf_of_place())
+    if score is not None:
         if score.bbox != exposure.bbox:
             raise ArgumentError(
                 f"{score.source or 'The score'}: its box {score.bbox} is not that of the"
                 f" difference, {exposure.bbox}."
             )
         good = field.good & ~flagged(score.mask, field.options.exclude_mask_planes)
-        found = detection.score_significance(score.image.array, score.variance.array, good)
+        # What its filter owes to bad pixels and to those beyond the edges, a score carries on;
+        # the difference is filtered there without them.
+        good &= ~flagged(score.mask, [CONTAMINATED])
+        alone = detection.score_significance(score.image.array, score.variance.array, good)
+        np.copyto(found.image, alone.image, where=alone.searched)
+        found.searched[alone.searched] = True
     places = (np.arange(_RESPONSE_PLACES) + 0.5) / _RESPONSE_PLACES
     y, x = (each.ravel() for each in np.meshgrid(places * ny, places * nx, indexing="ij"))
     if score is not None and score.psf is not None:

@@ -13,7 +13,7 @@ from .files import opened, split_extension
 from .headers import unescaped
 from .tables import read_table_hdu
 
-__all__ = ["Record", "read_record"]
+__all__ = ["Record", "is_score", "read_record"]
 
 _PRODUCTS = ("subtract", "decorrelate", "decorrelate-stack")
 
@@ -58,6 +58,29 @@ class Record:
         if not isinstance(value, str) or "; " in value:
             return None
         return unescaped(value)
+
+
+def is_score(path: str | Path) -> bool:
+    """Whether a file holds a score that whitediff made.
+
+    Parameters
+    ----------
+    path
+        FITS file.
+
+    Returns
+    -------
+    is_score
+        False for everything else that is a FITS file.
+
+    Raises
+    ------
+    FileFormatError
+        If it is none.
+    """
+    file, _ = split_extension(path)
+    with opened(file) as hdus:
+        return hdus[0].header.get("WDSCORE") is True
 
 
 def read_record(path: str | Path) -> Record:
