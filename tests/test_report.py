@@ -115,7 +115,8 @@ def test_what_varies_is_passed_over_with_its_reason():
 
     pair = prepare(planes["science"], planes["template"])
     stars = match(pair).stars
-    transients = scene.sources[scene.sources["kind"] == "transient"]
+    varies = scene.sources["kind"] == "transient"
+    transients = {name: values[varies] for name, values in scene.sources.items()}
     reasons = []
     for x, y in zip(transients["x"], transients["y"], strict=True):
         distance = np.hypot(stars["x"] - x, stars["y"] - y)
@@ -508,7 +509,10 @@ _READY = """new Promise((resolve, reject) => {
 })"""
 _FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))"
 _PIXELS = """[...document.querySelectorAll('canvas.picture')].map((canvas) => {
-  const context = canvas.getContext('2d');
+  // From a copy: to be read often slows a canvas down, and the browser complains of it.
+  const copy = new OffscreenCanvas(canvas.width, canvas.height);
+  const context = copy.getContext('2d', {willReadFrequently: true});
+  context.drawImage(canvas, 0, 0);
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
   let sum = 0, square = 0, brightest = -1, sx = 0, sy = 0, weight = 0;
   const n = pixels.length / 4;

@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -177,15 +178,14 @@ def report_page(data: Mapping[str, Any]) -> str:
     }
     # JSON inside a script element ends at what looks like the element's end.
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = parts["html"]
-    for mark, content in (
-        ("{{title}}", html.escape(f"{Path(data['name']).name} – whitediff report")),
-        ("{{style}}", parts["css"]),
-        ("{{script}}", parts["js"]),
-        ("{{data}}", text),
-    ):
-        page = page.replace(mark, content, 1)
-    return page
+    contents = {
+        "title": html.escape(f"{Path(data['name']).name} – whitediff report"),
+        "style": parts["css"],
+        "script": parts["js"],
+        "data": text,
+    }
+    # In one pass: what is put in may itself hold something like a mark.
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: contents[mark[1]], parts["html"])
 
 
 def report_data(inputs: ReportInput) -> dict[str, Any]:
