@@ -493,4 +493,5 @@ def _draw_pulls(axes: Any, pulls: dict[str, Array], title: str) -> None:
             axes.hist(values, edges, density=True, histtype="step", label=label)
     axes.plot(centre, np.exp(-0.5 * centre**2) / np.sqrt(2 * np.pi), color="0.4", linewidth=1)
     axes.set(xlabel="residual / error", title=title)
-    axes.legend(frameon=False, fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize="small")

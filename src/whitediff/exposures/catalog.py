@@ -58,7 +58,8 @@ class _Column:
     description: str
 
 
-_PIXEL, _PIXEL2, _FLUX, _MAG, _DEG = "pixel", "pixel2", "flux", "mag", "deg"
+_PIXEL, _PIXEL2, _FLUX, _MOMENT = "pixel", "pixel2", "flux", "moment"
+_MAG, _DEG = "mag", "deg"
 
 COLUMNS = {
     "id": _Column(None, "number of the source"),
@@ -86,7 +87,12 @@ COLUMNS = {
     "shape_xx": _Column(_PIXEL2, "second moment along x"),
     "shape_yy": _Column(_PIXEL2, "second moment along y"),
     "shape_xy": _Column(_PIXEL2, "mixed second moment"),
-    "dipole_separation": _Column(_PIXEL, "distance of the positive from the negative lobe"),
+    "dipole_moment": _Column(_MOMENT, "flux times separation of the lobes"),
+    "dipole_moment_err": _Column(_MOMENT, "standard deviation of dipole_moment"),
+    "dipole_separation": _Column(
+        _PIXEL, "distance of the lobes; NaN if too small to be told from their fluxes"
+    ),
+    "dipole_separation_err": _Column(_PIXEL, "standard deviation of dipole_separation"),
     "dipole_angle": _Column(_DEG, "direction from negative to positive lobe, from x to y"),
     "dipole_positive_flux": _Column(_FLUX, "flux of the positive lobe"),
     "dipole_positive_flux_err": _Column(_FLUX, "standard deviation of dipole_positive_flux"),
@@ -141,8 +147,13 @@ def assembled(
         Its columns in the order of `COLUMNS`.
     """
     units = {
-        _PIXEL: u.pixel, _PIXEL2: u.pixel**2, _FLUX: flux_unit, _MAG: u.mag, _DEG: u.deg
-    }  # fmt: skip
+        _PIXEL: u.pixel,
+        _PIXEL2: u.pixel**2,
+        _FLUX: flux_unit,
+        _MOMENT: u.pixel if flux_unit is None else flux_unit * u.pixel,
+        _MAG: u.mag,
+        _DEG: u.deg,
+    }
     table = QTable()
     for name, column in COLUMNS.items():
         if name not in columns:

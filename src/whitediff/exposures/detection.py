@@ -132,10 +132,9 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
         radius=field.radius,
         furthest=_FURTHEST * field.fwhm,
     )
-    classes = classified(
-        *field.planes, blends, fits, found, responses, field.psfs,
-        radius=field.radius, fwhm=field.fwhm,
-    )  # fmt: skip
+    classes, fits = classified(
+        *field.planes, blends, fits, found, field.psfs, radius=field.radius, fwhm=field.fwhm
+    )
     columns = (
         {
             "x": fits.x,
@@ -518,7 +517,10 @@ def _flux_columns(fits: photometry.SourceFits) -> dict[str, Array]:
 
 def _class_columns(classes: Classes) -> dict[str, Array]:
     return {
+        "dipole_moment": classes.moment,
+        "dipole_moment_err": classes.moment_error,
         "dipole_separation": classes.separation,
+        "dipole_separation_err": classes.separation_error,
         "dipole_angle": classes.angle,
         "dipole_positive_flux": classes.positive_flux,
         "dipole_positive_flux_err": classes.positive_flux_error,

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 import scipy.spatial
 from astropy.table import QTable
 
+from ..detection import significance
 from ..errors import ArgumentError
 from ..evaluation import ideal_signal_to_noise, match_highest
 from ..processes import in_processes
+from ..sources import smooth_background
 from . import masks
 from .detection import (
     DetectionOptions,
@@ -29,6 +32,7 @@ from .injection import inject, injectable_pixels, local_variance, psf_sigma, ran
 from .kernels import evaluate as kernel_at
 from .kernels import is_constant
 from .model import Exposure
+from .noise import untrusted_pixels
 from .pipeline import Kind, Made, SubtractionOptions, make_again, make_all
 from .preparation import with_measured_psf
 from .psf import KernelPointSpreadFunction, average_position, psf_image
@@ -53,6 +57,9 @@ faint to be told from noise would count as noise, and lower every significance b
 _CONFUSED = 4.0
 """Widths of the PSF around a detection of the uninjected difference in which an injected source
 is not isolated."""
+_CERTAIN = 7.0
+"""Significance above which a source on an input is none of its noise."""
+
 _COMPANION = 4.0
 """Widths around an injected source in which another detection belongs to it."""
 _BELOW = (1.0, 0.5, 0.0)
@@ -304,7 +311,7 @@ def _started(setting: Setting, number: int) -> _Start:
     made = _made(setting, science, template)
     difference = made["difference"].product.exposure
     with_psf = _with_psf(science, made["difference"])
-    sources = masks.flagged(difference.mask, [masks.SOURCE])
+    sources = _static_sources(made["difference"])
     options = setting.options
     threshold = options.threshold - max(_BELOW)
     detections, false_detections = {}, {}
@@ -335,6 +342,30 @@ def _started(setting: Setting, number: int) -> _Start:
         sigma=sigma,
         radius=sigma if options.match_radius is None else options.match_radius,
     )
+
+
+def _static_sources(made: Made) -> Array:
+    """Pixels of what is certainly a source on the science image or the template.
+
+    The mask plane SOURCE also has their faintest, among them the highest peaks of noise.  To leave
+    these out would leave out false detections.
+    """
+    difference = made.product.exposure
+    plane = masks.flagged(difference.mask, [masks.SOURCE])
+    labels, number = scipy.ndimage.label(plane)
+    if not number or difference.psf is None:
+        return plane
+    x, y = average_position(difference.psf)
+    psf = psf_image(difference.psf, x=x, y=y)
+    certain = np.zeros(number + 1, dtype=bool)
+    for exposure in (made.science, made.template):
+        good = ~untrusted_pixels(exposure)
+        image = np.where(good, exposure.image.array, 0)
+        flat = image - smooth_background(image, good & ~plane)
+        found = significance(flat, exposure.variance.array, good, psf)
+        peaks = scipy.ndimage.maximum(found.image, labels, np.arange(1, number + 1))
+        certain[1:] |= np.asarray(peaks) > _CERTAIN
+    return certain[labels]
 
 
 def _made(setting: Setting, science: Exposure, template: Exposure) -> dict[Kind, Made]:
