@@ -13,7 +13,7 @@ import numpy.typing as npt
 from astropy.table import QTable, Table
 
 from .. import detection, photometry
-from ..dipoles import Classes, classified
+from ..dipoles import Classes, classified, opposite_lobes
 from ..errors import ArgumentError
 from ..profiles import full_width_half_maximum
 from .catalog import (
@@ -98,8 +98,8 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
     Returns
     -------
     catalogue
-        One row for each source, from the first row of pixels to the last; see docs/detection.md for its
-        columns.  Empty, with all columns, where there is none.
+        One row for each source, from the first row of pixels to the last; see
+        docs/detection.md for its columns.  Empty, with all columns, where there is none.
 
     Raises
     ------
@@ -117,19 +117,25 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
     peaks = detection.find_peaks(found, options.threshold)
     blends = detection.deblended(peaks, options.threshold, responses)
     peaks = blends.peaks
-    fits = photometry.fit_blends(
-        *field.planes,
-        peaks.x,
-        peaks.y,
-        blends.group,
-        field.psfs,
-        radius=field.radius,
-        furthest=_FURTHEST * field.fwhm,
-    )
+    lobes = opposite_lobes(blends, field.fwhm) >= 0
+    fits = field.fitted(blends, held=lobes)
+    shapes, size = field.shapes(fits.x, fits.y)
     classes = classified(
-        *field.planes, blends, fits, found, responses, field.psfs,
-        radius=field.radius, fwhm=field.fwhm,
-    )  # fmt: skip
+        *field.planes,
+        blends,
+        fits,
+        found,
+        responses,
+        field.psfs,
+        size=size,
+        radius=field.radius,
+        fwhm=field.fwhm,
+    )
+    # Lobes side by side stay at their peaks, unless they are sources after all.
+    other = lobes & (classes.label != "dipole") & ~classes.absorbed
+    if other.any():
+        other = np.isin(blends.group, blends.group[other])
+        fits = photometry.replaced_fits(fits, other, field.fitted(blends[other]))
     columns = (
         {
             "x": fits.x,
@@ -140,6 +146,7 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
             "significance": peaks.significance,
             "peak_significance": peaks.pixel_significance,
         }
+        | shapes
         | _flux_columns(fits)
         | _class_columns(classes)
     )
@@ -147,7 +154,7 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
     if options.sign != "both":
         kept &= (peaks.significance > 0) == (options.sign == "positive")
     columns = {name: values[kept] for name, values in columns.items()}
-    columns |= _groups(classes.group[kept], columns["significance"])
+    columns |= _groups(blends, kept)
     columns["flag_fit_failed"] = fits.failed[kept]
     table = field.table(columns)
     table.meta |= {
@@ -219,7 +226,7 @@ def forced_photometry(
     columns: dict[str, Any] = {"x": x, "y": y}
     px, py = x[inside] - x0, y[inside] - y0
     fits = field.fitted_at(px, py)
-    measured = _flux_columns(fits)
+    measured = _flux_columns(fits, parameters=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         measured["significance"] = fits.flux / fits.flux_error
     for name, values in measured.items():
@@ -318,6 +325,19 @@ class _Field:
             return first[0]
         return lambda x, y: self.psfs(np.array([x]), np.array([y]))[0]
 
+    def fitted(self, blends: detection.Blends, held: Array | None = None) -> photometry.SourceFits:
+        """Point sources fitted to the peaks, those that overlap together."""
+        return photometry.fit_blends(
+            *self.planes,
+            blends.peaks.x,
+            blends.peaks.y,
+            blends.group,
+            self.psfs,
+            radius=self.radius,
+            furthest=_FURTHEST * self.fwhm,
+            held=held,
+        )
+
     def fitted_at(self, x: Array, y: Array) -> photometry.SourceFits:
         """Fluxes at held positions, array coordinates."""
         n = len(x)
@@ -329,7 +349,7 @@ class _Field:
         nothing = np.full(n, np.nan)
         return photometry.SourceFits(
             x, y, fits.flux[:, 0], fits.error(0)[:, 0], nothing, nothing, nothing,
-            fits.chi_square[:, 0], fits.pixels[:, 0] + 2, fits.failed,
+            fits.chi_square[:, 0], fits.pixels[:, 0], fits.failed,
         )  # fmt: skip
 
     def table(self, columns: dict[str, Any], inside: Array | None = None) -> QTable:
@@ -337,7 +357,9 @@ class _Field:
         exposure = self.exposure
         y0, x0 = exposure.yx0
         if inside is None:
-            columns |= {"x": columns["x"] + x0, "y": columns["y"] + y0}
+            # What was found counts from the array's first pixel.
+            columns |= {name: columns[name] + x0 for name in ("x", "dipole_x")}
+            columns |= {name: columns[name] + y0 for name in ("y", "dipole_y")}
             inside = np.ones(len(columns["x"]), bool)
         x, y = columns["x"][inside] - x0, columns["y"][inside] - y0
         n = len(inside)
@@ -349,15 +371,8 @@ class _Field:
 
         flux, error = photometry.aperture_fluxes(*self.planes, x, y, self.aperture_radius)
         columns |= {"aperture_flux": spread(flux), "aperture_flux_err": spread(error)}
-        half = math.ceil(self.radius) + 1
-        stamps = photometry.stamps_around(*self.planes, x, y, half)
-        weight = self._psf_moments(x, y)
-        for name, values in zip(
-            ("shape_xx", "shape_yy", "shape_xy"),
-            photometry.adaptive_moments(stamps, x, y, weight),
-            strict=True,
-        ):
-            columns[name] = spread(values)
+        if "shape_xx" not in columns:
+            columns |= {name: spread(values) for name, values in self.shapes(x, y)[0].items()}
         for name, values in source_flags(exposure, x, y, fwhm=self.fwhm, reach=self.radius).items():
             columns[name] = spread(values, fill=False)
         for name in ("flag_edge", "flag_no_data"):
@@ -376,6 +391,14 @@ class _Field:
         if self.zero_point is not None:
             meta |= {"zero_point": self.zero_point[0], "zero_point_from": self.zero_point[1]}
         return assembled(columns, exposure.image.unit, meta)
+
+    def shapes(self, x: Array, y: Array) -> tuple[dict[str, Array], Array]:
+        """Second moments of sources at array coordinates, and their size over the PSF's."""
+        stamps = photometry.stamps_around(*self.planes, x, y, math.ceil(self.radius) + 1)
+        weight = self._psf_moments(x, y)
+        xx, yy, xy = photometry.adaptive_moments(stamps, x, y, weight)
+        size = (xx + yy) / (weight[:, 0] + weight[:, 1])
+        return {"shape_xx": xx, "shape_yy": yy, "shape_xy": xy}, size
 
     def _psf_moments(self, x: Array, y: Array) -> Array:
         """Second moments xx, yy, xy of the PSFs' cores, ``(n, 3)``."""
@@ -436,9 +459,10 @@ def _searched(
     return found, detection.Responses(images, x, y)
 
 
-def _flux_columns(fits: photometry.SourceFits) -> dict[str, Array]:
+def _flux_columns(fits: photometry.SourceFits, *, parameters: int = 3) -> dict[str, Array]:
     with np.errstate(invalid="ignore", divide="ignore"):
-        reduced = fits.chi_square / np.where(fits.pixels > 3, fits.pixels - 3, np.nan)
+        left = fits.pixels - parameters
+        reduced = fits.chi_square / np.where(left > 0, left, np.nan)
     return {
         "psf_flux": fits.flux,
         "psf_flux_err": fits.flux_error,
@@ -449,25 +473,32 @@ def _flux_columns(fits: photometry.SourceFits) -> dict[str, Array]:
 
 def _class_columns(classes: Classes) -> dict[str, Array]:
     return {
+        "dipole_x": classes.x,
+        "dipole_y": classes.y,
         "dipole_separation": classes.separation,
+        "dipole_separation_err": classes.separation_error,
         "dipole_angle": classes.angle,
+        "dipole_angle_err": classes.angle_error,
         "dipole_positive_flux": classes.positive_flux,
         "dipole_positive_flux_err": classes.positive_flux_error,
         "dipole_negative_flux": classes.negative_flux,
         "dipole_negative_flux_err": classes.negative_flux_error,
-        "dipole_chi2": classes.dipole_chi2,
+        "dipole_chi2": classes.reduced_chi_square,
         "classification": classes.label,
     }
 
 
-def _groups(group: Array, significance: Array) -> dict[str, Array]:
-    """Identifiers, that of the brightest of a blend, and how many there are in it."""
-    n = len(group)
-    identifiers = np.arange(1, n + 1)
-    if not n:
+def _groups(blends: detection.Blends, kept: Array) -> dict[str, Array]:
+    """Numbers of the sources that are kept, that of the brightest of each one's blend, and how
+    many peaks the blend has.
+    """
+    group = blends.group[kept]
+    identifiers = np.arange(1, len(group) + 1)
+    if not len(group):
         return {"id": identifiers, "parent": identifiers.copy(), "n_peaks": identifiers.copy()}
-    _, index, count = np.unique(group, return_inverse=True, return_counts=True)
-    order = np.argsort(-np.abs(significance), kind="stable")
+    count = np.bincount(blends.group)
+    # The last to be stored stays.
+    order = np.argsort(np.abs(blends.amplitude[kept]), kind="stable")
     brightest = np.zeros(len(count), int)
-    brightest[index[order[::-1]]] = identifiers[order[::-1]]
-    return {"id": identifiers, "parent": brightest[index], "n_peaks": count[index]}
+    brightest[group[order]] = identifiers[order]
+    return {"id": identifiers, "parent": brightest[group], "n_peaks": count[group]}
