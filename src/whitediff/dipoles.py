@@ -130,10 +130,10 @@ def classified(
 
     Notes
     -----
-    Candidates are sources with a lobe of the other sign within two full widths: another source, or
-    an extremum of at least 4 σ and a fifth of the source.  To each are fitted, over the same
-    pixels, one point source; two points at free positions; and a point with a gradient of the PSF in
-    the middle of the lobes, which is what a dipole tends to for small separations.  It is a
+    Candidates are sources with a lobe of the other sign within two full widths: another source,
+    or an extremum of at least 4 σ and a fifth of the source.  To each are fitted, over the same
+    pixels, one point source; two points at free positions; and a point with a gradient of the PSF
+    in the middle of the lobes, which is what a dipole tends to for small separations.  It is a
     dipole if one of the latter two lowers χ² by 25, with a moment or with two fluxes that are
     significant.
 

@@ -41,9 +41,6 @@ sum, origin at ``[py//2, px//2]``; or ``(1, py, px)`` where it is the same every
 
 _FITTED_POWER = 0.9999
 _ITERATIONS = 25
-_CONVERGED = 2e-3
-"""Pixels, or standard deviations if these are larger: less than a hundredth of any error."""
-
 _FIRST_DAMPING = 1e-3
 _LARGEST_DAMPING = 1e8
 _LONGEST_STEP = 1.0
@@ -186,7 +183,7 @@ class PointFits:
         ``(n, k)`` Σ (image − model)²/variance over the fitted pixels about each source.
     pixels
         ``(n, k)`` number of them.
-    total_chi_square
+    total_chi_square, total_pixels
         ``(n,)`` over all fitted pixels.
     failed
         ``(n,)`` boolean: no solution near the start; the positions are those of the start.
@@ -199,6 +196,7 @@ class PointFits:
     chi_square: Array
     pixels: Array
     total_chi_square: Array
+    total_pixels: Array
     failed: Array
 
     def error(self, which: int) -> Array:
@@ -233,6 +231,7 @@ def fit_points(
     radius: float,
     held: bool = False,
     furthest: float = math.inf,
+    tolerance: float = 1e-4,
     region: tuple[Array, Array] | None = None,
 ) -> PointFits:
     """Fit point sources to stamps: fluxes, and positions unless they are held.
@@ -252,6 +251,9 @@ def fit_points(
         Fit the fluxes alone.
     furthest
         Pixels that a source may move from its start; beyond, the fit has failed.
+    tolerance
+        The fit ends where a step lowers χ² by less: 1e-4 moves no parameter by more than a
+        hundredth of its error.
     region
         x and y, ``(n, m)`` each, in place of the starts: pixels within the radius about these
         are fitted.
@@ -272,14 +274,12 @@ def fit_points(
     def work(part: slice) -> PointFits:
         local = psf if len(psf) == 1 else psf[part]
         about = (x[part], y[part]) if region is None else (region[0][part], region[1][part])
-        return _Fit(stamps[part], local, x[part], y[part], about, radius).run(held, furthest)
+        return _Fit(stamps[part], local, x[part], y[part], about, radius).run(
+            held, furthest, tolerance
+        )
 
     if not parts:
-        k = x.shape[1]
-        return PointFits(
-            x, y, np.zeros(x.shape), np.zeros((0, 3 * k, 3 * k)), np.zeros(x.shape),
-            np.zeros(x.shape), np.zeros(0), np.zeros(0, bool),
-        )  # fmt: skip
+        return _no_fits(x.shape[1])
     with single_threaded_algebra():
         found = in_threads(work, parts)
     return PointFits(
@@ -287,6 +287,21 @@ def fit_points(
             np.concatenate([getattr(part, field.name) for part in found])
             for field in dataclasses.fields(PointFits)
         )
+    )
+
+
+def _no_fits(k: int) -> PointFits:
+    none, each = np.zeros(0), np.zeros((0, k))
+    return PointFits(
+        x=each,
+        y=each,
+        flux=each,
+        covariance=np.zeros((0, 3 * k, 3 * k)),
+        chi_square=each,
+        pixels=each,
+        total_chi_square=none,
+        total_pixels=none,
+        failed=np.zeros(0, bool),
     )
 
 
@@ -304,8 +319,10 @@ class _Fit:
     ) -> None:
         self.stamps, self.psf, self.start, self.radius = stamps, psf, (x, y), radius
         self.use = stamps.good & stamps.within(*about, radius)
+        number = np.maximum(self.use.sum(axis=(1, 2)), 1)
+        self.level = (self.use * stamps.variance).sum(axis=(1, 2)) / number
 
-    def run(self, held: bool, furthest: float) -> PointFits:
+    def run(self, held: bool, furthest: float, tolerance: float) -> PointFits:
         x0, y0 = self.start
         n, k = x0.shape
         everything = np.arange(n)
@@ -330,17 +347,18 @@ class _Fit:
             lost = np.hypot(new_x - x0[active], new_y - y0[active]).max(axis=1) > furthest
             new_flux, new_models, _ = self._solved(active, new_x, new_y)
             new_square = self._square(active, new_flux, new_models)
-            better = (new_square <= square[active] * (1 + 1e-12)) & ~lost
+            gain = np.where(lost, -np.inf, square[active] - new_square)
+            better = gain >= 0
             taken = active[better]
             x[taken], y[taken] = new_x[better], new_y[better]
             flux[taken], models[taken] = new_flux[better], new_models[better]
             square[taken] = new_square[better]
             damping[taken] *= 0.1
             damping[active[~better]] *= 10
-            small = np.abs(step).max(axis=(1, 2)) < _CONVERGED
+            done = np.abs(gain) < tolerance * self.level[active]
             stuck = damping[active] > _LARGEST_DAMPING
-            failed[active[lost & stuck]] = True
-            active = active[~((small & (better | ~lost)) | stuck)]
+            failed[active[stuck]] = True
+            active = active[~(done | stuck)]
         failed[active] = True
         if failed.any():
             bad = np.flatnonzero(failed)
@@ -352,17 +370,14 @@ class _Fit:
         """Best fluxes at some positions, the PSFs there, ``(n, 3, k, s, s)`` with slopes."""
         psf = self.psf if len(self.psf) == 1 else self.psf[which]
         row, column = self.stamps.row[which], self.stamps.column[which]
-        models = np.stack(
-            [
-                np.stack(
-                    moved_stamps(
-                        psf, y[:, j] - row, x[:, j] - column, self.stamps.half, slopes=True
-                    )
-                )
-                for j in range(x.shape[1])
-            ],
-            axis=2,
-        ).swapaxes(0, 1)
+        side = 2 * self.stamps.half + 1
+        models = np.empty((len(which), 3, x.shape[1], side, side))
+        for j in range(x.shape[1]):
+            moved = moved_stamps(
+                psf, y[:, j] - row, x[:, j] - column, self.stamps.half, slopes=True
+            )
+            for i, each in enumerate(moved):
+                models[:, i, j] = each
         flat = (models[:, 0] * self.use[which][:, None]).reshape(*x.shape, -1)
         matrix = flat @ flat.swapaxes(1, 2)
         right = flat @ self.stamps.image[which].reshape(len(which), -1, 1)
@@ -429,6 +444,7 @@ class _Fit:
             chi_square=np.stack([(square * near).sum(axis=(1, 2)) for near in own], axis=1),
             pixels=np.stack([near.sum(axis=(1, 2)) for near in own], axis=1),
             total_chi_square=square.sum(axis=(1, 2)),
+            total_pixels=self.use.sum(axis=(1, 2)),
             failed=failed | ~np.isfinite(flux).all(axis=1),
         )
 
@@ -539,11 +555,10 @@ def fit_blends(
         extent = np.hypot(x[members] - middle_x[:, None], y[members] - middle_y[:, None])
         steps = np.ceil(extent.max(axis=1) / _EXTENT).astype(int)
         for step in np.unique(steps):
-            use = members[steps == step]
+            same = steps == step
+            use = members[same]
             half = math.ceil(radius) + 1 + int(step) * _EXTENT
-            stamps = stamps_around(
-                image, variance, good, middle_x[steps == step], middle_y[steps == step], half
-            )
+            stamps = stamps_around(image, variance, good, middle_x[same], middle_y[same], half)
             psf = psfs(x[use[:, 0]], y[use[:, 0]])
             fits = fit_points(stamps, psf, x[use], y[use], radius=radius, furthest=furthest)
             _store(result, use, fits)

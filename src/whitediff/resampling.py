@@ -95,11 +95,17 @@ def _moving_matrices(shift: Array, half: int, size: int) -> tuple[Array, Array]:
     """Matrices from an axis of images to that of their stamps, and their derivatives."""
     whole = np.floor(np.asarray(shift, dtype=np.float64) + 0.5)
     reach = REACH + 1
-    weights = interpolation_weights(whole - shift, reach)
-    # Pixel j of the stamp is the image's at j − shift.
-    place = np.arange(-half, half + 1)[:, None] - (np.arange(size) - size // 2)
-    index = whole.astype(int)[:, None, None] - place + reach
-    near = (index >= 0) & (index <= 2 * reach)
-    index = np.where(near, index, 0)
-    rows = np.arange(len(index))[:, None, None]
-    return tuple(np.where(near, each[rows, index], 0.0) for each in weights)  # type: ignore[return-value]
+    # Pixel j of the stamp is the image's at j − shift: a row is the one before, moved by a pixel.
+    # Of a shift by whole pixels the first has its middle weight at column −half + size//2 − whole.
+    length = size + 2 * half
+    first = (2 * half - (half - size // 2) - whole).astype(int) - reach
+    columns = first[:, None] + np.arange(2 * reach + 1)
+    inside = (columns >= 0) & (columns < length)
+    rows = np.broadcast_to(np.arange(len(first))[:, None], columns.shape)[inside]
+    result = []
+    for weights in interpolation_weights(whole - shift, reach):
+        line = np.zeros((len(first), length))
+        line[rows, columns[inside]] = weights[inside]
+        windows = np.lib.stride_tricks.sliding_window_view(line, size, axis=1)
+        result.append(np.ascontiguousarray(windows[:, ::-1]))
+    return result[0], result[1]

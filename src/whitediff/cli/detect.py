@@ -2,59 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .console import OUTPUT_FILE, Number, common_options, log, stages
-from .decorrelate import with_options
 
-__all__ = ["detect", "run_detection", "search_options"]
-
-
-def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what a source is, and how it is measured.
-
-    Parameters
-    ----------
-    command
-        Function of the command; it gets ``threshold``, ``sign``, ``aperture_radius`` and
-        ``zero_point``.
-
-    Returns
-    -------
-    command
-        Decorated.
-    """
-    options = (
-        click.option(
-            "--threshold",
-            type=float,
-            default=5.0,
-            show_default=True,
-            help="Least significance of a source, standard deviations.",
-        ),
-        click.option(
-            "--sign",
-            type=click.Choice(["both", "positive", "negative"]),
-            default="both",
-            show_default=True,
-            help="Sources that are brighter on the science image (positive), fainter, or both.",
-        ),
-        click.option(
-            "--aperture-radius",
-            type=float,
-            help="Pixels  [default: 1.5 full widths at half maximum of the PSF].",
-        ),
-        click.option(
-            "--zero-point",
-            type=float,
-            help="Magnitude of a flux of 1  [default: the header's, such as MAGZERO].",
-        ),
-    )
-    return with_options(command, options)
+__all__ = ["detect", "run_detection"]
 
 
 @click.command(short_help="Find and measure the sources on a difference.")
@@ -76,7 +31,30 @@ def search_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Measure at the positions of this table (x, y or ra, dec), whether or not anything is"
     " there, instead of finding sources.",
 )
-@search_options
+@click.option(
+    "--threshold",
+    type=float,
+    default=5.0,
+    show_default=True,
+    help="Least significance of a source, standard deviations.",
+)
+@click.option(
+    "--sign",
+    type=click.Choice(["both", "positive", "negative"]),
+    default="both",
+    show_default=True,
+    help="Sources that are brighter on the science image (positive), fainter, or both.",
+)
+@click.option(
+    "--aperture-radius",
+    type=float,
+    help="Pixels  [default: 1.5 full widths at half maximum of the PSF].",
+)
+@click.option(
+    "--zero-point",
+    type=float,
+    help="Magnitude of a flux of 1  [default: the header's, such as MAGZERO].",
+)
 @click.option("--regions", type=OUTPUT_FILE, help="Write the sources as regions for DS9, too.")
 @click.option("--psf", metavar="FILE", help="PSF of the difference  [default: its own].")
 @click.option(

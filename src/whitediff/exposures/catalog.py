@@ -101,7 +101,7 @@ COLUMNS = {
     "dipole_chi2": _Column(None, "reduced chi-square of the dipole fit"),
     "classification": _Column(None, "point, dipole, extended or artifact"),
     "parent": _Column(None, "id of the brightest source of the blend"),
-    "n_peaks": _Column(None, "number of sources in the blend"),
+    "n_peaks": _Column(None, "number of peaks in the blend"),
     "flag_edge": _Column(None, "near the frame's edge, or the convolution's"),
     "flag_bad": _Column(None, "a bad pixel is near"),
     "flag_saturated": _Column(None, "a saturated pixel is near"),

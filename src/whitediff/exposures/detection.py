@@ -104,8 +104,8 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
     Returns
     -------
     catalogue
-        One row for each source, from the first row of pixels to the last; docs/detection.md says
-        what its columns are.  Empty, with all columns, where there is none.
+        One row for each source, from the first row of pixels to the last; see
+        docs/detection.md for its columns.  Empty, with all columns, where there is none.
 
     Raises
     ------
@@ -123,17 +123,14 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
     peaks = detection.find_peaks(found, options.threshold)
     blends = detection.deblended(peaks, options.threshold, responses)
     peaks = blends.peaks
-    fits = photometry.fit_blends(
+    classes, fits = classified(
         *field.planes,
-        peaks.x,
-        peaks.y,
-        blends.group,
+        blends,
+        field.fitted(blends),
+        found,
         field.psfs,
         radius=field.radius,
-        furthest=_FURTHEST * field.fwhm,
-    )
-    classes, fits = classified(
-        *field.planes, blends, fits, found, field.psfs, radius=field.radius, fwhm=field.fwhm
+        fwhm=field.fwhm,
     )
     columns = (
         {
@@ -152,7 +149,7 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
     if options.sign != "both":
         kept &= (peaks.significance > 0) == (options.sign == "positive")
     columns = {name: values[kept] for name, values in columns.items()}
-    columns |= _groups(classes.group[kept], columns["significance"])
+    columns |= _groups(blends, kept)
     columns["flag_fit_failed"] = fits.failed[kept]
     table = field.table(columns)
     table.meta |= {
@@ -284,7 +281,7 @@ def forced_photometry(
     columns: dict[str, Any] = {"x": x, "y": y}
     px, py = x[inside] - x0, y[inside] - y0
     fits = field.fitted_at(px, py)
-    measured = _flux_columns(fits)
+    measured = _flux_columns(fits, parameters=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         measured["significance"] = fits.flux / fits.flux_error
     for name, values in measured.items():
@@ -383,6 +380,18 @@ class _Field:
             return first[0]
         return lambda x, y: self.psfs(np.array([x]), np.array([y]))[0]
 
+    def fitted(self, blends: detection.Blends) -> photometry.SourceFits:
+        """Point sources fitted to the peaks, those that overlap together."""
+        return photometry.fit_blends(
+            *self.planes,
+            blends.peaks.x,
+            blends.peaks.y,
+            blends.group,
+            self.psfs,
+            radius=self.radius,
+            furthest=_FURTHEST * self.fwhm,
+        )
+
     def fitted_at(self, x: Array, y: Array) -> photometry.SourceFits:
         """Fluxes at held positions, array coordinates."""
         n = len(x)
@@ -394,7 +403,7 @@ class _Field:
         nothing = np.full(n, np.nan)
         return photometry.SourceFits(
             x, y, fits.flux[:, 0], fits.error(0)[:, 0], nothing, nothing, nothing,
-            fits.chi_square[:, 0], fits.pixels[:, 0] + 2, fits.failed,
+            fits.chi_square[:, 0], fits.pixels[:, 0], fits.failed,
         )  # fmt: skip
 
     def table(self, columns: dict[str, Any], inside: Array | None = None) -> QTable:
@@ -402,6 +411,7 @@ class _Field:
         exposure = self.exposure
         y0, x0 = exposure.yx0
         if inside is None:
+            # What was found counts from the array's first pixel.
             columns |= {"x": columns["x"] + x0, "y": columns["y"] + y0}
             inside = np.ones(len(columns["x"]), bool)
         x, y = columns["x"][inside] - x0, columns["y"][inside] - y0
@@ -414,15 +424,7 @@ class _Field:
 
         flux, error = photometry.aperture_fluxes(*self.planes, x, y, self.aperture_radius)
         columns |= {"aperture_flux": spread(flux), "aperture_flux_err": spread(error)}
-        half = math.ceil(self.radius) + 1
-        stamps = photometry.stamps_around(*self.planes, x, y, half)
-        weight = self._psf_moments(x, y)
-        for name, values in zip(
-            ("shape_xx", "shape_yy", "shape_xy"),
-            photometry.adaptive_moments(stamps, x, y, weight),
-            strict=True,
-        ):
-            columns[name] = spread(values)
+        columns |= {name: spread(values) for name, values in self.shapes(x, y).items()}
         for name, values in source_flags(exposure, x, y, fwhm=self.fwhm, reach=self.radius).items():
             columns[name] = spread(values, fill=False)
         for name in ("flag_edge", "flag_no_data"):
@@ -441,6 +443,13 @@ class _Field:
         if self.zero_point is not None:
             meta |= {"zero_point": self.zero_point[0], "zero_point_from": self.zero_point[1]}
         return assembled(columns, exposure.image.unit, meta)
+
+    def shapes(self, x: Array, y: Array) -> dict[str, Array]:
+        """Second moments of sources at array coordinates."""
+        stamps = photometry.stamps_around(*self.planes, x, y, math.ceil(self.radius) + 1)
+        weight = self._psf_moments(x, y)
+        xx, yy, xy = photometry.adaptive_moments(stamps, x, y, weight)
+        return {"shape_xx": xx, "shape_yy": yy, "shape_xy": xy}
 
     def _psf_moments(self, x: Array, y: Array) -> Array:
         """Second moments xx, yy, xy of the PSFs' cores, ``(n, 3)``."""
@@ -504,9 +513,10 @@ def _searched(
     return found, detection.Responses(images, x, y)
 
 
-def _flux_columns(fits: photometry.SourceFits) -> dict[str, Array]:
+def _flux_columns(fits: photometry.SourceFits, *, parameters: int = 3) -> dict[str, Array]:
     with np.errstate(invalid="ignore", divide="ignore"):
-        reduced = fits.chi_square / np.where(fits.pixels > 3, fits.pixels - 3, np.nan)
+        left = fits.pixels - parameters
+        reduced = fits.chi_square / np.where(left > 0, left, np.nan)
     return {
         "psf_flux": fits.flux,
         "psf_flux_err": fits.flux_error,
@@ -531,14 +541,17 @@ def _class_columns(classes: Classes) -> dict[str, Array]:
     }
 
 
-def _groups(group: Array, significance: Array) -> dict[str, Array]:
-    """Identifiers, that of the brightest of a blend, and how many there are in it."""
-    n = len(group)
-    identifiers = np.arange(1, n + 1)
-    if not n:
+def _groups(blends: detection.Blends, kept: Array) -> dict[str, Array]:
+    """Numbers of the sources that are kept, that of the brightest of each one's blend, and how
+    many peaks the blend has.
+    """
+    group = blends.group[kept]
+    identifiers = np.arange(1, len(group) + 1)
+    if not len(group):
         return {"id": identifiers, "parent": identifiers.copy(), "n_peaks": identifiers.copy()}
-    _, index, count = np.unique(group, return_inverse=True, return_counts=True)
-    order = np.argsort(-np.abs(significance), kind="stable")
+    count = np.bincount(blends.group)
+    # The last to be stored stays.
+    order = np.argsort(np.abs(blends.amplitude[kept]), kind="stable")
     brightest = np.zeros(len(count), int)
-    brightest[index[order[::-1]]] = identifiers[order[::-1]]
-    return {"id": identifiers, "parent": brightest[index], "n_peaks": count[index]}
+    brightest[group[order]] = identifiers[order]
+    return {"id": identifiers, "parent": brightest[group], "n_peaks": count[group]}
