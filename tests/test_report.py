@@ -22,10 +22,10 @@ from astropy.io import fits
 from astropy.table import Table
 
 from browser import Browser, find_browser
-from scenes import SHARED, command, gaussian
+from scenes import SHARED, command
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.diagnostics.calibration import block_power, variance_calibration
-from whitediff.diagnostics.detections import detection_rows, expected_false
+from whitediff.diagnostics.detections import detection_rows
 from whitediff.diagnostics.pictures import Stretch, binned, stamps
 from whitediff.diagnostics.residuals import star_residuals
 from whitediff.diagnostics.verdict import LIMITS, judged, verdict
@@ -184,23 +184,6 @@ def test_power_over_blocks_is_that_of_the_filter(rng):
     from scipy.special import j0
 
     np.testing.assert_allclose(power[3:], 1 + j0(2 * np.pi * frequency[3:]), atol=0.2)
-
-
-def test_false_peaks_expected_of_white_noise():
-    sigma, threshold, pixels = 2.1, 5.0, 16e6
-    closed = pixels * threshold * math.exp(-(threshold**2) / 2) / (2 * math.pi) ** 1.5
-    closed /= 2 * sigma**2
-    assert expected_false(gaussian(31, sigma), threshold, int(pixels)) == pytest.approx(
-        closed, rel=1e-3
-    )
-    # Stretched along a diagonal the determinant counts, not the trace.
-    y, x = np.mgrid[-25:26, -25:26]
-    a, b = (x + y) / math.sqrt(2), (x - y) / math.sqrt(2)
-    tilted = np.exp(-0.5 * ((a / 3) ** 2 + (b / 1.5) ** 2))
-    closed *= sigma**2 / (3 * 1.5)
-    assert expected_false(tilted / tilted.sum(), threshold, int(pixels)) == pytest.approx(
-        closed, rel=1e-2
-    )
 
 
 def test_residuals_at_stars_are_what_was_left_there(pair):

@@ -12,7 +12,7 @@ from astropy.table import Table
 
 from ..exposures.model import Exposure
 
-__all__ = ["detection_rows", "expected_false", "sky_grid"]
+__all__ = ["detection_rows", "sky_grid"]
 
 type Array = npt.NDArray[Any]
 
@@ -112,39 +112,6 @@ def _number(value: Any, digits: int) -> float | int | None:
         return int(number)
     size = math.floor(math.log10(abs(number))) + 1 if number else 0
     return round(number, max(digits, _SIGNIFICANT - size) if abs(number) < 1 else digits)
-
-
-def expected_false(psf: Array, threshold: float, pixels: int) -> float:
-    """Peaks of white noise, filtered with a PSF, above a threshold.
-
-    Parameters
-    ----------
-    psf
-        ``(py, px)`` of the difference.
-    threshold
-        In standard deviations of the filtered noise.
-    pixels
-        That are searched.
-
-    Returns
-    -------
-    number
-        Expected for one sign.
-
-    Notes
-    -----
-    ``λ₂·ν·exp(−ν²/2)/(2π)^(3/2)`` for each pixel, with the second moments of the filter's power
-    spectrum; λ₂ is 1/(2σ²) for a Gaussian (DMTN-006).
-    """
-    shape = tuple(4 * n for n in psf.shape)
-    power = np.abs(np.fft.fft2(psf, shape)) ** 2
-    ky, kx = (2 * math.pi * np.fft.fftfreq(n) for n in shape)
-    total = power.sum()
-    xx, yy = (power @ kx**2).sum() / total, (ky**2 @ power).sum() / total
-    xy = float(ky @ power @ kx) / total
-    moment = math.sqrt(max(xx * yy - xy**2, 0.0))
-    density = moment * threshold * math.exp(-0.5 * threshold**2) / (2 * math.pi) ** 1.5
-    return float(density * pixels)
 
 
 def sky_grid(exposure: Exposure) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from astropy.table import Table
 from ..errors import WhitediffError
 from ..exposures import kernels, masks
 from ..exposures.alignment import aligned_template
+from ..exposures.detection import expected_false_detections
 from ..exposures.model import Exposure
 from ..exposures.noise import source_pixels
 from ..exposures.psf import psf_image
@@ -30,7 +31,7 @@ from ..exposures.subtraction import matched_science, matched_template, subtract_
 from ..outputs import replacing
 from ..profiles import full_width_half_maximum
 from .calibration import block_power, variance_calibration
-from .detections import detection_rows, expected_false, sky_grid
+from .detections import detection_rows, sky_grid
 from .measure import (
     MINIMUM_CELL,
     ScoreNoise,
@@ -681,11 +682,11 @@ def _detections(inputs: ReportInput, searched: int, checks: list[Check]) -> dict
     if inputs.catalog is None:
         return None
     section = detection_rows(inputs.catalog, listed=_LISTED, drawn=_DRAWN)
-    threshold = section["threshold"]
-    if inputs.product.psf is not None and not inputs.is_score:
-        box = inputs.product.bbox
-        psf = psf_image(inputs.product.psf, x=box.x.center, y=box.y.center)
-        section["expected_false"] = expected_false(psf, threshold, searched)
+    section["expected_false"] = inputs.catalog.meta.get("expected_false_per_sign")
+    if section["expected_false"] is None and inputs.product.psf is not None:
+        section["expected_false"] = expected_false_detections(
+            inputs.product, section["threshold"], searched, score=inputs.is_score
+        )
     fraction = section["dipole_fraction"]
     if fraction is not None:
         n = section["total"]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
 
+from ..exposures.catalog import zero_point
 from ..exposures.detection import forced_photometry
 from ..exposures.model import Exposure
 
@@ -41,7 +42,8 @@ def star_residuals(
     Returns
     -------
     residuals
-        Of the 1500 brightest: x, y, magnitude (−2.5 log10 of the flux), pull (flux in the
+        Of the 1500 brightest: x, y, magnitude (−2.5 log10 of the flux, and the
+        header's zero point if it is calibrated), pull (flux in the
         difference over its error), fraction (of the star's flux), kind (used, rejected, other);
         over those offered to the fit, median fraction of the bright ones with its error, and
         robust scatter of the pull.  None where nothing can be measured.
@@ -68,12 +70,15 @@ def star_residuals(
         median = float(np.median(fraction[bright]))
         # Of a median of normal deviates, from their robust scatter.
         median_error = 1.2533 * _scatter(fraction[bright]) / math.sqrt(int(bright.sum()))
+    zero = zero_point(difference, None)
+    known_zero = None if zero is None else zero[0]
     used = np.asarray(part["used"], bool)
     kind = np.where(used, "used", np.where(offered[chosen], "rejected", "other"))
     return {
         "x": np.round(np.asarray(part["x"], float), 2)[known],
         "y": np.round(np.asarray(part["y"], float), 2)[known],
-        "magnitude": np.round(-2.5 * np.log10(flux[chosen]), 3)[known],
+        "magnitude": np.round((known_zero or 0.0) - 2.5 * np.log10(flux[chosen]), 3)[known],
+        "calibrated": known_zero is not None,
         "pull": np.round(pull, 3)[known],
         "fraction": np.round(fraction, 5)[known],
         "kind": kind[known].tolist(),

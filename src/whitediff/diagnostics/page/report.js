@@ -764,7 +764,7 @@
     const byKind = (values) => kinds.map(([kind, name, style]) => ({ kind: "dots", x: select(kind, left.magnitude), y: select(kind, values), name, style, titles: select(kind, titles) }));
     const percent = left.fraction.map((f) => 100 * f);
     const widest = Math.max(1, Math.min(50, 1.1 * [...percent].map(Math.abs).sort((a, b) => a - b)[Math.floor(0.9 * (percent.length - 1))]));
-    const magnitude = { label: "magnitude of the star, −2.5 log₁₀ flux" };
+    const magnitude = { label: left.calibrated ? "magnitude of the star" : "magnitude of the star, −2.5 log₁₀ flux" };
     charts.append(
       chart("What is left over the field", xAxis, yAxis, [{ kind: "dots", x: left.x, y: left.y, radius: 3.6, titles, colours: left.pull.map((pull) => diverging(pull, 5)) }], { square: true, note: "Flux in the difference over its error. Blue: −5σ or less; red: +5σ or more." }),
       chart("What is left of stars, over its error", magnitude, { label: "flux in the difference / error", low: -reach, high: reach }, byKind(left.pull), { lines: [0], band: [-3, 3], note: "Beyond the frame: drawn at its edge. Variable stars stand out, too." }),
