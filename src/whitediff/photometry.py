@@ -655,8 +655,11 @@ def aperture_fluxes(
         return np.zeros(0), np.zeros(0)
     with np.errstate(invalid="ignore"):
         bad = ~(good & np.isfinite(image) & np.isfinite(variance) & (variance > 0))
-    values = np.where(bad, 0, image) if bad.any() else image
-    noise = np.where(bad, 0, variance) if bad.any() else variance
+    # SEP takes no arrays that are read-only.
+    values, noise = (
+        np.where(bad, 0, plane) if bad.any() else np.require(plane, requirements="W")
+        for plane in (image, variance)
+    )
     flux, error, _ = sep.sum_circle(values, x, y, radius, var=noise, mask=bad, subpix=0)
     lost = ~(error > 0)
     return np.where(lost, np.nan, flux), np.where(lost, np.nan, error)

@@ -30,7 +30,9 @@ from .psf import psf_image, psf_images
 
 __all__ = [
     "DetectionOptions",
+    "Detections",
     "detect",
+    "detections",
     "expected_false_detections",
     "forced_photometry",
     "significance_at",
@@ -88,6 +90,51 @@ class DetectionOptions:
             raise ArgumentError(f"The zero point must be finite; got {self.zero_point:g}.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Detections:
+    """Sources, and the significance that they were found on.
+
+    Attributes
+    ----------
+    catalogue
+        As `detect` returns it.
+    significance
+        `whitediff.detection.Significance` of every pixel.
+    peaks
+        Of all sources, both lobes of dipoles among them; array coordinates.
+    """
+
+    catalogue: QTable
+    significance: detection.Significance
+    peaks: detection.Peaks
+
+    def pixels(self, sign: Literal["positive", "negative"]) -> Array:
+        """Pixels beyond the threshold, and the highest of each source.
+
+        Parameters
+        ----------
+        sign
+            Of the sources.
+
+        Returns
+        -------
+        pixels
+            ``(ny, nx)`` boolean.
+        """
+        side = 1 if sign == "positive" else -1
+        threshold = self.catalogue.meta["threshold"]
+        result: Array = side * self.significance.image > threshold
+        result &= self.significance.searched
+        # Between its pixels a peak may be higher than on any of them.
+        at = np.sign(self.peaks.significance) == side
+        rows, columns = (
+            np.clip(np.floor(place[at] + 0.5).astype(int), 0, n - 1)
+            for place, n in zip((self.peaks.y, self.peaks.x), result.shape, strict=True)
+        )
+        result[rows, columns] = True
+        return result
+
+
 def detect(difference: Any, score: Any = None, options: DetectionOptions | None = None) -> QTable:
     """Find the sources on a difference and measure them.
 
@@ -116,6 +163,29 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
     -----
     The steps: `whitediff.detection.significance` or `score_significance`, `find_peaks`,
     `deblended`; `whitediff.photometry.fit_blends`; `whitediff.dipoles.classified`.
+    """
+    return detections(difference, score, options).catalogue
+
+
+def detections(
+    difference: Any, score: Any = None, options: DetectionOptions | None = None
+) -> Detections:
+    """Find the sources on a difference and measure them; also say on which pixels.
+
+    Parameters
+    ----------
+    difference, score, options
+        As for `detect`.
+
+    Returns
+    -------
+    detections
+        `Detections`.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no PSF or variance, or the score has another box.
     """
     options = DetectionOptions() if options is None else options
     field = _Field.of(Exposure.from_object(difference), options)
@@ -166,7 +236,7 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
         table.meta["expected_false_per_sign"] = expected_false_detections(
             searched, options.threshold, found.pixels, score=score is not None
         )
-    return table
+    return Detections(table, found, peaks)
 
 
 def expected_false_detections(

@@ -13,6 +13,15 @@ from .decorrelate_spatial import (
     DecorrelateALKernelSpatialConfig,
     DecorrelateALKernelSpatialTask,
 )
+from .detect import (
+    BadSubtractionError,
+    DetectAndMeasureConfig,
+    DetectAndMeasureScoreConfig,
+    DetectAndMeasureScoreTask,
+    DetectAndMeasureTask,
+    NoDiaSourcesError,
+    SourceDetectionConfig,
+)
 from .map_reduce import (
     ImageMapper,
     ImageMapperConfig,
@@ -43,6 +52,7 @@ __all__ = [
     "AlardLuptonSubtractBaseConfig",
     "AlardLuptonSubtractConfig",
     "AlardLuptonSubtractTask",
+    "BadSubtractionError",
     "DecorrelateALKernelConfig",
     "DecorrelateALKernelMapReduceConfig",
     "DecorrelateALKernelMapReduceTask",
@@ -51,6 +61,10 @@ __all__ = [
     "DecorrelateALKernelSpatialConfig",
     "DecorrelateALKernelSpatialTask",
     "DecorrelateALKernelTask",
+    "DetectAndMeasureConfig",
+    "DetectAndMeasureScoreConfig",
+    "DetectAndMeasureScoreTask",
+    "DetectAndMeasureTask",
     "ImageMapReduceConfig",
     "ImageMapReduceTask",
     "ImageMapper",
@@ -60,8 +74,10 @@ __all__ = [
     "InsufficientKernelSourcesError",
     "MakeKernelConfig",
     "MakeKernelTask",
+    "NoDiaSourcesError",
     "PsfMatchConfig",
     "PsfMatchConfigAL",
     "PsfMatchConfigDF",
+    "SourceDetectionConfig",
     "UnusableExposureError",
 ]
