@@ -11,6 +11,9 @@ from .console import OUTPUT_FILE, common_options, log, stages
 
 __all__ = ["report", "run_report"]
 
+_BEYOND = 30
+"""Pixels beyond the frame at which a catalogue of it may have a source."""
+
 
 @click.command(short_help="Show on a web page whether a difference can be trusted.")
 @click.argument("image", metavar="OUT")
@@ -240,7 +243,10 @@ def _read_catalog(path: str, made: Any) -> Any:
         np.asarray(getattr(table[name], "value", table[name]), dtype=float) for name in ("x", "y")
     )
     box = made.product.bbox
-    outside = ~((x > box.x.start - 1) & (x < box.x.stop) & (y > box.y.start - 1) & (y < box.y.stop))
+    # What is cut by an edge may be centred beyond it.
+    outside = (np.abs(x - box.x.center) > box.x.size / 2 + _BEYOND) | (
+        np.abs(y - box.y.center) > box.y.size / 2 + _BEYOND
+    )
     if outside.any():
         raise ArgumentError(
             f"{path}: {int(outside.sum())} of {len(table)} detections are not on the pixels"

@@ -26,8 +26,8 @@ from ..exposures.detection import expected_false_detections
 from ..exposures.model import Exposure
 from ..exposures.noise import source_pixels
 from ..exposures.psf import psf_image
-from ..exposures.solution import Solution
-from ..exposures.subtraction import matched_science, matched_template, subtract_background
+from ..exposures.solution import Solution, undecorrelated
+from ..exposures.subtraction import convolved_exposure, matched_template, subtract_background
 from ..outputs import replacing
 from ..profiles import full_width_half_maximum
 from .calibration import block_power, variance_calibration
@@ -265,18 +265,27 @@ def _matched(inputs: ReportInput, notes: list[str]) -> tuple[Array | None, Array
     inputs.template = template
     if solution is None or solution.kernel is None:
         return template.image.array, None
-    at: dict[str, Any] = {"convolved": solution.convolved, "scale_factor": solution.scale_factor}
-    # Nobody looks at its variance.
-    flat = template.replaced(variance=np.zeros(template.shape, np.float32))
-    matched = matched_template(flat, solution.kernel, **at).image.array
-    del flat
-    if science is None or inputs.is_score:
-        return matched, None
-    flat = science.replaced(variance=np.zeros(science.shape, np.float32))
-    before = matched_science(flat, solution.kernel, **at).image.array
-    del flat
-    before -= matched
-    subtract_background(before, solution.background, inputs.product.bbox)
+    # A variance plane that holds everywhere: the convolution's precision is chosen by it.
+    template = template.replaced(variance=inputs.product.variance.array)
+    matched = before = None
+    if science is not None and not inputs.is_score:
+        science = science.replaced(variance=inputs.product.variance.array)
+        left, _ = undecorrelated(solution, science, template, keep_background=True)
+        before = left.image.array
+        if solution.convolved == "template":
+            matched = science.image.array - before
+        subtract_background(before, solution.background, inputs.product.bbox)
+    elif solution.convolved == "template":
+        matched = convolved_exposure(
+            template, solution.kernel, full_variance=False, fill=solution.fill
+        ).image.array
+    if matched is None:
+        matched = matched_template(
+            template,
+            solution.kernel,
+            convolved=solution.convolved,
+            scale_factor=solution.scale_factor,
+        ).image.array
     return matched, before
 
 

@@ -31,7 +31,7 @@ class Limits:
 
 
 LIMITS = {
-    # Detection at 5 sigma with a noise that is 3 % larger in variance: 20 % more false sources.
+    # Detection at 5 sigma with a noise that is 3 % larger in variance: 40 % more false sources.
     "whiteness": Limits((0.97, 1.03), (0.9, 1.1)),
     "variance": Limits((0.97, 1.03), (0.9, 1.1)),
     "worst cell": Limits((0.9, 1.1), (0.8, 1.25)),

@@ -271,7 +271,7 @@
       });
     }
     if (shown.detections && found) {
-      const radius = Math.max(found.total > 400 ? 4 : 6, 0.16 * data.image.stamps.side * zoom);
+      const radius = Math.max(found.total > 400 ? 3 : 6, 0.16 * data.image.stamps.side * zoom);
       found.x.forEach((x, i) => {
         const [u, v] = toDisplay(x, found.y[i]);
         context.lineWidth = i === selected ? 3 : i === hovered ? 2.4 : 1.3;
@@ -540,7 +540,7 @@
       item.node = make("tr", {});
       for (const column of columns) {
         const content = column.cell(item.row, item.i);
-        item.node.append(make("td", { class: column.text ? "text" : null }, ...(Array.isArray(content) ? content : [content])));
+        item.node.append(make("td", { class: column.wrap ? "text wrap" : column.text ? "text" : null }, ...(Array.isArray(content) ? content : [content])));
       }
     });
     fill();
@@ -562,17 +562,19 @@
     if (!found.rows.length) return;
     const labels = { significance: "signif.", psf_flux: "flux", psf_flux_err: "± flux", psf_mag: "mag", psf_mag_err: "± mag", psf_chi2: "χ²", dipole_separation: "dipole sep." };
     const fixed = { x: 1, y: 1, ra: 5, dec: 5, significance: 1, psf_mag: 2, psf_mag_err: 2, psf_chi2: 2, dipole_separation: 2 };
+    const flux = (value, error) => known(value) && known(error) ? measured(value, error).split(" ± ")[0] : number(value, 5);
     const columns = [{ label: "cut-outs", text: true, cell: (row, i) => make("span", { style: "white-space:nowrap" }, ...cutouts(i, 44)), description: data.image.planes.map((plane) => plane.label).join(", ") }];
     for (const column of found.columns) {
+      if (!found.rows.some((row) => known(row[column.name]))) continue;
       columns.push({
         label: `${labels[column.name] || column.name}${column.unit && !["id", "x", "y"].includes(column.name) ? ` [${column.unit}]` : ""}`,
         description: column.description || column.name,
         key: (row) => row[column.name],
-        cell: (row) => known(row[column.name]) ? (column.name in fixed ? row[column.name].toFixed(fixed[column.name]).replace("-", "−") : number(row[column.name], 5)) : "–",
+        cell: (row) => /^psf_flux/.test(column.name) ? flux(row[column.name], row.psf_flux_err) : known(row[column.name]) ? (column.name in fixed ? row[column.name].toFixed(fixed[column.name]).replace("-", "−") : number(row[column.name], 5)) : "–",
       });
     }
     if (found.classes.length) columns.push({ label: "class", text: true, key: (row) => row.class, cell: (row) => row.class });
-    columns.push({ label: "flags", text: true, key: (row) => row.flags.join(" "), cell: (row) => row.flags.map((flag) => make("span", { class: "tag" }, flag)) });
+    columns.push({ label: "flags", text: true, wrap: true, key: (row) => row.flags.join(" "), cell: (row) => row.flags.map((flag) => make("span", { class: "tag" }, flag)) });
     const table = sortable(columns, found.rows, { id: "table" });
     table.rows.forEach((node, i) => {
       rowOf[i] = node;
@@ -674,7 +676,7 @@
         return make("td", {
           style: known(value) ? `background:${diverging(value - 1, largest)}${loud ? ";color:#fff" : ""}` : "background:var(--unknown-ground);color:var(--soft)",
           title: known(value) ? `${value.toFixed(4)} ± ${errors[j][i].toFixed(4)}` : "too few pixels",
-        }, known(value) ? value.toFixed(values[j].length > 6 ? 2 : 3) : "–");
+        }, known(value) ? value.toFixed(3) : "–");
       })));
     }
     return make("div", {}, make("h3", {}, title), make("table", { class: "cells plain", "aria-label": title }, body), make("p", { class: "soft small" }, note || `Typical error ${number(typical[Math.floor(typical.length / 2)], 2)}. Top row: largest y.`));
@@ -702,7 +704,7 @@
       const maps = [];
       if (noise.map.filtered_variance_ratio) maps.push(cellTable("PSF-filtered variance ratio over the frame", noise.map.filtered_variance_ratio, noise.map.filtered_variance_ratio_error));
       maps.push(cellTable(data.kind === "score" ? "Variance of S/√V over the frame" : "Pixel variance / plane over the frame", noise.map.pixel_variance_ratio, noise.map.pixel_variance_ratio_error));
-      if (noise.autocorrelation) maps[maps.length - 1].append(make("h3", { style: "margin-top:.5rem" }, "Autocorrelation"),
+      if (noise.autocorrelation) numbers.append(make("h3", { style: "margin-top:.5rem" }, "Autocorrelation"),
         make("div", { style: "display:flex;gap:.7rem;align-items:end" },
           make("img", { class: "map", src: noise.autocorrelation.src, alt: "Map of the autocorrelation, lag 0 in the middle" }),
           make("p", { class: "soft small" }, `Lags to ±${noise.autocorrelation.reach} pixels; red and blue: ±${number(noise.autocorrelation.largest, 2)}; lag 0 is left out.`)));
