@@ -134,7 +134,7 @@ def test_the_score_task_finds_on_the_score_and_measures_on_the_difference(scene)
     (row,) = result.diaSources
     assert row["significance"] == pytest.approx(40, rel=0.02)
     whole = detect(scene.difference)
-    assert row["psf_flux"].value == pytest.approx(whole["psf_flux"][0].value, rel=1e-4)
+    assert row["psf_flux"] == pytest.approx(whole["psf_flux"][0], rel=1e-4)
     detected = flagged(result.subtractedMeasuredExposure.mask, ["DETECTED"])
     assert detected[round(y), round(x)]
     assert not detected[180, 205]
