@@ -11,12 +11,15 @@ __version__ = "0.1.0"
 _LAZY = {
     "Exposure": "exposures.model",
     "decorrelate": "exposures.decorrelation",
+    "DetectionOptions": "exposures.detection",
     "detect": "exposures.detection",
     "forced_photometry": "exposures.detection",
     "inject": "exposures.injection",
     "subtract": "exposures.subtraction",
     "read_exposure": "formats",
     "write_exposure": "formats",
+    "read_catalog": "formats.catalogs",
+    "write_catalog": "formats.catalogs",
     "whiteness": "diagnostics.measure",
 }
 
@@ -25,11 +28,12 @@ __all__ = ["__version__", *_LAZY]
 if TYPE_CHECKING:
     from .diagnostics.measure import whiteness
     from .exposures.decorrelation import decorrelate
-    from .exposures.detection import detect, forced_photometry
+    from .exposures.detection import DetectionOptions, detect, forced_photometry
     from .exposures.injection import inject
     from .exposures.model import Exposure
     from .exposures.subtraction import subtract
     from .formats import read_exposure, write_exposure
+    from .formats.catalogs import read_catalog, write_catalog
 
 
 def __getattr__(name: str) -> Any:

@@ -206,6 +206,8 @@ def _candidates(blends: Blends, found: Significance, reach: float) -> tuple[Arra
 
 def _extremes(image: Array, place: Array, side: Array, reach: float) -> tuple[Array, Array, Array]:
     """Row, column and height of the highest pixel of a sign around positions."""
+    if not len(place):
+        return np.zeros(0, int), np.zeros(0, int), np.zeros(0)
     half = math.ceil(reach)
     grid = np.arange(-half, half + 1)
     disc = (grid[:, None] ** 2 + grid**2 <= reach**2).ravel()
@@ -215,8 +217,6 @@ def _extremes(image: Array, place: Array, side: Array, reach: float) -> tuple[Ar
     inside = (rows >= 0) & (rows < image.shape[0]) & (columns >= 0) & (columns < image.shape[1])
     values = image[np.clip(rows, 0, image.shape[0] - 1), np.clip(columns, 0, image.shape[1] - 1)]
     values = np.where(inside, values * side[:, None], -np.inf)
-    if not len(place):
-        return np.zeros(0, int), np.zeros(0, int), np.zeros(0)
     best = values.argmax(axis=1)
     at = np.arange(len(place))
     return rows[at, best], columns[at, best], values[at, best]

@@ -48,8 +48,10 @@ _APERTURE = 1.5
 _FURTHEST = 0.75
 """Full widths at half maximum that a source may move from its peak in the fit."""
 
-_RESPONSE_PLACES = 4
-_RESPONSE_POWER = 1 - 1e-6
+_PLACES = 4
+"""Along each side of the frame, where the PSF is looked at."""
+
+_LARGEST_RESPONSE = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,7 +260,7 @@ def expected_false_detections(
     Returns
     -------
     number
-        `whitediff.detection.expected_peaks` for the PSF in the middle of the box.
+        `whitediff.detection.expected_peaks`, for the mean of λ₂ over the field.
 
     Raises
     ------
@@ -267,10 +269,18 @@ def expected_false_detections(
     """
     if exposure.psf is None:
         raise ArgumentError(f"{exposure.source or 'The image'}: has no PSF.")
-    box = exposure.bbox
-    image = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+    x, y = _places(exposure)
+    images = psf_images(exposure.psf, x=x + exposure.yx0[1], y=y + exposure.yx0[0])
     curvature = detection.response_curvature if score else detection.noise_curvature
-    return detection.expected_peaks(curvature(image), threshold, pixels)
+    mean = float(np.mean([curvature(image) for image in images]))
+    return detection.expected_peaks(mean, threshold, pixels)
+
+
+def _places(exposure: Exposure) -> tuple[Array, Array]:
+    """Array coordinates of places all over the field."""
+    shares = (np.arange(_PLACES) + 0.5) / _PLACES
+    y, x = np.meshgrid(*(shares * n for n in exposure.shape), indexing="ij")
+    return x.ravel(), y.ravel()
 
 
 def significance_at(exposure: Exposure, x: Array, y: Array, *, score: bool = False) -> Array:
@@ -529,11 +539,7 @@ class _Field:
         images = self.psfs(x, y)
         sigma2 = (self.fwhm / 2.3548) ** 2
         weight = np.tile([sigma2, sigma2, 0.0], (len(images), 1))
-        middle = np.array([s // 2 for s in images.shape[1:]])
-        half = int(middle.min())
-        cut = images[
-            :, middle[0] - half : middle[0] + half + 1, middle[1] - half : middle[1] + half + 1
-        ]
+        cut = _about_origin(images, max(images.shape[1:]))
         stamps = photometry.Stamps(
             cut, np.ones(cut.shape), np.ones(cut.shape, bool), *np.zeros((2, len(cut)), int)
         )
@@ -546,8 +552,8 @@ class _Field:
 def _searched(
     field: _Field, score: Exposure | None
 ) -> tuple[detection.Significance, detection.Responses]:
+    """Significance, and what a point source looks like on it over the field."""
     exposure = field.exposure
-    ny, nx = exposure.shape
     found = detection.significance(*field.planes, field.psf_of_place())
     if score is not None:
         if score.bbox != exposure.bbox:
@@ -562,25 +568,24 @@ def _searched(
         alone = detection.score_significance(score.image.array, score.variance.array, good)
         np.copyto(found.image, alone.image, where=alone.searched)
         found.searched[alone.searched] = True
-    places = (np.arange(_RESPONSE_PLACES) + 0.5) / _RESPONSE_PLACES
-    y, x = (each.ravel() for each in np.meshgrid(places * ny, places * nx, indexing="ij"))
+    x, y = _places(exposure)
     if score is not None and score.psf is not None:
         images = psf_images(score.psf, x=x + score.yx0[1], y=y + score.yx0[0])
-        images = images / images[:, images.shape[1] // 2, images.shape[2] // 2][:, None, None]
-        half = min(images.shape[1] // 2, (images.shape[1] - 1) // 2, (images.shape[2] - 1) // 2)
-        rows, columns = (slice(n // 2 - half, n // 2 + half + 1) for n in images.shape[1:])
-        images = images[:, rows, columns]
+        images = _about_origin(images, _LARGEST_RESPONSE)
+        middle = images.shape[1] // 2
+        images = images / images[:, middle : middle + 1, middle : middle + 1]
     else:
-        size = detection.core(field.middle_psf, _RESPONSE_POWER).shape[0] // 2
-        psfs = field.psfs(x, y)
-        middle = [n // 2 for n in psfs.shape[1:]]
-        psfs = psfs[
-            :, middle[0] - size : middle[0] + size + 1, middle[1] - size : middle[1] + size + 1
-        ]
+        psfs = _about_origin(field.psfs(x, y), detection.core(field.middle_psf).shape[0] // 2)
         images = np.stack([detection.self_response(psf) for psf in psfs])
-    if len(images) == 1:
-        x, y = x[:1], y[:1]
-    return found, detection.Responses(images, x, y)
+    n = len(images)
+    return found, detection.Responses(images, x[:n], y[:n])
+
+
+def _about_origin(images: Array, most: int) -> Array:
+    """Middle of images whose origin is at ``[ny//2, nx//2]``, up to so far from it."""
+    half = min(most, (min(images.shape[1:]) - 1) // 2)
+    rows, columns = (slice(n // 2 - half, n // 2 + half + 1) for n in images.shape[1:])
+    return images[:, rows, columns]
 
 
 def _flux_columns(fits: photometry.SourceFits, *, parameters: int = 3) -> dict[str, Array]:
