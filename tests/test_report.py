@@ -575,28 +575,76 @@ def test_zooming_moves_all_panels_to_the_same_place(browser, page):
 
 
 @needs_browser
-def test_the_wheel_zooms_about_the_pointer_once_the_images_are_clicked(browser):
-    browser.run("document.getElementById('zoom-fit').click()")
-    browser.run("document.getElementById('images').scrollIntoView()")
-    left, top, width, height = browser.run(
-        "(() => { const b = document.querySelector('canvas.overlay').getBoundingClientRect();"
-        " return [b.left, b.top, b.width, b.height]; })()"
+def test_binned_frames_show_single_pixels_where_there_are_sources(
+    pair, browser, page, tmp_path, monkeypatch
+):
+    """As of a large frame: neither side is a multiple of the bins."""
+    from whitediff.diagnostics import report
+
+    monkeypatch.setattr(report, "_MOST_PIXELS", 8500)
+    coarse = tmp_path / "coarse.html"
+    code, _, messages = command("report", pair / "d.fits", "--output", coarse)
+    assert code == 0, messages
+    data = data_of(coarse)
+    assert data["image"]["bin"] == 7
+    assert coarse.stat().st_size < page.stat().st_size
+    brightest = next(
+        row
+        for row in data["detections"]["rows"]
+        if row["significance"] > 15 and 60 < row["x"] < 540 and 60 < row["y"] < 540
     )
-    x, y = left + 0.5 * width, top + 0.95 * height
-    wheel = {"type": "mouseWheel", "x": x, "y": y, "deltaX": 0, "deltaY": -120}
-    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-    browser.call("Input.dispatchMouseEvent", **wheel)
+    try:
+        browser.events.clear()
+        browser.open(coarse)
+        browser.run(_READY)
+        browser.run("document.getElementById('show-detections').click()")
+        browser.run(f"whitediffReport.lookAt({brightest['x']}, {brightest['y']}, 16)")
+        browser.run(_FRAME)
+        difference = browser.run(_PIXELS)[2]
+        assert abs(difference["x"] - difference["width"] / 2) < 16
+        assert abs(difference["y"] - difference["height"] / 2) < 16
+        assert browser.complaints() == []
+    finally:
+        browser.events.clear()
+        browser.open(page)
+        browser.run(_READY)
+
+
+@needs_browser
+def test_the_wheel_zooms_about_the_pointer_once_the_images_are_clicked(browser):
+    # A click on a detection would lead away, to its row.
+    browser.run("document.getElementById('show-detections').click()")
+    browser.run("document.getElementById('zoom-fit').click()")
+    place = (
+        "(() => { document.getElementById('images').scrollIntoView();"
+        " const b = document.querySelector('canvas.overlay').getBoundingClientRect();"
+        " return [b.left + 0.5 * b.width, b.top + 0.95 * b.height]; })()"
+    )
+    settled = "new Promise((done) => setTimeout(done, 600))"
+
+    def mouse(kind, **more):
+        x, y = browser.run(place)
+        browser.run(_FRAME)
+        browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
+
+    wheel = {"deltaX": 0, "deltaY": -120}
     before = browser.run("whitediffReport.view.zoom")
-    for kind in ("mousePressed", "mouseReleased"):
-        browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-    browser.run("document.getElementById('images').scrollIntoView()")
+    mouse("mouseMoved")
+    mouse("mouseWheel", **wheel)
+    browser.run(settled)
+    # Not clicked: the wheel scrolls the page.
+    assert browser.run("whitediffReport.view.zoom") == before
     v = browser.run("whitediffReport.view.v")
-    browser.call("Input.dispatchMouseEvent", **wheel)
-    after = browser.run("whitediffReport.view.zoom")
-    assert after > 1.2 * before
+    mouse("mousePressed", button="left", clickCount=1)
+    mouse("mouseReleased", button="left", clickCount=1)
+    mouse("mouseWheel", **wheel)
+    browser.run(_FRAME)
+    assert browser.run("whitediffReport.view.zoom") > 1.2 * before
     # What was under the pointer, below the middle, still is.
     assert browser.run("whitediffReport.view.v") > v
     browser.run("document.getElementById('zoom-fit').click()")
+    browser.run("document.getElementById('show-detections').click()")
+    assert browser.complaints() == []
 
 
 @needs_browser
