@@ -63,7 +63,7 @@ _PRECISION = 1e-3
 _CANDIDATE = 0.75
 """A pixel beyond this part of the threshold may be next to a peak beyond it."""
 
-_STEPS = 8
+_STEPS = 30
 _CONVERGED = 1e-4
 _FURTHEST = 1.0
 _SAME_PEAK = 0.75
@@ -438,21 +438,24 @@ def _refined(image: Array, rows: Array, columns: Array) -> tuple[Array, Array, A
     yx = (near[:, 2, 2] + near[:, 0, 0] - near[:, 0, 2] - near[:, 2, 0]) / 4
     determinant = yy * xx - yx**2
     curved = (determinant > 0) & (yy * near[:, 1, 1] < 0)
-    safe = np.where(curved, determinant, 1.0)
     dy, dx = np.zeros((2, len(rows)))
     # The curvature of the pixels is nearly that of the peak: each step leaves a tenth.
+    active = np.flatnonzero(curved)
     for _ in range(_STEPS):
-        (wy, sy), (wx, sx) = (interpolation_weights(at, half) for at in (dy, dx))
-        across = (stamps @ wx[:, :, None])[:, :, 0]
-        slope_y = np.einsum("ni,ni->n", sy, across)
-        slope_x = np.einsum("ni,ni->n", wy, (stamps @ sx[:, :, None])[:, :, 0])
-        step_y = np.where(curved, -(xx * slope_y - yx * slope_x) / safe, 0)
-        step_x = np.where(curved, -(yy * slope_x - yx * slope_y) / safe, 0)
-        length = np.maximum(1, np.hypot(step_y, step_x) / 0.5)
-        dy = np.clip(dy + step_y / length, -_FURTHEST, _FURTHEST)
-        dx = np.clip(dx + step_x / length, -_FURTHEST, _FURTHEST)
-        if max(np.abs(step_y).max(initial=0), np.abs(step_x).max(initial=0)) < _CONVERGED:
+        if not len(active):
             break
+        (wy, sy), (wx, sx) = (interpolation_weights(at[active], half) for at in (dy, dx))
+        local = stamps[active]
+        across = (local @ wx[:, :, None])[:, :, 0]
+        slope_y = np.einsum("ni,ni->n", sy, across)
+        slope_x = np.einsum("ni,ni->n", wy, (local @ sx[:, :, None])[:, :, 0])
+        h_yy, h_xx, h_yx, scale = (each[active] for each in (yy, xx, yx, determinant))
+        step_y = -(h_xx * slope_y - h_yx * slope_x) / scale
+        step_x = -(h_yy * slope_x - h_yx * slope_y) / scale
+        length = np.maximum(1, np.hypot(step_y, step_x) / 0.5)
+        dy[active] = np.clip(dy[active] + step_y / length, -_FURTHEST, _FURTHEST)
+        dx[active] = np.clip(dx[active] + step_x / length, -_FURTHEST, _FURTHEST)
+        active = active[np.maximum(np.abs(step_y), np.abs(step_x)) >= _CONVERGED]
     (wy, _), (wx, _) = (interpolation_weights(at, half) for at in (dy, dx))
     value = np.einsum("ni,ni->n", wy, (stamps @ wx[:, :, None])[:, :, 0])
     middle = stamps[:, half, half]
@@ -634,45 +637,55 @@ def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
     Notes
     -----
     All amplitudes a are solved for together, ``Σ_j R(x_i − x_j) a_j = significance_i`` with the
-    response R: the simultaneous fit of the PSF at these places in white noise.  The weakest of
-    those that fall below the threshold, or have the other sign, are given up, and the rest solved
-    again.
+    response R: the simultaneous fit of the PSF at these places in white noise.  The highest peak
+    of each neighbourhood comes first, then what is above the threshold once the light of these is
+    taken away, and so on (orthogonal matching pursuit; Pati, Rezaiifar & Krishnaprasad 1993): all
+    peaks at once, rings among them, hardly determine their amplitudes.  Sources that fall below
+    the threshold by this, or to the other sign, are given up, the weakest first.
     Of a source within the response of one that is more than 100 times brighter nothing is known
     but what the error of its PSF leaves.
     """
     n = len(peaks)
-    alive = np.ones(n, bool)
-    amplitude = peaks.significance.copy()
     first, second, overlap = _overlaps(peaks, responses)
-    while len(first):
-        used = alive[first] & alive[second]
-        i, j, r = first[used], second[used], overlap[used]
-        touched = np.unique(np.concatenate([i, j]))
-        if not len(touched):
-            break
-        index = np.full(n, -1)
-        index[touched] = np.arange(len(touched))
-        side = scipy.sparse.identity(len(touched), format="csc")
-        upper = scipy.sparse.csc_matrix((r, (index[i], index[j])), shape=side.shape)
-        solution = scipy.sparse.linalg.spsolve(side + upper + upper.T, peaks.significance[touched])
-        amplitude = peaks.significance.copy()
-        amplitude[touched] = solution
-        signed = amplitude * np.sign(peaks.significance)
-        # As bright as the brightest neighbour's PSF error allows to tell.
+    # Each pair in both directions.
+    pairs = tuple(
+        np.concatenate(each) for each in ((first, second), (second, first), (overlap, overlap))
+    )
+    blended = np.zeros(n, bool)
+    blended[first] = blended[second] = True
+    alive = ~blended
+    side, height = np.sign(peaks.significance), np.abs(peaks.significance)
+    amplitude = peaks.significance.copy()
+
+    def least(amplitude: Array, others: Array) -> Array:
+        """Significance that a source needs, next to some others."""
         brightest = np.zeros(n)
+        i, j, _ = (each[others[pairs[1]]] for each in pairs)
         np.maximum.at(brightest, i, np.abs(amplitude[j]))
-        np.maximum.at(brightest, j, np.abs(amplitude[i]))
-        short = signed - np.maximum(threshold, _MISMATCH * brightest)
-        failing = alive & (short < 0)
-        failing[np.setdiff1d(np.arange(n), touched)] = False
+        return np.maximum(threshold, _MISMATCH * brightest)
+
+    # The highest of each neighbourhood first, then what stands out of the light of these.
+    while True:
+        light = _light_of_others(amplitude, alive, pairs)
+        height = side * (peaks.significance - light)
+        candidate = blended & ~alive & (height >= least(amplitude, alive))
+        if not candidate.any():
+            break
+        i, j, _ = (each[candidate[pairs[0]] & candidate[pairs[1]]] for each in pairs)
+        beaten = (height[j] > height[i]) | ((height[j] == height[i]) & (j < i))
+        candidate[i[beaten]] = False
+        alive |= candidate
+        amplitude = _amplitudes(peaks.significance, alive, pairs)
+    # Later ones may have taken the light of earlier ones.
+    while True:
+        short = side * amplitude - least(amplitude, alive)
+        failing = alive & blended & (short < 0)
         if not failing.any():
             break
-        # In each neighbourhood only the weakest goes, which may be all that the next lacks.
-        weakest = np.where(failing, short, np.inf)
-        least = weakest.copy()
-        np.minimum.at(least, i, weakest[j])
-        np.minimum.at(least, j, weakest[i])
-        alive &= ~(failing & (weakest <= least))
+        i, j, _ = (each[failing[pairs[0]] & failing[pairs[1]]] for each in pairs)
+        failing[i[short[j] < short[i]]] = False
+        alive &= ~failing
+        amplitude = _amplitudes(peaks.significance, alive, pairs)
     used = alive[first] & alive[second]
     graph = scipy.sparse.coo_matrix(
         (np.ones(int(used.sum())), (first[used], second[used])), shape=(n, n)
@@ -680,6 +693,26 @@ def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
     _, group = scipy.sparse.csgraph.connected_components(graph, directed=False)
     _, group = np.unique(group[alive], return_inverse=True)
     return Blends(peaks[alive], amplitude[alive], group)
+
+
+def _light_of_others(amplitude: Array, alive: Array, pairs: tuple[Array, ...]) -> Array:
+    """Significance that the other sources give every peak."""
+    i, j, overlap = (each[alive[pairs[1]]] for each in pairs)
+    return np.bincount(i, overlap * amplitude[j], minlength=len(amplitude))
+
+
+def _amplitudes(significance: Array, alive: Array, pairs: tuple[Array, ...]) -> Array:
+    """Amplitudes of the sources that are alive, all fitted together; the peaks of the others."""
+    i, j, overlap = (each[alive[pairs[0]] & alive[pairs[1]]] for each in pairs)
+    amplitude = significance.copy()
+    touched = np.unique(i)
+    if len(touched):
+        index = np.full(len(significance), -1)
+        index[touched] = np.arange(len(touched))
+        own = scipy.sparse.identity(len(touched), format="csc")
+        others = scipy.sparse.csc_matrix((overlap, (index[i], index[j])), shape=own.shape)
+        amplitude[touched] = scipy.sparse.linalg.spsolve(own + others, significance[touched])
+    return amplitude
 
 
 def _overlaps(peaks: Peaks, responses: Responses) -> tuple[Array, Array, Array]:
