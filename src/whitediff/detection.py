@@ -616,6 +616,10 @@ class Blends:
     amplitude: Array
     group: Array
 
+    def __getitem__(self, which: Array) -> Blends:
+        """Some of the sources, by a boolean or integer array."""
+        return Blends(self.peaks[which], self.amplitude[which], self.group[which])
+
 
 def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
     """Tell peaks that are sources from the rings and shoulders of brighter ones.

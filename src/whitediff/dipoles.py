@@ -16,11 +16,20 @@ import numpy.typing as npt
 import scipy.ndimage
 import scipy.spatial
 
-from .detection import Blends, Significance
-from .photometry import PointFits, Psfs, SourceFits, Stamps, fit_blends, fit_points, stamps_around
+from .detection import Blends, Peaks, Significance
+from .photometry import (
+    PointFits,
+    Psfs,
+    SourceFits,
+    Stamps,
+    fit_blends,
+    fit_points,
+    replaced_fits,
+    stamps_around,
+)
 from .resampling import moved_stamps
 
-__all__ = ["Classes", "classified"]
+__all__ = ["Classes", "classified", "opposite_lobes"]
 
 type Array = npt.NDArray[Any]
 
@@ -38,6 +47,10 @@ _LEAST_BALANCE = 0.1
 """Least ratio of a resolved dipole's fluxes; below, the second is an error of the PSF."""
 
 _FURTHEST = 1.0
+_TOLERANCE = 1e-2
+"""Of χ², where fits of two lobes end: along the valley of fluxes that grow as the separation
+shrinks, a tenth of the errors."""
+
 _RESOLVED = 3.0
 """Errors by which a separation must differ from zero for the fluxes to be told apart."""
 
@@ -146,7 +159,7 @@ def classified(
     absorbed = np.zeros(n, bool)
     numbers = {field.name: np.full(n, np.nan) for field in dataclasses.fields(Classes)[3:]}
     planes = image, variance, good
-    main, lobes, partner = _candidates(blends, found, _REACH * fwhm)
+    main, lobes, partner = _candidates(blends, found, fwhm)
     if len(main):
         peaks = blends.peaks
         start = (
@@ -169,33 +182,54 @@ def classified(
     return Classes(label=label, absorbed=absorbed, group=blends.group, **numbers), fits
 
 
-def _candidates(blends: Blends, found: Significance, reach: float) -> tuple[Array, Array, Array]:
+def opposite_lobes(peaks: Peaks, fwhm: float) -> Array:
+    """Sources that may be the two lobes of a dipole.
+
+    Parameters
+    ----------
+    peaks
+        Of the sources.
+    fwhm
+        Full width at half maximum of the PSF, pixels.
+
+    Returns
+    -------
+    partner
+        ``(n,)`` index of the other lobe: a source of the other sign within two full widths, the
+        brightest pairs first; −1 for none.
+    """
+    n = len(peaks)
+    partner = np.full(n, -1)
+    if n < 2:
+        return partner
+    side, height = np.sign(peaks.significance), np.abs(peaks.significance)
+    tree = scipy.spatial.cKDTree(np.stack([peaks.x, peaks.y], axis=1))
+    pairs = tree.query_pairs(_REACH * fwhm, output_type="ndarray")
+    pairs = pairs[side[pairs[:, 0]] != side[pairs[:, 1]]]
+    order = np.argsort(-np.minimum(height[pairs[:, 0]], height[pairs[:, 1]]), kind="stable")
+    for i, j in pairs[order].tolist():
+        if partner[i] < 0 and partner[j] < 0:
+            partner[i], partner[j] = j, i
+    return partner
+
+
+def _candidates(blends: Blends, found: Significance, fwhm: float) -> tuple[Array, Array, Array]:
     """Sources that may be a dipole's stronger lobe, where the other one is, and which source.
 
     The latter is −1 where the other lobe is no source.
     """
     peaks = blends.peaks
     n = len(peaks)
-    empty = np.zeros(0, int), np.zeros((0, 2)), np.zeros(0, int)
-    if n == 0:
-        return empty
     place = np.stack([peaks.x, peaks.y], axis=1)
     side, height = np.sign(peaks.significance), np.abs(peaks.significance)
-    partner = np.full(n, -1)
-    pairs = scipy.spatial.cKDTree(place).query_pairs(reach, output_type="ndarray")
-    pairs = pairs[side[pairs[:, 0]] != side[pairs[:, 1]]]
-    # The brightest pairs first: a lobe belongs to one dipole.
-    order = np.argsort(-np.minimum(height[pairs[:, 0]], height[pairs[:, 1]]), kind="stable")
-    for i, j in pairs[order].tolist():
-        if partner[i] < 0 and partner[j] < 0:
-            partner[i], partner[j] = j, i
+    partner = opposite_lobes(peaks, fwhm)
     paired = partner >= 0
     stronger = paired & (
         (height > height[partner]) | ((height == height[partner]) & (np.arange(n) < partner))
     )
     main = np.flatnonzero(stronger)
     others = np.flatnonzero(~paired)
-    rows, columns, value = _extremes(found.image, place[others], -side[others], reach)
+    rows, columns, value = _extremes(found.image, place[others], -side[others], _REACH * fwhm)
     enough = value >= np.maximum(_FAINT_LOBE, _FAINT_LOBE_SHARE * height[others])
     lobes = np.concatenate(
         [place[partner[main]], np.stack([columns[enough], rows[enough]], axis=1).astype(float)]
@@ -242,7 +276,9 @@ def _fitted(
     point = fit_points(
         stamps, psf, x[:, :1], y[:, :1], radius=radius, furthest=_FURTHEST * fwhm, region=start
     )
-    two = fit_points(stamps, psf, x, y, radius=radius, furthest=_FURTHEST * fwhm)
+    two = fit_points(
+        stamps, psf, x, y, radius=radius, furthest=_FURTHEST * fwhm, tolerance=_TOLERANCE
+    )
     moment, covariance, gradient_square = _gradient(stamps, psf, middle_x, middle_y, start, radius)
     separation, error = _separation(two)
     balance = np.abs(two.flux).min(axis=1) / np.abs(two.flux).max(axis=1)
@@ -364,12 +400,7 @@ def _with_lobes_alone(
         radius=radius,
         furthest=_FURTHEST * fwhm,
     )
-    merged = {}
-    for field in dataclasses.fields(SourceFits):
-        values = getattr(fits, field.name).copy()
-        values[which] = getattr(alone, field.name)
-        merged[field.name] = values
-    return SourceFits(**merged)
+    return replaced_fits(fits, which, alone)
 
 
 def _doubtful(fits: SourceFits, significance: Array) -> Array:

@@ -30,6 +30,7 @@ __all__ = [
     "fit_blends",
     "fit_points",
     "fit_radius",
+    "replaced_fits",
     "stamps_around",
 ]
 
@@ -250,7 +251,8 @@ def fit_points(
     held
         Fit the fluxes alone.
     furthest
-        Pixels that a source may move from its start; beyond, the fit has failed.
+        Pixels that a source may move from its start; beyond, the fit has failed.  0: positions
+        stay, but count as fitted for the errors.
     tolerance
         The fit ends where a step lowers χ² by less: 1e-4 moves no parameter by more than a
         hundredth of its error.
@@ -337,6 +339,8 @@ class _Fit:
         active = everything[np.isfinite(flux).all(axis=1) & (self.use.sum(axis=(1, 2)) > 3 * k)]
         failed = np.ones(n, bool)
         failed[active] = False
+        if furthest == 0:
+            active = active[:0]
         for _ in range(_ITERATIONS):
             if not len(active):
                 break
@@ -516,6 +520,7 @@ def fit_blends(
     *,
     radius: float,
     furthest: float,
+    held: Array | None = None,
 ) -> SourceFits:
     """Fit point sources to an image, those of a group together.
 
@@ -531,6 +536,8 @@ def fit_blends(
         PSFs; of a group, that at its first source.
     radius, furthest
         As for `fit_points`.
+    held
+        ``(n,)`` boolean: sources whose groups stay where they are; None for no such.
 
     Returns
     -------
@@ -554,18 +561,45 @@ def fit_blends(
         middle_x, middle_y = x[members].mean(axis=1), y[members].mean(axis=1)
         extent = np.hypot(x[members] - middle_x[:, None], y[members] - middle_y[:, None])
         steps = np.ceil(extent.max(axis=1) / _EXTENT).astype(int)
-        for step in np.unique(steps):
-            same = steps == step
+        stays = np.zeros(len(members), bool) if held is None else held[members].any(axis=1)
+        for step, stay in np.unique(np.stack([steps, stays], axis=1), axis=0):
+            same = (steps == step) & (stays == bool(stay))
             use = members[same]
             half = math.ceil(radius) + 1 + int(step) * _EXTENT
             stamps = stamps_around(image, variance, good, middle_x[same], middle_y[same], half)
             psf = psfs(x[use[:, 0]], y[use[:, 0]])
-            fits = fit_points(stamps, psf, x[use], y[use], radius=radius, furthest=furthest)
+            fits = fit_points(
+                stamps, psf, x[use], y[use], radius=radius, furthest=0.0 if stay else furthest
+            )
             _store(result, use, fits)
     crowd = order[np.repeat(size > _LARGEST_GROUP, size)]
     if len(crowd):
         _fit_crowd(result, crowd, (image, variance, good), (x, y, group), psfs, (radius, furthest))
     return SourceFits(**result)
+
+
+def replaced_fits(fits: SourceFits, which: Array, others: SourceFits) -> SourceFits:
+    """Fits in which some are others.
+
+    Parameters
+    ----------
+    fits
+        Fits; not changed.
+    which
+        ``(m,)`` indices, or ``(n,)`` boolean.
+    others
+        Fits in place of those, in their order.
+
+    Returns
+    -------
+    fits
+        New ones.
+    """
+    columns = {}
+    for field in dataclasses.fields(SourceFits):
+        columns[field.name] = getattr(fits, field.name).copy()
+        columns[field.name][which] = getattr(others, field.name)
+    return SourceFits(**columns)
 
 
 def _store(result: dict[str, Array], members: Array, fits: PointFits) -> None:

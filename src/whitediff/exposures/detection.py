@@ -13,7 +13,7 @@ import numpy.typing as npt
 from astropy.table import QTable, Table
 
 from .. import detection, photometry
-from ..dipoles import Classes, classified
+from ..dipoles import Classes, classified, opposite_lobes
 from ..errors import ArgumentError
 from ..profiles import full_width_half_maximum
 from .catalog import (
@@ -195,15 +195,21 @@ def detections(
     peaks = detection.find_peaks(found, options.threshold)
     blends = detection.deblended(peaks, options.threshold, responses)
     peaks = blends.peaks
+    # Two lobes side by side are not fitted freely, unless they turn out to be two sources.
+    lobes = opposite_lobes(peaks, field.fwhm) >= 0
     classes, fits = classified(
         *field.planes,
         blends,
-        field.fitted(blends),
+        field.fitted(blends, held=lobes),
         found,
         field.psfs,
         radius=field.radius,
         fwhm=field.fwhm,
     )
+    apart = lobes & (classes.label != "dipole") & ~classes.absorbed
+    if apart.any():
+        apart = np.isin(blends.group, blends.group[apart]) & (classes.label != "dipole")
+        fits = photometry.replaced_fits(fits, apart, field.fitted(blends[apart]))
     columns = (
         {
             "x": fits.x,
@@ -460,7 +466,7 @@ class _Field:
             return first[0]
         return lambda x, y: self.psfs(np.array([x]), np.array([y]))[0]
 
-    def fitted(self, blends: detection.Blends) -> photometry.SourceFits:
+    def fitted(self, blends: detection.Blends, held: Array | None = None) -> photometry.SourceFits:
         """Point sources fitted to the peaks, those that overlap together."""
         return photometry.fit_blends(
             *self.planes,
@@ -470,6 +476,7 @@ class _Field:
             self.psfs,
             radius=self.radius,
             furthest=_FURTHEST * self.fwhm,
+            held=held,
         )
 
     def fitted_at(self, x: Array, y: Array) -> photometry.SourceFits:
