@@ -93,7 +93,10 @@ def test_every_card_is_known_and_described():
         "README.md",
         "docs/algorithm.md",
         "docs/conventions.md",
+        "docs/detection.md",
+        "docs/evaluation.md",
         "docs/file-format.md",
+        "docs/report.md",
         "docs/whiteness.md",
     ],
 )
