@@ -50,7 +50,10 @@ _LARGEST_GROUP = 6
 """Sources that are fitted together; in larger groups each after the light of the others is taken
 away."""
 
-_ROUNDS = 3
+_ROUNDS = 10
+_SETTLED = 0.1
+"""Standard deviations by which no flux of a crowd changes any more."""
+
 _EXTENT = 4
 """Groups whose sizes differ by less than these pixels share a size of stamps."""
 
@@ -655,7 +658,9 @@ def _fit_crowd(
         stamps = dataclasses.replace(clean, image=np.where(clean.good, image, 0.0))
         fits = fit_points(stamps, psf, x[:, None], y[:, None], radius=radius, furthest=furthest)
         place_x, place_y = fits.x[:, 0], fits.y[:, 0]
-        flux = np.nan_to_num(fits.flux[:, 0])
+        before, flux = flux, np.nan_to_num(fits.flux[:, 0])
+        if (np.abs(flux - before) < _SETTLED * np.nan_to_num(fits.error(0)[:, 0])).all():
+            break
     _store(result, crowd[:, None], fits)
 
 

@@ -150,6 +150,8 @@ def run_detection(
 
 
 def _difference(path: str, variance: float | str | None) -> Any:
+    import numpy as np
+
     from .. import formats
     from ..errors import ArgumentError
     from ..exposures.noise import without_sentinels
@@ -171,6 +173,9 @@ def _difference(path: str, variance: float | str | None) -> Any:
             f"{path}: is a score, on which fluxes cannot be measured; name the difference of the"
             " same images, and the score with --score."
         )
+    if isinstance(variance, float):
+        # Also in place of a plane that the file has.
+        exposure = exposure.replaced(variance=np.full(exposure.shape, variance, np.float32))
     return without_sentinels(exposure)
 
 
