@@ -22,6 +22,7 @@ __all__ = [
     "COLUMNS",
     "FLAGS",
     "assembled",
+    "column_values",
     "magnitudes",
     "sky_columns",
     "source_flags",
@@ -374,6 +375,45 @@ def magnitudes(columns: dict[str, Array], zero: float) -> dict[str, Array]:
     return result
 
 
+def column_values(column: Any, unit: u.UnitBase | None, name: str) -> Array:
+    """Numbers of a table's column in a unit.
+
+    Parameters
+    ----------
+    column
+        Column or quantity.
+    unit
+        Unit to have them in; None for that of the column.
+    name
+        Of the column, for messages.
+
+    Returns
+    -------
+    values
+        ``(n,)`` float64; as they are where either has no unit, NaN where a value is masked.
+
+    Raises
+    ------
+    ArgumentError
+        If they are no numbers, or not in such a unit.
+    """
+    own = getattr(column, "unit", None)
+    if np.ma.isMaskedArray(column) or hasattr(column, "filled"):
+        column = column.filled(np.nan) if np.issubdtype(column.dtype, np.floating) else column
+    values = getattr(column, "value", column)
+    try:
+        values = np.asarray(values, dtype=np.float64).reshape(-1)
+        if own is None or unit is None or own in (unit, u.dimensionless_unscaled):
+            return values
+        return np.asarray((values * own).to_value(unit))
+    except (u.UnitConversionError, TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"The column {name} must hold numbers"
+            + (f" in {unit}" if unit is not None else "")
+            + f"; it is {column.dtype} in {own or 'no unit'}."
+        ) from error
+
+
 def wanted_positions(exposure: Exposure, positions: Table) -> tuple[Array, Array, Array]:
     """Identifiers and pixel coordinates of a table of positions.
 
@@ -397,13 +437,7 @@ def wanted_positions(exposure: Exposure, positions: Table) -> tuple[Array, Array
     names = {name.lower(): name for name in reversed(positions.colnames)}
 
     def column(name: str, unit: u.UnitBase) -> Array:
-        values = positions[names[name]]
-        # A plain table has units that are no quantities.
-        own = getattr(values, "unit", None)
-        plain = np.ma.filled(np.ma.asarray(getattr(values, "value", values), dtype=float), np.nan)
-        if own is None or own in (u.pixel, u.dimensionless_unscaled):
-            return np.asarray(plain)
-        return np.asarray((plain * own).to_value(unit))
+        return column_values(positions[names[name]], unit, name)
 
     number = len(positions)
     identifiers = np.asarray(positions[names["id"]]) if "id" in names else np.arange(1, number + 1)

@@ -18,6 +18,7 @@ from ..injection import add_stamp, overlap, photon_noise, random_positions
 from ..planes import copied
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from . import masks
+from .catalog import column_values, wanted_positions
 from .kernels import is_constant
 from .model import Exposure
 from .noise import untrusted_pixels
@@ -351,16 +352,7 @@ def pixel_positions(exposure: Exposure, table: Table) -> tuple[Array, Array]:
     ArgumentError
         If there are no such columns, or a position is not finite or outside the image.
     """
-    names = set(table.colnames)
-    if {"x", "y"} <= names:
-        x, y = (_plain(table[name], astropy.units.pixel, name) for name in ("x", "y"))
-    elif {"ra", "dec"} <= names:
-        x, y = _from_sky(exposure, table)
-    else:
-        raise ArgumentError(
-            "A table of sources needs columns x and y, or ra and dec; it has"
-            f" {', '.join(table.colnames) or 'none'}."
-        )
+    _, x, y = wanted_positions(exposure, table)
     (y0, x0), (ny, nx) = exposure.yx0, exposure.shape
     with np.errstate(invalid="ignore"):
         inside = (np.abs(x - x0 - (nx - 1) / 2) <= nx / 2) & (
@@ -404,22 +396,6 @@ def with_sky_positions(table: Table, exposure: Exposure) -> Table:
     return table
 
 
-def _from_sky(exposure: Exposure, table: Table) -> tuple[Array, Array]:
-    wcs = exposure.wcs
-    if wcs is None:
-        raise ArgumentError(
-            f"{_name(exposure)}: has no celestial WCS, so ra and dec have no place in it; give"
-            " columns x and y."
-        )
-    from astropy.coordinates import SkyCoord
-
-    ra, dec = (_plain(table[name], astropy.units.deg, name) for name in ("ra", "dec"))
-    if not (np.isfinite(ra).all() and (np.abs(dec) <= 90).all()):
-        raise ArgumentError("ra and dec must be finite, and dec between -90 and 90 degrees.")
-    x, y = wcs.world_to_pixel(SkyCoord(ra, dec, unit="deg"))
-    return np.asarray(x) + exposure.yx0[1], np.asarray(y) + exposure.yx0[0]
-
-
 def fluxes(exposure: Exposure, sources: Table) -> Array:
     """Fluxes of a table's rows in the unit of an exposure.
 
@@ -445,30 +421,11 @@ def fluxes(exposure: Exposure, sources: Table) -> Array:
             "A table of sources needs a column flux, in the unit of the image; it has"
             f" {', '.join(sources.colnames)}."
         )
-    flux = _plain(sources["flux"], exposure.image.unit, "flux")
+    flux = column_values(sources["flux"], exposure.image.unit, "flux")
     if not np.isfinite(flux).all():
         row = int(np.flatnonzero(~np.isfinite(flux))[0])
         raise ArgumentError(f"Fluxes must be finite; row {row + 1} has {flux[row]}.")
     return flux
-
-
-def _plain(column: Any, unit: astropy.units.UnitBase | None, name: str) -> Array:
-    """Numbers of a column in a unit; as they are where either has none."""
-    own = getattr(column, "unit", None)
-    if np.ma.isMaskedArray(column) or hasattr(column, "filled"):
-        column = column.filled(np.nan) if np.issubdtype(column.dtype, np.floating) else column
-    values = getattr(column, "value", column)
-    try:
-        values = np.asarray(values, dtype=np.float64).reshape(-1)
-        if own is None or unit is None or own in (unit, astropy.units.dimensionless_unscaled):
-            return values
-        return np.asarray((values * own).to_value(unit))
-    except (astropy.units.UnitConversionError, TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"The column {name} must hold numbers"
-            + (f" in {unit}" if unit is not None else "")
-            + f"; it is {column.dtype} in {own or 'no unit'}."
-        ) from error
 
 
 def _psf_of(exposure: Exposure) -> PointSpreadFunction:
