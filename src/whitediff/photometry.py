@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.spatial
 
+from . import planes
 from .resampling import moved_stamps
 from .threads import in_threads, single_threaded_algebra
 
@@ -624,7 +625,7 @@ def _store(result: dict[str, Array], members: Array, fits: PointFits) -> None:
 def _fit_crowd(
     result: dict[str, Array],
     crowd: Array,
-    planes: tuple[Array, Array, Array],
+    frame: tuple[Array, Array, Array],
     starts: tuple[Array, Array, Array],
     psfs: Psfs,
     limits: tuple[float, float],
@@ -634,7 +635,7 @@ def _fit_crowd(
     radius, furthest = limits
     half = math.ceil(radius) + 1
     psf = psfs(x, y)
-    clean = stamps_around(*planes, x, y, half)
+    clean = stamps_around(*frame, x, y, half)
     # All pairs of a group whose stamps the other's PSF reaches.
     reach = half + psf.shape[1] // 2
     tree = scipy.spatial.cKDTree(np.stack([x, y], axis=1))
@@ -692,13 +693,17 @@ def aperture_fluxes(
 
     if not len(x):
         return np.zeros(0), np.zeros(0)
-    with np.errstate(invalid="ignore"):
-        bad = ~(good & np.isfinite(image) & np.isfinite(variance) & (variance > 0))
-    # SEP takes no arrays that are read-only.
-    values, noise = (
-        np.where(bad, 0, plane) if bad.any() else np.require(plane, requirements="W")
-        for plane in (image, variance)
-    )
+
+    def is_bad(rows: slice) -> Array:
+        noise = variance[rows]
+        with np.errstate(invalid="ignore"):
+            use = good[rows] & np.isfinite(image[rows]) & np.isfinite(noise) & (noise > 0)
+        bad: Array = ~use
+        return bad
+
+    bad = planes.filled(image.shape, bool, is_bad)
+    # SEP looks at no pixel that is masked, and takes no arrays that are read-only.
+    values, noise = (np.require(plane, requirements="W") for plane in (image, variance))
     flux, error, _ = sep.sum_circle(values, x, y, radius, var=noise, mask=bad, subpix=0)
     lost = ~(error > 0)
     return np.where(lost, np.nan, flux), np.where(lost, np.nan, error)
