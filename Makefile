@@ -35,7 +35,7 @@ $(BIN)/python:
 	exit 1
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[plot,piff,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[plot,piff,survey,rubin,test]'
 	@touch $@
 
 clean:

@@ -7,6 +7,7 @@ import sys
 import click
 
 from .. import __version__
+from .batch import batch
 from .check import check
 from .console import return_freed_memory
 from .decorrelate import decorrelate
@@ -36,6 +37,7 @@ def cli() -> None:
 
 for command in (
     subtract,
+    batch,
     decorrelate,
     decorrelate_stack,
     check,

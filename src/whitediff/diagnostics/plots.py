@@ -13,7 +13,7 @@ from ..errors import ArgumentError
 from ..outputs import replacing
 from .measure import ScoreNoise, VarianceMap, Whiteness, WhitenessMap, radial_power
 
-__all__ = ["plot_evaluation", "plot_whiteness"]
+__all__ = ["plot_batch", "plot_evaluation", "plot_whiteness"]
 
 type Array = npt.NDArray[Any]
 
@@ -495,3 +495,56 @@ def _draw_pulls(axes: Any, pulls: dict[str, Array], title: str) -> None:
     axes.set(xlabel="residual / error", title=title)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize="small")
+
+
+def plot_batch(path: str | Path, table: Any, *, title: str = "") -> None:
+    """Draw the numbers of a batch, one point an item.
+
+    Parameters
+    ----------
+    path
+        PNG to write; replaced if it exists.
+    table
+        As `whitediff.surveys.summary.summary_table` makes it.
+    title
+        Above the picture.
+
+    Raises
+    ------
+    ArgumentError
+        If matplotlib is not installed.
+    """
+    figure = _figure((12, 8), title)
+    panels = figure.subplots(2, 2, sharex=True).ravel()
+    numbers = np.arange(len(table))
+    failed = numbers[np.asarray(table["outcome"]) == "failed"]
+    quantities = (
+        ("filtered_variance_ratio", "PSF-filtered variance ratio (score: pixel ratio)"),
+        ("kernel_sum", "sum of the kernel"),
+    )
+    for panel, (name, label) in zip(panels, quantities, strict=False):
+        for kind, colour in (("difference", "tab:blue"), ("score", "tab:orange")):
+            column = f"{kind}_{name}"
+            if kind == "score" and name == "filtered_variance_ratio":
+                column = "score_pixel_variance_ratio"
+            if column in table.colnames:
+                spread = f"{column}_error"
+                errors = table[spread] if spread in table.colnames else None
+                panel.errorbar(numbers, table[column], errors, fmt=".", color=colour, label=kind)
+        panel.set(title=label)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(frameon=False)
+    panels[0].axhline(1, color="0.6", linewidth=0.8)
+    panels[2].plot(numbers, table["seconds"].value, ".", color="tab:blue", label="elapsed")
+    panels[2].plot(numbers, table["cpu_seconds"].value, ".", color="tab:green", label="processor")
+    panels[2].set(title="seconds", xlabel="row of the manifest", ylim=(0, None))
+    panels[2].legend(frameon=False)
+    panels[3].plot(numbers, table["peak_memory"].value / 1e6, ".", color="tab:blue")
+    panels[3].set(title="largest memory [MB]", xlabel="row of the manifest", ylim=(0, None))
+    for panel in panels:
+        for number in failed:
+            panel.axvline(number, color="tab:red", linewidth=0.8, alpha=0.5)
+    if len(failed):
+        figure.text(0.99, 0.005, "red: failed", color="tab:red", ha="right")
+    with replacing(Path(path), overwrite=True) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
