@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -108,6 +109,7 @@ def connected(options: ClusterOptions) -> Iterator[distributed.Client]:
         if options.scheduler is None:
             cluster = stack.enter_context(_local_cluster(options))
             client = distributed.Client(cluster)
+            client.register_plugin(_Uninterrupted())
         else:
             client = _remote(options.scheduler, options.patience)
         stack.callback(_closed, client)
@@ -126,8 +128,9 @@ def _local_cluster(options: ClusterOptions) -> Any:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
-            worker_dashboard_address=None,
+            # None would take a port that may be in use.
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
             memory_limit=options.worker_memory or "auto",
             env=dict.fromkeys(names, threads),
             silence_logs=logging.CRITICAL,
@@ -137,6 +140,14 @@ def _local_cluster(options: ClusterOptions) -> Any:
             f"No workers can be started on this machine ({one_line(error)}); try fewer with"
             " --workers."
         ) from error
+
+
+class _Uninterrupted(distributed.WorkerPlugin):
+    """Leaves it to the batch what happens on Ctrl-C, which a terminal sends to all processes."""
+
+    def setup(self, worker: distributed.Worker) -> None:
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _remote(address: str, patience: float) -> distributed.Client:

@@ -54,10 +54,12 @@ class Journal:
         FileFormatError
             If it is no journal.
         """
+        if not self.path.exists():
+            return {}
+        if not self.path.is_file():
+            raise FileFormatError(f"{self.path}: is no regular file; move it away.")
         try:
             data = self.path.read_bytes()
-        except FileNotFoundError:
-            return {}
         except OSError as error:
             raise FileFormatError(f"{self.path}: cannot be read: {error.strerror}.") from error
         records: dict[str, Record] = {}

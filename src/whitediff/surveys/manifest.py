@@ -87,7 +87,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     Returns
     -------
     rows
-        Column → text, without the cells that are empty.
+        Column → text, empty for a missing value.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise FileFormatError(
             f"{path}: cannot be read as {path.suffix[1:].upper()} ({one_line(error)})."
         ) from error
-    rows = [row for row in rows if row]
+    rows = [row for row in rows if any(row.values())]
     if not rows:
         raise FileFormatError(f"{path}: has no rows; a manifest has one pair a row.")
     return rows
@@ -138,19 +138,23 @@ def _ecsv_rows(path: Path) -> Iterable[Mapping[str, Any]]:
     from astropy.table import Table
 
     table = Table.read(path, format="ascii.ecsv")
-    return (dict(zip(table.colnames, row.as_void(), strict=True)) for row in table)
+    return ({name: row[name] for name in table.colnames} for row in table)
 
 
 def _parquet_rows(path: Path) -> Iterable[Mapping[str, Any]]:
     import pyarrow.parquet
 
     rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    for row in rows:
+        # As astropy writes masked columns.
+        for mask in [name for name in row if name.endswith(".mask")]:
+            if row.pop(mask):
+                row[mask.removesuffix(".mask")] = None
     return rows
 
 
 def _texts(row: Mapping[str, Any]) -> dict[str, str]:
-    texts = {name: _text(value) for name, value in row.items()}
-    return {name: text for name, text in texts.items() if text}
+    return {name: _text(value) for name, value in row.items()}
 
 
 def _text(value: Any) -> str:
@@ -230,7 +234,7 @@ def _check_columns(
         )
     for number, row in enumerate(rows, 1):
         for name in ("science", "template"):
-            if name not in row:
+            if not row.get(name):
                 raise ArgumentError(f"{path}, row {number}: has no {name}; fill in the file.")
     known = [*_OWN_COLUMNS, *types]
     for name, spelling in names.items():
@@ -250,7 +254,7 @@ def _make_item(
     types: Mapping[str, OptionType],
     options: dict[str, Any],
 ) -> Item:
-    cells: dict[str, str] = {name.replace("-", "_"): text for name, text in row.items()}
+    cells: dict[str, str] = {name.replace("-", "_"): text for name, text in row.items() if text}
     science, template = (located(cells.pop(name), base) for name in ("science", "template"))
     name = _name(where, cells.pop("name", "") or _default_name(science))
     chosen = cells.pop("products", "")
