@@ -132,6 +132,49 @@ class Solution:
             ),
         )
 
+    @classmethod
+    def of_kernel(cls, kernel: ConvolutionKernel) -> Solution:
+        """Solution of which only the kernel is known.
+
+        Parameters
+        ----------
+        kernel
+            Matching kernel of the template.
+
+        Returns
+        -------
+        solution
+            Without a background; variance planes are taken as they are.
+        """
+        return cls(kernel=kernel, background=0.0, convolved="template")
+
+    def completed(self, result: Decorrelation | None) -> Solution:
+        """Solution with what a decorrelation measured.
+
+        Parameters
+        ----------
+        result
+            The decorrelation; None where there was none.
+
+        Returns
+        -------
+        solution
+            With it the same product is made again, without measuring anything.
+        """
+        if result is None:
+            return self
+        return dataclasses.replace(
+            self,
+            science_variance=result.science_variance,
+            template_variance=result.template_variance,
+            spatially_varying=result.options.spatially_varying,
+            fill=result.options.fill,
+            # What was measured is not measured again.
+            noise="white",
+            science_noise=result.science_noise,
+            template_noise=result.template_noise,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Product:
@@ -237,15 +280,7 @@ def make_product(
     return Product(
         exposure=result.exposure,
         decorrelation=result,
-        solution=dataclasses.replace(
-            solution,
-            science_variance=result.science_variance,
-            template_variance=result.template_variance,
-            # What was measured is not measured again.
-            noise="white",
-            science_noise=result.science_noise,
-            template_noise=result.template_noise,
-        ),
+        solution=solution.completed(result),
         flux=flux,
         flux_variance=flux_variance,
     )

@@ -20,7 +20,7 @@ from . import archive, plain
 from .archive.read import read_object
 from .files import opened, split_extension
 from .plain.read import VarianceSource
-from .solution import read_solution, solution_cards, solution_extras
+from .solution import read_solution, solution_cards, solution_extras, write_solution
 from .stamps import find_hdu, read_kernel_hdus
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "solution_cards",
     "solution_extras",
     "write_exposure",
+    "write_solution",
 ]
 
 _LARGEST_PSF = 0.25
@@ -48,6 +49,7 @@ def read_exposure(
     gain: float | None = None,
     read_noise: float | None = None,
     needs_variance: bool = True,
+    box: Box | None = None,
 ) -> Exposure:
     """Read an exposure: a plain FITS file, or an lsst.images archive.
 
@@ -61,6 +63,8 @@ def read_exposure(
         Electrons per count, and electrons, where there is no variance plane.
     needs_variance
         If False, a plain file without a variance plane gets NaN for it.
+    box
+        Pixels to read, in pixel coordinates; None for all.
 
     Returns
     -------
@@ -81,8 +85,8 @@ def read_exposure(
         if schema is None and not plain.recognise(hdus):
             raise FileFormatError(f"{file}: has no HDU with an image.")
     if is_masked and extension is None and not isinstance(variance, VarianceSource):
-        return archive.read(file)
-    return plain.read(
+        return archive.read(file, box=box)
+    exposure = plain.read(
         file,
         extension,
         variance=variance,
@@ -90,6 +94,7 @@ def read_exposure(
         read_noise=read_noise,
         needs_variance=needs_variance,
     )
+    return exposure if box is None else exposure.cutout(box)
 
 
 def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:

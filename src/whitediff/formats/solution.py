@@ -7,26 +7,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
 from lsst.images import YX, Box
 
+from .. import __version__
 from ..errors import FileFormatError
 from ..exposures.psf import KernelPointSpreadFunction
 from ..exposures.solution import Solution
 from ..noise import NoiseCovariance
+from ..outputs import replacing
 from .files import opened, split_extension
+from .headers import escaped
 from .stamps import (
+    background_hdu,
     find_hdu,
+    kernel_hdus,
     polynomial_domain,
+    psf_hdus,
     read_background_hdu,
     read_kernel_hdus,
     read_psf_hdus,
 )
 from .tables import read_table_hdu
 
-__all__ = ["read_solution", "solution_cards", "solution_extras"]
+__all__ = ["read_solution", "solution_cards", "solution_extras", "write_solution"]
 
 type Array = npt.NDArray[Any]
 
@@ -36,6 +43,12 @@ _FACTORS = {
     "WDTVFAC": ("template_variance_factor", "template variance multiplied by"),
     "WDSVAR": ("science_variance", "mean variance of science"),
     "WDTVAR": ("template_variance", "mean variance of template"),
+}
+_MEASURED = ("WDSVAR", "WDTVAR")
+_BOX = ("WDBOXX0", "WDBOXX1", "WDBOXY0", "WDBOXY1")
+_NOISE_CARDS = {
+    "SCIENCE_NOISE": ("WDSNERR", "WDSNSIG"),
+    "TEMPLATE_NOISE": ("WDTNERR", "WDTNSIG"),
 }
 
 
@@ -88,6 +101,65 @@ def solution_extras(solution: Solution) -> Mapping[str, Array | KernelPointSprea
     return extras
 
 
+def write_solution(
+    solution: Solution,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    provenance: Mapping[str, tuple[Any, str]] | None = None,
+) -> None:
+    """Write a solution by itself: a product's primary header and small extensions.
+
+    Parameters
+    ----------
+    solution
+        Solution; with its box, or a background that has one.
+    path
+        Output.
+    overwrite
+        Whether an existing file may be replaced.
+    provenance
+        Keyword → (value, comment) for the primary header.
+
+    Raises
+    ------
+    OutputExistsError
+        If the output exists and may not be replaced.
+    FileFormatError
+        If it cannot be written.
+    """
+    box = solution.box or solution.kernel.bounds.bbox
+    cards: dict[str, tuple[Any, str]] = {
+        "WDTASK": ("subtract", "made by"),
+        "WDVERS": (__version__, "version of whitediff"),
+    }
+    cards |= solution_cards(solution) | dict(provenance or {})
+    corners = (box.x.start, box.x.stop, box.y.start, box.y.stop)
+    cards |= {key: (value, "box of its pixels") for key, value in zip(_BOX, corners, strict=True)}
+    for name, noise in _noises(solution).items():
+        if noise is not None:
+            error, significance = _NOISE_CARDS[name]
+            cards[error] = (noise.zero_frequency_error, "error of the power at low frequencies")
+            cards[significance] = (noise.significance, "noise is not white, sigma")
+    primary = astropy.io.fits.PrimaryHDU()
+    for keyword, (value, comment) in cards.items():
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value)):
+            primary.header.set(
+                keyword, escaped(value) if isinstance(value, str) else value, comment
+            )
+    hdus = [primary, *kernel_hdus(solution.kernel, "KERNEL", box)]
+    background = solution.background
+    if not isinstance(background, int | float):
+        hdus.append(background_hdu(background, "BACKGROUND", box))
+    for name, extra in solution_extras(solution).items():
+        if isinstance(extra, KernelPointSpreadFunction):
+            hdus += psf_hdus(extra, name, box)
+        else:
+            hdus.append(astropy.io.fits.ImageHDU(extra, name=name))
+    with replacing(Path(path), overwrite=overwrite) as temporary:
+        astropy.io.fits.HDUList(hdus).writeto(temporary)
+
+
 def _noises(solution: Solution) -> dict[str, NoiseCovariance | None]:
     return {"SCIENCE_NOISE": solution.science_noise, "TEMPLATE_NOISE": solution.template_noise}
 
@@ -114,7 +186,8 @@ def read_solution(path: str | Path) -> Solution:
     with opened(file) as hdus:
         header = hdus[0].header
         kernel_hdu = find_hdu(hdus, ("KERNEL",))
-        needed = [*_FACTORS, "WDCONV", "WDSCORE"]
+        # Before a decorrelation nobody knows the mean variances.
+        needed = [*(k for k in _FACTORS if k not in _MEASURED), "WDCONV", "WDSCORE"]
         missing = [keyword for keyword in needed if keyword not in header]
         if kernel_hdu is None:
             missing.append("KERNEL")
@@ -129,7 +202,9 @@ def read_solution(path: str | Path) -> Solution:
         psf_hdu = find_hdu(hdus, ("INPUT_PSF",))
         preconvolution_hdu = find_hdu(hdus, ("PRECONVOLUTION",))
         numbers: dict[str, Any] = {
-            name: float(header[keyword]) for keyword, (name, _) in _FACTORS.items()
+            name: float(header[keyword])
+            for keyword, (name, _) in _FACTORS.items()
+            if keyword in header
         }
         return Solution(
             kernel=kernel,
@@ -139,8 +214,8 @@ def read_solution(path: str | Path) -> Solution:
             # Files of before had one correction for all of the image.
             spatially_varying=bool(header.get("WDSPAT", False)),
             fill=header.get("WDFILL", "mean"),
-            science_noise=_noise(hdus, "SCIENCE_NOISE", "WDSNERR", "WDSNSIG"),
-            template_noise=_noise(hdus, "TEMPLATE_NOISE", "WDTNERR", "WDTNSIG"),
+            science_noise=_noise(hdus, "SCIENCE_NOISE"),
+            template_noise=_noise(hdus, "TEMPLATE_NOISE"),
             preconvolution_kernel=(
                 None
                 if preconvolution_hdu is None
@@ -156,7 +231,8 @@ def read_solution(path: str | Path) -> Solution:
         )
 
 
-def _noise(hdus: Any, name: str, error: str, significance: str) -> NoiseCovariance | None:
+def _noise(hdus: Any, name: str) -> NoiseCovariance | None:
+    error, significance = _NOISE_CARDS[name]
     hdu = find_hdu(hdus, (name,))
     if hdu is None:
         return None
@@ -171,6 +247,10 @@ def _noise(hdus: Any, name: str, error: str, significance: str) -> NoiseCovarian
 
 def _box(hdus: Any, background_hdu: Any, file: Path) -> Box:
     """Box of the product; also of a file that was stripped of its planes."""
+    header = hdus[0].header
+    if all(card in header for card in _BOX):
+        x0, x1, y0, y1 = (int(header[card]) for card in _BOX)
+        return Box.from_shape((y1 - y0, x1 - x0), start=YX(y=y0, x=x0))
     box = None if background_hdu is None else polynomial_domain(background_hdu.header)
     if box is not None:
         return box
