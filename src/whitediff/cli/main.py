@@ -8,6 +8,7 @@ import click
 
 from .. import __version__
 from .batch import batch
+from .butler import butler
 from .check import check
 from .console import return_freed_memory
 from .decorrelate import decorrelate
@@ -38,6 +39,7 @@ def cli() -> None:
 for command in (
     subtract,
     batch,
+    butler,
     decorrelate,
     decorrelate_stack,
     check,

@@ -38,6 +38,12 @@ from .match import (
     PsfMatchConfigAL,
     PsfMatchConfigDF,
 )
+from .stored import (
+    DecorrelateDifferenceConfig,
+    DecorrelateDifferenceTask,
+    RecreateDifferenceConfig,
+    RecreateDifferenceTask,
+)
 from .subtract import (
     AlardLuptonPreconvolveSubtractConfig,
     AlardLuptonPreconvolveSubtractTask,
@@ -61,6 +67,8 @@ __all__ = [
     "DecorrelateALKernelSpatialConfig",
     "DecorrelateALKernelSpatialTask",
     "DecorrelateALKernelTask",
+    "DecorrelateDifferenceConfig",
+    "DecorrelateDifferenceTask",
     "DetectAndMeasureConfig",
     "DetectAndMeasureScoreConfig",
     "DetectAndMeasureScoreTask",
@@ -78,6 +86,8 @@ __all__ = [
     "PsfMatchConfig",
     "PsfMatchConfigAL",
     "PsfMatchConfigDF",
+    "RecreateDifferenceConfig",
+    "RecreateDifferenceTask",
     "SourceDetectionConfig",
     "UnusableExposureError",
 ]
