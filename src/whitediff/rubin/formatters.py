@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pyarrow.parquet
+from astropy.table import QTable, Table
 from lsst.daf.butler import DatasetProvenance, FormatterV2
+from lsst.daf.butler.formatters.parquet import arrow_to_astropy, astropy_to_arrow
 from lsst.images import Box
 from lsst.resources import ResourcePath
 
 from .. import __version__, formats
+from ..formats.files import opened
 from .storage import exposure_component, solution_component
 
 __all__ = ["CatalogFormatter", "ExposureFormatter", "SolutionFormatter"]
@@ -119,8 +123,6 @@ class ExposureFormatter(_OwnFormatter):
 
 def _one_pixel(path: str) -> Box | None:
     """A pixel of an archive, with which everything else comes; None where it takes all of it."""
-    from ..formats.files import opened
-
     with opened(Path(path)) as hdus:
         if not {"IMAGE", "MASK", "VARIANCE", "JSON"} <= {hdu.name for hdu in hdus}:
             return None
@@ -189,7 +191,7 @@ class CatalogFormatter(_OwnFormatter):
         uri
             File.
         """
-        in_memory_dataset.write(uri.ospath, format="parquet", overwrite=True)
+        pyarrow.parquet.write_table(astropy_to_arrow(Table(in_memory_dataset)), uri.ospath)
 
     def read_from_local_file(
         self, path: str, component: str | None = None, expected_size: int = -1
@@ -210,6 +212,4 @@ class CatalogFormatter(_OwnFormatter):
         dataset
             `astropy.table.QTable`.
         """
-        from astropy.table import QTable
-
-        return QTable.read(path, format="parquet")
+        return QTable(arrow_to_astropy(pyarrow.parquet.read_table(path)))

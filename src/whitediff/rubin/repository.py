@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -95,7 +96,8 @@ def init_repository(
         )
     config = configuration()
     if database is not None:
-        config["registry", "db"] = database
+        # SQLAlchemy would take another driver than Butler is made for.
+        config["registry", "db"] = re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", database)
     if namespace is not None:
         config["registry", "namespace"] = namespace
     try:
