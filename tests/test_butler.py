@@ -40,6 +40,7 @@ from lsst.daf.butler import Butler
 from lsst.images import Box, MaskedImage
 from lsst.pipe.base import testUtils
 
+from whitediff.formats.catalogs import read_catalog
 from whitediff.rubin.repository import (
     check_repository,
     ingest,
@@ -54,6 +55,8 @@ from whitediff.tasks import (
     AlardLuptonPreconvolveSubtractTask,
     AlardLuptonSubtractTask,
     DecorrelateDifferenceTask,
+    DetectAndMeasureScoreTask,
+    DetectAndMeasureTask,
     RecreateDifferenceTask,
 )
 
@@ -251,6 +254,23 @@ def test_a_catalogue_keeps_units_and_descriptions(repo):
     assert read.meta["threshold"] == 5.0
 
 
+def assert_same_catalogs(first, second):
+    assert first.colnames == second.colnames
+    assert len(first) == len(second)
+    for name in first.colnames:
+        assert first[name].unit == second[name].unit
+        assert first[name].info.description == second[name].info.description
+        one, other = (np.asarray(getattr(t[name], "value", t[name])) for t in (first, second))
+        np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def detected(difference, output):
+    """What the command line finds on a difference."""
+    code, _, messages = command("detect", difference, "--output", output, "-q")
+    assert code == 0, messages
+    return read_catalog(output)
+
+
 # Pipeline tasks
 
 
@@ -260,6 +280,8 @@ def test_a_catalogue_keeps_units_and_descriptions(repo):
         AlardLuptonSubtractTask,
         AlardLuptonPreconvolveSubtractTask,
         DecorrelateDifferenceTask,
+        DetectAndMeasureScoreTask,
+        DetectAndMeasureTask,
         RecreateDifferenceTask,
     ],
 )
@@ -316,11 +338,20 @@ def test_tasks_read_run_and_write(repo, pairs, tmp_path):
         science = butler.get("science", data_id())
         run_quantum(butler, RecreateDifferenceTask())
         recreated = butler.get("difference_recreated", data_id())
+        config = DetectAndMeasureTask.ConfigClass(
+            doUseKernelSources=True, doWriteMeasuredExposure=True, doForcedMeasurement=False
+        )
+        run_quantum(butler, DetectAndMeasureTask(config=config))
+        measured = butler.get("difference_measured", data_id())
+        catalog = butler.get("difference_sources", data_id())
         solution_path = butler.getURI("difference_solution", data_id()).ospath
     options = ("--convolved", "template", "--kernel-order", 0, "--noise", "white", "--constant")
     expected = subtracted(pairs[0], tmp_path / "d.fits", *options)
     assert_same(difference, expected)
     assert_same(recreated, expected)
+    assert len(catalog) >= 1
+    assert measured.mask.get("DETECTED").any()
+    assert_same_catalogs(catalog, detected(tmp_path / "d.fits", tmp_path / "d.parquet"))
     assert len(stars) >= 3
     np.testing.assert_array_equal(
         kernel.compute_kernel_image(x=90, y=90).array,
@@ -384,7 +415,7 @@ def test_a_foreign_kernel_is_a_solution(repo, pairs):
 
 def test_pipelines_are_found_and_say_what_they_do():
     known = pipelines()
-    assert {"difference", "score", "steps", "recreate"} <= set(known)
+    assert {"difference", "score", "steps", "sources", "recreate"} <= set(known)
     from lsst.pipe.base import Pipeline
 
     for path in known.values():
@@ -445,6 +476,10 @@ def test_three_visits_of_two_detectors_through_pipetask(tmp_path):
         for i, pair in enumerate(pairs):
             ref = second[1 + i // 2, i % 2]
             assert_same(butler.get(ref), subtracted(pair, tmp_path / f"{i}.fits"))
+            assert_same_catalogs(
+                butler.get("difference_sources", ref.dataId),
+                detected(tmp_path / f"{i}.fits", tmp_path / f"{i}.ecsv"),
+            )
         # What was done.
         where = {"visit": 3, "detector": 1}
         metadata = butler.get("decorrelate_metadata", data_id(**where))
@@ -473,15 +508,23 @@ def test_three_visits_of_two_detectors_through_pipetask(tmp_path):
 
 
 @pytest.mark.slow
-def test_scores_and_differences_in_one_step_are_those_of_the_command(repo, pairs, tmp_path):
-    for pipeline, name in (("difference", "difference"), ("score", "score")):
-        run_pipeline(str(repo), pipeline=pipeline, inputs="pairs", output=f"all/{pipeline}")
-        with Butler.from_config(str(repo), collections=f"all/{pipeline}") as butler:
-            for detector, pair in enumerate(pairs):
-                expected = subtracted(
-                    pair, tmp_path / f"{name}{detector}.fits", score=name == "score"
-                )
-                assert_same(butler.get(name, data_id(detector=detector)), expected)
+def test_sources_on_scores_are_those_of_the_command(repo, pairs, tmp_path):
+    run_pipeline(str(repo), pipeline="sources", inputs="pairs", output="all")
+    with Butler.from_config(str(repo), collections="all") as butler:
+        for detector, pair in enumerate(pairs):
+            # One after the other, as tasks do it: each measures the noise itself.
+            difference, score = (tmp_path / f"{name}{detector}.fits" for name in ("d", "s"))
+            expected = subtracted(pair, difference), subtracted(pair, score, score=True)
+            found = [butler.get(n, data_id(detector=detector)) for n in ("difference", "score")]
+            for one, other in zip(found, expected, strict=True):
+                assert_same(one, other)
+            output = tmp_path / f"{detector}.ecsv"
+            code, _, messages = command(
+                "detect", difference, "--score", score, "--output", output, "-q"
+            )
+            assert code == 0, messages
+            catalog = butler.get("difference_sources", data_id(detector=detector))
+            assert_same_catalogs(catalog, read_catalog(output))
 
 
 # Elsewhere

@@ -23,6 +23,7 @@ _ELSEWHERE = (
     "score_output",
     "matched_output",
     "report",
+    "catalog",
     "overwrite",
     "memory",
     "threads",

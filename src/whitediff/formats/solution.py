@@ -31,7 +31,7 @@ from .stamps import (
     read_kernel_hdus,
     read_psf_hdus,
 )
-from .tables import read_table_hdu
+from .tables import read_table_hdu, table_hdu
 
 __all__ = ["read_solution", "solution_cards", "solution_extras", "write_solution"]
 
@@ -154,6 +154,8 @@ def write_solution(
     for name, extra in solution_extras(solution).items():
         if isinstance(extra, KernelPointSpreadFunction):
             hdus += psf_hdus(extra, name, box)
+        elif isinstance(extra, Table):
+            hdus.append(table_hdu(extra, name))
         else:
             hdus.append(astropy.io.fits.ImageHDU(extra, name=name))
     with replacing(Path(path), overwrite=overwrite) as temporary:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow.parquet
-from astropy.table import QTable, Table
 from lsst.daf.butler import DatasetProvenance, FormatterV2
-from lsst.daf.butler.formatters.parquet import arrow_to_astropy, astropy_to_arrow
 from lsst.images import Box
 from lsst.resources import ResourcePath
 
 from .. import __version__, formats
+from ..formats.catalogs import read_catalog, write_catalog
 from ..formats.files import opened
 from .storage import exposure_component, solution_component
 
@@ -191,7 +189,7 @@ class CatalogFormatter(_OwnFormatter):
         uri
             File.
         """
-        pyarrow.parquet.write_table(astropy_to_arrow(Table(in_memory_dataset)), uri.ospath)
+        write_catalog(in_memory_dataset, uri.ospath, overwrite=True)
 
     def read_from_local_file(
         self, path: str, component: str | None = None, expected_size: int = -1
@@ -212,4 +210,4 @@ class CatalogFormatter(_OwnFormatter):
         dataset
             `astropy.table.QTable`.
         """
-        return QTable(arrow_to_astropy(pyarrow.parquet.read_table(path)))
+        return read_catalog(path)

@@ -10,6 +10,7 @@ from lsst.pipe.base import connectionTypes as types
 __all__ = [
     "DecorrelateConnections",
     "DetectConnections",
+    "DetectScoreConnections",
     "RecreateConnections",
     "ScoreConnections",
     "SubtractConnections",
@@ -142,28 +143,50 @@ class RecreateConnections(_PairConnections, dimensions=_DIMENSIONS):  # type: ig
 
 
 class DetectConnections(PipelineTaskConnections, dimensions=_DIMENSIONS):  # type: ignore[call-arg]
-    """Connections of the detection of sources."""
+    """Connections of the detection of sources; optional ones go by the configuration."""
 
+    science = types.Input(
+        doc="Science exposure.", name="science", storageClass=_EXPOSURE, dimensions=_DIMENSIONS
+    )
     difference = types.Input(
         doc="Difference with white noise, on which sources are measured.",
         name="difference",
         storageClass=_EXPOSURE,
         dimensions=_DIMENSIONS,
     )
-    score = types.Input(
-        doc="Score on which they are found.",
-        name="score",
-        storageClass=_EXPOSURE,
+    kernelSources = types.Input(
+        doc="Stars that the kernel was measured on.",
+        name="kernel_sources",
+        storageClass="ArrowAstropy",
         dimensions=_DIMENSIONS,
     )
-    catalog = types.Output(
+    diaSources = types.Output(
         doc="Sources of the difference.",
         name="difference_sources",
         storageClass=_CATALOG,
         dimensions=_DIMENSIONS,
     )
+    subtractedMeasuredExposure = types.Output(
+        doc="The difference with the mask planes of what was detected.",
+        name="difference_measured",
+        storageClass=_EXPOSURE,
+        dimensions=_DIMENSIONS,
+    )
 
     def __init__(self, *, config: Any = None) -> None:
         super().__init__(config=config)
-        if not config.doUseScore:
-            del self.score
+        if not config.doUseKernelSources:
+            del self.kernelSources
+        if not config.doWriteMeasuredExposure:
+            del self.subtractedMeasuredExposure
+
+
+class DetectScoreConnections(DetectConnections, dimensions=_DIMENSIONS):  # type: ignore[call-arg]
+    """Connections of the detection of sources on a score."""
+
+    scoreExposure = types.Input(
+        doc="Score on which sources are found.",
+        name="score",
+        storageClass=_EXPOSURE,
+        dimensions=_DIMENSIONS,
+    )

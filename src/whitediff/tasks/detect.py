@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from astropy.table import QTable
 from lsst.images import Image
-from lsst.pipe.base import AlgorithmError, Struct, Task
+from lsst.pipe.base import AlgorithmError, PipelineTask, PipelineTaskConfig, Struct
 from lsst.utils.timer import timeMethod
 
 from ..errors import ArgumentError, DataError
@@ -21,6 +21,7 @@ from ..exposures.model import Exposure
 from ..exposures.noise import sources_apart
 from ..exposures.preparation import with_own_psf
 from ..photometry import aperture_fluxes
+from .connections import DetectConnections, DetectScoreConnections
 from .match import algorithm_error, catalogPositions, reject
 
 __all__ = [
@@ -121,8 +122,22 @@ class SourceDetectionConfig(pex_config.Config):
     )
 
 
-class DetectAndMeasureConfig(pex_config.Config):
+class DetectAndMeasureConfig(  # type: ignore[call-arg]
+    PipelineTaskConfig, pipelineConnections=DetectConnections
+):
     """Configuration of `DetectAndMeasureTask`."""
+
+    doUseKernelSources = pex_config.Field(
+        dtype=bool,
+        default=False,
+        doc="In a pipeline, judge the subtraction by what it left of the kernel sources; they have"
+        " to be kept (doWriteKernelSources of the subtraction).",
+    )
+    doWriteMeasuredExposure = pex_config.Field(
+        dtype=bool,
+        default=False,
+        doc="In a pipeline, keep the difference with the mask planes of what was detected.",
+    )
 
     detection = pex_config.ConfigField(dtype=SourceDetectionConfig, doc="What is detected.")
     apertureRadius = pex_config.RangeField(
@@ -201,17 +216,19 @@ class DetectAndMeasureConfig(pex_config.Config):
         )
 
 
-class DetectAndMeasureScoreConfig(DetectAndMeasureConfig):
+class DetectAndMeasureScoreConfig(  # type: ignore[call-arg]
+    DetectAndMeasureConfig, pipelineConnections=DetectScoreConnections
+):
     """Configuration of `DetectAndMeasureScoreTask`."""
 
 
-class DetectAndMeasureTask(Task):
+class DetectAndMeasureTask(PipelineTask):
     """Detect and measure sources on a difference.
 
     Parameters
     ----------
     **kwargs
-        As for `lsst.pipe.base.Task`.
+        As for `lsst.pipe.base.PipelineTask`.
 
     Notes
     -----
@@ -221,6 +238,21 @@ class DetectAndMeasureTask(Task):
 
     ConfigClass: ClassVar[Any] = DetectAndMeasureConfig
     _DefaultName: ClassVar[str] = "detectAndMeasure"
+
+    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
+        """Read, run and write.
+
+        Parameters
+        ----------
+        butlerQC, inputRefs, outputRefs
+            As for `lsst.pipe.base.PipelineTask.runQuantum`.
+
+        Notes
+        -----
+        The matched template, which is not used, is not read.
+        """
+        outputs = self.run(matchedTemplate=None, **butlerQC.get(inputRefs))
+        butlerQC.put(outputs, outputRefs)
 
     @timeMethod
     def run(
@@ -418,7 +450,7 @@ class DetectAndMeasureScoreTask(DetectAndMeasureTask):
     Parameters
     ----------
     **kwargs
-        As for `lsst.pipe.base.Task`.
+        As for `lsst.pipe.base.PipelineTask`.
 
     Notes
     -----
