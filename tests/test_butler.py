@@ -547,10 +547,10 @@ def test_sites_of_clusters_are_understood():
         assert "OMP_NUM_THREADS=1" in site.get_command_prefix()
         # Memory for every worker, as measured.
         if name == "slurm":
-            assert executor.provider.mem_per_node / executor.provider.cores_per_node == 2.5
+            assert executor.provider.mem_per_node / executor.provider.cores_per_node == 2
         elif name == "htcondor":
             assert executor.max_workers_per_node == 8
-            assert executor.mem_per_worker == 2.5
+            assert executor.mem_per_worker == 2
         else:
             assert executor.max_workers_per_node == 2
 

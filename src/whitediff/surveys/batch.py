@@ -47,6 +47,8 @@ _SETTINGS = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.98,
+    # It keeps the stack of every hundredth of a second for an hour: half a megabyte a second.
+    "distributed.worker.profile.enabled": False,
     "distributed.admin.log-format": "%(message)s",
 }
 
