@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import signal
 import socket
@@ -495,8 +496,9 @@ def test_three_visits_of_two_detectors_through_pipetask(tmp_path):
         log = butler.get("subtract_log", data_id(**where))
         assert any("Kernel sum" in record.message for record in log)
         path = butler.getURI(second[3, 1]).ospath
-    made_of = [v for k, v in fits.getheader(path).items() if k.startswith("WDBUTI")]
-    assert len([text for text in made_of if " " in str(text)]) == 4
+    made_of = [text.split()[0] for text in fits.getheader(path)["WDBUTIN"].split("; ")]
+    expected = ["difference_match", "difference_uncorrected", "science", "template"]
+    assert sorted(made_of) == expected
     # Not stored, but made again.
     run_pipeline(
         str(repo), pipeline="recreate", inputs="night,pairs", output="again", where="visit = 3"
@@ -527,6 +529,41 @@ def test_sources_on_scores_are_those_of_the_command(repo, pairs, tmp_path):
             assert_same_catalogs(catalog, read_catalog(output))
 
 
+@pytest.mark.slow
+def test_inputs_may_have_names_and_types_of_their_own(repo, pairs, tmp_path):
+    from lsst.daf.butler import DatasetType
+
+    with Butler.from_config(str(repo), writeable=True, run="theirs") as butler:
+        for name in ("visit_image", "template_image"):
+            butler.registry.registerDatasetType(
+                DatasetType(
+                    name,
+                    ("instrument", "visit", "detector"),
+                    "MaskedImageV2",
+                    universe=butler.dimensions,
+                )
+            )
+            kind = "science" if name == "visit_image" else "template"
+            butler.put(MaskedImage.read(pairs[0] / f"{kind}.fits"), name, data_id())
+    run_pipeline(
+        str(repo),
+        pipeline="difference",
+        inputs="theirs",
+        output="of_theirs",
+        config=(
+            "subtract:connections.science=visit_image",
+            "subtract:connections.template=template_image",
+            "subtract:makeKernel.kernel.active.spatialKernelOrderChoice=None",
+            "subtract:makeKernel.kernel.active.spatialKernelOrder=0",
+        ),
+    )
+    for name in ("science", "template"):
+        MaskedImage.read(pairs[0] / f"{name}.fits").write(str(tmp_path / f"{name}.fits"))
+    expected = subtracted(tmp_path, tmp_path / "d.fits", "--kernel-order", 0)
+    with Butler.from_config(str(repo), collections="of_theirs") as butler:
+        assert_same(butler.get("difference", data_id()), expected)
+
+
 # Elsewhere
 
 
@@ -553,6 +590,23 @@ def test_sites_of_clusters_are_understood():
             assert executor.mem_per_worker == 2
         else:
             assert executor.max_workers_per_node == 2
+
+
+def test_values_of_ones_own_go_before_those_of_the_package(tmp_path):
+    """As docs/surveys.md has it."""
+    pytest.importorskip("lsst.ctrl.bps.parsl")
+    from lsst.ctrl.bps import BpsConfig
+
+    text = (Path(__file__).resolve().parents[1] / "docs/surveys.md").read_text()
+    (own,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "own.yaml"
+    path.write_text(own.replace("/path/to/whitediff.yaml", str(bps_file())))
+    config = BpsConfig(str(path))
+    assert config["computeSite"] == "slurm"
+    assert config[".site.slurm.cores_per_node"] == 128
+    assert config[".site.slurm.class"] == "lsst.ctrl.bps.parsl.sites.Slurm"
+    assert config["requestMemory"] == 2000
+    assert config[".cluster.detectors.dimensions"] == "visit, detector"
 
 
 @pytest.mark.slow

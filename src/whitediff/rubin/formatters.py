@@ -60,9 +60,11 @@ class _OwnFormatter(FormatterV2):
         if provenance is not None:
             if provenance.quantum_id is not None:
                 cards["WDBUTQID"] = (str(provenance.quantum_id), "")
-            for number, source in enumerate(provenance.inputs[:99]):
-                name = source.datasetType.name if source.datasetType is not None else "?"
-                cards[f"WDBUTI{number:02d}"] = (f"{name} {source.id}", "")
+            made_of = [
+                f"{source.datasetType.name if source.datasetType else '?'} {source.id}"
+                for source in provenance.inputs
+            ]
+            cards["WDBUTIN"] = ("; ".join(made_of), "")
         return cards
 
 
