@@ -7,7 +7,7 @@ import heapq
 
 import numpy as np
 
-__all__ = ["Plan", "Cost", "simulate"]
+__all__ = ["Cost", "Plan", "simulate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,9 @@ def simulate(items: int, workers: int, cost: Cost, seed: int = 1) -> Plan:
             n = min(left + 1000, 100_000)
             drawn = rng.gamma(shape, cost.seconds / shape, n) if np.isfinite(shape) else None
             times = np.full(n, cost.seconds) if drawn is None else drawn
-            block = iter(zip(times.tolist(), (rng.random(n) >= cost.failures).tolist(), strict=True))
+            block = iter(
+                zip(times.tolist(), (rng.random(n) >= cost.failures).tolist(), strict=True)
+            )
             seconds, lucky = next(block)
         storage = max(storage, scheduler) + transfer
         storage_busy += transfer
