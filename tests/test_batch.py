@@ -360,6 +360,53 @@ def test_failures_by_the_machine_are_not_final(pairs, tmp_path, monkeypatch):
     assert (record["reason"], record["final"]) == ("out.fits: cannot be written: No space left.", 0)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_worker_has_as_many_threads_as_it_is_told(pairs, tmp_path, monkeypatch, threads):
+    import dataclasses
+
+    import threadpoolctl
+
+    from whitediff.threads import available_threads, use_threads
+
+    seen = {}
+
+    def look(**options):
+        seen["own"] = available_threads()
+        seen["blas"] = [
+            pool["num_threads"]
+            for pool in threadpoolctl.threadpool_info()
+            if pool["user_api"] == "blas"
+        ]
+        return []
+
+    monkeypatch.setattr(work_module, "run_subtraction", look)
+    try:
+        process(dataclasses.replace(order_for(pairs[0], tmp_path), threads=threads))
+    finally:
+        use_threads(None)
+    assert seen["own"] == threads
+    assert seen["blas"]
+    assert max(seen["blas"]) <= threads
+
+
+def test_the_pace_is_that_of_what_was_worked_on(monkeypatch):
+    from whitediff.cli import batch
+
+    now = [0.0]
+    monkeypatch.setattr(batch.time, "monotonic", lambda: now[0])
+    pace = batch._Pace(1000)
+    for _ in range(400):
+        pace.count({"outcome": "done", "unchanged": True})
+    assert "left" not in str(pace)
+    for i in range(20):
+        now[0] += 6.0
+        pace.count({"outcome": "failed" if i == 3 else "done"})
+    # 20 in two minutes, 580 to go.
+    assert str(pace) == "10 per minute, 58:00 left, 1 failed"
+    assert pace.is_due()
+    assert not pace.is_due()
+
+
 def test_other_versions_are_refused(pairs, tmp_path):
     import dataclasses
 
@@ -414,6 +461,14 @@ def test_an_item_that_kills_every_worker_is_given_up(cluster, tmp_path):
     assert "its worker died each time" in records["deadly"]["reason"]
     assert not records["deadly"]["final"]
     assert len((tmp_path / "deadly").read_text()) == 4
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_worker_is_bounded():
+    with connected(ClusterOptions(workers=1, worker_memory=1_500_000_000)) as client:
+        (worker,) = client.scheduler_info()["workers"].values()
+        assert worker["memory_limit"] == 1_500_000_000
+        assert worker["nthreads"] == 1
 
 
 # All of it
