@@ -46,6 +46,9 @@ _LEAST_GAIN = 25.0
 _LEAST_BALANCE = 0.1
 """Least ratio of a resolved dipole's fluxes; below, the second is an error of the PSF."""
 
+_BATCH = 512
+"""Candidates whose stamps and models are in memory at a time."""
+
 _FURTHEST = 1.0
 _TOLERANCE = 1e-2
 """Of χ², where fits of two lobes end: along the valley of fluxes that grow as the separation
@@ -167,7 +170,12 @@ def classified(
             np.stack([peaks.y[main], lobes[:, 1]], axis=1),
         )
         positive = peaks.significance[main] > 0
-        results, is_dipole = _fitted(planes, start, positive, psfs, radius, fwhm)
+        parts = []
+        for part in (slice(i, i + _BATCH) for i in range(0, len(main), _BATCH)):
+            local = start[0][part], start[1][part]
+            parts.append(_fitted(planes, local, positive[part], psfs, radius, fwhm))
+        results = {name: np.concatenate([each[name] for each, _ in parts]) for name in parts[0][0]}
+        is_dipole = np.concatenate([each for _, each in parts])
         chosen = main[is_dipole]
         label[chosen] = "dipole"
         for name, values in results.items():
