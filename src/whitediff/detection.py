@@ -427,11 +427,7 @@ def _candidates(found: Significance, least: float, sign: Sign) -> tuple[Array, A
 def _refined(image: Array, rows: Array, columns: Array) -> tuple[Array, Array, Array]:
     """Extrema of the interpolated image near some pixels: y, x and the value."""
     half = REACH + 1
-    ny, nx = image.shape
-    grid = np.arange(-half, half + 1)
-    y = np.clip(rows[:, None] + grid, 0, ny - 1)
-    x = np.clip(columns[:, None] + grid, 0, nx - 1)
-    stamps = image[y[:, :, None], x[:, None, :]].astype(np.float64)
+    stamps = _surroundings(image, rows, columns)
     near = stamps[:, half - 1 : half + 2, half - 1 : half + 2]
     yy = near[:, 0, 1] + near[:, 2, 1] - 2 * near[:, 1, 1]
     xx = near[:, 1, 0] + near[:, 1, 2] - 2 * near[:, 1, 1]
@@ -456,8 +452,7 @@ def _refined(image: Array, rows: Array, columns: Array) -> tuple[Array, Array, A
         dy[active] = np.clip(dy[active] + step_y / length, -_FURTHEST, _FURTHEST)
         dx[active] = np.clip(dx[active] + step_x / length, -_FURTHEST, _FURTHEST)
         active = active[np.maximum(np.abs(step_y), np.abs(step_x)) >= _CONVERGED]
-    (wy, _), (wx, _) = (interpolation_weights(at, half) for at in (dy, dx))
-    value = np.einsum("ni,ni->n", wy, (stamps @ wx[:, :, None])[:, :, 0])
+    value = _between(stamps, dy, dx)
     middle = stamps[:, half, half]
     # A saddle, or a step of the mask: the pixel itself.
     worse = np.sign(middle) * value < np.abs(middle)
@@ -482,14 +477,25 @@ def values_at(image: Array, x: Array, y: Array) -> Array:
     values
         ``(n,)``; beyond the frame it goes on as its edge.
     """
-    half = REACH + 1
     row, column = (np.floor(at + 0.5).astype(int) for at in (y, x))
-    grid = np.arange(-half, half + 1)
-    rows = np.clip(row[:, None] + grid, 0, image.shape[0] - 1)
-    columns = np.clip(column[:, None] + grid, 0, image.shape[1] - 1)
-    stamps = image[rows[:, :, None], columns[:, None, :]].astype(np.float64)
-    (wy, _), (wx, _) = interpolation_weights(y - row, half), interpolation_weights(x - column, half)
-    values: Array = np.einsum("ni,nij,nj->n", wy, stamps, wx, optimize=True)
+    return _between(_surroundings(image, row, column), y - row, x - column)
+
+
+def _surroundings(image: Array, rows: Array, columns: Array) -> Array:
+    """Pixels that interpolation near some of them needs; beyond the frame its edge goes on."""
+    grid = np.arange(-REACH - 1, REACH + 2)
+    y, x = (
+        np.clip(at[:, None] + grid, 0, n - 1)
+        for at, n in zip((rows, columns), image.shape, strict=True)
+    )
+    stamps: Array = image[y[:, :, None], x[:, None, :]].astype(np.float64)
+    return stamps
+
+
+def _between(stamps: Array, dy: Array, dx: Array) -> Array:
+    """Interpolated values at some distances from the middle pixels of `_surroundings`."""
+    (wy, _), (wx, _) = (interpolation_weights(at, REACH + 1) for at in (dy, dx))
+    values: Array = np.einsum("ni,ni->n", wy, (stamps @ wx[:, :, None])[:, :, 0])
     return values
 
 

@@ -27,6 +27,7 @@ from .photometry import (
     replaced_fits,
     stamps_around,
 )
+from .profiles import FWHM_TO_SIGMA
 from .resampling import moved_stamps
 
 __all__ = ["Classes", "classified", "opposite_lobes"]
@@ -460,6 +461,6 @@ def _neither(
 
 def _widened(psf: Array, fwhm: float) -> Array:
     """PSFs convolved with a Gaussian of their own width."""
-    sigma = fwhm / math.sqrt(8 * math.log(2))
+    sigma = FWHM_TO_SIGMA * fwhm
     wide: Array = scipy.ndimage.gaussian_filter(psf, (0, sigma, sigma), mode="constant")
     return wide

@@ -7,7 +7,6 @@ import html
 import importlib.resources
 import itertools
 import json
-import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -59,7 +58,6 @@ __all__ = ["ReportInput", "report_data", "report_page", "write_report"]
 
 type Array = npt.NDArray[Any]
 
-_log = logging.getLogger("whitediff.report")
 
 _MOST_PIXELS = 4_400_000
 """Of one picture of the whole frame: more are binned."""

@@ -15,7 +15,7 @@ from astropy.table import QTable, Table
 from .. import detection, photometry
 from ..dipoles import Classes, classified, opposite_lobes
 from ..errors import ArgumentError
-from ..profiles import full_width_half_maximum
+from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from .catalog import (
     assembled,
     magnitudes,
@@ -544,7 +544,7 @@ class _Field:
         if not n:
             return np.zeros((0, 3))
         images = self.psfs(x, y)
-        sigma2 = (self.fwhm / 2.3548) ** 2
+        sigma2 = (FWHM_TO_SIGMA * self.fwhm) ** 2
         weight = np.tile([sigma2, sigma2, 0.0], (len(images), 1))
         cut = _about_origin(images, max(images.shape[1:]))
         stamps = photometry.Stamps(

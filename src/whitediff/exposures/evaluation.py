@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -48,8 +47,6 @@ __all__ = [
 ]
 
 type Array = npt.NDArray[Any]
-
-_log = logging.getLogger("whitediff.evaluate")
 
 _SPACING = 30.0
 """Side of the square that each source has by default, in widths of the PSF: denser, sources too

@@ -13,6 +13,7 @@ __all__ = [
     "escaped",
     "first_value",
     "header_gain",
+    "linear_origin",
     "observation_header",
     "storable",
     "unescaped",
@@ -274,3 +275,23 @@ def header_gain(
     if found is not None and unit in ("electron", "electrons", "e", "e-"):
         return found[0], 1.0 if found[1] > 0 else found[1]
     return found
+
+
+def linear_origin(header: astropy.io.fits.Header) -> tuple[int, int]:
+    """Pixel coordinates of an array's first pixel, by the linear WCS beside the celestial one.
+
+    Parameters
+    ----------
+    header
+        Of the image, as lsst.images writes it.
+
+    Returns
+    -------
+    yx0
+        (y, x); 0 where the header says nothing.
+    """
+    y0, x0 = (
+        round(header.get(f"CRVAL{axis}A", 0) + 1 - header.get(f"CRPIX{axis}A", 1))
+        for axis in (2, 1)
+    )
+    return y0, x0

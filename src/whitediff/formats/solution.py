@@ -20,7 +20,7 @@ from ..exposures.solution import Solution
 from ..noise import NoiseCovariance
 from ..outputs import replacing
 from .files import opened, split_extension
-from .headers import escaped
+from .headers import escaped, linear_origin
 from .stamps import (
     background_hdu,
     find_hdu,
@@ -259,9 +259,5 @@ def _box(hdus: Any, background_hdu: Any, file: Path) -> Box:
     if "IMAGE" not in hdus:
         raise FileFormatError(f"{file}: has neither IMAGE nor BACKGROUND; keep one of them.")
     header = hdus["IMAGE"].header
-    # The linear WCS that lsst.images writes beside the celestial one.
-    y0, x0 = (
-        round(header.get(f"CRVAL{axis}A", 0) + 1 - header.get(f"CRPIX{axis}A", 1))
-        for axis in (2, 1)
-    )
+    y0, x0 = linear_origin(header)
     return Box.from_shape(hdus["IMAGE"].shape, start=YX(y=y0, x=x0))

@@ -12,6 +12,7 @@ from lsst.resources import ResourcePath
 from .. import __version__, formats
 from ..formats.catalogs import read_catalog, write_catalog
 from ..formats.files import opened
+from ..formats.headers import linear_origin
 from .storage import exposure_component, solution_component
 
 __all__ = ["CatalogFormatter", "ExposureFormatter", "SolutionFormatter"]
@@ -126,11 +127,7 @@ def _one_pixel(path: str) -> Box | None:
     with opened(Path(path)) as hdus:
         if not {"IMAGE", "MASK", "VARIANCE", "JSON"} <= {hdu.name for hdu in hdus}:
             return None
-        header = hdus["IMAGE"].header
-        start = [
-            round(header.get(f"CRVAL{axis}A", 0) + 1 - header.get(f"CRPIX{axis}A", 1))
-            for axis in (2, 1)
-        ]
+        start = linear_origin(hdus["IMAGE"].header)
     return Box.from_shape((1, 1), start=start)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,10 +47,8 @@ __all__ = [
 DIMENSIONS = ("instrument", "visit", "detector")
 TRANSFERS = ("direct", "copy", "symlink", "hardlink", "convert")
 
-_log = logging.getLogger("whitediff.rubin")
 _HALF_ARCMIN = 0.5 / 60
 _NO_DATE = 19700101
-_FIRST_DAY = 40587  # 1970-01-01 as modified Julian date
 _NOISE = ("variance", "gain", "read_noise")
 
 
