@@ -140,8 +140,9 @@ class _PlaneArchive(FitsOutputArchive):
         planes = self._planes.get(name or "")
         if planes:
             array = planes.pop(0)
-            # In the file's byte order, which astropy writes as it is.
-            array = native(array, array.dtype.newbyteorder(">"))
+            if not array.flags.writeable:
+                # Others are brought to the file's byte order in place, and back, by astropy.
+                array = native(array, array.dtype.newbyteorder(">"))
         return super().add_array(array, name=name, **options)
 
 
@@ -162,7 +163,8 @@ def _mask_integers(mask: Mask, schema: MaskSchema) -> Array:
             values |= part << place if place >= 0 else part >> -place
         return values
 
-    return filled(mask.array.shape[:2], np.int32, work)
+    # In the file's byte order, which astropy writes as it is.
+    return filled(mask.array.shape[:2], np.dtype(">i4"), work)
 
 
 def _write_archive(
