@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -43,13 +44,18 @@ __all__ = [
     "moved_psf",
     "psf_image",
     "psf_images",
+    "sampled_psf",
     "scattered_psf",
 ]
 
 type Array = npt.NDArray[Any]
 
+_log = logging.getLogger("whitediff.exposures")
+
 _PSF_CELL = 32
 """Side of the cells, pixels, in which a PSF that is slow to evaluate is taken as constant."""
+
+_HIGHEST_ORDER = 6
 
 
 class KernelPointSpreadFunction(PointSpreadFunction):
@@ -379,6 +385,64 @@ def as_kernel_psf(
         order = 0
     kernel = interpolated_kernel(lambda x, y: psf_image(psf, x=x, y=y), bounds, order)
     return KernelPointSpreadFunction(kernel, average_position=average_position(psf))
+
+
+def sampled_psf(
+    image_at: Callable[[float, float], Array], bounds: Box, *, tolerance: float = 1e-4
+) -> KernelPointSpreadFunction:
+    """PSF that a function gives at any position, as images times polynomials of it.
+
+    Parameters
+    ----------
+    image_at
+        Function of x and y that returns a ``(py, px)`` image, centred on ``[py//2, px//2]``, of
+        any positive sum.
+    bounds
+        Box over which it is wanted.
+    tolerance
+        Largest error of a pixel, over the brightest.  The order of the polynomials is raised until
+        it is met at positions in between, or is 6; then a warning says what was.
+
+    Returns
+    -------
+    psf
+        Kernel PSF.
+
+    Raises
+    ------
+    ArgumentError
+        If an image is not finite or has no positive sum.
+    """
+
+    def of_unit_sum(x: float, y: float) -> Array:
+        image = image_at(x, y)
+        total = float(image.sum())
+        if not (np.isfinite(image).all() and total > 0):
+            raise ArgumentError(
+                "A PSF image must be finite with a positive sum; at"
+                f" x={x:g}, y={y:g} it is {total:g}."
+            )
+        return image / total
+
+    places = [(u, v) for u in (0.04, 0.37, 0.71, 0.96) for v in (0.05, 0.42, 0.66, 0.97)]
+    at = [
+        (bounds.x.start + u * bounds.x.size, bounds.y.start + v * bounds.y.size) for u, v in places
+    ]
+    true = [of_unit_sum(x, y) for x, y in at]
+    for order in range(_HIGHEST_ORDER + 1):
+        psf = KernelPointSpreadFunction(interpolated_kernel(of_unit_sum, bounds, order))
+        error = max(
+            float(np.abs(psf_image(psf, x=x, y=y) - image).max() / image.max())
+            for (x, y), image in zip(at, true, strict=True)
+        )
+        if error <= tolerance:
+            return psf
+    _log.warning(
+        "The PSF varies faster than polynomials of order %d follow: by up to %.2g of its peak.",
+        _HIGHEST_ORDER,
+        error,
+    )
+    return psf
 
 
 def convolved_psf(
