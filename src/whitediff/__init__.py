@@ -20,6 +20,8 @@ _LAZY = {
     "write_exposure": "formats",
     "read_catalog": "formats.catalogs",
     "write_catalog": "formats.catalogs",
+    "from_ccddata": "formats.ccddata",
+    "to_ccddata": "formats.ccddata",
     "whiteness": "diagnostics.measure",
 }
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .exposures.subtraction import subtract
     from .formats import read_exposure, write_exposure
     from .formats.catalogs import read_catalog, write_catalog
+    from .formats.ccddata import from_ccddata, to_ccddata
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def read_object(path: Path) -> Any:
         If it cannot be read.
     """
     try:
-        return lsst.images.serialization.read_archive(str(path), format="fits")
+        return lsst.images.serialization.read_archive(os.fspath(path), format="fits")
     except Exception as error:
         raise FileFormatError(
             f"{path}: cannot be read as an lsst.images archive ({one_line(error)}); is it complete?"
