@@ -11,12 +11,15 @@ from .batch import batch
 from .butler import butler
 from .check import check
 from .console import return_freed_memory
+from .convert import convert
 from .decorrelate import decorrelate
 from .decorrelate_stack import decorrelate_stack
 from .demo import demo
 from .detect import detect
 from .evaluate import evaluate
+from .info import info
 from .inject import inject
+from .kernel import kernel
 from .report import report
 from .simulate import simulate
 from .subtract import subtract
@@ -43,6 +46,9 @@ for command in (
     decorrelate,
     decorrelate_stack,
     check,
+    info,
+    kernel,
+    convert,
     detect,
     report,
     inject,

@@ -10,6 +10,7 @@ import click
 
 from .console import OUTPUT_FILE, OddSize, Order, common_options, limited_memory, stages
 from .decorrelate import correction_options, noise_options, with_options
+from .detectors import each_detector, hdu_option
 
 __all__ = ["fit_options", "subtract"]
 
@@ -96,6 +97,7 @@ def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("science")
 @click.argument("template")
 @click.option("--output", type=OUTPUT_FILE, help="Difference to write.")
+@hdu_option
 @click.option(
     "--score-output",
     type=OUTPUT_FILE,
@@ -161,14 +163,26 @@ def subtract(**options: Any) -> None:
         raise click.UsageError(
             "Nothing to write: give --output, --score-output or --matched-output."
         )
-    report, catalog, memory = (options.pop(name) for name in ("report", "catalog", "memory"))
-    _check_further(report, catalog, options)
+    _check_further(options["report"], options["catalog"], options)
+    if options["solutions"] and (len(set(options["hdus"])) > 1 or "all" in options["hdus"]):
+        raise click.UsageError("--kernel belongs to one detector; run it for each --hdu.")
+    with limited_memory(options.pop("memory"), outputs[0].absolute().parent):
+        each_detector(
+            _run,
+            options,
+            files=("science", "template", "science_variance", "template_variance"),
+            kernels=("science_psf", "template_psf"),
+            outputs=("output", "score_output", "matched_output", "catalog", "report"),
+        )
+
+
+def _run(*, report: Path | None, catalog: Path | None, **options: Any) -> None:
+    """Subtract one image from another, and go on with the products as far as is wanted."""
     from ..runs.subtract import run_subtraction
 
-    with (
-        limited_memory(memory, outputs[0].absolute().parent),
-        stages("Subtracting", 2 + 3 * len(outputs)) as begin,
-    ):
+    named = (options[name] for name in ("output", "score_output", "matched_output"))
+    number = sum(path is not None for path in named)
+    with stages("Subtracting", 2 + 3 * number) as begin:
         run_subtraction(**options, begin=begin)
     image, score = (
         None if options[name] is None else str(options[name]) for name in ("output", "score_output")
