@@ -22,6 +22,7 @@ _ELSEWHERE = (
     "output",
     "score_output",
     "matched_output",
+    "hdus",
     "report",
     "catalog",
     "overwrite",
