@@ -39,7 +39,7 @@ $(BIN)/python:
 	exit 1
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[plot,piff,survey,rubin,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[plot,piff,remote,survey,rubin,test]'
 	@touch $@
 
 clean:
