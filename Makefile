@@ -3,13 +3,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-slow check bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/whitediff demo --output demo-output --overwrite
 
+# Side by side, file by file: two processes of few threads take less time than one of many.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# Butlers, clusters, thousands of sources: what takes longest.
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
@@ -34,7 +39,7 @@ $(BIN)/python:
 	exit 1
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[plot,piff,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[plot,piff,remote,survey,rubin,test]'
 	@touch $@
 
 clean:

@@ -87,3 +87,16 @@ def command(*arguments: object) -> tuple[int, str, str]:
     finally:
         sys.argv = before
     return int(str(code or 0)), out.getvalue(), err.getvalue()
+
+
+def fails_or_dies(item: int) -> int:
+    """Work of another process, which must import as little as possible."""
+    import os
+
+    from whitediff.errors import ArgumentError
+
+    if item == 2:
+        raise ArgumentError("Two is refused.")
+    if item == 5:
+        os._exit(3)
+    return item**2

@@ -94,7 +94,12 @@ def test_every_card_is_known_and_described():
         "docs/algorithm.md",
         "docs/alignment.md",
         "docs/conventions.md",
+        "docs/detection.md",
+        "docs/evaluation.md",
         "docs/file-format.md",
+        "docs/report.md",
+        "docs/scaling.md",
+        "docs/surveys.md",
         "docs/whiteness.md",
     ],
 )

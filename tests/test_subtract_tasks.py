@@ -455,6 +455,7 @@ FIELDS = {
     "kernelSizeMin": 23,
     "kernelSizeMax": 31,
     "spatialKernelOrder": 2,
+    "spatialKernelOrderChoice": "bic",
     "spatialBgOrder": 1,
     "fitForBackground": False,
     "nStarPerCell": 4,

@@ -11,9 +11,17 @@ __version__ = "0.1.0"
 _LAZY = {
     "Exposure": "exposures.model",
     "decorrelate": "exposures.decorrelation",
+    "DetectionOptions": "exposures.detection",
+    "detect": "exposures.detection",
+    "forced_photometry": "exposures.detection",
+    "inject": "exposures.injection",
     "subtract": "exposures.subtraction",
     "read_exposure": "formats",
     "write_exposure": "formats",
+    "read_catalog": "formats.catalogs",
+    "write_catalog": "formats.catalogs",
+    "from_ccddata": "formats.ccddata",
+    "to_ccddata": "formats.ccddata",
     "whiteness": "diagnostics.measure",
 }
 
@@ -22,9 +30,13 @@ __all__ = ["__version__", *_LAZY]
 if TYPE_CHECKING:
     from .diagnostics.measure import whiteness
     from .exposures.decorrelation import decorrelate
+    from .exposures.detection import DetectionOptions, detect, forced_photometry
+    from .exposures.injection import inject
     from .exposures.model import Exposure
     from .exposures.subtraction import subtract
     from .formats import read_exposure, write_exposure
+    from .formats.catalogs import read_catalog, write_catalog
+    from .formats.ccddata import from_ccddata, to_ccddata
 
 
 def __getattr__(name: str) -> Any:

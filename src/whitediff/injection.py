@@ -10,12 +10,39 @@ import numpy.typing as npt
 
 from .errors import ArgumentError
 
-__all__ = ["add_stamp", "photon_noise", "random_positions"]
+__all__ = ["add_stamp", "overlap", "photon_noise", "random_positions"]
 
 type Array = npt.NDArray[Any]
 
 _PATIENCE = 100
 """Positions tried for each one wanted: of those that fit at all, a few tries find most."""
+
+
+def overlap(
+    stamp: tuple[int, ...], image: tuple[int, ...], x: float, y: float
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where a stamp at a position lies in an image.
+
+    Parameters
+    ----------
+    stamp, image
+        Shapes.
+    x, y
+        0-based position; the stamp's pixel ``[sy//2, sx//2]`` falls on the pixel nearest to it.
+
+    Returns
+    -------
+    target, part
+        Slices of the image and of the stamp, of the same shape; empty where they do not meet.
+    """
+    target, part = [], []
+    for position, size, length in zip((y, x), stamp, image, strict=True):
+        first = math.floor(position + 0.5) - size // 2
+        low = min(max(0, first), length)
+        high = max(low, min(length, first + size))
+        target.append(slice(low, high))
+        part.append(slice(low - first, high - first))
+    return tuple(target), tuple(part)
 
 
 def add_stamp(image: Array, stamp: Array, x: float, y: float) -> None:
@@ -26,19 +53,12 @@ def add_stamp(image: Array, stamp: Array, x: float, y: float) -> None:
     image
         ``(ny, nx)``; changed.
     stamp
-        ``(sy, sx)``; its pixel ``[sy//2, sx//2]`` falls on the pixel nearest to the position.
+        ``(sy, sx)``.
     x, y
-        0-based position.
+        0-based position, as for `overlap`.
     """
-    target, part = [], []
-    for position, size, length in zip((y, x), stamp.shape, image.shape, strict=True):
-        first = math.floor(position + 0.5) - size // 2
-        low, high = max(0, first), min(length, first + size)
-        if low >= high:
-            return
-        target.append(slice(low, high))
-        part.append(slice(low - first, high - first))
-    image[tuple(target)] += stamp[tuple(part)]
+    target, part = overlap(stamp.shape, image.shape, x, y)
+    image[target] += stamp[part]
 
 
 def photon_noise(expected: Array, gain: float, rng: np.random.Generator) -> Array:

@@ -19,6 +19,7 @@ from ..memory import limited_memory, return_freed_memory
 __all__ = [
     "Number",
     "common_options",
+    "counted",
     "fail",
     "limited_memory",
     "print_table",
@@ -184,6 +185,60 @@ def stages(title: str, total: int) -> Iterator[Callable[[str], None]]:
             begun += 1
 
         yield begin
+
+
+@contextlib.contextmanager
+def counted(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show on a terminal how many of some equal pieces are done, and how long the rest will take.
+
+    Parameters
+    ----------
+    title
+        What they are.
+    total
+        Their number.
+
+    Yields
+    ------
+    advance
+        Call it when one is done.
+    """
+    quiet = (click.get_current_context().obj or {}).get("quiet", False)
+    if quiet or not sys.stderr.isatty():
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            log.debug("%s: %d of %d", title, done, total)
+
+        yield count
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        # What was done a while ago says as much as what was done last: pieces are equal.
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, speed_estimate_period=3600
+    ) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda: progress.advance(task)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

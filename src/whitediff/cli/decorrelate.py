@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .console import OUTPUT_FILE, Number, Size, common_options, limited_memory, log, stages
+from .detectors import each_detector, hdu_option
 
 __all__ = [
     "complete_planes",
@@ -16,6 +17,8 @@ __all__ = [
     "decorrelate",
     "noise_options",
     "run_decorrelation",
+    "whitening_options",
+    "with_options",
 ]
 
 
@@ -51,7 +54,36 @@ def noise_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--template-gain", type=float, help="The same of the template."),
         click.option("--template-read-noise", type=float, help="The same of the template."),
     )
-    return _with_options(command, options)
+    return with_options(command, options)
+
+
+_NOISE = click.option(
+    "--noise",
+    type=click.Choice(["auto", "white", "measured"]),
+    default="auto",
+    show_default=True,
+    help="Whether the images' own noise is correlated: measured between the sources, and"
+    " used always, or (auto) where it is significant; or taken as white.",
+)
+_CONSTANT = click.option(
+    "--constant",
+    is_flag=True,
+    help="One kernel and one noise level for the whole image; else the correction follows both.",
+)
+_MEMORY = click.option(
+    "--memory",
+    type=Size(),
+    help="Memory to use, such as 500MB: planes that are large for that live in temporary"
+    " files beside the output. The result is the same  [default: what the machine has].",
+)
+_FILL = click.option(
+    "--fill",
+    type=click.Choice(["mean", "interpolate"]),
+    default="mean",
+    show_default=True,
+    help="What stands in for bad and missing pixels while their neighbours are filtered:"
+    " the image's mean, or what the neighbours say.",
+)
 
 
 def correction_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,40 +99,40 @@ def correction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command
         Decorated.
     """
-    options = (
-        click.option(
-            "--noise",
-            type=click.Choice(["auto", "white", "measured"]),
-            default="auto",
-            show_default=True,
-            help="Whether the images' own noise is correlated: measured between the sources, and"
-            " used always, or (auto) where it is significant; or taken as white.",
-        ),
-        click.option(
-            "--constant",
-            is_flag=True,
-            help="One kernel and one noise level for the whole image; else the correction"
-            " follows both.",
-        ),
-        click.option(
-            "--memory",
-            type=Size(),
-            help="Memory to use, such as 500MB: planes that are large for that live in temporary"
-            " files beside the output. The result is the same  [default: what the machine has].",
-        ),
-        click.option(
-            "--fill",
-            type=click.Choice(["mean", "interpolate"]),
-            default="mean",
-            show_default=True,
-            help="What stands in for bad and missing pixels while their neighbours are filtered:"
-            " the image's mean, or what the neighbours say.",
-        ),
-    )
-    return _with_options(command, options)
+    return with_options(command, (_NOISE, _CONSTANT, _MEMORY, _FILL))
 
 
-def _with_options(command: Callable[..., Any], options: tuple[Any, ...]) -> Callable[..., Any]:
+def whitening_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `correction_options`, but for the memory.
+
+    Parameters
+    ----------
+    command
+        Function of the command; it gets ``noise``, ``constant`` and ``fill``.
+
+    Returns
+    -------
+    command
+        Decorated.
+    """
+    return with_options(command, (_NOISE, _CONSTANT, _FILL))
+
+
+def with_options(command: Callable[..., Any], options: tuple[Any, ...]) -> Callable[..., Any]:
+    """Add some options to a command.
+
+    Parameters
+    ----------
+    command
+        Function of the command.
+    options
+        Decorators, in the order of the help.
+
+    Returns
+    -------
+    command
+        Decorated.
+    """
     for option in reversed(options):
         command = option(command)
     return command
@@ -112,6 +144,7 @@ def _with_options(command: Callable[..., Any], options: tuple[Any, ...]) -> Call
 @click.argument("difference")
 @click.argument("kernel", required=False)
 @click.option("--output", required=True, type=OUTPUT_FILE, help="File to write.")
+@hdu_option
 @click.option(
     "--convolved",
     type=click.Choice(["template", "science"]),
@@ -164,11 +197,18 @@ def decorrelate(**options: Any) -> None:
     """Whiten a difference image, and give it a variance, mask and PSF to match.
 
     SCIENCE and TEMPLATE are the images before any convolution, DIFFERENCE is what was
-    made of them with the matching kernel KERNEL; a difference that carries its kernel
-    needs no KERNEL. All are FITS files; FILE[EXT] names an extension.
+    made of them with the matching kernel KERNEL; a difference that carries its kernel, such as one
+    of HOTPANTS (-hki), needs no KERNEL, and for one of SFFT it is the solution. All are FITS
+    files, or addresses of such; FILE[EXT] names an extension.
     """
     with limited_memory(options.pop("memory"), options["output"].absolute().parent):
-        run_decorrelation(**options)
+        each_detector(
+            run_decorrelation,
+            options,
+            files=("science", "template", "difference", "science_variance", "template_variance"),
+            kernels=("kernel", "psf", "preconvolution_kernel"),
+            outputs=("output",),
+        )
 
 
 def run_decorrelation(
@@ -218,6 +258,7 @@ def run_decorrelation(
     from .. import formats
     from ..errors import ArgumentError
     from ..exposures import decorrelation, masks
+    from ..exposures.regions import Region, decorrelate_regions
     from ..outputs import check_output
     from ..runs.cards import decorrelation_cards, report_noise_floor
     from ..runs.inputs import check_usable, read_input
@@ -231,9 +272,17 @@ def run_decorrelation(
     named_planes = None
     if ignore_mask_planes is not None:
         named_planes = tuple(p.strip() for p in ignore_mask_planes.split(",") if p.strip())
-    direction = convolved or _direction(difference) or "template"
+    _warn_if_white(difference)
+    given = formats.read_difference(difference, kernel=kernel, convolved=convolved)  # type: ignore[arg-type]
+    regions = [Region(box, side) for box, side in given.directions]
+    direction = given.convolved or ("template" if not regions else None)
+    if direction is None and (x_center is not None or y_center is not None):
+        raise ArgumentError(
+            f"{difference}: its regions were convolved in different directions; leave out"
+            " --x-center and --y-center."
+        )
     options = decorrelation.DecorrelationOptions(
-        convolved=direction,  # type: ignore[arg-type]
+        convolved=direction or "template",
         score=score,
         full_variance=full_variance,
         noise=noise,
@@ -254,37 +303,42 @@ def run_decorrelation(
     }
     with stages("Decorrelating", 5) as begin:
         begin("reading")
-        inputs = {
-            name: read_input(name, path, *noise_levels[name])
-            for name, path in (("science", science), ("template", template))
-        }
-        given = formats.read_exposure(difference, needs_variance=False)
-        given = _complete(given, inputs, direction, kernel, psf)
-        check_usable(given, masks.DEFAULT_IGNORE_MASK_PLANES)
-        _check_position(given, x_center, y_center)
+        paths = {"science": science, "template": template}
+        levels = noise_levels | _noise_of_software(given, paths, noise_levels)
+        inputs = {name: read_input(name, path, *levels[name]) for name, path in paths.items()}
+        if not score:
+            formats.check_reproduced(given, inputs["science"], inputs["template"])
+        whole = _complete(given.exposure, inputs, direction, kernel, psf)
+        check_usable(whole, masks.DEFAULT_IGNORE_MASK_PLANES)
+        _check_position(whole, x_center, y_center)
         preconvolution = None
         if preconvolution_kernel is not None:
-            preconvolution = formats.read_psf(preconvolution_kernel, bounds=given.bbox)
+            preconvolution = formats.read_psf(preconvolution_kernel, bounds=whole.bbox)
         begin("sources")
-        sources = _all_sources(inputs) if _on_one_grid(inputs, given) else None
+        sources = _all_sources(inputs) if _on_one_grid(inputs, whole) else None
         begin("correction")
         means = {
             name: variance if isinstance(variance, float) else None
             for name, (variance, _, _) in noise_levels.items()
         }
         try:
-            result = decorrelation.decorrelate(
-                inputs["science"],
-                inputs["template"],
-                given,
-                preconvolution_kernel=preconvolution,
-                x=x_center,
-                y=y_center,
-                science_variance=means["science"],
-                template_variance=means["template"],
-                sources=sources,
-                options=options,
-            )
+            common: dict[str, Any] = {
+                "science_variance": means["science"],
+                "template_variance": means["template"],
+                "sources": sources,
+                "options": options,
+            }
+            exposures = (inputs["science"], inputs["template"], whole)
+            if len(regions) > 1 and x_center is None and y_center is None and not score:
+                result = decorrelate_regions(*exposures, regions, **common)
+            else:
+                result = decorrelation.decorrelate(
+                    *exposures,
+                    preconvolution_kernel=preconvolution,
+                    x=x_center,
+                    y=y_center,
+                    **common,
+                )
         except ArgumentError as error:
             # What is wrong with kernels and PSFs is wrong with the difference's.
             named = any(path in str(error) for path in (science, template, difference))
@@ -312,7 +366,9 @@ def run_decorrelation(
             output,
             overwrite=overwrite,
             compress=compress,
-            provenance=parameters | decorrelation_cards(result),
+            provenance=parameters
+            | decorrelation_cards(result)
+            | _cards_of_software(given, regions, direction),
         )
     log.info(
         "%s: kernel sum %.6g; mean variances: science %.6g, template %.6g, difference %.6g;"
@@ -328,15 +384,46 @@ def run_decorrelation(
     return result
 
 
+def _noise_of_software(
+    given: Any, paths: dict[str, str], levels: dict[str, tuple[Any, Any, Any]]
+) -> dict[str, tuple[Any, Any, Any]]:
+    """Noise that the software was given, for inputs that come without and nobody gave."""
+    from .. import formats
+
+    found: dict[str, tuple[Any, Any, Any]] = {}
+    for name, file in given.variance_files.items():
+        if levels[name] == (None, None, None) and not formats.has_variance(paths[name]):
+            log.info(
+                "%s: its noise is that which %s was given, %s.", paths[name], given.software, file
+            )
+            found[name] = (file, None, None)
+    return found
+
+
+def _cards_of_software(
+    given: Any, regions: list[Any], direction: str | None
+) -> dict[str, tuple[Any, str]]:
+    cards: dict[str, tuple[Any, str]] = {}
+    if given.software not in (None, "whitediff"):
+        cards["WDSOFTW"] = (given.software, "made the difference")
+    if len(regions) > 1:
+        cards["WDNREG"] = (len(regions), "regions with kernels of their own")
+    if direction is None:
+        cards["WDCONV"] = ("mixed", "exposure that was convolved, by region")
+    return cards
+
+
 def _complete(
-    difference: Any, inputs: dict[str, Any], direction: str, kernel: str | None, psf: str | None
+    difference: Any,
+    inputs: dict[str, Any],
+    direction: str | None,
+    kernel: str | None,
+    psf: str | None,
 ) -> Any:
-    """Give a difference the kernel, PSF, WCS and mask that its file lacks."""
+    """Give a difference the PSF, WCS and mask that its file lacks."""
     from .. import formats
     from ..errors import ArgumentError
 
-    if kernel is not None:
-        difference.kernel = formats.read_kernel(kernel, bounds=difference.bbox)
     if difference.kernel is None:
         raise ArgumentError(
             f"{difference.source}: carries no kernel (no KERNEL extension); name the kernel's"
@@ -345,10 +432,11 @@ def _complete(
     formats.check_kernel(
         difference.kernel, difference.bbox, difference.source if kernel is None else kernel
     )
-    unconvolved = inputs["science" if direction == "template" else "template"]
+    # With both directions in one frame, neither PSF is the difference's.
+    unconvolved = inputs["template" if direction == "science" else "science"]
     if psf is not None:
         difference.psf = formats.read_psf(psf, bounds=difference.bbox)
-    elif difference.psf is None and unconvolved.psf is not None:
+    elif difference.psf is None and unconvolved.psf is not None and direction is not None:
         difference.psf = unconvolved.psf
         log.info(
             "%s: has no PSF; that of %s, which was not convolved, is used.",
@@ -423,13 +511,9 @@ def _all_sources(inputs: dict[str, Any]) -> Any:
     return source_pixels(inputs["science"], inputs["template"])
 
 
-def _direction(difference: str) -> str | None:
-    """Direction that a difference's own header records."""
+def _warn_if_white(difference: str) -> None:
     from ..formats.files import opened, split_extension
 
     with opened(split_extension(difference)[0]) as hdus:
-        header = hdus[0].header
-    if header.get("WDTASK") == "decorrelate":
-        log.warning("%s: was decorrelated before; its noise is white already.", difference)
-    value = header.get("WDCONV")
-    return value if value in ("template", "science") else None
+        if hdus[0].header.get("WDTASK") == "decorrelate":
+            log.warning("%s: was decorrelated before; its noise is white already.", difference)

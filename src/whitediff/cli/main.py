@@ -8,11 +8,20 @@ import click
 
 from .. import __version__
 from .align import align
+from .batch import batch
+from .butler import butler
 from .check import check
 from .console import return_freed_memory
+from .convert import convert
 from .decorrelate import decorrelate
 from .decorrelate_stack import decorrelate_stack
 from .demo import demo
+from .detect import detect
+from .evaluate import evaluate
+from .info import info
+from .inject import inject
+from .kernel import kernel
+from .report import report
 from .simulate import simulate
 from .subtract import subtract
 
@@ -31,7 +40,24 @@ def cli() -> None:
     """
 
 
-for command in (subtract, align, decorrelate, decorrelate_stack, check, simulate, demo):
+for command in (
+    subtract,
+    batch,
+    butler,
+    align,
+    decorrelate,
+    decorrelate_stack,
+    check,
+    info,
+    kernel,
+    convert,
+    detect,
+    report,
+    inject,
+    evaluate,
+    simulate,
+    demo,
+):
     cli.add_command(command)
 
 

@@ -163,6 +163,7 @@ def write_simulation(options: Any, output: Path, *, overwrite: bool) -> None:
     import astropy.table
 
     from ..exposures.kernels import interpolated_kernel
+    from ..exposures.simulated import simulated_exposure
     from ..exposures.subtraction import subtract
     from ..formats import write_exposure
     from ..formats.stamps import kernel_hdus
@@ -176,8 +177,8 @@ def write_simulation(options: Any, output: Path, *, overwrite: bool) -> None:
         begin("sources and noise")
         simulation = run_simulation(options)
         begin("true kernel")
-        science = _exposure(simulation, simulation.science, "science")
-        template = _exposure(simulation, simulation.template, "template")
+        science = simulated_exposure(simulation, "science")
+        template = simulated_exposure(simulation, "template")
         kernel = interpolated_kernel(
             simulation.kernel_at, science.bbox, 4 if options.variation else 0
         )
@@ -212,42 +213,3 @@ def write_simulation(options: Any, output: Path, *, overwrite: bool) -> None:
         table.meta["convolved"] = simulation.convolved
         with replacing(output / "truth.ecsv", overwrite=overwrite) as temporary:
             table.write(temporary, format="ascii.ecsv")
-
-
-def _exposure(simulation: Any, simulated: Any, name: str) -> Any:
-    import astropy.io.fits
-    import astropy.wcs
-    from lsst.images import Box
-
-    from ..exposures.kernels import interpolated_kernel
-    from ..exposures.model import Exposure
-    from ..exposures.psf import KernelPointSpreadFunction
-
-    options = simulation.options
-    ny, nx = options.shape
-    wcs = astropy.wcs.WCS(naxis=2)
-    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    wcs.wcs.crval = [150.0, 2.2]
-    wcs.wcs.crpix = [(nx + 1) / 2, (ny + 1) / 2]
-    wcs.wcs.cdelt = [-0.2 / 3600, 0.2 / 3600]
-    wcs.wcs.radesys = "ICRS"
-    header = wcs.to_header()
-    header["BUNIT"] = "adu"
-    header["OBJECT"] = (f"simulated {name}", "whitediff simulate")
-    header["GAIN"] = (options.gain, "electrons per count")
-    header["RDNOISE"] = (options.read_noise, "electrons per pixel")
-    header["SATURATE"] = (options.saturation, "counts, sky included")
-    header["SKYLEVEL"] = (simulated.sky, "counts, subtracted")
-    header["PSFSIGMA"] = (simulated.psf.sigma, "pixels, middle of the frame")
-    header["SEED"] = (options.seed, "of the simulation")
-    box = Box.from_shape(options.shape)
-    psf = KernelPointSpreadFunction(
-        interpolated_kernel(simulated.psf.image, box, 4 if simulated.psf.variation else 0)
-    )
-    return Exposure.from_arrays(
-        simulated.image,
-        variance=simulated.variance,
-        mask=simulated.mask,
-        psf=psf,
-        header=header,
-    )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .align import METHODS
 from .console import OUTPUT_FILE, OddSize, Order, common_options, limited_memory, stages
-from .decorrelate import correction_options, noise_options
+from .decorrelate import correction_options, noise_options, with_options
+from .detectors import each_detector, hdu_option
 
-__all__ = ["subtract"]
+__all__ = ["fit_options", "subtract"]
 
 
 _FIT_OPTIONS = (
@@ -31,10 +34,85 @@ _FIT_OPTIONS = (
 )
 
 
+def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how two images are matched.
+
+    Parameters
+    ----------
+    command
+        Function of the command; it gets what `subtraction_options` takes of them.
+
+    Returns
+    -------
+    command
+        Decorated.
+    """
+    options = (
+        click.option(
+            "--convolved",
+            type=click.Choice(["template", "science", "auto"]),
+            help="Which image to convolve  [default: auto, the one with the narrower PSF].",
+        ),
+        click.option(
+            "--kernel-order",
+            type=Order(),
+            help="Order of the kernel's variation over the field: a number, or bic or"
+            " cross-validation to have it chosen from 0 to 3"
+            "  [default: bic; 1 with the delta basis].",
+        ),
+        click.option(
+            "--background-order",
+            type=click.IntRange(min=0),
+            default=2,
+            show_default=True,
+            help="Order of the differential background.",
+        ),
+        click.option(
+            "--basis",
+            type=click.Choice(["gaussian", "delta"]),
+            default="gaussian",
+            show_default=True,
+            help="Of the kernel.",
+        ),
+        click.option(
+            "--kernel-size", type=OddSize(), help="Odd side, pixels  [default: from the PSFs]."
+        ),
+        click.option(
+            "--varying-sum",
+            is_flag=True,
+            help="Let the kernel's sum, the photometric scale, vary over the field.",
+        ),
+        click.option(
+            "--keep-variance",
+            is_flag=True,
+            help="Do not rescale the variance planes to the measured noise.",
+        ),
+        click.option(
+            "--ignore-wcs",
+            is_flag=True,
+            help="Take the images as aligned pixel by pixel, whatever their WCS says.",
+        ),
+        click.option(
+            "--align",
+            is_flag=True,
+            help="Resample a template whose pixels are not the science image's, by their WCS.",
+        ),
+        click.option(
+            "--align-method",
+            type=click.Choice(METHODS),
+            default="interpolating",
+            show_default=True,
+            help="How, as for whitediff align.",
+        ),
+    )
+    return with_options(command, options)
+
+
 @click.command(short_help="Match, subtract and decorrelate two images.")
 @click.argument("science")
 @click.argument("template")
 @click.option("--output", type=OUTPUT_FILE, help="Difference to write.")
+@hdu_option
 @click.option(
     "--score-output",
     type=OUTPUT_FILE,
@@ -46,65 +124,24 @@ _FIT_OPTIONS = (
     help="Template to write as it was subtracted, at the science image's level.",
 )
 @click.option(
+    "--catalog",
+    type=OUTPUT_FILE,
+    help="Catalogue to write of the sources found (whitediff detect): on the score where one is"
+    " made.",
+)
+@click.option(
+    "--report",
+    type=OUTPUT_FILE,
+    help="Web page to write on which to judge the result (whitediff report).",
+)
+@click.option(
     "--kernel",
     "solutions",
     multiple=True,
     metavar="OLD_OUTPUT",
     help="Make an earlier difference or score again, with its kernel, without fitting.",
 )
-@click.option(
-    "--convolved",
-    type=click.Choice(["template", "science", "auto"]),
-    help="Which image to convolve  [default: auto, the one with the narrower PSF].",
-)
-@click.option(
-    "--kernel-order",
-    type=Order(),
-    help="Order of the kernel's variation over the field: a number, or bic or"
-    " cross-validation to have it chosen from 0 to 3  [default: bic; 1 with the delta basis].",
-)
-@click.option(
-    "--background-order",
-    type=click.IntRange(min=0),
-    default=2,
-    show_default=True,
-    help="Order of the differential background.",
-)
-@click.option(
-    "--basis",
-    type=click.Choice(["gaussian", "delta"]),
-    default="gaussian",
-    show_default=True,
-    help="Of the kernel.",
-)
-@click.option("--kernel-size", type=OddSize(), help="Odd side, pixels  [default: from the PSFs].")
-@click.option(
-    "--varying-sum",
-    is_flag=True,
-    help="Let the kernel's sum, the photometric scale, vary over the field.",
-)
-@click.option(
-    "--keep-variance",
-    is_flag=True,
-    help="Do not rescale the variance planes to the measured noise.",
-)
-@click.option(
-    "--ignore-wcs",
-    is_flag=True,
-    help="Take the images as aligned pixel by pixel, whatever their WCS says.",
-)
-@click.option(
-    "--align",
-    is_flag=True,
-    help="Resample a template whose pixels are not the science image's, by their WCS.",
-)
-@click.option(
-    "--align-method",
-    type=click.Choice(METHODS),
-    default="interpolating",
-    show_default=True,
-    help="How, as for whitediff align.",
-)
+@fit_options
 @noise_options
 @click.option(
     "--science-psf",
@@ -136,18 +173,77 @@ def subtract(**options: Any) -> None:
             f"{', '.join(given)}: has no effect with --kernel, which takes all of this from the"
             " earlier output; leave one of them out."
         )
-    if options["align"] and options["ignore_wcs"]:
-        raise click.UsageError("--align goes by the WCS that --ignore-wcs ignores; leave one out.")
     named = [options[name] for name in ("output", "score_output", "matched_output")]
     outputs = [path for path in named if path is not None]
     if not outputs:
         raise click.UsageError(
             "Nothing to write: give --output, --score-output or --matched-output."
         )
+    _check_further(options["report"], options["catalog"], options)
+    if options["solutions"] and (len(set(options["hdus"])) > 1 or "all" in options["hdus"]):
+        raise click.UsageError("--kernel belongs to one detector; run it for each --hdu.")
+    with limited_memory(options.pop("memory"), outputs[0].absolute().parent):
+        each_detector(
+            _run,
+            options,
+            files=("science", "template", "science_variance", "template_variance"),
+            kernels=("science_psf", "template_psf"),
+            outputs=("output", "score_output", "matched_output", "catalog", "report"),
+        )
+
+
+def _run(*, report: Path | None, catalog: Path | None, **options: Any) -> None:
+    """Subtract one image from another, and go on with the products as far as is wanted."""
     from ..runs.subtract import run_subtraction
 
-    with (
-        limited_memory(options.pop("memory"), outputs[0].absolute().parent),
-        stages("Subtracting", 2 + 3 * len(outputs)) as begin,
-    ):
+    named = (options[name] for name in ("output", "score_output", "matched_output"))
+    number = sum(path is not None for path in named)
+    with stages("Subtracting", 2 + 3 * number) as begin:
         run_subtraction(**options, begin=begin)
+    image, score = (
+        None if options[name] is None else str(options[name]) for name in ("output", "score_output")
+    )
+    if catalog is not None:
+        from .detect import run_detection
+
+        run_detection(
+            difference=str(image), score=score, output=catalog, overwrite=options["overwrite"]
+        )
+    if report is not None:
+        from .report import run_report
+
+        run_report(
+            image_path=str(image or score),
+            science=options["science"],
+            template=options["template"],
+            score=None if image is None else score,
+            catalog=None if catalog is None else str(catalog),
+            output=report,
+            overwrite=options["overwrite"],
+        )
+
+
+def _check_further(report: Path | None, catalog: Path | None, options: dict[str, Any]) -> None:
+    """Refuse a report or catalogue that cannot be written before the work is done."""
+    from ..errors import ArgumentError
+    from ..formats.catalogs import check_catalog_path
+    from ..outputs import check_output
+
+    if catalog is not None and options["output"] is None:
+        raise click.UsageError("--catalog needs --output: the difference to measure on.")
+    if report is not None and options["output"] is None and options["score_output"] is None:
+        raise click.UsageError("--report needs --output or --score-output: what to report on.")
+    if catalog is not None:
+        check_catalog_path(catalog)
+    seen = {
+        path.resolve()
+        for path in (options[name] for name in ("output", "score_output", "matched_output"))
+        if path is not None
+    }
+    for path in (catalog, report):
+        if path is None:
+            continue
+        if path.resolve() in seen:
+            raise ArgumentError(f"{path}: two outputs cannot be the same file.")
+        seen.add(path.resolve())
+        check_output(path, overwrite=options["overwrite"])

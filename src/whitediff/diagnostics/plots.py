@@ -1,7 +1,8 @@
-"""Pictures of whiteness; the only module that needs matplotlib."""
+"""Pictures of whiteness and completeness; the only module that needs matplotlib."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..errors import ArgumentError
 from ..outputs import replacing
 from .measure import ScoreNoise, VarianceMap, Whiteness, WhitenessMap, radial_power
 
-__all__ = ["plot_whiteness"]
+__all__ = ["plot_batch", "plot_evaluation", "plot_whiteness"]
 
 type Array = npt.NDArray[Any]
 
@@ -57,19 +58,8 @@ def plot_whiteness(
     ArgumentError
         If matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ArgumentError(
-            "Pictures need matplotlib; install it with: pip install 'whitediff[plot]'."
-        ) from error
-
     heights = [7.4] if variance_map is None else [7.4, 3.5]
-    figure = Figure(figsize=(15, sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
-    if title:
-        figure.suptitle(title, parse_math=False)
+    figure = _figure((15, sum(heights)), title)
     # Apart, so that the panels of one part do not take room from those of the other.
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     panels = parts[0].subplots(2, 4, width_ratios=[1.2, 1.2, 1, 1.2])
@@ -142,6 +132,22 @@ def plot_whiteness(
         _draw_cells(parts[1], parts[1].subplots(1, 4), variance_map, before_variance_map)
     with replacing(Path(path), overwrite=True) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def _figure(size: tuple[float, float], title: str) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ArgumentError(
+            "Pictures need matplotlib; install it with: pip install 'whitediff[plot]'."
+        ) from error
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, parse_math=False)
+    return figure
 
 
 _ROWS = (
@@ -289,3 +295,256 @@ def _draw_ratios(
             # Both ends of the scale are dark.
             color="white" if abs(value - 1) > 0.6 * largest else "black",
         )
+
+
+_KINDS = {"difference": "tab:blue", "score": "tab:orange"}
+_MEASURES = {"at_position": ("at the position", "s", "--"), "peak": ("highest peak", "o", "-")}
+
+
+def plot_evaluation(
+    path: str | Path, numbers: dict[str, Any], sources: Any, *, title: str = ""
+) -> None:
+    """Draw completeness, bias, pulls and false detections of an evaluation.
+
+    Parameters
+    ----------
+    path
+        PNG to write; replaced if it exists.
+    numbers
+        `whitediff.diagnostics.completeness.summarise`.
+    sources
+        `whitediff.diagnostics.completeness.all_sources`.
+    title
+        Above the picture.
+
+    Raises
+    ------
+    ArgumentError
+        If matplotlib is not installed.
+    """
+    figure = _figure((15, 8.2), title)
+    panels = figure.subplots(2, 3)
+    columns = {
+        name: np.asarray(getattr(sources[name], "value", sources[name]))
+        for name in sources.colnames
+    }
+    clear = columns["clear"].astype(bool)
+    _draw_completeness(panels[0, 0], numbers)
+    _draw_excess(panels[0, 1], numbers)
+    _draw_false_detections(panels[0, 2], numbers)
+    _draw_fluxes(panels[1, 0], columns, clear)
+    pulls = {"forced flux": (columns["forced_flux"] - columns["flux"]) / columns["forced_flux_err"]}
+    _draw_pulls(panels[1, 1], {name: pull[clear] for name, pull in pulls.items()}, "flux pull")
+    bright = (
+        clear
+        & columns["difference_found"].astype(bool)
+        & (
+            columns["signal_to_noise"]
+            >= numbers["products"]["difference"]["free"]["least_signal_to_noise"]
+        )
+    )
+    offsets = {
+        axis: ((columns[f"difference_{axis}"] - columns[axis]) / columns[f"difference_{axis}_err"])
+        for axis in ("x", "y")
+    }
+    _draw_pulls(
+        panels[1, 2], {name: pull[bright] for name, pull in offsets.items()}, "position pull"
+    )
+    with replacing(Path(path), overwrite=True) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _middles(bins: dict[str, Any]) -> Array:
+    return (np.array(bins["lower"]) + np.array(bins["upper"])) / 2
+
+
+def _as_floats(values: list[float | None]) -> Array:
+    return np.array([np.nan if value is None else value for value in values])
+
+
+def _draw_completeness(axes: Any, numbers: dict[str, Any]) -> None:
+    ideal = numbers["ideal"]
+    for measure, (label, marker, line) in _MEASURES.items():
+        axes.plot(
+            ideal["signal_to_noise"], ideal[measure], line, color="0.5", label=f"ideal, {label}"
+        )
+        for kind, product in numbers["products"].items():
+            bins = product[measure]["clear"]["bins"]
+            value, low, high = (
+                _as_floats(bins[f"completeness{end}"]) for end in ("", "_low", "_high")
+            )
+            axes.errorbar(
+                _middles(bins),
+                value,
+                yerr=[value - low, high - value],
+                fmt=marker,
+                color=_KINDS[kind],
+                fillstyle="full" if measure == "peak" else "none",
+                markersize=4,
+                label=f"{kind}, {label}",
+            )
+    for level in (0.5, 0.95):
+        axes.axhline(level, color="0.85", linewidth=0.8, zorder=0)
+    axes.set(xlabel="signal-to-noise ratio", ylabel="completeness", title="completeness")
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+
+
+def _draw_excess(axes: Any, numbers: dict[str, Any]) -> None:
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    drawn = False
+    for measure, (label, marker, _) in _MEASURES.items():
+        for kind, product in numbers["products"].items():
+            against = product[measure]["against_ideal"]
+            if against is None:
+                continue
+            bins = against["bins"]
+            axes.errorbar(
+                _middles(bins),
+                _as_floats(bins["excess"]),
+                yerr=_as_floats(bins["excess_error"]),
+                fmt=marker,
+                color=_KINDS[kind],
+                fillstyle="full" if measure == "peak" else "none",
+                markersize=4,
+                label=f"{kind}, {label}",
+            )
+            drawn = True
+    axes.set(
+        xlabel="signal-to-noise ratio of the ideal filter",
+        ylabel="completeness − ideal",
+        title="against the ideal matched filter",
+    )
+    if drawn:
+        axes.legend(frameon=False, fontsize="small")
+
+
+def _draw_false_detections(axes: Any, numbers: dict[str, Any]) -> None:
+    """On a logarithmic scale, on which none is an arrow below the error of one."""
+    lowest = np.inf
+    for shift, (kind, product) in enumerate(numbers["products"].items()):
+        false = product["false_detections"]
+        thresholds = np.array(false["thresholds"])
+        scale = 1e6 / max(false["pixels"], 1)
+        expected = np.array(false["expected"]) * scale
+        for sign, marker, part in (("positive", "^", 0.012), ("negative", "v", -0.012)):
+            count = np.array(false[sign])
+            some = count > 0
+            place = thresholds + part + 0.05 * shift
+            style = {"fmt": marker, "color": _KINDS[kind], "markersize": 5}
+            axes.errorbar(
+                place[some],
+                count[some] * scale,
+                # Half of a Poisson error of one is still above zero.
+                yerr=np.sqrt(count[some]) * scale * [[0.99], [1]],
+                label=f"{kind}, {sign}",
+                **style,
+            )
+            axes.errorbar(
+                place[~some], np.full((~some).sum(), scale), yerr=scale / 2, uplims=True, **style
+            )
+        axes.plot(thresholds, expected, color=_KINDS[kind], linewidth=1)
+        lowest = min(lowest, float(expected.min()), scale / 2)
+    axes.set(
+        xlabel="threshold [σ]",
+        ylabel="per million pixels",
+        title="detections without injection (lines: white noise)",
+        yscale="log",
+        ylim=(lowest / 2, None),
+    )
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _draw_fluxes(axes: Any, columns: dict[str, Array], clear: Array) -> None:
+    ratio = columns["signal_to_noise"]
+    found = clear & columns["difference_found"].astype(bool)
+    for label, name, use, colour in (
+        ("position known", "forced_flux", clear, "tab:green"),
+        ("detected", "difference_flux", found, "tab:blue"),
+    ):
+        values = columns[name] / columns["flux"] - 1
+        use = use & np.isfinite(values)
+        edges = np.quantile(ratio[use], np.linspace(0, 1, 21)) if use.sum() > 100 else []
+        middles, means, errors = [], [], []
+        for low, high in itertools.pairwise(edges):
+            inside = values[use & (ratio >= low) & (ratio <= high)]
+            middles.append((low + high) / 2)
+            means.append(inside.mean())
+            errors.append(inside.std() / np.sqrt(len(inside)))
+        axes.errorbar(middles, means, yerr=errors, fmt="o", color=colour, markersize=4, label=label)
+    grid = np.linspace(max(ratio.min(), 2), ratio.max(), 100)
+    axes.plot(grid, 1 / grid**2, color="0.5", label="1 / (S/N)²")
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    axes.set(
+        xlabel="signal-to-noise ratio",
+        ylabel="flux / true flux − 1",
+        title="flux (difference)",
+        ylim=(-0.1, 0.3),
+    )
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _draw_pulls(axes: Any, pulls: dict[str, Array], title: str) -> None:
+    edges = np.linspace(-5, 5, 51)
+    centre = (edges[1:] + edges[:-1]) / 2
+    for name, pull in pulls.items():
+        values = pull[np.isfinite(pull)]
+        if len(values):
+            label = f"{name}: {values.mean():+.3f} ± {values.std():.3f}"
+            axes.hist(values, edges, density=True, histtype="step", label=label)
+    axes.plot(centre, np.exp(-0.5 * centre**2) / np.sqrt(2 * np.pi), color="0.4", linewidth=1)
+    axes.set(xlabel="residual / error", title=title)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize="small")
+
+
+def plot_batch(path: str | Path, table: Any, *, title: str = "") -> None:
+    """Draw the numbers of a batch, one point an item.
+
+    Parameters
+    ----------
+    path
+        PNG to write; replaced if it exists.
+    table
+        As `whitediff.surveys.summary.summary_table` makes it.
+    title
+        Above the picture.
+
+    Raises
+    ------
+    ArgumentError
+        If matplotlib is not installed.
+    """
+    figure = _figure((12, 8), title)
+    panels = figure.subplots(2, 2, sharex=True).ravel()
+    numbers = np.arange(len(table))
+    failed = numbers[np.asarray(table["outcome"]) == "failed"]
+    quantities = (
+        ("filtered_variance_ratio", "PSF-filtered variance ratio (score: pixel ratio)"),
+        ("kernel_sum", "sum of the kernel"),
+    )
+    for panel, (name, label) in zip(panels, quantities, strict=False):
+        for kind, colour in (("difference", "tab:blue"), ("score", "tab:orange")):
+            column = f"{kind}_{name}"
+            if kind == "score" and name == "filtered_variance_ratio":
+                column = "score_pixel_variance_ratio"
+            if column in table.colnames:
+                spread = f"{column}_error"
+                errors = table[spread] if spread in table.colnames else None
+                panel.errorbar(numbers, table[column], errors, fmt=".", color=colour, label=kind)
+        panel.set(title=label)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(frameon=False)
+    panels[0].axhline(1, color="0.6", linewidth=0.8)
+    panels[2].plot(numbers, table["seconds"].value, ".", color="tab:blue", label="elapsed")
+    panels[2].plot(numbers, table["cpu_seconds"].value, ".", color="tab:green", label="processor")
+    panels[2].set(title="seconds", xlabel="row of the manifest", ylim=(0, None))
+    panels[2].legend(frameon=False)
+    panels[3].plot(numbers, table["peak_memory"].value / 1e6, ".", color="tab:blue")
+    panels[3].set(title="largest memory [MB]", xlabel="row of the manifest", ylim=(0, None))
+    for panel in panels:
+        for number in failed:
+            panel.axvline(number, color="tab:red", linewidth=0.8, alpha=0.5)
+    if len(failed):
+        figure.text(0.99, 0.005, "red: failed", color="tab:red", ha="right")
+    with replacing(Path(path), overwrite=True) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import astropy.units
@@ -15,7 +16,16 @@ from ..errors import ArgumentError
 from ..polynomials import chebyshev_products, chebyshev_terms
 from ..spatial import interpolated_cells, interpolated_cells_at
 
-__all__ = ["GridField", "evaluated", "rows_of", "scattered_fit"]
+__all__ = [
+    "GridField",
+    "PiecewiseField",
+    "evaluated",
+    "overlap",
+    "rows_of",
+    "scaled_to",
+    "scattered_fit",
+    "slices_of",
+]
 
 type Array = npt.NDArray[Any]
 
@@ -132,6 +142,205 @@ class GridField(BaseField):
         ]
         spline = SplineField(self._bounds, self._values.copy(), y=positions[0], x=positions[1])
         return spline.serialize(archive)
+
+
+@final
+class PiecewiseField(BaseField):
+    """Fields that hold on parts of the frame, such as the regions of a program that tiles it.
+
+    Parameters
+    ----------
+    bounds
+        Box in which it is defined.
+    pieces
+        Parts and their fields, each defined on its part.  Where parts overlap the later one
+        holds, and beyond all of them the nearest pixel of the nearest.
+    """
+
+    def __init__(self, bounds: Box, pieces: Sequence[tuple[Box, BaseField]]) -> None:
+        if not pieces:
+            raise ArgumentError("A field in pieces needs at least one.")
+        self._bounds, self._pieces = bounds, tuple(pieces)
+
+    @property
+    def bounds(self) -> Box:
+        """Box in which it is defined."""
+        return self._bounds
+
+    @property
+    def unit(self) -> None:
+        """No unit."""
+        return
+
+    @property
+    def pieces(self) -> tuple[tuple[Box, BaseField], ...]:
+        """Parts and their fields."""
+        return self._pieces
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is known to be the same everywhere, which it is not."""
+        return False
+
+    def piece_at(self, *, x: float, y: float) -> int:
+        """Which part holds at a position.
+
+        Parameters
+        ----------
+        x, y
+            Pixel coordinates.
+
+        Returns
+        -------
+        index
+            In `pieces`.
+        """
+        return int(self._nearest(np.array([x]), np.array([y]))[0])
+
+    def _nearest(self, x: Array, y: Array) -> Array:
+        """Index of the piece of each position: the last of those that are the nearest."""
+        best, index = np.full(np.shape(x), np.inf), np.zeros(np.shape(x), dtype=int)
+        for i, (box, _) in enumerate(self._pieces):
+            away = sum(
+                np.maximum(0, np.abs(at - (part.start + (part.size - 1) / 2)) - part.size / 2)
+                for at, part in ((x, box.x), (y, box.y))
+            )
+            nearer = away <= best
+            best, index = np.where(nearer, away, best), np.where(nearer, i, index)
+        return index
+
+    def _evaluate(self, *, x: Array, y: Array, quantity: bool = False) -> Any:
+        x, y = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
+        index, result = self._nearest(x, y), np.zeros(x.shape)
+        for i, (box, field) in enumerate(self._pieces):
+            here = index == i
+            if here.any():
+                result[here] = field(
+                    x=np.clip(x[here], box.x.start - 0.5, box.x.stop - 0.5),
+                    y=np.clip(y[here], box.y.start - 0.5, box.y.stop - 0.5),
+                )
+        return result * astropy.units.dimensionless_unscaled if quantity else result
+
+    def render(self, bbox: Box | None = None, *, dtype: npt.DTypeLike | None = None) -> Image:
+        """Values at the pixels of a box.
+
+        Parameters
+        ----------
+        bbox
+            Box; all of it if None.
+        dtype
+            Of the image.
+
+        Returns
+        -------
+        image
+            With that box.
+        """
+        whole = self._bounds if bbox is None else bbox
+        x, y = np.arange(whole.x.start, whole.x.stop), np.arange(whole.y.start, whole.y.stop)
+        index = self._nearest(x[None, :], y[:, None])
+        result = np.zeros(whole.shape)
+        for i, (box, field) in enumerate(self._pieces):
+            here = index == i
+            part = overlap(box, whole)
+            if part is not None:
+                rows, columns = slices_of(part, whole)
+                chosen = here[rows, columns]
+                np.copyto(result[rows, columns], evaluated(field, part), where=chosen)
+                here[rows, columns] = False
+            if here.any():
+                j, k = np.nonzero(here)
+                result[j, k] = self._evaluate(x=x[k], y=y[j])
+        return Image(result.astype(dtype or np.float64), bbox=whole)
+
+    def _multiply_constant(self, factor: Any) -> PiecewiseField:
+        return PiecewiseField(self._bounds, [(box, field * factor) for box, field in self._pieces])
+
+    def serialize(self, archive: OutputArchive[Any]) -> Any:
+        """Refuse: no field of lsst.images holds on parts of the frame.
+
+        Parameters
+        ----------
+        archive
+            Archive to write to.
+        """
+        raise ArgumentError(
+            f"A field in {len(self._pieces)} pieces cannot be written to an lsst.images archive;"
+            " write it as a plain HDU, or a part of the frame at a time."
+        )
+
+
+def overlap(one: Box, other: Box) -> Box | None:
+    """Pixels that two boxes share.
+
+    Parameters
+    ----------
+    one, other
+        Boxes.
+
+    Returns
+    -------
+    box
+        None where they share none.
+    """
+    y, x = (
+        (max(a.start, b.start), min(a.stop, b.stop))
+        for a, b in ((one.y, other.y), (one.x, other.x))
+    )
+    return Box.factory[slice(*y), slice(*x)] if y[0] < y[1] and x[0] < x[1] else None
+
+
+def slices_of(part: Box, whole: Box) -> tuple[slice, slice]:
+    """Rows and columns of a box's array that belong to a part of it.
+
+    Parameters
+    ----------
+    part
+        Box inside.
+    whole
+        Box of the array.
+
+    Returns
+    -------
+    rows, columns
+        Slices.
+    """
+    rows, columns = (
+        slice(a.start - b.start, a.stop - b.start)
+        for a, b in ((part.y, whole.y), (part.x, whole.x))
+    )
+    return rows, columns
+
+
+def scaled_to(field: ChebyshevField, box: Box) -> ChebyshevField:
+    """The same polynomials, scaled to another box and defined there.
+
+    Parameters
+    ----------
+    field
+        Polynomials.
+    box
+        Box.
+
+    Returns
+    -------
+    field
+        Equal to the first everywhere.
+    """
+    coefficients, before = np.asarray(field.coefficients), field.bounds.bbox
+    if before == box:
+        return field
+    for axis, (new, old) in enumerate(((box.y, before.y), (box.x, before.x))):
+        # T_q of the old coordinate, in polynomials of the new one.
+        middle = 2 * (new.start + new.size / 2 - old.start) / old.size - 1
+        half, order = new.size / old.size, coefficients.shape[axis] - 1
+        matrix = np.zeros((order + 1, order + 1))
+        for q in range(order + 1):
+            old_series = np.polynomial.chebyshev.Chebyshev.basis(q)
+            series = old_series.convert(domain=[middle - half, middle + half])
+            matrix[: q + 1, q] = np.pad(series.coef, (0, max(0, q + 1 - len(series.coef))))
+        coefficients = np.moveaxis(np.tensordot(matrix, coefficients, axes=(1, axis)), 0, axis)
+    return ChebyshevField(box, np.ascontiguousarray(coefficients))
 
 
 def evaluated(field: BaseField, box: Box) -> Array:

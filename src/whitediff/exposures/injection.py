@@ -14,10 +14,11 @@ from lsst.images import Image
 from lsst.images.psfs import PointSpreadFunction
 
 from ..errors import ArgumentError, DataError
-from ..injection import add_stamp, photon_noise, random_positions
+from ..injection import add_stamp, overlap, photon_noise, random_positions
 from ..planes import copied
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from . import masks
+from .catalog import column_values, wanted_positions
 from .kernels import is_constant
 from .model import Exposure
 from .noise import untrusted_pixels
@@ -25,12 +26,15 @@ from .psf import KernelPointSpreadFunction, average_position, psf_image
 
 __all__ = [
     "SEPARATION",
+    "fluxes",
     "inject",
     "injectable_pixels",
+    "local_variance",
     "pixel_positions",
     "point_source_noise",
     "psf_sigma",
     "random_sources",
+    "with_sky_positions",
 ]
 
 type Array = npt.NDArray[Any]
@@ -80,7 +84,7 @@ def inject(
     """
     psf = _psf_of(exposure)
     x, y = pixel_positions(exposure, sources)
-    flux = _fluxes(exposure, sources)
+    flux = fluxes(exposure, sources)
     if gain is not None:
         if not 0 < gain < float("inf"):
             raise ArgumentError(f"The gain must be a positive number; got {gain:g}.")
@@ -257,36 +261,51 @@ def point_source_noise(exposure: Exposure, x: Array, y: Array) -> Array:
     Returns
     -------
     error
-        ``(n,)`` image_unit: ``√(Σ P²V) / Σ P²`` with the PSF P at the position and the variance V
-        of the pixels that it covers, those of no variance left out; NaN where none has any.
+        ``(n,)`` image_unit: ``√(V / Σ P²)`` with the PSF P at the position and
+        `local_variance` V; NaN where that is.
     """
-    psf = _psf_of(exposure)
-    stamp_at = _local_stamps(psf)
+    squares_at = _local_squares(_psf_of(exposure))
+    power = [float(squares_at(float(x[i]), float(y[i])).sum()) for i in range(len(x))]
+    return np.sqrt(local_variance(exposure, x, y) / np.array(power))
+
+
+def local_variance(exposure: Exposure, x: Array, y: Array) -> Array:
+    """Variance of an exposure's pixels as a point source sees them.
+
+    Parameters
+    ----------
+    exposure
+        Exposure with a PSF.
+    x, y
+        ``(n,)`` pixel coordinates.
+
+    Returns
+    -------
+    variance
+        ``(n,)`` image_unit²: mean weighted with the square of the PSF, over pixels of positive,
+        finite variance; NaN where there is none.
+    """
+    squares_at = _local_squares(_psf_of(exposure))
     variance = exposure.variance.array
-    ny, nx = variance.shape
-    error = np.full(len(x), np.nan)
-    for i, (x_i, y_i) in enumerate(
-        zip(np.asarray(x).tolist(), np.asarray(y).tolist(), strict=True)
-    ):
-        squares = stamp_at(x_i, y_i)
-        top = int(np.floor(y_i + 0.5)) - exposure.yx0[0] - squares.shape[0] // 2
-        left = int(np.floor(x_i + 0.5)) - exposure.yx0[1] - squares.shape[1] // 2
-        rows = slice(max(0, top), min(ny, top + squares.shape[0]))
-        columns = slice(max(0, left), min(nx, left + squares.shape[1]))
-        if rows.start >= rows.stop or columns.start >= columns.stop:
-            continue
-        part = squares[
-            rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-        ]
-        values = variance[rows, columns]
+    result = np.full(len(x), np.nan)
+    for i in range(len(x)):
+        squares = squares_at(float(x[i]), float(y[i]))
+        target, part = overlap(
+            squares.shape,
+            variance.shape,
+            float(x[i]) - exposure.yx0[1],
+            float(y[i]) - exposure.yx0[0],
+        )
+        values = variance[target]
         good = np.isfinite(values) & (values > 0)
-        total = float(part[good].sum())
+        weights = squares[part][good]
+        total = float(weights.sum())
         if total > 0:
-            error[i] = np.sqrt(float((part[good] * values[good]).sum())) / total
-    return error
+            result[i] = float((weights * values[good]).sum()) / total
+    return result
 
 
-def _local_stamps(psf: PointSpreadFunction) -> Callable[[float, float], Array]:
+def _local_squares(psf: PointSpreadFunction) -> Callable[[float, float], Array]:
     """Function of a position: the square of the PSF there."""
     if isinstance(psf, KernelPointSpreadFunction) and is_constant(psf.kernel):
         x, y = average_position(psf)
@@ -333,16 +352,7 @@ def pixel_positions(exposure: Exposure, table: Table) -> tuple[Array, Array]:
     ArgumentError
         If there are no such columns, or a position is not finite or outside the image.
     """
-    names = set(table.colnames)
-    if {"x", "y"} <= names:
-        x, y = (_plain(table[name], astropy.units.pixel, name) for name in ("x", "y"))
-    elif {"ra", "dec"} <= names:
-        x, y = _from_sky(exposure, table)
-    else:
-        raise ArgumentError(
-            "A table of sources needs columns x and y, or ra and dec; it has"
-            f" {', '.join(table.colnames) or 'none'}."
-        )
+    _, x, y = wanted_positions(exposure, table)
     (y0, x0), (ny, nx) = exposure.yx0, exposure.shape
     with np.errstate(invalid="ignore"):
         inside = (np.abs(x - x0 - (nx - 1) / 2) <= nx / 2) & (
@@ -358,52 +368,64 @@ def pixel_positions(exposure: Exposure, table: Table) -> tuple[Array, Array]:
     return x, y
 
 
-def _from_sky(exposure: Exposure, table: Table) -> tuple[Array, Array]:
+def with_sky_positions(table: Table, exposure: Exposure) -> Table:
+    """Table with the sky coordinates of its pixel positions.
+
+    Parameters
+    ----------
+    table
+        Sources, as `inject` takes them.
+    exposure
+        Exposure that they are in.
+
+    Returns
+    -------
+    table
+        A copy with columns ra, dec (ICRS, degrees); the same one where it has them, has no x and
+        y, or the exposure has no WCS.
+    """
     wcs = exposure.wcs
-    if wcs is None:
-        raise ArgumentError(
-            f"{_name(exposure)}: has no celestial WCS, so ra and dec have no place in it; give"
-            " columns x and y."
-        )
-    from astropy.coordinates import SkyCoord
-
-    ra, dec = (_plain(table[name], astropy.units.deg, name) for name in ("ra", "dec"))
-    if not (np.isfinite(ra).all() and (np.abs(dec) <= 90).all()):
-        raise ArgumentError("ra and dec must be finite, and dec between -90 and 90 degrees.")
-    x, y = wcs.world_to_pixel(SkyCoord(ra, dec, unit="deg"))
-    return np.asarray(x) + exposure.yx0[1], np.asarray(y) + exposure.yx0[0]
+    if wcs is None or "ra" in table.colnames or not {"x", "y"} <= set(table.colnames):
+        return table
+    x, y = pixel_positions(exposure, table)
+    sky = wcs.pixel_to_world(x - exposure.yx0[1], y - exposure.yx0[0]).icrs
+    table = table.copy()
+    table["ra"], table["dec"] = sky.ra.to(astropy.units.deg), sky.dec.to(astropy.units.deg)
+    table["ra"].info.description = "Right ascension, ICRS"
+    table["dec"].info.description = "Declination, ICRS"
+    return table
 
 
-def _fluxes(exposure: Exposure, sources: Table) -> Array:
+def fluxes(exposure: Exposure, sources: Table) -> Array:
+    """Fluxes of a table's rows in the unit of an exposure.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    sources
+        With a column ``flux``; without a unit it is in that of the image.
+
+    Returns
+    -------
+    flux
+        ``(n,)`` float64, image_unit.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such column, its unit is another, or a flux is not finite.
+    """
     if "flux" not in sources.colnames:
         raise ArgumentError(
             "A table of sources needs a column flux, in the unit of the image; it has"
             f" {', '.join(sources.colnames)}."
         )
-    flux = _plain(sources["flux"], exposure.image.unit, "flux")
+    flux = column_values(sources["flux"], exposure.image.unit, "flux")
     if not np.isfinite(flux).all():
         row = int(np.flatnonzero(~np.isfinite(flux))[0])
         raise ArgumentError(f"Fluxes must be finite; row {row + 1} has {flux[row]}.")
     return flux
-
-
-def _plain(column: Any, unit: astropy.units.UnitBase | None, name: str) -> Array:
-    """Numbers of a column in a unit; as they are where either has none."""
-    own = getattr(column, "unit", None)
-    if np.ma.isMaskedArray(column) or hasattr(column, "filled"):
-        column = column.filled(np.nan) if np.issubdtype(column.dtype, np.floating) else column
-    values = getattr(column, "value", column)
-    try:
-        values = np.asarray(values, dtype=np.float64).reshape(-1)
-        if own is None or unit is None or own in (unit, astropy.units.dimensionless_unscaled):
-            return values
-        return np.asarray((values * own).to_value(unit))
-    except (astropy.units.UnitConversionError, TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"The column {name} must hold numbers"
-            + (f" in {unit}" if unit is not None else "")
-            + f"; it is {column.dtype} in {own or 'no unit'}."
-        ) from error
 
 
 def _psf_of(exposure: Exposure) -> PointSpreadFunction:

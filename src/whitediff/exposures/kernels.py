@@ -6,7 +6,7 @@ makes them.  Positions are in the pixel coordinates of the exposure's box.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .fields import evaluated
 
 __all__ = [
     "chebyshev_kernel",
+    "chebyshev_powers",
     "constant_kernel",
     "convolution_terms",
     "evaluate",
@@ -158,20 +159,51 @@ def polynomial_kernel(
             f"Polynomial coefficients have the shape (n, n_terms); got {coefficients.shape}."
         )
     exponents = monomial_exponents(coefficients.shape[1])
-    degree = max(i + j for i, j in exponents)
+    products = chebyshev_powers(exponents, bounds)
+    return chebyshev_kernel(basis, np.tensordot(coefficients, products, axes=1), bounds)
 
-    def in_chebyshev(exponent: int, start: int, size: int) -> Array:
-        # x = middle + half_size · x', as ChebyshevField scales it.
-        power = polynomial.polypow([start + 0.5 * size - 0.5, 0.5 * size], exponent)
-        terms = chebyshev.poly2cheb(power)
+
+def chebyshev_powers(
+    exponents: Sequence[tuple[int, int]],
+    bounds: Box,
+    *,
+    x: tuple[float, float] = (0.0, 1.0),
+    y: tuple[float, float] = (0.0, 1.0),
+) -> Array:
+    """Powers of scaled coordinates as Chebyshev polynomials over a box.
+
+    Parameters
+    ----------
+    exponents
+        Of the scaled x and y.
+    bounds
+        Box.
+    x, y
+        Zero point z and scale s: the scaled coordinate is ``(pixel − z)/s``.
+
+    Returns
+    -------
+    coefficients
+        ``(n, degree + 1, degree + 1)`` as of `chebyshev_kernel`; exact.
+    """
+    degree = max((i + j for i, j in exponents), default=0)
+
+    def in_chebyshev(exponent: int, start: int, size: int, scaling: tuple[float, float]) -> Array:
+        zero, scale = scaling
+        # pixel = middle + half_size · x', as ChebyshevField scales it.
+        linear = [(start + 0.5 * size - 0.5 - zero) / scale, 0.5 * size / scale]
+        terms = chebyshev.poly2cheb(polynomial.polypow(linear, exponent))
         return np.pad(terms, (0, degree + 1 - len(terms)))
 
-    matrices = np.zeros((len(coefficients), degree + 1, degree + 1))
-    for term, (i, j) in enumerate(exponents):
-        along_x = in_chebyshev(i, bounds.x.start, bounds.x.size)
-        along_y = in_chebyshev(j, bounds.y.start, bounds.y.size)
-        matrices += coefficients[:, term, None, None] * np.outer(along_y, along_x)
-    return chebyshev_kernel(basis, matrices, bounds)
+    return np.array(
+        [
+            np.outer(
+                in_chebyshev(j, bounds.y.start, bounds.y.size, y),
+                in_chebyshev(i, bounds.x.start, bounds.x.size, x),
+            )
+            for i, j in exponents
+        ]
+    )
 
 
 def interpolated_kernel(

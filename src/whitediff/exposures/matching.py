@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from astropy.table import Table
 from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 from lsst.images.fields import ChebyshevField
 
@@ -40,6 +41,7 @@ from . import kernels
 from .covariance import noise_at
 from .model import Exposure
 from .preparation import Pair
+from .stars import star_table
 from .subtraction import preconvolved
 
 __all__ = ["Match", "MatchOptions", "match"]
@@ -134,6 +136,9 @@ class Match:
         The science exposure that was matched: the given one, or the pre-convolved one.
     candidates, fit
         Stars and fit.
+    stars
+        Every source that was considered: where it is, how bright, whether it was used, and why
+        not (`whitediff.exposures.stars.star_table`).
     """
 
     kernel: ImageBasisConvolutionKernel
@@ -142,6 +147,7 @@ class Match:
     science: Exposure
     candidates: Candidates
     fit: KernelFit
+    stars: Table
 
 
 @single_threaded_algebra()
@@ -230,9 +236,8 @@ def match(
         )
     basis = _basis(options, target_sigma, source_sigma)
     _warn_of_small_kernel(basis.size, target_sigma, source_sigma)
-    candidates, stamp_size = _candidates(
-        pair.sources if sources is None else sources, options, basis, target_sigma, widening
-    )
+    sources = pair.sources if sources is None else sources
+    candidates, stamp_size = _candidates(sources, options, basis, target_sigma, widening)
     if candidates.relaxed:
         _log.warning(
             "Few stars: %d sources are used, without regard to %s.",
@@ -268,6 +273,7 @@ def match(
         science=science,
         candidates=candidates,
         fit=fit,
+        stars=star_table(sources, candidates, fit, science, noise_known=options.fit.known_noise),
     )
 
 

@@ -377,7 +377,7 @@ def parse_unit(text: str | None) -> astropy.units.UnitBase | None:
     unit
         None where there is none, or none that astropy knows.
     """
-    if not text:
+    if not isinstance(text, str) or not text:
         return None
     for spelling in (text, text.lower()):
         try:

@@ -1,21 +1,74 @@
-"""From a prepared pair to its difference and score."""
+"""From two exposures to their difference and score."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import numpy.typing as npt
 
+from . import masks
+from .alignment import aligned_template
 from .matching import Match, MatchOptions, match
 from .model import Exposure
-from .preparation import Pair, pair_with_psf
+from .noise import rescaled, source_pixels
+from .preparation import Pair, PreparationOptions, pair_with_psf, prepare
+from .resampling import ResamplingOptions
 from .solution import Product, Solution, make_product
 from .subtraction import preconvolution_kernel
 
-__all__ = ["Solved", "make", "measured_noise", "solve_difference", "solve_score"]
+__all__ = [
+    "Made",
+    "Solved",
+    "SubtractionOptions",
+    "aligned_as_before",
+    "make",
+    "make_again",
+    "make_all",
+    "measured_noise",
+    "solve_difference",
+    "solve_score",
+]
 
 type Array = npt.NDArray[Any]
+type Kind = Literal["difference", "score"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubtractionOptions:
+    """How differences and scores are made.
+
+    Attributes
+    ----------
+    preparation, match
+        Options of these steps.
+    noise, spatially_varying, fill
+        Of the correction: fields of a `Solution`.  A template that is resampled has the noise
+        covariance that this makes, unless the noise is "white".
+    full_variance
+        Propagate the variance of every pixel.
+    """
+
+    preparation: PreparationOptions = dataclasses.field(default_factory=PreparationOptions)
+    match: MatchOptions = dataclasses.field(
+        default_factory=lambda: MatchOptions(convolved="auto", choose_order="bic")
+    )
+    noise: Literal["white", "auto", "measured"] = "auto"
+    spatially_varying: bool = True
+    fill: Literal["mean", "interpolate"] = "mean"
+    full_variance: bool = False
+
+    @property
+    def correction(self) -> dict[str, Any]:
+        """Fields of a `Solution`."""
+        resampling = self.preparation.resampling
+        return {
+            "alignment": None if resampling is None else resampling.method,
+            "noise": self.noise,
+            "spatially_varying": self.spatially_varying,
+            "fill": self.fill,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,3 +184,129 @@ def measured_noise(product: Product) -> dict[str, Any]:
         "science_noise": solution.science_noise,
         "template_noise": solution.template_noise,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A difference or score.
+
+    Attributes
+    ----------
+    product
+        With the mask plane SOURCE.
+    science, template
+        The exposures on one grid, with rescaled variances and, where they were fitted, the PSFs
+        that are known or could be measured.
+    pair
+        None where nothing was fitted.
+    """
+
+    product: Product
+    science: Exposure
+    template: Exposure
+    pair: Pair | None = None
+
+
+def make_all(
+    science: Any, template: Any, options: SubtractionOptions, kinds: Iterable[Kind]
+) -> dict[Kind, Made]:
+    """Match, subtract and decorrelate two exposures.
+
+    Parameters
+    ----------
+    science, template
+        Exposures on the same pixels.
+    options
+        `SubtractionOptions`.
+    kinds
+        What to make.
+
+    Returns
+    -------
+    made
+        Kind → `Made`.
+    """
+    pair = prepare(science, template, options.preparation)
+    correction, made = options.correction, {}
+    sources = pair.science_pixels | pair.template_pixels
+    for kind in ("difference", "score"):
+        if kind not in tuple(kinds):
+            continue
+        solve = solve_difference if kind == "difference" else solve_score
+        solved = solve(pair, options.match, **correction)
+        product = make(solved, sources=sources, full_variance=options.full_variance)
+        # Both products have the same inputs.
+        correction |= measured_noise(product)
+        _mark(product, sources)
+        made[kind] = Made(product, solved.pair.science, solved.pair.template, solved.pair)
+        pair = solved.pair
+    return made
+
+
+def make_again(
+    science: Exposure,
+    template: Exposure,
+    solutions: Mapping[Kind, Solution],
+    *,
+    use_wcs: bool = True,
+    full_variance: bool = False,
+) -> dict[Kind, Made]:
+    """Subtract and decorrelate two exposures with solutions that are known.
+
+    Parameters
+    ----------
+    science, template
+        Exposures on the same pixels.
+    solutions
+        Kind → solution of an earlier product.
+    use_wcs
+        Align the template by its WCS, as in `PreparationOptions`.
+    full_variance
+        Propagate the variance of every pixel.
+
+    Returns
+    -------
+    made
+        Kind → `Made`.
+    """
+    template = aligned_as_before(science, template, solutions.values(), use_wcs=use_wcs)
+    sources = source_pixels(science, template)
+    made = {}
+    for kind, solution in solutions.items():
+        pair = (
+            rescaled(science, solution.science_variance_factor),
+            rescaled(template, solution.template_variance_factor),
+        )
+        product = make_product(solution, *pair, sources=sources, full_variance=full_variance)
+        _mark(product, sources)
+        made[kind] = Made(product, *pair)
+    return made
+
+
+def aligned_as_before(
+    science: Exposure, template: Exposure, solutions: Iterable[Solution], *, use_wcs: bool = True
+) -> Exposure:
+    """Template on the science exposure's pixels, as it was for earlier products.
+
+    Parameters
+    ----------
+    science, template
+        Exposures.
+    solutions
+        Of products that were made with the same template.
+    use_wcs
+        As in `PreparationOptions`.
+
+    Returns
+    -------
+    template
+        Resampled where it was before; the noise covariance that this makes is in the solutions.
+    """
+    method = next((s.alignment for s in solutions if s.alignment is not None), None)
+    resampling = None if method is None else ResamplingOptions(method=method, noise="white")
+    return aligned_template(science, template, use_wcs=use_wcs, resampling=resampling)
+
+
+def _mark(product: Product, sources: Array) -> None:
+    exposure = product.exposure
+    exposure.masked_image.mask = masks.with_plane(exposure.mask, masks.SOURCE, sources)

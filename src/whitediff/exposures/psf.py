@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -42,11 +43,20 @@ __all__ = [
     "convolved_psf",
     "moved_psf",
     "psf_image",
+    "psf_images",
+    "sampled_psf",
     "scattered_psf",
     "shifted",
 ]
 
 type Array = npt.NDArray[Any]
+
+_log = logging.getLogger("whitediff.exposures")
+
+_PSF_CELL = 32
+"""Side of the cells, pixels, in which a PSF that is slow to evaluate is taken as constant."""
+
+_HIGHEST_ORDER = 6
 
 
 class KernelPointSpreadFunction(PointSpreadFunction):
@@ -277,6 +287,59 @@ def psf_image(psf: PointSpreadFunction, *, x: float, y: float) -> Array:
     return array / array.sum()
 
 
+def psf_images(psf: PointSpreadFunction, *, x: Array, y: Array) -> Array:
+    """Images of any PSF at many positions.
+
+    Parameters
+    ----------
+    psf
+        Any `lsst.images.psfs.PointSpreadFunction`.
+    x, y
+        ``(n,)`` pixel coordinates, n at least 1.
+
+    Returns
+    -------
+    images
+        ``(n, py, px)`` float64, each as of `psf_image`; ``(1, py, px)`` where it is the same
+        everywhere.  Of other PSFs than kernel PSFs, that of the middle of a cell of 32 pixels
+        stands for those in it.
+
+    Raises
+    ------
+    ArgumentError
+        If the PSF is not defined at one of them.
+    """
+    if isinstance(psf, KernelPointSpreadFunction):
+        if is_constant(psf.kernel):
+            return psf_image(psf, x=float(x[0]), y=float(y[0]))[None]
+        basis = np.stack([centered_array(each.array, each.bbox) for each, _ in psf.kernel])
+        weights = np.stack([np.asarray(field(x=x, y=y)) for _, field in psf.kernel], axis=1)
+        images = (weights @ basis.reshape(len(basis), -1)).reshape(len(x), *basis.shape[1:])
+        totals = images.sum(axis=(1, 2))
+        if not (totals > 0).all():
+            worst = int(np.argmin(totals))
+            raise ArgumentError(
+                f"The PSF at x={x[worst]:g}, y={y[worst]:g} sums to {totals[worst]:g}; it is not"
+                " defined there."
+            )
+        result: Array = images / totals[:, None, None]
+        return result
+    cells, index = np.unique(np.stack([x, y], axis=1) // _PSF_CELL, axis=0, return_inverse=True)
+    middles = [psf_image(psf, x=float(cx), y=float(cy)) for cx, cy in _PSF_CELL * (cells + 0.5)]
+    return np.stack(_on_one_shape(middles))[index.ravel()]
+
+
+def _on_one_shape(images: Sequence[Array]) -> list[Array]:
+    """Images padded with zeros to the largest of their shapes, their origins kept."""
+    shape = tuple(max(image.shape[axis] for image in images) for axis in (0, 1))
+    padded = []
+    for image in images:
+        before = [n // 2 - m // 2 for n, m in zip(shape, image.shape, strict=True)]
+        after = [n - m - b for n, m, b in zip(shape, image.shape, before, strict=True)]
+        padded.append(np.pad(image, list(zip(before, after, strict=True))))
+    return padded
+
+
 def average_position(psf: PointSpreadFunction) -> tuple[float, float]:
     """Where a PSF is nominal.
 
@@ -323,6 +386,64 @@ def as_kernel_psf(
         order = 0
     kernel = interpolated_kernel(lambda x, y: psf_image(psf, x=x, y=y), bounds, order)
     return KernelPointSpreadFunction(kernel, average_position=average_position(psf))
+
+
+def sampled_psf(
+    image_at: Callable[[float, float], Array], bounds: Box, *, tolerance: float = 1e-4
+) -> KernelPointSpreadFunction:
+    """PSF that a function gives at any position, as images times polynomials of it.
+
+    Parameters
+    ----------
+    image_at
+        Function of x and y that returns a ``(py, px)`` image, centred on ``[py//2, px//2]``, of
+        any positive sum.
+    bounds
+        Box over which it is wanted.
+    tolerance
+        Largest error of a pixel, over the brightest.  The order of the polynomials is raised until
+        it is met at positions in between, or is 6; then a warning says what was.
+
+    Returns
+    -------
+    psf
+        Kernel PSF.
+
+    Raises
+    ------
+    ArgumentError
+        If an image is not finite or has no positive sum.
+    """
+
+    def of_unit_sum(x: float, y: float) -> Array:
+        image = image_at(x, y)
+        total = float(image.sum())
+        if not (np.isfinite(image).all() and total > 0):
+            raise ArgumentError(
+                "A PSF image must be finite with a positive sum; at"
+                f" x={x:g}, y={y:g} it is {total:g}."
+            )
+        return image / total
+
+    places = [(u, v) for u in (0.04, 0.37, 0.71, 0.96) for v in (0.05, 0.42, 0.66, 0.97)]
+    at = [
+        (bounds.x.start + u * bounds.x.size, bounds.y.start + v * bounds.y.size) for u, v in places
+    ]
+    true = [of_unit_sum(x, y) for x, y in at]
+    for order in range(_HIGHEST_ORDER + 1):
+        psf = KernelPointSpreadFunction(interpolated_kernel(of_unit_sum, bounds, order))
+        error = max(
+            float(np.abs(psf_image(psf, x=x, y=y) - image).max() / image.max())
+            for (x, y), image in zip(at, true, strict=True)
+        )
+        if error <= tolerance:
+            return psf
+    _log.warning(
+        "The PSF varies faster than polynomials of order %d follow: by up to %.2g of its peak.",
+        _HIGHEST_ORDER,
+        error,
+    )
+    return psf
 
 
 def convolved_psf(
@@ -379,12 +500,7 @@ def scattered_psf(
     psf
         Fitted to the images by least squares, pixel by pixel.
     """
-    shape = tuple(max(image.shape[axis] for image in images) for axis in (0, 1))
-    padded = []
-    for image in images:
-        before = [n // 2 - m // 2 for n, m in zip(shape, image.shape, strict=True)]
-        after = [n - m - b for n, m, b in zip(shape, image.shape, before, strict=True)]
-        padded.append(np.pad(image, list(zip(before, after, strict=True))))
+    padded = _on_one_shape(images)
     if all(np.array_equal(image, padded[0]) for image in padded[1:]):
         return KernelPointSpreadFunction.from_image(padded[0], bounds)
     terms, basis = scattered_fit(np.array(padded), x=x, y=y, bounds=bounds, order=order)

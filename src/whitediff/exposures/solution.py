@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from astropy.table import Table
 from lsst.images import Box
 from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.fields import BaseField, ChebyshevField
@@ -72,6 +73,8 @@ class Solution:
         PSF of the exposure that is not convolved, before anything was done to it.
     box
         Box of the exposures that it was found for; None where it fits any.
+    stars
+        `whitediff.exposures.stars.star_table` of the match; None where it is not known.
     """
 
     kernel: ConvolutionKernel
@@ -91,6 +94,7 @@ class Solution:
     psf: KernelPointSpreadFunction | None = None
     alignment: Literal["interpolating", "adaptive"] | None = None
     box: Box | None = None
+    stars: Table | None = None
 
     @classmethod
     def of(cls, pair: Pair, match: Match, preconvolution_kernel: Array | None = None) -> Solution:
@@ -123,6 +127,7 @@ class Solution:
             convolved=match.convolved,
             preconvolution_kernel=preconvolution_kernel,
             box=pair.science.bbox,
+            stars=match.stars,
             science_variance_factor=pair.science_variance_factor,
             template_variance_factor=pair.template_variance_factor,
             psf=(
@@ -130,6 +135,49 @@ class Solution:
                 if unconvolved.psf is None
                 else as_kernel_psf(unconvolved.psf, unconvolved.bbox)
             ),
+        )
+
+    @classmethod
+    def of_kernel(cls, kernel: ConvolutionKernel) -> Solution:
+        """Solution of which only the kernel is known.
+
+        Parameters
+        ----------
+        kernel
+            Matching kernel of the template.
+
+        Returns
+        -------
+        solution
+            Without a background; variance planes are taken as they are.
+        """
+        return cls(kernel=kernel, background=0.0, convolved="template")
+
+    def completed(self, result: Decorrelation | None) -> Solution:
+        """Solution with what a decorrelation measured.
+
+        Parameters
+        ----------
+        result
+            The decorrelation; None where there was none.
+
+        Returns
+        -------
+        solution
+            With it the same product is made again, without measuring anything.
+        """
+        if result is None:
+            return self
+        return dataclasses.replace(
+            self,
+            science_variance=result.science_variance,
+            template_variance=result.template_variance,
+            spatially_varying=result.options.spatially_varying,
+            fill=result.options.fill,
+            # What was measured is not measured again.
+            noise="white",
+            science_noise=result.noises[0],
+            template_noise=result.noises[1],
         )
 
 
@@ -237,15 +285,7 @@ def make_product(
     return Product(
         exposure=result.exposure,
         decorrelation=result,
-        solution=dataclasses.replace(
-            solution,
-            science_variance=result.science_variance,
-            template_variance=result.template_variance,
-            # What was measured is not measured again.
-            noise="white",
-            science_noise=result.noises[0],
-            template_noise=result.noises[1],
-        ),
+        solution=solution.completed(result),
         flux=flux,
         flux_variance=flux_variance,
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lsst.images import Box, MaskedImage
@@ -14,18 +15,32 @@ from lsst.images.psfs import PointSpreadFunction
 from ..decorrelation import checked_kernel
 from ..errors import ArgumentError, FileFormatError
 from ..exposures import kernels
+from ..exposures.fields import PiecewiseField
 from ..exposures.model import Exposure
 from ..exposures.psf import KernelPointSpreadFunction
-from . import archive, plain
+from . import archive, hotpants, piff, plain, psfex, sfft
+from . import ccddata as _ccddata
 from .archive.read import read_object
+from .difference import Difference, KernelElsewhereError, check_reproduced
 from .files import opened, split_extension
+from .hotpants.read import read_difference as _read_hotpants
+from .identify import Identity, identify
+from .lsst import afw
 from .plain.read import VarianceSource
-from .solution import read_solution, solution_cards, solution_extras
+from .sfft.read import read_difference as _read_sfft
+from .solution import read_solution, solution_cards, solution_extras, write_solution
 from .stamps import find_hdu, read_kernel_hdus
 
 __all__ = [
+    "Difference",
+    "Identity",
     "VarianceSource",
     "check_kernel",
+    "check_reproduced",
+    "has_variance",
+    "identify",
+    "read_any",
+    "read_difference",
     "read_exposure",
     "read_kernel",
     "read_psf",
@@ -33,7 +48,10 @@ __all__ = [
     "solution_cards",
     "solution_extras",
     "write_exposure",
+    "write_solution",
 ]
+
+_log = logging.getLogger("whitediff.formats")
 
 _LARGEST_PSF = 0.25
 _LEAST_INSIDE = 0.4
@@ -48,19 +66,23 @@ def read_exposure(
     gain: float | None = None,
     read_noise: float | None = None,
     needs_variance: bool = True,
+    box: Box | None = None,
 ) -> Exposure:
-    """Read an exposure: a plain FITS file, or an lsst.images archive.
+    """Read an exposure from a file of any format that docs/formats.md lists.
 
     Parameters
     ----------
     path
-        File; ``file.fits[SCI]`` names the extension of a plain file's image.
+        File; ``file.fits[SCI]`` names the extension of a plain file's image.  It may be an address
+        that fsspec understands, such as ``https://…`` or ``s3://…``.
     variance
         For files without a variance plane: a file that holds it, or its value.
     gain, read_noise
         Electrons per count, and electrons, where there is no variance plane.
     needs_variance
         If False, a plain file without a variance plane gets NaN for it.
+    box
+        Pixels to read, in pixel coordinates; None for all.
 
     Returns
     -------
@@ -76,13 +98,27 @@ def read_exposure(
     """
     file, extension = split_extension(path)
     with opened(file) as hdus:
-        schema = archive.recognise(hdus)
-        is_masked = schema is not None and "VARIANCE" in hdus and "MASK" in hdus
-        if schema is None and not plain.recognise(hdus):
-            raise FileFormatError(f"{file}: has no HDU with an image.")
-    if is_masked and extension is None and not isinstance(variance, VarianceSource):
-        return archive.read(file)
-    return plain.read(
+        identity = identify(hdus)
+        is_masked = "VARIANCE" in hdus and "MASK" in hdus
+        is_whole = "JSON" in hdus
+    if identity is None:
+        raise FileFormatError(f"{file}: has no HDU with an image.")
+    if (identity.kind in ("kernel", "psf") and extension is None) or identity.format in (
+        "psfex",
+        "piff",
+    ):
+        raise FileFormatError(f"{file}: is no image, but a {identity.kind}: {identity.detail}.")
+    reader: Any = _READERS.get(identity.format, plain)
+    whole = extension is None and not isinstance(variance, VarianceSource)
+    if identity.format == "lsst.images" and whole:
+        if not is_whole:
+            raise FileFormatError(
+                f"{file}: is an lsst.images archive without its end (JSON); copy or download it"
+                " again."
+            )
+        if is_masked:
+            return archive.read(file, box=box)
+    exposure: Exposure = reader.read(
         file,
         extension,
         variance=variance,
@@ -90,6 +126,151 @@ def read_exposure(
         read_noise=read_noise,
         needs_variance=needs_variance,
     )
+    return exposure if box is None else exposure.cutout(box)
+
+
+_READERS = {"hotpants": hotpants, "sfft": sfft, "lsst.afw": afw, "ccddata": _ccddata}
+
+
+def has_variance(path: str | Path) -> bool:
+    """Whether a file holds the variance of its image.
+
+    Parameters
+    ----------
+    path
+        File.
+
+    Returns
+    -------
+    found
+        False where it would have to be computed or measured.
+    """
+    file, extension = split_extension(path)
+    with opened(file) as hdus:
+        return "variance" in plain.parts(hdus, extension, file)
+
+
+def read_difference(
+    path: str | Path,
+    *,
+    kernel: str | Path | None = None,
+    convolved: Literal["template", "science"] | None = None,
+    needs_variance: bool = False,
+) -> Difference:
+    """Read a difference and the kernel that made it, and bring it to the science image's level.
+
+    Parameters
+    ----------
+    path
+        Difference: of whitediff, HOTPANTS, SFFT, lsst.images, or an image.
+    kernel
+        File of the kernel, where it is not the difference's: an image or cube, a table of HOTPANTS
+        (``-oki``), a solution of SFFT.
+    convolved
+        Which image was convolved, where the file does not say.
+    needs_variance
+        If False, a file without a variance plane gets NaN for it.
+
+    Returns
+    -------
+    difference
+        Without kernel or direction where nobody says them.
+
+    Raises
+    ------
+    FileFormatError
+        If a file cannot be understood, or contradicts what is given.
+    """
+    file, extension = split_extension(path)
+    with opened(file) as hdus:
+        identity, primary = identify(hdus), hdus[0].header.copy()
+    of_kernel = None if kernel is None else _identity_of(kernel)
+    if (
+        identity is not None
+        and (identity.format, identity.kind) == ("hotpants", "difference")
+        and (of_kernel is None or of_kernel.format == "hotpants")
+        and extension is None
+    ):
+        found = _read_hotpants(
+            file,
+            kernel_path=None if kernel is None else split_extension(kernel)[0],
+            needs_variance=needs_variance,
+        )
+        if convolved is not None and {side for _, side in found.directions} != {convolved}:
+            raise FileFormatError(
+                f"{file}: HOTPANTS says that it convolved"
+                f" {', '.join(side for _, side in found.directions)}, not the {convolved} image;"
+                " leave out --convolved."
+            )
+        return found
+    if kernel is not None and of_kernel is not None and of_kernel.format == "sfft":
+        return _read_sfft(
+            file,
+            solution_path=split_extension(kernel)[0],
+            convolved=convolved,
+            needs_variance=needs_variance,
+        )
+    if identity is not None and identity.format == "sfft" and kernel is None:
+        raise KernelElsewhereError(
+            f"{file}: is a difference of SFFT, whose kernel is in another file; name the solution"
+            " as fourth argument."
+        )
+    exposure = read_exposure(path, needs_variance=needs_variance)
+    if kernel is not None:
+        exposure.kernel = read_kernel(kernel, bounds=exposure.bbox)
+    said = primary.get("WDCONV")
+    if said == "mixed" and convolved is None and primary.get("WDTASK") != "decorrelate":
+        raise FileFormatError(
+            f"{file}: its regions were convolved in different directions, which only the file that"
+            " it was made from says; take that."
+        )
+    direction = convolved or (said if said in ("template", "science") else None)
+    return Difference(
+        exposure,
+        directions=() if direction is None else _parts(exposure, direction),
+        software="whitediff" if "WDTASK" in primary else None,
+    )
+
+
+def _parts(
+    exposure: Exposure, direction: Literal["template", "science"]
+) -> tuple[tuple[Box, Literal["template", "science"]], ...]:
+    """Parts of the frame with kernels of their own, all convolved in one direction."""
+    field: Any = next(iter(getattr(exposure.kernel, "spatial", ())), None)
+    boxes = [exposure.bbox]
+    if isinstance(field, PiecewiseField):
+        boxes = [box for box, _ in field.pieces]
+    return tuple((box, direction) for box in boxes)
+
+
+def read_any(path: str | Path, *, kernel: str | Path | None = None) -> Difference:
+    """Read a difference with its kernel, or, where there is none to be had, any image.
+
+    Parameters
+    ----------
+    path, kernel
+        As for `read_difference`.
+
+    Returns
+    -------
+    difference
+        Its exposure has a variance plane.
+
+    Raises
+    ------
+    FileFormatError
+        If the file cannot be understood, or the kernel that was named.
+    """
+    try:
+        return read_difference(path, kernel=kernel, needs_variance=True)
+    except KernelElsewhereError as error:
+        _log.info("%s", error)
+        return Difference(read_exposure(path))
+
+
+def _identity_of(path: str | Path) -> Identity | None:
+    with opened(split_extension(path)[0]) as hdus:
+        return identify(hdus)
 
 
 def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:
@@ -99,7 +280,8 @@ def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:
     ----------
     path
         File: the KERNEL of a difference that whitediff wrote; an image; a cube of basis
-        images with coefficients; or an lsst.images archive of a kernel.
+        images with coefficients; a difference of HOTPANTS; a solution of SFFT; or an lsst.images
+        archive of a kernel.
     bounds
         Box of the exposures.
 
@@ -113,11 +295,37 @@ def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:
     FileFormatError
         If it is none of these, or not such a kernel.
     """
-    kernel = _read_stamp(path, "KERNEL", bounds)
+    file, extension = split_extension(path)
+    identity = _identity_of(path) if extension is None else None
+    kernel: ConvolutionKernel | PointSpreadFunction
+    if identity is not None and identity.format == "hotpants":
+        kernel = _hotpants_kernel(file, bounds)
+    elif identity is not None and (identity.format, identity.kind) == ("sfft", "kernel"):
+        kernel = sfft.read_solution(file, shape=(bounds.y.size, bounds.x.size)).kernel
+    elif identity is not None and identity.format in ("psfex", "piff"):
+        raise FileFormatError(f"{path}: holds a PSF, not a matching kernel.")
+    else:
+        kernel = _read_stamp(path, "KERNEL", bounds)
     if isinstance(kernel, PointSpreadFunction):
         raise FileFormatError(f"{path}: holds a PSF, not a matching kernel.")
     check_kernel(kernel, bounds, path)
     return kernel
+
+
+def _hotpants_kernel(file: Path, bounds: Box) -> ConvolutionKernel:
+    with opened(file) as hdus:
+        kind = hotpants.recognise(hdus)
+    if kind != "difference":
+        raise FileFormatError(
+            f"{file}: is a {kind} of HOTPANTS; its kernel is read with the difference that it"
+            " belongs to."
+        )
+    solution = hotpants.read_solution(file)
+    if solution.box != bounds:
+        raise FileFormatError(
+            f"{file}: its kernel is for {solution.box}, but the image covers {bounds}."
+        )
+    return solution.kernel
 
 
 def check_kernel(kernel: ConvolutionKernel, bounds: Box, path: str | Path) -> None:
@@ -160,8 +368,9 @@ def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
     Parameters
     ----------
     path
-        File: an image of the PSF; a cube of basis images with coefficients; or an
-        lsst.images archive of a PSF or of something that has one.
+        File: an image of the PSF; a cube of basis images with coefficients; a model of PSFEx or
+        Piff, ``file[N]`` for one of several detectors; or an lsst.images archive of a PSF or of
+        something that has one.
     bounds
         Box of the exposure.
 
@@ -176,6 +385,11 @@ def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
         If it is none of these, not finite, of no positive sum, no star in its middle, or larger
         than a quarter of the box.
     """
+    file, extension = split_extension(path)
+    identity = _identity_of(path)
+    if identity is not None and identity.format in ("psfex", "piff"):
+        reader: Any = psfex if identity.format == "psfex" else piff
+        return reader.read(file, extension, bounds=bounds)
     psf = _read_stamp(path, "PSF", bounds)
     if isinstance(psf, PointSpreadFunction):
         return psf
@@ -276,7 +490,7 @@ def write_exposure(
     provenance
         Keyword → (value, comment) for the primary header.
     extras
-        Extension name → further image, or `KernelPointSpreadFunction`.
+        Extension name → further image, `KernelPointSpreadFunction` or `astropy.table.Table`.
 
     Raises
     ------

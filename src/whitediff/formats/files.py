@@ -17,7 +17,8 @@ from typing import Any
 import astropy.io.fits
 import astropy.utils.exceptions
 
-from ..errors import ArgumentError, FileFormatError, one_line
+from ..errors import ArgumentError, DataError, FileFormatError, one_line
+from .remote import RemotePath, fetched, is_address
 
 __all__ = ["Extension", "opened", "split_extension"]
 
@@ -33,29 +34,39 @@ def split_extension(path: str | Path) -> tuple[Path, Extension]:
     Parameters
     ----------
     path
-        Path, possibly with an extension in brackets: its name, its name and version
+        Path or address, possibly with an extension in brackets: its name, its name and version
         (``[SCI,2]``), or its number.
 
     Returns
     -------
     path, extension
         The extension is None where none is named; an existing file's name is taken as
-        it is.
+        it is.  A remote file is fetched; its path is that of the copy.
 
     Examples
     --------
     >>> [split_extension(f"night1.fits[{ext}]")[1] for ext in ("SCI", "SCI,2", "2")]
     ['SCI', ('SCI', 2), 2]
     """
+    if isinstance(path, RemotePath):
+        return path, None
     text = os.fspath(path)
+    if is_address(text):
+        match = _WITH_EXTENSION.fullmatch(text)
+        address = text if match is None else match["path"]
+        return fetched(address), None if match is None else _parsed(match["extension"])
     match = None if os.path.exists(text) else _WITH_EXTENSION.fullmatch(text)
     if match is None:
         return Path(text), None
-    extension = match["extension"].strip()
+    return Path(match["path"]), _parsed(match["extension"])
+
+
+def _parsed(text: str) -> Extension:
+    extension = text.strip()
     name, _, version = (part.strip() for part in extension.partition(","))
     if version.isdigit():
-        return Path(match["path"]), (name, int(version))
-    return Path(match["path"]), int(extension) if extension.isdigit() else extension
+        return (name, int(version))
+    return int(extension) if extension.isdigit() else extension
 
 
 @contextlib.contextmanager
@@ -88,10 +99,11 @@ def opened(path: Path) -> Iterator[astropy.io.fits.HDUList]:
         warnings.simplefilter("ignore", astropy.utils.exceptions.AstropyWarning)
         try:
             size = _readable_size(path)
-            with astropy.io.fits.open(path) as hdus:
+            with astropy.io.fits.open(os.fspath(path)) as hdus:
                 _check_complete(path, hdus, size)
+                _check_cards(path, hdus)
                 yield hdus
-        except (FileFormatError, ArgumentError):
+        except (FileFormatError, ArgumentError, DataError):
             raise
         except PermissionError as error:
             raise FileFormatError(
@@ -105,8 +117,13 @@ def opened(path: Path) -> Iterator[astropy.io.fits.HDUList]:
             KeyError,
             IndexError,
             AttributeError,
+            AssertionError,
+            NameError,
+            ArithmeticError,
+            RuntimeError,
             astropy.io.fits.VerifyError,
         ) as error:
+            # astropy raises any of these for a header that is damaged.
             raise FileFormatError(
                 f"{path}: cannot be read as FITS ({one_line(error)});"
                 " is it complete and really a FITS file?"
@@ -140,6 +157,8 @@ def _readable_size(path: Path) -> int:
 
 
 def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, size: int) -> None:
+    end = 0
+    gaps: list[tuple[str, int, int]] = []
     for hdu in hdus:  # reads all headers
         info = hdu.fileinfo()
         if info is None:
@@ -147,9 +166,52 @@ def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, size: int) -> Non
         # The padding of the last block may be missing; its data may not.  A compressed
         # image states the size that it unpacks to.
         unpacked = isinstance(hdu, astropy.io.fits.CompImageHDU)
-        end = info["datLoc"] + (info["datSpan"] if unpacked else hdu.size)
-        if end > size:
+        name = hdu.name or "the primary HDU"
+        data_end = info["datLoc"] + (info["datSpan"] if unpacked else hdu.size)
+        end = info["datLoc"] + info["datSpan"]
+        if data_end > size:
             raise FileFormatError(
-                f"{path}: truncated: {hdu.name or 'the primary HDU'} ends at byte {end}, but the"
+                f"{path}: truncated: {name} ends at byte {data_end}, but the"
                 f" file has {size}; copy or download it again."
             )
+        gaps.append((name, data_end, end))
+    if path.stat().st_size != size:
+        return  # what is packed has a checksum
+    # A header that says too little or too much leaves data where there should be none.
+    with path.open("rb") as stream:
+        for name, start, stop in gaps:
+            stream.seek(start)
+            if not _is_empty(stream.read(min(stop, size) - start)):
+                raise FileFormatError(
+                    f"{path}: damaged: there are data behind what the header of {name} says it"
+                    " holds; copy or download it again."
+                )
+        stream.seek(end)
+        while block := stream.read(1 << 22):
+            if not _is_empty(block):
+                raise FileFormatError(
+                    f"{path}: damaged: {size - end} bytes behind its last HDU"
+                    f" ({gaps[-1][0] if gaps else 'none'}) are no HDU; copy or download it again."
+                )
+
+
+def _check_cards(path: Path, hdus: astropy.io.fits.HDUList) -> None:
+    """Repair cards whose value makes no sense, as astropy can, before anyone asks for it."""
+    for hdu in hdus:
+        for card in hdu.header.cards:
+            try:
+                _ = card.value
+            except astropy.io.fits.VerifyError:
+                try:
+                    card.verify("silentfix")
+                    _ = card.value
+                except astropy.io.fits.VerifyError as error:
+                    raise FileFormatError(
+                        f"{path}: {hdu.name or 'the primary HDU'} has a card that cannot be"
+                        f" understood ({one_line(error)})."
+                    ) from error
+
+
+def _is_empty(block: bytes) -> bool:
+    """Whether a block has nothing but what FITS fills up with."""
+    return not block.strip(b"\0 ")

@@ -14,6 +14,8 @@ from ..exposures.sky import wcs_cards, without_wcs
 __all__ = [
     "escaped",
     "first_value",
+    "header_gain",
+    "linear_origin",
     "observation_header",
     "storable",
     "unescaped",
@@ -21,6 +23,8 @@ __all__ = [
     "without_provenance",
     "without_wcs",
 ]
+
+_GAIN_KEYWORDS = ("GAIN", "EGAIN", "CCDGAIN")
 
 # Cards that describe the storage of the data they came with.
 _STORAGE = re.compile(
@@ -43,9 +47,10 @@ _ALTERNATE = re.compile(
 _PROVENANCE = re.compile(
     r"WD(TASK|VERS|SCI|TMPL|DIFF|KERN|PSF|PRECON|SVARIN|TVARIN|SGAIN|TGAIN|SRDN|TRDN|CONV|SCORE|"
     r"FULLV|TRANSF|IGNORE|XCEN|YCEN|KSUM|SVAR|TVAR|VUNC|VCON|VBEF|VAFT|GRIDX|GRIDY|CONTAM|SVFAC|TVFAC|BASIS|"
-    r"KORDER|BORDER|NSTAR|NUSED|KSERR|CHI2|COND|SFWHM|TFWHM|TFRAC|SPSFIN|TPSFIN|SCALE|SPAT|FILL|"
+    r"INJN|INJTAB|INJSED|INJGAI|KORDER|BORDER|NSTAR|NUSED|KSERR|CHI2|COND|SFWHM|TFWHM|TFRAC|SPSFIN|TPSFIN|SCALE|SPAT|FILL|"
     r"NIMG|SPERR|SNOI0|TNOI0|SNSIG|SNERR|TNERR|TNSIG|SNFLR|TNFLR|FLXERR|"
-    r"SKERN|TKERN|SWGT|TWGT|SVARS|TVARS|COMB|ALIGN|ALAREA|ALROT|ALERR|DIVIS|FLOOR|FLFRAC|CMAX|VPIX|VWHITE)"
+    r"SKERN|TKERN|SWGT|TWGT|SVARS|TVARS|COMB|ALIGN|ALAREA|ALROT|ALERR|DIVIS|FLOOR|FLFRAC|CMAX|VPIX|VWHITE|"
+    r"BOXX0|BOXX1|BOXY0|BOXY1|BUTID|BUTTYP|BUTRUN|BUTQID|BUTIN|SOFTW|NREG)"
 )
 
 
@@ -213,3 +218,45 @@ def first_value(
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return keyword, float(value)
     return None
+
+
+def header_gain(
+    header: astropy.io.fits.Header, primary: astropy.io.fits.Header
+) -> tuple[str, float] | None:
+    """Electrons per image unit, as headers have it.
+
+    Parameters
+    ----------
+    header, primary
+        Of the image, and of its file.
+
+    Returns
+    -------
+    keyword, gain
+        1 where the unit of the image is electrons; None where there is none.
+    """
+    found = first_value((header, primary), _GAIN_KEYWORDS)
+    unit = str(header.get("BUNIT", "")).strip().lower()
+    if found is not None and unit in ("electron", "electrons", "e", "e-"):
+        return found[0], 1.0 if found[1] > 0 else found[1]
+    return found
+
+
+def linear_origin(header: astropy.io.fits.Header) -> tuple[int, int]:
+    """Pixel coordinates of an array's first pixel, by the linear WCS beside the celestial one.
+
+    Parameters
+    ----------
+    header
+        Of the image, as lsst.images writes it.
+
+    Returns
+    -------
+    yx0
+        (y, x); 0 where the header says nothing.
+    """
+    y0, x0 = (
+        round(header.get(f"CRVAL{axis}A", 0) + 1 - header.get(f"CRPIX{axis}A", 1))
+        for axis in (2, 1)
+    )
+    return y0, x0

@@ -7,26 +7,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
+from astropy.table import Table
 from lsst.images import YX, Box
 
+from .. import __version__
 from ..errors import FileFormatError
-from ..exposures.covariance import Noise, NoiseField
+from ..exposures.covariance import Noise
 from ..exposures.psf import KernelPointSpreadFunction
 from ..exposures.solution import Solution
 from ..noise import NoiseCovariance
+from ..outputs import replacing
 from .files import opened, split_extension
+from .headers import escaped, linear_origin
 from .stamps import (
+    background_hdu,
     find_hdu,
+    kernel_hdus,
+    noise_hdus,
     polynomial_domain,
+    psf_hdus,
     read_background_hdu,
     read_kernel_hdus,
     read_noise_hdus,
     read_psf_hdus,
 )
+from .tables import read_table_hdu, table_hdu
 
-__all__ = ["read_solution", "solution_cards", "solution_extras"]
+__all__ = ["read_solution", "solution_cards", "solution_extras", "write_solution"]
 
 type Array = npt.NDArray[Any]
 
@@ -36,6 +46,12 @@ _FACTORS = {
     "WDTVFAC": ("template_variance_factor", "template variance multiplied by"),
     "WDSVAR": ("science_variance", "mean variance of science"),
     "WDTVAR": ("template_variance", "mean variance of template"),
+}
+_MEASURED = ("WDSVAR", "WDTVAR")
+_BOX = ("WDBOXX0", "WDBOXX1", "WDBOXY0", "WDBOXY1")
+_NOISE_CARDS = {
+    "SCIENCE_NOISE": ("WDSNERR", "WDSNSIG"),
+    "TEMPLATE_NOISE": ("WDTNERR", "WDTNSIG"),
 }
 
 
@@ -63,9 +79,7 @@ def solution_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
     }
 
 
-def solution_extras(
-    solution: Solution,
-) -> Mapping[str, Array | KernelPointSpreadFunction | NoiseCovariance | NoiseField]:
+def solution_extras(solution: Solution) -> Mapping[str, Any]:
     """Extensions that store the rest of a solution, beside KERNEL and BACKGROUND.
 
     Parameters
@@ -76,15 +90,86 @@ def solution_extras(
     Returns
     -------
     extras
-        Extension name → image, PSF or noise covariance.
+        Extension name → image, PSF, noise covariance or table.
     """
     extras: dict[str, Any] = {}
     if solution.psf is not None:
         extras["INPUT_PSF"] = solution.psf
     if solution.preconvolution_kernel is not None:
         extras["PRECONVOLUTION"] = solution.preconvolution_kernel
-    noises = {"SCIENCE_NOISE": solution.science_noise, "TEMPLATE_NOISE": solution.template_noise}
-    return extras | {name: noise for name, noise in noises.items() if noise is not None}
+    for name, noise in _noises(solution).items():
+        if noise is not None:
+            extras[name] = noise
+    if solution.stars is not None:
+        extras["STARS"] = solution.stars
+    return extras
+
+
+def write_solution(
+    solution: Solution,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    provenance: Mapping[str, tuple[Any, str]] | None = None,
+) -> None:
+    """Write a solution by itself: a product's primary header and small extensions.
+
+    Parameters
+    ----------
+    solution
+        Solution; with its box, or a background that has one.
+    path
+        Output.
+    overwrite
+        Whether an existing file may be replaced.
+    provenance
+        Keyword → (value, comment) for the primary header.
+
+    Raises
+    ------
+    OutputExistsError
+        If the output exists and may not be replaced.
+    FileFormatError
+        If it cannot be written.
+    """
+    box = solution.box or solution.kernel.bounds.bbox
+    cards: dict[str, tuple[Any, str]] = {
+        "WDTASK": ("subtract", "made by"),
+        "WDVERS": (__version__, "version of whitediff"),
+    }
+    cards |= solution_cards(solution) | dict(provenance or {})
+    corners = (box.x.start, box.x.stop, box.y.start, box.y.stop)
+    cards |= {key: (value, "box of its pixels") for key, value in zip(_BOX, corners, strict=True)}
+    for name, noise in _noises(solution).items():
+        if isinstance(noise, NoiseCovariance):
+            error, significance = _NOISE_CARDS[name]
+            cards[error] = (noise.zero_frequency_error, "error of the power at low frequencies")
+            cards[significance] = (noise.significance, "noise is not white, sigma")
+    primary = astropy.io.fits.PrimaryHDU()
+    for keyword, (value, comment) in cards.items():
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value)):
+            primary.header.set(
+                keyword, escaped(value) if isinstance(value, str) else value, comment
+            )
+    hdus = [primary, *kernel_hdus(solution.kernel, "KERNEL", box)]
+    background = solution.background
+    if not isinstance(background, int | float):
+        hdus.append(background_hdu(background, "BACKGROUND", box))
+    for name, extra in solution_extras(solution).items():
+        if isinstance(extra, KernelPointSpreadFunction):
+            hdus += psf_hdus(extra, name, box)
+        elif isinstance(extra, NoiseCovariance) or callable(extra):
+            hdus += noise_hdus(extra, name, box)
+        elif isinstance(extra, Table):
+            hdus.append(table_hdu(extra, name))
+        else:
+            hdus.append(astropy.io.fits.ImageHDU(extra, name=name))
+    with replacing(Path(path), overwrite=overwrite) as temporary:
+        astropy.io.fits.HDUList(hdus).writeto(temporary)
+
+
+def _noises(solution: Solution) -> dict[str, Noise]:
+    return {"SCIENCE_NOISE": solution.science_noise, "TEMPLATE_NOISE": solution.template_noise}
 
 
 def read_solution(path: str | Path) -> Solution:
@@ -109,7 +194,8 @@ def read_solution(path: str | Path) -> Solution:
     with opened(file) as hdus:
         header = hdus[0].header
         kernel_hdu = find_hdu(hdus, ("KERNEL",))
-        needed = [*_FACTORS, "WDCONV", "WDSCORE"]
+        # Before a decorrelation nobody knows the mean variances.
+        needed = [*(k for k in _FACTORS if k not in _MEASURED), "WDCONV", "WDSCORE"]
         missing = [keyword for keyword in needed if keyword not in header]
         if kernel_hdu is None:
             missing.append("KERNEL")
@@ -124,7 +210,9 @@ def read_solution(path: str | Path) -> Solution:
         psf_hdu = find_hdu(hdus, ("INPUT_PSF",))
         preconvolution_hdu = find_hdu(hdus, ("PRECONVOLUTION",))
         numbers: dict[str, Any] = {
-            name: float(header[keyword]) for keyword, (name, _) in _FACTORS.items()
+            name: float(header[keyword])
+            for keyword, (name, _) in _FACTORS.items()
+            if keyword in header
         }
         return Solution(
             kernel=kernel,
@@ -134,8 +222,8 @@ def read_solution(path: str | Path) -> Solution:
             # Files of before had one correction for all of the image.
             spatially_varying=bool(header.get("WDSPAT", False)),
             fill=header.get("WDFILL", "mean"),
-            science_noise=_noise(hdus, "SCIENCE_NOISE", "S", box, file),
-            template_noise=_noise(hdus, "TEMPLATE_NOISE", "T", box, file),
+            science_noise=_noise(hdus, "SCIENCE_NOISE", box, file),
+            template_noise=_noise(hdus, "TEMPLATE_NOISE", box, file),
             alignment=_alignment(header, file),
             preconvolution_kernel=(
                 None
@@ -147,11 +235,13 @@ def read_solution(path: str | Path) -> Solution:
                 if psf_hdu is None
                 else read_psf_hdus(hdus, psf_hdu, bounds=box, path=str(file))
             ),
+            stars=read_table_hdu(hdus, "STARS"),
             **numbers,
         )
 
 
-def _noise(hdus: Any, name: str, letter: str, box: Box, file: Path) -> Noise:
+def _noise(hdus: Any, name: str, box: Box, file: Path) -> Noise:
+    error, significance = _NOISE_CARDS[name]
     hdu = find_hdu(hdus, (name,))
     if hdu is None:
         return None
@@ -161,8 +251,8 @@ def _noise(hdus: Any, name: str, letter: str, box: Box, file: Path) -> Noise:
         hdu,
         bounds=box,
         path=str(file),
-        zero_frequency_error=float(header.get(f"WD{letter}NERR", 0.0)),
-        significance=float(header.get(f"WD{letter}NSIG", math.inf)),
+        zero_frequency_error=float(header.get(error, 0.0)),
+        significance=float(header.get(significance, math.inf)),
     )
 
 
@@ -178,15 +268,15 @@ def _alignment(header: Any, file: Path) -> Any:
 
 def _box(hdus: Any, background_hdu: Any, file: Path) -> Box:
     """Box of the product; also of a file that was stripped of its planes."""
+    header = hdus[0].header
+    if all(card in header for card in _BOX):
+        x0, x1, y0, y1 = (int(header[card]) for card in _BOX)
+        return Box.from_shape((y1 - y0, x1 - x0), start=YX(y=y0, x=x0))
     box = None if background_hdu is None else polynomial_domain(background_hdu.header)
     if box is not None:
         return box
     if "IMAGE" not in hdus:
         raise FileFormatError(f"{file}: has neither IMAGE nor BACKGROUND; keep one of them.")
     header = hdus["IMAGE"].header
-    # The linear WCS that lsst.images writes beside the celestial one.
-    y0, x0 = (
-        round(header.get(f"CRVAL{axis}A", 0) + 1 - header.get(f"CRPIX{axis}A", 1))
-        for axis in (2, 1)
-    )
+    y0, x0 = linear_origin(header)
     return Box.from_shape(hdus["IMAGE"].shape, start=YX(y=y0, x=x0))

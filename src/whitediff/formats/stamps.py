@@ -14,7 +14,7 @@ from lsst.images.fields import BaseField, ChebyshevField
 from ..errors import ArgumentError, DataError, FileFormatError
 from ..exposures import kernels
 from ..exposures.covariance import Noise, NoiseField, noise_at
-from ..exposures.fields import GridField
+from ..exposures.fields import GridField, PiecewiseField
 from ..exposures.psf import KernelPointSpreadFunction
 from ..noise import NoiseCovariance
 
@@ -30,6 +30,7 @@ __all__ = [
     "read_kernel_hdus",
     "read_noise_hdus",
     "read_psf_hdus",
+    "united_kernel",
 ]
 
 type Array = npt.NDArray[Any]
@@ -37,6 +38,8 @@ type Array = npt.NDArray[Any]
 NOISE = "NOISE_CORRELATION"
 """Extension of the noise covariance that an exposure knows; NOISE alone is a sigma elsewhere."""
 
+_LARGEST_DOMAIN = 1e7
+_REGION = ("REGXMIN", "REGXMAX", "REGYMIN", "REGYMAX")
 _CHEBYSHEV, _MONOMIAL, _BILINEAR = "CHEBYSHEV", "MONOMIAL", "BILINEAR"
 
 
@@ -96,11 +99,27 @@ def read_kernel_hdus(
     FileFormatError
         If shapes do not fit or the coefficients are missing.
     """
-    data = np.asarray(image_hdu.data, dtype=np.float64)
-    name = image_hdu.name or "the primary HDU"
+    if any(card in image_hdu.header for card in _REGION):
+        return _read_regions(hdus, image_hdu.name, bounds=bounds, path=path)
     coefficients_hdu = find_hdu(
         hdus, (f"{image_hdu.name.upper()}_COEFFICIENTS", "KERNEL_COEFFICIENTS", "COEFFICIENTS")
     )
+    return _read_pair(image_hdu, coefficients_hdu, bounds=bounds, path=path)
+
+
+def _read_pair(
+    image_hdu: Any, coefficients_hdu: Any, *, bounds: Box, path: str
+) -> ImageBasisConvolutionKernel:
+    """Kernel from an HDU with an image or cube, and one with its coefficients."""
+    data = np.asarray(image_hdu.data, dtype=np.float64)
+    name = image_hdu.name or "the primary HDU"
+    for axis, card in ((-1, "XCENTER"), (-2, "YCENTER")):
+        said = image_hdu.header.get(card)
+        if data.ndim >= 2 and said is not None and said != data.shape[axis] // 2:
+            raise FileFormatError(
+                f"{path}: {name} has its origin at {card} = {said!r}, but is {data.shape[axis]}"
+                f" pixels wide, in whose middle is {data.shape[axis] // 2}; is the file whole?"
+            )
     if data.ndim == 2:
         return kernels.constant_kernel(data, bounds)
     if data.ndim != 3:
@@ -117,14 +136,23 @@ def read_kernel_hdus(
     header = coefficients_hdu.header
     default = _MONOMIAL if coefficients.ndim == 2 else _CHEBYSHEV
     polynomials = str(header.get("POLYTYPE", default)).strip().upper()
-    bounds = polynomial_domain(header) or bounds
+    bounds = polynomial_domain(header, path) or bounds
+    if not np.isfinite(coefficients).all():
+        raise FileFormatError(f"{path}: {coefficients_hdu.name} is not all finite.")
     try:
         if polynomials == _MONOMIAL:
             return kernels.polynomial_kernel(data, coefficients, bounds)
         if polynomials == _CHEBYSHEV:
             return kernels.chebyshev_kernel(data, coefficients, bounds)
         if polynomials == _BILINEAR:
-            cell = int(header.get("CELL", 0))
+            cell = header.get("CELL")
+            if isinstance(cell, bool) or not isinstance(cell, int) or cell < 1:
+                raise FileFormatError(f"{path}: CELL must be a number of pixels; got {cell!r}.")
+            if coefficients.ndim != 3 or len(coefficients) != len(data):
+                raise FileFormatError(
+                    f"{path}: {name} has {len(data)} basis images, but its coefficients the shape"
+                    f" {coefficients.shape}."
+                )
             fields: list[Any] = [GridField(bounds, values, cell) for values in coefficients]
             return ImageBasisConvolutionKernel(data, fields)
     except ArgumentError as error:
@@ -132,6 +160,92 @@ def read_kernel_hdus(
     raise FileFormatError(
         f"{path}: POLYTYPE is {polynomials!r}; it must be {_MONOMIAL}, {_CHEBYSHEV} or {_BILINEAR}."
     )
+
+
+def _read_regions(
+    hdus: astropy.io.fits.HDUList, name: str, *, bounds: Box, path: str
+) -> ImageBasisConvolutionKernel:
+    """Kernel in pieces, from one HDU or pair of them for each region."""
+    boxes, found = [], []
+    for hdu in hdus:
+        if hdu.name != name or hdu.data is None:
+            continue
+        corners = [hdu.header.get(card) for card in _REGION]
+        if not all(isinstance(n, int) and not isinstance(n, bool) for n in corners):
+            raise FileFormatError(
+                f"{path}: {name},{hdu.ver} lacks its region ({', '.join(_REGION)}): {corners}."
+            )
+        x0, x1, y0, y1 = corners
+        if not (x0 <= x1 and y0 <= y1):
+            raise FileFormatError(f"{path}: {name},{hdu.ver} has an empty region: {corners}.")
+        coefficients = [
+            other for other in hdus if other.name == f"{name}_COEFFICIENTS" and other.ver == hdu.ver
+        ]
+        boxes.append(Box.factory[y0 : y1 + 1, x0 : x1 + 1])
+        found.append(
+            _read_pair(hdu, coefficients[0] if coefficients else None, bounds=bounds, path=path)
+        )
+    if len({kernel.basis.shape[1:] for kernel in found}) > 1:
+        raise FileFormatError(f"{path}: the regions of {name} have images of different shapes.")
+    return united_kernel(list(zip(boxes, found, strict=True)), bounds)
+
+
+def united_kernel(
+    pieces: list[tuple[Box, ImageBasisConvolutionKernel]], bounds: Box
+) -> ImageBasisConvolutionKernel:
+    """Kernel that is another one in each region.
+
+    Parameters
+    ----------
+    pieces
+        Regions and their kernels, of one shape.
+    bounds
+        Box of the frame.
+
+    Returns
+    -------
+    kernel
+        With the basis of all, which is stored once where they share it.
+    """
+    bases = [kernel.basis for _, kernel in pieces]
+    boxes = [box for box, _ in pieces]
+    if all(np.array_equal(basis, bases[0]) for basis in bases[1:]):
+        fields: list[Any] = [
+            PiecewiseField(bounds, list(zip(boxes, shared, strict=True)))
+            for shared in zip(*(kernel.spatial for _, kernel in pieces), strict=True)
+        ]
+        return ImageBasisConvolutionKernel(bases[0], fields)
+    nothing, fields = ChebyshevField(bounds, np.zeros((1, 1))), []
+    for index, (_, kernel) in enumerate(pieces):
+        for field in kernel.spatial:
+            own = [field if i == index else nothing for i in range(len(boxes))]
+            fields.append(PiecewiseField(bounds, list(zip(boxes, own, strict=True))))
+    return ImageBasisConvolutionKernel(np.concatenate(bases), fields)
+
+
+def _region_hdus(
+    kernel: ImageBasisConvolutionKernel, fields: list[PiecewiseField], name: str
+) -> list[Any]:
+    """HDUs of each region, with those basis images that count there."""
+    basis = np.stack([kernels.centered_array(image.array, image.bbox) for image, _ in kernel])
+    hdus: list[Any] = []
+    for index, (box, _) in enumerate(fields[0].pieces):
+        own = [field.pieces[index][1] for field in fields]
+        use = [
+            i
+            for i, field in enumerate(own)
+            if not (isinstance(field, ChebyshevField) and not np.any(field.coefficients))
+        ] or [0]
+        chosen: list[Any] = [own[i] for i in use]
+        part = ImageBasisConvolutionKernel(basis[use], chosen)
+        for hdu in kernel_hdus(part, name, box):
+            hdu.ver = index + 1
+            if hdu.name == name:
+                corners = (box.x.start, box.x.stop - 1, box.y.start, box.y.stop - 1)
+                for card, corner in zip(_REGION, corners, strict=True):
+                    hdu.header[card] = (corner, "limit of the pixels where it holds")
+            hdus.append(hdu)
+    return hdus
 
 
 def kernel_hdus(kernel: ConvolutionKernel, name: str, bounds: Box) -> list[Any]:
@@ -150,11 +264,13 @@ def kernel_hdus(kernel: ConvolutionKernel, name: str, bounds: Box) -> list[Any]:
     Returns
     -------
     hdus
-        One HDU for a constant kernel, else two.
+        One HDU for a constant kernel, else two; of a kernel in pieces so many for each.
     """
     if isinstance(kernel, ImageBasisConvolutionKernel):
         # Those that lsst.images knows, and our own.
         grids: list[Any] = list(kernel.spatial)
+        if all(isinstance(field, PiecewiseField) for field in grids):
+            return _region_hdus(kernel, grids, name)
         if all(isinstance(field, GridField) for field in grids):
             return _grid_hdus(kernel, grids, name)
     if not (
@@ -362,21 +478,37 @@ def _set_domain(header: astropy.io.fits.Header, box: Box) -> None:
         header[f"DOM{axis}MAX"] = (interval.stop - 0.5, f"{axis.lower()}' = +1 here, pixel")
 
 
-def polynomial_domain(header: astropy.io.fits.Header) -> Box | None:
+def polynomial_domain(header: astropy.io.fits.Header, path: str = "") -> Box | None:
     """Box over which an HDU's polynomials are scaled.
 
     Parameters
     ----------
     header
         Header of an HDU of coefficients.
+    path
+        For error messages.
 
     Returns
     -------
     box
         None where the header has none.
+
+    Raises
+    ------
+    FileFormatError
+        If it has only some of the cards, or they are no box.
     """
-    if "DOMXMIN" not in header:
+    cards = {name: header.get(name) for name in ("DOMXMIN", "DOMXMAX", "DOMYMIN", "DOMYMAX")}
+    if set(cards.values()) == {None}:
         return None
+    numbers = all(
+        isinstance(value, int | float) and abs(value) < _LARGEST_DOMAIN for value in cards.values()
+    )
+    if not numbers or cards["DOMXMIN"] >= cards["DOMXMAX"] or cards["DOMYMIN"] >= cards["DOMYMAX"]:
+        given = ", ".join(f"{name} = {value!r}" for name, value in cards.items())
+        raise FileFormatError(
+            f"{path or 'A kernel'}: the limits of its polynomials are no box: {given}."
+        )
     x, y = (
         (round(header[f"DOM{axis}MIN"] + 0.5), round(header[f"DOM{axis}MAX"] - 0.5))
         for axis in "XY"

@@ -95,6 +95,10 @@ class Candidates:
         Number of sources found, of which these were chosen.
     relaxed
         Which requirements were given up to have enough; empty for none.
+    chosen
+        ``(n,)`` which of the sources they are.
+    passed_over
+        ``(detected,)`` text: why a source was not chosen; empty for those that were.
     """
 
     x: Array
@@ -103,7 +107,9 @@ class Candidates:
     science_sigma: float
     template_sigma: float
     detected: int
-    relaxed: str = ""
+    relaxed: str
+    chosen: Array
+    passed_over: Array
 
     def __len__(self) -> int:
         return len(self.x)
@@ -276,14 +282,17 @@ def choose_candidates(
     options = options or CandidateOptions()
     ratio = sources.signal_to_noise
     faintest, brightest = options.signal_to_noise
-    usable = sources.clean & (ratio >= faintest)
+    bright_enough = ratio >= faintest
+    usable = sources.clean & bright_enough
     offered = len(ratio)
     if sources.offered is not None:
         usable &= sources.offered
         offered = int(sources.offered.sum())
-    usable &= _clear_of(sources.bad, sources.x, sources.y, clear)
+    free = _clear_of(sources.bad, sources.x, sources.y, clear)
+    usable &= free
     isolated = _isolated(sources.x, sources.y, sources.flux, isolation)
-    usable &= _static(sources, usable)
+    static = _static(sources, usable)
+    usable &= static
     unresolved = np.ones(len(ratio), dtype=bool)
     if (usable & isolated).any():
         # Stars' radii are best known where they are bright.
@@ -314,6 +323,21 @@ def choose_candidates(
         float(np.median(radius[chosen])) * HALF_LIGHT_TO_SIGMA
         for radius in (sources.science_radius, sources.template_radius)
     )
+    flaws = (
+        (~bright_enough, "too faint"),
+        (~sources.clean, "blended or cut off"),
+        (~free, "near an edge or bad pixels"),
+        (~static, "flux differs in the images"),
+        (~isolated, "has a neighbour"),
+        (~unresolved, "not as wide as a star"),
+        (~moderate, "too bright"),
+    )
+    passed_over = np.select(
+        [flaw for flaw, _ in flaws], [why for _, why in flaws], default="enough others nearby"
+    )
+    if sources.offered is not None:
+        passed_over[~sources.offered] = "not offered"
+    passed_over[chosen] = ""
     return Candidates(
         sources.x[chosen],
         sources.y[chosen],
@@ -322,6 +346,8 @@ def choose_candidates(
         template_sigma,
         len(ratio),
         relaxed,
+        chosen,
+        passed_over,
     )
 
 

@@ -40,6 +40,12 @@ _EVIDENCE = 2.0
 _FOLDS = 5
 """Parts of the stars, each of which is predicted from the others."""
 
+_FEW_PIXELS = "too few good pixels"
+_NOT_DESCRIBED = "no kernel of its own fits"
+_OTHER_SUM = "its kernel sum is an outlier"
+_NOT_COMMON = "the common kernel does not fit"
+"""Why a stamp is rejected."""
+
 
 @dataclasses.dataclass(frozen=True)
 class KernelFit:
@@ -55,6 +61,8 @@ class KernelFit:
         ``(n_stamps,)`` boolean: stamps that were not rejected.
     residual_mean, residual_rms
         ``(n_stamps,)`` of the residual over its sigma.
+    rejected
+        ``(n_stamps,)`` text: why a stamp was rejected; empty for those that were not.
     kernel_sum, kernel_sum_error
         In the middle of the frame.
     condition
@@ -70,6 +78,7 @@ class KernelFit:
     used: Array
     residual_mean: Array
     residual_rms: Array
+    rejected: Array
     kernel_sum: float
     kernel_sum_error: float
     condition: float
@@ -166,7 +175,12 @@ def fit_kernel(
         normals = normal_equations(stamps, basis)
     design = _design(stamps, basis, options)
     used = normals.pixels > len(basis) + 1
-    used &= _single_fits(normals, basis, options, used)
+    described, ordinary = _single_fits(normals, basis, options, used)
+    reasons = ((~used, _FEW_PIXELS), (~described, _NOT_DESCRIBED), (~ordinary, _OTHER_SUM))
+    rejected = np.select(
+        [flaw for flaw, _ in reasons], [why for _, why in reasons], default=_NOT_COMMON
+    )
+    used &= described & ordinary
     for round_number in range(options.rejections + 1):
         solved = design.solve(normals, used)
         mean, rms = residual_statistics(normals, design.local(solved.solution))
@@ -177,6 +191,7 @@ def fit_kernel(
         most = max(1, int(used.sum()) // 4)
         worst = np.argsort(np.where(bad, badness, 0))[::-1][: min(most, int(bad.sum()))]
         used[worst] = False
+    rejected[used] = ""
     solution = solved.solution
     chi_square = float((rms[used] ** 2 * normals.pixels[used]).sum())
     middle = design.sum_gradient()
@@ -186,6 +201,7 @@ def fit_kernel(
         used=used,
         residual_mean=mean,
         residual_rms=rms,
+        rejected=rejected,
         kernel_sum=float(middle @ solution),
         kernel_sum_error=math.sqrt(float(middle @ solved.covariance @ middle)),
         condition=solved.condition,
@@ -247,7 +263,7 @@ def choose_kernel_order(
     if normals is None:
         normals = normal_equations(stamps, basis)
     used = normals.pixels > len(basis) + 1
-    used &= _single_fits(normals, basis, options, used)
+    used &= np.logical_and(*_single_fits(normals, basis, options, used))
     judge = _information if criterion == "bic" else _predicted
     best: tuple[Array, FitOptions] | None = None
     failure: DataError | None = None
@@ -293,8 +309,10 @@ def _predicted(normals: Normals, design: Design, options: FitOptions, used: Arra
     return result[used]
 
 
-def _single_fits(normals: Normals, basis: KernelBasis, options: FitOptions, used: Array) -> Array:
-    """Stamps that a kernel of their own describes, and whose sum is no outlier."""
+def _single_fits(
+    normals: Normals, basis: KernelBasis, options: FitOptions, used: Array
+) -> tuple[Array, Array]:
+    """Stamps that a kernel of their own describes, and those of them whose sum is no outlier."""
     m = len(basis) + 1
     local = np.zeros((len(normals.right), m))
     error = np.full(len(local), np.inf)
@@ -316,11 +334,12 @@ def _single_fits(normals: Normals, basis: KernelBasis, options: FitOptions, used
         error[part] = np.sqrt(np.maximum(variance, 0))
     mean, rms = residual_statistics(normals, local)
     good = used & (np.abs(mean) <= options.largest_mean) & (rms <= options.largest_rms)
+    ordinary = good
     if good.sum() >= 3:
         sums = local[:, 0]
         # In units of each stamp's own error: faint stars scatter more, and rightly so.
         # What all scatter beyond that (the sum may vary over the field) widens the limit.
         offset = (sums - np.median(sums[good])) / np.maximum(error, 1e-300)
         spread = max(1.0, 1.4826 * float(np.median(np.abs(offset[good]))))
-        good &= np.abs(offset) <= options.sum_clip * spread
-    return good
+        ordinary = good & (np.abs(offset) <= options.sum_clip * spread)
+    return good, ordinary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect as inspection
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +12,17 @@ from typing import Any
 from .. import formats
 from ..errors import ArgumentError, WhitediffError
 from ..exposures import masks
-from ..exposures.alignment import aligned_template
 from ..exposures.matching import MatchOptions
 from ..exposures.model import Exposure
 from ..exposures.noise import rescaled, source_pixels
-from ..exposures.pipeline import make, measured_noise, solve_difference, solve_score
+from ..exposures.pipeline import (
+    SubtractionOptions,
+    aligned_as_before,
+    make,
+    measured_noise,
+    solve_difference,
+    solve_score,
+)
 from ..exposures.preparation import PreparationOptions, prepare
 from ..exposures.resampling import ResamplingOptions
 from ..exposures.solution import make_product
@@ -24,8 +31,9 @@ from ..matching.design import FitOptions
 from ..outputs import check_output
 from .cards import decorrelation_cards, report_noise_floor
 from .inputs import read_input
+from .record import recorded
 
-__all__ = ["Written", "run_subtraction"]
+__all__ = ["Written", "run_subtraction", "solutions_by_kind", "subtraction_options"]
 
 log = logging.getLogger("whitediff.runs")
 
@@ -119,6 +127,7 @@ def run_subtraction(
     WhitediffError
         One of its kinds, whose message names the file at fault.
     """
+    changed = _changed(locals())
     outputs = [path for path in (output, score_output, matched_output) if path is not None]
     if not outputs:
         raise ArgumentError("Nothing to write: give output, score_output or matched_output.")
@@ -129,20 +138,21 @@ def run_subtraction(
     read = {path: formats.read_solution(path) for path in solutions}
     wanted = {"difference": output, "score": score_output, "matched": matched_output}
     stored = _by_kind(read, wanted)
-    if kernel_order is None:
-        # To try all orders with hundreds of free pixels takes minutes.
-        kernel_order = 1 if basis == "delta" else "bic"
-    chosen = kernel_order if isinstance(kernel_order, str) else None
-    options = MatchOptions(
-        convolved=convolved or "auto",
+    how = subtraction_options(
+        convolved=convolved,
+        kernel_order=kernel_order,
+        background_order=background_order,
         basis=basis,
         kernel_size=kernel_size,
-        choose_order=chosen,  # type: ignore[arg-type]
-        fit=FitOptions(
-            kernel_order=1 if isinstance(kernel_order, str) else kernel_order,
-            background_order=background_order,
-            constant_sum=not varying_sum,
-        ),
+        varying_sum=varying_sum,
+        keep_variance=keep_variance,
+        ignore_wcs=ignore_wcs,
+        align=align,
+        align_method=align_method,
+        noise=noise,
+        constant=constant,
+        fill=fill,
+        full_variance=full_variance,
     )
     noise_levels = {
         "science": (science_variance, science_gain, science_read_noise),
@@ -154,53 +164,127 @@ def run_subtraction(
         "WDTMPL": (template, "template"),
     }
     written: list[Written] = []
-    begin("reading")
-    inputs = {name: read_input(name, path, *noise_levels[name]) for name, path in paths.items()}
-    for name, psf in (("science", science_psf), ("template", template_psf)):
-        if psf is not None:
-            inputs[name].psf = formats.read_psf(psf, bounds=inputs[name].bbox)
-            cards[f"WD{name[0].upper()}PSFIN"] = (psf, f"PSF of the {name} image from")
-    begin("preparation")
-    try:
-        if stored:
-            made = _made_again(stored, inputs, wanted, begin, full_variance, not ignore_wcs)
-        else:
-            prepared = PreparationOptions(
-                rescale_variance=not keep_variance,
-                use_wcs=not ignore_wcs,
-                resampling=ResamplingOptions(method=align_method, noise=noise) if align else None,
-            )
-            correction = {
-                "noise": noise,
-                "spatially_varying": not constant,
-                "fill": fill,
-                "alignment": align_method if align else None,
-            }
-            made = _made(inputs, wanted, begin, full_variance, prepared, options, correction)
-        for path, exposure, more, extras in made:
-            findings = None
-            kind = next(name for name, wish in wanted.items() if wish == path)
-            if inspect is not None:
-                begin("inspection")
-                findings = inspect(kind, exposure)
-            begin("writing")
-            formats.write_exposure(
-                exposure,
-                path,
-                overwrite=overwrite,
-                compress=compress,
-                provenance=cards | more,
-                extras=extras,
-            )
-            values = {keyword: value for keyword, (value, _) in (cards | more).items()}
-            written.append(Written(kind, path, values, findings))
-    except WhitediffError as error:
-        # Which of the two is at fault, the fit cannot know.
-        named = (science, template, *(str(path) for path in outputs))
-        if any(name in str(error) for name in named):
-            raise
-        raise type(error)(f"{science}, {template}: {error}") from error
+    with recorded(changed) as record:
+        begin = record.noting(begin)
+        begin("reading")
+        inputs = {name: read_input(name, path, *noise_levels[name]) for name, path in paths.items()}
+        for name, psf in (("science", science_psf), ("template", template_psf)):
+            if psf is not None:
+                inputs[name].psf = formats.read_psf(psf, bounds=inputs[name].bbox)
+                cards[f"WD{name[0].upper()}PSFIN"] = (psf, f"PSF of the {name} image from")
+        begin("preparation")
+        try:
+            if stored:
+                made = _made_again(stored, inputs, wanted, begin, full_variance, not ignore_wcs)
+            else:
+                made = _made(inputs, wanted, begin, how)
+            for path, exposure, more, extras in made:
+                findings = None
+                kind = next(name for name, wish in wanted.items() if wish == path)
+                if inspect is not None:
+                    begin("inspection")
+                    findings = inspect(kind, exposure)
+                begin("writing")
+                formats.write_exposure(
+                    exposure,
+                    path,
+                    overwrite=overwrite,
+                    compress=compress,
+                    provenance=cards | more,
+                    extras=extras | {"LOG": record.table()},
+                )
+                values = {keyword: value for keyword, (value, _) in (cards | more).items()}
+                written.append(Written(kind, path, values, findings))
+        except WhitediffError as error:
+            # Which of the two is at fault, the fit cannot know.
+            named = (science, template, *(str(path) for path in outputs))
+            if any(name in str(error) for name in named):
+                raise
+            raise type(error)(f"{science}, {template}: {error}") from error
     return written
+
+
+def subtraction_options(
+    *,
+    convolved: Any = None,
+    kernel_order: int | str | None = None,
+    background_order: int = 2,
+    basis: Any = "gaussian",
+    kernel_size: int | None = None,
+    varying_sum: bool = False,
+    keep_variance: bool = False,
+    ignore_wcs: bool = False,
+    align: bool = False,
+    align_method: Any = "interpolating",
+    noise: Any = "auto",
+    constant: bool = False,
+    fill: Any = "mean",
+    full_variance: bool = False,
+) -> SubtractionOptions:
+    """What the options of a command say about the subtraction.
+
+    Parameters
+    ----------
+    convolved, kernel_order, background_order, basis, kernel_size, varying_sum, keep_variance, \
+    ignore_wcs, align, align_method, noise, constant, fill, full_variance
+        Options of the command.
+
+    Returns
+    -------
+    options
+        As `whitediff.exposures.pipeline` takes them.
+
+    Raises
+    ------
+    ArgumentError
+        If they contradict each other.
+    """
+    if align and ignore_wcs:
+        raise ArgumentError("To align goes by the WCS that is to be ignored; leave one out.")
+    if kernel_order is None:
+        # To try all orders with hundreds of free pixels takes minutes.
+        kernel_order = 1 if basis == "delta" else "bic"
+    return SubtractionOptions(
+        preparation=PreparationOptions(
+            rescale_variance=not keep_variance,
+            use_wcs=not ignore_wcs,
+            resampling=ResamplingOptions(method=align_method, noise=noise) if align else None,
+        ),
+        match=MatchOptions(
+            convolved=convolved or "auto",
+            basis=basis,
+            kernel_size=kernel_size,
+            choose_order=kernel_order if isinstance(kernel_order, str) else None,  # type: ignore[arg-type]
+            fit=FitOptions(
+                kernel_order=1 if isinstance(kernel_order, str) else kernel_order,
+                background_order=background_order,
+                constant_sum=not varying_sum,
+            ),
+        ),
+        noise=noise,
+        spatially_varying=not constant,
+        fill=fill,
+        full_variance=full_variance,
+    )
+
+
+_UNTOLD = (
+    *("science", "template", "output", "score_output", "matched_output"),
+    *("compress", "overwrite", "begin", "inspect"),
+)
+"""Arguments that say nothing of the result, or stand in the header."""
+
+
+def _changed(values: dict[str, Any]) -> dict[str, Any]:
+    """Options of a run that are not their defaults."""
+    parameters = inspection.signature(run_subtraction).parameters
+    return {
+        "kernel" if name == "solutions" else name: (
+            " ".join(map(str, value)) if isinstance(value, tuple) else value
+        )
+        for name, value in values.items()
+        if name in parameters and name not in _UNTOLD and value != parameters[name].default
+    }
 
 
 type _Made = Iterator[tuple[Path, Any, dict[str, tuple[Any, str]], dict[str, Any]]]
@@ -211,13 +295,11 @@ def _made(
     inputs: dict[str, Any],
     wanted: dict[str, Path | None],
     begin: Callable[[str], None],
-    full_variance: bool,
-    prepared: Any,
-    options: Any,
-    correction: dict[str, Any],
+    how: SubtractionOptions,
 ) -> _Made:
-    """Match, subtract and decorrelate."""
-    pair = prepare(inputs["science"], inputs["template"], prepared)
+    """Match, subtract and decorrelate as `subtraction_options` says."""
+    options, correction = how.match, how.correction
+    pair = prepare(inputs["science"], inputs["template"], how.preparation)
     # Whatever else is needed lives in the pair.
     inputs.clear()
     sources = pair.science_pixels | pair.template_pixels
@@ -228,7 +310,7 @@ def _made(
         pair = solved.pair
     if solved is not None and wanted["difference"] is not None:
         begin("subtraction")
-        product = make(solved, sources=sources, full_variance=full_variance)
+        product = make(solved, sources=sources, full_variance=how.full_variance)
         # Both products have the same inputs.
         correction |= measured_noise(product)
         _describe(wanted["difference"], product, pair, solved.match)
@@ -244,7 +326,7 @@ def _made(
         begin("matching for the score")
         solved = solve_score(pair, options, **correction)
         begin("score")
-        product = make(solved, sources=sources, full_variance=full_variance)
+        product = make(solved, sources=sources, full_variance=how.full_variance)
         _describe(wanted["score"], product, solved.pair, solved.match)
         if wanted["difference"] is None:
             _report_floor(product, solved.pair)
@@ -262,14 +344,7 @@ def _made_again(
 ) -> _Made:
     """Subtract and decorrelate with stored solutions."""
     science = inputs["science"]
-    # All of one run have the same template, and its noise covariance is stored.
-    method = next((s.alignment for s in stored.values() if s.alignment is not None), None)
-    template = aligned_template(
-        science,
-        inputs["template"],
-        use_wcs=use_wcs,
-        resampling=None if method is None else ResamplingOptions(method=method, noise="white"),
-    )
+    template = aligned_as_before(science, inputs["template"], stored.values(), use_wcs=use_wcs)
     inputs.clear()
     sources = source_pixels(science, template)
     for kind, solution in stored.items():
@@ -375,14 +450,36 @@ def _report_floor(product: Any, pair: Any) -> None:
     )
 
 
-def _by_kind(read: dict[str, Any], wanted: dict[str, Path | None]) -> dict[str, Any]:
-    """Stored solutions by what they made, one for each output that is wanted."""
+def solutions_by_kind(read: dict[str, Any]) -> dict[str, Any]:
+    """Stored solutions by what they made.
+
+    Parameters
+    ----------
+    read
+        File → solution.
+
+    Returns
+    -------
+    stored
+        ``difference`` and ``score``, as far as there are some → solution.
+
+    Raises
+    ------
+    ArgumentError
+        If there are two of a kind.
+    """
     stored: dict[str, Any] = {}
     for path, solution in read.items():
         kind = "score" if solution.preconvolution_kernel is not None else "difference"
         if kind in stored:
             raise ArgumentError(f"{path}: a second {kind} in --kernel; one is enough.")
         stored[kind] = solution
+    return stored
+
+
+def _by_kind(read: dict[str, Any], wanted: dict[str, Path | None]) -> dict[str, Any]:
+    """Stored solutions by what they made, one for each output that is wanted."""
+    stored = solutions_by_kind(read)
     if not read:
         return stored
     named = ", ".join(read)

@@ -13,6 +13,15 @@ from .decorrelate_spatial import (
     DecorrelateALKernelSpatialConfig,
     DecorrelateALKernelSpatialTask,
 )
+from .detect import (
+    BadSubtractionError,
+    DetectAndMeasureConfig,
+    DetectAndMeasureScoreConfig,
+    DetectAndMeasureScoreTask,
+    DetectAndMeasureTask,
+    NoDiaSourcesError,
+    SourceDetectionConfig,
+)
 from .map_reduce import (
     ImageMapper,
     ImageMapperConfig,
@@ -29,6 +38,12 @@ from .match import (
     PsfMatchConfigAL,
     PsfMatchConfigDF,
 )
+from .stored import (
+    DecorrelateDifferenceConfig,
+    DecorrelateDifferenceTask,
+    RecreateDifferenceConfig,
+    RecreateDifferenceTask,
+)
 from .subtract import (
     AlardLuptonPreconvolveSubtractConfig,
     AlardLuptonPreconvolveSubtractTask,
@@ -43,6 +58,7 @@ __all__ = [
     "AlardLuptonSubtractBaseConfig",
     "AlardLuptonSubtractConfig",
     "AlardLuptonSubtractTask",
+    "BadSubtractionError",
     "DecorrelateALKernelConfig",
     "DecorrelateALKernelMapReduceConfig",
     "DecorrelateALKernelMapReduceTask",
@@ -51,6 +67,12 @@ __all__ = [
     "DecorrelateALKernelSpatialConfig",
     "DecorrelateALKernelSpatialTask",
     "DecorrelateALKernelTask",
+    "DecorrelateDifferenceConfig",
+    "DecorrelateDifferenceTask",
+    "DetectAndMeasureConfig",
+    "DetectAndMeasureScoreConfig",
+    "DetectAndMeasureScoreTask",
+    "DetectAndMeasureTask",
     "ImageMapReduceConfig",
     "ImageMapReduceTask",
     "ImageMapper",
@@ -60,8 +82,12 @@ __all__ = [
     "InsufficientKernelSourcesError",
     "MakeKernelConfig",
     "MakeKernelTask",
+    "NoDiaSourcesError",
     "PsfMatchConfig",
     "PsfMatchConfigAL",
     "PsfMatchConfigDF",
+    "RecreateDifferenceConfig",
+    "RecreateDifferenceTask",
+    "SourceDetectionConfig",
     "UnusableExposureError",
 ]

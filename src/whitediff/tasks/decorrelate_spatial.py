@@ -473,6 +473,8 @@ class DecorrelateALKernelSpatialTask(Task):
                 science, template, sources, how=self.config.decorrelateConfig.noise
             )
             kwargs = {**kwargs, "scienceNoise": noises[0], "templateNoise": noises[1]}
+        # They are the frame's; a cell that is white and constant needs none.
+        kwargs = {name: value for name, value in kwargs.items() if name != "sources"}
         result = self.mapReduce.run(
             difference,
             science=science,

@@ -131,6 +131,16 @@ class PsfMatchConfig(pex_config.Config):
     spatialKernelOrder = pex_config.RangeField(
         dtype=int, default=1, min=0, doc="Order of the kernel's variation."
     )
+    spatialKernelOrderChoice = pex_config.ChoiceField(
+        dtype=str,
+        default=None,
+        optional=True,
+        doc="How to choose that order, from 0 to 3; None to take it as it is.",
+        allowed={
+            "bic": "By the Bayesian information criterion.",
+            "cross-validation": "By stars that are left out of the fit.",
+        },
+    )
     spatialBgOrder = pex_config.RangeField(
         dtype=int, default=2, min=0, doc="Order of the differential background."
     )
@@ -230,6 +240,7 @@ class PsfMatchConfig(pex_config.Config):
             candidates=dataclasses.replace(
                 candidates or CandidateOptions(), cell=self.sizeCellX, per_cell=self.nStarPerCell
             ),
+            choose_order=self.spatialKernelOrderChoice,
             fit=FitOptions(
                 kernel_order=self.spatialKernelOrder,
                 background_order=self.spatialBgOrder,

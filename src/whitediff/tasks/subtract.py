@@ -10,13 +10,14 @@ import lsst.pex.config as pex_config
 import numpy as np
 import numpy.typing as npt
 from lsst.images.convolution_kernels import ConvolutionKernel
-from lsst.pipe.base import NoWorkFound, Struct, Task
+from lsst.pipe.base import NoWorkFound, PipelineTask, PipelineTaskConfig, Struct
 from lsst.utils.timer import timeMethod
 
 from ..errors import DataError
 from ..exposures import kernels, masks
 from ..exposures.decorrelation import Decorrelation
 from ..exposures.model import Exposure
+from ..exposures.noise import without_sentinels
 from ..exposures.preparation import (
     Pair,
     PreparationOptions,
@@ -32,6 +33,7 @@ from ..exposures.subtraction import (
     unsupported,
 )
 from ..matching.candidates import CandidateOptions
+from .connections import ScoreConnections, SubtractConnections
 from .decorrelate import DecorrelateALKernelTask
 from .match import MakeKernelTask, algorithm_error, reject
 
@@ -46,7 +48,7 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 
-class AlardLuptonSubtractBaseConfig(pex_config.Config):
+class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=SubtractConnections):  # type: ignore[call-arg]
     """What differences and scores are configured with."""
 
     makeKernel = pex_config.ConfigurableField(
@@ -89,6 +91,21 @@ class AlardLuptonSubtractBaseConfig(pex_config.Config):
         doc="Subtract the differential background; else it is only returned. On by default,"
         " unlike in LSST's newest versions, whose pipelines subtract it later.",
     )
+    doUseSources = pex_config.Field(
+        dtype=bool,
+        default=False,
+        doc="In a pipeline, choose kernel sources from a catalogue; else they are found.",
+    )
+    doWriteMatchedTemplate = pex_config.Field(
+        dtype=bool,
+        default=False,
+        doc="In a pipeline, keep the template as it was subtracted.",
+    )
+    doWriteKernelSources = pex_config.Field(
+        dtype=bool,
+        default=False,
+        doc="In a pipeline, keep the list of kernel sources.",
+    )
     detectionThreshold = pex_config.RangeField(
         dtype=float,
         default=10.0,
@@ -114,6 +131,12 @@ class AlardLuptonSubtractBaseConfig(pex_config.Config):
         default=["NO_DATA", "BAD", "SAT", "EDGE", "FAKE"],
         doc="Mask planes of either exposure whose pixels must not be near a kernel source."
         " Pixels that hold no measurement (BAD, CR, NO_DATA, SAT, not finite) never may.",
+    )
+    doAttributeTemplateMask = pex_config.Field(
+        dtype=bool,
+        default=True,
+        doc="Keep, rename or leave out the template's mask planes as the next two fields say;"
+        " if not, those of both exposures are united.",
     )
     preserveTemplateMask = pex_config.ListField(
         dtype=str,
@@ -200,7 +223,9 @@ class AlardLuptonSubtractConfig(AlardLuptonSubtractBaseConfig):
     )
 
 
-class AlardLuptonPreconvolveSubtractConfig(AlardLuptonSubtractBaseConfig):
+class AlardLuptonPreconvolveSubtractConfig(  # type: ignore[call-arg]
+    AlardLuptonSubtractBaseConfig, pipelineConnections=ScoreConnections
+):
     """Configuration of `AlardLuptonPreconvolveSubtractTask`."""
 
     def setDefaults(self) -> None:
@@ -209,7 +234,52 @@ class AlardLuptonPreconvolveSubtractConfig(AlardLuptonSubtractBaseConfig):
         self.decorrelate.scoreFilter = "compact"
 
 
-class AlardLuptonSubtractTask(Task):
+def attributed_mask(
+    difference: Exposure,
+    sources: Array,
+    *,
+    matchedTemplate: Exposure,
+    matchedScience: Exposure,
+    preserve: tuple[str, ...],
+    rename: tuple[str, ...],
+) -> Any:
+    """Mask of a difference, the template's planes preserved, renamed or left out.
+
+    Parameters
+    ----------
+    difference
+        Difference in whose mask the planes of both are united; with its kernel.
+    sources
+        ``(ny, nx)`` boolean: pixels with a source.
+    matchedTemplate, matchedScience
+        The two as they were subtracted.
+    preserve, rename
+        Planes of the template.
+
+    Returns
+    -------
+    mask
+        `lsst.images.Mask`, with SOURCE.
+    """
+    kernel = difference.kernel
+    assert kernel is not None
+    box = difference.bbox
+    image = kernels.evaluate(kernel, x=box.x.center, y=box.y.center)
+    mask = masks.attributed(
+        difference.mask,
+        matchedScience.mask,
+        matchedTemplate.mask,
+        preserve=(*preserve, masks.CONTAMINATED),
+        rename=rename,
+        always={
+            "EDGE": unsupported(difference.shape, image.shape),
+            "NO_DATA": ~np.isfinite(difference.image.array),
+        },
+    )
+    return masks.with_plane(mask, masks.SOURCE, sources)
+
+
+class AlardLuptonSubtractTask(PipelineTask):
     """Subtract a template, its PSF matched, from a science exposure.
 
     Parameters
@@ -261,6 +331,8 @@ class AlardLuptonSubtractTask(Task):
             background, image_unit of the science exposure.
             ``psfMatchingKernel`` : `lsst.images.convolution_kernels.ConvolutionKernel`.
             ``kernelSources`` : `astropy.table.Table`, see `MakeKernelTask.matchPair`.
+            ``solution`` : `whitediff.exposures.solution.Solution`, all that it takes to make the
+            difference again.
 
         Raises
         ------
@@ -316,7 +388,9 @@ class AlardLuptonSubtractTask(Task):
         """
         if visitSummary is not None:
             self.log.warning("The visit summary is not used; the exposures' own PSFs and WCSs are.")
-        science, template = Exposure.from_object(science), Exposure.from_object(template)
+        science, template = (
+            without_sentinels(Exposure.from_object(each)) for each in (science, template)
+        )
         self.checkTemplateIsSufficient(template, science)
         pair = prepare(science, template, self.config.to_preparation_options())
         self.metadata["scaleScienceVarianceFactor"] = pair.science_variance_factor
@@ -471,6 +545,7 @@ class AlardLuptonSubtractTask(Task):
             backgroundModel=solution.background,
             psfMatchingKernel=match.kernel,
             kernelSources=made.kernelSources,
+            solution=solution.completed(finished.decorrelation),
         )
         return result, finished.decorrelation
 
@@ -519,6 +594,7 @@ class AlardLuptonSubtractTask(Task):
             templateMatched=templateMatched,
             preConvMode=preConvKernel is not None,
             scaleFactor=scaleFactor,
+            sources=pair.science_pixels | pair.template_pixels,
         )
         return Struct(difference=result.correctedExposure, decorrelation=result.decorrelation)
 
@@ -547,22 +623,17 @@ class AlardLuptonSubtractTask(Task):
             `lsst.images.Mask`, with SOURCE where either has a source.  CONTAMINATED reckons
             with all planes of the template, whatever they are called here.
         """
-        kernel = difference.kernel
-        assert kernel is not None
-        box = difference.bbox
-        image = kernels.evaluate(kernel, x=box.x.center, y=box.y.center)
-        mask = masks.attributed(
-            difference.mask,
-            matchedScience.mask,
-            matchedTemplate.mask,
-            preserve=(*self.config.preserveTemplateMask, masks.CONTAMINATED),
-            rename=self.config.renameTemplateMask,
-            always={
-                "EDGE": unsupported(difference.shape, image.shape),
-                "NO_DATA": ~np.isfinite(difference.image.array),
-            },
+        sources = pair.science_pixels | pair.template_pixels
+        if not self.config.doAttributeTemplateMask:
+            return masks.with_plane(difference.mask, masks.SOURCE, sources)
+        return attributed_mask(
+            difference,
+            sources,
+            matchedTemplate=matchedTemplate,
+            matchedScience=matchedScience,
+            preserve=tuple(self.config.preserveTemplateMask),
+            rename=tuple(self.config.renameTemplateMask),
         )
-        return masks.with_plane(mask, masks.SOURCE, pair.science_pixels | pair.template_pixels)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -681,4 +752,5 @@ class AlardLuptonPreconvolveSubtractTask(AlardLuptonSubtractTask):
             backgroundModel=result.backgroundModel,
             psfMatchingKernel=result.psfMatchingKernel,
             kernelSources=result.kernelSources,
+            solution=result.solution,
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import astropy.io.fits
+import astropy.table
 import numpy as np
 import numpy.typing as npt
 from lsst.images import Box, Mask, MaskedImage, MaskSchema
@@ -34,12 +35,14 @@ from ...planes import filled
 from ..headers import escaped, observation_header, storable, wcs_cards, without_provenance
 from ..planes import native
 from ..stamps import NOISE, background_hdu, kernel_hdus, noise_hdus, psf_hdus
+from ..tables import table_hdu
 
 __all__ = ["write"]
 
 _log = logging.getLogger("whitediff.formats")
 
 type Array = npt.NDArray[Any]
+type Extra = Array | KernelPointSpreadFunction | astropy.table.Table
 type CardValue = str | int | float | bool | None
 _PLANES = ("image", "mask", "variance")
 _FILLER = "whitediff reserves this card"
@@ -52,7 +55,7 @@ def write(
     overwrite: bool = False,
     compress: bool = False,
     provenance: Mapping[str, tuple[CardValue, str]] | None = None,
-    extras: Mapping[str, Any] | None = None,
+    extras: Mapping[str, Extra] | None = None,
 ) -> None:
     """Write an exposure; the file appears complete or not at all.
 
@@ -71,8 +74,8 @@ def write(
         Keyword → (value, comment) for the primary header; values that are None or not
         finite are left out.
     extras
-        Extension name → further image, PSF or noise covariance.  An image of the exposure's
-        shape gets its WCS.
+        Extension name → further image, PSF, noise covariance or table.  An image of the
+        exposure's shape gets its WCS.
 
     Raises
     ------
@@ -139,8 +142,9 @@ class _PlaneArchive(FitsOutputArchive):
         planes = self._planes.get(name or "")
         if planes:
             array = planes.pop(0)
-            # In the file's byte order, which astropy writes as it is.
-            array = native(array, array.dtype.newbyteorder(">"))
+            if not array.flags.writeable:
+                # Others are brought to the file's byte order in place, and back, by astropy.
+                array = native(array, array.dtype.newbyteorder(">"))
         return super().add_array(array, name=name, **options)
 
 
@@ -161,7 +165,8 @@ def _mask_integers(mask: Mask, schema: MaskSchema) -> Array:
             values |= part << place if place >= 0 else part >> -place
         return values
 
-    return filled(mask.array.shape[:2], np.int32, work)
+    # In the file's byte order, which astropy writes as it is.
+    return filled(mask.array.shape[:2], np.dtype(">i4"), work)
 
 
 def _write_archive(
@@ -219,7 +224,7 @@ def _extra_hdus(exposure: Exposure) -> list[Any]:
 
 def _further_hdus(
     exposure: Exposure,
-    extras: Mapping[str, Any],
+    extras: Mapping[str, Extra],
     sky_cards: list[astropy.io.fits.Card],
 ) -> list[Any]:
     hdus: list[Any] = []
@@ -229,6 +234,9 @@ def _further_hdus(
             continue
         if isinstance(extra, NoiseCovariance) or callable(extra):
             hdus += noise_hdus(extra, name, exposure.bbox)
+            continue
+        if isinstance(extra, astropy.table.Table):
+            hdus.append(table_hdu(extra, name))
             continue
         hdu = astropy.io.fits.ImageHDU(extra, name=name)
         if extra.shape == exposure.shape:

@@ -1,6 +1,28 @@
 """FITS files with images in HDUs, in the layouts that people have."""
 
-from .read import read
-from .recognise import recognise
+from .read import (
+    VarianceSource,
+    compact,
+    image_hdu,
+    image_names,
+    mask_planes,
+    modelled_variance,
+    parts,
+    pixel_origin,
+    read,
+)
+from .recognise import recognise, stamps
 
-__all__ = ["read", "recognise"]
+__all__ = [
+    "VarianceSource",
+    "compact",
+    "image_hdu",
+    "image_names",
+    "mask_planes",
+    "modelled_variance",
+    "parts",
+    "pixel_origin",
+    "read",
+    "recognise",
+    "stamps",
+]

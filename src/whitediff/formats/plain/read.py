@@ -29,7 +29,13 @@ from ...planes import filled, zeros
 from ...sources import noise_variance
 from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
-from ..headers import first_value, observation_header, wcs_cards, without_provenance
+from ..headers import (
+    first_value,
+    header_gain,
+    observation_header,
+    wcs_cards,
+    without_provenance,
+)
 from ..planes import native
 from ..stamps import (
     NOISE,
@@ -40,7 +46,17 @@ from ..stamps import (
     read_psf_hdus,
 )
 
-__all__ = ["VarianceSource", "image_hdu", "read"]
+__all__ = [
+    "VarianceSource",
+    "compact",
+    "image_hdu",
+    "image_names",
+    "mask_planes",
+    "modelled_variance",
+    "parts",
+    "pixel_origin",
+    "read",
+]
 
 type Array = npt.NDArray[Any]
 type VarianceKind = Literal["variance", "sigma", "weight"]
@@ -64,8 +80,8 @@ _VARIANCE_NAMES: dict[str, VarianceKind] = {
 }
 _OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS", NOISE)
 _ENOUGH_FOR_SIGMA = 100_000
+_LARGEST_ORIGIN = 1e8
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
-_GAIN_KEYWORDS = ("GAIN", "EGAIN", "CCDGAIN")
 _READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
 
 
@@ -168,6 +184,71 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
     return hdu
 
 
+def image_names(hdus: astropy.io.fits.HDUList) -> list[str]:
+    """Extensions that hold an image, and not something that belongs to one.
+
+    Parameters
+    ----------
+    hdus
+        HDUs of the file.
+
+    Returns
+    -------
+    names
+        As they are named in brackets: the name, with its version where others share it; the
+        number where there is no name.
+    """
+    others = {*_VARIANCE_NAMES, *_MASK_NAMES, "UNCERT", "PSFIMAGE"}
+    found = [
+        (i, hdu)
+        for i, hdu in enumerate(hdus)
+        if i
+        and hdu.is_image
+        and hdu.header.get("NAXIS", 0) == 2
+        and hdu.name.upper() not in others
+        and not hdu.name.upper().startswith(_OTHER_NAMES)
+    ]
+    names = [hdu.name for _, hdu in found]
+    return [
+        str(i)
+        if not hdu.name
+        else hdu.name
+        if names.count(hdu.name) == 1
+        else f"{hdu.name},{hdu.ver}"
+        for i, hdu in found
+    ]
+
+
+def parts(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> dict[str, Any]:
+    """HDUs that are read for an image.
+
+    Parameters
+    ----------
+    hdus, extension, path
+        As for `image_hdu`.
+
+    Returns
+    -------
+    parts
+        ``image``, and those of ``mask``, ``variance``, ``PSF``, ``kernel`` and ``background``
+        that there are.
+    """
+    image = image_hdu(hdus, extension, path)
+    version = image.ver if image is not hdus[0] else None
+    found = {"image": image}
+    for role, names in (
+        ("mask", (*_MASK_NAMES, "FLAGS")),
+        ("variance", (*_VARIANCE_NAMES, "UNCERT")),
+        ("PSF", ("PSF", "PSFIMAGE")),
+        ("kernel", ("KERNEL",)),
+        ("background", ("BACKGROUND",)),
+    ):
+        hdu = find_hdu(hdus, names, version)
+        if hdu is not None and hdu is not image and hdu.is_image:
+            found[role] = hdu
+    return found
+
+
 def read(
     path: Path,
     extension: Extension = None,
@@ -176,6 +257,7 @@ def read(
     gain: float | None = None,
     read_noise: float | None = None,
     needs_variance: bool = True,
+    fill: float | None = None,
 ) -> Exposure:
     """Read an exposure from a plain FITS file.
 
@@ -193,6 +275,8 @@ def read(
         no variance plane.
     needs_variance
         If False, a file without a variance plane gets NaN for it.
+    fill
+        Value that stands for pixels without data, which become NaN and NO_DATA.
 
     Returns
     -------
@@ -216,12 +300,15 @@ def read(
             if "CTYPE1" not in header and celestial_wcs(primary) is not None:
                 header.extend(wcs_cards(primary), unique=True)
                 _log.info("%s: the WCS of the primary header is used.", path)
-        bbox = Box.from_shape(image.shape, start=_origin(hdu.header))
+        try:
+            bbox = Box.from_shape(image.shape, start=pixel_origin(hdu.header))
+        except FileFormatError as error:
+            raise FileFormatError(f"{path}: {error}") from error
         version = hdu.ver if hdu is not hdus[0] else None
         mask = make_mask({}, bbox)
         mask_hdu = find_hdu(hdus, _MASK_NAMES, version)
         if mask_hdu is not None and mask_hdu is not hdu:
-            mask = make_mask(_mask_planes(mask_hdu, image.shape, path), bbox)
+            mask = make_mask(mask_planes(mask_hdu, image.shape, path), bbox)
         plane: tuple[Array, str] | None = None
         variance_hdu = find_hdu(hdus, tuple(_VARIANCE_NAMES), version)
         if variance_hdu is not None and variance_hdu is not hdu:
@@ -249,6 +336,8 @@ def read(
         if noise_hdu is not None and noise_hdu.is_image and noise_hdu is not hdu:
             noise = read_noise_hdus(hdus, noise_hdu, bounds=bbox, path=str(path))
 
+    if fill is not None:
+        mask = _without_fill(mask, image, fill)
     mask = _with_saturation(mask, image, (header, primary), path)
     if mask_hdu is None and needs_variance:
         mask = _with_empty(mask, image, path)
@@ -269,7 +358,7 @@ def read(
     elif isinstance(variance, float | int):
         values = np.full(image.shape, variance, dtype=np.float32)
     elif needs_variance:
-        values = _modelled_variance(
+        values = modelled_variance(
             image, flagged(mask, UNTRUSTED_MASK_PLANES), header, primary, gain, read_noise, path
         )
     else:
@@ -294,6 +383,13 @@ def read(
         source=str(path),
         noise=noise,
     )
+
+
+def _without_fill(mask: Mask, image: Array, fill: float) -> Mask:
+    """Mask with NO_DATA where an image has a value that stands for none; there it becomes NaN."""
+    empty = image == image.dtype.type(fill)
+    image[empty] = np.nan
+    return with_plane(mask, "NO_DATA", empty) if empty.any() else mask
 
 
 def _with_saturation(
@@ -367,21 +463,66 @@ def _native_copy(data: Array) -> Array:
     return native(data, as_native_float(data[:0]).dtype)
 
 
-def _origin(header: astropy.io.fits.Header) -> tuple[int, int]:
+def pixel_origin(header: astropy.io.fits.Header) -> tuple[int, int]:
     """Pixel coordinates (y, x) of the first pixel, from the linear WCS ``A``.
 
+    Parameters
+    ----------
+    header
+        Header of an image.
+
+    Returns
+    -------
+    y, x
+        0 where there is no such WCS.
+
+    Notes
+    -----
     LTV cards are not used: they usually point into the detector's raw frame, which differs
     between images of the same grid.
     """
     if header.get("CTYPE1A") != "LINEAR":
         return (0, 0)
-    y, x = (
-        round(header[f"CRVAL{axis}A"] - (header.get(f"CRPIX{axis}A", 1.0) - 1.0)) for axis in (2, 1)
-    )
-    return (y, x)
+    found = []
+    for axis in (2, 1):
+        value, reference = (
+            header.get(f"{card}{axis}A", d) for card, d in (("CRVAL", None), ("CRPIX", 1.0))
+        )
+        if not all(
+            isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < _LARGEST_ORIGIN
+            for n in (value, reference)
+        ):
+            raise FileFormatError(
+                f"the pixel origin, CRVAL{axis}A = {value!r} and CRPIX{axis}A = {reference!r}, is"
+                " no position; is the file whole?"
+            )
+        found.append(round(value - (reference - 1.0)))
+    return (found[0], found[1])
 
 
-def _mask_planes(hdu: Any, shape: tuple[int, ...], path: Path) -> dict[str, Array]:
+def mask_planes(hdu: Any, shape: tuple[int, ...], path: Path) -> dict[str, Array]:
+    """Planes of a mask whose bits are one integer for each pixel.
+
+    Parameters
+    ----------
+    hdu
+        HDU of the mask; its cards MP_name or MSKNnnnn name the bits.
+    shape
+        ``(ny, nx)`` of the image.
+    path
+        For error messages.
+
+    Returns
+    -------
+    planes
+        Name → ``(ny, nx)`` boolean, those that are set nowhere too; bits without names are BITn,
+        and BAD wherever any is set if none has a name.
+
+    Raises
+    ------
+    FileFormatError
+        If the shapes differ, or a bit's number is none.
+    """
     data = np.asarray(hdu.data)
     if data.shape != shape:
         raise FileFormatError(
@@ -393,9 +534,18 @@ def _mask_planes(hdu: Any, shape: tuple[int, ...], path: Path) -> dict[str, Arra
     names: dict[int, str] = {}
     for card in hdu.header.cards:
         if card.keyword.startswith("MP_"):
-            names[int(card.value)] = card.keyword.removeprefix("MP_")
+            bit, name = card.value, card.keyword.removeprefix("MP_")
         elif card.keyword.startswith("MSKN"):
-            names[int(card.keyword.removeprefix("MSKN"))] = str(card.value)
+            bit, name = card.keyword.removeprefix("MSKN"), str(card.value)
+            bit = int(bit) if bit.isdigit() else bit
+        else:
+            continue
+        if isinstance(bit, bool) or not isinstance(bit, int) or not 0 <= bit < 63 or bit in names:
+            raise FileFormatError(
+                f"{path}: the mask's card {card.keyword} = {card.value!r} names no bit, or one that"
+                " has a name already; is the file whole?"
+            )
+        names[bit] = name
     if data.dtype.kind not in "iu":
         data = data.astype(np.int64)
     bits = native(data).view(f"u{data.dtype.itemsize}")
@@ -434,15 +584,28 @@ def _as_variance(plane: Array, kind: str) -> tuple[Array, Array]:
     if kind != "weight":
         # Where no pixel has any, the plane is at fault and not the pixels.
         empty &= not empty.all()
-        values = plane if kind == "variance" else _compact(plane.astype(float) ** 2, plane.dtype)
+        values = plane if kind == "variance" else compact(plane.astype(float) ** 2, plane.dtype)
         return values, empty
     values = plane.astype(np.float64)
     values = np.where(empty, np.inf, 1 / np.where(empty, 1, values))
-    return _compact(values, plane.dtype), empty
+    return compact(values, plane.dtype), empty
 
 
-def _compact(values: Array, dtype: Any) -> Array:
-    """Values in a type that was wanted, unless they do not fit into its range."""
+def compact(values: Array, dtype: Any) -> Array:
+    """Values in a type that was wanted, unless they do not fit into its range.
+
+    Parameters
+    ----------
+    values
+        Float64.
+    dtype
+        That of the image.
+
+    Returns
+    -------
+    values
+        Float64 where the dtype is, or where float32 would over- or underflow; else float32.
+    """
     if dtype == np.float64:
         return values
     size = np.abs(values[np.isfinite(values) & (values != 0)])
@@ -452,21 +615,45 @@ def _compact(values: Array, dtype: Any) -> Array:
     return values.astype(np.float32)
 
 
-def _modelled_variance(
+def modelled_variance(
     image: Array,
     unusable: Array,
     header: astropy.io.fits.Header,
     primary: astropy.io.fits.Header,
     gain: float | None,
     read_noise: float | None,
-    path: Path,
+    path: Path | str,
 ) -> Array:
+    """Variance of an image that comes without any.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+    unusable
+        ``(ny, nx)`` boolean: pixels without a measurement.
+    header, primary
+        Headers in which gain and read noise are looked for.
+    gain, read_noise
+        Electrons per count, and electrons, where they are given.
+    path
+        For messages.
+
+    Returns
+    -------
+    variance
+        ``(ny, nx)`` image_unit².
+
+    Raises
+    ------
+    ArgumentError, DataError
+        If the numbers make no sense, or the noise cannot be measured.
+    """
     explicit = gain is not None and read_noise is not None
     if gain is None:
-        found = first_value((header, primary), _GAIN_KEYWORDS)
+        found = header_gain(header, primary)
         if found is not None and found[1] > 0:
-            unit = str(header.get("BUNIT", "")).lower()
-            gain = 1.0 if unit in ("electron", "electrons", "e", "e-") else found[1]
+            gain = found[1]
     if read_noise is None:
         found = first_value((header, primary), _READ_NOISE_KEYWORDS)
         if found is not None and found[1] >= 0:
@@ -480,4 +667,4 @@ def _modelled_variance(
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     _log.info("%s: no variance plane; %s.", path, model.description)
-    return _compact(model.variance, np.float32)
+    return compact(model.variance, np.float32)

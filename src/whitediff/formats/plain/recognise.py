@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import astropy.io.fits
 
-__all__ = ["recognise"]
+__all__ = ["recognise", "stamps"]
+
+
+def stamps(hdus: astropy.io.fits.HDUList) -> Literal["kernel", "psf"] | None:
+    """Whether a FITS file holds nothing but a kernel or a PSF.
+
+    Parameters
+    ----------
+    hdus
+        HDUs of a file.
+
+    Returns
+    -------
+    kind
+        By the names of its extensions; None for all else.
+    """
+    names = {
+        hdu.name.upper().removesuffix("_COEFFICIENTS") for hdu in hdus if hdu.header.get("NAXIS", 0)
+    }
+    if names == {"KERNEL"}:
+        return "kernel"
+    return "psf" if names == {"PSF"} else None
 
 
 def recognise(hdus: astropy.io.fits.HDUList) -> bool:

@@ -1,0 +1,207 @@
+"""``whitediff detect``: a catalogue of the sources on a difference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .console import OUTPUT_FILE, Number, common_options, log, stages
+
+__all__ = ["detect", "run_detection"]
+
+
+@click.command(short_help="Find and measure the sources on a difference.")
+@click.argument("difference")
+@click.option(
+    "--output",
+    required=True,
+    type=OUTPUT_FILE,
+    help="Catalogue to write: ECSV, FITS table or Parquet by its name.",
+)
+@click.option(
+    "--score",
+    metavar="FILE",
+    help="Score of the same images, to find the sources on; they are measured on DIFFERENCE.",
+)
+@click.option(
+    "--at",
+    metavar="CATALOG",
+    help="Measure at the positions of this table (x, y or ra, dec), whether or not anything is"
+    " there, instead of finding sources.",
+)
+@click.option(
+    "--threshold",
+    type=float,
+    default=5.0,
+    show_default=True,
+    help="Least significance of a source, standard deviations.",
+)
+@click.option(
+    "--sign",
+    type=click.Choice(["both", "positive", "negative"]),
+    default="both",
+    show_default=True,
+    help="Sources that are brighter on the science image (positive), fainter, or both.",
+)
+@click.option(
+    "--aperture-radius",
+    type=float,
+    help="Pixels  [default: 1.5 full widths at half maximum of the PSF].",
+)
+@click.option(
+    "--zero-point",
+    type=float,
+    help="Magnitude of a flux of 1  [default: the header's, such as MAGZERO].",
+)
+@click.option("--regions", type=OUTPUT_FILE, help="Write the sources as regions for DS9, too.")
+@click.option("--psf", metavar="FILE", help="PSF of the difference  [default: its own].")
+@click.option(
+    "--variance",
+    type=Number(),
+    help="Variance of the difference: a number, or a file with its plane (KIND:FILE for KIND"
+    " sigma or weight)  [default: its own plane].",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the outputs if they exist.")
+@common_options
+def detect(**options: Any) -> None:
+    """Find the sources on DIFFERENCE, whose noise is white, and measure them.
+
+    Sources of both signs: positions with errors, PSF and aperture fluxes, shapes, dipoles, flags
+    of the mask planes around them, sky coordinates and magnitudes where the header tells.
+    """
+    run_detection(**options)
+
+
+def run_detection(
+    *,
+    difference: str,
+    output: Path,
+    score: str | None = None,
+    at: str | None = None,
+    threshold: float = 5.0,
+    sign: Any = "both",
+    aperture_radius: float | None = None,
+    zero_point: float | None = None,
+    regions: Path | None = None,
+    psf: str | None = None,
+    variance: float | str | None = None,
+    overwrite: bool = False,
+) -> Any:
+    """Read, find, measure and write.
+
+    Parameters
+    ----------
+    difference, output, score, at, threshold, sign, aperture_radius, zero_point, regions, psf, \
+    variance, overwrite
+        Options of the command.
+
+    Returns
+    -------
+    catalogue
+        What was written.
+    """
+    from .. import formats
+    from ..errors import ArgumentError
+    from ..exposures.detection import DetectionOptions, forced_photometry
+    from ..exposures.detection import detect as detected
+    from ..formats.catalogs import (
+        check_catalog_path,
+        read_catalog,
+        write_catalog,
+        write_regions,
+    )
+    from ..outputs import check_output
+
+    if at is not None and score is not None:
+        raise click.UsageError("--score finds sources, --at takes given ones: give one of them.")
+    check_catalog_path(output)
+    for path in (output, regions):
+        if path is not None:
+            check_output(path, overwrite=overwrite)
+    if regions is not None and regions.resolve() == output.resolve():
+        raise ArgumentError(f"{output}: two outputs cannot be the same file.")
+    options = DetectionOptions(
+        threshold=threshold, sign=sign, aperture_radius=aperture_radius, zero_point=zero_point
+    )
+    with stages("Detecting", 3) as begin:
+        begin("reading")
+        positions = None if at is None else read_catalog(at)
+        exposure = _difference(difference, variance)
+        if psf is not None:
+            exposure.psf = formats.read_psf(psf, bounds=exposure.bbox)
+        found_on = None if score is None else _score(score)
+        begin("measuring")
+        if positions is None:
+            catalog = detected(exposure, found_on, options)
+        else:
+            catalog = forced_photometry(exposure, positions, options)
+            catalog.meta["positions"] = str(at)
+        catalog.meta["image"] = difference
+        if score is not None:
+            catalog.meta["score"] = score
+        begin("writing")
+        write_catalog(catalog, output, overwrite)
+        if regions is not None:
+            write_regions(catalog, regions, overwrite)
+    _say(output, catalog)
+    return catalog
+
+
+def _difference(path: str, variance: float | str | None) -> Any:
+    import numpy as np
+
+    from .. import formats
+    from ..errors import ArgumentError
+    from ..exposures.noise import without_sentinels
+    from ..formats.record import is_score
+
+    if isinstance(variance, float) and not 0 < variance < float("inf"):
+        raise ArgumentError(
+            f"{path}: --variance must be a positive number or a file; got {variance:g}."
+        )
+    exposure = formats.read_exposure(
+        path,
+        variance=(
+            formats.VarianceSource.parse(variance) if isinstance(variance, str) else variance
+        ),
+        needs_variance=False,
+    )
+    if is_score(path):
+        raise ArgumentError(
+            f"{path}: is a score, on which fluxes cannot be measured; name the difference of the"
+            " same images, and the score with --score."
+        )
+    if isinstance(variance, float):
+        # Also in place of a plane that the file has.
+        exposure = exposure.replaced(variance=np.full(exposure.shape, variance, np.float32))
+    return without_sentinels(exposure)
+
+
+def _score(path: str) -> Any:
+    from .. import formats
+    from ..errors import ArgumentError
+    from ..formats.record import is_score
+
+    if not is_score(path):
+        raise ArgumentError(
+            f"{path}: is no score of whitediff; name what subtract --score-output wrote."
+        )
+    return formats.read_exposure(path)
+
+
+def _say(output: Path, catalog: Any) -> None:
+    if catalog.meta["kind"] == "forced photometry":
+        log.info("%s: fluxes at %d positions.", output, len(catalog))
+        return
+    expected = catalog.meta.get("expected_false_per_sign")
+    log.info(
+        "%s: %d positive and %d negative sources beyond %g sigma in %d pixels%s.",
+        output,
+        catalog.meta["n_positive"],
+        catalog.meta["n_negative"],
+        catalog.meta["threshold"],
+        catalog.meta["n_pixels_searched"],
+        "" if expected is None else f"; noise alone gives {expected:.2g} of each",
+    )

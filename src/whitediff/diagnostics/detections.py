@@ -1,0 +1,144 @@
+"""Detections as a page lists and draws them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import astropy.wcs
+import numpy as np
+import numpy.typing as npt
+from astropy.table import Table
+
+from ..exposures.model import Exposure
+
+__all__ = ["detection_rows", "sky_grid"]
+
+type Array = npt.NDArray[Any]
+
+_COLUMNS = (
+    ("id", 0), ("x", 2), ("y", 2), ("ra", 6), ("dec", 6), ("significance", 2), ("psf_flux", 3),
+    ("psf_flux_err", 3), ("psf_mag", 3), ("psf_mag_err", 3), ("psf_chi2", 2),
+    ("dipole_separation", 2),
+)  # fmt: skip
+"""What the table shows of the catalogue, and the decimals that it is cut to."""
+_SIGNIFICANT = 6
+_POOR = ("dipole", "artifact")
+_FEWEST = 5
+"""Detections of which a fraction says something."""
+_GRID = 17
+
+
+def detection_rows(catalog: Table, *, listed: int, drawn: int) -> dict[str, Any]:
+    """Detections of a catalogue as JSON has them.
+
+    Parameters
+    ----------
+    catalog
+        With the columns of `whitediff.exposures.detection.detect`; only x and y must be there.
+    listed
+        How many get all columns, the most significant first.
+    drawn
+        How many get a place and a class.
+
+    Returns
+    -------
+    section
+        rows (of the listed), x, y, significance and class (of the drawn), columns, total,
+        positive, negative, classes, threshold, dipole_fraction.
+    """
+    n = len(catalog)
+    significance = _values(catalog, "significance")
+    if significance is None:
+        significance = np.full(n, np.nan)
+    order = np.argsort(-np.nan_to_num(np.abs(significance)), kind="stable")
+    classes = (
+        [str(text) for text in catalog["classification"]]
+        if "classification" in catalog.colnames
+        else [""] * n
+    )
+    flags = [name for name in catalog.colnames if name.startswith("flag_")]
+    columns = [(name, digits) for name, digits in _COLUMNS if name in catalog.colnames]
+    values = {name: _values(catalog, name) for name, _ in columns}
+    flag_values = {name: np.asarray(catalog[name], bool) for name in flags}
+    rows = []
+    for i in order[:listed]:
+        row: dict[str, Any] = {name: _number(values[name][i], digits) for name, digits in columns}
+        row.setdefault("id", int(i))
+        row["class"] = classes[i]
+        row["flags"] = [name.removeprefix("flag_") for name in flags if flag_values[name][i]]
+        rows.append(row)
+    shown = order[:drawn]
+    x, y = _values(catalog, "x"), _values(catalog, "y")
+    names, counts = np.unique(classes, return_counts=True) if n else ((), ())
+    poor = sum(text in _POOR for text in classes)
+    known = any(classes)
+    return {
+        "rows": rows,
+        "columns": [
+            {
+                "name": name,
+                "unit": str(catalog[name].unit or ""),
+                "description": str(catalog[name].info.description or ""),
+            }
+            for name, _ in columns
+        ],
+        "x": np.round(x[shown], 2),
+        "y": np.round(y[shown], 2),
+        "significance": np.round(significance[shown], 2),
+        "class": [classes[i] for i in shown],
+        "total": n,
+        "positive": int((significance > 0).sum()),
+        "negative": int((significance < 0).sum()),
+        "classes": [[str(a), int(b)] for a, b in zip(names, counts, strict=True) if a],
+        "threshold": _number(catalog.meta.get("threshold", 5.0), 3),
+        "dipole_fraction": poor / n if n >= _FEWEST and known else None,
+        "expected_false": None,
+    }
+
+
+def _values(table: Table, name: str) -> Any:
+    if name not in table.colnames:
+        return None
+    column = table[name]
+    return np.asarray(np.ma.filled(getattr(column, "value", column), np.nan), float)
+
+
+def _number(value: Any, digits: int) -> float | int | None:
+    number = float(getattr(value, "value", value))
+    if not math.isfinite(number):
+        return None
+    if digits == 0:
+        return int(number)
+    size = math.floor(math.log10(abs(number))) + 1 if number else 0
+    return round(number, max(digits, _SIGNIFICANT - size) if abs(number) < 1 else digits)
+
+
+def sky_grid(exposure: Exposure) -> dict[str, Any] | None:
+    """Sky coordinates on a coarse grid, for interpolation on the page.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    grid
+        ``vectors``: ``(17, 17, 3)`` unit vectors (ICRS) at the crossings of lines from the
+        middle of the first pixel to that of the last, row by row from the
+        smallest y; None without a WCS.
+    """
+    wcs = exposure.wcs
+    if wcs is None:
+        return None
+    ny, nx = exposure.shape
+    x, y = np.meshgrid(np.linspace(0, nx - 1, _GRID), np.linspace(0, ny - 1, _GRID))
+    try:
+        sky = wcs.pixel_to_world(x, y).icrs
+    except (ValueError, AttributeError, astropy.wcs.WcsError):
+        return None
+    vectors = np.stack([axis.value for axis in sky.cartesian.xyz], -1)
+    if not np.isfinite(vectors).all():
+        return None
+    return {"n": _GRID, "vectors": np.round(vectors, 10)}

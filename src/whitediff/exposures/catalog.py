@@ -1,0 +1,469 @@
+"""Columns of catalogues: units, descriptions, flags, sky coordinates and magnitudes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import Any
+
+import astropy.units as u
+import numpy as np
+import numpy.typing as npt
+import scipy.spatial
+from astropy.table import QTable, Table
+
+from .. import __version__
+from ..errors import ArgumentError
+from . import masks
+from .model import Exposure
+
+__all__ = [
+    "COLUMNS",
+    "FLAGS",
+    "assembled",
+    "column_values",
+    "magnitudes",
+    "sky_columns",
+    "source_flags",
+    "wanted_positions",
+    "zero_point",
+]
+
+type Array = npt.NDArray[Any]
+
+_log = logging.getLogger("whitediff.detect")
+
+_ZERO_POINT_CARDS = (
+    "MAGZERO", "MAGZPT", "MAGZP", "ZEROPOINT", "ZEROPNT", "ZP", "PHOTZP", "ZPTMAG",
+)  # fmt: skip
+_FLUX_OF_MAGNITUDE_ZERO = "FLUXMAG0"
+_AB_FLUX = 3631.0
+"""Jy of AB magnitude 0."""
+
+_SOURCE_RADIUS = 1.5
+_BRIGHT_RADIUS = 5.0
+"""Full widths at half maximum from a saturated pixel that are a bright star's neighbourhood."""
+
+_LARGE_SOURCE = 3.0
+"""Full widths at half maximum: who has only source pixels within this radius is inside of one that
+is bright or large."""
+
+_FILLED = 0.9
+_MOST_SATURATED = 2_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    unit: str | None
+    description: str
+
+
+_PIXEL, _PIXEL2, _FLUX, _MOMENT = "pixel", "pixel2", "flux", "moment"
+_MAG, _DEG = "mag", "deg"
+
+COLUMNS = {
+    "id": _Column(None, "number of the source"),
+    "x": _Column(_PIXEL, "column of the source; pixel coordinates, centre of a pixel is whole"),
+    "y": _Column(_PIXEL, "row of the source"),
+    "x_err": _Column(_PIXEL, "standard deviation of x"),
+    "y_err": _Column(_PIXEL, "standard deviation of y"),
+    "xy_cov": _Column(_PIXEL2, "covariance of x and y"),
+    "ra": _Column(_DEG, "right ascension, ICRS"),
+    "dec": _Column(_DEG, "declination, ICRS"),
+    "ra_err": _Column(_DEG, "standard deviation of ra times cos(dec)"),
+    "dec_err": _Column(_DEG, "standard deviation of dec"),
+    "significance": _Column(None, "signed flux of a point source over its error, at the peak"),
+    "peak_significance": _Column(None, "the same at the highest pixel"),
+    "psf_flux": _Column(_FLUX, "flux of the fitted point source"),
+    "psf_flux_err": _Column(_FLUX, "standard deviation of psf_flux"),
+    "psf_chi2": _Column(None, "reduced chi-square of the point source fit"),
+    "psf_chi2_pixels": _Column(None, "number of pixels in it"),
+    "aperture_flux": _Column(_FLUX, "flux in a circle of meta's aperture_radius"),
+    "aperture_flux_err": _Column(_FLUX, "standard deviation of aperture_flux"),
+    "psf_mag": _Column(_MAG, "magnitude of psf_flux"),
+    "psf_mag_err": _Column(_MAG, "standard deviation of psf_mag"),
+    "aperture_mag": _Column(_MAG, "magnitude of aperture_flux"),
+    "aperture_mag_err": _Column(_MAG, "standard deviation of aperture_mag"),
+    "shape_xx": _Column(_PIXEL2, "second moment along x"),
+    "shape_yy": _Column(_PIXEL2, "second moment along y"),
+    "shape_xy": _Column(_PIXEL2, "mixed second moment"),
+    "dipole_moment": _Column(_MOMENT, "flux times separation of the lobes"),
+    "dipole_moment_err": _Column(_MOMENT, "standard deviation of dipole_moment"),
+    "dipole_separation": _Column(
+        _PIXEL, "distance of the lobes; NaN if too small to be told from their fluxes"
+    ),
+    "dipole_separation_err": _Column(_PIXEL, "standard deviation of dipole_separation"),
+    "dipole_angle": _Column(_DEG, "direction from negative to positive lobe, from x to y"),
+    "dipole_positive_flux": _Column(_FLUX, "flux of the positive lobe"),
+    "dipole_positive_flux_err": _Column(_FLUX, "standard deviation of dipole_positive_flux"),
+    "dipole_negative_flux": _Column(_FLUX, "flux of the negative lobe, negative"),
+    "dipole_negative_flux_err": _Column(_FLUX, "standard deviation of dipole_negative_flux"),
+    "dipole_chi2": _Column(None, "reduced chi-square of the dipole fit"),
+    "classification": _Column(None, "point, dipole, extended or artifact"),
+    "parent": _Column(None, "id of the brightest source of the blend"),
+    "n_peaks": _Column(None, "number of peaks in the blend"),
+    "flag_edge": _Column(None, "near the frame's edge, or the convolution's"),
+    "flag_bad": _Column(None, "a bad pixel is near"),
+    "flag_saturated": _Column(None, "a saturated pixel is near"),
+    "flag_cosmic_ray": _Column(None, "a cosmic ray is near"),
+    "flag_interpolated": _Column(None, "an interpolated pixel is near"),
+    "flag_no_data": _Column(None, "a pixel without data is near"),
+    "flag_contaminated": _Column(None, "near pixels owe something to masked or outside ones"),
+    "flag_source": _Column(None, "a source of the science image or template is here"),
+    "flag_near_bright_star": _Column(None, "in the neighbourhood of a bright star"),
+    "flag_fit_failed": _Column(None, "the position or flux could not be fitted"),
+}
+"""Columns in their order; a catalogue has those that it can have."""
+
+FLAGS = {
+    "flag_edge": ("EDGE",),
+    "flag_bad": ("BAD",),
+    "flag_saturated": ("SAT",),
+    "flag_cosmic_ray": ("CR",),
+    "flag_interpolated": ("INTRP",),
+    "flag_no_data": ("NO_DATA",),
+    "flag_contaminated": (masks.CONTAMINATED,),
+}
+"""Flags of mask planes."""
+
+
+def assembled(
+    columns: dict[str, Any], flux_unit: u.UnitBase | None, meta: dict[str, Any]
+) -> QTable:
+    """Catalogue of measured columns, with units, descriptions and metadata.
+
+    Parameters
+    ----------
+    columns
+        Name → values, of those in `COLUMNS`.
+    flux_unit
+        Unit of the image; None if it is not known.
+    meta
+        Metadata.
+
+    Returns
+    -------
+    catalogue
+        Its columns in the order of `COLUMNS`.
+    """
+    units = {
+        _PIXEL: u.pixel,
+        _PIXEL2: u.pixel**2,
+        _FLUX: flux_unit,
+        _MOMENT: u.pixel if flux_unit is None else flux_unit * u.pixel,
+        _MAG: u.mag,
+        _DEG: u.deg,
+    }
+    table = QTable()
+    for name, column in COLUMNS.items():
+        if name not in columns:
+            continue
+        unit = None if column.unit is None else units[column.unit]
+        values = np.asarray(columns[name])
+        table[name] = values if unit is None else values * unit
+        table[name].info.description = column.description
+    table.meta |= {"made_by": f"whitediff {__version__}"} | meta
+    return table
+
+
+def source_flags(
+    exposure: Exposure, x: Array, y: Array, *, fwhm: float, reach: float
+) -> dict[str, Array]:
+    """Flags of sources, from the mask planes around them.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    x, y
+        ``(n,)`` array coordinates.
+    fwhm
+        Full width at half maximum of the PSF, pixels: a pixel within it is near.
+    reach
+        Pixels from the frame's edge within which a source is near it.
+
+    Returns
+    -------
+    flags
+        Name → ``(n,)`` boolean; of a plane that the mask lacks, False.
+    """
+    mask = exposure.mask
+    near = _bits_within(mask.array, x, y, max(_SOURCE_RADIUS, fwhm))
+    here = _bits_within(mask.array, x, y, _SOURCE_RADIUS)
+
+    def carries(bits: Array, names: tuple[str, ...]) -> Array:
+        found = np.zeros(len(x), bool)
+        for name in names:
+            plane = masks.find_plane(mask, name)
+            if plane is not None:
+                bit = mask.schema.bit(plane)
+                found |= (bits[:, bit.index] & bit.mask) != 0
+        return found
+
+    flags = {flag: carries(near, names) for flag, names in FLAGS.items()}
+    ny, nx = exposure.shape
+    flags["flag_edge"] |= (np.minimum(x, nx - 1 - x) < reach) | (np.minimum(y, ny - 1 - y) < reach)
+    flags["flag_no_data"] |= _not_finite_within(exposure.image.array, x, y, max(1.5, fwhm))
+    flags["flag_source"] = carries(here, (masks.SOURCE,))
+    flags["flag_near_bright_star"] = _near_bright_star(exposure, x, y, fwhm, flags["flag_source"])
+    return flags
+
+
+def _indices(
+    shape: tuple[int, ...], x: Array, y: Array, radius: float
+) -> tuple[Array, Array, Array]:
+    """Rows and columns of the pixels around positions, and which lie within a radius inside."""
+    half = math.ceil(radius)
+    grid = np.arange(-half, half + 1)
+    rows, columns = (np.floor(at + 0.5).astype(int)[:, None] + grid for at in (y, x))
+    near = (rows - y[:, None])[:, :, None] ** 2 + (columns - x[:, None])[:, None, :] ** 2
+    inside = (near <= radius**2) & ((rows >= 0) & (rows < shape[0]))[:, :, None]
+    inside &= ((columns >= 0) & (columns < shape[1]))[:, None, :]
+    return (
+        np.clip(rows, 0, shape[0] - 1)[:, :, None],
+        np.clip(columns, 0, shape[1] - 1)[:, None, :],
+        inside,
+    )
+
+
+def _bits_within(array: Array, x: Array, y: Array, radius: float) -> Array:
+    """All bits of a mask that a pixel near positions carries, ``(n, bytes)``."""
+    rows, columns, inside = _indices(array.shape, x, y, radius)
+    bits = array[rows, columns] * inside[..., None].astype(array.dtype)
+    return np.bitwise_or.reduce(bits, axis=(1, 2))
+
+
+def _not_finite_within(image: Array, x: Array, y: Array, radius: float) -> Array:
+    rows, columns, inside = _indices(image.shape, x, y, radius)
+    found: Array = (~np.isfinite(image[rows, columns]) & inside).any(axis=(1, 2))
+    return found
+
+
+def _near_bright_star(
+    exposure: Exposure, x: Array, y: Array, fwhm: float, candidates: Array
+) -> Array:
+    result = np.zeros(len(x), bool)
+    if not len(x):
+        return result
+    saturated = np.argwhere(masks.flagged(exposure.mask, ["SAT"]))
+    if 0 < len(saturated) <= _MOST_SATURATED:
+        tree = scipy.spatial.cKDTree(saturated)
+        distance, _ = tree.query(
+            np.stack([y, x], axis=1), distance_upper_bound=_BRIGHT_RADIUS * fwhm
+        )
+        result |= np.isfinite(distance)
+    plane = masks.find_plane(exposure.mask, masks.SOURCE)
+    if plane is not None and candidates.any():
+        bit = exposure.mask.schema.bit(plane)
+        array = exposure.mask.array[:, :, bit.index]
+        at = np.flatnonzero(candidates)
+        rows, columns, inside = _indices(array.shape, x[at], y[at], _LARGE_SOURCE * fwhm)
+        filled = ((array[rows, columns] & bit.mask) != 0) & inside
+        result[at] |= filled.sum(axis=(1, 2)) >= _FILLED * inside.sum(axis=(1, 2))
+    return result
+
+
+def sky_columns(exposure: Exposure, columns: dict[str, Array]) -> dict[str, Array]:
+    """Sky coordinates of positions, with their errors where those of the pixels are known.
+
+    Parameters
+    ----------
+    exposure
+        Exposure; without a WCS there are no such columns, which is said once.
+    columns
+        x, y, and if known x_err, y_err, xy_cov: pixel coordinates.
+
+    Returns
+    -------
+    columns
+        ra, dec, and ra_err (times cos dec) and dec_err, degrees.
+    """
+    wcs = exposure.wcs
+    if wcs is None:
+        _log.warning(
+            "%s: has no WCS, so the catalogue has no sky coordinates.",
+            exposure.source or "The image",
+        )
+        return {}
+    y0, x0 = exposure.yx0
+    x, y = columns["x"] - x0, columns["y"] - y0
+    if not len(x):
+        ra = dec = np.zeros(0)
+    else:
+        sky = wcs.pixel_to_world(x, y).icrs
+        ra, dec = sky.ra.deg, sky.dec.deg
+    result = {"ra": ra, "dec": dec}
+    if "x_err" not in columns:
+        return result
+    xx, yy, xy = columns["x_err"] ** 2, columns["y_err"] ** 2, columns["xy_cov"]
+    slopes = [(np.zeros(0), np.zeros(0))] * 2
+    if len(x):
+        slopes = []
+        for dx, dy in ((0.5, 0.0), (0.0, 0.5)):
+            before = wcs.pixel_to_world(x - dx, y - dy).icrs
+            after = wcs.pixel_to_world(x + dx, y + dy).icrs
+            east, north = before.spherical_offsets_to(after)
+            slopes.append((east.deg, north.deg))
+    for name, axis in (("ra_err", 0), ("dec_err", 1)):
+        along_x, along_y = slopes[0][axis], slopes[1][axis]
+        variance = along_x**2 * xx + along_y**2 * yy + 2 * along_x * along_y * xy
+        result[name] = np.sqrt(variance)
+    return result
+
+
+def zero_point(exposure: Exposure, given: float | None) -> tuple[float, str] | None:
+    """Magnitude of a flux of 1, and where it comes from.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    given
+        By the user, in place of what the header says.
+
+    Returns
+    -------
+    zero_point, origin
+        None if it is not known.
+    """
+    if given is not None:
+        return given, "given"
+    unit = exposure.image.unit
+    if unit is not None and unit.is_equivalent(u.Jy):
+        return 2.5 * math.log10(_AB_FLUX / (1 * unit).to_value(u.Jy)), f"unit {unit} (AB)"
+    for header in (exposure.header, exposure.primary_header):
+        for keyword in _ZERO_POINT_CARDS:
+            value = _number(header.get(keyword))
+            if value is not None and value > 0:
+                return value, keyword
+        value = _number(header.get(_FLUX_OF_MAGNITUDE_ZERO))
+        if value is not None and value > 0:
+            return 2.5 * math.log10(value), _FLUX_OF_MAGNITUDE_ZERO
+    return None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def magnitudes(columns: dict[str, Array], zero: float) -> dict[str, Array]:
+    """Magnitudes of fluxes.
+
+    Parameters
+    ----------
+    columns
+        psf_flux, aperture_flux and their errors.
+    zero
+        Magnitude of a flux of 1.
+
+    Returns
+    -------
+    columns
+        psf_mag, aperture_mag and their errors; NaN where the flux is not positive.
+    """
+    result = {}
+    for kind in ("psf", "aperture"):
+        flux, error = columns[f"{kind}_flux"], columns[f"{kind}_flux_err"]
+        with np.errstate(invalid="ignore"):
+            positive = flux > 0
+        safe = np.where(positive, flux, 1.0)
+        result[f"{kind}_mag"] = np.where(positive, zero - 2.5 * np.log10(safe), np.nan)
+        result[f"{kind}_mag_err"] = np.where(positive, 2.5 / math.log(10) * error / safe, np.nan)
+    return result
+
+
+def column_values(column: Any, unit: u.UnitBase | None, name: str) -> Array:
+    """Numbers of a table's column in a unit.
+
+    Parameters
+    ----------
+    column
+        Column or quantity.
+    unit
+        Unit to have them in; None for that of the column.
+    name
+        Of the column, for messages.
+
+    Returns
+    -------
+    values
+        ``(n,)`` float64; as they are where either has no unit, NaN where a value is masked.
+
+    Raises
+    ------
+    ArgumentError
+        If they are no numbers, or not in such a unit.
+    """
+    own = getattr(column, "unit", None)
+    if np.ma.isMaskedArray(column) or hasattr(column, "filled"):
+        column = column.filled(np.nan) if np.issubdtype(column.dtype, np.floating) else column
+    values = getattr(column, "value", column)
+    try:
+        values = np.asarray(values, dtype=np.float64).reshape(-1)
+        if own is None or unit is None or own in (unit, u.dimensionless_unscaled):
+            return values
+        return np.asarray((values * own).to_value(unit))
+    except (u.UnitConversionError, TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"The column {name} must hold numbers"
+            + (f" in {unit}" if unit is not None else "")
+            + f"; it is {column.dtype} in {own or 'no unit'}."
+        ) from error
+
+
+def wanted_positions(exposure: Exposure, positions: Table) -> tuple[Array, Array, Array]:
+    """Identifiers and pixel coordinates of a table of positions.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    positions
+        As for `whitediff.exposures.detection.forced_photometry`.
+
+    Returns
+    -------
+    id, x, y
+        ``(n,)``; x and y are NaN where the table has no number.
+
+    Raises
+    ------
+    ArgumentError
+        If the columns, or a WCS for sky coordinates, are missing.
+    """
+    names = {name.lower(): name for name in reversed(positions.colnames)}
+
+    def column(name: str, unit: u.UnitBase) -> Array:
+        return column_values(positions[names[name]], unit, name)
+
+    number = len(positions)
+    identifiers = np.asarray(positions[names["id"]]) if "id" in names else np.arange(1, number + 1)
+    if "x" in names and "y" in names:
+        return identifiers, column("x", u.pixel), column("y", u.pixel)
+    if not ("ra" in names and "dec" in names):
+        raise ArgumentError(
+            "Positions need the columns x and y, or ra and dec; this table has"
+            f" {', '.join(positions.colnames) or 'none'}."
+        )
+    wcs = exposure.wcs
+    if wcs is None:
+        raise ArgumentError(
+            f"{exposure.source or 'The image'}: has no WCS, so ra and dec lead nowhere; give x and"
+            " y."
+        )
+    y0, x0 = exposure.yx0
+    if not number:
+        return identifiers, np.zeros(0), np.zeros(0)
+    from astropy.coordinates import SkyCoord
+
+    ra, dec = column("ra", u.deg), column("dec", u.deg)
+    known = np.isfinite(ra) & np.isfinite(dec) & (np.abs(np.nan_to_num(dec)) <= 90)
+    x, y = np.full((2, number), np.nan)
+    if known.any():
+        sky = SkyCoord(ra[known], dec[known], unit="deg", frame="icrs")
+        px, py = wcs.world_to_pixel(sky)
+        x[known], y[known] = px + x0, py + y0
+    return identifiers, x, y

@@ -1,0 +1,272 @@
+"""Differences that were made region by region, each with a kernel and a direction of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from lsst.images import Box, Image, Mask, MaskedImage
+from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
+from lsst.images.fields import BaseField, ChebyshevField
+
+from .. import planes
+from ..errors import ArgumentError
+from . import masks
+from .covariance import Noise
+from .decorrelation import (
+    Decorrelation,
+    DecorrelationOptions,
+    decorrelate,
+    typical_variance,
+    variance_mean,
+)
+from .fields import PiecewiseField, overlap, scaled_to, slices_of
+from .kernels import centered_array
+from .model import Exposure
+from .noise import measured_noises, source_pixels
+from .psf import KernelPointSpreadFunction, average_position
+
+__all__ = ["Region", "decorrelate_regions", "kernel_of_region"]
+
+type Array = npt.NDArray[Any]
+
+_log = logging.getLogger("whitediff.decorrelate")
+
+_MARGIN = 112
+"""Pixels around a region that are filtered with it: more than any correction reaches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A part of the frame that was subtracted by itself.
+
+    Attributes
+    ----------
+    box
+        Its pixels.
+    convolved
+        Which image was convolved with the matching kernel there.
+    """
+
+    box: Box
+    convolved: Literal["template", "science"]
+
+
+def kernel_of_region(kernel: ConvolutionKernel, index: int, box: Box) -> ConvolutionKernel:
+    """Kernel of one region, defined on a box that may be larger.
+
+    Parameters
+    ----------
+    kernel
+        Kernel of all regions, its fields `whitediff.exposures.fields.PiecewiseField`; another is
+        the same in all of them.
+    index
+        Of the region.
+    box
+        Box in which the kernel is wanted; its polynomials are continued there.
+
+    Returns
+    -------
+    kernel
+        Without pieces.
+    """
+    if not isinstance(kernel, ImageBasisConvolutionKernel):
+        return kernel
+    images, fields = [], []
+    # Ours are among them, which lsst.images does not know.
+    for image, given in kernel:
+        field: Any = given
+        if isinstance(field, PiecewiseField):
+            field = field.pieces[index][1]
+        if isinstance(field, ChebyshevField):
+            field = scaled_to(field, box)
+        images.append(centered_array(image.array, image.bbox))
+        fields.append(field)
+    return ImageBasisConvolutionKernel(np.stack(images), fields)
+
+
+def decorrelate_regions(
+    science: Any,
+    template: Any,
+    difference: Any,
+    regions: Sequence[Region],
+    *,
+    science_variance: float | None = None,
+    template_variance: float | None = None,
+    science_noise: Noise = None,
+    template_noise: Noise = None,
+    sources: Array | None = None,
+    options: DecorrelationOptions | None = None,
+) -> Decorrelation:
+    """Whiten a difference that was made region by region.
+
+    Parameters
+    ----------
+    science, template
+        The exposures before any convolution.
+    difference
+        What was made of them, at the science level, with its kernel in pieces.
+    regions
+        One for each piece; where they overlap the later one holds.
+    science_variance, template_variance, science_noise, template_noise, sources, options
+        As for `whitediff.exposures.decorrelation.decorrelate`; the regions say which exposure was
+        convolved.
+
+    Returns
+    -------
+    result
+        Of the whole frame; its numbers are those of the region that holds its middle.
+
+    Raises
+    ------
+    ArgumentError, DataError
+        As by `decorrelate`, and if there is no region, or a score is wanted.
+
+    Notes
+    -----
+    Each region is filtered with a margin of its surroundings, whose noise has the correlation of
+    another kernel: within the filter's reach of a border the result is white up to the
+    difference of the two corrections.  Pixels outside all regions become NO_DATA.
+    """
+    options = options or DecorrelationOptions(spatially_varying=True)
+    if not regions:
+        raise ArgumentError("A difference that was made in regions needs at least one.")
+    if options.score:
+        raise ArgumentError("A score image cannot be made of regions with kernels of their own.")
+    pair = {"science": Exposure.from_object(science), "template": Exposure.from_object(template)}
+    whole = Exposure.from_object(difference)
+    box, kernel = whole.bbox, whole.kernel
+    if kernel is None:
+        raise ArgumentError("No matching kernel: the difference carries none.")
+    if sources is None:
+        sources = source_pixels(*pair.values(), only_bright=options.noise == "white")
+    noises: tuple[Noise, Noise] = (science_noise, template_noise)
+    if options.noise != "white":
+        if noises != (None, None):
+            raise ArgumentError(
+                f"Noise covariances are given, and with noise={options.noise!r} they would be"
+                " measured; give them, or have them measured."
+            )
+        noises = measured_noises(pair["science"], pair["template"], sources, how=options.noise)
+    levels = {
+        name: None
+        if value is None
+        else value / variance_mean(pair[name], options.ignore_mask_planes)
+        for name, value in (("science", science_variance), ("template", template_variance))
+    }
+    image = planes.empty(whole.shape, np.result_type(whole.image.array, np.float32))
+    variance = planes.empty(whole.shape, np.float32)
+    image[:], variance[:] = np.nan, np.nan
+    covered = planes.zeros(whole.shape, bool)
+    contaminated = planes.zeros(whole.shape, bool)
+    mask, results = whole.mask, []
+    for index, region in enumerate(regions):
+        inner = overlap(region.box, box)
+        if inner is None:
+            raise ArgumentError(f"The region {region.box} is outside the difference's {box}.")
+        outer = overlap(inner.dilated_by(_MARGIN), box)
+        assert outer is not None
+        _log.debug("Region %d: %s, %s convolved.", index, inner, region.convolved)
+        rows, columns = slices_of(outer, box)
+        parts = {name: exposure.cutout(outer) for name, exposure in pair.items()}
+        part = whole.cutout(outer)
+        part.source, part.kernel = whole.source, kernel_of_region(kernel, index, outer)
+        given: dict[str, Any] = {
+            f"{name}_variance": None
+            if level is None
+            else level * variance_mean(parts[name], options.ignore_mask_planes)
+            for name, level in levels.items()
+        }
+        result = decorrelate(
+            parts["science"],
+            parts["template"],
+            part,
+            science_noise=noises[0],
+            template_noise=noises[1],
+            sources=sources[rows, columns],
+            options=dataclasses.replace(options, noise="white", convolved=region.convolved),
+            **given,
+        )
+        here, there = slices_of(inner, box), slices_of(inner, outer)
+        image[here] = result.exposure.image.array[there]
+        variance[here] = result.exposure.variance.array[there]
+        contaminated[here] = masks.flagged(result.exposure.mask, [masks.CONTAMINATED])[there]
+        mask = _with_planes(mask, result.exposure.mask, here, there)
+        covered[here] = True
+        results.append(result)
+    if not covered.all():
+        mask = masks.with_plane(mask, "NO_DATA", ~covered)
+    exposure = Exposure(
+        MaskedImage(
+            Image(image, bbox=box, unit=whole.image.unit),
+            mask=masks.with_plane(mask, masks.CONTAMINATED, contaminated),
+            variance=Image(variance, bbox=box),
+            sky_projection=whole.sky_projection,
+        ),
+        psf=_united_psf(whole, regions, results),
+        kernel=kernel,
+        background=whole.background,
+        header=whole.header.copy(),
+        primary_header=whole.primary_header.copy(),
+    )
+    middle = PiecewiseField(
+        box, [(region.box, ChebyshevField(box, np.ones((1, 1)))) for region in regions]
+    ).piece_at(x=box.x.center, y=box.y.center)
+    ignore = options.ignore_mask_planes
+    return dataclasses.replace(
+        results[middle],
+        exposure=exposure,
+        variance_mean_before=typical_variance(whole, ignore),
+        variance_mean_after=typical_variance(exposure, ignore),
+        contaminated_fraction=float(contaminated.mean()),
+    )
+
+
+def _with_planes(
+    mask: Mask, other: Mask, here: tuple[slice, slice], there: tuple[slice, slice]
+) -> Mask:
+    """Mask with the planes that a correction added in a region, but for what it contaminated."""
+    for name in other.schema.names:
+        if name in mask.schema.names or name == masks.CONTAMINATED:
+            continue
+        plane = np.zeros(mask.array.shape[:2], bool)
+        plane[here] = masks.flagged(other, [name])[there]
+        mask = masks.with_plane(mask, name, plane)
+    return mask
+
+
+def _united_psf(
+    whole: Exposure, regions: Sequence[Region], results: Sequence[Decorrelation]
+) -> KernelPointSpreadFunction | None:
+    """PSF whose images count in the region that they belong to."""
+    box = whole.bbox
+    nothing = ChebyshevField(box, np.zeros((1, 1)))
+    found = [result.exposure.psf for result in results]
+    if whole.psf is None or not all(isinstance(psf, KernelPointSpreadFunction) for psf in found):
+        return None
+    images: list[Array] = []
+    fields: list[Any] = []
+    for index, psf in enumerate(found):
+        assert isinstance(psf, KernelPointSpreadFunction)
+        for image, field in psf.kernel:
+            images.append(centered_array(image.array, image.bbox))
+            own: list[tuple[Box, BaseField]] = [
+                # Ours are among the fields, which lsst.images does not know.
+                (region.box, field if i == index else nothing)
+                for i, region in enumerate(regions)
+            ]
+            fields.append(PiecewiseField(box, own))
+    shape = [max(stamp.shape[axis] for stamp in images) for axis in (0, 1)]
+    padded = []
+    for stamp in images:
+        before = [n // 2 - m // 2 for n, m in zip(shape, stamp.shape, strict=True)]
+        after = [n - m - b for n, m, b in zip(shape, stamp.shape, before, strict=True)]
+        padded.append(np.pad(stamp, list(zip(before, after, strict=True))))
+    return KernelPointSpreadFunction(
+        ImageBasisConvolutionKernel(np.stack(padded), fields),
+        average_position=average_position(whole.psf),
+    )

@@ -1,0 +1,139 @@
+"""Exposures as the objects of lsst.images that the Rubin pipelines exchange."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lsst.images import DifferenceImage, Image, MaskedImage, VisitImage
+from lsst.images.psfs import GaussianPointSpreadFunction, PiffWrapper, PointSpreadFunction
+
+from ...errors import ArgumentError, FileFormatError, WhitediffError, one_line
+from ...exposures.model import Exposure
+from ...outputs import replacing
+from ..piff.write import as_piff
+from .read import read_object
+
+__all__ = ["ObjectKind", "as_object", "write_object"]
+
+type ObjectKind = Literal["masked-image", "visit-image", "difference-image"]
+
+
+def as_object(
+    exposure: Exposure, kind: ObjectKind, *, like: VisitImage | None = None
+) -> MaskedImage:
+    """Make an object of lsst.images of an exposure.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    kind
+        ``masked-image`` has the planes and the sky projection; ``visit-image`` the PSF too, and
+        ``difference-image`` the kernel.
+    like
+        Visit image (or difference image) of the same detector: where the observation's
+        information, detector, band and photometric scaling come from, and unit and sky projection
+        that the exposure lacks.  Required for all but a masked image.
+
+    Returns
+    -------
+    obj
+        `MaskedImage`, `VisitImage` or `DifferenceImage`; the planes are shared.
+
+    Raises
+    ------
+    ArgumentError
+        If something that the class demands is missing.
+    """
+    if kind == "masked-image":
+        return exposure.masked_image
+    if kind not in ("visit-image", "difference-image"):
+        raise ArgumentError(
+            f"kind must be masked-image, visit-image or difference-image; got {kind!r}."
+        )
+    name = exposure.source or "The exposure"
+    if not isinstance(like, VisitImage):
+        raise ArgumentError(
+            f"{name}: a {kind} needs the detector, band and more of a visit image; name one to take"
+            " them from (like)."
+        )
+    unit = exposure.image.unit or like.unit
+    if exposure.psf is None:
+        raise ArgumentError(f"{name}: has no PSF, which a {kind} needs.")
+    common: dict[str, Any] = {
+        "mask": exposure.mask,
+        "variance": Image(exposure.variance.array, bbox=exposure.bbox, unit=unit**2),
+        # Its own are in another frame than the detector's, which these classes demand.
+        "sky_projection": like.sky_projection,
+        "obs_info": like.obs_info,
+        "photometric_scaling": like.photometric_scaling,
+        "psf": _known_psf(exposure),
+        "detector": like.detector,
+        "band": like.band,
+    }
+    if not like.bbox.contains(exposure.bbox):
+        raise ArgumentError(
+            f"{name}: covers {exposure.bbox}, which the image like which it is to be, with"
+            f" {like.bbox}, does not contain."
+        )
+    image = Image(exposure.image.array, bbox=exposure.bbox, unit=unit)
+    if kind == "visit-image":
+        return VisitImage(image, **common)
+    return DifferenceImage(image, kernel=exposure.kernel, **common)
+
+
+def _known_psf(exposure: Exposure) -> PointSpreadFunction:
+    """PSF of a kind that these classes can write."""
+    psf = exposure.psf
+    if isinstance(psf, PiffWrapper | GaussianPointSpreadFunction):
+        return psf
+    assert psf is not None
+    return as_piff(psf, exposure.bbox)
+
+
+def write_object(
+    exposure: Exposure,
+    path: Path,
+    kind: ObjectKind,
+    *,
+    like: str | Path | VisitImage | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write an exposure as an object of lsst.images; the file appears complete or not at all.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    path
+        Output.
+    kind, like
+        As for `as_object`; like may be a file.
+    overwrite
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    ArgumentError
+        If something that the class demands is missing.
+    OutputExistsError, FileFormatError
+        If it cannot be written.
+
+    Notes
+    -----
+    These classes write PSFs of their own kinds only: one of images becomes a model of Piff.
+    """
+    model: Any = like
+    if isinstance(like, str | Path):
+        model = read_object(Path(like))
+    obj = as_object(exposure, kind, like=model)
+    with replacing(path, overwrite=overwrite) as temporary:
+        try:
+            obj.write(str(temporary))
+        except WhitediffError:
+            raise
+        except Exception as error:
+            raise FileFormatError(
+                f"{path}: cannot be written as {kind} ({one_line(error)})."
+            ) from error

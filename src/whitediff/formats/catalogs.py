@@ -1,0 +1,325 @@
+"""Catalogues as files: ECSV, FITS table or Parquet by their name, and DS9 regions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import astropy.io.fits
+import astropy.units as u
+import numpy as np
+import numpy.typing as npt
+from astropy.table import QTable, Table
+
+from ..errors import FileFormatError, one_line
+from ..outputs import replacing
+from .files import opened, split_extension
+
+__all__ = ["check_catalog_path", "read_catalog", "write_catalog", "write_regions"]
+
+type Array = npt.NDArray[Any]
+
+_KINDS = {
+    ".ecsv": "ecsv",
+    ".fits": "fits",
+    ".fit": "fits",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_META = "CATMETA"
+_COLORS = {"dipole": "magenta", "extended": "cyan", "artifact": "yellow"}
+
+
+def _kind(path: Path) -> str:
+    kind = _KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise FileFormatError(
+            f"{path}: the kind of a catalogue goes by its name, which must end in"
+            f" {', '.join(list(_KINDS)[:-1])} or {list(_KINDS)[-1]}; this one ends in"
+            f" {path.suffix or 'nothing'}."
+        )
+    if kind == "parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise FileFormatError(
+                f"{path}: Parquet needs the package pyarrow, which is not installed; run pip"
+                " install 'whitediff[parquet]' or name the catalogue .ecsv or .fits."
+            ) from error
+    return kind
+
+
+def check_catalog_path(path: str | Path) -> None:
+    """Make sure that a catalogue of this name can be written or read, before any work is done.
+
+    Parameters
+    ----------
+    path
+        Catalogue.
+
+    Raises
+    ------
+    FileFormatError
+        If its name says no known kind, or its kind needs a package that is missing.
+    """
+    _kind(Path(path))
+
+
+def write_catalog(table: Table, path: str | Path, overwrite: bool = False) -> None:
+    """Write a catalogue; it appears complete or not at all.
+
+    Parameters
+    ----------
+    table
+        Catalogue; units, descriptions and metadata are written with it.
+    path
+        Output; its suffix (.ecsv, .fits or .parquet) says the kind.
+    overwrite
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    OutputExistsError
+        If the output exists and may not be replaced.
+    FileFormatError
+        If it cannot be written, or its kind is unknown.
+
+    Notes
+    -----
+    A FITS table has the descriptions in its cards TCOMMn and the metadata, as JSON, in CATMETA.
+    A Parquet file has unit and description in each field's metadata, and the table's, as JSON,
+    in the schema's metadata "meta".
+    """
+    path = Path(path)
+    write = {"ecsv": _write_ecsv, "fits": _write_fits, "parquet": _write_parquet}[_kind(path)]
+    with replacing(path, overwrite=overwrite) as temporary:
+        write(table, temporary)
+
+
+def read_catalog(path: str | Path) -> QTable:
+    """Read a catalogue, or any table of one of these kinds.
+
+    Parameters
+    ----------
+    path
+        File; ``file.fits[EXT]`` names the extension of a FITS file with several tables.
+
+    Returns
+    -------
+    table
+        Columns with a unit are quantities, as astropy has them.
+
+    Raises
+    ------
+    FileFormatError
+        If there is no such file, its kind is unknown, or it holds no table.
+    """
+    file, extension = split_extension(path)
+    kind = _kind(file)
+    if not file.exists():
+        raise FileFormatError(f"{file}: no such file.")
+    if file.is_dir():
+        raise FileFormatError(f"{file}: is a directory; name a file.")
+    if kind == "fits":
+        return _read_fits(file, extension)
+    if extension is not None:
+        raise FileFormatError(f"{path}: only FITS files have extensions; name the file alone.")
+    read: Callable[[Path], QTable] = _read_ecsv if kind == "ecsv" else _read_parquet
+    try:
+        return read(file)
+    except Exception as error:
+        # The readers raise whatever they like for a damaged file.
+        raise FileFormatError(
+            f"{file}: cannot be read as {'ECSV' if kind == 'ecsv' else 'Parquet'}"
+            f" ({one_line(error)}); is it complete and of this kind?"
+        ) from error
+
+
+def _write_ecsv(table: Table, path: Path) -> None:
+    table.write(path, format="ascii.ecsv")
+
+
+def _read_ecsv(path: Path) -> QTable:
+    return QTable.read(path, format="ascii.ecsv")
+
+
+def _plain(table: Table, name: str) -> tuple[Array, str, str]:
+    """Values, unit and description of a column."""
+    column = table[name]
+    unit = getattr(column, "unit", None)
+    values = np.asarray(getattr(column, "value", column))
+    return values, "" if unit is None else unit.to_string("fits"), column.info.description or ""
+
+
+def _with_unit(values: Array, unit: str, description: str | None, table: QTable, name: str) -> None:
+    table[name] = u.Quantity(values, u.Unit(unit), copy=False) if unit else values
+    table[name].info.description = description or None
+
+
+def _write_fits(table: Table, path: Path) -> None:
+    plain = Table()
+    units, descriptions = {}, {}
+    for name in table.colnames:
+        values, units[name], descriptions[name] = _plain(table, name)
+        if values.dtype.kind == "U":
+            # Pure ASCII is what FITS has; an empty column still needs a width.
+            values = np.char.encode(values.astype(f"<U{max(1, values.dtype.itemsize // 4)}"))
+        plain[name] = values
+    hdu = astropy.io.fits.table_to_hdu(plain)
+    hdu.name = "CATALOG"
+    for i, name in enumerate(table.colnames, 1):
+        if units[name]:
+            hdu.columns[i - 1].unit = units[name]
+        if descriptions[name]:
+            hdu.header[f"TCOMM{i}"] = descriptions[name]
+    hdu.header[_META] = (json.dumps(_serialisable(table.meta)), "")
+    astropy.io.fits.HDUList([astropy.io.fits.PrimaryHDU(), hdu]).writeto(path)
+
+
+def _read_fits(path: Path, extension: Any) -> QTable:
+    with opened(path) as hdus:
+        if extension is not None:
+            try:
+                hdu = hdus[extension]
+            except (KeyError, IndexError) as error:
+                raise FileFormatError(f"{path}: has no extension {extension!r}.") from error
+        else:
+            hdu = next((h for h in hdus if isinstance(h, astropy.io.fits.BinTableHDU)), None)
+        if hdu is None or not isinstance(
+            hdu, astropy.io.fits.BinTableHDU | astropy.io.fits.TableHDU
+        ):
+            raise FileFormatError(f"{path}: holds no table; is it an image?")
+        header = hdu.header
+        read = Table.read(hdu, mask_invalid=False)
+        table = QTable()
+        for i, name in enumerate(read.colnames, 1):
+            values = np.asarray(read[name])
+            if values.dtype.kind == "S":
+                values = np.char.decode(values)
+            values = values.astype(values.dtype.newbyteorder("="), copy=False)
+            unit = read[name].unit
+            table[name] = values if unit is None else u.Quantity(values, unit, copy=False)
+            table[name].info.description = header.get(f"TCOMM{i}")
+        table.meta.update(json.loads(header[_META]) if _META in header else {})
+    return table
+
+
+def _serialisable(meta: Any) -> dict[str, Any]:
+    """Metadata as JSON has them: numbers of NumPy as numbers, the rest as text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(each) for each in value]
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, np.ndarray):
+            return value.tolist()
+        return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+    return {str(key): plain(value) for key, value in meta.items()}
+
+
+def _write_parquet(table: Table, path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    fields, arrays = [], []
+    for name in table.colnames:
+        values, unit, description = _plain(table, name)
+        array = pyarrow.array(values.tolist() if values.dtype.kind == "U" else values)
+        if values.dtype.kind == "U":
+            array = array.cast(pyarrow.string())
+        arrays.append(array)
+        about = {"unit": unit, "description": description}
+        fields.append(
+            pyarrow.field(name, array.type, metadata={k: v for k, v in about.items() if v})
+        )
+    meta = {"meta": json.dumps(_serialisable(table.meta))}
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_arrays(arrays, schema=pyarrow.schema(fields, metadata=meta)), path
+    )
+
+
+def _read_parquet(path: Path) -> QTable:
+    import pyarrow.parquet
+
+    read = pyarrow.parquet.read_table(path)
+    table = QTable()
+    for field in read.schema:
+        about = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}
+        values = read.column(field.name).to_numpy()
+        if values.dtype.kind == "O":
+            values = values.astype(str) if len(values) else np.zeros(0, "<U1")
+        _with_unit(values, about.get("unit", ""), about.get("description"), table, field.name)
+    stored = (read.schema.metadata or {}).get(b"meta")
+    if stored is not None:
+        table.meta.update(json.loads(stored))
+    return table
+
+
+def write_regions(
+    table: Table, path: str | Path, overwrite: bool = False, *, radius: float | None = None
+) -> None:
+    """Write the sources of a catalogue as regions for DS9.
+
+    Parameters
+    ----------
+    table
+        Catalogue: with ra and dec, or else x and y, which then count from meta's x0 and y0.
+    path
+        Output.
+    overwrite
+        Whether an existing file may be replaced.
+    radius
+        Of the circles, pixels; that of the catalogue's apertures, or 5, if not given.
+
+    Raises
+    ------
+    OutputExistsError
+        If the output exists and may not be replaced.
+    FileFormatError
+        If it cannot be written.
+
+    Notes
+    -----
+    Positive sources are green, negative ones red, dipoles magenta, extended ones cyan and
+    artifacts yellow; the text is the number and, if known, the significance.
+    """
+    if radius is None:
+        radius = float(table.meta.get("aperture_radius", 5.0))
+    sky = "ra" in table.colnames
+
+    def values(name: str) -> Array:
+        return np.asarray(getattr(table[name], "value", table[name]))
+
+    if sky:
+        first, second = values("ra"), values("dec")
+    else:
+        first = values("x") - table.meta.get("x0", 0) + 1
+        second = values("y") - table.meta.get("y0", 0) + 1
+    names = values("id") if "id" in table.colnames else np.arange(1, len(table) + 1)
+    strength = values("significance") if "significance" in table.colnames else None
+    labels = values("classification") if "classification" in table.colnames else None
+    lines = [
+        "# Region file format: DS9 version 4.1",
+        'global color=green width=1 font="helvetica 10 normal roman"',
+        "icrs" if sky else "image",
+    ]
+    for i in range(len(table)):
+        if not (np.isfinite(first[i]) and np.isfinite(second[i])):
+            continue
+        text, color = f"{names[i]}", "green"
+        if strength is not None and np.isfinite(strength[i]):
+            text += f" {strength[i]:+.1f}"
+            color = "green" if strength[i] > 0 else "red"
+        if labels is not None:
+            color = _COLORS.get(str(labels[i]), color)
+        place = f"{first[i]:.7f},{second[i]:.7f}" if sky else f"{first[i]:.3f},{second[i]:.3f}"
+        size = f"{radius:g}i" if sky else f"{radius:g}"
+        lines.append(f"circle({place},{size}) # color={color} text={{{text}}}")
+    with replacing(Path(path), overwrite=overwrite) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")

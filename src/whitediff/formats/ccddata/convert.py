@@ -1,0 +1,252 @@
+"""Exposures from CCDData and NDData, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import astropy.io.fits
+import astropy.nddata
+import astropy.units as u
+import numpy as np
+import numpy.typing as npt
+from lsst.images import Box, Image, MaskedImage
+
+from ...errors import ArgumentError, one_line
+from ...exposures import masks
+from ...exposures.model import Exposure, as_native_float
+from ...exposures.psf import KernelPointSpreadFunction, psf_image
+from ...exposures.sky import sky_projection
+from .. import plain
+from ..headers import observation_header, without_wcs
+
+__all__ = ["from_ccddata", "to_ccddata"]
+
+type Array = npt.NDArray[Any]
+type UncertaintyKind = Literal["variance", "sigma", "weight"]
+
+_KINDS: dict[UncertaintyKind, Any] = {
+    "variance": astropy.nddata.VarianceUncertainty,
+    "sigma": astropy.nddata.StdDevUncertainty,
+    "weight": astropy.nddata.InverseVariance,
+}
+
+
+def from_ccddata(
+    data: Any,
+    *,
+    variance: float | None = None,
+    mask_planes: Mapping[str, int] | None = None,
+    source: str | None = None,
+) -> Exposure:
+    """Take astropy's CCDData, or any NDData of two axes, as an exposure.
+
+    Parameters
+    ----------
+    data
+        With an uncertainty of any kind that says how large the noise is (standard deviation,
+        variance, inverse variance), in any unit that goes with the data's; a mask that is boolean
+        or has bits; flags (`astropy.nddata.FlagCollection` or bits); ``psf``; WCS; unit; meta.
+    variance
+        Of each pixel, image_unit², where there is no uncertainty; measured if not given.
+    mask_planes
+        Name → bit of the mask, or of the flags; where the meta does not say (``MP_name``).
+    source
+        What it is called in messages.
+
+    Returns
+    -------
+    exposure
+        A boolean mask is the plane BAD.  Pixels whose uncertainty is not a positive number are
+        NO_DATA.
+
+    Raises
+    ------
+    ArgumentError
+        If a plane does not fit, or the uncertainty is of an unknown kind.
+    """
+    name = source or f"The {type(data).__name__}"
+    pixels = np.asarray(getattr(data, "data", None))
+    if pixels.dtype.kind not in "fiub" or pixels.ndim != 2:
+        raise ArgumentError(
+            f"{name} must hold an image, numbers of two axes; got {pixels.dtype} of the shape"
+            f" {pixels.shape}."
+        )
+    image = as_native_float(pixels)
+    header = _header(data)
+    bbox = Box.from_shape(image.shape, start=plain.pixel_origin(header))
+    planes = _planes(data, header, mask_planes, name)
+    mask = masks.make_mask(planes, bbox)
+    values = _variance(data, image, name)
+    if values is not None:
+        empty = ~(np.isfinite(values) & (values > 0))
+        if empty.any() and not empty.all():
+            mask = masks.with_plane(mask, "NO_DATA", empty)
+    elif variance is not None:
+        values = np.full(image.shape, variance, dtype=np.float32)
+    else:
+        unusable = masks.flagged(mask, masks.UNTRUSTED_MASK_PLANES)
+        values = plain.modelled_variance(
+            image, unusable, header, astropy.io.fits.Header(), None, None, name
+        )
+    psf, unit = getattr(data, "psf", None), getattr(data, "unit", None)
+    if psf is not None:
+        psf = KernelPointSpreadFunction.from_image(np.asarray(psf, dtype=np.float64), bbox)
+    kept = observation_header(header)
+    return Exposure(
+        MaskedImage(
+            Image(image, bbox=bbox, unit=unit),
+            mask=mask,
+            variance=Image(values, bbox=bbox),
+            sky_projection=sky_projection(kept, bbox),
+        ),
+        psf=psf,
+        header=kept,
+        source=source,
+    )
+
+
+def _header(data: Any) -> astropy.io.fits.Header:
+    """Meta and WCS as one header."""
+    meta, header = getattr(data, "meta", None) or {}, astropy.io.fits.Header()
+    if isinstance(meta, astropy.io.fits.Header):
+        header = meta.copy()
+    else:
+        for key, value in meta.items():
+            try:
+                header[str(key)] = value
+            except (ValueError, TypeError):
+                continue  # no card can hold it
+    wcs = getattr(data, "wcs", None)
+    low_level = getattr(wcs, "low_level_wcs", wcs)
+    if low_level is not None and "CTYPE1" not in header and hasattr(low_level, "to_header"):
+        header.extend(low_level.to_header(relax=True), unique=True, update=True)
+    return header
+
+
+def _planes(
+    data: Any, header: astropy.io.fits.Header, names: Mapping[str, int] | None, name: str
+) -> dict[str, Array]:
+    shape = np.asarray(data.data).shape
+    planes: dict[str, Array] = {}
+    flags, mask = getattr(data, "flags", None), getattr(data, "mask", None)
+    if isinstance(flags, Mapping):
+        planes |= {str(key): np.asarray(plane).astype(bool) for key, plane in flags.items()}
+    elif flags is not None:
+        planes |= _bits(np.asarray(flags), header, names, shape, f"{name}: its flags")
+    if mask is None or mask is np.ma.nomask:
+        return planes
+    mask = np.asarray(mask)
+    if mask.dtype.kind in "iu" and mask.dtype.itemsize > 0 and (names or mask.max(initial=0) > 1):
+        return planes | _bits(mask, header, names, shape, f"{name}: its mask")
+    bad = np.broadcast_to(mask.astype(bool), shape)
+    known = np.zeros(shape, bool)
+    for key, plane in planes.items():
+        if masks.is_one_of(key, masks.UNTRUSTED_MASK_PLANES):
+            known |= plane
+    if planes and not (bad & ~known).any():
+        return planes
+    return planes | {"BAD": planes.get("BAD", np.zeros(shape, bool)) | (bad & ~known)}
+
+
+def _bits(
+    array: Array,
+    header: astropy.io.fits.Header,
+    names: Mapping[str, int] | None,
+    shape: tuple[int, ...],
+    name: str,
+) -> dict[str, Array]:
+    if array.dtype.kind not in "iub":
+        raise ArgumentError(f"{name} must be whole numbers or boolean; got {array.dtype}.")
+    hdu = astropy.io.fits.ImageHDU(array.astype(np.uint8) if array.dtype == bool else array)
+    for card in header.cards:
+        if card.keyword.startswith("MP_"):
+            hdu.header[card.keyword] = card.value
+    for key, bit in (names or {}).items():
+        hdu.header[f"HIERARCH MP_{key}"] = bit
+    try:
+        return plain.mask_planes(hdu, shape, name)  # type: ignore[arg-type]
+    except OSError as error:
+        raise ArgumentError(str(error)) from error
+
+
+def _variance(data: Any, image: Array, name: str) -> Array | None:
+    uncertainty = getattr(data, "uncertainty", None)
+    if uncertainty is None:
+        return None
+    try:
+        converted = uncertainty.represent_as(astropy.nddata.VarianceUncertainty)
+        values = np.asarray(converted.array, dtype=np.float64)
+        unit, wanted = converted.unit, getattr(data, "unit", None)
+        if unit is not None and wanted is not None and unit != wanted**2:
+            values = (values * unit).to_value(wanted**2)
+    except Exception as error:
+        # An unknown kind, or units that do not go together: each has an error of its own.
+        raise ArgumentError(
+            f"{name}: its uncertainty, a {type(uncertainty).__name__}, cannot be taken as a"
+            f" variance ({one_line(error)}); give a standard deviation, a variance or an inverse"
+            " variance."
+        ) from error
+    if values.shape != image.shape:
+        raise ArgumentError(
+            f"{name} has the shape {image.shape}, but its uncertainty {values.shape}."
+        )
+    with np.errstate(over="ignore"):
+        return plain.compact(values, image.dtype)
+
+
+def to_ccddata(
+    exposure: Exposure, *, uncertainty: UncertaintyKind = "variance"
+) -> astropy.nddata.CCDData:
+    """Make astropy's CCDData of an exposure.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    uncertainty
+        Which kind to make of its variance.
+
+    Returns
+    -------
+    data
+        ``mask`` where one of `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES` is set, or a pixel
+        is not finite; all planes by name in ``flags``; ``psf`` in the middle of the frame; unit of
+        the image, ``adu`` where it has none.  Kernel and background have no place in it.
+
+    Raises
+    ------
+    ArgumentError
+        If the uncertainty is of an unknown kind.
+    """
+    if uncertainty not in _KINDS:
+        raise ArgumentError(f"uncertainty must be {', '.join(_KINDS)}; got {uncertainty!r}.")
+    image, variance = exposure.image.array, exposure.variance.array
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = {
+            "variance": lambda: variance.copy(),
+            "sigma": lambda: np.sqrt(variance),
+            "weight": lambda: 1 / variance,
+        }[uncertainty]()
+    flags = astropy.nddata.FlagCollection(shape=image.shape)
+    for plane in exposure.mask.schema.names:
+        flags[plane] = exposure.mask.get(plane)
+    meta = without_wcs(exposure.header)
+    if exposure.yx0 != (0, 0):
+        for axis, start in ((1, exposure.yx0[1]), (2, exposure.yx0[0])):
+            meta[f"CTYPE{axis}A"] = "LINEAR"
+            meta[f"CRPIX{axis}A"] = 1.0
+            meta[f"CRVAL{axis}A"] = float(start)
+    psf = None
+    if exposure.psf is not None:
+        psf = psf_image(exposure.psf, x=exposure.bbox.x.center, y=exposure.bbox.y.center)
+    return astropy.nddata.CCDData(
+        image.copy(),
+        unit=u.adu if exposure.image.unit is None else exposure.image.unit,
+        uncertainty=_KINDS[uncertainty](values),
+        mask=masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES) | ~np.isfinite(image),
+        flags=flags,
+        wcs=exposure.wcs,
+        meta=meta,
+        psf=psf,
+    )

@@ -1,0 +1,109 @@
+"""Exposures from files of CCDData."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import FileFormatError
+from ...exposures import masks
+from ...exposures.model import Exposure
+from .. import plain
+from ..files import Extension, opened
+from ..stamps import find_hdu, read_psf_hdus
+from .recognise import FLAGS, MASK, PSF, UNCERTAINTY
+
+__all__ = ["read"]
+
+_KINDS: dict[str, Any] = {
+    "std": "sigma",
+    "stddevuncertainty": "sigma",
+    "var": "variance",
+    "varianceuncertainty": "variance",
+    "ivar": "weight",
+    "inversevariance": "weight",
+}
+
+
+def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
+    """Read an exposure.
+
+    Parameters
+    ----------
+    path
+        File.
+    extension
+        Of the image; found if not given.
+    **options
+        Of `whitediff.formats.plain.read`.
+
+    Returns
+    -------
+    exposure
+        With the variance of UNCERT, of whatever kind UTYPE says (standard deviation, variance,
+        inverse variance); the mask's pixels as BAD, or the planes of FLAGS under their names;
+        the PSF of PSFIMAGE.
+
+    Raises
+    ------
+    FileFormatError
+        If a plane does not fit, or the uncertainty is of an unknown kind.
+    """
+    with opened(path) as hdus:
+        uncertainty = find_hdu(hdus, (UNCERTAINTY,))
+        kind = None
+        if uncertainty is not None:
+            # astropy's default where the card is missing.
+            said = uncertainty.header.get("UTYPE", "StdDevUncertainty")
+            kind = _KINDS.get(str(said).strip().lower())
+            if kind is None:
+                raise FileFormatError(
+                    f"{path}: UTYPE is {said!r}; of uncertainties, StdDevUncertainty,"
+                    " VarianceUncertainty and InverseVariance say how large the noise is."
+                )
+        mask, flags = find_hdu(hdus, (MASK,)), find_hdu(hdus, (FLAGS,))
+        boolean = mask is not None and mask.is_image and bool(np.isin(mask.data, (0, 1)).all())
+        image_hdu = plain.image_hdu(hdus, extension, path)
+        planes = None
+        if flags is not None and flags.is_image:
+            planes = plain.mask_planes(flags, image_hdu.shape, path)
+        psf_hdu = find_hdu(hdus, (PSF,))
+        stamp = None if psf_hdu is None else np.array(psf_hdu.data, dtype=np.float64)
+    if kind is not None and options.get("variance") is None:
+        options["variance"] = plain.VarianceSource(f"{path}[{UNCERTAINTY}]", kind)
+    exposure = plain.read(path, extension, **options)
+    exposure.source = str(path)
+    if planes is not None:
+        exposure = _with_flags(exposure, planes, mask is not None)
+    elif boolean:
+        exposure = exposure.replaced(mask=_without(exposure.mask, "BIT0"))
+    if exposure.psf is None and stamp is not None:
+        with opened(path) as hdus:
+            exposure.psf = read_psf_hdus(
+                hdus, find_hdu(hdus, (PSF,)), bounds=exposure.bbox, path=str(path)
+            )
+    return exposure
+
+
+def _with_flags(exposure: Exposure, planes: dict[str, Any], has_mask: bool) -> Exposure:
+    """Exposure whose planes are those of the flags, and BAD where only the mask is set."""
+    before = exposure.mask
+    bad = masks.flagged(before, ["BAD"]) if has_mask else np.zeros(exposure.shape, bool)
+    bad &= np.isfinite(exposure.image.array)
+    mask = masks.make_mask(planes, exposure.bbox)
+    bad &= ~masks.flagged(mask, masks.UNTRUSTED_MASK_PLANES)
+    if bad.any():
+        mask = masks.with_plane(mask, "BAD", bad)
+    no_data = masks.flagged(before, ["NO_DATA"])
+    if no_data.any():
+        mask = masks.with_plane(mask, "NO_DATA", no_data)
+    return exposure.replaced(mask=mask)
+
+
+def _without(mask: Any, name: str) -> Any:
+    if name not in mask.schema.names:
+        return mask
+    planes = {other: mask.get(other) for other in mask.schema.names if other != name}
+    return masks.make_mask(planes, mask.bbox)

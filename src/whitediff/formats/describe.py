@@ -1,0 +1,328 @@
+"""What whitediff sees in a file, in words and numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import astropy.io.fits
+import astropy.wcs.utils
+import numpy as np
+from lsst.images import Box
+from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
+from lsst.images.psfs import PointSpreadFunction
+
+from ..errors import DataError, FileFormatError, WhitediffError, one_line
+from ..exposures import kernels
+from ..exposures.fields import PiecewiseField
+from ..exposures.masks import flagged
+from ..exposures.model import Exposure
+from ..exposures.psf import psf_image
+from ..profiles import full_width_half_maximum
+from . import hotpants, plain, read_any, read_exposure, read_kernel, read_psf, sfft
+from .difference import Difference
+from .export import own_box
+from .files import opened, split_extension
+from .hotpants.recognise import kernel_table, layer
+from .identify import Identity, identify
+
+__all__ = ["Description", "HduDescription", "describe"]
+
+_log = logging.getLogger("whitediff.formats")
+
+_ARCHIVE_ROLES = {
+    "IMAGE": "image", "MASK": "mask", "VARIANCE": "variance", "JSON": "archive", "INDEX": "archive",
+    "PSF": "PSF", "PSF_COEFFICIENTS": "PSF", "KERNEL": "kernel", "KERNEL_COEFFICIENTS": "kernel",
+    "BACKGROUND": "background", "FLUX": "flux", "FLUX_VARIANCE": "flux",
+    "INPUT_PSF": "solution", "INPUT_PSF_COEFFICIENTS": "solution", "PRECONVOLUTION": "solution",
+    "SCIENCE_NOISE": "solution", "TEMPLATE_NOISE": "solution",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class HduDescription:
+    """One HDU of a file.
+
+    Attributes
+    ----------
+    index, name, version
+        Where it is and what it is called.
+    content
+        Shape and type of its data.
+    role
+        What it is used for; empty if for nothing.
+    """
+
+    index: int
+    name: str
+    version: int
+    content: str
+    role: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a file is.
+
+    Attributes
+    ----------
+    path
+        File.
+    format, kind
+        As of `whitediff.formats.Identity`.
+    hdus
+        Its HDUs.
+    facts
+        What was found → in words, in the order to show it.
+    notes
+        What was said while it was read.
+    """
+
+    path: str
+    format: str
+    kind: str
+    hdus: tuple[HduDescription, ...]
+    facts: dict[str, str]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings.
+
+        Returns
+        -------
+        values
+            For a JSON file.
+        """
+        return dataclasses.asdict(self)
+
+
+class _Notes(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def describe(path: str | Path, *, kernel: str | Path | None = None) -> Description:
+    """Read a file and say what is in it.
+
+    Parameters
+    ----------
+    path
+        File of any format that whitediff reads.
+    kernel
+        File of its kernel, where it is a difference that needs one.
+
+    Returns
+    -------
+    description
+        `Description`.
+
+    Raises
+    ------
+    FileFormatError
+        If nothing in it can be understood.
+    """
+    file, extension = split_extension(path)
+    with opened(file) as hdus:
+        identity = identify(hdus)
+        if identity is None:
+            raise FileFormatError(f"{file}: has no HDU with data.")
+        roles = _roles(hdus, identity, extension, file)
+        listed = tuple(
+            HduDescription(i, hdu.name, hdu.ver, _content(hdu), roles.get(i, ""))
+            for i, hdu in enumerate(hdus)
+        )
+    notes, logger = _Notes(), logging.getLogger("whitediff")
+    before = logger.level
+    logger.addHandler(notes)
+    if logger.getEffectiveLevel() > logging.INFO:
+        logger.setLevel(logging.INFO)
+    try:
+        facts = _facts(path, identity, kernel)
+    finally:
+        logger.removeHandler(notes)
+        logger.setLevel(before)
+    prefix = f"{file}: "
+    return Description(
+        path=str(path),
+        format=identity.format,
+        kind=identity.kind,
+        hdus=listed,
+        facts={"format": identity.detail} | facts,
+        notes=tuple(dict.fromkeys(text.removeprefix(prefix) for text in notes.texts)),
+    )
+
+
+def _facts(path: str | Path, identity: Identity, kernel: str | Path | None) -> dict[str, str]:
+    file, _ = split_extension(path)
+    if identity.kind == "psf":
+        box = own_box(file) or _ANY
+        return _psf_facts(read_psf(path, bounds=box), box)
+    if identity.kind == "kernel" and identity.format == "sfft":
+        solution = sfft.read_solution(file)
+        return {"image": f"for {_shape(solution.shape)}"} | _kernel_facts(
+            solution.kernel, solution.box
+        )
+    if identity.kind == "kernel" and identity.format == "hotpants":
+        return _table_facts(file)
+    if identity.kind == "kernel":
+        return _kernel_facts(read_kernel(path, bounds=_ANY), _ANY)
+    if identity.format == "hotpants" and identity.kind != "difference":
+        return _exposure_facts(read_exposure(path, needs_variance=False))
+    try:
+        difference = read_any(path, kernel=kernel)
+    except DataError as error:
+        # Too small or too empty to measure the noise on: the rest can be said all the same.
+        _log.info("%s", error)
+        difference = Difference(read_exposure(path, needs_variance=False))
+    return _exposure_facts(difference.exposure) | _difference_facts(difference)
+
+
+_ANY = Box.from_shape((4096, 4096))
+"""Frame for kernels and PSFs that do not say theirs."""
+
+
+def _exposure_facts(exposure: Exposure) -> dict[str, str]:
+    image, variance = exposure.image.array, exposure.variance.array
+    finite = np.isfinite(image)
+    facts = {
+        "image": f"{_shape(exposure.shape)}, {image.dtype}"
+        + (f", {100 * (1 - finite.mean()):.3g}% not finite" if not finite.all() else ""),
+        "unit": "unknown" if exposure.image.unit is None else str(exposure.image.unit),
+    }
+    if exposure.yx0 != (0, 0):
+        facts["first pixel"] = f"x = {exposure.yx0[1]}, y = {exposure.yx0[0]}"
+    usable = variance[np.isfinite(variance) & (variance > 0)]
+    if usable.size:
+        facts["variance"] = (
+            f"median {np.median(usable):.4g}, from {usable.min():.4g} to {usable.max():.4g}"
+        )
+    else:
+        facts["variance"] = "none"
+    planes = []
+    for name in exposure.mask.schema.names:
+        number = int(np.count_nonzero(flagged(exposure.mask, [name])))
+        planes.append(f"{name} ({number})")
+    facts["mask planes"] = ", ".join(planes) or "none"
+    wcs = exposure.wcs
+    if wcs is None:
+        facts["WCS"] = "none that can be understood" if "CTYPE1" in exposure.header else "none"
+    else:
+        ny, nx = exposure.shape
+        middle = wcs.pixel_to_world(nx / 2, ny / 2).icrs
+        scale = float(np.mean(astropy.wcs.utils.proj_plane_pixel_scales(wcs.celestial))) * 3600
+        facts["WCS"] = (
+            f"{str(wcs.wcs.ctype[0])[5:].lstrip('-')}, middle at RA {middle.ra.deg:.6f},"
+            f" Dec {middle.dec.deg:+.6f} deg, {scale:.4g} arcsec per pixel"
+        )
+    if exposure.psf is None:
+        facts["PSF"] = "none"
+    else:
+        facts |= _psf_facts(exposure.psf, exposure.bbox)
+    if exposure.background is not None:
+        facts["background"] = (
+            "image" if isinstance(exposure.background, np.ndarray) else "polynomials"
+        )
+    return facts
+
+
+def _difference_facts(difference: Difference) -> dict[str, str]:
+    exposure = difference.exposure
+    facts: dict[str, str] = {}
+    if exposure.kernel is not None:
+        facts |= _kernel_facts(exposure.kernel, exposure.bbox)
+    else:
+        facts["kernel"] = "none"
+    if difference.software is not None:
+        facts["made by"] = difference.software
+    if difference.directions:
+        facts["convolved"] = difference.convolved or ", ".join(
+            side for _, side in difference.directions
+        )
+    for name, source in difference.variance_files.items():
+        facts[f"{name} noise"] = source
+    return facts
+
+
+def _kernel_facts(kernel: ConvolutionKernel, box: Box) -> dict[str, str]:
+    image = kernels.evaluate(kernel, x=box.x.center, y=box.y.center)
+    facts = {"kernel": f"{_shape(image.shape)}, sum {image.sum():.6g} in the middle"}
+    if isinstance(kernel, ImageBasisConvolutionKernel):
+        first = kernel.spatial[0]
+        if kernels.is_constant(kernel):
+            facts["kernel"] += ", the same everywhere"
+        elif isinstance(first, PiecewiseField):
+            facts["kernel"] += f", {len(kernel)} basis images in {len(first.pieces)} regions"
+        else:
+            facts["kernel"] += f", {len(kernel)} basis images with varying weights"
+    return facts
+
+
+def _psf_facts(psf: PointSpreadFunction, box: Box) -> dict[str, str]:
+    try:
+        image = psf_image(psf, x=box.x.center, y=box.y.center)
+        width = full_width_half_maximum(image)
+    except WhitediffError as error:
+        return {"PSF": one_line(error)}
+    return {
+        "PSF": f"{type(psf).__name__}, {_shape(image.shape)}, full width at half maximum"
+        f" {width:.3g} pixels in the middle"
+    }
+
+
+def _table_facts(file: Path) -> dict[str, str]:
+    with opened(file) as hdus:
+        table = kernel_table(hdus)
+        assert table is not None
+        header = table.header
+        return {
+            "kernel": f"{header.get('FWKERN')} pixels wide, order {header.get('CKORDER')},"
+            f" {len(table.columns)} regions; it is read with the difference that it belongs to"
+        }
+
+
+def _roles(
+    hdus: astropy.io.fits.HDUList, identity: Identity, extension: Any, path: Path
+) -> dict[int, str]:
+    roles: dict[int, str] = {}
+    if identity.format == "lsst.images" and extension is None:
+        return {i: _ARCHIVE_ROLES.get(hdu.name.upper(), "") for i, hdu in enumerate(hdus)}
+    if identity.format == "hotpants":
+        table = kernel_table(hdus)
+        for i, hdu in enumerate(hdus):
+            roles[i] = "kernel" if hdu is table else layer(hdu) or ""
+        if hotpants.recognise(hdus) == "difference":
+            roles[0] = "difference"
+        return roles
+    if identity.format == "psfex":
+        return {i: "PSF" for i, hdu in enumerate(hdus) if hdu.name == "PSF_DATA"}
+    if identity.format == "piff":
+        return {i: "PSF" for i, hdu in enumerate(hdus) if hdu.name.lower().startswith("psf")}
+    if identity.format == "sfft" and identity.kind == "kernel":
+        return {0: "kernel"}
+    if identity.kind in ("kernel", "psf"):
+        return {i: identity.kind for i, hdu in enumerate(hdus) if hdu.header.get("NAXIS", 0)}
+    for role, hdu in plain.parts(hdus, extension, path).items():
+        for i, other in enumerate(hdus):
+            if other is hdu:
+                roles[i] = role
+    return roles
+
+
+def _content(hdu: Any) -> str:
+    if isinstance(hdu, astropy.io.fits.BinTableHDU) and not hdu.is_image:
+        return f"table, {len(hdu.data)} rows, {len(hdu.columns)} columns"
+    if not hdu.header.get("NAXIS", 0) or hdu.shape == ():
+        return "no data"
+    packed = " (compressed)" if isinstance(hdu, astropy.io.fits.CompImageHDU) else ""
+    kind = {8: "uint8", 16: "int16", 32: "int32", 64: "int64", -32: "float32", -64: "float64"}
+    return f"{_shape(hdu.shape)} {kind.get(hdu.header.get('BITPIX'), '?')}{packed}"
+
+
+def _shape(shape: Any) -> str:
+    return " x ".join(str(n) for n in shape) + " pixels"

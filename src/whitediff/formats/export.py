@@ -1,0 +1,173 @@
+"""Kernels and PSFs as plain images, for tools that know nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import astropy.io.fits
+from lsst.images import Box
+from lsst.images.convolution_kernels import ConvolutionKernel
+from lsst.images.psfs import PointSpreadFunction
+
+from ..errors import FileFormatError
+from ..exposures import kernels
+from ..exposures.psf import KernelPointSpreadFunction, as_kernel_psf, psf_image
+from ..outputs import replacing
+from . import identify, piff, psfex, read_exposure, read_kernel, read_psf, sfft
+from .files import opened, split_extension
+from .headers import escaped
+from .stamps import kernel_hdus, psf_hdus
+
+__all__ = ["own_box", "read_stamps", "write_stamps"]
+
+
+def read_stamps(
+    path: str, *, psf: bool, like: str | None = None
+) -> tuple[ConvolutionKernel | PointSpreadFunction, Box]:
+    """Read a kernel or PSF from whatever has one.
+
+    Parameters
+    ----------
+    path
+        File.
+    psf
+        The PSF, not the kernel.
+    like
+        Image that it belongs to, where the file does not say its shape.
+
+    Returns
+    -------
+    stamps
+        Kernel or PSF.
+    box
+        Box of the image that it belongs to.
+
+    Raises
+    ------
+    FileFormatError
+        If the file has none, or does not say for which image.
+    """
+    file, extension = split_extension(path)
+    with opened(file) as hdus:
+        identity = identify(hdus)
+    if like is not None:
+        box = read_exposure(like, needs_variance=False).bbox
+        return (read_psf if psf else read_kernel)(path, bounds=box), box
+    if identity is not None and (identity.format, identity.kind) == ("sfft", "kernel") and not psf:
+        solution = sfft.read_solution(file)
+        return solution.kernel, solution.box
+    if extension is None and identity is not None and identity.kind in ("image", "difference"):
+        exposure = read_exposure(path, needs_variance=False)
+        found = exposure.psf if psf else exposure.kernel
+        if found is not None:
+            return found, exposure.bbox
+    name = "PSF" if psf else "kernel"
+    own = own_box(file)
+    try:
+        stamps = (read_psf if psf else read_kernel)(path, bounds=own or _LARGE)
+    except FileFormatError as error:
+        raise FileFormatError(f"{error} Does it have a {name}?") from error
+    if own is None and not _says_where(stamps):
+        raise FileFormatError(
+            f"{path}: does not say for which image its {name} is; name that with --like."
+        )
+    return stamps, stamps.bounds.bbox
+
+
+_LARGE = Box.from_shape((1 << 20, 1 << 20))
+
+
+def _says_where(stamps: ConvolutionKernel | PointSpreadFunction) -> bool:
+    kernel = stamps.kernel if isinstance(stamps, KernelPointSpreadFunction) else stamps
+    constant = isinstance(kernel, ConvolutionKernel) and kernels.is_constant(kernel)
+    return constant or stamps.bounds.bbox != _LARGE
+
+
+def own_box(file: Path) -> Box | None:
+    """Box in which a model of PSFEx or Piff was fitted.
+
+    Parameters
+    ----------
+    file
+        File.
+
+    Returns
+    -------
+    box
+        None for all other files, and where it does not say.
+    """
+    with opened(file) as hdus:
+        for module in (psfex, piff):
+            limits = module.fitted_range(hdus)
+            if limits is not None:
+                (x0, x1), (y0, y1) = limits
+                return Box.factory[round(y0) : round(y1) + 1, round(x0) : round(x1) + 1]
+    return None
+
+
+def write_stamps(
+    stamps: ConvolutionKernel | PointSpreadFunction,
+    box: Box,
+    positions: Sequence[tuple[float, float]] | None,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    source: str = "",
+) -> None:
+    """Write a kernel or PSF as plain images; the file appears complete or not at all.
+
+    Parameters
+    ----------
+    stamps
+        Kernel or PSF.
+    box
+        Box of its image.
+    positions
+        x, y in pixel coordinates, one image for each: in the primary HDU where there is one, else
+        in extensions.  None: the basis images and their coefficients, docs/file-format.md.
+    path
+        Output.
+    overwrite
+        Whether an existing file may be replaced.
+    source
+        File that it came from, for the header.
+
+    Raises
+    ------
+    OutputExistsError, FileFormatError
+        If it cannot be written.
+    """
+    is_psf = isinstance(stamps, PointSpreadFunction)
+    name = "PSF" if is_psf else "KERNEL"
+    primary = astropy.io.fits.PrimaryHDU()
+    if positions is None:
+        hdus = (
+            psf_hdus(as_kernel_psf(stamps, box), name, box)
+            if isinstance(stamps, PointSpreadFunction)
+            else kernel_hdus(stamps, name, box)
+        )
+    else:
+        hdus = []
+        for i, (x, y) in enumerate(positions):
+            if isinstance(stamps, PointSpreadFunction):
+                image = psf_image(stamps, x=x, y=y)
+            else:
+                image = kernels.evaluate(stamps, x=x, y=y)
+            cards = {
+                "XPOS": (x, "column where it was taken, from 0"),
+                "YPOS": (y, "row where it was taken, from 0"),
+                "XCENTER": (image.shape[1] // 2, "0-based column of the origin"),
+                "YCENTER": (image.shape[0] // 2, "0-based row of the origin"),
+            }
+            if len(positions) == 1:
+                hdu = primary = astropy.io.fits.PrimaryHDU(image)
+            else:
+                hdu = astropy.io.fits.ImageHDU(image, name=name, ver=i + 1)
+                hdus.append(hdu)
+            for card, value in cards.items():
+                hdu.header[card] = value
+    if source:
+        primary.header["WDKERN"] = (escaped(source), "taken from")
+    with replacing(path, overwrite=overwrite) as temporary:
+        astropy.io.fits.HDUList([primary, *hdus]).writeto(temporary)

@@ -1,0 +1,94 @@
+"""Is this a difference of HOTPANTS, or its kernel?"""
+
+from __future__ import annotations
+
+import astropy.io.fits
+
+__all__ = ["has_kernel", "kernel_table", "layer", "recognise"]
+
+_TABLE = "Convolution Kernel Information"
+_LAYERS = {
+    "HOTPanTS Noise Image": "noise image",
+    "Hotpants output Mask Image": "mask image",
+    "Convolved Image": "convolved image",
+    "Noise-scaled (sigma) Difference Image": "noise-scaled difference",
+}
+
+
+def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
+    """What a file of HOTPANTS is.
+
+    Parameters
+    ----------
+    hdus
+        HDUs of a file.
+
+    Returns
+    -------
+    kind
+        ``difference``, ``kernel`` (of ``-oki``), ``noise image``, ``mask image``,
+        ``convolved image`` or ``noise-scaled difference``; None if it is none.
+    """
+    header = hdus[0].header
+    software = header.get("SOFTNAME")
+    if isinstance(software, str) and software.strip().lower() == "hotpants":
+        return "difference"
+    if header.get("NAXIS", 0) and {"DIFFCMD", "PHOTNORM", "MASKVAL"} <= set(header):
+        return "difference"
+    if not header.get("NAXIS", 0) and kernel_table(hdus) is not None:
+        return "kernel"
+    return layer(hdus[0])
+
+
+def layer(hdu: astropy.io.fits.hdu.base._BaseHDU) -> str | None:
+    """Which of HOTPANTS' images an HDU holds.
+
+    Parameters
+    ----------
+    hdu
+        HDU.
+
+    Returns
+    -------
+    name
+        As of `recognise`; None for all else.
+    """
+    title = hdu.header.get("OBJECT")
+    return _LAYERS.get(title.strip()) if isinstance(title, str) else None
+
+
+def kernel_table(hdus: astropy.io.fits.HDUList) -> astropy.io.fits.BinTableHDU | None:
+    """Table with the solutions of the regions: the last HDU.
+
+    Parameters
+    ----------
+    hdus
+        HDUs of a file.
+
+    Returns
+    -------
+    table
+        None where there is none.
+    """
+    last = hdus[-1]
+    if not isinstance(last, astropy.io.fits.BinTableHDU):
+        return None
+    titles = (last.header.get("EXTNAME"), last.header.get("OBJECT"))
+    named = any(isinstance(title, str) and title.strip() == _TABLE for title in titles)
+    return last if named or {"NGAUSS", "FWKERN", "CKORDER"} <= set(last.header) else None
+
+
+def has_kernel(hdus: astropy.io.fits.HDUList) -> bool:
+    """Whether the kernel is in the file.
+
+    Parameters
+    ----------
+    hdus
+        HDUs of a file.
+
+    Returns
+    -------
+    found
+        True or False.
+    """
+    return kernel_table(hdus) is not None

@@ -1,0 +1,1 @@
+"""Files of the Rubin pipelines that are no lsst.images archives."""

@@ -1,0 +1,52 @@
+"""Exposures of lsst.afw: planes, mask bits, origin and header; not the archive behind them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ....exposures.model import Exposure
+from ... import plain
+from ...files import Extension, opened
+from .recognise import archived
+
+__all__ = ["read"]
+
+_log = logging.getLogger("whitediff.formats")
+
+
+def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
+    """Read an exposure.
+
+    Parameters
+    ----------
+    path
+        File.
+    extension
+        Of the image; IMAGE if not given.
+    **options
+        Of `whitediff.formats.plain.read`.
+
+    Returns
+    -------
+    exposure
+        With every plane of its mask under its own name, set somewhere or not, and the pixel
+        origin.  Its PSF stands in a form that only lsst.afw reads: it comes from another file.
+
+    Raises
+    ------
+    FileFormatError
+        If a plane cannot be read or does not fit.
+    """
+    with opened(path) as hdus:
+        psfs = sorted({name for name in archived(hdus) if "psf" in name.lower()})
+    exposure = plain.read(path, "IMAGE" if extension is None else extension, **options)
+    if psfs and exposure.psf is None:
+        _log.info(
+            "%s: its PSF (%s) can be read by lsst.afw only; it is taken from another file or"
+            " measured.",
+            path,
+            ", ".join(psfs),
+        )
+    return exposure

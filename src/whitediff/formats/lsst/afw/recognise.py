@@ -1,0 +1,55 @@
+"""Is this an exposure of lsst.afw?"""
+
+from __future__ import annotations
+
+import astropy.io.fits
+
+__all__ = ["archived", "recognise"]
+
+_PLANES = ("IMAGE", "MASK", "VARIANCE")
+
+
+def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
+    """Planes that an exposure of lsst.afw has.
+
+    Parameters
+    ----------
+    hdus
+        HDUs of a file.
+
+    Returns
+    -------
+    detail
+        Such as ``IMAGE, MASK, VARIANCE``; None if it is no such exposure.
+    """
+    names = {hdu.name.upper() for hdu in hdus[1:]}
+    if "IMAGE" not in names or not names & {"MASK", "VARIANCE"}:
+        return None
+    own = any(
+        "EXPINFO_V" in hdu.header or "AR_HDU" in hdu.header or "EXTTYPE" in hdu.header
+        for hdu in hdus[:4]
+    )
+    planes = any(card.startswith("MP_") for hdu in hdus[1:4] for card in hdu.header)
+    return ", ".join(n for n in _PLANES if n in names) if own or planes else None
+
+
+def archived(hdus: astropy.io.fits.HDUList) -> list[str]:
+    """What the archive behind the planes holds, which only lsst.afw can read.
+
+    Parameters
+    ----------
+    hdus
+        HDUs of a file.
+
+    Returns
+    -------
+    names
+        Such as ``PsfexPsf``.
+    """
+    tables = [hdu for hdu in hdus if isinstance(hdu, astropy.io.fits.BinTableHDU)]
+    names = [
+        str(hdu.header.get("EXTNAME", ""))
+        for hdu in tables
+        if not isinstance(hdu, astropy.io.fits.CompImageHDU)
+    ]
+    return [name for name in names if name and name != "ARCHIVE_INDEX"]

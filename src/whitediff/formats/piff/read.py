@@ -1,0 +1,110 @@
+"""PSF models of Piff, by Piff itself."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from lsst.images import Box
+
+from ...errors import ArgumentError, FileFormatError, one_line
+from ...exposures.psf import KernelPointSpreadFunction, sampled_psf
+from ..files import Extension, opened
+from .recognise import recognise
+
+__all__ = ["read"]
+
+type Array = npt.NDArray[Any]
+
+_log = logging.getLogger("whitediff.formats")
+
+_SIDE = 49
+_LARGEST_SIDE = 301
+
+
+def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPointSpreadFunction:
+    """Read a model.
+
+    Parameters
+    ----------
+    path
+        File.  It contains a pickle, as all files of Piff do: read only what you trust.
+    extension
+        Number of the detector (Piff's chipnum), where a file has several.
+    bounds
+        Box of the exposure.
+
+    Returns
+    -------
+    psf
+        Images of the model's, interpolated with polynomials of the position.
+
+    Raises
+    ------
+    FileFormatError
+        If Piff is missing or cannot read it, or if it depends on more than the position.
+
+    Notes
+    -----
+    Piff's positions are those of its star catalogue, which by FITS' and SExtractor's convention
+    count pixels from 1.
+    """
+    with opened(path) as hdus:
+        if recognise(hdus) is None:
+            raise FileFormatError(f"{path}: is no model of Piff.")
+        side = _stamp_side(hdus)
+    try:
+        piff = importlib.import_module("piff")
+    except ImportError as error:
+        raise FileFormatError(
+            f"{path}: is a PSF of Piff, which is not installed; install whitediff[piff]."
+        ) from error
+    try:
+        model = piff.read(os.fspath(path))
+        chips = sorted(model.wcs)
+        extra = set(model.interp_property_names) - {"x", "y", "u", "v"}
+    except Exception as error:
+        # Piff raises whatever its parts raise.
+        raise FileFormatError(
+            f"{path}: cannot be read by Piff ({one_line(error)}); is it complete?"
+        ) from error
+    if extra:
+        raise FileFormatError(
+            f"{path}: its PSF depends on {', '.join(sorted(extra))}; only models of the position"
+            " can be read."
+        )
+    if (extension is None and len(chips) > 1) or (extension is not None and extension not in chips):
+        raise FileFormatError(
+            f"{path}: holds the PSFs of the detectors {', '.join(map(str, chips))}; name one, as in"
+            f" {path.name}[{chips[0]}]."
+        )
+    chip = chips[0] if extension is None else extension
+
+    def image_at(x: float, y: float) -> Array:
+        try:
+            drawn = model.draw(x=x + 1, y=y + 1, chipnum=chip, stamp_size=side, center=True)
+        except Exception as error:
+            raise FileFormatError(
+                f"{path}: cannot be drawn by Piff at x = {x:g}, y = {y:g} ({one_line(error)})."
+            ) from error
+        return np.asarray(drawn.array, dtype=np.float64)
+
+    try:
+        return sampled_psf(image_at, bounds)
+    except ArgumentError as error:
+        raise FileFormatError(f"{path}: {error} Is it the PSF of this image?") from error
+
+
+def _stamp_side(hdus: Any) -> int:
+    """Odd side of the stamps that the model was fitted to, where the file says it."""
+    for hdu in hdus[1:]:
+        if hdu.name.lower() == "psf_stars" and {"xmin", "xmax"} <= set(hdu.columns.names):
+            widths = np.asarray(hdu.data["xmax"]) - np.asarray(hdu.data["xmin"]) + 1
+            if widths.size and 3 <= widths.max() <= _LARGEST_SIDE:
+                return int(widths.max()) // 2 * 2 + 1
+    return _SIDE

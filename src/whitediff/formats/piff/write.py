@@ -1,0 +1,102 @@
+"""PSFs of images as models of Piff, the kind of PSF that every reader of lsst.images knows."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from lsst.images import Box
+from lsst.images.psfs import PiffWrapper, PointSpreadFunction
+
+from ...errors import ArgumentError
+from ...exposures.psf import psf_image
+
+__all__ = ["as_piff"]
+
+type Array = npt.NDArray[Any]
+
+_log = logging.getLogger("whitediff.formats")
+
+_SCALE = 1e-3
+"""Of the model's coordinates, per pixel: powers of thousands would lose digits."""
+
+_HIGHEST_ORDER, _TOLERANCE, _LARGEST_ERROR = 6, 1e-4, 0.02
+
+
+def as_piff(psf: PointSpreadFunction, bounds: Box) -> PiffWrapper:
+    """Make a PSF that is a model of Piff.
+
+    Parameters
+    ----------
+    psf
+        PSF, on stamps of any shape.
+    bounds
+        Box over which it is wanted.
+
+    Returns
+    -------
+    psf
+        Pixels on a grid of the image's own, with polynomials of the position, whose order is raised
+        until they follow to 1e-4 of the peak, or is 6; then a warning says how far they are off.
+
+    Raises
+    ------
+    ArgumentError
+        If Piff is not installed, or they are off by more than 2 %.
+    """
+    try:
+        piff, galsim = (importlib.import_module(name) for name in ("piff", "galsim"))
+    except ImportError as error:
+        raise ArgumentError(
+            "A PSF in a VisitImage or DifferenceImage has to be one of Piff, which is not"
+            " installed; install whitediff[piff]."
+        ) from error
+    side = max(_square(psf, bounds.x.center, bounds.y.center).shape)
+    nodes = np.cos(np.pi * (np.arange(_HIGHEST_ORDER + 2) + 0.5) / (_HIGHEST_ORDER + 2))
+    v, u = (grid.ravel() for grid in np.meshgrid(nodes, nodes, indexing="ij"))
+    x = bounds.x.start - 0.5 + 0.5 * bounds.x.size * (1 + u)
+    y = bounds.y.start - 0.5 + 0.5 * bounds.y.size * (1 + v)
+    images = np.array([_square(psf, *at).ravel() for at in zip(x, y, strict=True)])
+    model = piff.PixelGrid(scale=_SCALE, size=side, centered=False)
+    for order in range(_HIGHEST_ORDER + 1):
+        interpolation = piff.BasisPolynomial(order=order)
+        stars = [
+            piff.Star.makeTarget(x=i, y=j, stamp_size=1, wcs=galsim.PixelScale(_SCALE))
+            for i, j in zip(x, y, strict=True)
+        ]
+        basis = np.array([interpolation.basis(star) for star in stars])
+        solution, *_ = np.linalg.lstsq(basis, images, rcond=None)
+        off = float(np.abs(basis @ solution - images).max() / images.max())
+        if off <= _TOLERANCE:
+            break
+    if off > _LARGEST_ERROR:
+        raise ArgumentError(
+            f"The PSF varies faster than a model of Piff of order {_HIGHEST_ORDER} follows: by"
+            f" {off:.2g} of its peak; write it in whitediff's own format."
+        )
+    if off > _TOLERANCE:
+        _log.warning(
+            "As a model of Piff the PSF is off by up to %.2g of its peak: it varies faster than"
+            " polynomials of order %d follow.",
+            off,
+            _HIGHEST_ORDER,
+        )
+    # The model's flux is per square of its scale.
+    interpolation.q = solution.T / _SCALE**2
+    made = piff.SimplePSF(model, interpolation)
+    made.wcs, made.pointing, made.stars = {0: galsim.PixelScale(_SCALE)}, None, []
+    return PiffWrapper(made, bounds, side)
+
+
+def _square(psf: PointSpreadFunction, x: float, y: float) -> Array:
+    """Image of a PSF on an odd square, its origin in the middle."""
+    image = psf_image(psf, x=x, y=y)
+    ny, nx = image.shape
+    half = max(ny, nx) // 2
+    square = np.zeros((2 * half + 1, 2 * half + 1))
+    rows, columns = (slice(half - n // 2, half - n // 2 + n) for n in (ny, nx))
+    square[rows, columns] = image
+    return square

@@ -1,0 +1,6 @@
+"""PSF models of PSFEx."""
+
+from .read import read
+from .recognise import fitted_range, recognise
+
+__all__ = ["fitted_range", "read", "recognise"]

@@ -1,0 +1,114 @@
+"""What a file of whitediff says of how it was made."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import astropy.io.fits
+import astropy.table
+
+from ..errors import FileFormatError
+from .files import opened, split_extension
+from .headers import unescaped
+from .tables import read_table_hdu
+
+__all__ = ["Record", "is_score", "read_record"]
+
+_PRODUCTS = ("subtract", "decorrelate", "decorrelate-stack")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """How a difference or score was made.
+
+    Attributes
+    ----------
+    header
+        Primary header of its file, with texts as they were before they were stored.
+    stars
+        Table STARS of ``subtract``, `whitediff.exposures.stars.star_table`; None without.
+    log
+        Table LOG of ``subtract``: seconds, kind (option, stage, warning), text; None without.
+    """
+
+    header: astropy.io.fits.Header
+    stars: astropy.table.Table | None
+    log: astropy.table.Table | None
+
+    @property
+    def is_score(self) -> bool:
+        """It is a score image."""
+        return self.header.get("WDSCORE") is True
+
+    def name(self, keyword: str) -> str | None:
+        """Name of an input file.
+
+        Parameters
+        ----------
+        keyword
+            Card, such as WDSCI.
+
+        Returns
+        -------
+        name
+            As it was given; None where there is none, or a list of them.
+        """
+        value = self.header.get(keyword)
+        if not isinstance(value, str) or "; " in value:
+            return None
+        return unescaped(value)
+
+
+def is_score(path: str | Path) -> bool:
+    """Whether a file holds a score that whitediff made.
+
+    Parameters
+    ----------
+    path
+        FITS file.
+
+    Returns
+    -------
+    is_score
+        False for everything else that is a FITS file.
+
+    Raises
+    ------
+    FileFormatError
+        If it is none.
+    """
+    file, _ = split_extension(path)
+    with opened(file) as hdus:
+        return hdus[0].header.get("WDSCORE") is True
+
+
+def read_record(path: str | Path) -> Record:
+    """Read how a difference or score was made.
+
+    Parameters
+    ----------
+    path
+        File.
+
+    Returns
+    -------
+    record
+        `Record`.
+
+    Raises
+    ------
+    FileFormatError
+        If it was not made by ``whitediff subtract``, ``decorrelate`` or ``decorrelate-stack``.
+    """
+    file, _ = split_extension(path)
+    with opened(file) as hdus:
+        header = hdus[0].header.copy()
+        task = header.get("WDTASK")
+        if task not in _PRODUCTS:
+            made = "has no card WDTASK" if task is None else f"was made by {task!r}"
+            raise FileFormatError(
+                f"{file}: is no difference or score of whitediff (it {made}); name an output of"
+                " whitediff subtract, decorrelate or decorrelate-stack."
+            )
+        return Record(header, read_table_hdu(hdus, "STARS"), read_table_hdu(hdus, "LOG"))

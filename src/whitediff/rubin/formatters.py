@@ -1,0 +1,212 @@
+"""How Butler writes and reads our objects: as the command line does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lsst.daf.butler import DatasetProvenance, FormatterV2
+from lsst.images import Box
+from lsst.resources import ResourcePath
+
+from .. import __version__, formats
+from ..formats.catalogs import read_catalog, write_catalog
+from ..formats.files import opened
+from ..formats.headers import linear_origin
+from .storage import exposure_component, solution_component
+
+__all__ = ["CatalogFormatter", "ExposureFormatter", "SolutionFormatter"]
+
+type Cards = dict[str, tuple[Any, str]]
+
+_NO_PIXELS = ("psf", "kernel")
+
+
+class _OwnFormatter(FormatterV2):
+    """Keeps what Butler knows of a dataset's origin until it is written."""
+
+    can_read_from_local_file: ClassVar[bool] = True
+    butler_provenance: DatasetProvenance | None = None
+
+    def add_provenance(
+        self, in_memory_dataset: Any, /, *, provenance: DatasetProvenance | None = None
+    ) -> Any:
+        """Take note of the origin; the dataset stays as it is.
+
+        Parameters
+        ----------
+        in_memory_dataset
+            Dataset.
+        provenance
+            What it was made of.
+
+        Returns
+        -------
+        dataset
+            The same.
+        """
+        self.butler_provenance = provenance
+        return in_memory_dataset
+
+    def _cards(self) -> Cards:
+        """Cards that say which dataset a file is, and which ones it was made of."""
+        ref = self.dataset_ref
+        cards: Cards = {
+            "WDVERS": (__version__, "version of whitediff"),
+            "WDBUTID": (str(ref.id), ""),
+            "WDBUTTYP": (ref.datasetType.name, "dataset type"),
+            "WDBUTRUN": (ref.run, "run"),
+        }
+        provenance = self.butler_provenance
+        if provenance is not None:
+            if provenance.quantum_id is not None:
+                cards["WDBUTQID"] = (str(provenance.quantum_id), "")
+            made_of = [
+                f"{source.datasetType.name if source.datasetType else '?'} {source.id}"
+                for source in provenance.inputs
+            ]
+            cards["WDBUTIN"] = ("; ".join(made_of), "")
+        return cards
+
+
+class ExposureFormatter(_OwnFormatter):
+    """Exposures: reads whatever the command line reads, writes what it writes."""
+
+    default_extension: ClassVar[str] = ".fits"
+    supported_extensions: ClassVar[frozenset[str]] = frozenset(
+        {".fits", ".fit", ".fts", ".fits.gz", ".fits.fz", ".fit.gz", ".fits.bz2", ".fits.xz"}
+    )
+    supported_write_parameters: ClassVar[frozenset[str]] = frozenset({"compress"})
+
+    def write_local_file(self, in_memory_dataset: Any, uri: ResourcePath) -> None:
+        """Write an exposure.
+
+        Parameters
+        ----------
+        in_memory_dataset
+            `whitediff.Exposure`.
+        uri
+            File.
+        """
+        formats.write_exposure(
+            in_memory_dataset,
+            uri.ospath,
+            overwrite=True,
+            compress=bool(self.write_parameters.get("compress", False)),
+            provenance=self._cards() | {"WDTASK": ("pipeline task", "made by")},
+        )
+
+    def read_from_local_file(
+        self, path: str, component: str | None = None, expected_size: int = -1
+    ) -> Any:
+        """Read an exposure, a part or a component of it.
+
+        Parameters
+        ----------
+        path
+            File.
+        component
+            Name of a component.
+        expected_size
+            Not used.
+
+        Returns
+        -------
+        dataset
+            `whitediff.Exposure` or component.
+        """
+        box = (self.file_descriptor.parameters or {}).get("bbox")
+        if component in _NO_PIXELS and box is None:
+            box = _one_pixel(path)
+        exposure = formats.read_exposure(path, box=box)
+        return exposure if component is None else exposure_component(exposure, component)
+
+
+def _one_pixel(path: str) -> Box | None:
+    """A pixel of an archive, with which everything else comes; None where it takes all of it."""
+    with opened(Path(path)) as hdus:
+        if not {"IMAGE", "MASK", "VARIANCE", "JSON"} <= {hdu.name for hdu in hdus}:
+            return None
+        start = linear_origin(hdus["IMAGE"].header)
+    return Box.from_shape((1, 1), start=start)
+
+
+class SolutionFormatter(_OwnFormatter):
+    """Solutions: files that ``whitediff subtract --kernel`` takes."""
+
+    default_extension: ClassVar[str] = ".fits"
+
+    def write_local_file(self, in_memory_dataset: Any, uri: ResourcePath) -> None:
+        """Write a solution.
+
+        Parameters
+        ----------
+        in_memory_dataset
+            `whitediff.exposures.solution.Solution`.
+        uri
+            File.
+        """
+        formats.write_solution(
+            in_memory_dataset, uri.ospath, overwrite=True, provenance=self._cards()
+        )
+
+    def read_from_local_file(
+        self, path: str, component: str | None = None, expected_size: int = -1
+    ) -> Any:
+        """Read a solution or a component of it.
+
+        Parameters
+        ----------
+        path
+            File.
+        component
+            Name of a component.
+        expected_size
+            Not used.
+
+        Returns
+        -------
+        dataset
+            Solution or component.
+        """
+        solution = formats.read_solution(path)
+        return solution if component is None else solution_component(solution, component)
+
+
+class CatalogFormatter(_OwnFormatter):
+    """Catalogues with units and descriptions, as Parquet."""
+
+    default_extension: ClassVar[str] = ".parquet"
+
+    def write_local_file(self, in_memory_dataset: Any, uri: ResourcePath) -> None:
+        """Write a catalogue.
+
+        Parameters
+        ----------
+        in_memory_dataset
+            `astropy.table.QTable`.
+        uri
+            File.
+        """
+        write_catalog(in_memory_dataset, uri.ospath, overwrite=True)
+
+    def read_from_local_file(
+        self, path: str, component: str | None = None, expected_size: int = -1
+    ) -> Any:
+        """Read a catalogue.
+
+        Parameters
+        ----------
+        path
+            File.
+        component
+            None.
+        expected_size
+            Not used.
+
+        Returns
+        -------
+        dataset
+            `astropy.table.QTable`.
+        """
+        return read_catalog(path)

@@ -1,0 +1,534 @@
+"""Butler repositories: making one, and putting pairs in."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import astropy.time
+import lsst.sphgeom
+import numpy as np
+from lsst.daf.butler import (
+    Butler,
+    ButlerConfig,
+    Config,
+    DataCoordinate,
+    DatasetRef,
+    DatasetType,
+    FileDataset,
+    Timespan,
+)
+from lsst.daf.butler.registry import ConflictingDefinitionError
+
+from ..errors import ArgumentError, FileFormatError, OutputExistsError, WhitediffError, one_line
+from ..exposures.sky import celestial_wcs
+from ..formats.files import opened, split_extension
+from ..runs.inputs import read_input
+from ..surveys.manifest import located
+from .formatters import ExposureFormatter
+from .instrument import GenericInstrument, register_instrument
+from .storage import STORAGE_CLASSES, configuration
+
+__all__ = [
+    "DIMENSIONS",
+    "TRANSFERS",
+    "Pair",
+    "check_repository",
+    "ingest",
+    "init_repository",
+    "make_pairs",
+]
+
+DIMENSIONS = ("instrument", "visit", "detector")
+TRANSFERS = ("direct", "copy", "symlink", "hardlink", "convert")
+
+_HALF_ARCMIN = 0.5 / 60
+_NO_DATE = 19700101
+_NOISE = ("variance", "gain", "read_noise")
+
+
+def init_repository(
+    path: str, *, database: str | None = None, namespace: str | None = None, extend: bool = False
+) -> None:
+    """Make a Butler repository that stores whitediff's objects.
+
+    Parameters
+    ----------
+    path
+        Directory; it is made.
+    database
+        Address of the registry's database, such as ``postgresql://user@host/name``; None for
+        SQLite in the directory.
+    namespace
+        Schema in that database.
+    extend
+        The repository is there: teach it our storage classes only.
+
+    Raises
+    ------
+    OutputExistsError
+        If there is a repository already, and it is not to be extended.
+    FileFormatError
+        If there is none to extend.
+    WhitediffError
+        If the database does not answer.
+    """
+    place = Path(path) / "butler.yaml"
+    if extend:
+        if not place.is_file():
+            raise FileFormatError(f"{path}: is no Butler repository (no butler.yaml).")
+        config = Config(str(place))
+        config.update(configuration())
+        config.dumpToUri(str(place), overwrite=True)
+        return
+    if place.exists():
+        raise OutputExistsError(
+            f"{path}: is a Butler repository already; name another directory, or teach it"
+            " whitediff's storage classes with --extend."
+        )
+    config = configuration()
+    if database is not None:
+        # SQLAlchemy would take another driver than Butler is made for.
+        config["registry", "db"] = re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", database)
+    if namespace is not None:
+        config["registry", "namespace"] = namespace
+    try:
+        # The configuration in full: also the defaults of the time when it was made.
+        Butler.makeRepo(path, config=config)
+        with Butler.from_config(path, writeable=True) as butler:
+            register_instrument(butler.registry, GenericInstrument.getName())
+    except Exception as error:
+        where = path if database is None else _without_password(database)
+        raise WhitediffError(
+            f"{where}: no repository can be made there ({one_line(error)[:300]})."
+        ) from error
+
+
+def _without_password(address: str) -> str:
+    head, at, tail = address.rpartition("@")
+    scheme, _, user = head.partition("://")
+    return f"{scheme}://{user.partition(':')[0]}@{tail}" if at else address
+
+
+def check_repository(path: str) -> None:
+    """Make sure that a repository knows whitediff's storage classes.
+
+    Parameters
+    ----------
+    path
+        Repository.
+
+    Raises
+    ------
+    FileFormatError
+        If there is no repository, or it does not know them.
+    """
+    try:
+        config = ButlerConfig(path)
+    except Exception as error:
+        raise FileFormatError(
+            f"{path}: is no Butler repository ({one_line(error)[:200]}); make one with 'whitediff"
+            f" butler init {path}'."
+        ) from error
+    for name in STORAGE_CLASSES:
+        for keys in (("storageClasses", name), ("datastore", "formatters", name)):
+            if keys not in config:
+                raise FileFormatError(
+                    f"{path}: its Butler does not know the storage class {name}; teach it with"
+                    f" 'whitediff butler init {path} --extend'."
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A science exposure and its template as a Butler knows them.
+
+    Attributes
+    ----------
+    science, template
+        Files, absolute, possibly with an extension in brackets.
+    visit
+        Number; None to number it.
+    detector
+        Number.
+    physical_filter, band
+        Names.
+    begin, exposure_time
+        Modified Julian date (TAI) and seconds; None where unknown.
+    noise
+        ``science_gain`` and so on, where the files do not say.
+    """
+
+    science: str
+    template: str
+    visit: int | None = None
+    detector: int = 0
+    physical_filter: str = "unknown"
+    band: str | None = None
+    begin: float | None = None
+    exposure_time: float | None = None
+    noise: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def make_pairs(rows: Sequence[Mapping[str, str]], path: Path) -> list[Pair]:
+    """Make pairs from the rows of a manifest.
+
+    Parameters
+    ----------
+    rows
+        As `whitediff.surveys.manifest.read_rows` returns them.
+    path
+        The manifest: relative paths in it start from its directory.
+
+    Returns
+    -------
+    pairs
+        One a row.
+
+    Raises
+    ------
+    ArgumentError
+        If a column or file is missing, a number is none, or two rows are the same visit and
+        detector.
+    """
+    base = path.absolute().parent
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, row {number}"
+        cells = {name.replace("-", "_"): text for name, text in row.items() if text}
+        for name in ("science", "template"):
+            if name not in row:
+                raise ArgumentError(
+                    f"{path}: has no column {name} (it has {', '.join(row)}); a manifest needs"
+                    " science and template."
+                )
+            if name not in cells:
+                raise ArgumentError(f"{where}: has no {name}; fill in the file.")
+        files = {name: located(cells[name], base) for name in ("science", "template")}
+        for file in files.values():
+            if "://" not in file and not split_extension(file)[0].is_file():
+                raise ArgumentError(f"{where}: {file}: no such file.")
+        pairs.append(
+            Pair(
+                **files,
+                visit=_whole(where, "visit", cells.get("visit")),
+                detector=_whole(where, "detector", cells.get("detector")) or 0,
+                physical_filter=cells.get("physical_filter", cells.get("band", "unknown")),
+                band=cells.get("band"),
+                begin=_real(where, "mjd", cells.get("mjd")),
+                exposure_time=_real(where, "exposure_time", cells.get("exposure_time")),
+                noise={
+                    f"{name}_{kind}": text if _is_number(text) else located(text, base)
+                    for name, kind in itertools.product(("science", "template"), _NOISE)
+                    if (text := cells.get(f"{name}_{kind}"))
+                },
+            )
+        )
+    first: dict[tuple[int, int], int] = {}
+    for number, pair in enumerate(pairs, 1):
+        if pair.visit is not None:
+            other = first.setdefault((pair.visit, pair.detector), number)
+            if other != number:
+                raise ArgumentError(
+                    f"{path}: rows {other} and {number} are both visit {pair.visit}, detector"
+                    f" {pair.detector}; give each a number of its own."
+                )
+    return pairs
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _whole(where: str, name: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise ArgumentError(f"{where}: {name} must be a number from 0 on; got {text!r}.")
+    return int(text)
+
+
+def _real(where: str, name: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ArgumentError(f"{where}: {name} must be a number; got {text!r}.") from error
+
+
+def ingest(
+    path: str,
+    pairs: Sequence[Pair],
+    *,
+    run: str = "pairs",
+    instrument: str = GenericInstrument.getName(),
+    transfer: str = "direct",
+) -> int:
+    """Put pairs into a repository.
+
+    Parameters
+    ----------
+    path
+        Repository.
+    pairs
+        What to put in.
+    run
+        Collection for the datasets ``science`` and ``template``.
+    instrument
+        Name; it is registered if need be.
+    transfer
+        ``direct``: files stay where they are; ``copy``, ``symlink``, ``hardlink``: they get a
+        place in the repository; ``convert``: they are read, and written as whitediff does, with
+        variances as the manifest says.
+
+    Returns
+    -------
+    number
+        Of the pairs that were put in.
+
+    Raises
+    ------
+    ArgumentError
+        If a transfer cannot hold what the manifest says, or a dataset is there already.
+    FileFormatError
+        If the repository does not know our storage classes, or a file cannot be read.
+    """
+    check_repository(path)
+    if transfer not in TRANSFERS:
+        raise ArgumentError(f"A transfer is one of {', '.join(TRANSFERS)}; got {transfer!r}.")
+    for pair in pairs:
+        _check_transfer(pair, transfer)
+    with Butler.from_config(path, writeable=True, run=run) as butler:
+        pairs = _numbered(butler, pairs, instrument)
+        found = [_sky_and_time(pair) for pair in pairs]
+        register_instrument(butler.registry, instrument)
+        _register(butler, pairs, found, instrument)
+        types = {
+            name: DatasetType(name, DIMENSIONS, "WhitediffExposure", universe=butler.dimensions)
+            for name in ("science", "template")
+        }
+        for dataset_type in types.values():
+            butler.registry.registerDatasetType(dataset_type)
+        try:
+            if transfer == "convert":
+                _put(butler, pairs, instrument)
+            else:
+                datasets = _datasets(butler, pairs, types, run, instrument)
+                butler.ingest(*datasets, transfer=transfer)
+        except (ConflictingDefinitionError, FileExistsError) as error:
+            raise ArgumentError(
+                f"{path}: the collection {run!r} has some of these visits and detectors already;"
+                " number them differently or name another collection (--collection)."
+            ) from error
+    return len(pairs)
+
+
+def _check_transfer(pair: Pair, transfer: str) -> None:
+    if transfer == "convert":
+        return
+    for file in (pair.science, pair.template):
+        if split_extension(file)[1] is not None:
+            raise ArgumentError(
+                f"{file}: Butler takes files, not extensions; use --transfer convert."
+            )
+    if pair.noise:
+        raise ArgumentError(
+            f"{pair.science}: {', '.join(pair.noise)} of the manifest cannot be kept with a file"
+            " that stays as it is; use --transfer convert."
+        )
+
+
+def _numbered(butler: Butler, pairs: Sequence[Pair], instrument: str) -> list[Pair]:
+    """Pairs with visits: those without one follow the largest that there is."""
+    records = butler.registry.queryDimensionRecords("visit", instrument=instrument, check=False)
+    try:
+        known = [record.id for record in records]
+    except Exception:
+        known = []  # no such instrument yet
+    largest = max([*known, *(p.visit for p in pairs if p.visit is not None), 0])
+    fresh = itertools.count(largest + 1)
+    return [dataclasses.replace(p, visit=next(fresh)) if p.visit is None else p for p in pairs]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where and when an exposure was taken."""
+
+    corners: Sequence[tuple[float, float]]
+    begin: float | None
+    seconds: float
+
+
+def _sky_and_time(pair: Pair) -> _Place:
+    file, extension = split_extension(pair.science)
+    with opened(file) as hdus:
+        primary = hdus[0].header
+        try:
+            hdu = hdus[extension] if extension is not None else _first_image(hdus)
+        except (KeyError, IndexError) as error:
+            raise FileFormatError(f"{file}: has no extension {extension!r}.") from error
+        header = hdu.header
+        nx, ny = header.get("ZNAXIS1", header["NAXIS1"]), header.get("ZNAXIS2", header["NAXIS2"])
+    wcs = celestial_wcs(header) or celestial_wcs(primary)
+    if wcs is None:
+        # A place of no meaning: a visit must have one.
+        half = _HALF_ARCMIN
+        corners: Sequence[tuple[float, float]] = (
+            (0, -half),
+            (half, -half),
+            (half, half),
+            (0, half),
+        )
+    else:
+        x, y = np.array([[0, nx - 1, nx - 1, 0], [0, 0, ny - 1, ny - 1]]) + 0.0
+        sky = wcs.pixel_to_world(x, y).icrs
+        corners = tuple(zip(sky.ra.deg.tolist(), sky.dec.deg.tolist(), strict=True))
+    begin = pair.begin
+    for cards in (header, primary):
+        if begin is None and isinstance(cards.get("MJD-OBS"), float | int):
+            begin = float(cards["MJD-OBS"])
+        if begin is None and isinstance(cards.get("DATE-OBS"), str):
+            begin = _mjd(cards["DATE-OBS"])
+    seconds = pair.exposure_time
+    if seconds is None:
+        seconds = next((float(c["EXPTIME"]) for c in (header, primary) if _is_time(c)), 0.0)
+    return _Place(corners=corners, begin=begin, seconds=seconds)
+
+
+def _first_image(hdus: Any) -> Any:
+    for hdu in hdus:
+        if hdu.is_image and hdu.header.get("ZNAXIS", hdu.header.get("NAXIS", 0)) >= 2:
+            return hdu
+    raise IndexError("no image")
+
+
+def _is_time(header: Any) -> bool:
+    value = header.get("EXPTIME")
+    return isinstance(value, float | int) and value >= 0
+
+
+def _mjd(text: str) -> float | None:
+    try:
+        return float(astropy.time.Time(text.strip(), scale="utc").tai.mjd)
+    except ValueError:
+        return None
+
+
+def _polygon(corners: Iterable[tuple[float, float]]) -> lsst.sphgeom.ConvexPolygon:
+    return lsst.sphgeom.ConvexPolygon(
+        [lsst.sphgeom.UnitVector3d(lsst.sphgeom.LonLat.fromDegrees(ra, dec)) for ra, dec in corners]
+    )
+
+
+def _day(place: _Place) -> int:
+    """The night, which begins at noon of its date."""
+    if place.begin is None:
+        return _NO_DATE
+    noon = astropy.time.Time(place.begin - 0.5, format="mjd", scale="tai")
+    return int(noon.strftime("%Y%m%d"))
+
+
+def _register(
+    butler: Butler, pairs: Sequence[Pair], places: Sequence[_Place], instrument: str
+) -> None:
+    """Dimension records in the order in which they need each other."""
+    registry = butler.registry
+    visits: dict[int, list[tuple[Pair, _Place]]] = defaultdict(list)
+    for pair, place in zip(pairs, places, strict=True):
+        assert pair.visit is not None
+        visits[pair.visit].append((pair, place))
+    filters = {pair.physical_filter: pair.band or pair.physical_filter for pair in pairs}
+    for name, band in filters.items():
+        registry.syncDimensionData(
+            "physical_filter", {"instrument": instrument, "name": name, "band": band}
+        )
+    for detector in sorted({pair.detector for pair in pairs}):
+        registry.syncDimensionData(
+            "detector",
+            {"instrument": instrument, "id": detector, "full_name": f"D{detector:03d}"},
+        )
+    for day in sorted({_day(members[0][1]) for members in visits.values()}):
+        registry.syncDimensionData("day_obs", {"instrument": instrument, "id": day})
+    for visit, members in sorted(visits.items()):
+        pair, place = members[0]
+        corners = [
+            lsst.sphgeom.UnitVector3d(lsst.sphgeom.LonLat.fromDegrees(*corner))
+            for _, each in members
+            for corner in each.corners
+        ]
+        # Another detector of a visit that is there widens its region.
+        for known in registry.queryDimensionRecords("visit", instrument=instrument, visit=visit):
+            corners += known.region.getVertices() if known.region is not None else []
+        record: dict[str, Any] = {
+            "instrument": instrument,
+            "id": visit,
+            "name": f"V{visit:09d}",
+            "physical_filter": pair.physical_filter,
+            "day_obs": _day(place),
+            "exposure_time": place.seconds,
+            "region": lsst.sphgeom.ConvexPolygon(corners),
+        }
+        if place.begin is not None:
+            begin = astropy.time.Time(place.begin, format="mjd", scale="tai")
+            seconds = astropy.time.TimeDelta(max(place.seconds, 1.0), format="sec")
+            record["timespan"] = Timespan(begin, begin + seconds)
+        registry.syncDimensionData("visit", record, update=True)
+        for pair, place in members:
+            registry.syncDimensionData(
+                "visit_detector_region",
+                {
+                    "instrument": instrument,
+                    "visit": visit,
+                    "detector": pair.detector,
+                    "region": _polygon(place.corners),
+                },
+                update=True,
+            )
+
+
+def _data_id(pair: Pair, instrument: str) -> dict[str, Any]:
+    return {"instrument": instrument, "visit": pair.visit, "detector": pair.detector}
+
+
+def _datasets(
+    butler: Butler,
+    pairs: Sequence[Pair],
+    types: Mapping[str, DatasetType],
+    run: str,
+    instrument: str,
+) -> list[FileDataset]:
+    """Files with the datasets in them: visits may share a template."""
+    refs: dict[tuple[str, str], list[DatasetRef]] = defaultdict(list)
+    for pair in pairs:
+        data_id = DataCoordinate.standardize(_data_id(pair, instrument), universe=butler.dimensions)
+        data_id = butler.registry.expandDataId(data_id)
+        for name, file in (("science", pair.science), ("template", pair.template)):
+            refs[name, file].append(DatasetRef(types[name], data_id, run))
+    return [
+        FileDataset(path=file, refs=several, formatter=ExposureFormatter)
+        for (_, file), several in refs.items()
+    ]
+
+
+def _put(butler: Butler, pairs: Sequence[Pair], instrument: str) -> None:
+    for pair in pairs:
+        for name, file in (("science", pair.science), ("template", pair.template)):
+            variance, gain, read_noise = (pair.noise.get(f"{name}_{kind}") for kind in _NOISE)
+            exposure = read_input(
+                name,
+                file,
+                float(variance) if variance and _is_number(variance) else variance,
+                None if gain is None else float(gain),
+                None if read_noise is None else float(read_noise),
+            )
+            butler.put(exposure, name, _data_id(pair, instrument))

@@ -1,0 +1,155 @@
+"""What Butler can ask of our objects once they are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from lsst.daf.butler import Config, StorageClassDelegate, StorageClassFactory
+from lsst.resources import ResourcePath
+
+from ..exposures.model import Exposure
+from ..exposures.solution import Solution
+
+__all__ = [
+    "STORAGE_CLASSES",
+    "ExposureDelegate",
+    "SolutionDelegate",
+    "configuration",
+    "register_storage_classes",
+]
+
+STORAGE_CLASSES = ("WhitediffExposure", "WhitediffSolution", "WhitediffCatalog")
+
+
+def configuration() -> Config:
+    """What a repository's configuration has to contain.
+
+    Returns
+    -------
+    config
+        Storage classes and formatters.
+    """
+    return Config(ResourcePath(str(files("whitediff.rubin") / "config" / "butler.yaml")))
+
+
+def register_storage_classes() -> None:
+    """Make our storage classes known in this process, whatever repositories know."""
+    StorageClassFactory().addFromConfig(configuration())
+
+
+class ExposureDelegate(StorageClassDelegate):
+    """Components and cut-outs of an exposure."""
+
+    def getComponent(self, composite: Exposure, componentName: str) -> Any:
+        """Take a component.
+
+        Parameters
+        ----------
+        composite
+            Exposure.
+        componentName
+            Name of it, as the storage class has it.
+
+        Returns
+        -------
+        component
+            None where the exposure has none.
+        """
+        return exposure_component(composite, componentName)
+
+    def handleParameters(
+        self, inMemoryDataset: Exposure, parameters: Mapping[str, Any] | None = None
+    ) -> Exposure:
+        """Cut an exposure.
+
+        Parameters
+        ----------
+        inMemoryDataset
+            Exposure.
+        parameters
+            ``bbox``: pixels to keep.
+
+        Returns
+        -------
+        exposure
+            The part.
+        """
+        box = (parameters or {}).get("bbox")
+        return inMemoryDataset if box is None else inMemoryDataset.cutout(box)
+
+
+class SolutionDelegate(StorageClassDelegate):
+    """Components of a solution."""
+
+    def getComponent(self, composite: Solution, componentName: str) -> Any:
+        """Take a component.
+
+        Parameters
+        ----------
+        composite
+            Solution.
+        componentName
+            ``kernel``, or ``psf`` of the exposure that was not convolved.
+
+        Returns
+        -------
+        component
+            None where the solution has none.
+        """
+        return solution_component(composite, componentName)
+
+
+_OF_EXPOSURE = (
+    "masked_image",
+    "image",
+    "mask",
+    "variance",
+    "psf",
+    "kernel",
+    "bbox",
+    "sky_projection",
+)
+
+
+def exposure_component(exposure: Exposure, name: str) -> Any:
+    """Component of an exposure.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    name
+        As the storage class has it.
+
+    Returns
+    -------
+    component
+        None where the exposure has none.
+    """
+    if name not in _OF_EXPOSURE:
+        raise AttributeError(
+            f"An exposure has no component {name!r}; it has {', '.join(_OF_EXPOSURE)}."
+        )
+    return getattr(exposure, name)
+
+
+def solution_component(solution: Solution, name: str) -> Any:
+    """Component of a solution.
+
+    Parameters
+    ----------
+    solution
+        Solution.
+    name
+        ``kernel`` or ``psf``.
+
+    Returns
+    -------
+    component
+        None where the solution has none.
+    """
+    if name not in ("kernel", "psf"):
+        raise AttributeError(f"A solution has no component {name!r}; it has kernel, psf.")
+    return getattr(solution, name)

@@ -1,0 +1,107 @@
+"""What a run was told, did and warned of."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from astropy import units
+from astropy.table import Table
+
+__all__ = ["RunRecord", "recorded"]
+
+
+class RunRecord(logging.Handler):
+    """What a run was told to do, what it did when, and what it warned of.
+
+    Attributes
+    ----------
+    entries
+        Seconds since the start, kind (``option``, ``stage`` or ``warning``) and text.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._start = time.monotonic()
+        self.entries: list[tuple[float, str, str]] = []
+
+    def add(self, kind: str, text: str) -> None:
+        """Make an entry.
+
+        Parameters
+        ----------
+        kind, text
+            As `entries` has them.
+        """
+        self.entries.append((time.monotonic() - self._start, kind, " ".join(text.split())))
+
+    def noting(self, begin: Callable[[str], None]) -> Callable[[str], None]:
+        """Note every stage that is announced.
+
+        Parameters
+        ----------
+        begin
+            Function of the name of a stage.
+
+        Returns
+        -------
+        begin
+            The same, with an entry made before.
+        """
+
+        def noted(stage: str) -> None:
+            self.add("stage", stage)
+            begin(stage)
+
+        return noted
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning."""
+        self.add("warning", record.getMessage())
+
+    def table(self) -> Table:
+        """The entries so far.
+
+        Returns
+        -------
+        table
+            With the columns seconds, kind and text.
+        """
+        table = Table(
+            rows=self.entries or None,
+            names=("seconds", "kind", "text"),
+            dtype=(float, "U7", f"U{max([1, *(len(e[2]) for e in self.entries)])}"),
+        )
+        table["seconds"].unit = units.s
+        table["seconds"].description = "since the start"
+        table["kind"].description = "option, stage that begins, or warning"
+        return table
+
+
+@contextlib.contextmanager
+def recorded(options: Mapping[str, Any]) -> Iterator[RunRecord]:
+    """Keep a record of a run.
+
+    Parameters
+    ----------
+    options
+        Its options, of those that differ from the default.
+
+    Yields
+    ------
+    record
+        Open for stages; warnings of whitediff's loggers go into it by themselves.
+    """
+    record = RunRecord()
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        record.add("option", option if value is True else f"{option} {value}")
+    logger = logging.getLogger("whitediff")
+    logger.addHandler(record)
+    try:
+        yield record
+    finally:
+        logger.removeHandler(record)

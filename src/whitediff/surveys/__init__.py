@@ -1,0 +1,1 @@
+"""Many pairs: manifests, batches on Dask, and Rubin's Butler."""

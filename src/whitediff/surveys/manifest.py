@@ -1,0 +1,351 @@
+"""Lists of pairs: which images to subtract, from CSV, ECSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError, FileFormatError, WhitediffError, one_line
+from ..formats.files import split_extension
+
+__all__ = ["SUFFIXES", "Item", "OptionType", "located", "make_items", "read_rows"]
+
+SUFFIXES = {"difference": "difference", "score": "score", "matched": "matched"}
+"""Kinds of products, and what their files' names end with before ``.fits``."""
+
+_OWN_COLUMNS = ("science", "template", "name", "products")
+_MOST_LIKE = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionType:
+    """How the text of a manifest's cell becomes the value of an option.
+
+    Attributes
+    ----------
+    parameter
+        Parameter of `whitediff.runs.subtract.run_subtraction` that it is.
+    convert
+        From text; raises ValueError with a sentence where it is no such value.
+    is_file
+        Text names a file, which stands beside the manifest unless its path is absolute.
+    is_multiple
+        There may be several values, with semicolons between them; they become a tuple.
+    """
+
+    parameter: str
+    convert: Callable[[str], Any]
+    is_file: bool = False
+    is_multiple: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One pair of a batch.
+
+    Attributes
+    ----------
+    name
+        Unique; with ``/`` where products go to subdirectories.
+    science, template
+        Files, absolute, possibly with an extension in brackets.
+    outputs
+        Kind of product → file to write, absolute.
+    options
+        Further options of `whitediff.runs.subtract.run_subtraction`.
+    files
+        Names of the options that name files.
+    extra
+        Columns of the manifest that are no options, for the results.
+    """
+
+    name: str
+    science: str
+    template: str
+    outputs: dict[str, str]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a table as text.
+
+    Parameters
+    ----------
+    path
+        ``.csv`` (UTF-8; lines that begin with ``#`` are left out), ``.ecsv`` or ``.parquet``.
+
+    Returns
+    -------
+    rows
+        Column → text, empty for a missing value.
+
+    Raises
+    ------
+    FileFormatError
+        If the file does not exist, is none of these, or has no rows.
+    """
+    if not path.is_file():
+        raise FileFormatError(f"{path}: no such file; a manifest is a table with one pair a row.")
+    readers: dict[str, Callable[[Path], Iterable[Mapping[str, Any]]]] = {
+        ".csv": _csv_rows,
+        ".ecsv": _ecsv_rows,
+        ".parquet": _parquet_rows,
+        ".parq": _parquet_rows,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise FileFormatError(
+            f"{path}: a manifest's name must end in .csv, .ecsv or .parquet, which says what it is."
+        )
+    try:
+        rows = [_texts(row) for row in reader(path)]
+    except WhitediffError:
+        raise
+    except Exception as error:
+        raise FileFormatError(
+            f"{path}: cannot be read as {path.suffix[1:].upper()} ({one_line(error)})."
+        ) from error
+    rows = [row for row in rows if any(row.values())]
+    if not rows:
+        raise FileFormatError(f"{path}: has no rows; a manifest has one pair a row.")
+    return rows
+
+
+def _csv_rows(path: Path) -> Iterable[Mapping[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        lines = (line for line in stream if not line.lstrip().startswith("#"))
+        rows = csv.DictReader(lines, skipinitialspace=True, strict=True)
+        for number, row in enumerate(rows, 1):
+            if None in row.values() or any(name is None for name in row):
+                raise FileFormatError(
+                    f"{path}: row {number} has not as many cells as the header; is a comma missing,"
+                    " or a cell with one not in quotes?"
+                )
+            yield {name.strip(): value for name, value in row.items()}
+
+
+def _ecsv_rows(path: Path) -> Iterable[Mapping[str, Any]]:
+    from astropy.table import Table
+
+    table = Table.read(path, format="ascii.ecsv")
+    return ({name: row[name] for name in table.colnames} for row in table)
+
+
+def _parquet_rows(path: Path) -> Iterable[Mapping[str, Any]]:
+    import pyarrow.parquet
+
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    for row in rows:
+        # As astropy writes masked columns.
+        for mask in [name for name in row if name.endswith(".mask")]:
+            if row.pop(mask):
+                row[mask.removesuffix(".mask")] = None
+    return rows
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _text(value) for name, value in row.items()}
+
+
+def _text(value: Any) -> str:
+    """Value of a cell as somebody would type it; nothing for a missing one."""
+    if value is None or value is np.ma.masked:
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        # Integers with gaps are floats in many tables.
+        return "" if math.isnan(number) else str(int(number) if number.is_integer() else number)
+    return str(value).strip()
+
+
+def make_items(
+    rows: Sequence[Mapping[str, str]],
+    path: Path,
+    output: Path,
+    *,
+    products: Sequence[str] = ("difference",),
+    types: Mapping[str, OptionType] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[Item]:
+    """Make the items of a batch from the rows of a manifest.
+
+    Parameters
+    ----------
+    rows
+        As `read_rows` returns them.
+    path
+        The manifest: relative paths in it start from its directory.
+    output
+        Directory for the products.
+    products
+        Kinds to make of each pair, keys of `SUFFIXES`, unless a column ``products`` says
+        otherwise.
+    types
+        Column → option that it gives.
+    options
+        Values of options where a row gives none; files in them are absolute.
+
+    Returns
+    -------
+    items
+        One for each row.
+
+    Raises
+    ------
+    ArgumentError
+        If a column is missing or a misspelt option, a value cannot be understood, or two rows
+        would write the same file.
+    """
+    types = types or {}
+    names = {name.replace("-", "_"): name for row in rows for name in row}
+    _check_columns(path, rows, names, types)
+    base = path.absolute().parent
+    items = [
+        _make_item(f"{path}, row {number}", row, base, output, products, types, dict(options or {}))
+        for number, row in enumerate(rows, 1)
+    ]
+    _check_unique(path, items)
+    return items
+
+
+def _check_columns(
+    path: Path,
+    rows: Sequence[Mapping[str, str]],
+    names: Mapping[str, str],
+    types: Mapping[str, OptionType],
+) -> None:
+    missing = [name for name in ("science", "template") if name not in names]
+    if missing:
+        raise ArgumentError(
+            f"{path}: has no column {' and no column '.join(missing)} (it has"
+            f" {', '.join(names.values())}); a manifest needs science and template."
+        )
+    for number, row in enumerate(rows, 1):
+        for name in ("science", "template"):
+            if not row.get(name):
+                raise ArgumentError(f"{path}, row {number}: has no {name}; fill in the file.")
+    known = [*_OWN_COLUMNS, *types]
+    for name, spelling in names.items():
+        like = difflib.get_close_matches(name, known, n=1, cutoff=_MOST_LIKE)
+        if name not in known and like:
+            raise ArgumentError(
+                f"{path}: the column {spelling!r} is no option; is {like[0]!r} meant? Rename it."
+            )
+
+
+def _make_item(
+    where: str,
+    row: Mapping[str, str],
+    base: Path,
+    output: Path,
+    products: Sequence[str],
+    types: Mapping[str, OptionType],
+    options: dict[str, Any],
+) -> Item:
+    cells: dict[str, str] = {name.replace("-", "_"): text for name, text in row.items() if text}
+    science, template = (located(cells.pop(name), base) for name in ("science", "template"))
+    name = _name(where, cells.pop("name", "") or _default_name(science))
+    chosen = cells.pop("products", "")
+    kinds = list(products) if not chosen else chosen.replace(",", " ").split()
+    for kind in kinds:
+        if kind not in SUFFIXES:
+            raise ArgumentError(
+                f"{where}: {kind!r} is no product; products are {', '.join(SUFFIXES)}."
+            )
+    for key in [key for key in cells if key in types]:
+        options[types[key].parameter] = _converted(where, key, cells.pop(key), types[key], base)
+    return Item(
+        name=name,
+        science=science,
+        template=template,
+        outputs={
+            kind: str(output.absolute() / f"{name}.{SUFFIXES[kind]}.fits")
+            for kind in dict.fromkeys(kinds)
+        },
+        options=options,
+        files=tuple(
+            kind.parameter
+            for kind in types.values()
+            if kind.is_file and options.get(kind.parameter)
+        ),
+        extra=cells,
+    )
+
+
+def _converted(where: str, name: str, text: str, kind: OptionType, base: Path) -> Any:
+    texts = [part.strip() for part in text.split(";")] if kind.is_multiple else [text]
+    try:
+        values = [kind.convert(part) for part in texts]
+    except ValueError as error:
+        raise ArgumentError(f"{where}: {name} {text!r}: {one_line(error)}.") from error
+    if kind.is_file:
+        values = [located(value, base) if isinstance(value, str) else value for value in values]
+    return tuple(values) if kind.is_multiple else values[0]
+
+
+def located(text: str, base: Path) -> str:
+    """Absolute name of a file.
+
+    Parameters
+    ----------
+    text
+        Name; or ``KIND:FILE``, or an address, which stays as it is.
+    base
+        Directory from which relative names start.
+
+    Returns
+    -------
+    name
+        Absolute.
+    """
+    if "://" in text:
+        return text
+    kind, colon, file = text.partition(":")
+    if colon and kind.isalpha() and len(kind) > 1:
+        return f"{kind}:{located(file, base)}"
+    return os.path.normpath(base / os.path.expanduser(text))
+
+
+def _default_name(science: str) -> str:
+    path, extension = split_extension(science.rpartition("://")[2])
+    name = path.name
+    for suffix in (".gz", ".fz", ".bz2", ".xz", ".fits", ".fit", ".fts"):
+        name = name.removesuffix(suffix)
+    if extension is None:
+        return name
+    parts = extension if isinstance(extension, tuple) else (extension,)
+    return "-".join([name, *map(str, parts)])
+
+
+def _name(where: str, text: str) -> str:
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or not path.name or any(c < " " for c in text):
+        raise ArgumentError(
+            f"{where}: the name {text!r} must be a file's name without suffix, inside the output"
+            " directory."
+        )
+    return str(path)
+
+
+def _check_unique(path: Path, items: Sequence[Item]) -> None:
+    first: dict[str, int] = {}
+    for number, item in enumerate(items, 1):
+        # Case does not distinguish files everywhere, and the journal goes by the name.
+        other = first.setdefault(item.name.casefold(), number)
+        if other != number:
+            raise ArgumentError(
+                f"{path}: rows {other} and {number} would both write {item.name!r}; give each a"
+                " different name in a column 'name'."
+            )

@@ -1,0 +1,775 @@
+"""Many pairs: manifests, journal, Dask.
+
+Claims: CSV, ECSV and Parquet say the same; every row may have options of its own; a wrong
+manifest gets one sentence before anything is computed.  Products of a batch are those of
+``whitediff subtract``, pixel by pixel.  A failure has a reason and stops nobody; a worker that
+is killed costs its item a second attempt, and one that kills every worker is given up.  What is
+resumed does only what is missing or whose content or parameters changed; a process group that
+is killed leaves nothing half, and resumed comes to the same end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import astropy.table
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import QTable
+
+from scenes import command
+from surveys import bad_pairs, copy_pair, make_pairs, write_manifest
+from whitediff.errors import ArgumentError, DataError, FileFormatError
+from whitediff.surveys import work as work_module
+from whitediff.surveys.journal import Journal, exclusive, file_state
+from whitediff.surveys.manifest import Item, OptionType, make_items, read_rows
+from whitediff.surveys.work import NUMBERS, Order, measure, process
+
+distributed = pytest.importorskip("distributed")
+
+from whitediff.surveys.batch import ClusterOptions, connected, work_through  # noqa: E402
+
+pytestmark = [
+    # Sockets and loops of distributed that are closed by its garbage collection.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    return make_pairs(tmp_path_factory.mktemp("pairs"), 3)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Connection to two workers."""
+    with connected(ClusterOptions(workers=2)) as client:
+        yield client
+
+
+@pytest.fixture
+def scheduler(cluster):
+    return cluster.scheduler.address
+
+
+def rows_of(pairs, **options):
+    return [
+        {"science": pair / "science.fits", "template": pair / "template.fits", "name": f"n/{i}"}
+        | options
+        for i, pair in enumerate(pairs)
+    ]
+
+
+def journal_of(output):
+    lines = (output / "batch.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len({record["item"] for record in records}) == len(records)
+    return {record["item"]: record for record in records}
+
+
+def pixels(path):
+    with fits.open(path) as hdus:
+        return {
+            hdu.name: np.array(hdu.data)
+            for hdu in hdus
+            if hdu.is_image and hdu.data is not None and hdu.name != "JSON"
+        }
+
+
+def assert_same_products(first, second):
+    one, other = pixels(first), pixels(second)
+    assert set(one) == set(other)
+    assert {"IMAGE", "VARIANCE", "MASK", "KERNEL", "PSF"} <= set(one)
+    for name, data in one.items():
+        np.testing.assert_array_equal(data, other[name], err_msg=name)
+
+
+def stamps(output):
+    """What a product is recognised by: a file that is written again has another number.
+
+    Those still being written, under hidden names, are none; `leftovers` has them.
+    """
+    paths = [
+        path
+        for path in output.rglob("*.fits")
+        if path.is_file() and not path.parent.name.startswith(".")
+    ]
+    return {str(p): (os.stat(p).st_ino, os.stat(p).st_mtime_ns) for p in paths}
+
+
+def leftovers(output):
+    names = {".batch.lock"}
+    return [p for p in output.rglob(".*") if p.name not in names]
+
+
+# Manifests
+
+TYPES = {
+    "kernel_order": OptionType("kernel_order", int),
+    "constant": OptionType("constant", lambda text: {"true": True, "false": False}[text]),
+    "science_psf": OptionType("science_psf", str, is_file=True),
+    "science_variance": OptionType("science_variance", str, is_file=True),
+    "kernel": OptionType("solutions", str, is_file=True, is_multiple=True),
+}
+
+
+def test_manifests_of_all_kinds_say_the_same(tmp_path):
+    table = astropy.table.Table(
+        {
+            "science": ["a.fits", "sub/b.fits[SCI,2]"],
+            "template": ["/t/t.fits", "t.fits"],
+            "kernel_order": astropy.table.MaskedColumn([1, 0], mask=[False, True]),
+            "constant": [True, False],
+            "visit": [10, 11],
+        }
+    )
+    table.write(tmp_path / "m.ecsv")
+    table.write(tmp_path / "m.parquet")
+    (tmp_path / "m.csv").write_text(
+        "# a night\nscience, template,kernel-order,constant,visit\n"
+        'a.fits, /t/t.fits,1,true,10\n "sub/b.fits[SCI,2]",t.fits,,false,11\n'
+    )
+    results = []
+    for name in ("m.csv", "m.ecsv", "m.parquet"):
+        path = tmp_path / name
+        items = make_items(
+            read_rows(path),
+            path,
+            tmp_path / "out",
+            products=("difference", "score"),
+            types=TYPES,
+            options={"kernel_order": 3, "fill": "mean"},
+        )
+        results.append(items)
+    assert results[0] == results[1] == results[2]
+    first, second = results[0]
+    assert (first.name, second.name) == ("a", "b-SCI-2")
+    assert first.science == str(tmp_path / "a.fits")
+    assert second.science == str(tmp_path / "sub/b.fits[SCI,2]")
+    assert first.template == "/t/t.fits"
+    assert first.options == {"kernel_order": 1, "fill": "mean", "constant": True}
+    assert second.options == {"kernel_order": 3, "fill": "mean", "constant": False}
+    assert first.outputs == {
+        "difference": str(tmp_path / "out/a.difference.fits"),
+        "score": str(tmp_path / "out/a.score.fits"),
+    }
+    assert second.extra == {"visit": "11"}
+
+
+def test_files_in_a_manifest_stand_beside_it(tmp_path):
+    rows = [
+        {
+            "science": "s3://bucket/a.fits",
+            "template": "t.fits",
+            "science_psf": "psf.fits",
+            "science_variance": "sigma:noise.fits",
+            "kernel": "old.fits; /x/old2.fits",
+        }
+    ]
+    (item,) = make_items(rows, tmp_path / "m.csv", tmp_path, types=TYPES)
+    assert item.science == "s3://bucket/a.fits"
+    assert item.name == "a"
+    assert item.options == {
+        "science_psf": str(tmp_path / "psf.fits"),
+        "science_variance": f"sigma:{tmp_path / 'noise.fits'}",
+        "solutions": (str(tmp_path / "old.fits"), "/x/old2.fits"),
+    }
+    assert set(item.files) == {"science_psf", "science_variance", "solutions"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("science,name\na.fits,x\n", r"m\.csv: has no column template \(it has science, name\)"),
+        ("science,template\na.fits,\n", r"m\.csv, row 1: has no template"),
+        ("science,template\n", r"m\.csv: has no rows"),
+        ("science,template\na.fits,b.fits,c\n", "row 1 has not as many cells as the header"),
+        ("science,template,kernel_ordr\na,b,1\n", "'kernel_ordr' is no option; is 'kernel_order'"),
+        ("science,template,kernel_order\na,b,x\n", r"row 1: kernel_order 'x': invalid literal"),
+        ("science,template\n1/a.fits,t\n2/a.fits,t\n", "rows 1 and 2 would both write 'a'"),
+        ("science,template,name\na,b,../c\n", r"the name '\.\./c' must be a file's name"),
+        ("science,template,products\na,b,sum\n", "'sum' is no product; products are difference"),
+    ],
+)
+def test_wrong_manifests_get_a_sentence(tmp_path, text, message):
+    path = tmp_path / "m.csv"
+    path.write_text(text)
+    with pytest.raises((ArgumentError, FileFormatError), match=message):
+        make_items(read_rows(path), path, tmp_path, types=TYPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.txt", b"", "must end in .csv, .ecsv or .parquet"),
+        ("m.parquet", b"PAR1 nothing", "cannot be read as PARQUET"),
+        ("m.csv", b"science,template\n\xff\xfe,b\n", "cannot be read as CSV"),
+        ("m.ecsv", b"science template\na b\n", "cannot be read as ECSV"),
+        ("none.csv", None, "no such file; a manifest is a table"),
+    ],
+)
+def test_files_that_are_no_manifest_get_a_sentence(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileFormatError, match=message):
+        read_rows(tmp_path / name)
+
+
+# Journal
+
+
+def test_a_journal_survives_the_death_of_its_writer(tmp_path):
+    journal = Journal(tmp_path / "batch.jsonl")
+    assert journal.read() == {}
+    journal.append({"item": "a", "n": 1})
+    journal.append({"item": "b", "n": 2})
+    journal.append({"item": "a", "n": 3})
+    with journal.path.open("ab") as stream:
+        stream.write(b'{"item": "c", "n"')
+    records = journal.read()
+    assert records == {"a": {"item": "a", "n": 3}, "b": {"item": "b", "n": 2}}
+    journal.rewrite(records.values())
+    journal.append({"item": "c", "n": 4})
+    assert [r["n"] for r in journal.read().values()] == [3, 2, 4]
+    (tmp_path / "batch.jsonl").write_text("Dear diary\n")
+    with pytest.raises(FileFormatError, match="line 1 is no result of a batch"):
+        journal.read()
+
+
+def test_a_file_is_known_by_its_content(tmp_path):
+    path = tmp_path / "a.fits"
+    path.write_bytes(b"content")
+    state = file_state(f"{path}[SCI]")
+    # sha256sum of the seven bytes.
+    assert state["sha256"].startswith("ed7002b439e9ac845f22357d822bac14")
+    assert not state["settled"]
+    old = time.time_ns() - 10**10
+    os.utime(path, ns=(old, old))
+    assert file_state(str(path), state)["sha256"] == state["sha256"]
+    # Other content with the same size and times: the time of change betrays it.
+    path.write_bytes(b"CONTENT")
+    os.utime(path, ns=(old, old))
+    assert file_state(str(path), state | {"settled": True})["sha256"] != state["sha256"]
+    # A settled file is not read again.
+    known = file_state(str(path)) | {"settled": True, "sha256": "as before"}
+    assert file_state(str(path), known)["sha256"] == "as before"
+    with pytest.raises(FileFormatError, match="no such file"):
+        file_state(str(tmp_path / "none.fits"))
+
+
+def test_two_batches_do_not_share_a_directory(tmp_path):
+    with (
+        exclusive(tmp_path / "lock"),
+        pytest.raises(ArgumentError, match="another batch is writing here"),
+        exclusive(tmp_path / "lock"),
+    ):
+        pass
+    with exclusive(tmp_path / "lock"):
+        pass
+
+
+# Numbers
+
+
+def test_whiteness_on_a_sample_is_that_of_the_frame():
+    from whitediff import Exposure
+
+    rng = np.random.default_rng(11)
+    profile = np.exp(-0.5 * (np.arange(-8, 9) / 2.0) ** 2)
+    psf = np.outer(profile, profile)
+    noise = rng.normal(0, 2, (2300, 2100)).astype(np.float32)
+    # Neighbours share noise: filtered with the PSF the variance is close to 1 + 2·0.5/1.25.
+    noise[:, 1:] += 0.5 * noise[:, :-1].copy()
+    sources = np.zeros(noise.shape, bool)
+    sources[::50] = True
+    exposure = Exposure.from_arrays(noise, variance=5.0, mask={"SOURCE": sources}, psf=psf)
+    found = measure(exposure, score=False)
+    from whitediff.diagnostics.measure import whiteness
+
+    whole = whiteness(noise, exposure.variance.array, ~sources, psf)
+    assert found.pixels < 0.95 * whole.pixels
+    error = np.hypot(found.filtered_variance_ratio_error, whole.filtered_variance_ratio_error)
+    assert abs(found.filtered_variance_ratio - whole.filtered_variance_ratio) < 4 * error
+    assert whole.filtered_variance_ratio > 1 + 20 * error
+    exposure.psf = None
+    with pytest.raises(DataError, match="no PSF"):
+        measure(exposure, score=False)
+
+
+# Items
+
+
+def order_for(pair, output, name="one", **options):
+    outputs = {"difference": str(output / f"{name}.difference.fits")}
+    item = Item(name, str(pair / "science.fits"), str(pair / "template.fits"), outputs, options)
+    return Order(item=item)
+
+
+def test_a_product_is_that_of_subtract(pairs, tmp_path):
+    record = process(order_for(pairs[0], tmp_path, kernel_order=1))
+    assert record["outcome"] == "done", record
+    single = tmp_path / "single.fits"
+    files = (pairs[0] / "science.fits", pairs[0] / "template.fits")
+    code, _, messages = command(
+        "subtract", *files, "--output", single, "--kernel-order", 1, "--threads", 1
+    )
+    assert code == 0, messages
+    assert_same_products(record["outputs"]["difference"]["path"], single)
+    # The numbers are those of the header, and JSON can hold all of it.
+    header = fits.getheader(single)
+    for card, name in NUMBERS.items():
+        assert record["products"]["difference"][name] == header[card]
+    assert record == json.loads(json.dumps(record, allow_nan=False))
+    noise = record["products"]["difference"]["noise"]
+    error = noise["filtered_variance_ratio_error"]
+    assert abs(noise["filtered_variance_ratio"] - 1) < 4 * error
+    assert sum(v for k, v in record["seconds"].items() if k != "total") > 0
+    assert record["seconds"]["matching"] > 0
+
+
+def test_failures_by_the_machine_are_not_final(pairs, tmp_path, monkeypatch):
+    order = order_for(pairs[0], tmp_path)
+    before = tmp_path / "one.difference.fits"
+    for error, final in (
+        (DataError("Too few."), True),
+        (OSError(28, "No space left on device"), False),
+        (MemoryError(), False),
+        (KeyError("x"), False),
+    ):
+        before.write_text("of other parameters")
+
+        def fail(error=error, **options):
+            raise error
+
+        monkeypatch.setattr(work_module, "run_subtraction", fail)
+        record = process(order)
+        assert (record["outcome"], record["final"]) == ("failed", final)
+        assert record["reason"]
+        assert not before.exists()
+    # Wrapped as outputs.replacing does it.
+
+    def wrapped(**options):
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise FileFormatError("out.fits: cannot be written: No space left.") from error
+
+    monkeypatch.setattr(work_module, "run_subtraction", wrapped)
+    record = process(order)
+    assert (record["reason"], record["final"]) == ("out.fits: cannot be written: No space left.", 0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_worker_has_as_many_threads_as_it_is_told(pairs, tmp_path, monkeypatch, threads):
+    import dataclasses
+
+    import threadpoolctl
+
+    from whitediff.threads import available_threads, use_threads
+
+    seen = {}
+
+    def look(**options):
+        seen["own"] = available_threads()
+        seen["blas"] = [
+            pool["num_threads"]
+            for pool in threadpoolctl.threadpool_info()
+            if pool["user_api"] == "blas"
+        ]
+        return []
+
+    monkeypatch.setattr(work_module, "run_subtraction", look)
+    try:
+        process(dataclasses.replace(order_for(pairs[0], tmp_path), threads=threads))
+    finally:
+        use_threads(None)
+    assert seen["own"] == threads
+    assert seen["blas"]
+    assert max(seen["blas"]) <= threads
+
+
+def test_the_pace_is_that_of_what_was_worked_on(monkeypatch):
+    from whitediff.cli import batch
+
+    now = [0.0]
+    monkeypatch.setattr(batch.time, "monotonic", lambda: now[0])
+    pace = batch._Pace(1000)
+    for _ in range(400):
+        pace.count({"outcome": "done", "unchanged": True})
+    assert "left" not in str(pace)
+    for i in range(20):
+        now[0] += 6.0
+        pace.count({"outcome": "failed" if i == 3 else "done"})
+    # 20 in two minutes, 580 to go.
+    assert str(pace) == "10 per minute, 58:00 left, 1 failed"
+    assert pace.is_due()
+    assert not pace.is_due()
+
+
+def test_other_versions_are_refused(pairs, tmp_path):
+    import dataclasses
+
+    record = process(dataclasses.replace(order_for(pairs[0], tmp_path), version="0.0.1"))
+    assert "install the same version" in record["reason"]
+    assert not record["final"]
+
+
+# The engine, with work that is not ours
+
+
+def survive(order):
+    """Die at the first attempt."""
+    mark = Path(order.item.options["mark"])
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"item": order.item.name, "outcome": "done"}
+
+
+def kill(order):
+    with open(order.item.options["mark"], "a") as stream:
+        stream.write("x")
+    if order.item.name == "deadly":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"item": order.item.name, "outcome": "done"}
+
+
+def plain(name, **options):
+    return Order(item=Item(name, "s.fits", "t.fits", {}, options))
+
+
+def test_an_item_whose_worker_is_killed_is_tried_again(cluster, tmp_path):
+    orders = [plain(f"i{i}", mark=str(tmp_path / f"m{i}")) for i in range(1)]
+    orders += [plain(f"j{i}", mark=str(Path(__file__))) for i in range(6)]
+    records = []
+    work_through(cluster, orders, lambda order, record: records.append(record), survive)
+    assert sorted(r["item"] for r in records) == sorted(order.item.name for order in orders)
+    assert all(record["outcome"] == "done" for record in records)
+    assert (tmp_path / "m0").exists()
+
+
+@pytest.mark.slow
+def test_an_item_that_kills_every_worker_is_given_up(cluster, tmp_path):
+    names = ["a", "b", "deadly", "c", "d", "e"]
+    orders = [plain(name, mark=str(tmp_path / name)) for name in names]
+    records = {}
+    work_through(cluster, orders, lambda order, r: records.update({order.item.name: r}), kill)
+    assert set(records) == set(names)
+    failed = {name for name, record in records.items() if record["outcome"] == "failed"}
+    assert failed == {"deadly"}
+    assert "its worker died each time" in records["deadly"]["reason"]
+    assert not records["deadly"]["final"]
+    assert len((tmp_path / "deadly").read_text()) == 4
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_worker_is_bounded():
+    with connected(ClusterOptions(workers=1, worker_memory=1_500_000_000)) as client:
+        (worker,) = client.scheduler_info()["workers"].values()
+        assert worker["memory_limit"] == 1_500_000_000
+        assert worker["nthreads"] == 1
+
+
+# All of it
+
+
+@pytest.fixture(scope="module")
+def done(pairs, cluster, tmp_path_factory):
+    """A batch of three good pairs, two bad ones and one with options of its own."""
+    directory = tmp_path_factory.mktemp("batch")
+    bad = bad_pairs(directory / "bad", pairs[0])[:4:3]
+    reasons = {row["name"]: row.pop("reason") for row in bad}
+    own = {
+        "name": "own",
+        "products": "difference score",
+        "kernel_order": 0,
+        "noise": "white",
+        "constant": "true",
+    }
+    copies = [copy_pair(pair, directory / f"in{i}") for i, pair in enumerate(pairs)]
+    rows = [*rows_of(copies), *bad, rows_of(copies)[1] | own]
+    manifest = write_manifest(directory / "m.csv", rows)
+    output = directory / "out"
+    arguments = ("batch", manifest, "--output", output, "--kernel-order", 1)
+    arguments = (*arguments, "--scheduler", cluster.scheduler.address)
+    code, text, messages = command(*arguments)
+    return directory, arguments, rows, reasons, (code, text, messages)
+
+
+def test_a_batch_does_what_can_be_done_and_says_why_not(done, pairs):
+    directory, _, rows, reasons, (code, text, messages) = done
+    output = directory / "out"
+    assert code == 1, messages
+    assert "4 of 6 pairs done, 2 failed" in text
+    records = journal_of(output)
+    assert list(records) == [row["name"] for row in rows]
+    for name, word in reasons.items():
+        assert records[name]["outcome"] == "failed"
+        assert word in records[name]["reason"]
+        assert f"{name}: {records[name]['reason']}" in text.replace("\n", "")
+        assert not (output / f"{name}.difference.fits").exists()
+    table = QTable.read(output / "batch-summary.ecsv")
+    assert list(table["item"]) == list(records)
+    assert list(table["outcome"]).count("done") == 4
+    good = table["outcome"] == "done"
+    header = fits.getheader(output / "n/0.difference.fits")
+    assert table["difference_kernel_sum"][0] == header["WDKSUM"]
+    assert np.isfinite(table["difference_filtered_variance_ratio"][good]).all()
+    assert np.isnan(table["difference_kernel_sum"][~good]).all()
+    assert (output / "batch-summary.png").stat().st_size > 10_000
+    assert leftovers(output) == []
+
+
+def test_a_row_has_options_of_its_own(done, tmp_path):
+    directory, _, rows, _, _ = done
+    output = directory / "out"
+    single = [tmp_path / "d.fits", tmp_path / "s.fits"]
+    row = rows[-1]
+    code, _, messages = command(
+        *("subtract", row["science"], row["template"], "--threads", 1),
+        *("--output", single[0], "--score-output", single[1]),
+        *("--kernel-order", 0, "--noise", "white", "--constant"),
+    )
+    assert code == 0, messages
+    assert_same_products(output / "own.difference.fits", single[0])
+    assert_same_products(output / "own.score.fits", single[1])
+    assert fits.getheader(output / "n/1.difference.fits")["WDKORDER"] == 1
+    assert fits.getheader(output / "own.difference.fits")["WDKORDER"] == 0
+    assert set(journal_of(output)["own"]["products"]) == {"difference", "score"}
+
+
+def test_results_are_not_overwritten_by_accident(done):
+    directory, arguments, _, _, _ = done
+    before = stamps(directory / "out")
+    code, _, messages = command(*arguments)
+    assert code == 1
+    assert "has a result of 'n/0' already; go on with --resume" in messages
+    code, _, messages = command(*arguments, "--resume", "--overwrite")
+    assert code == 1
+    assert "contradict each other" in messages
+    assert stamps(directory / "out") == before
+
+
+def test_what_is_resumed_does_only_what_changed(done, pairs):
+    directory, arguments, rows, _, _ = done
+    output = directory / "out"
+    first, records = stamps(output), journal_of(output)
+    code, text, _ = command(*arguments, "--resume")
+    assert code == 1
+    # The pair with a missing file is tried again; the one that cannot be aligned is not.
+    assert "2 failed, 5 of them as before" in text
+    assert stamps(output) == first
+
+    # Touched, but the same; changed; and a product that was cut.
+    (directory / "in0" / "science.fits").touch()
+    (directory / "in1" / "template.fits").write_bytes((pairs[2] / "template.fits").read_bytes())
+    (directory / "in1" / "science.fits").write_bytes((pairs[2] / "science.fits").read_bytes())
+    cut = output / "n/2.difference.fits"
+    cut.write_bytes(cut.read_bytes()[:5000])
+    code, text, _ = command(*arguments, "--resume")
+    again = stamps(output)
+    changed = {Path(path).name for path in first if again[path] != first[path]}
+    assert changed == {
+        "1.difference.fits", "2.difference.fits", "own.difference.fits", "own.score.fits"
+    }  # fmt: skip
+    assert_same_products(output / "n/1.difference.fits", output / "n/2.difference.fits")
+    assert journal_of(output)["n/0"]["key"] == records["n/0"]["key"]
+
+    # Another parameter for all rows but that which has its own.
+    code, text, _ = command(*arguments[:-3], 0, *arguments[-2:], "--resume")
+    third = stamps(output)
+    changed = {Path(path).name for path in first if third[path] != again[path]}
+    assert changed == {f"{i}.difference.fits" for i in range(3)}
+    assert list(journal_of(output)) == [row["name"] for row in rows]
+    assert leftovers(output) == []
+
+
+# Wrong usage
+
+
+def test_what_cannot_run_says_so(pairs, tmp_path):
+    manifest = write_manifest(tmp_path / "m.csv", rows_of(pairs))
+    output = tmp_path / "out"
+    code, _, messages = command(
+        "batch", manifest, "--output", output, "--scheduler", "tcp://127.0.0.1:9", "--workers", 2
+    )
+    assert code == 2
+    assert "--workers has no effect with --scheduler" in messages
+    code, _, messages = command(
+        "batch", manifest, "--output", output, "--scheduler", "nonsense://x"
+    )
+    assert code == 1
+    assert "nonsense://x: no Dask scheduler answers there" in messages
+    taken = tmp_path / "file"
+    taken.write_text("")
+    code, _, messages = command("batch", manifest, "--output", taken / "out")
+    assert code == 1
+    assert f"{taken}" in messages
+    assert "cannot be written" in messages
+    code, _, messages = command("batch", manifest, "--output", output, "--products", "sum")
+    assert code == 2
+    assert "'sum' is none of difference" in messages
+    for text in messages:
+        assert "Traceback" not in text
+
+
+def test_without_dask_a_batch_says_what_to_install(pairs, tmp_path):
+    manifest = write_manifest(tmp_path / "m.csv", rows_of(pairs))
+    code = (
+        "import sys; sys.modules['distributed'] = None\n"
+        f"sys.argv = ['whitediff', 'batch', {str(manifest)!r}, '--output', 'out']\n"
+        "from whitediff.cli.main import main\nmain()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 1
+    assert "pip install 'whitediff[survey]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_full_disk_ends_the_batch_with_a_sentence(scheduler, pairs, tmp_path):
+    resource = pytest.importorskip("resource")
+    output = tmp_path / "out"
+    manifest = write_manifest(tmp_path / "m.csv", rows_of(pairs[:1]))
+    arguments = [sys.executable, "-m", "whitediff.cli", "batch", manifest, "--output", output]
+    # The batch's own process may write 100 bytes to a file; the workers all they like.
+    result = subprocess.run(
+        [*map(str, arguments), "--scheduler", scheduler],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+    )
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1
+    assert "batch.jsonl: cannot be written: File too large" in lines[0]
+    assert "go on with --resume" in lines[0]
+
+
+# Killed
+
+
+def start(manifest, output, *options):
+    arguments = [sys.executable, "-m", "whitediff.cli", "batch", manifest, "--output", output]
+    return subprocess.Popen(
+        [*map(str, arguments), *map(str, options)],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def wait_for_lines(output, number, process, seconds=120):
+    journal, end = output / "batch.jsonl", time.monotonic() + seconds
+    while time.monotonic() < end:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= number:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    raise AssertionError(f"no {number} lines within {seconds} s")
+
+
+def good_and_bad(pairs, directory, number):
+    """As many rows, six of them bad and the others of a few pairs, and the bad ones' words."""
+    bad = bad_pairs(directory / "bad", pairs[0])
+    reasons = {row["name"]: row.pop("reason") for row in bad}
+    good = []
+    for i in range(number - len(bad)):
+        pair = pairs[i % len(pairs)]
+        good.append(rows_of([pair])[0] | {"name": f"{i % 3}/good{i}"})
+    step = len(good) // len(bad)
+    for i, row in enumerate(bad):
+        good.insert(i * (step + 1), row)
+    return good, reasons
+
+
+@pytest.mark.slow
+def test_a_killed_batch_comes_to_the_same_end(pairs, tmp_path):
+    number = 60
+    rows, reasons = good_and_bad(pairs, tmp_path, number)
+    manifest = write_manifest(tmp_path / "m.csv", rows)
+    ends = {}
+    for name in ("straight", "killed"):
+        output = tmp_path / name
+        options = ("--workers", 2, "--kernel-order", 0)
+        process = start(manifest, output, *options)
+        if name == "killed":
+            wait_for_lines(output, number // 2, process)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            at_death, recorded = stamps(output), Journal(output / "batch.jsonl").read()
+            assert number // 2 <= len(recorded) < number
+            process = start(manifest, output, *options, "--resume")
+        _, messages = process.communicate()
+        assert process.returncode == 1, messages
+        records = journal_of(output)
+        assert list(records) == [row["name"] for row in rows]
+        ends[name] = {
+            key: (record["outcome"], record.get("reason"), record.get("products"))
+            for key, record in records.items()
+        }
+        assert leftovers(output) == []
+        assert len(stamps(output)) == number - len(reasons)
+        for key, word in reasons.items():
+            assert word in records[key]["reason"]
+        for key in set(records) - set(reasons):
+            assert records[key]["outcome"] == "done", records[key]
+    assert ends["straight"] == ends["killed"]
+    for path in stamps(tmp_path / "straight"):
+        other = Path(path.replace("straight", "killed"))
+        assert_same_products(path, other)
+    # What was recorded was not done again.
+    at_end = stamps(tmp_path / "killed")
+    for name, record in recorded.items():
+        if record["outcome"] == "done":
+            path = record["outputs"]["difference"]["path"]
+            assert at_end[path] == at_death[path], name
+    redone = [path for path in at_death if at_end[path] != at_death[path]]
+    # At most what two workers had under way, and one ahead for each.
+    assert len(redone) <= 4
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_a_second_attempt(pairs, tmp_path):
+    rows, _ = good_and_bad(pairs, tmp_path, 20)
+    rows = [row for row in rows if "good" in row["name"]]
+    output = tmp_path / "out"
+    process = start(
+        write_manifest(tmp_path / "m.csv", rows), output, "--workers", 2, "--kernel-order", 0
+    )
+    wait_for_lines(output, 4, process)
+    worker = next(iter(Journal(output / "batch.jsonl").read().values()))["process"]
+    os.kill(worker, signal.SIGKILL)
+    _, messages = process.communicate()
+    assert process.returncode == 0, messages
+    records = journal_of(output)
+    assert all(record["outcome"] == "done" for record in records.values())
+    assert len({record["process"] for record in records.values()}) == 3
+    assert leftovers(output) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_batch_cleans_up(pairs, tmp_path, which):
+    rows, _ = good_and_bad(pairs, tmp_path, 20)
+    output = tmp_path / "out"
+    process = start(
+        write_manifest(tmp_path / "m.csv", rows), output, "--workers", 2, "--kernel-order", 0
+    )
+    wait_for_lines(output, 3, process)
+    os.killpg(process.pid, which)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert b"go on with --resume" in messages
+    assert b"Traceback" not in messages
+    assert leftovers(output) == []
