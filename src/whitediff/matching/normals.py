@@ -256,7 +256,8 @@ def _noise_gram(stamps: Stamps, basis: KernelBasis) -> Array:
 
     Of correlated noise B are the basis images convolved with √N, beyond the kernel's stamp as well.
     """
-    assert stamps.source_variance is not None
+    variances = stamps.source_variance
+    assert variances is not None
     n, m, width = len(stamps), len(basis) + 1, stamps.source.shape[1]
     images = coloured(basis.images, stamps.source_noise)
     side = images.shape[1]
@@ -265,10 +266,11 @@ def _noise_gram(stamps: Stamps, basis: KernelBasis) -> Array:
     grid = scipy.fft.next_fast_len(width + 2 * margin, real=True)
     flat = images.reshape(m - 1, -1)
     result = np.zeros((n, m, m))
-    for start in range(0, n, _CHUNK):
+
+    def work(start: int) -> None:
         part = slice(start, start + _CHUNK)
         weight = scipy.fft.rfft2(stamps.weight[part], s=(grid, grid))
-        variance = stamps.source_variance[part]
+        variance = variances[part]
         if margin:
             variance = np.pad(variance, [(0, 0), (margin, margin), (margin, margin)], mode="edge")
         variance = scipy.fft.rfft2(variance, s=(grid, grid))
@@ -276,6 +278,9 @@ def _noise_gram(stamps: Stamps, basis: KernelBasis) -> Array:
         shared = scipy.fft.irfft2(variance * weight.conj(), s=(grid, grid))
         seen = shared[:, :side, :side][:, ::-1, ::-1].reshape(len(shared), 1, -1)
         result[part, :-1, :-1] = (seen * flat) @ flat.T
+
+    with single_threaded_algebra():
+        in_threads(work, range(0, n, _CHUNK))
     return result
 
 
