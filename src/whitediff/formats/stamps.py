@@ -43,9 +43,7 @@ _REGION = ("REGXMIN", "REGXMAX", "REGYMIN", "REGYMAX")
 _CHEBYSHEV, _MONOMIAL, _BILINEAR = "CHEBYSHEV", "MONOMIAL", "BILINEAR"
 
 
-def find_hdu(
-    hdus: astropy.io.fits.HDUList, names: tuple[str, ...], version: int | None = None
-) -> Any:
+def find_hdu(hdus: astropy.io.fits.HDUList, names: tuple[str, ...], image: Any = None) -> Any:
     """First HDU with data under one of some names.
 
     Parameters
@@ -54,8 +52,9 @@ def find_hdu(
         HDUs to search.
     names
         Extension names, tried in this order; case does not matter.
-    version
-        EXTVER to prefer.
+    image
+        HDU that it has to belong to: by its EXTVER, where several have that by its place behind
+        it, and where it has none such only if no other of its name is in the file.
 
     Returns
     -------
@@ -63,13 +62,29 @@ def find_hdu(
         None where there is none.
     """
     for name in names:
-        found = [h for h in hdus if h.name.upper() == name and h.data is not None]
-        for hdu in found:
-            if version is not None and hdu.ver == version:
-                return hdu
+        found = [h for h in hdus if h.name.upper() == name and _has_data(h)]
+        if image is not None:
+            found = _belonging(hdus, found, image)
         if found:
             return found[0]
     return None
+
+
+def _has_data(hdu: Any) -> bool:
+    # To ask a compressed image for its data is to unpack it, and those of all detectors stay.
+    if isinstance(hdu, astropy.io.fits.CompImageHDU):
+        return bool(hdu.shape) and 0 not in hdu.shape
+    return hdu.data is not None
+
+
+def _belonging(hdus: astropy.io.fits.HDUList, found: list[Any], image: Any) -> list[Any]:
+    """Those of some HDUs that belong to an image, the nearest first."""
+    own = [hdu for hdu in found if hdu.ver == image.ver]
+    if len(own) > 1:
+        places = {id(hdu): place for place, hdu in enumerate(hdus)}
+        return [hdu for hdu in own if places[id(hdu)] > places[id(image)]]
+    alone = all(hdu is image or hdu.name != image.name for hdu in hdus)
+    return own or (found if alone else [])
 
 
 def read_kernel_hdus(
@@ -101,9 +116,11 @@ def read_kernel_hdus(
     """
     if any(card in image_hdu.header for card in _REGION):
         return _read_regions(hdus, image_hdu.name, bounds=bounds, path=path)
-    coefficients_hdu = find_hdu(
-        hdus, (f"{image_hdu.name.upper()}_COEFFICIENTS", "KERNEL_COEFFICIENTS", "COEFFICIENTS")
-    )
+    name = image_hdu.name.upper()
+    names = [f"{name}_COEFFICIENTS", "COEFFICIENTS"]
+    if not name.endswith("PSF"):
+        names.insert(1, "KERNEL_COEFFICIENTS")
+    coefficients_hdu = find_hdu(hdus, tuple(names), image_hdu)
     return _read_pair(image_hdu, coefficients_hdu, bounds=bounds, path=path)
 
 

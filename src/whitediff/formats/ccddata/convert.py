@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -83,6 +84,10 @@ def from_ccddata(
         if empty.any() and not empty.all():
             mask = masks.with_plane(mask, "NO_DATA", empty)
     elif variance is not None:
+        if not (math.isfinite(variance) and variance > 0):
+            raise ArgumentError(
+                f"{name}: its variance must be positive and finite; got {variance:g}."
+            )
         values = np.full(image.shape, variance, dtype=np.float32)
     else:
         unusable = masks.flagged(mask, masks.UNTRUSTED_MASK_PLANES)

@@ -168,9 +168,11 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
             )
         if hdu is None:
             raise FileFormatError(f"{path}: has no HDU with an image.")
-        same = [h for h in hdus if h.name == hdu.name and h.is_image]
-        if hdu.name and len(same) > 1:
-            _log.info("%s: has %d extensions %s; the first is taken.", path, len(same), hdu.name)
+        several = image_names(hdus) if hdu is not hdus[0] else []
+        if hdu.name.upper() in _IMAGE_NAMES:
+            several = [name for name in several if name.partition(",")[0] == hdu.name]
+        if len(several) > 1:
+            _log.info("%s: has the images %s; the first is taken.", path, ", ".join(several))
     if not hdu.is_image or hdu.data is None:
         raise FileFormatError(
             f"{path}: {hdu.name or 'the primary HDU'} holds no image;"
@@ -234,16 +236,16 @@ def parts(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> di
         that there are.
     """
     image = image_hdu(hdus, extension, path)
-    version = image.ver if image is not hdus[0] else None
+    owner = None if image is hdus[0] else image
     found = {"image": image}
     for role, names in (
-        ("mask", (*_MASK_NAMES, "FLAGS")),
+        ("mask", _MASK_NAMES),
         ("variance", (*_VARIANCE_NAMES, "UNCERT")),
         ("PSF", ("PSF", "PSFIMAGE")),
         ("kernel", ("KERNEL",)),
         ("background", ("BACKGROUND",)),
     ):
-        hdu = find_hdu(hdus, names, version)
+        hdu = find_hdu(hdus, names, owner)
         if hdu is not None and hdu is not image and hdu.is_image:
             found[role] = hdu
     return found
@@ -304,25 +306,25 @@ def read(
             bbox = Box.from_shape(image.shape, start=pixel_origin(hdu.header))
         except FileFormatError as error:
             raise FileFormatError(f"{path}: {error}") from error
-        version = hdu.ver if hdu is not hdus[0] else None
+        owner = None if hdu is hdus[0] else hdu
         mask = make_mask({}, bbox)
-        mask_hdu = find_hdu(hdus, _MASK_NAMES, version)
+        mask_hdu = find_hdu(hdus, _MASK_NAMES, owner)
         if mask_hdu is not None and mask_hdu is not hdu:
             mask = make_mask(mask_planes(mask_hdu, image.shape, path), bbox)
         plane: tuple[Array, str] | None = None
-        variance_hdu = find_hdu(hdus, tuple(_VARIANCE_NAMES), version)
+        variance_hdu = find_hdu(hdus, tuple(_VARIANCE_NAMES), owner)
         if variance_hdu is not None and variance_hdu is not hdu:
             kind = _VARIANCE_NAMES[variance_hdu.name.upper()]
             plane = (_native_copy(variance_hdu.data), kind)
-        psf_hdu = find_hdu(hdus, ("PSF",), version)
+        psf_hdu = find_hdu(hdus, ("PSF",), owner)
         psf = None
         if psf_hdu is not None and psf_hdu.is_image and psf_hdu is not hdu:
             psf = read_psf_hdus(hdus, psf_hdu, bounds=bbox, path=str(path))
-        kernel_hdu = find_hdu(hdus, ("KERNEL",), version)
+        kernel_hdu = find_hdu(hdus, ("KERNEL",), owner)
         kernel = None
         if kernel_hdu is not None and kernel_hdu.is_image and kernel_hdu is not hdu:
             kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=bbox, path=str(path))
-        background_hdu = find_hdu(hdus, ("BACKGROUND",), version)
+        background_hdu = find_hdu(hdus, ("BACKGROUND",), owner)
         background = None
         if background_hdu is not None and background_hdu is not hdu:
             background = read_background_hdu(background_hdu)
@@ -356,6 +358,10 @@ def read(
             before = flagged(mask, ["NO_DATA"])
             mask = with_plane(mask, "NO_DATA", before | no_data)
     elif isinstance(variance, float | int):
+        if not (math.isfinite(variance) and variance > 0):
+            raise ArgumentError(
+                f"{path}: its variance must be positive and finite; got {variance:g}."
+            )
         values = np.full(image.shape, variance, dtype=np.float32)
     elif needs_variance:
         values = modelled_variance(
