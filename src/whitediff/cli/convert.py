@@ -75,6 +75,7 @@ def run_convert(
     from .. import formats
     from ..formats import ccddata
     from ..formats.archive.objects import write_object
+    from ..formats.record import history_cards
     from ..outputs import check_output
 
     check_output(output, overwrite=overwrite)
@@ -84,7 +85,7 @@ def run_convert(
     else:
         found = formats.read_any(file, kernel=kernel)
     exposure = found.exposure
-    cards: dict[str, tuple[Any, str]] = {}
+    cards = dict(history_cards(file))
     if found.directions:
         cards["WDCONV"] = (found.convolved or "mixed", "exposure that was convolved")
     if found.software not in (None, "whitediff"):

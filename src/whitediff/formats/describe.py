@@ -22,6 +22,7 @@ from ..exposures.model import Exposure
 from ..exposures.psf import psf_image
 from ..profiles import full_width_half_maximum
 from . import hotpants, plain, read_any, read_exposure, read_kernel, read_psf, sfft
+from .ccddata.recognise import FLAGS
 from .difference import Difference
 from .export import own_box
 from .files import opened, split_extension
@@ -311,6 +312,8 @@ def _roles(
         for i, other in enumerate(hdus):
             if other is hdu:
                 roles[i] = role
+            elif identity.format == "ccddata" and other.name == FLAGS:
+                roles[i] = "mask"
     return roles
 
 

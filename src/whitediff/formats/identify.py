@@ -59,6 +59,10 @@ def identify(hdus: astropy.io.fits.HDUList) -> Identity | None:
         if kind is None and schema.endswith("psf"):
             kind = "psf"
         return Identity("lsst.images", kind or "image", f"lsst.images archive ({schema})")
+    # Before the programs whose headers a difference keeps when it is converted.
+    found = ccddata.recognise(hdus)
+    if found is not None:
+        return Identity("ccddata", "image", f"astropy CCDData ({found})")
     found = hotpants.recognise(hdus)
     if found is not None:
         kinds: dict[str, Kind] = {"difference": "difference", "kernel": "kernel"}
@@ -71,7 +75,6 @@ def identify(hdus: astropy.io.fits.HDUList) -> Identity | None:
         (psfex, "psfex", "psf", "PSFEx model"),
         (piff, "piff", "psf", "Piff model"),
         (afw, "lsst.afw", "image", "lsst.afw exposure"),
-        (ccddata, "ccddata", "image", "astropy CCDData"),
     ):
         found = module.recognise(hdus)
         if found is not None:

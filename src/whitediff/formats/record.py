@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import astropy.io.fits
 import astropy.table
@@ -13,8 +15,12 @@ from .files import opened, split_extension
 from .headers import unescaped
 from .tables import read_table_hdu
 
-__all__ = ["Record", "is_score", "read_record"]
+__all__ = ["Record", "history_cards", "is_score", "read_record"]
 
+_HISTORY = (
+    "WDTASK", "WDVERS", "WDSCI", "WDTMPL", "WDDIFF", "WDKERN", "WDPSF", "WDCONV", "WDSCORE",
+    "WDSOFTW", "WDNREG",
+)  # fmt: skip
 _PRODUCTS = ("subtract", "decorrelate", "decorrelate-stack")
 
 
@@ -81,6 +87,40 @@ def is_score(path: str | Path) -> bool:
     file, _ = split_extension(path)
     with opened(file) as hdus:
         return hdus[0].header.get("WDSCORE") is True
+
+
+def history_cards(path: str | Path) -> Mapping[str, tuple[Any, str]]:
+    """Cards that stay true of a product of whitediff when it is stored in another way.
+
+    Parameters
+    ----------
+    path
+        FITS file.
+
+    Returns
+    -------
+    cards
+        Keyword → (value, comment): which command made it, of what; empty for other files.  Those
+        that `whitediff.formats.read_solution` needs are not among them.
+
+    Raises
+    ------
+    FileFormatError
+        If it is no FITS file.
+    """
+    file, _ = split_extension(path)
+    with opened(file) as hdus:
+        header = hdus[0].header
+        if "WDTASK" not in header:
+            return {}
+        cards = {name: header.cards[name] for name in _HISTORY if name in header}
+        return {
+            name: (
+                unescaped(card.value) if isinstance(card.value, str) else card.value,
+                card.comment,
+            )
+            for name, card in cards.items()
+        }
 
 
 def read_record(path: str | Path) -> Record:

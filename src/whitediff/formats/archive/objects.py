@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from ..piff.write import as_piff
 from .read import read_object
 
 __all__ = ["ObjectKind", "as_object", "write_object"]
+
+_log = logging.getLogger("whitediff.formats")
 
 type ObjectKind = Literal["masked-image", "visit-image", "difference-image"]
 
@@ -128,6 +131,13 @@ def write_object(
     if isinstance(like, str | Path):
         model = read_object(Path(like))
     obj = as_object(exposure, kind, like=model)
+    lost = [
+        name
+        for name, known in (("PSF", "psf"), ("kernel", "kernel"), ("background", "background"))
+        if getattr(exposure, known) is not None and getattr(obj, known, None) is None
+    ]
+    if lost:
+        _log.warning("%s: a %s has no place for the %s.", path, kind, " and ".join(lost))
     with replacing(path, overwrite=overwrite) as temporary:
         try:
             obj.write(str(temporary))

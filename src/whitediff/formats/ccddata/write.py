@@ -14,7 +14,7 @@ from ...errors import ArgumentError
 from ...exposures.model import Exposure
 from ...exposures.psf import as_kernel_psf
 from ...outputs import replacing
-from ..headers import storable, without_provenance
+from ..headers import escaped, storable, without_provenance
 from ..stamps import background_hdu, kernel_hdus, psf_hdus
 from .convert import UncertaintyKind, to_ccddata
 from .recognise import FLAGS
@@ -83,8 +83,12 @@ def write(
         hdus.extend(kernel_hdus(exposure.kernel, "KERNEL", exposure.bbox))
     if exposure.background is not None:
         hdus.append(background_hdu(exposure.background, "BACKGROUND", exposure.bbox))
-    for keyword, (value, comment) in (provenance or {}).items():
-        if value is not None:
-            hdus[0].header[keyword] = (value, comment)
+    with warnings.catch_warnings():
+        # A comment has no room behind a long name.
+        warnings.simplefilter("ignore", astropy.io.fits.verify.VerifyWarning)
+        for keyword, (value, comment) in (provenance or {}).items():
+            if value is not None:
+                text = escaped(value) if isinstance(value, str) else value
+                hdus[0].header[keyword] = (text, comment)
     with replacing(path, overwrite=overwrite) as temporary:
         hdus.writeto(temporary)
