@@ -2,9 +2,10 @@
 
 Claims: `info` names format, HDUs in use, planes, PSF, kernel and where the noise comes from;
 `kernel` writes images that other readers find at those positions, and a basis that the documented
-ten lines evaluate, in regions too; `convert` loses nothing; of files with several detectors one
-or all are taken and each gets an output; addresses are fetched, and what is missing for that is
-one sentence.
+ten lines evaluate, in regions too, and no image of the sky; `convert` loses nothing, of foreign
+differences and of what was made before too; of files with several detectors one or all are taken,
+each with its own planes and coefficients, and each gets an output; addresses are fetched, and what
+is missing for that is one sentence.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from whitediff.exposures.fields import PiecewiseField, scaled_to
 from whitediff.exposures.psf import psf_image
 from whitediff.formats import detectors, read_difference, read_kernel
 from whitediff.formats.describe import describe
+from whitediff.formats.record import read_record
 
 SHAPE = (90, 100)
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "file-format.md"
@@ -337,3 +339,130 @@ def test_addresses_without_what_they_need(monkeypatch):
     monkeypatch.setattr("importlib.import_module", lambda name: without(name))
     with pytest.raises(FileFormatError, match=r"not installed; install whitediff\[remote\]"):
         read_exposure("s3://bucket/file.fits")
+
+
+def test_a_white_difference_of_hotpants_stays_what_it_is_as_ccddata(run, rng, tmp_path):
+    exposure = exposure_with_all(rng)
+    exposure.header["SOFTNAME"], exposure.header["DIFFCMD"] = "HOTPanTS", "hotpants -inim a.fits"
+    history = {"WDTASK": ("decorrelate", ""), "WDCONV": ("science", ""), "WDSCI": ("ä%.fits", "")}
+    write_exposure(exposure, tmp_path / "white.fits", provenance=history)
+    steps = (("white", "ccddata"), ("ccddata", "whitediff"))
+    for before, kind in steps:
+        code, _, messages = run(
+            "convert", tmp_path / f"{before}.fits", "--format", kind,
+            "--output", tmp_path / f"{kind}.fits",
+        )  # fmt: skip
+        assert code == 0, messages
+        found = read_difference(tmp_path / f"{kind}.fits")
+        assert found.convolved == "science"
+        assert found.software == "whitediff"
+        np.testing.assert_array_equal(found.exposure.variance.array, exposure.variance.array)
+        np.testing.assert_array_equal(found.exposure.mask.get("BAD"), exposure.mask.get("BAD"))
+        np.testing.assert_allclose(
+            kernels.evaluate(found.exposure.kernel, x=7, y=80),
+            kernels.evaluate(exposure.kernel, x=7, y=80),
+            atol=1e-12,
+        )
+        # Whoever decorrelates it again is told that it is white.
+        assert fits.getval(tmp_path / f"{kind}.fits", "WDTASK") == "decorrelate"
+        assert read_record(tmp_path / f"{kind}.fits").name("WDSCI") == "ä%.fits"
+
+
+def test_what_an_object_has_no_place_for_is_said(run, rng, tmp_path):
+    write_exposure(exposure_with_all(rng), tmp_path / "in.fits")
+    code, _, messages = run(
+        "convert", tmp_path / "in.fits", "--format", "masked-image",
+        "--output", tmp_path / "out.fits",
+    )  # fmt: skip
+    assert code == 0
+    assert "no place for the PSF and kernel" in messages
+
+
+def test_versions_have_coefficients_and_planes_of_their_own(rng, tmp_path):
+    box = Box.from_shape(SHAPE)
+    basis = np.stack([gaussian(11, 1.5), moffat_kernel(11)])
+    hdus = [fits.PrimaryHDU()]
+    tables = []
+    for version in (1, 2):
+        table = np.array([[[1.0, 0.0], [0.0, 0.0]], [[0.1, 0.2], [-0.1, 0.0]]]) * version
+        tables.append(table)
+        for name, data in (
+            ("SCI", rng.normal(0, 3, SHAPE)), ("KERNEL", basis), ("KERNEL_COEFFICIENTS", table),
+            ("PSF", basis), ("PSF_COEFFICIENTS", table[::-1].copy()),
+        ):  # fmt: skip
+            hdus.append(fits.ImageHDU(data, name=name, ver=version))
+    # Only the first has a mask and a variance.
+    hdus.append(fits.ImageHDU(np.ones(SHAPE, np.int16), name="DQ", ver=1))
+    hdus.append(fits.ImageHDU(np.full(SHAPE, 9.0), name="VARIANCE", ver=1))
+    fits.HDUList(hdus).writeto(tmp_path / "two.fits")
+    for version, table in zip((1, 2), tables, strict=True):
+        exposure = read_exposure(f"{tmp_path / 'two.fits'}[SCI,{version}]", needs_variance=False)
+        alone = read_kernel(f"{tmp_path / 'two.fits'}[KERNEL,{version}]", bounds=box)
+        wanted = kernels.evaluate(kernels.chebyshev_kernel(basis, table, box), x=80, y=3)
+        for kernel in (exposure.kernel, alone):
+            np.testing.assert_allclose(kernels.evaluate(kernel, x=80, y=3), wanted, atol=1e-12)
+        shape = kernels.evaluate(
+            kernels.chebyshev_kernel(basis, table[::-1].copy(), box), x=80, y=3
+        )
+        np.testing.assert_allclose(
+            psf_image(exposure.psf, x=80, y=3), shape / shape.sum(), atol=1e-9
+        )
+        assert ("BAD" in exposure.mask.schema.names) == (version == 1)
+        assert np.isfinite(exposure.variance.array).any() == (version == 1)
+
+
+def test_planes_of_one_version_belong_to_the_image_before_them(rng, tmp_path):
+    hdus = [fits.PrimaryHDU()]
+    for number in (1, 2):
+        hdus.append(fits.ImageHDU(rng.normal(0, 3, SHAPE), name=f"CCD{number}"))
+        hdus.append(fits.ImageHDU(np.full(SHAPE, float(number)), name="VARIANCE"))
+    fits.HDUList(hdus).writeto(tmp_path / "two.fits")
+    for number in (1, 2):
+        exposure = read_exposure(f"{tmp_path / 'two.fits'}[CCD{number}]")
+        assert (exposure.variance.array == number).all()
+
+
+def test_a_psf_without_coefficients_does_not_take_the_kernels(rng, tmp_path):
+    basis = np.stack([gaussian(11, 1.5), moffat_kernel(11)])
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(rng.normal(0, 3, SHAPE), name="SCI")]
+    hdus += [fits.ImageHDU(basis, name=name) for name in ("KERNEL", "PSF")]
+    hdus.append(fits.ImageHDU(np.ones((2, 1, 1)), name="KERNEL_COEFFICIENTS"))
+    fits.HDUList(hdus).writeto(tmp_path / "one.fits")
+    with pytest.raises(FileFormatError, match="PSF is a cube of 2 basis images, but there is no"):
+        read_exposure(tmp_path / "one.fits")
+
+
+def test_images_of_the_sky_are_no_kernels(run, rng, tmp_path):
+    sky = rng.normal(100, 3, SHAPE).astype(np.float32)
+    fits.writeto(tmp_path / "sky.fits", sky)
+    fits.HDUList(
+        [fits.PrimaryHDU(), fits.ImageHDU(sky, name="SCI"), fits.ImageHDU(sky, name="VARIANCE")]
+    ).writeto(tmp_path / "planes.fits")
+    for name, message in (("sky", "is no matching kernel"), ("planes", "but no kernel")):
+        code, _, messages = run(
+            "kernel", tmp_path / f"{name}.fits", "--output", tmp_path / "out.fits"
+        )
+        assert code == 1
+        assert message in messages
+        assert not (tmp_path / "out.fits").exists()
+    with pytest.raises(FileFormatError, match=r"90 x 100 pixels is no matching kernel"):
+        read_kernel(tmp_path / "sky.fits", bounds=Box.from_shape(SHAPE))
+    wide = gaussian(41, 6.0)
+    fits.writeto(tmp_path / "wide.fits", wide)
+    kernel = read_kernel(tmp_path / "wide.fits", bounds=Box.from_shape(SHAPE))
+    np.testing.assert_allclose(kernels.evaluate(kernel, x=0, y=0), wide)
+
+
+@pytest.mark.parametrize("value", [0.0, -5.0, np.inf, np.nan])
+def test_a_variance_is_positive(rng, tmp_path, value):
+    fits.writeto(tmp_path / "plain.fits", rng.normal(100, 3, SHAPE))
+    with pytest.raises(ArgumentError, match=r"plain.fits: its variance must be positive"):
+        read_exposure(tmp_path / "plain.fits", variance=value)
+
+
+def test_the_first_of_several_images_is_taken_and_said(rng, tmp_path):
+    names = ("N1", "N2")
+    images = [fits.ImageHDU(rng.normal(100, 3, (200, 210)), name=name) for name in names]
+    fits.HDUList([fits.PrimaryHDU(), *images]).writeto(tmp_path / "two.fits")
+    notes = describe(tmp_path / "two.fits").notes
+    assert any("has the images N1, N2; the first is taken" in note for note in notes)

@@ -54,6 +54,8 @@ __all__ = [
 _log = logging.getLogger("whitediff.formats")
 
 _LARGEST_PSF = 0.25
+_LARGEST_KERNEL = 0.5
+_LARGEST_FLAT, _LEAST_RISE = 31, 1.3
 _LEAST_INSIDE = 0.4
 _MOST_NEGATIVE = 0.25
 _SMALLEST_PROFILE = 5
@@ -309,7 +311,25 @@ def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:
     if isinstance(kernel, PointSpreadFunction):
         raise FileFormatError(f"{path}: holds a PSF, not a matching kernel.")
     check_kernel(kernel, bounds, path)
+    if identity is None or (identity.format, identity.kind) == ("plain", "image"):
+        _check_is_kernel(
+            path, kernels.evaluate(kernel, x=bounds.x.center, y=bounds.y.center), bounds
+        )
     return kernel
+
+
+def _check_is_kernel(path: str | Path, image: Any, bounds: Box) -> None:
+    """Refuse an image of the sky, which has a sum other than zero too."""
+    ny, nx = image.shape
+    inner = image[ny // 4 : ny - ny // 4, nx // 4 : nx - nx // 4]
+    inside = float(np.abs(inner).sum() / np.abs(image).sum())
+    spread = min(ny, nx) > _LARGEST_FLAT and inside < _LEAST_RISE * inner.size / image.size
+    if spread or ny * nx > _LARGEST_KERNEL * bounds.area:
+        raise FileFormatError(
+            f"{path}: its image of {ny} x {nx} pixels is no matching kernel, which is smaller than"
+            " the image that it was fitted to and largest in its middle. Is it the right"
+            " file?"
+        )
 
 
 def _hotpants_kernel(file: Path, bounds: Box) -> ConvolutionKernel:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import astropy.io.fits
+import numpy as np
 from lsst.images import Box
 from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.psfs import PointSpreadFunction
@@ -49,6 +51,7 @@ def read_stamps(
         If the file has none, or does not say for which image.
     """
     file, extension = split_extension(path)
+    name = "PSF" if psf else "kernel"
     with opened(file) as hdus:
         identity = identify(hdus)
     if like is not None:
@@ -62,7 +65,8 @@ def read_stamps(
         found = exposure.psf if psf else exposure.kernel
         if found is not None:
             return found, exposure.bbox
-    name = "PSF" if psf else "kernel"
+        if exposure.mask.schema.names or np.isfinite(exposure.variance.array).any():
+            raise FileFormatError(f"{path}: holds an image with mask or variance, but no {name}.")
     own = own_box(file)
     try:
         stamps = (read_psf if psf else read_kernel)(path, bounds=own or _LARGE)
@@ -168,6 +172,9 @@ def write_stamps(
             for card, value in cards.items():
                 hdu.header[card] = value
     if source:
-        primary.header["WDKERN"] = (escaped(source), "taken from")
+        with warnings.catch_warnings():
+            # A comment has no room behind a long name.
+            warnings.simplefilter("ignore", astropy.io.fits.verify.VerifyWarning)
+            primary.header["WDKERN"] = (escaped(source), "taken from")
     with replacing(path, overwrite=overwrite) as temporary:
         astropy.io.fits.HDUList([primary, *hdus]).writeto(temporary)
