@@ -466,3 +466,26 @@ def test_the_first_of_several_images_is_taken_and_said(rng, tmp_path):
     fits.HDUList([fits.PrimaryHDU(), *images]).writeto(tmp_path / "two.fits")
     notes = describe(tmp_path / "two.fits").notes
     assert any("has the images N1, N2; the first is taken" in note for note in notes)
+
+
+def test_kernels_of_several_detectors_are_told_apart(run, rng, tmp_path):
+    images = {name: [fits.PrimaryHDU()] for name in ("science", "template", "difference")}
+    stamps = [fits.PrimaryHDU()]
+    for version, width in ((1, 1.0), (2, 2.5)):
+        for hdus in images.values():
+            plane = rng.normal(0, 3, SHAPE).astype(np.float32)
+            hdus.append(fits.ImageHDU(plane, name="SCI", ver=version))
+        stamps.append(fits.ImageHDU(gaussian(11, width), name="KERNEL", ver=version))
+    paths = []
+    for name, hdus in (images | {"kernel": stamps}).items():
+        paths.append(tmp_path / f"{name}.fits")
+        fits.HDUList(hdus).writeto(paths[-1])
+    with pytest.raises(FileFormatError, match=r"2 of them, KERNEL,1, KERNEL,2; name one, as in"):
+        read_kernel(paths[-1], bounds=Box.from_shape(SHAPE))
+    code, _, messages = run(
+        "decorrelate", *paths, "--hdu", "all", "--output", tmp_path / "white.fits"
+    )
+    assert code == 0, messages
+    for version, width in ((1, 1.0), (2, 2.5)):
+        written = fits.getdata(tmp_path / f"white.SCI{version}.fits", "KERNEL")
+        np.testing.assert_allclose(written, gaussian(11, width), atol=1e-12)

@@ -119,5 +119,12 @@ def _kernel_of(path: str, name: str) -> str:
     with opened(split_extension(path)[0]) as hdus:
         identity = identify(hdus)
         several = len([hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0)]) > 1
-    own = identity is not None and (identity.format, identity.kind) == ("plain", "image")
-    return of_detector(path, name) if several and own else path
+        versions = {(hdu.name, hdu.ver) for hdu in hdus}
+    if identity is None or identity.format != "plain" or not several:
+        return path
+    if identity.kind == "image":
+        return of_detector(path, name)
+    # KERNEL,2 is that of SCI,2.
+    stamp, version = identity.kind.upper(), name.partition(",")[2].strip()
+    own = version.isdigit() and (stamp, int(version)) in versions and (stamp, 2) in versions
+    return f"{path}[{stamp},{version}]" if own and split_extension(path)[1] is None else path

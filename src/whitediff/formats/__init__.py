@@ -29,7 +29,7 @@ from .lsst import afw
 from .plain.read import VarianceSource
 from .sfft.read import read_difference as _read_sfft
 from .solution import read_solution, solution_cards, solution_extras, write_solution
-from .stamps import find_hdu, read_kernel_hdus
+from .stamps import find_hdu, is_of_region, read_kernel_hdus
 
 __all__ = [
     "Difference",
@@ -460,6 +460,8 @@ def _read_stamp(
     file, extension = split_extension(path)
     with opened(file) as hdus:
         hdu = find_hdu(hdus, (name,)) if extension is None else None
+        if hdu is not None:
+            _check_only(hdus, hdu, file)
         if hdu is None and archive.recognise(hdus) is None:
             candidates = [h for h in hdus if h.is_image and h.header.get("NAXIS", 0)] or [
                 h for h in hdus if h.header.get("NAXIS", 0)
@@ -484,6 +486,17 @@ def _read_stamp(
     if not isinstance(obj, ConvolutionKernel | PointSpreadFunction):
         raise FileFormatError(f"{file}: this lsst.images archive holds no {name.lower()}.")
     return obj
+
+
+def _check_only(hdus: Any, hdu: Any, file: Path) -> None:
+    """Refuse to choose among kernels or PSFs of several places or detectors."""
+    same = [other for other in hdus if other.name == hdu.name]
+    if len(same) > 1 and not is_of_region(hdu):
+        versions = ", ".join(f"{other.name},{other.ver}" for other in same)
+        raise FileFormatError(
+            f"{file}: holds {len(same)} of them, {versions}; name one, as in"
+            f" {file.name}[{hdu.name},{same[-1].ver}]."
+        )
 
 
 def write_exposure(

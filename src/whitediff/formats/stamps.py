@@ -22,6 +22,7 @@ __all__ = [
     "NOISE",
     "background_hdu",
     "find_hdu",
+    "is_of_region",
     "kernel_hdus",
     "noise_hdus",
     "polynomial_domain",
@@ -114,7 +115,7 @@ def read_kernel_hdus(
     FileFormatError
         If shapes do not fit or the coefficients are missing.
     """
-    if any(card in image_hdu.header for card in _REGION):
+    if is_of_region(image_hdu):
         return _read_regions(hdus, image_hdu.name, bounds=bounds, path=path)
     name = image_hdu.name.upper()
     names = [f"{name}_COEFFICIENTS", "COEFFICIENTS"]
@@ -122,6 +123,22 @@ def read_kernel_hdus(
         names.insert(1, "KERNEL_COEFFICIENTS")
     coefficients_hdu = find_hdu(hdus, tuple(names), image_hdu)
     return _read_pair(image_hdu, coefficients_hdu, bounds=bounds, path=path)
+
+
+def is_of_region(hdu: Any) -> bool:
+    """Whether an HDU's kernel or PSF holds on a part of the frame.
+
+    Parameters
+    ----------
+    hdu
+        HDU with an image or cube.
+
+    Returns
+    -------
+    found
+        True or False.
+    """
+    return any(card in hdu.header for card in _REGION)
 
 
 def _read_pair(

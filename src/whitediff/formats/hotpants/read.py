@@ -465,11 +465,13 @@ def _at_science_level(
         path,
         ", ".join(f"{factor:.6g}" for factor in factors),
     )
-    level = np.ones(image.shape)
-    for region, factor in zip(solution.regions, factors, strict=True):
-        part = overlap(region.box, solution.box)
-        if part is not None:
-            level[part.y.start : part.y.stop, part.x.start : part.x.stop] = factor
+    level: Any = factors[0]
+    if len(set(factors)) > 1:
+        level = np.ones(image.shape)
+        for region, factor in zip(solution.regions, factors, strict=True):
+            part = overlap(region.box, solution.box)
+            if part is not None:
+                level[part.y.start : part.y.stop, part.x.start : part.x.stop] = factor
     image = (image * level).astype(image.dtype)
     # What was computed or measured from the file's pixels is at their level too.
     return image, (variance * level**2).astype(variance.dtype)
