@@ -185,3 +185,15 @@ def test_what_an_object_demands(rng, archives, tmp_path):  # noqa: F811
     with pytest.raises(FileFormatError, match=r"cannot be read as an lsst\.images archive"):
         write_object(exposure, tmp_path / "o.fits", "visit-image", like=tmp_path / "calexp.fits")
     assert not (tmp_path / "out.fits").exists()
+
+
+def test_planes_that_lost_their_names_are_refused(rng, tmp_path):
+    for name in ("MASK", "VARIANCE"):
+        path = tmp_path / f"{name}.fits"
+        afw_file(rng, path)
+        raw = path.read_bytes()
+        card = f"EXTNAME = '{name:8}'".encode()
+        assert raw.count(card) == 1
+        path.write_bytes(raw.replace(card, b" " * len(card)))
+        with pytest.raises(FileFormatError, match=f"its {name} is not called so"):
+            read_exposure(path)

@@ -26,10 +26,17 @@ from hotpants_files import COMMAND, Run, coefficients
 from scenes import gaussian, moffat_kernel
 from test_foreign_psfs import write_psfex
 from whitediff import Exposure, read_exposure, write_exposure
-from whitediff.errors import WhitediffError
+from whitediff.errors import FileFormatError, WhitediffError
 from whitediff.exposures import kernels
 from whitediff.exposures.psf import psf_image
-from whitediff.formats import ccddata, check_reproduced, read_any, read_difference, read_psf
+from whitediff.formats import (
+    ccddata,
+    check_reproduced,
+    read_any,
+    read_difference,
+    read_kernel,
+    read_psf,
+)
 
 SHAPE = (40, 44)
 PLACES = ((3.0, 5.0), (30.0, 20.0))
@@ -335,3 +342,26 @@ def test_damaged_pixels_are_not_the_claim(rng, tmp_path):
         with contextlib.suppress(WhitediffError):
             found = read_any(tmp_path / "damaged.fits.gz").exposure.image.array
             np.testing.assert_array_equal(found, fits.getdata(tmp_path / "in.fits"))
+
+
+def test_a_negative_size_is_a_sentence_and_no_loop(tmp_path):
+    # So negative that astropy finds the header of the HDU before it where the next should be.
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(np.ones((40, 50))), fits.ImageHDU(np.ones((8, 360)))]
+    path = tmp_path / "negative.fits"
+    fits.HDUList(hdus).writeto(path)
+    good, bad = (f"NAXIS2  = {n:>20}".encode() for n in (8, -8))
+    raw = path.read_bytes()
+    assert raw.count(good) == 1
+    path.write_bytes(raw.replace(good, bad))
+    with pytest.raises(FileFormatError, match=r"negative\.fits: .*negative size"):
+        read_exposure(path)
+
+
+def test_a_truth_value_is_no_limit_of_polynomials(tmp_path):
+    cube = fits.ImageHDU(np.stack([gaussian(11, 1.5)] * 2), name="KERNEL")
+    table = fits.ImageHDU(np.full((2, 2, 2), 0.1), name="KERNEL_COEFFICIENTS")
+    limits = {"DOMXMIN": True, "DOMXMAX": 99.5, "DOMYMIN": -0.5, "DOMYMAX": 89.5}
+    table.header.update(limits)
+    fits.HDUList([fits.PrimaryHDU(), cube, table]).writeto(tmp_path / "kernel.fits")
+    with pytest.raises(FileFormatError, match="are no box: DOMXMIN = True"):
+        read_kernel(tmp_path / "kernel.fits", bounds=Box.from_shape((90, 100)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -172,9 +171,7 @@ def write_stamps(
             for card, value in cards.items():
                 hdu.header[card] = value
     if source:
-        with warnings.catch_warnings():
-            # A comment has no room behind a long name.
-            warnings.simplefilter("ignore", astropy.io.fits.verify.VerifyWarning)
-            primary.header["WDKERN"] = (escaped(source), "taken from")
+        # A comment would have no room behind a long name.
+        primary.header["WDKERN"] = escaped(source)
     with replacing(path, overwrite=overwrite) as temporary:
         astropy.io.fits.HDUList([primary, *hdus]).writeto(temporary)

@@ -167,6 +167,12 @@ def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, size: int) -> Non
         # image states the size that it unpacks to.
         unpacked = isinstance(hdu, astropy.io.fits.CompImageHDU)
         name = hdu.name or "the primary HDU"
+        if info["datSpan"] < 0:
+            # astropy would go back and read the same HDUs without an end.
+            raise FileFormatError(
+                f"{path}: damaged: the header of {name} gives its data a negative size; copy or"
+                " download it again."
+            )
         data_end = info["datLoc"] + (info["datSpan"] if unpacked else hdu.size)
         end = info["datLoc"] + info["datSpan"]
         if data_end > size:

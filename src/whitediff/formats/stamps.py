@@ -536,7 +536,10 @@ def polynomial_domain(header: astropy.io.fits.Header, path: str = "") -> Box | N
     if set(cards.values()) == {None}:
         return None
     numbers = all(
-        isinstance(value, int | float) and abs(value) < _LARGEST_DOMAIN for value in cards.values()
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) < _LARGEST_DOMAIN
+        for value in cards.values()
     )
     if not numbers or cards["DOMXMIN"] >= cards["DOMXMAX"] or cards["DOMYMIN"] >= cards["DOMYMAX"]:
         given = ", ".join(f"{name} = {value!r}" for name, value in cards.items())

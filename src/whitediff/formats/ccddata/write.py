@@ -83,12 +83,10 @@ def write(
         hdus.extend(kernel_hdus(exposure.kernel, "KERNEL", exposure.bbox))
     if exposure.background is not None:
         hdus.append(background_hdu(exposure.background, "BACKGROUND", exposure.bbox))
-    with warnings.catch_warnings():
-        # A comment has no room behind a long name.
-        warnings.simplefilter("ignore", astropy.io.fits.verify.VerifyWarning)
-        for keyword, (value, comment) in (provenance or {}).items():
-            if value is not None:
-                text = escaped(value) if isinstance(value, str) else value
-                hdus[0].header[keyword] = (text, comment)
+    for keyword, (value, comment) in (provenance or {}).items():
+        if value is not None:
+            text = escaped(value) if isinstance(value, str) else value
+            # A comment would have no room behind a long name.
+            hdus[0].header[keyword] = (text, comment) if len(str(text)) < 20 else text
     with replacing(path, overwrite=overwrite) as temporary:
         hdus.writeto(temporary)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from ....errors import FileFormatError
 from ....exposures.model import Exposure
 from ... import plain
 from ...files import Extension, opened
@@ -40,6 +41,14 @@ def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
         If a plane cannot be read or does not fit.
     """
     with opened(path) as hdus:
+        names = {hdu.name.upper() for hdu in hdus}
+        for hdu in hdus:
+            plane = str(hdu.header.get("EXTTYPE", "")).strip()
+            if plane in ("MASK", "VARIANCE") and plane not in names:
+                raise FileFormatError(
+                    f"{path}: its {plane} is not called so (EXTNAME is {hdu.name!r}); is the file"
+                    " whole?"
+                )
         psfs = sorted({name for name in archived(hdus) if "psf" in name.lower()})
     exposure = plain.read(path, "IMAGE" if extension is None else extension, **options)
     if psfs and exposure.psf is None:
