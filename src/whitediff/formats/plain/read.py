@@ -333,7 +333,7 @@ def read(
                     f"{path}: the image has the shape {image.shape}, but its BACKGROUND"
                     f" {background.shape}."
                 )
-        noise_hdu = find_hdu(hdus, (NOISE,), version)
+        noise_hdu = find_hdu(hdus, (NOISE,), owner)
         noise = None
         if noise_hdu is not None and noise_hdu.is_image and noise_hdu is not hdu:
             noise = read_noise_hdus(hdus, noise_hdu, bounds=bbox, path=str(path))
