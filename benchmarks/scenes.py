@@ -52,7 +52,7 @@ def files(shape: tuple[int, int], directory: Path) -> tuple[Path, Path]:
         stars = round(DENSITY * shape[0] * shape[1])
         options = ["--size", f"{shape[1]}x{shape[0]}", "--stars", stars]
         options += ["--galaxies", stars // 10, "--transients", stars // 10]
-        command = ["whitediff.cli", "simulate", "--quiet", "--overwrite", "--output", place]
+        command = ["whitediff", "simulate", "--quiet", "--overwrite", "--output", place]
         subprocess.run([sys.executable, "-m", *map(str, command + options)], check=True)
     return place / "science.fits", place / "template.fits"
 

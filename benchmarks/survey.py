@@ -55,7 +55,7 @@ def batch(
 ) -> tuple[float, list[dict[str, Any]]]:
     """Seconds of a batch in all, and its records."""
     shutil.rmtree(output, ignore_errors=True)
-    command = [sys.executable, "-m", "whitediff.cli", "batch", manifest, "--output", output, "-q"]
+    command = [sys.executable, "-m", "whitediff", "batch", manifest, "--output", output, "-q"]
     start = time.perf_counter()
     subprocess.run(
         [*map(str, command), "--workers", str(workers), *options],
@@ -76,7 +76,7 @@ def pairs(shape: tuple[int, int], number: int, directory: Path) -> dict[str, Any
     for i in range(number):
         output = directory / f"single{i}.fits"
         output.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "whitediff.cli", "subtract", *files, "--output", output]
+        command = [sys.executable, "-m", "whitediff", "subtract", *files, "--output", output]
         start = time.perf_counter()
         subprocess.run([*map(str, command), "-q"], check=True, env=os.environ | ONE_THREAD)
         single.append(time.perf_counter() - start)

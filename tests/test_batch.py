@@ -640,7 +640,7 @@ def test_a_full_disk_ends_the_batch_with_a_sentence(scheduler, pairs, tmp_path):
     resource = pytest.importorskip("resource")
     output = tmp_path / "out"
     manifest = write_manifest(tmp_path / "m.csv", rows_of(pairs[:1]))
-    arguments = [sys.executable, "-m", "whitediff.cli", "batch", manifest, "--output", output]
+    arguments = [sys.executable, "-m", "whitediff", "batch", manifest, "--output", output]
     # The batch's own process may write 100 bytes to a file; the workers all they like.
     result = subprocess.run(
         [*map(str, arguments), "--scheduler", scheduler],
@@ -660,7 +660,7 @@ def test_a_full_disk_ends_the_batch_with_a_sentence(scheduler, pairs, tmp_path):
 
 
 def start(manifest, output, *options):
-    arguments = [sys.executable, "-m", "whitediff.cli", "batch", manifest, "--output", output]
+    arguments = [sys.executable, "-m", "whitediff", "batch", manifest, "--output", output]
     return subprocess.Popen(
         [*map(str, arguments), *map(str, options)],
         start_new_session=True,

@@ -446,7 +446,7 @@ def test_three_visits_of_two_detectors_through_pipetask(tmp_path):
     broken.write_bytes(whole[:10000])
     run = ("butler", "run", repo, "--pipeline", "steps", "--output", "night", "-j", 2)
     result = subprocess.run(
-        [sys.executable, "-m", "whitediff.cli", *map(str, run)],
+        [sys.executable, "-m", "whitediff", *map(str, run)],
         capture_output=True,
         text=True,
         check=False,
@@ -465,7 +465,7 @@ def test_three_visits_of_two_detectors_through_pipetask(tmp_path):
     assert set(first) == {(v, d) for v in (1, 2, 3) for d in (0, 1)} - {(2, 1)}
     broken.write_bytes(whole)
     subprocess.run(
-        [sys.executable, "-m", "whitediff.cli", *map(str, run), "--resume", "-q"], check=True
+        [sys.executable, "-m", "whitediff", *map(str, run), "--resume", "-q"], check=True
     )
     second = differences()
     assert len(second) == 6

@@ -32,7 +32,7 @@ from whitediff.simulation import PsfModel, matching_kernel
 def simulated(tmp_path_factory):
     """Directory with a small simulated pair."""
     directory = tmp_path_factory.mktemp("simulated")
-    command = [sys.executable, "-m", "whitediff.cli", "simulate", "--size", "384x300", "-q"]
+    command = [sys.executable, "-m", "whitediff", "simulate", "--size", "384x300", "-q"]
     subprocess.run([*command, "--seed", "7", "--output", str(directory)], check=True)
     return directory
 

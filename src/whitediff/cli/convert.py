@@ -75,6 +75,7 @@ def run_convert(
     from .. import formats
     from ..formats import ccddata
     from ..formats.archive.objects import write_object
+    from ..formats.describe import product_extensions
     from ..formats.record import history_cards
     from ..outputs import check_output
 
@@ -101,3 +102,5 @@ def run_convert(
     else:
         write_object(exposure, output, kind, like=like, overwrite=overwrite)  # type: ignore[arg-type]
     log.info("%s: written.", output)
+    if left := product_extensions(file):
+        log.info("%s: its %s stay behind.", file, ", ".join(left))

@@ -29,7 +29,7 @@ from .files import opened, split_extension
 from .hotpants.recognise import kernel_table, layer
 from .identify import Identity, identify
 
-__all__ = ["Description", "HduDescription", "describe"]
+__all__ = ["Description", "HduDescription", "describe", "product_extensions"]
 
 _log = logging.getLogger("whitediff.formats")
 
@@ -38,8 +38,36 @@ _ARCHIVE_ROLES = {
     "PSF": "PSF", "PSF_COEFFICIENTS": "PSF", "KERNEL": "kernel", "KERNEL_COEFFICIENTS": "kernel",
     "BACKGROUND": "background", "FLUX": "flux", "FLUX_VARIANCE": "flux",
     "INPUT_PSF": "solution", "INPUT_PSF_COEFFICIENTS": "solution", "PRECONVOLUTION": "solution",
-    "SCIENCE_NOISE": "solution", "TEMPLATE_NOISE": "solution",
+    "SCIENCE_NOISE": "solution", "SCIENCE_NOISE_COEFFICIENTS": "solution",
+    "TEMPLATE_NOISE": "solution", "TEMPLATE_NOISE_COEFFICIENTS": "solution",
+    "NOISE_CORRELATION": "noise", "NOISE_CORRELATION_COEFFICIENTS": "noise",
+    "STARS": "record", "LOG": "record",
 }  # fmt: skip
+_OF_PRODUCTS = ("flux", "solution", "record")
+
+
+def product_extensions(path: str | Path) -> list[str]:
+    """Extensions that only a product of whitediff has, beside what an exposure holds.
+
+    Parameters
+    ----------
+    path
+        FITS file.
+
+    Returns
+    -------
+    names
+        Such as ``FLUX``; empty for files that others made.
+
+    Raises
+    ------
+    FileFormatError
+        If it is no FITS file.
+    """
+    with opened(split_extension(path)[0]) as hdus:
+        if "WDTASK" not in hdus[0].header:
+            return []
+        return [hdu.name for hdu in hdus[1:] if _ARCHIVE_ROLES.get(hdu.name) in _OF_PRODUCTS]
 
 
 @dataclasses.dataclass(frozen=True)

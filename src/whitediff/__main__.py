@@ -1,0 +1,5 @@
+"""``python -m whitediff``: the command line."""
+
+from .cli.main import main
+
+main()

@@ -1,5 +1,0 @@
-"""``python -m whitediff.cli``."""
-
-from .main import main
-
-main()
