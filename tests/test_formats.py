@@ -122,6 +122,16 @@ def test_header_and_wcs_come_through_verbatim(rng, tmp_path, make_header, yx0, c
     assert [str(c) for c in third.header.cards] == [str(c) for c in header.cards]
 
 
+def test_a_part_has_its_part_of_the_background(rng, tmp_path):
+    exposure = make_exposure(rng)
+    exposure.background = rng.normal(size=SHAPE)
+    write_exposure(exposure, tmp_path / "out.fits")
+    part = Box.from_shape((20, 30), start=(10, 15))
+    read = read_exposure(tmp_path / "out.fits", box=part)
+    assert read.bbox == part
+    np.testing.assert_array_equal(read.background, exposure.background[10:30, 15:45])
+
+
 def simple_wcs(**cards) -> fits.Header:
     header = fits.Header()
     defaults = {

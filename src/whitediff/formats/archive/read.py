@@ -113,12 +113,12 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
         background_hdu = find_hdu(hdus, ("BACKGROUND",))
         if background_hdu is not None and background_hdu.is_image:
             background = read_background_hdu(background_hdu)
+            if isinstance(background, np.ndarray) and obj.bbox != whole:
+                background = background[_within(obj.bbox, whole)]
         noise_hdu = find_hdu(hdus, (NOISE,))
         noise = None
         if noise_hdu is not None and noise_hdu.is_image:
-            noise = read_noise_hdus(hdus, noise_hdu, bounds=obj.bbox, path=str(path))
-            if isinstance(background, np.ndarray) and obj.bbox != whole:
-                background = background[_within(obj.bbox, whole)]
+            noise = read_noise_hdus(hdus, noise_hdu, bounds=whole, path=str(path))
     exposure = Exposure(
         MaskedImage(
             obj.image,
