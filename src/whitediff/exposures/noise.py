@@ -125,7 +125,7 @@ def source_pixels(*exposures: Exposure, only_bright: bool = False) -> Array:
 
     def detected(exposure: Exposure) -> Array:
         return detect_sources(
-            exposure.image.array, untrusted_pixels(exposure), only_bright=only_bright
+            _unstepped(exposure.image.array), untrusted_pixels(exposure), only_bright=only_bright
         )
 
     sources, *others = in_threads(detected, exposures)
@@ -176,8 +176,7 @@ def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[A
     if untrusted is None:
         untrusted = untrusted_pixels(exposure)
     image = exposure.image.array
-    level_of = spread_over_steps(image) if _are_whole(image.reshape(-1)) else image
-    sources, background = sources_and_background(level_of, untrusted)
+    sources, background = sources_and_background(_unstepped(image), untrusted)
 
     def subtract(rows: slice) -> None:
         np.subtract(image[rows], background[rows], out=background[rows])
@@ -185,6 +184,11 @@ def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[A
 
     planes.each_block(subtract, image.shape)
     return sources, background
+
+
+def _unstepped(image: Array) -> Array:
+    """Image whose quantiles mean something: whole numbers are spread over their steps."""
+    return spread_over_steps(image) if _are_whole(image.reshape(-1)) else image
 
 
 def _are_whole(values: Array) -> bool:
