@@ -2,7 +2,8 @@
 
 Claims: a template that is larger or shifted by whole pixels, as its WCS or its box says, gives the
 same difference as one that was cut by hand; what it does not cover is NO_DATA; anything but whole
-pixels to a twentieth, no overlap or too little is one sentence.
+pixels to a twentieth, no overlap or too little is one sentence; where the WCS is to be ignored, a
+template is not resampled by it, whatever was done to it before.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from astropy.io import fits
 from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError
 from whitediff.exposures.alignment import aligned_template
+from whitediff.exposures.kernels import constant_kernel
+from whitediff.exposures.pipeline import aligned_as_before
 from whitediff.exposures.preparation import prepare
 from whitediff.exposures.psf import psf_image
+from whitediff.exposures.solution import Solution
 from whitediff.simulation import SimulationOptions, simulate
 
 SHAPE = (300, 320)
@@ -125,3 +129,20 @@ def test_a_template_must_cover_enough(caplog):
     part.image.array[50:] = np.nan
     with pytest.raises(DataError, match=r"covers 7\.\d% of the science image's usable"):
         prepare(science, part)
+
+
+def test_an_ignored_wcs_resamples_nothing(rng):
+    pixels = rng.normal(size=SHAPE).astype(np.float32)
+    science, template = (
+        Exposure.from_arrays(pixels, variance=1.0, header=header(rotation=angle))
+        for angle in (0.0, 0.05)
+    )
+    solution = Solution(
+        kernel=constant_kernel(np.ones((1, 1)), science.bbox),
+        background=0.0,
+        convolved="template",
+        alignment="interpolating",
+    )
+    assert aligned_as_before(science, template, [solution], use_wcs=False) is template
+    again = aligned_as_before(science, template, [solution])
+    assert not np.array_equal(again.image.array, pixels, equal_nan=True)

@@ -300,9 +300,11 @@ def aligned_as_before(
     Returns
     -------
     template
-        Resampled where it was before; the noise covariance that this makes is in the solutions.
+        Resampled where it was before, unless the WCS is to be ignored; the noise covariance that
+        this makes is in the solutions.
     """
-    method = next((s.alignment for s in solutions if s.alignment is not None), None)
+    methods = (s.alignment for s in solutions if use_wcs and s.alignment is not None)
+    method = next(methods, None)
     resampling = None if method is None else ResamplingOptions(method=method, noise="white")
     return aligned_template(science, template, use_wcs=use_wcs, resampling=resampling)
 
