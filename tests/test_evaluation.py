@@ -419,6 +419,10 @@ def test_the_command_refuses_wrong_input(run, files, tmp_path):
     assert "--kernel-order: has no effect with --kernel" in refused(
         *pair, "--kernel", pair[0], "--kernel-order", 1, code=2
     )
+    assert "--align: has no effect with --kernel" in refused(
+        *pair, "--kernel", pair[0], "--align", code=2
+    )
+    assert "no effect without --align" in refused(*pair, "--align-method", "adaptive", code=2)
     text = refused(*pair, "--sources", 5000, "--realizations", 1)
     assert "None of the 1 realisations succeeded" in text
     assert "ask for fewer" in text

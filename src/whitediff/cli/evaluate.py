@@ -16,7 +16,7 @@ import click
 from .console import OUTPUT_DIRECTORY, common_options, counted, log, print_table, stages
 from .decorrelate import noise_options, whitening_options
 from .inject import photon_gain
-from .subtract import fit_options
+from .subtract import FIT_OPTIONS, check_alignment, fit_options
 
 __all__ = ["OUTPUTS", "evaluate", "run_evaluation"]
 
@@ -33,18 +33,6 @@ _REAL = (
     "science_psf",
     "template_psf",
     "solutions",
-)
-_FIT = (
-    "convolved",
-    "kernel_order",
-    "background_order",
-    "basis",
-    "kernel_size",
-    "varying_sum",
-    "keep_variance",
-    "noise",
-    "constant",
-    "fill",
 )
 
 
@@ -171,6 +159,7 @@ def evaluate(**options: Any) -> None:
     Writes evaluate.json, injections.ecsv and evaluate.png.
     """
     context = click.get_current_context()
+    check_alignment(context)
 
     def given(names: Iterable[str]) -> list[str]:
         source = click.core.ParameterSource.COMMANDLINE
@@ -192,10 +181,10 @@ def evaluate(**options: Any) -> None:
             if given(_SIMULATED)
             else "Name SCIENCE and TEMPLATE, or --simulate a pair."
         )
-    if options["solutions"] and given(_FIT):
+    if options["solutions"] and given(FIT_OPTIONS):
         raise click.UsageError(
-            f"{', '.join(given(_FIT))}: has no effect with --kernel, which takes all of this from"
-            " the earlier output; leave one of them out."
+            f"{', '.join(given(FIT_OPTIONS))}: has no effect with --kernel, which takes all of"
+            " this from the earlier output; leave one of them out."
         )
     run_evaluation(**options)
 

@@ -13,10 +13,9 @@ from .console import OUTPUT_FILE, OddSize, Order, common_options, limited_memory
 from .decorrelate import correction_options, noise_options, with_options
 from .detectors import each_detector, hdu_option
 
-__all__ = ["fit_options", "subtract"]
+__all__ = ["FIT_OPTIONS", "check_alignment", "fit_options", "subtract"]
 
-
-_FIT_OPTIONS = (
+FIT_OPTIONS = (
     "convolved",
     "kernel_order",
     "background_order",
@@ -24,14 +23,13 @@ _FIT_OPTIONS = (
     "kernel_size",
     "varying_sum",
     "keep_variance",
-    "science_psf",
-    "template_psf",
     "noise",
     "constant",
     "fill",
     "align",
     "align_method",
 )
+"""Parameters that an earlier output has settled, which is made again with ``--kernel``."""
 
 
 def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,6 +106,19 @@ def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options(command, options)
 
 
+def check_alignment(context: click.Context) -> None:
+    """Refuse a method of aligning that was asked for and would not be used.
+
+    Parameters
+    ----------
+    context
+        Of a command with `fit_options`.
+    """
+    source = context.get_parameter_source("align_method")
+    if source is click.core.ParameterSource.COMMANDLINE and not context.params["align"]:
+        raise click.UsageError("--align-method has no effect without --align; add that.")
+
+
 @click.command(short_help="Match, subtract and decorrelate two images.")
 @click.argument("science")
 @click.argument("template")
@@ -163,9 +174,10 @@ def subtract(**options: Any) -> None:
     The output is science - template at the level of the science image.
     """
     context = click.get_current_context()
+    check_alignment(context)
     given = [
         f"--{name.replace('_', '-')}"
-        for name in _FIT_OPTIONS
+        for name in (*FIT_OPTIONS, "science_psf", "template_psf")
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     ]
     if options["solutions"] and given:
