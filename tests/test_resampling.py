@@ -558,6 +558,17 @@ def test_grids_may_differ_by_a_twentieth_of_a_pixel():
     )
 
 
+def test_no_coordinates_of_the_old_pixels_are_left():
+    # They would put the new pixels elsewhere on the sky.
+    old = sky_header(SHAPE, rotation=3.0)
+    for key in ("CTYPE1", "CTYPE2", "CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CD1_1", "CD2_2"):
+        old[f"{key}B"] = old[key]
+    old.update({"LTV1": 5.0, "LTM1_1": 1.0, "GAIN": 2.0, "FILTERA": "r", "WCSNAMEB": "detector"})
+    result = aligned(blank(old), blank(sky_header(SHAPE))).exposure
+    assert not [key for key in result.header if key.endswith("B") or key.startswith("LT")]
+    assert (result.header["GAIN"], result.header["FILTERA"]) == (2.0, "r")
+
+
 # --- real images -------------------------------------------------------------------------------
 
 

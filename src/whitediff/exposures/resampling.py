@@ -230,6 +230,6 @@ def _resampled_stamp(
 
 def _header(template: Exposure, science: Exposure) -> Any:
     """The template's header with the science exposure's sky coordinates."""
-    header = without_wcs(template.header)
+    header = without_wcs(template.header, alternative=True)
     header.extend(wcs_cards(science.header), unique=True)
     return header

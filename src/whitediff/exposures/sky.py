@@ -38,6 +38,11 @@ _WCS = re.compile(
     r"(CD|PC)[1-9]_[1-9]|(PV|PS)[1-9]_\d+|(A|B|AP|BP)_(ORDER|DMAX|\d_\d)|"
     r"WAT\d_\d{3}"
 )
+_ALTERNATIVE_WCS = re.compile(
+    r"((WCSAXES|WCSNAME|RADESYS|EQUINOX|LONPOLE|LATPOLE)|"
+    r"(CTYPE|CRPIX|CRVAL|CUNIT|CDELT|CNAME|CRDER|CSYER)[1-9]|"
+    r"(CD|PC)[1-9]_[1-9]|(PV|PS)[1-9]_\d+)[A-Z]|LTV[1-9]|LTM[1-9]_[1-9]"
+)
 _PIXEL_AXIS = re.compile(r"(?:CTYPE|CRPIX)([12])([A-Z]?)")
 
 
@@ -112,21 +117,27 @@ def wcs_cards(header: astropy.io.fits.Header) -> list[astropy.io.fits.Card]:
     return [card for card in header.cards if _WCS.fullmatch(card.keyword)]
 
 
-def without_wcs(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
+def without_wcs(
+    header: astropy.io.fits.Header, *, alternative: bool = False
+) -> astropy.io.fits.Header:
     """Copy of a header without its primary WCS.
 
     Parameters
     ----------
     header
         Header.
+    alternative
+        Leave out the alternative ones too, and IRAF's physical coordinates (LTV, LTM).
 
     Returns
     -------
     header
         The other cards, verbatim.
     """
+    left_out = [_WCS, _ALTERNATIVE_WCS] if alternative else [_WCS]
     return astropy.io.fits.Header(
-        [card for card in header.cards if not _WCS.fullmatch(card.keyword)], copy=True
+        [card for card in header.cards if not any(p.fullmatch(card.keyword) for p in left_out)],
+        copy=True,
     )
 
 
