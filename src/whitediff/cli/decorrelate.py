@@ -515,5 +515,5 @@ def _warn_if_white(difference: str) -> None:
     from ..formats.files import opened, split_extension
 
     with opened(split_extension(difference)[0]) as hdus:
-        if hdus[0].header.get("WDTASK") == "decorrelate":
+        if hdus[0].header.get("WDTASK") in ("decorrelate", "subtract"):
             log.warning("%s: was decorrelated before; its noise is white already.", difference)

@@ -763,7 +763,7 @@ def _check_boxes(science: Exposure, template: Exposure, difference: Exposure) ->
             raise ArgumentError(
                 f"{named(name, exposure)} has {exposure.shape[0]} x {exposure.shape[1]} pixels,"
                 f" but the science image {science.shape[0]} x {science.shape[1]}; all three must"
-                " share one grid."
+                " share one grid (whitediff align brings a template to it)."
             )
         if exposure.bbox != science.bbox:
             raise ArgumentError(
