@@ -5,7 +5,8 @@ subtracted through the command line by both methods; the PSF-filtered variance r
 difference is one within its sampling error, what is left of stars is noise, and transients keep
 their flux to 1.5 %; without the covariance that the aligned file carries the ratio is not one.
 Aligning in ``subtract`` gives the same pixels, and so does ``--kernel``; grids that differ are
-refused with the number of pixels and the remedy; wrong input is one sentence and leaves no file.
+refused with the number of pixels and the remedy; a grid that differs by whole pixels is cut, not
+resampled; wrong input is one sentence and leaves no file.
 """
 
 from __future__ import annotations
@@ -117,6 +118,33 @@ def test_subtract_aligns_and_makes_the_same_again(run, scene, tmp_path):
         np.testing.assert_array_equal(images[1], images[2])
     noise = [fits.getdata(path, "TEMPLATE_NOISE") for path in (second, tmp_path / "again.fits")]
     np.testing.assert_array_equal(noise[0], noise[1])
+    # A second correction would not be one.
+    out = tmp_path / "twice.fits"
+    code, _, messages = run("decorrelate", science, tmp_path / "a.fits", second, "--output", out)
+    assert code == 0, messages
+    assert "was decorrelated before" in messages
+
+
+def test_whole_pixels_are_cut(run, tmp_path, rng):
+    # As by subtract: nothing is interpolated, and no pixel at the edge is lost.
+    shape = (200, 220)
+    pixels = rng.normal(size=shape).astype(np.float32)
+    for name, shift in (("science", (0.0, 0.0)), ("template", (3.0, -4.0))):
+        exposure = Exposure.from_arrays(pixels, variance=1.0, header=sky_header(shape, shift=shift))
+        write_exposure(exposure, tmp_path / f"{name}.fits")
+    out = tmp_path / "out.fits"
+    code, _, messages = run(
+        "align", tmp_path / "template.fits", "--to", tmp_path / "science.fits", "--output", out
+    )
+    assert code == 0, messages
+    aligned = read_exposure(out)
+    np.testing.assert_array_equal(aligned.image.array[4:, :-3], pixels[:-4, 3:])
+    assert np.isnan(aligned.image.array[:4]).all()
+    assert np.isnan(aligned.image.array[:, -3:]).all()
+    assert aligned.noise is None
+    header = fits.getheader(out)
+    assert "WDALIGN" not in header
+    assert header["WDTFRAC"] == pytest.approx(196 * 217 / (200 * 220))
 
 
 def test_what_is_wrong_is_one_sentence(run, tmp_path):
@@ -155,6 +183,10 @@ def test_what_is_wrong_is_one_sentence(run, tmp_path):
         (
             ("subtract", science, science, "--align", "--kernel", science, "--output", out),
             "no effect with --kernel",
+        ),
+        (
+            ("subtract", science, science, "--align-method", "adaptive", "--output", out),
+            "no effect without --align",
         ),
     ):
         code, _, messages = run(*arguments)

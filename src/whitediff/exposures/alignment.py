@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ from .covariance import moved_noise
 from .mapping import positions_on
 from .model import Exposure
 from .psf import moved_psf
-from .resampling import ResamplingOptions, resampled
+from .resampling import Resampled, ResamplingOptions, resampled
 from .sky import shifted_header
 
-__all__ = ["WHOLE_PIXEL_TOLERANCE", "aligned_template"]
+__all__ = ["WHOLE_PIXEL_TOLERANCE", "aligned", "aligned_template"]
 
 type Array = npt.NDArray[Any]
 
@@ -48,7 +49,7 @@ def aligned_template(
         Believe the WCS; if False, equal boxes are enough.
     resampling
         How to resample a template whose grid differs by more than `WHOLE_PIXEL_TOLERANCE` from
-        whole pixels; None to refuse it.
+        whole pixels, by their WCS; None to refuse it.
 
     Returns
     -------
@@ -64,12 +65,11 @@ def aligned_template(
     DataError
         If they do not overlap.
     """
+    if resampling is not None:
+        return aligned(science, template, resampling).exposure
     name = template.source or "The template"
     shifts = _shifts(science, template, name) if use_wcs else None
     if shifts is None:
-        if resampling is not None:
-            # Which says what is missing.
-            return resampled(template, science, resampling).exposure
         if template.bbox == science.bbox:
             return template
         if template.yx0 == science.yx0:
@@ -81,16 +81,50 @@ def aligned_template(
         # Boxes that start elsewhere are placed by that.
         offset = (science.yx0[0] - template.yx0[0], science.yx0[1] - template.yx0[1])
         return _cut(science, template, offset, name)
+    shift, departure = _whole_pixels(shifts)
+    if shift is None:
+        raise _differs(name, shifts, departure)
+    return _placed(science, template, shift, name)
+
+
+def aligned(science: Exposure, template: Exposure, resampling: ResamplingOptions) -> Resampled:
+    """Cut a template to the science image's pixels where it has the same ones, or resample it.
+
+    Parameters
+    ----------
+    science, template
+        Exposures with sky coordinates.
+    resampling
+        How, where its grid differs by more than `WHOLE_PIXEL_TOLERANCE` from whole pixels.
+
+    Returns
+    -------
+    aligned
+        Its exposure as of `aligned_template`.
+
+    Raises
+    ------
+    ArgumentError, DataError
+        As by `whitediff.exposures.resampling.resampled`.
+    """
+    name = template.source or "The template"
+    shifts = _shifts(science, template, name)
+    offset, departure = (None, math.nan) if shifts is None else _whole_pixels(shifts)
+    if offset is None:
+        # Which says what is missing, if something is.
+        return resampled(template, science, resampling)
+    exposure = _placed(science, template, offset, name)
+    covered = float(np.isfinite(exposure.image.array).mean())
+    return Resampled(exposure, None, 1.0, 0.0, covered, departure)
+
+
+def _whole_pixels(shifts: Array) -> tuple[tuple[int, int] | None, float]:
+    """Whole-pixel offset (y, x), None where it is none, and the largest departure from it."""
     whole = np.round(np.median(shifts, axis=1))
     departure = float(np.abs(shifts - whole[:, None]).max())
     if not departure <= WHOLE_PIXEL_TOLERANCE:
-        if resampling is not None:
-            return resampled(template, science, resampling).exposure
-        raise _differs(name, shifts, departure)
-    offset = int(whole[0]), int(whole[1])
-    if offset == (0, 0) and template.bbox == science.bbox:
-        return template
-    return _cut(science, template, offset, name)
+        return None, departure
+    return (int(whole[0]), int(whole[1])), departure
 
 
 def _shifts(science: Exposure, template: Exposure, name: str) -> Array | None:
@@ -123,6 +157,12 @@ def _differs(name: str, shifts: Array, departure: float) -> ArgumentError:
         " allowed; have it resampled (--align), or take the images as they are (--ignore-wcs) if"
         " the WCS is wrong."
     )
+
+
+def _placed(science: Exposure, template: Exposure, offset: tuple[int, int], name: str) -> Exposure:
+    if offset == (0, 0) and template.bbox == science.bbox:
+        return template
+    return _cut(science, template, offset, name)
 
 
 def _cut(science: Exposure, template: Exposure, offset: tuple[int, int], name: str) -> Exposure:

@@ -117,6 +117,25 @@ class Regridding:
         """Whether the map's derivatives are the same everywhere, but for some 1e-3."""
         return float(np.abs(self.jacobians - self.jacobians[4]).max()) < _SAME_JACOBIAN
 
+    def template_coordinates(self, y: float, x: float) -> tuple[float, float]:
+        """Pixel coordinates on the template, for what depends on the position there.
+
+        Parameters
+        ----------
+        y, x
+            Position on its array.
+
+        Returns
+        -------
+        x, y
+            Of the nearest pixel where the position lies beyond the edges.
+        """
+        box = self.template.bbox
+        return (
+            min(max(x + box.x.start, box.x.start), box.x.stop - 1),
+            min(max(y + box.y.start, box.y.start), box.y.stop - 1),
+        )
+
     def resampled(self, array: Array, y: Array, x: Array, kernel: ResamplingKernel | None) -> Array:
         """Resample a part of the template.
 

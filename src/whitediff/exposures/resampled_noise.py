@@ -109,7 +109,6 @@ def _harmonics(job: Regridding, noise: Noise, lags: Array, order: int) -> Array:
         np.pi * (np.arange(order + 2 if order else 1) + 0.5) / (order + 2 if order else 1)
     )
     v, u = (grid.ravel() for grid in np.meshgrid(nodes, nodes, indexing="ij"))
-    y0, x0 = job.template.yx0
 
     def at(place: tuple[float, float]) -> Array:
         row, column = (
@@ -117,11 +116,7 @@ def _harmonics(job: Regridding, noise: Noise, lags: Array, order: int) -> Array:
             for w, part in zip(place, (job.map.rows, job.map.columns), strict=True)
         )
         y, x, jacobian = job.map.at(row, column)
-        there = noise_at(
-            noise,
-            _inside(float(x[0]) + x0, job.template.bbox.x),
-            _inside(float(y[0]) + y0, job.template.bbox.y),
-        )
+        there = noise_at(noise, *job.template_coordinates(float(y[0]), float(x[0])))
         found = resampled_covariance(
             job.kernel, phases[0], phases[1], np.repeat(jacobian, n**2, axis=0), lags, noise=there
         )
@@ -177,7 +172,3 @@ def _middle_noise(job: Regridding, noise: Noise) -> NoiseCovariance:
     found = noise_at(noise, box.x.center, box.y.center)
     assert found is not None
     return found
-
-
-def _inside(at: float, interval: Any) -> float:
-    return min(max(at, interval.start), interval.stop - 1)

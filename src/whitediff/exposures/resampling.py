@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,8 @@ class Resampled:
     ----------
     exposure
         Its planes, PSF and noise covariance; its box and WCS are the science exposure's.
+    method
+        Of `ResamplingOptions`; None where the template was cut, its pixels being the same.
     pixel_area
         Area of a pixel of the science exposure over one of the template, in the middle.
     rotation
@@ -58,10 +60,11 @@ class Resampled:
     covered
         Fraction of the science exposure's pixels that have a value.
     map_error
-        Of the polynomials that stand for the sky coordinates, pixels.
+        Of the polynomials that stand for the sky coordinates, or of the whole pixels, pixels.
     """
 
     exposure: Exposure
+    method: Literal["interpolating", "adaptive"] | None
     pixel_area: float
     rotation: float
     covered: float
@@ -134,7 +137,7 @@ def resampled(
         " and mirrored" if job.mirrored else "",
         100 * covered,
     )
-    return Resampled(result, area, rotation, covered, found.error)
+    return Resampled(result, options.method, area, rotation, covered, found.error)
 
 
 def _check_scales(job: Regridding, name: str) -> None:
@@ -177,7 +180,7 @@ def _psf(job: Regridding) -> KernelPointSpreadFunction:
     order = 0
     if not kernels.is_constant(before.kernel) or not job.is_linear:
         orders = [getattr(field, "x_order", _PSF_ORDERS[1]) for field in before.kernel.spatial]
-        order = min(max(*_PSF_ORDERS[:1], *orders), _PSF_ORDERS[1])
+        order = min(max(_PSF_ORDERS[0], *orders), _PSF_ORDERS[1])
     smallest, _ = job.scales
     half = math.ceil(max(before.kernel_bbox.shape) / 2 / smallest)
     y0, x0 = job.science.yx0
@@ -195,19 +198,12 @@ def _psf(job: Regridding) -> KernelPointSpreadFunction:
         )
         there_y, there_x, jacobian = job.map.at(row, column)
         middle = len(row) // 2
-        stamp = psf_image(
-            before,
-            x=_inside(float(there_x.mean()) + job.template.yx0[1], job.template.bbox.x),
-            y=_inside(float(there_y.mean()) + job.template.yx0[0], job.template.bbox.y),
-        )
+        x, y = job.template_coordinates(float(there_y.mean()), float(there_x.mean()))
+        stamp = psf_image(before, x=x, y=y)
         return _resampled_stamp(job, stamp, there_y, there_x, jacobian[middle], half)
 
     kernel = kernels.interpolated_kernel(image_at, job.science.bbox, order)
     return KernelPointSpreadFunction(kernel)
-
-
-def _inside(at: float, interval: Any) -> float:
-    return min(max(at, interval.start), interval.stop - 1)
 
 
 def _resampled_stamp(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, formats
-from ..exposures.resampling import ResamplingOptions, resampled
+from ..exposures.alignment import aligned
+from ..exposures.resampling import ResamplingOptions
 from ..outputs import check_output
 from .inputs import read_input
 
@@ -56,7 +57,7 @@ def run_alignment(
     if template_psf is not None:
         exposure.psf = formats.read_psf(template_psf, bounds=exposure.bbox)
     begin("resampling")
-    result = resampled(exposure, grid, options)
+    result = aligned(grid, exposure, options)
     begin("writing")
     formats.write_exposure(
         result.exposure,
@@ -69,7 +70,7 @@ def run_alignment(
             "WDTMPL": (template, "template"),
             "WDSCI": (science, "image whose pixels these are"),
             "WDTPSFIN": (template_psf, "PSF of the template image from"),
-            "WDALIGN": (method, "how the template was resampled"),
+            "WDALIGN": (result.method, "how the template was resampled"),
             "WDALAREA": (result.pixel_area, "area of a pixel over one of the template"),
             "WDALROT": (result.rotation, "rotation of the template's grid, degrees"),
             "WDALERR": (result.map_error, "error of the positions, template pixels"),
