@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -627,6 +628,26 @@ def test_outputs_are_not_overwritten(run, simulated, tmp_path):
     )
     assert code == 1
     assert "directory does not exist" in messages
+
+
+def test_inputs_are_not_overwritten(run, simulated, tmp_path):
+    science, template = tmp_path / "science.fits", tmp_path / "template.fits"
+    for path in (science, template):
+        shutil.copy(simulated / path.name, path)
+    difference = simulated / "difference.fits"
+    before = {path: path.read_bytes() for path in (science, template)}
+    for arguments in (
+        ("subtract", science, template, "--output", template),
+        ("subtract", f"{science}[0]", template, "--output", tmp_path / "." / "science.fits"),
+        ("align", template, "--to", science, "--output", template),
+        ("decorrelate", science, template, difference, "--output", science),
+        ("convert", science, "--output", science),
+        ("inject", science, "--random", 3, "--signal-to-noise", 5, 9, "--output", science),
+    ):
+        code, _, messages = run(*arguments, "--overwrite")
+        assert code == 1
+        assert "is read as well; choose another name" in messages
+        assert {path: path.read_bytes() for path in before} == before
 
 
 def test_wrong_usage_exits_with_2(run, simulated, tmp_path):

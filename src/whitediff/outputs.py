@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import FileFormatError, OutputExistsError, one_line
@@ -13,7 +13,7 @@ from .errors import FileFormatError, OutputExistsError, one_line
 __all__ = ["check_output", "replacing"]
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
+def check_output(path: Path, *, overwrite: bool, inputs: Iterable[str | None] = ()) -> None:
     """Make sure that an output can be written, before any work is done.
 
     Parameters
@@ -22,14 +22,16 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         Output.
     overwrite
         Whether an existing file may be replaced.
+    inputs
+        Files that are read, ``FILE`` or ``FILE[EXT]``: these are never replaced.
 
     Raises
     ------
     OutputExistsError
         If it exists and may not be replaced.
     FileFormatError
-        If it is no regular file, its name asks for packing, or its directory does not
-        exist.
+        If it is an input or no regular file, its name asks for packing, or its directory does
+        not exist.
     """
     if path.is_dir():
         raise FileFormatError(f"{path}: is a directory; name a file.")
@@ -45,8 +47,17 @@ def check_output(path: Path, *, overwrite: bool) -> None:
             f"{path}: exists already; choose another name or allow it to be overwritten"
             " (--overwrite)."
         )
+    for name in inputs:
+        if path.exists() and name is not None and _is_same(path, name):
+            raise FileFormatError(f"{path}: is read as well; choose another name for the output.")
     if not path.absolute().parent.is_dir():
         raise FileFormatError(f"{path}: its directory does not exist; create it first.")
+
+
+def _is_same(path: Path, name: str) -> bool:
+    """Whether an input ``FILE`` or ``FILE[EXT]`` is a file that exists."""
+    candidates = (name, name.rpartition("[")[0]) if name.endswith("]") else (name,)
+    return any(os.path.exists(file) and path.samefile(file) for file in candidates)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def run_convert(
     from ..formats.record import history_cards
     from ..outputs import check_output
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs=(file, kernel))
     if kernel is None and variance is not None:
         source = formats.VarianceSource.parse(variance) if isinstance(variance, str) else variance
         found = formats.Difference(formats.read_exposure(file, variance=source))

@@ -263,7 +263,7 @@ def run_decorrelation(
     from ..runs.cards import decorrelation_cards, report_noise_floor
     from ..runs.inputs import check_usable, read_input
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs=(science, template, difference, kernel))
     if preconvolution_kernel is not None and not score:
         raise ArgumentError(
             f"{preconvolution_kernel}: a pre-convolution kernel is used in score mode only;"

@@ -148,7 +148,8 @@ def run_stack_decorrelation(
     from ..runs.cards import report_noise_floor
     from ..runs.inputs import read_input
 
-    check_output(output, overwrite=overwrite)
+    read = [difference, kernel, *(name for pair in (*science, *template) for name in pair)]
+    check_output(output, overwrite=overwrite, inputs=read)
     options = stacks.StackOptions(
         convolved=convolved,
         combine="median" if median else "mean",

@@ -128,7 +128,7 @@ def run_injection(
         )
     for path in (output, truth):
         if path is not None:
-            check_output(path, overwrite=overwrite)
+            check_output(path, overwrite=overwrite, inputs=(science, sources))
     if truth is not None and truth.resolve() == output.resolve():
         raise ArgumentError(f"{output}: two outputs cannot be the same file.")
     rng = np.random.default_rng(1 if seed is None else seed)

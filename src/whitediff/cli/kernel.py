@@ -63,7 +63,7 @@ def run_kernel(
     from ..formats.export import read_stamps, write_stamps
     from ..outputs import check_output
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs=(file,))
     if whole and positions:
         raise ArgumentError(f"{output}: --whole writes it for all positions; leave out --at.")
     stamps, box = read_stamps(file, psf=psf, like=like)

@@ -47,7 +47,7 @@ def run_alignment(
     begin
         Called with the name of each stage.
     """
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs=(template, science))
     options = ResamplingOptions(method=method, noise=noise)
     begin("reading")
     grid = formats.read_exposure(science, needs_variance=False)

@@ -134,7 +134,7 @@ def run_subtraction(
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise ArgumentError(f"{outputs[0]}: two outputs cannot be the same file.")
     for path in outputs:
-        check_output(path, overwrite=overwrite)
+        check_output(path, overwrite=overwrite, inputs=(science, template))
     read = {path: formats.read_solution(path) for path in solutions}
     wanted = {"difference": output, "score": score_output, "matched": matched_output}
     stored = _by_kind(read, wanted)
