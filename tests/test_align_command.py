@@ -6,12 +6,14 @@ difference is one within its sampling error, what is left of stars is noise, and
 their flux to 1.5 %; without the covariance that the aligned file carries the ratio is not one.
 Aligning in ``subtract`` gives the same pixels, and so does ``--kernel``; grids that differ are
 refused with the number of pixels and the remedy; a grid that differs by whole pixels is cut, not
-resampled; wrong input is one sentence and leaves no file.
+resampled; wrong input is one sentence and leaves no file; an image without noise at many frequencies is
+warned of where it was not convolved.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from astropy.io import fits
 
 from grids import Scene, flux_ratios, residuals, sky_header
 from whitediff import Exposure, read_exposure, write_exposure
+from whitediff.noise import NoiseCovariance
+from whitediff.runs.cards import report_noise_floor
 
 METHODS = ("interpolating", "adaptive")
 
@@ -193,3 +197,17 @@ def test_what_is_wrong_is_one_sentence(run, tmp_path):
         assert code == 2
         assert message in messages
         assert not out.exists()
+
+
+def test_missing_noise_is_warned_of_where_the_convolution_leaves_nothing_else(caplog):
+    # Averages of independent pixels over a Gaussian that is wide have no noise at most frequencies.
+    lags = np.arange(-12, 13)
+    profile = np.exp(-(lags**2) / (4 * 2.0**2))
+    averaged = NoiseCovariance(np.outer(profile, profile), "averaged")
+    for unconvolved, level in (("template", logging.WARNING), ("science", logging.INFO)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            report_noise_floor((("science", None), ("template", averaged)), unconvolved)
+        (record,) = caplog.records
+        assert record.levelno == level
+        assert record.getMessage().startswith("template: ")

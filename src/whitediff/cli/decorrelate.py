@@ -380,7 +380,10 @@ def run_decorrelation(
         result.variance_mean_after,
         100 * result.contaminated_fraction,
     )
-    report_noise_floor(((science, result.science_noise), (template, result.template_noise)))
+    report_noise_floor(
+        ((science, result.science_noise), (template, result.template_noise)),
+        unconvolved=science if result.options.convolved == "template" else template,
+    )
     return result
 
 

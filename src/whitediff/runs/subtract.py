@@ -442,11 +442,11 @@ def _describe(path: Path | None, product: Any, pair: Any, match: Any) -> None:
 
 def _report_floor(product: Any, pair: Any) -> None:
     result = product.decorrelation
+    science = pair.science.source or "science image"
+    template = pair.template.source or "template"
     report_noise_floor(
-        (
-            (pair.science.source or "science image", result.science_noise),
-            (pair.template.source or "template", result.template_noise),
-        )
+        ((science, result.science_noise), (template, result.template_noise)),
+        unconvolved=science if result.options.convolved == "template" else template,
     )
 
 
