@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, Mask, MaskPlane, MaskSchema
+from lsst.images import Box, Mask, MaskPlane, MaskSchema, SkyProjection
 
 from .. import planes
 
@@ -142,7 +142,9 @@ def flagged(mask: Mask, names: Iterable[str], *, rows: slice = slice(None)) -> A
     return planes.filled(array.shape[:2], bool, work)
 
 
-def make_mask(images: Mapping[str, Array], bbox: Box) -> Mask:
+def make_mask(
+    images: Mapping[str, Array], bbox: Box, sky_projection: SkyProjection[Any] | None = None
+) -> Mask:
     """Make a mask from boolean images.
 
     Parameters
@@ -151,6 +153,8 @@ def make_mask(images: Mapping[str, Array], bbox: Box) -> Mask:
         Name → ``(ny, nx)`` boolean.
     bbox
         Box of the mask.
+    sky_projection
+        Sky coordinates of its pixels.
 
     Returns
     -------
@@ -159,7 +163,7 @@ def make_mask(images: Mapping[str, Array], bbox: Box) -> Mask:
     """
     schema = MaskSchema([MaskPlane(name, _DESCRIPTIONS.get(name, name)) for name in images])
     array = planes.zeros((*bbox.shape, schema.mask_size), schema.dtype)
-    mask = Mask(array, schema=schema, bbox=bbox)
+    mask = Mask(array, schema=schema, bbox=bbox, sky_projection=sky_projection)
     for name, image in images.items():
         set_plane(mask, name, image)
     return mask
@@ -211,7 +215,7 @@ def attributed(
     for name in rename:
         if find_plane(template, name) is not None:
             images[f"{name}_TEMPLATE"] = flagged(template, [name])
-    return make_mask(images, difference.bbox)
+    return make_mask(images, difference.bbox, difference.sky_projection)
 
 
 def set_plane(mask: Mask, name: str, plane: Array) -> None:
