@@ -529,6 +529,69 @@ def test_sources_on_scores_are_those_of_the_command(repo, pairs, tmp_path):
             assert_same_catalogs(catalog, read_catalog(output))
 
 
+def test_a_score_stays_a_score(repo, pairs, tmp_path):
+    """As task and Butler hand it over, in their file, in copies and in parts of it."""
+    from whitediff import write_exposure
+    from whitediff.exposures.detection import detect
+    from whitediff.formats.record import is_score
+
+    science, template = (read_exposure(pairs[0] / f"{n}.fits") for n in ("science", "template"))
+    config = AlardLuptonPreconvolveSubtractTask.ConfigClass()
+    config.makeKernel.kernel.active.spatialKernelOrder = 0
+    result = AlardLuptonPreconvolveSubtractTask(config=config).run(template, science)
+    difference = AlardLuptonSubtractTask().run(template, science).difference
+    config.doDecorrelation = False
+    before = AlardLuptonPreconvolveSubtractTask(config=config).run(template, science)
+    assert before.scoreExposure.is_score
+    assert not difference.is_score
+    # LSST's defaults tell the template's mask planes apart; what they make stays on the sky.
+    assert difference.mask.sky_projection is difference.sky_projection is not None
+    with Butler.from_config(str(repo), writeable=True, run="marks") as butler:
+        from lsst.daf.butler import DatasetType
+
+        for name, exposure in (("any_name", result.scoreExposure), ("no_score", difference)):
+            butler.registry.registerDatasetType(
+                DatasetType(
+                    name,
+                    ("instrument", "visit", "detector"),
+                    "WhitediffExposure",
+                    universe=butler.dimensions,
+                )
+            )
+            butler.put(exposure, name, data_id())
+        path, other = (butler.getURI(n, data_id()).ospath for n in ("any_name", "no_score"))
+        score = butler.get("any_name", data_id())
+        part = butler.get("any_name", data_id(), parameters={"bbox": BOX})
+        assert not butler.get("no_score", data_id()).is_score
+    assert score.is_score
+    assert part.is_score
+    assert (is_score(path), is_score(other)) == (True, False)
+    write_exposure(score, tmp_path / "copy.fits")
+    assert is_score(tmp_path / "copy.fits")
+    with pytest.raises(ArgumentError, match="is a score, on which nothing can be measured"):
+        detect(score)
+    output = tmp_path / "s.ecsv"
+    code, _, messages = command("detect", path, "--output", output)
+    assert code == 1
+    assert "is a score" in messages
+    code, _, messages = command("detect", other, "--score", path, "--output", output)
+    assert code == 0, messages
+    # A report knows which is which, and that a pair is neither.
+    inputs = ("--science", pairs[0] / "science.fits", "--template", pairs[0] / "template.fits")
+    page = tmp_path / "r.html"
+    for file, kind in ((path, "score"), (other, "difference")):
+        arguments = ("report", file, *inputs, "--output", page, "--overwrite", "-q")
+        code, _, messages = command(*arguments)
+        assert code == 0, messages
+        assert f'"kind":"{kind}"' in page.read_text()
+    with Butler.from_config(str(repo), writeable=True, run="marks") as butler:
+        butler.put(science, "no_score", data_id(detector=1))
+        pair = butler.getURI("no_score", data_id(detector=1)).ospath
+    code, _, messages = command("report", pair, "--output", page, "--overwrite")
+    assert code == 1
+    assert "is no difference or score of whitediff" in messages
+
+
 @pytest.mark.slow
 def test_inputs_may_have_names_and_types_of_their_own(repo, pairs, tmp_path):
     from lsst.daf.butler import DatasetType

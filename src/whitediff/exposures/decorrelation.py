@@ -446,6 +446,7 @@ def decorrelate(
         background=difference.background,
         header=difference.header.copy(),
         primary_header=difference.primary_header.copy(),
+        is_score=options.score,
     )
     return Decorrelation(
         exposure=exposure,

@@ -399,6 +399,11 @@ class _Field:
     @classmethod
     def of(cls, exposure: Exposure, options: DetectionOptions) -> _Field:
         name = exposure.source or "The difference"
+        if exposure.is_score:
+            raise ArgumentError(
+                f"{name}: is a score, on which nothing can be measured; give the difference of the"
+                " same images, and the score to find sources on."
+            )
         if exposure.psf is None:
             raise ArgumentError(
                 f"{name}: has no PSF, with which sources are found and measured; give one"

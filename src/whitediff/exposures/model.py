@@ -54,6 +54,8 @@ class Exposure:
         Covariance of its noise between pixels, where that is known, such as from a resampling:
         `whitediff.noise.NoiseCovariance`, or a function of the pixel coordinates x and y that
         returns one (`whitediff.exposures.covariance.NoiseField`).
+    is_score
+        It is a detection score of whitediff, on which sources are found but not measured.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Exposure:
         primary_header: astropy.io.fits.Header | None = None,
         source: str | None = None,
         noise: Noise = None,
+        is_score: bool = False,
     ) -> None:
         self._masked_image = masked_image
+        self.is_score = is_score
         self.noise = noise
         self.psf = psf
         self.kernel = kernel
@@ -250,6 +254,7 @@ class Exposure:
             primary_header=self.primary_header,
             source=self.source,
             noise=self.noise,
+            is_score=self.is_score,
         )
 
     def cutout(self, box: Box) -> Exposure:
@@ -289,6 +294,7 @@ class Exposure:
             primary_header=self.primary_header.copy(),
             source=self.source,
             noise=self.noise,
+            is_score=self.is_score,
         )
 
     @property

@@ -340,6 +340,7 @@ def undecorrelated(
         full_variance=False,
         fill=solution.fill,
     )
+    before.is_score = kernel is not None
     if free is not None:
         solution = _with_better_background(solution, before, free)
     if keep_background:

@@ -22,6 +22,7 @@ _HISTORY = (
     "WDSOFTW", "WDNREG",
 )  # fmt: skip
 _PRODUCTS = ("subtract", "decorrelate", "decorrelate-stack")
+_PIPELINE = "pipeline task"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,13 +140,15 @@ def read_record(path: str | Path) -> Record:
     Raises
     ------
     FileFormatError
-        If it was not made by ``whitediff subtract``, ``decorrelate`` or ``decorrelate-stack``.
+        If it was not made by ``whitediff subtract``, ``decorrelate`` or ``decorrelate-stack``, or
+        by tasks of the same names in a pipeline.
     """
     file, _ = split_extension(path)
     with opened(file) as hdus:
         header = hdus[0].header.copy()
         task = header.get("WDTASK")
-        if task not in _PRODUCTS:
+        # A Butler also stores pairs and matched templates for us, which have no kernel.
+        if task not in _PRODUCTS and not (task == _PIPELINE and "KERNEL" in hdus):
             made = "has no card WDTASK" if task is None else f"was made by {task!r}"
             raise FileFormatError(
                 f"{file}: is no difference or score of whitediff (it {made}); name an output of"

@@ -99,6 +99,7 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
         given = Exposure.from_object(obj)
         psf, kernel, background = given.psf, given.kernel, None
         primary = without_provenance(observation_header(hdus[0].header))
+        score = hdus[0].header.get("WDSCORE") is True
         header = observation_header(hdus["IMAGE"].header)
         if obj.bbox != whole:
             dy, dx = (a - b for a, b in zip(obj.bbox.start, whole.start, strict=True))
@@ -133,6 +134,7 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
         primary_header=primary,
         source=str(path),
         noise=noise,
+        is_score=score,
     )
     return exposure if box is None or exposure.bbox == box else exposure.cutout(box)
 

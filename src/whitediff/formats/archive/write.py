@@ -100,6 +100,9 @@ def write(
 
     def update_primary(header: astropy.io.fits.Header) -> None:
         header.extend(primary_header)
+        if exposure.is_score:
+            # Whoever writes it, and by whatever name: a score does not pass for a difference.
+            header.set("WDSCORE", True, "is a score image")
         for keyword, (value, comment) in (provenance or {}).items():
             if value is None or (isinstance(value, float) and not math.isfinite(value)):
                 continue  # FITS has neither; what is unknown is left out
