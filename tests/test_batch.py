@@ -10,8 +10,10 @@ is killed leaves nothing half, and resumed comes to the same end.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,8 +115,11 @@ def leftovers(output):
 # Manifests
 
 TYPES = {
-    "kernel_order": OptionType("kernel_order", int),
-    "constant": OptionType("constant", lambda text: {"true": True, "false": False}[text]),
+    "kernel_order": OptionType("kernel_order", int, is_settled=True),
+    "constant": OptionType(
+        "constant", lambda text: {"true": True, "false": False}[text], is_settled=True
+    ),
+    "align_method": OptionType("align_method", str, is_settled=True),
     "science_psf": OptionType("science_psf", str, is_file=True),
     "science_variance": OptionType("science_variance", str, is_file=True),
     "kernel": OptionType("solutions", str, is_file=True, is_multiple=True),
@@ -185,6 +190,41 @@ def test_files_in_a_manifest_stand_beside_it(tmp_path):
     assert set(item.files) == {"science_psf", "science_variance", "solutions"}
 
 
+def test_a_colon_in_a_name_is_part_of_it(pairs, tmp_path):
+    """Times are in many names; only variance, sigma and weight are kinds."""
+    pair = copy_pair(pairs[0], tmp_path / "2026-01-01T00:00:00")
+    (pair / "science.fits").rename(pair / "sci:2026-01-01T00:00:00.fits")
+    row = {
+        "science": "2026-01-01T00:00:00/sci:2026-01-01T00:00:00.fits",
+        "template": "2026-01-01T00:00:00/template.fits",
+        "science_psf": "psf:1.fits",
+    }
+    (item,) = make_items([row], tmp_path / "m.csv", tmp_path, types=TYPES)
+    assert item.science == str(pair / "sci:2026-01-01T00:00:00.fits")
+    assert item.options["science_psf"] == str(tmp_path / "psf:1.fits")
+    record = process(Order(item=dataclasses.replace(item, options={}, files=())))
+    assert record["outcome"] == "done", record
+
+
+def test_nothing_is_written_that_is_read(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    for science, message in (
+        ("a.difference.fits", "row 1"),
+        ("link/b.difference.fits[1]", "row 2"),
+    ):
+        rows = [
+            {"science": "s.fits", "template": "t.fits", "name": "a"},
+            {"science": "s.fits", "template": "t.fits", "name": "b"},
+            {"science": science, "template": "t.fits", "name": "c"},
+        ]
+        with pytest.raises(ArgumentError, match=f"{message}: would write .*, which row 3 reads"):
+            make_items(rows, tmp_path / "m.csv", tmp_path)
+    rows[2] = {"science": "s.fits", "template": "t.fits", "name": "c", "kernel": "a.score.fits"}
+    assert len(make_items(rows, tmp_path / "m.csv", tmp_path, types=TYPES)) == 3
+    with pytest.raises(ArgumentError, match=r"row 1: would write .*, which row 3 reads"):
+        make_items(rows, tmp_path / "m.csv", tmp_path, products=("score",), types=TYPES)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -197,6 +237,14 @@ def test_files_in_a_manifest_stand_beside_it(tmp_path):
         ("science,template\n1/a.fits,t\n2/a.fits,t\n", "rows 1 and 2 would both write 'a'"),
         ("science,template,name\na,b,../c\n", r"the name '\.\./c' must be a file's name"),
         ("science,template,products\na,b,sum\n", "'sum' is no product; products are difference"),
+        (
+            "science,template,kernel,kernel_order\na,b,c,1\n",
+            "row 1: kernel_order has no effect with kernel",
+        ),
+        (
+            "science,template,align_method\na,b,adaptive\n",
+            "row 1: align_method has no effect without align",
+        ),
     ],
 )
 def test_wrong_manifests_get_a_sentence(tmp_path, text, message):
@@ -369,8 +417,6 @@ def test_failures_by_the_machine_are_not_final(pairs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_worker_has_as_many_threads_as_it_is_told(pairs, tmp_path, monkeypatch, threads):
-    import dataclasses
-
     import threadpoolctl
 
     from whitediff.threads import available_threads, use_threads
@@ -414,9 +460,33 @@ def test_the_pace_is_that_of_what_was_worked_on(monkeypatch):
     assert not pace.is_due()
 
 
-def test_other_versions_are_refused(pairs, tmp_path):
-    import dataclasses
+def test_inputs_out_of_reach_take_no_product_away(pairs, tmp_path):
+    """Once they are back, and the same, nothing is done again."""
+    pair = copy_pair(pairs[0], tmp_path / "in")
+    output = tmp_path / "out"
+    order = order_for(pair, output, kernel_order=0)
+    done = process(order)
+    product = stamps(output)
+    assert done["outcome"] == "done", done
+    (pair / "template.fits").rename(pair / "away.fits")
+    lost = done
+    for _ in range(2):
+        lost = process(dataclasses.replace(order, before=lost))
+        assert (lost["outcome"], lost["final"]) == ("failed", False)
+        assert "no such file" in lost["reason"]
+        assert stamps(output) == product
+    (pair / "away.fits").rename(pair / "template.fits")
+    found = process(dataclasses.replace(order, before=lost))
+    assert found == done | {"unchanged": True}
+    # Back, but another: the product is made again.
+    shutil.copy(pairs[1] / "template.fits", pair / "template.fits")
+    shutil.copy(pairs[1] / "science.fits", pair / "science.fits")
+    other = process(dataclasses.replace(order, before=lost))
+    assert other["outcome"] == "done"
+    assert stamps(output) != product
 
+
+def test_other_versions_are_refused(pairs, tmp_path):
     record = process(dataclasses.replace(order_for(pairs[0], tmp_path), version="0.0.1"))
     assert "install the same version" in record["reason"]
     assert not record["final"]
@@ -617,8 +687,18 @@ def test_what_cannot_run_says_so(pairs, tmp_path):
     code, _, messages = command("batch", manifest, "--output", output, "--products", "sum")
     assert code == 2
     assert "'sum' is none of difference" in messages
-    for text in messages:
-        assert "Traceback" not in text
+    code, _, messages = command(
+        *("batch", manifest, "--output", output, "--kernel", "old.fits", "--kernel-order", 1)
+    )
+    assert code == 2
+    assert "--kernel-order: has no effect with --kernel" in messages
+    # Options of subtract that a pair of a batch cannot have.
+    for column, remedy in (("hdu", "FILE[EXT]"), ("report", "whitediff report"), ("memory", "--")):
+        wrong = write_manifest(tmp_path / "wrong.csv", rows_of(pairs, **{column: "x"}))
+        code, _, messages = command("batch", wrong, "--output", output)
+        assert code == 1
+        assert f"the column '{column}' has no effect in a batch" in messages
+        assert remedy in messages
 
 
 def test_without_dask_a_batch_says_what_to_install(pairs, tmp_path):

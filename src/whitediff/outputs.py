@@ -97,9 +97,20 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, FileFormatError | OutputExistsError):
             raise
-        raise FileFormatError(f"{path}: cannot be written: {one_line(error)}.") from error
+        raise FileFormatError(f"{path}: cannot be written: {_reason(error)}.") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
         with contextlib.suppress(OSError):
             os.rmdir(directory)
+
+
+def _reason(error: OSError) -> str:
+    """What the system said first; libraries put sentences of their own around it."""
+    cause: BaseException | None = error
+    reason = one_line(error)
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            reason = cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return reason

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from .console import OUTPUT_DIRECTORY, Size, common_options, log, print_table
-from .subtract import subtract
+from .subtract import SETTLED_OPTIONS, check_settled, subtract
 
 __all__ = ["batch"]
 
@@ -32,6 +32,20 @@ _ELSEWHERE = (
     "quiet",
 )
 """Parameters of subtract that are not options of its pairs."""
+
+_NAMED = "products are named by the columns name and products"
+_INSTEAD = {
+    "hdu": "name the extension with the files: FILE[EXT]",
+    "output": _NAMED,
+    "score_output": _NAMED,
+    "matched_output": _NAMED,
+    "report": "run whitediff report on the products",
+    "catalog": "run whitediff detect on the products",
+    "overwrite": "give --overwrite for the whole batch",
+    "memory": "give --memory for all pairs",
+    "threads": "give --threads for all workers",
+}
+"""Columns that would be taken for options of a pair, and what to do instead."""
 
 _PRODUCTS = ("difference", "score", "matched")
 _MOST_REASONS = 20
@@ -102,6 +116,7 @@ def batch(**options: Any) -> None:
     not stop the others; the exit code is then 1.
     """
     context = click.get_current_context()
+    check_settled(context, options["solutions"])
     options["threads"] = context.params.get("threads") or 1
     if options["scheduler"] is not None:
         for name in ("workers", "worker_memory"):
@@ -164,7 +179,13 @@ def run(
         elif kind.is_file and isinstance(value, str):
             shared[kind.parameter] = located(value, Path.cwd())
     items = make_items(
-        read_rows(manifest), manifest, output, products=products, types=types, options=shared
+        read_rows(manifest),
+        manifest,
+        output,
+        products=products,
+        types=types,
+        options=shared,
+        refused=_INSTEAD,
     )
     options = BatchOptions(
         cluster=ClusterOptions(
@@ -203,6 +224,7 @@ def _option_types() -> dict[str, Any]:
             convert=_converter(param),
             is_file=is_file,
             is_multiple=param.multiple,
+            is_settled=param.name in SETTLED_OPTIONS,
         )
     return types
 
@@ -310,17 +332,20 @@ def _report(records: list[dict[str, Any]], output: Path, seconds: float, unchang
     rows.append(
         ("largest memory, MB", [r["memory"]["peak"] / 1e6 for r in done if "peak" in r["memory"]])
     )
-    print_table(
+    title = (
         f"{output}: {len(done)} of {len(records)} pairs done, {len(failed)} failed"
         + (f", {unchanged} of them as before" if unchanged else "")
-        + f"; {_duration(seconds)}",
-        ("", "least", "median", "most"),
-        [
-            (label, *(f"{f(values):.4g}" for f in (min, statistics.median, max)))
-            for label, values in rows
-            if values
-        ],
+        + f"; {_duration(seconds)}"
     )
+    lines = [
+        (label, *(f"{f(values):.4g}" for f in (min, statistics.median, max)))
+        for label, values in rows
+        if values
+    ]
+    if lines:
+        print_table(title, ("", "least", "median", "most"), lines)
+    else:
+        click.echo(title)
     for record in failed[:_MOST_REASONS]:
         click.echo(f"{record['item']}: {record['reason']}")
     if len(failed) > _MOST_REASONS:

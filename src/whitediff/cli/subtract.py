@@ -13,7 +13,14 @@ from .console import OUTPUT_FILE, OddSize, Order, common_options, limited_memory
 from .decorrelate import correction_options, noise_options, with_options
 from .detectors import each_detector, hdu_option
 
-__all__ = ["FIT_OPTIONS", "check_alignment", "fit_options", "subtract"]
+__all__ = [
+    "FIT_OPTIONS",
+    "SETTLED_OPTIONS",
+    "check_alignment",
+    "check_settled",
+    "fit_options",
+    "subtract",
+]
 
 FIT_OPTIONS = (
     "convolved",
@@ -29,6 +36,9 @@ FIT_OPTIONS = (
     "align",
     "align_method",
 )
+"""Parameters of the fit."""
+
+SETTLED_OPTIONS = (*FIT_OPTIONS, "science_psf", "template_psf")
 """Parameters that an earlier output has settled, which is made again with ``--kernel``."""
 
 
@@ -175,16 +185,7 @@ def subtract(**options: Any) -> None:
     """
     context = click.get_current_context()
     check_alignment(context)
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in (*FIT_OPTIONS, "science_psf", "template_psf")
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    ]
-    if options["solutions"] and given:
-        raise click.UsageError(
-            f"{', '.join(given)}: has no effect with --kernel, which takes all of this from the"
-            " earlier output; leave one of them out."
-        )
+    check_settled(context, options["solutions"])
     named = [options[name] for name in ("output", "score_output", "matched_output")]
     outputs = [path for path in named if path is not None]
     if not outputs:
@@ -201,6 +202,28 @@ def subtract(**options: Any) -> None:
             files=("science", "template", "science_variance", "template_variance"),
             kernels=("science_psf", "template_psf"),
             outputs=("output", "score_output", "matched_output", "catalog", "report"),
+        )
+
+
+def check_settled(context: click.Context, solutions: tuple[str, ...]) -> None:
+    """Refuse options of the fit, and PSFs, beside ``--kernel``.
+
+    Parameters
+    ----------
+    context
+        Of the command.
+    solutions
+        What ``--kernel`` says.
+    """
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in SETTLED_OPTIONS
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if solutions and given:
+        raise click.UsageError(
+            f"{', '.join(given)}: has no effect with --kernel, which takes all of this from the"
+            " earlier output; leave one of them out."
         )
 
 

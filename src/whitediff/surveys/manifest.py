@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,12 +17,21 @@ import numpy as np
 from ..errors import ArgumentError, FileFormatError, WhitediffError, one_line
 from ..formats.files import split_extension
 
-__all__ = ["SUFFIXES", "Item", "OptionType", "located", "make_items", "read_rows"]
+__all__ = [
+    "SUFFIXES",
+    "Item",
+    "OptionType",
+    "kind_and_file",
+    "located",
+    "make_items",
+    "read_rows",
+]
 
 SUFFIXES = {"difference": "difference", "score": "score", "matched": "matched"}
 """Kinds of products, and what their files' names end with before ``.fits``."""
 
 _OWN_COLUMNS = ("science", "template", "name", "products")
+_KINDS = ("variance", "sigma", "weight")
 _MOST_LIKE = 0.8
 
 
@@ -39,12 +49,15 @@ class OptionType:
         Text names a file, which stands beside the manifest unless its path is absolute.
     is_multiple
         There may be several values, with semicolons between them; they become a tuple.
+    is_settled
+        It has no effect where a kernel is given.
     """
 
     parameter: str
     convert: Callable[[str], Any]
     is_file: bool = False
     is_multiple: bool = False
+    is_settled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +191,7 @@ def make_items(
     products: Sequence[str] = ("difference",),
     types: Mapping[str, OptionType] | None = None,
     options: Mapping[str, Any] | None = None,
+    refused: Mapping[str, str] | None = None,
 ) -> list[Item]:
     """Make the items of a batch from the rows of a manifest.
 
@@ -196,6 +210,8 @@ def make_items(
         Column → option that it gives.
     options
         Values of options where a row gives none; files in them are absolute.
+    refused
+        Column that would have no effect → what to do instead.
 
     Returns
     -------
@@ -205,18 +221,24 @@ def make_items(
     Raises
     ------
     ArgumentError
-        If a column is missing or a misspelt option, a value cannot be understood, or two rows
-        would write the same file.
+        If a column is missing, refused or a misspelt option, a value cannot be understood, two
+        rows would write the same file, or one would write what another reads.
     """
     types = types or {}
     names = {name.replace("-", "_"): name for row in rows for name in row}
     _check_columns(path, rows, names, types)
+    for name, remedy in (refused or {}).items():
+        if name in names:
+            raise ArgumentError(
+                f"{path}: the column {names[name]!r} has no effect in a batch; {remedy}."
+            )
     base = path.absolute().parent
     items = [
         _make_item(f"{path}, row {number}", row, base, output, products, types, dict(options or {}))
         for number, row in enumerate(rows, 1)
     ]
     _check_unique(path, items)
+    _check_apart(path, items)
     return items
 
 
@@ -264,8 +286,21 @@ def _make_item(
             raise ArgumentError(
                 f"{where}: {kind!r} is no product; products are {', '.join(SUFFIXES)}."
             )
-    for key in [key for key in cells if key in types]:
+    given = [key for key in cells if key in types]
+    for key in given:
         options[types[key].parameter] = _converted(where, key, cells.pop(key), types[key], base)
+    if "align_method" in given and not options.get("align"):
+        raise ArgumentError(
+            f"{where}: align_method has no effect without align; set align to true, or leave it out."
+        )
+    if "kernel" in types and options.get(types["kernel"].parameter):
+        vain = [key for key in given if types[key].is_settled]
+        vain = [key for key in vain if options[types[key].parameter] is not False]
+        if vain:
+            raise ArgumentError(
+                f"{where}: {', '.join(vain)} has no effect with kernel, which takes all of this"
+                " from the earlier output; leave one of them out."
+            )
     return Item(
         name=name,
         science=science,
@@ -312,10 +347,27 @@ def located(text: str, base: Path) -> str:
     """
     if "://" in text:
         return text
+    kind, file = kind_and_file(text)
+    path = os.path.normpath(base / os.path.expanduser(file))
+    return f"{kind}:{path}" if kind else path
+
+
+def kind_and_file(text: str) -> tuple[str, str]:
+    """Parts of ``KIND:FILE``, as variances have it.
+
+    Parameters
+    ----------
+    text
+        KIND is ``variance``, ``sigma`` or ``weight``; other colons are the file's, whose name may
+        be a time.
+
+    Returns
+    -------
+    kind, file
+        The first is empty where there is none.
+    """
     kind, colon, file = text.partition(":")
-    if colon and kind.isalpha() and len(kind) > 1:
-        return f"{kind}:{located(file, base)}"
-    return os.path.normpath(base / os.path.expanduser(text))
+    return (kind, file) if colon and kind in _KINDS else ("", text)
 
 
 def _default_name(science: str) -> str:
@@ -349,3 +401,34 @@ def _check_unique(path: Path, items: Sequence[Item]) -> None:
                 f"{path}: rows {other} and {number} would both write {item.name!r}; give each a"
                 " different name in a column 'name'."
             )
+
+
+def _check_apart(path: Path, items: Sequence[Item]) -> None:
+    """Refuse to write what is read, and what a failure would take away."""
+
+    @functools.cache
+    def real(directory: str) -> str:
+        return os.path.realpath(directory)
+
+    def place(file: str) -> tuple[str, str]:
+        directory, name = os.path.split(file)
+        return real(directory), name
+
+    read: dict[tuple[str, str], int] = {}
+    for number, item in enumerate(items, 1):
+        files = [item.science, item.template]
+        for name in item.files:
+            values = item.options[name]
+            several = values if isinstance(values, tuple | list) else (values,)
+            files += [kind_and_file(value)[1] for value in several if isinstance(value, str)]
+        for file in files:
+            if "://" not in file:
+                read.setdefault(place(str(split_extension(file)[0])), number)
+    for number, item in enumerate(items, 1):
+        for output in item.outputs.values():
+            other = read.get(place(output))
+            if other is not None:
+                raise ArgumentError(
+                    f"{path}, row {number}: would write {output}, which row {other} reads; name"
+                    " another output directory, or another name."
+                )

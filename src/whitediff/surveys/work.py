@@ -34,7 +34,7 @@ from ..memory import limited_memory, return_freed_memory
 from ..runs.subtract import Written, run_subtraction
 from ..threads import use_threads
 from .journal import Record, file_state, is_intact, output_state
-from .manifest import Item
+from .manifest import Item, kind_and_file
 
 __all__ = ["NUMBERS", "Order", "failure", "measure", "process", "remove_temporaries"]
 
@@ -116,6 +116,7 @@ def _process(order: Order) -> Record:
     item = order.item
     clock = _Clock()
     record: Record = _description(item)
+    known: list[Record] = []
     with _messages() as messages:
         try:
             if order.version != __version__:
@@ -124,14 +125,20 @@ def _process(order: Order) -> Record:
                     f" batch was started with {order.version}; install the same version on both."
                 )
             clock.begin("hashing")
-            record["inputs"] = _states(item, order.before)
+            known = _known(order.before)
+            record["inputs"] = _states(item, known[-1] if known else None)
             record["key"] = _key(item, record["inputs"])
-            if order.before is not None and _holds(order.before, record["key"], item):
-                return order.before | {"unchanged": True}
+            for earlier in known:
+                if _holds(earlier, record["key"], item):
+                    return earlier | {"unchanged": True}
             record |= _made(order, clock)
         except Exception as error:
-            _remove_outputs(item)
             record |= failure(error, final="key" in record and _is_final(error))
+            if "key" in record:
+                _remove_outputs(item)
+            elif known:
+                # Of inputs that are out of reach nobody knows whether they changed.
+                record["earlier"] = known[-1]
     return record | {
         "warnings": messages,
         "seconds": clock.finished(),
@@ -294,8 +301,7 @@ def _states(item: Item, before: Record | None) -> dict[str, Record]:
         files |= {f"{name} {i}": v for i, v in enumerate(several) if isinstance(v, str)}
     states = {}
     for role, text in files.items():
-        # KIND:FILE, as variances have it; an address has a colon of its own.
-        kind, _, file = ("", "", text) if "://" in text else text.rpartition(":")
+        kind, file = kind_and_file(text)
         _, extension = split_extension(file)
         read_as = [kind, None if extension is None else str(extension)]
         states[role] = file_state(file, known.get(role)) | {"read_as": read_as}
@@ -319,6 +325,13 @@ def _key(item: Item, inputs: Mapping[str, Record]) -> str:
         "products": sorted(item.outputs),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _known(before: Record | None) -> list[Record]:
+    """Earlier results that may still hold: the last one, and that of a time with all inputs."""
+    if before is None:
+        return []
+    return [r for r in (before, before.get("earlier")) if r is not None and "key" in r]
 
 
 def _holds(before: Record, key: str, item: Item) -> bool:
