@@ -785,8 +785,11 @@ def test_a_registry_on_postgresql(postgres, pairs, tmp_path):
 
 
 def test_repositories_that_do_not_fit_get_a_sentence(pairs, tmp_path):
-    with pytest.raises(FileFormatError, match=r"nothing: is no Butler repository"):
+    with pytest.raises(FileFormatError, match=r"nothing: no such repository; make one with"):
         check_repository(str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileFormatError, match=r"empty: is no Butler repository"):
+        check_repository(str(tmp_path / "empty"))
     foreign = tmp_path / "foreign"
     Butler.makeRepo(str(foreign))
     manifest = write_manifest(tmp_path / "m.csv", rows_of(pairs))
@@ -815,13 +818,61 @@ def test_repositories_that_do_not_fit_get_a_sentence(pairs, tmp_path):
         ({"science": "none.fits"}, r"row 1: .*none\.fits: no such file"),
         ({"science": ""}, "row 1: has no science"),
         ({"visit": "first"}, "visit must be a number from 0 on; got 'first'"),
+        ({"visit": "9" * 20}, "visit must be at most 4611686018427387904"),
+        ({"detector": "9" * 9}, "detector must be at most 1048576"),
         ({"mjd": "yesterday"}, "mjd must be a number; got 'yesterday'"),
+        ({"mjd": "99999999"}, "mjd must be from -100000 to 200000; got '99999999'"),
+        ({"mjd": "nan"}, "mjd must be from"),
+        ({"exposure_time": "-5"}, "exposure_time must be 0 or more; got '-5'"),
+        ({"science_gain": "high"}, "science_gain must be a number; got 'high'"),
+        ({"science_gain": "0"}, "science_gain must be above 0"),
+        ({"vissit": "1"}, "the column 'vissit' is unknown; is 'visit' meant"),
     ],
 )
 def test_wrong_manifests_get_a_sentence(pairs, tmp_path, changes, message):
     path = write_manifest(tmp_path / "m.csv", [rows_of(pairs)[0] | changes])
     with pytest.raises(ArgumentError, match=message):
         pairs_of(read_rows(path), path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"detector": 2, "band": "g"}, "rows 1 and 2 are of visit 1, but of the filters 'r' and"),
+        (
+            {"visit": 2, "band": "g", "physical_filter": "r"},
+            "rows 1 and 2 have the physical_filter 'r' and the bands 'r' and 'g'",
+        ),
+    ],
+)
+def test_rows_must_not_contradict_each_other(pairs, tmp_path, changes, message):
+    row = rows_of(pairs)[0]
+    path = write_manifest(tmp_path / "m.csv", [row, row | changes])
+    with pytest.raises(ArgumentError, match=message):
+        pairs_of(read_rows(path), path)
+
+
+def test_conversion_takes_psfs_and_all_pairs_or_none(pairs, tmp_path):
+    """A pair that cannot be read does not leave others in the way of the next attempt."""
+    psf = np.zeros((9, 9))
+    psf[3:6, 3:6] = 1 / 9
+    fits.writeto(tmp_path / "psf.fits", psf)
+    rows = [row | {"template_psf": "psf.fits"} for row in rows_of(pairs)]
+    rows[1]["template_psf"] = "none.fits"
+    repo = str(tmp_path / "repo")
+    init_repository(repo)
+    path = write_manifest(tmp_path / "m.csv", rows)
+    with pytest.raises(FileFormatError, match=r"none\.fits: no such file"):
+        ingest(repo, pairs_of(read_rows(path), path), transfer="convert")
+    assert not list((tmp_path / "repo").rglob("*.fits"))
+    rows[1]["template_psf"] = "psf.fits"
+    path = write_manifest(tmp_path / "m.csv", rows)
+    assert ingest(repo, pairs_of(read_rows(path), path), transfer="convert") == 2
+    with Butler.from_config(repo, collections="pairs") as butler:
+        stamp = butler.get("template.psf", data_id(detector=1)).compute_kernel_image(x=9, y=9)
+    np.testing.assert_allclose(stamp.array, psf, atol=1e-7)
+    with pytest.raises(ArgumentError, match=r"template_psf of the manifest cannot be kept"):
+        ingest(repo, pairs_of(read_rows(path), path), run="direct")
 
 
 def test_what_cannot_be_ingested_says_why(repo, pairs, tmp_path):
@@ -844,12 +895,18 @@ def test_what_cannot_be_ingested_says_why(repo, pairs, tmp_path):
     path = write_manifest(tmp_path / "m.csv", rows_of([cut], visits=(9,)))
     with pytest.raises(FileFormatError, match="cannot be read as FITS"):
         ingest(str(repo), pairs_of(read_rows(path), path))
+    shutil.copy(pairs[0] / "science.fits", cut / "science.fits")
+    (cut / "template.fits").write_bytes((pairs[0] / "template.fits").read_bytes()[:10000])
+    with pytest.raises(FileFormatError, match=r"template\.fits: truncated"):
+        ingest(str(repo), pairs_of(read_rows(path), path))
 
 
 def test_runs_that_cannot_be_get_a_sentence(repo):
     for options, message in (
         (("--input", "nowhere"), "nowhere"),
-        (("--where", "visit = 77"), "QuantumGraph was empty"),
+        (("--where", "visit = 77"), "nothing to do: in pairs there is no visit and detector"),
+        (("--pipeline", "recreate"), "No datasets of type 'difference_solution' in collection"),
+        (("--where", "visit ="), "Failed to parse expression 'visit ='."),
         (("-c", "subtract:nonsense=1"), "no attribute nonsense"),
         (("--pipeline", "nonsense"), "no such pipeline"),
     ):
@@ -858,4 +915,31 @@ def test_runs_that_cannot_be_get_a_sentence(repo):
         last = messages.splitlines()[-1]
         assert last.startswith("whitediff: ")
         assert message in last
+        assert "resume" not in last
+        assert messages.count("\n") == 1
         assert "Traceback" not in messages
+
+
+def test_a_run_with_all_of_its_results_has_nothing_left_to_do(pairs, tmp_path, caplog):
+    """And one of which a quantum fails says so without a traceback."""
+    repo, copy = tmp_path / "repo", copy_pair(pairs[0], tmp_path / "in")
+    manifest = write_manifest(tmp_path / "m.csv", rows_of([copy, pairs[1]]))
+    assert command("butler", "init", repo)[0] == 0
+    assert command("butler", "ingest", repo, manifest)[0] == 0
+    whole = (copy / "template.fits").read_bytes()
+    (copy / "template.fits").write_bytes(b"\0" * len(whole))
+    run = ("butler", "run", repo, "--output", "out")
+    code, _, messages = command(*run)
+    assert code == 1
+    assert "Traceback" not in messages + caplog.text
+    assert "template.fits: cannot be read as FITS" in messages + caplog.text
+    assert messages.splitlines()[-1].endswith("--resume tries again what failed.")
+    (copy / "template.fits").write_bytes(whole)
+    code, _, messages = command(*run, "--resume")
+    assert code == 0, messages
+    with Butler.from_config(str(repo)) as butler:
+        first = {ref.id for ref in butler.registry.queryDatasets("difference", collections="out")}
+    assert len(first) == 2
+    code, _, messages = command(*run, "--resume")
+    assert code == 0, messages
+    assert "out has all that the pipeline makes" in messages

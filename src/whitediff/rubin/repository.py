@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
+import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +30,7 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ..errors import ArgumentError, FileFormatError, OutputExistsError, WhitediffError, one_line
 from ..exposures.sky import celestial_wcs
+from ..formats import read_psf
 from ..formats.files import opened, split_extension
 from ..runs.inputs import read_input
 from ..surveys.manifest import located
@@ -49,7 +53,17 @@ TRANSFERS = ("direct", "copy", "symlink", "hardlink", "convert")
 
 _HALF_ARCMIN = 0.5 / 60
 _NO_DATE = 19700101
-_NOISE = ("variance", "gain", "read_noise")
+_FURTHER = ("variance", "gain", "read_noise", "psf")
+_FILES = ("variance", "psf")
+_COLUMNS = (
+    *("science", "template", "visit", "detector", "band", "physical_filter"),
+    *("mjd", "exposure_time"),
+    *(f"{name}_{kind}" for name in ("science", "template") for kind in _FURTHER),
+)
+_MOST_LIKE = 0.85
+_MOST_VISIT, _MOST_DETECTOR = 1 << 62, 1 << 20
+_DATES = (-100_000.0, 200_000.0)
+"""Modified Julian dates, from 1585 to 2406, that a calendar has."""
 
 
 def init_repository(
@@ -128,6 +142,10 @@ def check_repository(path: str) -> None:
     FileFormatError
         If there is no repository, or it does not know them.
     """
+    if "://" not in path and os.sep in path and not Path(path).exists():
+        raise FileFormatError(
+            f"{path}: no such repository; make one with 'whitediff butler init {path}'."
+        )
     try:
         config = ButlerConfig(path)
     except Exception as error:
@@ -160,8 +178,8 @@ class Pair:
         Names.
     begin, exposure_time
         Modified Julian date (TAI) and seconds; None where unknown.
-    noise
-        ``science_gain`` and so on, where the files do not say.
+    further
+        ``science_gain``, ``template_psf`` and so on, where the files do not say.
     """
 
     science: str
@@ -172,7 +190,7 @@ class Pair:
     band: str | None = None
     begin: float | None = None
     exposure_time: float | None = None
-    noise: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    further: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def make_pairs(rows: Sequence[Mapping[str, str]], path: Path) -> list[Pair]:
@@ -193,10 +211,17 @@ def make_pairs(rows: Sequence[Mapping[str, str]], path: Path) -> list[Pair]:
     Raises
     ------
     ArgumentError
-        If a column or file is missing, a number is none, or two rows are the same visit and
-        detector.
+        If a column or file is missing or misspelt, a number is none, two rows are the same visit
+        and detector, or they contradict each other on a filter.
     """
     base = path.absolute().parent
+    for name in {name for row in rows for name in row}:
+        plain = name.replace("-", "_")
+        like = difflib.get_close_matches(plain, _COLUMNS, n=1, cutoff=_MOST_LIKE)
+        if like and plain not in _COLUMNS:
+            raise ArgumentError(
+                f"{path}: the column {name!r} is unknown; is {like[0]!r} meant? Rename it."
+            )
     pairs = []
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"
@@ -216,17 +241,13 @@ def make_pairs(rows: Sequence[Mapping[str, str]], path: Path) -> list[Pair]:
         pairs.append(
             Pair(
                 **files,
-                visit=_whole(where, "visit", cells.get("visit")),
-                detector=_whole(where, "detector", cells.get("detector")) or 0,
+                visit=_whole(where, "visit", cells.get("visit"), _MOST_VISIT),
+                detector=_whole(where, "detector", cells.get("detector"), _MOST_DETECTOR) or 0,
                 physical_filter=cells.get("physical_filter", cells.get("band", "unknown")),
                 band=cells.get("band"),
-                begin=_real(where, "mjd", cells.get("mjd")),
-                exposure_time=_real(where, "exposure_time", cells.get("exposure_time")),
-                noise={
-                    f"{name}_{kind}": text if _is_number(text) else located(text, base)
-                    for name, kind in itertools.product(("science", "template"), _NOISE)
-                    if (text := cells.get(f"{name}_{kind}"))
-                },
+                begin=_real(where, "mjd", cells.get("mjd"), *_DATES),
+                exposure_time=_real(where, "exposure_time", cells.get("exposure_time"), 0),
+                further=_further(where, cells, base),
             )
         )
     first: dict[tuple[int, int], int] = {}
@@ -238,7 +259,48 @@ def make_pairs(rows: Sequence[Mapping[str, str]], path: Path) -> list[Pair]:
                     f"{path}: rows {other} and {number} are both visit {pair.visit}, detector"
                     f" {pair.detector}; give each a number of its own."
                 )
+    _check_filters(path, pairs)
     return pairs
+
+
+def _further(where: str, cells: Mapping[str, str], base: Path) -> dict[str, str]:
+    """Variances, gains, read noises and PSFs of a row."""
+    further = {}
+    for name, kind in itertools.product(("science", "template"), _FURTHER):
+        column = f"{name}_{kind}"
+        text = cells.get(column)
+        if text is None:
+            continue
+        if kind in _FILES and not _is_number(text):
+            further[column] = located(text, base)
+            continue
+        further[column] = text
+        number = _real(where, column, text, 0)
+        if number == 0 and kind != "read_noise":
+            raise ArgumentError(f"{where}: {column} must be above 0; got {text!r}.")
+    return further
+
+
+def _check_filters(path: Path, pairs: Sequence[Pair]) -> None:
+    """A visit has one filter, and a filter one band."""
+    filters: dict[int, tuple[str, int]] = {}
+    bands: dict[str, tuple[str | None, int]] = {}
+    for number, pair in enumerate(pairs, 1):
+        band, other = bands.setdefault(pair.physical_filter, (pair.band, number))
+        if band != pair.band:
+            raise ArgumentError(
+                f"{path}: rows {other} and {number} have the physical_filter"
+                f" {pair.physical_filter!r} and the bands {band!r} and {pair.band!r}; a filter has"
+                " one band."
+            )
+        if pair.visit is None:
+            continue
+        name, other = filters.setdefault(pair.visit, (pair.physical_filter, number))
+        if name != pair.physical_filter:
+            raise ArgumentError(
+                f"{path}: rows {other} and {number} are of visit {pair.visit}, but of the filters"
+                f" {name!r} and {pair.physical_filter!r}; a visit has one filter."
+            )
 
 
 def _is_number(text: str) -> bool:
@@ -249,21 +311,29 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _whole(where: str, name: str, text: str | None) -> int | None:
+def _whole(where: str, name: str, text: str | None, most: int) -> int | None:
     if text is None:
         return None
     if not text.isdecimal():
         raise ArgumentError(f"{where}: {name} must be a number from 0 on; got {text!r}.")
+    if int(text) > most:
+        raise ArgumentError(f"{where}: {name} must be at most {most}; got {text!r}.")
     return int(text)
 
 
-def _real(where: str, name: str, text: str | None) -> float | None:
+def _real(
+    where: str, name: str, text: str | None, least: float, most: float = math.inf
+) -> float | None:
     if text is None:
         return None
     try:
-        return float(text)
+        value = float(text)
     except ValueError as error:
         raise ArgumentError(f"{where}: {name} must be a number; got {text!r}.") from error
+    if not (least <= value <= most and math.isfinite(value)):
+        limits = f"{least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
+        raise ArgumentError(f"{where}: {name} must be {limits}; got {text!r}.")
+    return value
 
 
 def ingest(
@@ -311,6 +381,10 @@ def ingest(
     with Butler.from_config(path, writeable=True, run=run) as butler:
         pairs = _numbered(butler, pairs, instrument)
         found = [_sky_and_time(pair) for pair in pairs]
+        for template in {pair.template for pair in pairs if "://" not in pair.template}:
+            # Once a file is in, Butler goes by its size of now: a damaged one stays so.
+            with opened(split_extension(template)[0]):
+                pass
         register_instrument(butler.registry, instrument)
         _register(butler, pairs, found, instrument)
         types = {
@@ -321,7 +395,9 @@ def ingest(
             butler.registry.registerDatasetType(dataset_type)
         try:
             if transfer == "convert":
-                _put(butler, pairs, instrument)
+                # All of them or none: what was put in before a failure would be in the way.
+                with butler.transaction():
+                    _put(butler, pairs, instrument)
             else:
                 datasets = _datasets(butler, pairs, types, run, instrument)
                 butler.ingest(*datasets, transfer=transfer)
@@ -341,9 +417,9 @@ def _check_transfer(pair: Pair, transfer: str) -> None:
             raise ArgumentError(
                 f"{file}: Butler takes files, not extensions; use --transfer convert."
             )
-    if pair.noise:
+    if pair.further:
         raise ArgumentError(
-            f"{pair.science}: {', '.join(pair.noise)} of the manifest cannot be kept with a file"
+            f"{pair.science}: {', '.join(pair.further)} of the manifest cannot be kept with a file"
             " that stays as it is; use --transfer convert."
         )
 
@@ -523,7 +599,9 @@ def _datasets(
 def _put(butler: Butler, pairs: Sequence[Pair], instrument: str) -> None:
     for pair in pairs:
         for name, file in (("science", pair.science), ("template", pair.template)):
-            variance, gain, read_noise = (pair.noise.get(f"{name}_{kind}") for kind in _NOISE)
+            variance, gain, read_noise, psf = (
+                pair.further.get(f"{name}_{kind}") for kind in _FURTHER
+            )
             exposure = read_input(
                 name,
                 file,
@@ -531,4 +609,6 @@ def _put(butler: Butler, pairs: Sequence[Pair], instrument: str) -> None:
                 None if gain is None else float(gain),
                 None if read_noise is None else float(read_noise),
             )
+            if psf is not None:
+                exposure.psf = read_psf(psf, bounds=exposure.bbox)
             butler.put(exposure, name, _data_id(pair, instrument))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import click
+from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError
 
 from ..errors import ArgumentError, WhitediffError, one_line
 from .repository import check_repository
 
 __all__ = ["bps_file", "pipeline_file", "pipelines", "run_pipeline"]
+
+_EMPTY = "QuantumGraph was empty"
+_log = logging.getLogger("whitediff.rubin")
 
 
 def pipelines() -> dict[str, Path]:
@@ -116,34 +123,107 @@ def run_pipeline(
         arguments += ["-c", item]
     if resume:
         arguments += ["--extend-run", "--skip-existing-in", output, "--clobber-outputs"]
-    _pipetask(repository, arguments)
+    said = _pipetask(repository, arguments)
+    if said.empty:
+        if resume and not said.missing:
+            _log.info("%s: %s has all that the pipeline makes.", repository, output)
+            return
+        chosen = "" if where is None else f" and {where!r} holds"
+        absent = f" ({'; '.join(said.missing)})" if any(said.missing) else ""
+        raise WhitediffError(
+            f"{repository}: nothing to do: in {inputs} there is no visit and detector of which the"
+            f" pipeline finds all that it reads{chosen}{absent}."
+        )
 
 
-def _pipetask(repository: str, arguments: Sequence[str]) -> None:
-    from lsst.ctrl.mpexec.cli.pipetask import cli
+@dataclasses.dataclass
+class _Said:
+    """What pipetask said of a run.
 
-    # pipetask prints a traceback of whatever goes wrong, and ends with 1.
-    failures: list[str] = []
-    logger = logging.getLogger("lsst.daf.butler.cli.utils")
+    Attributes
+    ----------
+    reasons
+        Of its end.
+    quanta
+        Some of them failed.
+    missing
+        Why there is nothing to do; empty where that is no error.
+    empty
+        There is nothing to do.
+    """
 
-    def keep(record: logging.LogRecord) -> bool:
+    reasons: list[str] = dataclasses.field(default_factory=list)
+    quanta: bool = False
+    missing: list[str] = dataclasses.field(default_factory=list)
+    empty: bool = False
+
+    def keep_end(self, record: logging.LogRecord) -> bool:
+        # pipetask prints a traceback of whatever goes wrong, and ends with 1.
         error = record.exc_info[1] if record.exc_info else None
-        failures.append(record.getMessage() if error is None else one_line(error))
+        self.quanta |= isinstance(error, MPGraphExecutorError)
+        self.reasons.append(record.getMessage() if error is None else one_line(error))
         return False
 
-    logger.addFilter(keep)
+    def keep_missing(self, record: logging.LogRecord) -> bool:
+        """Take what a graph lacks from a page on how to debug the query."""
+        if record.levelno < logging.ERROR:
+            return True
+        lines = [line.strip().rstrip(".") for line in record.getMessage().splitlines()]
+        self.missing += [line for line in lines if line.startswith("No datasets")] or [""]
+        return False
+
+    @staticmethod
+    def without_traceback(record: logging.LogRecord) -> bool:
+        """The reason is in the message before; the rest is in the quantum's log."""
+        record.exc_info = None
+        return True
+
+
+@contextlib.contextmanager
+def _listening(said: _Said, *, verbose: bool) -> Iterator[None]:
+    filters: dict[str, Callable[[logging.LogRecord], bool]] = {
+        "lsst.daf.butler.cli.utils": said.keep_end
+    }
+    if not verbose:
+        filters["lsst.pipe.base.quantum_graph_builder"] = said.keep_missing
+        filters["lsst.pipe.base.mp_graph_executor"] = said.without_traceback
+    for name, kept in filters.items():
+        logging.getLogger(name).addFilter(kept)
     try:
-        code = cli.main(
-            args=["--log-level", "WARNING", "--log-level", "whitediff=INFO", *arguments],
-            prog_name="pipetask",
-            standalone_mode=False,
-        )
-    except click.ClickException as error:
-        raise WhitediffError(f"{repository}: {one_line(error)}.") from error
-    except click.exceptions.Exit as stop:
-        code = stop.exit_code
+        yield
     finally:
-        logger.removeFilter(keep)
+        for name, kept in filters.items():
+            logging.getLogger(name).removeFilter(kept)
+
+
+def _pipetask(repository: str, arguments: Sequence[str]) -> _Said:
+    from lsst.ctrl.mpexec.cli.pipetask import cli
+
+    said = _Said()
+    level = logging.getLogger("whitediff").getEffectiveLevel()
+    levels = {
+        "whitediff": logging.getLevelName(level),
+        # It warns of a program of Rubin's stack that nobody needs here.
+        "lsst.utils.packages": "ERROR",
+    }
+    options = [part for name in levels for part in ("--log-level", f"{name}={levels[name]}")]
+    code: Any = 0
+    with _listening(said, verbose=level <= logging.DEBUG):
+        try:
+            code = cli.main(
+                args=["--log-level", "WARNING", *options, *arguments],
+                prog_name="pipetask",
+                standalone_mode=False,
+            )
+        except click.ClickException as error:
+            if _EMPTY in str(error):
+                said.empty = True
+                return said
+            raise WhitediffError(f"{repository}: {one_line(error)}.") from error
+        except click.exceptions.Exit as stop:
+            code = stop.exit_code
     if code:
-        reason = failures[-1] if failures else f"pipetask ended with {code}"
-        raise WhitediffError(f"{repository}: {reason}; --resume tries again what failed.")
+        reason = said.reasons[-1] if said.reasons else f"pipetask ended with {code}"
+        remedy = "; --resume tries again what failed" if said.quanta else ""
+        raise WhitediffError(f"{repository}: {reason}{remedy}.")
+    return said
