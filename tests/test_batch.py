@@ -853,3 +853,39 @@ def test_an_interrupted_batch_cleans_up(pairs, tmp_path, which):
     assert b"go on with --resume" in messages
     assert b"Traceback" not in messages
     assert leftovers(output) == []
+
+
+@pytest.mark.slow
+def test_a_lost_scheduler_ends_the_batch_with_a_sentence(pairs, tmp_path):
+    rows, _ = good_and_bad(pairs, tmp_path, 30)
+    rows = [row for row in rows if "good" in row["name"]]
+    address = tmp_path / "dask.json"
+
+    def launched(*arguments):
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments, "--no-dashboard", "--scheduler-file", str(address)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    engine = launched("distributed.cli.dask_scheduler", "--port", "0", "--host", "127.0.0.1")
+    worker = launched("distributed.cli.dask_worker", "--nthreads", "1")
+    try:
+        end = time.monotonic() + 60
+        while not address.exists():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        manifest, output = write_manifest(tmp_path / "m.csv", rows), tmp_path / "out"
+        scheduler = json.loads(address.read_text())["address"]
+        process = start(manifest, output, "--scheduler", scheduler, "--kernel-order", 0)
+        wait_for_lines(output, 3, process)
+        engine.kill()
+        _, messages = process.communicate(timeout=120)
+    finally:
+        for each in (engine, worker):
+            each.kill()
+            each.wait()
+    assert process.returncode == 1
+    assert messages.decode().splitlines() == [
+        "whitediff: The Dask scheduler was lost; what is done is recorded, go on with --resume."
+    ]

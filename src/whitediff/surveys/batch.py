@@ -105,7 +105,10 @@ def connected(options: ClusterOptions) -> Iterator[distributed.Client]:
     WhitediffError
         If there is no scheduler at the address, no worker, or one with another version.
     """
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    # Some of its loggers have levels of their own.
+    for name in ["distributed", *logging.root.manager.loggerDict]:
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(_SETTINGS))
         if options.scheduler is None:
