@@ -593,6 +593,47 @@ def test_a_score_stays_a_score(repo, pairs, tmp_path):
 
 
 @pytest.mark.slow
+def test_templates_on_another_grid_are_resampled_as_the_command_does(pairs, tmp_path):
+    from grids import sky_header
+
+    science = pairs[0] / "science.fits"
+    own = fits.getheader(science, "IMAGE")
+    grid = sky_header((240, 250), rotation=5.0, scale=own["CDELT2"] * 3600)
+    grid["CRVAL1"], grid["CRVAL2"] = own["CRVAL1"], own["CRVAL2"]
+    grid["CRPIX1"] = own["CRPIX1"] + 25
+    grid["CRPIX2"] = own["CRPIX2"] + 25
+    fits.writeto(tmp_path / "grid.fits", np.zeros((240, 250), np.float32), grid)
+    template = tmp_path / "template.fits"
+    code, _, messages = command(
+        *("align", pairs[0] / "template.fits", "--to", tmp_path / "grid.fits", "--output", template)
+    )
+    assert code == 0, messages
+    shutil.copy(science, tmp_path / "science.fits")
+    row = rows_of(pairs)[0] | {"template": template}
+    path = write_manifest(tmp_path / "m.csv", [row])
+    repo = str(tmp_path / "repo")
+    init_repository(repo)
+    ingest(repo, pairs_of(read_rows(path), path))
+    code, _, messages = command("butler", "run", repo, "--output", "refused")
+    assert code == 1
+    align = "subtract:alignTemplate=interpolating"
+    for pipeline, inputs, config in (
+        ("difference", "pairs", (align,)),
+        ("steps", "pairs", (align,)),
+        ("recreate", "difference,pairs", ()),
+    ):
+        run_pipeline(repo, pipeline=pipeline, inputs=inputs, output=pipeline, config=config)
+    expected = subtracted(tmp_path, tmp_path / "d.fits", "--align")
+    for collection, name, product in (
+        ("difference", "difference", expected),
+        ("recreate", "difference_recreated", expected),
+        ("steps", "difference", expected),
+    ):
+        with Butler.from_config(repo, collections=collection) as butler:
+            assert_same(butler.get(name, data_id()), product)
+
+
+@pytest.mark.slow
 def test_inputs_may_have_names_and_types_of_their_own(repo, pairs, tmp_path):
     from lsst.daf.butler import DatasetType
 

@@ -101,7 +101,7 @@ def ingest(repo: str, manifest: Path, collection: str, instrument: str, transfer
     "--pipeline",
     default="difference",
     show_default=True,
-    help="difference, score, steps, recreate; or a file.",
+    help="difference, score, steps, sources, recreate; or a file.",
 )
 @click.option("--input", "inputs", default="pairs", show_default=True, help="Collections.")
 @click.option("--output", required=True, help="Collection for the results.")

@@ -154,8 +154,8 @@ def _differs(name: str, shifts: Array, departure: float) -> ArgumentError:
     return ArgumentError(
         f"{name}: its pixels and the science image's differ by up to {largest:.2f} pixels by their"
         f" WCS, {departure:.2f} from a whole number, and at most {WHOLE_PIXEL_TOLERANCE:g} are"
-        " allowed; have it resampled (--align), or take the images as they are (--ignore-wcs) if"
-        " the WCS is wrong."
+        " allowed; have it resampled (--align), in a pipeline by alignTemplate, or take the images"
+        " as they are (--ignore-wcs) if the WCS is wrong."
     )
 
 

@@ -65,6 +65,7 @@ class SubtractionOptions:
         resampling = self.preparation.resampling
         return {
             "alignment": None if resampling is None else resampling.method,
+            "alignment_noise": "white" if resampling is None else resampling.noise,
             "noise": self.noise,
             "spatially_varying": self.spatially_varying,
             "fill": self.fill,
@@ -300,12 +301,12 @@ def aligned_as_before(
     Returns
     -------
     template
-        Resampled where it was before, unless the WCS is to be ignored; the noise covariance that
-        this makes is in the solutions.
+        Resampled where it was before, unless the WCS is to be ignored.
     """
-    methods = (s.alignment for s in solutions if use_wcs and s.alignment is not None)
-    method = next(methods, None)
-    resampling = None if method is None else ResamplingOptions(method=method, noise="white")
+    before = next((s for s in solutions if use_wcs and s.alignment is not None), None)
+    resampling = None
+    if before is not None and before.alignment is not None:
+        resampling = ResamplingOptions(method=before.alignment, noise=before.alignment_noise)
     return aligned_template(science, template, use_wcs=use_wcs, resampling=resampling)
 
 

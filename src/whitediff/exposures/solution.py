@@ -69,6 +69,8 @@ class Solution:
     alignment
         How the template was resampled onto the science exposure's pixels before: the method of
         `whitediff.exposures.resampling.ResamplingOptions`; None where it was not.
+    alignment_noise
+        How the template's noise was found for that, on which the variances depend.
     psf
         PSF of the exposure that is not convolved, before anything was done to it.
     box
@@ -93,6 +95,7 @@ class Solution:
     template_noise: Noise = None
     psf: KernelPointSpreadFunction | None = None
     alignment: Literal["interpolating", "adaptive"] | None = None
+    alignment_noise: Literal["white", "auto", "measured"] = "white"
     box: Box | None = None
     stars: Table | None = None
 

@@ -75,6 +75,10 @@ def solution_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
         "WDSCORE": (solution.preconvolution_kernel is not None, "is a score image"),
         "WDFILL": (solution.fill, "what stands in for missing pixels"),
         "WDALIGN": (solution.alignment, "how the template was resampled before"),
+        "WDALNOIS": (
+            None if solution.alignment is None else solution.alignment_noise,
+            "noise of the template for that",
+        ),
         "WDSPAT": (solution.spatially_varying, "correction follows kernel and noise"),
     }
 
@@ -224,7 +228,11 @@ def read_solution(path: str | Path) -> Solution:
             fill=header.get("WDFILL", "mean"),
             science_noise=_noise(hdus, "SCIENCE_NOISE", box, file),
             template_noise=_noise(hdus, "TEMPLATE_NOISE", box, file),
-            alignment=_alignment(header, file),
+            alignment=_choice(header, "WDALIGN", (None, "interpolating", "adaptive"), file),
+            alignment_noise=(
+                # Files of before did not say.
+                _choice(header, "WDALNOIS", (None, "white", "auto", "measured"), file) or "white"
+            ),
             preconvolution_kernel=(
                 None
                 if preconvolution_hdu is None
@@ -256,14 +264,14 @@ def _noise(hdus: Any, name: str, box: Box, file: Path) -> Noise:
     )
 
 
-def _alignment(header: Any, file: Path) -> Any:
-    method = header.get("WDALIGN")
-    if method not in (None, "interpolating", "adaptive"):
+def _choice(header: Any, keyword: str, allowed: tuple[str | None, ...], file: Path) -> Any:
+    value = header.get(keyword)
+    if value not in allowed:
         raise FileFormatError(
-            f"{file}: WDALIGN is {method!r}; it must be interpolating or adaptive, as whitediff"
-            " writes it."
+            f"{file}: {keyword} is {value!r}; it must be {' or '.join(filter(None, allowed))}, as"
+            " whitediff writes it."
         )
-    return method
+    return value
 
 
 def _box(hdus: Any, background_hdu: Any, file: Path) -> Box:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
@@ -15,6 +16,7 @@ from lsst.utils.timer import timeMethod
 
 from ..errors import DataError
 from ..exposures import kernels, masks
+from ..exposures.alignment import aligned_template
 from ..exposures.decorrelation import Decorrelation
 from ..exposures.model import Exposure
 from ..exposures.noise import without_sentinels
@@ -25,6 +27,7 @@ from ..exposures.preparation import (
     prepare,
     template_coverage,
 )
+from ..exposures.resampling import ResamplingOptions
 from ..exposures.solution import Solution, fluxes, undecorrelated
 from ..exposures.subtraction import (
     matched_science,
@@ -79,6 +82,17 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
         max=1.0,
         inclusiveMax=True,
         doc="Where the template covers less than this, a failure counts as no work to do.",
+    )
+    alignTemplate = pex_config.ChoiceField(
+        dtype=str,
+        optional=True,
+        default=None,
+        doc="Resample a template whose pixels are not the science exposure's, by their WCS; None to"
+        " refuse it. As the option --align-method of whitediff subtract.",
+        allowed={
+            "interpolating": "Cubic splines.",
+            "adaptive": "Local Gaussian averages.",
+        },
     )
     doScaleVariance = pex_config.Field(
         dtype=bool,
@@ -391,6 +405,9 @@ class AlardLuptonSubtractTask(PipelineTask):
         science, template = (
             without_sentinels(Exposure.from_object(each)) for each in (science, template)
         )
+        resampling = self._resampling()
+        if resampling is not None:
+            template = aligned_template(science, template, resampling=resampling)
         self.checkTemplateIsSufficient(template, science)
         pair = prepare(science, template, self.config.to_preparation_options())
         self.metadata["scaleScienceVarianceFactor"] = pair.science_variance_factor
@@ -406,6 +423,16 @@ class AlardLuptonSubtractTask(PipelineTask):
             pair.template_variance_factor,
         )
         return pair
+
+    def _resampling(self) -> ResamplingOptions | None:
+        """How a template is resampled: its noise is followed as the decorrelation does."""
+        if self.config.alignTemplate is None:
+            return None
+        noise: Any = "auto"
+        if self.config.doDecorrelation:
+            config = self.config.decorrelate.value
+            noise = getattr(config, "decorrelateConfig", config).noise
+        return ResamplingOptions(method=self.config.alignTemplate, noise=noise)
 
     def checkTemplateIsSufficient(self, template: Any, science: Any) -> float:
         """Check that a template covers enough of a science exposure.
@@ -501,11 +528,16 @@ class AlardLuptonSubtractTask(PipelineTask):
     ) -> tuple[Struct, Decorrelation | None]:
         """Result of `run`, and the numbers behind its decorrelation."""
         match = made.match
+        resampling = self._resampling()
         free = None
         if self.config.makeKernel.value.kernel.active.fitForBackground:
             free = ~(pair.science_pixels | pair.template_pixels)
         before, solution = undecorrelated(
-            Solution.of(pair, match, preConvKernel),
+            dataclasses.replace(
+                Solution.of(pair, match, preConvKernel),
+                alignment=self.config.alignTemplate,
+                alignment_noise="white" if resampling is None else resampling.noise,
+            ),
             pair.science,
             pair.template,
             preconvolved_science=None if preConvKernel is None else match.science,
