@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -27,6 +29,9 @@ from . import scenes
 from .planning import Cost, simulate
 
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "WHITEDIFF_NUM_THREADS")}
+
+UNPACKING = 2.0
+"""Seconds to unpack a 4k exposure (GZIP_2)."""
 
 
 def nothing(order: Order) -> Record:
@@ -137,14 +142,64 @@ def memory(items: int, directory: Path) -> dict[str, Any]:
     return {"seconds": seconds, "workers": list(slopes.values())}
 
 
+def pipelines(shape: tuple[int, int], directory: Path) -> dict[str, Any]:
+    """A large pair through each pipeline: one process, and what its tasks say of themselves."""
+    from lsst.daf.butler import Butler
+
+    files = [path.resolve() for path in scenes.files(shape, directory)]
+    manifest, repo = directory / "butler.csv", directory / "repo"
+    manifest.write_text(f"science,template,visit\n{files[0]},{files[1]},1\n")
+    run = [sys.executable, "-m", "whitediff.cli", "butler"]
+    subprocess.run([*run, "init", str(repo), "-q"], check=True)
+    subprocess.run([*run, "ingest", str(repo), str(manifest), "-q"], check=True)
+    results: dict[str, Any] = {}
+    tasks = {
+        "difference": ["subtract"],
+        "score": ["score"],
+        "steps": ["subtract", "decorrelate", "detect"],
+        "sources": ["subtract", "score", "detect"],
+        "recreate": ["recreate"],
+    }
+    for name, labels in tasks.items():
+        inputs = "difference,pairs" if name == "recreate" else "pairs"
+        arguments = [*run, "run", str(repo), "--pipeline", name, "--input", inputs, "-q"]
+        start = time.perf_counter()
+        process = subprocess.Popen([*arguments, "--output", name], env=os.environ | ONE_THREAD)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"The pipeline {name} failed.")
+        results[name] = {
+            "seconds": time.perf_counter() - start,
+            "cpu": usage.ru_utime + usage.ru_stime,
+            "peak": usage.ru_maxrss * 1024,
+            "tasks": {},
+        }
+        with Butler.from_config(str(repo), collections=name) as butler:
+            for label in labels:
+                data_id = {"instrument": "Generic", "visit": 1, "detector": 0}
+                quantum = butler.get(f"{label}_metadata", data_id)["quantum"]
+                cpu = quantum["endCpuTime"] - quantum["prepCpuTime"]
+                results[name]["tasks"][label] = cpu
+    return results
+
+
 def plans(cost: Cost) -> list[dict[str, Any]]:
-    """What surveys would take."""
+    """What surveys would take, with planes as they are and with packed ones."""
     surveys = {"Rubin night": 1000 * 189, "full sky, 10 visits of each field": 3_780_000}
+    # Packed without loss a plane has half its size, and takes some seconds; of the three files of
+    # a pair two are read, and of the third only its solution is kept.
+    packed = {"seconds": cost.seconds + 2 * UNPACKING, "megabytes": cost.megabytes / 3}
+    files = {
+        "planes as they are, 5 GB/s": dataclasses.replace(cost, storage=5e3),
+        "planes as they are, 50 GB/s": dataclasses.replace(cost, storage=5e4),
+        "packed, only solutions, 5 GB/s": dataclasses.replace(cost, storage=5e3, **packed),
+    }
     rows = []
-    for name, items in surveys.items():
+    for (kind, each), (name, items) in itertools.product(files.items(), surveys.items()):
         for workers in (10, 100, 1000):
-            plan = simulate(items, workers, cost)
-            rows.append({"survey": name, "items": items, "workers": workers} | vars(plan))
+            plan = simulate(items, workers, each)
+            what = {"files": kind, "survey": name, "items": items, "workers": workers}
+            rows.append(what | vars(plan) | {"hours": plan.seconds / 3600})
     return rows
 
 
@@ -154,6 +209,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmark-output"))
     parser.add_argument("--pairs", type=int, default=4, help="number of large pairs; 0 for none")
     parser.add_argument("--size", default="4000x4072")
+    parser.add_argument(
+        "--pipelines", action="store_true", help="also measure Butler's pipelines on a large pair"
+    )
     parser.add_argument("--tiny", type=int, default=2000, help="number of empty items")
     parser.add_argument("--many", type=int, default=300, help="number of small items")
     options = parser.parse_args()
@@ -170,6 +228,10 @@ def main() -> None:
             shape = tuple(int(n) for n in options.size.split("x"))
             results["pairs"] = pairs((shape[0], shape[-1]), options.pairs, directory)
             print(json.dumps(results["pairs"], indent=1))
+        if options.pipelines:
+            shape = tuple(int(n) for n in options.size.split("x"))
+            results["pipelines"] = pipelines((shape[0], shape[-1]), directory)
+            print(json.dumps(results["pipelines"], indent=1))
         if options.many:
             results["memory"] = memory(options.many, directory)
             print(json.dumps(results["memory"], indent=1))
