@@ -291,7 +291,7 @@ def _make_item(
         options[types[key].parameter] = _converted(where, key, cells.pop(key), types[key], base)
     if "align_method" in given and not options.get("align"):
         raise ArgumentError(
-            f"{where}: align_method has no effect without align; set align to true, or leave it out."
+            f"{where}: align_method has no effect without align; set that to true, or leave it out."
         )
     if "kernel" in types and options.get(types["kernel"].parameter):
         vain = [key for key in given if types[key].is_settled]
