@@ -6,8 +6,8 @@ difference is one within its sampling error, what is left of stars is noise, and
 their flux to 1.5 %; without the covariance that the aligned file carries the ratio is not one.
 Aligning in ``subtract`` gives the same pixels, and so does ``--kernel``; grids that differ are
 refused with the number of pixels and the remedy; a grid that differs by whole pixels is cut, not
-resampled; wrong input is one sentence and leaves no file; an image without noise at many frequencies is
-warned of where it was not convolved.
+resampled; wrong input is one sentence and leaves no file; an image without noise at many
+frequencies is warned of where it was not convolved.
 """
 
 from __future__ import annotations
