@@ -149,7 +149,7 @@ def pipelines(shape: tuple[int, int], directory: Path) -> dict[str, Any]:
     files = [path.resolve() for path in scenes.files(shape, directory)]
     manifest, repo = directory / "butler.csv", directory / "repo"
     manifest.write_text(f"science,template,visit\n{files[0]},{files[1]},1\n")
-    run = [sys.executable, "-m", "whitediff.cli", "butler"]
+    run = [sys.executable, "-m", "whitediff", "butler"]
     subprocess.run([*run, "init", str(repo), "-q"], check=True)
     subprocess.run([*run, "ingest", str(repo), str(manifest), "-q"], check=True)
     results: dict[str, Any] = {}
