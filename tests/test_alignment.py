@@ -98,9 +98,12 @@ def test_anything_but_whole_pixels_is_refused(rng):
     image = rng.normal(size=SHAPE)
     science = exposure(image, header())
     for wcs, message in (
-        (header(2.4), r"up to 2\.40 pixels .*, 0\.40 from a whole number, .*--align"),
-        (header(0.4), r"up to 0\.40 pixels .*, 0\.40 from a whole number, .*--ignore-wcs"),
-        (header(rotation=0.02), r"up to 4\.3\d pixels .* from a whole number"),
+        (header(2.4), r"up to 2\.40 pixels .*, 0\.40 after a shift by whole pixels, .*--align"),
+        (
+            header(0.4),
+            r"up to 0\.40 pixels .*, 0\.40 after a shift by whole pixels, .*--ignore-wcs",
+        ),
+        (header(rotation=0.02), r"up to 4\.3\d pixels .* after a shift by whole pixels"),
     ):
         with pytest.raises(ArgumentError, match=message):
             aligned_template(science, exposure(image, wcs))

@@ -153,8 +153,9 @@ def _differs(name: str, shifts: Array, departure: float) -> ArgumentError:
     largest = float(np.hypot(*shifts).max())
     return ArgumentError(
         f"{name}: its pixels and the science image's differ by up to {largest:.2f} pixels by their"
-        f" WCS, {departure:.2f} from a whole number, and at most {WHOLE_PIXEL_TOLERANCE:g} are"
-        " allowed; have it resampled (--align), in a pipeline by alignTemplate, or take the images"
+        f" WCS, {departure:.2f} after a shift by whole pixels, and at most"
+        f" {WHOLE_PIXEL_TOLERANCE:g} are allowed; have it resampled (--align), in a pipeline by"
+        " alignTemplate, or take the images"
         " as they are (--ignore-wcs) if the WCS is wrong."
     )
 
