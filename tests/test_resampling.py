@@ -541,7 +541,7 @@ def test_grids_may_differ_by_a_twentieth_of_a_pixel():
     science = blank(sky_header(SHAPE))
     assert aligned_template(science, close := blank(sky_header(SHAPE, shift=(0.04, 0)))) is close
     far = blank(sky_header(SHAPE, shift=(3.06, 4.0)))
-    with pytest.raises(ArgumentError, match=r"differ by up to 5\.0\d pixels.*0\.06 after a shift.*--align"):
+    with pytest.raises(ArgumentError, match=r"differ by up to 5\.0\d pixels.*0\.06 after.*--align"):
         aligned_template(science, far)
     rotated = blank(sky_header(SHAPE, rotation=0.1))
     with pytest.raises(ArgumentError, match=r"differ by up to 0\.38 pixels"):
