@@ -260,7 +260,7 @@ def run_decorrelation(
     from ..exposures import decorrelation, masks
     from ..exposures.regions import Region, decorrelate_regions
     from ..outputs import check_output
-    from ..runs.cards import decorrelation_cards, report_noise_floor
+    from ..runs.cards import decorrelation_cards, report_inputs_floor
     from ..runs.inputs import check_usable, read_input
 
     check_output(output, overwrite=overwrite, inputs=(science, template, difference, kernel))
@@ -380,10 +380,7 @@ def run_decorrelation(
         result.variance_mean_after,
         100 * result.contaminated_fraction,
     )
-    report_noise_floor(
-        ((science, result.science_noise), (template, result.template_noise)),
-        unconvolved=science if result.options.convolved == "template" else template,
-    )
+    report_inputs_floor(result, science, template)
     return result
 
 

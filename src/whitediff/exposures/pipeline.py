@@ -26,6 +26,7 @@ __all__ = [
     "make",
     "make_again",
     "make_all",
+    "mark_sources",
     "measured_noise",
     "solve_difference",
     "solve_score",
@@ -238,7 +239,7 @@ def make_all(
         product = make(solved, sources=sources, full_variance=options.full_variance)
         # Both products have the same inputs.
         correction |= measured_noise(product)
-        _mark(product, sources)
+        mark_sources(product.exposure, sources)
         made[kind] = Made(product, solved.pair.science, solved.pair.template, solved.pair)
         pair = solved.pair
     return made
@@ -279,7 +280,7 @@ def make_again(
             rescaled(template, solution.template_variance_factor),
         )
         product = make_product(solution, *pair, sources=sources, full_variance=full_variance)
-        _mark(product, sources)
+        mark_sources(product.exposure, sources)
         made[kind] = Made(product, *pair)
     return made
 
@@ -310,6 +311,14 @@ def aligned_as_before(
     return aligned_template(science, template, use_wcs=use_wcs, resampling=resampling)
 
 
-def _mark(product: Product, sources: Array) -> None:
-    exposure = product.exposure
+def mark_sources(exposure: Exposure, sources: Array) -> None:
+    """Set the mask plane SOURCE of a product.
+
+    Parameters
+    ----------
+    exposure
+        Product; changed.
+    sources
+        ``(ny, nx)`` boolean: pixels with a source on either input.
+    """
     exposure.masked_image.mask = masks.with_plane(exposure.mask, masks.SOURCE, sources)

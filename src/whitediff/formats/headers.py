@@ -9,14 +9,15 @@ from collections.abc import Iterable
 
 import astropy.io.fits
 
+from ..errors import FileFormatError
 from ..exposures.sky import wcs_cards, without_wcs
 
 __all__ = [
     "escaped",
     "first_value",
     "header_gain",
-    "linear_origin",
     "observation_header",
+    "pixel_origin",
     "storable",
     "unescaped",
     "wcs_cards",
@@ -24,6 +25,7 @@ __all__ = [
     "without_wcs",
 ]
 
+_LARGEST_ORIGIN = 1e8
 _GAIN_KEYWORDS = ("GAIN", "EGAIN", "CCDGAIN")
 
 # Cards that describe the storage of the data they came with.
@@ -242,21 +244,45 @@ def header_gain(
     return found
 
 
-def linear_origin(header: astropy.io.fits.Header) -> tuple[int, int]:
-    """Pixel coordinates of an array's first pixel, by the linear WCS beside the celestial one.
+def pixel_origin(header: astropy.io.fits.Header, name: str) -> tuple[int, int]:
+    """Pixel coordinates of an array's first pixel, from the linear WCS ``A``.
 
     Parameters
     ----------
     header
-        Of the image, as lsst.images writes it.
+        Of the image.
+    name
+        Whose header it is, for the message.
 
     Returns
     -------
     yx0
-        (y, x); 0 where the header says nothing.
+        (y, x); 0 where there is no such WCS.
+
+    Raises
+    ------
+    FileFormatError
+        If it is no position.
+
+    Notes
+    -----
+    LTV cards are not used: they usually point into the detector's raw frame, which differs
+    between images of the same grid.
     """
-    y0, x0 = (
-        round(header.get(f"CRVAL{axis}A", 0) + 1 - header.get(f"CRPIX{axis}A", 1))
-        for axis in (2, 1)
-    )
-    return y0, x0
+    if header.get("CTYPE1A") != "LINEAR":
+        return (0, 0)
+    found = []
+    for axis in (2, 1):
+        value, reference = (
+            header.get(f"{card}{axis}A", d) for card, d in (("CRVAL", None), ("CRPIX", 1.0))
+        )
+        if not all(
+            isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < _LARGEST_ORIGIN
+            for n in (value, reference)
+        ):
+            raise FileFormatError(
+                f"{name}: the pixel origin, CRVAL{axis}A = {value!r} and CRPIX{axis}A ="
+                f" {reference!r}, is no position; is the file whole?"
+            )
+        found.append(round(value - (reference - 1.0)))
+    return (found[0], found[1])

@@ -21,7 +21,7 @@ from ..exposures.solution import Solution
 from ..noise import NoiseCovariance
 from ..outputs import replacing
 from .files import opened, split_extension
-from .headers import escaped, linear_origin
+from .headers import escaped, pixel_origin
 from .stamps import (
     background_hdu,
     find_hdu,
@@ -286,5 +286,5 @@ def _box(hdus: Any, background_hdu: Any, file: Path) -> Box:
     if "IMAGE" not in hdus:
         raise FileFormatError(f"{file}: has neither IMAGE nor BACKGROUND; keep one of them.")
     header = hdus["IMAGE"].header
-    y0, x0 = linear_origin(header)
+    y0, x0 = pixel_origin(header, str(file))
     return Box.from_shape(hdus["IMAGE"].shape, start=YX(y=y0, x=x0))

@@ -12,7 +12,7 @@ from lsst.resources import ResourcePath
 from .. import __version__, formats
 from ..formats.catalogs import read_catalog, write_catalog
 from ..formats.files import opened
-from ..formats.headers import linear_origin
+from ..formats.headers import pixel_origin
 from .storage import exposure_component, solution_component
 
 __all__ = ["CatalogFormatter", "ExposureFormatter", "SolutionFormatter"]
@@ -127,7 +127,7 @@ def _one_pixel(path: str) -> Box | None:
     with opened(Path(path)) as hdus:
         if not {"IMAGE", "MASK", "VARIANCE", "JSON"} <= {hdu.name for hdu in hdus}:
             return None
-        start = linear_origin(hdus["IMAGE"].header)
+        start = pixel_origin(hdus["IMAGE"].header, path)
     return Box.from_shape((1, 1), start=start)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from .. import __version__
 from ..noise import FLOOR
 
-__all__ = ["decorrelation_cards", "report_noise_floor"]
+__all__ = ["decorrelation_cards", "report_inputs_floor", "report_noise_floor"]
 
 log = logging.getLogger("whitediff.runs")
 
@@ -110,3 +110,19 @@ def report_noise_floor(noises: Iterable[tuple[Any, Any]], unconvolved: str | Non
                 100 * noise.floored_fraction,
                 FLOOR,
             )
+
+
+def report_inputs_floor(result: Any, science: str, template: str) -> None:
+    """The same of the two inputs of a decorrelation.
+
+    Parameters
+    ----------
+    result
+        `whitediff.exposures.decorrelation.Decorrelation`.
+    science, template
+        What they are called.
+    """
+    report_noise_floor(
+        ((science, result.science_noise), (template, result.template_noise)),
+        unconvolved=science if result.options.convolved == "template" else template,
+    )

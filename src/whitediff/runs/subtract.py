@@ -11,7 +11,6 @@ from typing import Any
 
 from .. import formats
 from ..errors import ArgumentError, WhitediffError
-from ..exposures import masks
 from ..exposures.matching import MatchOptions
 from ..exposures.model import Exposure
 from ..exposures.noise import rescaled, source_pixels
@@ -19,6 +18,7 @@ from ..exposures.pipeline import (
     SubtractionOptions,
     aligned_as_before,
     make,
+    mark_sources,
     measured_noise,
     solve_difference,
     solve_score,
@@ -29,7 +29,7 @@ from ..exposures.solution import make_product
 from ..exposures.subtraction import matched_template
 from ..matching.design import FitOptions
 from ..outputs import check_output
-from .cards import decorrelation_cards, report_noise_floor
+from .cards import decorrelation_cards, report_inputs_floor
 from .inputs import read_input
 from .record import recorded
 
@@ -380,7 +380,7 @@ def _finished(
 ) -> tuple[Any, dict[str, tuple[Any, str]], dict[str, Any]]:
     """Exposure with its SOURCE plane, cards and further extensions."""
     exposure = product.exposure
-    exposure.masked_image.mask = masks.with_plane(exposure.mask, masks.SOURCE, sources)
+    mark_sources(exposure, sources)
     extras = dict(formats.solution_extras(product.solution))
     if product.flux is not None:
         extras = {"FLUX": product.flux, "FLUX_VARIANCE": product.flux_variance} | extras
@@ -442,11 +442,8 @@ def _describe(path: Path | None, product: Any, pair: Any, match: Any) -> None:
 
 def _report_floor(product: Any, pair: Any) -> None:
     result = product.decorrelation
-    science = pair.science.source or "science image"
-    template = pair.template.source or "template"
-    report_noise_floor(
-        ((science, result.science_noise), (template, result.template_noise)),
-        unconvolved=science if result.options.convolved == "template" else template,
+    report_inputs_floor(
+        result, pair.science.source or "science image", pair.template.source or "template"
     )
 
 

@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..exposures import masks
 from ..exposures.model import Exposure
 from ..exposures.noise import rescaled, source_pixels, without_sentinels
-from ..exposures.pipeline import aligned_as_before
+from ..exposures.pipeline import aligned_as_before, mark_sources
 from ..exposures.solution import Solution, make_product
 from .connections import DecorrelateConnections, RecreateConnections
 from .decorrelate_spatial import DecorrelateALKernelSpatialTask
@@ -114,7 +114,7 @@ class DecorrelateDifferenceTask(PipelineTask):
         if corrected.background is None:
             corrected.background = difference.background
         if masks.find_plane(corrected.mask, masks.SOURCE) is None:
-            corrected.masked_image.mask = masks.with_plane(corrected.mask, masks.SOURCE, sources)
+            mark_sources(corrected, sources)
         return Struct(
             correctedExposure=corrected,
             correctedSolution=solution.completed(result.decorrelation),
@@ -180,7 +180,7 @@ class RecreateDifferenceTask(PipelineTask):
         except DataError as error:
             raise algorithm_error(error) from error
         exposure = product.exposure
-        exposure.masked_image.mask = masks.with_plane(exposure.mask, masks.SOURCE, sources)
+        mark_sources(exposure, sources)
         self.metadata["kernelSum"] = product.decorrelation.kernel_sum
         self.metadata["diffimVarianceMeanAfter"] = product.decorrelation.variance_mean_after
         return Struct(difference=exposure)

@@ -19,7 +19,7 @@ from ...exposures.model import Exposure, as_native_float
 from ...exposures.psf import KernelPointSpreadFunction, psf_image
 from ...exposures.sky import sky_projection
 from .. import plain
-from ..headers import observation_header, without_wcs
+from ..headers import observation_header, pixel_origin, without_wcs
 
 __all__ = ["from_ccddata", "to_ccddata"]
 
@@ -75,7 +75,7 @@ def from_ccddata(
         )
     image = as_native_float(pixels)
     header = _header(data)
-    bbox = Box.from_shape(image.shape, start=plain.pixel_origin(header))
+    bbox = Box.from_shape(image.shape, start=pixel_origin(header, name))
     planes = _planes(data, header, mask_planes, name)
     mask = masks.make_mask(planes, bbox)
     values = _variance(data, image, name)

@@ -69,8 +69,7 @@ def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
         planes = None
         if flags is not None and flags.is_image:
             planes = plain.mask_planes(flags, image_hdu.shape, path)
-        psf_hdu = find_hdu(hdus, (PSF,))
-        stamp = None if psf_hdu is None else np.array(psf_hdu.data, dtype=np.float64)
+        has_psf = find_hdu(hdus, (PSF,)) is not None
     if kind is not None and options.get("variance") is None:
         options["variance"] = plain.VarianceSource(f"{path}[{UNCERTAINTY}]", kind)
     exposure = plain.read(path, extension, **options)
@@ -79,7 +78,7 @@ def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
         exposure = _with_flags(exposure, planes, mask is not None)
     elif boolean:
         exposure = exposure.replaced(mask=_without(exposure.mask, "BIT0"))
-    if exposure.psf is None and stamp is not None:
+    if exposure.psf is None and has_psf:
         with opened(path) as hdus:
             exposure.psf = read_psf_hdus(
                 hdus, find_hdu(hdus, (PSF,)), bounds=exposure.bbox, path=str(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import astropy.io.fits
 
-__all__ = ["has_kernel", "kernel_table", "layer", "recognise"]
+__all__ = ["kernel_table", "layer", "recognise"]
 
 _TABLE = "Convolution Kernel Information"
 _LAYERS = {
@@ -76,19 +76,3 @@ def kernel_table(hdus: astropy.io.fits.HDUList) -> astropy.io.fits.BinTableHDU |
     titles = (last.header.get("EXTNAME"), last.header.get("OBJECT"))
     named = any(isinstance(title, str) and title.strip() == _TABLE for title in titles)
     return last if named or {"NGAUSS", "FWKERN", "CKORDER"} <= set(last.header) else None
-
-
-def has_kernel(hdus: astropy.io.fits.HDUList) -> bool:
-    """Whether the kernel is in the file.
-
-    Parameters
-    ----------
-    hdus
-        HDUs of a file.
-
-    Returns
-    -------
-    found
-        True or False.
-    """
-    return kernel_table(hdus) is not None

@@ -8,7 +8,6 @@ from .read import (
     mask_planes,
     modelled_variance,
     parts,
-    pixel_origin,
     read,
 )
 from .recognise import recognise, stamps
@@ -21,7 +20,6 @@ __all__ = [
     "mask_planes",
     "modelled_variance",
     "parts",
-    "pixel_origin",
     "read",
     "recognise",
     "stamps",

@@ -33,6 +33,7 @@ from ..headers import (
     first_value,
     header_gain,
     observation_header,
+    pixel_origin,
     wcs_cards,
     without_provenance,
 )
@@ -54,7 +55,6 @@ __all__ = [
     "mask_planes",
     "modelled_variance",
     "parts",
-    "pixel_origin",
     "read",
 ]
 
@@ -80,7 +80,6 @@ _VARIANCE_NAMES: dict[str, VarianceKind] = {
 }
 _OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS", NOISE)
 _ENOUGH_FOR_SIGMA = 100_000
-_LARGEST_ORIGIN = 1e8
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 _READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
 
@@ -302,10 +301,7 @@ def read(
             if "CTYPE1" not in header and celestial_wcs(primary) is not None:
                 header.extend(wcs_cards(primary), unique=True)
                 _log.info("%s: the WCS of the primary header is used.", path)
-        try:
-            bbox = Box.from_shape(image.shape, start=pixel_origin(hdu.header))
-        except FileFormatError as error:
-            raise FileFormatError(f"{path}: {error}") from error
+        bbox = Box.from_shape(image.shape, start=pixel_origin(hdu.header, str(path)))
         owner = None if hdu is hdus[0] else hdu
         mask = make_mask({}, bbox)
         mask_hdu = find_hdu(hdus, _MASK_NAMES, owner)
@@ -467,43 +463,6 @@ def _constant_pixels(image: Array) -> Array:
 def _native_copy(data: Array) -> Array:
     """Own copy in native byte order: the file is closed after reading."""
     return native(data, as_native_float(data[:0]).dtype)
-
-
-def pixel_origin(header: astropy.io.fits.Header) -> tuple[int, int]:
-    """Pixel coordinates (y, x) of the first pixel, from the linear WCS ``A``.
-
-    Parameters
-    ----------
-    header
-        Header of an image.
-
-    Returns
-    -------
-    y, x
-        0 where there is no such WCS.
-
-    Notes
-    -----
-    LTV cards are not used: they usually point into the detector's raw frame, which differs
-    between images of the same grid.
-    """
-    if header.get("CTYPE1A") != "LINEAR":
-        return (0, 0)
-    found = []
-    for axis in (2, 1):
-        value, reference = (
-            header.get(f"{card}{axis}A", d) for card, d in (("CRVAL", None), ("CRPIX", 1.0))
-        )
-        if not all(
-            isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < _LARGEST_ORIGIN
-            for n in (value, reference)
-        ):
-            raise FileFormatError(
-                f"the pixel origin, CRVAL{axis}A = {value!r} and CRPIX{axis}A = {reference!r}, is"
-                " no position; is the file whole?"
-            )
-        found.append(round(value - (reference - 1.0)))
-    return (found[0], found[1])
 
 
 def mask_planes(hdu: Any, shape: tuple[int, ...], path: Path) -> dict[str, Array]:
