@@ -537,6 +537,8 @@ def plot_batch(path: str | Path, table: Any, *, title: str = "") -> None:
     panels[0].axhline(1, color="0.6", linewidth=0.8)
     panels[2].plot(numbers, table["seconds"].value, ".", color="tab:blue", label="elapsed")
     panels[2].plot(numbers, table["cpu_seconds"].value, ".", color="tab:green", label="processor")
+    for panel in panels[2:]:
+        panel.margins(y=0.2)
     panels[2].set(title="seconds", xlabel="row of the manifest", ylim=(0, None))
     panels[2].legend(frameon=False)
     panels[3].plot(numbers, table["peak_memory"].value / 1e6, ".", color="tab:blue")
@@ -544,6 +546,8 @@ def plot_batch(path: str | Path, table: Any, *, title: str = "") -> None:
     for panel in panels:
         for number in failed:
             panel.axvline(number, color="tab:red", linewidth=0.8, alpha=0.5)
+    # Rows are whole numbers.
+    panels[2].xaxis.get_major_locator().set_params(integer=True)
     if len(failed):
         figure.text(0.99, 0.005, "red: failed", color="tab:red", ha="right")
     with replacing(Path(path), overwrite=True) as temporary:
