@@ -48,6 +48,9 @@ _SHARE_OF_PEAK = 0.5 / SINGLE_PRECISION_ERROR_FROM_PEAK
 """Pixels above this part of the allowed error are summed up one by one, so that the others of the
 tile can be transformed in single precision: the cores of a few bright stars."""
 
+_LEVEL_STEP = 7
+"""Every so many pixels along both axes tell a tile's level."""
+
 _SPARSE_BLOCK = 64
 _SPARSE = 0.1
 """Share of an image's blocks of that side that may have anything in them for it to be sparse."""
@@ -209,6 +212,7 @@ def convolve_varying(
     # What is not of a floating-point type holds small integers, such as a mask.
     dtype = image.dtype if image.dtype.kind == "f" else np.dtype(np.float32)
     in_single = in_double.single() if tolerance > 0 and dtype == np.float32 else None
+    sums = kernels.sum(axis=(1, 2), dtype=np.float64)
     result = planes.empty(image.shape, dtype)
 
     def work(tile: tuple[slice, slice]) -> None:
@@ -216,15 +220,20 @@ def convolve_varying(
         padded = _padded(image, tile, axes, boundary, np.float64 if in_single is None else dtype)
         spectra, local = in_double, None if weights is None else weights(*tile)
         bright: Array | None = None
+        level = 0.0
         if in_single is not None:
             allowed = tolerance / in_single.gain(local)
+            if _single_precision_error(padded, grid) > allowed:
+                # A sky that was left in would take all the digits of its noise.
+                level = float(dtype.type(np.median(padded[::_LEVEL_STEP, ::_LEVEL_STEP])))
+                padded -= dtype.type(level)
             faint, bright = _without_bright(padded, grid, allowed)
             if _single_precision_error(faint, grid) <= allowed:
                 spectra, padded = in_single, faint
                 local = None if local is None else local.astype(np.float32, copy=False)
             else:
                 padded, bright = padded.astype(np.float64), None
-        if bright is None and not padded.any():
+        if bright is None and not level and not padded.any():
             result[tile] = 0
             return
         image_ft = scipy.fft.rfft2(padded, s=grid)
@@ -237,6 +246,8 @@ def convolve_varying(
             if local is not None:
                 part *= local[i]
             total = part if total is None else np.add(total, part, out=total)
+        if level and total is not None:
+            total += level * (sums[0] if local is None else np.tensordot(sums, local, axes=1))
         result[tile] = total
 
     tiles = [(rows, columns) for rows in axes[0].tiles for columns in axes[1].tiles]

@@ -23,9 +23,9 @@ from .convolution import (
     SINGLE_PRECISION_ERROR_FROM_PEAK,
     SINGLE_PRECISION_ERROR_FROM_RMS,
     convolve,
-    convolve_sparse,
     convolve_varying,
 )
+from .distrust import CONTAMINATION_THRESHOLD, absolute_weight
 from .errors import ArgumentError, DataError
 from .interpolation import interpolated
 
@@ -60,9 +60,6 @@ __all__ = [
 ]
 
 type Array = npt.NDArray[Any]
-
-CONTAMINATION_THRESHOLD = 0.01
-"""Fraction of the filter's absolute weight above which a pixel is contaminated."""
 
 EMPTY_AMPLITUDE = 1e-2
 """Amplitude |p̂| below which a frequency of a pre-convolved image counts as empty."""
@@ -850,31 +847,6 @@ def pixel_kernel(
         ``shape``, origin at ``[0, 0]``, periodic.
     """
     return fourier.inverse(correction_ft.astype(np.result_type(dtype, np.complex64)), shape, shape)
-
-
-def absolute_weight(kernel: Array, pixels: Array) -> Array:
-    """Absolute weight of a filter on some pixels of an image, for every filtered pixel.
-
-    Parameters
-    ----------
-    kernel
-        `pixel_kernel` on a grid at least as large as the image, or a `compact_kernel`.
-    pixels
-        ``(ny, nx)`` boolean.
-
-    Returns
-    -------
-    weight
-        ``(ny, nx)`` float32: ``Σ_a |kernel(a)| pixels(x − a)``, zero outside the frame.
-    """
-    if _is_compact(kernel, pixels.shape):
-        weights = np.abs(kernel)
-        tolerance = _WEIGHT_PRECISION * float(weights.sum())
-        return convolve_sparse(pixels, weights, tolerance=tolerance)
-    shape = (kernel.shape[0], kernel.shape[1])
-    spectrum = fourier.forward(pixels.astype(np.float32), shape)
-    spectrum *= fourier.forward(np.abs(kernel).astype(np.float32), shape)
-    return fourier.inverse(spectrum, shape, (pixels.shape[0], pixels.shape[1]))
 
 
 def _is_compact(kernel: Array, shape: tuple[int, ...]) -> bool:

@@ -79,7 +79,7 @@ _MEMORY = click.option(
 _FILL = click.option(
     "--fill",
     type=click.Choice(["mean", "interpolate"]),
-    default="mean",
+    default="interpolate",
     show_default=True,
     help="What stands in for bad and missing pixels while their neighbours are filtered:"
     " the image's mean, or what the neighbours say.",
@@ -233,7 +233,7 @@ def run_decorrelation(
     full_variance: bool = False,
     noise: Any = "auto",
     constant: bool = False,
-    fill: Any = "mean",
+    fill: Any = "interpolate",
     ignore_mask_planes: str | None = None,
     transform: Any = "fast",
     compress: bool = False,

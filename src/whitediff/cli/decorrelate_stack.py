@@ -123,7 +123,7 @@ def run_stack_decorrelation(
     psf: str | None = None,
     noise: Any = "auto",
     constant: bool = False,
-    fill: Any = "mean",
+    fill: Any = "interpolate",
     compress: bool = False,
     overwrite: bool = False,
 ) -> Any:

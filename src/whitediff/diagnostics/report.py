@@ -277,9 +277,7 @@ def _matched(inputs: ReportInput, notes: list[str]) -> tuple[Array | None, Array
             matched = science.image.array - before
         subtract_background(before, solution.background, inputs.product.bbox)
     elif solution.convolved == "template":
-        matched = convolved_exposure(
-            template, solution.kernel, full_variance=False, fill=solution.fill
-        ).image.array
+        matched = convolved_exposure(template, solution.kernel, full_variance=False).image.array
     if matched is None:
         matched = matched_template(
             template,

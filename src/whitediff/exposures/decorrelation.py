@@ -17,6 +17,7 @@ from lsst.images.fields import ChebyshevField
 from lsst.images.psfs import PointSpreadFunction
 
 from .. import decorrelation, fourier
+from ..distrust import distrusted_pixels
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
 from ..stats import clipped_mean
@@ -110,13 +111,13 @@ class DecorrelationOptions:
     convolved: Literal["template", "science"] = "template"
     score: bool = False
     scale_factor: float = 1.0
-    score_filter: Literal["documented", "compact"] = "documented"
+    score_filter: Literal["documented", "compact"] = "compact"
     full_variance: bool = False
     ignore_mask_planes: tuple[str, ...] = masks.DEFAULT_IGNORE_MASK_PLANES
     required_mask_planes: tuple[str, ...] = ()
     untrusted_mask_planes: tuple[str, ...] = masks.UNTRUSTED_MASK_PLANES
     spatially_varying: bool = False
-    fill: Literal["mean", "interpolate"] = "mean"
+    fill: Literal["mean", "interpolate"] = "interpolate"
     noise: Literal["white", "auto", "measured"] = "white"
     tolerance: float = 1e-3
     transform: Literal["fast", "documented"] = "fast"
@@ -422,7 +423,12 @@ def decorrelate(
         image = local.image(difference.image.array, sigma, fill=options.fill, missing=missing)
         compact_kernel = local.filter.images[0]
     untrusted, mask = pixels_to_distrust(difference, sigma, options.untrusted_mask_planes)
-    contaminated = _contaminated(correction, compact_kernel, untrusted, filters)
+    if missing is not None and compact_kernel is not None:
+        contaminated = _contaminated_by_missing(
+            compact_kernel, difference, untrusted, missing, sigma
+        )
+    else:
+        contaminated = _contaminated(correction, compact_kernel, untrusted, filters)
     psf = None if difference.psf is None else _psf_before(difference.psf, filters, box, options)
     on_stamps = filters.correction_on_stamps(correction, transform=options.transform)
 
@@ -657,6 +663,21 @@ def pixels_to_distrust(
         )
         mask = masks.with_plane(mask, "NO_DATA", unmeasured & np.isfinite(difference.image.array))
     return np.logical_or(untrusted, unmeasured, out=untrusted), mask
+
+
+def _contaminated_by_missing(
+    kernel: Array, difference: Exposure, untrusted: Array, missing: Array, sigma: float | None
+) -> Array:
+    """Contaminated pixels where missing ones were interpolated, which costs less."""
+    lost = untrusted & ~missing
+    contaminated = decorrelation.contaminated_pixels(kernel, lost)
+    if missing.any():
+        # The difference is about as noisy before as after.
+        noise = sigma or 0.0
+        contaminated |= distrusted_pixels(
+            kernel, difference.image.array, missing, noise=noise, sigma=noise
+        )
+    return contaminated
 
 
 def _contaminated(

@@ -156,7 +156,6 @@ def match(
     options: MatchOptions | None = None,
     *,
     preconvolution_kernel: Array | None = None,
-    fill: Literal["mean", "interpolate"] = "mean",
     sources: Sources | None = None,
 ) -> Match:
     """Find the kernel that matches the PSF of one exposure to that of another.
@@ -170,9 +169,6 @@ def match(
     preconvolution_kernel
         For a score: PSF with which the science exposure is correlated before; the template
         is then the one that is convolved.
-    fill
-        What stands in for missing pixels while the science exposure is pre-convolved, as for
-        `whitediff.exposures.subtraction.convolved_exposure`.
     sources
         From which the stars are chosen; the pair's if None.  The widths of the PSFs are
         measured on the pair's in any case.
@@ -214,7 +210,7 @@ def match(
             ),
         )
         convolved = "template"
-        science = preconvolved(science, preconvolution_kernel, fill=fill)
+        science = preconvolved(science, preconvolution_kernel)
         # Correlated with itself, a profile is wider by the square root of two.
         science_sigma *= math.sqrt(2)
         widening = preconvolution_kernel.shape[0] // 2

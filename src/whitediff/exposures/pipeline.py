@@ -57,7 +57,7 @@ class SubtractionOptions:
     )
     noise: Literal["white", "auto", "measured"] = "auto"
     spatially_varying: bool = True
-    fill: Literal["mean", "interpolate"] = "mean"
+    fill: Literal["mean", "interpolate"] = "interpolate"
     full_variance: bool = False
 
     @property
@@ -132,7 +132,7 @@ def solve_score(pair: Pair, options: MatchOptions, **correction: Any) -> Solved:
     """
     pair = pair_with_psf(pair, "template")
     kernel = preconvolution_kernel(pair.science)
-    found = match(pair, options, preconvolution_kernel=kernel, fill=correction.get("fill", "mean"))
+    found = match(pair, options, preconvolution_kernel=kernel)
     solution = dataclasses.replace(Solution.of(pair, found, kernel), **correction)
     return Solved(pair, found, solution, found.science)
 

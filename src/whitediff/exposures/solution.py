@@ -25,6 +25,7 @@ from .model import Exposure
 from .preparation import Pair
 from .psf import KernelPointSpreadFunction, as_kernel_psf
 from .subtraction import (
+    missing_pixels,
     photometric_scale_factor,
     preconvolved,
     subtract,
@@ -89,7 +90,7 @@ class Solution:
     science_variance: float | None = None
     template_variance: float | None = None
     spatially_varying: bool = False
-    fill: Literal["mean", "interpolate"] = "mean"
+    fill: Literal["mean", "interpolate"] = "interpolate"
     noise: Literal["white", "auto", "measured"] = "white"
     science_noise: Noise = None
     template_noise: Noise = None
@@ -256,11 +257,9 @@ def make_product(
     score = solution.preconvolution_kernel is not None
     missing = None
     if solution.fill == "interpolate":
-        # What was convolved has been interpolated already.
+        # What was convolved has been interpolated already; of a score that is both.
         unconvolved = science if solution.convolved == "template" else template
-        missing = masks.flagged(unconvolved.mask, masks.INTERPOLATED_MASK_PLANES)
-        if score:
-            missing = np.zeros_like(missing)
+        missing = np.zeros(science.shape, bool) if score else missing_pixels(unconvolved)
     result = decorrelate(
         science,
         template,
@@ -330,7 +329,7 @@ def undecorrelated(
         unconvolved.psf = solution.psf
     if kernel is not None:
         if preconvolved_science is None:
-            preconvolved_science = preconvolved(unconvolved, kernel, fill=solution.fill)
+            preconvolved_science = preconvolved(unconvolved, kernel)
         target = preconvolved_science
     else:
         target = unconvolved
@@ -341,7 +340,6 @@ def undecorrelated(
         convolved=solution.convolved,
         scale_factor=solution.scale_factor,
         full_variance=False,
-        fill=solution.fill,
     )
     before.is_score = kernel is not None
     if free is not None:

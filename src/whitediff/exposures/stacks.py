@@ -119,7 +119,7 @@ class StackOptions:
     floor: float = stacks.DEFAULT_FLOOR
     divisor: float = 1.0
     spatially_varying: bool = True
-    fill: Literal["mean", "interpolate"] = "mean"
+    fill: Literal["mean", "interpolate"] = "interpolate"
     ignore_mask_planes: tuple[str, ...] = masks.DEFAULT_IGNORE_MASK_PLANES
     untrusted_mask_planes: tuple[str, ...] = masks.UNTRUSTED_MASK_PLANES
     noise: Literal["white", "auto", "measured"] = "white"

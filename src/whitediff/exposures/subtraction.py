@@ -12,16 +12,14 @@ from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolu
 from lsst.images.fields import BaseField
 from lsst.images.psfs import PointSpreadFunction
 
-from .. import fourier
+from .. import fourier, planes
 from ..convolution import convolve, convolve_varying
 from ..decorrelation import (
-    CONTAMINATION_THRESHOLD,
     PRECISION,
-    absolute_weight,
     reflected,
     smallest_sigma,
-    with_fill,
 )
+from ..distrust import CONTAMINATION_THRESHOLD, absolute_weight, distrusted_pixels
 from ..errors import ArgumentError
 from ..interpolation import interpolated
 from ..planes import each_block, filled, row_blocks
@@ -35,12 +33,14 @@ __all__ = [
     "convolved_exposure",
     "matched_science",
     "matched_template",
+    "missing_pixels",
     "photometric_scale_factor",
     "preconvolution_kernel",
     "preconvolved",
     "subtract",
     "subtract_background",
     "unsupported",
+    "without_missing",
 ]
 
 type Array = npt.NDArray[Any]
@@ -54,7 +54,6 @@ def convolved_exposure(
     kernel: ConvolutionKernel | Array,
     *,
     full_variance: bool = True,
-    fill: Literal["mean", "interpolate"] = "mean",
     tolerance: float = 0.0,
 ) -> Exposure:
     """Convolve an exposure.
@@ -67,53 +66,109 @@ def convolved_exposure(
         Kernel; an array is the same everywhere.
     full_variance
         Propagate every pixel's variance; else it is taken as locally constant.
-    fill
-        ``mean``: what is not finite counts as zero, and becomes NaN with all that it reaches.
-        ``interpolate``: what holds no measurement (not finite, or one of
-        `whitediff.exposures.masks.INTERPOLATED_MASK_PLANES`) is interpolated from its
-        neighbours before; NaN is what was not finite, and outside the frame is its mirror image.
     tolerance
         Largest error of a pixel, as for `whitediff.convolution.convolve_varying`.
 
     Returns
     -------
     convolved
-        Its variance plane is that of its pixels one by one, blind to their correlation.
-        Where the kernel reaches beyond the frame EDGE is set.  Planes whose pixels hold no
-        measurement grow to where more than 1 % of the kernel's absolute weight falls on
-        them; so do pixels that are not finite, which become NaN and NO_DATA.  It has no PSF.
+        Pixels without a measurement (`missing_pixels`) are interpolated before, and outside the
+        frame is its mirror image: no level is lost at an edge or a hole.  Its variance plane is
+        that of its pixels one by one, blind to their correlation.  Where the kernel reaches
+        beyond the frame EDGE is set.  Planes whose pixels hold no measurement grow to where the
+        result owes too much to them (`whitediff.distrust.distrusted_pixels`); what was not
+        finite is NaN and NO_DATA there.  It has no PSF.
     """
     box = exposure.bbox
     if not isinstance(kernel, ConvolutionKernel):
         kernel = kernels.constant_kernel(np.asarray(kernel), box)
-    middle = np.abs(kernels.evaluate(kernel, x=box.x.center, y=box.y.center))
+    middle = kernels.evaluate(kernel, x=box.x.center, y=box.y.center)
     images, weights = kernels.convolution_terms(kernel, box)
-    pixels = exposure.image.array
-    missing = filled(pixels.shape, bool, lambda rows: ~np.isfinite(pixels[rows]))
-    if fill == "interpolate":
-        wrong = missing | masks.flagged(exposure.mask, masks.INTERPOLATED_MASK_PLANES)
-        whole = interpolated(pixels, wrong) if wrong.any() else pixels
-        image = convolve_varying(whole, images, weights, boundary="reflect", tolerance=tolerance)
-        image[missing] = np.nan
-    else:
-        whole = with_fill(pixels, 0.0) if missing.any() else pixels
-        image = convolve_varying(whole, images, weights, tolerance=tolerance)
-        if whole is not pixels:
-            image[_spread(missing, middle)] = np.nan
-    result = Exposure(
+    missing = missing_pixels(exposure)
+    whole = without_missing(exposure, missing)
+    pixels = whole.image.array
+    image = convolve_varying(pixels, images, weights, boundary="reflect", tolerance=tolerance)
+    variance = _convolved_variance(whole, images, weights, full=full_variance)
+    mask, distrusted = _convolved_mask(whole, missing, middle)
+    lost = distrusted & ~np.isfinite(exposure.image.array)
+    if lost.any():
+        image[lost] = np.nan
+        masks.set_plane(mask, "NO_DATA", lost)
+    return Exposure(
         MaskedImage(
             Image(image, bbox=box, unit=exposure.image.unit),
-            mask=_convolved_mask(exposure, image, middle),
-            variance=Image(
-                _convolved_variance(exposure, images, weights, full=full_variance), bbox=box
-            ),
+            mask=mask,
+            variance=Image(variance, bbox=box),
             sky_projection=exposure.sky_projection,
         ),
         header=exposure.header.copy(),
         primary_header=exposure.primary_header.copy(),
         source=exposure.source,
     )
-    return result
+
+
+def missing_pixels(exposure: Exposure) -> Array:
+    """Pixels of an exposure that are interpolated before it is filtered.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    missing
+        ``(ny, nx)`` boolean: pixels or variances that are not finite, variances that are not
+        positive (where any is), and those in one of
+        `whitediff.exposures.masks.INTERPOLATED_MASK_PLANES`, whatever value they have.
+    """
+    image, variance = exposure.image.array, exposure.variance.array
+    flagged = masks.flagged(exposure.mask, masks.INTERPOLATED_MASK_PLANES)
+
+    def unmeasured(rows: slice) -> Array:
+        with np.errstate(invalid="ignore"):
+            return ~(np.isfinite(variance[rows]) & (variance[rows] > 0))
+
+    wrong = filled(image.shape, bool, unmeasured)
+    if wrong.all():
+        # A plane that says nothing anywhere says nothing of single pixels.
+        wrong[:] = False
+    return filled(
+        image.shape, bool, lambda rows: flagged[rows] | wrong[rows] | ~np.isfinite(image[rows])
+    )
+
+
+def without_missing(exposure: Exposure, missing: Array) -> Exposure:
+    """Exposure whose missing pixels are interpolated, in image and variance.
+
+    Parameters
+    ----------
+    exposure
+        Exposure; not changed.
+    missing
+        ``(ny, nx)`` boolean.
+
+    Returns
+    -------
+    whole
+        The same one where none is missing.  The variance of a missing pixel is that of its
+        neighbours where it has none of its own.
+    """
+    if not missing.any():
+        return exposure
+    variance = exposure.variance.array
+    with np.errstate(invalid="ignore"):
+        unknown = missing & ~(np.isfinite(variance) & (variance > 0))
+    if unknown.any() and not unknown.all():
+        variance = np.maximum(interpolated(variance, unknown), smallest_sigma(variance) or 0)
+    return exposure.replaced(
+        image=Image(
+            interpolated(exposure.image.array, missing),
+            bbox=exposure.bbox,
+            unit=exposure.image.unit,
+        ),
+        variance=variance,
+    )
 
 
 def _convolved_variance(exposure: Exposure, images: Array, weights: Any, *, full: bool) -> Array:
@@ -129,7 +184,7 @@ def _convolved_variance(exposure: Exposure, images: Array, weights: Any, *, full
         return filled(variance.shape, dtype, lambda rows: variance[rows] * factor)
     finite = np.where(np.isfinite(variance), variance, 0).astype(dtype, copy=False)
     if weights is None:
-        return np.maximum(convolve(finite, images[0] ** 2), 0)
+        return np.maximum(convolve(finite, images[0] ** 2, boundary="reflect"), 0)
     # The square of a sum of images: all their products, each with two weights.
     first, second = np.triu_indices(len(images))
     products = images[first] * images[second] * np.where(first == second, 1, 2)[:, None, None]
@@ -138,27 +193,37 @@ def _convolved_variance(exposure: Exposure, images: Array, weights: Any, *, full
         local: Array = weights(rows, columns)
         return local[first] * local[second]
 
-    return np.maximum(convolve_varying(finite, products, squared), 0)
+    return np.maximum(convolve_varying(finite, products, squared, boundary="reflect"), 0)
 
 
-def _spread(plane: Array, absolute_kernel: Array) -> Array:
-    """Grow a plane to where the kernel carries its pixels' meaningless values."""
-    if not plane.any():
-        return plane
-    weight = absolute_weight(absolute_kernel, plane)
-    least = CONTAMINATION_THRESHOLD * float(absolute_kernel.sum())
-    return filled(plane.shape, bool, lambda rows: plane[rows] | (weight[rows] > least))
-
-
-def _convolved_mask(exposure: Exposure, image: Array, absolute_kernel: Array) -> Mask:
-    mask = masks.extended(exposure.mask, ("NO_DATA", "EDGE"))
-    for name in exposure.mask.schema.names:
-        if masks.is_one_of(name, masks.UNTRUSTED_MASK_PLANES):
-            plane = masks.flagged(exposure.mask, [name])
-            masks.set_plane(mask, name, _spread(plane, absolute_kernel))
-    masks.set_plane(mask, "NO_DATA", ~np.isfinite(image))
-    masks.set_plane(mask, "EDGE", unsupported(image.shape, absolute_kernel.shape))
-    return mask
+def _convolved_mask(whole: Exposure, missing: Array, kernel: Array) -> tuple[Mask, Array]:
+    """Mask of a convolved exposure, and all pixels that owe too much to missing ones."""
+    mask = masks.extended(whole.mask, ("NO_DATA", "EDGE"))
+    distrusted = planes.zeros(missing.shape, bool)
+    if missing.any():
+        noise = smallest_sigma(whole.variance.array) or 0.0
+        # The difference's noise is at least that of the convolved exposure before.
+        sigma = noise * abs(float(kernel.sum()))
+        distrusted = distrusted_pixels(kernel, whole.image.array, missing, noise=noise, sigma=sigma)
+    least = CONTAMINATION_THRESHOLD * float(np.abs(kernel).sum())
+    unnamed = distrusted.copy()
+    for name in whole.mask.schema.names:
+        if not masks.is_one_of(name, masks.UNTRUSTED_MASK_PLANES):
+            continue
+        plane = masks.flagged(whole.mask, [name])
+        if not plane.any():
+            continue
+        grown = absolute_weight(kernel, plane) > least
+        if masks.is_one_of(name, masks.INTERPOLATED_MASK_PLANES):
+            grown &= distrusted
+        else:
+            distrusted |= grown
+        unnamed &= ~grown
+        # What a plane of the inputs marked, it goes on marking.
+        masks.set_plane(mask, name, grown)
+    masks.set_plane(mask, "NO_DATA", unnamed)
+    masks.set_plane(mask, "EDGE", unsupported(missing.shape, kernel.shape))
+    return mask, distrusted
 
 
 def unsupported(shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> Array:
@@ -215,9 +280,7 @@ def preconvolution_kernel(
     return np.pad(image, [(0, 1 - n % 2) for n in image.shape])
 
 
-def preconvolved(
-    science: Exposure, kernel: Array, *, fill: Literal["mean", "interpolate"] = "mean"
-) -> Exposure:
+def preconvolved(science: Exposure, kernel: Array) -> Exposure:
     """Correlate a science exposure with its PSF.
 
     Parameters
@@ -226,8 +289,6 @@ def preconvolved(
         Exposure.
     kernel
         `preconvolution_kernel`.
-    fill
-        As for `convolved_exposure`.
 
     Returns
     -------
@@ -242,7 +303,7 @@ def preconvolved(
     mirrored = reflected(kernel)
     sigma = math.sqrt(float((kernel**2).sum())) * (smallest_sigma(science.variance.array) or 0.0)
     result = convolved_exposure(
-        science, mirrored, fill=fill, tolerance=_SHARE_OF_PRECISION * PRECISION * sigma
+        science, mirrored, tolerance=_SHARE_OF_PRECISION * PRECISION * sigma
     )
     if science.psf is not None:
         result.psf = convolved_psf(science.psf, mirrored, science.bbox)
@@ -342,7 +403,6 @@ def subtract(
     background: BaseField | Array | float = 0.0,
     scale_factor: float = 1.0,
     full_variance: bool = True,
-    fill: Literal["mean", "interpolate"] = "mean",
 ) -> Exposure:
     """Difference with a known matching kernel, before any decorrelation.
 
@@ -361,8 +421,6 @@ def subtract(
         (`photometric_scale_factor`).
     full_variance
         Propagate every pixel's variance; else it is taken as locally constant.
-    fill
-        As for `convolved_exposure`.
 
     Returns
     -------
@@ -395,7 +453,6 @@ def subtract(
         source,
         kernel,
         full_variance=full_variance,
-        fill=fill,
         tolerance=_SHARE_OF_PRECISION * PRECISION * sigma,
     )
     image = matched.image.array

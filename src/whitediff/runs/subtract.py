@@ -95,7 +95,7 @@ def run_subtraction(
     full_variance: bool = False,
     noise: Any = "auto",
     constant: bool = False,
-    fill: Any = "mean",
+    fill: Any = "interpolate",
     compress: bool = False,
     overwrite: bool = False,
     begin: Callable[[str], None] = _silent,
@@ -218,7 +218,7 @@ def subtraction_options(
     align_method: Any = "interpolating",
     noise: Any = "auto",
     constant: bool = False,
-    fill: Any = "mean",
+    fill: Any = "interpolate",
     full_variance: bool = False,
 ) -> SubtractionOptions:
     """What the options of a command say about the subtraction.

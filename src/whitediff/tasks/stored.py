@@ -39,9 +39,10 @@ class DecorrelateDifferenceConfig(PipelineTaskConfig, pipelineConnections=Decorr
     )
 
     def setDefaults(self) -> None:
-        """Filter scores as fitted kernels need it."""
+        """Filter scores as fitted kernels need it, and lose no level at edges and holes."""
         super().setDefaults()
         self.decorrelate.decorrelateConfig.scoreFilter = "compact"
+        self.decorrelate.decorrelateConfig.fill = "interpolate"
 
 
 class DecorrelateDifferenceTask(PipelineTask):

@@ -243,9 +243,10 @@ class AlardLuptonPreconvolveSubtractConfig(  # type: ignore[call-arg]
     """Configuration of `AlardLuptonPreconvolveSubtractTask`."""
 
     def setDefaults(self) -> None:
-        """Filter scores as fitted kernels need it."""
+        """Filter scores as fitted kernels need it, and lose no level at edges and holes."""
         super().setDefaults()
         self.decorrelate.scoreFilter = "compact"
+        self.decorrelate.fill = "interpolate"
 
 
 def attributed_mask(
