@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 
 from .errors import ArgumentError, DataError
 
-__all__ = ["interpolated"]
+__all__ = ["interpolated", "patched"]
 
 type Array = npt.NDArray[Any]
 
@@ -49,6 +50,9 @@ _PATIENCE = 3
 
 _SINGULAR = 1e-14
 """Added to the diagonal, whose elements are below 1: singular systems get huge weights."""
+
+_THIN = 2
+"""Pixels to the nearest good one, in x or y, up to which neighbours tell what a pixel would be."""
 
 _BATCH = 1 << 12
 _STRIP = 1 << 20
@@ -116,6 +120,45 @@ def interpolated(image: Array, missing: Array | None = None) -> Array:
         ys, xs = ys[alone], xs[alone]
         result[ys, xs] = _from_cells(image, good, ys, xs)
     return result
+
+
+def patched(image: Array, missing: Array) -> tuple[Array, Array]:
+    """Replace those missing pixels that good ones are next to, and say which are left.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.  Not modified.
+    missing
+        ``(ny, nx)`` boolean: pixels to replace.  Those that are not finite always are.
+
+    Returns
+    -------
+    patched
+        ``(ny, nx)``, float32 or float64 like the image: as by `interpolated` where a good pixel
+        lies within 2 pixels in x and y; 0 further inside of holes.  The image itself where
+        nothing is missing.
+    left
+        ``(ny, nx)`` boolean: pixels inside of holes.
+    """
+    wrong = missing | ~np.isfinite(image)
+    if not wrong.any():
+        return image, wrong
+    # Beyond the frame nothing is known either.
+    left = scipy.ndimage.minimum_filter(
+        wrong.view(np.uint8), 2 * _THIN + 1, mode="constant", cval=1
+    ).astype(bool)
+    result = image.astype(np.result_type(image.dtype, np.float32))
+    result[left] = 0
+    good = ~wrong
+    ys, xs = np.nonzero(wrong & ~left)
+    for start in range(0, ys.size, _BATCH):
+        part = ys[start : start + _BATCH], xs[start : start + _BATCH]
+        values = _from_neighbours(image, good, *part)
+        alone = np.isnan(values)
+        left[part] = alone
+        result[part] = np.where(alone, 0, values)
+    return result, left
 
 
 @functools.cache

@@ -22,6 +22,7 @@ __all__ = [
     "autocorrelation",
     "clipped_mean",
     "half_sample_mode",
+    "power_of_two",
     "robust_sigma",
 ]
 
@@ -334,6 +335,24 @@ def half_sample_mode(values: Array) -> float:
         start = int(np.argmin(widths))
         values = values[start : start + half]
     return float(np.mean(values))
+
+
+def power_of_two(value: float) -> float:
+    """Unit in which a value is near 1, and by which numbers are divided without rounding.
+
+    Parameters
+    ----------
+    value
+        Positive.
+
+    Returns
+    -------
+    unit
+        Power of two nearest to it; 1 where it is not positive or not finite.
+    """
+    if not (0 < value < math.inf):
+        return 1.0
+    return math.ldexp(1.0, round(math.log2(value)))
 
 
 def robust_sigma(values: Array, *, step: Array | float | None = None) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 from astropy.table import Table
 from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 from lsst.images.fields import ChebyshevField
@@ -35,9 +36,11 @@ from ..matching.normals import Stamps, normal_equations
 from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import varying_pixels
 from ..noise import coloured
+from ..interpolation import patched
 from ..polynomials import chebyshev_terms
+from ..stats import power_of_two
 from ..threads import in_threads, single_threaded_algebra
-from . import kernels
+from . import kernels, masks
 from .covariance import noise_at
 from .model import Exposure
 from .preparation import Pair
@@ -50,6 +53,8 @@ type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.match")
 
+_LOST = tuple(set(masks.UNTRUSTED_MASK_PLANES) - set(masks.INTERPOLATED_MASK_PLANES))
+"""Mask planes of pixels whose neighbours do not tell what they would be."""
 _CORE_SIGMAS = 3
 _ENOUGH_STARS = 10
 _FIRST_STARS = 250
@@ -241,10 +246,16 @@ def match(
             candidates.relaxed,
         )
     skies = _skies(source, target, pair, convolved, options.fit)
+    bad = pair.template_bad, pair.science_bad
+    if convolved == "science":
+        bad = bad[::-1]
+    if widening:
+        # What no neighbour tells of a pixel is carried as far as the filter reaches.
+        bad = bad[0], bad[1] | _grown(patched(pair.science.image.array, bad[1])[1], widening)
     fit, unexplained = _fit(
         source,
         target,
-        pair.bad,
+        bad,
         candidates,
         stamp_size,
         basis,
@@ -255,6 +266,7 @@ def match(
         target_sigma,
         source_sigma,
         skies,
+        candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
     )
     _judge(fit, basis, unexplained, convolved, noise_known=options.fit.known_noise)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
@@ -416,6 +428,13 @@ def _basis(options: MatchOptions, target_sigma: float, source_sigma: float) -> K
     return basis if options.smooth else dataclasses.replace(basis, penalty=None, typical=None)
 
 
+def _grown(pixels: Array, reach: int) -> Array:
+    """Pixels with all within so many in x and y."""
+    if not pixels.any():
+        return pixels
+    return scipy.ndimage.maximum_filter(pixels.view(np.uint8), 2 * reach + 1).astype(bool)
+
+
 def _odd(value: float) -> int:
     return 2 * round((value - 1) / 2) + 1
 
@@ -455,7 +474,7 @@ def _candidates(
 def _fit(
     source: Exposure,
     target: Exposure,
-    bad: Array,
+    bad: tuple[Array, Array],
     candidates: Candidates,
     stamp_size: int,
     basis: KernelBasis,
@@ -464,37 +483,49 @@ def _fit(
     target_sigma: float,
     source_sigma: float,
     skies: tuple[Array, Array],
+    flux_ratio: float,
 ) -> tuple[KernelFit, float]:
     """Fit twice: the second time with the right noise, and without what varies.
 
     Also says what the fit leaves of a typical star.
     """
     # The convolved exposure's noise shrinks with the squared kernel's sum: at first that of a
-    # Gaussian.
+    # Gaussian with the sum that the fluxes have.
     norm = min(1.0, 1 / (4 * math.pi * max(target_sigma**2 - source_sigma**2, 0.08)))
+    norm *= flux_ratio**2
     first = cut_stamps(
         source.image.array,
         target.image.array,
         source.variance.array,
         target_variance,
-        bad,
+        source_bad=bad[0],
+        target_bad=bad[1],
+        lost=masks.flagged(source.mask, _LOST),
         norm=norm,
         x=candidates.x,
         y=candidates.y,
         size=stamp_size,
         kernel_size=basis.size,
+        source_sigma=source_sigma,
+        target_sigma=target_sigma,
     )
     box = source.bbox
     noise = noise_at(source.noise, box.x.center, box.y.center)
     first = dataclasses.replace(first, source_noise=noise)
     first = _without_skies(first, candidates, skies, source.image.array.shape)
+    # In units near the noise, in which the kernel's sum is near 1.
+    used = first.weight > 0
+    unit = power_of_two(float(np.median(first.weight[used])) ** -0.5 if used.any() else 1.0)
+    source_unit = power_of_two(unit / flux_ratio)
+    first = first.in_units(source_unit, unit)
+    norm *= (source_unit / unit) ** 2
     # The brightest suffice to see what varies.
     fit, orders = _fit_or_lower(first.part(slice(_FIRST_STARS)), basis, options.fit)
     varying = varying_pixels(first, fit, basis, core=_CORE_SIGMAS * target_sigma)
     middle = coloured(_middle_kernel(fit, basis)[None], noise)[0]
     second = first.reweighted(float((middle**2).sum()) - norm, varying)
     fit, _ = _fit_or_lower(second, basis, orders, options.choose_order)
-    return fit, _unexplained(second, fit)
+    return fit.in_units(source_unit, unit), _unexplained(second, fit)
 
 
 def _fit_or_lower(

@@ -62,12 +62,22 @@ def untrusted_pixels(exposure: Exposure) -> Array:
     Returns
     -------
     untrusted
-        ``(ny, nx)`` boolean: not finite, or flagged with one of
-        `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES`.
+        ``(ny, nx)`` boolean: not finite, of a variance that is not finite or not positive, or
+        flagged with one of `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES`.  Where no
+        variance is positive, none counts.
     """
-    image = exposure.image.array
+    image, variance = exposure.image.array, exposure.variance.array
     flagged = masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
-    return planes.filled(image.shape, bool, lambda rows: flagged[rows] | ~np.isfinite(image[rows]))
+
+    def not_measured(rows: slice) -> Array:
+        return flagged[rows] | ~np.isfinite(image[rows])
+
+    def of_no_weight(rows: slice) -> Array:
+        return not_measured(rows) | ~((variance[rows] > 0) & (variance[rows] < np.inf))
+
+    untrusted = planes.filled(image.shape, bool, of_no_weight)
+    # A plane that nobody filled says nothing of single pixels.
+    return planes.filled(image.shape, bool, not_measured) if untrusted.all() else untrusted
 
 
 def without_sentinels(exposure: Exposure) -> Exposure:

@@ -101,9 +101,8 @@ class Pair:
         By which those were multiplied.
     template_fraction
         Fraction of the science image's usable pixels that the template covers.
-    bad
-        ``(ny, nx)`` boolean: pixels that hold no measurement in either, or that were
-        excluded.
+    science_bad, template_bad
+        ``(ny, nx)`` boolean: pixels that hold no measurement, or that were excluded.
     science_pixels, template_pixels
         ``(ny, nx)`` boolean: pixels with a source.
     sources
@@ -120,13 +119,19 @@ class Pair:
     science_variance_factor: float
     template_variance_factor: float
     template_fraction: float
-    bad: Array
+    science_bad: Array
+    template_bad: Array
     science_pixels: Array
     template_pixels: Array
     sources: Sources
     science_fwhm: float
     template_fwhm: float
     psfs_given: bool
+
+    @property
+    def bad(self) -> Array:
+        """``(ny, nx)`` boolean: pixels that are bad in either."""
+        return self.science_bad | self.template_bad
 
     @property
     def science_sigma(self) -> float:
@@ -197,14 +202,14 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         flat[0],
         flat[1],
         science_variance=science.variance.array,
+        template_variance=template.variance.array,
         science_bad=untrusted[0],
         template_bad=untrusted[1],
     )
     del flat
-    excluded = untrusted[0] | untrusted[1]
-    for exposure in (science, template):
-        excluded |= masks.flagged(exposure.mask, options.exclude_mask_planes)
-    sources = dataclasses.replace(sources, bad=sources.bad | excluded)
+    for exposure, bad in zip((science, template), untrusted, strict=True):
+        bad |= masks.flagged(exposure.mask, options.exclude_mask_planes)
+    sources = dataclasses.replace(sources, science_bad=untrusted[0], template_bad=untrusted[1])
     candidates = choose_candidates(sources, clear=16, isolation=16)
     return Pair(
         science=science,
@@ -212,12 +217,13 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         science_variance_factor=factors[0],
         template_variance_factor=factors[1],
         template_fraction=fraction,
-        bad=excluded,
+        science_bad=untrusted[0],
+        template_bad=untrusted[1],
         science_pixels=pixels[0],
         template_pixels=pixels[1],
         sources=sources,
-        science_fwhm=fwhm(science, candidates, candidates.science_sigma, excluded),
-        template_fwhm=fwhm(template, candidates, candidates.template_sigma, excluded),
+        science_fwhm=fwhm(science, candidates, candidates.science_sigma, untrusted[0]),
+        template_fwhm=fwhm(template, candidates, candidates.template_sigma, untrusted[1]),
         psfs_given=science.psf is not None and template.psf is not None,
     )
 
@@ -274,7 +280,9 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
     DataError
         If there are too few stars.
     """
-    return _psf_of_stars(exposure, pair.sources, pair.bad, sigma)
+    own = (pair.science, pair.science_bad), (pair.template, pair.template_bad)
+    bad = next((bad for other, bad in own if other is exposure), pair.bad)
+    return _psf_of_stars(exposure, pair.sources, bad, sigma)
 
 
 def with_own_psf(exposure: Exposure) -> Exposure:

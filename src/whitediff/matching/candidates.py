@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 import scipy.spatial
 
 from ..errors import ArgumentError, TooFewSourcesError
-from ..stats import half_sample_mode
+from ..interpolation import patched
+from ..stats import half_sample_mode, power_of_two
 from .normals import Stamps
 
 __all__ = [
@@ -30,9 +33,21 @@ HALF_LIGHT_TO_SIGMA = 1 / math.sqrt(2 * math.log(2))
 
 _DETECTION_THRESHOLD = 5.0
 _LARGEST_CHANGE = 1.5
+_COMMON = 5.0
+"""Signal-to-noise ratio on the template above which a source is in both images."""
+_RATIO_WIDTH = 0.03
+"""Of ln(flux ratio): what stars of one field differ by beyond their noise."""
+_MOST_RATIOS = 1000
+_LEAST_CORE, _LEAST_SQUARE = 0.7, 0.7
+"""Fractions of what a star's own pixels know of it, and of the pixels around it, that must be
+left by the bad ones."""
 _ENOUGH = 10
 _NO_MEASUREMENT = 1e30
 _MOST_RADII = 1500
+_INTERPOLATION_FLOOR = 0.01
+"""Of a star's brightness in a pixel: what no interpolation is better than."""
+_SHARPEST = 0.7
+"""Least width of a star, in pixels."""
 _SUBPIXELS = 2
 """Half-light radii come out within 0.3 % of those with 5, in half the time."""
 _SAME_SOURCE = 3.0
@@ -95,6 +110,8 @@ class Candidates:
         Number of sources found, of which these were chosen.
     relaxed
         Which requirements were given up to have enough; empty for none.
+    flux_ratio
+        The usual flux on the template over that on the science image, in one aperture.
     chosen
         ``(n,)`` which of the sources they are.
     passed_over
@@ -108,6 +125,7 @@ class Candidates:
     template_sigma: float
     detected: int
     relaxed: str
+    flux_ratio: float
     chosen: Array
     passed_over: Array
 
@@ -125,15 +143,15 @@ class Sources:
         ``(n,)`` 0-based centroids, pixels.
     flux, signal_to_noise
         ``(n,)`` in an aperture, of the science image.
-    template_flux
+    template_flux, template_signal_to_noise
         ``(n,)`` in the same aperture of the template.
     science_radius, template_radius
         ``(n,)`` half-light radii, pixels; 0 of what is blended, and of the faint where there are
         more than 1500.
     clean
         ``(n,)`` boolean: not blended, saturated or cut off.
-    bad
-        ``(ny, nx)`` boolean: pixels of either image that must not be in a stamp.
+    science_bad, template_bad
+        ``(ny, nx)`` boolean: pixels that hold no measurement.
     offered
         ``(n,)`` boolean: those that may be chosen; None for all.
     """
@@ -143,10 +161,12 @@ class Sources:
     flux: Array
     signal_to_noise: Array
     template_flux: Array
+    template_signal_to_noise: Array
     science_radius: Array
     template_radius: Array
     clean: Array
-    bad: Array
+    science_bad: Array
+    template_bad: Array
     offered: Array | None = None
 
     def __len__(self) -> int:
@@ -181,18 +201,19 @@ def find_sources(
     science_variance: Array,
     science_bad: Array,
     template_bad: Array,
+    template_variance: Array | None = None,
 ) -> Sources:
     """Find sources on the science image, and measure them on both.
 
     Parameters
     ----------
     science, template
-        ``(ny, nx)`` float32 images on the same pixels, without their backgrounds; zero where
-        there is no measurement.
-    science_variance
-        ``(ny, nx)`` of the science image.
+        ``(ny, nx)`` images on the same pixels, without their backgrounds.
+    science_variance, template_variance
+        ``(ny, nx)``; the template's is taken to be the science image's if None.
     science_bad, template_bad
-        ``(ny, nx)`` boolean: saturated, bad and missing pixels.
+        ``(ny, nx)`` boolean: saturated, bad and missing pixels; their values do not count.
+        Those that have good ones next to them are interpolated.
 
     Returns
     -------
@@ -206,48 +227,90 @@ def find_sources(
 
     Notes
     -----
-    By SEP (Barbary 2016; Bertin & Arnouts 1996).
+    By SEP (Barbary 2016; Bertin & Arnouts 1996), in units near the noise: it computes in single
+    precision.
     """
     import sep
 
-    with np.errstate(invalid="ignore"):
-        noise = np.sqrt(science_variance, dtype=np.float32)
-    noise[science_bad | ~(noise > 0)] = _NO_MEASUREMENT
-    # The plain filter: that which weighs every pixel by its noise takes three times as long.
-    found = sep.extract(
-        science, _DETECTION_THRESHOLD, err=noise, mask=science_bad, filter_type="conv"
+    science_plane = _plane(science, science_variance, science_bad)
+    template_plane = _plane(
+        template, science_variance if template_variance is None else template_variance, template_bad
     )
+    image, noise, hole, unit = science_plane
+    # The plain filter: that which weighs every pixel by its noise takes three times as long.
+    found = sep.extract(image, _DETECTION_THRESHOLD, err=noise, mask=hole, filter_type="conv")
     x, y = found["x"], found["y"]
     if len(x) == 0:
         raise TooFewSourcesError(
             "No source stands out of the noise, so no kernel can be measured.", required=1
         )
-    aperture = 3 * float(np.median(np.sqrt(found["a"] * found["b"]))) + 2
-    flux, error, _ = sep.sum_circle(science, x, y, aperture, err=noise, mask=science_bad)
-    template_flux, _, _ = sep.sum_circle(template, x, y, aperture)
-    ratio = np.where(error > 0, flux / np.where(error > 0, error, 1), 0.0)
+    sizes = np.sqrt(found["a"] * found["b"])
+    seen = np.ones(len(x), dtype=bool)
+    # Where rays outnumber the stars, an aperture that suits the rays is too small for these.
+    for _ in range(2):
+        aperture = 3 * float(np.median(sizes[seen])) + 2
+        flux, ratio = _in_circles(science_plane, x, y, aperture)
+        template_flux, template_ratio = _in_circles(template_plane, x, y, aperture)
+        common = template_ratio > _COMMON
+        if not common.any() or common.all():
+            break
+        seen = common
     # What takes longest is done for those of which stars may be chosen.
     alone = (found["flag"] == 0) & (flux > 0)
-    chosen = np.argsort(np.where(alone, -ratio, np.inf))[: min(_MOST_RADII, int(alone.sum()))]
+    rank = np.where(alone, np.where(common, ratio, 0.0), -1.0)
+    chosen = np.argsort(-rank)[: min(_MOST_RADII, int(alone.sum()))]
     radii = [np.zeros(len(x)), np.zeros(len(x))]
-    for image, radius in zip((science, template), radii, strict=True):
+    for plane, radius in zip((science_plane, template_plane), radii, strict=True):
         # Wide enough for the wings, narrow enough for neighbours to stay outside.
         largest = np.full(len(chosen), 1.5 * aperture)
         radius[chosen], _ = sep.flux_radius(
-            image, x[chosen], y[chosen], largest, 0.5, subpix=_SUBPIXELS
+            plane.image, x[chosen], y[chosen], largest, 0.5, mask=plane.hole, subpix=_SUBPIXELS
         )
     measured = (radii[0] > 0.5) & (radii[1] > 0.5)
     return Sources(
         x=x,
         y=y,
-        flux=flux,
+        flux=flux * unit,
         signal_to_noise=ratio,
-        template_flux=template_flux,
+        template_flux=template_flux * template_plane.unit,
+        template_signal_to_noise=template_ratio,
         science_radius=radii[0],
         template_radius=radii[1],
         clean=measured,
-        bad=science_bad | template_bad,
+        science_bad=science_bad,
+        template_bad=template_bad,
     )
+
+
+class _Plane(NamedTuple):
+    """Image and noise in units near the noise, pixels without any value, and the unit."""
+
+    image: Array
+    noise: Array
+    hole: Array
+    unit: float
+
+
+def _plane(image: Array, variance: Array, bad: Array) -> _Plane:
+    """Image with its bad pixels interpolated, as SEP takes it."""
+    whole, hole = patched(image, bad)
+    with np.errstate(invalid="ignore"):
+        noise = np.sqrt(variance)
+        known = ~bad & (noise > 0) & (noise < np.inf)
+    typical = float(np.median(noise[known])) if known.any() else 1.0
+    unit = power_of_two(typical)
+    noise = np.where(known, noise / noise.dtype.type(unit), typical / unit).astype(np.float32)
+    noise[hole] = _NO_MEASUREMENT
+    whole = (whole / whole.dtype.type(unit)).astype(np.float32, copy=False)
+    return _Plane(whole, noise, hole, unit)
+
+
+def _in_circles(plane: _Plane, x: Array, y: Array, radius: float) -> tuple[Array, Array]:
+    """Fluxes in apertures, and their signal-to-noise ratios."""
+    import sep
+
+    flux, error, _ = sep.sum_circle(plane.image, x, y, radius, err=plane.noise, mask=plane.hole)
+    return flux, np.where(error > 0, flux / np.where(error > 0, error, 1), 0.0)
 
 
 def choose_candidates(
@@ -260,7 +323,8 @@ def choose_candidates(
     sources
         `Sources`.
     clear
-        Pixels around a star's centre, in x and y, without a bad pixel or an edge.
+        Pixels around a star's centre, in x and y, that must be inside of the frame, and less
+        than 30 % of them bad.
     isolation
         Distance without another source of more than a tenth of its flux, pixels.
     options
@@ -270,7 +334,9 @@ def choose_candidates(
     -------
     candidates
         `Candidates`: of moderate brightness, half-light radius within 15 % of the stars',
-        isolated, of similar flux in both images.  Where there are fewer than 10, brighter
+        isolated, and of the usual ratio of fluxes to a factor of 1.5, that at which sources of both
+        images lie densest.  Bad pixels may cost up to 30 % of what is known of a star in
+        either image.  Where there are fewer than 10, brighter
         ones too; then not isolated ones; then extended ones: what does not vary determines
         a kernel whatever it is, if less cleanly.
 
@@ -288,10 +354,12 @@ def choose_candidates(
     if sources.offered is not None:
         usable &= sources.offered
         offered = int(sources.offered.sum())
-    free = _clear_of(sources.bad, sources.x, sources.y, clear)
+    free = _clear_of(sources, clear)
     usable &= free
     isolated = _isolated(sources.x, sources.y, sources.flux, isolation)
-    static = _static(sources, usable)
+    common = usable & (sources.template_signal_to_noise > _COMMON)
+    flux_ratio = _usual_ratio(sources, common)
+    static = _static(sources, flux_ratio)
     usable &= static
     unresolved = np.ones(len(ratio), dtype=bool)
     if (usable & isolated).any():
@@ -313,9 +381,16 @@ def choose_candidates(
         if len(chosen) >= _ENOUGH or not options.relax:
             break
     if len(chosen) < options.fewest:
+        likeness = (
+            f" Only {int(common.sum())} stand out in both images: if the stars of one image are not"
+            " in the other, these are not of the same field, or not aligned."
+            if common.sum() < _ENOUGH
+            else ""
+        )
         raise TooFewSourcesError(
-            f"Only {len(chosen)} of {offered} sources are unsaturated, static and at least"
-            f" {clear} pixels from edges and bad pixels; a kernel needs {options.fewest}.",
+            f"Only {len(chosen)} of {offered} sources are unsaturated, static, at least"
+            f" {clear} pixels from the edges and largely free of bad pixels; a kernel needs"
+            f" {options.fewest}.{likeness}",
             found=len(chosen),
             required=options.fewest,
         )
@@ -346,32 +421,62 @@ def choose_candidates(
         template_sigma,
         len(ratio),
         relaxed,
+        flux_ratio,
         chosen,
         passed_over,
     )
 
 
-def _clear_of(bad: Array, x: Array, y: Array, reach: int) -> Array:
-    """Positions with no bad pixel and no edge within a square."""
-    ny, nx = bad.shape
-    column, row = np.round(x).astype(int), np.round(y).astype(int)
+def _clear_of(sources: Sources, reach: int) -> Array:
+    """Sources whose square is inside of the frame, and that bad pixels cost little of."""
+    ny, nx = sources.science_bad.shape
+    column, row = np.round(sources.x).astype(int), np.round(sources.y).astype(int)
     clear = (column >= reach) & (column < nx - reach) & (row >= reach) & (row < ny - reach)
+    offset = np.arange(-reach, reach + 1)
+    planes = (
+        (sources.science_bad, sources.science_radius),
+        (sources.template_bad, sources.template_radius),
+    )
     for i in np.flatnonzero(clear):
-        j, k = row[i], column[i]
-        clear[i] = not bad[j - reach : j + reach + 1, k - reach : k + reach + 1].any()
+        square = np.s_[row[i] - reach : row[i] + reach + 1, column[i] - reach : column[i] + reach + 1]
+        if not any(bad[square].any() for bad, _ in planes):
+            continue
+        if (sources.science_bad[square] | sources.template_bad[square]).mean() > 1 - _LEAST_SQUARE:
+            clear[i] = False
+            continue
+        dx, dy = offset - (sources.x[i] - column[i]), offset - (sources.y[i] - row[i])
+        for bad, radius in planes:
+            # The squared profile: what each pixel knows of the flux.
+            sigma = max(HALF_LIGHT_TO_SIGMA * radius[i], _SHARPEST)
+            share = np.outer(np.exp(-((dy / sigma) ** 2)), np.exp(-((dx / sigma) ** 2)))
+            clear[i] &= share[bad[square]].sum() <= (1 - _LEAST_CORE) * share.sum()
     return clear
 
 
-def _static(sources: Sources, usable: Array) -> Array:
-    """Sources that are not much brighter in one image than in the other."""
-    fluxes = sources.template_flux / np.where(sources.flux > 0, sources.flux, 1)
-    if not usable.any():
-        return usable
-    bright = usable & (sources.signal_to_noise >= np.median(sources.signal_to_noise[usable]))
-    typical = float(np.median(fluxes[bright]))
-    if not typical > 0:
-        return np.ones(len(fluxes), dtype=bool)
-    return (fluxes > typical / _LARGEST_CHANGE) & (fluxes < typical * _LARGEST_CHANGE)
+def _usual_ratio(sources: Sources, common: Array) -> float:
+    """Where the ratios of fluxes of sources of both images lie densest; NaN without any."""
+    seen = np.flatnonzero(common & (sources.flux > 0) & (sources.template_flux > 0))
+    if not len(seen):
+        return math.nan
+    seen = seen[np.argsort(-sources.signal_to_noise[seen], kind="stable")[:_MOST_RATIOS]]
+    logarithm = np.log(sources.template_flux[seen]) - np.log(sources.flux[seen])
+    error = np.hypot(
+        1 / sources.signal_to_noise[seen], 1 / sources.template_signal_to_noise[seen]
+    )
+    square = error**2 + _RATIO_WIDTH**2
+    deviation = (logarithm[:, None] - logarithm) ** 2 / (square[:, None] + square)
+    densest = int(np.argmax(np.exp(-deviation / 2).sum(axis=1)))
+    near = np.abs(logarithm - logarithm[densest]) < 2 * np.sqrt(square)
+    return math.exp(float(np.average(logarithm[near], weights=1 / square[near])))
+
+
+def _static(sources: Sources, flux_ratio: float) -> Array:
+    """Sources that are in both images, with about the usual ratio of fluxes."""
+    if math.isnan(flux_ratio):
+        return np.zeros(len(sources), dtype=bool)
+    # A ratio to the usual one: neither flux nor their ratio need be near 1.
+    change = sources.template_flux / flux_ratio / np.where(sources.flux > 0, sources.flux, np.inf)
+    return (change > 1 / _LARGEST_CHANGE) & (change < _LARGEST_CHANGE)
 
 
 def _isolated(x: Array, y: Array, flux: Array, reach: float) -> Array:
@@ -403,13 +508,17 @@ def cut_stamps(
     target: Array,
     source_variance: Array,
     target_variance: Array,
-    bad: Array,
     *,
+    source_bad: Array,
+    target_bad: Array,
+    lost: Array | None = None,
     norm: float,
     x: Array,
     y: Array,
     size: int,
     kernel_size: int,
+    source_sigma: float,
+    target_sigma: float,
 ) -> Stamps:
     """Cut stamps around stars.
 
@@ -419,21 +528,28 @@ def cut_stamps(
         ``(ny, nx)`` images to be convolved, and to be matched.
     source_variance, target_variance
         ``(ny, nx)``.
-    bad
-        ``(ny, nx)`` boolean: pixels not to fit.  Pixels of the source that are wrong must
-        not be near a star at all: they would spread (`choose_candidates`).
+    source_bad, target_bad
+        ``(ny, nx)`` boolean: pixels without a measurement; their values do not count.
+    lost
+        ``(ny, nx)`` boolean: those of the source whose neighbours do not tell what they would be,
+        such as the saturated ones; None for none.
     norm
         Sum of the squared kernel: what is left of the source's variance.
     x, y
         ``(n,)`` 0-based positions, all the stamp's reach away from the edges.
     size, kernel_size
         Odd sides of the target's stamps and of the kernel.
+    source_sigma, target_sigma
+        Widths of the PSFs, pixels.
 
     Returns
     -------
     stamps
-        `whitediff.matching.normals.Stamps`, weighted by the inverse variance; pixels
-        that are bad, not finite or of no positive variance have no weight.
+        `whitediff.matching.normals.Stamps`, weighted by the inverse variance.  Bad pixels of
+        the target have no weight.  Those of the source are interpolated, and what that may
+        be wrong by on a star counts as noise; inside of holes they cannot be, and the target's
+        pixels that a kernel would carry them to have no weight.  A star that keeps less than
+        70 % of what its own pixels know of it has no weight at all.
 
     Raises
     ------
@@ -455,18 +571,68 @@ def cut_stamps(
         windows = np.lib.stride_tricks.sliding_window_view(image, (2 * r + 1, 2 * r + 1))
         return windows[rows - r, columns - r]
 
+    inner = slice(edge - half, edge - half + size)
     sources, targets = cut(source, edge).astype(np.float64), cut(target, half).astype(np.float64)
     noise = cut(source_variance, edge).astype(np.float64)
-    inner = slice(edge - half, edge - half + size)
-    variance = cut(target_variance, half) + norm * noise[:, inner, inner]
-    usable = ~cut(bad, half) & np.isfinite(targets) & np.isfinite(sources[:, inner, inner])
-    usable &= np.isfinite(variance) & (variance > 0)
+    wrong = cut(source_bad, edge) | ~np.isfinite(sources) | ~np.isfinite(noise) | (noise < 0)
+    variance = cut(target_variance, half).astype(np.float64)
+    usable = ~cut(target_bad, half) & np.isfinite(targets) & np.isfinite(variance)
+    errors = np.zeros((len(sources), size, size))
+    touched = np.flatnonzero(wrong.any(axis=(1, 2)))
+    for i in touched:
+        whole, hole = patched(sources[i], wrong[i])
+        if lost is not None:
+            hole |= cut(lost, edge)[i]
+        known = ~wrong[i]
+        if not known.any():
+            usable[i] = False
+            sources[i], noise[i] = 0, 0
+            continue
+        signal = np.abs(whole - np.median(whole[known]))
+        wrong_by = np.where(wrong[i] & ~hole, _interpolation_error(source_sigma) * signal, 0) ** 2
+        width = math.sqrt(max(target_sigma**2 - source_sigma**2, 0) / 2)
+        errors[i] = scipy.ndimage.gaussian_filter(wrong_by, width)[inner, inner]
+        if hole.any():
+            reached = scipy.ndimage.maximum_filter(hole.view(np.uint8), kernel_size)
+            usable[i] &= ~reached.astype(bool)[inner, inner]
+        sources[i] = whole
+        noise[i] = np.where(wrong[i], np.median(noise[i][known]), noise[i])
+    variance += norm * noise[:, inner, inner]
+    usable &= variance > 0
+    variance = np.where(usable, variance, 1)
+    weight = np.where(usable, 1 / (variance + norm * errors), 0.0)
+    offset = np.arange(size) - half
+    across, along = (
+        np.exp(-(((offset - (position - middle)[:, None]) / target_sigma) ** 2))
+        for position, middle in ((x, columns), (y, rows))
+    )
+    # In units of the variance around, which a star's own photons raise little.
+    share = np.einsum("nij,ni,nj->n", weight * variance, along, across)
+    share /= along.sum(axis=1) * across.sum(axis=1)
+    weight[share < _LEAST_CORE] = 0
     return Stamps(
-        source=np.where(np.isfinite(sources), sources, 0),
+        source=sources,
         target=np.where(usable, targets, 0),
-        weight=np.where(usable, 1 / np.where(usable, variance, 1), 0.0),
+        weight=weight,
         x=2 * (columns + 0.5) / nx - 1,
         y=2 * (rows + 0.5) / ny - 1,
-        # Pixels that were filled have no noise.
-        source_variance=np.where(np.isfinite(sources) & np.isfinite(noise), noise, 0.0),
+        source_variance=noise,
     )
+
+
+@functools.cache
+def _interpolation_error(sigma: float) -> float:
+    """Largest error of an interpolated pixel of a star over its brightness there.
+
+    That of a column through a Gaussian star, twice over since real ones are less smooth.
+    """
+    half = 9 + math.ceil(4 * sigma)
+    offset = np.arange(-half, half + 1)
+    star = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * sigma**2))
+    largest = _INTERPOLATION_FLOOR
+    for column in range(half, half + math.ceil(2 * sigma) + 1):
+        missing = np.zeros(star.shape, dtype=bool)
+        missing[:, column] = True
+        found, _ = patched(star, missing)
+        largest = max(largest, 2 * float(np.abs(found - star)[half, column]) / star[half, half])
+    return largest

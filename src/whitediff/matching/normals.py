@@ -39,7 +39,7 @@ class Stamps:
         ``(n, size, size)`` of the image to be matched.  Finite.
     weight
         ``(n, size, size)`` inverse variance of their difference; 0 for pixels not to use,
-        those included whose support in the source holds a bad pixel.
+        those included whose support in the source holds a pixel that could not be interpolated.
     x, y
         ``(n,)`` positions scaled to −1 … 1 between the outer edges of the frame.
     source_variance
@@ -94,6 +94,28 @@ class Stamps:
             self.y[which],
             None if self.source_variance is None else self.source_variance[which],
             self.source_noise,
+        )
+
+    def in_units(self, source: float, target: float) -> Stamps:
+        """The same stamps in other units, so that no number is very large or small.
+
+        Parameters
+        ----------
+        source, target
+            New units of the two images.
+
+        Returns
+        -------
+        stamps
+            Kernels between them are those of these, times the source's unit over the target's.
+        """
+        variance = self.source_variance
+        return dataclasses.replace(
+            self,
+            source=self.source / source,
+            target=self.target / target,
+            weight=self.weight * target**2,
+            source_variance=None if variance is None else variance / source**2,
         )
 
     def reweighted(self, more: float, without: Array) -> Stamps:

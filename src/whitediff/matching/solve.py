@@ -31,6 +31,9 @@ _CHUNK = 64
 _SINGLE_SMOOTHNESS = 1e-6
 """Weight of the penalty, relative to the data, where stamps are fitted one by one."""
 
+_SINGLE_CUT = 1e-12
+"""Eigenvalues of a stamp's scaled matrix, relative to the largest, that say nothing."""
+
 _MANY = 100
 """Unknowns of a single stamp beyond which it is fitted with the penalty."""
 
@@ -85,6 +88,28 @@ class KernelFit:
     effective_unknowns: float
     degrees_of_freedom: int
     chi_square: float
+
+    def in_units(self, source: float, target: float) -> KernelFit:
+        """The fit of stamps that are measured in other units.
+
+        Parameters
+        ----------
+        source, target
+            Units of the two images that were fitted, in those to be taken.
+
+        Returns
+        -------
+        fit
+            Kernel and background between images in the latter.
+        """
+        factor = target / source
+        return dataclasses.replace(
+            self,
+            kernel_coefficients=self.kernel_coefficients * factor,
+            background_coefficients=self.background_coefficients * target,
+            kernel_sum=self.kernel_sum * factor,
+            kernel_sum_error=self.kernel_sum_error * factor,
+        )
 
     @property
     def kernel_order(self) -> int:
@@ -328,7 +353,11 @@ def _single_fits(
         if ridge.any():
             inverse = np.linalg.inv(gram + _SINGLE_SMOOTHNESS * traces * ridge)
         else:
-            inverse = np.linalg.pinv(gram, rcond=1e-12, hermitian=True)
+            # The constant's column has another unit than the images'.
+            size = np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
+            scale = 1 / np.where(size > 0, size, np.inf)
+            scale = scale[:, :, None] * scale[:, None, :]
+            inverse = scale * np.linalg.pinv(gram * scale, rcond=_SINGLE_CUT, hermitian=True)
         local[part] = (inverse @ normals.right[part, :, None])[:, :, 0]
         variance = np.einsum("nm,nmk,nk->n", inverse[:, 0], gram, inverse[:, 0], optimize=True)
         error[part] = np.sqrt(np.maximum(variance, 0))
