@@ -252,7 +252,7 @@ def test_where_nothing_varies_it_is_the_documented_correction(rng, ratio):
     results = [
         decorrelate(science, template, difference, options=options, sources=NONE)
         for options in (
-            DecorrelationOptions(transform="documented"),
+            DecorrelationOptions(transform="documented", fill="mean"),
             DecorrelationOptions(spatially_varying=True),
         )
     ]
@@ -276,7 +276,7 @@ def test_a_kernel_that_hardly_varies_gives_nearly_the_constant_result(rng):
             options=options,
         )
         for options in (
-            DecorrelationOptions(transform="documented"),
+            DecorrelationOptions(transform="documented", fill="mean"),
             DecorrelationOptions(spatially_varying=True),
         )
     ]  # fmt: skip

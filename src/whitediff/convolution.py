@@ -224,15 +224,13 @@ def convolve_varying(
         if in_single is not None:
             allowed = tolerance / in_single.gain(local)
             if _single_precision_error(padded, grid) > allowed:
-                # A sky that was left in would take all the digits of its noise.
+                # A sky that was left in would take the digits of its noise.
                 level = float(dtype.type(np.median(padded[::_LEVEL_STEP, ::_LEVEL_STEP])))
-                padded -= dtype.type(level)
-            faint, bright = _without_bright(padded, grid, allowed)
+            faint, bright = _without_bright(padded, level, grid, allowed)
             if _single_precision_error(faint, grid) <= allowed:
                 spectra, padded = in_single, faint
-                local = None if local is None else local.astype(np.float32, copy=False)
             else:
-                padded, bright = padded.astype(np.float64), None
+                padded, bright, level = padded.astype(np.float64), None, 0.0
         if bright is None and not level and not padded.any():
             result[tile] = 0
             return
@@ -241,13 +239,17 @@ def convolve_varying(
         for i, kernel_ft in enumerate(spectra.kernels_ft):
             product = np.multiply(image_ft, kernel_ft, out=image_ft if i == n - 1 else None)
             part = scipy.fft.irfft2(product, s=grid, overwrite_x=True)[inner]
+            if level:
+                # What follows is rounded once, in the end.
+                part = part.astype(np.float64)
             if bright is not None:
                 part += _summed(bright, kernels[i], part.shape)
             if local is not None:
-                part *= local[i]
+                part *= local[i].astype(part.dtype, copy=False)
             total = part if total is None else np.add(total, part, out=total)
         if level and total is not None:
-            total += level * (sums[0] if local is None else np.tensordot(sums, local, axes=1))
+            of_level = sums[0] if local is None else np.tensordot(sums, local, axes=1)
+            total += level * of_level
         result[tile] = total
 
     tiles = [(rows, columns) for rows in axes[0].tiles for columns in axes[1].tiles]
@@ -336,21 +338,24 @@ class _Spectra:
 
 
 def _without_bright(
-    tile: Array, grid: tuple[int, int], allowed: float
+    tile: Array, level: float, grid: tuple[int, int], allowed: float
 ) -> tuple[Array, Array | None]:
-    """Tile without the few pixels that are too bright for single precision, and these.
+    """Tile less a level, without the few pixels too bright for single precision, and these.
 
-    The latter as rows, columns and values; None, and the tile itself, where there are none
-    or many.
+    The latter as rows, columns and values; None where there are none or many.
     """
-    if _single_precision_error(tile, grid) <= allowed:
-        return tile, None
-    rows, columns = np.nonzero(np.abs(tile) > _SHARE_OF_PEAK * allowed)
+    faint = tile - tile.dtype.type(level) if level else tile
+    if _single_precision_error(faint, grid) <= allowed:
+        return faint, None
+    rows, columns = np.nonzero(np.abs(faint) > _SHARE_OF_PEAK * allowed)
     if not 0 < len(rows) <= _MOST_BRIGHT:
-        return tile, None
-    faint = tile.copy()
+        return faint, None
+    if faint is tile:
+        faint = tile.copy()
     faint[rows, columns] = 0
-    return faint, np.stack([rows, columns, tile[rows, columns].astype(np.float64)])
+    # Of the tile itself: less the level in single precision, a bright pixel would be rounded.
+    values = tile[rows, columns].astype(np.float64) - level
+    return faint, np.stack([rows, columns, values])
 
 
 def _summed(bright: Array, kernel: Array, shape: tuple[int, ...]) -> Array:

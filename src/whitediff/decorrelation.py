@@ -25,7 +25,7 @@ from .convolution import (
     convolve,
     convolve_varying,
 )
-from .distrust import CONTAMINATION_THRESHOLD, absolute_weight
+from .distrust import CONTAMINATION_THRESHOLD, absolute_weight, is_compact
 from .errors import ArgumentError, DataError
 from .interpolation import interpolated
 
@@ -849,11 +849,6 @@ def pixel_kernel(
     return fourier.inverse(correction_ft.astype(np.result_type(dtype, np.complex64)), shape, shape)
 
 
-def _is_compact(kernel: Array, shape: tuple[int, ...]) -> bool:
-    """Whether a kernel is a `compact_kernel`, and not one on a grid of an image's size."""
-    return kernel.shape[0] < shape[0] and kernel.shape[1] < shape[1]
-
-
 def contaminated_pixels(
     kernel: Array, untrusted: Array, *, threshold: float = CONTAMINATION_THRESHOLD
 ) -> Array:
@@ -877,7 +872,7 @@ def contaminated_pixels(
         outside pixels exceeds ``threshold`` of its total.
     """
     total, shape = float(np.abs(kernel).sum()), untrusted.shape
-    if not _is_compact(kernel, shape):
+    if not is_compact(kernel, shape):
         return absolute_weight(kernel, ~untrusted) < (1 - threshold) * total
     on_untrusted = absolute_weight(kernel, untrusted) if untrusted.any() else None
     if on_untrusted is None:

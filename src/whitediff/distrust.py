@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
-from . import planes
+from . import fourier, planes
 from .convolution import convolve, convolve_sparse
 
-__all__ = ["CONTAMINATION_THRESHOLD", "absolute_weight", "distrusted_pixels", "holes"]
+__all__ = ["CONTAMINATION_THRESHOLD", "absolute_weight", "distrusted_pixels", "holes", "is_compact"]
 
 type Array = npt.NDArray[Any]
 
@@ -38,29 +38,55 @@ _LARGEST_ERROR = 0.5
 """Standard deviations by which an interpolated pixel may put a pixel of the result wrong."""
 
 _REACH = 2
+"""Of those neighbours in x and y, pixels."""
+
+_WEIGHT_PRECISION = 1e-5
+"""Of a filter's absolute weight, which is compared with a hundredth of it."""
 
 
 def absolute_weight(kernel: Array, pixels: Array) -> Array:
-    """Absolute weight of some pixels in a filtered image.
+    """Absolute weight of a filter on some pixels of an image, for every filtered pixel.
 
     Parameters
     ----------
     kernel
-        ``(ky, kx)``, origin at ``[ky//2, kx//2]``.
+        On a periodic grid at least as large as the image, origin in the first pixel
+        (`whitediff.decorrelation.pixel_kernel`); or smaller (`is_compact`), origin at
+        ``[ky//2, kx//2]``.
     pixels
         ``(ny, nx)`` boolean.
 
     Returns
     -------
     weight
-        ``(ny, nx)`` float32: ``Σ_a |kernel(a)|`` over those ``x − a`` that are set; zero where
-        they are out of the kernel's reach.
+        ``(ny, nx)`` float32: ``Σ_a |kernel(a)| pixels(x − a)``, zero outside the frame.
     """
-    if not pixels.any():
-        return planes.zeros(pixels.shape, np.float32)
-    # Compared with a hundredth of the sum, single precision is plenty.
-    absolute = np.abs(kernel).astype(np.float64)
-    return convolve_sparse(pixels, absolute, tolerance=1e-5 * float(absolute.sum()))
+    if is_compact(kernel, pixels.shape):
+        weights = np.abs(kernel)
+        tolerance = _WEIGHT_PRECISION * float(weights.sum())
+        return convolve_sparse(pixels, weights, tolerance=tolerance)
+    shape = (kernel.shape[0], kernel.shape[1])
+    spectrum = fourier.forward(pixels.astype(np.float32), shape)
+    spectrum *= fourier.forward(np.abs(kernel).astype(np.float32), shape)
+    return fourier.inverse(spectrum, shape, (pixels.shape[0], pixels.shape[1]))
+
+
+def is_compact(kernel: Array, shape: tuple[int, ...]) -> bool:
+    """Whether a kernel is smaller than an image, and not on a grid of its size.
+
+    Parameters
+    ----------
+    kernel
+        Kernel.
+    shape
+        ``(ny, nx)`` of the image.
+
+    Returns
+    -------
+    compact
+        True or False.
+    """
+    return kernel.shape[0] < shape[0] and kernel.shape[1] < shape[1]
 
 
 def holes(missing: Array) -> Array:

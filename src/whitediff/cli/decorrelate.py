@@ -201,6 +201,10 @@ def decorrelate(**options: Any) -> None:
     of HOTPANTS (-hki), needs no KERNEL, and for one of SFFT it is the solution. All are FITS
     files, or addresses of such; FILE[EXT] names an extension.
     """
+    source = click.get_current_context().get_parameter_source("fill")
+    if options["transform"] == "documented" and source is click.core.ParameterSource.DEFAULT:
+        # Which knows no other.
+        options["fill"] = "mean"
     with limited_memory(options.pop("memory"), options["output"].absolute().parent):
         each_detector(
             run_decorrelation,
@@ -287,6 +291,7 @@ def run_decorrelation(
         full_variance=full_variance,
         noise=noise,
         fill=fill,
+        score_filter="documented" if transform == "documented" else "compact",
         # At one place, or on the documented grid, means one correction for all of the image.
         spatially_varying=not (
             constant or x_center is not None or y_center is not None or transform == "documented"

@@ -26,6 +26,7 @@ from . import kernels, masks
 from .covariance import Noise, noise_at
 from .fields import evaluated
 from .filters import Filters
+from .missing import missing_pixels
 from .model import Exposure
 from .noise import measured_noises, source_pixels
 from .psf import KernelPointSpreadFunction, as_kernel_psf, average_position, psf_image
@@ -313,7 +314,9 @@ def decorrelate(
         ``spatially_varying``, found on both inputs if not given.
     missing
         ``(ny, nx)`` boolean: finite pixels of the difference that ``fill="interpolate"`` replaces
-        too; those in `whitediff.exposures.masks.INTERPOLATED_MASK_PLANES` if not given.
+        too; if not given, those in `whitediff.exposures.masks.INTERPOLATED_MASK_PLANES`, and
+        of a difference those that the exposure that was not convolved lacks
+        (`whitediff.exposures.missing.missing_pixels`).
     options
         `DecorrelationOptions`.
 
@@ -417,6 +420,8 @@ def decorrelate(
     sigma = decorrelation.smallest_sigma(variance)
     if options.fill == "interpolate" and missing is None:
         missing = masks.flagged(difference.mask, masks.INTERPOLATED_MASK_PLANES)
+        if not options.score:
+            missing |= missing_pixels(science if options.convolved == "template" else template)
     if local is None:
         image = _corrected_image(difference, correction, compact_kernel, sigma, options, missing)
     else:

@@ -15,6 +15,7 @@ from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError, DataError
+from ..interpolation import patched
 from ..matching.background import fit_background
 from ..matching.basis import (
     GaussianSeries,
@@ -36,7 +37,6 @@ from ..matching.normals import Stamps, normal_equations
 from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import varying_pixels
 from ..noise import coloured
-from ..interpolation import patched
 from ..polynomials import chebyshev_terms
 from ..stats import power_of_two
 from ..threads import in_threads, single_threaded_algebra

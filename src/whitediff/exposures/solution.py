@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
 from lsst.images import Box
@@ -25,7 +24,6 @@ from .model import Exposure
 from .preparation import Pair
 from .psf import KernelPointSpreadFunction, as_kernel_psf
 from .subtraction import (
-    missing_pixels,
     photometric_scale_factor,
     preconvolved,
     subtract,
@@ -255,11 +253,6 @@ def make_product(
         solution, science, template, preconvolved_science=preconvolved_science, free=free
     )
     score = solution.preconvolution_kernel is not None
-    missing = None
-    if solution.fill == "interpolate":
-        # What was convolved has been interpolated already; of a score that is both.
-        unconvolved = science if solution.convolved == "template" else template
-        missing = np.zeros(science.shape, bool) if score else missing_pixels(unconvolved)
     result = decorrelate(
         science,
         template,
@@ -270,7 +263,6 @@ def make_product(
         science_noise=solution.science_noise,
         template_noise=solution.template_noise,
         sources=sources,
-        missing=missing,
         options=DecorrelationOptions(
             convolved=solution.convolved,
             score=score,

@@ -21,11 +21,11 @@ from ..decorrelation import (
 )
 from ..distrust import CONTAMINATION_THRESHOLD, absolute_weight, distrusted_pixels
 from ..errors import ArgumentError
-from ..interpolation import interpolated
 from ..planes import each_block, filled, row_blocks
 from ..threads import single_threaded_algebra
 from . import kernels, masks
 from .fields import evaluated, rows_of
+from .missing import missing_pixels, without_missing
 from .model import Exposure
 from .psf import KernelPointSpreadFunction, average_position, convolved_psf, psf_image
 
@@ -33,14 +33,12 @@ __all__ = [
     "convolved_exposure",
     "matched_science",
     "matched_template",
-    "missing_pixels",
     "photometric_scale_factor",
     "preconvolution_kernel",
     "preconvolved",
     "subtract",
     "subtract_background",
     "unsupported",
-    "without_missing",
 ]
 
 type Array = npt.NDArray[Any]
@@ -104,70 +102,6 @@ def convolved_exposure(
         header=exposure.header.copy(),
         primary_header=exposure.primary_header.copy(),
         source=exposure.source,
-    )
-
-
-def missing_pixels(exposure: Exposure) -> Array:
-    """Pixels of an exposure that are interpolated before it is filtered.
-
-    Parameters
-    ----------
-    exposure
-        Exposure.
-
-    Returns
-    -------
-    missing
-        ``(ny, nx)`` boolean: pixels or variances that are not finite, variances that are not
-        positive (where any is), and those in one of
-        `whitediff.exposures.masks.INTERPOLATED_MASK_PLANES`, whatever value they have.
-    """
-    image, variance = exposure.image.array, exposure.variance.array
-    flagged = masks.flagged(exposure.mask, masks.INTERPOLATED_MASK_PLANES)
-
-    def unmeasured(rows: slice) -> Array:
-        with np.errstate(invalid="ignore"):
-            return ~(np.isfinite(variance[rows]) & (variance[rows] > 0))
-
-    wrong = filled(image.shape, bool, unmeasured)
-    if wrong.all():
-        # A plane that says nothing anywhere says nothing of single pixels.
-        wrong[:] = False
-    return filled(
-        image.shape, bool, lambda rows: flagged[rows] | wrong[rows] | ~np.isfinite(image[rows])
-    )
-
-
-def without_missing(exposure: Exposure, missing: Array) -> Exposure:
-    """Exposure whose missing pixels are interpolated, in image and variance.
-
-    Parameters
-    ----------
-    exposure
-        Exposure; not changed.
-    missing
-        ``(ny, nx)`` boolean.
-
-    Returns
-    -------
-    whole
-        The same one where none is missing.  The variance of a missing pixel is that of its
-        neighbours where it has none of its own.
-    """
-    if not missing.any():
-        return exposure
-    variance = exposure.variance.array
-    with np.errstate(invalid="ignore"):
-        unknown = missing & ~(np.isfinite(variance) & (variance > 0))
-    if unknown.any() and not unknown.all():
-        variance = np.maximum(interpolated(variance, unknown), smallest_sigma(variance) or 0)
-    return exposure.replaced(
-        image=Image(
-            interpolated(exposure.image.array, missing),
-            bbox=exposure.bbox,
-            unit=exposure.image.unit,
-        ),
-        variance=variance,
     )
 
 

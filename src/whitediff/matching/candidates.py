@@ -438,7 +438,9 @@ def _clear_of(sources: Sources, reach: int) -> Array:
         (sources.template_bad, sources.template_radius),
     )
     for i in np.flatnonzero(clear):
-        square = np.s_[row[i] - reach : row[i] + reach + 1, column[i] - reach : column[i] + reach + 1]
+        square = np.s_[
+            row[i] - reach : row[i] + reach + 1, column[i] - reach : column[i] + reach + 1
+        ]
         if not any(bad[square].any() for bad, _ in planes):
             continue
         if (sources.science_bad[square] | sources.template_bad[square]).mean() > 1 - _LEAST_SQUARE:
@@ -460,9 +462,7 @@ def _usual_ratio(sources: Sources, common: Array) -> float:
         return math.nan
     seen = seen[np.argsort(-sources.signal_to_noise[seen], kind="stable")[:_MOST_RATIOS]]
     logarithm = np.log(sources.template_flux[seen]) - np.log(sources.flux[seen])
-    error = np.hypot(
-        1 / sources.signal_to_noise[seen], 1 / sources.template_signal_to_noise[seen]
-    )
+    error = np.hypot(1 / sources.signal_to_noise[seen], 1 / sources.template_signal_to_noise[seen])
     square = error**2 + _RATIO_WIDTH**2
     deviation = (logarithm[:, None] - logarithm) ** 2 / (square[:, None] + square)
     densest = int(np.argmax(np.exp(-deviation / 2).sum(axis=1)))

@@ -164,6 +164,11 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
         " than these and the preserved ones are left out.",
     )
 
+    def setDefaults(self) -> None:
+        """Lose no level at edges and holes."""
+        super().setDefaults()
+        self.decorrelate.fill = "interpolate"
+
     def validate(self) -> None:
         """Check what fields say together.
 
@@ -243,10 +248,9 @@ class AlardLuptonPreconvolveSubtractConfig(  # type: ignore[call-arg]
     """Configuration of `AlardLuptonPreconvolveSubtractTask`."""
 
     def setDefaults(self) -> None:
-        """Filter scores as fitted kernels need it, and lose no level at edges and holes."""
+        """Filter scores as fitted kernels need it."""
         super().setDefaults()
         self.decorrelate.scoreFilter = "compact"
-        self.decorrelate.fill = "interpolate"
 
 
 def attributed_mask(
