@@ -419,7 +419,7 @@ def _measured_sum(
     convolved: Literal["template", "science"],
 ) -> FluxRatio:
     """The kernel's sum by photometry of the static sources, whether they were fitted or not."""
-    which = static_sources(sources, candidates.flux_ratio)
+    which = static_sources(sources, candidates)
     x, y = sources.x[which], sources.y[which]
     source, target = pair.template, pair.science
     if convolved == "science":
@@ -448,6 +448,7 @@ def _measured_sum(
         source.variance.array,
         target.variance.array,
         missing,
+        pair.science_pixels | pair.template_pixels,
         x,
         y,
         radius=radius,

@@ -13,8 +13,9 @@ __all__ = ["FluxRatio", "flux_ratio"]
 
 type Array = npt.NDArray[Any]
 
-_GAP, _RING = 1.1, 1.7
-"""Inner and outer radius of the ring around an aperture, over the aperture's."""
+_GAP, _RING, _NARROWEST = 1.1, 1.7, 8.0
+"""Inner and outer radius of the ring around an aperture, over the aperture's, and the least width of
+it in pixels."""
 _CLIP = 3.0
 _PASSES = 4
 _FEWEST = 3
@@ -47,6 +48,7 @@ def flux_ratio(
     source_variance: Array,
     target_variance: Array,
     missing: Array,
+    sources: Array,
     x: Array,
     y: Array,
     *,
@@ -63,6 +65,8 @@ def flux_ratio(
         ``(ny, nx)``.
     missing
         ``(ny, nx)`` boolean: stars with such a pixel in their aperture are left out.
+    sources
+        ``(ny, nx)`` boolean: pixels with a source in either image, which tell no background.
     x, y
         ``(n,)`` 0-based positions, pixels.
     radius
@@ -81,10 +85,11 @@ def flux_ratio(
     standard deviations, of their own noise and of the scatter that all share, do not count.
     """
     planes = (source, source_variance), (target, target_variance)
-    reach = math.ceil(_RING * radius)
+    outer = max(_RING * radius, radius + _NARROWEST)
+    reach = math.ceil(outer)
     ny, nx = source.shape
     offset = np.arange(-reach, reach + 1)
-    ratios, errors = [], []
+    fluxes, noises = [], []
     for column, row, factor in zip(x, y, expected, strict=True):
         i, j = round(float(column)), round(float(row))
         if not (reach <= i < nx - reach and reach <= j < ny - reach):
@@ -92,14 +97,13 @@ def flux_ratio(
         part = np.s_[j - reach : j + reach + 1, i - reach : i + reach + 1]
         distance = np.hypot(offset[None, :] - (column - i), offset[:, None] - (row - j))
         inside, good = distance <= radius, ~missing[part]
-        ring = (distance > _GAP * radius) & (distance <= _RING * radius) & good
-        if not good[inside].all() or np.count_nonzero(ring) < np.count_nonzero(inside) / 2:
+        ring = (distance > _GAP * radius) & (distance <= outer) & good & ~sources[part]
+        if not good[inside].all() or np.count_nonzero(ring) < np.count_nonzero(inside) / 4:
             continue
         flux, noise = np.array([_photometry(*plane, part, inside, ring) for plane in planes]).T
-        if (flux > _FAINTEST * noise).all():
-            ratios.append(flux[1] / flux[0] / factor)
-            errors.append(ratios[-1] * math.hypot(*(noise / flux)))
-    return _robust_mean(np.array(ratios), np.array(errors))
+        fluxes.append(flux * (factor, 1))
+        noises.append(noise * (factor, 1))
+    return _robust_ratio(np.array(fluxes).reshape(-1, 2), np.array(noises).reshape(-1, 2))
 
 
 def _photometry(
@@ -116,22 +120,31 @@ def _photometry(
     return float(pixels[inside].sum() - n * level), math.sqrt(square)
 
 
-def _robust_mean(values: Array, errors: Array) -> FluxRatio:
-    if len(values) < _FEWEST:
-        return FluxRatio(math.nan, math.nan, len(values))
-    # At first the brighter half alone.
-    bright = errors <= np.median(errors)
-    mean = float(np.median(values[bright]))
-    keep, square = bright, errors**2
+def _robust_ratio(fluxes: Array, noises: Array) -> FluxRatio:
+    """Second of pairs of fluxes, of nearly the same, over the first."""
+    # Neither image may say alone which stars count, or how much: their ratio would follow its noise.
+    inverse = 1 / np.maximum(noises, 1e-6 * np.abs(fluxes)) ** 2
+    brightness = (fluxes * inverse).sum(axis=1) / inverse.sum(axis=1)
+    seen = brightness > _FAINTEST * np.sqrt(1 / inverse.sum(axis=1))
+    if seen.sum() < _FEWEST:
+        return FluxRatio(math.nan, math.nan, int(seen.sum()))
+    (first, second), (noise, other) = fluxes[seen].T, noises[seen].T
+    brightness = brightness[seen]
+    keep = brightness >= np.median(brightness)
+    ratio = float(np.median(second[keep] / first[keep]))
+    shared = 0.0
     for _ in range(_PASSES):
-        scatter = 1.4826 * float(np.median(np.abs(values[keep] - mean)))
+        left, square = second - ratio * first, other**2 + (ratio * noise) ** 2
         # What their noise does not explain of how they scatter, all share.
-        shared = max(0.0, scatter**2 - float(np.median(errors[keep] ** 2)))
-        square = errors**2 + shared
-        keep = np.abs(values - mean) <= _CLIP * np.sqrt(square)
+        relative = (left / brightness)[keep]
+        scatter = 1.4826 * float(np.median(np.abs(relative)))
+        shared = max(0.0, scatter**2 - float(np.median((square / brightness**2)[keep])))
+        square = square + shared * brightness**2
+        keep = np.abs(left) <= _CLIP * np.sqrt(square)
         if keep.sum() < _FEWEST:
             return FluxRatio(math.nan, math.nan, int(keep.sum()))
-        mean = float(np.average(values[keep], weights=1 / square[keep]))
-    chi_square = float(((values[keep] - mean) ** 2 / square[keep]).sum()) / (keep.sum() - 1)
-    error = math.sqrt(max(1.0, chi_square) / float((1 / square[keep]).sum()))
-    return FluxRatio(mean, error, int(keep.sum()))
+        weight = np.where(keep, brightness / square, 0)
+        ratio = float((weight @ second) / (weight @ first))
+    chi_square = float((left[keep] ** 2 / square[keep]).sum()) / (keep.sum() - 1)
+    error = math.sqrt(max(1.0, chi_square) * float(weight**2 @ square)) / abs(float(weight @ first))
+    return FluxRatio(ratio, error, int(keep.sum()))
