@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, Number, common_options, log, stages
+from ..reading import reading_options
+from .console import OUTPUT_FILE, common_options, log, stages
+from .reading import input_options
 
 __all__ = ["inject", "photon_gain", "run_injection"]
 
@@ -52,16 +54,7 @@ __all__ = ["inject", "photon_gain", "run_injection"]
     is_flag=True,
     help="Draw the photon noise of the sources, and add it to the variance plane; needs the gain.",
 )
-@click.option(
-    "--science-variance",
-    type=Number(),
-    help="Mean variance of the image, or a file with its variance plane (KIND:FILE for KIND sigma"
-    " or weight).",
-)
-@click.option(
-    "--science-gain", type=float, help="Electrons per count  [default: GAIN of the header]."
-)
-@click.option("--science-read-noise", type=float, help="Electrons  [default: RDNOISE].")
+@input_options("science")
 @click.option("--compress", is_flag=True, help="Compress the output without loss; slow.")
 @click.option("--overwrite", is_flag=True, help="Replace the outputs if they exist.")
 @common_options
@@ -88,20 +81,19 @@ def run_injection(
     truth: Path | None = None,
     science_psf: str | None = None,
     photon_noise: bool = False,
-    science_variance: float | str | None = None,
-    science_gain: float | None = None,
-    science_read_noise: float | None = None,
     compress: bool = False,
     overwrite: bool = False,
+    **reading: Any,
 ) -> Any:
     """Read, inject and write.
 
     Parameters
     ----------
     science, output, sources, number, signal_to_noise, difference, separation, seed, truth, \
-    science_psf, photon_noise, science_variance, science_gain, science_read_noise, compress, \
-    overwrite
+    science_psf, photon_noise, compress, overwrite
         Options of the command.
+    **reading
+        How the image is read: ``science_gain`` and so on, as `whitediff.reading` declares them.
 
     Returns
     -------
@@ -135,9 +127,7 @@ def run_injection(
     with stages("Injecting", 4) as begin:
         begin("reading")
         table = None if sources is None else read_catalog(sources)
-        exposure = read_input(
-            "science", science, science_variance, science_gain, science_read_noise
-        )
+        exposure = read_input(science, reading_options(reading, science=science)["science"])
         if science_psf is not None:
             exposure.psf = formats.read_psf(science_psf, bounds=exposure.bbox)
         begin("PSF")
@@ -150,7 +140,7 @@ def run_injection(
                 f" {error}"
             ) from error
         begin("sources")
-        gain = photon_gain(exposure, science_gain) if photon_noise else None
+        gain = photon_gain(exposure, reading.get("science_gain")) if photon_noise else None
         if table is None:
             assert number is not None
             noise = None if difference is None else formats.read_exposure(difference)

@@ -1,7 +1,6 @@
 """FITS files with images in HDUs, in the layouts that people have."""
 
 from .read import (
-    VarianceSource,
     compact,
     image_hdu,
     image_names,
@@ -13,7 +12,6 @@ from .read import (
 from .recognise import recognise, stamps
 
 __all__ = [
-    "VarianceSource",
     "compact",
     "image_hdu",
     "image_names",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import astropy.io.fits
 import numpy as np
@@ -26,6 +25,7 @@ from ...exposures.masks import (
 from ...exposures.model import Exposure, as_native_float, parse_unit
 from ...exposures.sky import celestial_wcs, sky_projection
 from ...planes import filled, zeros
+from ...reading import ReadingOptions, VarianceKind, VarianceSource
 from ...sources import noise_variance
 from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
@@ -48,7 +48,6 @@ from ..stamps import (
 )
 
 __all__ = [
-    "VarianceSource",
     "compact",
     "image_hdu",
     "image_names",
@@ -59,7 +58,6 @@ __all__ = [
 ]
 
 type Array = npt.NDArray[Any]
-type VarianceKind = Literal["variance", "sigma", "weight"]
 
 _log = logging.getLogger("whitediff.formats")
 
@@ -82,42 +80,6 @@ _OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS", NOISE)
 _ENOUGH_FOR_SIGMA = 100_000
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 _READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
-
-
-@dataclasses.dataclass(frozen=True)
-class VarianceSource:
-    """A file that gives the variance of another.
-
-    Attributes
-    ----------
-    path
-        File, with an extension in brackets where wanted.
-    kind
-        What its pixels are; None: as the name of its extension says, else variance.
-    """
-
-    path: str
-    kind: VarianceKind | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> VarianceSource:
-        """Parse ``FILE`` or ``KIND:FILE``.
-
-        Parameters
-        ----------
-        text
-            KIND is ``variance``, ``sigma`` or ``weight``.
-
-        Returns
-        -------
-        source
-            Parsed.
-        """
-        kinds: tuple[VarianceKind, ...] = ("variance", "sigma", "weight")
-        for kind in kinds:
-            if text.startswith(f"{kind}:"):
-                return cls(text.removeprefix(f"{kind}:"), kind)
-        return cls(text)
 
 
 def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> Any:
@@ -254,9 +216,7 @@ def read(
     path: Path,
     extension: Extension = None,
     *,
-    variance: VarianceSource | float | None = None,
-    gain: float | None = None,
-    read_noise: float | None = None,
+    options: ReadingOptions | None = None,
     needs_variance: bool = True,
     fill: float | None = None,
 ) -> Exposure:
@@ -268,12 +228,8 @@ def read(
         File.
     extension
         Of the image; found if not given (see `image_hdu`).
-    variance
-        Where the variance is, or its value everywhere, for files without a variance plane;
-        a file named here takes precedence over the plane.
-    gain, read_noise
-        Electrons per count, and electrons; the header's if not given.  Used where there is
-        no variance plane.
+    options
+        How it is read, where the file does not say or says something wrong.
     needs_variance
         If False, a file without a variance plane gets NaN for it.
     fill
@@ -291,6 +247,8 @@ def read(
     FileFormatError
         If a plane cannot be read or does not fit.
     """
+    options = options or ReadingOptions()
+    variance = options.variance
     with opened(path) as hdus:
         hdu = image_hdu(hdus, extension, path)
         image = _native_copy(hdu.data)
@@ -354,14 +312,10 @@ def read(
             before = flagged(mask, ["NO_DATA"])
             mask = with_plane(mask, "NO_DATA", before | no_data)
     elif isinstance(variance, float | int):
-        if not (math.isfinite(variance) and variance > 0):
-            raise ArgumentError(
-                f"{path}: its variance must be positive and finite; got {variance:g}."
-            )
         values = np.full(image.shape, variance, dtype=np.float32)
     elif needs_variance:
         values = modelled_variance(
-            image, flagged(mask, UNTRUSTED_MASK_PLANES), header, primary, gain, read_noise, path
+            image, flagged(mask, UNTRUSTED_MASK_PLANES), header, primary, options, path
         )
     else:
         values = np.full(image.shape, np.nan, dtype=np.float32)
@@ -585,8 +539,7 @@ def modelled_variance(
     unusable: Array,
     header: astropy.io.fits.Header,
     primary: astropy.io.fits.Header,
-    gain: float | None,
-    read_noise: float | None,
+    options: ReadingOptions,
     path: Path | str,
 ) -> Array:
     """Variance of an image that comes without any.
@@ -599,8 +552,8 @@ def modelled_variance(
         ``(ny, nx)`` boolean: pixels without a measurement.
     header, primary
         Headers in which gain and read noise are looked for.
-    gain, read_noise
-        Electrons per count, and electrons, where they are given.
+    options
+        Gain and read noise where they are given.
     path
         For messages.
 
@@ -614,6 +567,7 @@ def modelled_variance(
     ArgumentError, DataError
         If the numbers make no sense, or the noise cannot be measured.
     """
+    gain, read_noise = options.gain, options.read_noise
     explicit = gain is not None and read_noise is not None
     if gain is None:
         found = header_gain(header, primary)
