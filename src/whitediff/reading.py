@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from .errors import ArgumentError
@@ -24,6 +25,9 @@ __all__ = [
     "option_names",
     "reading_options",
 ]
+
+_LAST_BIT = 61
+_RANGE = re.compile(r"\d{1,9}(-\d{1,9})?")
 
 type VarianceKind = Literal["variance", "sigma", "weight"]
 
@@ -110,7 +114,8 @@ class ReadingOptions:
     mask
         File of the mask, with an extension in brackets where wanted.
     mask_bits
-        Which bits of the mask make a pixel bad.
+        Which bits of the mask make a pixel bad, counted from 0: text such as ``1,4-6``, or their
+        numbers.  Of a mask with codes instead of bits: which codes.
     saturation
         Level from which pixels are saturated, image unit; takes precedence over the header's.
 
@@ -125,8 +130,8 @@ class ReadingOptions:
         metadata=_declared(
             "number or file",
             "VARIN",
-            "Mean variance of the {side}, or a file with its variance plane (KIND:FILE for KIND sigma"
-            " or weight).",
+            "Mean variance of the {side}, or a file with its variance plane (KIND:FILE for KIND"
+            " sigma or weight).",
         ),
     )
     gain: float | None = dataclasses.field(
@@ -151,16 +156,22 @@ class ReadingOptions:
     mask: str | None = dataclasses.field(
         default=None, metadata=_declared("file", "MASK", "Mask of the {side}  [default: its own].")
     )
-    mask_bits: str | None = dataclasses.field(
+    mask_bits: str | tuple[int, ...] | None = dataclasses.field(
         default=None,
         metadata=_declared(
-            "text", "MBITS", "Bits of the mask that make a pixel bad  [default: all]."
+            "text",
+            "MBITS",
+            "Bits of the mask that make a pixel bad, from 0, such as 1,4-6  [default: those of its"
+            " instrument, else all].",
         ),
     )
     saturation: float | None = dataclasses.field(
         default=None,
         metadata=_declared(
-            "number", "SATUR", "Level from which pixels are saturated  [default: SATURATE]."
+            "number",
+            "SATUR",
+            "Level from which pixels are saturated  [default: SATURATE, else the value that many"
+            " of the highest pixels share].",
         ),
     )
 
@@ -184,7 +195,40 @@ class ReadingOptions:
             )
         if self.saturation is not None and not math.isfinite(self.saturation):
             return "saturation", f"must be a number; got {self.saturation:g}."
+        try:
+            self.mask_bit_numbers  # noqa: B018
+        except ValueError as error:
+            return "mask_bits", f"{error}."
         return None
+
+    @property
+    def mask_bit_numbers(self) -> tuple[int, ...] | None:
+        """Numbers of the bits that make a pixel bad, ascending; None where nobody says."""
+        return None if self.mask_bits is None else _bit_numbers(self.mask_bits)
+
+
+def _bit_numbers(said: str | tuple[int, ...]) -> tuple[int, ...]:
+    if isinstance(said, str):
+        parts = said.replace(",", " ").split()
+        if not parts or not all(_RANGE.fullmatch(part) for part in parts):
+            raise ValueError(f"must be numbers and ranges, such as 1,4-6; got {said!r}")
+        ends = [tuple(int(end) for end in part.split("-")) for part in parts]
+    else:
+        ends = [(number,) for number in (said if isinstance(said, Iterable) else (said,))]
+        if not ends or any(isinstance(n, bool) or int(n) != n for (n,) in ends):
+            raise ValueError(f"must be numbers of bits; got {said!r}")
+    found: set[int] = set()
+    for first, *others in ends:
+        last = others[0] if others else first
+        if last < first:
+            raise ValueError(f"must not have an empty range; got {first}-{last}")
+        if first < 0 or last > _LAST_BIT:
+            raise ValueError(
+                f"must be from 0 to {_LAST_BIT}; got {first if first < 0 else last} (give numbers,"
+                " not values: bit 3 has the value 8)"
+            )
+        found.update(range(int(first), int(last) + 1))
+    return tuple(sorted(found))
 
 
 def _is_positive(value: float) -> bool:

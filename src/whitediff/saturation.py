@@ -30,6 +30,7 @@ _ROUNDING = 1e-6
 """Relative: twelve times the precision of float32."""
 
 _LARGE_GROUP, _GROUP, _SMALL_GROUP = 8, 5, 3
+_MOST_RUNS = 1000
 _MOST_ABOVE = 0.1
 """Pixels above a plateau, in pixels of the plateau: cosmic rays, hot pixels."""
 
@@ -37,9 +38,8 @@ _CUT_WITHIN, _CUT_SHARE = 10.0, 1e-3
 """Sigma below the sky within which so many pixels at the minimum mean an image cut for display."""
 
 _RATIO, _EXCESS, _GAP = 2.0, 10.0, 2
-_BEGIN = 3
-"""A trail is that many times the star's profile plus so many sigma; pixels it may miss; and how
-long it is at least."""
+"""A trail is that many times the star's profile, and so many sigma above that; pixels that it may
+miss."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,16 +124,13 @@ def _highest_run(high: Array) -> float | None:
     starts = np.flatnonzero(np.append(True, -np.diff(high) > _ROUNDING * np.abs(high[:-1])))
     lengths = np.diff(np.append(starts, high.size))
     # Of what is below, too much is above.
-    for start, length in zip(starts[:_GROUP_LIMIT], lengths[:_GROUP_LIMIT], strict=True):
+    for start, length in zip(starts[:_MOST_RUNS], lengths[:_MOST_RUNS], strict=True):
         if length >= _GROUP and start <= _MOST_ABOVE * length:
             return float(high[start + length - 1])
     return None
 
 
-_GROUP_LIMIT = 1000
-
-
-def bleed_trails(image: Array, saturated: Array) -> Array:
+def bleed_trails(image: Array, saturated: Array, *, least: float = 0.0) -> Array:
     """Trails of charge that bleed from saturated stars along one axis of the detector.
 
     Parameters
@@ -142,6 +139,9 @@ def bleed_trails(image: Array, saturated: Array) -> Array:
         ``(ny, nx)``.
     saturated
         ``(ny, nx)`` boolean: pixels at saturation.
+    least
+        Height above the sky that a pixel of a trail has at least, relative to that of the faintest
+        saturated pixel.
 
     Returns
     -------
@@ -165,15 +165,18 @@ def bleed_trails(image: Array, saturated: Array) -> Array:
     if not sigma > 0:
         return none
     above = np.where(finite, image, sky) - sky
-    along_columns = _trails(above, saturated, sigma)
-    along_rows = _trails(above.T, saturated.T, sigma).T
+    excess = max(_EXCESS * sigma, least * float(above[saturated & finite].min(initial=np.inf)))
+    if not np.isfinite(excess):
+        return none
+    along_columns = _trails(above, saturated, excess)
+    along_rows = _trails(above.T, saturated.T, excess).T
     columns, rows = np.count_nonzero(along_columns), np.count_nonzero(along_rows)
     if columns == rows:
         return none
     return along_columns if columns > rows else along_rows
 
 
-def _trails(above: Array, saturated: Array, sigma: float) -> Array:
+def _trails(above: Array, saturated: Array, excess: float) -> Array:
     """Pixels of trails along the first axis."""
     result = np.zeros(above.shape, dtype=bool)
     labels, _ = scipy.ndimage.label(saturated, np.ones((3, 3), int))
@@ -189,7 +192,7 @@ def _trails(above: Array, saturated: Array, sigma: float) -> Array:
         x = int(window[1].start + columns[len(columns) // 2])
         profile = _across(above, y, x)
         left, right = max(0, window[1].start - 1), min(nx, window[1].stop + 1)
-        limit = _RATIO * np.maximum(profile[np.abs(np.arange(ny) - y)], 0) + _EXCESS * sigma
+        limit = _RATIO * np.maximum(profile[np.abs(np.arange(ny) - y)], 0) + excess
         bright = above[:, left:right] > limit[:, None]
         own = labels[:, left:right] == number
         for direction in (1, -1):

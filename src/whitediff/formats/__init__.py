@@ -125,9 +125,12 @@ def read_exposure(
                 f"{file}: is an lsst.images archive without its end (JSON); copy or download it"
                 " again."
             )
-        if is_masked:
+        if is_masked and options.mask is options.mask_bits is options.saturation is None:
             return archive.read(file, box=box)
-    exposure: Exposure = reader.read(
+        if is_masked:
+            exposure: Exposure = plain.with_options(archive.read(file), options, file)
+            return exposure if box is None else exposure.cutout(box)
+    exposure = reader.read(
         file,
         extension,
         options=options,

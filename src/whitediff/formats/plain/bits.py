@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import astropy.io.fits
 
-from ...errors import ArgumentError
-
-__all__ = ["CONVENTIONS", "Convention", "Meaning", "bits_of", "recognised"]
+__all__ = ["CONVENTIONS", "Convention", "Meaning", "recognised"]
 
 BAD, CR, NO_DATA, SAT = "BAD", "CR", "NO_DATA", "SAT"
 
@@ -273,8 +271,6 @@ CONVENTIONS = {
 }
 """Short name → what masks hold, as the handbooks of instruments and surveys say."""
 
-_MOST = 63
-
 
 def recognised(headers: Iterable[astropy.io.fits.Header]) -> Convention | None:
     """Convention of a mask, by the cards of headers.
@@ -339,58 +335,3 @@ def _version(text: str) -> tuple[int, ...]:
             break
         numbers.append(int(digits))
     return tuple(numbers) or (99,)
-
-
-def bits_of(text: str | int | Iterable[int]) -> tuple[int, ...]:
-    """Numbers of bits, from how somebody writes them.
-
-    Parameters
-    ----------
-    text
-        Numbers and ranges with commas between them, such as ``1,4-6``; or numbers.
-
-    Returns
-    -------
-    bits
-        Ascending, each once, from 0 to 62.
-
-    Raises
-    ------
-    ArgumentError
-        If it is no such list.
-
-    Examples
-    --------
-    >>> bits_of("1,4-6")
-    (1, 4, 5, 6)
-    """
-    found: set[int] = set()
-    if isinstance(text, str):
-        for part in text.split(","):
-            first, dash, last = (piece.strip() for piece in part.partition("-"))
-            ends = (first, last) if dash else (first, first)
-            if not all(end.isascii() and end.isdigit() for end in ends):
-                raise ArgumentError(
-                    f"Mask bits must be numbers and ranges, such as 1,4-6; got {text!r}."
-                )
-            low, high = int(ends[0]), int(ends[1])
-            if high < low:
-                raise ArgumentError(f"Mask bits: the range {part.strip()} of {text!r} is empty.")
-            if high >= _MOST:
-                raise ArgumentError(
-                    f"Mask bits are counted from 0 to {_MOST - 1}; got {high} in {text!r}."
-                    " Give the bit's number, not its value."
-                )
-            found.update(range(low, high + 1))
-        return tuple(sorted(found))
-    numbers: Sequence[int] = [text] if isinstance(text, int) else list(text)
-    for number in numbers:
-        if isinstance(number, bool) or not 0 <= int(number) < _MOST or int(number) != number:
-            raise ArgumentError(
-                f"Mask bits are counted from 0 to {_MOST - 1}; got {number!r}. Give the bit's"
-                " number, not its value."
-            )
-        found.add(int(number))
-    if not found:
-        raise ArgumentError("Mask bits are empty: name one, or leave them out.")
-    return tuple(sorted(found))

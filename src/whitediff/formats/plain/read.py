@@ -24,8 +24,9 @@ from ...exposures.masks import (
 )
 from ...exposures.model import Exposure, as_native_float, parse_unit
 from ...exposures.sky import celestial_wcs, sky_projection
-from ...planes import filled, zeros
+from ...planes import zeros
 from ...reading import ReadingOptions, VarianceKind, VarianceSource
+from ...saturation import bleed_trails, find_plateau
 from ...sources import noise_variance
 from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
@@ -46,15 +47,16 @@ from ..stamps import (
     read_noise_hdus,
     read_psf_hdus,
 )
+from .mask import mask_planes
 
 __all__ = [
     "compact",
     "image_hdu",
     "image_names",
-    "mask_planes",
     "modelled_variance",
     "parts",
     "read",
+    "with_options",
 ]
 
 type Array = npt.NDArray[Any]
@@ -62,7 +64,7 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.formats")
 
 _IMAGE_NAMES = ("SCI", "IMAGE", "DATA", "SCIENCE", "DIFF", "DIFFERENCE")
-_MASK_NAMES = ("MASK", "DQ", "FLAGS")
+_MASK_NAMES = ("MASK", "DQ", "FLAGS", "BPM", "MSK", "DQMASK", "BADPIX")
 _VARIANCE_NAMES: dict[str, VarianceKind] = {
     "VARIANCE": "variance",
     "VAR": "variance",
@@ -77,6 +79,16 @@ _VARIANCE_NAMES: dict[str, VarianceKind] = {
     "INVVAR": "weight",
 }
 _OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS", NOISE)
+_COMPANIONS = (
+    *("CTX", "CON", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT", "AREA"),
+    *("D2IMARR", "WCSDVARR", "SAMP", "TIME", "UNCERT", "PSFIMAGE"),
+)
+"""Extensions with images that belong to another: contexts, parts of the variance, distortions."""
+
+_SATURATION_KEYWORDS = ("SATURATE", "SATLEVEL", "SATURLEV", "SATLVL", "SATURAT")
+_TRAIL = 0.01
+"""Least height of a trail, of the saturation level's above the sky."""
+
 _ENOUGH_FOR_SIGMA = 100_000
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 _READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
@@ -118,7 +130,7 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
     else:
         hdu = hdus[0] if hdus[0].header.get("NAXIS", 0) else find_hdu(hdus, _IMAGE_NAMES)
         if hdu is None:
-            others = {*_VARIANCE_NAMES, *_MASK_NAMES, *_OTHER_NAMES}
+            others = {*_VARIANCE_NAMES, *_MASK_NAMES, *_OTHER_NAMES, *_COMPANIONS}
             hdu = next(
                 (
                     h
@@ -133,7 +145,14 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
         if hdu.name.upper() in _IMAGE_NAMES:
             several = [name for name in several if name.partition(",")[0] == hdu.name]
         if len(several) > 1:
-            _log.info("%s: has the images %s; the first is taken.", path, ", ".join(several))
+            _log.info(
+                "%s: has the images %s; %s is taken. Name another as FILE[%s], or take all with"
+                " --hdu all.",
+                path,
+                ", ".join(several),
+                several[0],
+                several[1],
+            )
     if not hdu.is_image or hdu.data is None:
         raise FileFormatError(
             f"{path}: {hdu.name or 'the primary HDU'} holds no image;"
@@ -161,7 +180,7 @@ def image_names(hdus: astropy.io.fits.HDUList) -> list[str]:
         As they are named in brackets: the name, with its version where others share it; the
         number where there is no name.
     """
-    others = {*_VARIANCE_NAMES, *_MASK_NAMES, "UNCERT", "PSFIMAGE"}
+    others = {*_VARIANCE_NAMES, *_MASK_NAMES, *_COMPANIONS}
     found = [
         (i, hdu)
         for i, hdu in enumerate(hdus)
@@ -238,9 +257,8 @@ def read(
     Returns
     -------
     exposure
-        With the mask of a MASK or DQ extension (bits without names become planes BIT0, …,
-        and BAD where any is set), the PSF, kernel and background of extensions with those
-        names.
+        With the mask of a MASK, DQ or BPM extension or of the file that is named (see
+        `mask_planes`), the PSF, kernel and background of extensions with those names.
 
     Raises
     ------
@@ -263,8 +281,27 @@ def read(
         owner = None if hdu is hdus[0] else hdu
         mask = make_mask({}, bbox)
         mask_hdu = find_hdu(hdus, _MASK_NAMES, owner)
-        if mask_hdu is not None and mask_hdu is not hdu:
-            mask = make_mask(mask_planes(mask_hdu, image.shape, path), bbox)
+        if mask_hdu is hdu:
+            mask_hdu = None
+        headers = (hdu.header, hdus[0].header)
+        named = (hdu.name.upper(), hdu.ver)
+        if options.mask is not None:
+            planes = _read_mask(options, named, image.shape, path, headers)
+            mask = make_mask(planes, bbox)
+        elif mask_hdu is not None:
+            planes = mask_planes(
+                mask_hdu,
+                image.shape,
+                path,
+                bits=options.mask_bit_numbers,
+                headers=(hdus[0].header, hdu.header),
+            )
+            mask = make_mask(planes, bbox)
+        elif options.mask_bits is not None:
+            raise ArgumentError(
+                f"{path}: mask bits {options.mask_bits} are given, but it has no mask; name the"
+                " mask's file too."
+            )
         plane: tuple[Array, str] | None = None
         variance_hdu = find_hdu(hdus, tuple(_VARIANCE_NAMES), owner)
         if variance_hdu is not None and variance_hdu is not hdu:
@@ -294,12 +331,15 @@ def read(
 
     if fill is not None:
         mask = _without_fill(mask, image, fill)
-    mask = _with_saturation(mask, image, (header, primary), path)
-    if mask_hdu is None and needs_variance:
+    is_masked = mask_hdu is not None or options.mask is not None
+    mask = _with_saturation(
+        mask, image, (header, primary), path, options.saturation, plateau=needs_variance
+    )
+    if not is_masked and needs_variance:
         mask = _with_empty(mask, image, path)
     source = str(path)
     if isinstance(variance, VarianceSource):
-        plane = _read_variance(variance)
+        plane = _read_variance(variance, named)
         source = f"{path} with {variance.path}"
     if plane is not None:
         if plane[0].shape != image.shape:
@@ -349,23 +389,54 @@ def _without_fill(mask: Mask, image: Array, fill: float) -> Mask:
 
 
 def _with_saturation(
-    mask: Mask, image: Array, headers: tuple[astropy.io.fits.Header, ...], path: Path
+    mask: Mask,
+    image: Array,
+    headers: tuple[astropy.io.fits.Header, ...],
+    path: Path,
+    level: float | None = None,
+    *,
+    plateau: bool = True,
 ) -> Mask:
-    """Mask with SAT where the image reaches the header's saturation level."""
-    found = first_value(headers, ("SATURATE",))
-    if found is None or not found[1] > 0:
-        return mask
-    with np.errstate(invalid="ignore"):
-        saturated = image >= found[1]
+    """Mask with SAT where the image is saturated: by a level, a header, or its highest pixels."""
+    said = "the level that was given,"
+    if level is None:
+        found = first_value(headers, _SATURATION_KEYWORDS)
+        if found is not None and found[1] > 0:
+            said, level = found[0], found[1]
+    saturated = zeros(image.shape, bool)
+    if level is not None:
+        with np.errstate(invalid="ignore"):
+            saturated = image >= level
+    if saturated.any():
+        _log.info(
+            "%s: %d pixels at or above %s = %g are taken as saturated.",
+            path,
+            int(saturated.sum()),
+            said,
+            level,
+        )
+    elif plateau and not flagged(mask, ["SAT"]).any():
+        highest = find_plateau(image, flagged(mask, UNTRUSTED_MASK_PLANES))
+        if highest is not None:
+            saturated = image >= highest.level
+            _log.warning(
+                "%s: %d pixels share the highest value, %g, and are taken as saturated%s; give the"
+                " saturation level if that is wrong.",
+                path,
+                highest.pixels,
+                highest.level,
+                "" if level is None else f", though {said} = {level:g}",
+            )
     if not saturated.any():
         return mask
-    _log.info(
-        "%s: %d pixels at or above SATURATE = %g are taken as saturated.",
-        path,
-        int(saturated.sum()),
-        found[1],
-    )
-    return with_plane(mask, find_plane(mask, "SAT") or "SAT", saturated)
+    trails = bleed_trails(image, saturated, least=_TRAIL)
+    if trails.any():
+        _log.info(
+            "%s: %d pixels in trails that bleed from them are taken as saturated, too.",
+            path,
+            int(trails.sum()),
+        )
+    return with_plane(mask, find_plane(mask, "SAT") or "SAT", saturated | trails)
 
 
 def _with_empty(mask: Mask, image: Array, path: Path) -> Mask:
@@ -419,82 +490,98 @@ def _native_copy(data: Array) -> Array:
     return native(data, as_native_float(data[:0]).dtype)
 
 
-def mask_planes(hdu: Any, shape: tuple[int, ...], path: Path) -> dict[str, Array]:
-    """Planes of a mask whose bits are one integer for each pixel.
+def _read_variance(source: VarianceSource, image: tuple[str, int]) -> tuple[Array, VarianceKind]:
+    path, extension = split_extension(source.path)
+    with opened(path) as hdus:
+        hdu = _companion(hdus, extension, tuple(_VARIANCE_NAMES), image, path)
+        kind = source.kind or _VARIANCE_NAMES.get(hdu.name.upper(), "variance")
+        return _native_copy(hdu.data), kind
+
+
+def _read_mask(
+    options: ReadingOptions,
+    image: tuple[str, int],
+    shape: tuple[int, ...],
+    path: Path | str,
+    headers: tuple[astropy.io.fits.Header, ...],
+) -> dict[str, Array]:
+    """Planes of the mask that lies in a file of its own."""
+    assert options.mask is not None
+    file, extension = split_extension(options.mask)
+    try:
+        with opened(file) as hdus:
+            hdu = _companion(hdus, extension, _MASK_NAMES, image, file)
+            return mask_planes(
+                hdu,
+                shape,
+                file,
+                bits=options.mask_bit_numbers,
+                headers=(hdus[0].header, *headers),
+            )
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: its mask: {error}") from error
+
+
+def _companion(
+    hdus: astropy.io.fits.HDUList,
+    extension: Extension,
+    names: tuple[str, ...],
+    image: tuple[str, int],
+    path: Path,
+) -> Any:
+    """HDU of a file that belongs to an image of another file, by its name or its version.
+
+    A file with a plane for each detector has that of the image's detector under the image's name,
+    or under a name of its own with the image's version.
+    """
+    if extension is None:
+        holding = [h for h in hdus if h.is_image and h.header.get("NAXIS", 0)]
+        own = [h for h in holding if h.name.upper() in names]
+        alike = [h for h in own if h.ver == image[1]] or own
+        same = [h for h in holding if image[0] and (h.name.upper(), h.ver) == image]
+        for hdu in (*alike[:1], *same[:1]):
+            return image_hdu(hdus, hdus.index(hdu), path)
+    return image_hdu(hdus, extension, path)
+
+
+def with_options(exposure: Exposure, options: ReadingOptions, path: Path | str) -> Exposure:
+    """Exposure of an archive with the mask and the saturation level that were given.
 
     Parameters
     ----------
-    hdu
-        HDU of the mask; its cards MP_name or MSKNnnnn name the bits.
-    shape
-        ``(ny, nx)`` of the image.
+    exposure
+        As the archive has it.
+    options
+        Mask, mask bits and saturation are used.
     path
-        For error messages.
+        For messages.
 
     Returns
     -------
-    planes
-        Name → ``(ny, nx)`` boolean, those that are set nowhere too; bits without names are BITn,
-        and BAD wherever any is set if none has a name.
+    exposure
+        With these planes in place of its own mask, and SAT from the level on.
 
     Raises
     ------
+    ArgumentError
+        If bits are given, but no mask that they are of.
     FileFormatError
-        If the shapes differ, or a bit's number is none.
+        If the mask cannot be read or does not fit.
     """
-    data = np.asarray(hdu.data)
-    if data.shape != shape:
-        raise FileFormatError(
-            f"{path}: the image has the shape {shape}, but its mask {hdu.name} {data.shape}."
+    mask = exposure.mask
+    if options.mask is not None:
+        planes = _read_mask(options, ("", 1), exposure.shape, path, (exposure.header,))
+        mask = make_mask(planes, exposure.bbox, exposure.sky_projection)
+    elif options.mask_bits is not None:
+        raise ArgumentError(
+            f"{path}: mask bits {options.mask_bits} are given, but its mask has named planes; name"
+            " the file of the mask that they are of."
         )
-    if data.dtype.kind == "f":
-        data = np.nan_to_num(data)
-    # The sign of an integer is its highest bit.
-    names: dict[int, str] = {}
-    for card in hdu.header.cards:
-        if card.keyword.startswith("MP_"):
-            bit, name = card.value, card.keyword.removeprefix("MP_")
-        elif card.keyword.startswith("MSKN"):
-            bit, name = card.keyword.removeprefix("MSKN"), str(card.value)
-            bit = int(bit) if bit.isdigit() else bit
-        else:
-            continue
-        if isinstance(bit, bool) or not isinstance(bit, int) or not 0 <= bit < 63 or bit in names:
-            raise FileFormatError(
-                f"{path}: the mask's card {card.keyword} = {card.value!r} names no bit, or one that"
-                " has a name already; is the file whole?"
-            )
-        names[bit] = name
-    if data.dtype.kind not in "iu":
-        data = data.astype(np.int64)
-    bits = native(data).view(f"u{data.dtype.itemsize}")
-    if data.dtype.itemsize == 8:
-        bits &= np.uint64((1 << 62) - 1)
-
-    def plane(bit: int) -> Array:
-        return filled(shape, bool, lambda rows: (bits[rows] & bits.dtype.type(1 << bit)) != 0)
-
-    used = int(np.bitwise_or.reduce(bits, axis=None)) if bits.size else 0
-    planes = {
-        name: plane(bit) if (used >> bit) & 1 else zeros(shape, bool)
-        for bit, name in sorted(names.items())
-    }
-    unnamed = [bit for bit in range(63) if (used >> bit) & 1 and bit not in names]
-    planes |= {f"BIT{bit}": plane(bit) for bit in unnamed}
-    if not names:
-        # Without names, "not zero is bad" is the convention of DQ arrays.
-        planes["BAD"] = bits != 0
-    return planes
-
-
-def _read_variance(source: VarianceSource) -> tuple[Array, VarianceKind]:
-    path, extension = split_extension(source.path)
-    with opened(path) as hdus:
-        hdu = None if extension is not None else find_hdu(hdus, tuple(_VARIANCE_NAMES))
-        if hdu is None:
-            hdu = image_hdu(hdus, extension, path)
-        kind = source.kind or _VARIANCE_NAMES.get(hdu.name.upper(), "variance")
-        return _native_copy(hdu.data), kind
+    if options.saturation is not None:
+        mask = _with_saturation(
+            mask, exposure.image.array, (), Path(path), options.saturation, plateau=False
+        )
+    return exposure if mask is exposure.mask else exposure.replaced(mask=mask)
 
 
 def _as_variance(plane: Array, kind: str) -> tuple[Array, Array]:
