@@ -37,9 +37,12 @@ _MOST_ABOVE = 0.1
 _CUT_WITHIN, _CUT_SHARE = 10.0, 1e-3
 """Sigma below the sky within which so many pixels at the minimum mean an image cut for display."""
 
-_RATIO, _EXCESS, _GAP = 2.0, 10.0, 2
+_RATIO, _EXCESS, _GAP, _SHIFT = 2.0, 10.0, 2, 2
 """A trail is that many times the star's profile, and so many sigma above that; pixels that it may
-miss."""
+miss; and by how many the star's centre may be elsewhere."""
+
+_LONG = 2
+"""Widths that a trail is long beyond its star."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,12 +195,15 @@ def _trails(above: Array, saturated: Array, excess: float) -> Array:
         x = int(window[1].start + columns[len(columns) // 2])
         profile = _across(above, y, x)
         left, right = max(0, window[1].start - 1), min(nx, window[1].stop + 1)
-        limit = _RATIO * np.maximum(profile[np.abs(np.arange(ny) - y)], 0) + excess
-        bright = above[:, left:right] > limit[:, None]
+        distance = np.maximum(np.abs(np.arange(ny) - y) - _SHIFT, 0)
+        limit = _RATIO * np.maximum(profile[distance], 0) + excess
+        part = above[:, left:right]
         own = labels[:, left:right] == number
+        grown = np.zeros(own.shape, dtype=bool)
         for direction in (1, -1):
             rows = np.arange(ny)[::direction]
-            result[:, left:right] |= _grown(bright, own, rows) & ~saturated[:, left:right]
+            grown |= _grown(part > limit[:, None], part > excess, own, rows)
+        result[:, left:right] |= _elongated(grown & ~saturated[:, left:right])
     return result
 
 
@@ -216,13 +222,22 @@ def _across(above: Array, y: int, x: int) -> Array:
     return np.asarray(np.minimum.accumulate(profile))
 
 
-def _grown(bright: Array, own: Array, rows: Array) -> Array:
-    """Bright pixels that go on from a core in the order of rows."""
+def _grown(bright: Array, lit: Array, own: Array, rows: Array) -> Array:
+    """Bright pixels that go on from a core in the order of rows, past those that it lights up."""
     result = np.zeros(bright.shape, dtype=bool)
     reach = np.zeros(bright.shape[1], dtype=int)
     for row in rows:
-        near = scipy.ndimage.maximum_filter1d(reach, 3, mode="constant")
-        goes_on = bright[row] & (near > 0)
-        result[row] = goes_on
-        reach = np.where(own[row] | goes_on, _GAP + 1, np.maximum(reach - 1, 0))
+        near = scipy.ndimage.maximum_filter1d(reach, 3, mode="constant") > 0
+        result[row] = near & bright[row]
+        reach = np.where(own[row] | (near & lit[row]), _GAP + 1, np.maximum(reach - 1, 0))
     return result
+
+
+def _elongated(pixels: Array) -> Array:
+    """Pixels of groups that are long along the first axis: stars beside a core are round."""
+    labels, number = scipy.ndimage.label(pixels, np.ones((3, 3), int))
+    long = np.zeros(number + 1, dtype=bool)
+    for index, (rows, columns) in enumerate(scipy.ndimage.find_objects(labels), 1):
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        long[index] = height >= _LONG * width
+    return long[labels]
