@@ -125,8 +125,8 @@ class ReadingOptions:
         metadata=_declared(
             "number or file",
             "VARIN",
-            "Mean variance of the {side}, or a file with its variance plane (KIND:FILE for KIND sigma"
-            " or weight).",
+            "Mean variance of the {side}, or a file with its variance plane (KIND:FILE for KIND"
+            " sigma or weight).",
         ),
     )
     gain: float | None = dataclasses.field(
