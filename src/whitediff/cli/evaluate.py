@@ -247,6 +247,7 @@ def run_evaluation(
             " difference with --kernel too."
         )
     reading = {name: how.pop(name) for name in option_names("science", "template") if name in how}
+    levels = {"science": ReadingOptions()}
     pair: Any
     if simulated or science is None or template is None:
         pair = functools.partial(_simulated_pair, seed, dict(set_options))
@@ -260,7 +261,7 @@ def run_evaluation(
             begin("reading")
             # What is wrong with the images is said once, not by every realisation.
             first, _ = pair(0)
-            gain = photon_gain(first, reading.get("science_gain")) if photon_noise else None
+            gain = photon_gain(first, levels["science"]) if photon_noise else None
             del first
     setting = Setting(
         pair=pair,

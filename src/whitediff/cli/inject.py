@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..reading import reading_options
+from ..reading import ReadingOptions, reading_options
 from .console import OUTPUT_FILE, common_options, log, stages
 from .reading import input_options
 
@@ -123,11 +123,12 @@ def run_injection(
             check_output(path, overwrite=overwrite, inputs=(science, sources))
     if truth is not None and truth.resolve() == output.resolve():
         raise ArgumentError(f"{output}: two outputs cannot be the same file.")
+    how_read = reading_options(reading, science=science)["science"]
     rng = np.random.default_rng(1 if seed is None else seed)
     with stages("Injecting", 4) as begin:
         begin("reading")
         table = None if sources is None else read_catalog(sources)
-        exposure = read_input(science, reading_options(reading, science=science)["science"])
+        exposure = read_input(science, how_read)
         if science_psf is not None:
             exposure.psf = formats.read_psf(science_psf, bounds=exposure.bbox)
         begin("PSF")
@@ -140,7 +141,7 @@ def run_injection(
                 f" {error}"
             ) from error
         begin("sources")
-        gain = photon_gain(exposure, reading.get("science_gain")) if photon_noise else None
+        gain = photon_gain(exposure, how_read) if photon_noise else None
         if table is None:
             assert number is not None
             noise = None if difference is None else formats.read_exposure(difference)
@@ -188,20 +189,20 @@ def run_injection(
     return table
 
 
-def photon_gain(exposure: Any, given: float | None) -> float:
+def photon_gain(exposure: Any, options: ReadingOptions) -> float:
     """Gain with which photon noise is drawn.
 
     Parameters
     ----------
     exposure
         Science exposure.
-    given
-        As the option has it.
+    options
+        How it was read.
 
     Returns
     -------
     gain
-        Electrons per count: the given one, else the header's.
+        Electrons per image unit.
 
     Raises
     ------
@@ -209,22 +210,14 @@ def photon_gain(exposure: Any, given: float | None) -> float:
         If there is none, or it is not positive.
     """
     from ..errors import ArgumentError
-    from ..formats.headers import header_gain
+    from ..formats.units import photon_header
 
-    found = (
-        header_gain(exposure.header, exposure.primary_header)
-        if given is None
-        else ("--science-gain", given)
-    )
-    if found is None:
+    found = photon_header(exposure.header, exposure.primary_header, options)
+    if found.expected is None:
+        lacking = "EXPTIME" if found.is_rate and found.gain is not None else "GAIN"
+        option = "exposure-time" if lacking == "EXPTIME" else "gain"
         raise ArgumentError(
-            f"{exposure.source}: its header has no GAIN, which photon noise needs; give it with"
-            " --science-gain."
+            f"{exposure.source}: its header has no {lacking}, which photon noise needs; give it"
+            f" with --science-{option}."
         )
-    name, gain = found
-    if not 0 < gain < float("inf"):
-        raise ArgumentError(
-            f"{exposure.source}: {name} must be a positive number of electrons per count; got"
-            f" {gain:g}."
-        )
-    return gain
+    return found.expected.gain

@@ -68,6 +68,9 @@ def read_exposure(
     variance: VarianceSource | float | None = None,
     gain: float | None = None,
     read_noise: float | None = None,
+    mask: str | None = None,
+    mask_bits: str | tuple[int, ...] | None = None,
+    saturation: float | None = None,
     options: ReadingOptions | None = None,
     needs_variance: bool = True,
     box: Box | None = None,
@@ -83,8 +86,16 @@ def read_exposure(
         For files without a variance plane: a file that holds it, or its value.
     gain, read_noise
         Electrons per count, and electrons, where there is no variance plane.
+    mask
+        File of the mask, in place of the file's own; ``mask.fits[DQ]`` names an extension.
+    mask_bits
+        Which bits of the mask make a pixel bad, such as ``1,4-6``; None: what the names of its
+        bits or its instrument say, else all.
+    saturation
+        Level from which pixels are saturated, image unit; None: what the header says, else the
+        value that many of the highest pixels share.
     options
-        All that can be said of how it is read; instead of the three above.
+        All that can be said of how it is read; instead of what is above.
     needs_variance
         If False, a plain file without a variance plane gets NaN for it.
     box
@@ -105,7 +116,16 @@ def read_exposure(
         If its noise has to be measured and cannot be.
     """
     file, extension = split_extension(path)
-    options = _united(file, options, variance=variance, gain=gain, read_noise=read_noise)
+    options = _united(
+        file,
+        options,
+        variance=variance,
+        gain=gain,
+        read_noise=read_noise,
+        mask=mask,
+        mask_bits=mask_bits,
+        saturation=saturation,
+    )
     with opened(file) as hdus:
         identity = identify(hdus)
         is_masked = "VARIANCE" in hdus and "MASK" in hdus

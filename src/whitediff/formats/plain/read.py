@@ -32,7 +32,6 @@ from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
 from ..headers import (
     first_value,
-    header_gain,
     observation_header,
     pixel_origin,
     wcs_cards,
@@ -47,6 +46,7 @@ from ..stamps import (
     read_noise_hdus,
     read_psf_hdus,
 )
+from ..units import photon_header
 from .mask import mask_planes
 
 __all__ = [
@@ -91,7 +91,6 @@ _TRAIL = 0.01
 
 _ENOUGH_FOR_SIGMA = 100_000
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
-_READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
 
 
 def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> Any:
@@ -654,23 +653,30 @@ def modelled_variance(
     ArgumentError, DataError
         If the numbers make no sense, or the noise cannot be measured.
     """
-    gain, read_noise = options.gain, options.read_noise
-    explicit = gain is not None and read_noise is not None
-    if gain is None:
-        found = header_gain(header, primary)
-        if found is not None and found[1] > 0:
-            gain = found[1]
-    if read_noise is None:
-        found = first_value((header, primary), _READ_NOISE_KEYWORDS)
-        if found is not None and found[1] >= 0:
-            read_noise = found[1]
+    found = photon_header(header, primary, options)
+    expected = found.expected
+    if found.is_rate and found.exposure_time is None:
+        _log.warning(
+            "%s: is in %s, but no card tells the exposure time; what its pixels count is judged by"
+            " their noise.",
+            path,
+            found.unit,
+        )
     try:
         model = noise_variance(
-            image, unusable, gain=gain, read_noise=read_noise, trust_model=explicit
+            image,
+            unusable,
+            gain=None if expected is None else expected.gain,
+            read_noise=None if expected is None else expected.read_noise,
+            trust_model=found.is_trusted,
+            meaning="" if expected is None else expected.meaning,
+            alternatives=found.alternatives,
         )
     except ArgumentError as error:
         raise ArgumentError(f"{path}: {error}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+    if model.warning:
+        _log.warning("%s: %s.", path, model.warning)
     _log.info("%s: no variance plane; %s.", path, model.description)
     return compact(model.variance, np.float32)
