@@ -87,7 +87,8 @@ def read_exposure(
     gain, read_noise
         Electrons per count, and electrons, where there is no variance plane.
     mask
-        File of the mask, in place of the file's own; ``mask.fits[DQ]`` names an extension.
+        File of the mask, in place of the file's own (of an archive's, whose planes have names,
+        besides it); ``mask.fits[DQ]`` names an extension.
     mask_bits
         Which bits of the mask make a pixel bad, such as ``1,4-6``; None: what the names of its
         bits or its instrument say, else all.

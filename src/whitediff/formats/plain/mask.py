@@ -205,8 +205,12 @@ def _of_convention(
         else:
             add(target, plane)
     if summary is not None:
-        # The core of a star is no defect, which its neighbours could mend.
-        add("BAD", summary & ~planes["SAT"] if "SAT" in planes else summary)
+        # Where the reason is told, it counts: the core of a star is no defect, which its neighbours
+        # could mend.
+        for name in UNTRUSTED_MASK_PLANES:
+            if name in planes:
+                summary &= ~planes[name]
+        add("BAD", summary)
     return planes
 
 

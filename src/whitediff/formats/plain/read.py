@@ -20,6 +20,7 @@ from ...exposures.masks import (
     find_plane,
     flagged,
     make_mask,
+    united,
     with_plane,
 )
 from ...exposures.model import Exposure, as_native_float, parse_unit
@@ -558,7 +559,7 @@ def with_options(exposure: Exposure, options: ReadingOptions, path: Path | str) 
     Returns
     -------
     exposure
-        With these planes in place of its own mask, and SAT from the level on.
+        With these planes besides those of its own mask, and SAT from the level on.
 
     Raises
     ------
@@ -570,7 +571,8 @@ def with_options(exposure: Exposure, options: ReadingOptions, path: Path | str) 
     mask = exposure.mask
     if options.mask is not None:
         planes = _read_mask(options, ("", 1), exposure.shape, path, (exposure.header,))
-        mask = make_mask(planes, exposure.bbox, exposure.sky_projection)
+        # Its own planes tell of more than this mask can.
+        mask = united(mask, make_mask(planes, exposure.bbox))
     elif options.mask_bits is not None:
         raise ArgumentError(
             f"{path}: mask bits {options.mask_bits} are given, but its mask has named planes; name"
