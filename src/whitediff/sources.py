@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import scipy.ndimage
 
 from . import planes
 from .errors import ArgumentError, DataError
+from .photons import Choice, PhotonScale, chosen_scale, photon_transfer
 from .stats import robust_sigma
 
 __all__ = [
@@ -381,11 +383,14 @@ class NoiseModel:
         Variance of source-free pixels, image_unit².
     description
         How it was found, in words, with the numbers.
+    warning
+        Why it is not what the header tells; empty where it is.
     """
 
     variance: Array
     background_variance: float
     description: str
+    warning: str = ""
 
 
 def noise_variance(
@@ -395,30 +400,36 @@ def noise_variance(
     gain: float | None = None,
     read_noise: float | None = None,
     trust_model: bool = False,
+    meaning: str = "counts",
+    alternatives: Sequence[PhotonScale] = (),
 ) -> NoiseModel:
     """Variance plane of an image that came without one.
 
     Parameters
     ----------
     image
-        ``(ny, nx)``, in counts.
+        ``(ny, nx)``, in any unit.
     unusable
         ``(ny, nx)`` boolean: pixels to leave out of the measurement.
     gain
-        Electrons per count.
+        Electrons per image unit.
     read_noise
         Electrons per pixel; 0 if only the gain is known.
     trust_model
         Use gain and read noise even where the scatter contradicts them.
+    meaning
+        What the image's unit is, with that gain.
+    alternatives
+        What else it may be, where the noise contradicts the gain.
 
     Returns
     -------
     model
         With a gain: ``level/gain + (read_noise/gain)²``, where the level is the smooth
         background plus the sources, provided that this agrees within a quarter with the
-        scatter of source-free pixels.  Where it does not, the sky was subtracted or the
-        image scaled; then the measured scatter, plus the sources' own photons.  Without a
-        gain: the measured scatter.
+        scatter of source-free pixels.  Where it does not, the measured scatter, plus the sources'
+        own photons at the gain that `whitediff.photons.chosen_scale` finds.  Without a gain: the
+        measured scatter.
 
     Raises
     ------
@@ -446,28 +457,72 @@ def noise_variance(
             f"The scatter of the source-free pixels is {measured:g}; an image without noise"
             " needs its variance given."
         )
-    if gain is None:
+    expected = None if gain is None else PhotonScale(gain, read_noise or 0.0, meaning)
+    on_pixels = f"measured on {int(free.sum())} source-free pixels: {measured:.4g}"
+    if expected is None and not alternatives:
+        return NoiseModel(np.full(image.shape, measured), measured, f"{on_pixels} everywhere")
+    level = float(np.median(background))
+    if expected is not None and trust_model:
+        choice = Choice(expected, True, True, "")
+    else:
+        known = expected is not None and expected.predicts(level=level, measured=measured)
+        choice = chosen_scale(
+            expected,
+            alternatives,
+            level=level,
+            measured=measured,
+            transfer=(
+                None if known else photon_transfer(image, background, usable, variance=measured)
+            ),
+        )
+    scale = choice.scale
+    warning = "" if choice.is_expected else _disagreement(expected, alternatives, level, measured)
+    if scale is None:
         return NoiseModel(
             np.full(image.shape, measured),
             measured,
-            f"measured on {int(free.sum())} source-free pixels: {measured:.4g} everywhere",
+            f"{on_pixels} everywhere",
+            f"{warning}; no photon noise of sources is added, so that bright ones get too small"
+            " errors, unless a gain in the image's unit, an exposure time or a variance plane is"
+            f" given{f' ({choice.reason})' if choice.reason else ''}",
         )
-    read_variance = ((read_noise or 0.0) / gain) ** 2
-    level = float(np.median(background))
-    predicted = level / gain + read_variance
+    predicted = scale.variance(level)
     # Of sources only: a pixel's own noise must not set its variance.
-    photons = np.where(sources, np.maximum(image - background, 0), 0) / gain
-    if trust_model or 0.8 < predicted / measured < 1.25:
+    photons = np.where(sources, np.maximum(image - background, 0), 0) / scale.gain
+    if not choice.is_expected:
+        warning += (
+            f"; its pixels are taken for {scale.meaning}, {scale.gain:.4g} electrons per unit"
+            f" ({choice.reason})"
+        )
+    if choice.models_background:
         return NoiseModel(
-            np.maximum(background, 0) / gain + read_variance + photons,
+            np.maximum(background, 0) / scale.gain + (scale.read_noise / scale.gain) ** 2 + photons,
             predicted,
-            f"from gain {gain:g} and read noise {read_noise or 0:g}: {predicted:.4g} at the"
+            f"from gain {scale.gain:g} and read noise {scale.read_noise:g}: {predicted:.4g} at the"
             f" background level {level:.4g} (measured: {measured:.4g})",
+            warning,
         )
     return NoiseModel(
         measured + photons,
         measured,
-        f"measured on {int(free.sum())} source-free pixels: {measured:.4g}, plus the sources'"
-        f" photons at gain {gain:g}; gain and read noise alone would give {predicted:.4g} at the"
-        f" background level {level:.4g}, so the sky was subtracted or the image scaled",
+        f"{on_pixels}, plus the sources' photons at gain {scale.gain:.4g}; gain and read noise"
+        f" alone would give {predicted:.4g} at the background level {level:.4g}, so the sky was"
+        " subtracted or the image scaled",
+        warning,
+    )
+
+
+def _disagreement(
+    expected: PhotonScale | None, alternatives: Sequence[PhotonScale], level: float, measured: float
+) -> str:
+    """Sentence with what the gain predicts and what is measured."""
+    said = expected or alternatives[0]
+    predicted = said.variance(level)
+    reason = ""
+    if predicted > measured:
+        reason = ", so the gain is of another unit: the image was scaled or averaged"
+    return (
+        f"a gain of {said.gain:g} electrons per unit ({said.meaning}) gives a variance of"
+        f" {predicted:.4g} at the background level {level:.4g}, but {measured:.4g} is"
+        f" measured{reason}"
     )

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, Number, Size, common_options, limited_memory, stages
+from .console import OUTPUT_FILE, Size, common_options, limited_memory, stages
+from .reading import input_options
 
 __all__ = ["METHODS", "align"]
 
@@ -33,18 +34,7 @@ METHODS = ("interpolating", "adaptive")
     help="Whether the template's own noise is correlated before: as its file says, else measured"
     " and used where it is significant (auto); always measured; or white.",
 )
-@click.option(
-    "--template-variance",
-    type=Number(),
-    help="Mean variance of the template, or a file with its variance plane (KIND:FILE for KIND"
-    " sigma or weight).",
-)
-@click.option(
-    "--template-gain",
-    type=float,
-    help="Electrons per count, for a template without a variance plane  [default: GAIN].",
-)
-@click.option("--template-read-noise", type=float, help="Electrons  [default: RDNOISE].")
+@input_options("template")
 @click.option("--template-psf", metavar="FILE", help="PSF of the template  [default: its own].")
 @click.option(
     "--memory",

@@ -2,59 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, Number, Size, common_options, limited_memory, log, stages
+from ..reading import (
+    ReadingOptions,
+    VarianceSource,
+    file_options,
+    option_cards,
+    reading_options,
+)
+from .console import OUTPUT_FILE, Size, common_options, limited_memory, log, stages
 from .detectors import each_detector, hdu_option
+from .reading import input_options
 
 __all__ = [
     "complete_planes",
     "correction_options",
     "decorrelate",
-    "noise_options",
     "run_decorrelation",
     "whitening_options",
     "with_options",
 ]
-
-
-def noise_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how noisy the two images are.
-
-    Parameters
-    ----------
-    command
-        Function of the command; it gets ``science_variance``, ``science_gain``,
-        ``science_read_noise`` and the same of the template, as `read_input` takes them.
-
-    Returns
-    -------
-    command
-        Decorated.
-    """
-    options = (
-        click.option(
-            "--science-variance",
-            type=Number(),
-            help="Mean variance of the science image, or"
-            " a file with its variance plane (KIND:FILE for KIND sigma or weight).",
-        ),
-        click.option("--template-variance", type=Number(), help="The same of the template."),
-        click.option(
-            "--science-gain",
-            type=float,
-            help="Electrons per count, for a science image without a variance plane"
-            "  [default: GAIN].",
-        ),
-        click.option("--science-read-noise", type=float, help="Electrons  [default: RDNOISE]."),
-        click.option("--template-gain", type=float, help="The same of the template."),
-        click.option("--template-read-noise", type=float, help="The same of the template."),
-    )
-    return with_options(command, options)
 
 
 _NOISE = click.option(
@@ -157,7 +130,7 @@ def with_options(command: Callable[..., Any], options: tuple[Any, ...]) -> Calla
     help="Column at which the kernel is taken, in pixel coordinates  [default: the middle].",
 )
 @click.option("--y-center", type=float, help="Row at which the kernel is taken.")
-@noise_options
+@input_options("science", "template")
 @click.option(
     "--score",
     is_flag=True,
@@ -209,7 +182,7 @@ def decorrelate(**options: Any) -> None:
         each_detector(
             run_decorrelation,
             options,
-            files=("science", "template", "difference", "science_variance", "template_variance"),
+            files=("science", "template", "difference", *file_options("science", "template")),
             kernels=("kernel", "psf", "preconvolution_kernel"),
             outputs=("output",),
         )
@@ -225,12 +198,6 @@ def run_decorrelation(
     convolved: str | None = None,
     x_center: float | None = None,
     y_center: float | None = None,
-    science_variance: float | str | None = None,
-    template_variance: float | str | None = None,
-    science_gain: float | None = None,
-    science_read_noise: float | None = None,
-    template_gain: float | None = None,
-    template_read_noise: float | None = None,
     score: bool = False,
     preconvolution_kernel: str | None = None,
     psf: str | None = None,
@@ -242,17 +209,18 @@ def run_decorrelation(
     transform: Any = "fast",
     compress: bool = False,
     overwrite: bool = False,
+    **reading: Any,
 ) -> Any:
     """Read, decorrelate and write.
 
     Parameters
     ----------
     science, template, difference, output, kernel, convolved, x_center, y_center, \
-    science_variance, template_variance, science_gain, science_read_noise, template_gain, \
-    template_read_noise, score, preconvolution_kernel, psf, full_variance, noise, constant, fill, \
-    ignore_mask_planes, \
+    score, preconvolution_kernel, psf, full_variance, noise, constant, fill, ignore_mask_planes, \
     transform, compress, overwrite
         Options of the command.
+    **reading
+        How the images are read: ``science_gain`` and so on, as `whitediff.reading` declares them.
 
     Returns
     -------
@@ -302,15 +270,12 @@ def run_decorrelation(
         required_mask_planes=named_planes or (),
         transform=transform,
     )
-    noise_levels = {
-        "science": (science_variance, science_gain, science_read_noise),
-        "template": (template_variance, template_gain, template_read_noise),
-    }
+    paths = {"science": science, "template": template}
+    how_read = reading_options(reading, **paths)
     with stages("Decorrelating", 5) as begin:
         begin("reading")
-        paths = {"science": science, "template": template}
-        levels = noise_levels | _noise_of_software(given, paths, noise_levels)
-        inputs = {name: read_input(name, path, *levels[name]) for name, path in paths.items()}
+        levels = how_read | _noise_of_software(given, paths, how_read)
+        inputs = {name: read_input(path, levels[name]) for name, path in paths.items()}
         if not score:
             formats.check_reproduced(given, inputs["science"], inputs["template"])
         whole = _complete(given.exposure, inputs, direction, kernel, psf)
@@ -323,8 +288,8 @@ def run_decorrelation(
         sources = _all_sources(inputs) if _on_one_grid(inputs, whole) else None
         begin("correction")
         means = {
-            name: variance if isinstance(variance, float) else None
-            for name, (variance, _, _) in noise_levels.items()
+            name: each.variance if isinstance(each.variance, float) else None
+            for name, each in how_read.items()
         }
         try:
             common: dict[str, Any] = {
@@ -359,12 +324,7 @@ def run_decorrelation(
             "WDKERN": (kernel or difference, "matching kernel from"),
             "WDPSF": (psf, "PSF of the difference from"),
             "WDPRECON": (preconvolution_kernel, "pre-convolution kernel from"),
-            "WDSVARIN": (science_variance, "science variance, as given"),
-            "WDTVARIN": (template_variance, "template variance, as given"),
-            "WDSGAIN": (science_gain, "science gain, as given"),
-            "WDTGAIN": (template_gain, "template gain, as given"),
-            "WDSRDN": (science_read_noise, "science read noise, as given"),
-            "WDTRDN": (template_read_noise, "template read noise, as given"),
+            **option_cards(reading, "science", "template"),
         }
         formats.write_exposure(
             result.exposure,
@@ -390,18 +350,20 @@ def run_decorrelation(
 
 
 def _noise_of_software(
-    given: Any, paths: dict[str, str], levels: dict[str, tuple[Any, Any, Any]]
-) -> dict[str, tuple[Any, Any, Any]]:
+    given: Any, paths: dict[str, str], levels: dict[str, ReadingOptions]
+) -> dict[str, ReadingOptions]:
     """Noise that the software was given, for inputs that come without and nobody gave."""
     from .. import formats
 
-    found: dict[str, tuple[Any, Any, Any]] = {}
+    found: dict[str, ReadingOptions] = {}
     for name, file in given.variance_files.items():
-        if levels[name] == (None, None, None) and not formats.has_variance(paths[name]):
+        own = levels[name]
+        unsaid = own.variance is own.gain is own.read_noise is None
+        if unsaid and not formats.has_variance(paths[name]):
             log.info(
                 "%s: its noise is that which %s was given, %s.", paths[name], given.software, file
             )
-            found[name] = (file, None, None)
+            found[name] = dataclasses.replace(own, variance=VarianceSource.parse(file))
     return found
 
 

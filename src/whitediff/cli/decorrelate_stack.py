@@ -145,6 +145,7 @@ def run_stack_decorrelation(
     from ..exposures import masks, stacks
     from ..exposures.noise import source_pixels
     from ..outputs import check_output
+    from ..reading import ReadingOptions
     from ..runs.cards import report_noise_floor
     from ..runs.inputs import read_input
 
@@ -186,7 +187,7 @@ def run_stack_decorrelation(
         sides = {
             name: [
                 stacks.StackMember(
-                    exposure=read_input(name, path, None, None, None),
+                    exposure=read_input(path, ReadingOptions()),
                     kernel=(
                         None
                         if member_kernel == _UNCONVOLVED

@@ -63,6 +63,12 @@ __all__ = ["detect", "run_detection"]
     help="Variance of the difference: a number, or a file with its plane (KIND:FILE for KIND"
     " sigma or weight)  [default: its own plane].",
 )
+@click.option("--mask", metavar="FILE", help="Mask of the difference  [default: its own].")
+@click.option(
+    "--mask-bits",
+    help="Bits of the mask that make a pixel bad, from 0, such as 1,4-6  [default: those of its"
+    " instrument, else all].",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the outputs if they exist.")
 @common_options
 def detect(**options: Any) -> None:
@@ -87,6 +93,8 @@ def run_detection(
     regions: Path | None = None,
     psf: str | None = None,
     variance: float | str | None = None,
+    mask: str | None = None,
+    mask_bits: str | None = None,
     overwrite: bool = False,
 ) -> Any:
     """Read, find, measure and write.
@@ -94,7 +102,7 @@ def run_detection(
     Parameters
     ----------
     difference, output, score, at, threshold, sign, aperture_radius, zero_point, regions, psf, \
-    variance, overwrite
+    variance, mask, mask_bits, overwrite
         Options of the command.
 
     Returns
@@ -128,7 +136,7 @@ def run_detection(
     with stages("Detecting", 3) as begin:
         begin("reading")
         positions = None if at is None else read_catalog(at)
-        exposure = _difference(difference, variance)
+        exposure = _difference(difference, variance, mask, mask_bits)
         if psf is not None:
             exposure.psf = formats.read_psf(psf, bounds=exposure.bbox)
         found_on = None if score is None else _score(score)
@@ -149,7 +157,9 @@ def run_detection(
     return catalog
 
 
-def _difference(path: str, variance: float | str | None) -> Any:
+def _difference(
+    path: str, variance: float | str | None, mask: str | None, mask_bits: str | None
+) -> Any:
     import numpy as np
 
     from .. import formats
@@ -166,6 +176,8 @@ def _difference(path: str, variance: float | str | None) -> Any:
         variance=(
             formats.VarianceSource.parse(variance) if isinstance(variance, str) else variance
         ),
+        mask=mask,
+        mask_bits=mask_bits,
         needs_variance=False,
     )
     if is_score(path):

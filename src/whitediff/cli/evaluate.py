@@ -13,9 +13,11 @@ from typing import Any
 
 import click
 
+from ..reading import ReadingOptions, option_names, reading_options
 from .console import OUTPUT_DIRECTORY, common_options, counted, log, print_table, stages
-from .decorrelate import noise_options, whitening_options
+from .decorrelate import whitening_options
 from .inject import photon_gain
+from .reading import input_options
 from .subtract import FIT_OPTIONS, check_alignment, fit_options
 
 __all__ = ["OUTPUTS", "evaluate", "run_evaluation"]
@@ -24,12 +26,7 @@ OUTPUTS = ("evaluate.json", "injections.ecsv", "evaluate.png")
 
 _SIMULATED = ("set_options",)
 _REAL = (
-    "science_variance",
-    "template_variance",
-    "science_gain",
-    "science_read_noise",
-    "template_gain",
-    "template_read_noise",
+    *option_names("science", "template"),
     "science_psf",
     "template_psf",
     "solutions",
@@ -141,7 +138,7 @@ class _Assignment(click.ParamType):
     help="Make each difference (or score) with the kernel of an earlier one, without fitting.",
 )
 @fit_options
-@noise_options
+@input_options("science", "template")
 @click.option("--science-psf", metavar="FILE", help="PSF of the science image.")
 @click.option("--template-psf", metavar="FILE", help="PSF of the template.")
 @click.option("--full-variance", is_flag=True, help="Propagate the variance of every pixel.")
@@ -207,12 +204,6 @@ def run_evaluation(
     photon_noise: bool = False,
     no_score: bool = False,
     solutions: tuple[str, ...] = (),
-    science_variance: float | str | None = None,
-    template_variance: float | str | None = None,
-    science_gain: float | None = None,
-    science_read_noise: float | None = None,
-    template_gain: float | None = None,
-    template_read_noise: float | None = None,
     science_psf: str | None = None,
     template_psf: str | None = None,
     overwrite: bool = False,
@@ -224,11 +215,10 @@ def run_evaluation(
     ----------
     output, science, template, simulated, set_options, realisations, processes, sources, \
     signal_to_noise, threshold, separation, match_radius, seed, photon_noise, no_score, solutions, \
-    science_variance, template_variance, science_gain, science_read_noise, template_gain, \
-    template_read_noise, science_psf, template_psf, overwrite
+    science_psf, template_psf, overwrite
         Options of the command.
     **how
-        Those of `whitediff.runs.subtract.subtraction_options`.
+        Those of `whitediff.runs.subtract.subtraction_options`, and of `whitediff.reading`.
 
     Returns
     -------
@@ -256,14 +246,13 @@ def run_evaluation(
             f"{', '.join(read)}: holds no difference, on which sources are measured; name the old"
             " difference with --kernel too."
         )
+    reading = {name: how.pop(name) for name in option_names("science", "template") if name in how}
+    levels = {"science": ReadingOptions()}
     pair: Any
     if simulated or science is None or template is None:
         pair = functools.partial(_simulated_pair, seed, dict(set_options))
     else:
-        levels = {
-            "science": (science_variance, science_gain, science_read_noise),
-            "template": (template_variance, template_gain, template_read_noise),
-        }
+        levels = reading_options(reading, science=science, template=template)
         paths = {"science": (science, science_psf), "template": (template, template_psf)}
         pair = functools.partial(_read_pair, paths, levels)
     gain = None
@@ -272,7 +261,7 @@ def run_evaluation(
             begin("reading")
             # What is wrong with the images is said once, not by every realisation.
             first, _ = pair(0)
-            gain = photon_gain(first, science_gain) if photon_noise else None
+            gain = photon_gain(first, levels["science"]) if photon_noise else None
             del first
     setting = Setting(
         pair=pair,
@@ -377,7 +366,7 @@ def _simulated_pair(seed: int, options: dict[str, Any], number: int) -> tuple[An
 
 
 def _read_pair(
-    paths: dict[str, tuple[str, str | None]], levels: dict[str, tuple[Any, Any, Any]], number: int
+    paths: dict[str, tuple[str, str | None]], levels: dict[str, ReadingOptions], number: int
 ) -> tuple[Any, Any]:
     """The same pair for each realisation."""
     from .. import formats
@@ -385,7 +374,7 @@ def _read_pair(
 
     pair = []
     for name, (path, psf) in paths.items():
-        exposure = read_input(name, path, *levels[name])
+        exposure = read_input(path, levels[name])
         if psf is not None:
             exposure.psf = formats.read_psf(psf, bounds=exposure.bbox)
         pair.append(exposure)

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, Number, common_options, log, stages
+from ..reading import ReadingOptions, reading_options
+from .console import OUTPUT_FILE, common_options, log, stages
+from .reading import input_options
 
 __all__ = ["inject", "photon_gain", "run_injection"]
 
@@ -52,16 +54,7 @@ __all__ = ["inject", "photon_gain", "run_injection"]
     is_flag=True,
     help="Draw the photon noise of the sources, and add it to the variance plane; needs the gain.",
 )
-@click.option(
-    "--science-variance",
-    type=Number(),
-    help="Mean variance of the image, or a file with its variance plane (KIND:FILE for KIND sigma"
-    " or weight).",
-)
-@click.option(
-    "--science-gain", type=float, help="Electrons per count  [default: GAIN of the header]."
-)
-@click.option("--science-read-noise", type=float, help="Electrons  [default: RDNOISE].")
+@input_options("science")
 @click.option("--compress", is_flag=True, help="Compress the output without loss; slow.")
 @click.option("--overwrite", is_flag=True, help="Replace the outputs if they exist.")
 @common_options
@@ -88,20 +81,19 @@ def run_injection(
     truth: Path | None = None,
     science_psf: str | None = None,
     photon_noise: bool = False,
-    science_variance: float | str | None = None,
-    science_gain: float | None = None,
-    science_read_noise: float | None = None,
     compress: bool = False,
     overwrite: bool = False,
+    **reading: Any,
 ) -> Any:
     """Read, inject and write.
 
     Parameters
     ----------
     science, output, sources, number, signal_to_noise, difference, separation, seed, truth, \
-    science_psf, photon_noise, science_variance, science_gain, science_read_noise, compress, \
-    overwrite
+    science_psf, photon_noise, compress, overwrite
         Options of the command.
+    **reading
+        How the image is read: ``science_gain`` and so on, as `whitediff.reading` declares them.
 
     Returns
     -------
@@ -131,13 +123,12 @@ def run_injection(
             check_output(path, overwrite=overwrite, inputs=(science, sources))
     if truth is not None and truth.resolve() == output.resolve():
         raise ArgumentError(f"{output}: two outputs cannot be the same file.")
+    how_read = reading_options(reading, science=science)["science"]
     rng = np.random.default_rng(1 if seed is None else seed)
     with stages("Injecting", 4) as begin:
         begin("reading")
         table = None if sources is None else read_catalog(sources)
-        exposure = read_input(
-            "science", science, science_variance, science_gain, science_read_noise
-        )
+        exposure = read_input(science, how_read)
         if science_psf is not None:
             exposure.psf = formats.read_psf(science_psf, bounds=exposure.bbox)
         begin("PSF")
@@ -150,7 +141,7 @@ def run_injection(
                 f" {error}"
             ) from error
         begin("sources")
-        gain = photon_gain(exposure, science_gain) if photon_noise else None
+        gain = photon_gain(exposure, how_read) if photon_noise else None
         if table is None:
             assert number is not None
             noise = None if difference is None else formats.read_exposure(difference)
@@ -198,20 +189,20 @@ def run_injection(
     return table
 
 
-def photon_gain(exposure: Any, given: float | None) -> float:
+def photon_gain(exposure: Any, options: ReadingOptions) -> float:
     """Gain with which photon noise is drawn.
 
     Parameters
     ----------
     exposure
         Science exposure.
-    given
-        As the option has it.
+    options
+        How it was read.
 
     Returns
     -------
     gain
-        Electrons per count: the given one, else the header's.
+        Electrons per image unit.
 
     Raises
     ------
@@ -219,22 +210,14 @@ def photon_gain(exposure: Any, given: float | None) -> float:
         If there is none, or it is not positive.
     """
     from ..errors import ArgumentError
-    from ..formats.headers import header_gain
+    from ..formats.units import photon_header
 
-    found = (
-        header_gain(exposure.header, exposure.primary_header)
-        if given is None
-        else ("--science-gain", given)
-    )
-    if found is None:
+    found = photon_header(exposure.header, exposure.primary_header, options)
+    if found.expected is None:
+        lacking = "EXPTIME" if found.is_rate and found.gain is not None else "GAIN"
+        option = "exposure-time" if lacking == "EXPTIME" else "gain"
         raise ArgumentError(
-            f"{exposure.source}: its header has no GAIN, which photon noise needs; give it with"
-            " --science-gain."
+            f"{exposure.source}: its header has no {lacking}, which photon noise needs; give it"
+            f" with --science-{option}."
         )
-    name, gain = found
-    if not 0 < gain < float("inf"):
-        raise ArgumentError(
-            f"{exposure.source}: {name} must be a positive number of electrons per count; got"
-            f" {gain:g}."
-        )
-    return gain
+    return found.expected.gain

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
+from ..reading import file_options
 from .align import METHODS
 from .console import OUTPUT_FILE, OddSize, Order, common_options, limited_memory, stages
-from .decorrelate import correction_options, noise_options, with_options
+from .decorrelate import correction_options, with_options
 from .detectors import each_detector, hdu_option
+from .reading import input_options
 
 __all__ = [
     "FIT_OPTIONS",
@@ -163,7 +165,7 @@ def check_alignment(context: click.Context) -> None:
     help="Make an earlier difference or score again, with its kernel, without fitting.",
 )
 @fit_options
-@noise_options
+@input_options("science", "template")
 @click.option(
     "--science-psf",
     metavar="FILE",
@@ -199,7 +201,7 @@ def subtract(**options: Any) -> None:
         each_detector(
             _run,
             options,
-            files=("science", "template", "science_variance", "template_variance"),
+            files=("science", "template", *file_options("science", "template")),
             kernels=("science_psf", "template_psf"),
             outputs=("output", "score_output", "matched_output", "catalog", "report"),
         )

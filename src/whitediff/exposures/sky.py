@@ -43,6 +43,11 @@ _ALTERNATIVE_WCS = re.compile(
     r"(CTYPE|CRPIX|CRVAL|CUNIT|CDELT|CNAME|CRDER|CSYER)[1-9]|"
     r"(CD|PC)[1-9]_[1-9]|(PV|PS)[1-9]_\d+)[A-Z]|LTV[1-9]|LTM[1-9]_[1-9]"
 )
+_FURTHER_AXIS = re.compile(
+    r"NAXIS[3-9]|(CTYPE|CRPIX|CRVAL|CUNIT|CDELT|CROTA|CNAME|CRDER|CSYER)[3-9][A-Z]?|"
+    r"(CD|PC)([3-9]_[1-9]|[1-9]_[3-9])[A-Z]?|(PV|PS)[3-9]_\d+[A-Z]?"
+)
+_NUMBER_OF_AXES = re.compile(r"NAXIS|WCSAXES[A-Z]?")
 _PIXEL_AXIS = re.compile(r"(?:CTYPE|CRPIX)([12])([A-Z]?)")
 
 
@@ -66,7 +71,7 @@ def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
         with warnings.catch_warnings():
             # Repairs of deprecated keywords are not news here.
             warnings.simplefilter("ignore")
-            wcs = astropy.wcs.WCS(header, naxis=2)
+            wcs = astropy.wcs.WCS(_of_two_axes(header))
             if not wcs.has_celestial:
                 return None
             # Some errors show only when it is used.
@@ -75,6 +80,21 @@ def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
         # astropy and wcslib raise whatever they like for a broken header.
         return None
     return wcs
+
+
+def _of_two_axes(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
+    """Cards of a header's first two axes.
+
+    astropy can leave further axes out itself, but then reads the others as they stand: what it
+    otherwise repairs, such as coefficients of SCAMP beside SIP ones, is refused.
+    """
+    result = astropy.io.fits.Header(
+        [card for card in header.cards if not _FURTHER_AXIS.fullmatch(card.keyword)], copy=True
+    )
+    for keyword in filter(_NUMBER_OF_AXES.fullmatch, list(result)):
+        if isinstance(result[keyword], int) and result[keyword] > 2:
+            result[keyword] = 2
+    return result
 
 
 def shifted_header(header: astropy.io.fits.Header, *, dy: int, dx: int) -> astropy.io.fits.Header:

@@ -18,6 +18,7 @@ from ..exposures import kernels
 from ..exposures.fields import PiecewiseField
 from ..exposures.model import Exposure
 from ..exposures.psf import KernelPointSpreadFunction
+from ..reading import ReadingOptions, VarianceSource
 from . import archive, hotpants, piff, plain, psfex, sfft
 from . import ccddata as _ccddata
 from .archive.read import read_object
@@ -26,7 +27,6 @@ from .files import opened, split_extension
 from .hotpants.read import read_difference as _read_hotpants
 from .identify import Identity, identify
 from .lsst import afw
-from .plain.read import VarianceSource
 from .sfft.read import read_difference as _read_sfft
 from .solution import read_solution, solution_cards, solution_extras, write_solution
 from .stamps import find_hdu, is_of_region, read_kernel_hdus
@@ -34,6 +34,7 @@ from .stamps import find_hdu, is_of_region, read_kernel_hdus
 __all__ = [
     "Difference",
     "Identity",
+    "ReadingOptions",
     "VarianceSource",
     "check_kernel",
     "check_reproduced",
@@ -67,6 +68,10 @@ def read_exposure(
     variance: VarianceSource | float | None = None,
     gain: float | None = None,
     read_noise: float | None = None,
+    mask: str | None = None,
+    mask_bits: str | tuple[int, ...] | None = None,
+    saturation: float | None = None,
+    options: ReadingOptions | None = None,
     needs_variance: bool = True,
     box: Box | None = None,
 ) -> Exposure:
@@ -81,6 +86,17 @@ def read_exposure(
         For files without a variance plane: a file that holds it, or its value.
     gain, read_noise
         Electrons per count, and electrons, where there is no variance plane.
+    mask
+        File of the mask, in place of the file's own (of an archive's, whose planes have names,
+        besides it); ``mask.fits[DQ]`` names an extension.
+    mask_bits
+        Which bits of the mask make a pixel bad, such as ``1,4-6``; None: what the names of its
+        bits or its instrument say, else all.
+    saturation
+        Level from which pixels are saturated, image unit; None: what the header says, else the
+        value that many of the highest pixels share.
+    options
+        All that can be said of how it is read; instead of what is above.
     needs_variance
         If False, a plain file without a variance plane gets NaN for it.
     box
@@ -93,12 +109,24 @@ def read_exposure(
 
     Raises
     ------
+    ArgumentError
+        If an option is out of its range, or is given twice.
     FileFormatError
         If the file cannot be understood.
     DataError
         If its noise has to be measured and cannot be.
     """
     file, extension = split_extension(path)
+    options = _united(
+        file,
+        options,
+        variance=variance,
+        gain=gain,
+        read_noise=read_noise,
+        mask=mask,
+        mask_bits=mask_bits,
+        saturation=saturation,
+    )
     with opened(file) as hdus:
         identity = identify(hdus)
         is_masked = "VARIANCE" in hdus and "MASK" in hdus
@@ -111,24 +139,38 @@ def read_exposure(
     ):
         raise FileFormatError(f"{file}: is no image, but a {identity.kind}: {identity.detail}.")
     reader: Any = _READERS.get(identity.format, plain)
-    whole = extension is None and not isinstance(variance, VarianceSource)
+    whole = extension is None and not isinstance(options.variance, VarianceSource)
     if identity.format == "lsst.images" and whole:
         if not is_whole:
             raise FileFormatError(
                 f"{file}: is an lsst.images archive without its end (JSON); copy or download it"
                 " again."
             )
-        if is_masked:
+        if is_masked and options.mask is options.mask_bits is options.saturation is None:
             return archive.read(file, box=box)
-    exposure: Exposure = reader.read(
+        if is_masked:
+            exposure: Exposure = plain.with_options(archive.read(file), options, file)
+            return exposure if box is None else exposure.cutout(box)
+    exposure = reader.read(
         file,
         extension,
-        variance=variance,
-        gain=gain,
-        read_noise=read_noise,
+        options=options,
         needs_variance=needs_variance,
     )
     return exposure if box is None else exposure.cutout(box)
+
+
+def _united(path: Path, options: ReadingOptions | None, **given: Any) -> ReadingOptions:
+    """Options from a container, or from arguments of their own."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if options is not None and given:
+        raise ArgumentError(
+            f"{path}: {', '.join(given)} is given beside options; give it as one of them."
+        )
+    try:
+        return options or ReadingOptions(**given)
+    except ArgumentError as error:
+        raise ArgumentError(f"{path}: {error}") from error
 
 
 _READERS = {"hotpants": hotpants, "sfft": sfft, "lsst.afw": afw, "ccddata": _ccddata}

@@ -15,7 +15,6 @@ from ..exposures.sky import wcs_cards, without_wcs
 __all__ = [
     "escaped",
     "first_value",
-    "header_gain",
     "observation_header",
     "pixel_origin",
     "storable",
@@ -26,7 +25,6 @@ __all__ = [
 ]
 
 _LARGEST_ORIGIN = 1e8
-_GAIN_KEYWORDS = ("GAIN", "EGAIN", "CCDGAIN")
 
 # Cards that describe the storage of the data they came with.
 _STORAGE = re.compile(
@@ -47,7 +45,7 @@ _ALTERNATE = re.compile(
     r"(?P<letter>[A-Z])"
 )
 _PROVENANCE = re.compile(
-    r"WD(TASK|VERS|SCI|TMPL|DIFF|KERN|PSF|PRECON|SVARIN|TVARIN|SGAIN|TGAIN|SRDN|TRDN|CONV|SCORE|"
+    r"WD(TASK|VERS|SCI|TMPL|DIFF|KERN|PSF|PRECON|SVARIN|TVARIN|[ST](GAIN|RDN|EXPT|MASK|MBITS|SATUR)|CONV|SCORE|"
     r"FULLV|TRANSF|IGNORE|XCEN|YCEN|KSUM|SVAR|TVAR|VUNC|VCON|VBEF|VAFT|GRIDX|GRIDY|CONTAM|SVFAC|TVFAC|BASIS|"
     r"INJN|INJTAB|INJSED|INJGAI|KORDER|BORDER|NSTAR|NUSED|KSERR|CHI2|COND|SFWHM|TFWHM|TFRAC|SPSFIN|TPSFIN|SCALE|SPAT|FILL|"
     r"NIMG|SPERR|SNOI0|TNOI0|SNSIG|SNERR|TNERR|TNSIG|SNFLR|TNFLR|FLXERR|"
@@ -220,28 +218,6 @@ def first_value(
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return keyword, float(value)
     return None
-
-
-def header_gain(
-    header: astropy.io.fits.Header, primary: astropy.io.fits.Header
-) -> tuple[str, float] | None:
-    """Electrons per image unit, as headers have it.
-
-    Parameters
-    ----------
-    header, primary
-        Of the image, and of its file.
-
-    Returns
-    -------
-    keyword, gain
-        1 where the unit of the image is electrons; None where there is none.
-    """
-    found = first_value((header, primary), _GAIN_KEYWORDS)
-    unit = str(header.get("BUNIT", "")).strip().lower()
-    if found is not None and unit in ("electron", "electrons", "e", "e-"):
-        return found[0], 1.0 if found[1] > 0 else found[1]
-    return found
 
 
 def pixel_origin(header: astropy.io.fits.Header, name: str) -> tuple[int, int]:

@@ -32,6 +32,7 @@ from ..errors import ArgumentError, FileFormatError, OutputExistsError, Whitedif
 from ..exposures.sky import celestial_wcs
 from ..formats import read_psf
 from ..formats.files import opened, split_extension
+from ..reading import declarations, option_names, reading_options
 from ..runs.inputs import read_input
 from ..surveys.manifest import located
 from .formatters import ExposureFormatter
@@ -53,8 +54,9 @@ TRANSFERS = ("direct", "copy", "symlink", "hardlink", "convert")
 
 _HALF_ARCMIN = 0.5 / 60
 _NO_DATE = 19700101
-_FURTHER = ("variance", "gain", "read_noise", "psf")
-_FILES = ("variance", "psf")
+_FURTHER = (*(each.name for each in declarations()), "psf")
+_FILES = (*(each.name for each in declarations() if "file" in each.kind), "psf")
+_TEXTS = tuple(each.name for each in declarations() if each.kind == "text")
 _COLUMNS = (
     *("science", "template", "visit", "detector", "band", "physical_filter"),
     *("mjd", "exposure_time"),
@@ -264,7 +266,7 @@ def make_pairs(rows: Sequence[Mapping[str, str]], path: Path) -> list[Pair]:
 
 
 def _further(where: str, cells: Mapping[str, str], base: Path) -> dict[str, str]:
-    """Variances, gains, read noises and PSFs of a row."""
+    """How a row says that its images are read, and their PSFs."""
     further = {}
     for name, kind in itertools.product(("science", "template"), _FURTHER):
         column = f"{name}_{kind}"
@@ -275,6 +277,8 @@ def _further(where: str, cells: Mapping[str, str], base: Path) -> dict[str, str]
             further[column] = located(text, base)
             continue
         further[column] = text
+        if kind in _TEXTS:
+            continue
         number = _real(where, column, text, 0)
         if number == 0 and kind != "read_noise":
             raise ArgumentError(f"{where}: {column} must be above 0; got {text!r}.")
@@ -597,18 +601,16 @@ def _datasets(
 
 
 def _put(butler: Butler, pairs: Sequence[Pair], instrument: str) -> None:
+    texts = {f"{name}_{kind}" for name in ("science", "template") for kind in _TEXTS}
     for pair in pairs:
         for name, file in (("science", pair.science), ("template", pair.template)):
-            variance, gain, read_noise, psf = (
-                pair.further.get(f"{name}_{kind}") for kind in _FURTHER
-            )
-            exposure = read_input(
-                name,
-                file,
-                float(variance) if variance and _is_number(variance) else variance,
-                None if gain is None else float(gain),
-                None if read_noise is None else float(read_noise),
-            )
+            psf = pair.further.get(f"{name}_psf")
+            values = {
+                column: float(text) if _is_number(text) and column not in texts else text
+                for column, text in pair.further.items()
+                if column in option_names(name)
+            }
+            exposure = read_input(file, reading_options(values, **{name: file})[name])
             if psf is not None:
                 exposure.psf = read_psf(psf, bounds=exposure.bbox)
             butler.put(exposure, name, _data_id(pair, instrument))

@@ -11,6 +11,7 @@ from .. import __version__, formats
 from ..exposures.alignment import aligned
 from ..exposures.resampling import ResamplingOptions
 from ..outputs import check_output
+from ..reading import reading_options
 from .inputs import read_input
 
 __all__ = ["run_alignment"]
@@ -29,31 +30,29 @@ def run_alignment(
     output: Path,
     method: Any = "interpolating",
     noise: Any = "auto",
-    template_variance: float | str | None = None,
-    template_gain: float | None = None,
-    template_read_noise: float | None = None,
     template_psf: str | None = None,
     compress: bool = False,
     overwrite: bool = False,
     begin: Callable[[str], None] = _silent,
+    **reading: Any,
 ) -> None:
     """Read, resample and write.
 
     Parameters
     ----------
-    template, science, output, method, noise, template_variance, template_gain, \
-    template_read_noise, template_psf, compress, overwrite
+    template, science, output, method, noise, template_psf, compress, overwrite
         Options of the command.
     begin
         Called with the name of each stage.
+    **reading
+        How the template is read: ``template_gain`` and so on, as `whitediff.reading` declares them.
     """
     check_output(output, overwrite=overwrite, inputs=(template, science))
     options = ResamplingOptions(method=method, noise=noise)
+    how_read = reading_options(reading, template=template)
     begin("reading")
     grid = formats.read_exposure(science, needs_variance=False)
-    exposure = read_input(
-        "template", template, template_variance, template_gain, template_read_noise
-    )
+    exposure = read_input(template, how_read["template"])
     if template_psf is not None:
         exposure.psf = formats.read_psf(template_psf, bounds=exposure.bbox)
     begin("resampling")

@@ -7,54 +7,36 @@ import logging
 import numpy as np
 
 from .. import formats
-from ..errors import ArgumentError, DataError
+from ..errors import DataError
 from ..exposures import decorrelation, masks
 from ..exposures.model import Exposure
 from ..exposures.noise import without_sentinels
+from ..reading import ReadingOptions
 
 __all__ = ["check_usable", "read_input"]
 
 log = logging.getLogger("whitediff.runs")
 
 
-def read_input(
-    name: str,
-    path: str,
-    variance: float | str | None,
-    gain: float | None,
-    read_noise: float | None,
-) -> Exposure:
+def read_input(path: str, options: ReadingOptions) -> Exposure:
     """Read a science image or template, with its variance from wherever there is one.
 
     Parameters
     ----------
-    name
-        ``science`` or ``template``.
     path
         File.
-    variance, gain, read_noise
-        As the options of the command have them.
+    options
+        How it is read.
 
     Returns
     -------
     exposure
         `whitediff.Exposure` with at least one usable pixel.
     """
-    if isinstance(variance, float) and not 0 < variance < float("inf"):
-        raise ArgumentError(
-            f"{path}: --{name}-variance must be a positive number or a file; got {variance:g}."
-        )
-    exposure = formats.read_exposure(
-        path,
-        variance=(
-            formats.VarianceSource.parse(variance) if isinstance(variance, str) else variance
-        ),
-        gain=gain,
-        read_noise=read_noise,
-    )
-    exposure = without_sentinels(exposure)
+    exposure = without_sentinels(formats.read_exposure(path, options=options))
     check_usable(exposure, masks.UNTRUSTED_MASK_PLANES)
-    if isinstance(variance, float) and not decorrelation.variance_mean(exposure, ()) > 0:
+    variance = options.variance
+    if isinstance(variance, float | int) and not decorrelation.variance_mean(exposure, ()) > 0:
         exposure = exposure.replaced(variance=np.full(exposure.shape, variance, dtype=np.float32))
         log.info("%s: its variance plane is unusable; %g is used everywhere.", path, variance)
     return exposure

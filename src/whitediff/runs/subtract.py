@@ -29,6 +29,7 @@ from ..exposures.solution import make_product
 from ..exposures.subtraction import matched_template
 from ..matching.design import FitOptions
 from ..outputs import check_output
+from ..reading import reading_options
 from .cards import decorrelation_cards, report_inputs_floor
 from .inputs import read_input
 from .record import recorded
@@ -84,12 +85,6 @@ def run_subtraction(
     ignore_wcs: bool = False,
     align: bool = False,
     align_method: Any = "interpolating",
-    science_variance: float | str | None = None,
-    template_variance: float | str | None = None,
-    science_gain: float | None = None,
-    science_read_noise: float | None = None,
-    template_gain: float | None = None,
-    template_read_noise: float | None = None,
     science_psf: str | None = None,
     template_psf: str | None = None,
     full_variance: bool = False,
@@ -100,6 +95,7 @@ def run_subtraction(
     overwrite: bool = False,
     begin: Callable[[str], None] = _silent,
     inspect: Callable[[str, Exposure], Any] | None = None,
+    **reading: Any,
 ) -> list[Written]:
     """Read, match, subtract, decorrelate and write.
 
@@ -107,15 +103,16 @@ def run_subtraction(
     ----------
     science, template, output, score_output, matched_output, solutions, convolved, kernel_order, \
     background_order, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, align, \
-    align_method, science_variance, template_variance, science_gain, science_read_noise, \
-    template_gain, template_read_noise, science_psf, template_psf, full_variance, noise, \
-    constant, fill, compress, overwrite
+    align_method, science_psf, template_psf, full_variance, noise, constant, fill, compress, \
+    overwrite
         Options of the command.
     begin
         Called with the name of each stage as it begins.
     inspect
         Called with the kind and the exposure of each product before it is written; what it
         returns becomes the findings.
+    **reading
+        How the images are read: ``science_gain`` and so on, as `whitediff.reading` declares them.
 
     Returns
     -------
@@ -154,11 +151,8 @@ def run_subtraction(
         fill=fill,
         full_variance=full_variance,
     )
-    noise_levels = {
-        "science": (science_variance, science_gain, science_read_noise),
-        "template": (template_variance, template_gain, template_read_noise),
-    }
     paths = {"science": science, "template": template}
+    how_read = reading_options(reading, **paths)
     cards: dict[str, tuple[Any, str]] = {
         "WDSCI": (science, "science image"),
         "WDTMPL": (template, "template"),
@@ -167,7 +161,7 @@ def run_subtraction(
     with recorded(changed) as record:
         begin = record.noting(begin)
         begin("reading")
-        inputs = {name: read_input(name, path, *noise_levels[name]) for name, path in paths.items()}
+        inputs = {name: read_input(path, how_read[name]) for name, path in paths.items()}
         for name, psf in (("science", science_psf), ("template", template_psf)):
             if psf is not None:
                 inputs[name].psf = formats.read_psf(psf, bounds=inputs[name].bbox)
@@ -270,7 +264,7 @@ def subtraction_options(
 
 _UNTOLD = (
     *("science", "template", "output", "score_output", "matched_output"),
-    *("compress", "overwrite", "begin", "inspect"),
+    *("compress", "overwrite", "begin", "inspect", "reading"),
 )
 """Arguments that say nothing of the result, or stand in the header."""
 
@@ -278,7 +272,8 @@ _UNTOLD = (
 def _changed(values: dict[str, Any]) -> dict[str, Any]:
     """Options of a run that are not their defaults."""
     parameters = inspection.signature(run_subtraction).parameters
-    return {
+    reading = {name: value for name, value in values["reading"].items() if value is not None}
+    return reading | {
         "kernel" if name == "solutions" else name: (
             " ".join(map(str, value)) if isinstance(value, tuple) else value
         )

@@ -18,6 +18,7 @@ from ...exposures import masks
 from ...exposures.model import Exposure, as_native_float
 from ...exposures.psf import KernelPointSpreadFunction, psf_image
 from ...exposures.sky import sky_projection
+from ...reading import ReadingOptions
 from .. import plain
 from ..headers import observation_header, pixel_origin, without_wcs
 
@@ -92,7 +93,7 @@ def from_ccddata(
     else:
         unusable = masks.flagged(mask, masks.UNTRUSTED_MASK_PLANES)
         values = plain.modelled_variance(
-            image, unusable, header, astropy.io.fits.Header(), None, None, name
+            image, unusable, header, astropy.io.fits.Header(), ReadingOptions(), name
         )
     psf, unit = getattr(data, "psf", None), getattr(data, "unit", None)
     if psf is not None:

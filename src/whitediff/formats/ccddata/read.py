@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from ...errors import FileFormatError
 from ...exposures import masks
 from ...exposures.model import Exposure
+from ...reading import ReadingOptions, VarianceSource
 from .. import plain
 from ..files import Extension, opened
 from ..stamps import find_hdu, read_psf_hdus
@@ -70,9 +72,11 @@ def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
         if flags is not None and flags.is_image:
             planes = plain.mask_planes(flags, image_hdu.shape, path)
         has_psf = find_hdu(hdus, (PSF,)) is not None
-    if kind is not None and options.get("variance") is None:
-        options["variance"] = plain.VarianceSource(f"{path}[{UNCERTAINTY}]", kind)
-    exposure = plain.read(path, extension, **options)
+    given: ReadingOptions = options.pop("options", None) or ReadingOptions()
+    if kind is not None and given.variance is None:
+        own = VarianceSource(f"{path}[{UNCERTAINTY}]", kind)
+        given = dataclasses.replace(given, variance=own)
+    exposure = plain.read(path, extension, options=given, **options)
     exposure.source = str(path)
     if planes is not None:
         exposure = _with_flags(exposure, planes, mask is not None)

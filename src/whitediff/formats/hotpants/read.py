@@ -400,7 +400,8 @@ def _planes(path: Path, solution: HotpantsSolution | None, **options: Any) -> Ex
             _layer(hdus, path, command, name, option)
             for name, option in (("noise image", "oni"), ("mask image", "omi"))
         )
-    given = options.get("variance") is not None
+    reading = options.get("options")
+    given = reading is not None and reading.variance is not None
     if isinstance(fill, bool) or not isinstance(fill, int | float):
         raise FileFormatError(
             f"{path}: MASKVAL, the value of pixels without data, must be a number; got {fill!r}. Is"

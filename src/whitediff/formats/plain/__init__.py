@@ -1,19 +1,18 @@
 """FITS files with images in HDUs, in the layouts that people have."""
 
+from .mask import mask_planes
 from .read import (
-    VarianceSource,
     compact,
     image_hdu,
     image_names,
-    mask_planes,
     modelled_variance,
     parts,
     read,
+    with_options,
 )
 from .recognise import recognise, stamps
 
 __all__ = [
-    "VarianceSource",
     "compact",
     "image_hdu",
     "image_names",
@@ -23,4 +22,5 @@ __all__ = [
     "read",
     "recognise",
     "stamps",
+    "with_options",
 ]

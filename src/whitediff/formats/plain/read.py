@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import astropy.io.fits
 import numpy as np
@@ -21,17 +20,19 @@ from ...exposures.masks import (
     find_plane,
     flagged,
     make_mask,
+    united,
     with_plane,
 )
 from ...exposures.model import Exposure, as_native_float, parse_unit
 from ...exposures.sky import celestial_wcs, sky_projection
-from ...planes import filled, zeros
+from ...planes import zeros
+from ...reading import ReadingOptions, VarianceKind, VarianceSource
+from ...saturation import bleed_trails, find_plateau
 from ...sources import noise_variance
 from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
 from ..headers import (
     first_value,
-    header_gain,
     observation_header,
     pixel_origin,
     wcs_cards,
@@ -46,25 +47,25 @@ from ..stamps import (
     read_noise_hdus,
     read_psf_hdus,
 )
+from ..units import photon_header
+from .mask import mask_planes
 
 __all__ = [
-    "VarianceSource",
     "compact",
     "image_hdu",
     "image_names",
-    "mask_planes",
     "modelled_variance",
     "parts",
     "read",
+    "with_options",
 ]
 
 type Array = npt.NDArray[Any]
-type VarianceKind = Literal["variance", "sigma", "weight"]
 
 _log = logging.getLogger("whitediff.formats")
 
 _IMAGE_NAMES = ("SCI", "IMAGE", "DATA", "SCIENCE", "DIFF", "DIFFERENCE")
-_MASK_NAMES = ("MASK", "DQ", "FLAGS")
+_MASK_NAMES = ("MASK", "DQ", "FLAGS", "BPM", "MSK", "DQMASK", "BADPIX")
 _VARIANCE_NAMES: dict[str, VarianceKind] = {
     "VARIANCE": "variance",
     "VAR": "variance",
@@ -79,45 +80,18 @@ _VARIANCE_NAMES: dict[str, VarianceKind] = {
     "INVVAR": "weight",
 }
 _OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS", NOISE)
+_COMPANIONS = (
+    *("CTX", "CON", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT", "AREA"),
+    *("D2IMARR", "WCSDVARR", "SAMP", "TIME", "UNCERT", "PSFIMAGE"),
+)
+"""Extensions with images that belong to another: contexts, parts of the variance, distortions."""
+
+_SATURATION_KEYWORDS = ("SATURATE", "SATLEVEL", "SATURLEV", "SATLVL", "SATURAT")
+_TRAIL = 0.01
+"""Least height of a trail, of the saturation level's above the sky."""
+
 _ENOUGH_FOR_SIGMA = 100_000
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
-_READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
-
-
-@dataclasses.dataclass(frozen=True)
-class VarianceSource:
-    """A file that gives the variance of another.
-
-    Attributes
-    ----------
-    path
-        File, with an extension in brackets where wanted.
-    kind
-        What its pixels are; None: as the name of its extension says, else variance.
-    """
-
-    path: str
-    kind: VarianceKind | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> VarianceSource:
-        """Parse ``FILE`` or ``KIND:FILE``.
-
-        Parameters
-        ----------
-        text
-            KIND is ``variance``, ``sigma`` or ``weight``.
-
-        Returns
-        -------
-        source
-            Parsed.
-        """
-        kinds: tuple[VarianceKind, ...] = ("variance", "sigma", "weight")
-        for kind in kinds:
-            if text.startswith(f"{kind}:"):
-                return cls(text.removeprefix(f"{kind}:"), kind)
-        return cls(text)
 
 
 def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> Any:
@@ -156,7 +130,7 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
     else:
         hdu = hdus[0] if hdus[0].header.get("NAXIS", 0) else find_hdu(hdus, _IMAGE_NAMES)
         if hdu is None:
-            others = {*_VARIANCE_NAMES, *_MASK_NAMES, *_OTHER_NAMES}
+            others = {*_VARIANCE_NAMES, *_MASK_NAMES, *_OTHER_NAMES, *_COMPANIONS}
             hdu = next(
                 (
                     h
@@ -171,7 +145,14 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
         if hdu.name.upper() in _IMAGE_NAMES:
             several = [name for name in several if name.partition(",")[0] == hdu.name]
         if len(several) > 1:
-            _log.info("%s: has the images %s; the first is taken.", path, ", ".join(several))
+            _log.info(
+                "%s: has the images %s; %s is taken. Name another as FILE[%s], or take all with"
+                " --hdu all.",
+                path,
+                ", ".join(several),
+                several[0],
+                several[1],
+            )
     if not hdu.is_image or hdu.data is None:
         raise FileFormatError(
             f"{path}: {hdu.name or 'the primary HDU'} holds no image;"
@@ -199,7 +180,7 @@ def image_names(hdus: astropy.io.fits.HDUList) -> list[str]:
         As they are named in brackets: the name, with its version where others share it; the
         number where there is no name.
     """
-    others = {*_VARIANCE_NAMES, *_MASK_NAMES, "UNCERT", "PSFIMAGE"}
+    others = {*_VARIANCE_NAMES, *_MASK_NAMES, *_COMPANIONS}
     found = [
         (i, hdu)
         for i, hdu in enumerate(hdus)
@@ -254,9 +235,7 @@ def read(
     path: Path,
     extension: Extension = None,
     *,
-    variance: VarianceSource | float | None = None,
-    gain: float | None = None,
-    read_noise: float | None = None,
+    options: ReadingOptions | None = None,
     needs_variance: bool = True,
     fill: float | None = None,
 ) -> Exposure:
@@ -268,12 +247,8 @@ def read(
         File.
     extension
         Of the image; found if not given (see `image_hdu`).
-    variance
-        Where the variance is, or its value everywhere, for files without a variance plane;
-        a file named here takes precedence over the plane.
-    gain, read_noise
-        Electrons per count, and electrons; the header's if not given.  Used where there is
-        no variance plane.
+    options
+        How it is read, where the file does not say or says something wrong.
     needs_variance
         If False, a file without a variance plane gets NaN for it.
     fill
@@ -282,15 +257,16 @@ def read(
     Returns
     -------
     exposure
-        With the mask of a MASK or DQ extension (bits without names become planes BIT0, …,
-        and BAD where any is set), the PSF, kernel and background of extensions with those
-        names.
+        With the mask of a MASK, DQ or BPM extension or of the file that is named (see
+        `mask_planes`), the PSF, kernel and background of extensions with those names.
 
     Raises
     ------
     FileFormatError
         If a plane cannot be read or does not fit.
     """
+    options = options or ReadingOptions()
+    variance = options.variance
     with opened(path) as hdus:
         hdu = image_hdu(hdus, extension, path)
         image = _native_copy(hdu.data)
@@ -305,8 +281,27 @@ def read(
         owner = None if hdu is hdus[0] else hdu
         mask = make_mask({}, bbox)
         mask_hdu = find_hdu(hdus, _MASK_NAMES, owner)
-        if mask_hdu is not None and mask_hdu is not hdu:
-            mask = make_mask(mask_planes(mask_hdu, image.shape, path), bbox)
+        if mask_hdu is hdu:
+            mask_hdu = None
+        headers = (hdu.header, hdus[0].header)
+        named = (hdu.name.upper(), hdu.ver)
+        if options.mask is not None:
+            planes = _read_mask(options, named, image.shape, path, headers)
+            mask = make_mask(planes, bbox)
+        elif mask_hdu is not None:
+            planes = mask_planes(
+                mask_hdu,
+                image.shape,
+                path,
+                bits=options.mask_bit_numbers,
+                headers=(hdus[0].header, hdu.header),
+            )
+            mask = make_mask(planes, bbox)
+        elif options.mask_bits is not None:
+            raise ArgumentError(
+                f"{path}: mask bits {options.mask_bits} are given, but it has no mask; name the"
+                " mask's file too."
+            )
         plane: tuple[Array, str] | None = None
         variance_hdu = find_hdu(hdus, tuple(_VARIANCE_NAMES), owner)
         if variance_hdu is not None and variance_hdu is not hdu:
@@ -336,12 +331,15 @@ def read(
 
     if fill is not None:
         mask = _without_fill(mask, image, fill)
-    mask = _with_saturation(mask, image, (header, primary), path)
-    if mask_hdu is None and needs_variance:
+    is_masked = mask_hdu is not None or options.mask is not None
+    mask = _with_saturation(
+        mask, image, (header, primary), path, options.saturation, plateau=needs_variance
+    )
+    if not is_masked and needs_variance:
         mask = _with_empty(mask, image, path)
     source = str(path)
     if isinstance(variance, VarianceSource):
-        plane = _read_variance(variance)
+        plane = _read_variance(variance, named)
         source = f"{path} with {variance.path}"
     if plane is not None:
         if plane[0].shape != image.shape:
@@ -354,14 +352,10 @@ def read(
             before = flagged(mask, ["NO_DATA"])
             mask = with_plane(mask, "NO_DATA", before | no_data)
     elif isinstance(variance, float | int):
-        if not (math.isfinite(variance) and variance > 0):
-            raise ArgumentError(
-                f"{path}: its variance must be positive and finite; got {variance:g}."
-            )
         values = np.full(image.shape, variance, dtype=np.float32)
     elif needs_variance:
         values = modelled_variance(
-            image, flagged(mask, UNTRUSTED_MASK_PLANES), header, primary, gain, read_noise, path
+            image, flagged(mask, UNTRUSTED_MASK_PLANES), header, primary, options, path
         )
     else:
         values = np.full(image.shape, np.nan, dtype=np.float32)
@@ -395,23 +389,54 @@ def _without_fill(mask: Mask, image: Array, fill: float) -> Mask:
 
 
 def _with_saturation(
-    mask: Mask, image: Array, headers: tuple[astropy.io.fits.Header, ...], path: Path
+    mask: Mask,
+    image: Array,
+    headers: tuple[astropy.io.fits.Header, ...],
+    path: Path,
+    level: float | None = None,
+    *,
+    plateau: bool = True,
 ) -> Mask:
-    """Mask with SAT where the image reaches the header's saturation level."""
-    found = first_value(headers, ("SATURATE",))
-    if found is None or not found[1] > 0:
-        return mask
-    with np.errstate(invalid="ignore"):
-        saturated = image >= found[1]
+    """Mask with SAT where the image is saturated: by a level, a header, or its highest pixels."""
+    said = "the level that was given,"
+    if level is None:
+        found = first_value(headers, _SATURATION_KEYWORDS)
+        if found is not None and found[1] > 0:
+            said, level = found[0], found[1]
+    saturated = zeros(image.shape, bool)
+    if level is not None:
+        with np.errstate(invalid="ignore"):
+            saturated = image >= level
+    if saturated.any():
+        _log.info(
+            "%s: %d pixels at or above %s = %g are taken as saturated.",
+            path,
+            int(saturated.sum()),
+            said,
+            level,
+        )
+    elif plateau and not flagged(mask, ["SAT"]).any():
+        highest = find_plateau(image, flagged(mask, UNTRUSTED_MASK_PLANES))
+        if highest is not None:
+            saturated = image >= highest.level
+            _log.warning(
+                "%s: %d pixels share the highest value, %g, and are taken as saturated%s; give the"
+                " saturation level if that is wrong.",
+                path,
+                highest.pixels,
+                highest.level,
+                "" if level is None else f", though {said} = {level:g}",
+            )
     if not saturated.any():
         return mask
-    _log.info(
-        "%s: %d pixels at or above SATURATE = %g are taken as saturated.",
-        path,
-        int(saturated.sum()),
-        found[1],
-    )
-    return with_plane(mask, find_plane(mask, "SAT") or "SAT", saturated)
+    trails = bleed_trails(image, saturated, least=_TRAIL)
+    if trails.any():
+        _log.info(
+            "%s: %d pixels in trails that bleed from them are taken as saturated, too.",
+            path,
+            int(trails.sum()),
+        )
+    return with_plane(mask, find_plane(mask, "SAT") or "SAT", saturated | trails)
 
 
 def _with_empty(mask: Mask, image: Array, path: Path) -> Mask:
@@ -465,82 +490,99 @@ def _native_copy(data: Array) -> Array:
     return native(data, as_native_float(data[:0]).dtype)
 
 
-def mask_planes(hdu: Any, shape: tuple[int, ...], path: Path) -> dict[str, Array]:
-    """Planes of a mask whose bits are one integer for each pixel.
+def _read_variance(source: VarianceSource, image: tuple[str, int]) -> tuple[Array, VarianceKind]:
+    path, extension = split_extension(source.path)
+    with opened(path) as hdus:
+        hdu = _companion(hdus, extension, tuple(_VARIANCE_NAMES), image, path)
+        kind = source.kind or _VARIANCE_NAMES.get(hdu.name.upper(), "variance")
+        return _native_copy(hdu.data), kind
+
+
+def _read_mask(
+    options: ReadingOptions,
+    image: tuple[str, int],
+    shape: tuple[int, ...],
+    path: Path | str,
+    headers: tuple[astropy.io.fits.Header, ...],
+) -> dict[str, Array]:
+    """Planes of the mask that lies in a file of its own."""
+    assert options.mask is not None
+    file, extension = split_extension(options.mask)
+    try:
+        with opened(file) as hdus:
+            hdu = _companion(hdus, extension, _MASK_NAMES, image, file)
+            return mask_planes(
+                hdu,
+                shape,
+                file,
+                bits=options.mask_bit_numbers,
+                headers=(hdus[0].header, *headers),
+            )
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: its mask: {error}") from error
+
+
+def _companion(
+    hdus: astropy.io.fits.HDUList,
+    extension: Extension,
+    names: tuple[str, ...],
+    image: tuple[str, int],
+    path: Path,
+) -> Any:
+    """HDU of a file that belongs to an image of another file, by its name or its version.
+
+    A file with a plane for each detector has that of the image's detector under the image's name,
+    or under a name of its own with the image's version.
+    """
+    if extension is None:
+        holding = [h for h in hdus if h.is_image and h.header.get("NAXIS", 0)]
+        own = [h for h in holding if h.name.upper() in names]
+        alike = [h for h in own if h.ver == image[1]] or own
+        same = [h for h in holding if image[0] and (h.name.upper(), h.ver) == image]
+        for hdu in (*alike[:1], *same[:1]):
+            return image_hdu(hdus, hdus.index(hdu), path)
+    return image_hdu(hdus, extension, path)
+
+
+def with_options(exposure: Exposure, options: ReadingOptions, path: Path | str) -> Exposure:
+    """Exposure of an archive with the mask and the saturation level that were given.
 
     Parameters
     ----------
-    hdu
-        HDU of the mask; its cards MP_name or MSKNnnnn name the bits.
-    shape
-        ``(ny, nx)`` of the image.
+    exposure
+        As the archive has it.
+    options
+        Mask, mask bits and saturation are used.
     path
-        For error messages.
+        For messages.
 
     Returns
     -------
-    planes
-        Name → ``(ny, nx)`` boolean, those that are set nowhere too; bits without names are BITn,
-        and BAD wherever any is set if none has a name.
+    exposure
+        With these planes besides those of its own mask, and SAT from the level on.
 
     Raises
     ------
+    ArgumentError
+        If bits are given, but no mask that they are of.
     FileFormatError
-        If the shapes differ, or a bit's number is none.
+        If the mask cannot be read or does not fit.
     """
-    data = np.asarray(hdu.data)
-    if data.shape != shape:
-        raise FileFormatError(
-            f"{path}: the image has the shape {shape}, but its mask {hdu.name} {data.shape}."
+    mask = exposure.mask
+    if options.mask is not None:
+        planes = _read_mask(options, ("", 1), exposure.shape, path, (exposure.header,))
+        # Its own planes tell of more than this mask can.
+        mask = united(mask, make_mask(planes, exposure.bbox))
+    elif options.mask_bits is not None:
+        raise ArgumentError(
+            f"{path}: mask bits {options.mask_bits} are given, but its mask has named planes; name"
+            " the file of the mask that they are of."
         )
-    if data.dtype.kind == "f":
-        data = np.nan_to_num(data)
-    # The sign of an integer is its highest bit.
-    names: dict[int, str] = {}
-    for card in hdu.header.cards:
-        if card.keyword.startswith("MP_"):
-            bit, name = card.value, card.keyword.removeprefix("MP_")
-        elif card.keyword.startswith("MSKN"):
-            bit, name = card.keyword.removeprefix("MSKN"), str(card.value)
-            bit = int(bit) if bit.isdigit() else bit
-        else:
-            continue
-        if isinstance(bit, bool) or not isinstance(bit, int) or not 0 <= bit < 63 or bit in names:
-            raise FileFormatError(
-                f"{path}: the mask's card {card.keyword} = {card.value!r} names no bit, or one that"
-                " has a name already; is the file whole?"
-            )
-        names[bit] = name
-    if data.dtype.kind not in "iu":
-        data = data.astype(np.int64)
-    bits = native(data).view(f"u{data.dtype.itemsize}")
-    if data.dtype.itemsize == 8:
-        bits &= np.uint64((1 << 62) - 1)
-
-    def plane(bit: int) -> Array:
-        return filled(shape, bool, lambda rows: (bits[rows] & bits.dtype.type(1 << bit)) != 0)
-
-    used = int(np.bitwise_or.reduce(bits, axis=None)) if bits.size else 0
-    planes = {
-        name: plane(bit) if (used >> bit) & 1 else zeros(shape, bool)
-        for bit, name in sorted(names.items())
-    }
-    unnamed = [bit for bit in range(63) if (used >> bit) & 1 and bit not in names]
-    planes |= {f"BIT{bit}": plane(bit) for bit in unnamed}
-    if not names:
-        # Without names, "not zero is bad" is the convention of DQ arrays.
-        planes["BAD"] = bits != 0
-    return planes
-
-
-def _read_variance(source: VarianceSource) -> tuple[Array, VarianceKind]:
-    path, extension = split_extension(source.path)
-    with opened(path) as hdus:
-        hdu = None if extension is not None else find_hdu(hdus, tuple(_VARIANCE_NAMES))
-        if hdu is None:
-            hdu = image_hdu(hdus, extension, path)
-        kind = source.kind or _VARIANCE_NAMES.get(hdu.name.upper(), "variance")
-        return _native_copy(hdu.data), kind
+    if options.saturation is not None:
+        mask = _with_saturation(
+            mask, exposure.image.array, (), Path(path), options.saturation, plateau=False
+        )
+    return exposure if mask is exposure.mask else exposure.replaced(mask=mask)
 
 
 def _as_variance(plane: Array, kind: str) -> tuple[Array, Array]:
@@ -585,8 +627,7 @@ def modelled_variance(
     unusable: Array,
     header: astropy.io.fits.Header,
     primary: astropy.io.fits.Header,
-    gain: float | None,
-    read_noise: float | None,
+    options: ReadingOptions,
     path: Path | str,
 ) -> Array:
     """Variance of an image that comes without any.
@@ -599,8 +640,8 @@ def modelled_variance(
         ``(ny, nx)`` boolean: pixels without a measurement.
     header, primary
         Headers in which gain and read noise are looked for.
-    gain, read_noise
-        Electrons per count, and electrons, where they are given.
+    options
+        Gain and read noise where they are given.
     path
         For messages.
 
@@ -614,22 +655,30 @@ def modelled_variance(
     ArgumentError, DataError
         If the numbers make no sense, or the noise cannot be measured.
     """
-    explicit = gain is not None and read_noise is not None
-    if gain is None:
-        found = header_gain(header, primary)
-        if found is not None and found[1] > 0:
-            gain = found[1]
-    if read_noise is None:
-        found = first_value((header, primary), _READ_NOISE_KEYWORDS)
-        if found is not None and found[1] >= 0:
-            read_noise = found[1]
+    found = photon_header(header, primary, options)
+    expected = found.expected
+    if found.is_rate and found.exposure_time is None:
+        _log.warning(
+            "%s: is in %s, but no card tells the exposure time; what its pixels count is judged by"
+            " their noise.",
+            path,
+            found.unit,
+        )
     try:
         model = noise_variance(
-            image, unusable, gain=gain, read_noise=read_noise, trust_model=explicit
+            image,
+            unusable,
+            gain=None if expected is None else expected.gain,
+            read_noise=None if expected is None else expected.read_noise,
+            trust_model=found.is_trusted,
+            meaning="" if expected is None else expected.meaning,
+            alternatives=found.alternatives,
         )
     except ArgumentError as error:
         raise ArgumentError(f"{path}: {error}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+    if model.warning:
+        _log.warning("%s: %s.", path, model.warning)
     _log.info("%s: no variance plane; %s.", path, model.description)
     return compact(model.variance, np.float32)

@@ -1,0 +1,194 @@
+"""What the numbers of an image count, as BUNIT, gain and exposure time tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import astropy.io.fits
+
+from ..photons import PhotonScale
+from ..reading import ReadingOptions
+from .headers import first_value
+
+__all__ = ["PhotonHeader", "photon_header", "pixel_unit"]
+
+_GAIN_KEYWORDS = ("GAIN", "EGAIN", "CCDGAIN")
+_READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
+_EXPOSURE_TIME_KEYWORDS = ("EXPTIME", "EXPOSURE", "TEXPTIME", "XPOSURE", "ITIME")
+_NUMBER_KEYWORDS = ("NCOMBINE", "NCOMBIN", "NCOADD")
+_UNIT = re.compile(r"((?P<electrons>(photo-?)?electrons?|e-|e)|adus?|counts?|cts?|dns?|du)")
+_RATE = re.compile(r"((/|per)(s|secs?|seconds?)|[.*]?(s|secs?|seconds?)(\^|\*\*)?\(?-1\)?)$")
+
+type Quantity = Literal["electrons", "counts", "other", "unknown"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotonHeader:
+    """What headers and options tell of an image's photons.
+
+    Attributes
+    ----------
+    quantity
+        What BUNIT names; ``unknown`` where there is none.
+    is_rate
+        Whether it is per second.
+    gain, read_noise, exposure_time, number
+        Electrons per count, electrons, seconds, and how many exposures were combined; None where
+        nobody says.
+    gain_name
+        Card or option that the gain is from.
+    unit
+        BUNIT as it stands.
+    is_trusted
+        Whether gain and read noise were both given.
+    """
+
+    quantity: Quantity
+    is_rate: bool
+    gain: float | None
+    read_noise: float | None
+    exposure_time: float | None
+    number: int
+    gain_name: str
+    unit: str
+    is_trusted: bool
+
+    @property
+    def expected(self) -> PhotonScale | None:
+        """What a unit stands for, as the header has it; None where it does not say."""
+        if self.quantity == "other":
+            return None
+        if self.quantity == "electrons":
+            return self._electrons(self.is_rate)
+        return self._counts(self.is_rate)
+
+    @property
+    def alternatives(self) -> Sequence[PhotonScale]:
+        """What else it may stand for, the likeliest first, where there is a gain to doubt."""
+        scales = [
+            self._counts(False),
+            self._counts(True),
+            self._electrons(False) if self.gain is not None else None,
+            self._electrons(True),
+            *(self._averaged(scale) for scale in (self._counts(False), self._electrons(False))),
+        ]
+        expected = self.expected
+        return [scale for scale in scales if scale is not None and scale != expected]
+
+    def _counts(self, is_rate: bool) -> PhotonScale | None:
+        if self.gain is None:
+            return None
+        if not is_rate:
+            return PhotonScale(self.gain, self.read_noise or 0.0, "counts")
+        if self.exposure_time is None:
+            return None
+        return PhotonScale(
+            self.gain * self.exposure_time,
+            self.read_noise or 0.0,
+            f"counts per second, for {self.exposure_time:g} s",
+        )
+
+    def _electrons(self, is_rate: bool) -> PhotonScale | None:
+        if not is_rate:
+            return PhotonScale(1.0, self.read_noise or 0.0, "electrons")
+        if self.exposure_time is None:
+            return None
+        return PhotonScale(
+            self.exposure_time,
+            self.read_noise or 0.0,
+            f"electrons per second, for {self.exposure_time:g} s",
+        )
+
+    def _averaged(self, scale: PhotonScale | None) -> PhotonScale | None:
+        if scale is None or self.number < 2:
+            return None
+        return PhotonScale(
+            scale.gain * self.number,
+            scale.read_noise * self.number**0.5,
+            f"{scale.meaning}, averaged over {self.number} exposures",
+        )
+
+
+def pixel_unit(text: str) -> tuple[Quantity, bool]:
+    """What a BUNIT card names.
+
+    Parameters
+    ----------
+    text
+        Value of the card, in any of the spellings in use.
+
+    Returns
+    -------
+    quantity, is_rate
+        What is counted, and whether per second.
+
+    Examples
+    --------
+    >>> pixel_unit("ELECTRONS/S"), pixel_unit("e-/s"), pixel_unit("ADU"), pixel_unit("nJy")
+    (('electrons', True), ('electrons', True), ('counts', False), ('other', False))
+    """
+    plain = re.sub(r"[\s\[\]]|/pix(els?)?", "", text.lower()).removeprefix("1*")
+    if not plain:
+        return "unknown", False
+    if plain == "cps":
+        return "counts", True
+    rate = _RATE.search(plain)
+    found = _UNIT.fullmatch(plain if rate is None else plain[: rate.start()])
+    if found is None:
+        return "other", False
+    return "electrons" if found["electrons"] else "counts", rate is not None
+
+
+def photon_header(
+    header: astropy.io.fits.Header,
+    primary: astropy.io.fits.Header,
+    options: ReadingOptions | None = None,
+) -> PhotonHeader:
+    """Collect what headers and options tell of an image's photons.
+
+    Parameters
+    ----------
+    header, primary
+        Of the image, and of its file.
+    options
+        Take precedence.
+
+    Returns
+    -------
+    found
+        Cards that are no positive number are as good as missing.
+    """
+    options = options or ReadingOptions()
+    headers = (header, primary)
+    unit = header.get("BUNIT", primary.get("BUNIT", ""))
+    quantity, is_rate = pixel_unit(unit if isinstance(unit, str) else "")
+    name, gain = "the option", options.gain
+    if gain is None:
+        found = first_value(headers, _GAIN_KEYWORDS)
+        if found is not None and 0 < found[1] < float("inf"):
+            name, gain = found
+    read_noise = options.read_noise
+    if read_noise is None:
+        found = first_value(headers, _READ_NOISE_KEYWORDS)
+        if found is not None and 0 <= found[1] < float("inf"):
+            read_noise = found[1]
+    exposure_time = options.exposure_time
+    if exposure_time is None:
+        found = first_value(headers, _EXPOSURE_TIME_KEYWORDS)
+        if found is not None and 0 < found[1] < float("inf"):
+            exposure_time = found[1]
+    number = first_value(headers, _NUMBER_KEYWORDS)
+    return PhotonHeader(
+        quantity,
+        is_rate,
+        gain,
+        read_noise,
+        exposure_time,
+        int(number[1]) if number is not None and 1 <= number[1] < 1e6 else 1,
+        name,
+        unit.strip() if isinstance(unit, str) else "",
+        options.gain is not None and options.read_noise is not None,
+    )

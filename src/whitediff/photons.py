@@ -1,0 +1,302 @@
+"""How many electrons a unit of an image stands for: photon noise tells, headers may err."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Choice", "PhotonScale", "Transfer", "chosen_scale", "photon_transfer"]
+
+type Array = npt.NDArray[Any]
+
+_BLOCK, _STEP = 32, 16
+_BAND = 2.8
+"""Radians per pixel from which nothing of a PSF wider than some 3 pixels is left."""
+_CHECK_BAND = 2.5
+_MOST_BLOCKS = 3000
+_LEAST_BLOCKS = 20
+_LEAST_RISE = 0.5
+"""Least rise of the noise over its level without sources that tells a gain."""
+_LEAST_BRIGHT = 8
+_MOST_STEEPENING = 1.6
+_ROUNDS, _CLIP = 8, 4.0
+_FITTING = (0.8, 1.25)
+"""Predicted over measured variance of the background within which they agree."""
+_PRECISE, _KNOWN = 0.15, 0.3
+"""Relative errors up to which a measured gain is used, and decides between others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotonScale:
+    """What a unit of an image might stand for.
+
+    Attributes
+    ----------
+    gain
+        Electrons per image unit; positive.
+    read_noise
+        Electrons per pixel, for all that the pixel is made of; not negative.
+    meaning
+        In words, such as "counts".
+    """
+
+    gain: float
+    read_noise: float
+    meaning: str
+
+    def variance(self, level: float) -> float:
+        """Predicted variance of the background.
+
+        Parameters
+        ----------
+        level
+            Of the background, image unit; none where it is negative.
+
+        Returns
+        -------
+        variance
+            Image_unit².
+        """
+        return max(level, 0.0) / self.gain + (self.read_noise / self.gain) ** 2
+
+    def predicts(self, *, level: float, measured: float) -> bool:
+        """Whether the predicted variance of the background is the measured one.
+
+        Parameters
+        ----------
+        level, measured
+            Of the background, image unit and image_unit².
+
+        Returns
+        -------
+        fits
+            Within a quarter.
+        """
+        return _FITTING[0] < self.variance(level) / measured < _FITTING[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """Gain as the image itself has it.
+
+    Attributes
+    ----------
+    gain
+        Electrons per image unit.
+    error
+        Relative.
+    """
+
+    gain: float
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the unit of an image is taken for.
+
+    Attributes
+    ----------
+    scale
+        None where nothing fits.
+    models_background
+        Whether the scale predicts the background's noise, too.
+    is_expected
+        Whether it is the one that the header tells.
+    reason
+        Why, in words.
+    """
+
+    scale: PhotonScale | None
+    models_background: bool
+    is_expected: bool
+    reason: str
+
+
+def photon_transfer(
+    image: Array, background: Array, usable: Array, *, variance: float
+) -> Transfer | None:
+    """Gain of an image, from how its noise rises with its level.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``, image unit.
+    background
+        ``(ny, nx)``, image unit.
+    usable
+        ``(ny, nx)`` boolean.
+    variance
+        Of the background's pixels, image_unit².
+
+    Returns
+    -------
+    transfer
+        None where the sources are too few, too faint or too sharp.
+
+    Notes
+    -----
+    Blocks of 32 pixels under a Hann window w: outside of the PSF's band the power over Σ w² is the
+    mean variance, weighted with w², as the level is.  Sharp sources show in that two bands differ.
+    An offset of the level and a correlation of the noise have no effect.
+    """
+    levels, powers = _blocks(image, background, usable)
+    if len(levels) < _LEAST_BLOCKS:
+        return None
+    found = [_slope(levels, power) for power in powers]
+    if any(each is None for each in found):
+        return None
+    (rise, error), (other, other_error) = (each for each in found if each is not None)
+    if not (rise > 0 and abs(other - rise) < 4 * math.hypot(error, other_error) + 0.1 * rise):
+        return None
+    return Transfer(1 / (rise * variance), error / rise)
+
+
+def _blocks(image: Array, background: Array, usable: Array) -> tuple[Array, tuple[Array, Array]]:
+    """Mean levels above the background of blocks, and their power in two bands."""
+    ny, nx = image.shape
+    corners = [
+        (y, x)
+        for y in range(0, ny - _BLOCK + 1, _STEP)
+        for x in range(0, nx - _BLOCK + 1, _STEP)
+        if usable[y : y + _BLOCK, x : x + _BLOCK].all()
+    ]
+    profile = np.hanning(_BLOCK + 2)[1:-1]
+    window = np.outer(profile, profile)
+    total = float((window**2).sum())
+    ky, kx = np.fft.fftfreq(_BLOCK) * 2 * np.pi, np.fft.rfftfreq(_BLOCK) * 2 * np.pi
+    radius = np.hypot(ky[:, None], kx)
+    bands = (radius >= _BAND, (radius >= _CHECK_BAND) & (radius < _BAND))
+    if len(corners) > _MOST_BLOCKS:
+        # Those with the most light tell most; the others tell the level without any.
+        light = np.array([_light(image, background, y, x) for y, x in corners])
+        order = np.argsort(light)
+        half = _MOST_BLOCKS // 2
+        rest = order[:-half]
+        picked = np.concatenate([order[-half:], rest[:: max(1, len(rest) // half)]])
+        corners = [corners[i] for i in picked]
+    levels = np.empty(len(corners))
+    powers = np.empty((2, len(corners)))
+    for i, (y, x) in enumerate(corners):
+        part = np.s_[y : y + _BLOCK, x : x + _BLOCK]
+        block = image[part].astype(float) - background[part]
+        levels[i] = (block * window**2).sum() / total
+        power = np.abs(np.fft.rfft2(block * window)) ** 2 / total
+        powers[:, i] = [power[band].mean() for band in bands]
+    return levels, (powers[0], powers[1])
+
+
+def _light(image: Array, background: Array, y: int, x: int) -> float:
+    part = np.s_[y : y + _BLOCK : 2, x : x + _BLOCK : 2]
+    return float((image[part] - background[part]).sum())
+
+
+def _slope(levels: Array, powers: Array) -> tuple[float, float] | None:
+    """Rise of the power, relative to that without light, per unit of the level, and its error."""
+    dark = levels <= np.quantile(levels, 0.5)
+    floor = float(np.median(powers[dark]))
+    bright = levels >= np.quantile(levels, 0.9)
+    level = float(np.median(levels[bright]))
+    if not (floor > 0 and level > 0):
+        return None
+    rise = float(np.median((powers[bright] / floor - 1) / levels[bright]))
+    kept = np.ones(len(levels), bool)
+    intercept = 1.0
+    for _ in range(_ROUNDS):
+        model = np.maximum(intercept + rise * np.maximum(levels, 0), 0.1)
+        residual = powers / floor / model - 1
+        scatter = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+        kept = np.abs(residual) <= _CLIP * scatter
+        matrix = np.stack([np.ones(kept.sum()), levels[kept]], 1) / model[kept, None]
+        normal = matrix.T @ matrix
+        if abs(np.linalg.det(normal)) == 0:
+            return None
+        intercept, rise = np.linalg.solve(normal, matrix.T @ (powers[kept] / floor / model[kept]))
+    if not intercept > 0:
+        return None
+    # Blocks overlap: a quarter of them, some more for the window, are independent.
+    if _rises_faster(levels, powers / floor - intercept, rise):
+        return None
+    error = float(np.sqrt(np.linalg.inv(normal)[1, 1])) * scatter * math.sqrt(3)
+    if rise * np.quantile(levels[kept], 0.98) < _LEAST_RISE * intercept:
+        return None
+    return float(rise / intercept), error / float(intercept)
+
+
+def _rises_faster(levels: Array, powers: Array, rise: float) -> bool:
+    """Whether power rises faster than light: that of sharp sources does, with the square."""
+    telling = levels * rise > _LEAST_RISE
+    if telling.sum() < _LEAST_BRIGHT:
+        return True
+    ratio = powers[telling] / levels[telling]
+    upper = levels[telling] > np.median(levels[telling])
+    return bool(np.median(ratio[upper]) > _MOST_STEEPENING * np.median(ratio[~upper]))
+
+
+def chosen_scale(
+    expected: PhotonScale | None,
+    alternatives: Sequence[PhotonScale],
+    *,
+    level: float,
+    measured: float,
+    transfer: Transfer | None,
+) -> Choice:
+    """Choose what the unit of an image stands for.
+
+    Parameters
+    ----------
+    expected
+        What the header tells.
+    alternatives
+        What else it may be, the likeliest first.
+    level, measured
+        Of the background: image unit, and its variance, image_unit².
+    transfer
+        Gain as the image has it, where that is known.
+
+    Returns
+    -------
+    choice
+        The expected scale where it predicts the background's noise, or where nothing contradicts
+        it; else one that the noise speaks for; else the measured one, where it is precise; else
+        none.
+    """
+    scales = [*([] if expected is None else [expected]), *alternatives]
+    if expected is not None and expected.predicts(level=level, measured=measured):
+        return Choice(expected, True, True, "")
+    possible = [s for s in scales if s.variance(level) < _FITTING[1] * measured]
+    if transfer is not None and transfer.error < _KNOWN:
+        near = [s for s in possible if _agrees(s.gain, transfer)]
+        if near and near[0] is expected:
+            return Choice(expected, False, True, _transfer_text(transfer))
+        if near:
+            best = min(near, key=lambda s: abs(math.log(s.gain / transfer.gain)))
+            fits = best.predicts(level=level, measured=measured)
+            return Choice(best, fits, False, _transfer_text(transfer))
+        if transfer.error < _PRECISE:
+            own = PhotonScale(transfer.gain, 0.0, "a unit that no header card explains")
+            return Choice(own, False, False, _transfer_text(transfer))
+        return Choice(None, False, False, _transfer_text(transfer))
+    contradicted = expected is None or expected not in possible
+    telling = [s for s in alternatives if s.predicts(level=level, measured=measured)]
+    if telling:
+        return Choice(telling[0], True, False, "which predicts the noise of the background")
+    if not contradicted:
+        return Choice(expected, False, True, "")
+    return Choice(None, False, False, "")
+
+
+def _agrees(gain: float, transfer: Transfer) -> bool:
+    return abs(math.log(gain / transfer.gain)) < 0.2 + 3 * transfer.error
+
+
+def _transfer_text(transfer: Transfer) -> str:
+    return (
+        f"how the noise rises with the sources' light tells a gain of {transfer.gain:.3g}"
+        f" ± {transfer.error * transfer.gain:.2g}"
+    )

@@ -1,0 +1,243 @@
+"""Saturated pixels that nothing tells of: plateaus, and the trails that bleed from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.ndimage
+
+from .stats import robust_sigma
+
+__all__ = ["Plateau", "bleed_trails", "find_plateau"]
+
+type Array = npt.NDArray[Any]
+
+_ENOUGH_FOR_SIGMA = 100_000
+_LEAST_PIXELS = 1024
+"""Of a frame whose noise can be told."""
+
+_LEAST_HEIGHT = 50.0
+"""Of a plateau above the sky, in its noise and in steps of the digitisation.
+
+Images that are cut for display are cut below that; and no star that is sampled by fewer than some
+20 pixels across has eight pixels within one fiftieth of its peak.
+"""
+
+_ROUNDING = 1e-6
+"""Relative: twelve times the precision of float32."""
+
+_LARGE_GROUP, _GROUP, _SMALL_GROUP = 8, 5, 3
+_MOST_RUNS = 1000
+_MOST_ABOVE = 0.1
+"""Pixels above a plateau, in pixels of the plateau: cosmic rays, hot pixels."""
+
+_CUT_WITHIN, _CUT_SHARE = 10.0, 1e-3
+"""Sigma below the sky within which so many pixels at the minimum mean an image cut for display."""
+
+_RATIO, _EXCESS, _GAP, _SHIFT = 2.0, 10.0, 2, 2
+"""A trail is that many times the star's profile, and so many sigma above that; pixels that it may
+miss; and by how many the star's centre may be elsewhere."""
+
+_LONG = 2
+"""Widths that a trail is long beyond its star."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plateau:
+    """The highest value of an image, where many pixels share it.
+
+    Attributes
+    ----------
+    level
+        Lowest value that belongs to it, image unit.
+    pixels
+        How many are at or above it.
+    """
+
+    level: float
+    pixels: int
+
+
+def find_plateau(image: Array, unusable: Array | None = None) -> Plateau | None:
+    """Level at which the pixels of an image are saturated, from their equal values.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``; non-finite pixels are left out.
+    unusable
+        ``(ny, nx)`` boolean: further pixels that are left out.
+
+    Returns
+    -------
+    plateau
+        None where the highest pixels are no plateau of saturated stars: they differ, lie apart,
+        are few, or are less than 50 sigma above the sky, or the image was cut for display.
+
+    Notes
+    -----
+    Pixels are equal within 1e-6, as rounding leaves them.  A flat field that was applied after
+    the saturation spreads the values, and nothing is found.
+    """
+    use = np.isfinite(image)
+    if unusable is not None:
+        use &= ~unusable
+    values = image[use]
+    if values.size < _LEAST_PIXELS:
+        return None
+    sample = values[:: max(1, values.size // _ENOUGH_FOR_SIGMA)].astype(np.float64)
+    sky, sigma = float(np.median(sample)), robust_sigma(sample)
+    if not sigma > 0 or _is_cut(values, sky, sigma):
+        return None
+    threshold = sky + _LEAST_HEIGHT * max(sigma, _step(sample, sky, sigma))
+    found = _highest_run(values[values > threshold])
+    if found is None:
+        return None
+    at = use & (image >= image.dtype.type(found))
+    labels, number = scipy.ndimage.label(at, np.ones((3, 3), int))
+    sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
+    together = int(sizes[sizes >= _SMALL_GROUP].sum())
+    is_star = sizes.max() >= _LARGE_GROUP or (sizes >= _GROUP).sum() > 1
+    if not is_star or 2 * together < sizes.sum():
+        return None
+    return Plateau(found, int(sizes.sum()))
+
+
+def _is_cut(values: Array, sky: float, sigma: float) -> bool:
+    """Whether an image was cut from below within its noise, as it is for display."""
+    lowest = values.min()
+    return bool(
+        lowest > sky - _CUT_WITHIN * sigma
+        and np.count_nonzero(values == lowest) > max(3, _CUT_SHARE * values.size)
+    )
+
+
+def _step(sample: Array, sky: float, sigma: float) -> float:
+    """Steps in which the values near the sky were digitised."""
+    levels = np.unique(sample[np.abs(sample - sky) < 3 * sigma])
+    return float(np.median(np.diff(levels))) if levels.size > 1 else 2 * sigma
+
+
+def _highest_run(high: Array) -> float | None:
+    """Lowest value of the highest run of equal values, above which there are few others."""
+    high = np.sort(high)[::-1]
+    starts = np.flatnonzero(np.append(True, -np.diff(high) > _ROUNDING * np.abs(high[:-1])))
+    lengths = np.diff(np.append(starts, high.size))
+    # Of what is below, too much is above.
+    for start, length in zip(starts[:_MOST_RUNS], lengths[:_MOST_RUNS], strict=True):
+        if length >= _GROUP and start <= _MOST_ABOVE * length:
+            return float(high[start + length - 1])
+    return None
+
+
+def bleed_trails(image: Array, saturated: Array, *, least: float = 0.0) -> Array:
+    """Trails of charge that bleed from saturated stars along one axis of the detector.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+    saturated
+        ``(ny, nx)`` boolean: pixels at saturation.
+    least
+        Height above the sky that a pixel of a trail has at least, relative to that of the faintest
+        saturated pixel.
+
+    Returns
+    -------
+    trails
+        ``(ny, nx)`` boolean: pixels of the trails that are not saturated themselves.
+
+    Notes
+    -----
+    A trail goes on from a saturated core while its pixels are more than twice as bright as the
+    star is at the same distance across the trail, and more than 10 sigma above that.  Which axis
+    the detector bleeds along is taken from all stars together: the one along which more pixels do
+    so.  Spikes of diffraction, which are alike on both axes, are none.
+    """
+    finite = np.isfinite(image)
+    none = np.zeros(image.shape, dtype=bool)
+    values = image[finite & ~saturated]
+    if not saturated.any() or values.size < _LEAST_PIXELS:
+        return none
+    sample = values[:: max(1, values.size // _ENOUGH_FOR_SIGMA)].astype(np.float64)
+    sky, sigma = float(np.median(sample)), robust_sigma(sample)
+    if not sigma > 0:
+        return none
+    above = np.where(finite, image, sky) - sky
+    excess = max(_EXCESS * sigma, least * float(above[saturated & finite].min(initial=np.inf)))
+    if not np.isfinite(excess):
+        return none
+    along_columns = _trails(above, saturated, excess)
+    along_rows = _trails(above.T, saturated.T, excess).T
+    columns, rows = np.count_nonzero(along_columns), np.count_nonzero(along_rows)
+    if columns == rows:
+        return none
+    return along_columns if columns > rows else along_rows
+
+
+def _trails(above: Array, saturated: Array, excess: float) -> Array:
+    """Pixels of trails along the first axis."""
+    result = np.zeros(above.shape, dtype=bool)
+    labels, _ = scipy.ndimage.label(saturated, np.ones((3, 3), int))
+    ny, nx = above.shape
+    for number, window in enumerate(scipy.ndimage.find_objects(labels), 1):
+        core = labels[window] == number
+        if np.count_nonzero(core) < _SMALL_GROUP:
+            continue
+        widths = core.sum(axis=1)
+        widest = np.flatnonzero(widths == widths.max())
+        y = int(window[0].start + widest[len(widest) // 2])
+        columns = np.flatnonzero(core[y - window[0].start])
+        x = int(window[1].start + columns[len(columns) // 2])
+        profile = _across(above, y, x)
+        left, right = max(0, window[1].start - 1), min(nx, window[1].stop + 1)
+        distance = np.maximum(np.abs(np.arange(ny) - y) - _SHIFT, 0)
+        limit = _RATIO * np.maximum(profile[distance], 0) + excess
+        part = above[:, left:right]
+        own = labels[:, left:right] == number
+        grown = np.zeros(own.shape, dtype=bool)
+        for direction in (1, -1):
+            rows = np.arange(ny)[::direction]
+            grown |= _grown(part > limit[:, None], part > excess, own, rows)
+        result[:, left:right] |= _elongated(grown & ~saturated[:, left:right])
+    return result
+
+
+def _across(above: Array, y: int, x: int) -> Array:
+    """Fainter of a star's two sides across a trail, by the distance from its centre."""
+    ny, nx = above.shape
+    row = np.median(above[max(0, y - 1) : y + 2], axis=0)
+    length = max(ny, nx)
+    sides = np.full((2, length), np.inf)
+    right, left = row[x:], row[x::-1]
+    sides[0, : right.size], sides[1, : left.size] = right, left
+    profile = sides.min(axis=0)
+    # Beyond the frame the last that was seen; a profile falls.
+    seen = np.isfinite(profile)
+    profile[~seen] = profile[seen][-1]
+    return np.asarray(np.minimum.accumulate(profile))
+
+
+def _grown(bright: Array, lit: Array, own: Array, rows: Array) -> Array:
+    """Bright pixels that go on from a core in the order of rows, past those that it lights up."""
+    result = np.zeros(bright.shape, dtype=bool)
+    reach = np.zeros(bright.shape[1], dtype=int)
+    for row in rows:
+        near = scipy.ndimage.maximum_filter1d(reach, 3, mode="constant") > 0
+        result[row] = near & bright[row]
+        reach = np.where(own[row] | (near & lit[row]), _GAP + 1, np.maximum(reach - 1, 0))
+    return result
+
+
+def _elongated(pixels: Array) -> Array:
+    """Pixels of groups that are long along the first axis: stars beside a core are round."""
+    labels, number = scipy.ndimage.label(pixels, np.ones((3, 3), int))
+    long = np.zeros(number + 1, dtype=bool)
+    for index, (rows, columns) in enumerate(scipy.ndimage.find_objects(labels), 1):
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        long[index] = height >= _LONG * width
+    return long[labels]
