@@ -13,11 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
+import scipy.signal
 
 from . import fourier, planes
 from .convolution import convolve, convolve_sparse
 
-__all__ = ["CONTAMINATION_THRESHOLD", "absolute_weight", "distrusted_pixels", "holes", "is_compact"]
+__all__ = [
+    "CONTAMINATION_THRESHOLD",
+    "absolute_weight",
+    "distrusted_pixels",
+    "holes",
+    "is_compact",
+    "unsupported_pixels",
+]
 
 type Array = npt.NDArray[Any]
 
@@ -39,6 +47,12 @@ _LARGEST_ERROR = 0.5
 
 _REACH = 2
 """Of those neighbours in x and y, pixels."""
+
+_EDGE_CELL = 64
+"""Pixels along an edge over which the background hardly varies."""
+
+_EDGE_SOURCE = 1.5
+"""Standard deviations of a pixel that the mean of 3 × 3 has where there is a source."""
 
 _WEIGHT_PRECISION = 1e-5
 """Of a filter's absolute weight, which is compared with a hundredth of it."""
@@ -157,6 +171,57 @@ def distrusted_pixels(
     if error.any():
         result |= convolve(error, np.abs(kernel)) > _LARGEST_ERROR * sigma
     return result
+
+
+def unsupported_pixels(kernel: Array, image: Array, *, noise: float, sigma: float) -> Array:
+    """Pixels near a frame's edges that owe too much to light from beyond them.
+
+    Parameters
+    ----------
+    kernel
+        ``(ky, kx)`` the filter, smaller than the image, origin at ``[ky//2, kx//2]``.
+    image
+        ``(ny, nx)`` before the filter, which is continued by its mirror image; finite.
+    noise, sigma
+        Standard deviations of a pixel before and after the filter.
+
+    Returns
+    -------
+    unsupported
+        ``(ny, nx)`` boolean: the sources' light in the mirror image, which may just as well
+        be missing there or twice as bright, puts the pixel wrong by more than half its
+        standard deviation.
+    """
+    result = planes.zeros(image.shape, bool)
+    absolute = np.abs(kernel)
+    for axis, reach in enumerate(n // 2 for n in kernel.shape):
+        for backwards in (False, True):
+            # The edge in question becomes the first row.
+            frame, weights, found = (
+                plane if axis == 0 else plane.T for plane in (image, absolute, result)
+            )
+            if backwards:
+                frame, weights, found = frame[::-1], weights[::-1], found[::-1]
+            light = _light(frame[: min(2 * reach, len(frame))], noise)
+            if not light.any():
+                continue
+            beyond = np.zeros((3 * reach, light.shape[1]))
+            near = light[:reach][::-1]
+            beyond[reach - len(near) : reach] = near
+            error = scipy.signal.fftconvolve(beyond, weights, mode="same")[reach : 2 * reach]
+            found[:reach] |= (error > _LARGEST_ERROR * sigma)[: len(found)]
+    return result
+
+
+def _light(strip: Array, noise: float) -> Array:
+    """Light of sources in some rows along an edge; zero between them."""
+    cells = max(1, strip.shape[1] // _EDGE_CELL)
+    parts = np.array_split(np.arange(strip.shape[1]), cells)
+    level = np.concatenate([np.full(len(part), np.median(strip[:, part])) for part in parts])
+    excess = strip.astype(np.float64) - level
+    smooth = scipy.ndimage.uniform_filter(excess, 3, mode="nearest")
+    source = np.abs(smooth) > _EDGE_SOURCE * noise
+    return np.where(scipy.ndimage.binary_dilation(source), np.abs(excess), 0.0)
 
 
 def _interpolation_error(image: Array, missing: Array, noise: float) -> Array:

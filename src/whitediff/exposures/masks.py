@@ -16,6 +16,7 @@ __all__ = [
     "DEFAULT_IGNORE_MASK_PLANES",
     "INTERPOLATED_MASK_PLANES",
     "SOURCE",
+    "UNSUPPORTED",
     "UNTRUSTED_MASK_PLANES",
     "attributed",
     "extended",
@@ -30,6 +31,10 @@ __all__ = [
 
 type Array = npt.NDArray[Any]
 
+CONTAMINATED = "CONTAMINATED"
+UNSUPPORTED = "UNSUPPORTED"
+SOURCE = "SOURCE"
+
 DEFAULT_IGNORE_MASK_PLANES = (
     "INTRP",
     "EDGE",
@@ -42,14 +47,12 @@ DEFAULT_IGNORE_MASK_PLANES = (
 )
 """Pixels with any of these are left out of mean variances (the documented default)."""
 
-UNTRUSTED_MASK_PLANES = ("BAD", "NO_DATA", "SAT", "CR")
+UNTRUSTED_MASK_PLANES = ("BAD", "NO_DATA", "SAT", "CR", UNSUPPORTED)
 """Pixels with any of these hold no measurement of the sky, though they may be finite."""
 
 INTERPOLATED_MASK_PLANES = ("BAD", "NO_DATA", "CR")
 """Of these, those whose neighbours say what the pixel would be; the core of a star they do not."""
 
-CONTAMINATED = "CONTAMINATED"
-SOURCE = "SOURCE"
 
 _DESCRIPTIONS = {
     CONTAMINATED: "The correction owes more than 1% of its weight to filled or outside pixels.",
@@ -59,6 +62,7 @@ _DESCRIPTIONS = {
     "INTRP": "The pixel was interpolated.",
     "NO_DATA": "There is no data for this pixel.",
     "SAT": "The pixel is saturated.",
+    UNSUPPORTED: "A source at the edge: the convolution needs its light from beyond the frame.",
 }
 
 _NEW_NAMES = {

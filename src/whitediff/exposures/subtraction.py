@@ -19,7 +19,12 @@ from ..decorrelation import (
     reflected,
     smallest_sigma,
 )
-from ..distrust import CONTAMINATION_THRESHOLD, absolute_weight, distrusted_pixels
+from ..distrust import (
+    CONTAMINATION_THRESHOLD,
+    absolute_weight,
+    distrusted_pixels,
+    unsupported_pixels,
+)
 from ..errors import ArgumentError
 from ..planes import each_block, filled, row_blocks
 from ..threads import single_threaded_algebra
@@ -134,10 +139,10 @@ def _convolved_mask(whole: Exposure, missing: Array, kernel: Array) -> tuple[Mas
     """Mask of a convolved exposure, and all pixels that owe too much to missing ones."""
     mask = masks.extended(whole.mask, ("NO_DATA", "EDGE"))
     distrusted = planes.zeros(missing.shape, bool)
+    noise = smallest_sigma(whole.variance.array) or 0.0
+    # The difference's noise is at least that of the convolved exposure before.
+    sigma = noise * abs(float(kernel.sum()))
     if missing.any():
-        noise = smallest_sigma(whole.variance.array) or 0.0
-        # The difference's noise is at least that of the convolved exposure before.
-        sigma = noise * abs(float(kernel.sum()))
         distrusted = distrusted_pixels(kernel, whole.image.array, missing, noise=noise, sigma=sigma)
     least = CONTAMINATION_THRESHOLD * float(np.abs(kernel).sum())
     unnamed = distrusted.copy()
@@ -157,6 +162,9 @@ def _convolved_mask(whole: Exposure, missing: Array, kernel: Array) -> tuple[Mas
         masks.set_plane(mask, name, grown)
     masks.set_plane(mask, "NO_DATA", unnamed)
     masks.set_plane(mask, "EDGE", unsupported(missing.shape, kernel.shape))
+    beyond = unsupported_pixels(kernel, whole.image.array, noise=noise, sigma=sigma)
+    if beyond.any():
+        mask = masks.with_plane(mask, masks.UNSUPPORTED, beyond)
     return mask, distrusted
 
 
