@@ -48,6 +48,7 @@ __all__ = [
     "filtered_image",
     "filtered_stamp",
     "full_variance",
+    "mirrored_variance",
     "pixel_kernel",
     "propagated_variance",
     "reflected",
@@ -767,6 +768,54 @@ def propagated_variance(
         total = part if total is None else np.add(total, part, out=total)
     assert total is not None
     return with_not_finite(total, unconvolved, convolved)
+
+
+def mirrored_variance(
+    correction: Correction, variances: tuple[float, float], shape: tuple[int, int]
+) -> tuple[Array, Array]:
+    """By how much the noise near the edges grows where the frame is continued by its mirror image.
+
+    Parameters
+    ----------
+    correction
+        Correction.
+    variances
+        Mean variances of the unconvolved and of the convolved exposure, image_unit².
+    shape
+        ``(ny, nx)`` of the image.
+
+    Returns
+    -------
+    rows, columns
+        ``(ny,)`` and ``(nx,)``, of mean about 1: a pixel's variance is that far from the edges
+        times both, which is exact on a side, and in a corner where the filters are separable.
+
+    Notes
+    -----
+    A pixel d rows from the edge gets the noise of each row twice: with the filter c as it is, and
+    reflected.  To its variance ``V Σ c(j, l)²`` this adds ``V Σ c(j, l) c(±(2d + 1) − j, l)``,
+    summed over both exposures.  Of symmetric filters this is the autocorrelation of the noise:
+    nothing where it is white, half as much again in a score.
+    """
+    filters = [
+        pixel_kernel(ft, shape=correction.shape).astype(np.float64)
+        for ft in correction.noise_filters_ft
+    ]
+    total = sum(v * float((c**2).sum()) for v, c in zip(variances, filters, strict=True))
+    factors = []
+    for axis, n in enumerate(shape):
+        length = correction.shape[axis]
+        spectra = [scipy.fft.fft(c, axis=axis) ** 2 for c in filters]
+        folded = sum(
+            v * scipy.fft.ifft(ft.sum(axis=1 - axis)).real
+            for v, ft in zip(variances, spectra, strict=True)
+        )
+        lag = 2 * np.arange(min(n, (length - 1) // 4)) + 1
+        factor = np.ones(n)
+        factor[: len(lag)] += folded[lag] / total
+        factor[n - len(lag) :] += folded[-lag][::-1] / total
+        factors.append(factor)
+    return factors[0], factors[1]
 
 
 def with_not_finite(variance: Array, *inputs: Array) -> Array:

@@ -56,6 +56,8 @@ _NOISY_SCORE_FILTER = 3
 """Absolute weight of a score filter, over that of its part on the sky, to warn of."""
 _RESPONSE_NODES = 5
 _ENOUGH_PIXELS = 1_000_000
+_LEAST_MIRRORED = 2e-3
+"""Relative change of the variance near an edge that is worth telling."""
 _VARIANCE_PRECISION = 1e-4
 """Error of single precision in a propagated variance, over the smallest of the inputs'."""
 
@@ -417,6 +419,8 @@ def decorrelate(
         variance = _variance_plane(*planes, correction, options, filters)
     else:
         variance = local.variance(*(planes if filters.template_matched else planes[::-1]))
+    if compact_kernel is not None and options.fill == "interpolate":
+        _mirror(variance, correction, filters)
     sigma = decorrelation.smallest_sigma(variance)
     if options.fill == "interpolate" and missing is None:
         missing = masks.flagged(difference.mask, masks.INTERPOLATED_MASK_PLANES)
@@ -668,6 +672,17 @@ def pixels_to_distrust(
         )
         mask = masks.with_plane(mask, "NO_DATA", unmeasured & np.isfinite(difference.image.array))
     return np.logical_or(untrusted, unmeasured, out=untrusted), mask
+
+
+def _mirror(variance: Array, correction: decorrelation.Correction, filters: Filters) -> None:
+    """Give the pixels near the edges, in place, the variance that the mirror image makes."""
+    rows, columns = decorrelation.mirrored_variance(correction, filters.means, variance.shape)
+    for axis, factor in enumerate((rows, columns)):
+        near = np.flatnonzero(np.abs(factor - 1) > _LEAST_MIRRORED)
+        if axis == 0:
+            variance[near] *= factor[near, None]
+        else:
+            variance[:, near] *= factor[near]
 
 
 def _contaminated_by_missing(
