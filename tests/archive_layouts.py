@@ -135,9 +135,7 @@ def hst_drz(scene: Scene, directory: Path) -> Written:
     fits.HDUList(
         [
             fits.PrimaryHDU(header=_cards(TELESCOP="HST", INSTRUME="WFC3", EXPTIME=seconds)),
-            _image(
-                (GAIN * scene.science / seconds).astype(np.float32), "SCI", BUNIT="ELECTRONS/S"
-            ),
+            _image((GAIN * scene.science / seconds).astype(np.float32), "SCI", BUNIT="ELECTRONS/S"),
             _image(weight.astype(np.float32), "WHT"),
             _image(context, "CTX"),
         ]
@@ -284,9 +282,7 @@ def lco(scene: Scene, directory: Path) -> Written:
             fits.CompImageHDU(sigma, name="ERR", **lossless),
         ]
     ).writeto(directory / "fa15-e91.fits.fz")
-    return Written(
-        f"{directory}/fa15-e91.fits.fz", _plain(scene, directory, GAIN, "electron"), {}
-    )
+    return Written(f"{directory}/fa15-e91.fits.fz", _plain(scene, directory, GAIN, "electron"), {})
 
 
 LAYOUTS: dict[str, Callable[[Scene, Path], Written]] = {

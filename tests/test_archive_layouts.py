@@ -52,9 +52,7 @@ def test_planes_are_read(tmp_path, layout, seed):
             for name in ("BAD", "SAT", "CR"):
                 later = [n for n in ("SAT", "CR", "NO_DATA") if n != name]
                 overlap = np.any([truth.planes[n] for n in later], axis=0)
-                np.testing.assert_array_equal(
-                    found[name] & ~overlap, truth.planes[name] & ~overlap
-                )
+                np.testing.assert_array_equal(found[name] & ~overlap, truth.planes[name] & ~overlap)
             expected = {"NO_DATA": everything}
         for name, plane in expected.items():
             np.testing.assert_array_equal(found[name], plane, err_msg=name)

@@ -39,6 +39,8 @@ def catalogue(number=3, *, sky=True):
         table["dec"] = np.linspace(-40.0, -39.9, number) * u.deg
     table["significance"] = np.linspace(-12.5, 30.0, number)
     table["psf_flux"] = np.full(number, np.nan) * u.nJy
+    # A unit that the FITS standard lacks.
+    table["aperture_flux"] = np.linspace(5.0, 6.0, number) * u.electron / u.s
     table["classification"] = np.array(["point", "dipole", "artifact"] * number)[:number]
     table["flag_edge"] = np.arange(number) % 2 == 0
     for name in table.colnames:
