@@ -26,7 +26,7 @@ from ...exposures.model import Exposure, as_native_float, parse_unit
 from ...exposures.sky import celestial_wcs, sky_projection
 from ...planes import filled, zeros
 from ...reading import ReadingOptions, VarianceKind, VarianceSource
-from ...sources import noise_variance
+from ...sources import exposure_map_variance, noise_variance
 from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
 from ..headers import (
@@ -45,7 +45,7 @@ from ..stamps import (
     read_noise_hdus,
     read_psf_hdus,
 )
-from ..units import photon_header
+from ..units import PhotonHeader, photon_header
 
 __all__ = [
     "compact",
@@ -78,6 +78,9 @@ _VARIANCE_NAMES: dict[str, VarianceKind] = {
 }
 _OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS", NOISE)
 _ENOUGH_FOR_SIGMA = 100_000
+_SAME_TIME = (0.6, 1.4)
+"""Largest weight over the exposure time of an exposure map; drizzled ones lose or gain some."""
+_EXACT_TIME = 0.02
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 
 
@@ -310,6 +313,10 @@ def read(
         if no_data.any():
             before = flagged(mask, ["NO_DATA"])
             mask = with_plane(mask, "NO_DATA", before | no_data)
+        if plane[1] == "weight":
+            found = photon_header(header, primary, options)
+            unusable = flagged(mask, UNTRUSTED_MASK_PLANES)
+            values = _of_exposure_map(image, values, unusable, found, source)
     elif isinstance(variance, float | int):
         values = np.full(image.shape, variance, dtype=np.float32)
     elif needs_variance:
@@ -507,6 +514,31 @@ def _as_variance(plane: Array, kind: str) -> tuple[Array, Array]:
     values = plane.astype(np.float64)
     values = np.where(empty, np.inf, 1 / np.where(empty, 1, values))
     return compact(values, plane.dtype), empty
+
+
+def _of_exposure_map(
+    image: Array, values: Array, unusable: Array, found: PhotonHeader, source: str
+) -> Array:
+    """Variance of an image whose weights are seconds; of any other weights, theirs."""
+    if found.exposure_time is None:
+        return values
+    weights = np.where(np.isfinite(values) & ~unusable & (values > 0), 1 / values, 0)
+    longest = float(weights.max())
+    if not _SAME_TIME[0] < longest / found.exposure_time < _SAME_TIME[1]:
+        return values
+    is_sure = found.is_rate and abs(longest / found.exposure_time - 1) < _EXACT_TIME
+    model = exposure_map_variance(
+        image,
+        weights,
+        unusable,
+        gain=found.gain_of_rate,
+        gain_of_time=found.is_rate,
+        is_sure=is_sure,
+    )
+    if model is None:
+        return values
+    _log.warning("%s: %s.", source, model.description)
+    return compact(model.variance, np.float32)
 
 
 def compact(values: Array, dtype: Any) -> Array:
