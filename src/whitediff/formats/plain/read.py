@@ -36,7 +36,7 @@ from ..headers import (
     wcs_cards,
     without_provenance,
 )
-from ..planes import native
+from ..planes import ASINH_CARDS, asinh_scale, is_plane, linear, native, plane_of
 from ..stamps import (
     NOISE,
     find_hdu,
@@ -100,12 +100,12 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
     Returns
     -------
     hdu
-        With 2-D data.
+        With one plane of data.
 
     Raises
     ------
     FileFormatError
-        If there is none, or its data are not 2-D.
+        If there is none, or its data are no plane.
     """
     if extension is not None:
         try:
@@ -141,11 +141,7 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
             f"{path}: {hdu.name or 'the primary HDU'} holds no image;"
             " name the extension that does, as in file.fits[SCI]."
         )
-    if hdu.data.ndim != 2:
-        raise FileFormatError(
-            f"{path}: {hdu.name or 'the primary HDU'} has {hdu.data.ndim} dimensions"
-            f" {hdu.data.shape}; an image must have 2, so name or extract one."
-        )
+    plane_of(hdu, path)
     return hdu
 
 
@@ -169,7 +165,7 @@ def image_names(hdus: astropy.io.fits.HDUList) -> list[str]:
         for i, hdu in enumerate(hdus)
         if i
         and hdu.is_image
-        and hdu.header.get("NAXIS", 0) == 2
+        and is_plane(hdu.header)
         and hdu.name.upper() not in others
         and not hdu.name.upper().startswith(_OTHER_NAMES)
     ]
@@ -253,8 +249,17 @@ def read(
     variance = options.variance
     with opened(path) as hdus:
         hdu = image_hdu(hdus, extension, path)
-        image = _native_copy(hdu.data)
+        image = _native_copy(linear(plane_of(hdu, path), hdu.header))
         header = observation_header(hdu.header)
+        scale = asinh_scale(hdu.header)
+        if scale is not None:
+            for card in ASINH_CARDS:
+                del header[card]
+            _log.info(
+                "%s: is asinh-scaled (BSOFTEN = %g, BOFFSET = %g); its pixels are made linear.",
+                path,
+                *scale,
+            )
         primary = astropy.io.fits.Header()
         if hdu is not hdus[0]:
             primary = without_provenance(observation_header(hdus[0].header))
@@ -271,7 +276,7 @@ def read(
         variance_hdu = find_hdu(hdus, tuple(_VARIANCE_NAMES), owner)
         if variance_hdu is not None and variance_hdu is not hdu:
             kind = _VARIANCE_NAMES[variance_hdu.name.upper()]
-            plane = (_native_copy(variance_hdu.data), kind)
+            plane = (_native_copy(linear(plane_of(variance_hdu, path), variance_hdu.header)), kind)
         psf_hdu = find_hdu(hdus, ("PSF",), owner)
         psf = None
         if psf_hdu is not None and psf_hdu.is_image and psf_hdu is not hdu:
@@ -448,7 +453,7 @@ def mask_planes(hdu: Any, shape: tuple[int, ...], path: Path) -> dict[str, Array
     FileFormatError
         If the shapes differ, or a bit's number is none.
     """
-    data = np.asarray(hdu.data)
+    data = plane_of(hdu, path)
     if data.shape != shape:
         raise FileFormatError(
             f"{path}: the image has the shape {shape}, but its mask {hdu.name} {data.shape}."
@@ -500,7 +505,7 @@ def _read_variance(source: VarianceSource) -> tuple[Array, VarianceKind]:
         if hdu is None:
             hdu = image_hdu(hdus, extension, path)
         kind = source.kind or _VARIANCE_NAMES.get(hdu.name.upper(), "variance")
-        return _native_copy(hdu.data), kind
+        return _native_copy(linear(plane_of(hdu, path), hdu.header)), kind
 
 
 def _as_variance(plane: Array, kind: str) -> tuple[Array, Array]:
