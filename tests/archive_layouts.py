@@ -140,12 +140,8 @@ def hst_drz(scene: Scene, directory: Path) -> Written:
             _image(context, "CTX"),
         ]
     ).writeto(directory / "i_drz.fits")
-    # A bad pixel is no hole in the template's sense: the weight says so.
-    return Written(
-        f"{directory}/i_drz.fits",
-        _plain(scene, directory, GAIN / seconds, "electron/s"),
-        {"variance": f"weight:{directory}/i_drz.fits"},
-    )
+    template = _plain(scene, directory, GAIN / seconds, "electron/s")
+    return Written(f"{directory}/i_drz.fits", template, {})
 
 
 def jwst_cal(scene: Scene, directory: Path) -> Written:

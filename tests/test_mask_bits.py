@@ -9,10 +9,13 @@ wrong masks and bits are one sentence with file, value and remedy.
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.errors import ArgumentError, FileFormatError
@@ -101,6 +104,30 @@ def test_each_bit_lands_in_its_plane(tmp_path, name, own):
         if meaning.only_with is not None:
             assert masks.flagged(exposure.mask, [meaning.plane])[20, column]
     assert not bad(exposure)[:, len(convention.meanings) :].any()
+
+
+def _numbers(cell):
+    found = set()
+    for first, last in re.findall(r"(\d+)(?:–(\d+))?", cell):
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def test_the_documented_table_is_this_one():
+    text = (Path(__file__).parents[1] / "docs/formats.md").read_text(encoding="utf-8")
+    _, _, table = text.partition("| told by | SAT |")
+    rows = [line.split("|")[1:-1] for line in table.partition("\n\n")[0].splitlines()[2:]]
+    kept = [convention for name, convention in CONVENTIONS.items() if name != "wfc3-uvis"]
+    assert CONVENTIONS["acs"].meanings == CONVENTIONS["wfc3-uvis"].meanings
+    for row, convention in zip(rows, kept, strict=True):
+        for cell, plane in zip(row[1:5], ("SAT", "CR", "BAD", "NO_DATA"), strict=True):
+            said = {m.number for m in convention.meanings if m.plane == plane}
+            assert _numbers(cell) == said, (row[0], plane)
+        starred = {int(number) for number in re.findall(r"(\d+)\*", "".join(row[1:5]))}
+        assert starred == {m.number for m in convention.meanings if m.only_with is not None}
+        for meaning in convention.meanings:
+            is_told = f"{meaning.number} {meaning.name}" in row[5] or convention.name == "JWST"
+            assert meaning.plane or is_told
 
 
 def test_ramps_that_were_mended_are_good(tmp_path):
@@ -275,8 +302,6 @@ def test_commands_take_masks(rng, tmp_path, run):
             tmp_path / "psf.fits", "--mask", tmp_path / "mask.fits", "--mask-bits", bits,
         )  # fmt: skip
         assert code == 0, said
-        from astropy.table import Table
-
         table = Table.read(output)
         near = np.abs(np.asarray(table["x"], float) - 41) < 1.5
         flags[bits] = bool(np.asarray(table["flag_bad"])[near].any())
