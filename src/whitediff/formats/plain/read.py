@@ -36,6 +36,7 @@ from ..headers import (
     observation_header,
     pixel_origin,
     wcs_cards,
+    without_lookup_tables,
     without_provenance,
 )
 from ..planes import ASINH_CARDS, asinh_scale, is_plane, linear, native, plane_of
@@ -269,7 +270,13 @@ def read(
     with opened(path) as hdus:
         hdu = image_hdu(hdus, extension, path)
         image = _native_copy(linear(plane_of(hdu, path), hdu.header))
-        header = observation_header(hdu.header)
+        header, tabulated = without_lookup_tables(observation_header(hdu.header))
+        if tabulated is not None:
+            _log.info(
+                "%s: the distortions in its tables, of up to %g pixels, are left out of its WCS.",
+                path,
+                tabulated,
+            )
         scale = asinh_scale(hdu.header)
         if scale is not None:
             for card in ASINH_CARDS:
