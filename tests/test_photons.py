@@ -80,7 +80,7 @@ def written(path, found: Scene, unit: str, gain: float, *, subtracted: bool, **c
 
 @pytest.mark.parametrize("subtracted", [False, True], ids=["sky", "no sky"])
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize(("gain", "fwhm", "seed"), [(1.5, 4.0, 1), (5.0, 2.2, 2), (0.8, 4.0, 3)])
+@pytest.mark.parametrize(("gain", "fwhm", "seed"), [(1.5, 4.0, 1), (5.0, 2.2, 2), (3.0, 5.0, 3)])
 def test_the_variance_is_the_true_one_or_a_warning_says_so(
     tmp_path, caplog, unit, subtracted, gain, fwhm, seed
 ):
@@ -141,7 +141,7 @@ def test_a_scaled_image_with_a_stale_gain_says_both_numbers(tmp_path, caplog):
 @pytest.mark.parametrize("fwhm", [3.5, 4.0, 6.0])
 @pytest.mark.parametrize("offset", [0.0, -1000.0])
 def test_an_image_tells_its_own_gain(gain, fwhm, offset):
-    found = scene(6, gain=gain, fwhm=fwhm, size=512, brightest=5e4)
+    found = scene(6, gain=gain, fwhm=fwhm, size=400, brightest=2e5)
     image = found.electrons / gain + offset
     transfer = photon_transfer(
         image,
@@ -150,11 +150,12 @@ def test_an_image_tells_its_own_gain(gain, fwhm, offset):
         variance=float(np.median(found.variance)) / gain**2,
     )
     if transfer is not None:
-        assert transfer.error < 0.2
+        assert transfer.error < 0.25
         assert abs(np.log(transfer.gain / gain)) < 4 * transfer.error
     else:
-        # Where little of a star is dark enough to compare, or two bands differ: no answer.
+        # Stars of so many electrons are seen in the band that has none of fainter ones.
         assert gain > 1.5
+        assert fwhm < 6
 
 
 @pytest.mark.parametrize("fwhm", [1.2, 1.6, 2.0, 2.5])

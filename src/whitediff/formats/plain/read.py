@@ -617,7 +617,7 @@ def modelled_variance(
             image,
             unusable,
             gain=None if expected is None else expected.gain,
-            read_noise=None if expected is None else expected.read_noise,
+            read_noise=found.read_noise,
             trust_model=found.is_trusted,
             meaning="" if expected is None else expected.meaning,
             alternatives=found.alternatives,
