@@ -10,8 +10,9 @@ import dataclasses
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.nddata import CCDData
 
-from whitediff import read_exposure
+from whitediff import from_ccddata, read_exposure
 from whitediff.errors import ArgumentError
 from whitediff.formats import ReadingOptions
 from whitediff.formats.units import pixel_unit
@@ -267,3 +268,40 @@ def test_an_option_is_not_given_twice(tmp_path):
     fits.writeto(tmp_path / "a.fits", np.random.default_rng(1).normal(size=(64, 64)))
     with pytest.raises(ArgumentError, match="gain is given beside options"):
         read_exposure(tmp_path / "a.fits", gain=2.0, options=ReadingOptions(read_noise=3.0))
+
+
+@pytest.mark.parametrize("unit", ["electron", "electron / s"])
+def test_the_unit_of_a_ccddata_counts(unit, caplog):
+    found = scene(10)
+    factor = 1.0 if unit == "electron" else 1 / TIME
+    data = CCDData(found.electrons * factor, unit=unit, meta={"GAIN": 7.0, "EXPTIME": TIME})
+    variance = from_ccddata(data).variance.array
+    assert found.ratios(variance, factor) == pytest.approx((1, 1), abs=0.03)
+    assert not caplog.records
+
+
+def test_photons_are_drawn_at_the_gain_of_the_unit(run, tmp_path):
+    found = scene(11)
+    path, factor = written(tmp_path / "a.fits", found, "electrons per second", 1.5, subtracted=True)
+    code, _, messages = run(
+        "inject", path, "--output", tmp_path / "b.fits", "--random", 2, "--photon-noise"
+    )
+    assert code == 0, messages
+    assert fits.getheader(tmp_path / "b.fits")["WDINJGAI"] == pytest.approx(1 / factor)
+
+
+@pytest.mark.parametrize("names", [("science",), ("template",), ("science", "template")])
+def test_commands_pass_their_options_on(run, tmp_path, names):
+    paths = {}
+    for seed, name in enumerate(("science", "template")):
+        found = scene(seed + 20, size=256, fwhm=4.0 + 0.4 * seed)
+        paths[name] = tmp_path / f"{name}.fits"
+        image = (found.electrons / TIME).astype(np.float32)
+        fits.writeto(paths[name], image, fits.Header({"BUNIT": "e/s"}))
+    given = [part for name in names for part in (f"--{name}-exposure-time", TIME)]
+    _, _, messages = run("subtract", *paths.values(), "--output", tmp_path / "d.fits", *given)
+    for name, path in paths.items():
+        said = f"{path}: is in e/s, but no card tells the exposure time" in " ".join(
+            messages.split()
+        )
+        assert said == (name not in names)
