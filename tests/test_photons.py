@@ -10,8 +10,9 @@ import dataclasses
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.nddata import CCDData
 
-from whitediff import read_exposure
+from whitediff import from_ccddata, read_exposure
 from whitediff.errors import ArgumentError
 from whitediff.formats import ReadingOptions
 from whitediff.formats.units import pixel_unit
@@ -80,7 +81,7 @@ def written(path, found: Scene, unit: str, gain: float, *, subtracted: bool, **c
 
 @pytest.mark.parametrize("subtracted", [False, True], ids=["sky", "no sky"])
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize(("gain", "fwhm", "seed"), [(1.5, 4.0, 1), (5.0, 2.2, 2), (0.8, 4.0, 3)])
+@pytest.mark.parametrize(("gain", "fwhm", "seed"), [(1.5, 4.0, 1), (5.0, 2.2, 2), (3.0, 5.0, 3)])
 def test_the_variance_is_the_true_one_or_a_warning_says_so(
     tmp_path, caplog, unit, subtracted, gain, fwhm, seed
 ):
@@ -141,7 +142,7 @@ def test_a_scaled_image_with_a_stale_gain_says_both_numbers(tmp_path, caplog):
 @pytest.mark.parametrize("fwhm", [3.5, 4.0, 6.0])
 @pytest.mark.parametrize("offset", [0.0, -1000.0])
 def test_an_image_tells_its_own_gain(gain, fwhm, offset):
-    found = scene(6, gain=gain, fwhm=fwhm, size=512, brightest=5e4)
+    found = scene(6, gain=gain, fwhm=fwhm, size=400, brightest=2e5)
     image = found.electrons / gain + offset
     transfer = photon_transfer(
         image,
@@ -150,11 +151,12 @@ def test_an_image_tells_its_own_gain(gain, fwhm, offset):
         variance=float(np.median(found.variance)) / gain**2,
     )
     if transfer is not None:
-        assert transfer.error < 0.2
+        assert transfer.error < 0.25
         assert abs(np.log(transfer.gain / gain)) < 4 * transfer.error
     else:
-        # Where little of a star is dark enough to compare, or two bands differ: no answer.
+        # Stars of so many electrons are seen in the band that has none of fainter ones.
         assert gain > 1.5
+        assert fwhm < 6
 
 
 @pytest.mark.parametrize("fwhm", [1.2, 1.6, 2.0, 2.5])
@@ -266,3 +268,40 @@ def test_an_option_is_not_given_twice(tmp_path):
     fits.writeto(tmp_path / "a.fits", np.random.default_rng(1).normal(size=(64, 64)))
     with pytest.raises(ArgumentError, match="gain is given beside options"):
         read_exposure(tmp_path / "a.fits", gain=2.0, options=ReadingOptions(read_noise=3.0))
+
+
+@pytest.mark.parametrize("unit", ["electron", "electron / s"])
+def test_the_unit_of_a_ccddata_counts(unit, caplog):
+    found = scene(10)
+    factor = 1.0 if unit == "electron" else 1 / TIME
+    data = CCDData(found.electrons * factor, unit=unit, meta={"GAIN": 7.0, "EXPTIME": TIME})
+    variance = from_ccddata(data).variance.array
+    assert found.ratios(variance, factor) == pytest.approx((1, 1), abs=0.03)
+    assert not caplog.records
+
+
+def test_photons_are_drawn_at_the_gain_of_the_unit(run, tmp_path):
+    found = scene(11)
+    path, factor = written(tmp_path / "a.fits", found, "electrons per second", 1.5, subtracted=True)
+    code, _, messages = run(
+        "inject", path, "--output", tmp_path / "b.fits", "--random", 2, "--photon-noise"
+    )
+    assert code == 0, messages
+    assert fits.getheader(tmp_path / "b.fits")["WDINJGAI"] == pytest.approx(1 / factor)
+
+
+@pytest.mark.parametrize("names", [("science",), ("template",), ("science", "template")])
+def test_commands_pass_their_options_on(run, tmp_path, names):
+    paths = {}
+    for seed, name in enumerate(("science", "template")):
+        found = scene(seed + 20, size=256, fwhm=4.0 + 0.4 * seed)
+        paths[name] = tmp_path / f"{name}.fits"
+        image = (found.electrons / TIME).astype(np.float32)
+        fits.writeto(paths[name], image, fits.Header({"BUNIT": "e/s"}))
+    given = [part for name in names for part in (f"--{name}-exposure-time", TIME)]
+    _, _, messages = run("subtract", *paths.values(), "--output", tmp_path / "d.fits", *given)
+    for name, path in paths.items():
+        said = f"{path}: is in e/s, but no card tells the exposure time" in " ".join(
+            messages.split()
+        )
+        assert said == (name not in names)

@@ -302,9 +302,10 @@ def chosen_scale(
         if near and near[0] is expected:
             return Choice(expected, False, True, _transfer_text(transfer))
         if near:
-            best = min(near, key=lambda s: abs(math.log(s.gain / transfer.gain)))
-            fits = best.predicts(level=level, measured=measured)
-            return Choice(best, fits, False, _transfer_text(transfer))
+            fitting = [s for s in near if s.predicts(level=level, measured=measured)]
+            # The first of those that are as near as the error allows.
+            best = min(fitting or near, key=lambda s: max(_distance(s.gain, transfer), 1.5))
+            return Choice(best, bool(fitting), False, _transfer_text(transfer))
         if transfer.error < _PRECISE:
             own = PhotonScale(transfer.gain, 0.0, "a unit that no header card explains")
             return Choice(own, False, False, _transfer_text(transfer))
@@ -329,6 +330,11 @@ def _tells(scale: PhotonScale, level: float, measured: float, *, others_excluded
 
 def _agrees(gain: float, transfer: Transfer) -> bool:
     return abs(math.log(gain / transfer.gain)) < 0.2 + 3 * transfer.error
+
+
+def _distance(gain: float, transfer: Transfer) -> float:
+    """Distance from the measured gain, in errors."""
+    return abs(math.log(gain / transfer.gain)) / max(transfer.error, 0.01)
 
 
 def _transfer_text(transfer: Transfer) -> str:

@@ -417,7 +417,7 @@ def noise_variance(
     gain
         Electrons per image unit.
     read_noise
-        Electrons per pixel; 0 if only the gain is known.
+        Electrons per pixel; measured if only the gain is known.
     trust_model
         Use gain and read noise even where the scatter contradicts them.
     meaning
@@ -498,10 +498,16 @@ def noise_variance(
             f" ({choice.reason})"
         )
     if choice.models_background:
+        read_variance = (scale.read_noise / scale.gain) ** 2
+        if read_noise is None:
+            # Nobody says it: what the photons of the background leave.
+            read_variance = max(measured - max(level, 0.0) / scale.gain, 0.0)
+            predicted = max(level, 0.0) / scale.gain + read_variance
+        said = math.sqrt(read_variance) * scale.gain
         return NoiseModel(
-            np.maximum(background, 0) / scale.gain + (scale.read_noise / scale.gain) ** 2 + photons,
+            np.maximum(background, 0) / scale.gain + read_variance + photons,
             predicted,
-            f"from gain {scale.gain:g} and read noise {scale.read_noise:g}: {predicted:.4g} at the"
+            f"from gain {scale.gain:g} and read noise {said:.4g}: {predicted:.4g} at the"
             f" background level {level:.4g} (measured: {measured:.4g})",
             warning,
         )

@@ -417,22 +417,22 @@ def _with_saturation(
     plateau: bool = True,
 ) -> Mask:
     """Mask with SAT where the image is saturated: by a level, a header, or its highest pixels."""
-    said = "the level that was given,"
+    said = f"{level:g}" if level is not None else ""
     if level is None:
         found = first_value(headers, _SATURATION_KEYWORDS)
         if found is not None and found[1] > 0:
-            said, level = found[0], found[1]
+            level = found[1]
+            said = f"{found[0]} = {level:g}"
     saturated = zeros(image.shape, bool)
     if level is not None:
         with np.errstate(invalid="ignore"):
             saturated = image >= level
     if saturated.any():
         _log.info(
-            "%s: %d pixels at or above %s = %g are taken as saturated.",
+            "%s: %d pixels at or above %s are taken as saturated.",
             path,
             int(saturated.sum()),
             said,
-            level,
         )
     elif plateau and not flagged(mask, ["SAT"]).any():
         highest = find_plateau(image, flagged(mask, UNTRUSTED_MASK_PLANES))
@@ -444,7 +444,7 @@ def _with_saturation(
                 path,
                 highest.pixels,
                 highest.level,
-                "" if level is None else f", though {said} = {level:g}",
+                "" if level is None else f", though {said}",
             )
     if not saturated.any():
         return mask
@@ -713,7 +713,7 @@ def modelled_variance(
             image,
             unusable,
             gain=None if expected is None else expected.gain,
-            read_noise=None if expected is None else expected.read_noise,
+            read_noise=found.read_noise,
             trust_model=found.is_trusted,
             meaning="" if expected is None else expected.meaning,
             alternatives=found.alternatives,
