@@ -270,6 +270,8 @@ def test_levels_of_saturation(rng, tmp_path, caplog):
     assert "though SATURATE = 65535" in caplog.text
     given = read_exposure(tmp_path / "card.fits", saturation=4000)
     np.testing.assert_array_equal(given.mask.get("SAT"), image > 4000)
+    above = read_exposure(tmp_path / "none.fits", saturation=1e6)
+    assert "SAT" not in above.mask.schema.names
     # A mask that tells of saturation is believed; a difference has no plateau.
     fits.HDUList(
         [fits.PrimaryHDU(image), fits.ImageHDU((image > 4000).astype(np.int16), name="MASK")]

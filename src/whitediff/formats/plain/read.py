@@ -418,6 +418,8 @@ def _with_saturation(
 ) -> Mask:
     """Mask with SAT where the image is saturated: by a level, a header, or its highest pixels."""
     said = f"{level:g}" if level is not None else ""
+    # Whoever gives a level has the last word.
+    plateau = plateau and level is None
     if level is None:
         found = first_value(headers, _SATURATION_KEYWORDS)
         if found is not None and found[1] > 0:
