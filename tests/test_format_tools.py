@@ -456,7 +456,7 @@ def test_images_of_the_sky_are_no_kernels(run, rng, tmp_path):
 @pytest.mark.parametrize("value", [0.0, -5.0, np.inf, np.nan])
 def test_a_variance_is_positive(rng, tmp_path, value):
     fits.writeto(tmp_path / "plain.fits", rng.normal(100, 3, SHAPE))
-    with pytest.raises(ArgumentError, match=r"plain.fits: its variance must be positive"):
+    with pytest.raises(ArgumentError, match=r"plain.fits: its variance must be a positive number"):
         read_exposure(tmp_path / "plain.fits", variance=value)
 
 

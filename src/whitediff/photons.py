@@ -33,6 +33,8 @@ _FITTING = (0.8, 1.25)
 """Predicted over measured variance of the background within which they agree."""
 _LEAST_PHOTONS, _CLOSE = 0.5, 0.05
 """Share of the level's photons in the noise that tells; else how near the read noise must come."""
+_NEARER = 2.0
+"""Errors by which another gain must be nearer to the measured one than the header's."""
 _PRECISE, _KNOWN = 0.15, 0.3
 """Relative errors up to which a measured gain is used, and decides between others."""
 
@@ -299,13 +301,21 @@ def chosen_scale(
     possible = [s for s in scales if s.variance(level) < _FITTING[1] * measured]
     if transfer is not None and transfer.error < _KNOWN:
         near = [s for s in possible if _agrees(s.gain, transfer)]
-        if near and near[0] is expected:
+        telling = [
+            s for s in near if _tells(s, level, measured, others_excluded=expected not in near)
+        ]
+        others = [_distance(s.gain, transfer) for s in near if s is not expected]
+        if (
+            expected is not None
+            and expected in near
+            and not telling
+            and _distance(expected.gain, transfer) < min(others, default=math.inf) + _NEARER
+        ):
             return Choice(expected, False, True, _transfer_text(transfer))
         if near:
-            fitting = [s for s in near if s.predicts(level=level, measured=measured)]
             # The first of those that are as near as the error allows.
-            best = min(fitting or near, key=lambda s: max(_distance(s.gain, transfer), 1.5))
-            return Choice(best, bool(fitting), False, _transfer_text(transfer))
+            best = min(telling or near, key=lambda s: max(_distance(s.gain, transfer), 1.5))
+            return Choice(best, bool(telling), False, _transfer_text(transfer))
         if transfer.error < _PRECISE:
             own = PhotonScale(transfer.gain, 0.0, "a unit that no header card explains")
             return Choice(own, False, False, _transfer_text(transfer))
