@@ -96,9 +96,23 @@ def _cards(**cards: Any) -> fits.Header:
     return fits.Header(list(cards.items()))
 
 
+def _distorted() -> dict[str, Any]:
+    """Celestial coordinates as ACS has them: SIP, and tables in further extensions."""
+    cards: dict[str, Any] = {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP"}
+    cards |= {"CRVAL1": 10.0, "CRVAL2": 20.0, "CRPIX1": 105.0, "CRPIX2": 95.0}
+    cards |= {"CD1_1": -1.4e-5, "CD1_2": 0.0, "CD2_1": 0.0, "CD2_2": 1.4e-5}
+    cards |= {"A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-6, "B_0_2": 1e-6}
+    for axis in (1, 2):
+        cards |= {f"CPDIS{axis}": "LOOKUP", f"CPERR{axis}": 0.06, f"DP{axis}.EXTVER": float(axis)}
+        cards |= {f"DP{axis}.NAXES": 2.0, f"DP{axis}.AXIS.1": 1.0, f"DP{axis}.AXIS.2": 2.0}
+    cards |= {"D2IMDIS1": "LOOKUP", "D2IMERR1": 0.04, "D2IM1.EXTVER": 1.0, "D2IM1.NAXES": 2.0}
+    return cards | {"D2IM1.AXIS.1": 1.0, "D2IM1.AXIS.2": 2.0}
+
+
 def _image(data: Array, name: str, version: int = 1, **cards: Any) -> fits.ImageHDU:
-    hdu = fits.ImageHDU(data, header=_cards(**cards), name=name)
-    hdu.ver = version
+    hdu = fits.ImageHDU(data, name=name, ver=version)
+    for keyword, value in cards.items():
+        hdu.header.set(keyword, value)
     return hdu
 
 
@@ -113,7 +127,7 @@ def hst_flc(scene: Scene, directory: Path) -> Written:
     ]
     for chip in (1, 2):
         science = scene.science if chip == 2 else scene.science[::-1]
-        cards = {"BUNIT": "ELECTRONS", "CCDCHIP": 3 - chip}
+        cards = {"BUNIT": "ELECTRONS", "CCDCHIP": 3 - chip, **_distorted()}
         hdus += [
             _image((GAIN * science).astype(np.float32), "SCI", chip, **cards),
             _image((GAIN * scene.sigma).astype(np.float32), "ERR", chip, BUNIT="ELECTRONS"),
@@ -140,12 +154,8 @@ def hst_drz(scene: Scene, directory: Path) -> Written:
             _image(context, "CTX"),
         ]
     ).writeto(directory / "i_drz.fits")
-    # A bad pixel is no hole in the template's sense: the weight says so.
-    return Written(
-        f"{directory}/i_drz.fits",
-        _plain(scene, directory, GAIN / seconds, "electron/s"),
-        {"variance": f"weight:{directory}/i_drz.fits"},
-    )
+    template = _plain(scene, directory, GAIN / seconds, "electron/s")
+    return Written(f"{directory}/i_drz.fits", template, {})
 
 
 def jwst_cal(scene: Scene, directory: Path) -> Written:

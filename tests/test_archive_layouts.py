@@ -3,7 +3,8 @@
 Claims: image, variance and mask are found in each layout; saturated pixels are SAT, cosmic rays
 CR, defects BAD, missing ones NO_DATA, and pixels that a mask only informs of stay good, in Python
 and in the command, whose difference has these planes and no false source at them; companions of a
-detector are those of its name or version; of several images, which one is taken is said.
+detector are those of its name or version; of several images, which one is taken is said;
+distortions in tables are left out of the WCS, and that is said.
 """
 
 from __future__ import annotations
@@ -110,6 +111,11 @@ def test_which_of_several_images_is_taken_is_said(tmp_path, caplog):
     with caplog.at_level("INFO", "whitediff"):
         exposure = read_exposure(f"{tmp_path}/j_flc.fits")
     np.testing.assert_array_equal(exposure.image.array, fits.getdata(tmp_path / "j_flc.fits", 1))
+    # Without its tables, the WCS is that of the other cards.
+    assert "distortions in its tables, of up to 0.06 pixels, are left out" in caplog.text
+    sky = exposure.wcs.pixel_to_world(104.0, 94.0)
+    np.testing.assert_allclose([sky.ra.deg, sky.dec.deg], [10, 20], atol=1e-9)
+    assert exposure.sky_projection is not None
     assert "has the images SCI,1, SCI,2; SCI,1 is taken. Name another as FILE[SCI,2]" in caplog.text
 
 

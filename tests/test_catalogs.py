@@ -68,6 +68,16 @@ def test_round_trip(tmp_path, kind, number):
     assert list(tmp_path.iterdir()) == [tmp_path / f"c.{kind}"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("unit", [u.electron, u.electron / u.s])
+def test_units_that_the_standard_of_fits_lacks(tmp_path, kind, unit):
+    table = QTable({"psf_flux": np.linspace(5.0, 6.0, 3) * unit})
+    write_catalog(table, tmp_path / f"c.{kind}")
+    again = read_catalog(tmp_path / f"c.{kind}")
+    assert again["psf_flux"].unit == unit
+    np.testing.assert_array_equal(again["psf_flux"], table["psf_flux"])
+
+
 def test_other_tools_read_them(tmp_path):
     table = catalogue()
     for kind in KINDS:

@@ -16,6 +16,7 @@ from scenes import gaussian
 from whitediff import Exposure, write_exposure
 from whitediff.exposures import kernels
 from whitediff.formats.headers import _PROVENANCE
+from whitediff.reading import option_cards
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,6 +81,7 @@ def test_the_ten_line_reader_reads(tmp_path, rng):
 def test_every_card_is_known_and_described():
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     written = set(re.findall(r"\"(WD[A-Z0-9]{2,6})\"", source)) | {"WDSPSFIN", "WDTPSFIN"}
+    written |= set(option_cards({}, "science", "template"))
     assert len(written) > 40
     described = set(re.findall(r"\bWD[A-Z0-9]+", (ROOT / "docs/file-format.md").read_text()))
     known = {"WD" + name for name in re.split(r"[|()]", _PROVENANCE.pattern)[1:] if name}

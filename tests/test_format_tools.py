@@ -456,7 +456,7 @@ def test_images_of_the_sky_are_no_kernels(run, rng, tmp_path):
 @pytest.mark.parametrize("value", [0.0, -5.0, np.inf, np.nan])
 def test_a_variance_is_positive(rng, tmp_path, value):
     fits.writeto(tmp_path / "plain.fits", rng.normal(100, 3, SHAPE))
-    with pytest.raises(ArgumentError, match=r"plain.fits: its variance must be positive"):
+    with pytest.raises(ArgumentError, match=r"plain.fits: its variance must be a positive number"):
         read_exposure(tmp_path / "plain.fits", variance=value)
 
 
@@ -465,7 +465,7 @@ def test_the_first_of_several_images_is_taken_and_said(rng, tmp_path):
     images = [fits.ImageHDU(rng.normal(100, 3, (200, 210)), name=name) for name in names]
     fits.HDUList([fits.PrimaryHDU(), *images]).writeto(tmp_path / "two.fits")
     notes = describe(tmp_path / "two.fits").notes
-    assert any("has the images N1, N2; the first is taken" in note for note in notes)
+    assert any("has the images N1, N2; N1 is taken" in note for note in notes)
 
 
 def test_kernels_of_several_detectors_are_told_apart(run, rng, tmp_path):

@@ -22,11 +22,19 @@ _MOST_BLOCKS = 3000
 _LEAST_BLOCKS = 20
 _LEAST_RISE = 0.5
 """Least rise of the noise over its level without sources that tells a gain."""
+_PEAK_SIGMA = 20.0
+_LEAST_PEAKS, _MOST_PEAKS = 3, 40
+_LEAST_SHARE = 0.76
+"""Mean of a peak's four neighbours over its own height: that of a Gaussian of 3.1 pixels."""
 _LEAST_BRIGHT = 8
 _MOST_STEEPENING = 1.6
 _ROUNDS, _CLIP = 8, 4.0
 _FITTING = (0.8, 1.25)
 """Predicted over measured variance of the background within which they agree."""
+_LEAST_PHOTONS, _CLOSE = 0.5, 0.05
+"""Share of the level's photons in the noise that tells; else how near the read noise must come."""
+_NEARER = 2.0
+"""Errors by which another gain must be nearer to the measured one than the header's."""
 _PRECISE, _KNOWN = 0.15, 0.3
 """Relative errors up to which a measured gain is used, and decides between others."""
 
@@ -145,6 +153,8 @@ def photon_transfer(
     mean variance, weighted with w², as the level is.  Sharp sources show in that two bands differ.
     An offset of the level and a correlation of the noise have no effect.
     """
+    if _is_sharp(image, background, usable, math.sqrt(variance)):
+        return None
     levels, powers = _blocks(image, background, usable)
     if len(levels) < _LEAST_BLOCKS:
         return None
@@ -155,6 +165,25 @@ def photon_transfer(
     if not (rise > 0 and abs(other - rise) < 4 * math.hypot(error, other_error) + 0.1 * rise):
         return None
     return Transfer(1 / (rise * variance), error / rise)
+
+
+def _is_sharp(image: Array, background: Array, usable: Array, sigma: float) -> bool:
+    """Whether stars are too sharp for a band without them, or there are none to judge by."""
+    inner = image[1:-1, 1:-1]
+    sides = [image[1:-1, :-2], image[1:-1, 2:], image[:-2, 1:-1], image[2:, 1:-1]]
+    with np.errstate(invalid="ignore"):
+        peaks = inner - background[1:-1, 1:-1] > _PEAK_SIGMA * sigma
+        for side in sides:
+            peaks &= inner > side
+    peaks &= usable[1:-1, 1:-1]
+    y, x = np.nonzero(peaks)
+    if len(y) < _LEAST_PEAKS:
+        return True
+    height = inner[y, x] - background[1:-1, 1:-1][y, x]
+    around = np.mean([side[y, x] for side in sides], axis=0) - background[1:-1, 1:-1][y, x]
+    brightest = np.argsort(height)[-_MOST_PEAKS:]
+    shares = (around / height)[brightest]
+    return not np.median(shares[np.isfinite(shares)]) > _LEAST_SHARE
 
 
 def _blocks(image: Array, background: Array, usable: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -272,18 +301,27 @@ def chosen_scale(
     possible = [s for s in scales if s.variance(level) < _FITTING[1] * measured]
     if transfer is not None and transfer.error < _KNOWN:
         near = [s for s in possible if _agrees(s.gain, transfer)]
-        if near and near[0] is expected:
+        telling = [
+            s for s in near if _tells(s, level, measured, others_excluded=expected not in near)
+        ]
+        others = [_distance(s.gain, transfer) for s in near if s is not expected]
+        if (
+            expected is not None
+            and expected in near
+            and not telling
+            and _distance(expected.gain, transfer) < min(others, default=math.inf) + _NEARER
+        ):
             return Choice(expected, False, True, _transfer_text(transfer))
         if near:
-            best = min(near, key=lambda s: abs(math.log(s.gain / transfer.gain)))
-            fits = best.predicts(level=level, measured=measured)
-            return Choice(best, fits, False, _transfer_text(transfer))
+            # The first of those that are as near as the error allows.
+            best = min(telling or near, key=lambda s: max(_distance(s.gain, transfer), 1.5))
+            return Choice(best, bool(telling), False, _transfer_text(transfer))
         if transfer.error < _PRECISE:
             own = PhotonScale(transfer.gain, 0.0, "a unit that no header card explains")
             return Choice(own, False, False, _transfer_text(transfer))
         return Choice(None, False, False, _transfer_text(transfer))
     contradicted = expected is None or expected not in possible
-    telling = [s for s in alternatives if s.predicts(level=level, measured=measured)]
+    telling = [s for s in alternatives if _tells(s, level, measured, others_excluded=contradicted)]
     if telling:
         return Choice(telling[0], True, False, "which predicts the noise of the background")
     if not contradicted:
@@ -291,8 +329,22 @@ def chosen_scale(
     return Choice(None, False, False, "")
 
 
+def _tells(scale: PhotonScale, level: float, measured: float, *, others_excluded: bool) -> bool:
+    """Whether a predicted noise that is the measured one is no chance."""
+    if not scale.predicts(level=level, measured=measured):
+        return False
+    if level / scale.gain > _LEAST_PHOTONS * measured:
+        return True
+    return others_excluded and abs(scale.variance(level) / measured - 1) < _CLOSE
+
+
 def _agrees(gain: float, transfer: Transfer) -> bool:
     return abs(math.log(gain / transfer.gain)) < 0.2 + 3 * transfer.error
+
+
+def _distance(gain: float, transfer: Transfer) -> float:
+    """Distance from the measured gain, in errors."""
+    return abs(math.log(gain / transfer.gain)) / max(transfer.error, 0.01)
 
 
 def _transfer_text(transfer: Transfer) -> str:

@@ -200,9 +200,9 @@ def _trails(above: Array, saturated: Array, excess: float) -> Array:
         part = above[:, left:right]
         own = labels[:, left:right] == number
         grown = np.zeros(own.shape, dtype=bool)
-        for direction in (1, -1):
-            rows = np.arange(ny)[::direction]
-            grown |= _grown(part > limit[:, None], part > excess, own, rows)
+        bright, lit = part > limit[:, None], part > excess
+        for rows in (range(window[0].start, ny), range(window[0].stop - 1, -1, -1)):
+            grown |= _grown(bright, lit, own, rows)
         result[:, left:right] |= _elongated(grown & ~saturated[:, left:right])
     return result
 
@@ -222,7 +222,7 @@ def _across(above: Array, y: int, x: int) -> Array:
     return np.asarray(np.minimum.accumulate(profile))
 
 
-def _grown(bright: Array, lit: Array, own: Array, rows: Array) -> Array:
+def _grown(bright: Array, lit: Array, own: Array, rows: range) -> Array:
     """Bright pixels that go on from a core in the order of rows, past those that it lights up."""
     result = np.zeros(bright.shape, dtype=bool)
     reach = np.zeros(bright.shape[1], dtype=int)
@@ -230,6 +230,8 @@ def _grown(bright: Array, lit: Array, own: Array, rows: Array) -> Array:
         near = scipy.ndimage.maximum_filter1d(reach, 3, mode="constant") > 0
         result[row] = near & bright[row]
         reach = np.where(own[row] | (near & lit[row]), _GAP + 1, np.maximum(reach - 1, 0))
+        if not reach.any():
+            break
     return result
 
 

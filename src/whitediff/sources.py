@@ -24,6 +24,7 @@ from .stats import robust_sigma
 __all__ = [
     "NoiseModel",
     "detect_sources",
+    "exposure_map_variance",
     "noise_variance",
     "smooth_background",
     "sources_and_background",
@@ -38,6 +39,8 @@ _GROWTH_THRESHOLD = 2.0
 _GROWTH_PIXELS = 4
 _BACKGROUND_CELL = 64
 _LEAST_USED = 0.3
+_INVERSE = (0.67, 1.5)
+"""Measured variance times weight within which a weight is an inverse variance."""
 _SAMPLE = 250_000
 """Pixels from which a scatter is known to a few thousandths."""
 
@@ -414,7 +417,7 @@ def noise_variance(
     gain
         Electrons per image unit.
     read_noise
-        Electrons per pixel; 0 if only the gain is known.
+        Electrons per pixel; measured if only the gain is known.
     trust_model
         Use gain and read noise even where the scatter contradicts them.
     meaning
@@ -495,10 +498,16 @@ def noise_variance(
             f" ({choice.reason})"
         )
     if choice.models_background:
+        read_variance = (scale.read_noise / scale.gain) ** 2
+        if read_noise is None:
+            # Nobody says it: what the photons of the background leave.
+            read_variance = max(measured - max(level, 0.0) / scale.gain, 0.0)
+            predicted = max(level, 0.0) / scale.gain + read_variance
+        said = math.sqrt(read_variance) * scale.gain
         return NoiseModel(
-            np.maximum(background, 0) / scale.gain + (scale.read_noise / scale.gain) ** 2 + photons,
+            np.maximum(background, 0) / scale.gain + read_variance + photons,
             predicted,
-            f"from gain {scale.gain:g} and read noise {scale.read_noise:g}: {predicted:.4g} at the"
+            f"from gain {scale.gain:g} and read noise {said:.4g}: {predicted:.4g} at the"
             f" background level {level:.4g} (measured: {measured:.4g})",
             warning,
         )
@@ -510,6 +519,71 @@ def noise_variance(
         " subtracted or the image scaled",
         warning,
     )
+
+
+def exposure_map_variance(
+    image: Array,
+    times: Array,
+    unusable: Array | None = None,
+    *,
+    gain: float | None = None,
+    gain_of_time: bool = True,
+    is_sure: bool = False,
+) -> NoiseModel | None:
+    """Variance plane of an image whose weights are exposure times.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``, in any unit.
+    times
+        ``(ny, nx)`` seconds; 0 where there is no measurement.
+    unusable
+        ``(ny, nx)`` boolean: pixels to leave out of the measurement.
+    gain
+        Electrons per image unit, of a rate per unit and second; None: no photons are added.
+    gain_of_time
+        Whether the image is a rate, so that the gain of a pixel is ``gain · time``.
+    is_sure
+        The weights are times even if they explain the scatter as inverse variances.
+
+    Returns
+    -------
+    model
+        Inversely proportional to the time, and as large as the scatter of source-free pixels,
+        plus the sources' photons.  None where the weights explain that scatter as they are
+        (within a third of the variance), or where no source-free pixel is left.
+    """
+    usable = np.isfinite(image) & (times > 0)
+    if unusable is not None:
+        usable &= ~unusable
+    if not usable.any():
+        return None
+    sources = detect_sources(image, ~usable)
+    free = usable & ~sources
+    if not free.any():
+        return None
+    background = smooth_background(image, free)
+    above = image - background
+    unit_variance = robust_sigma(above[free] * np.sqrt(times[free])) ** 2
+    explained = _INVERSE[0] < unit_variance < _INVERSE[1]
+    if not unit_variance > 0 or (explained and not is_sure):
+        return None
+    known = np.where(times > 0, times, np.inf)
+    variance = np.where(times > 0, unit_variance / known, np.inf)
+    text = (
+        f"its weights are exposure times in seconds, not inverse variances (1/weight is"
+        f" {1 / unit_variance:.3g} times the measured variance), so they are scaled to the measured"
+        f" noise"
+    )
+    if gain is None:
+        text += "; without a gain, the photon noise of sources is not added"
+    else:
+        per_unit = gain * known if gain_of_time else gain
+        variance += np.where(sources & (times > 0), np.maximum(above, 0), 0) / per_unit
+        text += ", and the photon noise of sources is added"
+    background_variance = float(np.median(variance[free]))
+    return NoiseModel(variance, background_variance, text)
 
 
 def _disagreement(

@@ -47,6 +47,7 @@ _FURTHER_AXIS = re.compile(
     r"NAXIS[3-9]|(CTYPE|CRPIX|CRVAL|CUNIT|CDELT|CROTA|CNAME|CRDER|CSYER)[3-9][A-Z]?|"
     r"(CD|PC)([3-9]_[1-9]|[1-9]_[3-9])[A-Z]?|(PV|PS)[3-9]_\d+[A-Z]?"
 )
+_PARAMETER = re.compile(r"PV[12]_\d+")
 _NUMBER_OF_AXES = re.compile(r"NAXIS|WCSAXES[A-Z]?")
 _PIXEL_AXIS = re.compile(r"(?:CTYPE|CRPIX)([12])([A-Z]?)")
 
@@ -71,7 +72,7 @@ def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
         with warnings.catch_warnings():
             # Repairs of deprecated keywords are not news here.
             warnings.simplefilter("ignore")
-            wcs = astropy.wcs.WCS(_of_two_axes(header))
+            wcs = _wcs_of_two_axes(header)
             if not wcs.has_celestial:
                 return None
             # Some errors show only when it is used.
@@ -82,19 +83,18 @@ def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
     return wcs
 
 
-def _of_two_axes(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
-    """Cards of a header's first two axes.
-
-    astropy can leave further axes out itself, but then reads the others as they stand: what it
-    otherwise repairs, such as coefficients of SCAMP beside SIP ones, is refused.
-    """
-    result = astropy.io.fits.Header(
-        [card for card in header.cards if not _FURTHER_AXIS.fullmatch(card.keyword)], copy=True
-    )
+def _wcs_of_two_axes(header: astropy.io.fits.Header) -> astropy.wcs.WCS:
+    """WCS of a header's first two axes."""
+    # Told to leave axes out, astropy does so before it makes a choice between the coefficients of
+    # SCAMP and SIP ones: both are then used, or the former are no valid projection.
+    if not ("A_ORDER" in header and any(_PARAMETER.fullmatch(key) for key in header)):
+        return astropy.wcs.WCS(header, naxis=2)
+    cards = [card for card in header.cards if not _FURTHER_AXIS.fullmatch(card.keyword)]
+    result = astropy.io.fits.Header(cards, copy=True)
     for keyword in filter(_NUMBER_OF_AXES.fullmatch, list(result)):
         if isinstance(result[keyword], int) and result[keyword] > 2:
             result[keyword] = 2
-    return result
+    return astropy.wcs.WCS(result)
 
 
 def shifted_header(header: astropy.io.fits.Header, *, dy: int, dx: int) -> astropy.io.fits.Header:

@@ -170,7 +170,7 @@ def _united(path: Path, options: ReadingOptions | None, **given: Any) -> Reading
     try:
         return options or ReadingOptions(**given)
     except ArgumentError as error:
-        raise ArgumentError(f"{path}: {error}") from error
+        raise ArgumentError(f"{path}: its {error}") from error
 
 
 _READERS = {"hotpants": hotpants, "sfft": sfft, "lsst.afw": afw, "ccddata": _ccddata}

@@ -16,6 +16,7 @@ from astropy.table import QTable, Table
 from ..errors import FileFormatError, one_line
 from ..outputs import replacing
 from .files import opened, split_extension
+from .tables import known_unit, unit_text
 
 __all__ = ["check_catalog_path", "read_catalog", "write_catalog", "write_regions"]
 
@@ -150,7 +151,7 @@ def _plain(table: Table, name: str) -> tuple[Array, str, str]:
     column = table[name]
     unit = getattr(column, "unit", None)
     values = np.asarray(getattr(column, "value", column))
-    return values, "" if unit is None else unit.to_string("fits"), column.info.description or ""
+    return values, unit_text(unit), column.info.description or ""
 
 
 def _with_unit(values: Array, unit: str, description: str | None, table: QTable, name: str) -> None:
@@ -199,7 +200,7 @@ def _read_fits(path: Path, extension: Any) -> QTable:
             if values.dtype.kind == "S":
                 values = np.char.decode(values)
             values = values.astype(values.dtype.newbyteorder("="), copy=False)
-            unit = read[name].unit
+            unit = known_unit(read[name].unit)
             table[name] = values if unit is None else u.Quantity(values, unit, copy=False)
             table[name].info.description = header.get(f"TCOMM{i}")
         table.meta.update(json.loads(header[_META]) if _META in header else {})

@@ -20,6 +20,7 @@ __all__ = [
     "storable",
     "unescaped",
     "wcs_cards",
+    "without_lookup_tables",
     "without_provenance",
     "without_wcs",
 ]
@@ -44,8 +45,11 @@ _ALTERNATE = re.compile(
     r"(WCSAXES|WCSNAME|(CTYPE|CRPIX|CRVAL|CUNIT|CDELT|CNAME)[1-9]|(CD|PC)[1-9]_[1-9])"
     r"(?P<letter>[A-Z])"
 )
+# Distortions of HST: CPDIS and D2IM.
+_LOOKUP = re.compile(r"(CPDIS|CPERR|D2IMDIS|D2IMERR)[12]|(DP|D2IM)[12](\..*)?|AXISCORR")
 _PROVENANCE = re.compile(
-    r"WD(TASK|VERS|SCI|TMPL|DIFF|KERN|PSF|PRECON|SVARIN|TVARIN|[ST](GAIN|RDN|EXPT|MASK|MBITS|SATUR)|CONV|SCORE|"
+    r"WD(TASK|VERS|SCI|TMPL|DIFF|KERN|PSF|PRECON|SVARIN|TVARIN|SGAIN|TGAIN|SRDN|TRDN|"
+    r"SEXPT|TEXPT|SMASK|TMASK|SMBITS|TMBITS|SSATUR|TSATUR|CONV|SCORE|"
     r"FULLV|TRANSF|IGNORE|XCEN|YCEN|KSUM|SVAR|TVAR|VUNC|VCON|VBEF|VAFT|GRIDX|GRIDY|CONTAM|SVFAC|TVFAC|BASIS|"
     r"INJN|INJTAB|INJSED|INJGAI|KORDER|BORDER|NSTAR|NUSED|KSERR|CHI2|COND|SFWHM|TFWHM|TFRAC|SPSFIN|TPSFIN|SCALE|SPAT|FILL|"
     r"NIMG|SPERR|SNOI0|TNOI0|SNSIG|SNERR|TNERR|TNSIG|SNFLR|TNFLR|FLXERR|"
@@ -98,6 +102,33 @@ def without_provenance(header: astropy.io.fits.Header) -> astropy.io.fits.Header
         The others, verbatim.
     """
     return _without(header, _PROVENANCE)
+
+
+def without_lookup_tables(
+    header: astropy.io.fits.Header,
+) -> tuple[astropy.io.fits.Header, float | None]:
+    """Copy of a header without the distortions that lie in tables of the same file.
+
+    Parameters
+    ----------
+    header
+        Header of an image.
+
+    Returns
+    -------
+    header
+        Its WCS can be used without the file.
+    error
+        Pixels that the tables correct at most, as their cards say; None where there are none.
+    """
+    if not any(_LOOKUP.fullmatch(card.keyword) for card in header.cards):
+        return header, None
+    errors = [
+        float(card.value)
+        for card in header.cards
+        if card.keyword.startswith(("CPERR", "D2IMERR")) and isinstance(card.value, int | float)
+    ]
+    return _without(header, _LOOKUP), max(errors, default=0.0)
 
 
 def _without(header: astropy.io.fits.Header, keywords: re.Pattern[str]) -> astropy.io.fits.Header:

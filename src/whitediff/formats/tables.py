@@ -7,13 +7,14 @@ from typing import Any
 
 import astropy.io.fits
 import astropy.table
+import astropy.units
 import astropy.utils.exceptions
 import numpy as np
 
 from .headers import escaped, unescaped
 from .stamps import find_hdu
 
-__all__ = ["read_table_hdu", "table_hdu"]
+__all__ = ["known_unit", "read_table_hdu", "table_hdu", "unit_text"]
 
 
 def table_hdu(table: astropy.table.Table, name: str) -> Any:
@@ -36,12 +37,58 @@ def table_hdu(table: astropy.table.Table, name: str) -> Any:
         if column.dtype.kind == "U":
             texts = np.array([escaped(text) for text in column] or [""])
             stored.replace_column(column.name, texts[: len(column)])
+    units = [unit_text(column.unit) for column in stored.columns.values()]
+    for column in stored.columns.values():
+        column.unit = None
     hdu = astropy.io.fits.table_to_hdu(stored)
     hdu.name = name
+    for i, unit in enumerate(units):
+        if unit:
+            hdu.columns[i].unit = unit
     for i, column in enumerate(table.columns.values(), 1):
         if column.description:
             hdu.header.set(f"TCOMM{i}", column.description, after=f"TFORM{i}")
     return hdu
+
+
+def unit_text(unit: astropy.units.UnitBase | None) -> str:
+    """Unit as a table in FITS has it.
+
+    Parameters
+    ----------
+    unit
+        Unit of a column.
+
+    Returns
+    -------
+    text
+        As the FITS standard writes it; as astropy does, where the standard lacks the unit, such as
+        the electron.  Empty for none.
+    """
+    if unit is None:
+        return ""
+    try:
+        return str(unit.to_string("fits"))
+    except ValueError:
+        return str(unit.to_string())
+
+
+def known_unit(unit: astropy.units.UnitBase | None) -> astropy.units.UnitBase | None:
+    """Unit of a column that was read, also where the FITS standard lacks it.
+
+    Parameters
+    ----------
+    unit
+        As astropy reads it from FITS.
+
+    Returns
+    -------
+    unit
+        That which astropy knows by this text, if there is one.
+    """
+    if isinstance(unit, astropy.units.UnrecognizedUnit):
+        return astropy.units.Unit(str(unit), parse_strict="silent")
+    return unit
 
 
 def read_table_hdu(hdus: astropy.io.fits.HDUList, name: str) -> astropy.table.Table | None:
@@ -73,6 +120,6 @@ def read_table_hdu(hdus: astropy.io.fits.HDUList, name: str) -> astropy.table.Ta
         else:
             values = np.asarray(column)
             table[column.name] = values.astype(values.dtype.newbyteorder("="))
-        table[column.name].unit = column.unit
+        table[column.name].unit = known_unit(column.unit)
         table[column.name].description = hdu.header.get(f"TCOMM{i}")
     return table

@@ -66,6 +66,11 @@ class PhotonHeader:
         return self._counts(self.is_rate)
 
     @property
+    def gain_of_rate(self) -> float | None:
+        """Electrons per unit, or per unit and second where it is a rate; None if unknown."""
+        return {"electrons": 1.0, "counts": self.gain, "unknown": self.gain}.get(self.quantity)
+
+    @property
     def alternatives(self) -> Sequence[PhotonScale]:
         """What else it may stand for, the likeliest first, where there is a gain to doubt."""
         scales = [

@@ -92,8 +92,11 @@ def from_ccddata(
         values = np.full(image.shape, variance, dtype=np.float32)
     else:
         unusable = masks.flagged(mask, masks.UNTRUSTED_MASK_PLANES)
+        counted = header.copy()
+        if getattr(data, "unit", None) is not None:
+            counted["BUNIT"] = str(data.unit)
         values = plain.modelled_variance(
-            image, unusable, header, astropy.io.fits.Header(), ReadingOptions(), name
+            image, unusable, counted, astropy.io.fits.Header(), ReadingOptions(), name
         )
     psf, unit = getattr(data, "psf", None), getattr(data, "unit", None)
     if psf is not None:

@@ -14,6 +14,7 @@ from ...exposures.model import Exposure
 from ...reading import ReadingOptions, VarianceSource
 from .. import plain
 from ..files import Extension, opened
+from ..planes import plane_of
 from ..stamps import find_hdu, read_psf_hdus
 from .recognise import FLAGS, MASK, PSF, UNCERTAINTY
 
@@ -70,7 +71,7 @@ def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
         image_hdu = plain.image_hdu(hdus, extension, path)
         planes = None
         if flags is not None and flags.is_image:
-            planes = plain.mask_planes(flags, image_hdu.shape, path)
+            planes = plain.mask_planes(flags, plane_of(image_hdu, path).shape, path)
         has_psf = find_hdu(hdus, (PSF,)) is not None
     given: ReadingOptions = options.pop("options", None) or ReadingOptions()
     if kind is not None and given.variance is None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ...errors import FileFormatError
 from ...exposures.masks import UNTRUSTED_MASK_PLANES, is_one_of
 from ...planes import filled, zeros
-from ..planes import native
+from ..planes import native, plane_of
 from .bits import Convention, recognised
 
 __all__ = ["mask_planes"]
@@ -64,7 +64,7 @@ def mask_planes(
         If the shapes differ, the values are no integers, a bit's number is none, or the mask is
         too narrow for a bit that is asked for.
     """
-    data = np.asarray(hdu.data)
+    data = plane_of(hdu, path)
     name = hdu.name or "of the primary HDU"
     if data.shape != shape:
         raise FileFormatError(

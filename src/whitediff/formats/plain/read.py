@@ -28,7 +28,7 @@ from ...exposures.sky import celestial_wcs, sky_projection
 from ...planes import zeros
 from ...reading import ReadingOptions, VarianceKind, VarianceSource
 from ...saturation import bleed_trails, find_plateau
-from ...sources import noise_variance
+from ...sources import exposure_map_variance, noise_variance
 from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
 from ..headers import (
@@ -36,9 +36,10 @@ from ..headers import (
     observation_header,
     pixel_origin,
     wcs_cards,
+    without_lookup_tables,
     without_provenance,
 )
-from ..planes import native
+from ..planes import ASINH_CARDS, asinh_scale, is_plane, linear, native, plane_of
 from ..stamps import (
     NOISE,
     find_hdu,
@@ -47,7 +48,7 @@ from ..stamps import (
     read_noise_hdus,
     read_psf_hdus,
 )
-from ..units import photon_header
+from ..units import PhotonHeader, photon_header
 from .mask import mask_planes
 
 __all__ = [
@@ -91,6 +92,9 @@ _TRAIL = 0.01
 """Least height of a trail, of the saturation level's above the sky."""
 
 _ENOUGH_FOR_SIGMA = 100_000
+_SAME_TIME = (0.6, 1.4)
+"""Largest weight over the exposure time of an exposure map; drizzled ones lose or gain some."""
+_EXACT_TIME = 0.02
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 
 
@@ -110,12 +114,12 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
     Returns
     -------
     hdu
-        With 2-D data.
+        With one plane of data.
 
     Raises
     ------
     FileFormatError
-        If there is none, or its data are not 2-D.
+        If there is none, or its data are no plane.
     """
     if extension is not None:
         try:
@@ -158,11 +162,7 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
             f"{path}: {hdu.name or 'the primary HDU'} holds no image;"
             " name the extension that does, as in file.fits[SCI]."
         )
-    if hdu.data.ndim != 2:
-        raise FileFormatError(
-            f"{path}: {hdu.name or 'the primary HDU'} has {hdu.data.ndim} dimensions"
-            f" {hdu.data.shape}; an image must have 2, so name or extract one."
-        )
+    plane_of(hdu, path)
     return hdu
 
 
@@ -186,7 +186,7 @@ def image_names(hdus: astropy.io.fits.HDUList) -> list[str]:
         for i, hdu in enumerate(hdus)
         if i
         and hdu.is_image
-        and hdu.header.get("NAXIS", 0) == 2
+        and is_plane(hdu.header)
         and hdu.name.upper() not in others
         and not hdu.name.upper().startswith(_OTHER_NAMES)
     ]
@@ -269,8 +269,23 @@ def read(
     variance = options.variance
     with opened(path) as hdus:
         hdu = image_hdu(hdus, extension, path)
-        image = _native_copy(hdu.data)
-        header = observation_header(hdu.header)
+        image = _native_copy(linear(plane_of(hdu, path), hdu.header))
+        header, tabulated = without_lookup_tables(observation_header(hdu.header))
+        if tabulated is not None:
+            _log.info(
+                "%s: the distortions in its tables, of up to %g pixels, are left out of its WCS.",
+                path,
+                tabulated,
+            )
+        scale = asinh_scale(hdu.header)
+        if scale is not None:
+            for card in ASINH_CARDS:
+                del header[card]
+            _log.info(
+                "%s: is asinh-scaled (BSOFTEN = %g, BOFFSET = %g); its pixels are made linear.",
+                path,
+                *scale,
+            )
         primary = astropy.io.fits.Header()
         if hdu is not hdus[0]:
             primary = without_provenance(observation_header(hdus[0].header))
@@ -306,7 +321,7 @@ def read(
         variance_hdu = find_hdu(hdus, tuple(_VARIANCE_NAMES), owner)
         if variance_hdu is not None and variance_hdu is not hdu:
             kind = _VARIANCE_NAMES[variance_hdu.name.upper()]
-            plane = (_native_copy(variance_hdu.data), kind)
+            plane = (_native_copy(linear(plane_of(variance_hdu, path), variance_hdu.header)), kind)
         psf_hdu = find_hdu(hdus, ("PSF",), owner)
         psf = None
         if psf_hdu is not None and psf_hdu.is_image and psf_hdu is not hdu:
@@ -351,6 +366,10 @@ def read(
         if no_data.any():
             before = flagged(mask, ["NO_DATA"])
             mask = with_plane(mask, "NO_DATA", before | no_data)
+        if plane[1] == "weight":
+            found = photon_header(header, primary, options)
+            unusable = flagged(mask, UNTRUSTED_MASK_PLANES)
+            values = _of_exposure_map(image, values, unusable, found, source)
     elif isinstance(variance, float | int):
         values = np.full(image.shape, variance, dtype=np.float32)
     elif needs_variance:
@@ -398,22 +417,24 @@ def _with_saturation(
     plateau: bool = True,
 ) -> Mask:
     """Mask with SAT where the image is saturated: by a level, a header, or its highest pixels."""
-    said = "the level that was given,"
+    said = f"{level:g}" if level is not None else ""
+    # Whoever gives a level has the last word.
+    plateau = plateau and level is None
     if level is None:
         found = first_value(headers, _SATURATION_KEYWORDS)
         if found is not None and found[1] > 0:
-            said, level = found[0], found[1]
+            level = found[1]
+            said = f"{found[0]} = {level:g}"
     saturated = zeros(image.shape, bool)
     if level is not None:
         with np.errstate(invalid="ignore"):
             saturated = image >= level
     if saturated.any():
         _log.info(
-            "%s: %d pixels at or above %s = %g are taken as saturated.",
+            "%s: %d pixels at or above %s are taken as saturated.",
             path,
             int(saturated.sum()),
             said,
-            level,
         )
     elif plateau and not flagged(mask, ["SAT"]).any():
         highest = find_plateau(image, flagged(mask, UNTRUSTED_MASK_PLANES))
@@ -425,7 +446,7 @@ def _with_saturation(
                 path,
                 highest.pixels,
                 highest.level,
-                "" if level is None else f", though {said} = {level:g}",
+                "" if level is None else f", though {said}",
             )
     if not saturated.any():
         return mask
@@ -495,7 +516,7 @@ def _read_variance(source: VarianceSource, image: tuple[str, int]) -> tuple[Arra
     with opened(path) as hdus:
         hdu = _companion(hdus, extension, tuple(_VARIANCE_NAMES), image, path)
         kind = source.kind or _VARIANCE_NAMES.get(hdu.name.upper(), "variance")
-        return _native_copy(hdu.data), kind
+        return _native_copy(linear(plane_of(hdu, path), hdu.header)), kind
 
 
 def _read_mask(
@@ -598,6 +619,31 @@ def _as_variance(plane: Array, kind: str) -> tuple[Array, Array]:
     return compact(values, plane.dtype), empty
 
 
+def _of_exposure_map(
+    image: Array, values: Array, unusable: Array, found: PhotonHeader, source: str
+) -> Array:
+    """Variance of an image whose weights are seconds; of any other weights, theirs."""
+    if found.exposure_time is None:
+        return values
+    weights = np.where(np.isfinite(values) & ~unusable & (values > 0), 1 / values, 0)
+    longest = float(weights.max())
+    if not _SAME_TIME[0] < longest / found.exposure_time < _SAME_TIME[1]:
+        return values
+    is_sure = found.is_rate and abs(longest / found.exposure_time - 1) < _EXACT_TIME
+    model = exposure_map_variance(
+        image,
+        weights,
+        unusable,
+        gain=found.gain_of_rate,
+        gain_of_time=found.is_rate,
+        is_sure=is_sure,
+    )
+    if model is None:
+        return values
+    _log.warning("%s: %s.", source, model.description)
+    return compact(model.variance, np.float32)
+
+
 def compact(values: Array, dtype: Any) -> Array:
     """Values in a type that was wanted, unless they do not fit into its range.
 
@@ -669,7 +715,7 @@ def modelled_variance(
             image,
             unusable,
             gain=None if expected is None else expected.gain,
-            read_noise=None if expected is None else expected.read_noise,
+            read_noise=found.read_noise,
             trust_model=found.is_trusted,
             meaning="" if expected is None else expected.meaning,
             alternatives=found.alternatives,

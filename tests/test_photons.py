@@ -1,0 +1,308 @@
+"""Claims: whatever the unit of an image, its variance plane is the simulated one, sky within 3 %
+and bright stars within 10 %, or a warning says that it is not; an image tells its own gain, or
+nothing; weights that are exposure times are scaled, and photons added; what BUNIT names is
+understood in all spellings."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.nddata import CCDData
+
+from whitediff import from_ccddata, read_exposure
+from whitediff.errors import ArgumentError
+from whitediff.formats import ReadingOptions
+from whitediff.formats.units import pixel_unit
+from whitediff.photons import photon_transfer
+
+TIME = 100.0
+SKY = 150.0
+NUMBER = 16
+
+UNITS = {
+    "counts": ("adu", {}, lambda gain: 1 / gain),
+    "unnamed counts": (None, {}, lambda gain: 1 / gain),
+    "counts per second": ("DN/S", {"EXPTIME": TIME}, lambda gain: 1 / gain / TIME),
+    "electrons": ("ELECTRONS", {}, lambda gain: 1.0),
+    "electrons per second": ("e-/s", {"EXPTIME": TIME}, lambda gain: 1 / TIME),
+    "unnamed electrons": (None, {}, lambda gain: 1.0),
+    "unnamed counts per second": (None, {"EXPTIME": TIME}, lambda gain: 1 / gain / TIME),
+    "normalised": (None, {}, lambda gain: 1 / 6e4),
+    "maggies": ("maggy", {}, lambda gain: 1e-9),
+    "average": ("count", {"NCOMBINE": NUMBER}, lambda gain: 1 / gain / NUMBER),
+}
+EXPECTED = ("counts", "unnamed counts", "counts per second", "electrons", "electrons per second")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """Electrons of a simulated image, their variance, and those that stars have on average."""
+
+    electrons: np.ndarray
+    variance: np.ndarray
+    stars: np.ndarray
+
+    def ratios(self, variance: np.ndarray, factor: float) -> tuple[float, float]:
+        """Variance plane over the truth: of the sky, and of bright stars' middles."""
+        ratio = variance / (self.variance * factor**2)
+        bright = self.stars > np.quantile(self.stars, 0.995)
+        return float(np.median(ratio[self.stars < 1])), float(np.median(ratio[bright]))
+
+
+def scene(seed, *, gain=1.5, fwhm=4.0, size=320, read_noise=6.0, brightest=1e5) -> Scene:
+    rng = np.random.default_rng(seed)
+    stars = np.zeros((size, size))
+    sigma = fwhm / 2.3548
+    for _ in range(round(60 * (size / 320) ** 2)):
+        flux = gain * 10 ** rng.uniform(2.5, np.log10(brightest))
+        cy, cx = rng.uniform(0, size, 2)
+        part = tuple(slice(max(0, int(c - 8 * sigma)), int(c + 8 * sigma) + 2) for c in (cy, cx))
+        y, x = (np.arange(size)[each] for each in part)
+        profile = np.outer(*(np.exp(-((p - c) ** 2) / 2 / sigma**2) for p, c in ((y, cy), (x, cx))))
+        stars[part] += flux / (2 * np.pi * sigma**2) * profile
+    mean = stars + gain * SKY
+    electrons = rng.poisson(mean) + rng.normal(0, read_noise, mean.shape)
+    return Scene(electrons, mean + read_noise**2, stars)
+
+
+def written(path, found: Scene, unit: str, gain: float, *, subtracted: bool, **cards):
+    name, more, factor = UNITS[unit]
+    image = found.electrons * factor(gain)
+    if subtracted:
+        image = image - np.median(image)
+    header = fits.Header({"GAIN": gain, "RDNOISE": 6.0} | more | cards)
+    if name is not None:
+        header["BUNIT"] = name
+    fits.writeto(path, image.astype(np.float32), header)
+    return path, factor(gain)
+
+
+@pytest.mark.parametrize("subtracted", [False, True], ids=["sky", "no sky"])
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(("gain", "fwhm", "seed"), [(1.5, 4.0, 1), (5.0, 2.2, 2), (3.0, 5.0, 3)])
+def test_the_variance_is_the_true_one_or_a_warning_says_so(
+    tmp_path, caplog, unit, subtracted, gain, fwhm, seed
+):
+    caplog.set_level("WARNING")
+    if unit == "unnamed electrons" and subtracted and fwhm < 3:
+        pytest.skip("nothing in the file tells that these are no counts")
+    # The exposures of an average have sky and read noise once each.
+    read_noise = 6.0 * NUMBER**0.5 if unit == "average" else 6.0
+    found = scene(seed, gain=gain, fwhm=fwhm, read_noise=read_noise)
+    path, factor = written(tmp_path / "a.fits", found, unit, gain, subtracted=subtracted)
+    sky, bright = found.ratios(read_exposure(path).variance.array, factor)
+    # Of the sky, a percent for the sources that are too faint to see.
+    assert sky == pytest.approx(1, abs=0.03)
+    if unit in EXPECTED:
+        assert bright == pytest.approx(1, abs=0.1)
+        assert not caplog.records
+    elif "no photon noise of sources is added" not in caplog.text:
+        # Measured on stars alone, a gain is known to some 15 %.
+        measured = "no header card explains" in caplog.text
+        assert bright == pytest.approx(1, abs=0.35 if measured else 0.1)
+        assert "is measured" in caplog.text
+        assert "its pixels are taken for" in caplog.text
+
+
+def test_a_missing_exposure_time_is_told_of_and_can_be_given(tmp_path, caplog):
+    found = scene(4)
+    for name, header in (("a", {}), ("b", {"EXPTIME": TIME})):
+        path = tmp_path / f"{name}.fits"
+        fits.writeto(
+            path,
+            (found.electrons / TIME).astype(np.float32),
+            fits.Header({"BUNIT": "electron/s"} | header),
+        )
+    read_exposure(tmp_path / "b.fits")
+    assert not caplog.records
+    read_exposure(tmp_path / "a.fits")
+    assert "no card tells the exposure time" in caplog.text
+    caplog.clear()
+    options = ReadingOptions(exposure_time=TIME)
+    given = read_exposure(tmp_path / "a.fits", options=options)
+    assert not caplog.records
+    assert found.ratios(given.variance.array, 1 / TIME) == pytest.approx((1, 1), abs=0.03)
+
+
+def test_a_scaled_image_with_a_stale_gain_says_both_numbers(tmp_path, caplog):
+    found = scene(5, fwhm=2.2)
+    image = (found.electrons / found.electrons.max()).astype(np.float32)
+    fits.writeto(tmp_path / "a.fits", image, fits.Header({"GAIN": 250.0, "RDNOISE": 6.0}))
+    read_exposure(tmp_path / "a.fits")
+    level = float(np.median(image))
+    predicted = level / 250 + (6 / 250) ** 2
+    assert f"{predicted:.3g}"[:4] in caplog.text
+    assert "the gain is of another unit" in caplog.text
+    assert "no photon noise of sources is added" in caplog.text
+
+
+@pytest.mark.parametrize("gain", [1.0, 8.0])
+@pytest.mark.parametrize("fwhm", [3.5, 4.0, 6.0])
+@pytest.mark.parametrize("offset", [0.0, -1000.0])
+def test_an_image_tells_its_own_gain(gain, fwhm, offset):
+    found = scene(6, gain=gain, fwhm=fwhm, size=400, brightest=2e5)
+    image = found.electrons / gain + offset
+    transfer = photon_transfer(
+        image,
+        np.full(image.shape, SKY + offset),
+        np.ones(image.shape, bool),
+        variance=float(np.median(found.variance)) / gain**2,
+    )
+    if transfer is not None:
+        assert transfer.error < 0.25
+        assert abs(np.log(transfer.gain / gain)) < 4 * transfer.error
+    else:
+        # Stars of so many electrons are seen in the band that has none of fainter ones.
+        assert gain > 1.5
+        assert fwhm < 6
+
+
+@pytest.mark.parametrize("fwhm", [1.2, 1.6, 2.0, 2.5])
+@pytest.mark.parametrize("seed", range(4))
+def test_sharp_stars_are_not_taken_for_photon_noise(fwhm, seed):
+    found = scene(seed, gain=5.0, fwhm=fwhm)
+    image = found.electrons / 5
+    transfer = photon_transfer(
+        image, np.full(image.shape, SKY), np.ones(image.shape, bool),
+        variance=float(np.median(found.variance)) / 25,
+    )  # fmt: skip
+    assert transfer is None
+
+
+@pytest.mark.parametrize("unit", ["electron/s", "DN/s"])
+@pytest.mark.parametrize("gain", [1.5, 4.0])
+def test_weights_that_are_exposure_times_are_scaled_and_photons_added(tmp_path, caplog, unit, gain):
+    found = scene(7, gain=gain)
+    factor = 1 / TIME if unit == "electron/s" else 1 / TIME / gain
+    image = found.electrons * factor
+    times = np.full(image.shape, TIME, np.float32)
+    times[:40, :40] = 0
+    header = fits.Header({"BUNIT": unit, "GAIN": gain})
+    hdus = [
+        fits.PrimaryHDU(header=fits.Header({"EXPTIME": TIME})),
+        fits.ImageHDU((image - np.median(image)).astype(np.float32), header, name="SCI"),
+        fits.ImageHDU(times, name="WHT"),
+    ]
+    fits.HDUList(hdus).writeto(tmp_path / "a.fits")
+    exposure = read_exposure(tmp_path / "a.fits")
+    assert "its weights are exposure times" in caplog.text
+    valid = times > 0
+    kept = Scene(found.electrons[valid], found.variance[valid], found.stars[valid])
+    sky, bright = kept.ratios(exposure.variance.array[valid], factor)
+    assert sky == pytest.approx(1, abs=0.03)
+    assert bright == pytest.approx(1, abs=0.05)
+
+
+def test_a_time_that_varies_over_the_image_is_followed(tmp_path):
+    rng = np.random.default_rng(8)
+    times = np.repeat([[100.0, 400.0]], 300, axis=0).repeat(150, axis=1)
+    truth = (SKY * 0.01 * times) / times**2
+    image = rng.poisson(SKY * 0.01 * times) / times - SKY * 0.01
+    hdus = [
+        fits.PrimaryHDU(header=fits.Header({"EXPTIME": 400.0})),
+        fits.ImageHDU(image.astype(np.float32), fits.Header({"BUNIT": "ELECTRONS/S"}), name="SCI"),
+        fits.ImageHDU(times.astype(np.float32), name="WHT"),
+    ]
+    fits.HDUList(hdus).writeto(tmp_path / "a.fits")
+    ratio = read_exposure(tmp_path / "a.fits").variance.array / truth
+    assert np.median(ratio[:, :150]) == pytest.approx(1, abs=0.03)
+    assert np.median(ratio[:, 150:]) == pytest.approx(1, abs=0.03)
+
+
+def test_inverse_variances_stay_what_they_are(tmp_path, caplog):
+    found = scene(9)
+    weights = (1 / found.variance).astype(np.float32)
+    header = fits.Header({"BUNIT": "electron", "EXPTIME": TIME})
+    hdus = [
+        fits.PrimaryHDU(),
+        fits.ImageHDU(found.electrons.astype(np.float32), header, name="SCI"),
+        fits.ImageHDU(weights, name="WHT"),
+    ]
+    fits.HDUList(hdus).writeto(tmp_path / "a.fits")
+    variance = read_exposure(tmp_path / "a.fits").variance.array
+    np.testing.assert_allclose(variance, found.variance, rtol=1e-5)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ELECTRONS/S", ("electrons", True)),
+        ("e-/s", ("electrons", True)),
+        ("electron s-1", ("electrons", True)),
+        ("electron.s**-1", ("electrons", True)),
+        ("DN/S", ("counts", True)),
+        ("counts/sec", ("counts", True)),
+        ("ct / s", ("counts", True)),
+        ("ADU", ("counts", False)),
+        ("counts", ("counts", False)),
+        ("e", ("electrons", False)),
+        ("nJy", ("other", False)),
+        ("maggy", ("other", False)),
+        ("erg/s", ("other", False)),
+        ("", ("unknown", False)),
+    ],
+)
+def test_units_are_understood_in_all_spellings(text, expected):
+    assert pixel_unit(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"gain": 0.0}, "gain must be a positive number of electrons per count; got 0"),
+        ({"exposure_time": -3.0}, "exposure_time must be a positive number of seconds; got -3"),
+        ({"read_noise": -1.0}, "read_noise must not be a negative number of electrons; got -1"),
+        ({"variance": float("inf")}, "variance must be a positive number or a file; got inf"),
+        ({"saturation": float("nan")}, "saturation must be a number; got nan"),
+    ],
+)
+def test_options_out_of_range_get_a_sentence(values, message):
+    with pytest.raises(ArgumentError, match=message):
+        ReadingOptions(**values)
+
+
+def test_an_option_is_not_given_twice(tmp_path):
+    fits.writeto(tmp_path / "a.fits", np.random.default_rng(1).normal(size=(64, 64)))
+    with pytest.raises(ArgumentError, match="gain is given beside options"):
+        read_exposure(tmp_path / "a.fits", gain=2.0, options=ReadingOptions(read_noise=3.0))
+
+
+@pytest.mark.parametrize("unit", ["electron", "electron / s"])
+def test_the_unit_of_a_ccddata_counts(unit, caplog):
+    found = scene(10)
+    factor = 1.0 if unit == "electron" else 1 / TIME
+    data = CCDData(found.electrons * factor, unit=unit, meta={"GAIN": 7.0, "EXPTIME": TIME})
+    variance = from_ccddata(data).variance.array
+    assert found.ratios(variance, factor) == pytest.approx((1, 1), abs=0.03)
+    assert not caplog.records
+
+
+def test_photons_are_drawn_at_the_gain_of_the_unit(run, tmp_path):
+    found = scene(11)
+    path, factor = written(tmp_path / "a.fits", found, "electrons per second", 1.5, subtracted=True)
+    code, _, messages = run(
+        "inject", path, "--output", tmp_path / "b.fits", "--random", 2, "--photon-noise"
+    )
+    assert code == 0, messages
+    assert fits.getheader(tmp_path / "b.fits")["WDINJGAI"] == pytest.approx(1 / factor)
+
+
+@pytest.mark.parametrize("names", [("science",), ("template",), ("science", "template")])
+def test_commands_pass_their_options_on(run, tmp_path, names):
+    paths = {}
+    for seed, name in enumerate(("science", "template")):
+        found = scene(seed + 20, size=256, fwhm=4.0 + 0.4 * seed)
+        paths[name] = tmp_path / f"{name}.fits"
+        image = (found.electrons / TIME).astype(np.float32)
+        fits.writeto(paths[name], image, fits.Header({"BUNIT": "e/s"}))
+    given = [part for name in names for part in (f"--{name}-exposure-time", TIME)]
+    _, _, messages = run("subtract", *paths.values(), "--output", tmp_path / "d.fits", *given)
+    for name, path in paths.items():
+        said = f"{path}: is in e/s, but no card tells the exposure time" in " ".join(
+            messages.split()
+        )
+        assert said == (name not in names)
