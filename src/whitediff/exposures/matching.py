@@ -15,6 +15,7 @@ from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError, DataError
+from ..interpolation import patched
 from ..matching.background import fit_background
 from ..matching.basis import (
     GaussianSeries,
@@ -30,13 +31,14 @@ from ..matching.candidates import (
     Sources,
     choose_candidates,
     cut_stamps,
+    static_sources,
 )
 from ..matching.design import FitOptions
+from ..matching.fluxes import FluxRatio, flux_ratio
 from ..matching.normals import Stamps, normal_equations
 from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import varying_pixels
 from ..noise import coloured
-from ..interpolation import patched
 from ..polynomials import chebyshev_terms
 from ..stats import power_of_two
 from ..threads import in_threads, single_threaded_algebra
@@ -55,6 +57,11 @@ _log = logging.getLogger("whitediff.match")
 
 _LOST = tuple(set(masks.UNTRUSTED_MASK_PLANES) - set(masks.INTERPOLATED_MASK_PLANES))
 """Mask planes of pixels whose neighbours do not tell what they would be."""
+_APERTURE, _SMALLEST_APERTURE = 2.0, 4.0
+"""Radius, in full widths at half maximum of the wider PSF and in pixels, that holds a star."""
+_SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.05, 0.2
+"""Differences between a kernel's sum and what photometry finds: errors of the latter, that have to
+be exceeded in any case, and the relative ones that deserve a warning and an error."""
 _CORE_SIGMAS = 3
 _ENOUGH_STARS = 10
 _FIRST_STARS = 250
@@ -144,6 +151,9 @@ class Match:
     stars
         Every source that was considered: where it is, how bright, whether it was used, and why
         not (`whitediff.exposures.stars.star_table`).
+    flux_ratio
+        What the kernel's sum in the middle of the frame is by photometry of all static sources,
+        independently of the fit; its value is NaN where these are too few or too faint.
     """
 
     kernel: ImageBasisConvolutionKernel
@@ -153,6 +163,7 @@ class Match:
     candidates: Candidates
     fit: KernelFit
     stars: Table
+    flux_ratio: FluxRatio
 
 
 @single_threaded_algebra()
@@ -192,8 +203,9 @@ def match(
     TooFewSourcesError
         If there are too few stars.
     DataError
-        If the fit is singular, the kernel's sum no more than its error explains, or what
-        it leaves of the stars too much for images of the same sky on the same pixels.
+        If the fit is singular, the kernel's sum no more than its error explains or far from the
+        ratio of the sources' fluxes, or what the fit leaves of the stars too much for images of
+        the same sky on the same pixels.
 
     Notes
     -----
@@ -273,6 +285,8 @@ def match(
         candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
     )
     _judge(fit, basis, unexplained, convolved, noise_known=options.fit.known_noise)
+    ratio = _measured_sum(pair, sources, candidates, fit, basis, convolved)
+    _judge_sum(fit.kernel_sum, ratio)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
     # What the stars are too few for, the source-free pixels will find.
     missing = max(0, options.fit.background_order - fit.background_order)
@@ -286,6 +300,7 @@ def match(
         candidates=candidates,
         fit=fit,
         stars=star_table(sources, candidates, fit, science, noise_known=options.fit.known_noise),
+        flux_ratio=ratio,
     )
 
 
@@ -392,6 +407,77 @@ def _judge(
             fit.reduced_chi_square,
             rejected,
             len(fit.used),
+        )
+
+
+def _measured_sum(
+    pair: Pair,
+    sources: Sources,
+    candidates: Candidates,
+    fit: KernelFit,
+    basis: KernelBasis,
+    convolved: Literal["template", "science"],
+) -> FluxRatio:
+    """The kernel's sum by photometry of the static sources, whether they were fitted or not."""
+    which = static_sources(sources, candidates)
+    x, y = sources.x[which], sources.y[which]
+    source, target = pair.template, pair.science
+    if convolved == "science":
+        source, target = target, source
+    whole, holes = zip(
+        *(
+            patched(exposure.image.array, bad)
+            for exposure, bad in (
+                (pair.science, pair.science_bad),
+                (pair.template, pair.template_bad),
+            )
+        ),
+        strict=True,
+    )
+    if convolved == "template":
+        whole = whole[::-1]
+    missing = holes[0] | holes[1]
+    for exposure in (source, target):
+        missing |= masks.flagged(exposure.mask, _LOST)
+    ny, nx = missing.shape
+    local = fit.coefficients_at(2 * (x + 0.5) / nx - 1, 2 * (y + 0.5) / ny - 1)[:, 0]
+    radius = max(_APERTURE * max(pair.science_fwhm, pair.template_fwhm), _SMALLEST_APERTURE)
+    found = flux_ratio(
+        whole[0],
+        whole[1],
+        source.variance.array,
+        target.variance.array,
+        missing,
+        pair.science_pixels | pair.template_pixels,
+        x,
+        y,
+        radius=radius,
+        expected=local,
+    )
+    return FluxRatio(found.value * fit.kernel_sum, found.error * abs(fit.kernel_sum), found.n_stars)
+
+
+def _judge_sum(kernel_sum: float, ratio: FluxRatio) -> None:
+    """Compare a kernel's sum with what photometry finds."""
+    off, error = kernel_sum / ratio.value - 1, ratio.error / ratio.value
+    if not abs(off) > _SUM_ERRORS * error:
+        return
+    found = (
+        f"has the sum {kernel_sum:.4g}, but {ratio.n_stars} sources are {ratio.value:.4g} ±"
+        f" {ratio.error:.2g} times as bright in the image that is matched as in the one that is"
+        " convolved"
+    )
+    if abs(off) > _LARGEST_SUM_OFF:
+        raise DataError(
+            f"The kernel that fits best {found}: the fit is wrong; look at which stars it used,"
+            " the alignment and the variance planes."
+        )
+    if abs(off) > _SMALL_SUM_OFF:
+        _log.warning(
+            "The kernel %s: fluxes may be off by %.0f%%; look at which stars it used, and whether"
+            " the kernel is large enough.",
+            found,
+            100 * abs(off),
         )
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "choose_candidates",
     "cut_stamps",
     "find_sources",
+    "static_sources",
 ]
 
 type Array = npt.NDArray[Any]
@@ -38,6 +39,10 @@ _COMMON = 5.0
 _RATIO_WIDTH = 0.03
 """Of ln(flux ratio): what stars of one field differ by beyond their noise."""
 _MOST_RATIOS = 1000
+_MOST_COMPARED = 300
+_ISOLATION, _ALIKE = 7.0, 0.15
+"""Widths without a neighbour, and relative difference from the stars' half-light radius, for fluxes
+in wide apertures to be compared."""
 _LEAST_CORE, _LEAST_SQUARE = 0.7, 0.7
 """Fractions of what a star's own pixels know of it, and of the pixels around it, that must be
 left by the bad ones."""
@@ -438,7 +443,9 @@ def _clear_of(sources: Sources, reach: int) -> Array:
         (sources.template_bad, sources.template_radius),
     )
     for i in np.flatnonzero(clear):
-        square = np.s_[row[i] - reach : row[i] + reach + 1, column[i] - reach : column[i] + reach + 1]
+        square = np.s_[
+            row[i] - reach : row[i] + reach + 1, column[i] - reach : column[i] + reach + 1
+        ]
         if not any(bad[square].any() for bad, _ in planes):
             continue
         if (sources.science_bad[square] | sources.template_bad[square]).mean() > 1 - _LEAST_SQUARE:
@@ -460,14 +467,39 @@ def _usual_ratio(sources: Sources, common: Array) -> float:
         return math.nan
     seen = seen[np.argsort(-sources.signal_to_noise[seen], kind="stable")[:_MOST_RATIOS]]
     logarithm = np.log(sources.template_flux[seen]) - np.log(sources.flux[seen])
-    error = np.hypot(
-        1 / sources.signal_to_noise[seen], 1 / sources.template_signal_to_noise[seen]
-    )
+    error = np.hypot(1 / sources.signal_to_noise[seen], 1 / sources.template_signal_to_noise[seen])
     square = error**2 + _RATIO_WIDTH**2
     deviation = (logarithm[:, None] - logarithm) ** 2 / (square[:, None] + square)
     densest = int(np.argmax(np.exp(-deviation / 2).sum(axis=1)))
     near = np.abs(logarithm - logarithm[densest]) < 2 * np.sqrt(square)
     return math.exp(float(np.average(logarithm[near], weights=1 / square[near])))
+
+
+def static_sources(sources: Sources, stars: Candidates) -> Array:
+    """Sources whose fluxes can be compared: seen in both images, and not variable.
+
+    Parameters
+    ----------
+    sources
+        `Sources`.
+    stars
+        Stars among them, for their usual ratio of fluxes and their widths.
+
+    Returns
+    -------
+    indices
+        Of the most significant 300: those without a neighbour of a tenth of their flux, and then
+        those as wide as the stars, where there are 10 of them.
+    """
+    static = _static(sources, stars.flux_ratio) & sources.clean
+    static &= sources.template_signal_to_noise > _COMMON
+    width = sources.science_radius * (HALF_LIGHT_TO_SIGMA / stars.science_sigma)
+    alone = _isolated(sources.x, sources.y, sources.flux, _ISOLATION * stars.science_sigma)
+    for better in (alone, np.abs(width - 1) <= _ALIKE):
+        if (static & better).sum() >= _ENOUGH:
+            static &= better
+    which = np.flatnonzero(static)
+    return which[np.argsort(-sources.signal_to_noise[which], kind="stable")[:_MOST_COMPARED]]
 
 
 def _static(sources: Sources, flux_ratio: float) -> Array:
