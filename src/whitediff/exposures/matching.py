@@ -29,6 +29,7 @@ from ..matching.candidates import (
     CandidateOptions,
     Candidates,
     Sources,
+    changed_pixels,
     choose_candidates,
     cut_stamps,
     static_sources,
@@ -62,7 +63,7 @@ _APERTURE, _SMALLEST_APERTURE = 2.0, 4.0
 _SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.05, 0.2
 """Differences between a kernel's sum and what photometry finds: errors of the latter, that have to
 be exceeded in any case, and the relative ones that deserve a warning and an error."""
-_CORE_SIGMAS = 3
+_CORE_SIGMAS, _CHANGED_SIGMAS = 3, 3.5
 _ENOUGH_STARS = 10
 _FIRST_STARS = 250
 _MOST_STARS_DELTA = 100
@@ -268,6 +269,9 @@ def match(
     if widening:
         # What no neighbour tells of a pixel is carried as far as the filter reaches.
         bad = bad[0], bad[1] | _grown(patched(pair.science.image.array, bad[1])[1], widening)
+    reach = _CHANGED_SIGMAS * max(target_sigma, source_sigma)
+    changed = changed_pixels(sources, candidates, reach=reach)
+    bad = bad[0], bad[1] | changed
     fit, unexplained = _fit(
         source,
         target,
@@ -285,7 +289,7 @@ def match(
         candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
     )
     _judge(fit, basis, unexplained, convolved, noise_known=options.fit.known_noise)
-    ratio = _measured_sum(pair, sources, candidates, fit, basis, convolved)
+    ratio = _measured_sum(pair, sources, candidates, changed, fit, convolved)
     _judge_sum(fit.kernel_sum, ratio)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
     # What the stars are too few for, the source-free pixels will find.
@@ -414,8 +418,8 @@ def _measured_sum(
     pair: Pair,
     sources: Sources,
     candidates: Candidates,
+    changed: Array,
     fit: KernelFit,
-    basis: KernelBasis,
     convolved: Literal["template", "science"],
 ) -> FluxRatio:
     """The kernel's sum by photometry of the static sources, whether they were fitted or not."""
@@ -436,7 +440,7 @@ def _measured_sum(
     )
     if convolved == "template":
         whole = whole[::-1]
-    missing = holes[0] | holes[1]
+    missing = holes[0] | holes[1] | changed
     for exposure in (source, target):
         missing |= masks.flagged(exposure.mask, _LOST)
     ny, nx = missing.shape

@@ -54,7 +54,8 @@ class _Stars:
     """Stamps, and what is known of the stars in them.
 
     ``shape`` is the frame's; ``data``, ``weight`` and ``known`` are ``(n, side, side)``: bad pixels
-    have no weight, but where they could be interpolated they are known; ``column``, ``row`` the middle pixels, ``dx``, ``dy`` the offsets of the centres from them.
+    have no weight, but where they could be interpolated they are known; ``column``, ``row`` the
+    middle pixels, ``dx``, ``dy`` the offsets of the centres from them.
     """
 
     shape: tuple[int, int]
