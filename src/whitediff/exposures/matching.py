@@ -473,7 +473,8 @@ def _judge_sum(kernel_sum: float, ratio: FluxRatio) -> None:
     )
     if abs(off) > _LARGEST_SUM_OFF:
         raise DataError(
-            f"The kernel that fits best {found}: the fit is wrong; look at which stars it used,"
+            f"The kernel that fits best {found}: the fit is wrong. Make the kernel larger"
+            " (--kernel-size) where it is too small for the PSFs; else look at which stars it used,"
             " the alignment and the variance planes."
         )
     if abs(off) > _SMALL_SUM_OFF:
