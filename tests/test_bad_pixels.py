@@ -76,6 +76,12 @@ def places(found):
     return np.stack([found.candidates.x, found.candidates.y], 1)[found.fit.used]
 
 
+def same_sum(first, second):
+    """Within 2 standard deviations: a star at a limit may be in one of the fits alone."""
+    error = math.hypot(first.kernel_sum_error, second.kernel_sum_error)
+    return abs(first.kernel_sum - second.kernel_sum) < 2 * error
+
+
 def spoiling(how, which, share, seed):
     rng = np.random.default_rng(seed)
 
@@ -108,8 +114,7 @@ def test_one_pixel_in_a_hundred_costs_few_stars(kind, how, which):
         found = matched(*exposures(simulation, spoil=spoiling(how, which, 0.01, seed)))
         distance = np.hypot(*(places(clean)[:, None] - places(found)).transpose(2, 0, 1))
         assert (distance.min(axis=1) < 1).mean() >= 0.8
-        change = found.fit.kernel_sum - clean.fit.kernel_sum
-        assert abs(change) < 2 * found.fit.kernel_sum_error
+        assert same_sum(found.fit, clean.fit)
         assert found.fit.reduced_chi_square == pytest.approx(1, abs=0.1)
 
 
@@ -125,8 +130,7 @@ def test_any_share_of_bad_pixels(kind, share):
             spoil = spoiling(how, "both", share if share == "columns" else spoil_share, seed)
             found = matched(*exposures(simulation, spoil=spoil))
             assert found.fit.used.sum() >= 0.8 * clean.fit.used.sum()
-            change = found.fit.kernel_sum - clean.fit.kernel_sum
-            assert abs(change) < 2 * found.fit.kernel_sum_error
+            assert same_sum(found.fit, clean.fit)
 
 
 def test_the_value_of_a_bad_pixel_is_never_seen():
@@ -239,7 +243,7 @@ def test_a_measured_psf_does_without_some_core_pixels(rng):
         for x in range(60, 480, 55):
             at = x + rng.uniform(-0.5, 0.5), y + rng.uniform(-0.5, 0.5)
             i, j = (math.floor(a + 0.5) for a in at)
-            image[j - 25 : j + 26, i - 25 : i + 26] += 5e4 * psf.stamp(*at, size=51)
+            image[j - 25 : j + 26, i - 25 : i + 26] += 1.5e4 * psf.stamp(*at, size=51)
     variance = np.full(shape, 25.0)
     clean = with_own_psf(Exposure.from_arrays(image, variance=variance)).psf
     bad = rng.random(shape) < 0.02
@@ -252,9 +256,9 @@ def test_a_measured_psf_does_without_some_core_pixels(rng):
         for image in images
     )
     assert np.sqrt(((first - second) ** 2).sum() / (first**2).sum()) < 0.005
-    assert star_width(
-        np.where(bad, -1e6, image), bad, *np.meshgrid([60.0, 115, 170, 225], [60.0]), reach=12
-    ) == pytest.approx(2.2 * 2.3548, rel=0.03)  # fmt: skip
+    x, y = np.array([60.0, 115, 170, 225]), np.full(4, 60.0)
+    width = star_width(np.where(bad, -1e6, image), bad, x, y, reach=12)
+    assert width == pytest.approx(2.2 * 2.3548, rel=0.03)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -363,8 +363,9 @@ def fits_single(*values: float) -> bool:
         False for those that would overflow, or lose digits below 1.2e-38.
     """
     limits = np.finfo(np.float32)
+    smallest, largest = float(limits.tiny), float(limits.max)
     return all(
-        value == 0 or not math.isfinite(value) or float(limits.tiny) <= abs(value) <= limits.max
+        value == 0 or not math.isfinite(value) or smallest <= abs(value) <= largest
         for value in values
     )
 
