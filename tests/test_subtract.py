@@ -137,7 +137,8 @@ def test_candidates_are_isolated_clean_stars(rng):
         image[y - 20 : y + 21, x - 20 : x + 21] += 5 * star
     image[280:321, 480:521] += 60 * gaussian(41, 6.0) * 2000  # a galaxy
     bad = np.zeros(shape, dtype=bool)
-    bad[310, 90] = True  # near the star at (300, 100)
+    bad[298:303, 99:102] = True  # the core of the star at (300, 100)
+    bad[310, 90] = bad[105, 95] = True  # beside cores: they cost no star
     sources = find_sources(
         image, image, science_variance=np.full(shape, 25.0),
         science_bad=bad, template_bad=np.zeros_like(bad),
@@ -145,13 +146,14 @@ def test_candidates_are_isolated_clean_stars(rng):
     chosen = choose_candidates(sources, clear=30, isolation=30)
     assert chosen.science_sigma == pytest.approx(2.5, rel=0.1)
     found = {(round(y), round(x)) for x, y in zip(chosen.x, chosen.y, strict=True)}
-    # Too few for all requirements: isolation goes first, cleanness never.
+    # Too few for all requirements: isolation goes first, a star's own core never.
     assert (300, 100) not in found
     assert {(100, 100), (450, 450), (300, 300), (500, 200)} <= found
     assert "isolation" in chosen.relaxed
     stamps = cut_stamps(
-        image, image, np.zeros(shape), np.full(shape, 25.0), bad, norm=1.0, x=chosen.x,
-        y=chosen.y, size=21, kernel_size=11,
+        image, image, np.zeros(shape), np.full(shape, 25.0), source_bad=bad,
+        target_bad=np.zeros_like(bad), norm=1.0, x=chosen.x, y=chosen.y, size=21, kernel_size=11,
+        source_sigma=2.5, target_sigma=2.5,
     )  # fmt: skip
     assert stamps.source.shape == (len(chosen), 31, 31)
     assert stamps.weight.max() == pytest.approx(1 / 25)
@@ -300,10 +302,10 @@ def test_a_chosen_order_that_the_fit_cannot_bear_is_lowered(run, directory, tmp_
     monkeypatch.setattr("whitediff.exposures.matching.choose_kernel_order", too_high)
     paths = gaussian_pair(run, directory)
     out = tmp_path / "out.fits"
-    # Order 3 needs 20 stars; half of the frame has fewer.
+    # Order 3 needs 20 stars; a quarter of the frame has fewer.
     for name, path in zip(("s", "t"), paths, strict=True):
         exposure = read_exposure(path)
-        exposure.image.array[500:] = np.nan
+        exposure.image.array[250:] = np.nan
         write_exposure(exposure, tmp_path / f"{name}.fits")
     code, _, messages = run("subtract", tmp_path / "s.fits", tmp_path / "t.fits", "--output", out)
     assert code == 0, messages
@@ -321,12 +323,14 @@ def test_kernels_that_are_too_small_are_named(run, tmp_path):
     out = tmp_path / "out.fits"
     paths = [pair / "science.fits", pair / "template.fits"]
     code, _, messages = run("subtract", *paths, "--output", out, "--kernel-size", 15)
-    assert code == 0, messages
+    assert code == 1, messages
     # A Gaussian of squared width 24 holds all but exp(-7.5²/48) = 31 % within 7.5 pixels.
     assert re.search(r"kernel of 15 pixels is too small .*: 3\d% of it", messages)
     assert "--kernel-size" in messages
-    assert fits.getval(out, "WDKSUM") < 0.97
-    code, _, messages = run("subtract", *paths, "--output", out, "--overwrite")
+    # A difference with fluxes that are a quarter too small is none.
+    assert re.search(r"has the sum 0\.7\d*, but \d+ sources are (1\.0|0\.9)", messages)
+    assert not out.exists()
+    code, _, messages = run("subtract", *paths, "--output", out)
     assert code == 0, messages
     assert "too small" not in messages
     assert fits.getval(out, "WDKSUM") == pytest.approx(1, abs=0.01)

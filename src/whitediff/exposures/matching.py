@@ -29,6 +29,7 @@ from ..matching.candidates import (
     CandidateOptions,
     Candidates,
     Sources,
+    changed_pixels,
     choose_candidates,
     cut_stamps,
     static_sources,
@@ -62,7 +63,7 @@ _APERTURE, _SMALLEST_APERTURE = 2.0, 4.0
 _SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.05, 0.2
 """Differences between a kernel's sum and what photometry finds: errors of the latter, that have to
 be exceeded in any case, and the relative ones that deserve a warning and an error."""
-_CORE_SIGMAS = 3
+_CORE_SIGMAS, _CHANGED_SIGMAS = 3, 3.5
 _ENOUGH_STARS = 10
 _FIRST_STARS = 250
 _MOST_STARS_DELTA = 100
@@ -264,6 +265,9 @@ def match(
     if widening:
         # What no neighbour tells of a pixel is carried as far as the filter reaches.
         bad = bad[0], bad[1] | _grown(patched(pair.science.image.array, bad[1])[1], widening)
+    reach = _CHANGED_SIGMAS * max(target_sigma, source_sigma)
+    changed = changed_pixels(sources, candidates, reach=reach)
+    bad = bad[0], bad[1] | changed
     fit, unexplained = _fit(
         source,
         target,
@@ -281,7 +285,7 @@ def match(
         candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
     )
     _judge(fit, basis, unexplained, convolved, noise_known=options.fit.known_noise)
-    ratio = _measured_sum(pair, sources, candidates, fit, basis, convolved)
+    ratio = _measured_sum(pair, sources, candidates, changed, fit, convolved)
     _judge_sum(fit.kernel_sum, ratio)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
     # What the stars are too few for, the source-free pixels will find.
@@ -410,8 +414,8 @@ def _measured_sum(
     pair: Pair,
     sources: Sources,
     candidates: Candidates,
+    changed: Array,
     fit: KernelFit,
-    basis: KernelBasis,
     convolved: Literal["template", "science"],
 ) -> FluxRatio:
     """The kernel's sum by photometry of the static sources, whether they were fitted or not."""
@@ -432,7 +436,7 @@ def _measured_sum(
     )
     if convolved == "template":
         whole = whole[::-1]
-    missing = holes[0] | holes[1]
+    missing = holes[0] | holes[1] | changed
     for exposure in (source, target):
         missing |= masks.flagged(exposure.mask, _LOST)
     ny, nx = missing.shape
@@ -465,7 +469,8 @@ def _judge_sum(kernel_sum: float, ratio: FluxRatio) -> None:
     )
     if abs(off) > _LARGEST_SUM_OFF:
         raise DataError(
-            f"The kernel that fits best {found}: the fit is wrong; look at which stars it used,"
+            f"The kernel that fits best {found}: the fit is wrong. Make the kernel larger"
+            " (--kernel-size) where it is too small for the PSFs; else look at which stars it used,"
             " the alignment and the variance planes."
         )
     if abs(off) > _SMALL_SUM_OFF:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -131,7 +132,9 @@ class Exposure:
         image = as_native_float(image)
         variance = np.asarray(variance)
         if variance.ndim == 0:
-            variance = np.full(image.shape, variance, dtype=image.dtype)
+            # A square may be beyond the type that its root fits into.
+            dtype = image.dtype if fits_single(float(variance)) else np.dtype(np.float64)
+            variance = np.full(image.shape, variance, dtype=dtype)
         planes = {"variance": variance} | dict(mask or {})
         for name, plane in planes.items():
             if plane.shape != image.shape:
@@ -344,6 +347,27 @@ class Exposure:
             f"Exposure({ny} x {nx} {self.image.array.dtype}, yx0={self.yx0},"
             f" mask planes {', '.join(self.mask.schema.names) or 'none'}, {psf})"
         )
+
+
+def fits_single(*values: float) -> bool:
+    """Whether numbers can be told in single precision, to all of its digits.
+
+    Parameters
+    ----------
+    *values
+        Numbers; 0 and those that are not finite can.
+
+    Returns
+    -------
+    fits
+        False for those that would overflow, or lose digits below 1.2e-38.
+    """
+    limits = np.finfo(np.float32)
+    smallest, largest = float(limits.tiny), float(limits.max)
+    return all(
+        value == 0 or not math.isfinite(value) or smallest <= abs(value) <= largest
+        for value in values
+    )
 
 
 def as_native_float(array: Array) -> Array:

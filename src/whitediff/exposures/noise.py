@@ -22,7 +22,7 @@ from ..stats import robust_sigma
 from ..threads import in_threads
 from . import masks
 from .covariance import Noise, noise_at
-from .model import Exposure
+from .model import Exposure, fits_single
 from .psf import average_position, psf_image
 
 __all__ = [
@@ -268,10 +268,27 @@ def rescaled(exposure: Exposure, factor: float) -> Exposure:
         Shares everything else.
     """
     variance = exposure.variance.array
+    if variance.dtype == np.float32 and not fits_single(*(factor * _positive_range(variance))):
+        variance = variance.astype(np.float64)
     scale = variance.dtype.type(factor)
     return exposure.replaced(
         variance=planes.filled(variance.shape, variance.dtype, lambda rows: variance[rows] * scale)
     )
+
+
+def _positive_range(variance: Array) -> Array:
+    """Smallest and largest of the positive finite values; zeros without any."""
+
+    def of_rows(rows: slice) -> tuple[float, float]:
+        part = variance[rows]
+        positive = (part > 0) & (part < np.inf)
+        return (
+            float(np.min(part, where=positive, initial=np.inf)),
+            float(np.max(part, where=positive, initial=0)),
+        )
+
+    smallest, largest = zip(*planes.each_block(of_rows, variance.shape), strict=True)
+    return np.array([min(smallest), max(largest)]) if max(largest) > 0 else np.zeros(2)
 
 
 def measured_noises(

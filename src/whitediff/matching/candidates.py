@@ -21,6 +21,7 @@ __all__ = [
     "CandidateOptions",
     "Candidates",
     "Sources",
+    "changed_pixels",
     "choose_candidates",
     "cut_stamps",
     "find_sources",
@@ -500,6 +501,48 @@ def static_sources(sources: Sources, stars: Candidates) -> Array:
             static &= better
     which = np.flatnonzero(static)
     return which[np.argsort(-sources.signal_to_noise[which], kind="stable")[:_MOST_COMPARED]]
+
+
+def changed_pixels(sources: Sources, stars: Candidates, *, reach: float) -> Array:
+    """Pixels around sources that are not in both images: rays, transients, asteroids.
+
+    Parameters
+    ----------
+    sources
+        `Sources`.
+    stars
+        Stars among them, for their usual ratio of fluxes.
+    reach
+        Radius around such a source, pixels.
+
+    Returns
+    -------
+    changed
+        ``(ny, nx)`` boolean: around sources whose flux is off by a factor of 1.5 and 5 standard
+        deviations.
+    """
+    changed = np.zeros(sources.science_bad.shape, dtype=bool)
+    expected = stars.flux_ratio * sources.flux
+    noise = np.hypot(
+        _error(sources.template_flux, sources.template_signal_to_noise),
+        stars.flux_ratio * _error(sources.flux, sources.signal_to_noise),
+    )
+    off = np.abs(sources.template_flux - expected) > _COMMON * noise
+    half = math.ceil(reach)
+    ny, nx = changed.shape
+    for i in np.flatnonzero(off & ~_static(sources, stars.flux_ratio)):
+        column, row = round(float(sources.x[i])), round(float(sources.y[i]))
+        rows = np.arange(max(0, row - half), min(ny, row + half + 1))
+        columns = np.arange(max(0, column - half), min(nx, column + half + 1))
+        near = np.hypot(rows[:, None] - sources.y[i], columns - sources.x[i]) <= reach
+        changed[np.ix_(rows, columns)] |= near
+    return changed
+
+
+def _error(flux: Array, signal_to_noise: Array) -> Array:
+    return np.where(
+        signal_to_noise != 0, flux / np.where(signal_to_noise != 0, signal_to_noise, 1), 0
+    )
 
 
 def _static(sources: Sources, flux_ratio: float) -> Array:

@@ -14,8 +14,8 @@ __all__ = ["FluxRatio", "flux_ratio"]
 type Array = npt.NDArray[Any]
 
 _GAP, _RING, _NARROWEST = 1.1, 1.7, 8.0
-"""Inner and outer radius of the ring around an aperture, over the aperture's, and the least width of
-it in pixels."""
+"""Inner and outer radius of the ring around an aperture, over the aperture's, and the least width
+of it in pixels."""
 _CLIP = 3.0
 _PASSES = 4
 _FEWEST = 3
@@ -122,7 +122,7 @@ def _photometry(
 
 def _robust_ratio(fluxes: Array, noises: Array) -> FluxRatio:
     """Second of pairs of fluxes, of nearly the same, over the first."""
-    # Neither image may say alone which stars count, or how much: their ratio would follow its noise.
+    # Said by one image alone, which stars count, and how much, would follow that image's noise.
     inverse = 1 / np.maximum(noises, 1e-6 * np.abs(fluxes)) ** 2
     brightness = (fluxes * inverse).sum(axis=1) / inverse.sum(axis=1)
     seen = brightness > _FAINTEST * np.sqrt(1 / inverse.sum(axis=1))

@@ -12,9 +12,10 @@ import scipy.ndimage
 import scipy.optimize
 
 from ..errors import ArgumentError, DataError
+from ..interpolation import patched
 from ..polynomials import chebyshev_products
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from ..stats import half_sample_mode
+from ..stats import half_sample_mode, power_of_two
 from ..threads import single_threaded_algebra
 
 __all__ = ["measure_psf", "star_width"]
@@ -25,6 +26,8 @@ _FEWEST = 3
 _MOST = 150
 _STARS_PER_TERM = 12
 _USABLE_FRACTION = 0.8
+_MIDDLE, _MOST_BAD_MIDDLE = 1, 2
+"""Half-width of a star's middle, and how many of its pixels may be bad."""
 _CLIP = 4.0
 _PASSES = 3
 _FLOOR = 0.02
@@ -50,13 +53,15 @@ _BETA = (1.5, 100.0)
 class _Stars:
     """Stamps, and what is known of the stars in them.
 
-    ``shape`` is the frame's; ``data`` and ``weight`` are ``(n, side, side)``; ``column``,
-    ``row`` the middle pixels, ``dx``, ``dy`` the offsets of the centres from them.
+    ``shape`` is the frame's; ``data``, ``weight`` and ``known`` are ``(n, side, side)``: bad pixels
+    have no weight, but where they could be interpolated they are known; ``column``, ``row`` the
+    middle pixels, ``dx``, ``dy`` the offsets of the centres from them.
     """
 
     shape: tuple[int, int]
     data: Array
     weight: Array
+    known: Array
     column: Array
     row: Array
     dx: Array
@@ -81,7 +86,7 @@ class _Stars:
 
     @property
     def sky_free(self) -> Array:
-        return np.where(self.weight > 0, self.data - self.level[:, None, None], 0.0)
+        return np.where(self.known, self.data - self.level[:, None, None], 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +185,7 @@ def measure_psf(
     """
     if size % 2 == 0:
         raise ArgumentError(f"The side of a PSF image must be odd; got {size}.")
-    stars = _cut(image, variance, bad, x, y, size)
+    stars = _in_units_of_the_noise(_cut(image, variance, bad, x, y, size))
     if len(stars) < _FEWEST:
         raise DataError(f"Only {len(stars)} stars can be used; a PSF needs {_FEWEST}.")
     width = _recentre(stars, size // 4)
@@ -278,6 +283,7 @@ def _cut(
     radius = np.hypot(offset[:, None], offset[None, :])
     square = np.maximum(abs(offset)[:, None], abs(offset)[None, :])
     core, within = radius <= max(2, size / 8), square <= half
+    middle = square <= _MIDDLE
     border = square > (half if outer is None else half - 2)
     found: list[tuple[Any, ...]] = []
     for x_star, y_star in zip(x, y, strict=True):
@@ -290,21 +296,39 @@ def _cut(
         data = image[around].astype(np.float64)
         noise = variance[around] if variance.size > 1 else np.ones(data.shape)
         good = inside & ~bad[around] & np.isfinite(data) & np.isfinite(noise) & (noise > 0)
-        if good[within].mean() < _USABLE_FRACTION or not good[core].all():
+        if (
+            good[within].mean() < _USABLE_FRACTION
+            or good[core].mean() < _USABLE_FRACTION
+            or np.count_nonzero(~good[middle]) > _MOST_BAD_MIDDLE
+        ):
             continue
         sky = data[border & good]
         level = clipped_median(sky) if len(sky) > size else 0.0
         weight = np.where(good, 1 / np.where(good, noise, 1.0), 0.0)
-        data = np.where(good, data, level)
+        data, hole = patched(data, ~good)
+        data = np.where(hole, level, data)
         flux = float((data - level)[core].sum())
         if flux > 0:
-            rank = flux / math.sqrt((1 / weight[core]).sum())
-            found.append(
-                (rank, data, weight, i, j, float(x_star) - i, float(y_star) - j, flux, level)
-            )
+            # As if no pixel were bad.
+            rank = flux * math.sqrt(float(np.median(weight[core & good])))
+            place = i, j, float(x_star) - i, float(y_star) - j
+            found.append((rank, data, weight, ~hole, *place, flux, level))
     found.sort(key=lambda star: -star[0])
-    columns = list(zip(*found[:_MOST], strict=True))[1:] or [()] * 8
+    columns = list(zip(*found[:_MOST], strict=True))[1:] or [()] * 9
     return _Stars((ny, nx), *(np.array(column) for column in columns))
+
+
+def _in_units_of_the_noise(stars: _Stars) -> _Stars:
+    """Stars in a unit near their noise, so that no square of theirs is very large or small."""
+    weights = stars.weight[stars.weight > 0]
+    unit = power_of_two(float(np.median(weights)) ** -0.5) if weights.size else 1.0
+    return dataclasses.replace(
+        stars,
+        data=stars.data / unit,
+        weight=stars.weight * unit**2,
+        flux=stars.flux / unit,
+        level=stars.level / unit,
+    )
 
 
 def clipped_median(values: Array) -> float:
