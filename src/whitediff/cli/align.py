@@ -34,6 +34,16 @@ METHODS = ("interpolating", "adaptive")
     " and used where it is significant (auto); always measured; or white.",
 )
 @click.option(
+    "--register",
+    is_flag=True,
+    help="Take out smooth local distortions too, as far as the stars show any.",
+)
+@click.option(
+    "--ignore-wcs",
+    is_flag=True,
+    help="Align by the stars alone, whatever the WCS of the two says.",
+)
+@click.option(
     "--template-variance",
     type=Number(),
     help="Mean variance of the template, or a file with its variance plane (KIND:FILE for KIND"
@@ -56,9 +66,10 @@ METHODS = ("interpolating", "adaptive")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @common_options
 def align(**options: Any) -> None:
-    """Resample a template onto the pixels of a science image, by their sky coordinates.
+    """Resample a template onto the pixels of a science image, by their sky coordinates and stars.
 
-    TEMPLATE and SCIENCE are FITS files; FILE[EXT] names an extension. Flux is kept. The output
+    TEMPLATE and SCIENCE are FITS files; FILE[EXT] names an extension. A wrong WCS is corrected by
+    the stars, and where there is none they are matched without it. Flux is kept. The output
     has the template's image, variance, mask and PSF on the new pixels, and how its noise is
     correlated by that, which whitediff subtract takes into account.
     """

@@ -127,7 +127,9 @@ def find_stars(flat: Array, bad: Array, *, most: int = _MOST) -> StarList:
         likely &= radius > _SHARP * locus
         sigma = float(locus) * _HALF_LIGHT_TO_SIGMA
     order = np.lexsort((-flux, ~likely))[:most]
-    x, y = centroids(flat, x[order], y[order], sigma, bad)
+    x, y = x[order], y[order]
+    new_x, new_y = centroids(flat, x, y, sigma, bad)
+    x, y = np.where(np.isfinite(new_x), new_x, x), np.where(np.isfinite(new_y), new_y, y)
     flux, ratio = flux[order], flux[order] / error[order]
     # The centroid of something wide is known less well, and it may be two.
     width = np.maximum(sigma, _HALF_LIGHT_TO_SIGMA * radius[order])
@@ -155,10 +157,10 @@ def centroids(flat: Array, x: Array, y: Array, sigma: float, bad: Array) -> tupl
     Returns
     -------
     x, y
-        ``(n,)``; where the windowed centroid wanders off by more than 2 sigma, as it was.
+        ``(n,)``; NaN where the windowed centroid wanders off by more than 2 sigma and a pixel.
     """
     import sep
 
     new_x, new_y, _ = sep.winpos(flat, x, y, sigma, mask=bad)
     near = np.hypot(new_x - x, new_y - y) < 2 * sigma + 1
-    return np.where(near, new_x, x), np.where(near, new_y, y)
+    return np.where(near, new_x, np.nan), np.where(near, new_y, np.nan)

@@ -29,6 +29,8 @@ def run_alignment(
     output: Path,
     method: Any = "interpolating",
     noise: Any = "auto",
+    register: bool = False,
+    ignore_wcs: bool = False,
     template_variance: float | str | None = None,
     template_gain: float | None = None,
     template_read_noise: float | None = None,
@@ -41,14 +43,16 @@ def run_alignment(
 
     Parameters
     ----------
-    template, science, output, method, noise, template_variance, template_gain, \
-    template_read_noise, template_psf, compress, overwrite
+    template, science, output, method, noise, register, ignore_wcs, template_variance, \
+    template_gain, template_read_noise, template_psf, compress, overwrite
         Options of the command.
     begin
         Called with the name of each stage.
     """
     check_output(output, overwrite=overwrite, inputs=(template, science))
-    options = ResamplingOptions(method=method, noise=noise)
+    options = ResamplingOptions(
+        method=method, noise=noise, positions="distortions" if register else "stars"
+    )
     begin("reading")
     grid = formats.read_exposure(science, needs_variance=False)
     exposure = read_input(
@@ -57,7 +61,7 @@ def run_alignment(
     if template_psf is not None:
         exposure.psf = formats.read_psf(template_psf, bounds=exposure.bbox)
     begin("resampling")
-    result = aligned(grid, exposure, options)
+    result = aligned(grid, exposure, options, use_wcs=not ignore_wcs)
     begin("writing")
     formats.write_exposure(
         result.exposure,
