@@ -187,9 +187,9 @@ def _differs(name: str, shifts: Array, departure: float, stars: str) -> Argument
     return ArgumentError(
         f"{name}: its pixels and the science image's differ by up to {largest:.2f} pixels by their"
         f" WCS, {departure:.2f} after a shift by whole pixels, and at most"
-        f" {WHOLE_PIXEL_TOLERANCE:g} are allowed{stars}; have it resampled (--align), in a pipeline by"
-        " alignTemplate, or take the images"
-        " as they are (--ignore-wcs) if the WCS is wrong."
+        f" {WHOLE_PIXEL_TOLERANCE:g} are allowed{stars}; have it resampled (--align), in a"
+        " pipeline by alignTemplate, or take the images as they are (--ignore-wcs) if the WCS is"
+        " wrong."
     )
 
 

@@ -163,7 +163,7 @@ def measured_correction(
     pairing = pair_lists(first, second, shapes=shapes, start=start)
     if pairing is None or not pairing.is_real:
         flats = first_flat, second_flat
-        return _by_correlation(science, template, flats, (first, second), pairing, by_wcs)
+        return _by_correlation(science, template, flats, (first, second), pairing, by_wcs, use_wcs)
     taken = taken_positions(science, template, first.yx[:, 0], first.yx[:, 1], by_wcs=by_wcs)
     change = pairing.transformation
     if by_wcs:
@@ -288,7 +288,7 @@ def _linear(science: Exposure, template: Exposure) -> Affine | None:
         return None
     known = np.isfinite(there).all(axis=1)
     size = np.array(template.shape)
-    if known.sum() < 6 or not ((there > -size) & (there < 2 * size))[known].any():
+    if known.sum() < 6 or not ((there > -size) & (there < 2 * size))[known].all(axis=1).any():
         return None
     found, _, _ = fit_affine(
         np.stack([y, x], 1)[known], there[known], np.ones(int(known.sum())), parameters=6
@@ -336,17 +336,22 @@ def _by_correlation(
     lists: tuple[StarList, StarList],
     pairing: Pairing | None,
     by_wcs: bool,
+    use_wcs: bool,
 ) -> Correction | None:
     """What a cross-correlation says where the stars do not."""
     name = template.source or "The template"
     first, second = lists
+    if not by_wcs and use_wcs and not min(first.likely, second.likely):
+        # Then the missing WCS is the trouble, and whoever needs it says so.
+        return None
     common = 0 if pairing is None else len(pairing)
     counts = (
         f"only {common} of its {second.likely} stars match one of the science image's"
         f" {first.likely}, no more than by chance"
     )
     shift = None
-    if by_wcs or science.shape == template.shape:
+    # Of noise alone, what the two share would be that of the detector.
+    if min(first.likely, second.likely) and (by_wcs or science.shape == template.shape):
         shift = correlated_shift(flats[0], _sampled(science, template, flats[1], by_wcs))
     if shift is not None:
         if by_wcs and float(np.hypot(*shift)) < _SMALL_CORRELATED:

@@ -15,7 +15,7 @@ __all__ = ["correlated_shift"]
 
 type Array = npt.NDArray[Any]
 
-_FAINTEST, _BRIGHTEST = 3.0, 100.0
+_FAINTEST, _BRIGHTEST = 5.0, 100.0
 """Of the noise: what is below is none, what is above counts as that."""
 _SIGNIFICANT = 8.0
 _STEPS = 20
