@@ -82,8 +82,15 @@ class Sky:
             sigma = self.template_sigma * scale if which else self.science_sigma
             for at, total in zip(self.there(places) if which else places, flux, strict=True):
                 _draw(image, at, total * (0.8 if which else 1.0), sigma)
-            for at, total, size in zip(self.there(blobs) if which else blobs, light, sizes, strict=True):
-                _draw(image, at, total * (0.8 if which else 1.0), math.hypot(sigma, size * (scale if which else 1)))
+            for at, total, size in zip(
+                self.there(blobs) if which else blobs, light, sizes, strict=True
+            ):
+                _draw(
+                    image,
+                    at,
+                    total * (0.8 if which else 1.0),
+                    math.hypot(sigma, size * (scale if which else 1)),
+                )
             variance = self.sky[which] + image / 2
             image += rng.normal(size=shape) * np.sqrt(variance)
             for _ in range(self.rays):
@@ -113,7 +120,9 @@ def _draw(image: Array, at: Array, total: float, sigma: float) -> None:
     rows = np.arange(max(0, row - half), min(ny, row + half + 1))
     columns = np.arange(max(0, column - half), min(nx, column + half + 1))
     if len(rows) and len(columns):
-        profile = [_integrated(grid - c, sigma) for grid, c in zip((rows, columns), at, strict=True)]
+        profile = [
+            _integrated(grid - c, sigma) for grid, c in zip((rows, columns), at, strict=True)
+        ]
         image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] += total * np.outer(*profile)
 
 

@@ -378,11 +378,12 @@ def _by_correlation(
                 else "  If they are, the WCS is far off: align by the stars alone (--ignore-wcs)."
             ).replace("  ", " ")
         )
-    _log.warning(
-        "%s: there are too few stars to check its WCS by (%d, and %d in the science image), which"
-        " is believed.",
-        name, second.likely, first.likely,
-    )  # fmt: skip
+    if min(first.likely, second.likely):
+        _log.warning(
+            "%s: there are too few stars to check its WCS by (%d, and %d in the science image),"
+            " which is believed.",
+            name, second.likely, first.likely,
+        )  # fmt: skip
     return None
 
 
