@@ -350,33 +350,32 @@ def _by_correlation(
         f" {first.likely}, no more than by chance"
     )
     shift = None
-    # Of noise alone, what the two share would be that of the detector.
-    if min(first.likely, second.likely) and (by_wcs or science.shape == template.shape):
-        shift = correlated_shift(flats[0], _sampled(science, template, flats[1], by_wcs))
+    # Of noise alone, what the two share would be that of the detector; and without a WCS, nothing
+    # says that a shift is all.
+    if min(first.likely, second.likely) and by_wcs:
+        shift = correlated_shift(flats[0], _sampled(science, template, flats[1]))
     if shift is not None:
-        if by_wcs and float(np.hypot(*shift)) < _SMALL_CORRELATED:
+        if float(np.hypot(*shift)) < _SMALL_CORRELATED:
             return None
         # In pixels of the template: its positions are sampled where those of the science are.
-        matrix = np.eye(2)
-        linear = _linear(science, template) if by_wcs else None
-        if linear is not None:
-            matrix = linear.matrix
-        offset = matrix @ shift
+        linear = _linear(science, template)
+        assert linear is not None
+        offset = linear.matrix @ shift
         _log.warning(
-            "%s: %s; by cross-correlation it lies (%+.2f, %+.2f) pixels (x, y) from where %s, and"
-            " is corrected by that; check the result.",
+            "%s: %s; by cross-correlation it lies (%+.2f, %+.2f) pixels (x, y) from where its WCS"
+            " puts it, and is corrected by that; check the result.",
             name, counts, offset[1], offset[0],
-            "its WCS puts it" if by_wcs else "the science image does",
         )  # fmt: skip
-        return Correction(Affine(np.eye(2), offset), None, by_wcs)
-    if not by_wcs or min(first.likely, second.likely) >= _ENOUGH:
+        return Correction(Affine(np.eye(2), offset), None, True)
+    if not by_wcs:
         raise DataError(
-            f"{name}: {counts}, and a cross-correlation finds nothing: are both of the same field?"
-            + (
-                "  If they are, give the template a WCS (astrometry), from which to start."
-                if not by_wcs
-                else "  If they are, the WCS is far off: align by the stars alone (--ignore-wcs)."
-            ).replace("  ", " ")
+            f"{name}: {counts}: are both of the same field?"
+            " If they are, give both a WCS (astrometry) from which to start."
+        )
+    if min(first.likely, second.likely) >= _ENOUGH:
+        raise DataError(
+            f"{name}: {counts}, and a cross-correlation finds nothing: are both of the same field,"
+            " and is the WCS right (--ignore-wcs aligns by the stars alone)?"
         )
     if min(first.likely, second.likely):
         _log.warning(
@@ -387,10 +386,8 @@ def _by_correlation(
     return None
 
 
-def _sampled(science: Exposure, template: Exposure, flat: Array, by_wcs: bool) -> Array:
+def _sampled(science: Exposure, template: Exposure, flat: Array) -> Array:
     """The template's sources roughly where the science image has them."""
-    if not by_wcs:
-        return flat
     linear = _linear(science, template)
     assert linear is not None
     return np.asarray(

@@ -18,6 +18,12 @@ type Array = npt.NDArray[Any]
 _FAINTEST, _BRIGHTEST = 5.0, 100.0
 """Of the noise: what is below is none, what is above counts as that."""
 _SIGNIFICANT = 8.0
+_ALIKE = 0.4
+"""Correlation coefficient of two images of the same field, at least."""
+_SECOND = 0.6
+"""Of the peak, what another one reaches at most: between different fields all are alike."""
+_APART = 12
+"""Pixels from the peak beyond which another one is."""
 _STEPS = 20
 """Places in a pixel at which the correlation's peak is looked for."""
 
@@ -37,7 +43,7 @@ def correlated_shift(first: Array, second: Array, *, largest: float = 60.0) -> A
     -------
     shift
         ``(2,)``: what lies at p in the first, lies at p + shift in the second; None where no peak
-        of the correlation is 8 times its scatter.
+        of the correlation is 8 times its scatter, stands alone, and means images that are alike.
 
     Notes
     -----
@@ -45,11 +51,12 @@ def correlated_shift(first: Array, second: Array, *, largest: float = 60.0) -> A
     between the pixels (Guizar-Sicairos et al. 2008).
     """
     shape = tuple(scipy.fft.next_fast_len(n + int(largest) + 1, real=True) for n in first.shape)
-    spectra = []
+    spectra, power = [], 1.0
     for image in (first, second):
         part = _sources(image)
         if part is None:
             return None
+        power *= float((part.astype(np.float64) ** 2).sum())
         spectra.append(scipy.fft.rfft2(part, shape))
     product = np.conj(spectra[0]) * spectra[1]
     surface = scipy.fft.irfft2(product, shape)
@@ -58,6 +65,11 @@ def correlated_shift(first: Array, second: Array, *, largest: float = 60.0) -> A
     peak = np.array(np.unravel_index(int(np.argmax(near)), near.shape))
     scatter = robust_sigma(near)
     if not near[tuple(peak)] - np.median(near) > _SIGNIFICANT * max(scatter, 1e-300):
+        return None
+    y, x = np.mgrid[: near.shape[0], : near.shape[1]]
+    others = near[np.hypot(y - peak[0], x - peak[1]) > _APART]
+    height = near[tuple(peak)]
+    if not height > _ALIKE * math.sqrt(power) or others.max(initial=0.0) > _SECOND * height:
         return None
     if (peak == 0).any() or (peak == 2 * reach).any():
         return None

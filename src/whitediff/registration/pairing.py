@@ -23,7 +23,7 @@ _LARGEST_SCALE = 3.2
 _FIRST_TOLERANCES = (8.0, 5.0, 3.0, 2.0)
 """Pixels within which stars are paired, as the transformation becomes better known."""
 _TOLERANCE = 1.5
-_VOTERS = (25, 60)
+_VOTERS = (25, 45)
 """Brightest of each list of which every two are compared, until a transformation is found."""
 _VERIFIED = 150
 """Brightest of each list by which a transformation is judged."""
