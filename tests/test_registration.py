@@ -86,7 +86,15 @@ def test_ten_stars_suffice_among_galaxies_and_cosmic_rays(seed):
     assert errors.max() < 3 * ACCURATE
 
 
-@pytest.mark.parametrize(("stars", "seed"), [(8, 0), (40, 1), (100, 2), (40, 3)])
+@pytest.mark.parametrize(
+    ("stars", "seed"),
+    [
+        (8, 0),
+        pytest.param(40, 1, marks=pytest.mark.slow),
+        pytest.param(100, 2, marks=pytest.mark.slow),
+        (40, 3),
+    ],
+)
 def test_unrelated_fields_are_refused(stars, seed):
     science = Sky(seed=seed, stars=stars, rays=20).made()[0]
     other = Sky(seed=seed + 100, stars=stars, rays=20).made()[1]
