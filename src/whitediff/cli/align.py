@@ -34,6 +34,16 @@ METHODS = ("interpolating", "adaptive")
     help="Whether the template's own noise is correlated before: as its file says, else measured"
     " and used where it is significant (auto); always measured; or white.",
 )
+@click.option(
+    "--register",
+    is_flag=True,
+    help="Take out smooth local distortions too, as far as the stars show any.",
+)
+@click.option(
+    "--ignore-wcs",
+    is_flag=True,
+    help="Align by the stars alone, whatever the WCS of the two says.",
+)
 @input_options("template")
 @click.option("--template-psf", metavar="FILE", help="PSF of the template  [default: its own].")
 @click.option(
@@ -46,9 +56,10 @@ METHODS = ("interpolating", "adaptive")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @common_options
 def align(**options: Any) -> None:
-    """Resample a template onto the pixels of a science image, by their sky coordinates.
+    """Resample a template onto the pixels of a science image, by their sky coordinates and stars.
 
-    TEMPLATE and SCIENCE are FITS files; FILE[EXT] names an extension. Flux is kept. The output
+    TEMPLATE and SCIENCE are FITS files; FILE[EXT] names an extension. A wrong WCS is corrected by
+    the stars, and where there is none they are matched without it. Flux is kept. The output
     has the template's image, variance, mask and PSF on the new pixels, and how its noise is
     correlated by that, which whitediff subtract takes into account.
     """

@@ -36,6 +36,7 @@ FIT_OPTIONS = (
     "constant",
     "fill",
     "align",
+    "register",
     "align_method",
 )
 """Parameters of the fit."""
@@ -100,12 +101,20 @@ def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--ignore-wcs",
             is_flag=True,
-            help="Take the images as aligned pixel by pixel, whatever their WCS says.",
+            help="Take the images as aligned pixel by pixel, whatever their WCS says; with --align,"
+            " align by the stars alone.",
         ),
         click.option(
             "--align",
             is_flag=True,
-            help="Resample a template whose pixels are not the science image's, by their WCS.",
+            help="Resample a template whose pixels are not the science image's, by their WCS as"
+            " the stars correct it; without a WCS, by the stars.",
+        ),
+        click.option(
+            "--register",
+            is_flag=True,
+            help="As --align, and take out smooth local distortions too, as far as the stars show"
+            " any.",
         ),
         click.option(
             "--align-method",
@@ -127,7 +136,9 @@ def check_alignment(context: click.Context) -> None:
         Of a command with `fit_options`.
     """
     source = context.get_parameter_source("align_method")
-    if source is click.core.ParameterSource.COMMANDLINE and not context.params["align"]:
+    if source is click.core.ParameterSource.COMMANDLINE and not (
+        context.params["align"] or context.params["register"]
+    ):
         raise click.UsageError("--align-method has no effect without --align; add that.")
 
 

@@ -11,11 +11,13 @@ import numpy.typing as npt
 from lsst.images import Image, MaskedImage
 
 from ..errors import ArgumentError, DataError
+from ..registration.transformation import Correction
 from . import masks
 from .covariance import moved_noise
-from .mapping import positions_on
+from .mapping import taken_positions
 from .model import Exposure
 from .psf import moved_psf
+from .registration import measured_correction, star_offset
 from .resampling import Resampled, ResamplingOptions, resampled
 from .sky import shifted_header
 
@@ -37,6 +39,7 @@ def aligned_template(
     *,
     use_wcs: bool = True,
     resampling: ResamplingOptions | None = None,
+    correction: Correction | None = None,
 ) -> Exposure:
     """Cut, extend or resample a template to the science image's pixels.
 
@@ -49,7 +52,10 @@ def aligned_template(
         Believe the WCS; if False, equal boxes are enough.
     resampling
         How to resample a template whose grid differs by more than `WHOLE_PIXEL_TOLERANCE` from
-        whole pixels, by their WCS; None to refuse it.
+        whole pixels, by their WCS and stars; None to refuse it.
+    correction
+        What the stars said of the positions before; measured if not given, where the resampling
+        goes by them.
 
     Returns
     -------
@@ -66,7 +72,9 @@ def aligned_template(
         If they do not overlap.
     """
     if resampling is not None:
-        return aligned(science, template, resampling).exposure
+        return aligned(
+            science, template, resampling, use_wcs=use_wcs, correction=correction
+        ).exposure
     name = template.source or "The template"
     shifts = _shifts(science, template, name) if use_wcs else None
     if shifts is None:
@@ -83,19 +91,30 @@ def aligned_template(
         return _cut(science, template, offset, name)
     shift, departure = _whole_pixels(shifts)
     if shift is None:
-        raise _differs(name, shifts, departure)
+        raise _differs(name, shifts, departure, star_offset(science, template))
     return _placed(science, template, shift, name)
 
 
-def aligned(science: Exposure, template: Exposure, resampling: ResamplingOptions) -> Resampled:
+def aligned(
+    science: Exposure,
+    template: Exposure,
+    resampling: ResamplingOptions,
+    *,
+    use_wcs: bool = True,
+    correction: Correction | None = None,
+) -> Resampled:
     """Cut a template to the science image's pixels where it has the same ones, or resample it.
 
     Parameters
     ----------
     science, template
-        Exposures with sky coordinates.
+        Exposures with sky coordinates, or with stars.
     resampling
         How, where its grid differs by more than `WHOLE_PIXEL_TOLERANCE` from whole pixels.
+    use_wcs
+        Believe the WCS where there is one, but for what the stars say; if False, these alone.
+    correction
+        As for `aligned_template`.
 
     Returns
     -------
@@ -105,15 +124,23 @@ def aligned(science: Exposure, template: Exposure, resampling: ResamplingOptions
     Raises
     ------
     ArgumentError, DataError
-        As by `whitediff.exposures.resampling.resampled`.
+        As by `whitediff.exposures.resampling.resampled`, and
+        `whitediff.exposures.registration.measured_correction`.
     """
     name = template.source or "The template"
-    shifts = _shifts(science, template, name)
+    if correction is None and resampling.positions != "wcs":
+        correction = measured_correction(
+            science, template, use_wcs=use_wcs, distortions=resampling.positions == "distortions"
+        )
+    shifts = _shifts(science, template, name, correction)
     offset, departure = (None, math.nan) if shifts is None else _whole_pixels(shifts)
     if offset is None:
         # Which says what is missing, if something is.
-        return resampled(template, science, resampling)
+        return resampled(template, science, resampling, correction)
     exposure = _placed(science, template, offset, name)
+    if correction is not None:
+        exposure = exposure.replaced()
+        exposure.registration = correction
     covered = float(np.isfinite(exposure.image.array).mean())
     return Resampled(exposure, None, 1.0, 0.0, covered, departure)
 
@@ -127,10 +154,12 @@ def _whole_pixels(shifts: Array) -> tuple[tuple[int, int] | None, float]:
     return (int(whole[0]), int(whole[1])), departure
 
 
-def _shifts(science: Exposure, template: Exposure, name: str) -> Array | None:
-    """How far pixels move by the WCS, ``(2, n)``; NaN where that is not defined."""
-    wcs, other = science.wcs, template.wcs
-    if wcs is None or other is None:
+def _shifts(
+    science: Exposure, template: Exposure, name: str, correction: Correction | None = None
+) -> Array | None:
+    """How far pixels move by WCS and stars, ``(2, n)``; NaN where that is not defined."""
+    by_wcs = correction is None or correction.by_wcs
+    if by_wcs and (science.wcs is None or template.wcs is None):
         return None
     ny, nx = science.shape
     y, x = (
@@ -138,13 +167,17 @@ def _shifts(science: Exposure, template: Exposure, name: str) -> Array | None:
         for a in np.meshgrid(*(np.linspace(0, n - 1, _NODES) for n in (ny, nx)), indexing="ij")
     )
     try:
-        there_x, there_y = positions_on(wcs, other, x, y)
+        there = taken_positions(science, template, y, x, by_wcs=by_wcs)
     except ArgumentError as error:
         raise ArgumentError(f"{name}: {error}") from error
-    return np.stack([there_y - y, there_x - x])
+    if correction is not None:
+        there = correction.affine(there)
+        if correction.displacements is not None:
+            there = there + correction.displacements.at(y, x)[0]
+    return np.stack([there[:, 0] - y, there[:, 1] - x])
 
 
-def _differs(name: str, shifts: Array, departure: float) -> ArgumentError:
+def _differs(name: str, shifts: Array, departure: float, stars: str) -> ArgumentError:
     if not np.isfinite(departure):
         return ArgumentError(
             f"{name}: by their WCS the science image's pixels have no place on it; are they of the"
@@ -154,9 +187,9 @@ def _differs(name: str, shifts: Array, departure: float) -> ArgumentError:
     return ArgumentError(
         f"{name}: its pixels and the science image's differ by up to {largest:.2f} pixels by their"
         f" WCS, {departure:.2f} after a shift by whole pixels, and at most"
-        f" {WHOLE_PIXEL_TOLERANCE:g} are allowed; have it resampled (--align), in a pipeline by"
-        " alignTemplate, or take the images"
-        " as they are (--ignore-wcs) if the WCS is wrong."
+        f" {WHOLE_PIXEL_TOLERANCE:g} are allowed{stars}; have it resampled (--align), in a"
+        " pipeline by alignTemplate, or take the images as they are (--ignore-wcs) if the WCS is"
+        " wrong."
     )
 
 

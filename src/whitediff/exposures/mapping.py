@@ -15,9 +15,10 @@ from astropy.wcs.utils import wcs_to_celestial_frame
 
 from ..errors import ArgumentError, DataError, one_line
 from ..polynomials import chebyshev_products, chebyshev_terms
+from ..registration.transformation import Correction, Displacements
 from .model import Exposure
 
-__all__ = ["PixelMap", "pixel_map", "positions_on"]
+__all__ = ["PixelMap", "pixel_map", "positions_on", "taken_positions"]
 
 type Array = npt.NDArray[Any]
 
@@ -46,12 +47,15 @@ class PixelMap:
     error
         Largest difference from the sky coordinates at positions between the nodes of the fit,
         pixels of the other array.
+    displacements
+        Added to that: what varies faster than polynomials follow; None for nothing.
     """
 
     rows: slice
     columns: slice
     coefficients: Array
     error: float
+    displacements: Displacements | None = None
 
     def _scaled(self, position: Any, interval: slice) -> Any:
         return 2 * (position - interval.start + 0.5) / (interval.stop - interval.start) - 1
@@ -69,7 +73,10 @@ class PixelMap:
         y, x
             ``(ny, nx)``, pixels of the other array.
         """
-        y, x = self._evaluated(self.coefficients, rows, columns)
+        places = self._evaluated(self.coefficients, rows, columns)
+        if self.displacements is not None:
+            places = places + self.displacements.on(rows, columns)
+        y, x = places
         return y, x
 
     def determinant(self, rows: Array, columns: Array) -> Array:
@@ -86,9 +93,10 @@ class PixelMap:
             ``(ny, nx)``; negative where the arrays are mirrored.
         """
         jacobian = self._derivatives()
-        dy_y, dy_x, dx_y, dx_x = self._evaluated(
-            jacobian.reshape(4, *jacobian.shape[2:]), rows, columns
-        )
+        values = self._evaluated(jacobian.reshape(4, *jacobian.shape[2:]), rows, columns)
+        if self.displacements is not None:
+            values = values + self.displacements.derivatives_on(rows, columns).reshape(values.shape)
+        dy_y, dy_x, dx_y, dx_x = values
         determinant: Array = dy_y * dx_x - dy_x * dx_y
         return determinant
 
@@ -111,7 +119,11 @@ class PixelMap:
         y, x = (chebyshev.chebval2d(v, u, c) for c in self.coefficients)
         derivatives = self._derivatives()
         jacobian = np.array([[chebyshev.chebval2d(v, u, c) for c in pair] for pair in derivatives])
-        return y, x, np.moveaxis(jacobian, -1, 0)
+        jacobian = np.moveaxis(jacobian, -1, 0)
+        if self.displacements is not None:
+            moved, slopes = self.displacements.at(np.asarray(row), np.asarray(column))
+            y, x, jacobian = y + moved[:, 0], x + moved[:, 1], jacobian + slopes
+        return y, x, jacobian
 
     def _evaluated(self, coefficients: Array, rows: Array, columns: Array) -> Array:
         v, u = self._scaled(rows, self.rows), self._scaled(columns, self.columns)
@@ -191,13 +203,50 @@ def positions_on(
     return there[:, 0], there[:, 1]
 
 
-def pixel_map(science: Exposure, template: Exposure) -> PixelMap:
+def taken_positions(
+    science: Exposure, template: Exposure, y: Array, x: Array, *, by_wcs: bool = True
+) -> Array:
+    """Where pixels of a science exposure are taken to lie on a template before any correction.
+
+    Parameters
+    ----------
+    science, template
+        Exposures; with sky coordinates where those count.
+    y, x
+        ``(n,)`` pixels of the science exposure's array.
+    by_wcs
+        By the sky coordinates; if False, on the same pixels.
+
+    Returns
+    -------
+    positions
+        ``(n, 2)`` (y, x) on the template's array; NaN where there is no such place.
+
+    Raises
+    ------
+    ArgumentError
+        If the coordinates cannot be evaluated.
+    """
+    if not by_wcs:
+        return np.stack([np.asarray(y, dtype=np.float64), np.asarray(x, dtype=np.float64)], 1)
+    wcs, other = science.wcs, template.wcs
+    assert wcs is not None
+    assert other is not None
+    there_x, there_y = positions_on(wcs, other, x, y)
+    return np.stack([there_y, there_x], 1)
+
+
+def pixel_map(
+    science: Exposure, template: Exposure, correction: Correction | None = None
+) -> PixelMap:
     """Map from the pixels of a science exposure to those of a template.
 
     Parameters
     ----------
     science, template
         Exposures; their arrays' pixels count from 0, whatever their boxes are.
+    correction
+        Of what the sky coordinates say, or in their place; None to believe them.
 
     Returns
     -------
@@ -213,19 +262,19 @@ def pixel_map(science: Exposure, template: Exposure) -> PixelMap:
         If they do not overlap.
     """
     name = template.source or "The template"
-    wcs, other = science.wcs, template.wcs
-    for each, found in ((science.source or "The science image", wcs), (name, other)):
-        if found is None:
+    by_wcs = correction is None or correction.by_wcs
+    both = ((science.source or "The science image", science.wcs), (name, template.wcs))
+    for each, found in both:
+        if found is None and by_wcs:
             raise ArgumentError(
                 f"{each}: has no sky coordinates (WCS) that can be understood, and without them in"
                 " both images nothing says where the template's pixels lie; solve its astrometry"
-                " first."
+                " first, or align by the stars (--align)."
             )
-    assert wcs is not None
-    assert other is not None
 
     def on_template(rows: Array, columns: Array) -> tuple[Array, Array]:
-        x, y = positions_on(wcs, other, columns, rows)
+        taken = taken_positions(science, template, rows, columns, by_wcs=by_wcs)
+        y, x = (taken if correction is None else correction.affine(taken)).T
         return y, x
 
     ny, nx = science.shape
@@ -245,7 +294,9 @@ def pixel_map(science: Exposure, template: Exposure) -> PixelMap:
             f" {template.shape[1]} pixels; are they of the same field?"
         )
     part = [_part(at[inside], n, n / (_NODES - 1)) for at, n in ((rows, ny), (columns, nx))]
-    return _fitted(on_template, part[0], part[1], template.shape)
+    fitted = _fitted(on_template, part[0], part[1], template.shape)
+    displacements = None if correction is None else correction.displacements
+    return dataclasses.replace(fitted, displacements=displacements)
 
 
 def _place(y: Array, x: Array) -> str:

@@ -19,6 +19,7 @@ from lsst.images.psfs import PointSpreadFunction
 from lsst.images.serialization import ArchiveReadError
 
 from ..errors import ArgumentError
+from ..registration.transformation import Correction
 from .covariance import Noise
 from .masks import make_mask
 from .psf import KernelPointSpreadFunction
@@ -57,6 +58,9 @@ class Exposure:
         returns one (`whitediff.exposures.covariance.NoiseField`).
     is_score
         It is a detection score of whitediff, on which sources are found but not measured.
+    registration
+        Of a template that was brought onto other pixels: what its stars said of where they lie,
+        beyond its WCS; None for nothing.
     """
 
     def __init__(
@@ -71,10 +75,12 @@ class Exposure:
         source: str | None = None,
         noise: Noise = None,
         is_score: bool = False,
+        registration: Correction | None = None,
     ) -> None:
         self._masked_image = masked_image
         self.is_score = is_score
         self.noise = noise
+        self.registration = registration
         self.psf = psf
         self.kernel = kernel
         self.background = background
@@ -258,6 +264,7 @@ class Exposure:
             source=self.source,
             noise=self.noise,
             is_score=self.is_score,
+            registration=self.registration,
         )
 
     def cutout(self, box: Box) -> Exposure:
@@ -298,6 +305,7 @@ class Exposure:
             source=self.source,
             noise=self.noise,
             is_score=self.is_score,
+            registration=self.registration,
         )
 
     @property

@@ -302,13 +302,27 @@ def aligned_as_before(
     Returns
     -------
     template
-        Resampled where it was before, unless the WCS is to be ignored.
+        Resampled where it was before, unless that went by the WCS and this is to be ignored.
     """
-    before = next((s for s in solutions if use_wcs and s.alignment is not None), None)
+    before = next(
+        (s for s in solutions if s.alignment is not None and (use_wcs or _by_stars_alone(s))), None
+    )
     resampling = None
     if before is not None and before.alignment is not None:
-        resampling = ResamplingOptions(method=before.alignment, noise=before.alignment_noise)
-    return aligned_template(science, template, use_wcs=use_wcs, resampling=resampling)
+        resampling = ResamplingOptions(
+            method=before.alignment, noise=before.alignment_noise, positions="wcs"
+        )
+    return aligned_template(
+        science,
+        template,
+        use_wcs=use_wcs,
+        resampling=resampling,
+        correction=None if before is None else before.registration,
+    )
+
+
+def _by_stars_alone(solution: Solution) -> bool:
+    return solution.registration is not None and not solution.registration.by_wcs
 
 
 def mark_sources(exposure: Exposure, sources: Array) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..matching.candidates import (
+    HALF_LIGHT_TO_SIGMA,
     CandidateOptions,
     Candidates,
     Sources,
@@ -27,6 +28,7 @@ from .kernels import term_kernel
 from .model import Exposure
 from .noise import measured_variance_factor, rescaled, sources_apart, untrusted_pixels
 from .psf import KernelPointSpreadFunction, average_position, psf_image
+from .registration import measured_misalignment, report_misalignment
 from .resampling import ResamplingOptions
 
 __all__ = [
@@ -206,6 +208,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         science_bad=untrusted[0],
         template_bad=untrusted[1],
     )
+    _check_positions((flat[0], flat[1]), (untrusted[0], untrusted[1]), sources, template, options)
     del flat
     for exposure, bad in zip((science, template), untrusted, strict=True):
         bad |= masks.flagged(exposure.mask, options.exclude_mask_planes)
@@ -225,6 +228,28 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         science_fwhm=fwhm(science, candidates, candidates.science_sigma, untrusted[0]),
         template_fwhm=fwhm(template, candidates, candidates.template_sigma, untrusted[1]),
         psfs_given=science.psf is not None and template.psf is not None,
+    )
+
+
+def _check_positions(
+    flats: tuple[Array, Array],
+    untrusted: tuple[Array, Array],
+    sources: Sources,
+    template: Exposure,
+    options: PreparationOptions,
+) -> None:
+    """Say how far the template's stars lie off; refuse what no kernel can take."""
+    found = measured_misalignment(flats, untrusted, sources)
+    if found is None:
+        return
+    sigma = np.median(sources.science_radius[sources.clean]) if sources.clean.any() else 1.0
+    resampling = options.resampling
+    report_misalignment(
+        found,
+        template,
+        sigma=float(sigma) * HALF_LIGHT_TO_SIGMA,
+        by_wcs=options.use_wcs and template.wcs is not None,
+        positions=None if resampling is None else resampling.positions,
     )
 
 

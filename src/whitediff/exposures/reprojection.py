@@ -36,15 +36,21 @@ class ResamplingOptions:
     noise
         Covariance of the template's noise before: ``auto``, that which it knows, else the measured
         one where it is significant; ``measured``; or ``white``.
+    positions
+        ``wcs``: where the sky coordinates put the template's pixels.  ``stars``: these are
+        corrected by the stars, which suffice where there are none.  ``distortions``: smooth local
+        distortions are taken out as well.
     """
 
     method: Literal["interpolating", "adaptive"] = "interpolating"
     noise: Literal["auto", "white", "measured"] = "auto"
+    positions: Literal["wcs", "stars", "distortions"] = "stars"
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("method", self.method, ("interpolating", "adaptive")),
             ("noise", self.noise, ("auto", "white", "measured")),
+            ("positions", self.positions, ("wcs", "stars", "distortions")),
         ):
             if value not in allowed:
                 raise ArgumentError(f"{name} must be {' or '.join(allowed)}; got {value!r}.")

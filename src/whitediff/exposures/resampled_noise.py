@@ -32,6 +32,8 @@ _HARMONICS = 3
 """Of the phase, in which a covariance is written: the fourth has less than 1e-4."""
 _JACOBIAN_ORDER = 2
 _NOISE_ORDER = 10
+_DISTORTED_ORDER = 4
+"""With local distortions phases wander, and higher orders would overshoot at the edges."""
 _NOISE_TOLERANCE = 0.005
 """Error of a covariance over the variance, root of the sum of squares over the lags."""
 
@@ -78,7 +80,7 @@ def resampled_noise(
         cells,
         u,
         v,
-        largest_order=_NOISE_ORDER,
+        largest_order=_NOISE_ORDER if job.map.displacements is None else _DISTORTED_ORDER,
         tolerance=_NOISE_TOLERANCE * float(cells[:, 0].mean()),
     )
     coefficients = np.zeros((order + 1, order + 1))

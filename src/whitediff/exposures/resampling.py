@@ -16,6 +16,7 @@ import numpy.typing as npt
 from lsst.images import MaskedImage
 
 from ..errors import ArgumentError, DataError
+from ..registration.transformation import Correction
 from ..threads import single_threaded_algebra
 from . import kernels
 from .covariance import Noise
@@ -73,7 +74,10 @@ class Resampled:
 
 @single_threaded_algebra()
 def resampled(
-    template: Exposure, science: Exposure, options: ResamplingOptions | None = None
+    template: Exposure,
+    science: Exposure,
+    options: ResamplingOptions | None = None,
+    correction: Correction | None = None,
 ) -> Resampled:
     """Resample a template onto a science exposure's pixels.
 
@@ -84,7 +88,9 @@ def resampled(
     science
         Exposure with sky coordinates; only its box and these matter.
     options
-        `ResamplingOptions`.
+        `ResamplingOptions`; how the positions are found is not decided here.
+    correction
+        What the stars say of the positions; None to go by the sky coordinates.
 
     Returns
     -------
@@ -104,7 +110,7 @@ def resampled(
     """
     options = options or ResamplingOptions()
     name = template.source or "The template"
-    found = pixel_map(science, template)
+    found = pixel_map(science, template, correction)
     if found.error > _LARGEST_ERROR:
         _log.warning("%s: its distortions are followed to %.2g pixels only.", name, found.error)
     job = Regridding(template, science, found, options)
@@ -118,6 +124,7 @@ def resampled(
         primary_header=template.primary_header.copy(),
         source=template.source,
         noise=covariance,
+        registration=correction,
     )
     covered = float(np.isfinite(image.array).mean())
     if covered == 0:

@@ -14,6 +14,7 @@ from lsst.images.fields import BaseField, ChebyshevField
 from ..errors import ArgumentError
 from ..matching.background import fit_background
 from ..planes import copied, row_blocks
+from ..registration.transformation import Correction
 from ..threads import single_threaded_algebra
 from . import masks
 from .covariance import Noise
@@ -70,6 +71,8 @@ class Solution:
         `whitediff.exposures.resampling.ResamplingOptions`; None where it was not.
     alignment_noise
         How the template's noise was found for that, on which the variances depend.
+    registration
+        What the template's stars said of where its pixels lie, beyond its WCS; None for nothing.
     psf
         PSF of the exposure that is not convolved, before anything was done to it.
     box
@@ -95,6 +98,7 @@ class Solution:
     psf: KernelPointSpreadFunction | None = None
     alignment: Literal["interpolating", "adaptive"] | None = None
     alignment_noise: Literal["white", "auto", "measured"] = "white"
+    registration: Correction | None = None
     box: Box | None = None
     stars: Table | None = None
 
@@ -129,6 +133,7 @@ class Solution:
             convolved=match.convolved,
             preconvolution_kernel=preconvolution_kernel,
             box=pair.science.bbox,
+            registration=pair.template.registration,
             stars=match.stars,
             science_variance_factor=pair.science_variance_factor,
             template_variance_factor=pair.template_variance_factor,

@@ -41,7 +41,7 @@ _ARCHIVE_ROLES = {
     "SCIENCE_NOISE": "solution", "SCIENCE_NOISE_COEFFICIENTS": "solution",
     "TEMPLATE_NOISE": "solution", "TEMPLATE_NOISE_COEFFICIENTS": "solution",
     "NOISE_CORRELATION": "noise", "NOISE_CORRELATION_COEFFICIENTS": "noise",
-    "STARS": "record", "LOG": "record",
+    "STARS": "record", "LOG": "record", "REGISTRATION": "solution",
 }  # fmt: skip
 _OF_PRODUCTS = ("flux", "solution", "record")
 

@@ -14,12 +14,13 @@ from astropy.table import Table
 from lsst.images import YX, Box
 
 from .. import __version__
-from ..errors import FileFormatError
+from ..errors import FileFormatError, one_line
 from ..exposures.covariance import Noise
 from ..exposures.psf import KernelPointSpreadFunction
 from ..exposures.solution import Solution
 from ..noise import NoiseCovariance
 from ..outputs import replacing
+from ..registration.transformation import Affine, Correction, Displacements
 from .files import opened, split_extension
 from .headers import escaped, pixel_origin
 from .stamps import (
@@ -106,7 +107,50 @@ def solution_extras(solution: Solution) -> Mapping[str, Any]:
             extras[name] = noise
     if solution.stars is not None:
         extras["STARS"] = solution.stars
+    if solution.registration is not None:
+        extras["REGISTRATION"] = _registration_table(solution.registration)
     return extras
+
+
+def _registration_table(correction: Correction) -> Table:
+    """One row that holds a correction to the last bit, which cards would not."""
+    columns = {
+        "matrix": (correction.affine.matrix, "of positions (y, x) on the template"),
+        "offset": (correction.affine.offset, "added to that, pixels (y, x)"),
+        "by_wcs": (correction.by_wcs, "it corrects the WCS, else stands in its place"),
+    }
+    field = correction.displacements
+    if field is not None:
+        columns |= {
+            "places": (field.places, "middles of Gaussians, science pixels (y, x)"),
+            "weights": (field.weights, "displacements there, pixels (y, x)"),
+            "length": (field.length, "standard deviation of the Gaussians, pixels"),
+        }
+    table = Table()
+    for name, (value, description) in columns.items():
+        table[name] = np.asarray(value)[None]
+        table[name].description = description
+    return table
+
+
+def _registration(hdus: Any, file: Path) -> Correction | None:
+    table = read_table_hdu(hdus, "REGISTRATION")
+    if table is None:
+        return None
+    try:
+        row = {name: np.array(table[name][0]) for name in table.colnames}
+        field = None
+        if "places" in row:
+            field = Displacements(
+                row["places"].reshape(-1, 2), row["weights"].reshape(-1, 2), float(row["length"])
+            )
+        affine = Affine(row["matrix"].reshape(2, 2), row["offset"].reshape(2))
+        return Correction(affine, field, bool(row["by_wcs"]))
+    except (KeyError, ValueError, IndexError) as error:
+        raise FileFormatError(
+            f"{file}: its extension REGISTRATION is not as whitediff writes it"
+            f" ({one_line(error)}); make the output anew."
+        ) from error
 
 
 def write_solution(
@@ -244,6 +288,7 @@ def read_solution(path: str | Path) -> Solution:
                 else read_psf_hdus(hdus, psf_hdu, bounds=box, path=str(file))
             ),
             stars=read_table_hdu(hdus, "STARS"),
+            registration=_registration(hdus, file),
             **numbers,
         )
 

@@ -30,6 +30,8 @@ def run_alignment(
     output: Path,
     method: Any = "interpolating",
     noise: Any = "auto",
+    register: bool = False,
+    ignore_wcs: bool = False,
     template_psf: str | None = None,
     compress: bool = False,
     overwrite: bool = False,
@@ -40,7 +42,8 @@ def run_alignment(
 
     Parameters
     ----------
-    template, science, output, method, noise, template_psf, compress, overwrite
+    template, science, output, method, noise, register, ignore_wcs, template_psf, compress, \
+    overwrite
         Options of the command.
     begin
         Called with the name of each stage.
@@ -48,7 +51,9 @@ def run_alignment(
         How the template is read: ``template_gain`` and so on, as `whitediff.reading` declares them.
     """
     check_output(output, overwrite=overwrite, inputs=(template, science))
-    options = ResamplingOptions(method=method, noise=noise)
+    options = ResamplingOptions(
+        method=method, noise=noise, positions="distortions" if register else "stars"
+    )
     how_read = reading_options(reading, template=template)
     begin("reading")
     grid = formats.read_exposure(science, needs_variance=False)
@@ -56,7 +61,7 @@ def run_alignment(
     if template_psf is not None:
         exposure.psf = formats.read_psf(template_psf, bounds=exposure.bbox)
     begin("resampling")
-    result = aligned(grid, exposure, options)
+    result = aligned(grid, exposure, options, use_wcs=not ignore_wcs)
     begin("writing")
     formats.write_exposure(
         result.exposure,

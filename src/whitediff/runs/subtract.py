@@ -84,6 +84,7 @@ def run_subtraction(
     keep_variance: bool = False,
     ignore_wcs: bool = False,
     align: bool = False,
+    register: bool = False,
     align_method: Any = "interpolating",
     science_psf: str | None = None,
     template_psf: str | None = None,
@@ -103,8 +104,8 @@ def run_subtraction(
     ----------
     science, template, output, score_output, matched_output, solutions, convolved, kernel_order, \
     background_order, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, align, \
-    align_method, science_psf, template_psf, full_variance, noise, constant, fill, compress, \
-    overwrite
+    register, align_method, science_psf, template_psf, full_variance, noise, constant, fill, \
+    compress, overwrite
         Options of the command.
     begin
         Called with the name of each stage as it begins.
@@ -145,6 +146,7 @@ def run_subtraction(
         keep_variance=keep_variance,
         ignore_wcs=ignore_wcs,
         align=align,
+        register=register,
         align_method=align_method,
         noise=noise,
         constant=constant,
@@ -209,6 +211,7 @@ def subtraction_options(
     keep_variance: bool = False,
     ignore_wcs: bool = False,
     align: bool = False,
+    register: bool = False,
     align_method: Any = "interpolating",
     noise: Any = "auto",
     constant: bool = False,
@@ -220,21 +223,21 @@ def subtraction_options(
     Parameters
     ----------
     convolved, kernel_order, background_order, basis, kernel_size, varying_sum, keep_variance, \
-    ignore_wcs, align, align_method, noise, constant, fill, full_variance
+    ignore_wcs, align, register, align_method, noise, constant, fill, full_variance
         Options of the command.
 
     Returns
     -------
     options
         As `whitediff.exposures.pipeline` takes them.
-
-    Raises
-    ------
-    ArgumentError
-        If they contradict each other.
     """
-    if align and ignore_wcs:
-        raise ArgumentError("To align goes by the WCS that is to be ignored; leave one out.")
+    resampling = None
+    if align or register:
+        resampling = ResamplingOptions(
+            method=align_method,
+            noise=noise,
+            positions="distortions" if register else "stars",
+        )
     if kernel_order is None:
         # To try all orders with hundreds of free pixels takes minutes.
         kernel_order = 1 if basis == "delta" else "bic"
@@ -242,7 +245,7 @@ def subtraction_options(
         preparation=PreparationOptions(
             rescale_variance=not keep_variance,
             use_wcs=not ignore_wcs,
-            resampling=ResamplingOptions(method=align_method, noise=noise) if align else None,
+            resampling=resampling,
         ),
         match=MatchOptions(
             convolved=convolved or "auto",

@@ -289,7 +289,7 @@ def _make_item(
     given = [key for key in cells if key in types]
     for key in given:
         options[types[key].parameter] = _converted(where, key, cells.pop(key), types[key], base)
-    if "align_method" in given and not options.get("align"):
+    if "align_method" in given and not (options.get("align") or options.get("register")):
         raise ArgumentError(
             f"{where}: align_method has no effect without align; set that to true, or leave it out."
         )

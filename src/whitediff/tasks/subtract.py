@@ -94,6 +94,17 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
             "adaptive": "Local Gaussian averages.",
         },
     )
+    alignPositions = pex_config.ChoiceField(
+        dtype=str,
+        default="stars",
+        doc="How alignTemplate finds where the template's pixels lie. As the options --align and"
+        " --register of whitediff subtract.",
+        allowed={
+            "wcs": "By the WCS as it is.",
+            "stars": "By the WCS as the stars correct it; without a WCS, by the stars.",
+            "distortions": "So, and smooth local distortions are taken out too.",
+        },
+    )
     doScaleVariance = pex_config.Field(
         dtype=bool,
         default=True,
@@ -437,7 +448,11 @@ class AlardLuptonSubtractTask(PipelineTask):
         if self.config.doDecorrelation:
             config = self.config.decorrelate.value
             noise = getattr(config, "decorrelateConfig", config).noise
-        return ResamplingOptions(method=self.config.alignTemplate, noise=noise)
+        return ResamplingOptions(
+            method=self.config.alignTemplate,
+            noise=noise,
+            positions=self.config.alignPositions,
+        )
 
     def checkTemplateIsSufficient(self, template: Any, science: Any) -> float:
         """Check that a template covers enough of a science exposure.

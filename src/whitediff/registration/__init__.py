@@ -1,0 +1,1 @@
+"""Where one image's stars lie on another: lists, matches, transformations, distortions."""
