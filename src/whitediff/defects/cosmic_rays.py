@@ -128,9 +128,7 @@ def sharp_pixels(surface: Surface, q: Array) -> Array:
         at = np.unique(np.concatenate([at + j * width + i for j, i in _AROUND]))
         row, column = np.divmod(at, width)
         ny, nx = surface.shape
-        at = at[
-            (row >= MARGIN) & (row < ny + MARGIN) & (column >= MARGIN) & (column < nx + MARGIN)
-        ]
+        at = at[(row >= MARGIN) & (row < ny + MARGIN) & (column >= MARGIN) & (column < nx + MARGIN)]
         with np.errstate(invalid="ignore"):
             variance = surface.variance_at(at)
             keep = ~marked[at] & (flux[at] > _GROWTH_SIGNAL * np.sqrt(variance))
@@ -197,7 +195,9 @@ def dead_pixels(surface: Surface) -> Array:
         and below the lowest of the eight neighbours by 4 sigma.
     """
     flux, at = surface.flux.ravel(), surface.low
-    lowest = np.min([flux[at + j * surface.width + i] for j, i in _AROUND], axis=0, initial=math.inf)
+    lowest = np.min(
+        [flux[at + j * surface.width + i] for j, i in _AROUND], axis=0, initial=math.inf
+    )
     with np.errstate(invalid="ignore"):
         below = flux[at] < lowest - 4 * np.sqrt(surface.variance_at(at))
     result: Array = at[below]

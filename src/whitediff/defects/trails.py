@@ -44,6 +44,7 @@ _EDGE_OF_TRAIL = 0.15
 """Of the noise of a pixel: where the trail's profile falls below this, its mask ends."""
 
 _ALIGNED = 3.0
+_WIDE_ALIGNED = 5
 _CONCENTRATED = 5.0
 
 
@@ -296,9 +297,11 @@ def _ridges(profiles: Array, chunks: list[slice], near: int) -> tuple[Array, Arr
         while stop < len(row) - 1 and above[stop + 1]:
             stop += 1
         weight = row[start : stop + 1]
-        place[k] = (weight * np.arange(start, stop + 1)).sum() / weight.sum() - _REACH if (
-            weight.sum() > 0
-        ) else 0
+        place[k] = (
+            (weight * np.arange(start, stop + 1)).sum() / weight.sum() - _REACH
+            if (weight.sum() > 0)
+            else 0
+        )
     # Of a median of Gaussians, over five pixels.
     noise = 1.2533 / np.sqrt(rows * 5)
     return height, place, height > _ON * noise
@@ -325,10 +328,8 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
     bright = height[run][on[run]]
     if not (at_start and at_stop) and bright.max() > _CONCENTRATED * np.median(bright):
         return None
-    # What follows columns or rows for all of its length is a defect of the detector, or bleeds.
     ends = np.polyval(coefficients, [along[start], along[stop - 1]])
-    if abs(ends[1] - ends[0]) < _ALIGNED:
-        return None
+    aligned = abs(ends[1] - ends[0]) < _ALIGNED
     chosen = np.concatenate([strip[chunk] for chunk, use in zip(chunks, on, strict=True) if use])
     profile = np.nan_to_num(_medians(chosen))
     offsets = np.arange(-_REACH, _REACH + 1)
@@ -351,6 +352,9 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
         side = side[(side >= 0) & (side < len(smooth))]
         reach.append(int(np.argmin(np.append(above[side], False))))
     if np.count_nonzero(half) > _WIDEST:
+        return None
+    # What follows columns or rows and is narrow is a defect of the detector, or bleeds.
+    if aligned and (np.count_nonzero(half) < _WIDE_ALIGNED or not (at_start and at_stop)):
         return None
     if at_start:
         start = 0

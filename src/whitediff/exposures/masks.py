@@ -12,10 +12,12 @@ from lsst.images import Box, Mask, MaskPlane, MaskSchema, SkyProjection
 from .. import planes
 
 __all__ = [
+    "AVOIDED_MASK_PLANES",
     "CONTAMINATED",
     "DEFAULT_IGNORE_MASK_PLANES",
     "INTERPOLATED_MASK_PLANES",
     "SOURCE",
+    "STREAK",
     "UNTRUSTED_MASK_PLANES",
     "attributed",
     "extended",
@@ -50,11 +52,18 @@ INTERPOLATED_MASK_PLANES = ("BAD", "NO_DATA", "CR")
 
 CONTAMINATED = "CONTAMINATED"
 SOURCE = "SOURCE"
+STREAK = "STREAK"
+
+AVOIDED_MASK_PLANES = (*UNTRUSTED_MASK_PLANES, STREAK)
+"""Pixels that no star, noise or background is measured on: a trail adds light to the sky, but what
+is below it is still there."""
 
 _DESCRIPTIONS = {
     CONTAMINATED: "The correction owes more than 1% of its weight to filled or outside pixels.",
     SOURCE: "A source was detected here on the science or template image.",
+    STREAK: "A satellite or aeroplane left its trail here.",
     "BAD": "The pixel is bad.",
+    "CR": "A cosmic ray hit the pixel.",
     "EDGE": "The convolution lacks support: too near the edge of the frame.",
     "INTRP": "The pixel was interpolated.",
     "NO_DATA": "There is no data for this pixel.",

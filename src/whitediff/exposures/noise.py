@@ -49,6 +49,7 @@ _STRIP = 1_100_000
 """Pixels of a strip, at most."""
 _TRIED = 1000
 _GAP = 32
+_IGNORED = (*masks.DEFAULT_IGNORE_MASK_PLANES, masks.STREAK)
 
 
 def untrusted_pixels(exposure: Exposure) -> Array:
@@ -222,7 +223,7 @@ def measured_variance_factor(exposure: Exposure, sources: Array, flat: Array) ->
     name = exposure.source or "The exposure"
     # Every n-th row suffices for a quantile.
     step = max(1, flat.size // _ENOUGH_FOR_SCATTER)
-    bad = masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES) | sources
+    bad = masks.flagged(exposure.mask, _IGNORED) | sources
     variance, image = exposure.variance.array[::step], exposure.image.array[::step]
     free = ~bad[::step] & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     if not free.any():
@@ -363,7 +364,7 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
     # Strips of a large frame determine the covariance as well as all of it.
     flat, plane, use, wrong = [], [], [], []
     for rows in _strips(image.shape):
-        good = masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES, rows=rows)
+        good = masks.flagged(exposure.mask, _IGNORED, rows=rows)
         good = ~(good | sources[rows] | untrusted[rows])
         good &= np.isfinite(variance[rows]) & (variance[rows] > 0)
         background = smooth_background(image[rows], good)

@@ -23,6 +23,7 @@ from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .alignment import aligned_template
+from .defects import DefectOptions, with_defects
 from .kernels import term_kernel
 from .model import Exposure
 from .noise import measured_variance_factor, rescaled, sources_apart, untrusted_pixels
@@ -78,7 +79,9 @@ class PreparationOptions:
         Less than this is a warning.
     exclude_mask_planes
         Planes whose pixels must not be near a star that a kernel or PSF is measured on.
-        Those of pixels without a measurement (`masks.UNTRUSTED_MASK_PLANES`) never may.
+        Those of `masks.AVOIDED_MASK_PLANES` never may.
+    defects
+        Which defects to look for on both exposures.
     """
 
     rescale_variance: bool = True
@@ -87,6 +90,7 @@ class PreparationOptions:
     required_template_fraction: float = 0.1
     expected_template_fraction: float = 0.2
     exclude_mask_planes: tuple[str, ...] = ()
+    defects: DefectOptions = dataclasses.field(default_factory=DefectOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +174,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     """
     options = options or PreparationOptions()
     science, template = Exposure.from_object(science), Exposure.from_object(template)
+    science, template = with_defects(science, template, options.defects)
     template = aligned_template(
         science, template, use_wcs=options.use_wcs, resampling=options.resampling
     )
@@ -181,9 +186,13 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         )
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
+    avoided = [
+        masks.flagged(exposure.mask, masks.AVOIDED_MASK_PLANES) | bad
+        for exposure, bad in zip((science, template), untrusted, strict=True)
+    ]
     # The two exposures side by side.
     apart = in_threads(
-        lambda each: sources_apart(*each), zip((science, template), untrusted, strict=True)
+        lambda each: sources_apart(*each), zip((science, template), avoided, strict=True)
     )
     (pixels, flat) = zip(*apart, strict=True)
     del apart
@@ -197,11 +206,11 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         flat[0],
         flat[1],
         science_variance=science.variance.array,
-        science_bad=untrusted[0],
-        template_bad=untrusted[1],
+        science_bad=avoided[0],
+        template_bad=avoided[1],
     )
     del flat
-    excluded = untrusted[0] | untrusted[1]
+    excluded = avoided[0] | avoided[1]
     for exposure in (science, template):
         excluded |= masks.flagged(exposure.mask, options.exclude_mask_planes)
     sources = dataclasses.replace(sources, bad=sources.bad | excluded)
