@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ _RUNS = (1, 4, 16)
 _SIGNIFICANT = 6.5
 _JOINED = 2.5
 _SHARP = 0.5
-"""Part of a line's excess that the lower of its neighbours may have: a ridge is as wide as a star."""
+"""Part of a line's excess that the lower of its neighbours may have: a star's ridge is wider."""
 
 _MOST = 0.05
 """Part of the lines: where there are more, the frame has a pattern."""
@@ -47,13 +48,14 @@ def bad_lines(surface: Surface) -> Array:
     bad = np.zeros((ny, nx), bool)
     for view, sums, counts in (
         (bad, surface.columns, surface.columns_counted),
-        (bad.T, surface.rows.T, surface.rows_counted.T),
+        (bad.T, *(np.ascontiguousarray(a.T) for a in (surface.rows, surface.rows_counted))),
     ):
         if len(sums) and sums.shape[1] > 2 * max(_BESIDE) + 1:
             found = _departing(sums, counts)
             if found.any(axis=0).mean() <= _MOST:
                 segment = np.minimum(np.arange(len(view)) // SEGMENT, len(found) - 1)
-                view |= found[segment]
+                for line in np.flatnonzero(found.any(axis=0)):
+                    view[:, line] |= found[segment, line]
     return bad
 
 
@@ -68,14 +70,16 @@ def _departing(sums: Array, counts: Array) -> Array:
         scatter = np.sqrt(1.45 / np.maximum(counts, 1))
         significance = np.where(known, excess / scatter, 0)
         seed = np.zeros(mean.shape, bool)
-        for run in (*_RUNS, len(mean)):
-            if run > len(mean):
+        for run in {run for run in (*_RUNS, len(mean)) if run <= len(mean)}:
+            if run == 1:
+                seed |= significance > _SIGNIFICANT
                 continue
             edges = np.linspace(0, len(mean), max(1, len(mean) // run) + 1).astype(int)
-            for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            for start, stop in pairwise(edges):
                 length = stop - start
                 part = significance[start:stop]
-                middle = np.median(part, axis=0) * np.sqrt(length / (1.0 if length < 3 else 1.57))
+                # The lower middle, of an even number.
+                middle = np.sort(part, axis=0)[(length - 1) // 2] * np.sqrt(length / 1.57)
                 seed[start:stop] |= (middle > _SIGNIFICANT) & (part > 0)
         found |= _connected(seed, significance > _JOINED)
     return found
@@ -90,11 +94,18 @@ def _excess(mean: Array) -> Array:
         start = max(_BESIDE) + step
         return padded[:, start : start + n]
 
-    sides = [np.median([moved(sign * step) for step in _BESIDE], axis=0) for sign in (-1, 1)]
+    sides = [_middle(*(moved(sign * step) for step in _BESIDE)) for sign in (-1, 1)]
     excess = mean - np.maximum(*sides)
     level = (sides[0] + sides[1]) / 2
     nearest = np.minimum(moved(-1), moved(1)) - level
     result: Array = np.where(nearest < _SHARP * (mean - level), excess, 0)
+    return result
+
+
+def _middle(first: Array, second: Array, third: Array) -> Array:
+    """Medians of three."""
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    result: Array = np.maximum(low, np.minimum(high, third))
     return result
 
 

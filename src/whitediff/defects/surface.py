@@ -141,8 +141,10 @@ def surface(image: Array, variance: Array, unusable: Array) -> Surface:
     """
     ny, nx = image.shape
     background, factor = _background(image, variance, unusable)
-    across = background @ _linear(nx, background.shape[1]).T
-    along = _linear(ny, background.shape[0])
+    left, fraction = _between(nx, background.shape[1])
+    lines = background[:, left] * (1 - fraction) + background[:, left + 1] * fraction
+    above, below = _between(ny, background.shape[0])
+    steps = np.diff(lines, axis=0)
     bin_side = 2 if max(ny, nx) <= 512 else 4 if max(ny, nx) <= 2048 else 8
     flux = planes.empty((ny + 2 * MARGIN, nx + 2 * MARGIN), np.float32)
     scale = np.float32(factor)
@@ -150,7 +152,10 @@ def surface(image: Array, variance: Array, unusable: Array) -> Surface:
     def work(start: int) -> tuple[Array, ...]:
         part = slice(start, min(start + _ROWS, ny))
         values = image[part].astype(np.float32)
-        values -= along[part] @ across
+        level = steps[above[part]]
+        level *= below[part, None]
+        level += lines[above[part]]
+        values -= level
         signal = np.multiply(variance[part], scale, dtype=np.float32)
         with np.errstate(invalid="ignore", divide="ignore"):
             np.sqrt(signal, out=signal)
@@ -247,20 +252,16 @@ def _background(image: Array, variance: Array, unusable: Array) -> tuple[Array, 
     level, ratio = (np.stack([piece[which] for piece in pieces]) for which in (0, 1))
     known = np.isfinite(level)
     if not known.any():
-        return np.zeros(level.shape, np.float32), 1.0
+        return np.zeros([max(n, 2) for n in level.shape], np.float32), 1.0
     factor = float(np.median(ratio[known]))
     level[~known] = np.median(level[known])
+    # A second cell, if there is but one.
+    level = np.pad(level, [(0, int(n == 1)) for n in level.shape], mode="edge")
     return level.astype(np.float32), factor if factor > 0 and math.isfinite(factor) else 1.0
 
 
-def _linear(size: int, cells: int) -> Array:
-    """Matrix that interpolates linearly between the middles of cells."""
-    if cells == 1:
-        return np.ones((size, 1), np.float32)
+def _between(size: int, cells: int) -> tuple[Array, Array]:
+    """The cell whose middle is left of each pixel, and how far it is from there to the next."""
     position = np.clip((np.arange(size) + 0.5) / size * cells - 0.5, 0, cells - 1)
     left = np.minimum(position.astype(int), cells - 2)
-    matrix = np.zeros((size, cells), np.float32)
-    at = np.arange(size)
-    matrix[at, left] = 1 - (position - left)
-    matrix[at, left + 1] = position - left
-    return matrix
+    return left, (position - left).astype(np.float32)

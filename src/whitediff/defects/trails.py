@@ -7,6 +7,7 @@ say where a trail may be; the pixels along the line say whether it is one, and h
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -174,9 +175,9 @@ def _best_line(sums: list[Array], least: float, side: int) -> tuple[bool, float,
         values = np.where(valid, plane.real / np.sqrt(np.maximum(count, 1)), -np.inf)
         middle, spread = _level(values[valid])
         values = (values - middle) / spread
-        slope, start = np.unravel_index(int(np.argmax(values)), values.shape)
-        if best is None or values[slope, start] > best[0]:
-            best = (float(values[slope, start]), quadrant, int(slope), int(start))
+        step, start = divmod(int(np.argmax(values)), values.shape[1])
+        if best is None or values[step, start] > best[0]:
+            best = (float(values[step, start]), quadrant, step, start)
     if best is None or best[0] < _THRESHOLD:
         return None
     _, quadrant, step, start = best
@@ -230,7 +231,7 @@ def _chunked(strip: Array) -> tuple[Array, list[slice]]:
     n = len(strip)
     number = max(1, min(_CHUNKS, n // _SHORTEST_CHUNK))
     edges = np.linspace(0, n, number + 1).astype(int)
-    chunks = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    chunks = [slice(a, b) for a, b in pairwise(edges)]
     # Medians: a star in a chunk counts no more than noise does.
     profiles = np.stack([_medians(strip[chunk]) for chunk in chunks])
     return profiles, chunks
@@ -256,7 +257,7 @@ def _verified(surface: Surface, along_x: bool, first: float, slope: float) -> Tr
         if len(strip) < _FEWEST_ON * _SHORTEST_CHUNK:
             return None
         profiles, chunks = _chunked(strip)
-        height, place, on = _ridges(profiles, chunks, near)
+        _, place, on = _ridges(profiles, chunks, near)
         if on.sum() < _FEWEST_ON:
             return None
         centres = np.array([along[chunk].mean() for chunk in chunks])
@@ -309,7 +310,7 @@ def _ridges(profiles: Array, chunks: list[slice], near: int) -> tuple[Array, Arr
 
 def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) -> Trail | None:
     """Trail along a line that was fitted, if it is long, steady and narrow enough."""
-    strip, along, middle = _strip(surface, along_x, coefficients)
+    strip, along, _ = _strip(surface, along_x, coefficients)
     profiles, chunks = _chunked(strip)
     height, _, on = _ridges(profiles, chunks, 3)
     if on.sum() < _FEWEST_ON:
@@ -356,10 +357,7 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
     # What follows columns or rows and is narrow is a defect of the detector, or bleeds.
     if aligned and (np.count_nonzero(half) < _WIDE_ALIGNED or not (at_start and at_stop)):
         return None
-    if at_start:
-        start = 0
-    else:
-        start = max(0, start - lengths // 2)
+    start = 0 if at_start else max(0, start - lengths // 2)
     stop = len(along) if at_stop else min(len(along), stop + lengths // 2)
     return Trail(
         along_x,

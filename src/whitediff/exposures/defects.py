@@ -14,7 +14,7 @@ from ..defects.cosmic_rays import dead_pixels, sharp_pixels, sharpness
 from ..defects.surface import surface
 from ..defects.trails import find_trails, trail_pixels
 from ..errors import ArgumentError
-from ..threads import in_threads
+from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .model import Exposure
 from .noise import untrusted_pixels
@@ -80,6 +80,7 @@ class DefectOptions:
         )
 
 
+@single_threaded_algebra()
 def with_defects(
     science: Exposure, template: Exposure, options: DefectOptions
 ) -> tuple[Exposure, Exposure]:
@@ -117,6 +118,7 @@ def with_defects(
     return first, second
 
 
+@single_threaded_algebra()
 def with_trails(exposure: Exposure, options: DefectOptions) -> Exposure:
     """Find trails on a difference, where they may be too faint for its inputs.
 

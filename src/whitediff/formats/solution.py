@@ -296,9 +296,9 @@ def _defects(header: Any, file: Path) -> DefectOptions | None:
 def _choice(header: Any, keyword: str, allowed: tuple[str | bool | None, ...], file: Path) -> Any:
     value = header.get(keyword)
     if value not in allowed:
+        names = " or ".join(str(one) for one in allowed if one is not None)
         raise FileFormatError(
-            f"{file}: {keyword} is {value!r}; it must be {' or '.join(str(one) for one in allowed if one is not None)}, as"
-            " whitediff writes it."
+            f"{file}: {keyword} is {value!r}; it must be {names}, as whitediff writes it."
         )
     return value
 
