@@ -2,13 +2,13 @@
 
 Claims:
 
-- Of the pixels that a cosmic ray raises by 10 sigma and more, 95 % are found, at any seeing from 1.6
-  pixels on, in fields of stars and of galaxies; and no star's core is taken for a ray.
+- Of the pixels that a cosmic ray raises by 10 sigma and more, 95 % are found, at any seeing from
+  1.6 pixels on, in fields of stars and of galaxies; and no star's core is taken for a ray.
 - A star's sharpness is that of its profile, with far more rays than stars in the image.
 - Bad columns and rows, whole or in part, are found; amplifiers' edges are not.
 - The fast sums along lines are those of a line's pixels.
-- Trails are masked to 95 % of their pixels, at any angle and width; images without any, with spikes,
-  edge-on galaxies or a step, get no mask.
+- Trails are masked to 95 % of their pixels, at any angle and width; images without any, with
+  spikes, edge-on galaxies or a step, get no mask.
 - Inputs that tell of their defects, and those of who asked not to, are left alone.
 - A product made again has the same pixels and mask.
 - Catalogue rows on a trail or a ray are flagged and classed as artifacts.
@@ -44,7 +44,7 @@ FOUND = 0.95
 def field(
     fwhm: float, seed: int, *, stars: int = 90, galaxies: int = 20, beta: float | None = None
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """Image, variance, sources without noise, and positions of the stars: on a grid 5 times finer."""
+    """Image, variance, noiseless sources and stars' positions, drawn on a grid 5 times finer."""
     rng = np.random.default_rng(seed)
     fine, half = 5, 24
     side = (2 * half + 1) * fine
@@ -273,21 +273,16 @@ def test_hot_pixels_of_both_are_bad() -> None:
         assert masks.flagged(exposure.mask, ["BAD"])[hot].all()
 
 
-@pytest.mark.filterwarnings("ignore::astropy.wcs.FITSFixedWarning")
-def test_rows_on_trails_are_artifacts_and_products_are_made_again(tmp_path: Any) -> None:
-    from click.testing import CliRunner
-
-    from whitediff.cli.main import main
-
+def test_rows_on_trails_are_artifacts_and_products_are_made_again(tmp_path: Any, run: Any) -> None:
     ridge = trail(0.5, 30, 4, 8)
     science, template = exposures(ridge=ridge)
     paths = [str(tmp_path / f"{name}.fits") for name in ("science", "template", "one", "two")]
     for exposure, path in zip((science, template), paths, strict=False):
         whitediff.write_exposure(exposure, path)
-    run = CliRunner().invoke(main, ["subtract", *paths[:2], "--output", paths[2]])
-    assert run.exit_code == 0, run.output
-    again = ["subtract", *paths[:2], "--output", paths[3], "--kernel", paths[2]]
-    assert CliRunner().invoke(main, again).exit_code == 0
+    status, _, told = run("subtract", *paths[:2], "--output", paths[2])
+    assert status == 0, told
+    status, _, told = run("subtract", *paths[:2], "--output", paths[3], "--kernel", paths[2])
+    assert status == 0, told
     one, two = (whitediff.read_exposure(path) for path in paths[2:])
     assert np.array_equal(one.image.array, two.image.array, equal_nan=True)
     assert np.array_equal(one.mask.array, two.mask.array)
@@ -298,6 +293,8 @@ def test_rows_on_trails_are_artifacts_and_products_are_made_again(tmp_path: Any)
     assert at.sum() > 0
     assert rows["flag_streak"][at].all()
     assert (rows["classification"][at] == "artifact").all()
-    off = ["subtract", *paths[:2], "--output", paths[3], "--overwrite", "--no-trails"]
-    assert CliRunner().invoke(main, off).exit_code == 0
+    status, _, told = run(
+        "subtract", *paths[:2], "--output", paths[3], "--overwrite", "--no-trails"
+    )
+    assert status == 0, told
     assert "STREAK" not in whitediff.read_exposure(paths[3]).mask.schema.names

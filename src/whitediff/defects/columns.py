@@ -21,6 +21,12 @@ _RUNS = (1, 4, 16)
 """Segments that are taken together; and all."""
 
 _SIGNIFICANT = 6.5
+_ALONE = 10.0
+"""Of a segment alone, in which a star's flank may look like a line."""
+
+_PART = 0.4
+"""Of a run's median, which its segments must have."""
+
 _JOINED = 2.5
 _SHARP = 0.5
 """Part of a line's excess that the lower of its neighbours may have: a star's ridge is wider."""
@@ -41,8 +47,8 @@ def bad_lines(surface: Surface) -> Array:
     -------
     bad
         ``(ny, nx)`` boolean: runs of segments of 32 pixels whose mean significance, clipped, is
-        away from that of the lines on both sides, in one direction, by 6.5 sigma, alone or in the
-        median over 4, 16 or all segments; with the segments that go on by 2.5 sigma.
+        away from that of the lines on both sides, in one direction, by 10 sigma, or by 6.5 sigma
+        in the median over 4, 16 or all segments; with the segments that go on by 2.5 sigma.
     """
     ny, nx = surface.shape
     bad = np.zeros((ny, nx), bool)
@@ -72,15 +78,16 @@ def _departing(sums: Array, counts: Array) -> Array:
         seed = np.zeros(mean.shape, bool)
         for run in {run for run in (*_RUNS, len(mean)) if run <= len(mean)}:
             if run == 1:
-                seed |= significance > _SIGNIFICANT
+                seed |= significance > _ALONE
                 continue
             edges = np.linspace(0, len(mean), max(1, len(mean) // run) + 1).astype(int)
             for start, stop in pairwise(edges):
                 length = stop - start
                 part = significance[start:stop]
                 # The lower middle, of an even number.
-                middle = np.sort(part, axis=0)[(length - 1) // 2] * np.sqrt(length / 1.57)
-                seed[start:stop] |= (middle > _SIGNIFICANT) & (part > 0)
+                middle = np.sort(part, axis=0)[(length - 1) // 2]
+                departs = middle * np.sqrt(length / 1.57) > _SIGNIFICANT
+                seed[start:stop] |= departs & (part > _PART * middle)
         found |= _connected(seed, significance > _JOINED)
     return found
 

@@ -40,13 +40,19 @@ _ON = 3.0
 _LEAST_ON = 0.6
 _FEWEST_ON = 6
 _STRAIGHT = 2.0
-_WIDEST = 30
+_WIDEST = 24
+_LOPSIDED = 0.6
 _EDGE_OF_TRAIL = 0.15
 """Of the noise of a pixel: where the trail's profile falls below this, its mask ends."""
 
 _ALIGNED = 3.0
 _WIDE_ALIGNED = 5
-_CONCENTRATED = 5.0
+_STEADY = 5.0
+_STEADY_INSIDE = 3.0
+"""How much brighter than its median a trail may be at most, if it fades away from there; if it ends
+inside of the frame, even if it does not."""
+
+_FADING = -0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +205,7 @@ def _blank(
         reach += max(trail.below, trail.above) / side
     for each in (plane, weight):
         view = each if along_x else each.T
-        rows, columns = np.indices(view.shape, sparse=True)
+        rows, columns = np.ogrid[: view.shape[0], : view.shape[1]]
         view[np.abs(rows - first - slope * columns) <= reach * np.hypot(1, slope)] = 0
 
 
@@ -325,9 +331,8 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
     slope = np.hypot(1, float(np.polyval(np.polyder(np.array(coefficients)), along.mean())))
     if (stop - start) * slope < _SHORTEST * max(surface.shape):
         return None
-    # Spikes of a bright star fade away from it on both sides.
-    bright = height[run][on[run]]
-    if not (at_start and at_stop) and bright.max() > _CONCENTRATED * np.median(bright):
+    steady = _STEADY if at_start and at_stop else _STEADY_INSIDE
+    if _fades(height[run][on[run]], np.flatnonzero(on[run]), steady):
         return None
     ends = np.polyval(coefficients, [along[start], along[stop - 1]])
     aligned = abs(ends[1] - ends[0]) < _ALIGNED
@@ -354,6 +359,8 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
         reach.append(int(np.argmin(np.append(above[side], False))))
     if np.count_nonzero(half) > _WIDEST:
         return None
+    if abs(reach[0] - reach[1]) > _LOPSIDED * max(reach) + 3:
+        return None
     # What follows columns or rows and is narrow is a defect of the detector, or bleeds.
     if aligned and (np.count_nonzero(half) < _WIDE_ALIGNED or not (at_start and at_stop)):
         return None
@@ -367,6 +374,17 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
         reach[0] - (core - _REACH) + 1.0,
         reach[1] + (core - _REACH) + 1.0,
     )
+
+
+def _fades(height: Array, place: Array, steady: float) -> bool:
+    """Whether a ridge fades away from its brightest place, as spikes of a bright star do."""
+    if height.max() < steady * np.median(height):
+        return False
+    if steady == _STEADY_INSIDE:
+        return True
+    distance = np.abs(place - place[height.argmax()])
+    ranks = [values.argsort().argsort() for values in (distance, height)]
+    return bool(np.corrcoef(*ranks)[0, 1] < _FADING)
 
 
 def trail_pixels(trails: list[Trail], shape: tuple[int, int]) -> Array:

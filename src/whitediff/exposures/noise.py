@@ -26,6 +26,7 @@ from .model import Exposure
 from .psf import average_position, psf_image
 
 __all__ = [
+    "avoided_pixels",
     "measured_noises",
     "measured_variance_factor",
     "noises_by_role",
@@ -69,6 +70,22 @@ def untrusted_pixels(exposure: Exposure) -> Array:
     image = exposure.image.array
     flagged = masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
     return planes.filled(image.shape, bool, lambda rows: flagged[rows] | ~np.isfinite(image[rows]))
+
+
+def avoided_pixels(exposure: Exposure) -> Array:
+    """Pixels of an exposure that no source, noise or background is measured on.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    avoided
+        ``(ny, nx)`` boolean: `untrusted_pixels`, and trails.
+    """
+    return untrusted_pixels(exposure) | masks.flagged(exposure.mask, [masks.STREAK])
 
 
 def without_sentinels(exposure: Exposure) -> Exposure:
@@ -126,7 +143,7 @@ def source_pixels(*exposures: Exposure, only_bright: bool = False) -> Array:
 
     def detected(exposure: Exposure) -> Array:
         return detect_sources(
-            _unstepped(exposure.image.array), untrusted_pixels(exposure), only_bright=only_bright
+            _unstepped(exposure.image.array), avoided_pixels(exposure), only_bright=only_bright
         )
 
     sources, *others = in_threads(detected, exposures)
@@ -165,7 +182,7 @@ def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[A
     exposure
         Exposure.
     untrusted
-        `untrusted_pixels`, if they are at hand.
+        `avoided_pixels`, if they are at hand.
 
     Returns
     -------
@@ -175,7 +192,7 @@ def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[A
         ``(ny, nx)`` float32: the image without its background, zero where untrusted.
     """
     if untrusted is None:
-        untrusted = untrusted_pixels(exposure)
+        untrusted = avoided_pixels(exposure)
     image = exposure.image.array
     sources, background = sources_and_background(_unstepped(image), untrusted)
 

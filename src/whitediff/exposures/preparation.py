@@ -26,7 +26,13 @@ from .alignment import aligned_template
 from .defects import DefectOptions, with_defects
 from .kernels import term_kernel
 from .model import Exposure
-from .noise import measured_variance_factor, rescaled, sources_apart, untrusted_pixels
+from .noise import (
+    avoided_pixels,
+    measured_variance_factor,
+    rescaled,
+    sources_apart,
+    untrusted_pixels,
+)
 from .psf import KernelPointSpreadFunction, average_position, psf_image
 from .resampling import ResamplingOptions
 
@@ -186,10 +192,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         )
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
-    avoided = [
-        masks.flagged(exposure.mask, masks.AVOIDED_MASK_PLANES) | bad
-        for exposure, bad in zip((science, template), untrusted, strict=True)
-    ]
+    avoided = [avoided_pixels(exposure) for exposure in (science, template)]
     # The two exposures side by side.
     apart = in_threads(
         lambda each: sources_apart(*each), zip((science, template), avoided, strict=True)
@@ -306,7 +309,7 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     """
     if exposure.psf is not None:
         return exposure
-    bad = untrusted_pixels(exposure)
+    bad = avoided_pixels(exposure)
     _, flat = sources_apart(exposure, bad)
     sources = find_sources(
         flat, flat, science_variance=exposure.variance.array, science_bad=bad, template_bad=bad
