@@ -384,7 +384,7 @@ def _fades(height: Array, place: Array, steady: float) -> bool:
         return True
     distance = np.abs(place - place[height.argmax()])
     ranks = [values.argsort().argsort() for values in (distance, height)]
-    return bool(np.corrcoef(*ranks)[0, 1] < _FADING)
+    return bool(np.corrcoef(np.stack(ranks))[0, 1] < _FADING)
 
 
 def trail_pixels(trails: list[Trail], shape: tuple[int, int]) -> Array:
