@@ -30,10 +30,11 @@ _WIDE = tuple((j, i) for j in range(-2, 3) for i in range(-2, 3) if (j, i) != (0
 _SHARPEST = 0.2
 """Of q: that of a Gaussian with a full width at half maximum of 1.3 pixels."""
 
-_STAR_SIGMAS = (40.0, 15.0)
+_STAR_SIGMAS = (40.0, 15.0, 8.0)
 _FEWEST_STARS = 6
 _ROUND = 1.6
 _LOCUS = 0.3
+_CROWD = 4
 _MARGIN_MEAN = 0.88
 _MARGIN_PRODUCT = 0.75
 """Of q, by which a star may be sharper than the sharpest tenth of the stars, in the two tests."""
@@ -82,11 +83,23 @@ def sharpness(surface: Surface) -> Array:
         alike &= (ratio[:_NEAR] > _SHARPEST**2).all(axis=0) & (inverse.min(axis=0) > 0)
         stars, mean = ratio[:, alike], np.log(inverse[:, alike].mean(axis=0))
         if mean.size >= _FEWEST_STARS:
-            stars = stars[:, np.abs(mean - half_sample_mode(mean)) < _LOCUS]
+            stars = stars[:, np.abs(mean - _locus(mean)) < _LOCUS]
             if stars.shape[1] >= _FEWEST_STARS:
                 result: Array = np.percentile(stars, 10, axis=1)
                 return result
     return np.array([_SHARPEST ** (j * j + i * i) for j, i in _OFFSETS])
+
+
+def _locus(sharpness: Array) -> float:
+    """Where stars are: at the mode, or at a sharper crowd of a tenth of what is there, for what is
+    less sharp may be galaxies.
+    """
+    mode = half_sample_mode(sharpness)
+    enough = max(_CROWD, math.ceil(0.1 * np.count_nonzero(np.abs(sharpness - mode) < _LOCUS)))
+    sharper = np.sort(sharpness[sharpness > mode + _LOCUS / 2])
+    spans = sharper[enough - 1 :] - sharper[: len(sharper) - enough + 1]
+    dense = np.flatnonzero(spans < _LOCUS / 2)
+    return float(sharper[dense[-1] + enough // 2]) if dense.size else mode
 
 
 def _ratios(flux: Array, at: Array, width: int) -> Array:
