@@ -262,6 +262,7 @@ def _background(image: Array, variance: Array, unusable: Array) -> tuple[Array, 
 
 def _between(size: int, cells: int) -> tuple[Array, Array]:
     """The cell whose middle is left of each pixel, and how far it is from there to the next."""
-    position = np.clip((np.arange(size) + 0.5) / size * cells - 0.5, 0, cells - 1)
-    left = np.minimum(position.astype(int), cells - 2)
+    # Extrapolated beyond the outermost middles.
+    position = (np.arange(size) + 0.5) / size * cells - 0.5
+    left = np.clip(np.floor(position).astype(int), 0, cells - 2)
     return left, (position - left).astype(np.float32)
