@@ -19,7 +19,7 @@ from . import masks
 from .model import Exposure
 from .noise import untrusted_pixels
 
-__all__ = ["DefectOptions", "with_defects", "with_trails"]
+__all__ = ["NO_DEFECTS", "DefectOptions", "with_defects", "with_trails"]
 
 type Array = npt.NDArray[Any]
 type Search = bool | Literal["auto"]
@@ -78,6 +78,10 @@ class DefectOptions:
             wanted(self.bad_pixels, "BAD", judged),
             wanted(self.trails, masks.STREAK, False),
         )
+
+
+NO_DEFECTS = DefectOptions(cosmic_rays=False, bad_pixels=False, trails=False)
+"""Nothing is looked for."""
 
 
 @single_threaded_algebra()

@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..exposures import kernels, masks
 from ..exposures.alignment import aligned_template
 from ..exposures.decorrelation import Decorrelation
-from ..exposures.defects import DefectOptions
+from ..exposures.defects import NO_DEFECTS, DefectOptions, with_defects
 from ..exposures.model import Exposure
 from ..exposures.noise import without_sentinels
 from ..exposures.preparation import (
@@ -436,11 +436,14 @@ class AlardLuptonSubtractTask(PipelineTask):
         science, template = (
             without_sentinels(Exposure.from_object(each)) for each in (science, template)
         )
+        # On the template's own pixels, and not again below.
+        science, template = with_defects(science, template, self.config.to_defect_options())
+        options = dataclasses.replace(self.config.to_preparation_options(), defects=NO_DEFECTS)
         resampling = self._resampling()
         if resampling is not None:
             template = aligned_template(science, template, resampling=resampling)
         self.checkTemplateIsSufficient(template, science)
-        pair = prepare(science, template, self.config.to_preparation_options())
+        pair = prepare(science, template, options)
         self.metadata["scaleScienceVarianceFactor"] = pair.science_variance_factor
         self.metadata["scaleTemplateVarianceFactor"] = pair.template_variance_factor
         self.metadata["sciencePsfSize"] = pair.science_fwhm
