@@ -97,6 +97,8 @@ def _locus(sharpness: Array) -> float:
     mode = half_sample_mode(sharpness)
     enough = max(_CROWD, math.ceil(0.1 * np.count_nonzero(np.abs(sharpness - mode) < _LOCUS)))
     sharper = np.sort(sharpness[sharpness > mode + _LOCUS / 2])
+    if len(sharper) < enough:
+        return mode
     spans = sharper[enough - 1 :] - sharper[: len(sharper) - enough + 1]
     dense = np.flatnonzero(spans < _LOCUS / 2)
     return float(sharper[dense[-1] + enough // 2]) if dense.size else mode
