@@ -298,3 +298,12 @@ def test_rows_on_trails_are_artifacts_and_products_are_made_again(tmp_path: Any,
     )
     assert status == 0, told
     assert "STREAK" not in whitediff.read_exposure(paths[3]).mask.schema.names
+
+
+@pytest.mark.parametrize("stars", [0, 1, 6, 9])
+def test_few_stars_are_enough(stars: int) -> None:
+    image, variance, _, x, y = field(3.0, 11, stars=stars, galaxies=0)
+    hit = rays(11)
+    found = sharp(image + hit, variance)
+    assert found[hit > 10 * np.sqrt(variance)].mean() > 0.9
+    assert not cores(x, y, found)[~cores(x, y, hit > 0)].any()
