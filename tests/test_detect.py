@@ -104,7 +104,7 @@ def test_sources_of_both_signs():
     assert table["psf_flux"].unit == u.adu
     assert table["id"].tolist() == list(range(1, 6))
     flags = [name for name in table.colnames if name.startswith("flag")]
-    assert len(flags) == 10
+    assert len(flags) == 11
     assert not any(table[name].any() for name in flags)
     meta = table.meta
     assert (meta["n_positive"], meta["n_negative"], meta["threshold"]) == (3, 2, 5.0)

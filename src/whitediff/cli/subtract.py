@@ -38,6 +38,9 @@ FIT_OPTIONS = (
     "align",
     "register",
     "align_method",
+    "no_cosmic_rays",
+    "no_bad_pixels",
+    "no_trails",
 )
 """Parameters of the fit."""
 
@@ -122,6 +125,21 @@ def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="interpolating",
             show_default=True,
             help="How, as for whitediff align.",
+        ),
+        click.option(
+            "--no-cosmic-rays",
+            is_flag=True,
+            help="Do not look for cosmic rays. Images whose mask has some are left alone anyway.",
+        ),
+        click.option(
+            "--no-bad-pixels",
+            is_flag=True,
+            help="Do not look for hot and dead pixels, columns and rows; likewise.",
+        ),
+        click.option(
+            "--no-trails",
+            is_flag=True,
+            help="Do not look for trails of satellites and aeroplanes; likewise.",
         ),
     )
     return with_options(command, options)

@@ -230,6 +230,7 @@ def detections(
     columns |= _groups(blends, kept)
     columns["flag_fit_failed"] = fits.failed[kept]
     table = field.table(columns)
+    table["classification"][_on_defect(field.exposure, table)] = "artifact"
     table.meta |= {
         "kind": "detections",
         "threshold": options.threshold,
@@ -245,6 +246,19 @@ def detections(
             searched, options.threshold, found.pixels, score=score is not None
         )
     return Detections(table, found, peaks)
+
+
+def _on_defect(exposure: Exposure, table: QTable) -> Array:
+    """Rows on a trail, or whose own pixel is bad or hit by a cosmic ray."""
+    ny, nx = exposure.shape
+    y0, x0 = exposure.yx0
+    rows, columns = (
+        np.clip(np.floor(table[name].value - first + 0.5).astype(int), 0, n - 1)
+        for name, first, n in (("y", y0, ny), ("x", x0, nx))
+    )
+    hit = flagged(exposure.mask, ("CR", "BAD"))[rows, columns]
+    result: Array = hit | np.asarray(table["flag_streak"])
+    return result
 
 
 def expected_false_detections(

@@ -12,10 +12,12 @@ from lsst.images import Box, Mask, MaskPlane, MaskSchema, SkyProjection
 from .. import planes
 
 __all__ = [
+    "AVOIDED_MASK_PLANES",
     "CONTAMINATED",
     "DEFAULT_IGNORE_MASK_PLANES",
     "INTERPOLATED_MASK_PLANES",
     "SOURCE",
+    "STREAK",
     "UNSUPPORTED",
     "UNTRUSTED_MASK_PLANES",
     "attributed",
@@ -34,6 +36,7 @@ type Array = npt.NDArray[Any]
 CONTAMINATED = "CONTAMINATED"
 UNSUPPORTED = "UNSUPPORTED"
 SOURCE = "SOURCE"
+STREAK = "STREAK"
 
 DEFAULT_IGNORE_MASK_PLANES = (
     "INTRP",
@@ -53,11 +56,16 @@ UNTRUSTED_MASK_PLANES = ("BAD", "NO_DATA", "SAT", "CR", UNSUPPORTED)
 INTERPOLATED_MASK_PLANES = ("BAD", "NO_DATA", "CR")
 """Of these, those whose neighbours say what the pixel would be; the core of a star they do not."""
 
+AVOIDED_MASK_PLANES = (*UNTRUSTED_MASK_PLANES, STREAK)
+"""Pixels that no star, noise or background is measured on: a trail adds light to the sky, but what
+is below it is still there."""
 
 _DESCRIPTIONS = {
     CONTAMINATED: "The correction owes more than 1% of its weight to filled or outside pixels.",
     SOURCE: "A source was detected here on the science or template image.",
+    STREAK: "A satellite or aeroplane left its trail here.",
     "BAD": "The pixel is bad.",
+    "CR": "A cosmic ray hit the pixel.",
     "EDGE": "The convolution lacks support: too near the edge of the frame.",
     "INTRP": "The pixel was interpolated.",
     "NO_DATA": "There is no data for this pixel.",

@@ -26,6 +26,7 @@ from .model import Exposure, fits_single
 from .psf import average_position, psf_image
 
 __all__ = [
+    "avoided_pixels",
     "measured_noises",
     "measured_variance_factor",
     "noises_by_role",
@@ -49,6 +50,7 @@ _STRIP = 1_100_000
 """Pixels of a strip, at most."""
 _TRIED = 1000
 _GAP = 32
+_IGNORED = (*masks.DEFAULT_IGNORE_MASK_PLANES, masks.STREAK)
 
 
 def untrusted_pixels(exposure: Exposure) -> Array:
@@ -78,6 +80,22 @@ def untrusted_pixels(exposure: Exposure) -> Array:
     untrusted = planes.filled(image.shape, bool, of_no_weight)
     # A plane that nobody filled says nothing of single pixels.
     return planes.filled(image.shape, bool, not_measured) if untrusted.all() else untrusted
+
+
+def avoided_pixels(exposure: Exposure) -> Array:
+    """Pixels of an exposure that no source, noise or background is measured on.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    avoided
+        ``(ny, nx)`` boolean: `untrusted_pixels`, and trails.
+    """
+    return untrusted_pixels(exposure) | masks.flagged(exposure.mask, [masks.STREAK])
 
 
 def without_sentinels(exposure: Exposure) -> Exposure:
@@ -135,7 +153,7 @@ def source_pixels(*exposures: Exposure, only_bright: bool = False) -> Array:
 
     def detected(exposure: Exposure) -> Array:
         return detect_sources(
-            _unstepped(exposure.image.array), untrusted_pixels(exposure), only_bright=only_bright
+            _unstepped(exposure.image.array), avoided_pixels(exposure), only_bright=only_bright
         )
 
     sources, *others = in_threads(detected, exposures)
@@ -174,7 +192,7 @@ def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[A
     exposure
         Exposure.
     untrusted
-        `untrusted_pixels`, if they are at hand.
+        `avoided_pixels`, if they are at hand.
 
     Returns
     -------
@@ -184,7 +202,7 @@ def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[A
         ``(ny, nx)`` float32: the image without its background, zero where untrusted.
     """
     if untrusted is None:
-        untrusted = untrusted_pixels(exposure)
+        untrusted = avoided_pixels(exposure)
     image = exposure.image.array
     sources, background = sources_and_background(_unstepped(image), untrusted)
 
@@ -232,7 +250,7 @@ def measured_variance_factor(exposure: Exposure, sources: Array, flat: Array) ->
     name = exposure.source or "The exposure"
     # Every n-th row suffices for a quantile.
     step = max(1, flat.size // _ENOUGH_FOR_SCATTER)
-    bad = masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES) | sources
+    bad = masks.flagged(exposure.mask, _IGNORED) | sources
     variance, image = exposure.variance.array[::step], exposure.image.array[::step]
     free = ~bad[::step] & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     if not free.any():
@@ -390,7 +408,7 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
     # Strips of a large frame determine the covariance as well as all of it.
     flat, plane, use, wrong = [], [], [], []
     for rows in _strips(image.shape):
-        good = masks.flagged(exposure.mask, masks.DEFAULT_IGNORE_MASK_PLANES, rows=rows)
+        good = masks.flagged(exposure.mask, _IGNORED, rows=rows)
         good = ~(good | sources[rows] | untrusted[rows])
         good &= np.isfinite(variance[rows]) & (variance[rows] > 0)
         background = smooth_background(image[rows], good)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from . import masks
 from .alignment import aligned_template
+from .defects import with_defects
 from .matching import Match, MatchOptions, match
 from .model import Exposure
 from .noise import rescaled, source_pixels
@@ -23,6 +24,7 @@ __all__ = [
     "Solved",
     "SubtractionOptions",
     "aligned_as_before",
+    "defects_as_before",
     "make",
     "make_again",
     "make_all",
@@ -70,6 +72,7 @@ class SubtractionOptions:
             "noise": self.noise,
             "spatially_varying": self.spatially_varying,
             "fill": self.fill,
+            "defects": self.preparation.defects,
         }
 
 
@@ -271,6 +274,7 @@ def make_again(
     made
         Kind → `Made`.
     """
+    science, template = defects_as_before(science, template, solutions.values())
     template = aligned_as_before(science, template, solutions.values(), use_wcs=use_wcs)
     sources = source_pixels(science, template)
     made = {}
@@ -283,6 +287,27 @@ def make_again(
         mark_sources(product.exposure, sources)
         made[kind] = Made(product, *pair)
     return made
+
+
+def defects_as_before(
+    science: Exposure, template: Exposure, solutions: Iterable[Solution]
+) -> tuple[Exposure, Exposure]:
+    """Exposures with the mask planes of their defects, as they had them for earlier products.
+
+    Parameters
+    ----------
+    science, template
+        Exposures, each on its own pixels.
+    solutions
+        Of products that were made with them.
+
+    Returns
+    -------
+    science, template
+        The same ones where nothing was looked for.
+    """
+    options = next((s.defects for s in solutions if s.defects is not None), None)
+    return (science, template) if options is None else with_defects(science, template, options)
 
 
 def aligned_as_before(

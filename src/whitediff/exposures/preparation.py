@@ -24,9 +24,16 @@ from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .alignment import aligned_template
+from .defects import DefectOptions, with_defects
 from .kernels import term_kernel
 from .model import Exposure
-from .noise import measured_variance_factor, rescaled, sources_apart, untrusted_pixels
+from .noise import (
+    avoided_pixels,
+    measured_variance_factor,
+    rescaled,
+    sources_apart,
+    untrusted_pixels,
+)
 from .psf import KernelPointSpreadFunction, average_position, psf_image
 from .registration import measured_misalignment, report_misalignment
 from .resampling import ResamplingOptions
@@ -80,7 +87,9 @@ class PreparationOptions:
         Less than this is a warning.
     exclude_mask_planes
         Planes whose pixels must not be near a star that a kernel or PSF is measured on.
-        Those of pixels without a measurement (`masks.UNTRUSTED_MASK_PLANES`) never may.
+        Those of `masks.AVOIDED_MASK_PLANES` never may.
+    defects
+        Which defects to look for on both exposures.
     """
 
     rescale_variance: bool = True
@@ -89,6 +98,7 @@ class PreparationOptions:
     required_template_fraction: float = 0.1
     expected_template_fraction: float = 0.2
     exclude_mask_planes: tuple[str, ...] = ()
+    defects: DefectOptions = dataclasses.field(default_factory=DefectOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +187,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     """
     options = options or PreparationOptions()
     science, template = Exposure.from_object(science), Exposure.from_object(template)
+    science, template = with_defects(science, template, options.defects)
     template = aligned_template(
         science, template, use_wcs=options.use_wcs, resampling=options.resampling
     )
@@ -188,9 +199,10 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         )
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
+    avoided = [avoided_pixels(exposure) for exposure in (science, template)]
     # The two exposures side by side.
     apart = in_threads(
-        lambda each: sources_apart(*each), zip((science, template), untrusted, strict=True)
+        lambda each: sources_apart(*each), zip((science, template), avoided, strict=True)
     )
     (pixels, flat) = zip(*apart, strict=True)
     del apart
@@ -205,14 +217,14 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         flat[1],
         science_variance=science.variance.array,
         template_variance=template.variance.array,
-        science_bad=untrusted[0],
-        template_bad=untrusted[1],
+        science_bad=avoided[0],
+        template_bad=avoided[1],
     )
-    _check_positions((flat[0], flat[1]), (untrusted[0], untrusted[1]), sources, template, options)
+    _check_positions((flat[0], flat[1]), (avoided[0], avoided[1]), sources, template, options)
     del flat
-    for exposure, bad in zip((science, template), untrusted, strict=True):
+    for exposure, bad in zip((science, template), avoided, strict=True):
         bad |= masks.flagged(exposure.mask, options.exclude_mask_planes)
-    sources = dataclasses.replace(sources, science_bad=untrusted[0], template_bad=untrusted[1])
+    sources = dataclasses.replace(sources, science_bad=avoided[0], template_bad=avoided[1])
     candidates = choose_candidates(sources, clear=16, isolation=16)
     return Pair(
         science=science,
@@ -220,13 +232,13 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         science_variance_factor=factors[0],
         template_variance_factor=factors[1],
         template_fraction=fraction,
-        science_bad=untrusted[0],
-        template_bad=untrusted[1],
+        science_bad=avoided[0],
+        template_bad=avoided[1],
         science_pixels=pixels[0],
         template_pixels=pixels[1],
         sources=sources,
-        science_fwhm=fwhm(science, candidates, candidates.science_sigma, untrusted[0]),
-        template_fwhm=fwhm(template, candidates, candidates.template_sigma, untrusted[1]),
+        science_fwhm=fwhm(science, candidates, candidates.science_sigma, avoided[0]),
+        template_fwhm=fwhm(template, candidates, candidates.template_sigma, avoided[1]),
         psfs_given=science.psf is not None and template.psf is not None,
     )
 
@@ -330,7 +342,7 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     """
     if exposure.psf is not None:
         return exposure
-    bad = untrusted_pixels(exposure)
+    bad = avoided_pixels(exposure)
     _, flat = sources_apart(exposure, bad)
     sources = find_sources(
         flat, flat, science_variance=exposure.variance.array, science_bad=bad, template_bad=bad

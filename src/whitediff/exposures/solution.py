@@ -19,6 +19,7 @@ from ..threads import single_threaded_algebra
 from . import masks
 from .covariance import Noise
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
+from .defects import DefectOptions, with_trails
 from .fields import rows_of
 from .matching import Match
 from .model import Exposure
@@ -73,6 +74,8 @@ class Solution:
         How the template's noise was found for that, on which the variances depend.
     registration
         What the template's stars said of where its pixels lie, beyond its WCS; None for nothing.
+    defects
+        Which defects were looked for; None for none.
     psf
         PSF of the exposure that is not convolved, before anything was done to it.
     box
@@ -99,6 +102,7 @@ class Solution:
     alignment: Literal["interpolating", "adaptive"] | None = None
     alignment_noise: Literal["white", "auto", "measured"] = "white"
     registration: Correction | None = None
+    defects: DefectOptions | None = None
     box: Box | None = None
     stars: Table | None = None
 
@@ -281,8 +285,11 @@ def make_product(
         ),
     )
     flux, flux_variance = fluxes(result)
+    exposure = result.exposure
+    if solution.defects is not None and not score:
+        exposure = with_trails(exposure, solution.defects)
     return Product(
-        exposure=result.exposure,
+        exposure=exposure,
         decorrelation=result,
         solution=solution.completed(result),
         flux=flux,
@@ -353,7 +360,7 @@ def _with_better_background(solution: Solution, difference: Exposure, free: Arra
     field = solution.background
     if not isinstance(field, ChebyshevField):
         return solution
-    use = free & ~masks.flagged(difference.mask, (*masks.UNTRUSTED_MASK_PLANES, "EDGE"))
+    use = free & ~masks.flagged(difference.mask, (*masks.AVOIDED_MASK_PLANES, "EDGE"))
     found = fit_background(
         difference.image.array, use, field.coefficients.shape[0] - 1, start=field.coefficients
     )

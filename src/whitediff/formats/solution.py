@@ -16,6 +16,7 @@ from lsst.images import YX, Box
 from .. import __version__
 from ..errors import FileFormatError, one_line
 from ..exposures.covariance import Noise
+from ..exposures.defects import DefectOptions
 from ..exposures.psf import KernelPointSpreadFunction
 from ..exposures.solution import Solution
 from ..noise import NoiseCovariance
@@ -48,6 +49,11 @@ _FACTORS = {
     "WDSVAR": ("science_variance", "mean variance of science"),
     "WDTVAR": ("template_variance", "mean variance of template"),
 }
+_DEFECTS = {
+    "WDCRAYS": ("cosmic_rays", "cosmic rays were looked for"),
+    "WDBADPIX": ("bad_pixels", "bad pixels were looked for"),
+    "WDTRAILS": ("trails", "trails were looked for"),
+}
 _MEASURED = ("WDSVAR", "WDTVAR")
 _BOX = ("WDBOXX0", "WDBOXX1", "WDBOXY0", "WDBOXY1")
 _NOISE_CARDS = {
@@ -69,19 +75,30 @@ def solution_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
     cards
         Keyword → (value, comment).
     """
-    return {
-        keyword: (getattr(solution, name), comment) for keyword, (name, comment) in _FACTORS.items()
-    } | {
-        "WDCONV": (solution.convolved, "exposure that was convolved"),
-        "WDSCORE": (solution.preconvolution_kernel is not None, "is a score image"),
-        "WDFILL": (solution.fill, "what stands in for missing pixels"),
-        "WDALIGN": (solution.alignment, "how the template was resampled before"),
-        "WDALNOIS": (
-            None if solution.alignment is None else solution.alignment_noise,
-            "noise of the template for that",
-        ),
-        "WDSPAT": (solution.spatially_varying, "correction follows kernel and noise"),
-    }
+    return (
+        {
+            keyword: (getattr(solution, name), comment)
+            for keyword, (name, comment) in _FACTORS.items()
+        }
+        | {
+            "WDCONV": (solution.convolved, "exposure that was convolved"),
+            "WDSCORE": (solution.preconvolution_kernel is not None, "is a score image"),
+            "WDFILL": (solution.fill, "what stands in for missing pixels"),
+            "WDALIGN": (solution.alignment, "how the template was resampled before"),
+            "WDALNOIS": (
+                None if solution.alignment is None else solution.alignment_noise,
+                "noise of the template for that",
+            ),
+            "WDSPAT": (solution.spatially_varying, "correction follows kernel and noise"),
+        }
+        | {
+            keyword: (
+                None if solution.defects is None else getattr(solution.defects, name),
+                comment,
+            )
+            for keyword, (name, comment) in _DEFECTS.items()
+        }
+    )
 
 
 def solution_extras(solution: Solution) -> Mapping[str, Any]:
@@ -277,6 +294,7 @@ def read_solution(path: str | Path) -> Solution:
                 # Files of before did not say.
                 _choice(header, "WDALNOIS", (None, "white", "auto", "measured"), file) or "white"
             ),
+            defects=_defects(header, file),
             preconvolution_kernel=(
                 None
                 if preconvolution_hdu is None
@@ -309,12 +327,23 @@ def _noise(hdus: Any, name: str, box: Box, file: Path) -> Noise:
     )
 
 
-def _choice(header: Any, keyword: str, allowed: tuple[str | None, ...], file: Path) -> Any:
+def _defects(header: Any, file: Path) -> DefectOptions | None:
+    values = {
+        name: _choice(header, keyword, (None, True, False, "auto"), file)
+        for keyword, (name, _) in _DEFECTS.items()
+    }
+    # Files of before did not say.
+    if None in values.values():
+        return None
+    return DefectOptions(**values)
+
+
+def _choice(header: Any, keyword: str, allowed: tuple[str | bool | None, ...], file: Path) -> Any:
     value = header.get(keyword)
     if value not in allowed:
+        names = " or ".join(str(one) for one in allowed if one is not None)
         raise FileFormatError(
-            f"{file}: {keyword} is {value!r}; it must be {' or '.join(filter(None, allowed))}, as"
-            " whitediff writes it."
+            f"{file}: {keyword} is {value!r}; it must be {names}, as whitediff writes it."
         )
     return value
 

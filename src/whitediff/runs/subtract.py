@@ -11,12 +11,14 @@ from typing import Any
 
 from .. import formats
 from ..errors import ArgumentError, WhitediffError
+from ..exposures.defects import DefectOptions
 from ..exposures.matching import MatchOptions
 from ..exposures.model import Exposure
 from ..exposures.noise import rescaled, source_pixels
 from ..exposures.pipeline import (
     SubtractionOptions,
     aligned_as_before,
+    defects_as_before,
     make,
     mark_sources,
     measured_noise,
@@ -89,6 +91,9 @@ def run_subtraction(
     science_psf: str | None = None,
     template_psf: str | None = None,
     full_variance: bool = False,
+    no_cosmic_rays: bool = False,
+    no_bad_pixels: bool = False,
+    no_trails: bool = False,
     noise: Any = "auto",
     constant: bool = False,
     fill: Any = "interpolate",
@@ -104,8 +109,8 @@ def run_subtraction(
     ----------
     science, template, output, score_output, matched_output, solutions, convolved, kernel_order, \
     background_order, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, align, \
-    register, align_method, science_psf, template_psf, full_variance, noise, constant, fill, \
-    compress, overwrite
+    register, align_method, science_psf, template_psf, full_variance, no_cosmic_rays, \
+    no_bad_pixels, no_trails, noise, constant, fill, compress, overwrite
         Options of the command.
     begin
         Called with the name of each stage as it begins.
@@ -152,6 +157,9 @@ def run_subtraction(
         constant=constant,
         fill=fill,
         full_variance=full_variance,
+        no_cosmic_rays=no_cosmic_rays,
+        no_bad_pixels=no_bad_pixels,
+        no_trails=no_trails,
     )
     paths = {"science": science, "template": template}
     how_read = reading_options(reading, **paths)
@@ -217,13 +225,17 @@ def subtraction_options(
     constant: bool = False,
     fill: Any = "interpolate",
     full_variance: bool = False,
+    no_cosmic_rays: bool = False,
+    no_bad_pixels: bool = False,
+    no_trails: bool = False,
 ) -> SubtractionOptions:
     """What the options of a command say about the subtraction.
 
     Parameters
     ----------
     convolved, kernel_order, background_order, basis, kernel_size, varying_sum, keep_variance, \
-    ignore_wcs, align, register, align_method, noise, constant, fill, full_variance
+    ignore_wcs, align, register, align_method, noise, constant, fill, full_variance, \
+    no_cosmic_rays, no_bad_pixels, no_trails
         Options of the command.
 
     Returns
@@ -246,6 +258,11 @@ def subtraction_options(
             rescale_variance=not keep_variance,
             use_wcs=not ignore_wcs,
             resampling=resampling,
+            defects=DefectOptions(
+                cosmic_rays=False if no_cosmic_rays else "auto",
+                bad_pixels=False if no_bad_pixels else "auto",
+                trails=False if no_trails else "auto",
+            ),
         ),
         match=MatchOptions(
             convolved=convolved or "auto",
@@ -341,8 +358,8 @@ def _made_again(
     use_wcs: bool,
 ) -> _Made:
     """Subtract and decorrelate with stored solutions."""
-    science = inputs["science"]
-    template = aligned_as_before(science, inputs["template"], stored.values(), use_wcs=use_wcs)
+    science, template = defects_as_before(inputs["science"], inputs["template"], stored.values())
+    template = aligned_as_before(science, template, stored.values(), use_wcs=use_wcs)
     inputs.clear()
     sources = source_pixels(science, template)
     for kind, solution in stored.items():

@@ -18,6 +18,7 @@ from ..errors import DataError
 from ..exposures import kernels, masks
 from ..exposures.alignment import aligned_template
 from ..exposures.decorrelation import Decorrelation
+from ..exposures.defects import NO_DEFECTS, DefectOptions, with_defects
 from ..exposures.model import Exposure
 from ..exposures.noise import without_sentinels
 from ..exposures.preparation import (
@@ -151,6 +152,21 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
     minKernelSources = pex_config.RangeField(
         dtype=int, default=3, min=3, doc="Fewer kernel sources are an error."
     )
+    doFindCosmicRays = pex_config.Field(
+        dtype=bool,
+        default=True,
+        doc="Look for cosmic rays on exposures whose mask does not tell of them?",
+    )
+    doFindBadPixels = pex_config.Field(
+        dtype=bool,
+        default=True,
+        doc="Look for hot and dead pixels, columns and rows likewise?",
+    )
+    doFindTrails = pex_config.Field(
+        dtype=bool,
+        default=True,
+        doc="Look for trails of satellites and aeroplanes likewise, and on the difference?",
+    )
     excludeMaskPlanes = pex_config.ListField(
         dtype=str,
         default=["NO_DATA", "BAD", "SAT", "EDGE", "FAKE"],
@@ -221,6 +237,21 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
             required_template_fraction=self.requiredTemplateFraction,
             expected_template_fraction=self.minTemplateFractionForExpectedSuccess,
             exclude_mask_planes=tuple(self.excludeMaskPlanes),
+            defects=self.to_defect_options(),
+        )
+
+    def to_defect_options(self) -> DefectOptions:
+        """Which defects to look for.
+
+        Returns
+        -------
+        options
+            For both exposures and their difference.
+        """
+        return DefectOptions(
+            cosmic_rays="auto" if self.doFindCosmicRays else False,
+            bad_pixels="auto" if self.doFindBadPixels else False,
+            trails="auto" if self.doFindTrails else False,
         )
 
     def to_candidate_options(self) -> CandidateOptions:
@@ -421,11 +452,14 @@ class AlardLuptonSubtractTask(PipelineTask):
         science, template = (
             without_sentinels(Exposure.from_object(each)) for each in (science, template)
         )
+        # On the template's own pixels, and not again below.
+        science, template = with_defects(science, template, self.config.to_defect_options())
+        options = dataclasses.replace(self.config.to_preparation_options(), defects=NO_DEFECTS)
         resampling = self._resampling()
         if resampling is not None:
             template = aligned_template(science, template, resampling=resampling)
         self.checkTemplateIsSufficient(template, science)
-        pair = prepare(science, template, self.config.to_preparation_options())
+        pair = prepare(science, template, options)
         self.metadata["scaleScienceVarianceFactor"] = pair.science_variance_factor
         self.metadata["scaleTemplateVarianceFactor"] = pair.template_variance_factor
         self.metadata["sciencePsfSize"] = pair.science_fwhm
@@ -557,6 +591,7 @@ class AlardLuptonSubtractTask(PipelineTask):
                 Solution.of(pair, match, preConvKernel),
                 alignment=self.config.alignTemplate,
                 alignment_noise="white" if resampling is None else resampling.noise,
+                defects=self.config.to_defect_options(),
             ),
             pair.science,
             pair.template,

@@ -1,0 +1,222 @@
+"""Pixels that are sharper than the PSF allows: cosmic rays and hot pixels.
+
+A point source, however it lies on the pixels, puts some light on both neighbours of a pixel.  For a
+Gaussian ``√(f(p+o) f(p−o)) = q f(p)`` for every pixel p and offset o, with the same q wherever the
+centre lies; for a sum of Gaussians, and for wider sources, the left side is larger (Cauchy and
+Schwarz).  Where it is significantly smaller there is no source.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..stats import half_sample_mode
+from .surface import MARGIN, Surface
+
+__all__ = ["dead_pixels", "sharp_pixels", "sharpness"]
+
+type Array = npt.NDArray[Any]
+
+_OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
+_NEAR = 4
+"""The first so many offsets lead to the eight neighbours."""
+
+_AROUND = tuple((j, i) for j in (-1, 0, 1) for i in (-1, 0, 1) if (j, i) != (0, 0))
+_WIDE = tuple((j, i) for j in range(-2, 3) for i in range(-2, 3) if (j, i) != (0, 0))
+_SHARPEST = 0.2
+"""Of q: that of a Gaussian with a full width at half maximum of 1.3 pixels."""
+
+_STAR_SIGMAS = (40.0, 15.0, 8.0)
+_FEWEST_STARS = 6
+_ROUND = 1.6
+_LOCUS = 0.3
+_CROWD = 4
+_MARGIN_MEAN = 0.88
+_MARGIN_PRODUCT = 0.75
+"""Of q, by which a star may be sharper than the sharpest tenth of the stars, in the two tests."""
+
+_SEED = 5.0
+_SEED_CROSS = 4.5
+_GROWTH = 2.5
+_GROWTH_SIGNAL = 3.0
+_PASSES = 5
+
+
+def sharpness(surface: Surface) -> Array:
+    """How sharp the stars are: q of each offset.
+
+    Parameters
+    ----------
+    surface
+        The image.
+
+    Returns
+    -------
+    q
+        ``(6,)`` for steps along x, y and both diagonals by a pixel, and along x and y by two:
+        geometric mean of the two neighbours over the pixel between them, for the sharper tenth of
+        the stars.
+
+    Notes
+    -----
+    Stars are peaks whose Gaussian width is the same along both axes and diagonals, and near the
+    mode of all of these.  Cosmic rays are hardly ever round.
+    """
+    flux = surface.flux.ravel()
+    index = surface.bright
+    value = flux[index]
+    noise = np.sqrt(surface.variance_at(index))
+    for least in _STAR_SIGMAS:
+        at = index[value > least * noise]
+        for j, i in _AROUND:
+            with np.errstate(invalid="ignore"):
+                at = at[flux[at] >= flux[at + j * surface.width + i]]
+        ratio = _ratios(flux, at, surface.width)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # The squared width, four times: a diagonal step is longer by the root of two.
+            inverse = -2 * np.log(ratio[:_NEAR]) / np.array([1, 1, 2, 2])[:, None]
+            alike = inverse.max(axis=0) < _ROUND * inverse.min(axis=0)
+        alike &= (ratio[:_NEAR] > _SHARPEST**2).all(axis=0) & (inverse.min(axis=0) > 0)
+        stars, mean = ratio[:, alike], np.log(inverse[:, alike].mean(axis=0))
+        if mean.size >= _FEWEST_STARS:
+            stars = stars[:, np.abs(mean - _locus(mean)) < _LOCUS]
+            if stars.shape[1] >= _FEWEST_STARS:
+                result: Array = np.percentile(stars, 10, axis=1)
+                return result
+    return np.array([_SHARPEST ** (j * j + i * i) for j, i in _OFFSETS])
+
+
+def _locus(sharpness: Array) -> float:
+    """Where stars are: at the mode, or at a sharper crowd of a tenth of what is there, for what is
+    less sharp may be galaxies.
+    """
+    mode = half_sample_mode(sharpness)
+    enough = max(_CROWD, math.ceil(0.1 * np.count_nonzero(np.abs(sharpness - mode) < _LOCUS)))
+    sharper = np.sort(sharpness[sharpness > mode + _LOCUS / 2])
+    if len(sharper) < enough:
+        return mode
+    spans = sharper[enough - 1 :] - sharper[: len(sharper) - enough + 1]
+    dense = np.flatnonzero(spans < _LOCUS / 2)
+    return float(sharper[dense[-1] + enough // 2]) if dense.size else mode
+
+
+def _ratios(flux: Array, at: Array, width: int) -> Array:
+    """Geometric means of opposite neighbours over the pixels between, ``(6, n)``; at least 0."""
+    ratios = np.zeros((len(_OFFSETS), len(at)))
+    for k, (j, i) in enumerate(_OFFSETS):
+        step = j * width + i
+        with np.errstate(invalid="ignore"):
+            product = np.maximum(flux[at + step], 0) * np.maximum(flux[at - step], 0)
+            ratios[k] = np.nan_to_num(np.sqrt(product) / flux[at])
+    return ratios
+
+
+def sharp_pixels(surface: Surface, q: Array) -> Array:
+    """Pixels that are too sharp for a source, and what belongs to them.
+
+    Parameters
+    ----------
+    surface
+        The image; in its `flux`, what is found is replaced by what its neighbours say.
+    q
+        `sharpness`, or what the PSF says.
+
+    Returns
+    -------
+    index
+        ``(n,)`` indices into the raveled `Surface.flux`.
+    """
+    flux, width = surface.flux.ravel(), surface.width
+    marked = np.zeros(flux.shape, bool)
+    at = surface.bright
+    at = at[_too_sharp(flux, at, surface.variance_at(at), width, q, _SEED, _SEED_CROSS)]
+    found = [at]
+    for _ in range(_PASSES):
+        if not len(at):
+            break
+        marked[at] = True
+        _replace(flux, at, marked, width)
+        at = np.unique(np.concatenate([at + j * width + i for j, i in _AROUND]))
+        row, column = np.divmod(at, width)
+        ny, nx = surface.shape
+        at = at[(row >= MARGIN) & (row < ny + MARGIN) & (column >= MARGIN) & (column < nx + MARGIN)]
+        with np.errstate(invalid="ignore"):
+            variance = surface.variance_at(at)
+            keep = ~marked[at] & (flux[at] > _GROWTH_SIGNAL * np.sqrt(variance))
+        at, variance = at[keep], variance[keep]
+        at = at[_too_sharp(flux, at, variance, width, q, _GROWTH, _GROWTH)]
+        found.append(at)
+    return np.concatenate(found)
+
+
+def _too_sharp(
+    flux: Array, at: Array, variance: Array, width: int, q: Array, most: float, most_cross: float
+) -> Array:
+    """Which pixels are sharper than a source by so many sigma, in any direction or in the cross."""
+    value = flux[at]
+    sharp = np.zeros(len(at), bool)
+    cross = np.zeros(len(at), np.float32)
+    cross_q = 0.0
+    for k, (j, i) in enumerate(_OFFSETS):
+        if k >= _NEAR and q[k] < _SHARPEST:
+            continue
+        step = j * width + i
+        before, after = flux[at - step], flux[at + step]
+        mean = (before + after) / 2
+        least = _MARGIN_MEAN * q[k]
+        with np.errstate(invalid="ignore"):
+            sharp |= least * value - mean > most * np.sqrt(variance * (least**2 + 0.5))
+            if k < 2:
+                cross += mean / 2
+                cross_q += least / 2
+            least = _MARGIN_PRODUCT * q[k]
+            before, after = np.maximum(before, 0), np.maximum(after, 0)
+            # Twice the product's own noise: it is that of a product, whose tails are long.
+            scatter = (2 * least**2 * value) ** 2 + before**2 + after**2 + 2 * variance
+            sharp |= (least * value) ** 2 - before * after > most * np.sqrt(scatter * variance)
+    with np.errstate(invalid="ignore"):
+        excess = cross_q * value - cross
+        sharp |= excess > most_cross * np.sqrt(variance * (cross_q**2 + 0.25))
+    return sharp
+
+
+def _replace(flux: Array, at: Array, marked: Array, width: int) -> None:
+    """Put what the unmarked pixels around say in place of pixels; in place.
+
+    Not their median, but what a third of them exceeds: beside a star it is no less than the star.
+    """
+    around = np.stack([at + j * width + i for j, i in _WIDE], axis=1)
+    around = np.clip(around, 0, flux.size - 1)
+    values = np.where(marked[around], np.nan, flux[around])
+    values.sort(axis=1)
+    known = np.count_nonzero(~np.isnan(values), axis=1)
+    middle = values[np.arange(len(at)), np.maximum(known - 1, 0) * 2 // 3]
+    flux[at] = np.where(known > 0, middle, 0)
+
+
+def dead_pixels(surface: Surface) -> Array:
+    """Single pixels below everything around them.
+
+    Parameters
+    ----------
+    surface
+        The image.
+
+    Returns
+    -------
+    index
+        ``(n,)`` indices into the raveled `Surface.flux`: more than 5 sigma below the background,
+        and below the lowest of the eight neighbours by 4 sigma.
+    """
+    flux, at = surface.flux.ravel(), surface.low
+    lowest = np.min(
+        [flux[at + j * surface.width + i] for j, i in _AROUND], axis=0, initial=math.inf
+    )
+    with np.errstate(invalid="ignore"):
+        below = flux[at] < lowest - 4 * np.sqrt(surface.variance_at(at))
+    result: Array = at[below]
+    return result

@@ -1,0 +1,414 @@
+"""Trails of satellites and aeroplanes: straight ridges across the frame.
+
+Sums along all lines of the binned, clipped significance (fast discrete Radon transform, Brady 1998)
+say where a trail may be; the pixels along the line say whether it is one, and how wide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.ndimage
+
+from ..threads import in_threads
+from .surface import MARGIN, Surface
+
+__all__ = ["Trail", "find_trails", "line_sums", "trail_pixels"]
+
+type Array = npt.NDArray[Any]
+
+_CLIP = 3.0
+_HIGH_PASS = 17
+_THRESHOLD = 7.0
+"""Robust standard deviations of a line's sum: among the 10⁶ lines of a frame noise reaches 5."""
+
+_SHORTEST = 0.25
+"""Part of the frame's longer side that a line must cross."""
+
+_TRIES = 12
+_REACH = 40
+_CHUNKS = 24
+_SHORTEST_CHUNK = 16
+_NEAR = 14
+"""Pixels that the line may be off, before it is fitted."""
+
+_ON = 3.0
+_LEAST_ON = 0.6
+_FEWEST_ON = 6
+_STRAIGHT = 2.0
+_WIDEST = 24
+_LOPSIDED = 0.6
+_EDGE_OF_TRAIL = 0.15
+"""Of the noise of a pixel: where the trail's profile falls below this, its mask ends."""
+
+_ALIGNED = 3.0
+_WIDE_ALIGNED = 5
+_STEADY = 5.0
+_STEADY_INSIDE = 3.0
+"""How much brighter than its median a trail may be at most, if it fades away from there; if it ends
+inside of the frame, even if it does not."""
+
+_FADING = -0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Trail:
+    """A straight, or slightly bent, strip.
+
+    Attributes
+    ----------
+    along_x
+        Its middle is y as a function of x; else x as a function of y.
+    coefficients
+        Polynomial of that, highest power first, array coordinates.
+    start, stop
+        Along the axis, pixels.
+    below, above
+        How far it reaches to either side, pixels.
+    """
+
+    along_x: bool
+    coefficients: tuple[float, ...]
+    start: int
+    stop: int
+    below: float
+    above: float
+
+
+def line_sums(plane: Array) -> list[Array]:
+    """Sums of a square plane along straight lines of all directions.
+
+    Parameters
+    ----------
+    plane
+        ``(n, n)``, n a power of two.
+
+    Returns
+    -------
+    sums
+        Four arrays ``(n, 2n)``: element ``[s, n + h]`` is the sum along the line that begins in
+        row h of the first column and ends in row h + s of the last, for the plane, the plane
+        upside down, and the two of its transpose.
+
+    Notes
+    -----
+    Brady 1998, SIAM J. Comput. 27, 107: n² log n additions.
+    """
+    return in_threads(_quadrant, (plane, plane[::-1], plane.T, plane.T[::-1]))
+
+
+def _quadrant(plane: Array) -> Array:
+    n = len(plane)
+    # (strip, slope, row): of one column each, to begin with.
+    sums = np.zeros((n, 1, 2 * n), plane.dtype)
+    sums[:, 0, n:] = plane.T
+    while len(sums) > 1:
+        left, right = sums[0::2], sums[1::2]
+        slopes = left.shape[1]
+        joined = np.empty((len(left), 2 * slopes, 2 * n), plane.dtype)
+        for slope in range(2 * slopes):
+            half, shift = slope // 2, (slope + 1) // 2
+            joined[:, slope] = left[:, half]
+            joined[:, slope, : 2 * n - shift] += right[:, half, shift:]
+        sums = joined
+    return np.asarray(sums[0])
+
+
+def find_trails(surface: Surface) -> list[Trail]:
+    """Find the trails on an image.
+
+    Parameters
+    ----------
+    surface
+        The image.
+
+    Returns
+    -------
+    trails
+        The most significant first.
+    """
+    plane, weight = _prepared(surface)
+    size = 1 << max(3, int(np.ceil(np.log2(max(plane.shape)))))
+    least = _SHORTEST * max(plane.shape)
+    trails: list[Trail] = []
+    for _ in range(_TRIES):
+        padded = np.zeros((size, size), np.complex64)
+        padded[: plane.shape[0], : plane.shape[1]] = plane + 1j * weight
+        line = _best_line(line_sums(padded), least, surface.bin)
+        if line is None:
+            break
+        trail = _verified(surface, *line)
+        if trail is not None:
+            trails.append(trail)
+        along_x, first, slope = line
+        _blank(plane, weight, along_x, first / surface.bin, slope, trail, surface.bin)
+    return trails
+
+
+def _prepared(surface: Surface) -> tuple[Array, Array]:
+    """Squares' significance above what is around, clipped, and which of them count."""
+    good = surface.counted >= 0.5 * surface.bin**2
+    root = np.sqrt(np.maximum(surface.counted, 1))
+    plane = np.where(good, surface.binned / root, 0).astype(np.float32)
+    middle, spread = _level(plane[good])
+    weight = good.astype(np.float32)
+    plane = np.clip((plane - middle) / spread, -_CLIP, _CLIP) * weight
+    around = scipy.ndimage.uniform_filter(plane, _HIGH_PASS, mode="constant")
+    around /= np.maximum(scipy.ndimage.uniform_filter(weight, _HIGH_PASS, mode="constant"), 1e-3)
+    plane = np.clip(plane - around, -_CLIP, _CLIP) * weight
+    return plane, weight
+
+
+def _level(values: Array) -> tuple[float, float]:
+    if not values.size:
+        return 0.0, 1.0
+    low, middle = np.percentile(values, [15.87, 50])
+    return float(middle), max(float(middle - low), 1e-6)
+
+
+def _best_line(sums: list[Array], least: float, side: int) -> tuple[bool, float, float] | None:
+    """Axis, start and slope, in pixels, of the line that stands out most; None where none does."""
+    best: tuple[float, int, int, int] | None = None
+    for quadrant, plane in enumerate(sums):
+        count = plane.imag
+        valid = count >= least
+        if not valid.any():
+            continue
+        values = np.where(valid, plane.real / np.sqrt(np.maximum(count, 1)), -np.inf)
+        middle, spread = _level(values[valid])
+        values = (values - middle) / spread
+        step, start = divmod(int(np.argmax(values)), values.shape[1])
+        if best is None or values[step, start] > best[0]:
+            best = (float(values[step, start]), quadrant, step, start)
+    if best is None or best[0] < _THRESHOLD:
+        return None
+    _, quadrant, step, start = best
+    n = sums[0].shape[0]
+    first, slope = float(start - n), step / (n - 1)
+    if quadrant % 2:
+        first, slope = n - 1 - first, -slope
+    # From squares to pixels: their middles.
+    return quadrant < 2, (first + 0.5) * side - 0.5 - slope * (side - 1) / 2, slope
+
+
+def _blank(
+    plane: Array, weight: Array, along_x: bool, first: float, slope: float,
+    trail: Trail | None, side: int,
+) -> None:  # fmt: skip
+    """Take a line's squares out of the search."""
+    reach = 3.0
+    if trail is not None:
+        reach += max(trail.below, trail.above) / side
+    for each in (plane, weight):
+        view = each if along_x else each.T
+        rows, columns = np.ogrid[: view.shape[0], : view.shape[1]]
+        view[np.abs(rows - first - slope * columns) <= reach * np.hypot(1, slope)] = 0
+
+
+def _strip(
+    surface: Surface, along_x: bool, coefficients: tuple[float, ...]
+) -> tuple[Array, Array, Array]:
+    """Significance along a line, ``(n, 2 · 40 + 1)``, NaN outside; its rows and the middle there.
+
+    The columns run across the frame's rows or columns, and not across the line.
+    """
+    ny, nx = surface.shape
+    length, breadth = (nx, ny) if along_x else (ny, nx)
+    along = np.arange(length)
+    middle = np.rint(np.polyval(coefficients, along)).astype(int)
+    inside = np.flatnonzero((middle >= -_REACH) & (middle < breadth + _REACH))
+    along, middle = along[inside], middle[inside]
+    across = middle[:, None] + np.arange(-_REACH, _REACH + 1)
+    there = (across >= 0) & (across < breadth)
+    across = np.clip(across, 0, breadth - 1)
+    y, x = (across, along[:, None]) if along_x else (along[:, None], across)
+    noise = np.sqrt(surface.variance[y, x] * np.float32(surface.factor))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = surface.flux[y + MARGIN, x + MARGIN] / noise
+    return np.where(there, values, np.nan), along, middle
+
+
+def _chunked(strip: Array) -> tuple[Array, list[slice]]:
+    """Mean clipped profile of each chunk of a strip, sources left out."""
+    n = len(strip)
+    number = max(1, min(_CHUNKS, n // _SHORTEST_CHUNK))
+    edges = np.linspace(0, n, number + 1).astype(int)
+    chunks = [slice(a, b) for a, b in pairwise(edges)]
+    # Medians: a star in a chunk counts no more than noise does.
+    profiles = np.stack([_medians(strip[chunk]) for chunk in chunks])
+    return profiles, chunks
+
+
+def _medians(part: Array) -> Array:
+    """Medians of columns, NaN where less than half of them counts."""
+    ordered = np.sort(part, axis=0)
+    known = np.count_nonzero(~np.isnan(part), axis=0)
+    at = np.arange(part.shape[1])
+    last = np.maximum(known - 1, 0)
+    middle = (ordered[last // 2, at] + ordered[(last + 1) // 2, at]) / 2
+    return np.where(known >= max(1, len(part) // 2), middle, np.nan)
+
+
+def _verified(surface: Surface, along_x: bool, first: float, slope: float) -> Trail | None:
+    """Trail at a line; None if what is there is none."""
+    coefficients: tuple[float, ...] = (slope, first)
+    near = _NEAR
+    on = np.zeros(0, bool)
+    for turn in range(3):
+        strip, along, middle = _strip(surface, along_x, coefficients)
+        if len(strip) < _FEWEST_ON * _SHORTEST_CHUNK:
+            return None
+        profiles, chunks = _chunked(strip)
+        _, place, on = _ridges(profiles, chunks, near)
+        if on.sum() < _FEWEST_ON:
+            return None
+        centres = np.array([along[chunk].mean() for chunk in chunks])
+        exact = np.array([middle[chunk].mean() for chunk in chunks]) + place
+        order = 1 if turn < 2 or on.sum() < 10 else 2
+        fit = np.polyfit(centres[on], exact[on], order)
+        for _ in range(3):
+            left = np.abs(exact - np.polyval(fit, centres))
+            limit = max(_STRAIGHT, 2.5 * float(np.median(left[on])))
+            use = on & (left < limit)
+            if use.sum() < _FEWEST_ON:
+                return None
+            fit = np.polyfit(centres[use], exact[use], order)
+        on &= np.abs(exact - np.polyval(fit, centres)) < _STRAIGHT + 1
+        coefficients, near = tuple(float(c) for c in fit), (6, 3, 3)[turn]
+    return _judged(surface, along_x, coefficients)
+
+
+def _ridges(profiles: Array, chunks: list[slice], near: int) -> tuple[Array, Array, Array]:
+    """Height, place and presence of a ridge in each chunk's profile."""
+    rows = np.array([chunk.stop - chunk.start for chunk in chunks])
+    known = np.nan_to_num(profiles)
+    smooth = scipy.ndimage.uniform_filter1d(known, 5, axis=1)
+    beside = np.abs(np.arange(-_REACH, _REACH + 1)) > _REACH // 2
+    with np.errstate(all="ignore"):
+        level = np.median(known[:, beside], axis=1)
+    smooth -= level[:, None]
+    window = smooth[:, _REACH - near : _REACH + near + 1]
+    peak = window.argmax(axis=1)
+    height = window[np.arange(len(window)), peak]
+    # The centroid of what is above half of the peak, joined to it.
+    place = np.zeros(len(window))
+    for k, (row, top) in enumerate(zip(smooth, peak + _REACH - near, strict=True)):
+        above = row > row[top] / 2
+        start, stop = top, top
+        while start > 0 and above[start - 1]:
+            start -= 1
+        while stop < len(row) - 1 and above[stop + 1]:
+            stop += 1
+        weight = row[start : stop + 1]
+        place[k] = (
+            (weight * np.arange(start, stop + 1)).sum() / weight.sum() - _REACH
+            if (weight.sum() > 0)
+            else 0
+        )
+    # Of a median of Gaussians, over five pixels.
+    noise = 1.2533 / np.sqrt(rows * 5)
+    return height, place, height > _ON * noise
+
+
+def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) -> Trail | None:
+    """Trail along a line that was fitted, if it is long, steady and narrow enough."""
+    strip, along, _ = _strip(surface, along_x, coefficients)
+    profiles, chunks = _chunked(strip)
+    height, _, on = _ridges(profiles, chunks, 3)
+    if on.sum() < _FEWEST_ON:
+        return None
+    first, last = (int(k) for k in np.flatnonzero(on)[[0, -1]])
+    run = slice(first, last + 1)
+    if on[run].mean() < _LEAST_ON:
+        return None
+    start, stop = chunks[first].start, chunks[last].stop
+    lengths = chunks[0].stop - chunks[0].start
+    at_start, at_stop = first <= 1, last >= len(chunks) - 2
+    slope = np.hypot(1, float(np.polyval(np.polyder(np.array(coefficients)), along.mean())))
+    if (stop - start) * slope < _SHORTEST * max(surface.shape):
+        return None
+    steady = _STEADY if at_start and at_stop else _STEADY_INSIDE
+    if _fades(height[run][on[run]], np.flatnonzero(on[run]), steady):
+        return None
+    ends = np.polyval(coefficients, [along[start], along[stop - 1]])
+    aligned = abs(ends[1] - ends[0]) < _ALIGNED
+    chosen = np.concatenate([strip[chunk] for chunk, use in zip(chunks, on, strict=True) if use])
+    profile = np.nan_to_num(_medians(chosen))
+    offsets = np.arange(-_REACH, _REACH + 1)
+    beside = [offsets < -_REACH // 2 - 5, offsets > _REACH // 2 + 5]
+    levels = [float(np.median(profile[side])) for side in beside]
+    profile = profile - np.interp(offsets, [-_REACH * 0.8, _REACH * 0.8], levels)
+    smooth = scipy.ndimage.uniform_filter1d(profile, 3)
+    noise = 1.2533 / np.sqrt(len(chosen) * 3)
+    # A step is no ridge.
+    if abs(levels[1] - levels[0]) > 0.5 * smooth[_REACH - 3 : _REACH + 4].max():
+        return None
+    above = smooth > max(_EDGE_OF_TRAIL, 3 * noise)
+    core = _REACH + int(np.argmax(smooth[_REACH - 3 : _REACH + 4])) - 3
+    if not above[core]:
+        return None
+    half = smooth > smooth[core] / 2
+    reach = []
+    for direction in (-1, 1):
+        side = core + direction * np.arange(_REACH + 1)
+        side = side[(side >= 0) & (side < len(smooth))]
+        reach.append(int(np.argmin(np.append(above[side], False))))
+    if np.count_nonzero(half) > _WIDEST:
+        return None
+    if abs(reach[0] - reach[1]) > _LOPSIDED * max(reach) + 3:
+        return None
+    # What follows columns or rows and is narrow is a defect of the detector, or bleeds.
+    if aligned and (np.count_nonzero(half) < _WIDE_ALIGNED or not (at_start and at_stop)):
+        return None
+    start = 0 if at_start else max(0, start - lengths // 2)
+    stop = len(along) if at_stop else min(len(along), stop + lengths // 2)
+    return Trail(
+        along_x,
+        coefficients,
+        int(along[start]),
+        int(along[stop - 1]) + 1,
+        reach[0] - (core - _REACH) + 1.0,
+        reach[1] + (core - _REACH) + 1.0,
+    )
+
+
+def _fades(height: Array, place: Array, steady: float) -> bool:
+    """Whether a ridge fades away from its brightest place, as spikes of a bright star do."""
+    if height.max() < steady * np.median(height):
+        return False
+    if steady == _STEADY_INSIDE:
+        return True
+    distance = np.abs(place - place[height.argmax()])
+    ranks = [values.argsort().argsort() for values in (distance, height)]
+    return bool(np.corrcoef(np.stack(ranks))[0, 1] < _FADING)
+
+
+def trail_pixels(trails: list[Trail], shape: tuple[int, int]) -> Array:
+    """Pixels of trails.
+
+    Parameters
+    ----------
+    trails
+        Trails.
+    shape
+        Of the image.
+
+    Returns
+    -------
+    pixels
+        ``(ny, nx)`` boolean.
+    """
+    pixels = np.zeros(shape, bool)
+    for trail in trails:
+        view = pixels if trail.along_x else pixels.T
+        along = np.arange(trail.start, trail.stop)
+        middle = np.polyval(trail.coefficients, along)
+        low = np.clip(np.ceil(middle - trail.below), 0, len(view)).astype(int)
+        high = np.clip(np.floor(middle + trail.above) + 1, 0, len(view)).astype(int)
+        for column, bottom, top in zip(along, low, high, strict=True):
+            view[bottom:top, column] = True
+    return pixels

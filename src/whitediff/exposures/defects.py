@@ -1,0 +1,220 @@
+"""Defects that no mask tells of: found on exposures, and added to their masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..defects.columns import bad_lines
+from ..defects.cosmic_rays import dead_pixels, sharp_pixels, sharpness
+from ..defects.surface import surface
+from ..defects.trails import find_trails, trail_pixels
+from ..errors import ArgumentError
+from ..threads import in_threads, single_threaded_algebra
+from . import masks
+from .model import Exposure
+from .noise import untrusted_pixels
+
+__all__ = ["NO_DEFECTS", "DefectOptions", "with_defects", "with_trails"]
+
+type Array = npt.NDArray[Any]
+type Search = bool | Literal["auto"]
+
+_log = logging.getLogger("whitediff.defects")
+
+_MOST_SHARP = 0.05
+"""Part of the pixels: where there are more, stars are sharper than was thought."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DefectOptions:
+    """Which defects to look for.
+
+    Attributes
+    ----------
+    cosmic_rays, bad_pixels, trails
+        True or False; or auto: where the exposure's mask does not tell of them already.  It does
+        where a pixel of CR, BAD or STREAK is set, and, of the first two, where it has the planes
+        CR, INTRP and DETECTED, as masks of LSST have.
+    """
+
+    cosmic_rays: Search = "auto"
+    bad_pixels: Search = "auto"
+    trails: Search = "auto"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value not in (True, False, "auto"):
+                raise ArgumentError(f"{field.name} is True, False or 'auto'; got {value!r}.")
+
+    def wants(self, exposure: Exposure) -> tuple[bool, bool, bool]:
+        """Whether to look for cosmic rays, bad pixels and trails on an exposure.
+
+        Parameters
+        ----------
+        exposure
+            Exposure.
+
+        Returns
+        -------
+        cosmic_rays, bad_pixels, trails
+            True or False.
+        """
+        mask = exposure.mask
+        judged = all(masks.find_plane(mask, name) for name in ("CR", "INTRP", "DETECTED"))
+
+        def wanted(search: Search, plane: str, told: bool) -> bool:
+            if search != "auto":
+                return search
+            return not (told or bool(masks.flagged(mask, [plane]).any()))
+
+        return (
+            wanted(self.cosmic_rays, "CR", judged),
+            wanted(self.bad_pixels, "BAD", judged),
+            wanted(self.trails, masks.STREAK, False),
+        )
+
+
+NO_DEFECTS = DefectOptions(cosmic_rays=False, bad_pixels=False, trails=False)
+"""Nothing is looked for."""
+
+
+@single_threaded_algebra()
+def with_defects(
+    science: Exposure, template: Exposure, options: DefectOptions
+) -> tuple[Exposure, Exposure]:
+    """Find the defects of two exposures, each on its own pixels.
+
+    Parameters
+    ----------
+    science, template
+        Exposures; not changed.
+    options
+        `DefectOptions`.
+
+    Returns
+    -------
+    science, template
+        With the mask planes CR, BAD and STREAK where something was found; else the same ones.
+
+    Notes
+    -----
+    A pixel that is sharper than a star is CR.  Where it stands alone, or is sharp in both
+    exposures, it is BAD, too: a hot pixel cannot be told from a ray that hits just one.
+    """
+    found = in_threads(lambda each: _found(each, options), (science, template))
+    sharp = [planes.get("CR") for planes in found]
+    if all(plane is not None for plane in sharp) and science.shape == template.shape:
+        again = sharp[0] & sharp[1]  # type: ignore[operator]
+        if again.any():
+            for planes, exposure in zip(found, (science, template), strict=True):
+                if options.wants(exposure)[1]:
+                    planes["BAD"] = planes["BAD"] | again if "BAD" in planes else again
+    first, second = (
+        _marked(exposure, planes)
+        for exposure, planes in zip((science, template), found, strict=True)
+    )
+    return first, second
+
+
+@single_threaded_algebra()
+def with_trails(exposure: Exposure, options: DefectOptions) -> Exposure:
+    """Find trails on a difference, where they may be too faint for its inputs.
+
+    Parameters
+    ----------
+    exposure
+        Difference; not changed.
+    options
+        `DefectOptions`.
+
+    Returns
+    -------
+    exposure
+        With the mask plane STREAK where something was found; else the same one.
+    """
+    if options.trails is False:
+        return exposure
+    looked_at = surface(
+        exposure.image.array, exposure.variance.array, _unusable(exposure, masks.STREAK)
+    )
+    trails = find_trails(looked_at)
+    if not trails:
+        return exposure
+    return _marked(exposure, {masks.STREAK: trail_pixels(trails, exposure.shape)})
+
+
+def _unusable(exposure: Exposure, *more: str) -> Array:
+    unusable = untrusted_pixels(exposure)
+    if more:
+        unusable |= masks.flagged(exposure.mask, more)
+    return unusable
+
+
+def _found(exposure: Exposure, options: DefectOptions) -> dict[str, Array]:
+    """Mask plane → pixels found; without those of which there are none."""
+    cosmic_rays, bad_pixels, trails = options.wants(exposure)
+    if not (cosmic_rays or bad_pixels or trails):
+        return {}
+    looked_at = surface(exposure.image.array, exposure.variance.array, _unusable(exposure))
+    found: dict[str, Array] = {}
+    if trails:
+        strips = find_trails(looked_at)
+        if strips:
+            found[masks.STREAK] = trail_pixels(strips, exposure.shape)
+    bad = np.zeros(exposure.shape, bool)
+    if bad_pixels:
+        bad |= bad_lines(looked_at)
+        bad.flat[looked_at.unpadded(dead_pixels(looked_at))] = True
+    if cosmic_rays or bad_pixels:
+        sharp = np.zeros(exposure.shape, bool)
+        sharp.flat[looked_at.unpadded(sharp_pixels(looked_at, sharpness(looked_at)))] = True
+        if np.count_nonzero(sharp) > _MOST_SHARP * sharp.size:
+            _log.warning(
+                "%s: %.1f%% of its pixels are sharper than its stars, so these are not taken as"
+                " cosmic rays.",
+                exposure.source or "The exposure",
+                100 * sharp.mean(),
+            )
+            sharp[:] = False
+        if bad_pixels:
+            bad |= _alone(sharp)
+        if cosmic_rays and sharp.any():
+            found["CR"] = sharp
+    if bad.any():
+        found["BAD"] = bad
+    return found
+
+
+def _alone(plane: Array) -> Array:
+    """Pixels of a plane without another one among the eight around."""
+    ny, nx = plane.shape
+    y, x = np.nonzero(plane)
+    around = np.zeros(len(y), int)
+    for j in (-1, 0, 1):
+        for i in (-1, 0, 1):
+            row, column = y + j, x + i
+            inside = (row >= 0) & (row < ny) & (column >= 0) & (column < nx)
+            around += inside & plane[np.clip(row, 0, ny - 1), np.clip(column, 0, nx - 1)]
+    alone = np.zeros(plane.shape, bool)
+    alone[y[around == 1], x[around == 1]] = True
+    return alone
+
+
+def _marked(exposure: Exposure, found: dict[str, Array]) -> Exposure:
+    if not found:
+        return exposure
+    mask = exposure.mask
+    for name, plane in found.items():
+        mask = masks.with_plane(mask, masks.find_plane(mask, name) or name, plane)
+    _log.info(
+        "%s: pixels found that its mask does not tell of: %s.",
+        exposure.source or "The exposure",
+        ", ".join(f"{name} {np.count_nonzero(plane)}" for name, plane in found.items()),
+    )
+    return exposure.replaced(mask=mask)
