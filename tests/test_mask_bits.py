@@ -247,7 +247,7 @@ def test_wrong_masks_are_one_sentence(tmp_path):
     with pytest.raises(ArgumentError, match=r"image.fits: mask bits 3 are given, but it has no ma"):
         read_exposure(path, mask_bits="3")
     for bits in ("x", "", "3-1", "62", "1,-2", (), (1.5,), (-1,), (True,)):
-        with pytest.raises(ArgumentError, match=r"image.fits: mask_bits must"):
+        with pytest.raises(ArgumentError, match=r"image.fits: its mask_bits must"):
             read_exposure(path, mask=other, mask_bits=bits)
     with pytest.raises(ArgumentError, match="saturation must be a number; got nan"):
         ReadingOptions(saturation=float("nan"))
