@@ -480,7 +480,9 @@ def displacement(
     return moved[0], moved[1]
 
 
-def de_vaucouleurs(dx: Array, dy: Array, *, radius: float, axis_ratio: float, angle: float) -> Array:
+def de_vaucouleurs(
+    dx: Array, dy: Array, *, radius: float, axis_ratio: float, angle: float
+) -> Array:
     """A de Vaucouleurs profile, averaged over pixels.
 
     Parameters
