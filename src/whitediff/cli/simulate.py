@@ -450,7 +450,7 @@ def _mask_hdu(planes: Mapping[str, Any], name: str) -> Any:
     bits = sum(plane.astype(np.uint8) << bit for bit, plane in enumerate(planes.values()))
     hdu = astropy.io.fits.ImageHDU(np.asarray(bits, np.uint8), name=name)
     for bit, plane in enumerate(planes):
-        hdu.header[f"MP_{plane}"] = bit
+        hdu.header[f"HIERARCH MP_{plane}"] = bit
     return hdu
 
 
