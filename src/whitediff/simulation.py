@@ -147,11 +147,11 @@ class PsfModel:
         dy = (grid - (y - math.floor(y + 0.5)) - self.offset[1])[:, None]
         if not self.integrated:
             return self._profile(dx, dy, x)
-        return sum(
-            weight_x * weight_y * self._profile(dx + step_x, dy + step_y, x)
-            for step_x, weight_x in _PIXEL_NODES
-            for step_y, weight_y in _PIXEL_NODES
-        )
+        stamp = np.zeros((len(grid), len(grid)))
+        for step_x, weight_x in _PIXEL_NODES:
+            for step_y, weight_y in _PIXEL_NODES:
+                stamp += weight_x * weight_y * self._profile(dx + step_x, dy + step_y, x)
+        return stamp
 
     def _profile(self, dx: Array, dy: Array, x: float) -> Array:
         """The profile at some offsets from the centroid, as it is in a column."""

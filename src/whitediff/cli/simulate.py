@@ -34,7 +34,7 @@ class _Planes(click.ParamType):
         return () if value == "none" else tuple(str(value).upper().split(","))
 
 
-_FLAWS: tuple[tuple[str, dict[str, Any], str], ...] = (
+FLAWS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("sky", {"type": float}, "Sky left in the pixels, counts."),
     ("sky-gradient", {"type": float}, "Rise of the sky from left to right, counts."),
     ("ripple", {"type": float}, "Amplitude of fringes, counts."),
@@ -125,7 +125,7 @@ class _Size(click.ParamType):
 
 def _flaw_options(command: Any) -> Any:
     """Add an option for each flaw and image; help shows those of the science image."""
-    for name, settings, text in reversed(_FLAWS):
+    for name, settings, text in reversed(FLAWS):
         for image in ("template", "science"):
             command = click.option(
                 f"--{image}-{name}", **settings, help=text, hidden=image == "template"
@@ -161,7 +161,7 @@ def simulation_options(options: Mapping[str, Any]) -> Any:
         given["template_grid"] = grid(given["template_grid"])
     for image in ("science", "template"):
         own = {}
-        for option, *_ in _FLAWS:
+        for option, *_ in FLAWS:
             name = option.replace("-", "_")
             value = given.pop(f"{image}_{name}", None)
             if value is None:
