@@ -147,11 +147,11 @@ class PsfModel:
         dy = (grid - (y - math.floor(y + 0.5)) - self.offset[1])[:, None]
         if not self.integrated:
             return self._profile(dx, dy, x)
-        return sum(
-            weight_x * weight_y * self._profile(dx + step_x, dy + step_y, x)
-            for step_x, weight_x in _PIXEL_NODES
-            for step_y, weight_y in _PIXEL_NODES
-        )
+        stamp = np.zeros((len(grid), len(grid)))
+        for step_x, weight_x in _PIXEL_NODES:
+            for step_y, weight_y in _PIXEL_NODES:
+                stamp += weight_x * weight_y * self._profile(dx + step_x, dy + step_y, x)
+        return stamp
 
     def _profile(self, dx: Array, dy: Array, x: float) -> Array:
         """The profile at some offsets from the centroid, as it is in a column."""
@@ -704,8 +704,9 @@ def _expose(
     missing = rng.choice(ny * nx, options.nan_pixels, replace=False)
     flawed["NO_DATA"].flat[missing] = True
     flawed["NO_DATA"] |= flaws.missing_pixels(shape, own, hole_rng)
+    silent = np.zeros(shape, dtype=bool)
     if own.bad_pixels:
-        _spoil(own, image, variance, flawed, sigma, pixel_rng)
+        silent = _spoil(own, image, variance, flawed, sigma, pixel_rng)
     if own.sky:
         image += own.sky
     image[flawed["NO_DATA"]] = np.nan
@@ -713,6 +714,7 @@ def _expose(
     if factor != 1:
         image, variance = image * factor, variance * factor**2
     mask = {plane: flawed[plane] for plane in flaws.PLANES if plane in own.masked}
+    flawed["BAD"] = flawed["BAD"] | silent
     return SimulatedImage(
         image.astype(np.float32), variance.astype(np.float32), mask, sky, psf, flawed
     )
@@ -725,18 +727,20 @@ def _spoil(
     flawed: dict[str, Array],
     sigma: float,
     rng: np.random.Generator,
-) -> None:
-    """Bad pixels here and there, in place."""
+) -> Array:
+    """Bad pixels here and there, in place; which of them no mask can tell is returned."""
     bad = rng.random(image.shape) < own.bad_pixels
     if own.bad_pixel_kind == "nan":
         flawed["NO_DATA"] |= bad
-        return
+        return np.zeros_like(bad)
     number = int(np.count_nonzero(bad))
     image[bad] += sigma * rng.uniform(*_GARBAGE, number) * rng.choice([-1, 1], number)
     if own.bad_pixel_kind == "flagged":
         flawed["BAD"] |= bad
-    elif own.bad_pixel_kind == "zero-weight":
+        return np.zeros_like(bad)
+    if own.bad_pixel_kind == "zero-weight":
         variance[bad] = np.inf
+    return bad
 
 
 def _galaxy(

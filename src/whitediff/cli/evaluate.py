@@ -357,11 +357,12 @@ def _simulated_pair(seed: int, options: dict[str, Any], number: int) -> tuple[An
     import numpy as np
 
     from ..exposures.simulated import simulated_exposure
-    from ..simulation import SimulationOptions, simulate
+    from ..simulation import simulate
+    from .simulate import simulation_options
 
     # A stream of its own: that of [seed, number] draws the sources.
     own = int(np.random.SeedSequence([options.get("seed", seed), number, 1]).generate_state(1)[0])
-    simulation = simulate(SimulationOptions(**{"transients": 0} | options | {"seed": own}))
+    simulation = simulate(simulation_options({"transients": 0} | options | {"seed": own}))
     return simulated_exposure(simulation, "science"), simulated_exposure(simulation, "template")
 
 

@@ -210,6 +210,7 @@ def detections(
     if apart.any():
         apart = np.isin(blends.group, blends.group[apart]) & (classes.label != "dipole")
         fits = photometry.replaced_fits(fits, apart, field.fitted(blends[apart]))
+    fits = _inside(fits, peaks, field.exposure.shape)
     columns = (
         {
             "x": fits.x,
@@ -294,6 +295,23 @@ def expected_false_detections(
     curvature = detection.response_curvature if score else detection.noise_curvature
     mean = float(np.mean([curvature(image) for image in images]))
     return detection.expected_peaks(mean, threshold, pixels)
+
+
+def _inside(
+    fits: photometry.SourceFits, peaks: detection.Peaks, shape: tuple[int, int]
+) -> photometry.SourceFits:
+    """Fits whose position left the frame count as failed, and stay at their peaks."""
+    ny, nx = shape
+    with np.errstate(invalid="ignore"):
+        outside = (fits.x < -0.5) | (fits.x > nx - 0.5) | (fits.y < -0.5) | (fits.y > ny - 0.5)
+    if not outside.any():
+        return fits
+    return dataclasses.replace(
+        fits,
+        x=np.where(outside, np.clip(peaks.x, -0.5, nx - 0.5), fits.x),
+        y=np.where(outside, np.clip(peaks.y, -0.5, ny - 0.5), fits.y),
+        failed=fits.failed | outside,
+    )
 
 
 def _places(exposure: Exposure) -> tuple[Array, Array]:

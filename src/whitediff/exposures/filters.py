@@ -115,11 +115,13 @@ class Filters:
                     " is it the right one?"
                 )
         unconvolved, convolved = self.means
-        if convolved / unconvolved > _VARIANCE_RATIO_TO_WARN:
+        # The kernel brings the one to the flux scale of the other.
+        ratio = convolved * float(self.kernel_image.sum()) ** 2 / unconvolved
+        if ratio > _VARIANCE_RATIO_TO_WARN:
             _log.warning(
-                "The convolved exposure's mean variance is %g times the other's;"
-                " the correction amplifies rounding errors.",
-                convolved / unconvolved,
+                "The convolved exposure's mean variance, on the flux scale of the other, is %.3g"
+                " times the other's; the correction amplifies rounding errors.",
+                ratio,
             )
 
     def correction_on(
