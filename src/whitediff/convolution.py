@@ -371,7 +371,8 @@ def _summed(bright: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
 def _single_precision_error(tile: Array, grid: tuple[int, int]) -> float:
     """Largest error of a pixel that a transform in single precision and back makes."""
     flat = tile.reshape(-1)
-    root_mean_square = math.sqrt(float(np.dot(flat, flat)) / math.prod(grid))
+    with np.errstate(over="ignore"):
+        root_mean_square = math.sqrt(float(np.dot(flat, flat)) / math.prod(grid))
     peak = max(float(flat.max()), -float(flat.min()))
     return (
         SINGLE_PRECISION_ERROR_FROM_RMS * root_mean_square + SINGLE_PRECISION_ERROR_FROM_PEAK * peak

@@ -57,6 +57,7 @@ _LEAST_SUPPORT = 0.5
 
 _FILTER_POWER = 1 - 1e-6
 _SINGLE_PRECISION = 4e-7
+_SINGLE_RANGE = 1e-30, 1e30
 _PRECISION = 1e-3
 """Standard deviations by which single precision may move a significance."""
 
@@ -257,6 +258,8 @@ def _tile_significance(
     single = _SINGLE_PRECISION * largest < _PRECISION * math.sqrt(typical * total) and (
         _SINGLE_PRECISION * float(noise.max()) < _PRECISION * typical
     )
+    # Its range ends where images are in units far from their noise.
+    single = single and _SINGLE_RANGE[0] < typical * total and float(noise.max()) < _SINGLE_RANGE[1]
     dtype = np.dtype(np.float32 if single else np.float64)
     grid = tuple(scipy.fft.next_fast_len(n + 2 * half, real=True) for n in use.shape)
 

@@ -137,12 +137,19 @@ def _clipped(blocks: _Blocks, quartiles: list[float]) -> ClippedMean:
 
 def _usable(values: Array, good: Array | None) -> Array:
     """Values that are finite, in single precision too, and good."""
-    with np.errstate(over="ignore"):
-        use = np.isfinite(values.astype(np.float32, copy=False))
+    use = _finite(values)
     if good is not None:
         use &= good
     used: Array = values[use]
     return used
+
+
+def _finite(values: Array) -> Array:
+    """Which values are finite in single precision too, if any is; else which are finite."""
+    with np.errstate(over="ignore"):
+        use = np.isfinite(values.astype(np.float32, copy=False))
+    # Variances of images in very small units of flux.
+    return use if use.any() else np.isfinite(values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +170,7 @@ class _Blocks:
 
         def of_rows(rows: slice) -> Any:
             part = self.values[rows].reshape(-1)
-            with np.errstate(over="ignore"):
-                use = np.isfinite(part.astype(np.float32, copy=False))
+            use = _finite(part)
             if self.good is not None:
                 use &= self.good[rows].reshape(-1)
             return work(part, use)

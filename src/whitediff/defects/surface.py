@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import planes
+from ..stats import power_of_two
 from ..threads import in_threads
 
 __all__ = ["MARGIN", "Surface", "surface"]
@@ -27,6 +28,10 @@ _SAMPLED = 4
 _CLIP = 3.0
 _BRIGHT = 5.0
 _ROWS = 32
+_UNIT_ROWS = 64
+_UNITS = 1e-12, 1e12
+"""Noise of images that single precision holds together with their variances."""
+
 _QUANTILES = (15.87, 40.0)
 """Per cent.  The second is the background: a little low, since sources push a median up, and
 with a background that is too high stars look sharper than they are."""
@@ -140,6 +145,7 @@ def surface(image: Array, variance: Array, unusable: Array) -> Surface:
         `Surface`.
     """
     ny, nx = image.shape
+    image, variance = _in_range(image, variance)
     background, factor = _background(image, variance, unusable)
     left, fraction = _between(nx, background.shape[1])
     lines = background[:, left] * (1 - fraction) + background[:, left + 1] * fraction
@@ -222,6 +228,17 @@ def _sums(plane: Array, side: int) -> list[Array]:
     rows = plane[:, : segments * SEGMENT].reshape(ny, segments, SEGMENT).sum(axis=2)
     columns = lines.sum(axis=0)[None] if ny == SEGMENT else np.zeros((0, nx), np.float32)
     return [squares, columns, rows]
+
+
+def _in_range(image: Array, variance: Array) -> tuple[Array, Array]:
+    """Image and variance in a unit in which single precision holds both."""
+    sample = variance[:: max(1, variance.shape[0] // _UNIT_ROWS)]
+    with np.errstate(invalid="ignore"):
+        sample = sample[np.isfinite(sample) & (sample > 0)]
+    unit = power_of_two(math.sqrt(float(np.median(sample)))) if sample.size else 1.0
+    if _UNITS[0] < unit < _UNITS[1]:
+        return image, variance
+    return (image / unit).astype(np.float32), (variance / unit / unit).astype(np.float32)
 
 
 def _background(image: Array, variance: Array, unusable: Array) -> tuple[Array, float]:

@@ -41,7 +41,6 @@ from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import varying_pixels
 from ..noise import coloured
 from ..polynomials import chebyshev_terms
-from ..stats import power_of_two
 from ..threads import in_threads, single_threaded_algebra
 from . import kernels, masks
 from .covariance import noise_at
@@ -606,8 +605,8 @@ def _fit(
     first = _without_skies(first, candidates, skies, source.image.array.shape)
     # In units near the noise, in which the kernel's sum is near 1.
     used = first.weight > 0
-    unit = power_of_two(float(np.median(first.weight[used])) ** -0.5 if used.any() else 1.0)
-    source_unit = power_of_two(unit / flux_ratio)
+    unit = float(np.median(first.weight[used])) ** -0.5 if used.any() else 1.0
+    source_unit = unit / flux_ratio
     first = first.in_units(source_unit, unit)
     norm *= (source_unit / unit) ** 2
     # The brightest suffice to see what varies.

@@ -113,6 +113,10 @@ def convolved_exposure(
 def _convolved_variance(exposure: Exposure, images: Array, weights: Any, *, full: bool) -> Array:
     variance = exposure.variance.array
     dtype = np.result_type(variance.dtype, np.float32)
+    largest = float((np.abs(images).sum(axis=(1, 2)) ** 2).max())
+    if not 1e-20 < largest < 1e20:
+        # Between units so different, a variance may leave the range of single precision.
+        dtype = np.dtype(np.float64)
     if not full:
         ny, nx = exposure.shape
         middle = images[0]
@@ -402,14 +406,15 @@ def subtract(
         np.subtract(target.image.array, image, out=image)
     else:
         image -= target.image.array
-    variance = matched.variance.array
-    variance += target.variance.array
+    variance = matched.variance.array + target.variance.array
     if convolved == "science":
         scale = _KernelSum(kernel, box)
         for rows in row_blocks(box.shape):
             local = scale.on(rows) * scale_factor
             image[rows] /= local
-            variance[rows] /= local**2
+            # In two steps: a square may leave the range of single precision.
+            variance[rows] /= local
+            variance[rows] /= local
     subtract_background(image, background, box)
     image = image.astype(science.image.array.dtype, copy=False)
     # The PSF of the one that was left alone is what the other was matched to.
