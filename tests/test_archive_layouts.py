@@ -90,7 +90,10 @@ def test_the_command_subtracts_them(tmp_path, run, layout):
             plane = plane & ~truth.planes["NO_DATA"]
         assert found[plane].all(), name
     table = Table.read(catalog)
-    flags = [name for name in table.colnames if name.startswith("flag_") and name != "flag_source"]
+    flags = [name for name in table.colnames if name.startswith("flag_")]
+    if layout != "ztf":
+        # Of the one the variance is given as a number: bright stars are noisier than it says.
+        flags.remove("flag_source")
     unflagged = [row for row in table if not any(row[flag] for flag in flags)]
     assert len(unflagged) == 0
 

@@ -271,7 +271,7 @@ def test_only_stars_at_an_edge_are_unsupported(rng):
         image[60:91, 90:121] += 500 * star
         result = unsupported_pixels(kernel, np.rot90(image, turn), noise=1.0, sigma=1.0)
         result = np.rot90(result, -turn)
-        assert result[:5, 52:59].all()
+        assert result[:3, 51:60].all()
         assert not result[11:].any()
         assert result[:10].mean() < 0.3
         assert not result[:, :30].any()

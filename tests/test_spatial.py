@@ -261,7 +261,8 @@ def test_where_nothing_varies_it_is_the_documented_correction(rng, ratio):
     images = [result.exposure.image.array[inner].astype(float) for result in results]
     assert np.abs(images[1] - images[0]).max() < 1e-4 * sigma
     planes = [result.exposure.variance.array for result in results]
-    np.testing.assert_allclose(planes[1], planes[0], rtol=1e-5)
+    # Near the edges one is of zeros beyond them, the other of the mirror image.
+    np.testing.assert_allclose(planes[1][inner], planes[0][inner], rtol=1e-5)
 
 
 def test_a_kernel_that_hardly_varies_gives_nearly_the_constant_result(rng):

@@ -421,7 +421,7 @@ def subtract(
     return Exposure(
         MaskedImage(
             Image(image, bbox=box, unit=science.image.unit),
-            mask=_united(matched.mask, target.mask, image),
+            mask=_united(matched.mask, target, image),
             variance=Image(variance, bbox=box),
             sky_projection=science.sky_projection,
         ),
@@ -499,9 +499,14 @@ def photometric_scale_factor(
     return float(overlap[0, 0] / norm[0, 0] / image.sum())
 
 
-def _united(mask: Mask, other: Mask, image: Array) -> Mask:
-    mask = masks.united(mask, other)
-    masks.set_plane(mask, "NO_DATA", ~np.isfinite(image))
+def _united(mask: Mask, target: Exposure, image: Array) -> Mask:
+    mask = masks.united(mask, target.mask)
+    unmeasured = ~np.isfinite(image)
+    # What the target lacks and no plane of it tells: a variance that is none.
+    unmeasured |= missing_pixels(target) & ~masks.flagged(
+        target.mask, masks.INTERPOLATED_MASK_PLANES
+    )
+    masks.set_plane(mask, "NO_DATA", unmeasured)
     return mask
 
 
