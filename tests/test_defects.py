@@ -26,7 +26,13 @@ import scipy.ndimage
 
 import whitediff
 from whitediff.defects.columns import bad_lines
-from whitediff.defects.cosmic_rays import dead_pixels, sharp_pixels, sharpness
+from whitediff.defects.cosmic_rays import (
+    dead_pixels,
+    psf_sharpness,
+    round_peaks,
+    sharp_pixels,
+    sharpness,
+)
 from whitediff.defects.surface import surface
 from whitediff.defects.trails import find_trails, line_sums, trail_pixels
 from whitediff.errors import ArgumentError
@@ -101,7 +107,9 @@ def searched(image: Array, variance: Array) -> Any:
 def sharp(image: Array, variance: Array) -> Array:
     looked_at = searched(image, variance)
     found = np.zeros(image.shape, bool)
-    found.flat[looked_at.unpadded(sharp_pixels(looked_at, sharpness(looked_at)))] = True
+    found.flat[looked_at.unpadded(sharp_pixels(looked_at, sharpness(round_peaks(looked_at))))] = (
+        True
+    )
     return found
 
 
@@ -139,12 +147,41 @@ def test_rays_are_found_at_any_seeing(fwhm: float, beta: float | None, seed: int
 @pytest.mark.parametrize("fwhm", [1.6, 2.5, 4.0])
 def test_rays_do_not_set_the_sharpness(fwhm: float) -> None:
     image, variance, _, _, _ = field(fwhm, 2)
-    alone = sharpness(searched(image, variance))
-    with_rays = sharpness(searched(image + rays(2, 300), variance))
+    alone = sharpness(round_peaks(searched(image, variance)))
+    with_rays = sharpness(round_peaks(searched(image + rays(2, 300), variance)))
     # A pixel adds 1/12 to the squared width.
     expected = math.exp(-1 / (2 * ((fwhm / 2.3548) ** 2 + 1 / 12)))
     assert alone[:2] == pytest.approx(expected, rel=0.08)
     assert with_rays == pytest.approx(alone, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_round_rays_that_outnumber_stars_are_told_by_the_other_image(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image, variance, _, x, y = field(5.0, seed, stars=40, galaxies=20)
+    other, other_variance, _, _, _ = field(4.0, seed, stars=40, galaxies=20)
+    # Charge that spreads makes short tracks as round as stars of 1.4 pixels.
+    hit = np.zeros((N, N))
+    hit[tuple(rng.integers(3, N - 3, (2, 150)))] = SIGMA * 10 ** rng.uniform(2, 3, 150)
+    hit = scipy.ndimage.gaussian_filter(hit, 0.55)
+    looked_at = searched(image + hit, variance)
+    peaks = round_peaks(looked_at), round_peaks(searched(other, other_variance))
+    found = np.zeros(image.shape, bool)
+    found.flat[looked_at.unpadded(sharp_pixels(looked_at, sharpness(*peaks)))] = True
+    assert found[hit > 10 * np.sqrt(variance)].mean() > FOUND
+    untouched = ~cores(x, y, hit > 0.1 * SIGMA)
+    assert not cores(x, y, found)[untouched].any()
+    expected = math.exp(-1 / (2 * ((5.0 / 2.3548) ** 2 + 1 / 12)))
+    assert sharpness(*peaks)[:2] == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("fwhm", [1.6, 3.0, 7.0])
+def test_a_psf_tells_the_sharpness(fwhm: float) -> None:
+    sigma = math.hypot(fwhm / 2.3548, 1 / math.sqrt(12))
+    offsets = np.arange(-15, 16)
+    psf = np.exp(-0.5 * (offsets[:, None] ** 2 + offsets**2) / sigma**2)
+    steps = np.array([1, 1, 2, 2, 4, 4])
+    np.testing.assert_allclose(psf_sharpness(psf), np.exp(-steps / (2 * sigma**2)), rtol=1e-9)
 
 
 def test_dead_pixels_are_found() -> None:

@@ -8,16 +8,25 @@ Schwarz).  Where it is significantly smaller there is no source.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.spatial
 
 from ..stats import half_sample_mode
 from .surface import MARGIN, Surface
 
-__all__ = ["dead_pixels", "sharp_pixels", "sharpness"]
+__all__ = [
+    "RoundPeaks",
+    "dead_pixels",
+    "psf_sharpness",
+    "round_peaks",
+    "sharp_pixels",
+    "sharpness",
+]
 
 type Array = npt.NDArray[Any]
 
@@ -32,6 +41,8 @@ _SHARPEST = 0.2
 
 _STAR_SIGMAS = (40.0, 15.0, 8.0)
 _FEWEST_STARS = 6
+_FEWEST_COMMON = 3
+_SAME_PEAK = 1.5
 _ROUND = 1.6
 _LOCUS = 0.3
 _CROWD = 4
@@ -46,13 +57,107 @@ _GROWTH_SIGNAL = 3.0
 _PASSES = 5
 
 
-def sharpness(surface: Surface) -> Array:
-    """How sharp the stars are: q of each offset.
+@dataclasses.dataclass(frozen=True)
+class RoundPeaks:
+    """Peaks that are as wide along both axes and diagonals, as stars are.
+
+    Attributes
+    ----------
+    row, column
+        ``(n,)`` pixels of the image.
+    significance
+        ``(n,)`` height over the noise.
+    ratio
+        ``(6, n)`` geometric mean of the two neighbours at each offset, over the peak.
+    sharpness
+        ``(n,)`` logarithm of four times the squared width.
+    """
+
+    row: Array
+    column: Array
+    significance: Array
+    ratio: Array
+    sharpness: Array
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, which: Array) -> RoundPeaks:
+        """Some of the peaks, by a boolean array."""
+        return RoundPeaks(
+            self.row[which],
+            self.column[which],
+            self.significance[which],
+            self.ratio[:, which],
+            self.sharpness[which],
+        )
+
+    def near(self, others: RoundPeaks) -> Array:
+        """Which of them have a peak of another image next to them.
+
+        Parameters
+        ----------
+        others
+            Peaks of an image of the same pixels.
+
+        Returns
+        -------
+        near
+            ``(n,)`` boolean: within 1.5 pixels.
+        """
+        if not len(self) or not len(others):
+            return np.zeros(len(self), bool)
+        tree = scipy.spatial.cKDTree(np.stack([others.row, others.column], axis=1))
+        distance, _ = tree.query(np.stack([self.row, self.column], axis=1))
+        result: Array = distance <= _SAME_PEAK
+        return result
+
+
+def round_peaks(surface: Surface) -> RoundPeaks:
+    """Peaks of an image that may be stars.
 
     Parameters
     ----------
     surface
         The image.
+
+    Returns
+    -------
+    peaks
+        Above 8 sigma.
+    """
+    flux, index = surface.flux.ravel(), surface.bright
+    significance = flux[index] / np.sqrt(surface.variance_at(index))
+    at = index[significance > _STAR_SIGMAS[-1]]
+    for j, i in _AROUND:
+        with np.errstate(invalid="ignore"):
+            at = at[flux[at] >= flux[at + j * surface.width + i]]
+    ratio = _ratios(flux, at, surface.width)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # The squared width, four times: a diagonal step is longer by the root of two.
+        inverse = -2 * np.log(ratio[:_NEAR]) / np.array([1, 1, 2, 2])[:, None]
+        alike = inverse.max(axis=0) < _ROUND * inverse.min(axis=0)
+    alike &= (ratio[:_NEAR] > _SHARPEST**2).all(axis=0) & (inverse.min(axis=0) > 0)
+    at = at[alike]
+    row, column = np.divmod(at, surface.width)
+    return RoundPeaks(
+        row - MARGIN,
+        column - MARGIN,
+        flux[at] / np.sqrt(surface.variance_at(at)),
+        ratio[:, alike],
+        np.log(inverse[:, alike].mean(axis=0)),
+    )
+
+
+def sharpness(peaks: RoundPeaks, others: RoundPeaks | None = None) -> Array:
+    """How sharp the stars are: q of each offset.
+
+    Parameters
+    ----------
+    peaks
+        Of the image.
+    others
+        Of another image of the same pixels: what both have is no cosmic ray.
 
     Returns
     -------
@@ -63,31 +168,42 @@ def sharpness(surface: Surface) -> Array:
 
     Notes
     -----
-    Stars are peaks whose Gaussian width is the same along both axes and diagonals, and near the
-    mode of all of these.  Cosmic rays are hardly ever round.
+    Stars are round peaks near the mode of all of these.  Of an image alone, short cosmic rays
+    whose charge has spread are round, too, and may be more than the stars.
     """
-    flux = surface.flux.ravel()
-    index = surface.bright
-    value = flux[index]
-    noise = np.sqrt(surface.variance_at(index))
+    fewest = _FEWEST_STARS
+    if others is not None:
+        common = peaks[peaks.near(others)]
+        if len(common) >= _FEWEST_COMMON:
+            peaks, fewest = common, _FEWEST_COMMON
     for least in _STAR_SIGMAS:
-        at = index[value > least * noise]
-        for j, i in _AROUND:
-            with np.errstate(invalid="ignore"):
-                at = at[flux[at] >= flux[at + j * surface.width + i]]
-        ratio = _ratios(flux, at, surface.width)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            # The squared width, four times: a diagonal step is longer by the root of two.
-            inverse = -2 * np.log(ratio[:_NEAR]) / np.array([1, 1, 2, 2])[:, None]
-            alike = inverse.max(axis=0) < _ROUND * inverse.min(axis=0)
-        alike &= (ratio[:_NEAR] > _SHARPEST**2).all(axis=0) & (inverse.min(axis=0) > 0)
-        stars, mean = ratio[:, alike], np.log(inverse[:, alike].mean(axis=0))
-        if mean.size >= _FEWEST_STARS:
-            stars = stars[:, np.abs(mean - _locus(mean)) < _LOCUS]
-            if stars.shape[1] >= _FEWEST_STARS:
-                result: Array = np.percentile(stars, 10, axis=1)
+        chosen = peaks[peaks.significance > least]
+        if len(chosen) >= fewest:
+            chosen = chosen[np.abs(chosen.sharpness - _locus(chosen.sharpness)) < _LOCUS]
+            if len(chosen) >= fewest:
+                result: Array = np.percentile(chosen.ratio, 10, axis=1)
                 return result
     return np.array([_SHARPEST ** (j * j + i * i) for j, i in _OFFSETS])
+
+
+def psf_sharpness(psf: Array) -> Array:
+    """How sharp stars are by their PSF.
+
+    Parameters
+    ----------
+    psf
+        ``(py, px)``, origin at ``[py//2, px//2]``, at least 5 pixels wide.
+
+    Returns
+    -------
+    q
+        As of `sharpness`.
+    """
+    padded = np.pad(np.maximum(psf, 0), 2)
+    middle = [n // 2 for n in padded.shape]
+    width = padded.shape[1]
+    at = np.array([middle[0] * width + middle[1]])
+    return _ratios(padded.ravel(), at, width)[:, 0]
 
 
 def _locus(sharpness: Array) -> float:

@@ -10,14 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ..defects.columns import bad_lines
-from ..defects.cosmic_rays import dead_pixels, sharp_pixels, sharpness
-from ..defects.surface import surface
+from ..defects.cosmic_rays import (
+    RoundPeaks,
+    dead_pixels,
+    psf_sharpness,
+    round_peaks,
+    sharp_pixels,
+    sharpness,
+)
+from ..defects.surface import Surface, surface
 from ..defects.trails import find_trails, trail_pixels
 from ..errors import ArgumentError
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .model import Exposure
 from .noise import untrusted_pixels
+from .psf import average_position, psf_image
 
 __all__ = ["NO_DEFECTS", "DefectOptions", "with_defects", "with_trails"]
 
@@ -107,7 +115,14 @@ def with_defects(
     A pixel that is sharper than a star is CR.  Where it stands alone, or is sharp in both
     exposures, it is BAD, too: a hot pixel cannot be told from a ray that hits just one.
     """
-    found = in_threads(lambda each: _found(each, options), (science, template))
+    looked_at = in_threads(lambda each: _surface(each, options), (science, template))
+    peaks = [None if each is None else round_peaks(each) for each in looked_at]
+    same = science.shape == template.shape
+    jobs = (
+        (science, looked_at[0], peaks[0], peaks[1] if same else None),
+        (template, looked_at[1], peaks[1], peaks[0] if same else None),
+    )
+    found = in_threads(lambda job: _found(*job, options), jobs)
     sharp = [planes.get("CR") for planes in found]
     if all(plane is not None for plane in sharp) and science.shape == template.shape:
         again = sharp[0] & sharp[1]  # type: ignore[operator]
@@ -156,12 +171,32 @@ def _unusable(exposure: Exposure, *more: str) -> Array:
     return unusable
 
 
-def _found(exposure: Exposure, options: DefectOptions) -> dict[str, Array]:
+def _surface(exposure: Exposure, options: DefectOptions) -> Surface | None:
+    """The image above its background; None where nothing is looked for."""
+    if not any(options.wants(exposure)):
+        return None
+    return surface(exposure.image.array, exposure.variance.array, _unusable(exposure))
+
+
+def _sharpness(exposure: Exposure, peaks: RoundPeaks, others: RoundPeaks | None) -> Array:
+    """How sharp an exposure's stars are: by its PSF, else by what both exposures have."""
+    if exposure.psf is None:
+        return sharpness(peaks, others)
+    x, y = average_position(exposure.psf)
+    return psf_sharpness(psf_image(exposure.psf, x=x, y=y))
+
+
+def _found(
+    exposure: Exposure,
+    looked_at: Surface | None,
+    peaks: RoundPeaks | None,
+    others: RoundPeaks | None,
+    options: DefectOptions,
+) -> dict[str, Array]:
     """Mask plane → pixels found; without those of which there are none."""
-    cosmic_rays, bad_pixels, trails = options.wants(exposure)
-    if not (cosmic_rays or bad_pixels or trails):
+    if looked_at is None or peaks is None:
         return {}
-    looked_at = surface(exposure.image.array, exposure.variance.array, _unusable(exposure))
+    cosmic_rays, bad_pixels, trails = options.wants(exposure)
     found: dict[str, Array] = {}
     if trails:
         strips = find_trails(looked_at)
@@ -172,8 +207,9 @@ def _found(exposure: Exposure, options: DefectOptions) -> dict[str, Array]:
         bad |= bad_lines(looked_at)
         bad.flat[looked_at.unpadded(dead_pixels(looked_at))] = True
     if cosmic_rays or bad_pixels:
+        q = _sharpness(exposure, peaks, others)
         sharp = np.zeros(exposure.shape, bool)
-        sharp.flat[looked_at.unpadded(sharp_pixels(looked_at, sharpness(looked_at)))] = True
+        sharp.flat[looked_at.unpadded(sharp_pixels(looked_at, q))] = True
         if np.count_nonzero(sharp) > _MOST_SHARP * sharp.size:
             _log.warning(
                 "%s: %.1f%% of its pixels are sharper than its stars, so these are not taken as"

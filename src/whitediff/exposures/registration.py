@@ -50,6 +50,7 @@ _REPEATED = 3
 _MOST = 300
 _FAINTEST = 20.0
 _QUICK_SHIFT = 1.0
+_QUICK_SCATTER = 1.0
 _ENOUGH_QUICKLY = 5
 _CENTROID_ERROR = 1.3
 _FLUX_RANGE = 3.0
@@ -470,6 +471,9 @@ def _quickly(
     change, used, scatter, parameters = fit_change(first, second, error)
     found = _misalignment(change, used, scatter, error, frame, parameters)
     if used.sum() < 0.7 * len(first) or found.largest > _QUICK_SHIFT:
+        return None
+    if found.scatter > _QUICK_SCATTER:
+        # Not the stars: centroids of what is next to them, such as cosmic rays.
         return None
     return found
 
