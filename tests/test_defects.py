@@ -184,6 +184,17 @@ def test_a_psf_tells_the_sharpness(fwhm: float) -> None:
     np.testing.assert_allclose(psf_sharpness(psf), np.exp(-steps / (2 * sigma**2)), rtol=1e-9)
 
 
+@pytest.mark.parametrize("turn", range(4))
+def test_a_detector_s_border_is_no_trail(turn: int) -> None:
+    for seed in range(3):
+        image, variance, _, _, _ = field(3.0, seed, stars=30, galaxies=10)
+        y, x = np.mgrid[:N, :N]
+        # The level rises and falls within 15 rows of the edge, a little aslant.
+        border = np.exp(-0.5 * ((y - 6 - 4 * x / N) / 3) ** 2)
+        image = image + 6 * SIGMA * np.rot90(border, turn)
+        assert not find_trails(searched(image, variance))
+
+
 def test_dead_pixels_are_found() -> None:
     image, variance, _, _, _ = field(3.0, 3)
     dead = np.zeros(image.shape, bool)

@@ -336,6 +336,10 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
         return None
     ends = np.polyval(coefficients, [along[start], along[stop - 1]])
     aligned = abs(ends[1] - ends[0]) < _ALIGNED
+    # Along an edge of the frame there is sky on one side only: a detector's border looks like that.
+    across = surface.shape[0 if along_x else 1]
+    if max(ends) < _REACH or min(ends) > across - 1 - _REACH:
+        return None
     chosen = np.concatenate([strip[chunk] for chunk, use in zip(chunks, on, strict=True) if use])
     profile = np.nan_to_num(_medians(chosen))
     offsets = np.arange(-_REACH, _REACH + 1)
