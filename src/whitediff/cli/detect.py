@@ -112,6 +112,7 @@ def run_detection(
     """
     from .. import formats
     from ..errors import ArgumentError
+    from ..exposures.catalog import headline
     from ..exposures.detection import DetectionOptions, forced_photometry
     from ..exposures.detection import detect as detected
     from ..formats.catalogs import (
@@ -149,11 +150,12 @@ def run_detection(
         catalog.meta["image"] = difference
         if score is not None:
             catalog.meta["score"] = score
+            _take_depth(catalog, score)
         begin("writing")
         write_catalog(catalog, output, overwrite)
         if regions is not None:
             write_regions(catalog, regions, overwrite)
-    _say(output, catalog)
+    log.info("%s: %s", output, headline(catalog))
     return catalog
 
 
@@ -191,6 +193,20 @@ def _difference(
     return without_sentinels(exposure)
 
 
+def _take_depth(catalog: Any, score: str) -> None:
+    """Give a catalogue the depth of the score that its sources were found on."""
+    import math
+
+    from ..formats.record import score_depth
+
+    flux = score_depth(score)
+    if flux is None:
+        return
+    catalog.meta |= {"depth": flux, "depth_of": "score"}
+    if "zero_point" in catalog.meta:
+        catalog.meta["depth_mag"] = catalog.meta["zero_point"] - 2.5 * math.log10(flux)
+
+
 def _score(path: str) -> Any:
     from .. import formats
     from ..errors import ArgumentError
@@ -201,19 +217,3 @@ def _score(path: str) -> Any:
             f"{path}: is no score of whitediff; name what subtract --score-output wrote."
         )
     return formats.read_exposure(path)
-
-
-def _say(output: Path, catalog: Any) -> None:
-    if catalog.meta["kind"] == "forced photometry":
-        log.info("%s: fluxes at %d positions.", output, len(catalog))
-        return
-    expected = catalog.meta.get("expected_false_per_sign")
-    log.info(
-        "%s: %d positive and %d negative sources beyond %g sigma in %d pixels%s.",
-        output,
-        catalog.meta["n_positive"],
-        catalog.meta["n_negative"],
-        catalog.meta["threshold"],
-        catalog.meta["n_pixels_searched"],
-        "" if expected is None else f"; noise alone gives {expected:.2g} of each",
-    )

@@ -15,7 +15,7 @@ from .files import opened, split_extension
 from .headers import unescaped
 from .tables import read_table_hdu
 
-__all__ = ["Record", "history_cards", "is_score", "read_record"]
+__all__ = ["Record", "history_cards", "is_score", "read_record", "score_depth"]
 
 _HISTORY = (
     "WDTASK", "WDVERS", "WDSCI", "WDTMPL", "WDDIFF", "WDKERN", "WDPSF", "WDCONV", "WDSCORE",
@@ -88,6 +88,30 @@ def is_score(path: str | Path) -> bool:
     file, _ = split_extension(path)
     with opened(file) as hdus:
         return hdus[0].header.get("WDSCORE") is True
+
+
+def score_depth(path: str | Path) -> float | None:
+    """Flux of a 5 sigma point source on a score.
+
+    Parameters
+    ----------
+    path
+        FITS file.
+
+    Returns
+    -------
+    flux
+        Card WDDEPTH; None without one.
+
+    Raises
+    ------
+    FileFormatError
+        If it is no FITS file.
+    """
+    file, _ = split_extension(path)
+    with opened(file) as hdus:
+        value = hdus[0].header.get("WDDEPTH")
+    return float(value) if isinstance(value, float) and value > 0 else None
 
 
 def history_cards(path: str | Path) -> Mapping[str, tuple[Any, str]]:
