@@ -20,7 +20,7 @@ from astropy.table import Table
 
 from ..errors import WhitediffError
 from ..exposures import kernels, masks
-from ..exposures.catalog import headline
+from ..exposures.catalog import depth_text, headline
 from ..exposures.detection import expected_false_detections
 from ..exposures.model import Exposure
 from ..exposures.noise import source_pixels
@@ -716,19 +716,24 @@ def _detections(inputs: ReportInput, searched: int, checks: list[Check]) -> dict
 
 
 def _headline(catalog: Table) -> str | None:
-    """What a catalogue of detections holds, and the depth; None of a table of another kind."""
-    if catalog.meta.get("kind") != "detections":
+    """What a catalogue of detections holds, and the depth; None for a table of another kind."""
+    meta, columns = catalog.meta, catalog.colnames
+    if meta.get("kind") != "detections" or not (
+        {"threshold", "sign", "n_pixels_searched"} <= set(meta)
+        and {"significance", "classification", "psf_flux"} <= set(columns)
+    ):
         return None
     text = headline(catalog)
     return text[0].upper() + text[1:]
 
 
 def _depth(header: fits.Header, unit: str) -> dict[str, Any] | None:
-    """Flux and magnitude of a 5 sigma point source."""
+    """Flux and magnitude of a 5 sigma point source, and how they are said."""
     flux, magnitude = header.get("WDDEPTH"), header.get("WDMAGLIM")
-    if flux is None:
+    if not isinstance(flux, float):
         return None
-    return {"flux": flux, "magnitude": magnitude, "unit": unit}
+    text = depth_text(flux, magnitude, unit).removeprefix(". ")
+    return {"flux": flux, "magnitude": magnitude, "text": text}
 
 
 def _images(inputs: ReportInput, matched: Array | None, data: dict[str, Any]) -> dict[str, Any]:

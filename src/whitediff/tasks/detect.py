@@ -428,7 +428,10 @@ class DetectAndMeasureTask(PipelineTask):
             number = int((np.asarray(diaSources["classification"]) == label).sum())
             self.metadata[f"n{label.capitalize()}DiaSources"] = number
         self.metadata["nBelievedDiaSources"] = diaSources.meta["n_believed"]
-        for key, name in (("depth", "diffimLimitingFlux"), ("depth_mag", "diffimLimitingMagnitude")):
+        for key, name in (
+            ("depth", "diffimLimitingFlux"),
+            ("depth_mag", "diffimLimitingMagnitude"),
+        ):
             if key in diaSources.meta:
                 self.metadata[name] = diaSources.meta[key]
         self.log.info("%s", headline(diaSources))
