@@ -374,7 +374,8 @@ def test_a_product_is_that_of_subtract(pairs, tmp_path):
     # The numbers are those of the header, and JSON can hold all of it.
     header = fits.getheader(single)
     for card, name in NUMBERS.items():
-        assert record["products"]["difference"][name] == header[card]
+        # Without a zero point there is no magnitude.
+        assert record["products"]["difference"].get(name) == header.get(card)
     assert record == json.loads(json.dumps(record, allow_nan=False))
     noise = record["products"]["difference"]["noise"]
     error = noise["filtered_variance_ratio_error"]

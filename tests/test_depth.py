@@ -310,23 +310,26 @@ def test_what_is_made_again_is_described(made, tmp_path):
     assert not (tmp_path / "none.fits").exists()
 
 
-def test_align_says_what_it_made(made, tmp_path):
-    directory, _ = made
-    science, out = directory / "science.fits", tmp_path / "aligned.fits"
-    with fits.open(directory / "template.fits") as hdus:
-        whole = isinstance(hdus["IMAGE"].header.get("CRPIX1"), float)
-        assert whole
-        hdus["IMAGE"].header["CRPIX1"] += 0.4
-        hdus.writeto(tmp_path / "moved.fits")
-    for template, text in (
-        (directory / "template.fits", "placed by whole pixels on"),
-        (tmp_path / "moved.fits", "resampled (interpolating), turned by 0 degrees, onto"),
-    ):
-        code, _, messages = command(
-            "align", template, "--to", science, "--output", out, "--overwrite", "--threads", 1,
-            *(["--noise", "white"]),
-        )  # fmt: skip
-        assert code == 0, messages
-        covered = 100 * fits.getval(out, "WDTFRAC")
-        assert f"{out}: {template}, {text} {science}; positions to" in messages
-        assert messages.rstrip().endswith(f"it covers {covered:.1f}%.")
+@pytest.mark.parametrize("grid", [None, (3.3, -2.4, 4.0, 0.9)])
+def test_align_says_what_it_made(tmp_path, grid):
+    code, _, messages = command(
+        "simulate", "--output", tmp_path, "--size", 300, "--seed", 3, "--stars", 60, "-q",
+        "--threads", 1, *(() if grid is None else ("--template-grid", *grid)),
+    )  # fmt: skip
+    assert code == 0, messages
+    template, science, out = (tmp_path / f"{n}.fits" for n in ("template", "science", "out"))
+    code, _, messages = command(
+        "align", template, "--to", science, "--output", out, "--noise", "white", "--threads", 1
+    )
+    assert code == 0, messages
+    header = fits.getheader(out)
+    how = "placed by whole pixels on"
+    if grid is not None:
+        assert abs(header["WDALROT"]) == pytest.approx(4, abs=0.01)
+        how = f"resampled (interpolating), turned by {header['WDALROT']:.3g} degrees, onto"
+    assert messages.splitlines()[-1] == (
+        f"{out}: {template}, {how} {science}; positions to {header['WDALERR']:.2g} pixels; it"
+        f" covers {100 * header['WDTFRAC']:.1f}%."
+    )
+    with fits.open(out) as hdus:
+        assert np.isfinite(hdus["IMAGE"].data).mean() == pytest.approx(header["WDTFRAC"])
