@@ -262,6 +262,7 @@ def test_header_catalogue_and_report_agree(made):
     directory, messages = made
     difference, score = (fits.getheader(directory / f"{name}.fits") for name in "ds")
     for header in (difference, score):
+        assert header["WDZERO"] == 27
         assert header["WDMAGLIM"] == pytest.approx(27 - 2.5 * math.log10(header["WDDEPTH"]))
         assert f"5 sigma depth: {header['WDDEPTH']:.4g} adu ({header['WDMAGLIM']:.2f} mag)." in (
             messages
@@ -283,6 +284,22 @@ def test_header_catalogue_and_report_agree(made):
     assert data["depth"]["flux"] == pytest.approx(difference["WDDEPTH"], rel=1e-6)
     assert data["depth"]["text"] in messages
     assert data["detections"]["headline"].lower() == headline(table).lower()
+
+
+def test_a_given_zero_point_stays_with_the_difference(made, tmp_path):
+    directory, _ = made
+    header = fits.getheader(directory / "d.fits")
+    for given, zero in (((), 27.0), (("--zero-point", 25.5), 25.5)):
+        out = tmp_path / f"{zero}.fits"
+        code, _, messages = command("detect", directory / "d.fits", "--output", out, *given)
+        assert code == 0, messages
+        meta = read_catalog(out).meta
+        assert (meta["zero_point"], meta["zero_point_from"]) == (zero, "given")
+        assert meta["depth_mag"] == pytest.approx(header["WDMAGLIM"] + zero - 27, abs=1e-4)
+    page = tmp_path / "r.html"
+    code, _, messages = command("report", directory / "d.fits", "--output", page)
+    assert code == 0, messages
+    assert page.read_text(encoding="utf-8").count(f"({header['WDMAGLIM']:.2f} mag)") == 2
 
 
 def test_what_is_made_again_is_described(made, tmp_path):

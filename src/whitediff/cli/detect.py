@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ __all__ = ["detect", "run_detection"]
 @click.option(
     "--zero-point",
     type=float,
-    help="Magnitude of a flux of 1  [default: the header's, such as MAGZERO].",
+    help="Magnitude of a flux of 1  [default: that of subtract, else the header's, such as"
+    " MAGZERO].",
 )
 @click.option("--regions", type=OUTPUT_FILE, help="Write the sources as regions for DS9, too.")
 @click.option("--psf", metavar="FILE", help="PSF of the difference  [default: its own].")
@@ -121,6 +123,7 @@ def run_detection(
         write_catalog,
         write_regions,
     )
+    from ..formats.record import given_zero_point
     from ..outputs import check_output
 
     if at is not None and score is not None:
@@ -141,6 +144,8 @@ def run_detection(
         if psf is not None:
             exposure.psf = formats.read_psf(psf, bounds=exposure.bbox)
         found_on = None if score is None else _score(score)
+        if zero_point is None:
+            options = dataclasses.replace(options, zero_point=given_zero_point(difference))
         begin("measuring")
         if positions is None:
             catalog = detected(exposure, found_on, options)

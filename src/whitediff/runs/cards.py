@@ -58,22 +58,25 @@ def decorrelation_cards(result: Any) -> dict[str, tuple[Any, str]]:
     } | _noise_cards(result)
 
 
-def depth_cards(depth: Any) -> dict[str, tuple[Any, str]]:
+def depth_cards(depth: Any, zero_point: float | None) -> dict[str, tuple[Any, str]]:
     """Cards of how faint a point source a product shows.
 
     Parameters
     ----------
     depth
         `whitediff.exposures.depth.Depth`, or None.
+    zero_point
+        Magnitude of a flux of 1, if it was given.
 
     Returns
     -------
     cards
         Keyword → (value, comment).
     """
+    cards: dict[str, tuple[Any, str]] = {"WDZERO": (zero_point, "zero point that was given")}
     if depth is None:
-        return {}
-    return {
+        return cards
+    return cards | {
         "WDDEPTH": (depth.flux, "flux of a 5 sigma point source"),
         "WDMAGLIM": (depth.magnitude, "its magnitude"),
     }

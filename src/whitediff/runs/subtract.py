@@ -339,7 +339,7 @@ def _made(
         depth = _depth(product, zero_point)
         _describe(wanted["difference"], product, pair, solved.match, depth)
         _report_floor(product, pair)
-        cards = _match_cards(pair, solved.match, options) | depth_cards(depth)
+        cards = _match_cards(pair, solved.match, options) | depth_cards(depth, zero_point)
         yield wanted["difference"], *_finished(product, sources, cards)
         del product
     if solved is not None and wanted["matched"] is not None:
@@ -355,7 +355,9 @@ def _made(
         _describe(wanted["score"], product, solved.pair, solved.match, depth)
         if wanted["difference"] is None:
             _report_floor(product, solved.pair)
-        cards = _match_cards(solved.pair, solved.match, options, score=True) | depth_cards(depth)
+        cards = _match_cards(solved.pair, solved.match, options, score=True) | depth_cards(
+            depth, zero_point
+        )
         yield wanted["score"], *_finished(product, sources, cards)
 
 
@@ -386,7 +388,12 @@ def _made_again(
             # They lie on the same pixels by now.
             fraction = template_coverage(*pair, use_wcs=False)
             _describe_again(path, product, solution, fraction, depth)
-            yield path, *_finished(product, sources, _fraction_card(fraction) | depth_cards(depth))
+            yield (
+                path,
+                *_finished(
+                    product, sources, _fraction_card(fraction) | depth_cards(depth, zero_point)
+                ),
+            )
         path = wanted["matched"]
         if kind == "difference" and path is not None:
             yield path, *_matched(solution, pair[1])
