@@ -374,11 +374,11 @@ def test_a_product_is_that_of_subtract(pairs, tmp_path):
     # The numbers are those of the header, and JSON can hold all of it.
     header = fits.getheader(single)
     for card, name in NUMBERS.items():
-        # A card has 16 digits.
-        expected = header[card]
+        # A card has 16 digits; without a zero point there is no magnitude.
+        expected = header.get(card)
         if isinstance(expected, float):
             expected = pytest.approx(expected, rel=1e-15)
-        assert record["products"]["difference"][name] == expected
+        assert record["products"]["difference"].get(name) == expected
     assert record == json.loads(json.dumps(record, allow_nan=False))
     noise = record["products"]["difference"]["noise"]
     error = noise["filtered_variance_ratio_error"]

@@ -23,6 +23,7 @@ from lsst.pipe.base import AlgorithmError, Struct, Task
 
 from whitediff import Exposure
 from whitediff.errors import ArgumentError
+from whitediff.exposures.catalog import believed
 from whitediff.exposures.detection import DetectionOptions, detect
 from whitediff.exposures.masks import flagged
 from whitediff.injection import add_stamp
@@ -273,6 +274,11 @@ def test_numbers_go_into_the_metadata(scene):
     assert task.metadata["nGoodPixels"] == SHAPE[0] * (SHAPE[1] - 1)
     assert task.metadata["nPixelsDetectedPositive"] == flagged(mask, ["DETECTED"]).sum()
     assert task.metadata["nDiaSources"] == task.metadata["nPointDiaSources"] == len(SOURCES)
+    assert task.metadata["nBelievedDiaSources"] == believed(result.diaSources).sum()
+    depth = task.metadata["diffimLimitingFlux"]
+    assert depth == pytest.approx(
+        5 * float(np.median(result.diaSources["psf_flux_err"].value)), rel=0.1
+    )
 
 
 def test_bad_input(scene):

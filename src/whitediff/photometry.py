@@ -28,6 +28,7 @@ __all__ = [
     "Stamps",
     "adaptive_moments",
     "aperture_fluxes",
+    "filter_errors",
     "fit_blends",
     "fit_points",
     "fit_radius",
@@ -42,6 +43,9 @@ type Psfs = Callable[[Array, Array], Array]
 sum, origin at ``[py//2, px//2]``; or ``(1, py, px)`` where it is the same everywhere."""
 
 _FITTED_POWER = 0.9999
+_LEAST_SUPPORT = 0.5
+"""Share of a PSF's squared weight that must lie on good pixels."""
+
 _ITERATIONS = 25
 _FIRST_DAMPING = 1e-3
 _LARGEST_DAMPING = 1e8
@@ -169,6 +173,36 @@ def stamps_around(
     with np.errstate(invalid="ignore"):
         use = inside & good[at] & np.isfinite(values) & np.isfinite(noise) & (noise > 0)
     return Stamps(np.where(use, values, 0.0), np.where(use, noise, 1.0), use, row, column)
+
+
+def filter_errors(variance: Array, good: Array, psf: Array, x: Array, y: Array) -> Array:
+    """Errors of the fluxes of point sources, as a filter with their PSF measures them.
+
+    Parameters
+    ----------
+    variance, good
+        ``(ny, nx)``; pixels whose variance is not positive are not good.
+    psf
+        ``(n, py, px)`` of each place, or ``(1, py, px)``; origin at ``[py//2, px//2]``.
+    x, y
+        ``(n,)`` whole array coordinates.
+
+    Returns
+    -------
+    error
+        ``(n,)`` √(Σ P² V) / Σ P² over good pixels, image_unit: the flux over its significance
+        (`whitediff.detection.significance`).  NaN where less than half of ΣP² is on good pixels.
+    """
+    half = (min(psf.shape[1:]) - 1) // 2
+    rows, columns = (slice(n // 2 - half, n // 2 + half + 1) for n in psf.shape[1:])
+    square = np.square(psf[:, rows, columns])
+    stamps = stamps_around(variance, variance, good, x, y, half)
+    power = np.sum(square * stamps.good, axis=(1, 2))
+    noise = np.sum(square * np.where(stamps.good, stamps.variance, 0), axis=(1, 2))
+    enough = power >= _LEAST_SUPPORT * square.sum(axis=(1, 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result: Array = np.where(enough, np.sqrt(noise) / power, np.nan)
+    return result
 
 
 @dataclasses.dataclass(frozen=True)

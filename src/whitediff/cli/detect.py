@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ __all__ = ["detect", "run_detection"]
 @click.option(
     "--zero-point",
     type=float,
-    help="Magnitude of a flux of 1  [default: the header's, such as MAGZERO].",
+    help="Magnitude of a flux of 1  [default: that of subtract, else the header's, such as"
+    " MAGZERO].",
 )
 @click.option("--regions", type=OUTPUT_FILE, help="Write the sources as regions for DS9, too.")
 @click.option("--psf", metavar="FILE", help="PSF of the difference  [default: its own].")
@@ -112,6 +114,7 @@ def run_detection(
     """
     from .. import formats
     from ..errors import ArgumentError
+    from ..exposures.catalog import headline
     from ..exposures.detection import DetectionOptions, forced_photometry
     from ..exposures.detection import detect as detected
     from ..formats.catalogs import (
@@ -120,6 +123,7 @@ def run_detection(
         write_catalog,
         write_regions,
     )
+    from ..formats.record import given_zero_point
     from ..outputs import check_output
 
     if at is not None and score is not None:
@@ -140,6 +144,8 @@ def run_detection(
         if psf is not None:
             exposure.psf = formats.read_psf(psf, bounds=exposure.bbox)
         found_on = None if score is None else _score(score)
+        if zero_point is None:
+            options = dataclasses.replace(options, zero_point=given_zero_point(difference))
         begin("measuring")
         if positions is None:
             catalog = detected(exposure, found_on, options)
@@ -149,11 +155,12 @@ def run_detection(
         catalog.meta["image"] = difference
         if score is not None:
             catalog.meta["score"] = score
+            _take_depth(catalog, score)
         begin("writing")
         write_catalog(catalog, output, overwrite)
         if regions is not None:
             write_regions(catalog, regions, overwrite)
-    _say(output, catalog)
+    log.info("%s: %s", output, headline(catalog))
     return catalog
 
 
@@ -191,6 +198,20 @@ def _difference(
     return without_sentinels(exposure)
 
 
+def _take_depth(catalog: Any, score: str) -> None:
+    """Give a catalogue the depth of the score that its sources were found on."""
+    import math
+
+    from ..formats.record import score_depth
+
+    flux = score_depth(score)
+    if flux is None:
+        return
+    catalog.meta |= {"depth": flux, "depth_of": "score"}
+    if "zero_point" in catalog.meta:
+        catalog.meta["depth_mag"] = catalog.meta["zero_point"] - 2.5 * math.log10(flux)
+
+
 def _score(path: str) -> Any:
     from .. import formats
     from ..errors import ArgumentError
@@ -201,19 +222,3 @@ def _score(path: str) -> Any:
             f"{path}: is no score of whitediff; name what subtract --score-output wrote."
         )
     return formats.read_exposure(path)
-
-
-def _say(output: Path, catalog: Any) -> None:
-    if catalog.meta["kind"] == "forced photometry":
-        log.info("%s: fluxes at %d positions.", output, len(catalog))
-        return
-    expected = catalog.meta.get("expected_false_per_sign")
-    log.info(
-        "%s: %d positive and %d negative sources beyond %g sigma in %d pixels%s.",
-        output,
-        catalog.meta["n_positive"],
-        catalog.meta["n_negative"],
-        catalog.meta["threshold"],
-        catalog.meta["n_pixels_searched"],
-        "" if expected is None else f"; noise alone gives {expected:.2g} of each",
-    )

@@ -212,7 +212,7 @@ def _read_score(path: str, product: Any, image_path: str, record: Any) -> Any:
 def _catalog(path: str | None, made: Any) -> Any:
     """Detections: read, or made."""
     from ..errors import WhitediffError
-    from ..exposures.detection import detect
+    from ..exposures.detection import DetectionOptions, detect
 
     if path is not None:
         return _read_catalog(path, made)
@@ -221,7 +221,8 @@ def _catalog(path: str | None, made: Any) -> Any:
             made.notes.append("The difference has no PSF, so nothing is detected on it.")
         return None
     try:
-        return detect(made.product, made.score)
+        options = DetectionOptions(zero_point=made.header.get("WDZERO"))
+        return detect(made.product, made.score, options)
     except WhitediffError as error:
         made.notes.append(f"Nothing is detected: {error}")
         return None

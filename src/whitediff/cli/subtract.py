@@ -201,6 +201,12 @@ def check_alignment(context: click.Context) -> None:
     help="PSF of the science image  [default: its own, else measured from stars].",
 )
 @click.option("--template-psf", metavar="FILE", help="PSF of the template.")
+@click.option(
+    "--zero-point",
+    type=float,
+    help="Magnitude of a flux of 1, for the depth and the catalogue  [default: the header's, such"
+    " as MAGZERO].",
+)
 @click.option("--full-variance", is_flag=True, help="Propagate the variance of every pixel.")
 @correction_options
 @click.option("--compress", is_flag=True, help="Compress the output without loss; slow.")
@@ -273,7 +279,11 @@ def _run(*, report: Path | None, catalog: Path | None, **options: Any) -> None:
         from .detect import run_detection
 
         run_detection(
-            difference=str(image), score=score, output=catalog, overwrite=options["overwrite"]
+            difference=str(image),
+            score=score,
+            output=catalog,
+            zero_point=options["zero_point"],
+            overwrite=options["overwrite"],
         )
     if report is not None:
         from .report import run_report

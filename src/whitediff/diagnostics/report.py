@@ -20,6 +20,7 @@ from astropy.table import Table
 
 from ..errors import WhitediffError
 from ..exposures import kernels, masks
+from ..exposures.catalog import depth_text, headline
 from ..exposures.detection import expected_false_detections
 from ..exposures.model import Exposure
 from ..exposures.noise import source_pixels
@@ -217,6 +218,7 @@ def report_data(inputs: ReportInput) -> dict[str, Any]:
         "files": [{"what": what, "name": name} for what, name in inputs.files.items()],
         "convolved": str(inputs.header.get("WDCONV", "")),
     }
+    data["depth"] = _depth(inputs.header, data["unit"])
     data["noise"] = _attempt("noise", notes, _noise, inputs, good, before, checks)
     data["variance"] = _attempt("variance", notes, _variance, inputs, good)
     del before
@@ -695,6 +697,7 @@ def _detections(inputs: ReportInput, searched: int, checks: list[Check]) -> dict
         section["expected_false"] = expected_false_detections(
             inputs.product, section["threshold"], searched, score=inputs.is_score
         )
+    section["headline"] = _headline(inputs.catalog)
     fraction = section["dipole_fraction"]
     if fraction is not None:
         n = section["total"]
@@ -710,6 +713,27 @@ def _detections(inputs: ReportInput, searched: int, checks: list[Check]) -> dict
             )
         )
     return section
+
+
+def _headline(catalog: Table) -> str | None:
+    """What a catalogue of detections holds, and the depth; None for a table of another kind."""
+    meta, columns = catalog.meta, catalog.colnames
+    if meta.get("kind") != "detections" or not (
+        {"threshold", "sign", "n_pixels_searched"} <= set(meta)
+        and {"significance", "classification", "psf_flux"} <= set(columns)
+    ):
+        return None
+    text = headline(catalog)
+    return text[0].upper() + text[1:]
+
+
+def _depth(header: fits.Header, unit: str) -> dict[str, Any] | None:
+    """Flux and magnitude of a 5 sigma point source, and how they are said."""
+    flux, magnitude = header.get("WDDEPTH"), header.get("WDMAGLIM")
+    if not isinstance(flux, float):
+        return None
+    text = depth_text(flux, magnitude, unit).removeprefix(". ")
+    return {"flux": flux, "magnitude": magnitude, "text": text}
 
 
 def _images(inputs: ReportInput, matched: Array | None, data: dict[str, Any]) -> dict[str, Any]:

@@ -21,10 +21,16 @@ from .model import Exposure
 __all__ = [
     "COLUMNS",
     "FLAGS",
+    "SPOILING_FLAGS",
     "assembled",
+    "believed",
+    "check_zero_point",
     "column_values",
+    "depth_text",
+    "headline",
     "magnitudes",
     "sky_columns",
+    "source_counts",
     "source_flags",
     "wanted_positions",
     "zero_point",
@@ -129,6 +135,22 @@ FLAGS = {
 }
 """Flags of mask planes."""
 
+SPOILING_FLAGS = {
+    "flag_no_data": "next to missing pixels",
+    "flag_saturated": "saturated",
+    "flag_cosmic_ray": "on a cosmic ray",
+    "flag_streak": "on a trail",
+    "flag_bad": "on bad pixels",
+    "flag_near_bright_star": "near a bright star",
+    "flag_edge": "near an edge",
+    "flag_contaminated": "contaminated",
+    "flag_fit_failed": "not fitted",
+}
+"""Flags with which a source is not to be believed at once, and what that means.  A static source
+or an interpolated pixel alone spoils nothing."""
+
+_NOT_POINTS = {"dipole": "n_dipoles", "extended": "n_extended", "artifact": "n_artifacts"}
+
 
 def assembled(
     columns: dict[str, Any], flux_unit: u.UnitBase | None, meta: dict[str, Any]
@@ -167,6 +189,133 @@ def assembled(
         table[name].info.description = column.description
     table.meta |= {"made_by": f"whitediff {__version__}"} | meta
     return table
+
+
+def believed(catalog: Table) -> Array:
+    """Which sources to believe first.
+
+    Parameters
+    ----------
+    catalog
+        As `whitediff.exposures.detection.detect` returns it.
+
+    Returns
+    -------
+    believed
+        ``(n,)`` boolean: a point, with none of `SPOILING_FLAGS`.
+    """
+    result: Array = (_labels(catalog) == "point") & (_first_reason(catalog) == "")
+    return result
+
+
+def source_counts(catalog: Table) -> dict[str, int]:
+    """Number of sources of each kind; every source is of one.
+
+    Parameters
+    ----------
+    catalog
+        As `whitediff.exposures.detection.detect` returns it.
+
+    Returns
+    -------
+    counts
+        n_believed, and of them n_believed_positive and n_believed_negative; n_flagged, with
+        any of `SPOILING_FLAGS`; of the others n_dipoles, n_extended, n_artifacts.
+    """
+    good, labels = believed(catalog), _labels(catalog)
+    flagged = _first_reason(catalog) != ""
+    positive = np.asarray(catalog["significance"]) > 0
+    return {
+        "n_believed": int(good.sum()),
+        "n_believed_positive": int((good & positive).sum()),
+        "n_believed_negative": int((good & ~positive).sum()),
+        "n_flagged": int(flagged.sum()),
+    } | {name: int(((labels == label) & ~flagged).sum()) for label, name in _NOT_POINTS.items()}
+
+
+def headline(catalog: Table) -> str:
+    """What a catalogue holds, in a line.
+
+    Parameters
+    ----------
+    catalog
+        As `whitediff.exposures.detection.detect` or `forced_photometry` returns it.
+
+    Returns
+    -------
+    text
+        Sources to believe, the others by class, flagged ones by their reason; how many noise
+        alone would give, of both signs if both were sought; and the depth.
+    """
+    meta = catalog.meta
+    end = depth_text(meta.get("depth"), meta.get("depth_mag"), catalog["psf_flux"].unit)
+    if meta["kind"] == "forced photometry":
+        return f"fluxes at {_number_of(len(catalog), 'position')}{end}"
+    expected = meta.get("expected_false_per_sign")
+    if expected is not None:
+        expected *= 2 if meta["sign"] == "both" else 1
+    noise = "" if expected is None else f"; noise alone would give {expected:.2g}"
+    if not len(catalog):
+        return (
+            f"no source beyond {meta['threshold']:g} sigma in {meta['n_pixels_searched']}"
+            f" pixels{noise}{end}"
+        )
+    counts = source_counts(catalog)
+    parts = [f"{_number_of(counts['n_believed'], 'source')} to believe"]
+    if counts["n_believed"]:
+        parts[0] += (
+            f" ({counts['n_believed_positive']} brighter, {counts['n_believed_negative']} fainter)"
+        )
+    for name, word in (("n_dipoles", "dipole"), ("n_artifacts", "artifact")):
+        if counts[name]:
+            parts.append(_number_of(counts[name], word))
+    if counts["n_extended"]:
+        parts.append(f"{counts['n_extended']} extended")
+    if counts["n_flagged"]:
+        reasons = _first_reason(catalog)
+        numbers = [(int((reasons == words).sum()), words) for words in SPOILING_FLAGS.values()]
+        numbers.sort(key=lambda each: -each[0])
+        listed = ", ".join(f"{n} {words}" for n, words in numbers if n)
+        parts.append(f"{counts['n_flagged']} flagged ({listed})")
+    return f"{', '.join(parts)}{noise}{end}"
+
+
+def depth_text(flux: float | None, magnitude: float | None, unit: Any = None) -> str:
+    """A depth as the end of a line.
+
+    Parameters
+    ----------
+    flux, magnitude
+        Of a 5 sigma point source; None where they are not known.
+    unit
+        Of the flux.
+
+    Returns
+    -------
+    text
+        ``. 5 sigma depth: 123 adu (21.34 mag).``, or a full stop alone.
+    """
+    if flux is None:
+        return "."
+    known = "" if magnitude is None else f" ({magnitude:.2f} mag)"
+    return f". 5 sigma depth: {flux:.4g} {unit or 'image units'}{known}."
+
+
+def _number_of(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _labels(catalog: Table) -> Array:
+    return np.asarray(catalog["classification"]).astype(str)
+
+
+def _first_reason(catalog: Table) -> Array:
+    """Why each source is not to be believed, its first of `SPOILING_FLAGS`; else empty."""
+    result = np.full(len(catalog), "", dtype=object)
+    for flag, words in SPOILING_FLAGS.items():
+        if flag in catalog.colnames:
+            result[(result == "") & np.asarray(catalog[flag], bool)] = words
+    return result
 
 
 def source_flags(
@@ -312,6 +461,23 @@ def sky_columns(exposure: Exposure, columns: dict[str, Array]) -> dict[str, Arra
         variance = along_x**2 * xx + along_y**2 * yy + 2 * along_x * along_y * xy
         result[name] = np.sqrt(variance)
     return result
+
+
+def check_zero_point(given: float | None) -> None:
+    """Refuse a zero point that is no magnitude.
+
+    Parameters
+    ----------
+    given
+        By the user; None for that of the header.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not finite.
+    """
+    if given is not None and not math.isfinite(given):
+        raise ArgumentError(f"The zero point must be finite; got {given:g}.")
 
 
 def zero_point(exposure: Exposure, given: float | None) -> tuple[float, str] | None:

@@ -18,12 +18,15 @@ from ..errors import ArgumentError
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from .catalog import (
     assembled,
+    check_zero_point,
     magnitudes,
     sky_columns,
+    source_counts,
     source_flags,
     wanted_positions,
     zero_point,
 )
+from .depth import depth
 from .masks import CONTAMINATED, UNTRUSTED_MASK_PLANES, flagged
 from .model import Exposure
 from .psf import psf_image, psf_images
@@ -88,8 +91,7 @@ class DetectionOptions:
         radius = self.aperture_radius
         if radius is not None and not (math.isfinite(radius) and radius > 0):
             raise ArgumentError(f"The aperture's radius must be positive; got {radius:g}.")
-        if self.zero_point is not None and not math.isfinite(self.zero_point):
-            raise ArgumentError(f"The zero point must be finite; got {self.zero_point:g}.")
+        check_zero_point(self.zero_point)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +242,7 @@ def detections(
         "n_pixels_searched": found.pixels,
         "n_positive": int((columns["significance"] > 0).sum()),
         "n_negative": int((columns["significance"] < 0).sum()),
-    }
+    } | source_counts(table)
     searched = field.exposure if score is None else Exposure.from_object(score)
     if searched.psf is not None:
         table.meta["expected_false_per_sign"] = expected_false_detections(
@@ -566,6 +568,9 @@ class _Field:
         }
         if self.zero_point is not None:
             meta |= {"zero_point": self.zero_point[0], "zero_point_from": self.zero_point[1]}
+        known = depth(exposure, self.options.zero_point)
+        if known is not None:
+            meta |= known.meta
         return assembled(columns, exposure.image.unit, meta)
 
     def shapes(self, x: Array, y: Array) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from .files import opened, split_extension
 from .headers import unescaped
 from .tables import read_table_hdu
 
-__all__ = ["Record", "history_cards", "is_score", "read_record"]
+__all__ = [
+    "Record",
+    "given_zero_point",
+    "history_cards",
+    "is_score",
+    "read_record",
+    "score_depth",
+]
 
 _HISTORY = (
     "WDTASK", "WDVERS", "WDSCI", "WDTMPL", "WDDIFF", "WDKERN", "WDPSF", "WDCONV", "WDSCORE",
@@ -88,6 +96,56 @@ def is_score(path: str | Path) -> bool:
     file, _ = split_extension(path)
     with opened(file) as hdus:
         return hdus[0].header.get("WDSCORE") is True
+
+
+def score_depth(path: str | Path) -> float | None:
+    """Flux of a 5 sigma point source on a score.
+
+    Parameters
+    ----------
+    path
+        FITS file.
+
+    Returns
+    -------
+    flux
+        Card WDDEPTH; None without one.
+
+    Raises
+    ------
+    FileFormatError
+        If it is no FITS file.
+    """
+    value = _number(path, "WDDEPTH")
+    return value if value is not None and value > 0 else None
+
+
+def given_zero_point(path: str | Path) -> float | None:
+    """Zero point that a difference or score was made with, if one was given.
+
+    Parameters
+    ----------
+    path
+        FITS file.
+
+    Returns
+    -------
+    zero_point
+        Card WDZERO; None without one.
+
+    Raises
+    ------
+    FileFormatError
+        If it is no FITS file.
+    """
+    return _number(path, "WDZERO")
+
+
+def _number(path: str | Path, keyword: str) -> float | None:
+    file, _ = split_extension(path)
+    with opened(file) as hdus:
+        value = hdus[0].header.get(keyword)
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def history_cards(path: str | Path) -> Mapping[str, tuple[Any, str]]:

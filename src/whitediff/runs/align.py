@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import __version__, formats
 from ..exposures.alignment import aligned
-from ..exposures.resampling import ResamplingOptions
+from ..exposures.resampling import Resampled, ResamplingOptions
 from ..outputs import check_output
 from ..reading import reading_options
 from .inputs import read_input
@@ -81,5 +81,22 @@ def run_alignment(
             "WDTFRAC": (result.covered, "of the pixels that the template covers"),
         },
     )
+    _describe(output, template, science, result)
     if result.exposure.psf is None:
         log.info("%s: no PSF is known, so the output has none.", output)
+
+
+def _describe(output: Path, template: str, science: str, result: Resampled) -> None:
+    """Say what was made."""
+    how = "placed by whole pixels on"
+    if result.method is not None:
+        how = f"resampled ({result.method}), turned by {result.rotation:.3g} degrees, onto"
+    log.info(
+        "%s: %s, %s %s; positions to %.2g pixels; it covers %.1f%%.",
+        output,
+        template,
+        how,
+        science,
+        result.map_error,
+        100 * result.covered,
+    )

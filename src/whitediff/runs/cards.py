@@ -10,7 +10,7 @@ from typing import Any
 from .. import __version__
 from ..noise import FLOOR
 
-__all__ = ["decorrelation_cards", "report_inputs_floor", "report_noise_floor"]
+__all__ = ["decorrelation_cards", "depth_cards", "report_inputs_floor", "report_noise_floor"]
 
 log = logging.getLogger("whitediff.runs")
 
@@ -56,6 +56,30 @@ def decorrelation_cards(result: Any) -> dict[str, tuple[Any, str]]:
         "WDFILL": (options.fill, "what stands in for missing pixels"),
         "WDSPAT": (options.spatially_varying, "correction follows kernel and noise"),
     } | _noise_cards(result)
+
+
+def depth_cards(depth: Any, zero_point: float | None) -> dict[str, tuple[Any, str]]:
+    """Cards of how faint a point source a product shows.
+
+    Parameters
+    ----------
+    depth
+        `whitediff.exposures.depth.Depth`, or None.
+    zero_point
+        Magnitude of a flux of 1, if it was given.
+
+    Returns
+    -------
+    cards
+        Keyword → (value, comment).
+    """
+    cards: dict[str, tuple[Any, str]] = {"WDZERO": (zero_point, "zero point that was given")}
+    if depth is None:
+        return cards
+    return cards | {
+        "WDDEPTH": (depth.flux, "flux of a 5 sigma point source"),
+        "WDMAGLIM": (depth.magnitude, "its magnitude"),
+    }
 
 
 def _noise_cards(result: Any) -> dict[str, tuple[Any, str]]:

@@ -11,7 +11,10 @@ from typing import Any
 
 from .. import formats
 from ..errors import ArgumentError, WhitediffError
+from ..exposures.catalog import check_zero_point, depth_text
 from ..exposures.defects import DefectOptions
+from ..exposures.depth import Depth
+from ..exposures.depth import depth as depth_of
 from ..exposures.matching import MatchOptions
 from ..exposures.model import Exposure
 from ..exposures.noise import rescaled, source_pixels
@@ -25,14 +28,14 @@ from ..exposures.pipeline import (
     solve_difference,
     solve_score,
 )
-from ..exposures.preparation import PreparationOptions, prepare
+from ..exposures.preparation import PreparationOptions, prepare, template_coverage
 from ..exposures.resampling import ResamplingOptions
 from ..exposures.solution import make_product
 from ..exposures.subtraction import matched_template
 from ..matching.design import FitOptions
 from ..outputs import check_output
 from ..reading import reading_options
-from .cards import decorrelation_cards, report_inputs_floor
+from .cards import decorrelation_cards, depth_cards, report_inputs_floor
 from .inputs import read_input
 from .record import recorded
 
@@ -97,6 +100,7 @@ def run_subtraction(
     noise: Any = "auto",
     constant: bool = False,
     fill: Any = "interpolate",
+    zero_point: float | None = None,
     compress: bool = False,
     overwrite: bool = False,
     begin: Callable[[str], None] = _silent,
@@ -110,7 +114,7 @@ def run_subtraction(
     science, template, output, score_output, matched_output, solutions, convolved, kernel_order, \
     background_order, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, align, \
     register, align_method, science_psf, template_psf, full_variance, no_cosmic_rays, \
-    no_bad_pixels, no_trails, noise, constant, fill, compress, overwrite
+    no_bad_pixels, no_trails, noise, constant, fill, zero_point, compress, overwrite
         Options of the command.
     begin
         Called with the name of each stage as it begins.
@@ -131,6 +135,7 @@ def run_subtraction(
         One of its kinds, whose message names the file at fault.
     """
     changed = _changed(locals())
+    check_zero_point(zero_point)
     outputs = [path for path in (output, score_output, matched_output) if path is not None]
     if not outputs:
         raise ArgumentError("Nothing to write: give output, score_output or matched_output.")
@@ -179,9 +184,11 @@ def run_subtraction(
         begin("preparation")
         try:
             if stored:
-                made = _made_again(stored, inputs, wanted, begin, full_variance, not ignore_wcs)
+                made = _made_again(
+                    stored, inputs, wanted, begin, full_variance, not ignore_wcs, zero_point
+                )
             else:
-                made = _made(inputs, wanted, begin, how)
+                made = _made(inputs, wanted, begin, how, zero_point)
             for path, exposure, more, extras in made:
                 findings = None
                 kind = next(name for name, wish in wanted.items() if wish == path)
@@ -311,6 +318,7 @@ def _made(
     wanted: dict[str, Path | None],
     begin: Callable[[str], None],
     how: SubtractionOptions,
+    zero_point: float | None,
 ) -> _Made:
     """Match, subtract and decorrelate as `subtraction_options` says."""
     options, correction = how.match, how.correction
@@ -328,9 +336,10 @@ def _made(
         product = make(solved, sources=sources, full_variance=how.full_variance)
         # Both products have the same inputs.
         correction |= measured_noise(product)
-        _describe(wanted["difference"], product, pair, solved.match)
+        depth = _depth(product, zero_point)
+        _describe(wanted["difference"], product, pair, solved.match, depth)
         _report_floor(product, pair)
-        cards = _match_cards(pair, solved.match, options)
+        cards = _match_cards(pair, solved.match, options) | depth_cards(depth, zero_point)
         yield wanted["difference"], *_finished(product, sources, cards)
         del product
     if solved is not None and wanted["matched"] is not None:
@@ -342,10 +351,13 @@ def _made(
         solved = solve_score(pair, options, **correction)
         begin("score")
         product = make(solved, sources=sources, full_variance=how.full_variance)
-        _describe(wanted["score"], product, solved.pair, solved.match)
+        depth = _depth(product, zero_point)
+        _describe(wanted["score"], product, solved.pair, solved.match, depth)
         if wanted["difference"] is None:
             _report_floor(product, solved.pair)
-        cards = _match_cards(solved.pair, solved.match, options, score=True)
+        cards = _match_cards(solved.pair, solved.match, options, score=True) | depth_cards(
+            depth, zero_point
+        )
         yield wanted["score"], *_finished(product, sources, cards)
 
 
@@ -356,6 +368,7 @@ def _made_again(
     begin: Callable[[str], None],
     full_variance: bool,
     use_wcs: bool,
+    zero_point: float | None,
 ) -> _Made:
     """Subtract and decorrelate with stored solutions."""
     science, template = defects_as_before(inputs["science"], inputs["template"], stored.values())
@@ -371,7 +384,16 @@ def _made_again(
         path = wanted[kind]
         if path is not None:
             product = make_product(solution, *pair, sources=sources, full_variance=full_variance)
-            yield path, *_finished(product, sources, {})
+            depth = _depth(product, zero_point)
+            # They lie on the same pixels by now.
+            fraction = template_coverage(*pair, use_wcs=False)
+            _describe_again(path, product, solution, fraction, depth)
+            yield (
+                path,
+                *_finished(
+                    product, sources, _fraction_card(fraction) | depth_cards(depth, zero_point)
+                ),
+            )
         path = wanted["matched"]
         if kind == "difference" and path is not None:
             yield path, *_matched(solution, pair[1])
@@ -419,7 +441,6 @@ def _match_cards(
         "WDBORDER": (fit.background_order, "spatial order of the background"),
         "WDSFWHM": (pair.science_fwhm, "FWHM of the science PSF, pixels"),
         "WDTFWHM": (pair.template_fwhm, "FWHM of the template PSF, pixels"),
-        "WDTFRAC": (pair.template_fraction, "of the science pixels that the template has"),
         "WDNSTAR": (len(fit.used), "stars offered to the fit"),
         "WDNUSED": (int(fit.used.sum()), "stars used"),
         "WDKSERR": (fit.kernel_sum_error, "error of the kernel sum"),
@@ -429,15 +450,30 @@ def _match_cards(
             "reduced chi-square of the fit",
         ),
         "WDCOND": (fit.condition, "condition number of the fit"),
-    }
+    } | _fraction_card(pair.template_fraction)
 
 
-def _describe(path: Path | None, product: Any, pair: Any, match: Any) -> None:
+def _fraction_card(fraction: float) -> Cards:
+    return {"WDTFRAC": (fraction, "of the science pixels that the template has")}
+
+
+def _depth(product: Any, zero_point: float | None) -> Depth | None:
+    """Depth of a difference or score."""
+    return depth_of(product.exposure, zero_point, flux_variance=product.flux_variance)
+
+
+def _depth_text(depth: Depth | None) -> str:
+    if depth is None:
+        return "."
+    return depth_text(depth.flux, depth.magnitude, depth.unit)
+
+
+def _describe(path: Path | None, product: Any, pair: Any, match: Any, depth: Depth | None) -> None:
     fit = match.fit
     log.info(
         "%s: PSF FWHM %.2f (science) and %.2f (template) pixels; %s convolved; %d of %d stars"
         " used; kernel sum %.5g ± %.2g; variance planes times %.3f and %.3f; mean variance"
-        " %.6g; %.1f%% of the pixels contaminated.",
+        " %.6g; %.1f%% of the pixels contaminated%s",
         path,
         pair.science_fwhm,
         pair.template_fwhm,
@@ -450,9 +486,31 @@ def _describe(path: Path | None, product: Any, pair: Any, match: Any) -> None:
         pair.template_variance_factor,
         product.decorrelation.variance_mean_after,
         100 * product.decorrelation.contaminated_fraction,
+        _depth_text(depth),
     )
     if product.exposure.psf is None:
         log.info("%s: no PSF is known, so the output has none.", path)
+
+
+def _describe_again(
+    path: Path, product: Any, solution: Any, fraction: float, depth: Depth | None
+) -> None:
+    """Say what was made with a stored solution."""
+    aligned = "on the same pixels"
+    if solution.alignment is not None:
+        aligned = f"aligned as before ({solution.alignment})"
+    log.info(
+        "%s: made again with a stored kernel: %s convolved, kernel sum %.5g; template %s, covers"
+        " %.1f%% of the science image; mean variance %.6g; %.1f%% of the pixels contaminated%s",
+        path,
+        product.decorrelation.options.convolved,
+        product.decorrelation.kernel_sum,
+        aligned,
+        100 * fraction,
+        product.decorrelation.variance_mean_after,
+        100 * product.decorrelation.contaminated_fraction,
+        _depth_text(depth),
+    )
 
 
 def _report_floor(product: Any, pair: Any) -> None:

@@ -20,7 +20,7 @@ _NOISE = (
     "filtered_variance_ratio",
     "filtered_variance_ratio_error",
 )
-_UNITS = {"science_fwhm": u.pix, "template_fwhm": u.pix}
+_UNITS = {"science_fwhm": u.pix, "template_fwhm": u.pix, "limiting_magnitude": u.mag}
 
 
 def summary_table(records: Iterable[Record]) -> QTable:

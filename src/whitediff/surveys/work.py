@@ -53,6 +53,8 @@ NUMBERS = {
     "WDTVFAC": "template_variance_factor",
     "WDVAFT": "variance_mean",
     "WDCONTAM": "contaminated_fraction",
+    "WDDEPTH": "depth",
+    "WDMAGLIM": "limiting_magnitude",
 }
 """Cards of a product, and what they are called in the results."""
 

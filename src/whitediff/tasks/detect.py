@@ -15,7 +15,7 @@ from lsst.utils.timer import timeMethod
 
 from ..errors import ArgumentError, DataError
 from ..exposures import masks
-from ..exposures.catalog import COLUMNS
+from ..exposures.catalog import COLUMNS, headline, source_counts
 from ..exposures.detection import DetectionOptions, Detections, detections, forced_photometry
 from ..exposures.model import Exposure
 from ..exposures.noise import sources_apart
@@ -366,7 +366,9 @@ class DetectAndMeasureTask(PipelineTask):
             bad |= np.asarray(sources[flag])
         self.metadata["nMergedDiaSources"] = len(sources)
         self.metadata["nRemovedBadFlaggedSources"] = int(bad.sum())
-        return sources[~bad]
+        sources = sources[~bad]
+        sources.meta |= source_counts(sources)
+        return sources
 
     def measureForcedSources(self, diaSources: QTable, science: Exposure) -> None:
         """Measure point sources on the science exposure at the positions of a catalogue.
@@ -425,9 +427,14 @@ class DetectAndMeasureTask(PipelineTask):
         for label in ("point", "dipole", "extended", "artifact"):
             number = int((np.asarray(diaSources["classification"]) == label).sum())
             self.metadata[f"n{label.capitalize()}DiaSources"] = number
-        self.log.info(
-            "%d sources, %d of them dipoles.", len(diaSources), self.metadata["nDipoleDiaSources"]
-        )
+        self.metadata["nBelievedDiaSources"] = diaSources.meta["n_believed"]
+        for key, name in (
+            ("depth", "diffimLimitingFlux"),
+            ("depth_mag", "diffimLimitingMagnitude"),
+        ):
+            if key in diaSources.meta:
+                self.metadata[name] = diaSources.meta[key]
+        self.log.info("%s", headline(diaSources))
         if kernelSources is None or not len(kernelSources):
             return
         radius = diaSources.meta["aperture_radius"]

@@ -98,6 +98,7 @@
         make("h2", { id: "verdict-title" }, verdict.headline),
         make("span", { style: "flex: 1 1 20rem" }, verdict.text), explain),
       ...lists,
+      ...(data.depth ? [make("p", {}, data.depth.text)] : []),
       make("p", { class: "soft small", style: "margin:.35rem 0 0" }, "Beside each number: the range with which it is fine, here widened by four of its sampling errors. A circle is fine, a square worth a look, a diamond bad."));
     for (const note of data.notes) section.append(make("p", { class: "note" }, note));
   })();
@@ -554,9 +555,9 @@
       section.append(missing(data.kind === "score" ? "Give a catalogue with --catalog to see its sources here." : "No catalogue was given, and none could be made."));
       return;
     }
-    const expected = known(found.expected_false) ? ` White noise alone would give ${number(found.expected_false, 2)} of each sign.` : "";
+    const expected = !found.headline && known(found.expected_false) ? ` White noise alone would give ${number(found.expected_false, 2)} of each sign.` : "";
     const classes = found.classes.map(([name, n]) => `${name} ${whole.format(n)}`).join(", ");
-    section.append(make("p", {}, `${count(found.total, "source")} above ${number(found.threshold, 3)}σ: ${whole.format(found.positive)} positive, ${whole.format(found.negative)} negative${classes ? ` (${classes})` : ""}.${expected}`,
+    section.append(...(found.headline ? [make("p", {}, found.headline)] : []), make("p", {}, `${count(found.total, "source")} above ${number(found.threshold, 3)}σ: ${whole.format(found.positive)} positive, ${whole.format(found.negative)} negative${classes ? ` (${classes})` : ""}.${expected}`,
       found.total > found.rows.length ? ` The table has the ${found.rows.length} most significant.` : "",
       found.total > found.x.length ? ` The ${whole.format(found.x.length)} most significant are drawn.` : ""));
     if (!found.rows.length) return;
