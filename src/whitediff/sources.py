@@ -433,10 +433,10 @@ def noise_variance(
     model
         With a gain: ``level/gain + (read_noise/gain)²``, where the level is the smooth
         background plus the sources, provided that this agrees within a quarter with the
-        scatter of source-free pixels.  Where emission with structure fills the field, the scatter
-        is that at high frequencies (`whitediff.structure`).  Where it does not, the measured scatter, plus the sources'
+        scatter of source-free pixels.  Where it does not, the measured scatter, plus the sources'
         own photons at the gain that `whitediff.photons.chosen_scale` finds.  Without a gain: the
-        measured scatter.
+        measured scatter.  Where emission with structure fills the field, the scatter is that at
+        high frequencies (`whitediff.structure`), and the level that of 5 × 5 pixels.
 
     Raises
     ------
@@ -466,7 +466,8 @@ def noise_variance(
         )
     expected = None if gain is None else PhotonScale(gain, read_noise or 0.0, meaning)
     on_pixels = f"measured on {int(free.sum())} source-free pixels: {measured:.4g}"
-    level, base, emission = float(np.median(background)), background, 0.0
+    level, base = float(np.median(background)), background
+    emission: Array | float = 0.0
     found = high_frequencies(image, usable)
     if found is not None and found.contradicts(measured):
         # Emission over all of the field: pixels have their own levels, and few are without it.
@@ -492,9 +493,7 @@ def noise_variance(
             alternatives,
             level=level,
             measured=measured,
-            transfer=(
-                None if known else photon_transfer(image, base, usable, variance=measured)
-            ),
+            transfer=(None if known else photon_transfer(image, base, usable, variance=measured)),
         )
     scale = choice.scale
     warning = "" if choice.is_expected else _disagreement(expected, alternatives, level, measured)

@@ -7,6 +7,7 @@ The scatter of pixels holds both.
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ def high_frequencies(
     radius = np.hypot(ky[:, None], kx)
     clear = (np.abs(ky[:, None]) >= _AXES) & (kx >= _AXES)
     edges = [*_BANDS, np.inf]
-    bands = [clear & (radius >= low) & (radius < high) for low, high in zip(edges, edges[1:])]
+    bands = [clear & (radius >= low) & (radius < high) for low, high in pairwise(edges)]
     inside = clear & (radius >= _INSIDE[0]) & (radius < _INSIDE[1])
     light = power[:, inside].mean(axis=1)
     dark = light <= np.quantile(light, _KEPT)

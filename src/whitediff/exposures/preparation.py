@@ -67,8 +67,10 @@ _WING_SIDE = 101
 _LOST_WINGS = 5e-4
 """Of a PSF's flux, what its stamp may cut off to be smaller."""
 _PSF_ORDER = 2
-_STRUCTURE_CELLS = (None, 32, 16, 8)
-"""Of the background under stars in structured emission, pixels; None: as it is anyway."""
+_EMISSION_SIGMAS = 8
+"""Widths of the PSF that a cell of the background has, where a PSF is measured in emission."""
+_STRUCTURE_CELLS = (64, 32, 16, 8)
+"""Of the background under stars in structured emission, pixels; the first as anyway."""
 _PSF_WIDTH_TOLERANCE = 0.3
 
 
@@ -127,6 +129,8 @@ class Pair:
         stars, pixels.
     psfs_given
         Both exposures came with their PSFs.
+    is_structured
+        Emission with structure fills the field of one of them.
     """
 
     science: Exposure
@@ -142,6 +146,7 @@ class Pair:
     science_fwhm: float
     template_fwhm: float
     psfs_given: bool
+    is_structured: bool = False
 
     @property
     def bad(self) -> Array:
@@ -238,6 +243,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         science_fwhm=fwhm(science, candidates, candidates.science_sigma, avoided[0]),
         template_fwhm=fwhm(template, candidates, candidates.template_sigma, avoided[1]),
         psfs_given=science.psf is not None and template.psf is not None,
+        is_structured=is_structured,
     )
 
 
@@ -266,7 +272,7 @@ def _sources_in_structure(
         left, noise = [], []
         for flat, variance, wrong in zip(flats, variances, bad, strict=True):
             part = flat
-            if cell is not None:
+            if cell != _STRUCTURE_CELLS[0]:
                 part = flat - smooth_background(flat, ~wrong, cell=cell).astype(np.float32)
             left.append(part)
             noise.append(variance * _scatter_below(part, variance, wrong))
@@ -367,7 +373,12 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
     """
     own = (pair.science, pair.science_bad), (pair.template, pair.template_bad)
     bad = next((bad for other, bad in own if other is exposure), pair.bad)
-    return _psf_of_stars(exposure, pair.sources, bad, sigma)
+    image = exposure.image.array
+    if pair.is_structured:
+        # Else the emission under the stars becomes wings of the PSF.
+        cell = max(2 * round(_EMISSION_SIGMAS * sigma / 2), _STRUCTURE_CELLS[-1])
+        image = image - smooth_background(image, ~bad, cell=cell).astype(np.float32)
+    return _psf_of_stars(exposure, pair.sources, bad, sigma, image)
 
 
 def with_own_psf(exposure: Exposure) -> Exposure:
@@ -399,12 +410,12 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     stars = choose_candidates(sources, clear=16, isolation=16)
     width = FWHM_TO_SIGMA * fwhm(exposure, stars, stars.science_sigma, bad)
     exposure = exposure.replaced()
-    exposure.psf = _psf_of_stars(exposure, sources, bad, width)
+    exposure.psf = _psf_of_stars(exposure, sources, bad, width, exposure.image.array)
     return exposure
 
 
 def _psf_of_stars(
-    exposure: Exposure, sources: Sources, bad: Array, sigma: float
+    exposure: Exposure, sources: Sources, bad: Array, sigma: float, image: Array
 ) -> KernelPointSpreadFunction:
     size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
     size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
@@ -417,7 +428,7 @@ def _psf_of_stars(
         options=CandidateOptions(relax=False, width_tolerance=_PSF_WIDTH_TOLERANCE),
     )
     images, used = measure_psf(
-        exposure.image.array,
+        image,
         exposure.variance.array,
         bad,
         stars.x,
