@@ -20,6 +20,7 @@ from . import planes
 from .errors import ArgumentError, DataError
 from .photons import Choice, PhotonScale, chosen_scale, photon_transfer
 from .stats import robust_sigma
+from .structure import high_frequencies
 
 __all__ = [
     "NoiseModel",
@@ -41,6 +42,8 @@ _BACKGROUND_CELL = 64
 _LEAST_USED = 0.3
 _INVERSE = (0.67, 1.5)
 """Measured variance times weight within which a weight is an inverse variance."""
+_AROUND = 5
+"""Side of a square whose mean tells the photons of emission well enough."""
 _SAMPLE = 250_000
 """Pixels from which a scatter is known to a few thousandths."""
 
@@ -432,7 +435,8 @@ def noise_variance(
         background plus the sources, provided that this agrees within a quarter with the
         scatter of source-free pixels.  Where it does not, the measured scatter, plus the sources'
         own photons at the gain that `whitediff.photons.chosen_scale` finds.  Without a gain: the
-        measured scatter.
+        measured scatter.  Where emission with structure fills the field, the scatter is that at
+        high frequencies (`whitediff.structure`), and the level that of 5 × 5 pixels.
 
     Raises
     ------
@@ -462,9 +466,24 @@ def noise_variance(
         )
     expected = None if gain is None else PhotonScale(gain, read_noise or 0.0, meaning)
     on_pixels = f"measured on {int(free.sum())} source-free pixels: {measured:.4g}"
+    level, base = float(np.median(background)), background
+    emission: Array | float = 0.0
+    found = high_frequencies(image, usable)
+    if found is not None and found.contradicts(measured):
+        # Emission over all of the field: pixels have their own levels, and few are without it.
+        on_pixels = (
+            f"measured at high frequencies: {found.usual_factor:.4g} (with the structure of the"
+            f" field, pixels scatter by {measured:.4g})"
+        )
+        if expected is None and not alternatives:
+            measured = found.usual_factor
+        else:
+            measured, level = found.factor, found.level
+            base = np.full(image.shape, level)
+            background = np.where(sources, background, _mean_around(image, usable))
+            emission = np.maximum(background - level, 0)
     if expected is None and not alternatives:
         return NoiseModel(np.full(image.shape, measured), measured, f"{on_pixels} everywhere")
-    level = float(np.median(background))
     if expected is not None and trust_model:
         choice = Choice(expected, True, True, "")
     else:
@@ -474,9 +493,7 @@ def noise_variance(
             alternatives,
             level=level,
             measured=measured,
-            transfer=(
-                None if known else photon_transfer(image, background, usable, variance=measured)
-            ),
+            transfer=(None if known else photon_transfer(image, base, usable, variance=measured)),
         )
     scale = choice.scale
     warning = "" if choice.is_expected else _disagreement(expected, alternatives, level, measured)
@@ -512,13 +529,24 @@ def noise_variance(
             warning,
         )
     return NoiseModel(
-        measured + photons,
+        measured + photons + emission / scale.gain,
         measured,
         f"{on_pixels}, plus the sources' photons at gain {scale.gain:.4g}; gain and read noise"
         f" alone would give {predicted:.4g} at the background level {level:.4g}, so the sky was"
         " subtracted or the image scaled",
         warning,
     )
+
+
+def _mean_around(image: Array, usable: Array) -> Array:
+    """Mean of the usable pixels among 5 × 5; 0 where there is none."""
+    share = scipy.ndimage.uniform_filter(usable.astype(float), _AROUND, mode="nearest")
+    total = scipy.ndimage.uniform_filter(
+        np.where(usable, image, 0).astype(float), _AROUND, mode="nearest"
+    )
+    # Running sums end near zero, not at it.
+    known = share > 0.5 / _AROUND**2
+    return np.where(known, total / np.where(known, share, 1), 0)
 
 
 def exposure_map_variance(

@@ -17,6 +17,7 @@ from ..defects.cosmic_rays import (
     round_peaks,
     sharp_pixels,
     sharpness,
+    strong_pixels,
 )
 from ..defects.surface import Surface, surface
 from ..defects.trails import find_trails, trail_pixels
@@ -208,6 +209,8 @@ def _found(
         bad.flat[looked_at.unpadded(dead_pixels(looked_at))] = True
     if cosmic_rays or bad_pixels:
         q = _sharpness(exposure, peaks, others)
+        strong = np.zeros(exposure.shape, bool)
+        strong.flat[looked_at.unpadded(strong_pixels(looked_at))] = True
         sharp = np.zeros(exposure.shape, bool)
         sharp.flat[looked_at.unpadded(sharp_pixels(looked_at, q))] = True
         if np.count_nonzero(sharp) > _MOST_SHARP * sharp.size:
@@ -218,10 +221,11 @@ def _found(
                 100 * sharp.mean(),
             )
             sharp[:] = False
+        alone = _alone(sharp)
         if bad_pixels:
-            bad |= _alone(sharp)
+            bad |= alone
         if cosmic_rays and sharp.any():
-            found["CR"] = sharp
+            found["CR"] = sharp | _around(sharp & strong & ~alone)
     if bad.any():
         found["BAD"] = bad
     return found
@@ -240,6 +244,17 @@ def _alone(plane: Array) -> Array:
     alone = np.zeros(plane.shape, bool)
     alone[y[around == 1], x[around == 1]] = True
     return alone
+
+
+def _around(plane: Array) -> Array:
+    """Pixels of a plane and the eight around each."""
+    ny, nx = plane.shape
+    y, x = np.nonzero(plane)
+    around = np.zeros(plane.shape, bool)
+    for j in (-1, 0, 1):
+        for i in (-1, 0, 1):
+            around[np.clip(y + j, 0, ny - 1), np.clip(x + i, 0, nx - 1)] = True
+    return around
 
 
 def _marked(exposure: Exposure, found: dict[str, Array]) -> Exposure:

@@ -19,6 +19,7 @@ from ..noise import NoiseCovariance, measured_covariance
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import detect_sources, smooth_background, sources_and_background, spread_over_steps
 from ..stats import robust_sigma
+from ..structure import high_frequencies
 from ..threads import in_threads
 from . import masks
 from .covariance import Noise, noise_at
@@ -29,6 +30,7 @@ __all__ = [
     "avoided_pixels",
     "measured_noises",
     "measured_variance_factor",
+    "noise_and_structure",
     "noises_by_role",
     "rescaled",
     "source_pixels",
@@ -247,6 +249,32 @@ def measured_variance_factor(exposure: Exposure, sources: Array, flat: Array) ->
     DataError
         As by `variance_factor`.
     """
+    return noise_and_structure(exposure, sources, flat)[0]
+
+
+def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tuple[float, float]:
+    """Measured noise over the variance plane, and the scatter of what lies between stars over it.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    sources, flat
+        As of `sources_apart`.
+
+    Returns
+    -------
+    factor
+        As of `variance_factor`.
+    structure
+        Variance of source-free pixels over that of the noise; 1 unless emission with structure
+        fills the field.
+
+    Raises
+    ------
+    DataError
+        As by `variance_factor`.
+    """
     name = exposure.source or "The exposure"
     # Every n-th row suffices for a quantile.
     step = max(1, flat.size // _ENOUGH_FOR_SCATTER)
@@ -261,13 +289,26 @@ def measured_variance_factor(exposure: Exposure, sources: Array, flat: Array) ->
     sigma = np.sqrt(variance[free])
     rounding = 1 / sigma if _are_whole(image[free]) else None
     factor = robust_sigma(flat[::step][free] / sigma, step=rounding) ** 2
+    structure = 1.0
+    usable = ~masks.flagged(exposure.mask, _IGNORED) & np.isfinite(exposure.image.array)
+    noise = high_frequencies(exposure.image.array, usable, exposure.variance.array)
+    if noise is not None and noise.contradicts(factor):
+        _log.info(
+            "%s: structured emission makes its source-free pixels scatter %.3g times as much as its"
+            " variance plane tells; the noise is measured at high frequencies: %.3g times.",
+            name,
+            factor,
+            noise.usual_factor,
+        )
+        structure = factor / noise.usual_factor
+        factor = noise.usual_factor
     if not 1 / _LARGEST_VARIANCE_FACTOR < factor < _LARGEST_VARIANCE_FACTOR:
         raise DataError(
             f"{name}: the noise of its source-free pixels is {factor:.3g} times its variance"
             f" plane; more than {_LARGEST_VARIANCE_FACTOR:g} either way means that the plane is"
             " something else."
         )
-    return factor
+    return factor, structure
 
 
 def rescaled(exposure: Exposure, factor: float) -> Exposure:
@@ -421,6 +462,14 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
             pile.append(np.zeros((_GAP, image.shape[1]), pile[-1].dtype))
         wrong.append(np.ones((_GAP, image.shape[1]), dtype=bool))
     pixels, noise, free = (np.concatenate(pile) for pile in (flat, plane, use))
+    told = high_frequencies(image, ~(untrusted | masks.flagged(exposure.mask, _IGNORED)), variance)
+    if told is not None and free.any():
+        scatter = robust_sigma(pixels[free] / np.sqrt(noise[free])) ** 2
+        if told.contradicts(scatter):
+            return DataError(
+                "structured emission fills its field, which only high frequencies are free of, and"
+                " at those it is white"
+            )
     try:
         return measured_covariance(
             pixels,

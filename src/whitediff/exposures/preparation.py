@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
+from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import (
     HALF_LIGHT_TO_SIGMA,
     CandidateOptions,
@@ -21,6 +21,7 @@ from ..matching.candidates import (
 )
 from ..matching.psf import measure_psf, star_width, unit_sum
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..sources import smooth_background
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .alignment import aligned_template
@@ -29,7 +30,7 @@ from .kernels import term_kernel
 from .model import Exposure
 from .noise import (
     avoided_pixels,
-    measured_variance_factor,
+    noise_and_structure,
     rescaled,
     sources_apart,
     untrusted_pixels,
@@ -66,6 +67,10 @@ _WING_SIDE = 101
 _LOST_WINGS = 5e-4
 """Of a PSF's flux, what its stamp may cut off to be smaller."""
 _PSF_ORDER = 2
+_EMISSION_SIGMAS = 8
+"""Widths of the PSF that a cell of the background has, where a PSF is measured in emission."""
+_STRUCTURE_CELLS = (64, 32, 16, 8)
+"""Of the background under stars in structured emission, pixels; the first as anyway."""
 _PSF_WIDTH_TOLERANCE = 0.3
 
 
@@ -124,6 +129,8 @@ class Pair:
         stars, pixels.
     psfs_given
         Both exposures came with their PSFs.
+    is_structured
+        Emission with structure fills the field of one of them.
     """
 
     science: Exposure
@@ -139,6 +146,7 @@ class Pair:
     science_fwhm: float
     template_fwhm: float
     psfs_given: bool
+    is_structured: bool = False
 
     @property
     def bad(self) -> Array:
@@ -206,20 +214,15 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     )
     (pixels, flat) = zip(*apart, strict=True)
     del apart
-    factors = (1.0, 1.0)
+    factors, is_structured = (1.0, 1.0), False
     if options.rescale_variance:
         both = zip((science, template), pixels, flat, strict=True)
-        first, second = in_threads(lambda each: measured_variance_factor(*each), both)
-        factors = (first, second)
+        first, second = in_threads(lambda each: noise_and_structure(*each), both)
+        factors, is_structured = (first[0], second[0]), max(first[1], second[1]) > 1
         science, template = rescaled(science, factors[0]), rescaled(template, factors[1])
-    sources = find_sources(
-        flat[0],
-        flat[1],
-        science_variance=science.variance.array,
-        template_variance=template.variance.array,
-        science_bad=avoided[0],
-        template_bad=avoided[1],
-    )
+    variances = science.variance.array, template.variance.array
+    find = _sources_in_structure if is_structured else _sources
+    sources = find((flat[0], flat[1]), variances, (avoided[0], avoided[1]))
     _check_positions((flat[0], flat[1]), (avoided[0], avoided[1]), sources, template, options)
     del flat
     for exposure, bad in zip((science, template), avoided, strict=True):
@@ -240,7 +243,58 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         science_fwhm=fwhm(science, candidates, candidates.science_sigma, avoided[0]),
         template_fwhm=fwhm(template, candidates, candidates.template_sigma, avoided[1]),
         psfs_given=science.psf is not None and template.psf is not None,
+        is_structured=is_structured,
     )
+
+
+def _sources(
+    flats: tuple[Array, Array], variances: tuple[Array, Array], bad: tuple[Array, Array]
+) -> Sources:
+    return find_sources(
+        *flats,
+        science_variance=variances[0],
+        template_variance=variances[1],
+        science_bad=bad[0],
+        template_bad=bad[1],
+    )
+
+
+def _sources_in_structure(
+    flats: tuple[Array, Array], variances: tuple[Array, Array], bad: tuple[Array, Array]
+) -> Sources:
+    """Sources where emission fills the field: what stands out of its structure.
+
+    The finer the background, the less structure it leaves, until it takes the stars away: the one
+    with which most stars can be chosen.
+    """
+    best, most = None, -1
+    for cell in _STRUCTURE_CELLS:
+        left, noise = [], []
+        for flat, variance, wrong in zip(flats, variances, bad, strict=True):
+            part = flat
+            if cell != _STRUCTURE_CELLS[0]:
+                part = flat - smooth_background(flat, ~wrong, cell=cell).astype(np.float32)
+            left.append(part)
+            noise.append(variance * _scatter_below(part, variance, wrong))
+        try:
+            found = _sources((left[0], left[1]), (noise[0], noise[1]), bad)
+            number = len(choose_candidates(found, clear=16, isolation=16))
+        except TooFewSourcesError as error:
+            failure = error
+            continue
+        if number > most:
+            best, most = found, number
+    if best is None:
+        raise failure
+    return best
+
+
+def _scatter_below(flat: Array, variance: Array, bad: Array) -> np.float32:
+    """Scatter² of the lower half of an image, which has no stars, over its variance; at least 1."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = (flat / np.sqrt(variance))[~bad]
+    low, middle = np.nanpercentile(values[np.isfinite(values)], [15.87, 50])
+    return np.float32(max(1.0, (middle - low) ** 2))
 
 
 def _check_positions(
@@ -319,7 +373,12 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
     """
     own = (pair.science, pair.science_bad), (pair.template, pair.template_bad)
     bad = next((bad for other, bad in own if other is exposure), pair.bad)
-    return _psf_of_stars(exposure, pair.sources, bad, sigma)
+    image = exposure.image.array
+    if pair.is_structured:
+        # Else the emission under the stars becomes wings of the PSF.
+        cell = max(2 * round(_EMISSION_SIGMAS * sigma / 2), _STRUCTURE_CELLS[-1])
+        image = image - smooth_background(image, ~bad, cell=cell).astype(np.float32)
+    return _psf_of_stars(exposure, pair.sources, bad, sigma, image)
 
 
 def with_own_psf(exposure: Exposure) -> Exposure:
@@ -351,12 +410,12 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     stars = choose_candidates(sources, clear=16, isolation=16)
     width = FWHM_TO_SIGMA * fwhm(exposure, stars, stars.science_sigma, bad)
     exposure = exposure.replaced()
-    exposure.psf = _psf_of_stars(exposure, sources, bad, width)
+    exposure.psf = _psf_of_stars(exposure, sources, bad, width, exposure.image.array)
     return exposure
 
 
 def _psf_of_stars(
-    exposure: Exposure, sources: Sources, bad: Array, sigma: float
+    exposure: Exposure, sources: Sources, bad: Array, sigma: float, image: Array
 ) -> KernelPointSpreadFunction:
     size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
     size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
@@ -369,7 +428,7 @@ def _psf_of_stars(
         options=CandidateOptions(relax=False, width_tolerance=_PSF_WIDTH_TOLERANCE),
     )
     images, used = measure_psf(
-        exposure.image.array,
+        image,
         exposure.variance.array,
         bad,
         stars.x,
