@@ -295,6 +295,7 @@ def test_a_cross_correlation_finds_the_shift_of_what_has_no_stars(seed):
     assert correlated_shift(*noise) is None
 
 
+@pytest.mark.slow
 def test_the_command_line_stores_what_the_stars_said(run, tmp_path):
     sky = Sky(seed=9, shape=(400, 400), stars=120, distortion=0.4, shift=(2.4, -8.3))
     header = sky_header(sky.shape)
