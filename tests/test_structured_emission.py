@@ -5,8 +5,8 @@ Claims:
 - Under turbulent emission and filaments the measured noise is the true one, where the scatter of
   the pixels is many times as large; with a gain, the plane follows the emission's photons.
 - Flat fields, interpolated noise and noise smoothed with a PSF are not taken for structure.
-- Most images of such a field (20 of 24) are matched, whichever has the wider PSF: the kernel's sum is right to
-  1 %, and transients have their fluxes, as well as a PSF can be known there.
+- Most images of such a field (20 of 24) are matched, whichever has the wider PSF: the kernel's sum
+  is right to 1 %, and transients have their fluxes, as well as a PSF can be known there.
 """
 
 from __future__ import annotations
