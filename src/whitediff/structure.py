@@ -133,7 +133,8 @@ def high_frequencies(
     outside = np.logical_or.reduce(bands)
     factor, error = _usual(power[dark][:, outside].mean(axis=1))
     usual, _ = _usual(power[:, outside].mean(axis=1))
-    return HighFrequencies(factor, usual, float(np.median(levels[dark])), error / factor)
+    # Mean over mean: noise rises in proportion to the level, in whatever way both scatter.
+    return HighFrequencies(factor, usual, float(levels[dark].mean()), error / factor)
 
 
 def _corners(usable: Array) -> Array:

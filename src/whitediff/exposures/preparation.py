@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from lsst.images import Image
 
 from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import (
@@ -229,6 +230,11 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         bad |= masks.flagged(exposure.mask, options.exclude_mask_planes)
     sources = dataclasses.replace(sources, science_bad=avoided[0], template_bad=avoided[1])
     candidates = choose_candidates(sources, clear=16, isolation=16)
+    shown = [science, template]
+    widths = candidates.science_sigma, candidates.template_sigma
+    if is_structured:
+        each = zip(shown, avoided, widths, strict=True)
+        shown = [_without_emission(*one) for one in each]
     return Pair(
         science=science,
         template=template,
@@ -240,8 +246,8 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         science_pixels=pixels[0],
         template_pixels=pixels[1],
         sources=sources,
-        science_fwhm=fwhm(science, candidates, candidates.science_sigma, avoided[0]),
-        template_fwhm=fwhm(template, candidates, candidates.template_sigma, avoided[1]),
+        science_fwhm=fwhm(shown[0], candidates, widths[0], avoided[0]),
+        template_fwhm=fwhm(shown[1], candidates, widths[1], avoided[1]),
         psfs_given=science.psf is not None and template.psf is not None,
         is_structured=is_structured,
     )
@@ -287,6 +293,16 @@ def _sources_in_structure(
     if best is None:
         raise failure
     return best
+
+
+def _without_emission(exposure: Exposure, bad: Array, sigma: float) -> Exposure:
+    """Exposure less the emission under its stars, which else becomes wings of theirs."""
+    cell = max(2 * round(_EMISSION_SIGMAS * sigma / 2), _STRUCTURE_CELLS[-1])
+    image = exposure.image.array
+    emission = smooth_background(image, ~bad, cell=cell).astype(image.dtype)
+    return exposure.replaced(
+        image=Image(image - emission, bbox=exposure.bbox, unit=exposure.image.unit)
+    )
 
 
 def _scatter_below(flat: Array, variance: Array, bad: Array) -> np.float32:
@@ -373,12 +389,9 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
     """
     own = (pair.science, pair.science_bad), (pair.template, pair.template_bad)
     bad = next((bad for other, bad in own if other is exposure), pair.bad)
-    image = exposure.image.array
     if pair.is_structured:
-        # Else the emission under the stars becomes wings of the PSF.
-        cell = max(2 * round(_EMISSION_SIGMAS * sigma / 2), _STRUCTURE_CELLS[-1])
-        image = image - smooth_background(image, ~bad, cell=cell).astype(np.float32)
-    return _psf_of_stars(exposure, pair.sources, bad, sigma, image)
+        exposure = _without_emission(exposure, bad, sigma)
+    return _psf_of_stars(exposure, pair.sources, bad, sigma)
 
 
 def with_own_psf(exposure: Exposure) -> Exposure:
@@ -410,12 +423,12 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     stars = choose_candidates(sources, clear=16, isolation=16)
     width = FWHM_TO_SIGMA * fwhm(exposure, stars, stars.science_sigma, bad)
     exposure = exposure.replaced()
-    exposure.psf = _psf_of_stars(exposure, sources, bad, width, exposure.image.array)
+    exposure.psf = _psf_of_stars(exposure, sources, bad, width)
     return exposure
 
 
 def _psf_of_stars(
-    exposure: Exposure, sources: Sources, bad: Array, sigma: float, image: Array
+    exposure: Exposure, sources: Sources, bad: Array, sigma: float
 ) -> KernelPointSpreadFunction:
     size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
     size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
@@ -428,7 +441,7 @@ def _psf_of_stars(
         options=CandidateOptions(relax=False, width_tolerance=_PSF_WIDTH_TOLERANCE),
     )
     images, used = measure_psf(
-        image,
+        exposure.image.array,
         exposure.variance.array,
         bad,
         stars.x,
