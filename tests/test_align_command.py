@@ -125,8 +125,9 @@ def test_subtract_aligns_and_makes_the_same_again(run, scene, tmp_path):
     # A second correction would not be one.
     out = tmp_path / "twice.fits"
     code, _, messages = run("decorrelate", science, tmp_path / "a.fits", second, "--output", out)
-    assert code == 0, messages
-    assert "was decorrelated before" in messages
+    assert code == 1
+    assert f"{second}: whitediff subtract decorrelated it" in messages
+    assert not out.exists()
 
 
 def test_whole_pixels_are_cut(run, tmp_path, rng):

@@ -432,9 +432,15 @@ def test_no_planes_to_ignore(run, simulated, tmp_path):
     arguments = [*triple(simulated), "--output", out, "--ignore-mask-planes", "", "-q"]
     assert run("decorrelate", *arguments)[0] == 0
     assert fits.getheader(out)["WDIGNORE"] == ""
-    code, _, messages = run("decorrelate", *triple(simulated)[:2], out, "--output", tmp_path / "b")
-    assert code == 0
-    assert "was decorrelated before" in messages
+
+
+def test_a_difference_decorrelated_before_is_refused(run, simulated, tmp_path):
+    out, twice = tmp_path / "out.fits", tmp_path / "twice.fits"
+    assert run("decorrelate", *triple(simulated), "--output", out, "-q")[0] == 0
+    code, _, messages = run("decorrelate", *triple(simulated)[:2], out, "--output", twice)
+    assert code == 1
+    assert f"{out}: whitediff decorrelate decorrelated it" in messages
+    assert not twice.exists()
 
 
 def test_non_zero_origins_are_kept(run, simulated, tmp_path, rng):

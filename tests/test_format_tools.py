@@ -363,7 +363,7 @@ def test_a_white_difference_of_hotpants_stays_what_it_is_as_ccddata(run, rng, tm
             kernels.evaluate(exposure.kernel, x=7, y=80),
             atol=1e-12,
         )
-        # Whoever decorrelates it again is told that it is white.
+        # Whoever decorrelates it again is refused.
         assert fits.getval(tmp_path / f"{kind}.fits", "WDTASK") == "decorrelate"
         assert read_record(tmp_path / f"{kind}.fits").name("WDSCI") == "ä%.fits"
 

@@ -244,7 +244,7 @@ def run_decorrelation(
     named_planes = None
     if ignore_mask_planes is not None:
         named_planes = tuple(p.strip() for p in ignore_mask_planes.split(",") if p.strip())
-    _warn_if_white(difference)
+    _refuse_white(difference)
     given = formats.read_difference(difference, kernel=kernel, convolved=convolved)  # type: ignore[arg-type]
     regions = [Region(box, side) for box, side in given.directions]
     direction = given.convolved or ("template" if not regions else None)
@@ -478,9 +478,14 @@ def _all_sources(inputs: dict[str, Any]) -> Any:
     return source_pixels(inputs["science"], inputs["template"])
 
 
-def _warn_if_white(difference: str) -> None:
+def _refuse_white(difference: str) -> None:
+    from ..errors import ArgumentError
     from ..formats.files import opened, split_extension
 
     with opened(split_extension(difference)[0]) as hdus:
-        if hdus[0].header.get("WDTASK") in ("decorrelate", "subtract"):
-            log.warning("%s: was decorrelated before; its noise is white already.", difference)
+        task = hdus[0].header.get("WDTASK")
+    if task in ("decorrelate", "subtract"):
+        raise ArgumentError(
+            f"{difference}: whitediff {task} decorrelated it (WDTASK = {task}), so its noise is"
+            " white already; use it as it is, or give the difference from before."
+        )

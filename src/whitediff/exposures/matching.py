@@ -626,6 +626,7 @@ def _fit_or_lower(
 ) -> tuple[KernelFit, FitOptions]:
     """Fit; where the stars do not suffice for the spatial orders, lower them and say so."""
     normals = normal_equations(stamps, basis)
+    failed: list[FitOptions] = []
     while True:
         try:
             if choose is not None:
@@ -634,23 +635,29 @@ def _fit_or_lower(
                 )
                 # Where the fit rejects too many for that order, it is lowered, not chosen again.
                 choose = None
-            return fit_kernel(stamps, basis, options, normals=normals), options
-        except DataError as error:
+            fit = fit_kernel(stamps, basis, options, normals=normals)
+        except DataError:
             if options.kernel_order == options.background_order == 0:
                 raise
             largest = max(options.kernel_order, options.background_order) - 1
-            lower = dataclasses.replace(
+            failed.append(options)
+            options = dataclasses.replace(
                 options,
                 kernel_order=min(options.kernel_order, largest),
                 background_order=min(options.background_order, largest),
             )
-            _log.warning(
-                "%s Falling back to kernel order %d and background order %d.",
-                error,
-                lower.kernel_order,
-                lower.background_order,
-            )
-            options = lower
+        else:
+            if failed:
+                _log.warning(
+                    "The %d stars do not bear kernel order %d and background order %d:"
+                    " falling back to kernel order %d and background order %d.",
+                    len(stamps.x),
+                    failed[0].kernel_order,
+                    failed[0].background_order,
+                    options.kernel_order,
+                    options.background_order,
+                )
+            return fit, options
 
 
 def _kernel(fit: KernelFit, basis: KernelBasis, exposure: Exposure) -> ImageBasisConvolutionKernel:
