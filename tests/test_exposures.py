@@ -19,9 +19,9 @@ from lsst.images.serialization import read_archive, write_archive
 
 from scenes import direct_convolution, gaussian, moffat_kernel, moffat_psfs
 from whitediff import Exposure, subtract
-from whitediff.errors import ArgumentError
+from whitediff.errors import ArgumentError, DataError
 from whitediff.exposures import kernels, masks
-from whitediff.exposures.decorrelation import DecorrelationOptions, decorrelate
+from whitediff.exposures.decorrelation import DecorrelationOptions, decorrelate, refuse_white
 from whitediff.exposures.fields import scattered_fit
 from whitediff.exposures.psf import (
     KernelPointSpreadFunction,
@@ -413,3 +413,25 @@ def test_single_precision_is_good_to_a_thousandth_of_sigma(rng, mode):
     assert (error <= 1e-3 * sigma + rounding).all()
     assert error.max() > 0
     np.testing.assert_allclose(single.variance.array, double.variance.array, rtol=1e-4)
+
+
+@pytest.mark.parametrize("convolved", ["template", "science"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_white_difference_is_refused_and_no_other(seed, convolved):
+    rng = np.random.default_rng(seed)
+    science, template = (
+        Exposure.from_arrays(rng.normal(0, sigma, (200, 210)), variance=sigma**2)
+        for sigma in ((2.0, 4.0) if convolved == "template" else (4.0, 2.0))
+    )
+    kernel = moffat_kernel(15, 1.3)
+    difference = subtract(science, template, kernel, convolved=convolved)
+    refuse_white(science, template, difference, kernel, convolved=convolved)
+    white = decorrelate(
+        science, template, difference, kernel, options=DecorrelationOptions(convolved=convolved)
+    ).exposure
+    with pytest.raises(DataError, match="its noise is white already"):
+        refuse_white(science, template, white, kernel, convolved=convolved)
+    # A convolution that correlates nothing tells nothing.
+    narrow = np.zeros((15, 15))
+    narrow[7, 7] = 1.1
+    refuse_white(science, template, white, narrow, convolved=convolved)

@@ -25,7 +25,7 @@ from browser import Browser, find_browser
 from scenes import SHARED, command
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.diagnostics.calibration import block_power, variance_calibration
-from whitediff.diagnostics.detections import detection_rows
+from whitediff.diagnostics.detections import detection_rows, edge_excess
 from whitediff.diagnostics.pictures import Stretch, binned, stamps
 from whitediff.diagnostics.residuals import star_residuals
 from whitediff.diagnostics.verdict import LIMITS, judged, verdict
@@ -677,3 +677,41 @@ def test_the_table_sorts_and_leads_to_the_images(browser, page):
     )
     assert browser.run("document.querySelectorAll('#table tr.chosen').length") == 1
     assert browser.complaints() == []
+
+
+def test_a_frame_of_sources_is_seen():
+    rng = np.random.default_rng(5)
+    shape = (300, 400)
+    # Evenly spread, the density is the same everywhere, to within the error, in 97 of 100 cases.
+    off = []
+    for _ in range(200):
+        x, y = rng.uniform(-0.5, (399.5, 299.5), (60, 2)).T
+        ratio, error = edge_excess(x, y, shape)
+        off.append(abs(ratio - 1) / error)
+    assert np.mean(np.array(off) < 3) > 0.97
+    limits = LIMITS["edges"]
+    ratio, error = edge_excess(x, y, shape)
+    assert judged("Edges", "edges", ratio, "", error=error).status == "good"
+    # Forty more in the outer six pixels.
+    side = rng.integers(0, 4, 40)
+    along, across = rng.uniform(0, 300, 40), rng.uniform(0, 6, 40)
+    more_x = np.where(side < 2, along, np.where(side == 2, across, 399 - across))
+    more_y = np.where(side == 0, across, np.where(side == 1, 299 - across, along))
+    ratio, error = edge_excess(np.append(x, more_x), np.append(y, more_y), shape)
+    assert ratio > limits.good[1]
+    few_x, few_y = x[:10], y[:10]
+    ratio, error = edge_excess(np.append(few_x, more_x), np.append(few_y, more_y), shape)
+    assert judged("Edges", "edges", ratio, "", error=error).status != "good"
+
+
+def test_fractions_of_extended_and_flagged_detections():
+    table = Table({"x": np.arange(10.0), "y": np.arange(10.0), "significance": np.full(10, 6.0)})
+    table["classification"] = ["extended"] * 4 + ["point"] * 6
+    table["flag_edge"] = [True] * 3 + [False] * 7
+    table["flag_saturated"] = [False] * 2 + [True] * 3 + [False] * 5
+    table["flag_source"] = True  # spoils nothing
+    section = detection_rows(table, listed=5, drawn=10)
+    assert section["extended_fraction"] == 0.4
+    assert section["flagged_fraction"] == 0.5
+    few = detection_rows(table[:3], listed=5, drawn=10)
+    assert few["extended_fraction"] is few["flagged_fraction"] is None

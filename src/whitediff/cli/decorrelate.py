@@ -284,6 +284,10 @@ def run_decorrelation(
         preconvolution = None
         if preconvolution_kernel is not None:
             preconvolution = formats.read_psf(preconvolution_kernel, bounds=whole.bbox)
+        if not score and direction is not None and whole.kernel is not None:
+            decorrelation.refuse_white(
+                inputs["science"], inputs["template"], whole, whole.kernel, convolved=direction
+            )
         begin("sources")
         sources = _all_sources(inputs) if _on_one_grid(inputs, whole) else None
         begin("correction")

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
 
+from ..exposures.catalog import SPOILING_FLAGS
 from ..exposures.model import Exposure
 
-__all__ = ["detection_rows", "sky_grid"]
+__all__ = ["detection_rows", "edge_excess", "sky_grid"]
 
 type Array = npt.NDArray[Any]
 
@@ -26,6 +27,8 @@ _SIGNIFICANT = 6
 _POOR = ("dipole", "artifact")
 _FEWEST = 5
 """Detections of which a fraction says something."""
+_BORDER = 16
+"""Pixels along the edges of a frame in which false sources show that a level was lost there."""
 _GRID = 17
 
 
@@ -45,7 +48,8 @@ def detection_rows(catalog: Table, *, listed: int, drawn: int) -> dict[str, Any]
     -------
     section
         rows (of the listed), x, y, significance and class (of the drawn), columns, total,
-        positive, negative, classes, threshold, dipole_fraction.
+        positive, negative, classes, threshold, dipole_fraction, extended_fraction,
+        flagged_fraction.
     """
     n = len(catalog)
     significance = _values(catalog, "significance")
@@ -68,6 +72,7 @@ def detection_rows(catalog: Table, *, listed: int, drawn: int) -> dict[str, Any]
         row["class"] = classes[i]
         row["flags"] = [name.removeprefix("flag_") for name in flags if flag_values[name][i]]
         rows.append(row)
+    spoiling = [name for name in SPOILING_FLAGS if name in flag_values]
     shown = order[:drawn]
     x, y = _values(catalog, "x"), _values(catalog, "y")
     names, counts = np.unique(classes, return_counts=True) if n else ((), ())
@@ -93,8 +98,44 @@ def detection_rows(catalog: Table, *, listed: int, drawn: int) -> dict[str, Any]
         "classes": [[str(a), int(b)] for a, b in zip(names, counts, strict=True) if a],
         "threshold": _number(catalog.meta.get("threshold", 5.0), 3),
         "dipole_fraction": poor / n if n >= _FEWEST and known else None,
+        "extended_fraction": (
+            sum(text == "extended" for text in classes) / n if n >= _FEWEST and known else None
+        ),
+        "flagged_fraction": (
+            float(np.mean(np.any([flag_values[name] for name in spoiling], axis=0)))
+            if n >= _FEWEST and spoiling
+            else None
+        ),
         "expected_false": None,
     }
+
+
+def edge_excess(x: Array, y: Array, shape: tuple[int, int]) -> tuple[float, float]:
+    """Density of detections along the edges of a frame over that elsewhere.
+
+    Parameters
+    ----------
+    x, y
+        ``(n,)`` array coordinates of the detections.
+    shape
+        ``(ny, nx)``.
+
+    Returns
+    -------
+    ratio, error
+        In a border of 16 pixels, or of an eighth of the shorter side where that is less; the error
+        is that of as many detections spread evenly, by Poisson statistics.  NaN without any.
+    """
+    ny, nx = shape
+    width = min(_BORDER, min(shape) / 8)
+    near = np.minimum.reduce([x, y, nx - 1 - x, ny - 1 - y]) < width
+    area = (ny - 2 * width) * (nx - 2 * width) / (ny * nx)
+    inside, outside = max(1, int((~near).sum())), int(near.sum())
+    if not len(x):
+        return math.nan, math.nan
+    expected = len(x) * (1 - area), len(x) * area
+    error = math.sqrt(sum(1 / max(1.0, number) for number in expected))
+    return outside / inside * area / (1 - area), error
 
 
 def _values(table: Table, name: str) -> Any:

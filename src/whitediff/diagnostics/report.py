@@ -31,7 +31,7 @@ from ..exposures.subtraction import convolved_exposure, matched_template, subtra
 from ..outputs import replacing
 from ..profiles import full_width_half_maximum
 from .calibration import block_power, variance_calibration
-from .detections import detection_rows, sky_grid
+from .detections import detection_rows, edge_excess, sky_grid
 from .measure import (
     MINIMUM_CELL,
     ScoreNoise,
@@ -64,6 +64,7 @@ _MOST_PIXELS = 4_400_000
 """Of one picture of the whole frame: more are binned."""
 _MOST_BYTES = 5_500_000
 """Of the pictures of the whole frame together."""
+_FEWEST_AT_EDGES = 10
 _LISTED, _DRAWN = 200, 5000
 """Detections with cut-outs in the table, and those that are drawn on the images."""
 _STARS_SHOWN = 3000
@@ -688,6 +689,11 @@ def _run_checks(inputs: ReportInput) -> list[Check]:
     return checks
 
 
+_FRACTIONS = {
+    key: f"{key.removesuffix('s')}_fraction" for key in ("dipoles", "extended", "flagged")
+}
+
+
 def _detections(inputs: ReportInput, searched: int, checks: list[Check]) -> dict[str, Any] | None:
     if inputs.catalog is None:
         return None
@@ -698,18 +704,55 @@ def _detections(inputs: ReportInput, searched: int, checks: list[Check]) -> dict
             inputs.product, section["threshold"], searched, score=inputs.is_score
         )
     section["headline"] = _headline(inputs.catalog)
-    fraction = section["dipole_fraction"]
-    if fraction is not None:
-        n = section["total"]
+    n = section["total"]
+    for name, key, why in (
+        (
+            "Dipoles and artifacts",
+            "dipoles",
+            "Many of them: a misalignment, or a kernel that does not fit.",
+        ),
+        (
+            "Extended detections",
+            "extended",
+            "Many of them: galaxies or bright stars that do not cancel, or a background that is"
+            " left.",
+        ),
+        (
+            "Flagged detections",
+            "flagged",
+            "Many of them: defects, saturated stars or edges that the pair is full of; only what is"
+            " not flagged is to be believed.",
+        ),
+    ):
+        fraction = section[_FRACTIONS[key]]
+        if fraction is not None:
+            checks.append(
+                judged(
+                    name,
+                    key,
+                    fraction,
+                    why,
+                    error=math.sqrt(max(fraction * (1 - fraction), 0.25 / n) / n) / 2,
+                    form=".0f",
+                    percent=True,
+                )
+            )
+    if n >= _FEWEST_AT_EDGES:
+        y0, x0 = inputs.product.yx0
+        x, y = (
+            np.asarray(getattr(inputs.catalog[axis], "value", inputs.catalog[axis]), float) - start
+            for axis, start in (("x", x0), ("y", y0))
+        )
+        ratio, error = edge_excess(x, y, inputs.product.shape)
         checks.append(
             judged(
-                "Dipoles and artifacts",
-                "dipoles",
-                fraction,
-                "Many of them: a misalignment, or a kernel that does not fit.",
-                error=math.sqrt(max(fraction * (1 - fraction), 0.25 / n) / n) / 2,
-                form=".0f",
-                percent=True,
+                "Detections at the edges",
+                "edges",
+                ratio,
+                "Density along the edges over that elsewhere.  A frame of false sources: a level or"
+                " a border of the detector that the other image does not have.",
+                error=error,
+                form=".1f",
             )
         )
     return section

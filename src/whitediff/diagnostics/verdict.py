@@ -46,6 +46,11 @@ LIMITS = {
     "contaminated": Limits((0, 0.25), (0, 0.5)),
     "coverage": Limits((0.9, 1), (0.2, 1)),
     "dipoles": Limits((0, 0.15), (0, 0.4)),
+    # Wide residuals are of galaxies and bright stars, or of a background that is left in.
+    "extended": Limits((0, 0.15), (0, 0.4)),
+    "flagged": Limits((0, 0.5), (0, 0.85)),
+    # Sources in the border per pixel, over those elsewhere: a frame of false ones has tens.
+    "edges": Limits((0, 2.0), (0, 5.0)),
     "warnings": Limits((0, 0), (0, math.inf)),
 }
 

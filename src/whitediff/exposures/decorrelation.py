@@ -20,7 +20,7 @@ from .. import decorrelation, fourier
 from ..distrust import distrusted_pixels
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
-from ..stats import clipped_mean
+from ..stats import clipped_mean, robust_sigma
 from ..threads import single_threaded_algebra
 from . import kernels, masks
 from .covariance import Noise, noise_at
@@ -42,6 +42,7 @@ __all__ = [
     "known_constant",
     "named",
     "pixels_to_distrust",
+    "refuse_white",
     "typical_variance",
     "untouched",
     "usable_variance",
@@ -56,6 +57,7 @@ _NOISY_SCORE_FILTER = 3
 """Absolute weight of a score filter, over that of its part on the sky, to warn of."""
 _RESPONSE_NODES = 5
 _ENOUGH_PIXELS = 1_000_000
+_CLIPPED, _FEWEST_PAIRS = 3.0, 2000
 _LEAST_MIRRORED = 2e-3
 """Relative change of the variance near an edge that is worth telling."""
 _VARIANCE_PRECISION = 1e-4
@@ -490,6 +492,67 @@ def decorrelate(
         noises=noises,
         flux_error=filters.flux_error,
     )
+
+
+def refuse_white(
+    science: Exposure,
+    template: Exposure,
+    difference: Exposure,
+    kernel: ConvolutionKernel | PointSpreadFunction | Array,
+    *,
+    convolved: Literal["template", "science"] = "template",
+) -> None:
+    """Refuse a difference whose noise is white already.
+
+    Parameters
+    ----------
+    science, template, difference, kernel, convolved
+        As for `decorrelate`.
+
+    Raises
+    ------
+    DataError
+        If neighbouring pixels of the difference are correlated by less than half of what the
+        convolution of one exposure makes, and by five of their errors.
+
+    Notes
+    -----
+    Pixels beyond 3 standard deviations, and so most of what is left of sources, do not count.
+    Where the convolution hardly correlates pixels, nothing is refused.
+    """
+    box = difference.bbox
+    image = image_of_kernel("matching kernel", kernel, box.x.center, box.y.center)
+    variances = [
+        variance_mean(exposure, masks.DEFAULT_IGNORE_MASK_PLANES)
+        for exposure in ((science, template) if convolved == "template" else (template, science))
+    ]
+    norm = float((image**2).sum())
+    neighbours = (image[1:] * image[:-1]).sum() + (image[:, 1:] * image[:, :-1]).sum()
+    total = variances[0] + variances[1] * norm
+    expected = variances[1] * float(neighbours) / 2 / total
+    pixels = difference.image.array
+    use = np.isfinite(pixels) & ~masks.flagged(
+        difference.mask, (*masks.UNTRUSTED_MASK_PLANES, masks.SOURCE)
+    )
+    if not use.any() or not math.isfinite(expected):
+        return
+    left = np.where(use, pixels - np.median(pixels[use]), 0).astype(np.float64)
+    sigma = robust_sigma(left[use])
+    use &= np.abs(left) < _CLIPPED * sigma
+    left[~use] = 0
+    pairs = int((use[1:] & use[:-1]).sum() + (use[:, 1:] & use[:, :-1]).sum())
+    if pairs < _FEWEST_PAIRS:
+        return
+    sums = float((left[1:] * left[:-1]).sum() + (left[:, 1:] * left[:, :-1]).sum())
+    found = sums / pairs / float((left[use] ** 2).mean())
+    error = 1 / math.sqrt(pairs)
+    if expected > 10 * error and found < expected / 2 - 5 * error:
+        raise DataError(
+            f"{named('difference', difference)}: neighbouring pixels are correlated by"
+            f" {found:.3f} ± {error:.3f}, and a difference that was not decorrelated would have"
+            f" {expected:.3f}: its noise is white already, or it was made with another kernel;"
+            " give the difference as it was subtracted."
+        )
 
 
 def _local_correction(

@@ -386,24 +386,6 @@ def choose_candidates(
             chosen, relaxed = more, name
         if len(chosen) >= _ENOUGH or not options.relax:
             break
-    if len(chosen) < options.fewest:
-        likeness = (
-            f" Only {int(common.sum())} stand out in both images: if the stars of one image are not"
-            " in the other, these are not of the same field, or not aligned."
-            if common.sum() < _ENOUGH
-            else ""
-        )
-        raise TooFewSourcesError(
-            f"Only {len(chosen)} of {offered} sources are unsaturated, static, at least"
-            f" {clear} pixels from the edges and largely free of bad pixels; a kernel needs"
-            f" {options.fewest}.{likeness}",
-            found=len(chosen),
-            required=options.fewest,
-        )
-    science_sigma, template_sigma = (
-        float(np.median(radius[chosen])) * HALF_LIGHT_TO_SIGMA
-        for radius in (sources.science_radius, sources.template_radius)
-    )
     flaws = (
         (~bright_enough, "too faint"),
         (~sources.clean, "blended or cut off"),
@@ -419,6 +401,27 @@ def choose_candidates(
     if sources.offered is not None:
         passed_over[~sources.offered] = "not offered"
     passed_over[chosen] = ""
+    if len(chosen) < options.fewest:
+        likeness = (
+            f" Only {int(common.sum())} stand out in both images: if the stars of one image are not"
+            " in the other, these are not of the same field, or not aligned."
+            if common.sum() < _ENOUGH
+            else ""
+        )
+        reasons, counts = np.unique(passed_over[passed_over != ""], return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        why = ", ".join(f"{counts[k]} {reasons[k]}" for k in order)
+        raise TooFewSourcesError(
+            f"{len(chosen)} of {offered} sources can be used for a kernel, which needs"
+            f" {options.fewest}{': ' if why else ''}{why}; a star has to lie"
+            f" {clear} pixels from the edges.{likeness}",
+            found=len(chosen),
+            required=options.fewest,
+        )
+    science_sigma, template_sigma = (
+        float(np.median(radius[chosen])) * HALF_LIGHT_TO_SIGMA
+        for radius in (sources.science_radius, sources.template_radius)
+    )
     return Candidates(
         sources.x[chosen],
         sources.y[chosen],
