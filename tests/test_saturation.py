@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
+from whitediff import read_exposure
+from whitediff.exposures import masks
 from whitediff.saturation import bleed_trails, find_plateau
 
 SIGMA = 8.0
@@ -186,3 +189,17 @@ def test_nothing_saturated_or_nothing_known(rng):
     assert not bleed_trails(image, none).any()
     assert not bleed_trails(image, ~none).any()
     assert not bleed_trails(np.full(image.shape, np.nan), ~none).any()
+
+
+def test_a_level_below_the_sky_is_a_wrong_one(tmp_path, caplog):
+    rng = np.random.default_rng(3)
+    image = rng.normal(4000, 30, (200, 210)).astype(np.float32)
+    image[50:53, 60:63] = 30000
+    caplog.set_level("INFO", logger="whitediff")
+    for saturate, expected in ((2500.0, 0), (25000.0, 9)):
+        caplog.clear()
+        path = tmp_path / f"{saturate:g}.fits"
+        fits.writeto(path, image, fits.Header({"SATURATE": saturate}))
+        exposure = read_exposure(path, variance=900.0)
+        assert int(masks.flagged(exposure.mask, ["SAT"]).sum()) == expected
+        assert ("is of another unit or wrong" in caplog.text) == (expected == 0)

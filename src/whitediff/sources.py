@@ -219,7 +219,10 @@ def _detected(image: Array, unusable: Array | None, passes: int = _PASSES) -> tu
 
     usable = planes.filled(image.shape, bool, is_usable)
     if not usable.any():
-        raise DataError("No pixel is usable, so sources cannot be told from background.")
+        raise DataError(
+            "No pixel is usable, so sources cannot be told from background: all are masked,"
+            " saturated or not finite; are the mask and its bits right?"
+        )
     mean, measured, weight = _means_of_pairs(image, usable)
     covered = None if weight is None else _smoothed(weight)
     sources = planes.zeros(mean.shape, bool)

@@ -479,6 +479,11 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
         )
     except DataError as error:
         return error
+    except np.linalg.LinAlgError:
+        return DataError(
+            "no covariance fits what its source-free pixels show; is there structure in the"
+            " background?"
+        )
 
 
 def _width(exposure: Exposure, flat: Array, variance: Array, untrusted: Array) -> float | None:

@@ -65,6 +65,9 @@ type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.formats")
 
+_MOST_SATURATED = 0.3
+"""Of all pixels, that a header's saturation level may make saturated; more is a wrong level."""
+
 _IMAGE_NAMES = ("SCI", "IMAGE", "DATA", "SCIENCE", "DIFF", "DIFFERENCE")
 _MASK_NAMES = ("MASK", "DQ", "FLAGS", "BPM", "MSK", "DQMASK", "BADPIX")
 _VARIANCE_NAMES: dict[str, VarianceKind] = {
@@ -417,7 +420,7 @@ def _with_saturation(
     plateau: bool = True,
 ) -> Mask:
     """Mask with SAT where the image is saturated: by a level, a header, or its highest pixels."""
-    said = f"{level:g}" if level is not None else ""
+    said, given = (f"{level:g}" if level is not None else ""), level is not None
     # Whoever gives a level has the last word.
     plateau = plateau and level is None
     if level is None:
@@ -429,6 +432,16 @@ def _with_saturation(
     if level is not None:
         with np.errstate(invalid="ignore"):
             saturated = image >= level
+        share = float(saturated.mean())
+        if share > _MOST_SATURATED and not given:
+            _log.warning(
+                "%s: %.0f%% of its pixels are at or above %s, so the card is of another unit or"
+                " wrong, and is not used; give the level that saturates.",
+                path,
+                100 * share,
+                said,
+            )
+            saturated = zeros(image.shape, bool)
     if saturated.any():
         _log.info(
             "%s: %d pixels at or above %s are taken as saturated.",
