@@ -22,6 +22,7 @@ from grids import sky_header
 from skies import Sky, similarity
 from whitediff import write_exposure
 from whitediff.errors import DataError
+from whitediff.exposures import masks
 from whitediff.exposures.alignment import aligned_template
 from whitediff.exposures.matching import MatchOptions
 from whitediff.exposures.pipeline import SubtractionOptions, make_all
@@ -176,6 +177,7 @@ def significant(difference, sigma):
     from scipy.ndimage import label
 
     image = np.nan_to_num(difference.image.array / np.sqrt(difference.variance.array))
+    image[masks.flagged(difference.mask, masks.UNTRUSTED_MASK_PLANES)] = 0
     filtered = gaussian_filter(image.astype(np.float64), sigma)
     filtered /= 1.4826 * np.median(np.abs(filtered))
     return label(np.abs(filtered) > 5)[1], filtered
