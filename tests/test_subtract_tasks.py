@@ -297,7 +297,7 @@ def test_too_few_sources_are_an_error_with_numbers(default, science, template):
     few = default[1].kernelSources[:4]
     config = small_kernel(AlardLuptonSubtractConfig(minKernelSources=6))
     for sources, count in ((few, 4), (few[:0], 0)):
-        with pytest.raises(InsufficientKernelSourcesError, match=f"Only {count} of") as caught:
+        with pytest.raises(InsufficientKernelSourcesError, match=f"{count} of") as caught:
             AlardLuptonSubtractTask(config=config).run(template, science, sources=sources)
         assert caught.value.metadata == {"nSources": count, "nRequired": 6}
     assert isinstance(caught.value, AlgorithmError)

@@ -534,7 +534,7 @@ def refuse_white(
     use = np.isfinite(pixels) & ~masks.flagged(
         difference.mask, (*masks.UNTRUSTED_MASK_PLANES, masks.SOURCE)
     )
-    if not use.any() or not math.isfinite(expected):
+    if not use.any() or not (math.isfinite(expected) and min(variances) > 0):
         return
     left = np.where(use, pixels - np.median(pixels[use]), 0).astype(np.float64)
     sigma = robust_sigma(left[use])
