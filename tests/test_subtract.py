@@ -108,10 +108,7 @@ def test_pairs_with_truth(run, directory, tmp_path, kind):
 
 
 def test_wrong_variance_planes_are_put_right(run, directory, tmp_path):
-    pair = directory / "gaussian"
-    if not pair.exists():
-        assert run("simulate", "--output", pair, "--size", 1000, "--seed", 11)[0] == 0
-    exposures = [read_exposure(pair / f"{name}.fits") for name in ("science", "template")]
+    exposures = [read_exposure(path) for path in gaussian_pair(run, directory)]
     assert variance_factor(exposures[0]) == pytest.approx(1, abs=0.03)
     for exposure, factor, name in zip(exposures, (2.0, 0.5), ("s", "t"), strict=True):
         exposure.variance.array[:] *= np.float32(factor)
@@ -258,7 +255,8 @@ def changed(source, target, change):
 
 
 def gaussian_pair(run, directory):
-    pair = directory / "gaussian"
+    # Not "gaussian", the crowded pair above: tests must not depend on which of them ran before.
+    pair = directory / "default"
     if not pair.exists():
         assert run("simulate", "--output", pair, "--size", 1000, "--seed", 11)[0] == 0
     return pair / "science.fits", pair / "template.fits"
@@ -381,11 +379,8 @@ def test_decam_pairs_need_no_tuning(run, tmp_path, science, template):
 
 def plain_pair(run, directory, target):
     """Images alone, as most people have them: no variance, mask or PSF."""
-    pair = directory / "gaussian"
-    if not pair.exists():
-        assert run("simulate", "--output", pair, "--size", 1000, "--seed", 11)[0] == 0
-    for name in ("science", "template"):
-        fits.writeto(target / f"{name}.fits", fits.getdata(pair / f"{name}.fits", "IMAGE"))
+    for name, path in zip(("science", "template"), gaussian_pair(run, directory), strict=True):
+        fits.writeto(target / f"{name}.fits", fits.getdata(path, "IMAGE"))
     return [target / "science.fits", target / "template.fits"]
 
 
@@ -440,10 +435,7 @@ def test_integers_stripes_and_saturation(run, directory, tmp_path):
 
 
 def test_matching_exposures_in_python(run, directory):
-    pair = directory / "gaussian"
-    if not pair.exists():
-        assert run("simulate", "--output", pair, "--size", 1000, "--seed", 11)[0] == 0
-    science, template = (read_exposure(pair / f"{name}.fits") for name in ("science", "template"))
+    science, template = (read_exposure(path) for path in gaussian_pair(run, directory))
     result = match(prepare(science, template))
     assert result.convolved == "template"
     assert result.background.render().array.shape == science.shape
