@@ -14,6 +14,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.ndimage import fourier_shift
 
 from scenes import gaussian
 from whitediff.convolution import convolve
@@ -305,6 +306,42 @@ def test_the_order_of_the_variation_is_found(rng, criterion):
     chosen = choose_kernel_order(moving, basis, options, criterion=criterion)
     assert chosen.kernel_order >= 1
     assert chosen.background_order == 0
+
+
+def test_what_no_kernel_describes_is_no_variation():
+    # Sharper than the source: what the basis leaves of bright stars exceeds their noise by far.
+    basis = gaussian_basis((0.7, 1.5, 3.0), size=21)
+    options = FitOptions(background_order=0)
+    sharper = gaussian(21, 1.2) * 1.6 - gaussian(21, 2.5) * 0.6
+    orders = []
+    for seed in range(8):
+        for n in (14, 28, 60):
+            rng = np.random.default_rng([seed, n])
+            stamps = make_stamps(rng, n, lambda x, y: sharper, psf=PsfModel(sigma=1.3, frame=FRAME))
+            stamps = dataclasses.replace(stamps, target=moved(rng, stamps.target, 0.02))
+            chosen = choose_kernel_order(stamps, basis, options, criterion="bic")
+            orders.append(chosen.kernel_order)
+    # Two sigma are exceeded by chance in one of 44.
+    assert np.count_nonzero(orders) <= 2, orders
+
+
+def moved(rng, images, sigma):
+    """Every image, a random fraction of a pixel away."""
+    return np.stack(
+        [np.fft.ifft2(fourier_shift(np.fft.fft2(i), rng.normal(0, sigma, 2))).real for i in images]
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_few_bright_stars_suffice_to_see_a_variation(seed):
+    basis = gaussian_basis((1.0, 2.0, 4.0), size=21)
+    rng = np.random.default_rng(seed)
+    moving = make_stamps(rng, 16, lambda x, y: gaussian(21, 2.0 + 0.1 * x), faintest=1e3)
+    for criterion in ("bic", "cross-validation"):
+        chosen = choose_kernel_order(
+            moving, basis, FitOptions(background_order=0), criterion=criterion
+        )
+        assert chosen.kernel_order >= 1, criterion
 
 
 def test_noise_of_the_source_does_not_attenuate_the_kernel(rng):

@@ -40,6 +40,9 @@ _MANY = 100
 _EVIDENCE = 2.0
 """By which a higher order must be better: less is not worth a mention."""
 
+_SIGMAS = 2.0
+"""Significance with which stars must be predicted better by a higher order."""
+
 _FOLDS = 5
 """Parts of the stars, each of which is predicted from the others."""
 
@@ -261,9 +264,9 @@ def choose_kernel_order(
     stamps, basis, options, normals
         As for `fit_kernel`.
     criterion
-        ``bic``: smallest ``n ln(χ²) + ln(n)·unknowns``, n the number of pixels, or with known
-        noise χ² for its n-fold logarithm; ``cross-validation``: smallest χ² of stars that are
-        predicted from four fifths of the others.
+        ``cross-validation``: smallest χ² of stars that are predicted from four fifths of the
+        others; ``bic``: besides, smallest ``n ln(χ²) + ln(n)·unknowns``, n the number of pixels,
+        or with known noise χ² for its n-fold logarithm.
     largest
         Order up to which to try; those that the stars do not suffice for are passed over.
 
@@ -281,35 +284,45 @@ def choose_kernel_order(
     -----
     Schwarz 1978, Ann. Statist. 6, 461, for noise of unknown scale: what no order describes
     counts as noise.  Unknowns are counted as the penalty leaves them.  A higher order is
-    taken where it is better by 2 (Kass & Raftery 1995, JASA 90, 773), and where stars are
-    predicted by twice the standard error of what it gains.  All orders are judged by the same
-    stars, those that a constant kernel of their own describes.
+    taken where it is better by 2 (Kass & Raftery 1995, JASA 90, 773), and where most stars are
+    predicted better, by 2 sigma of the signed-rank test (Wilcoxon 1945, Biometrics Bull. 1, 80):
+    what no kernel of this basis describes is larger than the noise of bright stars, and any
+    polynomial fits it.  All orders are judged by the same stars, those that a constant kernel of
+    their own describes.
     """
     if normals is None:
         normals = normal_equations(stamps, basis)
     used = normals.pixels > len(basis) + 1
     used &= np.logical_and(*_single_fits(normals, basis, options, used))
-    judge = _information if criterion == "bic" else _predicted
-    best: tuple[Array, FitOptions] | None = None
+    judges = [_information, _predicted] if criterion == "bic" else [_predicted]
+    best: tuple[list[Array], FitOptions] | None = None
     failure: DataError | None = None
     for order in range(largest + 1):
         tried = dataclasses.replace(options, kernel_order=order)
         try:
-            values = judge(normals, _design(stamps, basis, tried), tried, used)
+            design = _design(stamps, basis, tried)
+            values = [judge(normals, design, tried, used) for judge in judges]
         except DataError as error:
             failure = failure or error
             break
-        if best is not None:
-            gain = best[0] - values
-            # What single stars happen to gain or lose is no evidence.
-            chance = 2 * math.sqrt(len(gain)) * float(gain.std())
-            if not gain.sum() > max(_EVIDENCE, chance):
-                continue
-        best = values, tried
+        if best is None or all(map(_is_better, values, best[0])):
+            best = values, tried
     if best is None:
         assert failure is not None
         raise failure
     return best[1]
+
+
+def _is_better(values: Array, others: Array) -> bool:
+    gain = others - values
+    if not gain.sum() > _EVIDENCE:
+        return False
+    # One value for all stars has no scatter; of several, most must gain, not just the brightest:
+    # what they gain grows with the square of their flux, so that ranks tell more than sums do.
+    n = len(gain)
+    ranks = 1 + np.argsort(np.argsort(np.abs(gain)))
+    excess = ranks[gain > 0].sum() - n * (n + 1) / 4
+    return n == 1 or excess > _SIGMAS * math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
 
 
 def _information(normals: Normals, design: Design, options: FitOptions, used: Array) -> Array:

@@ -137,7 +137,7 @@ class PsfMatchConfig(pex_config.Config):
         optional=True,
         doc="How to choose that order, from 0 to 3; None to take it as it is.",
         allowed={
-            "bic": "By the Bayesian information criterion.",
+            "bic": "By the Bayesian information criterion, where left-out stars agree.",
             "cross-validation": "By stars that are left out of the fit.",
         },
     )
