@@ -35,6 +35,7 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 _PASSES = 2
+_SLOPE_PASSES = 10
 _DETECTION_THRESHOLD = 4.0
 _GROWTH_THRESHOLD = 2.0
 _GROWTH_PIXELS = 4
@@ -44,11 +45,18 @@ _INVERSE = (0.67, 1.5)
 """Measured variance times weight within which a weight is an inverse variance."""
 _AROUND = 5
 """Side of a square whose mean tells the photons of emission well enough."""
+_LEAST_SHARE = 0.1
+"""Of the usual variance: sky that varies by less makes no difference, and no pixel has less."""
+_ROUNDS = 4
+_CLOSE = 0.05
+"""Relative difference of a predicted variance from one that is measured where the sky varies."""
 _SAMPLE = 250_000
 """Pixels from which a scatter is known to a few thousandths."""
 
 
-def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL) -> Array:
+def smooth_background(
+    image: Array, use: Array, *, cell: int = _BACKGROUND_CELL, passes: int = _SLOPE_PASSES
+) -> Array:
     """Slowly varying background from medians of cells.
 
     Parameters
@@ -59,20 +67,33 @@ def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL)
         ``(ny, nx)`` boolean: pixels that count.
     cell
         Size of a cell, in pixels.
+    passes
+        How often at most.  Once, where sources count too: again, more of their light would follow.
 
     Returns
     -------
     background
-        ``(ny, nx)`` float64: medians of the means of 2 × 2 pixels, interpolated linearly, and
-        extrapolated over the outer half cells.  Cells of which less than 30 % counts take the
-        median of their neighbours that are better off.
+        ``(ny, nx)`` float64: medians of the means of 2 × 2 pixels, interpolated by cubic
+        convolution, and extrapolated over the outer half cells as parabolas.  Again on what that
+        leaves, as long as it halves: where pixels do not count, medians of a slope are off.
+        Cells of which less than 30 % counts take the median of their neighbours that are better
+        off.
     """
     if cell % 2 or min(image.shape) < cell:
-        return _interpolated(_cell_medians(image, use, cell), image.shape)
-    # Medians of the means of 2 × 2 pixels are as good, and a quarter of the numbers to sort.
-    mean, measured, _ = _means_of_pairs(image, use)
-    medians = _cell_medians(mean, measured, cell // 2).astype(np.float64)
-    return _interpolated(medians, image.shape)
+        step, mean, measured = 1, np.where(use, image, 0), use
+    else:
+        # Medians of the means of 2 × 2 pixels are as good, and a quarter of the numbers to sort.
+        step, (mean, measured, _) = 2, _means_of_pairs(image, use)
+    medians: Array = np.zeros((1, 1))
+    largest = np.inf
+    for _ in range(passes):
+        left = _cell_medians(mean, measured, cell // step).astype(np.float64)
+        medians = medians + left
+        before, largest = largest, float(np.abs(left).max())
+        if largest > before / 2:
+            break
+        mean = mean - _interpolated(left, mean.shape)
+    return _interpolated(medians, image.shape, step=step)
 
 
 def _cell_medians(image: Array, use: Array, cell: int) -> Array:
@@ -108,25 +129,62 @@ def _cell_medians(image: Array, use: Array, cell: int) -> Array:
     return medians
 
 
-def _interpolated(medians: Array, shape: tuple[int, ...]) -> Array:
-    """Image of a shape from the medians of its cells."""
+def _interpolated(medians: Array, shape: tuple[int, ...], *, step: int = 1) -> Array:
+    """Image of a shape from the medians of its cells, as curved as they are.
+
+    Steps are the pixels that each number of the medians' image stands for.
+    """
     (ny, nx), (cells_y, cells_x) = shape, medians.shape
-    y = (np.arange(ny) + 0.5) / ny * cells_y - 0.5
-    x = (np.arange(nx) + 0.5) / nx * cells_x - 0.5
-    # Along the rows by a small product of matrices; between them, a line for every column.
-    rows = medians @ _linear_matrix(x, cells_x).T.astype(medians.dtype)
+    below, weights = _cubic_weights(nx, cells_x, step)
+    matrix = np.zeros((nx, cells_x + 4), medians.dtype)
+    np.put_along_axis(matrix, below[:, None] + np.arange(4), weights.astype(medians.dtype), axis=1)
+    padded = _extrapolated(_extrapolated(medians).T).T
+    # Along the rows by a small product of matrices; between them, four rows for every row.
+    rows = padded @ matrix.T
     result = planes.empty((ny, nx), medians.dtype)
-    if cells_y == 1:
-        result[:] = rows
-        return result
-    above = np.clip(np.floor(y).astype(int), 0, cells_y - 2)
-    starts = np.flatnonzero(np.diff(above, prepend=-1))
+    below, weights = _cubic_weights(ny, cells_y, step)
+    weights = weights.astype(medians.dtype)
+    starts = np.flatnonzero(np.diff(below, prepend=-1))
     for start, stop in zip(starts, np.append(starts[1:], ny), strict=True):
-        cell = above[start]
-        fraction = (y[start:stop] - cell).astype(medians.dtype)
-        np.multiply(fraction[:, None], rows[cell + 1] - rows[cell], out=result[start:stop])
-        result[start:stop] += rows[cell]
+        np.matmul(
+            weights[start:stop], rows[below[start] : below[start] + 4], out=result[start:stop]
+        )
     return result
+
+
+def _extrapolated(values: Array) -> Array:
+    """Two more rows on either side, on the parabola through the outer three."""
+    if len(values) < 3:
+        slope = values[-1:] - values[:1]
+        steps = np.array([[2], [1]], values.dtype)
+        return np.concatenate(
+            [values[:1] - steps * slope, values, values[-1:] + steps[::-1] * slope]
+        )
+
+    def outside(a: Array, b: Array, c: Array) -> list[Array]:
+        return [6 * a - 8 * b + 3 * c, 3 * a - 3 * b + c]
+
+    before = outside(values[0], values[1], values[2])
+    after = outside(values[-1], values[-2], values[-3])[::-1]
+    return np.concatenate([before, values, after])
+
+
+def _cubic_weights(size: int, cells: int, step: int) -> tuple[Array, Array]:
+    """First of the four cells around each pixel, of two more on either side, and their weights.
+
+    Cubic convolution (Keys 1981, IEEE Trans. ASSP 29, 1153): local, and exact for parabolas.
+    """
+    side = step * -(-size // step) / cells
+    position = (np.arange(size) + 0.5) / side - 0.5
+    left = np.clip(np.floor(position).astype(int), -1, cells - 1)
+    t = position - left
+    weights = [
+        ((2 - t) * t - 1) * t / 2,
+        ((3 * t - 5) * t * t + 2) / 2,
+        ((4 - 3 * t) * t + 1) * t / 2,
+        (t - 1) * t * t / 2,
+    ]
+    return left + 1, np.stack(weights, axis=1)
 
 
 def _cell_indices(size: int, cells: int) -> tuple[Array, Array]:
@@ -134,19 +192,6 @@ def _cell_indices(size: int, cells: int) -> tuple[Array, Array]:
     edges = np.linspace(0, size, cells + 1).astype(int)
     indices = edges[:-1, None] + np.arange(int(np.diff(edges).max()))
     return np.minimum(indices, size - 1), indices < edges[1:, None]
-
-
-def _linear_matrix(position: Array, size: int) -> Array:
-    """Matrix that interpolates linearly at positions, and extrapolates beyond the ends."""
-    if size == 1:
-        return np.ones((len(position), 1))
-    left = np.clip(np.floor(position).astype(int), 0, size - 2)
-    fraction = position - left
-    matrix = np.zeros((len(position), size))
-    rows = np.arange(len(position))
-    matrix[rows, left] = 1 - fraction
-    matrix[rows, left + 1] = fraction
-    return matrix
 
 
 def detect_sources(
@@ -207,7 +252,7 @@ def sources_and_background(image: Array, unusable: Array | None = None) -> tuple
         If no pixel is usable.
     """
     sources, medians = _detected(image, unusable)
-    return sources, _interpolated(medians, image.shape)
+    return sources, _interpolated(medians, image.shape, step=2)
 
 
 def _detected(image: Array, unusable: Array | None, passes: int = _PASSES) -> tuple[Array, Array]:
@@ -455,12 +500,13 @@ def noise_variance(
     usable = np.isfinite(image)
     if unusable is not None:
         usable &= ~unusable
-    sources = detect_sources(image, unusable)
+    whole = usable.any() and bool((image[usable] == np.rint(image[usable])).all())
+    sources, background = sources_and_background(
+        spread_over_steps(image) if whole else image, unusable
+    )
     free = usable & ~sources
     if not free.any():
         raise DataError("No source-free pixel is left to measure the noise on.")
-    whole = bool((image[free] == np.rint(image[free])).all())
-    background = smooth_background(spread_over_steps(image) if whole else image, free)
     measured = robust_sigma((image - background)[free], step=1.0 if whole else None) ** 2
     if not measured > 0:
         raise DataError(
@@ -468,11 +514,17 @@ def noise_variance(
             " needs its variance given."
         )
     expected = None if gain is None else PhotonScale(gain, read_noise or 0.0, meaning)
+    scatter = measured
+    if expected is not None:
+        at_level = _variance_at_level(image, background, free, expected.gain, measured)
+        if expected.predicts(level=float(np.median(background)), measured=at_level):
+            measured = at_level
     on_pixels = f"measured on {int(free.sum())} source-free pixels: {measured:.4g}"
     level, base = float(np.median(background)), background
     emission: Array | float = 0.0
     found = high_frequencies(image, usable)
-    if found is not None and found.contradicts(measured):
+    is_structured = found is not None and found.contradicts(measured)
+    if found is not None and is_structured:
         # Emission over all of the field: pixels have their own levels, and few are without it.
         on_pixels = (
             f"measured at high frequencies: {found.usual_factor:.4g} (with the structure of the"
@@ -517,7 +569,9 @@ def noise_variance(
             f"; its pixels are taken for {scale.meaning}, {scale.gain:.4g} electrons per unit"
             f" ({choice.reason})"
         )
-    if choice.models_background:
+    varies = not is_structured and bool(np.any(_varying_sky(background, scale.gain, measured)))
+    # Where the sky varies, its noise tells whether a constant was subtracted.
+    if choice.models_background and not (varies and abs(predicted / measured - 1) > _CLOSE):
         read_variance = (scale.read_noise / scale.gain) ** 2
         if read_noise is None:
             # Nobody says it: what the photons of the background leave.
@@ -531,6 +585,11 @@ def noise_variance(
             f" background level {level:.4g} (measured: {measured:.4g})",
             warning,
         )
+    if varies:
+        # Without that constant, or in other units, what the sky varies by is still there.
+        measured = _variance_at_level(image, background, free, scale.gain, scatter)
+        emission = _varying_sky(background, scale.gain, measured)
+        on_pixels = f"measured: {measured:.4g} at the usual level of a sky that varies"
     return NoiseModel(
         measured + photons + emission / scale.gain,
         measured,
@@ -539,6 +598,37 @@ def noise_variance(
         " subtracted or the image scaled",
         warning,
     )
+
+
+def _variance_at_level(
+    image: Array, background: Array, free: Array, gain: float, scatter: float
+) -> float:
+    """Variance of the source-free pixels at the usual level of a sky that varies.
+
+    The scatter of all of them is no variance of any where photons make them differ.
+    """
+    if not np.any(_varying_sky(background, gain, scatter)):
+        return scatter
+    step = max(1, np.count_nonzero(free) // _SAMPLE)
+    residual, sky = (image - background)[free][::step], background[free][::step]
+    sky = sky - np.median(background)
+    measured = scatter
+    for _ in range(_ROUNDS):
+        shape = np.maximum(1 + sky / (gain * measured), _LEAST_SHARE)
+        measured = robust_sigma(residual / np.sqrt(shape)) ** 2
+    return measured
+
+
+def _varying_sky(background: Array, gain: float, variance: float) -> Array | float:
+    """Sky above its usual level, image unit, 0 where its photons make no difference.
+
+    Not so far below it that less than a tenth of the variance would be left.
+    """
+    above = background - np.median(background)
+    step = max(1, above.size // _SAMPLE)
+    if not robust_sigma(above.ravel()[::step]) > _LEAST_SHARE * variance * gain:
+        return 0.0
+    return np.maximum(above, (_LEAST_SHARE - 1) * variance * gain)
 
 
 def _mean_around(image: Array, usable: Array) -> Array:
@@ -590,11 +680,10 @@ def exposure_map_variance(
         usable &= ~unusable
     if not usable.any():
         return None
-    sources = detect_sources(image, ~usable)
+    sources, background = sources_and_background(image, ~usable)
     free = usable & ~sources
     if not free.any():
         return None
-    background = smooth_background(image, free)
     above = image - background
     unit_variance = robust_sigma(above[free] * np.sqrt(times[free])) ** 2
     explained = _INVERSE[0] < unit_variance < _INVERSE[1]

@@ -72,6 +72,9 @@ _EMISSION_SIGMAS = 8
 """Widths of the PSF that a cell of the background has, where a PSF is measured in emission."""
 _STRUCTURE_CELLS = (64, 32, 16, 8)
 """Of the background under stars in structured emission, pixels; the first as anyway."""
+_SKY_STEP, _SKY_SIGMAS = 32, 0.25
+"""Pixels in which the sky may change, and its slope, by a quarter of a pixel's noise without
+effect on stars."""
 _PSF_WIDTH_TOLERANCE = 0.3
 
 
@@ -132,6 +135,8 @@ class Pair:
         Both exposures came with their PSFs.
     is_structured
         Emission with structure fills the field of one of them.
+    is_curved
+        Or the sky of one of them varies under a star's wings.
     """
 
     science: Exposure
@@ -148,6 +153,7 @@ class Pair:
     template_fwhm: float
     psfs_given: bool
     is_structured: bool = False
+    is_curved: bool = False
 
     @property
     def bad(self) -> Array:
@@ -221,6 +227,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         first, second = in_threads(lambda each: noise_and_structure(*each), both)
         factors, is_structured = (first[0], second[0]), max(first[1], second[1]) > 1
         science, template = rescaled(science, factors[0]), rescaled(template, factors[1])
+    is_curved = any(map(_is_curved, (science, template), flat, avoided))
     variances = science.variance.array, template.variance.array
     find = _sources_in_structure if is_structured else _sources
     sources = find((flat[0], flat[1]), variances, (avoided[0], avoided[1]))
@@ -235,6 +242,9 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     if is_structured:
         each = zip(shown, avoided, widths, strict=True)
         shown = [_without_emission(*one) for one in each]
+    elif is_curved:
+        with_sources = zip(shown, avoided, pixels, strict=True)
+        shown = [_without_sky(each, bad | plane) for each, bad, plane in with_sources]
     return Pair(
         science=science,
         template=template,
@@ -250,7 +260,18 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         template_fwhm=fwhm(shown[1], candidates, widths[1], avoided[1]),
         psfs_given=science.psf is not None and template.psf is not None,
         is_structured=is_structured,
+        is_curved=is_curved,
     )
+
+
+def _is_curved(exposure: Exposure, flat: Array, bad: Array) -> bool:
+    """Whether the sky under a star's wings is neither flat nor known from what is around it."""
+    image, step = exposure.image.array, _SKY_STEP
+    grid = np.s_[step // 2 :: step, step // 2 :: step]
+    sky = np.where(bad[grid], np.nan, image[grid] - flat[grid])
+    noise = np.sqrt(np.median(exposure.variance.array[grid][~bad[grid]]))
+    differences = [np.diff(sky, order, axis) for order in (1, 2) for axis in (0, 1)]
+    return any(bool((np.abs(each) > _SKY_SIGMAS * noise).any()) for each in differences)
 
 
 def _sources(
@@ -279,7 +300,9 @@ def _sources_in_structure(
         for flat, variance, wrong in zip(flats, variances, bad, strict=True):
             part = flat
             if cell != _STRUCTURE_CELLS[0]:
-                part = flat - smooth_background(flat, ~wrong, cell=cell).astype(np.float32)
+                part = flat - smooth_background(flat, ~wrong, cell=cell, passes=1).astype(
+                    np.float32
+                )
             left.append(part)
             noise.append(variance * _scatter_below(part, variance, wrong))
         try:
@@ -298,10 +321,20 @@ def _sources_in_structure(
 def _without_emission(exposure: Exposure, bad: Array, sigma: float) -> Exposure:
     """Exposure less the emission under its stars, which else becomes wings of theirs."""
     cell = max(2 * round(_EMISSION_SIGMAS * sigma / 2), _STRUCTURE_CELLS[-1])
+    return _less(exposure, smooth_background(exposure.image.array, ~bad, cell=cell, passes=1))
+
+
+def _without_sky(exposure: Exposure, others: Array) -> Exposure:
+    """Exposure less the background of the pixels that are not bad and have no source."""
+    return _less(exposure, smooth_background(exposure.image.array, ~others))
+
+
+def _less(exposure: Exposure, background: Array) -> Exposure:
     image = exposure.image.array
-    emission = smooth_background(image, ~bad, cell=cell).astype(image.dtype)
     return exposure.replaced(
-        image=Image(image - emission, bbox=exposure.bbox, unit=exposure.image.unit)
+        image=Image(
+            image - background.astype(image.dtype), bbox=exposure.bbox, unit=exposure.image.unit
+        )
     )
 
 
@@ -387,10 +420,18 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
     DataError
         If there are too few stars.
     """
-    own = (pair.science, pair.science_bad), (pair.template, pair.template_bad)
-    bad = next((bad for other, bad in own if other is exposure), pair.bad)
+    own = (
+        (pair.science, pair.science_bad, pair.science_pixels),
+        (pair.template, pair.template_bad, pair.template_pixels),
+    )
+    bad, pixels = next(
+        ((bad, pixels) for other, bad, pixels in own if other is exposure),
+        (pair.bad, pair.science_pixels | pair.template_pixels),
+    )
     if pair.is_structured:
         exposure = _without_emission(exposure, bad, sigma)
+    elif pair.is_curved:
+        exposure = _without_sky(exposure, bad | pixels)
     return _psf_of_stars(exposure, pair.sources, bad, sigma)
 
 
@@ -419,11 +460,11 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     sources = find_sources(
         flat, flat, science_variance=exposure.variance.array, science_bad=bad, template_bad=bad
     )
-    del flat
     stars = choose_candidates(sources, clear=16, isolation=16)
     width = FWHM_TO_SIGMA * fwhm(exposure, stars, stars.science_sigma, bad)
+    flattened = exposure.replaced(image=Image(flat, bbox=exposure.bbox, unit=exposure.image.unit))
     exposure = exposure.replaced()
-    exposure.psf = _psf_of_stars(exposure, sources, bad, width)
+    exposure.psf = _psf_of_stars(flattened, sources, bad, width)
     return exposure
 
 

@@ -322,7 +322,7 @@ def _is_better(values: Array, others: Array) -> bool:
     n = len(gain)
     ranks = 1 + np.argsort(np.argsort(np.abs(gain)))
     excess = ranks[gain > 0].sum() - n * (n + 1) / 4
-    return n == 1 or excess > _SIGMAS * math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+    return n == 1 or float(excess) > _SIGMAS * math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
 
 
 def _information(normals: Normals, design: Design, options: FitOptions, used: Array) -> Array:
