@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import scipy.spatial
 from astropy.table import QTable, Table
+from lsst.images import Mask
 
 from .. import __version__
 from ..errors import ArgumentError
+from ..sources import bright_pixel_counts
 from . import masks
 from .model import Exposure
 
@@ -49,11 +51,18 @@ _AB_FLUX = 3631.0
 
 _SOURCE_RADIUS = 1.5
 _BRIGHT_RADIUS = 5.0
-"""Full widths at half maximum from a saturated pixel that are a bright star's neighbourhood."""
+"""Full widths at half maximum from a saturated pixel that are a bright star's neighbourhood, and
+from other bright pixels as far as the source reaches: wings and spikes."""
+
+_RESIDUAL_RADIUS = 2.0
+"""Full widths at half maximum from a bright pixel that are its neighbourhood beyond the source."""
+
+_LARGEST_RESIDUAL = 1 / 3
+"""Of a static source, what an error of the matching may leave."""
 
 _LARGE_SOURCE = 3.0
 """Full widths at half maximum: who has only source pixels within this radius is inside of one that
-is bright or large."""
+is bright or large, where the mask does not tell which sources are static."""
 
 _FILLED = 0.9
 _MOST_SATURATED = 2_000_000
@@ -117,7 +126,7 @@ COLUMNS = {
     "flag_interpolated": _Column(None, "an interpolated pixel is near"),
     "flag_no_data": _Column(None, "a pixel without data is near"),
     "flag_contaminated": _Column(None, "near pixels owe something to masked or outside ones"),
-    "flag_source": _Column(None, "a source of the science image or template is here"),
+    "flag_source": _Column(None, "a source of both science image and template is here"),
     "flag_near_bright_star": _Column(None, "in the neighbourhood of a bright star"),
     "flag_fit_failed": _Column(None, "the position or flux could not be fitted"),
 }
@@ -319,7 +328,14 @@ def _first_reason(catalog: Table) -> Array:
 
 
 def source_flags(
-    exposure: Exposure, x: Array, y: Array, *, fwhm: float, reach: float
+    exposure: Exposure,
+    x: Array,
+    y: Array,
+    *,
+    significance: Array,
+    psf: Array,
+    fwhm: float,
+    reach: float,
 ) -> dict[str, Array]:
     """Flags of sources, from the mask planes around them.
 
@@ -329,8 +345,12 @@ def source_flags(
         Exposure.
     x, y
         ``(n,)`` array coordinates.
+    significance
+        ``(n,)`` signed; NaN where it is not known.
+    psf
+        ``(py, px)``.
     fwhm
-        Full width at half maximum of the PSF, pixels: a pixel within it is near.
+        Its full width at half maximum, pixels: a pixel within it is near.
     reach
         Pixels from the frame's edge within which a source is near it.
 
@@ -356,8 +376,14 @@ def source_flags(
     ny, nx = exposure.shape
     flags["flag_edge"] |= (np.minimum(x, nx - 1 - x) < reach) | (np.minimum(y, ny - 1 - y) < reach)
     flags["flag_no_data"] |= _not_finite_within(exposure.image.array, x, y, max(1.5, fwhm))
-    flags["flag_source"] = carries(here, (masks.SOURCE,))
-    flags["flag_near_bright_star"] = _near_bright_star(exposure, x, y, fwhm, flags["flag_source"])
+    static = masks.find_plane(mask, masks.STATIC) is not None
+    on_source = carries(here, (masks.STATIC if static else masks.SOURCE,))
+    own = bright_pixel_counts(psf, significance / _LARGEST_RESIDUAL)
+    near_bright = _near_bright_star(mask, x, y, fwhm, on_source=on_source, own=own)
+    if not static:
+        # What has changed may itself be all of the source.
+        near_bright |= _inside_source(mask, x, y, fwhm, on_source)
+    flags |= {"flag_source": on_source, "flag_near_bright_star": near_bright}
     return flags
 
 
@@ -392,26 +418,37 @@ def _not_finite_within(image: Array, x: Array, y: Array, radius: float) -> Array
 
 
 def _near_bright_star(
-    exposure: Exposure, x: Array, y: Array, fwhm: float, candidates: Array
+    mask: Mask, x: Array, y: Array, fwhm: float, *, on_source: Array, own: Array
 ) -> Array:
-    result = np.zeros(len(x), bool)
-    if not len(x):
+    """Positions near saturated pixels, or near more bright static ones than would be their own."""
+    saturated = np.argwhere(masks.flagged(mask, ["SAT"]))
+    if len(saturated) > _MOST_SATURATED:
+        saturated = saturated[:0]
+    bright = np.argwhere(masks.flagged(mask, [masks.STATIC_BRIGHT]))
+    radius = np.where(on_source, _BRIGHT_RADIUS, _RESIDUAL_RADIUS) * fwhm
+    result: Array = _number_within(saturated, x, y, _BRIGHT_RADIUS * fwhm) > 0
+    result |= _number_within(bright, x, y, radius) > own
+    return result
+
+
+def _number_within(pixels: Array, x: Array, y: Array, radius: float | Array) -> Array:
+    """How many of some pixels, ``(m, 2)`` rows and columns, are around each position."""
+    if not len(x) or not len(pixels):
+        return np.zeros(len(x), int)
+    tree = scipy.spatial.cKDTree(pixels)
+    found: Array = tree.query_ball_point(np.stack([y, x], axis=1), radius, return_length=True)
+    return found
+
+
+def _inside_source(mask: Mask, x: Array, y: Array, fwhm: float, candidates: Array) -> Array:
+    """Positions inside of a source that is large or bright, static or not."""
+    result, plane = np.zeros(len(x), bool), masks.find_plane(mask, masks.SOURCE)
+    if plane is None or not candidates.any():
         return result
-    saturated = np.argwhere(masks.flagged(exposure.mask, ["SAT"]))
-    if 0 < len(saturated) <= _MOST_SATURATED:
-        tree = scipy.spatial.cKDTree(saturated)
-        distance, _ = tree.query(
-            np.stack([y, x], axis=1), distance_upper_bound=_BRIGHT_RADIUS * fwhm
-        )
-        result |= np.isfinite(distance)
-    plane = masks.find_plane(exposure.mask, masks.SOURCE)
-    if plane is not None and candidates.any():
-        bit = exposure.mask.schema.bit(plane)
-        array = exposure.mask.array[:, :, bit.index]
-        at = np.flatnonzero(candidates)
-        rows, columns, inside = _indices(array.shape, x[at], y[at], _LARGE_SOURCE * fwhm)
-        filled = ((array[rows, columns] & bit.mask) != 0) & inside
-        result[at] |= filled.sum(axis=(1, 2)) >= _FILLED * inside.sum(axis=(1, 2))
+    bit, at = mask.schema.bit(plane), np.flatnonzero(candidates)
+    rows, columns, inside = _indices(mask.array.shape[:2], x[at], y[at], _LARGE_SOURCE * fwhm)
+    filled = ((mask.array[rows, columns, bit.index] & bit.mask) != 0) & inside
+    result[at] = filled.sum(axis=(1, 2)) >= _FILLED * inside.sum(axis=(1, 2))
     return result
 
 

@@ -22,7 +22,7 @@ from ..matching.candidates import (
 )
 from ..matching.psf import measure_psf, star_width, unit_sum
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from ..sources import smooth_background
+from ..sources import SourceLevel, smooth_background
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .alignment import aligned_template
@@ -30,7 +30,9 @@ from .defects import DefectOptions, with_defects
 from .kernels import term_kernel
 from .model import Exposure
 from .noise import (
+    PairSources,
     avoided_pixels,
+    levels_apart,
     noise_and_structure,
     rescaled,
     sources_apart,
@@ -121,8 +123,8 @@ class Pair:
         Fraction of the science image's usable pixels that the template covers.
     science_bad, template_bad
         ``(ny, nx)`` boolean: pixels that hold no measurement, or that were excluded.
-    science_pixels, template_pixels
-        ``(ny, nx)`` boolean: pixels with a source.
+    source_levels
+        Which pixels hold sources of either.
     sources
         Sources of the science image, measured on both.
     science_fwhm, template_fwhm
@@ -141,8 +143,7 @@ class Pair:
     template_fraction: float
     science_bad: Array
     template_bad: Array
-    science_pixels: Array
-    template_pixels: Array
+    source_levels: PairSources
     sources: Sources
     science_fwhm: float
     template_fwhm: float
@@ -153,6 +154,16 @@ class Pair:
     def bad(self) -> Array:
         """``(ny, nx)`` boolean: pixels that are bad in either."""
         return self.science_bad | self.template_bad
+
+    @property
+    def science_pixels(self) -> Array:
+        """``(ny, nx)`` boolean: pixels with a source of the science image."""
+        return self.source_levels.science >= SourceLevel.SOURCE
+
+    @property
+    def template_pixels(self) -> Array:
+        """``(ny, nx)`` boolean: pixels with a source of the template."""
+        return self.source_levels.template >= SourceLevel.SOURCE
 
     @property
     def science_sigma(self) -> float:
@@ -211,12 +222,13 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     avoided = [avoided_pixels(exposure) for exposure in (science, template)]
     # The two exposures side by side.
     apart = in_threads(
-        lambda each: sources_apart(*each), zip((science, template), avoided, strict=True)
+        lambda each: levels_apart(*each), zip((science, template), avoided, strict=True)
     )
-    (pixels, flat) = zip(*apart, strict=True)
+    (levels, flat) = zip(*apart, strict=True)
     del apart
     factors, is_structured = (1.0, 1.0), False
     if options.rescale_variance:
+        pixels = [each >= SourceLevel.SOURCE for each in levels]
         both = zip((science, template), pixels, flat, strict=True)
         first, second = in_threads(lambda each: noise_and_structure(*each), both)
         factors, is_structured = (first[0], second[0]), max(first[1], second[1]) > 1
@@ -243,8 +255,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         template_fraction=fraction,
         science_bad=avoided[0],
         template_bad=avoided[1],
-        science_pixels=pixels[0],
-        template_pixels=pixels[1],
+        source_levels=PairSources(*levels),
         sources=sources,
         science_fwhm=fwhm(shown[0], candidates, widths[0], avoided[0]),
         template_fwhm=fwhm(shown[1], candidates, widths[1], avoided[1]),
