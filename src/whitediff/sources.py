@@ -24,6 +24,7 @@ from .stats import robust_sigma
 from .structure import high_frequencies
 
 __all__ = [
+    "RESIDUAL",
     "NoiseModel",
     "SourceLevel",
     "bright_pixel_counts",
@@ -38,11 +39,14 @@ __all__ = [
 
 type Array = npt.NDArray[Any]
 
+RESIDUAL = 0.1
+"""Of a source, the largest part that errors of the matching are taken to leave."""
+
 _PASSES = 2
 _DETECTION_THRESHOLD = 4.0
 _GROWTH_THRESHOLD = 2.0
-_BRIGHT_THRESHOLD = 100.0
-"""Of whose light a twentieth, which an error of the PSF may leave, would be a 5 sigma detection."""
+_BRIGHT_THRESHOLD = 5 / RESIDUAL
+"""What errors of the matching leave of such a source may be a 5 sigma detection."""
 _GROWTH_PIXELS = 4
 _BACKGROUND_CELL = 64
 _LEAST_USED = 0.3
@@ -216,7 +220,7 @@ def source_levels(image: Array, unusable: Array | None = None) -> Array:
     -------
     levels
         ``(ny, nx)`` uint8, `SourceLevel`: SOURCE for the pixels of `detect_sources`, and BRIGHT
-        where the smoothed image is more than 100 times the scatter above the background.
+        where the smoothed image is more than 50 times the scatter above the background.
 
     Raises
     ------

@@ -10,13 +10,12 @@ from typing import Any
 import astropy.units as u
 import numpy as np
 import numpy.typing as npt
-import scipy.spatial
 from astropy.table import QTable, Table
 from lsst.images import Mask
 
 from .. import __version__
 from ..errors import ArgumentError
-from ..sources import bright_pixel_counts
+from ..sources import RESIDUAL, bright_pixel_counts
 from . import masks
 from .model import Exposure
 
@@ -51,21 +50,15 @@ _AB_FLUX = 3631.0
 
 _SOURCE_RADIUS = 1.5
 _BRIGHT_RADIUS = 5.0
-"""Full widths at half maximum from a saturated pixel that are a bright star's neighbourhood, and
-from other bright pixels as far as the source reaches: wings and spikes."""
-
-_RESIDUAL_RADIUS = 2.0
-"""Full widths at half maximum from a bright pixel that are its neighbourhood beyond the source."""
-
-_LARGEST_RESIDUAL = 1 / 3
-"""Of a static source, what an error of the matching may leave."""
+"""Full widths at half maximum from a saturated pixel that are a bright star's neighbourhood; from
+other bright pixels as far as there are sources, for that is how far wings and spikes reach."""
 
 _LARGE_SOURCE = 3.0
 """Full widths at half maximum: who has only source pixels within this radius is inside of one that
 is bright or large, where the mask does not tell which sources are static."""
 
 _FILLED = 0.9
-_MOST_SATURATED = 2_000_000
+_TOGETHER = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -378,11 +371,15 @@ def source_flags(
     flags["flag_no_data"] |= _not_finite_within(exposure.image.array, x, y, max(1.5, fwhm))
     static = masks.find_plane(mask, masks.STATIC) is not None
     on_source = carries(here, (masks.STATIC if static else masks.SOURCE,))
-    own = bright_pixel_counts(psf, significance / _LARGEST_RESIDUAL)
-    near_bright = _near_bright_star(mask, x, y, fwhm, on_source=on_source, own=own)
+    saturated, _ = _pixels_within(mask, "SAT", x, y, _BRIGHT_RADIUS * fwhm)
+    bright, _ = _pixels_within(mask, masks.STATIC_BRIGHT, x, y, _BRIGHT_RADIUS * fwhm)
+    # A residual is of a source that is so much brighter, and has as many bright pixels.
+    least = bright_pixel_counts(psf, significance / RESIDUAL)
+    near_bright = (saturated > 0) | (on_source & (bright > least))
     if not static:
         # What has changed may itself be all of the source.
-        near_bright |= _inside_source(mask, x, y, fwhm, on_source)
+        found, pixels = _pixels_within(mask, masks.SOURCE, x, y, _LARGE_SOURCE * fwhm)
+        near_bright |= on_source & (found >= _FILLED * pixels)
     flags |= {"flag_source": on_source, "flag_near_bright_star": near_bright}
     return flags
 
@@ -417,39 +414,20 @@ def _not_finite_within(image: Array, x: Array, y: Array, radius: float) -> Array
     return found
 
 
-def _near_bright_star(
-    mask: Mask, x: Array, y: Array, fwhm: float, *, on_source: Array, own: Array
-) -> Array:
-    """Positions near saturated pixels, or near more bright static ones than would be their own."""
-    saturated = np.argwhere(masks.flagged(mask, ["SAT"]))
-    if len(saturated) > _MOST_SATURATED:
-        saturated = saturated[:0]
-    bright = np.argwhere(masks.flagged(mask, [masks.STATIC_BRIGHT]))
-    radius = np.where(on_source, _BRIGHT_RADIUS, _RESIDUAL_RADIUS) * fwhm
-    result: Array = _number_within(saturated, x, y, _BRIGHT_RADIUS * fwhm) > 0
-    result |= _number_within(bright, x, y, radius) > own
-    return result
-
-
-def _number_within(pixels: Array, x: Array, y: Array, radius: float | Array) -> Array:
-    """How many of some pixels, ``(m, 2)`` rows and columns, are around each position."""
-    if not len(x) or not len(pixels):
-        return np.zeros(len(x), int)
-    tree = scipy.spatial.cKDTree(pixels)
-    found: Array = tree.query_ball_point(np.stack([y, x], axis=1), radius, return_length=True)
-    return found
-
-
-def _inside_source(mask: Mask, x: Array, y: Array, fwhm: float, candidates: Array) -> Array:
-    """Positions inside of a source that is large or bright, static or not."""
-    result, plane = np.zeros(len(x), bool), masks.find_plane(mask, masks.SOURCE)
-    if plane is None or not candidates.any():
-        return result
-    bit, at = mask.schema.bit(plane), np.flatnonzero(candidates)
-    rows, columns, inside = _indices(mask.array.shape[:2], x[at], y[at], _LARGE_SOURCE * fwhm)
-    filled = ((mask.array[rows, columns, bit.index] & bit.mask) != 0) & inside
-    result[at] = filled.sum(axis=(1, 2)) >= _FILLED * inside.sum(axis=(1, 2))
-    return result
+def _pixels_within(mask: Mask, name: str, x: Array, y: Array, radius: float) -> tuple[Array, Array]:
+    """How many pixels around each position have a plane, and how many there are."""
+    found, pixels = np.zeros((2, len(x)), int)
+    plane = masks.find_plane(mask, name)
+    if plane is None:
+        return found, pixels
+    bit, shape = mask.schema.bit(plane), mask.array.shape[:2]
+    # A few at a time: many surroundings take much memory.
+    for first in range(0, len(x), _TOGETHER):
+        part = slice(first, first + _TOGETHER)
+        rows, columns, inside = _indices(shape, x[part], y[part], radius)
+        carries = (mask.array[rows, columns, bit.index] & bit.mask) != 0
+        found[part], pixels[part] = (carries & inside).sum(axis=(1, 2)), inside.sum(axis=(1, 2))
+    return found, pixels
 
 
 def sky_columns(exposure: Exposure, columns: dict[str, Array]) -> dict[str, Array]:

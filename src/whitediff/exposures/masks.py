@@ -68,8 +68,8 @@ is below it is still there."""
 _DESCRIPTIONS = {
     CONTAMINATED: "The correction owes more than 1% of its weight to filled or outside pixels.",
     SOURCE: "A source was detected here on the science or template image.",
-    STATIC: "Sources were detected here on the science image and on the template.",
-    STATIC_BRIGHT: "More than 100 times the noise of a source here on science image and template.",
+    STATIC: "A source was detected here on the science image, and one on the template.",
+    STATIC_BRIGHT: "A static source has more than 50 times the noise here on both images.",
     STREAK: "A satellite or aeroplane left its trail here.",
     "BAD": "The pixel is bad.",
     "CR": "A cosmic ray hit the pixel.",
