@@ -67,7 +67,8 @@ class SourceLevel(enum.IntEnum):
 
     NONE = 0
     SOURCE = 1
-    BRIGHT = 2
+    NEAR_BRIGHT = 2
+    BRIGHT = 3
 
 
 def smooth_background(image: Array, use: Array, *, cell: int = _BACKGROUND_CELL) -> Array:
@@ -219,8 +220,9 @@ def source_levels(image: Array, unusable: Array | None = None) -> Array:
     Returns
     -------
     levels
-        ``(ny, nx)`` uint8, `SourceLevel`: SOURCE for the pixels of `detect_sources`, and BRIGHT
-        where the smoothed image is more than 50 times the scatter above the background.
+        ``(ny, nx)`` uint8, `SourceLevel`: SOURCE for the pixels of `detect_sources`, BRIGHT where
+        the smoothed image is more than 50 times the scatter above the background, NEAR_BRIGHT
+        within 4 pixels of that in x and y.
 
     Raises
     ------
@@ -317,9 +319,7 @@ def _detected(image: Array, unusable: Array | None, passes: int = _PASSES) -> tu
         if not scatter > 0:
             break
         sources = _grown(_connected(smoothed, scatter), _GROWTH_PIXELS // 2)
-        levels = planes.filled(
-            mean.shape, np.uint8, functools.partial(_levels, sources, smoothed, scatter)
-        )
+        levels = _levels(smoothed, scatter, sources)
     nx = image.shape[1]
 
     def spread(rows: slice) -> Array:
@@ -329,11 +329,20 @@ def _detected(image: Array, unusable: Array | None, passes: int = _PASSES) -> tu
     return planes.filled(image.shape, np.uint8, spread), background
 
 
-def _levels(sources: Array, smoothed: Array, scatter: float, rows: slice) -> Array:
-    """Some rows of levels."""
-    bright = smoothed[rows] > np.float32(_BRIGHT_THRESHOLD * scatter)
-    levels: Array = np.where(bright, np.uint8(SourceLevel.BRIGHT), sources[rows])
-    return levels
+def _levels(smoothed: Array, scatter: float, sources: Array) -> Array:
+    """Levels of pixels, of which each holds for the pixels of the next."""
+    bright = planes.filled(
+        smoothed.shape, bool, lambda rows: smoothed[rows] > np.float32(_BRIGHT_THRESHOLD * scatter)
+    )
+    near = _grown(bright, _GROWTH_PIXELS // 2)
+
+    def added(rows: slice) -> Array:
+        levels: Array = sources[rows].astype(np.uint8)
+        levels += near[rows]
+        levels += bright[rows]
+        return levels
+
+    return planes.filled(smoothed.shape, np.uint8, added)
 
 
 def _without(plane: Array, other: Array, rows: slice) -> Array:

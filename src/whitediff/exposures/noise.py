@@ -192,15 +192,17 @@ class PairSources:
     @property
     def either(self) -> Array:
         """``(ny, nx)`` boolean: a source of the science image or of the template."""
-        return self._combined(np.maximum, SourceLevel.SOURCE)
+        return self._pixels(SourceLevel.NONE, SourceLevel.SOURCE)
 
-    def _combined(self, how: np.ufunc, least: SourceLevel) -> Array:
-        """Pixels of at least a level, by the minimum or maximum of both."""
-        return planes.filled(
-            self.science.shape,
-            bool,
-            lambda rows: how(self.science[rows], self.template[rows]) >= least,
-        )
+    def _pixels(self, both: SourceLevel, one: SourceLevel) -> Array:
+        """Pixels of at least these levels on both images and on one of them."""
+
+        def work(rows: slice) -> Array:
+            levels = self.science[rows], self.template[rows]
+            found: Array = (np.minimum(*levels) >= both) & (np.maximum(*levels) >= one)
+            return found
+
+        return planes.filled(self.science.shape, bool, work)
 
     def marked(self, mask: Mask) -> Mask:
         """Copy a mask and say in it where sources are.
@@ -219,8 +221,9 @@ class PairSources:
             mask,
             {
                 masks.SOURCE: self.either,
-                masks.STATIC: self._combined(np.minimum, SourceLevel.SOURCE),
-                masks.STATIC_BRIGHT: self._combined(np.minimum, SourceLevel.BRIGHT),
+                masks.STATIC: self._pixels(SourceLevel.SOURCE, SourceLevel.SOURCE),
+                # As large as where the seeing was worse: that is what a residual's own are too.
+                masks.STATIC_BRIGHT: self._pixels(SourceLevel.NEAR_BRIGHT, SourceLevel.BRIGHT),
             },
         )
 
