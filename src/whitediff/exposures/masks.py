@@ -39,8 +39,11 @@ type Array = npt.NDArray[Any]
 CONTAMINATED = "CONTAMINATED"
 UNSUPPORTED = "UNSUPPORTED"
 SOURCE = "SOURCE"
+"""On the science image or the template: there noise and background are not measured."""
 STATIC = "STATIC"
+"""On both: what has changed, and is a source of one of them only, is none."""
 STATIC_BRIGHT = "STATIC_BRIGHT"
+"""On both, and so bright that errors of the matching may leave a detection."""
 STREAK = "STREAK"
 
 DEFAULT_IGNORE_MASK_PLANES = (
