@@ -222,7 +222,7 @@ class PairSources:
             {
                 masks.SOURCE: self.either,
                 masks.STATIC: self._pixels(SourceLevel.SOURCE, SourceLevel.SOURCE),
-                # As large as where the seeing was worse: that is what a residual's own are too.
+                # As large as in the worse seeing, whose PSF the difference has.
                 masks.STATIC_BRIGHT: self._pixels(SourceLevel.NEAR_BRIGHT, SourceLevel.BRIGHT),
             },
         )
