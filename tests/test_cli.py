@@ -105,9 +105,9 @@ def test_simulate_decorrelate_check(run, simulated, tmp_path):
     assert header["WDSVAR"] == pytest.approx(900, rel=1e-3)
     assert header["WDTVAR"] == pytest.approx(300, rel=1e-3)
     image = MaskedImage.read(str(out))
-    assert {"BAD", "SAT", "NO_DATA", "EDGE", "CONTAMINATED", "SOURCE"} <= set(
-        image.mask.schema.names
-    )
+    assert {
+        "BAD", "SAT", "NO_DATA", "EDGE", "CONTAMINATED", "SOURCE", "STATIC", "STATIC_BRIGHT",
+    } <= set(image.mask.schema.names)  # fmt: skip
     assert image.sky_projection is not None
     assert fits.getheader(out, "IMAGE")["SKYLEVEL"] > 0
     # With the science image and template named, the sources are found again.

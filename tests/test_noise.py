@@ -28,7 +28,7 @@ from whitediff.noise import (
     white_covariance,
 )
 from whitediff.profiles import FWHM_TO_SIGMA
-from whitediff.sources import noise_variance, smooth_background, sources_and_background
+from whitediff.sources import SourceLevel, levels_and_background, noise_variance, smooth_background
 
 DECAM = SHARED / "data" / "decam"
 GRID = (128, 128)
@@ -234,7 +234,8 @@ def test_a_large_frame_with_faint_sources_and_masks(rng):
     kernel = lanczos(0.5), lanczos(0.25)
     true = resampling_covariance(np.outer(*kernel))
     image = resampled_noise(rng, 1000, kernel) + faint_sources(rng, 1000)
-    sources, background = sources_and_background(image)
+    levels, background = levels_and_background(image)
+    sources = levels > SourceLevel.NONE
     good = blobs(rng, 1000, 0.3) & ~sources
     image -= background
     plane = np.full(image.shape, 4.0, dtype=np.float32)
@@ -340,9 +341,9 @@ def test_decam_pairs():
 def decam_exposure(name):
     path = DECAM / f"DEC-OBS{name}.mini.fits"
     image, header = fits.getdata(path).astype(float), fits.getheader(path)
-    sources, background = sources_and_background(image)
+    levels, background = levels_and_background(image)
     model = noise_variance(image, gain=header["GAIN"], read_noise=header["RDNOISE"])
-    return image - background, model, sources, header["FWHM"] * FWHM_TO_SIGMA
+    return image - background, model, levels > SourceLevel.NONE, header["FWHM"] * FWHM_TO_SIGMA
 
 
 def decam_ratio(science, template, name, first):

@@ -12,10 +12,11 @@ from whitediff.errors import ArgumentError, DataError
 from whitediff.exposures.noise import source_pixels, sources_apart, variance_factor
 from whitediff.simulation import SimulationOptions, simulate
 from whitediff.sources import (
+    SourceLevel,
     detect_sources,
+    levels_and_background,
     noise_variance,
     smooth_background,
-    sources_and_background,
 )
 
 
@@ -57,7 +58,8 @@ def test_the_background_is_that_between_the_sources(rng):
     unusable = np.zeros(image.shape, dtype=bool)
     unusable[:, 50] = True
     image[:, 50] = np.nan
-    sources, background = sources_and_background(image, unusable)
+    levels, background = levels_and_background(image, unusable)
+    sources = levels > SourceLevel.NONE
     assert sources[100:140, 200:240].all()
     np.testing.assert_array_equal(sources, detect_sources(image, unusable))
     assert np.abs(background - gradient)[40:-40, 40:-40].max() < 5

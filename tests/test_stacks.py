@@ -489,6 +489,8 @@ def test_command(run, files, stack):
             hdus["VARIANCE"].data, expected.exposure.variance.array, rtol=1e-6
         )
         assert {"PSF", "KERNEL", "MASK"} <= {hdu.name for hdu in hdus}
+        planes = {value for key, value in hdus["MASK"].header.items() if key.startswith("MSKN")}
+        assert {"SOURCE", "STATIC", "STATIC_BRIGHT"} <= planes
     assert header["WDTASK"] == "decorrelate-stack"
     assert header["WDSCI"].split("; ") == [str(path / f"{i}.fits") for i in range(5)]
     assert header["WDSKERN"].split("; ")[0] == "-"

@@ -7,6 +7,7 @@ difference: leaving out its high pixels would lower the variance that is to be j
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import math
 from collections.abc import Sequence
@@ -23,21 +24,30 @@ from .stats import robust_sigma
 from .structure import high_frequencies
 
 __all__ = [
+    "RESIDUAL",
     "NoiseModel",
+    "SourceLevel",
+    "bright_pixel_counts",
     "detect_sources",
     "exposure_map_variance",
+    "levels_and_background",
     "noise_variance",
     "smooth_background",
-    "sources_and_background",
+    "source_levels",
     "spread_over_steps",
 ]
 
 type Array = npt.NDArray[Any]
 
+RESIDUAL = 0.1
+"""Of a source, the largest part that errors of the matching are taken to leave."""
+
 _PASSES = 2
 _SLOPE_PASSES = 10
 _DETECTION_THRESHOLD = 4.0
 _GROWTH_THRESHOLD = 2.0
+_BRIGHT_THRESHOLD = 5 / RESIDUAL
+"""What errors of the matching leave of such a source may be a 5 sigma detection."""
 _GROWTH_PIXELS = 4
 _BACKGROUND_CELL = 64
 _LEAST_USED = 0.3
@@ -52,6 +62,19 @@ _CLOSE = 0.05
 """Relative difference of a predicted variance from one that is measured where the sky varies."""
 _SAMPLE = 250_000
 """Pixels from which a scatter is known to a few thousandths."""
+_SMOOTHING = np.array([1, 1, 2, 2, 1, 1]) / 8
+"""Along either axis, what is detected on: means of 2 pixels convolved with (1, 2, 1)/4."""
+
+
+class SourceLevel(enum.IntEnum):
+    """How much of a source a pixel holds.  Levels of several images combine by their minimum,
+    which all of them have, or their maximum.
+    """
+
+    NONE = 0
+    SOURCE = 1
+    NEAR_BRIGHT = 2
+    BRIGHT = 3
 
 
 def smooth_background(
@@ -226,11 +249,63 @@ def detect_sources(
     Works on means of 2 × 2 pixels: what is smoothed and grown by more than that loses
     nothing, and it takes a quarter of the time.
     """
-    sources, _ = _detected(image, unusable, passes=1 if only_bright else _PASSES)
+    levels, _ = _detected(image, unusable, passes=1 if only_bright else _PASSES)
+    sources: Array = levels > SourceLevel.NONE
     return sources
 
 
-def sources_and_background(image: Array, unusable: Array | None = None) -> tuple[Array, Array]:
+def source_levels(image: Array, unusable: Array | None = None) -> Array:
+    """Pixels that belong to sources, and the bright ones of them.
+
+    Parameters
+    ----------
+    image, unusable
+        As for `detect_sources`.
+
+    Returns
+    -------
+    levels
+        ``(ny, nx)`` uint8, `SourceLevel`: SOURCE for the pixels of `detect_sources`, BRIGHT where
+        the smoothed image is more than 50 times the scatter above the background, NEAR_BRIGHT
+        within 4 pixels of that in x and y.
+
+    Raises
+    ------
+    DataError
+        If no pixel is usable.
+    """
+    levels, _ = _detected(image, unusable)
+    return levels
+
+
+def bright_pixel_counts(psf: Array, significance: Array) -> Array:
+    """How many pixels of point sources `source_levels` would find bright.
+
+    Parameters
+    ----------
+    psf
+        ``(py, px)``.
+    significance
+        ``(n,)`` fluxes of the sources over their errors, in white noise.
+
+    Returns
+    -------
+    counts
+        ``(n,)`` numbers of pixels.
+    """
+    smoothed = psf.astype(np.float64)
+    for axis in range(2):
+        smoothed = scipy.ndimage.convolve1d(smoothed, _SMOOTHING, axis=axis, mode="constant")
+    # A source of significance 1, over the scatter of white noise that is smoothed likewise.
+    scatter = (_SMOOTHING**2).sum() * math.sqrt((psf**2).sum())
+    heights = np.sort(smoothed.ravel()) / scatter
+    with np.errstate(divide="ignore"):
+        least = _BRIGHT_THRESHOLD / np.abs(significance)
+    counts: Array = heights.size - np.searchsorted(heights, least, side="right")
+    return counts
+
+
+def levels_and_background(image: Array, unusable: Array | None = None) -> tuple[Array, Array]:
     """Pixels that belong to sources, and the background that they stand on.
 
     Parameters
@@ -240,8 +315,8 @@ def sources_and_background(image: Array, unusable: Array | None = None) -> tuple
 
     Returns
     -------
-    sources
-        As of `detect_sources`.
+    levels
+        As of `source_levels`.
     background
         ``(ny, nx)`` float32: medians of cells of 64 pixels as in `smooth_background`,
         without the sources.
@@ -251,12 +326,12 @@ def sources_and_background(image: Array, unusable: Array | None = None) -> tuple
     DataError
         If no pixel is usable.
     """
-    sources, medians = _detected(image, unusable)
-    return sources, _interpolated(medians, image.shape, step=2)
+    levels, medians = _detected(image, unusable)
+    return levels, _interpolated(medians, image.shape, step=2)
 
 
 def _detected(image: Array, unusable: Array | None, passes: int = _PASSES) -> tuple[Array, Array]:
-    """Source pixels, and medians of cells of the background."""
+    """Levels of source pixels, and medians of cells of the background."""
 
     def is_usable(rows: slice) -> Array:
         finite = np.isfinite(image[rows])
@@ -271,6 +346,7 @@ def _detected(image: Array, unusable: Array | None, passes: int = _PASSES) -> tu
     mean, measured, weight = _means_of_pairs(image, usable)
     covered = None if weight is None else _smoothed(weight)
     sources = planes.zeros(mean.shape, bool)
+    levels = planes.zeros(mean.shape, np.uint8)
     background = np.zeros((1, 1), np.float32)
     # More than once: the first background and scatter still contain the sources.
     for _ in range(passes):
@@ -288,13 +364,30 @@ def _detected(image: Array, unusable: Array | None, passes: int = _PASSES) -> tu
         if not scatter > 0:
             break
         sources = _grown(_connected(smoothed, scatter), _GROWTH_PIXELS // 2)
+        levels = _levels(smoothed, scatter, sources)
     nx = image.shape[1]
 
     def spread(rows: slice) -> Array:
-        pairs = sources[np.arange(rows.start, rows.stop) // 2]
-        return np.repeat(pairs, 2, axis=1)[:, :nx] & usable[rows]
+        pairs = levels[np.arange(rows.start, rows.stop) // 2]
+        return np.repeat(pairs, 2, axis=1)[:, :nx] * usable[rows]
 
-    return planes.filled(image.shape, bool, spread), background
+    return planes.filled(image.shape, np.uint8, spread), background
+
+
+def _levels(smoothed: Array, scatter: float, sources: Array) -> Array:
+    """Levels of pixels, of which each holds for the pixels of the next."""
+    bright = planes.filled(
+        smoothed.shape, bool, lambda rows: smoothed[rows] > np.float32(_BRIGHT_THRESHOLD * scatter)
+    )
+    near = _grown(bright, _GROWTH_PIXELS // 2)
+
+    def added(rows: slice) -> Array:
+        levels: Array = sources[rows].astype(np.uint8)
+        levels += near[rows]
+        levels += bright[rows]
+        return levels
+
+    return planes.filled(smoothed.shape, np.uint8, added)
 
 
 def _without(plane: Array, other: Array, rows: slice) -> Array:
@@ -501,9 +594,10 @@ def noise_variance(
     if unusable is not None:
         usable &= ~unusable
     whole = usable.any() and bool((image[usable] == np.rint(image[usable])).all())
-    sources, background = sources_and_background(
+    levels, background = levels_and_background(
         spread_over_steps(image) if whole else image, unusable
     )
+    sources = levels > SourceLevel.NONE
     free = usable & ~sources
     if not free.any():
         raise DataError("No source-free pixel is left to measure the noise on.")
@@ -680,7 +774,8 @@ def exposure_map_variance(
         usable &= ~unusable
     if not usable.any():
         return None
-    sources, background = sources_and_background(image, ~usable)
+    levels, background = levels_and_background(image, ~usable)
+    sources = levels > SourceLevel.NONE
     free = usable & ~sources
     if not free.any():
         return None

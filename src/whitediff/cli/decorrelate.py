@@ -230,6 +230,8 @@ def run_decorrelation(
     from .. import formats
     from ..errors import ArgumentError
     from ..exposures import decorrelation, masks
+    from ..exposures.noise import pair_sources
+    from ..exposures.pipeline import mark_sources
     from ..exposures.regions import Region, decorrelate_regions
     from ..outputs import check_output
     from ..runs.cards import decorrelation_cards, report_inputs_floor
@@ -289,7 +291,9 @@ def run_decorrelation(
                 inputs["science"], inputs["template"], whole, whole.kernel, convolved=direction
             )
         begin("sources")
-        sources = _all_sources(inputs) if _on_one_grid(inputs, whole) else None
+        sources = None
+        if _on_one_grid(inputs, whole):
+            sources = pair_sources([inputs["science"]], [inputs["template"]])
         begin("correction")
         means = {
             name: each.variance if isinstance(each.variance, float) else None
@@ -299,7 +303,7 @@ def run_decorrelation(
             common: dict[str, Any] = {
                 "science_variance": means["science"],
                 "template_variance": means["template"],
-                "sources": sources,
+                "sources": None if sources is None else sources.either,
                 "options": options,
             }
             exposures = (inputs["science"], inputs["template"], whole)
@@ -318,8 +322,7 @@ def run_decorrelation(
             named = any(path in str(error) for path in (science, template, difference))
             raise error if named else ArgumentError(f"{difference}: {error}") from error
         assert sources is not None
-        mask = masks.with_plane(result.exposure.mask, masks.SOURCE, sources)
-        result.exposure.masked_image.mask = mask
+        mark_sources(result.exposure, sources)
         begin("writing")
         parameters: dict[str, tuple[Any, str]] = {
             "WDSCI": (science, "science image"),
@@ -473,13 +476,6 @@ def _check_position(difference: Any, x: float | None, y: float | None) -> None:
 
 def _on_one_grid(inputs: dict[str, Any], difference: Any) -> bool:
     return all(exposure.shape == difference.shape for exposure in inputs.values())
-
-
-def _all_sources(inputs: dict[str, Any]) -> Any:
-    """Pixels where the science image or the template has a source."""
-    from ..exposures.noise import source_pixels
-
-    return source_pixels(inputs["science"], inputs["template"])
 
 
 def _refuse_white(difference: str) -> None:

@@ -142,8 +142,9 @@ def run_stack_decorrelation(
     """
     from .. import formats
     from ..errors import ArgumentError
-    from ..exposures import masks, stacks
-    from ..exposures.noise import source_pixels
+    from ..exposures import stacks
+    from ..exposures.noise import pair_sources
+    from ..exposures.pipeline import mark_sources
     from ..outputs import check_output
     from ..reading import ReadingOptions
     from ..runs.cards import report_noise_floor
@@ -210,14 +211,16 @@ def run_stack_decorrelation(
         if all(each.shape == exposure.shape for each in inputs.values()):
             exposure = complete_planes(exposure, inputs, wcs_from=sides["science"][0].exposure)
             begin("sources")
-            sources = source_pixels(*inputs.values())
+            sources = pair_sources(
+                *([member.exposure for member in sides[name]] for name in ("science", "template"))
+            )
         begin("correction")
         try:
             result = stacks.decorrelate_stack(
                 exposure,
                 sides["science"],
                 sides["template"],
-                sources=sources,
+                sources=None if sources is None else sources.either,
                 options=options,
             )
         except ArgumentError as error:
@@ -226,8 +229,7 @@ def run_stack_decorrelation(
                 raise
             raise ArgumentError(f"{difference}: {error}") from error
         assert sources is not None
-        mask = masks.with_plane(result.exposure.mask, masks.SOURCE, sources)
-        result.exposure.masked_image.mask = mask
+        mark_sources(result.exposure, sources)
         begin("writing")
         parameters: dict[str, tuple[Any, str]] = {
             "WDDIFF": (difference, "difference before decorrelation"),

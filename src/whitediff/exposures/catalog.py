@@ -10,11 +10,12 @@ from typing import Any
 import astropy.units as u
 import numpy as np
 import numpy.typing as npt
-import scipy.spatial
 from astropy.table import QTable, Table
+from lsst.images import Mask
 
 from .. import __version__
 from ..errors import ArgumentError
+from ..sources import RESIDUAL, bright_pixel_counts
 from . import masks
 from .model import Exposure
 
@@ -49,14 +50,15 @@ _AB_FLUX = 3631.0
 
 _SOURCE_RADIUS = 1.5
 _BRIGHT_RADIUS = 5.0
-"""Full widths at half maximum from a saturated pixel that are a bright star's neighbourhood."""
+"""Full widths at half maximum from a saturated pixel that are a bright star's neighbourhood; from
+other bright pixels as far as there are sources, for that is how far wings and spikes reach."""
 
 _LARGE_SOURCE = 3.0
 """Full widths at half maximum: who has only source pixels within this radius is inside of one that
-is bright or large."""
+is bright or large, where the mask does not tell which sources are static."""
 
 _FILLED = 0.9
-_MOST_SATURATED = 2_000_000
+_TOGETHER = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,7 @@ COLUMNS = {
     "flag_interpolated": _Column(None, "an interpolated pixel is near"),
     "flag_no_data": _Column(None, "a pixel without data is near"),
     "flag_contaminated": _Column(None, "near pixels owe something to masked or outside ones"),
-    "flag_source": _Column(None, "a source of the science image or template is here"),
+    "flag_source": _Column(None, "a source of both science image and template is here"),
     "flag_near_bright_star": _Column(None, "in the neighbourhood of a bright star"),
     "flag_fit_failed": _Column(None, "the position or flux could not be fitted"),
 }
@@ -319,7 +321,14 @@ def _first_reason(catalog: Table) -> Array:
 
 
 def source_flags(
-    exposure: Exposure, x: Array, y: Array, *, fwhm: float, reach: float
+    exposure: Exposure,
+    x: Array,
+    y: Array,
+    *,
+    significance: Array,
+    psf: Array,
+    fwhm: float,
+    reach: float,
 ) -> dict[str, Array]:
     """Flags of sources, from the mask planes around them.
 
@@ -329,8 +338,12 @@ def source_flags(
         Exposure.
     x, y
         ``(n,)`` array coordinates.
+    significance
+        ``(n,)`` signed; NaN where it is not known.
+    psf
+        ``(py, px)``.
     fwhm
-        Full width at half maximum of the PSF, pixels: a pixel within it is near.
+        Its full width at half maximum, pixels: a pixel within it is near.
     reach
         Pixels from the frame's edge within which a source is near it.
 
@@ -356,8 +369,18 @@ def source_flags(
     ny, nx = exposure.shape
     flags["flag_edge"] |= (np.minimum(x, nx - 1 - x) < reach) | (np.minimum(y, ny - 1 - y) < reach)
     flags["flag_no_data"] |= _not_finite_within(exposure.image.array, x, y, max(1.5, fwhm))
-    flags["flag_source"] = carries(here, (masks.SOURCE,))
-    flags["flag_near_bright_star"] = _near_bright_star(exposure, x, y, fwhm, flags["flag_source"])
+    static = masks.find_plane(mask, masks.STATIC) is not None
+    on_source = carries(here, (masks.STATIC if static else masks.SOURCE,))
+    saturated, _ = _pixels_within(mask, "SAT", x, y, _BRIGHT_RADIUS * fwhm)
+    bright, _ = _pixels_within(mask, masks.STATIC_BRIGHT, x, y, _BRIGHT_RADIUS * fwhm)
+    # A residual is of a source that is so much brighter, and has as many bright pixels.
+    least = bright_pixel_counts(psf, significance / RESIDUAL)
+    near_bright = (saturated > 0) | (on_source & (bright > least))
+    if not static:
+        # What has changed may itself be all of the source.
+        found, pixels = _pixels_within(mask, masks.SOURCE, x, y, _LARGE_SOURCE * fwhm)
+        near_bright |= on_source & (found >= _FILLED * pixels)
+    flags |= {"flag_source": on_source, "flag_near_bright_star": near_bright}
     return flags
 
 
@@ -391,28 +414,20 @@ def _not_finite_within(image: Array, x: Array, y: Array, radius: float) -> Array
     return found
 
 
-def _near_bright_star(
-    exposure: Exposure, x: Array, y: Array, fwhm: float, candidates: Array
-) -> Array:
-    result = np.zeros(len(x), bool)
-    if not len(x):
-        return result
-    saturated = np.argwhere(masks.flagged(exposure.mask, ["SAT"]))
-    if 0 < len(saturated) <= _MOST_SATURATED:
-        tree = scipy.spatial.cKDTree(saturated)
-        distance, _ = tree.query(
-            np.stack([y, x], axis=1), distance_upper_bound=_BRIGHT_RADIUS * fwhm
-        )
-        result |= np.isfinite(distance)
-    plane = masks.find_plane(exposure.mask, masks.SOURCE)
-    if plane is not None and candidates.any():
-        bit = exposure.mask.schema.bit(plane)
-        array = exposure.mask.array[:, :, bit.index]
-        at = np.flatnonzero(candidates)
-        rows, columns, inside = _indices(array.shape, x[at], y[at], _LARGE_SOURCE * fwhm)
-        filled = ((array[rows, columns] & bit.mask) != 0) & inside
-        result[at] |= filled.sum(axis=(1, 2)) >= _FILLED * inside.sum(axis=(1, 2))
-    return result
+def _pixels_within(mask: Mask, name: str, x: Array, y: Array, radius: float) -> tuple[Array, Array]:
+    """How many pixels around each position have a plane, and how many there are."""
+    found, pixels = np.zeros((2, len(x)), int)
+    plane = masks.find_plane(mask, name)
+    if plane is None:
+        return found, pixels
+    bit, shape = mask.schema.bit(plane), mask.array.shape[:2]
+    # A few at a time: many surroundings take much memory.
+    for first in range(0, len(x), _TOGETHER):
+        part = slice(first, first + _TOGETHER)
+        rows, columns, inside = _indices(shape, x[part], y[part], radius)
+        carries = (mask.array[rows, columns, bit.index] & bit.mask) != 0
+        found[part], pixels[part] = (carries & inside).sum(axis=(1, 2)), inside.sum(axis=(1, 2))
+    return found, pixels
 
 
 def sky_columns(exposure: Exposure, columns: dict[str, Array]) -> dict[str, Array]:

@@ -551,7 +551,16 @@ class _Field:
         flux, error = photometry.aperture_fluxes(*self.planes, x, y, self.aperture_radius)
         columns |= {"aperture_flux": spread(flux), "aperture_flux_err": spread(error)}
         columns |= {name: spread(values) for name, values in self.shapes(x, y).items()}
-        for name, values in source_flags(exposure, x, y, fwhm=self.fwhm, reach=self.radius).items():
+        flags = source_flags(
+            exposure,
+            x,
+            y,
+            significance=columns["significance"][inside],
+            psf=self.middle_psf,
+            fwhm=self.fwhm,
+            reach=self.radius,
+        )
+        for name, values in flags.items():
             columns[name] = spread(values, fill=False)
         for name in ("flag_edge", "flag_no_data"):
             columns[name] |= ~inside

@@ -17,6 +17,8 @@ __all__ = [
     "DEFAULT_IGNORE_MASK_PLANES",
     "INTERPOLATED_MASK_PLANES",
     "SOURCE",
+    "STATIC",
+    "STATIC_BRIGHT",
     "STREAK",
     "UNSUPPORTED",
     "UNTRUSTED_MASK_PLANES",
@@ -29,6 +31,7 @@ __all__ = [
     "set_plane",
     "united",
     "with_plane",
+    "with_planes",
 ]
 
 type Array = npt.NDArray[Any]
@@ -36,6 +39,11 @@ type Array = npt.NDArray[Any]
 CONTAMINATED = "CONTAMINATED"
 UNSUPPORTED = "UNSUPPORTED"
 SOURCE = "SOURCE"
+"""On the science image or the template: there noise and background are not measured."""
+STATIC = "STATIC"
+"""On both: what has changed, and is a source of one of them only, is none."""
+STATIC_BRIGHT = "STATIC_BRIGHT"
+"""On both, and so bright that errors of the matching may leave a detection."""
 STREAK = "STREAK"
 
 DEFAULT_IGNORE_MASK_PLANES = (
@@ -63,6 +71,8 @@ is below it is still there."""
 _DESCRIPTIONS = {
     CONTAMINATED: "The correction owes more than 1% of its weight to filled or outside pixels.",
     SOURCE: "A source was detected here on the science or template image.",
+    STATIC: "A source was detected here on the science image, and one on the template.",
+    STATIC_BRIGHT: "A static source has more than 50 times the noise here on both images.",
     STREAK: "A satellite or aeroplane left its trail here.",
     "BAD": "The pixel is bad.",
     "CR": "A cosmic ray hit the pixel.",
@@ -271,8 +281,27 @@ def with_plane(mask: Mask, name: str, plane: Array) -> Mask:
     mask
         A new mask.
     """
-    result = extended(mask, [name])
-    set_plane(result, name, plane)
+    return with_planes(mask, {name: plane})
+
+
+def with_planes(mask: Mask, images: Mapping[str, Array]) -> Mask:
+    """Copy a mask and set bits of several planes in it; bits that were set stay.
+
+    Parameters
+    ----------
+    mask
+        Mask to copy.
+    images
+        Name → ``(ny, nx)`` boolean; planes that the mask lacks are added.
+
+    Returns
+    -------
+    mask
+        A new mask.
+    """
+    result = extended(mask, images)
+    for name, image in images.items():
+        set_plane(result, name, image)
     return result
 
 

@@ -447,7 +447,7 @@ def _measured_sum(
         source.variance.array,
         target.variance.array,
         missing,
-        pair.science_pixels | pair.template_pixels,
+        pair.source_levels.either,
         x,
         y,
         radius=radius,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Image
+from lsst.images import Image, Mask
 
 from .. import planes
 from ..decorrelation import smallest_sigma, unmeasured_pixels
@@ -17,7 +19,14 @@ from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import choose_candidates, find_sources
 from ..noise import NoiseCovariance, measured_covariance
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from ..sources import detect_sources, smooth_background, sources_and_background, spread_over_steps
+from ..sources import (
+    SourceLevel,
+    detect_sources,
+    levels_and_background,
+    smooth_background,
+    source_levels,
+    spread_over_steps,
+)
 from ..stats import robust_sigma
 from ..structure import high_frequencies
 from ..threads import in_threads
@@ -27,11 +36,14 @@ from .model import Exposure, fits_single
 from .psf import average_position, psf_image
 
 __all__ = [
+    "PairSources",
     "avoided_pixels",
+    "levels_apart",
     "measured_noises",
     "measured_variance_factor",
     "noise_and_structure",
     "noises_by_role",
+    "pair_sources",
     "rescaled",
     "source_pixels",
     "sources_apart",
@@ -164,6 +176,80 @@ def source_pixels(*exposures: Exposure, only_bright: bool = False) -> Array:
     return sources
 
 
+@dataclasses.dataclass(frozen=True)
+class PairSources:
+    """Which pixels hold sources of the science image and of the template.
+
+    Attributes
+    ----------
+    science, template
+        ``(ny, nx)`` uint8, `whitediff.sources.SourceLevel`.
+    """
+
+    science: Array
+    template: Array
+
+    @property
+    def either(self) -> Array:
+        """``(ny, nx)`` boolean: a source of the science image or of the template."""
+        return self._pixels(SourceLevel.NONE, SourceLevel.SOURCE)
+
+    def _pixels(self, both: SourceLevel, one: SourceLevel) -> Array:
+        """Pixels of at least these levels on both images and on one of them."""
+
+        def work(rows: slice) -> Array:
+            levels = self.science[rows], self.template[rows]
+            found: Array = (np.minimum(*levels) >= both) & (np.maximum(*levels) >= one)
+            return found
+
+        return planes.filled(self.science.shape, bool, work)
+
+    def marked(self, mask: Mask) -> Mask:
+        """Copy a mask and say in it where sources are.
+
+        Parameters
+        ----------
+        mask
+            Mask of the same pixels.
+
+        Returns
+        -------
+        mask
+            A new one, with SOURCE, STATIC and STATIC_BRIGHT.
+        """
+        return masks.with_planes(
+            mask,
+            {
+                masks.SOURCE: self.either,
+                masks.STATIC: self._pixels(SourceLevel.SOURCE, SourceLevel.SOURCE),
+                # As large as in the worse seeing, whose PSF the difference has.
+                masks.STATIC_BRIGHT: self._pixels(SourceLevel.NEAR_BRIGHT, SourceLevel.BRIGHT),
+            },
+        )
+
+
+def pair_sources(science: Sequence[Exposure], template: Sequence[Exposure]) -> PairSources:
+    """Find the sources of a pair, or of two stacks.
+
+    Parameters
+    ----------
+    science, template
+        Exposures on the same pixels.
+
+    Returns
+    -------
+    sources
+        `PairSources`: a source of one exposure of a stack is one of the stack.
+    """
+
+    def detected(exposure: Exposure) -> Array:
+        return source_levels(_unstepped(exposure.image.array), avoided_pixels(exposure))
+
+    levels = in_threads(detected, (*science, *template))
+    stacks = levels[: len(science)], levels[len(science) :]
+    return PairSources(*(functools.reduce(np.maximum, stack) for stack in stacks))
+
+
 def variance_factor(exposure: Exposure) -> float:
     """Measured noise over the variance plane.
 
@@ -203,17 +289,36 @@ def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[A
     flat
         ``(ny, nx)`` float32: the image without its background, zero where untrusted.
     """
+    levels, flat = levels_apart(exposure, untrusted)
+    return levels >= SourceLevel.SOURCE, flat
+
+
+def levels_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[Array, Array]:
+    """Tell an exposure's sources, and how bright they are, from its background.
+
+    Parameters
+    ----------
+    exposure, untrusted
+        As for `sources_apart`.
+
+    Returns
+    -------
+    levels
+        ``(ny, nx)`` uint8, `whitediff.sources.source_levels`.
+    flat
+        As of `sources_apart`.
+    """
     if untrusted is None:
         untrusted = avoided_pixels(exposure)
     image = exposure.image.array
-    sources, background = sources_and_background(_unstepped(image), untrusted)
+    levels, background = levels_and_background(_unstepped(image), untrusted)
 
     def subtract(rows: slice) -> None:
         np.subtract(image[rows], background[rows], out=background[rows])
         background[rows][untrusted[rows]] = 0
 
     planes.each_block(subtract, image.shape)
-    return sources, background
+    return levels, background
 
 
 def _unstepped(image: Array) -> Array:

@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
-from . import masks
 from .alignment import aligned_template
 from .defects import with_defects
 from .matching import Match, MatchOptions, match
 from .model import Exposure
-from .noise import rescaled, source_pixels
+from .noise import PairSources, pair_sources, rescaled
 from .preparation import Pair, PreparationOptions, pair_with_psf, prepare
 from .resampling import ResamplingOptions
 from .solution import Product, Solution, make_product
@@ -158,7 +157,7 @@ def make(solved: Solved, *, sources: Array | None = None, full_variance: bool = 
         `Product`.
     """
     if sources is None:
-        sources = solved.pair.science_pixels | solved.pair.template_pixels
+        sources = solved.pair.source_levels.either
     return make_product(
         solved.solution,
         solved.pair.science,
@@ -198,7 +197,7 @@ class Made:
     Attributes
     ----------
     product
-        With the mask plane SOURCE.
+        With the mask planes of `mark_sources`.
     science, template
         The exposures on one grid, with rescaled variances and, where they were fitted, the PSFs
         that are known or could be measured.
@@ -233,7 +232,8 @@ def make_all(
     """
     pair = prepare(science, template, options.preparation)
     correction, made = options.correction, {}
-    sources = pair.science_pixels | pair.template_pixels
+    levels = pair.source_levels
+    sources = levels.either
     for kind in ("difference", "score"):
         if kind not in tuple(kinds):
             continue
@@ -242,7 +242,7 @@ def make_all(
         product = make(solved, sources=sources, full_variance=options.full_variance)
         # Both products have the same inputs.
         correction |= measured_noise(product)
-        mark_sources(product.exposure, sources)
+        mark_sources(product.exposure, levels)
         made[kind] = Made(product, solved.pair.science, solved.pair.template, solved.pair)
         pair = solved.pair
     return made
@@ -276,7 +276,8 @@ def make_again(
     """
     science, template = defects_as_before(science, template, solutions.values())
     template = aligned_as_before(science, template, solutions.values(), use_wcs=use_wcs)
-    sources = source_pixels(science, template)
+    levels = pair_sources([science], [template])
+    sources = levels.either
     made = {}
     for kind, solution in solutions.items():
         pair = (
@@ -284,7 +285,7 @@ def make_again(
             rescaled(template, solution.template_variance_factor),
         )
         product = make_product(solution, *pair, sources=sources, full_variance=full_variance)
-        mark_sources(product.exposure, sources)
+        mark_sources(product.exposure, levels)
         made[kind] = Made(product, *pair)
     return made
 
@@ -350,14 +351,14 @@ def _by_stars_alone(solution: Solution) -> bool:
     return solution.registration is not None and not solution.registration.by_wcs
 
 
-def mark_sources(exposure: Exposure, sources: Array) -> None:
-    """Set the mask plane SOURCE of a product.
+def mark_sources(exposure: Exposure, sources: PairSources) -> None:
+    """Set the mask planes SOURCE, STATIC and STATIC_BRIGHT of a product.
 
     Parameters
     ----------
     exposure
         Product; changed.
     sources
-        ``(ny, nx)`` boolean: pixels with a source on either input.
+        Sources of its inputs.
     """
-    exposure.masked_image.mask = masks.with_plane(exposure.mask, masks.SOURCE, sources)
+    exposure.masked_image.mask = sources.marked(exposure.mask)

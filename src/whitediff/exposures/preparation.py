@@ -22,7 +22,7 @@ from ..matching.candidates import (
 )
 from ..matching.psf import measure_psf, star_width, unit_sum
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from ..sources import smooth_background
+from ..sources import SourceLevel, smooth_background
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .alignment import aligned_template
@@ -30,7 +30,9 @@ from .defects import DefectOptions, with_defects
 from .kernels import term_kernel
 from .model import Exposure
 from .noise import (
+    PairSources,
     avoided_pixels,
+    levels_apart,
     noise_and_structure,
     rescaled,
     sources_apart,
@@ -124,8 +126,8 @@ class Pair:
         Fraction of the science image's usable pixels that the template covers.
     science_bad, template_bad
         ``(ny, nx)`` boolean: pixels that hold no measurement, or that were excluded.
-    science_pixels, template_pixels
-        ``(ny, nx)`` boolean: pixels with a source.
+    source_levels
+        Which pixels hold sources of either.
     sources
         Sources of the science image, measured on both.
     science_fwhm, template_fwhm
@@ -146,8 +148,7 @@ class Pair:
     template_fraction: float
     science_bad: Array
     template_bad: Array
-    science_pixels: Array
-    template_pixels: Array
+    source_levels: PairSources
     sources: Sources
     science_fwhm: float
     template_fwhm: float
@@ -159,6 +160,16 @@ class Pair:
     def bad(self) -> Array:
         """``(ny, nx)`` boolean: pixels that are bad in either."""
         return self.science_bad | self.template_bad
+
+    @property
+    def science_pixels(self) -> Array:
+        """``(ny, nx)`` boolean: pixels with a source of the science image."""
+        return self.source_levels.science >= SourceLevel.SOURCE
+
+    @property
+    def template_pixels(self) -> Array:
+        """``(ny, nx)`` boolean: pixels with a source of the template."""
+        return self.source_levels.template >= SourceLevel.SOURCE
 
     @property
     def science_sigma(self) -> float:
@@ -217,12 +228,13 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     avoided = [avoided_pixels(exposure) for exposure in (science, template)]
     # The two exposures side by side.
     apart = in_threads(
-        lambda each: sources_apart(*each), zip((science, template), avoided, strict=True)
+        lambda each: levels_apart(*each), zip((science, template), avoided, strict=True)
     )
-    (pixels, flat) = zip(*apart, strict=True)
+    (levels, flat) = zip(*apart, strict=True)
     del apart
     factors, is_structured = (1.0, 1.0), False
     if options.rescale_variance:
+        pixels = [each >= SourceLevel.SOURCE for each in levels]
         both = zip((science, template), pixels, flat, strict=True)
         first, second = in_threads(lambda each: noise_and_structure(*each), both)
         factors, is_structured = (first[0], second[0]), max(first[1], second[1]) > 1
@@ -243,8 +255,8 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         each = zip(shown, avoided, widths, strict=True)
         shown = [_without_emission(*one) for one in each]
     elif is_curved:
-        with_sources = zip(shown, avoided, pixels, strict=True)
-        shown = [_without_sky(each, bad | plane) for each, bad, plane in with_sources]
+        others = zip(shown, avoided, levels, strict=True)
+        shown = [_without_sky(one, bad | (own > SourceLevel.NONE)) for one, bad, own in others]
     return Pair(
         science=science,
         template=template,
@@ -253,8 +265,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         template_fraction=fraction,
         science_bad=avoided[0],
         template_bad=avoided[1],
-        science_pixels=pixels[0],
-        template_pixels=pixels[1],
+        source_levels=PairSources(*levels),
         sources=sources,
         science_fwhm=fwhm(shown[0], candidates, widths[0], avoided[0]),
         template_fwhm=fwhm(shown[1], candidates, widths[1], avoided[1]),
@@ -420,18 +431,12 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
     DataError
         If there are too few stars.
     """
-    own = (
-        (pair.science, pair.science_bad, pair.science_pixels),
-        (pair.template, pair.template_bad, pair.template_pixels),
-    )
-    bad, pixels = next(
-        ((bad, pixels) for other, bad, pixels in own if other is exposure),
-        (pair.bad, pair.science_pixels | pair.template_pixels),
-    )
+    own = (pair.science, pair.science_bad), (pair.template, pair.template_bad)
+    bad = next((bad for other, bad in own if other is exposure), pair.bad)
     if pair.is_structured:
         exposure = _without_emission(exposure, bad, sigma)
     elif pair.is_curved:
-        exposure = _without_sky(exposure, bad | pixels)
+        exposure = _without_sky(exposure, bad | pair.science_pixels | pair.template_pixels)
     return _psf_of_stars(exposure, pair.sources, bad, sigma)
 
 

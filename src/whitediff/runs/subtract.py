@@ -17,7 +17,7 @@ from ..exposures.depth import Depth
 from ..exposures.depth import depth as depth_of
 from ..exposures.matching import MatchOptions
 from ..exposures.model import Exposure
-from ..exposures.noise import rescaled, source_pixels
+from ..exposures.noise import PairSources, pair_sources, rescaled
 from ..exposures.pipeline import (
     SubtractionOptions,
     aligned_as_before,
@@ -325,7 +325,8 @@ def _made(
     pair = prepare(inputs["science"], inputs["template"], how.preparation)
     # Whatever else is needed lives in the pair.
     inputs.clear()
-    sources = pair.science_pixels | pair.template_pixels
+    levels = pair.source_levels
+    sources = levels.either
     solved = None
     if wanted["difference"] is not None or wanted["matched"] is not None:
         begin("matching")
@@ -340,7 +341,7 @@ def _made(
         _describe(wanted["difference"], product, pair, solved.match, depth)
         _report_floor(product, pair)
         cards = _match_cards(pair, solved.match, options) | depth_cards(depth, zero_point)
-        yield wanted["difference"], *_finished(product, sources, cards)
+        yield wanted["difference"], *_finished(product, levels, cards)
         del product
     if solved is not None and wanted["matched"] is not None:
         begin("matched template")
@@ -358,7 +359,7 @@ def _made(
         cards = _match_cards(solved.pair, solved.match, options, score=True) | depth_cards(
             depth, zero_point
         )
-        yield wanted["score"], *_finished(product, sources, cards)
+        yield wanted["score"], *_finished(product, levels, cards)
 
 
 def _made_again(
@@ -374,7 +375,8 @@ def _made_again(
     science, template = defects_as_before(inputs["science"], inputs["template"], stored.values())
     template = aligned_as_before(science, template, stored.values(), use_wcs=use_wcs)
     inputs.clear()
-    sources = source_pixels(science, template)
+    levels = pair_sources([science], [template])
+    sources = levels.either
     for kind, solution in stored.items():
         begin(kind)
         pair = (
@@ -391,7 +393,7 @@ def _made_again(
             yield (
                 path,
                 *_finished(
-                    product, sources, _fraction_card(fraction) | depth_cards(depth, zero_point)
+                    product, levels, _fraction_card(fraction) | depth_cards(depth, zero_point)
                 ),
             )
         path = wanted["matched"]
@@ -413,9 +415,9 @@ def _matched(
 
 
 def _finished(
-    product: Any, sources: Any, cards: dict[str, tuple[Any, str]]
+    product: Any, sources: PairSources, cards: dict[str, tuple[Any, str]]
 ) -> tuple[Any, dict[str, tuple[Any, str]], dict[str, Any]]:
-    """Exposure with its SOURCE plane, cards and further extensions."""
+    """Exposure with the planes of its sources, cards and further extensions."""
     exposure = product.exposure
     mark_sources(exposure, sources)
     extras = dict(formats.solution_extras(product.solution))

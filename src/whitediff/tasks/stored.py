@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import lsst.pex.config as pex_config
-import numpy as np
-import numpy.typing as npt
 from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, Struct
 from lsst.utils.timer import timeMethod
@@ -14,7 +12,7 @@ from lsst.utils.timer import timeMethod
 from ..errors import DataError
 from ..exposures import masks
 from ..exposures.model import Exposure
-from ..exposures.noise import rescaled, source_pixels, without_sentinels
+from ..exposures.noise import PairSources, pair_sources, rescaled, without_sentinels
 from ..exposures.pipeline import aligned_as_before, mark_sources
 from ..exposures.solution import Solution, make_product
 from .connections import DecorrelateConnections, RecreateConnections
@@ -27,8 +25,6 @@ __all__ = [
     "RecreateDifferenceConfig",
     "RecreateDifferenceTask",
 ]
-
-type Array = npt.NDArray[Any]
 
 
 class DecorrelateDifferenceConfig(PipelineTaskConfig, pipelineConnections=DecorrelateConnections):  # type: ignore[call-arg]
@@ -95,7 +91,7 @@ class DecorrelateDifferenceTask(PipelineTask):
         """
         if isinstance(solution, ConvolutionKernel):
             solution = Solution.of_kernel(solution)
-        science, template, sources = _inputs(science, template, solution)
+        science, template, levels = _inputs(science, template, solution)
         difference = Exposure.from_object(difference)
         try:
             result = self.decorrelate.run(
@@ -107,15 +103,15 @@ class DecorrelateDifferenceTask(PipelineTask):
                 templateMatched=solution.convolved == "template",
                 preConvMode=solution.preconvolution_kernel is not None,
                 scaleFactor=solution.scale_factor,
-                sources=sources,
+                sources=levels.either,
             )
         except DataError as error:
             raise algorithm_error(error) from error
         corrected = result.correctedExposure
         if corrected.background is None:
             corrected.background = difference.background
-        if masks.find_plane(corrected.mask, masks.SOURCE) is None:
-            mark_sources(corrected, sources)
+        if masks.find_plane(corrected.mask, masks.STATIC) is None:
+            mark_sources(corrected, levels)
         return Struct(
             correctedExposure=corrected,
             correctedSolution=solution.completed(result.decorrelation),
@@ -162,39 +158,41 @@ class RecreateDifferenceTask(PipelineTask):
         -------
         result
             ``difference`` : `whitediff.Exposure`, a difference or a score; mask planes of both
-            exposures united, and SOURCE.
+            exposures united, and those of their sources.
 
         Raises
         ------
         ValueError
             If the exposures have other pixels than the solution.
         """
-        science, template, sources = _inputs(science, template, solution)
+        science, template, levels = _inputs(science, template, solution)
         try:
             product = make_product(
                 solution,
                 science,
                 template,
-                sources=sources,
+                sources=levels.either,
                 full_variance=self.config.completeVarPlanePropagation,
             )
         except DataError as error:
             raise algorithm_error(error) from error
         exposure = product.exposure
-        mark_sources(exposure, sources)
+        mark_sources(exposure, levels)
         self.metadata["kernelSum"] = product.decorrelation.kernel_sum
         self.metadata["diffimVarianceMeanAfter"] = product.decorrelation.variance_mean_after
         return Struct(difference=exposure)
 
 
-def _inputs(science: Any, template: Any, solution: Solution) -> tuple[Exposure, Exposure, Array]:
+def _inputs(
+    science: Any, template: Any, solution: Solution
+) -> tuple[Exposure, Exposure, PairSources]:
     """Exposures as a solution takes them, and where they have sources."""
     science = without_sentinels(Exposure.from_object(science))
     template = without_sentinels(Exposure.from_object(template))
     template = aligned_as_before(science, template, [solution])
-    sources = np.asarray(source_pixels(science, template))
+    levels = pair_sources([science], [template])
     return (
         rescaled(science, solution.science_variance_factor),
         rescaled(template, solution.template_variance_factor),
-        sources,
+        levels,
     )

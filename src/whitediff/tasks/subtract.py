@@ -20,7 +20,7 @@ from ..exposures.alignment import aligned_template
 from ..exposures.decorrelation import Decorrelation
 from ..exposures.defects import NO_DEFECTS, DefectOptions, with_defects
 from ..exposures.model import Exposure
-from ..exposures.noise import without_sentinels
+from ..exposures.noise import PairSources, without_sentinels
 from ..exposures.preparation import (
     Pair,
     PreparationOptions,
@@ -297,7 +297,7 @@ class AlardLuptonPreconvolveSubtractConfig(  # type: ignore[call-arg]
 
 def attributed_mask(
     difference: Exposure,
-    sources: Array,
+    sources: PairSources,
     *,
     matchedTemplate: Exposure,
     matchedScience: Exposure,
@@ -311,7 +311,7 @@ def attributed_mask(
     difference
         Difference in whose mask the planes of both are united; with its kernel.
     sources
-        ``(ny, nx)`` boolean: pixels with a source.
+        Sources of science image and template.
     matchedTemplate, matchedScience
         The two as they were subtracted.
     preserve, rename
@@ -320,7 +320,7 @@ def attributed_mask(
     Returns
     -------
     mask
-        `lsst.images.Mask`, with SOURCE.
+        `lsst.images.Mask`, with the planes of the sources.
     """
     kernel = difference.kernel
     assert kernel is not None
@@ -337,7 +337,7 @@ def attributed_mask(
             "NO_DATA": ~np.isfinite(difference.image.array),
         },
     )
-    return masks.with_plane(mask, masks.SOURCE, sources)
+    return sources.marked(mask)
 
 
 class AlardLuptonSubtractTask(PipelineTask):
@@ -585,7 +585,7 @@ class AlardLuptonSubtractTask(PipelineTask):
         resampling = self._resampling()
         free = None
         if self.config.makeKernel.value.kernel.active.fitForBackground:
-            free = ~(pair.science_pixels | pair.template_pixels)
+            free = ~pair.source_levels.either
         before, solution = undecorrelated(
             dataclasses.replace(
                 Solution.of(pair, match, preConvKernel),
@@ -681,7 +681,7 @@ class AlardLuptonSubtractTask(PipelineTask):
             templateMatched=templateMatched,
             preConvMode=preConvKernel is not None,
             scaleFactor=scaleFactor,
-            sources=pair.science_pixels | pair.template_pixels,
+            sources=pair.source_levels.either,
         )
         return Struct(difference=result.correctedExposure, decorrelation=result.decorrelation)
 
@@ -707,15 +707,14 @@ class AlardLuptonSubtractTask(PipelineTask):
         Returns
         -------
         mask
-            `lsst.images.Mask`, with SOURCE where either has a source.  CONTAMINATED reckons
+            `lsst.images.Mask`, with the planes of their sources.  CONTAMINATED reckons
             with all planes of the template, whatever they are called here.
         """
-        sources = pair.science_pixels | pair.template_pixels
         if not self.config.doAttributeTemplateMask:
-            return masks.with_plane(difference.mask, masks.SOURCE, sources)
+            return pair.source_levels.marked(difference.mask)
         return attributed_mask(
             difference,
-            sources,
+            pair.source_levels,
             matchedTemplate=matchedTemplate,
             matchedScience=matchedScience,
             preserve=tuple(self.config.preserveTemplateMask),
