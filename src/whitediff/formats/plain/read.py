@@ -716,13 +716,6 @@ def modelled_variance(
     """
     found = photon_header(header, primary, options)
     expected = found.expected
-    if found.is_rate and found.exposure_time is None:
-        _log.warning(
-            "%s: is in %s, but no card tells the exposure time; what its pixels count is judged by"
-            " their noise.",
-            path,
-            found.unit,
-        )
     try:
         model = noise_variance(
             image,
@@ -732,6 +725,7 @@ def modelled_variance(
             trust_model=found.is_trusted,
             meaning="" if expected is None else expected.meaning,
             alternatives=found.alternatives,
+            unexplained=found.unexplained,
         )
     except ArgumentError as error:
         raise ArgumentError(f"{path}: {error}") from error
