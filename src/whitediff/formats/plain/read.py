@@ -27,7 +27,7 @@ from ...exposures.model import Exposure, as_native_float, parse_unit
 from ...exposures.sky import celestial_wcs, sky_projection
 from ...planes import zeros
 from ...reading import ReadingOptions, VarianceKind, VarianceSource
-from ...saturation import bleed_trails, find_plateau
+from ...saturation import bleed_trails, find_plateau, in_stars
 from ...sources import exposure_map_variance, noise_variance
 from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
@@ -350,12 +350,9 @@ def read(
     if fill is not None:
         mask = _without_fill(mask, image, fill)
     is_masked = mask_hdu is not None or options.mask is not None
-    mask = _with_saturation(
-        mask, image, (header, primary), path, options.saturation, plateau=needs_variance
-    )
-    if not is_masked and needs_variance:
-        mask = _with_empty(mask, image, path)
+    masked = flagged(mask, UNTRUSTED_MASK_PLANES)
     source = str(path)
+    weightless: Any = None
     if isinstance(variance, VarianceSource):
         plane = _read_variance(variance, named)
         source = f"{path} with {variance.path}"
@@ -369,6 +366,22 @@ def read(
         if no_data.any():
             before = flagged(mask, ["NO_DATA"])
             mask = with_plane(mask, "NO_DATA", before | no_data)
+            # Some weight maps are 0 where stars saturate; elsewhere such a pixel may have any
+            # value.
+            weightless = no_data & ~in_stars(image, no_data)
+    mask = _with_saturation(
+        mask,
+        image,
+        (header, primary),
+        path,
+        options.saturation,
+        plateau=needs_variance,
+        unusable=weightless,
+        masked=masked,
+    )
+    if not is_masked and needs_variance:
+        mask = _with_empty(mask, image, path)
+    if plane is not None:
         if plane[1] == "weight":
             found = photon_header(header, primary, options)
             unusable = flagged(mask, UNTRUSTED_MASK_PLANES)
@@ -418,8 +431,13 @@ def _with_saturation(
     level: float | None = None,
     *,
     plateau: bool = True,
+    unusable: Array | None = None,
+    masked: Array | None = None,
 ) -> Mask:
-    """Mask with SAT where the image is saturated: by a level, a header, or its highest pixels."""
+    """Mask with SAT where the image is saturated: by a level, a header, or its highest pixels.
+
+    Unusable pixels hold no light of the sky; masked ones are left out of the search for a plateau.
+    """
     said, given = (f"{level:g}" if level is not None else ""), level is not None
     # Whoever gives a level has the last word.
     plateau = plateau and level is None
@@ -429,10 +447,12 @@ def _with_saturation(
             level = found[1]
             said = f"{found[0]} = {level:g}"
     saturated = zeros(image.shape, bool)
+    if unusable is None:
+        unusable = zeros(image.shape, bool)
     if level is not None:
         with np.errstate(invalid="ignore"):
-            saturated = image >= level
-        share = float(saturated.mean())
+            saturated = (image >= level) & ~unusable
+        share = int(saturated.sum()) / max(1, int((~unusable).sum()))
         if share > _MOST_SATURATED and not given:
             _log.warning(
                 "%s: %.0f%% of its pixels are at or above %s, so the card is of another unit or"
@@ -450,9 +470,11 @@ def _with_saturation(
             said,
         )
     elif plateau and not flagged(mask, ["SAT"]).any():
-        highest = find_plateau(image, flagged(mask, UNTRUSTED_MASK_PLANES))
+        if masked is not None:
+            unusable = unusable | masked
+        highest = find_plateau(image, unusable)
         if highest is not None:
-            saturated = image >= highest.level
+            saturated = (image >= highest.level) & ~unusable
             _log.warning(
                 "%s: %d pixels share the highest value, %g, and are taken as saturated%s; give the"
                 " saturation level if that is wrong.",
