@@ -325,7 +325,11 @@ def test_units_are_understood_in_all_spellings(text, expected):
         ({"exposure_time": -3.0}, "exposure_time must be a positive number of seconds; got -3"),
         ({"read_noise": -1.0}, "read_noise must not be a negative number of electrons; got -1"),
         ({"variance": float("inf")}, "variance must be a positive number or a file; got inf"),
-        ({"saturation": float("nan")}, "saturation must be a number; got nan"),
+        ({"read_noise": float("inf")}, "read_noise must not be an infinite .* number .*; got inf"),
+        ({"saturation": float("nan")}, "saturation must be a number, far above the sky; got nan"),
+        ({"saturation": float("inf")}, "saturation must be a number, far above the sky; got inf"),
+        ({"saturation": -5.0}, "saturation must be a positive number, .*; got -5"),
+        ({"saturation": 0.0}, "saturation must be a positive number, .*; got 0"),
     ],
 )
 def test_options_out_of_range_get_a_sentence(values, message):

@@ -14,7 +14,9 @@ import pytest
 from astropy.io import fits
 
 from whitediff import read_exposure
+from whitediff.errors import ArgumentError
 from whitediff.exposures import masks
+from whitediff.formats import ReadingOptions
 from whitediff.saturation import bleed_trails, find_plateau
 
 SIGMA = 8.0
@@ -247,3 +249,13 @@ def test_stars_without_weight_in_their_cores_are_saturated(rng, tmp_path, satura
     saturated = masks.flagged(exposure.mask, ["SAT"])
     assert saturated[truth].all()
     assert not saturated[150:156, 10:16].any()
+
+
+def test_a_level_in_the_sky_is_refused(rng, tmp_path):
+    fits.writeto(tmp_path / "a.fits", field(rng).astype(np.float32))
+    for level in (1.0, 119.0):
+        with pytest.raises(
+            ArgumentError, match=rf"a\.fits: \d+% .* level that is given, {level:g};"
+        ):
+            read_exposure(tmp_path / "a.fits", options=ReadingOptions(saturation=level))
+    read_exposure(tmp_path / "a.fits", options=ReadingOptions(saturation=200.0))

@@ -125,6 +125,16 @@ def test_wrong_variance_planes_are_put_right(run, directory, tmp_path):
         variance_factor(exposures[0])
 
 
+@pytest.mark.parametrize("size", [1001, 5001])
+def test_a_kernel_that_the_images_do_not_hold_is_refused(run, directory, tmp_path, size):
+    out = tmp_path / "out.fits"
+    paths = gaussian_pair(run, directory)
+    code, _, messages = run("subtract", *paths, "--output", out, "--kernel-size", size)
+    assert code == 1
+    assert f"A kernel of {size} pixels a side (kernel_size) is too large" in messages
+    assert not out.exists()
+
+
 def test_candidates_are_isolated_clean_stars(rng):
     shape = (600, 600)
     image = rng.normal(0, 5, shape)

@@ -47,6 +47,7 @@ _ZERO_POINT_CARDS = (
 _FLUX_OF_MAGNITUDE_ZERO = "FLUXMAG0"
 _AB_FLUX = 3631.0
 """Jy of AB magnitude 0."""
+_LARGEST_ZERO_POINT = 200.0
 _PIXEL_AREA_CARDS = (("PIXAR_SR", u.sr), ("PIXAR_A2", u.arcsec**2))
 """Cards with the area of a pixel, which turn a surface brightness into a flux."""
 
@@ -477,10 +478,17 @@ def check_zero_point(given: float | None) -> None:
     Raises
     ------
     ArgumentError
-        If it is not finite.
+        If it is not finite, or beyond 200.
     """
-    if given is not None and not math.isfinite(given):
+    if given is None:
+        return
+    if not math.isfinite(given):
         raise ArgumentError(f"The zero point must be finite; got {given:g}.")
+    if abs(given) > _LARGEST_ZERO_POINT:
+        raise ArgumentError(
+            f"The zero point must be the magnitude of a flux of 1, from"
+            f" {-_LARGEST_ZERO_POINT:g} to {_LARGEST_ZERO_POINT:g}; got {given:g}."
+        )
 
 
 def zero_point(exposure: Exposure, given: float | None) -> tuple[float, str] | None:

@@ -247,6 +247,12 @@ def match(
             if preconvolution_kernel is not None
             else f"convolve the {'science image' if convolved == 'template' else 'template'}",
         )
+    if options.kernel_size is not None and 2 * options.kernel_size > min(science.shape):
+        raise ArgumentError(
+            f"A kernel of {options.kernel_size} pixels a side (kernel_size) is too large for images"
+            f" of {science.shape[1]} x {science.shape[0]}; at most half of their shorter side is"
+            " possible."
+        )
     basis = _basis(options, target_sigma, source_sigma)
     _warn_of_small_kernel(basis.size, target_sigma, source_sigma)
     sources = pair.sources if sources is None else sources

@@ -453,7 +453,12 @@ def _with_saturation(
         with np.errstate(invalid="ignore"):
             saturated = (image >= level) & ~unusable
         share = int(saturated.sum()) / max(1, int((~unusable).sum()))
-        if share > _MOST_SATURATED and not given:
+        if share > _MOST_SATURATED and given:
+            raise ArgumentError(
+                f"{path}: {share:.0%} of its pixels are at or above the saturation level that is"
+                f" given, {said}; give the level at which stars saturate, in the image's unit."
+            )
+        if share > _MOST_SATURATED:
             _log.warning(
                 "%s: %.0f%% of its pixels are at or above %s, so the card is of another unit or"
                 " wrong, and is not used; give the level that saturates.",
