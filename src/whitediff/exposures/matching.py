@@ -289,7 +289,14 @@ def match(
         skies,
         candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
     )
-    _judge(fit, basis, unexplained, convolved, noise_known=options.fit.known_noise)
+    _judge(
+        fit,
+        basis,
+        unexplained,
+        convolved,
+        noise_known=options.fit.known_noise,
+        stars_told=pair.misalignment is not None,
+    )
     ratio = _measured_sum(pair, sources, candidates, changed, fit, convolved)
     _judge_sum(fit.kernel_sum, ratio)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
@@ -373,8 +380,13 @@ def _judge(
     convolved: Literal["template", "science"],
     *,
     noise_known: bool,
+    stars_told: bool,
 ) -> None:
-    """Refuse a fit that is nonsense; warn of one that is poor."""
+    """Refuse a fit that is nonsense; warn of one that is poor.
+
+    Where the stars told how the images lie, the kernel's middle adds nothing: it follows the PSFs'
+    asymmetry, too, and falls short where the kernel cannot reach.
+    """
     if not fit.kernel_sum > _SIGNIFICANT_SUM * fit.kernel_sum_error:
         raise DataError(
             f"The kernel that fits best has the sum {fit.kernel_sum:.2g} ±"
@@ -390,7 +402,11 @@ def _judge(
     if convolved == "science":
         x, y = -x, -y
     offset = math.hypot(x, y)
-    shift = f"the science image is shifted by ({x:.1f}, {y:.1f}) pixels (x, y) against the template"
+    if stars_told:
+        shift = f"the kernel's middle lies ({x:.1f}, {y:.1f}) pixels (x, y) off"
+    else:
+        shift = f"the science image is shifted by ({x:.1f}, {y:.1f}) pixels (x, y) against the"
+        shift += " template"
     if unexplained > _MOST_UNEXPLAINED:
         raise DataError(
             f"The images do not match: {found}; are both of the same field, aligned to a pixel,"
@@ -401,7 +417,7 @@ def _judge(
             f"The images do not match: {found}; {shift}, too far for a kernel of {basis.size}"
             " pixels; align them."
         )
-    if offset > _SMALL_OFFSET:
+    if offset > _SMALL_OFFSET and not stars_told:
         _log.warning("T%s; align them.", shift[1:])
     # Of pre-convolved noise, which is correlated, chi-square would mean nothing.
     poor = fit.reduced_chi_square > _POOR_CHI_SQUARE and not noise_known
