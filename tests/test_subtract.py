@@ -325,6 +325,36 @@ def test_a_chosen_order_that_the_fit_cannot_bear_is_lowered(run, directory, tmp_
     assert fits.getval(out, "WDKORDER") <= 2
 
 
+@pytest.mark.parametrize("chosen", [2, 1])
+def test_orders_that_both_fits_lower_are_told_of_once(
+    run, directory, tmp_path, monkeypatch, chosen
+):
+    import whitediff.exposures.matching as module
+
+    fits_of = []
+
+    def fit_kernel(stamps, basis, options, **more):
+        # The first fit does not bear background order 2, the second no kernel order above 0.
+        fits_of.append(options)
+        second = any(each.background_order < 2 for each in fits_of[:-1])
+        if options.background_order == 2 or (second and options.kernel_order > 0):
+            raise DataError("too few")
+        return real(stamps, basis, options, **more)
+
+    real = module.fit_kernel
+    monkeypatch.setattr(module, "fit_kernel", fit_kernel)
+    code, _, messages = run(
+        "subtract", *gaussian_pair(run, directory), "--output", tmp_path / "out.fits",
+        "--kernel-order", chosen,
+    )  # fmt: skip
+    assert code == 0, messages
+    assert messages.count("falling back") == 1
+    assert f"do not bear kernel order {chosen} and background order 2: falling back" in messages
+    header = fits.getheader(tmp_path / "out.fits")
+    assert header["WDKORDER"] == 0
+    assert "falling back to kernel order 0 and background order" in messages
+
+
 def test_kernels_that_are_too_small_are_named(run, tmp_path):
     pair = tmp_path / "pair"
     code, _, messages = run(

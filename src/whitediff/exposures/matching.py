@@ -632,11 +632,12 @@ def _fit(
     first = first.in_units(source_unit, unit)
     norm *= (source_unit / unit) ** 2
     # The brightest suffice to see what varies.
-    fit, orders = _fit_or_lower(first.part(slice(_FIRST_STARS)), basis, options.fit)
+    fit, orders, failed = _fit_or_lower(first.part(slice(_FIRST_STARS)), basis, options.fit)
     varying = varying_pixels(first, fit, basis, core=_CORE_SIGMAS * target_sigma)
     middle = coloured(_middle_kernel(fit, basis)[None], noise)[0]
     second = first.reweighted(float((middle**2).sum()) - norm, varying)
-    fit, _ = _fit_or_lower(second, basis, orders, options.choose_order)
+    fit, final, again = _fit_or_lower(second, basis, orders, options.choose_order)
+    _tell_fall_back([*failed, *again], final, len(second.x))
     return fit.in_units(source_unit, unit), _unexplained(second, fit)
 
 
@@ -645,8 +646,11 @@ def _fit_or_lower(
     basis: KernelBasis,
     options: FitOptions,
     choose: Literal["bic", "cross-validation"] | None = None,
-) -> tuple[KernelFit, FitOptions]:
-    """Fit; where the stars do not suffice for the spatial orders, lower them and say so."""
+) -> tuple[KernelFit, FitOptions, list[FitOptions]]:
+    """Fit; where the stars do not suffice for the spatial orders, lower them.
+
+    Also returns the orders with which it was done, and those that failed.
+    """
     normals = normal_equations(stamps, basis)
     failed: list[FitOptions] = []
     while True:
@@ -669,17 +673,22 @@ def _fit_or_lower(
                 background_order=min(options.background_order, largest),
             )
         else:
-            if failed:
-                _log.warning(
-                    "The %d stars do not bear kernel order %d and background order %d:"
-                    " falling back to kernel order %d and background order %d.",
-                    len(stamps.x),
-                    failed[0].kernel_order,
-                    failed[0].background_order,
-                    options.kernel_order,
-                    options.background_order,
-                )
-            return fit, options
+            return fit, options, failed
+
+
+def _tell_fall_back(failed: list[FitOptions], final: FitOptions, stars: int) -> None:
+    """Say once which orders were asked for and which were fitted, if these are others."""
+    if not failed:
+        return
+    asked, fitted = ((each.kernel_order, each.background_order) for each in (failed[0], final))
+    if asked != fitted:
+        _log.warning(
+            "The %d stars do not bear kernel order %d and background order %d:"
+            " falling back to kernel order %d and background order %d.",
+            stars,
+            *asked,
+            *fitted,
+        )
 
 
 def _kernel(fit: KernelFit, basis: KernelBasis, exposure: Exposure) -> ImageBasisConvolutionKernel:
