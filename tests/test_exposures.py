@@ -431,6 +431,15 @@ def test_a_white_difference_is_refused_and_no_other(seed, convolved):
     ).exposure
     with pytest.raises(DataError, match="its noise is white already"):
         refuse_white(science, template, white, kernel, convolved=convolved)
+    options = DecorrelationOptions(convolved=convolved)
+    # By what made it, and, where nobody says that, by measurement.
+    with pytest.raises(DataError, match="whitediff decorrelate decorrelated it"):
+        decorrelate(science, template, white, kernel, options=options)
+    unsaid = white.replaced()
+    unsaid.decorrelated_by = None
+    with pytest.raises(DataError, match="its noise is white already"):
+        decorrelate(science, template, unsaid, kernel, options=options)
+    assert white.replaced().decorrelated_by == white.cutout(white.bbox).decorrelated_by
     # A convolution that correlates nothing tells nothing.
     narrow = np.zeros((15, 15))
     narrow[7, 7] = 1.1

@@ -40,6 +40,7 @@ from ..headers import (
     without_provenance,
 )
 from ..planes import ASINH_CARDS, asinh_scale, is_plane, linear, native, plane_of
+from ..record import decorrelated
 from ..stamps import (
     NOISE,
     find_hdu,
@@ -302,6 +303,7 @@ def read(
         if mask_hdu is hdu:
             mask_hdu = None
         headers = (hdu.header, hdus[0].header)
+        decorrelated_by = decorrelated(hdus[0].header)
         named = (hdu.name.upper(), hdu.ver)
         if options.mask is not None:
             planes = _read_mask(options, named, image.shape, path, headers)
@@ -413,6 +415,7 @@ def read(
         primary_header=primary,
         source=str(path),
         noise=noise,
+        decorrelated_by=decorrelated_by,
     )
 
 
