@@ -372,6 +372,24 @@ def test_without_stars_in_common_there_is_no_kernel(rng):
         choose_candidates(sources, clear=20, isolation=16)
 
 
+def test_few_stars_that_both_images_have_are_no_other_field(rng):
+    shape, variance = (400, 400), np.full((400, 400), 25.0)
+    # Two are far from the edges, and the images have them all.
+    grid = [(21, 200), (378, 200), (200, 22), (150, 150), (250, 260)]
+    science, template = (
+        star_at(grid, shape, width, 2e4) + rng.normal(0, 5, shape) for width in (2.5, 2.0)
+    )
+    none = np.zeros(shape, dtype=bool)
+    sources = find_sources(
+        science, template, science_variance=variance, template_variance=variance,
+        science_bad=none, template_bad=none,
+    )  # fmt: skip
+    with pytest.raises(TooFewSourcesError, match=r"2 of 5 sources .* too few stars") as caught:
+        choose_candidates(sources, clear=30, isolation=16)
+    assert "same field" not in str(caught.value)
+    assert "stand out" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_photometry_agrees_with_the_sum(kind, caplog):
     for seed in range(1, 6):

@@ -254,6 +254,41 @@ def test_wrong_manifests_get_a_sentence(tmp_path, text, message):
         make_items(read_rows(path), path, tmp_path, types=TYPES)
 
 
+@pytest.mark.parametrize("side", ["science", "template"])
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("gain", (0.0, -1.0, np.nan, np.inf)),
+        ("read_noise", (-1.0, np.nan, np.inf)),
+        ("exposure_time", (0.0, -1.0, np.nan, np.inf)),
+        ("saturation", (0.0, -1.0, np.nan, np.inf)),
+        ("variance", (0.0, -1.0, np.nan, np.inf)),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_a_pair_is_begun(tmp_path, side, option, values):
+    name = f"{side}_{option}"
+    path = tmp_path / "m.csv"
+    for value in values:
+        for text, common, where in (
+            (f"science,template,{name}\na,b,{value}\n", {}, "row 1"),
+            ("science,template\na,b\n", {name: value}, "the options for all rows"),
+        ):
+            path.write_text(text)
+            types = {name: OptionType(name, float)}
+            message = rf"^\S*m\.csv, {where}: {name} must .*; got {value:g}\.$"
+            with pytest.raises(ArgumentError, match=message):
+                make_items(read_rows(path), path, tmp_path, types=types, options=common)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
+def test_zero_points_of_a_manifest_are_magnitudes(tmp_path, value):
+    path = tmp_path / "m.csv"
+    path.write_text(f"science,template,zero_point\na,b,{value}\n")
+    types = {"zero_point": OptionType("zero_point", float)}
+    with pytest.raises(ArgumentError, match=r"m\.csv, row 1: The zero point must be"):
+        make_items(read_rows(path), path, tmp_path, types=types)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

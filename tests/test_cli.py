@@ -441,6 +441,16 @@ def test_a_difference_decorrelated_before_is_refused(run, simulated, tmp_path):
     assert code == 1
     assert f"{out}: whitediff decorrelate decorrelated it" in messages
     assert not twice.exists()
+    # Whatever it is read by and written with, it says so.
+    exposure = read_exposure(out)
+    assert exposure.decorrelated_by == "decorrelate"
+    again = tmp_path / "again.fits"
+    write_exposure(exposure, again)
+    assert read_exposure(again).decorrelated_by == "decorrelate"
+    code, _, messages = run("decorrelate", *triple(simulated)[:2], again, "--output", twice)
+    assert code == 1
+    assert f"{again}: whitediff decorrelate decorrelated it" in messages
+    assert read_exposure(triple(simulated)[2]).decorrelated_by is None
 
 
 def test_non_zero_origins_are_kept(run, simulated, tmp_path, rng):

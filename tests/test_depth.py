@@ -170,6 +170,14 @@ def test_the_magnitude_is_that_of_the_zero_point(rng):
     found = depth(Exposure.from_arrays(image, variance=9.0, psf=psf, header=header))
     # AB magnitude 31.4 is a nanojansky.
     assert found.magnitude == pytest.approx(31.4 - 2.5 * math.log10(found.flux), abs=1e-3)
+    header = fits.Header({"BUNIT": "MJy/sr", "PIXAR_SR": 9.31e-14})
+    found = depth(Exposure.from_arrays(image, variance=9.0, psf=psf, header=header))
+    janskys = found.flux * 1e6 * 9.31e-14
+    assert found.magnitude == pytest.approx(8.90 - 2.5 * math.log10(janskys), abs=1e-3)
+    # A surface brightness alone is no flux.
+    header = fits.Header({"BUNIT": "MJy/sr"})
+    found = depth(Exposure.from_arrays(image, variance=9.0, psf=psf, header=header))
+    assert found.magnitude is None
 
 
 def crafted(rows, **meta):

@@ -240,6 +240,10 @@ def test_sky_coordinates():
         ({"FLUXMAG0": 1e11}, 27.5, "FLUXMAG0"),
         ({"BUNIT": "nJy", "MAGZERO": 27.5}, 31.4, "unit nJy (AB)"),
         ({"MAGZERO": "unknown", "PHOTZP": 24.0}, 24.0, "PHOTZP"),
+        # JWST: −6.10 − 2.5 log10 of the pixel's steradians, here of 0.0312 arcsec a side.
+        ({"BUNIT": "MJy/sr", "PIXAR_SR": 2.288e-14}, 28.001, "unit MJy / sr and PIXAR_SR (AB)"),
+        ({"BUNIT": "MJy/sr", "PIXAR_A2": 9.734e-4}, 28.001, "unit MJy / sr and PIXAR_A2 (AB)"),
+        ({"BUNIT": "MJy/sr", "PIXAR_SR": -1.0, "MAGZERO": 27.5}, 27.5, "MAGZERO"),
     ],
 )
 def test_magnitudes(cards, zero, origin):

@@ -622,11 +622,21 @@ class TestForced:
         ({"sign": "up"}, "sign is both, positive or negative"),
         ({"aperture_radius": 0.0}, "radius must be positive"),
         ({"zero_point": math.inf}, "zero point must be finite"),
+        ({"zero_point": 1e30}, "zero point must be the magnitude of a flux of 1, .*; got 1e"),
+        ({"zero_point": -5000.0}, "zero point must be the magnitude .*; got -5000"),
     ],
 )
 def test_wrong_options(options, message):
     with pytest.raises(ArgumentError, match=message):
         DetectionOptions(**options)
+
+
+@pytest.mark.parametrize("radius", [1e3, 1e9])
+def test_an_aperture_that_no_image_holds_is_refused(rng, radius):
+    with pytest.raises(
+        ArgumentError, match=rf"radius of {radius:g} pixels is too large".replace("+", r"\+")
+    ):
+        detect(scene(rng), options=DetectionOptions(aperture_radius=radius))
 
 
 def test_wrong_exposures(rng):

@@ -8,6 +8,8 @@ known at scattered positions is one over the field; subtraction keeps signs, lev
 
 from __future__ import annotations
 
+import re
+
 import astropy.io.fits
 import astropy.units as u
 import numpy as np
@@ -27,6 +29,7 @@ from whitediff.exposures.psf import (
     KernelPointSpreadFunction,
     as_kernel_psf,
     psf_image,
+    sampled_psf,
     scattered_psf,
 )
 
@@ -431,7 +434,54 @@ def test_a_white_difference_is_refused_and_no_other(seed, convolved):
     ).exposure
     with pytest.raises(DataError, match="its noise is white already"):
         refuse_white(science, template, white, kernel, convolved=convolved)
+    options = DecorrelationOptions(convolved=convolved)
+    # By what made it, and, where nobody says that, by measurement.
+    with pytest.raises(DataError, match="whitediff decorrelate decorrelated it"):
+        decorrelate(science, template, white, kernel, options=options)
+    unsaid = white.replaced()
+    unsaid.decorrelated_by = None
+    with pytest.raises(DataError, match="its noise is white already"):
+        decorrelate(science, template, unsaid, kernel, options=options)
+    assert white.replaced().decorrelated_by == white.cutout(white.bbox).decorrelated_by
     # A convolution that correlates nothing tells nothing.
     narrow = np.zeros((15, 15))
     narrow[7, 7] = 1.1
     refuse_white(science, template, white, narrow, convolved=convolved)
+
+
+@pytest.mark.parametrize(("amplitude", "level"), [(2e-4, "INFO"), (0.05, "WARNING")])
+def test_a_psf_that_polynomials_do_not_follow_is_a_warning_where_it_matters(
+    caplog, amplitude, level
+):
+    def image_at(x, y):
+        # Ten waves across the frame: no polynomial of order 6 has them.
+        return gaussian(25, 2.0 * (1 + amplitude * np.sin(x * 2 * np.pi / 30)))
+
+    caplog.set_level("INFO", logger="whitediff")
+    sampled_psf(image_at, BOX)
+    (record,) = [r for r in caplog.records if "varies faster" in r.getMessage()]
+    assert record.levelname == level
+
+
+@pytest.mark.parametrize(("tolerance", "told"), [(1e-6, True), (0.05, False)])
+def test_a_correction_within_the_tolerance_is_not_told_of(rng, caplog, tolerance, told):
+    shape = (200, 300)
+    science, template = (
+        Exposure.from_arrays(rng.normal(0, sigma, shape), variance=sigma**2, yx0=BOX.start)
+        for sigma in (2.0, 4.0)
+    )
+    kernel = kernels.interpolated_kernel(
+        lambda x, y: gaussian(15, 1.5 + 0.4 * np.sin((x - 1000) / 60)), BOX, order=5
+    )
+    difference = subtract(science, template, kernel)
+    caplog.set_level("INFO", logger="whitediff")
+    options = DecorrelationOptions(spatially_varying=True, tolerance=tolerance)
+    decorrelate(science, template, difference, kernel, options=options)
+    lines = [r for r in caplog.records if "varies over the field faster" in r.getMessage()]
+    assert len(lines) == told
+    for record in lines:
+        numbers = [float(n) for n in re.findall(r"by (\S+) of its", record.getMessage())]
+        assert numbers
+        # What stays within the tolerance is not named.
+        assert min(numbers) > tolerance
+        assert (record.levelname == "WARNING") == (max(numbers) > 0.01)

@@ -7,17 +7,20 @@ The real exposures (MIT licence, (c) 2021 thomasvrussell) are in ../shared/data/
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import scipy.ndimage
 from astropy.io import fits
 
 from scenes import SHARED
-from whitediff import fourier, noise
+from whitediff import Exposure, fourier, noise
 from whitediff.convolution import convolve
 from whitediff.decorrelation import corrected_image
 from whitediff.diagnostics.measure import gaussian_filter, whiteness
 from whitediff.errors import ArgumentError, DataError
+from whitediff.exposures.noise import noises_by_role
 from whitediff.noise import (
     FLOOR,
     SIGNIFICANT,
@@ -390,3 +393,37 @@ def decam_ratio(science, template, name, first):
         results[1].filtered_variance_ratio,
         results[0].filtered_variance_ratio_error,
     )
+
+
+@pytest.mark.parametrize("how", ["auto", "measured"])
+@pytest.mark.parametrize("correlation", [0.0, 0.004, 0.1, 0.3])
+def test_a_correlation_is_told_where_it_matters_with_numbers_that_agree(
+    rng, caplog, correlation, how
+):
+    """One sentence: its sigmas are those of its numbers, and what changes nothing is not told."""
+    caplog.set_level("INFO", logger="whitediff")
+    shape = (1000, 1000)
+    pixels = rng.normal(size=shape)
+    pixels += correlation * np.roll(pixels, 1, axis=1)
+    exposure = Exposure.from_arrays(pixels, variance=1 + correlation**2, psf=gaussian_filter(2.0))
+    sources = np.zeros(shape, bool)
+    (found,) = noises_by_role({"science image": exposure}, sources, how=how)
+    told = [r.getMessage() for r in caplog.records if "its noise is correlated" in r.getMessage()]
+    # A power that differs by less than 3 % makes no false sources.
+    assert len(told) == (correlation >= 0.1)
+    assert "not white" not in caplog.text
+    if not told:
+        return
+    numbers = re.search(
+        r"\((\S+) sigma over all distances\): pixels \((\d+), (-?\d+)\) apart \(x, y\) by (\S+) ±"
+        r" (\S+), and low-frequency power is (\S+) ± (\S+) times",
+        told[0],
+    )
+    sigma, x, y, value, error, power, power_error = (float(each) for each in numbers.groups())
+    assert (x, y) == (1, 0)
+    true = correlation / (1 + correlation**2)
+    assert value == pytest.approx(true, abs=4 * error + 5e-4)
+    # All distances together tell as much as the one that is correlated, or nearly.
+    assert 0.5 * value / error < sigma < 1.5 * value / error
+    assert power == pytest.approx(1 + 2 * true, abs=4 * power_error + 5e-3)
+    assert found.significance == pytest.approx(sigma, abs=0.05)

@@ -127,6 +127,74 @@ def test_a_missing_exposure_time_is_told_of_and_can_be_given(tmp_path, caplog):
     assert found.ratios(given.variance.array, 1 / TIME) == pytest.approx((1, 1), abs=0.03)
 
 
+@pytest.mark.parametrize("time", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("unit", [None, "adu", "MJy/sr", "nJy"])
+@pytest.mark.parametrize("fwhm", [2.2, 5.0])
+def test_an_exposure_time_near_the_gain_makes_no_electrons_per_second(
+    tmp_path, caplog, unit, time, fwhm
+):
+    found = scene(12, gain=1.5, fwhm=fwhm)
+    header = fits.Header({"EXPTIME": time} | ({} if unit is None else {"BUNIT": unit}))
+    fits.writeto(tmp_path / "a.fits", (found.electrons / 1.5).astype(np.float32), header)
+    sky, bright = found.ratios(read_exposure(tmp_path / "a.fits").variance.array, 1 / 1.5)
+    assert sky == pytest.approx(1, abs=0.03)
+    assert "per second" not in caplog.text
+    reason = {None: "has no BUNIT, and no card tells the gain"}.get(unit, f"is in {unit}, but no")
+    assert f"a.fits: {reason}" in caplog.text
+    if fwhm < 3:
+        assert "no photon noise of sources is added" in caplog.text
+    else:
+        # The image tells its gain, whatever it is called.
+        assert "a unit that no header card explains" in caplog.text
+        assert bright == pytest.approx(1, abs=0.35)
+
+
+@pytest.mark.parametrize("subtracted", [False, True])
+def test_cards_that_tell_the_scale_of_a_surface_brightness_are_used(tmp_path, caplog, subtracted):
+    found, factor = scene(13, fwhm=2.2), 0.4 / 1.5 / TIME
+    image = (found.electrons - subtracted * np.median(found.electrons)) * factor
+    header = fits.Header({"BUNIT": "MJy/sr", "PHOTMJSR": 0.4, "XPOSURE": TIME})
+    fits.writeto(tmp_path / "a.fits", image.astype(np.float32), header)
+    options = ReadingOptions(gain=1.5, read_noise=None if subtracted else 6.0)
+    variance = read_exposure(tmp_path / "a.fits", options=options).variance.array
+    assert found.ratios(variance, factor) == pytest.approx((1, 1), abs=0.05)
+    assert "is taken" not in caplog.text
+    # Another unit goes by the gain that is given for it.
+    image = found.electrons * 1e-9
+    fits.writeto(tmp_path / "b.fits", image.astype(np.float32), fits.Header({"BUNIT": "maggy"}))
+    caplog.clear()
+    read = read_exposure(tmp_path / "b.fits", options=ReadingOptions(gain=1e9, read_noise=6.0))
+    assert found.ratios(read.variance.array, 1e-9) == pytest.approx((1, 1), abs=0.03)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("fwhm", [2.2, 5.0])
+@pytest.mark.parametrize(
+    ("change", "right"),
+    [
+        (lambda image: image - 150, "the sky was subtracted"),
+        (lambda image: image + 400, "a level was added to the image"),
+        (lambda image: image * 0.1, "the image was scaled or averaged"),
+        (lambda image: image * 10, "the image was scaled or averaged"),
+    ],
+)
+def test_the_reason_for_another_noise_is_among_those_that_are_named(
+    tmp_path, caplog, fwhm, change, right
+):
+    caplog.set_level("INFO")
+    found = scene(14, gain=1.5, fwhm=fwhm)
+    image = change(found.electrons / 1.5)
+    header = fits.Header({"BUNIT": "adu", "GAIN": 1.5, "RDNOISE": 6.0})
+    fits.writeto(tmp_path / "a.fits", image.astype(np.float32), header)
+    read_exposure(tmp_path / "a.fits")
+    assert right in caplog.text
+    level = "subtracted" if "added" in right else "added to the image"
+    assert level not in caplog.text or right.startswith("the image was")
+    if fwhm > 3 and not right.startswith("the image was"):
+        # Its gain is as the header has it.
+        assert "scaled" not in caplog.text
+
+
 def test_a_scaled_image_with_a_stale_gain_says_both_numbers(tmp_path, caplog):
     found = scene(5, fwhm=2.2)
     image = (found.electrons / found.electrons.max()).astype(np.float32)
@@ -257,7 +325,11 @@ def test_units_are_understood_in_all_spellings(text, expected):
         ({"exposure_time": -3.0}, "exposure_time must be a positive number of seconds; got -3"),
         ({"read_noise": -1.0}, "read_noise must not be a negative number of electrons; got -1"),
         ({"variance": float("inf")}, "variance must be a positive number or a file; got inf"),
-        ({"saturation": float("nan")}, "saturation must be a number; got nan"),
+        ({"read_noise": float("inf")}, "read_noise must not be an infinite .* number .*; got inf"),
+        ({"saturation": float("nan")}, "saturation must be a number, far above the sky; got nan"),
+        ({"saturation": float("inf")}, "saturation must be a number, far above the sky; got inf"),
+        ({"saturation": -5.0}, "saturation must be a positive number, .*; got -5"),
+        ({"saturation": 0.0}, "saturation must be a positive number, .*; got 0"),
     ],
 )
 def test_options_out_of_range_get_a_sentence(values, message):

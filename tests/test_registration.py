@@ -172,6 +172,61 @@ def test_the_offset_is_told_and_a_large_one_refused(caplog):
             assert "--align" in told[0].getMessage()
 
 
+@pytest.mark.parametrize("known", ["neither", "science", "template", "both"])
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.6, -0.4), (3.3, -2.6)])
+def test_after_an_alignment_no_offset_is_laid_to_a_wcs(known, shift, caplog):
+    sky = Sky(seed=11, shape=(300, 320), stars=60, shift=(shift[1], shift[0]))
+    header = sky_header(sky.shape)
+    science, template, _ = sky.made(
+        science_header=header if known in ("science", "both") else None,
+        template_header=header if known in ("template", "both") else None,
+    )
+    options = PreparationOptions(resampling=ResamplingOptions(noise="white"))
+    with caplog.at_level(logging.INFO, logger="whitediff"):
+        found = prepare(science, template, options).misalignment
+    # The correction may tell what the WCS was off by; what is left is the alignment's.
+    told = [record.getMessage() for record in caplog.records]
+    by_wcs = [text for text in told if "where its WCS puts them" in text]
+    assert len(by_wcs) == (known == "both" and shift != (0.0, 0.0))
+    left = [text for text in told if "after the alignment its stars still lie" in text]
+    assert len(left) <= 1
+    assert bool(left) == found.is_significant
+    # Errors of the shift are beneath a hundredth of a pixel.
+    assert np.hypot(*found.shift) < 0.05
+
+
+@pytest.mark.parametrize("known", ["science", "template"])
+def test_an_offset_is_not_laid_to_a_wcs_that_one_image_lacks(known, caplog):
+    sky = Sky(seed=12, shape=(300, 320), stars=60, shift=(0.5, 0.7))
+    header = sky_header(sky.shape)
+    science, template, _ = sky.made(**{f"{known}_header": header})
+    with caplog.at_level(logging.INFO, logger="whitediff"):
+        prepare(science, template)
+    assert "from those of the science image" in caplog.text
+    assert "where its WCS" not in caplog.text
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.01])
+def test_rotations_that_are_none_are_not_told(scale, caplog):
+    sky = Sky(seed=13, shape=(300, 320), stars=60, matrix=similarity(scale=scale), shift=(4.4, 1.2))
+    science, template, _ = sky.made()
+    with caplog.at_level(logging.INFO, logger="whitediff"):
+        prepare(science, template, PreparationOptions(resampling=ResamplingOptions(noise="white")))
+    assert "e-" not in caplog.text
+    assert "rotated by" not in caplog.text
+    assert "not rotated" in caplog.text
+
+
+@pytest.mark.parametrize("stars", [2, 4, 6])
+def test_few_stars_are_not_said_to_be_of_another_field(stars, caplog):
+    science = Sky(seed=14, stars=stars, galaxies=0).made()[0]
+    other = Sky(seed=15, stars=stars, galaxies=0).made()[1]
+    with pytest.raises(DataError) as caught:
+        aligned_template(science, other, resampling=ResamplingOptions())
+    assert "same field" not in str(caught.value)
+    assert "too few to find where it lies; give both a WCS" in str(caught.value)
+
+
 def significant(difference, sigma):
     """Number of peaks beyond 5 sigma of the filtered difference, either sign."""
     from scipy.ndimage import label

@@ -14,7 +14,9 @@ import pytest
 from astropy.io import fits
 
 from whitediff import read_exposure
+from whitediff.errors import ArgumentError
 from whitediff.exposures import masks
+from whitediff.formats import ReadingOptions
 from whitediff.saturation import bleed_trails, find_plateau
 
 SIGMA = 8.0
@@ -203,3 +205,57 @@ def test_a_level_below_the_sky_is_a_wrong_one(tmp_path, caplog):
         exposure = read_exposure(path, variance=900.0)
         assert int(masks.flagged(exposure.mask, ["SAT"]).sum()) == expected
         assert ("is of another unit or wrong" in caplog.text) == (expected == 0)
+
+
+def written(path, image, weight, header=None):
+    hdus = [
+        fits.PrimaryHDU(),
+        fits.ImageHDU(image.astype(np.float32), header, name="SCI"),
+        fits.ImageHDU(weight.astype(np.float32), name="WHT"),
+    ]
+    fits.HDUList(hdus).writeto(path)
+    return path
+
+
+@pytest.mark.parametrize("value", [60000.0, 65535.0, 1e6])
+@pytest.mark.parametrize("saturate", [None, 50000.0])
+@pytest.mark.parametrize("shape", [(3, 3), (60, 2), (40, 40)])
+def test_pixels_without_weight_are_no_plateau(rng, tmp_path, caplog, value, saturate, shape):
+    image = field(rng, n_bright=0)
+    image = np.minimum(image, 30000)
+    weight = np.full(image.shape, 1 / SIGMA**2)
+    hole = np.s_[100 : 100 + shape[0], 20 : 20 + shape[1]]
+    image[hole], weight[hole] = value, 0
+    header = None if saturate is None else fits.Header({"SATURATE": saturate})
+    exposure = read_exposure(written(tmp_path / "a.fits", image, weight, header))
+    # What two of the stars share is none: eight pixels of one do.
+    stars = masks.flagged(exposure.mask, ["SAT"])
+    assert not stars[hole].any()
+    assert not stars[image < 30000].any()
+    assert f"{value:g}" not in caplog.text
+    assert masks.flagged(exposure.mask, ["NO_DATA"])[hole].all()
+
+
+@pytest.mark.parametrize("saturate", [None, 59000.0])
+@pytest.mark.parametrize("garbage", [False, True])
+def test_stars_without_weight_in_their_cores_are_saturated(rng, tmp_path, saturate, garbage):
+    image = np.minimum(field(rng), 60000)
+    truth = image >= 60000
+    weight = np.where(truth, 0, 1 / SIGMA**2)
+    if garbage:
+        image[150:156, 10:16], weight[150:156, 10:16] = 1e6, 0
+    header = None if saturate is None else fits.Header({"SATURATE": saturate})
+    exposure = read_exposure(written(tmp_path / "a.fits", image, weight, header))
+    saturated = masks.flagged(exposure.mask, ["SAT"])
+    assert saturated[truth].all()
+    assert not saturated[150:156, 10:16].any()
+
+
+def test_a_level_in_the_sky_is_refused(rng, tmp_path):
+    fits.writeto(tmp_path / "a.fits", field(rng).astype(np.float32))
+    for level in (1.0, 119.0):
+        with pytest.raises(
+            ArgumentError, match=rf"a\.fits: \d+% .* level that is given, {level:g};"
+        ):
+            read_exposure(tmp_path / "a.fits", options=ReadingOptions(saturation=level))
+    read_exposure(tmp_path / "a.fits", options=ReadingOptions(saturation=200.0))

@@ -479,6 +479,8 @@ def test_too_few_pixels_fall_back_to_white_with_a_warning(rng, caplog):
     assert result.science_noise is None
     assert result.template_noise is None
     assert "taken as white" in caplog.text
+    # What was done is not advised.
+    assert "treat the noise as white" not in caplog.text.lower()
 
 
 def test_interpolated_and_mirrored(rng):

@@ -125,6 +125,16 @@ def test_wrong_variance_planes_are_put_right(run, directory, tmp_path):
         variance_factor(exposures[0])
 
 
+@pytest.mark.parametrize("size", [1001, 5001])
+def test_a_kernel_that_the_images_do_not_hold_is_refused(run, directory, tmp_path, size):
+    out = tmp_path / "out.fits"
+    paths = gaussian_pair(run, directory)
+    code, _, messages = run("subtract", *paths, "--output", out, "--kernel-size", size)
+    assert code == 1
+    assert f"A kernel of {size} pixels a side (kernel_size) is too large" in messages
+    assert not out.exists()
+
+
 def test_candidates_are_isolated_clean_stars(rng):
     shape = (600, 600)
     image = rng.normal(0, 5, shape)
@@ -275,11 +285,14 @@ def test_misaligned_images_are_named(run, directory, tmp_path):
                 "--convolved", convolved,
             )  # fmt: skip
             assert code == 0, messages
-            found = re.search(r"shifted by \((\S+), (\S+)\) pixels", messages)
+            messages = messages.replace("−", "-")
+            found = re.search(r"its stars lie \((\S+), (\S+)\) ± (\S+) pixels \(x, y\)", messages)
             assert found, messages
-            # Where the kernel cannot follow, it falls short.
-            assert abs(float(found[1])) < 0.3
-            assert 0.6 * shift < float(found[2]) < 1.1 * shift
+            assert abs(float(found[1])) < 0.1
+            assert float(found[2]) == pytest.approx(-shift, abs=0.1)
+            # The stars decide: what the kernel makes of it is no second sentence.
+            assert "shifted" not in messages
+            assert messages.count("pixels (x, y)") == 1
     code, _, messages = run("subtract", science, template, "--output", out, "--overwrite")
     assert "shifted" not in messages
     assert "poor" not in messages
@@ -310,6 +323,36 @@ def test_a_chosen_order_that_the_fit_cannot_bear_is_lowered(run, directory, tmp_
     assert "falling back to kernel order 2" in messages
     assert messages.count("falling back") == 1
     assert fits.getval(out, "WDKORDER") <= 2
+
+
+@pytest.mark.parametrize("chosen", [2, 1])
+def test_orders_that_both_fits_lower_are_told_of_once(
+    run, directory, tmp_path, monkeypatch, chosen
+):
+    import whitediff.exposures.matching as module
+
+    fits_of = []
+
+    def fit_kernel(stamps, basis, options, **more):
+        # The first fit does not bear background order 2, the second no kernel order above 0.
+        fits_of.append(options)
+        second = any(each.background_order < 2 for each in fits_of[:-1])
+        if options.background_order == 2 or (second and options.kernel_order > 0):
+            raise DataError("too few")
+        return real(stamps, basis, options, **more)
+
+    real = module.fit_kernel
+    monkeypatch.setattr(module, "fit_kernel", fit_kernel)
+    code, _, messages = run(
+        "subtract", *gaussian_pair(run, directory), "--output", tmp_path / "out.fits",
+        "--kernel-order", chosen,
+    )  # fmt: skip
+    assert code == 0, messages
+    assert messages.count("falling back") == 1
+    assert f"do not bear kernel order {chosen} and background order 2: falling back" in messages
+    header = fits.getheader(tmp_path / "out.fits")
+    assert header["WDKORDER"] == 0
+    assert "falling back to kernel order 0 and background order" in messages
 
 
 def test_kernels_that_are_too_small_are_named(run, tmp_path):

@@ -18,7 +18,7 @@ from lsst.images import Box
 from lsst.pipe.base import AlgorithmError, Struct, Task
 
 from scenes import SHARED, gaussian, moffat_kernel, moffat_psfs
-from whitediff import Exposure, decorrelation, fourier
+from whitediff import Exposure, decorrelation, fourier, subtract
 from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError
 from whitediff.exposures.psf import psf_image
@@ -421,3 +421,26 @@ def test_extreme_variance_ratios_warn(rng, caplog):
 def test_further_keywords_are_accepted(rng):
     science, template, difference, kernel = make_pair(rng)
     DecorrelateALKernelTask().run(science, template, difference, kernel, fromSpatialTask=True)
+
+
+def test_only_the_documented_task_decorrelates_what_is_white(rng):
+    from whitediff.exposures import kernels
+    from whitediff.tasks.stored import DecorrelateDifferenceTask
+
+    science, template = (
+        Exposure.from_arrays(rng.normal(0, sigma, (200, 210)), variance=sigma**2)
+        for sigma in (2.0, 4.0)
+    )
+    kernel = kernels.constant_kernel(moffat_kernel(15, 1.3), science.bbox)
+    difference = subtract(science, template, kernel)
+    documented = DecorrelateALKernelTask()
+    white = documented.run(science, template, difference, kernel).correctedExposure
+    again = documented.run(science, template, white, kernel).correctedExposure
+    assert not np.array_equal(again.image.array, white.image.array, equal_nan=True)
+    task = DecorrelateDifferenceTask()
+    task.run(science, template, difference, kernel)
+    with pytest.raises(AlgorithmError, match="whitediff decorrelate decorrelated it"):
+        task.run(science, template, white, kernel)
+    white.decorrelated_by = None
+    with pytest.raises(AlgorithmError, match="its noise is white already"):
+        task.run(science, template, white, kernel)

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Choice", "PhotonScale", "Transfer", "chosen_scale", "photon_transfer"]
+__all__ = [
+    "Choice",
+    "PhotonScale",
+    "Transfer",
+    "chosen_scale",
+    "photon_transfer",
+    "why_contradicted",
+]
 
 type Array = npt.NDArray[Any]
 
@@ -329,6 +336,36 @@ def chosen_scale(
     return Choice(None, False, False, "")
 
 
+def why_contradicted(
+    scale: PhotonScale, *, level: float, measured: float, transfer: Transfer | None
+) -> str:
+    """What was likely done to an image whose background does not have the predicted noise.
+
+    Parameters
+    ----------
+    scale
+        Whose prediction it is.
+    level, measured
+        Of the background: image unit, and its variance, image_unit².
+    transfer
+        Gain as the image has it, where that is known.
+
+    Returns
+    -------
+    reason
+        In words; all that are possible.
+    """
+    more = scale.variance(level) > measured
+    sky = "a level was added to the image" if more else "the sky was subtracted"
+    unit = "the gain is of another unit: the image was scaled or averaged"
+    if transfer is not None and transfer.error < _KNOWN:
+        return sky if _agrees(scale.gain, transfer) else unit
+    if more and scale.variance(0.0) * _FITTING[0] > measured:
+        # No level explains more than the read noise alone.
+        return unit
+    return f"{sky}, or {unit}"
+
+
 def _tells(scale: PhotonScale, level: float, measured: float, *, others_excluded: bool) -> bool:
     """Whether a predicted noise that is the measured one is no chance."""
     if not scale.predicts(level=level, measured=measured):
@@ -349,6 +386,6 @@ def _distance(gain: float, transfer: Transfer) -> float:
 
 def _transfer_text(transfer: Transfer) -> str:
     return (
-        f"how the noise rises with the sources' light tells a gain of {transfer.gain:.3g}"
-        f" ± {transfer.error * transfer.gain:.2g}"
+        f"a gain of {transfer.gain:.3g} ± {transfer.error * transfer.gain:.2g} is measured from how"
+        " the noise rises with the sources' light"
     )

@@ -117,7 +117,8 @@ class ReadingOptions:
         Which bits of the mask make a pixel bad, counted from 0: text such as ``1,4-6``, or their
         numbers.  Of a mask with codes instead of bits: which codes.
     saturation
-        Level from which pixels are saturated, image unit; takes precedence over the header's.
+        Level from which pixels are saturated, image unit; positive.  Takes
+        precedence over the header's.
 
     Raises
     ------
@@ -189,12 +190,11 @@ class ReadingOptions:
             if value is not None and not _is_positive(value):
                 return name, f"must be a positive number{unit}; got {value:g}."
         if self.read_noise is not None and not 0 <= self.read_noise < math.inf:
-            return (
-                "read_noise",
-                f"must not be a negative number of electrons; got {self.read_noise:g}.",
-            )
-        if self.saturation is not None and not math.isfinite(self.saturation):
-            return "saturation", f"must be a number; got {self.saturation:g}."
+            kind = "a negative number" if self.read_noise < 0 else "an infinite or undefined number"
+            return "read_noise", f"must not be {kind} of electrons; got {self.read_noise:g}."
+        if self.saturation is not None and not _is_positive(self.saturation):
+            kind = "a positive number" if math.isfinite(self.saturation) else "a number"
+            return "saturation", f"must be {kind}, far above the sky; got {self.saturation:g}."
         try:
             self.mask_bit_numbers  # noqa: B018
         except ValueError as error:

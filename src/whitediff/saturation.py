@@ -11,7 +11,7 @@ import scipy.ndimage
 
 from .stats import robust_sigma
 
-__all__ = ["Plateau", "bleed_trails", "find_plateau"]
+__all__ = ["Plateau", "bleed_trails", "find_plateau", "in_stars"]
 
 type Array = npt.NDArray[Any]
 
@@ -40,6 +40,9 @@ _CUT_WITHIN, _CUT_SHARE = 10.0, 1e-3
 _RATIO, _EXCESS, _GAP, _SHIFT = 2.0, 10.0, 2, 2
 """A trail is that many times the star's profile, and so many sigma above that; pixels that it may
 miss; and by how many the star's centre may be elsewhere."""
+
+_LIT = 0.1
+"""Height of what is around pixels in a star, in theirs."""
 
 _LONG = 2
 """Widths that a trail is long beyond its star."""
@@ -104,6 +107,40 @@ def find_plateau(image: Array, unusable: Array | None = None) -> Plateau | None:
     if not is_star or 2 * together < sizes.sum():
         return None
     return Plateau(found, int(sizes.sum()))
+
+
+def in_stars(image: Array, pixels: Array) -> Array:
+    """Which pixels without weight may be the core of a saturated star.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+    pixels
+        ``(ny, nx)`` boolean: pixels without weight.
+
+    Returns
+    -------
+    found
+        ``(ny, nx)`` boolean: those of groups that the light of a star surrounds, at a tenth of
+        their own height or more.
+    """
+    others = np.isfinite(image) & ~pixels
+    if not pixels.any() or not others.any():
+        return np.zeros(pixels.shape, bool)
+    values = image[others]
+    sky = float(np.median(values[:: max(1, values.size // _ENOUGH_FOR_SIGMA)]))
+    high = pixels & np.isfinite(image) & (image > sky)
+    labels, number = scipy.ndimage.label(high, np.ones((3, 3), int))
+    if not number:
+        return high
+    each = np.arange(1, number + 1)
+    around = np.where(others, scipy.ndimage.grey_dilation(labels, size=(3, 3)), 0)
+    height = scipy.ndimage.median(image, labels, each) - sky
+    light = scipy.ndimage.median(image, around, each) - sky
+    with np.errstate(invalid="ignore"):
+        lit = np.append(False, light > _LIT * height)
+    return np.asarray(lit[labels])
 
 
 def _is_cut(values: Array, sky: float, sigma: float) -> bool:

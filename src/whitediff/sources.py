@@ -19,7 +19,7 @@ import scipy.ndimage
 
 from . import planes
 from .errors import ArgumentError, DataError
-from .photons import Choice, PhotonScale, chosen_scale, photon_transfer
+from .photons import Choice, PhotonScale, chosen_scale, photon_transfer, why_contradicted
 from .stats import robust_sigma
 from .structure import high_frequencies
 
@@ -549,6 +549,7 @@ def noise_variance(
     trust_model: bool = False,
     meaning: str = "counts",
     alternatives: Sequence[PhotonScale] = (),
+    unexplained: str = "",
 ) -> NoiseModel:
     """Variance plane of an image that came without one.
 
@@ -568,6 +569,8 @@ def noise_variance(
         What the image's unit is, with that gain.
     alternatives
         What else it may be, where the noise contradicts the gain.
+    unexplained
+        Why there is no gain, for the warning.
 
     Returns
     -------
@@ -631,39 +634,42 @@ def noise_variance(
             base = np.full(image.shape, level)
             background = np.where(sources, background, _mean_around(image, usable))
             emission = np.maximum(background - level, 0)
-    if expected is None and not alternatives:
-        return NoiseModel(np.full(image.shape, measured), measured, f"{on_pixels} everywhere")
-    if expected is not None and trust_model:
+    transfer = None
+    if expected is not None and (trust_model or expected.predicts(level=level, measured=measured)):
         choice = Choice(expected, True, True, "")
     else:
-        known = expected is not None and expected.predicts(level=level, measured=measured)
+        if expected is not None or alternatives or not is_structured:
+            transfer = photon_transfer(image, base, usable, variance=measured)
         choice = chosen_scale(
-            expected,
-            alternatives,
-            level=level,
-            measured=measured,
-            transfer=(None if known else photon_transfer(image, base, usable, variance=measured)),
+            expected, alternatives, level=level, measured=measured, transfer=transfer
         )
     scale = choice.scale
-    warning = "" if choice.is_expected else _disagreement(expected, alternatives, level, measured)
-    if scale is None:
-        return NoiseModel(
-            np.full(image.shape, measured),
-            measured,
-            f"{on_pixels} everywhere",
-            f"{warning}; no photon noise of sources is added, so that bright ones get too small"
-            " errors, unless a gain in the image's unit, an exposure time or a variance plane is"
-            f" given{f' ({choice.reason})' if choice.reason else ''}",
+    warning = unexplained
+    if expected is not None and not choice.is_expected:
+        why = why_contradicted(expected, level=level, measured=measured, transfer=transfer)
+        warning = (
+            f"a gain of {expected.gain:g} electrons per unit ({expected.meaning}) gives a variance"
+            f" of {expected.variance(level):.4g} at the background level {level:.4g}, but"
+            f" {measured:.4g} is measured, so {why}"
         )
-    predicted = scale.variance(level)
+    if scale is None:
+        if warning:
+            warning += (
+                "; no photon noise of sources is added, so that bright ones get too small errors,"
+                " unless a gain in the image's unit or a variance plane is given"
+                f"{f' ({choice.reason})' if choice.reason else ''}"
+            )
+        return NoiseModel(
+            np.full(image.shape, measured), measured, f"{on_pixels} everywhere", warning
+        )
     # Of sources only: a pixel's own noise must not set its variance.
     photons = np.where(sources, np.maximum(image - background, 0), 0) / scale.gain
     if not choice.is_expected:
-        warning += (
-            f"; its pixels are taken for {scale.meaning}, {scale.gain:.4g} electrons per unit"
-            f" ({choice.reason})"
-        )
-    varies = not is_structured and bool(np.any(_varying_sky(background, scale.gain, measured)))
+        warning += f"{'; ' if warning else ''}its pixels are taken for {scale.meaning}"
+        warning += f", {scale.gain:.4g} electrons per unit ({choice.reason})"
+    predicted = scale.variance(level)
+    varies = not (is_structured or trust_model)
+    varies = varies and bool(np.any(_varying_sky(background, scale.gain, measured)))
     # Where the sky varies, its noise tells whether a constant was subtracted.
     if choice.models_background and not (varies and abs(predicted / measured - 1) > _CLOSE):
         read_variance = (scale.read_noise / scale.gain) ** 2
@@ -671,11 +677,11 @@ def noise_variance(
             # Nobody says it: what the photons of the background leave.
             read_variance = max(measured - max(level, 0.0) / scale.gain, 0.0)
             predicted = max(level, 0.0) / scale.gain + read_variance
-        said = math.sqrt(read_variance) * scale.gain
+        known = math.sqrt(read_variance) * scale.gain
         return NoiseModel(
             np.maximum(background, 0) / scale.gain + read_variance + photons,
             predicted,
-            f"from gain {scale.gain:g} and read noise {said:.4g}: {predicted:.4g} at the"
+            f"from gain {scale.gain:g} and read noise {known:.4g}: {predicted:.4g} at the"
             f" background level {level:.4g} (measured: {measured:.4g})",
             warning,
         )
@@ -684,12 +690,17 @@ def noise_variance(
         measured = _variance_at_level(image, background, free, scale.gain, scatter)
         emission = _varying_sky(background, scale.gain, measured)
         on_pixels = f"measured: {measured:.4g} at the usual level of a sky that varies"
+    why = ""
+    if choice.is_expected:
+        reason = why_contradicted(scale, level=level, measured=measured, transfer=transfer)
+        why = (
+            f"; gain and read noise alone would give {predicted:.4g} at the background level"
+            f" {level:.4g}, so {reason}"
+        )
     return NoiseModel(
         measured + photons + emission / scale.gain,
         measured,
-        f"{on_pixels}, plus the sources' photons at gain {scale.gain:.4g}; gain and read noise"
-        f" alone would give {predicted:.4g} at the background level {level:.4g}, so the sky was"
-        " subtracted or the image scaled",
+        f"{on_pixels}, plus the sources' photons at gain {scale.gain:.4g}{why}",
         warning,
     )
 
@@ -799,19 +810,3 @@ def exposure_map_variance(
         text += ", and the photon noise of sources is added"
     background_variance = float(np.median(variance[free]))
     return NoiseModel(variance, background_variance, text)
-
-
-def _disagreement(
-    expected: PhotonScale | None, alternatives: Sequence[PhotonScale], level: float, measured: float
-) -> str:
-    """Sentence with what the gain predicts and what is measured."""
-    said = expected or alternatives[0]
-    predicted = said.variance(level)
-    reason = ""
-    if predicted > measured:
-        reason = ", so the gain is of another unit: the image was scaled or averaged"
-    return (
-        f"a gain of {said.gain:g} electrons per unit ({said.meaning}) gives a variance of"
-        f" {predicted:.4g} at the background level {level:.4g}, but {measured:.4g} is"
-        f" measured{reason}"
-    )

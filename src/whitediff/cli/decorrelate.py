@@ -246,8 +246,8 @@ def run_decorrelation(
     named_planes = None
     if ignore_mask_planes is not None:
         named_planes = tuple(p.strip() for p in ignore_mask_planes.split(",") if p.strip())
-    _refuse_white(difference)
     given = formats.read_difference(difference, kernel=kernel, convolved=convolved)  # type: ignore[arg-type]
+    decorrelation.refuse_decorrelated(given.exposure)
     regions = [Region(box, side) for box, side in given.directions]
     direction = given.convolved or ("template" if not regions else None)
     if direction is None and (x_center is not None or y_center is not None):
@@ -286,10 +286,6 @@ def run_decorrelation(
         preconvolution = None
         if preconvolution_kernel is not None:
             preconvolution = formats.read_psf(preconvolution_kernel, bounds=whole.bbox)
-        if not score and direction is not None and whole.kernel is not None:
-            decorrelation.refuse_white(
-                inputs["science"], inputs["template"], whole, whole.kernel, convolved=direction
-            )
         begin("sources")
         sources = None
         if _on_one_grid(inputs, whole):
@@ -476,16 +472,3 @@ def _check_position(difference: Any, x: float | None, y: float | None) -> None:
 
 def _on_one_grid(inputs: dict[str, Any], difference: Any) -> bool:
     return all(exposure.shape == difference.shape for exposure in inputs.values())
-
-
-def _refuse_white(difference: str) -> None:
-    from ..errors import ArgumentError
-    from ..formats.files import opened, split_extension
-
-    with opened(split_extension(difference)[0]) as hdus:
-        task = hdus[0].header.get("WDTASK")
-    if task in ("decorrelate", "subtract"):
-        raise ArgumentError(
-            f"{difference}: whitediff {task} decorrelated it (WDTASK = {task}), so its noise is"
-            " white already; use it as it is, or give the difference from before."
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import astropy.units as u
@@ -47,6 +48,9 @@ _ZERO_POINT_CARDS = (
 _FLUX_OF_MAGNITUDE_ZERO = "FLUXMAG0"
 _AB_FLUX = 3631.0
 """Jy of AB magnitude 0."""
+_LARGEST_ZERO_POINT = 200.0
+_PIXEL_AREA_CARDS = (("PIXAR_SR", u.sr), ("PIXAR_A2", u.arcsec**2))
+"""Cards with the area of a pixel, which turn a surface brightness into a flux."""
 
 _SOURCE_RADIUS = 1.5
 _BRIGHT_RADIUS = 5.0
@@ -489,10 +493,17 @@ def check_zero_point(given: float | None) -> None:
     Raises
     ------
     ArgumentError
-        If it is not finite.
+        If it is not finite, or beyond 200.
     """
-    if given is not None and not math.isfinite(given):
+    if given is None:
+        return
+    if not math.isfinite(given):
         raise ArgumentError(f"The zero point must be finite; got {given:g}.")
+    if abs(given) > _LARGEST_ZERO_POINT:
+        raise ArgumentError(
+            f"The zero point must be the magnitude of a flux of 1, from"
+            f" {-_LARGEST_ZERO_POINT:g} to {_LARGEST_ZERO_POINT:g}; got {given:g}."
+        )
 
 
 def zero_point(exposure: Exposure, given: float | None) -> tuple[float, str] | None:
@@ -509,13 +520,24 @@ def zero_point(exposure: Exposure, given: float | None) -> tuple[float, str] | N
     -------
     zero_point, origin
         None if it is not known.
+
+    Notes
+    -----
+    The sum of pixels in MJy/sr is a flux only with the area of a pixel: its AB zero point is
+    −6.10 − 2.5 log₁₀ PIXAR_SR.
     """
     if given is not None:
         return given, "given"
     unit = exposure.image.unit
+    headers = (exposure.header, exposure.primary_header)
     if unit is not None and unit.is_equivalent(u.Jy):
         return 2.5 * math.log10(_AB_FLUX / (1 * unit).to_value(u.Jy)), f"unit {unit} (AB)"
-    for header in (exposure.header, exposure.primary_header):
+    if unit is not None and unit.is_equivalent(u.Jy / u.sr):
+        area = _pixel_area(headers)
+        if area is not None:
+            flux = (1 * unit * area[0]).to_value(u.Jy)
+            return 2.5 * math.log10(_AB_FLUX / flux), f"unit {unit} and {area[1]} (AB)"
+    for header in headers:
         for keyword in _ZERO_POINT_CARDS:
             value = _number(header.get(keyword))
             if value is not None and value > 0:
@@ -523,6 +545,16 @@ def zero_point(exposure: Exposure, given: float | None) -> tuple[float, str] | N
         value = _number(header.get(_FLUX_OF_MAGNITUDE_ZERO))
         if value is not None and value > 0:
             return 2.5 * math.log10(value), _FLUX_OF_MAGNITUDE_ZERO
+    return None
+
+
+def _pixel_area(headers: Iterable[Any]) -> tuple[u.Quantity, str] | None:
+    """Area of a pixel, and the card that tells it."""
+    for header in headers:
+        for keyword, unit in _PIXEL_AREA_CARDS:
+            value = _number(header.get(keyword))
+            if value is not None and value > 0:
+                return value * unit, keyword
     return None
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "known_constant",
     "named",
     "pixels_to_distrust",
+    "refuse_decorrelated",
     "refuse_white",
     "typical_variance",
     "untouched",
@@ -111,6 +112,8 @@ class DecorrelationOptions:
         ``fast``: grids of good lengths, in the image's precision, where these move no
         pixel by more than 1e-3 of its standard deviation.
         ``documented``: the documented grid, in double precision.
+    again
+        Decorrelate, too, what is white already, as the documented task does; else it is refused.
     """
 
     convolved: Literal["template", "science"] = "template"
@@ -126,6 +129,7 @@ class DecorrelationOptions:
     noise: Literal["white", "auto", "measured"] = "white"
     tolerance: float = 1e-3
     transform: Literal["fast", "documented"] = "fast"
+    again: bool = False
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -334,7 +338,9 @@ def decorrelate(
     ArgumentError
         If shapes, boxes, kernels or options do not fit together.
     DataError
-        If an exposure has no usable pixel, or no positive mean variance.
+        If an exposure has no usable pixel, or no positive mean variance; or if the noise of the
+        difference is white already, by what made it (`refuse_decorrelated`) or by measurement
+        (`refuse_white`).
 
     Notes
     -----
@@ -365,6 +371,8 @@ def decorrelate(
                 f"{named(name, exposure)} image has no finite pixel: all"
                 f" {exposure.image.array.size} are NaN or infinite."
             )
+    if not options.again:
+        refuse_decorrelated(difference)
 
     box = difference.bbox
     x = box.x.start + box.x.size / 2 if x is None else float(x)
@@ -383,6 +391,10 @@ def decorrelate(
         compact_score=options.score_filter == "compact" or options.spatially_varying,
     )
     filters.check(difference.shape)
+    if options.spatially_varying:
+        check_defined(kernel, box, difference)
+    if not (options.again or options.score):
+        refuse_white(science, template, difference, kernel, convolved=options.convolved, x=x, y=y)
     # Only now: what is wrong with a kernel or a variance need not wait for the sources.
     if sources is None and (options.noise != "white" or options.spatially_varying):
         # Of variances, only the photons of bright ones have to be left out.
@@ -464,6 +476,7 @@ def decorrelate(
         header=difference.header.copy(),
         primary_header=difference.primary_header.copy(),
         is_score=options.score,
+        decorrelated_by="decorrelate",
     )
     return Decorrelation(
         exposure=exposure,
@@ -494,6 +507,27 @@ def decorrelate(
     )
 
 
+def refuse_decorrelated(difference: Exposure) -> None:
+    """Refuse a difference that whitediff decorrelated.
+
+    Parameters
+    ----------
+    difference
+        Difference or score.
+
+    Raises
+    ------
+    DataError
+        If it says so.
+    """
+    task = difference.decorrelated_by
+    if task is not None:
+        raise DataError(
+            f"{difference.source or 'The difference'}: whitediff {task} decorrelated it, so its"
+            " noise is white already; use it as it is, or give the difference from before."
+        )
+
+
 def refuse_white(
     science: Exposure,
     template: Exposure,
@@ -501,12 +535,14 @@ def refuse_white(
     kernel: ConvolutionKernel | PointSpreadFunction | Array,
     *,
     convolved: Literal["template", "science"] = "template",
+    x: float | None = None,
+    y: float | None = None,
 ) -> None:
     """Refuse a difference whose noise is white already.
 
     Parameters
     ----------
-    science, template, difference, kernel, convolved
+    science, template, difference, kernel, convolved, x, y
         As for `decorrelate`.
 
     Raises
@@ -521,7 +557,8 @@ def refuse_white(
     Where the convolution hardly correlates pixels, nothing is refused.
     """
     box = difference.bbox
-    image = image_of_kernel("matching kernel", kernel, box.x.center, box.y.center)
+    x, y = (box.x.center if x is None else x), (box.y.center if y is None else y)
+    image = image_of_kernel("matching kernel", kernel, x, y)
     variances = [
         variance_mean(exposure, masks.DEFAULT_IGNORE_MASK_PLANES)
         for exposure in ((science, template) if convolved == "template" else (template, science))
@@ -569,7 +606,6 @@ def _local_correction(
 ) -> LocalCorrection | None:
     """Correction that follows kernel and noise; None where these are the same everywhere."""
     box = difference.bbox
-    check_defined(kernel, box, difference)
     level = 0.0
     for exposure, value, sign in zip((science, template), given, (-1, 1), strict=True):
         if value is not None:

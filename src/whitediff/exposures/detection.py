@@ -482,7 +482,16 @@ class _Field:
     def aperture_radius(self) -> float:
         """Pixels."""
         given = self.options.aperture_radius
-        return round(_APERTURE * self.fwhm, 1) if given is None else given
+        if given is None:
+            return round(_APERTURE * self.fwhm, 1)
+        shorter = min(self.exposure.shape)
+        if 2 * given > shorter:
+            raise ArgumentError(
+                f"{self.exposure.source or 'The difference'}: an aperture's radius of {given:g}"
+                f" pixels is too large for an image of {self.exposure.shape[1]} x"
+                f" {self.exposure.shape[0]}; {shorter // 2} is the most."
+            )
+        return given
 
     def psfs(self, x: Array, y: Array) -> Array:
         """PSFs at array coordinates, as far as fits look at them."""

@@ -247,6 +247,12 @@ def match(
             if preconvolution_kernel is not None
             else f"convolve the {'science image' if convolved == 'template' else 'template'}",
         )
+    if options.kernel_size is not None and 2 * options.kernel_size > min(science.shape):
+        raise ArgumentError(
+            f"A kernel of {options.kernel_size} pixels a side (kernel_size) is too large for images"
+            f" of {science.shape[1]} x {science.shape[0]}; at most half of their shorter side is"
+            " possible."
+        )
     basis = _basis(options, target_sigma, source_sigma)
     _warn_of_small_kernel(basis.size, target_sigma, source_sigma)
     sources = pair.sources if sources is None else sources
@@ -283,7 +289,14 @@ def match(
         skies,
         candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
     )
-    _judge(fit, basis, unexplained, convolved, noise_known=options.fit.known_noise)
+    _judge(
+        fit,
+        basis,
+        unexplained,
+        convolved,
+        noise_known=options.fit.known_noise,
+        stars_told=pair.misalignment is not None,
+    )
     ratio = _measured_sum(pair, sources, candidates, changed, fit, convolved)
     _judge_sum(fit.kernel_sum, ratio)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
@@ -367,8 +380,13 @@ def _judge(
     convolved: Literal["template", "science"],
     *,
     noise_known: bool,
+    stars_told: bool,
 ) -> None:
-    """Refuse a fit that is nonsense; warn of one that is poor."""
+    """Refuse a fit that is nonsense; warn of one that is poor.
+
+    Where the stars told how the images lie, the kernel's middle adds nothing: it follows the PSFs'
+    asymmetry, too, and falls short where the kernel cannot reach.
+    """
     if not fit.kernel_sum > _SIGNIFICANT_SUM * fit.kernel_sum_error:
         raise DataError(
             f"The kernel that fits best has the sum {fit.kernel_sum:.2g} ±"
@@ -384,7 +402,11 @@ def _judge(
     if convolved == "science":
         x, y = -x, -y
     offset = math.hypot(x, y)
-    shift = f"the science image is shifted by ({x:.1f}, {y:.1f}) pixels (x, y) against the template"
+    if stars_told:
+        shift = f"the kernel's middle lies ({x:.1f}, {y:.1f}) pixels (x, y) off"
+    else:
+        shift = f"the science image is shifted by ({x:.1f}, {y:.1f}) pixels (x, y) against the"
+        shift += " template"
     if unexplained > _MOST_UNEXPLAINED:
         raise DataError(
             f"The images do not match: {found}; are both of the same field, aligned to a pixel,"
@@ -395,7 +417,7 @@ def _judge(
             f"The images do not match: {found}; {shift}, too far for a kernel of {basis.size}"
             " pixels; align them."
         )
-    if offset > _SMALL_OFFSET:
+    if offset > _SMALL_OFFSET and not stars_told:
         _log.warning("T%s; align them.", shift[1:])
     # Of pre-convolved noise, which is correlated, chi-square would mean nothing.
     poor = fit.reduced_chi_square > _POOR_CHI_SQUARE and not noise_known
@@ -610,11 +632,12 @@ def _fit(
     first = first.in_units(source_unit, unit)
     norm *= (source_unit / unit) ** 2
     # The brightest suffice to see what varies.
-    fit, orders = _fit_or_lower(first.part(slice(_FIRST_STARS)), basis, options.fit)
+    fit, orders, failed = _fit_or_lower(first.part(slice(_FIRST_STARS)), basis, options.fit)
     varying = varying_pixels(first, fit, basis, core=_CORE_SIGMAS * target_sigma)
     middle = coloured(_middle_kernel(fit, basis)[None], noise)[0]
     second = first.reweighted(float((middle**2).sum()) - norm, varying)
-    fit, _ = _fit_or_lower(second, basis, orders, options.choose_order)
+    fit, final, again = _fit_or_lower(second, basis, orders, options.choose_order)
+    _tell_fall_back([*failed, *again], final, len(second.x))
     return fit.in_units(source_unit, unit), _unexplained(second, fit)
 
 
@@ -623,8 +646,11 @@ def _fit_or_lower(
     basis: KernelBasis,
     options: FitOptions,
     choose: Literal["bic", "cross-validation"] | None = None,
-) -> tuple[KernelFit, FitOptions]:
-    """Fit; where the stars do not suffice for the spatial orders, lower them and say so."""
+) -> tuple[KernelFit, FitOptions, list[FitOptions]]:
+    """Fit; where the stars do not suffice for the spatial orders, lower them.
+
+    Also returns the orders with which it was done, and those that failed.
+    """
     normals = normal_equations(stamps, basis)
     failed: list[FitOptions] = []
     while True:
@@ -647,17 +673,22 @@ def _fit_or_lower(
                 background_order=min(options.background_order, largest),
             )
         else:
-            if failed:
-                _log.warning(
-                    "The %d stars do not bear kernel order %d and background order %d:"
-                    " falling back to kernel order %d and background order %d.",
-                    len(stamps.x),
-                    failed[0].kernel_order,
-                    failed[0].background_order,
-                    options.kernel_order,
-                    options.background_order,
-                )
-            return fit, options
+            return fit, options, failed
+
+
+def _tell_fall_back(failed: list[FitOptions], final: FitOptions, stars: int) -> None:
+    """Say once which orders were asked for and which were fitted, if these are others."""
+    if not failed:
+        return
+    asked, fitted = ((each.kernel_order, each.background_order) for each in (failed[0], final))
+    if asked != fitted:
+        _log.warning(
+            "The %d stars do not bear kernel order %d and background order %d:"
+            " falling back to kernel order %d and background order %d.",
+            stars,
+            *asked,
+            *fitted,
+        )
 
 
 def _kernel(fit: KernelFit, basis: KernelBasis, exposure: Exposure) -> ImageBasisConvolutionKernel:

@@ -58,6 +58,8 @@ class Exposure:
         returns one (`whitediff.exposures.covariance.NoiseField`).
     is_score
         It is a detection score of whitediff, on which sources are found but not measured.
+    decorrelated_by
+        What of whitediff decorrelated its noise, such as ``subtract``; None for nothing.
     registration
         Of a template that was brought onto other pixels: what its stars said of where they lie,
         beyond its WCS; None for nothing.
@@ -75,10 +77,12 @@ class Exposure:
         source: str | None = None,
         noise: Noise = None,
         is_score: bool = False,
+        decorrelated_by: str | None = None,
         registration: Correction | None = None,
     ) -> None:
         self._masked_image = masked_image
         self.is_score = is_score
+        self.decorrelated_by = decorrelated_by
         self.noise = noise
         self.registration = registration
         self.psf = psf
@@ -264,6 +268,7 @@ class Exposure:
             source=self.source,
             noise=self.noise,
             is_score=self.is_score,
+            decorrelated_by=self.decorrelated_by,
             registration=self.registration,
         )
 
@@ -305,6 +310,7 @@ class Exposure:
             source=self.source,
             noise=self.noise,
             is_score=self.is_score,
+            decorrelated_by=self.decorrelated_by,
             registration=self.registration,
         )
 

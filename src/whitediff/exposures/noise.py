@@ -17,7 +17,7 @@ from .. import planes
 from ..decorrelation import smallest_sigma, unmeasured_pixels
 from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import choose_candidates, find_sources
-from ..noise import NoiseCovariance, measured_covariance
+from ..noise import NoiseCovariance, UnmeasurableNoiseError, measured_covariance
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import (
     SourceLevel,
@@ -515,20 +515,22 @@ def noises_by_role(
             noises.append(_known_noise(name, exposure))
             continue
         if isinstance(noise, DataError):
-            _log.warning("%s: its noise is taken as white: %s", name, noise)
+            reason = noise.reason if isinstance(noise, UnmeasurableNoiseError) else str(noise)
+            _log.warning("%s: its noise is taken as white: %s.", name, reason.rstrip("."))
             noises.append(None)
             continue
         if how == "auto" and noise.is_white:
             noises.append(None)
             continue
-        _log.info(
-            "%s: its noise is not white by %.1f sigma: at low frequencies it has %.3g ± %.2g times"
-            " the power that its pixels tell.",
-            name,
-            noise.significance,
-            noise.zero_frequency,
-            noise.zero_frequency_error,
-        )
+        if not noise.is_white:
+            _log.log(
+                # What makes no difference is taken into account without a word.
+                logging.INFO if noise.matters else logging.DEBUG,
+                "%s: its noise is correlated (%.1f sigma over all distances): %s.",
+                name,
+                noise.significance,
+                noise.text,
+            )
         noises.append(noise)
     return noises
 
@@ -538,8 +540,8 @@ def _known_noise(name: str, exposure: Exposure) -> Noise:
     middle = noise_at(exposure.noise, box.x.center, box.y.center)
     assert middle is not None
     _log.info(
-        "%s: its noise is known not to be white (%s): at low frequencies it has %.3g times the"
-        " power that its pixels tell, in the middle.",
+        "%s: its noise is known not to be white (%s): in the middle, low-frequency power is %.3g"
+        " times what the pixel variance implies.",
         name,
         middle.description,
         middle.zero_frequency,

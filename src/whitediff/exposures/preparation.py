@@ -39,7 +39,7 @@ from .noise import (
     untrusted_pixels,
 )
 from .psf import KernelPointSpreadFunction, average_position, psf_image
-from .registration import measured_misalignment, report_misalignment
+from .registration import Misalignment, measured_misalignment, report_misalignment
 from .resampling import ResamplingOptions
 
 __all__ = [
@@ -139,6 +139,8 @@ class Pair:
         Emission with structure fills the field of one of them.
     is_curved
         Or the sky of one of them varies under a star's wings.
+    misalignment
+        How far their stars lie apart; None where nothing tells.
     """
 
     science: Exposure
@@ -155,6 +157,7 @@ class Pair:
     psfs_given: bool
     is_structured: bool = False
     is_curved: bool = False
+    misalignment: Misalignment | None = None
 
     @property
     def bad(self) -> Array:
@@ -214,6 +217,8 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     options = options or PreparationOptions()
     science, template = Exposure.from_object(science), Exposure.from_object(template)
     science, template = with_defects(science, template, options.defects)
+    # On the science image's pixels a template has its WCS, wherever it lay before.
+    by_wcs = options.use_wcs and science.wcs is not None and template.wcs is not None
     template = aligned_template(
         science, template, use_wcs=options.use_wcs, resampling=options.resampling
     )
@@ -243,7 +248,9 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     variances = science.variance.array, template.variance.array
     find = _sources_in_structure if is_structured else _sources
     sources = find((flat[0], flat[1]), variances, (avoided[0], avoided[1]))
-    _check_positions((flat[0], flat[1]), (avoided[0], avoided[1]), sources, template, options)
+    misalignment = _check_positions(
+        (flat[0], flat[1]), (avoided[0], avoided[1]), sources, template, options, by_wcs=by_wcs
+    )
     del flat
     for exposure, bad in zip((science, template), avoided, strict=True):
         bad |= masks.flagged(exposure.mask, options.exclude_mask_planes)
@@ -272,6 +279,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         psfs_given=science.psf is not None and template.psf is not None,
         is_structured=is_structured,
         is_curved=is_curved,
+        misalignment=misalignment,
     )
 
 
@@ -363,20 +371,23 @@ def _check_positions(
     sources: Sources,
     template: Exposure,
     options: PreparationOptions,
-) -> None:
+    *,
+    by_wcs: bool,
+) -> Misalignment | None:
     """Say how far the template's stars lie off; refuse what no kernel can take."""
     found = measured_misalignment(flats, untrusted, sources)
     if found is None:
-        return
+        return None
     sigma = np.median(sources.science_radius[sources.clean]) if sources.clean.any() else 1.0
     resampling = options.resampling
     report_misalignment(
         found,
         template,
         sigma=float(sigma) * HALF_LIGHT_TO_SIGMA,
-        by_wcs=options.use_wcs and template.wcs is not None,
+        by_wcs=by_wcs,
         positions=None if resampling is None else resampling.positions,
     )
+    return found
 
 
 def fwhm(exposure: Exposure, stars: Candidates, sigma: float, bad: Array) -> float:

@@ -57,6 +57,8 @@ _PSF_CELL = 32
 """Side of the cells, pixels, in which a PSF that is slow to evaluate is taken as constant."""
 
 _HIGHEST_ORDER = 6
+_MATTERS = 1e-3
+"""Error of a PSF, over its peak, that deserves a warning."""
 
 
 class KernelPointSpreadFunction(PointSpreadFunction):
@@ -402,7 +404,8 @@ def sampled_psf(
         Box over which it is wanted.
     tolerance
         Largest error of a pixel, over the brightest.  The order of the polynomials is raised until
-        it is met at positions in between, or is 6; then a warning says what was.
+        it is met at positions in between, or is 6; then a line says what was, beyond 0.001 a
+        warning.
 
     Returns
     -------
@@ -438,7 +441,8 @@ def sampled_psf(
         )
         if error <= tolerance:
             return psf
-    _log.warning(
+    _log.log(
+        logging.WARNING if error > _MATTERS else logging.INFO,
         "The PSF varies faster than polynomials of order %d follow: by up to %.2g of its peak.",
         _HIGHEST_ORDER,
         error,

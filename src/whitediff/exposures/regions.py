@@ -21,6 +21,7 @@ from .decorrelation import (
     Decorrelation,
     DecorrelationOptions,
     decorrelate,
+    refuse_decorrelated,
     typical_variance,
     variance_mean,
 )
@@ -139,6 +140,7 @@ def decorrelate_regions(
         raise ArgumentError("A score image cannot be made of regions with kernels of their own.")
     pair = {"science": Exposure.from_object(science), "template": Exposure.from_object(template)}
     whole = Exposure.from_object(difference)
+    refuse_decorrelated(whole)
     box, kernel = whole.bbox, whole.kernel
     if kernel is None:
         raise ArgumentError("No matching kernel: the difference carries none.")
@@ -188,7 +190,9 @@ def decorrelate_regions(
             science_noise=noises[0],
             template_noise=noises[1],
             sources=sources[rows, columns],
-            options=dataclasses.replace(options, noise="white", convolved=region.convolved),
+            options=dataclasses.replace(
+                options, noise="white", convolved=region.convolved, again=True
+            ),
             **given,
         )
         here, there = slices_of(inner, box), slices_of(inner, outer)
@@ -212,6 +216,7 @@ def decorrelate_regions(
         background=whole.background,
         header=whole.header.copy(),
         primary_header=whole.primary_header.copy(),
+        decorrelated_by="decorrelate",
     )
     middle = PiecewiseField(
         box, [(region.box, ChebyshevField(box, np.ones((1, 1)))) for region in regions]

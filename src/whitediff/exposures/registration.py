@@ -42,6 +42,10 @@ _SMALL = 0.03
 _SMALL_CORRELATED = 0.3
 _LARGE = 0.3
 _SIGNIFICANT = 5.0
+_TOLD = 3.0
+"""Errors beneath which an offset that is left after an alignment is none."""
+_UNSEEN = 0.01
+"""Pixels at a typical place of the frame, beneath which a rotation or a scale is none."""
 _LOCAL = 0.15
 """Root mean square of local distortions, pixels, from which they are told of."""
 _ENOUGH = 10
@@ -111,13 +115,23 @@ class Misalignment:
         text
             Part of a sentence, without its subject.
         """
-        text = f"lie {_vector(*self.shift)} pixels (x, y) from {than}"
-        if self.rotation or self.scale != 1:
-            text += (
-                f" in the middle and up to {self.largest:.2f} elsewhere (rotated by"
-                f" {self.rotation:.3g} degrees, scale {self.scale:.5g})"
-            )
+        error = f" ± {self.error:.2g}" if math.isfinite(self.error) else ""
+        text = f"lie {_vector(*self.shift)}{error} pixels (x, y) from {than}"
+        turned = [
+            *([f"rotated by {self.rotation:.3g} degrees"] if self.rotation else []),
+            *([f"scale {self.scale:.5g}"] if self.scale != 1 else []),
+        ]
+        if turned:
+            text += f" in the middle and up to {self.largest:.2f} elsewhere ({', '.join(turned)})"
         return text
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether it is more than its error; a cross-correlation's where it is large."""
+        if math.isnan(self.error):
+            return self.is_large
+        by_shift = math.hypot(*self.shift) > _TOLD * self.error
+        return by_shift or self.rotation != 0 or self.scale != 1
 
     @property
     def how(self) -> str:
@@ -213,12 +227,14 @@ def measured_correction(
         )  # fmt: skip
     else:
         _log.info(
-            "%s: found by %d stars in common, which agree to %.2g pixels rms: rotated by %.4g"
-            " degrees%s, %.5g of its pixels to one of the science image's%s.",
-            name, int(used.sum()), scatter, change.rotation,
-            " and mirrored" if np.linalg.det(change.matrix) < 0 else "", change.scale, text,
+            "%s: found by %d stars in common, which agree to %.2g pixels rms: %s%s, %.5g of its"
+            " pixels to one of the science image's%s.",
+            name, int(used.sum()), scatter,
+            f"rotated by {found_shift.rotation:.4g} degrees" if found_shift.rotation
+            else "not rotated",
+            " but mirrored" if np.linalg.det(change.matrix) < 0 else "", found_shift.scale, text,
         )  # fmt: skip
-    if not text and found_shift.scatter > _LOCAL:
+    if not text and found_shift.scatter > _LOCAL and found_shift.stars >= _ENOUGH:
         _log.warning("%s: %s", name, _local(found_shift))
     return Correction(change, field, by_wcs)
 
@@ -319,12 +335,18 @@ def _misalignment(
 ) -> Misalignment:
     away = change(frame) - frame
     expected = math.sqrt(1 / float((np.hypot(error[used], 0.02) ** -2).mean()))
+    error_of_shift = max(scatter, expected) / math.sqrt(max(1, int(used.sum())))
+    # A turn or a scale that moves the frame by less than that is not known from none.
+    radius = math.sqrt(float(frame.var(axis=0).sum()))
+    least = max(_TOLD * error_of_shift, _UNSEEN) / max(radius, 1.0)
+    turned = parameters > 2 and abs(math.radians(change.rotation)) > least
+    scaled = parameters > 2 and abs(change.scale - 1) > least
     return Misalignment(
         shift=(float(away[0, 1]), float(away[0, 0])),
         largest=float(np.hypot(*away.T).max()),
-        error=max(scatter, expected) / math.sqrt(max(1, int(used.sum()))),
-        rotation=change.rotation if parameters > 2 else 0.0,
-        scale=change.scale if parameters > 2 else 1.0,
+        error=error_of_shift,
+        rotation=change.rotation if turned else 0.0,
+        scale=change.scale if scaled else 1.0,
         scatter=math.sqrt(max(0.0, scatter**2 - expected**2)),
         stars=int(used.sum()),
     )
@@ -369,10 +391,14 @@ def _by_correlation(
         )  # fmt: skip
         return Correction(Affine(np.eye(2), offset), None, True)
     if not by_wcs:
-        raise DataError(
-            f"{name}: {counts}: are both of the same field?"
-            " If they are, give both a WCS (astrometry) from which to start."
-        )
+        # Of a few stars, chance could have matched as many: that says nothing of the field.
+        few = min(first.likely, second.likely) < _ENOUGH
+        known = science.wcs is not None and template.wcs is not None
+        remedy = "leave out --ignore-wcs" if known else "give both a WCS (astrometry) to start from"
+        why = ", too few to find where it lies"
+        if not few:
+            why, remedy = ": are both of the same field?", f"If they are, {remedy}"
+        raise DataError(f"{name}: {counts}{why}{';' if few else ''} {remedy}.")
     if min(first.likely, second.likely) >= _ENOUGH:
         raise DataError(
             f"{name}: {counts}, and a cross-correlation finds nothing: are both of the same field,"
@@ -507,14 +533,22 @@ def report_misalignment(
         If they lie farther off than a kernel can take.
     """
     name = template.source or "The template"
-    than = "where its WCS puts them" if by_wcs else "those of the science image"
-    where = f"{name}: its stars {found.where(than)} ({found.how})"
+    told = logging.INFO
+    if positions in ("stars", "distortions"):
+        # What its WCS was off by has been told, and taken out.
+        where = f"{name}: after the alignment its stars still"
+        where = f"{where} {found.where('those of the science image')} ({found.how})"
+        if not found.is_significant:
+            told = logging.DEBUG
+    else:
+        than = "where its WCS puts them" if by_wcs else "those of the science image"
+        where = f"{name}: its stars {found.where(than)} ({found.how})"
     if found.is_large and found.largest > max(_LARGEST, _LARGEST_SIGMAS * sigma):
         raise DataError(f"{where}, farther than a matching kernel reaches; {_remedy(positions)}.")
     if found.is_large:
         _log.warning("%s; %s.", where, _remedy(positions))
     else:
-        _log.info("%s.", where)
+        _log.log(told, "%s.", where)
     if found.scatter > _LOCAL and found.stars >= _ENOUGH and positions != "distortions":
         _log.warning("%s: %s", name, _local(found))
 

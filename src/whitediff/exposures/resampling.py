@@ -29,7 +29,7 @@ from .resampled_noise import resampled_noise
 from .resampled_planes import resampled_planes
 from .sky import wcs_cards, without_wcs
 
-__all__ = ["Resampled", "ResamplingOptions", "resampled"]
+__all__ = ["Resampled", "ResamplingOptions", "resampled", "turned"]
 
 type Array = npt.NDArray[Any]
 
@@ -38,6 +38,8 @@ _log = logging.getLogger("whitediff.match")
 _LARGEST_SCALE = 3.0
 _MEANINGFUL_SCALE = 1.5
 _LARGEST_ERROR = 0.02
+_UNSEEN = 0.01
+"""Pixels by which a rotation has to move a corner to be one."""
 _CELLS = 16
 """Of the frame on each axis, in one of which a PSF is averaged over phases."""
 _PHASES = 16
@@ -136,11 +138,11 @@ def resampled(
     rotation = _rotation(job.jacobians[4])
     _log.info(
         "%s: resampled (%s); its pixels are %.4g times as large on a side as the science image's,"
-        " rotated by %.3g degrees%s; it covers %.1f%% of the science image.",
+        " %s%s; it covers %.1f%% of the science image.",
         name,
         options.method,
         1 / math.sqrt(area),
-        rotation,
+        turned(rotation, science.shape),
         " and mirrored" if job.mirrored else "",
         100 * covered,
     )
@@ -163,6 +165,28 @@ def _check_scales(job: Regridding, name: str) -> None:
             name,
             largest,
         )
+
+
+def turned(rotation: float, shape: tuple[int, ...], word: str = "rotated") -> str:
+    """A rotation in words.
+
+    Parameters
+    ----------
+    rotation
+        Degrees.
+    shape
+        (ny, nx) of the frame that is rotated.
+    word
+        For it.
+
+    Returns
+    -------
+    text
+        ``rotated by 3 degrees``; ``not rotated`` where no pixel moves by a hundredth.
+    """
+    if abs(math.radians(rotation)) * math.hypot(*shape) / 2 < _UNSEEN:
+        return f"not {word}"
+    return f"{word} by {rotation:.3g} degrees"
 
 
 def _rotation(jacobian: Array) -> float:

@@ -282,6 +282,8 @@ def make_product(
             spatially_varying=solution.spatially_varying,
             noise=solution.noise,
             fill=solution.fill,
+            # It was just subtracted.
+            again=True,
         ),
     )
     flux, flux_variance = fluxes(result)

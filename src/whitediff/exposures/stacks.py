@@ -26,6 +26,7 @@ from .decorrelation import (
     known_constant,
     named,
     pixels_to_distrust,
+    refuse_decorrelated,
     typical_variance,
     usable_variance,
 )
@@ -258,6 +259,7 @@ def decorrelate_stack(
     """
     options = options or StackOptions()
     difference = Exposure.from_object(difference)
+    refuse_decorrelated(difference)
     box = difference.bbox
     sides: Sides = {
         name: tuple(
@@ -352,6 +354,7 @@ def decorrelate_stack(
         background=difference.background,
         header=difference.header.copy(),
         primary_header=difference.primary_header.copy(),
+        decorrelated_by="decorrelate-stack",
     )
     weights = [weight / options.divisor**2 for weight in correction.variance_weights]
     n_science = len(sides["science"])

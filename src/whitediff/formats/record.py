@@ -18,6 +18,7 @@ from .tables import read_table_hdu
 
 __all__ = [
     "Record",
+    "decorrelated",
     "given_zero_point",
     "history_cards",
     "is_score",
@@ -73,6 +74,25 @@ class Record:
         if not isinstance(value, str) or "; " in value:
             return None
         return unescaped(value)
+
+
+def decorrelated(primary: astropy.io.fits.Header) -> str | None:
+    """What of whitediff decorrelated the noise of a file's image.
+
+    Parameters
+    ----------
+    primary
+        Primary header of the file.
+
+    Returns
+    -------
+    name
+        Such as ``subtract``; None for nothing.
+    """
+    task, name = primary.get("WDTASK"), primary.get("WDWHITE")
+    if task in _PRODUCTS:
+        return str(task)
+    return name if isinstance(name, str) else None
 
 
 def is_score(path: str | Path) -> bool:

@@ -17,10 +17,15 @@ __all__ = ["PhotonHeader", "photon_header", "pixel_unit"]
 
 _GAIN_KEYWORDS = ("GAIN", "EGAIN", "CCDGAIN")
 _READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
-_EXPOSURE_TIME_KEYWORDS = ("EXPTIME", "EXPOSURE", "TEXPTIME", "XPOSURE", "ITIME")
+_EXPOSURE_TIME_KEYWORDS = ("EXPTIME", "EXPOSURE", "TEXPTIME", "XPOSURE", "ITIME", "EFFEXPTM")
 _NUMBER_KEYWORDS = ("NCOMBINE", "NCOMBIN", "NCOADD")
 _UNIT = re.compile(r"((?P<electrons>(photo-?)?electrons?|e-|e)|adus?|counts?|cts?|dns?|du)")
 _RATE = re.compile(r"((/|per)(s|secs?|seconds?)|[.*]?(s|secs?|seconds?)(\^|\*\*)?\(?-1\)?)$")
+
+_CONVERSION_KEYWORDS = ("PHOTMJSR",)
+_SURFACE_BRIGHTNESS = ("mjy/sr", "mjysr-1", "mjy.sr-1")
+"""Cards with the surface brightness of a count per second, in the unit of the image."""
+_OPTION = "the option"
 
 type Quantity = Literal["electrons", "counts", "other", "unknown"]
 
@@ -44,6 +49,8 @@ class PhotonHeader:
         BUNIT as it stands.
     is_trusted
         Whether gain and read noise were both given.
+    conversion
+        Image units to a count per second, where a card says it; None where none does.
     """
 
     quantity: Quantity
@@ -55,12 +62,13 @@ class PhotonHeader:
     gain_name: str
     unit: str
     is_trusted: bool
+    conversion: float | None = None
 
     @property
     def expected(self) -> PhotonScale | None:
         """What a unit stands for, as the header has it; None where it does not say."""
         if self.quantity == "other":
-            return None
+            return self._converted()
         if self.quantity == "electrons":
             return self._electrons(self.is_rate)
         return self._counts(self.is_rate)
@@ -73,6 +81,9 @@ class PhotonHeader:
     @property
     def alternatives(self) -> Sequence[PhotonScale]:
         """What else it may stand for, the likeliest first, where there is a gain to doubt."""
+        if self.quantity == "other" or (self.gain is None and self.quantity != "electrons"):
+            # A gain near some exposure time would be a coincidence.
+            return []
         scales = [
             self._counts(False),
             self._counts(True),
@@ -82,6 +93,33 @@ class PhotonHeader:
         ]
         expected = self.expected
         return [scale for scale in scales if scale is not None and scale != expected]
+
+    @property
+    def unexplained(self) -> str:
+        """Why nobody knows how many electrons a unit is; empty where the header tells."""
+        if self.expected is not None:
+            return ""
+        if self.quantity == "other":
+            return f"is in {self.unit}, but no card tells how many electrons that is"
+        missing = [] if self.gain or self.quantity == "electrons" else ["the gain"]
+        if self.is_rate and self.exposure_time is None:
+            missing.append("the exposure time")
+        unit = f"is in {self.unit}, but" if self.unit else "has no BUNIT, and"
+        return f"{unit} no card tells {' and '.join(missing)}"
+
+    def _converted(self) -> PhotonScale | None:
+        """That of another unit: by its card, else by a gain that was given for it."""
+        if self.gain is None:
+            return None
+        if self.conversion is not None:
+            rate = self._counts(True)
+            if rate is None:
+                return None
+            meaning = f"{self.unit} of {self.conversion:g} to a count per second"
+            return PhotonScale(rate.gain / self.conversion, rate.read_noise, meaning)
+        if self.gain_name != _OPTION:
+            return None
+        return PhotonScale(self.gain, self.read_noise or 0.0, f"{self.unit}, by the given gain")
 
     def _counts(self, is_rate: bool) -> PhotonScale | None:
         if self.gain is None:
@@ -170,7 +208,7 @@ def photon_header(
     headers = (header, primary)
     unit = header.get("BUNIT", primary.get("BUNIT", ""))
     quantity, is_rate = pixel_unit(unit if isinstance(unit, str) else "")
-    name, gain = "the option", options.gain
+    name, gain = _OPTION, options.gain
     if gain is None:
         found = first_value(headers, _GAIN_KEYWORDS)
         if found is not None and 0 < found[1] < float("inf"):
@@ -186,6 +224,9 @@ def photon_header(
         if found is not None and 0 < found[1] < float("inf"):
             exposure_time = found[1]
     number = first_value(headers, _NUMBER_KEYWORDS)
+    conversion = None
+    if re.sub(r"[\s^()*]", "", str(unit)).lower() in _SURFACE_BRIGHTNESS:
+        conversion = first_value(headers, _CONVERSION_KEYWORDS)
     return PhotonHeader(
         quantity,
         is_rate,
@@ -196,4 +237,5 @@ def photon_header(
         name,
         unit.strip() if isinstance(unit, str) else "",
         options.gain is not None and options.read_noise is not None,
+        None if conversion is None or not 0 < conversion[1] < float("inf") else conversion[1],
     )

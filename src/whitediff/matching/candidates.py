@@ -362,6 +362,7 @@ def choose_candidates(
         offered = int(sources.offered.sum())
     free = _clear_of(sources, clear)
     usable &= free
+    n_usable = int(usable.sum())
     isolated = _isolated(sources.x, sources.y, sources.flux, isolation)
     common = usable & (sources.template_signal_to_noise > _COMMON)
     flux_ratio = _usual_ratio(sources, common)
@@ -402,12 +403,16 @@ def choose_candidates(
         passed_over[~sources.offered] = "not offered"
     passed_over[chosen] = ""
     if len(chosen) < options.fewest:
-        likeness = (
-            f" Only {int(common.sum())} stand out in both images: if the stars of one image are not"
-            " in the other, these are not of the same field, or not aligned."
-            if common.sum() < _ENOUGH
-            else ""
-        )
+        n_common = int(common.sum())
+        likeness = ""
+        if n_common < _ENOUGH and 2 * n_common < n_usable:
+            likeness = (
+                f" Only {n_common} stand out in both images, of {n_usable} that could be used: if"
+                " the stars of one image are not in the other, these are not of the same field, or"
+                " not aligned."
+            )
+        elif offered < _ENOUGH:
+            likeness = " The images have too few stars in common; larger parts of them have more."
         reasons, counts = np.unique(passed_over[passed_over != ""], return_counts=True)
         order = np.argsort(-counts, kind="stable")
         why = ", ".join(f"{counts[k]} {reasons[k]}" for k in order)

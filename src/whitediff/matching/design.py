@@ -168,12 +168,14 @@ class Design:
         fewest = max(3, 2 * n_kernel if n_kernel > 1 else 1, self.background_terms.shape[1])
         if n_used < fewest:
             orders = self.options.kernel_order or self.options.background_order
-            remedy = (
-                "lower the orders"
-                if orders
-                else "the others are too unlike to share a kernel, as they are where the stars of"
-                " one image are not in the other"
-            )
+            remedy = "the images have too few stars in common; larger parts of them have more"
+            if orders:
+                remedy = "lower the orders"
+            elif 2 * n_used < len(used):
+                remedy = (
+                    "the others are too unlike to share a kernel, as they are where the stars of"
+                    " one image are not in the other"
+                )
             raise TooFewSourcesError(
                 f"{n_used} of {len(used)} stamps are usable, but kernel order"
                 f" {self.options.kernel_order} and background order"

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import __version__, formats
 from ..exposures.alignment import aligned
-from ..exposures.resampling import Resampled, ResamplingOptions
+from ..exposures.resampling import Resampled, ResamplingOptions, turned
 from ..outputs import check_output
 from ..reading import reading_options
 from .inputs import read_input
@@ -90,7 +90,8 @@ def _describe(output: Path, template: str, science: str, result: Resampled) -> N
     """Say what was made."""
     how = "placed by whole pixels on"
     if result.method is not None:
-        how = f"resampled ({result.method}), turned by {result.rotation:.3g} degrees, onto"
+        rotation = turned(result.rotation, result.exposure.shape, "turned")
+        how = f"resampled ({result.method}), {rotation}, onto"
     log.info(
         "%s: %s, %s %s; positions to %.2g pixels; it covers %.1f%%.",
         output,

@@ -8,6 +8,7 @@ import difflib
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, FileFormatError, WhitediffError, one_line
+from ..exposures.catalog import check_zero_point
 from ..formats.files import split_extension
+from ..reading import option_names, reading_options
 
 __all__ = [
     "SUFFIXES",
@@ -32,6 +35,7 @@ SUFFIXES = {"difference": "difference", "score": "score", "matched": "matched"}
 
 _OWN_COLUMNS = ("science", "template", "name", "products")
 _KINDS = ("variance", "sigma", "weight")
+_SIDES = ("science", "template")
 _MOST_LIKE = 0.8
 
 
@@ -233,6 +237,7 @@ def make_items(
                 f"{path}: the column {names[name]!r} has no effect in a batch; {remedy}."
             )
     base = path.absolute().parent
+    _check_numbers(f"{path}, the options for all rows", options or {})
     items = [
         _make_item(f"{path}, row {number}", row, base, output, products, types, dict(options or {}))
         for number, row in enumerate(rows, 1)
@@ -301,6 +306,7 @@ def _make_item(
                 f"{where}: {', '.join(vain)} has no effect with kernel, which takes all of this"
                 " from the earlier output; leave one of them out."
             )
+    _check_numbers(where, options)
     return Item(
         name=name,
         science=science,
@@ -317,6 +323,20 @@ def _make_item(
         ),
         extra=cells,
     )
+
+
+def _check_numbers(where: str, options: Mapping[str, Any]) -> None:
+    """Refuse numbers out of their range before any pair is begun."""
+    reading = {name: options[name] for name in option_names(*_SIDES) if name in options}
+    try:
+        reading_options(reading, **dict.fromkeys(_SIDES, where))
+    except ArgumentError as error:
+        columns = re.sub("--[a-z-]+", lambda m: m[0][2:].replace("-", "_"), str(error))
+        raise ArgumentError(columns) from error
+    try:
+        check_zero_point(options.get("zero_point"))
+    except ArgumentError as error:
+        raise ArgumentError(f"{where}: {error}") from error
 
 
 def _converted(where: str, name: str, text: str, kind: OptionType, base: Path) -> Any:

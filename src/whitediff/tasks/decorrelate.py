@@ -169,6 +169,8 @@ class DecorrelateALKernelConfig(pex_config.Config):
             transform=self.transform,
             noise=self.noise,
             fill=self.fill,
+            # As documented, whatever it is given is decorrelated.
+            again=True,
             tolerance=self.tolerance,
             spatially_varying=spatially_varying,
         )

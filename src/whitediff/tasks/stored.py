@@ -11,6 +11,7 @@ from lsst.utils.timer import timeMethod
 
 from ..errors import DataError
 from ..exposures import masks
+from ..exposures.decorrelation import refuse_decorrelated, refuse_white
 from ..exposures.model import Exposure
 from ..exposures.noise import PairSources, pair_sources, rescaled, without_sentinels
 from ..exposures.pipeline import aligned_as_before, mark_sources
@@ -87,13 +88,18 @@ class DecorrelateDifferenceTask(PipelineTask):
         ValueError
             If the exposures do not lie on the same pixels.
         UnusableExposureError
-            If an exposure has no usable pixel.
+            If an exposure has no usable pixel, or the noise of the difference is white already.
         """
         if isinstance(solution, ConvolutionKernel):
             solution = Solution.of_kernel(solution)
         science, template, levels = _inputs(science, template, solution)
         difference = Exposure.from_object(difference)
         try:
+            refuse_decorrelated(difference)
+            if solution.preconvolution_kernel is None:
+                refuse_white(
+                    science, template, difference, solution.kernel, convolved=solution.convolved
+                )
             result = self.decorrelate.run(
                 science,
                 template,

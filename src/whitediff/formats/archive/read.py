@@ -25,6 +25,7 @@ from ...exposures.sky import (
 from ..files import opened
 from ..headers import observation_header, without_provenance, without_wcs
 from ..planes import mask_bytes, native
+from ..record import decorrelated
 from ..stamps import (
     NOISE,
     find_hdu,
@@ -100,6 +101,7 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
         psf, kernel, background = given.psf, given.kernel, None
         primary = without_provenance(observation_header(hdus[0].header))
         score = hdus[0].header.get("WDSCORE") is True
+        decorrelated_by = decorrelated(hdus[0].header)
         header = observation_header(hdus["IMAGE"].header)
         if obj.bbox != whole:
             dy, dx = (a - b for a, b in zip(obj.bbox.start, whole.start, strict=True))
@@ -135,6 +137,7 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
         source=str(path),
         noise=noise,
         is_score=score,
+        decorrelated_by=decorrelated_by,
     )
     return exposure if box is None or exposure.bbox == box else exposure.cutout(box)
 

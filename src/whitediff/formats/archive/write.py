@@ -103,6 +103,8 @@ def write(
         if exposure.is_score:
             # Whoever writes it, and by whatever name: a score does not pass for a difference.
             header.set("WDSCORE", True, "is a score image")
+        if exposure.decorrelated_by is not None:
+            header.set("WDWHITE", exposure.decorrelated_by, "made its noise white")
         for keyword, (value, comment) in (provenance or {}).items():
             if value is None or (isinstance(value, float) and not math.isfinite(value)):
                 continue  # FITS has neither; what is unknown is left out

@@ -27,7 +27,7 @@ from ...exposures.model import Exposure, as_native_float, parse_unit
 from ...exposures.sky import celestial_wcs, sky_projection
 from ...planes import zeros
 from ...reading import ReadingOptions, VarianceKind, VarianceSource
-from ...saturation import bleed_trails, find_plateau
+from ...saturation import bleed_trails, find_plateau, in_stars
 from ...sources import exposure_map_variance, noise_variance
 from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
@@ -40,6 +40,7 @@ from ..headers import (
     without_provenance,
 )
 from ..planes import ASINH_CARDS, asinh_scale, is_plane, linear, native, plane_of
+from ..record import decorrelated
 from ..stamps import (
     NOISE,
     find_hdu,
@@ -302,6 +303,7 @@ def read(
         if mask_hdu is hdu:
             mask_hdu = None
         headers = (hdu.header, hdus[0].header)
+        decorrelated_by = decorrelated(hdus[0].header)
         named = (hdu.name.upper(), hdu.ver)
         if options.mask is not None:
             planes = _read_mask(options, named, image.shape, path, headers)
@@ -350,12 +352,9 @@ def read(
     if fill is not None:
         mask = _without_fill(mask, image, fill)
     is_masked = mask_hdu is not None or options.mask is not None
-    mask = _with_saturation(
-        mask, image, (header, primary), path, options.saturation, plateau=needs_variance
-    )
-    if not is_masked and needs_variance:
-        mask = _with_empty(mask, image, path)
+    masked = flagged(mask, UNTRUSTED_MASK_PLANES)
     source = str(path)
+    weightless: Any = None
     if isinstance(variance, VarianceSource):
         plane = _read_variance(variance, named)
         source = f"{path} with {variance.path}"
@@ -369,6 +368,22 @@ def read(
         if no_data.any():
             before = flagged(mask, ["NO_DATA"])
             mask = with_plane(mask, "NO_DATA", before | no_data)
+            # Some weight maps are 0 where stars saturate; elsewhere such a pixel may have any
+            # value.
+            weightless = no_data & ~in_stars(image, no_data)
+    mask = _with_saturation(
+        mask,
+        image,
+        (header, primary),
+        path,
+        options.saturation,
+        plateau=needs_variance,
+        unusable=weightless,
+        masked=masked,
+    )
+    if not is_masked and needs_variance:
+        mask = _with_empty(mask, image, path)
+    if plane is not None:
         if plane[1] == "weight":
             found = photon_header(header, primary, options)
             unusable = flagged(mask, UNTRUSTED_MASK_PLANES)
@@ -400,6 +415,7 @@ def read(
         primary_header=primary,
         source=str(path),
         noise=noise,
+        decorrelated_by=decorrelated_by,
     )
 
 
@@ -418,8 +434,13 @@ def _with_saturation(
     level: float | None = None,
     *,
     plateau: bool = True,
+    unusable: Array | None = None,
+    masked: Array | None = None,
 ) -> Mask:
-    """Mask with SAT where the image is saturated: by a level, a header, or its highest pixels."""
+    """Mask with SAT where the image is saturated: by a level, a header, or its highest pixels.
+
+    Unusable pixels hold no light of the sky; masked ones are left out of the search for a plateau.
+    """
     said, given = (f"{level:g}" if level is not None else ""), level is not None
     # Whoever gives a level has the last word.
     plateau = plateau and level is None
@@ -429,11 +450,18 @@ def _with_saturation(
             level = found[1]
             said = f"{found[0]} = {level:g}"
     saturated = zeros(image.shape, bool)
+    if unusable is None:
+        unusable = zeros(image.shape, bool)
     if level is not None:
         with np.errstate(invalid="ignore"):
-            saturated = image >= level
-        share = float(saturated.mean())
-        if share > _MOST_SATURATED and not given:
+            saturated = (image >= level) & ~unusable
+        share = int(saturated.sum()) / max(1, int((~unusable).sum()))
+        if share > _MOST_SATURATED and given:
+            raise ArgumentError(
+                f"{path}: {share:.0%} of its pixels are at or above the saturation level that is"
+                f" given, {said}; give the level at which stars saturate, in the image's unit."
+            )
+        if share > _MOST_SATURATED:
             _log.warning(
                 "%s: %.0f%% of its pixels are at or above %s, so the card is of another unit or"
                 " wrong, and is not used; give the level that saturates.",
@@ -450,9 +478,11 @@ def _with_saturation(
             said,
         )
     elif plateau and not flagged(mask, ["SAT"]).any():
-        highest = find_plateau(image, flagged(mask, UNTRUSTED_MASK_PLANES))
+        if masked is not None:
+            unusable = unusable | masked
+        highest = find_plateau(image, unusable)
         if highest is not None:
-            saturated = image >= highest.level
+            saturated = (image >= highest.level) & ~unusable
             _log.warning(
                 "%s: %d pixels share the highest value, %g, and are taken as saturated%s; give the"
                 " saturation level if that is wrong.",
@@ -716,13 +746,6 @@ def modelled_variance(
     """
     found = photon_header(header, primary, options)
     expected = found.expected
-    if found.is_rate and found.exposure_time is None:
-        _log.warning(
-            "%s: is in %s, but no card tells the exposure time; what its pixels count is judged by"
-            " their noise.",
-            path,
-            found.unit,
-        )
     try:
         model = noise_variance(
             image,
@@ -732,6 +755,7 @@ def modelled_variance(
             trust_model=found.is_trusted,
             meaning="" if expected is None else expected.meaning,
             alternatives=found.alternatives,
+            unexplained=found.unexplained,
         )
     except ArgumentError as error:
         raise ArgumentError(f"{path}: {error}") from error
