@@ -130,7 +130,7 @@ def round_peaks(surface: Surface) -> RoundPeaks:
         Above 8 sigma.
     """
     flux, index = surface.flux.ravel(), surface.bright
-    significance = flux[index] / np.sqrt(surface.variance_at(index))
+    significance = flux[index] / np.sqrt(surface.bright_variance)
     at = index[significance > _STAR_SIGMAS[-1]]
     for j, i in _AROUND:
         with np.errstate(invalid="ignore"):
@@ -252,7 +252,7 @@ def sharp_pixels(surface: Surface, q: Array) -> Array:
     flux, width = surface.flux.ravel(), surface.width
     marked = np.zeros(flux.shape, bool)
     at = surface.bright
-    at = at[_too_sharp(flux, at, surface.variance_at(at), width, q, _SEED, _SEED_CROSS)]
+    at = at[_too_sharp(flux, at, surface.bright_variance, width, q, _SEED, _SEED_CROSS)]
     found = [at]
     for _ in range(_PASSES):
         if not len(at):
@@ -286,7 +286,7 @@ def strong_pixels(surface: Surface) -> Array:
         ``(n,)`` indices into the raveled `Surface.flux`: more than 20 sigma.
     """
     at = surface.bright
-    result: Array = at[surface.flux.ravel()[at] > _STRONG * np.sqrt(surface.variance_at(at))]
+    result: Array = at[surface.flux.ravel()[at] > _STRONG * np.sqrt(surface.bright_variance)]
     return result
 
 
