@@ -210,7 +210,7 @@ def surface(image: Array, variance: Array, unusable: Array) -> Surface:
 
     return Surface(
         flux=flux,
-        variance=variance,
+        variance=np.ascontiguousarray(variance),
         factor=factor,
         bright=joined(0),
         bright_variance=joined(9),

@@ -259,8 +259,10 @@ def _marked(exposure: Exposure, found: dict[str, Array]) -> Exposure:
     if not found:
         return exposure
     mask = exposure.mask
-    for name, plane in found.items():
-        mask = masks.with_plane(mask, masks.find_plane(mask, name) or name, plane)
+    planes = {masks.find_plane(mask, name) or name: plane for name, plane in found.items()}
+    mask = masks.extended(mask, planes)
+    for name, plane in planes.items():
+        masks.set_plane(mask, name, plane)
     _log.info(
         "%s: pixels found that its mask does not tell of: %s.",
         exposure.source or "The exposure",
