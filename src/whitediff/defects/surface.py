@@ -13,7 +13,7 @@ from .. import planes
 from ..stats import power_of_two
 from ..threads import in_threads
 
-__all__ = ["MARGIN", "Surface", "surface"]
+__all__ = ["BRIGHT", "CLIP", "MARGIN", "SEGMENT", "Surface", "surface"]
 
 type Array = npt.NDArray[Any]
 
@@ -23,12 +23,16 @@ MARGIN = 2
 SEGMENT = 32
 """Pixels along a column or row of which one sum is kept."""
 
+CLIP = 3.0
+"""Sigma beyond which a pixel adds no more to a sum: a source must not make a line or a trail."""
+
+BRIGHT = 5.0
+"""Sigma above the background from which a pixel may be a source, or a ray."""
+
 _ONES = np.ones(SEGMENT, np.float32)
 
 _CELL = 64
 _SAMPLED = 4
-_CLIP = 3.0
-_BRIGHT = 5.0
 _ROWS = 32
 _UNIT_ROWS = 64
 _UNITS = 1e-12, 1e12
@@ -182,12 +186,12 @@ def surface(image: Array, variance: Array, unusable: Array) -> Surface:
             values[bad] = np.nan
             signal[bad] = 0
         inside[:, :MARGIN], inside[:, -MARGIN:] = values[:, :1], values[:, -1:]
-        bright, low = np.flatnonzero(signal > _BRIGHT), np.flatnonzero(signal < -_BRIGHT)
+        bright, low = np.flatnonzero(signal > BRIGHT), np.flatnonzero(signal < -BRIGHT)
         places = [
             at + at // nx * (2 * MARGIN) + ((part.start + MARGIN) * (nx + 2 * MARGIN) + MARGIN)
             for at in (bright, low)
         ]
-        np.clip(signal, -_CLIP, _CLIP, out=signal)
+        np.clip(signal, -CLIP, CLIP, out=signal)
         sums = _sums(signal, bin_side)
         counts = [np.float32(0)] * 3 if whole else _sums((~bad).astype(np.float32), bin_side)
         return *places, *sums, *counts, np.array(whole), noise.ravel()[bright]

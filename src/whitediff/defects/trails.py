@@ -15,13 +15,12 @@ import numpy.typing as npt
 import scipy.ndimage
 
 from ..threads import in_threads
-from .surface import MARGIN, Surface
+from .surface import CLIP, MARGIN, Surface
 
 __all__ = ["Trail", "find_trails", "line_sums", "trail_pixels"]
 
 type Array = npt.NDArray[Any]
 
-_CLIP = 3.0
 _HIGH_PASS = 17
 _THRESHOLD = 7.0
 """Robust standard deviations of a line's sum: among the 10⁶ lines of a frame noise reaches 5."""
@@ -268,10 +267,10 @@ def _prepared(surface: Surface) -> tuple[Array, Array]:
     plane = np.where(good, surface.binned / root, 0).astype(np.float32)
     middle, spread = _level(plane[good])
     weight = good.astype(np.float32)
-    plane = np.clip((plane - middle) / spread, -_CLIP, _CLIP) * weight
+    plane = np.clip((plane - middle) / spread, -CLIP, CLIP) * weight
     around = scipy.ndimage.uniform_filter(plane, _HIGH_PASS, mode="constant")
     around /= np.maximum(scipy.ndimage.uniform_filter(weight, _HIGH_PASS, mode="constant"), 1e-3)
-    plane = np.clip(plane - around, -_CLIP, _CLIP) * weight
+    plane = np.clip(plane - around, -CLIP, CLIP) * weight
     return plane, weight
 
 

@@ -19,6 +19,7 @@ from ..defects.cosmic_rays import (
     sharpness,
     strong_pixels,
 )
+from ..defects.dead import dead_runs
 from ..defects.surface import Surface, surface
 from ..defects.trails import find_trails, trail_pixels
 from ..errors import ArgumentError
@@ -119,7 +120,7 @@ def with_defects(
     exposures = (science, template)
     wanted = [options.wants(each) for each in exposures]
     looked_at = in_threads(lambda job: _surface(*job), zip(exposures, wanted, strict=True))
-    peaks = [None if each is None else round_peaks(each) for each in looked_at]
+    peaks = [None if each is None else round_peaks(each[0]) for each in looked_at]
     same = science.shape == template.shape
     jobs = (
         (science, looked_at[0], peaks[0], peaks[1] if same else None, wanted[0]),
@@ -173,11 +174,17 @@ def _unusable(exposure: Exposure, *more: str) -> Array:
     return unusable
 
 
-def _surface(exposure: Exposure, wanted: tuple[bool, bool, bool]) -> Surface | None:
-    """The image above its background; None where nothing is looked for."""
+def _surface(
+    exposure: Exposure, wanted: tuple[bool, bool, bool]
+) -> tuple[Surface, Array | None] | None:
+    """The image above its background, and what of it is dead; None where nothing is looked for."""
     if not any(wanted):
         return None
-    return surface(exposure.image.array, exposure.variance.array, _unusable(exposure))
+    unusable = _unusable(exposure)
+    dead = dead_runs(exposure.image.array, unusable) if wanted[1] else None
+    if dead is not None:
+        unusable |= dead
+    return surface(exposure.image.array, exposure.variance.array, unusable), dead
 
 
 def _sharpness(exposure: Exposure, peaks: RoundPeaks, others: RoundPeaks | None) -> Array:
@@ -190,14 +197,15 @@ def _sharpness(exposure: Exposure, peaks: RoundPeaks, others: RoundPeaks | None)
 
 def _found(
     exposure: Exposure,
-    looked_at: Surface | None,
+    searched: tuple[Surface, Array | None] | None,
     peaks: RoundPeaks | None,
     others: RoundPeaks | None,
     wanted: tuple[bool, bool, bool],
 ) -> dict[str, Array]:
     """Mask plane → pixels found; without those of which there are none."""
-    if looked_at is None or peaks is None:
+    if searched is None or peaks is None:
         return {}
+    looked_at, dead = searched
     cosmic_rays, bad_pixels, trails = wanted
     found: dict[str, Array] = {}
     if trails:
@@ -207,6 +215,8 @@ def _found(
     bad = bad_lines(looked_at) if bad_pixels else np.zeros(exposure.shape, bool)
     if bad_pixels:
         bad.flat[looked_at.unpadded(dead_pixels(looked_at))] = True
+        if dead is not None:
+            bad |= dead
     if cosmic_rays or bad_pixels:
         q = _sharpness(exposure, peaks, others)
         strong = np.zeros(bad.size, bool)
