@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
 
 from .errors import ArgumentError, DataError
 
@@ -144,14 +143,11 @@ def patched(image: Array, missing: Array) -> tuple[Array, Array]:
     wrong = missing | ~np.isfinite(image)
     if not wrong.any():
         return image, wrong
-    # Beyond the frame nothing is known either.
-    left = scipy.ndimage.minimum_filter(
-        wrong.view(np.uint8), 2 * _THIN + 1, mode="constant", cval=1
-    ).astype(bool)
+    left = _without_good_around(wrong)
     result = image.astype(np.result_type(image.dtype, np.float32))
     result[left] = 0
     good = ~wrong
-    ys, xs = np.nonzero(wrong & ~left)
+    ys, xs = np.divmod(np.flatnonzero(wrong & ~left), image.shape[1])
     for start in range(0, ys.size, _BATCH):
         part = ys[start : start + _BATCH], xs[start : start + _BATCH]
         values = _from_neighbours(image, good, *part)
@@ -159,6 +155,19 @@ def patched(image: Array, missing: Array) -> tuple[Array, Array]:
         left[part] = alone
         result[part] = np.where(alone, 0, values)
     return result, left
+
+
+def _without_good_around(wrong: Array) -> Array:
+    """Pixels without a good one within 2 pixels in x and y; beyond the frame nothing is good."""
+    padded = np.pad(wrong, _THIN, constant_values=True)
+    ny, nx = wrong.shape
+    rows = padded[:ny].copy()
+    for step in range(1, 2 * _THIN + 1):
+        rows &= padded[step : step + ny]
+    left = rows[:, :nx].copy()
+    for step in range(1, 2 * _THIN + 1):
+        left &= rows[:, step : step + nx]
+    return left
 
 
 @functools.cache

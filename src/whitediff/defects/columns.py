@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..threads import in_threads
 from .surface import SEGMENT, Surface
 
 __all__ = ["bad_lines"]
@@ -17,7 +18,7 @@ type Array = npt.NDArray[Any]
 _BESIDE = (2, 3, 4)
 """Steps to the lines that say what a line should be; the next one may be bad, too."""
 
-_RUNS = (1, 4, 16)
+_RUNS = (4, 16)
 """Segments that are taken together; and all."""
 
 _SIGNIFICANT = 6.5
@@ -30,6 +31,9 @@ _PART = 0.4
 _JOINED = 2.5
 _SHARP = 0.5
 """Part of a line's excess that the lower of its neighbours may have: a star's ridge is wider."""
+
+_AT_ONCE = 16
+"""Segments whose numbers the processor's cache holds."""
 
 _MOST = 0.05
 """Part of the lines: where there are more, the frame has a pattern."""
@@ -67,46 +71,54 @@ def bad_lines(surface: Surface) -> Array:
 
 def _departing(sums: Array, counts: Array) -> Array:
     """Segments of lines that depart from their neighbours, ``(segments, lines)`` boolean."""
-    known = counts >= SEGMENT / 2
-    mean = np.where(known, sums / np.maximum(counts, 1), 0)
-    found = np.zeros(mean.shape, bool)
-    for sign in (1, -1):
-        excess = _excess(sign * mean)
-        # Of a mean, and of the median of the three beside it.
-        scatter = np.sqrt(1.45 / np.maximum(counts, 1))
-        significance = np.where(known, excess / scatter, 0)
-        seed = np.zeros(mean.shape, bool)
-        for run in {run for run in (*_RUNS, len(mean)) if run <= len(mean)}:
-            if run == 1:
-                seed |= significance > _ALONE
-                continue
-            edges = np.linspace(0, len(mean), max(1, len(mean) // run) + 1).astype(int)
+    parts = [slice(start, start + _AT_ONCE) for start in range(0, len(sums), _AT_ONCE)]
+    pieces = in_threads(lambda part: _significances(sums[part], counts[part]), parts)
+    found = np.zeros(sums.shape, bool)
+    for significance in (np.concatenate(piece) for piece in zip(*pieces, strict=True)):
+        seed = significance > _ALONE
+        for run in {run for run in (*_RUNS, len(seed)) if 1 < run <= len(seed)}:
+            edges = np.linspace(0, len(seed), max(1, len(seed) // run) + 1).astype(int)
             for start, stop in pairwise(edges):
-                length = stop - start
-                part = significance[start:stop]
-                # The lower middle, of an even number.
-                middle = np.sort(part, axis=0)[(length - 1) // 2]
-                departs = middle * np.sqrt(length / 1.57) > _SIGNIFICANT
-                seed[start:stop] |= departs & (part > _PART * middle)
+                _seed_run(significance[start:stop], seed[start:stop])
         found |= _connected(seed, significance > _JOINED)
     return found
 
 
-def _excess(mean: Array) -> Array:
-    """How far lines are above both sides; 0 where a neighbour on each side is, too."""
-    n = mean.shape[1]
+def _seed_run(significance: Array, seed: Array) -> None:
+    """Mark the segments of lines whose median departs over a run of them; in place."""
+    length = len(significance)
+    root = np.sqrt(length / 1.57)
+    # Few lines have that many high segments: the others' medians need not be known.
+    high = np.count_nonzero(significance > 0.999 * _SIGNIFICANT / root, axis=0)
+    lines = np.flatnonzero(high >= length - (length - 1) // 2)
+    part = significance[:, lines]
+    # The lower middle, of an even number.
+    middle = np.sort(part, axis=0)[(length - 1) // 2]
+    seed[:, lines] |= (middle * root > _SIGNIFICANT) & (part > _PART * middle)
+
+
+def _significances(sums: Array, counts: Array) -> tuple[Array, Array]:
+    """How far segments are above both sides, and how far below both, in sigma; 0 where a neighbour
+    on each side is, too.
+    """
+    known = counts >= SEGMENT / 2
+    counts = np.maximum(counts, 1)
+    mean = sums / counts * known
+    # Of a mean, and of the median of the three beside it.
+    scatter = np.sqrt(1.45 / counts)
     padded = np.pad(mean, [(0, 0), (max(_BESIDE), max(_BESIDE))], mode="reflect")
 
     def moved(step: int) -> Array:
         start = max(_BESIDE) + step
-        return padded[:, start : start + n]
+        return padded[:, start : start + mean.shape[1]]
 
     sides = [_middle(*(moved(sign * step) for step in _BESIDE)) for sign in (-1, 1)]
-    excess = mean - np.maximum(*sides)
     level = (sides[0] + sides[1]) / 2
-    nearest = np.minimum(moved(-1), moved(1)) - level
-    result: Array = np.where(nearest < _SHARP * (mean - level), excess, 0)
-    return result
+    apart = _SHARP * (mean - level)
+    nearest = [choose(moved(-1), moved(1)) - level for choose in (np.minimum, np.maximum)]
+    above = (mean - np.maximum(*sides)) / scatter * (known & (nearest[0] < apart))
+    below = (np.minimum(*sides) - mean) / scatter * (known & (nearest[1] > apart))
+    return above, below
 
 
 def _middle(first: Array, second: Array, third: Array) -> Array:

@@ -56,6 +56,9 @@ _SEED_CROSS = 4.5
 _GROWTH = 2.5
 _GROWTH_SIGNAL = 3.0
 _PASSES = 5
+_AT_ONCE = 1 << 13
+"""Pixels whose numbers the processor's cache holds."""
+
 _STRONG = 20.0
 """Sigma from which the charge that diffuses to a neighbour, some 4 %, is near the noise."""
 
@@ -130,7 +133,7 @@ def round_peaks(surface: Surface) -> RoundPeaks:
         Above 8 sigma.
     """
     flux, index = surface.flux.ravel(), surface.bright
-    significance = flux[index] / np.sqrt(surface.variance_at(index))
+    significance = flux[index] / np.sqrt(surface.bright_variance)
     at = index[significance > _STAR_SIGMAS[-1]]
     for j, i in _AROUND:
         with np.errstate(invalid="ignore"):
@@ -252,20 +255,22 @@ def sharp_pixels(surface: Surface, q: Array) -> Array:
     flux, width = surface.flux.ravel(), surface.width
     marked = np.zeros(flux.shape, bool)
     at = surface.bright
-    at = at[_too_sharp(flux, at, surface.variance_at(at), width, q, _SEED, _SEED_CROSS)]
+    at = at[_too_sharp(flux, at, surface.bright_variance, width, q, _SEED, _SEED_CROSS)]
     found = [at]
     for _ in range(_PASSES):
         if not len(at):
             break
         marked[at] = True
         _replace(flux, at, marked, width)
-        at = np.unique(np.concatenate([at + j * width + i for j, i in _AROUND]))
+        at = np.concatenate([at + j * width + i for j, i in _AROUND])
+        with np.errstate(invalid="ignore"):
+            at = np.unique(at[~marked[at] & (flux[at] > 0)])
         row, column = np.divmod(at, width)
         ny, nx = surface.shape
         at = at[(row >= MARGIN) & (row < ny + MARGIN) & (column >= MARGIN) & (column < nx + MARGIN)]
         with np.errstate(invalid="ignore"):
             variance = surface.variance_at(at)
-            keep = ~marked[at] & (flux[at] > _GROWTH_SIGNAL * np.sqrt(variance))
+            keep = flux[at] > _GROWTH_SIGNAL * np.sqrt(variance)
         at, variance = at[keep], variance[keep]
         at = at[_too_sharp(flux, at, variance, width, q, _GROWTH, _GROWTH)]
         found.append(at)
@@ -286,7 +291,7 @@ def strong_pixels(surface: Surface) -> Array:
         ``(n,)`` indices into the raveled `Surface.flux`: more than 20 sigma.
     """
     at = surface.bright
-    result: Array = at[surface.flux.ravel()[at] > _STRONG * np.sqrt(surface.variance_at(at))]
+    result: Array = at[surface.flux.ravel()[at] > _STRONG * np.sqrt(surface.bright_variance)]
     return result
 
 
@@ -294,6 +299,11 @@ def _too_sharp(
     flux: Array, at: Array, variance: Array, width: int, q: Array, most: float, most_cross: float
 ) -> Array:
     """Which pixels are sharper than a source by so many sigma, in any direction or in the cross."""
+    if len(at) > _AT_ONCE:
+        parts = [slice(start, start + _AT_ONCE) for start in range(0, len(at), _AT_ONCE)]
+        return np.concatenate(
+            [_too_sharp(flux, at[p], variance[p], width, q, most, most_cross) for p in parts]
+        )
     value = flux[at]
     sharp = np.zeros(len(at), bool)
     cross = np.zeros(len(at), np.float32)

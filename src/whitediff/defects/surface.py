@@ -13,7 +13,7 @@ from .. import planes
 from ..stats import power_of_two
 from ..threads import in_threads
 
-__all__ = ["MARGIN", "Surface", "surface"]
+__all__ = ["BRIGHT", "CLIP", "MARGIN", "SEGMENT", "Surface", "surface"]
 
 type Array = npt.NDArray[Any]
 
@@ -23,10 +23,16 @@ MARGIN = 2
 SEGMENT = 32
 """Pixels along a column or row of which one sum is kept."""
 
+CLIP = 3.0
+"""Sigma beyond which a pixel adds no more to a sum: a source must not make a line or a trail."""
+
+BRIGHT = 5.0
+"""Sigma above the background from which a pixel may be a source, or a ray."""
+
+_ONES = np.ones(SEGMENT, np.float32)
+
 _CELL = 64
 _SAMPLED = 4
-_CLIP = 3.0
-_BRIGHT = 5.0
 _ROWS = 32
 _UNIT_ROWS = 64
 _UNITS = 1e-12, 1e12
@@ -55,8 +61,10 @@ class Surface:
         By which that is to be multiplied to agree with the scatter.
     bright
         ``(n,)`` indices into the raveled flux of pixels above 5 sigma.
+    bright_variance
+        ``(n,)`` float32: variance of those, brought to the scatter.
     low
-        The same of pixels below −5 sigma.
+        Indices of pixels below −5 sigma.
     bin
         Side of the squares of `binned`, pixels.
     binned, counted
@@ -72,6 +80,7 @@ class Surface:
     variance: Array
     factor: float
     bright: Array
+    bright_variance: Array
     low: Array
     bin: int
     binned: Array
@@ -157,14 +166,17 @@ def surface(image: Array, variance: Array, unusable: Array) -> Surface:
 
     def work(start: int) -> tuple[Array, ...]:
         part = slice(start, min(start + _ROWS, ny))
-        values = image[part].astype(np.float32)
         level = steps[above[part]]
         level *= below[part, None]
         level += lines[above[part]]
-        values -= level
-        signal = np.multiply(variance[part], scale, dtype=np.float32)
+        inside = flux[part.start + MARGIN : part.stop + MARGIN]
+        values = inside[:, MARGIN:-MARGIN]
+        np.subtract(image[part].astype(np.float32, copy=False), level, out=values)
+        noise = np.multiply(variance[part], scale, dtype=np.float32)
+        # In place of the level, which the processor's cache holds.
+        signal = level
         with np.errstate(invalid="ignore", divide="ignore"):
-            np.sqrt(signal, out=signal)
+            np.sqrt(noise, out=signal)
             np.reciprocal(signal, out=signal)
             bad = unusable[part] | ~(signal > 0)
             bad |= ~np.isfinite(values)
@@ -173,17 +185,16 @@ def surface(image: Array, variance: Array, unusable: Array) -> Surface:
         if not whole:
             values[bad] = np.nan
             signal[bad] = 0
-        inside = flux[part.start + MARGIN : part.stop + MARGIN]
-        inside[:, MARGIN:-MARGIN] = values
         inside[:, :MARGIN], inside[:, -MARGIN:] = values[:, :1], values[:, -1:]
+        bright, low = np.flatnonzero(signal > BRIGHT), np.flatnonzero(signal < -BRIGHT)
         places = [
-            (found // nx + part.start + MARGIN) * (nx + 2 * MARGIN) + found % nx + MARGIN
-            for found in (np.flatnonzero(signal > _BRIGHT), np.flatnonzero(signal < -_BRIGHT))
+            at + at // nx * (2 * MARGIN) + ((part.start + MARGIN) * (nx + 2 * MARGIN) + MARGIN)
+            for at in (bright, low)
         ]
-        np.clip(signal, -_CLIP, _CLIP, out=signal)
+        np.clip(signal, -CLIP, CLIP, out=signal)
         sums = _sums(signal, bin_side)
         counts = [np.float32(0)] * 3 if whole else _sums((~bad).astype(np.float32), bin_side)
-        return *places, *sums, *counts, np.array(whole)
+        return *places, *sums, *counts, np.array(whole), noise.ravel()[bright]
 
     found = in_threads(work, range(0, ny, _ROWS))
     flux[:MARGIN], flux[-MARGIN:] = flux[MARGIN], flux[-MARGIN - 1]
@@ -203,9 +214,10 @@ def surface(image: Array, variance: Array, unusable: Array) -> Surface:
 
     return Surface(
         flux=flux,
-        variance=variance,
+        variance=np.ascontiguousarray(variance),
         factor=factor,
         bright=joined(0),
+        bright_variance=joined(9),
         low=joined(1),
         bin=bin_side,
         binned=joined(2),
@@ -223,9 +235,12 @@ def _sums(plane: Array, side: int) -> list[Array]:
     tall, wide = ny // side, nx // side
     lines = plane[: tall * side].reshape(tall, side, nx)
     lines = lines.sum(axis=1)
-    squares = lines[:, : wide * side].reshape(tall, wide, side).sum(axis=2)
+    squares = lines[:, : wide * side : side].copy()
+    for step in range(1, side):
+        squares += lines[:, step : wide * side : side]
     segments = nx // SEGMENT
-    rows = plane[:, : segments * SEGMENT].reshape(ny, segments, SEGMENT).sum(axis=2)
+    # The product takes an eighth of the time of a sum over the last axis.
+    rows = plane[:, : segments * SEGMENT].reshape(ny, segments, SEGMENT) @ _ONES
     columns = lines.sum(axis=0)[None] if ny == SEGMENT else np.zeros((0, nx), np.float32)
     return [squares, columns, rows]
 
@@ -251,18 +266,33 @@ def _background(image: Array, variance: Array, unusable: Array) -> tuple[Array, 
     cells = [max(1, round(n / _CELL)) for n in image.shape]
     edges = [np.linspace(0, n, k + 1).astype(int) for n, k in zip(sample.shape, cells, strict=True)]
 
+    columns = edges[1][:-1, None] + np.arange(np.diff(edges[1]).max())
+    there = columns < edges[1][1:, None]
+    columns = np.minimum(columns, sample.shape[1] - 1)
+
     def work(j: int) -> tuple[Array, Array]:
-        level, ratio = np.full(cells[1], np.nan), np.full(cells[1], np.nan)
-        for i in range(cells[1]):
-            part = (slice(edges[0][j], edges[0][j + 1]), slice(edges[1][i], edges[1][i + 1]))
-            values = sample[part]
-            good = ~np.isnan(values)
-            if good.mean() < 0.2:
-                continue
-            ordered = np.sort(values[good])
-            low, middle = (ordered[int(len(ordered) * q / 100)] for q in _QUANTILES)
-            level[i] = middle
-            ratio[i] = ((middle - low) / _BELOW) ** 2 / np.median(noise[part][good][::4])
+        rows = slice(edges[0][j], edges[0][j + 1])
+        # A line for each cell, of its pixels in the order of their rows.
+        values, scatter = (
+            plane[rows].take(columns, axis=1).swapaxes(0, 1).reshape(len(columns), -1)
+            for plane in (sample, noise)
+        )
+        inside = np.repeat(there[:, None], rows.stop - rows.start, axis=1).reshape(values.shape)
+        good = inside & ~np.isnan(values)
+        number = np.count_nonzero(good, axis=1)
+        values[~good] = np.nan
+        values.sort(axis=1)
+        # Of each fourth good pixel.
+        scatter[~good | (np.cumsum(good, axis=1) % 4 != 1)] = np.nan
+        scatter.sort(axis=1)
+        line, chosen = np.arange(len(columns)), (number + 3) // 4
+        low, middle = (values[line, (number * q / 100).astype(int)] for q in _QUANTILES)
+        typical = (scatter[line, np.maximum(chosen - 1, 0) // 2] + scatter[line, chosen // 2]) / 2
+        ratio = ((middle - low) / np.float32(_BELOW)) ** 2 / typical
+        few = number < 0.2 * np.count_nonzero(inside, axis=1)
+        level = middle.astype(float)
+        ratio = ratio.astype(float)
+        level[few], ratio[few] = np.nan, np.nan
         return level, ratio
 
     pieces = in_threads(work, range(cells[0]))

@@ -15,13 +15,12 @@ import numpy.typing as npt
 import scipy.ndimage
 
 from ..threads import in_threads
-from .surface import MARGIN, Surface
+from .surface import CLIP, MARGIN, Surface
 
 __all__ = ["Trail", "find_trails", "line_sums", "trail_pixels"]
 
 type Array = npt.NDArray[Any]
 
-_CLIP = 3.0
 _HIGH_PASS = 17
 _THRESHOLD = 7.0
 """Robust standard deviations of a line's sum: among the 10⁶ lines of a frame noise reaches 5."""
@@ -30,9 +29,17 @@ _SHORTEST = 0.25
 """Part of the frame's longer side that a line must cross."""
 
 _TRIES = 12
+_SAMPLED = 8
+_NEIGHBOURS = 8
+"""Steps in slope or start, squares, within which lines share most of their pixels."""
+
+_MOST_LINES = 64
+"""That are kept of one search; others are found in the next."""
+
 _REACH = 40
 _CHUNKS = 24
 _SHORTEST_CHUNK = 16
+_ENOUGH_IN_CHUNK = 64
 _NEAR = 14
 """Pixels that the line may be off, before it is fitted."""
 
@@ -103,19 +110,33 @@ def line_sums(plane: Array) -> list[Array]:
 
 def _quadrant(plane: Array) -> Array:
     n = len(plane)
-    # (strip, slope, row): of one column each, to begin with.
-    sums = np.zeros((n, 1, 2 * n), plane.dtype)
-    sums[:, 0, n:] = plane.T
-    while len(sums) > 1:
-        left, right = sums[0::2], sums[1::2]
-        slopes = left.shape[1]
-        joined = np.empty((len(left), 2 * slopes, 2 * n), plane.dtype)
+    # (strip, slope, row): of one column each, to begin with.  Two arrays take turns.
+    sums, other = (np.zeros(n * 2 * n, plane.dtype) for _ in range(2))
+    sums.reshape(n, 2 * n)[:, n:] = plane.T
+    slopes = 1
+    while slopes < n:
+        halves = sums.reshape(-1, 2, slopes, 2 * n)
+        left, right = halves[:, 0], halves[:, 1]
+        joined = other.reshape(len(halves), 2 * slopes, 2 * n)
         for slope in range(2 * slopes):
             half, shift = slope // 2, (slope + 1) // 2
-            joined[:, slope] = left[:, half]
-            joined[:, slope, : 2 * n - shift] += right[:, half, shift:]
-        sums = joined
-    return np.asarray(sums[0])
+            last = 2 * n - shift
+            np.add(left[:, half, :last], right[:, half, shift:], out=joined[:, slope, :last])
+            joined[:, slope, last:] = left[:, half, last:]
+        sums, other, slopes = other, sums, 2 * slopes
+    return sums.reshape(n, 2 * n)
+
+
+def _paths(n: int) -> Array:
+    """Rows in each column of the lines that begin in row 0, ``(slope, column)``, as `line_sums`
+    takes them.
+    """
+    paths = np.zeros((1, 1), int)
+    while len(paths) < n:
+        slope = np.arange(2 * len(paths))
+        half = paths[slope // 2]
+        paths = np.concatenate([half, half + (slope[:, None] + 1) // 2], axis=1)
+    return paths
 
 
 def find_trails(surface: Surface) -> list[Trail]:
@@ -134,19 +155,109 @@ def find_trails(surface: Surface) -> list[Trail]:
     plane, weight = _prepared(surface)
     size = 1 << max(3, int(np.ceil(np.log2(max(plane.shape)))))
     least = _SHORTEST * max(plane.shape)
+    padded = np.zeros((size, size), np.complex64)
+    padded[: plane.shape[0], : plane.shape[1]] = plane + 1j * weight
+    paths = _paths(size)
     trails: list[Trail] = []
-    for _ in range(_TRIES):
-        padded = np.zeros((size, size), np.complex64)
-        padded[: plane.shape[0], : plane.shape[1]] = plane + 1j * weight
-        line = _best_line(line_sums(padded), least, surface.bin)
-        if line is None:
-            break
-        trail = _verified(surface, *line)
-        if trail is not None:
-            trails.append(trail)
-        along_x, first, slope = line
-        _blank(plane, weight, along_x, first / surface.bin, slope, trail, surface.bin)
+    tries = 0
+    # All sums again only when none of the lines that stood out is left: their level was raised by
+    # what has been found since.
+    while tries < _TRIES and len(lines := _standing_out(line_sums(padded), least)):
+        while tries < _TRIES and len(lines):
+            along_x, first, slope = lines.brightest(size, surface.bin)
+            trail = _verified(surface, along_x, first, slope)
+            if trail is not None:
+                trails.append(trail)
+            _blank(padded, along_x, first / surface.bin, slope, trail, surface.bin)
+            lines = lines.summed_again(padded, paths, least)
+            tries += 1
     return trails
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lines:
+    """Lines whose sums stand out.
+
+    Attributes
+    ----------
+    step, start, quadrant
+        ``(n,)`` where they are in `line_sums`.
+    significance
+        ``(n,)`` how far the sum, over the root of the line's length, is above the middle of those
+        of the quadrant, in units of their spread.
+    middle, spread
+        ``(n,)`` of those.
+    """
+
+    step: Array
+    start: Array
+    significance: Array
+    quadrant: Array
+    middle: Array
+    spread: Array
+
+    def __len__(self) -> int:
+        return len(self.quadrant)
+
+    def __getitem__(self, which: Array) -> _Lines:
+        """Some of them."""
+        return _Lines(*(getattr(self, field.name)[which] for field in dataclasses.fields(self)))
+
+    def brightest(self, size: int, side: int) -> tuple[bool, float, float]:
+        """Axis, start and slope, in pixels, of the line that stands out most."""
+        k = int(np.argmax(self.significance))
+        first, slope = float(self.start[k] - size), float(self.step[k] / (size - 1))
+        if self.quadrant[k] % 2:
+            first, slope = size - 1 - first, -slope
+        # From squares to pixels: their middles.
+        return (
+            bool(self.quadrant[k] < 2),
+            (first + 0.5) * side - 0.5 - slope * (side - 1) / 2,
+            slope,
+        )
+
+    def summed_again(self, padded: Array, paths: Array, least: float) -> _Lines:
+        """Those that still stand out, by the sums of a plane of which parts are blank now."""
+        size = len(padded)
+        total = np.zeros(len(self), padded.dtype)
+        for quadrant, plane in enumerate((padded, padded[::-1], padded.T, padded.T[::-1])):
+            of_it = np.flatnonzero(self.quadrant == quadrant)
+            rows = self.start[of_it, None] - size + paths[self.step[of_it]]
+            inside = (rows >= 0) & (rows < size)
+            values = plane[np.clip(rows, 0, size - 1), np.arange(size)]
+            total[of_it] = (values * inside).sum(axis=1)
+        mean = total.real / np.sqrt(np.maximum(total.imag, 1))
+        significance = (mean - self.middle) / self.spread
+        return dataclasses.replace(self, significance=significance)[
+            (total.imag >= least) & (significance >= _THRESHOLD)
+        ]
+
+
+def _standing_out(sums: list[Array], least: float) -> _Lines:
+    """Lines that stand out, without their own neighbours."""
+    found = []
+    for quadrant, plane in enumerate(sums):
+        valid = np.flatnonzero(plane.imag >= least)
+        total = plane.ravel()[valid]
+        values = total.real / np.sqrt(total.imag)
+        # Of so many lines, which share their pixels, each eighth says the same.
+        middle, spread = _level(values[::_SAMPLED])
+        values = (values - middle) / spread
+        high = np.flatnonzero(values >= _THRESHOLD)
+        step, start = np.divmod(valid[high], plane.shape[1])
+        of_quadrant = (np.full(len(high), value) for value in (quadrant, middle, spread))
+        found.append((step, start, values[high], *of_quadrant))
+    lines = _Lines(*(np.concatenate(pieces) for pieces in zip(*found, strict=True)))
+    order = np.argsort(-lines.significance, kind="stable")
+    kept: list[int] = []
+    while len(order) and len(kept) < _MOST_LINES:
+        first = int(order[0])
+        kept.append(first)
+        far = lines.quadrant[order] != lines.quadrant[first]
+        for place in (lines.step, lines.start):
+            far |= np.abs(place[order] - place[first]) > _NEIGHBOURS
+        order = order[far]
+    return lines[np.array(kept, int)]
 
 
 def _prepared(surface: Surface) -> tuple[Array, Array]:
@@ -156,10 +267,10 @@ def _prepared(surface: Surface) -> tuple[Array, Array]:
     plane = np.where(good, surface.binned / root, 0).astype(np.float32)
     middle, spread = _level(plane[good])
     weight = good.astype(np.float32)
-    plane = np.clip((plane - middle) / spread, -_CLIP, _CLIP) * weight
+    plane = np.clip((plane - middle) / spread, -CLIP, CLIP) * weight
     around = scipy.ndimage.uniform_filter(plane, _HIGH_PASS, mode="constant")
     around /= np.maximum(scipy.ndimage.uniform_filter(weight, _HIGH_PASS, mode="constant"), 1e-3)
-    plane = np.clip(plane - around, -_CLIP, _CLIP) * weight
+    plane = np.clip(plane - around, -CLIP, CLIP) * weight
     return plane, weight
 
 
@@ -170,47 +281,23 @@ def _level(values: Array) -> tuple[float, float]:
     return float(middle), max(float(middle - low), 1e-6)
 
 
-def _best_line(sums: list[Array], least: float, side: int) -> tuple[bool, float, float] | None:
-    """Axis, start and slope, in pixels, of the line that stands out most; None where none does."""
-    best: tuple[float, int, int, int] | None = None
-    for quadrant, plane in enumerate(sums):
-        count = plane.imag
-        valid = count >= least
-        if not valid.any():
-            continue
-        values = np.where(valid, plane.real / np.sqrt(np.maximum(count, 1)), -np.inf)
-        middle, spread = _level(values[valid])
-        values = (values - middle) / spread
-        step, start = divmod(int(np.argmax(values)), values.shape[1])
-        if best is None or values[step, start] > best[0]:
-            best = (float(values[step, start]), quadrant, step, start)
-    if best is None or best[0] < _THRESHOLD:
-        return None
-    _, quadrant, step, start = best
-    n = sums[0].shape[0]
-    first, slope = float(start - n), step / (n - 1)
-    if quadrant % 2:
-        first, slope = n - 1 - first, -slope
-    # From squares to pixels: their middles.
-    return quadrant < 2, (first + 0.5) * side - 0.5 - slope * (side - 1) / 2, slope
-
-
 def _blank(
-    plane: Array, weight: Array, along_x: bool, first: float, slope: float,
-    trail: Trail | None, side: int,
-) -> None:  # fmt: skip
-    """Take a line's squares out of the search."""
+    padded: Array, along_x: bool, first: float, slope: float, trail: Trail | None, side: int
+) -> None:
+    """Take a line's squares out of the search; in place."""
     reach = 3.0
     if trail is not None:
         reach += max(trail.below, trail.above) / side
-    for each in (plane, weight):
-        view = each if along_x else each.T
-        rows, columns = np.ogrid[: view.shape[0], : view.shape[1]]
-        view[np.abs(rows - first - slope * columns) <= reach * np.hypot(1, slope)] = 0
+    view = padded if along_x else padded.T
+    reach *= float(np.hypot(1, slope))
+    for column, middle in enumerate(first + slope * np.arange(view.shape[1])):
+        low, high = max(0, int(np.ceil(middle - reach))), int(np.floor(middle + reach)) + 1
+        if high > low:
+            view[low:high, column] = 0
 
 
 def _strip(
-    surface: Surface, along_x: bool, coefficients: tuple[float, ...]
+    surface: Surface, along_x: bool, coefficients: tuple[float, ...], step: int = 1
 ) -> tuple[Array, Array, Array]:
     """Significance along a line, ``(n, 2 · 40 + 1)``, NaN outside; its rows and the middle there.
 
@@ -218,18 +305,25 @@ def _strip(
     """
     ny, nx = surface.shape
     length, breadth = (nx, ny) if along_x else (ny, nx)
-    along = np.arange(length)
+    along = np.arange(0, length, step)
     middle = np.rint(np.polyval(coefficients, along)).astype(int)
     inside = np.flatnonzero((middle >= -_REACH) & (middle < breadth + _REACH))
     along, middle = along[inside], middle[inside]
-    across = middle[:, None] + np.arange(-_REACH, _REACH + 1)
-    there = (across >= 0) & (across < breadth)
-    across = np.clip(across, 0, breadth - 1)
-    y, x = (across, along[:, None]) if along_x else (along[:, None], across)
-    noise = np.sqrt(surface.variance[y, x] * np.float32(surface.factor))
+    across = middle + np.arange(-_REACH, _REACH + 1)[:, None]
+    place = along[None]
+    if not along_x:
+        # In the order of memory.
+        across, place = np.ascontiguousarray(across.T), along[:, None]
+    outside = (across < 0) | (across >= breadth)
+    np.clip(across, 0, breadth - 1, out=across)
+    y, x = (across, place) if along_x else (place, across)
+    noise = surface.variance.ravel().take(y * nx + x)
+    noise = np.sqrt(noise * np.float32(surface.factor))
+    values = surface.flux.ravel().take((y + MARGIN) * surface.width + (x + MARGIN))
     with np.errstate(invalid="ignore", divide="ignore"):
-        values = surface.flux[y + MARGIN, x + MARGIN] / noise
-    return np.where(there, values, np.nan), along, middle
+        values /= noise
+    values[outside] = np.nan
+    return values.T if along_x else values, along, middle
 
 
 def _chunked(strip: Array) -> tuple[Array, list[slice]]:
@@ -258,8 +352,10 @@ def _verified(surface: Surface, along_x: bool, first: float, slope: float) -> Tr
     coefficients: tuple[float, ...] = (slope, first)
     near = _NEAR
     on = np.zeros(0, bool)
+    # Until it is known where the line is, some of its pixels will do.
+    rough = max(1, max(surface.shape) // (_CHUNKS * _ENOUGH_IN_CHUNK))
     for turn in range(3):
-        strip, along, middle = _strip(surface, along_x, coefficients)
+        strip, along, middle = _strip(surface, along_x, coefficients, rough if turn < 2 else 1)
         if len(strip) < _FEWEST_ON * _SHORTEST_CHUNK:
             return None
         profiles, chunks = _chunked(strip)

@@ -19,6 +19,7 @@ from ..defects.cosmic_rays import (
     sharpness,
     strong_pixels,
 )
+from ..defects.dead import dead_runs
 from ..defects.surface import Surface, surface
 from ..defects.trails import find_trails, trail_pixels
 from ..errors import ArgumentError
@@ -116,24 +117,25 @@ def with_defects(
     A pixel that is sharper than a star is CR.  Where it stands alone, or is sharp in both
     exposures, it is BAD, too: a hot pixel cannot be told from a ray that hits just one.
     """
-    looked_at = in_threads(lambda each: _surface(each, options), (science, template))
-    peaks = [None if each is None else round_peaks(each) for each in looked_at]
+    exposures = (science, template)
+    wanted = [options.wants(each) for each in exposures]
+    looked_at = in_threads(lambda job: _surface(*job), zip(exposures, wanted, strict=True))
+    peaks = [None if each is None else round_peaks(each[0]) for each in looked_at]
     same = science.shape == template.shape
     jobs = (
-        (science, looked_at[0], peaks[0], peaks[1] if same else None),
-        (template, looked_at[1], peaks[1], peaks[0] if same else None),
+        (science, looked_at[0], peaks[0], peaks[1] if same else None, wanted[0]),
+        (template, looked_at[1], peaks[1], peaks[0] if same else None, wanted[1]),
     )
-    found = in_threads(lambda job: _found(*job, options), jobs)
+    found = in_threads(lambda job: _found(*job), jobs)
     sharp = [planes.get("CR") for planes in found]
-    if all(plane is not None for plane in sharp) and science.shape == template.shape:
+    if all(plane is not None for plane in sharp) and same:
         again = sharp[0] & sharp[1]  # type: ignore[operator]
         if again.any():
-            for planes, exposure in zip(found, (science, template), strict=True):
-                if options.wants(exposure)[1]:
+            for planes, (_, bad_pixels, _) in zip(found, wanted, strict=True):
+                if bad_pixels:
                     planes["BAD"] = planes["BAD"] | again if "BAD" in planes else again
     first, second = (
-        _marked(exposure, planes)
-        for exposure, planes in zip((science, template), found, strict=True)
+        _marked(exposure, planes) for exposure, planes in zip(exposures, found, strict=True)
     )
     return first, second
 
@@ -172,11 +174,17 @@ def _unusable(exposure: Exposure, *more: str) -> Array:
     return unusable
 
 
-def _surface(exposure: Exposure, options: DefectOptions) -> Surface | None:
-    """The image above its background; None where nothing is looked for."""
-    if not any(options.wants(exposure)):
+def _surface(
+    exposure: Exposure, wanted: tuple[bool, bool, bool]
+) -> tuple[Surface, Array | None] | None:
+    """The image above its background, and what of it is dead; None where nothing is looked for."""
+    if not any(wanted):
         return None
-    return surface(exposure.image.array, exposure.variance.array, _unusable(exposure))
+    unusable = _unusable(exposure)
+    dead = dead_runs(exposure.image.array, unusable) if wanted[1] else None
+    if dead is not None:
+        unusable |= dead
+    return surface(exposure.image.array, exposure.variance.array, unusable), dead
 
 
 def _sharpness(exposure: Exposure, peaks: RoundPeaks, others: RoundPeaks | None) -> Array:
@@ -189,80 +197,82 @@ def _sharpness(exposure: Exposure, peaks: RoundPeaks, others: RoundPeaks | None)
 
 def _found(
     exposure: Exposure,
-    looked_at: Surface | None,
+    searched: tuple[Surface, Array | None] | None,
     peaks: RoundPeaks | None,
     others: RoundPeaks | None,
-    options: DefectOptions,
+    wanted: tuple[bool, bool, bool],
 ) -> dict[str, Array]:
     """Mask plane → pixels found; without those of which there are none."""
-    if looked_at is None or peaks is None:
+    if searched is None or peaks is None:
         return {}
-    cosmic_rays, bad_pixels, trails = options.wants(exposure)
+    looked_at, dead = searched
+    cosmic_rays, bad_pixels, trails = wanted
     found: dict[str, Array] = {}
     if trails:
         strips = find_trails(looked_at)
         if strips:
             found[masks.STREAK] = trail_pixels(strips, exposure.shape)
-    bad = np.zeros(exposure.shape, bool)
+    bad = bad_lines(looked_at) if bad_pixels else np.zeros(exposure.shape, bool)
     if bad_pixels:
-        bad |= bad_lines(looked_at)
         bad.flat[looked_at.unpadded(dead_pixels(looked_at))] = True
+        if dead is not None:
+            bad |= dead
     if cosmic_rays or bad_pixels:
         q = _sharpness(exposure, peaks, others)
-        strong = np.zeros(exposure.shape, bool)
-        strong.flat[looked_at.unpadded(strong_pixels(looked_at))] = True
-        sharp = np.zeros(exposure.shape, bool)
-        sharp.flat[looked_at.unpadded(sharp_pixels(looked_at, q))] = True
-        if np.count_nonzero(sharp) > _MOST_SHARP * sharp.size:
+        strong = np.zeros(bad.size, bool)
+        strong[looked_at.unpadded(strong_pixels(looked_at))] = True
+        sharp = looked_at.unpadded(sharp_pixels(looked_at, q))
+        if len(sharp) > _MOST_SHARP * bad.size:
             _log.warning(
                 "%s: %.1f%% of its pixels are sharper than its stars, so these are not taken as"
                 " cosmic rays.",
                 exposure.source or "The exposure",
-                100 * sharp.mean(),
+                100 * len(sharp) / bad.size,
             )
-            sharp[:] = False
-        alone = _alone(sharp)
+            sharp = sharp[:0]
+        plane = np.zeros(exposure.shape, bool)
+        plane.flat[sharp] = True
+        alone = _alone(sharp, plane)
         if bad_pixels:
-            bad |= alone
-        if cosmic_rays and sharp.any():
-            found["CR"] = sharp | _around(sharp & strong & ~alone)
+            bad.flat[sharp[alone]] = True
+        if cosmic_rays and len(sharp):
+            _mark_around(sharp[strong[sharp] & ~alone], plane)
+            found["CR"] = plane
     if bad.any():
         found["BAD"] = bad
     return found
 
 
-def _alone(plane: Array) -> Array:
-    """Pixels of a plane without another one among the eight around."""
+def _alone(index: Array, plane: Array) -> Array:
+    """Which pixels of a plane, by their indices, are without another one among the eight around."""
     ny, nx = plane.shape
-    y, x = np.nonzero(plane)
-    around = np.zeros(len(y), int)
+    y, x = np.divmod(index, nx)
+    around = np.zeros(len(index), int)
     for j in (-1, 0, 1):
         for i in (-1, 0, 1):
             row, column = y + j, x + i
             inside = (row >= 0) & (row < ny) & (column >= 0) & (column < nx)
             around += inside & plane[np.clip(row, 0, ny - 1), np.clip(column, 0, nx - 1)]
-    alone = np.zeros(plane.shape, bool)
-    alone[y[around == 1], x[around == 1]] = True
-    return alone
+    return around == 1
 
 
-def _around(plane: Array) -> Array:
-    """Pixels of a plane and the eight around each."""
+def _mark_around(index: Array, plane: Array) -> None:
+    """Mark the eight pixels around some; in place."""
     ny, nx = plane.shape
-    y, x = np.nonzero(plane)
-    around = np.zeros(plane.shape, bool)
+    y, x = np.divmod(index, nx)
     for j in (-1, 0, 1):
         for i in (-1, 0, 1):
-            around[np.clip(y + j, 0, ny - 1), np.clip(x + i, 0, nx - 1)] = True
-    return around
+            plane[np.clip(y + j, 0, ny - 1), np.clip(x + i, 0, nx - 1)] = True
 
 
 def _marked(exposure: Exposure, found: dict[str, Array]) -> Exposure:
     if not found:
         return exposure
     mask = exposure.mask
-    for name, plane in found.items():
-        mask = masks.with_plane(mask, masks.find_plane(mask, name) or name, plane)
+    planes = {masks.find_plane(mask, name) or name: plane for name, plane in found.items()}
+    mask = masks.extended(mask, planes)
+    for name, plane in planes.items():
+        masks.set_plane(mask, name, plane)
     _log.info(
         "%s: pixels found that its mask does not tell of: %s.",
         exposure.source or "The exposure",

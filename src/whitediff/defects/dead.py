@@ -1,0 +1,141 @@
+"""Pixels without noise: runs along columns and rows that all have the same value."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import planes
+from ..threads import in_threads
+from .surface import BRIGHT
+
+__all__ = ["dead_runs"]
+
+type Array = npt.NDArray[Any]
+
+_SHORTEST = 8
+"""Pixels of a run, however rarely two neighbours are the same."""
+
+_LONGEST = 128
+"""Pixels: where noise makes the same value so many times, it says nothing."""
+
+_CHANCE = 1e-3
+_MARGIN = 1.3
+"""By which runs are longer than chance says, since noise differs from place to place."""
+
+_FEWEST = 10
+_SAMPLED = 64
+_MOST = 0.5
+_ROWS = 64
+
+
+def dead_runs(image: Array, unusable: Array) -> Array | None:
+    """Find pixels in runs along a column or row that all have the same value.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)`` image.
+    unusable
+        ``(ny, nx)`` boolean: pixels that are known to hold no measurement.
+
+    Returns
+    -------
+    dead
+        ``(ny, nx)`` boolean, none of the unusable ones; None where there is none.  Runs are as long
+        as noise, rounded as it is in this image, makes them in one of a thousand images; 8 pixels
+        at least.
+
+    Notes
+    -----
+    Runs more than 5 robust standard deviations above the median of the image are plateaus of
+    stars.  If half of the image is constant, it is one without noise, and nothing is dead.
+    """
+    ny, nx = image.shape
+    down, across = (slice(None, None, min(_SAMPLED, max(1, n // _SAMPLED))) for n in image.shape)
+    lengths = [_least(image[:, across].T, nx), _least(image[down], ny)]
+    if all(length is None for length in lengths):
+        return None
+    tall, wide = lengths
+    limit = _plateaus_above(image[down])
+
+    def work(start: int) -> tuple[int, Array] | None:
+        stop = min(start + _ROWS, ny)
+        # Runs that begin in these rows or reach into them.
+        beyond = 0 if tall is None else tall - 1
+        first, last = max(0, start - beyond), min(stop + beyond, ny)
+        part = image[first:last]
+        inside = slice(start - first, stop - first)
+        found = None
+        if tall is not None:
+            found = _in_runs(part, tall)
+            found = None if found is None else found[inside]
+        if wide is not None:
+            along = _in_runs(part[inside].T, wide)
+            if along is not None:
+                found = along.T if found is None else found | along.T
+        if found is None:
+            return None
+        found &= ~unusable[start:stop]
+        found &= part[inside] <= limit
+        return (start, found) if found.any() else None
+
+    pieces = [piece for piece in in_threads(work, range(0, ny, _ROWS)) if piece is not None]
+    if not pieces or sum(np.count_nonzero(found) for _, found in pieces) > _MOST * image.size:
+        return None
+    dead = planes.zeros(image.shape, bool)
+    for start, found in pieces:
+        dead[start : start + len(found)] = found
+    return dead
+
+
+def _least(sample: Array, lines: int) -> int | None:
+    """Pixels that a run along rows must have not to be chance; None where that says nothing."""
+    same = np.zeros((sample.shape[0], sample.shape[1] + 1), bool)
+    np.equal(sample[:, 1:], sample[:, :-1], out=same[:, 1:-1])
+    if np.count_nonzero(same) > _MOST * same.size:
+        return None
+    flat = same.ravel()
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    pairs = np.bincount(ends[1::2] - ends[::2], minlength=_SHORTEST)
+    # How often a run goes on: the most, since longer runs are made where noise is rounded coarsest.
+    # Long ones are no noise.
+    short, again = pairs[1 : _SHORTEST - 1].sum(), 0.0
+    for least in range(1, _SHORTEST - 2):
+        runs, longer = pairs[least : _SHORTEST - 1].sum(), pairs[least + 1 : _SHORTEST].sum()
+        if runs >= _FEWEST:
+            again = max(again, (longer + 1) / (runs + 2))
+    if short < _FEWEST:
+        return _SHORTEST
+    number = short * lines / sample.shape[0]
+    length = 2 + _MARGIN * math.log(_CHANCE / number) / math.log(min(again, 0.99))
+    return max(_SHORTEST, math.ceil(length)) if length <= _LONGEST else None
+
+
+def _plateaus_above(sample: Array) -> float:
+    values = sample[np.isfinite(sample)]
+    if not values.size:
+        return math.inf
+    low, middle = np.percentile(values, [15.87, 50])
+    return float(middle + BRIGHT * (middle - low))
+
+
+def _in_runs(part: Array, least: int) -> Array | None:
+    """Pixels in runs down the columns, of at least so many; None where there is none."""
+    if len(part) < least:
+        return None
+    same = part[1:] == part[:-1]
+    pairs = 1
+    while pairs < least - 1 and same.any():
+        step = min(pairs, least - 1 - pairs)
+        same = same[:-step] & same[step:]
+        pairs += step
+    if not same.any():
+        return None
+    found = np.zeros(part.shape, bool)
+    for row in range(least):
+        found[row : row + len(same)] |= same
+    return found
