@@ -36,7 +36,7 @@ from whitediff.exposures.alignment import aligned_template
 from whitediff.exposures.covariance import NoiseField, moved_noise, noise_at
 from whitediff.exposures.mapping import pixel_map
 from whitediff.exposures.noise import noises_by_role, source_pixels
-from whitediff.exposures.reprojection import _Grid
+from whitediff.exposures.reprojection import _Grid, resampling_kernel
 from whitediff.exposures.resampling import ResamplingOptions, resampled
 from whitediff.noise import NoiseCovariance, coloured, resampling_covariance
 from whitediff.regridding import (
@@ -401,7 +401,7 @@ def test_masks_lose_nothing(rng, method):
     where = pixel_map(science, template)
     rows, columns = (a.ravel() for a in np.mgrid[:240, :250])
     y, x, jacobian = where.at(rows.astype(float), columns.astype(float))
-    kernel = ResamplingOptions(method=method).kernel
+    kernel = resampling_kernel(method)
     inside = np.isfinite(result.image.array.ravel())
     assert 0.4 < inside.mean() < 1
     around = np.arange(-6, 8)
@@ -526,7 +526,9 @@ def test_what_is_wrong_is_one_sentence(caplog):
             resampled(template, other, options)
         with pytest.raises(kind, match=message):
             aligned_template(other, template, resampling=options)
-    with pytest.raises(ArgumentError, match="method must be interpolating or adaptive; got 'nea"):
+    with pytest.raises(
+        ArgumentError, match="method must be auto or interpolating or adaptive; got 'nea"
+    ):
         ResamplingOptions(method="nearest")  # type: ignore[arg-type]
     with caplog.at_level("WARNING", logger="whitediff"):
         aligned(blank(sky_header((600, 640), scale=0.14), (600, 640)), science)

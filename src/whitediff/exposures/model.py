@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import astropy.io.fits
 import astropy.units
@@ -61,6 +61,9 @@ class Exposure:
     registration
         Of a template that was brought onto other pixels: what its stars said of where they lie,
         beyond its WCS; None for nothing.
+    resampling
+        How its pixels were made, if it was resampled: a method of
+        `whitediff.exposures.resampling.ResamplingOptions`.
     """
 
     def __init__(
@@ -76,11 +79,13 @@ class Exposure:
         noise: Noise = None,
         is_score: bool = False,
         registration: Correction | None = None,
+        resampling: Literal["interpolating", "adaptive"] | None = None,
     ) -> None:
         self._masked_image = masked_image
         self.is_score = is_score
         self.noise = noise
         self.registration = registration
+        self.resampling = resampling
         self.psf = psf
         self.kernel = kernel
         self.background = background
@@ -265,6 +270,7 @@ class Exposure:
             noise=self.noise,
             is_score=self.is_score,
             registration=self.registration,
+            resampling=self.resampling,
         )
 
     def cutout(self, box: Box) -> Exposure:
@@ -306,6 +312,7 @@ class Exposure:
             noise=self.noise,
             is_score=self.is_score,
             registration=self.registration,
+            resampling=self.resampling,
         )
 
     @property
