@@ -2,8 +2,8 @@
 
 Claims: of a template with pixels half as large, ``--align`` averages what a pixel covers, says so,
 and the file tells, so that ``--kernel`` makes the same again: the depth is that which the
-template's photons allow, the kernel's sum right and no row of the catalogue unflagged; ``align``
-and a manifest's rows choose alike; a template that lies between the pixels by any fraction, with
+photons allow, the kernel's sum right and no row of the catalogue unflagged; ``align`` chooses
+alike; a template that lies between the pixels by any fraction, with
 stars of 2.2 to 5 pixels, leaves no such row either, whichever image is the sharper.
 """
 
@@ -23,6 +23,8 @@ from whitediff.simulation import PsfModel
 
 SHAPE = (240, 250)
 SKY = 450.0
+WINGS = 0.01
+"""Of a Moffat profile's light beyond a kernel's stamp, which its sum lacks."""
 
 
 def photographed(rng, shape, fwhm, x, y, flux, sky):
@@ -79,7 +81,7 @@ def test_half_pixels_are_averaged(tmp_path, seed):
     header = fits.getheader(tmp_path / "d.fits")
     assert header["WDALIGN"] == "adaptive"
     assert unflagged == 0
-    assert abs(total - 1) < 3 * error + 0.01
+    assert abs(total - 1) < 3 * error + WINGS
     # Both images have the same photons; the bound of Zackay, Ofek & Gal-Yam (2016), which no
     # filter passes: the Gaussian's blur and the measured PSF's errors cost less than a tenth.
     assert 0.95 < header["WDDEPTH"] / best_depth(3.7, 3.0, SKY / 2 + 6.25) < 1.1
@@ -128,8 +130,9 @@ PHASES = [
 @pytest.mark.parametrize(("y", "x", "fwhm", "sharper"), [(-0.3, 0.4, 2.9, "template"), *PHASES])
 def test_fractions_of_a_pixel_leave_no_sources(tmp_path, y, x, fwhm, sharper):
     widths = (1.25 * fwhm, fwhm) if sharper == "template" else (fwhm, 1.25 * fwhm)
-    pair(tmp_path, shift=(x, y), fwhm=widths)
+    # Wider stars in such a small frame leave too few of their neighbours' light.
+    pair(tmp_path, shift=(x, y), fwhm=widths, stars=90 if fwhm < 4 else 45)
     unflagged, (total, error), messages = subtracted(tmp_path)
     assert "resampled (interpolating)" in messages
     assert unflagged == 0
-    assert abs(total - 1) < 3 * error + 0.01
+    assert abs(total - 1) < 3 * error + WINGS

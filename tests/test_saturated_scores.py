@@ -79,7 +79,7 @@ def clipped(rng, shape, fwhm, sources, sky, level):
 @pytest.mark.parametrize(
     ("number", "seed"), [(3, 1), pytest.param(12, 2, marks=pytest.mark.slow)], ids=("3", "12")
 )
-@pytest.mark.parametrize("sharper", ["template", "science"])
+@pytest.mark.parametrize("sharper", ["template", pytest.param("science", marks=pytest.mark.slow)])
 def test_no_rows_around_saturated_stars(tmp_path, number, seed, sharper):
     rng, shape = np.random.default_rng(seed), (320, 330)
     widths = (3.7, 3.0) if sharper == "template" else (3.0, 3.7)
