@@ -36,7 +36,7 @@ from whitediff.exposures.alignment import aligned_template
 from whitediff.exposures.covariance import NoiseField, moved_noise, noise_at
 from whitediff.exposures.mapping import pixel_map
 from whitediff.exposures.noise import noises_by_role, source_pixels
-from whitediff.exposures.reprojection import _Grid
+from whitediff.exposures.reprojection import _Grid, resampling_kernel
 from whitediff.exposures.resampling import ResamplingOptions, resampled
 from whitediff.noise import NoiseCovariance, coloured, resampling_covariance
 from whitediff.regridding import (
@@ -401,7 +401,7 @@ def test_masks_lose_nothing(rng, method):
     where = pixel_map(science, template)
     rows, columns = (a.ravel() for a in np.mgrid[:240, :250])
     y, x, jacobian = where.at(rows.astype(float), columns.astype(float))
-    kernel = ResamplingOptions(method=method).kernel
+    kernel = resampling_kernel(method)
     inside = np.isfinite(result.image.array.ravel())
     assert 0.4 < inside.mean() < 1
     around = np.arange(-6, 8)
@@ -526,7 +526,9 @@ def test_what_is_wrong_is_one_sentence(caplog):
             resampled(template, other, options)
         with pytest.raises(kind, match=message):
             aligned_template(other, template, resampling=options)
-    with pytest.raises(ArgumentError, match="method must be interpolating or adaptive; got 'nea"):
+    with pytest.raises(
+        ArgumentError, match=r"method must be auto or interpolating or .*; got 'nea"
+    ):
         ResamplingOptions(method="nearest")  # type: ignore[arg-type]
     with caplog.at_level("WARNING", logger="whitediff"):
         aligned(blank(sky_header((600, 640), scale=0.14), (600, 640)), science)
@@ -598,3 +600,35 @@ def test_noise_of_real_images_is_as_predicted(method, name):
     level = before.variance_ratio
     error = math.hypot(after.variance_ratio_error, before.variance_ratio_error)
     assert after.variance_ratio == pytest.approx(level, abs=3 * error)
+
+
+# --- the method that suits the pixels ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scale", "method"),
+    [(0.09, "adaptive"), (0.125, "adaptive"), (0.16, "adaptive"), (0.175, "interpolating"),
+     (0.25, "interpolating"), (0.7, "interpolating")],
+)  # fmt: skip
+def test_finer_pixels_are_averaged_and_others_interpolated(caplog, rng, scale, method):
+    shape = (160, 170)
+    science = blank(sky_header(shape), shape)
+    size = tuple(round(n * 0.25 / scale) for n in shape)
+    header = sky_header(size, scale=scale, rotation=7.0, shift=(0.3, 0.2))
+    noise = rng.normal(size=size).astype(np.float32)
+    template = Exposure.from_arrays(noise, variance=1.0, header=header)
+    with caplog.at_level("INFO", logger="whitediff"):
+        result = resampled(template, science, ResamplingOptions(noise="white"))
+    assert result.method == result.exposure.resampling == method
+    assert f"resampled ({method})" in caplog.text
+    assert "the adaptive method averages" not in caplog.text
+    alike = aligned(template, science, method)
+    assert np.array_equal(result.exposure.image.array, alike.exposure.image.array, equal_nan=True)
+    # The noise of means over blocks is that of the covariance, summed.
+    good = np.isfinite(result.exposure.image.array)
+    known = noise_at(result.exposure.noise, 80, 80)
+    variance = np.mean(result.exposure.variance.array[good])
+    ratio = np.var(result.exposure.image.array[good]) / variance
+    # The correlation of neighbours leaves a fifth of the pixels independent.
+    assert ratio == pytest.approx(1, abs=5 * np.sqrt(2 * 5 / good.sum()))
+    assert known.zero_frequency * variance == pytest.approx((0.25 / scale) ** 2, rel=0.05)

@@ -21,6 +21,7 @@ from .convolution import convolve, convolve_sparse
 __all__ = [
     "CONTAMINATION_THRESHOLD",
     "absolute_weight",
+    "distrusted_by_value",
     "distrusted_pixels",
     "holes",
     "is_compact",
@@ -171,6 +172,55 @@ def distrusted_pixels(
     if error.any():
         result |= convolve(error, np.abs(kernel)) > _LARGEST_ERROR * sigma
     return result
+
+
+def distrusted_by_value(
+    kernel: Array, image: Array, lost: Array, *, sigma: float, spread: Array | None = None
+) -> Array:
+    """Pixels of a filtered difference that owe too much to what pixels without measurement hold.
+
+    Parameters
+    ----------
+    kernel
+        ``(ky, kx)`` the filter, origin at ``[ky//2, kx//2]``.
+    image
+        ``(ny, nx)`` difference before the filter: about zero where both images are right.
+    lost
+        ``(ny, nx)`` boolean: pixels that hold no measurement and went into the filter as they
+        are, such as saturated ones.
+    sigma
+        Standard deviation of a pixel after the filter.
+    spread
+        ``(py, px)`` what has spread their light before, beyond those pixels: the PSF that a
+        score's science image was correlated with.
+
+    Returns
+    -------
+    distrusted
+        ``(ny, nx)`` boolean: what lies on the lost pixels puts the pixel wrong by more than half
+        its standard deviation.
+
+    Notes
+    -----
+    A saturated star lacks light, nobody knows how much; how much the difference lacks of it, shows
+    there.  The wings of a PSF carry it farther than to a hundredth of their weight.
+    """
+    with np.errstate(invalid="ignore"):
+        significant = lost & (np.abs(image) > _NOISE_RANGE / 2 * sigma) & np.isfinite(image)
+    if not significant.any():
+        return planes.zeros(image.shape, bool)
+    wrong = np.where(significant, np.abs(image), 0).astype(np.float32)
+    weights = np.abs(kernel)
+    if spread is not None:
+        weights = np.maximum(scipy.signal.fftconvolve(weights, np.abs(spread[::-1, ::-1])), 0)
+    return convolve(wrong, _middle(weights, image.shape)) > _LARGEST_ERROR * sigma
+
+
+def _middle(kernel: Array, shape: tuple[int, ...]) -> Array:
+    """As much of a kernel, around its origin, as is smaller than an image."""
+    halves = [min(n, m - 1) // 2 for n, m in zip(kernel.shape, shape, strict=True)]
+    cut = [slice(n // 2 - h, n // 2 + h + 1) for n, h in zip(kernel.shape, halves, strict=True)]
+    return kernel[cut[0], cut[1]]
 
 
 def unsupported_pixels(kernel: Array, image: Array, *, noise: float, sigma: float) -> Array:

@@ -11,7 +11,7 @@ from .reading import input_options
 
 __all__ = ["METHODS", "align"]
 
-METHODS = ("interpolating", "adaptive")
+METHODS = ("auto", "interpolating", "adaptive")
 
 
 @click.command(short_help="Resample a template onto the science image's pixels.")
@@ -21,10 +21,10 @@ METHODS = ("interpolating", "adaptive")
 @click.option(
     "--method",
     type=click.Choice(METHODS),
-    default="interpolating",
+    default="auto",
     show_default=True,
-    help="Cubic splines, or averages with a Gaussian (DeForest 2004), for templates whose pixels"
-    " are much finer.",
+    help="Cubic splines (interpolating), or averages with a Gaussian (adaptive; DeForest 2004),"
+    " which auto takes where the template's pixels are more than 1.5 times finer.",
 )
 @click.option(
     "--noise",

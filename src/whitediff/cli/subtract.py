@@ -122,7 +122,7 @@ def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--align-method",
             type=click.Choice(METHODS),
-            default="interpolating",
+            default="auto",
             show_default=True,
             help="How, as for whitediff align.",
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from .registration import measured_correction, star_offset
 from .resampling import Resampled, ResamplingOptions, resampled
 from .sky import shifted_header
 
-__all__ = ["WHOLE_PIXEL_TOLERANCE", "aligned", "aligned_template"]
+__all__ = ["WHOLE_PIXEL_TOLERANCE", "aligned", "aligned_template", "alignment_of"]
 
 type Array = npt.NDArray[Any]
 
@@ -93,6 +93,29 @@ def aligned_template(
     if shift is None:
         raise _differs(name, shifts, departure, star_offset(science, template))
     return _placed(science, template, shift, name)
+
+
+def alignment_of(
+    template: Exposure, resampling: ResamplingOptions | None
+) -> Literal["auto", "interpolating", "adaptive"] | None:
+    """How a template got onto the science image's pixels, to do it once more.
+
+    Parameters
+    ----------
+    template
+        As of `aligned_template`.
+    resampling
+        What it was given.
+
+    Returns
+    -------
+    method
+        The one that was used; that which was asked for where whole pixels sufficed; None where it
+        was not to be resampled.
+    """
+    if resampling is None:
+        return None
+    return template.resampling or resampling.method
 
 
 def aligned(

@@ -17,7 +17,7 @@ from lsst.images.fields import ChebyshevField
 from lsst.images.psfs import PointSpreadFunction
 
 from .. import decorrelation, fourier
-from ..distrust import distrusted_pixels
+from ..distrust import distrusted_by_value, distrusted_pixels
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
 from ..stats import clipped_mean, robust_sigma
@@ -448,7 +448,7 @@ def decorrelate(
     untrusted, mask = pixels_to_distrust(difference, sigma, options.untrusted_mask_planes)
     if missing is not None and compact_kernel is not None:
         contaminated = _contaminated_by_missing(
-            compact_kernel, difference, untrusted, missing, sigma
+            compact_kernel, difference, untrusted, missing, sigma, filters.preconvolution_image
         )
     else:
         contaminated = _contaminated(correction, compact_kernel, untrusted, filters)
@@ -785,11 +785,21 @@ def _mirror(variance: Array, correction: decorrelation.Correction, filters: Filt
 
 
 def _contaminated_by_missing(
-    kernel: Array, difference: Exposure, untrusted: Array, missing: Array, sigma: float | None
+    kernel: Array,
+    difference: Exposure,
+    untrusted: Array,
+    missing: Array,
+    sigma: float | None,
+    preconvolution: Array | None,
 ) -> Array:
     """Contaminated pixels where missing ones were interpolated, which costs less."""
     lost = untrusted & ~missing
     contaminated = decorrelation.contaminated_pixels(kernel, lost)
+    if sigma and lost.any():
+        # Of a saturated star that the images do not share, a hundredth is no little.
+        contaminated |= distrusted_by_value(
+            kernel, difference.image.array, lost, sigma=sigma, spread=preconvolution
+        )
     if missing.any():
         # The difference is about as noisy before as after.
         noise = sigma or 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import astropy.io.fits
 import astropy.units
@@ -63,6 +63,9 @@ class Exposure:
     registration
         Of a template that was brought onto other pixels: what its stars said of where they lie,
         beyond its WCS; None for nothing.
+    resampling
+        How its pixels were made, if it was resampled: a method of
+        `whitediff.exposures.resampling.ResamplingOptions`.
     """
 
     def __init__(
@@ -79,12 +82,14 @@ class Exposure:
         is_score: bool = False,
         decorrelated_by: str | None = None,
         registration: Correction | None = None,
+        resampling: Literal["interpolating", "adaptive"] | None = None,
     ) -> None:
         self._masked_image = masked_image
         self.is_score = is_score
         self.decorrelated_by = decorrelated_by
         self.noise = noise
         self.registration = registration
+        self.resampling = resampling
         self.psf = psf
         self.kernel = kernel
         self.background = background
@@ -270,6 +275,7 @@ class Exposure:
             is_score=self.is_score,
             decorrelated_by=self.decorrelated_by,
             registration=self.registration,
+            resampling=self.resampling,
         )
 
     def cutout(self, box: Box) -> Exposure:
@@ -312,6 +318,7 @@ class Exposure:
             is_score=self.is_score,
             decorrelated_by=self.decorrelated_by,
             registration=self.registration,
+            resampling=self.resampling,
         )
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
-from .alignment import aligned_template
+from .alignment import aligned_template, alignment_of
 from .defects import with_defects
 from .matching import Match, MatchOptions, match
 from .model import Exposure
@@ -61,12 +61,22 @@ class SubtractionOptions:
     fill: Literal["mean", "interpolate"] = "interpolate"
     full_variance: bool = False
 
-    @property
-    def correction(self) -> dict[str, Any]:
-        """Fields of a `Solution`."""
+    def correction(self, template: Exposure) -> dict[str, Any]:
+        """Fields of a `Solution`.
+
+        Parameters
+        ----------
+        template
+            As it was prepared.
+
+        Returns
+        -------
+        fields
+            Name → value.
+        """
         resampling = self.preparation.resampling
         return {
-            "alignment": None if resampling is None else resampling.method,
+            "alignment": alignment_of(template, resampling),
             "alignment_noise": "white" if resampling is None else resampling.noise,
             "noise": self.noise,
             "spatially_varying": self.spatially_varying,
@@ -231,7 +241,7 @@ def make_all(
         Kind → `Made`.
     """
     pair = prepare(science, template, options.preparation)
-    correction, made = options.correction, {}
+    correction, made = options.correction(pair.template), {}
     levels = pair.source_levels
     sources = levels.either
     for kind in ("difference", "score"):

@@ -88,7 +88,7 @@ def resampled_noise(
         coefficients[p, q] = value
     gain = ChebyshevField(job.box, coefficients)
     images = lag_map(fitted, lags)
-    text = f"resampled, {job.options.method}"
+    text = f"resampled, {job.method}"
     if order == 0:
         return NoiseCovariance(images[0] / images[0].max(), text), gain
     return NoiseField(kernels.term_kernel(images, order, job.box), text), gain

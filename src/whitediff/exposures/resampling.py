@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from .mapping import pixel_map
 from .model import Exposure
 from .noise import noises_by_role, source_pixels
 from .psf import KernelPointSpreadFunction, as_kernel_psf, psf_image, shifted
-from .reprojection import Regridding, ResamplingOptions
+from .reprojection import FINER, Method, Regridding, ResamplingOptions
 from .resampled_noise import resampled_noise
 from .resampled_planes import resampled_planes
 from .sky import wcs_cards, without_wcs
@@ -36,7 +36,6 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.match")
 
 _LARGEST_SCALE = 3.0
-_MEANINGFUL_SCALE = 1.5
 _LARGEST_ERROR = 0.02
 _UNSEEN = 0.01
 """Pixels by which a rotation has to move a corner to be one."""
@@ -55,7 +54,8 @@ class Resampled:
     exposure
         Its planes, PSF and noise covariance; its box and WCS are the science exposure's.
     method
-        Of `ResamplingOptions`; None where the template was cut, its pixels being the same.
+        Which of those of `ResamplingOptions` was used; None where the template was cut, its
+        pixels being the same.
     pixel_area
         Area of a pixel of the science exposure over one of the template, in the middle.
     rotation
@@ -67,7 +67,7 @@ class Resampled:
     """
 
     exposure: Exposure
-    method: Literal["interpolating", "adaptive"] | None
+    method: Method | None
     pixel_area: float
     rotation: float
     covered: float
@@ -127,6 +127,7 @@ def resampled(
         source=template.source,
         noise=covariance,
         registration=correction,
+        resampling=job.method,
     )
     covered = float(np.isfinite(image.array).mean())
     if covered == 0:
@@ -140,13 +141,13 @@ def resampled(
         "%s: resampled (%s); its pixels are %.4g times as large on a side as the science image's,"
         " %s%s; it covers %.1f%% of the science image.",
         name,
-        options.method,
+        job.method,
         1 / math.sqrt(area),
         turned(rotation, science.shape),
         " and mirrored" if job.mirrored else "",
         100 * covered,
     )
-    return Resampled(result, options.method, area, rotation, covered, found.error)
+    return Resampled(result, job.method, area, rotation, covered, found.error)
 
 
 def _check_scales(job: Regridding, name: str) -> None:
@@ -158,7 +159,7 @@ def _check_scales(job: Regridding, name: str) -> None:
             f" template's, and more than {_LARGEST_SCALE:g} times either way cannot be aligned; is"
             " its WCS right?  If so, bin the finer of the two."
         )
-    if largest > _MEANINGFUL_SCALE and job.options.method == "interpolating":
+    if largest > FINER and job.method == "interpolating":
         _log.warning(
             "%s: its pixels are %.2g times finer than the science image's, and interpolating leaves"
             " out what lies between; the adaptive method averages.",

@@ -68,8 +68,7 @@ class Solution:
         Noise covariances of the inputs, the same everywhere or functions of the position; None
         for white, or where they are yet to be measured.
     alignment
-        How the template was resampled onto the science exposure's pixels before: the method of
-        `whitediff.exposures.resampling.ResamplingOptions`; None where it was not.
+        How the template was resampled onto the science exposure's pixels before: `alignment_of` it.
     alignment_noise
         How the template's noise was found for that, on which the variances depend.
     registration
@@ -99,7 +98,7 @@ class Solution:
     science_noise: Noise = None
     template_noise: Noise = None
     psf: KernelPointSpreadFunction | None = None
-    alignment: Literal["interpolating", "adaptive"] | None = None
+    alignment: Literal["auto", "interpolating", "adaptive"] | None = None
     alignment_noise: Literal["white", "auto", "measured"] = "white"
     registration: Correction | None = None
     defects: DefectOptions | None = None

@@ -289,7 +289,7 @@ def read_solution(path: str | Path) -> Solution:
             fill=header.get("WDFILL", "mean"),
             science_noise=_noise(hdus, "SCIENCE_NOISE", box, file),
             template_noise=_noise(hdus, "TEMPLATE_NOISE", box, file),
-            alignment=_choice(header, "WDALIGN", (None, "interpolating", "adaptive"), file),
+            alignment=_choice(header, "WDALIGN", (None, "auto", "interpolating", "adaptive"), file),
             alignment_noise=(
                 # Files of before did not say.
                 _choice(header, "WDALNOIS", (None, "white", "auto", "measured"), file) or "white"

@@ -16,6 +16,9 @@ type Array = npt.NDArray[Any]
 
 _DETECTION_THRESHOLD = 5.0
 _MOST = 400
+_NOISE_PIXELS = 1_000_000
+"""Pixels that tell the scatter of an image to a part in a thousand; sorting all takes longer than
+finding the sources."""
 _HALF_LIGHT_TO_SIGMA = 0.849
 _SMALLEST_RADIUS = 0.7
 """Half-light radius of a single hot pixel is 0.4, of a star of 0.7 pixels (sigma) 0.9."""
@@ -107,7 +110,10 @@ def find_stars(flat: Array, bad: Array, *, most: int = _MOST) -> StarList:
     import sep
 
     flat = np.ascontiguousarray(flat, dtype=np.float32)
-    use = flat[~bad]
+    rows = slice(None, None, max(1, flat.size // _NOISE_PIXELS))
+    use = flat[rows][~bad[rows]]
+    if not use.size:
+        use = flat[~bad]
     noise = robust_sigma(use) if use.size else 0.0
     if not noise > 0:
         return StarList(np.empty((0, 2)), np.empty(0), np.empty(0), 1.0, 0)

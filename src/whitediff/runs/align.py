@@ -28,7 +28,7 @@ def run_alignment(
     template: str,
     science: str,
     output: Path,
-    method: Any = "interpolating",
+    method: Any = "auto",
     noise: Any = "auto",
     register: bool = False,
     ignore_wcs: bool = False,

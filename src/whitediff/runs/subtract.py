@@ -90,7 +90,7 @@ def run_subtraction(
     ignore_wcs: bool = False,
     align: bool = False,
     register: bool = False,
-    align_method: Any = "interpolating",
+    align_method: Any = "auto",
     science_psf: str | None = None,
     template_psf: str | None = None,
     full_variance: bool = False,
@@ -227,7 +227,7 @@ def subtraction_options(
     ignore_wcs: bool = False,
     align: bool = False,
     register: bool = False,
-    align_method: Any = "interpolating",
+    align_method: Any = "auto",
     noise: Any = "auto",
     constant: bool = False,
     fill: Any = "interpolate",
@@ -321,8 +321,8 @@ def _made(
     zero_point: float | None,
 ) -> _Made:
     """Match, subtract and decorrelate as `subtraction_options` says."""
-    options, correction = how.match, how.correction
     pair = prepare(inputs["science"], inputs["template"], how.preparation)
+    options, correction = how.match, how.correction(pair.template)
     # Whatever else is needed lives in the pair.
     inputs.clear()
     levels = pair.source_levels

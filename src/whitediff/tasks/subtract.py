@@ -16,7 +16,7 @@ from lsst.utils.timer import timeMethod
 
 from ..errors import DataError
 from ..exposures import kernels, masks
-from ..exposures.alignment import aligned_template
+from ..exposures.alignment import aligned_template, alignment_of
 from ..exposures.decorrelation import Decorrelation
 from ..exposures.defects import NO_DEFECTS, DefectOptions, with_defects
 from ..exposures.model import Exposure
@@ -91,6 +91,8 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
         doc="Resample a template whose pixels are not the science exposure's, by their WCS; None to"
         " refuse it. As the option --align-method of whitediff subtract.",
         allowed={
+            "auto": "Cubic splines; averages where the template's pixels are more than 1.5 times"
+            " finer.",
             "interpolating": "Cubic splines.",
             "adaptive": "Local Gaussian averages.",
         },
@@ -589,7 +591,7 @@ class AlardLuptonSubtractTask(PipelineTask):
         before, solution = undecorrelated(
             dataclasses.replace(
                 Solution.of(pair, match, preConvKernel),
-                alignment=self.config.alignTemplate,
+                alignment=alignment_of(pair.template, resampling),
                 alignment_noise="white" if resampling is None else resampling.noise,
                 defects=self.config.to_defect_options(),
             ),
