@@ -273,12 +273,7 @@ def choose_kernel_order(
     Returns
     -------
     options
-        With the order.
-
-    Raises
-    ------
-    DataError
-        If not even order 0 can be fitted.
+        With the order; 0 where the stars are too few to choose.
 
     Notes
     -----
@@ -295,21 +290,17 @@ def choose_kernel_order(
     used = normals.pixels > len(basis) + 1
     used &= np.logical_and(*_single_fits(normals, basis, options, used))
     judges = [_information, _predicted] if criterion == "bic" else [_predicted]
-    best: tuple[list[Array], FitOptions] | None = None
-    failure: DataError | None = None
+    # Stars that suffice for a fit may be too few to leave any out: then nothing varies.
+    best: tuple[list[Array], FitOptions] = [], dataclasses.replace(options, kernel_order=0)
     for order in range(largest + 1):
         tried = dataclasses.replace(options, kernel_order=order)
         try:
             design = _design(stamps, basis, tried)
             values = [judge(normals, design, tried, used) for judge in judges]
-        except DataError as error:
-            failure = failure or error
+        except DataError:
             break
-        if best is None or all(map(_is_better, values, best[0])):
+        if not best[0] or all(map(_is_better, values, best[0])):
             best = values, tried
-    if best is None:
-        assert failure is not None
-        raise failure
     return best[1]
 
 
