@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ class SourceLevel(enum.IntEnum):
 
 
 def smooth_background(
-    image: Array, use: Array, *, cell: int = _BACKGROUND_CELL, passes: int = _SLOPE_PASSES
+    image: Array, use: Array, *, cell: int = _BACKGROUND_CELL, has_sources: bool = False
 ) -> Array:
     """Slowly varying background from medians of cells.
 
@@ -90,17 +90,17 @@ def smooth_background(
         ``(ny, nx)`` boolean: pixels that count.
     cell
         Size of a cell, in pixels.
-    passes
-        How often at most.  Once, where sources count too: again, more of their light would follow.
+    has_sources
+        Pixels of sources count, too: what follows a sky closely would follow their light.
 
     Returns
     -------
     background
         ``(ny, nx)`` float64: medians of the means of 2 × 2 pixels, interpolated by cubic
         convolution, and extrapolated over the outer half cells as parabolas.  Again on what that
-        leaves, as long as it halves: where pixels do not count, medians of a slope are off.
-        Cells of which less than 30 % counts take the median of their neighbours that are better
-        off.
+        leaves, as long as it halves: where pixels do not count, medians of a slope are off.  With
+        sources: interpolated linearly, once.  Cells of which less than 30 % counts take the
+        median of their neighbours that are better off.
     """
     if cell % 2 or min(image.shape) < cell:
         step, mean, measured = 1, np.where(use, image, 0), use
@@ -109,14 +109,15 @@ def smooth_background(
         step, (mean, measured, _) = 2, _means_of_pairs(image, use)
     medians: Array = np.zeros((1, 1))
     largest = np.inf
-    for _ in range(passes):
+    weights = _linear_weights if has_sources else _cubic_weights
+    for _ in range(1 if has_sources else _SLOPE_PASSES):
         left = _cell_medians(mean, measured, cell // step).astype(np.float64)
         medians = medians + left
         before, largest = largest, float(np.abs(left).max())
         if largest > before / 2:
             break
-        mean = mean - _interpolated(left, mean.shape)
-    return _interpolated(medians, image.shape, step=step)
+        mean = mean - _interpolated(left, mean.shape, weights=weights)
+    return _interpolated(medians, image.shape, step=step, weights=weights)
 
 
 def _cell_medians(image: Array, use: Array, cell: int) -> Array:
@@ -152,26 +153,31 @@ def _cell_medians(image: Array, use: Array, cell: int) -> Array:
     return medians
 
 
-def _interpolated(medians: Array, shape: tuple[int, ...], *, step: int = 1) -> Array:
-    """Image of a shape from the medians of its cells, as curved as they are.
+def _interpolated(
+    medians: Array,
+    shape: tuple[int, ...],
+    *,
+    step: int = 1,
+    weights: Callable[[Array, int], tuple[Array, Array]] | None = None,
+) -> Array:
+    """Image of a shape from the medians of its cells, by default as curved as they are.
 
     Steps are the pixels that each number of the medians' image stands for.
     """
     (ny, nx), (cells_y, cells_x) = shape, medians.shape
-    below, weights = _cubic_weights(nx, cells_x, step)
+    of_four = _cubic_weights if weights is None else weights
+    below, taken = of_four(_positions(nx, cells_x, step), cells_x)
     matrix = np.zeros((nx, cells_x + 4), medians.dtype)
-    np.put_along_axis(matrix, below[:, None] + np.arange(4), weights.astype(medians.dtype), axis=1)
+    np.put_along_axis(matrix, below[:, None] + np.arange(4), taken.astype(medians.dtype), axis=1)
     padded = _extrapolated(_extrapolated(medians).T).T
     # Along the rows by a small product of matrices; between them, four rows for every row.
     rows = padded @ matrix.T
     result = planes.empty((ny, nx), medians.dtype)
-    below, weights = _cubic_weights(ny, cells_y, step)
-    weights = weights.astype(medians.dtype)
+    below, taken = of_four(_positions(ny, cells_y, step), cells_y)
+    taken = taken.astype(medians.dtype)
     starts = np.flatnonzero(np.diff(below, prepend=-1))
     for start, stop in zip(starts, np.append(starts[1:], ny), strict=True):
-        np.matmul(
-            weights[start:stop], rows[below[start] : below[start] + 4], out=result[start:stop]
-        )
+        np.matmul(taken[start:stop], rows[below[start] : below[start] + 4], out=result[start:stop])
     return result
 
 
@@ -192,13 +198,26 @@ def _extrapolated(values: Array) -> Array:
     return np.concatenate([before, values, after])
 
 
-def _cubic_weights(size: int, cells: int, step: int) -> tuple[Array, Array]:
-    """First of the four cells around each pixel, of two more on either side, and their weights.
+def _positions(size: int, cells: int, step: int) -> Array:
+    """Positions of pixels in units of cells, whose middles are whole numbers."""
+    side = step * -(-size // step) / cells
+    position: Array = (np.arange(size) + 0.5) / side - 0.5
+    return position
+
+
+def _linear_weights(position: Array, cells: int) -> tuple[Array, Array]:
+    """As `_cubic_weights`, of which only the middle two count."""
+    left = np.clip(np.floor(position).astype(int), 0, max(cells - 2, 0))
+    t = position - left
+    nothing = np.zeros_like(t)
+    return left + 1, np.stack([nothing, 1 - t, t, nothing], axis=1)
+
+
+def _cubic_weights(position: Array, cells: int) -> tuple[Array, Array]:
+    """First of the four cells around each position, of two more on either side, and their weights.
 
     Cubic convolution (Keys 1981, IEEE Trans. ASSP 29, 1153): local, and exact for parabolas.
     """
-    side = step * -(-size // step) / cells
-    position = (np.arange(size) + 0.5) / side - 0.5
     left = np.clip(np.floor(position).astype(int), -1, cells - 1)
     t = position - left
     weights = [

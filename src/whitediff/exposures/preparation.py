@@ -319,7 +319,7 @@ def _sources_in_structure(
         for flat, variance, wrong in zip(flats, variances, bad, strict=True):
             part = flat
             if cell != _STRUCTURE_CELLS[0]:
-                part = flat - smooth_background(flat, ~wrong, cell=cell, passes=1).astype(
+                part = flat - smooth_background(flat, ~wrong, cell=cell, has_sources=True).astype(
                     np.float32
                 )
             left.append(part)
@@ -340,7 +340,9 @@ def _sources_in_structure(
 def _without_emission(exposure: Exposure, bad: Array, sigma: float) -> Exposure:
     """Exposure less the emission under its stars, which else becomes wings of theirs."""
     cell = max(2 * round(_EMISSION_SIGMAS * sigma / 2), _STRUCTURE_CELLS[-1])
-    return _less(exposure, smooth_background(exposure.image.array, ~bad, cell=cell, passes=1))
+    return _less(
+        exposure, smooth_background(exposure.image.array, ~bad, cell=cell, has_sources=True)
+    )
 
 
 def _without_sky(exposure: Exposure, others: Array) -> Exposure:
