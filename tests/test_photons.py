@@ -295,6 +295,55 @@ def test_inverse_variances_stay_what_they_are(tmp_path, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+@pytest.mark.parametrize("name", ["WEIGHT", "VARIANCE", "ERR"])
+@pytest.mark.parametrize("dithered", [False, True])
+@pytest.mark.parametrize("subtracted", [False, True])
+def test_planes_that_leave_out_the_photons_of_sources_get_them(
+    tmp_path, caplog, seed, factor, name, dithered, subtracted
+):
+    gain = 1.5
+    found = scene(seed, gain=gain)
+    sky = float(np.median(found.variance[found.stars < 1]))
+    cover = np.ones(found.stars.shape)
+    if dithered:
+        cover[:, 200:] = 0.5
+    # Where half of the exposures overlap, all noise has twice the variance.
+    rng = np.random.default_rng(seed)
+    image = found.electrons + rng.normal(0, 1, cover.shape) * np.sqrt(
+        found.variance * (1 / cover - 1)
+    )
+    image = (image - (np.median(image) if subtracted else 0)) / gain
+    plane = factor * sky / gain**2 / cover
+    plane = {"WEIGHT": 1 / plane, "VARIANCE": plane, "ERR": np.sqrt(plane)}[name]
+    true = found.variance / cover / gain**2
+    for planes, cards, ends in (
+        (plane, {"GAIN": gain}, "which is added at 1.5 electrons per unit"),
+        (plane, {}, "its variance plane does not rise with its stars' light"),
+    ):
+        caplog.clear()
+        hdus = fits.HDUList([fits.PrimaryHDU(image.astype("f4")), fits.ImageHDU(planes, name=name)])
+        hdus[0].header.update(cards, BUNIT="adu")
+        hdus.writeto(tmp_path / "image.fits", overwrite=True)
+        with caplog.at_level("INFO"):
+            exposure = read_exposure(tmp_path / "image.fits")
+        assert ends in caplog.text
+        ratio = exposure.variance.array / (factor * true)
+        bright = found.stars > np.quantile(found.stars, 0.995)
+        assert np.median(ratio[found.stars < 1]) == pytest.approx(1, abs=0.03)
+        if cards:
+            assert np.median(ratio[bright]) == pytest.approx(1, abs=0.1)
+    # A plane that knows of them stays what it is.
+    whole = fits.ImageHDU((1 / (factor * true)).astype("f4"), name="WEIGHT")
+    header = fits.Header({"GAIN": gain, "BUNIT": "adu"})
+    fits.HDUList([fits.PrimaryHDU(image.astype("f4"), header), whole]).writeto(
+        tmp_path / "whole.fits"
+    )
+    exposure = read_exposure(tmp_path / "whole.fits")
+    np.testing.assert_allclose(exposure.variance.array, factor * true, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

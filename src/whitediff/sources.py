@@ -35,6 +35,7 @@ __all__ = [
     "smooth_background",
     "source_levels",
     "spread_over_steps",
+    "with_left_out_photons",
 ]
 
 type Array = npt.NDArray[Any]
@@ -60,6 +61,11 @@ _LEAST_SHARE = 0.1
 _ROUNDS = 4
 _CLOSE = 0.05
 """Relative difference of a predicted variance from one that is measured where the sky varies."""
+_BRIGHT_SIGMAS, _LEAST_BRIGHT, _LEAST_RISE = 30.0, 50, 0.03
+"""Of pixels' height above the background, how many there must be, and what a variance plane that
+knows of photons rises by there."""
+_BESIDE = 16
+"""Pixels along either axis at which a source's light is gone."""
 _SAMPLE = 250_000
 """Pixels from which a scatter is known to a few thousandths."""
 _SMOOTHING = np.array([1, 1, 2, 2, 1, 1]) / 8
@@ -722,6 +728,90 @@ def noise_variance(
         f"{on_pixels}, plus the sources' photons at gain {scale.gain:.4g}{why}",
         warning,
     )
+
+
+def with_left_out_photons(
+    image: Array,
+    variance: Array,
+    unusable: Array | None = None,
+    *,
+    expected: PhotonScale | None = None,
+    alternatives: Sequence[PhotonScale] = (),
+) -> NoiseModel | None:
+    """Variance plane with the photon noise of the sources, where it was left out.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``, in any unit.
+    variance
+        ``(ny, nx)`` image_unit², such as inverse weights, in which maps of co-added images hold
+        the background's noise alone.
+    unusable
+        ``(ny, nx)`` boolean: pixels to leave out.
+    expected, alternatives
+        As for `noise_variance`.
+
+    Returns
+    -------
+    model
+        The plane plus the sources' photons; or the plane as it is, where nothing tells the gain.
+        None where the plane rises with the light of bright sources, or where
+        there are too few to tell, or too faint for a difference.
+    """
+    usable = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
+    if unusable is not None:
+        usable &= ~unusable
+    if not _ignores_light(image, variance, usable):
+        return None
+    levels, background = levels_and_background(image, ~usable)
+    sources = levels > SourceLevel.NONE
+    free = usable & ~sources
+    if not free.any():
+        return None
+    # A plane may be off by a factor, which is put right later: photons in its unit.
+    usual = float(np.median(variance[free]))
+    factor = robust_sigma(((image - background) / np.sqrt(variance))[free]) ** 2
+    if not factor > 0:
+        return None
+    measured, level = usual * factor, float(np.median(background))
+    transfer = photon_transfer(image, background, usable, variance=measured)
+    choice = chosen_scale(expected, alternatives, level=level, measured=measured, transfer=transfer)
+    said = "its variance plane does not rise with its stars' light"
+    if choice.scale is None:
+        text = (
+            f"{said}; if it leaves out their photon noise, errors of bright sources are too small,"
+            " unless a gain in the image's unit is given"
+        )
+        return NoiseModel(variance, usual, text)
+    # Where fewer exposures overlap or less light falls, a unit stands for fewer electrons.
+    gain = choice.scale.gain * usual / variance * factor
+    photons = np.where(sources & usable, np.maximum(image - background, 0), 0) / gain
+    text = (
+        f"{said}, so that it leaves out their photon noise, which is added at"
+        f" {choice.scale.gain:.4g} electrons per unit ({choice.reason or choice.scale.meaning})"
+    )
+    return NoiseModel(variance + photons, usual, text)
+
+
+def _ignores_light(image: Array, variance: Array, usable: Array) -> bool:
+    """Whether a variance plane is the same on bright sources as beside them."""
+    step = max(1, image.size // _SAMPLE)
+    known = np.flatnonzero(usable.ravel()[::step]) * step
+    if not known.size:
+        return False
+    values, plane = image.ravel()[known].astype(np.float64), variance.ravel()[known]
+    bright = values - np.median(values) > _BRIGHT_SIGMAS * np.sqrt(np.median(plane))
+    if np.count_nonzero(bright) < _LEAST_BRIGHT:
+        return False
+    y, x = np.unravel_index(known[bright], image.shape)
+    beside = [
+        variance[np.clip(y + dy, 0, image.shape[0] - 1), np.clip(x + dx, 0, image.shape[1] - 1)]
+        for dy in (-_BESIDE, _BESIDE)
+        for dx in (-_BESIDE, _BESIDE)
+    ]
+    # One that rises at all knows of photons, whatever their gain.
+    return bool(abs(np.median(plane[bright] / np.median(beside, axis=0)) - 1) < _LEAST_RISE)
 
 
 def _variance_at_level(

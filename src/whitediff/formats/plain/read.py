@@ -28,7 +28,7 @@ from ...exposures.sky import celestial_wcs, sky_projection
 from ...planes import zeros
 from ...reading import ReadingOptions, VarianceKind, VarianceSource
 from ...saturation import bleed_trails, find_plateau, in_stars
-from ...sources import exposure_map_variance, noise_variance
+from ...sources import exposure_map_variance, noise_variance, with_left_out_photons
 from ...stats import robust_sigma
 from ..files import Extension, opened, split_extension
 from ..headers import (
@@ -384,10 +384,12 @@ def read(
     if not is_masked and needs_variance:
         mask = _with_empty(mask, image, path)
     if plane is not None:
+        found = photon_header(header, primary, options)
+        unusable = flagged(mask, UNTRUSTED_MASK_PLANES)
         if plane[1] == "weight":
-            found = photon_header(header, primary, options)
-            unusable = flagged(mask, UNTRUSTED_MASK_PLANES)
             values = _of_exposure_map(image, values, unusable, found, source)
+        if needs_variance and kernel is None:
+            values = _with_photons(image, values, unusable, found, source)
     elif isinstance(variance, float | int):
         values = np.full(image.shape, variance, dtype=np.float32)
     elif needs_variance:
@@ -685,6 +687,19 @@ def _of_exposure_map(
         return values
     _log.warning("%s: %s.", source, model.description)
     return compact(model.variance, np.float32)
+
+
+def _with_photons(
+    image: Array, values: Array, unusable: Array, found: PhotonHeader, source: str
+) -> Array:
+    """Variance with the sources' photons, where the plane was found to leave them out."""
+    model = with_left_out_photons(
+        image, values, unusable, expected=found.expected, alternatives=found.alternatives
+    )
+    if model is None:
+        return values
+    _log.info("%s: %s.", source, model.description)
+    return compact(model.variance, values.dtype)
 
 
 def compact(values: Array, dtype: Any) -> Array:
