@@ -46,7 +46,7 @@ def test_decam_pair(run, tmp_path, science, template, tolerance):
         assert code == 0, messages
         assert "sky was subtracted" in messages
         assert "no PSF is known" in messages
-        assert ("its noise is not white" in messages) == (how == "measured")
+        assert ("its noise is correlated" in messages) == (how == "measured")
         code, table, messages = run(
             "check", out, "--science", paths[0], "--template", paths[1], "--sigma", 1.8,
             "--json", tmp_path / f"{how}.json",

@@ -21,7 +21,7 @@ from . import planes
 from .errors import ArgumentError, DataError
 from .photons import Choice, PhotonScale, chosen_scale, photon_transfer, why_contradicted
 from .stats import robust_sigma
-from .structure import high_frequencies
+from .structure import HighFrequencies, high_frequencies
 
 __all__ = [
     "RESIDUAL",
@@ -645,7 +645,9 @@ def noise_variance(
     level, base = float(np.median(background)), background
     emission: Array | float = 0.0
     found = high_frequencies(image, usable)
-    is_structured = found is not None and found.contradicts(measured)
+    is_structured = found is not None and (
+        found.contradicts(measured) or _explains_what_scatter_does_not(expected, found, measured)
+    )
     if found is not None and is_structured:
         # Emission over all of the field: pixels have their own levels, and few are without it.
         on_pixels = (
@@ -728,6 +730,15 @@ def noise_variance(
         f"{on_pixels}, plus the sources' photons at gain {scale.gain:.4g}{why}",
         warning,
     )
+
+
+def _explains_what_scatter_does_not(
+    expected: PhotonScale | None, found: HighFrequencies, scatter: float
+) -> bool:
+    """Whether the header's gain predicts the noise at high frequencies, and pixels scatter more."""
+    if expected is None or expected.predicts(level=found.level, measured=scatter):
+        return False
+    return scatter > found.factor and expected.predicts(level=found.level, measured=found.factor)
 
 
 def with_left_out_photons(

@@ -34,6 +34,8 @@ _EXCESS, _USUAL_EXCESS = 2.5, 1.4
 """Scatter's variance over that at high frequencies from which structure is the cause: noise that a
 resampling has correlated reaches 1.8.  Of all blocks, some of which hold structure as fine, less
 will do."""
+_SURELY = 0.05
+"""Relative difference of a variance from a predicted one, and of a scatter that is more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,27 @@ class HighFrequencies:
             The scatter is more than 2.5 times the factor, and 1.4 times the usual one.
         """
         return scatter > max(_EXCESS * self.factor, _USUAL_EXCESS * self.usual_factor)
+
+    def confirms(self, scatter: float) -> bool:
+        """Whether the variance predicts the noise, and pixels scatter more than that.
+
+        Parameters
+        ----------
+        scatter
+            Variance of source-free pixels, in the unit of the factors.
+
+        Returns
+        -------
+        confirms
+            The usual factor is 1 within a twentieth, and the scatter larger than 1 and than that
+            by more than a twentieth and three errors: what is in excess are faint sources and
+            emission.  (Of noise that a resampling has correlated, too little is at high
+            frequencies, and the scatter is no more than predicted.)
+        """
+        beyond = 1 + _SURELY + 3 * self.error
+        if abs(self.usual_factor - 1) > _SURELY:
+            return False
+        return scatter > beyond * max(1.0, self.usual_factor)
 
 
 def high_frequencies(

@@ -17,7 +17,12 @@ from .. import planes
 from ..decorrelation import smallest_sigma, unmeasured_pixels
 from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import choose_candidates, find_sources
-from ..noise import NoiseCovariance, UnmeasurableNoiseError, measured_covariance
+from ..noise import (
+    NoiseCovariance,
+    UnmeasurableNoiseError,
+    measured_covariance,
+    white_covariance,
+)
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import (
     SourceLevel,
@@ -407,6 +412,16 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
         )
         structure = factor / noise.usual_factor
         factor = noise.usual_factor
+    elif noise is not None and noise.confirms(factor):
+        # What scatters besides is on the sky, so that it does not stay in a difference.
+        _log.info(
+            "%s: faint sources and emission make its source-free pixels scatter %.3g times as much"
+            " as its variance plane tells; at high frequencies the noise is %.3g times that.",
+            name,
+            factor,
+            noise.usual_factor,
+        )
+        factor = noise.usual_factor
     if not 1 / _LARGEST_VARIANCE_FACTOR < factor < _LARGEST_VARIANCE_FACTOR:
         raise DataError(
             f"{name}: the noise of its source-free pixels is {factor:.3g} times its variance"
@@ -577,6 +592,8 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
                 "structured emission fills its field, which only high frequencies are free of, and"
                 " at those it is white"
             )
+        if told.confirms(scatter):
+            return white_covariance()
     try:
         return measured_covariance(
             pixels,
