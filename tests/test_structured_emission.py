@@ -170,3 +170,40 @@ def test_most_fields_of_emission_are_matched():
                 total, off = pulls(seed, kind, direction)
                 right.append(abs(total - 1) < 0.01 and bool((np.abs(off) < 3).all()))
     assert sum(right) >= 20
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("amplitude", [15.0, 40.0])
+def test_faint_emission_is_no_noise(seed, amplitude):
+    # Emission of some sigma per pixel, in counts of a gain of 1.5: less than fills the field.
+    rng = np.random.default_rng(seed)
+    size = 400
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size))
+    frequency[0, 0] = 1
+    structure = np.fft.ifft2(np.fft.fft2(rng.normal(size=(size, size))) * frequency**-1.6).real
+    structure = scipy.ndimage.gaussian_filter(structure, 1.5)
+    light = 300 + amplitude * (structure - structure.min()) / structure.std()
+    image = rng.poisson(light * 1.5) / 1.5 + rng.normal(0, 5 / 1.5, light.shape)
+    true = light / 1.5 + (5 / 1.5) ** 2
+    model = noise_variance(image, gain=1.5, read_noise=5.0, meaning="counts")
+    assert not model.warning
+    exposure = Exposure.from_arrays(
+        image.astype(np.float32), variance=np.asarray(model.variance, np.float32)
+    )
+    variance = model.variance * variance_factor(exposure)
+    assert np.median(variance / true) == pytest.approx(1, abs=0.05)
+    # Noise that is in fact more, by an unknown amplifier, is more.
+    noisy = image + rng.normal(0, 8, image.shape)
+    exposure = Exposure.from_arrays(noisy.astype(np.float32), variance=true.astype(np.float32))
+    ratio = np.median(1 + 64 / true)
+    assert variance_factor(exposure) > 0.95 * ratio
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_that_a_resampling_has_correlated_is_not_taken_for_less(seed):
+    rng = np.random.default_rng(seed)
+    noise = scipy.ndimage.shift(rng.normal(0, 10, (420, 420)), (0.2, 0.15), order=3)[10:-10, 10:-10]
+    for scale in (0.8, 1.0, 1.1, 1.3):
+        variance = np.float32(noise.var() / scale)
+        exposure = Exposure.from_arrays(noise.astype(np.float32), variance=variance)
+        assert variance_factor(exposure) == pytest.approx(scale, rel=0.03)

@@ -646,7 +646,8 @@ def noise_variance(
     emission: Array | float = 0.0
     found = high_frequencies(image, usable)
     is_structured = found is not None and (
-        found.contradicts(measured) or _explains_what_scatter_does_not(expected, found, measured)
+        found.contradicts(measured)
+        or _explains_what_scatter_does_not(expected, found, measured, level)
     )
     if found is not None and is_structured:
         # Emission over all of the field: pixels have their own levels, and few are without it.
@@ -733,10 +734,10 @@ def noise_variance(
 
 
 def _explains_what_scatter_does_not(
-    expected: PhotonScale | None, found: HighFrequencies, scatter: float
+    expected: PhotonScale | None, found: HighFrequencies, scatter: float, level: float
 ) -> bool:
     """Whether the header's gain predicts the noise at high frequencies, and pixels scatter more."""
-    if expected is None or expected.predicts(level=found.level, measured=scatter):
+    if expected is None or expected.predicts(level=level, measured=scatter):
         return False
     return scatter > found.factor and expected.predicts(level=found.level, measured=found.factor)
 
