@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..planes import filled
 from . import masks
 from .model import Exposure
 
-__all__ = ["missing_pixels", "without_missing"]
+__all__ = ["missing_pixels", "pixels_without_measurement", "without_missing"]
 
 type Array = npt.NDArray[Any]
 
@@ -34,20 +35,37 @@ def missing_pixels(exposure: Exposure) -> Array:
         positive (where any is), and those in one of
         `whitediff.exposures.masks.INTERPOLATED_MASK_PLANES`, whatever value they have.
     """
+    return pixels_without_measurement(exposure, masks.INTERPOLATED_MASK_PLANES)
+
+
+def pixels_without_measurement(exposure: Exposure, mask_planes: Iterable[str]) -> Array:
+    """Pixels that hold no measurement, or that one of some mask planes tells of.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    mask_planes
+        Names of planes; those that its mask lacks do not count.
+
+    Returns
+    -------
+    pixels
+        ``(ny, nx)`` boolean: not finite, of a variance that is not finite or not positive, or
+        flagged.  Where that is all of them, the variance does not count.
+    """
     image, variance = exposure.image.array, exposure.variance.array
-    flagged = masks.flagged(exposure.mask, masks.INTERPOLATED_MASK_PLANES)
+    flagged = masks.flagged(exposure.mask, mask_planes)
 
-    def unmeasured(rows: slice) -> Array:
-        with np.errstate(invalid="ignore"):
-            return ~(np.isfinite(variance[rows]) & (variance[rows] > 0))
+    def not_measured(rows: slice) -> Array:
+        return flagged[rows] | ~np.isfinite(image[rows])
 
-    wrong = filled(image.shape, bool, unmeasured)
-    if wrong.all():
-        # A plane that says nothing anywhere says nothing of single pixels.
-        wrong[:] = False
-    return filled(
-        image.shape, bool, lambda rows: flagged[rows] | wrong[rows] | ~np.isfinite(image[rows])
-    )
+    def of_no_weight(rows: slice) -> Array:
+        return not_measured(rows) | ~((variance[rows] > 0) & (variance[rows] < np.inf))
+
+    pixels = filled(image.shape, bool, of_no_weight)
+    # A plane that nobody filled says nothing of single pixels.
+    return filled(image.shape, bool, not_measured) if pixels.all() else pixels
 
 
 def without_missing(exposure: Exposure, missing: Array) -> Exposure:

@@ -37,6 +37,7 @@ from ..structure import high_frequencies
 from ..threads import in_threads
 from . import masks
 from .covariance import Noise, noise_at
+from .missing import pixels_without_measurement
 from .model import Exposure, fits_single
 from .psf import average_position, psf_image
 
@@ -87,18 +88,7 @@ def untrusted_pixels(exposure: Exposure) -> Array:
         flagged with one of `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES`.  Where no
         variance is positive, none counts.
     """
-    image, variance = exposure.image.array, exposure.variance.array
-    flagged = masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
-
-    def not_measured(rows: slice) -> Array:
-        return flagged[rows] | ~np.isfinite(image[rows])
-
-    def of_no_weight(rows: slice) -> Array:
-        return not_measured(rows) | ~((variance[rows] > 0) & (variance[rows] < np.inf))
-
-    untrusted = planes.filled(image.shape, bool, of_no_weight)
-    # A plane that nobody filled says nothing of single pixels.
-    return planes.filled(image.shape, bool, not_measured) if untrusted.all() else untrusted
+    return pixels_without_measurement(exposure, masks.UNTRUSTED_MASK_PLANES)
 
 
 def avoided_pixels(exposure: Exposure) -> Array:
