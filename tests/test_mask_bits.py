@@ -249,7 +249,7 @@ def test_wrong_masks_are_one_sentence(tmp_path):
     for bits in ("x", "", "3-1", "62", "1,-2", (), (1.5,), (-1,), (True,)):
         with pytest.raises(ArgumentError, match=r"image.fits: its mask_bits must"):
             read_exposure(path, mask=other, mask_bits=bits)
-    with pytest.raises(ArgumentError, match="saturation must be a number; got nan"):
+    with pytest.raises(ArgumentError, match="saturation must be a number, far above the sky"):
         ReadingOptions(saturation=float("nan"))
 
 
@@ -313,8 +313,13 @@ def test_commands_take_masks(rng, tmp_path, run):
         'image.fits,image.fits,mask.fits,"3,x",5000\n'
     )
     code, _, said = run("batch", tmp_path / "night.csv", "--output", tmp_path / "night")
-    assert code == 1
+    assert code != 0
+    # Before a pair is begun.
+    assert "row 1: science_mask_bits must be numbers and ranges, such as 1,4-6" in said
+    assert not (tmp_path / "night").exists()
+    manifest = (tmp_path / "night.csv").read_text().replace("3,x", "3")
+    (tmp_path / "night.csv").write_text(manifest)
+    run("batch", tmp_path / "night.csv", "--output", tmp_path / "night")
     record = json.loads((tmp_path / "night/batch.jsonl").read_text())
-    assert "--science-mask-bits must be numbers and ranges, such as 1,4-6" in record["reason"]
     assert record["parameters"]["science_mask"] == str(tmp_path / "mask.fits")
     assert record["inputs"]["science_mask 0"]["sha256"]

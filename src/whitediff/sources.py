@@ -783,7 +783,7 @@ def with_left_out_photons(
         return None
     # A plane may be off by a factor, which is put right later: photons in its unit.
     usual = float(np.median(variance[free]))
-    factor = robust_sigma(((image - background) / np.sqrt(variance))[free]) ** 2
+    factor = robust_sigma((image - background)[free] / np.sqrt(variance[free])) ** 2
     if not factor > 0:
         return None
     measured, level = usual * factor, float(np.median(background))
@@ -797,13 +797,15 @@ def with_left_out_photons(
         )
         return NoiseModel(variance, usual, text)
     # Where fewer exposures overlap or less light falls, a unit stands for fewer electrons.
-    gain = choice.scale.gain * usual / variance * factor
-    photons = np.where(sources & usable, np.maximum(image - background, 0), 0) / gain
+    lit = sources & usable
+    electrons = choice.scale.gain * usual * factor / variance[lit]
+    result = variance.astype(np.float64)
+    result[lit] += np.maximum((image - background)[lit], 0) / electrons
     text = (
         f"{said}, so that it leaves out their photon noise, which is added at"
         f" {choice.scale.gain:.4g} electrons per unit ({choice.reason or choice.scale.meaning})"
     )
-    return NoiseModel(variance + photons, usual, text)
+    return NoiseModel(result, usual, text)
 
 
 def _ignores_light(image: Array, variance: Array, usable: Array) -> bool:

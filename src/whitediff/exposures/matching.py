@@ -16,7 +16,7 @@ from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError, DataError
 from ..interpolation import patched
-from ..matching.background import fit_background
+from ..matching.background import HIGHEST_ORDER, fit_background
 from ..matching.basis import (
     GaussianSeries,
     KernelBasis,
@@ -301,9 +301,12 @@ def match(
     _judge_sum(fit.kernel_sum, ratio)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
     # What the stars are too few for, the source-free pixels will find.
-    missing = max(0, options.fit.background_order - fit.background_order)
-    background = np.pad(fit.background_coefficients, (0, missing))
-    background = scale * (background + skies[1] - fit.kernel_sum * skies[0])
+    order = max(len(each) for each in (fit.background_coefficients, *skies)) - 1
+    order = max(order, options.fit.background_order)
+    left, *of_images = (
+        np.pad(each, (0, order + 1 - len(each))) for each in (fit.background_coefficients, *skies)
+    )
+    background = scale * (left + of_images[1] - fit.kernel_sum * of_images[0])
     return Match(
         kernel=_kernel(fit, basis, science),
         background=ChebyshevField(science.bbox, background),
@@ -331,7 +334,12 @@ def _skies(
         pixels = pixels[::-1]
 
     def sky(exposure: Exposure, found: Array) -> Array:
-        return fit_background(exposure.image.array, ~(found | pair.bad), options.background_order)
+        return fit_background(
+            exposure.image.array,
+            ~(found | pair.bad),
+            options.background_order,
+            highest=HIGHEST_ORDER,
+        )
 
     both = zip((source, target), pixels, strict=True)
     first, second = in_threads(lambda each: sky(*each), both)

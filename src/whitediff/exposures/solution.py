@@ -12,7 +12,7 @@ from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.fields import BaseField, ChebyshevField
 
 from ..errors import ArgumentError
-from ..matching.background import fit_background
+from ..matching.background import HIGHEST_ORDER, fit_background
 from ..planes import copied, row_blocks
 from ..registration.transformation import Correction
 from ..threads import single_threaded_algebra
@@ -363,7 +363,11 @@ def _with_better_background(solution: Solution, difference: Exposure, free: Arra
         return solution
     use = free & ~masks.flagged(difference.mask, (*masks.AVOIDED_MASK_PLANES, "EDGE"))
     found = fit_background(
-        difference.image.array, use, field.coefficients.shape[0] - 1, start=field.coefficients
+        difference.image.array,
+        use,
+        field.coefficients.shape[0] - 1,
+        start=field.coefficients,
+        highest=HIGHEST_ORDER,
     )
     return dataclasses.replace(solution, background=ChebyshevField(difference.bbox, found))
 

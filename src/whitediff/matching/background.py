@@ -11,19 +11,28 @@ import numpy.typing as npt
 from ..polynomials import chebyshev_products, chebyshev_terms
 from ..stats import robust_sigma
 
-__all__ = ["fit_background"]
+__all__ = ["HIGHEST_ORDER", "fit_background"]
 
 type Array = npt.NDArray[Any]
 
 _CELL = 64
 _CLIP = 3.0
 _PASSES = 3
+_EVIDENCE = 10.0
+"""Of a higher order: very strong."""
+HIGHEST_ORDER = 8
+"""Order up to which a background is raised."""
 _SAMPLE = 100_000
 _ENOUGH_PIXELS = 2_000_000
 
 
 def fit_background(
-    difference: Array, free: Array, order: int, *, start: Array | None = None
+    difference: Array,
+    free: Array,
+    order: int,
+    *,
+    start: Array | None = None,
+    highest: int = 0,
 ) -> Array:
     """Fit what a difference leaves between the sources.
 
@@ -41,27 +50,35 @@ def fit_background(
         Of the Chebyshev polynomials in x and y together; lowered where there are too few
         cells of 64 × 64 pixels with a pixel to use.
     start
-        ``(m, n)``, at most of that order: coefficients of the background as it is known.
+        ``(m, n)``, at most of the larger of both orders: coefficients of the background as it is
+        known.
+    highest
+        Order up to which it is raised where the cells ask for it.
 
     Returns
     -------
     coefficients
-        ``(order + 1, order + 1)``; ``[p, q]`` multiplies ``T_p(y) T_q(x)``, x and y from −1
-        to 1 between the frame's outer edges; the start, or zeros, where nothing can be fitted.
+        ``(order + 1, order + 1)``, of the order that was taken; ``[p, q]`` multiplies
+        ``T_p(y) T_q(x)``, x and y from −1 to 1 between the frame's outer edges; the start, or
+        zeros, where nothing can be fitted.
 
     Notes
     -----
-    Least squares on the means of cells, clipped at three standard deviations of a pixel.
+    Least squares on the means of cells, clipped at three standard deviations of a pixel.  A higher
+    order is taken where it lowers ``n ln(χ²) + ln(n)·terms`` by 10, n the cells (Schwarz 1978;
+    Kass & Raftery 1995): for noise of unknown scale, since that of a convolved image is correlated.
     """
-    coefficients = np.zeros((order + 1, order + 1))
+    known = 0 if start is None else max(start.shape) - 1
+    largest = max(order, highest, known)
+    coefficients = np.zeros((largest + 1, largest + 1))
     if start is not None:
         coefficients[: start.shape[0], : start.shape[1]] = start
     # Every n-th row determines a polynomial as well as all of them.
     step = max(1, difference.size // _ENOUGH_PIXELS)
     ny, nx = difference.shape
     dtype = np.result_type(difference.dtype, np.float32)
-    v = np.polynomial.chebyshev.chebvander((2 * np.arange(ny)[::step] + 1) / ny - 1, order)
-    u = np.polynomial.chebyshev.chebvander((2 * np.arange(nx) + 1) / nx - 1, order)
+    v = np.polynomial.chebyshev.chebvander((2 * np.arange(ny)[::step] + 1) / ny - 1, largest)
+    u = np.polynomial.chebyshev.chebvander((2 * np.arange(nx) + 1) / nx - 1, largest)
 
     def background(values: Array) -> Array:
         return (v @ values).astype(dtype) @ u.T.astype(dtype)
@@ -71,11 +88,12 @@ def fit_background(
     edges_y, edges_x = _edges(len(v), _CELL / step), _edges(nx, _CELL)
     y = 2 * _means(np.arange(ny)[::step] + 0.5, edges_y) / ny - 1
     x = 2 * _means(np.arange(nx) + 0.5, edges_x) / nx - 1
-    for _ in range(_PASSES):
+    taken = max(order, known)
+    for attempt in range(2 * _PASSES):
         values = left[free]
         sample = values[:: max(1, values.size // _SAMPLE)]
         if sample.size < 2:
-            return coefficients
+            break
         middle, sigma = float(np.median(sample)), robust_sigma(sample)
         use = free & (np.abs(left - dtype.type(middle)) <= _CLIP * sigma)
         counts = _cell_sums(use, edges_y, edges_x)
@@ -85,16 +103,44 @@ def fit_background(
         while order and 2 * len(chebyshev_terms(order)) > len(at_x):
             order -= 1
         root = np.sqrt(counts[good])
-        solution, *_ = np.linalg.lstsq(
-            chebyshev_products(order, at_x, at_y) * root[:, None], sums[good] / root, rcond=None
-        )
+        values = sums[good] / root
+        if attempt == _PASSES:
+            raised = _raised_order(order, highest, at_x, at_y, root, values)
+            if raised == order:
+                break
+            order = raised
+            taken = max(order, taken)
+        solution = _solved(order, at_x, at_y, root, values)
         more = np.zeros_like(coefficients)
         for (p, q), value in zip(chebyshev_terms(order), solution, strict=True):
             more[p, q] = value
         coefficients += more
         # Clipped around a slope, the first pass is biased by it.
         left -= background(more)
-    return coefficients
+    return coefficients[: taken + 1, : taken + 1]
+
+
+def _solved(order: int, x: Array, y: Array, root: Array, values: Array) -> Array:
+    solution: Array
+    solution, *_ = np.linalg.lstsq(
+        chebyshev_products(order, x, y) * root[:, None], values, rcond=None
+    )
+    return solution
+
+
+def _raised_order(order: int, highest: int, x: Array, y: Array, root: Array, values: Array) -> int:
+    """Order that the means of cells ask for, from the given one up."""
+    best, lowest = order, np.inf
+    for tried in range(order, highest + 1):
+        terms = len(chebyshev_terms(tried))
+        if tried > order and 2 * terms > len(x):
+            break
+        model = chebyshev_products(tried, x, y) * root[:, None]
+        left = values - model @ _solved(tried, x, y, root, values)
+        criterion = len(x) * np.log(max(float(left @ left), 1e-300)) + terms * np.log(len(x))
+        if criterion < lowest - (_EVIDENCE if tried > order else 0):
+            best, lowest = tried, criterion
+    return best
 
 
 def _means(values: Array, edges: Array) -> Array:
