@@ -63,6 +63,9 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.decorrelate")
 
 _LARGEST_VARIANCE_FACTOR = 10.0
+_FOR_LACKING, _LACKING_ERROR, _UNKNOWN = 4.0, 0.02, 0.35
+"""Excess at low frequencies that noise may have for what it lacks at high ones, the error of the
+latter, and the error with which nothing is known of the former."""
 _ENOUGH_PIXELS = 4_000_000
 _ENOUGH_FOR_SCATTER = 2_000_000
 _STRIP_ROWS = (64, 256)
@@ -575,8 +578,10 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
         wrong.append(np.ones((_GAP, image.shape[1]), dtype=bool))
     pixels, noise, free = (np.concatenate(pile) for pile in (flat, plane, use))
     told = high_frequencies(image, ~(untrusted | masks.flagged(exposure.mask, _IGNORED)), variance)
-    if told is not None and free.any():
-        scatter = robust_sigma(pixels[free] / np.sqrt(noise[free])) ** 2
+    scatter = robust_sigma(pixels[free] / np.sqrt(noise[free])) ** 2 if free.any() else 0.0
+    if not scatter > 0:
+        told = None
+    if told is not None:
         if told.contradicts(scatter):
             return DataError(
                 "structured emission fills its field, which only high frequencies are free of, and"
@@ -585,7 +590,7 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
         if told.confirms(scatter):
             return white_covariance()
     try:
-        return measured_covariance(
+        found = measured_covariance(
             pixels,
             noise,
             free,
@@ -598,6 +603,28 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
             "no covariance fits what its source-free pixels show; is there structure in the"
             " background?"
         )
+    if told is not None and _is_of_the_sky(found, told.usual_factor / scatter):
+        return white_covariance()
+    return found
+
+
+def _is_of_the_sky(noise: NoiseCovariance, power: float) -> bool:
+    """Whether a covariance is that of what the background leaves, not of noise.
+
+    Noise that is correlated between neighbours lacks power at the highest frequencies, about as
+    much as it has too much at the lowest.  Fringes, steps and skies that no background follows
+    leave those as they are.
+
+    Parameters
+    ----------
+    noise
+        As measured.
+    power
+        At high frequencies, where it is the same at all of them, over the variance of the pixels.
+    """
+    if noise.zero_frequency_error > _UNKNOWN:
+        return True
+    return abs(noise.zero_frequency - 1) > _FOR_LACKING * (_LACKING_ERROR + abs(power - 1))
 
 
 def _width(exposure: Exposure, flat: Array, variance: Array, untrusted: Array) -> float | None:
