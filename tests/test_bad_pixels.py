@@ -14,13 +14,14 @@ import math
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
 from scenes import gaussian
-from whitediff import Exposure
+from whitediff import Exposure, read_exposure
 from whitediff.errors import DataError, TooFewSourcesError
 from whitediff.exposures import matching
 from whitediff.exposures.matching import MatchOptions, match
-from whitediff.exposures.noise import untrusted_pixels
+from whitediff.exposures.noise import untrusted_pixels, variance_factor
 from whitediff.exposures.preparation import prepare, with_own_psf
 from whitediff.interpolation import patched
 from whitediff.matching.candidates import choose_candidates, cut_stamps, find_sources
@@ -437,3 +438,23 @@ def test_a_sum_that_photometry_contradicts_is_said(caplog):
     ):
         matching._judge_sum(0.91, value)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("value", [1e6, 1e10, 1e20, 1e30])
+@pytest.mark.parametrize("name", ["VARIANCE", "ERR"])
+def test_pixels_of_a_huge_variance_are_bad(tmp_path, rng, name, value):
+    image = rng.normal(0, 10, (200, 210)).astype(np.float32)
+    bright = np.zeros(image.shape, bool)
+    bright[50:53, 60:63] = True
+    image[bright] = 4e5
+    bad = (rng.random(image.shape) < 0.02) & ~bright
+    plane = np.where(bright, 100 + 4e5, 100).astype(np.float32)
+    if name == "ERR":
+        plane = np.sqrt(plane)
+    plane[bad] = value
+    fits.HDUList([fits.PrimaryHDU(image), fits.ImageHDU(plane, name=name)]).writeto(
+        tmp_path / "image.fits"
+    )
+    exposure = read_exposure(tmp_path / "image.fits")
+    np.testing.assert_array_equal(exposure.mask.get("NO_DATA"), bad)
+    assert variance_factor(exposure) == pytest.approx(1, abs=0.04)

@@ -9,7 +9,13 @@ import pytest
 
 from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError
-from whitediff.exposures.noise import source_pixels, sources_apart, variance_factor
+from whitediff.exposures.noise import (
+    source_pixels,
+    sources_apart,
+    variance_factor,
+    warn_of_structure,
+)
+from whitediff.matching.background import HIGHEST_ORDER, fit_background
 from whitediff.simulation import SimulationOptions, simulate
 from whitediff.sources import (
     SourceLevel,
@@ -175,3 +181,49 @@ def test_the_noise_of_a_curved_sky_follows_it(seed, amplitude, subtracted):
     assert np.median(ratio[free]) == pytest.approx(1, abs=0.04)
     assert np.percentile(ratio[free], 5) > 0.88
     assert np.percentile(ratio[free], 95) < 1.12
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["white", "fringes", "step", "sky"])
+def test_structure_that_is_left_in_a_difference_is_told_of(seed, kind, caplog):
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:320, :400]
+    left = {
+        "white": 0 * x,
+        "fringes": 6 * np.sin(2 * np.pi * (x + 0.3 * y) / 60),
+        "step": 6 * (x > 200) - 3,
+        "sky": 2e-4 * (x - 200) ** 2 - 3,
+    }[kind]
+    difference = Exposure.from_arrays(
+        (rng.normal(0, 10, x.shape) + left).astype(np.float32), variance=np.float32(100)
+    )
+    with caplog.at_level("WARNING"):
+        warn_of_structure(difference)
+    told = "faint sources are not to be believed" in caplog.text
+    assert told == (kind != "white")
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shape", [(400, 400), (700, 450)])
+def test_a_background_gets_the_order_that_it_asks_for(seed, shape):
+    rng = np.random.default_rng(seed)
+    y, x = (2 * np.arange(n) / n - 1 for n in shape)
+    noise = rng.normal(0, 10, shape)
+    free = rng.random(shape) < 0.8
+    for sky, least in (
+        (0 * y[:, None] + 3 * x, 2),
+        (-40 * (y[:, None] ** 2 + x**2) ** 2, 4),
+        (30 * np.sin(3 * x + 1) * np.cos(2 * y[:, None]), 3),
+    ):
+        found = fit_background(sky + noise, free, 2, highest=HIGHEST_ORDER)
+        assert len(found) - 1 >= least
+        if least == 2:
+            assert len(found) - 1 == 2
+        model = np.polynomial.chebyshev.chebgrid2d(
+            (2 * np.arange(shape[0]) + 1) / shape[0] - 1,
+            (2 * np.arange(shape[1]) + 1) / shape[1] - 1,
+            found,
+        )
+        assert (model - sky).std() < 0.5
+        # Only where it is asked for.
+        assert len(fit_background(sky + noise, free, 2)) == 3

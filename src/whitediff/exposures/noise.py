@@ -55,6 +55,7 @@ __all__ = [
     "sources_apart",
     "untrusted_pixels",
     "variance_factor",
+    "warn_of_structure",
     "without_sentinels",
 ]
 
@@ -63,6 +64,8 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.decorrelate")
 
 _LARGEST_VARIANCE_FACTOR = 10.0
+_SQUARE, _FEWEST_SQUARES, _MOST_STRUCTURE = 8, 200, 1.5
+_SPOILED = (*masks.AVOIDED_MASK_PLANES, "SOURCE", "EDGE")
 _FOR_LACKING, _LACKING_ERROR, _UNKNOWN = 4.0, 0.02, 0.35
 """Excess at low frequencies that noise may have for what it lacks at high ones, the error of the
 latter, and the error with which nothing is known of the former."""
@@ -541,6 +544,51 @@ def noises_by_role(
             )
         noises.append(noise)
     return noises
+
+
+def warn_of_structure(difference: Exposure) -> None:
+    """Say where a difference holds more than the noise of its pixels.
+
+    Parameters
+    ----------
+    difference
+        Decorrelated, its sources marked; nothing is said of scores, whose noise is correlated.
+
+    Notes
+    -----
+    White noise gives the sums of squares of 8 × 8 pixels over their errors a variance of 1.  Sums
+    beyond 5 errors count as 5: of sources that no mask tells of.
+    """
+    if difference.is_score:
+        return
+    side = _SQUARE
+    ny, nx = (n // side * side for n in difference.shape)
+    sums = []
+    for start in range(0, ny, side * max(1, ny * nx // _ENOUGH_FOR_SCATTER)):
+        rows = slice(start, start + side)
+        image = difference.image.array[rows, :nx]
+        variance = difference.variance.array[rows, :nx]
+        lost = masks.flagged(difference.mask, _SPOILED, rows=rows)[:, :nx]
+        free = ~lost & np.isfinite(image) & (variance > 0) & np.isfinite(variance)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = np.where(free, image / np.sqrt(variance), 0)
+        count = free.reshape(side, -1, side).sum(axis=(0, 2))
+        total = value.reshape(side, -1, side).sum(axis=(0, 2))
+        sums.append((total / np.sqrt(np.maximum(count, 1)))[count > 0.75 * side**2])
+    found = np.concatenate(sums) if sums else np.zeros(0)
+    if len(found) < _FEWEST_SQUARES:
+        return
+    ratio = float(np.mean(np.minimum((found - np.median(found)) ** 2, 25.0)))
+    if ratio > _MOST_STRUCTURE:
+        _log.warning(
+            "%s: between its sources the sums of %d × %d pixels have %.3g times the variance of"
+            " white noise: one image has fringes, steps or a sky that the other has not, or"
+            " correlated noise; faint sources are not to be believed.",
+            difference.source or "The difference",
+            side,
+            side,
+            ratio,
+        )
 
 
 def _known_noise(name: str, exposure: Exposure) -> Noise:

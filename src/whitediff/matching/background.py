@@ -16,6 +16,8 @@ __all__ = ["HIGHEST_ORDER", "fit_background"]
 type Array = npt.NDArray[Any]
 
 _CELL = 64
+_MANY = 100
+"""Cells that a frame must have; in smaller ones cells are half as wide."""
 _CLIP = 3.0
 _PASSES = 3
 _EVIDENCE = 10.0
@@ -48,7 +50,7 @@ def fit_background(
         ``(ny, nx)`` boolean: source-free pixels; those that are not finite do not count.
     order
         Of the Chebyshev polynomials in x and y together; lowered where there are too few
-        cells of 64 × 64 pixels with a pixel to use.
+        cells of 64 × 64 pixels (32 × 32 in small frames) with a pixel to use.
     start
         ``(m, n)``, at most of the larger of both orders: coefficients of the background as it is
         known.
@@ -85,7 +87,8 @@ def fit_background(
 
     left = difference[::step] - background(coefficients)
     free = free[::step] & np.isfinite(left)
-    edges_y, edges_x = _edges(len(v), _CELL / step), _edges(nx, _CELL)
+    cell = _CELL if ny * nx >= _MANY * _CELL**2 else _CELL // 2
+    edges_y, edges_x = _edges(len(v), cell / step), _edges(nx, cell)
     y = 2 * _means(np.arange(ny)[::step] + 0.5, edges_y) / ny - 1
     x = 2 * _means(np.arange(nx) + 0.5, edges_x) / nx - 1
     taken = max(order, known)
@@ -133,7 +136,7 @@ def _raised_order(order: int, highest: int, x: Array, y: Array, root: Array, val
     best, lowest = order, np.inf
     for tried in range(order, highest + 1):
         terms = len(chebyshev_terms(tried))
-        if tried > order and 2 * terms > len(x):
+        if tried > order and 3 * terms > len(x):
             break
         model = chebyshev_products(tried, x, y) * root[:, None]
         left = values - model @ _solved(tried, x, y, root, values)

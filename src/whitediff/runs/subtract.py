@@ -17,7 +17,7 @@ from ..exposures.depth import Depth
 from ..exposures.depth import depth as depth_of
 from ..exposures.matching import MatchOptions
 from ..exposures.model import Exposure
-from ..exposures.noise import PairSources, pair_sources, rescaled
+from ..exposures.noise import PairSources, pair_sources, rescaled, warn_of_structure
 from ..exposures.pipeline import (
     SubtractionOptions,
     aligned_as_before,
@@ -420,6 +420,7 @@ def _finished(
     """Exposure with the planes of its sources, cards and further extensions."""
     exposure = product.exposure
     mark_sources(exposure, sources)
+    warn_of_structure(exposure)
     extras = dict(formats.solution_extras(product.solution))
     if product.flux is not None:
         extras = {"FLUX": product.flux, "FLUX_VARIANCE": product.flux_variance} | extras

@@ -69,6 +69,9 @@ _log = logging.getLogger("whitediff.formats")
 _MOST_SATURATED = 0.3
 """Of all pixels, that a header's saturation level may make saturated; more is a wrong level."""
 
+_ABSURD, _OWN_LIGHT = 1e3, 5.0
+"""Variances over the usual one from which a pixel is bad, unless it is as many sigma bright."""
+
 _IMAGE_NAMES = ("SCI", "IMAGE", "DATA", "SCIENCE", "DIFF", "DIFFERENCE")
 _MASK_NAMES = ("MASK", "DQ", "FLAGS", "BPM", "MSK", "DQMASK", "BADPIX")
 _VARIANCE_NAMES: dict[str, VarianceKind] = {
@@ -365,6 +368,7 @@ def read(
                 f" {plane[0].shape}."
             )
         values, no_data = _as_variance(*plane)
+        no_data |= _is_absurd(values, image, no_data)
         if no_data.any():
             before = flagged(mask, ["NO_DATA"])
             mask = with_plane(mask, "NO_DATA", before | no_data)
@@ -662,6 +666,20 @@ def _as_variance(plane: Array, kind: str) -> tuple[Array, Array]:
     values = plane.astype(np.float64)
     values = np.where(empty, np.inf, 1 / np.where(empty, 1, values))
     return compact(values, plane.dtype), empty
+
+
+def _is_absurd(variance: Array, image: Array, unknown: Array) -> Array:
+    """Pixels whose variance stands for "bad": huge, and not by their own light's photons."""
+    known = ~unknown & np.isfinite(image) & (variance > 0)
+    if not known.any():
+        return np.zeros_like(unknown)
+    huge = ~unknown & (variance > _ABSURD * np.median(variance[known]))
+    if huge.any():
+        above = np.abs(image[huge] - np.median(image[known])).astype(np.float64)
+        # Overflows mean huge.
+        with np.errstate(over="ignore", invalid="ignore"):
+            huge[huge] = ~(above > _OWN_LIGHT * np.sqrt(variance[huge].astype(np.float64)))
+    return huge
 
 
 def _of_exposure_map(
