@@ -7,8 +7,8 @@ Claims:
 - A star's sharpness is that of its profile, with far more rays than stars in the image.
 - Bad columns and rows, whole or in part, are found; amplifiers' edges are not.
 - The fast sums along lines are those of a line's pixels.
-- Trails are masked to 95 % of their pixels, at any angle and width; images without any, with
-  spikes, edge-on galaxies or a step, get no mask.
+- Trails are masked to 95 % of their pixels, at any angle and width, along rows and columns too;
+  images without any, with spikes, edge-on galaxies, bad rows or a step, get no mask.
 - Inputs that tell of their defects, and those of who asked not to, are left alone.
 - A product made again has the same pixels and mask.
 - Catalogue rows on a trail or a ray are flagged and classed as artifacts.
@@ -259,6 +259,48 @@ def test_trails_are_masked(width: float, height: float) -> None:
         assert found[ridge > SIGMA].mean() > FOUND
         # To where the trail is a tenth of the noise, and a little more.
         assert np.count_nonzero(found) < 2.2 * np.count_nonzero(ridge > 0.1 * SIGMA)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("height", [2.0, 6.0, 60.0])
+def test_trails_along_rows_and_columns_are_masked(height: float, turned: bool) -> None:
+    profile = np.array([0.2, 0.6, 1, 1, 0.6, 0.2])
+    for seed in range(3):
+        image, variance, _, _, _ = field(3.0, seed)
+        for shape in (profile, np.ones(6)):
+            ridge = np.zeros(image.shape)
+            ridge[150:156] = SIGMA * height * shape[:, None]
+            ridge = ridge.T if turned else ridge
+            found = trail_pixels(find_trails(searched(image + ridge, variance)), image.shape)
+            assert found[ridge > 0].all()
+            assert np.count_nonzero(found) <= 13 * N
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_bad_rows_and_columns_are_no_trails(width: int, turned: bool) -> None:
+    for seed in range(3):
+        image, variance, _, _, _ = field(3.0, seed)
+        for height in (2.0, 6.0, 60.0):
+            bad = np.zeros(image.shape, bool)
+            bad[150 : 150 + width] = True
+            bad = bad.T if turned else bad
+            looked_at = searched(image + SIGMA * height * bad, variance)
+            assert find_trails(looked_at) == []
+            if width < 3:
+                assert bad_lines(looked_at)[bad].mean() > FOUND
+
+
+@pytest.mark.parametrize("height", [3e3, 3e4])
+def test_spikes_along_rows_and_columns_are_no_trails(height: float) -> None:
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        image, variance, _, _, _ = field(rng.uniform(1.6, 5), seed)
+        y, x = np.mgrid[:N, :N] - np.reshape(rng.integers(80, 240, 2), (2, 1, 1))
+        width = rng.uniform(1.5, 4)
+        spikes = np.exp(-(x**2) / width) + np.exp(-(y**2) / width)
+        spikes *= height / np.sqrt(9 + x**2 + y**2)
+        assert find_trails(searched(image + spikes, variance)) == []
 
 
 def test_broken_and_ending_trails_are_masked() -> None:

@@ -15,7 +15,7 @@ from astropy.nddata import CCDData
 from whitediff import from_ccddata, read_exposure
 from whitediff.errors import ArgumentError
 from whitediff.formats import ReadingOptions
-from whitediff.formats.units import pixel_unit
+from whitediff.formats.units import photon_header, pixel_unit
 from whitediff.photons import photon_transfer
 
 TIME = 100.0
@@ -125,6 +125,29 @@ def test_a_missing_exposure_time_is_told_of_and_can_be_given(tmp_path, caplog):
     given = read_exposure(tmp_path / "a.fits", options=options)
     assert not caplog.records
     assert found.ratios(given.variance.array, 1 / TIME) == pytest.approx((1, 1), abs=0.03)
+
+
+@pytest.mark.parametrize("keywords", [("GAIN", "RDNOISE", "EXPTIME"), ("EGAIN", "RON", "ITIME")])
+def test_numbers_that_are_strings_are_read(keywords):
+    texts = dict(zip(keywords, ("2.0", " 6.5 ", "3e1"), strict=True))
+    found = photon_header(fits.Header(texts | {"BUNIT": "adu/s"}), fits.Header())
+    assert (found.gain, found.read_noise, found.exposure_time) == (2.0, 6.5, 30.0)
+    assert found.unexplained == ""
+    # What is no number does not hide the next card.
+    found = photon_header(
+        fits.Header({"GAIN": "high", "EGAIN": 1.5, "BUNIT": "adu"}), fits.Header()
+    )
+    assert found.gain == 1.5
+
+
+@pytest.mark.parametrize("gain", [0, -1, "0", "-1.0"])
+def test_a_gain_that_is_not_positive_is_told_of(tmp_path, caplog, gain):
+    header = fits.Header({"GAIN": gain, "BUNIT": "adu"})
+    fits.writeto(tmp_path / "a.fits", scene(4).electrons.astype(np.float32), header)
+    with caplog.at_level("INFO"):
+        read_exposure(tmp_path / "a.fits")
+    assert f"is in adu, but GAIN = {float(gain):g} is not positive" in caplog.text
+    assert "no card" not in caplog.text.replace("no header card", "")
 
 
 @pytest.mark.parametrize("time", [1.0, 1.5, 2.0])

@@ -13,6 +13,7 @@ for bit.  The truth is analytic: sources are drawn where they lie, and nothing i
 from __future__ import annotations
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -215,6 +216,18 @@ def test_rotations_that_are_none_are_not_told(scale, caplog):
     assert "e-" not in caplog.text
     assert "rotated by" not in caplog.text
     assert "not rotated" in caplog.text
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("angle", [30, -30])
+def test_a_rotation_is_told_in_one_sense(angle, flip, caplog):
+    matrix = similarity(angle=angle, flip=flip)
+    science, template, _ = Sky(seed=13, shape=(300, 320), stars=80, matrix=matrix).made()
+    with caplog.at_level(logging.INFO, logger="whitediff"):
+        prepare(science, template, PreparationOptions(resampling=ResamplingOptions(noise="white")))
+    told = [float(text) for text in re.findall(r"rotated by (-?[\d.]+) degrees", caplog.text)]
+    # Stars that turn from x to y lie on a grid that turns the other way.
+    assert told == pytest.approx([-angle, -angle], abs=0.1)
 
 
 @pytest.mark.parametrize("stars", [2, 4, 6])

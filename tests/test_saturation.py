@@ -259,3 +259,22 @@ def test_a_level_in_the_sky_is_refused(rng, tmp_path):
         ):
             read_exposure(tmp_path / "a.fits", options=ReadingOptions(saturation=level))
     read_exposure(tmp_path / "a.fits", options=ReadingOptions(saturation=200.0))
+
+
+@pytest.mark.parametrize("border", [12, 25])
+@pytest.mark.parametrize("sentinel", [1e30, -1e30])
+@pytest.mark.parametrize("card", [{}, {"SATURATE": 60000.0}])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sentinels_are_not_saturated(rng, tmp_path, caplog, border, sentinel, card, dtype):
+    image = np.minimum(field(rng), 60000)
+    edge = np.ones(image.shape, bool)
+    edge[border:-border, border:-border] = False
+    truth = (image >= 60000) & ~edge
+    image[edge] = sentinel
+    fits.writeto(tmp_path / "a.fits", image.astype(dtype), fits.Header(card))
+    with caplog.at_level("INFO"):
+        exposure = read_exposure(tmp_path / "a.fits")
+    assert truth.any()
+    np.testing.assert_array_equal(masks.flagged(exposure.mask, ["SAT"]), truth)
+    assert masks.flagged(exposure.mask, ["NO_DATA"])[edge].all()
+    assert not [text for text in caplog.messages if "saturated" in text and "1e+30" in text]

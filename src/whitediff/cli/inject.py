@@ -216,8 +216,11 @@ def photon_gain(exposure: Any, options: ReadingOptions) -> float:
     if found.expected is None:
         lacking = "EXPTIME" if found.is_rate and found.gain is not None else "GAIN"
         option = "exposure-time" if lacking == "EXPTIME" else "gain"
+        fault = f"its header has no {lacking}"
+        if lacking == "GAIN" and found.wrong_gain:
+            fault = f"{found.wrong_gain} in its header"
         raise ArgumentError(
-            f"{exposure.source}: its header has no {lacking}, which photon noise needs; give it"
+            f"{exposure.source}: {fault}, which photon noise needs; give it"
             f" with --science-{option}."
         )
     return found.expected.gain

@@ -54,12 +54,20 @@ _EDGE_OF_TRAIL = 0.15
 
 _ALIGNED = 3.0
 _WIDE_ALIGNED = 5
+_LINES_OF_DETECTOR = 3
+"""Pixels that a bad column or row is wide at most; optics spread a trail over more."""
+
+_FOOT = 0.15
+"""Of a ridge's peak, from which a pixel belongs to it."""
+
 _STEADY = 5.0
 _STEADY_INSIDE = 3.0
 """How much brighter than its median a trail may be at most, if it fades away from there; if it ends
 inside of the frame, even if it does not."""
 
 _FADING = -0.8
+_STEADY_ALIGNED, _FADING_ALIGNED = 2.0, -0.5
+"""The same of narrow ridges along columns or rows, where most spikes lie."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -462,8 +470,16 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
     if abs(reach[0] - reach[1]) > _LOPSIDED * max(reach) + 3:
         return None
     # What follows columns or rows and is narrow is a defect of the detector, or bleeds.
-    if aligned and (np.count_nonzero(half) < _WIDE_ALIGNED or not (at_start and at_stop)):
+    if aligned and not (at_start and at_stop):
         return None
+    if aligned and np.count_nonzero(half) < _WIDE_ALIGNED:
+        # The fitted line may step from a row to the next one, which widens what does not.
+        level, _, _ = _strip(surface, along_x, (float(np.median(ends)),))
+        if _is_narrow(np.nan_to_num(_medians(level))):
+            return None
+        place = np.flatnonzero(on[run])
+        if _fades(height[run][on[run]], place, _STEADY_ALIGNED, _FADING_ALIGNED):
+            return None
     start = 0 if at_start else max(0, start - lengths // 2)
     stop = len(along) if at_stop else min(len(along), stop + lengths // 2)
     return Trail(
@@ -476,7 +492,20 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
     )
 
 
-def _fades(height: Array, place: Array, steady: float) -> bool:
+def _is_narrow(profile: Array) -> bool:
+    """Whether a ridge, by the pixels across it, is no wider than bad columns and rows are."""
+    near = slice(_REACH - 3, _REACH + 4)
+    core = near.start + int(np.argmax(profile[near]))
+    # Rows of a banded readout differ by more than their noise: chance joins some of these.
+    beside = np.abs(np.arange(-_REACH, _REACH + 1)) > _REACH // 2
+    profile = profile - np.median(profile[beside])
+    foot = max(_FOOT * profile[core], 3 * float(np.std(profile[beside])))
+    labels, _ = scipy.ndimage.label(profile > foot)
+    wide = int(np.count_nonzero(labels == labels[core])) if labels[core] else 0
+    return wide <= _LINES_OF_DETECTOR
+
+
+def _fades(height: Array, place: Array, steady: float, fading: float = _FADING) -> bool:
     """Whether a ridge fades away from its brightest place, as spikes of a bright star do."""
     if height.max() < steady * np.median(height):
         return False
@@ -484,7 +513,7 @@ def _fades(height: Array, place: Array, steady: float) -> bool:
         return True
     distance = np.abs(place - place[height.argmax()])
     ranks = [values.argsort().argsort() for values in (distance, height)]
-    return bool(np.corrcoef(np.stack(ranks))[0, 1] < _FADING)
+    return bool(np.corrcoef(np.stack(ranks))[0, 1] < fading)
 
 
 def trail_pixels(trails: list[Trail], shape: tuple[int, int]) -> Array:

@@ -230,7 +230,8 @@ def measured_correction(
             "%s: found by %d stars in common, which agree to %.2g pixels rms: %s%s, %.5g of its"
             " pixels to one of the science image's%s.",
             name, int(used.sum()), scatter,
-            f"rotated by {found_shift.rotation:.4g} degrees" if found_shift.rotation
+            # Of its grid, as the resampling tells it: the stars turn on it the other way.
+            f"rotated by {-found_shift.rotation:.4g} degrees" if found_shift.rotation
             else "not rotated",
             " but mirrored" if np.linalg.det(change.matrix) < 0 else "", found_shift.scale, text,
         )  # fmt: skip

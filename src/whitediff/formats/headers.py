@@ -241,14 +241,17 @@ def first_value(
     Returns
     -------
     keyword, value
-        None where there is none.
+        None where there is none.  A number that was written as a string is one, too.
     """
     keywords = list(keywords)
     for header in headers:
         for keyword in keywords:
             value = header.get(keyword)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return keyword, float(value)
+            if isinstance(value, int | float | str) and not isinstance(value, bool):
+                try:
+                    return keyword, float(value)
+                except ValueError:
+                    continue
     return None
 
 

@@ -51,6 +51,8 @@ class PhotonHeader:
         Whether gain and read noise were both given.
     conversion
         Image units to a count per second, where a card says it; None where none does.
+    wrong_gain
+        The card with a gain that is none, in words; empty where there is no such card.
     """
 
     quantity: Quantity
@@ -63,6 +65,7 @@ class PhotonHeader:
     unit: str
     is_trusted: bool
     conversion: float | None = None
+    wrong_gain: str = ""
 
     @property
     def expected(self) -> PhotonScale | None:
@@ -102,10 +105,14 @@ class PhotonHeader:
         if self.quantity == "other":
             return f"is in {self.unit}, but no card tells how many electrons that is"
         missing = [] if self.gain or self.quantity == "electrons" else ["the gain"]
+        wrong = ""
+        if missing and self.wrong_gain:
+            wrong, missing = self.wrong_gain, []
         if self.is_rate and self.exposure_time is None:
             missing.append("the exposure time")
+        unknown = f"no card tells {' and '.join(missing)}" if missing else ""
         unit = f"is in {self.unit}, but" if self.unit else "has no BUNIT, and"
-        return f"{unit} no card tells {' and '.join(missing)}"
+        return f"{unit} {' and '.join(text for text in (wrong, unknown) if text)}"
 
     def _converted(self) -> PhotonScale | None:
         """That of another unit: by its card, else by a gain that was given for it."""
@@ -202,17 +209,20 @@ def photon_header(
     Returns
     -------
     found
-        Cards that are no positive number are as good as missing.
+        Cards that are no positive number are as good as missing, but a gain is told of.
     """
     options = options or ReadingOptions()
     headers = (header, primary)
     unit = header.get("BUNIT", primary.get("BUNIT", ""))
     quantity, is_rate = pixel_unit(unit if isinstance(unit, str) else "")
-    name, gain = _OPTION, options.gain
+    name, gain, wrong_gain = _OPTION, options.gain, ""
     if gain is None:
         found = first_value(headers, _GAIN_KEYWORDS)
         if found is not None and 0 < found[1] < float("inf"):
             name, gain = found
+        elif found is not None:
+            fault = "positive" if found[1] <= 0 else "a number"
+            wrong_gain = f"{found[0]} = {found[1]:g} is not {fault}"
     read_noise = options.read_noise
     if read_noise is None:
         found = first_value(headers, _READ_NOISE_KEYWORDS)
@@ -238,4 +248,5 @@ def photon_header(
         unit.strip() if isinstance(unit, str) else "",
         options.gain is not None and options.read_noise is not None,
         None if conversion is None or not 0 < conversion[1] < float("inf") else conversion[1],
+        wrong_gain,
     )

@@ -98,6 +98,9 @@ _SATURATION_KEYWORDS = ("SATURATE", "SATLEVEL", "SATURLEV", "SATLVL", "SATURAT")
 _TRAIL = 0.01
 """Least height of a trail, of the saturation level's above the sky."""
 
+_SHORTEST_HALF = 1.349
+"""Standard deviations of a Gaussian that the shortest interval with half of its values spans."""
+
 _ENOUGH_FOR_SIGMA = 100_000
 _SAME_TIME = (0.6, 1.4)
 """Largest weight over the exposure time of an exposure map; drizzled ones lose or gain some."""
@@ -446,6 +449,7 @@ def _with_saturation(
     """Mask with SAT where the image is saturated: by a level, a header, or its highest pixels.
 
     Unusable pixels hold no light of the sky; masked ones are left out of the search for a plateau.
+    Neither do absurd numbers, which stand for missing pixels: these may be the highest ones.
     """
     said, given = (f"{level:g}" if level is not None else ""), level is not None
     # Whoever gives a level has the last word.
@@ -458,6 +462,9 @@ def _with_saturation(
     saturated = zeros(image.shape, bool)
     if unusable is None:
         unusable = zeros(image.shape, bool)
+    absurd = _absurd_pixels(image)
+    if absurd is not None:
+        unusable = unusable | absurd
     if level is not None:
         with np.errstate(invalid="ignore"):
             saturated = (image >= level) & ~unusable
@@ -499,7 +506,8 @@ def _with_saturation(
             )
     if not saturated.any():
         return mask
-    trails = bleed_trails(image, saturated, least=_TRAIL)
+    light = image if absurd is None else np.where(absurd, np.nan, image)
+    trails = bleed_trails(light, saturated, least=_TRAIL)
     if trails.any():
         _log.info(
             "%s: %d pixels in trails that bleed from them are taken as saturated, too.",
@@ -526,10 +534,22 @@ def _with_empty(mask: Mask, image: Array, path: Path) -> Mask:
             float(image[constant][0]),
         )
     # What is absurd must not enter the measurement of the noise.
-    sample = finite[:: max(1, finite.size // _ENOUGH_FOR_SIGMA)]
-    absurd = unmeasured_pixels(image, robust_sigma(sample) or None)
-    empty = constant if absurd is None else constant | (absurd & np.isfinite(image))
+    absurd = _absurd_pixels(image)
+    empty = constant if absurd is None else constant | absurd
     return with_plane(mask, "NO_DATA", empty) if empty.any() else mask
+
+
+def _absurd_pixels(image: Array) -> Array | None:
+    """Finite pixels beyond 1e11 of the image's scatter; None where there is none."""
+    sample = image.ravel()[:: max(1, image.size // _ENOUGH_FOR_SIGMA)]
+    sample = np.sort(sample[np.isfinite(sample)])
+    if not sample.size:
+        return None
+    # The shortest half: a wide border of such numbers would reach a quartile.
+    half = sample.size // 2
+    scatter = float((sample[half:] - sample[: sample.size - half]).min()) / _SHORTEST_HALF
+    absurd = unmeasured_pixels(image, scatter or robust_sigma(sample) or None)
+    return None if absurd is None else absurd & np.isfinite(image)
 
 
 def _constant_pixels(image: Array) -> Array:
