@@ -340,7 +340,7 @@ def _made(
         depth = _depth(product, zero_point)
         _describe(wanted["difference"], product, pair, solved.match, depth)
         _report_floor(product, pair)
-        cards = _match_cards(pair, solved.match, options) | depth_cards(depth, zero_point)
+        cards = _match_cards(pair, solved.match, options, product) | depth_cards(depth, zero_point)
         yield wanted["difference"], *_finished(product, levels, cards)
         del product
     if solved is not None and wanted["matched"] is not None:
@@ -356,7 +356,7 @@ def _made(
         _describe(wanted["score"], product, solved.pair, solved.match, depth)
         if wanted["difference"] is None:
             _report_floor(product, solved.pair)
-        cards = _match_cards(solved.pair, solved.match, options, score=True) | depth_cards(
+        cards = _match_cards(solved.pair, solved.match, options, product) | depth_cards(
             depth, zero_point
         )
         yield wanted["score"], *_finished(product, levels, cards)
@@ -434,14 +434,15 @@ def _finished(
     )
 
 
-def _match_cards(
-    pair: Any, match: Any, options: Any, *, score: bool = False
-) -> dict[str, tuple[Any, str]]:
+def _match_cards(pair: Any, match: Any, options: Any, product: Any) -> dict[str, tuple[Any, str]]:
     fit = match.fit
+    # Source-free pixels may have asked for more than the stars were fitted with.
+    coefficients = getattr(product.solution.background, "coefficients", None)
+    order = fit.background_order if coefficients is None else len(coefficients) - 1
     return {
         "WDBASIS": (options.basis, "kernel basis"),
         "WDKORDER": (fit.kernel_order, "spatial order of the kernel"),
-        "WDBORDER": (fit.background_order, "spatial order of the background"),
+        "WDBORDER": (order, "spatial order of the background"),
         "WDSFWHM": (pair.science_fwhm, "FWHM of the science PSF, pixels"),
         "WDTFWHM": (pair.template_fwhm, "FWHM of the template PSF, pixels"),
         "WDNSTAR": (len(fit.used), "stars offered to the fit"),
@@ -449,7 +450,7 @@ def _match_cards(
         "WDKSERR": (fit.kernel_sum_error, "error of the kernel sum"),
         # Of pre-convolved noise, which is correlated, it would mean nothing.
         "WDCHI2": (
-            None if score else fit.reduced_chi_square,
+            None if product.exposure.is_score else fit.reduced_chi_square,
             "reduced chi-square of the fit",
         ),
         "WDCOND": (fit.condition, "condition number of the fit"),
