@@ -411,8 +411,9 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
     elif noise is not None and noise.confirms(factor):
         # What scatters besides is on the sky, so that it does not stay in a difference.
         _log.info(
-            "%s: faint sources and emission make its source-free pixels scatter %.3g times as much"
-            " as its variance plane tells; at high frequencies the noise is %.3g times that.",
+            "%s: faint sources, emission or fringes make its source-free pixels scatter %.3g times"
+            " as much as its variance plane tells; at high frequencies the noise is %.3g times"
+            " that.",
             name,
             factor,
             noise.usual_factor,
