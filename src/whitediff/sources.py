@@ -622,11 +622,7 @@ def noise_variance(
     if unusable is not None:
         usable &= ~unusable
     whole = usable.any() and bool((image[usable] == np.rint(image[usable])).all())
-    levels, background = levels_and_background(
-        spread_over_steps(image) if whole else image, unusable
-    )
-    sources = levels > SourceLevel.NONE
-    free = usable & ~sources
+    sources, background, free = _apart(spread_over_steps(image) if whole else image, usable)
     if not free.any():
         raise DataError("No source-free pixel is left to measure the noise on.")
     measured = robust_sigma((image - background)[free], step=1.0 if whole else None) ** 2
@@ -636,13 +632,13 @@ def noise_variance(
             " needs its variance given."
         )
     expected = None if gain is None else PhotonScale(gain, read_noise or 0.0, meaning)
-    scatter = measured
+    scatter, level = measured, float(np.median(background))
     if expected is not None:
-        at_level = _variance_at_level(image, background, free, expected.gain, measured)
-        if expected.predicts(level=float(np.median(background)), measured=at_level):
+        at_level = _variance_at_level(image, background, level, free, expected.gain, measured)
+        if expected.predicts(level=level, measured=at_level):
             measured = at_level
     on_pixels = f"measured on {int(free.sum())} source-free pixels: {measured:.4g}"
-    level, base = float(np.median(background)), background
+    base = background
     emission: Array | float = 0.0
     found = high_frequencies(image, usable)
     is_structured = found is not None and (
@@ -697,7 +693,7 @@ def noise_variance(
         warning += f", {scale.gain:.4g} electrons per unit ({choice.reason})"
     predicted = scale.variance(level)
     varies = not (is_structured or trust_model)
-    varies = varies and bool(np.any(_varying_sky(background, scale.gain, measured)))
+    varies = varies and bool(np.any(_varying_sky(background, level, scale.gain, measured)))
     # Where the sky varies, its noise tells whether a constant was subtracted.
     if choice.models_background and not (varies and abs(predicted / measured - 1) > _CLOSE):
         read_variance = (scale.read_noise / scale.gain) ** 2
@@ -715,8 +711,8 @@ def noise_variance(
         )
     if varies:
         # Without that constant, or in other units, what the sky varies by is still there.
-        measured = _variance_at_level(image, background, free, scale.gain, scatter)
-        emission = _varying_sky(background, scale.gain, measured)
+        measured = _variance_at_level(image, background, level, free, scale.gain, scatter)
+        emission = _varying_sky(background, level, scale.gain, measured)
         on_pixels = f"measured: {measured:.4g} at the usual level of a sky that varies"
     why = ""
     if choice.is_expected:
@@ -731,6 +727,13 @@ def noise_variance(
         f"{on_pixels}, plus the sources' photons at gain {scale.gain:.4g}{why}",
         warning,
     )
+
+
+def _apart(image: Array, usable: Array) -> tuple[Array, Array, Array]:
+    """Pixels with a source, the background, and usable pixels without a source."""
+    levels, background = levels_and_background(image, ~usable)
+    sources = levels > SourceLevel.NONE
+    return sources, background, usable & ~sources
 
 
 def _explains_what_scatter_does_not(
@@ -776,9 +779,7 @@ def with_left_out_photons(
         usable &= ~unusable
     if not _ignores_light(image, variance, usable):
         return None
-    levels, background = levels_and_background(image, ~usable)
-    sources = levels > SourceLevel.NONE
-    free = usable & ~sources
+    sources, background, free = _apart(image, usable)
     if not free.any():
         return None
     # A plane may be off by a factor, which is put right later: photons in its unit.
@@ -829,17 +830,17 @@ def _ignores_light(image: Array, variance: Array, usable: Array) -> bool:
 
 
 def _variance_at_level(
-    image: Array, background: Array, free: Array, gain: float, scatter: float
+    image: Array, background: Array, level: float, free: Array, gain: float, scatter: float
 ) -> float:
     """Variance of the source-free pixels at the usual level of a sky that varies.
 
     The scatter of all of them is no variance of any where photons make them differ.
     """
-    if not np.any(_varying_sky(background, gain, scatter)):
+    if not np.any(_varying_sky(background, level, gain, scatter)):
         return scatter
     step = max(1, np.count_nonzero(free) // _SAMPLE)
     residual, sky = (image - background)[free][::step], background[free][::step]
-    sky = sky - np.median(background)
+    sky = sky - level
     measured = scatter
     for _ in range(_ROUNDS):
         shape = np.maximum(1 + sky / (gain * measured), _LEAST_SHARE)
@@ -847,12 +848,12 @@ def _variance_at_level(
     return measured
 
 
-def _varying_sky(background: Array, gain: float, variance: float) -> Array | float:
+def _varying_sky(background: Array, level: float, gain: float, variance: float) -> Array | float:
     """Sky above its usual level, image unit, 0 where its photons make no difference.
 
     Not so far below it that less than a tenth of the variance would be left.
     """
-    above = background - np.median(background)
+    above = background - level
     step = max(1, above.size // _SAMPLE)
     if not robust_sigma(above.ravel()[::step]) > _LEAST_SHARE * variance * gain:
         return 0.0
@@ -908,9 +909,7 @@ def exposure_map_variance(
         usable &= ~unusable
     if not usable.any():
         return None
-    levels, background = levels_and_background(image, ~usable)
-    sources = levels > SourceLevel.NONE
-    free = usable & ~sources
+    sources, background, free = _apart(image, usable)
     if not free.any():
         return None
     above = image - background
