@@ -566,11 +566,14 @@ def test_an_item_whose_worker_is_killed_is_tried_again(cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_item_that_kills_every_worker_is_given_up(cluster, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_item_that_kills_every_worker_is_given_up(workers, tmp_path):
+    """With one worker, others always wait beside the deadly one."""
     names = ["a", "b", "deadly", "c", "d", "e"]
     orders = [plain(name, mark=str(tmp_path / name)) for name in names]
     records = {}
-    work_through(cluster, orders, lambda order, r: records.update({order.item.name: r}), kill)
+    with connected(ClusterOptions(workers=workers)) as client:
+        work_through(client, orders, lambda order, r: records.update({order.item.name: r}), kill)
     assert set(records) == set(names)
     failed = {name for name, record in records.items() if record["outcome"] == "failed"}
     assert failed == {"deadly"}

@@ -251,7 +251,8 @@ class _Round:
     ) -> None:
         self._client, self._waiting, self._work = client, waiting, work
         self._on_record = on_record
-        self._under_way: dict[distributed.Future, tuple[Order, bool]] = {}
+        self._under_way: dict[distributed.Future, Order] = {}
+        self._suspects: list[Order] = []
         self._queue = distributed.as_completed()
         self._most, self._counted = 0, -math.inf
 
@@ -259,15 +260,18 @@ class _Round:
         try:
             self._fill()
             while self._under_way:
-                future = next(self._queue)
-                order, again = self._under_way.pop(future)
-                record = self._result(future, order)
-                if record is None and not again:
-                    # Whoever waited at a worker that died for another is not to blame.
-                    self._submit(order, again=True)
-                    continue
-                self._on_record(order, _died(order) if record is None else record)
+                order, record = self._next()
+                if record is None:
+                    self._suspects.append(order)
+                else:
+                    self._on_record(order, record)
                 self._fill()
+            # Whoever waited at a worker that died for another is not to blame: one by one, each
+            # answers for itself.
+            for order in self._suspects:
+                self._submit(order)
+                _, record = self._next()
+                self._on_record(order, _died(order) if record is None else record)
         except BaseException:
             self._abandon()
             raise
@@ -281,12 +285,18 @@ class _Round:
             self._counted = time.monotonic()
         free = max(0, self._most - len(self._under_way))
         for order in itertools.islice(self._waiting, free):
-            self._submit(order, again=False)
+            self._submit(order)
 
-    def _submit(self, order: Order, *, again: bool) -> None:
+    def _submit(self, order: Order) -> None:
         future = self._client.submit(self._work, order, pure=False)
-        self._under_way[future] = (order, again)
+        self._under_way[future] = order
         self._queue.add(future)
+
+    def _next(self) -> tuple[Order, Record | None]:
+        """The next order that ends, and its result; None where workers died on it."""
+        future = next(self._queue)
+        order = self._under_way.pop(future)
+        return order, self._result(future, order)
 
     def _result(self, future: distributed.Future, order: Order) -> Record | None:
         """Result of an order; None where workers died on it."""
@@ -310,7 +320,7 @@ class _Round:
         if isinstance(self._client.cluster, distributed.LocalCluster):
             with contextlib.suppress(Exception):
                 self._client.cluster.close(timeout=10)
-            for order, _ in self._under_way.values():
+            for order in self._under_way.values():
                 for path in order.item.outputs.values():
                     remove_temporaries(Path(path))
 
