@@ -31,7 +31,8 @@ from whitediff.noise import (
     white_covariance,
 )
 from whitediff.profiles import FWHM_TO_SIGMA
-from whitediff.sources import SourceLevel, levels_and_background, noise_variance, smooth_background
+from whitediff.sources import SourceLevel, levels_and_background, smooth_background
+from whitediff.variance_planes import noise_variance
 
 DECAM = SHARED / "data" / "decam"
 GRID = (128, 128)

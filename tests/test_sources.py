@@ -21,9 +21,9 @@ from whitediff.sources import (
     SourceLevel,
     detect_sources,
     levels_and_background,
-    noise_variance,
     smooth_background,
 )
+from whitediff.variance_planes import noise_variance
 
 
 @pytest.fixture(scope="module")

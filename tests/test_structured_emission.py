@@ -20,8 +20,8 @@ import whitediff
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.noise import variance_factor
 from whitediff.exposures.pipeline import SubtractionOptions, make_all
-from whitediff.sources import noise_variance
 from whitediff.structure import high_frequencies
+from whitediff.variance_planes import noise_variance
 
 N = 256
 GAIN, READ_NOISE = 1.5, 6.0

@@ -20,7 +20,7 @@ import scipy.linalg
 
 from . import fourier
 from .errors import ArgumentError, DataError
-from .stats import robust_sigma
+from .stats import ENOUGH_PIXELS, robust_sigma
 from .threads import single_threaded_algebra
 
 __all__ = [
@@ -54,7 +54,6 @@ SIGNIFICANT = 4.0
 _LEAST_PAIRS = 100
 _MOST_FURTHER = 8
 _OUTLIER = 6.0
-_SAMPLE = 250_000
 _STRIP = 1 << 21
 """Pixels of a strip."""
 _LEAST_NOISE_POWER = 0.7
@@ -534,7 +533,7 @@ def _lag_means(image: Array, variance: Array, good: Array, lags: Array) -> tuple
 
 def _usual_range(image: Array, variance: Array, good: Array) -> tuple[float, float]:
     """Median of the good pixels in standard deviations, and how far from it outliers begin."""
-    step = max(1, math.isqrt(image.size // _SAMPLE))
+    step = max(1, math.isqrt(image.size // ENOUGH_PIXELS))
     values, use = _significance(*(plane[::step, ::step] for plane in (image, variance, good)))
     if not use.any():
         return 0.0, 0.0

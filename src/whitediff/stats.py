@@ -17,6 +17,7 @@ from .planes import each_block
 from .threads import in_threads
 
 __all__ = [
+    "ENOUGH_PIXELS",
     "IQR_TO_SIGMA",
     "ClippedMean",
     "autocorrelation",
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 type Array = npt.NDArray[Any]
+
+ENOUGH_PIXELS = 250_000
+"""Pixels from which a scatter is known to a few thousandths."""
 
 _FEW = 1 << 18
 """Pixels of which a clipped mean is simply sorted out."""

@@ -28,8 +28,8 @@ from ...exposures.sky import celestial_wcs, sky_projection
 from ...planes import zeros
 from ...reading import ReadingOptions, VarianceKind, VarianceSource
 from ...saturation import bleed_trails, find_plateau, in_stars
-from ...sources import exposure_map_variance, noise_variance, with_left_out_photons
 from ...stats import robust_sigma
+from ...variance_planes import exposure_map_variance, noise_variance, with_left_out_photons
 from ..files import Extension, opened, split_extension
 from ..headers import (
     first_value,

@@ -1,0 +1,549 @@
+"""Variance planes of images that came without one, or with one that leaves something out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.ndimage
+
+from .errors import ArgumentError, DataError
+from .photons import (
+    Choice,
+    PhotonScale,
+    Transfer,
+    chosen_scale,
+    photon_transfer,
+    why_contradicted,
+)
+from .sources import SourceLevel, levels_and_background, spread_over_steps
+from .stats import ENOUGH_PIXELS, robust_sigma
+from .structure import HighFrequencies, high_frequencies
+
+__all__ = [
+    "NoiseModel",
+    "exposure_map_variance",
+    "noise_variance",
+    "with_left_out_photons",
+]
+
+type Array = npt.NDArray[Any]
+
+_INVERSE = (0.67, 1.5)
+"""Measured variance times weight within which a weight is an inverse variance."""
+_AROUND = 5
+"""Side of a square whose mean tells the photons of emission well enough."""
+_LEAST_SHARE = 0.1
+"""Of the usual variance: sky that varies by less makes no difference, and no pixel has less."""
+_ROUNDS = 4
+_CLOSE = 0.05
+"""Relative difference of a predicted variance from one that is measured where the sky varies."""
+_BRIGHT_SIGMAS, _LEAST_BRIGHT, _LEAST_RISE = 30.0, 50, 0.03
+"""Of pixels' height above the background, how many there must be, and what a variance plane that
+knows of photons rises by there."""
+_BESIDE = 16
+"""Pixels along either axis at which a source's light is gone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseModel:
+    """A variance plane, and where it came from.
+
+    Attributes
+    ----------
+    variance
+        ``(ny, nx)`` image_unit².
+    background_variance
+        Variance of source-free pixels, image_unit².
+    description
+        How it was found, in words, with the numbers.
+    warning
+        Why it is not what the header tells; empty where it is.
+    """
+
+    variance: Array
+    background_variance: float
+    description: str
+    warning: str = ""
+
+
+def noise_variance(
+    image: Array,
+    unusable: Array | None = None,
+    *,
+    gain: float | None = None,
+    read_noise: float | None = None,
+    trust_model: bool = False,
+    meaning: str = "counts",
+    alternatives: Sequence[PhotonScale] = (),
+    unexplained: str = "",
+) -> NoiseModel:
+    """Variance plane of an image that came without one.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``, in any unit.
+    unusable
+        ``(ny, nx)`` boolean: pixels to leave out of the measurement.
+    gain
+        Electrons per image unit.
+    read_noise
+        Electrons per pixel; measured if only the gain is known.
+    trust_model
+        Use gain and read noise even where the scatter contradicts them.
+    meaning
+        What the image's unit is, with that gain.
+    alternatives
+        What else it may be, where the noise contradicts the gain.
+    unexplained
+        Why there is no gain, for the warning.
+
+    Returns
+    -------
+    model
+        With a gain: ``level/gain + (read_noise/gain)²``, where the level is the smooth
+        background plus the sources, provided that this agrees within a quarter with the
+        scatter of source-free pixels.  Where it does not, the measured scatter, plus the sources'
+        own photons at the gain that `whitediff.photons.chosen_scale` finds.  Without a gain: the
+        measured scatter.  Where emission with structure fills the field, the scatter is that at
+        high frequencies (`whitediff.structure`), and the level that of 5 × 5 pixels.
+
+    Raises
+    ------
+    ArgumentError
+        If the gain is not positive or the read noise negative.
+    DataError
+        If no usable pixel is left, or the scatter is zero.
+    """
+    if gain is not None and not (math.isfinite(gain) and gain > 0):
+        raise ArgumentError(f"The gain must be positive; got {gain:g}.")
+    if read_noise is not None and not (math.isfinite(read_noise) and read_noise >= 0):
+        raise ArgumentError(f"The read noise must not be negative; got {read_noise:g}.")
+    expected = None if gain is None else PhotonScale(gain, read_noise or 0.0, meaning)
+    field = _measured_field(image, unusable, expected, is_scale_known=bool(gain or alternatives))
+    choice, transfer = _scale_of(field, expected, alternatives, trust_model=trust_model)
+    warning = unexplained
+    if expected is not None and not choice.is_expected:
+        why = field.why_contradicted(expected, transfer)
+        warning = (
+            f"a gain of {expected.gain:g} electrons per unit ({expected.meaning}) gives a variance"
+            f" of {expected.variance(field.level):.4g} at the background level {field.level:.4g},"
+            f" but {field.variance:.4g} is measured, so {why}"
+        )
+    if choice.scale is None:
+        return field.scatter(warning, choice.reason)
+    if not choice.is_expected:
+        warning += f"{'; ' if warning else ''}its pixels are taken for {choice.scale.meaning}"
+        warning += f", {choice.scale.gain:.4g} electrons per unit ({choice.reason})"
+    varies = not (field.is_structured or trust_model) and field.varies(choice.scale.gain)
+    predicted = choice.scale.variance(field.level)
+    # Where the sky varies, its noise tells whether a constant was subtracted.
+    if choice.models_background and not (varies and abs(predicted / field.variance - 1) > _CLOSE):
+        return field.photons_and_read_noise(choice.scale, read_noise, warning)
+    why = ""
+    if choice.is_expected:
+        reason = field.why_contradicted(choice.scale, transfer)
+        why = (
+            f"; gain and read noise alone would give {predicted:.4g} at the background level"
+            f" {field.level:.4g}, so {reason}"
+        )
+    return field.scatter_and_photons(choice.scale.gain, warning, why, varies=varies)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """What an image tells of its noise.
+
+    Attributes
+    ----------
+    image, usable, sources, background, free
+        Planes: the image, its usable pixels, those with a source, the background beneath, and
+        usable pixels without a source.
+    base
+        What stands for no light where photons are measured.
+    emission
+        Light of a structured field above its usual level, which has photons as sources have.
+    level
+        Usual level of the background, image unit.
+    variance
+        Variance at that level, image unit².
+    whole_scatter
+        Variance of all source-free pixels, whatever their level, image unit².
+    on_pixels
+        How the variance was measured, in words.
+    is_structured
+        Whether emission with structure fills the field.
+    """
+
+    image: Array
+    usable: Array
+    sources: Array
+    background: Array
+    free: Array
+    base: Array
+    emission: Array | float
+    level: float
+    variance: float
+    whole_scatter: float
+    on_pixels: str
+    is_structured: bool
+
+    def why_contradicted(self, scale: PhotonScale, transfer: Transfer | None) -> str:
+        return why_contradicted(scale, level=self.level, measured=self.variance, transfer=transfer)
+
+    def varies(self, gain: float) -> bool:
+        """Whether the sky varies so that its photons make a difference."""
+        return bool(np.any(_varying_sky(self.background, self.level, gain, self.variance)))
+
+    def scatter(self, warning: str, reason: str) -> NoiseModel:
+        """The measured scatter everywhere."""
+        if warning:
+            warning += (
+                "; no photon noise of sources is added, so that bright ones get too small errors,"
+                " unless a gain in the image's unit or a variance plane is given"
+                f"{f' ({reason})' if reason else ''}"
+            )
+        plane = np.full(self.image.shape, self.variance)
+        return NoiseModel(plane, self.variance, f"{self.on_pixels} everywhere", warning)
+
+    def photons_and_read_noise(
+        self, scale: PhotonScale, read_noise: float | None, warning: str
+    ) -> NoiseModel:
+        """What gain and read noise predict."""
+        predicted = scale.variance(self.level)
+        read_variance = (scale.read_noise / scale.gain) ** 2
+        if read_noise is None:
+            # Nobody says it: what the photons of the background leave.
+            read_variance = max(self.variance - max(self.level, 0.0) / scale.gain, 0.0)
+            predicted = max(self.level, 0.0) / scale.gain + read_variance
+        known = math.sqrt(read_variance) * scale.gain
+        return NoiseModel(
+            np.maximum(self.background, 0) / scale.gain
+            + read_variance
+            + self._source_photons(scale.gain),
+            predicted,
+            f"from gain {scale.gain:g} and read noise {known:.4g}: {predicted:.4g} at the"
+            f" background level {self.level:.4g} (measured: {self.variance:.4g})",
+            warning,
+        )
+
+    def scatter_and_photons(
+        self, gain: float, warning: str, why: str, *, varies: bool
+    ) -> NoiseModel:
+        """The measured scatter, and the photons of what is above the usual level."""
+        variance, emission, on_pixels = self.variance, self.emission, self.on_pixels
+        if varies:
+            # Without a constant, or in other units, what the sky varies by is still there.
+            variance = _variance_at_level(
+                self.image, self.background, self.level, self.free, gain, self.whole_scatter
+            )
+            emission = _varying_sky(self.background, self.level, gain, variance)
+            on_pixels = f"measured: {variance:.4g} at the usual level of a sky that varies"
+        return NoiseModel(
+            variance + self._source_photons(gain) + emission / gain,
+            variance,
+            f"{on_pixels}, plus the sources' photons at gain {gain:.4g}{why}",
+            warning,
+        )
+
+    def _source_photons(self, gain: float) -> Array:
+        # Of sources only: a pixel's own noise must not set its variance.
+        above = np.maximum(self.image - self.background, 0)
+        result: Array = np.where(self.sources, above, 0) / gain
+        return result
+
+
+def _measured_field(
+    image: Array, unusable: Array | None, expected: PhotonScale | None, *, is_scale_known: bool
+) -> _Field:
+    usable = np.isfinite(image)
+    if unusable is not None:
+        usable &= ~unusable
+    whole = usable.any() and bool((image[usable] == np.rint(image[usable])).all())
+    sources, background, free = _apart(spread_over_steps(image) if whole else image, usable)
+    if not free.any():
+        raise DataError("No source-free pixel is left to measure the noise on.")
+    scatter = robust_sigma((image - background)[free], step=1.0 if whole else None) ** 2
+    if not scatter > 0:
+        raise DataError(
+            f"The scatter of the source-free pixels is {scatter:g}; an image without noise"
+            " needs its variance given."
+        )
+    variance, level = scatter, float(np.median(background))
+    if expected is not None:
+        at_level = _variance_at_level(image, background, level, free, expected.gain, scatter)
+        if expected.predicts(level=level, measured=at_level):
+            variance = at_level
+    field = _Field(
+        image=image,
+        usable=usable,
+        sources=sources,
+        background=background,
+        free=free,
+        base=background,
+        emission=0.0,
+        level=level,
+        variance=variance,
+        whole_scatter=scatter,
+        on_pixels=f"measured on {int(free.sum())} source-free pixels: {variance:.4g}",
+        is_structured=False,
+    )
+    found = high_frequencies(image, usable)
+    if found is None or not (
+        found.contradicts(variance)
+        or _explains_what_scatter_does_not(expected, found, variance, level)
+    ):
+        return field
+    return _structured(field, found, is_scale_known=is_scale_known)
+
+
+def _structured(field: _Field, found: HighFrequencies, *, is_scale_known: bool) -> _Field:
+    """Of a field full of emission: pixels have their own levels, and few are without it."""
+    on_pixels = (
+        f"measured at high frequencies: {found.usual_factor:.4g} (with the structure of the"
+        f" field, pixels scatter by {field.variance:.4g})"
+    )
+    if not is_scale_known:
+        return dataclasses.replace(
+            field, variance=found.usual_factor, on_pixels=on_pixels, is_structured=True
+        )
+    around = _mean_around(field.image, field.usable)
+    background = np.where(field.sources, field.background, around)
+    return dataclasses.replace(
+        field,
+        background=background,
+        base=np.full(field.image.shape, found.level),
+        emission=np.maximum(background - found.level, 0),
+        level=found.level,
+        variance=found.factor,
+        on_pixels=on_pixels,
+        is_structured=True,
+    )
+
+
+def _scale_of(
+    field: _Field,
+    expected: PhotonScale | None,
+    alternatives: Sequence[PhotonScale],
+    *,
+    trust_model: bool,
+) -> tuple[Choice, Transfer | None]:
+    """What the image's unit is in electrons, and what its sources tell of that."""
+    level, variance = field.level, field.variance
+    if expected is not None and (trust_model or expected.predicts(level=level, measured=variance)):
+        return Choice(expected, True, True, ""), None
+    transfer = None
+    if expected is not None or alternatives or not field.is_structured:
+        transfer = photon_transfer(field.image, field.base, field.usable, variance=variance)
+    choice = chosen_scale(expected, alternatives, level=level, measured=variance, transfer=transfer)
+    return choice, transfer
+
+
+def _apart(image: Array, usable: Array) -> tuple[Array, Array, Array]:
+    """Pixels with a source, the background, and usable pixels without a source."""
+    levels, background = levels_and_background(image, ~usable)
+    sources = levels > SourceLevel.NONE
+    return sources, background, usable & ~sources
+
+
+def _explains_what_scatter_does_not(
+    expected: PhotonScale | None, found: HighFrequencies, scatter: float, level: float
+) -> bool:
+    """Whether the header's gain predicts the noise at high frequencies, and pixels scatter more."""
+    if expected is None or expected.predicts(level=level, measured=scatter):
+        return False
+    return scatter > found.factor and expected.predicts(level=found.level, measured=found.factor)
+
+
+def with_left_out_photons(
+    image: Array,
+    variance: Array,
+    unusable: Array | None = None,
+    *,
+    expected: PhotonScale | None = None,
+    alternatives: Sequence[PhotonScale] = (),
+) -> NoiseModel | None:
+    """Variance plane with the photon noise of the sources, where it was left out.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``, in any unit.
+    variance
+        ``(ny, nx)`` image_unit², such as inverse weights, in which maps of co-added images hold
+        the background's noise alone.
+    unusable
+        ``(ny, nx)`` boolean: pixels to leave out.
+    expected, alternatives
+        As for `noise_variance`.
+
+    Returns
+    -------
+    model
+        The plane plus the sources' photons; or the plane as it is, where nothing tells the gain.
+        None where the plane rises with the light of bright sources, or where
+        there are too few to tell, or too faint for a difference.
+    """
+    usable = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
+    if unusable is not None:
+        usable &= ~unusable
+    if not _ignores_light(image, variance, usable):
+        return None
+    sources, background, free = _apart(image, usable)
+    if not free.any():
+        return None
+    # A plane may be off by a factor, which is put right later: photons in its unit.
+    usual = float(np.median(variance[free]))
+    factor = robust_sigma((image - background)[free] / np.sqrt(variance[free])) ** 2
+    if not factor > 0:
+        return None
+    measured, level = usual * factor, float(np.median(background))
+    transfer = photon_transfer(image, background, usable, variance=measured)
+    choice = chosen_scale(expected, alternatives, level=level, measured=measured, transfer=transfer)
+    said = "its variance plane does not rise with its stars' light"
+    if choice.scale is None:
+        text = (
+            f"{said}; if it leaves out their photon noise, errors of bright sources are too small,"
+            " unless a gain in the image's unit is given"
+        )
+        return NoiseModel(variance, usual, text)
+    # Where fewer exposures overlap or less light falls, a unit stands for fewer electrons.
+    lit = sources & usable
+    electrons = choice.scale.gain * usual * factor / variance[lit]
+    result = variance.astype(np.float64)
+    result[lit] += np.maximum((image - background)[lit], 0) / electrons
+    text = (
+        f"{said}, so that it leaves out their photon noise, which is added at"
+        f" {choice.scale.gain:.4g} electrons per unit ({choice.reason or choice.scale.meaning})"
+    )
+    return NoiseModel(result, usual, text)
+
+
+def _ignores_light(image: Array, variance: Array, usable: Array) -> bool:
+    """Whether a variance plane is the same on bright sources as beside them."""
+    step = max(1, image.size // ENOUGH_PIXELS)
+    known = np.flatnonzero(usable.ravel()[::step]) * step
+    if not known.size:
+        return False
+    values, plane = image.ravel()[known].astype(np.float64), variance.ravel()[known]
+    bright = values - np.median(values) > _BRIGHT_SIGMAS * np.sqrt(np.median(plane))
+    if np.count_nonzero(bright) < _LEAST_BRIGHT:
+        return False
+    y, x = np.unravel_index(known[bright], image.shape)
+    beside = [
+        variance[np.clip(y + dy, 0, image.shape[0] - 1), np.clip(x + dx, 0, image.shape[1] - 1)]
+        for dy in (-_BESIDE, _BESIDE)
+        for dx in (-_BESIDE, _BESIDE)
+    ]
+    # One that rises at all knows of photons, whatever their gain.
+    return bool(abs(np.median(plane[bright] / np.median(beside, axis=0)) - 1) < _LEAST_RISE)
+
+
+def _variance_at_level(
+    image: Array, background: Array, level: float, free: Array, gain: float, scatter: float
+) -> float:
+    """Variance of the source-free pixels at the usual level of a sky that varies.
+
+    The scatter of all of them is no variance of any where photons make them differ.
+    """
+    if not np.any(_varying_sky(background, level, gain, scatter)):
+        return scatter
+    step = max(1, np.count_nonzero(free) // ENOUGH_PIXELS)
+    residual, sky = (image - background)[free][::step], background[free][::step]
+    sky = sky - level
+    measured = scatter
+    for _ in range(_ROUNDS):
+        shape = np.maximum(1 + sky / (gain * measured), _LEAST_SHARE)
+        measured = robust_sigma(residual / np.sqrt(shape)) ** 2
+    return measured
+
+
+def _varying_sky(background: Array, level: float, gain: float, variance: float) -> Array | float:
+    """Sky above its usual level, image unit, 0 where its photons make no difference.
+
+    Not so far below it that less than a tenth of the variance would be left.
+    """
+    above = background - level
+    step = max(1, above.size // ENOUGH_PIXELS)
+    if not robust_sigma(above.ravel()[::step]) > _LEAST_SHARE * variance * gain:
+        return 0.0
+    return np.maximum(above, (_LEAST_SHARE - 1) * variance * gain)
+
+
+def _mean_around(image: Array, usable: Array) -> Array:
+    """Mean of the usable pixels among 5 × 5; 0 where there is none."""
+    share = scipy.ndimage.uniform_filter(usable.astype(float), _AROUND, mode="nearest")
+    total = scipy.ndimage.uniform_filter(
+        np.where(usable, image, 0).astype(float), _AROUND, mode="nearest"
+    )
+    # Running sums end near zero, not at it.
+    known = share > 0.5 / _AROUND**2
+    return np.where(known, total / np.where(known, share, 1), 0)
+
+
+def exposure_map_variance(
+    image: Array,
+    times: Array,
+    unusable: Array | None = None,
+    *,
+    gain: float | None = None,
+    gain_of_time: bool = True,
+    is_sure: bool = False,
+) -> NoiseModel | None:
+    """Variance plane of an image whose weights are exposure times.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``, in any unit.
+    times
+        ``(ny, nx)`` seconds; 0 where there is no measurement.
+    unusable
+        ``(ny, nx)`` boolean: pixels to leave out of the measurement.
+    gain
+        Electrons per image unit, of a rate per unit and second; None: no photons are added.
+    gain_of_time
+        Whether the image is a rate, so that the gain of a pixel is ``gain · time``.
+    is_sure
+        The weights are times even if they explain the scatter as inverse variances.
+
+    Returns
+    -------
+    model
+        Inversely proportional to the time, and as large as the scatter of source-free pixels,
+        plus the sources' photons.  None where the weights explain that scatter as they are
+        (within a third of the variance), or where no source-free pixel is left.
+    """
+    usable = np.isfinite(image) & (times > 0)
+    if unusable is not None:
+        usable &= ~unusable
+    if not usable.any():
+        return None
+    sources, background, free = _apart(image, usable)
+    if not free.any():
+        return None
+    above = image - background
+    unit_variance = robust_sigma(above[free] * np.sqrt(times[free])) ** 2
+    explained = _INVERSE[0] < unit_variance < _INVERSE[1]
+    if not unit_variance > 0 or (explained and not is_sure):
+        return None
+    known = np.where(times > 0, times, np.inf)
+    variance = np.where(times > 0, unit_variance / known, np.inf)
+    text = (
+        f"its weights are exposure times in seconds, not inverse variances (1/weight is"
+        f" {1 / unit_variance:.3g} times the measured variance), so they are scaled to the measured"
+        f" noise"
+    )
+    if gain is None:
+        text += "; without a gain, the photon noise of sources is not added"
+    else:
+        per_unit = gain * known if gain_of_time else gain
+        variance += np.where(sources & (times > 0), np.maximum(above, 0), 0) / per_unit
+        text += ", and the photon noise of sources is added"
+    background_variance = float(np.median(variance[free]))
+    return NoiseModel(variance, background_variance, text)
