@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,16 @@ import pytest
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20260801)
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """What a command sets up for its messages is gone before the next test."""
+    logger = logging.getLogger("whitediff")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], level, logger.propagate = before
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ for bit.  The truth is analytic: sources are drawn where they lie, and nothing i
 from __future__ import annotations
 
 import logging
+import math
 import re
 
 import numpy as np
@@ -28,7 +29,7 @@ from whitediff.exposures.alignment import aligned_template
 from whitediff.exposures.matching import MatchOptions
 from whitediff.exposures.pipeline import SubtractionOptions, make_all
 from whitediff.exposures.preparation import PreparationOptions, prepare
-from whitediff.exposures.registration import measured_correction
+from whitediff.exposures.registration import measured_correction, star_offset
 from whitediff.exposures.reprojection import ResamplingOptions
 from whitediff.registration.correlation import correlated_shift
 from whitediff.registration.distortion import fit_distortion
@@ -128,6 +129,23 @@ def test_a_wrong_wcs_is_corrected(shift, angle, scale, caplog):
         assert f"its stars lie {text}" in caplog.text
     assert result.noise is not None
     assert dict(result.header)["CRPIX1"] == header["CRPIX1"]
+
+
+@pytest.mark.parametrize("angle", [0.0, 2.0])
+def test_a_refusal_tells_how_far_stars_lie_over_the_frame(angle):
+    """Turned about the middle, they lie right in the middle only."""
+    sky = Sky(seed=3, matrix=similarity(angle=angle), shift=(0.0, 0.0 if angle else 3.0))
+    header = sky_header(sky.shape)
+    science, template, _ = sky.made(science_header=header, template_header=header)
+    text = star_offset(science, template)
+    assert "which --align corrects" in text
+    if angle:
+        largest = float(re.search(r"in the middle and up to ([\d.]+) elsewhere", text)[1])
+        corner = math.radians(angle) * math.hypot(*sky.shape) / 2
+        assert largest == pytest.approx(corner, rel=0.02)
+    else:
+        assert "elsewhere" not in text
+        assert "+3.0" in text
 
 
 def test_a_right_wcs_is_left_alone():

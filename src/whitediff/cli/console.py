@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import click
 
 from ..memory import limited_memory, return_freed_memory
+from ..messages import OnceEach
 
 __all__ = [
     "Number",
@@ -63,6 +64,7 @@ def set_up_logging(level: int) -> None:
         logger.removeHandler(handler)
     handler = _Handler()
     handler.setFormatter(_Formatter())
+    handler.addFilter(OnceEach())
     logger.addHandler(handler)
     logger.setLevel(level)
     logger.propagate = False

@@ -262,10 +262,15 @@ def star_offset(science: Exposure, template: Exposure) -> str:
     if pairing is None or not pairing.is_real:
         return ""
     middle = (np.array([science.shape]) - 1) / 2
-    dy, dx = (pairing.transformation(middle) - start(middle))[0]
+    places = np.concatenate([middle, np.transpose(_grid(science.shape))])
+    apart = pairing.transformation(places) - start(places)
+    dy, dx = apart[0]
+    distance, largest = math.hypot(dy, dx), float(np.hypot(*apart.T).max())
+    elsewhere = f" in the middle and up to {largest:.2f} elsewhere"
     return (
         f"; its stars lie {_vector(dx, dy)} pixels (x, y) from where its WCS puts them"
-        f" ({len(pairing)} stars), which --align corrects"
+        f"{elsewhere if largest > distance + _LARGE else ''} ({len(pairing)} stars), which --align"
+        " corrects"
     )
 
 
@@ -535,7 +540,9 @@ def report_misalignment(
     """
     name = template.source or "The template"
     told = logging.INFO
-    if positions in ("stars", "distortions"):
+    # An alignment by stars has told of local distortions, or taken them out.
+    aligned = positions in ("stars", "distortions")
+    if aligned:
         # What its WCS was off by has been told, and taken out.
         where = f"{name}: after the alignment its stars still"
         where = f"{where} {found.where('those of the science image')} ({found.how})"
@@ -550,7 +557,7 @@ def report_misalignment(
         _log.warning("%s; %s.", where, _remedy(positions))
     else:
         _log.log(told, "%s.", where)
-    if found.scatter > _LOCAL and found.stars >= _ENOUGH and positions != "distortions":
+    if found.scatter > _LOCAL and found.stars >= _ENOUGH and not aligned:
         _log.warning("%s: %s", name, _local(found))
 
 

@@ -31,6 +31,7 @@ from ..exposures.model import Exposure
 from ..exposures.psf import psf_image
 from ..formats.files import split_extension
 from ..memory import limited_memory, return_freed_memory
+from ..messages import OnceEach
 from ..runs.subtract import Written, run_subtraction
 from ..threads import use_threads
 from .journal import Record, file_state, is_intact, output_state
@@ -419,6 +420,7 @@ def _messages() -> Iterator[list[str]]:
             messages.append(entry.getMessage())
 
     logger, keep = logging.getLogger("whitediff"), Keep(logging.WARNING)
+    keep.addFilter(OnceEach())
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(keep)
     try:

@@ -32,6 +32,7 @@ from ..exposures.fields import evaluated, scattered_fit
 from ..exposures.model import Exposure
 from ..exposures.noise import measured_noises, source_pixels
 from ..exposures.psf import as_kernel_psf, psf_image
+from ..messages import OnceEach
 from .decorrelate import DecorrelateALKernelConfig, DecorrelateALKernelTask
 from .map_reduce import (
     ImageMapper,
@@ -212,7 +213,7 @@ class DecorrelateALKernelMapReduceTask(ImageMapReduceTask):
 
     def _runMapper(self, exposure: Exposure, **kwargs: Any) -> list[Struct]:
         # What is wrong with the kernel is wrong in every cell.
-        repetitions = _Repetitions()
+        repetitions = OnceEach(by_kind=True)
         log = logging.getLogger("whitediff.decorrelate")
         log.addFilter(repetitions)
         try:
@@ -239,20 +240,6 @@ class DecorrelateALKernelMapReduceTask(ImageMapReduceTask):
         if len(shape) != 2:
             return borders
         return max(borders[0], int(shape[0])), max(borders[1], int(shape[1]))
-
-
-class _Repetitions(logging.Filter):
-    """Lets every message through once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether this is the first of its kind."""
-        first = str(record.msg) not in self._seen
-        self._seen.add(str(record.msg))
-        return first
 
 
 class DecorrelateALKernelSpatialConfig(pex_config.Config):
