@@ -12,13 +12,12 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(autouse=True)
-def own_logging():
-    """What a command sets up for its messages is gone before the next test."""
+def usual_logging():
+    """No test finds what commands before it, or fixtures of its module, set up for messages."""
     logger = logging.getLogger("whitediff")
-    before = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], level, logger.propagate = before
-    logger.setLevel(level)
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture
