@@ -10,10 +10,12 @@ Inside large holes planes are fitted to cells of pixels, of twice the size at ea
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 
 from .errors import ArgumentError, DataError
 
@@ -53,6 +55,10 @@ _SINGULAR = 1e-14
 _THIN = 2
 """Pixels to the nearest good one, in x or y, up to which neighbours tell what a pixel would be."""
 
+_DEEP = (4, 16)
+"""Pixels between those of which one is found where the hole's edge is `_DEPTH` times as far."""
+
+_DEPTH = 4
 _BATCH = 1 << 12
 _STRIP = 1 << 20
 
@@ -84,7 +90,8 @@ def interpolated(image: Array, missing: Array | None = None) -> Array:
     -----
     A pixel depends on good pixels within 4.2 pixels, where these suffice.  Otherwise it depends
     on those around the edge of its hole, at most 24 times as far away as the nearest one, or
-    96 pixels.
+    96 pixels.  Farther than 16 pixels from any good one, where all of this is smooth, it is
+    interpolated between every fourth pixel, farther than 64 between every sixteenth.
 
     Constants come out exactly, and so do planes, except for pixels deep in a hole beyond whose
     edge few good pixels lie: the nearest ones' mean.
@@ -117,7 +124,7 @@ def interpolated(image: Array, missing: Array | None = None) -> Array:
         result[ys[part], xs[part]] = values
     if alone.any():
         ys, xs = ys[alone], xs[alone]
-        result[ys, xs] = _from_cells(image, good, ys, xs)
+        result[ys, xs] = _inside(image, good, ys, xs)
     return result
 
 
@@ -242,25 +249,69 @@ def _weights(present: Array) -> Array:
     return weights
 
 
-def _from_cells(image: Array, good: Array, ys: Array, xs: Array) -> Array:
+def _inside(image: Array, good: Array, ys: Array, xs: Array) -> Array:
+    """Values of missing pixels in large holes."""
+    finest = _finest_cells(image, good)
+    spacing = np.ones(ys.size, np.intp)
+    side, cells = _FINEST_CELL, finest
+    for step in _DEEP:
+        while side < step:
+            side, cells = 2 * side, _coarser(cells, side)
+        spacing[~_any_good(cells, _DEPTH)[ys // step, xs // step]] = step
+    values = np.empty(ys.size)
+    shallow = spacing == 1
+    values[shallow] = _from_cells(finest, ys[shallow], xs[shallow])
+    for step in _DEEP:
+        deep = spacing == step
+        if deep.any():
+            values[deep] = _between(finest, image.shape, step, ys[deep], xs[deep])
+    return values
+
+
+def _any_good(cells: Array, reach: int) -> Array:
+    """Whether there is a good pixel in the cells around each."""
+    return scipy.ndimage.maximum_filter(cells[0] > 0, 2 * reach + 1, mode="constant", cval=0)
+
+
+def _between(finest: Array, shape: tuple[int, ...], step: int, ys: Array, xs: Array) -> Array:
+    """Values of missing pixels between those of a grid."""
+    axes = [np.minimum(np.arange(0, n - 1 + step, step), n - 1) for n in shape]
+    wanted = np.zeros([axis.size for axis in axes], bool)
+    for dy, dx in itertools.product((0, 1), (0, 1)):
+        row, column = (
+            np.minimum(at // step + further, axis.size - 1)
+            for at, further, axis in zip((ys, xs), (dy, dx), axes, strict=True)
+        )
+        wanted[row, column] = True
+    nodes = np.zeros(wanted.shape)
+    row, column = np.nonzero(wanted)
+    nodes[row, column] = _from_cells(finest, axes[0][row], axes[1][column])
+    places = [
+        np.interp(at, axis, np.arange(axis.size)) for at, axis in zip((ys, xs), axes, strict=True)
+    ]
+    values: Array = scipy.ndimage.map_coordinates(nodes, places, order=1, mode="nearest")
+    return values
+
+
+def _from_cells(cells: Array, ys: Array, xs: Array) -> Array:
     """Values of missing pixels from planes through cells of pixels, or the nearest ones' mean."""
     values, means = np.full((2, ys.size), np.nan)
     tries = np.full(ys.size, _PATIENCE)
     pending = np.arange(ys.size)
-    side, cells = _FINEST_CELL, _finest_cells(image, good)
-    while True:
+    side = _FINEST_CELL
+    while pending.size:
         # Once a neighbourhood holds the whole frame, larger cells show no more.
         last = max(cells.shape[1:]) <= _CELLS
-        for part in np.array_split(pending, -(-pending.size // _BATCH)):
+        shown = pending[_any_good(cells, _CELLS)[ys[pending] // side, xs[pending] // side]]
+        for part in np.array_split(shown, -(-shown.size // _BATCH) or 1):
             values[part], mean = _from_level(cells, side, ys[part], xs[part])
             means[part] = np.where(np.isnan(means[part]), mean, means[part])
             given_up = part[np.isnan(values[part]) & (last | (tries[part] == 0))]
             values[given_up] = means[given_up]
-            tries[part] -= ~np.isnan(mean)
+            tries[part] -= 1
         pending = pending[np.isnan(values[pending])]
-        if pending.size == 0:
-            return values
         side, cells = 2 * side, _coarser(cells, side)
+    return values
 
 
 def _from_level(cells: Array, side: int, ys: Array, xs: Array) -> tuple[Array, Array]:
