@@ -38,7 +38,7 @@ from ..matching.design import FitOptions
 from ..matching.fluxes import FluxRatio, flux_ratio
 from ..matching.normals import Stamps, normal_equations
 from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
-from ..matching.varying import varying_pixels
+from ..matching.varying import residual_stamps, varying_pixels
 from ..noise import coloured
 from ..polynomials import chebyshev_terms
 from ..threads import in_threads, single_threaded_algebra
@@ -641,9 +641,10 @@ def _fit(
     norm *= (source_unit / unit) ** 2
     # The brightest suffice to see what varies.
     fit, orders, failed = _fit_or_lower(first.part(slice(_FIRST_STARS)), basis, options.fit)
-    varying = varying_pixels(first, fit, basis, core=_CORE_SIGMAS * target_sigma)
+    residuals = residual_stamps(first, fit, basis)
+    varying = varying_pixels(first, residuals, core=_CORE_SIGMAS * target_sigma)
     middle = coloured(_middle_kernel(fit, basis)[None], noise)[0]
-    second = first.reweighted(float((middle**2).sum()) - norm, varying)
+    second = first.reweighted(float((middle**2).sum()) - norm, varying, residuals)
     fit, final, again = _fit_or_lower(second, basis, orders, options.choose_order)
     _tell_fall_back([*failed, *again], final, len(second.x))
     return fit.in_units(source_unit, unit), _unexplained(second, fit)

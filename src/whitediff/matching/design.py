@@ -33,8 +33,12 @@ _MANY_UNKNOWNS = 500
 _LARGEST_PIVOT_RATIO = 1e9
 """Squared ratio of the Cholesky factor's diagonal, up to which penalties may grow."""
 
-_NOISE_TERMS = 3
-"""Terms of the series that undoes what the source's noise does."""
+_NOISE_TERMS = 32
+"""Terms of the series that undoes what the source's noise does: they reach directions in which the
+noise has nine tenths of the power, and no direction is raised by more than that number."""
+
+_MOST_GROUPS = 40
+"""Of stars, each left out in turn for the error of the kernel's sum."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,9 +91,24 @@ class FitOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Solved:
-    """Solution, its covariance, and what it was found with."""
+    """Solution, and what it was found with.
+
+    Attributes
+    ----------
+    solution
+        Unknowns.
+    inverse
+        What makes them of the right side.
+    covariance
+        If the weights hold all of the noise, and that is white.
+    condition
+        Of the scaled matrix.
+    effective
+        Number of unknowns that the penalties leave.
+    """
 
     solution: Array
+    inverse: Array
     covariance: Array
     condition: float
     effective: float
@@ -131,15 +150,15 @@ class Design:
         """Normal matrices of single stamps, taken to the unknowns and summed."""
         table = self._unknown_of()
         m, n_terms = table.shape
-        terms = np.zeros((len(used), 2, n_terms))
-        terms[:, 0, : self.kernel_terms.shape[1]] = self.kernel_terms
-        terms[:, 1, : self.background_terms.shape[1]] = self.background_terms
-        terms[~used] = 0
+        grams = grams[used]
+        terms = np.zeros((len(grams), 2, n_terms))
+        terms[:, 0, : self.kernel_terms.shape[1]] = self.kernel_terms[used]
+        terms[:, 1, : self.background_terms.shape[1]] = self.background_terms[used]
         total = np.zeros((self.size, self.size))
         rows = [(slice(0, m - 1), 0), (slice(m - 1, m), 1)]
         for part, kind in rows:
             for other, other_kind in rows:
-                block = grams[:, part, other].reshape(len(used), -1)
+                block = grams[:, part, other].reshape(len(grams), -1)
                 for p in range(n_terms):
                     for q in range(n_terms):
                         weight = terms[:, kind, p] * terms[:, other_kind, q]
@@ -206,13 +225,41 @@ class Design:
         inverse = np.outer(scale, scale) * scipy.linalg.cho_solve(factor, np.eye(self.size))
         effective = float(np.einsum("ij,ij->", inverse, gram))
         if normals.noise is not None:
-            # (M − N)⁻¹ = Σ (M⁻¹N)ᵏ M⁻¹; M holds N on average, so every term is finite.
-            step = inverse @ self._sum(normals.noise, used)
-            term = inverse
-            for _ in range(_NOISE_TERMS):
-                term = step @ term
-                inverse = inverse + term
-        return Solved(inverse @ right, inverse @ gram @ inverse.T, condition, effective)
+            inverse = _without_attenuation(matrix, self._sum(normals.noise, used))
+        covariance = inverse @ gram @ inverse
+        return Solved(inverse @ right, inverse, covariance, condition, effective)
+
+    def sum_error(self, normals: Normals, used: Array, solved: Solved) -> float:
+        """Standard deviation of the kernel's sum in the middle of the frame.
+
+        The larger one of what the weights say and of how the sum changes where stars are left
+        out, group by group (the jackknife of Quenouille and Tukey; Efron 1982, The Jackknife, the
+        Bootstrap and Other Resampling Plans, chapter 3), with the penalties as they are.  The
+        former knows nothing of what no kernel describes, nor of noise that a kernel correlates.
+        """
+        gradient = self.sum_gradient()
+        by_weights = math.sqrt(max(0.0, float(gradient @ solved.covariance @ gradient)))
+        members = np.flatnonzero(used)
+        number = min(len(members), _MOST_GROUPS)
+        # Without the noise's part, as in the solution.
+        grams = normals.gram if normals.noise is None else normals.gram - normals.noise
+        local = self.local(solved.solution)
+        scores = normals.right - np.einsum("nmk,nk->nm", grams, local)
+        changes = np.empty(number)
+        for k in range(number):
+            # Stars come by brightness: every group has some of all.
+            group = np.zeros(len(used), bool)
+            group[members[k::number]] = True
+            change = solved.inverse @ self._sum_right(scores, group)
+            if self.size < _MANY_UNKNOWNS:
+                left = np.eye(self.size) - solved.inverse @ self._sum(grams, group)
+                try:
+                    change = np.linalg.solve(left, change)
+                except np.linalg.LinAlgError:
+                    return math.inf
+            changes[k] = gradient @ change
+        by_stars = math.sqrt((number - 1) * float(np.var(changes)))
+        return max(by_weights, by_stars)
 
     def _penalties(self) -> list[tuple[Array, int]]:
         """Penalties on the kernel's mean and on each order of its variation, and their ranks."""
@@ -351,3 +398,19 @@ class Design:
         middle = chebyshev_products(self.options.kernel_order, np.zeros(1), np.zeros(1))[0]
         gradient[: self.first] = middle[: self.first]
         return gradient
+
+
+def _without_attenuation(matrix: Array, noise: Array) -> Array:
+    """Inverse of the matrix less the noise's part of it, where that can be.
+
+    With ``M = L Lᵀ`` and ``L⁻¹ N L⁻ᵀ = U r Uᵀ`` it is ``Σ_k (M⁻¹N)ᵏ M⁻¹ = L⁻ᵀ U (Σ_k rᵏ) Uᵀ L⁻¹``:
+    M holds N on average, so that r is below 1 where there is more than noise.
+    """
+    scale = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+    half = scipy.linalg.cholesky(matrix * np.outer(scale, scale), lower=True)
+    half = scipy.linalg.solve_triangular(half, np.diag(scale), lower=True)
+    shares, vectors = scipy.linalg.eigh(half @ noise @ half.T)
+    powers = np.clip(shares, 0, 1)[:, None] ** np.arange(_NOISE_TERMS)
+    vectors = half.T @ vectors
+    result: Array = (vectors * powers.sum(axis=1)) @ vectors.T
+    return result

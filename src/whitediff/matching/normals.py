@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,15 @@ type Array = npt.NDArray[Any]
 
 _CHUNK = 64
 """Stamps whose source noise is propagated at a time."""
+
+_LIT = 0.3
+"""Light over a pixel's noise, from where variances rise with it."""
+
+_FOLLOWS = 5.0
+"""Significance with which variances follow the noise of their pixels."""
+
+_ALIKE = 3.0
+"""Factor within which variances are those of a level and of photons."""
 
 _CONVOLVED_PIXELS = 4e5
 """Numbers that hold convolved stamps at a time: what the processor's caches hold."""
@@ -118,15 +128,20 @@ class Stamps:
             source_variance=None if variance is None else variance / source**2,
         )
 
-    def reweighted(self, more: float, without: Array) -> Stamps:
-        """Stamps with another share of the source's noise in the weights.
+    def reweighted(self, more: float, without: Array, residuals: Array) -> Stamps:
+        """Stamps with weights that a first fit has shown to be right.
 
         Parameters
         ----------
         more
-            To add to the variance, in units of the source's.
+            To add to the variance, in units of the source's: the source's noise.
         without
             ``(n, size, size)`` boolean: pixels that lose their weight.
+        residuals
+            ``(n, size, size)`` what the first fit left.  Where a variance was made of a pixel's
+            own counts it follows their noise, and weights that follow noise make pixels count
+            more that are too low: by about an electron in every pixel of a star.  These
+            variances are smoothed.
 
         Returns
         -------
@@ -142,9 +157,11 @@ class Stamps:
             raise ArgumentError("Stamps without the source's variance cannot be reweighted.")
         reach = (self.source.shape[1] - self.target.shape[1]) // 2
         inner = slice(reach, reach + self.target.shape[1])
-        noise = self.source_variance[:, inner, inner]
-        weight = self.weight / (1 + self.weight * more * noise)
-        return dataclasses.replace(self, weight=np.where(without, 0, weight))
+        use = (self.weight > 0) & ~without
+        variance = 1 / np.where(use, self.weight, 1)
+        variance = _without_own_noise(variance, self.target - residuals, residuals, use)
+        variance = variance + more * self.source_variance[:, inner, inner]
+        return dataclasses.replace(self, weight=np.where(use, 1 / variance, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +288,31 @@ def _convolve(sources: Array, basis: KernelBasis, root: Array, out: Array) -> No
         both = both.reshape(n, size, high - low, size)
         for b, column in zip(members.tolist(), horizontal.tolist(), strict=True):
             np.multiply(both[:, :, column - low], root, out=out[:, b])
+
+
+def _without_own_noise(variance: Array, model: Array, residuals: Array, use: Array) -> Array:
+    """Variances that do not follow the noise of the pixels themselves.
+
+    Those that do are replaced by a level for each stamp, plus what they rise by with the light of
+    a model: they need not be right to a tenth, only independent of the noise.
+    """
+    levels, bases = (
+        np.array([np.median(p[u]) if u.any() else 0.0 for p, u in zip(plane, use, strict=True)])
+        for plane in (model, variance)
+    )
+    light, above = model - levels[:, None, None], variance - bases[:, None, None]
+    lit = use & (light > _LIT * np.sqrt(variance))
+    square = float((light[lit] ** 2).sum())
+    if not square > 0:
+        return variance
+    slope = max(0.0, float((light[lit] * above[lit]).sum()) / square)
+    follows = np.corrcoef(above[lit] - slope * light[lit], residuals[lit])[0, 1]
+    if not follows * math.sqrt(np.count_nonzero(lit)) > _FOLLOWS:
+        return variance
+    smooth = bases[:, None, None] + slope * np.maximum(light, 0)
+    # Pixels that are much worse have other reasons.
+    is_alike = np.abs(np.log(variance / smooth)) < math.log(_ALIKE)
+    return np.where(is_alike, smooth, variance)
 
 
 def _noise_gram(stamps: Stamps, basis: KernelBasis) -> Array:

@@ -46,9 +46,12 @@ _SIGMAS = 2.0
 _FOLDS = 5
 """Parts of the stars, each of which is predicted from the others."""
 
+_USUAL_SPREAD = 0.02
+"""Of the brightness of a star between two images."""
+
 _FEW_PIXELS = "too few good pixels"
 _NOT_DESCRIBED = "no kernel of its own fits"
-_OTHER_SUM = "its kernel sum is an outlier"
+_OTHER_SUM = "its flux ratio is an outlier"
 _NOT_COMMON = "the common kernel does not fit"
 """Why a stamp is rejected."""
 
@@ -187,7 +190,7 @@ def fit_kernel(
     -----
     Alard & Lupton 1998 and Alard 2000, with a weight for every pixel instead of one for
     every stamp.  Rejection: single stamps that their own fit does not describe, then
-    those of outlying kernel sum, then, round after round, those that the common fit does
+    those of outlying brightness, then, round after round, those that the common fit does
     not describe.  At most a quarter of the stamps that are left goes in one round, the
     worst first.
 
@@ -231,7 +234,7 @@ def fit_kernel(
         residual_rms=rms,
         rejected=rejected,
         kernel_sum=float(middle @ solution),
-        kernel_sum_error=math.sqrt(float(middle @ solved.covariance @ middle)),
+        kernel_sum_error=design.sum_error(normals, used, solved),
         condition=solved.condition,
         effective_unknowns=solved.effective,
         degrees_of_freedom=int(normals.pixels[used].sum() - solved.effective),
@@ -341,10 +344,9 @@ def _predicted(normals: Normals, design: Design, options: FitOptions, used: Arra
 def _single_fits(
     normals: Normals, basis: KernelBasis, options: FitOptions, used: Array
 ) -> tuple[Array, Array]:
-    """Stamps that a kernel of their own describes, and those of them whose sum is no outlier."""
+    """Stamps that a kernel of their own describes, and those of them of usual brightness."""
     m = len(basis) + 1
     local = np.zeros((len(normals.right), m))
-    error = np.full(len(local), np.inf)
     ridge = np.zeros((m, m))
     if basis.penalty is not None and len(basis) > _MANY:
         ridge[:-1, :-1] = basis.penalty / np.trace(basis.penalty)
@@ -363,16 +365,43 @@ def _single_fits(
             scale = scale[:, :, None] * scale[:, None, :]
             inverse = scale * np.linalg.pinv(gram * scale, rcond=_SINGLE_CUT, hermitian=True)
         local[part] = (inverse @ normals.right[part, :, None])[:, :, 0]
-        variance = np.einsum("nm,nmk,nk->n", inverse[:, 0], gram, inverse[:, 0], optimize=True)
-        error[part] = np.sqrt(np.maximum(variance, 0))
     mean, rms = residual_statistics(normals, local)
     good = used & (np.abs(mean) <= options.largest_mean) & (rms <= options.largest_rms)
     ordinary = good
     if good.sum() >= 3:
-        sums = local[:, 0]
+        ratio, error = _brightness_ratios(normals, good, ridge)
+        # However bright, one star alone does not say what is usual.
+        weight = np.where(good, 1 / (error**2 + _USUAL_SPREAD**2), 0)
+        if not weight.any():
+            return good, good
+        order = np.argsort(ratio)
+        usual = ratio[order][np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)]
         # In units of each stamp's own error: faint stars scatter more, and rightly so.
         # What all scatter beyond that (the sum may vary over the field) widens the limit.
-        offset = (sums - np.median(sums[good])) / np.maximum(error, 1e-300)
+        offset = (ratio - usual) / np.sqrt(error**2 + math.pi / (2 * weight.sum()))
         spread = max(1.0, 1.4826 * float(np.median(np.abs(offset[good]))))
         ordinary = good & (np.abs(offset) <= options.sum_clip * spread)
     return good, ordinary
+
+
+def _brightness_ratios(normals: Normals, good: Array, ridge: Array) -> tuple[Array, Array]:
+    """Stars' brightness in the target over that in the source, in units of the common one's.
+
+    By the kernel that describes all of them, each with a level of its own: a kernel for every
+    star would follow its noise, the more the fainter it is.
+    """
+    # The level is taken out of the products.
+    level = normals.gram[:, -1, -1]
+    share = normals.gram[:, :-1, -1] / np.where(level > 0, level, np.inf)[:, None]
+    grams = normals.gram[:, :-1, :-1] - share[:, :, None] * normals.gram[:, None, -1, :-1]
+    rights = normals.right[:, :-1] - share * normals.right[:, -1:]
+    total = grams[good].sum(axis=0)
+    total += _SINGLE_SMOOTHNESS * np.trace(total) * ridge[:-1, :-1]
+    kernel = np.linalg.pinv(total, rcond=_SINGLE_CUT, hermitian=True) @ rights[good].sum(axis=0)
+    light = np.einsum("m,nmk,k->n", kernel, grams, kernel)
+    if normals.noise is not None:
+        light -= np.einsum("m,nmk,k->n", kernel, normals.noise[:, :-1, :-1], kernel)
+    seen = light > 0
+    light = np.where(seen, light, 1)
+    ratio = np.where(seen, (rights @ kernel) / light, 1)
+    return ratio, np.where(seen, 1 / np.sqrt(light), np.inf)

@@ -61,15 +61,15 @@ def residual_stamps(stamps: Stamps, fit: KernelFit, basis: KernelBasis) -> Array
     return residuals
 
 
-def varying_pixels(stamps: Stamps, fit: KernelFit, basis: KernelBasis, *, core: float) -> Array:
+def varying_pixels(stamps: Stamps, residuals: Array, *, core: float) -> Array:
     """Pixels of transients and variables near the stars of a fit.
 
     Parameters
     ----------
     stamps
         Stamps.
-    fit, basis
-        A first fit to them, and its basis.
+    residuals
+        `residual_stamps` of a first fit to them.
     core
         Half-width of the square around a stamp's middle that is never taken for varying, in
         pixels: there the kernel is measured.
@@ -80,7 +80,7 @@ def varying_pixels(stamps: Stamps, fit: KernelFit, basis: KernelBasis, *, core: 
         ``(n, size, size)`` boolean: residuals that, smoothed by a Gaussian of 1.5 pixels,
         exceed 4 times their scatter, grown by 4 pixels in x and y.
     """
-    significance = residual_stamps(stamps, fit, basis) * np.sqrt(stamps.weight)
+    significance = residuals * np.sqrt(stamps.weight)
     smoothed = scipy.ndimage.gaussian_filter(
         significance, (0, _SMOOTHING_SIGMA, _SMOOTHING_SIGMA), mode="constant"
     )
