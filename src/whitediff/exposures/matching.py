@@ -39,6 +39,7 @@ from ..matching.fluxes import FluxRatio, flux_ratio
 from ..matching.normals import Stamps, normal_equations
 from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import residual_stamps, varying_pixels
+from ..matching.wings import sum_beyond
 from ..noise import coloured
 from ..polynomials import chebyshev_terms
 from ..threads import in_threads, single_threaded_algebra
@@ -297,6 +298,17 @@ def match(
         noise_known=options.fit.known_noise,
         stars_told=pair.misalignment is not None,
     )
+    wing, wing_error = sum_beyond(
+        source.image.array,
+        target.image.array,
+        bad[0] | bad[1],
+        _middle_kernel(fit, basis),
+        skies=skies,
+        fwhm=max(pair.science_fwhm, pair.template_fwhm),
+    )
+    # What a kernel's square does not reach, its sum lacks.
+    error = math.hypot(fit.kernel_sum_error, wing, wing_error)
+    fit = dataclasses.replace(fit, kernel_sum_error=error)
     ratio = _measured_sum(pair, sources, candidates, changed, fit, convolved)
     _judge_sum(fit.kernel_sum, ratio)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
