@@ -99,19 +99,25 @@ class Solved:
         Unknowns.
     inverse
         What makes them of the right side.
+    penalty
+        What was added to the normal matrix.
     covariance
         If the weights hold all of the noise, and that is white.
     condition
         Of the scaled matrix.
     effective
         Number of unknowns that the penalties leave.
+    chi_square
+        Of the unknowns before the source's noise is undone, which raises it.
     """
 
     solution: Array
     inverse: Array
+    penalty: Array
     covariance: Array
     condition: float
     effective: float
+    chi_square: float
 
 
 class Design:
@@ -211,7 +217,10 @@ class Design:
             float(normals.pixels[used].sum()),
             penalties,
         )
-        matrix = gram + sum(w * penalty for w, (penalty, _) in zip(weights, penalties, strict=True))
+        penalty = np.zeros_like(gram)
+        for weight, (single, _) in zip(weights, penalties, strict=True):
+            penalty += weight * single
+        matrix = gram + penalty
         scale = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
         scaled = matrix * np.outer(scale, scale)
         eigenvalues = scipy.linalg.eigvalsh(scaled)
@@ -224,10 +233,41 @@ class Design:
         factor = scipy.linalg.cho_factor(scaled)
         inverse = np.outer(scale, scale) * scipy.linalg.cho_solve(factor, np.eye(self.size))
         effective = float(np.einsum("ij,ij->", inverse, gram))
+        first = inverse @ right
+        chi_square = float(normals.square[used].sum() - (right + penalty @ first) @ first)
         if normals.noise is not None:
             inverse = _without_attenuation(matrix, self._sum(normals.noise, used))
         covariance = inverse @ gram @ inverse
-        return Solved(inverse @ right, inverse, covariance, condition, effective)
+        return Solved(
+            inverse @ right, inverse, penalty, covariance, condition, effective, chi_square
+        )
+
+    def explained(self, normals: Normals, used: Array, penalty: Array) -> float:
+        """By how much the unknowns lower the penalised misfit."""
+        matrix, right = (
+            self._sum(normals.gram, used) + penalty,
+            self._sum_right(normals.right, used),
+        )
+        scale = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+        factor = scipy.linalg.cholesky(matrix * np.outer(scale, scale), lower=True)
+        half = scipy.linalg.solve_triangular(factor, scale * right, lower=True)
+        return float(half @ half)
+
+    def with_places_exchanged(self, used: Array, order: Array) -> Design:
+        """The same, where the highest terms are those of other stars.
+
+        Parameters
+        ----------
+        used
+            ``(n,)`` boolean: stars that are exchanged.
+        order
+            Indices of these, in another order.
+        """
+        order_of = [p + q for p, q in chebyshev_terms(self.options.kernel_order)]
+        highest = np.array(order_of) == self.options.kernel_order
+        terms = self.kernel_terms.copy()
+        terms[np.ix_(used, highest)] = self.kernel_terms[np.ix_(order, highest)]
+        return Design(self.basis, terms, self.background_terms, self.options)
 
     def sum_error(self, normals: Normals, used: Array, solved: Solved) -> float:
         """Standard deviation of the kernel's sum in the middle of the frame.

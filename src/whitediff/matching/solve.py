@@ -40,8 +40,8 @@ _MANY = 100
 _EVIDENCE = 2.0
 """By which a higher order must be better: less is not worth a mention."""
 
-_SIGMAS = 2.0
-"""Significance with which stars must be predicted better by a higher order."""
+_EXCHANGES = 39
+"""Times that stars' places are exchanged."""
 
 _FOLDS = 5
 """Parts of the stars, each of which is predicted from the others."""
@@ -267,9 +267,9 @@ def choose_kernel_order(
     stamps, basis, options, normals
         As for `fit_kernel`.
     criterion
-        ``cross-validation``: smallest χ² of stars that are predicted from four fifths of the
-        others; ``bic``: besides, smallest ``n ln(χ²) + ln(n)·unknowns``, n the number of pixels,
-        or with known noise χ² for its n-fold logarithm.
+        ``bic``: smallest ``n ln(χ²) + ln(n)·unknowns``, n the number of pixels, or with known
+        noise χ² for its n-fold logarithm; ``cross-validation``: smallest χ² of stars that are
+        predicted from four fifths of the others.
     largest
         Order up to which to try; those that the stars do not suffice for are passed over.
 
@@ -282,63 +282,63 @@ def choose_kernel_order(
     -----
     Schwarz 1978, Ann. Statist. 6, 461, for noise of unknown scale: what no order describes
     counts as noise.  Unknowns are counted as the penalty leaves them.  A higher order is
-    taken where it is better by 2 (Kass & Raftery 1995, JASA 90, 773), and where most stars are
-    predicted better, by 2 sigma of the signed-rank test (Wilcoxon 1945, Biometrics Bull. 1, 80):
-    what no kernel of this basis describes is larger than the noise of bright stars, and any
-    polynomial fits it.  All orders are judged by the same stars, those that a constant kernel of
-    their own describes.
+    taken where it is better by 2 (Kass & Raftery 1995, JASA 90, 773), and where its terms explain
+    more than they do with the stars' places exchanged, in every one of 39 random orders (Fisher
+    1935, The Design of Experiments, section 21: by chance once in 40): what no kernel of this
+    basis describes is larger than the noise of bright stars, and any polynomial fits it.  All
+    orders are judged by the same stars, those that a constant kernel of their own describes.
     """
     if normals is None:
         normals = normal_equations(stamps, basis)
     used = normals.pixels > len(basis) + 1
     used &= np.logical_and(*_single_fits(normals, basis, options, used))
-    judges = [_information, _predicted] if criterion == "bic" else [_predicted]
+    judge = _information if criterion == "bic" else _predicted
     # Stars that suffice for a fit may be too few to leave any out: then nothing varies.
-    best: tuple[list[Array], FitOptions] = [], dataclasses.replace(options, kernel_order=0)
+    best, least = dataclasses.replace(options, kernel_order=0), math.inf
     for order in range(largest + 1):
         tried = dataclasses.replace(options, kernel_order=order)
         try:
             design = _design(stamps, basis, tried)
-            values = [judge(normals, design, tried, used) for judge in judges]
+            value = judge(normals, design, tried, used)
         except DataError:
             break
-        if not best[0] or all(map(_is_better, values, best[0])):
-            best = values, tried
-    return best[1]
+        if order == 0 or (value < least - _EVIDENCE and _depends_on_place(normals, design, used)):
+            best, least = tried, value
+    return best
 
 
-def _is_better(values: Array, others: Array) -> bool:
-    gain = others - values
-    if not gain.sum() > _EVIDENCE:
-        return False
-    # One value for all stars has no scatter; of several, most must gain, not just the brightest:
-    # what they gain grows with the square of their flux, so that ranks tell more than sums do.
-    n = len(gain)
-    ranks = 1 + np.argsort(np.argsort(np.abs(gain)))
-    excess = ranks[gain > 0].sum() - n * (n + 1) / 4
-    return n == 1 or float(excess) > _SIGMAS * math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+def _depends_on_place(normals: Normals, design: Design, used: Array) -> bool:
+    """Whether the highest terms explain more than with the stars' places exchanged."""
+    penalty = design.solve(normals, used).penalty
+    explained = design.explained(normals, used, penalty)
+    members, rng = np.flatnonzero(used), np.random.default_rng(len(used))
+    return all(
+        design.with_places_exchanged(used, rng.permutation(members)).explained(
+            normals, used, penalty
+        )
+        < explained
+        for _ in range(_EXCHANGES)
+    )
 
 
-def _information(normals: Normals, design: Design, options: FitOptions, used: Array) -> Array:
-    """``(1,)`` Bayesian information criterion."""
+def _information(normals: Normals, design: Design, options: FitOptions, used: Array) -> float:
+    """Bayesian information criterion."""
     solved = design.solve(normals, used)
-    _, rms = residual_statistics(normals, design.local(solved.solution))
-    n = max(float(normals.pixels[used].sum()), 2.0)
-    value = float((rms[used] ** 2 * normals.pixels[used]).sum())
+    n, value = max(float(normals.pixels[used].sum()), 2.0), solved.chi_square
     if not options.known_noise:
         value = n * math.log(max(value, 1e-300))
-    return np.array([value + math.log(n) * solved.effective])
+    return value + math.log(n) * solved.effective
 
 
-def _predicted(normals: Normals, design: Design, options: FitOptions, used: Array) -> Array:
-    """χ² of every used star, predicted from the other folds'."""
+def _predicted(normals: Normals, design: Design, options: FitOptions, used: Array) -> float:
+    """χ² of the used stars, each predicted from the other folds'."""
     fold = np.cumsum(used) % _FOLDS
-    result = np.empty(len(used))
+    total = 0.0
     for k in range(_FOLDS):
         solved = design.solve(normals, used & (fold != k))
         _, rms = residual_statistics(normals, design.local(solved.solution))
-        result[fold == k] = (rms**2 * normals.pixels)[fold == k]
-    return result[used]
+        total += float((rms**2 * normals.pixels)[used & (fold == k)].sum())
+    return total
 
 
 def _single_fits(
