@@ -759,6 +759,7 @@ def test_a_killed_run_leaves_nothing(simulated, tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_demo(run, tmp_path):
     demo = tmp_path / "demo"
     code, table, messages = run("demo", "--output", demo)

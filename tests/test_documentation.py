@@ -25,6 +25,7 @@ def blocks(name: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_readme_examples_run(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     commands = [

@@ -325,6 +325,7 @@ def test_wrong_options_are_refused(options, message):
         EvaluationOptions(**options)
 
 
+@pytest.mark.slow
 def test_the_command_on_simulated_pairs(run, tmp_path):
     output = tmp_path / "evaluation"
     arguments = (

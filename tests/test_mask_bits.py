@@ -284,6 +284,7 @@ def test_levels_of_saturation(rng, tmp_path, caplog):
     assert "SAT" not in difference.mask.schema.names
 
 
+@pytest.mark.slow
 def test_commands_take_masks(rng, tmp_path, run):
     """A manifest and ``detect``, with the mask beside the image."""
     mask = np.zeros((120, 130), np.int16)

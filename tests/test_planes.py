@@ -44,6 +44,7 @@ def test_blocks_cover_the_rows_once(rng):
     )
 
 
+@pytest.mark.slow
 def test_results_are_the_same_with_little_memory(run, tmp_path):
     scene = tmp_path / "scene"
     assert run("simulate", "--output", scene, "--size", 700, "--variation", 0.1)[0] == 0

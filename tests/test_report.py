@@ -359,6 +359,7 @@ def test_names_cannot_break_out_of_the_page(run, pair, tmp_path):
     assert "a&lt;script&gt;b&amp;amp;{{data}} ü.fits" in text
 
 
+@pytest.mark.slow
 def test_reports_of_less(run, pair, tmp_path):
     """A score alone; a constant correction, the science image convolved; neither WCS nor PSF."""
     page = tmp_path / "page.html"

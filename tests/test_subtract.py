@@ -272,6 +272,7 @@ def gaussian_pair(run, directory):
     return pair / "science.fits", pair / "template.fits"
 
 
+@pytest.mark.slow
 def test_misaligned_images_are_named(run, directory, tmp_path):
     science, template = gaussian_pair(run, directory)
     out = tmp_path / "out.fits"
@@ -443,6 +444,7 @@ def test_two_plain_images(run, directory, tmp_path):
     assert white["pixel_variance_ratio"] == pytest.approx(1, abs=0.015)
 
 
+@pytest.mark.slow
 def test_integers_stripes_and_saturation(run, directory, tmp_path):
     science, template = plain_pair(run, directory, tmp_path)
     image = np.nan_to_num(fits.getdata(science))

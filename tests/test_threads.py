@@ -63,6 +63,7 @@ def test_transforms_of_frames_do_not_depend_on_threads(rng, dtype):
     np.testing.assert_allclose(found[0][1], image, atol=50 * np.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 def test_products_do_not_depend_on_threads(run, tmp_path):
     scene = tmp_path / "scene"
     assert run("simulate", "--output", scene, "--size", 900, "--variation", 0.1)[0] == 0
