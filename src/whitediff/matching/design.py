@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from typing import Any
@@ -36,6 +37,9 @@ _LARGEST_PIVOT_RATIO = 1e9
 _NOISE_TERMS = 32
 """Terms of the series that undoes what the source's noise does: they reach directions in which the
 noise has nine tenths of the power, and no direction is raised by more than that number."""
+
+_LARGEST_LEVERAGE = 4.0
+"""Of a group: what its residuals tell is raised by no more for the fit having followed them."""
 
 _MOST_GROUPS = 40
 """Of stars, each left out in turn for the error of the kernel's sum."""
@@ -291,13 +295,15 @@ class Design:
             group = np.zeros(len(used), bool)
             group[members[k::number]] = True
             change = solved.inverse @ self._sum_right(scores, group)
-            if self.size < _MANY_UNKNOWNS:
-                left = np.eye(self.size) - solved.inverse @ self._sum(grams, group)
-                try:
-                    change = np.linalg.solve(left, change)
-                except np.linalg.LinAlgError:
-                    return math.inf
             changes[k] = gradient @ change
+            if self.size >= _MANY_UNKNOWNS:
+                continue
+            left = np.eye(self.size) - solved.inverse @ self._sum(grams, group)
+            with contextlib.suppress(np.linalg.LinAlgError):
+                whole = float(gradient @ np.linalg.solve(left, change))
+                # Without a star that alone holds the shape the penalties would be others.
+                most = _LARGEST_LEVERAGE * abs(changes[k])
+                changes[k] = min(max(whole, -most), most)
         by_stars = math.sqrt((number - 1) * float(np.var(changes)))
         return max(by_weights, by_stars)
 

@@ -29,6 +29,7 @@ _LIT = 0.3
 _FOLLOWS = 5.0
 """Significance with which variances follow the noise of their pixels."""
 
+_ROUNDING = 1e-6
 _ALIKE = 3.0
 """Factor within which variances are those of a level and of photons."""
 
@@ -306,10 +307,15 @@ def _without_own_noise(variance: Array, model: Array, residuals: Array, use: Arr
     if not square > 0:
         return variance
     slope = max(0.0, float((light[lit] * above[lit]).sum()) / square)
-    follows = np.corrcoef(above[lit] - slope * light[lit], residuals[lit])[0, 1]
-    if not follows * math.sqrt(np.count_nonzero(lit)) > _FOLLOWS:
+    unexplained, left = above[lit] - slope * light[lit], residuals[lit]
+    scatter = float(np.std(unexplained) * np.std(left))
+    together = float(np.mean((unexplained - unexplained.mean()) * left))
+    # What rounding leaves of constant variances goes with nothing.
+    if not scatter > _ROUNDING * float(np.std(left) * np.mean(variance[lit])):
         return variance
-    smooth = bases[:, None, None] + slope * np.maximum(light, 0)
+    if not together * math.sqrt(len(left)) > _FOLLOWS * scatter:
+        return variance
+    smooth = np.where(use, bases[:, None, None] + slope * np.maximum(light, 0), variance)
     # Pixels that are much worse have other reasons.
     is_alike = np.abs(np.log(variance / smooth)) < math.log(_ALIKE)
     return np.where(is_alike, smooth, variance)

@@ -40,7 +40,7 @@ _MANY = 100
 _EVIDENCE = 2.0
 """By which a higher order must be better: less is not worth a mention."""
 
-_EXCHANGES = 39
+_EXCHANGES = 99
 """Times that stars' places are exchanged."""
 
 _FOLDS = 5
@@ -283,8 +283,8 @@ def choose_kernel_order(
     Schwarz 1978, Ann. Statist. 6, 461, for noise of unknown scale: what no order describes
     counts as noise.  Unknowns are counted as the penalty leaves them.  A higher order is
     taken where it is better by 2 (Kass & Raftery 1995, JASA 90, 773), and where its terms explain
-    more than they do with the stars' places exchanged, in every one of 39 random orders (Fisher
-    1935, The Design of Experiments, section 21: by chance once in 40): what no kernel of this
+    more than they do with the stars' places exchanged, in every one of 99 random orders (Fisher
+    1935, The Design of Experiments, section 21: by chance once in 100): what no kernel of this
     basis describes is larger than the noise of bright stars, and any polynomial fits it.  All
     orders are judged by the same stars, those that a constant kernel of their own describes.
     """
