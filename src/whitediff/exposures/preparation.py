@@ -255,7 +255,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     for exposure, bad in zip((science, template), avoided, strict=True):
         bad |= masks.flagged(exposure.mask, options.exclude_mask_planes)
     sources = dataclasses.replace(sources, science_bad=avoided[0], template_bad=avoided[1])
-    candidates = choose_candidates(sources, clear=16, isolation=16)
+    candidates = _width_stars(sources)
     shown = [science, template]
     widths = candidates.science_sigma, candidates.template_sigma
     if is_structured:
@@ -281,6 +281,16 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         is_curved=is_curved,
         misalignment=misalignment,
     )
+
+
+def _width_stars(sources: Sources) -> Candidates:
+    """Stars that tell the widths of the PSFs; any static sources where there are none."""
+    try:
+        return choose_candidates(
+            sources, clear=16, isolation=16, options=CandidateOptions(stars_only=True)
+        )
+    except TooFewSourcesError:
+        return choose_candidates(sources, clear=16, isolation=16)
 
 
 def _is_curved(exposure: Exposure, flat: Array, bad: Array) -> bool:
@@ -478,7 +488,7 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     sources = find_sources(
         flat, flat, science_variance=exposure.variance.array, science_bad=bad, template_bad=bad
     )
-    stars = choose_candidates(sources, clear=16, isolation=16)
+    stars = _width_stars(sources)
     width = FWHM_TO_SIGMA * fwhm(exposure, stars, stars.science_sigma, bad)
     flattened = exposure.replaced(image=Image(flat, bbox=exposure.bbox, unit=exposure.image.unit))
     exposure = exposure.replaced()
@@ -497,7 +507,7 @@ def _psf_of_stars(
         clear=size // 2 + 1,
         isolation=0.7 * size,
         # Galaxies would do for a kernel, not for a PSF.
-        options=CandidateOptions(relax=False, width_tolerance=_PSF_WIDTH_TOLERANCE),
+        options=CandidateOptions(stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE),
     )
     images, used = measure_psf(
         exposure.image.array,
