@@ -42,7 +42,11 @@ _SHARPEST = 0.2
 
 _STAR_SIGMAS = (40.0, 15.0, 8.0)
 _FEWEST_STARS = 6
-_FEWEST_COMMON = 3
+_MOST_COMMON = 300
+_SHARPNESS_ERROR, _SHARPNESS_FLOOR = 2.0, 0.04
+"""Errors of a peak's `RoundPeaks.sharpness`: times its significance, and of the brightest."""
+_CROWDED = 1.8
+"""Peaks at a place, itself one, that are more than a chance."""
 _SAME_PEAK = 1.5
 _ROUND = 1.6
 _LOCUS = 0.3
@@ -65,7 +69,7 @@ _STRONG = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class RoundPeaks:
-    """Peaks that are as wide along both axes and diagonals, as stars are.
+    """Peaks that have light on all sides, as stars have.
 
     Attributes
     ----------
@@ -76,7 +80,9 @@ class RoundPeaks:
     ratio
         ``(6, n)`` geometric mean of the two neighbours at each offset, over the peak.
     sharpness
-        ``(n,)`` logarithm of four times the squared width.
+        ``(n,)`` logarithm of four over the squared width.
+    is_round
+        ``(n,)`` boolean: as wide along both axes and diagonals, as stars mostly are.
     """
 
     row: Array
@@ -84,6 +90,7 @@ class RoundPeaks:
     significance: Array
     ratio: Array
     sharpness: Array
+    is_round: Array
 
     def __len__(self) -> int:
         return len(self.row)
@@ -96,6 +103,7 @@ class RoundPeaks:
             self.significance[which],
             self.ratio[:, which],
             self.sharpness[which],
+            self.is_round[which],
         )
 
     def near(self, others: RoundPeaks) -> Array:
@@ -143,15 +151,16 @@ def round_peaks(surface: Surface) -> RoundPeaks:
         # The squared width, four times: a diagonal step is longer by the root of two.
         inverse = -2 * np.log(ratio[:_NEAR]) / np.array([1, 1, 2, 2])[:, None]
         alike = inverse.max(axis=0) < _ROUND * inverse.min(axis=0)
-    alike &= (ratio[:_NEAR] > _SHARPEST**2).all(axis=0) & (inverse.min(axis=0) > 0)
-    at = at[alike]
+    wide = (ratio[:_NEAR] > _SHARPEST**2).all(axis=0) & (inverse.min(axis=0) > 0)
+    at = at[wide]
     row, column = np.divmod(at, surface.width)
     return RoundPeaks(
         row - MARGIN,
         column - MARGIN,
         flux[at] / np.sqrt(surface.variance_at(at)),
-        ratio[:, alike],
-        np.log(inverse[:, alike].mean(axis=0)),
+        ratio[:, wide],
+        np.log(inverse[:, wide].mean(axis=0)),
+        alike[wide],
     )
 
 
@@ -174,22 +183,47 @@ def sharpness(peaks: RoundPeaks, others: RoundPeaks | None = None) -> Array:
 
     Notes
     -----
-    Stars are round peaks near the mode of all of these.  Of an image alone, short cosmic rays
-    whose charge has spread are round, too, and may be more than the stars.
+    Of what both images have, nothing is sharper than the stars, be they few.  Those of an image
+    alone are round peaks near the mode of all of these: short cosmic rays whose charge has spread
+    are round, too, and may be sharper, and more, than the stars.
     """
-    fewest = _FEWEST_STARS
     if others is not None:
         common = peaks[peaks.near(others)]
-        if len(common) >= _FEWEST_COMMON:
-            peaks, fewest = common, _FEWEST_COMMON
+        chosen = common[_sharpest(common)]
+        if len(chosen):
+            return _usual_ratios(chosen)
+    peaks = peaks[peaks.is_round]
     for least in _STAR_SIGMAS:
         chosen = peaks[peaks.significance > least]
-        if len(chosen) >= fewest:
+        if len(chosen) >= _FEWEST_STARS:
             chosen = chosen[np.abs(chosen.sharpness - _locus(chosen.sharpness)) < _LOCUS]
-            if len(chosen) >= fewest:
-                result: Array = np.percentile(chosen.ratio, 10, axis=1)
-                return result
+            if len(chosen) >= _FEWEST_STARS:
+                return _usual_ratios(chosen)
     return np.array([_SHARPEST ** (j * j + i * i) for j, i in _OFFSETS])
+
+
+def _usual_ratios(stars: RoundPeaks) -> Array:
+    result: Array = np.percentile(stars.ratio, 10, axis=1)
+    return result
+
+
+def _sharpest(peaks: RoundPeaks) -> Array:
+    """The peaks at the sharpest place where more than one is; none if there is no such place."""
+    best = np.argsort(-peaks.significance, kind="stable")[:_MOST_COMMON]
+    error = np.hypot(_SHARPNESS_ERROR / peaks.significance[best], _SHARPNESS_FLOOR)
+    value = peaks.sharpness[best]
+    square = error[:, None] ** 2 + error**2
+    near = np.exp(-0.5 * (value[:, None] - value) ** 2 / square)
+    crowded = np.flatnonzero(near.sum(axis=1) > _CROWDED)
+    if not len(crowded):
+        return crowded
+    place = crowded[np.argmax(value[crowded])]
+    for _ in range(2):
+        weight = near[place] / error**2
+        centre = (weight * value).sum() / weight.sum()
+        place = np.argmin(np.abs(value - centre))
+    result: Array = best[np.abs(value - centre) < 2 * np.hypot(error, error[place])]
+    return result
 
 
 def psf_sharpness(psf: Array) -> Array:
