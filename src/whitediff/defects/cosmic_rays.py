@@ -43,10 +43,14 @@ _SHARPEST = 0.2
 _STAR_SIGMAS = (40.0, 15.0, 8.0)
 _FEWEST_STARS = 6
 _MOST_COMMON = 300
-_SHARPNESS_ERROR, _SHARPNESS_FLOOR = 2.0, 0.04
-"""Errors of a peak's `RoundPeaks.sharpness`: times its significance, and of the brightest."""
-_CROWDED = 1.8
-"""Peaks at a place, itself one, that are more than a chance."""
+_SHARPNESS_FLOOR, _LARGEST_ERROR = 0.04, 0.25
+"""Error of the sharpness of the brightest, and of those that tell it: wide ones are noisier, and
+the noise makes them sharper, since they are its peaks."""
+_FEWEST_COMMON = 3
+_MOST_COMPARED = 3000
+_CROWDED, _CHANCE_SIGMAS = 1.8, 3.0
+"""Peaks at a place, of which one makes it a place, and more than those expected by chance."""
+_STEPS = 3
 _SAME_PEAK = 1.5
 _ROUND = 1.6
 _LOCUS = 0.3
@@ -105,6 +109,23 @@ class RoundPeaks:
             self.sharpness[which],
             self.is_round[which],
         )
+
+    @property
+    def sharpness_error(self) -> Array:
+        """``(n,)``: the wider a peak, the less its neighbours differ from it."""
+        inverse = np.exp(self.sharpness)
+        # The noise of the peak is that of all four pairs.
+        noise = np.sqrt(1 + np.exp(inverse) / 8)
+        result: Array = 2 * noise / (inverse * self.significance)
+        return result
+
+    @property
+    def density(self) -> float:
+        """Peaks per pixel of the rectangle that holds them."""
+        if not len(self):
+            return 0.0
+        sides = (np.ptp(each) + 1 for each in (self.row, self.column))
+        return len(self) / math.prod(map(float, sides))
 
     def near(self, others: RoundPeaks) -> Array:
         """Which of them have a peak of another image next to them.
@@ -188,16 +209,19 @@ def sharpness(peaks: RoundPeaks, others: RoundPeaks | None = None) -> Array:
     are round, too, and may be sharper, and more, than the stars.
     """
     if others is not None:
-        common = peaks[peaks.near(others)]
-        chosen = common[_sharpest(common)]
+        chosen = _sharpest_common(peaks, others)
         if len(chosen):
             return _usual_ratios(chosen)
-    peaks = peaks[peaks.is_round]
+    peaks, fewest = peaks[peaks.is_round], _FEWEST_STARS
+    if others is not None:
+        common = peaks[peaks.near(others)]
+        if len(common) >= _FEWEST_COMMON:
+            peaks, fewest = common, _FEWEST_COMMON
     for least in _STAR_SIGMAS:
         chosen = peaks[peaks.significance > least]
-        if len(chosen) >= _FEWEST_STARS:
+        if len(chosen) >= fewest:
             chosen = chosen[np.abs(chosen.sharpness - _locus(chosen.sharpness)) < _LOCUS]
-            if len(chosen) >= _FEWEST_STARS:
+            if len(chosen) >= fewest:
                 return _usual_ratios(chosen)
     return np.array([_SHARPEST ** (j * j + i * i) for j, i in _OFFSETS])
 
@@ -207,23 +231,27 @@ def _usual_ratios(stars: RoundPeaks) -> Array:
     return result
 
 
-def _sharpest(peaks: RoundPeaks) -> Array:
-    """The peaks at the sharpest place where more than one is; none if there is no such place."""
-    best = np.argsort(-peaks.significance, kind="stable")[:_MOST_COMMON]
-    error = np.hypot(_SHARPNESS_ERROR / peaks.significance[best], _SHARPNESS_FLOOR)
-    value = peaks.sharpness[best]
-    square = error[:, None] ** 2 + error**2
-    near = np.exp(-0.5 * (value[:, None] - value) ** 2 / square)
-    crowded = np.flatnonzero(near.sum(axis=1) > _CROWDED)
+def _sharpest_common(peaks: RoundPeaks, others: RoundPeaks) -> RoundPeaks:
+    """The peaks at the sharpest place where both images have more than chance explains."""
+    peaks = peaks[peaks.sharpness_error < _LARGEST_ERROR]
+    peaks = peaks[np.argsort(-peaks.significance, kind="stable")[:_MOST_COMPARED]]
+    common = peaks.near(others)
+    error = np.hypot(peaks.sharpness_error, _SHARPNESS_FLOOR)
+    both = np.flatnonzero(common)[:_MOST_COMMON]
+    deviation = peaks.sharpness[both][:, None] - peaks.sharpness
+    near = np.exp(-0.5 * deviation**2 / (error[both][:, None] ** 2 + error**2))
+    # Peaks of one image that lie by chance next to one of the other.
+    by_chance = near.sum(axis=1) * others.density * math.pi * _SAME_PEAK**2
+    crowd = near[:, both].sum(axis=1)
+    crowded = both[crowd > _CROWDED + by_chance + _CHANCE_SIGMAS * np.sqrt(by_chance)]
     if not len(crowded):
-        return crowded
-    place = crowded[np.argmax(value[crowded])]
-    for _ in range(2):
-        weight = near[place] / error**2
+        return peaks[crowded]
+    value, error = peaks.sharpness[both], error[both]
+    centre, own = float(peaks.sharpness[crowded].max()), _SHARPNESS_FLOOR
+    for _ in range(_STEPS):
+        weight = np.exp(-0.5 * (value - centre) ** 2 / (error**2 + own**2)) / error**2
         centre = (weight * value).sum() / weight.sum()
-        place = np.argmin(np.abs(value - centre))
-    result: Array = best[np.abs(value - centre) < 2 * np.hypot(error, error[place])]
-    return result
+    return peaks[both[np.abs(value - centre) < 2 * np.hypot(error, own)]]
 
 
 def psf_sharpness(psf: Array) -> Array:
