@@ -43,7 +43,7 @@ _SHARPEST = 0.2
 _STAR_SIGMAS = (40.0, 15.0, 8.0)
 _FEWEST_STARS = 6
 _MOST_COMMON = 300
-_SHARPNESS_FLOOR, _LARGEST_ERROR = 0.04, 0.25
+_SHARPNESS_FLOOR, _LARGEST_ERROR = 0.04, 0.3
 """Error of the sharpness of the brightest, and of those that tell it: wide ones are noisier, and
 the noise makes them sharper, since they are its peaks."""
 _FEWEST_COMMON = 3
@@ -211,7 +211,8 @@ def sharpness(peaks: RoundPeaks, others: RoundPeaks | None = None) -> Array:
     if others is not None:
         chosen = _sharpest_common(peaks, others)
         if len(chosen):
-            return _usual_ratios(chosen)
+            # The lowest of a few is that of most noise.
+            return _ratios_of(chosen, 10 if len(chosen) >= _FEWEST_STARS else 50)
     peaks, fewest = peaks[peaks.is_round], _FEWEST_STARS
     if others is not None:
         common = peaks[peaks.near(others)]
@@ -222,12 +223,12 @@ def sharpness(peaks: RoundPeaks, others: RoundPeaks | None = None) -> Array:
         if len(chosen) >= fewest:
             chosen = chosen[np.abs(chosen.sharpness - _locus(chosen.sharpness)) < _LOCUS]
             if len(chosen) >= fewest:
-                return _usual_ratios(chosen)
+                return _ratios_of(chosen, 10)
     return np.array([_SHARPEST ** (j * j + i * i) for j, i in _OFFSETS])
 
 
-def _usual_ratios(stars: RoundPeaks) -> Array:
-    result: Array = np.percentile(stars.ratio, 10, axis=1)
+def _ratios_of(stars: RoundPeaks, percentile: float) -> Array:
+    result: Array = np.percentile(stars.ratio, percentile, axis=1)
     return result
 
 

@@ -52,7 +52,8 @@ class Shapes(NamedTuple):
     """Sizes and ellipticities of sources through a Gaussian window.
 
     ``value`` and ``error`` are ``(n, 3)``: ln(size), 0 of what fills the window, and the
-    ellipticities along the axes and the diagonals; ``known`` is ``(n,)`` boolean: where they could be measured.
+    ellipticities along the axes and the diagonals; ``known`` is ``(n,)`` boolean: where they could
+    be measured.
     """
 
     value: Array

@@ -45,7 +45,9 @@ _LARGEST_CHI_SQUARE = 3.0
 _LARGEST_STEP = 0.5
 _LEVEL_ERROR = 1.5
 """Errors of levels over what the pixels' noise explains: there are unseen sources."""
-_WIDTH_STARS = 50
+_FEWEST_WIDTH_STARS, _WIDTH_STARS = 5, 50
+_FINE = 4.0
+"""Width from which on interpolation widens a star by less than 0.1 %."""
 _BETA = (1.5, 100.0)
 
 
@@ -260,7 +262,9 @@ def star_width(image: Array, bad: Array, x: Array, y: Array, *, reach: int) -> f
         Of the median of the stars, each of unit flux and moved to the middle by its own
         centroid, pixels; NaN if no star can be used.
     """
-    x, y = x[:_WIDTH_STARS], y[:_WIDTH_STARS]
+    # The centroids of the fainter half, and so their common profile, are blurred by noise.
+    number = min(max(len(x) // 2, _FEWEST_WIDTH_STARS), _WIDTH_STARS)
+    x, y = x[:number], y[:number]
     stars = _cut(image, np.ones((1, 1)), bad, x, y, 2 * reach + 1, outer=0)
     return _recentre(stars, reach) if len(stars) else math.nan
 
@@ -367,12 +371,7 @@ def _recentre(stars: _Stars, reach: int) -> float:
             stars.dy = stars.dy + step_y.clip(-1, 1)
         lost = np.hypot(stars.dx, stars.dy) > reach / 2
         stars.dx[lost], stars.dy[lost] = 0.0, 0.0
-        centred = np.stack(
-            [
-                scipy.ndimage.shift(star, (-dy, -dx), order=3, mode="nearest")
-                for star, dx, dy in zip(data, stars.dx, stars.dy, strict=True)
-            ]
-        )
+        centred = _moved(data, -stars.dx, -stars.dy)
         rows, columns = np.exp(-0.5 * (offset / sigma) ** 2), np.exp(-0.5 * (offset / sigma) ** 2)
         flux = np.einsum("nyx,y,x->n", centred, rows, columns)
         good = flux > 0
@@ -383,7 +382,22 @@ def _recentre(stars: _Stars, reach: int) -> float:
             return math.nan
         width = full_width_half_maximum(typical)
         sigma = max(0.8, FWHM_TO_SIGMA * width)
+    if width < _FINE:
+        # Moved there and back, the typical star is widened twice by what widened it once.
+        there = _moved(np.broadcast_to(typical, data[good].shape), stars.dx[good], stars.dy[good])
+        back = _moved(there, -stars.dx[good], -stars.dy[good])
+        width -= (full_width_half_maximum(np.median(back, axis=0)) - width) / 2
     return width
+
+
+def _moved(stamps: Array, dx: Array, dy: Array) -> Array:
+    """Stamps moved by parts of a pixel."""
+    return np.stack(
+        [
+            scipy.ndimage.shift(star, (y, x), order=5, mode="nearest")
+            for star, x, y in zip(stamps, dx, dy, strict=True)
+        ]
+    )
 
 
 def _expansion(profile: _Moffat, size: int, order: int) -> Array:
