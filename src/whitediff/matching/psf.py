@@ -45,7 +45,7 @@ _LARGEST_CHI_SQUARE = 3.0
 _LARGEST_STEP = 0.5
 _LEVEL_ERROR = 1.5
 """Errors of levels over what the pixels' noise explains: there are unseen sources."""
-_FEWEST_WIDTH_STARS, _WIDTH_STARS = 5, 50
+_WIDTH_STARS = 50
 _FINE = 4.0
 """Width from which on interpolation widens a star by less than 0.1 %."""
 _BETA = (1.5, 100.0)
@@ -262,9 +262,7 @@ def star_width(image: Array, bad: Array, x: Array, y: Array, *, reach: int) -> f
         Of the median of the stars, each of unit flux and moved to the middle by its own
         centroid, pixels; NaN if no star can be used.
     """
-    # The centroids of the fainter half, and so their common profile, are blurred by noise.
-    number = min(max(len(x) // 2, _FEWEST_WIDTH_STARS), _WIDTH_STARS)
-    x, y = x[:number], y[:number]
+    x, y = x[:_WIDTH_STARS], y[:_WIDTH_STARS]
     stars = _cut(image, np.ones((1, 1)), bad, x, y, 2 * reach + 1, outer=0)
     return _recentre(stars, reach) if len(stars) else math.nan
 
@@ -383,10 +381,11 @@ def _recentre(stars: _Stars, reach: int) -> float:
         width = full_width_half_maximum(typical)
         sigma = max(0.8, FWHM_TO_SIGMA * width)
     if width < _FINE:
-        # Moved there and back, the typical star is widened twice by what widened it once.
+        # Moved there and back, the typical star, which has lost its finest structure once, is
+        # widened by as much again.
         there = _moved(np.broadcast_to(typical, data[good].shape), stars.dx[good], stars.dy[good])
         back = _moved(there, -stars.dx[good], -stars.dy[good])
-        width -= (full_width_half_maximum(np.median(back, axis=0)) - width) / 2
+        width -= full_width_half_maximum(np.median(back, axis=0)) - width
     return width
 
 
