@@ -15,7 +15,7 @@ import scipy.spatial
 from ..errors import ArgumentError, TooFewSourcesError
 from ..interpolation import patched
 from ..stats import half_sample_mode, power_of_two
-from .locus import Locus, find_locus, windowed_shapes
+from .locus import SEARCHED, Locus, find_locus, windowed_shapes
 from .normals import Stamps
 
 __all__ = [
@@ -57,16 +57,15 @@ _SHARPEST = 0.7
 """Least width of a star, in pixels."""
 _SUBPIXELS = 2
 """Half-light radii come out within 0.3 % of those with 5, in half the time."""
-_FEWEST_FOUND, _FEWEST_CERTAIN, _CERTAIN = 2.5, 3.5, 4.0
-"""Stars for an opinion, and for one to rely on; and the logarithm of a likelihood ratio for the
-latter: galaxies alone reach TODO."""
+_FEWEST_LIKELY, _FEWEST_CERTAIN, _CERTAIN = 1.5, 3.5, 3.0
+"""Stars for an opinion, and for one to rely on, and the logarithm of the likelihood ratio of the
+latter: of 132 simulated fields of galaxies without a star, none reaches both."""
 _STAR_RATIO = 20.0
-_SMALLEST_WINDOW = 1.2
-_WINDOW_GROWTH = 1.5
-_WINDOWS = 8
-_WINDOW_ERROR = 0.05
+"""Signal-to-noise ratio from which on a source shows what stars look like."""
+_SMALLEST_WINDOW, _WINDOW_GROWTH, _WINDOW_ERROR = 1.2, 1.5, 0.05
+_MOST_WINDOWS = 8
 _NEIGHBOUR_SIGMAS, _NEIGHBOUR_PIXELS = 4, 3
-_MOST_STARS = 100
+"""Distance of a neighbour that does not change a source's shape: so many widths and pixels."""
 _SAME_SOURCE = 3.0
 """Pixels between the centroids that two programs find for one star: far less than between stars."""
 
@@ -177,13 +176,13 @@ class Stars:
     template_radius: float
 
     @property
-    def are_found(self) -> bool:
+    def are_likely(self) -> bool:
         """The sources are likelier with them than without."""
-        return self.number >= _FEWEST_FOUND and self.evidence > 0
+        return self.number >= _FEWEST_LIKELY and self.evidence > 0
 
     @property
     def are_certain(self) -> bool:
-        """No galaxies that happen to be alike."""
+        """They are no galaxies that happen to be alike."""
         return self.number >= _FEWEST_CERTAIN and self.evidence >= _CERTAIN
 
 
@@ -324,8 +323,9 @@ def find_sources(
             plane.image, x[chosen], y[chosen], largest, 0.5, mask=plane.hole, subpix=_SUBPIXELS
         )
     measured = (radii[0] > 0.5) & (radii[1] > 0.5)
+    # The same image twice tells no more than once.
     planes = [(science_plane, science_bad), (template_plane, template_bad)]
-    one = template is science
+    planes = planes[: 1 if template is science else 2]
     return _with_stars(
         Sources(
             x=x,
@@ -341,26 +341,27 @@ def find_sources(
             template_bad=template_bad,
             stars=Stars(np.zeros(len(x), dtype=bool), 0.0, 0.0, math.nan, math.nan),
         ),
-        planes[:1] if one else planes,
+        planes,
     )
 
 
 def _with_stars(sources: Sources, planes: list[tuple[_Plane, Array]]) -> Sources:
-    """Sources of which is known which ones are stars.
+    """Sources with the stars among them.
 
-    The windows are of the stars' own width, and grow until they are: through one that is too
-    narrow the narrowest sources are still seen, through a wider one no longer.
+    The windows grow until they are as wide as the stars: through one that is too narrow these are
+    still told from galaxies, if less well, and through one that suits galaxies hardly.
     """
     ratio = sources.signal_to_noise
     common = sources.clean & (sources.template_signal_to_noise > _COMMON)
     common &= ratio > CandidateOptions.signal_to_noise[0]
+    # Neither transients nor rays.
     common &= _static(sources, _usual_ratio(sources, common))
     ny, nx = sources.science_bad.shape
     x, y = 2 * (sources.x + 0.5) / nx - 1, 2 * (sources.y + 0.5) / ny - 1
     radii = np.stack([sources.science_radius, sources.template_radius])[: len(planes)]
     sigma = np.full(len(planes), _SMALLEST_WINDOW)
 
-    def found(which: Array, *, slopes: bool) -> Locus:
+    def locus_of(which: Array, *, slopes: bool) -> Locus:
         shapes = tuple(
             windowed_shapes(
                 plane.image, plane.noise, bad, sources.x[which], sources.y[which], sigma=width
@@ -369,12 +370,12 @@ def _with_stars(sources: Sources, planes: list[tuple[_Plane, Array]]) -> Sources
         )
         return find_locus(shapes, x[which], y[which], ratio[which], slopes=slopes)
 
-    for _ in range(_WINDOWS):
+    for _ in range(_MOST_WINDOWS):
         reach = _NEIGHBOUR_SIGMAS * sigma.max() + _NEIGHBOUR_PIXELS
         alone = common & _isolated(sources.x, sources.y, sources.flux, reach)
         bright = np.flatnonzero(alone & (ratio > _STAR_RATIO))
-        bright = bright[np.argsort(-ratio[bright], kind="stable")[:_MOST_STARS]]
-        stars = bright[found(bright, slopes=False).probability > 0.5]
+        bright = bright[np.argsort(-ratio[bright], kind="stable")[:SEARCHED]]
+        stars = bright[locus_of(bright, slopes=False).probability > 0.5]
         if not len(bright):
             break
         # Where none is seen, towards that of all sources.
@@ -385,15 +386,16 @@ def _with_stars(sources: Sources, planes: list[tuple[_Plane, Array]]) -> Sources
         sigma = grown
     which = np.flatnonzero(alone)
     which = which[np.argsort(-ratio[which], kind="stable")]
-    locus = found(which, slopes=True)
+    locus = locus_of(which, slopes=True)
     are_stars = np.zeros(len(sources), dtype=bool)
     are_stars[which] = locus.probability > 0.5
     radius = np.full(2, math.nan)
     if are_stars.any():
-        bright = are_stars & (ratio > _STAR_RATIO)
-        radius[:] = np.median(radii[:, bright if bright.any() else are_stars], axis=1)
-    stars = Stars(are_stars, locus.number, locus.evidence, float(radius[0]), float(radius[-1]))
-    return dataclasses.replace(sources, stars=stars)
+        # Radii are best known of the bright.
+        known = are_stars & (ratio > _STAR_RATIO)
+        radius[:] = np.median(radii[:, known if known.any() else are_stars], axis=1)
+    found = Stars(are_stars, locus.number, locus.evidence, float(radius[0]), float(radius[-1]))
+    return dataclasses.replace(sources, stars=found)
 
 
 class _Plane(NamedTuple):
@@ -481,10 +483,10 @@ def choose_candidates(
         # Stars' radii are best known where they are bright.
         bright = usable & isolated & (ratio >= np.median(ratio[usable & isolated]))
         locus = sources.stars.science_radius
-        if not sources.stars.are_found:
+        if not sources.stars.are_likely:
             locus = half_sample_mode(sources.science_radius[bright])
         unresolved = np.abs(sources.science_radius / locus - 1) <= options.width_tolerance
-    if options.stars_only and sources.stars.are_found:
+    if options.stars_only and sources.stars.are_likely:
         unresolved = sources.stars.which
     moderate = ratio <= brightest
     chosen, relaxed = np.array([], dtype=int), ""
@@ -537,10 +539,9 @@ def choose_candidates(
             required=options.fewest,
         )
     stars, radii = sources.stars, (sources.science_radius, sources.template_radius)
-    if stars.are_found:
-        widths = stars.science_radius, stars.template_radius
-    else:
-        widths = tuple(float(np.median(radius[chosen])) for radius in radii)
+    widths = [stars.science_radius, stars.template_radius]
+    if not stars.are_likely:
+        widths = [float(np.median(radius[chosen])) for radius in radii]
     science_sigma, template_sigma = (HALF_LIGHT_TO_SIGMA * width for width in widths)
     return Candidates(
         sources.x[chosen],
@@ -681,9 +682,9 @@ def _isolated(x: Array, y: Array, flux: Array, reach: float) -> Array:
     """Sources without a neighbour of more than a tenth of their flux."""
     tree = scipy.spatial.cKDTree(np.stack([x, y], 1))
     alone = np.ones(len(x), dtype=bool)
-    for i, j in tree.query_pairs(reach, output_type="ndarray"):
-        alone[i] &= flux[j] < 0.1 * flux[i]
-        alone[j] &= flux[i] < 0.1 * flux[j]
+    first, second = tree.query_pairs(reach, output_type="ndarray").T
+    for one, other in ((first, second), (second, first)):
+        alone[one[~(flux[other] < 0.1 * flux[one])]] = False
     return alone
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import scipy.special
 
-__all__ = ["Locus", "Shapes", "find_locus", "windowed_shapes"]
+__all__ = ["SEARCHED", "Locus", "Shapes", "find_locus", "windowed_shapes"]
 
 type Array = npt.NDArray[Any]
 
-_SEARCHED = 100
+SEARCHED = 100
 """Sources among which the stars are sought, the most significant: among the faint, too many
 galaxies cannot be told apart."""
 _TOLERANCE = np.array([0.025, 0.02, 0.02])
@@ -191,7 +191,7 @@ def find_locus(
     value = np.stack([each.value[known] for each in shapes], 1)
     error = np.stack([each.error[known] for each in shapes], 1)
     terms = np.column_stack([np.ones(len(known)), x[known], y[known]])
-    first = np.s_[:_SEARCHED]
+    first = np.s_[:SEARCHED]
     searched = value[first], error[first], terms[first]
     planes, cost = _planes(value[first], terms[first], slopes=slopes)
     likelihood, _, without = _mixture(planes, *searched)
@@ -201,7 +201,7 @@ def find_locus(
         _, stars, _ = _mixture(plane, *searched)
         plane = _refitted(stars[0], *searched)[None]
     likelihood, stars, _ = _mixture(plane, *searched)
-    for part in np.array_split(np.arange(len(known)), math.ceil(len(known) / _SEARCHED)):
+    for part in np.array_split(np.arange(len(known)), math.ceil(len(known) / SEARCHED)):
         # The fainter, the more of them are galaxies.
         probability[known[part]] = _mixture(plane, value[part], error[part], terms[part])[1][0]
     return Locus(probability, float(stars.sum()), float(likelihood[0]) - none)

@@ -45,7 +45,7 @@ _LARGEST_CHI_SQUARE = 3.0
 _LARGEST_STEP = 0.5
 _LEVEL_ERROR = 1.5
 """Errors of levels over what the pixels' noise explains: there are unseen sources."""
-_WIDTH_STARS = 50
+_WIDTH_STARS, _ENOUGH_FOR_MEDIAN = 50, 10
 _FINE = 4.0
 """Width from which on interpolation widens a star by less than 0.1 %."""
 _BETA = (1.5, 100.0)
@@ -375,7 +375,7 @@ def _recentre(stars: _Stars, reach: int) -> float:
         good = flux > 0
         if not good.any():
             return math.nan
-        typical = np.median(centred[good] / flux[good, None, None], axis=0)
+        typical = _typical(centred[good], flux[good])
         if not typical.max() > 0:
             return math.nan
         width = full_width_half_maximum(typical)
@@ -383,10 +383,20 @@ def _recentre(stars: _Stars, reach: int) -> float:
     if width < _FINE:
         # Moved there and back, the typical star, which has lost its finest structure once, is
         # widened by as much again.
-        there = _moved(np.broadcast_to(typical, data[good].shape), stars.dx[good], stars.dy[good])
+        alike = typical * flux[good, None, None]
+        there = _moved(alike, stars.dx[good], stars.dy[good])
         back = _moved(there, -stars.dx[good], -stars.dy[good])
-        width -= full_width_half_maximum(np.median(back, axis=0)) - width
+        width -= full_width_half_maximum(_typical(back, flux[good])) - width
     return width
+
+
+def _typical(stamps: Array, flux: Array) -> Array:
+    """Median of stars of unit flux; of a few, the mean, to which the brighter ones add most."""
+    if len(stamps) < _ENOUGH_FOR_MEDIAN:
+        mean: Array = stamps.sum(axis=0) / flux.sum()
+        return mean
+    median: Array = np.median(stamps / flux[:, None, None], axis=0)
+    return median
 
 
 def _moved(stamps: Array, dx: Array, dy: Array) -> Array:
