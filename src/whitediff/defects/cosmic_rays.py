@@ -120,6 +120,15 @@ class RoundPeaks:
         return result
 
     @property
+    def falls_off(self) -> Array:
+        """``(n,)`` boolean: along both axes, faster than the columns of a bad detector do.
+
+        A Gaussian falls by the fourth power from one pixel to two.
+        """
+        result: Array = (self.ratio[_NEAR:] < self.ratio[:2] ** 2).all(axis=0)
+        return result
+
+    @property
     def density(self) -> float:
         """Peaks per pixel of the rectangle that holds them."""
         if not len(self):
@@ -234,7 +243,7 @@ def _ratios_of(stars: RoundPeaks, percentile: float) -> Array:
 
 def _sharpest_common(peaks: RoundPeaks, others: RoundPeaks) -> RoundPeaks:
     """The peaks at the sharpest place where both images have more than chance explains."""
-    peaks = peaks[peaks.sharpness_error < _LARGEST_ERROR]
+    peaks = peaks[(peaks.sharpness_error < _LARGEST_ERROR) & (peaks.is_round | peaks.falls_off)]
     peaks = peaks[np.argsort(-peaks.significance, kind="stable")[:_MOST_COMPARED]]
     common = peaks.near(others)
     error = np.hypot(peaks.sharpness_error, _SHARPNESS_FLOOR)
