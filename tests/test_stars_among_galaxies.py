@@ -3,7 +3,8 @@
 Claims: the PSFs and their widths are those of the stars, be they a dozen among 150 galaxies, sharp,
 wide, trailed or varying; or the run says that they may be wrong.  Where there are next to no stars
 it nearly always says so.  No galaxy is among the stars.  The kernel is not left with the few stars.
-Shapes have the errors that they say.  Isolated transients are no cosmic rays, however few stars there are.
+Shapes have the errors that they say.  Isolated transients are no cosmic rays, however few stars
+there are.
 """
 
 from __future__ import annotations
