@@ -50,7 +50,12 @@ def full_width_half_maximum(image: Array) -> float:
     fine = scipy.ndimage.map_coordinates(
         image.astype(np.float64), np.meshgrid(rows, columns, indexing="ij"), order=3
     )
-    labels, _ = scipy.ndimage.label(fine > fine.max() / 2)
-    peak = labels[np.unravel_index(int(np.argmax(fine)), fine.shape)]
-    area = np.count_nonzero(labels == peak) / _OVERSAMPLING**2
+    above = fine - fine.max() / 2
+    labels, _ = scipy.ndimage.label(above > 0)
+    peak = labels == labels[np.unravel_index(int(np.argmax(fine)), fine.shape)]
+    # Cells on the border count by the part of them that is above.
+    near = scipy.ndimage.binary_dilation(peak)
+    slope = sum(abs(each) for each in np.gradient(above))
+    part = np.clip(0.5 + above[near] / np.maximum(slope[near], np.finfo(float).tiny), 0, 1)
+    area = float(part.sum()) / _OVERSAMPLING**2
     return 2 * math.sqrt(area / math.pi)

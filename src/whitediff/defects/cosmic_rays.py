@@ -42,7 +42,15 @@ _SHARPEST = 0.2
 
 _STAR_SIGMAS = (40.0, 15.0, 8.0)
 _FEWEST_STARS = 6
+_MOST_COMMON = 300
+_SHARPNESS_FLOOR, _LARGEST_ERROR = 0.04, 0.3
+"""Error of the sharpness of the brightest, and of those that tell it: wide ones are noisier, and
+the noise makes them sharper, since they are its peaks."""
 _FEWEST_COMMON = 3
+_MOST_COMPARED = 3000
+_CROWDED, _CHANCE_SIGMAS = 1.8, 3.0
+"""Peaks at a place, of which one makes it a place, and more than those expected by chance."""
+_STEPS = 3
 _SAME_PEAK = 1.5
 _ROUND = 1.6
 _LOCUS = 0.3
@@ -65,7 +73,7 @@ _STRONG = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class RoundPeaks:
-    """Peaks that are as wide along both axes and diagonals, as stars are.
+    """Peaks that have light on all sides, as stars have.
 
     Attributes
     ----------
@@ -76,7 +84,9 @@ class RoundPeaks:
     ratio
         ``(6, n)`` geometric mean of the two neighbours at each offset, over the peak.
     sharpness
-        ``(n,)`` logarithm of four times the squared width.
+        ``(n,)`` logarithm of four over the squared width.
+    is_round
+        ``(n,)`` boolean: as wide along both axes and diagonals, as stars mostly are.
     """
 
     row: Array
@@ -84,6 +94,7 @@ class RoundPeaks:
     significance: Array
     ratio: Array
     sharpness: Array
+    is_round: Array
 
     def __len__(self) -> int:
         return len(self.row)
@@ -96,7 +107,34 @@ class RoundPeaks:
             self.significance[which],
             self.ratio[:, which],
             self.sharpness[which],
+            self.is_round[which],
         )
+
+    @property
+    def sharpness_error(self) -> Array:
+        """``(n,)``: the wider a peak, the less its neighbours differ from it."""
+        inverse = np.exp(self.sharpness)
+        # The noise of the peak is that of all four pairs.
+        noise = np.sqrt(1 + np.exp(inverse) / 8)
+        result: Array = 2 * noise / (inverse * self.significance)
+        return result
+
+    @property
+    def falls_off(self) -> Array:
+        """``(n,)`` boolean: along both axes, faster than the columns of a bad detector do.
+
+        A Gaussian falls by the fourth power from one pixel to two.
+        """
+        result: Array = (self.ratio[_NEAR:] < self.ratio[:2] ** 2).all(axis=0)
+        return result
+
+    @property
+    def density(self) -> float:
+        """Peaks per pixel of the rectangle that holds them."""
+        if not len(self):
+            return 0.0
+        sides = (np.ptp(each) + 1 for each in (self.row, self.column))
+        return len(self) / math.prod(map(float, sides))
 
     def near(self, others: RoundPeaks) -> Array:
         """Which of them have a peak of another image next to them.
@@ -143,15 +181,16 @@ def round_peaks(surface: Surface) -> RoundPeaks:
         # The squared width, four times: a diagonal step is longer by the root of two.
         inverse = -2 * np.log(ratio[:_NEAR]) / np.array([1, 1, 2, 2])[:, None]
         alike = inverse.max(axis=0) < _ROUND * inverse.min(axis=0)
-    alike &= (ratio[:_NEAR] > _SHARPEST**2).all(axis=0) & (inverse.min(axis=0) > 0)
-    at = at[alike]
+    wide = (ratio[:_NEAR] > _SHARPEST**2).all(axis=0) & (inverse.min(axis=0) > 0)
+    at = at[wide]
     row, column = np.divmod(at, surface.width)
     return RoundPeaks(
         row - MARGIN,
         column - MARGIN,
         flux[at] / np.sqrt(surface.variance_at(at)),
-        ratio[:, alike],
-        np.log(inverse[:, alike].mean(axis=0)),
+        ratio[:, wide],
+        np.log(inverse[:, wide].mean(axis=0)),
+        alike[wide],
     )
 
 
@@ -174,10 +213,16 @@ def sharpness(peaks: RoundPeaks, others: RoundPeaks | None = None) -> Array:
 
     Notes
     -----
-    Stars are round peaks near the mode of all of these.  Of an image alone, short cosmic rays
-    whose charge has spread are round, too, and may be more than the stars.
+    Of what both images have, nothing is sharper than the stars, be they few.  Those of an image
+    alone are round peaks near the mode of all of these: short cosmic rays whose charge has spread
+    are round, too, and may be sharper, and more, than the stars.
     """
-    fewest = _FEWEST_STARS
+    if others is not None:
+        chosen = _sharpest_common(peaks, others)
+        if len(chosen):
+            # The lowest of a few is that of most noise.
+            return _ratios_of(chosen, 10 if len(chosen) >= _FEWEST_STARS else 50)
+    peaks, fewest = peaks[peaks.is_round], _FEWEST_STARS
     if others is not None:
         common = peaks[peaks.near(others)]
         if len(common) >= _FEWEST_COMMON:
@@ -187,9 +232,36 @@ def sharpness(peaks: RoundPeaks, others: RoundPeaks | None = None) -> Array:
         if len(chosen) >= fewest:
             chosen = chosen[np.abs(chosen.sharpness - _locus(chosen.sharpness)) < _LOCUS]
             if len(chosen) >= fewest:
-                result: Array = np.percentile(chosen.ratio, 10, axis=1)
-                return result
+                return _ratios_of(chosen, 10)
     return np.array([_SHARPEST ** (j * j + i * i) for j, i in _OFFSETS])
+
+
+def _ratios_of(stars: RoundPeaks, percentile: float) -> Array:
+    result: Array = np.percentile(stars.ratio, percentile, axis=1)
+    return result
+
+
+def _sharpest_common(peaks: RoundPeaks, others: RoundPeaks) -> RoundPeaks:
+    """The peaks at the sharpest place where both images have more than chance explains."""
+    peaks = peaks[(peaks.sharpness_error < _LARGEST_ERROR) & (peaks.is_round | peaks.falls_off)]
+    peaks = peaks[np.argsort(-peaks.significance, kind="stable")[:_MOST_COMPARED]]
+    common = peaks.near(others)
+    error = np.hypot(peaks.sharpness_error, _SHARPNESS_FLOOR)
+    both = np.flatnonzero(common)[:_MOST_COMMON]
+    deviation = peaks.sharpness[both][:, None] - peaks.sharpness
+    near = np.exp(-0.5 * deviation**2 / (error[both][:, None] ** 2 + error**2))
+    # Peaks of one image that lie by chance next to one of the other.
+    by_chance = near.sum(axis=1) * others.density * math.pi * _SAME_PEAK**2
+    crowd = near[:, both].sum(axis=1)
+    crowded = both[crowd > _CROWDED + by_chance + _CHANCE_SIGMAS * np.sqrt(by_chance)]
+    if not len(crowded):
+        return peaks[crowded]
+    value, error = peaks.sharpness[both], error[both]
+    centre, own = float(peaks.sharpness[crowded].max()), _SHARPNESS_FLOOR
+    for _ in range(_STEPS):
+        weight = np.exp(-0.5 * (value - centre) ** 2 / (error**2 + own**2)) / error**2
+        centre = (weight * value).sum() / weight.sum()
+    return peaks[both[np.abs(value - centre) < 2 * np.hypot(error, own)]]
 
 
 def psf_sharpness(psf: Array) -> Array:

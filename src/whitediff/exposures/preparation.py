@@ -255,7 +255,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     for exposure, bad in zip((science, template), avoided, strict=True):
         bad |= masks.flagged(exposure.mask, options.exclude_mask_planes)
     sources = dataclasses.replace(sources, science_bad=avoided[0], template_bad=avoided[1])
-    candidates = choose_candidates(sources, clear=16, isolation=16)
+    candidates = _width_stars(sources)
     shown = [science, template]
     widths = candidates.science_sigma, candidates.template_sigma
     if is_structured:
@@ -264,6 +264,12 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     elif is_curved:
         others = zip(shown, avoided, levels, strict=True)
         shown = [_without_sky(one, bad | (own > SourceLevel.NONE)) for one, bad, own in others]
+    science_fwhm, template_fwhm = (
+        fwhm(each, candidates, width, bad)
+        for each, width, bad in zip(shown, widths, avoided, strict=True)
+    )
+    if not sources.stars.are_certain:
+        _warn_of_galaxies((science, template), (science_fwhm, template_fwhm), sources)
     return Pair(
         science=science,
         template=template,
@@ -274,13 +280,43 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         template_bad=avoided[1],
         source_levels=PairSources(*levels),
         sources=sources,
-        science_fwhm=fwhm(shown[0], candidates, widths[0], avoided[0]),
-        template_fwhm=fwhm(shown[1], candidates, widths[1], avoided[1]),
+        science_fwhm=science_fwhm,
+        template_fwhm=template_fwhm,
         psfs_given=science.psf is not None and template.psf is not None,
         is_structured=is_structured,
         is_curved=is_curved,
         misalignment=misalignment,
     )
+
+
+def _width_stars(sources: Sources) -> Candidates:
+    """Stars that tell the widths of the PSFs; any static sources where there are none."""
+    try:
+        return choose_candidates(
+            sources, clear=10, isolation=16, options=CandidateOptions(stars_only=True, fewest=2)
+        )
+    except TooFewSourcesError:
+        return choose_candidates(sources, clear=16, isolation=16)
+
+
+def _warn_of_galaxies(
+    exposures: tuple[Exposure, ...], widths: tuple[float, ...], sources: Sources
+) -> None:
+    """Say that PSFs that are measured may be those of galaxies."""
+    measured = [
+        f"{width:.2f} pixels for {exposure.source or 'an exposure'}"
+        for exposure, width in zip(exposures, widths, strict=True)
+        if exposure.psf is None
+    ]
+    if measured:
+        _log.warning(
+            "Only %d of %d sources are told from galaxies as stars, not reliably: the PSF's FWHM,"
+            " %s, may be that of galaxies, and fluxes may be wrong; give the PSF (--science-psf,"
+            " --template-psf) or a larger part of the image.",
+            np.count_nonzero(sources.stars.which),
+            len(sources),
+            " and ".join(measured),
+        )
 
 
 def _is_curved(exposure: Exposure, flat: Array, bad: Array) -> bool:
@@ -478,11 +514,13 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     sources = find_sources(
         flat, flat, science_variance=exposure.variance.array, science_bad=bad, template_bad=bad
     )
-    stars = choose_candidates(sources, clear=16, isolation=16)
-    width = FWHM_TO_SIGMA * fwhm(exposure, stars, stars.science_sigma, bad)
+    stars = _width_stars(sources)
+    width = fwhm(exposure, stars, stars.science_sigma, bad)
+    if not sources.stars.are_certain:
+        _warn_of_galaxies((exposure,), (width,), sources)
     flattened = exposure.replaced(image=Image(flat, bbox=exposure.bbox, unit=exposure.image.unit))
     exposure = exposure.replaced()
-    exposure.psf = _psf_of_stars(flattened, sources, bad, width)
+    exposure.psf = _psf_of_stars(flattened, sources, bad, FWHM_TO_SIGMA * width)
     return exposure
 
 
@@ -497,7 +535,7 @@ def _psf_of_stars(
         clear=size // 2 + 1,
         isolation=0.7 * size,
         # Galaxies would do for a kernel, not for a PSF.
-        options=CandidateOptions(relax=False, width_tolerance=_PSF_WIDTH_TOLERANCE),
+        options=CandidateOptions(stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE),
     )
     images, used = measure_psf(
         exposure.image.array,

@@ -50,6 +50,8 @@ type Array = npt.NDArray[Any]
 
 _SHARE_OF_PRECISION = 0.25
 """What a convolution may use up of the error that is allowed in the whitened pixels."""
+_LEAST_REACHING = 0.01
+"""Of the usual weight, with which a plane names a pixel that none does with more."""
 
 
 def convolved_exposure(
@@ -164,6 +166,14 @@ def _convolved_mask(whole: Exposure, missing: Array, kernel: Array) -> tuple[Mas
         unnamed &= ~grown
         # What a plane of the inputs marked, it goes on marking.
         masks.set_plane(mask, name, grown)
+    for name in masks.INTERPOLATED_MASK_PLANES:
+        found = masks.find_plane(whole.mask, name)
+        if found is not None and unnamed.any():
+            # Next to a very bright star less weight than that is too much.
+            plane = masks.flagged(whole.mask, [found])
+            reached = unnamed & (absolute_weight(kernel, plane) > _LEAST_REACHING * least)
+            masks.set_plane(mask, found, reached)
+            unnamed &= ~reached
     masks.set_plane(mask, "NO_DATA", unnamed)
     masks.set_plane(mask, "EDGE", unsupported(missing.shape, kernel.shape))
     beyond = unsupported_pixels(kernel, whole.image.array, noise=noise, sigma=sigma)

@@ -15,6 +15,7 @@ import scipy.spatial
 from ..errors import ArgumentError, TooFewSourcesError
 from ..interpolation import patched
 from ..stats import half_sample_mode, power_of_two
+from .locus import SEARCHED, Locus, find_locus, windowed_shapes
 from .normals import Stamps
 
 __all__ = [
@@ -56,6 +57,15 @@ _SHARPEST = 0.7
 """Least width of a star, in pixels."""
 _SUBPIXELS = 2
 """Half-light radii come out within 0.3 % of those with 5, in half the time."""
+_FEWEST_LIKELY, _FEWEST_CERTAIN, _CERTAIN = 1.5, 3.5, 3.0
+"""Stars for an opinion, and for one to rely on, and the logarithm of the likelihood ratio of the
+latter: of 156 simulated fields of galaxies without a star, one reaches both."""
+_STAR_RATIO = 20.0
+"""Signal-to-noise ratio from which on a source shows what stars look like."""
+_SMALLEST_WINDOW, _WINDOW_GROWTH, _WINDOW_ERROR = 1.2, 1.5, 0.05
+_MOST_WINDOWS = 8
+_NEIGHBOUR_SIGMAS, _NEIGHBOUR_PIXELS = 4, 3
+"""Distance of a neighbour that does not change a source's shape: so many widths and pixels."""
 _SAME_SOURCE = 3.0
 """Pixels between the centroids that two programs find for one star: far less than between stars."""
 
@@ -80,6 +90,8 @@ class CandidateOptions:
     relax
         Where there are fewer than 10, take brighter ones, then not isolated ones, then
         extended ones.
+    stars_only
+        Never take extended ones, and only those that are told from galaxies, if any are.
     """
 
     signal_to_noise: tuple[float, float] = (10.0, 500.0)
@@ -89,6 +101,7 @@ class CandidateOptions:
     width_tolerance: float = 0.15
     fewest: int = 3
     relax: bool = True
+    stars_only: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.signal_to_noise[0] < self.signal_to_noise[1]:
@@ -111,7 +124,8 @@ class Candidates:
     signal_to_noise
         ``(n,)`` on the science image.
     science_sigma, template_sigma
-        Widths of the two PSFs: medians of the stars' half-light radii over 1.1774, pixels.
+        Widths of the two PSFs: medians of the stars' half-light radii over 1.1774, pixels; of
+        the chosen sources where no star is told from galaxies.
     detected
         Number of sources found, of which these were chosen.
     relaxed
@@ -140,6 +154,39 @@ class Candidates:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stars:
+    """Which sources are stars, as far as they can be told from galaxies.
+
+    Attributes
+    ----------
+    which
+        ``(n,)`` boolean: more likely stars than anything else.
+    number
+        Of stars among the brightest 100 sources, by their probabilities.
+    evidence
+        Logarithm of the likelihood with these stars over the largest without any.
+    science_radius, template_radius
+        Medians of their half-light radii, pixels; NaN without any.
+    """
+
+    which: Array
+    number: float
+    evidence: float
+    science_radius: float
+    template_radius: float
+
+    @property
+    def are_likely(self) -> bool:
+        """The sources are likelier with them than without."""
+        return self.number >= _FEWEST_LIKELY and self.evidence > 0
+
+    @property
+    def are_certain(self) -> bool:
+        """They are no galaxies that happen to be alike."""
+        return self.number >= _FEWEST_CERTAIN and self.evidence >= _CERTAIN
+
+
+@dataclasses.dataclass(frozen=True)
 class Sources:
     """Everything that stands out on the science image.
 
@@ -158,6 +205,8 @@ class Sources:
         ``(n,)`` boolean: not blended, saturated or cut off.
     science_bad, template_bad
         ``(ny, nx)`` boolean: pixels that hold no measurement.
+    stars
+        Which of them are stars.
     offered
         ``(n,)`` boolean: those that may be chosen; None for all.
     """
@@ -173,6 +222,7 @@ class Sources:
     clean: Array
     science_bad: Array
     template_bad: Array
+    stars: Stars
     offered: Array | None = None
 
     def __len__(self) -> int:
@@ -273,19 +323,79 @@ def find_sources(
             plane.image, x[chosen], y[chosen], largest, 0.5, mask=plane.hole, subpix=_SUBPIXELS
         )
     measured = (radii[0] > 0.5) & (radii[1] > 0.5)
-    return Sources(
-        x=x,
-        y=y,
-        flux=flux * unit,
-        signal_to_noise=ratio,
-        template_flux=template_flux * template_plane.unit,
-        template_signal_to_noise=template_ratio,
-        science_radius=radii[0],
-        template_radius=radii[1],
-        clean=measured,
-        science_bad=science_bad,
-        template_bad=template_bad,
+    # The same image twice tells no more than once.
+    planes = [(science_plane, science_bad), (template_plane, template_bad)]
+    planes = planes[: 1 if template is science else 2]
+    return _with_stars(
+        Sources(
+            x=x,
+            y=y,
+            flux=flux * unit,
+            signal_to_noise=ratio,
+            template_flux=template_flux * template_plane.unit,
+            template_signal_to_noise=template_ratio,
+            science_radius=radii[0],
+            template_radius=radii[1],
+            clean=measured,
+            science_bad=science_bad,
+            template_bad=template_bad,
+            stars=Stars(np.zeros(len(x), dtype=bool), 0.0, 0.0, math.nan, math.nan),
+        ),
+        planes,
     )
+
+
+def _with_stars(sources: Sources, planes: list[tuple[_Plane, Array]]) -> Sources:
+    """Sources with the stars among them.
+
+    The windows grow until they are as wide as the stars: through one that is too narrow these are
+    still told from galaxies, if less well, and through one that suits galaxies hardly.
+    """
+    ratio = sources.signal_to_noise
+    common = sources.clean & (sources.template_signal_to_noise > _COMMON)
+    common &= ratio > CandidateOptions.signal_to_noise[0]
+    # Neither transients nor rays.
+    common &= _static(sources, _usual_ratio(sources, common))
+    ny, nx = sources.science_bad.shape
+    x, y = 2 * (sources.x + 0.5) / nx - 1, 2 * (sources.y + 0.5) / ny - 1
+    radii = np.stack([sources.science_radius, sources.template_radius])[: len(planes)]
+    sigma = np.full(len(planes), _SMALLEST_WINDOW)
+
+    def locus_of(which: Array, *, slopes: bool) -> Locus:
+        shapes = tuple(
+            windowed_shapes(
+                plane.image, plane.noise, bad, sources.x[which], sources.y[which], sigma=width
+            )
+            for (plane, bad), width in zip(planes, sigma, strict=True)
+        )
+        return find_locus(shapes, x[which], y[which], ratio[which], slopes=slopes)
+
+    for _ in range(_MOST_WINDOWS):
+        reach = _NEIGHBOUR_SIGMAS * sigma.max() + _NEIGHBOUR_PIXELS
+        alone = common & _isolated(sources.x, sources.y, sources.flux, reach)
+        bright = np.flatnonzero(alone & (ratio > _STAR_RATIO))
+        bright = bright[np.argsort(-ratio[bright], kind="stable")[:SEARCHED]]
+        stars = bright[locus_of(bright, slopes=False).probability > 0.5]
+        if not len(bright):
+            break
+        # Where none is seen, towards that of all sources.
+        width = np.median(radii[:, stars if len(stars) else bright], axis=1) * HALF_LIGHT_TO_SIGMA
+        grown = np.clip(width, sigma, _WINDOW_GROWTH * sigma)
+        if (grown < (1 + _WINDOW_ERROR) * sigma).all():
+            break
+        sigma = grown
+    which = np.flatnonzero(alone)
+    which = which[np.argsort(-ratio[which], kind="stable")]
+    locus = locus_of(which, slopes=True)
+    are_stars = np.zeros(len(sources), dtype=bool)
+    are_stars[which] = locus.probability > 0.5
+    radius = np.full(2, math.nan)
+    if are_stars.any():
+        # Radii are best known of the bright.
+        known = are_stars & (ratio > _STAR_RATIO)
+        radius[:] = np.median(radii[:, known if known.any() else are_stars], axis=1)
+    found = Stars(are_stars, locus.number, locus.evidence, float(radius[0]), float(radius[-1]))
+    return dataclasses.replace(sources, stars=found)
 
 
 class _Plane(NamedTuple):
@@ -372,16 +482,21 @@ def choose_candidates(
     if (usable & isolated).any():
         # Stars' radii are best known where they are bright.
         bright = usable & isolated & (ratio >= np.median(ratio[usable & isolated]))
-        locus = half_sample_mode(sources.science_radius[bright])
+        locus = sources.stars.science_radius
+        if not sources.stars.are_likely:
+            locus = half_sample_mode(sources.science_radius[bright])
         unresolved = np.abs(sources.science_radius / locus - 1) <= options.width_tolerance
+    if options.stars_only and sources.stars.are_likely:
+        unresolved = sources.stars.which
     moderate = ratio <= brightest
     chosen, relaxed = np.array([], dtype=int), ""
-    for name, good in (
+    levels = [
         ("", usable & isolated & unresolved & moderate),
         ("brightness", usable & isolated & unresolved),
         ("brightness, isolation", usable & unresolved),
         ("brightness, isolation, size", usable),
-    ):
+    ]
+    for name, good in levels[:-1] if options.stars_only else levels:
         more = _spread(sources.x, sources.y, np.where(good, ratio, 0.0), options)
         if len(more) > len(chosen):
             chosen, relaxed = more, name
@@ -423,10 +538,11 @@ def choose_candidates(
             found=len(chosen),
             required=options.fewest,
         )
-    science_sigma, template_sigma = (
-        float(np.median(radius[chosen])) * HALF_LIGHT_TO_SIGMA
-        for radius in (sources.science_radius, sources.template_radius)
-    )
+    stars, radii = sources.stars, (sources.science_radius, sources.template_radius)
+    widths = [stars.science_radius, stars.template_radius]
+    if not stars.are_likely:
+        widths = [float(np.median(radius[chosen])) for radius in radii]
+    science_sigma, template_sigma = (HALF_LIGHT_TO_SIGMA * width for width in widths)
     return Candidates(
         sources.x[chosen],
         sources.y[chosen],
@@ -566,9 +682,9 @@ def _isolated(x: Array, y: Array, flux: Array, reach: float) -> Array:
     """Sources without a neighbour of more than a tenth of their flux."""
     tree = scipy.spatial.cKDTree(np.stack([x, y], 1))
     alone = np.ones(len(x), dtype=bool)
-    for i, j in tree.query_pairs(reach, output_type="ndarray"):
-        alone[i] &= flux[j] < 0.1 * flux[i]
-        alone[j] &= flux[i] < 0.1 * flux[j]
+    first, second = tree.query_pairs(reach, output_type="ndarray").T
+    for one, other in ((first, second), (second, first)):
+        alone[one[~(flux[other] < 0.1 * flux[one])]] = False
     return alone
 
 

@@ -45,7 +45,9 @@ _LARGEST_CHI_SQUARE = 3.0
 _LARGEST_STEP = 0.5
 _LEVEL_ERROR = 1.5
 """Errors of levels over what the pixels' noise explains: there are unseen sources."""
-_WIDTH_STARS = 50
+_WIDTH_STARS, _ENOUGH_FOR_MEDIAN = 50, 10
+_FINE = 4.0
+"""Width from which on interpolation widens a star by less than 0.1 %."""
 _BETA = (1.5, 100.0)
 
 
@@ -367,23 +369,44 @@ def _recentre(stars: _Stars, reach: int) -> float:
             stars.dy = stars.dy + step_y.clip(-1, 1)
         lost = np.hypot(stars.dx, stars.dy) > reach / 2
         stars.dx[lost], stars.dy[lost] = 0.0, 0.0
-        centred = np.stack(
-            [
-                scipy.ndimage.shift(star, (-dy, -dx), order=3, mode="nearest")
-                for star, dx, dy in zip(data, stars.dx, stars.dy, strict=True)
-            ]
-        )
+        centred = _moved(data, -stars.dx, -stars.dy)
         rows, columns = np.exp(-0.5 * (offset / sigma) ** 2), np.exp(-0.5 * (offset / sigma) ** 2)
         flux = np.einsum("nyx,y,x->n", centred, rows, columns)
         good = flux > 0
         if not good.any():
             return math.nan
-        typical = np.median(centred[good] / flux[good, None, None], axis=0)
+        typical = _typical(centred[good], flux[good])
         if not typical.max() > 0:
             return math.nan
         width = full_width_half_maximum(typical)
         sigma = max(0.8, FWHM_TO_SIGMA * width)
+    if width < _FINE:
+        # Moved there and back, the typical star, which has lost its finest structure once, is
+        # widened by as much again.
+        alike = typical * flux[good, None, None]
+        there = _moved(alike, stars.dx[good], stars.dy[good])
+        back = _moved(there, -stars.dx[good], -stars.dy[good])
+        width -= full_width_half_maximum(_typical(back, flux[good])) - width
     return width
+
+
+def _typical(stamps: Array, flux: Array) -> Array:
+    """Median of stars of unit flux; of a few, the mean, to which the brighter ones add most."""
+    if len(stamps) < _ENOUGH_FOR_MEDIAN:
+        mean: Array = stamps.sum(axis=0) / flux.sum()
+        return mean
+    median: Array = np.median(stamps / flux[:, None, None], axis=0)
+    return median
+
+
+def _moved(stamps: Array, dx: Array, dy: Array) -> Array:
+    """Stamps moved by parts of a pixel."""
+    return np.stack(
+        [
+            scipy.ndimage.shift(star, (y, x), order=5, mode="nearest")
+            for star, x, y in zip(stamps, dx, dy, strict=True)
+        ]
+    )
 
 
 def _expansion(profile: _Moffat, size: int, order: int) -> Array:

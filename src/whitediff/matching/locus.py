@@ -1,0 +1,284 @@
+"""Which sources are stars: as narrow as anything is, and alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.special
+
+__all__ = ["SEARCHED", "Locus", "Shapes", "find_locus", "windowed_shapes"]
+
+type Array = npt.NDArray[Any]
+
+SEARCHED = 100
+"""Sources among which the stars are sought, the most significant: among the faint, too many
+galaxies cannot be told apart."""
+_TOLERANCE = np.array([0.025, 0.02, 0.02])
+"""Of ln(size) and the two ellipticities: what stars differ by beyond their noise."""
+_SLOPE = np.array([0.15, 0.05, 0.05])
+"""What they change by from the middle of the frame to its edge, if at all."""
+_RANGE = (0.15, 1.0)
+"""Of ln(size) between a star and what fills the window, in any case: ln 2 where that suits it."""
+_ELLIPTICITY = 0.4
+"""Scatter of the ellipticities of what fills the window; narrower sources have less."""
+_OTHERS = 0.02
+"""Part of the sources that may be anything, also narrower than a star."""
+_OTHER_DENSITY = 0.5
+_FIRST_PART = 0.3
+_LEAST_PROBABILITY = 1e-9
+_EXPECTATIONS = 6
+_REFINEMENTS = 8
+_ENOUGH_FOR_SLOPES = 10
+_TRIPLES = 150
+_LEAST_TRIANGLE = 0.3
+"""Twice the area of three sources, of a frame of 4, that say how shapes change over it."""
+_FEWEST = 3
+_CENTRINGS = 4
+_REACH = 3.0
+"""Radius of the stamps, in widths of the window."""
+_MOST_BAD = 0.05
+"""Of the window, what bad pixels may hold."""
+_HOT = 0.8
+"""Of the light of nine pixels, more than a star leaves in the brightest."""
+_NO_NOISE = 1e10
+
+
+class Shapes(NamedTuple):
+    """Sizes and ellipticities of sources through a Gaussian window.
+
+    ``value`` and ``error`` are ``(n, 3)``: ln(size), 0 of what fills the window, and the
+    ellipticities along the axes and the diagonals; ``known`` is ``(n,)`` boolean: where they could
+    be measured.
+    """
+
+    value: Array
+    error: Array
+    known: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Locus:
+    """What is known of the stars among sources.
+
+    Attributes
+    ----------
+    probability
+        ``(n,)`` of being a star.
+    number
+        Of stars among the most significant 100 sources: sum of those probabilities.
+    evidence
+        Logarithm of the likelihood with these stars over the largest without any.
+    """
+
+    probability: Array
+    number: float
+    evidence: float
+
+
+def windowed_shapes(
+    image: Array, noise: Array, bad: Array, x: Array, y: Array, *, sigma: float
+) -> Shapes:
+    """Measure the shapes of sources through a Gaussian window, around their own centroids.
+
+    Parameters
+    ----------
+    image, noise
+        ``(ny, nx)`` without background, and standard deviations.
+    bad
+        ``(ny, nx)`` boolean: pixels without a measurement.
+    x, y
+        ``(n,)`` 0-based positions, good to a pixel.
+    sigma
+        Width of the window, pixels; from 1.2 on, how a star lies on the pixels does not matter.
+
+    Returns
+    -------
+    shapes
+        `Shapes`; unknown of what is cut off, holds bad pixels, wanders off or is a single pixel.
+
+    Notes
+    -----
+    Through a window of a star's own width, the second moments tell its width with the least
+    noise.
+    """
+    n, half = len(x), math.ceil(_REACH * sigma)
+    ny, nx = image.shape
+    column, row = np.round(x).astype(int), np.round(y).astype(int)
+    known = (column >= half) & (column < nx - half) & (row >= half) & (row < ny - half)
+    value, error = np.zeros((n, 3)), np.full((n, 3), np.inf)
+    inside = np.flatnonzero(known)
+    column, row = column[inside], row[inside]
+    offset = np.arange(-half, half + 1)
+    pixels = (row[:, None] + offset)[:, :, None], (column[:, None] + offset)[:, None, :]
+    data = image[pixels].astype(np.float64)
+    variance = np.minimum(noise[pixels].astype(np.float64), _NO_NOISE) ** 2
+    dx, dy = x[inside] - column, y[inside] - row
+    begun = np.stack([dx, dy])
+    for _ in range(_CENTRINGS):
+        u, v = offset - dx[:, None], offset - dy[:, None]
+        across, along = np.exp(-0.5 * (u / sigma) ** 2), np.exp(-0.5 * (v / sigma) ** 2)
+        by_column = (along[:, None, :] @ data)[:, 0]
+        by_row = (data @ across[:, :, None])[:, :, 0]
+        total = (by_row * along).sum(1)
+        total = np.where(total > 0, total, np.inf)
+        # The window halves the displacement of a source of its own width.
+        dx = dx + (2 * (by_column * across * u).sum(1) / total).clip(-1, 1)
+        dy = dy + (2 * (by_row * along * v).sum(1) / total).clip(-1, 1)
+    good = np.hypot(*(np.stack([dx, dy]) - begun)) < sigma + 1
+    u, v = (offset - dx[:, None])[:, None, :], (offset - dy[:, None])[:, :, None]
+    window = np.exp(-0.5 * (u**2 + v**2) / sigma**2)
+    good &= (window * bad[pixels]).sum((1, 2)) <= _MOST_BAD * window.sum((1, 2))
+    nine = data[:, half - 1 : half + 2, half - 1 : half + 2]
+    good &= nine.max((1, 2)) < _HOT * nine.sum((1, 2))
+    light = data * window
+    r2, plus, cross = u**2 + v**2, u**2 - v**2, 2 * u * v
+    flux, size = light.sum((1, 2)), (light * r2).sum((1, 2))
+    good &= (flux > 0) & (size > 0)
+    flux, size = (np.where(good, each, 1.0)[:, None, None] for each in (flux, size))
+    weight = variance * (window / size) ** 2
+    columns = [np.log(size / flux / (2 * sigma**2))[:, 0, 0]]
+    columns += [(light * each / size).sum((1, 2)) for each in (plus, cross)]
+    value[inside] = np.stack(columns, 1)
+    # What a pixel's noise changes of each, squared and summed.
+    changes = [r2 - size / flux]
+    changes += [
+        each - own[:, None, None] * r2 for each, own in zip((plus, cross), columns[1:], strict=True)
+    ]
+    error[inside] = np.sqrt(np.stack([(weight * each**2).sum((1, 2)) for each in changes], 1))
+    known[inside] = good
+    return Shapes(value, error, known)
+
+
+def find_locus(
+    shapes: tuple[Shapes, ...], x: Array, y: Array, rank: Array, *, slopes: bool = True
+) -> Locus:
+    """Find the stars among sources.
+
+    Parameters
+    ----------
+    shapes
+        Of the same n sources, in one or more images.
+    x, y
+        ``(n,)`` positions, -1 to 1 over the frame.
+    rank
+        ``(n,)`` their significance.
+    slopes
+        Try also whether the stars' shapes change over the frame.
+
+    Returns
+    -------
+    locus
+        `Locus`.
+
+    Notes
+    -----
+    Sources are stars, which are alike to a few percent or change linearly over the frame;
+    galaxies, which are wider by anything, and the wider the less alike; and a few others.  The
+    shape of every bright source, and every plane through that of three, is tried as that of the
+    stars; the likeliest is refined.  Galaxies that happen to be alike are not as narrow as
+    anything; what happens to be narrow is not alike.
+    """
+    probability = np.zeros(len(rank))
+    known = np.flatnonzero(np.logical_and.reduce([each.known for each in shapes]))
+    known = known[np.argsort(-rank[known], kind="stable")]
+    if len(known) < _FEWEST:
+        return Locus(probability, 0.0, 0.0)
+    value = np.stack([each.value[known] for each in shapes], 1)
+    error = np.stack([each.error[known] for each in shapes], 1)
+    terms = np.column_stack([np.ones(len(known)), x[known], y[known]])
+    first = np.s_[:SEARCHED]
+    searched = value[first], error[first], terms[first]
+    planes, cost = _planes(value[first], terms[first], slopes=slopes)
+    likelihood, _, without = _mixture(planes, *searched)
+    none = float(without[cost == 0].max())
+    plane = planes[[np.argmax(likelihood - cost)]]
+    for _ in range(_REFINEMENTS):
+        _, stars, _ = _mixture(plane, *searched)
+        plane = _refitted(stars[0], *searched)[None]
+    likelihood, stars, _ = _mixture(plane, *searched)
+    for part in np.array_split(np.arange(len(known)), math.ceil(len(known) / SEARCHED)):
+        # The fainter, the more of them are galaxies.
+        probability[known[part]] = _mixture(plane, value[part], error[part], terms[part])[1][0]
+    return Locus(probability, float(stars.sum()), float(likelihood[0]) - none)
+
+
+def _planes(value: Array, terms: Array, *, slopes: bool) -> tuple[Array, Array]:
+    """Shapes that stars may have, ``(k, 3, n_images, 3)`` by term, and what they cost."""
+    n, images = value.shape[:2]
+    constant = np.zeros((n, 3, images, 3))
+    constant[:, 0] = value
+    if not slopes or n < _ENOUGH_FOR_SLOPES:
+        return constant, np.zeros(n)
+    triples = _triples(n)
+    triples = triples[np.abs(np.linalg.det(terms[triples])) > _LEAST_TRIANGLE]
+    sloping = np.linalg.solve(terms[triples], value[triples].reshape(len(triples), 3, -1))
+    sloping = sloping.reshape(-1, 3, images, 3)
+    cost = 0.5 * ((sloping[:, 1:] / _SLOPE) ** 2).sum((1, 2, 3)) + math.log(_TRIPLES)
+    return np.concatenate([constant, sloping]), np.concatenate([np.zeros(n), cost])
+
+
+@functools.cache
+def _triples(n: int) -> Array:
+    """Three different ones of n, again and again: ``(150, 3)``."""
+    return np.random.default_rng(n).random((_TRIPLES, n)).argsort(1)[:, :3]
+
+
+def _mixture(planes: Array, value: Array, error: Array, terms: Array) -> tuple[Array, Array, Array]:
+    """Judge shapes of stars by all sources.
+
+    Returns the logarithms of their likelihoods, ``(k,)``, each source's probability of being such a
+    star, ``(k, n)``, and the logarithms of the likelihoods without any star.
+    """
+    k, images = len(planes), value.shape[1]
+    expected = (terms @ planes.reshape(k, 3, -1)).reshape(k, len(terms), images, 3)
+    # A galaxy differs in all images at once, and a precise one tells the most of it.
+    variance = error**2 + _TOLERANCE**2
+    share = 1 / variance
+    variance = 1 / share.sum(1)
+    share = share * variance[:, None]
+    off = ((value - expected) * share).sum(2)
+    star = np.exp(-0.5 * (off**2 / variance).sum(2)) / np.sqrt((2 * np.pi * variance).prod(1))
+    sigma = np.sqrt(variance[:, 0])
+    stars_own = (expected * share).sum(2)
+    widest = np.clip(-stars_own[..., 0], *_RANGE)
+    size = off[..., 0] / sigma
+    density = scipy.special.ndtr(size) - scipy.special.ndtr(size - widest / sigma)
+    # What fills the window has an ellipticity of its own instead of the stars'.
+    dilution = np.clip(off[..., 0] / widest, 0, 1)
+    spread = (_ELLIPTICITY * dilution) ** 2
+    exponent, volume = 0.0, 1.0
+    for axis in range(2):
+        wide = variance[:, 1 + axis] + spread
+        exponent = exponent + (off[..., 1 + axis] + dilution * stars_own[..., 1 + axis]) ** 2 / wide
+        volume = volume * wide
+    galaxy = density / widest * np.exp(-0.5 * exponent) / (2 * np.pi * np.sqrt(volume))
+    other = _OTHERS * _OTHER_DENSITY
+    part = np.full((k, 1), _FIRST_PART)
+    for _ in range(_EXPECTATIONS):
+        stars = part * star
+        total = stars + (1 - _OTHERS - part) * galaxy + other
+        stars /= total
+        part = (1 - _OTHERS) * (stars.sum(1, keepdims=True) + 0.5) / (len(value) + 1)
+    without = np.log((1 - _OTHERS) * galaxy + other).sum(1)
+    return np.log(total).sum(1), stars, without
+
+
+def _refitted(stars: Array, value: Array, error: Array, terms: Array) -> Array:
+    """Shape of the stars, ``(3, n_images, 3)``, from their probabilities; sloping for many."""
+    result = np.zeros((3, *value.shape[1:]))
+    stars = np.maximum(stars, _LEAST_PROBABILITY)
+    if stars.sum() < _ENOUGH_FOR_SLOPES:
+        terms = terms[:, :1]
+    n_terms = terms.shape[1]
+    for image, which in np.ndindex(*value.shape[1:]):
+        weight = stars / (error[:, image, which] ** 2 + _TOLERANCE[which] ** 2)
+        normal = terms.T @ (terms * weight[:, None])
+        normal[1:, 1:] += np.eye(n_terms - 1) / _SLOPE[which] ** 2
+        right = terms.T @ (weight * value[:, image, which])
+        result[:n_terms, image, which] = np.linalg.solve(normal, right)
+    return result
