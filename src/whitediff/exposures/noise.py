@@ -64,6 +64,8 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.decorrelate")
 
 _LARGEST_VARIANCE_FACTOR = 10.0
+_FITTING = 2.0
+"""Measured noise over a plane, either way, with which the plane is what it is tried as."""
 _SQUARE, _FEWEST_SQUARES, _MOST_STRUCTURE = 8, 200, 1.5
 _SPOILED = (*masks.AVOIDED_MASK_PLANES, "SOURCE", "EDGE")
 _FOR_LACKING, _LACKING_ERROR, _UNKNOWN = 4.0, 0.02, 0.35
@@ -423,9 +425,30 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
         raise DataError(
             f"{name}: the noise of its source-free pixels is {factor:.3g} times its variance"
             f" plane; more than {_LARGEST_VARIANCE_FACTOR:g} either way means that the plane is"
-            " something else."
+            f" something else: {_what_else(flat[::step][free], variance[free])}."
         )
     return factor, structure
+
+
+def _what_else(flat: Array, plane: Array) -> str:
+    """What a plane may be that is not the variance of source-free pixels, with the remedy."""
+    option = "--science-variance or --template-variance"
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        as_sigma = robust_sigma(flat / plane) ** 2
+        as_weight = robust_sigma(flat * np.sqrt(plane)) ** 2
+    if 1 / _FITTING < as_sigma < _FITTING:
+        return (
+            f"its square fits, so name it as standard deviations ({option} sigma:FILE[EXTENSION])"
+        )
+    if 1 / _FITTING < as_weight < _FITTING:
+        return (
+            f"its inverse fits, so name it as weights ({option} weight:FILE[EXTENSION]), or as"
+            " variance:FILE[EXTENSION] if it was read as weights"
+        )
+    return (
+        f"name the file of another ({option} FILE[EXTENSION]), or this one as"
+        " weight:FILE[EXTENSION] if it only tells how pixels compare, to be scaled to the noise"
+    )
 
 
 def rescaled(exposure: Exposure, factor: float) -> Exposure:
