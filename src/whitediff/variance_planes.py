@@ -451,8 +451,8 @@ def relative_weight_variance(
     model
         In proportion to the inverse weights, and as large as the scatter of source-free pixels,
         plus the sources' photons, if the weights leave them out.  None where the weights explain
-        that scatter as they are: within a factor of ten, or within a third where they are all the
-        same; where they are variances by mistake; and where no pixel is free of sources.
+        that scatter as they are, within a factor of ten; where they are variances by mistake; and
+        where no pixel is free of sources.
     """
     usable = _with_variance(image, variance, unusable)
     if not usable.any() or _is_between(_first_look(image, variance, usable), _NO_DOUBT):
@@ -466,7 +466,7 @@ def relative_weight_variance(
         factor = found.usual_factor
     values = variance[usable]
     is_constant = bool(values.min() == values.max())
-    if not factor > 0 or _is_between(factor, _INVERSE if is_constant else _ABSOLUTE):
+    if not factor > 0 or _is_between(factor, _ABSOLUTE):
         return None
     if not is_constant and _is_between(
         _scatter_over(1 / variance, image, background, free), _INVERSE

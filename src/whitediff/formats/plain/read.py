@@ -114,8 +114,9 @@ _ENOUGH_FOR_SIGMA = 100_000
 _SAME_TIME = (0.6, 1.4)
 """Largest weight over the exposure time of an exposure map; drizzled ones lose or gain some."""
 _EXACT_TIME = 0.02
-_INVERSE = (0.67, 1.5)
-"""Measured variance times weight within which weights that are all the same are its inverse."""
+_ABSOLUTE = (0.1, 10.0)
+"""Measured variance times weight within which weights that are all the same are its inverse, off
+by a factor that is put right later."""
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 
 
@@ -763,7 +764,7 @@ def _of_equal_weights(
     told = float(known[0])
     unmeasured = ~np.isfinite(values) | unusable
     model = _modelled(image, unmeasured, *headers, options, source)
-    if _INVERSE[0] < model.background_variance / told < _INVERSE[1]:
+    if _ABSOLUTE[0] < model.background_variance / told < _ABSOLUTE[1]:
         return None
     _log.warning(
         "%s: its weights are all %.4g or 0, which tells which pixels were measured, but not how"
