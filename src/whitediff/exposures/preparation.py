@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from lsst.images import Image
 
+from ..clipping import find_floor
 from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import (
     HALF_LIGHT_TO_SIGMA,
@@ -229,6 +230,8 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
             " nothing would be left of a difference. Was one image named twice?"
         )
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
+    for exposure, bad in zip((science, template), untrusted, strict=True):
+        _check_floor(exposure, bad)
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
     avoided = [avoided_pixels(exposure) for exposure in (science, template)]
     # The two exposures side by side.
@@ -281,6 +284,17 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         is_curved=is_curved,
         misalignment=misalignment,
     )
+
+
+def _check_floor(exposure: Exposure, untrusted: Array) -> None:
+    """Refuse an exposure that was cut off where its noise is; warn of one that was just below."""
+    floor = find_floor(exposure.image.array, untrusted)
+    if floor is None:
+        return
+    said = f"{exposure.source or 'The exposure'}: {floor.text}."
+    if floor.is_spoilt:
+        raise DataError(said)
+    _log.warning("%s", said)
 
 
 def _is_curved(exposure: Exposure, flat: Array, bad: Array) -> bool:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import scipy.ndimage
 from lsst.images import Box, Image, Mask, MaskedImage
 
+from ...clipping import find_floor
 from ...decorrelation import unmeasured_pixels
 from ...errors import ArgumentError, DataError, FileFormatError
 from ...exposures.masks import (
@@ -402,6 +403,8 @@ def read(
     )
     if not is_masked and needs_variance:
         mask = _with_empty(mask, image, path)
+    if needs_variance and kernel is None:
+        _refuse_clipped(image, flagged(mask, UNTRUSTED_MASK_PLANES), path)
     if plane is not None:
         found = photon_header(header, primary, options)
         unusable = flagged(mask, UNTRUSTED_MASK_PLANES)
@@ -559,6 +562,13 @@ def _with_empty(mask: Mask, image: Array, path: Path) -> Mask:
     absurd = _absurd_pixels(image)
     empty = constant if absurd is None else constant | absurd
     return with_plane(mask, "NO_DATA", empty) if empty.any() else mask
+
+
+def _refuse_clipped(image: Array, unusable: Array, path: Path) -> None:
+    """Refuse an image that was cut off where its noise is, before that is measured."""
+    floor = find_floor(image, unusable)
+    if floor is not None and floor.is_spoilt:
+        raise DataError(f"{path}: {floor.text}.")
 
 
 def _absurd_pixels(image: Array) -> Array | None:
