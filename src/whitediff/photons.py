@@ -11,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "FEWEST_COUNTED",
     "Choice",
     "PhotonScale",
     "Transfer",
     "chosen_scale",
+    "counted_photons",
     "photon_transfer",
+    "too_few_photons",
     "why_contradicted",
 ]
 
@@ -42,6 +45,11 @@ _LEAST_PHOTONS, _CLOSE = 0.5, 0.05
 """Share of the level's photons in the noise that tells; else how near the read noise must come."""
 _NEARER = 2.0
 """Errors by which another gain must be nearer to the measured one than the header's."""
+FEWEST_COUNTED, _MANY_COUNTED = 0.4, 10.0
+"""Photons per pixel below which a Gaussian noise model fails, and from which it holds."""
+_COUNTED = (0.8, 1.25)
+"""Mean over the variance of counts of photons; a detector's read noise adds more than that."""
+_COUNTING_BLOCK, _FIRST_TRIED = 16, 1000
 _PRECISE, _KNOWN = 0.15, 0.3
 """Relative errors up to which a measured gain is used, and decides between others."""
 
@@ -131,6 +139,68 @@ class Choice:
     models_background: bool
     is_expected: bool
     reason: str
+
+
+def counted_photons(image: Array, variance: float, usable: Array) -> float | None:
+    """Photons per pixel between the sources of an image that counts few of them.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+    variance
+        Of source-free pixels, image_unit².
+    usable
+        ``(ny, nx)`` boolean.
+
+    Returns
+    -------
+    mean
+        None unless all pixels are whole numbers of photons, not negative, with fewer than 10 in a
+        usual pixel and a variance that is their mean.
+    """
+    if not 0 < variance < _MANY_COUNTED / _COUNTED[0]:
+        return None
+    first = image[usable][:_FIRST_TRIED]
+    if not first.size or (first != np.rint(first)).any() or (first < 0).any():
+        return None
+    values = image[usable]
+    if (values != np.rint(values)).any() or (values < 0).any():
+        return None
+    ny, nx = (n // _COUNTING_BLOCK * _COUNTING_BLOCK for n in image.shape)
+    side = _COUNTING_BLOCK
+
+    def sums(plane: Array) -> Array:
+        blocks = plane[:ny, :nx].reshape(ny // side, side, nx // side, side)
+        result: Array = blocks.sum(axis=(1, 3), dtype=np.float64)
+        return result
+
+    counts = sums(usable)
+    whole = counts > side**2 / 2
+    if not whole.any():
+        return None
+    mean = float(np.median(sums(np.where(usable, image, 0))[whole] / counts[whole]))
+    return mean if _COUNTED[0] * variance < mean < _COUNTED[1] * variance else None
+
+
+def too_few_photons(mean: float) -> str:
+    """Why counts of so few photons cannot be subtracted, for behind the image's name.
+
+    Parameters
+    ----------
+    mean
+        Photons per pixel between the sources, fewer than `FEWEST_COUNTED`.
+
+    Returns
+    -------
+    text
+        With the remedy.
+    """
+    side = math.ceil(math.sqrt(1 / mean))
+    return (
+        f"counts {mean:.2g} photons per pixel between its sources, whose noise is far from Gaussian"
+        f" below {FEWEST_COUNTED:g}; add up squares of {side} × {side} pixels (bin both images)"
+    )
 
 
 def photon_transfer(

@@ -48,6 +48,9 @@ IQR_TO_SIGMA = 0.741301109252802
 """Standard deviation of a Gaussian over its inter-quartile range."""
 
 _QUARTILES = (0.25, 0.5, 0.75)
+_BEYOND = 0.005
+"""Share of rounded values beyond a step from which it tells a width."""
+_CLIPPED, _CLIPPING_PASSES = 8.0, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,13 +404,26 @@ def robust_sigma(values: Array, *, step: Array | float | None = None) -> float:
         # The edge that is nearest to half a step outside of the quartile.
         edges = values + (np.rint((quartile - values) / step + side - 0.5) + 0.5) * step
         below = np.count_nonzero(values < edges) / values.size
-        if not 0 < below < 1:
-            return 0.0
+        if not _BEYOND < below < 1 - _BEYOND:
+            return _clipped_sigma(values)
         places.append(float(edges.mean()))
         spreads.append(float(edges.var()))
         deviates.append(float(scipy.special.ndtri(below)))
     before = (places[1] - places[0]) / (deviates[1] - deviates[0])
     return math.sqrt(max(0.0, before**2 + rounding - sum(spreads) / 2))
+
+
+def _clipped_sigma(values: Array) -> float:
+    """Standard deviation of values of which most are the same, as counts of few photons are.
+
+    Of them all but those beyond eight standard deviations: counts have long tails.
+    """
+    for _ in range(_CLIPPING_PASSES):
+        kept = np.abs(values - values.mean()) <= _CLIPPED * values.std()
+        if kept.all():
+            break
+        values = values[kept]
+    return float(values.std())
 
 
 def autocorrelation(image: Array, good: Array, max_lag: int) -> Array:

@@ -13,11 +13,14 @@ import scipy.ndimage
 
 from .errors import ArgumentError, DataError
 from .photons import (
+    FEWEST_COUNTED,
     Choice,
     PhotonScale,
     Transfer,
     chosen_scale,
+    counted_photons,
     photon_transfer,
+    too_few_photons,
     why_contradicted,
 )
 from .sources import SourceLevel, levels_and_background, spread_over_steps
@@ -42,6 +45,8 @@ _NO_DOUBT = (0.8, 1.25)
 """The same by a first look, at the differences of neighbours, after which no other is needed."""
 _AROUND = 5
 """Side of a square whose mean tells the photons of emission well enough."""
+_FEW_ELECTRONS = 50.0
+"""In a pixel, of which its own number is no measure of the mean."""
 _LEAST_SHARE = 0.1
 """Of the usual variance: sky that varies by less makes no difference, and no pixel has less."""
 _ROUNDS = 4
@@ -258,8 +263,8 @@ class _Field:
 
     def _source_photons(self, gain: float) -> Array:
         # Of sources only: a pixel's own noise must not set its variance.
-        above = np.maximum(self.image - self.background, 0)
-        result: Array = np.where(self.sources, above, 0) / gain
+        light = _without_own_noise(self.image - self.background, self.usable, gain)
+        result: Array = np.where(self.sources, light, 0) / gain
         return result
 
 
@@ -274,10 +279,14 @@ def _measured_field(
     if not free.any():
         raise DataError("No source-free pixel is left to measure the noise on.")
     scatter = robust_sigma((image - background)[free], step=1.0 if whole else None) ** 2
+    mean = counted_photons(image, scatter, usable)
+    if mean is not None and mean < FEWEST_COUNTED:
+        raise DataError(f"The image {too_few_photons(mean)}.")
     if not scatter > 0:
         raise DataError(
-            f"The scatter of the source-free pixels is {scatter:g}; an image without noise"
-            " needs its variance given."
+            f"The scatter of the source-free pixels is {scatter:g}, since most have the same value;"
+            " an image without noise needs its variance given, and one that counts few photons to"
+            " be binned, as counts, not as a rate."
         )
     variance, level = scatter, float(np.median(background))
     if expected is not None:
@@ -548,6 +557,16 @@ def _with_photons_of(
     return result
 
 
+def _without_own_noise(light: Array, usable: Array, gain: float) -> Array:
+    """Light whose photons are noise; where it is few electrons, the mean of 3 × 3 pixels.
+
+    Each pixel's own few would give the weight to those that happen to have fewer.
+    """
+    around = _mean_around(light, usable, 3)
+    few = around * gain < _FEW_ELECTRONS
+    return np.maximum(np.where(few & usable, around, light), 0)
+
+
 def _first_look(image: Array, variance: Array, usable: Array) -> float:
     """Variance over a plane that is to tell it, from neighbours: no sky or source to tell apart."""
     rows = slice(None, None, max(1, image.size // ENOUGH_PIXELS))
@@ -615,14 +634,14 @@ def _varying_sky(background: Array, level: float, gain: float, variance: float) 
     return np.maximum(above, (_LEAST_SHARE - 1) * variance * gain)
 
 
-def _mean_around(image: Array, usable: Array) -> Array:
-    """Mean of the usable pixels among 5 × 5; 0 where there is none."""
-    share = scipy.ndimage.uniform_filter(usable.astype(float), _AROUND, mode="nearest")
+def _mean_around(image: Array, usable: Array, side: int = _AROUND) -> Array:
+    """Mean of the usable pixels in a square; 0 where there is none."""
+    share = scipy.ndimage.uniform_filter(usable.astype(float), side, mode="nearest")
     total = scipy.ndimage.uniform_filter(
-        np.where(usable, image, 0).astype(float), _AROUND, mode="nearest"
+        np.where(usable, image, 0).astype(float), side, mode="nearest"
     )
     # Running sums end near zero, not at it.
-    known = share > 0.5 / _AROUND**2
+    known = share > 0.5 / side**2
     return np.where(known, total / np.where(known, share, 1), 0)
 
 

@@ -23,6 +23,7 @@ from ..noise import (
     measured_covariance,
     white_covariance,
 )
+from ..photons import counted_photons
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import (
     SourceLevel,
@@ -50,6 +51,7 @@ __all__ = [
     "noise_and_structure",
     "noises_by_role",
     "pair_sources",
+    "photons_per_pixel",
     "rescaled",
     "source_pixels",
     "sources_apart",
@@ -251,6 +253,27 @@ def pair_sources(science: Sequence[Exposure], template: Sequence[Exposure]) -> P
     levels = in_threads(detected, (*science, *template))
     stacks = levels[: len(science)], levels[len(science) :]
     return PairSources(*(functools.reduce(np.maximum, stack) for stack in stacks))
+
+
+def photons_per_pixel(exposure: Exposure) -> float | None:
+    """Photons between the sources of an exposure that counts few of them.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    mean
+        `whitediff.photons.counted_photons`; None where its pixels are no counts of few photons.
+    """
+    usable = np.isfinite(exposure.image.array) & ~masks.flagged(exposure.mask, _IGNORED)
+    plane = exposure.variance.array[:: max(1, usable.size // _ENOUGH_FOR_SCATTER)]
+    known = plane[np.isfinite(plane) & (plane > 0)]
+    if not known.size:
+        return None
+    return counted_photons(exposure.image.array, float(np.median(known)), usable)
 
 
 def variance_factor(exposure: Exposure) -> float:

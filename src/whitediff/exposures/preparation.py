@@ -22,6 +22,7 @@ from ..matching.candidates import (
     find_sources,
 )
 from ..matching.psf import measure_psf, star_width, unit_sum
+from ..photons import FEWEST_COUNTED, too_few_photons
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import SourceLevel, smooth_background
 from ..threads import in_threads, single_threaded_algebra
@@ -35,6 +36,7 @@ from .noise import (
     avoided_pixels,
     levels_apart,
     noise_and_structure,
+    photons_per_pixel,
     rescaled,
     sources_apart,
     untrusted_pixels,
@@ -232,6 +234,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
     for exposure, bad in zip((science, template), untrusted, strict=True):
         _check_floor(exposure, bad)
+        _check_photons(exposure)
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
     avoided = [avoided_pixels(exposure) for exposure in (science, template)]
     # The two exposures side by side.
@@ -283,6 +286,22 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         is_structured=is_structured,
         is_curved=is_curved,
         misalignment=misalignment,
+    )
+
+
+def _check_photons(exposure: Exposure) -> None:
+    """Refuse an exposure that counts too few photons; warn of one that counts few."""
+    mean = photons_per_pixel(exposure)
+    if mean is None:
+        return
+    name = exposure.source or "The exposure"
+    if mean < FEWEST_COUNTED:
+        raise DataError(f"{name}: {too_few_photons(mean)}.")
+    _log.warning(
+        "%s: counts %.2g photons per pixel between its sources, of which noise makes more bright"
+        " peaks than a Gaussian: do not believe new sources of less than 6 sigma.",
+        name,
+        mean,
     )
 
 
