@@ -33,7 +33,7 @@ from ..sources import (
     source_levels,
     spread_over_steps,
 )
-from ..stats import robust_sigma
+from ..stats import clipped_sigma, robust_sigma
 from ..structure import high_frequencies
 from ..threads import in_threads
 from . import masks
@@ -419,7 +419,11 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
         )
     sigma = np.sqrt(variance[free])
     rounding = 1 / sigma if _are_whole(image[free]) else None
-    factor = robust_sigma(flat[::step][free] / sigma, step=rounding) ** 2
+    relative = flat[::step][free] / sigma
+    if photons_per_pixel(exposure) is None:
+        factor = robust_sigma(relative, step=rounding) ** 2
+    else:
+        factor = clipped_sigma(relative) ** 2
     structure = 1.0
     usable = ~masks.flagged(exposure.mask, _IGNORED) & np.isfinite(exposure.image.array)
     noise = high_frequencies(exposure.image.array, usable, exposure.variance.array)

@@ -77,6 +77,10 @@ _EMISSION_SIGMAS = 8
 """Widths of the PSF that a cell of the background has, where a PSF is measured in emission."""
 _STRUCTURE_CELLS = (64, 32, 16, 8)
 """Of the background under stars in structured emission, pixels; the first as anyway."""
+_MANY_PHOTONS, _SAFE_SIGMAS = 40.0, 6.5
+"""Of the sky under a PSF, from which peaks of 5 sigma are as many as a Gaussian's; and significance
+that peaks below that do not reach: against a deep template, 15 times as many at 26 photons, 70
+times at 7, the highest of 50 at 6.2 sigma."""
 _SKY_STEP, _SKY_SIGMAS = 32, 0.25
 """Pixels in which the sky may change, and its slope, by a quarter of a pixel's noise without
 effect on stars."""
@@ -234,7 +238,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
     for exposure, bad in zip((science, template), untrusted, strict=True):
         _check_floor(exposure, bad)
-        _check_photons(exposure)
+    photons = [_check_photons(exposure) for exposure in (science, template)]
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
     avoided = [avoided_pixels(exposure) for exposure in (science, template)]
     # The two exposures side by side.
@@ -270,6 +274,11 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     elif is_curved:
         others = zip(shown, avoided, levels, strict=True)
         shown = [_without_sky(one, bad | (own > SourceLevel.NONE)) for one, bad, own in others]
+    full_widths = [
+        fwhm(*each) for each in zip(shown, (candidates,) * 2, widths, avoided, strict=True)
+    ]
+    for exposure, mean, width in zip((science, template), photons, full_widths, strict=True):
+        _warn_of_photons(exposure, mean, width)
     return Pair(
         science=science,
         template=template,
@@ -280,8 +289,8 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         template_bad=avoided[1],
         source_levels=PairSources(*levels),
         sources=sources,
-        science_fwhm=fwhm(shown[0], candidates, widths[0], avoided[0]),
-        template_fwhm=fwhm(shown[1], candidates, widths[1], avoided[1]),
+        science_fwhm=full_widths[0],
+        template_fwhm=full_widths[1],
         psfs_given=science.psf is not None and template.psf is not None,
         is_structured=is_structured,
         is_curved=is_curved,
@@ -289,20 +298,26 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     )
 
 
-def _check_photons(exposure: Exposure) -> None:
-    """Refuse an exposure that counts too few photons; warn of one that counts few."""
+def _check_photons(exposure: Exposure) -> float | None:
+    """Photons per pixel of an exposure that counts few; too few are refused."""
     mean = photons_per_pixel(exposure)
-    if mean is None:
-        return
-    name = exposure.source or "The exposure"
-    if mean < FEWEST_COUNTED:
-        raise DataError(f"{name}: {too_few_photons(mean)}.")
-    _log.warning(
-        "%s: counts %.2g photons per pixel between its sources, of which noise makes more bright"
-        " peaks than a Gaussian: do not believe new sources of less than 6 sigma.",
-        name,
-        mean,
-    )
+    if mean is not None and mean < FEWEST_COUNTED:
+        raise DataError(f"{exposure.source or 'The exposure'}: {too_few_photons(mean)}.")
+    return mean
+
+
+def _warn_of_photons(exposure: Exposure, mean: float | None, width: float) -> None:
+    """Say where a PSF of that full width holds so few photons that their noise has long tails."""
+    photons = (mean or math.inf) * 4 * math.pi * (FWHM_TO_SIGMA * width) ** 2
+    if photons < _MANY_PHOTONS:
+        _log.warning(
+            "%s: only %.2g photons of the sky lie under its PSF, whose noise makes up to 70 times"
+            " as many peaks of 5 sigma as a Gaussian's: do not believe new sources of less than %g"
+            " sigma.",
+            exposure.source or "The exposure",
+            photons,
+            _SAFE_SIGMAS,
+        )
 
 
 def _check_floor(exposure: Exposure, untrusted: Array) -> None:
