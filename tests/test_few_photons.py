@@ -13,7 +13,7 @@ from astropy.table import Table
 from whitediff import Exposure, read_exposure
 from whitediff.errors import DataError
 from whitediff.exposures.catalog import believed
-from whitediff.exposures.noise import photons_per_pixel, variance_factor
+from whitediff.exposures.noise import few_photons, variance_factor
 from whitediff.exposures.preparation import prepare
 from whitediff.photons import counted_photons
 from whitediff.stats import clipped_sigma, robust_sigma
@@ -41,7 +41,7 @@ def test_counts_have_the_variance_that_they_were_drawn_with(mean, seed, size):
     image = rng.poisson(mean + stars).astype(np.float32)
     exposure = Exposure.from_arrays(image, variance=np.float32(mean))
     assert variance_factor(exposure) == pytest.approx(1, abs=0.03)
-    assert photons_per_pixel(exposure) == pytest.approx(mean, rel=0.05)
+    assert few_photons(exposure).mean == pytest.approx(mean, rel=0.05)
     # Medians of so few are lower than means; what is measured later puts that right.
     for model in (noise_variance(image), noise_variance(image, gain=1.0, read_noise=0.0)):
         assert model.background_variance == pytest.approx(mean, rel=0.1)
@@ -49,16 +49,28 @@ def test_counts_have_the_variance_that_they_were_drawn_with(mean, seed, size):
 
 def test_other_images_are_no_counts_of_photons(rng):
     usable = np.ones((200, 200), bool)
-    for image, variance in (
-        (rng.poisson(5, usable.shape) + rng.normal(0, 0.01, usable.shape), 5.0),  # no numbers
-        (rng.poisson(30, usable.shape), 30.0),  # many
-        (np.rint(rng.normal(100, 2, usable.shape)), 4.0),  # a level that is none of photons
-        (np.rint(rng.normal(0, 1, usable.shape)), 1.0),  # negative ones
-        (np.rint(rng.poisson(3, usable.shape) + rng.normal(4, 2, usable.shape)), 7.0),  # read noise
+    for image in (
+        rng.poisson(5, usable.shape) + rng.normal(0, 0.01, usable.shape),  # no numbers
+        rng.poisson(30, usable.shape),  # many
+        np.rint(rng.normal(100, 2, usable.shape)),  # a level that is none of photons
+        np.rint(rng.normal(0, 1, usable.shape)),  # negative ones
+        np.abs(
+            np.rint(rng.poisson(3, usable.shape) + rng.normal(3, 2, usable.shape))
+        ),  # read noise
     ):
-        if variance == 7.0:
-            variance, image = 14.0, np.abs(image)
-        assert counted_photons(image.astype(float), variance, usable) is None
+        assert counted_photons(image.astype(float), usable) is None
+
+
+@pytest.mark.parametrize("unit", [0.01, 1 / 317.3, 1.7e-17, 2.5])
+@pytest.mark.parametrize("mean", [0.15, 1.0, 6.0])
+def test_a_rate_of_few_photons_is_refused_with_the_remedy(tmp_path, unit, mean):
+    rng = np.random.default_rng(5)
+    (stars,) = light(300, rng, (1.5,))
+    image = (rng.poisson(mean + stars) * unit).astype(np.float32)
+    fits.writeto(tmp_path / "rate.fits", image, fits.Header({"GAIN": 1.0}))
+    remedy = "divide it by that" if mean > 0.4 else "add up squares of 3"
+    with pytest.raises(DataError, match=f"rate.fits: The image counts .*; {remedy}"):
+        read_exposure(tmp_path / "rate.fits")
 
 
 def test_a_width_of_values_that_are_mostly_the_same(rng):

@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "FEWEST_COUNTED",
     "Choice",
+    "Counts",
     "PhotonScale",
     "Transfer",
     "chosen_scale",
     "counted_photons",
     "photon_transfer",
-    "too_few_photons",
     "why_contradicted",
 ]
 
@@ -45,11 +44,11 @@ _LEAST_PHOTONS, _CLOSE = 0.5, 0.05
 """Share of the level's photons in the noise that tells; else how near the read noise must come."""
 _NEARER = 2.0
 """Errors by which another gain must be nearer to the measured one than the header's."""
-FEWEST_COUNTED, _MANY_COUNTED = 0.4, 10.0
+_FEWEST_COUNTED, _MANY_COUNTED = 0.4, 10.0
 """Photons per pixel below which a Gaussian noise model fails, and from which it holds."""
 _COUNTED = (0.8, 1.25)
 """Mean over the variance of counts of photons; a detector's read noise adds more than that."""
-_COUNTING_BLOCK, _FIRST_TRIED = 16, 1000
+_COUNTING_BLOCK, _ENOUGH_COUNTED, _ROUNDING = 16, 20_000, 1e-4
 _PRECISE, _KNOWN = 0.15, 0.3
 """Relative errors up to which a measured gain is used, and decides between others."""
 
@@ -141,66 +140,86 @@ class Choice:
     reason: str
 
 
-def counted_photons(image: Array, variance: float, usable: Array) -> float | None:
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What an image that counts few photons has of them between its sources.
+
+    Attributes
+    ----------
+    mean
+        Photons per pixel.
+    unit
+        Image units of a photon; 1 where pixels are whole numbers.
+    """
+
+    mean: float
+    unit: float
+
+    @property
+    def problem(self) -> str:
+        """Why they cannot be subtracted, with the remedy, for behind a name; else empty."""
+        counts = f"counts {self.mean:.2g} photons per pixel between its sources"
+        if self.mean < _FEWEST_COUNTED:
+            side = math.ceil(math.sqrt(1 / self.mean))
+            return (
+                f"{counts}, whose noise is far from Gaussian below {_FEWEST_COUNTED:g}; add up"
+                f" squares of {side} × {side} pixels (bin both images)"
+            )
+        if self.unit != 1:
+            return (
+                f"{counts}, each of {self.unit:.4g} image units; divide it by that, so that its"
+                " pixels are whole numbers and the noise of so few can be told"
+            )
+        return ""
+
+
+def counted_photons(image: Array, usable: Array) -> Counts | None:
     """Photons per pixel between the sources of an image that counts few of them.
 
     Parameters
     ----------
     image
         ``(ny, nx)``.
-    variance
-        Of source-free pixels, image_unit².
     usable
         ``(ny, nx)`` boolean.
 
     Returns
     -------
-    mean
-        None unless all pixels are whole numbers of photons, not negative, with fewer than 10 in a
-        usual pixel and a variance that is their mean.
+    counts
+        None unless all pixels are multiples of some unit, not negative, with fewer than 10 of it in
+        a usual pixel, and a variance of as many, which read noise would add to.
     """
-    if not 0 < variance < _MANY_COUNTED / _COUNTED[0]:
-        return None
-    first = image[usable][:_FIRST_TRIED]
-    if not first.size or (first != np.rint(first)).any() or (first < 0).any():
-        return None
     values = image[usable]
-    if (values != np.rint(values)).any() or (values < 0).any():
+    sample = values[:: max(1, values.size // _ENOUGH_COUNTED)].astype(np.float64)
+    if not sample.size or (sample < 0).any() or not (sample > 0).any():
         return None
+    unit = 1.0 if (sample == np.rint(sample)).all() else float(sample[sample > 0].min())
+    if np.median(sample) > _MANY_COUNTED * unit:
+        return None
+    for some in (sample, values):
+        numbers = some / unit
+        whole = np.rint(numbers)
+        if (some < 0).any() or (np.abs(numbers - whole) > _ROUNDING * np.maximum(whole, 1)).any():
+            return None
     ny, nx = (n // _COUNTING_BLOCK * _COUNTING_BLOCK for n in image.shape)
-    side = _COUNTING_BLOCK
-
-    def sums(plane: Array) -> Array:
-        blocks = plane[:ny, :nx].reshape(ny // side, side, nx // side, side)
-        result: Array = blocks.sum(axis=(1, 3), dtype=np.float64)
-        return result
-
-    counts = sums(usable)
-    whole = counts > side**2 / 2
+    numbers = np.where(usable, image, 0)[:ny, :nx].astype(np.float64) / unit
+    blocks = (ny // _COUNTING_BLOCK, _COUNTING_BLOCK, nx // _COUNTING_BLOCK, _COUNTING_BLOCK)
+    known, first, second = (
+        plane.reshape(blocks).sum(axis=(1, 3)) for plane in (usable[:ny, :nx], numbers, numbers**2)
+    )
+    whole = known > _COUNTING_BLOCK**2 / 2
     if not whole.any():
         return None
-    mean = float(np.median(sums(np.where(usable, image, 0))[whole] / counts[whole]))
-    return mean if _COUNTED[0] * variance < mean < _COUNTED[1] * variance else None
+    means = first[whole] / known[whole]
+    variances = (second[whole] / known[whole] - means**2) * known[whole] / (known[whole] - 1)
+    mean = float(np.median(means))
+    if not (0 < mean < _MANY_COUNTED and _is_poissonian(mean, float(np.median(variances)))):
+        return None
+    return Counts(mean, unit)
 
 
-def too_few_photons(mean: float) -> str:
-    """Why counts of so few photons cannot be subtracted, for behind the image's name.
-
-    Parameters
-    ----------
-    mean
-        Photons per pixel between the sources, fewer than `FEWEST_COUNTED`.
-
-    Returns
-    -------
-    text
-        With the remedy.
-    """
-    side = math.ceil(math.sqrt(1 / mean))
-    return (
-        f"counts {mean:.2g} photons per pixel between its sources, whose noise is far from Gaussian"
-        f" below {FEWEST_COUNTED:g}; add up squares of {side} × {side} pixels (bin both images)"
-    )
+def _is_poissonian(mean: float, variance: float) -> bool:
+    return _COUNTED[0] * variance < mean < _COUNTED[1] * variance
 
 
 def photon_transfer(

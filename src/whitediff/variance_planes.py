@@ -13,14 +13,12 @@ import scipy.ndimage
 
 from .errors import ArgumentError, DataError
 from .photons import (
-    FEWEST_COUNTED,
     Choice,
     PhotonScale,
     Transfer,
     chosen_scale,
     counted_photons,
     photon_transfer,
-    too_few_photons,
     why_contradicted,
 )
 from .sources import SourceLevel, levels_and_background, spread_over_steps
@@ -279,14 +277,13 @@ def _measured_field(
     if not free.any():
         raise DataError("No source-free pixel is left to measure the noise on.")
     scatter = robust_sigma((image - background)[free], step=1.0 if whole else None) ** 2
-    mean = counted_photons(image, scatter, usable)
-    if mean is not None and mean < FEWEST_COUNTED:
-        raise DataError(f"The image {too_few_photons(mean)}.")
-    if not scatter > 0:
+    counts = counted_photons(image, usable)
+    if counts is not None and counts.problem:
+        raise DataError(f"The image {counts.problem}.")
+    if not (scatter > 0 and np.ptp(image[free]) > 0):
         raise DataError(
-            f"The scatter of the source-free pixels is {scatter:g}, since most have the same value;"
-            " an image without noise needs its variance given, and one that counts few photons to"
-            " be binned, as counts, not as a rate."
+            "The scatter of the source-free pixels is 0, since most have the same value; an image"
+            " without noise needs its variance given, and one that counts few photons to be binned."
         )
     variance, level = scatter, float(np.median(background))
     if expected is not None:

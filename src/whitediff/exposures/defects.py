@@ -26,7 +26,7 @@ from ..errors import ArgumentError
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .model import Exposure
-from .noise import photons_per_pixel, untrusted_pixels
+from .noise import few_photons, untrusted_pixels
 from .psf import average_position, psf_image
 
 __all__ = ["NO_DEFECTS", "DefectOptions", "with_defects", "with_trails"]
@@ -79,7 +79,7 @@ class DefectOptions:
         mask = exposure.mask
         judged = all(masks.find_plane(mask, name) for name in ("CR", "INTRP", "DETECTED"))
         # Two photons in a pixel are no cosmic ray.
-        judged = judged or photons_per_pixel(exposure) is not None
+        judged = judged or few_photons(exposure) is not None
 
         def wanted(search: Search, plane: str, told: bool) -> bool:
             if search != "auto":

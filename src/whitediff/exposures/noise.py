@@ -23,7 +23,7 @@ from ..noise import (
     measured_covariance,
     white_covariance,
 )
-from ..photons import counted_photons
+from ..photons import Counts, counted_photons
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import (
     SourceLevel,
@@ -45,13 +45,13 @@ from .psf import average_position, psf_image
 __all__ = [
     "PairSources",
     "avoided_pixels",
+    "few_photons",
     "levels_apart",
     "measured_noises",
     "measured_variance_factor",
     "noise_and_structure",
     "noises_by_role",
     "pair_sources",
-    "photons_per_pixel",
     "rescaled",
     "source_pixels",
     "sources_apart",
@@ -255,7 +255,7 @@ def pair_sources(science: Sequence[Exposure], template: Sequence[Exposure]) -> P
     return PairSources(*(functools.reduce(np.maximum, stack) for stack in stacks))
 
 
-def photons_per_pixel(exposure: Exposure) -> float | None:
+def few_photons(exposure: Exposure) -> Counts | None:
     """Photons between the sources of an exposure that counts few of them.
 
     Parameters
@@ -265,15 +265,11 @@ def photons_per_pixel(exposure: Exposure) -> float | None:
 
     Returns
     -------
-    mean
+    counts
         `whitediff.photons.counted_photons`; None where its pixels are no counts of few photons.
     """
     usable = np.isfinite(exposure.image.array) & ~masks.flagged(exposure.mask, _IGNORED)
-    plane = exposure.variance.array[:: max(1, usable.size // _ENOUGH_FOR_SCATTER)]
-    known = plane[np.isfinite(plane) & (plane > 0)]
-    if not known.size:
-        return None
-    return counted_photons(exposure.image.array, float(np.median(known)), usable)
+    return counted_photons(exposure.image.array, usable)
 
 
 def variance_factor(exposure: Exposure) -> float:
@@ -420,7 +416,7 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
     sigma = np.sqrt(variance[free])
     rounding = 1 / sigma if _are_whole(image[free]) else None
     relative = flat[::step][free] / sigma
-    if photons_per_pixel(exposure) is None:
+    if few_photons(exposure) is None:
         factor = robust_sigma(relative, step=rounding) ** 2
     else:
         factor = clipped_sigma(relative) ** 2

@@ -22,7 +22,7 @@ from ..matching.candidates import (
     find_sources,
 )
 from ..matching.psf import measure_psf, star_width, unit_sum
-from ..photons import FEWEST_COUNTED, too_few_photons
+from ..photons import Counts
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import SourceLevel, smooth_background
 from ..threads import in_threads, single_threaded_algebra
@@ -34,9 +34,9 @@ from .model import Exposure
 from .noise import (
     PairSources,
     avoided_pixels,
+    few_photons,
     levels_apart,
     noise_and_structure,
-    photons_per_pixel,
     rescaled,
     sources_apart,
     untrusted_pixels,
@@ -277,8 +277,8 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     full_widths = [
         fwhm(*each) for each in zip(shown, (candidates,) * 2, widths, avoided, strict=True)
     ]
-    for exposure, mean, width in zip((science, template), photons, full_widths, strict=True):
-        _warn_of_photons(exposure, mean, width)
+    for exposure, counts, width in zip((science, template), photons, full_widths, strict=True):
+        _warn_of_photons(exposure, counts, width)
     return Pair(
         science=science,
         template=template,
@@ -298,17 +298,19 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     )
 
 
-def _check_photons(exposure: Exposure) -> float | None:
-    """Photons per pixel of an exposure that counts few; too few are refused."""
-    mean = photons_per_pixel(exposure)
-    if mean is not None and mean < FEWEST_COUNTED:
-        raise DataError(f"{exposure.source or 'The exposure'}: {too_few_photons(mean)}.")
-    return mean
+def _check_photons(exposure: Exposure) -> Counts | None:
+    """What an exposure that counts few photons has of them; too few are refused."""
+    counts = few_photons(exposure)
+    if counts is not None and counts.problem:
+        raise DataError(f"{exposure.source or 'The exposure'}: {counts.problem}.")
+    return counts
 
 
-def _warn_of_photons(exposure: Exposure, mean: float | None, width: float) -> None:
+def _warn_of_photons(exposure: Exposure, counts: Counts | None, width: float) -> None:
     """Say where a PSF of that full width holds so few photons that their noise has long tails."""
-    photons = (mean or math.inf) * 4 * math.pi * (FWHM_TO_SIGMA * width) ** 2
+    if counts is None:
+        return
+    photons = counts.mean * 4 * math.pi * (FWHM_TO_SIGMA * width) ** 2
     if photons < _MANY_PHOTONS:
         _log.warning(
             "%s: only %.2g photons of the sky lie under its PSF, whose noise makes up to 70 times"
