@@ -55,7 +55,7 @@ def test_other_images_are_no_counts_of_photons(rng):
         np.rint(rng.normal(100, 2, usable.shape)),  # a level that is none of photons
         np.rint(rng.normal(0, 1, usable.shape)),  # negative ones
         np.abs(
-            np.rint(rng.poisson(3, usable.shape) + rng.normal(3, 2, usable.shape))
+            np.rint(rng.poisson(2, usable.shape) + rng.normal(3, 3, usable.shape))
         ),  # read noise
     ):
         assert counted_photons(image.astype(float), usable) is None
