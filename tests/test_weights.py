@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 
 from test_photons import SKY, Scene, scene
 from whitediff import read_exposure
@@ -180,6 +181,31 @@ def test_the_difference_is_that_of_images_without_weights(run, tmp_path, which):
         residual = found.image.array[part] / sigma
         residual = residual[~found.mask.get("SOURCE")[part]]
         assert np.std(residual[np.abs(residual) < 4]) == pytest.approx(1, abs=0.03)
+
+
+def test_sources_of_a_difference_have_no_photons_added(run, tmp_path, rng):
+    y, x = np.mgrid[:300, :300]
+    point = np.exp(-((y - 150) ** 2 + (x - 140) ** 2) / 2 / 1.8**2)
+    image = rng.normal(0, 12, x.shape) + 900 * point
+    weight = np.ones(image.shape)
+    weight[:20] = 0
+    header = fits.Header({"GAIN": GAIN, "RDNOISE": 5.0})
+    written(tmp_path / "d.fits", image, weight, header, beside=False)
+    kernel = np.exp(-((y - 150) ** 2 + (x - 150) ** 2) / 2 / 1.8**2)[138:163, 138:163]
+    fits.writeto(tmp_path / "psf.fits", kernel / kernel.sum())
+    table = tmp_path / "d.ecsv"
+    arguments = (tmp_path / "d.fits", "--psf", tmp_path / "psf.fits", "--output", table)
+    code, _, messages = run("detect", *arguments)
+    assert code == 0, messages
+    assert "its weights are all 1 or 0" in messages
+    assert "photons" not in messages
+    sources = Table.read(table)
+    assert len(sources) == 1
+    # The error of a PSF's flux in white noise.
+    error = 12 * np.sqrt(4 * np.pi) * 1.8
+    assert sources["psf_flux_err"][0] == pytest.approx(error, rel=0.03)
+    truth = 900 * 2 * np.pi * 1.8**2
+    assert sources["psf_flux"][0] == pytest.approx(truth, abs=4 * error)
 
 
 @pytest.mark.parametrize(
