@@ -88,6 +88,8 @@ def test_neither_have_borders_and_defects_of_one_value(rng, share):
     assert floor.share == pytest.approx(0.48, abs=0.02)
     assert find_floor(np.maximum(image - 500, 0), np.ones(image.shape, bool)) is None
     assert find_floor(np.zeros((300, 300))) is None
+    # No block is whole.
+    assert find_floor(np.maximum(image[:12] - 500, 0)) is None
 
 
 def pair(seed: int, cuts: dict[str, float], *, whole: bool) -> dict[str, np.ndarray]:

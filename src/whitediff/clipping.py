@@ -125,7 +125,7 @@ def _dark_blocks(image: Array, use: Array, level: Any) -> Array:
         (columns[:, None] * _BLOCK + inside)[:, None, :],
     )
     values = np.where(use[part], np.maximum(image[part].astype(np.float64) - level, 0), np.nan)
-    values = values.reshape(len(values), -1)
+    values = values.reshape(-1, _BLOCK**2)
     values = values[np.count_nonzero(np.isnan(values), axis=1) < _BLOCK**2 / 2]
     if not len(values):
         return values

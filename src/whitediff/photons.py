@@ -197,9 +197,7 @@ def counted_photons(image: Array, usable: Array) -> Counts | None:
     if np.median(sample) > _MANY_COUNTED * unit:
         return None
     for some in (sample, values):
-        numbers = some / unit
-        whole = np.rint(numbers)
-        if (some < 0).any() or (np.abs(numbers - whole) > _ROUNDING * np.maximum(whole, 1)).any():
+        if (some < 0).any() or not _are_multiples(some.astype(np.float64, copy=False), unit):
             return None
     ny, nx = (n // _COUNTING_BLOCK * _COUNTING_BLOCK for n in image.shape)
     numbers = np.where(usable, image, 0)[:ny, :nx].astype(np.float64) / unit
@@ -216,6 +214,14 @@ def counted_photons(image: Array, usable: Array) -> Counts | None:
     if not (0 < mean < _MANY_COUNTED and _is_poissonian(mean, float(np.median(variances)))):
         return None
     return Counts(mean, unit)
+
+
+def _are_multiples(values: Array, unit: float) -> bool:
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers = values / unit
+        off = np.abs(numbers - np.rint(numbers))
+    # Overflows are no numbers.
+    return bool((off <= _ROUNDING * np.maximum(numbers, 1)).all())
 
 
 def _is_poissonian(mean: float, variance: float) -> bool:

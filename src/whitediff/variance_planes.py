@@ -398,7 +398,8 @@ def with_left_out_photons(
     model
         The plane plus the sources' photons; or the plane as it is, where nothing tells the gain.
         None where the plane rises with the light of bright sources, or where
-        there are too few to tell, or too faint for a difference.
+        there are too few to tell, or too faint for a difference; and where the plane is off by
+        more than a factor of ten, so that it is something else.
     """
     usable = _with_variance(image, variance, unusable)
     if not _ignores_light(image, variance, usable):
