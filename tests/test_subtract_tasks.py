@@ -457,6 +457,7 @@ FIELDS = {
     "spatialKernelOrder": 2,
     "spatialKernelOrderChoice": "bic",
     "spatialBgOrder": 1,
+    "constantKernelSum": False,
     "fitForBackground": False,
     "nStarPerCell": 4,
     "maxSpatialIterations": 2,

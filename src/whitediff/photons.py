@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 __all__ = [
     "Choice",
+    "Counts",
     "PhotonScale",
     "Transfer",
     "chosen_scale",
+    "counted_photons",
     "photon_transfer",
     "why_contradicted",
 ]
@@ -42,6 +44,11 @@ _LEAST_PHOTONS, _CLOSE = 0.5, 0.05
 """Share of the level's photons in the noise that tells; else how near the read noise must come."""
 _NEARER = 2.0
 """Errors by which another gain must be nearer to the measured one than the header's."""
+_FEWEST_COUNTED, _MANY_COUNTED = 0.4, 10.0
+"""Photons per pixel below which a Gaussian noise model fails, and from which it holds."""
+_COUNTED = (0.8, 1.25)
+"""Mean over the variance of counts of photons; a detector's read noise adds more than that."""
+_COUNTING_BLOCK, _ENOUGH_COUNTED, _ROUNDING = 16, 20_000, 1e-4
 _PRECISE, _KNOWN = 0.15, 0.3
 """Relative errors up to which a measured gain is used, and decides between others."""
 
@@ -131,6 +138,94 @@ class Choice:
     models_background: bool
     is_expected: bool
     reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What an image that counts few photons has of them between its sources.
+
+    Attributes
+    ----------
+    mean
+        Photons per pixel.
+    unit
+        Image units of a photon; 1 where pixels are whole numbers.
+    """
+
+    mean: float
+    unit: float
+
+    @property
+    def problem(self) -> str:
+        """Why they cannot be subtracted, with the remedy, for behind a name; else empty."""
+        counts = f"counts {self.mean:.2g} photons per pixel between its sources"
+        if self.mean < _FEWEST_COUNTED:
+            side = math.ceil(math.sqrt(1 / self.mean))
+            return (
+                f"{counts}, whose noise is far from Gaussian below {_FEWEST_COUNTED:g}; add up"
+                f" squares of {side} × {side} pixels (bin both images)"
+            )
+        if self.unit != 1:
+            return (
+                f"{counts}, each of {self.unit:.4g} image units; divide it by that, so that its"
+                " pixels are whole numbers and the noise of so few can be told"
+            )
+        return ""
+
+
+def counted_photons(image: Array, usable: Array) -> Counts | None:
+    """Photons per pixel between the sources of an image that counts few of them.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+    usable
+        ``(ny, nx)`` boolean.
+
+    Returns
+    -------
+    counts
+        None unless all pixels are multiples of some unit, not negative, with fewer than 10 of it in
+        a usual pixel, and a variance of as many, which read noise would add to.
+    """
+    values = image[usable]
+    sample = values[:: max(1, values.size // _ENOUGH_COUNTED)].astype(np.float64)
+    if not sample.size or (sample < 0).any() or not (sample > 0).any():
+        return None
+    unit = 1.0 if (sample == np.rint(sample)).all() else float(sample[sample > 0].min())
+    if np.median(sample) > _MANY_COUNTED * unit:
+        return None
+    for some in (sample, values):
+        if (some < 0).any() or not _are_multiples(some.astype(np.float64, copy=False), unit):
+            return None
+    ny, nx = (n // _COUNTING_BLOCK * _COUNTING_BLOCK for n in image.shape)
+    numbers = np.where(usable, image, 0)[:ny, :nx].astype(np.float64) / unit
+    blocks = (ny // _COUNTING_BLOCK, _COUNTING_BLOCK, nx // _COUNTING_BLOCK, _COUNTING_BLOCK)
+    known, first, second = (
+        plane.reshape(blocks).sum(axis=(1, 3)) for plane in (usable[:ny, :nx], numbers, numbers**2)
+    )
+    whole = known > _COUNTING_BLOCK**2 / 2
+    if not whole.any():
+        return None
+    means = first[whole] / known[whole]
+    variances = (second[whole] / known[whole] - means**2) * known[whole] / (known[whole] - 1)
+    mean = float(np.median(means))
+    if not (0 < mean < _MANY_COUNTED and _is_poissonian(mean, float(np.median(variances)))):
+        return None
+    return Counts(mean, unit)
+
+
+def _are_multiples(values: Array, unit: float) -> bool:
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers = values / unit
+        off = np.abs(numbers - np.rint(numbers))
+    # Overflows are no numbers.
+    return bool((off <= _ROUNDING * np.maximum(numbers, 1)).all())
+
+
+def _is_poissonian(mean: float, variance: float) -> bool:
+    return _COUNTED[0] * variance < mean < _COUNTED[1] * variance
 
 
 def photon_transfer(

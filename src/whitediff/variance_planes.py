@@ -17,6 +17,7 @@ from .photons import (
     PhotonScale,
     Transfer,
     chosen_scale,
+    counted_photons,
     photon_transfer,
     why_contradicted,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "NoiseModel",
     "exposure_map_variance",
     "noise_variance",
+    "relative_weight_variance",
     "with_left_out_photons",
 ]
 
@@ -35,8 +37,14 @@ type Array = npt.NDArray[Any]
 
 _INVERSE = (0.67, 1.5)
 """Measured variance times weight within which a weight is an inverse variance."""
+_ABSOLUTE = (0.1, 10.0)
+"""The same of a plane that may be off by a factor, which is put right later."""
+_NO_DOUBT = (0.8, 1.25)
+"""The same by a first look, at the differences of neighbours, after which no other is needed."""
 _AROUND = 5
 """Side of a square whose mean tells the photons of emission well enough."""
+_FEW_ELECTRONS = 50.0
+"""In a pixel, of which its own number is no measure of the mean."""
 _LEAST_SHARE = 0.1
 """Of the usual variance: sky that varies by less makes no difference, and no pixel has less."""
 _ROUNDS = 4
@@ -253,8 +261,8 @@ class _Field:
 
     def _source_photons(self, gain: float) -> Array:
         # Of sources only: a pixel's own noise must not set its variance.
-        above = np.maximum(self.image - self.background, 0)
-        result: Array = np.where(self.sources, above, 0) / gain
+        light = _without_own_noise(self.image - self.background, self.usable, gain)
+        result: Array = np.where(self.sources, light, 0) / gain
         return result
 
 
@@ -264,15 +272,18 @@ def _measured_field(
     usable = np.isfinite(image)
     if unusable is not None:
         usable &= ~unusable
-    whole = usable.any() and bool((image[usable] == np.rint(image[usable])).all())
+    whole = _are_whole(image[usable])
     sources, background, free = _apart(spread_over_steps(image) if whole else image, usable)
     if not free.any():
         raise DataError("No source-free pixel is left to measure the noise on.")
     scatter = robust_sigma((image - background)[free], step=1.0 if whole else None) ** 2
-    if not scatter > 0:
+    counts = counted_photons(image, usable)
+    if counts is not None and counts.problem:
+        raise DataError(f"The image {counts.problem}.")
+    if not (scatter > 0 and np.ptp(image[free]) > 0):
         raise DataError(
-            f"The scatter of the source-free pixels is {scatter:g}; an image without noise"
-            " needs its variance given."
+            "The scatter of the source-free pixels is 0, since most have the same value; an image"
+            " without noise needs its variance given, and one that counts few photons to be binned."
         )
     variance, level = scatter, float(np.median(background))
     if expected is not None:
@@ -387,24 +398,22 @@ def with_left_out_photons(
     model
         The plane plus the sources' photons; or the plane as it is, where nothing tells the gain.
         None where the plane rises with the light of bright sources, or where
-        there are too few to tell, or too faint for a difference.
+        there are too few to tell, or too faint for a difference; and where the plane is off by
+        more than a factor of ten, so that it is something else.
     """
-    usable = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
-    if unusable is not None:
-        usable &= ~unusable
+    usable = _with_variance(image, variance, unusable)
     if not _ignores_light(image, variance, usable):
         return None
-    sources, background, free = _apart(image, usable)
+    sources, background, free = _apart(_spread(image, usable), usable)
     if not free.any():
         return None
     # A plane may be off by a factor, which is put right later: photons in its unit.
-    usual = float(np.median(variance[free]))
-    factor = robust_sigma((image - background)[free] / np.sqrt(variance[free])) ** 2
-    if not factor > 0:
+    factor = _scatter_over(variance, image, background, free)
+    if not _ABSOLUTE[0] < factor < _ABSOLUTE[1]:
         return None
-    measured, level = usual * factor, float(np.median(background))
-    transfer = photon_transfer(image, background, usable, variance=measured)
-    choice = chosen_scale(expected, alternatives, level=level, measured=measured, transfer=transfer)
+    usual = float(np.median(variance[free]))
+    apart = image - background, sources & usable, usable
+    choice = _photons_told(apart, background, usual * factor, expected, alternatives)
     said = "its variance plane does not rise with its stars' light"
     if choice.scale is None:
         text = (
@@ -412,11 +421,7 @@ def with_left_out_photons(
             " unless a gain in the image's unit is given"
         )
         return NoiseModel(variance, usual, text)
-    # Where fewer exposures overlap or less light falls, a unit stands for fewer electrons.
-    lit = sources & usable
-    electrons = choice.scale.gain * usual * factor / variance[lit]
-    result = variance.astype(np.float64)
-    result[lit] += np.maximum((image - background)[lit], 0) / electrons
+    result = _with_photons_of(apart, variance, choice.scale.gain * usual * factor)
     text = (
         f"{said}, so that it leaves out their photon noise, which is added at"
         f" {choice.scale.gain:.4g} electrons per unit ({choice.reason or choice.scale.meaning})"
@@ -424,16 +429,168 @@ def with_left_out_photons(
     return NoiseModel(result, usual, text)
 
 
-def _ignores_light(image: Array, variance: Array, usable: Array) -> bool:
-    """Whether a variance plane is the same on bright sources as beside them."""
+def relative_weight_variance(
+    image: Array,
+    variance: Array,
+    unusable: Array | None = None,
+    *,
+    expected: PhotonScale | None = None,
+    alternatives: Sequence[PhotonScale] = (),
+    adds_photons: bool = True,
+) -> NoiseModel | None:
+    """Variance plane of an image whose weights tell only how pixels compare with each other.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``, in any unit.
+    variance
+        ``(ny, nx)``: inverse weights, in any unit; not finite where there is no measurement.
+    unusable
+        ``(ny, nx)`` boolean: pixels to leave out of the measurement.
+    expected, alternatives
+        As for `noise_variance`.
+    adds_photons
+        Whether the image's sources have photons of their own: those of a difference do not.
+
+    Returns
+    -------
+    model
+        In proportion to the inverse weights, and as large as the scatter of source-free pixels,
+        plus the sources' photons, if the weights leave them out.  None where the weights explain
+        that scatter as they are, within a factor of ten; where they are variances by mistake; and
+        where no pixel is free of sources.
+    """
+    usable = _with_variance(image, variance, unusable)
+    if not usable.any() or _is_between(_first_look(image, variance, usable), _NO_DOUBT):
+        return None
+    sources, background, free = _apart(_spread(image, usable), usable)
+    if not free.any():
+        return None
+    factor = _scatter_over(variance, image, background, free)
+    found = high_frequencies(image, usable, variance)
+    if found is not None and found.contradicts(factor):
+        factor = found.usual_factor
+    values = variance[usable]
+    is_constant = bool(values.min() == values.max())
+    if not factor > 0 or _is_between(factor, _ABSOLUTE):
+        return None
+    if not is_constant and _is_between(
+        _scatter_over(1 / variance, image, background, free), _INVERSE
+    ):
+        # A variance that was named a weight is no relative one.
+        return None
+    weights = f"all {1 / float(values[0]):.4g} or 0" if is_constant else "relative"
+    text = (
+        f"its weights are {weights}, not inverse variances (1/weight is {1 / factor:.3g} times the"
+        " measured variance), so they are scaled to the measured noise"
+    )
+    scaled = variance.astype(np.float64) * factor
+    usual = float(np.median(scaled[free]))
+    if not adds_photons or _ignores_light(image, scaled, usable) is False:
+        return NoiseModel(scaled, usual, text)
+    apart = image - background, sources & usable, usable
+    choice = _photons_told(apart, background, usual, expected, alternatives)
+    if choice.scale is None:
+        text += "; without a gain in the image's unit, the photon noise of sources is not added"
+        return NoiseModel(scaled, usual, text)
+    text += (
+        f", and the sources' photons are added at {choice.scale.gain:.4g} electrons per unit"
+        f" ({choice.reason or choice.scale.meaning})"
+    )
+    return NoiseModel(_with_photons_of(apart, scaled, choice.scale.gain * usual), usual, text)
+
+
+def _with_variance(image: Array, variance: Array, unusable: Array | None) -> Array:
+    """Usable pixels: with a value and a variance."""
+    usable = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
+    return usable if unusable is None else usable & ~unusable
+
+
+def _is_between(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] < value < limits[1]
+
+
+def _spread(image: Array, usable: Array) -> Array:
+    """Image of which sources are told apart: whole numbers are spread over their steps."""
+    return spread_over_steps(image) if _are_whole(image[usable]) else image
+
+
+def _are_whole(values: Array) -> bool:
+    return bool(values.size and (values == np.rint(values)).all())
+
+
+def _scatter_over(variance: Array, image: Array, background: Array, free: Array) -> float:
+    """Variance of source-free pixels over a plane that is to tell it; 0 if they do not differ."""
+    sigma = np.sqrt(variance[free])
+    step = 1 / sigma if _are_whole(image[free]) else None
+    return robust_sigma((image - background)[free] / sigma, step=step) ** 2
+
+
+def _photons_told(
+    apart: tuple[Array, Array, Array],
+    background: Array,
+    measured: float,
+    expected: PhotonScale | None,
+    alternatives: Sequence[PhotonScale],
+) -> Choice:
+    """What a unit stands for, of an image whose light, lit and usable pixels were told apart."""
+    light, _, usable = apart
+    transfer = photon_transfer(light, np.zeros_like(light), usable, variance=measured)
+    level = float(np.median(background))
+    return chosen_scale(expected, alternatives, level=level, measured=measured, transfer=transfer)
+
+
+def _with_photons_of(
+    apart: tuple[Array, Array, Array], variance: Array, gain_of_variance: float
+) -> Array:
+    """Plane with the photons of sources.
+
+    Where fewer exposures overlap or less light falls, a unit stands for fewer electrons, and the
+    product of electrons and variance, which is given, is the same.
+    """
+    light, lit, _ = apart
+    result: Array = variance.astype(np.float64)
+    result[lit] += np.maximum(light[lit], 0) * variance[lit] / gain_of_variance
+    return result
+
+
+def _without_own_noise(light: Array, usable: Array, gain: float) -> Array:
+    """Light whose photons are noise; where it is few electrons, the mean of 3 × 3 pixels.
+
+    Each pixel's own few would give the weight to those that happen to have fewer.
+    """
+    around = _mean_around(light, usable, 3)
+    few = around * gain < _FEW_ELECTRONS
+    return np.maximum(np.where(few & usable, around, light), 0)
+
+
+def _first_look(image: Array, variance: Array, usable: Array) -> float:
+    """Variance over a plane that is to tell it, from neighbours: no sky or source to tell apart."""
+    rows = slice(None, None, max(1, image.size // ENOUGH_PIXELS))
+    left, right = np.s_[rows, :-1], np.s_[rows, 1:]
+    both = usable[left] & usable[right]
+    step = image[right][both].astype(np.float64) - image[left][both]
+    together = variance[right][both].astype(np.float64) + variance[left][both]
+    return robust_sigma(step / np.sqrt(together)) ** 2 if both.any() else math.nan
+
+
+def _ignores_light(image: Array, variance: Array, usable: Array) -> bool | None:
+    """Whether a variance plane is the same on bright sources as beside them.
+
+    None where there are too few to tell.
+    """
     step = max(1, image.size // ENOUGH_PIXELS)
     known = np.flatnonzero(usable.ravel()[::step]) * step
     if not known.size:
-        return False
+        return None
     values, plane = image.ravel()[known].astype(np.float64), variance.ravel()[known]
-    bright = values - np.median(values) > _BRIGHT_SIGMAS * np.sqrt(np.median(plane))
+    # The plane of another image's noise would make sources of the noise.
+    factor = _first_look(image, variance, usable)
+    usual = float(np.median(plane)) * (factor if factor > 1 else 1.0)
+    bright = values - np.median(values) > _BRIGHT_SIGMAS * math.sqrt(usual)
     if np.count_nonzero(bright) < _LEAST_BRIGHT:
-        return False
+        return None
     y, x = np.unravel_index(known[bright], image.shape)
     beside = [
         variance[np.clip(y + dy, 0, image.shape[0] - 1), np.clip(x + dx, 0, image.shape[1] - 1)]
@@ -475,14 +632,14 @@ def _varying_sky(background: Array, level: float, gain: float, variance: float) 
     return np.maximum(above, (_LEAST_SHARE - 1) * variance * gain)
 
 
-def _mean_around(image: Array, usable: Array) -> Array:
-    """Mean of the usable pixels among 5 × 5; 0 where there is none."""
-    share = scipy.ndimage.uniform_filter(usable.astype(float), _AROUND, mode="nearest")
+def _mean_around(image: Array, usable: Array, side: int = _AROUND) -> Array:
+    """Mean of the usable pixels in a square; 0 where there is none."""
+    share = scipy.ndimage.uniform_filter(usable.astype(float), side, mode="nearest")
     total = scipy.ndimage.uniform_filter(
-        np.where(usable, image, 0).astype(float), _AROUND, mode="nearest"
+        np.where(usable, image, 0).astype(float), side, mode="nearest"
     )
     # Running sums end near zero, not at it.
-    known = share > 0.5 / _AROUND**2
+    known = share > 0.5 / side**2
     return np.where(known, total / np.where(known, share, 1), 0)
 
 

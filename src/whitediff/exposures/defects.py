@@ -26,7 +26,7 @@ from ..errors import ArgumentError
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .model import Exposure
-from .noise import untrusted_pixels
+from .noise import few_photons, untrusted_pixels
 from .psf import average_position, psf_image
 
 __all__ = ["NO_DEFECTS", "DefectOptions", "with_defects", "with_trails"]
@@ -49,7 +49,8 @@ class DefectOptions:
     cosmic_rays, bad_pixels, trails
         True or False; or auto: where the exposure's mask does not tell of them already.  It does
         where a pixel of CR, BAD or STREAK is set, and, of the first two, where it has the planes
-        CR, INTRP and DETECTED, as masks of LSST have.
+        CR, INTRP and DETECTED, as masks of LSST have.  Cosmic rays and bad pixels are not looked
+        for either among counts of few photons.
     """
 
     cosmic_rays: Search = "auto"
@@ -77,6 +78,8 @@ class DefectOptions:
         """
         mask = exposure.mask
         judged = all(masks.find_plane(mask, name) for name in ("CR", "INTRP", "DETECTED"))
+        # Two photons in a pixel are no cosmic ray.
+        judged = judged or few_photons(exposure) is not None
 
         def wanted(search: Search, plane: str, told: bool) -> bool:
             if search != "auto":

@@ -311,6 +311,7 @@ def match(
     fit = dataclasses.replace(fit, kernel_sum_error=error)
     ratio = _measured_sum(pair, sources, candidates, changed, fit, convolved)
     _judge_sum(fit.kernel_sum, ratio)
+    _judge_trend(ratio, options.fit)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
     # What the stars are too few for, the source-free pixels will find.
     order = max(len(each) for each in (fit.background_coefficients, *skies)) - 1
@@ -495,7 +496,9 @@ def _measured_sum(
         radius=radius,
         expected=local,
     )
-    return FluxRatio(found.value * fit.kernel_sum, found.error * abs(fit.kernel_sum), found.n_stars)
+    return dataclasses.replace(
+        found, value=found.value * fit.kernel_sum, error=found.error * abs(fit.kernel_sum)
+    )
 
 
 def _judge_sum(kernel_sum: float, ratio: FluxRatio) -> None:
@@ -521,6 +524,23 @@ def _judge_sum(kernel_sum: float, ratio: FluxRatio) -> None:
             found,
             100 * abs(off),
         )
+
+
+def _judge_trend(ratio: FluxRatio, options: FitOptions) -> None:
+    """Say where the flux ratio varies over the field and the kernel's sum does not follow."""
+    if ratio.trend is None:
+        return
+    order = max(ratio.trend.order, options.kernel_order)
+    _log.warning(
+        "The flux ratio of %d sources varies smoothly over the field, by %.0f%% ± %.1f%%, and the"
+        " kernel's sum does not follow: apply the flat field, or let the sum vary (--varying-sum"
+        " --kernel-order %d, in a pipeline constantKernelSum=False and spatialKernelOrder=%d).",
+        ratio.n_stars,
+        100 * ratio.trend.spread,
+        100 * ratio.trend.error,
+        order,
+        order,
+    )
 
 
 def _middle_kernel(fit: KernelFit, basis: KernelBasis) -> Array:

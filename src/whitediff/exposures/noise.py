@@ -23,6 +23,7 @@ from ..noise import (
     measured_covariance,
     white_covariance,
 )
+from ..photons import Counts, counted_photons
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import (
     SourceLevel,
@@ -32,7 +33,7 @@ from ..sources import (
     source_levels,
     spread_over_steps,
 )
-from ..stats import robust_sigma
+from ..stats import clipped_sigma, robust_sigma
 from ..structure import high_frequencies
 from ..threads import in_threads
 from . import masks
@@ -44,6 +45,7 @@ from .psf import average_position, psf_image
 __all__ = [
     "PairSources",
     "avoided_pixels",
+    "few_photons",
     "levels_apart",
     "measured_noises",
     "measured_variance_factor",
@@ -64,6 +66,8 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.decorrelate")
 
 _LARGEST_VARIANCE_FACTOR = 10.0
+_FITTING = 2.0
+"""Measured noise over a plane, either way, with which the plane is what it is tried as."""
 _SQUARE, _FEWEST_SQUARES, _MOST_STRUCTURE = 8, 200, 1.5
 _SPOILED = (*masks.AVOIDED_MASK_PLANES, "SOURCE", "EDGE")
 _FOR_LACKING, _LACKING_ERROR, _UNKNOWN = 4.0, 0.02, 0.35
@@ -251,6 +255,23 @@ def pair_sources(science: Sequence[Exposure], template: Sequence[Exposure]) -> P
     return PairSources(*(functools.reduce(np.maximum, stack) for stack in stacks))
 
 
+def few_photons(exposure: Exposure) -> Counts | None:
+    """Photons between the sources of an exposure that counts few of them.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    counts
+        `whitediff.photons.counted_photons`; None where its pixels are no counts of few photons.
+    """
+    usable = np.isfinite(exposure.image.array) & ~masks.flagged(exposure.mask, _IGNORED)
+    return counted_photons(exposure.image.array, usable)
+
+
 def variance_factor(exposure: Exposure) -> float:
     """Measured noise over the variance plane.
 
@@ -394,7 +415,11 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
         )
     sigma = np.sqrt(variance[free])
     rounding = 1 / sigma if _are_whole(image[free]) else None
-    factor = robust_sigma(flat[::step][free] / sigma, step=rounding) ** 2
+    relative = flat[::step][free] / sigma
+    if few_photons(exposure) is None:
+        factor = robust_sigma(relative, step=rounding) ** 2
+    else:
+        factor = clipped_sigma(relative) ** 2
     structure = 1.0
     usable = ~masks.flagged(exposure.mask, _IGNORED) & np.isfinite(exposure.image.array)
     noise = high_frequencies(exposure.image.array, usable, exposure.variance.array)
@@ -423,9 +448,30 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
         raise DataError(
             f"{name}: the noise of its source-free pixels is {factor:.3g} times its variance"
             f" plane; more than {_LARGEST_VARIANCE_FACTOR:g} either way means that the plane is"
-            " something else."
+            f" something else: {_what_else(flat[::step][free], variance[free])}."
         )
     return factor, structure
+
+
+def _what_else(flat: Array, plane: Array) -> str:
+    """What a plane may be that is not the variance of source-free pixels, with the remedy."""
+    option = "--science-variance or --template-variance"
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        as_sigma = robust_sigma(flat / plane) ** 2
+        as_weight = robust_sigma(flat * np.sqrt(plane)) ** 2
+    if 1 / _FITTING < as_sigma < _FITTING:
+        return (
+            f"its square fits, so name it as standard deviations ({option} sigma:FILE[EXTENSION])"
+        )
+    if 1 / _FITTING < as_weight < _FITTING:
+        return (
+            f"its inverse fits, so name it as weights ({option} weight:FILE[EXTENSION]), or as"
+            " variance:FILE[EXTENSION] if it was read as weights"
+        )
+    return (
+        f"name the file of another ({option} FILE[EXTENSION]), or this one as"
+        " weight:FILE[EXTENSION] if it only tells how pixels compare, to be scaled to the noise"
+    )
 
 
 def rescaled(exposure: Exposure, factor: float) -> Exposure:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from lsst.images import Image
 
+from ..clipping import find_floor
 from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import (
     HALF_LIGHT_TO_SIGMA,
@@ -21,6 +22,7 @@ from ..matching.candidates import (
     find_sources,
 )
 from ..matching.psf import measure_psf, star_width, unit_sum
+from ..photons import Counts
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import SourceLevel, smooth_background
 from ..threads import in_threads, single_threaded_algebra
@@ -32,6 +34,7 @@ from .model import Exposure
 from .noise import (
     PairSources,
     avoided_pixels,
+    few_photons,
     levels_apart,
     noise_and_structure,
     rescaled,
@@ -74,6 +77,10 @@ _EMISSION_SIGMAS = 8
 """Widths of the PSF that a cell of the background has, where a PSF is measured in emission."""
 _STRUCTURE_CELLS = (64, 32, 16, 8)
 """Of the background under stars in structured emission, pixels; the first as anyway."""
+_MANY_PHOTONS, _SAFE_SIGMAS = 40.0, 6.5
+"""Of the sky under a PSF, from which peaks of 5 sigma are as many as a Gaussian's; and significance
+that peaks below that do not reach: against a deep template, 15 times as many at 26 photons, 70
+times at 7, the highest of 50 at 6.2 sigma."""
 _SKY_STEP, _SKY_SIGMAS = 32, 0.25
 """Pixels in which the sky may change, and its slope, by a quarter of a pixel's noise without
 effect on stars."""
@@ -229,6 +236,9 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
             " nothing would be left of a difference. Was one image named twice?"
         )
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
+    for exposure, bad in zip((science, template), untrusted, strict=True):
+        _check_floor(exposure, bad)
+    photons = [_check_photons(exposure) for exposure in (science, template)]
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
     avoided = [avoided_pixels(exposure) for exposure in (science, template)]
     # The two exposures side by side.
@@ -264,12 +274,14 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     elif is_curved:
         others = zip(shown, avoided, levels, strict=True)
         shown = [_without_sky(one, bad | (own > SourceLevel.NONE)) for one, bad, own in others]
-    science_fwhm, template_fwhm = (
+    full_widths = tuple(
         fwhm(each, candidates, width, bad)
         for each, width, bad in zip(shown, widths, avoided, strict=True)
     )
     if not sources.stars.are_certain:
-        _warn_of_galaxies((science, template), (science_fwhm, template_fwhm), sources)
+        _warn_of_galaxies((science, template), full_widths, sources)
+    for exposure, counts, width in zip((science, template), photons, full_widths, strict=True):
+        _warn_of_photons(exposure, counts, width)
     return Pair(
         science=science,
         template=template,
@@ -280,8 +292,8 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         template_bad=avoided[1],
         source_levels=PairSources(*levels),
         sources=sources,
-        science_fwhm=science_fwhm,
-        template_fwhm=template_fwhm,
+        science_fwhm=full_widths[0],
+        template_fwhm=full_widths[1],
         psfs_given=science.psf is not None and template.psf is not None,
         is_structured=is_structured,
         is_curved=is_curved,
@@ -317,6 +329,41 @@ def _warn_of_galaxies(
             len(sources),
             " and ".join(measured),
         )
+
+
+def _check_photons(exposure: Exposure) -> Counts | None:
+    """What an exposure that counts few photons has of them; too few are refused."""
+    counts = few_photons(exposure)
+    if counts is not None and counts.problem:
+        raise DataError(f"{exposure.source or 'The exposure'}: {counts.problem}.")
+    return counts
+
+
+def _warn_of_photons(exposure: Exposure, counts: Counts | None, width: float) -> None:
+    """Say where a PSF of that full width holds so few photons that their noise has long tails."""
+    if counts is None:
+        return
+    photons = counts.mean * 4 * math.pi * (FWHM_TO_SIGMA * width) ** 2
+    if photons < _MANY_PHOTONS:
+        _log.warning(
+            "%s: only %.2g photons of the sky lie under its PSF, whose noise makes up to 70 times"
+            " as many peaks of 5 sigma as a Gaussian's: do not believe new sources of less than %g"
+            " sigma.",
+            exposure.source or "The exposure",
+            photons,
+            _SAFE_SIGMAS,
+        )
+
+
+def _check_floor(exposure: Exposure, untrusted: Array) -> None:
+    """Refuse an exposure that was cut off where its noise is; warn of one that was just below."""
+    floor = find_floor(exposure.image.array, untrusted)
+    if floor is None:
+        return
+    said = f"{exposure.source or 'The exposure'}: {floor.text}."
+    if floor.is_spoilt:
+        raise DataError(said)
+    _log.warning("%s", said)
 
 
 def _is_curved(exposure: Exposure, flat: Array, bad: Array) -> bool:

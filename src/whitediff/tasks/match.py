@@ -141,6 +141,11 @@ class PsfMatchConfig(pex_config.Config):
             "cross-validation": "By stars that are left out of the fit.",
         },
     )
+    constantKernelSum = pex_config.Field(
+        dtype=bool,
+        default=True,
+        doc="Keep the kernel's sum, the photometric scale, the same all over the field.",
+    )
     spatialBgOrder = pex_config.RangeField(
         dtype=int, default=2, min=0, doc="Order of the differential background."
     )
@@ -245,6 +250,7 @@ class PsfMatchConfig(pex_config.Config):
                 kernel_order=self.spatialKernelOrder,
                 background_order=self.spatialBgOrder,
                 background=self.fitForBackground,
+                constant_sum=self.constantKernelSum,
                 smoothness=self._smoothness(),
                 rejections=self.maxSpatialIterations,
                 largest_mean=self.candidateResidualMeanMax,

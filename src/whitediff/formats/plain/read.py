@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import astropy.io.fits
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import scipy.ndimage
 from lsst.images import Box, Image, Mask, MaskedImage
 
+from ...clipping import find_floor
 from ...decorrelation import unmeasured_pixels
 from ...errors import ArgumentError, DataError, FileFormatError
 from ...exposures.masks import (
@@ -29,7 +30,13 @@ from ...planes import zeros
 from ...reading import ReadingOptions, VarianceKind, VarianceSource
 from ...saturation import bleed_trails, find_plateau, in_stars
 from ...stats import robust_sigma
-from ...variance_planes import exposure_map_variance, noise_variance, with_left_out_photons
+from ...variance_planes import (
+    NoiseModel,
+    exposure_map_variance,
+    noise_variance,
+    relative_weight_variance,
+    with_left_out_photons,
+)
 from ..files import Extension, opened, split_extension
 from ..headers import (
     first_value,
@@ -74,7 +81,9 @@ _ABSURD, _OWN_LIGHT = 1e3, 5.0
 
 _IMAGE_NAMES = ("SCI", "IMAGE", "DATA", "SCIENCE", "DIFF", "DIFFERENCE")
 _MASK_NAMES = ("MASK", "DQ", "FLAGS", "BPM", "MSK", "DQMASK", "BADPIX")
-_VARIANCE_NAMES: dict[str, VarianceKind] = {
+type _PlaneKind = VarianceKind | Literal["inverse variance"]
+
+_VARIANCE_NAMES: dict[str, _PlaneKind] = {
     "VARIANCE": "variance",
     "VAR": "variance",
     "ERR": "sigma",
@@ -84,9 +93,10 @@ _VARIANCE_NAMES: dict[str, VarianceKind] = {
     "NOISE": "sigma",
     "WEIGHT": "weight",
     "WHT": "weight",
-    "IVAR": "weight",
-    "INVVAR": "weight",
+    "IVAR": "inverse variance",
+    "INVVAR": "inverse variance",
 }
+_WEIGHTS: tuple[_PlaneKind, ...] = ("weight", "inverse variance")
 _OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS", NOISE)
 _COMPANIONS = (
     *("CTX", "CON", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT", "AREA"),
@@ -105,6 +115,9 @@ _ENOUGH_FOR_SIGMA = 100_000
 _SAME_TIME = (0.6, 1.4)
 """Largest weight over the exposure time of an exposure map; drizzled ones lose or gain some."""
 _EXACT_TIME = 0.02
+_ABSOLUTE = (0.1, 10.0)
+"""Measured variance times weight within which weights that are all the same are its inverse, off
+by a factor that is put right later."""
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 
 
@@ -328,7 +341,7 @@ def read(
                 f"{path}: mask bits {options.mask_bits} are given, but it has no mask; name the"
                 " mask's file too."
             )
-        plane: tuple[Array, str] | None = None
+        plane: tuple[Array, _PlaneKind] | None = None
         variance_hdu = find_hdu(hdus, tuple(_VARIANCE_NAMES), owner)
         if variance_hdu is not None and variance_hdu is not hdu:
             kind = _VARIANCE_NAMES[variance_hdu.name.upper()]
@@ -390,12 +403,24 @@ def read(
     )
     if not is_masked and needs_variance:
         mask = _with_empty(mask, image, path)
+    if needs_variance and kernel is None:
+        _refuse_clipped(image, flagged(mask, UNTRUSTED_MASK_PLANES), path)
     if plane is not None:
         found = photon_header(header, primary, options)
         unusable = flagged(mask, UNTRUSTED_MASK_PLANES)
-        if plane[1] == "weight":
+        if plane[1] in _WEIGHTS:
             values = _of_exposure_map(image, values, unusable, found, source)
-        if needs_variance and kernel is None:
+        has_photons = needs_variance and kernel is None
+        scaled = None
+        if plane[1] == "weight" and has_photons:
+            scaled = _of_equal_weights(image, values, unusable, (header, primary), options, source)
+        if plane[1] == "weight" and scaled is None:
+            scaled = _of_relative_weights(
+                image, values, unusable, found, source, adds_photons=has_photons
+            )
+        if scaled is not None:
+            values = scaled
+        elif has_photons:
             values = _with_photons(image, values, unusable, found, source)
     elif isinstance(variance, float | int):
         values = np.full(image.shape, variance, dtype=np.float32)
@@ -539,6 +564,13 @@ def _with_empty(mask: Mask, image: Array, path: Path) -> Mask:
     return with_plane(mask, "NO_DATA", empty) if empty.any() else mask
 
 
+def _refuse_clipped(image: Array, unusable: Array, path: Path) -> None:
+    """Refuse an image that was cut off where its noise is, before that is measured."""
+    floor = find_floor(image, unusable)
+    if floor is not None and floor.is_spoilt:
+        raise DataError(f"{path}: {floor.text}.")
+
+
 def _absurd_pixels(image: Array) -> Array | None:
     """Finite pixels beyond 1e11 of the image's scatter; None where there is none."""
     sample = image.ravel()[:: max(1, image.size // _ENOUGH_FOR_SIGMA)]
@@ -580,7 +612,7 @@ def _native_copy(data: Array) -> Array:
     return native(data, as_native_float(data[:0]).dtype)
 
 
-def _read_variance(source: VarianceSource, image: tuple[str, int]) -> tuple[Array, VarianceKind]:
+def _read_variance(source: VarianceSource, image: tuple[str, int]) -> tuple[Array, _PlaneKind]:
     path, extension = split_extension(source.path)
     with opened(path) as hdus:
         hdu = _companion(hdus, extension, tuple(_VARIANCE_NAMES), image, path)
@@ -675,10 +707,10 @@ def with_options(exposure: Exposure, options: ReadingOptions, path: Path | str) 
     return exposure if mask is exposure.mask else exposure.replaced(mask=mask)
 
 
-def _as_variance(plane: Array, kind: str) -> tuple[Array, Array]:
+def _as_variance(plane: Array, kind: _PlaneKind) -> tuple[Array, Array]:
     """Variance, and the pixels that have none: zero, negative or not finite, or of no weight."""
     empty = ~(np.isfinite(plane) & (plane > 0))
-    if kind != "weight":
+    if kind not in _WEIGHTS:
         # Where no pixel has any, the plane is at fault and not the pixels.
         empty &= not empty.all()
         values = plane if kind == "variance" else compact(plane.astype(float) ** 2, plane.dtype)
@@ -723,6 +755,58 @@ def _of_exposure_map(
     )
     if model is None:
         return values
+    _log.warning("%s: %s.", source, model.description)
+    return compact(model.variance, np.float32)
+
+
+def _of_equal_weights(
+    image: Array,
+    values: Array,
+    unusable: Array,
+    headers: tuple[astropy.io.fits.Header, astropy.io.fits.Header],
+    options: ReadingOptions,
+    source: str,
+) -> Array | None:
+    """Variance of an image whose weights are all the same, or none; None where they tell it."""
+    known = values[np.isfinite(values) & ~unusable]
+    if not known.size or known.min() != known.max():
+        return None
+    told = float(known[0])
+    unmeasured = ~np.isfinite(values) | unusable
+    model = _modelled(image, unmeasured, *headers, options, source)
+    if _ABSOLUTE[0] < model.background_variance / told < _ABSOLUTE[1]:
+        return None
+    _log.warning(
+        "%s: its weights are all %.4g or 0, which tells which pixels were measured, but not how"
+        " large their noise is (1/weight is %.3g times the measured variance); without them: %s.",
+        source,
+        1 / told,
+        told / model.background_variance,
+        model.warning or model.description,
+    )
+    return compact(np.where(np.isfinite(values), model.variance, np.inf), np.float32)
+
+
+def _of_relative_weights(
+    image: Array,
+    values: Array,
+    unusable: Array,
+    found: PhotonHeader,
+    source: str,
+    *,
+    adds_photons: bool,
+) -> Array | None:
+    """Variance of an image whose weights have a scale of their own; None if they have not."""
+    model = relative_weight_variance(
+        image,
+        values,
+        unusable,
+        expected=found.expected,
+        alternatives=found.alternatives,
+        adds_photons=adds_photons,
+    )
+    if model is None:
+        return None
     _log.warning("%s: %s.", source, model.description)
     return compact(model.variance, np.float32)
 
@@ -797,10 +881,26 @@ def modelled_variance(
     ArgumentError, DataError
         If the numbers make no sense, or the noise cannot be measured.
     """
+    model = _modelled(image, unusable, header, primary, options, path)
+    if model.warning:
+        _log.warning("%s: %s.", path, model.warning)
+    _log.info("%s: no variance plane; %s.", path, model.description)
+    return compact(model.variance, np.float32)
+
+
+def _modelled(
+    image: Array,
+    unusable: Array,
+    header: astropy.io.fits.Header,
+    primary: astropy.io.fits.Header,
+    options: ReadingOptions,
+    path: Path | str,
+) -> NoiseModel:
+    """Noise of an image without a variance plane, as its header and its pixels tell it."""
     found = photon_header(header, primary, options)
     expected = found.expected
     try:
-        model = noise_variance(
+        return noise_variance(
             image,
             unusable,
             gain=None if expected is None else expected.gain,
@@ -814,7 +914,3 @@ def modelled_variance(
         raise ArgumentError(f"{path}: {error}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    if model.warning:
-        _log.warning("%s: %s.", path, model.warning)
-    _log.info("%s: no variance plane; %s.", path, model.description)
-    return compact(model.variance, np.float32)
