@@ -47,6 +47,7 @@ KINDS = {
     "noisy template": Kind(sky=(250.0, 6000.0)),
     "noisy template with wings": Kind(sky=(250.0, 1500.0), beta=3.0),
     "equal PSFs": Kind(fwhm=(2.8, 2.75), beta=3.0),
+    "equal PSFs, the template's by 1 % the wider": Kind(fwhm=(2.75, 2.78), beta=3.0),
     "faint stars": Kind(fwhm=(2.8, 2.4), sky=(2500.0, 2500.0), brightest=6e4),
     "variances from counts": Kind(from_counts=True),
     "sharper science image": Kind(fwhm=(2.8, 3.3), beta=3.0, from_counts=True),
@@ -164,6 +165,12 @@ def noisy_stamps(rng, n, noise, brightest=3e4):
     weight = np.full(target.shape, 1 / (25 + norm * noise**2))
     x, y = rng.uniform(-1, 1, (2, n))
     return Stamps(source, target, weight, x, y, np.full(source.shape, noise**2))
+
+
+@pytest.mark.parametrize(("fwhm", "sharper"), [((2.75, 2.78), "template"), ((2.8, 3.3), "science")])
+def test_widths_that_are_equal_but_for_errors_leave_the_template_the_sharper(fwhm, sharper):
+    (science, template), _, _ = pair_of(Kind(fwhm=fwhm, beta=3.0), 2)
+    assert prepare(science, template).sharper == sharper
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -61,6 +61,10 @@ type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.match")
 
+_EQUAL_WIDTHS = 1.015
+"""Ratio up to which one PSF is not wider than another: their widths have errors, and the science
+image's own PSF is the better known."""
+
 _WIDTH_SIGMAS = 4
 _WIDTH_REACHES = (8, 32)
 _WIDTH_RATIO = (0.6, 1.2)
@@ -193,8 +197,9 @@ class Pair:
 
     @property
     def sharper(self) -> Literal["template", "science"]:
-        """The exposure with the narrower PSF; the template where they are equal."""
-        return "science" if self.template_fwhm > self.science_fwhm else "template"
+        """The exposure with the narrower PSF; the template where they are equal, but for errors."""
+        wider = self.template_fwhm > _EQUAL_WIDTHS * self.science_fwhm
+        return "science" if wider else "template"
 
 
 @single_threaded_algebra()
