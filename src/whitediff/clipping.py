@@ -22,7 +22,7 @@ _SPOILT_SHARE = 0.2
 _BLOCK, _MOST_BLOCKS = 16, 2000
 _SMALLEST = 0.01
 """Quantile of the values above the floor that stands for the smallest of them."""
-_STEPS = 2.0
+_STEPS = 1.5
 """Variance over the mean, in smallest values, above which no counts of photons have these."""
 
 

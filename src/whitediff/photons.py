@@ -48,7 +48,7 @@ _FEWEST_COUNTED, _MANY_COUNTED = 0.4, 10.0
 """Photons per pixel below which a Gaussian noise model fails, and from which it holds."""
 _COUNTED = (0.8, 1.25)
 """Mean over the variance of counts of photons; a detector's read noise adds more than that."""
-_COUNTING_BLOCK, _ENOUGH_COUNTED, _ROUNDING = 16, 20_000, 1e-4
+_COUNTING_BLOCK, _MOST_COUNTED, _ENOUGH_COUNTED, _ROUNDING = 16, 4000, 20_000, 1e-4
 _PRECISE, _KNOWN = 0.15, 0.3
 """Relative errors up to which a measured gain is used, and decides between others."""
 
@@ -186,7 +186,7 @@ def counted_photons(image: Array, usable: Array) -> Counts | None:
     Returns
     -------
     counts
-        None unless all pixels are multiples of some unit, not negative, with fewer than 10 of it in
+        None unless pixels are multiples of some unit, not negative, with fewer than 10 of it in
         a usual pixel, and a variance of as many, which read noise would add to.
     """
     values = image[usable]
@@ -196,15 +196,14 @@ def counted_photons(image: Array, usable: Array) -> Counts | None:
     unit = 1.0 if (sample == np.rint(sample)).all() else float(sample[sample > 0].min())
     if np.median(sample) > _MANY_COUNTED * unit:
         return None
-    for some in (sample, values):
-        if (some < 0).any() or not _are_multiples(some.astype(np.float64, copy=False), unit):
-            return None
-    ny, nx = (n // _COUNTING_BLOCK * _COUNTING_BLOCK for n in image.shape)
-    numbers = np.where(usable, image, 0)[:ny, :nx].astype(np.float64) / unit
-    blocks = (ny // _COUNTING_BLOCK, _COUNTING_BLOCK, nx // _COUNTING_BLOCK, _COUNTING_BLOCK)
-    known, first, second = (
-        plane.reshape(blocks).sum(axis=(1, 3)) for plane in (usable[:ny, :nx], numbers, numbers**2)
-    )
+    if not _are_multiples(sample, unit):
+        return None
+    strips, known = (_strips(plane) for plane in (image, usable))
+    numbers = np.where(known, strips, 0).astype(np.float64)
+    if (numbers < 0).any() or not _are_multiples(numbers, unit):
+        return None
+    numbers /= unit
+    known, first, second = (plane.sum(axis=(1, 3)) for plane in (known, numbers, numbers**2))
     whole = known > _COUNTING_BLOCK**2 / 2
     if not whole.any():
         return None
@@ -214,6 +213,15 @@ def counted_photons(image: Array, usable: Array) -> Counts | None:
     if not (0 < mean < _MANY_COUNTED and _is_poissonian(mean, float(np.median(variances)))):
         return None
     return Counts(mean, unit)
+
+
+def _strips(plane: Array) -> Array:
+    """Blocks of enough rows, evenly spread: ``(n, side, m, side)``."""
+    side = _COUNTING_BLOCK
+    ny, nx = (n // side for n in plane.shape)
+    step = max(1, ny * nx // _MOST_COUNTED)
+    blocks: Array = plane[: ny * side, : nx * side].reshape(ny, side, nx, side)[::step]
+    return blocks
 
 
 def _are_multiples(values: Array, unit: float) -> bool:

@@ -49,8 +49,6 @@ IQR_TO_SIGMA = 0.741301109252802
 """Standard deviation of a Gaussian over its inter-quartile range."""
 
 _QUARTILES = (0.25, 0.5, 0.75)
-_BEYOND = 0.005
-"""Share of rounded values beyond a step from which it tells a width."""
 _CLIPPED, _CLIPPING_PASSES = 8.0, 5
 
 
@@ -390,8 +388,7 @@ def robust_sigma(values: Array, *, step: Array | float | None = None) -> float:
     Quartiles of rounded values are off by up to half a step.  How many values are below an edge
     between two steps is what it was before rounding: these numbers near both quartiles,
     as normal deviates, give the standard deviation before; the variance of rounding,
-    step²/12 (Sheppard), is added.  Where next to none are beyond an edge, as of counts of few
-    photons, it is `clipped_sigma`.  Edges at different places, after the subtraction,
+    step²/12 (Sheppard), is added.  Edges at different places, after the subtraction,
     have that noise in them already, as far as they differ.
     """
     if values.size == 0:
@@ -406,8 +403,8 @@ def robust_sigma(values: Array, *, step: Array | float | None = None) -> float:
         # The edge that is nearest to half a step outside of the quartile.
         edges = values + (np.rint((quartile - values) / step + side - 0.5) + 0.5) * step
         below = np.count_nonzero(values < edges) / values.size
-        if not _BEYOND < below < 1 - _BEYOND:
-            return clipped_sigma(values)
+        if not 0 < below < 1:
+            return 0.0
         places.append(float(edges.mean()))
         spreads.append(float(edges.var()))
         deviates.append(float(scipy.special.ndtri(below)))

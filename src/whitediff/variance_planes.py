@@ -22,7 +22,7 @@ from .photons import (
     why_contradicted,
 )
 from .sources import SourceLevel, levels_and_background, spread_over_steps
-from .stats import ENOUGH_PIXELS, robust_sigma
+from .stats import ENOUGH_PIXELS, clipped_sigma, robust_sigma
 from .structure import HighFrequencies, high_frequencies
 
 __all__ = [
@@ -276,14 +276,19 @@ def _measured_field(
     sources, background, free = _apart(spread_over_steps(image) if whole else image, usable)
     if not free.any():
         raise DataError("No source-free pixel is left to measure the noise on.")
-    scatter = robust_sigma((image - background)[free], step=1.0 if whole else None) ** 2
     counts = counted_photons(image, usable)
     if counts is not None and counts.problem:
         raise DataError(f"The image {counts.problem}.")
-    if not (scatter > 0 and np.ptp(image[free]) > 0):
+    left = (image - background)[free]
+    if counts is None:
+        scatter = robust_sigma(left, step=1.0 if whole else None) ** 2
+    else:
+        scatter = clipped_sigma(left) ** 2
+    if not scatter > 0:
         raise DataError(
-            "The scatter of the source-free pixels is 0, since most have the same value; an image"
-            " without noise needs its variance given, and one that counts few photons to be binned."
+            f"The scatter of the source-free pixels is {scatter:g}, since most have the same value;"
+            " an image without noise needs its variance given, and one that counts few photons to"
+            " be binned."
         )
     variance, level = scatter, float(np.median(background))
     if expected is not None:
@@ -523,8 +528,10 @@ def _are_whole(values: Array) -> bool:
 def _scatter_over(variance: Array, image: Array, background: Array, free: Array) -> float:
     """Variance of source-free pixels over a plane that is to tell it; 0 if they do not differ."""
     sigma = np.sqrt(variance[free])
-    step = 1 / sigma if _are_whole(image[free]) else None
-    return robust_sigma((image - background)[free] / sigma, step=step) ** 2
+    relative = (image - background)[free] / sigma
+    if counted_photons(image, free) is not None:
+        return clipped_sigma(relative) ** 2
+    return robust_sigma(relative, step=1 / sigma if _are_whole(image[free]) else None) ** 2
 
 
 def _photons_told(
