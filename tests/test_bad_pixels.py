@@ -305,9 +305,10 @@ def test_no_unit_matters(kind, which, dtype):
         scale = factors[0] / factors[1]
         if found.convolved == "science":
             scale = 1 / scale
-        for name in ("kernel_sum", "kernel_sum_error"):
+        # Differences of sums, of which the error is made, keep fewer digits of single precision.
+        for name, precision in (("kernel_sum", 1e-6), ("kernel_sum_error", 1e-5)):
             value = getattr(expected.fit, name)
-            assert getattr(found.fit, name) / scale == pytest.approx(value, rel=1e-6)
+            assert getattr(found.fit, name) / scale == pytest.approx(value, rel=precision)
         assert found.flux_ratio.value / scale == pytest.approx(expected.flux_ratio.value, rel=1e-5)
         background = expected.background.coefficients
         np.testing.assert_allclose(

@@ -34,9 +34,8 @@ _MANY_UNKNOWNS = 500
 _LARGEST_PIVOT_RATIO = 1e9
 """Squared ratio of the Cholesky factor's diagonal, up to which penalties may grow."""
 
-_NOISE_TERMS = 32
-"""Terms of the series that undoes what the source's noise does: they reach directions in which the
-noise has nine tenths of the power, and no direction is raised by more than that number."""
+_LEAST_SIGNAL = 0.05
+"""Share of the source's power that is no noise, below which a direction is left as it is."""
 
 _LARGEST_LEVERAGE = 4.0
 """Of a group: what its residuals tell is raised by no more for the fit having followed them."""
@@ -449,14 +448,16 @@ class Design:
 def _without_attenuation(matrix: Array, noise: Array) -> Array:
     """Inverse of the matrix less the noise's part of it, where that can be.
 
-    With ``M = L Lᵀ`` and ``L⁻¹ N L⁻ᵀ = U r Uᵀ`` it is ``Σ_k (M⁻¹N)ᵏ M⁻¹ = L⁻ᵀ U (Σ_k rᵏ) Uᵀ L⁻¹``:
-    M holds N on average, so that r is below 1 where there is more than noise.
+    With ``M = L Lᵀ`` and ``L⁻¹ N L⁻ᵀ = U r Uᵀ`` it is ``L⁻ᵀ U (1 − r)⁻¹ Uᵀ L⁻¹``: M holds N on
+    average, so that r is below 1 where there is more than noise.  Where there is not, the inverse
+    is not bounded; there it fades to that of M, which follows no noise.
     """
     scale = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
     half = scipy.linalg.cholesky(matrix * np.outer(scale, scale), lower=True)
     half = scipy.linalg.solve_triangular(half, np.diag(scale), lower=True)
     shares, vectors = scipy.linalg.eigh(half @ noise @ half.T)
-    powers = np.clip(shares, 0, 1)[:, None] ** np.arange(_NOISE_TERMS)
+    signal = 1 - np.clip(shares, 0, 1)
+    gain = np.maximum(1, signal**3 / (signal**4 + _LEAST_SIGNAL**4))
     vectors = half.T @ vectors
-    result: Array = (vectors * powers.sum(axis=1)) @ vectors.T
+    result: Array = (vectors * gain) @ vectors.T
     return result
