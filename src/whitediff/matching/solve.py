@@ -198,8 +198,8 @@ def fit_kernel(
     noise.  Its weights maximise the restricted likelihood (Wood 2011, J. R. Stat. Soc. B 73,
     3, section 2, with a Gaussian likelihood of unknown scale).  Where the source's variance
     is known, the attenuation by its noise is undone (Fuller 1987, Measurement Error Models,
-    section 2.2: the expectation of the noise is taken off the normal matrix), by a series
-    that, unlike the inverse, stays finite where there is nothing but noise.
+    section 2.2: the expectation of the noise is taken off the normal matrix), except
+    where there is next to nothing but noise.
     """
     options = options or FitOptions()
     if normals is None:
