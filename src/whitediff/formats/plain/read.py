@@ -767,13 +767,17 @@ def _of_equal_weights(
     options: ReadingOptions,
     source: str,
 ) -> Array | None:
-    """Variance of an image whose weights are all the same, or none; None where they tell it."""
+    """Variance of an image whose weights are all the same, or zero; None where they tell it."""
     known = values[np.isfinite(values) & ~unusable]
     if not known.size or known.min() != known.max():
         return None
     told = float(known[0])
     unmeasured = ~np.isfinite(values) | unusable
-    model = _modelled(image, unmeasured, *headers, options, source)
+    try:
+        model = _modelled(image, unmeasured, *headers, options, source)
+    except DataError:
+        # Where no noise can be measured, nothing contradicts the weights.
+        return None
     if _ABSOLUTE[0] < model.background_variance / told < _ABSOLUTE[1]:
         return None
     _log.warning(
