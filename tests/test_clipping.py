@@ -50,7 +50,7 @@ def test_so_is_that_of_whole_numbers(rng, sigma, cut):
     assert floor.share == np.mean(whole == 0)
 
 
-@pytest.mark.parametrize("mean", [0.003, 0.05, 0.15, 0.7, 1.5, 3.0, 6.0])
+@pytest.mark.parametrize("mean", [0.003, 0.05, 0.15, 0.7, 1.5, 3.0, 5.0, 6.0])
 @pytest.mark.parametrize("light", [0.0, 0.1])
 @pytest.mark.parametrize("unit", ["counts", "rate", "flat-fielded", "averaged"])
 def test_counts_of_photons_have_none(mean, light, unit):

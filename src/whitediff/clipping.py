@@ -15,7 +15,7 @@ __all__ = ["Floor", "find_floor"]
 type Array = npt.NDArray[Any]
 
 _LEAST_PIXELS, _LEAST_POSITIVE = 1024, 100
-_LEAST_SHARE, _BELOW = 0.05, 0.04
+_LEAST_SHARE, _BELOW = 0.05, 0.005
 """Share of pixels at the lowest value that is told of; and of those that may be lower: defects."""
 _SPOILT_SHARE = 0.2
 """Share of the dark pixels at which quartiles, from which noise is measured, are near the floor."""
