@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .planes import usable_pixels
 from .stats import ENOUGH_PIXELS
 
 __all__ = ["Floor", "find_floor"]
@@ -86,9 +87,7 @@ def find_floor(image: Array, unusable: Array | None = None) -> Floor | None:
     and defects that share a value far below the sky have nothing right above them.  Judged by the
     darker half of blocks of 16 pixels.
     """
-    use = np.isfinite(image)
-    if unusable is not None:
-        use &= ~unusable
+    use = usable_pixels(image, unusable)
     values = image[use]
     if values.size < _LEAST_PIXELS:
         return None

@@ -30,6 +30,7 @@ __all__ = [
     "is_limited",
     "memory_limit",
     "row_blocks",
+    "usable_pixels",
     "zeros",
 ]
 
@@ -210,3 +211,24 @@ def copied(plane: Array) -> Array:
         In memory, or in a file.
     """
     return filled(plane.shape, plane.dtype, lambda rows: plane[rows])
+
+
+def usable_pixels(image: Array, unusable: Array | None = None) -> Array:
+    """Pixels of an image that have a value.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+    unusable
+        ``(ny, nx)`` boolean: pixels that are left out, whatever their values.
+
+    Returns
+    -------
+    usable
+        ``(ny, nx)`` boolean, new.
+    """
+    usable: Array = np.isfinite(image)
+    if unusable is not None:
+        usable &= ~unusable
+    return usable

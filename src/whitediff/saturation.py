@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
+from .planes import usable_pixels
 from .stats import robust_sigma
 
 __all__ = ["Plateau", "bleed_trails", "find_plateau", "in_stars"]
@@ -85,9 +86,7 @@ def find_plateau(image: Array, unusable: Array | None = None) -> Plateau | None:
     Pixels are equal within 1e-6, as rounding leaves them.  A flat field that was applied after
     the saturation spreads the values, and nothing is found.
     """
-    use = np.isfinite(image)
-    if unusable is not None:
-        use &= ~unusable
+    use = usable_pixels(image, unusable)
     values = image[use]
     if values.size < _LEAST_PIXELS:
         return None

@@ -21,11 +21,13 @@ from .photons import (
     photon_transfer,
     why_contradicted,
 )
+from .planes import usable_pixels
 from .sources import SourceLevel, levels_and_background, spread_over_steps
 from .stats import ENOUGH_PIXELS, clipped_sigma, robust_sigma
 from .structure import HighFrequencies, high_frequencies
 
 __all__ = [
+    "ABSOLUTE",
     "NoiseModel",
     "exposure_map_variance",
     "noise_variance",
@@ -37,7 +39,7 @@ type Array = npt.NDArray[Any]
 
 _INVERSE = (0.67, 1.5)
 """Measured variance times weight within which a weight is an inverse variance."""
-_ABSOLUTE = (0.1, 10.0)
+ABSOLUTE = (0.1, 10.0)
 """The same of a plane that may be off by a factor, which is put right later."""
 _NO_DOUBT = (0.8, 1.25)
 """The same by a first look, at the differences of neighbours, after which no other is needed."""
@@ -269,9 +271,7 @@ class _Field:
 def _measured_field(
     image: Array, unusable: Array | None, expected: PhotonScale | None, *, is_scale_known: bool
 ) -> _Field:
-    usable = np.isfinite(image)
-    if unusable is not None:
-        usable &= ~unusable
+    usable = usable_pixels(image, unusable)
     whole = _are_whole(image[usable])
     sources, background, free = _apart(spread_over_steps(image) if whole else image, usable)
     if not free.any():
@@ -414,7 +414,7 @@ def with_left_out_photons(
         return None
     # A plane may be off by a factor, which is put right later: photons in its unit.
     factor = _scatter_over(variance, image, background, free)
-    if not _ABSOLUTE[0] < factor < _ABSOLUTE[1]:
+    if not _is_between(factor, ABSOLUTE):
         return None
     usual = float(np.median(variance[free]))
     apart = image - background, sources & usable, usable
@@ -478,7 +478,7 @@ def relative_weight_variance(
         factor = found.usual_factor
     values = variance[usable]
     is_constant = bool(values.min() == values.max())
-    if not factor > 0 or _is_between(factor, _ABSOLUTE):
+    if not factor > 0 or _is_between(factor, ABSOLUTE):
         return None
     if not is_constant and _is_between(
         _scatter_over(1 / variance, image, background, free), _INVERSE
@@ -508,8 +508,8 @@ def relative_weight_variance(
 
 def _with_variance(image: Array, variance: Array, unusable: Array | None) -> Array:
     """Usable pixels: with a value and a variance."""
-    usable = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
-    return usable if unusable is None else usable & ~unusable
+    usable: Array = usable_pixels(image, unusable) & np.isfinite(variance) & (variance > 0)
+    return usable
 
 
 def _is_between(value: float, limits: tuple[float, float]) -> bool:
@@ -683,9 +683,7 @@ def exposure_map_variance(
         plus the sources' photons.  None where the weights explain that scatter as they are
         (within a third of the variance), or where no source-free pixel is left.
     """
-    usable = np.isfinite(image) & (times > 0)
-    if unusable is not None:
-        usable &= ~unusable
+    usable = usable_pixels(image, unusable) & (times > 0)
     if not usable.any():
         return None
     sources, background, free = _apart(image, usable)

@@ -268,8 +268,12 @@ def few_photons(exposure: Exposure) -> Counts | None:
     counts
         `whitediff.photons.counted_photons`; None where its pixels are no counts of few photons.
     """
-    usable = np.isfinite(exposure.image.array) & ~masks.flagged(exposure.mask, _IGNORED)
-    return counted_photons(exposure.image.array, usable)
+    return counted_photons(exposure.image.array, _measured_pixels(exposure))
+
+
+def _measured_pixels(exposure: Exposure) -> Array:
+    measured: Array = np.isfinite(exposure.image.array)
+    return measured & ~masks.flagged(exposure.mask, _IGNORED)
 
 
 def variance_factor(exposure: Exposure) -> float:
@@ -416,12 +420,12 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
     sigma = np.sqrt(variance[free])
     rounding = 1 / sigma if _are_whole(image[free]) else None
     relative = flat[::step][free] / sigma
-    if few_photons(exposure) is None:
+    usable = _measured_pixels(exposure)
+    if counted_photons(exposure.image.array, usable) is None:
         factor = robust_sigma(relative, step=rounding) ** 2
     else:
         factor = clipped_sigma(relative) ** 2
     structure = 1.0
-    usable = ~masks.flagged(exposure.mask, _IGNORED) & np.isfinite(exposure.image.array)
     noise = high_frequencies(exposure.image.array, usable, exposure.variance.array)
     if noise is not None and noise.contradicts(factor):
         _log.info(

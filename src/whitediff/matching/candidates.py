@@ -87,11 +87,9 @@ class CandidateOptions:
         Relative difference of half-light radii from that of the stars.
     fewest
         Less is an error.
-    relax
-        Where there are fewer than 10, take brighter ones, then not isolated ones, then
-        extended ones.
     stars_only
-        Never take extended ones, and only those that are told from galaxies, if any are.
+        Only take those that are told from galaxies, if any are, and never extended ones.  Else
+        these come last where there are fewer than 10: after brighter and not isolated ones.
     """
 
     signal_to_noise: tuple[float, float] = (10.0, 500.0)
@@ -100,7 +98,6 @@ class CandidateOptions:
     most: int = 500
     width_tolerance: float = 0.15
     fewest: int = 3
-    relax: bool = True
     stars_only: bool = False
 
     def __post_init__(self) -> None:
@@ -500,7 +497,7 @@ def choose_candidates(
         more = _spread(sources.x, sources.y, np.where(good, ratio, 0.0), options)
         if len(more) > len(chosen):
             chosen, relaxed = more, name
-        if len(chosen) >= _ENOUGH or not options.relax:
+        if len(chosen) >= _ENOUGH:
             break
     flaws = (
         (~bright_enough, "too faint"),

@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..polynomials import chebyshev_products
 from ..threads import single_threaded_algebra
 from .basis import KernelBasis
-from .design import Design, FitOptions
+from .design import Design, FitOptions, Solved
 from .normals import Normals, Stamps, normal_equations, residual_statistics
 
 __all__ = ["KernelFit", "choose_kernel_order", "fit_kernel"]
@@ -292,24 +292,27 @@ def choose_kernel_order(
         normals = normal_equations(stamps, basis)
     used = normals.pixels > len(basis) + 1
     used &= np.logical_and(*_single_fits(normals, basis, options, used))
-    judge = _information if criterion == "bic" else _predicted
     # Stars that suffice for a fit may be too few to leave any out: then nothing varies.
     best, least = dataclasses.replace(options, kernel_order=0), math.inf
     for order in range(largest + 1):
         tried = dataclasses.replace(options, kernel_order=order)
         try:
             design = _design(stamps, basis, tried)
-            value = judge(normals, design, tried, used)
+            solved = design.solve(normals, used)
+            if criterion == "bic":
+                value = _information(solved, float(normals.pixels[used].sum()), tried)
+            else:
+                value = _predicted(normals, design, used)
         except DataError:
             break
-        if order == 0 or (value < least - _EVIDENCE and _depends_on_place(normals, design, used)):
+        is_better = value < least - _EVIDENCE
+        if order == 0 or (is_better and _depends_on_place(normals, design, used, solved.penalty)):
             best, least = tried, value
     return best
 
 
-def _depends_on_place(normals: Normals, design: Design, used: Array) -> bool:
+def _depends_on_place(normals: Normals, design: Design, used: Array, penalty: Array) -> bool:
     """Whether the highest terms explain more than with the stars' places exchanged."""
-    penalty = design.solve(normals, used).penalty
     explained = design.explained(normals, used, penalty)
     members, rng = np.flatnonzero(used), np.random.default_rng(len(used))
     return all(
@@ -321,16 +324,15 @@ def _depends_on_place(normals: Normals, design: Design, used: Array) -> bool:
     )
 
 
-def _information(normals: Normals, design: Design, options: FitOptions, used: Array) -> float:
+def _information(solved: Solved, pixels: float, options: FitOptions) -> float:
     """Bayesian information criterion."""
-    solved = design.solve(normals, used)
-    n, value = max(float(normals.pixels[used].sum()), 2.0), solved.chi_square
+    n, value = max(pixels, 2.0), solved.chi_square
     if not options.known_noise:
         value = n * math.log(max(value, 1e-300))
     return value + math.log(n) * solved.effective
 
 
-def _predicted(normals: Normals, design: Design, options: FitOptions, used: Array) -> float:
+def _predicted(normals: Normals, design: Design, used: Array) -> float:
     """χ² of the used stars, each predicted from the other folds'."""
     fold = np.cumsum(used) % _FOLDS
     total = 0.0

@@ -31,6 +31,7 @@ from ...reading import ReadingOptions, VarianceKind, VarianceSource
 from ...saturation import bleed_trails, find_plateau, in_stars
 from ...stats import robust_sigma
 from ...variance_planes import (
+    ABSOLUTE,
     NoiseModel,
     exposure_map_variance,
     noise_variance,
@@ -115,9 +116,6 @@ _ENOUGH_FOR_SIGMA = 100_000
 _SAME_TIME = (0.6, 1.4)
 """Largest weight over the exposure time of an exposure map; drizzled ones lose or gain some."""
 _EXACT_TIME = 0.02
-_ABSOLUTE = (0.1, 10.0)
-"""Measured variance times weight within which weights that are all the same are its inverse, off
-by a factor that is put right later."""
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 
 
@@ -755,6 +753,10 @@ def _of_exposure_map(
     )
     if model is None:
         return values
+    return _of_model(model, source)
+
+
+def _of_model(model: NoiseModel, source: str) -> Array:
     _log.warning("%s: %s.", source, model.description)
     return compact(model.variance, np.float32)
 
@@ -778,7 +780,7 @@ def _of_equal_weights(
     except DataError:
         # Where no noise can be measured, nothing contradicts the weights.
         return None
-    if _ABSOLUTE[0] < model.background_variance / told < _ABSOLUTE[1]:
+    if ABSOLUTE[0] < model.background_variance / told < ABSOLUTE[1]:
         return None
     _log.warning(
         "%s: its weights are all %.4g or 0, which tells which pixels were measured, but not how"
@@ -811,8 +813,7 @@ def _of_relative_weights(
     )
     if model is None:
         return None
-    _log.warning("%s: %s.", source, model.description)
-    return compact(model.variance, np.float32)
+    return _of_model(model, source)
 
 
 def _with_photons(
