@@ -1,0 +1,456 @@
+"""What a difference's background has that no polynomial follows: fringes, steps, ghosts.
+
+Steps between amplifiers are found in the profiles of columns and rows.  The rest is predicted from
+the means of small blocks by a Wiener filter whose power spectrum is that of the means themselves.
+Fringes fill a small part of the frequencies, and only there anything is taken away: a point source,
+which has power at all of them, loses next to nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+import scipy.ndimage
+import scipy.signal
+
+from ..polynomials import chebyshev_products, chebyshev_terms
+from ..profiles import FWHM_TO_SIGMA
+from ..stats import IQR_TO_SIGMA
+
+__all__ = ["Mesh", "fit_mesh"]
+
+type Array = npt.NDArray[Any]
+
+_BLOCK = 8
+_LEAST_FREE = 0.25
+"""Of a block's pixels, for its mean to count."""
+_FEWEST_BLOCKS = 100
+_ROUNDS = 3
+_MASKED = 4.0
+"""Scatters of the image, filtered with the PSF, beyond which there is a source."""
+_GROWTH, _BRIGHT_GROWTH, _BRIGHT = 0.7, 1.5, 20.0
+"""Full widths by which a source's pixels are grown; bright ones', beyond so many scatters."""
+_SAMPLE = 200_000
+_PADDING = 24
+"""Blocks around the frame, so that its opposite edges do not see each other."""
+_TAPERED = 0.5
+"""Of each side of the frame, over which the window of a periodogram rises and falls."""
+_INDEPENDENT = 0.6
+"""Of a periodogram's frequencies, with that window."""
+_SMOOTHED = 3
+"""Frequencies over which a power spectrum is averaged, in each direction."""
+_EXCESS = 5.0
+"""Errors of the noise's power by which a structure's exceeds it."""
+_MOST_ITERATIONS, _TOLERANCE = 60, 1e-3
+_FOLDS = 5
+_EVIDENCE = 10.0
+"""Errors of what chi-square gains in blocks left out, for a structure to be one."""
+_STEP_REACH, _STEP_PART, _SHORTEST_REACH = 48, 8, 8
+"""Pixels to both sides of a step that tell it: at most so many, and that part of the frame."""
+_STEP_SIGMAS, _MOST_STEPS, _ABOUT = 8.0, 16, 2
+_SHARP, _SHARP_EVIDENCE = 12, 25.0
+"""Pixels to both sides of a step within which it is better than a polynomial of order 5, and by how
+much of chi-square: what is smooth makes steps, too."""
+_LEAST_PROFILE = 0.1
+"""Of a row or column, what must be free for its mean to count."""
+_PLANES_ORDER = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """What was found beyond polynomials.
+
+    Attributes
+    ----------
+    image
+        ``(ny, nx)`` float32.
+    rows, columns
+        First ones beyond steps.
+    amplitude
+        Standard deviation over the frame, in a pixel's noise.
+    loss
+        Part of its flux that a point source loses where nothing masks it, if it is as faint.
+    """
+
+    image: Array
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    amplitude: float
+    loss: float
+
+
+def fit_mesh(difference: Array, free: Array, fwhm: float, *, always: bool = False) -> Mesh | None:
+    """Find the structure that a difference has between its sources.
+
+    Parameters
+    ----------
+    difference
+        ``(ny, nx)``, polynomials of low order taken away; its noise need not be white.
+    free
+        ``(ny, nx)`` boolean: source-free pixels; those that are not finite do not count.
+    fwhm
+        Of its PSF, pixels: sources that no mask tells of are found with a Gaussian of that width.
+    always
+        Take the filter's prediction also where blocks left out do not ask for it.
+
+    Returns
+    -------
+    mesh
+        `Mesh`; None where there is no structure, or too little of the frame to tell.
+
+    Notes
+    -----
+    Steps: at every row and column, a parabola and a step within 48 pixels, at most an eighth of the
+    frame; those beyond 8 errors that a polynomial does not describe.  Each rectangle between them
+    gets a plane, and all a polynomial of order 2.
+
+    Filter: means m of blocks, with weights W, are those of a field of power S and noise.  The field
+    is √S x, (1 + √S W √S) x = √S W m (Rybicki & Press 1992, ApJ 398, 169, sect. 2), by conjugate
+    gradients.  S is what the periodogram of the means, smoothed over 3 × 3 frequencies, has beyond
+    the noise, the median of the upper frequencies, where that exceeds 5 errors; it is estimated a
+    second time with the gaps filled.  It is used where it predicts fifths of the blocks from the
+    others: where χ² gains ten times √(Σ W prediction²).  The mean over a block is undone, and the
+    field is continued between the blocks by its Fourier series.
+
+    Three rounds, each without the sources that the round before shows: pixels beyond 4 scatters of
+    the image filtered with the PSF.  Without that, a tenth of faint sources' flux would go.
+    """
+    ny, nx = difference.shape
+    if (ny // _BLOCK) * (nx // _BLOCK) < _FEWEST_BLOCKS:
+        return None
+    free = free & np.isfinite(difference)
+    difference = np.where(free, difference, 0).astype(np.float32)
+    means = _Means.of(difference, free)
+    if means is None or not (always or _Spectrum.of(means.mean, means.weight > 0).has_structure):
+        return None
+    structure: Array = np.zeros_like(difference)
+    rows: list[int] = []
+    columns: list[int] = []
+    loss, filtered = 0.0, always
+    for turn in range(_ROUNDS):
+        use = free & ~_has_source(difference - structure, free, fwhm)
+        rows, columns = (_find_steps(difference, use, axis) for axis in (0, 1))
+        structure = _steps(difference, use, rows, columns)
+        means = _Means.of(difference - structure, use)
+        if means is None:
+            return None
+        field = _Field.of(means)
+        if turn == 0 and field is not None and not always:
+            filtered = _predicts(means)
+        if not filtered and not rows and not columns:
+            return None
+        if filtered and field is not None:
+            structure += field.image(means, difference.shape)
+            loss = field.loss(means, fwhm)
+    assert means is not None
+    amplitude = float(structure.std()) / math.sqrt(means.pixel_variance)
+    return Mesh(structure, tuple(rows), tuple(columns), amplitude, loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Means:
+    """Means of blocks and their inverse variances, 0 where too little is left of a block."""
+
+    mean: Array
+    weight: Array
+    pixel_variance: float
+    """Of a block's mean, times its pixels: a pixel's, where noise is white."""
+
+    @classmethod
+    def of(cls, image: Array, free: Array) -> _Means | None:
+        rows, columns = (n // _BLOCK for n in image.shape)
+        used = np.s_[: rows * _BLOCK, : columns * _BLOCK]
+        cells = (rows, _BLOCK, columns, _BLOCK)
+        use = free[used]
+        count = use.reshape(cells).sum(axis=(1, 3)).astype(np.float64)
+        total = np.where(use, image[used], 0).reshape(cells).sum(axis=(1, 3)).astype(np.float64)
+        good = count >= _LEAST_FREE * _BLOCK**2
+        if good.sum() < _FEWEST_BLOCKS:
+            return None
+        mean = np.where(good, total / np.maximum(count, 1), 0)
+        count[~good] = 0
+        mean[good] -= np.average(mean[good], weights=count[good])
+        variance = _noise_of(mean, count)
+        return None if not variance > 0 else cls(mean, count / variance, variance)
+
+    def without(self, out: Array) -> _Means:
+        """The same without some blocks."""
+        return _Means(
+            np.where(out, 0, self.mean), np.where(out, 0, self.weight), self.pixel_variance
+        )
+
+
+def _noise_of(mean: Array, count: Array) -> float:
+    """Variance from differences in both directions, in which what is smooth cancels."""
+
+    def squares(values: Array, signs: tuple[int, int, int]) -> Array:
+        parts = (values[1:, 1:], values[:-1, 1:], values[1:, :-1], values[:-1, :-1])
+        a, b, c = signs
+        result: Array = parts[0] + a * parts[1] + b * parts[2] + c * parts[3]
+        return result
+
+    with np.errstate(divide="ignore"):
+        width = squares(1 / count, (1, 1, 1))
+    known = np.isfinite(width)
+    if known.sum() < _FEWEST_BLOCKS // 2:
+        return 0.0
+    value = squares(mean, (-1, -1, 1))[known] / np.sqrt(width[known])
+    low, high = np.percentile(value, (25, 75))
+    return float((IQR_TO_SIGMA * (high - low)) ** 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spectrum:
+    """Power of block means by frequency, on a grid larger than the frame."""
+
+    power: Array
+    noise: float
+    error: float
+    """Of the noise's power at one frequency, relative."""
+
+    @classmethod
+    def of(cls, mean: Array, known: Array) -> _Spectrum:
+        first, second = (scipy.signal.windows.tukey(n + 2, _TAPERED)[1:-1] for n in mean.shape)
+        window = np.multiply.outer(first, second) * known
+        ny, nx = (scipy.fft.next_fast_len(n + _PADDING, real=True) for n in mean.shape)
+        power = np.abs(scipy.fft.fft2(mean * window, (ny, nx))) ** 2 / (window**2).sum()
+        power = scipy.ndimage.uniform_filter(power, _SMOOTHED, mode="wrap")
+        frequencies = (np.abs(scipy.fft.fftfreq(n)) for n in (ny, nx))
+        upper = np.maximum.outer(*frequencies) > 0.25
+        independent = max(1.0, _INDEPENDENT * _SMOOTHED**2 * mean.size / (ny * nx))
+        return cls(power, float(np.median(power[upper])), 1 / math.sqrt(independent))
+
+    @property
+    def excess(self) -> Array:
+        """Power that is none of the noise's."""
+        above = self.power > self.noise * (1 + _EXCESS * self.error)
+        return np.where(above, self.power - self.noise, 0)
+
+    @property
+    def has_structure(self) -> bool:
+        """Whether there is any."""
+        return bool((self.excess > 0).any())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """A random field on a torus that holds the frame."""
+
+    root: Array
+    """Root of the power of its block means at every frequency."""
+
+    @classmethod
+    def of(cls, means: _Means) -> _Field | None:
+        known = means.weight > 0
+        spectrum = _Spectrum.of(means.mean, known)
+        if not spectrum.has_structure:
+            return None
+        field = cls(np.sqrt(spectrum.excess))
+        if known.all():
+            return field
+        filled = np.where(known, means.mean, field.at_blocks(means))
+        spectrum = _Spectrum.of(filled, np.ones_like(known))
+        return cls(np.sqrt(spectrum.excess)) if spectrum.has_structure else field
+
+    def _amplitudes(self, means: _Means) -> Array:
+        """Fourier transform of the field that the means ask for."""
+        rows, columns = means.mean.shape
+        mean, weight = np.zeros((2, *self.root.shape))
+        mean[:rows, :columns], weight[:rows, :columns] = means.mean, means.weight
+
+        def coloured(values: Array) -> Array:
+            result: Array = scipy.fft.ifft2(scipy.fft.fft2(values) * self.root).real
+            return result
+
+        left = coloured(weight * mean)
+        solution, direction = np.zeros_like(left), left
+        size = enough = float((left**2).sum())
+        for _ in range(_MOST_ITERATIONS):
+            if size <= _TOLERANCE**2 * enough:
+                break
+            product = direction + coloured(weight * coloured(direction))
+            step = size / float((direction * product).sum())
+            solution = solution + step * direction
+            left = left - step * product
+            size, before = float((left**2).sum()), size
+            direction = left + size / before * direction
+        result: Array = scipy.fft.fft2(solution) * self.root
+        return result
+
+    def at_blocks(self, means: _Means) -> Array:
+        """Its means of the blocks."""
+        rows, columns = means.mean.shape
+        result: Array = scipy.fft.ifft2(self._amplitudes(means)).real[:rows, :columns]
+        return result
+
+    def image(self, means: _Means, shape: tuple[int, ...]) -> Array:
+        """Its pixels, float32."""
+        amplitudes = self._amplitudes(means)
+        whole = tuple(_BLOCK * n for n in amplitudes.shape)
+        pixels = (np.arange(_BLOCK) - (_BLOCK - 1) / 2) / _BLOCK
+        for axis, n in enumerate(amplitudes.shape):
+            frequency = scipy.fft.fftfreq(n)
+            response = np.cos(2 * np.pi * np.outer(frequency, pixels)).mean(axis=1)
+            # Blocks do not tell the phase of the highest frequency.
+            response[np.abs(frequency) == 0.5] = np.inf
+            to_pixels = np.exp(2j * np.pi * frequency * pixels[0]) / response
+            amplitudes = amplitudes * np.expand_dims(to_pixels, 1 - axis)
+        # Half of the frequencies tell those of a real field.
+        ny, nx = amplitudes.shape
+        half = np.zeros((whole[0], whole[1] // 2 + 1), np.complex64)
+        order = np.rint(scipy.fft.fftfreq(ny) * ny).astype(int)
+        half[order, : nx // 2 + 1] = amplitudes[:, : nx // 2 + 1] * _BLOCK**2
+        result: Array = scipy.fft.irfft2(half, whole)[: shape[0], : shape[1]]
+        return result
+
+    def loss(self, means: _Means, fwhm: float) -> float:
+        """Part of the flux of a point source that the field takes to be its own."""
+        noise = 1 / float(np.median(means.weight[means.weight > 0]))
+        gain = self.root**2 / (self.root**2 + noise)
+        sigma = FWHM_TO_SIGMA * fwhm
+        first, second = (
+            np.exp(-((2 * np.pi * scipy.fft.fftfreq(n) / _BLOCK * sigma) ** 2)) for n in gain.shape
+        )
+        within = float((np.multiply.outer(first, second) * gain).mean()) / _BLOCK**2
+        return within * 4 * np.pi * sigma**2
+
+
+def _predicts(means: _Means) -> bool:
+    """Whether fifths of the blocks are predicted from the others, with a field of these."""
+    fold = np.random.default_rng(0).integers(_FOLDS, size=means.mean.shape)
+    gain, square = 0.0, 0.0
+    for each in range(_FOLDS):
+        out = fold == each
+        others = means.without(out)
+        field = _Field.of(others)
+        if field is not None:
+            predicted = np.where(out, field.at_blocks(others), 0)
+            gain += float((means.weight * predicted * (2 * means.mean - predicted)).sum())
+            square += float((means.weight * predicted**2).sum())
+    return gain > _EVIDENCE * math.sqrt(square)
+
+
+def _has_source(image: Array, free: Array, fwhm: float) -> Array:
+    """Pixels near those that exceed the scatter of the image filtered with a Gaussian."""
+
+    def filtered(values: Array) -> Array:
+        result: Array = scipy.ndimage.gaussian_filter(
+            values, FWHM_TO_SIGMA * fwhm, mode="constant", truncate=3
+        )
+        return result
+
+    light = filtered(np.where(free, image, 0)) / np.sqrt(np.maximum(filtered(free + 0.0), 1e-2))
+    values = light[free]
+    low, middle, high = np.percentile(values[:: max(1, values.size // _SAMPLE)], (25, 50, 75))
+    height = np.abs(light - np.float32(middle))
+    sigma = IQR_TO_SIGMA * (high - low)
+
+    def grown(above: float, widths: float) -> Array:
+        distance = scipy.ndimage.distance_transform_edt(~(height > above * sigma))
+        result: Array = distance <= widths * fwhm
+        return result
+
+    if not (height > _MASKED * sigma).any():
+        return np.zeros_like(free)
+    found = grown(_MASKED, _GROWTH)
+    if (height > _BRIGHT * sigma).any():
+        found |= grown(_BRIGHT, _BRIGHT_GROWTH)
+    return found
+
+
+def _find_steps(image: Array, free: Array, axis: int) -> list[int]:
+    """First rows, or columns, beyond steps across the frame."""
+    n = image.shape[axis]
+    reach = min(_STEP_REACH, n // _STEP_PART)
+    count = free.sum(axis=1 - axis)
+    known = count > _LEAST_PROFILE * image.shape[1 - axis]
+    if reach < _SHORTEST_REACH or known.sum() < n // 2:
+        return []
+    total = np.where(free, image, 0).sum(axis=1 - axis, dtype=np.float64)
+    profile = np.interp(np.arange(n), np.flatnonzero(known), total[known] / count[known])
+    low, high = np.percentile(np.diff(profile, 2), (25, 75))
+    sigma = IQR_TO_SIGMA * (high - low) / math.sqrt(6)
+    offset = np.arange(-reach, reach) + 0.5
+    terms = np.stack([offset**0, offset, offset**2, offset > 0], 1)
+    weights = np.linalg.pinv(terms)[3]
+    error = sigma * math.sqrt(float(weights @ weights))
+    found: list[int] = []
+    tried = np.zeros(n - 2 * reach + 1, dtype=bool)
+    while len(found) < _MOST_STEPS:
+        height = np.where(tried, 0, np.correlate(profile, weights, "valid"))
+        best = int(np.argmax(np.abs(height)))
+        if np.abs(height[best]) <= _STEP_SIGMAS * error:
+            break
+        tried[max(0, best - _ABOUT) : best + _ABOUT + 1] = True
+        place = best + reach
+        if _is_sharp(profile[max(0, place - _SHARP) : place + _SHARP], min(place, _SHARP), sigma):
+            found.append(place)
+            profile[place:] -= height[best]
+    return sorted(found)
+
+
+def _is_sharp(profile: Array, place: int, sigma: float) -> bool:
+    """Whether a step is a better description than anything smooth."""
+    offset = (np.arange(len(profile)) - place + 0.5) / _SHARP
+    smooth = np.stack([offset**p for p in range(6)], 1)
+
+    def left(terms: Array) -> float:
+        rest = profile - terms @ np.linalg.lstsq(terms, profile, rcond=None)[0]
+        return float(rest @ rest)
+
+    step = np.column_stack([smooth[:, :3], offset > 0])
+    return left(smooth) - left(step) > _SHARP_EVIDENCE * sigma**2
+
+
+def _steps(image: Array, free: Array, rows: list[int], columns: list[int]) -> Array:
+    """A polynomial, and a plane for every rectangle between the steps; zero without steps."""
+    if not rows and not columns:
+        return np.zeros_like(image)
+    ny, nx = image.shape
+    v, u = ((2 * np.arange(n) + 1) / n - 1 for n in (ny, nx))
+    # Blocks that no step crosses.
+    starts = [np.unique([*range(0, n, _BLOCK), *at]) for n, at in ((ny, rows), (nx, columns))]
+
+    def sums(values: Array) -> Array:
+        by_row = np.add.reduceat(values, starts[0], axis=0, dtype=np.float64)
+        result: Array = np.add.reduceat(by_row, starts[1], axis=1)
+        return result
+
+    count = sums(free)
+    good = count > 0
+    root = np.sqrt(count[good])
+    value = sums(np.where(free, image, 0))[good] / root
+    middle = [
+        np.add.reduceat(each, at) / np.diff([*at, len(each)])
+        for each, at in zip((v, u), starts, strict=True)
+    ]
+    which = [
+        np.searchsorted(each, at, "right") for each, at in zip((rows, columns), starts, strict=True)
+    ]
+    at_v, at_u = (each[good] for each in np.meshgrid(*middle, indexing="ij"))
+    of_row, of_column = (each[good] for each in np.meshgrid(*which, indexing="ij"))
+    polynomial = chebyshev_products(_PLANES_ORDER, at_u, at_v)
+    rectangles = list(itertools.product(range(len(rows) + 1), range(len(columns) + 1)))
+    within = np.stack([(of_row == i) & (of_column == j) for i, j in rectangles], 1)
+    plane = np.stack([np.ones_like(at_u), at_u, at_v], 1)
+    terms = np.hstack([polynomial, (within[:, :, None] * plane[:, None]).reshape(len(at_u), -1)])
+    # The polynomial can do what equal planes do: the smallest of all solutions.
+    solution = np.linalg.lstsq(terms * root[:, None], value, rcond=1e-10)[0]
+    coefficients = np.zeros((_PLANES_ORDER + 1, _PLANES_ORDER + 1))
+    common, planes = np.split(solution, [polynomial.shape[1]])
+    for (p, q), each in zip(chebyshev_terms(_PLANES_ORDER), common, strict=True):
+        coefficients[p, q] = each
+    result: Array = np.polynomial.chebyshev.chebgrid2d(v, u, coefficients).astype(np.float32)
+    edges = [0, *rows, ny], [0, *columns, nx]
+    for (i, j), (level, along_u, along_v) in zip(rectangles, planes.reshape(-1, 3), strict=True):
+        part = np.s_[edges[0][i] : edges[0][i + 1], edges[1][j] : edges[1][j + 1]]
+        result[part] += (level + along_u * u[None, part[1]] + along_v * v[part[0], None]).astype(
+            np.float32
+        )
+    return result
