@@ -28,6 +28,7 @@ FIT_OPTIONS = (
     "convolved",
     "kernel_order",
     "background_order",
+    "background",
     "basis",
     "kernel_size",
     "varying_sum",
@@ -80,6 +81,14 @@ def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=2,
             show_default=True,
             help="Order of the differential background.",
+        ),
+        click.option(
+            "--background",
+            type=click.Choice(["auto", "polynomial", "mesh"]),
+            default="auto",
+            show_default=True,
+            help="What describes it: polynomials; or also steps across the frame and what small"
+            " blocks show (fringes), where the difference has such or, with mesh, anyway.",
         ),
         click.option(
             "--basis",

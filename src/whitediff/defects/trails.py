@@ -49,6 +49,10 @@ _FEWEST_ON = 6
 _STRAIGHT = 2.0
 _WIDEST = 24
 _LOPSIDED = 0.6
+_OTHERS, _NO_OTHERS, _NO_STEP = 0.5, 6.0, 2.0
+"""Of a ridge's height, what is around it may differ by, beyond so many errors."""
+_BESIDE = (8, 22)
+"""Pixels from a ridge, between which the levels to its sides are compared."""
 _EDGE_OF_TRAIL = 0.15
 """Of the noise of a pixel: where the trail's profile falls below this, its mask ends."""
 
@@ -452,8 +456,10 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
     profile = profile - np.interp(offsets, [-_REACH * 0.8, _REACH * 0.8], levels)
     smooth = scipy.ndimage.uniform_filter1d(profile, 3)
     noise = 1.2533 / np.sqrt(len(chosen) * 3)
-    # A step is no ridge.
-    if abs(levels[1] - levels[0]) > 0.5 * smooth[_REACH - 3 : _REACH + 4].max():
+    # A step is no ridge, whichever of its sides is the brighter, and one of many is a fringe.
+    if abs(levels[1] - levels[0]) > _OTHERS * smooth[_REACH - 3 : _REACH + 4].max():
+        return None
+    if _are_steps(profiles[on], height[on], lengths):
         return None
     above = smooth > max(_EDGE_OF_TRAIL, 3 * noise)
     core = _REACH + int(np.argmax(smooth[_REACH - 3 : _REACH + 4])) - 3
@@ -468,6 +474,9 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
     if np.count_nonzero(half) > _WIDEST:
         return None
     if abs(reach[0] - reach[1]) > _LOPSIDED * max(reach) + 3:
+        return None
+    around = smooth[(offsets < core - _REACH - reach[0]) | (offsets > core - _REACH + reach[1])]
+    if around.size and np.ptp(around) > _OTHERS * smooth[core] + _NO_OTHERS * noise:
         return None
     # What follows columns or rows and is narrow is a defect of the detector, or bleeds.
     if aligned and not (at_start and at_stop):
@@ -490,6 +499,19 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
         reach[0] - (core - _REACH) + 1.0,
         reach[1] + (core - _REACH) + 1.0,
     )
+
+
+def _are_steps(profiles: Array, height: Array, rows: int) -> bool:
+    """Whether the levels to both sides of a ridge differ, in most of its chunks."""
+    offsets = np.arange(-_REACH, _REACH + 1)
+    level = [
+        np.median(np.nan_to_num(profiles[:, side]), axis=1)
+        for side in ((offsets < -_BESIDE[0]) & (offsets > -_BESIDE[1]),
+                     (offsets > _BESIDE[0]) & (offsets < _BESIDE[1]))
+    ]  # fmt: skip
+    noise = 1.2533 * np.sqrt(2 / (rows * (_BESIDE[1] - _BESIDE[0])))
+    step = float(np.median(np.abs(level[1] - level[0])))
+    return step > _OTHERS * float(np.median(height)) + _NO_STEP * noise
 
 
 def _is_narrow(profile: Array) -> bool:

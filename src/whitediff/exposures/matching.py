@@ -44,9 +44,10 @@ from ..noise import coloured
 from ..polynomials import chebyshev_terms
 from ..threads import in_threads, single_threaded_algebra
 from . import kernels, masks
+from .background import BackgroundModel, BackgroundSearch, differential_structure
 from .covariance import noise_at
 from .model import Exposure
-from .preparation import Pair
+from .preparation import Pair, without_light
 from .stars import star_table
 from .subtraction import preconvolved
 
@@ -103,6 +104,10 @@ class MatchOptions:
         Which stars are used.
     choose_order
         How the kernel's spatial order is chosen, from 0 to 3; None for the fit's own.
+    background
+        What describes the differential background: ``polynomial``; ``mesh``, also what blocks of
+        8 pixels and steps across the frame show beyond polynomials; ``auto``, that where the
+        difference has it.
     fit
         Orders and rejection.
     """
@@ -115,6 +120,7 @@ class MatchOptions:
     series: GaussianSeries = dataclasses.field(default_factory=GaussianSeries)
     candidates: CandidateOptions = dataclasses.field(default_factory=CandidateOptions)
     choose_order: Literal["bic", "cross-validation"] | None = None
+    background: BackgroundModel = "auto"
     fit: FitOptions = dataclasses.field(default_factory=FitOptions)
 
     def __post_init__(self) -> None:
@@ -122,6 +128,7 @@ class MatchOptions:
             ("convolved", self.convolved, ("template", "science", "auto")),
             ("basis", self.basis, ("gaussian", "delta")),
             ("choose_order", self.choose_order, (None, "bic", "cross-validation")),
+            ("background", self.background, ("auto", "polynomial", "mesh")),
         ):
             if value not in allowed:
                 raise ArgumentError(
@@ -149,6 +156,10 @@ class Match:
         The science exposure that was matched: the given one, or the pre-convolved one.
     candidates, fit
         Stars and fit.
+    options
+        How it was made.
+    has_structure
+        Whether the background has more than polynomials follow.
     stars
         Every source that was considered: where it is, how bright, whether it was used, and why
         not (`whitediff.exposures.stars.star_table`).
@@ -163,8 +174,37 @@ class Match:
     science: Exposure
     candidates: Candidates
     fit: KernelFit
+    options: MatchOptions
+    has_structure: bool
     stars: Table
     flux_ratio: FluxRatio
+
+    def background_search(
+        self, pair: Pair, sources: Array | None = None
+    ) -> BackgroundSearch | None:
+        """How the background is made better on the difference.
+
+        Parameters
+        ----------
+        pair
+            What was matched.
+        sources
+            ``(ny, nx)`` boolean: pixels with a source on either exposure, if they are at hand.
+
+        Returns
+        -------
+        search
+            None where no background is fitted.
+        """
+        if not self.options.fit.background:
+            return None
+        model = self.options.background
+        return BackgroundSearch(
+            free=~(pair.source_levels.either if sources is None else sources),
+            model="polynomial" if model == "auto" and not self.has_structure else model,
+            order=self.options.fit.background_order,
+            fwhm=max(pair.science_fwhm, pair.template_fwhm),
+        )
 
 
 @single_threaded_algebra()
@@ -232,7 +272,6 @@ def match(
         # Correlated with itself, a profile is wider by the square root of two.
         science_sigma *= math.sqrt(2)
         widening = preconvolution_kernel.shape[0] // 2
-    source, target = (template, science) if convolved == "template" else (science, template)
     target_sigma, source_sigma = (
         (science_sigma, template_sigma)
         if convolved == "template"
@@ -264,6 +303,13 @@ def match(
             len(candidates),
             candidates.relaxed,
         )
+    structure = None
+    if options.fit.background and options.background != "polynomial":
+        structure = differential_structure(
+            pair, candidates.flux_ratio, options.fit.background_order
+        )
+    shown = science if structure is None else without_light(science, structure)
+    source, target = (template, shown) if convolved == "template" else (shown, template)
     skies = _skies(source, target, pair, convolved, options.fit)
     bad = pair.template_bad, pair.science_bad
     if convolved == "science":
@@ -327,6 +373,8 @@ def match(
         science=science,
         candidates=candidates,
         fit=fit,
+        options=options,
+        has_structure=structure is not None,
         stars=star_table(sources, candidates, fit, science, noise_known=options.fit.known_noise),
         flux_ratio=ratio,
     )

@@ -168,12 +168,13 @@ def make(solved: Solved, *, sources: Array | None = None, full_variance: bool = 
     """
     if sources is None:
         sources = solved.pair.source_levels.either
+    search = solved.match.background_search(solved.pair, sources)
     return make_product(
         solved.solution,
         solved.pair.science,
         solved.pair.template,
         preconvolved_science=solved.preconvolved_science,
-        free=~sources,
+        search=search,
         sources=sources,
         full_variance=full_variance,
     )

@@ -55,6 +55,7 @@ __all__ = [
     "template_coverage",
     "with_measured_psf",
     "with_own_psf",
+    "without_light",
 ]
 
 type Array = npt.NDArray[Any]
@@ -428,17 +429,31 @@ def _sources_in_structure(
 def _without_emission(exposure: Exposure, bad: Array, sigma: float) -> Exposure:
     """Exposure less the emission under its stars, which else becomes wings of theirs."""
     cell = max(2 * round(_EMISSION_SIGMAS * sigma / 2), _STRUCTURE_CELLS[-1])
-    return _less(
+    return without_light(
         exposure, smooth_background(exposure.image.array, ~bad, cell=cell, has_sources=True)
     )
 
 
 def _without_sky(exposure: Exposure, others: Array) -> Exposure:
     """Exposure less the background of the pixels that are not bad and have no source."""
-    return _less(exposure, smooth_background(exposure.image.array, ~others))
+    return without_light(exposure, smooth_background(exposure.image.array, ~others))
 
 
-def _less(exposure: Exposure, background: Array) -> Exposure:
+def without_light(exposure: Exposure, background: Array) -> Exposure:
+    """Take a background away.
+
+    Parameters
+    ----------
+    exposure
+        It is not changed.
+    background
+        ``(ny, nx)``, image_unit.
+
+    Returns
+    -------
+    exposure
+        With an image of its own; other planes are shared.
+    """
     image = exposure.image.array
     return exposure.replaced(
         image=Image(

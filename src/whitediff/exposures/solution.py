@@ -12,11 +12,10 @@ from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.fields import BaseField, ChebyshevField
 
 from ..errors import ArgumentError
-from ..matching.background import HIGHEST_ORDER, fit_background
 from ..planes import copied, row_blocks
 from ..registration.transformation import Correction
 from ..threads import single_threaded_algebra
-from . import masks
+from .background import BackgroundSearch
 from .covariance import Noise
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
 from .defects import DefectOptions, with_trails
@@ -222,7 +221,7 @@ def make_product(
     template: Exposure,
     *,
     preconvolved_science: Exposure | None = None,
-    free: Array | None = None,
+    search: BackgroundSearch | None = None,
     sources: Array | None = None,
     full_variance: bool = False,
 ) -> Product:
@@ -236,9 +235,8 @@ def make_product(
         Exposures on the same pixels, their variance planes multiplied by the factors.
     preconvolved_science
         For a score, if it is at hand.
-    free
-        ``(ny, nx)`` boolean: source-free pixels on which the solution's background is made
-        better; None to take it as it is.
+    search
+        How the solution's background is made better; None to take it as it is.
     sources
         ``(ny, nx)`` boolean: pixels with a source, for local mean variances and noise
         covariances; found if not given.
@@ -258,7 +256,7 @@ def make_product(
     sources, whose own photons are in it.
     """
     before, solution = undecorrelated(
-        solution, science, template, preconvolved_science=preconvolved_science, free=free
+        solution, science, template, preconvolved_science=preconvolved_science, search=search
     )
     score = solution.preconvolution_kernel is not None
     result = decorrelate(
@@ -304,14 +302,14 @@ def undecorrelated(
     template: Exposure,
     *,
     preconvolved_science: Exposure | None = None,
-    free: Array | None = None,
+    search: BackgroundSearch | None = None,
     keep_background: bool = False,
 ) -> tuple[Exposure, Solution]:
     """Subtract two exposures as a solution says.
 
     Parameters
     ----------
-    solution, science, template, preconvolved_science, free
+    solution, science, template, preconvolved_science, search
         As for `make_product`.
     keep_background
         Do not subtract the differential background.
@@ -347,29 +345,15 @@ def undecorrelated(
         full_variance=False,
     )
     before.is_score = kernel is not None
-    if free is not None:
-        solution = _with_better_background(solution, before, free)
+    if search is not None and isinstance(solution.background, ChebyshevField):
+        found = search.better(before, solution.background)
+        solution = dataclasses.replace(solution, background=found)
     if keep_background:
         return before, solution
     subtract_background(before.image.array, solution.background, before.bbox)
     if not isinstance(solution.background, float | int):
         before.background = solution.background
     return before, solution
-
-
-def _with_better_background(solution: Solution, difference: Exposure, free: Array) -> Solution:
-    field = solution.background
-    if not isinstance(field, ChebyshevField):
-        return solution
-    use = free & ~masks.flagged(difference.mask, (*masks.AVOIDED_MASK_PLANES, "EDGE"))
-    found = fit_background(
-        difference.image.array,
-        use,
-        field.coefficients.shape[0] - 1,
-        start=field.coefficients,
-        highest=HIGHEST_ORDER,
-    )
-    return dataclasses.replace(solution, background=ChebyshevField(difference.bbox, found))
 
 
 def fluxes(result: Decorrelation) -> tuple[Array | None, Array | None]:

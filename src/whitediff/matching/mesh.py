@@ -23,7 +23,7 @@ from ..polynomials import chebyshev_products, chebyshev_terms
 from ..profiles import FWHM_TO_SIGMA
 from ..stats import IQR_TO_SIGMA
 
-__all__ = ["Mesh", "fit_mesh"]
+__all__ = ["Mesh", "fit_mesh", "has_structure"]
 
 type Array = npt.NDArray[Any]
 
@@ -85,29 +85,53 @@ class Mesh:
     loss: float
 
 
-def fit_mesh(difference: Array, free: Array, fwhm: float, *, always: bool = False) -> Mesh | None:
+def has_structure(difference: Array, free: Array, start: Array) -> bool:
+    """Whether the means of blocks have more power than noise at any frequency.
+
+    Parameters
+    ----------
+    difference, free, start
+        As for `fit_mesh`.
+
+    Returns
+    -------
+    has_structure
+        Where there is none, `fit_mesh` finds none.
+    """
+    means = _Means.of(difference, free, start)
+    return means is not None and _Spectrum.of(means.mean, means.weight > 0).has_structure
+
+
+def fit_mesh(
+    difference: Array, free: Array, fwhm: float, *, start: Array, always: bool = False
+) -> Mesh | None:
     """Find the structure that a difference has between its sources.
 
     Parameters
     ----------
     difference
-        ``(ny, nx)``, polynomials of low order taken away; its noise need not be white.
+        ``(ny, nx)``; its noise need not be white.
     free
         ``(ny, nx)`` boolean: source-free pixels; those that are not finite do not count.
     fwhm
         Of its PSF, pixels: sources that no mask tells of are found with a Gaussian of that width.
+    start
+        ``(m, n)`` coefficients of polynomials that are taken away first, as
+        `whitediff.matching.background.fit_background` gives them.
     always
         Take the filter's prediction also where blocks left out do not ask for it.
 
     Returns
     -------
     mesh
-        `Mesh`; None where there is no structure, or too little of the frame to tell.
+        `Mesh`, without these polynomials; None where there is no structure, or too little of the
+        frame to tell.
 
     Notes
     -----
     Steps: at every row and column, a parabola and a step within 48 pixels, at most an eighth of the
-    frame; those beyond 8 errors that a polynomial does not describe.  Each rectangle between them
+    frame; those beyond 8 errors that a polynomial does not describe.  They are sought across the
+    frame, and from one step to the next.  Each rectangle between them
     gets a plane, and all a polynomial of order 2.
 
     Filter: means m of blocks, with weights W, are those of a field of power S and noise.  The field
@@ -121,21 +145,18 @@ def fit_mesh(difference: Array, free: Array, fwhm: float, *, always: bool = Fals
     Three rounds, each without the sources that the round before shows: pixels beyond 4 scatters of
     the image filtered with the PSF.  Without that, a tenth of faint sources' flux would go.
     """
-    ny, nx = difference.shape
-    if (ny // _BLOCK) * (nx // _BLOCK) < _FEWEST_BLOCKS:
+    if not (always or has_structure(difference, free, start)):
         return None
     free = free & np.isfinite(difference)
-    difference = np.where(free, difference, 0).astype(np.float32)
-    means = _Means.of(difference, free)
-    if means is None or not (always or _Spectrum.of(means.mean, means.weight > 0).has_structure):
-        return None
+    difference = _less(difference, free, start, slice(None))
     structure: Array = np.zeros_like(difference)
+    means: _Means | None = None
     rows: list[int] = []
     columns: list[int] = []
     loss, filtered = 0.0, always
     for turn in range(_ROUNDS):
         use = free & ~_has_source(difference - structure, free, fwhm)
-        rows, columns = (_find_steps(difference, use, axis) for axis in (0, 1))
+        rows, columns = _find_steps(difference, use)
         structure = _steps(difference, use, rows, columns)
         means = _Means.of(difference - structure, use)
         if means is None:
@@ -163,13 +184,16 @@ class _Means:
     """Of a block's mean, times its pixels: a pixel's, where noise is white."""
 
     @classmethod
-    def of(cls, image: Array, free: Array) -> _Means | None:
+    def of(cls, image: Array, free: Array, start: Array | None = None) -> _Means | None:
         rows, columns = (n // _BLOCK for n in image.shape)
-        used = np.s_[: rows * _BLOCK, : columns * _BLOCK]
-        cells = (rows, _BLOCK, columns, _BLOCK)
-        use = free[used]
-        count = use.reshape(cells).sum(axis=(1, 3)).astype(np.float64)
-        total = np.where(use, image[used], 0).reshape(cells).sum(axis=(1, 3)).astype(np.float64)
+        count, total = np.zeros((2, rows, columns))
+        width = columns * _BLOCK
+        for row in range(rows):
+            strip = slice(row * _BLOCK, (row + 1) * _BLOCK)
+            use = free[strip] & np.isfinite(image[strip])
+            values = _less(image, use, start, strip)[:, :width].sum(axis=0)
+            total[row] = values.reshape(-1, _BLOCK).sum(axis=1)
+            count[row] = use[:, :width].sum(axis=0).reshape(-1, _BLOCK).sum(axis=1)
         good = count >= _LEAST_FREE * _BLOCK**2
         if good.sum() < _FEWEST_BLOCKS:
             return None
@@ -184,6 +208,20 @@ class _Means:
         return _Means(
             np.where(out, 0, self.mean), np.where(out, 0, self.weight), self.pixel_variance
         )
+
+
+def _less(image: Array, free: Array, start: Array | None, rows: slice) -> Array:
+    """Some rows of an image less polynomials, float32; zero where they are not free."""
+    values = image[rows]
+    if start is not None and start.any():
+        (ny, nx), largest = image.shape, max(start.shape) - 1
+        v = np.polynomial.chebyshev.chebvander((2 * np.arange(ny)[rows] + 1) / ny - 1, largest)
+        u = np.polynomial.chebyshev.chebvander((2 * np.arange(nx) + 1) / nx - 1, largest)
+        square = np.zeros((largest + 1, largest + 1))
+        square[: start.shape[0], : start.shape[1]] = start
+        values = values - (v @ square).astype(np.float32) @ u.T.astype(np.float32)
+    result: Array = np.where(free, values, 0).astype(np.float32, copy=False)
+    return result
 
 
 def _noise_of(mean: Array, count: Array) -> float:
@@ -364,15 +402,37 @@ def _has_source(image: Array, free: Array, fwhm: float) -> Array:
     return found
 
 
-def _find_steps(image: Array, free: Array, axis: int) -> list[int]:
-    """First rows, or columns, beyond steps across the frame."""
-    n = image.shape[axis]
+def _find_steps(image: Array, free: Array) -> tuple[list[int], list[int]]:
+    """First rows and columns beyond steps, across the frame or from one step to the next."""
+    rows = _steps_along(image, free, [])
+    columns = _steps_along(image.T, free.T, rows)
+    return _steps_along(image, free, columns), columns
+
+
+def _steps_along(image: Array, free: Array, across: list[int]) -> list[int]:
+    """First rows beyond steps, in all columns or in those between the given ones."""
+    ends = [0, *across, image.shape[1]]
+    parts = {(0, image.shape[1]), *itertools.pairwise(ends)}
+    found: list[int] = []
+    for start, stop in sorted(parts, key=lambda each: each[0] - each[1]):
+        part = np.s_[:, start:stop]
+        found += [
+            place
+            for place in _steps_of(image[part], free[part])
+            if all(abs(place - other) > _ABOUT for other in found)
+        ]
+    return sorted(found)
+
+
+def _steps_of(image: Array, free: Array) -> list[int]:
+    """First rows beyond steps that go through all columns."""
+    n, width = image.shape
     reach = min(_STEP_REACH, n // _STEP_PART)
-    count = free.sum(axis=1 - axis)
-    known = count > _LEAST_PROFILE * image.shape[1 - axis]
+    count = free.sum(axis=1)
+    known = count > _LEAST_PROFILE * width
     if reach < _SHORTEST_REACH or known.sum() < n // 2:
         return []
-    total = np.where(free, image, 0).sum(axis=1 - axis, dtype=np.float64)
+    total = np.where(free, image, 0).sum(axis=1, dtype=np.float64)
     profile = np.interp(np.arange(n), np.flatnonzero(known), total[known] / count[known])
     low, high = np.percentile(np.diff(profile, 2), (25, 75))
     sigma = IQR_TO_SIGMA * (high - low) / math.sqrt(6)

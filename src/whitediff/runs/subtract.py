@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import formats
 from ..errors import ArgumentError, WhitediffError
 from ..exposures.catalog import check_zero_point, depth_text
@@ -83,6 +85,7 @@ def run_subtraction(
     convolved: Any = None,
     kernel_order: int | str | None = None,
     background_order: int = 2,
+    background: Any = "auto",
     basis: Any = "gaussian",
     kernel_size: int | None = None,
     varying_sum: bool = False,
@@ -112,8 +115,8 @@ def run_subtraction(
     Parameters
     ----------
     science, template, output, score_output, matched_output, solutions, convolved, kernel_order, \
-    background_order, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, align, \
-    register, align_method, science_psf, template_psf, full_variance, no_cosmic_rays, \
+    background_order, background, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, \
+    align, register, align_method, science_psf, template_psf, full_variance, no_cosmic_rays, \
     no_bad_pixels, no_trails, noise, constant, fill, zero_point, compress, overwrite
         Options of the command.
     begin
@@ -150,6 +153,7 @@ def run_subtraction(
         convolved=convolved,
         kernel_order=kernel_order,
         background_order=background_order,
+        background=background,
         basis=basis,
         kernel_size=kernel_size,
         varying_sum=varying_sum,
@@ -220,6 +224,7 @@ def subtraction_options(
     convolved: Any = None,
     kernel_order: int | str | None = None,
     background_order: int = 2,
+    background: Any = "auto",
     basis: Any = "gaussian",
     kernel_size: int | None = None,
     varying_sum: bool = False,
@@ -240,9 +245,9 @@ def subtraction_options(
 
     Parameters
     ----------
-    convolved, kernel_order, background_order, basis, kernel_size, varying_sum, keep_variance, \
-    ignore_wcs, align, register, align_method, noise, constant, fill, full_variance, \
-    no_cosmic_rays, no_bad_pixels, no_trails
+    convolved, kernel_order, background_order, background, basis, kernel_size, varying_sum, \
+    keep_variance, ignore_wcs, align, register, align_method, noise, constant, fill, \
+    full_variance, no_cosmic_rays, no_bad_pixels, no_trails
         Options of the command.
 
     Returns
@@ -276,6 +281,7 @@ def subtraction_options(
             basis=basis,
             kernel_size=kernel_size,
             choose_order=kernel_order if isinstance(kernel_order, str) else None,  # type: ignore[arg-type]
+            background=background,
             fit=FitOptions(
                 kernel_order=1 if isinstance(kernel_order, str) else kernel_order,
                 background_order=background_order,
@@ -437,12 +443,14 @@ def _finished(
 def _match_cards(pair: Any, match: Any, options: Any, product: Any) -> dict[str, tuple[Any, str]]:
     fit = match.fit
     # Source-free pixels may have asked for more than the stars were fitted with.
-    coefficients = getattr(product.solution.background, "coefficients", None)
-    order = fit.background_order if coefficients is None else len(coefficients) - 1
+    background = product.solution.background
+    is_mesh = isinstance(background, np.ndarray)
+    order = options.fit.background_order if is_mesh else len(background.coefficients) - 1
     return {
         "WDBASIS": (options.basis, "kernel basis"),
         "WDKORDER": (fit.kernel_order, "spatial order of the kernel"),
         "WDBORDER": (order, "spatial order of the background"),
+        "WDBMODEL": ("mesh" if is_mesh else "polynomial", "model of the background"),
         "WDSFWHM": (pair.science_fwhm, "FWHM of the science PSF, pixels"),
         "WDTFWHM": (pair.template_fwhm, "FWHM of the template PSF, pixels"),
         "WDNSTAR": (len(fit.used), "stars offered to the fit"),

@@ -149,6 +149,16 @@ class PsfMatchConfig(pex_config.Config):
     spatialBgOrder = pex_config.RangeField(
         dtype=int, default=2, min=0, doc="Order of the differential background."
     )
+    spatialBgModel = pex_config.ChoiceField(
+        dtype=str,
+        default="auto",
+        doc="What describes the differential background.",
+        allowed={
+            "polynomial": "Polynomials.",
+            "mesh": "Polynomials, steps across the frame, and what blocks of 8 pixels show.",
+            "auto": "That where the difference has more than polynomials.",
+        },
+    )
     fitForBackground = pex_config.Field(
         dtype=bool,
         default=True,
@@ -246,6 +256,7 @@ class PsfMatchConfig(pex_config.Config):
                 candidates or CandidateOptions(), cell=self.sizeCellX, per_cell=self.nStarPerCell
             ),
             choose_order=self.spatialKernelOrderChoice,
+            background=self.spatialBgModel,
             fit=FitOptions(
                 kernel_order=self.spatialKernelOrder,
                 background_order=self.spatialBgOrder,

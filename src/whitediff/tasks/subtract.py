@@ -390,8 +390,8 @@ class AlardLuptonSubtractTask(PipelineTask):
             ``difference`` : `whitediff.Exposure`, science − template at the science level.
             ``matchedTemplate``, ``matchedScience`` : `whitediff.Exposure`, the two as they
             were subtracted.
-            ``backgroundModel`` : `lsst.images.fields.ChebyshevField`, the differential
-            background, image_unit of the science exposure.
+            ``backgroundModel`` : the differential background, image_unit of the science
+            exposure: `lsst.images.fields.ChebyshevField`, or an image where it has more.
             ``psfMatchingKernel`` : `lsst.images.convolution_kernels.ConvolutionKernel`.
             ``kernelSources`` : `astropy.table.Table`, see `MakeKernelTask.matchPair`.
             ``solution`` : `whitediff.exposures.solution.Solution`, all that it takes to make the
@@ -585,9 +585,6 @@ class AlardLuptonSubtractTask(PipelineTask):
         """Result of `run`, and the numbers behind its decorrelation."""
         match = made.match
         resampling = self._resampling()
-        free = None
-        if self.config.makeKernel.value.kernel.active.fitForBackground:
-            free = ~pair.source_levels.either
         before, solution = undecorrelated(
             dataclasses.replace(
                 Solution.of(pair, match, preConvKernel),
@@ -598,7 +595,7 @@ class AlardLuptonSubtractTask(PipelineTask):
             pair.science,
             pair.template,
             preconvolved_science=None if preConvKernel is None else match.science,
-            free=free,
+            search=match.background_search(pair),
             keep_background=not self.config.doSubtractBackground,
         )
         template = matched_template(

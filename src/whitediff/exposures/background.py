@@ -1,0 +1,150 @@
+"""The differential background: what of it is told before the fit, and on the difference itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from lsst.images.fields import ChebyshevField
+
+from ..matching.background import HIGHEST_ORDER, fit_background
+from ..matching.mesh import Mesh, fit_mesh, has_structure
+from ..planes import filled
+from . import masks
+from .model import Exposure
+from .preparation import Pair
+
+__all__ = ["BackgroundModel", "BackgroundSearch", "differential_structure"]
+
+type Array = npt.NDArray[Any]
+type BackgroundModel = Literal["auto", "polynomial", "mesh"]
+
+_log = logging.getLogger("whitediff.match")
+
+
+@dataclasses.dataclass(frozen=True)
+class BackgroundSearch:
+    """How a background is made better on the difference itself.
+
+    Attributes
+    ----------
+    free
+        ``(ny, nx)`` boolean: source-free pixels.
+    model
+        ``polynomial``; ``mesh``, also what small blocks show; ``auto``, that where blocks that are
+        left out are predicted.
+    order
+        Of the polynomials, at least.
+    fwhm
+        Of the difference's PSF, pixels.
+    """
+
+    free: Array
+    model: BackgroundModel
+    order: int
+    fwhm: float
+
+    def better(self, difference: Exposure, start: ChebyshevField) -> ChebyshevField | Array:
+        """Find the background of a difference.
+
+        Parameters
+        ----------
+        difference
+            Before its background is subtracted.
+        start
+            Background as it is known.
+
+        Returns
+        -------
+        background
+            Polynomials of the start's order or more; with what they leave, ``(ny, nx)`` float32.
+        """
+        image = difference.image.array
+        use = self.free & ~masks.flagged(difference.mask, (*masks.AVOIDED_MASK_PLANES, "EDGE"))
+        order = start.coefficients.shape[0] - 1
+        found = fit_background(image, use, order, start=start.coefficients, highest=HIGHEST_ORDER)
+        smooth = ChebyshevField(difference.bbox, found)
+        if self.model == "polynomial":
+            return smooth
+        fwhm = self.fwhm * (math.sqrt(2) if difference.is_score else 1)
+        found, mesh = _mesh(image, use, fwhm, self.order, always=self.model == "mesh")
+        if mesh is None:
+            return smooth
+        _tell_of(mesh, difference)
+        low = ChebyshevField(difference.bbox, found)
+        whole: Array = low.render(difference.bbox, dtype=np.float32).array + mesh.image
+        return whole
+
+
+def differential_structure(pair: Pair, ratio: float, order: int) -> Array | None:
+    """What the science image's background has over the template's and polynomials.
+
+    Parameters
+    ----------
+    pair
+        Prepared exposures.
+    ratio
+        Flux of a source in the template over that in the science image.
+    order
+        Of the polynomials.
+
+    Returns
+    -------
+    structure
+        ``(ny, nx)`` float32, image_unit of the science exposure; None where there is none.
+
+    Notes
+    -----
+    It is told from source-free pixels without any kernel, which only changes what is smaller than
+    the PSFs, so that the kernel can be fitted without it: fringes under stars are taken for a part
+    of them.
+    """
+    science, template = pair.science.image.array, pair.template.image.array
+    use = ~(pair.source_levels.either | pair.bad)
+    scale = np.float32(1 / ratio)
+
+    def work(rows: slice) -> Array:
+        result: Array = (science[rows] - scale * template[rows]).astype(np.float32, copy=False)
+        return result
+
+    image = filled(science.shape, np.float32, work)
+    start = fit_background(image, use, order, highest=HIGHEST_ORDER)
+    fwhm = max(pair.science_fwhm, pair.template_fwhm)
+    # What polynomials of a higher order follow is left to them.
+    if not has_structure(image, use, start):
+        return None
+    _, mesh = _mesh(image, use, fwhm, order, always=False)
+    return None if mesh is None else mesh.image
+
+
+def _mesh(
+    image: Array, use: Array, fwhm: float, order: int, *, always: bool
+) -> tuple[Array, Mesh | None]:
+    """Polynomials and what they leave.
+
+    Those of a high order swing at the edges of what does not suit them.
+    """
+    start = fit_background(image, use, order)
+    return start, fit_mesh(image, use, fwhm, start=start, always=always)
+
+
+def _tell_of(mesh: Mesh, difference: Exposure) -> None:
+    y0, x0 = difference.bbox.y.start, difference.bbox.x.start
+    steps = [
+        f"at {name}{'s' * (len(places) > 1)} {', '.join(str(start + each) for each in places)}"
+        for name, start, places in (("row", y0, mesh.rows), ("column", x0, mesh.columns))
+        if places
+    ]
+    _log.info(
+        "%s: its background has structure that no polynomial follows, of %.2g times a pixel's noise"
+        "%s; it is taken away, and so is %.2g %% of the flux of sources that are too faint to be"
+        " told from it (--background polynomial leaves it in).",
+        difference.source or "The difference",
+        mesh.amplitude,
+        f", with steps {' and '.join(steps)}" if steps else "",
+        100 * mesh.loss,
+    )
