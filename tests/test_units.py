@@ -6,15 +6,19 @@ Claims:
   the same difference to 1e-3 of its noise and nearly everywhere to 1e-4, the same variance to 1e-6,
   and the same catalogue; whichever image is convolved, in single precision and in double.
 * So does a score.
+* So do files of single precision without variances, which are measured: with 10^17 and 10^18 their
+  squares leave that precision.
 """
 
 from __future__ import annotations
 
 import functools
 
+import astropy.io.fits
 import numpy as np
 import pytest
 
+import whitediff
 from whitediff import Exposure
 from whitediff.exposures.detection import detections
 from whitediff.exposures.pipeline import SubtractionOptions, make_all
@@ -82,7 +86,7 @@ def check(convolved, kind, powers, dtype):
         np.testing.assert_allclose(found[4], rows, atol=5e-3)
 
 
-@pytest.mark.parametrize("powers", [(-30, -30), (0, -30), (20, 20), (-18, 0)])
+@pytest.mark.parametrize("powers", [(-30, -30), (0, -30), (17, 17), (20, 20), (-18, 0)])
 @pytest.mark.parametrize("convolved", ["template", "science"])
 def test_no_unit_changes_a_difference(convolved, powers):
     check(convolved, "difference", powers, np.float32)
@@ -101,3 +105,19 @@ def test_no_unit_changes_a_difference_of_any_kind(convolved, powers, dtype):
 @pytest.mark.parametrize("powers", [(-30, -30), (20, 0)])
 def test_no_unit_changes_a_score(powers):
     check("template", "score", powers, np.float32)
+
+
+@pytest.mark.parametrize("power", [14, 17, 18, 20])
+def test_no_unit_changes_files_of_single_precision(power, tmp_path):
+    pair, rows = scene("template"), []
+    for factor in (1.0, 10.0**power):
+        read = []
+        for name in ("science", "template"):
+            image = (getattr(pair, name).image.astype(np.float64) * factor).astype(np.float32)
+            path = tmp_path / f"{name}{factor:g}.fits"
+            astropy.io.fits.writeto(path, image)
+            read.append(whitediff.read_exposure(path))
+        product = make_all(*read, SubtractionOptions(), ("difference",))["difference"].product
+        rows.append(np.asarray(detections(product.exposure).catalogue["significance"]))
+    assert len(rows[0]) >= 5
+    np.testing.assert_allclose(rows[1], rows[0], atol=0.05)

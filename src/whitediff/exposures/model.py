@@ -29,6 +29,11 @@ __all__ = ["Exposure"]
 
 type Array = npt.NDArray[Any]
 
+_SAMPLED = 300
+"""Pixels along each axis that tell how large an image's values are."""
+_LARGEST_SINGLE = 1e12
+"""Usual pixel, beyond which sums of bright pixels' squares leave the range of single precision."""
+
 _log = logging.getLogger("whitediff.exposures")
 
 
@@ -402,17 +407,35 @@ def as_native_float(array: Array) -> Array:
     Returns
     -------
     array
+        Of `native_float`; not copied where it is that already.
+    """
+    return array.astype(native_float(array), copy=False)
+
+
+def native_float(array: Array) -> np.dtype[Any]:
+    """Floating-point type in native byte order that holds an array's values.
+
+    Parameters
+    ----------
+    array
+        Any numeric array.
+
+    Returns
+    -------
+    dtype
         float32 and float64 stay; integers of up to 16 bits become float32, wider ones
-        float64.  Not copied where it is that already.
+        float64, and so does float32 whose usual values are so large that sums of their squares
+        overflow.
     """
     dtype = array.dtype
     if dtype.kind != "f":
-        dtype = np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
-    elif dtype.itemsize == 2:
-        dtype = np.dtype(np.float32)
-    elif dtype.itemsize > 8:
-        dtype = np.dtype(np.float64)
-    return array.astype(dtype.newbyteorder("="), copy=False)
+        return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
+    if dtype.itemsize == 4 and array.size:
+        sample = np.abs(array[tuple(slice(None, None, 1 + n // _SAMPLED) for n in array.shape)])
+        sample = sample[np.isfinite(sample)]
+        if sample.size and np.percentile(sample, 90) > _LARGEST_SINGLE:
+            return np.dtype(np.float64)
+    return np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
 
 
 def parse_unit(text: str | None) -> astropy.units.UnitBase | None:

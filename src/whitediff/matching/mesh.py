@@ -53,12 +53,14 @@ _EVIDENCE = 10.0
 """Errors of what chi-square gains in blocks left out, for a structure to be one."""
 _STEP_REACH, _STEP_PART, _SHORTEST_REACH = 48, 8, 8
 """Pixels to both sides of a step that tell it: at most so many, and that part of the frame."""
-_STEP_SIGMAS, _MOST_STEPS, _ABOUT = 8.0, 16, 2
+_STEP_SIGMAS, _MOST_STEPS, _ABOUT = 8.0, 16, 8
 _SHARP, _SHARP_EVIDENCE = 12, 25.0
 """Pixels to both sides of a step within which it is better than a polynomial of order 5, and by how
 much of chi-square: what is smooth makes steps, too."""
 _LEAST_PROFILE = 0.1
 """Of a row or column, what must be free for its mean to count."""
+_STEP_PARTS = (1, 2, 4)
+"""Equal parts of the frame in which steps are sought, besides those between known ones."""
 _PLANES_ORDER = 2
 
 
@@ -131,7 +133,7 @@ def fit_mesh(
     -----
     Steps: at every row and column, a parabola and a step within 48 pixels, at most an eighth of the
     frame; those beyond 8 errors that a polynomial does not describe.  They are sought across the
-    frame, and from one step to the next.  Each rectangle between them
+    frame, in halves and quarters of it, and from one step to the next.  Each rectangle between them
     gets a plane, and all a polynomial of order 2.
 
     Filter: means m of blocks, with weights W, are those of a field of power S and noise.  The field
@@ -149,10 +151,10 @@ def fit_mesh(
         return None
     free = free & np.isfinite(difference)
     difference = _less(difference, free, start, slice(None))
-    structure: Array = np.zeros_like(difference)
+    # A step's brighter side is no source.
+    rows, columns = _find_steps(difference, free)
+    structure = _steps(difference, free, rows, columns)
     means: _Means | None = None
-    rows: list[int] = []
-    columns: list[int] = []
     loss, filtered = 0.0, always
     for turn in range(_ROUNDS):
         use = free & ~_has_source(difference - structure, free, fwhm)
@@ -170,7 +172,7 @@ def fit_mesh(
             structure += field.image(means, difference.shape)
             loss = field.loss(means, fwhm)
     assert means is not None
-    amplitude = float(structure.std()) / math.sqrt(means.pixel_variance)
+    amplitude = float(structure.std(dtype=np.float64)) / math.sqrt(means.pixel_variance)
     return Mesh(structure, tuple(rows), tuple(columns), amplitude, loss)
 
 
@@ -238,9 +240,7 @@ def _noise_of(mean: Array, count: Array) -> float:
     known = np.isfinite(width)
     if known.sum() < _FEWEST_BLOCKS // 2:
         return 0.0
-    value = squares(mean, (-1, -1, 1))[known] / np.sqrt(width[known])
-    low, high = np.percentile(value, (25, 75))
-    return float((IQR_TO_SIGMA * (high - low)) ** 2)
+    return _scatter(squares(mean, (-1, -1, 1))[known] / np.sqrt(width[known])) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,9 +410,15 @@ def _find_steps(image: Array, free: Array) -> tuple[list[int], list[int]]:
 
 
 def _steps_along(image: Array, free: Array, across: list[int]) -> list[int]:
-    """First rows beyond steps, in all columns or in those between the given ones."""
-    ends = [0, *across, image.shape[1]]
-    parts = {(0, image.shape[1]), *itertools.pairwise(ends)}
+    """First rows beyond steps, in all columns, in parts of them, or between the given ones.
+
+    Steps that go up in one part and down in another may not show in all columns.
+    """
+    width = image.shape[1]
+    ends = [0, *across, width]
+    parts = set(itertools.pairwise(ends))
+    for number in _STEP_PARTS:
+        parts |= set(itertools.pairwise(np.linspace(0, width, number + 1).astype(int).tolist()))
     found: list[int] = []
     for start, stop in sorted(parts, key=lambda each: each[0] - each[1]):
         part = np.s_[:, start:stop]
@@ -434,8 +440,11 @@ def _steps_of(image: Array, free: Array) -> list[int]:
         return []
     total = np.where(free, image, 0).sum(axis=1, dtype=np.float64)
     profile = np.interp(np.arange(n), np.flatnonzero(known), total[known] / count[known])
-    low, high = np.percentile(np.diff(profile, 2), (25, 75))
-    sigma = IQR_TO_SIGMA * (high - low) / math.sqrt(6)
+    # Noise that is correlated scatters more in means of neighbours than its pixels say.
+    sums = np.cumsum(profile)
+    means = (sums[_BLOCK:] - sums[:-_BLOCK]) / _BLOCK
+    beside = means[2 * _BLOCK :] + means[: -2 * _BLOCK] - 2 * means[_BLOCK:-_BLOCK]
+    sigma = max(_scatter(np.diff(profile, 2)), math.sqrt(_BLOCK) * _scatter(beside)) / math.sqrt(6)
     offset = np.arange(-reach, reach) + 0.5
     terms = np.stack([offset**0, offset, offset**2, offset > 0], 1)
     weights = np.linalg.pinv(terms)[3]
@@ -448,16 +457,27 @@ def _steps_of(image: Array, free: Array) -> list[int]:
         if np.abs(height[best]) <= _STEP_SIGMAS * error:
             break
         tried[max(0, best - _ABOUT) : best + _ABOUT + 1] = True
-        place = best + reach
-        if _is_sharp(profile[max(0, place - _SHARP) : place + _SHARP], min(place, _SHARP), sigma):
+        # Masked pixels and noise move the highest value.
+        places = np.arange(best + reach - _ABOUT, best + reach + _ABOUT + 1)
+        gains = [_sharpness(profile, place) for place in places]
+        place = int(places[np.argmax(gains)])
+        alone = all(abs(place - other) > _ABOUT for other in found)
+        if alone and max(gains) > _SHARP_EVIDENCE * sigma**2:
             found.append(place)
             profile[place:] -= height[best]
     return sorted(found)
 
 
-def _is_sharp(profile: Array, place: int, sigma: float) -> bool:
-    """Whether a step is a better description than anything smooth."""
-    offset = (np.arange(len(profile)) - place + 0.5) / _SHARP
+def _scatter(values: Array) -> float:
+    low, high = np.percentile(values, (25, 75))
+    return IQR_TO_SIGMA * float(high - low)
+
+
+def _sharpness(profile: Array, place: int) -> float:
+    """By how much a step describes what is around a place better than anything smooth."""
+    start = max(0, place - _SHARP)
+    profile = profile[start : place + _SHARP]
+    offset = (np.arange(len(profile)) + start - place + 0.5) / _SHARP
     smooth = np.stack([offset**p for p in range(6)], 1)
 
     def left(terms: Array) -> float:
@@ -465,7 +485,7 @@ def _is_sharp(profile: Array, place: int, sigma: float) -> bool:
         return float(rest @ rest)
 
     step = np.column_stack([smooth[:, :3], offset > 0])
-    return left(smooth) - left(step) > _SHARP_EVIDENCE * sigma**2
+    return left(smooth) - left(step)
 
 
 def _steps(image: Array, free: Array, rows: list[int], columns: list[int]) -> Array:

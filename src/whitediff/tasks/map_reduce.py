@@ -18,7 +18,7 @@ from lsst.utils.timer import timeMethod
 from ..errors import ArgumentError
 from ..exposures import kernels, masks
 from ..exposures.decorrelation import untouched, variance_mean
-from ..exposures.model import Exposure, as_native_float
+from ..exposures.model import Exposure, native_float
 from ..exposures.psf import (
     KernelPointSpreadFunction,
     average_position,
@@ -206,7 +206,7 @@ class ImageReducer(Task):
             exposure.shape,
             (name for part in parts for name in part.mask.schema.names),
             operation=self.config.reduceOperation,
-            dtype=as_native_float(exposure.image.array).dtype,
+            dtype=native_float(exposure.image.array),
         )
         for part in parts:
             overlap = _intersection(part.bbox, box)
@@ -223,7 +223,7 @@ class ImageReducer(Task):
         reduced = exposure.replaced(
             image=Image(image, bbox=box, unit=exposure.image.unit),
             mask=masks.make_mask(flags, box),
-            variance=variance.astype(as_native_float(exposure.variance.array).dtype, copy=False),
+            variance=variance.astype(native_float(exposure.variance.array), copy=False),
         )
         reduced.header = exposure.header.copy()
         reduced.primary_header = exposure.primary_header.copy()

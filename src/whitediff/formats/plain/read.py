@@ -24,7 +24,7 @@ from ...exposures.masks import (
     united,
     with_plane,
 )
-from ...exposures.model import Exposure, as_native_float, parse_unit
+from ...exposures.model import Exposure, native_float, parse_unit
 from ...exposures.sky import celestial_wcs, sky_projection
 from ...planes import zeros
 from ...reading import ReadingOptions, VarianceKind, VarianceSource
@@ -116,6 +116,8 @@ _ENOUGH_FOR_SIGMA = 100_000
 _SAME_TIME = (0.6, 1.4)
 """Largest weight over the exposure time of an exposure map; drizzled ones lose or gain some."""
 _EXACT_TIME = 0.02
+_ADDED_UP = 1e10
+"""Pixels of an image, at most."""
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 
 
@@ -607,7 +609,7 @@ def _constant_pixels(image: Array) -> Array:
 
 def _native_copy(data: Array) -> Array:
     """Own copy in native byte order: the file is closed after reading."""
-    return native(data, as_native_float(data[:0]).dtype)
+    return native(data, native_float(data))
 
 
 def _read_variance(source: VarianceSource, image: tuple[str, int]) -> tuple[Array, _PlaneKind]:
@@ -842,13 +844,14 @@ def compact(values: Array, dtype: Any) -> Array:
     Returns
     -------
     values
-        Float64 where the dtype is, or where float32 would over- or underflow; else float32.
+        Float64 where the dtype is, or where float32 would underflow, or overflow when an image's
+        are added up; else float32.
     """
     if dtype == np.float64:
         return values
     size = np.abs(values[np.isfinite(values) & (values != 0)])
     limits = np.finfo(np.float32)
-    if size.size and (size.min() < limits.tiny or size.max() > limits.max):
+    if size.size and (size.min() < limits.tiny or size.max() > limits.max / _ADDED_UP):
         return values
     return values.astype(np.float32)
 
