@@ -206,7 +206,7 @@ def test_from_two_images(kind, direction, seed):
 
 
 def test_the_command_tells_of_it_and_makes_it_again(tmp_path: Path, run):
-    exposures, _ = scene(3, "template", "amplifiers")
+    exposures, _ = scene(3, "template", "step")
     files = [tmp_path / name for name in ("science.fits", "template.fits")]
     for file, exposure in zip(files, exposures, strict=True):
         whitediff.write_exposure(exposure, file)
@@ -214,7 +214,7 @@ def test_the_command_tells_of_it_and_makes_it_again(tmp_path: Path, run):
     code, _, told = run("subtract", *files, "--output", first)
     assert code == 0
     assert "structure that no polynomial follows" in told
-    assert "with steps at row 192 and at columns 96, 192" in told
+    assert "with steps at column 195" in told
     assert run("subtract", *files, "--kernel", first, "--output", again)[0] == 0
     one, other = whitediff.read_exposure(first), whitediff.read_exposure(again)
     assert np.array_equal(one.image.array, other.image.array, equal_nan=True)
