@@ -30,6 +30,7 @@ from .depth import depth
 from .masks import CONTAMINATED, UNTRUSTED_MASK_PLANES, flagged
 from .model import Exposure
 from .psf import psf_image, psf_images
+from .skies import without_left_sky
 
 __all__ = [
     "DetectionOptions",
@@ -441,7 +442,7 @@ class _Field:
         if exposure.psf is None:
             raise ArgumentError(
                 f"{name}: has no PSF, with which sources are found and measured; give one"
-                " (--psf, or Exposure.psf)."
+                " (detect --psf; subtract --science-psf, --template-psf; in Python Exposure.psf)."
             )
         variance = exposure.variance.array
         with np.errstate(invalid="ignore"):
@@ -463,6 +464,7 @@ class _Field:
                 f"{name}: its PSF {middle.shape} is larger than the image {exposure.shape}; is it"
                 " the right one?"
             )
+        exposure = without_left_sky(exposure)
         return cls(
             exposure=exposure,
             options=options,

@@ -47,7 +47,8 @@ from . import kernels, masks
 from .background import BackgroundModel, BackgroundSearch, differential_structure
 from .covariance import noise_at
 from .model import Exposure
-from .preparation import Pair, without_light
+from .preparation import Pair
+from .skies import without_light
 from .stars import star_table
 from .subtraction import preconvolved
 

@@ -44,6 +44,7 @@ from .noise import (
 from .psf import KernelPointSpreadFunction, average_position, psf_image
 from .registration import Misalignment, measured_misalignment, report_misalignment
 from .resampling import ResamplingOptions
+from .skies import without_light
 
 __all__ = [
     "Pair",
@@ -55,7 +56,6 @@ __all__ = [
     "template_coverage",
     "with_measured_psf",
     "with_own_psf",
-    "without_light",
 ]
 
 type Array = npt.NDArray[Any]
@@ -437,29 +437,6 @@ def _without_emission(exposure: Exposure, bad: Array, sigma: float) -> Exposure:
 def _without_sky(exposure: Exposure, others: Array) -> Exposure:
     """Exposure less the background of the pixels that are not bad and have no source."""
     return without_light(exposure, smooth_background(exposure.image.array, ~others))
-
-
-def without_light(exposure: Exposure, background: Array) -> Exposure:
-    """Take a background away.
-
-    Parameters
-    ----------
-    exposure
-        It is not changed.
-    background
-        ``(ny, nx)``, image_unit.
-
-    Returns
-    -------
-    exposure
-        With an image of its own; other planes are shared.
-    """
-    image = exposure.image.array
-    return exposure.replaced(
-        image=Image(
-            image - background.astype(image.dtype), bbox=exposure.bbox, unit=exposure.image.unit
-        )
-    )
 
 
 def _scatter_below(flat: Array, variance: Array, bad: Array) -> np.float32:
