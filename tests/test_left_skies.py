@@ -3,8 +3,8 @@
 Claims:
 
 - Levels of 0.1 to 1000 times a pixel's noise, slopes and curvature change neither which sources are
-  found nor their fluxes (0.2 sigma, in apertures 0.4: the error of the fit to 256 × 256 pixels), for images of any
-  unit; a sentence gives the level.
+  found nor their fluxes (0.2 sigma, in apertures 0.4: the error of the fit to 256 × 256 pixels),
+  for images of any unit; a sentence gives the level.
 - Where there is none, in frames of 64 to 512 pixels, nothing is said and nothing changes.
 - Forced photometry is right on a level, too.
 """
