@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
+import scipy.ndimage
 import scipy.special
 
 from ..errors import ArgumentError, DataError
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from .points import Points, find_points, pairs
 
-__all__ = ["StampKernel", "StampOptions", "fit_stamp", "near"]
+__all__ = ["FluxScale", "KernelError", "StampKernel", "StampOptions", "fit_stamp", "near"]
 
 type Array = npt.NDArray[Any]
 
@@ -59,15 +60,19 @@ _PSF_BORDER = 4
 _CLIPS = (math.inf, 8.0, 5.0)
 _SMALLEST_MASK, _MASK_WIDTHS = 3.5, 1.7
 """Radius around a transient that is left out: pixels, and full widths at half maximum."""
-_STATIC_SIGMAS, _SIGNAL_SIGMAS = 5.0, 0.5
-"""Convolved template over the noise: of a static source, and of pixels that tell of the kernel."""
+_STATIC_SIGMAS = 5.0
+_SIGNAL_SIGMAS, _NOISE_SIGMAS = 0.3, 4.0
+"""Light of the template over a pixel's noise, of the difference and its own, that tells of the
+kernel."""
 _FEWEST_STATIC = 20
 _APERTURE, _SMALLEST_APERTURE, _RING = 1.5, 3.0, (1.0, 4.0)
 _RATIO_SIGMAS, _RATIO_ERROR = 8.0, 0.03
 """Significance of a source whose fluxes are compared, and what else than noise they differ by."""
 _SCALE_SIGMAS, _SCALE_OFF = 5.0, 0.1
 """Errors, and relative difference, by which static sources contradict a flux scale."""
-_NO_SIGNAL = 0.05
+_NO_SIGNAL, _LITTLE_NOISE = 0.05, 0.5
+"""Of a direction's information, what has to be signal for the noise's part to be undone; and sum of
+the noise's parts up to which none is near one."""
 _FEWEST_USABLE = 30
 _LARGEST_CHI = 25.0
 
@@ -128,53 +133,31 @@ class FluxScale:
 
 
 @dataclasses.dataclass(frozen=True)
-class StampKernel:
-    """Matching kernel of a stamp, and how well it is known.
+class KernelError:
+    """How well a kernel and the background beside it are known.
 
     Attributes
     ----------
-    kernel
-        ``(k, k)``, convolved with the template; centred on ``[k//2, k//2]``.
-    level
-        Differential background: science − κ⊗template where there is nothing, image_unit.
-    template_level
-        Median of the template: kernel and level are known for the template less this.
     errors
         ``(m, k*k + 1)``: independent errors of kernel (flattened) and level, each of unit
         variance; their outer products add up to the covariance.
-    science_variance
-        ``(ny, nx)`` with what the fit found of the sources' photon noise, image_unit².
-    scale
-        `FluxScale`.
+    template_level
+        They hold for the template less this, image_unit.
     fwhm
-        Full width at half maximum of the science stamp's stars, pixels.
-    chi_square, static_pixels
-        Mean square of normalised residuals at static sources, and how many pixels they have; NaN
-        where there are none.
+        Full width at half maximum of the science image's stars, pixels.
     """
 
-    kernel: Array
-    level: float
-    template_level: float
     errors: Array
-    science_variance: Array
-    scale: FluxScale
+    template_level: float
     fwhm: float
-    chi_square: float
-    static_pixels: int
 
     @property
-    def kernel_sum(self) -> float:
-        """Sum of the kernel: the flux scale."""
-        return float(self.kernel.sum())
-
-    @property
-    def kernel_sum_error(self) -> float:
-        """Standard deviation of the sum."""
+    def sum_error(self) -> float:
+        """Standard deviation of the kernel's sum."""
         return float(np.sqrt((self.errors[:, :-1].sum(axis=1) ** 2).sum()))
 
-    def error_variance(self, template: Array) -> Array:
-        """Variance of each pixel of the difference by the kernel's error.
+    def point_variance(self, template: Array) -> Array:
+        """Variance plane that says how far point sources' fluxes are off by the kernel's error.
 
         Parameters
         ----------
@@ -184,11 +167,20 @@ class StampKernel:
         Returns
         -------
         variance
-            ``(ny, nx)``, image_unit².
+            ``(ny, nx)``, image_unit²: of white noise that a star of the science image, fitted at
+            the pixel, would have the same error by.  Errors of a kernel are alike in neighbouring
+            pixels, whose own variance would make significances too large.
         """
-        shifts = self._patches(template) @ self.errors[:, :-1].T
+        sigma = FWHM_TO_SIGMA * self.fwhm
+        profile = _pixel_profile(_GAUSSIAN_SIDE, sigma, _GAUSSIAN_SIDE // 2)
+        profile /= profile.sum()
+        flat = template - self.template_level
+        for axis in (0, 1):
+            flat = scipy.ndimage.correlate1d(flat, profile, axis=axis, mode="mirror")
+        shifts = _patches(flat, self._side) @ self.errors[:, :-1].T
         shifts += self.errors[:, -1]
-        return np.einsum("im,im->i", shifts, shifts).reshape(template.shape)
+        squares = np.einsum("im,im->i", shifts, shifts).reshape(template.shape)
+        return squares / float((profile**2).sum()) ** 2
 
     def sum_variance(self, template: Array, weights: Array) -> float:
         """Variance of a weighted sum of pixels of the difference by the kernel's error.
@@ -196,7 +188,7 @@ class StampKernel:
         Parameters
         ----------
         template
-            As for `error_variance`.
+            ``(ny, nx)``, without missing pixels.
         weights
             ``(ny, nx)``.
 
@@ -206,12 +198,66 @@ class StampKernel:
             image_unit².
         """
         inside = np.flatnonzero(weights)
-        patches = self._patches(template)[inside]
+        patches = _patches(template - self.template_level, self._side)[inside]
         summed = np.append(weights.ravel()[inside] @ patches, weights.sum())
         return float(((self.errors @ summed) ** 2).sum())
 
-    def _patches(self, template: Array) -> Array:
-        return _patches(template - self.template_level, self.kernel.shape[0])
+    @property
+    def _side(self) -> int:
+        return math.isqrt(self.errors.shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class StampKernel:
+    """Matching kernel of a stamp, and how well it is known.
+
+    Attributes
+    ----------
+    kernel
+        ``(k, k)``, convolved with the template; centred on ``[k//2, k//2]``.
+    level
+        Differential background: science − κ⊗template where there is nothing, image_unit.
+    error
+        `KernelError`.
+    photon_factor
+        Variance of a pixel for each unit of light of static sources in it, image_unit; 0 where the
+        variances were said to have it.
+    scale
+        `FluxScale`.
+    chi_square, static_pixels
+        Mean square of normalised residuals at static sources, and how many pixels they have; NaN
+        where there are none.
+    """
+
+    kernel: Array
+    level: float
+    error: KernelError
+    photon_factor: float
+    scale: FluxScale
+    chi_square: float
+    static_pixels: int
+
+    @property
+    def kernel_sum(self) -> float:
+        """Sum of the kernel: the flux scale."""
+        return float(self.kernel.sum())
+
+    def light(self, template: Array) -> Array:
+        """Light of static sources on the science stamp.
+
+        Parameters
+        ----------
+        template
+            ``(ny, nx)``, without missing pixels.
+
+        Returns
+        -------
+        light
+            ``(ny, nx)``, image_unit; at least 0.
+        """
+        size = self.kernel.shape[0]
+        patches = _patches(template - self.error.template_level, size)
+        return np.maximum(patches @ self.kernel.ravel(), 0.0).reshape(template.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,13 +358,21 @@ def fit_stamp(
     reach = _PSF_BORDER if psfs else size // 2
     whole = good[0] & good[1]
     surrounded = good[0] & _all_around(good[1], reach)
-    stamp = _Stamp(*flat, *variances, whole & ~masked, surrounded, surrounded & ~masked)
+    stamp = _Stamp(
+        science=flat[0],
+        template=flat[1],
+        science_variance=variances[0],
+        template_variance=variances[1],
+        whole=whole & ~masked,
+        surrounded=surrounded,
+        usable=surrounded & ~masked,
+    )
     usable = int(np.count_nonzero(stamp.usable))
     if usable < _FEWEST_USABLE:
         raise DataError(
             f"Only {usable} pixels of the stamp are left to find a kernel on, beside the transient,"
-            f" missing pixels and {reach} at the edges; at least {_FEWEST_USABLE} are needed: take a"
-            " larger cut-out."
+            f" missing pixels and {reach} at the edges; at least {_FEWEST_USABLE} are needed: take"
+            " a larger cut-out."
         )
     scale = _flux_scale(stamp, static[1], sigma, fwhm, options)
     star = _star_sigma(points[1], place)
@@ -367,6 +421,14 @@ def _all_around(good: Array, reach: int) -> Array:
         padded = np.pad(good, [(reach, reach) if i == axis else (0, 0) for i in (0, 1)])
         good = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=axis).all(-1)
     return good
+
+
+def _any_around(pixels: Array, reach: int) -> Array:
+    """Pixels with one of some others within a kernel's reach."""
+    for axis in (0, 1):
+        padded = np.pad(pixels, [(reach, reach) if i == axis else (0, 0) for i in (0, 1)])
+        pixels = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=axis).any(-1)
+    return pixels
 
 
 def _star_width(points: list[Points], place: tuple[float, float] | None) -> float:
@@ -486,20 +548,19 @@ class _Widened:
     def __init__(self, stamp: _Stamp) -> None:
         self._template = stamp.template
         half = _GAUSSIAN_SIDE // 2
-        self._lags = [np.arange(n)[:, None] - np.arange(n) + half for n in stamp.template.shape]
+        self._elements = []
+        for n in stamp.template.shape:
+            lags = np.arange(n)[:, None] - np.arange(n) + half
+            inside = (lags >= 0) & (lags < _GAUSSIAN_SIDE)
+            self._elements.append(np.where(inside, lags, _GAUSSIAN_SIDE))
 
     def image(self, sigma: float, dx: float, dy: float) -> Array:
         """Convolve with a Gaussian of a width and a shift, pixels."""
         rows, columns = (
-            _banded(_profile(_GAUSSIAN_SIDE, sigma, shift), lags)
-            for shift, lags in zip((dy, dx), self._lags, strict=True)
+            np.append(_profile(_GAUSSIAN_SIDE, sigma, shift), 0.0)[elements]
+            for shift, elements in zip((dy, dx), self._elements, strict=True)
         )
         return rows @ self._template @ columns.T
-
-
-def _banded(profile: Array, lags: Array) -> Array:
-    inside = np.append(profile, 0.0)
-    return inside[np.where((lags >= 0) & (lags < len(profile)), lags, len(profile))]
 
 
 def _profile(size: int, sigma: float, shift: float) -> Array:
@@ -534,9 +595,19 @@ def _robust_gaussian(
     fitted = [True] * 5 + [place is not None and bool(spot.any())] * 3
     prior = np.array([scale.used, sigma, 0.0, 0.0, 0.0, 0.0, x, y])
     errors = np.array(
-        [scale.used_error, sigma_error, _SHIFT_PRIOR, _SHIFT_PRIOR, sky, 1e3 * sky, *(_SPOT_ERROR,) * 2]
+        [
+            scale.used_error,
+            sigma_error,
+            _SHIFT_PRIOR,
+            _SHIFT_PRIOR,
+            sky,
+            1e3 * sky,
+            *(_SPOT_ERROR,) * 2,
+        ]
     )
-    lowest = np.array([0.1 * scale.used, _SIGMA_RANGE[0], -2, -2, -math.inf, -math.inf, x - 2, y - 2])
+    lowest = np.array(
+        [0.1 * scale.used, _SIGMA_RANGE[0], -2, -2, -math.inf, -math.inf, x - 2, y - 2]
+    )
     highest = np.array([10 * scale.used, _SIGMA_RANGE[1], 2, 2, math.inf, math.inf, x + 2, y + 2])
     which = np.flatnonzero(fitted)
     ny, nx = stamp.science.shape
@@ -651,10 +722,15 @@ def _fitted(
     start = scale.used * prior.middle
     sky = float(np.median(stamp.noise(float((start**2).sum()))[stamp.usable]))
     precision, right = _prior_equations(prior, to_kernel.sum(axis=0), scale, sky)
-    rows = np.flatnonzero(stamp.usable.ravel())
+    rows, empty = _with_signal(stamp, prior.size, scale.used, sky)
     columns = np.append(patches[rows] @ to_kernel, np.ones((len(rows), 1)), axis=1)
     values = stamp.science.ravel()[rows]
     template_noise = stamp.template_variance.ravel()[rows]
+    # What has no signal tells of the background alone.
+    flat = stamp.science.ravel()[empty]
+    flat = flat[flat**2 < _CLIPS[-1] ** 2 * sky]
+    precision[-1, -1] += len(flat) / sky
+    right[-1] += flat.sum() / sky
     theta = np.zeros(n + 2)
     theta[n] = scale.used
     gain = 0.0
@@ -670,14 +746,17 @@ def _fitted(
         variance = base + gain * light + misfit
         tolerated = variance + (_ROBUST_MODEL_ERROR * model) ** 2
         weight = (residual**2 < clip**2 * tolerated) / variance
-        weighted = columns.T * weight
-        matrix = precision + weighted @ columns
+        root_weighted = columns * np.sqrt(weight)[:, None]
+        # Half of it suffices.
+        matrix = scipy.linalg.blas.dsyrk(1.0, root_weighted.T, lower=True)
+        matrix += np.tril(matrix, -1).T
+        matrix += precision
         if clip is _CLIPS[-1]:
             noisy = np.zeros_like(matrix)
             noisy[:-1, :-1] = float(weight @ template_noise) * (to_kernel.T @ to_kernel)
             matrix = _without_noise(matrix, noisy)
         factor = scipy.linalg.cho_factor(matrix, lower=True)
-        theta = scipy.linalg.cho_solve(factor, right + weighted @ values)
+        theta = scipy.linalg.cho_solve(factor, right + (weight * values) @ columns)
     residual = values - columns @ theta
     squares = residual[static] ** 2
     number = int(np.count_nonzero(static))
@@ -688,19 +767,29 @@ def _fitted(
     kernel, level = to_kernel @ theta[:-1], float(theta[-1])
     spread = scipy.linalg.solve_triangular(factor[0], np.eye(n + 2), lower=True)
     errors = np.append(spread[:, :-1] @ to_kernel.T, spread[:, -1:], axis=1)
-    light = np.maximum(patches @ kernel, 0.0).reshape(stamp.science.shape)
     fit = StampKernel(
         kernel=kernel.reshape(prior.size, prior.size),
         level=levels[0] + level - float(kernel.sum()) * levels[1],
-        template_level=levels[1],
-        errors=errors * math.sqrt(poor),
-        science_variance=stamp.science_variance + gain * light,
+        error=KernelError(errors * math.sqrt(poor), levels[1], fwhm),
+        photon_factor=gain,
         scale=scale,
-        fwhm=fwhm,
         chi_square=chi_square,
         static_pixels=number,
     )
     return fit, poor
+
+
+def _with_signal(stamp: _Stamp, size: int, scale: float, sky: float) -> tuple[Array, Array]:
+    """Usable pixels where the template has light within the kernel's reach, and where it has none.
+
+    Without light, its noise would only be fitted.
+    """
+    least = np.maximum(
+        _NOISE_SIGMAS**2 * stamp.template_variance, (_SIGNAL_SIGMAS / scale) ** 2 * sky
+    )
+    light = _any_around(stamp.template**2 > least, size // 2)
+    usable = stamp.usable
+    return np.flatnonzero((usable & light).ravel()), np.flatnonzero((usable & ~light).ravel())
 
 
 def _without_noise(matrix: Array, noise: Array) -> Array:
@@ -710,6 +799,9 @@ def _without_noise(matrix: Array, noise: Array) -> Array:
     -----
     Fuller 1987, sect. 2.2; bounded as ``r -> 1`` by ``s³/(s⁴ + 0.05⁴)``, ``s = 1 - r``.
     """
+    inverse_noise = scipy.linalg.cho_solve(scipy.linalg.cho_factor(matrix), noise)
+    if np.trace(inverse_noise) < _LITTLE_NOISE:
+        return matrix - noise
     lower = np.linalg.cholesky(matrix)
     half = scipy.linalg.solve_triangular(lower, noise, lower=True)
     ratio, vectors = np.linalg.eigh(scipy.linalg.solve_triangular(lower, half.T, lower=True))
