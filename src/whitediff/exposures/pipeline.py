@@ -234,8 +234,10 @@ class Made:
         None where nothing was fitted to stars.
     cutout, flux
         Where the kernel was found without stars: how, and the flux of the transient.
+    problems
+        Then, why not to believe it: sentences with numbers.
     levels
-        Sources of the inputs, where that was so.
+        Then, sources of the inputs.
     """
 
     product: Product
@@ -244,7 +246,13 @@ class Made:
     pair: Pair | None = None
     cutout: Cutout | None = None
     flux: CutoutFlux | None = None
+    problems: tuple[str, ...] = ()
     levels: PairSources | None = None
+
+    @property
+    def difference(self) -> Exposure:
+        """The difference, or score."""
+        return self.product.exposure
 
 
 def make_cutout(
@@ -284,9 +292,18 @@ def make_cutout(
     flux = transient_flux(cutout, product)
     name = science.source or "The science image"
     _log.info("%s: %s", name, cutout.text)
-    for problem in cutout_problems(cutout, flux):
+    problems = tuple(cutout_problems(cutout, flux))
+    for problem in problems:
         _log.warning("%s: %s", name, problem)
-    return Made(product, cutout.science, cutout.template, cutout=cutout, flux=flux, levels=levels)
+    return Made(
+        product,
+        cutout.science,
+        cutout.template,
+        cutout=cutout,
+        flux=flux,
+        problems=problems,
+        levels=levels,
+    )
 
 
 def make_all(

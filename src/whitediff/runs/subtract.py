@@ -12,7 +12,7 @@ from typing import Any
 from .. import formats
 from ..errors import ArgumentError, TooFewSourcesError, WhitediffError
 from ..exposures.catalog import check_zero_point, depth_text
-from ..exposures.cutouts import CutoutOptions, KernelSource, cutout_problems, kernel_source
+from ..exposures.cutouts import CutoutOptions, KernelSource, kernel_source
 from ..exposures.defects import DefectOptions
 from ..exposures.depth import Depth
 from ..exposures.depth import depth as depth_of
@@ -373,6 +373,7 @@ def _made_without_stars(
             _depth_text(depth),
         )
         cards = _cutout_cards(made) | depth_cards(depth, zero_point)
+        assert made.levels is not None
         yield wanted["difference"], *_finished(product, made.levels, cards)
     if wanted["matched"] is not None:
         begin("matched template")
@@ -395,7 +396,7 @@ def _cutout_cards(made: Made) -> Cards:
         "WDFSERR": (scale.error, "error of WDFSMEAS"),
         "WDCHI2": (fit.chi_square, "mean square residual of static sources"),
         "WDCHIPIX": (fit.static_pixels, "pixels of static sources"),
-        "WDDOUBT": (len(cutout_problems(cutout, flux)), "reasons not to believe it (see LOG)"),
+        "WDDOUBT": (len(made.problems), "reasons not to believe it (see LOG)"),
     }
     if flux is not None:
         cards |= {
