@@ -422,8 +422,8 @@ def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
         radius = max(_APERTURE * fit.error.fwhm, _SMALLEST_APERTURE)
         weights = near(shape, (x, y), radius).astype(np.float64)
     else:
-        weights = _profile(difference, *cutout.place)
-        weights /= (weights**2).sum()
+        profile = _profile(difference, *cutout.place)
+        weights = profile / (profile**2).sum()
     image, variance = difference.image.array, difference.variance.array
     inside = weights != 0
     template = without_missing(cutout.template, ~np.isfinite(cutout.template.image.array))
@@ -434,6 +434,9 @@ def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
         return None
     flux = float((weights * np.where(inside, image, 0.0)).sum())
     noise = float((weights**2 * np.where(inside, own, 0.0)).sum())
+    # The source's own photons, where the plane does not know them; all of it is in the aperture.
+    own_light = 1.0 if radius is not None else float((weights**2 * profile).sum())
+    noise += fit.photon_factor * max(flux, 0.0) * own_light
     kernel = fit.error.sum_variance(pixels, weights)
     return CutoutFlux(*cutout.place, flux, math.sqrt(noise + kernel), math.sqrt(kernel), radius)
 
