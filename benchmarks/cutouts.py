@@ -1,4 +1,4 @@
-"""``python -m benchmarks.cutouts DIRECTORY``: differences of alerts' cut-outs beside the surveys' own.
+"""``python -m benchmarks.cutouts DIRECTORY``: differences of alerts beside the surveys' own.
 
 DIRECTORY holds a folder for each alert, with ``science.fits.gz``, ``template.fits.gz`` and the
 survey's ``difference.fits.gz``.
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 import whitediff
 from whitediff.convolution import convolve
+from whitediff.exposures.masks import UNTRUSTED_MASK_PLANES, flagged
 from whitediff.exposures.pipeline import Made
 from whitediff.exposures.psf import psf_image
 from whitediff.matching.stamp import near
@@ -26,7 +27,7 @@ from whitediff.matching.stamp import near
 type Array = npt.NDArray[Any]
 
 _APERTURE, _SMALLEST_APERTURE = 1.0, 4.0
-_BRIGHT = 5.0
+_BRIGHT = 3.0
 """Significance of a survey's flux from which a ratio to it means something."""
 _INJECTED = 30.0
 _REPEATS = 5
@@ -105,7 +106,8 @@ def judged(folder: Path, *, timed: bool = False) -> Judged | None:
     # The variance plane without the kernel's part, which an aperture has in common.
     noise = made.difference.variance.array - fit.error.point_variance(template_image)
     known = np.isfinite(image) & np.isfinite(survey.image.array)
-    kernel = fit.error.sum_variance(template_image, aperture)
+    known &= ~flagged(made.difference.mask, UNTRUSTED_MASK_PLANES)
+    kernel = fit.error.sum_variance(template_image, aperture * known)
     white = float((noise * aperture)[known].sum())
     theirs = _as_science_minus_template(survey.image.array, science.image.array, known, place)
     flux, their_flux = (float((each * aperture)[known].sum()) for each in (image, theirs))
@@ -115,7 +117,7 @@ def judged(folder: Path, *, timed: bool = False) -> Judged | None:
     inside[border:-border, border:-border] = True
     static &= known & inside & ~near(shape, place, max(3.5, 1.7 * fit.error.fwhm))
     left, their_left = (
-        float(np.sqrt(np.mean((each[static] ** 2 / noise[static]))))
+        float(np.sqrt(np.mean(each[static] ** 2 / noise[static])))
         if np.count_nonzero(static) > 9
         else math.nan
         for each in (image, theirs)
@@ -184,6 +186,7 @@ def _injected(science: Any, template: Any, made: Made, aperture: Array) -> float
     correction = _correction(cutout, made)
     expected = convolve(source, correction, boundary="reflect")
     use = (aperture > 0) & np.isfinite(difference)
+    use &= ~flagged(made.difference.mask, UNTRUSTED_MASK_PLANES)
     return float(difference[use].sum() / expected[use].sum())
 
 
@@ -260,7 +263,7 @@ def main() -> None:
             print(
                 f"{row.name} {row.ratio:6.3f} {row.pull:5.2f} {row.kernel_share:5.2f}"
                 f" {row.residual:.2f} ({row.survey_residual:.2f}) {row.injected:.3f}"
-                f" {row.factor:.2f} {len(row.problems)}"
+                f" {row.factor:.2f} {len(row.problems)} {row.milliseconds:.0f}"
             )
         lines.append(_row(kind, rows, len(own)))
     print("\n".join(lines))

@@ -14,10 +14,10 @@ from lsst.images.fields import ChebyshevField
 from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..matching.points import neighbour_variance
 from ..matching.stamp import StampKernel, StampOptions, fit_stamp, near
-from . import kernels
+from . import kernels, masks
 from .alignment import alignment_of
 from .catalog import zero_point
-from .missing import without_missing
+from .missing import missing_pixels, without_missing
 from .model import Exposure
 from .noise import untrusted_pixels
 from .preparation import PreparationOptions
@@ -49,8 +49,9 @@ _CALIBRATED_SOURCES, _UNCALIBRATED_SOURCES = 2, 1
 """Static sources that are believed against these: a single one may be a variable star."""
 _VARIANCE_OFF, _VARIANCE_ERRORS = 0.2, 4.0
 _APERTURE, _SMALLEST_APERTURE = 1.5, 3.5
+_LEAST_PROFILE = 0.7
+"""Of a PSF's squares, what has to be measured for its flux."""
 _MOST_CHI_SQUARE, _FEWEST_STATIC = 2.5, 20
-_FEWEST_DIFFERENCES = 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -410,30 +411,33 @@ def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
     Returns
     -------
     flux
-        `CutoutFlux`; None where there is no place, or no measurement there.
+        `CutoutFlux`; None where there is no place, or too little was measured there.
     """
     if cutout.place is None:
         return None
     difference, fit = product.exposure, cutout.fit
     (y0, x0), shape = difference.yx0, difference.shape
     x, y = cutout.place[0] - x0, cutout.place[1] - y0
+    image, variance = difference.image.array, difference.variance.array
+    template = without_missing(cutout.template, missing_pixels(cutout.template))
+    pixels = template.image.array.astype(np.float64)
+    own = variance - fit.error.point_variance(pixels)
+    known = np.isfinite(image) & np.isfinite(own)
+    known &= ~masks.flagged(difference.mask, masks.UNTRUSTED_MASK_PLANES)
     radius = None
     if difference.psf is None:
         radius = max(_APERTURE * fit.error.fwhm, _SMALLEST_APERTURE)
         weights = near(shape, (x, y), radius).astype(np.float64)
+        if not known[weights > 0].all():
+            return None
     else:
         profile = _profile(difference, *cutout.place)
-        weights = profile / (profile**2).sum()
-    image, variance = difference.image.array, difference.variance.array
-    inside = weights != 0
-    template = without_missing(cutout.template, ~np.isfinite(cutout.template.image.array))
-    pixels = template.image.array.astype(np.float64)
-    own = variance - fit.error.point_variance(pixels)
-    known = np.isfinite(image) & np.isfinite(own)
-    if not known[inside].all():
-        return None
-    flux = float((weights * np.where(inside, image, 0.0)).sum())
-    noise = float((weights**2 * np.where(inside, own, 0.0)).sum())
+        power = float((profile**2)[known].sum())
+        if power < _LEAST_PROFILE * float((profile**2).sum()):
+            return None
+        weights = np.where(known, profile, 0.0) / power
+    flux = float((weights * np.where(known, image, 0.0)).sum())
+    noise = float((weights**2 * np.where(known, own, 0.0)).sum())
     # The source's own photons, where the plane does not know them; all of it is in the aperture.
     own_light = 1.0 if radius is not None else float((weights**2 * profile).sum())
     noise += fit.photon_factor * max(flux, 0.0) * own_light
@@ -488,14 +492,21 @@ def cutout_problems(cutout: Cutout, flux: CutoutFlux | None) -> list[str]:
                 else " the kernel does not follow them; are they variable, or is the scale wrong?"
             )
         )
+    if flux is None and cutout.place is not None:
+        problems.append(
+            f"No flux of the transient at ({cutout.place[0]:g}, {cutout.place[1]:g}): pixels there"
+            " hold no measurement, or owe too much to some that do not."
+        )
     if flux is not None:
         noise = math.sqrt(max(flux.error**2 - flux.kernel_error**2, 0.0))
+        remedy = "take a larger cut-out"
+        if cutout.source.name == "pixels":
+            remedy = f"give both PSFs (--science-psf, --template-psf) or {remedy}"
         if flux.kernel_error > noise:
             problems.append(
                 f"The kernel's error at the transient is {flux.kernel_error / noise:.2g} times the"
                 f" noise, since the stamp tells too little of it: the flux of {flux.flux:.4g} ±"
-                f" {flux.error:.2g} is no better known than that; give the PSFs (--science-psf,"
-                " --template-psf) or a larger cut-out."
+                f" {flux.error:.2g} is no better known than that; {remedy}."
             )
     if fit.static_pixels >= _FEWEST_STATIC and fit.chi_square > _MOST_CHI_SQUARE:
         problems.append(

@@ -66,9 +66,9 @@ _SIGNAL_SIGMAS, _NOISE_SIGMAS = 0.3, 4.0
 kernel."""
 _FEWEST_STATIC = 20
 _APERTURE, _SMALLEST_APERTURE, _RING = 1.5, 3.0, (1.0, 4.0)
-_RATIO_SIGMAS, _RATIO_ERROR = 8.0, 0.03
+_RATIO_SIGMAS, _RATIO_ERROR = 3.0, 0.03
 """Significance of a source whose fluxes are compared, and what else than noise they differ by."""
-_SCALE_SIGMAS, _SCALE_OFF = 5.0, 0.1
+_SCALE_SIGMAS, _SCALE_OFF = 4.0, 0.1
 """Errors, and relative difference, by which static sources contradict a flux scale."""
 _NO_SIGNAL, _LITTLE_NOISE = 0.05, 0.5
 """Of a direction's information, what has to be signal for the noise's part to be undone; and sum of
@@ -375,8 +375,11 @@ def fit_stamp(
             " a larger cut-out."
         )
     scale = _flux_scale(stamp, static[1], sigma, fwhm, options)
-    star = _star_sigma(points[1], place)
-    gaussian = _robust_gaussian(stamp, scale, sigma, sigma_error, place, star)
+    if psfs:
+        gaussian = sigma, 0.0, 0.0
+    else:
+        star = _star_sigma(points[1], place)
+        gaussian = _robust_gaussian(stamp, scale, sigma, sigma_error, place, star)
     amplitude = _PSF_AMPLITUDE if psfs else _AMPLITUDE
     for freedom in _FREEDOMS:
         prior = _gaussian_prior(gaussian, size, fwhm, freedom * amplitude)
@@ -487,8 +490,8 @@ def _flux_scale(
     stamp: _Stamp, points: Points, sigma: float, fwhm: float, options: StampOptions
 ) -> FluxScale:
     """Compare static sources, and decide what is believed of the flux scale."""
-    ratio, error, number = _aperture_ratio(stamp, points, sigma, fwhm)
     expected, expected_error = options.flux_scale, options.flux_scale * options.scale_error
+    ratio, error, number = _aperture_ratio(stamp, points, sigma, fwhm, expected)
     found = FluxScale(expected, ratio, error, number, expected, expected_error)
     needed = options.sources_needed
     if not (found.is_contradicted and needed is not None and number >= needed):
@@ -499,7 +502,7 @@ def _flux_scale(
 
 
 def _aperture_ratio(
-    stamp: _Stamp, points: Points, sigma: float, fwhm: float
+    stamp: _Stamp, points: Points, sigma: float, fwhm: float, expected: float
 ) -> tuple[float, float, int]:
     """Flux ratio of static sources, its error, and their number.
 
@@ -522,10 +525,10 @@ def _aperture_ratio(
         )
         # A median has half as much variance again as a mean.
         noise = float(stamp.science_variance[inside].sum()) * (1 + 1.5 * number / around)
-        sigmas = _RATIO_SIGMAS * math.sqrt(noise)
-        if template > 0 and science > 0 and max(science, template) > sigmas:
+        # Chosen by the template alone: what noise brightens on the science stamp would bias it.
+        if template * expected > _RATIO_SIGMAS * math.sqrt(noise):
             ratios.append(science / template)
-            errors.append(math.hypot(math.sqrt(noise) / template, _RATIO_ERROR * ratios[-1]))
+            errors.append(math.hypot(math.sqrt(noise) / template, _RATIO_ERROR * expected))
     if not ratios:
         return math.nan, math.nan, 0
     return *_robust_mean(np.array(ratios), np.array(errors)), len(ratios)
