@@ -49,8 +49,9 @@ _SIZES, _WIDE_SIGMA, _PSF_SIZE = (9, 11), 1.2, 15
 _CORRELATION, _CORRELATION_WIDTHS = 1.0, 0.35
 """Correlation length of the Gaussian process: pixels, and full widths at half maximum."""
 _AMPLITUDE, _PSF_AMPLITUDE = 0.3, 0.5
-_FREEDOMS, _POOR = (1.0, 4.0), 1.5
-"""Amplitudes that are tried, the second where the first leaves so much of static sources."""
+_FREEDOMS, _POOR, _PSF_LEFT = (1.0, 4.0), 1.5, 3.0
+"""Amplitudes that are tried, the second where the first leaves so much of static sources, or such
+a part of a PSF over its error."""
 _LEAST_VARIANCE = 1e-4
 """Of the process's largest, what a component must have to be fitted."""
 _PSF_ERROR, _PSF_SUM_ERROR, _PSF_REACH = 3e-3, 3e-3, 12
@@ -384,7 +385,9 @@ def fit_stamp(
     for freedom in _FREEDOMS:
         prior = _gaussian_prior(gaussian, size, fwhm, freedom * amplitude)
         if psfs:
-            prior = _with_psfs(prior, *psfs)
+            prior, left = _with_psfs(prior, *psfs)
+            if left > _PSF_LEFT and freedom < _FREEDOMS[-1]:
+                continue
         fit, misfit = _fitted(stamp, prior, scale, fwhm, levels, photons_known=photons_known)
         if misfit < _POOR:
             break
@@ -681,8 +684,11 @@ def _gaussian_prior(
     )
 
 
-def _with_psfs(prior: _Prior, science_psf: Array, template_psf: Array) -> _Prior:
-    """What two PSFs leave of the kernels that match one to the other."""
+def _with_psfs(prior: _Prior, science_psf: Array, template_psf: Array) -> tuple[_Prior, float]:
+    """What two PSFs leave of the kernels that match one to the other.
+
+    Also the largest difference that the best one leaves, over the error of a PSF's pixel.
+    """
     reach = min(science_psf.shape[0] // 2, _PSF_REACH)
     half = prior.size // 2
     target = _centred(science_psf, 2 * reach + 1)
@@ -694,6 +700,7 @@ def _with_psfs(prior: _Prior, science_psf: Array, template_psf: Array) -> _Prior
     residual = np.append((target.ravel() - patches @ prior.middle) / error, 0.0)
     precision = columns.T @ columns + prior.precision
     found = scipy.linalg.cho_solve(scipy.linalg.cho_factor(precision), columns.T @ residual)
+    left = float(np.abs(residual - columns @ found)[:-1].max())
     middle = prior.middle + prior.root @ found
     middle /= middle.sum()
     # The stamps may be shifted, the PSFs are not: what a shift explains, they leave open.
@@ -702,7 +709,7 @@ def _with_psfs(prior: _Prior, science_psf: Array, template_psf: Array) -> _Prior
     cross = columns[:-1].T @ shifts
     open_to = shifts.T @ shifts + np.eye(2) / _SHIFT_PRIOR_PSF**2
     precision -= cross @ np.linalg.solve(open_to, cross.T)
-    return _Prior(prior.size, middle, prior.root, precision)
+    return _Prior(prior.size, middle, prior.root, precision), left
 
 
 def _fitted(
