@@ -260,9 +260,9 @@ def test_zero_points_say_the_scale_and_outweigh_a_single_variable_star():
 
 
 def test_leftovers_of_static_sources_are_told():
-    science, template, place = make(Cut(stars=5, star_flux=(2e4, 4e4)), 4)
+    science, template, place = make(Cut(stars=5, star_flux=(2e4, 4e4), gain=20.0), 4)
     # Registered on the left only.
-    science.image.array[:, 31:] = np.roll(science.image.array[:, 31:], 1, axis=0)
+    science.image.array[:, 31:] = np.roll(science.image.array[:, 31:], 2, axis=0)
     problems = whitediff.subtract_cutout(science, template, transient=place).problems
     assert any("left of static sources is" in text for text in problems)
 

@@ -46,13 +46,16 @@ _SPOT, _SPOT_ERROR = 6.0, 0.7
 _GAUSSIAN_SIDE, _GAUSSIAN_ITERATIONS, _STEP = 17, 8, 0.02
 _SIZES, _WIDE_SIGMA, _PSF_SIZE = (9, 11), 1.2, 15
 """Sides of kernels: of stamps, from which width the second one, and from PSFs."""
-_CORRELATION, _CORRELATION_WIDTHS = 1.0, 0.35
-"""Correlation length of the Gaussian process: pixels, and full widths at half maximum."""
+_CORRELATION = 1.0
+"""Correlation length of the Gaussian process, pixels."""
 _AMPLITUDE, _PSF_AMPLITUDE = 0.3, 0.5
+_LEAST_WIDTHS = 0.2
+"""Width of a Gaussian, in full widths at half maximum of the PSF, below which it is as good as a
+point to the images."""
 _FREEDOMS, _POOR, _PSF_LEFT = (1.0, 4.0), 1.5, 3.0
-"""Amplitudes that are tried, the second where the first leaves so much of static sources, or such
-a part of a PSF over its error."""
-_LEAST_VARIANCE = 1e-4
+"""Amplitudes that are tried, the second where the first leaves so much of static sources, or of a
+PSF over its error."""
+_LEAST_VARIANCE = 3e-4
 """Of the process's largest, what a component must have to be fitted."""
 _PSF_ERROR, _PSF_SUM_ERROR, _PSF_REACH = 3e-3, 3e-3, 12
 """Errors of a PSF's pixels, over its peak, and of its sum; pixels around its middle that count."""
@@ -377,7 +380,7 @@ def fit_stamp(
         )
     scale = _flux_scale(stamp, static[1], sigma, fwhm, options)
     if psfs:
-        gaussian = sigma, 0.0, 0.0
+        gaussian = max(sigma, _LEAST_WIDTHS * fwhm), 0.0, 0.0
     else:
         star = _star_sigma(points[1], place)
         gaussian = _robust_gaussian(stamp, scale, sigma, sigma_error, place, star)
@@ -385,9 +388,7 @@ def fit_stamp(
     for freedom in _FREEDOMS:
         prior = _gaussian_prior(gaussian, size, fwhm, freedom * amplitude)
         if psfs:
-            prior, left = _with_psfs(prior, *psfs)
-            if left > _PSF_LEFT and freedom < _FREEDOMS[-1]:
-                continue
+            prior = _psf_prior(prior, *psfs)
         fit, misfit = _fitted(stamp, prior, scale, fwhm, levels, photons_known=photons_known)
         if misfit < _POOR:
             break
@@ -667,8 +668,7 @@ def _gaussian_prior(
     width = 1.2 + 0.8 * fwhm / 2.2 + 0.7 * sigma
     envelope = np.exp(-0.5 * (u / width) ** 2)
     envelope /= math.sqrt(float((envelope**2).sum()))
-    length = max(_CORRELATION, _CORRELATION_WIDTHS * fwhm)
-    lags = (u[:, None] - u) / length
+    lags = (u[:, None] - u) / _CORRELATION
     # On a grid the process is separable, and so are its components.
     values, vectors = np.linalg.eigh(envelope[:, None] * np.exp(-0.5 * lags**2) * envelope)
     values = np.maximum(values, 0.0)
@@ -682,6 +682,16 @@ def _gaussian_prior(
         amplitude * root.reshape(size * size, -1),
         np.eye(len(first)),
     )
+
+
+def _psf_prior(prior: _Prior, science_psf: Array, template_psf: Array) -> _Prior:
+    """Kernels that two PSFs leave, with a freer prior where the given one leaves twice as much."""
+    found, left = _with_psfs(prior, science_psf, template_psf)
+    if left > _PSF_LEFT:
+        freer = dataclasses.replace(prior, root=_FREEDOMS[-1] * prior.root)
+        other, rest = _with_psfs(freer, science_psf, template_psf)
+        found = other if rest < left / 2 else found
+    return found
 
 
 def _with_psfs(prior: _Prior, science_psf: Array, template_psf: Array) -> tuple[_Prior, float]:
