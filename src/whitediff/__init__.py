@@ -15,7 +15,8 @@ _LAZY = {
     "detect": "exposures.detection",
     "forced_photometry": "exposures.detection",
     "inject": "exposures.injection",
-    "subtract": "exposures.subtraction",
+    "subtract": "exposures.difference",
+    "subtract_cutout": "exposures.difference",
     "read_exposure": "formats",
     "write_exposure": "formats",
     "read_catalog": "formats.catalogs",
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
     from .diagnostics.measure import whiteness
     from .exposures.decorrelation import decorrelate
     from .exposures.detection import DetectionOptions, detect, forced_photometry
+    from .exposures.difference import subtract, subtract_cutout
     from .exposures.injection import inject
     from .exposures.model import Exposure
-    from .exposures.subtraction import subtract
     from .formats import read_exposure, write_exposure
     from .formats.catalogs import read_catalog, write_catalog
     from .formats.ccddata import from_ccddata, to_ccddata

@@ -394,5 +394,36 @@ class OddSize(click.ParamType):
         return size
 
 
+class Place(click.ParamType):
+    """Pixel coordinates ``X,Y``."""
+
+    name = "place"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float]:
+        """Convert what the user typed.
+
+        Parameters
+        ----------
+        value
+            Text.
+        param, ctx
+            As click has them.
+
+        Returns
+        -------
+        value
+            x and y.
+        """
+        if isinstance(value, tuple):
+            return value
+        try:
+            x, y = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"must be two numbers X,Y; got {value!r}", param, ctx)
+        return x, y
+
+
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 OUTPUT_DIRECTORY = click.Path(file_okay=False, path_type=Path)

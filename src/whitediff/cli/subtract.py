@@ -10,7 +10,7 @@ import click
 
 from ..reading import file_options
 from .align import METHODS
-from .console import OUTPUT_FILE, OddSize, Order, common_options, limited_memory, stages
+from .console import OUTPUT_FILE, OddSize, Order, Place, common_options, limited_memory, stages
 from .decorrelate import correction_options, with_options
 from .detectors import each_detector, hdu_option
 from .reading import input_options
@@ -42,6 +42,9 @@ FIT_OPTIONS = (
     "no_cosmic_rays",
     "no_bad_pixels",
     "no_trails",
+    "kernel_from",
+    "flux_scale",
+    "transient",
 )
 """Parameters of the fit."""
 
@@ -149,6 +152,27 @@ def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--no-trails",
             is_flag=True,
             help="Do not look for trails of satellites and aeroplanes; likewise.",
+        ),
+        click.option(
+            "--kernel-from",
+            type=click.Choice(["auto", "stars", "psfs", "pixels"]),
+            default="auto",
+            show_default=True,
+            help="What the kernel is found from: stars, the two PSFs, or all pixels of a cut-out;"
+            " auto takes stars where there are enough.",
+        ),
+        click.option(
+            "--flux-scale",
+            type=float,
+            help="Without stars: flux of a static source on the science image over that on the"
+            " template  [default: from the zero points, else 1].",
+        ),
+        click.option(
+            "--transient",
+            type=Place(),
+            metavar="X,Y",
+            help="Without stars: pixel around which the fit looks away, and whose flux is told"
+            "  [default: the middle of a cut-out].",
         ),
     )
     return with_options(command, options)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 
+from ..errors import TooFewSourcesError
 from .alignment import aligned_template, alignment_of
+from .cutouts import (
+    Cutout,
+    CutoutFlux,
+    CutoutOptions,
+    KernelSource,
+    cutout_problems,
+    kernel_source,
+    solve_cutout,
+    transient_flux,
+)
 from .defects import with_defects
 from .matching import Match, MatchOptions, match
 from .model import Exposure
@@ -27,6 +40,7 @@ __all__ = [
     "make",
     "make_again",
     "make_all",
+    "make_cutout",
     "mark_sources",
     "measured_noise",
     "solve_difference",
@@ -35,6 +49,8 @@ __all__ = [
 
 type Array = npt.NDArray[Any]
 type Kind = Literal["difference", "score"]
+
+_log = logging.getLogger("whitediff.match")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +66,8 @@ class SubtractionOptions:
         covariance that this makes, unless the noise is "white".
     full_variance
         Propagate the variance of every pixel.
+    cutout
+        What the kernel is found from, and what is known of an image without stars.
     """
 
     preparation: PreparationOptions = dataclasses.field(default_factory=PreparationOptions)
@@ -60,6 +78,7 @@ class SubtractionOptions:
     spatially_varying: bool = True
     fill: Literal["mean", "interpolate"] = "interpolate"
     full_variance: bool = False
+    cutout: CutoutOptions = dataclasses.field(default_factory=CutoutOptions)
 
     def correction(self, template: Exposure) -> dict[str, Any]:
         """Fields of a `Solution`.
@@ -213,13 +232,79 @@ class Made:
         The exposures on one grid, with rescaled variances and, where they were fitted, the PSFs
         that are known or could be measured.
     pair
-        None where nothing was fitted.
+        None where nothing was fitted to stars.
+    cutout, flux
+        Where the kernel was found without stars: how, and the flux of the transient.
+    problems
+        Then, why not to believe it: sentences with numbers.
+    levels
+        Then, sources of the inputs.
     """
 
     product: Product
     science: Exposure
     template: Exposure
     pair: Pair | None = None
+    cutout: Cutout | None = None
+    flux: CutoutFlux | None = None
+    problems: tuple[str, ...] = ()
+    levels: PairSources | None = None
+
+    @property
+    def difference(self) -> Exposure:
+        """The difference, or score."""
+        return self.product.exposure
+
+
+def make_cutout(
+    science: Exposure, template: Exposure, source: KernelSource, options: SubtractionOptions
+) -> Made:
+    """Subtract and decorrelate two exposures whose kernel is not found from stars.
+
+    Parameters
+    ----------
+    science, template
+        Exposures.
+    source
+        `whitediff.exposures.cutouts.kernel_source`.
+    options
+        `SubtractionOptions`.
+
+    Returns
+    -------
+    made
+        `Made`; what is wrong with it was warned of.
+    """
+    preparation = options.preparation
+    template = aligned_template(
+        science, template, use_wcs=preparation.use_wcs, resampling=preparation.resampling
+    )
+    cutout = solve_cutout(science, template, source, options.cutout, preparation)
+    product = make_product(
+        cutout.solution,
+        cutout.science,
+        cutout.template,
+        # One correction for all of so few pixels.
+        sources=np.zeros(science.shape, bool),
+        full_variance=options.full_variance,
+    )
+    levels = pair_sources([cutout.science], [cutout.template])
+    mark_sources(product.exposure, levels)
+    flux = transient_flux(cutout, product)
+    name = science.source or "The science image"
+    _log.info("%s: %s", name, cutout.text)
+    problems = tuple(cutout_problems(cutout, flux))
+    for problem in problems:
+        _log.warning("%s: %s", name, problem)
+    return Made(
+        product,
+        cutout.science,
+        cutout.template,
+        cutout=cutout,
+        flux=flux,
+        problems=problems,
+        levels=levels,
+    )
 
 
 def make_all(
@@ -241,12 +326,32 @@ def make_all(
     made
         Kind → `Made`.
     """
+    kinds = tuple(kinds)
+    science, template = Exposure.from_object(science), Exposure.from_object(template)
+    if kinds == ("difference",):
+        source = kernel_source(science, template, options.cutout)
+        if source is not None:
+            return {"difference": make_cutout(science, template, source, options)}
+        try:
+            return _make_all(science, template, options, kinds)
+        except TooFewSourcesError as error:
+            source = kernel_source(science, template, options.cutout, error)
+            assert source is not None
+            return {"difference": make_cutout(science, template, source, options)}
+    return _make_all(science, template, options, kinds)
+
+
+def _make_all(
+    science: Exposure, template: Exposure, options: SubtractionOptions, kinds: tuple[Kind, ...]
+) -> dict[Kind, Made]:
+    """Match by stars, subtract and decorrelate."""
     pair = prepare(science, template, options.preparation)
-    correction, made = options.correction(pair.template), {}
+    correction = options.correction(pair.template)
+    made: dict[Kind, Made] = {}
     levels = pair.source_levels
     sources = levels.either
     for kind in ("difference", "score"):
-        if kind not in tuple(kinds):
+        if kind not in kinds:
             continue
         solve = solve_difference if kind == "difference" else solve_score
         solved = solve(pair, options.match, **correction)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
 from lsst.images import Box
@@ -12,6 +13,7 @@ from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.fields import BaseField, ChebyshevField
 
 from ..errors import ArgumentError
+from ..matching.stamp import KernelError
 from ..planes import copied, row_blocks
 from ..registration.transformation import Correction
 from ..threads import single_threaded_algebra
@@ -21,17 +23,19 @@ from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
 from .defects import DefectOptions, with_trails
 from .fields import rows_of
 from .matching import Match
+from .missing import missing_pixels, without_missing
 from .model import Exposure
 from .preparation import Pair
 from .psf import KernelPointSpreadFunction, as_kernel_psf
 from .subtraction import (
+    convolved_exposure,
     photometric_scale_factor,
     preconvolved,
     subtract,
     subtract_background,
 )
 
-__all__ = ["Product", "Solution", "fluxes", "make_product", "undecorrelated"]
+__all__ = ["Product", "Solution", "fluxes", "kernel_variance", "make_product", "undecorrelated"]
 
 type Array = npt.NDArray[Any]
 
@@ -80,6 +84,12 @@ class Solution:
         Box of the exposures that it was found for; None where it fits any.
     stars
         `whitediff.exposures.stars.star_table` of the match; None where it is not known.
+    kernel_error
+        How well the kernel is known, which becomes part of the variance; None where stars told
+        so much of it that it does not count.
+    photon_factor
+        Variance for each unit of light of static sources that the science exposure's plane lacks,
+        image_unit.
     """
 
     kernel: ConvolutionKernel
@@ -103,6 +113,8 @@ class Solution:
     defects: DefectOptions | None = None
     box: Box | None = None
     stars: Table | None = None
+    kernel_error: KernelError | None = None
+    photon_factor: float = 0.0
 
     @classmethod
     def of(cls, pair: Pair, match: Match, preconvolution_kernel: Array | None = None) -> Solution:
@@ -255,6 +267,8 @@ def make_product(
     V the mean variance of S (DMTN-179); the variance *plane* in its place would bias bright
     sources, whose own photons are in it.
     """
+    if solution.photon_factor:
+        science = _with_light(solution, science, template)
     before, solution = undecorrelated(
         solution, science, template, preconvolved_science=preconvolved_science, search=search
     )
@@ -285,6 +299,10 @@ def make_product(
     )
     flux, flux_variance = fluxes(result)
     exposure = result.exposure
+    if solution.kernel_error is not None:
+        exposure = exposure.replaced(
+            variance=exposure.variance.array + kernel_variance(solution.kernel_error, template)
+        )
     if solution.defects is not None and not score:
         exposure = with_trails(exposure, solution.defects)
     return Product(
@@ -294,6 +312,35 @@ def make_product(
         flux=flux,
         flux_variance=flux_variance,
     )
+
+
+def _with_light(solution: Solution, science: Exposure, template: Exposure) -> Exposure:
+    """Science exposure whose variance has the photon noise of what the template shows."""
+    missing = missing_pixels(template)
+    matched = convolved_exposure(without_missing(template, missing), solution.kernel)
+    light = matched.image.array - np.median(matched.image.array[~missing])
+    variance = science.variance.array
+    added = solution.photon_factor * np.maximum(light, 0)
+    return science.replaced(variance=variance + added.astype(variance.dtype))
+
+
+def kernel_variance(error: KernelError, template: Exposure) -> Array:
+    """Variance plane of a difference by its kernel's error.
+
+    Parameters
+    ----------
+    error
+        Of the kernel.
+    template
+        Template that was convolved with it.
+
+    Returns
+    -------
+    variance
+        ``(ny, nx)`` float32, image_unit²: `KernelError.point_variance`.
+    """
+    whole = without_missing(template, missing_pixels(template))
+    return error.point_variance(whole.image.array.astype(np.float64)).astype(np.float32)
 
 
 def undecorrelated(

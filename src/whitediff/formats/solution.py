@@ -19,6 +19,7 @@ from ..exposures.covariance import Noise
 from ..exposures.defects import DefectOptions
 from ..exposures.psf import KernelPointSpreadFunction
 from ..exposures.solution import Solution
+from ..matching.stamp import KernelError
 from ..noise import NoiseCovariance
 from ..outputs import replacing
 from ..registration.transformation import Affine, Correction, Displacements
@@ -98,7 +99,20 @@ def solution_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
             )
             for keyword, (name, comment) in _DEFECTS.items()
         }
+        | _error_cards(solution)
     )
+
+
+def _error_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
+    """What belongs to KERNEL_ERROR."""
+    error = solution.kernel_error
+    if error is None:
+        return {}
+    return {
+        "WDKELEV": (error.template_level, "template level of KERNEL_ERROR"),
+        "WDKEFWHM": (error.fwhm, "FWHM of stars for KERNEL_ERROR, pixels"),
+        "WDPHOTON": (solution.photon_factor, "variance per unit of static light"),
+    }
 
 
 def solution_extras(solution: Solution) -> Mapping[str, Any]:
@@ -122,6 +136,8 @@ def solution_extras(solution: Solution) -> Mapping[str, Any]:
     for name, noise in _noises(solution).items():
         if noise is not None:
             extras[name] = noise
+    if solution.kernel_error is not None:
+        extras["KERNEL_ERROR"] = solution.kernel_error.errors
     if solution.stars is not None:
         extras["STARS"] = solution.stars
     if solution.registration is not None:
@@ -307,8 +323,24 @@ def read_solution(path: str | Path) -> Solution:
             ),
             stars=read_table_hdu(hdus, "STARS"),
             registration=_registration(hdus, file),
+            kernel_error=_kernel_error(hdus, file),
+            photon_factor=float(header.get("WDPHOTON", 0.0)),
             **numbers,
         )
+
+
+def _kernel_error(hdus: Any, file: Path) -> KernelError | None:
+    hdu = find_hdu(hdus, ("KERNEL_ERROR",))
+    if hdu is None:
+        return None
+    header, errors = hdus[0].header, np.asarray(hdu.data, dtype=np.float64)
+    side = math.isqrt(errors.shape[-1])
+    if errors.ndim != 2 or errors.shape[1] != side**2 + 1 or "WDKELEV" not in header:
+        raise FileFormatError(
+            f"{file}: its extension KERNEL_ERROR has the shape {errors.shape} and not that of a"
+            " kernel's pixels and level, or lacks WDKELEV; make the output anew."
+        )
+    return KernelError(errors, float(header["WDKELEV"]), float(header["WDKEFWHM"]))
 
 
 def _noise(hdus: Any, name: str, box: Box, file: Path) -> Noise:

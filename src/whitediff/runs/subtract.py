@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from .. import formats
-from ..errors import ArgumentError, WhitediffError
+from ..errors import ArgumentError, TooFewSourcesError, WhitediffError
 from ..exposures.catalog import check_zero_point, depth_text
+from ..exposures.cutouts import CutoutOptions, KernelSource, kernel_source
 from ..exposures.defects import DefectOptions
 from ..exposures.depth import Depth
 from ..exposures.depth import depth as depth_of
@@ -21,10 +22,12 @@ from ..exposures.matching import MatchOptions
 from ..exposures.model import Exposure
 from ..exposures.noise import PairSources, pair_sources, rescaled, warn_of_structure
 from ..exposures.pipeline import (
+    Made,
     SubtractionOptions,
     aligned_as_before,
     defects_as_before,
     make,
+    make_cutout,
     mark_sources,
     measured_noise,
     solve_difference,
@@ -100,6 +103,9 @@ def run_subtraction(
     no_cosmic_rays: bool = False,
     no_bad_pixels: bool = False,
     no_trails: bool = False,
+    kernel_from: Any = "auto",
+    flux_scale: float | None = None,
+    transient: tuple[float, float] | None = None,
     noise: Any = "auto",
     constant: bool = False,
     fill: Any = "interpolate",
@@ -117,7 +123,8 @@ def run_subtraction(
     science, template, output, score_output, matched_output, solutions, convolved, kernel_order, \
     background_order, background, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, \
     align, register, align_method, science_psf, template_psf, full_variance, no_cosmic_rays, \
-    no_bad_pixels, no_trails, noise, constant, fill, zero_point, compress, overwrite
+    no_bad_pixels, no_trails, kernel_from, flux_scale, transient, noise, constant, fill, \
+    zero_point, compress, overwrite
         Options of the command.
     begin
         Called with the name of each stage as it begins.
@@ -169,6 +176,9 @@ def run_subtraction(
         no_cosmic_rays=no_cosmic_rays,
         no_bad_pixels=no_bad_pixels,
         no_trails=no_trails,
+        kernel_from=kernel_from,
+        flux_scale=flux_scale,
+        transient=transient,
     )
     paths = {"science": science, "template": template}
     how_read = reading_options(reading, **paths)
@@ -240,6 +250,9 @@ def subtraction_options(
     no_cosmic_rays: bool = False,
     no_bad_pixels: bool = False,
     no_trails: bool = False,
+    kernel_from: Any = "auto",
+    flux_scale: float | None = None,
+    transient: tuple[float, float] | None = None,
 ) -> SubtractionOptions:
     """What the options of a command say about the subtraction.
 
@@ -247,7 +260,7 @@ def subtraction_options(
     ----------
     convolved, kernel_order, background_order, background, basis, kernel_size, varying_sum, \
     keep_variance, ignore_wcs, align, register, align_method, noise, constant, fill, \
-    full_variance, no_cosmic_rays, no_bad_pixels, no_trails
+    full_variance, no_cosmic_rays, no_bad_pixels, no_trails, kernel_from, flux_scale, transient
         Options of the command.
 
     Returns
@@ -292,6 +305,7 @@ def subtraction_options(
         spatially_varying=not constant,
         fill=fill,
         full_variance=full_variance,
+        cutout=CutoutOptions(kernel_from=kernel_from, flux_scale=flux_scale, place=transient),
     )
 
 
@@ -327,6 +341,89 @@ def _made(
     zero_point: float | None,
 ) -> _Made:
     """Match, subtract and decorrelate as `subtraction_options` says."""
+    science, template = inputs["science"], inputs["template"]
+    if wanted["score"] is not None:
+        yield from _made_by_stars(inputs, wanted, begin, how, zero_point)
+        return
+    source = kernel_source(science, template, how.cutout)
+    if source is None:
+        try:
+            yield from _made_by_stars(inputs, wanted, begin, how, zero_point)
+        except TooFewSourcesError as error:
+            source = kernel_source(science, template, how.cutout, error)
+    if source is not None:
+        inputs.clear()
+        yield from _made_without_stars(science, template, source, wanted, begin, how, zero_point)
+
+
+def _made_without_stars(
+    science: Exposure,
+    template: Exposure,
+    source: KernelSource,
+    wanted: dict[str, Path | None],
+    begin: Callable[[str], None],
+    how: SubtractionOptions,
+    zero_point: float | None,
+) -> _Made:
+    """Subtract and decorrelate with a kernel from PSFs or all pixels."""
+    begin("matching")
+    made = make_cutout(science, template, source, how)
+    product = made.product
+    if wanted["difference"] is not None:
+        depth = _depth(product, zero_point)
+        log.info(
+            "%s: mean variance %.6g; %.1f%% of the pixels contaminated%s",
+            wanted["difference"],
+            product.decorrelation.variance_mean_after,
+            100 * product.decorrelation.contaminated_fraction,
+            _depth_text(depth),
+        )
+        cards = _cutout_cards(made) | depth_cards(depth, zero_point)
+        assert made.levels is not None
+        yield wanted["difference"], *_finished(product, made.levels, cards)
+    if wanted["matched"] is not None:
+        begin("matched template")
+        yield wanted["matched"], *_matched(product.solution, made.template)
+
+
+def _cutout_cards(made: Made) -> Cards:
+    """What is told of a kernel that was not found from stars, and of the transient."""
+    cutout, flux = made.cutout, made.flux
+    assert cutout is not None
+    fit = cutout.fit
+    scale = fit.scale
+    cards: Cards = {
+        "WDKFROM": (cutout.source.name, "what the kernel was found from"),
+        "WDSFWHM": (fit.error.fwhm, "FWHM of the science PSF, pixels"),
+        "WDKSERR": (fit.error.sum_error, "error of the kernel sum"),
+        "WDNSTAR": (scale.sources, "static sources compared"),
+        "WDFSEXP": (scale.expected, "flux scale that was expected"),
+        "WDFSMEAS": (scale.measured, "flux scale of the static sources"),
+        "WDFSERR": (scale.error, "error of WDFSMEAS"),
+        "WDCHI2": (fit.chi_square, "mean square residual of static sources"),
+        "WDCHIPIX": (fit.static_pixels, "pixels of static sources"),
+        "WDDOUBT": (len(made.problems), "reasons not to believe it (see LOG)"),
+    }
+    if flux is not None:
+        cards |= {
+            "WDTX": (flux.x, "column of the transient"),
+            "WDTY": (flux.y, "row of the transient"),
+            "WDTFLUX": (flux.flux, "its flux, image_unit"),
+            "WDTFERR": (flux.error, "error of that"),
+            "WDTKERR": (flux.kernel_error, "part of that from the kernel"),
+            "WDTRAD": (flux.radius, "aperture radius, pixels; none: fitted PSF"),
+        }
+    return cards
+
+
+def _made_by_stars(
+    inputs: dict[str, Any],
+    wanted: dict[str, Path | None],
+    begin: Callable[[str], None],
+    how: SubtractionOptions,
+    zero_point: float | None,
+) -> _Made:
+    """The usual way."""
     pair = prepare(inputs["science"], inputs["template"], how.preparation)
     options, correction = how.match, how.correction(pair.template)
     # Whatever else is needed lives in the pair.

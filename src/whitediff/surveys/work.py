@@ -54,6 +54,11 @@ NUMBERS = {
     "WDTVFAC": "template_variance_factor",
     "WDVAFT": "variance_mean",
     "WDCONTAM": "contaminated_fraction",
+    "WDKFROM": "kernel_from",
+    "WDFSMEAS": "flux_scale",
+    "WDTFLUX": "transient_flux",
+    "WDTFERR": "transient_flux_error",
+    "WDDOUBT": "doubts",
     "WDDEPTH": "depth",
     "WDMAGLIM": "limiting_magnitude",
 }

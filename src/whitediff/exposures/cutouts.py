@@ -1,0 +1,516 @@
+"""Differences of cut-outs that hold too few stars for the usual fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from lsst.images.fields import ChebyshevField
+
+from ..errors import ArgumentError, DataError, TooFewSourcesError
+from ..matching.points import neighbour_variance
+from ..matching.stamp import StampKernel, StampOptions, fit_stamp, near
+from . import kernels, masks
+from .alignment import alignment_of
+from .catalog import zero_point
+from .missing import missing_pixels, without_missing
+from .model import Exposure
+from .noise import untrusted_pixels
+from .preparation import PreparationOptions
+from .psf import KernelPointSpreadFunction, as_kernel_psf, psf_image
+from .solution import Product, Solution
+
+__all__ = [
+    "Cutout",
+    "CutoutFlux",
+    "CutoutOptions",
+    "KernelSource",
+    "cutout_problems",
+    "kernel_source",
+    "solve_cutout",
+    "transient_flux",
+]
+
+type Array = npt.NDArray[Any]
+
+_log = logging.getLogger("whitediff.match")
+
+_STAMP_SIDE, _LARGEST_STAMP = 80, 128
+"""Sides, pixels, up to which an image is a stamp in any case, and where it has too few stars."""
+_FITTED_SIDE = 201
+"""Pixels around the place, or the middle, on which the kernel of a larger image is fitted."""
+_CALIBRATED_ERROR, _UNCALIBRATED_ERROR = 0.01, 0.03
+"""Relative errors of flux scales: from zero points, and of images of which nothing is said."""
+_CALIBRATED_SOURCES, _UNCALIBRATED_SOURCES = 2, 1
+"""Static sources that are believed against these: a single one may be a variable star."""
+_VARIANCE_OFF, _VARIANCE_ERRORS = 0.2, 4.0
+_APERTURE, _SMALLEST_APERTURE = 1.5, 3.5
+_LEAST_PROFILE = 0.7
+"""Of a PSF's squares, what has to be measured for its flux."""
+_MOST_CHI_SQUARE, _FEWEST_STATIC = 2.5, 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CutoutOptions:
+    """Where the kernel comes from, and what is known of a cut-out.
+
+    Attributes
+    ----------
+    kernel_from
+        ``stars``: the usual fit; ``psfs``: the two PSFs; ``pixels``: all pixels of a stamp;
+        ``auto``: what the images bear (`kernel_source`).
+    flux_scale
+        Flux of a static source on the science image over that on the template; from the zero
+        points, or 1, if None.
+    place
+        (x, y) of a transient, pixel coordinates; the middle of a stamp if None.
+    """
+
+    kernel_from: Literal["auto", "stars", "psfs", "pixels"] = "auto"
+    flux_scale: float | None = None
+    place: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        allowed = ("auto", "stars", "psfs", "pixels")
+        if self.kernel_from not in allowed:
+            raise ArgumentError(
+                f"kernel_from must be one of {', '.join(allowed)}; got {self.kernel_from!r}."
+            )
+        scale = self.flux_scale
+        if scale is not None and not (math.isfinite(scale) and scale > 0):
+            raise ArgumentError(f"flux_scale must be positive and finite; got {scale:g}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelSource:
+    """What a kernel is found from, where that is not stars.
+
+    Attributes
+    ----------
+    name
+        ``psfs``, together with the pixels where these tell more, or ``pixels`` alone.
+    reason
+        Why, for people.
+    is_stamp
+        The transient is in the middle unless its place is given.
+    """
+
+    name: Literal["psfs", "pixels"]
+    reason: str
+    is_stamp: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class CutoutFlux:
+    """Flux of a transient.
+
+    Attributes
+    ----------
+    x, y
+        Where, pixel coordinates.
+    flux
+        image_unit: fitted with the PSF where one is known, else the sum in an aperture.
+    error, kernel_error
+        Standard deviation, and the part of it that comes from the kernel.
+    radius
+        Of the aperture, pixels; None where the PSF was fitted.
+    """
+
+    x: float
+    y: float
+    flux: float
+    error: float
+    kernel_error: float
+    radius: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cutout:
+    """A pair without enough stars, and how it is subtracted.
+
+    Attributes
+    ----------
+    science, template
+        Exposures on the same pixels, with the variance planes of the fit.
+    source
+        What the kernel was found from.
+    fit
+        Kernel, and how well it is known.
+    solution
+        What the product is made with.
+    place
+        (x, y) of the transient, pixel coordinates; None for none.
+    """
+
+    science: Exposure
+    template: Exposure
+    source: KernelSource
+    fit: StampKernel
+    solution: Solution
+    place: tuple[float, float] | None
+
+    @property
+    def text(self) -> str:
+        """Which kernel was found, from what and why, in one line."""
+        fit = self.fit
+        told = "both PSFs and the pixels" if self.source.name == "psfs" else "the pixels alone"
+        return (
+            f"kernel from {told} ({self.source.reason}): sum {fit.kernel_sum:.4g} ±"
+            f" {fit.error.sum_error:.2g}, {fit.scale.sources} static sources for the flux scale,"
+            f" FWHM {fit.error.fwhm:.2f} pixels."
+        )
+
+
+def kernel_source(
+    science: Any,
+    template: Any,
+    options: CutoutOptions,
+    failure: TooFewSourcesError | None = None,
+) -> KernelSource | None:
+    """Decide what the kernel is found from.
+
+    Parameters
+    ----------
+    science, template
+        Exposures.
+    options
+        `CutoutOptions`.
+    failure
+        Of the usual fit, if that was tried.
+
+    Returns
+    -------
+    source
+        None for the usual fit.
+
+    Raises
+    ------
+    TooFewSourcesError
+        The failure, where there is no other way.
+    ArgumentError
+        If the PSFs are asked for and one is not known.
+    """
+    science, template = Exposure.from_object(science), Exposure.from_object(template)
+    ny, nx = science.shape
+    psfs = science.psf is not None and template.psf is not None
+    is_stamp = max(ny, nx) <= _STAMP_SIDE
+    asked = options.kernel_from
+    if asked == "psfs" and not psfs:
+        lacking = science if science.psf is None else template
+        raise ArgumentError(
+            f"{lacking.source or 'An exposure'}: has no PSF to find the kernel from; give it"
+            " (--science-psf, --template-psf), or let the pixels tell (--kernel-from pixels)."
+        )
+    if asked in ("psfs", "pixels"):
+        return KernelSource(asked, "as asked for", is_stamp)
+    if asked == "stars" or (failure is None and not is_stamp):
+        if failure is not None:
+            raise failure
+        return None
+    why = f"{nx} x {ny} pixels are too few for stars" if failure is None else "too few stars"
+    if psfs:
+        return KernelSource("psfs", why, is_stamp)
+    if max(ny, nx) <= _LARGEST_STAMP:
+        return KernelSource("pixels", why, True)
+    assert failure is not None
+    raise failure
+
+
+def solve_cutout(
+    science: Exposure,
+    template: Exposure,
+    source: KernelSource,
+    options: CutoutOptions,
+    preparation: PreparationOptions,
+) -> Cutout:
+    """Find the kernel of a pair without stars.
+
+    Parameters
+    ----------
+    science, template
+        Exposures on the same pixels.
+    source
+        `kernel_source`.
+    options
+        `CutoutOptions`.
+    preparation
+        Whether variance planes are rescaled, and how the template was resampled.
+
+    Returns
+    -------
+    cutout
+        `Cutout`.
+
+    Raises
+    ------
+    DataError
+        If they are the same image, or have too few pixels in common.
+    ArgumentError
+        If the place is outside.
+    """
+    if np.array_equal(science.image.array, template.image.array, equal_nan=True):
+        raise DataError(
+            f"{template.source or 'The template'}: holds the same pixels as"
+            f" {science.source or 'the science image'}; was one image named twice?"
+        )
+    place = _place(science, source, options)
+    part = _fitted_part(science.shape, science.yx0, place)
+    pair = (science, template)
+    # A mirror continues what is filtered, but holds no measurement.
+    good = tuple(~untrusted_pixels(exposure) for exposure in pair)
+    factors, known = zip(
+        *(_variance(e, g, preparation) for e, g in zip(pair, good, strict=True)), strict=True
+    )
+    variances = [
+        np.where(g, factor * e.variance.array.astype(np.float64), math.inf)
+        for e, g, factor in zip(pair, good, factors, strict=True)
+    ]
+    for variance, measured in zip(variances, good, strict=True):
+        variance[~measured] = np.median(variance[measured])
+    y0, x0 = science.yx0
+    try:
+        fit = fit_stamp(
+            science.image.array[part].astype(np.float64),
+            template.image.array[part].astype(np.float64),
+            good=(good[0][part], good[1][part]),
+            variances=(variances[0][part], variances[1][part]),
+            photons_known=known[0],
+            place=None
+            if place is None
+            else (place[0] - x0 - part[1].start, place[1] - y0 - part[0].start),
+            psfs=_psf_images(science, template) if source.name == "psfs" else None,
+            options=_stamp_options(science, template, options),
+        )
+    except DataError as error:
+        raise DataError(f"{science.source or 'The science image'}: {error}") from error
+    science, template = (
+        exposure.replaced(variance=(factor * exposure.variance.array).astype(np.float32))
+        for exposure, factor in zip(pair, factors, strict=True)
+    )
+    resampling = preparation.resampling
+    solution = Solution(
+        kernel=kernels.constant_kernel(fit.kernel, science.bbox),
+        background=ChebyshevField(science.bbox, np.full((1, 1), fit.level)),
+        convolved="template",
+        science_variance_factor=factors[0],
+        template_variance_factor=factors[1],
+        science_variance=float(np.median(variances[0][good[0]])),
+        template_variance=float(np.median(variances[1][good[1]])),
+        science_noise=science.noise,
+        template_noise=template.noise,
+        alignment=alignment_of(template, resampling),
+        alignment_noise="white" if resampling is None else resampling.noise,
+        registration=template.registration,
+        psf=None if science.psf is None else as_kernel_psf(science.psf, science.bbox),
+        box=science.bbox,
+        fill="interpolate",
+        kernel_error=fit.error,
+        photon_factor=fit.photon_factor,
+    )
+    return Cutout(science, template, source, fit, solution, place)
+
+
+def _place(
+    science: Exposure, source: KernelSource, options: CutoutOptions
+) -> tuple[float, float] | None:
+    box = science.bbox
+    if options.place is None:
+        return (box.x.center, box.y.center) if source.is_stamp else None
+    x, y = options.place
+    if not (box.x.start <= x < box.x.stop and box.y.start <= y < box.y.stop):
+        raise ArgumentError(
+            f"{science.source or 'The science image'}: the transient at ({x:g}, {y:g}) is outside"
+            f" of it, {box}."
+        )
+    return options.place
+
+
+def _fitted_part(
+    shape: tuple[int, int], yx0: tuple[int, int], place: tuple[float, float] | None
+) -> tuple[slice, slice]:
+    """Pixels of the fit: all of a stamp, and of a larger image those around the place."""
+    middle = None if place is None else (place[1] - yx0[0], place[0] - yx0[1])
+    part = []
+    for axis, n in enumerate(shape):
+        centre = n // 2 if middle is None else round(middle[axis])
+        start = min(max(centre - _FITTED_SIDE // 2, 0), max(n - _FITTED_SIDE, 0))
+        part.append(slice(start, min(start + _FITTED_SIDE, n)))
+    return part[0], part[1]
+
+
+def _variance(
+    exposure: Exposure, good: Array, preparation: PreparationOptions
+) -> tuple[float, bool]:
+    """Factor of a variance plane, and whether the plane knows the photons of sources."""
+    plane = exposure.variance.array[good]
+    if not len(plane):
+        raise DataError(f"{exposure.source or 'An exposure'}: has no usable pixel.")
+    image = exposure.image.array.astype(np.float64)
+    measured = neighbour_variance(image, good)
+    low = float(np.median(plane[image[good] <= np.median(image[good])]))
+    is_flat = bool(np.ptp(plane) <= 1e-3 * low)
+    if not (math.isfinite(measured) and measured > 0):
+        return 1.0, not is_flat
+    factor = measured / low
+    error = _VARIANCE_ERRORS * math.sqrt(2.7 / len(plane))
+    off = abs(math.log(factor))
+    if is_flat and preparation.rescale_variance:
+        # One number for all pixels was measured as well, on fewer pixels, or is somebody's guess.
+        return factor, False
+    if preparation.rescale_variance and off > math.log1p(max(error, _VARIANCE_OFF)):
+        return factor, True
+    return 1.0, not is_flat
+
+
+def _psf_images(science: Exposure, template: Exposure) -> tuple[Array, Array]:
+    """Square odd images of both PSFs in the middle."""
+    images = []
+    for exposure in (science, template):
+        assert exposure.psf is not None
+        box = exposure.bbox
+        image = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+        side = max(image.shape)
+        side += 1 - side % 2
+        whole = np.zeros((side, side))
+        top, left = (side // 2 - n // 2 for n in image.shape)
+        whole[top : top + image.shape[0], left : left + image.shape[1]] = image
+        images.append(whole)
+    return images[0], images[1]
+
+
+def _stamp_options(science: Exposure, template: Exposure, options: CutoutOptions) -> StampOptions:
+    """What is known of the flux scale before the fit."""
+    if options.flux_scale is not None:
+        return StampOptions(
+            flux_scale=options.flux_scale, scale_error=_CALIBRATED_ERROR, sources_needed=None
+        )
+    zeros = zero_point(science, None), zero_point(template, None)
+    if zeros[0] is None or zeros[1] is None:
+        return StampOptions(scale_error=_UNCALIBRATED_ERROR, sources_needed=_UNCALIBRATED_SOURCES)
+    return StampOptions(
+        flux_scale=10 ** (0.4 * (zeros[0][0] - zeros[1][0])),
+        scale_error=_CALIBRATED_ERROR,
+        sources_needed=_CALIBRATED_SOURCES,
+    )
+
+
+def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
+    """Flux of the transient of a cut-out, with the error of its kernel.
+
+    Parameters
+    ----------
+    cutout
+        `Cutout`.
+    product
+        Its difference.
+
+    Returns
+    -------
+    flux
+        `CutoutFlux`; None where there is no place, or too little was measured there.
+    """
+    if cutout.place is None:
+        return None
+    difference, fit = product.exposure, cutout.fit
+    (y0, x0), shape = difference.yx0, difference.shape
+    x, y = cutout.place[0] - x0, cutout.place[1] - y0
+    image, variance = difference.image.array, difference.variance.array
+    template = without_missing(cutout.template, missing_pixels(cutout.template))
+    pixels = template.image.array.astype(np.float64)
+    own = variance - fit.error.point_variance(pixels)
+    known = np.isfinite(image) & np.isfinite(own)
+    known &= ~masks.flagged(difference.mask, masks.UNTRUSTED_MASK_PLANES)
+    radius = None
+    if difference.psf is None:
+        radius = max(_APERTURE * fit.error.fwhm, _SMALLEST_APERTURE)
+        weights = near(shape, (x, y), radius).astype(np.float64)
+        if not known[weights > 0].all():
+            return None
+    else:
+        profile = _profile(difference, *cutout.place)
+        power = float((profile**2)[known].sum())
+        if power < _LEAST_PROFILE * float((profile**2).sum()):
+            return None
+        weights = np.where(known, profile, 0.0) / power
+    flux = float((weights * np.where(known, image, 0.0)).sum())
+    noise = float((weights**2 * np.where(known, own, 0.0)).sum())
+    # The source's own photons, where the plane does not know them; all of it is in the aperture.
+    own_light = 1.0 if radius is not None else float((weights**2 * profile).sum())
+    noise += fit.photon_factor * max(flux, 0.0) * own_light
+    kernel = fit.error.sum_variance(pixels, weights)
+    return CutoutFlux(*cutout.place, flux, math.sqrt(noise + kernel), math.sqrt(kernel), radius)
+
+
+def _profile(difference: Exposure, x: float, y: float) -> Array:
+    """The PSF at a place, on the frame's pixels."""
+    psf, box = difference.psf, difference.bbox
+    assert psf is not None
+    stamp = KernelPointSpreadFunction.compute_stellar_image(as_kernel_psf(psf, box), x=x, y=y)
+    frame = np.zeros(difference.shape)
+    common = box.intersection(stamp.bbox)
+    frame_part, stamp_part = (
+        (
+            slice(common.y.start - whole.y.start, common.y.stop - whole.y.start),
+            slice(common.x.start - whole.x.start, common.x.stop - whole.x.start),
+        )
+        for whole in (box, stamp.bbox)
+    )
+    frame[frame_part] = stamp.array[stamp_part]
+    return frame
+
+
+def cutout_problems(cutout: Cutout, flux: CutoutFlux | None) -> list[str]:
+    """Why a cut-out should not be believed, each with its number.
+
+    Parameters
+    ----------
+    cutout
+        `Cutout`.
+    flux
+        `transient_flux`.
+
+    Returns
+    -------
+    problems
+        Sentences; none where nothing is wrong.
+    """
+    problems, fit = [], cutout.fit
+    scale = fit.scale
+    if scale.is_contradicted:
+        followed = scale.used == scale.measured
+        problems.append(
+            f"Static sources ({scale.sources}) are {scale.measured / scale.expected:.3g} ±"
+            f" {scale.error / scale.expected:.2g} times as bright on the science image as the flux"
+            f" scale of {scale.expected:.4g} says:"
+            + (
+                " the kernel follows them; a template of other units, or variable sources?"
+                if followed
+                else " the kernel does not follow them; are they variable, or is the scale wrong?"
+            )
+        )
+    if flux is None and cutout.place is not None:
+        problems.append(
+            f"No flux of the transient at ({cutout.place[0]:g}, {cutout.place[1]:g}): pixels there"
+            " hold no measurement, or owe too much to some that do not."
+        )
+    if flux is not None:
+        noise = math.sqrt(max(flux.error**2 - flux.kernel_error**2, 0.0))
+        remedy = "take a larger cut-out"
+        if cutout.source.name == "pixels":
+            remedy = f"give both PSFs (--science-psf, --template-psf) or {remedy}"
+        if flux.kernel_error > noise:
+            problems.append(
+                f"The kernel's error at the transient is {flux.kernel_error / noise:.2g} times the"
+                f" noise, since the stamp tells too little of it: the flux of {flux.flux:.4g} ±"
+                f" {flux.error:.2g} is no better known than that; {remedy}."
+            )
+    if fit.static_pixels >= _FEWEST_STATIC and fit.chi_square > _MOST_CHI_SQUARE:
+        problems.append(
+            f"What is left of static sources is {math.sqrt(fit.chi_square):.2g} times the noise"
+            f" ({fit.static_pixels} pixels): do not believe what is found on bright ones."
+        )
+    return problems
