@@ -251,7 +251,7 @@ class _Modes:
 def _block_power(
     image: Array, usable: Array, variance: Array | None, corners: Array
 ) -> tuple[Array, Array]:
-    """Power of blocks over what is predicted, ``(n, 32, 17)``, and their mean levels."""
+    """Power of blocks over what is predicted, ``(n, 32, 17)``, and levels under the window."""
     whole = _taken(usable, corners)
     profile = np.hanning(_BLOCK + 2)[1:-1]
     window = np.outer(profile, profile).astype(np.float32)
@@ -265,9 +265,9 @@ def _block_power(
     corners, whole, expected = corners[known], whole[known], expected[known]
     blocks = _taken(image, corners).astype(np.float64)
     blocks[~whole] = 0
-    share = whole.reshape(len(whole), -1).astype(np.float64)
-    means = blocks.reshape(len(blocks), -1).sum(axis=1) / np.maximum(share.sum(axis=1), 1)
-    blocks -= means[:, None, None]
+    weight = whole.reshape(len(whole), -1) * square.ravel()
+    levels = np.einsum("ni,ni->n", blocks.reshape(len(blocks), -1), weight) / weight.sum(axis=1)
+    blocks -= levels[:, None, None]
     # In units of the noise, so that no unit leaves single precision.
     blocks /= np.sqrt(expected)[:, None, None]
     pixels = blocks.astype(np.float32)
@@ -276,7 +276,7 @@ def _block_power(
     spectrum = scipy.fft.rfft2(pixels)
     power = spectrum.real**2 + spectrum.imag**2
     power /= np.float32(np.square(window, dtype=np.float64).sum())
-    return power, means
+    return power, levels
 
 
 def _fill(blocks: Array, whole: Array) -> None:

@@ -35,7 +35,7 @@ from ..sources import (
     spread_over_steps,
 )
 from ..stats import clipped_sigma, robust_sigma
-from ..structure import high_frequencies
+from ..structure import HighFrequencies, high_frequencies
 from ..threads import in_threads
 from . import masks
 from .covariance import Noise, noise_at
@@ -56,9 +56,9 @@ __all__ = [
     "rescaled",
     "source_pixels",
     "sources_apart",
+    "structure_on_larger_scales",
     "untrusted_pixels",
     "variance_factor",
-    "warn_of_structure",
     "without_sentinels",
 ]
 
@@ -71,6 +71,8 @@ _FITTING = 2.0
 """Measured noise over a plane, either way, with which the plane is what it is tried as."""
 _SURELY = 0.05
 """Share of a scatter, over the noise, that is told of."""
+_CROWDED = 0.03
+"""The same from which the light between sources spoils the covariance of source-free pixels."""
 _SQUARE, _FEWEST_SQUARES, _MOST_STRUCTURE = 8, 200, 1.5
 _SPOILED = (*masks.AVOIDED_MASK_PLANES, "SOURCE", "EDGE")
 _ENOUGH_PIXELS = 4_000_000
@@ -596,13 +598,18 @@ def noises_by_role(
     return noises
 
 
-def warn_of_structure(difference: Exposure) -> None:
-    """Say where a difference holds more than the noise of its pixels.
+def structure_on_larger_scales(difference: Exposure) -> str:
+    """What a difference holds besides the noise of its pixels.
 
     Parameters
     ----------
     difference
         Decorrelated, its sources marked; nothing is said of scores, whose noise is correlated.
+
+    Returns
+    -------
+    text
+        A sentence's part; empty where there is nothing.
 
     Notes
     -----
@@ -610,7 +617,7 @@ def warn_of_structure(difference: Exposure) -> None:
     beyond 5 errors count as 5: of sources that no mask tells of.
     """
     if difference.is_score:
-        return
+        return ""
     side = _SQUARE
     ny, nx = (n // side * side for n in difference.shape)
     sums = []
@@ -627,18 +634,14 @@ def warn_of_structure(difference: Exposure) -> None:
         sums.append((total / np.sqrt(np.maximum(count, 1)))[count > 0.75 * side**2])
     found = np.concatenate(sums) if sums else np.zeros(0)
     if len(found) < _FEWEST_SQUARES:
-        return
+        return ""
     ratio = float(np.mean(np.minimum((found - np.median(found)) ** 2, 25.0)))
-    if ratio > _MOST_STRUCTURE:
-        _log.warning(
-            "%s: between its sources the sums of %d × %d pixels have %.3g times the variance of"
-            " white noise: one image has fringes, steps or a sky that the other has not, or"
-            " correlated noise; faint sources are not to be believed.",
-            difference.source or "The difference",
-            side,
-            side,
-            ratio,
-        )
+    if ratio <= _MOST_STRUCTURE:
+        return ""
+    return (
+        f"the sums of {side} × {side} pixels have {ratio:.3g} times the variance of white noise:"
+        " one image has fringes, steps or a sky that the other has not, or correlated noise"
+    )
 
 
 def _known_noise(name: str, exposure: Exposure) -> Noise:
@@ -679,30 +682,38 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
             pile.append(np.zeros((_GAP, image.shape[1]), pile[-1].dtype))
         wrong.append(np.ones((_GAP, image.shape[1]), dtype=bool))
     pixels, noise, free = (np.concatenate(pile) for pile in (flat, plane, use))
+    if told is not None and free.any():
+        scatter = robust_sigma(pixels[free] / np.sqrt(noise[free])) ** 2
+        if scatter > told.factor * (1 + _CROWDED + 2 * told.error):
+            # Light between the sources is correlated, too.
+            return _of_frequencies(told)
     try:
-        found = measured_covariance(
+        return measured_covariance(
             pixels,
             noise,
             free,
             psf_sigma=_width(exposure, pixels, noise, np.concatenate(wrong)),
         )
     except DataError as error:
-        if told is None or told.axes is None:
-            return error
-        along_y, along_x = told.axes
-        return product_covariance(
-            along_y,
-            along_x,
-            "measured at frequencies free of sources",
-            zero_frequency_error=told.zero_frequency_error,
-            chi_square=told.significance,
-        )
+        return error if told is None else _of_frequencies(told)
     except np.linalg.LinAlgError:
         return DataError(
             "no covariance fits what its source-free pixels show; is there structure in the"
             " background?"
         )
-    return found
+
+
+def _of_frequencies(told: HighFrequencies) -> NoiseCovariance:
+    """Covariance of noise that is not white, told at frequencies free of sources."""
+    assert told.axes is not None
+    along_y, along_x = told.axes
+    return product_covariance(
+        along_y,
+        along_x,
+        "measured at frequencies free of sources",
+        zero_frequency_error=told.zero_frequency_error,
+        chi_square=told.significance,
+    )
 
 
 def _width(exposure: Exposure, flat: Array, variance: Array, untrusted: Array) -> float | None:

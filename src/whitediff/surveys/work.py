@@ -56,6 +56,7 @@ NUMBERS = {
     "WDCONTAM": "contaminated_fraction",
     "WDDEPTH": "depth",
     "WDMAGLIM": "limiting_magnitude",
+    "WDSGWID": "significance_width",
 }
 """Cards of a product, and what they are called in the results."""
 
