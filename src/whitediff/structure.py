@@ -15,6 +15,7 @@ import numpy.typing as npt
 import scipy.fft
 import scipy.ndimage
 
+from .stats import robust_sigma
 from .threads import single_threaded_algebra
 
 __all__ = ["HighFrequencies", "high_frequencies"]
@@ -301,10 +302,8 @@ def _least(light: Array) -> Array:
 
 def _without_outliers(kept: Array, values: Array) -> Array:
     """Those of the kept blocks whose power is not an outlier, as with rays in it."""
-    result = kept
-    for _ in range(3):
-        middle, scatter = np.median(values[result]), np.std(values[result])
-        result = kept & (np.abs(values - middle) <= _OUTLIER * scatter)
+    middle = np.median(values[kept])
+    result: Array = kept & (np.abs(values - middle) <= _OUTLIER * robust_sigma(values[kept]))
     return result
 
 

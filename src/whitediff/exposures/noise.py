@@ -429,7 +429,8 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
         scatter = clipped_sigma(relative) ** 2
     factor, structure = scatter, 1.0
     noise = high_frequencies(exposure.image.array, usable, exposure.variance.array)
-    if noise is None:
+    if noise is None or noise.factor > scatter * (1 + _SURELY + 3 * noise.error):
+        # Noise scatters by itself at least: what is more at high frequencies is light, too.
         _log.info(
             "%s: no spatial frequency is known to be free of sources, so its noise is measured by"
             " the scatter of its source-free pixels.",
