@@ -205,11 +205,7 @@ def detections(
     field = _Field.of(Exposure.from_object(difference), options)
     on = field.exposure if score is None else Exposure.from_object(score)
     found, responses = _searched(field, None if score is None else on)
-    free = free_of_sources(field.exposure) & found.searched
-    if score is None:
-        width = width_of(found.image, free, field.middle_psf, score=False)
-    else:
-        width = _width_of_score(found, free, on)
+    width = _width(found, on, score=score is not None)
     divisor = 1.0 if width is None else width.divisor
     threshold = options.threshold * (divisor if options.significance == "auto" else 1.0)
     peaks = detection.find_peaks(found, threshold)
@@ -271,14 +267,15 @@ def detections(
     return Detections(table, found, peaks, threshold)
 
 
-def _width_of_score(
-    found: detection.Significance, free: Array, score: Exposure
+def _width(
+    found: detection.Significance, exposure: Exposure, *, score: bool
 ) -> SignificanceWidth | None:
-    if score.psf is None:
+    """How wide significances are between the sources of what they were found on."""
+    if exposure.psf is None:
         return None
-    box = score.bbox
-    response = psf_image(score.psf, x=box.x.center, y=box.y.center)
-    return width_of(found.image, free & free_of_sources(score), response, score=True)
+    box = exposure.bbox
+    psf = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+    return width_of(found.image, found.searched & free_of_sources(exposure), psf, score=score)
 
 
 def _width_meta(width: SignificanceWidth | None, options: DetectionOptions) -> dict[str, Any]:
