@@ -30,6 +30,7 @@ from whitediff.exposures.noise import (
     variance_factor,
 )
 from whitediff.structure import high_frequencies
+from whitediff.variance_planes import noise_variance
 
 N = 320
 ERRORS = 3.5
@@ -199,3 +200,13 @@ def test_inputs_stay_untouched_and_odd_shapes_work():
     assert found is not None
     assert found.factor == pytest.approx(1, abs=0.06)
     np.testing.assert_array_equal(image, kept)
+
+
+@pytest.mark.parametrize("kind", ["800 stars", "7000 stars", "800 stars, interpolated"])
+def test_without_plane_or_gain_the_level_is_the_true_one(kind):
+    image, variance, _, truth = scene(kind, 8)
+    model = noise_variance(np.float32(image))
+    dark = variance <= np.quantile(variance, 0.3)
+    ratio = np.median((model.variance / (truth * variance))[dark])
+    # Of the darker half of the blocks: their light has photons, too.
+    assert ratio == pytest.approx(1, abs=0.05)
