@@ -189,6 +189,18 @@ def test_rays_that_no_mask_tells_of_do_no_harm():
     assert found.factor == pytest.approx(1, abs=0.04)
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan, 0.0, -1.0])
+def test_pixels_without_a_variance_do_not_count(value):
+    image, variance, _, _ = scene("100 stars", 9)
+    bad = np.random.default_rng(9).random(image.shape) < 0.02
+    everywhere = np.ones(image.shape, bool)
+    spoilt = np.where(bad, value, variance), np.where(bad, 6e4, image).astype(np.float32)
+    found = high_frequencies(spoilt[1], everywhere, spoilt[0])
+    assert found is not None
+    assert found.factor == pytest.approx(1, abs=ERRORS * found.error)
+    assert high_frequencies(spoilt[1], everywhere, np.full(image.shape, value)) is None
+
+
 def test_inputs_stay_untouched_and_odd_shapes_work():
     rng = np.random.default_rng(7)
     image = rng.normal(size=(233, 301)).astype(np.float32)

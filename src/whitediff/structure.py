@@ -254,16 +254,21 @@ def _block_power(
 ) -> tuple[Array, Array]:
     """Power of blocks over what is predicted, ``(n, 32, 17)``, and levels under the window."""
     whole = _taken(usable, corners)
+    if variance is not None:
+        plane = _taken(variance, corners)
+        has_variance = np.isfinite(plane) & (plane > 0)
+        if not has_variance.all():
+            whole = whole & has_variance
+            known = whole.mean(axis=(1, 2)) >= 1 - _MOST_BAD
+            corners, whole, plane = corners[known], whole[known], plane[known]
+            if not known.any():
+                return np.zeros((0, _BLOCK, _BLOCK // 2 + 1), np.float32), np.zeros(0)
     profile = np.hanning(_BLOCK + 2)[1:-1]
     window = np.outer(profile, profile).astype(np.float32)
     square = window**2 / np.square(window, dtype=np.float64).sum()
     expected = whole.reshape(len(whole), -1) @ square.ravel()
     if variance is not None:
-        plane = np.where(whole, _taken(variance, corners), 0).reshape(len(whole), -1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            expected = plane @ square.ravel()
-    known = (expected > 0) & np.isfinite(expected)
-    corners, whole, expected = corners[known], whole[known], expected[known]
+        expected = np.where(whole, plane, 0).reshape(len(whole), -1) @ square.ravel()
     blocks = _taken(image, corners).astype(np.float64)
     blocks[~whole] = 0
     weight = whole.reshape(len(whole), -1) * square.ravel()
