@@ -13,8 +13,8 @@ from whitediff.exposures.noise import (
     source_pixels,
     sources_apart,
     variance_factor,
-    warn_of_structure,
 )
+from whitediff.exposures.widths import warn_of_significances
 from whitediff.matching.background import HIGHEST_ORDER, fit_background
 from whitediff.simulation import SimulationOptions, simulate
 from whitediff.sources import (
@@ -198,7 +198,7 @@ def test_structure_that_is_left_in_a_difference_is_told_of(seed, kind, caplog):
         (rng.normal(0, 10, x.shape) + left).astype(np.float32), variance=np.float32(100)
     )
     with caplog.at_level("WARNING"):
-        warn_of_structure(difference)
+        warn_of_significances(difference)
     told = "faint sources are not to be believed" in caplog.text
     assert told == (kind != "white")
 

@@ -115,10 +115,15 @@ def test_noise_of_other_kinds_keeps_its_scatter(change, seed):
     assert found is None or not found.contradicts(image.var())
 
 
-def test_holes_and_small_images_tell_nothing():
-    image, _ = scene(1)
+def test_holes_do_no_harm_and_large_ones_or_small_images_tell_nothing():
+    image, variance = scene(1)
     usable = np.ones(image.shape, bool)
     usable[::16, ::16] = False
+    holes = np.where(usable, image, 1e6).astype(np.float32)
+    found = high_frequencies(holes, usable, variance)
+    assert found is not None
+    assert found.factor == pytest.approx(1, abs=WITHIN)
+    usable[::3] = False
     assert high_frequencies(image, usable) is None
     assert high_frequencies(image[:20], usable[:20] | True) is None
 

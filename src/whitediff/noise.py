@@ -32,6 +32,7 @@ __all__ = [
     "averaged_covariance",
     "coloured",
     "measured_covariance",
+    "product_covariance",
     "resampling_covariance",
     "white_covariance",
 ]
@@ -288,6 +289,42 @@ def white_covariance() -> NoiseCovariance:
         Lag (0, 0) alone.
     """
     return NoiseCovariance(np.ones((1, 1)), "white", significance=0.0)
+
+
+def product_covariance(
+    along_y: Array,
+    along_x: Array,
+    description: str,
+    *,
+    zero_frequency_error: float,
+    chi_square: float,
+) -> NoiseCovariance:
+    """Covariance that is a product of what it is along both axes.
+
+    Parameters
+    ----------
+    along_y, along_x
+        ``(L + 1,)`` correlation at distances of 0 to L pixels, 1 at first.
+    description
+        Where it comes from, in words.
+    zero_frequency_error
+        Standard error of the sum over all lags.
+    chi_square
+        By which 2 L correlations describe the noise better than none.
+
+    Returns
+    -------
+    covariance
+        With the errors that are given alone.
+    """
+    size = len(along_y) - 1
+    lags = np.abs(np.arange(-size, size + 1))
+    return NoiseCovariance(
+        np.outer(along_y[lags], along_x[lags]),
+        description,
+        zero_frequency_error=zero_frequency_error,
+        significance=_standard_deviations(chi_square, 2 * size),
+    )
 
 
 def resampling_covariance(kernel: Array) -> NoiseCovariance:

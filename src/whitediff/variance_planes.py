@@ -52,6 +52,8 @@ _LEAST_SHARE = 0.1
 _ROUNDS = 4
 _CLOSE = 0.05
 """Relative difference of a predicted variance from one that is measured where the sky varies."""
+_MORE = 0.01
+"""Share of a scatter, over the noise, that is light."""
 _BRIGHT_SIGMAS, _LEAST_BRIGHT, _LEAST_RISE = 30.0, 50, 0.03
 """Of pixels' height above the background, how many there must be, and what a variance plane that
 knows of photons rises by there."""
@@ -310,12 +312,21 @@ def _measured_field(
         is_structured=False,
     )
     found = high_frequencies(image, usable)
-    if found is None or not (
-        found.contradicts(variance)
-        or _explains_what_scatter_does_not(expected, found, variance, level)
-    ):
+    if found is None:
         return field
-    return _structured(field, found, is_scale_known=is_scale_known)
+    if found.contradicts(variance) or _explains_what_scatter_does_not(
+        expected, found, variance, level
+    ):
+        return _structured(field, found, is_scale_known=is_scale_known)
+    predicted = expected is not None and expected.predicts(level=level, measured=variance)
+    if not predicted and variance > found.factor * (1 + _MORE + 3 * found.error):
+        # Faint stars and wings scatter, too.
+        return dataclasses.replace(
+            field,
+            variance=found.factor,
+            on_pixels=f"measured at frequencies free of sources: {found.factor:.4g}",
+        )
+    return field
 
 
 def _structured(field: _Field, found: HighFrequencies, *, is_scale_known: bool) -> _Field:

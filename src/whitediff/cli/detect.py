@@ -40,6 +40,14 @@ __all__ = ["detect", "run_detection"]
     help="Least significance of a source, standard deviations.",
 )
 @click.option(
+    "--significance",
+    type=click.Choice(["auto", "plane"]),
+    default="auto",
+    show_default=True,
+    help="What the threshold applies to: significances over their measured width between the"
+    " sources, where that departs from 1 (auto), or as the variance plane tells (plane).",
+)
+@click.option(
     "--sign",
     type=click.Choice(["both", "positive", "negative"]),
     default="both",
@@ -89,6 +97,7 @@ def run_detection(
     score: str | None = None,
     at: str | None = None,
     threshold: float = 5.0,
+    significance: Any = "auto",
     sign: Any = "both",
     aperture_radius: float | None = None,
     zero_point: float | None = None,
@@ -103,8 +112,8 @@ def run_detection(
 
     Parameters
     ----------
-    difference, output, score, at, threshold, sign, aperture_radius, zero_point, regions, psf, \
-    variance, mask, mask_bits, overwrite
+    difference, output, score, at, threshold, significance, sign, aperture_radius, zero_point, \
+    regions, psf, variance, mask, mask_bits, overwrite
         Options of the command.
 
     Returns
@@ -135,7 +144,11 @@ def run_detection(
     if regions is not None and regions.resolve() == output.resolve():
         raise ArgumentError(f"{output}: two outputs cannot be the same file.")
     options = DetectionOptions(
-        threshold=threshold, sign=sign, aperture_radius=aperture_radius, zero_point=zero_point
+        threshold=threshold,
+        sign=sign,
+        aperture_radius=aperture_radius,
+        zero_point=zero_point,
+        significance=significance,
     )
     with stages("Detecting", 3) as begin:
         begin("reading")

@@ -28,8 +28,10 @@ from ..exposures.pipeline import aligned_as_before
 from ..exposures.psf import psf_image
 from ..exposures.solution import Solution, undecorrelated
 from ..exposures.subtraction import convolved_exposure, matched_template, subtract_background
+from ..exposures.widths import measured_width
 from ..outputs import replacing
 from ..profiles import full_width_half_maximum
+from ..widths import SignificanceWidth
 from .calibration import block_power, variance_calibration
 from .detections import detection_rows, edge_excess, sky_grid
 from .measure import (
@@ -365,6 +367,7 @@ def _noise(
                 section["before"] = old.to_dict()
             except WhitediffError:
                 pass
+    _judge_significances(measured_width(product), checks)
     frequency, power = block_power(image, variance, good)
     section["power"] = {"frequency": frequency, "after": power, "before": None}
     if before is not None:
@@ -406,6 +409,32 @@ def _histogram(image: Array, variance: Array, good: Array) -> dict[str, Any]:
         "counts": counts,
         "gaussian": np.where(expected > _LEAST_COUNT, expected, np.nan),
     }
+
+
+def _judge_significances(width: SignificanceWidth | None, checks: list[Check]) -> None:
+    """Whether significances mean what they say, as the run decided it."""
+    reason = (
+        "Width of the significances between the sources. 1 where they mean what they say; else"
+        " detect divides by it, and errors of fluxes and the depth are to be multiplied by it."
+    )
+    check = judged(
+        "Width of significances",
+        "significance width",
+        None if width is None else width.width,
+        reason,
+        error=0.0 if width is None else width.error,
+    )
+    if width is None:
+        checks.append(check)
+    elif width.is_off:
+        name = width.text[0].upper() + width.text[1:]
+        checks.append(
+            dataclasses.replace(
+                check, name=name, status="bad" if check.status == "bad" else "doubtful"
+            )
+        )
+    else:
+        checks.append(dataclasses.replace(check, status="good"))
 
 
 def _judge_whiteness(white: Whiteness, by_cell: Any, checks: list[Check]) -> None:

@@ -35,6 +35,7 @@ LIMITS = {
     "whiteness": Limits((0.97, 1.03), (0.9, 1.1)),
     "variance": Limits((0.97, 1.03), (0.9, 1.1)),
     "worst cell": Limits((0.9, 1.1), (0.8, 1.25)),
+    "significance width": Limits((0.975, 1.025), (0.9, 1.1)),
     "score mean": Limits((-0.05, 0.05), (-0.2, 0.2)),
     "stars": Limits((10, math.inf), (3, math.inf)),
     "rejected": Limits((0, 0.3), (0, 0.6)),

@@ -86,6 +86,9 @@ COLUMNS = {
     "ra_err": _Column(_DEG, "standard deviation of ra times cos(dec)"),
     "dec_err": _Column(_DEG, "standard deviation of dec"),
     "significance": _Column(None, "signed flux of a point source over its error, at the peak"),
+    "measured_significance": _Column(
+        None, "significance over the measured width of significances where there is no source"
+    ),
     "peak_significance": _Column(None, "the same at the highest pixel"),
     "psf_flux": _Column(_FLUX, "flux of the fitted point source"),
     "psf_flux_err": _Column(_FLUX, "standard deviation of psf_flux"),
@@ -255,6 +258,10 @@ def headline(catalog: Table) -> str:
     """
     meta = catalog.meta
     end = depth_text(meta.get("depth"), meta.get("depth_mag"), catalog["psf_flux"].unit)
+    if meta.get("significance_text"):
+        by = meta.get("significance_by") == "auto"
+        allowed = "which is allowed for" if by else "which is not allowed for"
+        end = f"; {meta['significance_text']}, {allowed}{end}"
     if meta["kind"] == "forced photometry":
         return f"fluxes at {_number_of(len(catalog), 'position')}{end}"
     expected = meta.get("expected_false_per_sign")

@@ -16,6 +16,7 @@ from .. import detection, photometry
 from ..dipoles import Classes, classified, opposite_lobes
 from ..errors import ArgumentError
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..widths import SignificanceWidth
 from .catalog import (
     assembled,
     check_zero_point,
@@ -31,6 +32,7 @@ from .masks import CONTAMINATED, UNTRUSTED_MASK_PLANES, flagged
 from .model import Exposure
 from .psf import psf_image, psf_images
 from .skies import without_left_sky
+from .widths import free_of_sources, measured_width, width_of
 
 __all__ = [
     "DetectionOptions",
@@ -74,6 +76,9 @@ class DetectionOptions:
         Pixels with any of these hold no measurement.
     zero_point
         Magnitude of a flux of 1; None for that of the header, if it has one.
+    significance
+        What the threshold applies to: significances by the variance plane, divided by their
+        measured width where that departs from 1 (auto), or as they are (plane).
     """
 
     threshold: float = 5.0
@@ -81,6 +86,7 @@ class DetectionOptions:
     aperture_radius: float | None = None
     exclude_mask_planes: tuple[str, ...] = UNTRUSTED_MASK_PLANES
     zero_point: float | None = None
+    significance: Literal["auto", "plane"] = "auto"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.threshold) and self.threshold > 0):
@@ -89,6 +95,8 @@ class DetectionOptions:
             )
         if self.sign not in ("both", "positive", "negative"):
             raise ArgumentError(f"sign is both, positive or negative; got {self.sign!r}.")
+        if self.significance not in ("auto", "plane"):
+            raise ArgumentError(f"significance is auto or plane; got {self.significance!r}.")
         radius = self.aperture_radius
         if radius is not None and not (math.isfinite(radius) and radius > 0):
             raise ArgumentError(f"The aperture's radius must be positive; got {radius:g}.")
@@ -107,11 +115,14 @@ class Detections:
         `whitediff.detection.Significance` of every pixel.
     peaks
         Of all sources, both lobes of dipoles among them; array coordinates.
+    threshold
+        Least significance by the variance plane that counts.
     """
 
     catalogue: QTable
     significance: detection.Significance
     peaks: detection.Peaks
+    threshold: float
 
     def pixels(self, sign: Literal["positive", "negative"]) -> Array:
         """Pixels beyond the threshold, and the highest of each source.
@@ -127,8 +138,7 @@ class Detections:
             ``(ny, nx)`` boolean.
         """
         side = 1 if sign == "positive" else -1
-        threshold = self.catalogue.meta["threshold"]
-        result: Array = side * self.significance.image > threshold
+        result: Array = side * self.significance.image > self.threshold
         result &= self.significance.searched
         # Between its pixels a peak may be higher than on any of them.
         at = np.sign(self.peaks.significance) == side
@@ -194,9 +204,13 @@ def detections(
     """
     options = DetectionOptions() if options is None else options
     field = _Field.of(Exposure.from_object(difference), options)
-    found, responses = _searched(field, None if score is None else Exposure.from_object(score))
-    peaks = detection.find_peaks(found, options.threshold)
-    blends = detection.deblended(peaks, options.threshold, responses)
+    on = field.exposure if score is None else Exposure.from_object(score)
+    found, responses = _searched(field, None if score is None else on)
+    width = _width(found, on, score=score is not None)
+    divisor = 1.0 if width is None else width.divisor
+    threshold = options.threshold * (divisor if options.significance == "auto" else 1.0)
+    peaks = detection.find_peaks(found, threshold)
+    blends = detection.deblended(peaks, threshold, responses)
     peaks = blends.peaks
     # Two lobes side by side are not fitted freely, unless they turn out to be two sources.
     lobes = opposite_lobes(peaks, field.fwhm) >= 0
@@ -222,6 +236,7 @@ def detections(
             "y_err": fits.y_error,
             "xy_cov": fits.xy_covariance,
             "significance": peaks.significance,
+            "measured_significance": peaks.significance / divisor,
             "peak_significance": peaks.pixel_significance,
         }
         | _flux_columns(fits)
@@ -244,12 +259,36 @@ def detections(
         "n_positive": int((columns["significance"] > 0).sum()),
         "n_negative": int((columns["significance"] < 0).sum()),
     } | source_counts(table)
-    searched = field.exposure if score is None else Exposure.from_object(score)
-    if searched.psf is not None:
+    table.meta |= _width_meta(width, options)
+    if on.psf is not None:
+        # Of noise as wide as it is.
         table.meta["expected_false_per_sign"] = expected_false_detections(
-            searched, options.threshold, found.pixels, score=score is not None
+            on, threshold / divisor, found.pixels, score=score is not None
         )
-    return Detections(table, found, peaks)
+    return Detections(table, found, peaks, threshold)
+
+
+def _width(
+    found: detection.Significance, exposure: Exposure, *, score: bool
+) -> SignificanceWidth | None:
+    """How wide significances are between the sources of what they were found on."""
+    if exposure.psf is None:
+        return None
+    box = exposure.bbox
+    psf = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+    return width_of(found.image, found.searched & free_of_sources(exposure), psf, score=score)
+
+
+def _width_meta(width: SignificanceWidth | None, options: DetectionOptions) -> dict[str, Any]:
+    """Entries of a catalogue's metadata: how wide significances are, and what is done about it."""
+    meta: dict[str, Any] = {"significance_by": options.significance}
+    if width is None:
+        return meta
+    return meta | {
+        "significance_width": width.width,
+        "significance_width_err": width.error,
+        "significance_text": width.text,
+    }
 
 
 def _on_defect(exposure: Exposure, table: QTable) -> Array:
@@ -403,8 +442,12 @@ def forced_photometry(
     px, py = x[inside] - x0, y[inside] - y0
     fits = field.fitted_at(px, py)
     measured = _flux_columns(fits, parameters=1)
+    width = measured_width(field.exposure)
     with np.errstate(invalid="ignore", divide="ignore"):
         measured["significance"] = fits.flux / fits.flux_error
+    measured["measured_significance"] = measured["significance"] / (
+        1.0 if width is None else width.divisor
+    )
     for name, values in measured.items():
         full = np.full(len(x), np.nan)
         full[inside] = values
@@ -416,6 +459,7 @@ def forced_photometry(
     columns["flag_fit_failed"] = failed
     table = field.table(columns, inside)
     table.meta["kind"] = "forced photometry"
+    table.meta |= _width_meta(width, options)
     return table
 
 

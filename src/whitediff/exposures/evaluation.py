@@ -313,7 +313,7 @@ def _started(setting: Setting, number: int) -> _Start:
     threshold = options.threshold - max(_BELOW)
     detections, false_detections = {}, {}
     for kind in options.kinds:
-        found = _detected(made, kind, DetectionOptions(threshold=threshold))
+        found = _detected(made, kind, _options(threshold))
         detections[kind] = found
         false_detections[kind] = _false_detections(
             made[kind].product.exposure,
@@ -459,6 +459,11 @@ def _ideal_ratio(made: Made) -> Callable[[Array, Array], Array]:
     return ratio
 
 
+def _options(threshold: float, **options: Any) -> DetectionOptions:
+    """Options of a detection that is judged by the variance plane."""
+    return DetectionOptions(threshold=threshold, significance="plane", **options)
+
+
 def _detected(made: dict[Kind, Made], kind: Kind, options: DetectionOptions) -> QTable:
     score = made["score"].product.exposure if kind == "score" else None
     return detect(made["difference"].product.exposure, score, options)
@@ -469,7 +474,7 @@ def _judged(
 ) -> dict[str, int]:
     """Add what was found of the sources to their table; count the detections by what they are."""
     options = setting.options
-    found = _detected(made, kind, DetectionOptions(threshold=options.threshold, sign="positive"))
+    found = _detected(made, kind, _options(options.threshold, sign="positive"))
     x, y = sources["x"].value, sources["y"].value
     height = np.asarray(found["significance"], dtype=np.float64)
     positions = _positions(found)

@@ -21,6 +21,7 @@ from ..noise import (
     NoiseCovariance,
     UnmeasurableNoiseError,
     measured_covariance,
+    product_covariance,
     white_covariance,
 )
 from ..photons import Counts, counted_photons
@@ -34,7 +35,7 @@ from ..sources import (
     spread_over_steps,
 )
 from ..stats import clipped_sigma, robust_sigma
-from ..structure import high_frequencies
+from ..structure import HighFrequencies, high_frequencies
 from ..threads import in_threads
 from . import masks
 from .covariance import Noise, noise_at
@@ -55,9 +56,9 @@ __all__ = [
     "rescaled",
     "source_pixels",
     "sources_apart",
+    "structure_on_larger_scales",
     "untrusted_pixels",
     "variance_factor",
-    "warn_of_structure",
     "without_sentinels",
 ]
 
@@ -68,11 +69,12 @@ _log = logging.getLogger("whitediff.decorrelate")
 _LARGEST_VARIANCE_FACTOR = 10.0
 _FITTING = 2.0
 """Measured noise over a plane, either way, with which the plane is what it is tried as."""
+_SURELY = 0.05
+"""Share of a scatter, over the noise, that is told of."""
+_CROWDED = 0.03
+"""The same from which the light between sources spoils the covariance of source-free pixels."""
 _SQUARE, _FEWEST_SQUARES, _MOST_STRUCTURE = 8, 200, 1.5
 _SPOILED = (*masks.AVOIDED_MASK_PLANES, "SOURCE", "EDGE")
-_FOR_LACKING, _LACKING_ERROR, _UNKNOWN = 4.0, 0.02, 0.35
-"""Excess at low frequencies that noise may have for what it lacks at high ones, the error of the
-latter, and the error with which nothing is known of the former."""
 _ENOUGH_PIXELS = 4_000_000
 _ENOUGH_FOR_SCATTER = 2_000_000
 _STRIP_ROWS = (64, 256)
@@ -422,32 +424,32 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
     relative = flat[::step][free] / sigma
     usable = _measured_pixels(exposure)
     if counted_photons(exposure.image.array, usable) is None:
-        factor = robust_sigma(relative, step=rounding) ** 2
+        scatter = robust_sigma(relative, step=rounding) ** 2
     else:
-        factor = clipped_sigma(relative) ** 2
-    structure = 1.0
+        scatter = clipped_sigma(relative) ** 2
+    factor, structure = scatter, 1.0
     noise = high_frequencies(exposure.image.array, usable, exposure.variance.array)
-    if noise is not None and noise.contradicts(factor):
+    if noise is None or noise.factor > scatter * (1 + _SURELY + 3 * noise.error):
+        # Noise scatters by itself at least: what is more at high frequencies is light, too.
         _log.info(
-            "%s: structured emission makes its source-free pixels scatter %.3g times as much as its"
-            " variance plane tells; the noise is measured at high frequencies: %.3g times.",
+            "%s: no spatial frequency is known to be free of sources, so its noise is measured by"
+            " the scatter of its source-free pixels.",
             name,
-            factor,
-            noise.usual_factor,
         )
-        structure = factor / noise.usual_factor
-        factor = noise.usual_factor
-    elif noise is not None and noise.confirms(factor):
-        # What scatters besides is on the sky, so that it does not stay in a difference.
-        _log.info(
-            "%s: faint sources, emission or fringes make its source-free pixels scatter %.3g times"
-            " as much as its variance plane tells; at high frequencies the noise is %.3g times"
-            " that.",
-            name,
-            factor,
-            noise.usual_factor,
-        )
-        factor = noise.usual_factor
+    else:
+        factor = noise.factor
+        if noise.contradicts(scatter):
+            structure = scatter / factor
+        if scatter > factor * (1 + _SURELY + 3 * noise.error):
+            # What scatters besides is on the sky, so that it does not stay in a difference.
+            _log.info(
+                "%s: sources, emission or fringes make its source-free pixels scatter %.3g times as"
+                " much as its variance plane tells; the noise, at frequencies free of them, is %.3g"
+                " times that.",
+                name,
+                scatter,
+                factor,
+            )
     if not 1 / _LARGEST_VARIANCE_FACTOR < factor < _LARGEST_VARIANCE_FACTOR:
         raise DataError(
             f"{name}: the noise of its source-free pixels is {factor:.3g} times its variance"
@@ -597,13 +599,18 @@ def noises_by_role(
     return noises
 
 
-def warn_of_structure(difference: Exposure) -> None:
-    """Say where a difference holds more than the noise of its pixels.
+def structure_on_larger_scales(difference: Exposure) -> str:
+    """What a difference holds besides the noise of its pixels.
 
     Parameters
     ----------
     difference
         Decorrelated, its sources marked; nothing is said of scores, whose noise is correlated.
+
+    Returns
+    -------
+    text
+        A sentence's part; empty where there is nothing.
 
     Notes
     -----
@@ -611,7 +618,7 @@ def warn_of_structure(difference: Exposure) -> None:
     beyond 5 errors count as 5: of sources that no mask tells of.
     """
     if difference.is_score:
-        return
+        return ""
     side = _SQUARE
     ny, nx = (n // side * side for n in difference.shape)
     sums = []
@@ -628,18 +635,14 @@ def warn_of_structure(difference: Exposure) -> None:
         sums.append((total / np.sqrt(np.maximum(count, 1)))[count > 0.75 * side**2])
     found = np.concatenate(sums) if sums else np.zeros(0)
     if len(found) < _FEWEST_SQUARES:
-        return
+        return ""
     ratio = float(np.mean(np.minimum((found - np.median(found)) ** 2, 25.0)))
-    if ratio > _MOST_STRUCTURE:
-        _log.warning(
-            "%s: between its sources the sums of %d × %d pixels have %.3g times the variance of"
-            " white noise: one image has fringes, steps or a sky that the other has not, or"
-            " correlated noise; faint sources are not to be believed.",
-            difference.source or "The difference",
-            side,
-            side,
-            ratio,
-        )
+    if ratio <= _MOST_STRUCTURE:
+        return ""
+    return (
+        f"the sums of {side} × {side} pixels have {ratio:.3g} times the variance of white noise:"
+        " one image has fringes, steps or a sky that the other has not, or correlated noise"
+    )
 
 
 def _known_noise(name: str, exposure: Exposure) -> Noise:
@@ -660,6 +663,10 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
     """Noise covariance, or why it cannot be measured."""
     image, variance = exposure.image.array, exposure.variance.array
     untrusted = untrusted_pixels(exposure)
+    told = high_frequencies(image, ~(untrusted | masks.flagged(exposure.mask, _IGNORED)), variance)
+    if told is not None and told.axes is None:
+        # What is not white within the band of sources are sources, or what a sky leaves.
+        return white_covariance()
     # Strips of a large frame determine the covariance as well as all of it.
     flat, plane, use, wrong = [], [], [], []
     for rows in _strips(image.shape):
@@ -676,54 +683,38 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
             pile.append(np.zeros((_GAP, image.shape[1]), pile[-1].dtype))
         wrong.append(np.ones((_GAP, image.shape[1]), dtype=bool))
     pixels, noise, free = (np.concatenate(pile) for pile in (flat, plane, use))
-    told = high_frequencies(image, ~(untrusted | masks.flagged(exposure.mask, _IGNORED)), variance)
-    scatter = robust_sigma(pixels[free] / np.sqrt(noise[free])) ** 2 if free.any() else 0.0
-    if not scatter > 0:
-        told = None
-    if told is not None:
-        if told.contradicts(scatter):
-            return DataError(
-                "structured emission fills its field, which only high frequencies are free of, and"
-                " at those it is white"
-            )
-        if told.confirms(scatter):
-            return white_covariance()
+    if told is not None and free.any():
+        scatter = robust_sigma(pixels[free] / np.sqrt(noise[free])) ** 2
+        if scatter > told.factor * (1 + _CROWDED + 2 * told.error):
+            # Light between the sources is correlated, too.
+            return _of_frequencies(told)
     try:
-        found = measured_covariance(
+        return measured_covariance(
             pixels,
             noise,
             free,
             psf_sigma=_width(exposure, pixels, noise, np.concatenate(wrong)),
         )
     except DataError as error:
-        return error
+        return error if told is None else _of_frequencies(told)
     except np.linalg.LinAlgError:
         return DataError(
             "no covariance fits what its source-free pixels show; is there structure in the"
             " background?"
         )
-    if told is not None and _is_of_the_sky(found, told.usual_factor / scatter):
-        return white_covariance()
-    return found
 
 
-def _is_of_the_sky(noise: NoiseCovariance, power: float) -> bool:
-    """Whether a covariance is that of what the background leaves, not of noise.
-
-    Noise that is correlated between neighbours lacks power at the highest frequencies, about as
-    much as it has too much at the lowest.  Fringes, steps and skies that no background follows
-    leave those as they are.
-
-    Parameters
-    ----------
-    noise
-        As measured.
-    power
-        At high frequencies, where it is the same at all of them, over the variance of the pixels.
-    """
-    if noise.zero_frequency_error > _UNKNOWN:
-        return True
-    return abs(noise.zero_frequency - 1) > _FOR_LACKING * (_LACKING_ERROR + abs(power - 1))
+def _of_frequencies(told: HighFrequencies) -> NoiseCovariance:
+    """Covariance of noise that is not white, told at frequencies free of sources."""
+    assert told.axes is not None
+    along_y, along_x = told.axes
+    return product_covariance(
+        along_y,
+        along_x,
+        "measured at frequencies free of sources",
+        zero_frequency_error=told.zero_frequency_error,
+        chi_square=told.significance,
+    )
 
 
 def _width(exposure: Exposure, flat: Array, variance: Array, untrusted: Array) -> float | None:

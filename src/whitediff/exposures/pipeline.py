@@ -25,11 +25,12 @@ from .cutouts import (
 from .defects import with_defects
 from .matching import Match, MatchOptions, match
 from .model import Exposure
-from .noise import PairSources, pair_sources, rescaled, warn_of_structure
+from .noise import PairSources, pair_sources, rescaled
 from .preparation import Pair, PreparationOptions, pair_with_psf, prepare
 from .resampling import ResamplingOptions
 from .solution import Product, Solution, make_product
 from .subtraction import preconvolution_kernel
+from .widths import warn_of_significances
 
 __all__ = [
     "Made",
@@ -359,7 +360,7 @@ def _make_all(
         # Both products have the same inputs.
         correction |= measured_noise(product)
         mark_sources(product.exposure, levels)
-        warn_of_structure(product.exposure)
+        warn_of_significances(product.exposure)
         made[kind] = Made(product, solved.pair.science, solved.pair.template, solved.pair)
         pair = solved.pair
     return made
@@ -403,7 +404,7 @@ def make_again(
         )
         product = make_product(solution, *pair, sources=sources, full_variance=full_variance)
         mark_sources(product.exposure, levels)
-        warn_of_structure(product.exposure)
+        warn_of_significances(product.exposure)
         made[kind] = Made(product, *pair)
     return made
 

@@ -10,7 +10,13 @@ from typing import Any
 from .. import __version__
 from ..noise import FLOOR
 
-__all__ = ["decorrelation_cards", "depth_cards", "report_inputs_floor", "report_noise_floor"]
+__all__ = [
+    "decorrelation_cards",
+    "depth_cards",
+    "report_inputs_floor",
+    "report_noise_floor",
+    "significance_cards",
+]
 
 log = logging.getLogger("whitediff.runs")
 
@@ -79,6 +85,29 @@ def depth_cards(depth: Any, zero_point: float | None) -> dict[str, tuple[Any, st
     return cards | {
         "WDDEPTH": (depth.flux, "flux of a 5 sigma point source"),
         "WDMAGLIM": (depth.magnitude, "its magnitude"),
+    }
+
+
+def significance_cards(width: Any) -> dict[str, tuple[Any, str]]:
+    """Cards of how wide the significances of a product scatter where there is no source.
+
+    Parameters
+    ----------
+    width
+        `whitediff.widths.SignificanceWidth`, or None.
+
+    Returns
+    -------
+    cards
+        Keyword → (value, comment).
+    """
+    if width is None:
+        return {}
+    said = width.text or "significances are right"
+    return {
+        "WDSGWID": (width.width, said),
+        "WDSGERR": (width.error, "error of the width of significances"),
+        "WDSGOFF": (width.is_off, "significances are to be divided by WDSGWID"),
     }
 
 

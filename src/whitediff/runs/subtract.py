@@ -20,7 +20,7 @@ from ..exposures.depth import Depth
 from ..exposures.depth import depth as depth_of
 from ..exposures.matching import MatchOptions
 from ..exposures.model import Exposure
-from ..exposures.noise import PairSources, pair_sources, rescaled, warn_of_structure
+from ..exposures.noise import PairSources, pair_sources, rescaled
 from ..exposures.pipeline import (
     Made,
     SubtractionOptions,
@@ -37,10 +37,11 @@ from ..exposures.preparation import PreparationOptions, prepare, template_covera
 from ..exposures.resampling import ResamplingOptions
 from ..exposures.solution import make_product
 from ..exposures.subtraction import matched_template
+from ..exposures.widths import warn_of_significances
 from ..matching.design import FitOptions
 from ..outputs import check_output
 from ..reading import reading_options
-from .cards import decorrelation_cards, depth_cards, report_inputs_floor
+from .cards import decorrelation_cards, depth_cards, report_inputs_floor, significance_cards
 from .inputs import read_input
 from .record import recorded
 
@@ -523,7 +524,7 @@ def _finished(
     """Exposure with the planes of its sources, cards and further extensions."""
     exposure = product.exposure
     mark_sources(exposure, sources)
-    warn_of_structure(exposure)
+    width = warn_of_significances(exposure)
     extras = dict(formats.solution_extras(product.solution))
     if product.flux is not None:
         extras = {"FLUX": product.flux, "FLUX_VARIANCE": product.flux_variance} | extras
@@ -531,6 +532,7 @@ def _finished(
         exposure,
         decorrelation_cards(product.decorrelation)
         | cards
+        | significance_cards(width)
         | formats.solution_cards(product.solution)
         | {"WDTASK": ("subtract", "made by")},
         extras,

@@ -61,6 +61,7 @@ NUMBERS = {
     "WDDOUBT": "doubts",
     "WDDEPTH": "depth",
     "WDMAGLIM": "limiting_magnitude",
+    "WDSGWID": "significance_width",
 }
 """Cards of a product, and what they are called in the results."""
 

@@ -115,6 +115,16 @@ class SourceDetectionConfig(pex_config.Config):
             "both": "Either.",
         },
     )
+    significance = pex_config.ChoiceField(
+        dtype=str,
+        default="auto",
+        doc="What the threshold applies to.",
+        allowed={
+            "auto": "Significances over their measured width between the sources, where that"
+            " departs from 1.",
+            "plane": "Significances as the variance plane tells.",
+        },
+    )
     excludeMaskPlanes = pex_config.ListField(
         dtype=str,
         default=list(masks.UNTRUSTED_MASK_PLANES),
@@ -211,6 +221,7 @@ class DetectAndMeasureConfig(  # type: ignore[call-arg]
         return DetectionOptions(
             threshold=self.detection.thresholdValue,
             sign=self.detection.thresholdPolarity,
+            significance=self.detection.significance,
             aperture_radius=self.apertureRadius,
             exclude_mask_planes=tuple(self.detection.excludeMaskPlanes),
         )
@@ -431,6 +442,7 @@ class DetectAndMeasureTask(PipelineTask):
         for key, name in (
             ("depth", "diffimLimitingFlux"),
             ("depth_mag", "diffimLimitingMagnitude"),
+            ("significance_width", "diffimSignificanceWidth"),
         ):
             if key in diaSources.meta:
                 self.metadata[name] = diaSources.meta[key]

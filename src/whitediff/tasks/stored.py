@@ -16,6 +16,7 @@ from ..exposures.model import Exposure
 from ..exposures.noise import PairSources, pair_sources, rescaled, without_sentinels
 from ..exposures.pipeline import aligned_as_before, mark_sources
 from ..exposures.solution import Solution, make_product
+from ..exposures.widths import warn_of_significances
 from .connections import DecorrelateConnections, RecreateConnections
 from .decorrelate_spatial import DecorrelateALKernelSpatialTask
 from .match import algorithm_error
@@ -118,6 +119,7 @@ class DecorrelateDifferenceTask(PipelineTask):
             corrected.background = difference.background
         if masks.find_plane(corrected.mask, masks.STATIC) is None:
             mark_sources(corrected, levels)
+        warn_of_significances(corrected)
         return Struct(
             correctedExposure=corrected,
             correctedSolution=solution.completed(result.decorrelation),
@@ -184,6 +186,7 @@ class RecreateDifferenceTask(PipelineTask):
             raise algorithm_error(error) from error
         exposure = product.exposure
         mark_sources(exposure, levels)
+        warn_of_significances(exposure)
         self.metadata["kernelSum"] = product.decorrelation.kernel_sum
         self.metadata["diffimVarianceMeanAfter"] = product.decorrelation.variance_mean_after
         return Struct(difference=exposure)

@@ -36,6 +36,7 @@ from ..exposures.subtraction import (
     preconvolution_kernel,
     unsupported,
 )
+from ..exposures.widths import warn_of_significances
 from ..matching.candidates import CandidateOptions
 from .connections import ScoreConnections, SubtractConnections
 from .decorrelate import DecorrelateALKernelTask
@@ -624,6 +625,10 @@ class AlardLuptonSubtractTask(PipelineTask):
         difference.masked_image.mask = self.updateMasks(
             difference, pair, matchedTemplate=template, matchedScience=science
         )
+        if self.config.doDecorrelation:
+            width = warn_of_significances(difference)
+            if width is not None:
+                self.metadata["diffimSignificanceWidth"] = width.width
         result = Struct(
             difference=difference,
             matchedTemplate=template,
