@@ -589,7 +589,7 @@ def _psf_of_stars(
         # Galaxies would do for a kernel, not for a PSF.
         options=CandidateOptions(stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE),
     )
-    images, used = measure_psf(
+    found = measure_psf(
         exposure.image.array,
         exposure.variance.array,
         bad,
@@ -598,9 +598,14 @@ def _psf_of_stars(
         size=wide,
         order=_PSF_ORDER,
     )
-    _log.info("%s: its PSF is measured from %d stars.", exposure.source or "The exposure", used)
-    images = unit_sum(_trimmed(images, size))
-    return KernelPointSpreadFunction(term_kernel(images, _PSF_ORDER, exposure.bbox))
+    _log.info(
+        "%s: its PSF is measured from %d stars.", exposure.source or "The exposure", found.stars
+    )
+    images = _trimmed(found.images, size)
+    return KernelPointSpreadFunction(
+        term_kernel(unit_sum(images), _PSF_ORDER, exposure.bbox),
+        enclosed=found.enclosed * float(images[0].sum()),
+    )
 
 
 def _trimmed(images: Array, smallest: int) -> Array:

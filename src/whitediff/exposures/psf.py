@@ -70,6 +70,11 @@ class KernelPointSpreadFunction(PointSpreadFunction):
         Basis images times functions of the position; its images need not have unit sum.
     average_position
         x, y where the PSF is nominal; the middle of the kernel's bounds if not given.
+    enclosed
+        Share of a point source's light that its images hold: a flux measured with them is so
+        much of the source's.
+    flux_error
+        Relative error of fluxes measured with it.
 
     Notes
     -----
@@ -81,8 +86,12 @@ class KernelPointSpreadFunction(PointSpreadFunction):
         kernel: ImageBasisConvolutionKernel,
         *,
         average_position: tuple[float, float] | None = None,
+        enclosed: float = 1.0,
+        flux_error: float = 0.0,
     ) -> None:
         self._kernel = kernel
+        self.enclosed = float(enclosed)
+        self.flux_error = float(flux_error)
         if average_position is None:
             bbox = kernel.bounds.bbox
             average_position = (bbox.x.center, bbox.y.center)
