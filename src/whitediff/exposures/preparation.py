@@ -570,9 +570,12 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     width = fwhm(exposure, stars, stars.science_sigma, bad)
     if not sources.stars.are_certain:
         _warn_of_galaxies((exposure,), (width,), sources)
-    flattened = exposure.replaced(image=Image(flat, bbox=exposure.bbox, unit=exposure.image.unit))
+    ground = exposure
+    if _is_curved(exposure, flat, bad):
+        # Else stars keep their wings, which a background of cells takes in part.
+        ground = exposure.replaced(image=Image(flat, bbox=exposure.bbox, unit=exposure.image.unit))
     exposure = exposure.replaced()
-    exposure.psf = _psf_of_stars(flattened, sources, bad, FWHM_TO_SIGMA * width)
+    exposure.psf = _psf_of_stars(ground, sources, bad, FWHM_TO_SIGMA * width)
     return exposure
 
 
@@ -605,6 +608,7 @@ def _psf_of_stars(
     return KernelPointSpreadFunction(
         term_kernel(unit_sum(images), _PSF_ORDER, exposure.bbox),
         enclosed=found.enclosed * float(images[0].sum()),
+        flux_error=found.flux_error,
     )
 
 

@@ -37,6 +37,8 @@ _NEIGHBOUR = 3.0
 _BRIGHT, _FAR_LARGER = 0.1, 5.0
 """Of a star's brightest pixel, what tells how the variance rises with light; of the variance so
 expected, what a noisy count does not reach."""
+_RINGS, _RING_FLOOR, _GROUPS, _STEP = 2, 0.01, 8, 0.01
+"""Rings in a half width, groups of stars of which each is left out, and the step of derivatives."""
 _SHARERS, _FEWEST_SHARERS = 15, 5
 """Stars whose common residual is the PSF's."""
 _LOCUS = 2.5
@@ -62,6 +64,8 @@ _SHARE = (0.0, 1.5)
 _USUAL_SHARE = (0.5, 0.5)
 """Share of turbulence and its standard deviation where the stars do not tell."""
 _NODES = 4096
+_WINGS_FROM, _WING_MISFIT = 3.0, 0.2
+"""Half widths, and the relative error of the profile farther out."""
 _LEVEL_FROM = 4.0
 """Half widths at half maximum: pixels farther away tell a star's background."""
 _ANGLES = 64
@@ -145,9 +149,13 @@ class _Moffat:
         if square.size < _NODES:
             return self._at(square) / width2
         far = np.log1p(square)
-        nodes = np.linspace(0, far.max(), _NODES)
-        result: Array = np.interp(far, nodes, self._at(np.expm1(nodes))) / width2
-        return result
+        step = float(far.max()) / (_NODES - 1)
+        profile = self._at(np.expm1(step * np.arange(_NODES + 1))) / np.mean(width2)
+        far /= step
+        node = far.astype(np.int32)
+        far -= node
+        result: Array = profile[node] + far * np.diff(profile)[node]
+        return result * (np.mean(width2) / width2)
 
     def _at(self, square: Array) -> Array:
         """Profile of half width 1 at squared distances."""
@@ -226,11 +234,15 @@ class MeasuredPsf(NamedTuple):
         Number of stars used.
     enclosed
         Share of a star's light inside of the images.
+    flux_error
+        Standard deviation of the logarithm of fluxes that the PSF measures: how well the stars tell
+        what light is in the wings.
     """
 
     images: Array
     stars: int
     enclosed: float
+    flux_error: float
 
 
 @single_threaded_algebra()
@@ -319,7 +331,8 @@ def measure_psf(
     coefficients[: len(residual)] += residual
     inside = float(coefficients[0].sum())
     enclosed = inside / (inside + profile.beyond(size))
-    return MeasuredPsf(unit_sum(coefficients), len(used), enclosed)
+    error = _flux_error(left, weight, profile)
+    return MeasuredPsf(unit_sum(coefficients), len(used), enclosed, error)
 
 
 def unit_sum(coefficients: Array) -> Array:
@@ -750,6 +763,60 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
     return found_profile, scale
 
 
+def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
+    """Relative error of the light of the mean star, whose wings and level are not told apart.
+
+    A linear fit to rings of the scale, the width, the fall and the share of turbulence, with a
+    level of each star.  Its error is the larger of the formal one and that by leaving out each of
+    eight groups of stars.
+    """
+    side = left.shape[1]
+    offset = np.arange(side) - side // 2
+    x, y = offset[None, :], offset[:, None]
+    ring = np.floor(_RINGS * np.sqrt(profile.square(x, y)) / profile.half_width).astype(int).ravel()
+    members = np.zeros((side**2, int(ring.max()) + 1))
+    members[np.arange(side**2), ring] = 1
+    members = members[:, members.any(axis=0)]
+    own = profile.centred(side).ravel()
+    changed = [
+        dataclasses.replace(profile, half_width=profile.half_width * (1 + _STEP)),
+        dataclasses.replace(profile, inverse_beta=profile.inverse_beta - _STEP / 5),
+        dataclasses.replace(profile, turbulence=profile.turbulence + _STEP),
+    ]
+    columns = [own, *((each.centred(side).ravel() - own) / _STEP for each in changed)]
+    design = (members.T @ np.stack(columns, 1)) / members.sum(axis=0)[:, None]
+    weights = weight.reshape(len(left), -1)
+    light = (weights * left.reshape(len(left), -1)) @ members
+    weights = weights @ members
+    total = weights.sum(axis=1, keepdims=True)
+    share = weights / np.where(total > 0, total, np.inf)
+    group = np.arange(len(left)) % _GROUPS
+    normal = np.zeros((_GROUPS, design.shape[0], design.shape[0]))
+    right = np.zeros((_GROUPS, design.shape[0]))
+    for k in range(_GROUPS):
+        own_weights, own_share = weights[group == k], share[group == k]
+        normal[k] = np.diag(own_weights.sum(axis=0)) - own_weights.T @ own_share
+        own_light = light[group == k]
+        right[k] = own_light.sum(axis=0) - own_share.T @ own_light.sum(axis=1)
+    # No ring is known better than the family of profiles describes it.
+    free = np.diag((_RING_FLOOR * design[:, 0]) ** -2.0)
+    usual, spread = _USUAL_SHARE
+    prior = np.diag([0, 0, 0, spread**-2])
+
+    def solved(normal: Array, right: Array) -> tuple[float, float]:
+        reduced = np.linalg.solve(normal + free, np.column_stack([normal, right]))
+        normal, right = normal - normal @ reduced[:, :-1], right - normal @ reduced[:, -1]
+        inverse = np.linalg.inv(design.T @ normal @ design + prior)
+        pulled = prior @ [0, 0, 0, usual - profile.turbulence]
+        return float((inverse @ (design.T @ right + pulled))[0]), math.sqrt(inverse[0, 0])
+
+    found, formal = solved(normal.sum(axis=0), right.sum(axis=0))
+    filled = np.unique(group)
+    left_out = [solved(normal.sum(0) - normal[k], right.sum(0) - right[k])[0] for k in filled]
+    print("DBGERR", found, formal, math.sqrt((len(filled) - 1) * float(np.var(left_out))))
+    return max(formal, math.sqrt((len(filled) - 1) * float(np.var(left_out))))
+
+
 def _vary(
     left: Array,
     weight: Array,
@@ -787,11 +854,15 @@ def _vary(
     radius = np.hypot(*np.mgrid[-half : half + 1, -half : half + 1]).ravel()
     ring = np.minimum(np.floor(radius + 0.5).astype(int), half)
     count = np.bincount(ring)
+    # Levels of stars and faint neighbours are no wings: those are the profile's, nearly.
+    believed = (_WING_MISFIT * np.bincount(ring, profile.centred(size).ravel()) / count) ** 2
+    believed[: math.ceil(_WINGS_FROM * profile.half_width)] = np.inf
     for k, (values, variances) in enumerate(zip(coefficients, errors, strict=True)):
         noise = np.bincount(ring, variances) / count
         level = np.bincount(ring, values) / count if k == 0 else np.zeros(len(count))
         structure = values - level[ring]
         level *= _beyond_noise(level**2, noise / count + pedestal)
+        level *= 1 - (noise / count + pedestal) / (believed + noise / count + pedestal)
         power = np.bincount(ring, structure**2) / count
         coefficients[k] = level[ring] + structure * _beyond_noise(power, noise)[ring]
     return coefficients.reshape(-1, size, size)
