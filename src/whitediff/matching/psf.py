@@ -64,8 +64,8 @@ _SHARE = (0.0, 1.5)
 _USUAL_SHARE = (0.5, 0.5)
 """Share of turbulence and its standard deviation where the stars do not tell."""
 _NODES = 4096
-_WINGS_FROM, _WING_MISFIT = 3.0, 0.2
-"""Half widths, and the relative error of the profile farther out."""
+_WINGS_FROM, _LEAST_MISFIT, _WORSE_IN_WINGS = 3.0, 0.1, 3.0
+"""Half widths, and the relative error of the profile farther out, at least and over that inside."""
 _LEVEL_FROM = 4.0
 """Half widths at half maximum: pixels farther away tell a star's background."""
 _ANGLES = 64
@@ -810,10 +810,9 @@ def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
         pulled = prior @ [0, 0, 0, usual - profile.turbulence]
         return float((inverse @ (design.T @ right + pulled))[0]), math.sqrt(inverse[0, 0])
 
-    found, formal = solved(normal.sum(axis=0), right.sum(axis=0))
+    _, formal = solved(normal.sum(axis=0), right.sum(axis=0))
     filled = np.unique(group)
     left_out = [solved(normal.sum(0) - normal[k], right.sum(0) - right[k])[0] for k in filled]
-    print("DBGERR", found, formal, math.sqrt((len(filled) - 1) * float(np.var(left_out))))
     return max(formal, math.sqrt((len(filled) - 1) * float(np.var(left_out))))
 
 
@@ -854,15 +853,19 @@ def _vary(
     radius = np.hypot(*np.mgrid[-half : half + 1, -half : half + 1]).ravel()
     ring = np.minimum(np.floor(radius + 0.5).astype(int), half)
     count = np.bincount(ring)
-    # Levels of stars and faint neighbours are no wings: those are the profile's, nearly.
-    believed = (_WING_MISFIT * np.bincount(ring, profile.centred(size).ravel()) / count) ** 2
-    believed[: math.ceil(_WINGS_FROM * profile.half_width)] = np.inf
+    expected = np.bincount(ring, profile.centred(size).ravel()) / count
+    inner = math.ceil(_WINGS_FROM * profile.half_width)
     for k, (values, variances) in enumerate(zip(coefficients, errors, strict=True)):
         noise = np.bincount(ring, variances) / count
         level = np.bincount(ring, values) / count if k == 0 else np.zeros(len(count))
         structure = values - level[ring]
-        level *= _beyond_noise(level**2, noise / count + pedestal)
-        level *= 1 - (noise / count + pedestal) / (believed + noise / count + pedestal)
+        uncertain = noise / count + pedestal
+        level *= _beyond_noise(level**2, uncertain)
+        # Levels of stars and faint neighbours are no wings: those are the profile's, as far as it
+        # holds inside of them.
+        misfit = math.sqrt(float(((level / expected)[:inner] ** 2).mean()))
+        believed = (max(_LEAST_MISFIT, _WORSE_IN_WINGS * misfit) * expected[inner:]) ** 2
+        level[inner:] *= believed / (believed + uncertain[inner:])
         power = np.bincount(ring, structure**2) / count
         coefficients[k] = level[ring] + structure * _beyond_noise(power, noise)[ring]
     return coefficients.reshape(-1, size, size)
