@@ -41,7 +41,7 @@ from .noise import (
     sources_apart,
     untrusted_pixels,
 )
-from .psf import KernelPointSpreadFunction, average_position, psf_image
+from .psf import KernelPointSpreadFunction, Light, average_position, psf_image
 from .registration import Misalignment, measured_misalignment, report_misalignment
 from .resampling import ResamplingOptions
 
@@ -77,6 +77,8 @@ _WING_SIDE = 101
 _LOST_WINGS = 5e-4
 """Of a PSF's flux, what its stamp may cut off to be smaller."""
 _PSF_ORDER = 2
+_UNCERTAIN_WINGS = 0.05
+"""Relative error of all fluxes that deserves a warning."""
 _EMISSION_SIGMAS = 8
 """Widths of the PSF that a cell of the background has, where a PSF is measured in emission."""
 _STRUCTURE_CELLS = (64, 32, 16, 8)
@@ -601,14 +603,24 @@ def _psf_of_stars(
         size=wide,
         order=_PSF_ORDER,
     )
+    name = exposure.source or "The exposure"
     _log.info(
-        "%s: its PSF is measured from %d stars.", exposure.source or "The exposure", found.stars
+        "%s: its PSF is measured from %d stars; their wings are known to %.1f%% of the flux.",
+        name,
+        found.stars,
+        100 * found.flux_error,
     )
+    if found.flux_error > _UNCERTAIN_WINGS:
+        _log.warning(
+            "%s: its stars do not tell the PSF's wings from the sky: all PSF fluxes may be off by"
+            " %.0f%%, which psf_flux_err contains. A PSF that is known can be given.",
+            name,
+            100 * found.flux_error,
+        )
     images = _trimmed(found.images, size)
     return KernelPointSpreadFunction(
         term_kernel(unit_sum(images), _PSF_ORDER, exposure.bbox),
-        enclosed=found.enclosed * float(images[0].sum()),
-        flux_error=found.flux_error,
+        light=Light(found.enclosed * float(images[0].sum()), found.flux_error),
     )
 
 

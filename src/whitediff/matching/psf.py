@@ -66,6 +66,9 @@ _USUAL_SHARE = (0.5, 0.5)
 _NODES = 4096
 _WINGS_FROM, _LEAST_MISFIT, _WORSE_IN_WINGS = 3.0, 0.1, 3.0
 """Half widths, and the relative error of the profile farther out, at least and over that inside."""
+_WINGS_ALONE = 2.0
+"""Over the misfit, relative error of pixels with which a core that no profile fits leaves the share
+of turbulence to the wings."""
 _LEVEL_FROM = 4.0
 """Half widths at half maximum: pixels farther away tell a star's background."""
 _ANGLES = 64
@@ -133,8 +136,9 @@ class _Stars:
 class _Moffat:
     """Elliptical profile of unit flux: a Moffat profile, and turbulence's of the same half width.
 
-    ``half_width`` at half maximum, 1/beta, the share of turbulence, shear, and how ln(width) grows
-    with the row and the column (`whitediff.polynomials.chebyshev_terms(1)`).
+    ``half_width`` at half maximum, 1/beta, the share of turbulence, shear, how ln(width) grows with
+    the row and the column (`whitediff.polynomials.chebyshev_terms(1)`), and what the mean star
+    differs from it by in its core, relatively.
     """
 
     half_width: float
@@ -142,6 +146,7 @@ class _Moffat:
     turbulence: float = 0.0
     shear: tuple[float, float] = (0.0, 0.0)
     slope: tuple[float, ...] = (0.0, 0.0)
+    misfit: float = 0.0
 
     def __call__(self, dx: Array, dy: Array, stretch: Any = 1.0) -> Array:
         width2 = (self.half_width * stretch) ** 2
@@ -165,7 +170,8 @@ class _Moffat:
     def parts(self) -> list[tuple[float, float, float]]:
         """Share, 1/beta and half width, over that of the whole, of the Moffat profiles in it."""
         own = (1 - self.turbulence, self.inverse_beta, 1.0)
-        return [own, *((self.turbulence * share, *shape) for share, *shape in _TURBULENCE)]
+        parts = ((self.turbulence * share, beta, width) for share, beta, width in _TURBULENCE)
+        return [own, *parts]
 
     def square(self, dx: Array, dy: Array) -> Array:
         """Squared distances from the middle, along an ellipse those of the circle of its area."""
@@ -721,7 +727,7 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
     """Profile of the mean star, and its flux over what it was taken for."""
     side = left.shape[1]
     current = profile.centred(side)
-    floor = (_FLOOR * current) ** 2
+    floor = (max(_FLOOR, _WINGS_ALONE * profile.misfit) * current) ** 2
     robust = np.where(weight > 0, 1 / (1 / np.where(weight > 0, weight, 1) + floor), 0.0)
     total = robust.sum(0)
     known = total > 0
@@ -760,7 +766,12 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
         turbulence=share,
         shear=(shear[0], shear[1]),
     )
-    return found_profile, scale
+    model = scale * found_profile(columns - found.x[2], rows - found.x[3])
+    core = known & (profile.square(columns, rows) < (_WINGS_FROM * profile.half_width) ** 2)
+    off = (mean - model - found.x[1] * current.max())[core]
+    noise = 1 / total[core]
+    excess = max(0.0, float((off**2 - noise).sum())) / float((model[core] ** 2).sum())
+    return dataclasses.replace(found_profile, misfit=math.sqrt(excess)), scale
 
 
 def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
@@ -854,7 +865,7 @@ def _vary(
     ring = np.minimum(np.floor(radius + 0.5).astype(int), half)
     count = np.bincount(ring)
     expected = np.bincount(ring, profile.centred(size).ravel()) / count
-    inner = math.ceil(_WINGS_FROM * profile.half_width)
+    far = np.s_[math.ceil(_WINGS_FROM * profile.half_width) :]
     for k, (values, variances) in enumerate(zip(coefficients, errors, strict=True)):
         noise = np.bincount(ring, variances) / count
         level = np.bincount(ring, values) / count if k == 0 else np.zeros(len(count))
@@ -863,9 +874,9 @@ def _vary(
         level *= _beyond_noise(level**2, uncertain)
         # Levels of stars and faint neighbours are no wings: those are the profile's, as far as it
         # holds inside of them.
-        misfit = math.sqrt(float(((level / expected)[:inner] ** 2).mean()))
-        believed = (max(_LEAST_MISFIT, _WORSE_IN_WINGS * misfit) * expected[inner:]) ** 2
-        level[inner:] *= believed / (believed + uncertain[inner:])
+        misfit = max(_LEAST_MISFIT, _WORSE_IN_WINGS * profile.misfit)
+        believed = (misfit * expected[far]) ** 2
+        level[far] *= believed / (believed + uncertain[far])
         power = np.bincount(ring, structure**2) / count
         coefficients[k] = level[ring] + structure * _beyond_noise(power, noise)[ring]
     return coefficients.reshape(-1, size, size)
