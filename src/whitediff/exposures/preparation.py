@@ -587,13 +587,8 @@ def _psf_of_stars(
     size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
     size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
     wide = min(max(2 * math.ceil(_WING_SIGMAS * sigma) + 1, size), _WING_SIDE)
-    stars = choose_candidates(
-        sources,
-        clear=size // 2 + 1,
-        isolation=0.7 * size,
-        # Galaxies would do for a kernel, not for a PSF.
-        options=CandidateOptions(stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE),
-    )
+    name = exposure.source or "The exposure"
+    stars = _psf_stars(sources, name, clear=size // 2 + 1, isolation=0.7 * size)
     found = measure_psf(
         exposure.image.array,
         exposure.variance.array,
@@ -603,7 +598,6 @@ def _psf_of_stars(
         size=wide,
         order=_PSF_ORDER,
     )
-    name = exposure.source or "The exposure"
     _log.info(
         "%s: its PSF is measured from %d stars; their wings are known to %.1f%% of the flux.",
         name,
@@ -622,6 +616,25 @@ def _psf_of_stars(
         term_kernel(unit_sum(images), _PSF_ORDER, exposure.bbox),
         light=Light(found.enclosed * float(images[0].sum()), found.flux_error),
     )
+
+
+def _psf_stars(sources: Sources, name: str, *, clear: int, isolation: float) -> Candidates:
+    """Stars for a PSF; where there are too few, what serves for a kernel."""
+    # Galaxies would do for a kernel, not for a PSF.
+    strict = CandidateOptions(stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE)
+    try:
+        return choose_candidates(sources, clear=clear, isolation=isolation, options=strict)
+    except TooFewSourcesError:
+        stars = choose_candidates(
+            sources, clear=clear, isolation=isolation, options=CandidateOptions()
+        )
+    _log.warning(
+        "%s: too few isolated stars for its PSF, which is measured from %d sources as a kernel may"
+        " be: look at its width, or give a PSF.",
+        name,
+        len(stars),
+    )
+    return stars
 
 
 def _trimmed(images: Array, smallest: int) -> Array:

@@ -80,7 +80,8 @@ class _Stars:
 
     ``shape`` is the frame's; ``data``, ``variance``, ``weight`` and ``known`` are ``(n, side,
     side)``: bad pixels have no weight, but where they could be interpolated they are known;
-    ``sky_variance`` is that without the star, ``column``, ``row`` the middle pixels, ``dx``, ``dy``
+    ``sky_variance`` is that without the star, ``alike`` tells
+    which have turned out to be stars, ``column``, ``row`` the middle pixels, ``dx``, ``dy``
     the offsets of the centres from them.
     """
 
@@ -96,6 +97,7 @@ class _Stars:
     flux: Array
     level: Array
     sky_variance: Array
+    alike: Array
 
     def __len__(self) -> int:
         return len(self.flux)
@@ -315,6 +317,7 @@ def measure_psf(
         if len(stars) < _FEWEST:
             raise DataError(f"Only {len(stars)} stars could be fitted; a PSF needs {_FEWEST}.")
         keep, slope = _alike(stars, model, weight, profile)
+        stars.alike = np.isin(np.arange(len(stars)), keep)
         used, weight = stars.part(keep), weight[keep]
         left, weight = _left(used, weight, profile)
         if not last:
@@ -436,7 +439,8 @@ def _cut(
             found.append((rank, data, noise, good / noise, ~hole, *place, flux, level, sky_noise))
     found.sort(key=lambda star: -star[0])
     columns = list(zip(*found[:_MOST], strict=True))[1:] or [()] * 11
-    return _Stars((ny, nx), *(np.array(column) for column in columns))
+    unknown = np.zeros(len(columns[0]), dtype=bool)
+    return _Stars((ny, nx), *(np.array(column) for column in columns), unknown)
 
 
 def _in_units_of_the_noise(stars: _Stars) -> _Stars:
@@ -601,7 +605,7 @@ def _fit_stars(
         model = _models(profile, residual, stars)
     expected = stars.flux[:, None, None] * model
     rest = np.where(stars.weight > 0, stars.data - stars.level[:, None, None] - expected, 0)
-    masked = _without_neighbours(rest, expected, stars.flux, core, stars.weight, profile)
+    masked = _without_neighbours(rest, expected, stars, core, profile)
     sky = masked * around
     total = sky.sum(axis=(1, 2))
     change = (sky * rest).sum(axis=(1, 2)) / np.where(total > 0, total, np.inf)
@@ -612,7 +616,7 @@ def _fit_stars(
 
 
 def _without_neighbours(
-    rest: Array, expected: Array, flux: Array, core: Array, weight: Array, profile: _Moffat
+    rest: Array, expected: Array, stars: _Stars, core: Array, profile: _Moffat
 ) -> Array:
     """Weights, zero where a smoothed residual stands out beyond a star's core.
 
@@ -620,6 +624,7 @@ def _without_neighbours(
     """
     sigma = max(0.8, 2 * FWHM_TO_SIGMA * profile.half_width)
     smooth = (0.0, sigma, sigma)
+    weight = stars.weight
     inverse = weight / (1 + weight * (2 * _FLOOR * expected) ** 2)
     # The squared window is a narrower one, of a smaller sum.
     power = scipy.ndimage.gaussian_filter(
@@ -627,7 +632,7 @@ def _without_neighbours(
     ) / (4 * math.pi * sigma**2)
     signal = scipy.ndimage.gaussian_filter(rest * inverse, smooth, truncate=3)
     norm = scipy.ndimage.gaussian_filter(inverse, smooth, truncate=3)
-    signal -= flux[:, None, None] * norm * _shared(signal, norm, flux)
+    signal -= stars.flux[:, None, None] * norm * _shared(signal, norm, stars)
     stands_out = abs(signal) > _NEIGHBOUR * np.sqrt(power)
     stands_out &= ~core
     reach = math.ceil(1.5 * sigma)
@@ -635,9 +640,11 @@ def _without_neighbours(
     return np.where(grown & ~core, 0.0, weight)
 
 
-def _shared(signal: Array, norm: Array, flux: Array) -> Array:
+def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
     """Smoothed residual that the brightest stars of unit flux have in common, beyond its error."""
-    bright = np.argsort(-flux * np.sqrt(norm.max(axis=(1, 2))))[:_SHARERS]
+    flux = stars.flux
+    bright = np.argsort(-flux * stars.alike * np.sqrt(norm.max(axis=(1, 2))))[:_SHARERS]
+    bright = bright[stars.alike[bright]]
     if len(bright) < _FEWEST_SHARERS:
         return np.zeros(signal.shape[1:])
     known = norm[bright] > 0
