@@ -53,6 +53,7 @@ _LARGEST_STEP = 0.5
 _LEVEL_ERROR = 1.5
 """Errors of levels over what the pixels' noise explains: there are unseen sources."""
 _WIDTH_STARS, _ENOUGH_FOR_MEDIAN = 50, 10
+_MOST_OF_WINDOW, _MOST_SHEAR = 0.95, 0.9
 _FINE = 4.0
 """Width from which on interpolation widens a star by less than 0.1 %."""
 _BETA = (1.5, 100.0)
@@ -309,7 +310,7 @@ def measure_psf(
     width = _recentre(stars, size // 4)
     if not width > 0:
         raise DataError(f"{len(stars)} stars have no common profile; give a PSF.")
-    profile = _Moffat(width / 2, 1 / 5, _USUAL_SHARE[0])
+    profile = _Moffat(width / 2, 1 / 5, _USUAL_SHARE[0], _shear(stars, width))
     residual = np.zeros((1, size, size))
     for iteration in range(_PASSES):
         last = iteration == _PASSES - 1
@@ -318,6 +319,10 @@ def measure_psf(
             raise DataError(f"Only {len(stars)} stars could be fitted; a PSF needs {_FEWEST}.")
         keep, slope = _alike(stars, model, weight, profile)
         stars.alike = np.isin(np.arange(len(stars)), keep)
+        if iteration == 0:
+            # Now what they have in common is known to be theirs.
+            stars, model, weight = _fit_stars(stars, profile, residual, size)
+            keep, slope = _alike(stars, model, weight, profile)
         used, weight = stars.part(keep), weight[keep]
         left, weight = _left(used, weight, profile)
         if not last:
@@ -520,6 +525,25 @@ def _recentre(stars: _Stars, reach: int) -> float:
         back = _moved(there, -stars.dx[good], -stars.dy[good])
         width -= full_width_half_maximum(_typical(back, flux[good])) - width
     return width
+
+
+def _shear(stars: _Stars, width: float) -> tuple[float, float]:
+    """Elongation of the typical star, along the axes and the diagonals, by its second moments."""
+    brightest = stars.part(np.arange(len(stars)) < _SHARERS)
+    typical = _typical(brightest.sky_free, brightest.flux)
+    offset = np.arange(len(typical)) - len(typical) // 2
+    window2 = (FWHM_TO_SIGMA * width) ** 2
+    light = typical * np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * window2))
+    place = np.stack(np.meshgrid(offset, offset)).reshape(2, -1)
+    moments = (light.ravel() * place) @ place.T / light.sum()
+    # The window narrows what it weighs.
+    values, axes = np.linalg.eigh(moments)
+    if not 0 < values[0] <= values[1] < _MOST_OF_WINDOW * window2:
+        return 0.0, 0.0
+    widths = 1 / (1 / values - 1 / window2)
+    size = 0.5 * np.log(widths[1] / widths[0])
+    stretch = size * (np.outer(axes[:, 1], axes[:, 1]) - np.outer(axes[:, 0], axes[:, 0]))
+    return tuple(np.clip(stretch[0], -_MOST_SHEAR, _MOST_SHEAR).tolist())  # type: ignore[return-value]
 
 
 def _typical(stamps: Array, flux: Array) -> Array:
