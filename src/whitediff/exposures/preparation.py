@@ -146,8 +146,6 @@ class Pair:
     science_fwhm, template_fwhm
         Full widths at half maximum: of the PSFs that came with the exposures, or of their
         stars, pixels.
-    psfs_given
-        Both exposures came with their PSFs.
     is_structured
         Emission with structure fills the field of one of them.
     is_curved
@@ -167,7 +165,6 @@ class Pair:
     sources: Sources
     science_fwhm: float
     template_fwhm: float
-    psfs_given: bool
     is_structured: bool = False
     is_curved: bool = False
     misalignment: Misalignment | None = None
@@ -301,7 +298,6 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         sources=sources,
         science_fwhm=full_widths[0],
         template_fwhm=full_widths[1],
-        psfs_given=science.psf is not None and template.psf is not None,
         is_structured=is_structured,
         is_curved=is_curved,
         misalignment=misalignment,

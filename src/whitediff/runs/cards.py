@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .. import __version__
+from ..exposures.psf import Light
 from ..noise import FLOOR
 
 __all__ = ["decorrelation_cards", "depth_cards", "report_inputs_floor", "report_noise_floor"]
@@ -55,7 +56,9 @@ def decorrelation_cards(result: Any) -> dict[str, tuple[Any, str]]:
         "WDCONTAM": (result.contaminated_fraction, "fraction of pixels CONTAMINATED"),
         "WDFILL": (options.fill, "what stands in for missing pixels"),
         "WDSPAT": (options.spatially_varying, "correction follows kernel and noise"),
-    } | _noise_cards(result)
+        **_psf_cards(result.exposure.psf),
+        **_noise_cards(result),
+    }
 
 
 def depth_cards(depth: Any, zero_point: float | None) -> dict[str, tuple[Any, str]]:
@@ -79,6 +82,17 @@ def depth_cards(depth: Any, zero_point: float | None) -> dict[str, tuple[Any, st
     return cards | {
         "WDDEPTH": (depth.flux, "flux of a 5 sigma point source"),
         "WDMAGLIM": (depth.magnitude, "its magnitude"),
+    }
+
+
+def _psf_cards(psf: Any) -> dict[str, tuple[Any, str]]:
+    """Cards of how fluxes measured with a PSF compare with those of the sources."""
+    if psf is None:
+        return {}
+    light = Light.of(psf)
+    return {
+        "WDPSFENC": (light.enclosed, "share of a source's light in the PSF's images"),
+        "WDPSFERR": (light.error, "relative error of all fluxes from the PSF"),
     }
 
 
