@@ -445,7 +445,7 @@ def _cut(
     found.sort(key=lambda star: -star[0])
     columns = list(zip(*found[:_MOST], strict=True))[1:] or [()] * 11
     unknown = np.zeros(len(columns[0]), dtype=bool)
-    return _Stars((ny, nx), *(np.array(column) for column in columns), unknown)
+    return _Stars((ny, nx), *[np.array(column) for column in [*columns, unknown]])
 
 
 def _in_units_of_the_noise(stars: _Stars) -> _Stars:
@@ -535,6 +535,8 @@ def _shear(stars: _Stars, width: float) -> tuple[float, float]:
     window2 = (FWHM_TO_SIGMA * width) ** 2
     light = typical * np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * window2))
     place = np.stack(np.meshgrid(offset, offset)).reshape(2, -1)
+    if not light.sum() > 0:
+        return 0.0, 0.0
     moments = (light.ravel() * place) @ place.T / light.sum()
     # The window narrows what it weighs.
     values, axes = np.linalg.eigh(moments)
@@ -543,7 +545,8 @@ def _shear(stars: _Stars, width: float) -> tuple[float, float]:
     widths = 1 / (1 / values - 1 / window2)
     size = 0.5 * np.log(widths[1] / widths[0])
     stretch = size * (np.outer(axes[:, 1], axes[:, 1]) - np.outer(axes[:, 0], axes[:, 0]))
-    return tuple(np.clip(stretch[0], -_MOST_SHEAR, _MOST_SHEAR).tolist())  # type: ignore[return-value]
+    first, second = np.clip(stretch[0], -_MOST_SHEAR, _MOST_SHEAR).tolist()
+    return first, second
 
 
 def _typical(stamps: Array, flux: Array) -> Array:
