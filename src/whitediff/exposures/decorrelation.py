@@ -29,7 +29,7 @@ from .filters import Filters
 from .missing import missing_pixels
 from .model import Exposure
 from .noise import measured_noises, source_pixels
-from .psf import KernelPointSpreadFunction, as_kernel_psf, average_position, psf_image
+from .psf import KernelPointSpreadFunction, Light, as_kernel_psf, average_position, psf_image
 from .spatial import SPATIAL_PRECISION, LocalCorrection, LocalNoise, local_correction, local_noise
 
 __all__ = [
@@ -708,7 +708,9 @@ def _psf_before(
 ) -> KernelPointSpreadFunction:
     if options.transform == "documented":
         # The documented task knows one PSF for the whole image.
-        return KernelPointSpreadFunction.from_image(np.asarray(filters.psf_image), box)
+        return KernelPointSpreadFunction.from_image(
+            np.asarray(filters.psf_image), box, light=Light.of(psf)
+        )
     return as_kernel_psf(psf, box)
 
 
@@ -851,11 +853,17 @@ def _corrected_psf(
     """PSF after the correction, varying as it did before."""
     if psf is None or filters.psf_image is None:
         return None
+    gain = float(correction.correction_ft[0, 0])
     if kernels.is_constant(psf.kernel):
-        image = decorrelation.corrected_psf(
+        image = decorrelation.filtered_stamp(
             correction.correction_ft, filters.psf_image, shape=correction.shape
         )
-        return KernelPointSpreadFunction.from_image(image, box)
+        light = psf.light.filtered(float(image.sum()) / gain)
+        return KernelPointSpreadFunction.from_image(image, box, light=light)
+    x, y = psf.average_position
+    middle = decorrelation.filtered_stamp(
+        correction.correction_ft, psf_image(psf, x=x, y=y), shape=correction.shape
+    )
     images = [
         decorrelation.filtered_stamp(
             correction.correction_ft,
@@ -867,6 +875,7 @@ def _corrected_psf(
     return KernelPointSpreadFunction(
         ImageBasisConvolutionKernel(np.stack(images), list(psf.kernel.spatial)),
         average_position=psf.average_position,
+        light=psf.light.filtered(float(middle.sum()) / gain),
     )
 
 

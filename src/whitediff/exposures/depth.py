@@ -13,7 +13,7 @@ from ..photometry import filter_errors
 from .catalog import zero_point
 from .masks import UNTRUSTED_MASK_PLANES, flagged
 from .model import Exposure
-from .psf import psf_images
+from .psf import Light, psf_images
 
 __all__ = ["SIGNIFICANCE", "Depth", "depth"]
 
@@ -129,6 +129,7 @@ def depth(
                 for part in (slice(i, i + _BATCH) for i in range(0, len(rows), _BATCH))
             ]
         )
+        errors /= Light.of(exposure.psf).enclosed
     errors = errors[np.isfinite(errors)]
     if not len(errors):
         return None

@@ -30,7 +30,7 @@ from .catalog import (
 from .depth import depth
 from .masks import CONTAMINATED, UNTRUSTED_MASK_PLANES, flagged
 from .model import Exposure
-from .psf import psf_image, psf_images
+from .psf import Light, psf_image, psf_images
 from .skies import without_left_sky
 from .widths import free_of_sources, measured_width, width_of
 
@@ -540,7 +540,7 @@ class _Field:
         return given
 
     def psfs(self, x: Array, y: Array) -> Array:
-        """PSFs at array coordinates, as far as fits look at them."""
+        """Stars of unit flux at array coordinates, as far as fits look at them."""
         assert self.exposure.psf is not None
         box = self.exposure.bbox
         images = psf_images(
@@ -550,7 +550,15 @@ class _Field:
         )
         reach = math.ceil(2 * self.radius) + 2
         cut = tuple(slice(max(0, n // 2 - reach), n // 2 + reach + 1) for n in images.shape[1:])
-        return images[:, *cut]
+        # Fluxes are those of the whole source, of which the images hold a part.
+        result: Array = images[:, *cut] * self.light.enclosed
+        return result
+
+    @property
+    def light(self) -> Light:
+        """Share of a source's light in the PSF's images."""
+        assert self.exposure.psf is not None
+        return Light.of(self.exposure.psf)
 
     def psf_of_place(self) -> Array | Callable[[float, float], Array]:
         """PSF for the filter: an image, or a function of array coordinates."""
@@ -603,6 +611,10 @@ class _Field:
             full[inside] = values
             return full
 
+        # All PSF fluxes are off by the same factor, as far as the PSF is not known.
+        columns["psf_flux_err"] = np.hypot(
+            columns["psf_flux_err"], self.light.error * columns["psf_flux"]
+        )
         flux, error = photometry.aperture_fluxes(*self.planes, x, y, self.aperture_radius)
         columns |= {"aperture_flux": spread(flux), "aperture_flux_err": spread(error)}
         columns |= {name: spread(values) for name, values in self.shapes(x, y).items()}
@@ -627,6 +639,8 @@ class _Field:
             "aperture_radius": self.aperture_radius,
             "psf_fwhm": round(self.fwhm, 4),
             "fit_radius": round(self.radius, 4),
+            "psf_enclosed": round(self.light.enclosed, 5),
+            "psf_flux_error": round(self.light.error, 5),
             "x0": x0,
             "y0": y0,
         }

@@ -22,7 +22,7 @@ from .catalog import column_values, wanted_positions
 from .kernels import is_constant
 from .model import Exposure
 from .noise import untrusted_pixels
-from .psf import KernelPointSpreadFunction, average_position, psf_image
+from .psf import KernelPointSpreadFunction, Light, average_position, psf_image
 
 __all__ = [
     "SEPARATION",
@@ -74,7 +74,8 @@ def inject(
     -------
     exposure
         A new one.  Each source is the PSF at its position, shifted by fractions of a pixel in
-        Fourier space and of exactly its flux, but for what falls outside the image.  Mask, PSF
+        Fourier space and of exactly its flux, but for what falls outside the image and the wings
+        that the PSF's images do not hold (`whitediff.exposures.psf.Light`).  Mask, PSF
         and header are those of the exposure; pixels that are not finite stay so.
 
     Raises
@@ -94,11 +95,12 @@ def inject(
                 " noise; leave the gain out."
             )
         rng = np.random.default_rng() if rng is None else rng
+    enclosed = Light.of(psf).enclosed
     image = copied(exposure.image.array)
     variance = exposure.variance.array if gain is None else copied(exposure.variance.array)
     for x_i, y_i, flux_i in zip(x.tolist(), y.tolist(), flux.tolist(), strict=True):
         stamp = psf.compute_stellar_image(x=x_i, y=y_i)
-        counts = stamp.array * (flux_i / stamp.array.sum(dtype=np.float64))
+        counts = stamp.array * (enclosed * flux_i / stamp.array.sum(dtype=np.float64))
         # Stamps of any PSF say by their box where they are, whatever their sides.
         middle = (
             stamp.bbox.x.start + stamp.bbox.x.size // 2 - exposure.yx0[1],

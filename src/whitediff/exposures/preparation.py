@@ -41,7 +41,7 @@ from .noise import (
     sources_apart,
     untrusted_pixels,
 )
-from .psf import KernelPointSpreadFunction, average_position, psf_image
+from .psf import KernelPointSpreadFunction, Light, average_position, psf_image
 from .registration import Misalignment, measured_misalignment, report_misalignment
 from .resampling import ResamplingOptions
 from .skies import without_light
@@ -78,6 +78,8 @@ _WING_SIDE = 101
 _LOST_WINGS = 5e-4
 """Of a PSF's flux, what its stamp may cut off to be smaller."""
 _PSF_ORDER = 2
+_UNCERTAIN_WINGS = 0.05
+"""Relative error of all fluxes that deserves a warning."""
 _EMISSION_SIGMAS = 8
 """Widths of the PSF that a cell of the background has, where a PSF is measured in emission."""
 _STRUCTURE_CELLS = (64, 32, 16, 8)
@@ -145,8 +147,6 @@ class Pair:
     science_fwhm, template_fwhm
         Full widths at half maximum: of the PSFs that came with the exposures, or of their
         stars, pixels.
-    psfs_given
-        Both exposures came with their PSFs.
     is_structured
         Emission with structure fills the field of one of them.
     is_curved
@@ -166,7 +166,6 @@ class Pair:
     sources: Sources
     science_fwhm: float
     template_fwhm: float
-    psfs_given: bool
     is_structured: bool = False
     is_curved: bool = False
     misalignment: Misalignment | None = None
@@ -300,7 +299,6 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         sources=sources,
         science_fwhm=full_widths[0],
         template_fwhm=full_widths[1],
-        psfs_given=science.psf is not None and template.psf is not None,
         is_structured=is_structured,
         is_curved=is_curved,
         misalignment=misalignment,
@@ -562,9 +560,12 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     width = fwhm(exposure, stars, stars.science_sigma, bad)
     if not sources.stars.are_certain:
         _warn_of_galaxies((exposure,), (width,), sources)
-    flattened = exposure.replaced(image=Image(flat, bbox=exposure.bbox, unit=exposure.image.unit))
+    ground = exposure
+    if _is_curved(exposure, flat, bad):
+        # Else stars keep their wings, which a background of cells takes in part.
+        ground = exposure.replaced(image=Image(flat, bbox=exposure.bbox, unit=exposure.image.unit))
     exposure = exposure.replaced()
-    exposure.psf = _psf_of_stars(flattened, sources, bad, FWHM_TO_SIGMA * width)
+    exposure.psf = _psf_of_stars(ground, sources, bad, FWHM_TO_SIGMA * width)
     return exposure
 
 
@@ -574,14 +575,9 @@ def _psf_of_stars(
     size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
     size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
     wide = min(max(2 * math.ceil(_WING_SIGMAS * sigma) + 1, size), _WING_SIDE)
-    stars = choose_candidates(
-        sources,
-        clear=size // 2 + 1,
-        isolation=0.7 * size,
-        # Galaxies would do for a kernel, not for a PSF.
-        options=CandidateOptions(stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE),
-    )
-    images, used = measure_psf(
+    name = exposure.source or "The exposure"
+    stars = _psf_stars(sources, name, clear=size // 2 + 1, isolation=0.7 * size)
+    found = measure_psf(
         exposure.image.array,
         exposure.variance.array,
         bad,
@@ -590,9 +586,43 @@ def _psf_of_stars(
         size=wide,
         order=_PSF_ORDER,
     )
-    _log.info("%s: its PSF is measured from %d stars.", exposure.source or "The exposure", used)
-    images = unit_sum(_trimmed(images, size))
-    return KernelPointSpreadFunction(term_kernel(images, _PSF_ORDER, exposure.bbox))
+    _log.info(
+        "%s: its PSF is measured from %d stars; their wings are known to %.1f%% of the flux.",
+        name,
+        found.stars,
+        100 * found.flux_error,
+    )
+    if found.flux_error > _UNCERTAIN_WINGS:
+        _log.warning(
+            "%s: its stars do not tell the PSF's wings from the sky: all PSF fluxes may be off by"
+            " %.0f%%, which psf_flux_err contains. A PSF that is known can be given.",
+            name,
+            100 * found.flux_error,
+        )
+    images = _trimmed(found.images, size)
+    return KernelPointSpreadFunction(
+        term_kernel(unit_sum(images), _PSF_ORDER, exposure.bbox),
+        light=Light(found.enclosed * float(images[0].sum()), found.flux_error),
+    )
+
+
+def _psf_stars(sources: Sources, name: str, *, clear: int, isolation: float) -> Candidates:
+    """Stars for a PSF; where there are too few, what serves for a kernel."""
+    # Galaxies would do for a kernel, not for a PSF.
+    strict = CandidateOptions(stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE)
+    try:
+        return choose_candidates(sources, clear=clear, isolation=isolation, options=strict)
+    except TooFewSourcesError:
+        stars = choose_candidates(
+            sources, clear=clear, isolation=isolation, options=CandidateOptions()
+        )
+    _log.warning(
+        "%s: too few isolated stars for its PSF, which is measured from %d sources as a kernel may"
+        " be: look at its width, or give a PSF.",
+        name,
+        len(stars),
+    )
+    return stars
 
 
 def _trimmed(images: Array, smallest: int) -> Array:

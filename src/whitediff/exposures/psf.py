@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -38,6 +39,7 @@ from .kernels import (
 __all__ = [
     "KernelPointSpreadFunction",
     "KernelPointSpreadFunctionSerializationModel",
+    "Light",
     "as_kernel_psf",
     "average_position",
     "convolved_psf",
@@ -61,6 +63,55 @@ _MATTERS = 1e-3
 """Error of a PSF, over its peak, that deserves a warning."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Light:
+    """How fluxes that are measured with a PSF's images compare with those of the sources.
+
+    Attributes
+    ----------
+    enclosed
+        Share of a point source's light that the images hold; the rest is in wings beyond them, or
+        was moved there by a filter.  Above 1 where a filter moved in more than out.
+    error
+        Relative standard deviation of fluxes measured with the PSF, because of what it is not known
+        to.
+    """
+
+    enclosed: float = 1.0
+    error: float = 0.0
+
+    @classmethod
+    def of(cls, psf: PointSpreadFunction) -> Light:
+        """Light of any PSF.
+
+        Parameters
+        ----------
+        psf
+            PSF; of another kind than kernel PSFs, its images hold all light.
+
+        Returns
+        -------
+        light
+            `Light`.
+        """
+        return psf.light if isinstance(psf, KernelPointSpreadFunction) else cls()
+
+    def filtered(self, total: float) -> Light:
+        """Light after a filter.
+
+        Parameters
+        ----------
+        total
+            Sum of the filtered image of unit sum, over what the filter makes of a constant.
+
+        Returns
+        -------
+        light
+            `Light`.
+        """
+        return dataclasses.replace(self, enclosed=self.enclosed * total)
+
+
 class KernelPointSpreadFunction(PointSpreadFunction):
     """A PSF given by images of it, constant or varying with position.
 
@@ -70,10 +121,13 @@ class KernelPointSpreadFunction(PointSpreadFunction):
         Basis images times functions of the position; its images need not have unit sum.
     average_position
         x, y where the PSF is nominal; the middle of the kernel's bounds if not given.
+    light
+        What share of a point source's light its images hold, and how well that is known.
 
     Notes
     -----
-    Every image that it computes has unit sum.
+    Every image that it computes has unit sum: fluxes are those in the images' area, until they are
+    divided by ``light.enclosed``.
     """
 
     def __init__(
@@ -81,15 +135,17 @@ class KernelPointSpreadFunction(PointSpreadFunction):
         kernel: ImageBasisConvolutionKernel,
         *,
         average_position: tuple[float, float] | None = None,
+        light: Light | None = None,
     ) -> None:
         self._kernel = kernel
+        self._light = Light() if light is None else light
         if average_position is None:
             bbox = kernel.bounds.bbox
             average_position = (bbox.x.center, bbox.y.center)
         self._average_position = (float(average_position[0]), float(average_position[1]))
 
     @classmethod
-    def from_image(cls, image: Array, bounds: Box) -> Self:
+    def from_image(cls, image: Array, bounds: Box, *, light: Light | None = None) -> Self:
         """Make a PSF that is the same everywhere.
 
         Parameters
@@ -98,6 +154,8 @@ class KernelPointSpreadFunction(PointSpreadFunction):
             ``(py, px)``, centred on ``[py//2, px//2]``; any positive sum.
         bounds
             Box in which it is valid.
+        light
+            Share of a point source's light in the image; None for all of it.
 
         Returns
         -------
@@ -117,7 +175,7 @@ class KernelPointSpreadFunction(PointSpreadFunction):
             raise ArgumentError(
                 f"A PSF image must be finite with a positive sum; its sum is {total:g}."
             )
-        return cls(constant_kernel(image, bounds))
+        return cls(constant_kernel(image, bounds), light=light)
 
     @property
     def kernel(self) -> ImageBasisConvolutionKernel:
@@ -128,6 +186,11 @@ class KernelPointSpreadFunction(PointSpreadFunction):
     def average_position(self) -> tuple[float, float]:
         """x, y where the PSF is nominal, in pixels."""
         return self._average_position
+
+    @property
+    def light(self) -> Light:
+        """Share of a point source's light in the images."""
+        return self._light
 
     @property
     def bounds(self) -> Bounds:
@@ -221,6 +284,8 @@ class KernelPointSpreadFunction(PointSpreadFunction):
             kernel=archive.serialize_direct("kernel", self._kernel.serialize),
             average_position_x=x,
             average_position_y=y,
+            enclosed=self.light.enclosed,
+            flux_error=self.light.error,
         )
 
     @staticmethod
@@ -234,7 +299,7 @@ class KernelPointSpreadFunctionSerializationModel(ArchiveTree):
     """How a `KernelPointSpreadFunction` stands in an lsst.images archive."""
 
     SCHEMA_NAME: ClassVar[str] = "whitediff_kernel_psf"
-    SCHEMA_VERSION: ClassVar[str] = "1.0.0"
+    SCHEMA_VERSION: ClassVar[str] = "1.1.0"
     MIN_READ_VERSION: ClassVar[int] = 1
     PUBLIC_TYPE: ClassVar[type] = KernelPointSpreadFunction
 
@@ -243,6 +308,12 @@ class KernelPointSpreadFunctionSerializationModel(ArchiveTree):
     )
     average_position_x: float = pydantic.Field(description="Column where the PSF is nominal.")
     average_position_y: float = pydantic.Field(description="Row where the PSF is nominal.")
+    enclosed: float = pydantic.Field(
+        default=1.0, description="Share of a point source's light in the images."
+    )
+    flux_error: float = pydantic.Field(
+        default=0.0, description="Relative error of fluxes measured with the PSF."
+    )
 
     def deserialize(self, archive: InputArchive[Any], **kwargs: Any) -> KernelPointSpreadFunction:
         """Read the PSF back.
@@ -266,6 +337,7 @@ class KernelPointSpreadFunctionSerializationModel(ArchiveTree):
         return KernelPointSpreadFunction(
             self.kernel.deserialize(archive),
             average_position=(self.average_position_x, self.average_position_y),
+            light=Light(self.enclosed, self.flux_error),
         )
 
 
@@ -479,11 +551,18 @@ def convolved_psf(
     return KernelPointSpreadFunction(
         ImageBasisConvolutionKernel(np.stack(images), list(before.kernel.spatial)),
         average_position=before.average_position,
+        light=before.light,
     )
 
 
 def scattered_psf(
-    images: Sequence[Array], *, x: Array, y: Array, bounds: Box, order: int = 2
+    images: Sequence[Array],
+    *,
+    x: Array,
+    y: Array,
+    bounds: Box,
+    order: int = 2,
+    light: Light | None = None,
 ) -> KernelPointSpreadFunction:
     """PSF that was measured, or made, at some positions.
 
@@ -498,6 +577,8 @@ def scattered_psf(
     order
         Of the polynomials that carry its pixels over the box; lower where the positions
         determine less.
+    light
+        Share of a point source's light in the images; None for all of it.
 
     Returns
     -------
@@ -506,12 +587,12 @@ def scattered_psf(
     """
     padded = _on_one_shape(images)
     if all(np.array_equal(image, padded[0]) for image in padded[1:]):
-        return KernelPointSpreadFunction.from_image(padded[0], bounds)
+        return KernelPointSpreadFunction.from_image(padded[0], bounds, light=light)
     terms, basis = scattered_fit(np.array(padded), x=x, y=y, bounds=bounds, order=order)
     coefficients = np.zeros((len(terms), order + 1, order + 1))
     for i, (p, q) in enumerate(terms):
         coefficients[i, p, q] = 1.0
-    return KernelPointSpreadFunction(chebyshev_kernel(basis, coefficients, bounds))
+    return KernelPointSpreadFunction(chebyshev_kernel(basis, coefficients, bounds), light=light)
 
 
 def moved_psf(psf: PointSpreadFunction, bounds: Box, dy: int, dx: int) -> PointSpreadFunction:
@@ -537,9 +618,10 @@ def moved_psf(psf: PointSpreadFunction, bounds: Box, dy: int, dx: int) -> PointS
     before = as_kernel_psf(psf, box)
     if is_constant(before.kernel):
         image = psf_image(before, x=box.x.center, y=box.y.center)
-        return KernelPointSpreadFunction.from_image(image, bounds)
+        return KernelPointSpreadFunction.from_image(image, bounds, light=before.light)
     return KernelPointSpreadFunction(
-        interpolated_kernel(lambda x, y: psf_image(before, x=x + dx, y=y + dy), bounds, 2)
+        interpolated_kernel(lambda x, y: psf_image(before, x=x + dx, y=y + dy), bounds, 2),
+        light=before.light,
     )
 
 

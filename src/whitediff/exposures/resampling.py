@@ -235,7 +235,7 @@ def _psf(job: Regridding) -> KernelPointSpreadFunction:
         return _resampled_stamp(job, stamp, there_y, there_x, jacobian[middle], half)
 
     kernel = kernels.interpolated_kernel(image_at, job.science.bbox, order)
-    return KernelPointSpreadFunction(kernel)
+    return KernelPointSpreadFunction(kernel, light=before.light)
 
 
 def _resampled_stamp(

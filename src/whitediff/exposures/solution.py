@@ -12,7 +12,7 @@ from lsst.images import Box
 from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.images.fields import BaseField, ChebyshevField
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DataError
 from ..matching.stamp import KernelError
 from ..planes import copied, row_blocks
 from ..registration.transformation import Correction
@@ -25,8 +25,8 @@ from .fields import rows_of
 from .matching import Match
 from .missing import missing_pixels, without_missing
 from .model import Exposure
-from .preparation import Pair
-from .psf import KernelPointSpreadFunction, as_kernel_psf
+from .preparation import Pair, measured_psf
+from .psf import KernelPointSpreadFunction, Light, as_kernel_psf
 from .subtraction import (
     convolved_exposure,
     photometric_scale_factor,
@@ -133,17 +133,10 @@ class Solution:
             Its mean variances are yet to be measured.
         """
         unconvolved = pair.science if match.convolved == "template" else pair.template
-        factor = 1.0
-        if match.convolved == "science" and pair.psfs_given:
-            assert pair.science.psf is not None
-            assert pair.template.psf is not None
-            factor = photometric_scale_factor(
-                pair.science.psf, pair.template.psf, match.kernel, pair.science.bbox
-            )
         return cls(
             kernel=match.kernel,
             background=match.background,
-            scale_factor=factor,
+            scale_factor=1.0 if match.convolved == "template" else _scale_factor(pair, match),
             convolved=match.convolved,
             preconvolution_kernel=preconvolution_kernel,
             box=pair.science.bbox,
@@ -427,3 +420,24 @@ def fluxes(result: Decorrelation) -> tuple[Array | None, Array | None]:
         flux[rows] /= response
         variance[rows] /= response**2
     return flux, variance
+
+
+def _scale_factor(pair: Pair, match: Match) -> float:
+    """Photometric scale of the convolved science exposure over the kernel's sum.
+
+    As the PSFs say, as far as they are known better than the sum, which lacks what wings beyond the
+    kernel's square hold.
+    """
+    psf = pair.science.psf
+    if pair.template.psf is None:
+        return 1.0
+    if psf is None:
+        try:
+            psf = measured_psf(pair.science, pair, pair.science_sigma)
+        except DataError:
+            return 1.0
+    by_psfs = photometric_scale_factor(psf, pair.template.psf, match.kernel, pair.science.bbox)
+    of_psfs = Light.of(psf).error ** 2
+    of_sum = (match.fit.kernel_sum_error / match.fit.kernel_sum) ** 2
+    trust = 1.0 if of_psfs == 0 else of_sum / (of_sum + of_psfs)
+    return 1 + trust * (by_psfs - 1)

@@ -30,7 +30,7 @@ from .fields import GridField
 from .filters import Filters, StackFilters, reach_or_cut
 from .kernels import centered_array, interpolated_kernel, is_constant
 from .model import Exposure
-from .psf import KernelPointSpreadFunction, psf_image
+from .psf import KernelPointSpreadFunction, Light, psf_image
 
 __all__ = ["SPATIAL_PRECISION", "LocalCorrection", "LocalNoise", "local_correction", "local_noise"]
 
@@ -382,6 +382,7 @@ class LocalCorrection:
         return KernelPointSpreadFunction(
             interpolated_kernel(filtered, self.box, 0 if constant else _PSF_ORDER),
             average_position=psf.average_position,
+            light=self._light(psf),
         )
 
     def _psf_on_cells(self, psf: KernelPointSpreadFunction) -> KernelPointSpreadFunction:
@@ -414,7 +415,18 @@ class LocalCorrection:
         return KernelPointSpreadFunction(
             ImageBasisConvolutionKernel(np.stack(images), fields),
             average_position=psf.average_position,
+            light=self._light(psf),
         )
+
+    def _light(self, psf: KernelPointSpreadFunction) -> Light:
+        """Light of the PSF of the corrected image, where the PSF is nominal."""
+        x, y = psf.average_position
+        image = self.filter.at(*self._place(x, y))
+        before = psf_image(psf, x=x, y=y)
+        shape = _grid(max(before.shape) + image.shape[0])
+        filter_ft = fourier.forward(fourier.pad_center_origin(image, shape), shape)
+        after = decorrelation.filtered_stamp(filter_ft, before, shape=shape)
+        return psf.light.filtered(float(after.sum() / image.sum()))
 
 
 def _grid(smallest: int) -> tuple[int, int]:

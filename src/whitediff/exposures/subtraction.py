@@ -32,7 +32,7 @@ from . import kernels, masks
 from .fields import evaluated, rows_of
 from .missing import missing_pixels, without_missing
 from .model import Exposure
-from .psf import KernelPointSpreadFunction, average_position, convolved_psf, psf_image
+from .psf import KernelPointSpreadFunction, Light, average_position, convolved_psf, psf_image
 
 __all__ = [
     "convolved_exposure",
@@ -502,7 +502,8 @@ def photometric_scale_factor(
     def on_grid(stamp: Array) -> Array:
         return fourier.forward(fourier.pad_center_origin(stamp, (2 * side,) * 2), (2 * side,) * 2)
 
-    source_ft, target_ft = on_grid(source), on_grid(target)
+    source_ft = on_grid(source * Light.of(science_psf).enclosed)
+    target_ft = on_grid(target * Light.of(template_psf).enclosed)
     shape = (2 * side, 2 * side)
     overlap = fourier.inverse(source_ft * on_grid(image) * target_ft.conj(), shape, (1, 1))
     norm = fourier.inverse(target_ft * target_ft.conj(), shape, (1, 1))

@@ -15,7 +15,7 @@ from ..errors import ArgumentError, DataError, FileFormatError
 from ..exposures import kernels
 from ..exposures.covariance import Noise, NoiseField, noise_at
 from ..exposures.fields import GridField, PiecewiseField
-from ..exposures.psf import KernelPointSpreadFunction
+from ..exposures.psf import KernelPointSpreadFunction, Light
 from ..noise import NoiseCovariance
 
 __all__ = [
@@ -369,7 +369,9 @@ def read_psf_hdus(
     header = image_hdu.header
     position = (header["XAVERAGE"], header["YAVERAGE"]) if "XAVERAGE" in header else None
     return KernelPointSpreadFunction(
-        read_kernel_hdus(hdus, image_hdu, bounds=bounds, path=path), average_position=position
+        read_kernel_hdus(hdus, image_hdu, bounds=bounds, path=path),
+        average_position=position,
+        light=Light(float(header.get("ENCLOSED", 1.0)), float(header.get("FLUXERR", 0.0))),
     )
 
 
@@ -396,6 +398,9 @@ def psf_hdus(psf: KernelPointSpreadFunction, name: str, bounds: Box) -> list[Any
     x, y = psf.average_position
     hdus[0].header["XAVERAGE"] = (x, "pixel column where the PSF is nominal")
     hdus[0].header["YAVERAGE"] = (y, "pixel row where the PSF is nominal")
+    if psf.light != Light():
+        hdus[0].header["ENCLOSED"] = (psf.light.enclosed, "share of a source's light in the images")
+        hdus[0].header["FLUXERR"] = (psf.light.error, "relative error of fluxes with this PSF")
     return hdus
 
 

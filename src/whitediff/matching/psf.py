@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..stats import half_sample_mode, power_of_two
 from ..threads import single_threaded_algebra
 
-__all__ = ["measure_psf", "star_width"]
+__all__ = ["MeasuredPsf", "measure_psf", "star_width"]
 
 type Array = npt.NDArray[Any]
 
@@ -34,6 +34,13 @@ _FLOOR = 0.02
 """Of a star's brightness in a pixel: what no model of a PSF is better than."""
 _NEIGHBOUR = 3.0
 """Sigmas of the smoothed residual that are a neighbour's."""
+_BRIGHT, _FAR_LARGER = 0.1, 5.0
+"""Of a star's brightest pixel, what tells how the variance rises with light; of the variance so
+expected, what a noisy count does not reach."""
+_RINGS, _RING_FLOOR, _GROUPS, _STEP = 2, 0.01, 8, 0.01
+"""Rings in a half width, groups of stars of which each is left out, and the step of derivatives."""
+_SHARERS, _FEWEST_SHARERS = 15, 5
+"""Stars whose common residual is the PSF's."""
 _LOCUS = 2.5
 """Sigmas from the locus within which a star is one."""
 _WIDTH_ERROR = 0.006
@@ -46,22 +53,42 @@ _LARGEST_STEP = 0.5
 _LEVEL_ERROR = 1.5
 """Errors of levels over what the pixels' noise explains: there are unseen sources."""
 _WIDTH_STARS, _ENOUGH_FOR_MEDIAN = 50, 10
+_MOST_OF_WINDOW, _MOST_SHEAR = 0.95, 0.9
 _FINE = 4.0
 """Width from which on interpolation widens a star by less than 0.1 %."""
 _BETA = (1.5, 100.0)
+_TURBULENCE = ((0.657, 1 / 11.14, 0.9682), (0.321, 1 / 2.782, 1.112), (0.022, 6 / 11, 3.167))
+"""Share, 1/beta and half width of Moffat profiles whose sum is Kolmogorov's within 1.2 %, from the
+middle to 12 times the full width; beyond it falls like it."""
+_SHARE = (0.0, 1.5)
+"""Least and largest share of turbulence."""
+_USUAL_SHARE = (0.5, 0.5)
+"""Share of turbulence and its standard deviation where the stars do not tell."""
+_NODES = 4096
+_WINGS_FROM, _LEAST_MISFIT, _WORSE_IN_WINGS = 3.0, 0.1, 3.0
+"""Half widths, and the relative error of the profile farther out, at least and over that inside."""
+_WINGS_ALONE = 2.0
+"""Over the misfit, relative error of pixels with which a core that no profile fits leaves the share
+of turbulence to the wings."""
+_LEVEL_FROM = 4.0
+"""Half widths at half maximum: pixels farther away tell a star's background."""
+_ANGLES = 64
 
 
 @dataclasses.dataclass
 class _Stars:
     """Stamps, and what is known of the stars in them.
 
-    ``shape`` is the frame's; ``data``, ``weight`` and ``known`` are ``(n, side, side)``: bad pixels
-    have no weight, but where they could be interpolated they are known; ``column``, ``row`` the
-    middle pixels, ``dx``, ``dy`` the offsets of the centres from them.
+    ``shape`` is the frame's; ``data``, ``variance``, ``weight`` and ``known`` are ``(n, side,
+    side)``: bad pixels have no weight, but where they could be interpolated they are known;
+    ``sky_variance`` is that without the star, ``alike`` tells
+    which have turned out to be stars, ``column``, ``row`` the middle pixels, ``dx``, ``dy``
+    the offsets of the centres from them.
     """
 
     shape: tuple[int, int]
     data: Array
+    variance: Array
     weight: Array
     known: Array
     column: Array
@@ -70,6 +97,8 @@ class _Stars:
     dy: Array
     flux: Array
     level: Array
+    sky_variance: Array
+    alike: Array
 
     def __len__(self) -> int:
         return len(self.flux)
@@ -86,6 +115,21 @@ class _Stars:
         row = 2 * (self.row + self.dy + 0.5) / ny - 1
         return chebyshev_products(order, column, row)
 
+    def weighed(self, expected: Array) -> _Stars:
+        """Stars whose weights are those of the sky's variance and of the expected light.
+
+        A variance made of the pixel's own count would favour low counts, and lose light.  One that
+        is far larger says something else about its pixel, and is believed.
+        """
+        known = self.weight > 0
+        excess = np.where(known, self.variance - self.sky_variance[:, None, None], 0)
+        bright = expected > _BRIGHT * expected.max(axis=(1, 2), keepdims=True)
+        light = float(expected[bright & known].sum())
+        per_light = max(0.0, float(excess[bright].sum()) / light) if light > 0 else 0.0
+        smooth = self.sky_variance[:, None, None] + per_light * np.maximum(expected, 0)
+        smooth = np.where(self.variance > _FAR_LARGER * smooth, self.variance, smooth)
+        return dataclasses.replace(self, weight=np.where(known, 1 / smooth, 0.0))
+
     @property
     def sky_free(self) -> Array:
         return np.where(self.known, self.data - self.level[:, None, None], 0.0)
@@ -93,28 +137,66 @@ class _Stars:
 
 @dataclasses.dataclass(frozen=True)
 class _Moffat:
-    """Elliptical Moffat profile of unit flux.
+    """Elliptical profile of unit flux: a Moffat profile, and turbulence's of the same half width.
 
-    ``half_width`` at half maximum, 1/beta, shear, and how ln(width) grows with the row and the
-    column (`whitediff.polynomials.chebyshev_terms(1)`).
+    ``half_width`` at half maximum, 1/beta, the share of turbulence, shear, how ln(width) grows with
+    the row and the column (`whitediff.polynomials.chebyshev_terms(1)`), and what the mean star
+    differs from it by in its core, relatively.
     """
 
     half_width: float
     inverse_beta: float
+    turbulence: float = 0.0
     shear: tuple[float, float] = (0.0, 0.0)
     slope: tuple[float, ...] = (0.0, 0.0)
+    misfit: float = 0.0
 
     def __call__(self, dx: Array, dy: Array, stretch: Any = 1.0) -> Array:
-        p = self.inverse_beta
-        scale2 = (self.half_width * stretch) ** 2 / math.expm1(p * math.log(2))
+        width2 = (self.half_width * stretch) ** 2
+        square = self.square(dx, dy) / width2
+        if square.size < _NODES:
+            return self._at(square) / width2
+        far = np.log1p(square)
+        step = float(far.max()) / (_NODES - 1)
+        profile = self._at(np.expm1(step * np.arange(_NODES + 1))) / np.mean(width2)
+        far /= step
+        node = far.astype(np.int32)
+        far -= node
+        result: Array = profile[node] + far * np.diff(profile)[node]
+        return result * (np.mean(width2) / width2)
+
+    def _at(self, square: Array) -> Array:
+        """Profile of half width 1 at squared distances."""
+        return np.sum([share * _moffat(square, *shape) for share, *shape in self.parts], axis=0)
+
+    @property
+    def parts(self) -> list[tuple[float, float, float]]:
+        """Share, 1/beta and half width, over that of the whole, of the Moffat profiles in it."""
+        own = (1 - self.turbulence, self.inverse_beta, 1.0)
+        parts = ((self.turbulence * share, beta, width) for share, beta, width in _TURBULENCE)
+        return [own, *parts]
+
+    def square(self, dx: Array, dy: Array) -> Array:
+        """Squared distances from the middle, along an ellipse those of the circle of its area."""
         size = math.hypot(*self.shear)
         along = math.sinh(size) / size if size > 0 else 1.0
-        radius2 = (
+        result: Array = (
             math.cosh(size) * (dx**2 + dy**2)
             - along * self.shear[0] * (dx**2 - dy**2)
             - along * self.shear[1] * 2 * dx * dy
         )
-        return (1 / p - 1) / (math.pi * scale2) * (1 + radius2 / scale2) ** (-1 / p)
+        return result
+
+    def beyond(self, side: int) -> float:
+        """Share of the light outside of a square around the middle."""
+        angle = 2 * np.pi * (np.arange(_ANGLES) + 0.5) / _ANGLES
+        x, y = np.cos(angle), np.sin(angle)
+        metric = self.square(x, y)
+        # Along each direction from the square's edge to infinity.
+        start = side / 2 / np.maximum(abs(x), abs(y)) / self.half_width
+        square = start**2 * metric
+        light = sum(share * _moffat_beyond(square, *shape) for share, *shape in self.parts)
+        return float((light / metric).mean())
 
     def centred(self, side: int, stretch: Any = 1.0) -> Array:
         """Stamp of a star in the middle of the frame, and of the middle pixel."""
@@ -133,6 +215,45 @@ class _Moffat:
         return np.exp(terms[:, 1:] @ np.array(self.slope))[:, None, None]
 
 
+def _moffat(square: Array, inverse_beta: float, half_width: float) -> Array:
+    """Profile of unit flux at squared distances."""
+    scale2 = half_width**2 / math.expm1(inverse_beta * math.log(2))
+    norm = (1 / inverse_beta - 1) / (math.pi * scale2)
+    result: Array = norm * (1 + square / scale2) ** (-1 / inverse_beta)
+    return result
+
+
+def _moffat_beyond(square: Array, inverse_beta: float, half_width: float) -> Array:
+    """Share of its light beyond squared distances."""
+    scale2 = half_width**2 / math.expm1(inverse_beta * math.log(2))
+    result: Array = (1 + square / scale2) ** (1 - 1 / inverse_beta)
+    return result
+
+
+class MeasuredPsf(NamedTuple):
+    """PSF as stars show it.
+
+    Attributes
+    ----------
+    images
+        ``(n_terms, size, size)`` images for ``whitediff.polynomials.chebyshev_terms(order)`` of
+        2(x + 0.5)/nx - 1 and the like in y, 0 for terms that the stars are too few for.  The sum
+        of the first is 1, that of the others 0: unit sum everywhere.
+    stars
+        Number of stars used.
+    enclosed
+        Share of a star's light inside of the images.
+    flux_error
+        Standard deviation of the logarithm of fluxes that the PSF measures: how well the stars tell
+        what light is in the wings.
+    """
+
+    images: Array
+    stars: int
+    enclosed: float
+    flux_error: float
+
+
 @single_threaded_algebra()
 def measure_psf(
     image: Array,
@@ -143,7 +264,7 @@ def measure_psf(
     *,
     size: int,
     order: int,
-) -> tuple[Array, int]:
+) -> MeasuredPsf:
     """Measure the PSF of an image from its stars.
 
     Parameters
@@ -162,12 +283,8 @@ def measure_psf(
 
     Returns
     -------
-    coefficients
-        ``(n_terms, size, size)`` images for ``whitediff.polynomials.chebyshev_terms(order)``
-        of 2(x + 0.5)/nx - 1 and the like in y, 0 for terms that the stars are too few for.
-        The sum of the first is 1, that of the others 0: unit sum everywhere.
-    n_stars
-        Number of stars used.
+    psf
+        `MeasuredPsf`.
 
     Raises
     ------
@@ -193,7 +310,7 @@ def measure_psf(
     width = _recentre(stars, size // 4)
     if not width > 0:
         raise DataError(f"{len(stars)} stars have no common profile; give a PSF.")
-    profile = _Moffat(width / 2, 1 / 5)
+    profile = _Moffat(width / 2, 1 / 5, _USUAL_SHARE[0], _shear(stars, width))
     residual = np.zeros((1, size, size))
     for iteration in range(_PASSES):
         last = iteration == _PASSES - 1
@@ -201,6 +318,11 @@ def measure_psf(
         if len(stars) < _FEWEST:
             raise DataError(f"Only {len(stars)} stars could be fitted; a PSF needs {_FEWEST}.")
         keep, slope = _alike(stars, model, weight, profile)
+        stars.alike = np.isin(np.arange(len(stars)), keep)
+        if iteration == 0:
+            # Now what they have in common is known to be theirs.
+            stars, model, weight = _fit_stars(stars, profile, residual, size)
+            keep, slope = _alike(stars, model, weight, profile)
         used, weight = stars.part(keep), weight[keep]
         left, weight = _left(used, weight, profile)
         if not last:
@@ -221,7 +343,10 @@ def measure_psf(
             residual = _vary(left, weight, used, profile, size, known)
     coefficients = _expansion(profile, size, order)
     coefficients[: len(residual)] += residual
-    return unit_sum(coefficients), len(used)
+    inside = float(coefficients[0].sum())
+    enclosed = inside / (inside + profile.beyond(size))
+    error = _flux_error(left, weight, profile)
+    return MeasuredPsf(unit_sum(coefficients), len(used), enclosed, error)
 
 
 def unit_sum(coefficients: Array) -> Array:
@@ -306,18 +431,21 @@ def _cut(
             continue
         sky = data[border & good]
         level = clipped_median(sky) if len(sky) > size else 0.0
-        weight = np.where(good, 1 / np.where(good, noise, 1.0), 0.0)
+        noise = np.where(good, noise, 1.0)
+        around_it = noise[border & good]
+        sky_noise = clipped_mean(around_it if len(around_it) > size else noise[good])
         data, hole = patched(data, ~good)
         data = np.where(hole, level, data)
         flux = float((data - level)[core].sum())
         if flux > 0:
             # As if no pixel were bad.
-            rank = flux * math.sqrt(float(np.median(weight[core & good])))
+            rank = flux / math.sqrt(float(np.median(noise[core & good])))
             place = i, j, float(x_star) - i, float(y_star) - j
-            found.append((rank, data, weight, ~hole, *place, flux, level))
+            found.append((rank, data, noise, good / noise, ~hole, *place, flux, level, sky_noise))
     found.sort(key=lambda star: -star[0])
-    columns = list(zip(*found[:_MOST], strict=True))[1:] or [()] * 9
-    return _Stars((ny, nx), *(np.array(column) for column in columns))
+    columns = list(zip(*found[:_MOST], strict=True))[1:] or [()] * 11
+    unknown = np.zeros(len(columns[0]), dtype=bool)
+    return _Stars((ny, nx), *[np.array(column) for column in [*columns, unknown]])
 
 
 def _in_units_of_the_noise(stars: _Stars) -> _Stars:
@@ -327,10 +455,19 @@ def _in_units_of_the_noise(stars: _Stars) -> _Stars:
     return dataclasses.replace(
         stars,
         data=stars.data / unit,
+        variance=stars.variance / unit**2,
+        sky_variance=stars.sky_variance / unit**2,
         weight=stars.weight * unit**2,
         flux=stars.flux / unit,
         level=stars.level / unit,
     )
+
+
+def clipped_mean(values: Array) -> float:
+    """Mean of what is within 4 sigma of the median."""
+    middle = float(np.median(values))
+    near = abs(values - middle)
+    return float(values[near <= _CLIP * 1.4826 * float(np.median(near))].mean())
 
 
 def clipped_median(values: Array) -> float:
@@ -390,6 +527,28 @@ def _recentre(stars: _Stars, reach: int) -> float:
     return width
 
 
+def _shear(stars: _Stars, width: float) -> tuple[float, float]:
+    """Elongation of the typical star, along the axes and the diagonals, by its second moments."""
+    brightest = stars.part(np.arange(len(stars)) < _SHARERS)
+    typical = _typical(brightest.sky_free, brightest.flux)
+    offset = np.arange(len(typical)) - len(typical) // 2
+    window2 = (FWHM_TO_SIGMA * width) ** 2
+    light = typical * np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * window2))
+    place = np.stack(np.meshgrid(offset, offset)).reshape(2, -1)
+    if not light.sum() > 0:
+        return 0.0, 0.0
+    moments = (light.ravel() * place) @ place.T / light.sum()
+    # The window narrows what it weighs.
+    values, axes = np.linalg.eigh(moments)
+    if not 0 < values[0] <= values[1] < _MOST_OF_WINDOW * window2:
+        return 0.0, 0.0
+    widths = 1 / (1 / values - 1 / window2)
+    size = 0.5 * np.log(widths[1] / widths[0])
+    stretch = size * (np.outer(axes[:, 1], axes[:, 1]) - np.outer(axes[:, 0], axes[:, 0]))
+    first, second = np.clip(stretch[0], -_MOST_SHEAR, _MOST_SHEAR).tolist()
+    return first, second
+
+
 def _typical(stamps: Array, flux: Array) -> Array:
     """Median of stars of unit flux; of a few, the mean, to which the brighter ones add most."""
     if len(stamps) < _ENOUGH_FOR_MEDIAN:
@@ -446,14 +605,17 @@ def _fit_stars(
 ) -> tuple[_Stars, Array, Array]:
     """Stars with their fluxes, centres and levels; models; weights without the neighbours."""
     side = stars.data.shape[1]
-    offset = abs(np.arange(side) - side // 2)
-    ring = np.maximum(offset[:, None], offset[None, :]) > size // 2
+    offset = np.arange(side) - side // 2
+    around = (
+        profile.square(offset[None, :], offset[:, None]) > (_LEVEL_FROM * profile.half_width) ** 2
+    )
     reach = 2.5 * profile.half_width
     core = np.hypot(offset[:, None], offset[None, :]) <= reach
     box, circle = _core(side, reach)
-    noise = np.where(stars.weight > 0, 1 / np.where(stars.weight > 0, stars.weight, 1), np.inf)
     start = np.stack([stars.dx, stars.dy])
     model = _models(profile, residual, stars)
+    stars = stars.weighed(stars.flux[:, None, None] * model)
+    noise = np.where(stars.weight > 0, 1 / np.where(stars.weight > 0, stars.weight, 1), np.inf)
     for _ in range(2):
         by_row, by_column = np.gradient(model[box], axis=(1, 2))
         flux = stars.flux[:, None, None]
@@ -470,8 +632,8 @@ def _fit_stars(
         model = _models(profile, residual, stars)
     expected = stars.flux[:, None, None] * model
     rest = np.where(stars.weight > 0, stars.data - stars.level[:, None, None] - expected, 0)
-    masked = _without_neighbours(rest, expected, core, stars.weight, profile)
-    sky = masked * ring
+    masked = _without_neighbours(rest, expected, stars, core, profile)
+    sky = masked * around
     total = sky.sum(axis=(1, 2))
     change = (sky * rest).sum(axis=(1, 2)) / np.where(total > 0, total, np.inf)
     stars = dataclasses.replace(stars, level=stars.level + change)
@@ -481,22 +643,44 @@ def _fit_stars(
 
 
 def _without_neighbours(
-    rest: Array, expected: Array, core: Array, weight: Array, profile: _Moffat
+    rest: Array, expected: Array, stars: _Stars, core: Array, profile: _Moffat
 ) -> Array:
-    """Weights, zero where a smoothed residual stands out beyond a star's core."""
+    """Weights, zero where a smoothed residual stands out beyond a star's core.
+
+    What all stars leave in proportion to their light is the PSF's, and no neighbour.
+    """
     sigma = max(0.8, 2 * FWHM_TO_SIGMA * profile.half_width)
     smooth = (0.0, sigma, sigma)
+    weight = stars.weight
     inverse = weight / (1 + weight * (2 * _FLOOR * expected) ** 2)
     # The squared window is a narrower one, of a smaller sum.
     power = scipy.ndimage.gaussian_filter(
         inverse, (0, sigma / math.sqrt(2), sigma / math.sqrt(2)), truncate=3
     ) / (4 * math.pi * sigma**2)
     signal = scipy.ndimage.gaussian_filter(rest * inverse, smooth, truncate=3)
+    norm = scipy.ndimage.gaussian_filter(inverse, smooth, truncate=3)
+    signal -= stars.flux[:, None, None] * norm * _shared(signal, norm, stars)
     stands_out = abs(signal) > _NEIGHBOUR * np.sqrt(power)
     stands_out &= ~core
     reach = math.ceil(1.5 * sigma)
     grown = scipy.ndimage.maximum_filter(stands_out, (1, 2 * reach + 1, 2 * reach + 1))
     return np.where(grown & ~core, 0.0, weight)
+
+
+def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
+    """Smoothed residual that the brightest stars of unit flux have in common, beyond its error."""
+    flux = stars.flux
+    bright = np.argsort(-flux * stars.alike * np.sqrt(norm.max(axis=(1, 2))))[:_SHARERS]
+    bright = bright[stars.alike[bright]]
+    if len(bright) < _FEWEST_SHARERS:
+        return np.zeros(signal.shape[1:])
+    known = norm[bright] > 0
+    unit = np.where(known, signal[bright], 0) / np.where(known, norm[bright], 1)
+    unit /= flux[bright, None, None]
+    common = np.median(unit, axis=0)
+    scatter = 1.4826 * np.median(abs(unit - common), axis=0)
+    found: Array = np.where(abs(common) > _NEIGHBOUR * scatter / math.sqrt(len(bright)), common, 0)
+    return found
 
 
 def _alike(
@@ -577,7 +761,7 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
     """Profile of the mean star, and its flux over what it was taken for."""
     side = left.shape[1]
     current = profile.centred(side)
-    floor = (_FLOOR * current) ** 2
+    floor = (max(_FLOOR, _WINGS_ALONE * profile.misfit) * current) ** 2
     robust = np.where(weight > 0, 1 / (1 / np.where(weight > 0, weight, 1) + floor), 0.0)
     total = robust.sum(0)
     known = total > 0
@@ -594,24 +778,87 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
     columns, rows = offset[None, :], offset[:, None]
 
     def deviation_of(values: Array) -> Array:
-        scale, level, x0, y0, log_width, inverse_beta, shear1, shear2 = values
-        shape = _Moffat(math.exp(log_width), inverse_beta, (shear1, shear2))
+        scale, level, x0, y0, log_width, inverse_beta, share, *shear = values
+        shape = _Moffat(math.exp(log_width), inverse_beta, share, (shear[0], shear[1]))
         model = scale * shape(columns - x0, rows - y0) + level * current.max()
-        return ((mean - model) / error)[known]
+        usual, spread = _USUAL_SHARE
+        return np.append(((mean - model) / error)[known], (share - usual) / spread)
 
     width = math.log(profile.half_width)
-    start = [1.0, 0.0, 0.0, 0.0, width, profile.inverse_beta, *profile.shear]
-    lower = [0.2, -1, -2, -2, width - 1, 1 / _BETA[1], -1, -1]
-    upper = [5.0, 1, 2, 2, width + 1, 1 / _BETA[0], 1, 1]
-    found = scipy.optimize.least_squares(deviation_of, start, bounds=(lower, upper), x_scale=0.1)
-    scale, width, inverse_beta, *shear = (float(found.x[k]) for k in (0, 4, 5, 6, 7))
+    start = [1.0, 0.0, 0.0, 0.0, width, profile.inverse_beta, profile.turbulence, *profile.shear]
+    lower = [0.2, -1, -2, -2, width - 1, 1 / _BETA[1], _SHARE[0], -1, -1]
+    upper = [5.0, 1, 2, 2, width + 1, 1 / _BETA[0], _SHARE[1], 1, 1]
+    start = list(np.clip(start, lower, upper))
+    found = scipy.optimize.least_squares(
+        deviation_of, start, bounds=(lower, upper), x_scale=0.1, ftol=1e-5, xtol=1e-4, gtol=1e-6
+    )
+    scale, width, inverse_beta, share, *shear = (float(found.x[k]) for k in (0, 4, 5, 6, 7, 8))
     found_profile = dataclasses.replace(
         profile,
         half_width=math.exp(width),
         inverse_beta=inverse_beta,
+        turbulence=share,
         shear=(shear[0], shear[1]),
     )
-    return found_profile, scale
+    model = scale * found_profile(columns - found.x[2], rows - found.x[3])
+    core = known & (profile.square(columns, rows) < (_WINGS_FROM * profile.half_width) ** 2)
+    off = (mean - model - found.x[1] * current.max())[core]
+    noise = 1 / total[core]
+    excess = max(0.0, float((off**2 - noise).sum())) / float((model[core] ** 2).sum())
+    return dataclasses.replace(found_profile, misfit=math.sqrt(excess)), scale
+
+
+def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
+    """Relative error of the light of the mean star, whose wings and level are not told apart.
+
+    A linear fit to rings of the scale, the width, the fall and the share of turbulence, with a
+    level of each star.  Its error is the larger of the formal one and that by leaving out each of
+    eight groups of stars.
+    """
+    side = left.shape[1]
+    offset = np.arange(side) - side // 2
+    x, y = offset[None, :], offset[:, None]
+    ring = np.floor(_RINGS * np.sqrt(profile.square(x, y)) / profile.half_width).astype(int).ravel()
+    members = np.zeros((side**2, int(ring.max()) + 1))
+    members[np.arange(side**2), ring] = 1
+    members = members[:, members.any(axis=0)]
+    own = profile.centred(side).ravel()
+    changed = [
+        dataclasses.replace(profile, half_width=profile.half_width * (1 + _STEP)),
+        dataclasses.replace(profile, inverse_beta=profile.inverse_beta - _STEP / 5),
+        dataclasses.replace(profile, turbulence=profile.turbulence + _STEP),
+    ]
+    columns = [own, *((each.centred(side).ravel() - own) / _STEP for each in changed)]
+    design = (members.T @ np.stack(columns, 1)) / members.sum(axis=0)[:, None]
+    weights = weight.reshape(len(left), -1)
+    light = (weights * left.reshape(len(left), -1)) @ members
+    weights = weights @ members
+    total = weights.sum(axis=1, keepdims=True)
+    share = weights / np.where(total > 0, total, np.inf)
+    group = np.arange(len(left)) % _GROUPS
+    normal = np.zeros((_GROUPS, design.shape[0], design.shape[0]))
+    right = np.zeros((_GROUPS, design.shape[0]))
+    for k in range(_GROUPS):
+        own_weights, own_share = weights[group == k], share[group == k]
+        normal[k] = np.diag(own_weights.sum(axis=0)) - own_weights.T @ own_share
+        own_light = light[group == k]
+        right[k] = own_light.sum(axis=0) - own_share.T @ own_light.sum(axis=1)
+    # No ring is known better than the family of profiles describes it.
+    free = np.diag((_RING_FLOOR * design[:, 0]) ** -2.0)
+    usual, spread = _USUAL_SHARE
+    prior = np.diag([0, 0, 0, spread**-2])
+
+    def solved(normal: Array, right: Array) -> tuple[float, float]:
+        reduced = np.linalg.solve(normal + free, np.column_stack([normal, right]))
+        normal, right = normal - normal @ reduced[:, :-1], right - normal @ reduced[:, -1]
+        inverse = np.linalg.inv(design.T @ normal @ design + prior)
+        pulled = prior @ [0, 0, 0, usual - profile.turbulence]
+        return float((inverse @ (design.T @ right + pulled))[0]), math.sqrt(inverse[0, 0])
+
+    _, formal = solved(normal.sum(axis=0), right.sum(axis=0))
+    filled = np.unique(group)
+    left_out = [solved(normal.sum(0) - normal[k], right.sum(0) - right[k])[0] for k in filled]
+    return max(formal, math.sqrt((len(filled) - 1) * float(np.var(left_out))))
 
 
 def _vary(
@@ -651,11 +898,19 @@ def _vary(
     radius = np.hypot(*np.mgrid[-half : half + 1, -half : half + 1]).ravel()
     ring = np.minimum(np.floor(radius + 0.5).astype(int), half)
     count = np.bincount(ring)
+    expected = np.bincount(ring, profile.centred(size).ravel()) / count
+    far = np.s_[math.ceil(_WINGS_FROM * profile.half_width) :]
     for k, (values, variances) in enumerate(zip(coefficients, errors, strict=True)):
         noise = np.bincount(ring, variances) / count
         level = np.bincount(ring, values) / count if k == 0 else np.zeros(len(count))
         structure = values - level[ring]
-        level *= _beyond_noise(level**2, noise / count + pedestal)
+        uncertain = noise / count + pedestal
+        level *= _beyond_noise(level**2, uncertain)
+        # Levels of stars and faint neighbours are no wings: those are the profile's, as far as it
+        # holds inside of them.
+        misfit = max(_LEAST_MISFIT, _WORSE_IN_WINGS * profile.misfit)
+        believed = (misfit * expected[far]) ** 2
+        level[far] *= believed / (believed + uncertain[far])
         power = np.bincount(ring, structure**2) / count
         coefficients[k] = level[ring] + structure * _beyond_noise(power, noise)[ring]
     return coefficients.reshape(-1, size, size)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .. import __version__
+from ..exposures.psf import Light
 from ..noise import FLOOR
 
 __all__ = [
@@ -61,7 +62,9 @@ def decorrelation_cards(result: Any) -> dict[str, tuple[Any, str]]:
         "WDCONTAM": (result.contaminated_fraction, "fraction of pixels CONTAMINATED"),
         "WDFILL": (options.fill, "what stands in for missing pixels"),
         "WDSPAT": (options.spatially_varying, "correction follows kernel and noise"),
-    } | _noise_cards(result)
+        **_psf_cards(result.exposure.psf),
+        **_noise_cards(result),
+    }
 
 
 def depth_cards(depth: Any, zero_point: float | None) -> dict[str, tuple[Any, str]]:
@@ -108,6 +111,17 @@ def significance_cards(width: Any) -> dict[str, tuple[Any, str]]:
         "WDSGWID": (width.width, said),
         "WDSGERR": (width.error, "error of the width of significances"),
         "WDSGOFF": (width.is_off, "significances are to be divided by WDSGWID"),
+    }
+
+
+def _psf_cards(psf: Any) -> dict[str, tuple[Any, str]]:
+    """Cards of how fluxes measured with a PSF compare with those of the sources."""
+    if psf is None:
+        return {}
+    light = Light.of(psf)
+    return {
+        "WDPSFENC": (light.enclosed, "share of a source's light in the PSF's images"),
+        "WDPSFERR": (light.error, "relative error of all fluxes from the PSF"),
     }
 
 

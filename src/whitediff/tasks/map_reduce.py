@@ -21,6 +21,7 @@ from ..exposures.decorrelation import untouched, variance_mean
 from ..exposures.model import Exposure, native_float
 from ..exposures.psf import (
     KernelPointSpreadFunction,
+    Light,
     average_position,
     psf_image,
     scattered_psf,
@@ -620,4 +621,8 @@ def _united_psf(parts: Sequence[Exposure], exposure: Exposure) -> Any:
                 images.append(psf_image(psf, x=x, y=y))
                 positions.append((x, y))
     x, y = np.array(positions).T
-    return scattered_psf(images, x=x, y=y, bounds=exposure.bbox)
+    lights = [Light.of(part.psf) for part in parts if part.psf is not None]
+    light = Light(
+        float(np.mean([each.enclosed for each in lights])), max(each.error for each in lights)
+    )
+    return scattered_psf(images, x=x, y=y, bounds=exposure.bbox, light=light)
