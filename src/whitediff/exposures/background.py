@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lsst.images.fields import ChebyshevField
 
 from ..matching.background import HIGHEST_ORDER, fit_background
-from ..matching.mesh import Mesh, fit_mesh, has_structure
+from ..matching.mesh import Mesh, common_structure, fit_mesh, has_structure
 from ..planes import filled
 from . import masks
 from .model import Exposure
@@ -22,6 +22,9 @@ __all__ = ["BackgroundModel", "BackgroundSearch", "differential_structure"]
 
 type Array = npt.NDArray[Any]
 type BackgroundModel = Literal["auto", "polynomial", "mesh"]
+
+_MOST_COMMON = 0.5
+"""Correlation of both images' structure from which it is the sky's."""
 
 _log = logging.getLogger("whitediff.match")
 
@@ -101,7 +104,7 @@ def differential_structure(pair: Pair, ratio: float, order: int) -> Array | None
     -----
     It is told from source-free pixels without any kernel, which only changes what is smaller than
     the PSFs, so that the kernel can be fitted without it: fringes under stars are taken for a part
-    of them.
+    of them.  Emission that both images have is none, and would depend on the ratio.
     """
     science, template = pair.science.image.array, pair.template.image.array
     use = ~(pair.source_levels.either | pair.bad)
@@ -113,11 +116,13 @@ def differential_structure(pair: Pair, ratio: float, order: int) -> Array | None
 
     image = filled(science.shape, np.float32, work)
     start = fit_background(image, use, order, highest=HIGHEST_ORDER)
-    fwhm = max(pair.science_fwhm, pair.template_fwhm)
     # What polynomials of a higher order follow is left to them.
     if not has_structure(image, use, start):
         return None
-    _, mesh = _mesh(image, use, fwhm, order, always=False)
+    both = [(plane, use, fit_background(plane, use, order)) for plane in (science, template)]
+    if common_structure(*both) > _MOST_COMMON:
+        return None
+    _, mesh = _mesh(image, use, max(pair.science_fwhm, pair.template_fwhm), order, always=False)
     return None if mesh is None else mesh.image
 
 

@@ -23,7 +23,7 @@ from ..polynomials import chebyshev_products, chebyshev_terms
 from ..profiles import FWHM_TO_SIGMA
 from ..stats import IQR_TO_SIGMA
 
-__all__ = ["Mesh", "fit_mesh", "has_structure"]
+__all__ = ["Mesh", "common_structure", "fit_mesh", "has_structure"]
 
 type Array = npt.NDArray[Any]
 
@@ -102,6 +102,38 @@ def has_structure(difference: Array, free: Array, start: Array) -> bool:
     """
     means = _Means.of(difference, free, start)
     return means is not None and _Spectrum.of(means.mean, means.weight > 0).has_structure
+
+
+def common_structure(
+    first: tuple[Array, Array, Array], second: tuple[Array, Array, Array]
+) -> float:
+    """Correlation of the structure that two images have between their sources.
+
+    Parameters
+    ----------
+    first, second
+        ``(image, free, start)`` of each, as for `fit_mesh`.
+
+    Returns
+    -------
+    correlation
+        Of their means of blocks, -1 to 1, the noise's part of the variances taken off; 0 where one
+        has no structure.
+    """
+    means = [found for each in (first, second) if (found := _Means.of(*each)) is not None]
+    if len(means) < 2:
+        return 0.0
+    both = (means[0].weight > 0) & (means[1].weight > 0)
+    if both.sum() < _FEWEST_BLOCKS:
+        return 0.0
+    values = [each.mean[both] - each.mean[both].mean() for each in means]
+    power = [
+        float((value**2).mean() - (1 / each.weight[both]).mean())
+        for value, each in zip(values, means, strict=True)
+    ]
+    if min(power) <= 0:
+        return 0.0
+    return float((values[0] * values[1]).mean()) / math.sqrt(power[0] * power[1])
 
 
 def fit_mesh(

@@ -37,6 +37,9 @@ _NEIGHBOUR = 3.0
 _BRIGHT, _FAR_LARGER = 0.1, 5.0
 """Of a star's brightest pixel, what tells how the variance rises with light; of the variance so
 expected, what a noisy count does not reach."""
+_PROFILE_WIDTH_ERROR, _FALL_ERROR = 0.1, 0.3
+"""Of a fitted profile: relative, and of five times its inverse exponent; it is no farther off,
+whatever lies around the stars."""
 _RINGS, _RING_FLOOR, _GROUPS, _STEP = 2, 0.01, 8, 0.01
 """Rings in a half width, groups of stars of which each is left out, and the step of derivatives."""
 _SHARERS, _FEWEST_SHARERS = 15, 5
@@ -846,14 +849,16 @@ def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
     # No ring is known better than the family of profiles describes it.
     free = np.diag((_RING_FLOOR * design[:, 0]) ** -2.0)
     usual, spread = _USUAL_SHARE
-    prior = np.diag([0, 0, 0, spread**-2])
+    prior = np.diag([0, _PROFILE_WIDTH_ERROR**-2, _FALL_ERROR**-2, spread**-2])
 
     def solved(normal: Array, right: Array) -> tuple[float, float]:
         reduced = np.linalg.solve(normal + free, np.column_stack([normal, right]))
         normal, right = normal - normal @ reduced[:, :-1], right - normal @ reduced[:, -1]
         inverse = np.linalg.inv(design.T @ normal @ design + prior)
         pulled = prior @ [0, 0, 0, usual - profile.turbulence]
-        return float((inverse @ (design.T @ right + pulled))[0]), math.sqrt(inverse[0, 0])
+        # Stars without weight tell nothing, to within rounding.
+        variance = inverse[0, 0] if inverse[0, 0] > 0 else 1.0
+        return float((inverse @ (design.T @ right + pulled))[0]), math.sqrt(variance)
 
     _, formal = solved(normal.sum(axis=0), right.sum(axis=0))
     filled = np.unique(group)
