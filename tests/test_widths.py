@@ -177,7 +177,8 @@ def fringed(tmp_path_factory):
     code, _, messages = command(
         "subtract", directory / "science.fits", directory / "template.fits", "--output",
         directory / "d.fits", "--score-output", directory / "s.fits", "--catalog",
-        directory / "c.ecsv", "--report", directory / "r.html", "--threads", 1,
+        directory / "c.ecsv", "--report", directory / "r.html", "--background", "polynomial",
+        "--threads", 1,
     )  # fmt: skip
     assert code == 0, messages
     return directory, messages

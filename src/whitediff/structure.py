@@ -15,7 +15,7 @@ import numpy.typing as npt
 import scipy.fft
 import scipy.ndimage
 
-from .stats import robust_sigma
+from .stats import power_of_two, robust_sigma
 from .threads import single_threaded_algebra
 
 __all__ = ["HighFrequencies", "high_frequencies"]
@@ -276,12 +276,14 @@ def _block_power(
     blocks -= levels[:, None, None]
     # In units of the noise, so that no unit leaves single precision.
     blocks /= np.sqrt(expected)[:, None, None]
+    unit = 1.0 if variance is not None else power_of_two(float(np.median(np.abs(blocks))))
+    blocks /= unit
     pixels = blocks.astype(np.float32)
     _fill(pixels, whole)
     pixels = _without_planes(pixels) * window
     spectrum = scipy.fft.rfft2(pixels)
-    power = spectrum.real**2 + spectrum.imag**2
-    power /= np.float32(np.square(window, dtype=np.float64).sum())
+    power = (spectrum.real**2 + spectrum.imag**2).astype(np.float64)
+    power *= unit**2 / np.square(window, dtype=np.float64).sum()
     return power, levels
 
 
