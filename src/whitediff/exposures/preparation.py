@@ -78,7 +78,9 @@ _WING_SIDE = 101
 _LOST_WINGS = 5e-4
 """Of a PSF's flux, what its stamp may cut off to be smaller."""
 _PSF_ORDER = 2
-_UNCERTAIN_WINGS = 0.05
+_ERROR_OF_GALAXIES = 0.3
+"""Of fluxes, where galaxies may have been taken for stars: they were off by -40 to +90 %."""
+_UNCERTAIN_LIGHT = 0.05
 """Relative error of all fluxes that deserves a warning."""
 _EMISSION_SIGMAS = 8
 """Widths of the PSF that a cell of the background has, where a PSF is measured in emission."""
@@ -586,23 +588,30 @@ def _psf_of_stars(
         size=wide,
         order=_PSF_ORDER,
     )
+    error = found.flux_error
+    if not sources.stars.are_certain:
+        error = math.hypot(error, _ERROR_OF_GALAXIES)
     _log.info(
-        "%s: its PSF is measured from %d stars; their wings are known to %.1f%% of the flux.",
+        "%s: its PSF is measured from %d %s; their light is known to %.1f%%.",
         name,
         found.stars,
-        100 * found.flux_error,
+        "stars" if sources.stars.are_certain else "sources",
+        100 * error,
     )
-    if found.flux_error > _UNCERTAIN_WINGS:
+    if error > _UNCERTAIN_LIGHT:
         _log.warning(
-            "%s: its stars do not tell the PSF's wings from the sky: all PSF fluxes may be off by"
-            " %.0f%%, which psf_flux_err contains. A PSF that is known can be given.",
+            "%s: %s: all PSF fluxes may be off by %.0f%%, which psf_flux_err contains. A PSF that"
+            " is known can be given.",
             name,
-            100 * found.flux_error,
+            "its stars do not tell the PSF's wings from the sky"
+            if sources.stars.are_certain
+            else "its PSF may be that of galaxies",
+            100 * error,
         )
     images = _trimmed(found.images, size)
     return KernelPointSpreadFunction(
         term_kernel(unit_sum(images), _PSF_ORDER, exposure.bbox),
-        light=Light(found.enclosed * float(images[0].sum()), found.flux_error),
+        light=Light(found.enclosed * float(images[0].sum()), error),
     )
 
 
