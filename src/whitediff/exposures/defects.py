@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..defects.clusters import dead_clusters
 from ..defects.columns import bad_lines
 from ..defects.cosmic_rays import (
     RoundPeaks,
@@ -218,6 +219,7 @@ def _found(
     bad = bad_lines(looked_at) if bad_pixels else np.zeros(exposure.shape, bool)
     if bad_pixels:
         bad.flat[looked_at.unpadded(dead_pixels(looked_at))] = True
+        bad.flat[looked_at.unpadded(dead_clusters(looked_at))] = True
         if dead is not None:
             bad |= dead
     if cosmic_rays or bad_pixels:
