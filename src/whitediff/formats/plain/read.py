@@ -528,7 +528,7 @@ def _with_saturation(
             unusable = unusable | masked
         highest = find_plateau(image, unusable)
         if highest is not None:
-            saturated = (image >= highest.level) & ~unusable
+            saturated = highest.where
             _log.warning(
                 "%s: %d pixels share the highest value, %g, and are taken as saturated%s; give the"
                 " saturation level if that is wrong.",
