@@ -2,9 +2,10 @@
 
 Claims: a plateau that the highest pixels share is found exactly, in floats and integers, any unit,
 with a cosmic ray above it; nothing is found where highest pixels are equal by chance, in images
-without saturation, cut for display, of extended flat sources, or too small; bad columns and rows of
-one value are no plateau, and stars that bleed no columns; trails grow from cores along the axis that
-the detector bleeds along, and along neither for round stars and spikes; inputs stay as they are.
+without saturation, cut for display, of extended flat sources, or too small; bad columns and rows
+of one value are no plateau, and stars that bleed no columns; trails grow from cores along the axis
+that the detector bleeds along, and along neither for round stars and spikes; inputs stay as they
+are.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ def dead_runs(image: Array, unusable: Array) -> Array | None:
     Notes
     -----
     Runs more than 5 robust standard deviations above the median of the image are plateaus of
-    stars, unless they are columns or rows that no star lights (`whitediff.saturation.in_lines`).  If half of the image is constant, it is one without noise, and nothing is dead.
+    stars, unless they are columns or rows that no star lights (`whitediff.saturation.in_lines`).
+    If half of the image is constant, it is one without noise, and nothing is dead.
     """
     ny, nx = image.shape
     down, across = (slice(None, None, min(_SAMPLED, max(1, n // _SAMPLED))) for n in image.shape)
