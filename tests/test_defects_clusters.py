@@ -5,7 +5,8 @@ Claims:
 - Clusters of 2 to 9 adjacent dead pixels, of any shape within 3 × 3, at skies of 50 to 5000 counts,
   at any seeing, down to half of the sky, leave nothing that a star's profile would find; in the
   science image and in the template, in any unit.
-- So do clusters of hot pixels of one value, from 10 sigma on.
+- So do clusters of hot pixels of one value, from 10 sigma on; whole numbers, coarse ones, images
+  cut for display or enlarged by repeated pixels have none.
 - No core of a star loses a pixel in fields without defects: few or many stars, galaxies with lanes
   of dust, rings of dust on the detector, correlated noise; nor beside stars that ring, since the
   image was resampled.
@@ -22,7 +23,7 @@ import pytest
 import scipy.ndimage
 import scipy.special
 
-from whitediff.defects.clusters import dead_clusters
+from whitediff.defects.clusters import dead_clusters, equal_clusters
 from whitediff.defects.surface import surface
 from whitediff.exposures import masks
 from whitediff.exposures.defects import DefectOptions, with_defects
@@ -125,6 +126,36 @@ def test_dead_clusters_are_found(fwhm: float, seed: int, sky: float, part: float
     # Half of a sky of 50 counts is 3 sigma of a pixel, and noise joins or parts these.
     most = 0.04 if sky < 100 else 0.0
     assert missed(seed, fwhm, sky, part * sky, turned=turned, unit=unit) <= most
+
+
+@pytest.mark.parametrize("height", [10.0, 30.0, 1000.0])
+@pytest.mark.parametrize("sky", [50.0, 5000.0])
+@pytest.mark.parametrize(("fwhm", "seed"), [(1.6, 0), (2.5, 1), (4.0, 2), (6.0, 3)])
+def test_hot_clusters_are_found(fwhm: float, seed: int, sky: float, height: float) -> None:
+    turned, unit = bool(seed % 2), (1.0, 1e-9, 1e6)[seed % 3]
+    value = sky + height * math.sqrt(sky + READ_NOISE**2)
+    # Two pixels are as a star of 1.6 pixels is.
+    most = 0.2 if fwhm < 2 and height < 20 else 0.04
+    assert missed(seed, fwhm, sky, value, turned=turned, unit=unit) <= most
+
+
+@pytest.mark.parametrize("kind", ["float", "whole", "coarse", "cut", "repeated"])
+def test_no_light_is_of_one_value(kind: str) -> None:
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        light, _, _ = sources(rng, 3.0, 300.0, stars=150)
+        image, variance = observed(rng, light, 300.0)
+        if kind == "whole":
+            image = np.rint(image)
+        if kind == "coarse":
+            image = 20 * np.rint(image / 20)
+        if kind == "cut":
+            image = np.clip(image, *np.percentile(image, [0.5, 98]))
+        if kind == "repeated":
+            image = np.repeat(np.repeat(image, 2, axis=0), 2, axis=1)[:N, :N]
+        image = image.astype("f4")
+        looked_at = surface(image, variance.astype("f4"), np.zeros((N, N), bool))
+        assert not len(equal_clusters(looked_at, image))
 
 
 def resampled(image: Array, shift: float) -> Array:

@@ -7,6 +7,7 @@ alone or adjacent: each would excuse the other if it was compared with its own n
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .surface import LOW, MARGIN, Surface
 
-__all__ = ["dead_clusters"]
+__all__ = ["dead_clusters", "equal_clusters"]
 
 type Array = npt.NDArray[Any]
 
@@ -45,6 +46,15 @@ _RINGING, _NEAR = 0.08, 3
 
 _OF_NOISE = 0.67
 """Sigma that a quarter of noise exceeds."""
+
+_FEWEST_EQUAL, _CHANCE, _SAMPLED = 3, 1e-3, 64
+"""Pixels of one value, and images of noise that have as many; lines that tell that chance."""
+
+_USUAL = 10, 70
+"""Per cent of the values between which those of the sky are."""
+
+_SATURATED = 50.0
+"""Sigma from which pixels of one value may be a saturated star; no other source has those."""
 
 _FEWEST_AROUND = 3
 _EIGHT = tuple((j, i) for j in (-1, 0, 1) for i in (-1, 0, 1) if (j, i) != (0, 0))
@@ -119,6 +129,61 @@ def dead_clusters(surface: Surface) -> Array:
         keep = depth > least
         at, depth = at[keep], depth[keep]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, int)
+
+
+def equal_clusters(surface: Surface, image: Array) -> Array:
+    """Pixels of clusters above the background that all have the same value, as no light has.
+
+    Parameters
+    ----------
+    surface
+        The image.
+    image
+        ``(ny, nx)``, from which it was made.
+
+    Returns
+    -------
+    index
+        ``(n,)`` indices into the raveled `Surface.flux`: of groups between 5 and 50 sigma, 3
+        pixels at least, as large as noise, rounded as it is in this image, makes them in one of a
+        thousand images.  Those of the highest value are none: the image may be cut there.
+    """
+    at = surface.bright
+    if not len(at):
+        return at
+    least = _fewest_equal(image, len(at))
+    if least is None:
+        return at[:0]
+    low = surface.flux.ravel()[at] < _SATURATED * np.sqrt(surface.bright_variance)
+    at = at[low]
+    values = image.ravel()[surface.unpadded(at)]
+    groups = _joined(at, surface.width, values)
+    found = groups[groups.size >= least].index
+    result: Array = found[image.ravel()[surface.unpadded(found)] < np.nanmax(image)]
+    return result
+
+
+def _fewest_equal(image: Array, number: int) -> int | None:
+    """Adjacent pixels of one value that are no chance; None where chance makes many."""
+    down, across = (max(1, n // _SAMPLED) for n in image.shape)
+    # Bad lines are of one value along one axis only, and bad clusters above the sky.
+    chance = min(_equal_in_sky(image[::down]), _equal_in_sky(image[:, ::across].T))
+    again = len(_EIGHT) * chance
+    if again > 1 / 2:
+        return None
+    return max(_FEWEST_EQUAL, 1 + math.ceil(math.log(_CHANCE / number) / math.log(again)))
+
+
+def _equal_in_sky(lines: Array) -> float:
+    """How often neighbours along lines, whose values are usual ones, are the same."""
+    first = lines[:, :-1]
+    known = first[np.isfinite(first)]
+    if not known.size:
+        return 1.0
+    low, high = np.percentile(known, _USUAL)
+    usual = (first >= low) & (first <= high)
+    same = usual & (first == lines[:, 1:])
+    return (int(np.count_nonzero(same)) + 1) / max(1, int(np.count_nonzero(usual)))
 
 
 def _are_joined_anyway(groups: _Groups, index: Array, depth: Array) -> bool:
