@@ -158,6 +158,15 @@ def test_no_light_is_of_one_value(kind: str) -> None:
         assert not len(equal_clusters(looked_at, image))
 
 
+@pytest.mark.parametrize("value", [0.0, 300.0])
+def test_frames_of_one_value_or_of_noise_alone_have_none(value: float) -> None:
+    for image in (np.full((N, N), value), value + np.random.default_rng(1).normal(0, 9, (N, N))):
+        image = image.astype("f4")
+        looked_at = surface(image, np.full((N, N), 81, "f4"), np.zeros((N, N), bool))
+        assert not len(dead_clusters(looked_at))
+        assert not len(equal_clusters(looked_at, image))
+
+
 def resampled(image: Array, shift: float) -> Array:
     """Moved along both axes by Lanczos' kernel of order 3."""
     at = np.arange(-2, 4) - shift

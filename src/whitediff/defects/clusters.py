@@ -154,13 +154,11 @@ def equal_clusters(surface: Surface, image: Array) -> Array:
     least = _fewest_equal(image, len(at))
     if least is None:
         return at[:0]
-    low = surface.flux.ravel()[at] < _SATURATED * np.sqrt(surface.bright_variance)
-    at = at[low]
     values = image.ravel()[surface.unpadded(at)]
-    groups = _joined(at, surface.width, values)
-    found = groups[groups.size >= least].index
-    result: Array = found[image.ravel()[surface.unpadded(found)] < np.nanmax(image)]
-    return result
+    faint = surface.flux.ravel()[at] < _SATURATED * np.sqrt(surface.bright_variance)
+    faint &= values < values.max()
+    groups = _joined(at[faint], surface.width, values[faint])
+    return groups[groups.size >= least].index
 
 
 def _fewest_equal(image: Array, number: int) -> int | None:
@@ -256,6 +254,8 @@ def _brightest(surface: Surface, groups: _Groups) -> Array:
 
 def _joined(index: Array, width: int, values: Array | None = None) -> _Groups:
     """Pixels in groups of adjacent ones, of one value where values are given; sorted indices."""
+    if not len(index):
+        return _Groups(index, index, index)
     first, second = [], []
     for j, i in _FORWARD:
         there = np.searchsorted(index, index + j * width + i)
