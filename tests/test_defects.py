@@ -265,6 +265,24 @@ def test_hot_and_dead_lines_are_bad_and_no_rays(seed: int, noise: float, turned:
     assert np.count_nonzero(beside) <= 10 * 27
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_hot_lines_beyond_a_saturation_level_are_bad_and_stars_are_not(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image, variance, _, _, _ = field(3.0, seed)
+    y, x = np.mgrid[:N, :N]
+    star = 2e5 * np.exp(-0.5 * ((x - 160.3) ** 2 + (y - 150.8) ** 2) / 1.4**2)
+    image = np.minimum(image + star, 3e4)
+    lines = np.zeros(image.shape, bool)
+    lines[:, 40:42] = lines[100:, 230] = lines[77] = True
+    image[lines] = 6e4 + rng.normal(0, 20, lines.sum()) * (seed > 0)
+    exposure = Exposure.from_arrays(image.astype(np.float32), variance=variance)
+    mask = masks.with_plane(exposure.mask, "SAT", image >= 3e4)
+    found, _ = with_defects(exposure.replaced(mask=mask), exposures()[1], DefectOptions())
+    bad = masks.flagged(found.mask, ["BAD"])
+    assert bad[lines].all()
+    assert not bad[(image >= 3e4) & ~lines].any()
+
+
 def test_sums_are_those_along_lines() -> None:
     n = 16
     plane = np.random.default_rng(5).normal(size=(n, n))

@@ -24,6 +24,7 @@ from ..defects.dead import dead_runs
 from ..defects.surface import MARGIN, Surface, surface
 from ..defects.trails import find_trails, trail_pixels
 from ..errors import ArgumentError
+from ..saturation import in_lines
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .model import Exposure
@@ -224,6 +225,10 @@ def _found(
         bad.flat[looked_at.unpadded(same)] = True
         if dead is not None:
             bad |= dead
+        saturated = masks.flagged(exposure.mask, ["SAT"])
+        if saturated.any():
+            # By a level that is given, hot columns are saturated, too.
+            bad |= in_lines(exposure.image.array, saturated)
     if cosmic_rays or bad_pixels:
         q = _sharpness(exposure, peaks, others)
         # What is bad is no ray, whose charge would be in its neighbours.
