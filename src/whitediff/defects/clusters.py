@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .surface import LOW, MARGIN, Surface
+from .surface import BRIGHT, LOW, MARGIN, Surface
 
 __all__ = ["dead_clusters", "equal_clusters"]
 
@@ -132,7 +132,7 @@ def dead_clusters(surface: Surface) -> Array:
 
 
 def equal_clusters(surface: Surface, image: Array) -> Array:
-    """Pixels of clusters above the background that all have the same value, as no light has.
+    """Pixels of clusters that all have the same value, as no light has.
 
     Parameters
     ----------
@@ -144,20 +144,22 @@ def equal_clusters(surface: Surface, image: Array) -> Array:
     Returns
     -------
     index
-        ``(n,)`` indices into the raveled `Surface.flux`: of groups between 5 and 50 sigma, 3
-        pixels at least, as large as noise, rounded as it is in this image, makes them in one of a
-        thousand images.  Those of the highest value are none: the image may be cut there.
+        ``(n,)`` indices into the raveled `Surface.flux`: of groups between 5 and 50 sigma, or more
+        than 5 sigma below the background; 3 pixels at least, and as large as noise, rounded as it
+        is in this image, makes them in one of a thousand images.  Those of the highest value are
+        none: the image may be cut there.
     """
-    at = surface.bright
-    if not len(at):
-        return at
+    flux, at = surface.flux.ravel(), surface.bright
+    faint = flux[at] < _SATURATED * np.sqrt(surface.bright_variance)
+    if faint.any():
+        values = image.ravel()[surface.unpadded(at)]
+        faint &= values < values.max()
+    low = surface.low[flux[surface.low] < -BRIGHT * np.sqrt(surface.variance_at(surface.low))]
+    at = np.sort(np.concatenate([at[faint], low]))
     least = _fewest_equal(image, len(at))
     if least is None:
         return at[:0]
-    values = image.ravel()[surface.unpadded(at)]
-    faint = surface.flux.ravel()[at] < _SATURATED * np.sqrt(surface.bright_variance)
-    faint &= values < values.max()
-    groups = _joined(at[faint], surface.width, values[faint])
+    groups = _joined(at, surface.width, image.ravel()[surface.unpadded(at)])
     return groups[groups.size >= least].index
 
 
@@ -167,7 +169,7 @@ def _fewest_equal(image: Array, number: int) -> int | None:
     # Bad lines are of one value along one axis only, and bad clusters above the sky.
     chance = min(_equal_in_sky(image[::down]), _equal_in_sky(image[:, ::across].T))
     again = len(_EIGHT) * chance
-    if again > 1 / 2:
+    if not number or again > 1 / 2:
         return None
     return max(_FEWEST_EQUAL, 1 + math.ceil(math.log(_CHANCE / number) / math.log(again)))
 
