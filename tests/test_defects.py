@@ -5,7 +5,8 @@ Claims:
 - Of the pixels that a cosmic ray raises by 10 sigma and more, 95 % are found, at any seeing from
   1.6 pixels on, in fields of stars and of galaxies; and no star's core is taken for a ray.
 - A star's sharpness is that of its profile, with far more rays than stars in the image.
-- Bad columns and rows, whole or in part, are found; amplifiers' edges are not.
+- Bad columns and rows, whole or in part, 1 to 3 wide, hot or dead, are found, and no rays beside
+  them; amplifiers' edges are not.
 - The fast sums along lines are those of a line's pixels.
 - Trails are masked to 95 % of their pixels, at any angle and width, along rows and columns too;
   images without any, with spikes, edge-on galaxies, bad rows or a step, get no mask.
@@ -235,6 +236,53 @@ def test_bad_columns_are_found(sign: int, fwhm: float) -> None:
     assert not bad_lines(searched(image, variance)).any()
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("noise", [0.0, 15.0])
+@pytest.mark.parametrize("turned", [False, True])
+def test_hot_and_dead_lines_are_bad_and_no_rays(seed: int, noise: float, turned: bool) -> None:
+    rng = np.random.default_rng(seed)
+    (image, variance, _, _, _), unit = field((1.8, 2.5, 3.5, 5.0)[seed], seed), 10.0 ** (3 * seed)
+    bad = np.zeros(image.shape, bool)
+    value = np.zeros(image.shape)
+    for width, height in ((1, 5e3), (2, -200.0), (3, 3e2), (3, 5e4), (1, -90.0)):
+        at, start = int(rng.integers(3, N - 6)), int(rng.choice([0, 100, 170]))
+        here = np.s_[at : at + width, start:]
+        for plane, what in ((bad, True), (value, height)):
+            (plane if width % 2 else plane.T)[here] = what
+    value = value + rng.normal(0, 1, image.shape) * noise
+    pair = [
+        Exposure.from_arrays(
+            (unit * np.where(bad, value, image) if is_bad else unit * image).astype(np.float32),
+            variance=unit**2 * variance,
+        )
+        for is_bad in ((False, True) if turned else (True, False))
+    ]
+    found = with_defects(*pair, DefectOptions())[turned]
+    marked = masks.flagged(found.mask, ["BAD"])
+    assert marked[bad].mean() > 0.99
+    beside = masks.flagged(found.mask, ["BAD", "CR"]) & ~bad
+    # An end is known to a segment of 32 pixels, of which it has more than a sixth.
+    assert np.count_nonzero(beside) <= 10 * 27
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hot_lines_beyond_a_saturation_level_are_bad_and_stars_are_not(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image, variance, _, _, _ = field(3.0, seed)
+    y, x = np.mgrid[:N, :N]
+    star = 2e5 * np.exp(-0.5 * ((x - 160.3) ** 2 + (y - 150.8) ** 2) / 1.4**2)
+    image = np.minimum(image + star, 3e4)
+    lines = np.zeros(image.shape, bool)
+    lines[:, 40:42] = lines[100:, 230] = lines[77] = True
+    image[lines] = 6e4 + rng.normal(0, 20, lines.sum()) * (seed > 0)
+    exposure = Exposure.from_arrays(image.astype(np.float32), variance=variance)
+    mask = masks.with_plane(exposure.mask, "SAT", image >= 3e4)
+    found, _ = with_defects(exposure.replaced(mask=mask), exposures()[1], DefectOptions())
+    bad = masks.flagged(found.mask, ["BAD"])
+    assert bad[lines].all()
+    assert not bad[(image >= 3e4) & ~lines].any()
+
+
 def test_sums_are_those_along_lines() -> None:
     n = 16
     plane = np.random.default_rng(5).normal(size=(n, n))
@@ -287,8 +335,7 @@ def test_bad_rows_and_columns_are_no_trails(width: int, turned: bool) -> None:
             bad = bad.T if turned else bad
             looked_at = searched(image + SIGMA * height * bad, variance)
             assert find_trails(looked_at) == []
-            if width < 3:
-                assert bad_lines(looked_at)[bad].mean() > FOUND
+            assert bad_lines(looked_at)[bad].mean() > FOUND
 
 
 @pytest.mark.parametrize("height", [3e3, 3e4])

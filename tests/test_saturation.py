@@ -2,9 +2,10 @@
 
 Claims: a plateau that the highest pixels share is found exactly, in floats and integers, any unit,
 with a cosmic ray above it; nothing is found where highest pixels are equal by chance, in images
-without saturation, cut for display, of extended flat sources, or too small; trails grow from cores
-along the axis that the detector bleeds along, and along neither for round stars and spikes; inputs
-stay as they are.
+without saturation, cut for display, of extended flat sources, or too small; bad columns and rows
+of one value are no plateau, and stars that bleed no columns; trails grow from cores along the axis
+that the detector bleeds along, and along neither for round stars and spikes; inputs stay as they
+are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from whitediff import read_exposure
 from whitediff.errors import ArgumentError
 from whitediff.exposures import masks
 from whitediff.formats import ReadingOptions
-from whitediff.saturation import bleed_trails, find_plateau
+from whitediff.saturation import bleed_trails, find_plateau, in_lines
 
 SIGMA = 8.0
 
@@ -278,3 +279,54 @@ def test_sentinels_are_not_saturated(rng, tmp_path, caplog, border, sentinel, ca
     np.testing.assert_array_equal(masks.flagged(exposure.mask, ["SAT"]), truth)
     assert masks.flagged(exposure.mask, ["NO_DATA"])[edge].all()
     assert not [text for text in caplog.messages if "saturated" in text and "1e+30" in text]
+
+
+def with_lines(rng, image, value, *, turned, half, number=3):
+    """Image with lines of one value, 1 to 3 wide, and where they are."""
+    lines = np.zeros(image.shape, bool)
+    view = lines.T if turned else lines
+    for at in rng.choice(np.arange(4, view.shape[1] - 8, 9), number, replace=False):
+        start = int(rng.integers(20, 120)) if half else 0
+        view[start:, at : at + rng.integers(1, 4)] = True
+    return np.where(lines, value, image), lines
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("value", [5e4, 6.5e4])
+@pytest.mark.parametrize("n_bright", [0, 2])
+@pytest.mark.parametrize("unit", [1.0, 1e-9])
+def test_bad_columns_and_rows_are_no_plateau(seed, turned, half, value, n_bright, unit):
+    rng = np.random.default_rng(seed)
+    image = np.minimum(field(rng, n_bright=n_bright), 40000 if n_bright else 1e9)
+    image, lines = with_lines(rng, image, value, turned=turned, half=half)
+    truth = (image >= 40000) & ~lines if n_bright else np.zeros(image.shape, bool)
+    image = (unit * image).astype(np.float32)
+    found = find_plateau(image)
+    assert (found is not None) == bool(n_bright)
+    if found is not None:
+        assert found.level == pytest.approx(unit * 40000, rel=1e-6)
+        np.testing.assert_array_equal(found.where, truth)
+    np.testing.assert_array_equal(in_lines(image, lines), lines)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("width", [0.7, 1.2, 1.9, 3.0])
+@pytest.mark.parametrize("length", [4, 12, 40])
+def test_stars_that_bleed_are_no_columns(seed, transposed, width, length):
+    rng = np.random.default_rng(seed)
+    image = field(rng, width=width, n_bright=0)
+    x, y = rng.uniform(60, 120, 2)
+    # The more a star bleeds, the more light it has.
+    flux = length * 60000 * max(1.0, 2 * width)
+    image += stars(rng, image.shape, [(x, y)], [flux], width=width, sky=0)
+    image[round(y) - length : round(y) + length, round(x)] = 60000
+    image = np.minimum(image, 60000)
+    image = image.T if transposed else image
+    pixels = image >= 60000
+    assert not in_lines(image, pixels).any()
+    found = find_plateau(image)
+    assert found is not None
+    np.testing.assert_array_equal(found.where, pixels)

@@ -2,7 +2,8 @@
 compare, are scaled to the noise: the variance is the simulated one, of the sky within 4 % and of
 bright stars within 10 %, one sentence says so, and 0 is no data; the difference is that of files
 without them; inverse variances stay what they are, and planes that are something else are refused
-with the remedy."""
+with the remedy, which then works; an extension RMS is taken as standard deviations where the noise
+agrees, and else a warning says why not."""
 
 from __future__ import annotations
 
@@ -216,6 +217,10 @@ def test_sources_of_a_difference_have_no_photons_added(run, tmp_path, rng):
         ("IVAR", lambda v: 50 / v, "as weight:FILE"),
         ("ERR", lambda v: np.sqrt(v) / 30, "as weight:FILE"),
         ("WEIGHT", lambda v: v, "or as variance:FILE"),
+        ("ERR", lambda v: v, "its square root fits, so name it as variances"),
+        ("ERR", lambda v: v, "template-variance variance:FILE"),
+        ("ERR", lambda v: 1 / v, "template-variance weight:FILE"),
+        ("IVAR", lambda v: np.sqrt(v), "template-variance sigma:FILE"),
     ],
 )
 @pytest.mark.parametrize("which", [0, 1])
@@ -236,3 +241,57 @@ def test_planes_that_are_something_else_are_refused_with_the_remedy(
     assert len(messages.strip().splitlines()) == 1
     assert "other.fits: the noise of its source-free pixels is" in messages
     assert remedy in messages
+
+
+@pytest.mark.parametrize(("size", "unit"), [(256, 1.0), (300, 0.02)])
+def test_the_remedy_of_variances_in_an_error_plane_works(run, tmp_path, size, unit):
+    images, header = pair(tmp_path, 5)
+    del header["GAIN"]
+    paths = [tmp_path / "science.fits", tmp_path / "template.fits"]
+    for image, path in zip(images, paths, strict=True):
+        part = image[:size, :size]
+        variance = np.maximum(part, 100) / GAIN + 11
+        hdus = [
+            fits.PrimaryHDU(unit * part, header),
+            fits.ImageHDU(unit**2 * variance, name="ERR"),
+        ]
+        fits.HDUList(hdus).writeto(path, overwrite=True)
+    code, _, messages = run("subtract", *paths, "--output", tmp_path / "out.fits", "-q")
+    assert (code, "variance:FILE[EXTENSION]" in messages) == (1, True), messages
+    options = []
+    for name, path in zip(("science", "template"), paths, strict=True):
+        options += [f"--{name}-variance", f"variance:{path}[ERR]"]
+    code, _, messages = run("subtract", *paths, *options, "--output", tmp_path / "out.fits")
+    assert code == 0, messages
+    assert "is something else" not in messages
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-15])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_an_extension_rms_is_taken_where_the_noise_agrees(tmp_path, caplog, seed, unit):
+    rng = np.random.default_rng(seed)
+    sigma = 12 * (1 + 0.2 * np.sin(np.arange(220) / 40)) * np.ones((200, 1))
+    image = 300 + rng.normal(size=sigma.shape) * sigma
+    expected = {
+        "as it is": (sigma, True),
+        "of a mean": (np.full(sigma.shape, 12.0), True),
+        "of another unit": (sigma / 30, False),
+        "a variance": (unit * sigma**2, False),
+        "of another shape": (sigma[:50], False),
+    }
+    for name, (plane, is_taken) in expected.items():
+        path = tmp_path / f"{name}.fits"
+        hdus = [fits.PrimaryHDU(unit * image), fits.ImageHDU(unit * plane, name="RMS")]
+        fits.HDUList(hdus).writeto(path)
+        caplog.clear()
+        variance = read_exposure(path).variance.array
+        warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
+        if is_taken:
+            assert variance == pytest.approx((unit * plane) ** 2, rel=1e-5)
+            assert not warnings
+        else:
+            assert variance == pytest.approx(unit**2 * np.median(sigma) ** 2, rel=0.15)
+            assert any("its extension RMS is not used" in text for text in warnings)
+    caplog.clear()
+    told = read_exposure(path, options=ReadingOptions(variance=9.0 * unit**2))
+    assert told.variance.array == pytest.approx(9.0 * unit**2)

@@ -12,7 +12,7 @@ import scipy.ndimage
 from .planes import usable_pixels
 from .stats import robust_sigma
 
-__all__ = ["Plateau", "bleed_trails", "find_plateau", "in_stars"]
+__all__ = ["Plateau", "bleed_trails", "find_plateau", "in_lines", "in_stars"]
 
 type Array = npt.NDArray[Any]
 
@@ -45,6 +45,16 @@ miss; and by how many the star's centre may be elsewhere."""
 _LIT = 0.1
 """Height of what is around pixels in a star, in theirs."""
 
+_LINE, _WIDEST_LINE = 8, 3
+"""Pixels of a column or row, and of such side by side."""
+
+_FEW_LIT, _SHARE_LIT = 1, 0.15
+"""Pixels along a line that light surrounds, in a line that is no trail of a star; and the part of
+one that ends at the frame's edge, since it may cross stars."""
+
+_ROUNDS = 4
+"""Of the search for a plateau, each without the columns that the one before it found."""
+
 _LONG = 2
 """Widths that a trail is long beyond its star."""
 
@@ -59,10 +69,13 @@ class Plateau:
         Lowest value that belongs to it, image unit.
     pixels
         How many are at or above it.
+    where
+        ``(ny, nx)`` boolean: these.
     """
 
     level: float
     pixels: int
+    where: Array
 
 
 def find_plateau(image: Array, unusable: Array | None = None) -> Plateau | None:
@@ -80,6 +93,7 @@ def find_plateau(image: Array, unusable: Array | None = None) -> Plateau | None:
     plateau
         None where the highest pixels are no plateau of saturated stars: they differ, lie apart,
         are few, or are less than 50 sigma above the sky, or the image was cut for display.
+        Columns and rows of one value (see `in_lines`) are passed over.
 
     Notes
     -----
@@ -95,17 +109,88 @@ def find_plateau(image: Array, unusable: Array | None = None) -> Plateau | None:
     if not sigma > 0 or _is_cut(values, sky, sigma):
         return None
     threshold = sky + _LEAST_HEIGHT * max(sigma, _step(sample, sky, sigma))
-    found = _highest_run(values[values > threshold])
-    if found is None:
-        return None
-    at = use & (image >= image.dtype.type(found))
+    high = use & (image > threshold)
+    for _ in range(_ROUNDS):
+        found = _highest_run(image[high])
+        if found is None:
+            return None
+        at = high & (image >= image.dtype.type(found))
+        lines = in_lines(image, at)
+        if not lines.any():
+            return _of_stars(at, found)
+        high &= ~lines
+    return None
+
+
+def _of_stars(at: Array, level: float) -> Plateau | None:
+    """Plateau of the pixels of a level, if they are those of stars."""
     labels, number = scipy.ndimage.label(at, np.ones((3, 3), int))
     sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
     together = int(sizes[sizes >= _SMALL_GROUP].sum())
     is_star = sizes.max() >= _LARGE_GROUP or (sizes >= _GROUP).sum() > 1
     if not is_star or 2 * together < sizes.sum():
         return None
-    return Plateau(found, int(sizes.sum()))
+    return Plateau(level, int(sizes.sum()), at)
+
+
+def in_lines(image: Array, pixels: Array) -> Array:
+    """Which bright pixels are those of bad columns and rows, and not of stars or their trails.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+    pixels
+        ``(ny, nx)`` boolean: pixels that may be one or the other.
+
+    Returns
+    -------
+    found
+        ``(ny, nx)`` boolean: those in lines of 8 pixels and more, up to 3 wide, that have no light
+        of a star on both sides, a tenth as high, along more than a pixel; along less than 15 % of
+        those that end at the frame's edge, which may cross stars.
+    """
+    found = np.zeros(pixels.shape, bool)
+    others = np.isfinite(image) & ~pixels
+    if not pixels.any() or not others.any():
+        return found
+    values = image[others]
+    sky = float(np.median(values[:: max(1, values.size // _ENOUGH_FOR_SIGMA)]))
+    labels, _ = scipy.ndimage.label(pixels, np.ones((3, 3), int))
+    for number, window in enumerate(scipy.ndimage.find_objects(labels), 1):
+        group = labels[window] == number
+        if max(group.shape) < _LINE:
+            continue
+        rows, columns = window
+        _mark_columns(image, group, sky, found, (rows.start, columns.start))
+        _mark_columns(image.T, group.T, sky, found.T, (columns.start, rows.start))
+    return found
+
+
+def _mark_columns(
+    image: Array, group: Array, sky: float, found: Array, start: tuple[int, int]
+) -> None:
+    """Mark the pixels of a group, which starts at a pixel, that are in columns; in place."""
+    ny, nx = image.shape
+    # As a cross of a column and a row has them.
+    tall = scipy.ndimage.binary_opening(group, np.ones((_LINE, 1), bool))
+    labels, _ = scipy.ndimage.label(tall, np.ones((3, 3), int))
+    for number, window in enumerate(scipy.ndimage.find_objects(labels), 1):
+        part = labels[window] == number
+        if part.shape[1] > _WIDEST_LINE:
+            continue
+        rows, columns = (
+            slice(side.start + at, side.stop + at) for side, at in zip(window, start, strict=True)
+        )
+        height = float(np.median(image[rows, columns][part])) - sky
+        lit = np.ones(part.shape[0], bool)
+        for beside in (columns.start - 1, columns.stop):
+            if 0 <= beside < nx:
+                with np.errstate(invalid="ignore"):
+                    lit &= image[rows, beside] - sky > _LIT * height
+        ends = rows.start == 0 or rows.stop == ny
+        if np.count_nonzero(lit) <= max(_FEW_LIT, _SHARE_LIT * len(lit) if ends else 0):
+            found[rows, columns] |= part
 
 
 def in_stars(image: Array, pixels: Array) -> Array:

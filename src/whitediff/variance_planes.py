@@ -30,6 +30,7 @@ __all__ = [
     "ABSOLUTE",
     "NoiseModel",
     "exposure_map_variance",
+    "first_look",
     "noise_variance",
     "relative_weight_variance",
     "with_left_out_photons",
@@ -478,7 +479,7 @@ def relative_weight_variance(
         where no pixel is free of sources.
     """
     usable = _with_variance(image, variance, unusable)
-    if not usable.any() or _is_between(_first_look(image, variance, usable), _NO_DOUBT):
+    if not usable.any() or _is_between(first_look(image, variance, usable), _NO_DOUBT):
         return None
     sources, background, free = _apart(_spread(image, usable), usable)
     if not free.any():
@@ -583,8 +584,24 @@ def _without_own_noise(light: Array, usable: Array, gain: float) -> Array:
     return np.maximum(np.where(few & usable, around, light), 0)
 
 
-def _first_look(image: Array, variance: Array, usable: Array) -> float:
-    """Variance over a plane that is to tell it, from neighbours: no sky or source to tell apart."""
+def first_look(image: Array, variance: Array, usable: Array) -> float:
+    """Variance over a plane that is to tell it, from neighbours: no sky or source to tell apart.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``, in any unit.
+    variance
+        ``(ny, nx)`` image_unit².
+    usable
+        ``(ny, nx)`` boolean: pixels with a value and a variance.
+
+    Returns
+    -------
+    factor
+        Robust variance of the differences of neighbours along rows over what the plane makes of
+        it; NaN where no two neighbours are usable.
+    """
     rows = slice(None, None, max(1, image.size // ENOUGH_PIXELS))
     left, right = np.s_[rows, :-1], np.s_[rows, 1:]
     both = usable[left] & usable[right]
@@ -604,7 +621,7 @@ def _ignores_light(image: Array, variance: Array, usable: Array) -> bool | None:
         return None
     values, plane = image.ravel()[known].astype(np.float64), variance.ravel()[known]
     # The plane of another image's noise would make sources of the noise.
-    factor = _first_look(image, variance, usable)
+    factor = first_look(image, variance, usable)
     usual = float(np.median(plane)) * (factor if factor > 1 else 1.0)
     bright = values - np.median(values) > _BRIGHT_SIGMAS * math.sqrt(usual)
     if np.count_nonzero(bright) < _LEAST_BRIGHT:

@@ -74,13 +74,19 @@ def _departing(sums: Array, counts: Array) -> Array:
     parts = [slice(start, start + _AT_ONCE) for start in range(0, len(sums), _AT_ONCE)]
     pieces = in_threads(lambda part: _significances(sums[part], counts[part]), parts)
     found = np.zeros(sums.shape, bool)
-    for significance in (np.concatenate(piece) for piece in zip(*pieces, strict=True)):
+    above, below, above_any, below_any = (
+        np.concatenate(piece) for piece in zip(*pieces, strict=True)
+    )
+    for significance, between in ((above, above_any), (below, below_any)):
         seed = significance > _ALONE
         for run in {run for run in (*_RUNS, len(seed)) if 1 < run <= len(seed)}:
             edges = np.linspace(0, len(seed), max(1, len(seed) // run) + 1).astype(int)
             for start, stop in pairwise(edges):
                 _seed_run(significance[start:stop], seed[start:stop])
-        found |= _connected(seed, significance > _JOINED)
+        lines = _connected(seed, significance > _JOINED)
+        # Of three lines, those on the sides are the neighbours of the one between them.
+        lines[:, 1:-1] |= lines[:, :-2] & lines[:, 2:] & (between[:, 1:-1] > _JOINED)
+        found |= lines
     return found
 
 
@@ -97,9 +103,9 @@ def _seed_run(significance: Array, seed: Array) -> None:
     seed[:, lines] |= (middle * root > _SIGNIFICANT) & (part > _PART * middle)
 
 
-def _significances(sums: Array, counts: Array) -> tuple[Array, Array]:
+def _significances(sums: Array, counts: Array) -> tuple[Array, Array, Array, Array]:
     """How far segments are above both sides, and how far below both, in sigma; 0 where a neighbour
-    on each side is, too.
+    on each side is, too; and the same whatever the neighbours are.
     """
     known = counts >= SEGMENT / 2
     counts = np.maximum(counts, 1)
@@ -116,9 +122,9 @@ def _significances(sums: Array, counts: Array) -> tuple[Array, Array]:
     level = (sides[0] + sides[1]) / 2
     apart = _SHARP * (mean - level)
     nearest = [choose(moved(-1), moved(1)) - level for choose in (np.minimum, np.maximum)]
-    above = (mean - np.maximum(*sides)) / scatter * (known & (nearest[0] < apart))
-    below = (np.minimum(*sides) - mean) / scatter * (known & (nearest[1] > apart))
-    return above, below
+    above = (mean - np.maximum(*sides)) / scatter * known
+    below = (np.minimum(*sides) - mean) / scatter * known
+    return above * (nearest[0] < apart), below * (nearest[1] > apart), above, below
 
 
 def _middle(first: Array, second: Array, third: Array) -> Array:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import scipy.spatial
 
 from ..stats import half_sample_mode
-from .surface import MARGIN, Surface
+from .surface import BRIGHT, MARGIN, Surface
 
 __all__ = [
     "RoundPeaks",
@@ -432,6 +432,7 @@ def dead_pixels(surface: Surface) -> Array:
         and below the lowest of the eight neighbours by 4 sigma.
     """
     flux, at = surface.flux.ravel(), surface.low
+    at = at[flux[at] < -BRIGHT * np.sqrt(surface.variance_at(at))]
     lowest = np.min(
         [flux[at + j * surface.width + i] for j, i in _AROUND], axis=0, initial=math.inf
     )

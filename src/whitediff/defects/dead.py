@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import planes
+from ..saturation import in_lines
 from ..threads import in_threads
 from .surface import BRIGHT
 
@@ -52,7 +53,8 @@ def dead_runs(image: Array, unusable: Array) -> Array | None:
     Notes
     -----
     Runs more than 5 robust standard deviations above the median of the image are plateaus of
-    stars.  If half of the image is constant, it is one without noise, and nothing is dead.
+    stars, unless they are columns or rows that no star lights (`whitediff.saturation.in_lines`).
+    If half of the image is constant, it is one without noise, and nothing is dead.
     """
     ny, nx = image.shape
     down, across = (slice(None, None, min(_SAMPLED, max(1, n // _SAMPLED))) for n in image.shape)
@@ -80,7 +82,6 @@ def dead_runs(image: Array, unusable: Array) -> Array | None:
         if found is None:
             return None
         found &= ~unusable[start:stop]
-        found &= part[inside] <= limit
         return (start, found) if found.any() else None
 
     pieces = [piece for piece in in_threads(work, range(0, ny, _ROWS)) if piece is not None]
@@ -89,7 +90,11 @@ def dead_runs(image: Array, unusable: Array) -> Array | None:
     dead = planes.zeros(image.shape, bool)
     for start, found in pieces:
         dead[start : start + len(found)] = found
-    return dead
+    high = dead & (image > limit)
+    if high.any():
+        dead &= ~high
+        dead |= in_lines(image, high)
+    return dead if dead.any() else None
 
 
 def _least(sample: Array, lines: int) -> int | None:

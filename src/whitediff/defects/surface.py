@@ -13,7 +13,7 @@ from .. import planes
 from ..stats import power_of_two
 from ..threads import in_threads
 
-__all__ = ["BRIGHT", "CLIP", "MARGIN", "SEGMENT", "Surface", "surface"]
+__all__ = ["BRIGHT", "CLIP", "LOW", "MARGIN", "SEGMENT", "Surface", "surface"]
 
 type Array = npt.NDArray[Any]
 
@@ -28,6 +28,9 @@ CLIP = 3.0
 
 BRIGHT = 5.0
 """Sigma above the background from which a pixel may be a source, or a ray."""
+
+LOW = 2.5
+"""Sigma below the background from which a pixel may belong to a dead cluster."""
 
 _ONES = np.ones(SEGMENT, np.float32)
 
@@ -64,7 +67,7 @@ class Surface:
     bright_variance
         ``(n,)`` float32: variance of those, brought to the scatter.
     low
-        Indices of pixels below −5 sigma.
+        Indices of pixels below −2.5 sigma.
     bin
         Side of the squares of `binned`, pixels.
     binned, counted
@@ -186,7 +189,7 @@ def surface(image: Array, variance: Array, unusable: Array) -> Surface:
             values[bad] = np.nan
             signal[bad] = 0
         inside[:, :MARGIN], inside[:, -MARGIN:] = values[:, :1], values[:, -1:]
-        bright, low = np.flatnonzero(signal > BRIGHT), np.flatnonzero(signal < -BRIGHT)
+        bright, low = np.flatnonzero(signal > BRIGHT), np.flatnonzero(signal < -LOW)
         places = [
             at + at // nx * (2 * MARGIN) + ((part.start + MARGIN) * (nx + 2 * MARGIN) + MARGIN)
             for at in (bright, low)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..defects.clusters import dead_clusters, equal_clusters
 from ..defects.columns import bad_lines
 from ..defects.cosmic_rays import (
     RoundPeaks,
@@ -20,9 +21,10 @@ from ..defects.cosmic_rays import (
     strong_pixels,
 )
 from ..defects.dead import dead_runs
-from ..defects.surface import Surface, surface
+from ..defects.surface import MARGIN, Surface, surface
 from ..defects.trails import find_trails, trail_pixels
 from ..errors import ArgumentError
+from ..saturation import in_lines
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .model import Exposure
@@ -218,10 +220,19 @@ def _found(
     bad = bad_lines(looked_at) if bad_pixels else np.zeros(exposure.shape, bool)
     if bad_pixels:
         bad.flat[looked_at.unpadded(dead_pixels(looked_at))] = True
+        bad.flat[looked_at.unpadded(dead_clusters(looked_at))] = True
+        same = equal_clusters(looked_at, exposure.image.array)
+        bad.flat[looked_at.unpadded(same)] = True
         if dead is not None:
             bad |= dead
+        saturated = masks.flagged(exposure.mask, ["SAT"])
+        if saturated.any():
+            # By a level that is given, hot columns are saturated, too.
+            bad |= in_lines(exposure.image.array, saturated)
     if cosmic_rays or bad_pixels:
         q = _sharpness(exposure, peaks, others)
+        # What is bad is no ray, whose charge would be in its neighbours.
+        looked_at.flux[MARGIN:-MARGIN, MARGIN:-MARGIN][bad] = np.nan
         strong = np.zeros(bad.size, bool)
         strong[looked_at.unpadded(strong_pixels(looked_at))] = True
         sharp = looked_at.unpadded(sharp_pixels(looked_at, q))

@@ -459,21 +459,29 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
     return factor, structure
 
 
+_MISREAD = (
+    (2.0, "its square", "standard deviations ({option} sigma:FILE[EXTENSION])"),
+    (
+        -1.0,
+        "its inverse",
+        "weights ({option} weight:FILE[EXTENSION]), or as variance:FILE[EXTENSION] if it was read"
+        " as weights",
+    ),
+    (0.5, "its square root", "variances ({option} variance:FILE[EXTENSION])"),
+    (-0.5, "the inverse of its square root", "weights ({option} weight:FILE[EXTENSION])"),
+    (-2.0, "the square of its inverse", "standard deviations ({option} sigma:FILE[EXTENSION])"),
+)
+"""Powers of a variance that fit where the plane was read as something else, and what it is."""
+
+
 def _what_else(flat: Array, plane: Array) -> str:
     """What a plane may be that is not the variance of source-free pixels, with the remedy."""
     option = "--science-variance or --template-variance"
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
-        as_sigma = robust_sigma(flat / plane) ** 2
-        as_weight = robust_sigma(flat * np.sqrt(plane)) ** 2
-    if 1 / _FITTING < as_sigma < _FITTING:
-        return (
-            f"its square fits, so name it as standard deviations ({option} sigma:FILE[EXTENSION])"
-        )
-    if 1 / _FITTING < as_weight < _FITTING:
-        return (
-            f"its inverse fits, so name it as weights ({option} weight:FILE[EXTENSION]), or as"
-            " variance:FILE[EXTENSION] if it was read as weights"
-        )
+        for power, fits, meaning in _MISREAD:
+            factor = robust_sigma(flat / plane.astype(np.float64) ** (power / 2)) ** 2
+            if 1 / _FITTING < factor < _FITTING:
+                return f"{fits} fits, so name it as {meaning.format(option=option)}"
     return (
         f"name the file of another ({option} FILE[EXTENSION]), or this one as"
         " weight:FILE[EXTENSION] if it only tells how pixels compare, to be scaled to the noise"

@@ -34,6 +34,7 @@ from ...variance_planes import (
     ABSOLUTE,
     NoiseModel,
     exposure_map_variance,
+    first_look,
     noise_variance,
     relative_weight_variance,
     with_left_out_photons,
@@ -92,11 +93,15 @@ _VARIANCE_NAMES: dict[str, _PlaneKind] = {
     "SIGMA": "sigma",
     "STD": "sigma",
     "NOISE": "sigma",
+    "RMS": "sigma",
     "WEIGHT": "weight",
     "WHT": "weight",
     "IVAR": "inverse variance",
     "INVVAR": "inverse variance",
 }
+_UNSURE = "RMS"
+"""Name under which other numbers are stored, too; taken where the noise agrees."""
+
 _WEIGHTS: tuple[_PlaneKind, ...] = ("weight", "inverse variance")
 _OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS", NOISE)
 _COMPANIONS = (
@@ -342,10 +347,12 @@ def read(
                 " mask's file too."
             )
         plane: tuple[Array, _PlaneKind] | None = None
+        named_unsurely = False
         variance_hdu = find_hdu(hdus, tuple(_VARIANCE_NAMES), owner)
         if variance_hdu is not None and variance_hdu is not hdu:
             kind = _VARIANCE_NAMES[variance_hdu.name.upper()]
             plane = (_native_copy(linear(plane_of(variance_hdu, path), variance_hdu.header)), kind)
+            named_unsurely = variance_hdu.name.upper() == _UNSURE
         psf_hdu = find_hdu(hdus, ("PSF",), owner)
         psf = None
         if psf_hdu is not None and psf_hdu.is_image and psf_hdu is not hdu:
@@ -377,6 +384,9 @@ def read(
     if isinstance(variance, VarianceSource):
         plane = _read_variance(variance, named)
         source = f"{path} with {variance.path}"
+    elif plane is not None and named_unsurely:
+        is_told = variance is not None
+        plane = plane if not is_told and _is_noise(image, plane[0], masked, path) else None
     if plane is not None:
         if plane[0].shape != image.shape:
             raise FileFormatError(
@@ -520,7 +530,7 @@ def _with_saturation(
             unusable = unusable | masked
         highest = find_plateau(image, unusable)
         if highest is not None:
-            saturated = (image >= highest.level) & ~unusable
+            saturated = highest.where
             _log.warning(
                 "%s: %d pixels share the highest value, %g, and are taken as saturated%s; give the"
                 " saturation level if that is wrong.",
@@ -718,6 +728,29 @@ def _as_variance(plane: Array, kind: _PlaneKind) -> tuple[Array, Array]:
     values = plane.astype(np.float64)
     values = np.where(empty, np.inf, 1 / np.where(empty, 1, values))
     return compact(values, plane.dtype), empty
+
+
+def _is_noise(image: Array, sigma: Array, unusable: Array, path: Path) -> bool:
+    """Whether a plane may hold the standard deviations of an image; a warning says why not."""
+    if sigma.shape != image.shape:
+        why = f"has the shape {sigma.shape}, and the image {image.shape}"
+    else:
+        variance, empty = _as_variance(sigma, "sigma")
+        usable = np.isfinite(image) & ~unusable & ~empty
+        factor = first_look(image, variance, usable)
+        # A frame without noise contradicts nothing.
+        if not factor > 0 or ABSOLUTE[0] < factor < ABSOLUTE[1]:
+            return True
+        why = f"squared is not the variance of its pixels: {factor:.3g} times that is measured"
+    _log.warning(
+        "%s: its extension %s is not used, since it %s; if it tells the noise, name it as"
+        " variance:, sigma: or weight:FILE[%s] (--science-variance or --template-variance).",
+        path,
+        _UNSURE,
+        why,
+        _UNSURE,
+    )
+    return False
 
 
 def _is_absurd(variance: Array, image: Array, unknown: Array) -> Array:
