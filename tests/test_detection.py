@@ -315,7 +315,7 @@ class TestBlends:
         y = np.array([50.0, 51.0, 49.0, 20.0])
         value = np.array([60.0, 75.0, -54.0, 9.0])
         responses = self.responses(psf)
-        found = deblended(Peaks(x, y, value, value), 5, responses)
+        found = deblended(Peaks(x, y, value, value, np.ones(len(x))), 5, responses)
         matrix = responses.at(
             np.zeros(16), np.zeros(16), (x - x[:, None]).ravel(), (y - y[:, None]).ravel()
         ).reshape(4, 4)
@@ -341,7 +341,7 @@ class TestBlends:
 
     def test_no_peaks(self):
         empty = np.zeros(0)
-        found = deblended(Peaks(empty, empty, empty, empty), 5, self.responses(MODEL.image(0, 0)))
+        found = deblended(Peaks(empty, empty, empty, empty, empty), 5, self.responses(MODEL.image(0, 0)))
         assert len(found.peaks) == len(found.group) == 0
 
 
