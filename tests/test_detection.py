@@ -341,7 +341,9 @@ class TestBlends:
 
     def test_no_peaks(self):
         empty = np.zeros(0)
-        found = deblended(Peaks(empty, empty, empty, empty, empty), 5, self.responses(MODEL.image(0, 0)))
+        found = deblended(
+            Peaks(empty, empty, empty, empty, empty), 5, self.responses(MODEL.image(0, 0))
+        )
         assert len(found.peaks) == len(found.group) == 0
 
 

@@ -713,10 +713,11 @@ def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
     Notes
     -----
     All amplitudes a are solved for together, ``Σ_j R(x_i − x_j) a_j σ_j/σ_i = significance_i`` with
-    the response R and the noise σ at the peaks: the simultaneous fit of the PSF at these places in white noise.  The highest peak
-    of each neighbourhood comes first, then what is above the threshold once the light of these is
-    taken away, and so on (orthogonal matching pursuit; Pati, Rezaiifar & Krishnaprasad 1993): all
-    peaks at once, rings among them, hardly determine their amplitudes.  Sources that fall below
+    the response R and the noise σ at the peaks: the simultaneous fit of the PSF at these places in
+    white noise.  The highest peak of each neighbourhood comes first, then what is above the
+    threshold once the light of these is taken away, and so on (orthogonal matching pursuit; Pati,
+    Rezaiifar & Krishnaprasad 1993): all peaks at once, rings among them, hardly determine their
+    amplitudes.  Sources that fall below
     the threshold by this, or to the other sign, are given up, the weakest first.
     Of a source within the response of one that is more than 100 times brighter nothing is known
     but what the error of its PSF leaves.

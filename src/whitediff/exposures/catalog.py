@@ -16,6 +16,7 @@ from lsst.images import Mask
 
 from .. import __version__
 from ..errors import ArgumentError
+from ..resampling import moved_stamps
 from ..sources import RESIDUAL, bright_pixel_counts
 from . import masks
 from .model import Exposure
@@ -62,6 +63,13 @@ _LARGE_SOURCE = 3.0
 is bright or large, where the mask does not tell which sources are static."""
 
 _FILLED = 0.9
+
+_LARGEST_LOSS = 0.15
+"""Share of the squared PSF, which is what is known of a source, on pixels without a measurement."""
+
+_LARGEST_CONTAMINATION = 0.3
+"""The same on pixels that owe something to those."""
+
 _TOGETHER = 256
 
 
@@ -140,6 +148,9 @@ FLAGS = {
     "flag_contaminated": (masks.CONTAMINATED,),
 }
 """Flags of mask planes."""
+
+_LOSSES = ("flag_bad", "flag_no_data", "flag_cosmic_ray")
+"""Flags of pixels that are left out of all measurements."""
 
 SPOILING_FLAGS = {
     "flag_no_data": "next to missing pixels",
@@ -357,7 +368,8 @@ def source_flags(
         Name → ``(n,)`` boolean; of a plane that the mask lacks, False.
     """
     mask = exposure.mask
-    near = _bits_within(mask.array, x, y, max(_SOURCE_RADIUS, fwhm))
+    radius = max(_SOURCE_RADIUS, fwhm)
+    near = _bits_within(mask.array, x, y, radius)
     here = _bits_within(mask.array, x, y, _SOURCE_RADIUS)
 
     def carries(bits: Array, names: tuple[str, ...]) -> Array:
@@ -372,7 +384,11 @@ def source_flags(
     flags = {flag: carries(near, names) for flag, names in FLAGS.items()}
     ny, nx = exposure.shape
     flags["flag_edge"] |= (np.minimum(x, nx - 1 - x) < reach) | (np.minimum(y, ny - 1 - y) < reach)
-    flags["flag_no_data"] |= _not_finite_within(exposure.image.array, x, y, max(1.5, fwhm))
+    flags["flag_no_data"] |= _unmeasured_within(exposure, x, y, radius)
+    lost, contaminated = _spoilt(exposure, x, y, psf, reach)
+    for flag in _LOSSES:
+        flags[flag] &= lost
+    flags["flag_contaminated"] &= contaminated
     static = masks.find_plane(mask, masks.STATIC) is not None
     on_source = carries(here, (masks.STATIC if static else masks.SOURCE,))
     saturated, _ = _pixels_within(mask, "SAT", x, y, _BRIGHT_RADIUS * fwhm)
@@ -412,10 +428,58 @@ def _bits_within(array: Array, x: Array, y: Array, radius: float) -> Array:
     return np.bitwise_or.reduce(bits, axis=(1, 2))
 
 
-def _not_finite_within(image: Array, x: Array, y: Array, radius: float) -> Array:
-    rows, columns, inside = _indices(image.shape, x, y, radius)
-    found: Array = (~np.isfinite(image[rows, columns]) & inside).any(axis=(1, 2))
+def _unmeasured_within(exposure: Exposure, x: Array, y: Array, radius: float) -> Array:
+    """Positions with a pixel nearby that has no value, or no variance."""
+    rows, columns, inside = _indices(exposure.shape, x, y, radius)
+    found: Array = (_unmeasured(exposure, rows, columns) & inside).any(axis=(1, 2))
     return found
+
+
+def _unmeasured(exposure: Exposure, rows: Array, columns: Array) -> Array:
+    image, variance = exposure.image.array[rows, columns], exposure.variance.array[rows, columns]
+    with np.errstate(invalid="ignore"):
+        result: Array = ~(np.isfinite(image) & np.isfinite(variance) & (variance > 0))
+    return result
+
+
+def _spoilt(
+    exposure: Exposure, x: Array, y: Array, psf: Array, reach: float
+) -> tuple[Array, Array]:
+    """Sources of which too little is left by pixels without a measurement, and by contaminated
+    ones.
+    """
+    lost, contaminated = np.zeros((2, len(x)), bool)
+    names = (masks.UNTRUSTED_MASK_PLANES, (masks.CONTAMINATED,))
+    half = math.ceil(reach)
+    grid = np.arange(-half, half + 1)
+    for first in range(0, len(x), _TOGETHER):
+        part = slice(first, first + _TOGETHER)
+        row, column = (np.floor(at[part] + 0.5).astype(int) for at in (y, x))
+        rows, columns = (at[:, None] + grid for at in (row, column))
+        # Beyond the frame its outermost pixels go on: sources there have a flag of their own.
+        rows, columns = (
+            np.clip(at, 0, n - 1) for at, n in zip((rows, columns), exposure.shape, strict=True)
+        )
+        place = rows[:, :, None], columns[:, None, :]
+        bits = exposure.mask.array[place]
+        missing, dirty = (
+            (bits & np.asarray(_bits_of(exposure.mask, each), bits.dtype)).any(axis=-1)
+            for each in names
+        )
+        missing |= _unmeasured(exposure, *place)
+        (known,) = moved_stamps(psf[None], y[part] - row, x[part] - column, half)
+        known = np.square(known)
+        total = known.sum(axis=(1, 2))
+        middle = missing[:, half, half]
+        lost[part] = middle | ((known * missing).sum(axis=(1, 2)) > _LARGEST_LOSS * total)
+        contaminated[part] = (known * dirty).sum(axis=(1, 2)) > _LARGEST_CONTAMINATION * total
+    return lost, contaminated
+
+
+def _bits_of(mask: Mask, names: tuple[str, ...]) -> Array:
+    """Bits of those planes that a mask has, for each of its bytes."""
+    found = {plane for name in names if (plane := masks.find_plane(mask, name)) is not None}
+    return np.asarray(mask.schema.bitmask(*found))
 
 
 def _pixels_within(mask: Mask, name: str, x: Array, y: Array, radius: float) -> tuple[Array, Array]:

@@ -650,8 +650,9 @@ def _searched(
 
 def _take_over(found: detection.Significance, score: detection.Significance) -> None:
     """Put what a score tells in place of what the difference does, both in the score's unit."""
-    assert found.noise is not None and score.noise is not None
-    # The rows of one pixel in some thousands tell how the two units compare.
+    assert found.noise is not None
+    assert score.noise is not None
+    # Some hundred rows tell how the two units compare.
     step = max(1, len(found.image) // _ROWS_COMPARED)
     both = score.searched[::step] & (found.noise[::step] > 0)
     if both.any():
