@@ -126,7 +126,7 @@ def made(seed, wider, given):
     psfs = {name: image.psf.stamp(SIZE / 2, SIZE / 2) for name, image in images.items()}
     sky = {name: getattr(scene.options, f"{name}_variance") for name in images}
     # A filter with the wider PSF, of the noise of both, has about this error.
-    wide = min((np.square(psf).sum() for psf in psfs.values()))
+    wide = min(np.square(psf).sum() for psf in psfs.values())
     unit = np.sqrt(sum(sky.values()) / wide)
     taken = list(zip(scene.sources["x"], scene.sources["y"], strict=True))
     expected = {name: np.zeros((SIZE, SIZE)) for name in images}

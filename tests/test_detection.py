@@ -439,7 +439,7 @@ def test_magnitudes_are_those_of_the_zero_point(rng):
 
 def test_flags_are_the_mask_planes_near_a_source(rng):
     planes = {name: np.zeros(FRAME, bool) for name in ("BAD", "SAT", "CR", "INTRP", "SOURCE")}
-    planes["BAD"][40, 33] = planes["CR"][42, 30] = planes["INTRP"][60, 101] = True
+    planes["BAD"][40, 33] = planes["CR"][41:43, 30] = planes["INTRP"][60, 101] = True
     planes["SAT"][80, 60], planes["SOURCE"][100, 60] = True, True
     sources = [*SOURCES, (3.2, 80.0, 20.0)]
     table = detect(scene(rng, sources, mask=planes))

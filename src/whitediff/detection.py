@@ -717,8 +717,8 @@ def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
     white noise.  The highest peak of each neighbourhood comes first, then what is above the
     threshold once the light of these is taken away, and so on (orthogonal matching pursuit; Pati,
     Rezaiifar & Krishnaprasad 1993): all peaks at once, rings among them, hardly determine their
-    amplitudes.  Sources that fall below
-    the threshold by this, or to the other sign, are given up, the weakest first.
+    amplitudes.  Sources that fall below the threshold by this, or to the other sign, are given up,
+    the weakest first.
     Of a source within the response of one that is more than 100 times brighter nothing is known
     but what the error of its PSF leaves.
     """

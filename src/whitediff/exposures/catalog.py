@@ -341,6 +341,7 @@ def source_flags(
     y: Array,
     *,
     significance: Array,
+    point: Array,
     psf: Array,
     fwhm: float,
     reach: float,
@@ -355,6 +356,8 @@ def source_flags(
         ``(n,)`` array coordinates.
     significance
         ``(n,)`` signed; NaN where it is not known.
+    point
+        ``(n,)`` boolean: looks like a point source, or is taken for one.
     psf
         ``(py, px)``.
     fwhm
@@ -366,6 +369,12 @@ def source_flags(
     -------
     flags
         Name → ``(n,)`` boolean; of a plane that the mask lacks, False.
+
+    Notes
+    -----
+    A point is fitted to the pixels that hold a measurement, and its flux is right as long as
+    enough of them are left: its flags of bad pixels go by the share of the squared PSF that these
+    take.  What is no point may be so because of any of them.
     """
     mask = exposure.mask
     radius = max(_SOURCE_RADIUS, fwhm)
@@ -387,8 +396,8 @@ def source_flags(
     flags["flag_no_data"] |= _unmeasured_within(exposure, x, y, radius)
     lost, contaminated = _spoilt(exposure, x, y, psf, reach)
     for flag in _LOSSES:
-        flags[flag] &= lost
-    flags["flag_contaminated"] &= contaminated
+        flags[flag] &= lost | ~point
+    flags["flag_contaminated"] &= contaminated | ~point
     static = masks.find_plane(mask, masks.STATIC) is not None
     on_source = carries(here, (masks.STATIC if static else masks.SOURCE,))
     saturated, _ = _pixels_within(mask, "SAT", x, y, _BRIGHT_RADIUS * fwhm)

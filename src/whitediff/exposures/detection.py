@@ -566,6 +566,7 @@ class _Field:
             x,
             y,
             significance=columns["significance"][inside],
+            point=columns.get("classification", np.full(n, "point"))[inside] == "point",
             psf=self.middle_psf,
             fwhm=self.fwhm,
             reach=self.radius,
