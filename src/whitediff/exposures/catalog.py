@@ -130,7 +130,7 @@ COLUMNS = {
     "flag_streak": _Column(None, "a satellite's or aeroplane's trail is near"),
     "flag_interpolated": _Column(None, "an interpolated pixel is near"),
     "flag_no_data": _Column(None, "pixels without data hold too much of the source"),
-    "flag_contaminated": _Column(None, "too much of the source owes something to masked or outside pixels"),
+    "flag_contaminated": _Column(None, "contaminated pixels hold too much of the source"),
     "flag_source": _Column(None, "a source of both science image and template is here"),
     "flag_near_bright_star": _Column(None, "in the neighbourhood of a bright star"),
     "flag_fit_failed": _Column(None, "the position or flux could not be fitted"),
