@@ -4,8 +4,8 @@ Claims:
 
 - A point has the flag of a plane within a full width at half maximum if its own pixel holds no
   measurement, or pixels of more than 0.15 of the squared PSF do not, as explicit sums tell;
-  flag_contaminated if contaminated pixels have more than 0.3.  What is no point is flagged by
-  any of them.
+  flag_contaminated if contaminated pixels have more than 0.3; flag_cosmic_ray also within 2.5
+  pixels of CR pixels that touch.  What is no point is flagged by any of them.
 - With 1 % of single bad pixels nine in ten transients are believed, with 5 % in both images half
   of them at least, whatever says that the pixels are bad, and whichever image is convolved.
 - Bad pixels bias no flux by 1 %; fluxes of believed transients are as far from the truth as their
@@ -40,6 +40,14 @@ def shares(x, y, image):
     return (square * image).sum() / square.sum(), bool(image[round(y), round(x)])
 
 
+def beside_ray(x, y, hit):
+    for row, column in np.argwhere(hit):
+        around = hit[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+        if around.sum() > 1 and np.hypot(row - y, column - x) <= min(2.5, SIGMA / FWHM_TO_SIGMA):
+            return True
+    return False
+
+
 @pytest.mark.parametrize("how", [*PLANES, "nan", "variance", "CONTAMINATED"])
 @pytest.mark.parametrize("fraction", [0.02, 0.1, 0.3])
 def test_flags_go_by_the_share_of_the_squared_psf(rng, how, fraction):
@@ -70,6 +78,8 @@ def test_flags_go_by_the_share_of_the_squared_psf(rng, how, fraction):
         limit = CONTAMINATED if how == "CONTAMINATED" else LOST
         if abs(share - limit) > 0.003:
             spoilt = share > limit or (own and how != "CONTAMINATED")
+            if how == "CR":
+                spoilt |= beside_ray(*place, bad)
             assert flags[True][i] == spoilt
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import astropy.units as u
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 from astropy.table import QTable, Table
 from lsst.images import Mask
 
@@ -69,6 +70,10 @@ _LARGEST_LOSS = 0.15
 
 _LARGEST_CONTAMINATION = 0.3
 """The same on pixels that owe something to those."""
+
+_BESIDE_RAY = 2.5
+"""Pixels from a ray of two pixels or more within which a point may be an end of it that no mask
+tells of."""
 
 _TOGETHER = 256
 
@@ -149,8 +154,8 @@ FLAGS = {
 }
 """Flags of mask planes."""
 
-_LOSSES = ("flag_bad", "flag_no_data", "flag_cosmic_ray")
-"""Flags of pixels that are left out of all measurements."""
+_LOSSES = ("flag_bad", "flag_no_data")
+"""Flags of pixels that are left out of all measurements, and have no say in those beside them."""
 
 SPOILING_FLAGS = {
     "flag_no_data": "next to missing pixels",
@@ -394,7 +399,8 @@ def source_flags(
     ny, nx = exposure.shape
     flags["flag_edge"] |= (np.minimum(x, nx - 1 - x) < reach) | (np.minimum(y, ny - 1 - y) < reach)
     flags["flag_no_data"] |= _unmeasured_within(exposure, x, y, radius)
-    lost, contaminated = _spoilt(exposure, x, y, psf, reach)
+    lost, contaminated, beside_ray = _spoilt(exposure, x, y, psf, reach)
+    flags["flag_cosmic_ray"] &= lost | beside_ray | ~point
     for flag in _LOSSES:
         flags[flag] &= lost | ~point
     flags["flag_contaminated"] &= contaminated | ~point
@@ -453,13 +459,13 @@ def _unmeasured(exposure: Exposure, rows: Array, columns: Array) -> Array:
 
 def _spoilt(
     exposure: Exposure, x: Array, y: Array, psf: Array, reach: float
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """Sources of which too little is left by pixels without a measurement, and by contaminated
-    ones.
+    ones; and those beside a ray.
     """
-    lost, contaminated = np.zeros((2, len(x)), bool)
-    names = (masks.UNTRUSTED_MASK_PLANES, (masks.CONTAMINATED,))
-    half = math.ceil(reach)
+    lost, contaminated, beside_ray = np.zeros((3, len(x)), bool)
+    names = (masks.UNTRUSTED_MASK_PLANES, (masks.CONTAMINATED,), ("CR",))
+    half = max(math.ceil(reach), math.ceil(_BESIDE_RAY) + 1)
     grid = np.arange(-half, half + 1)
     for first in range(0, len(x), _TOGETHER):
         part = slice(first, first + _TOGETHER)
@@ -471,7 +477,7 @@ def _spoilt(
         )
         place = rows[:, :, None], columns[:, None, :]
         bits = exposure.mask.array[place]
-        missing, dirty = (
+        missing, dirty, hit = (
             (bits & np.asarray(_bits_of(exposure.mask, each), bits.dtype)).any(axis=-1)
             for each in names
         )
@@ -482,7 +488,13 @@ def _spoilt(
         middle = missing[:, half, half]
         lost[part] = middle | ((known * missing).sum(axis=(1, 2)) > _LARGEST_LOSS * total)
         contaminated[part] = (known * dirty).sum(axis=(1, 2)) > _LARGEST_CONTAMINATION * total
-    return lost, contaminated
+        ray = hit & (scipy.ndimage.uniform_filter(9.0 * hit, (0, 3, 3), mode="constant") > 1.5)
+        away = np.hypot(
+            (grid - (y[part] - row)[:, None])[:, :, None],
+            (grid - (x[part] - column)[:, None])[:, None, :],
+        )
+        beside_ray[part] = (ray & (away <= _BESIDE_RAY)).any(axis=(1, 2))
+    return lost, contaminated, beside_ray
 
 
 def _bits_of(mask: Mask, names: tuple[str, ...]) -> Array:
