@@ -169,8 +169,9 @@ def test_flags():
         name: np.zeros(SHAPE, bool)
         for name in ("BAD", "SATURATED", "COSMIC_RAY", "INTRP", "EDGE", "CONTAMINATED", "SOURCE")
     }
-    planes["BAD"][83, 60] = True  # 2.4 pixels from the first
-    planes["COSMIC_RAY"][120, 154] = planes["INTRP"][120, 154] = True
+    planes["BAD"][79, 60:63] = planes["BAD"][82, 59:62] = True  # next to the first's middle
+    planes["BAD"][230, 103] = True  # 2.3 pixels from the last: it takes 2 % of what is known
+    planes["COSMIC_RAY"][119:122, 151] = planes["INTRP"][120, 154] = True
     planes["SATURATED"][180:183, 221:224] = True  # beyond one, within five full widths
     planes["CONTAMINATED"][50:70, 270:290] = planes["SOURCE"][58:63, 278:283] = True
     planes["EDGE"][:, :6] = True

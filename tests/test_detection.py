@@ -315,7 +315,7 @@ class TestBlends:
         y = np.array([50.0, 51.0, 49.0, 20.0])
         value = np.array([60.0, 75.0, -54.0, 9.0])
         responses = self.responses(psf)
-        found = deblended(Peaks(x, y, value, value), 5, responses)
+        found = deblended(Peaks(x, y, value, value, np.ones(len(x))), 5, responses)
         matrix = responses.at(
             np.zeros(16), np.zeros(16), (x - x[:, None]).ravel(), (y - y[:, None]).ravel()
         ).reshape(4, 4)
@@ -341,7 +341,9 @@ class TestBlends:
 
     def test_no_peaks(self):
         empty = np.zeros(0)
-        found = deblended(Peaks(empty, empty, empty, empty), 5, self.responses(MODEL.image(0, 0)))
+        found = deblended(
+            Peaks(empty, empty, empty, empty, empty), 5, self.responses(MODEL.image(0, 0))
+        )
         assert len(found.peaks) == len(found.group) == 0
 
 
@@ -437,7 +439,7 @@ def test_magnitudes_are_those_of_the_zero_point(rng):
 
 def test_flags_are_the_mask_planes_near_a_source(rng):
     planes = {name: np.zeros(FRAME, bool) for name in ("BAD", "SAT", "CR", "INTRP", "SOURCE")}
-    planes["BAD"][40, 33] = planes["CR"][42, 30] = planes["INTRP"][60, 101] = True
+    planes["BAD"][40, 33] = planes["CR"][41:43, 30] = planes["INTRP"][60, 101] = True
     planes["SAT"][80, 60], planes["SOURCE"][100, 60] = True, True
     sources = [*SOURCES, (3.2, 80.0, 20.0)]
     table = detect(scene(rng, sources, mask=planes))

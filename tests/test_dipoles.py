@@ -298,7 +298,7 @@ def test_no_sources_have_no_classes():
     none = np.zeros(0)
     psf = PsfModel(sigma=SIGMA, frame=(9, 9)).image(0, 0)[None]
     planes = np.zeros((40, 40)), np.ones((40, 40)), np.ones((40, 40), bool)
-    blends = Blends(Peaks(none, none, none, none), none, np.zeros(0, int))
+    blends = Blends(Peaks(none, none, none, none, none), none, np.zeros(0, int))
     fits = fit_blends(*planes, none, none, blends.group, lambda x, y: psf, radius=6.0, furthest=3.0)
     found = Significance(np.zeros((40, 40), np.float32), np.ones((40, 40), bool))
     classes, same = classified(

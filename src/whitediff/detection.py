@@ -90,15 +90,41 @@ class Significance:
         where there is only noise.  0 where there is no measurement.
     searched
         ``(ny, nx)`` boolean: at least half of the PSF's squared weight lies on good pixels.
+    noise
+        ``(ny, nx)`` float32, positive, of any unit: standard deviation of what was divided by it.
+        None where it is the same all over.
+
+    Notes
+    -----
+    The response to a point source is known for `image` times `noise`, the filtered image itself.
+    A bright source's own photons are noise, which is largest in its middle: the significance
+    alone may be flat there, or have a hollow, and its rings stand out more.
     """
 
     image: Array
     searched: Array
+    noise: Array | None = None
 
     @property
     def pixels(self) -> int:
         """Number of pixels that were searched."""
         return int(np.count_nonzero(self.searched))
+
+    def filtered(self, rows: Array, columns: Array) -> Array:
+        """Pixels of the filtered image.
+
+        Parameters
+        ----------
+        rows, columns
+            Array indices that broadcast.
+
+        Returns
+        -------
+        values
+            Significance times noise, float64.
+        """
+        values: Array = self.image[rows, columns].astype(np.float64)
+        return values if self.noise is None else values * self.noise[rows, columns]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +139,15 @@ class Peaks:
         ``(n,)`` signed, at this place.
     pixel_significance
         ``(n,)`` signed, of the highest pixel.
+    noise
+        ``(n,)`` `Significance.noise` at this place; 1 where it has none.
     """
 
     x: Array
     y: Array
     significance: Array
     pixel_significance: Array
+    noise: Array
 
     def __len__(self) -> int:
         return len(self.x)
@@ -182,7 +211,8 @@ def significance(
     -------
     significance
         `Significance`: ``Σ_a P(a) D(x+a) g(x+a) / √(Σ_a P(a)² V(x+a) g(x+a))`` over the good
-        pixels g.
+        pixels g.  Its noise is that of a pixel, ``√(Σ_a P(a)² V(x+a) g(x+a) / Σ_a P(a)² g(x+a))``,
+        image_unit.
 
     Raises
     ------
@@ -202,7 +232,7 @@ def significance(
             "image, variance and good must have the same 2-D shape; got"
             f" {image.shape}, {variance.shape} and {good.shape}."
         )
-    result = planes.empty(image.shape, np.float32)
+    result, noise = (planes.empty(image.shape, np.float32) for _ in range(2))
     searched = planes.empty(image.shape, bool)
     constant = None if callable(psf) else core(psf)
     steps = [_step(n, varies=constant is None) for n in image.shape]
@@ -218,10 +248,12 @@ def significance(
             assert callable(psf)
             y, x = ((part.start + part.stop - 1) / 2 for part in tile)
             local = core(psf(x, y))
-        result[tile], searched[tile] = _tile_significance(image, variance, good, local, tile)
+        result[tile], searched[tile], noise[tile] = _tile_significance(
+            image, variance, good, local, tile
+        )
 
     in_threads(work, tiles)
-    return Significance(result, searched)
+    return Significance(result, searched, noise)
 
 
 def _step(length: int, *, varies: bool) -> int:
@@ -232,7 +264,7 @@ def _step(length: int, *, varies: bool) -> int:
 
 def _tile_significance(
     image: Array, variance: Array, good: Array, psf: Array, tile: tuple[slice, slice]
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     half = psf.shape[0] // 2
     around = tuple(
         slice(max(0, part.start - half), min(n, part.stop + half))
@@ -246,7 +278,8 @@ def _tile_significance(
     with np.errstate(invalid="ignore"):
         use = good[around] & np.isfinite(values) & np.isfinite(noise) & (noise > 0)
     if not use.any():
-        return np.zeros(use[inner].shape, np.float32), np.zeros(use[inner].shape, bool)
+        nothing = np.zeros(use[inner].shape, np.float32)
+        return nothing, nothing > 0, nothing
     complete = bool(use.all())
     if not complete:
         values, noise = np.where(use, values, 0), np.where(use, noise, 0)
@@ -280,9 +313,15 @@ def _tile_significance(
     found = numerator / np.sqrt(np.maximum(power, floor))
     support = _support_of_frame(square, tile, image.shape) if complete else correlated(use, square)
     enough = support >= _LEAST_SUPPORT * total
+    level = np.sqrt(np.maximum(power, 0) / np.maximum(support, _PRECISION * total))
     if not complete:
         found[power < floor] = 0
-    return found.astype(np.float32, copy=False), np.broadcast_to(enough, found.shape)
+        level[power < floor] = 0
+    return (
+        found.astype(np.float32, copy=False),
+        np.broadcast_to(enough, found.shape),
+        level.astype(np.float32, copy=False),
+    )
 
 
 def _support_of_frame(square: Array, tile: tuple[slice, slice], shape: tuple[int, ...]) -> Array:
@@ -321,7 +360,7 @@ def score_significance(score: Array, variance: Array, good: Array) -> Significan
     Returns
     -------
     significance
-        `Significance`: S/√V, searched where it is good.
+        `Significance`: S/√V, searched where it is good; its noise is √V.
 
     Raises
     ------
@@ -334,18 +373,21 @@ def score_significance(score: Array, variance: Array, good: Array) -> Significan
             f" {score.shape}, {variance.shape} and {good.shape}."
         )
     searched = planes.empty(score.shape, bool)
+    level = planes.empty(score.shape, np.float32)
 
     def work(rows: slice) -> Array:
         values, noise = score[rows], variance[rows]
         with np.errstate(invalid="ignore"):
             use = good[rows] & np.isfinite(values) & np.isfinite(noise) & (noise > 0)
         searched[rows] = use
+        deviation = np.sqrt(np.where(use, noise, 1))
+        level[rows] = np.where(use, deviation, 0)
         return np.divide(
-            values, np.sqrt(np.where(use, noise, 1)), out=np.zeros(values.shape, np.float32),
+            values, deviation, out=np.zeros(values.shape, np.float32),
             where=use, casting="same_kind",
         )  # fmt: skip
 
-    return Significance(planes.filled(score.shape, np.float32, work), searched)
+    return Significance(planes.filled(score.shape, np.float32, work), searched, level)
 
 
 def find_peaks(found: Significance, threshold: float, sign: Sign = "both") -> Peaks:
@@ -363,8 +405,9 @@ def find_peaks(found: Significance, threshold: float, sign: Sign = "both") -> Pe
     Returns
     -------
     peaks
-        `Peaks`, ordered by row and column.  The threshold is that of the interpolated
-        significance: the highest pixel of a peak falls short of it by several percent.
+        `Peaks`, ordered by row and column: extrema of the filtered image, which is the
+        significance times its noise.  The threshold is that of the interpolated significance: the
+        highest pixel of a peak falls short of it by several percent.
 
     Raises
     ------
@@ -375,7 +418,7 @@ def find_peaks(found: Significance, threshold: float, sign: Sign = "both") -> Pe
         raise ArgumentError(f"The threshold must be positive; got {threshold:g}.")
     rows, columns = _candidates(found, _CANDIDATE * threshold, sign)
     batches = [slice(i, i + _BATCH) for i in range(0, len(rows), _BATCH)]
-    parts = in_threads(lambda b: _refined(found.image, rows[b], columns[b]), batches)
+    parts = in_threads(lambda b: _refined(found, rows[b], columns[b]), batches)
     empty = np.zeros(0)
     y, x, value = (
         (np.concatenate([empty, *column]) for column in zip(*parts, strict=True))
@@ -383,7 +426,9 @@ def find_peaks(found: Significance, threshold: float, sign: Sign = "both") -> Pe
         else (empty, empty, empty)
     )
     pixel = found.image[rows, columns].astype(np.float64)
-    peaks = Peaks(x, y, value, pixel)
+    noise = _noise_at(found, x, y)
+    value = value / noise
+    peaks = Peaks(x, y, value, pixel, noise)
     beyond = (np.abs(value) >= threshold) & (np.sign(value) == np.sign(pixel))
     nearest = tuple(
         np.clip(np.floor(at + 0.5).astype(int), 0, n - 1)
@@ -394,7 +439,7 @@ def find_peaks(found: Significance, threshold: float, sign: Sign = "both") -> Pe
 
 
 def _candidates(found: Significance, least: float, sign: Sign) -> tuple[Array, Array]:
-    """Pixels beyond a threshold that none of their eight neighbours is beyond."""
+    """Pixels beyond a threshold whose eight neighbours are all lower on the filtered image."""
     image = found.image
     ny, nx = image.shape
 
@@ -408,7 +453,7 @@ def _candidates(found: Significance, least: float, sign: Sign) -> tuple[Array, A
         row, column = np.nonzero(beyond)
         row += rows.start
         side = np.sign(image[row, column])
-        value = side * image[row, column]
+        value = side * found.filtered(row, column)
         highest = np.ones(len(row), bool)
         for dy in (-1, 0, 1):
             for dx in (-1, 0, 1):
@@ -416,7 +461,7 @@ def _candidates(found: Significance, least: float, sign: Sign) -> tuple[Array, A
                     continue
                 y, x = row + dy, column + dx
                 inside = (y >= 0) & (y < ny) & (x >= 0) & (x < nx)
-                other = side * image[np.clip(y, 0, ny - 1), np.clip(x, 0, nx - 1)]
+                other = side * found.filtered(np.clip(y, 0, ny - 1), np.clip(x, 0, nx - 1))
                 # Of two equal ones the first counts.
                 first = (dy, dx) < (0, 0)
                 highest &= ~inside | ((value > other) if first else (value >= other))
@@ -427,10 +472,26 @@ def _candidates(found: Significance, least: float, sign: Sign) -> tuple[Array, A
     return row, column
 
 
-def _refined(image: Array, rows: Array, columns: Array) -> tuple[Array, Array, Array]:
-    """Extrema of the interpolated image near some pixels: y, x and the value."""
+def _noise_at(found: Significance, x: Array, y: Array) -> Array:
+    """Noise between the pixels, linear; those without a measurement do not count."""
+    if found.noise is None:
+        return np.ones(len(x))
+    total, weights = np.zeros((2, len(x)))
+    row, column = np.floor(y).astype(int), np.floor(x).astype(int)
+    for i in (0, 1):
+        for j in (0, 1):
+            weight = np.abs(1 - i - (y - row)) * np.abs(1 - j - (x - column))
+            ny, nx = found.noise.shape
+            noise = found.noise[np.clip(row + i, 0, ny - 1), np.clip(column + j, 0, nx - 1)]
+            total += weight * noise
+            weights += weight * (noise > 0)
+    return np.where(weights > 0, total / np.where(weights > 0, weights, 1), 1.0)
+
+
+def _refined(found: Significance, rows: Array, columns: Array) -> tuple[Array, Array, Array]:
+    """Extrema of the interpolated filtered image near some pixels: y, x and the value."""
     half = REACH + 1
-    stamps = _surroundings(image, rows, columns)
+    stamps = _surroundings(found, rows, columns)
     near = stamps[:, half - 1 : half + 2, half - 1 : half + 2]
     yy = near[:, 0, 1] + near[:, 2, 1] - 2 * near[:, 1, 1]
     xx = near[:, 1, 0] + near[:, 1, 2] - 2 * near[:, 1, 1]
@@ -481,18 +542,20 @@ def values_at(image: Array, x: Array, y: Array) -> Array:
         ``(n,)``; beyond the frame it goes on as its edge.
     """
     row, column = (np.floor(at + 0.5).astype(int) for at in (y, x))
-    return _between(_surroundings(image, row, column), y - row, x - column)
+    alone = Significance(image, image != 0)
+    return _between(_surroundings(alone, row, column), y - row, x - column)
 
 
-def _surroundings(image: Array, rows: Array, columns: Array) -> Array:
-    """Pixels that interpolation near some of them needs; beyond the frame its edge goes on."""
+def _surroundings(found: Significance, rows: Array, columns: Array) -> Array:
+    """Filtered pixels that interpolation near some of them needs; beyond the frame its edge goes
+    on.
+    """
     grid = np.arange(-REACH - 1, REACH + 2)
     y, x = (
         np.clip(at[:, None] + grid, 0, n - 1)
-        for at, n in zip((rows, columns), image.shape, strict=True)
+        for at, n in zip((rows, columns), found.image.shape, strict=True)
     )
-    stamps: Array = image[y[:, :, None], x[:, None, :]].astype(np.float64)
-    return stamps
+    return found.filtered(y[:, :, None], x[:, None, :])
 
 
 def _between(stamps: Array, dy: Array, dx: Array) -> Array:
@@ -649,20 +712,25 @@ def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
 
     Notes
     -----
-    All amplitudes a are solved for together, ``Σ_j R(x_i − x_j) a_j = significance_i`` with the
-    response R: the simultaneous fit of the PSF at these places in white noise.  The highest peak
-    of each neighbourhood comes first, then what is above the threshold once the light of these is
-    taken away, and so on (orthogonal matching pursuit; Pati, Rezaiifar & Krishnaprasad 1993): all
-    peaks at once, rings among them, hardly determine their amplitudes.  Sources that fall below
-    the threshold by this, or to the other sign, are given up, the weakest first.
+    All amplitudes a are solved for together, ``Σ_j R(x_i − x_j) a_j σ_j/σ_i = significance_i`` with
+    the response R and the noise σ at the peaks: the simultaneous fit of the PSF at these places in
+    white noise.  The highest peak of each neighbourhood comes first, then what is above the
+    threshold once the light of these is taken away, and so on (orthogonal matching pursuit; Pati,
+    Rezaiifar & Krishnaprasad 1993): all peaks at once, rings among them, hardly determine their
+    amplitudes.  Sources that fall below the threshold by this, or to the other sign, are given up,
+    the weakest first.
     Of a source within the response of one that is more than 100 times brighter nothing is known
     but what the error of its PSF leaves.
     """
     n = len(peaks)
     first, second, overlap = _overlaps(peaks, responses)
-    # Each pair in both directions.
-    pairs = tuple(
-        np.concatenate(each) for each in ((first, second), (second, first), (overlap, overlap))
+    # Each pair in both directions: the second's light in units of the noise at the first.
+    ratio = peaks.noise[second] / peaks.noise[first]
+    scale = np.concatenate([ratio, 1 / ratio])
+    pairs = (
+        np.concatenate([first, second]),
+        np.concatenate([second, first]),
+        np.concatenate([overlap, overlap]) * scale,
     )
     blended = np.zeros(n, bool)
     blended[first] = blended[second] = True
@@ -673,8 +741,9 @@ def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
     def least(amplitude: Array, others: Array) -> Array:
         """Significance that a source needs, next to some others."""
         brightest = np.zeros(n)
-        i, j, _ = (each[others[pairs[1]]] for each in pairs)
-        np.maximum.at(brightest, i, np.abs(amplitude[j]))
+        which = others[pairs[1]]
+        i, j, _ = (each[which] for each in pairs)
+        np.maximum.at(brightest, i, np.abs(amplitude[j]) * scale[which])
         return np.maximum(threshold, _MISMATCH * brightest)
 
     # The highest of each neighbourhood first, then what stands out of the light of these.
@@ -685,7 +754,8 @@ def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
         if not candidate.any():
             break
         i, j, _ = (each[candidate[pairs[0]] & candidate[pairs[1]]] for each in pairs)
-        beaten = (height[j] > height[i]) | ((height[j] == height[i]) & (j < i))
+        light_i, light_j = (height[at] * peaks.noise[at] for at in (i, j))
+        beaten = (light_j > light_i) | ((light_j == light_i) & (j < i))
         candidate[i[beaten]] = False
         alive |= candidate
         amplitude = _amplitudes(peaks.significance, alive, pairs)
@@ -743,8 +813,10 @@ def _overlaps(peaks: Peaks, responses: Responses) -> tuple[Array, Array, Array]:
         (x[first] + x[second]) / 2, (y[first] + y[second]) / 2, x[second] - x[first],
         y[second] - y[first],
     )  # fmt: skip
-    brighter = np.maximum(np.abs(peaks.significance[first]), np.abs(peaks.significance[second]))
-    matters = np.abs(overlap) * brighter > _LEAST_OVERLAP
+    light = np.abs(peaks.significance) * peaks.noise
+    brighter = np.maximum(light[first], light[second])
+    quieter = np.minimum(peaks.noise[first], peaks.noise[second])
+    matters = np.abs(overlap) * brighter > _LEAST_OVERLAP * quieter
     return first[matters], second[matters], overlap[matters]
 
 

@@ -239,7 +239,10 @@ def _candidates(blends: Blends, found: Significance, fwhm: float) -> tuple[Array
     main = np.flatnonzero(stronger)
     others = np.flatnonzero(~paired)
     rows, columns, value = _extremes(found.image, place[others], -side[others], _REACH * fwhm)
-    enough = value >= np.maximum(_FAINT_LOBE, _FAINT_LOBE_SHARE * height[others])
+    # The middle of a bright source has more noise than its surroundings.
+    light = -side[others] * found.filtered(rows, columns)
+    enough = value >= _FAINT_LOBE
+    enough &= light >= _FAINT_LOBE_SHARE * height[others] * peaks.noise[others]
     lobes = np.concatenate(
         [place[partner[main]], np.stack([columns[enough], rows[enough]], axis=1).astype(float)]
     )

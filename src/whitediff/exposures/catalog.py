@@ -11,11 +11,13 @@ from typing import Any
 import astropy.units as u
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 from astropy.table import QTable, Table
 from lsst.images import Mask
 
 from .. import __version__
 from ..errors import ArgumentError
+from ..resampling import moved_stamps
 from ..sources import RESIDUAL, bright_pixel_counts
 from . import masks
 from .model import Exposure
@@ -62,6 +64,17 @@ _LARGE_SOURCE = 3.0
 is bright or large, where the mask does not tell which sources are static."""
 
 _FILLED = 0.9
+
+_LARGEST_LOSS = 0.15
+"""Share of the squared PSF, which is what is known of a source, on pixels without a measurement."""
+
+_LARGEST_CONTAMINATION = 0.3
+"""The same on pixels that owe something to those."""
+
+_BESIDE_RAY = 2.5
+"""Pixels from a ray of two pixels or more within which a point may be an end of it that no mask
+tells of."""
+
 _TOGETHER = 256
 
 
@@ -119,13 +132,13 @@ COLUMNS = {
     "parent": _Column(None, "id of the brightest source of the blend"),
     "n_peaks": _Column(None, "number of peaks in the blend"),
     "flag_edge": _Column(None, "near the frame's edge, or the convolution's"),
-    "flag_bad": _Column(None, "a bad pixel is near"),
+    "flag_bad": _Column(None, "bad pixels hold too much of the source"),
     "flag_saturated": _Column(None, "a saturated pixel is near"),
-    "flag_cosmic_ray": _Column(None, "a cosmic ray is near"),
+    "flag_cosmic_ray": _Column(None, "cosmic rays hold too much of the source"),
     "flag_streak": _Column(None, "a satellite's or aeroplane's trail is near"),
     "flag_interpolated": _Column(None, "an interpolated pixel is near"),
-    "flag_no_data": _Column(None, "a pixel without data is near"),
-    "flag_contaminated": _Column(None, "near pixels owe something to masked or outside ones"),
+    "flag_no_data": _Column(None, "pixels without data hold too much of the source"),
+    "flag_contaminated": _Column(None, "contaminated pixels hold too much of the source"),
     "flag_source": _Column(None, "a source of both science image and template is here"),
     "flag_near_bright_star": _Column(None, "in the neighbourhood of a bright star"),
     "flag_fit_failed": _Column(None, "the position or flux could not be fitted"),
@@ -143,6 +156,9 @@ FLAGS = {
     "flag_contaminated": (masks.CONTAMINATED,),
 }
 """Flags of mask planes."""
+
+_LOSSES = ("flag_bad", "flag_no_data")
+"""Flags of pixels that are left out of all measurements, and have no say in those beside them."""
 
 SPOILING_FLAGS = {
     "flag_no_data": "next to missing pixels",
@@ -337,6 +353,7 @@ def source_flags(
     y: Array,
     *,
     significance: Array,
+    point: Array,
     psf: Array,
     fwhm: float,
     reach: float,
@@ -351,6 +368,8 @@ def source_flags(
         ``(n,)`` array coordinates.
     significance
         ``(n,)`` signed; NaN where it is not known.
+    point
+        ``(n,)`` boolean: looks like a point source, or is taken for one.
     psf
         ``(py, px)``.
     fwhm
@@ -362,9 +381,16 @@ def source_flags(
     -------
     flags
         Name → ``(n,)`` boolean; of a plane that the mask lacks, False.
+
+    Notes
+    -----
+    A point is fitted to the pixels that hold a measurement, and its flux is right as long as
+    enough of them are left: its flags of bad pixels go by the share of the squared PSF that these
+    take.  What is no point may be so because of any of them.
     """
     mask = exposure.mask
-    near = _bits_within(mask.array, x, y, max(_SOURCE_RADIUS, fwhm))
+    radius = max(_SOURCE_RADIUS, fwhm)
+    near = _bits_within(mask.array, x, y, radius)
     here = _bits_within(mask.array, x, y, _SOURCE_RADIUS)
 
     def carries(bits: Array, names: tuple[str, ...]) -> Array:
@@ -379,7 +405,12 @@ def source_flags(
     flags = {flag: carries(near, names) for flag, names in FLAGS.items()}
     ny, nx = exposure.shape
     flags["flag_edge"] |= (np.minimum(x, nx - 1 - x) < reach) | (np.minimum(y, ny - 1 - y) < reach)
-    flags["flag_no_data"] |= _not_finite_within(exposure.image.array, x, y, max(1.5, fwhm))
+    flags["flag_no_data"] |= _unmeasured_within(exposure, x, y, radius)
+    lost, contaminated, beside_ray = _spoilt(exposure, x, y, psf, reach)
+    flags["flag_cosmic_ray"] &= lost | beside_ray | ~point
+    for flag in _LOSSES:
+        flags[flag] &= lost | ~point
+    flags["flag_contaminated"] &= contaminated | ~point
     static = masks.find_plane(mask, masks.STATIC) is not None
     on_source = carries(here, (masks.STATIC if static else masks.SOURCE,))
     saturated, _ = _pixels_within(mask, "SAT", x, y, _BRIGHT_RADIUS * fwhm)
@@ -419,10 +450,64 @@ def _bits_within(array: Array, x: Array, y: Array, radius: float) -> Array:
     return np.bitwise_or.reduce(bits, axis=(1, 2))
 
 
-def _not_finite_within(image: Array, x: Array, y: Array, radius: float) -> Array:
-    rows, columns, inside = _indices(image.shape, x, y, radius)
-    found: Array = (~np.isfinite(image[rows, columns]) & inside).any(axis=(1, 2))
+def _unmeasured_within(exposure: Exposure, x: Array, y: Array, radius: float) -> Array:
+    """Positions with a pixel nearby that has no value, or no variance."""
+    rows, columns, inside = _indices(exposure.shape, x, y, radius)
+    found: Array = (_unmeasured(exposure, rows, columns) & inside).any(axis=(1, 2))
     return found
+
+
+def _unmeasured(exposure: Exposure, rows: Array, columns: Array) -> Array:
+    image, variance = exposure.image.array[rows, columns], exposure.variance.array[rows, columns]
+    with np.errstate(invalid="ignore"):
+        result: Array = ~(np.isfinite(image) & np.isfinite(variance) & (variance > 0))
+    return result
+
+
+def _spoilt(
+    exposure: Exposure, x: Array, y: Array, psf: Array, reach: float
+) -> tuple[Array, Array, Array]:
+    """Sources of which too little is left by pixels without a measurement, and by contaminated
+    ones; and those beside a ray.
+    """
+    lost, contaminated, beside_ray = np.zeros((3, len(x)), bool)
+    names = (masks.UNTRUSTED_MASK_PLANES, (masks.CONTAMINATED,), ("CR",))
+    half = max(math.ceil(reach), math.ceil(_BESIDE_RAY) + 1)
+    grid = np.arange(-half, half + 1)
+    for first in range(0, len(x), _TOGETHER):
+        part = slice(first, first + _TOGETHER)
+        row, column = (np.floor(at[part] + 0.5).astype(int) for at in (y, x))
+        rows, columns = (at[:, None] + grid for at in (row, column))
+        # Beyond the frame its outermost pixels go on: sources there have a flag of their own.
+        rows, columns = (
+            np.clip(at, 0, n - 1) for at, n in zip((rows, columns), exposure.shape, strict=True)
+        )
+        place = rows[:, :, None], columns[:, None, :]
+        bits = exposure.mask.array[place]
+        missing, dirty, hit = (
+            (bits & np.asarray(_bits_of(exposure.mask, each), bits.dtype)).any(axis=-1)
+            for each in names
+        )
+        missing |= _unmeasured(exposure, *place)
+        (known,) = moved_stamps(psf[None], y[part] - row, x[part] - column, half)
+        known = np.square(known)
+        total = known.sum(axis=(1, 2))
+        middle = missing[:, half, half]
+        lost[part] = middle | ((known * missing).sum(axis=(1, 2)) > _LARGEST_LOSS * total)
+        contaminated[part] = (known * dirty).sum(axis=(1, 2)) > _LARGEST_CONTAMINATION * total
+        ray = hit & (scipy.ndimage.uniform_filter(9.0 * hit, (0, 3, 3), mode="constant") > 1.5)
+        away = np.hypot(
+            (grid - (y[part] - row)[:, None])[:, :, None],
+            (grid - (x[part] - column)[:, None])[:, None, :],
+        )
+        beside_ray[part] = (ray & (away <= _BESIDE_RAY)).any(axis=(1, 2))
+    return lost, contaminated, beside_ray
+
+
+def _bits_of(mask: Mask, names: tuple[str, ...]) -> Array:
+    """Bits of those planes that a mask has, for each of its bytes."""
+    found = {plane for name in names if (plane := masks.find_plane(mask, name)) is not None}
+    return np.asarray(mask.schema.bitmask(*found))
 
 
 def _pixels_within(mask: Mask, name: str, x: Array, y: Array, radius: float) -> tuple[Array, Array]:

@@ -58,6 +58,7 @@ _PLACES = 4
 """Along each side of the frame, where the PSF is looked at."""
 
 _LARGEST_RESPONSE = 50
+_ROWS_COMPARED = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -623,6 +624,7 @@ class _Field:
             x,
             y,
             significance=columns["significance"][inside],
+            point=columns.get("classification", np.full(n, "point"))[inside] == "point",
             psf=self.middle_psf,
             fwhm=self.fwhm,
             reach=self.radius,
@@ -693,8 +695,7 @@ def _searched(
         # the difference is filtered there without them.
         good &= ~flagged(score.mask, [CONTAMINATED])
         alone = detection.score_significance(score.image.array, score.variance.array, good)
-        np.copyto(found.image, alone.image, where=alone.searched)
-        found.searched[alone.searched] = True
+        _take_over(found, alone)
     x, y = _places(exposure)
     if score is not None and score.psf is not None:
         images = psf_images(score.psf, x=x + score.yx0[1], y=y + score.yx0[0])
@@ -706,6 +707,20 @@ def _searched(
         images = np.stack([detection.self_response(psf) for psf in psfs])
     n = len(images)
     return found, detection.Responses(images, x[:n], y[:n])
+
+
+def _take_over(found: detection.Significance, score: detection.Significance) -> None:
+    """Put what a score tells in place of what the difference does, both in the score's unit."""
+    assert found.noise is not None
+    assert score.noise is not None
+    # Some hundred rows tell how the two units compare.
+    step = max(1, len(found.image) // _ROWS_COMPARED)
+    both = score.searched[::step] & (found.noise[::step] > 0)
+    if both.any():
+        found.noise[...] *= np.median(score.noise[::step][both] / found.noise[::step][both])
+    for own, other in ((found.image, score.image), (found.noise, score.noise)):
+        np.copyto(own, other, where=score.searched)
+    found.searched[score.searched] = True
 
 
 def _about_origin(images: Array, most: int) -> Array:
