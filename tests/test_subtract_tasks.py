@@ -133,7 +133,7 @@ def test_the_difference_is_the_command_s(pair, default):
         Solution.of(pair_with_psf(pair, "template"), found),
         pair.science,
         pair.template,
-        free=~(pair.science_pixels | pair.template_pixels),
+        search=found.background_search(pair),
     )
     same_product(result.difference, product)
     np.testing.assert_array_equal(
@@ -161,7 +161,7 @@ def test_a_science_exposure_that_is_sharper_is_convolved(science, template, mode
         Solution.of(pair, found),
         pair.science,
         pair.template,
-        free=~(pair.science_pixels | pair.template_pixels),
+        search=found.background_search(pair),
     )
     assert found.convolved == "science"
     assert task.metadata["convolvedExposure"] == "Science"
@@ -202,7 +202,7 @@ def test_the_score_is_the_command_s(pair, science, template):
         pair.science,
         pair.template,
         preconvolved_science=found.science,
-        free=~(pair.science_pixels | pair.template_pixels),
+        search=found.background_search(pair),
     )
     same_product(result.scoreExposure, product)
     np.testing.assert_array_equal(result.flux, product.flux)
@@ -457,6 +457,7 @@ FIELDS = {
     "spatialKernelOrder": 2,
     "spatialKernelOrderChoice": "bic",
     "spatialBgOrder": 1,
+    "spatialBgModel": "polynomial",
     "constantKernelSum": False,
     "fitForBackground": False,
     "nStarPerCell": 4,
