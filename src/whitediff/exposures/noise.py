@@ -274,8 +274,7 @@ def few_photons(exposure: Exposure) -> Counts | None:
 
 
 def _measured_pixels(exposure: Exposure) -> Array:
-    measured: Array = np.isfinite(exposure.image.array)
-    return measured & ~masks.flagged(exposure.mask, _IGNORED)
+    return planes.usable_pixels(exposure.image.array, masks.flagged(exposure.mask, _IGNORED))
 
 
 def variance_factor(exposure: Exposure) -> float:
