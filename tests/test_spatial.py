@@ -18,7 +18,7 @@ from scenes import gaussian, moffat_kernel
 from whitediff import Exposure, decorrelation, read_exposure
 from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError
-from whitediff.exposures import kernels
+from whitediff.exposures import kernels, masks
 from whitediff.exposures.decorrelation import DecorrelationOptions, decorrelate
 from whitediff.exposures.fields import GridField
 from whitediff.exposures.psf import KernelPointSpreadFunction, psf_image
@@ -467,20 +467,37 @@ def test_options_that_contradict_each_other_are_refused(rng):
             decorrelate(science, template, difference, template_noise=wrong)
 
 
-def test_too_few_pixels_fall_back_to_white_with_a_warning(rng, caplog):
+def few_source_free(rng, *, beyond):
+    """Pair, difference and sources, of which a corner is free; beyond it ``beyond`` is flagged."""
     science, template = pair(rng, 900.0, 900.0)
-    difference = subtract(science, template, gaussian(25, 2.0))
     sources = np.ones((SIZE, SIZE), dtype=bool)
     sources[:40, :40] = False
-    result = decorrelate(
-        science, template, difference, sources=sources,
-        options=DecorrelationOptions(noise="measured"),
-    )  # fmt: skip
+    if beyond is not None:
+        science, template = (
+            each.replaced(mask=masks.with_plane(each.mask, beyond, sources))
+            for each in (science, template)
+        )
+    return science, template, subtract(science, template, gaussian(25, 2.0)), sources
+
+
+def test_too_few_pixels_fall_back_to_white_with_a_warning(rng, caplog):
+    *exposures, sources = few_source_free(rng, beyond="NO_DATA")
+    options = DecorrelationOptions(noise="measured")
+    result = decorrelate(*exposures, sources=sources, options=options)
     assert result.science_noise is None
     assert result.template_noise is None
     assert "taken as white" in caplog.text
     # What was done is not advised.
     assert "treat the noise as white" not in caplog.text.lower()
+
+
+def test_frequencies_free_of_sources_tell_what_too_few_pixels_do_not(rng, caplog):
+    *exposures, sources = few_source_free(rng, beyond=None)
+    options = DecorrelationOptions(noise="measured")
+    result = decorrelate(*exposures, sources=sources, options=options)
+    assert result.science_noise.is_white
+    assert result.template_noise.is_white
+    assert "taken as white" not in caplog.text
 
 
 def test_interpolated_and_mirrored(rng):

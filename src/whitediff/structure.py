@@ -7,6 +7,7 @@ scatter of pixels holds both.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -88,6 +89,11 @@ class HighFrequencies:
         Standard error of the sum of the correlation over all distances.
     significance
         χ² of not being white.
+    power
+        ``(32, 17)`` mean power spectrum over what was predicted, on the grid of a real transform;
+        NaN where it is not free of light.  None where the noise is not white.
+    power_error
+        Relative, of each of its modes.
     """
 
     factor: float
@@ -97,6 +103,8 @@ class HighFrequencies:
     axes: Array | None = dataclasses.field(default=None, repr=False)
     zero_frequency_error: float = 0.0
     significance: float = 0.0
+    power: Array | None = dataclasses.field(default=None, repr=False)
+    power_error: float = 0.0
 
     @property
     def is_white(self) -> bool:
@@ -117,6 +125,27 @@ class HighFrequencies:
             The scatter is more than 2.5 times the factor, and 1.4 times the usual one.
         """
         return scatter > max(_EXCESS * self.factor, _USUAL_EXCESS * self.usual_factor)
+
+    def improvement(self, spectrum: Callable[[tuple[int, int]], Array]) -> float:
+        """How much better a correlation fits the power than white noise does.
+
+        Parameters
+        ----------
+        spectrum
+            Of a grid's shape: power of noise that is so correlated on the grid of a real transform,
+            for unit variance, such as `whitediff.noise.NoiseCovariance.spectrum`.
+
+        Returns
+        -------
+        improvement
+            Difference of χ², each with the variance that fits best; below zero for what the power
+            contradicts, about zero for what it cannot tell from white noise.
+        """
+        assert self.power is not None
+        free = np.isfinite(self.power)
+        ratio = self.power[free], self.power[free] / spectrum((_BLOCK, _BLOCK))[free]
+        white, correlated = (np.square(each / each.mean() - 1).sum() for each in ratio)
+        return float((white - correlated) / self.power_error**2 / _SHARED_MODES)
 
 
 @single_threaded_algebra()
@@ -374,7 +403,15 @@ def _fitted(spectrum: Array, band: Array, modes: _Modes, blocks: float) -> HighF
     significance = (white - left) / _SHARED_MODES
     if significance < _NOT_WHITE:
         relative = float(error * np.sqrt(_SHARED_MODES / len(data)))
-        return HighFrequencies(constant, constant, 0.0, relative, significance=significance)
+        return HighFrequencies(
+            constant,
+            constant,
+            0.0,
+            relative,
+            significance=significance,
+            power=np.where(band, spectrum, np.nan),
+            power_error=float(error),
+        )
     if error * np.sqrt(max(0.0, left / len(data) - 1)) > _LARGEST_MISFIT:
         return None
     jacobian = (

@@ -73,6 +73,8 @@ _SURELY = 0.05
 """Share of a scatter, over the noise, that is told of."""
 _CROWDED = 0.03
 """The same from which the light between sources spoils the covariance of source-free pixels."""
+_CONFIRMED = 4.0
+"""χ² by which a correlation fits high frequencies better than none, from which it is of noise."""
 _SQUARE, _FEWEST_SQUARES, _MOST_STRUCTURE = 8, 200, 1.5
 _SPOILED = (*masks.AVOIDED_MASK_PLANES, "SOURCE", "EDGE")
 _ENOUGH_PIXELS = 4_000_000
@@ -671,9 +673,6 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
     image, variance = exposure.image.array, exposure.variance.array
     untrusted = untrusted_pixels(exposure)
     told = high_frequencies(image, ~(untrusted | masks.flagged(exposure.mask, _IGNORED)), variance)
-    if told is not None and told.axes is None:
-        # What is not white within the band of sources are sources, or what a sky leaves.
-        return white_covariance()
     # Strips of a large frame determine the covariance as well as all of it.
     flat, plane, use, wrong = [], [], [], []
     for rows in _strips(image.shape):
@@ -696,7 +695,7 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
             # Light between the sources is correlated, too.
             return _of_frequencies(told)
     try:
-        return measured_covariance(
+        found = measured_covariance(
             pixels,
             noise,
             free,
@@ -709,11 +708,16 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
             "no covariance fits what its source-free pixels show; is there structure in the"
             " background?"
         )
+    if told is not None and told.is_white and told.improvement(found.spectrum) < _CONFIRMED:
+        # What is not white within the band of sources alone are sources, or what a sky leaves.
+        return white_covariance()
+    return found
 
 
 def _of_frequencies(told: HighFrequencies) -> NoiseCovariance:
-    """Covariance of noise that is not white, told at frequencies free of sources."""
-    assert told.axes is not None
+    """Covariance of noise that frequencies free of sources tell."""
+    if told.axes is None:
+        return white_covariance()
     along_y, along_x = told.axes
     return product_covariance(
         along_y,
