@@ -63,6 +63,10 @@ _PSF_ERROR = 0.03
 """χ² that is one too many, in standard deviations of χ², and part of the significance that the
 PSF's error may add to it."""
 
+_KERNEL_ERROR = 0.1
+"""Part of the significance that may be left without a shape that tells what it is: by a kernel that
+few stars determine, all over the PSF."""
+
 _SPIKE_PIXELS = 3
 _MUCH_OF_EXCESS = 0.5
 _EXTENDED_GAIN = 25.0
@@ -155,8 +159,8 @@ def classified(
     significant.
 
     Of the others, those that a point source does not describe are extended if a PSF that is √2
-    times wider, or a second point, takes away most of what is left, and artifacts if it does not
-    or if three pixels are to blame.
+    times wider, or a second point, takes away most of what is left, and artifacts if three pixels
+    are to blame, or if nothing explains what is left and it is more than a tenth of the source.
     """
     n = len(fits.x)
     label = np.full(n, "point", dtype="<U8")
@@ -187,7 +191,7 @@ def classified(
     doubtful = _doubtful(fits, blends.peaks.significance) & (label == "point")
     which = np.flatnonzero(doubtful)
     if len(which):
-        label[which] = _neither(planes, fits, which, psfs, radius, fwhm)
+        label[which] = _neither(planes, fits, blends.peaks.significance, which, psfs, radius, fwhm)
     return Classes(label=label, absorbed=absorbed, group=blends.group, **numbers), fits
 
 
@@ -427,12 +431,13 @@ def _doubtful(fits: SourceFits, significance: Array) -> Array:
 def _neither(
     planes: tuple[Array, Array, Array],
     fits: SourceFits,
+    significance: Array,
     which: Array,
     psfs: Psfs,
     radius: float,
     fwhm: float,
 ) -> Array:
-    """Labels of sources that are no points."""
+    """Labels of sources that a point does not describe."""
     x, y = fits.x[which], fits.y[which]
     half = math.ceil(radius) + 1
     stamps = stamps_around(*planes, x, y, half)
@@ -459,7 +464,8 @@ def _neither(
     least = np.minimum(wide.total_chi_square, np.where(two.failed, np.inf, two.total_chi_square))
     gain = point.total_chi_square - least
     explained = (gain > _EXTENDED_GAIN) & (gain > _MUCH_OF_EXCESS * excess)
-    return np.where(explained & ~spiky, "extended", "artifact")
+    wrong = spiky | (excess > (_KERNEL_ERROR * significance[which]) ** 2)
+    return np.select([explained & ~spiky, wrong], ["extended", "artifact"], "point")
 
 
 def _widened(psf: Array, fwhm: float) -> Array:
