@@ -138,7 +138,7 @@ def measured(seed, convolved, how, fraction, where):
     others = np.hypot(scene.sources["x"][:, None] - x, scene.sources["y"][:, None] - y)
     lonely = np.partition(others, 1, axis=0)[1] > 12
     lonely &= np.minimum.reduce([x, y, SIZE - 1 - x, SIZE - 1 - y]) > 15
-    return forced, flux, lonely, rows, apart
+    return forced, flux, lonely, rows, apart, found.psf.light.error
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,8 @@ def measured(seed, convolved, how, fraction, where):
         ),
     ],
 )  # fmt: skip
-def test_bad_pixels_spoil_few_transients(request, seed, convolved, how, fraction, where):
-    if (seed, convolved, fraction) == (3, "template", 0.05):
-        reason = "the PSF that is measured among so many bad pixels moves all fluxes by 1.3 %"
-        request.applymarker(pytest.mark.xfail(strict=False, reason=reason))
-    forced, flux, lonely, rows, apart = measured(seed, convolved, how, fraction, where)
+def test_bad_pixels_spoil_few_transients(seed, convolved, how, fraction, where):
+    forced, flux, lonely, rows, apart, light_error = measured(seed, convolved, how, fraction, where)
     clean, *_ = measured(seed, convolved, "nan", 0.0, "both")
     error = clean["psf_flux_err"].value
     bright = lonely & (np.abs(flux) > 7 * error)
@@ -171,10 +168,12 @@ def test_bad_pixels_spoil_few_transients(request, seed, convolved, how, fraction
     trusted = believed(rows)[nearest] & used
     assert trusted.sum() >= LEAST_BELIEVED[fraction] * used.sum()
     assert used.sum() >= 0.9 * (bright & ~elsewhere[nearest]).sum()
-    # As without bad pixels: the PSF and the kernel's sum are no better known there.
+    # As without bad pixels: the PSF and the kernel's sum are no better known there.  With 5 % of
+    # them bad, five to twelve stars tell the PSF's light, which is what the run says of it.
+    allowed = 0.01 if fraction < 0.05 else max(0.01, 2 * light_error)
     weight = (flux / error**2)[trusted]
     moved = (forced["psf_flux"].value - clean["psf_flux"].value)[trusted]
-    assert abs((weight * moved).sum() / (weight * flux[trusted]).sum()) < 0.01
+    assert abs((weight * moved).sum() / (weight * flux[trusted]).sum()) < allowed
     row = nearest[trusted]
     for value, its_error in (
         (forced["psf_flux"].value[trusted], forced["psf_flux_err"].value[trusted]),

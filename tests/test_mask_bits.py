@@ -17,6 +17,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
+from scenes import gaussian
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.errors import ArgumentError, FileFormatError
 from whitediff.exposures import masks
@@ -291,9 +292,8 @@ def test_commands_take_masks(rng, tmp_path, run):
     mask[:, 40] = 8
     image = rng.normal(100, 3, mask.shape).astype(np.float32)
     image[60, 30:33] = 160
-    image[30, 41] = 250
-    psf = np.zeros((9, 9), np.float32)
-    psf[4, 4] = 1
+    psf = gaussian(9, 1.0).astype(np.float32)
+    image[26:35, 37:46] += 1000 * psf
     fits.writeto(tmp_path / "psf.fits", psf)
     fits.writeto(tmp_path / "image.fits", image - 100)
     fits.writeto(tmp_path / "mask.fits", mask)
