@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .stats import clipped_sigma, median_deviation, robust_sigma
+
 __all__ = [
     "Choice",
     "Counts",
@@ -18,6 +20,7 @@ __all__ = [
     "chosen_scale",
     "counted_photons",
     "photon_transfer",
+    "scatter_of",
     "why_contradicted",
 ]
 
@@ -171,6 +174,27 @@ class Counts:
                 " pixels are whole numbers and the noise of so few can be told"
             )
         return ""
+
+
+def scatter_of(values: Array, counts: Counts | None, *, step: Array | float | None) -> float:
+    """Variance of source-free pixels, of many photons or few.
+
+    Parameters
+    ----------
+    values
+        ``(n,)`` without their background.
+    counts
+        As of `counted_photons`: quartiles say little of a few photons.
+    step
+        As for `whitediff.stats.robust_sigma`.
+
+    Returns
+    -------
+    variance
+        From the inter-quartile range, or of counts the clipped one.
+    """
+    sigma = robust_sigma(values, step=step) if counts is None else clipped_sigma(values)
+    return sigma**2
 
 
 def counted_photons(image: Array, usable: Array) -> Counts | None:
@@ -349,7 +373,7 @@ def _slope(levels: Array, powers: Array) -> tuple[float, float] | None:
     for _ in range(_ROUNDS):
         model = np.maximum(intercept + rise * np.maximum(levels, 0), 0.1)
         residual = powers / floor / model - 1
-        scatter = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+        scatter = median_deviation(residual)
         kept = np.abs(residual) <= _CLIP * scatter
         matrix = np.stack([np.ones(kept.sum()), levels[kept]], 1) / model[kept, None]
         normal = matrix.T @ matrix

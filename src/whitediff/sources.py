@@ -18,7 +18,7 @@ import scipy.ndimage
 
 from . import planes
 from .errors import DataError
-from .stats import ENOUGH_PIXELS, robust_sigma
+from .stats import ENOUGH_PIXELS, are_whole, robust_sigma
 
 __all__ = [
     "RESIDUAL",
@@ -28,7 +28,7 @@ __all__ = [
     "levels_and_background",
     "smooth_background",
     "source_levels",
-    "spread_over_steps",
+    "unstepped",
 ]
 
 type Array = npt.NDArray[Any]
@@ -398,19 +398,24 @@ def _without(plane: Array, other: Array, rows: slice) -> Array:
     return left
 
 
-def spread_over_steps(image: Array) -> Array:
-    """Image of whole numbers, whose medians would be whole, as one whose medians follow its level.
+def unstepped(image: Array, usable: Array | None = None) -> Array:
+    """Image whose medians follow its level, which those of whole numbers do not.
 
     Parameters
     ----------
     image
-        ``(ny, nx)`` whole numbers; not modified.
+        ``(ny, nx)``; not modified.
+    usable
+        ``(ny, nx)`` boolean: pixels that tell whether the numbers are whole; None for all.
 
     Returns
     -------
     spread
-        ``(ny, nx)``: less than half a step added to or taken from each, evenly, always the same.
+        ``(ny, nx)``: less than half a step added to or taken from each whole number, evenly, always
+        the same; the image itself where they are not whole.
     """
+    if not are_whole(image.reshape(-1) if usable is None else image[usable]):
+        return image
     spread = np.random.default_rng(0).random(image.shape, dtype=np.float32)
     result: Array = image + (spread - np.float32(0.5))
     return result

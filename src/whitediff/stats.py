@@ -19,11 +19,14 @@ from .threads import in_threads
 __all__ = [
     "ENOUGH_PIXELS",
     "IQR_TO_SIGMA",
+    "MAD_TO_SIGMA",
     "ClippedMean",
+    "are_whole",
     "autocorrelation",
     "clipped_mean",
     "clipped_sigma",
     "half_sample_mode",
+    "median_deviation",
     "power_of_two",
     "robust_sigma",
 ]
@@ -48,7 +51,11 @@ _TILE = 256
 IQR_TO_SIGMA = 0.741301109252802
 """Standard deviation of a Gaussian over its inter-quartile range."""
 
+MAD_TO_SIGMA = 1.482602218505602
+"""Standard deviation of a Gaussian over its median absolute deviation."""
+
 _QUARTILES = (0.25, 0.5, 0.75)
+_TRIED = 1000
 _CLIPPED, _CLIPPING_PASSES = 8.0, 5
 
 
@@ -410,6 +417,47 @@ def robust_sigma(values: Array, *, step: Array | float | None = None) -> float:
         deviates.append(float(scipy.special.ndtri(below)))
     before = (places[1] - places[0]) / (deviates[1] - deviates[0])
     return math.sqrt(max(0.0, before**2 + rounding - sum(spreads) / 2))
+
+
+def are_whole(values: Array) -> bool:
+    """Whether all finite values are whole numbers.
+
+    Parameters
+    ----------
+    values
+        ``(n,)``.
+
+    Returns
+    -------
+    are_whole
+        False where there is no value.
+    """
+    # The first few usually tell.
+    return values.size > 0 and all(
+        bool(((part == np.rint(part)) | ~np.isfinite(part)).all())
+        for part in (values[:_TRIED], values)
+    )
+
+
+def median_deviation(values: Array, *, about: float | None = None) -> float:
+    """Standard deviation from the median of absolute deviations, blind to outliers.
+
+    Parameters
+    ----------
+    values
+        Any shape, finite.
+    about
+        What they deviate from; None for their median.
+
+    Returns
+    -------
+    sigma
+        ``1.4826 · median |values − about|``, as of a Gaussian; NaN if there is no value.
+    """
+    if values.size == 0:
+        return math.nan
+    middle = float(np.median(values)) if about is None else about
+    return MAD_TO_SIGMA * float(np.median(np.abs(values - middle)))
 
 
 def clipped_sigma(values: Array) -> float:

@@ -19,11 +19,12 @@ from .photons import (
     chosen_scale,
     counted_photons,
     photon_transfer,
+    scatter_of,
     why_contradicted,
 )
 from .planes import usable_pixels
-from .sources import SourceLevel, levels_and_background, spread_over_steps
-from .stats import ENOUGH_PIXELS, clipped_sigma, robust_sigma
+from .sources import SourceLevel, levels_and_background, unstepped
+from .stats import ENOUGH_PIXELS, are_whole, robust_sigma
 from .structure import HighFrequencies, high_frequencies
 
 __all__ = [
@@ -275,18 +276,14 @@ def _measured_field(
     image: Array, unusable: Array | None, expected: PhotonScale | None, *, is_scale_known: bool
 ) -> _Field:
     usable = usable_pixels(image, unusable)
-    whole = _are_whole(image[usable])
-    sources, background, free = _apart(spread_over_steps(image) if whole else image, usable)
+    sources, background, free = _apart(unstepped(image, usable), usable)
     if not free.any():
         raise DataError("No source-free pixel is left to measure the noise on.")
     counts = counted_photons(image, usable)
     if counts is not None and counts.problem:
         raise DataError(f"The image {counts.problem}.")
     left = (image - background)[free]
-    if counts is None:
-        scatter = robust_sigma(left, step=1.0 if whole else None) ** 2
-    else:
-        scatter = clipped_sigma(left) ** 2
+    scatter = scatter_of(left, counts, step=1.0 if are_whole(image[usable]) else None)
     if not scatter > 0:
         raise DataError(
             f"The scatter of the source-free pixels is {scatter:g}, since most have the same value;"
@@ -421,7 +418,7 @@ def with_left_out_photons(
     usable = _with_variance(image, variance, unusable)
     if not _ignores_light(image, variance, usable):
         return None
-    sources, background, free = _apart(_spread(image, usable), usable)
+    sources, background, free = _apart(unstepped(image, usable), usable)
     if not free.any():
         return None
     # A plane may be off by a factor, which is put right later: photons in its unit.
@@ -481,7 +478,7 @@ def relative_weight_variance(
     usable = _with_variance(image, variance, unusable)
     if not usable.any() or _is_between(first_look(image, variance, usable), _NO_DOUBT):
         return None
-    sources, background, free = _apart(_spread(image, usable), usable)
+    sources, background, free = _apart(unstepped(image, usable), usable)
     if not free.any():
         return None
     factor = _scatter_over(variance, image, background, free)
@@ -528,22 +525,12 @@ def _is_between(value: float, limits: tuple[float, float]) -> bool:
     return limits[0] < value < limits[1]
 
 
-def _spread(image: Array, usable: Array) -> Array:
-    """Image of which sources are told apart: whole numbers are spread over their steps."""
-    return spread_over_steps(image) if _are_whole(image[usable]) else image
-
-
-def _are_whole(values: Array) -> bool:
-    return bool(values.size and (values == np.rint(values)).all())
-
-
 def _scatter_over(variance: Array, image: Array, background: Array, free: Array) -> float:
     """Variance of source-free pixels over a plane that is to tell it; 0 if they do not differ."""
     sigma = np.sqrt(variance[free])
     relative = (image - background)[free] / sigma
-    if counted_photons(image, free) is not None:
-        return clipped_sigma(relative) ** 2
-    return robust_sigma(relative, step=1 / sigma if _are_whole(image[free]) else None) ** 2
+    step = 1 / sigma if are_whole(image[free]) else None
+    return scatter_of(relative, counted_photons(image, free), step=step)
 
 
 def _photons_told(

@@ -12,6 +12,7 @@ from astropy.table import Table
 from ..exposures.catalog import zero_point
 from ..exposures.detection import forced_photometry
 from ..exposures.model import Exposure
+from ..stats import median_deviation
 
 __all__ = ["star_residuals"]
 
@@ -69,7 +70,7 @@ def star_residuals(
     if bright.sum() >= _FEWEST:
         median = float(np.median(fraction[bright]))
         # Of a median of normal deviates, from their robust scatter.
-        median_error = 1.2533 * _scatter(fraction[bright]) / math.sqrt(int(bright.sum()))
+        median_error = 1.2533 * median_deviation(fraction[bright]) / math.sqrt(int(bright.sum()))
     zero = zero_point(difference, None)
     known_zero = None if zero is None else zero[0]
     used = np.asarray(part["used"], bool)
@@ -85,10 +86,6 @@ def star_residuals(
         "reason": reason[chosen][known].tolist(),
         "median": median,
         "median_error": median_error,
-        "scatter": _scatter(pull[judged]) if judged.sum() >= _FEWEST else math.nan,
+        "scatter": median_deviation(pull[judged]) if judged.sum() >= _FEWEST else math.nan,
         "count": int(known.sum()),
     }
-
-
-def _scatter(values: Array) -> float:
-    return 1.4826 * float(np.median(np.abs(values - np.median(values))))

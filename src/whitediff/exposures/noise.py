@@ -24,7 +24,7 @@ from ..noise import (
     product_covariance,
     white_covariance,
 )
-from ..photons import Counts, counted_photons
+from ..photons import Counts, counted_photons, scatter_of
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import (
     SourceLevel,
@@ -32,9 +32,9 @@ from ..sources import (
     levels_and_background,
     smooth_background,
     source_levels,
-    spread_over_steps,
+    unstepped,
 )
-from ..stats import clipped_sigma, robust_sigma
+from ..stats import are_whole, robust_sigma
 from ..structure import HighFrequencies, high_frequencies
 from ..threads import in_threads
 from . import masks
@@ -82,7 +82,6 @@ _ENOUGH_FOR_SCATTER = 2_000_000
 _STRIP_ROWS = (64, 256)
 _STRIP = 1_100_000
 """Pixels of a strip, at most."""
-_TRIED = 1000
 _GAP = 32
 _IGNORED = (*masks.DEFAULT_IGNORE_MASK_PLANES, masks.STREAK)
 
@@ -176,7 +175,7 @@ def source_pixels(*exposures: Exposure, only_bright: bool = False) -> Array:
 
     def detected(exposure: Exposure) -> Array:
         return detect_sources(
-            _unstepped(exposure.image.array), avoided_pixels(exposure), only_bright=only_bright
+            unstepped(exposure.image.array), avoided_pixels(exposure), only_bright=only_bright
         )
 
     sources, *others = in_threads(detected, exposures)
@@ -252,7 +251,7 @@ def pair_sources(science: Sequence[Exposure], template: Sequence[Exposure]) -> P
     """
 
     def detected(exposure: Exposure) -> Array:
-        return source_levels(_unstepped(exposure.image.array), avoided_pixels(exposure))
+        return source_levels(unstepped(exposure.image.array), avoided_pixels(exposure))
 
     levels = in_threads(detected, (*science, *template))
     stacks = levels[: len(science)], levels[len(science) :]
@@ -340,7 +339,7 @@ def levels_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[Ar
     if untrusted is None:
         untrusted = avoided_pixels(exposure)
     image = exposure.image.array
-    levels, background = levels_and_background(_unstepped(image), untrusted)
+    levels, background = levels_and_background(unstepped(image), untrusted)
 
     def subtract(rows: slice) -> None:
         np.subtract(image[rows], background[rows], out=background[rows])
@@ -348,19 +347,6 @@ def levels_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[Ar
 
     planes.each_block(subtract, image.shape)
     return levels, background
-
-
-def _unstepped(image: Array) -> Array:
-    """Image whose quantiles mean something: whole numbers are spread over their steps."""
-    return spread_over_steps(image) if _are_whole(image.reshape(-1)) else image
-
-
-def _are_whole(values: Array) -> bool:
-    """Whether all finite values are whole numbers; the first few usually tell."""
-    return all(
-        bool(((part == np.rint(part)) | ~np.isfinite(part)).all())
-        for part in (values[:_TRIED], values)
-    )
 
 
 def measured_variance_factor(exposure: Exposure, sources: Array, flat: Array) -> float:
@@ -421,13 +407,11 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
             " variance plane filled, and its mask right?"
         )
     sigma = np.sqrt(variance[free])
-    rounding = 1 / sigma if _are_whole(image[free]) else None
+    rounding = 1 / sigma if are_whole(image[free]) else None
     relative = flat[::step][free] / sigma
     usable = _measured_pixels(exposure)
-    if counted_photons(exposure.image.array, usable) is None:
-        scatter = robust_sigma(relative, step=rounding) ** 2
-    else:
-        scatter = clipped_sigma(relative) ** 2
+    counts = counted_photons(exposure.image.array, usable)
+    scatter = scatter_of(relative, counts, step=rounding)
     factor, structure = scatter, 1.0
     noise = high_frequencies(exposure.image.array, usable, exposure.variance.array)
     if noise is None or noise.factor > scatter * (1 + _SURELY + 3 * noise.error):

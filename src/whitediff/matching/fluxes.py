@@ -11,6 +11,7 @@ import numpy.typing as npt
 import scipy.special
 
 from ..polynomials import chebyshev_products
+from ..stats import median_deviation
 
 __all__ = ["FluxRatio", "FluxTrend", "flux_ratio"]
 
@@ -185,7 +186,7 @@ def _trend_weights(terms: Array, value: Array, error: Array) -> Array:
         solution, _, _ = _fitted(terms, value, weight)
         left = value - terms @ solution
         kept = weight > 0
-        scatter = 1.4826 * float(np.median(np.abs(left[kept])))
+        scatter = median_deviation(left[kept], about=0.0)
         shared = max(0.0, scatter**2 - float(np.median(error[kept] ** 2)))
         square = error**2 + shared
         weight = np.where(np.abs(left) <= _CLIP * np.sqrt(square), 1 / square, 0.0)
@@ -232,7 +233,7 @@ def _robust_ratio(fluxes: Array, noises: Array) -> FluxRatio:
         left, square = second - ratio * first, other**2 + (ratio * noise) ** 2
         # What their noise does not explain of how they scatter, all share.
         relative = (left / brightness)[keep]
-        scatter = 1.4826 * float(np.median(np.abs(relative)))
+        scatter = median_deviation(relative, about=0.0)
         shared = max(0.0, scatter**2 - float(np.median((square / brightness**2)[keep])))
         square = square + shared * brightness**2
         keep = np.abs(left) <= _CLIP * np.sqrt(square)

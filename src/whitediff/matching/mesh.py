@@ -21,7 +21,7 @@ import scipy.signal
 
 from ..polynomials import chebyshev_products, chebyshev_terms
 from ..profiles import FWHM_TO_SIGMA
-from ..stats import IQR_TO_SIGMA
+from ..stats import robust_sigma
 
 __all__ = ["Mesh", "common_structure", "fit_mesh", "has_structure"]
 
@@ -272,7 +272,7 @@ def _noise_of(mean: Array, count: Array) -> float:
     known = np.isfinite(width)
     if known.sum() < _FEWEST_BLOCKS // 2:
         return 0.0
-    return _scatter(squares(mean, (-1, -1, 1))[known] / np.sqrt(width[known])) ** 2
+    return robust_sigma(squares(mean, (-1, -1, 1))[known] / np.sqrt(width[known])) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -417,9 +417,9 @@ def _has_source(image: Array, free: Array, fwhm: float) -> Array:
 
     light = filtered(np.where(free, image, 0)) / np.sqrt(np.maximum(filtered(free + 0.0), 1e-2))
     values = light[free]
-    low, middle, high = np.percentile(values[:: max(1, values.size // _SAMPLE)], (25, 50, 75))
-    height = np.abs(light - np.float32(middle))
-    sigma = IQR_TO_SIGMA * (high - low)
+    values = values[:: max(1, values.size // _SAMPLE)]
+    height = np.abs(light - np.median(values))
+    sigma = robust_sigma(values)
 
     def grown(above: float, widths: float) -> Array:
         distance = scipy.ndimage.distance_transform_edt(~(height > above * sigma))
@@ -476,7 +476,9 @@ def _steps_of(image: Array, free: Array) -> list[int]:
     sums = np.cumsum(profile)
     means = (sums[_BLOCK:] - sums[:-_BLOCK]) / _BLOCK
     beside = means[2 * _BLOCK :] + means[: -2 * _BLOCK] - 2 * means[_BLOCK:-_BLOCK]
-    sigma = max(_scatter(np.diff(profile, 2)), math.sqrt(_BLOCK) * _scatter(beside)) / math.sqrt(6)
+    sigma = max(
+        robust_sigma(np.diff(profile, 2)), math.sqrt(_BLOCK) * robust_sigma(beside)
+    ) / math.sqrt(6)
     offset = np.arange(-reach, reach) + 0.5
     terms = np.stack([offset**0, offset, offset**2, offset > 0], 1)
     weights = np.linalg.pinv(terms)[3]
@@ -498,11 +500,6 @@ def _steps_of(image: Array, free: Array) -> list[int]:
             found.append(place)
             profile[place:] -= height[best]
     return sorted(found)
-
-
-def _scatter(values: Array) -> float:
-    low, high = np.percentile(values, (25, 75))
-    return IQR_TO_SIGMA * float(high - low)
 
 
 def _sharpness(profile: Array, place: int) -> float:

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy.special
 
+from ..stats import median_deviation
+
 __all__ = ["Points", "find_points", "neighbour_variance", "pairs"]
 
 type Array = npt.NDArray[Any]
 
-_MAD_TO_SIGMA = 1.4826
 _FEWEST_DIFFERENCES = 20
 _SKY_SIGMAS = 3.0
 """Significance from which a pixel is no sky, for the noise."""
@@ -96,7 +97,7 @@ def neighbour_variance(image: Array, good: Array) -> float:
         if len(differences) < _FEWEST_DIFFERENCES:
             break
         # Noise has no sign, and a slope no part in the median of absolute values to first order.
-        found = float(np.median(np.abs(differences)) * _MAD_TO_SIGMA) ** 2 / 2
+        found = median_deviation(differences, about=0.0) ** 2 / 2
         middle = np.median(image[good])
         use = good & (image < middle + _SKY_SIGMAS * math.sqrt(found))
     return found

@@ -15,7 +15,7 @@ from ..errors import ArgumentError, DataError
 from ..interpolation import patched
 from ..polynomials import chebyshev_products
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from ..stats import half_sample_mode, power_of_two
+from ..stats import MAD_TO_SIGMA, half_sample_mode, median_deviation, power_of_two
 from ..threads import single_threaded_algebra
 
 __all__ = ["MeasuredPsf", "measure_psf", "star_width"]
@@ -469,8 +469,8 @@ def _in_units_of_the_noise(stars: _Stars) -> _Stars:
 def clipped_mean(values: Array) -> float:
     """Mean of what is within 4 sigma of the median."""
     middle = float(np.median(values))
-    near = abs(values - middle)
-    return float(values[near <= _CLIP * 1.4826 * float(np.median(near))].mean())
+    limit = _CLIP * median_deviation(values, about=middle)
+    return float(values[abs(values - middle) <= limit].mean())
 
 
 def clipped_median(values: Array) -> float:
@@ -478,7 +478,7 @@ def clipped_median(values: Array) -> float:
     for _ in range(3):
         middle = float(np.median(values))
         near = abs(values - middle)
-        limit = 2.5 * 1.4826 * float(np.median(near))
+        limit = 2.5 * median_deviation(values, about=middle)
         if not limit > 0:
             break
         values = values[near <= limit]
@@ -681,7 +681,7 @@ def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
     unit = np.where(known, signal[bright], 0) / np.where(known, norm[bright], 1)
     unit /= flux[bright, None, None]
     common = np.median(unit, axis=0)
-    scatter = 1.4826 * np.median(abs(unit - common), axis=0)
+    scatter = MAD_TO_SIGMA * np.median(abs(unit - common), axis=0)
     found: Array = np.where(abs(common) > _NEIGHBOUR * scatter / math.sqrt(len(bright)), common, 0)
     return found
 
@@ -729,7 +729,7 @@ def _alike(
         off = excess - middle
         # Galaxies are on the other side.
         below = off[fits & (off <= 0)]
-        scatter = 1.4826 * float(np.median(-below)) if len(below) else 0.0
+        scatter = median_deviation(below, about=0.0) if len(below) else 0.0
         # Of its own error, and of what the errors do not explain.
         more = max(0.0, scatter**2 - float(np.median(error[fits] ** 2)))
         keep = fits & (abs(off) <= _LOCUS * np.sqrt(error**2 + more + _SPREAD**2))

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..polynomials import chebyshev_products
+from ..stats import median_deviation
 from ..threads import single_threaded_algebra
 from .basis import KernelBasis
 from .design import Design, FitOptions, Solved
@@ -381,7 +382,7 @@ def _single_fits(
         # In units of each stamp's own error: faint stars scatter more, and rightly so.
         # What all scatter beyond that (the sum may vary over the field) widens the limit.
         offset = (ratio - usual) / np.sqrt(error**2 + math.pi / (2 * weight.sum()))
-        spread = max(1.0, 1.4826 * float(np.median(np.abs(offset[good]))))
+        spread = max(1.0, median_deviation(offset[good], about=0.0))
         ordinary = good & (np.abs(offset) <= options.sum_clip * spread)
     return good, ordinary
 

@@ -11,6 +11,7 @@ import scipy.ndimage
 import scipy.signal
 
 from ..polynomials import chebyshev_products
+from ..stats import median_deviation
 
 __all__ = ["sum_beyond"]
 
@@ -96,8 +97,8 @@ def sum_beyond(
     left = second - scipy.signal.fftconvolve(first, _binned_kernel(kernel, side), mode="same")
     beyond = scipy.signal.fftconvolve(first, _binned_kernel(wing, side), mode="same")
     smooth = scipy.ndimage.gaussian_filter(first, 1.0)
-    use = (share >= _LEAST_SHARE) & ~_grown(smooth > _BRIGHT * _scatter(smooth))
-    use &= ~_grown(np.abs(left - np.median(left)) > _CHANGED * _scatter(left))
+    use = (share >= _LEAST_SHARE) & ~_grown(smooth > _BRIGHT * median_deviation(smooth))
+    use &= ~_grown(np.abs(left - np.median(left)) > _CHANGED * median_deviation(left))
     edge = math.ceil(half / side) + 1
     inner = np.zeros_like(use)
     inner[edge:-edge, edge:-edge] = True
@@ -142,7 +143,3 @@ def _binned_kernel(kernel: Array, side: int) -> Array:
 def _grown(pixels: Array) -> Array:
     result: Array = scipy.ndimage.maximum_filter(pixels, 3)
     return result
-
-
-def _scatter(plane: Array) -> float:
-    return 1.4826 * float(np.median(np.abs(plane - np.median(plane))))
