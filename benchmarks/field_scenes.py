@@ -122,6 +122,8 @@ class Field:
         ``(n, n)`` of both, of unit sum, the middle pixel in the middle.
     x, y, flux
         Of the transients; their science image's electrons.
+    stars
+        ``(n, 2)`` x and y of the stars.
     empty
         ``(size, size)`` boolean: there is next to no light, in neither image.
     kernel_sum
@@ -134,6 +136,7 @@ class Field:
     x: Array
     y: Array
     flux: Array
+    stars: Array
     empty: Array
     kernel_sum: float
 
@@ -307,6 +310,7 @@ def field(name: str, seed: int, size: int = 1024) -> Field:
         x=new_x,
         y=new_y,
         flux=new_flux,
+        stars=np.stack(stars, axis=1),
         empty=inside & dark,
         kernel_sum=1 / kind.scale,
     )

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 import scipy.optimize
+import scipy.special
 
 from ..errors import ArgumentError, DataError
 from ..interpolation import patched
 from ..polynomials import chebyshev_products
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from ..stats import MAD_TO_SIGMA, half_sample_mode, median_deviation, power_of_two
+from ..stats import MAD_TO_SIGMA, median_deviation, power_of_two
 from ..threads import single_threaded_algebra
 
 __all__ = ["MeasuredPsf", "measure_psf", "star_width"]
@@ -44,12 +45,17 @@ _RINGS, _RING_FLOOR, _GROUPS, _STEP = 2, 0.01, 8, 0.01
 """Rings in a half width, groups of stars of which each is left out, and the step of derivatives."""
 _SHARERS, _FEWEST_SHARERS = 15, 5
 """Stars whose common residual is the PSF's."""
-_LOCUS = 2.5
-"""Sigmas from the locus within which a star is one."""
 _WIDTH_ERROR = 0.006
 """Of ln(width): with a larger one a star cannot be told from a small galaxy."""
-_SPREAD = 0.003
-"""Of ln(width) between stars: it does not vary linearly to better than that."""
+_SCATTERS = (0.003, 0.008, 0.02)
+"""Of ln(width) between stars beyond their errors: it does not vary linearly to better than the
+first, and neighbours make it the last."""
+_STAR_PARTS = (0.1, 0.2, 0.4, 0.98)
+_GALAXY_WIDTHS = (0.06, 0.12, 0.25)
+"""Of ln(width), by which galaxies are wider than stars at most, of those that may be stars."""
+_OTHERS = 0.02
+_WIDEST_GALAXY, _PLACES = 0.12, 121
+_UNKNOWN_WIDTH, _TILTINGS = 0.05, 3
 _ENOUGH = 24
 _LARGEST_CHI_SQUARE = 3.0
 _LARGEST_STEP = 0.5
@@ -320,19 +326,19 @@ def measure_psf(
         stars, model, weight = _fit_stars(stars, profile, residual, size)
         if len(stars) < _FEWEST:
             raise DataError(f"Only {len(stars)} stars could be fitted; a PSF needs {_FEWEST}.")
-        keep, slope = _alike(stars, model, weight, profile)
-        stars.alike = np.isin(np.arange(len(stars)), keep)
+        alike = _alike(stars, model, weight, profile)
+        stars.alike = np.isin(np.arange(len(stars)), alike.which)
         if iteration == 0:
             # Now what they have in common is known to be theirs.
             stars, model, weight = _fit_stars(stars, profile, residual, size)
-            keep, slope = _alike(stars, model, weight, profile)
-        used, weight = stars.part(keep), weight[keep]
+            alike = _alike(stars, model, weight, profile)
+        used, weight = stars.part(alike.which), weight[alike.which]
         left, weight = _left(used, weight, profile)
         if not last:
             before = profile
             profile, scale = _fit_profile(profile, left, weight)
             profile = dataclasses.replace(
-                profile, slope=tuple(np.add(profile.slope, slope).tolist())
+                profile, slope=tuple(np.add(profile.slope, alike.slope).tolist())
             )
             stars.flux, used.flux = stars.flux * scale, used.flux * scale
             side, terms = left.shape[1], used.terms(1)
@@ -344,11 +350,13 @@ def measure_psf(
             while known and len(used) < _STARS_PER_TERM * (known + 1) * (known + 2) // 2:
                 known -= 1
             residual = _vary(left, weight, used, profile, size, known)
+    error = math.hypot(_flux_error(left, weight, profile), alike.error)
+    # Small galaxies among the stars make both too wide.
+    profile = dataclasses.replace(profile, half_width=profile.half_width * math.exp(alike.wider))
     coefficients = _expansion(profile, size, order)
     coefficients[: len(residual)] += residual
     inside = float(coefficients[0].sum())
     enclosed = inside / (inside + profile.beyond(size))
-    error = _flux_error(left, weight, profile)
     return MeasuredPsf(unit_sum(coefficients), len(used), enclosed, error)
 
 
@@ -686,10 +694,19 @@ def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
     return found
 
 
-def _alike(
-    stars: _Stars, model: Array, weight: Array, profile: _Moffat
-) -> tuple[Array, tuple[float, float]]:
-    """Stars that fit and are as wide as those around; how ln(width) grows over the frame."""
+class _Alike(NamedTuple):
+    """Stars among sources: which, how ln(width) grows over the frame, and by how much the stars are
+    wider than the profile, with its error, as ln(width).
+    """
+
+    which: Array
+    slope: tuple[float, float]
+    wider: float
+    error: float
+
+
+def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Alike:
+    """Stars that fit and are as narrow as anything around is."""
     side = model.shape[1]
     box, circle = _core(side, 3 * profile.half_width)
     step = 0.01
@@ -711,39 +728,88 @@ def _alike(
     fits = chi_square < _LARGEST_CHI_SQUARE * max(float(np.median(chi_square)), 1 / 3)
     best = np.sort(error[fits])
     if len(best) < _FEWEST:
-        return np.argsort(chi_square)[:_FEWEST], (0.0, 0.0)
-    limit = max(_WIDTH_ERROR, best[min(_ENOUGH, len(best)) - 1])
-    fits &= error <= limit
+        return _Alike(np.argsort(chi_square)[:_FEWEST], (0.0, 0.0), 0.0, _UNKNOWN_WIDTH)
     order = 1 if fits.sum() >= _ENOUGH else 0
-    terms = stars.terms(order)
+    terms = stars.terms(order)[:, 1:]
     tilt = np.zeros(terms.shape[1])
-    keep, middle, scatter = fits, np.zeros(len(stars)), 0.0
-    for iteration in range(6):
-        tilt = np.linalg.lstsq(
-            terms[keep] / error[keep, None], excess[keep] / error[keep], rcond=None
-        )[0]
-        middle = terms @ tilt
-        if iteration < 3:
-            # While galaxies may still be among them.
-            middle += half_sample_mode((excess - middle)[fits])
-        off = excess - middle
-        # Galaxies are on the other side.
-        below = off[fits & (off <= 0)]
-        scatter = median_deviation(below, about=0.0) if len(below) else 0.0
-        # Of its own error, and of what the errors do not explain.
-        more = max(0.0, scatter**2 - float(np.median(error[fits] ** 2)))
-        keep = fits & (abs(off) <= _LOCUS * np.sqrt(error**2 + more + _SPREAD**2))
-        if keep.sum() < _FEWEST:
-            break
+    end = _narrow_end(excess, error, fits)
+    if order:
+        for _ in range(_TILTINGS):
+            spread = np.sqrt(error**2 + end.scatter**2)
+            share = np.sqrt(np.where(fits, end.probability, 0)) / spread
+            design = np.column_stack([np.ones(len(excess)), terms]) * share[:, None]
+            normal = design.T @ design
+            normal += np.diag([1e-12, *np.full(len(tilt), 1e-9)]) * normal[0, 0]
+            inverse = np.linalg.inv(normal)
+            tilt = (inverse @ (design.T @ (excess * share)))[1:]
+            # Of the slopes, too, what exceeds their noise.
+            tilt *= _beyond_noise(tilt**2, np.diagonal(inverse)[1:])
+            end = _narrow_end(excess - terms @ tilt, error, fits)
+    limit = max(_WIDTH_ERROR, best[min(_ENOUGH, len(best)) - 1])
+    keep = fits & (error <= limit) & (end.probability > 0.5)
     if keep.sum() < _FEWEST:
-        chosen = np.flatnonzero(fits)
-        return chosen[np.argsort(abs(excess - middle)[chosen])[:_FEWEST]], (0.0, 0.0)
-    if not order:
-        return np.flatnonzero(keep), (0.0, 0.0)
-    # Of the slopes, too, what exceeds their noise.
-    noise = np.linalg.inv(terms[keep].T @ (terms[keep] / error[keep, None] ** 2))
-    tilt *= _beyond_noise(tilt**2, np.diagonal(noise))
-    return np.flatnonzero(keep), (float(tilt[1]), float(tilt[2]))
+        rank = np.argsort(-np.where(fits, end.probability, 0), kind="stable")
+        keep = np.isin(np.arange(len(stars)), rank[:_FEWEST])
+    slope = (float(tilt[0]), float(tilt[1])) if order else (0.0, 0.0)
+    # Those that are used are a little wider than the stars, or narrower, as it happens.
+    excess = excess - terms @ tilt
+    used = np.average(excess[keep], weights=1 / (error[keep] ** 2 + end.scatter**2))
+    return _Alike(np.flatnonzero(keep), slope, end.place - float(used), end.error)
+
+
+class _NarrowEnd(NamedTuple):
+    """Where the narrow end of widths lies, its error, stars' scatter beyond their errors, and each
+    source's probability of being a star.
+    """
+
+    place: float
+    error: float
+    scatter: float
+    probability: Array
+
+
+def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
+    """Tell stars from small galaxies, which are wider by anything, by the precise and the many.
+
+    A mixture of stars, all as wide but for a scatter, galaxies, wider by up to some width, and a
+    few others.  All that is not known of it is averaged over, by likelihood.
+    """
+    value, sigma = excess[fits], error[fits]
+    low, high = value.min() - 0.02, value.max() + 0.02
+    precise = np.argsort(sigma, kind="stable")[:_ENOUGH]
+    middle = float(np.median(value[precise]))
+    reach = min(_WIDEST_GALAXY, 0.5 * (high - low))
+    place = np.linspace(middle - reach, middle + reach, _PLACES)
+    off = value[:, None, None] - place[:, None]
+    # (n, places, scatters)
+    spread = np.hypot(sigma[:, None, None], np.array(_SCATTERS))
+    star = _normal(off / spread) / spread
+    evidence, shares = [], []
+    for widest in _GALAXY_WIDTHS:
+        galaxy = (
+            scipy.special.ndtr(off / sigma[:, None, None])
+            - scipy.special.ndtr((off - widest) / sigma[:, None, None])
+        ) / widest
+        for part in _STAR_PARTS:
+            total = part * star + (1 - part - _OTHERS) * galaxy + _OTHERS
+            evidence.append(np.log(total).sum(axis=0))
+            shares.append(part * star / total)
+    likelihood = np.stack(evidence)
+    likelihood = np.exp(likelihood - likelihood.max())
+    likelihood /= likelihood.sum()
+    of_place, of_scatter = likelihood.sum(axis=(0, 2)), likelihood.sum(axis=(0, 1))
+    mean = float(of_place @ place)
+    deviation = math.sqrt(float(of_place @ (place - mean) ** 2))
+    probability = np.zeros(len(excess))
+    probability[fits] = sum(
+        np.tensordot(share, weight, 2) for share, weight in zip(shares, likelihood, strict=True)
+    )
+    return _NarrowEnd(mean, deviation, float(of_scatter @ np.array(_SCATTERS)), probability)
+
+
+def _normal(deviate: Array) -> Array:
+    result: Array = np.exp(-0.5 * deviate**2) / math.sqrt(2 * np.pi)
+    return result
 
 
 def _left(stars: _Stars, weight: Array, profile: _Moffat) -> tuple[Array, Array]:
