@@ -51,10 +51,13 @@ _SCATTERS = (0.003, 0.008, 0.02)
 """Of ln(width) between stars beyond their errors: it does not vary linearly to better than the
 first, and neighbours make it the last."""
 _STAR_PARTS = (0.1, 0.2, 0.4, 0.98)
+"""Shares of stars among the sources that are averaged over; with the last there is no galaxy."""
 _GALAXY_WIDTHS = (0.06, 0.12, 0.25)
 """Of ln(width), by which galaxies are wider than stars at most, of those that may be stars."""
 _OTHERS = 0.02
-_WIDEST_GALAXY, _PLACES = 0.12, 121
+"""Share of sources that may have any width."""
+_AROUND, _PLACES = 0.02, 241
+"""Of ln(width) beyond the precise sources' where stars are sought, and how many places."""
 _UNKNOWN_WIDTH, _TILTINGS = 0.05, 3
 _ENOUGH = 24
 _LARGEST_CHI_SQUARE = 3.0
@@ -775,11 +778,8 @@ def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
     few others.  All that is not known of it is averaged over, by likelihood.
     """
     value, sigma = excess[fits], error[fits]
-    low, high = value.min() - 0.02, value.max() + 0.02
-    precise = np.argsort(sigma, kind="stable")[:_ENOUGH]
-    middle = float(np.median(value[precise]))
-    reach = min(_WIDEST_GALAXY, 0.5 * (high - low))
-    place = np.linspace(middle - reach, middle + reach, _PLACES)
+    precise = value[np.argsort(sigma, kind="stable")[:_ENOUGH]]
+    place = np.linspace(precise.min() - _AROUND, precise.max() + _AROUND, _PLACES)
     off = value[:, None, None] - place[:, None]
     # (n, places, scatters)
     spread = np.hypot(sigma[:, None, None], np.array(_SCATTERS))
