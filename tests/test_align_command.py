@@ -40,6 +40,7 @@ def checked(run, difference, *options):
     return json.loads(table.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_rotated_template_is_aligned_and_subtracted(run, scene, tmp_path, method):
     directory, truth = scene
@@ -95,6 +96,7 @@ def test_a_rotated_template_is_aligned_and_subtracted(run, scene, tmp_path, meth
     assert excess > 0.04
 
 
+@pytest.mark.slow
 def test_subtract_aligns_and_makes_the_same_again(run, scene, tmp_path):
     directory, _ = scene
     science, template = directory / "science.fits", directory / "template.fits"

@@ -65,6 +65,7 @@ def test_planes_are_read(tmp_path, layout, seed):
     np.testing.assert_allclose(image, scale * truth.science[~everything], atol=1e-2 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_command_subtracts_them(tmp_path, run, layout):
     truth = SCENES[1]

@@ -255,6 +255,7 @@ def test_only_what_a_bad_pixel_reaches_loses_weight(rng):
     assert not stamps(none, core).weight.any()
 
 
+@pytest.mark.slow
 def test_a_measured_psf_does_without_some_core_pixels(rng):
     shape = (500, 520)
     psf = PsfModel(sigma=2.2, frame=shape, profile="moffat", ellipticity=(0.1, -0.05))
@@ -340,6 +341,7 @@ def with_rays(number, seed):
     return spoil
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize(("transients", "rays"), [(160, 0), (0, 300)])
 def test_what_is_in_one_image_alone_sets_no_scale(kind, transients, rays):
@@ -392,6 +394,7 @@ def test_few_stars_that_both_images_have_are_no_other_field(rng):
     assert "stand out" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_photometry_agrees_with_the_sum(kind, caplog):
     for seed in range(1, 6):

@@ -670,6 +670,7 @@ def test_results_are_not_overwritten_by_accident(done):
     assert stamps(directory / "out") == before
 
 
+@pytest.mark.slow
 def test_what_is_resumed_does_only_what_changed(done, pairs):
     directory, arguments, rows, _, _ = done
     output = directory / "out"
@@ -743,6 +744,7 @@ def test_what_cannot_run_says_so(pairs, tmp_path):
         assert remedy in messages
 
 
+@pytest.mark.slow
 def test_without_dask_a_batch_says_what_to_install(pairs, tmp_path):
     manifest = write_manifest(tmp_path / "m.csv", rows_of(pairs))
     code = (
@@ -758,6 +760,7 @@ def test_without_dask_a_batch_says_what_to_install(pairs, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_batch_with_a_sentence(scheduler, pairs, tmp_path):
     resource = pytest.importorskip("resource")
     output = tmp_path / "out"

@@ -531,6 +531,7 @@ def test_sources_on_scores_are_those_of_the_command(repo, pairs, tmp_path):
             assert_same_catalogs(catalog, read_catalog(output))
 
 
+@pytest.mark.slow
 def test_a_score_stays_a_score(repo, pairs, tmp_path):
     """As task and Butler hand it over, in their file, in copies and in parts of it."""
     from whitediff import write_exposure
@@ -963,6 +964,7 @@ def test_runs_that_cannot_be_get_a_sentence(repo):
         assert "Traceback" not in messages
 
 
+@pytest.mark.slow
 def test_a_run_with_all_of_its_results_has_nothing_left_to_do(pairs, tmp_path, caplog):
     """And one of which a quantum fails says so without a traceback."""
     repo, copy = tmp_path / "repo", copy_pair(pairs[0], tmp_path / "in")

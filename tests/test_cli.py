@@ -116,6 +116,7 @@ def test_simulate_decorrelate_check(run, simulated, tmp_path):
     assert again["after"]["pixels"] == after["pixels"]
 
 
+@pytest.mark.slow
 def test_check_maps_the_frame(run, tmp_path, rng):
     """Excess variance, correlation and a masked cell, in their places in table, JSON, picture."""
     shape = (240, 330)
@@ -727,6 +728,7 @@ def test_unexpected_errors_show_no_traceback(run, simulated, tmp_path, monkeypat
     assert "Traceback" not in messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_killed_run_leaves_nothing(simulated, tmp_path, number):
     code = """if True:

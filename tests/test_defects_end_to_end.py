@@ -157,6 +157,7 @@ def check_trail(seed: int, direction: str, on: str, brightness: float) -> None:
     assert untold == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("on", "brightness"), [("science", 5.0), ("template", 40.0)])
 def test_rows_on_trails_are_flagged(on, brightness):
     check_trail(31, "template", on, brightness)
@@ -170,6 +171,7 @@ def test_rows_on_trails_are_flagged_anywhere(seed, on, brightness):
     check_trail(seed, "template" if seed % 2 else "science", on, brightness)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["template", "science"])
 def test_a_product_is_made_again(direction, caplog):
     caplog.set_level(logging.CRITICAL)

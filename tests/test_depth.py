@@ -75,6 +75,7 @@ def free_places(simulated, rng):
     return x[far], y[far]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "kind"),
     [

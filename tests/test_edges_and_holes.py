@@ -150,6 +150,7 @@ def spoilt(image, how, bad):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "fraction", "columns", "where"),
     [

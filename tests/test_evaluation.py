@@ -70,6 +70,7 @@ def test_bins():
     assert bins["completeness_low"][3] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ceiling", [1.0, 0.9])
 def test_a_fit_finds_its_curve_and_knows_its_errors(rng, ceiling):
     middle, width, pulls, nearly = 5.1, 1.05, [], []
@@ -198,6 +199,7 @@ def test_means_and_widths(rng):
     assert weighted["mean"] == pytest.approx(1.75)
 
 
+@pytest.mark.slow
 def test_failures_do_not_stop_the_others():
     results = dict(in_processes(fails_or_dies, range(8), processes=2))
     assert set(results) == set(range(8))
@@ -235,6 +237,7 @@ def realisations():
     return options, [result for _, result in evaluate(setting)]
 
 
+@pytest.mark.slow
 def test_sources_are_found_with_their_flux_and_place(realisations):
     options, done = realisations
     numbers = summarise(done, options, fresh=True)
@@ -376,6 +379,7 @@ def test_the_command_on_files(run, files, tmp_path):
     assert "flux at known positions" in printed
 
 
+@pytest.mark.slow
 def test_a_failed_realisation_is_reported(run, tmp_path, monkeypatch, realisations):
     from whitediff.exposures import evaluation
 

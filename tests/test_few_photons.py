@@ -100,6 +100,7 @@ def written(directory, seed: int, mean: float, size: int = 420) -> list:
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mean", [0.6, 1.5, 5.0])
 def test_a_difference_of_counts(run, tmp_path, mean):
     paths = written(tmp_path, 3, mean)

@@ -107,6 +107,7 @@ def best_depth(first, second, variance):
     return 5 * np.sqrt(variance / (one * two / (one + two)).mean())
 
 
+@pytest.mark.slow
 def test_it_is_told_and_made_again(tmp_path):
     science, template = pair(tmp_path, scale=0.5)
     subtracted(tmp_path)

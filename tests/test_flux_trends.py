@@ -76,6 +76,7 @@ def test_chance_is_no_trend(kind, stars, variable):
         assert found.trend is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["science", "template", "neither"])
 def test_a_command_names_the_remedy_which_is_one(run, tmp_path, which):
     rng = np.random.default_rng(7)

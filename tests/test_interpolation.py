@@ -96,6 +96,7 @@ def test_planes_come_out_exactly(name):
     np.testing.assert_allclose(interpolated(constant), 7.3, rtol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "corner"),
     [

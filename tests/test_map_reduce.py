@@ -136,6 +136,7 @@ def covered(task, whole):
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjust", ["spacing", "size", "none"])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (50, 47), (61, 100), (9, 130)])
 def test_cells_cover_every_frame(adjust, shape):

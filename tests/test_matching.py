@@ -469,6 +469,7 @@ def test_measured_psf(rng):
         measure_psf(image, np.full(shape, 25.0), bad, x[:2], y[:2], size=size, order=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["gaussian", "moffat"])
 def test_galaxies_and_neighbours_do_not_widen_a_measured_psf(profile):
     options = SimulationOptions(

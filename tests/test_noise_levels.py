@@ -120,6 +120,7 @@ def test_the_factor_is_the_true_one(kind, seed):
         assert factor == pytest.approx(1, abs=ERRORS * found.error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["7000 stars", "800 stars, interpolated"])
 def test_its_error_is_its_scatter(kind):
     pulls = []

@@ -71,6 +71,7 @@ def test_anything_is_found_without_a_wcs(seed):
     assert typical(errors_at_stars(sky, correction, stars)) < ACCURATE * max(1, scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ten_stars_suffice_among_galaxies_and_cosmic_rays(seed):
     sky = Sky(
@@ -89,6 +90,7 @@ def test_ten_stars_suffice_among_galaxies_and_cosmic_rays(seed):
     assert errors.max() < 3 * ACCURATE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stars", "seed"),
     [

@@ -78,6 +78,7 @@ def status(data, name):
 # ---- what subtract stores --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_stars_of_a_fit_are_stored_with_reasons(pair):
     record = read_record(pair / "d.fits")
     stars = record.stars
@@ -296,6 +297,7 @@ def test_a_good_subtraction_is_called_good(page):
     assert width == pytest.approx(header["WDSFWHM"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_bad_subtractions_are_not_called_good(run, pair, tmp_path):
     """The plane halved; the noise left correlated; the template shifted by half a pixel."""
     for how in ("variance", "noise", "shift"):

@@ -385,6 +385,7 @@ def test_sharp_stars_keep_their_flux():
         assert float(np.nansum(values)) == pytest.approx(4e5, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_masks_lose_nothing(rng, method):
     shape = (200, 210)
@@ -574,6 +575,7 @@ def test_no_coordinates_of_the_old_pixels_are_left():
 # --- real images -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DECAM.is_dir(), reason=f"no real data in {DECAM}")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["04a", "18b"])
@@ -605,6 +607,7 @@ def test_noise_of_real_images_is_as_predicted(method, name):
 # --- the method that suits the pixels ----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scale", "method"),
     [(0.09, "adaptive"), (0.125, "adaptive"), (0.16, "adaptive"), (0.175, "interpolating"),

@@ -29,7 +29,10 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+@pytest.fixture(
+    scope="module",
+    params=["gaussian", *(pytest.param(kind, marks=pytest.mark.slow) for kind in [*KINDS][1:])],
+)
 def made(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
     code, _, messages = command(

@@ -180,6 +180,7 @@ def test_cells_and_what_is_between_them(rng):
     assert interpolated_cells(ramp, 8, slice(0, 1), slice(0, 1))[0, 0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convolved", ["template", "science"])
 def test_white_in_every_part_of_the_frame(rng, convolved):
     kernel, n = varying_kernel(1.3), 6
@@ -224,6 +225,7 @@ def test_fluxes_are_kept(rng):
     assert np.mean(fluxes) == pytest.approx(1e5, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_step_of_the_noise_is_followed(rng):
     kernel, n = kernels.constant_kernel(gaussian(25, 2.0), BOX), 6
     step = np.where(np.arange(SIZE) < SIZE // 2, 900.0, 3600.0)[None, :]
@@ -307,6 +309,7 @@ def test_the_filter_follows_the_background_not_the_sources(rng):
     assert added[310, 310] > 5e4
 
 
+@pytest.mark.slow
 def test_full_variance_through_a_filter_that_varies(rng):
     """Against the scatter of many realisations."""
     step = np.where(np.arange(SIZE) < SIZE // 2, 400.0, 3600.0)[None, :]
@@ -332,6 +335,7 @@ def lanczos(shift, support=3):
     return kernel / kernel.sum()
 
 
+@pytest.mark.slow
 def test_a_resampled_template_known_and_measured(rng):
     resampling, n = np.outer(lanczos(0.5), lanczos(0.5)), 4
     kernel = varying_kernel()

@@ -246,6 +246,7 @@ def test_even_fewer_stars_tell_the_psfs_or_it_is_said(stars, seed, caplog):
     check(dataclasses.replace(FIELDS["few"], stars=stars, faintest=20.0), seed, caplog)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "seed"),
     [

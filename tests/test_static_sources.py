@@ -133,6 +133,7 @@ def untold(exposure):
     return exposure.replaced(mask=masks.make_mask(planes, exposure.bbox))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigmas", [SHARP, SHARP[::-1], WIDE, WIDE[::-1]])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_isolated_transients_are_to_be_believed(sigmas, seed):

@@ -152,6 +152,7 @@ def pulls(seed: int, kind: str, direction: str) -> tuple[float, np.ndarray]:
     return total, (rows["psf_flux"].value - FLUXES) / error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "kind", "direction"),
     [

@@ -66,7 +66,9 @@ def star_pulls(result, variance, truth, kind):
     return np.array(pulls), np.array(fluxes), np.array(true)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize(
+    "kind", ["gaussian", *(pytest.param(kind, marks=pytest.mark.slow) for kind in [*KINDS][1:])]
+)
 def test_pairs_with_truth(run, directory, tmp_path, kind):
     pair = directory / kind.replace(" ", "_")
     code, _, messages = run(
@@ -107,6 +109,7 @@ def test_pairs_with_truth(run, directory, tmp_path, kind):
     assert pulls.std() == pytest.approx(1, abs=0.35)
 
 
+@pytest.mark.slow
 def test_wrong_variance_planes_are_put_right(run, directory, tmp_path):
     exposures = [read_exposure(path) for path in gaussian_pair(run, directory)]
     assert variance_factor(exposures[0]) == pytest.approx(1, abs=0.03)
@@ -306,6 +309,7 @@ def test_misaligned_images_are_named(run, directory, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_chosen_order_that_the_fit_cannot_bear_is_lowered(run, directory, tmp_path, monkeypatch):
     # Chosen again after every failure, it would be tried for ever.
     def too_high(stamps, basis, options, **_):
@@ -379,6 +383,7 @@ def test_kernels_that_are_too_small_are_named(run, tmp_path):
     assert fits.getval(out, "WDKSUM") == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_sloping_sky_does_not_change_the_kernel(run, directory, tmp_path):
     science, template = gaussian_pair(run, directory)
     y, x = np.mgrid[:1000, :1000] - 500

@@ -150,6 +150,7 @@ def test_the_difference_is_the_command_s(pair, default):
     assert evaluate(result.psfMatchingKernel, **middle).sum() == pytest.approx(FLUX_SCALE, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["convolveScience", "auto"])
 def test_a_science_exposure_that_is_sharper_is_convolved(science, template, mode):
     """Roles exchanged, the template has the wider PSF."""
@@ -218,6 +219,7 @@ def test_the_score_is_the_command_s(pair, science, template):
         task.config.decorrelate.scoreFilter = "sharp"
 
 
+@pytest.mark.slow
 def test_a_score_s_options_act(science, template):
     def run(**fields):
         config = small_kernel(AlardLuptonPreconvolveSubtractConfig())
@@ -351,6 +353,7 @@ def test_an_absurd_variance_is_an_unusable_exposure(simulation, template):
     assert pulls(result.difference).std() < 0.85
 
 
+@pytest.mark.slow
 def test_the_template_s_mask_planes(simulation, template):
     shape = simulation.science.image.shape
 
@@ -408,6 +411,7 @@ def test_the_template_s_mask_planes(simulation, template):
     assert not mask.get("SAT")[template_only]
 
 
+@pytest.mark.slow
 def test_excluded_planes_keep_kernel_sources_away(simulation, science, template):
     plane = np.zeros(science.shape, dtype=bool)
     plane[:, : science.shape[1] // 2] = True

@@ -102,11 +102,13 @@ def test_no_unit_changes_a_difference_of_any_kind(convolved, powers, dtype):
     check(convolved, "difference", powers, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("powers", [(-30, -30), (20, 0)])
 def test_no_unit_changes_a_score(powers):
     check("template", "score", powers, np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [14, 17, 18, 20])
 def test_no_unit_changes_files_of_single_precision(power, tmp_path):
     pair, rows = scene("template"), []

@@ -76,6 +76,7 @@ def test_the_width_is_the_true_one(options, seed, wider):
     assert found.divisor == (found.width if wider != 1 else 1.0)
 
 
+@pytest.mark.slow
 def test_its_error_is_its_scatter():
     found = [measured_width(difference(100 + seed)) for seed in range(40)]
     pulls = [(each.width - 1) / each.error for each in found if each is not None]
