@@ -133,8 +133,8 @@ def test_fluxes_are_those_of_whole_stars(kind, fwhm, seed):
 @pytest.mark.parametrize(("kind", "fwhm"), KINDS)
 def test_fluxes_are_right_on_the_average(kind, fwhm):
     biases, errors = np.array([measured(kind, fwhm, seed, sky=300.0) for seed in range(8)]).T
-    # Eight seeds tell the median to a few thousandths.  Of the widest the wings are in part taken for
-    # sky, of stars that are 8 widths apart: 0.6 %.
+    # Eight seeds tell the median to a few thousandths.  Of the widest the wings are in part
+    # taken for sky, of stars that are 8 widths apart: 0.6 %.
     its_error = 1.25 * np.std(biases) / math.sqrt(len(biases))
     assert abs(np.median(biases)) < 0.005 + its_error, biases
     assert np.sqrt(np.mean((biases / errors) ** 2)) < 1.5, biases / errors
