@@ -202,6 +202,23 @@ def test_small_galaxies_hardly_ever_do_harm(fwhm, monkeypatch):
     assert (np.abs(biases - known) < 2 * errors).all(), biases - known
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_stars_that_widen_to_the_corners_are_no_galaxies(seed):
+    # Those of the narrow middle alone made fluxes 14 % too small.
+    rng = np.random.default_rng([seed, 12])
+    x, y = places(rng)
+    image = np.zeros(SHAPE)
+    for at_x, at_y, flux in zip(x, y, 3e4 * rng.uniform(0.3, 1, x.size), strict=True):
+        far = np.hypot(at_x / SHAPE[1] - 0.5, at_y / SHAPE[0] - 0.5) / 0.7
+        image += drawn(transform("gaussian", 3.6 + 1.8 * far**2), [at_x], [at_y], [flux])
+    scene = exposure(image, rng, sky=300.0)
+    bad = np.zeros(SHAPE, bool)
+    found = measure_psf(
+        scene.image.array, scene.variance.array, bad, x, y, size=41, order=2
+    )  # fmt: skip
+    assert found.stars >= 20
+
+
 def test_trailed_stars_keep_their_ends():
     # Their ends taken for neighbours made fluxes 5 to 16 % too large.
     biases = [measured("trail", 3.0, seed, sky=300.0)[0] for seed in (1, 2)]

@@ -14,7 +14,7 @@ import scipy.special
 
 from ..errors import ArgumentError, DataError
 from ..interpolation import patched
-from ..polynomials import chebyshev_products
+from ..polynomials import chebyshev_products, chebyshev_terms
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..stats import MAD_TO_SIGMA, median_deviation, power_of_two
 from ..threads import single_threaded_algebra
@@ -47,9 +47,9 @@ _SHARERS, _FEWEST_SHARERS = 15, 5
 """Stars whose common residual is the PSF's."""
 _WIDTH_ERROR = 0.006
 """Of ln(width): with a larger one a star cannot be told from a small galaxy."""
-_SCATTERS = (0.003, 0.008, 0.02)
+_SCATTERS = (0.003, 0.008, 0.02, 0.05)
 """Of ln(width) between stars beyond their errors: it does not vary linearly to better than the
-first, and neighbours make it the last."""
+first, neighbours make it the third, and what no parabola follows the last."""
 _STAR_PARTS = (0.1, 0.2, 0.4, 0.98)
 """Shares of stars among the sources that are averaged over; with the last there is no galaxy."""
 _GALAXY_WIDTHS = (0.06, 0.12, 0.25)
@@ -703,7 +703,7 @@ class _Alike(NamedTuple):
     """
 
     which: Array
-    slope: tuple[float, float]
+    slope: tuple[float, ...]
     wider: float
     error: float
 
@@ -732,43 +732,57 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     best = np.sort(error[fits])
     if len(best) < _FEWEST:
         return _Alike(np.argsort(chi_square)[:_FEWEST], (0.0, 0.0), 0.0, _UNKNOWN_WIDTH)
-    order = 1 if fits.sum() >= _ENOUGH else 0
-    terms = stars.terms(order)[:, 1:]
-    tilt = np.zeros(terms.shape[1])
-    end = _narrow_end(excess, error, fits)
-    if order:
-        for _ in range(_TILTINGS):
-            spread = np.sqrt(error**2 + end.scatter**2)
-            share = np.sqrt(np.where(fits, end.probability, 0)) / spread
-            design = np.column_stack([np.ones(len(excess)), terms]) * share[:, None]
-            normal = design.T @ design
-            normal += np.diag([1e-12, *np.full(len(tilt), 1e-9)]) * normal[0, 0]
-            inverse = np.linalg.inv(normal)
-            tilt = (inverse @ (design.T @ (excess * share)))[1:]
-            # Of the slopes, too, what exceeds their noise.
-            tilt *= _beyond_noise(tilt**2, np.diagonal(inverse)[1:])
-            end = _narrow_end(excess - terms @ tilt, error, fits)
+    trials = []
+    for order in (0, 1, 2) if fits.sum() >= _ENOUGH else (0,):
+        found = _tilted(excess, error, fits, stars.terms(order)[:, 1:])
+        cost = 0.5 * (stars.terms(order).shape[1] - 1) * math.log(fits.sum())
+        trials.append((found[0].evidence - cost, order, *found))
+    _, order, end, tilt = max(trials, key=lambda trial: trial[0])
+    tilted = stars.terms(order)[:, 1:] @ tilt
     limit = max(_WIDTH_ERROR, best[min(_ENOUGH, len(best)) - 1])
     keep = fits & (error <= limit) & (end.probability > 0.5)
     if keep.sum() < _FEWEST:
         rank = np.argsort(-np.where(fits, end.probability, 0), kind="stable")
         keep = np.isin(np.arange(len(stars)), rank[:_FEWEST])
-    slope = (float(tilt[0]), float(tilt[1])) if order else (0.0, 0.0)
+    along = dict(zip(chebyshev_terms(order)[1:], tilt, strict=True))
+    slope = tuple(float(along.get(term, 0.0)) for term in chebyshev_terms(1)[1:])
     # Those that are used are a little wider than the stars, or narrower, as it happens.
-    excess = excess - terms @ tilt
+    excess = excess - tilted
     used = np.average(excess[keep], weights=1 / (error[keep] ** 2 + end.scatter**2))
     return _Alike(np.flatnonzero(keep), slope, end.place - float(used), end.error)
 
 
 class _NarrowEnd(NamedTuple):
-    """Where the narrow end of widths lies, its error, stars' scatter beyond their errors, and each
-    source's probability of being a star.
+    """Where the narrow end of widths lies, its error, stars' scatter beyond their errors, each
+    source's probability of being a star, and the logarithm of the likelihood of it all.
     """
 
     place: float
     error: float
     scatter: float
     probability: Array
+    evidence: float
+
+
+def _tilted(excess: Array, error: Array, fits: Array, terms: Array) -> tuple[_NarrowEnd, Array]:
+    """Narrow end of widths that vary over the field, and the coefficients of how they do."""
+    tilt = np.zeros(terms.shape[1])
+    if not len(tilt):
+        return _narrow_end(excess, error, fits), tilt
+    # At first all are taken for stars: galaxies are wider everywhere.
+    probability, scatter = fits.astype(float), _SCATTERS[-1]
+    for _ in range(_TILTINGS):
+        share = np.sqrt(probability / (error**2 + scatter**2))
+        design = np.column_stack([np.ones(len(excess)), terms]) * share[:, None]
+        normal = design.T @ design
+        normal += 1e-9 * normal[0, 0] * np.eye(len(normal))
+        inverse = np.linalg.inv(normal)
+        tilt = (inverse @ (design.T @ (excess * share)))[1:]
+        # What exceeds their noise.
+        tilt *= _beyond_noise(tilt**2, np.diagonal(inverse)[1:])
+        end = _narrow_end(excess - terms @ tilt, error, fits)
+        probability, scatter = end.probability, end.scatter
+    return end, tilt
 
 
 def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
@@ -795,7 +809,9 @@ def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
             evidence.append(np.log(total).sum(axis=0))
             shares.append(part * star / total)
     likelihood = np.stack(evidence)
-    likelihood = np.exp(likelihood - likelihood.max())
+    largest = float(likelihood.max())
+    likelihood = np.exp(likelihood - largest)
+    total_evidence = largest + math.log(float(likelihood.mean()))
     likelihood /= likelihood.sum()
     of_place, of_scatter = likelihood.sum(axis=(0, 2)), likelihood.sum(axis=(0, 1))
     mean = float(of_place @ place)
@@ -804,7 +820,8 @@ def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
     probability[fits] = sum(
         np.tensordot(share, weight, 2) for share, weight in zip(shares, likelihood, strict=True)
     )
-    return _NarrowEnd(mean, deviation, float(of_scatter @ np.array(_SCATTERS)), probability)
+    scatter = float(of_scatter @ np.array(_SCATTERS))
+    return _NarrowEnd(mean, deviation, scatter, probability, total_evidence)
 
 
 def _normal(deviate: Array) -> Array:
