@@ -15,7 +15,7 @@ import numpy.typing as npt
 import scipy.ndimage
 import scipy.sparse
 
-__all__ = ["FineTable", "fitted_table"]
+__all__ = ["FineTable", "fitted_rings", "fitted_table"]
 
 type Array = npt.NDArray[Any]
 
@@ -37,9 +37,12 @@ class FineTable:
     ----------
     coefficients
         ``(m, m)`` of its B-splines, m odd, the middle one at the centre, half a pixel apart.
+    rings
+        ``(k,)`` what is added at distances of 0, 1, … pixels, linear in between and zero beyond.
     """
 
     coefficients: Array
+    rings: Array = dataclasses.field(default_factory=lambda: np.zeros(1))
 
     def __call__(self, dx: Array, dy: Array) -> Array:
         """Values at distances from the centre.
@@ -59,7 +62,58 @@ class FineTable:
         result: Array = scipy.ndimage.map_coordinates(
             self.coefficients, [rows, columns], order=3, prefilter=False, mode="constant"
         )
+        radius = np.hypot(*np.broadcast_arrays(dx, dy))
+        result += np.interp(radius, np.arange(len(self.rings)), self.rings, right=0.0)
         return result
+
+
+def fitted_rings(
+    values: Array, weight: Array, profile: Array, radius: Array, *, first: float, off: float
+) -> Array:
+    """Fit what stars differ from their profile by in rings, each star with a level of its own.
+
+    Parameters
+    ----------
+    values, weight, profile, radius
+        ``(n, side, side)`` what is left of stars of unit flux, its inverse variance, the profile
+        of each, and distances from its centre, pixels.
+    first
+        Pixels from which on rings are fitted; up to there they are zero.
+    off
+        Standard deviation of what a ring differs by, over the profile.
+
+    Returns
+    -------
+    rings
+        ``(k,)`` as in `FineTable`.
+    """
+    count = math.floor(float(radius.max())) + 2
+    normal, right = np.zeros((count, count)), np.zeros(count)
+    level, expected = np.zeros(count), np.zeros(count)
+    for each in zip(values, weight, profile, radius, strict=True):
+        rest, weights, model, far = (part.ravel() for part in each)
+        use = (weights > 0) & (far >= first)
+        rest, weights, far = rest[use], weights[use], far[use]
+        inner = np.floor(far).astype(int)
+        part = far - inner
+        columns = np.zeros((len(far), count))
+        columns[np.arange(len(far)), inner] = 1 - part
+        columns[np.arange(len(far)), inner + 1] = part
+        weighed = columns * weights[:, None]
+        total = max(float(weights.sum()), 1e-300)
+        mean = weighed.sum(axis=0) / total
+        normal += columns.T @ weighed - total * np.outer(mean, mean)
+        right += weighed.T @ rest - mean * float(weights @ rest)
+        level += columns.sum(axis=0)
+        expected += columns.T @ model[use]
+    known = level > 0
+    usual = off * np.where(known, expected / np.where(known, level, 1), 0.0)
+    known &= usual > 0
+    result = np.zeros(count)
+    inside = np.ix_(known, known)
+    prior = np.diag(usual[known] ** -2)
+    result[known] = np.linalg.solve(normal[inside] + prior, right[known])
+    return result
 
 
 def fitted_table(

@@ -18,7 +18,7 @@ from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..resampling import moved_stamps
 from ..stats import MAD_TO_SIGMA, half_sample_mode, median_deviation, power_of_two
 from ..threads import single_threaded_algebra
-from .fine import FineTable, fitted_table
+from .fine import FineTable, fitted_rings, fitted_table
 
 __all__ = ["MeasuredPsf", "measure_psf", "star_width"]
 
@@ -77,8 +77,13 @@ _TABLE_REACH = 3.0
 """Full widths that the table finer than the pixels covers."""
 _PHASES = 4
 """Places between two pixels, in each direction, over which a narrow PSF is averaged."""
-_NARROW_STARS = 40
-"""The brightest, which suffice for a profile."""
+_NARROW_STARS, _EVALUATIONS = 25, 12
+"""The brightest, which suffice for a profile, and how often its slopes are looked at in a fit."""
+_RINGED, _RING_MISFIT = 4.5, 2.0
+"""Half widths within which no neighbour of a narrow star is looked for; of its profile, what rings
+may differ from it by farther out."""
+_RINGS_DIFFER = 0.5
+"""Of the profile, what rings beyond the table differ from it by."""
 _TINY = 0.05
 """Pixels, for derivatives."""
 _DIFFRACTION = 1 / 1.5
@@ -396,6 +401,10 @@ def _measure_narrow(stars: _Stars, profile: _Moffat, size: int, order: int) -> M
             raise DataError(f"Only {len(stars)} stars could be fitted; a PSF needs {_FEWEST}.")
         keep, slope = _alike(stars, model, weight, profile)
         stars.alike = np.isin(np.arange(len(stars)), keep)
+        if iteration == 0:
+            # Now what they have in common, such as rings, is known to be theirs.
+            stars, model, weight = _fit_stars(stars, profile, table, size)
+            keep, slope = _alike(stars, model, weight, profile)
         used, weight = stars.part(keep), weight[keep]
         weight = weight * used.flux[:, None, None] ** 2
         if iteration < _NARROW_PASSES - 1:
@@ -408,9 +417,11 @@ def _measure_narrow(stars: _Stars, profile: _Moffat, size: int, order: int) -> M
         if iteration:
             table = _table(profile, used, weight)
     images, scatter = _over_phases(profile, table, size, order)
-    inside = float(images[0].sum())
-    enclosed = inside / (inside + profile.beyond(size))
-    error = math.hypot(_narrow_flux_error(profile, used, weight), scatter)
+    inside, beyond = float(images[0].sum()), profile.beyond(size)
+    enclosed = inside / (inside + beyond)
+    # Farther out than stamps reach, the profile is no better than it is in the rings.
+    known = _narrow_flux_error(profile, used, weight)
+    error = math.hypot(known, scatter, _RINGS_DIFFER * beyond)
     return MeasuredPsf(unit_sum(images), len(used), enclosed, error)
 
 
@@ -471,7 +482,12 @@ def _fit_narrow(profile: _Moffat, stars: _Stars, weight: Array) -> tuple[_Moffat
     for _ in range(2):
         total = np.maximum(robust.sum(axis=(1, 2)), 1e-300)
         found = scipy.optimize.least_squares(
-            deviation_of, found, bounds=(lower, upper), x_scale=0.1, ftol=1e-5, xtol=1e-4, gtol=1e-6
+            deviation_of,
+            found,
+            bounds=(lower, upper),
+            x_scale=0.1,
+            ftol=1e-4,
+            max_nfev=_EVALUATIONS,
         ).x
         rest = rest_of(found)
         robust = np.where(rest**2 * robust > _CLIP**2, 0.0, robust)
@@ -495,19 +511,22 @@ def _offsets(stars: _Stars) -> tuple[Array, Array]:
 
 
 def _table(profile: _Moffat, stars: _Stars, weight: Array) -> FineTable:
-    """What the profile leaves of stars, between the pixels."""
+    """What the profile leaves of stars, between the pixels, and in rings farther out."""
     columns, rows = _offsets(stars)
+    inverse, radius = weight, np.hypot(columns, rows)
     weight = _with_floor(weight, _FLOOR * profile.at(stars, stars.data.shape[1]))
-    near = np.hypot(columns, rows) < _TABLE_REACH * 2 * profile.half_width + 1
+    reach = _TABLE_REACH * 2 * profile.half_width
+    near = radius < reach + 1
     plain = dataclasses.replace(profile, slope=(0.0, 0.0))
-    return fitted_table(
-        _unit_rest(profile, stars)[near],
-        weight[near],
-        columns[near],
-        rows[near],
-        plain,
-        reach=_TABLE_REACH * 2 * profile.half_width,
-    )
+    left = _unit_rest(profile, stars)
+    own = profile.at(stars, left.shape[1])
+    rings = fitted_rings(left, inverse, own, radius, first=reach, off=_RINGS_DIFFER)
+    rings[: math.ceil(reach)] = 0
+    rest, weight, columns, rows = (each[near] for each in (left, weight, columns, rows))
+    table = fitted_table(rest, weight, columns, rows, plain, reach=reach)
+    far = (rest - table(columns, rows)) ** 2 * weight > _CLIP**2
+    table = fitted_table(rest, np.where(far, 0.0, weight), columns, rows, plain, reach=reach)
+    return dataclasses.replace(table, rings=rings)
 
 
 def _over_phases(
@@ -884,6 +903,9 @@ def _fit_stars(
         model = _models(profile, residual, stars)
     expected = stars.flux[:, None, None] * model
     rest = np.where(stars.weight > 0, stars.data - stars.level[:, None, None] - expected, 0)
+    if profile.diffraction is not None:
+        # The first ring, which no profile has, is no neighbour.
+        core = np.hypot(offset[:, None], offset[None, :]) <= _RINGED * profile.half_width
     masked = _without_neighbours(rest, expected, stars, core, profile)
     sky = masked * around
     total = sky.sum(axis=(1, 2))
@@ -922,7 +944,8 @@ def _without_neighbours(
     sigma = max(0.8, 2 * FWHM_TO_SIGMA * profile.half_width)
     smooth = (0.0, sigma, sigma)
     weight = stars.weight
-    inverse = weight / (1 + weight * (2 * _FLOOR * expected) ** 2)
+    floor = 2 * _FLOOR if profile.diffraction is None else _RING_MISFIT
+    inverse = weight / (1 + weight * (floor * expected) ** 2)
     # The squared window is a narrower one, of a smaller sum.
     power = scipy.ndimage.gaussian_filter(
         inverse, (0, sigma / math.sqrt(2), sigma / math.sqrt(2)), truncate=3
