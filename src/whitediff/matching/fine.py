@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,13 @@ def fitted_rings(
 
 
 def fitted_table(
-    values: Array, weight: Array, dx: Array, dy: Array, knots: Array, *, reach: float
+    values: Array,
+    weight: Array,
+    dx: Array,
+    dy: Array,
+    profile_at: Callable[[Array, Array], Array],
+    *,
+    reach: float,
 ) -> FineTable:
     """Fit a table to the pixels of stars.
 
@@ -127,7 +134,7 @@ def fitted_table(
         ``(n,)`` what is left of stars of unit flux, and its inverse variance, at least 0.
     dx, dy
         ``(n,)`` distances of the pixels from their star's centre.
-    knots
+    profile_at
         Function of dx and dy: the profile, from which stars differ in proportion to it.
     reach
         Pixels from the centre that the table covers.
@@ -145,7 +152,7 @@ def fitted_table(
     place = _STEP * (np.arange(side) - half)
     radius = np.hypot(place[:, None], place[None, :])
     inside = (radius <= reach).ravel()
-    envelope = np.asarray(knots(place[None, :], place[:, None])).ravel()[inside]
+    envelope = np.asarray(profile_at(place[None, :], place[:, None])).ravel()[inside]
     ring = np.floor(radius.ravel()[inside] + 0.5).astype(int)
     near = (np.hypot(dx, dy) <= reach) & (weight > 0)
     design = _design(dx[near], dy[near], half)[:, np.flatnonzero(inside)]

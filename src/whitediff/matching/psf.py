@@ -90,7 +90,7 @@ _DIFFRACTION = 1 / 1.5
 """1/beta of the profile that falls like the light that an aperture's edge diffracts, averaged over
 the rings: with the third power of the distance."""
 _DIFFRACTED = (0.0, 1.0)
-_USUAL_DIFFRACTION = (0.2, 0.2)
+_USUAL_DIFFRACTION = (0.0, 0.3)
 """Least and largest share of such light; the share, and its standard deviation, where the stars do
 not tell.  An unobstructed aperture has 0.31 of it, one obstructed to a third 0.47, stars that
 the atmosphere widens none."""
@@ -539,9 +539,10 @@ def _over_phases(
     offset = np.arange(size) - size // 2
     place = (np.arange(_PHASES) + 0.5) / _PHASES - 0.5
     dx, dy = (a.ravel() for a in np.meshgrid(place, place))
-    columns = offset[None, None, :] - dx[:, None, None]
-    rows = offset[None, :, None] - dy[:, None, None]
-    left = 0.0 if table is None else table(columns, rows)
+    columns, rows = np.broadcast_arrays(
+        offset[None, None, :] - dx[:, None, None], offset[None, :, None] - dy[:, None, None]
+    )
+    left = np.zeros(columns.shape) if table is None else table(columns, rows)
 
     def back(images: Array) -> Array:
         return moved_stamps(images, -dy, -dx, size // 2)[0]
@@ -549,13 +550,10 @@ def _over_phases(
     nodes = np.cos(np.pi * (np.arange(5) + 0.5) / 5)
     u, v = (a.ravel() for a in np.meshgrid(nodes, nodes))
     stretch = profile.stretch(chebyshev_products(1, u, v))
-    if any(profile.slope):
-        images = np.stack([back(profile(columns, rows, each)).mean(axis=0) for each in stretch])
-    else:
-        images = np.broadcast_to(back(profile(columns, rows)).mean(axis=0), (len(u), size, size))
+    images = np.stack([back(profile(columns, rows, each)).mean(axis=0) for each in stretch])
     terms = chebyshev_products(order, u, v)
-    found = np.linalg.lstsq(terms, images.reshape(len(u), -1), rcond=None)[0]
-    found = found.reshape(-1, size, size)
+    flat = np.linalg.lstsq(terms, images.reshape(len(u), -1), rcond=None)[0]
+    found = flat.reshape(-1, size, size)
     if table is not None:
         found[0] += back(left).mean(axis=0)
     at_phases = back(profile(columns, rows) + left)
