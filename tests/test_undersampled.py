@@ -9,6 +9,8 @@ Claims
   star in its pixel, to within the error that is told: Gaussians and Moffat profiles of 1.5 to 2.2
   pixels (1 %), and those of telescopes with and without an obstruction (3 %; 7 to 13 % were lost).
 - The error tells how fluxes scatter with the place in the pixel.
+- What a kernel leaves of narrow stars is told, with the brightness from which on it is seen; of wider
+  stars, or where it is little, nothing is said.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import pytest
 import scipy.special
 
 from whitediff import photometry
+from whitediff.exposures.matching import _tell_of_narrow
 from whitediff.matching.fine import fitted_rings, fitted_table
 from whitediff.matching.psf import measure_psf
 
@@ -186,3 +189,19 @@ def test_rings_are_found_whatever_levels_stars_have():
     assert np.abs(rings[6:15] - wave(at.astype(float))).max() < limit
     assert np.abs(wave(at.astype(float))).max() > 2 * limit
     assert not rings[:5].any()
+
+
+@pytest.mark.parametrize(
+    ("science", "template", "left", "told"),
+    [(1.6, 1.6, 0.04, True), (2.8, 1.6, 0.04, True), (1.6, 2.8, 0.04, True),
+     (2.6, 2.7, 0.04, False), (1.6, 1.6, 0.005, False)],
+)  # fmt: skip
+def test_what_narrow_stars_leave_is_told(science, template, left, told, caplog):
+    with caplog.at_level("WARNING", logger="whitediff.match"):
+        _tell_of_narrow(science, template, left**2)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == told
+    if told:
+        # Five standard deviations are 4 % of a star of 125.
+        assert "leaves 4.0% of" in said[0]
+        assert "about 125 leave residuals" in said[0]
