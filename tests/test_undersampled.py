@@ -9,8 +9,8 @@ Claims
   star in its pixel, to within the error that is told: Gaussians and Moffat profiles of 1.5 to 2.2
   pixels (1 %), and those of telescopes with and without an obstruction (3 %; 7 to 13 % were lost).
 - The error tells how fluxes scatter with the place in the pixel.
-- What a kernel leaves of narrow stars is told, with the brightness from which on it is seen; of wider
-  stars, or where it is little, nothing is said.
+- What a kernel leaves of narrow stars is told, with the brightness from which on it is seen; of
+  wider stars, or where it is little, nothing is said.
 """
 
 from __future__ import annotations
