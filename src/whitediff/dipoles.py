@@ -63,6 +63,10 @@ _PSF_ERROR = 0.03
 """χ² that is one too many, in standard deviations of χ², and part of the significance that the
 PSF's error may add to it."""
 
+_NARROW, _ALIASED = 2.5, 2.2
+"""Full width, pixels, below which a star moved between pixels is not what it was, and by how many
+times the root of a Gaussian's power beyond the pixels' frequencies: measured at 1.6 pixels."""
+
 _KERNEL_ERROR = 0.1
 """Part of the significance that may be left without a shape that tells what it is: by a kernel that
 few stars determine, all over the PSF."""
@@ -188,7 +192,7 @@ def classified(
         weaker = partner[is_dipole]
         absorbed[weaker[weaker >= 0]] = True
         fits = _with_lobes_alone(fits, planes, peaks.x, peaks.y, chosen, psfs, radius, fwhm)
-    doubtful = _doubtful(fits, blends.peaks.significance) & (label == "point")
+    doubtful = _doubtful(fits, blends.peaks.significance, fwhm) & (label == "point")
     which = np.flatnonzero(doubtful)
     if len(which):
         label[which] = _neither(planes, fits, blends.peaks.significance, which, psfs, radius, fwhm)
@@ -419,11 +423,20 @@ def _with_lobes_alone(
     return replaced_fits(fits, which, alone)
 
 
-def _doubtful(fits: SourceFits, significance: Array) -> Array:
+def _psf_error(fwhm: float) -> float:
+    """Part of the significance that the PSF's error may add to a root of chi-square."""
+    if fwhm >= _NARROW:
+        return _PSF_ERROR
+    beyond = 2 * math.erfc(math.pi * FWHM_TO_SIGMA * fwhm)
+    return math.hypot(_PSF_ERROR, _ALIASED * math.sqrt(beyond))
+
+
+def _doubtful(fits: SourceFits, significance: Array, fwhm: float) -> Array:
     """Sources that a point does not describe."""
     with np.errstate(invalid="ignore"):
         degrees = np.maximum(fits.pixels - 3, 1)
-        allowed = degrees + _EXCESS * np.sqrt(2 * degrees) + (_PSF_ERROR * significance) ** 2
+        allowed = degrees + _EXCESS * np.sqrt(2 * degrees)
+        allowed += (_psf_error(fwhm) * significance) ** 2
         result: Array = fits.chi_square > allowed
     return result
 

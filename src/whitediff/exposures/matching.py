@@ -37,6 +37,7 @@ from ..matching.candidates import (
 from ..matching.design import FitOptions
 from ..matching.fluxes import FluxRatio, flux_ratio
 from ..matching.normals import Stamps, normal_equations
+from ..matching.psf import NARROW
 from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import residual_stamps, varying_pixels
 from ..matching.wings import sum_beyond
@@ -78,6 +79,9 @@ _MOST_UNEXPLAINED, _MUCH_UNEXPLAINED = 0.3, 0.05
 middle.  Real pairs leave up to 0.03, those of different fields about 1."""
 _VISIBLE = 0.2
 """Signal of a star over the noise of its stamp, in squares, for the star to be judged by."""
+_MUCH_LEFT, _SEEN = 0.01, 5.0
+"""Root of what the fit leaves of the squared signal of narrow stars that deserves a warning, and
+standard deviations at which a residual is seen."""
 _POOR_CHI_SQUARE, _MANY_REJECTED, _SMALL_OFFSET = 1.2, 0.3, 1.0
 """Reduced chi-square, rejected fraction and centroid in pixels that deserve a warning."""
 
@@ -345,6 +349,8 @@ def match(
         noise_known=options.fit.known_noise,
         stars_told=pair.misalignment is not None,
     )
+    if preconvolution_kernel is None:
+        _tell_of_narrow(pair.science_fwhm, pair.template_fwhm, unexplained)
     wing, wing_error = sum_beyond(
         source.image.array,
         target.image.array,
@@ -499,6 +505,24 @@ def _judge(
             rejected,
             len(fit.used),
         )
+
+
+def _tell_of_narrow(science_fwhm: float, template_fwhm: float, unexplained: float) -> None:
+    """Say what stars leave that are narrower than pixels resolve."""
+    left = math.sqrt(unexplained)
+    if min(science_fwhm, template_fwhm) >= NARROW or left < _MUCH_LEFT:
+        return
+    _log.warning(
+        "Undersampled: with full widths of %.2f (science) and %.2f (template) pixels, values"
+        " between pixels are not known, and the kernel leaves %.1f%% of a typical bright star."
+        " Stars beyond a signal-to-noise ratio of about %.0f leave residuals, on which little is to"
+        " be believed (flag_near_bright_star); a template taken without a shift of parts of a"
+        " pixel, or made on a finer grid of dithered images, avoids it.",
+        science_fwhm,
+        template_fwhm,
+        100 * left,
+        _SEEN / left,
+    )
 
 
 def _measured_sum(

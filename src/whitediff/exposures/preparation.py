@@ -21,7 +21,7 @@ from ..matching.candidates import (
     choose_candidates,
     find_sources,
 )
-from ..matching.psf import measure_psf, star_width, unit_sum
+from ..matching.psf import NARROW, measure_psf, star_width, unit_sum
 from ..photons import Counts
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import SourceLevel, smooth_background
@@ -75,6 +75,8 @@ _PSF_SIGMAS = 7
 _PSF_SIDES = (21, 81)
 _WING_SIGMAS = 12
 _WING_SIDE = 101
+_NARROW_SIDE = 41
+"""Side of the stamps, pixels, that hold the rings of narrow PSFs."""
 _LOST_WINGS = 5e-4
 """Of a PSF's flux, what its stamp may cut off to be smaller."""
 _PSF_ORDER = 2
@@ -576,7 +578,8 @@ def _psf_of_stars(
 ) -> KernelPointSpreadFunction:
     size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
     size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
-    wide = min(max(2 * math.ceil(_WING_SIGMAS * sigma) + 1, size), _WING_SIDE)
+    least = _NARROW_SIDE if sigma < NARROW * FWHM_TO_SIGMA else size
+    wide = min(max(2 * math.ceil(_WING_SIGMAS * sigma) + 1, size, least), _WING_SIDE)
     name = exposure.source or "The exposure"
     stars = _psf_stars(sources, name, clear=size // 2 + 1, isolation=0.7 * size)
     found = measure_psf(

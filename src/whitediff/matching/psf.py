@@ -16,8 +16,10 @@ from ..errors import ArgumentError, DataError
 from ..interpolation import patched
 from ..polynomials import chebyshev_products, chebyshev_terms
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..resampling import moved_stamps
 from ..stats import MAD_TO_SIGMA, median_deviation, power_of_two
 from ..threads import single_threaded_algebra
+from .fine import FineTable, fitted_rings, fitted_table
 
 __all__ = ["MeasuredPsf", "measure_psf", "star_width"]
 
@@ -76,6 +78,31 @@ _SHARE = (0.0, 1.5)
 """Least and largest share of turbulence."""
 _USUAL_SHARE = (0.5, 0.5)
 """Share of turbulence and its standard deviation where the stars do not tell."""
+NARROW = 2.5
+"""Full width, pixels, below which pixels do not tell what is between them, and light may be
+diffraction's."""
+_NARROW_PASSES = 4
+_TABLE_REACH = 3.0
+"""Full widths that the table finer than the pixels covers."""
+_PHASES = 4
+"""Places between two pixels, in each direction, over which a narrow PSF is averaged."""
+_NARROW_STARS, _EVALUATIONS = 25, 12
+"""The brightest, which suffice for a profile, and how often its slopes are looked at in a fit."""
+_RINGED, _RING_MISFIT = 4.5, 2.0
+"""Half widths within which no neighbour of a narrow star is looked for; of its profile, what rings
+may differ from it by farther out."""
+_RINGS_DIFFER = 0.5
+"""Of the profile, what rings beyond the table differ from it by."""
+_TINY = 0.05
+"""Pixels, for derivatives."""
+_DIFFRACTION = 1 / 1.5
+"""1/beta of the profile that falls like the light that an aperture's edge diffracts, averaged over
+the rings: with the third power of the distance."""
+_DIFFRACTED = (0.0, 1.0)
+_USUAL_DIFFRACTION = (0.0, 0.3)
+"""Least and largest share of such light; the share, and its standard deviation, where the stars do
+not tell.  An unobstructed aperture has 0.31 of it, one obstructed to a third 0.47, stars that
+the atmosphere widens none."""
 _NODES = 4096
 _WINGS_FROM, _LEAST_MISFIT, _WORSE_IN_WINGS = 3.0, 0.1, 3.0
 """Half widths, and the relative error of the profile farther out, at least and over that inside."""
@@ -152,8 +179,9 @@ class _Moffat:
     """Elliptical profile of unit flux: a Moffat profile, and turbulence's of the same half width.
 
     ``half_width`` at half maximum, 1/beta, the share of turbulence, shear, how ln(width) grows with
-    the row and the column (`whitediff.polynomials.chebyshev_terms(1)`), and what the mean star
-    differs from it by in its core, relatively.
+    the row and the column (`whitediff.polynomials.chebyshev_terms(1)`), what the mean star
+    differs from it by in its core, relatively, and the share of diffracted light, None where there
+    is none to look for.
     """
 
     half_width: float
@@ -162,6 +190,7 @@ class _Moffat:
     shear: tuple[float, float] = (0.0, 0.0)
     slope: tuple[float, ...] = (0.0, 0.0)
     misfit: float = 0.0
+    diffraction: float | None = None
 
     def __call__(self, dx: Array, dy: Array, stretch: Any = 1.0) -> Array:
         width2 = (self.half_width * stretch) ** 2
@@ -184,8 +213,11 @@ class _Moffat:
     @property
     def parts(self) -> list[tuple[float, float, float]]:
         """Share, 1/beta and half width, over that of the whole, of the Moffat profiles in it."""
-        own = (1 - self.turbulence, self.inverse_beta, 1.0)
-        parts = ((self.turbulence * share, beta, width) for share, beta, width in _TURBULENCE)
+        diffracted = 0.0 if self.diffraction is None else self.diffraction
+        own = (1 - self.turbulence - diffracted, self.inverse_beta, 1.0)
+        parts = [(self.turbulence * share, beta, width) for share, beta, width in _TURBULENCE]
+        if diffracted:
+            parts.append((diffracted, _DIFFRACTION, 1.0))
         return [own, *parts]
 
     def square(self, dx: Array, dy: Array) -> Array:
@@ -323,19 +355,15 @@ def measure_psf(
     if not width > 0:
         raise DataError(f"{len(stars)} stars have no common profile; give a PSF.")
     profile = _Moffat(width / 2, 1 / 5, _USUAL_SHARE[0], _shear(stars, width))
+    if width < NARROW:
+        profile = dataclasses.replace(profile, diffraction=_USUAL_DIFFRACTION[0])
+        return _measure_narrow(stars, profile, size, order)
     residual = np.zeros((1, size, size))
     for iteration in range(_PASSES):
         last = iteration == _PASSES - 1
-        stars, model, weight = _fit_stars(stars, profile, residual, size)
-        if len(stars) < _FEWEST:
-            raise DataError(f"Only {len(stars)} stars could be fitted; a PSF needs {_FEWEST}.")
-        alike = _alike(stars, model, weight, profile)
-        stars.alike = np.isin(np.arange(len(stars)), alike.which)
-        if iteration == 0:
-            # Now what they have in common is known to be theirs.
-            stars, model, weight = _fit_stars(stars, profile, residual, size)
-            alike = _alike(stars, model, weight, profile)
-        used, weight = stars.part(alike.which), weight[alike.which]
+        stars, used, weight, alike = _stars_apart(
+            stars, profile, residual, size, first=iteration == 0
+        )
         left, weight = _left(used, weight, profile)
         if not last:
             before = profile
@@ -361,6 +389,240 @@ def measure_psf(
     inside = float(coefficients[0].sum())
     enclosed = inside / (inside + profile.beyond(size))
     return MeasuredPsf(unit_sum(coefficients), len(used), enclosed, error)
+
+
+def _stars_apart(
+    stars: _Stars, profile: _Moffat, residual: Array | FineTable | None, size: int, *, first: bool
+) -> tuple[_Stars, _Stars, Array, _Alike]:
+    """Sources with their fits, those of them that are stars, the weights of these, and `_Alike`."""
+    stars, model, weight = _fit_stars(stars, profile, residual, size)
+    if len(stars) < _FEWEST:
+        raise DataError(f"Only {len(stars)} stars could be fitted; a PSF needs {_FEWEST}.")
+    alike = _alike(stars, model, weight, profile)
+    stars.alike = np.isin(np.arange(len(stars)), alike.which)
+    if first:
+        # Now what they have in common, such as rings, is known to be theirs.
+        stars, model, weight = _fit_stars(stars, profile, residual, size)
+        alike = _alike(stars, model, weight, profile)
+    return stars, stars.part(alike.which), weight[alike.which], alike
+
+
+def _measure_narrow(stars: _Stars, profile: _Moffat, size: int, order: int) -> MeasuredPsf:
+    """PSF of stars that are narrower than pixels resolve.
+
+    Nothing of them can be interpolated.  Profile and table are fitted to the pixels where they are;
+    the PSF is the mean of its images at places all over a pixel, each moved to the middle: of those
+    that can be moved it measures fluxes that are right on average.
+    """
+    table: FineTable | None = None
+    for iteration in range(_NARROW_PASSES):
+        stars, used, weight, alike = _stars_apart(stars, profile, table, size, first=iteration == 0)
+        weight = weight * used.flux[:, None, None] ** 2
+        if iteration < _NARROW_PASSES - 1:
+            profile, scale = _fit_narrow(profile, used, weight)
+            profile = dataclasses.replace(
+                profile, slope=tuple(np.add(profile.slope, alike.slope).tolist())
+            )
+            stars.flux, used.flux = stars.flux * scale, used.flux * scale
+            weight = weight * scale**2
+        if iteration:
+            table = _table(profile, used, weight)
+    images, scatter = _over_phases(profile, table, size, order)
+    inside, beyond = float(images[0].sum()), profile.beyond(size)
+    enclosed = inside / (inside + beyond)
+    # Farther out than stamps reach, the profile is no better than it is in the rings.
+    known = _narrow_flux_error(profile, used, weight)
+    error = math.hypot(known, scatter, _RINGS_DIFFER * beyond, alike.error)
+    return MeasuredPsf(unit_sum(images), len(used), enclosed, error)
+
+
+def _unit_rest(profile: _Moffat, stars: _Stars) -> Array:
+    """What the profile leaves of stars of unit flux, where they are."""
+    rest: Array = stars.sky_free / stars.flux[:, None, None]
+    rest -= profile.at(stars, rest.shape[1])
+    return rest
+
+
+def _brightest(stars: _Stars, weight: Array) -> tuple[_Stars, Array]:
+    first = np.argsort(-stars.flux, kind="stable")[:_NARROW_STARS]
+    return stars.part(first), weight[first]
+
+
+def _with_floor(weight: Array, floor: Array) -> Array:
+    result: Array = np.where(weight > 0, 1 / (1 / np.where(weight > 0, weight, 1) + floor**2), 0.0)
+    return result
+
+
+def _fit_narrow(profile: _Moffat, stars: _Stars, weight: Array) -> tuple[_Moffat, float]:
+    """Profile of stars where they are, and their flux over what it was taken for."""
+    stars, weight = _brightest(stars, weight)
+    side = stars.data.shape[1]
+    current = profile.at(stars, side)
+    data = stars.sky_free / stars.flux[:, None, None]
+    robust = _with_floor(weight, max(_FLOOR, _WINGS_ALONE * profile.misfit) * current)
+
+    def shaped(values: Array) -> _Moffat:
+        _, log_width, inverse_beta, share, first, second, diffraction = map(float, values)
+        return dataclasses.replace(
+            profile,
+            half_width=math.exp(log_width),
+            inverse_beta=inverse_beta,
+            turbulence=share,
+            shear=(first, second),
+            diffraction=diffraction,
+        )
+
+    def rest_of(values: Array) -> Array:
+        rest = data - values[0] * shaped(values).at(stars, side)
+        # Every star has a level of its own.
+        level = (robust * rest).sum(axis=(1, 2)) / total
+        result: Array = rest - level[:, None, None]
+        return result
+
+    def deviation_of(values: Array) -> Array:
+        (usual, spread), (diffracted, off) = _USUAL_SHARE, _USUAL_DIFFRACTION
+        expected = [(values[3] - usual) / spread, (values[6] - diffracted) / off]
+        return np.append((rest_of(values) * np.sqrt(robust)).ravel(), expected)
+
+    width = math.log(profile.half_width)
+    diffraction = 0.0 if profile.diffraction is None else profile.diffraction
+    start = [1.0, width, profile.inverse_beta, profile.turbulence, *profile.shear, diffraction]
+    lower = [0.2, width - 1, 1 / _BETA[1], _SHARE[0], -1, -1, _DIFFRACTED[0]]
+    upper = [5.0, width + 1, 1 / _BETA[0], _SHARE[1], 1, 1, _DIFFRACTED[1]]
+    found = np.clip(start, lower, upper)
+    for _ in range(2):
+        total = np.maximum(robust.sum(axis=(1, 2)), 1e-300)
+        found = scipy.optimize.least_squares(
+            deviation_of,
+            found,
+            bounds=(lower, upper),
+            x_scale=0.1,
+            ftol=1e-4,
+            max_nfev=_EVALUATIONS,
+        ).x
+        rest = rest_of(found)
+        robust = np.where(rest**2 * robust > _CLIP**2, 0.0, robust)
+    result = shaped(found)
+    columns, rows = _offsets(stars)
+    core = (weight > 0) & (result.square(columns, rows) < (_WINGS_FROM * result.half_width) ** 2)
+    noise = 1 / np.where(core, weight, 1)
+    light = float(((found[0] * result.at(stars, side))[core] ** 2).sum())
+    excess = max(0.0, float((rest**2 - noise)[core & (robust > 0)].sum())) / max(light, 1e-300)
+    return dataclasses.replace(result, misfit=math.sqrt(excess)), float(found[0])
+
+
+def _offsets(stars: _Stars) -> tuple[Array, Array]:
+    """Distances of all pixels from their star's centre, columns and rows: ``(n, side, side)``."""
+    side = stars.data.shape[1]
+    offset = np.arange(side) - side // 2
+    columns = offset[None, None, :] - stars.dx[:, None, None]
+    rows = offset[None, :, None] - stars.dy[:, None, None]
+    both = np.broadcast_arrays(columns, rows)
+    return both[0], both[1]
+
+
+def _table(profile: _Moffat, stars: _Stars, weight: Array) -> FineTable:
+    """What the profile leaves of stars, between the pixels, and in rings farther out."""
+    columns, rows = _offsets(stars)
+    inverse, radius = weight, np.hypot(columns, rows)
+    weight = _with_floor(weight, _FLOOR * profile.at(stars, stars.data.shape[1]))
+    reach = _TABLE_REACH * 2 * profile.half_width
+    near = radius < reach + 1
+    plain = dataclasses.replace(profile, slope=(0.0, 0.0))
+    left = _unit_rest(profile, stars)
+    own = profile.at(stars, left.shape[1])
+    rings = fitted_rings(left, inverse, own, radius, first=reach, off=_RINGS_DIFFER)
+    rings[: math.ceil(reach)] = 0
+    rest, weight, columns, rows = (each[near] for each in (left, weight, columns, rows))
+    table = fitted_table(rest, weight, columns, rows, plain, reach=reach)
+    far = (rest - table(columns, rows)) ** 2 * weight > _CLIP**2
+    table = fitted_table(rest, np.where(far, 0.0, weight), columns, rows, plain, reach=reach)
+    return dataclasses.replace(table, rings=rings)
+
+
+def _over_phases(
+    profile: _Moffat, table: FineTable | None, size: int, order: int
+) -> tuple[Array, float]:
+    """Mean of the PSF's images at places all over a pixel, as polynomials of the position.
+
+    Also how fluxes scatter, relatively, that it measures at those places.
+    """
+    offset = np.arange(size) - size // 2
+    place = (np.arange(_PHASES) + 0.5) / _PHASES - 0.5
+    dx, dy = (a.ravel() for a in np.meshgrid(place, place))
+    columns, rows = np.broadcast_arrays(
+        offset[None, None, :] - dx[:, None, None], offset[None, :, None] - dy[:, None, None]
+    )
+    left = np.zeros(columns.shape) if table is None else table(columns, rows)
+
+    def back(images: Array) -> Array:
+        return moved_stamps(images, -dy, -dx, size // 2)[0]
+
+    nodes = np.cos(np.pi * (np.arange(5) + 0.5) / 5)
+    u, v = (a.ravel() for a in np.meshgrid(nodes, nodes))
+    stretch = profile.stretch(chebyshev_products(1, u, v))
+    images = np.stack([back(profile(columns, rows, each)).mean(axis=0) for each in stretch])
+    terms = chebyshev_products(order, u, v)
+    flat = np.linalg.lstsq(terms, images.reshape(len(u), -1), rcond=None)[0]
+    found = flat.reshape(-1, size, size)
+    if table is not None:
+        found[0] += back(left).mean(axis=0)
+    at_phases = back(profile(columns, rows) + left)
+    fluxes = np.einsum("nij,ij->n", at_phases, found[0]) / float((found[0] ** 2).sum())
+    return found, float(np.std(fluxes))
+
+
+def _narrow_flux_error(profile: _Moffat, stars: _Stars, weight: Array) -> float:
+    """As `_flux_error`, of stars where they are.
+
+    Rings are those around each star's own centre, and what they are wrong by is common to all.
+    """
+    stars, weight = _brightest(stars, weight)
+    own = profile.at(stars, stars.data.shape[1])
+    across, along = _offsets(stars)
+    ring = np.floor(_RINGS * np.sqrt(profile.square(across, along)) / profile.half_width)
+    ring = np.unique(ring, return_inverse=True)[1].reshape(own.shape)
+    diffraction = 0.0 if profile.diffraction is None else profile.diffraction
+    changed = [
+        dataclasses.replace(profile, half_width=profile.half_width * (1 + _STEP)),
+        dataclasses.replace(profile, inverse_beta=profile.inverse_beta - _STEP / 5),
+        dataclasses.replace(profile, turbulence=profile.turbulence + _STEP),
+        dataclasses.replace(profile, diffraction=diffraction + _STEP),
+    ]
+    slopes = [(each.at(stars, own.shape[1]) - own) / _STEP for each in changed]
+    rings = int(ring.max()) + 1
+    parameters = 1 + len(slopes)
+    normal = np.zeros((_GROUPS, parameters + rings, parameters + rings))
+    right = np.zeros((_GROUPS, parameters + rings))
+    rest = _unit_rest(profile, stars)
+    for k in range(len(stars)):
+        columns = np.zeros((own[k].size, parameters + rings))
+        columns[:, :parameters] = np.stack([own[k], *(each[k] for each in slopes)], -1).reshape(
+            -1, parameters
+        )
+        columns[np.arange(len(columns)), parameters + ring[k].ravel()] = own[k].ravel()
+        weights = weight[k].ravel()
+        weighed = columns * weights[:, None]
+        # Less the star's own level.
+        mean = weighed.sum(axis=0) / max(float(weights.sum()), 1e-300)
+        values = rest[k].ravel()
+        normal[k % _GROUPS] += columns.T @ weighed - np.outer(mean, mean) * weights.sum()
+        right[k % _GROUPS] += weighed.T @ values - mean * float(weights @ values)
+    (usual, spread), (diffracted, off) = _USUAL_SHARE, _USUAL_DIFFRACTION
+    prior = np.full(parameters + rings, _RING_FLOOR**-2.0)
+    prior[:parameters] = 0, _PROFILE_WIDTH_ERROR**-2, _FALL_ERROR**-2, spread**-2, off**-2
+    pull = np.zeros(len(prior))
+    pull[3:parameters] = usual - profile.turbulence, diffracted - diffraction
+
+    def solved(normal: Array, right: Array) -> tuple[float, float]:
+        inverse = np.linalg.inv(normal + np.diag(prior))
+        variance = inverse[0, 0] if inverse[0, 0] > 0 else 1.0
+        return float((inverse @ (right + prior * pull))[0]), math.sqrt(variance)
+
+    _, formal = solved(normal.sum(axis=0), right.sum(axis=0))
+    filled = range(min(_GROUPS, len(stars)))
+    left_out = [solved(normal.sum(0) - normal[k], right.sum(0) - right[k])[0] for k in filled]
+    return max(formal, math.sqrt((len(left_out) - 1) * float(np.var(left_out))))
 
 
 def unit_sum(coefficients: Array) -> Array:
@@ -592,10 +854,14 @@ def _expansion(profile: _Moffat, size: int, order: int) -> Array:
     return np.linalg.lstsq(terms, images, rcond=None)[0].reshape(-1, size, size)
 
 
-def _models(profile: _Moffat, residual: Array, stars: _Stars) -> Array:
+def _models(profile: _Moffat, residual: Array | FineTable | None, stars: _Stars) -> Array:
     """Every star's PSF: ``(n, side, side)``."""
     side = stars.data.shape[1]
     model = profile.at(stars, side)
+    if residual is None:
+        return model
+    if isinstance(residual, FineTable):
+        return model + residual(*_offsets(stars))
     if residual.any():
         order = (math.isqrt(8 * len(residual) + 1) - 3) // 2
         local = np.tensordot(stars.terms(order), residual, axes=1)
@@ -615,7 +881,7 @@ def _core(side: int, reach: float) -> tuple[Any, Array]:
 
 
 def _fit_stars(
-    stars: _Stars, profile: _Moffat, residual: Array, size: int
+    stars: _Stars, profile: _Moffat, residual: Array | FineTable | None, size: int
 ) -> tuple[_Stars, Array, Array]:
     """Stars with their fluxes, centres and levels; models; weights without the neighbours."""
     side = stars.data.shape[1]
@@ -631,7 +897,7 @@ def _fit_stars(
     stars = stars.weighed(stars.flux[:, None, None] * model)
     noise = np.where(stars.weight > 0, 1 / np.where(stars.weight > 0, stars.weight, 1), np.inf)
     for _ in range(2):
-        by_row, by_column = np.gradient(model[box], axis=(1, 2))
+        by_row, by_column = _slopes(profile, residual, stars, model, box)
         flux = stars.flux[:, None, None]
         floor = (_FLOOR * flux * model[box]) ** 2
         weight = circle / (noise[box] + floor)
@@ -646,6 +912,9 @@ def _fit_stars(
         model = _models(profile, residual, stars)
     expected = stars.flux[:, None, None] * model
     rest = np.where(stars.weight > 0, stars.data - stars.level[:, None, None] - expected, 0)
+    if profile.diffraction is not None:
+        # The first ring, which no profile has, is no neighbour.
+        core = np.hypot(offset[:, None], offset[None, :]) <= _RINGED * profile.half_width
     masked = _without_neighbours(rest, expected, stars, core, profile)
     sky = masked * around
     total = sky.sum(axis=(1, 2))
@@ -654,6 +923,24 @@ def _fit_stars(
     good = (stars.flux > 0) & np.isfinite(stars.flux)
     good &= abs(np.stack([stars.dx, stars.dy]) - start).max(0) < 1
     return stars.part(good), model[good], masked[good]
+
+
+def _slopes(
+    profile: _Moffat, residual: Array | FineTable | None, stars: _Stars, model: Array, box: Any
+) -> tuple[Array, Array]:
+    """Derivatives of the models by row and column."""
+    if isinstance(residual, np.ndarray):
+        along, across = np.gradient(model[box], axis=(1, 2))
+        return along, across
+
+    def moved(dx: float, dy: float) -> Array:
+        there = dataclasses.replace(stars, dx=stars.dx + dx, dy=stars.dy + dy)
+        return _models(profile, residual, there)[box]
+
+    # A star that moves on falls where it was and rises where it goes.
+    along = (moved(0, -_TINY) - moved(0, _TINY)) / (2 * _TINY)
+    across = (moved(-_TINY, 0) - moved(_TINY, 0)) / (2 * _TINY)
+    return along, across
 
 
 def _without_neighbours(
@@ -666,7 +953,8 @@ def _without_neighbours(
     sigma = max(0.8, 2 * FWHM_TO_SIGMA * profile.half_width)
     smooth = (0.0, sigma, sigma)
     weight = stars.weight
-    inverse = weight / (1 + weight * (2 * _FLOOR * expected) ** 2)
+    floor = 2 * _FLOOR if profile.diffraction is None else _RING_MISFIT
+    inverse = weight / (1 + weight * (floor * expected) ** 2)
     # The squared window is a narrower one, of a smaller sum.
     power = scipy.ndimage.gaussian_filter(
         inverse, (0, sigma / math.sqrt(2), sigma / math.sqrt(2)), truncate=3
