@@ -21,9 +21,11 @@ from ..matching.basis import (
     GaussianSeries,
     KernelBasis,
     delta_basis,
+    elliptical_basis,
     gaussian_basis,
     gaussian_sigmas,
     kernel_size,
+    spline_basis,
 )
 from ..matching.candidates import (
     CandidateOptions,
@@ -34,10 +36,11 @@ from ..matching.candidates import (
     cut_stamps,
     static_sources,
 )
+from ..matching.choice import Trial, is_better, mean_moments, tried
 from ..matching.design import FitOptions
 from ..matching.fluxes import FluxRatio, flux_ratio
 from ..matching.normals import Stamps, normal_equations
-from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
+from ..matching.solve import FEW_PIXELS, OTHER_SUM, KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import residual_stamps, varying_pixels
 from ..matching.wings import sum_beyond
 from ..noise import coloured
@@ -52,9 +55,11 @@ from .skies import without_light
 from .stars import star_table
 from .subtraction import preconvolved
 
-__all__ = ["Match", "MatchOptions", "match"]
+__all__ = ["BasisChoice", "BasisName", "Match", "MatchOptions", "match"]
 
 type Array = npt.NDArray[Any]
+type BasisName = Literal["gaussian", "elliptical", "spline", "delta"]
+type BasisChoice = Literal["auto", "gaussian", "elliptical", "spline", "delta"]
 
 _log = logging.getLogger("whitediff.match")
 
@@ -69,6 +74,17 @@ _CORE_SIGMAS, _CHANGED_SIGMAS = 3, 3.5
 _ENOUGH_STARS = 10
 _FIRST_STARS = 250
 _MOST_STARS_DELTA = 100
+_COMPARED_STARS, _MOST_STARS_FREE, _MOMENT_STARS = 40, 60, 20
+"""Stars by which bases are compared, to which a free kernel is fitted, and whose moments are
+measured: the brightest."""
+_FREE_MARGIN = 10
+"""By which stamps exceed the kernel where bases are compared, and where it is free."""
+_GOOD_CHI_SQUARE, _BAD_CHI_SQUARE = 1.15, 1.5
+"""χ² per pixel of bright stars' cores, left out of the fit: up to the first a basis is good enough,
+from the second on a warning is due."""
+_ROUND = 0.05
+"""Difference of the eigenvalues of the kernel's moments, over the trace of the target's, below
+which Gaussians are round."""
 _SIGNIFICANT_SUM = 5.0
 """Standard deviations by which a kernel's sum has to exceed zero."""
 _LARGEST_LOSS = 0.01
@@ -91,8 +107,11 @@ class MatchOptions:
     convolved
         Which exposure to convolve; ``auto``: the template, unless its PSF is the wider.
     basis
-        ``gaussian``: Gaussians times polynomials, scaled from the two PSFs; ``delta``: free
-        pixels with a penalty on roughness.
+        ``gaussian``: round Gaussians times polynomials, scaled from the two PSFs;
+        ``elliptical``: elliptical ones, from the moments of both PSFs; ``spline``: a free form
+        with a penalty on roughness, on a grid as wide as the convolved PSF's sigma; ``delta``:
+        the same for free pixels; ``auto``: round Gaussians unless one of the next two predicts
+        stars that are left out much better.
     kernel_size
         Odd side of the kernel; scaled from the PSFs if None.
     sigmas
@@ -114,7 +133,7 @@ class MatchOptions:
     """
 
     convolved: Literal["template", "science", "auto"] = "template"
-    basis: Literal["gaussian", "delta"] = "gaussian"
+    basis: BasisChoice = "auto"
     kernel_size: int | None = None
     sigmas: tuple[float, ...] | None = None
     smooth: bool = True
@@ -127,7 +146,7 @@ class MatchOptions:
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("convolved", self.convolved, ("template", "science", "auto")),
-            ("basis", self.basis, ("gaussian", "delta")),
+            ("basis", self.basis, ("auto", "gaussian", "elliptical", "spline", "delta")),
             ("choose_order", self.choose_order, (None, "bic", "cross-validation")),
             ("background", self.background, ("auto", "polynomial", "mesh")),
         ):
@@ -157,6 +176,11 @@ class Match:
         The science exposure that was matched: the given one, or the pre-convolved one.
     candidates, fit
         Stars and fit.
+    basis
+        Of which the kernel is made.
+    residual_chi_square
+        χ² per pixel that the basis leaves of the cores of bright stars which are left out of the
+        fit, 1 for nothing but noise; NaN where it was not measured.
     options
         How it was made.
     has_structure
@@ -175,6 +199,8 @@ class Match:
     science: Exposure
     candidates: Candidates
     fit: KernelFit
+    basis: BasisName
+    residual_chi_square: float
     options: MatchOptions
     has_structure: bool
     stars: Table
@@ -321,7 +347,7 @@ def match(
     reach = _CHANGED_SIGMAS * max(target_sigma, source_sigma)
     changed = changed_pixels(sources, candidates, reach=reach)
     bad = bad[0], bad[1] | changed
-    fit, unexplained = _fit(
+    found = _fit(
         source,
         target,
         bad,
@@ -337,14 +363,18 @@ def match(
         skies,
         candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
     )
+    fit, basis = found.fit, found.basis
+    if len(fit.used) < len(candidates):
+        candidates = candidates.first(len(fit.used), "a free kernel takes the brightest stars")
     _judge(
         fit,
         basis,
-        unexplained,
+        found.unexplained,
         convolved,
         noise_known=options.fit.known_noise,
         stars_told=pair.misalignment is not None,
     )
+    _judge_basis(found, options)
     wing, wing_error = sum_beyond(
         source.image.array,
         target.image.array,
@@ -374,6 +404,8 @@ def match(
         science=science,
         candidates=candidates,
         fit=fit,
+        basis=found.name,
+        residual_chi_square=found.residual_chi_square,
         options=options,
         has_structure=structure is not None,
         stars=star_table(sources, candidates, fit, science, noise_known=options.fit.known_noise),
@@ -498,6 +530,29 @@ def _judge(
             fit.reduced_chi_square,
             rejected,
             len(fit.used),
+        )
+
+
+def _judge_basis(found: _Found, options: MatchOptions) -> None:
+    """Say which basis was taken, if there was a choice; warn where none describes the stars."""
+    value = found.residual_chi_square
+    if options.basis == "auto" and math.isfinite(value):
+        _log.info(
+            "Kernel basis: %s; residual chi-square of the cores of bright stars left out of the"
+            " fit: %.2f.",
+            found.name,
+            value,
+        )
+    if value > _BAD_CHI_SQUARE:
+        _log.warning(
+            "%s: bright stars left out of the fit have a residual chi-square of %.2f per pixel"
+            " of their cores, where noise alone has 1; do not believe what is found around bright"
+            " stars%s.",
+            "No basis describes the kernel"
+            if options.basis == "auto"
+            else f"The basis {found.name} does not describe the kernel",
+            value,
+            "" if options.basis == "auto" else ", or let the basis be chosen (--basis auto)",
         )
 
 
@@ -626,6 +681,10 @@ def _basis(options: MatchOptions, target_sigma: float, source_sigma: float) -> K
         basis = delta_basis(size)
     else:
         basis = gaussian_basis(sigmas, degrees=options.series.degrees, size=size)
+    return _penalised(basis, options)
+
+
+def _penalised(basis: KernelBasis, options: MatchOptions) -> KernelBasis:
     return basis if options.smooth else dataclasses.replace(basis, penalty=None, typical=None)
 
 
@@ -672,6 +731,17 @@ def _candidates(
     return best
 
 
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A fit, its basis, what it leaves of a typical star, and of the cores of those left out."""
+
+    fit: KernelFit
+    basis: KernelBasis
+    name: BasisName
+    unexplained: float
+    residual_chi_square: float
+
+
 def _fit(
     source: Exposure,
     target: Exposure,
@@ -685,16 +755,13 @@ def _fit(
     source_sigma: float,
     skies: tuple[Array, Array],
     flux_ratio: float,
-) -> tuple[KernelFit, float]:
-    """Fit twice: the second time with the right noise, and without what varies.
-
-    Also says what the fit leaves of a typical star.
-    """
+) -> _Found:
+    """Fit with the basis that is asked for, or with the one that the stars ask for."""
     # The convolved exposure's noise shrinks with the squared kernel's sum: at first that of a
     # Gaussian with the sum that the fluxes have.
     norm = min(1.0, 1 / (4 * math.pi * max(target_sigma**2 - source_sigma**2, 0.08)))
     norm *= flux_ratio**2
-    first = cut_stamps(
+    stamps = cut_stamps(
         source.image.array,
         target.image.array,
         source.variance.array,
@@ -712,23 +779,198 @@ def _fit(
     )
     box = source.bbox
     noise = noise_at(source.noise, box.x.center, box.y.center)
-    first = dataclasses.replace(first, source_noise=noise)
-    first = _without_skies(first, candidates, skies, source.image.array.shape)
+    stamps = dataclasses.replace(stamps, source_noise=noise)
+    stamps = _without_skies(stamps, candidates, skies, source.image.array.shape)
     # In units near the noise, in which the kernel's sum is near 1.
-    used = first.weight > 0
-    unit = float(np.median(first.weight[used])) ** -0.5 if used.any() else 1.0
+    used = stamps.weight > 0
+    unit = float(np.median(stamps.weight[used])) ** -0.5 if used.any() else 1.0
     source_unit = unit / flux_ratio
-    first = first.in_units(source_unit, unit)
-    norm *= (source_unit / unit) ** 2
-    # The brightest suffice to see what varies.
-    fit, orders, failed = _fit_or_lower(first.part(slice(_FIRST_STARS)), basis, options.fit)
-    residuals = residual_stamps(first, fit, basis)
-    varying = varying_pixels(first, residuals, core=_CORE_SIGMAS * target_sigma)
-    middle = coloured(_middle_kernel(fit, basis)[None], noise)[0]
-    second = first.reweighted(float((middle**2).sum()) - norm, varying, residuals)
-    fit, final, again = _fit_or_lower(second, basis, orders, options.choose_order)
-    _tell_fall_back([*failed, *again], final, len(second.x))
-    return fit.in_units(source_unit, unit), _unexplained(second, fit)
+    stamps = stamps.in_units(source_unit, unit)
+    fitting = _Fitting(
+        stamps,
+        options,
+        norm * (source_unit / unit) ** 2,
+        _CORE_SIGMAS * target_sigma,
+        max(1.0, source_sigma),
+    )
+    found = fitting.best(basis)
+    return dataclasses.replace(found, fit=found.fit.in_units(source_unit, unit))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """A fit, the stamps as they were weighted for it, its basis and orders."""
+
+    fit: KernelFit
+    stamps: Stamps
+    basis: KernelBasis
+    orders: FitOptions
+    failed: list[FitOptions]
+
+    def found(self, name: BasisName, trial: Trial | None) -> _Found:
+        """What the match takes of it."""
+        _tell_fall_back(self.failed, self.orders, len(self.stamps))
+        return _Found(
+            self.fit,
+            self.basis,
+            name,
+            _unexplained(self.stamps, self.fit),
+            math.nan if trial is None else trial.reduced,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitting:
+    """Stamps, and how kernels are fitted to them.
+
+    Attributes
+    ----------
+    stamps
+        In units near the noise.
+    options
+        Of the match.
+    norm
+        Squared norm of the kernel that their weights assume.
+    core
+        Half-width of the square of a star that is never taken for varying, pixels.
+    spacing
+        Of a free kernel's grid, pixels.
+    """
+
+    stamps: Stamps
+    options: MatchOptions
+    norm: float
+    core: float
+    spacing: float
+
+    def best(self, basis: KernelBasis) -> _Found:
+        """Fit with the basis of the options, or with the one that the stars ask for."""
+        asked = self.options.basis
+        if asked == "delta":
+            return self.twice(basis).found("delta", None)
+        failure: DataError | None = None
+        plain: _Fitted | None = None
+        try:
+            plain = self.twice(basis)
+        except DataError as error:
+            if asked == "gaussian":
+                raise
+            failure = error
+        compared = self.compared(plain)
+        gaussian = None
+        if plain is not None:
+            kept = plain.fit.used[compared]
+            gaussian = self.trial(compared, basis, plain.orders, kept)
+            is_good = gaussian is None or gaussian[1].reduced <= _GOOD_CHI_SQUARE
+            if asked == "gaussian" or (asked == "auto" and is_good):
+                return plain.found("gaussian", gaussian and gaussian[1])
+        best: tuple[BasisName, KernelBasis, KernelFit | None, Trial] | None = None
+        if gaussian is not None and asked == "auto":
+            best = "gaussian", basis, None, gaussian[1]
+        orders = self.options.fit if plain is None else plain.orders
+        free = dataclasses.replace(orders, kernel_order=min(orders.kernel_order, 1))
+        names: tuple[BasisName, ...] = ("elliptical", "spline") if asked == "auto" else (asked,)
+        for name in names:
+            other = self.other_basis(name, compared)
+            if other is None:
+                continue
+            result = self.trial(compared, other, free if name == "spline" else orders)
+            if result is None:
+                continue
+            if best is None or is_better(result[1], best[3]):
+                best = name, other, *result
+            if best[0] == name and best[3].reduced <= _GOOD_CHI_SQUARE:
+                break
+        if best is None or best[2] is None:
+            if plain is None or asked not in ("auto", "gaussian"):
+                raise failure or DataError(
+                    f"The stars do not suffice for the basis {asked}; take another one (--basis)."
+                )
+            return plain.found("gaussian", best and best[3])
+        name, other, fit, trial = best
+        if name == "elliptical":
+            return self.twice(other).found(name, trial)
+        part = self.stamps.part(slice(_MOST_STARS_FREE))
+        part = part.cropped(min(part.target.shape[1], other.size + _FREE_MARGIN))
+        return self.again(part, fit, other, free, None).found(name, trial)
+
+    def twice(self, basis: KernelBasis) -> _Fitted:
+        """Fit twice: the second time with the right noise, and without what varies."""
+        # The brightest suffice to see what varies.
+        first, orders, failed = _fit_or_lower(
+            self.stamps.part(slice(_FIRST_STARS)), basis, self.options.fit
+        )
+        again = self.again(self.stamps, first, basis, orders, self.options.choose_order)
+        return dataclasses.replace(again, failed=[*failed, *again.failed])
+
+    def again(
+        self,
+        stamps: Stamps,
+        first: KernelFit,
+        basis: KernelBasis,
+        orders: FitOptions,
+        choose: Literal["bic", "cross-validation"] | None,
+    ) -> _Fitted:
+        """Fit with what a first fit tells of the noise and of what varies."""
+        residuals = residual_stamps(stamps, first, basis)
+        varying = varying_pixels(stamps, residuals, core=self.core)
+        second = stamps.reweighted(self.more_noise(first, basis), varying, residuals)
+        fit, final, failed = _fit_or_lower(second, basis, orders, choose)
+        return _Fitted(fit, second, basis, final, failed)
+
+    def more_noise(self, fit: KernelFit, basis: KernelBasis) -> float:
+        """By how much the kernel's squared norm exceeds what the stamps' weights assume."""
+        middle = coloured(_middle_kernel(fit, basis)[None], self.stamps.source_noise)[0]
+        return float((middle**2).sum()) - self.norm
+
+    def compared(self, plain: _Fitted | None) -> Array:
+        """Indices of the stars by which bases are compared: the brightest static ones.
+
+        Rejected ones too, that a richer basis may describe.
+        """
+        which = np.arange(len(self.stamps))
+        if plain is not None:
+            which = which[~np.isin(plain.fit.rejected, (FEW_PIXELS, OTHER_SUM))]
+        return which[:_COMPARED_STARS]
+
+    def trial(
+        self, which: Array, basis: KernelBasis, orders: FitOptions, used: Array | None = None
+    ) -> tuple[KernelFit | None, Trial] | None:
+        """Predict stars from others; None if they are too few.
+
+        The stars that are fitted are the given ones, or those that a fit, which is returned,
+        takes.
+        """
+        stamps = self.stamps.part(which)
+        stamps = stamps.cropped(min(stamps.target.shape[1], basis.size + _FREE_MARGIN))
+        normals = normal_equations(stamps, basis)
+        fit = None
+        try:
+            if used is None:
+                fit = fit_kernel(stamps, basis, orders, normals=normals)
+                used = fit.used
+            return fit, tried(stamps, basis, orders, used, normals)
+        except DataError:
+            return None
+
+    def other_basis(self, name: BasisName, which: Array) -> KernelBasis | None:
+        """A basis by its name; None where elliptical Gaussians would be round."""
+        size = self.stamps.source.shape[1] - self.stamps.target.shape[1] + 1
+        if name == "spline":
+            return _penalised(spline_basis(size, self.spacing), self.options)
+        bright = which[:_MOMENT_STARS]
+        reach = size - 1
+        source = mean_moments(
+            self.stamps.source[bright][:, reach // 2 : -(reach // 2), reach // 2 : -(reach // 2)]
+        )
+        target = mean_moments(self.stamps.target[bright])
+        if not (np.isfinite(source).all() and np.isfinite(target).all()):
+            return None
+        smaller, larger = np.linalg.eigvalsh(target - source)
+        is_round = larger - smaller < _ROUND * float(np.trace(target))
+        if is_round and self.options.basis == "auto":
+            return None
+        return _penalised(elliptical_basis(target, source, size=size), self.options)
 
 
 def _fit_or_lower(

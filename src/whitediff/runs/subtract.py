@@ -90,7 +90,7 @@ def run_subtraction(
     kernel_order: int | str | None = None,
     background_order: int = 2,
     background: Any = "auto",
-    basis: Any = "gaussian",
+    basis: Any = "auto",
     kernel_size: int | None = None,
     varying_sum: bool = False,
     keep_variance: bool = False,
@@ -236,7 +236,7 @@ def subtraction_options(
     kernel_order: int | str | None = None,
     background_order: int = 2,
     background: Any = "auto",
-    basis: Any = "gaussian",
+    basis: Any = "auto",
     kernel_size: int | None = None,
     varying_sum: bool = False,
     keep_variance: bool = False,
@@ -546,7 +546,7 @@ def _match_cards(pair: Any, match: Any, options: Any, product: Any) -> dict[str,
     is_mesh = isinstance(background, np.ndarray)
     order = options.fit.background_order if is_mesh else len(background.coefficients) - 1
     return {
-        "WDBASIS": (options.basis, "kernel basis"),
+        "WDBASIS": (match.basis, "kernel basis"),
         "WDKORDER": (fit.kernel_order, "spatial order of the kernel"),
         "WDBORDER": (order, "spatial order of the background"),
         "WDBMODEL": ("mesh" if is_mesh else "polynomial", "model of the background"),
