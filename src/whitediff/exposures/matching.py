@@ -859,14 +859,13 @@ class _Fitting:
         compared = self.compared(plain)
         gaussian = None
         if plain is not None:
-            kept = plain.fit.used[compared]
-            gaussian = self.trial(compared, basis, plain.orders, kept)
+            gaussian = self.trial(compared, basis, plain.orders, plain.fit)
             is_good = gaussian is None or gaussian[1].reduced <= _GOOD_CHI_SQUARE
             if asked == "gaussian" or (asked == "auto" and is_good):
                 return plain.found("gaussian", gaussian and gaussian[1])
-        best: tuple[BasisName, KernelBasis, KernelFit | None, Trial] | None = None
+        best: tuple[BasisName, KernelBasis, KernelFit, Trial] | None = None
         if gaussian is not None and asked == "auto":
-            best = "gaussian", basis, None, gaussian[1]
+            best = "gaussian", basis, *gaussian
         orders = self.options.fit if plain is None else plain.orders
         free = dataclasses.replace(orders, kernel_order=min(orders.kernel_order, 1))
         names: tuple[BasisName, ...] = ("elliptical", "spline") if asked == "auto" else (asked,)
@@ -881,7 +880,7 @@ class _Fitting:
                 best = name, other, *result
             if best[0] == name and best[3].reduced <= _GOOD_CHI_SQUARE:
                 break
-        if best is None or best[2] is None:
+        if best is None or best[0] == "gaussian":
             if plain is None or asked not in ("auto", "gaussian"):
                 raise failure or DataError(
                     f"The stars do not suffice for the basis {asked}; take another one (--basis)."
@@ -934,22 +933,20 @@ class _Fitting:
         return which[:_COMPARED_STARS]
 
     def trial(
-        self, which: Array, basis: KernelBasis, orders: FitOptions, used: Array | None = None
-    ) -> tuple[KernelFit | None, Trial] | None:
+        self, which: Array, basis: KernelBasis, orders: FitOptions, whole: KernelFit | None = None
+    ) -> tuple[KernelFit, Trial] | None:
         """Predict stars from others; None if they are too few.
 
-        The stars that are fitted are the given ones, or those that a fit, which is returned,
-        takes.
+        Also returns the fit to all of them; a fit to all stamps stands for that where it is known.
         """
         stamps = self.stamps.part(which)
         stamps = stamps.cropped(min(stamps.target.shape[1], basis.size + _FREE_MARGIN))
         normals = normal_equations(stamps, basis)
-        fit = None
         try:
-            if used is None:
-                fit = fit_kernel(stamps, basis, orders, normals=normals)
-                used = fit.used
-            return fit, tried(stamps, basis, orders, used, normals)
+            fit = whole or fit_kernel(stamps, basis, orders, normals=normals)
+            used = fit.used[which] if whole else fit.used
+            more = self.more_noise(fit, basis)
+            return fit, tried(stamps, basis, orders, used, normals, more_noise=more)
         except DataError:
             return None
 

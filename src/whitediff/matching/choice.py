@@ -75,6 +75,8 @@ def tried(
     options: FitOptions,
     used: Array,
     normals: Normals,
+    *,
+    more_noise: float,
 ) -> Trial:
     """Predict stars from others, and see what is left of their cores.
 
@@ -84,6 +86,10 @@ def tried(
         As for `whitediff.matching.solve.fit_kernel`.
     used
         ``(n,)`` boolean: those to be fitted.  The others are predicted, too.
+    more_noise
+        What the kernel adds to the variance that is in the weights, as for
+        `whitediff.matching.normals.Stamps.reweighted`: a kernel that deconvolves has more noise,
+        which is no misfit.
 
     Returns
     -------
@@ -97,6 +103,7 @@ def tried(
     """
     local = held_out_coefficients(stamps, basis, options, used, normals=normals)
     residuals = residuals_of(stamps, local, basis)
+    stamps = stamps.reweighted(more_noise, np.zeros(stamps.target.shape, bool), residuals)
     size = stamps.target.shape[1]
     offset = np.arange(size) - size // 2
     core = np.hypot(offset[:, None], offset) <= basis.size // 2
@@ -133,9 +140,8 @@ def is_better(trial: Trial, simpler: Trial) -> bool:
     judged = (trial.used | simpler.used) & (simpler.pixels > 0)
     if not judged.any():
         return False
-    scale = min(trial.scale, simpler.scale)
-    gains = (simpler.squares - trial.squares)[judged] / scale
-    left = float((simpler.squares / scale - simpler.pixels)[judged].sum())
+    gains = (simpler.squares / simpler.scale - trial.squares / trial.scale)[judged]
+    left = float((simpler.squares / simpler.scale - simpler.pixels)[judged].sum())
     signal = simpler.signal[judged]
     bright = signal >= np.median(signal)
     return bool(
