@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +40,7 @@ from ..matching.candidates import (
 from ..matching.choice import Trial, is_better, mean_moments, tried
 from ..matching.design import FitOptions
 from ..matching.fluxes import FluxRatio, flux_ratio
-from ..matching.normals import Stamps, normal_equations
+from ..matching.normals import Normals, Stamps, normal_equations
 from ..matching.solve import FEW_PIXELS, OTHER_SUM, KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import residual_stamps, varying_pixels
 from ..matching.wings import sum_beyond
@@ -79,6 +80,10 @@ _COMPARED_STARS, _MOST_STARS_FREE, _MOMENT_STARS = 40, 60, 20
 measured: the brightest."""
 _FREE_MARGIN = 10
 """By which stamps exceed the kernel where bases are compared, and where it is free."""
+_LARGEST_GRID = 24
+"""Points across a free kernel, unless its side is larger anyway."""
+_OTHER_BASES: tuple[BasisName, ...] = ("elliptical", "spline")
+"""What is tried where round Gaussians do not suffice."""
 _GOOD_CHI_SQUARE, _BAD_CHI_SQUARE = 1.15, 1.5
 """χ² per pixel of bright stars' cores, left out of the fit: up to the first a basis is good enough,
 from the second on a warning is due."""
@@ -761,39 +766,43 @@ def _fit(
     # Gaussian with the sum that the fluxes have.
     norm = min(1.0, 1 / (4 * math.pi * max(target_sigma**2 - source_sigma**2, 0.08)))
     norm *= flux_ratio**2
-    stamps = cut_stamps(
-        source.image.array,
-        target.image.array,
-        source.variance.array,
-        target_variance,
-        source_bad=bad[0],
-        target_bad=bad[1],
-        lost=masks.flagged(source.mask, _LOST),
-        norm=norm,
-        x=candidates.x,
-        y=candidates.y,
-        size=stamp_size,
-        kernel_size=basis.size,
-        source_sigma=source_sigma,
-        target_sigma=target_sigma,
-    )
     box = source.bbox
     noise = noise_at(source.noise, box.x.center, box.y.center)
-    stamps = dataclasses.replace(stamps, source_noise=noise)
-    stamps = _without_skies(stamps, candidates, skies, source.image.array.shape)
+
+    def cut(size: int, kernel_size: int, count: int | None) -> Stamps:
+        stamps = cut_stamps(
+            source.image.array,
+            target.image.array,
+            source.variance.array,
+            target_variance,
+            source_bad=bad[0],
+            target_bad=bad[1],
+            lost=masks.flagged(source.mask, _LOST),
+            norm=norm,
+            x=candidates.x[:count],
+            y=candidates.y[:count],
+            size=size,
+            kernel_size=kernel_size,
+            source_sigma=source_sigma,
+            target_sigma=target_sigma,
+        )
+        stamps = dataclasses.replace(stamps, source_noise=noise)
+        return _without_skies(stamps, candidates, skies, source.image.array.shape)
+
+    stamps = cut(stamp_size, basis.size, None)
     # In units near the noise, in which the kernel's sum is near 1.
     used = stamps.weight > 0
     unit = float(np.median(stamps.weight[used])) ** -0.5 if used.any() else 1.0
     source_unit = unit / flux_ratio
-    stamps = stamps.in_units(source_unit, unit)
-    fitting = _Fitting(
-        stamps,
+    spacing = max(1.0, source_sigma, target_sigma)
+    found = _Fitting(
+        stamps.in_units(source_unit, unit),
+        lambda size, side, count: cut(size, side, count).in_units(source_unit, unit),
         options,
         norm * (source_unit / unit) ** 2,
         _CORE_SIGMAS * target_sigma,
-        max(1.0, source_sigma),
-    )
-    found = fitting.best(basis)
+        spacing,
+    ).best(basis)
     return dataclasses.replace(found, fit=found.fit.in_units(source_unit, unit))
 
 
@@ -820,6 +829,17 @@ class _Fitted:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Contender:
+    """A basis, a fit with it, its orders, and what it leaves of stars that are left out."""
+
+    name: BasisName
+    basis: KernelBasis
+    orders: FitOptions
+    fit: KernelFit
+    trial: Trial
+
+
+@dataclasses.dataclass(frozen=True)
 class _Fitting:
     """Stamps, and how kernels are fitted to them.
 
@@ -827,6 +847,8 @@ class _Fitting:
     ----------
     stamps
         In units near the noise.
+    cut
+        Cuts stamps of another size for a kernel of another side, of so many stars.
     options
         Of the match.
     norm
@@ -838,6 +860,7 @@ class _Fitting:
     """
 
     stamps: Stamps
+    cut: Callable[[int, int, int], Stamps]
     options: MatchOptions
     norm: float
     core: float
@@ -853,45 +876,45 @@ class _Fitting:
         try:
             plain = self.twice(basis)
         except DataError as error:
+            # Where Gaussians describe no star, another basis may.
+            failure = error
             if asked == "gaussian":
                 raise
-            failure = error
-        compared = self.compared(plain)
-        gaussian = None
-        if plain is not None:
-            gaussian = self.trial(compared, basis, plain.orders, plain.fit)
-            is_good = gaussian is None or gaussian[1].reduced <= _GOOD_CHI_SQUARE
-            if asked == "gaussian" or (asked == "auto" and is_good):
-                return plain.found("gaussian", gaussian and gaussian[1])
-        best: tuple[BasisName, KernelBasis, KernelFit, Trial] | None = None
-        if gaussian is not None and asked == "auto":
-            best = "gaussian", basis, *gaussian
+        which = self.compared(plain)
         orders = self.options.fit if plain is None else plain.orders
-        free = dataclasses.replace(orders, kernel_order=min(orders.kernel_order, 1))
-        names: tuple[BasisName, ...] = ("elliptical", "spline") if asked == "auto" else (asked,)
-        for name in names:
-            other = self.other_basis(name, compared)
-            if other is None:
-                continue
-            result = self.trial(compared, other, free if name == "spline" else orders)
-            if result is None:
-                continue
-            if best is None or is_better(result[1], best[3]):
-                best = name, other, *result
-            if best[0] == name and best[3].reduced <= _GOOD_CHI_SQUARE:
-                break
-        if best is None or best[0] == "gaussian":
-            if plain is None or asked not in ("auto", "gaussian"):
+        if asked in ("elliptical", "spline"):
+            forced = self.contender(asked, which, orders)
+            if forced is None:
                 raise failure or DataError(
-                    f"The stars do not suffice for the basis {asked}; take another one (--basis)."
+                    f"The {len(self.stamps)} stars do not suffice for the basis {asked};"
+                    " take another one (--basis)."
                 )
-            return plain.found("gaussian", best and best[3])
-        name, other, fit, trial = best
-        if name == "elliptical":
-            return self.twice(other).found(name, trial)
-        part = self.stamps.part(slice(_MOST_STARS_FREE))
-        part = part.cropped(min(part.target.shape[1], other.size + _FREE_MARGIN))
-        return self.again(part, fit, other, free, None).found(name, trial)
+            return self.final(forced)
+        best = None if plain is None else self.plain_contender(which, basis, plain)
+        if asked == "auto" and (best is None or best.trial.reduced > _GOOD_CHI_SQUARE):
+            for name in _OTHER_BASES:
+                other = self.contender(name, which, orders)
+                if other and (best is None or is_better(other.trial, best.trial)):
+                    best = other
+                    if best.trial.reduced <= _GOOD_CHI_SQUARE:
+                        break
+        if best is not None and best.name != "gaussian":
+            return self.final(best)
+        if plain is None:
+            assert failure is not None
+            raise failure
+        return plain.found("gaussian", None if best is None else best.trial)
+
+    def final(self, chosen: _Contender) -> _Found:
+        """Fit all stars with a basis; a free one, whose normal equations are large, the brightest.
+
+        Bright stars show what varies of a free form, and hundreds add little.
+        """
+        if chosen.name == "elliptical":
+            return self.twice(chosen.basis).found(chosen.name, chosen.trial)
+        stamps = self.free_stamps(chosen.basis, min(len(self.stamps), _MOST_STARS_FREE))
+        fitted = self.again(stamps, chosen.fit, chosen.basis, chosen.orders, None)
+        return fitted.found(chosen.name, chosen.trial)
 
     def twice(self, basis: KernelBasis) -> _Fitted:
         """Fit twice: the second time with the right noise, and without what varies."""
@@ -932,34 +955,88 @@ class _Fitting:
             which = which[~np.isin(plain.fit.rejected, (FEW_PIXELS, OTHER_SUM))]
         return which[:_COMPARED_STARS]
 
-    def trial(
-        self, which: Array, basis: KernelBasis, orders: FitOptions, whole: KernelFit | None = None
-    ) -> tuple[KernelFit, Trial] | None:
-        """Predict stars from others; None if they are too few.
-
-        Also returns the fit to all of them; a fit to all stamps stands for that where it is known.
-        """
-        stamps = self.stamps.part(which)
-        stamps = stamps.cropped(min(stamps.target.shape[1], basis.size + _FREE_MARGIN))
-        normals = normal_equations(stamps, basis)
+    def plain_contender(
+        self, which: Array, basis: KernelBasis, plain: _Fitted
+    ) -> _Contender | None:
+        """What is known of round Gaussians; None if the stars are too few to leave any out."""
+        stamps = self.stamps.part(which).cropped(basis.size + _FREE_MARGIN)
         try:
-            fit = whole or fit_kernel(stamps, basis, orders, normals=normals)
-            used = fit.used[which] if whole else fit.used
-            more = self.more_noise(fit, basis)
-            return fit, tried(stamps, basis, orders, used, normals, more_noise=more)
+            trial = self.trial(stamps, basis, plain.orders, plain.fit, plain.fit.used[which])
         except DataError:
             return None
+        return _Contender("gaussian", basis, plain.orders, plain.fit, trial)
 
-    def other_basis(self, name: BasisName, which: Array) -> KernelBasis | None:
-        """A basis by its name; None where elliptical Gaussians would be round."""
-        size = self.stamps.source.shape[1] - self.stamps.target.shape[1] + 1
+    def contender(self, name: BasisName, which: Array, orders: FitOptions) -> _Contender | None:
+        """Another basis, fitted to the stars by which bases are compared.
+
+        None if these are too few, and where elliptical Gaussians would be round.
+        """
         if name == "spline":
-            return _penalised(spline_basis(size, self.spacing), self.options)
-        bright = which[:_MOMENT_STARS]
-        reach = size - 1
-        source = mean_moments(
-            self.stamps.source[bright][:, reach // 2 : -(reach // 2), reach // 2 : -(reach // 2)]
+            basis: KernelBasis | None = spline_basis(self.free_side(), self.spacing)
+            orders = dataclasses.replace(orders, kernel_order=min(orders.kernel_order, 1))
+        else:
+            basis = self.elliptical(which)
+        if basis is None or not len(which):
+            return None
+        basis = _penalised(basis, self.options)
+        if name == "spline":
+            stamps = self.free_stamps(basis, int(which.max()) + 1).part(which)
+        else:
+            stamps = self.stamps.part(which).cropped(basis.size + _FREE_MARGIN)
+        normals = normal_equations(stamps, basis)
+        try:
+            fit = fit_kernel(stamps, basis, orders, normals=normals)
+            trial = self.trial(stamps, basis, orders, fit, fit.used, normals)
+        except DataError:
+            return None
+        return _Contender(name, basis, orders, fit, trial)
+
+    def trial(
+        self,
+        stamps: Stamps,
+        basis: KernelBasis,
+        orders: FitOptions,
+        fit: KernelFit,
+        used: Array,
+        normals: Normals | None = None,
+    ) -> Trial:
+        """Predict stars from others."""
+        return tried(
+            stamps,
+            basis,
+            orders,
+            used,
+            normal_equations(stamps, basis) if normals is None else normals,
+            more_noise=self.more_noise(fit, basis),
+            radius=self.side // 2,
         )
+
+    @property
+    def side(self) -> int:
+        """Of the kernels for which the stamps were cut."""
+        return self.stamps.source.shape[1] - self.stamps.target.shape[1] + 1
+
+    def free_side(self) -> int:
+        """Side of a free kernel: what the stamps have room for, since it may have spikes."""
+        if self.options.kernel_size is not None:
+            return self.side
+        room = (self.stamps.source.shape[1] + 1 - _FREE_MARGIN) // 2
+        largest = min(room, int(_LARGEST_GRID * self.spacing))
+        return max(self.side, largest - 1 + largest % 2)
+
+    def free_stamps(self, basis: KernelBasis, count: int) -> Stamps:
+        """Stamps for a kernel of another side that reach no further."""
+        return self.cut(
+            min(basis.size + _FREE_MARGIN, self.stamps.source.shape[1] - basis.size + 1),
+            basis.size,
+            count,
+        )
+
+    def elliptical(self, which: Array) -> KernelBasis | None:
+        """Gaussians of the shapes of bright stars; None where these would be round."""
+        bright, edge = which[:_MOMENT_STARS], self.side // 2
+        inner = slice(edge, self.stamps.source.shape[1] - edge)
+        source = mean_moments(self.stamps.source[bright][:, inner, inner])
         target = mean_moments(self.stamps.target[bright])
         if not (np.isfinite(source).all() and np.isfinite(target).all()):
             return None
@@ -967,7 +1044,7 @@ class _Fitting:
         is_round = larger - smaller < _ROUND * float(np.trace(target))
         if is_round and self.options.basis == "auto":
             return None
-        return _penalised(elliptical_basis(target, source, size=size), self.options)
+        return elliptical_basis(target, source, size=self.side)
 
 
 def _fit_or_lower(

@@ -19,7 +19,7 @@ __all__ = ["Trial", "is_better", "mean_moments", "tried"]
 
 type Array = npt.NDArray[Any]
 
-_LEAST_GAIN, _LEAST_SHARE = 30.0, 0.25
+_LEAST_GAIN, _LEAST_SHARE = 30.0, 0.4
 """In χ², and of what the simpler basis leaves beyond the noise: by that a basis must be better."""
 
 _FEWEST_BRIGHT, _FEWEST_TRIMMED = 3, 5
@@ -77,6 +77,7 @@ def tried(
     normals: Normals,
     *,
     more_noise: float,
+    radius: int,
 ) -> Trial:
     """Predict stars from others, and see what is left of their cores.
 
@@ -90,11 +91,13 @@ def tried(
         What the kernel adds to the variance that is in the weights, as for
         `whitediff.matching.normals.Stamps.reweighted`: a kernel that deconvolves has more noise,
         which is no misfit.
+    radius
+        Of the core, pixels.
 
     Returns
     -------
     trial
-        `Trial`.  The core is the circle within the kernel's square.
+        `Trial`.
 
     Raises
     ------
@@ -106,7 +109,7 @@ def tried(
     stamps = stamps.reweighted(more_noise, np.zeros(stamps.target.shape, bool), residuals)
     size = stamps.target.shape[1]
     offset = np.arange(size) - size // 2
-    core = np.hypot(offset[:, None], offset) <= basis.size // 2
+    core = np.hypot(offset[:, None], offset) <= radius
     weight = stamps.weight * core
     around = (stamps.weight > 0) & ~core
     squares = np.einsum("nij,nij,nij->n", weight, residuals, residuals)
@@ -133,7 +136,7 @@ def is_better(trial: Trial, simpler: Trial) -> bool:
     Returns
     -------
     better
-        Over stars that either basis describes, χ² falls by 30 and by a quarter of what the
+        Over stars that either basis describes, χ² falls by 30 and by 40 % of what the
         simpler basis leaves beyond the noise; it falls, too, without the star that says so most,
         and for more than half of the brighter stars.
     """
