@@ -82,6 +82,8 @@ _FREE_MARGIN = 10
 """By which stamps exceed the kernel where bases are compared, and where it is free."""
 _LARGEST_GRID = 24
 """Points across a free kernel, unless its side is larger anyway."""
+_GENEROUS = 2.0
+"""By which limits are wider for stars by which bases are compared."""
 _OTHER_BASES: tuple[BasisName, ...] = ("elliptical", "spline")
 """What is tried where round Gaussians do not suffice."""
 _GOOD_CHI_SQUARE, _BAD_CHI_SQUARE = 1.15, 1.5
@@ -787,7 +789,8 @@ def _fit(
             target_sigma=target_sigma,
         )
         stamps = dataclasses.replace(stamps, source_noise=noise)
-        return _without_skies(stamps, candidates, skies, source.image.array.shape)
+        part = candidates if count is None else candidates.first(count, "")
+        return _without_skies(stamps, part, skies, source.image.array.shape)
 
     stamps = cut(stamp_size, basis.size, None)
     # In units near the noise, in which the kernel's sum is near 1.
@@ -961,7 +964,7 @@ class _Fitting:
         """What is known of round Gaussians; None if the stars are too few to leave any out."""
         stamps = self.stamps.part(which).cropped(basis.size + _FREE_MARGIN)
         try:
-            trial = self.trial(stamps, basis, plain.orders, plain.fit, plain.fit.used[which])
+            trial = self.trial(stamps, basis, plain.orders, plain.fit.used[which])
         except DataError:
             return None
         return _Contender("gaussian", basis, plain.orders, plain.fit, trial)
@@ -985,8 +988,14 @@ class _Fitting:
             stamps = self.stamps.part(which).cropped(basis.size + _FREE_MARGIN)
         normals = normal_equations(stamps, basis)
         try:
-            fit = fit_kernel(stamps, basis, orders, normals=normals)
-            trial = self.trial(stamps, basis, orders, fit, fit.used, normals)
+            # The weights are those of another kernel yet, which must cost no stars.
+            generous = dataclasses.replace(
+                orders,
+                largest_rms=_GENEROUS * orders.largest_rms,
+                largest_mean=_GENEROUS * orders.largest_mean,
+            )
+            fit = fit_kernel(stamps, basis, generous, normals=normals)
+            trial = self.trial(stamps, basis, orders, fit.used, normals)
         except DataError:
             return None
         return _Contender(name, basis, orders, fit, trial)
@@ -996,20 +1005,21 @@ class _Fitting:
         stamps: Stamps,
         basis: KernelBasis,
         orders: FitOptions,
-        fit: KernelFit,
         used: Array,
         normals: Normals | None = None,
     ) -> Trial:
-        """Predict stars from others."""
-        return tried(
-            stamps,
-            basis,
-            orders,
-            used,
-            normal_equations(stamps, basis) if normals is None else normals,
-            more_noise=self.more_noise(fit, basis),
-            radius=self.side // 2,
-        )
+        """Predict stars from others; where these are few, with a constant kernel."""
+        if normals is None:
+            normals = normal_equations(stamps, basis)
+        constant = dataclasses.replace(orders, kernel_order=0, background_order=0)
+        try:
+            return tried(
+                stamps, basis, orders, used, normals, norm=self.norm, radius=self.side // 2
+            )
+        except DataError:
+            return tried(
+                stamps, basis, constant, used, normals, norm=self.norm, radius=self.side // 2
+            )
 
     @property
     def side(self) -> int:

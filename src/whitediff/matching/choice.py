@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 
+from ..noise import coloured
 from ..stats import robust_sigma
 from .basis import KernelBasis
 from .design import FitOptions
@@ -25,6 +27,9 @@ _LEAST_GAIN, _LEAST_SHARE = 30.0, 0.4
 _FEWEST_BRIGHT, _FEWEST_TRIMMED = 3, 5
 """Stars, at least, that count as bright; and from which on the worst of them is left out, which
 may be a transient's."""
+
+_LEAST_TARGET = 1e-3
+"""Share of a stamp's variance that is the target's, at least: rounding may leave none."""
 
 _MOMENT_STEPS, _CONVERGED = 100, 1e-4
 
@@ -76,7 +81,7 @@ def tried(
     used: Array,
     normals: Normals,
     *,
-    more_noise: float,
+    norm: float,
     radius: int,
 ) -> Trial:
     """Predict stars from others, and see what is left of their cores.
@@ -87,10 +92,10 @@ def tried(
         As for `whitediff.matching.solve.fit_kernel`.
     used
         ``(n,)`` boolean: those to be fitted.  The others are predicted, too.
-    more_noise
-        What the kernel adds to the variance that is in the weights, as for
-        `whitediff.matching.normals.Stamps.reweighted`: a kernel that deconvolves has more noise,
-        which is no misfit.
+    norm
+        Squared norm of the kernel that the weights assume.  The variance of what is left is made
+        of the kernels that are found: one that deconvolves has more noise, which is no misfit, and
+        a star's own noise in the source is spread.
     radius
         Of the core, pixels.
 
@@ -106,23 +111,44 @@ def tried(
     """
     local = held_out_coefficients(stamps, basis, options, used, normals=normals)
     residuals = residuals_of(stamps, local, basis)
-    stamps = stamps.reweighted(more_noise, np.zeros(stamps.target.shape, bool), residuals)
+    weight = _weights(stamps, local, basis, norm)
     size = stamps.target.shape[1]
     offset = np.arange(size) - size // 2
     core = np.hypot(offset[:, None], offset) <= radius
-    weight = stamps.weight * core
-    around = (stamps.weight > 0) & ~core
-    squares = np.einsum("nij,nij,nij->n", weight, residuals, residuals)
     light = stamps.target - local[:, -1, None, None]
-    scatter = (residuals * np.sqrt(stamps.weight))[around]
+    around = (weight > 0) & ~core
+    scatter = (residuals * np.sqrt(weight))[around]
     scale = robust_sigma(scatter) ** 2 if scatter.size else 1.0
+    weight *= core
     return Trial(
-        squares=squares,
+        squares=np.einsum("nij,nij,nij->n", weight, residuals, residuals),
         pixels=np.count_nonzero(weight, axis=(1, 2)).astype(float),
         signal=np.einsum("nij,nij,nij->n", weight, light, light),
         used=used,
         scale=scale if scale > 0 else 1.0,
     )
+
+
+def _weights(stamps: Stamps, local: Array, basis: KernelBasis, norm: float) -> Array:
+    """Inverse variances of the differences that kernels make of stamps, 0 where there was none."""
+    source = stamps.source_variance
+    if source is None:
+        return stamps.weight.copy()
+    size, width = stamps.target.shape[1], source.shape[1]
+    edge, inner = (width - size) // 2, slice(width - size, width)
+    kernels = np.tensordot(local[:, :-1], basis.images, axes=1)
+    grid = scipy.fft.next_fast_len(width, real=True)
+    product = scipy.fft.rfft2(kernels**2, s=(grid, grid)) * scipy.fft.rfft2(source, s=(grid, grid))
+    spread = scipy.fft.irfft2(product, s=(grid, grid), overwrite_x=True)[:, inner, inner]
+    if stamps.source_noise is not None:
+        middle = kernels.mean(axis=0)
+        correlated = coloured(middle[None], stamps.source_noise)
+        spread *= float((correlated**2).sum() / (middle**2).sum())
+    use = stamps.weight > 0
+    variance = 1 / np.where(use, stamps.weight, 1)
+    of_target = variance - norm * source[:, edge : edge + size, edge : edge + size]
+    variance = np.maximum(of_target, _LEAST_TARGET * variance) + np.maximum(spread, 0)
+    return np.where(use, 1 / variance, 0)
 
 
 def is_better(trial: Trial, simpler: Trial) -> bool:
