@@ -116,7 +116,7 @@ class MatchOptions:
     basis
         ``gaussian``: round Gaussians times polynomials, scaled from the two PSFs;
         ``elliptical``: elliptical ones, from the moments of both PSFs; ``spline``: a free form
-        with a penalty on roughness, on a grid as wide as the convolved PSF's sigma; ``delta``:
+        with a penalty on roughness, on a grid as wide as the PSFs' sigma; ``delta``:
         the same for free pixels; ``auto``: round Gaussians unless one of the next two predicts
         stars that are left out much better.
     kernel_size
@@ -797,7 +797,8 @@ def _fit(
     used = stamps.weight > 0
     unit = float(np.median(stamps.weight[used])) ** -0.5 if used.any() else 1.0
     source_unit = unit / flux_ratio
-    spacing = max(1.0, source_sigma, target_sigma)
+    # Neither image shows finer detail than its own width, but a wide target may have rings.
+    spacing = max(1.0, math.sqrt(source_sigma * target_sigma))
     found = _Fitting(
         stamps.in_units(source_unit, unit),
         lambda size, side, count: cut(size, side, count).in_units(source_unit, unit),

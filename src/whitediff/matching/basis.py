@@ -333,9 +333,9 @@ def spline_basis(size: int, spacing: float) -> KernelBasis:
     size
         Odd side of the kernel.
     spacing
-        Of the grid, in pixels, from 1 on.  As wide as the σ of the PSF that is convolved, it
-        leaves out nothing that would show on a star: a Gaussian has 0.7 % of its power left
-        where the grid ends.
+        Of the grid, in pixels, from 1 on.  As wide as the σ of the PSF, it leaves out nothing
+        that would show on a star: at the frequency where the grid ends a Gaussian has 0.7 % of
+        its amplitude left.
 
     Returns
     -------
