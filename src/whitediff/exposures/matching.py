@@ -912,12 +912,13 @@ class _Fitting:
     def final(self, chosen: _Contender) -> _Found:
         """Fit all stars with a basis; a free one, whose normal equations are large, the brightest.
 
-        Bright stars show what varies of a free form, and hundreds add little.
+        Those by which bases were compared show what varies.
         """
-        if chosen.name == "elliptical":
-            return self.twice(chosen.basis).found(chosen.name, chosen.trial)
-        stamps = self.free_stamps(chosen.basis, min(len(self.stamps), _MOST_STARS_FREE))
-        fitted = self.again(stamps, chosen.fit, chosen.basis, chosen.orders, None)
+        stamps, choose = self.stamps, self.options.choose_order
+        if chosen.name == "spline":
+            count = min(len(stamps), _MOST_STARS_FREE)
+            stamps, choose = self.free_stamps(chosen.basis, count), None
+        fitted = self.again(stamps, chosen.fit, chosen.basis, chosen.orders, choose)
         return fitted.found(chosen.name, chosen.trial)
 
     def twice(self, basis: KernelBasis) -> _Fitted:
@@ -995,7 +996,10 @@ class _Fitting:
                 largest_rms=_GENEROUS * orders.largest_rms,
                 largest_mean=_GENEROUS * orders.largest_mean,
             )
-            fit = fit_kernel(stamps, basis, generous, normals=normals)
+            fit, lower, _ = _fit_or_lower(stamps, basis, generous, normals=normals)
+            orders = dataclasses.replace(
+                orders, kernel_order=lower.kernel_order, background_order=lower.background_order
+            )
             trial = self.trial(stamps, basis, orders, fit.used, normals)
         except DataError:
             return None
@@ -1063,12 +1067,14 @@ def _fit_or_lower(
     basis: KernelBasis,
     options: FitOptions,
     choose: Literal["bic", "cross-validation"] | None = None,
+    normals: Normals | None = None,
 ) -> tuple[KernelFit, FitOptions, list[FitOptions]]:
     """Fit; where the stars do not suffice for the spatial orders, lower them.
 
     Also returns the orders with which it was done, and those that failed.
     """
-    normals = normal_equations(stamps, basis)
+    if normals is None:
+        normals = normal_equations(stamps, basis)
     failed: list[FitOptions] = []
     while True:
         try:

@@ -190,9 +190,11 @@ class Stamps:
         reach = (self.source.shape[1] - self.target.shape[1]) // 2
         inner = slice(reach, reach + self.target.shape[1])
         use = (self.weight > 0) & ~without
-        variance = 1 / np.where(use, self.weight, 1)
-        variance = _without_own_noise(variance, self.target - residuals, residuals, use)
-        variance = variance + more * self.source_variance[:, inner, inner]
+        given = 1 / np.where(use, self.weight, 1)
+        variance = _without_own_noise(given, self.target - residuals, residuals, use)
+        change = more * self.source_variance[:, inner, inner]
+        # Smoothed, a variance may be less than what a smoother kernel takes off.
+        variance = np.maximum(variance + change, (given + change) / _ALIKE)
         return dataclasses.replace(self, weight=np.where(use, 1 / variance, 0))
 
 
