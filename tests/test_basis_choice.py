@@ -83,7 +83,8 @@ def kind_of(name, seed):
         ),
         "trailed": (trailed(3.0, 9.0, angle), round_star(3.0)),
         "spiked": (spiked(3.1, angle), spiked(2.7, angle + 40)),
-        "crossed trails": (trailed(2.8, 6.0, angle), trailed(2.8, 5.0, angle + 80)),
+        "crossed trails": (trailed(2.8, 4.5, angle), trailed(2.8, 3.5, angle + 80)),
+        "longer crossed trails": (trailed(2.8, 5.5, angle), trailed(2.8, 4.5, angle + 80)),
     }[name]
 
 
@@ -349,6 +350,14 @@ def test_what_no_basis_describes_is_told_with_a_number(caplog):
     number = float(re.search(r"chi-square of ([0-9.]+) per pixel", told)[1])
     assert number == pytest.approx(found.residual_chi_square, abs=0.006)
     assert number > 1.5
+
+
+@pytest.mark.parametrize("name", ["crossed trails", "longer crossed trails"])
+def test_where_no_basis_describes_the_stars_none_with_more_freedom_is_taken(name):
+    exposures, _ = pair_of(name, 2)
+    found, plain = matched(exposures), matched(exposures, "gaussian")
+    assert found.basis == "gaussian"
+    assert np.array_equal(found.fit.kernel_coefficients, plain.fit.kernel_coefficients)
 
 
 @pytest.mark.parametrize("basis", ["gaussian", "elliptical", "spline"])

@@ -86,9 +86,10 @@ _GENEROUS = 2.0
 """By which limits are wider for stars by which bases are compared."""
 _OTHER_BASES: tuple[BasisName, ...] = ("elliptical", "spline")
 """What is tried where round Gaussians do not suffice."""
-_GOOD_CHI_SQUARE, _BAD_CHI_SQUARE = 1.15, 1.5
+_GOOD_CHI_SQUARE, _BAD_CHI_SQUARE, _USEFUL_CHI_SQUARE = 1.15, 1.5, 2.0
 """χ² per pixel of bright stars' cores, left out of the fit: up to the first a basis is good enough,
-from the second on a warning is due."""
+from the second on a warning is due, and up to the third a richer basis is taken.  Where no kernel
+describes the stars, one with more freedom does worse elsewhere than it does on them."""
 _ROUND = 0.05
 """Difference of the eigenvalues of the kernel's moments, over the trace of the target's, below
 which Gaussians are round."""
@@ -898,7 +899,9 @@ class _Fitting:
         if asked == "auto" and (best is None or best.trial.reduced > _GOOD_CHI_SQUARE):
             for name in _OTHER_BASES:
                 other = self.contender(name, which, orders)
-                if other and (best is None or is_better(other.trial, best.trial)):
+                if other is None or other.trial.reduced > _USEFUL_CHI_SQUARE:
+                    continue
+                if best is None or is_better(other.trial, best.trial):
                     best = other
                     if best.trial.reduced <= _GOOD_CHI_SQUARE:
                         break
