@@ -393,5 +393,6 @@ def test_a_difference_says_its_basis_and_is_made_again(name, basis, run, tmp_pat
     assert code == 0
     with fits.open(first) as one, fits.open(second) as two:
         assert one[0].header["WDBASIS"] == basis
+        assert f"left out of the fit: {one[0].header['WDHELDX2']:.2f}." in told
         for plane in ("IMAGE", "VARIANCE", "KERNEL"):
             assert np.array_equal(one[plane].data, two[plane].data, equal_nan=True)

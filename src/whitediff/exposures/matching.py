@@ -80,8 +80,9 @@ _COMPARED_STARS, _MOST_STARS_FREE, _MOMENT_STARS = 40, 60, 20
 measured: the brightest."""
 _FREE_MARGIN = 10
 """By which stamps exceed the kernel where bases are compared, and where it is free."""
-_LARGEST_GRID = 24
-"""Points across a free kernel, unless its side is larger anyway."""
+_GRID_STEP, _LARGEST_GRID = 1.2, 24
+"""Step of a free kernel's grid, in geometric mean sigmas of both PSFs, and points across it, unless
+its side is larger anyway."""
 _GENEROUS = 2.0
 """By which limits are wider for stars by which bases are compared."""
 _OTHER_BASES: tuple[BasisName, ...] = ("elliptical", "spline")
@@ -117,7 +118,7 @@ class MatchOptions:
     basis
         ``gaussian``: round Gaussians times polynomials, scaled from the two PSFs;
         ``elliptical``: elliptical ones, from the moments of both PSFs; ``spline``: a free form
-        with a penalty on roughness, on a grid as wide as the PSFs' sigma; ``delta``:
+        with a penalty on roughness, on a grid of 1.2 sigmas of the PSFs; ``delta``:
         the same for free pixels; ``auto``: round Gaussians unless one of the next two predicts
         stars that are left out much better.
     kernel_size
@@ -799,7 +800,7 @@ def _fit(
     unit = float(np.median(stamps.weight[used])) ** -0.5 if used.any() else 1.0
     source_unit = unit / flux_ratio
     # Neither image shows finer detail than its own width, but a wide target may have rings.
-    spacing = max(1.0, math.sqrt(source_sigma * target_sigma))
+    spacing = max(1.0, _GRID_STEP * math.sqrt(source_sigma * target_sigma))
     found = _Fitting(
         stamps.in_units(source_unit, unit),
         lambda size, side, count: cut(size, side, count).in_units(source_unit, unit),

@@ -333,9 +333,8 @@ def spline_basis(size: int, spacing: float) -> KernelBasis:
     size
         Odd side of the kernel.
     spacing
-        Of the grid, in pixels, from 1 on.  As wide as the σ of the PSF, it leaves out nothing
-        that would show on a star: at the frequency where the grid ends a Gaussian has 0.7 % of
-        its amplitude left.
+        Of the grid, in pixels, from 1 on.  At the frequency where the grid ends, a Gaussian has
+        0.7 % of its amplitude left if the spacing is its σ, and 3 % for 1.2 σ.
 
     Returns
     -------

@@ -560,6 +560,10 @@ def _match_cards(pair: Any, match: Any, options: Any, product: Any) -> dict[str,
             None if product.exposure.is_score else fit.reduced_chi_square,
             "reduced chi-square of the fit",
         ),
+        "WDHELDX2": (
+            match.residual_chi_square if math.isfinite(match.residual_chi_square) else None,
+            "reduced chi-square of bright stars left out",
+        ),
         "WDCOND": (fit.condition, "condition number of the fit"),
     } | _fraction_card(pair.template_fraction)
 
