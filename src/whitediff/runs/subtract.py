@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect as inspection
 import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
