@@ -487,7 +487,7 @@ DF_FIELDS = {"useRegularization": False, "lambdaValue": 0.01}
 )
 def test_every_field_of_a_kernel_is_an_option(config_class, fields):
     default = config_class().to_options()
-    assert dataclasses.replace(default, basis="gaussian") == MatchOptions()
+    assert dataclasses.replace(default, basis="auto") == MatchOptions()
     for name, value in fields.items():
         config = config_class()
         setattr(config, name, value)

@@ -95,10 +95,12 @@ def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--basis",
-            type=click.Choice(["gaussian", "delta"]),
-            default="gaussian",
+            type=click.Choice(["auto", "gaussian", "elliptical", "spline", "delta"]),
+            default="auto",
             show_default=True,
-            help="Of the kernel.",
+            help="Basis of the kernel: round or elliptical Gaussians times polynomials, a free"
+            " form of splines, or free pixels; auto takes round Gaussians unless one of the next"
+            " two predicts stars that are left out much better.",
         ),
         click.option(
             "--kernel-size", type=OddSize(), help="Odd side, pixels  [default: from the PSFs]."

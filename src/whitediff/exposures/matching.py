@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +22,11 @@ from ..matching.basis import (
     GaussianSeries,
     KernelBasis,
     delta_basis,
+    elliptical_basis,
     gaussian_basis,
     gaussian_sigmas,
     kernel_size,
+    spline_basis,
 )
 from ..matching.candidates import (
     CandidateOptions,
@@ -34,11 +37,12 @@ from ..matching.candidates import (
     cut_stamps,
     static_sources,
 )
+from ..matching.choice import Trial, is_better, mean_moments, tried
 from ..matching.design import FitOptions
 from ..matching.fluxes import FluxRatio, flux_ratio
-from ..matching.normals import Stamps, normal_equations
+from ..matching.normals import Normals, Stamps, normal_equations
 from ..matching.psf import NARROW
-from ..matching.solve import KernelFit, choose_kernel_order, fit_kernel
+from ..matching.solve import FEW_PIXELS, OTHER_SUM, KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import residual_stamps, varying_pixels
 from ..matching.wings import sum_beyond
 from ..noise import coloured
@@ -53,9 +57,11 @@ from .skies import without_light
 from .stars import star_table
 from .subtraction import preconvolved
 
-__all__ = ["Match", "MatchOptions", "match"]
+__all__ = ["BasisChoice", "BasisName", "Match", "MatchOptions", "match"]
 
 type Array = npt.NDArray[Any]
+type BasisName = Literal["gaussian", "elliptical", "spline", "delta"]
+type BasisChoice = Literal["auto", "gaussian", "elliptical", "spline", "delta"]
 
 _log = logging.getLogger("whitediff.match")
 
@@ -70,6 +76,25 @@ _CORE_SIGMAS, _CHANGED_SIGMAS = 3, 3.5
 _ENOUGH_STARS = 10
 _FIRST_STARS = 250
 _MOST_STARS_DELTA = 100
+_COMPARED_STARS, _MOST_STARS_FREE, _MOMENT_STARS = 40, 60, 20
+"""Stars by which bases are compared, to which a free kernel is fitted, and whose moments are
+measured: the brightest."""
+_FREE_MARGIN = 10
+"""By which stamps exceed the kernel where bases are compared, and where it is free."""
+_GRID_STEP, _LARGEST_GRID = 1.2, 24
+"""Step of a free kernel's grid, in geometric mean sigmas of both PSFs, and points across it, unless
+its side is larger anyway."""
+_GENEROUS = 2.0
+"""By which limits are wider for stars by which bases are compared."""
+_OTHER_BASES: tuple[BasisName, ...] = ("elliptical", "spline")
+"""What is tried where round Gaussians do not suffice."""
+_GOOD_CHI_SQUARE, _BAD_CHI_SQUARE, _USEFUL_CHI_SQUARE = 1.15, 1.5, 2.0
+"""χ² per pixel of bright stars' cores, left out of the fit: up to the first a basis is good enough,
+from the second on a warning is due, and up to the third a richer basis is taken.  Where no kernel
+describes the stars, one with more freedom does worse elsewhere than it does on them."""
+_ROUND = 0.05
+"""Difference of the eigenvalues of the kernel's moments, over the trace of the target's, below
+which Gaussians are round."""
 _SIGNIFICANT_SUM = 5.0
 """Standard deviations by which a kernel's sum has to exceed zero."""
 _LARGEST_LOSS = 0.01
@@ -95,8 +120,11 @@ class MatchOptions:
     convolved
         Which exposure to convolve; ``auto``: the template, unless its PSF is the wider.
     basis
-        ``gaussian``: Gaussians times polynomials, scaled from the two PSFs; ``delta``: free
-        pixels with a penalty on roughness.
+        ``gaussian``: round Gaussians times polynomials, scaled from the two PSFs;
+        ``elliptical``: elliptical ones, from the moments of both PSFs; ``spline``: a free form
+        with a penalty on roughness, on a grid of 1.2 sigmas of the PSFs; ``delta``:
+        the same for free pixels; ``auto``: round Gaussians unless one of the next two predicts
+        stars that are left out much better.
     kernel_size
         Odd side of the kernel; scaled from the PSFs if None.
     sigmas
@@ -118,7 +146,7 @@ class MatchOptions:
     """
 
     convolved: Literal["template", "science", "auto"] = "template"
-    basis: Literal["gaussian", "delta"] = "gaussian"
+    basis: BasisChoice = "auto"
     kernel_size: int | None = None
     sigmas: tuple[float, ...] | None = None
     smooth: bool = True
@@ -131,7 +159,7 @@ class MatchOptions:
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("convolved", self.convolved, ("template", "science", "auto")),
-            ("basis", self.basis, ("gaussian", "delta")),
+            ("basis", self.basis, ("auto", "gaussian", "elliptical", "spline", "delta")),
             ("choose_order", self.choose_order, (None, "bic", "cross-validation")),
             ("background", self.background, ("auto", "polynomial", "mesh")),
         ):
@@ -161,6 +189,11 @@ class Match:
         The science exposure that was matched: the given one, or the pre-convolved one.
     candidates, fit
         Stars and fit.
+    basis
+        Of which the kernel is made.
+    residual_chi_square
+        χ² per pixel that the basis leaves of the cores of bright stars which are left out of the
+        fit, 1 for nothing but noise; NaN where it was not measured.
     options
         How it was made.
     has_structure
@@ -179,6 +212,8 @@ class Match:
     science: Exposure
     candidates: Candidates
     fit: KernelFit
+    basis: BasisName
+    residual_chi_square: float
     options: MatchOptions
     has_structure: bool
     stars: Table
@@ -325,7 +360,7 @@ def match(
     reach = _CHANGED_SIGMAS * max(target_sigma, source_sigma)
     changed = changed_pixels(sources, candidates, reach=reach)
     bad = bad[0], bad[1] | changed
-    fit, unexplained = _fit(
+    found = _fit(
         source,
         target,
         bad,
@@ -341,16 +376,20 @@ def match(
         skies,
         candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
     )
+    fit, basis = found.fit, found.basis
+    if len(fit.used) < len(candidates):
+        candidates = candidates.first(len(fit.used), "a free kernel takes the brightest stars")
     _judge(
         fit,
         basis,
-        unexplained,
+        found.unexplained,
         convolved,
         noise_known=options.fit.known_noise,
         stars_told=pair.misalignment is not None,
     )
     if preconvolution_kernel is None:
         _tell_of_narrow(pair.science_fwhm, pair.template_fwhm, unexplained)
+    _judge_basis(found, options)
     wing, wing_error = sum_beyond(
         source.image.array,
         target.image.array,
@@ -380,6 +419,8 @@ def match(
         science=science,
         candidates=candidates,
         fit=fit,
+        basis=found.name,
+        residual_chi_square=found.residual_chi_square,
         options=options,
         has_structure=structure is not None,
         stars=star_table(sources, candidates, fit, science, noise_known=options.fit.known_noise),
@@ -525,6 +566,29 @@ def _tell_of_narrow(science_fwhm: float, template_fwhm: float, unexplained: floa
     )
 
 
+def _judge_basis(found: _Found, options: MatchOptions) -> None:
+    """Say which basis was taken, if there was a choice; warn where none describes the stars."""
+    value = found.residual_chi_square
+    if options.basis == "auto" and math.isfinite(value):
+        _log.info(
+            "Kernel basis: %s; residual chi-square of the cores of bright stars left out of the"
+            " fit: %.2f.",
+            found.name,
+            value,
+        )
+    if value > _BAD_CHI_SQUARE:
+        _log.warning(
+            "%s: bright stars left out of the fit have a residual chi-square of %.2f per pixel"
+            " of their cores, where noise alone has 1; do not believe what is found around bright"
+            " stars%s.",
+            "No basis describes the kernel"
+            if options.basis == "auto"
+            else f"The basis {found.name} does not describe the kernel",
+            value,
+            "" if options.basis == "auto" else ", or let the basis be chosen (--basis auto)",
+        )
+
+
 def _measured_sum(
     pair: Pair,
     sources: Sources,
@@ -650,6 +714,10 @@ def _basis(options: MatchOptions, target_sigma: float, source_sigma: float) -> K
         basis = delta_basis(size)
     else:
         basis = gaussian_basis(sigmas, degrees=options.series.degrees, size=size)
+    return _penalised(basis, options)
+
+
+def _penalised(basis: KernelBasis, options: MatchOptions) -> KernelBasis:
     return basis if options.smooth else dataclasses.replace(basis, penalty=None, typical=None)
 
 
@@ -696,6 +764,17 @@ def _candidates(
     return best
 
 
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A fit, its basis, what it leaves of a typical star, and of the cores of those left out."""
+
+    fit: KernelFit
+    basis: KernelBasis
+    name: BasisName
+    unexplained: float
+    residual_chi_square: float
+
+
 def _fit(
     source: Exposure,
     target: Exposure,
@@ -709,50 +788,306 @@ def _fit(
     source_sigma: float,
     skies: tuple[Array, Array],
     flux_ratio: float,
-) -> tuple[KernelFit, float]:
-    """Fit twice: the second time with the right noise, and without what varies.
-
-    Also says what the fit leaves of a typical star.
-    """
+) -> _Found:
+    """Fit with the basis that is asked for, or with the one that the stars ask for."""
     # The convolved exposure's noise shrinks with the squared kernel's sum: at first that of a
     # Gaussian with the sum that the fluxes have.
     norm = min(1.0, 1 / (4 * math.pi * max(target_sigma**2 - source_sigma**2, 0.08)))
     norm *= flux_ratio**2
-    first = cut_stamps(
-        source.image.array,
-        target.image.array,
-        source.variance.array,
-        target_variance,
-        source_bad=bad[0],
-        target_bad=bad[1],
-        lost=masks.flagged(source.mask, _LOST),
-        norm=norm,
-        x=candidates.x,
-        y=candidates.y,
-        size=stamp_size,
-        kernel_size=basis.size,
-        source_sigma=source_sigma,
-        target_sigma=target_sigma,
-    )
     box = source.bbox
     noise = noise_at(source.noise, box.x.center, box.y.center)
-    first = dataclasses.replace(first, source_noise=noise)
-    first = _without_skies(first, candidates, skies, source.image.array.shape)
+
+    def cut(size: int, kernel_size: int, count: int | None) -> Stamps:
+        stamps = cut_stamps(
+            source.image.array,
+            target.image.array,
+            source.variance.array,
+            target_variance,
+            source_bad=bad[0],
+            target_bad=bad[1],
+            lost=masks.flagged(source.mask, _LOST),
+            norm=norm,
+            x=candidates.x[:count],
+            y=candidates.y[:count],
+            size=size,
+            kernel_size=kernel_size,
+            source_sigma=source_sigma,
+            target_sigma=target_sigma,
+        )
+        stamps = dataclasses.replace(stamps, source_noise=noise)
+        part = candidates if count is None else candidates.first(count, "")
+        return _without_skies(stamps, part, skies, source.image.array.shape)
+
+    stamps = cut(stamp_size, basis.size, None)
     # In units near the noise, in which the kernel's sum is near 1.
-    used = first.weight > 0
-    unit = float(np.median(first.weight[used])) ** -0.5 if used.any() else 1.0
+    used = stamps.weight > 0
+    unit = float(np.median(stamps.weight[used])) ** -0.5 if used.any() else 1.0
     source_unit = unit / flux_ratio
-    first = first.in_units(source_unit, unit)
-    norm *= (source_unit / unit) ** 2
-    # The brightest suffice to see what varies.
-    fit, orders, failed = _fit_or_lower(first.part(slice(_FIRST_STARS)), basis, options.fit)
-    residuals = residual_stamps(first, fit, basis)
-    varying = varying_pixels(first, residuals, core=_CORE_SIGMAS * target_sigma)
-    middle = coloured(_middle_kernel(fit, basis)[None], noise)[0]
-    second = first.reweighted(float((middle**2).sum()) - norm, varying, residuals)
-    fit, final, again = _fit_or_lower(second, basis, orders, options.choose_order)
-    _tell_fall_back([*failed, *again], final, len(second.x))
-    return fit.in_units(source_unit, unit), _unexplained(second, fit)
+    # Neither image shows finer detail than its own width, but a wide target may have rings.
+    spacing = max(1.0, _GRID_STEP * math.sqrt(source_sigma * target_sigma))
+    found = _Fitting(
+        stamps.in_units(source_unit, unit),
+        lambda size, side, count: cut(size, side, count).in_units(source_unit, unit),
+        options,
+        norm * (source_unit / unit) ** 2,
+        _CORE_SIGMAS * target_sigma,
+        spacing,
+    ).best(basis)
+    return dataclasses.replace(found, fit=found.fit.in_units(source_unit, unit))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """A fit, the stamps as they were weighted for it, its basis and orders."""
+
+    fit: KernelFit
+    stamps: Stamps
+    basis: KernelBasis
+    orders: FitOptions
+    failed: list[FitOptions]
+
+    def found(self, name: BasisName, trial: Trial | None) -> _Found:
+        """What the match takes of it."""
+        _tell_fall_back(self.failed, self.orders, len(self.stamps))
+        return _Found(
+            self.fit,
+            self.basis,
+            name,
+            _unexplained(self.stamps, self.fit),
+            math.nan if trial is None else trial.reduced,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contender:
+    """A basis, a fit with it, its orders, and what it leaves of stars that are left out."""
+
+    name: BasisName
+    basis: KernelBasis
+    orders: FitOptions
+    fit: KernelFit
+    trial: Trial
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitting:
+    """Stamps, and how kernels are fitted to them.
+
+    Attributes
+    ----------
+    stamps
+        In units near the noise.
+    cut
+        Cuts stamps of another size for a kernel of another side, of so many stars.
+    options
+        Of the match.
+    norm
+        Squared norm of the kernel that their weights assume.
+    core
+        Half-width of the square of a star that is never taken for varying, pixels.
+    spacing
+        Of a free kernel's grid, pixels.
+    """
+
+    stamps: Stamps
+    cut: Callable[[int, int, int], Stamps]
+    options: MatchOptions
+    norm: float
+    core: float
+    spacing: float
+
+    def best(self, basis: KernelBasis) -> _Found:
+        """Fit with the basis of the options, or with the one that the stars ask for."""
+        asked = self.options.basis
+        if asked == "delta":
+            return self.twice(basis).found("delta", None)
+        failure: DataError | None = None
+        plain: _Fitted | None = None
+        try:
+            plain = self.twice(basis)
+        except DataError as error:
+            # Where Gaussians describe no star, another basis may.
+            failure = error
+            if asked == "gaussian":
+                raise
+        which = self.compared(plain)
+        orders = self.options.fit if plain is None else plain.orders
+        if asked in ("elliptical", "spline"):
+            forced = self.contender(asked, which, orders)
+            if forced is None:
+                raise failure or DataError(
+                    f"The {len(self.stamps)} stars do not suffice for the basis {asked};"
+                    " take another one (--basis)."
+                )
+            return self.final(forced)
+        best = None if plain is None else self.plain_contender(which, basis, plain)
+        if asked == "auto" and (best is None or best.trial.reduced > _GOOD_CHI_SQUARE):
+            for name in _OTHER_BASES:
+                other = self.contender(name, which, orders)
+                if other is None or other.trial.reduced > _USEFUL_CHI_SQUARE:
+                    continue
+                if best is None or is_better(other.trial, best.trial):
+                    best = other
+                    if best.trial.reduced <= _GOOD_CHI_SQUARE:
+                        break
+        if best is not None and best.name != "gaussian":
+            return self.final(best)
+        if plain is None:
+            assert failure is not None
+            raise failure
+        return plain.found("gaussian", None if best is None else best.trial)
+
+    def final(self, chosen: _Contender) -> _Found:
+        """Fit all stars with a basis; a free one, whose normal equations are large, the brightest.
+
+        Those by which bases were compared show what varies.
+        """
+        stamps, choose = self.stamps, self.options.choose_order
+        if chosen.name == "spline":
+            count = min(len(stamps), _MOST_STARS_FREE)
+            stamps, choose = self.free_stamps(chosen.basis, count), None
+        fitted = self.again(stamps, chosen.fit, chosen.basis, chosen.orders, choose)
+        return fitted.found(chosen.name, chosen.trial)
+
+    def twice(self, basis: KernelBasis) -> _Fitted:
+        """Fit twice: the second time with the right noise, and without what varies."""
+        # The brightest suffice to see what varies.
+        first, orders, failed = _fit_or_lower(
+            self.stamps.part(slice(_FIRST_STARS)), basis, self.options.fit
+        )
+        again = self.again(self.stamps, first, basis, orders, self.options.choose_order)
+        return dataclasses.replace(again, failed=[*failed, *again.failed])
+
+    def again(
+        self,
+        stamps: Stamps,
+        first: KernelFit,
+        basis: KernelBasis,
+        orders: FitOptions,
+        choose: Literal["bic", "cross-validation"] | None,
+    ) -> _Fitted:
+        """Fit with what a first fit tells of the noise and of what varies."""
+        residuals = residual_stamps(stamps, first, basis)
+        varying = varying_pixels(stamps, residuals, core=self.core)
+        second = stamps.reweighted(self.more_noise(first, basis), varying, residuals)
+        fit, final, failed = _fit_or_lower(second, basis, orders, choose)
+        return _Fitted(fit, second, basis, final, failed)
+
+    def more_noise(self, fit: KernelFit, basis: KernelBasis) -> float:
+        """By how much the kernel's squared norm exceeds what the stamps' weights assume."""
+        middle = coloured(_middle_kernel(fit, basis)[None], self.stamps.source_noise)[0]
+        return float((middle**2).sum()) - self.norm
+
+    def compared(self, plain: _Fitted | None) -> Array:
+        """Indices of the stars by which bases are compared: the brightest static ones.
+
+        Rejected ones too, that a richer basis may describe.
+        """
+        which = np.arange(len(self.stamps))
+        if plain is not None:
+            which = which[~np.isin(plain.fit.rejected, (FEW_PIXELS, OTHER_SUM))]
+        return which[:_COMPARED_STARS]
+
+    def plain_contender(
+        self, which: Array, basis: KernelBasis, plain: _Fitted
+    ) -> _Contender | None:
+        """What is known of round Gaussians; None if the stars are too few to leave any out."""
+        stamps = self.stamps.part(which).cropped(basis.size + _FREE_MARGIN)
+        try:
+            trial = self.trial(stamps, basis, plain.orders, plain.fit.used[which])
+        except DataError:
+            return None
+        return _Contender("gaussian", basis, plain.orders, plain.fit, trial)
+
+    def contender(self, name: BasisName, which: Array, orders: FitOptions) -> _Contender | None:
+        """Another basis, fitted to the stars by which bases are compared.
+
+        None if these are too few, and where elliptical Gaussians would be round.
+        """
+        if name == "spline":
+            basis: KernelBasis | None = spline_basis(self.free_side(), self.spacing)
+            orders = dataclasses.replace(orders, kernel_order=min(orders.kernel_order, 1))
+        else:
+            basis = self.elliptical(which)
+        if basis is None or not len(which):
+            return None
+        basis = _penalised(basis, self.options)
+        if name == "spline":
+            stamps = self.free_stamps(basis, int(which.max()) + 1).part(which)
+        else:
+            stamps = self.stamps.part(which).cropped(basis.size + _FREE_MARGIN)
+        normals = normal_equations(stamps, basis)
+        try:
+            # The weights are those of another kernel yet, which must cost no stars.
+            generous = dataclasses.replace(
+                orders,
+                largest_rms=_GENEROUS * orders.largest_rms,
+                largest_mean=_GENEROUS * orders.largest_mean,
+            )
+            fit, lower, _ = _fit_or_lower(stamps, basis, generous, normals=normals)
+            orders = dataclasses.replace(
+                orders, kernel_order=lower.kernel_order, background_order=lower.background_order
+            )
+            trial = self.trial(stamps, basis, orders, fit.used, normals)
+        except DataError:
+            return None
+        return _Contender(name, basis, orders, fit, trial)
+
+    def trial(
+        self,
+        stamps: Stamps,
+        basis: KernelBasis,
+        orders: FitOptions,
+        used: Array,
+        normals: Normals | None = None,
+    ) -> Trial:
+        """Predict stars from others; where these are few, with a constant kernel."""
+        if normals is None:
+            normals = normal_equations(stamps, basis)
+        constant = dataclasses.replace(orders, kernel_order=0, background_order=0)
+        try:
+            return tried(
+                stamps, basis, orders, used, normals, norm=self.norm, radius=self.side // 2
+            )
+        except DataError:
+            return tried(
+                stamps, basis, constant, used, normals, norm=self.norm, radius=self.side // 2
+            )
+
+    @property
+    def side(self) -> int:
+        """Of the kernels for which the stamps were cut."""
+        return self.stamps.source.shape[1] - self.stamps.target.shape[1] + 1
+
+    def free_side(self) -> int:
+        """Side of a free kernel: what the stamps have room for, since it may have spikes."""
+        if self.options.kernel_size is not None:
+            return self.side
+        room = (self.stamps.source.shape[1] + 1 - _FREE_MARGIN) // 2
+        largest = min(room, int(_LARGEST_GRID * self.spacing))
+        return max(self.side, largest - 1 + largest % 2)
+
+    def free_stamps(self, basis: KernelBasis, count: int) -> Stamps:
+        """Stamps for a kernel of another side that reach no further."""
+        return self.cut(
+            min(basis.size + _FREE_MARGIN, self.stamps.source.shape[1] - basis.size + 1),
+            basis.size,
+            count,
+        )
+
+    def elliptical(self, which: Array) -> KernelBasis | None:
+        """Gaussians of the shapes of bright stars; None where these would be round."""
+        bright, edge = which[:_MOMENT_STARS], self.side // 2
+        inner = slice(edge, self.stamps.source.shape[1] - edge)
+        source = mean_moments(self.stamps.source[bright][:, inner, inner])
+        target = mean_moments(self.stamps.target[bright])
+        if not (np.isfinite(source).all() and np.isfinite(target).all()):
+            return None
+        smaller, larger = np.linalg.eigvalsh(target - source)
+        is_round = larger - smaller < _ROUND * float(np.trace(target))
+        if is_round and self.options.basis == "auto":
+            return None
+        return elliptical_basis(target, source, size=self.side)
 
 
 def _fit_or_lower(
@@ -760,12 +1095,14 @@ def _fit_or_lower(
     basis: KernelBasis,
     options: FitOptions,
     choose: Literal["bic", "cross-validation"] | None = None,
+    normals: Normals | None = None,
 ) -> tuple[KernelFit, FitOptions, list[FitOptions]]:
     """Fit; where the stars do not suffice for the spatial orders, lower them.
 
     Also returns the orders with which it was done, and those that failed.
     """
-    normals = normal_equations(stamps, basis)
+    if normals is None:
+        normals = normal_equations(stamps, basis)
     failed: list[FitOptions] = []
     while True:
         try:

@@ -21,9 +21,11 @@ __all__ = [
     "KernelBasis",
     "Products",
     "delta_basis",
+    "elliptical_basis",
     "gaussian_basis",
     "gaussian_sigmas",
     "kernel_size",
+    "spline_basis",
 ]
 
 type Array = npt.NDArray[Any]
@@ -33,6 +35,17 @@ _GAUSSIAN_PENALTY_POWER, _DELTA_PENALTY_POWER = 4, 1
 """Laplacians in the penalty.  What is ill determined are frequencies at which the source's PSF
 has no power; a high power spares those below.  Free pixels bear less: its condition number is
 that of the Laplacian to twice the power."""
+
+
+_ELLIPTICAL_SHARES, _ELLIPTICAL_FLOORS = (0.5, 1.0, 1.5), (0.45, 0.6, 1.2)
+_ELLIPTICAL_DEGREES = (6, 4, 2)
+_LEAST_FLOOR = 0.5
+"""Elliptical Gaussians: shares of the kernel's own width, least widths in those of the source's PSF
+and in pixels, and degrees.  The narrow one and its high degree deconvolve along one axis what is
+convolved along the other."""
+
+_REDUNDANT = 1e-3
+"""Singular values, relative to the largest, of images that others hold already."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,8 +243,7 @@ def gaussian_basis(
             f"Each Gaussian needs a degree; got {len(sigmas)} widths and {len(degrees)} degrees."
         )
     size = kernel_size(sigmas) if size is None else size
-    if size % 2 == 0 or size < 3:
-        raise ArgumentError(f"A kernel's side must be odd and at least 3; got {size}.")
+    _check_side(size)
     pixels = np.arange(size) - size // 2
     unit = pixels / (size // 2)
     profiles: list[Array] = []
@@ -254,6 +266,121 @@ def gaussian_basis(
         typical=np.linalg.inv(transform)[plain].T,
         products=Products(np.array(profiles), np.array(pairs), transform),
     )
+
+
+def elliptical_basis(target: Array, source: Array, *, size: int) -> KernelBasis:
+    """Elliptical Gaussians times polynomials, scaled from the moments of two PSFs.
+
+    Parameters
+    ----------
+    target, source
+        ``(2, 2)`` second moments (xx, xy; xy, yy) of the PSF to be matched to, and of the one to
+        be convolved, pixel².
+    size
+        Odd side of the images.
+
+    Returns
+    -------
+    basis
+        With Σ the difference of the moments, its negative eigenvalues zero, and s the source's
+        width, Gaussians of the moments ``f² Σ + a² s² I``, f = ½, 1, 1½ and a = 0.45, 0.6, 1.2,
+        times every monomial up to the degrees 6, 4 and 2.  All but the first image are made
+        orthonormal, and what others hold already is left out.
+
+    Raises
+    ------
+    ArgumentError
+        If the size is even.
+    """
+    _check_side(size)
+    own, axes = np.linalg.eigh(target - source)
+    own = np.maximum(own, 0)
+    width = float(np.linalg.det(source)) ** 0.25
+    pixels = np.arange(size) - size // 2
+    y, x = np.meshgrid(pixels, pixels, indexing="ij")
+    images: list[Array] = []
+    plain: list[int] = []
+    for share, floor, degree in zip(
+        _ELLIPTICAL_SHARES, _ELLIPTICAL_FLOORS, _ELLIPTICAL_DEGREES, strict=True
+    ):
+        squares = share**2 * own + max(floor * width, _LEAST_FLOOR) ** 2
+        along = np.tensordot(axes.T, np.stack([x, y]), 1)
+        image = np.exp(-0.5 * np.tensordot(1 / squares, along**2, 1))
+        image /= image.sum()
+        plain.append(len(images))
+        for total in range(degree + 1):
+            images.extend(
+                image * (y / (size // 2)) ** j * (x / (size // 2)) ** (total - j)
+                for j in range(total + 1)
+            )
+    whole, _ = _renormalised(np.array(images))
+    _, values, modes = np.linalg.svd(whole[1:].reshape(len(whole) - 1, -1), full_matrices=False)
+    modes = modes[values > _REDUNDANT * values[0]]
+    basis = np.concatenate([whole[:1], modes.reshape(-1, size, size)])
+    typical = modes @ (np.array(images)[plain] - whole[0]).reshape(len(plain), -1).T
+    return KernelBasis(
+        basis,
+        penalty=_roughness(basis, _GAUSSIAN_PENALTY_POWER),
+        typical=np.concatenate([np.ones((1, len(plain))), typical]),
+    )
+
+
+def spline_basis(size: int, spacing: float) -> KernelBasis:
+    """A free form: cubic B-splines on a grid.
+
+    Parameters
+    ----------
+    size
+        Odd side of the kernel.
+    spacing
+        Of the grid, in pixels, from 1 on.  At the frequency where the grid ends, a Gaussian has
+        0.7 % of its amplitude left if the spacing is its σ, and 3 % for 1.2 σ.
+
+    Returns
+    -------
+    basis
+        The spline in the middle, then all others whose own middle lies in the circle within the
+        square, less the first, with the penalty ``Σ |∇² kernel|²``.
+
+    Raises
+    ------
+    ArgumentError
+        If the size is even, or the spacing below a pixel.
+
+    Notes
+    -----
+    As `delta_basis` for an image whose PSF is sampled well enough, with a fraction of the
+    unknowns.  B-splines: Unser 1999, IEEE Signal Processing Magazine 16, 22.
+    """
+    _check_side(size)
+    if not spacing >= 1:
+        raise ArgumentError(f"A grid finer than the pixels says nothing; got {spacing:g} pixels.")
+    half = size // 2
+    count = int(half / spacing)
+    knots = np.arange(-count, count + 1) * spacing
+    distance = np.abs(np.arange(-half, half + 1) - knots[:, None]) / spacing
+    profiles = np.where(
+        distance < 1,
+        2 / 3 - distance**2 + distance**3 / 2,
+        np.maximum(2 - distance, 0) ** 3 / 6,
+    )
+    rows, columns = (index.ravel() for index in np.indices((len(knots), len(knots))))
+    away = np.hypot(knots[rows], knots[columns])
+    order = np.argsort(away, kind="stable")
+    order = order[away[order] < half + 0.5]
+    pairs = np.stack([rows, columns], axis=1)[order]
+    images = profiles[pairs[:, 0]][:, :, None] * profiles[pairs[:, 1]][:, None, :]
+    images, transform = _renormalised(images)
+    return KernelBasis(
+        images,
+        penalty=_roughness(images, _DELTA_PENALTY_POWER),
+        products=Products(profiles, pairs, transform),
+    )
+
+
+def _check_side(size: int) -> None:
+    if size % 2 == 0 or size < 3:
+        raise ArgumentError(f"A kernel's side must be odd and at least 3; got {size}.")
 
 
 def _renormalised(images: Array) -> tuple[Array, Array]:
@@ -313,8 +440,7 @@ def delta_basis(size: int) -> KernelBasis:
     Becker et al. 2012, MNRAS 425, 1341, section 2.3: delta functions with a penalty on
     the second derivative.
     """
-    if size % 2 == 0 or size < 3:
-        raise ArgumentError(f"A kernel's side must be odd and at least 3; got {size}.")
+    _check_side(size)
     n = size * size
     middle = n // 2
     order = [middle, *(i for i in range(n) if i != middle)]

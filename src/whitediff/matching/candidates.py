@@ -149,6 +149,32 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.x)
 
+    def first(self, count: int, why: str) -> Candidates:
+        """The first of them: the most significant ones.
+
+        Parameters
+        ----------
+        count
+            How many.
+        why
+            Said of the others in ``passed_over``.
+
+        Returns
+        -------
+        candidates
+            So many at most.
+        """
+        passed_over = self.passed_over.astype(object)
+        passed_over[self.chosen[count:]] = why
+        return dataclasses.replace(
+            self,
+            x=self.x[:count],
+            y=self.y[:count],
+            signal_to_noise=self.signal_to_noise[:count],
+            chosen=self.chosen[:count],
+            passed_over=passed_over.astype(str),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Stars:

@@ -33,6 +33,9 @@ _ROUNDING = 1e-6
 _ALIKE = 3.0
 """Factor within which variances are those of a level and of photons."""
 
+_FEW_PIXELS = 8
+"""Pixels of a basis image, on average, up to which shifts cost less than Fourier transforms."""
+
 _CONVOLVED_PIXELS = 4e5
 """Numbers that hold convolved stamps at a time: what the processor's caches hold."""
 
@@ -84,18 +87,18 @@ class Stamps:
     def __len__(self) -> int:
         return len(self.target)
 
-    def part(self, which: slice) -> Stamps:
+    def part(self, which: slice | Array) -> Stamps:
         """Some of the stamps.
 
         Parameters
         ----------
         which
-            Slice.
+            Slice, or indices.
 
         Returns
         -------
         stamps
-            Views.
+            Views where it is a slice.
         """
         return Stamps(
             self.source[which],
@@ -105,6 +108,34 @@ class Stamps:
             self.y[which],
             None if self.source_variance is None else self.source_variance[which],
             self.source_noise,
+        )
+
+    def cropped(self, size: int) -> Stamps:
+        """The middles of the stamps.
+
+        Parameters
+        ----------
+        size
+            Odd side of the target's stamps that is left, at most the present one.
+
+        Returns
+        -------
+        stamps
+            Views, for kernels of the same side.
+        """
+        edge = (self.target.shape[1] - size) // 2
+        if edge < 0 or size % 2 == 0:
+            raise ArgumentError(
+                f"Stamps of {self.target.shape[1]} pixels cannot be cropped to {size}."
+            )
+        inner = np.s_[:, edge : self.source.shape[1] - edge, edge : self.source.shape[1] - edge]
+        target = np.s_[:, edge : edge + size, edge : edge + size]
+        return dataclasses.replace(
+            self,
+            source=self.source[inner],
+            target=self.target[target],
+            weight=self.weight[target],
+            source_variance=None if self.source_variance is None else self.source_variance[inner],
         )
 
     def in_units(self, source: float, target: float) -> Stamps:
@@ -159,9 +190,11 @@ class Stamps:
         reach = (self.source.shape[1] - self.target.shape[1]) // 2
         inner = slice(reach, reach + self.target.shape[1])
         use = (self.weight > 0) & ~without
-        variance = 1 / np.where(use, self.weight, 1)
-        variance = _without_own_noise(variance, self.target - residuals, residuals, use)
-        variance = variance + more * self.source_variance[:, inner, inner]
+        given = 1 / np.where(use, self.weight, 1)
+        variance = _without_own_noise(given, self.target - residuals, residuals, use)
+        change = more * self.source_variance[:, inner, inner]
+        # Smoothed, a variance may be less than what a smoother kernel takes off.
+        variance = np.maximum(variance + change, (given + change) / _ALIKE)
         return dataclasses.replace(self, weight=np.where(use, 1 / variance, 0))
 
 
@@ -264,6 +297,15 @@ def _convolve(sources: Array, basis: KernelBasis, root: Array, out: Array) -> No
     """Valid convolution of stamps with the products or images of a basis, times √w."""
     n, width, _ = sources.shape
     size = root.shape[1]
+    if basis.products is None and np.count_nonzero(basis.images) > _FEW_PIXELS * len(basis):
+        grid = scipy.fft.next_fast_len(width, real=True)
+        inner = slice(width - size, width)
+        light = scipy.fft.rfft2(sources, s=(grid, grid))
+        for b, image in enumerate(basis.images):
+            product = light * scipy.fft.rfft2(image, s=(grid, grid))
+            matched = scipy.fft.irfft2(product, s=(grid, grid), overwrite_x=True)
+            np.multiply(matched[:, inner, inner], root, out=out[:, b])
+        return
     if basis.products is None:
         # Free pixels only shift: their images are windows of the source.
         windows = np.lib.stride_tricks.sliding_window_view(sources, (size, size), axis=(1, 2))

@@ -22,7 +22,14 @@ from .basis import KernelBasis
 from .design import Design, FitOptions, Solved
 from .normals import Normals, Stamps, normal_equations, residual_statistics
 
-__all__ = ["KernelFit", "choose_kernel_order", "fit_kernel"]
+__all__ = [
+    "FEW_PIXELS",
+    "OTHER_SUM",
+    "KernelFit",
+    "choose_kernel_order",
+    "fit_kernel",
+    "held_out_coefficients",
+]
 
 type Array = npt.NDArray[Any]
 
@@ -50,9 +57,9 @@ _FOLDS = 5
 _USUAL_SPREAD = 0.02
 """Of the brightness of a star between two images."""
 
-_FEW_PIXELS = "too few good pixels"
+FEW_PIXELS = "too few good pixels"
 _NOT_DESCRIBED = "no kernel of its own fits"
-_OTHER_SUM = "its flux ratio is an outlier"
+OTHER_SUM = "its flux ratio is an outlier"
 _NOT_COMMON = "the common kernel does not fit"
 """Why a stamp is rejected."""
 
@@ -208,7 +215,7 @@ def fit_kernel(
     design = _design(stamps, basis, options)
     used = normals.pixels > len(basis) + 1
     described, ordinary = _single_fits(normals, basis, options, used)
-    reasons = ((~used, _FEW_PIXELS), (~described, _NOT_DESCRIBED), (~ordinary, _OTHER_SUM))
+    reasons = ((~used, FEW_PIXELS), (~described, _NOT_DESCRIBED), (~ordinary, OTHER_SUM))
     rejected = np.select(
         [flaw for flaw, _ in reasons], [why for _, why in reasons], default=_NOT_COMMON
     )
@@ -335,13 +342,45 @@ def _information(solved: Solved, pixels: float, options: FitOptions) -> float:
 
 def _predicted(normals: Normals, design: Design, used: Array) -> float:
     """χ² of the used stars, each predicted from the other folds'."""
+    _, rms = residual_statistics(normals, _held_out(normals, design, used))
+    return float((rms**2 * normals.pixels)[used].sum())
+
+
+def _held_out(normals: Normals, design: Design, used: Array) -> Array:
+    """Coefficients of every stamp, by the other folds'."""
     fold = np.cumsum(used) % _FOLDS
-    total = 0.0
+    local = np.zeros((len(used), len(design.basis) + 1))
     for k in range(_FOLDS):
         solved = design.solve(normals, used & (fold != k))
-        _, rms = residual_statistics(normals, design.local(solved.solution))
-        total += float((rms**2 * normals.pixels)[used & (fold == k)].sum())
-    return total
+        # A stamp that is not used may be predicted by any.
+        local[fold == k] = design.local(solved.solution)[fold == k]
+    return local
+
+
+@single_threaded_algebra()
+def held_out_coefficients(
+    stamps: Stamps, basis: KernelBasis, options: FitOptions, used: Array, *, normals: Normals
+) -> Array:
+    """Coefficients of every stamp, by fits to other stars.
+
+    Parameters
+    ----------
+    stamps, basis, options, normals
+        As for `fit_kernel`.
+    used
+        ``(n,)`` boolean: stamps to fit.
+
+    Returns
+    -------
+    local
+        ``(n, n_basis + 1)``: each stamp's by a fit to four fifths of the stamps, itself left out.
+
+    Raises
+    ------
+    DataError
+        If there are too few to leave any out.
+    """
+    return _held_out(normals, _design(stamps, basis, options), used)
 
 
 def _single_fits(

@@ -16,7 +16,7 @@ from .basis import KernelBasis
 from .normals import Stamps
 from .solve import KernelFit
 
-__all__ = ["residual_stamps", "varying_pixels"]
+__all__ = ["residual_stamps", "residuals_of", "varying_pixels"]
 
 type Array = npt.NDArray[Any]
 
@@ -41,7 +41,26 @@ def residual_stamps(stamps: Stamps, fit: KernelFit, basis: KernelBasis) -> Array
     residuals
         ``(n, size, size)`` target − κ⊗source − background; also where the weight is zero.
     """
-    local = fit.coefficients_at(stamps.x, stamps.y)
+    return residuals_of(stamps, fit.coefficients_at(stamps.x, stamps.y), basis)
+
+
+def residuals_of(stamps: Stamps, local: Array, basis: KernelBasis) -> Array:
+    """What kernels of their own leave of stamps.
+
+    Parameters
+    ----------
+    stamps
+        Stamps.
+    local
+        ``(n, n_basis + 1)`` coefficients of each stamp, the last its background.
+    basis
+        Basis images.
+
+    Returns
+    -------
+    residuals
+        As of `residual_stamps`.
+    """
     size, width = stamps.target.shape[1], stamps.source.shape[1]
     inner = slice(width - size, width)
     grid = scipy.fft.next_fast_len(width, real=True)

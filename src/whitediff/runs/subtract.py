@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect as inspection
 import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def run_subtraction(
     kernel_order: int | str | None = None,
     background_order: int = 2,
     background: Any = "auto",
-    basis: Any = "gaussian",
+    basis: Any = "auto",
     kernel_size: int | None = None,
     varying_sum: bool = False,
     keep_variance: bool = False,
@@ -236,7 +237,7 @@ def subtraction_options(
     kernel_order: int | str | None = None,
     background_order: int = 2,
     background: Any = "auto",
-    basis: Any = "gaussian",
+    basis: Any = "auto",
     kernel_size: int | None = None,
     varying_sum: bool = False,
     keep_variance: bool = False,
@@ -546,7 +547,7 @@ def _match_cards(pair: Any, match: Any, options: Any, product: Any) -> dict[str,
     is_mesh = isinstance(background, np.ndarray)
     order = options.fit.background_order if is_mesh else len(background.coefficients) - 1
     return {
-        "WDBASIS": (options.basis, "kernel basis"),
+        "WDBASIS": (match.basis, "kernel basis"),
         "WDKORDER": (fit.kernel_order, "spatial order of the kernel"),
         "WDBORDER": (order, "spatial order of the background"),
         "WDBMODEL": ("mesh" if is_mesh else "polynomial", "model of the background"),
@@ -559,6 +560,10 @@ def _match_cards(pair: Any, match: Any, options: Any, product: Any) -> dict[str,
         "WDCHI2": (
             None if product.exposure.is_score else fit.reduced_chi_square,
             "reduced chi-square of the fit",
+        ),
+        "WDHELDX2": (
+            match.residual_chi_square if math.isfinite(match.residual_chi_square) else None,
+            "reduced chi-square of bright stars left out",
         ),
         "WDCOND": (fit.condition, "condition number of the fit"),
     } | _fraction_card(pair.template_fraction)
