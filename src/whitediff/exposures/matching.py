@@ -388,7 +388,7 @@ def match(
         stars_told=pair.misalignment is not None,
     )
     if preconvolution_kernel is None:
-        _tell_of_narrow(pair.science_fwhm, pair.template_fwhm, unexplained)
+        _tell_of_narrow(pair.science_fwhm, pair.template_fwhm, found.unexplained)
     _judge_basis(found, options)
     wing, wing_error = sum_beyond(
         source.image.array,
