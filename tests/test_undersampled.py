@@ -9,6 +9,8 @@ Claims
   star in its pixel, to within the error that is told: Gaussians and Moffat profiles of 1.5 to 2.2
   pixels (1 %), and those of telescopes with and without an obstruction (3 %; 7 to 13 % were lost).
 - The error tells how fluxes scatter with the place in the pixel.
+- Stars anywhere in their pixel are points as far as the allowed misfit goes, and single hot pixels
+  are none; of wider PSFs the allowance is what it was.
 - What a kernel leaves of narrow stars is told, with the brightness from which on it is seen; of
   wider stars, or where it is little, nothing is said.
 """
@@ -22,9 +24,11 @@ import pytest
 import scipy.special
 
 from whitediff import photometry
+from whitediff.dipoles import _psf_error
 from whitediff.exposures.matching import _tell_of_narrow
 from whitediff.matching.fine import fitted_rings, fitted_table
 from whitediff.matching.psf import measure_psf
+from whitediff.profiles import full_width_half_maximum
 
 SIDE = 256
 SUBPIXELS = 9
@@ -111,6 +115,25 @@ def fluxes(measured, profile):
     return np.array(found)
 
 
+def misfits(measured, image_at):
+    """What a point leaves of images, over its own root of the squared sum."""
+    psf = measured.images[0] * measured.enclosed
+    radius = photometry.fit_radius(psf)
+    half = math.ceil(radius) + 1
+    middle, found = np.array([float(half)]), []
+    for dx in (-0.45, -0.2, 0.05, 0.3):
+        for dy in (-0.35, -0.1, 0.15, 0.4):
+            image = image_at(dx, dy, half)
+            stamps = photometry.stamps_around(
+                image, np.ones_like(image), np.ones(image.shape, bool), middle, middle, half
+            )
+            at = middle[:, None]
+            fit = photometry.fit_points(stamps, psf[None], at + dx, at + dy, radius=radius)
+            signal = abs(fit.flux[0, 0]) * math.sqrt((psf**2).sum())
+            found.append(math.sqrt(fit.chi_square[0, 0]) / signal)
+    return np.array(found)
+
+
 def check_fluxes(name, seed, *, gain=1.5, unit=1.0):
     profile = PROFILES[name]
     image, variance, x, y = field(profile, seed, gain=gain, unit=unit)
@@ -122,6 +145,15 @@ def check_fluxes(name, seed, *, gain=1.5, unit=1.0):
     assert abs(found.mean() - 1) < 3 * measured.flux_error
     assert measured.flux_error < 0.05
     assert found.std() < 1.2 * measured.flux_error
+    allowed = _psf_error(full_width_half_maximum(measured.images[0]))
+    assert misfits(measured, lambda dx, dy, half: star(profile, dx, dy, half)).max() < allowed
+
+    def hot_pixel(_dx, _dy, half):
+        image = np.zeros((2 * half + 1, 2 * half + 1))
+        image[half, half] = 1.0
+        return image
+
+    assert misfits(measured, hot_pixel).min() > allowed
 
 
 @pytest.mark.parametrize(("name", "unit"), [("gaussian 1.4", 1.0), ("obstructed", 1e-12)])
@@ -189,6 +221,11 @@ def test_rings_are_found_whatever_levels_stars_have():
     assert np.abs(rings[6:15] - wave(at.astype(float))).max() < limit
     assert np.abs(wave(at.astype(float))).max() > 2 * limit
     assert not rings[:5].any()
+
+
+def test_wider_points_are_allowed_what_they_were():
+    assert _psf_error(2.5) == _psf_error(6.0)
+    assert _psf_error(2.49) == pytest.approx(_psf_error(2.5), rel=0.03)
 
 
 @pytest.mark.parametrize(
