@@ -286,6 +286,32 @@ def test_levels_of_saturation(rng, tmp_path, caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [60, 500])
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e9])
+def test_masks_that_flag_what_is_good_are_refused(rng, tmp_path, size, unit, caplog):
+    image = rng.normal(100, 3, (size, size))
+    stars = np.zeros(image.shape, bool)
+    for x, y in rng.integers(6, size - 6, (12, 2)):
+        image[y - 4 : y + 5, x - 4 : x + 5] += 4000 * gaussian(9, 1.5)
+        stars[y - 4 : y + 5, x - 4 : x + 5] = True
+    bad = np.zeros(image.shape, bool)
+    bad[:, ::40] = True
+
+    def read(mask):
+        hdus = [fits.PrimaryHDU(), fits.ImageHDU((unit * image).astype(np.float32), name="SCI")]
+        hdus.append(fits.ImageHDU(mask.astype(np.uint8), name="MASK"))
+        fits.HDUList(hdus).writeto(tmp_path / "image.fits", overwrite=True)
+        return read_exposure(tmp_path / "image.fits", variance=9 * unit**2)
+
+    with pytest.raises(FileFormatError, match=r"flags 9[67].*as bad. If 1 means good"):
+        read(~bad)
+    assert "map of sources" not in caplog.text
+    read(bad)
+    assert "map of sources" not in caplog.text
+    read(stars | bad)
+    assert "map of sources" in caplog.text
+
+
 def test_commands_take_masks(rng, tmp_path, run):
     """A manifest and ``detect``, with the mask beside the image."""
     mask = np.zeros((120, 130), np.int16)

@@ -75,6 +75,9 @@ type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.formats")
 
+_MOST_MASKED, _STANDING_OUT, _ENOUGH_BRIGHT = 0.95, 10, 100
+"""Share of pixels that no mask of bad ones flags; scatters of the sky beyond which pixels stand
+out, and how many of these must."""
 _MOST_SATURATED = 0.3
 """Of all pixels, that a header's saturation level may make saturated; more is a wrong level."""
 
@@ -379,6 +382,8 @@ def read(
         mask = _without_fill(mask, image, fill)
     is_masked = mask_hdu is not None or options.mask is not None
     masked = flagged(mask, UNTRUSTED_MASK_PLANES)
+    if is_masked:
+        _judge_mask(masked, image, path)
     source = str(path)
     weightless: Any = None
     if isinstance(variance, VarianceSource):
@@ -461,6 +466,33 @@ def read(
         noise=noise,
         decorrelated_by=decorrelated_by,
     )
+
+
+def _judge_mask(masked: Array, image: Array, path: Path) -> None:
+    """Refuse a mask that flags what is good, and say so where it flags all sources."""
+    # Odd, so that it meets columns of all kinds.
+    step = image.size // _ENOUGH_FOR_SIGMA | 1
+    values, bad = image.reshape(-1)[::step], masked.reshape(-1)[::step]
+    known = np.isfinite(values)
+    values, bad = values[known], bad[known]
+    if not bad.any():
+        return
+    if bad.mean() > _MOST_MASKED and robust_sigma(values[bad]) > 0:
+        raise FileFormatError(
+            f"{path}: its mask flags {bad.mean():.1%} of the pixels that have a value as bad. If 1"
+            " means good there, invert it; if its bits only inform, say which make a pixel bad"
+            " (--science-mask-bits, --template-mask-bits, --mask-bits)."
+        )
+    bright = values > np.median(values) + _STANDING_OUT * robust_sigma(values)
+    if bright.sum() * step >= _ENOUGH_BRIGHT and bad[bright].mean() > _MOST_MASKED:
+        _log.warning(
+            "%s: its mask flags %.0f%% of the pixels that stand out of the sky by more than %d"
+            " sigma, so that hardly a star is left: is it a map of sources? Say which bits make a"
+            " pixel bad (--science-mask-bits, --template-mask-bits, --mask-bits).",
+            path,
+            100 * bad[bright].mean(),
+            _STANDING_OUT,
+        )
 
 
 def _without_fill(mask: Mask, image: Array, fill: float) -> Mask:
