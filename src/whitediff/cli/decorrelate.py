@@ -282,6 +282,10 @@ def run_decorrelation(
             formats.check_reproduced(given, inputs["science"], inputs["template"])
         whole = _complete(given.exposure, inputs, direction, kernel, psf)
         check_usable(whole, masks.DEFAULT_IGNORE_MASK_PLANES)
+        if given.remade is None and direction is not None and not score:
+            doubt = formats.kernel_doubt(whole, inputs["science"], inputs["template"], direction)
+            if doubt:
+                log.warning("%s: %s.", difference, doubt)
         _check_position(whole, x_center, y_center)
         preconvolution = None
         if preconvolution_kernel is not None:

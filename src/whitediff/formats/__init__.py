@@ -22,7 +22,7 @@ from ..reading import ReadingOptions, VarianceSource
 from . import archive, hotpants, piff, plain, psfex, sfft
 from . import ccddata as _ccddata
 from .archive.read import read_object
-from .difference import Difference, KernelElsewhereError, check_reproduced
+from .difference import Difference, KernelElsewhereError, check_reproduced, kernel_doubt
 from .files import opened, split_extension
 from .hotpants.read import read_difference as _read_hotpants
 from .identify import Identity, identify
@@ -40,6 +40,7 @@ __all__ = [
     "check_reproduced",
     "has_variance",
     "identify",
+    "kernel_doubt",
     "read_any",
     "read_difference",
     "read_exposure",

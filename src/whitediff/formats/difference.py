@@ -11,10 +11,11 @@ import numpy.typing as npt
 from lsst.images import Box
 
 from ..errors import DataError, FileFormatError
+from ..exposures import kernels
 from ..exposures.model import Exposure
 from ..stats import robust_sigma
 
-__all__ = ["Difference", "KernelElsewhereError", "check_reproduced"]
+__all__ = ["Difference", "KernelElsewhereError", "check_reproduced", "kernel_doubt"]
 
 type Array = npt.NDArray[Any]
 type Direction = Literal["template", "science"]
@@ -23,6 +24,10 @@ _SAMPLE = 400
 _SEED = 20010828
 _SAME = 0.1
 """Scatter of the difference's deviation from what its kernel makes, over its own, to refuse."""
+
+_OTHER_SUM = 0.02
+"""Departure of the convolved image's part from what the kernel's sum says, to be told of."""
+_ROUNDS, _CLIP = 3, 5.0
 
 type Remade = Callable[[Array, Array, int, int], float]
 """Function of the pixels of the science image and template, x and y: the difference there."""
@@ -113,3 +118,82 @@ def check_reproduced(difference: Difference, science: Exposure, template: Exposu
             " these the images that it was made of, before any convolution, and is the file whole?"
         )
     return float(deviation)
+
+
+def kernel_doubt(
+    difference: Exposure, science: Exposure, template: Exposure, convolved: Direction
+) -> str:
+    """Compare a difference of an unknown program with what its kernel makes of two images.
+
+    Parameters
+    ----------
+    difference
+        Difference, with its kernel.
+    science, template
+        The images before any convolution.
+    convolved
+        Which of them is said to have been convolved.
+
+    Returns
+    -------
+    doubt
+        A sentence's part; empty where all agrees, or that cannot be told.
+
+    Notes
+    -----
+    At 400 pixels the difference is fitted by both images, one of them convolved, and a plane: a
+    scale and a background of its own do no harm.
+    """
+    ny, nx = difference.shape
+    kernel = difference.kernel
+    if kernel is None or {science.shape, template.shape} != {difference.shape}:
+        return ""
+    box = difference.bbox
+    half = max(kernels.evaluate(kernel, x=box.x.center, y=box.y.center).shape) // 2
+    if min(ny, nx) <= 2 * half + 1:
+        return ""
+    rng = np.random.default_rng(_SEED)
+    x, y = rng.integers(half, nx - half, _SAMPLE), rng.integers(half, ny - half, _SAMPLE)
+    source, other = science.image.array, template.image.array
+    if convolved == "template":
+        source, other = other, source
+    matched = np.empty(_SAMPLE)
+    for each, (i, j) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
+        image = kernels.evaluate(kernel, x=i + box.x.start, y=j + box.y.start)
+        rows, columns = (n // 2 for n in image.shape)
+        part = source[j - rows : j + rows + 1, i - columns : i + columns + 1]
+        if part.shape != image.shape:
+            return ""
+        matched[each] = (part[::-1, ::-1].astype(float) * image).sum()
+    found, plain = (plane[y, x].astype(float) for plane in (difference.image.array, other))
+    use = np.isfinite(found) & np.isfinite(plain) & np.isfinite(matched)
+    if use.sum() < _SAMPLE // 4:
+        return ""
+    columns = [plain, matched, np.ones(_SAMPLE), x / nx, y / ny]
+    left, solution = found, np.zeros(len(columns))
+    for _ in range(_ROUNDS):
+        unit = [float(np.abs(each[use]).max()) or 1.0 for each in columns]
+        design = np.stack([each / u for each, u in zip(columns, unit, strict=True)], axis=1)
+        solution = np.linalg.lstsq(design[use], found[use])[0]
+        left = found - design @ solution
+        use &= np.abs(left) <= _CLIP * robust_sigma(left[use]) + 1e-6 * np.abs(found)
+        solution = solution / unit
+    scatter = robust_sigma(found[use] - solution[2])
+    if not scatter > 0:
+        return ""
+    if robust_sigma(left[use]) > _SAME * scatter:
+        return (
+            "it is not what this kernel makes of the two images:"
+            f" {robust_sigma(left[use]) / scatter:.0%} of its scatter is something else. Is the"
+            f" kernel its own, and was the {convolved} convolved (--convolved)?"
+        )
+    plain_part, matched_part = solution[:2] if convolved == "template" else -solution[:2]
+    if plain_part < 0:
+        return "it is template minus science, so that what became brighter is negative in it"
+    ratio = -matched_part / plain_part
+    if abs(ratio - 1) > _OTHER_SUM:
+        return (
+            f"the convolved image's part in it is {ratio:.4g} times what the sum of this kernel"
+            " says: was the kernel scaled afterwards? With another sum the noise is not white"
+        )
+    return ""

@@ -1,0 +1,93 @@
+"""Kernels that do not belong to the difference that is decorrelated with them.
+
+Claims: where the difference is what its kernel makes of the images, nothing is said, in any unit,
+with a scale and a background of its own, with missing pixels, constant or varying, whichever image
+was convolved; another direction, kernel or sum, and a difference the other way round, are told of.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.signal
+from astropy.io import fits
+
+from scenes import gaussian
+from whitediff import Exposure, write_exposure
+from whitediff.exposures import kernels
+from whitediff.formats import kernel_doubt
+
+KERNEL = 1.25 * gaussian(15, 1.6)
+
+
+def made(rng, *, convolved="template", unit=1.0, kernel=KERNEL):
+    """Science image, template and difference."""
+    images = [rng.normal(200, 15, (90, 110)), rng.normal(150, 12, (90, 110))]
+    for x, y in rng.integers(5, 85, (12, 2)):
+        for image in images:
+            image[y - 4 : y + 5, x - 4 : x + 5] += 900 * gaussian(9, 1.5)
+    which = convolved == "template"
+    seen = scipy.signal.fftconvolve(images[which], kernel, mode="same")
+    difference = images[0] - seen if which else seen - images[1]
+    return [unit * image for image in (*images, difference)]
+
+
+def exposures(science, template, difference, kernel=KERNEL):
+    result = [Exposure.from_arrays(each, variance=1.0) for each in (science, template, difference)]
+    result[2].kernel = kernels.constant_kernel(kernel, result[2].bbox)
+    return result
+
+
+def doubt(images, convolved="template", kernel=KERNEL):
+    science, template, difference = exposures(*images, kernel)
+    return kernel_doubt(difference, science, template, convolved)
+
+
+@pytest.mark.parametrize("convolved", ["template", "science"])
+@pytest.mark.parametrize("unit", [1e-20, 1.0, 1e12])
+def test_its_own_kernel_raises_no_doubt(rng, convolved, unit):
+    science, template, difference = made(rng, convolved=convolved, unit=unit)
+    x = np.arange(difference.shape[1])
+    difference = 0.7 * difference + unit * (5.0 + 0.1 * x)
+    science[40, 50], template[30:34, 20], difference[60] = np.nan, np.nan, np.nan
+    assert doubt((science, template, difference), convolved) == ""
+
+
+def test_a_kernel_that_varies_raises_no_doubt(rng):
+    science, template, difference = exposures(*made(rng))
+    basis = np.stack([KERNEL, gaussian(15, 2.4) - gaussian(15, 1.6)])
+    coefficients = np.array([[1.0, 0, 0], [0.1, 0.3, -0.2]])
+    difference.kernel = kernels.polynomial_kernel(basis, coefficients, difference.bbox)
+    image = science.image.array.copy()
+    for y in range(7, 83):
+        for x in range(7, 103):
+            kernel = kernels.evaluate(difference.kernel, x=x, y=y)
+            part = template.image.array[y - 7 : y + 8, x - 7 : x + 8]
+            image[y, x] -= (kernel * part[::-1, ::-1]).sum()
+    difference.image.array[:] = image
+    assert kernel_doubt(difference, science, template, "template") == ""
+
+
+def test_what_does_not_belong_together_is_told(rng):
+    images = made(rng)
+    other = "is not what this kernel makes"
+    assert other in doubt(images, "science")
+    assert other in doubt(images, kernel=gaussian(15, 0.8))
+    assert other in doubt(images, kernel=np.roll(KERNEL, 2, 1))
+    assert other in doubt((images[1], images[0], images[2]))
+    assert "is 1.25 times what the sum" in doubt(images, kernel=KERNEL / KERNEL.sum())
+    assert "template minus science" in doubt((*images[:2], -images[2]))
+
+
+def test_the_command_tells_of_it(rng, tmp_path, run):
+    science, template, difference = exposures(*made(rng))
+    paths = [tmp_path / f"{name}.fits" for name in ("science", "template", "difference")]
+    for exposure, path in zip((science, template, difference), paths, strict=True):
+        write_exposure(exposure, path)
+    fits.writeto(tmp_path / "kernel.fits", KERNEL / KERNEL.sum())
+    for kernel, told in ((), False), ((tmp_path / "kernel.fits",), True):
+        code, _, said = run(
+            "decorrelate", *paths, *kernel, "--output", tmp_path / "out.fits", "--overwrite"
+        )
+        assert code == 0, said
+        assert ("times what the sum of this kernel says" in said) == told
