@@ -17,6 +17,7 @@ from whitediff.errors import ArgumentError
 from whitediff.formats import ReadingOptions
 from whitediff.formats.units import photon_header, pixel_unit
 from whitediff.photons import photon_transfer
+from whitediff.variance_planes import noise_variance
 
 TIME = 100.0
 SKY = 150.0
@@ -450,3 +451,21 @@ def test_commands_pass_their_options_on(run, tmp_path, names):
             messages.split()
         )
         assert said == (name not in names)
+
+
+@pytest.mark.parametrize("slope", [0.5, -0.5, 1.5, -1.5])
+@pytest.mark.parametrize("has_photons", [True, False])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_gradient_has_photons_where_the_noise_says_so(slope, has_photons, seed):
+    """What somebody subtracted from the sky, or a model of it left, has no noise of its own."""
+    rng = np.random.default_rng(seed)
+    size, sky = 384, 400.0
+    x = np.arange(size) - size / 2
+    gradient = np.broadcast_to(slope * x, (size, size))
+    light = sky + gradient * has_photons
+    image = rng.poisson(light) + rng.normal(0, 5, light.shape) - light - 300 + gradient
+    image = image.astype(np.float32)
+    plane = noise_variance(image, gain=1.0, read_noise=5.0).variance
+    true = light + 25
+    for part in (np.s_[:, : size // 4], np.s_[:, -size // 4 :]):
+        assert np.median(plane[part]) == pytest.approx(float(np.median(true[part])), rel=0.05)

@@ -211,8 +211,24 @@ class _Field:
         return why_contradicted(scale, level=self.level, measured=self.variance, transfer=transfer)
 
     def varies(self, gain: float) -> bool:
-        """Whether the sky varies so that its photons make a difference."""
-        return bool(np.any(_varying_sky(self.background, self.level, gain, self.variance)))
+        """Whether the sky varies so that its photons make a difference, and do make one.
+
+        What somebody subtracted, or added without noise, has none.
+        """
+        above = _varying_sky(self.background, self.level, gain, self.variance)
+        if not isinstance(above, np.ndarray):
+            return False
+        step = max(1, np.count_nonzero(self.free) // ENOUGH_PIXELS)
+        sky = above[self.free][::step]
+        residual = (self.image - self.background)[self.free][::step]
+        low, high = np.quantile(sky, (1 / 3, 2 / 3))
+        dark, bright = sky <= low, sky >= high
+        predicted = math.log(
+            (self.variance + float(np.median(sky[bright])) / gain)
+            / (self.variance + float(np.median(sky[dark])) / gain)
+        )
+        scatters = robust_sigma(residual[bright]), robust_sigma(residual[dark])
+        return min(scatters) > 0 and 2 * math.log(scatters[0] / scatters[1]) > predicted / 2
 
     def scatter(self, warning: str, reason: str) -> NoiseModel:
         """The measured scatter everywhere."""
