@@ -43,6 +43,9 @@ HARMED = {
     (23, 2.5, "template", "both"): "a ray in a star's core: 2.7 % of the sum",
     (23, 1.6, "science", "template"): "rays next to undersampled stars leave a few rows",
     (23, 1.6, "template", "both"): "rays next to undersampled stars leave a few rows",
+    (25, 1.6, "template", "template"): "rays next to undersampled stars leave two rows",
+    (25, 1.6, "template", "both"): "rays next to undersampled stars leave two rows",
+    (22, 1.6, "science", "both"): "rays next to undersampled stars leave two rows",
 }
 """Seed, full width, direction and image in which rays do harm."""
 

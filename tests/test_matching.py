@@ -485,7 +485,7 @@ def test_galaxies_and_neighbours_do_not_widen_a_measured_psf(profile):
     chosen = choose_candidates(
         sources, clear=22, isolation=30, options=CandidateOptions(width_tolerance=0.3)
     )
-    images, _, enclosed, _ = measure_psf(
+    images, _, enclosed, error = measure_psf(
         science.image, science.variance, bad, chosen.x, chosen.y, size=73, order=2
     )
     biases = []
@@ -496,8 +496,8 @@ def test_galaxies_and_neighbours_do_not_widen_a_measured_psf(profile):
         true = wide[114:187, 114:187] / wide.sum()
         assert distance(measured, true) < 0.01
         biases.append((true * measured).sum() / (measured**2).sum() - 1)
-    # What photometry with it gets wrong of the whole star's flux.
-    assert abs(np.mean(biases)) < 0.005
+    # What photometry with it gets wrong of the whole star's flux: not more than it says.
+    assert abs(np.mean(biases)) < min(0.01, 2 * error)
 
 
 def test_a_few_faint_stars_make_a_psf(rng):

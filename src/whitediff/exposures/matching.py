@@ -92,6 +92,8 @@ _GOOD_CHI_SQUARE, _BAD_CHI_SQUARE, _USEFUL_CHI_SQUARE = 1.15, 1.5, 2.0
 """χ² per pixel of bright stars' cores, left out of the fit: up to the first a basis is good enough,
 from the second on a warning is due, and up to the third a richer basis is taken.  Where no kernel
 describes the stars, one with more freedom does worse elsewhere than it does on them."""
+_SAME_SUM = 0.03
+"""Relative difference of two bases' kernel sums from which the fluxes of stars decide."""
 _ROUND = 0.05
 """Difference of the eigenvalues of the kernel's moments, over the trace of the target's, below
 which Gaussians are round."""
@@ -858,6 +860,14 @@ class _Fitted:
         )
 
 
+def _is_sum_as_good(found: float, simpler: float) -> bool:
+    """Whether a richer basis' kernel sum, over the ratio of fluxes, is as good as a simpler one's.
+
+    What is free may take a trail or a neighbour for a part of the kernel.
+    """
+    return abs(found - simpler) < _SAME_SUM or abs(found - 1) < abs(simpler - 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Contender:
     """A basis, a fit with it, its orders, and what it leaves of stars that are left out."""
@@ -920,7 +930,7 @@ class _Fitting:
                     " take another one (--basis)."
                 )
             return self.final(forced)
-        best = None if plain is None else self.plain_contender(which, basis, plain)
+        first = best = None if plain is None else self.plain_contender(which, basis, plain)
         if asked == "auto" and (best is None or best.trial.reduced > _GOOD_CHI_SQUARE):
             for name in _OTHER_BASES:
                 other = self.contender(name, which, orders)
@@ -931,11 +941,13 @@ class _Fitting:
                     if best.trial.reduced <= _GOOD_CHI_SQUARE:
                         break
         if best is not None and best.name != "gaussian":
-            return self.final(best)
+            final = self.final(best)
+            if plain is None or _is_sum_as_good(final.fit.kernel_sum, plain.fit.kernel_sum):
+                return final
         if plain is None:
             assert failure is not None
             raise failure
-        return plain.found("gaussian", None if best is None else best.trial)
+        return plain.found("gaussian", None if first is None else first.trial)
 
     def final(self, chosen: _Contender) -> _Found:
         """Fit all stars with a basis; a free one, whose normal equations are large, the brightest.
