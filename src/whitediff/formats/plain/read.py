@@ -382,7 +382,7 @@ def read(
         mask = _without_fill(mask, image, fill)
     is_masked = mask_hdu is not None or options.mask is not None
     masked = flagged(mask, UNTRUSTED_MASK_PLANES)
-    if is_masked:
+    if is_masked and needs_variance:
         _judge_mask(masked, image, path)
     source = str(path)
     weightless: Any = None
