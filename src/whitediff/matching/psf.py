@@ -1022,11 +1022,11 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
         return _Alike(np.argsort(chi_square)[:_FEWEST], (0.0, 0.0), 0.0, _UNKNOWN_WIDTH)
     trials = []
     for order in (0, 1, 2) if fits.sum() >= _ENOUGH else (0,):
-        found = _tilted(excess, error, fits, stars.terms(order)[:, 1:])
-        cost = 0.5 * (stars.terms(order).shape[1] - 1) * math.log(fits.sum())
-        trials.append((found[0].evidence - cost, order, *found))
-    _, order, end, tilt = max(trials, key=lambda trial: trial[0])
-    tilted = stars.terms(order)[:, 1:] @ tilt
+        terms = stars.terms(order)[:, 1:]
+        end, tilt = _tilted(excess, error, fits, terms)
+        cost = 0.5 * len(tilt) * math.log(fits.sum())
+        trials.append((end.evidence - cost, order, end, tilt, terms @ tilt))
+    _, order, end, tilt, tilted = max(trials, key=lambda trial: trial[0])
     limit = max(_WIDTH_ERROR, best[min(_ENOUGH, len(best)) - 1])
     keep = fits & (error <= limit) & (end.probability > 0.5)
     if keep.sum() < _FEWEST:
@@ -1086,12 +1086,10 @@ def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
     # (n, places, scatters)
     spread = np.hypot(sigma[:, None, None], np.array(_SCATTERS))
     star = _normal(off / spread) / spread
+    wider = scipy.special.ndtr(off / sigma[:, None, None])
     evidence, shares = [], []
     for widest in _GALAXY_WIDTHS:
-        galaxy = (
-            scipy.special.ndtr(off / sigma[:, None, None])
-            - scipy.special.ndtr((off - widest) / sigma[:, None, None])
-        ) / widest
+        galaxy = (wider - scipy.special.ndtr((off - widest) / sigma[:, None, None])) / widest
         for part in _STAR_PARTS:
             total = part * star + (1 - part - _OTHERS) * galaxy + _OTHERS
             evidence.append(np.log(total).sum(axis=0))
