@@ -40,6 +40,7 @@ __all__ = [
     "score_significance",
     "self_response",
     "significance",
+    "surrounding_level",
     "values_at",
 ]
 
@@ -74,6 +75,12 @@ _BATCH = 4096
 
 _MISMATCH = 0.01
 """Part of a source's significance that the error of its PSF may leave around it."""
+
+_AROUND = (2.0, 4.0)
+"""Full widths from a source at which its surroundings are."""
+_MOST_AROUND, _LEAST_AROUND = 300, 0.5
+_QUARTILE, _QUARTILE_ERROR, _AROUND_ERRORS = 0.674, 1.36, 5.0
+"""Upper quartile of a normal distribution; its error, times the root of the number."""
 
 _LEAST_OVERLAP = 0.5
 """Standard deviations by which a source changes another one that is fitted with it."""
@@ -388,6 +395,57 @@ def score_significance(score: Array, variance: Array, good: Array) -> Significan
         )  # fmt: skip
 
     return Significance(planes.filled(score.shape, np.float32, work), searched, level)
+
+
+def surrounding_level(found: Significance, peaks: Peaks, fwhm: float) -> Array:
+    """Significance that pixels around peaks have, and a point source would not give them.
+
+    Parameters
+    ----------
+    found
+        Significance of every pixel.
+    peaks
+        Places.
+    fwhm
+        Full width at half maximum of the PSF, pixels.
+
+    Returns
+    -------
+    level
+        ``(n,)`` of the peak's sign: 0 where noise explains it.
+
+    Notes
+    -----
+    The upper quartile of the pixels 2 to 4 full widths away, less a normal distribution's: where
+    the edge of something extended goes through the peak, half of its surroundings are as bright as
+    the peak, while neighbours fill less.  It counts from 5 of its errors.
+    """
+    near, far = (each * fwhm for each in _AROUND)
+    grid = np.arange(-math.ceil(far), math.ceil(far) + 1)
+    distance = np.hypot(*np.meshgrid(grid, grid, indexing="ij"))
+    dy, dx = (
+        at[:: max(1, at.size // _MOST_AROUND)]
+        for at in np.nonzero((distance >= near) & (distance <= far))
+    )
+    dy, dx = grid[dy], grid[dx]
+    level = np.zeros(len(peaks))
+    # Filtered noise is independent from about one such area to the next.
+    cells = math.pi * (far**2 - near**2) / (math.pi * fwhm**2 / (2 * math.log(2)))
+    least = _AROUND_ERRORS * _QUARTILE_ERROR / math.sqrt(cells)
+    ny, nx = found.image.shape
+    for part in (slice(i, i + _BATCH) for i in range(0, len(peaks), _BATCH)):
+        rows = np.rint(peaks.y[part]).astype(int)[:, None] + dy
+        columns = np.rint(peaks.x[part]).astype(int)[:, None] + dx
+        inside = (rows >= 0) & (rows < ny) & (columns >= 0) & (columns < nx)
+        rows, columns = np.clip(rows, 0, ny - 1), np.clip(columns, 0, nx - 1)
+        sign = np.sign(peaks.significance[part])[:, None]
+        values = np.where(
+            inside & found.searched[rows, columns], sign * found.image[rows, columns], np.nan
+        )
+        known = np.isfinite(values).mean(axis=1) > _LEAST_AROUND
+        values[~known] = 0
+        level[part] = np.nanpercentile(values, 75, axis=1) - _QUARTILE
+    return np.where(level > least, level, 0)
 
 
 def find_peaks(found: Significance, threshold: float, sign: Sign = "both") -> Peaks:

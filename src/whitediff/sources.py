@@ -24,6 +24,7 @@ __all__ = [
     "RESIDUAL",
     "SourceLevel",
     "bright_pixel_counts",
+    "broad_parts",
     "detect_sources",
     "levels_and_background",
     "smooth_background",
@@ -45,6 +46,7 @@ _BRIGHT_THRESHOLD = 5 / RESIDUAL
 _GROWTH_PIXELS = 4
 _BACKGROUND_CELL = 64
 _LEAST_USED = 0.3
+_BLOCK, _MOSTLY = 8, 0.9
 _SMOOTHING = np.array([1, 1, 2, 2, 1, 1]) / 8
 """Along either axis, what is detected on: means of 2 pixels convolved with (1, 2, 1)/4."""
 
@@ -305,6 +307,37 @@ def bright_pixel_counts(psf: Array, significance: Array) -> Array:
         least = _BRIGHT_THRESHOLD / np.abs(significance)
     counts: Array = heights.size - np.searchsorted(heights, least, side="right")
     return counts
+
+
+def broad_parts(plane: Array, width: float) -> Array:
+    """Parts of a plane that are broad in both directions.
+
+    Parameters
+    ----------
+    plane
+        ``(ny, nx)`` boolean.
+    width
+        Pixels, positive.
+
+    Returns
+    -------
+    parts
+        ``(ny, nx)`` boolean, of blocks of 8 pixels: where squares of this width, or three blocks if
+        that is more, fit into what is set; a tenth of a block need not be.
+    """
+    ny, nx = (n // _BLOCK for n in plane.shape)
+    result: Array = np.zeros(plane.shape, bool)
+    if not min(ny, nx):
+        return result
+    blocks = plane[: ny * _BLOCK, : nx * _BLOCK].reshape(ny, _BLOCK, nx, _BLOCK)
+    full = blocks.mean(axis=(1, 3), dtype=np.float32) > _MOSTLY
+    size = max(3, math.ceil(width / _BLOCK))
+    # What goes on beyond the frame is as broad there.
+    full = np.pad(full, size, mode="edge")
+    inner = scipy.ndimage.binary_opening(full, np.ones((size, size), bool))
+    broad = inner[size : size + ny, size : size + nx]
+    result[: ny * _BLOCK, : nx * _BLOCK] = broad.repeat(_BLOCK, 0).repeat(_BLOCK, 1)
+    return result
 
 
 def levels_and_background(image: Array, unusable: Array | None = None) -> tuple[Array, Array]:

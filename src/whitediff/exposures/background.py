@@ -16,6 +16,7 @@ from ..matching.mesh import Mesh, common_structure, fit_mesh, has_structure
 from ..planes import filled
 from . import masks
 from .model import Exposure
+from .noise import PairSources
 from .preparation import Pair
 
 __all__ = ["BackgroundModel", "BackgroundSearch", "differential_structure"]
@@ -23,6 +24,8 @@ __all__ = ["BackgroundModel", "BackgroundSearch", "differential_structure"]
 type Array = npt.NDArray[Any]
 type BackgroundModel = Literal["auto", "polynomial", "mesh"]
 
+_BROAD = 6.0
+"""Full widths in both directions, from which what one image alone has is no source."""
 _MOST_COMMON = 0.5
 """Correlation of both images' structure from which it is the sky's."""
 
@@ -35,8 +38,8 @@ class BackgroundSearch:
 
     Attributes
     ----------
-    free
-        ``(ny, nx)`` boolean: source-free pixels.
+    sources
+        Which pixels hold sources of either image.
     model
         ``polynomial``; ``mesh``, also what small blocks show; ``auto``, that where blocks that are
         left out are predicted.
@@ -46,7 +49,7 @@ class BackgroundSearch:
         Of the difference's PSF, pixels.
     """
 
-    free: Array
+    sources: PairSources
     model: BackgroundModel
     order: int
     fwhm: float
@@ -67,14 +70,16 @@ class BackgroundSearch:
             Polynomials of the start's order or more; with what they leave, ``(ny, nx)`` float32.
         """
         image = difference.image.array
-        use = self.free & ~masks.flagged(difference.mask, (*masks.AVOIDED_MASK_PLANES, "EDGE"))
+        good = ~masks.flagged(difference.mask, (*masks.AVOIDED_MASK_PLANES, "EDGE"))
+        use = good & ~self.sources.either
         order = start.coefficients.shape[0] - 1
         found = fit_background(image, use, order, start=start.coefficients, highest=HIGHEST_ORDER)
         smooth = ChebyshevField(difference.bbox, found)
         if self.model == "polynomial":
             return smooth
         fwhm = self.fwhm * (math.sqrt(2) if difference.is_score else 1)
-        found, mesh = _mesh(image, use, fwhm, self.order, always=self.model == "mesh")
+        both = use, good & self.sources.free(_BROAD * fwhm)
+        found, mesh = _mesh(image, both, fwhm, self.order, always=self.model == "mesh")
         if mesh is None:
             return smooth
         _tell_of(mesh, difference)
@@ -107,7 +112,11 @@ def differential_structure(pair: Pair, ratio: float, order: int) -> Array | None
     of them.  Emission that both images have is none, and would depend on the ratio.
     """
     science, template = pair.science.image.array, pair.template.image.array
-    use = ~(pair.source_levels.either | pair.bad)
+    fwhm = max(pair.science_fwhm, pair.template_fwhm)
+    use, broad = (
+        each & ~pair.bad
+        for each in (~pair.source_levels.either, pair.source_levels.free(_BROAD * fwhm))
+    )
     scale = np.float32(1 / ratio)
 
     def work(rows: slice) -> Array:
@@ -117,24 +126,24 @@ def differential_structure(pair: Pair, ratio: float, order: int) -> Array | None
     image = filled(science.shape, np.float32, work)
     start = fit_background(image, use, order, highest=HIGHEST_ORDER)
     # What polynomials of a higher order follow is left to them.
-    if not has_structure(image, use, start):
+    if not has_structure(image, broad, start):
         return None
-    both = [(plane, use, fit_background(plane, use, order)) for plane in (science, template)]
+    both = [(plane, broad, fit_background(plane, use, order)) for plane in (science, template)]
     if common_structure(*both) > _MOST_COMMON:
         return None
-    _, mesh = _mesh(image, use, max(pair.science_fwhm, pair.template_fwhm), order, always=False)
+    _, mesh = _mesh(image, (use, broad), fwhm, order, always=False)
     return None if mesh is None else mesh.image
 
 
 def _mesh(
-    image: Array, use: Array, fwhm: float, order: int, *, always: bool
+    image: Array, use: tuple[Array, Array], fwhm: float, order: int, *, always: bool
 ) -> tuple[Array, Mesh | None]:
-    """Polynomials and what they leave.
+    """Polynomials, of the first pixels, and what they leave, of the second, which are more.
 
     Those of a high order swing at the edges of what does not suit them.
     """
-    start = fit_background(image, use, order)
-    return start, fit_mesh(image, use, fwhm, start=start, always=always)
+    start = fit_background(image, use[0], order)
+    return start, fit_mesh(image, use[1], fwhm, start=start, always=always)
 
 
 def _tell_of(mesh: Mesh, difference: Exposure) -> None:

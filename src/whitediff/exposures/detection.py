@@ -224,6 +224,9 @@ def detections(
         radius=field.radius,
         fwhm=field.fwhm,
     )
+    level = detection.surrounding_level(found, peaks, field.fwhm)
+    beneath = np.abs(peaks.significance) - level < threshold
+    classes.label[(classes.label == "point") & (level > 0) & beneath] = "extended"
     apart = lobes & (classes.label != "dipole") & ~classes.absorbed
     if apart.any():
         apart = np.isin(blends.group, blends.group[apart]) & (classes.label != "dipole")

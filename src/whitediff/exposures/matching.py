@@ -221,17 +221,13 @@ class Match:
     stars: Table
     flux_ratio: FluxRatio
 
-    def background_search(
-        self, pair: Pair, sources: Array | None = None
-    ) -> BackgroundSearch | None:
+    def background_search(self, pair: Pair) -> BackgroundSearch | None:
         """How the background is made better on the difference.
 
         Parameters
         ----------
         pair
             What was matched.
-        sources
-            ``(ny, nx)`` boolean: pixels with a source on either exposure, if they are at hand.
 
         Returns
         -------
@@ -242,7 +238,7 @@ class Match:
             return None
         model = self.options.background
         return BackgroundSearch(
-            free=~(pair.source_levels.either if sources is None else sources),
+            sources=pair.source_levels,
             model="polynomial" if model == "auto" and not self.has_structure else model,
             order=self.options.fit.background_order,
             fwhm=max(pair.science_fwhm, pair.template_fwhm),

@@ -28,6 +28,7 @@ from ..photons import Counts, counted_photons, scatter_of
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import (
     SourceLevel,
+    broad_parts,
     detect_sources,
     levels_and_background,
     smooth_background,
@@ -201,6 +202,31 @@ class PairSources:
     def either(self) -> Array:
         """``(ny, nx)`` boolean: a source of the science image or of the template."""
         return self._pixels(SourceLevel.NONE, SourceLevel.SOURCE)
+
+    def free(self, width: float) -> Array:
+        """Pixels whose background is no source's.
+
+        Parameters
+        ----------
+        width
+            Pixels, positive: what is this broad in both directions is no transient.
+
+        Returns
+        -------
+        free
+            ``(ny, nx)`` boolean: those without a source, and those of what one image alone has
+            where it is so broad: a ghost, a halo, a cloud.
+        """
+        sources = self.either
+        broad = broad_parts(sources, width)
+
+        def work(rows: slice) -> Array:
+            levels = self.science[rows], self.template[rows]
+            static = np.minimum(*levels) >= SourceLevel.SOURCE
+            found: Array = ~sources[rows] | (broad[rows] & ~static)
+            return found
+
+        return planes.filled(self.science.shape, bool, work)
 
     def _pixels(self, both: SourceLevel, one: SourceLevel) -> Array:
         """Pixels of at least these levels on both images and on one of them."""

@@ -188,7 +188,7 @@ def make(solved: Solved, *, sources: Array | None = None, full_variance: bool = 
     """
     if sources is None:
         sources = solved.pair.source_levels.either
-    search = solved.match.background_search(solved.pair, sources)
+    search = solved.match.background_search(solved.pair)
     return make_product(
         solved.solution,
         solved.pair.science,

@@ -36,6 +36,8 @@ _MASKED = 4.0
 """Scatters of the image, filtered with the PSF, beyond which there is a source."""
 _GROWTH, _BRIGHT_GROWTH, _BRIGHT = 0.7, 1.5, 20.0
 """Full widths by which a source's pixels are grown; bright ones', beyond so many scatters."""
+_AROUND = 4.0
+"""Widths of the Gaussian that tells the level on which a source stands."""
 _SAMPLE = 200_000
 _PADDING = 24
 """Blocks around the frame, so that its opposite edges do not see each other."""
@@ -183,29 +185,37 @@ def fit_mesh(
         return None
     free = free & np.isfinite(difference)
     difference = _less(difference, free, start, slice(None))
-    # A step's brighter side is no source.
-    rows, columns = _find_steps(difference, free)
-    structure = _steps(difference, free, rows, columns)
+    structure = _smooth(difference, free)
     means: _Means | None = None
     loss, filtered = 0.0, always
-    for turn in range(_ROUNDS):
-        use = free & ~_has_source(difference - structure, free, fwhm)
-        rows, columns = _find_steps(difference, use)
+    for turn in range(_ROUNDS + 1):
+        # A step's brighter side is no source: at first nothing is.
+        use = free & ~_has_source(difference - structure, free, fwhm) if turn else free
+        rows, columns = _find_steps(np.where(use, difference, structure), use)
         structure = _steps(difference, use, rows, columns)
         means = _Means.of(difference - structure, use)
         if means is None:
             return None
         field = _Field.of(means)
-        if turn == 0 and field is not None and not always:
+        if turn == 1 and field is not None and not always:
             filtered = _predicts(means)
-        if not filtered and not rows and not columns:
+        if turn and not filtered and not rows and not columns:
             return None
-        if filtered and field is not None:
+        if (filtered or not turn) and field is not None:
             structure += field.image(means, difference.shape)
             loss = field.loss(means, fwhm)
     assert means is not None
     amplitude = float(structure.std(dtype=np.float64)) / math.sqrt(means.pixel_variance)
     return Mesh(structure, tuple(rows), tuple(columns), amplitude, loss)
+
+
+def _smooth(difference: Array, free: Array) -> Array:
+    """What the means of blocks tell of all pixels, the missing ones included."""
+    means = _Means.of(difference, free)
+    field = None if means is None else _Field.of(means)
+    if means is None or field is None:
+        return np.zeros_like(difference)
+    return field.image(means, difference.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -409,13 +419,17 @@ def _predicts(means: _Means) -> bool:
 def _has_source(image: Array, free: Array, fwhm: float) -> Array:
     """Pixels near those that exceed the scatter of the image filtered with a Gaussian."""
 
-    def filtered(values: Array) -> Array:
+    def filtered(values: Array, widths: float) -> Array:
         result: Array = scipy.ndimage.gaussian_filter(
-            values, FWHM_TO_SIGMA * fwhm, mode="constant", truncate=3
+            values, widths * FWHM_TO_SIGMA * fwhm, mode="constant", truncate=3
         )
         return result
 
-    light = filtered(np.where(free, image, 0)) / np.sqrt(np.maximum(filtered(free + 0.0), 1e-2))
+    seen, around = (np.maximum(filtered(free + 0.0, widths), 1e-2) for widths in (1.0, _AROUND))
+    shown = np.where(free, image, 0)
+    level = filtered(shown, _AROUND) / around
+    # What is about as bright around a source is none of it.
+    light = (filtered(shown, 1.0) / seen - level) * np.sqrt(seen)
     values = light[free]
     values = values[:: max(1, values.size // _SAMPLE)]
     height = np.abs(light - np.median(values))
@@ -470,8 +484,8 @@ def _steps_of(image: Array, free: Array) -> list[int]:
     known = count > _LEAST_PROFILE * width
     if reach < _SHORTEST_REACH or known.sum() < n // 2:
         return []
-    total = np.where(free, image, 0).sum(axis=1, dtype=np.float64)
-    profile = np.interp(np.arange(n), np.flatnonzero(known), total[known] / count[known])
+    mean = image.mean(axis=1, dtype=np.float64)
+    profile = np.interp(np.arange(n), np.flatnonzero(known), mean[known])
     # Noise that is correlated scatters more in means of neighbours than its pixels say.
     sums = np.cumsum(profile)
     means = (sums[_BLOCK:] - sums[:-_BLOCK]) / _BLOCK
