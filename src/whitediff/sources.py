@@ -323,7 +323,8 @@ def broad_parts(plane: Array, width: float) -> Array:
     -------
     parts
         ``(ny, nx)`` boolean, of blocks of 8 pixels: where squares of this width, or three blocks if
-        that is more, fit into what is set; a tenth of a block need not be.
+        that is more, fit into what is set, of which a tenth of a block need not be; and the blocks
+        beside them.
     """
     ny, nx = (n // _BLOCK for n in plane.shape)
     result: Array = np.zeros(plane.shape, bool)
@@ -335,7 +336,9 @@ def broad_parts(plane: Array, width: float) -> Array:
     # What goes on beyond the frame is as broad there.
     full = np.pad(full, size, mode="edge")
     inner = scipy.ndimage.binary_opening(full, np.ones((size, size), bool))
-    broad = inner[size : size + ny, size : size + nx]
+    # Their rims are in blocks that are not full.
+    broad = scipy.ndimage.binary_dilation(inner, np.ones((3, 3), bool))
+    broad = broad[size : size + ny, size : size + nx]
     result[: ny * _BLOCK, : nx * _BLOCK] = broad.repeat(_BLOCK, 0).repeat(_BLOCK, 1)
     return result
 

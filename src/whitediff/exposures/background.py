@@ -24,7 +24,7 @@ __all__ = ["BackgroundModel", "BackgroundSearch", "differential_structure"]
 type Array = npt.NDArray[Any]
 type BackgroundModel = Literal["auto", "polynomial", "mesh"]
 
-_BROAD = 6.0
+_BROAD = 4.0
 """Full widths in both directions, from which what one image alone has is no source."""
 _MOST_COMMON = 0.5
 """Correlation of both images' structure from which it is the sky's."""
