@@ -122,9 +122,8 @@ def outcome(images, truth):
 def test_it_is_taken_away(kind, seed, in_template):
     images, truth = scene(kind, seed, in_template)
     pulls, false, made = outcome(images, truth)
-    widest, most = (1.6, 3) if kind == "ghost" else (1.3, 1)
-    assert np.sqrt(np.mean(pulls**2)) < widest
-    assert false <= most
+    assert np.sqrt(np.mean(pulls**2)) < 1.6
+    assert false <= (3 if kind == "ghost" else 1)
     assert made.product.decorrelation.kernel_sum == pytest.approx(SCALE, rel=0.015)
 
 

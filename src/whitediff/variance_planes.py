@@ -12,6 +12,7 @@ import numpy.typing as npt
 import scipy.ndimage
 
 from .errors import ArgumentError, DataError
+from .local_noise import relative_variance
 from .photons import (
     Choice,
     PhotonScale,
@@ -238,8 +239,26 @@ class _Field:
                 " unless a gain in the image's unit or a variance plane is given"
                 f"{f' ({reason})' if reason else ''}"
             )
-        plane = np.full(self.image.shape, self.variance)
-        return NoiseModel(plane, self.variance, f"{self.on_pixels} everywhere", warning)
+        plane, where = self._over_frame()
+        return NoiseModel(plane, self.variance, f"{self.on_pixels}{where}", warning)
+
+    def _over_frame(self) -> tuple[Array, str]:
+        """The measured variance of every pixel's background, and in words where that is."""
+        relative = relative_variance(self.image, self.free, self.usable)
+        if relative is None:
+            return np.full(self.image.shape, self.variance), " everywhere"
+        step = max(1, np.count_nonzero(self.free) // ENOUGH_PIXELS)
+        left, usual = (
+            (self.image - self.background)[self.free][::step],
+            relative[self.free][::step],
+        )
+        # Where the noise is large, its peaks are taken for sources.
+        quiet = usual <= np.median(usual)
+        sigma = robust_sigma(left[quiet] / np.sqrt(usual[quiet]))
+        # Faint sources scatter in the same part of it.
+        plane = relative * np.float32(sigma**2 * min(1.0, self.variance / self.whole_scatter))
+        least, most = float(plane.min()), float(plane.max())
+        return plane, f" in the median, {least:.3g} to {most:.3g} where the depth differs"
 
     def photons_and_read_noise(
         self, scale: PhotonScale, read_noise: float | None, warning: str
@@ -266,18 +285,23 @@ class _Field:
         self, gain: float, warning: str, why: str, *, varies: bool
     ) -> NoiseModel:
         """The measured scatter, and the photons of what is above the usual level."""
-        variance, emission, on_pixels = self.variance, self.emission, self.on_pixels
+        emission = self.emission
         if varies:
             # Without a constant, or in other units, what the sky varies by is still there.
             variance = _variance_at_level(
                 self.image, self.background, self.level, self.free, gain, self.whole_scatter
             )
             emission = _varying_sky(self.background, self.level, gain, variance)
-            on_pixels = f"measured: {variance:.4g} at the usual level of a sky that varies"
+            plane: Array | float = variance
+            told = f"measured: {variance:.4g} at the usual level of a sky that varies"
+        else:
+            variance = self.variance
+            plane, where = self._over_frame()
+            told = f"{self.on_pixels}{where.removesuffix(' everywhere')}"
         return NoiseModel(
-            variance + self._source_photons(gain) + emission / gain,
+            plane + self._source_photons(gain) + emission / gain,
             variance,
-            f"{on_pixels}, plus the sources' photons at gain {gain:.4g}{why}",
+            f"{told}, plus the sources' photons at gain {gain:.4g}{why}",
             warning,
         )
 
