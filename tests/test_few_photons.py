@@ -10,10 +10,13 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
+import whitediff
 from whitediff import Exposure, read_exposure
 from whitediff.errors import DataError
+from whitediff.exposures import masks
 from whitediff.exposures.catalog import believed
 from whitediff.exposures.noise import few_photons, variance_factor
+from whitediff.exposures.pipeline import SubtractionOptions, make_all
 from whitediff.exposures.preparation import prepare
 from whitediff.photons import counted_photons
 from whitediff.stats import clipped_sigma
@@ -144,3 +147,34 @@ def test_too_few_photons_are_refused_with_the_remedy(run, tmp_path, which):
     ]
     with pytest.raises(DataError, match="photons per pixel between its sources"):
         prepare(*exposures)
+
+
+@pytest.mark.parametrize("mean", [4.0, 6.0, 15.0])
+def test_variances_made_of_each_pixels_count(mean):
+    """What is smallest where photons happen to be few makes fewer than one dead pixel in a thousand, and
+    no point something else: the reduced chi-square of a new star is 1.
+    """
+    chi_squares = []
+    for seed in range(3):
+        rng = np.random.default_rng(70 + seed)
+        stars = light(300, rng, (2.2, 1.8))
+        y, x = np.mgrid[:300, :300]
+        places = [(60.0, 80.0), (150.0, 220.0), (240.0, 60.0), (222.0, 233.0)]
+        for cy, cx in places:
+            square = (y - cy) ** 2 + (x - cx) ** 2
+            stars[0] += 800 / (2 * np.pi * 2.2**2) * np.exp(-square / 2 / 2.2**2)
+        exposures = []
+        for each in stars:
+            counts = rng.poisson(mean + each).astype(np.float32)
+            exposures.append(
+                Exposure.from_arrays(counts - np.float32(mean), variance=np.maximum(counts, 1))
+            )
+        made = make_all(*exposures, SubtractionOptions(), ("difference",))["difference"]
+        assert masks.flagged(made.science.mask, ("BAD", "CR")).sum() < 90
+        rows = whitediff.detect(made.difference)
+        for cy, cx in places:
+            near = np.hypot(rows["x"].value - cx, rows["y"].value - cy) < 1.5
+            assert near.sum() == 1
+            assert rows["classification"][near][0] == "point"
+            chi_squares.append(float(rows["psf_chi2"][near][0]))
+    assert np.mean(chi_squares) == pytest.approx(1, abs=0.05)

@@ -392,7 +392,7 @@ def _gradient(
     noise = stamps.variance.reshape(len(x), 1, -1)
     covariance = inverse @ ((columns * noise) @ columns.transpose(0, 2, 1)) @ inverse
     left = np.where(use, stamps.image - np.einsum("nk,nkij->nij", solution, model), 0)
-    square = (left**2 / stamps.variance).sum(axis=(1, 2))
+    square = (left**2 / stamps.expected_square).sum(axis=(1, 2))
     # The slopes are by y, then by x.
     order = [2, 1]
     return solution[:, order], covariance[:, order][:, :, order], square
@@ -460,7 +460,7 @@ def _neither(
     (model,) = moved_stamps(psf, y - stamps.row, x - stamps.column, half)
     use = stamps.good & stamps.within(x[:, None], y[:, None], radius)
     left = np.where(use, stamps.image - point.flux[:, :, None] * model, 0)
-    square = (left**2 / stamps.variance).reshape(len(x), -1)
+    square = (left**2 / stamps.expected_square).reshape(len(x), -1)
     excess = square.sum(axis=1) - use.sum(axis=(1, 2))
     # Half of it in three pixels: a cosmic ray, a hot pixel, the end of a bad column.
     worst = np.sort(square, axis=1)[:, -_SPIKE_PIXELS:].sum(axis=1)

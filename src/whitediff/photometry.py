@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 import scipy.spatial
 
 from . import planes
@@ -52,6 +53,9 @@ _LARGEST_DAMPING = 1e8
 _LONGEST_STEP = 1.0
 _RIDGE = 1e-12
 _LARGEST_GROUP = 6
+_AROUND, _FAR_LARGER = 3, 3.0
+"""Side of the square of pixels whose mean variance stands for that of the middle one, and times
+that, from which it does not."""
 """Sources that are fitted together; in larger groups each after the light of the others is taken
 away."""
 
@@ -118,6 +122,22 @@ class Stamps:
     def __getitem__(self, which: Array | slice) -> Stamps:
         """Some of the stamps."""
         return Stamps(*(getattr(self, field.name)[which] for field in dataclasses.fields(self)))
+
+    @property
+    def expected_square(self) -> Array:
+        """What the square of a residual is expected to be, ``(n, s, s)``.
+
+        The mean variance of a pixel and of those around it: a plane that is made of few photons is
+        smallest where these happen to be fewest.  One that is far larger says something else about
+        its pixel, and is believed.
+        """
+        size = (0, _AROUND, _AROUND)
+        known = scipy.ndimage.uniform_filter(self.good.astype(np.float64), size, mode="constant")
+        around = scipy.ndimage.uniform_filter(self.variance * self.good, size, mode="constant")
+        around /= np.maximum(known, 1 / _AROUND**2)
+        usual = (self.variance < _FAR_LARGER * around) & (around > 0)
+        result: Array = np.where(usual, around, self.variance)
+        return result
 
     def within(self, x: Array, y: Array, radius: float) -> Array:
         """Pixels near any of some positions.
@@ -472,7 +492,7 @@ class _Fit:
             full = np.zeros((n, 3 * k, 3 * k))
             full[:, ::3, ::3] = covariance
             covariance = full
-        square = self._residual(which, flux, models) ** 2 / self.stamps.variance
+        square = self._residual(which, flux, models) ** 2 / self.stamps.expected_square
         x0, y0 = self.start
         own = [
             self.use & self.stamps.within(x0[:, j : j + 1], y0[:, j : j + 1], self.radius)

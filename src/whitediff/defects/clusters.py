@@ -117,6 +117,8 @@ def dead_clusters(surface: Surface) -> Array:
     """
     at = surface.low
     depth = -surface.flux.ravel()[at] / np.sqrt(surface.variance_at(at))
+    # By their own variance more are low, where that is made of few photons.
+    at, depth = at[depth > LOW], depth[depth > LOW]
     found = []
     least, significant = LOW, _SIGNIFICANT
     while len(at):

@@ -18,6 +18,8 @@ __all__ = ["BRIGHT", "CLIP", "LOW", "MARGIN", "SEGMENT", "Surface", "surface"]
 type Array = npt.NDArray[Any]
 
 MARGIN = 2
+_BESIDE = (-8, -5, 5, 8)
+"""Pixels along either axis, beyond clusters of bad ones."""
 """Pixels around the frame in which its edges are repeated."""
 
 SEGMENT = 32
@@ -132,10 +134,19 @@ class Surface:
         Returns
         -------
         variance
-            ``(n,)`` float32.
+            ``(n,)`` float32: not less than what the pixels five or more away have.  A plane that is
+            made of few photons is smallest where these happen to be fewest.
         """
-        row, column = np.divmod(index, self.width)
-        values = self.variance[row - MARGIN, column - MARGIN].astype(np.float32)
+        row, column = (at - MARGIN for at in np.divmod(index, self.width))
+        ny, nx = self.variance.shape
+        around = [
+            self.variance[np.clip(row + dy, 0, ny - 1), np.clip(column + dx, 0, nx - 1)]
+            for dy in _BESIDE
+            for dx in _BESIDE
+        ]
+        # Half of them, without those on a source or a defect.
+        usual = np.sort(around, axis=0)[4:12].mean(axis=0)
+        values = np.fmax(self.variance[row, column], usual).astype(np.float32)
         return values * np.float32(self.factor)
 
 
