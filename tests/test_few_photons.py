@@ -151,8 +151,8 @@ def test_too_few_photons_are_refused_with_the_remedy(run, tmp_path, which):
 
 @pytest.mark.parametrize("mean", [4.0, 6.0, 15.0])
 def test_variances_made_of_each_pixels_count(mean):
-    """What is smallest where photons happen to be few makes fewer than one dead pixel in a thousand, and
-    no point something else: the reduced chi-square of a new star is 1.
+    """What is smallest where photons happen to be few makes dead less than a pixel in a thousand,
+    and no point something else: the reduced chi-square of a new star is 1.
     """
     chi_squares = []
     for seed in range(3):

@@ -22,6 +22,7 @@ from ..matching.candidates import (
     find_sources,
 )
 from ..matching.psf import NARROW, measure_psf, star_width, unit_sum
+from ..mosaic import colour_mosaic
 from ..photons import Counts
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import SourceLevel, smooth_background
@@ -232,6 +233,8 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     """
     options = options or PreparationOptions()
     science, template = Exposure.from_object(science), Exposure.from_object(template)
+    for exposure in (science, template):
+        _check_colours(exposure)
     science, template = with_defects(science, template, options.defects)
     # On the science image's pixels a template has its WCS, wherever it lay before.
     by_wcs = options.use_wcs and science.wcs is not None and template.wcs is not None
@@ -372,6 +375,19 @@ def _check_floor(exposure: Exposure, untrusted: Array) -> None:
     if floor.is_spoilt:
         raise DataError(said)
     _log.warning("%s", said)
+
+
+def _check_colours(exposure: Exposure) -> None:
+    """Warn of a frame of a colour camera as it was read out."""
+    levels = colour_mosaic(exposure.image.array, untrusted_pixels(exposure))
+    if levels is not None:
+        _log.warning(
+            "%s: neighbouring pixels differ in level, in squares of 2 × 2, by %s times their noise:"
+            " is it a frame of a colour camera (BAYERPAT)? Fluxes depend on the pixel that a star"
+            " is on, and are wrong; take the pixels of one colour, or their mean in each square.",
+            exposure.source or "The exposure",
+            ", ".join(f"{level:+.2g}" for level in levels.ravel()),
+        )
 
 
 def _is_curved(exposure: Exposure, flat: Array, bad: Array) -> bool:
