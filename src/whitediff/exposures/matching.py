@@ -86,8 +86,8 @@ _GRID_STEP, _LARGEST_GRID = 1.2, 24
 its side is larger anyway."""
 _GENEROUS = 2.0
 """By which limits are wider for stars by which bases are compared."""
-_OTHER_BASES: tuple[BasisName, ...] = ("elliptical", "spline")
-"""What is tried where round Gaussians do not suffice."""
+_FINER = 0.9
+"""By which a free kernel's grid has to be finer for another one to be tried."""
 _GOOD_CHI_SQUARE, _BAD_CHI_SQUARE, _USEFUL_CHI_SQUARE = 1.15, 1.5, 2.0
 """χ² per pixel of bright stars' cores, left out of the fit: up to the first a basis is good enough,
 from the second on a warning is due, and up to the third a richer basis is taken.  Where no kernel
@@ -825,8 +825,10 @@ def _fit(
     used = stamps.weight > 0
     unit = float(np.median(stamps.weight[used])) ** -0.5 if used.any() else 1.0
     source_unit = unit / flux_ratio
-    # Neither image shows finer detail than its own width, but a wide target may have rings.
-    spacing = max(1.0, _GRID_STEP * math.sqrt(source_sigma * target_sigma))
+    # Neither image shows finer detail than its own width, but a wide target may have rings, and
+    # several peaks as sharp as the source's.
+    widths = math.sqrt(source_sigma * target_sigma), min(source_sigma, target_sigma)
+    spacing, fine = (max(1.0, _GRID_STEP * width) for width in widths)
     found = _Fitting(
         stamps.in_units(source_unit, unit),
         lambda size, side, count: cut(size, side, count).in_units(source_unit, unit),
@@ -834,6 +836,7 @@ def _fit(
         norm * (source_unit / unit) ** 2,
         _CORE_SIGMAS * target_sigma,
         spacing,
+        fine,
     ).best(basis)
     return dataclasses.replace(found, fit=found.fit.in_units(source_unit, unit))
 
@@ -895,8 +898,8 @@ class _Fitting:
         Squared norm of the kernel that their weights assume.
     core
         Half-width of the square of a star that is never taken for varying, pixels.
-    spacing
-        Of a free kernel's grid, pixels.
+    spacing, fine_spacing
+        Of a free kernel's grid, pixels; and where that is too coarse.
     """
 
     stamps: Stamps
@@ -905,6 +908,7 @@ class _Fitting:
     norm: float
     core: float
     spacing: float
+    fine_spacing: float
 
     def best(self, basis: KernelBasis) -> _Found:
         """Fit with the basis of the options, or with the one that the stars ask for."""
@@ -923,7 +927,7 @@ class _Fitting:
         which = self.compared(plain)
         orders = self.options.fit if plain is None else plain.orders
         if asked in ("elliptical", "spline"):
-            forced = self.contender(asked, which, orders)
+            forced = self.contender(asked, which, orders, self.spacing)
             if forced is None:
                 raise failure or DataError(
                     f"The {len(self.stamps)} stars do not suffice for the basis {asked};"
@@ -932,8 +936,8 @@ class _Fitting:
             return self.final(forced)
         first = best = None if plain is None else self.plain_contender(which, basis, plain)
         if asked == "auto" and (best is None or best.trial.reduced > _GOOD_CHI_SQUARE):
-            for name in _OTHER_BASES:
-                other = self.contender(name, which, orders)
+            for name, spacing in self.others:
+                other = self.contender(name, which, orders, spacing)
                 if other is None or other.trial.reduced > _USEFUL_CHI_SQUARE:
                     continue
                 if best is None or is_better(other.trial, best.trial):
@@ -1011,13 +1015,26 @@ class _Fitting:
             return None
         return _Contender("gaussian", basis, plain.orders, plain.fit, trial)
 
-    def contender(self, name: BasisName, which: Array, orders: FitOptions) -> _Contender | None:
+    @property
+    def others(self) -> list[tuple[BasisName, float]]:
+        """What is tried where round Gaussians do not suffice, with the spacing of free grids."""
+        others: list[tuple[BasisName, float]] = [
+            ("elliptical", self.spacing),
+            ("spline", self.spacing),
+        ]
+        if self.fine_spacing < _FINER * self.spacing:
+            others.append(("spline", self.fine_spacing))
+        return others
+
+    def contender(
+        self, name: BasisName, which: Array, orders: FitOptions, spacing: float
+    ) -> _Contender | None:
         """Another basis, fitted to the stars by which bases are compared.
 
         None if these are too few, and where elliptical Gaussians would be round.
         """
         if name == "spline":
-            basis: KernelBasis | None = spline_basis(self.free_side(), self.spacing)
+            basis: KernelBasis | None = spline_basis(self.free_side(), spacing)
             orders = dataclasses.replace(orders, kernel_order=min(orders.kernel_order, 1))
         else:
             basis = self.elliptical(which)
