@@ -70,6 +70,9 @@ _WIDTH_STARS, _ENOUGH_FOR_MEDIAN = 50, 10
 _MOST_OF_WINDOW, _MOST_SHEAR = 0.95, 0.9
 _FINE = 4.0
 """Width from which on interpolation widens a star by less than 0.1 %."""
+_SLOPE_ORDER, _NO_SLOPE = 2, (0.0,) * 5
+"""Of the polynomials that widths follow over the field, and their coefficients where they do not
+vary."""
 _BETA = (1.5, 100.0)
 _TURBULENCE = ((0.657, 1 / 11.14, 0.9682), (0.321, 1 / 2.782, 1.112), (0.022, 6 / 11, 3.167))
 """Share, 1/beta and half width of Moffat profiles whose sum is Kolmogorov's within 1.2 %, from the
@@ -109,6 +112,9 @@ _WINGS_FROM, _LEAST_MISFIT, _WORSE_IN_WINGS = 3.0, 0.1, 3.0
 _WINGS_ALONE = 2.0
 """Over the misfit, relative error of pixels with which a core that no profile fits leaves the share
 of turbulence to the wings."""
+_FAR_OFF, _SHAPE_REACH = 0.15, 8.0
+"""What a profile leaves of a typical star, over the profile, both in squares' roots, that is no
+detail; half widths within which it is the star's."""
 _LEVEL_FROM = 4.0
 """Half widths at half maximum: pixels farther away tell a star's background."""
 _ANGLES = 64
@@ -178,8 +184,8 @@ class _Stars:
 class _Moffat:
     """Elliptical profile of unit flux: a Moffat profile, and turbulence's of the same half width.
 
-    ``half_width`` at half maximum, 1/beta, the share of turbulence, shear, how ln(width) grows with
-    the row and the column (`whitediff.polynomials.chebyshev_terms(1)`), what the mean star
+    ``half_width`` at half maximum, 1/beta, the share of turbulence, shear, how ln(width) grows over
+    the field (`whitediff.polynomials.chebyshev_terms(2)` without the first), what the mean star
     differs from it by in its core, relatively, and the share of diffracted light, None where there
     is none to look for.
     """
@@ -188,7 +194,7 @@ class _Moffat:
     inverse_beta: float
     turbulence: float = 0.0
     shear: tuple[float, float] = (0.0, 0.0)
-    slope: tuple[float, ...] = (0.0, 0.0)
+    slope: tuple[float, ...] = _NO_SLOPE
     misfit: float = 0.0
     diffraction: float | None = None
 
@@ -252,10 +258,10 @@ class _Moffat:
         offset = np.arange(side) - side // 2
         columns = offset[None, None, :] - stars.dx[:, None, None]
         rows = offset[None, :, None] - stars.dy[:, None, None]
-        return self(columns, rows, factor * self.stretch(stars.terms(1)))
+        return self(columns, rows, factor * self.stretch(stars.terms(_SLOPE_ORDER)))
 
     def stretch(self, terms: Array) -> Array:
-        """Local widths over that in the middle, ``(n, 1, 1)``."""
+        """Local widths over the usual one, ``(n, 1, 1)``."""
         return np.exp(terms[:, 1:] @ np.array(self.slope))[:, None, None]
 
 
@@ -358,7 +364,10 @@ def measure_psf(
     if width < NARROW:
         profile = dataclasses.replace(profile, diffraction=_USUAL_DIFFRACTION[0])
         return _measure_narrow(stars, profile, size, order)
-    residual = np.zeros((1, size, size))
+    residual = _first_residual(stars, profile, size)
+    has_shape = bool(residual.any())
+    # Else what all have far out is taken for neighbours.
+    stars.alike[:] = has_shape
     for iteration in range(_PASSES):
         last = iteration == _PASSES - 1
         stars, used, weight, alike = _stars_apart(
@@ -372,11 +381,11 @@ def measure_psf(
                 profile, slope=tuple(np.add(profile.slope, alike.slope).tolist())
             )
             stars.flux, used.flux = stars.flux * scale, used.flux * scale
-            side, terms = left.shape[1], used.terms(1)
+            side, terms = left.shape[1], used.terms(_SLOPE_ORDER)
             change = before.centred(side, before.stretch(terms)) / scale
             change -= profile.centred(side, profile.stretch(terms))
             left = left / scale + change
-        if iteration > 0:
+        if iteration > 0 or has_shape:
             known = order
             while known and len(used) < _STARS_PER_TERM * (known + 1) * (known + 2) // 2:
                 known -= 1
@@ -389,6 +398,33 @@ def measure_psf(
     inside = float(coefficients[0].sum())
     enclosed = inside / (inside + profile.beyond(size))
     return MeasuredPsf(unit_sum(coefficients), len(used), enclosed, error)
+
+
+def _first_residual(stars: _Stars, profile: _Moffat, size: int) -> Array:
+    """What the profile leaves of a typical bright star, ``(1, size, size)``: 0 if little.
+
+    Stars that no profile resembles, such as rings and those of two peaks, cannot be told apart
+    by its fit before their shape is known.
+    """
+    bright = stars.part(np.arange(len(stars)) < _SHARERS)
+    data = _moved(bright.sky_free, -bright.dx, -bright.dy)
+    margin = (data.shape[1] - size) // 2
+    data = data[:, margin : margin + size, margin : margin + size]
+    offset = np.arange(size) - size // 2
+    square = profile.square(offset[None, :], offset[:, None]) / profile.half_width**2
+    own, core = profile.centred(size), square < _WINGS_FROM**2
+    scale = np.einsum("nij,ij->n", data, own * core) / float((own[core] ** 2).sum())
+    good = scale > 0
+    if good.sum() < _FEWEST:
+        return np.zeros((1, size, size))
+    unit = data[good] / scale[good, None, None]
+    typical = np.median(unit, axis=0)
+    noise = MAD_TO_SIGMA * np.median(abs(unit - typical), axis=0)
+    near = square < _SHAPE_REACH**2
+    left = np.where(near, typical - own, 0.0)
+    excess = float((left**2 - noise**2 / good.sum())[near].sum())
+    is_far_off = excess > _FAR_OFF**2 * float((own**2).sum())
+    return left[None] if is_far_off else np.zeros((1, size, size))
 
 
 def _stars_apart(
@@ -528,7 +564,7 @@ def _table(profile: _Moffat, stars: _Stars, weight: Array) -> FineTable:
     weight = _with_floor(weight, _FLOOR * profile.at(stars, stars.data.shape[1]))
     reach = _TABLE_REACH * 2 * profile.half_width
     near = radius < reach + 1
-    plain = dataclasses.replace(profile, slope=(0.0, 0.0))
+    plain = dataclasses.replace(profile, slope=_NO_SLOPE)
     left = _unit_rest(profile, stars)
     own = profile.at(stars, left.shape[1])
     rings = fitted_rings(left, inverse, own, radius, first=reach, off=_RINGS_DIFFER)
@@ -560,7 +596,7 @@ def _over_phases(
 
     nodes = np.cos(np.pi * (np.arange(5) + 0.5) / 5)
     u, v = (a.ravel() for a in np.meshgrid(nodes, nodes))
-    stretch = profile.stretch(chebyshev_products(1, u, v))
+    stretch = profile.stretch(chebyshev_products(_SLOPE_ORDER, u, v))
     images = np.stack([back(profile(columns, rows, each)).mean(axis=0) for each in stretch])
     terms = chebyshev_products(order, u, v)
     flat = np.linalg.lstsq(terms, images.reshape(len(u), -1), rcond=None)[0]
@@ -848,7 +884,7 @@ def _expansion(profile: _Moffat, size: int, order: int) -> Array:
     """The profile with its varying width, as polynomials of the position."""
     nodes = np.cos(np.pi * (np.arange(5) + 0.5) / 5)
     column, row = (a.ravel() for a in np.meshgrid(nodes, nodes))
-    stretch = profile.stretch(chebyshev_products(1, column, row))
+    stretch = profile.stretch(chebyshev_products(_SLOPE_ORDER, column, row))
     images = profile.centred(size, stretch).reshape(len(column), -1)
     terms = chebyshev_products(order, column, row)
     return np.linalg.lstsq(terms, images, rcond=None)[0].reshape(-1, size, size)
@@ -1019,9 +1055,9 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     fits = chi_square < _LARGEST_CHI_SQUARE * max(float(np.median(chi_square)), 1 / 3)
     best = np.sort(error[fits])
     if len(best) < _FEWEST:
-        return _Alike(np.argsort(chi_square)[:_FEWEST], (0.0, 0.0), 0.0, _UNKNOWN_WIDTH)
+        return _Alike(np.argsort(chi_square)[:_FEWEST], _NO_SLOPE, 0.0, _UNKNOWN_WIDTH)
     trials = []
-    for order in (0, 1, 2) if fits.sum() >= _ENOUGH else (0,):
+    for order in range(_SLOPE_ORDER + 1) if fits.sum() >= _ENOUGH else (0,):
         terms = stars.terms(order)[:, 1:]
         end, tilt = _tilted(excess, error, fits, terms)
         cost = 0.5 * len(tilt) * math.log(fits.sum())
@@ -1033,7 +1069,7 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
         rank = np.argsort(-np.where(fits, end.probability, 0), kind="stable")
         keep = np.isin(np.arange(len(stars)), rank[:_FEWEST])
     along = dict(zip(chebyshev_terms(order)[1:], tilt, strict=True))
-    slope = tuple(float(along.get(term, 0.0)) for term in chebyshev_terms(1)[1:])
+    slope = tuple(float(along.get(term, 0.0)) for term in chebyshev_terms(_SLOPE_ORDER)[1:])
     # Those that are used are a little wider than the stars, or narrower, as it happens.
     excess = excess - tilted
     used = np.average(excess[keep], weights=1 / (error[keep] ** 2 + end.scatter**2))
