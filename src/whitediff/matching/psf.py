@@ -420,7 +420,9 @@ def _first_residual(stars: _Stars, profile: _Moffat, size: int) -> Array:
     unit = data[good] / scale[good, None, None]
     typical = np.median(unit, axis=0)
     noise = MAD_TO_SIGMA * np.median(abs(unit - typical), axis=0)
-    near = square < _SHAPE_REACH**2
+    # In the median of a few stars a neighbour of one of them is left.
+    reach = _SHAPE_REACH if good.sum() >= _FEWEST_SHARERS else _WINGS_FROM
+    near = square < reach**2
     left = np.where(near, typical - own, 0.0)
     excess = float((left**2 - noise**2 / good.sum())[near].sum())
     is_far_off = excess > _FAR_OFF**2 * float((own**2).sum())
