@@ -37,7 +37,7 @@ from ..matching.candidates import (
     cut_stamps,
     static_sources,
 )
-from ..matching.choice import Trial, is_better, mean_moments, tried
+from ..matching.choice import Trial, detail_width, is_better, mean_moments, tried
 from ..matching.design import FitOptions
 from ..matching.fluxes import FluxRatio, flux_ratio
 from ..matching.normals import Normals, Stamps, normal_equations
@@ -827,7 +827,8 @@ def _fit(
     source_unit = unit / flux_ratio
     # Neither image shows finer detail than its own width, but a wide target may have rings, and
     # several peaks as sharp as the source's.
-    widths = math.sqrt(source_sigma * target_sigma), min(source_sigma, target_sigma)
+    detail = detail_width(stamps.source[:_MOMENT_STARS])
+    widths = math.sqrt(source_sigma * target_sigma), min(source_sigma, target_sigma, detail)
     spacing, fine = (max(1.0, _GRID_STEP * width) for width in widths)
     found = _Fitting(
         stamps.in_units(source_unit, unit),
