@@ -12,16 +12,18 @@ __all__ = ["extracted"]
 
 type Array = npt.NDArray[Any]
 
-_BRIGHT, _SHOWN, _FEWEST = 50.0, 25, 3
-"""Signal-to-noise ratio from which on a source shows what a star looks like; how many show it, the
-brightest, and at least."""
-_MANY_SPLIT = 0.5
-"""Of the bright sources: from there on that they are parts may be due to the PSF."""
-_MERGED, _CUT_OFF = 1, 8
-"""Flags of SEP: part of a blend; at the edge of the frame."""
-_WHOLE = 1.0
-"""Contrast of a part of a source at which nothing is one."""
-_MARGIN = 3
+_SHOWN, _FEWEST = 25, 3
+"""How many sources show what a star looks like, the brightest, and at least."""
+_BRIGHT = 50.0
+"""Signal-to-noise ratio, about, from which on they do."""
+_SHARED = 0.25
+"""Quantile of them: three quarters have as much light at the same place beside them."""
+_ALIKE = 0.7
+"""Of the brightest part of a star, what another may be taken for it with."""
+_LEAST_PART = 0.03
+"""Of a star's peak: what is fainter is no part of it."""
+_HALF = 20
+"""Half of the side of a star's surroundings, pixels."""
 _WIDENING, _MOST_WIDENINGS = 1.25, 12
 _FIRST_WIDTH = 1.0
 """Of the filter, pixels: next after that of one pixel and its neighbours."""
@@ -48,38 +50,36 @@ def extracted(image: Array, noise: Array, hole: Array, *, threshold: float) -> A
     Notes
     -----
     Sources are told from their neighbours where there is a valley between them.  A PSF with two
-    peaks has one, too: where most bright sources are parts, and a typical one of those that
-    belong together has the valley, the image is smoothed until it has not.
+    peaks has one, too: where three quarters of the bright sources have a neighbour at the same
+    place, the image is smoothed until they have not.
     """
-    found = _extract(image, threshold, noise, hole, None)
-    bright = _significance(found, threshold) > _BRIGHT
-    split = (found["flag"] & _MERGED) != 0
-    if bright.sum() < _FEWEST or split[bright].mean() < _MANY_SPLIT:
-        return found
-    typical = _typical(image, noise, hole, threshold)
+    found = _extract(image, noise, hole, threshold)
+    typical = _typical(image, noise, hole, found, threshold)
     if typical is None:
         return found
+    threshold_of_parts = max(threshold, _LEAST_PART * float(typical.max()))
     width: float | None = None
     for _ in range(_MOST_WIDENINGS):
-        if len(_extract(typical, threshold, 1.0, None, width)) <= 1:
-            return found if width is None else _extract(image, threshold, noise, hole, width)
+        if len(_extract(typical, 1.0, None, threshold_of_parts, width)) <= 1:
+            if width is None:
+                return found
+            return _extract(image, noise, hole, threshold, _WIDENING * width)
         width = _FIRST_WIDTH if width is None else _WIDENING * width
     return found
 
 
 def _extract(
     image: Array,
-    threshold: float,
     noise: Array | float,
     hole: Array | None,
-    width: float | None,
-    contrast: float = 0.005,
+    threshold: float,
+    width: float | None = None,
 ) -> Array:
     """Sources on an image that is smoothed by a Gaussian, or by SEP's own filter."""
     import sep
 
     # The plain filter: that which weighs every pixel by its noise takes three times as long.
-    options: dict[str, Any] = {"filter_type": "conv", "deblend_cont": contrast}
+    options: dict[str, Any] = {"filter_type": "conv"}
     if width is not None:
         reach = math.ceil(_FILTER_REACH * width)
         profile = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
@@ -88,41 +88,45 @@ def _extract(
     return result
 
 
-def _significance(sources: Array, threshold: float) -> Array:
-    """About the signal-to-noise ratios of sources, from what is above the threshold."""
-    noise = np.maximum(sources["thresh"] / threshold, np.finfo(np.float32).tiny)
-    result: Array = sources["flux"] / (noise * np.sqrt(np.maximum(sources["npix"], 1)))
-    return result
+def _typical(
+    image: Array, noise: Array, hole: Array, sources: Array, threshold: float
+) -> Array | None:
+    """What bright sources and their surroundings have in common, in units of the noise.
 
-
-def _typical(image: Array, noise: Array, hole: Array, threshold: float) -> Array | None:
-    """Median of bright sources, whatever parts they have, in units of the noise.
-
-    Each is centred on the middle of its light.  None where too few stand alone.
+    None where too few are the brightest of their surroundings.
     """
-    whole = _extract(image, threshold, noise, hole, None, _WHOLE)
-    usable = (whole["flag"] & _CUT_OFF) == 0
-    whole = whole[usable & (_significance(whole, threshold) > _BRIGHT)]
-    whole = whole[np.argsort(-whole["flux"], kind="stable")]
-    if len(whole) < _FEWEST:
-        return None
-    extent = np.maximum(whole["xmax"] - whole["xmin"], whole["ymax"] - whole["ymin"])
-    half = int(np.median(extent)) // 2 + _MARGIN
+    # Sources are of so many pixels above the threshold.
+    unit = np.maximum(sources["thresh"] / threshold, np.finfo(np.float32).tiny)
+    ratio = sources["flux"] / (unit * np.sqrt(np.maximum(sources["npix"], 1)))
+    order = np.argsort(-sources["flux"], kind="stable")
     ny, nx = image.shape
-    stamps, peaks = [], []
-    for source in whole:
-        column, row = round(float(source["x"])), round(float(source["y"]))
-        if not (half <= column < nx - half and half <= row < ny - half):
+    taken = np.zeros(len(sources), dtype=bool)
+    stamps, fluxes = [], []
+    for brightest in order[ratio[order] > _BRIGHT]:
+        near = np.maximum(
+            abs(sources["x"] - sources["x"][brightest]),
+            abs(sources["y"] - sources["y"][brightest]),
+        )
+        if taken[near < _HALF].any():
             continue
-        cut = np.s_[row - half : row + half + 1, column - half : column + half + 1]
+        taken[brightest] = True
+        # Of parts as bright as each other, the same one of every star.
+        alike = (near < _HALF) & (sources["flux"] > _ALIKE * sources["flux"][brightest])
+        first = np.argmin(np.where(alike, sources["x"] + sources["y"], np.inf))
+        source = sources[first]
+        x, y = float(source["x"]), float(source["y"])
+        column, row = round(x), round(y)
+        if not (_HALF <= column < nx - _HALF and _HALF <= row < ny - _HALF):
+            continue
+        cut = np.s_[row - _HALF : row + _HALF + 1, column - _HALF : column + _HALF + 1]
         if hole[cut].any():
             continue
-        stamp = image[cut] / float(np.median(noise[cut]))
-        stamps.append(stamp / stamp.sum())
-        peaks.append(float(stamp.sum()))
+        stamp, flux = image[cut] / float(np.median(noise[cut])), float(source["flux"])
+        stamps.append(stamp / flux)
+        fluxes.append(flux)
         if len(stamps) == _SHOWN:
             break
     if len(stamps) < _FEWEST:
         return None
-    typical = np.median(stamps, axis=0) * np.median(peaks)
+    typical = np.quantile(stamps, _SHARED, axis=0) * np.median(fluxes)
     return np.ascontiguousarray(typical, dtype=np.float32)
