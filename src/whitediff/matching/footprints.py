@@ -28,6 +28,8 @@ _WIDENING, _MOST_WIDENINGS = 1.25, 12
 _FIRST_WIDTH = 1.0
 """Of the filter, pixels: next after that of one pixel and its neighbours."""
 _FILTER_REACH = 3.0
+_NOISE_LEFT = 0.375
+"""Of white noise after SEP's own filter."""
 
 
 def extracted(image: Array, noise: Array, hole: Array, *, threshold: float) -> Array:
@@ -84,6 +86,9 @@ def _extract(
         reach = math.ceil(_FILTER_REACH * width)
         profile = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
         options["filter_kernel"] = np.outer(profile, profile).astype(np.float32)
+        # What is smoothed more has less noise.
+        left = float((profile**2).sum()) / float(profile.sum()) ** 2
+        threshold *= min(1.0, left / _NOISE_LEFT)
     result: Array = sep.extract(image, threshold, err=noise, mask=hole, **options)
     return result
 
