@@ -830,6 +830,10 @@ def _recentre(stars: _Stars, reach: int) -> float:
         if not typical.max() > 0:
             return math.nan
         width = full_width_half_maximum(typical)
+        peak = np.array(np.unravel_index(int(np.argmax(typical)), typical.shape)) - reach
+        if math.hypot(*peak) > width / 2 + 1:
+            # A narrower window would take one star's one peak and another's other.
+            break
         sigma = max(0.8, FWHM_TO_SIGMA * width)
     if width < _FINE:
         # Moved there and back, the typical star, which has lost its finest structure once, is
