@@ -15,7 +15,7 @@ from astropy.table import Table
 from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 from lsst.images.fields import ChebyshevField
 
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..interpolation import patched
 from ..matching.background import HIGHEST_ORDER, fit_background
 from ..matching.basis import (
@@ -74,6 +74,8 @@ _SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.05, 0.2
 be exceeded in any case, and the relative ones that deserve a warning and an error."""
 _CORE_SIGMAS, _CHANGED_SIGMAS = 3, 3.5
 _ENOUGH_STARS = 10
+_FEWEST_IN_BOTH = 5
+"""Stars that were measured on both images, from which on these are known to show the same sky."""
 _FIRST_STARS = 250
 _MOST_STARS_DELTA = 100
 _COMPARED_STARS, _MOST_STARS_FREE, _MOMENT_STARS = 40, 60, 20
@@ -362,22 +364,27 @@ def match(
     reach = _CHANGED_SIGMAS * max(target_sigma, source_sigma)
     changed = changed_pixels(sources, candidates, reach=reach)
     bad = bad[0], bad[1] | changed
-    found = _fit(
-        source,
-        target,
-        bad,
-        candidates,
-        stamp_size,
-        basis,
-        options,
-        # Pre-convolved noise has next to the power of before at the scale of a star, however
-        # little it scatters from pixel to pixel; the original variance stands for that.
-        pair.science.variance.array if preconvolution_kernel is not None else target.variance.array,
-        target_sigma,
-        source_sigma,
-        skies,
-        candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
-    )
+    try:
+        found = _fit(
+            source,
+            target,
+            bad,
+            candidates,
+            stamp_size,
+            basis,
+            options,
+            # Pre-convolved noise has next to the power of before at the scale of a star, however
+            # little it scatters from pixel to pixel; the original variance stands for that.
+            pair.science.variance.array
+            if preconvolution_kernel is not None
+            else target.variance.array,
+            target_sigma,
+            source_sigma,
+            skies,
+            candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
+        )
+    except TooFewSourcesError as error:
+        raise _unlike(error, len(candidates), pair, convolved) from None
     fit, basis = found.fit, found.basis
     if len(fit.used) < len(candidates):
         candidates = candidates.first(len(fit.used), "a free kernel takes the brightest stars")
@@ -427,6 +434,30 @@ def match(
         has_structure=structure is not None,
         stars=star_table(sources, candidates, fit, science, noise_known=options.fit.known_noise),
         flux_ratio=ratio,
+    )
+
+
+def _unlike(
+    error: TooFewSourcesError,
+    stars: int,
+    pair: Pair,
+    convolved: Literal["template", "science"],
+) -> TooFewSourcesError:
+    """The error, or what it means where the stars of one image are known to be in the other."""
+    seen = pair.misalignment
+    if seen is None or seen.stars < _FEWEST_IN_BOTH or 2 * error.found >= stars:
+        return error
+    names = {"template": "template", "science": "science image"}
+    widths = {"template": pair.template_fwhm, "science": pair.science_fwhm}
+    other: Literal["template", "science"] = "science" if convolved == "template" else "template"
+    return TooFewSourcesError(
+        f"No kernel makes the PSF of the {names[convolved]} ({widths[convolved]:.2f} pixels) into"
+        f" that of the {names[other]} ({widths[other]:.2f} pixels): {seen.stars} stars are in both"
+        f" images, but a kernel describes only {error.found} of the {stars} that could be used, as"
+        " where the first is a ring or has several peaks; convolve the other image (--convolved"
+        f" {other}), or take another template.",
+        found=error.found,
+        required=error.required,
     )
 
 

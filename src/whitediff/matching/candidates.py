@@ -359,7 +359,7 @@ def find_sources(
         )
     measured = (radii[0] > 0.5) & (radii[1] > 0.5)
     # The same image twice tells no more than once.
-    planes = [(science_plane, science_bad), (template_plane, template_bad)]
+    planes = [(science_plane, science_bad, middles[0]), (template_plane, template_bad, off)]
     planes = planes[: 1 if template is science else 2]
     return _with_stars(
         Sources(
@@ -380,8 +380,10 @@ def find_sources(
     )
 
 
-def _with_stars(sources: Sources, planes: list[tuple[_Plane, Array]]) -> Sources:
-    """Sources with the stars among them.
+def _with_stars(
+    sources: Sources, planes: list[tuple[_Plane, Array, tuple[float, float]]]
+) -> Sources:
+    """Sources with the stars among them; planes with their bad pixels and usual offsets.
 
     The windows grow until they are as wide as the stars: through one that is too narrow these are
     still told from galaxies, if less well, and through one that suits galaxies hardly.
@@ -399,9 +401,14 @@ def _with_stars(sources: Sources, planes: list[tuple[_Plane, Array]]) -> Sources
     def locus_of(which: Array, *, slopes: bool) -> Locus:
         shapes = tuple(
             windowed_shapes(
-                plane.image, plane.noise, bad, sources.x[which], sources.y[which], sigma=width
+                plane.image,
+                plane.noise,
+                bad,
+                sources.x[which] + dx,
+                sources.y[which] + dy,
+                sigma=width,
             )
-            for (plane, bad), width in zip(planes, sigma, strict=True)
+            for (plane, bad, (dx, dy)), width in zip(planes, sigma, strict=True)
         )
         return find_locus(shapes, x[which], y[which], ratio[which], slopes=slopes)
 
