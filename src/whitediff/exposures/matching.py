@@ -383,8 +383,8 @@ def match(
             skies,
             candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
         )
-    except TooFewSourcesError as error:
-        raise _unlike(error, len(candidates), pair, convolved) from None
+    except TooFewSourcesError as failure:
+        raise _unlike(failure, len(candidates), pair, convolved) from None
     fit, basis = found.fit, found.basis
     if len(fit.used) < len(candidates):
         candidates = candidates.first(len(fit.used), "a free kernel takes the brightest stars")
@@ -395,6 +395,7 @@ def match(
         convolved,
         noise_known=options.fit.known_noise,
         stars_told=pair.misalignment is not None,
+        are_in_both=_are_in_both(pair),
     )
     if preconvolution_kernel is None:
         _tell_of_narrow(pair.science_fwhm, pair.template_fwhm, found.unexplained)
@@ -437,27 +438,34 @@ def match(
     )
 
 
+def _are_in_both(pair: Pair) -> bool:
+    """Whether stars were found at the same places of both images."""
+    return pair.misalignment is not None and pair.misalignment.stars >= _FEWEST_IN_BOTH
+
+
+def _no_kernel(convolved: Literal["template", "science"], found: str) -> str:
+    """What it means that no kernel describes stars which are in both images."""
+    names = {"template": "template", "science": "science image"}
+    other = "science" if convolved == "template" else "template"
+    return (
+        f"No kernel makes the PSF of the {names[convolved]} into that of the {names[other]}, though"
+        f" both show the same stars: {found}. A ring, or peaks that the other lacks, do that;"
+        f" convolve the other image (--convolved {other}), or take another template."
+    )
+
+
 def _unlike(
-    error: TooFewSourcesError,
+    failure: TooFewSourcesError,
     stars: int,
     pair: Pair,
     convolved: Literal["template", "science"],
 ) -> TooFewSourcesError:
-    """The error, or what it means where the stars of one image are known to be in the other."""
-    seen = pair.misalignment
-    if seen is None or seen.stars < _FEWEST_IN_BOTH or 2 * error.found >= stars:
-        return error
-    names = {"template": "template", "science": "science image"}
-    widths = {"template": pair.template_fwhm, "science": pair.science_fwhm}
-    other: Literal["template", "science"] = "science" if convolved == "template" else "template"
+    """The failure, or what it means where the stars of one image are known to be in the other."""
+    if not _are_in_both(pair) or 2 * failure.found >= stars:
+        return failure
+    described = f"one describes {failure.found} of the {stars} that could be used"
     return TooFewSourcesError(
-        f"No kernel makes the PSF of the {names[convolved]} ({widths[convolved]:.2f} pixels) into"
-        f" that of the {names[other]} ({widths[other]:.2f} pixels): {seen.stars} stars are in both"
-        f" images, but a kernel describes only {error.found} of the {stars} that could be used, as"
-        " where the first is a ring or has several peaks; convolve the other image (--convolved"
-        f" {other}), or take another template.",
-        found=error.found,
-        required=error.required,
+        _no_kernel(convolved, described), found=failure.found, required=failure.required
     )
 
 
@@ -531,6 +539,7 @@ def _judge(
     *,
     noise_known: bool,
     stars_told: bool,
+    are_in_both: bool,
 ) -> None:
     """Refuse a fit that is nonsense; warn of one that is poor.
 
@@ -557,6 +566,8 @@ def _judge(
     else:
         shift = f"the science image is shifted by ({x:.1f}, {y:.1f}) pixels (x, y) against the"
         shift += " template"
+    if unexplained > _MOST_UNEXPLAINED and are_in_both:
+        raise DataError(_no_kernel(convolved, found))
     if unexplained > _MOST_UNEXPLAINED:
         raise DataError(
             f"The images do not match: {found}; are both of the same field, aligned to a pixel,"
