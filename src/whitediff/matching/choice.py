@@ -181,7 +181,7 @@ def is_better(trial: Trial, simpler: Trial) -> bool:
 
 
 def detail_width(images: Array) -> float:
-    """Width of the finest detail of a typical star: of a Gaussian, its own; of a ring, the ring's.
+    """Width of a typical star's detail: of a Gaussian its own, of a ring 1.4 times its profile's.
 
     Parameters
     ----------
@@ -194,8 +194,7 @@ def detail_width(images: Array) -> float:
         Pixels: the inverse root of the mean squared frequency, by the star's power.
     """
     light = _mean_star(images)
-    slopes = np.gradient(light)
-    steep = float(sum((slope**2).sum() for slope in slopes))
+    steep = sum(float((np.diff(light, axis=axis) ** 2).sum()) for axis in (0, 1))
     return float(np.sqrt((light**2).sum() / steep)) if steep > 0 else float("inf")
 
 
