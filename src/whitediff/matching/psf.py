@@ -70,9 +70,9 @@ _WIDTH_STARS, _ENOUGH_FOR_MEDIAN = 50, 10
 _MOST_OF_WINDOW, _MOST_SHEAR = 0.95, 0.9
 _FINE = 4.0
 """Width from which on interpolation widens a star by less than 0.1 %."""
-_SLOPE_ORDER, _NO_SLOPE = 2, (0.0,) * 5
-"""Of the polynomials that widths follow over the field, and their coefficients where they do not
-vary."""
+_SLOPE_ORDER, _NO_SLOPE, _PER_SLOPE = 2, (0.0,) * 5, 2
+"""Of the polynomials that widths follow over the field, their coefficients where they do not vary,
+and stars for each term, at least."""
 _BETA = (1.5, 100.0)
 _TURBULENCE = ((0.657, 1 / 11.14, 0.9682), (0.321, 1 / 2.782, 1.112), (0.022, 6 / 11, 3.167))
 """Share, 1/beta and half width of Moffat profiles whose sum is Kolmogorov's within 1.2 %, from the
@@ -115,6 +115,8 @@ of turbulence to the wings."""
 _FAR_OFF, _SHAPE_REACH = 0.15, 8.0
 """What a profile leaves of a typical star, over the profile, both in squares' roots, that is no
 detail; half widths within which it is the star's."""
+_LARGE_PART = 0.05
+"""Of a profile's peak: where the table has more, no neighbour is."""
 _LEVEL_FROM = 4.0
 """Half widths at half maximum: pixels farther away tell a star's background."""
 _ANGLES = 64
@@ -596,8 +598,7 @@ def _over_phases(
     def back(images: Array) -> Array:
         return moved_stamps(images, -dy, -dx, size // 2)[0]
 
-    nodes = np.cos(np.pi * (np.arange(5) + 0.5) / 5)
-    u, v = (a.ravel() for a in np.meshgrid(nodes, nodes))
+    u, v = _nodes()
     stretch = profile.stretch(chebyshev_products(_SLOPE_ORDER, u, v))
     images = np.stack([back(profile(columns, rows, each)).mean(axis=0) for each in stretch])
     terms = chebyshev_products(order, u, v)
@@ -886,10 +887,16 @@ def _moved(stamps: Array, dx: Array, dy: Array) -> Array:
     )
 
 
+def _nodes() -> tuple[Array, Array]:
+    """Columns and rows of places all over the frame, from -1 to 1: ``(25,)`` each."""
+    nodes = np.cos(np.pi * (np.arange(5) + 0.5) / 5)
+    column, row = np.meshgrid(nodes, nodes)
+    return column.ravel(), row.ravel()
+
+
 def _expansion(profile: _Moffat, size: int, order: int) -> Array:
     """The profile with its varying width, as polynomials of the position."""
-    nodes = np.cos(np.pi * (np.arange(5) + 0.5) / 5)
-    column, row = (a.ravel() for a in np.meshgrid(nodes, nodes))
+    column, row = _nodes()
     stretch = profile.stretch(chebyshev_products(_SLOPE_ORDER, column, row))
     images = profile.centred(size, stretch).reshape(len(column), -1)
     terms = chebyshev_products(order, column, row)
@@ -957,6 +964,8 @@ def _fit_stars(
     if profile.diffraction is not None:
         # The first ring, which no profile has, is no neighbour.
         core = np.hypot(offset[:, None], offset[None, :]) <= _RINGED * profile.half_width
+    if isinstance(residual, np.ndarray):
+        core = core | _other_peaks(profile, residual[0], side)
     masked = _without_neighbours(rest, expected, stars, core, profile)
     sky = masked * around
     total = sky.sum(axis=(1, 2))
@@ -965,6 +974,14 @@ def _fit_stars(
     good = (stars.flux > 0) & np.isfinite(stars.flux)
     good &= abs(np.stack([stars.dx, stars.dy]) - start).max(0) < 1
     return stars.part(good), model[good], masked[good]
+
+
+def _other_peaks(profile: _Moffat, residual: Array, side: int) -> Array:
+    """Where much of a star's light is that its profile does not have, ``(side, side)``."""
+    large = abs(residual) > _LARGE_PART * float(profile.centred(1)[0, 0])
+    large = scipy.ndimage.binary_dilation(large, iterations=math.ceil(profile.half_width))
+    found: Array = np.pad(large, (side - len(large)) // 2)
+    return found
 
 
 def _slopes(
@@ -1029,7 +1046,7 @@ def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
 
 class _Alike(NamedTuple):
     """Stars among sources: which, how ln(width) grows over the frame, and by how much the stars are
-    wider than the profile, with its error, as ln(width).
+    wider than the profile, with its error all over the frame, as ln(width).
     """
 
     which: Array
@@ -1063,12 +1080,14 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     if len(best) < _FEWEST:
         return _Alike(np.argsort(chi_square)[:_FEWEST], _NO_SLOPE, 0.0, _UNKNOWN_WIDTH)
     trials = []
-    for order in range(_SLOPE_ORDER + 1) if fits.sum() >= _ENOUGH else (0,):
+    for order in range(_SLOPE_ORDER + 1):
         terms = stars.terms(order)[:, 1:]
-        end, tilt = _tilted(excess, error, fits, terms)
+        if order and fits.sum() < _PER_SLOPE * (terms.shape[1] + 1):
+            break
+        end, tilt, unknown = _tilted(excess, error, fits, terms)
         cost = 0.5 * len(tilt) * math.log(fits.sum())
-        trials.append((end.evidence - cost, order, end, tilt, terms @ tilt))
-    _, order, end, tilt, tilted = max(trials, key=lambda trial: trial[0])
+        trials.append((end.evidence - cost, order, end, tilt, unknown, terms @ tilt))
+    _, order, end, tilt, unknown, tilted = max(trials, key=lambda trial: trial[0])
     limit = max(_WIDTH_ERROR, best[min(_ENOUGH, len(best)) - 1])
     keep = fits & (error <= limit) & (end.probability > 0.5)
     if keep.sum() < _FEWEST:
@@ -1079,7 +1098,11 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     # Those that are used are a little wider than the stars, or narrower, as it happens.
     excess = excess - tilted
     used = np.average(excess[keep], weights=1 / (error[keep] ** 2 + end.scatter**2))
-    return _Alike(np.flatnonzero(keep), slope, end.place - float(used), end.error)
+    u, v = _nodes()
+    away = chebyshev_products(order, u, v)[:, 1:]
+    elsewhere = float(np.einsum("ni,ij,nj->n", away, unknown, away).mean())
+    width_error = math.sqrt(end.error**2 + elsewhere)
+    return _Alike(np.flatnonzero(keep), slope, end.place - float(used), width_error)
 
 
 class _NarrowEnd(NamedTuple):
@@ -1094,11 +1117,13 @@ class _NarrowEnd(NamedTuple):
     evidence: float
 
 
-def _tilted(excess: Array, error: Array, fits: Array, terms: Array) -> tuple[_NarrowEnd, Array]:
-    """Narrow end of widths that vary over the field, and the coefficients of how they do."""
+def _tilted(
+    excess: Array, error: Array, fits: Array, terms: Array
+) -> tuple[_NarrowEnd, Array, Array]:
+    """Narrow end of widths that vary over the field, the coefficients of how, their covariance."""
     tilt = np.zeros(terms.shape[1])
     if not len(tilt):
-        return _narrow_end(excess, error, fits), tilt
+        return _narrow_end(excess, error, fits), tilt, np.zeros((0, 0))
     # At first all are taken for stars: galaxies are wider everywhere.
     probability, scatter = fits.astype(float), _SCATTERS[-1]
     for _ in range(_TILTINGS):
@@ -1112,7 +1137,7 @@ def _tilted(excess: Array, error: Array, fits: Array, terms: Array) -> tuple[_Na
         tilt *= _beyond_noise(tilt**2, np.diagonal(inverse)[1:])
         end = _narrow_end(excess - terms @ tilt, error, fits)
         probability, scatter = end.probability, end.scatter
-    return end, tilt
+    return end, tilt, inverse[1:, 1:]
 
 
 def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
