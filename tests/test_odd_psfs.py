@@ -132,7 +132,7 @@ def test_a_star_of_several_peaks_is_one_source(others):
     rng, *_, flux = field(3, stars=36)
     place = np.arange(6) * 64 + 40
     x, y = (each.ravel() + rng.uniform(-6, 6, 36) for each in np.meshgrid(place, place))
-    flux = np.maximum(flux, 8e3)
+    flux = np.maximum(flux, 1.5e4)
     image = rng.poisson(drawn(x, y, flux, peaks(3.6, *others)) + 300.0) + rng.normal(0, 5, SHAPE)
     found = extracted(*noise_units(image, 300), threshold=5.0)
     middle = [sum(share * place[k] for share, *place in others) for k in (0, 1)]

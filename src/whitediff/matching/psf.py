@@ -1079,15 +1079,18 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     best = np.sort(error[fits])
     if len(best) < _FEWEST:
         return _Alike(np.argsort(chi_square)[:_FEWEST], _NO_SLOPE, 0.0, _UNKNOWN_WIDTH)
+    # Slopes that the profile has were worth their freedom before.
+    had = 2 if any(profile.slope[2:]) else 1 if any(profile.slope) else 0
     trials = []
     for order in range(_SLOPE_ORDER + 1):
         terms = stars.terms(order)[:, 1:]
         if order and fits.sum() < _PER_SLOPE * (terms.shape[1] + 1):
             break
         end, tilt, unknown = _tilted(excess, error, fits, terms)
-        cost = 0.5 * len(tilt) * math.log(fits.sum())
+        cost = 0.5 * len(tilt) * math.log(fits.sum()) if order > had else 0.0
         trials.append((end.evidence - cost, order, end, tilt, unknown, terms @ tilt))
-    _, order, end, tilt, unknown, tilted = max(trials, key=lambda trial: trial[0])
+    had = min(had, len(trials) - 1)
+    _, order, end, tilt, unknown, tilted = max(trials[had:], key=lambda trial: trial[0])
     limit = max(_WIDTH_ERROR, best[min(_ENOUGH, len(best)) - 1])
     keep = fits & (error <= limit) & (end.probability > 0.5)
     if keep.sum() < _FEWEST:
