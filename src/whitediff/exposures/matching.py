@@ -15,7 +15,7 @@ from astropy.table import Table
 from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 from lsst.images.fields import ChebyshevField
 
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..interpolation import patched
 from ..matching.background import HIGHEST_ORDER, fit_background
 from ..matching.basis import (
@@ -37,7 +37,7 @@ from ..matching.candidates import (
     cut_stamps,
     static_sources,
 )
-from ..matching.choice import Trial, is_better, mean_moments, tried
+from ..matching.choice import Trial, detail_width, is_better, mean_moments, tried
 from ..matching.design import FitOptions
 from ..matching.fluxes import FluxRatio, flux_ratio
 from ..matching.normals import Normals, Stamps, normal_equations
@@ -74,6 +74,8 @@ _SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.05, 0.2
 be exceeded in any case, and the relative ones that deserve a warning and an error."""
 _CORE_SIGMAS, _CHANGED_SIGMAS = 3, 3.5
 _ENOUGH_STARS = 10
+_FEWEST_IN_BOTH = 5
+"""Stars that were measured on both images, from which on these are known to show the same sky."""
 _FIRST_STARS = 250
 _MOST_STARS_DELTA = 100
 _COMPARED_STARS, _MOST_STARS_FREE, _MOMENT_STARS = 40, 60, 20
@@ -86,8 +88,8 @@ _GRID_STEP, _LARGEST_GRID = 1.2, 24
 its side is larger anyway."""
 _GENEROUS = 2.0
 """By which limits are wider for stars by which bases are compared."""
-_OTHER_BASES: tuple[BasisName, ...] = ("elliptical", "spline")
-"""What is tried where round Gaussians do not suffice."""
+_FINER = 0.9
+"""By which a free kernel's grid has to be finer for another one to be tried."""
 _GOOD_CHI_SQUARE, _BAD_CHI_SQUARE, _USEFUL_CHI_SQUARE = 1.15, 1.5, 2.0
 """χ² per pixel of bright stars' cores, left out of the fit: up to the first a basis is good enough,
 from the second on a warning is due, and up to the third a richer basis is taken.  Where no kernel
@@ -358,22 +360,27 @@ def match(
     reach = _CHANGED_SIGMAS * max(target_sigma, source_sigma)
     changed = changed_pixels(sources, candidates, reach=reach)
     bad = bad[0], bad[1] | changed
-    found = _fit(
-        source,
-        target,
-        bad,
-        candidates,
-        stamp_size,
-        basis,
-        options,
-        # Pre-convolved noise has next to the power of before at the scale of a star, however
-        # little it scatters from pixel to pixel; the original variance stands for that.
-        pair.science.variance.array if preconvolution_kernel is not None else target.variance.array,
-        target_sigma,
-        source_sigma,
-        skies,
-        candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
-    )
+    try:
+        found = _fit(
+            source,
+            target,
+            bad,
+            candidates,
+            stamp_size,
+            basis,
+            options,
+            # Pre-convolved noise has next to the power of before at the scale of a star, however
+            # little it scatters from pixel to pixel; the original variance stands for that.
+            pair.science.variance.array
+            if preconvolution_kernel is not None
+            else target.variance.array,
+            target_sigma,
+            source_sigma,
+            skies,
+            candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
+        )
+    except TooFewSourcesError as failure:
+        raise _unlike(failure, len(candidates), pair, convolved) from None
     fit, basis = found.fit, found.basis
     if len(fit.used) < len(candidates):
         candidates = candidates.first(len(fit.used), "a free kernel takes the brightest stars")
@@ -384,6 +391,7 @@ def match(
         convolved,
         noise_known=options.fit.known_noise,
         stars_told=pair.misalignment is not None,
+        are_in_both=_are_in_both(pair),
     )
     if preconvolution_kernel is None:
         _tell_of_narrow(pair.science_fwhm, pair.template_fwhm, found.unexplained)
@@ -423,6 +431,37 @@ def match(
         has_structure=structure is not None,
         stars=star_table(sources, candidates, fit, science, noise_known=options.fit.known_noise),
         flux_ratio=ratio,
+    )
+
+
+def _are_in_both(pair: Pair) -> bool:
+    """Whether stars were found at the same places of both images."""
+    return pair.misalignment is not None and pair.misalignment.stars >= _FEWEST_IN_BOTH
+
+
+def _no_kernel(convolved: Literal["template", "science"], found: str) -> str:
+    """What it means that no kernel describes stars which are in both images."""
+    names = {"template": "template", "science": "science image"}
+    other = "science" if convolved == "template" else "template"
+    return (
+        f"No kernel makes the PSF of the {names[convolved]} into that of the {names[other]}, though"
+        f" both show the same stars: {found}. A ring, or peaks that the other lacks, do that;"
+        f" convolve the other image (--convolved {other}), or take another template."
+    )
+
+
+def _unlike(
+    failure: TooFewSourcesError,
+    stars: int,
+    pair: Pair,
+    convolved: Literal["template", "science"],
+) -> TooFewSourcesError:
+    """The failure, or what it means where the stars of one image are known to be in the other."""
+    if not _are_in_both(pair) or 2 * failure.found >= stars:
+        return failure
+    described = f"one describes {failure.found} of the {stars} that could be used"
+    return TooFewSourcesError(
+        _no_kernel(convolved, described), found=failure.found, required=failure.required
     )
 
 
@@ -496,6 +535,7 @@ def _judge(
     *,
     noise_known: bool,
     stars_told: bool,
+    are_in_both: bool,
 ) -> None:
     """Refuse a fit that is nonsense; warn of one that is poor.
 
@@ -522,6 +562,8 @@ def _judge(
     else:
         shift = f"the science image is shifted by ({x:.1f}, {y:.1f}) pixels (x, y) against the"
         shift += " template"
+    if unexplained > _MOST_UNEXPLAINED and are_in_both:
+        raise DataError(_no_kernel(convolved, found))
     if unexplained > _MOST_UNEXPLAINED:
         raise DataError(
             f"The images do not match: {found}; are both of the same field, aligned to a pixel,"
@@ -821,8 +863,11 @@ def _fit(
     used = stamps.weight > 0
     unit = float(np.median(stamps.weight[used])) ** -0.5 if used.any() else 1.0
     source_unit = unit / flux_ratio
-    # Neither image shows finer detail than its own width, but a wide target may have rings.
-    spacing = max(1.0, _GRID_STEP * math.sqrt(source_sigma * target_sigma))
+    # Neither image shows finer detail than its own width, but a wide target may have rings, and
+    # several peaks as sharp as the source's.
+    detail = detail_width(stamps.source[:_MOMENT_STARS])
+    widths = math.sqrt(source_sigma * target_sigma), min(source_sigma, target_sigma, detail)
+    spacing, fine = (max(1.0, _GRID_STEP * width) for width in widths)
     found = _Fitting(
         stamps.in_units(source_unit, unit),
         lambda size, side, count: cut(size, side, count).in_units(source_unit, unit),
@@ -830,6 +875,7 @@ def _fit(
         norm * (source_unit / unit) ** 2,
         _CORE_SIGMAS * target_sigma,
         spacing,
+        fine,
     ).best(basis)
     return dataclasses.replace(found, fit=found.fit.in_units(source_unit, unit))
 
@@ -891,8 +937,8 @@ class _Fitting:
         Squared norm of the kernel that their weights assume.
     core
         Half-width of the square of a star that is never taken for varying, pixels.
-    spacing
-        Of a free kernel's grid, pixels.
+    spacing, fine_spacing
+        Of a free kernel's grid, pixels; and where that is too coarse.
     """
 
     stamps: Stamps
@@ -901,6 +947,7 @@ class _Fitting:
     norm: float
     core: float
     spacing: float
+    fine_spacing: float
 
     def best(self, basis: KernelBasis) -> _Found:
         """Fit with the basis of the options, or with the one that the stars ask for."""
@@ -919,7 +966,7 @@ class _Fitting:
         which = self.compared(plain)
         orders = self.options.fit if plain is None else plain.orders
         if asked in ("elliptical", "spline"):
-            forced = self.contender(asked, which, orders)
+            forced = self.contender(asked, which, orders, self.spacing)
             if forced is None:
                 raise failure or DataError(
                     f"The {len(self.stamps)} stars do not suffice for the basis {asked};"
@@ -928,8 +975,8 @@ class _Fitting:
             return self.final(forced)
         first = best = None if plain is None else self.plain_contender(which, basis, plain)
         if asked == "auto" and (best is None or best.trial.reduced > _GOOD_CHI_SQUARE):
-            for name in _OTHER_BASES:
-                other = self.contender(name, which, orders)
+            for name, spacing in self.others:
+                other = self.contender(name, which, orders, spacing)
                 if other is None or other.trial.reduced > _USEFUL_CHI_SQUARE:
                     continue
                 if best is None or is_better(other.trial, best.trial):
@@ -1007,13 +1054,26 @@ class _Fitting:
             return None
         return _Contender("gaussian", basis, plain.orders, plain.fit, trial)
 
-    def contender(self, name: BasisName, which: Array, orders: FitOptions) -> _Contender | None:
+    @property
+    def others(self) -> list[tuple[BasisName, float]]:
+        """What is tried where round Gaussians do not suffice, with the spacing of free grids."""
+        others: list[tuple[BasisName, float]] = [
+            ("elliptical", self.spacing),
+            ("spline", self.spacing),
+        ]
+        if self.fine_spacing < _FINER * self.spacing:
+            others.append(("spline", self.fine_spacing))
+        return others
+
+    def contender(
+        self, name: BasisName, which: Array, orders: FitOptions, spacing: float
+    ) -> _Contender | None:
         """Another basis, fitted to the stars by which bases are compared.
 
         None if these are too few, and where elliptical Gaussians would be round.
         """
         if name == "spline":
-            basis: KernelBasis | None = spline_basis(self.free_side(), self.spacing)
+            basis: KernelBasis | None = spline_basis(self.free_side(), spacing)
             orders = dataclasses.replace(orders, kernel_order=min(orders.kernel_order, 1))
         else:
             basis = self.elliptical(which)

@@ -15,6 +15,7 @@ import scipy.spatial
 from ..errors import ArgumentError, TooFewSourcesError
 from ..interpolation import patched
 from ..stats import half_sample_mode, power_of_two
+from .footprints import extracted
 from .locus import SEARCHED, Locus, find_locus, windowed_shapes
 from .normals import Stamps
 
@@ -62,6 +63,8 @@ _FEWEST_LIKELY, _FEWEST_CERTAIN, _CERTAIN = 1.5, 3.5, 3.0
 latter: of 156 simulated fields of galaxies without a star, one reaches both."""
 _STAR_RATIO = 20.0
 """Signal-to-noise ratio from which on a source shows what stars look like."""
+_MOST_CENTRED, _LARGE_OFFSET = 50, 1.0
+"""Sources, the brightest, whose middles are compared between the images, and pixels that matter."""
 _SMALLEST_WINDOW, _WINDOW_GROWTH, _WINDOW_ERROR = 1.2, 1.5, 0.05
 _MOST_WINDOWS = 8
 _NEIGHBOUR_SIGMAS, _NEIGHBOUR_PIXELS = 4, 3
@@ -316,8 +319,7 @@ def find_sources(
         template, science_variance if template_variance is None else template_variance, template_bad
     )
     image, noise, hole, unit = science_plane
-    # The plain filter: that which weighs every pixel by its noise takes three times as long.
-    found = sep.extract(image, _DETECTION_THRESHOLD, err=noise, mask=hole, filter_type="conv")
+    found = extracted(image, noise, hole, threshold=_DETECTION_THRESHOLD)
     x, y = found["x"], found["y"]
     if len(x) == 0:
         raise TooFewSourcesError(
@@ -339,15 +341,25 @@ def find_sources(
     rank = np.where(alone, np.where(common, ratio, 0.0), -1.0)
     chosen = np.argsort(-rank)[: min(_MOST_RADII, int(alone.sum()))]
     radii = [np.zeros(len(x)), np.zeros(len(x))]
-    for plane, radius in zip((science_plane, template_plane), radii, strict=True):
+    off = _usual_offset(template_plane, x[chosen], y[chosen], aperture)
+    middles = (0.0, 0.0), off
+    for plane, (dx, dy), radius in zip(
+        (science_plane, template_plane), middles, radii, strict=True
+    ):
         # Wide enough for the wings, narrow enough for neighbours to stay outside.
         largest = np.full(len(chosen), 1.5 * aperture)
         radius[chosen], _ = sep.flux_radius(
-            plane.image, x[chosen], y[chosen], largest, 0.5, mask=plane.hole, subpix=_SUBPIXELS
+            plane.image,
+            x[chosen] + dx,
+            y[chosen] + dy,
+            largest,
+            0.5,
+            mask=plane.hole,
+            subpix=_SUBPIXELS,
         )
     measured = (radii[0] > 0.5) & (radii[1] > 0.5)
     # The same image twice tells no more than once.
-    planes = [(science_plane, science_bad), (template_plane, template_bad)]
+    planes = [(science_plane, science_bad, middles[0]), (template_plane, template_bad, off)]
     planes = planes[: 1 if template is science else 2]
     return _with_stars(
         Sources(
@@ -368,8 +380,10 @@ def find_sources(
     )
 
 
-def _with_stars(sources: Sources, planes: list[tuple[_Plane, Array]]) -> Sources:
-    """Sources with the stars among them.
+def _with_stars(
+    sources: Sources, planes: list[tuple[_Plane, Array, tuple[float, float]]]
+) -> Sources:
+    """Sources with the stars among them; planes with their bad pixels and usual offsets.
 
     The windows grow until they are as wide as the stars: through one that is too narrow these are
     still told from galaxies, if less well, and through one that suits galaxies hardly.
@@ -387,9 +401,14 @@ def _with_stars(sources: Sources, planes: list[tuple[_Plane, Array]]) -> Sources
     def locus_of(which: Array, *, slopes: bool) -> Locus:
         shapes = tuple(
             windowed_shapes(
-                plane.image, plane.noise, bad, sources.x[which], sources.y[which], sigma=width
+                plane.image,
+                plane.noise,
+                bad,
+                sources.x[which] + dx,
+                sources.y[which] + dy,
+                sigma=width,
             )
-            for (plane, bad), width in zip(planes, sigma, strict=True)
+            for (plane, bad, (dx, dy)), width in zip(planes, sigma, strict=True)
         )
         return find_locus(shapes, x[which], y[which], ratio[which], slopes=slopes)
 
@@ -450,6 +469,31 @@ def _in_circles(plane: _Plane, x: Array, y: Array, radius: float) -> tuple[Array
 
     flux, error, _ = sep.sum_circle(plane.image, x, y, radius, err=plane.noise, mask=plane.hole)
     return flux, np.where(error > 0, flux / np.where(error > 0, error, 1), 0.0)
+
+
+def _usual_offset(plane: _Plane, x: Array, y: Array, radius: float) -> tuple[float, float]:
+    """How far the middle of sources' light usually lies from some positions; 0 below a pixel.
+
+    That of the other image may lie elsewhere where a PSF is lopsided.
+    """
+    half = math.ceil(radius)
+    ny, nx = plane.image.shape
+    offset = np.arange(-half, half + 1)
+    circle = np.hypot(offset[:, None], offset) <= radius
+    found = []
+    for column, row in zip(x[:_MOST_CENTRED], y[:_MOST_CENTRED], strict=True):
+        i, j = round(float(column)), round(float(row))
+        if not (half <= i < nx - half and half <= j < ny - half):
+            continue
+        light = circle * plane.image[j - half : j + half + 1, i - half : i + half + 1]
+        total = float(light.sum())
+        if total > 0:
+            dx, dy = light.sum(axis=0) @ offset / total, light.sum(axis=1) @ offset / total
+            found.append((i + dx - column, j + dy - row))
+    if not found:
+        return 0.0, 0.0
+    dx, dy = np.median(found, axis=0).tolist()
+    return (dx, dy) if math.hypot(dx, dy) > _LARGE_OFFSET else (0.0, 0.0)
 
 
 def choose_candidates(

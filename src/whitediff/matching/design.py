@@ -202,7 +202,8 @@ class Design:
             elif 2 * n_used < len(used):
                 remedy = (
                     "the others are too unlike to share a kernel, as they are where the stars of"
-                    " one image are not in the other"
+                    " one image are not in the other, or where no kernel makes the PSF of one"
+                    " image into that of the other"
                 )
             raise TooFewSourcesError(
                 f"{n_used} of {len(used)} stamps are usable, but kernel order"

@@ -70,6 +70,9 @@ _WIDTH_STARS, _ENOUGH_FOR_MEDIAN = 50, 10
 _MOST_OF_WINDOW, _MOST_SHEAR = 0.95, 0.9
 _FINE = 4.0
 """Width from which on interpolation widens a star by less than 0.1 %."""
+_SLOPE_ORDER, _NO_SLOPE, _PER_SLOPE = 2, (0.0,) * 5, 2
+"""Of the polynomials that widths follow over the field, their coefficients where they do not vary,
+and stars for each term, at least."""
 _BETA = (1.5, 100.0)
 _TURBULENCE = ((0.657, 1 / 11.14, 0.9682), (0.321, 1 / 2.782, 1.112), (0.022, 6 / 11, 3.167))
 """Share, 1/beta and half width of Moffat profiles whose sum is Kolmogorov's within 1.2 %, from the
@@ -109,6 +112,11 @@ _WINGS_FROM, _LEAST_MISFIT, _WORSE_IN_WINGS = 3.0, 0.1, 3.0
 _WINGS_ALONE = 2.0
 """Over the misfit, relative error of pixels with which a core that no profile fits leaves the share
 of turbulence to the wings."""
+_FAR_OFF, _SHAPE_REACH = 0.15, 8.0
+"""What a profile leaves of a typical star, over the profile, both in squares' roots, that is no
+detail; half widths within which it is the star's."""
+_LARGE_PART, _AROUND_PEAKS = 0.1, 2
+"""Of a star's peak: where the table has more, and so many pixels around, no neighbour is."""
 _LEVEL_FROM = 4.0
 """Half widths at half maximum: pixels farther away tell a star's background."""
 _ANGLES = 64
@@ -178,8 +186,8 @@ class _Stars:
 class _Moffat:
     """Elliptical profile of unit flux: a Moffat profile, and turbulence's of the same half width.
 
-    ``half_width`` at half maximum, 1/beta, the share of turbulence, shear, how ln(width) grows with
-    the row and the column (`whitediff.polynomials.chebyshev_terms(1)`), what the mean star
+    ``half_width`` at half maximum, 1/beta, the share of turbulence, shear, how ln(width) grows over
+    the field (`whitediff.polynomials.chebyshev_terms(2)` without the first), what the mean star
     differs from it by in its core, relatively, and the share of diffracted light, None where there
     is none to look for.
     """
@@ -188,7 +196,7 @@ class _Moffat:
     inverse_beta: float
     turbulence: float = 0.0
     shear: tuple[float, float] = (0.0, 0.0)
-    slope: tuple[float, ...] = (0.0, 0.0)
+    slope: tuple[float, ...] = _NO_SLOPE
     misfit: float = 0.0
     diffraction: float | None = None
 
@@ -252,10 +260,10 @@ class _Moffat:
         offset = np.arange(side) - side // 2
         columns = offset[None, None, :] - stars.dx[:, None, None]
         rows = offset[None, :, None] - stars.dy[:, None, None]
-        return self(columns, rows, factor * self.stretch(stars.terms(1)))
+        return self(columns, rows, factor * self.stretch(stars.terms(_SLOPE_ORDER)))
 
     def stretch(self, terms: Array) -> Array:
-        """Local widths over that in the middle, ``(n, 1, 1)``."""
+        """Local widths over the usual one, ``(n, 1, 1)``."""
         return np.exp(terms[:, 1:] @ np.array(self.slope))[:, None, None]
 
 
@@ -358,7 +366,10 @@ def measure_psf(
     if width < NARROW:
         profile = dataclasses.replace(profile, diffraction=_USUAL_DIFFRACTION[0])
         return _measure_narrow(stars, profile, size, order)
-    residual = np.zeros((1, size, size))
+    residual = _first_residual(stars, profile, size)
+    has_shape = bool(residual.any())
+    # Else what all have far out is taken for neighbours.
+    stars.alike[:] = has_shape
     for iteration in range(_PASSES):
         last = iteration == _PASSES - 1
         stars, used, weight, alike = _stars_apart(
@@ -372,11 +383,11 @@ def measure_psf(
                 profile, slope=tuple(np.add(profile.slope, alike.slope).tolist())
             )
             stars.flux, used.flux = stars.flux * scale, used.flux * scale
-            side, terms = left.shape[1], used.terms(1)
+            side, terms = left.shape[1], used.terms(_SLOPE_ORDER)
             change = before.centred(side, before.stretch(terms)) / scale
             change -= profile.centred(side, profile.stretch(terms))
             left = left / scale + change
-        if iteration > 0:
+        if iteration > 0 or has_shape:
             known = order
             while known and len(used) < _STARS_PER_TERM * (known + 1) * (known + 2) // 2:
                 known -= 1
@@ -389,6 +400,35 @@ def measure_psf(
     inside = float(coefficients[0].sum())
     enclosed = inside / (inside + profile.beyond(size))
     return MeasuredPsf(unit_sum(coefficients), len(used), enclosed, error)
+
+
+def _first_residual(stars: _Stars, profile: _Moffat, size: int) -> Array:
+    """What the profile leaves of a typical bright star, ``(1, size, size)``: 0 if little.
+
+    Stars that no profile resembles, such as rings and those of two peaks, cannot be told apart
+    by its fit before their shape is known.
+    """
+    bright = stars.part(np.arange(len(stars)) < _SHARERS)
+    data = _moved(bright.sky_free, -bright.dx, -bright.dy)
+    margin = (data.shape[1] - size) // 2
+    data = data[:, margin : margin + size, margin : margin + size]
+    offset = np.arange(size) - size // 2
+    square = profile.square(offset[None, :], offset[:, None]) / profile.half_width**2
+    own, core = profile.centred(size), square < _WINGS_FROM**2
+    scale = np.einsum("nij,ij->n", data, own * core) / float((own[core] ** 2).sum())
+    good = scale > 0
+    if good.sum() < _FEWEST:
+        return np.zeros((1, size, size))
+    unit = data[good] / scale[good, None, None]
+    typical = np.median(unit, axis=0)
+    noise = MAD_TO_SIGMA * np.median(abs(unit - typical), axis=0)
+    # In the median of a few stars a neighbour of one of them is left.
+    reach = _SHAPE_REACH if good.sum() >= _FEWEST_SHARERS else _WINGS_FROM
+    near = square < reach**2
+    left = np.where(near, typical - own, 0.0)
+    excess = float((left**2 - noise**2 / good.sum())[near].sum())
+    is_far_off = excess > _FAR_OFF**2 * float((own**2).sum())
+    return left[None] if is_far_off else np.zeros((1, size, size))
 
 
 def _stars_apart(
@@ -528,7 +568,7 @@ def _table(profile: _Moffat, stars: _Stars, weight: Array) -> FineTable:
     weight = _with_floor(weight, _FLOOR * profile.at(stars, stars.data.shape[1]))
     reach = _TABLE_REACH * 2 * profile.half_width
     near = radius < reach + 1
-    plain = dataclasses.replace(profile, slope=(0.0, 0.0))
+    plain = dataclasses.replace(profile, slope=_NO_SLOPE)
     left = _unit_rest(profile, stars)
     own = profile.at(stars, left.shape[1])
     rings = fitted_rings(left, inverse, own, radius, first=reach, off=_RINGS_DIFFER)
@@ -558,9 +598,8 @@ def _over_phases(
     def back(images: Array) -> Array:
         return moved_stamps(images, -dy, -dx, size // 2)[0]
 
-    nodes = np.cos(np.pi * (np.arange(5) + 0.5) / 5)
-    u, v = (a.ravel() for a in np.meshgrid(nodes, nodes))
-    stretch = profile.stretch(chebyshev_products(1, u, v))
+    u, v = _nodes()
+    stretch = profile.stretch(chebyshev_products(_SLOPE_ORDER, u, v))
     images = np.stack([back(profile(columns, rows, each)).mean(axis=0) for each in stretch])
     terms = chebyshev_products(order, u, v)
     flat = np.linalg.lstsq(terms, images.reshape(len(u), -1), rcond=None)[0]
@@ -792,6 +831,10 @@ def _recentre(stars: _Stars, reach: int) -> float:
         if not typical.max() > 0:
             return math.nan
         width = full_width_half_maximum(typical)
+        peak = np.array(np.unravel_index(int(np.argmax(typical)), typical.shape)) - reach
+        if math.hypot(*peak) > width / 2 + 1:
+            # A narrower window would take one star's one peak and another's other.
+            break
         sigma = max(0.8, FWHM_TO_SIGMA * width)
     if width < _FINE:
         # Moved there and back, the typical star, which has lost its finest structure once, is
@@ -844,11 +887,17 @@ def _moved(stamps: Array, dx: Array, dy: Array) -> Array:
     )
 
 
+def _nodes() -> tuple[Array, Array]:
+    """Columns and rows of places all over the frame, from -1 to 1: ``(25,)`` each."""
+    nodes = np.cos(np.pi * (np.arange(5) + 0.5) / 5)
+    column, row = np.meshgrid(nodes, nodes)
+    return column.ravel(), row.ravel()
+
+
 def _expansion(profile: _Moffat, size: int, order: int) -> Array:
     """The profile with its varying width, as polynomials of the position."""
-    nodes = np.cos(np.pi * (np.arange(5) + 0.5) / 5)
-    column, row = (a.ravel() for a in np.meshgrid(nodes, nodes))
-    stretch = profile.stretch(chebyshev_products(1, column, row))
+    column, row = _nodes()
+    stretch = profile.stretch(chebyshev_products(_SLOPE_ORDER, column, row))
     images = profile.centred(size, stretch).reshape(len(column), -1)
     terms = chebyshev_products(order, column, row)
     return np.linalg.lstsq(terms, images, rcond=None)[0].reshape(-1, size, size)
@@ -915,6 +964,8 @@ def _fit_stars(
     if profile.diffraction is not None:
         # The first ring, which no profile has, is no neighbour.
         core = np.hypot(offset[:, None], offset[None, :]) <= _RINGED * profile.half_width
+    if isinstance(residual, np.ndarray):
+        core = core | _other_peaks(profile, residual[0], side)
     masked = _without_neighbours(rest, expected, stars, core, profile)
     sky = masked * around
     total = sky.sum(axis=(1, 2))
@@ -923,6 +974,14 @@ def _fit_stars(
     good = (stars.flux > 0) & np.isfinite(stars.flux)
     good &= abs(np.stack([stars.dx, stars.dy]) - start).max(0) < 1
     return stars.part(good), model[good], masked[good]
+
+
+def _other_peaks(profile: _Moffat, residual: Array, side: int) -> Array:
+    """Where much of a star's light is that its profile does not have, ``(side, side)``."""
+    peak = float((profile.centred(len(residual)) + residual).max())
+    large = scipy.ndimage.binary_dilation(residual > _LARGE_PART * peak, iterations=_AROUND_PEAKS)
+    found: Array = np.pad(large, (side - len(large)) // 2)
+    return found
 
 
 def _slopes(
@@ -987,7 +1046,7 @@ def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
 
 class _Alike(NamedTuple):
     """Stars among sources: which, how ln(width) grows over the frame, and by how much the stars are
-    wider than the profile, with its error, as ln(width).
+    wider than the profile, with its error all over the frame, as ln(width).
     """
 
     which: Array
@@ -1019,25 +1078,34 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     fits = chi_square < _LARGEST_CHI_SQUARE * max(float(np.median(chi_square)), 1 / 3)
     best = np.sort(error[fits])
     if len(best) < _FEWEST:
-        return _Alike(np.argsort(chi_square)[:_FEWEST], (0.0, 0.0), 0.0, _UNKNOWN_WIDTH)
+        return _Alike(np.argsort(chi_square)[:_FEWEST], _NO_SLOPE, 0.0, _UNKNOWN_WIDTH)
+    # Slopes that the profile has were worth their freedom before.
+    had = 2 if any(profile.slope[2:]) else 1 if any(profile.slope) else 0
     trials = []
-    for order in (0, 1, 2) if fits.sum() >= _ENOUGH else (0,):
+    for order in range(_SLOPE_ORDER + 1):
         terms = stars.terms(order)[:, 1:]
-        end, tilt = _tilted(excess, error, fits, terms)
-        cost = 0.5 * len(tilt) * math.log(fits.sum())
-        trials.append((end.evidence - cost, order, end, tilt, terms @ tilt))
-    _, order, end, tilt, tilted = max(trials, key=lambda trial: trial[0])
+        if order and fits.sum() < _PER_SLOPE * (terms.shape[1] + 1):
+            break
+        end, tilt, unknown = _tilted(excess, error, fits, terms)
+        cost = 0.5 * len(tilt) * math.log(fits.sum()) if order > had else 0.0
+        trials.append((end.evidence - cost, order, end, tilt, unknown, terms @ tilt))
+    had = min(had, len(trials) - 1)
+    _, order, end, tilt, unknown, tilted = max(trials[had:], key=lambda trial: trial[0])
     limit = max(_WIDTH_ERROR, best[min(_ENOUGH, len(best)) - 1])
     keep = fits & (error <= limit) & (end.probability > 0.5)
     if keep.sum() < _FEWEST:
         rank = np.argsort(-np.where(fits, end.probability, 0), kind="stable")
         keep = np.isin(np.arange(len(stars)), rank[:_FEWEST])
     along = dict(zip(chebyshev_terms(order)[1:], tilt, strict=True))
-    slope = tuple(float(along.get(term, 0.0)) for term in chebyshev_terms(1)[1:])
+    slope = tuple(float(along.get(term, 0.0)) for term in chebyshev_terms(_SLOPE_ORDER)[1:])
     # Those that are used are a little wider than the stars, or narrower, as it happens.
     excess = excess - tilted
     used = np.average(excess[keep], weights=1 / (error[keep] ** 2 + end.scatter**2))
-    return _Alike(np.flatnonzero(keep), slope, end.place - float(used), end.error)
+    u, v = _nodes()
+    away = chebyshev_products(order, u, v)[:, 1:]
+    elsewhere = float(np.einsum("ni,ij,nj->n", away, unknown, away).mean())
+    width_error = math.sqrt(end.error**2 + elsewhere)
+    return _Alike(np.flatnonzero(keep), slope, end.place - float(used), width_error)
 
 
 class _NarrowEnd(NamedTuple):
@@ -1052,11 +1120,13 @@ class _NarrowEnd(NamedTuple):
     evidence: float
 
 
-def _tilted(excess: Array, error: Array, fits: Array, terms: Array) -> tuple[_NarrowEnd, Array]:
-    """Narrow end of widths that vary over the field, and the coefficients of how they do."""
+def _tilted(
+    excess: Array, error: Array, fits: Array, terms: Array
+) -> tuple[_NarrowEnd, Array, Array]:
+    """Narrow end of widths that vary over the field, the coefficients of how, their covariance."""
     tilt = np.zeros(terms.shape[1])
     if not len(tilt):
-        return _narrow_end(excess, error, fits), tilt
+        return _narrow_end(excess, error, fits), tilt, np.zeros((0, 0))
     # At first all are taken for stars: galaxies are wider everywhere.
     probability, scatter = fits.astype(float), _SCATTERS[-1]
     for _ in range(_TILTINGS):
@@ -1070,7 +1140,7 @@ def _tilted(excess: Array, error: Array, fits: Array, terms: Array) -> tuple[_Na
         tilt *= _beyond_noise(tilt**2, np.diagonal(inverse)[1:])
         end = _narrow_end(excess - terms @ tilt, error, fits)
         probability, scatter = end.probability, end.scatter
-    return end, tilt
+    return end, tilt, inverse[1:, 1:]
 
 
 def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
