@@ -60,6 +60,10 @@ _OTHERS = 0.02
 """Share of sources that may have any width."""
 _AROUND, _PLACES = 0.02, 241
 """Of ln(width) beyond the precise sources' where stars are sought, and how many places."""
+_CLEAR, _APART = 3.0, 2.0
+"""Half widths from a star within which its width is measured, and between places where there is
+none."""
+_FEWEST_PLACES, _MOST_PLACES = 30, 2000
 _UNKNOWN_WIDTH, _TILTINGS = 0.05, 3
 _ENOUGH = 24
 _LARGEST_CHI_SQUARE = 3.0
@@ -1074,6 +1078,8 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     excess = np.einsum("nab,nb->na", covariance, right)[:, 3]
     error = np.sqrt(covariance[:, 3, 3])
     chi_square = np.einsum("nyx,nyx->n", inverse, rest**2) - (excess / error) ** 2
+    estimator = np.einsum("na,nayx->nyx", covariance[:, 3], columns * inverse[:, None])
+    error = np.hypot(error, _confusion(stars, model, estimator, profile))
     chi_square /= used.sum(axis=(1, 2))
     fits = chi_square < _LARGEST_CHI_SQUARE * max(float(np.median(chi_square)), 1 / 3)
     best = np.sort(error[fits])
@@ -1106,6 +1112,35 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     elsewhere = float(np.einsum("ni,ij,nj->n", away, unknown, away).mean())
     width_error = math.sqrt(end.error**2 + elsewhere)
     return _Alike(np.flatnonzero(keep), slope, end.place - float(used), width_error)
+
+
+def _confusion(stars: _Stars, model: Array, estimator: Array, profile: _Moffat) -> Array:
+    """What unseen neighbours make of the stars' ln(width), beyond the noise, ``(n,)``.
+
+    The same linear estimators, ``(n, side, side)``, are applied to places around the stars.
+    """
+    half = estimator.shape[1] // 2
+    reach = stars.data.shape[1] // 2 - half
+    step = max(1, math.ceil(_APART * profile.half_width))
+    offset = step * np.arange(-(reach // step), reach // step + 1)
+    rows, columns = (a.ravel() for a in np.meshgrid(offset, offset))
+    outside = np.hypot(rows, columns) > 2 * _CLEAR * profile.half_width
+    rows, columns = rows[outside], columns[outside]
+    rest = stars.sky_free - stars.flux[:, None, None] * model
+    good = stars.known & (stars.weight > 0)
+    windows = np.lib.stride_tricks.sliding_window_view
+    side = estimator.shape[1:]
+    at = (slice(None), rows + reach, columns + reach)
+    whole = windows(good, side, (1, 2))[at].all(axis=(2, 3))
+    if np.count_nonzero(whole) < _FEWEST_PLACES:
+        return np.zeros(len(stars))
+    sky = np.broadcast_to(np.sqrt(stars.sky_variance)[:, None], whole.shape)[whole]
+    every = math.ceil(np.count_nonzero(whole) / _MOST_PLACES)
+    patches = windows(rest, side, (1, 2))[at][whole][::every].reshape(-1, side[0] * side[1])
+    found = patches @ estimator.reshape(len(stars), -1).T
+    scatter = MAD_TO_SIGMA * np.median(abs(found - np.median(found, axis=0)), axis=0)
+    noise2 = (estimator**2).sum(axis=(1, 2)) * float(np.median(sky)) ** 2
+    return np.sqrt(np.maximum(scatter**2 - noise2, 0))
 
 
 class _NarrowEnd(NamedTuple):
