@@ -119,8 +119,8 @@ of turbulence to the wings."""
 _FAR_OFF, _SHAPE_REACH = 0.15, 8.0
 """What a profile leaves of a typical star, over the profile, both in squares' roots, that is no
 detail; half widths within which it is the star's."""
-_LARGE_PART = 0.05
-"""Of a profile's peak: where the table has more, no neighbour is."""
+_LARGE_PART, _AROUND_PEAKS = 0.1, 2
+"""Of a star's peak: where the table has more, and so many pixels around, no neighbour is."""
 _LEVEL_FROM = 4.0
 """Half widths at half maximum: pixels farther away tell a star's background."""
 _ANGLES = 64
@@ -982,8 +982,8 @@ def _fit_stars(
 
 def _other_peaks(profile: _Moffat, residual: Array, side: int) -> Array:
     """Where much of a star's light is that its profile does not have, ``(side, side)``."""
-    large = abs(residual) > _LARGE_PART * float(profile.centred(1)[0, 0])
-    large = scipy.ndimage.binary_dilation(large, iterations=math.ceil(profile.half_width))
+    peak = float((profile.centred(len(residual)) + residual).max())
+    large = scipy.ndimage.binary_dilation(residual > _LARGE_PART * peak, iterations=_AROUND_PEAKS)
     found: Array = np.pad(large, (side - len(large)) // 2)
     return found
 
