@@ -37,6 +37,7 @@ _FLOOR = 0.02
 """Of a star's brightness in a pixel: what no model of a PSF is better than."""
 _NEIGHBOUR = 3.0
 """Sigmas of the smoothed residual that are a neighbour's."""
+_CROWDED = (1.5, 8.0)
 _BRIGHT, _FAR_LARGER = 0.1, 5.0
 """Of a star's brightest pixel, what tells how the variance rises with light; of the variance so
 expected, what a noisy count does not reach."""
@@ -1025,11 +1026,21 @@ def _without_neighbours(
     signal = scipy.ndimage.gaussian_filter(rest * inverse, smooth, truncate=3)
     norm = scipy.ndimage.gaussian_filter(inverse, smooth, truncate=3)
     signal -= stars.flux[:, None, None] * norm * _shared(signal, norm, stars)
-    stands_out = abs(signal) > _NEIGHBOUR * np.sqrt(power)
+    deviate = abs(signal) / np.sqrt(np.where(power > 0, power, np.inf))
+    # Where unseen sources are everywhere, as under the stars, they are noise: without those that
+    # stand out of the pixels' noise the sky around the stars would be darker than under them.
+    told = deviate[:, ~core][power[:, ~core] > 0]
+    crowding = max(1.0, MAD_TO_SIGMA * float(np.median(told))) if told.size else 1.0
+    lower, upper = _CROWDED
+    if crowding < lower:
+        crowding = 1.0
+    # Beyond the upper limit nothing around the stars tells their wings.
+    stands_out = deviate > _NEIGHBOUR * (crowding if crowding < upper else 1.0)
     stands_out &= ~core
     reach = math.ceil(1.5 * sigma)
     grown = scipy.ndimage.maximum_filter(stands_out, (1, 2 * reach + 1, 2 * reach + 1))
-    return np.where(grown & ~core, 0.0, weight)
+    unseen = (crowding**2 - 1) * stars.sky_variance[:, None, None]
+    return np.where(grown & ~core, 0.0, weight / (1 + weight * unseen))
 
 
 def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
@@ -1079,7 +1090,7 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     error = np.sqrt(covariance[:, 3, 3])
     chi_square = np.einsum("nyx,nyx->n", inverse, rest**2) - (excess / error) ** 2
     estimator = np.einsum("na,nayx->nyx", covariance[:, 3], columns * inverse[:, None])
-    error = np.hypot(error, _confusion(stars, model, estimator, profile))
+    error = np.hypot(error, _confusion(stars, model, weight, estimator, profile))
     chi_square /= used.sum(axis=(1, 2))
     fits = chi_square < _LARGEST_CHI_SQUARE * max(float(np.median(chi_square)), 1 / 3)
     best = np.sort(error[fits])
@@ -1114,7 +1125,9 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     return _Alike(np.flatnonzero(keep), slope, end.place - float(used), width_error)
 
 
-def _confusion(stars: _Stars, model: Array, estimator: Array, profile: _Moffat) -> Array:
+def _confusion(
+    stars: _Stars, model: Array, weight: Array, estimator: Array, profile: _Moffat
+) -> Array:
     """What unseen neighbours make of the stars' ln(width), beyond the noise, ``(n,)``.
 
     The same linear estimators, ``(n, side, side)``, are applied to places around the stars.
@@ -1134,12 +1147,11 @@ def _confusion(stars: _Stars, model: Array, estimator: Array, profile: _Moffat) 
     whole = windows(good, side, (1, 2))[at].all(axis=(2, 3))
     if np.count_nonzero(whole) < _FEWEST_PLACES:
         return np.zeros(len(stars))
-    sky = np.broadcast_to(np.sqrt(stars.sky_variance)[:, None], whole.shape)[whole]
     every = math.ceil(np.count_nonzero(whole) / _MOST_PLACES)
     patches = windows(rest, side, (1, 2))[at][whole][::every].reshape(-1, side[0] * side[1])
     found = patches @ estimator.reshape(len(stars), -1).T
     scatter = MAD_TO_SIGMA * np.median(abs(found - np.median(found, axis=0)), axis=0)
-    noise2 = (estimator**2).sum(axis=(1, 2)) * float(np.median(sky)) ** 2
+    noise2 = (estimator**2).sum(axis=(1, 2)) / float(np.median(weight[weight > 0]))
     return np.sqrt(np.maximum(scatter**2 - noise2, 0))
 
 
