@@ -53,7 +53,7 @@ _WIDTH_ERROR = 0.006
 _SCATTERS = (0.003, 0.008, 0.02, 0.05)
 """Of ln(width) between stars beyond their errors: it does not vary linearly to better than the
 first, neighbours make it the third, and what no parabola follows the last."""
-_STAR_PARTS = (0.1, 0.2, 0.4, 0.98)
+_STAR_PARTS = (0.1, 0.2, 0.4, 0.7, 0.98)
 """Shares of stars among the sources that are averaged over; with the last there is no galaxy."""
 _GALAXY_WIDTHS = (0.06, 0.12, 0.25)
 """Of ln(width), by which galaxies are wider than stars at most, of those that may be stars."""
@@ -65,6 +65,8 @@ _CLEAR, _APART = 3.0, 2.0
 """Half widths from a star within which its width is measured, and between places where there is
 none."""
 _FEWEST_PLACES, _MOST_PLACES = 30, 2000
+_GALAXY_WINGS = 4.0
+"""Relative error of the light over that of the width, of a PSF that is a small galaxy's."""
 _UNKNOWN_WIDTH, _TILTINGS = 0.05, 3
 _ENOUGH = 24
 _LARGEST_CHI_SQUARE = 3.0
@@ -84,8 +86,10 @@ _TURBULENCE = ((0.657, 1 / 11.14, 0.9682), (0.321, 1 / 2.782, 1.112), (0.022, 6 
 middle to 12 times the full width; beyond it falls like it."""
 _SHARE = (0.0, 1.5)
 """Least and largest share of turbulence."""
-_USUAL_SHARE = (0.5, 0.5)
-"""Share of turbulence and its standard deviation where the stars do not tell."""
+_USUAL_SHARE = (0.7, 0.5)
+_USUAL_FALL = (0.3, 0.15)
+"""Share of turbulence, the other part's 1/beta, and their standard deviations where the stars do not
+tell."""
 NARROW = 2.5
 """Full width, pixels, below which pixels do not tell what is between them, and light may be
 diffraction's."""
@@ -1121,7 +1125,11 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     u, v = _nodes()
     away = chebyshev_products(order, u, v)[:, 1:]
     elsewhere = float(np.einsum("ni,ij,nj->n", away, unknown, away).mean())
-    width_error = math.sqrt(end.error**2 + elsewhere)
+    # If they are galaxies after all, these are no wider than their errors allow.
+    share = error[keep] ** -2.0 / (error[keep] ** -2.0).sum()
+    chance = end.probability[keep] * (1 - end.probability[keep])
+    galaxies = float((share**2 * chance * (error[keep] ** 2 + end.error**2)).sum())
+    width_error = math.sqrt(end.error**2 + elsewhere + _GALAXY_WINGS**2 * galaxies)
     return _Alike(np.flatnonzero(keep), slope, end.place - float(used), width_error)
 
 
@@ -1270,8 +1278,9 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
         scale, level, x0, y0, log_width, inverse_beta, share, *shear = values
         shape = _Moffat(math.exp(log_width), inverse_beta, share, (shear[0], shear[1]))
         model = scale * shape(columns - x0, rows - y0) + level * current.max()
-        usual, spread = _USUAL_SHARE
-        return np.append(((mean - model) / error)[known], (share - usual) / spread)
+        (usual, spread), (fall, off) = _USUAL_SHARE, _USUAL_FALL
+        expected = [(share - usual) / spread, (inverse_beta - fall) / off]
+        return np.append(((mean - model) / error)[known], expected)
 
     width = math.log(profile.half_width)
     start = [1.0, 0.0, 0.0, 0.0, width, profile.inverse_beta, profile.turbulence, *profile.shear]
