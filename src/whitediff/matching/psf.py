@@ -38,6 +38,8 @@ _FLOOR = 0.02
 _NEIGHBOUR = 3.0
 """Sigmas of the smoothed residual that are a neighbour's."""
 _CROWDED = (1.5, 8.0)
+"""Scatter of the sky at the scale of a star, over that of its noise, from which on unseen sources
+are noise, and from which on they hide the wings."""
 _BRIGHT, _FAR_LARGER = 0.1, 5.0
 """Of a star's brightest pixel, what tells how the variance rises with light; of the variance so
 expected, what a noisy count does not reach."""
@@ -65,8 +67,11 @@ _CLEAR, _APART = 3.0, 2.0
 """Half widths from a star within which its width is measured, and between places where there is
 none."""
 _FEWEST_PLACES, _MOST_PLACES = 30, 2000
-_GALAXY_WINGS = 4.0
+_GALAXY_WINGS = 3.0
 """Relative error of the light over that of the width, of a PSF that is a small galaxy's."""
+_HOLE = 0.5
+"""Of the scatter of the sky that unseen sources make, at the scale of a star, what it may be darker
+by where a star is used."""
 _UNKNOWN_WIDTH, _TILTINGS = 0.05, 3
 _ENOUGH = 24
 _LARGEST_CHI_SQUARE = 3.0
@@ -86,7 +91,7 @@ _TURBULENCE = ((0.657, 1 / 11.14, 0.9682), (0.321, 1 / 2.782, 1.112), (0.022, 6 
 middle to 12 times the full width; beyond it falls like it."""
 _SHARE = (0.0, 1.5)
 """Least and largest share of turbulence."""
-_USUAL_SHARE = (0.7, 0.5)
+_USUAL_SHARE = (0.5, 0.5)
 _USUAL_FALL = (0.3, 0.15)
 """Share of turbulence, the other part's 1/beta, and their standard deviations where the stars do not
 tell."""
@@ -1130,6 +1135,7 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     chance = end.probability[keep] * (1 - end.probability[keep])
     galaxies = float((share**2 * chance * (error[keep] ** 2 + end.error**2)).sum())
     width_error = math.sqrt(end.error**2 + elsewhere + _GALAXY_WINGS**2 * galaxies)
+    width_error = math.hypot(width_error, _unseen_light(stars.part(keep), weight[keep], profile))
     return _Alike(np.flatnonzero(keep), slope, end.place - float(used), width_error)
 
 
@@ -1161,6 +1167,19 @@ def _confusion(
     scatter = MAD_TO_SIGMA * np.median(abs(found - np.median(found, axis=0)), axis=0)
     noise2 = (estimator**2).sum(axis=(1, 2)) / float(np.median(weight[weight > 0]))
     return np.sqrt(np.maximum(scatter**2 - noise2, 0))
+
+
+def _unseen_light(stars: _Stars, weight: Array, profile: _Moffat) -> float:
+    """What unseen sources may take from stars' light, relatively.
+
+    Stars are used where no neighbour is: the sky around them is brighter than under them.
+    """
+    most = weight.max(axis=(1, 2))
+    excess = np.where(most > 0, 1 / np.where(most > 0, most, 1) - stars.sky_variance, 0.0)
+    seeing = max(0.8, 2 * FWHM_TO_SIGMA * profile.half_width)
+    sky = math.sqrt(max(0.0, float(np.median(excess))) / (4 * math.pi)) / seeing
+    area = math.pi * (_LEVEL_FROM * profile.half_width) ** 2
+    return _HOLE * sky * area * float(stars.flux.sum() / (stars.flux**2).sum())
 
 
 class _NarrowEnd(NamedTuple):
