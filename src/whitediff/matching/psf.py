@@ -93,7 +93,7 @@ _SHARE = (0.0, 1.5)
 """Least and largest share of turbulence."""
 _USUAL_SHARE = (0.5, 0.5)
 _USUAL_FALL = (0.3, 0.15)
-"""Share of turbulence, the other part's 1/beta, and their standard deviations where the stars do not
+"""Share of turbulence, the other part's 1/beta, and their standard deviations where stars do not
 tell."""
 NARROW = 2.5
 """Full width, pixels, below which pixels do not tell what is between them, and light may be
@@ -1154,15 +1154,17 @@ def _confusion(
     outside = np.hypot(rows, columns) > 2 * _CLEAR * profile.half_width
     rows, columns = rows[outside], columns[outside]
     rest = stars.sky_free - stars.flux[:, None, None] * model
-    good = stars.known & (stars.weight > 0)
-    windows = np.lib.stride_tricks.sliding_window_view
     side = estimator.shape[1:]
-    at = (slice(None), rows + reach, columns + reach)
-    whole = windows(good, side, (1, 2))[at].all(axis=(2, 3))
-    if np.count_nonzero(whole) < _FEWEST_PLACES:
+    good = stars.known & (stars.weight > 0)
+    whole = scipy.ndimage.minimum_filter(good, (1, *side))
+    middle = rest.shape[1] // 2
+    star, place = np.nonzero(whole[:, middle + rows, middle + columns])
+    if len(star) < _FEWEST_PLACES:
         return np.zeros(len(stars))
-    every = math.ceil(np.count_nonzero(whole) / _MOST_PLACES)
-    patches = windows(rest, side, (1, 2))[at][whole][::every].reshape(-1, side[0] * side[1])
+    every = math.ceil(len(star) / _MOST_PLACES)
+    star, place = star[::every], place[::every]
+    windows = np.lib.stride_tricks.sliding_window_view(rest, side, (1, 2))
+    patches = windows[star, reach + rows[place], reach + columns[place]].reshape(len(star), -1)
     found = patches @ estimator.reshape(len(stars), -1).T
     scatter = MAD_TO_SIGMA * np.median(abs(found - np.median(found, axis=0)), axis=0)
     noise2 = (estimator**2).sum(axis=(1, 2)) / float(np.median(weight[weight > 0]))
