@@ -76,7 +76,8 @@ def few(seed, fwhm, unit=1.0):
 
 @pytest.mark.parametrize("unit", [1.0, 1e-4])
 def test_bright_stars_among_faint_ones_are_no_galaxies(unit):
-    bias, error = crowded(1, 4.8, unit)
+    # Taken for galaxies, they made fluxes of this seed 15 % too large.
+    bias, error = crowded(8, 4.8, unit)
     assert abs(bias) < 3 * error, (bias, error)
     assert abs(bias) < 0.03
     assert error < 0.04
