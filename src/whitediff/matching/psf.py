@@ -37,6 +37,9 @@ _FLOOR = 0.02
 """Of a star's brightness in a pixel: what no model of a PSF is better than."""
 _NEIGHBOUR = 3.0
 """Sigmas of the smoothed residual that are a neighbour's."""
+_CROWDED = (1.5, 8.0)
+"""Scatter of the sky at the scale of a star, over that of its noise, from which on unseen sources
+are noise, and from which on they hide the wings."""
 _BRIGHT, _FAR_LARGER = 0.1, 5.0
 """Of a star's brightest pixel, what tells how the variance rises with light; of the variance so
 expected, what a noisy count does not reach."""
@@ -52,7 +55,7 @@ _WIDTH_ERROR = 0.006
 _SCATTERS = (0.003, 0.008, 0.02, 0.05)
 """Of ln(width) between stars beyond their errors: it does not vary linearly to better than the
 first, neighbours make it the third, and what no parabola follows the last."""
-_STAR_PARTS = (0.1, 0.2, 0.4, 0.98)
+_STAR_PARTS = (0.1, 0.2, 0.4, 0.7, 0.98)
 """Shares of stars among the sources that are averaged over; with the last there is no galaxy."""
 _GALAXY_WIDTHS = (0.06, 0.12, 0.25)
 """Of ln(width), by which galaxies are wider than stars at most, of those that may be stars."""
@@ -60,6 +63,15 @@ _OTHERS = 0.02
 """Share of sources that may have any width."""
 _AROUND, _PLACES = 0.02, 241
 """Of ln(width) beyond the precise sources' where stars are sought, and how many places."""
+_CLEAR, _APART = 3.0, 2.0
+"""Half widths from a star within which its width is measured, and between places where there is
+none."""
+_FEWEST_PLACES, _MOST_PLACES = 30, 2000
+_GALAXY_WINGS = 3.0
+"""Relative error of the light over that of the width, of a PSF that is a small galaxy's."""
+_HOLE = 0.5
+"""Of the scatter of the sky that unseen sources make, at the scale of a star, what it may be darker
+by where a star is used."""
 _UNKNOWN_WIDTH, _TILTINGS = 0.05, 3
 _ENOUGH = 24
 _LARGEST_CHI_SQUARE = 3.0
@@ -80,7 +92,9 @@ middle to 12 times the full width; beyond it falls like it."""
 _SHARE = (0.0, 1.5)
 """Least and largest share of turbulence."""
 _USUAL_SHARE = (0.5, 0.5)
-"""Share of turbulence and its standard deviation where the stars do not tell."""
+_USUAL_FALL = (0.3, 0.15)
+"""Share of turbulence, the other part's 1/beta, and their standard deviations where stars do not
+tell."""
 NARROW = 2.5
 """Full width, pixels, below which pixels do not tell what is between them, and light may be
 diffraction's."""
@@ -1086,11 +1100,21 @@ def _without_neighbours(
     signal = scipy.ndimage.gaussian_filter(rest * inverse, smooth, truncate=3)
     norm = scipy.ndimage.gaussian_filter(inverse, smooth, truncate=3)
     signal -= stars.flux[:, None, None] * norm * _shared(signal, norm, stars)
-    stands_out = abs(signal) > _NEIGHBOUR * np.sqrt(power)
+    deviate = abs(signal) / np.sqrt(np.where(power > 0, power, np.inf))
+    # Where unseen sources are everywhere, as under the stars, they are noise: without those that
+    # stand out of the pixels' noise the sky around the stars would be darker than under them.
+    told = deviate[:, ~core][power[:, ~core] > 0]
+    crowding = max(1.0, MAD_TO_SIGMA * float(np.median(told))) if told.size else 1.0
+    lower, upper = _CROWDED
+    if crowding < lower:
+        crowding = 1.0
+    # Beyond the upper limit nothing around the stars tells their wings.
+    stands_out = deviate > _NEIGHBOUR * (crowding if crowding < upper else 1.0)
     stands_out &= ~core
     reach = math.ceil(1.5 * sigma)
     grown = scipy.ndimage.maximum_filter(stands_out, (1, 2 * reach + 1, 2 * reach + 1))
-    return np.where(grown & ~core, 0.0, weight)
+    unseen = (crowding**2 - 1) * stars.sky_variance[:, None, None]
+    return np.where(grown & ~core, 0.0, weight / (1 + weight * unseen))
 
 
 def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
@@ -1139,6 +1163,8 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     excess = np.einsum("nab,nb->na", covariance, right)[:, 3]
     error = np.sqrt(covariance[:, 3, 3])
     chi_square = np.einsum("nyx,nyx->n", inverse, rest**2) - (excess / error) ** 2
+    estimator = np.einsum("na,nayx->nyx", covariance[:, 3], columns * inverse[:, None])
+    error = np.hypot(error, _confusion(stars, model, weight, estimator, profile))
     chi_square /= used.sum(axis=(1, 2))
     fits = chi_square < _LARGEST_CHI_SQUARE * max(float(np.median(chi_square)), 1 / 3)
     best = np.sort(error[fits])
@@ -1169,8 +1195,58 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     u, v = _nodes()
     away = chebyshev_products(order, u, v)[:, 1:]
     elsewhere = float(np.einsum("ni,ij,nj->n", away, unknown, away).mean())
-    width_error = math.sqrt(end.error**2 + elsewhere)
+    # If they are galaxies after all, these are no wider than their errors allow.
+    share = error[keep] ** -2.0 / (error[keep] ** -2.0).sum()
+    chance = end.probability[keep] * (1 - end.probability[keep])
+    galaxies = float((share**2 * chance * (error[keep] ** 2 + end.error**2)).sum())
+    width_error = math.sqrt(end.error**2 + elsewhere + _GALAXY_WINGS**2 * galaxies)
+    width_error = math.hypot(width_error, _unseen_light(stars.part(keep), weight[keep], profile))
     return _Alike(np.flatnonzero(keep), slope, end.place - float(used), width_error)
+
+
+def _confusion(
+    stars: _Stars, model: Array, weight: Array, estimator: Array, profile: _Moffat
+) -> Array:
+    """What unseen neighbours make of the stars' ln(width), beyond the noise, ``(n,)``.
+
+    The same linear estimators, ``(n, side, side)``, are applied to places around the stars.
+    """
+    half = estimator.shape[1] // 2
+    reach = stars.data.shape[1] // 2 - half
+    step = max(1, math.ceil(_APART * profile.half_width))
+    offset = step * np.arange(-(reach // step), reach // step + 1)
+    rows, columns = (a.ravel() for a in np.meshgrid(offset, offset))
+    outside = np.hypot(rows, columns) > 2 * _CLEAR * profile.half_width
+    rows, columns = rows[outside], columns[outside]
+    rest = stars.sky_free - stars.flux[:, None, None] * model
+    side = estimator.shape[1:]
+    good = stars.known & (stars.weight > 0)
+    whole = scipy.ndimage.minimum_filter(good, (1, *side))
+    middle = rest.shape[1] // 2
+    star, place = np.nonzero(whole[:, middle + rows, middle + columns])
+    if len(star) < _FEWEST_PLACES:
+        return np.zeros(len(stars))
+    every = math.ceil(len(star) / _MOST_PLACES)
+    star, place = star[::every], place[::every]
+    windows = np.lib.stride_tricks.sliding_window_view(rest, side, (1, 2))
+    patches = windows[star, reach + rows[place], reach + columns[place]].reshape(len(star), -1)
+    found = patches @ estimator.reshape(len(stars), -1).T
+    scatter = MAD_TO_SIGMA * np.median(abs(found - np.median(found, axis=0)), axis=0)
+    noise2 = (estimator**2).sum(axis=(1, 2)) / float(np.median(weight[weight > 0]))
+    return np.sqrt(np.maximum(scatter**2 - noise2, 0))
+
+
+def _unseen_light(stars: _Stars, weight: Array, profile: _Moffat) -> float:
+    """What unseen sources may take from stars' light, relatively.
+
+    Stars are used where no neighbour is: the sky around them is brighter than under them.
+    """
+    most = weight.max(axis=(1, 2))
+    excess = np.where(most > 0, 1 / np.where(most > 0, most, 1) - stars.sky_variance, 0.0)
+    seeing = max(0.8, 2 * FWHM_TO_SIGMA * profile.half_width)
+    sky = math.sqrt(max(0.0, float(np.median(excess))) / (4 * math.pi)) / seeing
+    area = math.pi * (_LEVEL_FROM * profile.half_width) ** 2
+    return _HOLE * sky * area * float(stars.flux.sum() / (stars.flux**2).sum())
 
 
 class _NarrowEnd(NamedTuple):
@@ -1288,8 +1364,9 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
         scale, level, x0, y0, log_width, inverse_beta, share, *shear = values
         shape = _Moffat(math.exp(log_width), inverse_beta, share, (shear[0], shear[1]))
         model = scale * shape(columns - x0, rows - y0) + level * current.max()
-        usual, spread = _USUAL_SHARE
-        return np.append(((mean - model) / error)[known], (share - usual) / spread)
+        (usual, spread), (fall, off) = _USUAL_SHARE, _USUAL_FALL
+        expected = [(share - usual) / spread, (inverse_beta - fall) / off]
+        return np.append(((mean - model) / error)[known], expected)
 
     width = math.log(profile.half_width)
     start = [1.0, 0.0, 0.0, 0.0, width, profile.inverse_beta, profile.turbulence, *profile.shear]
