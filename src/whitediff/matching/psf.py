@@ -131,10 +131,6 @@ _FAR_OFF, _SHAPE_REACH = 0.15, 8.0
 detail; half widths within which it is the star's."""
 _LARGE_PART, _AROUND_PEAKS = 0.1, 2
 """Of a star's peak: where the table has more, and so many pixels around, no neighbour is."""
-_SECTORS, _FEWEST_IN_SECTOR, _OF_MEDIAN = 8, 50, 1.253
-"""Around a star, of which medians are taken; pixels in each; error of a median over a mean's."""
-_LEAST_OFF, _OFF_ERRORS = 0.01, 3.0
-"""Of a star's light, and errors of it, by which sums of pixels must differ from the PSF."""
 _LEVEL_FROM = 4.0
 """Half widths at half maximum: pixels farther away tell a star's background."""
 _ANGLES = 64
@@ -417,68 +413,7 @@ def measure_psf(
     coefficients[: len(residual)] += residual
     inside = float(coefficients[0].sum())
     enclosed = inside / (inside + profile.beyond(size))
-    error = math.hypot(error, _light_elsewhere(image, bad, used, coefficients[0], profile))
     return MeasuredPsf(unit_sum(coefficients), len(used), enclosed, error)
-
-
-def _light_elsewhere(
-    image: Array, bad: Array, stars: _Stars, psf: Array, profile: _Moffat
-) -> float:
-    """By how much stars are brighter or fainter around their cores than their PSF, of all light.
-
-    The usual one of sums of pixels, over the level far around: light that was taken for neighbours,
-    such as thin spikes, is in them.  0 where their scatter, or less than 1 %, explains it.
-    """
-    half = psf.shape[0] // 2
-    offset = np.arange(-half, half + 1)
-    radius = np.hypot(offset[:, None], offset[None, :])
-    core, whole = radius <= 2 * profile.half_width, radius <= half
-    expected = float(psf[whole].sum() / psf[core].sum())
-    ny, nx = image.shape
-    ratios: list[float] = []
-    for column, row in zip(
-        np.rint(stars.column + stars.dx).astype(int),
-        np.rint(stars.row + stars.dy).astype(int),
-        strict=True,
-    ):
-        if not (half <= column < nx - half and half <= row < ny - half):
-            continue
-        part = np.s_[row - half : row + half + 1, column - half : column + half + 1]
-        level = _level_far_around(image, bad, column, row, half)
-        known = ~bad[part] & np.isfinite(image[part])
-        if level is not None and known[whole].mean() > _USABLE_FRACTION and known[core].all():
-            light = np.where(known, image[part] - level, 0)
-            ratios.append(float(light[whole].sum() / light[core].sum()))
-    if len(ratios) < _FEWEST_SHARERS:
-        return 0.0
-    usual = float(np.median(ratios))
-    error = (
-        _OF_MEDIAN
-        * MAD_TO_SIGMA
-        * float(np.median(np.abs(np.array(ratios) - usual)))
-        / len(ratios) ** 0.5
-    )
-    off = abs(usual / expected - 1)
-    return off if off > max(_LEAST_OFF, _OFF_ERRORS * error / expected) else 0.0
-
-
-def _level_far_around(image: Array, bad: Array, column: int, row: int, reach: int) -> float | None:
-    """Level between one and two and a half such distances, of sectors; None where too few."""
-    (ny, nx), far = image.shape, math.ceil(2.5 * reach)
-    rows, columns = (
-        np.arange(max(0, at - far), min(n, at + far + 1)) for at, n in ((row, ny), (column, nx))
-    )
-    dy, dx = rows[:, None] - row, columns[None, :] - column
-    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    values, square = image[part], dy**2 + dx**2
-    use = (square > (1.2 * reach) ** 2) & (square <= far**2) & ~bad[part] & np.isfinite(values)
-    sector = ((np.arctan2(dy, dx) / np.pi + 1) * (_SECTORS / 2)).astype(int) % _SECTORS
-    levels = [
-        clipped_median(values[use & (sector == k)].astype(np.float64))
-        for k in range(_SECTORS)
-        if np.count_nonzero(use & (sector == k)) >= _FEWEST_IN_SECTOR
-    ]
-    return float(np.median(levels)) if len(levels) >= _SECTORS // 2 else None
 
 
 def _first_residual(stars: _Stars, profile: _Moffat, size: int) -> Array:
