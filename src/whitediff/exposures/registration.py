@@ -236,7 +236,7 @@ def measured_correction(
             " but mirrored" if np.linalg.det(change.matrix) < 0 else "", found_shift.scale, text,
         )  # fmt: skip
     if not text and found_shift.scatter > _LOCAL and found_shift.stars >= _ENOUGH:
-        _log.warning("%s: %s", name, _local(found_shift))
+        _log.warning("%s: %s", name, _local(found_shift, sought=distortions))
     return Correction(change, field, by_wcs)
 
 
@@ -278,10 +278,16 @@ def _vector(dx: float, dy: float) -> str:
     return "({}, {})".format(*(f"{value:+.2f}".replace("-", "−") for value in (dx, dy)))
 
 
-def _local(found: Misalignment) -> str:
+def _local(found: Misalignment, *, sought: bool) -> str:
+    remedy = (
+        f"its {found.stars} stars are too few to tell how these go on between them, so that"
+        " residuals of stars are expected"
+        if sought
+        else "take them out (--register), in a pipeline by alignPositions"
+    )
     return (
         f"local distortions of {found.scatter:.2g} pixels rms are left of its stars' positions;"
-        " take them out (--register), in a pipeline by alignPositions."
+        f" {remedy}."
     )
 
 
@@ -558,7 +564,7 @@ def report_misalignment(
     else:
         _log.log(told, "%s.", where)
     if found.scatter > _LOCAL and found.stars >= _ENOUGH and not aligned:
-        _log.warning("%s: %s", name, _local(found))
+        _log.warning("%s: %s", name, _local(found, sought=False))
 
 
 def _remedy(positions: str | None) -> str:
