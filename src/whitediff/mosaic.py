@@ -15,7 +15,7 @@ type Array = npt.NDArray[Any]
 
 _LEAST, _ERRORS = 0.2, 8.0
 """Differences of levels, in a pixel's noise and in their own errors, that make a pattern."""
-_ROWS = 512
+_ROWS, _FEWEST = 512, 100
 
 
 def colour_mosaic(image: Array, bad: Array) -> Array | None:
@@ -42,14 +42,12 @@ def colour_mosaic(image: Array, bad: Array) -> Array | None:
     """
     ny, nx = (n // 2 for n in image.shape)
     step = 2 * max(1, ny // _ROWS)
-    squares = [image[i : 2 * ny : step, j : 2 * nx : 2] for i in (0, 1) for j in (0, 1)]
-    known = ~np.any(
-        [bad[i : 2 * ny : step, j : 2 * nx : 2] for i in (0, 1) for j in (0, 1)], axis=0
-    )
-    known &= np.isfinite(sum(each.astype(np.float64) for each in squares))
-    if known.sum() < 100:
+    parts = [np.s_[i : 2 * ny : step, j : 2 * nx : 2] for i in (0, 1) for j in (0, 1)]
+    squares = np.stack([image[part].astype(np.float64) for part in parts])
+    known = np.isfinite(squares).all(axis=0) & ~np.any([bad[part] for part in parts], axis=0)
+    if known.sum() < _FEWEST:
         return None
-    values = np.stack([each[known].astype(np.float64) for each in squares])
+    values = squares[:, known]
     values -= values.mean(axis=0)
     levels = np.median(values, axis=1)
     noise = max(

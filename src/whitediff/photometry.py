@@ -53,11 +53,12 @@ _LARGEST_DAMPING = 1e8
 _LONGEST_STEP = 1.0
 _RIDGE = 1e-12
 _LARGEST_GROUP = 6
+"""Sources that are fitted together; in larger groups each after the light of the others is taken
+away."""
+
 _AROUND, _FAR_LARGER = 3, 3.0
 """Side of the square of pixels whose mean variance stands for that of the middle one, and times
 that, from which it does not."""
-"""Sources that are fitted together; in larger groups each after the light of the others is taken
-away."""
 
 _ROUNDS = 10
 _SETTLED = 0.1

@@ -240,13 +240,14 @@ class _Field:
                 f"{f' ({reason})' if reason else ''}"
             )
         plane, where = self._over_frame()
-        return NoiseModel(plane, self.variance, f"{self.on_pixels}{where}", warning)
+        told = f"{self.on_pixels}{where or ' everywhere'}"
+        return NoiseModel(plane, self.variance, told, warning)
 
     def _over_frame(self) -> tuple[Array, str]:
-        """The measured variance of every pixel's background, and in words where that is."""
+        """The measured variance of every pixel's background, and in words how it differs."""
         relative = relative_variance(self.image, self.free, self.usable)
         if relative is None:
-            return np.full(self.image.shape, self.variance), " everywhere"
+            return np.full(self.image.shape, self.variance), ""
         step = max(1, np.count_nonzero(self.free) // ENOUGH_PIXELS)
         left, usual = (
             (self.image - self.background)[self.free][::step],
@@ -297,7 +298,7 @@ class _Field:
         else:
             variance = self.variance
             plane, where = self._over_frame()
-            told = f"{self.on_pixels}{where.removesuffix(' everywhere')}"
+            told = f"{self.on_pixels}{where}"
         return NoiseModel(
             plane + self._source_photons(gain) + emission / gain,
             variance,

@@ -117,19 +117,20 @@ def dead_clusters(surface: Surface) -> Array:
     """
     at = surface.low
     depth = -surface.flux.ravel()[at] / np.sqrt(surface.variance_at(at))
-    # By their own variance more are low, where that is made of few photons.
-    at, depth = at[depth > LOW], depth[depth > LOW]
     found = []
     least, significant = LOW, _SIGNIFICANT
-    while len(at):
+    while True:
+        # By their own variance more are low, where that is made of few photons.
+        keep = depth > least
+        at, depth = at[keep], depth[keep]
+        if not len(at):
+            break
         groups = _joined(at, surface.width)
         if least == LOW and _are_joined_anyway(groups, at, depth):
             significant *= _CORRELATED
         groups = groups[groups.sides(surface.width) <= _LONGER]
         found.append(_with_sharp_edges(surface, groups, significant))
         least *= _STEP
-        keep = depth > least
-        at, depth = at[keep], depth[keep]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, int)
 
 

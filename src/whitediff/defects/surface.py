@@ -18,8 +18,6 @@ __all__ = ["BRIGHT", "CLIP", "LOW", "MARGIN", "SEGMENT", "Surface", "surface"]
 type Array = npt.NDArray[Any]
 
 MARGIN = 2
-_BESIDE = (-8, -5, 5, 8)
-"""Pixels along either axis, beyond clusters of bad ones."""
 """Pixels around the frame in which its edges are repeated."""
 
 SEGMENT = 32
@@ -33,6 +31,9 @@ BRIGHT = 5.0
 
 LOW = 2.5
 """Sigma below the background from which a pixel may belong to a dead cluster."""
+
+_BESIDE = (-8, -5, 5, 8)
+"""Pixels along either axis, beyond clusters of bad ones."""
 
 _ONES = np.ones(SEGMENT, np.float32)
 

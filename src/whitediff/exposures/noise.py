@@ -218,15 +218,13 @@ class PairSources:
             where it is so broad: a ghost, a halo, a cloud.
         """
         sources = self.either
-        broad = broad_parts(sources, width)
+        free: Array = broad_parts(sources, width) & ~self._static
+        free |= ~sources
+        return free
 
-        def work(rows: slice) -> Array:
-            levels = self.science[rows], self.template[rows]
-            static = np.minimum(*levels) >= SourceLevel.SOURCE
-            found: Array = ~sources[rows] | (broad[rows] & ~static)
-            return found
-
-        return planes.filled(self.science.shape, bool, work)
+    @property
+    def _static(self) -> Array:
+        return self._pixels(SourceLevel.SOURCE, SourceLevel.SOURCE)
 
     def _pixels(self, both: SourceLevel, one: SourceLevel) -> Array:
         """Pixels of at least these levels on both images and on one of them."""
@@ -255,7 +253,7 @@ class PairSources:
             mask,
             {
                 masks.SOURCE: self.either,
-                masks.STATIC: self._pixels(SourceLevel.SOURCE, SourceLevel.SOURCE),
+                masks.STATIC: self._static,
                 # As large as in the worse seeing, whose PSF the difference has.
                 masks.STATIC_BRIGHT: self._pixels(SourceLevel.NEAR_BRIGHT, SourceLevel.BRIGHT),
             },

@@ -192,6 +192,9 @@ def fit_mesh(
         # A step's brighter side is no source: at first nothing is.
         use = free & ~_has_source(difference - structure, free, fwhm) if turn else free
         rows, columns = _find_steps(np.where(use, difference, structure), use)
+        if not turn and not rows and not columns:
+            # Then it is what these blocks tell already.
+            continue
         structure = _steps(difference, use, rows, columns)
         means = _Means.of(difference - structure, use)
         if means is None:
