@@ -24,7 +24,7 @@ import scipy.ndimage
 import scipy.special
 
 from whitediff.defects.clusters import dead_clusters, equal_clusters
-from whitediff.defects.surface import surface
+from whitediff.defects.surface import MARGIN, surface
 from whitediff.exposures import masks
 from whitediff.exposures.defects import DefectOptions, with_defects
 from whitediff.exposures.model import Exposure
@@ -219,3 +219,20 @@ def test_nothing_of_stars_is_dead(kind: str, fwhm: float) -> None:
         dead[[0, 1, -2, -1]] = dead[:, [0, 1, -2, -1]] = False
         # One cluster in a sharp ring.
         assert np.count_nonzero(dead) <= (9 if kind == "rings" else 0)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 0.0, -3.0])
+def test_what_has_no_weight_tells_no_variance(value: float) -> None:
+    """Columns without weight, as far apart as the pixels that are looked at around another."""
+    rng = np.random.default_rng(5)
+    image = rng.normal(0, 2, (200, 220))
+    variance = np.full(image.shape, 4.0)
+    nothing = np.zeros(image.shape, bool)
+    nothing[:, [92, 95, 105, 108]] = True
+    variance[nothing] = value
+    image[80, 100] += 200
+    seen = surface(image, variance, nothing)
+    row, column = (at.ravel() for at in np.meshgrid([20, 80, 150], [97, 100, 103, 113]))
+    index = (row + MARGIN) * seen.width + column + MARGIN
+    found = seen.variance_at(index)
+    assert found == pytest.approx(4.0 * seen.factor, rel=1e-5)

@@ -145,8 +145,10 @@ class Surface:
             for dy in _BESIDE
             for dx in _BESIDE
         ]
-        # Half of them, without those on a source or a defect.
-        usual = np.sort(around, axis=0)[4:12].mean(axis=0)
+        with np.errstate(invalid="ignore"):
+            known = np.isfinite(around) & (np.array(around) > 0)
+        # Half of them, without those on a source or a defect; what has no weight tells nothing.
+        usual = np.sort(np.where(known, around, 0), axis=0)[4:12].mean(axis=0)
         values = np.fmax(self.variance[row, column], usual).astype(np.float32)
         return values * np.float32(self.factor)
 
