@@ -283,9 +283,13 @@ def run_decorrelation(
         whole = _complete(given.exposure, inputs, direction, kernel, psf)
         check_usable(whole, masks.DEFAULT_IGNORE_MASK_PLANES)
         if given.remade is None and direction is not None and not score:
-            doubt = formats.kernel_doubt(whole, inputs["science"], inputs["template"], direction)
+            scale, doubt = formats.kernel_doubt(
+                whole, inputs["science"], inputs["template"], direction
+            )
             if doubt:
                 log.warning("%s: %s.", difference, doubt)
+            if scale != 1:
+                whole = _on_level(whole, scale, direction, paths)
         _check_position(whole, x_center, y_center)
         preconvolution = None
         if preconvolution_kernel is not None:
@@ -354,6 +358,26 @@ def run_decorrelation(
     )
     report_inputs_floor(result, science, template)
     return result
+
+
+def _on_level(difference: Any, scale: float, convolved: str, paths: dict[str, str]) -> Any:
+    """Difference on the level of the image that was not convolved."""
+    from lsst.images import Image
+
+    log.warning(
+        "%s: is %.4g times what its kernel makes of %s and %s; it is multiplied by %.4g, so that"
+        " fluxes and errors are those of %s.",
+        difference.source,
+        scale,
+        paths["science"],
+        paths["template"],
+        1 / scale,
+        paths["science" if convolved == "template" else "template"],
+    )
+    image = difference.image
+    return difference.replaced(
+        image=Image((image.array / scale).astype(image.array.dtype), bbox=image.bbox, unit=image.unit)
+    )
 
 
 def _noise_of_software(

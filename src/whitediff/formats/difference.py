@@ -13,6 +13,7 @@ from lsst.images import Box
 from ..errors import DataError, FileFormatError
 from ..exposures import kernels
 from ..exposures.model import Exposure
+from ..polynomials import chebyshev_products
 from ..stats import robust_sigma
 
 __all__ = ["Difference", "KernelElsewhereError", "check_reproduced", "kernel_doubt"]
@@ -27,7 +28,12 @@ _SAME = 0.1
 
 _OTHER_SUM = 0.02
 """Departure of the convolved image's part from what the kernel's sum says, to be told of."""
+_WRONG_SUM = 0.05
+"""The same, to refuse the kernel."""
+_OTHER = 0.3
+"""Scatter that neither image explains, over the difference's, to refuse a kernel that was given."""
 _ROUNDS, _CLIP = 3, 5.0
+_BACKGROUND_ORDER = 3
 
 type Remade = Callable[[Array, Array, int, int], float]
 """Function of the pixels of the science image and template, x and y: the difference there."""
@@ -120,9 +126,29 @@ def check_reproduced(difference: Difference, science: Exposure, template: Exposu
     return float(deviation)
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a difference holds of the two images that it was made of.
+
+    Attributes
+    ----------
+    scale
+        Part of the image that was not convolved: 1 where the difference is on the level that
+        kernel and variance planes speak of; negative where it is the other way round.
+    ratio
+        Part of the convolved image over what the sum of the kernel says.
+    left
+        Scatter that neither image explains, over that of the difference.
+    """
+
+    scale: float
+    ratio: float
+    left: float
+
+
 def kernel_doubt(
     difference: Exposure, science: Exposure, template: Exposure, convolved: Direction
-) -> str:
+) -> tuple[float, str]:
     """Compare a difference of an unknown program with what its kernel makes of two images.
 
     Parameters
@@ -136,22 +162,76 @@ def kernel_doubt(
 
     Returns
     -------
+    scale
+        Positive number that the difference was multiplied by after it was made; 1 where that
+        cannot be told, or is within 2 %.
     doubt
         A sentence's part; empty where all agrees, or that cannot be told.
 
-    Notes
-    -----
-    At 400 pixels the difference is fitted by both images, one of them convolved, and a plane: a
-    scale and a background of its own do no harm.
+    Raises
+    ------
+    DataError
+        If the kernel, its sum or the direction is not that of the difference: then no noise is
+        whitened with it.
+    """
+    parts = _parts(difference, science, template, convolved)
+    if parts is None:
+        return 1.0, ""
+    wrong_sum = abs(parts.ratio - 1) > _WRONG_SUM
+    if parts.left > (_SAME if wrong_sum else _OTHER):
+        other: Direction = "science" if convolved == "template" else "template"
+        turned = _parts(difference, science, template, other)
+        better = turned is not None and turned.left < _SAME
+        remedy = (
+            f"with the {other} convolved it is: give --convolved {other}"
+            if better
+            else f"give the kernel that it was made with, and say whether the {convolved} was"
+            " convolved (--convolved)"
+        )
+        raise DataError(
+            f"{difference.source}: is not what this kernel makes of {science.source} and"
+            f" {template.source} with the {convolved} convolved: {parts.left:.0%} of its scatter is"
+            f" something else; {remedy}."
+        )
+    if wrong_sum:
+        raise DataError(
+            f"{difference.source}: the convolved image's part in it is {parts.ratio:.4g} times what"
+            " the sum of this kernel says, so its noise would not be made white; give the kernel"
+            f" as it was fitted, that is, multiplied by {parts.ratio:.4g}."
+        )
+    scale = abs(parts.scale) if abs(abs(parts.scale) - 1) > _OTHER_SUM else 1.0
+    if parts.left > _SAME:
+        return scale, (
+            "it is not quite what this kernel makes of the two images:"
+            f" {parts.left:.0%} of its scatter is something else. Is the"
+            f" kernel its own, and was the {convolved} convolved (--convolved)?"
+        )
+    if parts.scale < 0:
+        return scale, "it is template minus science, so that what became brighter is negative in it"
+    if abs(parts.ratio - 1) > _OTHER_SUM:
+        return scale, (
+            f"the convolved image's part in it is {parts.ratio:.4g} times what the sum of this"
+            " kernel says: was the kernel scaled afterwards? With another sum the noise is not"
+            " white"
+        )
+    return scale, ""
+
+
+def _parts(
+    difference: Exposure, science: Exposure, template: Exposure, convolved: Direction
+) -> Parts | None:
+    """Fit a difference by both images, one of them convolved, and a smooth background.
+
+    A background of its own does no harm.
     """
     ny, nx = difference.shape
     kernel = difference.kernel
     if kernel is None or {science.shape, template.shape} != {difference.shape}:
-        return ""
+        return None
     box = difference.bbox
     half = max(kernels.evaluate(kernel, x=box.x.center, y=box.y.center).shape) // 2
     if min(ny, nx) <= 2 * half + 1:
-        return ""
+        return None
     rng = np.random.default_rng(_SEED)
     x, y = rng.integers(half, nx - half, _SAMPLE), rng.integers(half, ny - half, _SAMPLE)
     source, other = science.image.array, template.image.array
@@ -163,13 +243,14 @@ def kernel_doubt(
         rows, columns = (n // 2 for n in image.shape)
         part = source[j - rows : j + rows + 1, i - columns : i + columns + 1]
         if part.shape != image.shape:
-            return ""
+            return None
         matched[each] = (part[::-1, ::-1].astype(float) * image).sum()
     found, plain = (plane[y, x].astype(float) for plane in (difference.image.array, other))
     use = np.isfinite(found) & np.isfinite(plain) & np.isfinite(matched)
     if use.sum() < _SAMPLE // 4:
-        return ""
-    columns = [plain, matched, np.ones(_SAMPLE), x / nx, y / ny]
+        return None
+    smooth = chebyshev_products(_BACKGROUND_ORDER, 2 * x / nx - 1, 2 * y / ny - 1).T
+    columns = [plain, matched, *smooth]
     left, solution = found, np.zeros(len(columns))
     for _ in range(_ROUNDS):
         unit = [float(np.abs(each[use]).max()) or 1.0 for each in columns]
@@ -178,22 +259,10 @@ def kernel_doubt(
         left = found - design @ solution
         use &= np.abs(left) <= _CLIP * robust_sigma(left[use]) + 1e-6 * np.abs(found)
         solution = solution / unit
-    scatter = robust_sigma(found[use] - solution[2])
-    if not scatter > 0:
-        return ""
-    if robust_sigma(left[use]) > _SAME * scatter:
-        return (
-            "it is not what this kernel makes of the two images:"
-            f" {robust_sigma(left[use]) / scatter:.0%} of its scatter is something else. Is the"
-            f" kernel its own, and was the {convolved} convolved (--convolved)?"
-        )
+    scatter = robust_sigma(found[use] - solution[2:] @ smooth[:, use])
     plain_part, matched_part = solution[:2] if convolved == "template" else -solution[:2]
-    if plain_part < 0:
-        return "it is template minus science, so that what became brighter is negative in it"
-    ratio = -matched_part / plain_part
-    if abs(ratio - 1) > _OTHER_SUM:
-        return (
-            f"the convolved image's part in it is {ratio:.4g} times what the sum of this kernel"
-            " says: was the kernel scaled afterwards? With another sum the noise is not white"
-        )
-    return ""
+    if not scatter > 0 or plain_part == 0:
+        return None
+    return Parts(
+        float(plain_part), float(-matched_part / plain_part), robust_sigma(left[use]) / scatter
+    )
