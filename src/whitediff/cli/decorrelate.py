@@ -376,7 +376,9 @@ def _on_level(difference: Any, scale: float, convolved: str, paths: dict[str, st
     )
     image = difference.image
     return difference.replaced(
-        image=Image((image.array / scale).astype(image.array.dtype), bbox=image.bbox, unit=image.unit)
+        image=Image(
+            (image.array / scale).astype(image.array.dtype), bbox=image.bbox, unit=image.unit
+        )
     )
 
 

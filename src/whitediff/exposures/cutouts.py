@@ -22,7 +22,7 @@ from .model import Exposure
 from .noise import untrusted_pixels
 from .preparation import PreparationOptions
 from .psf import KernelPointSpreadFunction, as_kernel_psf, psf_image
-from .solution import Product, Solution
+from .solution import Product, Solution, pixel_sample
 
 __all__ = [
     "Cutout",
@@ -310,6 +310,7 @@ def solve_cutout(
         fill="interpolate",
         kernel_error=fit.error,
         photon_factor=fit.photon_factor,
+        pixels=pixel_sample(science, template),
     )
     return Cutout(science, template, source, fit, solution, place)
 

@@ -25,9 +25,10 @@ from .cutouts import (
 from .defects import with_defects
 from .matching import Match, MatchOptions, match
 from .model import Exposure
-from .noise import PairSources, pair_sources, rescaled
+from .noise import PairSources, pair_sources
 from .preparation import Pair, PreparationOptions, pair_with_psf, prepare
 from .resampling import ResamplingOptions
+from .reuse import apply_solution
 from .solution import Product, Solution, make_product
 from .subtraction import preconvolution_kernel
 from .widths import warn_of_significances
@@ -391,21 +392,22 @@ def make_again(
     -------
     made
         Kind → `Made`.
+
+    Raises
+    ------
+    DataError
+        If they are other exposures than before, and their stars contradict a kernel.
     """
     science, template = defects_as_before(science, template, solutions.values())
     template = aligned_as_before(science, template, solutions.values(), use_wcs=use_wcs)
     levels = pair_sources([science], [template])
-    sources = levels.either
     made = {}
     for kind, solution in solutions.items():
-        pair = (
-            rescaled(science, solution.science_variance_factor),
-            rescaled(template, solution.template_variance_factor),
-        )
-        product = make_product(solution, *pair, sources=sources, full_variance=full_variance)
+        applied = apply_solution(solution, science, template, levels)
+        product = applied.product(full_variance=full_variance)
         mark_sources(product.exposure, levels)
         warn_of_significances(product.exposure)
-        made[kind] = Made(product, *pair)
+        made[kind] = Made(product, applied.science, applied.template)
     return made
 
 

@@ -277,7 +277,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     for exposure, bad in zip((science, template), avoided, strict=True):
         bad |= masks.flagged(exposure.mask, options.exclude_mask_planes)
     sources = dataclasses.replace(sources, science_bad=avoided[0], template_bad=avoided[1])
-    candidates = _width_stars(sources)
+    candidates = width_stars(sources)
     shown = [science, template]
     widths = candidates.science_sigma, candidates.template_sigma
     if is_structured:
@@ -312,8 +312,24 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     )
 
 
-def _width_stars(sources: Sources) -> Candidates:
-    """Stars that tell the widths of the PSFs; any static sources where there are none."""
+def width_stars(sources: Sources) -> Candidates:
+    """Stars that tell the widths of the PSFs; any static sources where there are none.
+
+    Parameters
+    ----------
+    sources
+        Of a pair.
+
+    Returns
+    -------
+    stars
+        `Candidates`.
+
+    Raises
+    ------
+    TooFewSourcesError
+        If there are too few of both.
+    """
     try:
         return choose_candidates(
             sources, clear=10, isolation=16, options=CandidateOptions(stars_only=True, fewest=2)
@@ -576,7 +592,7 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     sources = find_sources(
         flat, flat, science_variance=exposure.variance.array, science_bad=bad, template_bad=bad
     )
-    stars = _width_stars(sources)
+    stars = width_stars(sources)
     width = fwhm(exposure, stars, stars.science_sigma, bad)
     if not sources.stars.are_certain:
         _warn_of_galaxies((exposure,), (width,), sources)

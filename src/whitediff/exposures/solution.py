@@ -35,9 +35,47 @@ from .subtraction import (
     subtract_background,
 )
 
-__all__ = ["Product", "Solution", "fluxes", "kernel_variance", "make_product", "undecorrelated"]
+__all__ = [
+    "Product",
+    "Solution",
+    "fluxes",
+    "kernel_variance",
+    "make_product",
+    "pixel_sample",
+    "undecorrelated",
+]
 
 type Array = npt.NDArray[Any]
+
+
+_SAMPLED = 500
+_SAME_PIXEL, _SAME_PIXELS = 1e-4, 0.7
+"""Relative difference of pixels that are the same, and the fraction of such from which an exposure
+is the same one."""
+
+
+def pixel_sample(science: Exposure, template: Exposure) -> Array:
+    """Some pixels of two exposures, by which they are known again.
+
+    Parameters
+    ----------
+    science, template
+        Exposures on the same pixels.
+
+    Returns
+    -------
+    pixels
+        ``(2, n)`` float32, evenly spread; NaN where there is no measurement.
+    """
+    step = max(1, science.image.array.size // _SAMPLED)
+    # Coprime to most side lengths, so that the columns differ.
+    step += 1 - step % 2
+    return np.stack(
+        [
+            exposure.image.array.ravel()[::step].astype(np.float32)
+            for exposure in (science, template)
+        ]
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +128,8 @@ class Solution:
     photon_factor
         Variance for each unit of light of static sources that the science exposure's plane lacks,
         image_unit.
+    pixels
+        `pixel_sample` of the exposures that it was found for; None where they are not known.
     """
 
     kernel: ConvolutionKernel
@@ -115,6 +155,29 @@ class Solution:
     stars: Table | None = None
     kernel_error: KernelError | None = None
     photon_factor: float = 0.0
+    pixels: Array | None = None
+
+    def is_of(self, science: Exposure, template: Exposure) -> bool:
+        """Whether it was found for two exposures; true where it does not know.
+
+        Parameters
+        ----------
+        science, template
+            Exposures on the same pixels.
+
+        Returns
+        -------
+        same
+            Most of the sampled pixels are those of before: sources that were injected, and
+            rounding, make no other pair.
+        """
+        if self.pixels is None:
+            return True
+        found = pixel_sample(science, template)
+        if found.shape != self.pixels.shape:
+            return False
+        alike = np.isclose(found, self.pixels, rtol=_SAME_PIXEL, atol=0, equal_nan=True)
+        return bool((alike.mean(axis=1) > _SAME_PIXELS).all())
 
     @classmethod
     def of(cls, pair: Pair, match: Match, preconvolution_kernel: Array | None = None) -> Solution:
@@ -142,6 +205,7 @@ class Solution:
             box=pair.science.bbox,
             registration=pair.template.registration,
             stars=match.stars,
+            pixels=pixel_sample(pair.science, pair.template),
             science_variance_factor=pair.science_variance_factor,
             template_variance_factor=pair.template_variance_factor,
             psf=(

@@ -140,6 +140,8 @@ def solution_extras(solution: Solution) -> Mapping[str, Any]:
         extras["KERNEL_ERROR"] = solution.kernel_error.errors
     if solution.stars is not None:
         extras["STARS"] = solution.stars
+    if solution.pixels is not None:
+        extras["INPUT_PIXELS"] = solution.pixels
     if solution.registration is not None:
         extras["REGISTRATION"] = _registration_table(solution.registration)
     return extras
@@ -289,6 +291,7 @@ def read_solution(path: str | Path) -> Solution:
         box = _box(hdus, background_hdu, file)
         kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=box, path=str(file))
         psf_hdu = find_hdu(hdus, ("INPUT_PSF",))
+        pixels_hdu = find_hdu(hdus, ("INPUT_PIXELS",))
         preconvolution_hdu = find_hdu(hdus, ("PRECONVOLUTION",))
         numbers: dict[str, Any] = {
             name: float(header[keyword])
@@ -325,6 +328,8 @@ def read_solution(path: str | Path) -> Solution:
             registration=_registration(hdus, file),
             kernel_error=_kernel_error(hdus, file),
             photon_factor=float(header.get("WDPHOTON", 0.0)),
+            # Files of before did not say.
+            pixels=None if pixels_hdu is None else np.asarray(pixels_hdu.data, dtype=np.float32),
             **numbers,
         )
 

@@ -89,6 +89,7 @@ def flux_ratio(
     *,
     radius: float,
     expected: Array,
+    within: float | None = None,
 ) -> FluxRatio:
     """Ratio of stars' fluxes in two images to what is expected, by photometry in apertures.
 
@@ -108,6 +109,8 @@ def flux_ratio(
         Of the aperture, pixels: wide enough for both profiles.
     expected
         ``(n,)`` target's flux over the source's.
+    within
+        Radius of the part of the aperture whose light is compared, pixels; all of it if None.
 
     Returns
     -------
@@ -135,6 +138,8 @@ def flux_ratio(
         ring = (distance > _GAP * radius) & (distance <= outer) & good & ~sources[part]
         if not good[inside].all() or np.count_nonzero(ring) < np.count_nonzero(inside) / 4:
             continue
+        if within is not None:
+            inside = distance <= within
         flux, noise = np.array([_photometry(*plane, part, inside, ring) for plane in planes]).T
         fluxes.append(flux * (factor, 1))
         noises.append(noise * (factor, 1))

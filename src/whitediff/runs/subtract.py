@@ -21,7 +21,7 @@ from ..exposures.depth import Depth
 from ..exposures.depth import depth as depth_of
 from ..exposures.matching import MatchOptions
 from ..exposures.model import Exposure
-from ..exposures.noise import PairSources, pair_sources, rescaled
+from ..exposures.noise import PairSources, pair_sources
 from ..exposures.pipeline import (
     Made,
     SubtractionOptions,
@@ -36,7 +36,7 @@ from ..exposures.pipeline import (
 )
 from ..exposures.preparation import PreparationOptions, prepare, template_coverage
 from ..exposures.resampling import ResamplingOptions
-from ..exposures.solution import make_product
+from ..exposures.reuse import apply_solution
 from ..exposures.subtraction import matched_template
 from ..exposures.widths import warn_of_significances
 from ..matching.design import FitOptions
@@ -481,16 +481,13 @@ def _made_again(
     template = aligned_as_before(science, template, stored.values(), use_wcs=use_wcs)
     inputs.clear()
     levels = pair_sources([science], [template])
-    sources = levels.either
     for kind, solution in stored.items():
         begin(kind)
-        pair = (
-            rescaled(science, solution.science_variance_factor),
-            rescaled(template, solution.template_variance_factor),
-        )
         path = wanted[kind]
+        applied = apply_solution(solution, science, template, levels)
+        pair = applied.science, applied.template
         if path is not None:
-            product = make_product(solution, *pair, sources=sources, full_variance=full_variance)
+            product = applied.product(full_variance=full_variance)
             depth = _depth(product, zero_point)
             # They lie on the same pixels by now.
             fraction = template_coverage(*pair, use_wcs=False)

@@ -15,7 +15,8 @@ from ..exposures.decorrelation import refuse_decorrelated, refuse_white
 from ..exposures.model import Exposure
 from ..exposures.noise import PairSources, pair_sources, rescaled, without_sentinels
 from ..exposures.pipeline import aligned_as_before, mark_sources
-from ..exposures.solution import Solution, make_product
+from ..exposures.reuse import apply_solution
+from ..exposures.solution import Solution
 from ..exposures.widths import warn_of_significances
 from .connections import DecorrelateConnections, RecreateConnections
 from .decorrelate_spatial import DecorrelateALKernelSpatialTask
@@ -144,8 +145,8 @@ class RecreateDifferenceTask(PipelineTask):
 
     Notes
     -----
-    What the command ``whitediff subtract --kernel`` does: nothing is fitted or measured, and
-    pixels and variances are those of the first time.
+    What the command ``whitediff subtract --kernel`` does: of the exposures of the first time,
+    nothing is fitted or measured, and pixels and variances are those of before.
     """
 
     ConfigClass: ClassVar[Any] = RecreateDifferenceConfig
@@ -172,15 +173,13 @@ class RecreateDifferenceTask(PipelineTask):
         ------
         ValueError
             If the exposures have other pixels than the solution.
+        UnusableExposureError
+            If they are other exposures, and their stars contradict the kernel.
         """
-        science, template, levels = _inputs(science, template, solution)
+        science, template, levels = _aligned(science, template, solution)
         try:
-            product = make_product(
-                solution,
-                science,
-                template,
-                sources=levels.either,
-                full_variance=self.config.completeVarPlanePropagation,
+            product = apply_solution(solution, science, template, levels).product(
+                full_variance=self.config.completeVarPlanePropagation
             )
         except DataError as error:
             raise algorithm_error(error) from error
@@ -196,12 +195,19 @@ def _inputs(
     science: Any, template: Any, solution: Solution
 ) -> tuple[Exposure, Exposure, PairSources]:
     """Exposures as a solution takes them, and where they have sources."""
-    science = without_sentinels(Exposure.from_object(science))
-    template = without_sentinels(Exposure.from_object(template))
-    template = aligned_as_before(science, template, [solution])
-    levels = pair_sources([science], [template])
+    science, template, levels = _aligned(science, template, solution)
     return (
         rescaled(science, solution.science_variance_factor),
         rescaled(template, solution.template_variance_factor),
         levels,
     )
+
+
+def _aligned(
+    science: Any, template: Any, solution: Solution
+) -> tuple[Exposure, Exposure, PairSources]:
+    """Exposures on the same pixels, and where they have sources."""
+    science = without_sentinels(Exposure.from_object(science))
+    template = without_sentinels(Exposure.from_object(template))
+    template = aligned_as_before(science, template, [solution])
+    return science, template, pair_sources([science], [template])
