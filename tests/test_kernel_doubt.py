@@ -2,8 +2,8 @@
 
 Claims: where the difference is what its kernel makes of the images, nothing is said, in any unit,
 with a background of its own, with missing pixels, constant or varying, whichever image was
-convolved; a scale of its own is found and undone; another direction, kernel or sum is refused, and a
-difference the other way round is told of.
+convolved; a scale of its own is found and undone; another direction, kernel or sum is refused, and
+a difference the other way round is told of.
 """
 
 from __future__ import annotations
@@ -109,10 +109,11 @@ def test_the_command_refuses_it_and_writes_nothing(rng, tmp_path, run):
     fits.writeto(tmp_path / "kernel.fits", KERNEL / KERNEL.sum())
     out = tmp_path / "out.fits"
     code, _, said = run("decorrelate", *paths, "--output", out)
-    assert code == 0 and out.exists(), said
+    assert code == 0, said
     out.unlink()
     code, _, said = run("decorrelate", *paths, tmp_path / "kernel.fits", "--output", out)
-    assert code != 0 and not out.exists()
+    assert code != 0
+    assert not out.exists()
     assert "difference.fits: the convolved image's part in it is 1.25 times" in said
 
 
