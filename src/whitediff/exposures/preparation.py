@@ -21,10 +21,10 @@ from ..matching.candidates import (
     choose_candidates,
     find_sources,
 )
-from ..matching.psf import NARROW, measure_psf, star_width, unit_sum
+from ..matching.psf import measure_psf, star_width, unit_sum
 from ..mosaic import colour_mosaic
 from ..photons import Counts
-from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM, full_width_half_maximum
 from ..sources import SourceLevel, smooth_background
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
@@ -594,7 +594,7 @@ def _psf_of_stars(
 ) -> KernelPointSpreadFunction:
     size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
     size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
-    least = _NARROW_SIDE if sigma < NARROW * FWHM_TO_SIGMA else size
+    least = _NARROW_SIDE if sigma < UNDERSAMPLED_FWHM * FWHM_TO_SIGMA else size
     wide = min(max(2 * math.ceil(_WING_SIGMAS * sigma) + 1, size, least), _WING_SIDE)
     name = exposure.source or "The exposure"
     stars = _psf_stars(sources, name, clear=size // 2 + 1, isolation=0.7 * size)

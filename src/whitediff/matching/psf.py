@@ -15,7 +15,7 @@ import scipy.special
 from ..errors import ArgumentError, DataError
 from ..interpolation import patched
 from ..polynomials import chebyshev_products, chebyshev_terms
-from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM, full_width_half_maximum
 from ..resampling import moved_stamps
 from ..stats import MAD_TO_SIGMA, median_deviation, power_of_two
 from ..threads import single_threaded_algebra
@@ -95,9 +95,6 @@ _USUAL_SHARE = (0.5, 0.5)
 _USUAL_FALL = (0.3, 0.15)
 """Share of turbulence, the other part's 1/beta, and their standard deviations where stars do not
 tell."""
-NARROW = 2.5
-"""Full width, pixels, below which pixels do not tell what is between them, and light may be
-diffraction's."""
 _NARROW_PASSES = 4
 _TABLE_REACH = 3.0
 """Full widths that the table finer than the pixels covers."""
@@ -377,7 +374,7 @@ def measure_psf(
     if not width > 0:
         raise DataError(f"{len(stars)} stars have no common profile; give a PSF.")
     profile = _Moffat(width / 2, 1 / 5, _USUAL_SHARE[0], _shear(stars, width))
-    if width < NARROW:
+    if width < UNDERSAMPLED_FWHM:
         profile = dataclasses.replace(profile, diffraction=_USUAL_DIFFRACTION[0])
         return _measure_narrow(stars, profile, size, order)
     residual = _first_residual(stars, profile, size)
