@@ -61,6 +61,10 @@ _SUBPIXELS = 2
 _FEWEST_LIKELY, _FEWEST_CERTAIN, _CERTAIN = 1.5, 3.5, 3.0
 """Stars for an opinion, and for one to rely on, and the logarithm of the likelihood ratio of the
 latter: of 156 simulated fields of galaxies without a star, one reaches both."""
+_MAY_BE_STAR = 0.2
+"""Least probability of a star, where there is none that is certain."""
+_WIDEST_SHARE = 0.9
+"""Of its window's square, what a star's may have for its width to be told."""
 _STAR_RATIO = 20.0
 """Signal-to-noise ratio from which on a source shows what stars look like."""
 _MOST_CENTRED, _LARGE_OFFSET = 50, 1.0
@@ -415,13 +419,17 @@ def _with_stars(
     for _ in range(_MOST_WINDOWS):
         reach = _NEIGHBOUR_SIGMAS * sigma.max() + _NEIGHBOUR_PIXELS
         alone = common & _isolated(sources.x, sources.y, sources.flux, reach)
-        bright = np.flatnonzero(alone & (ratio > _STAR_RATIO))
-        bright = bright[np.argsort(-ratio[bright], kind="stable")[:SEARCHED]]
-        stars = bright[locus_of(bright, slopes=False).probability > 0.5]
-        if not len(bright):
+        # Where the bright are all galaxies, the fainter tell.
+        for least in (_STAR_RATIO, 0.0):
+            offered = np.flatnonzero(alone & (ratio > least))
+            offered = offered[np.argsort(-ratio[offered], kind="stable")[:SEARCHED]]
+            stars = offered[locus_of(offered, slopes=False).probability > 0.5]
+            if len(stars):
+                break
+        if not len(offered):
             break
         # Where none is seen, towards that of all sources.
-        width = np.median(radii[:, stars if len(stars) else bright], axis=1) * HALF_LIGHT_TO_SIGMA
+        width = np.median(radii[:, stars if len(stars) else offered], axis=1) * HALF_LIGHT_TO_SIGMA
         grown = np.clip(width, sigma, _WINDOW_GROWTH * sigma)
         if (grown < (1 + _WINDOW_ERROR) * sigma).all():
             break
@@ -437,6 +445,14 @@ def _with_stars(
         known = are_stars & (ratio > _STAR_RATIO)
         radius[:] = np.median(radii[:, known if known.any() else are_stars], axis=1)
     found = Stars(are_stars, locus.number, locus.evidence, float(radius[0]), float(radius[-1]))
+    if found.are_likely and not found.are_certain:
+        # Some may be stars; what is around them changes the half-light radii of so few.
+        are_stars[which] = locus.probability > _MAY_BE_STAR
+        share = np.exp(np.minimum(locus.size, math.log(_WIDEST_SHARE)))
+        radius[:] = sigma * np.sqrt(share / (1 - share)) / HALF_LIGHT_TO_SIGMA
+        found = dataclasses.replace(
+            found, science_radius=float(radius[0]), template_radius=float(radius[-1])
+        )
     return dataclasses.replace(sources, stars=found)
 
 

@@ -73,11 +73,15 @@ class Locus:
         Of stars among the most significant 100 sources: sum of those probabilities.
     evidence
         Logarithm of the likelihood with these stars over the largest without any.
+    size
+        ``(n_images,)`` ln(size) of the stars in the middle of the frame, 0 of what fills the
+        window.
     """
 
     probability: Array
     number: float
     evidence: float
+    size: Array
 
 
 def windowed_shapes(
@@ -187,7 +191,7 @@ def find_locus(
     known = np.flatnonzero(np.logical_and.reduce([each.known for each in shapes]))
     known = known[np.argsort(-rank[known], kind="stable")]
     if len(known) < _FEWEST:
-        return Locus(probability, 0.0, 0.0)
+        return Locus(probability, 0.0, 0.0, np.zeros(len(shapes)))
     value = np.stack([each.value[known] for each in shapes], 1)
     error = np.stack([each.error[known] for each in shapes], 1)
     terms = np.column_stack([np.ones(len(known)), x[known], y[known]])
@@ -204,7 +208,7 @@ def find_locus(
     for part in np.array_split(np.arange(len(known)), math.ceil(len(known) / SEARCHED)):
         # The fainter, the more of them are galaxies.
         probability[known[part]] = _mixture(plane, value[part], error[part], terms[part])[1][0]
-    return Locus(probability, float(stars.sum()), float(likelihood[0]) - none)
+    return Locus(probability, float(stars.sum()), float(likelihood[0]) - none, plane[0, 0, :, 0])
 
 
 def _planes(value: Array, terms: Array, *, slopes: bool) -> tuple[Array, Array]:
