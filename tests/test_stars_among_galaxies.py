@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+from marks import slow_after
 from whitediff import Exposure
 from whitediff.exposures import masks
 from whitediff.exposures.defects import DefectOptions, with_defects
@@ -207,7 +208,7 @@ def check(field: Field, seed: int, caplog) -> bool:
     return True
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", slow_after(2, range(8)))
 def test_a_dozen_stars_tell_the_psfs(seed, caplog):
     assert check(FIELDS["few"], seed, caplog)
 
@@ -271,7 +272,7 @@ def test_galaxies_serve_the_kernel_where_stars_are_few():
     assert chosen.science_sigma == pytest.approx(stars.science_radius * 0.8493, rel=1e-3)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", slow_after(1, range(2)))
 @pytest.mark.parametrize("stars", [2, 4, 12])
 def test_transients_are_no_cosmic_rays(stars, seed):
     field = dataclasses.replace(FIELDS["few"], stars=stars, transients=80, faintest=40.0)
