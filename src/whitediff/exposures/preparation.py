@@ -597,13 +597,11 @@ def _psf_of_stars(
     least = _NARROW_SIDE if sigma < UNDERSAMPLED_FWHM * FWHM_TO_SIGMA else size
     wide = min(max(2 * math.ceil(_WING_SIGMAS * sigma) + 1, size, least), _WING_SIDE)
     name = exposure.source or "The exposure"
-    stars = _psf_stars(sources, name, clear=size // 2 + 1, isolation=0.7 * size)
     found = measure_psf(
         exposure.image.array,
         exposure.variance.array,
         bad,
-        stars.x,
-        stars.y,
+        *_psf_stars(sources, name, clear=size // 2 + 1, isolation=0.7 * size),
         size=wide,
         order=_PSF_ORDER,
     )
@@ -634,23 +632,27 @@ def _psf_of_stars(
     )
 
 
-def _psf_stars(sources: Sources, name: str, *, clear: int, isolation: float) -> Candidates:
-    """Stars for a PSF; where there are too few, what serves for a kernel."""
+def _psf_stars(sources: Sources, name: str, *, clear: int, isolation: float) -> tuple[Array, Array]:
+    """Positions of stars for a PSF; where there are too few, of what serves for a kernel."""
     # Galaxies would do for a kernel, not for a PSF.
     strict = CandidateOptions(stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE)
     try:
-        return choose_candidates(sources, clear=clear, isolation=isolation, options=strict)
+        stars = choose_candidates(sources, clear=clear, isolation=isolation, options=strict)
     except TooFewSourcesError:
+        few = np.flatnonzero(sources.stars.which)
+        if sources.stars.are_likely and len(few) >= strict.fewest:
+            # Better stars with neighbours than galaxies without.
+            return sources.x[few], sources.y[few]
         stars = choose_candidates(
             sources, clear=clear, isolation=isolation, options=CandidateOptions()
         )
-    _log.warning(
-        "%s: too few isolated stars for its PSF, which is measured from %d sources as a kernel may"
-        " be: look at its width, or give a PSF.",
-        name,
-        len(stars),
-    )
-    return stars
+        _log.warning(
+            "%s: too few isolated stars for its PSF, which is measured from %d sources as a kernel"
+            " may be: look at its width, or give a PSF.",
+            name,
+            len(stars),
+        )
+    return stars.x, stars.y
 
 
 def _trimmed(images: Array, smallest: int) -> Array:
