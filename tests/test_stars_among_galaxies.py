@@ -50,6 +50,9 @@ class Field:
     fwhm: tuple[float, float]
     shape: tuple[int, int] = (450, 500)
     faintest: float = 65.0
+    brightest: float = 600.0
+    radii: tuple[float, float] = (1.4, 5)
+    """Half-light radii of galaxies, pixels."""
     trailed: float = 0.0
     """ln of the PSF's axis ratio, over 2."""
     growth: float = 0.0
@@ -147,10 +150,10 @@ def made(field: Field, seed: int) -> Scene:
         ratio = np.exp(rng.uniform(np.log(faintest), np.log(brightest), n))
         return np.column_stack([rng.uniform(0, nx, n), rng.uniform(0, ny, n), noise * ratio])
 
-    stars = placed(field.stars, field.faintest, 600)
+    stars = placed(field.stars, field.faintest, field.brightest)
     galaxies = placed(field.galaxies, 10, 300)
     shapes = [
-        (rng.choice([1.0, 2.5, 4.0]), rng.uniform(1.4, 5), rng.uniform(0, 0.4), rng.uniform(0, 3.2))
+        (rng.choice([1.0, 2.5, 4.0]), rng.uniform(*field.radii), rng.uniform(0, 0.4), rng.uniform(0, 3.2))
         for _ in range(field.galaxies)
     ]
     transients = placed(field.transients, 50, 90)
@@ -321,7 +324,7 @@ def test_shapes_of_what_cannot_be_measured_are_unknown():
 
 
 def test_few_sources_say_nothing():
-    shapes = Shapes(np.zeros((2, 3)), np.ones((2, 3)), np.ones(2, dtype=bool))
+    shapes = Shapes(np.zeros((2, 3)), np.ones((2, 3)), np.ones(2, dtype=bool), np.ones(2))
     locus = find_locus((shapes,), np.zeros(2), np.zeros(2), np.ones(2))
     assert locus.probability.tolist() == [0, 0]
     assert locus.number == locus.evidence == 0
@@ -336,7 +339,7 @@ def test_stars_are_found_where_their_shape_changes_over_the_frame(rng):
     wider = rng.uniform(0.1, 0.6, n - n_stars)
     value[n_stars:, 0] += wider
     value[n_stars:, 1:] += rng.normal(size=(n - n_stars, 2)) * 0.4 * wider[:, None]
-    shapes = Shapes(value, error, np.ones(n, dtype=bool))
+    shapes = Shapes(value, error, np.ones(n, dtype=bool), np.ones(n))
     # The order of the sources tells nothing.
     order = rng.permutation(n)
     shapes = Shapes(*(each[order] for each in shapes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -21,7 +22,7 @@ from ..matching.candidates import (
     choose_candidates,
     find_sources,
 )
-from ..matching.psf import measure_psf, star_width, unit_sum
+from ..matching.psf import MeasuredPsf, measure_psf, star_width, unit_sum
 from ..mosaic import colour_mosaic
 from ..photons import Counts
 from ..profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM, full_width_half_maximum
@@ -597,13 +598,8 @@ def _psf_of_stars(
     least = _NARROW_SIDE if sigma < UNDERSAMPLED_FWHM * FWHM_TO_SIGMA else size
     wide = min(max(2 * math.ceil(_WING_SIGMAS * sigma) + 1, size, least), _WING_SIDE)
     name = exposure.source or "The exposure"
-    found = measure_psf(
-        exposure.image.array,
-        exposure.variance.array,
-        bad,
-        *_psf_stars(sources, name, clear=size // 2 + 1, isolation=0.7 * size),
-        size=wide,
-        order=_PSF_ORDER,
+    found = _measured_stars(
+        exposure, sources, bad, size=wide, clear=size // 2 + 1, isolation=0.7 * size
     )
     error = found.flux_error
     if not sources.stars.are_certain:
@@ -632,27 +628,33 @@ def _psf_of_stars(
     )
 
 
-def _psf_stars(sources: Sources, name: str, *, clear: int, isolation: float) -> tuple[Array, Array]:
-    """Positions of stars for a PSF; where there are too few, of what serves for a kernel."""
+def _measured_stars(
+    exposure: Exposure, sources: Sources, bad: Array, *, size: int, clear: int, isolation: float
+) -> MeasuredPsf:
+    """PSF of the stars; where there are too few, of what serves for a kernel."""
+
+    def measured(x: Array, y: Array) -> MeasuredPsf:
+        image, variance = exposure.image.array, exposure.variance.array
+        return measure_psf(image, variance, bad, x, y, size=size, order=_PSF_ORDER)
+
     # Galaxies would do for a kernel, not for a PSF.
     strict = CandidateOptions(stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE)
-    try:
+    with contextlib.suppress(TooFewSourcesError):
         stars = choose_candidates(sources, clear=clear, isolation=isolation, options=strict)
-    except TooFewSourcesError:
-        few = np.flatnonzero(sources.stars.which)
-        if sources.stars.are_likely and len(few) >= strict.fewest:
-            # Better stars with neighbours than galaxies without.
-            return sources.x[few], sources.y[few]
-        stars = choose_candidates(
-            sources, clear=clear, isolation=isolation, options=CandidateOptions()
-        )
-        _log.warning(
-            "%s: too few isolated stars for its PSF, which is measured from %d sources as a kernel"
-            " may be: look at its width, or give a PSF.",
-            name,
-            len(stars),
-        )
-    return stars.x, stars.y
+        return measured(stars.x, stars.y)
+    few = np.flatnonzero(sources.stars.which)
+    if sources.stars.are_likely and len(few) >= strict.fewest:
+        # Better stars with neighbours than galaxies without.
+        with contextlib.suppress(DataError):
+            return measured(sources.x[few], sources.y[few])
+    stars = choose_candidates(sources, clear=clear, isolation=isolation, options=CandidateOptions())
+    _log.warning(
+        "%s: too few isolated stars for its PSF, which is measured from %d sources as a kernel"
+        " may be: look at its width, or give a PSF.",
+        exposure.source or "The exposure",
+        len(stars),
+    )
+    return measured(stars.x, stars.y)
 
 
 def _trimmed(images: Array, smallest: int) -> Array:

@@ -53,12 +53,13 @@ class Shapes(NamedTuple):
 
     ``value`` and ``error`` are ``(n, 3)``: ln(size), 0 of what fills the window, and the
     ellipticities along the axes and the diagonals; ``known`` is ``(n,)`` boolean: where they could
-    be measured.
+    be measured; ``signal_to_noise`` is ``(n,)``, of the light through the window, 0 where unknown.
     """
 
     value: Array
     error: Array
     known: Array
+    signal_to_noise: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,7 @@ def windowed_shapes(
     column, row = np.round(x).astype(int), np.round(y).astype(int)
     known = (column >= half) & (column < nx - half) & (row >= half) & (row < ny - half)
     value, error = np.zeros((n, 3)), np.full((n, 3), np.inf)
+    ratio = np.zeros(n)
     inside = np.flatnonzero(known)
     column, row = column[inside], row[inside]
     offset = np.arange(-half, half + 1)
@@ -154,8 +156,9 @@ def windowed_shapes(
         each - own[:, None, None] * r2 for each, own in zip((plus, cross), columns[1:], strict=True)
     ]
     error[inside] = np.sqrt(np.stack([(weight * each**2).sum((1, 2)) for each in changes], 1))
+    ratio[inside] = np.where(good, flux[:, 0, 0] / np.sqrt((variance * window**2).sum((1, 2))), 0)
     known[inside] = good
-    return Shapes(value, error, known)
+    return Shapes(value, error, known, ratio)
 
 
 def find_locus(
