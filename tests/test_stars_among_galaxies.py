@@ -85,6 +85,11 @@ FIELDS = {
     "varying": Field(30, 100, (3.4, 3.0), growth=0.12, tolerance=FEW),
     "only stars": Field(30, 0, (3.0, 2.5), faintest=30.0),
 }
+HIDDEN = (
+    Field(5, 40, (2.3, 2.2), faintest=25.0, brightest=60.0, radii=(4, 9)),
+    Field(4, 30, (3.2, 2.8), faintest=25.0, brightest=60.0, radii=(4, 9)),
+)
+"""In apertures that suit the galaxies stars are faint."""
 NO_STARS = {
     "sharp": Field(0, 120, (2.8, 2.3)),
     "seeing": Field(0, 150, (4.0, 3.5)),
@@ -153,7 +158,12 @@ def made(field: Field, seed: int) -> Scene:
     stars = placed(field.stars, field.faintest, field.brightest)
     galaxies = placed(field.galaxies, 10, 300)
     shapes = [
-        (rng.choice([1.0, 2.5, 4.0]), rng.uniform(*field.radii), rng.uniform(0, 0.4), rng.uniform(0, 3.2))
+        (
+            rng.choice([1.0, 2.5, 4.0]),
+            rng.uniform(*field.radii),
+            rng.uniform(0, 0.4),
+            rng.uniform(0, 3.2),
+        )
         for _ in range(field.galaxies)
     ]
     transients = placed(field.transients, 50, 90)
@@ -248,6 +258,30 @@ def test_stars_tell_the_psfs(kind, seed, caplog):
 )
 def test_even_fewer_stars_tell_the_psfs_or_it_is_said(stars, seed, caplog):
     check(dataclasses.replace(FIELDS["few"], stars=stars, faintest=20.0), seed, caplog)
+
+
+def psf_width(field: Field, seed: int, caplog) -> float:
+    """Width of a field's PSF over the true one; 1 ± 0.05 unless the run says that it may not be."""
+    scene = made(field, seed)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="whitediff"):
+        pair = prepare(scene.science, scene.template)
+        psf = measured_psf(pair.science, pair, FWHM_TO_SIGMA * pair.science_fwhm)
+    x, y = average_position(psf)
+    width = full_width_half_maximum(psf_image(psf, x=x, y=y)) / field.true_width(0)
+    assert "may be that of galaxies" in caplog.text or width == pytest.approx(1, rel=FEW)
+    return width
+
+
+def test_sharp_stars_are_seen_among_large_galaxies(caplog):
+    assert psf_width(HIDDEN[0], 1, caplog) == pytest.approx(1, rel=FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("field", "most"), [(HIDDEN[0], 6), (HIDDEN[1], 7)], ids=["5", "4"])
+def test_sharp_stars_are_nearly_always_seen_among_large_galaxies(field, most, caplog):
+    widths = np.array([psf_width(field, seed, caplog) for seed in range(8)])
+    assert (abs(widths - 1) < FEW).sum() >= most, widths
 
 
 @pytest.mark.slow
