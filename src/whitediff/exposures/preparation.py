@@ -633,20 +633,21 @@ def _measured_stars(
 ) -> MeasuredPsf:
     """PSF of the stars; where there are too few, of what serves for a kernel."""
 
-    def measured(x: Array, y: Array) -> MeasuredPsf:
+    def measured(which: Array) -> MeasuredPsf:
         image, variance = exposure.image.array, exposure.variance.array
+        x, y = sources.x[which], sources.y[which]
         return measure_psf(image, variance, bad, x, y, size=size, order=_PSF_ORDER)
 
     # Galaxies would do for a kernel, not for a PSF.
     strict = CandidateOptions(stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE)
     with contextlib.suppress(TooFewSourcesError):
         stars = choose_candidates(sources, clear=clear, isolation=isolation, options=strict)
-        return measured(stars.x, stars.y)
+        return measured(stars.chosen)
     few = np.flatnonzero(sources.stars.which)
     if sources.stars.are_likely and len(few) >= strict.fewest:
         # Better stars with neighbours than galaxies without.
         with contextlib.suppress(DataError):
-            return measured(sources.x[few], sources.y[few])
+            return measured(few)
     stars = choose_candidates(sources, clear=clear, isolation=isolation, options=CandidateOptions())
     _log.warning(
         "%s: too few isolated stars for its PSF, which is measured from %d sources as a kernel"
@@ -654,7 +655,7 @@ def _measured_stars(
         exposure.source or "The exposure",
         len(stars),
     )
-    return measured(stars.x, stars.y)
+    return measured(stars.chosen)
 
 
 def _trimmed(images: Array, smallest: int) -> Array:

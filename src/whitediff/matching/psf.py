@@ -26,7 +26,8 @@ __all__ = ["MeasuredPsf", "measure_psf", "star_width"]
 type Array = npt.NDArray[Any]
 
 _FEWEST = 3
-_MOST = 150
+_MOST, _MOST_OFFERED = 100, 200
+"""Stars that are used at most, and that are looked at."""
 _STARS_PER_TERM = 12
 _USABLE_FRACTION = 0.8
 _MIDDLE, _MOST_BAD_MIDDLE = 1, 2
@@ -337,8 +338,9 @@ def measure_psf(
     bad
         ``(ny, nx)`` boolean: pixels not to use.
     x, y
-        ``(n,)`` 0-based positions of unsaturated stars, good to a pixel.  Faint neighbours
-        and small galaxies among them do no harm.
+        ``(n,)`` 0-based positions of unsaturated stars, good to a pixel, the most significant
+        first: 200 are looked at, and 100 used.  Faint neighbours and small galaxies among them do
+        no harm.
     size
         Odd side of the PSF images.
     order
@@ -739,7 +741,7 @@ def _cut(
     middle = square <= _MIDDLE
     border = square > (half if outer is None else half - 2)
     found: list[tuple[Any, ...]] = []
-    for x_star, y_star in zip(x, y, strict=True):
+    for x_star, y_star in zip(x[:_MOST_OFFERED], y[:_MOST_OFFERED], strict=True):
         i, j = math.floor(x_star + 0.5), math.floor(y_star + 0.5)
         if not (0 <= i < nx and 0 <= j < ny):
             continue
