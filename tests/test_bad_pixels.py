@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from marks import slow_after
 from scenes import gaussian
 from whitediff import Exposure, read_exposure
 from whitediff.errors import DataError, TooFewSourcesError
@@ -127,7 +128,7 @@ def spoiling(how, which, share, seed):
         ),
     ],
 )
-@pytest.mark.parametrize("kind", ["template convolved", "science convolved"])
+@pytest.mark.parametrize("kind", slow_after(1, ["template convolved", "science convolved"]))
 def test_one_pixel_in_a_hundred_costs_few_stars(kind, how, which):
     seed = 1 + ["science", "template", "both"].index(which) % 2
     simulation = scene(kind, seed)

@@ -20,6 +20,7 @@ import pytest
 import scipy.signal
 from astropy.io import fits
 
+from marks import slow_after
 from whitediff import Exposure
 from whitediff.errors import ArgumentError
 from whitediff.exposures.matching import MatchOptions, match
@@ -288,7 +289,7 @@ def test_the_residual_of_bright_stars_is_judged_without_the_worst():
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["template sharper", "science sharper"])
-@pytest.mark.parametrize("name", ["round", "equal", "slightly oval"])
+@pytest.mark.parametrize("name", slow_after(2, ["round", "equal", "slightly oval"]))
 def test_ordinary_fields_keep_round_gaussians(name, swapped):
     exposures, _ = pair_of(name, 2, swapped=swapped)
     found, plain = matched(exposures), matched(exposures, "gaussian")
@@ -379,7 +380,9 @@ def test_another_basis_is_refused():
         MatchOptions(basis="sinc")
 
 
-@pytest.mark.parametrize(("name", "basis"), [("trailed", "elliptical"), ("spiked", "spline")])
+@pytest.mark.parametrize(
+    ("name", "basis"), slow_after(1, [("trailed", "elliptical"), ("spiked", "spline")])
+)
 def test_a_difference_says_its_basis_and_is_made_again(name, basis, run, tmp_path):
     exposures, _ = pair_of(name, 1)
     for exposure, file in zip(exposures, ("science.fits", "template.fits"), strict=True):

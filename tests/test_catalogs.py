@@ -129,6 +129,19 @@ def test_regions(tmp_path):
         write_regions(catalogue(), tmp_path / "sky.reg")
 
 
+def test_tables_of_other_hands_may_be_csv(tmp_path):
+    path = tmp_path / "places.csv"
+    path.write_text("name,ra,dec\nfirst,150.1,-2.25\nsecond,150.2,2\n")
+    table = read_catalog(path)
+    assert table["name"].tolist() == ["first", "second"]
+    assert table["dec"].tolist() == [-2.25, 2.0]
+    path.write_text("name,ra,dec\nfirst,150.1,2,3\n")
+    with pytest.raises(FileFormatError, match=r"places\.csv: cannot be read as CSV"):
+        read_catalog(path)
+    with pytest.raises(FileFormatError, match=r"end in \.ecsv,.*\.csv; this one ends in \.txt"):
+        read_catalog(tmp_path / "places.txt")
+
+
 def test_what_cannot_be_written(tmp_path, monkeypatch):
     for name in ("c.csv", "c", "c.fits.gz"):
         with pytest.raises(FileFormatError, match=r"must end in \.ecsv, \.fits"):

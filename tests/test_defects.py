@@ -26,6 +26,7 @@ import pytest
 import scipy.ndimage
 
 import whitediff
+from marks import slow_after
 from whitediff.defects.columns import bad_lines
 from whitediff.defects.cosmic_rays import (
     dead_pixels,
@@ -161,7 +162,7 @@ def test_rays_do_not_set_the_sharpness(fwhm: float) -> None:
     assert with_rays == pytest.approx(alone, rel=0.1)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", slow_after(1, range(4)))
 def test_round_rays_that_outnumber_stars_are_told_by_the_other_image(seed: int) -> None:
     rng = np.random.default_rng(seed)
     image, variance, _, x, y = field(5.0, seed, stars=40, galaxies=20)
@@ -190,7 +191,7 @@ def test_a_psf_tells_the_sharpness(fwhm: float) -> None:
     np.testing.assert_allclose(psf_sharpness(psf), np.exp(-steps / (2 * sigma**2)), rtol=1e-9)
 
 
-@pytest.mark.parametrize("turn", range(4))
+@pytest.mark.parametrize("turn", slow_after(1, range(4)))
 def test_a_detector_s_border_is_no_trail(turn: int) -> None:
     for seed in range(3):
         image, variance, _, _, _ = field(3.0, seed, stars=30, galaxies=10)
@@ -304,7 +305,7 @@ def test_trails_are_masked(width: float, height: float) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("height", [2.0, 6.0, 60.0])
+@pytest.mark.parametrize("height", slow_after(1, [2.0, 6.0, 60.0]))
 def test_trails_along_rows_and_columns_are_masked(height: float, turned: bool) -> None:
     profile = np.array([0.2, 0.6, 1, 1, 0.6, 0.2])
     for seed in range(3):
@@ -319,7 +320,7 @@ def test_trails_along_rows_and_columns_are_masked(height: float, turned: bool) -
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("width", slow_after(1, [1, 2, 3]))
 def test_bad_rows_and_columns_are_no_trails(width: int, turned: bool) -> None:
     for seed in range(3):
         image, variance, _, _, _ = field(3.0, seed)
@@ -332,7 +333,7 @@ def test_bad_rows_and_columns_are_no_trails(width: int, turned: bool) -> None:
             assert bad_lines(looked_at)[bad].mean() > FOUND
 
 
-@pytest.mark.parametrize("height", [3e3, 3e4])
+@pytest.mark.parametrize("height", slow_after(1, [3e3, 3e4]))
 def test_spikes_along_rows_and_columns_are_no_trails(height: float) -> None:
     for seed in range(8):
         rng = np.random.default_rng(seed)

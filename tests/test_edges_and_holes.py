@@ -23,6 +23,7 @@ import scipy.ndimage
 import scipy.signal
 from astropy.table import Table
 
+from marks import slow_after
 from scenes import gaussian, moffat_kernel
 from whitediff import Exposure
 from whitediff.convolution import convolve
@@ -65,7 +66,9 @@ def made(seed, convolved, kind, science_sky, template_sky):
     return make_all(*pair, SubtractionOptions(), (kind, "difference"))
 
 
-@pytest.mark.parametrize("sky", [(1000, 0), (0, 1000), (50, 1000), (5e4, 5e4)])
+@pytest.mark.parametrize(
+    "sky", slow_after(2, [((1000, 0),), ((5e4, 5e4),), ((0, 1000),), ((50, 1000),)])
+)
 @pytest.mark.parametrize("convolved", ["template", "science"])
 def test_sky_left_in_changes_no_source(convolved, sky):
     catalogues = []
@@ -92,7 +95,7 @@ def test_sky_left_in_changes_no_source_of_a_score():
     np.testing.assert_allclose(after["significance"], before["significance"], atol=0.1, rtol=1e-3)
 
 
-@pytest.mark.parametrize("convolved", ["template", "science"])
+@pytest.mark.parametrize("convolved", slow_after(1, ["template", "science"]))
 def test_the_outermost_pixels_are_noise_of_the_plane_s_variance(convolved):
     pixels = {"rows": [], "columns": []}
     for seed in (3, 4, 5, 6):

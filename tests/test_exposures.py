@@ -19,6 +19,7 @@ from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolu
 from lsst.images.psfs import GaussianPointSpreadFunction, PointSpreadFunction
 from lsst.images.serialization import read_archive, write_archive
 
+from marks import slow_after
 from scenes import direct_convolution, gaussian, moffat_kernel, moffat_psfs
 from whitediff import Exposure, subtract
 from whitediff.errors import ArgumentError, DataError
@@ -365,7 +366,9 @@ def test_a_psf_known_at_some_positions():
     assert kernels.is_constant(same.kernel)
 
 
-@pytest.mark.parametrize("mode", ["difference", "full variance", "score", "spatially varying"])
+@pytest.mark.parametrize(
+    "mode", slow_after(2, ["difference", "spatially varying", "full variance", "score"])
+)
 def test_single_precision_is_good_to_a_thousandth_of_sigma(rng, mode):
     """Against the same in double precision, with stars of a million counts."""
     shape = (900, 1100)

@@ -11,6 +11,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 import whitediff
+from marks import slow_after
 from whitediff import Exposure, read_exposure
 from whitediff.errors import DataError
 from whitediff.exposures import masks
@@ -149,7 +150,7 @@ def test_too_few_photons_are_refused_with_the_remedy(run, tmp_path, which):
         prepare(*exposures)
 
 
-@pytest.mark.parametrize("mean", [4.0, 6.0, 15.0])
+@pytest.mark.parametrize("mean", slow_after(1, [4.0, 6.0, 15.0]))
 def test_variances_made_of_each_pixels_count(mean):
     """What is smallest where photons happen to be few makes dead less than a pixel in a thousand,
     and no point something else: the reduced chi-square of a new star is 1.

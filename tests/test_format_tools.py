@@ -341,6 +341,22 @@ def test_addresses_without_what_they_need(monkeypatch):
         read_exposure("s3://bucket/file.fits")
 
 
+def test_a_unit_that_is_made_up_is_told_of(run, rng, tmp_path):
+    fits.writeto(tmp_path / "bare.fits", rng.normal(size=(60, 70)).astype(np.float32))
+    fits.writeto(
+        tmp_path / "nJy.fits",
+        rng.normal(size=(60, 70)).astype(np.float32),
+        fits.Header({"BUNIT": "nJy"}),
+    )
+    for name, is_told in (("bare", True), ("nJy", False)):
+        code, _, messages = run(
+            "convert", tmp_path / f"{name}.fits", "--format", "ccddata", "--variance", 1.0,
+            "--output", tmp_path / f"{name}.ccddata.fits",
+        )  # fmt: skip
+        assert code == 0, messages
+        assert ("which CCDData must have: adu is written" in messages) == is_told
+
+
 def test_a_white_difference_of_hotpants_stays_what_it_is_as_ccddata(run, rng, tmp_path):
     exposure = exposure_with_all(rng)
     exposure.header["SOFTNAME"], exposure.header["DIFFCMD"] = "HOTPanTS", "hotpants -inim a.fits"

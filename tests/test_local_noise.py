@@ -13,6 +13,7 @@ import pytest
 import scipy.ndimage
 
 import whitediff
+from marks import slow_after
 from whitediff.exposures import masks
 from whitediff.exposures.catalog import believed
 from whitediff.exposures.defects import DefectOptions, with_defects
@@ -84,14 +85,17 @@ def test_what_nothing_tells():
 
 @pytest.mark.parametrize(
     ("which", "convolved", "seed"),
-    [
-        (0, "template", 0),
-        (1, "template", 1),
-        pytest.param(0, "science", 2, marks=pytest.mark.slow),
-        pytest.param(1, "science", 3, marks=pytest.mark.slow),
-        pytest.param(0, "template", 4, marks=pytest.mark.slow),
-        pytest.param(1, "template", 5, marks=pytest.mark.slow),
-    ],
+    slow_after(
+        1,
+        [
+            (0, "template", 0),
+            (1, "template", 1),
+            (0, "science", 2),
+            (1, "science", 3),
+            (0, "template", 4),
+            (1, "template", 5),
+        ],
+    ),
 )
 def test_a_pair(which, convolved, seed):
     rng = np.random.default_rng(80 + seed)

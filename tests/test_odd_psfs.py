@@ -20,6 +20,7 @@ import pytest
 import scipy.signal
 import sep
 
+from marks import slow_after
 from whitediff import Exposure
 from whitediff.errors import DataError
 from whitediff.exposures.matching import MatchOptions, match
@@ -192,7 +193,9 @@ def check_jump(kind, seed, unit=1.0):
     return found, bias
 
 
-@pytest.mark.parametrize(("kind", "seed", "unit"), [("science", 1, 1.0), ("equal", 2, 1e-7)])
+@pytest.mark.parametrize(
+    ("kind", "seed", "unit"), slow_after(1, [("science", 1, 1.0), ("equal", 2, 1e-7)])
+)
 def test_doubled_stars_are_matched_and_measured(kind, seed, unit):
     check_jump(kind, seed, unit)
 
@@ -242,7 +245,7 @@ def test_psfs_that_widen_by_any_amount_are_followed(seed, edge):
     assert np.abs(check_widening(seed, edge)).max() < 3.0
 
 
-@pytest.mark.parametrize("convolved", ["template", "science"])
+@pytest.mark.parametrize("convolved", slow_after(1, ["template", "science"]))
 def test_rings_that_no_kernel_makes_into_each_other_are_refused_for_that(convolved):
     pair = prepare(*pair_of(2, ring(7, 1.5), ring(5, 1.5)))
     other = "science" if convolved == "template" else "template"

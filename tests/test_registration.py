@@ -21,6 +21,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from grids import sky_header
+from marks import slow_after
 from skies import Sky, similarity
 from whitediff import write_exposure
 from whitediff.errors import DataError
@@ -238,7 +239,7 @@ def test_rotations_that_are_none_are_not_told(scale, caplog):
     assert "not rotated" in caplog.text
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", slow_after(1, [False, True]))
 @pytest.mark.parametrize("angle", [30, -30])
 def test_a_rotation_is_told_in_one_sense(angle, flip, caplog):
     matrix = similarity(angle=angle, flip=flip)

@@ -67,6 +67,7 @@ def value_at(plane, x, y):
     return map_coordinates(part, [[y - j + 6], [x - i + 6]], order=5)[0]
 
 
+@pytest.mark.slow
 def test_score_is_the_optimal_statistic(made):
     kind, directory = made
     score = read_exposure(directory / "s.fits")

@@ -15,7 +15,9 @@ from astropy.wcs import WCS
 from whitediff.cli.simulate import FLAWS
 from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError
+from whitediff.exposures.simulated import simulated_exposure
 from whitediff.flaws import Grid, ImageOptions, bleed, trail
+from whitediff.formats.units import photon_header
 from whitediff.simulation import PsfModel, SimulationOptions, simulate
 
 MOFFAT = {
@@ -158,6 +160,15 @@ def test_units_are_factors(unit):
     np.testing.assert_allclose(scaled.variance, plain.variance * factor**2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("unit", ["adu", "electron", "adu/s", "electron/s"])
+def test_the_header_of_any_unit_tells_the_photons(unit):
+    own = ImageOptions(unit=unit, exposure_time=40.0)
+    simulation = simulate(SimulationOptions(shape=(100, 110), seed=2, science=own))
+    header = simulated_exposure(simulation, "science").header
+    scale = photon_header(header, header).expected
+    assert scale.gain == pytest.approx(2 / own.factor(2))
+
+
 def test_charge_that_bleeds_is_conserved():
     counts = np.full((80, 5), 10.0)
     counts[40, 2], counts[41, 2] = 900.0, 300.0
@@ -266,7 +277,7 @@ def test_the_command_has_an_option_for_each_flaw(run, tmp_path):
     assert code == 0, messages
     assert "difference" not in messages
     header = fits.getheader(tmp_path / "science.fits")
-    assert (header["BUNIT"], header["EXPTIME"], header["GAIN"]) == ("electron/s", 30, 30)
+    assert (header["BUNIT"], header["EXPTIME"], header["GAIN"]) == ("electron/s", 30, 1)
     assert "SATURATE" not in header
     truth = Table.read(tmp_path / "truth.ecsv")
     told, right = (

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from marks import slow_after
 from whitediff import photometry
 from whitediff.dipoles import _psf_error
 from whitediff.exposures.matching import _tell_of_narrow
@@ -156,7 +157,9 @@ def check_fluxes(name, seed, *, gain=1.5, unit=1.0):
     assert misfits(measured, hot_pixel).min() > allowed
 
 
-@pytest.mark.parametrize(("name", "unit"), [("gaussian 1.4", 1.0), ("obstructed", 1e-12)])
+@pytest.mark.parametrize(
+    ("name", "unit"), slow_after(1, [("gaussian 1.4", 1.0), ("obstructed", 1e-12)])
+)
 def test_fluxes_are_those_of_whole_stars(name, unit):
     check_fluxes(name, 3, unit=unit)
 

@@ -85,3 +85,18 @@ def test_the_distortion_is_in_the_coordinates():
         shift = plain.pixel_to_world(0, 0).separation(sip.pixel_to_world(0, 0)).arcsec
     # 1e-5 · 139² and 2e-5 · 149² pixels of 0.252 arcsec.
     assert shift == pytest.approx(0.252 * np.hypot(1e-5 * 139**2, 2e-5 * 149**2), rel=0.02)
+
+
+@pytest.mark.parametrize("card", ["CRVAL1", "CRPIX2", "CD1_1"])
+def test_numbers_in_quotes_are_numbers_or_no_wcs(card):
+    header = header_of("TAN", CD)
+    expected = celestial_wcs(header)
+    assert expected is not None
+    header[card] = f" {header[card]}"
+    found = celestial_wcs(header)
+    assert found is not None
+    separation = found.pixel_to_world(*grid()).separation(expected.pixel_to_world(*grid()))
+    assert separation.arcsec.max() < 1e-6
+    for text in ("nan", "north"):
+        header[card] = text
+        assert celestial_wcs(header) is None

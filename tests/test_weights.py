@@ -12,6 +12,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
+from marks import slow_after
 from test_photons import SKY, Scene, scene
 from whitediff import read_exposure
 from whitediff.formats import ReadingOptions
@@ -156,7 +157,7 @@ def pair(directory, seed: int, size: int = 320):
     return images, header
 
 
-@pytest.mark.parametrize("which", ["science", "template", "both"])
+@pytest.mark.parametrize("which", slow_after(1, ["both", "science", "template"]))
 def test_the_difference_is_that_of_images_without_weights(run, tmp_path, which):
     images, header = pair(tmp_path, 3)
     paths = [tmp_path / "science.fits", tmp_path / "template.fits"]

@@ -27,7 +27,7 @@ from .photometry import (
     replaced_fits,
     stamps_around,
 )
-from .profiles import FWHM_TO_SIGMA
+from .profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM
 from .resampling import moved_stamps
 
 __all__ = ["Classes", "classified", "opposite_lobes"]
@@ -63,9 +63,9 @@ _PSF_ERROR = 0.03
 """χ² that is one too many, in standard deviations of χ², and part of the significance that the
 PSF's error may add to it."""
 
-_NARROW, _ALIASED = 2.5, 2.2
-"""Full width, pixels, below which a star moved between pixels is not what it was, and by how many
-times the root of a Gaussian's power beyond the pixels' frequencies: measured at 1.6 pixels."""
+_ALIASED = 2.2
+"""By how many times the root of a Gaussian's power beyond the pixels' frequencies a moved star is
+not what it was, where it is undersampled: measured at 1.6 pixels."""
 
 _KERNEL_ERROR = 0.1
 """Part of the significance that may be left without a shape that tells what it is: by a kernel that
@@ -425,7 +425,7 @@ def _with_lobes_alone(
 
 def _psf_error(fwhm: float) -> float:
     """Part of the significance that the PSF's error may add to a root of chi-square."""
-    if fwhm >= _NARROW:
+    if fwhm >= UNDERSAMPLED_FWHM:
         return _PSF_ERROR
     beyond = 2 * math.erfc(math.pi * FWHM_TO_SIGMA * fwhm)
     return math.hypot(_PSF_ERROR, _ALIASED * math.sqrt(beyond))

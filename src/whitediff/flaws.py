@@ -162,7 +162,8 @@ class ImageOptions:
     exposure_time
         Seconds.  In the header where the unit is a rate, or if this is not 1.
     gain_card
-        GAIN of the header; None: the true one, of the unit that the pixels have; 0: no card.
+        GAIN of the header; None: the true one, electrons for each count or electron of the unit
+        (not per second: the exposure time tells of rates); 0: no card.
     noise_plane
         ``variance``, ``weight`` (inverse variance), ``sigma`` or ``none``.
     psf_plane
@@ -238,9 +239,24 @@ class ImageOptions:
         factor
             Positive.
         """
-        electrons = gain if self.unit.startswith("electron") else 1.0
         seconds = self.exposure_time if self.unit.endswith("/s") else 1.0
-        return self.unit_factor * electrons / seconds
+        return self.count_factor(gain) / seconds
+
+    def count_factor(self, gain: float) -> float:
+        """Value of a pixel for each count, before a rate is made of it.
+
+        Parameters
+        ----------
+        gain
+            Electrons per count.
+
+        Returns
+        -------
+        factor
+            Positive.
+        """
+        electrons = gain if self.unit.startswith("electron") else 1.0
+        return self.unit_factor * electrons
 
 
 def sky_structure(shape: tuple[int, int], options: ImageOptions, rng: np.random.Generator) -> Array:

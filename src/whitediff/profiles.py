@@ -11,12 +11,16 @@ import scipy.ndimage
 
 from .errors import ArgumentError
 
-__all__ = ["FWHM_TO_SIGMA", "full_width_half_maximum"]
+__all__ = ["FWHM_TO_SIGMA", "UNDERSAMPLED_FWHM", "full_width_half_maximum"]
 
 type Array = npt.NDArray[Any]
 
 FWHM_TO_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))
 """Width of a Gaussian over its full width at half maximum."""
+
+UNDERSAMPLED_FWHM = 2.5
+"""Full width at half maximum, pixels, below which pixels do not tell what is between them: a star
+moved between pixels is not what it was, and light may be diffraction's."""
 
 _OVERSAMPLING = 8
 

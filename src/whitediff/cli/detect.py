@@ -29,8 +29,8 @@ __all__ = ["detect", "run_detection"]
 @click.option(
     "--at",
     metavar="CATALOG",
-    help="Measure at the positions of this table (x, y or ra, dec), whether or not anything is"
-    " there, instead of finding sources.",
+    help="Measure at the positions of this table (x, y or ra, dec; ECSV, CSV, FITS or Parquet),"
+    " whether or not anything is there, instead of finding sources.",
 )
 @click.option(
     "--threshold",

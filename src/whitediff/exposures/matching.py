@@ -41,12 +41,12 @@ from ..matching.choice import Trial, detail_width, is_better, mean_moments, trie
 from ..matching.design import FitOptions
 from ..matching.fluxes import FluxRatio, flux_ratio
 from ..matching.normals import Normals, Stamps, normal_equations
-from ..matching.psf import NARROW
 from ..matching.solve import FEW_PIXELS, OTHER_SUM, KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import residual_stamps, varying_pixels
 from ..matching.wings import sum_beyond
 from ..noise import coloured
 from ..polynomials import chebyshev_terms
+from ..profiles import UNDERSAMPLED_FWHM
 from ..threads import in_threads, single_threaded_algebra
 from . import kernels, masks
 from .background import BackgroundModel, BackgroundSearch, differential_structure
@@ -591,7 +591,7 @@ def _judge(
 def _tell_of_narrow(science_fwhm: float, template_fwhm: float, unexplained: float) -> None:
     """Say what stars leave that are narrower than pixels resolve."""
     left = math.sqrt(unexplained)
-    if min(science_fwhm, template_fwhm) >= NARROW or left < _MUCH_LEFT:
+    if min(science_fwhm, template_fwhm) >= UNDERSAMPLED_FWHM or left < _MUCH_LEFT:
         return
     _log.warning(
         "Undersampled: with full widths of %.2f (science) and %.2f (template) pixels, values"

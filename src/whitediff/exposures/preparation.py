@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -21,10 +22,10 @@ from ..matching.candidates import (
     choose_candidates,
     find_sources,
 )
-from ..matching.psf import NARROW, measure_psf, star_width, unit_sum
+from ..matching.psf import MeasuredPsf, measure_psf, star_width, unit_sum
 from ..mosaic import colour_mosaic
 from ..photons import Counts
-from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM, full_width_half_maximum
 from ..sources import SourceLevel, smooth_background
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
@@ -610,18 +611,11 @@ def _psf_of_stars(
 ) -> KernelPointSpreadFunction:
     size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
     size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
-    least = _NARROW_SIDE if sigma < NARROW * FWHM_TO_SIGMA else size
+    least = _NARROW_SIDE if sigma < UNDERSAMPLED_FWHM * FWHM_TO_SIGMA else size
     wide = min(max(2 * math.ceil(_WING_SIGMAS * sigma) + 1, size, least), _WING_SIDE)
     name = exposure.source or "The exposure"
-    stars = _psf_stars(sources, name, clear=size // 2 + 1, isolation=0.7 * size)
-    found = measure_psf(
-        exposure.image.array,
-        exposure.variance.array,
-        bad,
-        stars.x,
-        stars.y,
-        size=wide,
-        order=_PSF_ORDER,
+    found = _measured_stars(
+        exposure, sources, bad, size=wide, clear=size // 2 + 1, isolation=0.7 * size
     )
     error = found.flux_error
     if not sources.stars.are_certain:
@@ -650,23 +644,34 @@ def _psf_of_stars(
     )
 
 
-def _psf_stars(sources: Sources, name: str, *, clear: int, isolation: float) -> Candidates:
-    """Stars for a PSF; where there are too few, what serves for a kernel."""
+def _measured_stars(
+    exposure: Exposure, sources: Sources, bad: Array, *, size: int, clear: int, isolation: float
+) -> MeasuredPsf:
+    """PSF of the stars; where there are too few, of what serves for a kernel."""
+
+    def measured(which: Array) -> MeasuredPsf:
+        image, variance = exposure.image.array, exposure.variance.array
+        x, y = sources.x[which], sources.y[which]
+        return measure_psf(image, variance, bad, x, y, size=size, order=_PSF_ORDER)
+
     # Galaxies would do for a kernel, not for a PSF.
     strict = CandidateOptions(stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE)
-    try:
-        return choose_candidates(sources, clear=clear, isolation=isolation, options=strict)
-    except TooFewSourcesError:
-        stars = choose_candidates(
-            sources, clear=clear, isolation=isolation, options=CandidateOptions()
-        )
+    with contextlib.suppress(TooFewSourcesError):
+        stars = choose_candidates(sources, clear=clear, isolation=isolation, options=strict)
+        return measured(stars.chosen)
+    few = np.flatnonzero(sources.stars.which)
+    if sources.stars.are_likely and len(few) >= strict.fewest:
+        # Better stars with neighbours than galaxies without.
+        with contextlib.suppress(DataError):
+            return measured(few)
+    stars = choose_candidates(sources, clear=clear, isolation=isolation, options=CandidateOptions())
     _log.warning(
-        "%s: too few isolated stars for its PSF, which is measured from %d sources as a kernel may"
-        " be: look at its width, or give a PSF.",
-        name,
+        "%s: too few isolated stars for its PSF, which is measured from %d sources as a kernel"
+        " may be: look at its width, or give a PSF.",
+        exposure.source or "The exposure",
         len(stars),
     )
-    return stars
+    return measured(stars.chosen)
 
 
 def _trimmed(images: Array, smallest: int) -> Array:

@@ -49,6 +49,7 @@ _FURTHER_AXIS = re.compile(
 )
 _PARAMETER = re.compile(r"PV[12]_\d+")
 _NUMBER_OF_AXES = re.compile(r"NAXIS|WCSAXES[A-Z]?")
+_NUMBERS = re.compile(r"(CRPIX|CRVAL|CDELT|CROTA)[12]|(CD|PC)[12]_[12]")
 _PIXEL_AXIS = re.compile(r"(?:CTYPE|CRPIX)([12])([A-Z]?)")
 
 
@@ -72,7 +73,7 @@ def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
         with warnings.catch_warnings():
             # Repairs of deprecated keywords are not news here.
             warnings.simplefilter("ignore")
-            wcs = _wcs_of_two_axes(header)
+            wcs = _wcs_of_two_axes(_with_numbers(header))
             if not wcs.has_celestial:
                 return None
             # Some errors show only when it is used.
@@ -81,6 +82,19 @@ def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
         # astropy and wcslib raise whatever they like for a broken header.
         return None
     return wcs
+
+
+def _with_numbers(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
+    """Header whose numbers of the WCS are none in quotes, which wcslib silently takes for 0."""
+    quoted = [key for key in header if _NUMBERS.fullmatch(key) and isinstance(header[key], str)]
+    if not quoted:
+        return header
+    result = header.copy()
+    for key in quoted:
+        result[key] = float(header[key])
+        if not np.isfinite(result[key]):
+            raise ValueError(f"{key} is not a number")
+    return result
 
 
 def _wcs_of_two_axes(header: astropy.io.fits.Header) -> astropy.wcs.WCS:

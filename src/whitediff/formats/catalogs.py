@@ -1,4 +1,7 @@
-"""Catalogues as files: ECSV, FITS table or Parquet by their name, and DS9 regions."""
+"""Catalogues as files: ECSV, FITS table or Parquet by their name, and DS9 regions.
+
+Tables that users bring may be CSV, too.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,19 @@ _KINDS = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+# CSV holds neither units nor metadata: whitediff reads it and does not write it.
+_READ = _KINDS | {".csv": "csv"}
+_NAMES = {"ecsv": "ECSV", "csv": "CSV", "parquet": "Parquet"}
 _META = "CATMETA"
 _COLORS = {"dipole": "magenta", "extended": "cyan", "artifact": "yellow"}
 
 
-def _kind(path: Path) -> str:
-    kind = _KINDS.get(path.suffix.lower())
+def _kind(path: Path, kinds: dict[str, str]) -> str:
+    kind = kinds.get(path.suffix.lower())
     if kind is None:
         raise FileFormatError(
             f"{path}: the kind of a catalogue goes by its name, which must end in"
-            f" {', '.join(list(_KINDS)[:-1])} or {list(_KINDS)[-1]}; this one ends in"
+            f" {', '.join(list(kinds)[:-1])} or {list(kinds)[-1]}; this one ends in"
             f" {path.suffix or 'nothing'}."
         )
     if kind == "parquet":
@@ -53,7 +59,7 @@ def _kind(path: Path) -> str:
 
 
 def check_catalog_path(path: str | Path) -> None:
-    """Make sure that a catalogue of this name can be written or read, before any work is done.
+    """Make sure that a catalogue of this name can be written, before any work is done.
 
     Parameters
     ----------
@@ -65,7 +71,7 @@ def check_catalog_path(path: str | Path) -> None:
     FileFormatError
         If its name says no known kind, or its kind needs a package that is missing.
     """
-    _kind(Path(path))
+    _kind(Path(path), _KINDS)
 
 
 def write_catalog(table: Table, path: str | Path, overwrite: bool = False) -> None:
@@ -94,18 +100,21 @@ def write_catalog(table: Table, path: str | Path, overwrite: bool = False) -> No
     in the schema's metadata "meta".
     """
     path = Path(path)
-    write = {"ecsv": _write_ecsv, "fits": _write_fits, "parquet": _write_parquet}[_kind(path)]
+    write = {"ecsv": _write_ecsv, "fits": _write_fits, "parquet": _write_parquet}[
+        _kind(path, _KINDS)
+    ]
     with replacing(path, overwrite=overwrite) as temporary:
         write(table, temporary)
 
 
 def read_catalog(path: str | Path) -> QTable:
-    """Read a catalogue, or any table of one of these kinds.
+    """Read a catalogue, or any table of one of these kinds, or CSV.
 
     Parameters
     ----------
     path
-        File; ``file.fits[EXT]`` names the extension of a FITS file with several tables.
+        File, whose suffix (.ecsv, .csv, .fits or .parquet) says the kind; ``file.fits[EXT]``
+        names the extension of a FITS file with several tables.
 
     Returns
     -------
@@ -118,7 +127,7 @@ def read_catalog(path: str | Path) -> QTable:
         If there is no such file, its kind is unknown, or it holds no table.
     """
     file, extension = split_extension(path)
-    kind = _kind(file)
+    kind = _kind(file, _READ)
     if not file.exists():
         raise FileFormatError(f"{file}: no such file.")
     if file.is_dir():
@@ -127,13 +136,13 @@ def read_catalog(path: str | Path) -> QTable:
         return _read_fits(file, extension)
     if extension is not None:
         raise FileFormatError(f"{path}: only FITS files have extensions; name the file alone.")
-    read: Callable[[Path], QTable] = _read_ecsv if kind == "ecsv" else _read_parquet
+    read: Callable[[Path], QTable] = _read_parquet if kind == "parquet" else _read_text
     try:
         return read(file)
     except Exception as error:
         # The readers raise whatever they like for a damaged file.
         raise FileFormatError(
-            f"{file}: cannot be read as {'ECSV' if kind == 'ecsv' else 'Parquet'}"
+            f"{file}: cannot be read as {_NAMES[kind]}"
             f" ({one_line(error)}); is it complete and of this kind?"
         ) from error
 
@@ -142,8 +151,8 @@ def _write_ecsv(table: Table, path: Path) -> None:
     table.write(path, format="ascii.ecsv")
 
 
-def _read_ecsv(path: Path) -> QTable:
-    return QTable.read(path, format="ascii.ecsv")
+def _read_text(path: Path) -> QTable:
+    return QTable.read(path, format=f"ascii.{_READ[path.suffix.lower()]}")
 
 
 def _plain(table: Table, name: str) -> tuple[Array, str, str]:

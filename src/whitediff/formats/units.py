@@ -223,6 +223,8 @@ def photon_header(
         elif found is not None:
             fault = "positive" if found[1] <= 0 else "a number"
             wrong_gain = f"{found[0]} = {found[1]:g} is not {fault}"
+        else:
+            wrong_gain = _text_for_a_number(headers, _GAIN_KEYWORDS)
     read_noise = options.read_noise
     if read_noise is None:
         found = first_value(headers, _READ_NOISE_KEYWORDS)
@@ -250,3 +252,13 @@ def photon_header(
         None if conversion is None or not 0 < conversion[1] < float("inf") else conversion[1],
         wrong_gain,
     )
+
+
+def _text_for_a_number(headers: Sequence[astropy.io.fits.Header], keywords: Sequence[str]) -> str:
+    """A card whose value is no number, in words; empty where there is none."""
+    for header in headers:
+        for keyword in keywords:
+            value = header.get(keyword)
+            if isinstance(value, str) and value.strip():
+                return f"{keyword} = '{value.strip()}' is not a number"
+    return ""

@@ -16,7 +16,7 @@ from ..errors import ArgumentError, TooFewSourcesError
 from ..interpolation import patched
 from ..stats import half_sample_mode, power_of_two
 from .footprints import extracted
-from .locus import SEARCHED, Locus, find_locus, windowed_shapes
+from .locus import SEARCHED, Locus, Shapes, find_locus, windowed_shapes
 from .normals import Stamps
 
 __all__ = [
@@ -61,6 +61,10 @@ _SUBPIXELS = 2
 _FEWEST_LIKELY, _FEWEST_CERTAIN, _CERTAIN = 1.5, 3.5, 3.0
 """Stars for an opinion, and for one to rely on, and the logarithm of the likelihood ratio of the
 latter: of 156 simulated fields of galaxies without a star, one reaches both."""
+_MAY_BE_STAR = 0.2
+"""Least probability of a star, where there is none that is certain."""
+_WIDEST_SHARE = 0.9
+"""Of its window's square, what a star's may have for its width to be told."""
 _STAR_RATIO = 20.0
 """Signal-to-noise ratio from which on a source shows what stars look like."""
 _MOST_CENTRED, _LARGE_OFFSET = 50, 1.0
@@ -392,14 +396,15 @@ def _with_stars(
     common = sources.clean & (sources.template_signal_to_noise > _COMMON)
     common &= ratio > CandidateOptions.signal_to_noise[0]
     # Neither transients nor rays.
-    common &= _static(sources, _usual_ratio(sources, common))
+    static = _static(sources, _usual_ratio(sources, common))
+    common &= static
     ny, nx = sources.science_bad.shape
     x, y = 2 * (sources.x + 0.5) / nx - 1, 2 * (sources.y + 0.5) / ny - 1
     radii = np.stack([sources.science_radius, sources.template_radius])[: len(planes)]
     sigma = np.full(len(planes), _SMALLEST_WINDOW)
 
-    def locus_of(which: Array, *, slopes: bool) -> Locus:
-        shapes = tuple(
+    def shapes_of(which: Array) -> tuple[Shapes, ...]:
+        return tuple(
             windowed_shapes(
                 plane.image,
                 plane.noise,
@@ -410,23 +415,46 @@ def _with_stars(
             )
             for (plane, bad, (dx, dy)), width in zip(planes, sigma, strict=True)
         )
-        return find_locus(shapes, x[which], y[which], ratio[which], slopes=slopes)
 
-    for _ in range(_MOST_WINDOWS):
+    def locus_of(which: Array, *, slopes: bool) -> Locus:
+        return find_locus(shapes_of(which), x[which], y[which], ratio[which], slopes=slopes)
+
+    def brightest(offered: Array) -> tuple[Array, Locus]:
+        """Stars among the brightest of some sources."""
+        which = np.flatnonzero(offered)
+        which = which[np.argsort(-ratio[which], kind="stable")[:SEARCHED]]
+        locus = locus_of(which, slopes=False)
+        return which[locus.probability > 0.5], locus
+
+    for step in range(_MOST_WINDOWS):
         reach = _NEIGHBOUR_SIGMAS * sigma.max() + _NEIGHBOUR_PIXELS
-        alone = common & _isolated(sources.x, sources.y, sources.flux, reach)
-        bright = np.flatnonzero(alone & (ratio > _STAR_RATIO))
-        bright = bright[np.argsort(-ratio[bright], kind="stable")[:SEARCHED]]
-        stars = bright[locus_of(bright, slopes=False).probability > 0.5]
-        if not len(bright):
+        isolated = _isolated(sources.x, sources.y, sources.flux, reach)
+        offered = common & isolated & (ratio > _STAR_RATIO)
+        stars, locus = brightest(offered)
+        if step == 0 and locus.number < _FEWEST_CERTAIN:
+            # In apertures that suit galaxies the stars among them are faint.
+            seen = np.flatnonzero(sources.clean & static & isolated)
+            in_apertures, ratio = ratio, np.zeros(len(sources))
+            ratio[seen] = np.minimum.reduce([each.signal_to_noise for each in shapes_of(seen)])
+            sharp = ratio > CandidateOptions.signal_to_noise[0]
+            others, other = brightest(sharp)
+            if other.number >= _FEWEST_LIKELY and other.evidence > locus.evidence:
+                common, stars, locus = sharp, others, other
+            else:
+                ratio = in_apertures
+        if not offered.any() and not len(stars):
             break
         # Where none is seen, towards that of all sources.
-        width = np.median(radii[:, stars if len(stars) else bright], axis=1) * HALF_LIGHT_TO_SIGMA
+        if len(stars) and locus.number < _FEWEST_CERTAIN:
+            width = _width_of(locus, sigma)
+        else:
+            seen = stars if len(stars) else np.flatnonzero(offered)
+            width = np.median(radii[:, seen], axis=1) * HALF_LIGHT_TO_SIGMA
         grown = np.clip(width, sigma, _WINDOW_GROWTH * sigma)
         if (grown < (1 + _WINDOW_ERROR) * sigma).all():
             break
         sigma = grown
-    which = np.flatnonzero(alone)
+    which = np.flatnonzero(common & isolated)
     which = which[np.argsort(-ratio[which], kind="stable")]
     locus = locus_of(which, slopes=True)
     are_stars = np.zeros(len(sources), dtype=bool)
@@ -437,7 +465,24 @@ def _with_stars(
         known = are_stars & (ratio > _STAR_RATIO)
         radius[:] = np.median(radii[:, known if known.any() else are_stars], axis=1)
     found = Stars(are_stars, locus.number, locus.evidence, float(radius[0]), float(radius[-1]))
+    if found.are_likely and not found.are_certain:
+        # Some may be stars.
+        are_stars[which] = locus.probability > _MAY_BE_STAR
+        radius[:] = _width_of(locus, sigma) / HALF_LIGHT_TO_SIGMA
+        found = dataclasses.replace(
+            found, science_radius=float(radius[0]), template_radius=float(radius[-1])
+        )
     return dataclasses.replace(sources, stars=found)
+
+
+def _width_of(locus: Locus, window: Array) -> Array:
+    """Widths of stars in each image, as windows of some widths show them, pixels.
+
+    What is around a few stars changes their half-light radii.
+    """
+    share = np.exp(np.minimum(locus.size, math.log(_WIDEST_SHARE)))
+    width: Array = window * np.sqrt(share / (1 - share))
+    return width
 
 
 class _Plane(NamedTuple):

@@ -53,12 +53,13 @@ class Shapes(NamedTuple):
 
     ``value`` and ``error`` are ``(n, 3)``: ln(size), 0 of what fills the window, and the
     ellipticities along the axes and the diagonals; ``known`` is ``(n,)`` boolean: where they could
-    be measured.
+    be measured; ``signal_to_noise`` is ``(n,)``, of the light through the window, 0 where unknown.
     """
 
     value: Array
     error: Array
     known: Array
+    signal_to_noise: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +74,15 @@ class Locus:
         Of stars among the most significant 100 sources: sum of those probabilities.
     evidence
         Logarithm of the likelihood with these stars over the largest without any.
+    size
+        ``(n_images,)`` ln(size) of the stars in the middle of the frame, 0 of what fills the
+        window.
     """
 
     probability: Array
     number: float
     evidence: float
+    size: Array
 
 
 def windowed_shapes(
@@ -111,6 +116,7 @@ def windowed_shapes(
     column, row = np.round(x).astype(int), np.round(y).astype(int)
     known = (column >= half) & (column < nx - half) & (row >= half) & (row < ny - half)
     value, error = np.zeros((n, 3)), np.full((n, 3), np.inf)
+    ratio = np.zeros(n)
     inside = np.flatnonzero(known)
     column, row = column[inside], row[inside]
     offset = np.arange(-half, half + 1)
@@ -150,8 +156,9 @@ def windowed_shapes(
         each - own[:, None, None] * r2 for each, own in zip((plus, cross), columns[1:], strict=True)
     ]
     error[inside] = np.sqrt(np.stack([(weight * each**2).sum((1, 2)) for each in changes], 1))
+    ratio[inside] = np.where(good, flux[:, 0, 0] / np.sqrt((variance * window**2).sum((1, 2))), 0)
     known[inside] = good
-    return Shapes(value, error, known)
+    return Shapes(value, error, known, ratio)
 
 
 def find_locus(
@@ -187,7 +194,7 @@ def find_locus(
     known = np.flatnonzero(np.logical_and.reduce([each.known for each in shapes]))
     known = known[np.argsort(-rank[known], kind="stable")]
     if len(known) < _FEWEST:
-        return Locus(probability, 0.0, 0.0)
+        return Locus(probability, 0.0, 0.0, np.zeros(len(shapes)))
     value = np.stack([each.value[known] for each in shapes], 1)
     error = np.stack([each.error[known] for each in shapes], 1)
     terms = np.column_stack([np.ones(len(known)), x[known], y[known]])
@@ -204,7 +211,7 @@ def find_locus(
     for part in np.array_split(np.arange(len(known)), math.ceil(len(known) / SEARCHED)):
         # The fainter, the more of them are galaxies.
         probability[known[part]] = _mixture(plane, value[part], error[part], terms[part])[1][0]
-    return Locus(probability, float(stars.sum()), float(likelihood[0]) - none)
+    return Locus(probability, float(stars.sum()), float(likelihood[0]) - none, plane[0, 0, :, 0])
 
 
 def _planes(value: Array, terms: Array, *, slopes: bool) -> tuple[Array, Array]:

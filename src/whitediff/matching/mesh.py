@@ -19,9 +19,12 @@ import scipy.fft
 import scipy.ndimage
 import scipy.signal
 
+from ..planes import filled
 from ..polynomials import chebyshev_products, chebyshev_terms
 from ..profiles import FWHM_TO_SIGMA
+from ..spatial import cell_means, interpolated_cells
 from ..stats import robust_sigma
+from ..threads import in_threads
 
 __all__ = ["Mesh", "common_structure", "fit_mesh", "has_structure"]
 
@@ -38,6 +41,7 @@ _GROWTH, _BRIGHT_GROWTH, _BRIGHT = 0.7, 1.5, 20.0
 """Full widths by which a source's pixels are grown; bright ones', beyond so many scatters."""
 _AROUND = 4.0
 """Widths of the Gaussian that tells the level on which a source stands."""
+_CELLS_IN_SIGMA = 3
 _SAMPLE = 200_000
 _PADDING = 24
 """Blocks around the frame, so that its opposite edges do not see each other."""
@@ -51,8 +55,11 @@ _EXCESS = 5.0
 """Errors of the noise's power by which a structure's exceeds it."""
 _MOST_ITERATIONS, _TOLERANCE = 60, 1e-3
 _FOLDS = 5
-_EVIDENCE = 10.0
-"""Errors of what chi-square gains in blocks left out, for a structure to be one."""
+_EVIDENCE, _LEAST_EVIDENCE = 10.0, 4.0
+"""Errors of what chi-square gains in blocks left out, for a structure to be one, and for it to be
+looked for."""
+_CLEAR_EXCESS = 25.0
+"""Errors of the noise's power by which none of its frequencies exceeds it."""
 _STEP_REACH, _STEP_PART, _SHORTEST_REACH = 48, 8, 8
 """Pixels to both sides of a step that tell it: at most so many, and that part of the frame."""
 _STEP_SIGMAS, _MOST_STEPS, _ABOUT = 8.0, 16, 8
@@ -101,9 +108,23 @@ def has_structure(difference: Array, free: Array, start: Array) -> bool:
     -------
     has_structure
         Where there is none, `fit_mesh` finds none.
+
+    Notes
+    -----
+    Of so many frequencies those of noise exceed 5 errors, too: then each half of the blocks has to
+    tell something of the other, or a step has to be seen.
     """
     means = _Means.of(difference, free, start)
-    return means is not None and _Spectrum.of(means.mean, means.weight > 0).has_structure
+    if means is None:
+        return False
+    excess = _Spectrum.of(means.mean, means.weight > 0).largest_excess
+    if not _EXCESS < excess < _CLEAR_EXCESS:
+        return excess >= _CLEAR_EXCESS
+    if _predicts(means, folds=2, evidence=_LEAST_EVIDENCE):
+        return True
+    free = free & np.isfinite(difference)
+    difference = _less(difference, free, start, slice(None))
+    return any(_find_steps(difference, free))
 
 
 def common_structure(
@@ -316,9 +337,14 @@ class _Spectrum:
         return np.where(above, self.power - self.noise, 0)
 
     @property
+    def largest_excess(self) -> float:
+        """Errors by which the largest power exceeds the noise's."""
+        return float(self.power.max() / self.noise - 1) / self.error
+
+    @property
     def has_structure(self) -> bool:
         """Whether there is any."""
-        return bool((self.excess > 0).any())
+        return self.largest_excess > _EXCESS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,13 +368,15 @@ class _Field:
         return cls(np.sqrt(spectrum.excess)) if spectrum.has_structure else field
 
     def _amplitudes(self, means: _Means) -> Array:
-        """Fourier transform of the field that the means ask for."""
+        """Fourier transform of the field that the means ask for, half of the frequencies."""
         rows, columns = means.mean.shape
-        mean, weight = np.zeros((2, *self.root.shape))
+        shape = self.root.shape
+        root = self.root[:, : shape[1] // 2 + 1]
+        mean, weight = np.zeros((2, *shape))
         mean[:rows, :columns], weight[:rows, :columns] = means.mean, means.weight
 
         def coloured(values: Array) -> Array:
-            result: Array = scipy.fft.ifft2(scipy.fft.fft2(values) * self.root).real
+            result: Array = scipy.fft.irfft2(scipy.fft.rfft2(values) * root, shape)
             return result
 
         left = coloured(weight * mean)
@@ -363,32 +391,31 @@ class _Field:
             left = left - step * product
             size, before = float((left**2).sum()), size
             direction = left + size / before * direction
-        result: Array = scipy.fft.fft2(solution) * self.root
+        result: Array = scipy.fft.rfft2(solution) * root
         return result
 
     def at_blocks(self, means: _Means) -> Array:
         """Its means of the blocks."""
         rows, columns = means.mean.shape
-        result: Array = scipy.fft.ifft2(self._amplitudes(means)).real[:rows, :columns]
+        whole = scipy.fft.irfft2(self._amplitudes(means), self.root.shape)
+        result: Array = whole[:rows, :columns]
         return result
 
     def image(self, means: _Means, shape: tuple[int, ...]) -> Array:
         """Its pixels, float32."""
         amplitudes = self._amplitudes(means)
-        whole = tuple(_BLOCK * n for n in amplitudes.shape)
+        ny, nx = self.root.shape
+        whole = (_BLOCK * ny, _BLOCK * nx)
         pixels = (np.arange(_BLOCK) - (_BLOCK - 1) / 2) / _BLOCK
-        for axis, n in enumerate(amplitudes.shape):
-            frequency = scipy.fft.fftfreq(n)
+        for axis, frequency in enumerate((scipy.fft.fftfreq(ny), scipy.fft.rfftfreq(nx))):
             response = np.cos(2 * np.pi * np.outer(frequency, pixels)).mean(axis=1)
             # Blocks do not tell the phase of the highest frequency.
             response[np.abs(frequency) == 0.5] = np.inf
             to_pixels = np.exp(2j * np.pi * frequency * pixels[0]) / response
             amplitudes = amplitudes * np.expand_dims(to_pixels, 1 - axis)
-        # Half of the frequencies tell those of a real field.
-        ny, nx = amplitudes.shape
         half = np.zeros((whole[0], whole[1] // 2 + 1), np.complex64)
         order = np.rint(scipy.fft.fftfreq(ny) * ny).astype(int)
-        half[order, : nx // 2 + 1] = amplitudes[:, : nx // 2 + 1] * _BLOCK**2
+        half[order, : nx // 2 + 1] = amplitudes * _BLOCK**2
         result: Array = scipy.fft.irfft2(half, whole)[: shape[0], : shape[1]]
         return result
 
@@ -404,51 +431,82 @@ class _Field:
         return within * 4 * np.pi * sigma**2
 
 
-def _predicts(means: _Means) -> bool:
-    """Whether fifths of the blocks are predicted from the others, with a field of these."""
-    fold = np.random.default_rng(0).integers(_FOLDS, size=means.mean.shape)
-    gain, square = 0.0, 0.0
-    for each in range(_FOLDS):
+def _predicts(means: _Means, *, folds: int = _FOLDS, evidence: float = _EVIDENCE) -> bool:
+    """Whether parts of the blocks are predicted from the others, with a field of these."""
+    fold = np.random.default_rng(0).integers(folds, size=means.mean.shape)
+
+    def tried(each: int) -> tuple[float, float]:
         out = fold == each
         others = means.without(out)
         field = _Field.of(others)
-        if field is not None:
-            predicted = np.where(out, field.at_blocks(others), 0)
-            gain += float((means.weight * predicted * (2 * means.mean - predicted)).sum())
-            square += float((means.weight * predicted**2).sum())
-    return gain > _EVIDENCE * math.sqrt(square)
+        if field is None:
+            return 0.0, 0.0
+        predicted = np.where(out, field.at_blocks(others), 0)
+        gain = float((means.weight * predicted * (2 * means.mean - predicted)).sum())
+        return gain, float((means.weight * predicted**2).sum())
+
+    gain, square = np.sum(in_threads(tried, range(folds)), axis=0)
+    return bool(gain > evidence * math.sqrt(square))
 
 
 def _has_source(image: Array, free: Array, fwhm: float) -> Array:
     """Pixels near those that exceed the scatter of the image filtered with a Gaussian."""
-
-    def filtered(values: Array, widths: float) -> Array:
-        result: Array = scipy.ndimage.gaussian_filter(
-            values, widths * FWHM_TO_SIGMA * fwhm, mode="constant", truncate=3
-        )
-        return result
-
-    seen, around = (np.maximum(filtered(free + 0.0, widths), 1e-2) for widths in (1.0, _AROUND))
-    shown = np.where(free, image, 0)
-    level = filtered(shown, _AROUND) / around
+    sigma = FWHM_TO_SIGMA * fwhm
+    shown = np.where(free, image, np.float32(0)).astype(np.float32, copy=False)
+    light, seen = in_threads(
+        lambda values: scipy.ndimage.gaussian_filter(values, sigma, mode="constant", truncate=3),
+        (shown, free.astype(np.float32)),
+    )
+    np.maximum(seen, 1e-2, out=seen)
+    light /= seen
     # What is about as bright around a source is none of it.
-    light = (filtered(shown, 1.0) / seen - level) * np.sqrt(seen)
+    light -= _level_around(image, free, _AROUND * sigma)
+    light *= np.sqrt(seen, out=seen)
     values = light[free]
     values = values[:: max(1, values.size // _SAMPLE)]
-    height = np.abs(light - np.median(values))
-    sigma = robust_sigma(values)
+    scatter = robust_sigma(values)
+    light -= np.float32(np.median(values))
+    height = np.abs(light, out=light)
+    found = _near(height > _MASKED * scatter, _GROWTH * fwhm)
+    bright = height > _BRIGHT * scatter
+    return found | _near(bright, _BRIGHT_GROWTH * fwhm) if bright.any() else found
 
-    def grown(above: float, widths: float) -> Array:
-        distance = scipy.ndimage.distance_transform_edt(~(height > above * sigma))
-        result: Array = distance <= widths * fwhm
-        return result
 
-    if not (height > _MASKED * sigma).any():
-        return np.zeros_like(free)
-    found = grown(_MASKED, _GROWTH)
-    if (height > _BRIGHT * sigma).any():
-        found |= grown(_BRIGHT, _BRIGHT_GROWTH)
-    return found
+def _level_around(image: Array, free: Array, sigma: float) -> Array:
+    """Means of the free pixels around each, weighed by a Gaussian that is wider than the cells."""
+    cell = max(1, int(sigma / _CELLS_IN_SIGMA))
+    share = cell_means(free, np.ones_like(free), cell)
+    sums = np.where(share > 0, cell_means(image, free, cell), 0) * share
+    sums, share = (
+        scipy.ndimage.gaussian_filter(values, sigma / cell, mode="constant", truncate=3)
+        for values in (sums, share)
+    )
+    level = (sums / np.maximum(share, 1e-2)).astype(np.float32)
+    ny, nx = image.shape
+
+    def work(rows: slice) -> Array:
+        return interpolated_cells(level, cell, rows, slice(0, nx))
+
+    return filled((ny, nx), np.float32, work)
+
+
+def _near(marked: Array, reach: float) -> Array:
+    """Pixels at most so far from marked ones."""
+    result = marked.copy()
+    ny, nx = marked.shape
+    # The inner ones have nothing near that the outer ones have not.
+    outer = marked & ~scipy.ndimage.binary_erosion(marked, border_value=1)
+    row, column = np.nonzero(outer)
+    half = int(reach)
+    for dy in range(-half, half + 1):
+        across = math.isqrt(int(reach**2 - dy**2))
+        at = row + dy
+        inside = (at >= 0) & (at < ny)
+        for dx in range(-across, across + 1):
+            beside = column + dx
+            ok = inside & (beside >= 0) & (beside < nx)
+            result[at[ok], beside[ok]] = True
+    return result
 
 
 def _find_steps(image: Array, free: Array) -> tuple[list[int], list[int]]:

@@ -15,7 +15,7 @@ import scipy.special
 from ..errors import ArgumentError, DataError
 from ..interpolation import patched
 from ..polynomials import chebyshev_products, chebyshev_terms
-from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM, full_width_half_maximum
 from ..resampling import moved_stamps
 from ..stats import MAD_TO_SIGMA, median_deviation, power_of_two
 from ..threads import single_threaded_algebra
@@ -26,7 +26,8 @@ __all__ = ["MeasuredPsf", "measure_psf", "star_width"]
 type Array = npt.NDArray[Any]
 
 _FEWEST = 3
-_MOST = 150
+_MOST, _MOST_OFFERED = 100, 200
+"""Stars that are used at most, and that are looked at."""
 _STARS_PER_TERM = 12
 _USABLE_FRACTION = 0.8
 _MIDDLE, _MOST_BAD_MIDDLE = 1, 2
@@ -95,9 +96,6 @@ _USUAL_SHARE = (0.5, 0.5)
 _USUAL_FALL = (0.3, 0.15)
 """Share of turbulence, the other part's 1/beta, and their standard deviations where stars do not
 tell."""
-NARROW = 2.5
-"""Full width, pixels, below which pixels do not tell what is between them, and light may be
-diffraction's."""
 _NARROW_PASSES = 4
 _TABLE_REACH = 3.0
 """Full widths that the table finer than the pixels covers."""
@@ -340,8 +338,9 @@ def measure_psf(
     bad
         ``(ny, nx)`` boolean: pixels not to use.
     x, y
-        ``(n,)`` 0-based positions of unsaturated stars, good to a pixel.  Faint neighbours
-        and small galaxies among them do no harm.
+        ``(n,)`` 0-based positions of unsaturated stars, good to a pixel, the most significant
+        first: 200 are looked at, and 100 used.  Faint neighbours and small galaxies among them do
+        no harm.
     size
         Odd side of the PSF images.
     order
@@ -377,7 +376,7 @@ def measure_psf(
     if not width > 0:
         raise DataError(f"{len(stars)} stars have no common profile; give a PSF.")
     profile = _Moffat(width / 2, 1 / 5, _USUAL_SHARE[0], _shear(stars, width))
-    if width < NARROW:
+    if width < UNDERSAMPLED_FWHM:
         profile = dataclasses.replace(profile, diffraction=_USUAL_DIFFRACTION[0])
         return _measure_narrow(stars, profile, size, order)
     residual = _first_residual(stars, profile, size)
@@ -742,7 +741,7 @@ def _cut(
     middle = square <= _MIDDLE
     border = square > (half if outer is None else half - 2)
     found: list[tuple[Any, ...]] = []
-    for x_star, y_star in zip(x, y, strict=True):
+    for x_star, y_star in zip(x[:_MOST_OFFERED], y[:_MOST_OFFERED], strict=True):
         i, j = math.floor(x_star + 0.5), math.floor(y_star + 0.5)
         if not (0 <= i < nx and 0 <= j < ny):
             continue
