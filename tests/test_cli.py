@@ -26,6 +26,7 @@ from whitediff import Exposure, decorrelation, fourier, read_exposure, write_exp
 from whitediff.convolution import convolve
 from whitediff.exposures import kernels
 from whitediff.exposures.psf import KernelPointSpreadFunction
+from whitediff.exposures.subtraction import convolved_exposure
 from whitediff.simulation import PsfModel, matching_kernel
 
 
@@ -36,6 +37,14 @@ def simulated(tmp_path_factory):
     command = [sys.executable, "-m", "whitediff", "simulate", "--size", "384x300", "-q"]
     subprocess.run([*command, "--seed", "7", "--output", str(directory)], check=True)
     return directory
+
+
+def pair_and_difference(rng, shape, kernel, sigma=3.0):
+    """Images of noise by their names, and what the kernel makes of them."""
+    images = {name: rng.normal(0, sigma, shape) for name in ("science", "template")}
+    matched = convolve(images["template"], kernel)
+    images["difference"] = images["science"] - matched
+    return {name: image.astype(np.float32) for name, image in images.items()}
 
 
 def triple(directory):
@@ -346,9 +355,10 @@ def test_a_difference_without_wcs_or_psf_takes_them_from_its_inputs(run, simulat
 
 def test_a_difference_without_a_mask_takes_those_of_its_inputs(run, tmp_path, rng):
     shape = (120, 110)
-    for name, place in (("science", (60, 65)), ("template", (32, 42)), ("difference", None)):
-        hdus = [fits.PrimaryHDU(rng.normal(0, 3, shape).astype(np.float32))]
-        if place is not None:
+    places = {"science": (60, 65), "template": (32, 42)}
+    for name, image in pair_and_difference(rng, shape, gaussian(15, 1.5)).items():
+        hdus = [fits.PrimaryHDU(image)]
+        if (place := places.get(name)) is not None:
             bits = np.zeros(shape, dtype=np.int16)
             bits[place] = 4
             hdus += [fits.ImageHDU(bits, name="DQ"), fits.ImageHDU(np.ones(shape), name="VAR")]
@@ -368,15 +378,16 @@ def test_a_difference_without_a_mask_takes_those_of_its_inputs(run, tmp_path, rn
 
 
 def test_a_given_variance_replaces_an_unusable_plane(run, tmp_path, rng):
-    shape = (100, 110)
+    shape, kernel = (100, 110), 1.3 * gaussian(15, 1.5)
+    images = pair_and_difference(rng, shape, kernel)
     for plane in (np.nan, -9.0, 0.0):
         for name, variance in (("science", 9.0), ("template", plane), ("difference", 1.0)):
             write_exposure(
-                Exposure.from_arrays(rng.normal(size=shape).astype("f4"), variance=variance),
+                Exposure.from_arrays(images[name], variance=variance),
                 tmp_path / f"{name}.fits",
                 overwrite=True,
             )
-        fits.writeto(tmp_path / "kernel.fits", 1.3 * gaussian(15, 1.5), overwrite=True)
+        fits.writeto(tmp_path / "kernel.fits", kernel, overwrite=True)
         out = tmp_path / "out.fits"
         code, _, messages = run(
             "decorrelate", *triple(tmp_path), tmp_path / "kernel.fits", "--output", out,
@@ -456,15 +467,22 @@ def test_a_difference_decorrelated_before_is_refused(run, simulated, tmp_path):
 
 def test_non_zero_origins_are_kept(run, simulated, tmp_path, rng):
     kernel = gaussian(11, 1.5)
-    names = ("science", "template", "difference")
-    for name in names:
-        exposure = Exposure.from_arrays(
+    science, template = (
+        Exposure.from_arrays(
             rng.normal(0, 3, (80, 90)).astype(np.float32), variance=9.0, yx0=(-20, 1500)
         )
-        if name == "difference":
-            basis = np.stack([kernel, np.roll(kernel, 1, axis=1)])
-            coefficients = np.array([[1.0, 0.0, 0.0], [-15.3, 0.01, 0.005]])
-            exposure.kernel = kernels.polynomial_kernel(basis, coefficients, exposure.bbox)
+        for _ in range(2)
+    )
+    basis = np.stack([kernel, np.roll(kernel, 1, axis=1)])
+    coefficients = np.array([[1.0, 0.0, 0.0], [-15.3, 0.01, 0.005]])
+    varying = kernels.polynomial_kernel(basis, coefficients, science.bbox)
+    matched = convolved_exposure(template, varying, full_variance=False)
+    difference = Exposure.from_arrays(
+        science.image.array - matched.image.array, variance=9.0, yx0=(-20, 1500)
+    )
+    difference.kernel = varying
+    exposures = {"science": science, "template": template, "difference": difference}
+    for name, exposure in exposures.items():
         write_exposure(exposure, tmp_path / f"{name}.fits")
     out = tmp_path / "out.fits"
     code, _, messages = run(
@@ -483,12 +501,12 @@ def test_non_zero_origins_are_kept(run, simulated, tmp_path, rng):
 
 
 def test_errors_name_options_of_the_command_line(run, tmp_path, rng):
-    for name in ("science", "template", "difference"):
-        exposure = Exposure.from_arrays(rng.normal(0, 3, (80, 90)).astype(np.float32), variance=9.0)
+    for name, image in pair_and_difference(rng, (80, 90), gaussian(11, 1.5)).items():
+        exposure = Exposure.from_arrays(image, variance=9.0)
         if name == "difference":
             half = Box.from_shape((80, 60))
             exposure.kernel = kernels.chebyshev_kernel(
-                gaussian(11, 1.5)[None], np.array([[[1, 0.1]]]), half
+                gaussian(11, 1.5)[None], np.array([[[1, 0.01]]]), half
             )
         write_exposure(exposure, tmp_path / f"{name}.fits")
     command = ["decorrelate", *triple(tmp_path), "--output", tmp_path / "out.fits"]

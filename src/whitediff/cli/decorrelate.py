@@ -289,7 +289,7 @@ def run_decorrelation(
             if doubt:
                 log.warning("%s: %s.", difference, doubt)
             if scale != 1:
-                whole = _on_level(whole, scale, direction, paths)
+                whole = _on_level(whole, scale, paths["science"])
         _check_position(whole, x_center, y_center)
         preconvolution = None
         if preconvolution_kernel is not None:
@@ -360,19 +360,17 @@ def run_decorrelation(
     return result
 
 
-def _on_level(difference: Any, scale: float, convolved: str, paths: dict[str, str]) -> Any:
-    """Difference on the level of the image that was not convolved."""
+def _on_level(difference: Any, scale: float, science: str) -> Any:
+    """Difference on the level of the science image."""
     from lsst.images import Image
 
     log.warning(
-        "%s: is %.4g times what its kernel makes of %s and %s; it is multiplied by %.4g, so that"
-        " fluxes and errors are those of %s.",
+        "%s: is on %.4g times the level of %s; it is multiplied by %.4g, so that its fluxes and"
+        " errors are those of the science image.",
         difference.source,
         scale,
-        paths["science"],
-        paths["template"],
+        science,
         1 / scale,
-        paths["science" if convolved == "template" else "template"],
     )
     image = difference.image
     return difference.replaced(

@@ -133,8 +133,8 @@ class Parts:
     Attributes
     ----------
     scale
-        Part of the image that was not convolved: 1 where the difference is on the level that
-        kernel and variance planes speak of; negative where it is the other way round.
+        Part of the science image, over the sum of its kernel if it was convolved: 1 where the
+        difference is on its level; negative where it is the other way round.
     ratio
         Part of the convolved image over what the sum of the kernel says.
     left
@@ -163,8 +163,8 @@ def kernel_doubt(
     Returns
     -------
     scale
-        Positive number that the difference was multiplied by after it was made; 1 where that
-        cannot be told, or is within 2 %.
+        Level of the difference over that of the science image, positive; 1 where that cannot be
+        told, or is within 2 %.
     doubt
         A sentence's part; empty where all agrees, or that cannot be told.
 
@@ -229,7 +229,8 @@ def _parts(
     if kernel is None or {science.shape, template.shape} != {difference.shape}:
         return None
     box = difference.bbox
-    half = max(kernels.evaluate(kernel, x=box.x.center, y=box.y.center).shape) // 2
+    middle = kernels.evaluate(kernel, x=box.x.center, y=box.y.center)
+    half = max(middle.shape) // 2
     if min(ny, nx) <= 2 * half + 1:
         return None
     rng = np.random.default_rng(_SEED)
@@ -260,9 +261,8 @@ def _parts(
         use &= np.abs(left) <= _CLIP * robust_sigma(left[use]) + 1e-6 * np.abs(found)
         solution = solution / unit
     scatter = robust_sigma(found[use] - solution[2:] @ smooth[:, use])
-    plain_part, matched_part = solution[:2] if convolved == "template" else -solution[:2]
+    plain_part, matched_part = (float(part) for part in solution[:2])
     if not scatter > 0 or plain_part == 0:
         return None
-    return Parts(
-        float(plain_part), float(-matched_part / plain_part), robust_sigma(left[use]) / scatter
-    )
+    level = plain_part if convolved == "template" else -plain_part * float(middle.sum())
+    return Parts(level, -matched_part / plain_part, robust_sigma(left[use]) / scatter)
