@@ -526,6 +526,9 @@ def _positive_range(variance: Array) -> Array:
 
     def of_rows(rows: slice) -> tuple[float, float]:
         part = variance[rows]
+        smallest, largest = float(part.min()), float(part.max())
+        if smallest > 0 and largest < np.inf:
+            return smallest, largest
         positive = (part > 0) & (part < np.inf)
         return (
             float(np.min(part, where=positive, initial=np.inf)),

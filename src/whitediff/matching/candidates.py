@@ -14,7 +14,8 @@ import scipy.spatial
 
 from ..errors import ArgumentError, TooFewSourcesError
 from ..interpolation import patched
-from ..stats import half_sample_mode, power_of_two
+from ..planes import filled
+from ..stats import half_sample_mode, median_of, power_of_two
 from .footprints import extracted
 from .locus import SEARCHED, Locus, Shapes, find_locus, windowed_shapes
 from .normals import Stamps
@@ -497,15 +498,33 @@ class _Plane(NamedTuple):
 def _plane(image: Array, variance: Array, bad: Array) -> _Plane:
     """Image with its bad pixels interpolated, as SEP takes it."""
     whole, hole = patched(image, bad)
-    with np.errstate(invalid="ignore"):
-        noise = np.sqrt(variance)
-        known = ~bad & (noise > 0) & (noise < np.inf)
-    typical = float(np.median(noise[known])) if known.any() else 1.0
+
+    def root(rows: slice) -> Array:
+        with np.errstate(invalid="ignore"):
+            return np.sqrt(variance[rows])
+
+    noise = filled(variance.shape, np.result_type(variance.dtype, np.float32), root)
+    known = filled(
+        noise.shape, bool, lambda rows: ~bad[rows] & (noise[rows] > 0) & (noise[rows] < np.inf)
+    )
+    typical = float(median_of(noise, known)) if known.any() else 1.0
     unit = power_of_two(typical)
-    noise = np.where(known, noise / noise.dtype.type(unit), typical / unit).astype(np.float32)
-    noise[hole] = _NO_MEASUREMENT
-    whole = (whole / whole.dtype.type(unit)).astype(np.float32, copy=False)
-    return _Plane(whole, noise, hole, unit)
+
+    def noise_in_unit(rows: slice) -> Array:
+        part = np.where(known[rows], noise[rows] / noise.dtype.type(unit), typical / unit)
+        part[hole[rows]] = _NO_MEASUREMENT
+        return part
+
+    def in_unit(rows: slice) -> Array:
+        part: Array = whole[rows] / whole.dtype.type(unit)
+        return part
+
+    return _Plane(
+        filled(whole.shape, np.float32, in_unit),
+        filled(noise.shape, np.float32, noise_in_unit),
+        hole,
+        unit,
+    )
 
 
 def _in_circles(plane: _Plane, x: Array, y: Array, radius: float) -> tuple[Array, Array]:
