@@ -28,6 +28,7 @@ __all__ = [
     "half_sample_mode",
     "median_deviation",
     "median_of",
+    "middle_values",
     "power_of_two",
     "robust_sigma",
 ]
@@ -349,34 +350,50 @@ def median_of(plane: Array, use: Array) -> Any:
     -------
     median
         ``np.median(plane[use])``, to the last bit.
+    """
+    return np.mean(middle_values(plane, use))
+
+
+def middle_values(plane: Array, use: Array) -> Array:
+    """Those of the pixels of a plane whose mean is the median.
+
+    Parameters
+    ----------
+    plane, use
+        As for `median_of`.
+
+    Returns
+    -------
+    values
+        ``(1,)`` or ``(2,)``, of an odd and an even number of pixels.
 
     Notes
     -----
-    A sample tells about where it is, so that only the values there have to be sorted.
+    A sample tells about where they are, so that only the values there have to be sorted.
     """
     number = int(np.count_nonzero(use))
-    if number <= _FEW:
-        return np.median(plane[use])
-    low, high = _bracket(np.sort(every_nth(plane, use, _SAMPLE)), 0.5)
+    ranks = np.unique([(number - 1) // 2, number // 2])
+    if number > _FEW:
+        low, high = _bracket(np.sort(every_nth(plane, use, _SAMPLE)), 0.5)
 
-    def work(rows: slice) -> tuple[int, int, Array | None]:
-        values = used(plane, use, rows)
-        inside = (values >= low) & (values <= high)
-        count = int(np.count_nonzero(inside))
-        many = count > values.size // _MANY
-        return int(np.count_nonzero(values < low)), count, None if many else values[inside]
+        def work(rows: slice) -> tuple[int, int, Array | None]:
+            values = used(plane, use, rows)
+            inside = (values >= low) & (values <= high)
+            count = int(np.count_nonzero(inside))
+            many = count > values.size // _MANY
+            return int(np.count_nonzero(values < low)), count, None if many else values[inside]
 
-    parts = each_block(work, plane.shape)
-    below, inside = sum(part[0] for part in parts), sum(part[1] for part in parts)
-    ranks = (number - 1) // 2 - below, number // 2 - below
-    if ranks[0] >= 0 and ranks[1] < inside:
-        if low == high:
-            return low
-        kept = [part[2] for part in parts if part[2] is not None]
-        if len(kept) == len(parts):
-            middle = np.partition(np.concatenate(kept), sorted({*ranks}))[[*{*ranks}]]
-            return np.mean(middle)
-    return np.median(plane[use])
+        parts = each_block(work, plane.shape)
+        below, inside = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        if below <= ranks[0] and ranks[-1] < below + inside:
+            if low == high:
+                return np.full(len(ranks), low)
+            kept = [part[2] for part in parts if part[2] is not None]
+            if len(kept) == len(parts):
+                near = np.partition(np.concatenate(kept), ranks - below)
+                return np.asarray(near[ranks - below])
+    values = np.partition(plane[use], ranks)
+    return np.asarray(values[ranks])
 
 
 def half_sample_mode(values: Array) -> float:
