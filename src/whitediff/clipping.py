@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .planes import usable_pixels
+from .planes import every_nth, usable_pixels
 from .stats import ENOUGH_PIXELS
 
 __all__ = ["Floor", "find_floor"]
@@ -88,10 +88,10 @@ def find_floor(image: Array, unusable: Array | None = None) -> Floor | None:
     darker half of blocks of 16 pixels.
     """
     use = usable_pixels(image, unusable)
-    values = image[use]
-    if values.size < _LEAST_PIXELS:
+    number = np.count_nonzero(use)
+    if number < _LEAST_PIXELS:
         return None
-    sample = values[:: max(1, values.size // ENOUGH_PIXELS)]
+    sample = every_nth(image, use, ENOUGH_PIXELS)
     level = np.quantile(sample, _BELOW, method="lower")
     if np.count_nonzero(sample == level) < _LEAST_SHARE * sample.size:
         return None
@@ -106,7 +106,7 @@ def find_floor(image: Array, unusable: Array | None = None) -> Floor | None:
     known = np.count_nonzero(~np.isnan(dark))
     return Floor(
         level=float(level),
-        share=float(np.count_nonzero(values == level) / values.size),
+        share=float(np.count_nonzero((image == level) & use) / number),
         is_spoilt=bool(np.count_nonzero(dark == 0) > _SPOILT_SHARE * known),
     )
 

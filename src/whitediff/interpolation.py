@@ -18,6 +18,7 @@ import numpy.typing as npt
 import scipy.ndimage
 
 from .errors import ArgumentError, DataError
+from .planes import filled
 
 __all__ = ["interpolated", "patched"]
 
@@ -147,7 +148,7 @@ def patched(image: Array, missing: Array) -> tuple[Array, Array]:
     left
         ``(ny, nx)`` boolean: pixels inside of holes.
     """
-    wrong = missing | ~np.isfinite(image)
+    wrong = filled(image.shape, bool, lambda rows: missing[rows] | ~np.isfinite(image[rows]))
     if not wrong.any():
         return image, wrong
     left = _without_good_around(wrong)
@@ -166,15 +167,25 @@ def patched(image: Array, missing: Array) -> tuple[Array, Array]:
 
 def _without_good_around(wrong: Array) -> Array:
     """Pixels without a good one within 2 pixels in x and y; beyond the frame nothing is good."""
-    padded = np.pad(wrong, _THIN, constant_values=True)
     ny, nx = wrong.shape
-    rows = padded[:ny].copy()
-    for step in range(1, 2 * _THIN + 1):
-        rows &= padded[step : step + ny]
-    left = rows[:, :nx].copy()
-    for step in range(1, 2 * _THIN + 1):
-        left &= rows[:, step : step + nx]
-    return left
+
+    def work(rows: slice) -> Array:
+        first, last = max(0, rows.start - _THIN), min(ny, rows.stop + _THIN)
+        above, below = first - rows.start + _THIN, rows.stop + _THIN - last
+        part = np.pad(wrong[first:last], ((above, below), (0, 0)), constant_values=True)
+        count = rows.stop - rows.start
+        lines = part[:count].copy()
+        for step in range(1, 2 * _THIN + 1):
+            lines &= part[step : step + count]
+        if not lines.any():
+            return lines
+        lines = np.pad(lines, ((0, 0), (_THIN, _THIN)), constant_values=True)
+        left = lines[:, :nx].copy()
+        for step in range(1, 2 * _THIN + 1):
+            left &= lines[:, step : step + nx]
+        return left
+
+    return filled(wrong.shape, bool, work)
 
 
 @functools.cache

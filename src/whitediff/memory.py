@@ -10,7 +10,8 @@ from pathlib import Path
 __all__ = ["limited_memory", "return_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_PLANE = 16 << 20
+_PLANE = 8 << 20
+"""Bytes: half of a mask of 4k pixels squared."""
 
 
 def return_freed_memory(least: int = _PLANE) -> None:
@@ -53,5 +54,5 @@ def limited_memory(number: int | None, directory: Path | None) -> AbstractContex
     from .planes import memory_limit
 
     if number is not None:
-        return_freed_memory(_PLANE // 16)
+        return_freed_memory(_PLANE // 8)
     return memory_limit(number, directory)

@@ -15,7 +15,8 @@ type Array = npt.NDArray[Any]
 
 _LEAST, _ERRORS = 0.2, 8.0
 """Differences of levels, in a pixel's noise and in their own errors, that make a pattern."""
-_ROWS, _FEWEST = 512, 100
+_ENOUGH, _FEWEST = 100_000, 100
+"""Squares of which levels are known to a hundredth of what makes a pattern, and of which to any."""
 
 
 def colour_mosaic(image: Array, bad: Array) -> Array | None:
@@ -41,7 +42,7 @@ def colour_mosaic(image: Array, bad: Array) -> Array | None:
     most 512 pairs of rows.
     """
     ny, nx = (n // 2 for n in image.shape)
-    step = 2 * max(1, ny // _ROWS)
+    step = 2 * max(1, ny * nx // _ENOUGH)
     parts = [np.s_[i : 2 * ny : step, j : 2 * nx : 2] for i in (0, 1) for j in (0, 1)]
     squares = np.stack([image[part].astype(np.float64) for part in parts])
     known = np.isfinite(squares).all(axis=0) & ~np.any([bad[part] for part in parts], axis=0)

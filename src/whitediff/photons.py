@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .planes import every_nth
 from .stats import clipped_sigma, median_deviation, robust_sigma
 
 __all__ = [
@@ -213,8 +214,7 @@ def counted_photons(image: Array, usable: Array) -> Counts | None:
         None unless pixels are multiples of some unit, not negative, with fewer than 10 of it in
         a usual pixel, and a variance of as many, which read noise would add to.
     """
-    values = image[usable]
-    sample = values[:: max(1, values.size // _ENOUGH_COUNTED)].astype(np.float64)
+    sample = every_nth(image, usable, _ENOUGH_COUNTED).astype(np.float64)
     if not sample.size or (sample < 0).any() or not (sample > 0).any():
         return None
     unit = 1.0 if (sample == np.rint(sample)).all() else float(sample[sample > 0].min())

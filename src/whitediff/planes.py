@@ -26,11 +26,13 @@ __all__ = [
     "copied",
     "each_block",
     "empty",
+    "every_nth",
     "filled",
     "is_limited",
     "memory_limit",
     "row_blocks",
     "usable_pixels",
+    "used",
     "zeros",
 ]
 
@@ -228,7 +230,63 @@ def usable_pixels(image: Array, unusable: Array | None = None) -> Array:
     usable
         ``(ny, nx)`` boolean, new.
     """
-    usable: Array = np.isfinite(image)
-    if unusable is not None:
-        usable &= ~unusable
-    return usable
+
+    def work(rows: slice) -> Array:
+        usable: Array = np.isfinite(image[rows])
+        if unusable is not None:
+            usable &= ~unusable[rows]
+        return usable
+
+    return filled(image.shape, bool, work)
+
+
+def used(plane: Array, use: Array, rows: slice) -> Array:
+    """Values of the pixels of some rows that are used.
+
+    Parameters
+    ----------
+    plane
+        ``(ny, nx)``.
+    use
+        ``(ny, nx)`` boolean: pixels that are.
+    rows
+        Which rows.
+
+    Returns
+    -------
+    values
+        ``(n,)`` row by row; no copy where all are.
+    """
+    values, chosen = plane[rows], use[rows]
+    result: Array = values.reshape(-1) if chosen.all() else values[chosen]
+    return result
+
+
+def every_nth(plane: Array, use: Array, enough: int) -> Array:
+    """Values of evenly spaced ones of the pixels that are used.
+
+    Parameters
+    ----------
+    plane
+        ``(ny, nx)``.
+    use
+        ``(ny, nx)`` boolean: pixels that are.
+    enough
+        At least so many values, where there are as many; less than twice as many.
+
+    Returns
+    -------
+    values
+        ``(n,)``: ``plane[use][::step]``, without a copy of all of it.
+    """
+    blocks = row_blocks(plane.shape)
+    counts = in_threads(lambda rows: np.count_nonzero(use[rows]), blocks)
+    step = max(1, sum(counts) // enough)
+    before = np.append(0, np.cumsum(counts))
+
+    def work(number: int) -> Array:
+        # A copy, or all that it was taken from would be kept.
+        values = used(plane, use, blocks[number])
+        return np.array(values[int(-before[number]) % step :: step])
+
+    return np.concatenate([np.empty(0, plane.dtype), *in_threads(work, range(len(blocks)))])

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
-from .planes import usable_pixels
+from .groups import Groups, groups
+from .planes import each_block, every_nth, filled, usable_pixels, used, zeros
 from .stats import robust_sigma
 
 __all__ = ["Plateau", "bleed_trails", "find_plateau", "in_lines", "in_stars"]
@@ -101,31 +102,34 @@ def find_plateau(image: Array, unusable: Array | None = None) -> Plateau | None:
     the saturation spreads the values, and nothing is found.
     """
     use = usable_pixels(image, unusable)
-    values = image[use]
-    if values.size < _LEAST_PIXELS:
+    if np.count_nonzero(use) < _LEAST_PIXELS:
         return None
-    sample = values[:: max(1, values.size // _ENOUGH_FOR_SIGMA)].astype(np.float64)
+    sample = every_nth(image, use, _ENOUGH_FOR_SIGMA).astype(np.float64)
     sky, sigma = float(np.median(sample)), robust_sigma(sample)
-    if not sigma > 0 or _is_cut(values, sky, sigma):
+    if not sigma > 0 or _is_cut(image, use, sky, sigma):
         return None
     threshold = sky + _LEAST_HEIGHT * max(sigma, _step(sample, sky, sigma))
-    high = use & (image > threshold)
+    high = np.flatnonzero(
+        filled(image.shape, bool, lambda rows: use[rows] & (image[rows] > threshold))
+    )
+    values = image.reshape(-1)[high]
     for _ in range(_ROUNDS):
-        found = _highest_run(image[high])
+        found = _highest_run(values)
         if found is None:
             return None
-        at = high & (image >= image.dtype.type(found))
+        at = zeros(image.shape, bool)
+        at.reshape(-1)[high[values >= image.dtype.type(found)]] = True
         lines = in_lines(image, at)
         if not lines.any():
             return _of_stars(at, found)
-        high &= ~lines
+        left = ~lines.reshape(-1)[high]
+        high, values = high[left], values[left]
     return None
 
 
 def _of_stars(at: Array, level: float) -> Plateau | None:
     """Plateau of the pixels of a level, if they are those of stars."""
-    labels, number = scipy.ndimage.label(at, np.ones((3, 3), int))
-    sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
+    sizes = groups(at).sizes
     together = int(sizes[sizes >= _SMALL_GROUP].sum())
     is_star = sizes.max() >= _LARGE_GROUP or (sizes >= _GROUP).sum() > 1
     if not is_star or 2 * together < sizes.sum():
@@ -150,18 +154,17 @@ def in_lines(image: Array, pixels: Array) -> Array:
         of a star on both sides, a tenth as high, along more than a pixel; along less than 15 % of
         those that end at the frame's edge, which may cross stars.
     """
-    found = np.zeros(pixels.shape, bool)
-    others = np.isfinite(image) & ~pixels
-    if not pixels.any() or not others.any():
+    found = zeros(pixels.shape, bool)
+    together = groups(pixels)
+    first, last = together.extents
+    long = (last - first).max(axis=1) >= _LINE
+    if not long.any():
         return found
-    values = image[others]
-    sky = float(np.median(values[:: max(1, values.size // _ENOUGH_FOR_SIGMA)]))
-    labels, _ = scipy.ndimage.label(pixels, np.ones((3, 3), int))
-    for number, window in enumerate(scipy.ndimage.find_objects(labels), 1):
-        group = labels[window] == number
-        if max(group.shape) < _LINE:
-            continue
-        rows, columns = window
+    others = usable_pixels(image, pixels)
+    if not others.any():
+        return found
+    sky = float(np.median(every_nth(image, others, _ENOUGH_FOR_SIGMA)))
+    for (rows, columns), group in together.each(long):
         _mark_columns(image, group, sky, found, (rows.start, columns.start))
         _mark_columns(image.T, group.T, sky, found.T, (columns.start, rows.start))
     return found
@@ -209,11 +212,10 @@ def in_stars(image: Array, pixels: Array) -> Array:
         ``(ny, nx)`` boolean: those of groups that the light of a star surrounds, at a tenth of
         their own height or more.
     """
-    others = np.isfinite(image) & ~pixels
+    others = usable_pixels(image, pixels)
     if not pixels.any() or not others.any():
         return np.zeros(pixels.shape, bool)
-    values = image[others]
-    sky = float(np.median(values[:: max(1, values.size // _ENOUGH_FOR_SIGMA)]))
+    sky = float(np.median(every_nth(image, others, _ENOUGH_FOR_SIGMA)))
     high = pixels & np.isfinite(image) & (image > sky)
     labels, number = scipy.ndimage.label(high, np.ones((3, 3), int))
     if not number:
@@ -227,13 +229,21 @@ def in_stars(image: Array, pixels: Array) -> Array:
     return np.asarray(lit[labels])
 
 
-def _is_cut(values: Array, sky: float, sigma: float) -> bool:
+def _is_cut(image: Array, use: Array, sky: float, sigma: float) -> bool:
     """Whether an image was cut from below within its noise, as it is for display."""
-    lowest = values.min()
-    return bool(
-        lowest > sky - _CUT_WITHIN * sigma
-        and np.count_nonzero(values == lowest) > max(3, _CUT_SHARE * values.size)
-    )
+
+    def smallest(rows: slice) -> Array:
+        values = used(image, use, rows)
+        return values[[values.argmin()]] if values.size else values
+
+    lowest = np.concatenate(each_block(smallest, image.shape)).min()
+    if not lowest > sky - _CUT_WITHIN * sigma:
+        return False
+
+    def equal(rows: slice) -> int:
+        return int(np.count_nonzero(used(image, use, rows) == lowest))
+
+    return sum(each_block(equal, image.shape)) > max(3, _CUT_SHARE * np.count_nonzero(use))
 
 
 def _step(sample: Array, sky: float, sigma: float) -> float:
@@ -279,60 +289,66 @@ def bleed_trails(image: Array, saturated: Array, *, least: float = 0.0) -> Array
     the detector bleeds along is taken from all stars together: the one along which more pixels do
     so.  Spikes of diffraction, which are alike on both axes, are none.
     """
-    finite = np.isfinite(image)
-    none = np.zeros(image.shape, dtype=bool)
-    values = image[finite & ~saturated]
-    if not saturated.any() or values.size < _LEAST_PIXELS:
+    none = zeros(image.shape, bool)
+    if not saturated.any():
         return none
-    sample = values[:: max(1, values.size // _ENOUGH_FOR_SIGMA)].astype(np.float64)
+    others = usable_pixels(image, saturated)
+    if np.count_nonzero(others) < _LEAST_PIXELS:
+        return none
+    sample = every_nth(image, others, _ENOUGH_FOR_SIGMA).astype(np.float64)
     sky, sigma = float(np.median(sample)), robust_sigma(sample)
     if not sigma > 0:
         return none
-    above = np.where(finite, image, sky) - sky
-    excess = max(_EXCESS * sigma, least * float(above[saturated & finite].min(initial=np.inf)))
+    bright = image[saturated]
+    heights = bright[np.isfinite(bright)] - sky
+    excess = max(_EXCESS * sigma, least * float(heights.min(initial=np.inf)))
     if not np.isfinite(excess):
         return none
-    along_columns = _trails(above, saturated, excess)
-    along_rows = _trails(above.T, saturated.T, excess).T
+    together = groups(saturated)
+    along_columns = _trails(image, saturated, together, sky, excess)
+    along_rows = _trails(image.T, saturated.T, together.transposed, sky, excess).T
     columns, rows = np.count_nonzero(along_columns), np.count_nonzero(along_rows)
     if columns == rows:
         return none
     return along_columns if columns > rows else along_rows
 
 
-def _trails(above: Array, saturated: Array, excess: float) -> Array:
+def _trails(image: Array, saturated: Array, together: Groups, sky: float, excess: float) -> Array:
     """Pixels of trails along the first axis."""
-    result = np.zeros(above.shape, dtype=bool)
-    labels, _ = scipy.ndimage.label(saturated, np.ones((3, 3), int))
-    ny, nx = above.shape
-    for number, window in enumerate(scipy.ndimage.find_objects(labels), 1):
-        core = labels[window] == number
-        if np.count_nonzero(core) < _SMALL_GROUP:
-            continue
+    result = np.zeros(image.shape, dtype=bool)
+    ny, nx = image.shape
+    for window, core in together.each(together.sizes >= _SMALL_GROUP):
         widths = core.sum(axis=1)
         widest = np.flatnonzero(widths == widths.max())
         y = int(window[0].start + widest[len(widest) // 2])
         columns = np.flatnonzero(core[y - window[0].start])
         x = int(window[1].start + columns[len(columns) // 2])
-        profile = _across(above, y, x)
+        profile = _across(_above(image[max(0, y - 1) : y + 2], sky), x, max(ny, nx))
         left, right = max(0, window[1].start - 1), min(nx, window[1].stop + 1)
         distance = np.maximum(np.abs(np.arange(ny) - y) - _SHIFT, 0)
         limit = _RATIO * np.maximum(profile[distance], 0) + excess
-        part = above[:, left:right]
-        own = labels[:, left:right] == number
+        part = _above(image[:, left:right], sky)
+        own = np.zeros(part.shape, dtype=bool)
+        own[window[0], window[1].start - left : window[1].stop - left] = core
         grown = np.zeros(own.shape, dtype=bool)
         bright, lit = part > limit[:, None], part > excess
         for rows in (range(window[0].start, ny), range(window[0].stop - 1, -1, -1)):
             grown |= _grown(bright, lit, own, rows)
-        result[:, left:right] |= _elongated(grown & ~saturated[:, left:right])
+        grown &= ~saturated[:, left:right]
+        if grown.any():
+            result[:, left:right] |= _elongated(grown)
     return result
 
 
-def _across(above: Array, y: int, x: int) -> Array:
+def _above(image: Array, sky: float) -> Array:
+    """Heights above the sky, 0 where there is no value."""
+    height: Array = np.where(np.isfinite(image), image, sky) - sky
+    return height
+
+
+def _across(rows: Array, x: int, length: int) -> Array:
     """Fainter of a star's two sides across a trail, by the distance from its centre."""
-    ny, nx = above.shape
-    row = np.median(above[max(0, y - 1) : y + 2], axis=0)
-    length = max(ny, nx)
+    row = np.median(rows, axis=0)
     sides = np.full((2, length), np.inf)
     right, left = row[x:], row[x::-1]
     sides[0, : right.size], sides[1, : left.size] = right, left
@@ -348,12 +364,20 @@ def _grown(bright: Array, lit: Array, own: Array, rows: range) -> Array:
     result = np.zeros(bright.shape, dtype=bool)
     reach = np.zeros(bright.shape[1], dtype=int)
     for row in rows:
-        near = scipy.ndimage.maximum_filter1d(reach, 3, mode="constant") > 0
+        near = _beside(reach > 0)
         result[row] = near & bright[row]
         reach = np.where(own[row] | (near & lit[row]), _GAP + 1, np.maximum(reach - 1, 0))
         if not reach.any():
             break
     return result
+
+
+def _beside(line: Array) -> Array:
+    """Pixels of a line that are set, and those beside them."""
+    beside = line.copy()
+    beside[1:] |= line[:-1]
+    beside[:-1] |= line[1:]
+    return beside
 
 
 def _elongated(pixels: Array) -> Array:

@@ -13,7 +13,7 @@ import scipy.fft
 import scipy.special
 
 from .errors import ArgumentError
-from .planes import each_block
+from .planes import each_block, every_nth, used
 from .threads import in_threads
 
 __all__ = [
@@ -27,6 +27,8 @@ __all__ = [
     "clipped_sigma",
     "half_sample_mode",
     "median_deviation",
+    "median_of",
+    "middle_values",
     "power_of_two",
     "robust_sigma",
 ]
@@ -332,6 +334,66 @@ def _between(ordered: Array, rank: float) -> float:
     low = int(rank)
     lower, upper = float(ordered[low]), float(ordered[min(low + 1, ordered.size - 1)])
     return lower + (rank - low) * (upper - lower)
+
+
+def median_of(plane: Array, use: Array) -> Any:
+    """Median of the pixels of a plane that are used.
+
+    Parameters
+    ----------
+    plane
+        ``(ny, nx)``.
+    use
+        ``(ny, nx)`` boolean, at least one: pixels that are, none of them NaN.
+
+    Returns
+    -------
+    median
+        ``np.median(plane[use])``, to the last bit.
+    """
+    return np.mean(middle_values(plane, use))
+
+
+def middle_values(plane: Array, use: Array) -> Array:
+    """Those of the pixels of a plane whose mean is the median.
+
+    Parameters
+    ----------
+    plane, use
+        As for `median_of`.
+
+    Returns
+    -------
+    values
+        ``(1,)`` or ``(2,)``, of an odd and an even number of pixels.
+
+    Notes
+    -----
+    A sample tells about where they are, so that only the values there have to be sorted.
+    """
+    number = int(np.count_nonzero(use))
+    ranks = np.unique([(number - 1) // 2, number // 2])
+    if number > _FEW:
+        low, high = _bracket(np.sort(every_nth(plane, use, _SAMPLE)), 0.5)
+
+        def work(rows: slice) -> tuple[int, int, Array | None]:
+            values = used(plane, use, rows)
+            inside = (values >= low) & (values <= high)
+            count = int(np.count_nonzero(inside))
+            many = count > values.size // _MANY
+            return int(np.count_nonzero(values < low)), count, None if many else values[inside]
+
+        parts = each_block(work, plane.shape)
+        below, inside = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        if below <= ranks[0] and ranks[-1] < below + inside:
+            if low == high:
+                return np.full(len(ranks), low)
+            kept = [part[2] for part in parts if part[2] is not None]
+            if len(kept) == len(parts):
+                near = np.partition(np.concatenate(kept), ranks - below)
+                return np.asarray(near[ranks - below])
+    values = np.partition(plane[use], ranks)
+    return np.asarray(values[ranks])
 
 
 def half_sample_mode(values: Array) -> float:

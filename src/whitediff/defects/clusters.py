@@ -157,7 +157,12 @@ def equal_clusters(surface: Surface, image: Array) -> Array:
     if faint.any():
         values = image.ravel()[surface.unpadded(at)]
         faint &= values < values.max()
-    low = surface.low[flux[surface.low] < -BRIGHT * np.sqrt(surface.variance_at(surface.low))]
+    low = surface.low
+    # Their own variance is the least that it is taken for.
+    own = surface.variance.ravel()[surface.unpadded(low)].astype(np.float32)
+    own *= np.float32(surface.factor)
+    low = low[~(flux[low] >= -BRIGHT * np.sqrt(own))]
+    low = low[flux[low] < -BRIGHT * np.sqrt(surface.variance_at(low))]
     at = np.sort(np.concatenate([at[faint], low]))
     least = _fewest_equal(image, len(at))
     if least is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ from ..saturation import in_lines
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .model import Exposure
-from .noise import few_photons, untrusted_pixels
+from .noise import avoided_pixels, few_photons, untrusted_pixels
 from .psf import average_position, psf_image
 
 __all__ = ["NO_DEFECTS", "DefectOptions", "with_defects", "with_trails"]
@@ -101,7 +102,11 @@ NO_DEFECTS = DefectOptions(cosmic_rays=False, bad_pixels=False, trails=False)
 
 @single_threaded_algebra()
 def with_defects(
-    science: Exposure, template: Exposure, options: DefectOptions
+    science: Exposure,
+    template: Exposure,
+    options: DefectOptions,
+    *,
+    untrusted: Sequence[Array | None] = (None, None),
 ) -> tuple[Exposure, Exposure]:
     """Find the defects of two exposures, each on its own pixels.
 
@@ -111,6 +116,8 @@ def with_defects(
         Exposures; not changed.
     options
         `DefectOptions`.
+    untrusted
+        `whitediff.exposures.noise.untrusted_pixels` of each, if they are at hand.
 
     Returns
     -------
@@ -124,7 +131,9 @@ def with_defects(
     """
     exposures = (science, template)
     wanted = [options.wants(each) for each in exposures]
-    looked_at = in_threads(lambda job: _surface(*job), zip(exposures, wanted, strict=True))
+    looked_at = in_threads(
+        lambda job: _surface(*job), zip(exposures, wanted, untrusted, strict=True)
+    )
     peaks = [None if each is None else round_peaks(each[0]) for each in looked_at]
     same = science.shape == template.shape
     jobs = (
@@ -163,32 +172,24 @@ def with_trails(exposure: Exposure, options: DefectOptions) -> Exposure:
     """
     if options.trails is False:
         return exposure
-    looked_at = surface(
-        exposure.image.array, exposure.variance.array, _unusable(exposure, masks.STREAK)
-    )
+    looked_at = surface(exposure.image.array, exposure.variance.array, avoided_pixels(exposure))
     trails = find_trails(looked_at)
     if not trails:
         return exposure
     return _marked(exposure, {masks.STREAK: trail_pixels(trails, exposure.shape)})
 
 
-def _unusable(exposure: Exposure, *more: str) -> Array:
-    unusable = untrusted_pixels(exposure)
-    if more:
-        unusable |= masks.flagged(exposure.mask, more)
-    return unusable
-
-
 def _surface(
-    exposure: Exposure, wanted: tuple[bool, bool, bool]
+    exposure: Exposure, wanted: tuple[bool, bool, bool], unusable: Array | None
 ) -> tuple[Surface, Array | None] | None:
     """The image above its background, and what of it is dead; None where nothing is looked for."""
     if not any(wanted):
         return None
-    unusable = _unusable(exposure)
+    if unusable is None:
+        unusable = untrusted_pixels(exposure)
     dead = dead_runs(exposure.image.array, unusable) if wanted[1] else None
     if dead is not None:
-        unusable |= dead
+        unusable = unusable | dead
     return surface(exposure.image.array, exposure.variance.array, unusable), dead
 
 

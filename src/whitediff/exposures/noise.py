@@ -105,20 +105,25 @@ def untrusted_pixels(exposure: Exposure) -> Array:
     return pixels_without_measurement(exposure, masks.UNTRUSTED_MASK_PLANES)
 
 
-def avoided_pixels(exposure: Exposure) -> Array:
+def avoided_pixels(exposure: Exposure, untrusted: Array | None = None) -> Array:
     """Pixels of an exposure that no source, noise or background is measured on.
 
     Parameters
     ----------
     exposure
         Exposure.
+    untrusted
+        `untrusted_pixels`, if they are at hand.
 
     Returns
     -------
     avoided
         ``(ny, nx)`` boolean: `untrusted_pixels`, and trails.
     """
-    return untrusted_pixels(exposure) | masks.flagged(exposure.mask, [masks.STREAK])
+    if untrusted is None:
+        untrusted = untrusted_pixels(exposure)
+    avoided: Array = untrusted | masks.flagged(exposure.mask, [masks.STREAK])
+    return avoided
 
 
 def without_sentinels(exposure: Exposure) -> Exposure:
@@ -526,6 +531,9 @@ def _positive_range(variance: Array) -> Array:
 
     def of_rows(rows: slice) -> tuple[float, float]:
         part = variance[rows]
+        smallest, largest = float(part.min()), float(part.max())
+        if smallest > 0 and largest < np.inf:
+            return smallest, largest
         positive = (part > 0) & (part < np.inf)
         return (
             float(np.min(part, where=positive, initial=np.inf)),

@@ -234,15 +234,15 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     """
     options = options or PreparationOptions()
     science, template = Exposure.from_object(science), Exposure.from_object(template)
-    for exposure in (science, template):
-        _check_colours(exposure)
-    science, template = with_defects(science, template, options.defects)
+    untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
+    in_threads(lambda each: _check_colours(*each), zip((science, template), untrusted, strict=True))
+    science, template = with_defects(science, template, options.defects, untrusted=untrusted)
     # On the science image's pixels a template has its WCS, wherever it lay before.
     by_wcs = options.use_wcs and science.wcs is not None and template.wcs is not None
     template = aligned_template(
         science, template, use_wcs=options.use_wcs, resampling=options.resampling
     )
-    if np.array_equal(science.image.array, template.image.array, equal_nan=True):
+    if _are_equal(science.image.array, template.image.array):
         raise DataError(
             f"{template.source or 'The template'}: holds the same pixels as"
             f" {science.source or 'the science image'}, all {science.image.array.size} of them;"
@@ -253,7 +253,11 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         _check_floor(exposure, bad)
     photons = [_check_photons(exposure) for exposure in (science, template)]
     fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
-    avoided = [avoided_pixels(exposure) for exposure in (science, template)]
+    avoided = [
+        avoided_pixels(exposure, bad)
+        for exposure, bad in zip((science, template), untrusted, strict=True)
+    ]
+    del untrusted
     # The two exposures side by side.
     apart = in_threads(
         lambda each: levels_apart(*each), zip((science, template), avoided, strict=True)
@@ -288,8 +292,10 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         others = zip(shown, avoided, levels, strict=True)
         shown = [_without_sky(one, bad | (own > SourceLevel.NONE)) for one, bad, own in others]
     full_widths = tuple(
-        fwhm(each, candidates, width, bad)
-        for each, width, bad in zip(shown, widths, avoided, strict=True)
+        in_threads(
+            lambda each: fwhm(each[0], candidates, each[1], each[2]),
+            zip(shown, widths, avoided, strict=True),
+        )
     )
     if not sources.stars.are_certain:
         _warn_of_galaxies((science, template), full_widths, sources)
@@ -310,6 +316,14 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         is_structured=is_structured,
         is_curved=is_curved,
         misalignment=misalignment,
+    )
+
+
+def _are_equal(one: Array, other: Array) -> bool:
+    """Whether two images are the same, which the first row hardly ever leaves open."""
+    return all(
+        np.array_equal(one[rows], other[rows], equal_nan=True)
+        for rows in (slice(0, 1), slice(None))
     )
 
 
@@ -394,9 +408,9 @@ def _check_floor(exposure: Exposure, untrusted: Array) -> None:
     _log.warning("%s", said)
 
 
-def _check_colours(exposure: Exposure) -> None:
+def _check_colours(exposure: Exposure, untrusted: Array) -> None:
     """Warn of a frame of a colour camera as it was read out."""
-    levels = colour_mosaic(exposure.image.array, untrusted_pixels(exposure))
+    levels = colour_mosaic(exposure.image.array, untrusted)
     if levels is not None:
         _log.warning(
             "%s: neighbouring pixels differ in level, in squares of 2 × 2, by %s times their noise:"

@@ -14,7 +14,9 @@ import scipy.spatial
 
 from ..errors import ArgumentError, TooFewSourcesError
 from ..interpolation import patched
-from ..stats import half_sample_mode, power_of_two
+from ..planes import each_block, empty, filled
+from ..stats import half_sample_mode, middle_values, power_of_two
+from ..threads import in_threads
 from .footprints import extracted
 from .locus import SEARCHED, Locus, Shapes, find_locus, windowed_shapes
 from .normals import Stamps
@@ -318,10 +320,13 @@ def find_sources(
     """
     import sep
 
-    science_plane = _plane(science, science_variance, science_bad)
-    template_plane = _plane(
-        template, science_variance if template_variance is None else template_variance, template_bad
-    )
+    if template_variance is None:
+        template_variance = science_variance
+    inputs = (science, science_variance, science_bad), (template, template_variance, template_bad)
+    # The same image twice is looked at once.
+    same = all(one is other for one, other in zip(*inputs, strict=True))
+    science_plane, *others = in_threads(lambda each: _plane(*each), inputs[: 1 if same else 2])
+    template_plane = science_plane if same else others[0]
     image, noise, hole, unit = science_plane
     found = extracted(image, noise, hole, threshold=_DETECTION_THRESHOLD)
     x, y = found["x"], found["y"]
@@ -497,15 +502,35 @@ class _Plane(NamedTuple):
 def _plane(image: Array, variance: Array, bad: Array) -> _Plane:
     """Image with its bad pixels interpolated, as SEP takes it."""
     whole, hole = patched(image, bad)
-    with np.errstate(invalid="ignore"):
-        noise = np.sqrt(variance)
-        known = ~bad & (noise > 0) & (noise < np.inf)
-    typical = float(np.median(noise[known])) if known.any() else 1.0
+
+    def is_known(rows: slice) -> Array:
+        return ~bad[rows] & (variance[rows] > 0) & (variance[rows] < np.inf)
+
+    known = filled(variance.shape, bool, is_known)
+    typical = 1.0
+    if known.any():
+        typical = float(np.mean(np.sqrt(middle_values(variance, known))))
     unit = power_of_two(typical)
-    noise = np.where(known, noise / noise.dtype.type(unit), typical / unit).astype(np.float32)
-    noise[hole] = _NO_MEASUREMENT
-    whole = (whole / whole.dtype.type(unit)).astype(np.float32, copy=False)
-    return _Plane(whole, noise, hole, unit)
+
+    def noise_in_unit(rows: slice) -> Array:
+        with np.errstate(invalid="ignore"):
+            part = np.sqrt(variance[rows])
+        part /= part.dtype.type(unit)
+        np.copyto(part, typical / unit, where=~known[rows])
+        np.copyto(part, _NO_MEASUREMENT, where=hole[rows])
+        return part
+
+    noise = filled(variance.shape, np.float32, noise_in_unit)
+    # What was patched is a copy already, and large.
+    result = whole if whole is not image and whole.dtype == np.float32 else None
+    if result is None:
+        result = empty(whole.shape, np.float32)
+
+    def divide(rows: slice) -> None:
+        result[rows] = whole[rows] / whole.dtype.type(unit)
+
+    each_block(divide, whole.shape)
+    return _Plane(result, noise, hole, unit)
 
 
 def _in_circles(plane: _Plane, x: Array, y: Array, radius: float) -> tuple[Array, Array]:

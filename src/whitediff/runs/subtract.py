@@ -343,18 +343,19 @@ def _made(
     zero_point: float | None,
 ) -> _Made:
     """Match, subtract and decorrelate as `subtraction_options` says."""
-    science, template = inputs["science"], inputs["template"]
     if wanted["score"] is not None:
         yield from _made_by_stars(inputs, wanted, begin, how, zero_point)
         return
-    source = kernel_source(science, template, how.cutout)
+    source = kernel_source(inputs["science"], inputs["template"], how.cutout)
     if source is None:
         try:
             yield from _made_by_stars(inputs, wanted, begin, how, zero_point)
         except TooFewSourcesError as error:
-            source = kernel_source(science, template, how.cutout, error)
+            if not inputs:
+                raise
+            source = kernel_source(inputs["science"], inputs["template"], how.cutout, error)
     if source is not None:
-        inputs.clear()
+        science, template = inputs.pop("science"), inputs.pop("template")
         yield from _made_without_stars(science, template, source, wanted, begin, how, zero_point)
 
 
@@ -425,11 +426,11 @@ def _made_by_stars(
     how: SubtractionOptions,
     zero_point: float | None,
 ) -> _Made:
-    """The usual way."""
+    """The usual way; the inputs are let go once there are stars enough."""
     pair = prepare(inputs["science"], inputs["template"], how.preparation)
     options, correction = how.match, how.correction(pair.template)
-    # Whatever else is needed lives in the pair.
-    inputs.clear()
+    if wanted["score"] is not None:
+        inputs.clear()
     levels = pair.source_levels
     sources = levels.either
     solved = None
@@ -437,6 +438,8 @@ def _made_by_stars(
         begin("matching")
         solved = solve_difference(pair, options, **correction)
         pair = solved.pair
+    # Whatever else is needed lives in the pair.
+    inputs.clear()
     if solved is not None and wanted["difference"] is not None:
         begin("subtraction")
         product = make(solved, sources=sources, full_variance=how.full_variance)

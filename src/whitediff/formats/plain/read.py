@@ -26,10 +26,11 @@ from ...exposures.masks import (
 )
 from ...exposures.model import Exposure, native_float, parse_unit
 from ...exposures.sky import celestial_wcs, sky_projection
-from ...planes import zeros
+from ...planes import each_block, filled, row_blocks, zeros
 from ...reading import ReadingOptions, VarianceKind, VarianceSource
 from ...saturation import bleed_trails, find_plateau, in_stars
-from ...stats import robust_sigma
+from ...stats import median_of, robust_sigma
+from ...threads import in_threads
 from ...variance_planes import (
     ABSOLUTE,
     NoiseModel,
@@ -127,6 +128,8 @@ _EXACT_TIME = 0.02
 _ADDED_UP = 1e10
 """Pixels of an image, at most."""
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
+_CELL = 32
+"""Side of cells, the largest of which any such rectangle holds 8 × 8 pixels, a row or a column."""
 
 
 def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> Any:
@@ -586,24 +589,41 @@ def _with_saturation(
 
 def _with_empty(mask: Mask, image: Array, path: Path) -> Mask:
     """Mask with NO_DATA where an image was filled with a constant, or with an absurd number."""
-    finite = image[np.isfinite(image)]
-    if not finite.size:
+    largest = _largest(image)
+    if largest is None:
         return mask
-    # A plateau at the top is a star.
-    constant = _constant_pixels(image) & (image < finite.max())
-    constant &= ~flagged(mask, UNTRUSTED_MASK_PLANES)
-    if constant.any():
+    constant = _constant_pixels(image, largest)
+    if constant is not None:
+        constant &= ~flagged(mask, UNTRUSTED_MASK_PLANES)
+    if constant is not None and constant.any():
         _log.warning(
             "%s: %d pixels in regions of exactly the same value, such as %g, are taken as NO_DATA;"
             " a mask would say what they are.",
             path,
-            int(constant.sum()),
+            np.count_nonzero(constant),
             float(image[constant][0]),
         )
     # What is absurd must not enter the measurement of the noise.
     absurd = _absurd_pixels(image)
-    empty = constant if absurd is None else constant | absurd
-    return with_plane(mask, "NO_DATA", empty) if empty.any() else mask
+    empty = constant
+    if absurd is not None:
+        empty = absurd if constant is None else constant | absurd
+    return mask if empty is None or not empty.any() else with_plane(mask, "NO_DATA", empty)
+
+
+def _largest(image: Array) -> Any:
+    """Largest finite value of an image, in its own type; None without any."""
+
+    def work(rows: slice) -> Any:
+        part = image[rows]
+        largest = part.max(initial=-np.inf)
+        if np.isfinite(largest):
+            return largest
+        finite = part[np.isfinite(part)]
+        return finite.max() if finite.size else None
+
+    found = [largest for largest in each_block(work, image.shape) if largest is not None]
+    return max(found) if found else None
 
 
 def _refuse_clipped(image: Array, unusable: Array, path: Path) -> None:
@@ -626,27 +646,88 @@ def _absurd_pixels(image: Array) -> Array | None:
     return None if absurd is None else absurd & np.isfinite(image)
 
 
-def _constant_pixels(image: Array) -> Array:
-    """Pixels in rectangles of some 256 pixels that all have exactly the same value.
+def _constant_pixels(image: Array, largest: Any) -> Array | None:
+    """Pixels in rectangles of some 256 pixels that all have exactly the same value; None for none.
 
     Noise of half a count, rounded, has the same value in two thirds of its pixels, but not in all
-    of so many.
+    of so many.  Those of the largest value are none: a plateau at the top is a star.
     """
-    corner = image[:-1, :-1]
-    same = ((corner == image[1:, :-1]) & (corner == image[:-1, 1:])).view(np.uint8)
-    result = np.zeros(image.shape, dtype=bool)
-    if np.count_nonzero(same) < math.prod(_CONSTANT_RECTANGLES[0]):
-        return result
-    for size in _CONSTANT_RECTANGLES:
-        middles = scipy.ndimage.minimum_filter(same, size, mode="constant")
-        if not middles.any():
-            continue
-        alike = scipy.ndimage.maximum_filter(middles, size, mode="constant").view(bool)
-        # With their neighbours below and to the right.
-        for rows, columns in ((0, 0), (1, 0), (0, 1), (1, 1)):
-            ny, nx = alike.shape
-            result[rows : rows + ny, columns : columns + nx] |= alike
+    # Most images have no such pixel: any rectangle holds one of these tiles whole.
+    bands = [slice(start, start + _CELL) for start in range(0, image.shape[0], _CELL)]
+    found = in_threads(lambda rows: _tiles(image, rows, largest), bands)
+    if sum(count for count, _ in found) < math.prod(_CONSTANT_RECTANGLES[0]):
+        return None
+    cells = np.stack([tiles for _, tiles in found], axis=1)
+    if not cells.any():
+        return None
+    result = zeros(image.shape, bool)
+    for size, holding in zip(_CONSTANT_RECTANGLES, cells, strict=True):
+        labels, _ = scipy.ndimage.label(holding, np.ones((3, 3), int))
+        for window in scipy.ndimage.find_objects(labels):
+            around = tuple(
+                slice(max(0, side.start * _CELL - max(size)), side.stop * _CELL + max(size))
+                for side in window
+            )
+            result[around] |= _in_constant(image[around], size)
+    for rows in row_blocks(image.shape):
+        result[rows] &= image[rows] < largest
     return result
+
+
+def _same(image: Array) -> Array:
+    """Pixels that have the value of those below and to the right; one row and column less."""
+    corner = image[:-1, :-1]
+    same: Array = (corner == image[1:, :-1]) & (corner == image[:-1, 1:])
+    return same
+
+
+def _tiles(image: Array, rows: slice, largest: Any) -> tuple[int, Array]:
+    """Number of pixels of some rows that have their neighbours' value, and cells with many of them.
+
+    The latter ``(3, cells)``: with 8 × 8 such pixels, with 32 along a row, with 32 along a column.
+    """
+    ny, nx = image[rows].shape
+    cells = -(-nx // _CELL)
+    same = np.zeros((_CELL, cells * _CELL), bool)
+    found = _same(image[rows.start : rows.stop + 1])
+    count = int(np.count_nonzero(found))
+    tiles = np.zeros((len(_CONSTANT_RECTANGLES), cells), bool)
+    if count < _CELL:
+        return count, tiles
+    same[: len(found), : nx - 1] = found
+    below = np.zeros(same.shape, bool)
+    below[:ny, :nx] = image[rows] < largest
+    eights = (same & below).reshape(_CELL, cells, -1, 8).all(axis=3)
+    tiles[0] = eights.reshape(-1, 8, cells, _CELL // 8).all(axis=1).any(axis=(0, 2))
+    tiles[1] = eights.all(axis=2).any(axis=0)
+    tiles[2] = (same & below).all(axis=0).reshape(cells, _CELL).any(axis=1)
+    return count, tiles
+
+
+def _in_constant(image: Array, size: tuple[int, int]) -> Array:
+    """Pixels in rectangles, a pixel larger than a size, of exactly the same value."""
+    plane = _same(image)
+    if any(n < m for n, m in zip(plane.shape, size, strict=True)):
+        return np.zeros(image.shape, bool)
+    for axis, n in enumerate(size):
+        plane = _run(np.logical_and, plane, n, axis)
+    plane = np.pad(plane, [(n, n) for n in size])
+    for axis, n in enumerate(size):
+        plane = _run(np.logical_or, plane, n + 1, axis)
+    return plane
+
+
+def _run(combined: np.ufunc, plane: Array, length: int, axis: int) -> Array:
+    """Each pixel combined with those after it, so many in all; as many less one are lost."""
+    have = 1
+    while have < length:
+        step = min(have, length - have)
+        first, last = (
+            np.moveaxis(plane, axis, 0)[part] for part in (slice(None, -step), slice(step, None))
+        )
+        plane = np.moveaxis(combined(first, last), 0, axis)
+        have += step
+    return plane
 
 
 def _native_copy(data: Array) -> Array:
@@ -751,7 +832,7 @@ def with_options(exposure: Exposure, options: ReadingOptions, path: Path | str) 
 
 def _as_variance(plane: Array, kind: _PlaneKind) -> tuple[Array, Array]:
     """Variance, and the pixels that have none: zero, negative or not finite, or of no weight."""
-    empty = ~(np.isfinite(plane) & (plane > 0))
+    empty = filled(plane.shape, bool, lambda rows: ~((plane[rows] > 0) & (plane[rows] < np.inf)))
     if kind not in _WEIGHTS:
         # Where no pixel has any, the plane is at fault and not the pixels.
         empty &= not empty.all()
@@ -787,12 +868,19 @@ def _is_noise(image: Array, sigma: Array, unusable: Array, path: Path) -> bool:
 
 def _is_absurd(variance: Array, image: Array, unknown: Array) -> Array:
     """Pixels whose variance stands for "bad": huge, and not by their own light's photons."""
-    known = ~unknown & np.isfinite(image) & (variance > 0)
+
+    def is_known(rows: slice) -> Array:
+        return ~unknown[rows] & np.isfinite(image[rows]) & (variance[rows] > 0)
+
+    known = filled(image.shape, bool, is_known)
     if not known.any():
-        return np.zeros_like(unknown)
-    huge = ~unknown & (variance > _ABSURD * np.median(variance[known]))
+        return zeros(unknown.shape, bool)
+    usual = median_of(variance, known)
+    huge = filled(
+        image.shape, bool, lambda rows: ~unknown[rows] & (variance[rows] > _ABSURD * usual)
+    )
     if huge.any():
-        above = np.abs(image[huge] - np.median(image[known])).astype(np.float64)
+        above = np.abs(image[huge] - median_of(image, known)).astype(np.float64)
         # Overflows mean huge.
         with np.errstate(over="ignore", invalid="ignore"):
             huge[huge] = ~(above > _OWN_LIGHT * np.sqrt(variance[huge].astype(np.float64)))

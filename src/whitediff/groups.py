@@ -1,0 +1,125 @@
+"""Groups of pixels that touch each other, where few of an image's are set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+import scipy.sparse.csgraph
+
+__all__ = ["Groups", "groups"]
+
+type Array = npt.NDArray[Any]
+type Window = tuple[slice, slice]
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Groups of pixels that touch each other, corners included.
+
+    Attributes
+    ----------
+    rows, columns
+        ``(n,)`` of the pixels, group by group.
+    starts
+        ``(k + 1,)`` where each group's pixels begin, and their number; groups are in the order of
+        their first pixels.
+    """
+
+    rows: Array
+    columns: Array
+    starts: Array
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def sizes(self) -> Array:
+        """``(k,)`` numbers of pixels."""
+        return np.diff(self.starts)
+
+    @property
+    def extents(self) -> tuple[Array, Array]:
+        """``(k, 2)`` first row and column of each group, and the ones behind its last."""
+        if not len(self):
+            return np.zeros((0, 2), int), np.zeros((0, 2), int)
+        places, first = (self.rows, self.columns), self.starts[:-1]
+        return (
+            np.stack([np.minimum.reduceat(place, first) for place in places], 1),
+            np.stack([np.maximum.reduceat(place, first) for place in places], 1) + 1,
+        )
+
+    @property
+    def transposed(self) -> Groups:
+        """The same groups of the transposed image."""
+        return Groups(self.columns, self.rows, self.starts)
+
+    def each(self, which: Array) -> Iterator[tuple[Window, Array]]:
+        """Windows of some groups, and which of their pixels are the group's.
+
+        Parameters
+        ----------
+        which
+            ``(k,)`` boolean.
+
+        Yields
+        ------
+        window, group
+            The smallest one with the group in it, and a boolean array of its shape, new.
+        """
+        start, stop = self.extents
+        for number in np.flatnonzero(which):
+            (top, left), (bottom, right) = start[number].tolist(), stop[number].tolist()
+            part = slice(self.starts[number], self.starts[number + 1])
+            group = np.zeros((bottom - top, right - left), bool)
+            group[self.rows[part] - top, self.columns[part] - left] = True
+            yield (slice(top, bottom), slice(left, right)), group
+
+
+def groups(pixels: Array) -> Groups:
+    """Find groups of pixels that touch each other, corners included.
+
+    Parameters
+    ----------
+    pixels
+        ``(ny, nx)`` boolean.
+
+    Returns
+    -------
+    groups
+        `Groups`.
+
+    Notes
+    -----
+    By the runs of pixels along rows, of which those of adjacent rows overlap or not: time goes
+    with the number of runs, and not with that of an image's pixels.
+    """
+    nx = pixels.shape[1]
+    index = np.flatnonzero(pixels)
+    rows, columns = np.divmod(index, max(nx, 1))
+    if not len(index):
+        return Groups(rows, columns, np.zeros(1, int))
+    is_first = np.append(True, (np.diff(index) != 1) | (columns[1:] == 0))
+    first = np.flatnonzero(is_first)
+    last = np.append(first[1:], len(index)) - 1
+    # Places on lines with a pixel more on either side, so that those of two rows never meet.
+    line = (rows * (nx + 2) + columns + 1).astype(np.int64)
+    starts, ends = line[first], line[last]
+    low = np.searchsorted(ends, starts + (nx + 2) - 1)
+    high = np.searchsorted(starts, ends + (nx + 2) + 1, side="right")
+    touching = np.maximum(high - low, 0)
+    one = np.repeat(np.arange(len(first)), touching)
+    behind = np.cumsum(touching)
+    other = np.arange(len(one)) + np.repeat(low - behind + touching, touching)
+    graph = scipy.sparse.coo_array(
+        (np.ones(len(one), bool), (one, other)), shape=(len(first), len(first))
+    )
+    number, of_runs = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    labels = of_runs[np.cumsum(is_first) - 1]
+    order = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels, minlength=number)
+    return Groups(rows[order], columns[order], np.append(0, np.cumsum(sizes)))
