@@ -463,6 +463,34 @@ def test_noise_of_images_without_variance(rng, tmp_path, caplog):
     assert "measured on" in caplog.text
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (4, 64), (64, 4)])
+def test_rectangles_of_one_value_are_found_wherever_they_lie(rng, tmp_path, shape):
+    image = rng.normal(0, 30, (213, 198)).astype(np.float32)
+    for number in range(40):
+        corner = [rng.integers(0, n - m + 1) for n, m in zip(image.shape, shape, strict=True)]
+        if number < 4:  # at the frame's corners
+            corner = [
+                (n - m) * (number >> axis & 1)
+                for axis, (n, m) in enumerate(zip(image.shape, shape, strict=True))
+            ]
+        place = tuple(slice(at, at + m) for at, m in zip(corner, shape, strict=True))
+        for spoilt in (False, True):
+            filled = image.copy()
+            filled[place] = -2.5
+            # No rectangle, but frames with next to no equal pixels are not searched.
+            far = (image.shape[0] - 30 if corner[0] < 100 else 10, 10)
+            filled[far[0] : far[0] + 8, far[1] : far[1] + 40] = 1.5
+            expected = np.zeros(image.shape, bool)
+            if spoilt:
+                filled[tuple(side.start for side in place)] = 3.0
+            else:
+                expected[place] = True
+            path = tmp_path / f"{number}{spoilt}.fits"
+            fits.writeto(path, filled)
+            mask = read_exposure(path, variance=900.0).mask
+            np.testing.assert_array_equal(masks.flagged(mask, ["NO_DATA"]), expected)
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_regions_of_one_value_are_no_data(rng, tmp_path, caplog, whole):
     image = rng.normal(0, 0.6, (300, 310)) if whole else rng.normal(0, 30, (300, 310))

@@ -1,5 +1,6 @@
 """Claims: planes that are large for the memory live in files and leave none behind; results are the
-same to the last bit; sizes are understood, others refused."""
+same to the last bit; sizes are understood, others refused; values of used pixels and every n-th of
+them are those of the whole plane."""
 
 from __future__ import annotations
 
@@ -29,6 +30,19 @@ def test_large_planes_are_files_and_small_ones_are_not(tmp_path):
         del large, copy
         gc.collect()
     assert not planes.is_limited((200, 200), np.float32)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999, 1.0])
+def test_every_nth_value_is_that_of_the_whole_plane(rng, share):
+    image = rng.normal(size=(701, 903)).astype(np.float32)
+    use = rng.random(image.shape) < share
+    use[300:500] |= share > 0  # some blocks whole
+    chosen = image[use]
+    for enough in (1, 1000, 100_000, image.size):
+        step = max(1, chosen.size // enough)
+        np.testing.assert_array_equal(planes.every_nth(image, use, enough), chosen[::step])
+    parts = [planes.used(image, use, rows) for rows in planes.row_blocks(image.shape)]
+    np.testing.assert_array_equal(np.concatenate(parts), chosen)
 
 
 def test_blocks_cover_the_rows_once(rng):

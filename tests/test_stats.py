@@ -1,4 +1,5 @@
-"""Claims: the clipped mean follows its three passes; the autocorrelation is unbiased by masks."""
+"""Claims: the clipped mean follows its three passes; the autocorrelation is unbiased by masks;
+medians of planes are those of all their pixels, to the last bit."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from whitediff.errors import ArgumentError
-from whitediff.stats import autocorrelation, clipped_mean, robust_sigma
+from whitediff.stats import autocorrelation, clipped_mean, median_of, robust_sigma
 
 
 def clipped_mean_by_hand(values):
@@ -34,6 +35,30 @@ def test_clipped_mean_against_a_literal_computation(rng):
     assert result.mean == pytest.approx(mean, rel=1e-14)
     assert result.counts[-1] == count
     assert abs(result.mean - 100) < 3 * 5 / np.sqrt(900)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("shape", [(1, 1), (20, 31), (701, 803)])
+def test_medians_of_planes_are_those_of_all_pixels(rng, shape, dtype):
+    skewed = 1000 * rng.exponential(size=shape)
+    planes = {
+        "smooth": skewed,
+        "in steps": np.rint(rng.normal(0, 0.6, shape)),  # many equal values at the median
+        "of two values": np.where(rng.random(shape) < 0.5, 3.0, 7.0),
+        "sorted": np.sort(skewed.ravel()).reshape(shape),
+        "constant": np.full(shape, 5.0),
+    }
+    for name, plane in planes.items():
+        for share in (1.0, 0.7):
+            use = rng.random(shape) < share
+            use[0, 0] = True
+            values = plane.astype(dtype)
+            for one_less in (False, True):  # an odd number and an even one
+                if one_less and np.count_nonzero(use) > 1:
+                    use.flat[np.flatnonzero(use)[-1]] = False
+                found = median_of(values, use)
+                assert found == np.median(values[use]), (name, share)
+                assert np.asarray(found).dtype == np.median(values[use]).dtype
 
 
 def test_clipped_mean_leaves_out_what_it_must():

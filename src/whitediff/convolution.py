@@ -97,7 +97,7 @@ def convolve_sparse(pixels: Array, kernel: Array, *, tolerance: float = 0.0) -> 
     Parameters
     ----------
     pixels
-        ``(ny, nx)`` boolean.
+        ``(ny, nx)`` boolean, or numbers of which few are not zero.
     kernel
         ``(ky, kx)``, origin at ``[ky//2, kx//2]``.
     tolerance

@@ -16,7 +16,7 @@ import scipy.ndimage
 import scipy.signal
 
 from . import fourier, planes
-from .convolution import convolve, convolve_sparse
+from .convolution import convolve_sparse
 
 __all__ = [
     "CONTAMINATION_THRESHOLD",
@@ -119,13 +119,27 @@ def holes(missing: Array) -> Array:
         Single pixels, columns and most cosmic rays are none: good neighbours on both sides say
         what they would be.
     """
-    if not missing.any():
-        return planes.zeros(missing.shape, bool)
-    # Beyond the frame nothing is known either.
-    deep = scipy.ndimage.binary_erosion(missing, border_value=1)
-    if not deep.any():
-        return deep
-    return scipy.ndimage.binary_dilation(deep) & missing
+    ny = len(missing)
+
+    def work(rows: slice) -> Array:
+        if not missing[rows].any():
+            return np.zeros(missing[rows].shape, bool)
+        # Beyond the frame nothing is known either.
+        first, last = max(0, rows.start - 2), min(ny, rows.stop + 2)
+        above, below = first - rows.start + 2, rows.stop + 2 - last
+        part = np.pad(missing[first:last], ((above, below), (1, 1)), constant_values=True)
+        deep = part[1:-1, 1:-1] & part[:-2, 1:-1] & part[2:, 1:-1]
+        deep &= part[1:-1, :-2] & part[1:-1, 2:]
+        # Nor is there a pixel beyond it whose neighbour would be in a hole.
+        deep[: max(0, above - 1)] = False
+        deep[len(deep) - max(0, below - 1) :] = False
+        beside = deep[1:-1] | deep[:-2] | deep[2:]
+        beside[:, 1:] |= deep[1:-1, :-1]
+        beside[:, :-1] |= deep[1:-1, 1:]
+        beside &= missing[rows]
+        return beside
+
+    return planes.filled(missing.shape, bool, work)
 
 
 def distrusted_pixels(
@@ -170,7 +184,7 @@ def distrusted_pixels(
     result |= absolute_weight(kernel, missing) > _MOST_INTERPOLATED * total
     error = _interpolation_error(image, missing, noise)
     if error.any():
-        result |= convolve(error, np.abs(kernel)) > _LARGEST_ERROR * sigma
+        result |= convolve_sparse(error, np.abs(kernel)) > _LARGEST_ERROR * sigma
     return result
 
 
@@ -205,15 +219,18 @@ def distrusted_by_value(
     A saturated star lacks light, nobody knows how much; how much the difference lacks of it, shows
     there.  The wings of a PSF carry it farther than to a hundredth of their weight.
     """
+    index = np.flatnonzero(lost)
+    values = np.abs(image.reshape(-1)[index])
     with np.errstate(invalid="ignore"):
-        significant = lost & (np.abs(image) > _NOISE_RANGE / 2 * sigma) & np.isfinite(image)
+        significant = (values > _NOISE_RANGE / 2 * sigma) & np.isfinite(values)
     if not significant.any():
         return planes.zeros(image.shape, bool)
-    wrong = np.where(significant, np.abs(image), 0).astype(np.float32)
+    wrong = planes.zeros(image.shape, np.float32)
+    wrong.reshape(-1)[index[significant]] = values[significant]
     weights = np.abs(kernel)
     if spread is not None:
         weights = np.maximum(scipy.signal.fftconvolve(weights, np.abs(spread[::-1, ::-1])), 0)
-    return convolve(wrong, _middle(weights, image.shape)) > _LARGEST_ERROR * sigma
+    return convolve_sparse(wrong, _middle(weights, image.shape)) > _LARGEST_ERROR * sigma
 
 
 def _middle(kernel: Array, shape: tuple[int, ...]) -> Array:

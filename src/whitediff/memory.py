@@ -10,8 +10,9 @@ from pathlib import Path
 __all__ = ["limited_memory", "return_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_PLANE = 8 << 20
-"""Bytes: half of a mask of 4k pixels squared."""
+_PLANE, _SMALL_PLANE = 15 << 20, 1 << 20
+"""Bytes: less than a mask of 4000 pixels squared, more than the stack that SEP makes each time; and
+within a limit."""
 
 
 def return_freed_memory(least: int = _PLANE) -> None:
@@ -54,5 +55,5 @@ def limited_memory(number: int | None, directory: Path | None) -> AbstractContex
     from .planes import memory_limit
 
     if number is not None:
-        return_freed_memory(_PLANE // 8)
+        return_freed_memory(_SMALL_PLANE)
     return memory_limit(number, directory)
