@@ -24,6 +24,7 @@ from lsst.images import Box
 from hotpants_files import Run, coefficients
 from scenes import gaussian, moffat_kernel
 from whitediff import Exposure, read_exposure, write_exposure
+from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError, FileFormatError
 from whitediff.exposures import kernels
 from whitediff.exposures.fields import PiecewiseField, scaled_to
@@ -224,11 +225,10 @@ def test_a_converted_difference_keeps_its_directions(run, rng, tmp_path):
         read_difference(tmp_path / "both.out.fits")
 
 
-def mosaic(path, rng, names, *, pack=False, offset=0.0, masks=False):
+def mosaic(path, images, names, *, pack=False, masks=False):
     """One image for each of several detectors, as cameras deliver them."""
     hdus = [fits.PrimaryHDU()]
-    for version, name in enumerate(names, 1):
-        image = rng.normal(100 + offset, 3, (120, 130)).astype(np.float32)
+    for version, (name, image) in enumerate(zip(names, images, strict=False), 1):
         kind = fits.CompImageHDU if pack else fits.ImageHDU
         options = {"quantize_level": 0, "compression_type": "GZIP_2"} if pack else {}
         hdus.append(kind(image, name=name, **options))
@@ -238,14 +238,30 @@ def mosaic(path, rng, names, *, pack=False, offset=0.0, masks=False):
     fits.HDUList(hdus).writeto(path)
 
 
+def noise(rng, number=3):
+    """Images of some detectors."""
+    return rng.normal(100, 3, (number, 120, 130)).astype(np.float32)
+
+
+def mosaics(directory, rng, names, *, suffix=".fits", **options):
+    """Science images, templates and their differences, and the kernel that made these."""
+    kernel = gaussian(9, 1.2)
+    fits.writeto(directory / "kernel.fits", kernel)
+    science, template = noise(rng), noise(rng)
+    matched = np.stack([convolve(image.astype(float), kernel) for image in template])
+    difference = (science - matched).astype(np.float32)
+    images = {"science": science, "template": template, "difference": difference}
+    paths = [directory / f"{role}{suffix}" for role in images]
+    for path, each in zip(paths, images.values(), strict=True):
+        mosaic(path, each, names, **options)
+    return paths
+
+
 @pytest.mark.parametrize("pack", [False, True])
 def test_several_detectors(run, rng, tmp_path, pack):
     suffix = ".fits.fz" if pack else ".fits"
-    paths = [tmp_path / f"{role}{suffix}" for role in ("science", "template", "difference")]
-    for path in paths:
-        mosaic(path, rng, ("N1", "N2", "S3"), pack=pack)
+    paths = mosaics(tmp_path, rng, ("N1", "N2", "S3"), suffix=suffix, pack=pack)
     kernel = tmp_path / "kernel.fits"
-    fits.writeto(kernel, gaussian(9, 1.2))
     assert detectors.detectors(paths[0]) == ["N1", "N2", "S3"]
     command = ("decorrelate", *paths, kernel, "--noise", "white")
     code, _, messages = run(*command, "--hdu", "all", "--output", tmp_path / "out.fits")
@@ -260,10 +276,7 @@ def test_several_detectors(run, rng, tmp_path, pack):
 
 
 def test_detectors_by_version_with_their_own_planes(run, rng, tmp_path):
-    paths = [tmp_path / f"{role}.fits" for role in ("science", "template", "difference")]
-    for path in paths:
-        mosaic(path, rng, ("SCI", "SCI"), masks=True)
-    fits.writeto(tmp_path / "kernel.fits", gaussian(9, 1.2))
+    paths = mosaics(tmp_path, rng, ("SCI", "SCI"), masks=True)
     assert detectors.detectors(paths[0]) == ["SCI,1", "SCI,2"]
     code, _, messages = run(
         "decorrelate", *paths, tmp_path / "kernel.fits", "--noise", "white", "--hdu", "all",
@@ -277,10 +290,9 @@ def test_detectors_by_version_with_their_own_planes(run, rng, tmp_path):
 
 
 def test_a_detector_that_fails_stops_no_other(run, rng, tmp_path):
-    paths = [tmp_path / f"{role}.fits" for role in ("science", "template", "difference")]
-    for path in paths:
-        mosaic(path, rng, ("N1", "N2") if path.stem == "template" else ("N1", "N2", "S3"))
-    fits.writeto(tmp_path / "kernel.fits", gaussian(9, 1.2))
+    paths = mosaics(tmp_path, rng, ("N1", "N2", "S3"))
+    with fits.open(paths[1], mode="update") as hdus:
+        del hdus["S3"]
     code, _, messages = run(
         "decorrelate", *paths, tmp_path / "kernel.fits", "--noise", "white", "--hdu", "all",
         "--output", tmp_path / "out.fits",
@@ -488,9 +500,10 @@ def test_kernels_of_several_detectors_are_told_apart(run, rng, tmp_path):
     images = {name: [fits.PrimaryHDU()] for name in ("science", "template", "difference")}
     stamps = [fits.PrimaryHDU()]
     for version, width in ((1, 1.0), (2, 2.5)):
-        for hdus in images.values():
-            plane = rng.normal(0, 3, SHAPE).astype(np.float32)
-            hdus.append(fits.ImageHDU(plane, name="SCI", ver=version))
+        science, template = rng.normal(0, 3, (2, *SHAPE))
+        difference = science - convolve(template, gaussian(11, width))
+        for hdus, plane in zip(images.values(), (science, template, difference), strict=True):
+            hdus.append(fits.ImageHDU(plane.astype(np.float32), name="SCI", ver=version))
         stamps.append(fits.ImageHDU(gaussian(11, width), name="KERNEL", ver=version))
     paths = []
     for name, hdus in (images | {"kernel": stamps}).items():

@@ -33,6 +33,7 @@ from lsst.images.serialization import ArchiveReadError
 
 from scenes import gaussian
 from whitediff import Exposure, read_exposure
+from whitediff.convolution import convolve
 from whitediff.exposures import kernels, masks
 
 starlink = pytest.importorskip("starlink.Ast")
@@ -77,8 +78,14 @@ def archives(rng, tmp_path):
     }
     saturated = np.zeros(tuple(BOX.shape), dtype=bool)
     saturated[70:72, 80] = True
-    for name, variance in (("science", 9.0), ("template", 4.0), ("difference", 1.0)):
-        pixels = rng.normal(0, np.sqrt(variance), tuple(BOX.shape)).astype(np.float32)
+    science, template = rng.normal(size=(2, *BOX.shape)) * np.array([3.0, 2.0])[:, None, None]
+    difference = science - convolve(template, 1.3 * gaussian(15, 1.5))
+    for name, variance, pixels in (
+        ("science", 9.0, science),
+        ("template", 4.0, template),
+        ("difference", 1.0, difference),
+    ):
+        pixels = pixels.astype(np.float32)
         planes = {
             "mask": masks.make_mask({"SATURATED": saturated}, BOX),
             "variance": Image(np.float32(variance), bbox=BOX, unit=u.nJy**2, dtype=np.float32),
