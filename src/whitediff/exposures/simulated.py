@@ -58,8 +58,8 @@ def _header(simulation: Simulation, name: Literal["science", "template"]) -> ast
         header["BUNIT"] = own.unit
     header["OBJECT"] = (f"simulated {name}", "whitediff simulate")
     # Cameras tell the electrons of a count; a rate is told of by BUNIT and EXPTIME.
-    gain = options.gain / own.count_factor(options.gain)
-    gain = gain if own.gain_card is None else own.gain_card
+    true_gain = options.gain / own.count_factor(options.gain)
+    gain = true_gain if own.gain_card is None else own.gain_card
     if gain:
         header["GAIN"] = (gain, "electrons per count")
     if own.unit.endswith("/s") or own.exposure_time != 1:

@@ -127,7 +127,7 @@ def check_reproduced(difference: Difference, science: Exposure, template: Exposu
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class _Parts:
     """What a difference holds of the two images that it was made of.
 
     Attributes
@@ -173,6 +173,11 @@ def kernel_doubt(
     DataError
         If the kernel, its sum or the direction is not that of the difference: then no noise is
         whitened with it.
+
+    Notes
+    -----
+    At 400 pixels the difference is fitted by both images, one of them convolved, and a polynomial
+    of order 3: a background of its own does no harm.
     """
     parts = _parts(difference, science, template, convolved)
     if parts is None:
@@ -219,11 +224,8 @@ def kernel_doubt(
 
 def _parts(
     difference: Exposure, science: Exposure, template: Exposure, convolved: Direction
-) -> Parts | None:
-    """Fit a difference by both images, one of them convolved, and a smooth background.
-
-    A background of its own does no harm.
-    """
+) -> _Parts | None:
+    """Fit a difference by both images, one of them convolved, and a smooth background."""
     ny, nx = difference.shape
     kernel = difference.kernel
     if kernel is None or {science.shape, template.shape} != {difference.shape}:
@@ -265,4 +267,4 @@ def _parts(
     if not scatter > 0 or plain_part == 0:
         return None
     level = plain_part if convolved == "template" else -plain_part * float(middle.sum())
-    return Parts(level, -matched_part / plain_part, robust_sigma(left[use]) / scatter)
+    return _Parts(level, -matched_part / plain_part, robust_sigma(left[use]) / scatter)
