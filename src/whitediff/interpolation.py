@@ -16,16 +16,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
+import scipy.sparse
 
 from .errors import ArgumentError, DataError
 from .planes import filled
 
-__all__ = ["interpolated", "patched"]
+__all__ = ["NEIGHBOUR_REACH", "interpolated", "neighbour_weights", "patched"]
 
 type Array = npt.NDArray[Any]
 
 _RADIUS_SQUARED = 18
 """Of the neighbourhood, in pixels²: its 60 neighbours fit the bits of an integer."""
+
+NEIGHBOUR_REACH = 4
+"""Pixels in x or y to the farthest neighbour."""
 
 _STAR_SIGMAS = (1.5, 2.0, 3.0)
 """Widths of the stars whose correlation is assumed: FWHM of 3.5 to 7 pixels."""
@@ -217,18 +221,64 @@ def _precisions() -> tuple[Array, ...]:
     return tuple(precisions)
 
 
+def neighbour_weights(missing: Array) -> tuple[Array, scipy.sparse.csr_array]:
+    """Weights with which good pixels make up the missing ones beside them.
+
+    Parameters
+    ----------
+    missing
+        ``(ny, nx)`` boolean.
+
+    Returns
+    -------
+    pixels
+        ``(n,)`` places in the flattened image of those missing pixels that `interpolated` makes of
+        their neighbours within 4.2 pixels; those inside of large holes are not among them.
+    weights
+        ``(n, ny·nx)``, its rows as they sum up to 1.
+    """
+    ny, nx = missing.shape
+    good = ~missing
+    ys, xs = np.nonzero(missing)
+    pixels, columns, values, counts = [], [], [], []
+    for start in range(0, ys.size, _BATCH):
+        part = slice(start, start + _BATCH)
+        y, x, present, weights = _neighbours(good, ys[part], xs[part])
+        told = ~np.isnan(weights[:, 0])
+        used = present[told]
+        pixels.append((ys[part] * nx + xs[part])[told])
+        columns.append((y * nx + x)[told][used])
+        values.append(weights[told][used])
+        counts.append(used.sum(axis=1))
+    if not pixels:
+        return np.zeros(0, np.intp), scipy.sparse.csr_array((0, ny * nx))
+    rows = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    matrix = scipy.sparse.csr_array(
+        (np.concatenate(values), np.concatenate(columns), rows), shape=(rows.size - 1, ny * nx)
+    )
+    return np.concatenate(pixels), matrix
+
+
 def _from_neighbours(image: Array, good: Array, ys: Array, xs: Array) -> Array:
     """Values of missing pixels, NaN where their neighbours do not suffice."""
+    y, x, present, weights = _neighbours(good, ys, xs)
+    neighbours = np.where(present, image[y, x], 0).astype(np.float64)
+    return np.einsum("ij,ij->i", weights, neighbours)
+
+
+def _neighbours(good: Array, ys: Array, xs: Array) -> tuple[Array, Array, Array, Array]:
+    """Places of pixels' neighbours, whether they are there and good, and their weights.
+
+    The weights are NaN for pixels whose neighbours do not suffice.
+    """
     dy, dx = (offset[1:] for offset in _neighbourhood())
     y, x = ys[:, None] + dy, xs[:, None] + dx
-    inside = (y >= 0) & (y < image.shape[0]) & (x >= 0) & (x < image.shape[1])
+    inside = (y >= 0) & (y < good.shape[0]) & (x >= 0) & (x < good.shape[1])
     y, x = np.where(inside, y, 0), np.where(inside, x, 0)
     present = good[y, x] & inside
     code = present @ (np.uint64(1) << np.arange(dy.size, dtype=np.uint64))
     _, first, pattern = np.unique(code, return_index=True, return_inverse=True)
-    weights = _weights(present[first])
-    neighbours = np.where(present, image[y, x], 0).astype(np.float64)
-    return np.einsum("ij,ij->i", weights[pattern], neighbours)
+    return y, x, present, _weights(present[first])[pattern]
 
 
 def _weights(present: Array) -> Array:

@@ -20,6 +20,7 @@ from .. import decorrelation, fourier
 from ..distrust import distrusted_by_value, distrusted_pixels
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
+from ..repeated_noise import excess_variance
 from ..stats import clipped_mean, robust_sigma
 from ..threads import single_threaded_algebra
 from . import kernels, masks
@@ -435,6 +436,8 @@ def decorrelate(
         variance = local.variance(*(planes if filters.template_matched else planes[::-1]))
     if compact_kernel is not None and options.fill == "interpolate":
         _mirror(variance, correction, filters)
+        if options.score:
+            _add_repeated_noise(variance, filters, science, template)
     sigma = decorrelation.smallest_sigma(variance)
     if options.fill == "interpolate" and missing is None:
         missing = masks.flagged(difference.mask, masks.INTERPOLATED_MASK_PLANES)
@@ -784,6 +787,19 @@ def _mirror(variance: Array, correction: decorrelation.Correction, filters: Filt
             variance[near] *= factor[near, None]
         else:
             variance[:, near] *= factor[near]
+
+
+def _add_repeated_noise(
+    variance: Array, filters: Filters, science: Exposure, template: Exposure
+) -> None:
+    """Give the pixels of a score beside missing ones, in place, the noise that these repeat."""
+    totals = filters.total_kernels(variance.shape)
+    if totals is None:
+        return
+    for exposure, total in zip((science, template), totals, strict=True):
+        missing = missing_pixels(exposure)
+        if missing.any():
+            variance += excess_variance(total, exposure.variance.array, missing)
 
 
 def _contaminated_by_missing(

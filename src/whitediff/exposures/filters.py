@@ -240,6 +240,24 @@ class Filters:
         )
         return None if unconvolved is None or convolved is None else (unconvolved, convolved)
 
+    def total_kernels(self, shape: tuple[int, ...]) -> tuple[Array, Array] | None:
+        """What makes the result of the two exposures, as far as its squares are not negligible.
+
+        Those of the unconvolved and of the convolved exposure, for images of a shape; None where
+        one is not compact.
+        """
+        correction = self.correction_on(
+            fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
+        )
+        found = []
+        for ft in (correction.unconvolved_ft, correction.convolved_ft):
+            kernel = decorrelation.pixel_kernel(ft, shape=correction.shape)
+            square = decorrelation.compact_square(kernel, shape)
+            if square is None:
+                return None
+            found.append(fourier.crop_center_origin(kernel, square.shape))
+        return found[0], found[1]
+
     def kernel_on(self, shape: tuple[int, ...]) -> tuple[decorrelation.Correction, Array, float]:
         """Correction on a grid, its kernel there, and the sigma of a pixel that results."""
         correction = self.correction_on(shape)
