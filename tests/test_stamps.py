@@ -236,6 +236,38 @@ def test_static_sources_that_contradict_are_followed_and_told(seed):
     assert "follows them" in told[0]
 
 
+@pytest.mark.parametrize("psfs", [False, True])
+@pytest.mark.parametrize("scale", [0.88, 1.15])
+def test_one_source_that_disagrees_makes_the_scale_less_certain(scale, psfs):
+    cut = Cut(scale=scale, stars=1)
+    found, made = pulls(cut, psfs=psfs)
+    assert_normal(found, narrowest=0.3)
+    fits = [each.cutout.fit for each in made]
+    sums = np.array([(fit.kernel_sum - scale) / fit.error.sum_error for fit in fits])
+    # With an error of 3 % for a scale of 1 they were 3.4 and 5.1.
+    assert np.sqrt(np.mean(sums**2)) < WIDTH[1], sums
+
+
+def test_a_large_host_tells_of_the_scale_where_psfs_are_known():
+    cut = Cut(scale=1.3, stars=0, host=8000, host_length=3.0)
+    found, _ = pulls(cut, psfs=True)
+    assert_normal(found, narrowest=0.3)
+
+
+def test_a_scale_that_nothing_tells_is_told_to_be_assumed():
+    assumed = "is an assumption"
+    science, template, place = make(Cut(stars=0), 1)
+    made = whitediff.subtract_cutout(science, template, transient=place)
+    assert sum(assumed in text for text in made.problems) == 1
+    given = whitediff.subtract_cutout(science, template, transient=place, flux_scale=1.0)
+    science.header["MAGZERO"], template.header["MAGZERO"] = 25.0, 25.0
+    known = whitediff.subtract_cutout(science, template, transient=place)
+    science, template, place = make(Cut(stars=5), 1)
+    seen = whitediff.subtract_cutout(science, template, transient=place)
+    for each in (given, known, seen):
+        assert not any(assumed in text for text in each.problems)
+
+
 def test_a_scale_that_is_given_is_kept_and_the_contradiction_told():
     science, template, place = make(Cut(scale=1.5, stars=5), 3)
     made = whitediff.subtract_cutout(science, template, transient=place, flux_scale=1.0)

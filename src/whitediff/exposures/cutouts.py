@@ -144,6 +144,8 @@ class Cutout:
         What the product is made with.
     place
         (x, y) of the transient, pixel coordinates; None for none.
+    scale_is_assumed
+        Neither an option nor zero points told the flux scale.
     """
 
     science: Exposure
@@ -152,6 +154,7 @@ class Cutout:
     fit: StampKernel
     solution: Solution
     place: tuple[float, float] | None
+    scale_is_assumed: bool
 
     @property
     def text(self) -> str:
@@ -272,6 +275,7 @@ def solve_cutout(
     for variance, measured in zip(variances, good, strict=True):
         variance[~measured] = np.median(variance[measured])
     y0, x0 = science.yx0
+    expected, is_assumed = _stamp_options(science, template, options)
     try:
         fit = fit_stamp(
             science.image.array[part].astype(np.float64),
@@ -283,7 +287,7 @@ def solve_cutout(
             if place is None
             else (place[0] - x0 - part[1].start, place[1] - y0 - part[0].start),
             psfs=_psf_images(science, template) if source.name == "psfs" else None,
-            options=_stamp_options(science, template, options),
+            options=expected,
         )
     except DataError as error:
         raise DataError(f"{science.source or 'The science image'}: {error}") from error
@@ -312,7 +316,7 @@ def solve_cutout(
         photon_factor=fit.photon_factor,
         pixels=pixel_sample(science, template),
     )
-    return Cutout(science, template, source, fit, solution, place)
+    return Cutout(science, template, source, fit, solution, place, is_assumed)
 
 
 def _place(
@@ -383,20 +387,27 @@ def _psf_images(science: Exposure, template: Exposure) -> tuple[Array, Array]:
     return images[0], images[1]
 
 
-def _stamp_options(science: Exposure, template: Exposure, options: CutoutOptions) -> StampOptions:
-    """What is known of the flux scale before the fit."""
+def _stamp_options(
+    science: Exposure, template: Exposure, options: CutoutOptions
+) -> tuple[StampOptions, bool]:
+    """What is known of the flux scale before the fit, and whether that is an assumption."""
     if options.flux_scale is not None:
-        return StampOptions(
+        given = StampOptions(
             flux_scale=options.flux_scale, scale_error=_CALIBRATED_ERROR, sources_needed=None
         )
+        return given, False
     zeros = zero_point(science, None), zero_point(template, None)
     if zeros[0] is None or zeros[1] is None:
-        return StampOptions(scale_error=_UNCALIBRATED_ERROR, sources_needed=_UNCALIBRATED_SOURCES)
-    return StampOptions(
+        assumed = StampOptions(
+            scale_error=_UNCALIBRATED_ERROR, sources_needed=_UNCALIBRATED_SOURCES
+        )
+        return assumed, True
+    calibrated = StampOptions(
         flux_scale=10 ** (0.4 * (zeros[0][0] - zeros[1][0])),
         scale_error=_CALIBRATED_ERROR,
         sources_needed=_CALIBRATED_SOURCES,
     )
+    return calibrated, False
 
 
 def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
@@ -492,6 +503,12 @@ def cutout_problems(cutout: Cutout, flux: CutoutFlux | None) -> list[str]:
                 if followed
                 else " the kernel does not follow them; are they variable, or is the scale wrong?"
             )
+        )
+    if cutout.scale_is_assumed and not scale.sources:
+        problems.append(
+            f"The flux scale of {scale.used:.4g} ± {scale.used_error / scale.used:.0%} is an"
+            " assumption: no static source tells it, nor do zero points; give it (--flux-scale)"
+            " unless the images have the same."
         )
     if flux is None and cutout.place is not None:
         problems.append(

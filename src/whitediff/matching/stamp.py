@@ -74,6 +74,10 @@ _RATIO_SIGMAS, _RATIO_ERROR = 3.0, 0.03
 """Significance of a source whose fluxes are compared, and what else than noise they differ by."""
 _SCALE_SIGMAS, _SCALE_OFF = 4.0, 0.1
 """Errors, and relative difference, by which static sources contradict a flux scale."""
+_FREE_SCALE = 0.5
+"""Relative error of a flux scale of which nothing is assumed."""
+_FREE_TENSION = 3.0
+"""Errors by which a host has to contradict a flux scale that is assumed."""
 _NO_SIGNAL, _LITTLE_NOISE = 0.05, 0.5
 """Of a direction's information, what has to be signal for the noise's part to be undone; and sum of
 the noise's parts up to which none is near one."""
@@ -389,6 +393,13 @@ def fit_stamp(
         prior = _gaussian_prior(gaussian, size, fwhm, freedom * amplitude)
         if psfs:
             prior = _psf_prior(prior, *psfs)
+        if psfs and not scale.sources and options.sources_needed is not None:
+            # A host beyond the transient's mask tells of the scale, where its PSFs are known.
+            free = dataclasses.replace(scale, used_error=_FREE_SCALE * scale.used)
+            fit, misfit = _fitted(stamp, prior, free, fwhm, levels, photons_known=photons_known)
+            found = _less_well_known(scale, fit.kernel_sum, fit.error.sum_error)
+            # The transient's own wings reach beyond the mask, and make less of a difference.
+            scale = found if found.used_error > _FREE_TENSION * scale.used_error else scale
         fit, misfit = _fitted(stamp, prior, scale, fwhm, levels, photons_known=photons_known)
         if misfit < _POOR:
             break
@@ -498,11 +509,22 @@ def _flux_scale(
     ratio, error, number = _aperture_ratio(stamp, points, sigma, fwhm, expected)
     found = FluxScale(expected, ratio, error, number, expected, expected_error)
     needed = options.sources_needed
-    if not (found.is_contradicted and needed is not None and number >= needed):
+    if needed is None or number < max(needed, 1):
         return found
-    return dataclasses.replace(
-        found, used=ratio, used_error=math.hypot(error, ratio * options.scale_error)
-    )
+    if found.is_contradicted:
+        return dataclasses.replace(
+            found, used=ratio, used_error=math.hypot(error, ratio * options.scale_error)
+        )
+    return _less_well_known(found, ratio, error)
+
+
+def _less_well_known(scale: FluxScale, measured: float, error: float) -> FluxScale:
+    """Scale whose error takes in that it was measured to be another one, if not for certain.
+
+    Both errors then grow as much as it takes to agree (Birge 1932).
+    """
+    tension = abs(measured - scale.used) / math.hypot(error, scale.used_error)
+    return dataclasses.replace(scale, used_error=scale.used_error * max(1.0, tension))
 
 
 def _aperture_ratio(
