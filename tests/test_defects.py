@@ -4,6 +4,8 @@ Claims:
 
 - Of the pixels that a cosmic ray raises by 10 sigma and more, 95 % are found, at any seeing from
   1.6 pixels on, in fields of stars and of galaxies; and no star's core is taken for a ray.
+- The rings of diffraction-limited stars, with and without a secondary mirror, are no rays either;
+  rays between them are found.
 - A star's sharpness is that of its profile, with far more rays than stars in the image.
 - Bad columns and rows, whole or in part, 1 to 3 wide, hot or dead, are found, and no rays beside
   them; amplifiers' edges are not.
@@ -24,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import scipy.ndimage
+import scipy.special
 
 import whitediff
 from marks import slow_after
@@ -109,9 +112,8 @@ def searched(image: Array, variance: Array) -> Any:
 def sharp(image: Array, variance: Array) -> Array:
     looked_at = searched(image, variance)
     found = np.zeros(image.shape, bool)
-    found.flat[looked_at.unpadded(sharp_pixels(looked_at, sharpness(round_peaks(looked_at))))] = (
-        True
-    )
+    peaks = round_peaks(looked_at)
+    found.flat[looked_at.unpadded(sharp_pixels(looked_at, sharpness(peaks), peaks))] = True
     return found
 
 
@@ -162,6 +164,49 @@ def test_rays_do_not_set_the_sharpness(fwhm: float) -> None:
     assert with_rays == pytest.approx(alone, rel=0.1)
 
 
+def airy(side: int, dx: float, dy: float, fwhm: float, obscured: float) -> Array:
+    """Diffraction of a round aperture with a hole, averaged over the pixels; of unit sum."""
+    fine = 5
+    axis = (np.arange(side * fine) + 0.5) / fine - side / 2
+    r = np.hypot(axis[:, None] - dy, axis - dx) * 1.029 * math.pi / fwhm + 1e-9
+    amplitude = 2 * scipy.special.j1(r) / r
+    if obscured:
+        amplitude -= obscured**2 * 2 * scipy.special.j1(obscured * r) / (obscured * r)
+    light = (amplitude**2).reshape(side, fine, side, fine).mean(axis=(1, 3))
+    return light / light.sum()
+
+
+@pytest.mark.parametrize("seed", slow_after(2, range(8)))
+@pytest.mark.parametrize(("fwhm", "obscured"), [(2.6, 0.0), (3.0, 0.3), (4.0, 0.4)])
+def test_rings_of_diffraction_are_no_rays(fwhm: float, obscured: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth, half = np.zeros((N, N)), 30
+    number = 40
+    flux = 2e3 * (1 - rng.random(number)) ** (-1 / 0.75)
+    for star in np.minimum(flux, 1e6):
+        x, y = rng.uniform(2, N - 3, 2)
+        column, row = round(x), round(y)
+        stamp = star * airy(2 * half + 1, x - column, y - row, fwhm, obscured)
+        top, left = max(0, half - row), max(0, half - column)
+        part = stamp[top : half + N - row, left : half + N - column]
+        truth[max(0, row - half) :, max(0, column - half) :][: part.shape[0], : part.shape[1]] += (
+            part
+        )
+    variance = SIGMA**2 + truth
+    image = rng.normal(truth, np.sqrt(variance))
+    # Of a star whose middle lies beyond the frame, nobody knows that it is one.
+    inside = np.s_[12:-12, 12:-12]
+    # Rings of faint stars in those of bright ones are not alike on all sides: a handful.
+    assert np.count_nonzero(sharp(image, variance)[inside]) < 20
+    hit = np.zeros((N, N))
+    hit[tuple(rng.integers(3, N - 3, (2, 100)))] = SIGMA * 10 ** rng.uniform(1.3, 3, 100)
+    found = sharp(image + hit, variance + hit)
+    clear = hit > 10 * np.sqrt(variance + hit)
+    # Not those that are fainter than the star's light beneath.
+    clear &= hit > 2 * truth
+    assert found[clear].mean() > FOUND
+
+
 @pytest.mark.parametrize("seed", slow_after(1, range(4)))
 def test_round_rays_that_outnumber_stars_are_told_by_the_other_image(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -174,7 +219,7 @@ def test_round_rays_that_outnumber_stars_are_told_by_the_other_image(seed: int) 
     looked_at = searched(image + hit, variance)
     peaks = round_peaks(looked_at), round_peaks(searched(other, other_variance))
     found = np.zeros(image.shape, bool)
-    found.flat[looked_at.unpadded(sharp_pixels(looked_at, sharpness(*peaks)))] = True
+    found.flat[looked_at.unpadded(sharp_pixels(looked_at, sharpness(*peaks), peaks[0]))] = True
     assert found[hit > 10 * np.sqrt(variance)].mean() > FOUND
     untouched = ~cores(x, y, hit > 0.1 * SIGMA)
     assert not cores(x, y, found)[untouched].any()

@@ -63,6 +63,13 @@ _SEED = 5.0
 _SEED_CROSS = 4.5
 _GROWTH = 2.5
 _GROWTH_SIGNAL = 3.0
+_DIFFRACTING = 40.0
+"""Significance of stars whose rings may be seen."""
+_RING_LIGHT, _ALIKE = 0.5, 2.0
+"""Brightest ring, or flank, over its star's middle; and factor by which opposite sides of a ring are
+alike, however the star lies on the pixels."""
+_RINGS, _FLANK = 12.0, 3.5
+"""Radii of the outermost ring, and of the dark one, in standard deviations of the star."""
 _PASSES = 5
 _AT_ONCE = 1 << 13
 """Pixels whose numbers the processor's cache holds."""
@@ -309,7 +316,7 @@ def _ratios(flux: Array, at: Array, width: int) -> Array:
     return ratios
 
 
-def sharp_pixels(surface: Surface, q: Array) -> Array:
+def sharp_pixels(surface: Surface, q: Array, stars: RoundPeaks) -> Array:
     """Pixels that are too sharp for a source, and what belongs to them.
 
     Parameters
@@ -318,6 +325,8 @@ def sharp_pixels(surface: Surface, q: Array) -> Array:
         The image; in its `flux`, what is found is replaced by what its neighbours say.
     q
         `sharpness`, or what the PSF says.
+    stars
+        `round_peaks`, whose rings of diffraction are no defects.
 
     Returns
     -------
@@ -328,6 +337,7 @@ def sharp_pixels(surface: Surface, q: Array) -> Array:
     marked = np.zeros(flux.shape, bool)
     at = surface.bright
     at = at[_too_sharp(flux, at, surface.bright_variance, width, q, _SEED, _SEED_CROSS)]
+    at = at[~_of_diffraction(surface, at, q, stars)]
     found = [at]
     for _ in range(_PASSES):
         if not len(at):
@@ -347,6 +357,71 @@ def sharp_pixels(surface: Surface, q: Array) -> Array:
         at = at[_too_sharp(flux, at, variance, width, q, _GROWTH, _GROWTH)]
         found.append(at)
     return np.concatenate(found)
+
+
+def _of_diffraction(surface: Surface, at: Array, q: Array, stars: RoundPeaks) -> Array:
+    """Which sharp pixels belong to a star's rings, or to the flank that falls to the dark one.
+
+    Between the dark rings of an aperture's diffraction, and towards them, light is sharper than in
+    the star's middle.  What an aperture makes is the same on both sides of the star: of rings, there
+    are as bright and sharp pixels opposite.  Flanks are no peaks, and have the star's next to them.
+    """
+    flux, width = surface.flux.ravel(), surface.width
+    result = np.zeros(len(at), bool)
+    heart = (stars.row + MARGIN) * width + stars.column + MARGIN
+    # A ray that is as round as stars is none.
+    heart = heart[(stars.significance > _DIFFRACTING) & ~np.isin(heart, at)]
+    if not len(at) or not len(heart):
+        return result
+    # Of a Gaussian with that q.
+    sigma = math.sqrt(-1 / (2 * math.log(np.clip(q[:2].mean(), _SHARPEST, 0.99))))
+    places = np.stack(np.divmod(at, width), axis=1)
+    tree = scipy.spatial.cKDTree(np.stack(np.divmod(heart, width), axis=1))
+    near = tree.query_ball_point(places, _RINGS * sigma)
+    pixel = np.repeat(np.arange(len(at)), [len(each) for each in near])
+    star = heart[np.concatenate([np.array(each, int) for each in near])]
+    fainter = flux[at[pixel]] < _RING_LIGHT * flux[star]
+    pixel, star = pixel[fainter], star[fainter]
+    from_star = places[pixel] - np.stack(np.divmod(star, width), axis=1)
+    beside = pixel[np.hypot(*from_star.T) < _FLANK * sigma]
+    around = np.stack([at[beside] + j * width + i for j, i in _AROUND])
+    with np.errstate(invalid="ignore"):
+        result[beside[(flux[around] > flux[at[beside]]).any(axis=0)]] = True
+    result[pixel[_as_sharp_opposite(surface, at[pixel], star, q)]] = True
+    return result
+
+
+def _as_sharp_opposite(surface: Surface, at: Array, star: Array, q: Array) -> Array:
+    """Which pixels have one on the other side of a star that is as bright, and sharp.
+
+    Where that is beyond the frame, or at its edge, those a quarter around the star count, too.
+    """
+    flux, width = surface.flux.ravel(), surface.width
+    ny, nx = surface.shape
+    middle, place = np.divmod(star, width), np.divmod(at, width)
+    dy, dx = (one - other for one, other in zip(place, middle, strict=True))
+    found = []
+    unseen = np.ones(len(at), bool)
+    for turned in ((-dy, -dx), (dx, -dy), (-dx, dy)):
+        row, column = (
+            (centre + step)[:, None] + np.array([*offsets, 0])
+            for centre, step, offsets in zip(
+                middle, turned, zip(*_AROUND, strict=True), strict=True
+            )
+        )
+        # Whether a pixel is sharp, those two pixels away say.
+        first, behind = MARGIN + 2, MARGIN - 2
+        inside = (row >= first) & (row < ny + behind) & (column >= first) & (column < nx + behind)
+        inside &= unseen[:, None]
+        there = np.where(inside, row * width + column, star[:, None])
+        with np.errstate(invalid="ignore"):
+            alike = (flux[there] * _ALIKE > flux[at][:, None]) & inside
+            alike &= flux[there] < flux[at][:, None] * _ALIKE
+        which, there = np.nonzero(alike)[0], there[alike]
+        sharp = _too_sharp(flux, there, surface.variance_at(there), width, q, _GROWTH, _GROWTH)
+        found.append(which[sharp])
+        unseen &= ~inside.all(axis=1)
+    return np.unique(np.concatenate(found))
 
 
 def strong_pixels(surface: Surface) -> Array:

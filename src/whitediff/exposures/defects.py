@@ -236,7 +236,7 @@ def _found(
         looked_at.flux[MARGIN:-MARGIN, MARGIN:-MARGIN][bad] = np.nan
         strong = np.zeros(bad.size, bool)
         strong[looked_at.unpadded(strong_pixels(looked_at))] = True
-        sharp = looked_at.unpadded(sharp_pixels(looked_at, q))
+        sharp = looked_at.unpadded(sharp_pixels(looked_at, q, peaks))
         if len(sharp) > _MOST_SHARP * bad.size:
             _log.warning(
                 "%s: %.1f%% of its pixels are sharper than its stars, so these are not taken as"
