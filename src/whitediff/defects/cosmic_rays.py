@@ -66,8 +66,8 @@ _GROWTH_SIGNAL = 3.0
 _DIFFRACTING = 40.0
 """Significance of stars whose rings may be seen."""
 _RING_LIGHT, _ALIKE = 0.5, 2.0
-"""Brightest ring, or flank, over its star's middle; and factor by which opposite sides of a ring are
-alike, however the star lies on the pixels."""
+"""Brightest ring, or flank, over its star's middle; and factor by which opposite sides are alike,
+however the star lies on the pixels."""
 _RINGS, _FLANK = 12.0, 3.5
 """Radii of the outermost ring, and of the dark one, in standard deviations of the star."""
 _PASSES = 5
@@ -363,8 +363,8 @@ def _of_diffraction(surface: Surface, at: Array, q: Array, stars: RoundPeaks) ->
     """Which sharp pixels belong to a star's rings, or to the flank that falls to the dark one.
 
     Between the dark rings of an aperture's diffraction, and towards them, light is sharper than in
-    the star's middle.  What an aperture makes is the same on both sides of the star: of rings, there
-    are as bright and sharp pixels opposite.  Flanks are no peaks, and have the star's next to them.
+    the star's middle.  What an aperture makes is the same on both sides of a star: opposite its ring
+    are pixels as bright, and sharp.  Flanks are no peaks, and have the star's next to them.
     """
     flux, width = surface.flux.ravel(), surface.width
     result = np.zeros(len(at), bool)
