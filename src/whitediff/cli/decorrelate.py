@@ -283,6 +283,10 @@ def run_decorrelation(
         whole = _complete(given.exposure, inputs, direction, kernel, psf)
         check_usable(whole, masks.DEFAULT_IGNORE_MASK_PLANES)
         if given.remade is None and direction is not None and not score:
+            # Before it is compared with what the kernel makes, which a white one is not.
+            decorrelation.refuse_white(
+                inputs["science"], inputs["template"], whole, whole.kernel, convolved=direction
+            )
             scale, doubt = formats.kernel_doubt(
                 whole, inputs["science"], inputs["template"], direction
             )

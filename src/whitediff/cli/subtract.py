@@ -301,12 +301,23 @@ def check_settled(context: click.Context, solutions: tuple[str, ...]) -> None:
 
 def _run(*, report: Path | None, catalog: Path | None, **options: Any) -> None:
     """Subtract one image from another, and go on with the products as far as is wanted."""
+    from ..errors import ArgumentError
     from ..runs.subtract import run_subtraction
 
     named = (options[name] for name in ("output", "score_output", "matched_output"))
     number = sum(path is not None for path in named)
-    with stages("Subtracting", 2 + 3 * number) as begin:
-        run_subtraction(**options, begin=begin)
+
+    def with_psf(kind: str, exposure: Any) -> None:
+        """Refuse a difference that no catalogue can be made of, before it is written."""
+        if kind == "difference" and exposure.psf is None:
+            raise ArgumentError(
+                f"{options['science']}: no PSF is known or could be measured, with which sources"
+                " for the catalogue are found; give both (--science-psf, --template-psf), or leave"
+                " out --catalog."
+            )
+
+    with stages("Subtracting", 2 + (3 if catalog is None else 4) * number) as begin:
+        run_subtraction(**options, begin=begin, inspect=None if catalog is None else with_psf)
     image, score = (
         None if options[name] is None else str(options[name]) for name in ("output", "score_output")
     )

@@ -417,11 +417,7 @@ def source_flags(
     bright, _ = _pixels_within(mask, masks.STATIC_BRIGHT, x, y, _BRIGHT_RADIUS * fwhm)
     # A residual is of a source that is so much brighter, and has as many bright pixels.
     least = bright_pixel_counts(psf, significance / RESIDUAL)
-    bright_source = on_source & (bright > least)
-    if static:
-        own = _own_bright_pixels(mask, x[bright_source], y[bright_source], _BRIGHT_RADIUS * fwhm)
-        bright_source[bright_source] = own > least[bright_source]
-    near_bright = (saturated > 0) | bright_source
+    near_bright = (saturated > 0) | (on_source & (bright > least))
     if not static:
         # What has changed may itself be all of the source.
         found, pixels = _pixels_within(mask, masks.SOURCE, x, y, _LARGE_SOURCE * fwhm)
@@ -528,21 +524,6 @@ def _pixels_within(mask: Mask, name: str, x: Array, y: Array, radius: float) -> 
         carries = (mask.array[rows, columns, bit.index] & bit.mask) != 0
         found[part], pixels[part] = (carries & inside).sum(axis=(1, 2)), inside.sum(axis=(1, 2))
     return found, pixels
-
-
-def _own_bright_pixels(mask: Mask, x: Array, y: Array, radius: float) -> Array:
-    """How many pixels of STATIC_BRIGHT around positions belong to the static source there."""
-    counts = np.zeros(len(x), int)
-    static, bright = (_bits_of(mask, (name,)) for name in (masks.STATIC, masks.STATIC_BRIGHT))
-    for i in range(len(x)):
-        rows, columns, inside = _indices(mask.array.shape[:2], x[i : i + 1], y[i : i + 1], radius)
-        pixels = mask.array[rows[0], columns[0]]
-        is_static = ((pixels & static) != 0).any(axis=-1) & inside[0]
-        parts, _ = scipy.ndimage.label(is_static, np.ones((3, 3)))
-        here = np.hypot(rows[0] - y[i], columns[0] - x[i]) <= _SOURCE_RADIUS
-        own = np.isin(parts, parts[here & is_static])
-        counts[i] = np.count_nonzero(own & ((pixels & bright) != 0).any(axis=-1))
-    return counts
 
 
 def sky_columns(exposure: Exposure, columns: dict[str, Array]) -> dict[str, Array]:

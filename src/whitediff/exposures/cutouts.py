@@ -220,7 +220,11 @@ def kernel_source(
     if max(ny, nx) <= _LARGEST_STAMP:
         return KernelSource("pixels", why, True)
     assert failure is not None
-    raise failure
+    raise TooFewSourcesError(
+        f"{failure} All pixels tell of a kernel, too, if less (--kernel-from pixels).",
+        found=failure.found,
+        required=failure.required,
+    ) from failure
 
 
 def solve_cutout(

@@ -579,12 +579,13 @@ def _judge(
     # Of pre-convolved noise, which is correlated, chi-square would mean nothing.
     poor = fit.reduced_chi_square > _POOR_CHI_SQUARE and not noise_known
     if poor or rejected > _MANY_REJECTED * len(fit.used):
+        reasons = [f"reduced chi-square {fit.reduced_chi_square:.2f}"] if poor else []
+        if rejected:
+            reasons.append(f"{rejected} of {len(fit.used)} stars rejected")
         _log.warning(
-            "The match is poor: reduced chi-square %.2f, %d of %d stars rejected; look at what is"
-            " left of the stars, the alignment and the variance planes.",
-            fit.reduced_chi_square,
-            rejected,
-            len(fit.used),
+            "The match is poor: %s; look at what is left of the stars, the alignment and the"
+            " variance planes.",
+            ", ".join(reasons),
         )
 
 

@@ -498,7 +498,7 @@ def _what_else(flat: Array, plane: Array) -> str:
                 return f"{fits} fits, so name it as {meaning.format(option=option)}"
     return (
         f"name the file of another ({option} FILE[EXTENSION]), or this one as"
-        " weight:FILE[EXTENSION] if it only tells how pixels compare, to be scaled to the noise"
+        " weight:FILE[EXTENSION] if it holds weights, which are scaled to the noise"
     )
 
 

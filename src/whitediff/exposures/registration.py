@@ -505,7 +505,9 @@ def _quickly(
         return None
     first, second = places[0][known], places[1][known]
     radius = np.maximum(sources.science_radius, sources.template_radius)[chosen][known]
-    error = _CENTROID_ERROR * radius / sources.signal_to_noise[chosen][known] * math.sqrt(2)
+    # Both images' centroids are uncertain, and the template may be the noisier one.
+    ratios = sources.signal_to_noise, np.maximum(sources.template_signal_to_noise, 1.0)
+    error = _CENTROID_ERROR * radius * np.hypot(*(1 / each[chosen][known] for each in ratios))
     change, used, scatter, parameters = fit_change(first, second, error)
     found = _misalignment(change, used, scatter, error, frame, parameters)
     if used.sum() < 0.7 * len(first) or found.largest > _QUICK_SHIFT:

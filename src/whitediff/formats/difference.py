@@ -208,8 +208,8 @@ def kernel_doubt(
     if parts.left > _SAME:
         return scale, (
             "it is not quite what this kernel makes of the two images:"
-            f" {parts.left:.0%} of its scatter is something else. Is the"
-            f" kernel its own, and was the {convolved} convolved (--convolved)?"
+            f" {parts.left:.0%} of its scatter is something else; make sure that the"
+            f" kernel is its own, and that the {convolved} was convolved (--convolved)"
         )
     if parts.scale < 0:
         return scale, "it is template minus science, so that what became brighter is negative in it"
