@@ -336,6 +336,18 @@ def test_inputs_stay_as_they_are():
     assert np.array_equal(first.kernel, fit_stamp(*images, **keywords).kernel)
 
 
+@pytest.mark.parametrize(
+    ("science", "template"), [(5.0, 3.6), pytest.param(6.0, 4.5, marks=pytest.mark.slow)]
+)
+def test_kernels_of_broad_stars_reach_their_wings(science, template):
+    cut = Cut(side=120, science_fwhm=science, template_fwhm=template, stars=12, scale=0.9,
+              star_flux=(2e4, 4e5))  # fmt: skip
+    _, made = pulls(cut, kernel_from="pixels")
+    sums = np.array([(m.cutout.fit.kernel_sum - 0.9) / m.cutout.fit.error.sum_error for m in made])
+    # With 9 to 11 pixels they were 27 and 33.
+    assert np.sqrt(np.mean(sums**2)) < WIDTH[1], sums
+
+
 def test_transposed_stamps_have_the_transposed_kernel():
     images, keywords = arrays(Cut(host=8000))
     fit = fit_stamp(*images, **keywords)

@@ -45,6 +45,9 @@ _SPOT, _SPOT_ERROR = 6.0, 0.7
 """Radius around a transient that is fitted with it, and error of its place, pixels."""
 _GAUSSIAN_SIDE, _GAUSSIAN_ITERATIONS, _STEP = 17, 8, 0.02
 _SIZES, _WIDE_SIGMA, _PSF_SIZE = (9, 11), 1.2, 15
+_WIDE_FWHM, _REACH, _LARGEST_REACH = 3.0, 2.4, 12
+"""Pixels from which stars' wings make the kernel larger; its half side, in their full widths; and
+the largest one, pixels."""
 """Sides of kernels: of stamps, from which width the second one, and from PSFs."""
 _CORRELATION = 1.0
 """Correlation length of the Gaussian process, pixels."""
@@ -362,7 +365,7 @@ def fit_stamp(
     masked = near(science.shape, place, max(_SMALLEST_MASK, _MASK_WIDTHS * fwhm))
     static = [each.which(~masked[_pixels(each)]) for each in points]
     sigma, sigma_error = _kernel_width(points, static, psfs)
-    size = _PSF_SIZE if psfs else _SIZES[sigma > _WIDE_SIGMA]
+    size = _PSF_SIZE if psfs else _size(sigma, fwhm, science.shape)
     reach = _PSF_BORDER if psfs else size // 2
     whole = good[0] & good[1]
     surrounded = good[0] & _all_around(good[1], reach)
@@ -404,6 +407,15 @@ def fit_stamp(
         if misfit < _POOR:
             break
     return fit
+
+
+def _size(sigma: float, fwhm: float, shape: tuple[int, ...]) -> int:
+    """Side of a kernel that reaches as far as the stars' wings, if the stamp is large enough."""
+    size = _SIZES[sigma > _WIDE_SIGMA]
+    if fwhm < _WIDE_FWHM:
+        return size
+    reach = min(round(_REACH * fwhm), _LARGEST_REACH, min(shape) // 6)
+    return max(size, 2 * reach + 1)
 
 
 def near(shape: tuple[int, ...], place: tuple[float, float] | None, radius: float) -> Array:
