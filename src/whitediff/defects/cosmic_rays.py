@@ -363,7 +363,7 @@ def _of_diffraction(surface: Surface, at: Array, q: Array, stars: RoundPeaks) ->
     """Which sharp pixels belong to a star's rings, or to the flank that falls to the dark one.
 
     Between the dark rings of an aperture's diffraction, and towards them, light is sharper than in
-    the star's middle.  What an aperture makes is the same on both sides of a star: opposite its ring
+    the star's middle.  What an aperture makes is the same on both sides of a star: opposite a ring
     are pixels as bright, and sharp.  Flanks are no peaks, and have the star's next to them.
     """
     flux, width = surface.flux.ravel(), surface.width

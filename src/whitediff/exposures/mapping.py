@@ -291,8 +291,8 @@ def pixel_map(
         raise DataError(
             f"{name}: does not overlap the science image: by their WCS the middle of the science"
             f" image lies at {_place(y, x)} of the template's {template.shape[0]} x"
-            f" {template.shape[1]} pixels; are they of the same field? If a WCS is wrong, --align with"
-            " --ignore-wcs goes by the stars alone."
+            f" {template.shape[1]} pixels; are they of the same field? If a WCS is wrong,"
+            " --align with --ignore-wcs goes by the stars alone."
         )
     part = [_part(at[inside], n, n / (_NODES - 1)) for at, n in ((rows, ny), (columns, nx))]
     fitted = _fitted(on_template, part[0], part[1], template.shape)
