@@ -719,7 +719,7 @@ def test_check_says_what_it_cannot_do(run, simulated, tmp_path):
     assert code == 0
     assert "no mask plane SOURCE" in messages
     assert "Gaussian of sigma 1.8" in messages
-    assert re.search(r"pixel variance / variance plane +(1\.0|0\.9)", table)
+    assert re.search(r"variance of D/sqrt\(V\) +(1\.0|0\.9)", table)
     code, _, messages = run("check", bare, "--science", simulated / "science.fits")
     assert code == 1
     assert "science.fits: has the shape (300, 384)" in messages

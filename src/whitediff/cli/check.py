@@ -339,7 +339,7 @@ _ROWS = (
     ("source-free pixels", _VALUE, "pixels"),
     ("pixel variance", _VALUE, "pixel_variance"),
     ("variance plane", _VALUE, "variance_plane"),
-    ("pixel variance / variance plane", _MEASURED, "pixel_variance_ratio"),
+    ("variance of D/sqrt(V)", _MEASURED, "pixel_variance_ratio"),
     ("PSF-filtered variance ratio", _MEASURED, "filtered_variance_ratio"),
     ("neighbour covariance", _MEASURED, "neighbour_covariance"),
     ("correlation, x, lags 1-5", _LAGS, "correlation_x"),
@@ -381,7 +381,7 @@ _PLAIN_COLUMNS, _CHANGE_COLUMNS, _MOST_ROWS = 5, 3, 20
 _SUSPICIOUS = 4.0
 """Errors from 1: hundreds of cells of white noise have none that is so far off."""
 _MAP_ROWS = (
-    ("pixel variance / variance plane", "pixel_variance_ratio"),
+    ("variance of D/sqrt(V)", "pixel_variance_ratio"),
     ("PSF-filtered variance ratio", "filtered_variance_ratio"),
 )
 _SCORE_MAP_ROWS = (("variance of S/sqrt(V)", "pixel_variance_ratio"),)
