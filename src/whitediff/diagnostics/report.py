@@ -453,7 +453,7 @@ def _judge_whiteness(white: Whiteness, by_cell: Any, checks: list[Check]) -> Non
             "Pixel variance / plane",
             "variance",
             white.pixel_variance_ratio,
-            "Variance of pixels, each over the root of its own in the plane: 1 where the plane tells"
+            "Variance of pixels, each over the root of its plane: 1 where that tells"
             " the truth; errors of fluxes scale with its root.",
             error=white.pixel_variance_ratio_error,
         )
