@@ -164,6 +164,28 @@ def test_rays_do_not_set_the_sharpness(fwhm: float) -> None:
     assert with_rays == pytest.approx(alone, rel=0.1)
 
 
+@pytest.mark.parametrize("noise", [0.6, 1.0, 1.9, 3.0])
+@pytest.mark.parametrize("seed", slow_after(2, range(8)))
+def test_whole_numbers_of_little_noise_have_no_defects(noise: float, seed: int) -> None:
+    image, variance, *_ = field(3.5, seed)
+    pair = []
+    for unit in (noise / SIGMA, 1.0):
+        counts = np.round(image * unit)
+        # Rounding to whole numbers is noise as well.
+        plane = variance * unit**2 + 1 / 12
+        pair.append(Exposure.from_arrays(counts.astype(np.float32), variance=plane))
+    factors = [
+        surface(values, plane, np.zeros(image.shape, bool)).factor
+        for values, plane in ((image, variance), (pair[0].image.array, pair[0].variance.array))
+    ]
+    # Quantiles of whole numbers told a half to four times of it.  What spreads them evenly is as
+    # much noise again as rounding.
+    spread = 1 + 1 / 12 / (noise**2 + 1 / 12)
+    assert factors[1] == pytest.approx(factors[0] * spread, rel=0.2)
+    whole, _ = with_defects(pair[0], pair[1], DefectOptions())
+    assert np.count_nonzero(masks.flagged(whole.mask, ("CR", "BAD", masks.STREAK))) <= 4
+
+
 def airy(side: int, dx: float, dy: float, fwhm: float, obscured: float) -> Array:
     """Diffraction of a round aperture with a hole, averaged over the pixels; of unit sum."""
     fine = 5

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import planes
+from ..sources import unstepped
 from ..stats import power_of_two
 from ..threads import in_threads
 
@@ -276,7 +277,8 @@ def _in_range(image: Array, variance: Array) -> tuple[Array, Array]:
 def _background(image: Array, variance: Array, unusable: Array) -> tuple[Array, float]:
     """Quantiles of cells, float32, and scatter² below them over the variance."""
     step = slice(_SAMPLED // 2, None, _SAMPLED) if min(image.shape) >= 2 * _CELL else slice(None)
-    sample = image[step, step].astype(np.float32)
+    # Quantiles of whole numbers are whole, and the noise may be no more than one.
+    sample = unstepped(image[step, step].astype(np.float32))
     noise = variance[step, step].astype(np.float32)
     with np.errstate(invalid="ignore"):
         sample[unusable[step, step] | ~np.isfinite(sample) | ~(noise > 0)] = np.nan
