@@ -179,9 +179,9 @@ def test_whole_numbers_of_little_noise_have_no_defects(noise: float, seed: int) 
         for values, plane in ((image, variance), (pair[0].image.array, pair[0].variance.array))
     ]
     # Quantiles of whole numbers told a half to four times of it.  What spreads them evenly is as
-    # much noise again as rounding.
+    # much noise again as rounding; the rest is what some 25 cells of 256 pixels tell.
     spread = 1 + 1 / 12 / (noise**2 + 1 / 12)
-    assert factors[1] == pytest.approx(factors[0] * spread, rel=0.2)
+    assert factors[1] == pytest.approx(factors[0] * spread, rel=0.35)
     whole, _ = with_defects(pair[0], pair[1], DefectOptions())
     assert np.count_nonzero(masks.flagged(whole.mask, ("CR", "BAD", masks.STREAK))) <= 4
 
