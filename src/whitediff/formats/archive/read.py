@@ -34,6 +34,7 @@ from ..stamps import (
     read_noise_hdus,
     read_psf_hdus,
 )
+from .trusted import check_archive
 
 __all__ = ["read", "read_object"]
 
@@ -58,6 +59,8 @@ def read_object(path: Path) -> Any:
     FileFormatError
         If it cannot be read.
     """
+    with opened(path) as hdus:
+        check_archive(hdus, path)
     try:
         return lsst.images.serialization.read_archive(os.fspath(path), format="fits")
     except Exception as error:
