@@ -151,7 +151,7 @@ def _called(function: Any, arguments: Any) -> Any:
     raise ValueError(f"it calls {name or 'something'}, which is not admitted")
 
 
-_Steps: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_Steps: Any = pickle._Unpickler
 
 
 class _Unpickler(_Steps):
