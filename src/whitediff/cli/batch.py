@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from .console import OUTPUT_DIRECTORY, Size, common_options, log, print_table
+from .reading import limit_options
 from .subtract import SETTLED_OPTIONS, check_settled, subtract
 
 __all__ = ["batch"]
@@ -103,6 +104,7 @@ class _Products(click.ParamType):
     help="Measure how white each product is  [default: yes].",
 )
 @common_options
+@limit_options
 def batch(**options: Any) -> None:
     """Subtract all pairs of a manifest, side by side.
 

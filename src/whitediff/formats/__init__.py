@@ -128,7 +128,7 @@ def read_exposure(
         mask_bits=mask_bits,
         saturation=saturation,
     )
-    with opened(file) as hdus:
+    with opened(file, checksums=box is None) as hdus:
         identity = identify(hdus)
         is_masked = "VARIANCE" in hdus and "MASK" in hdus
         is_whole = "JSON" in hdus

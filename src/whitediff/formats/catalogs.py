@@ -19,6 +19,7 @@ from astropy.table import QTable, Table
 from ..errors import FileFormatError, one_line
 from ..outputs import replacing
 from .files import opened, split_extension
+from .limits import check_table, regular
 from .tables import known_unit, unit_text
 
 __all__ = ["check_catalog_path", "read_catalog", "write_catalog", "write_regions"]
@@ -128,17 +129,17 @@ def read_catalog(path: str | Path) -> QTable:
     """
     file, extension = split_extension(path)
     kind = _kind(file, _READ)
-    if not file.exists():
-        raise FileFormatError(f"{file}: no such file.")
-    if file.is_dir():
-        raise FileFormatError(f"{file}: is a directory; name a file.")
+    regular(file)
     if kind == "fits":
         return _read_fits(file, extension)
     if extension is not None:
         raise FileFormatError(f"{path}: only FITS files have extensions; name the file alone.")
     read: Callable[[Path], QTable] = _read_parquet if kind == "parquet" else _read_text
     try:
+        check_table(file)
         return read(file)
+    except FileFormatError:
+        raise
     except Exception as error:
         # The readers raise whatever they like for a damaged file.
         raise FileFormatError(

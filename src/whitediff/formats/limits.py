@@ -14,7 +14,16 @@ from pathlib import Path
 from ..errors import ArgumentError, FileFormatError
 from .remote import is_address
 
-__all__ = ["Limits", "check_memory", "current", "leads_to", "machine_memory", "regular", "within"]
+__all__ = [
+    "Limits",
+    "check_memory",
+    "check_table",
+    "current",
+    "leads_to",
+    "machine_memory",
+    "regular",
+    "within",
+]
 
 _CONTROL_GROUPS = (
     "/sys/fs/cgroup/memory.max",
@@ -128,6 +137,31 @@ def check_memory(size: int, what: str) -> None:
         )
 
 
+def check_table(path: Path) -> None:
+    """Make sure that a table, text or Parquet, fits into memory.
+
+    Parameters
+    ----------
+    path
+        File.
+
+    Raises
+    ------
+    FileFormatError
+        If it is no regular file, or too large.
+    """
+    regular(path)
+    size = path.stat().st_size
+    if path.suffix.lower() in (".parquet", ".parq", ".pq"):
+        import pyarrow.parquet
+
+        about = pyarrow.parquet.read_metadata(path)
+        groups = [about.row_group(i).total_byte_size for i in range(about.num_row_groups)]
+        # A column that is all the same takes next to nothing in the file.
+        size = max(sum(groups), 8 * about.num_rows * about.num_columns)
+    check_memory(size, f"{path}: its table")
+
+
 def _bytes(size: int) -> str:
     for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:
@@ -186,7 +220,7 @@ def leads_to(name: str, beside: Path) -> tuple[Path | None, bool]:
     home = Path(os.path.abspath(beside)).parent
     stem, bracket, extension = name.partition("[") if name.endswith("]") else (name, "", "")
     elsewhere = False
-    for candidate in (Path(stem), home / stem, home / Path(stem).name):
+    for candidate in (home / stem, Path(stem), home / Path(stem).name):
         try:
             found = candidate.is_file()
         except (OSError, ValueError):

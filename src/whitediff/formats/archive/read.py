@@ -91,7 +91,8 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
     ArgumentError
         If the box is not inside.
     """
-    with opened(path) as hdus:
+    # Of a part of the image, the rest is not read.
+    with opened(path, checksums=box is None) as hdus:
         obj, whole = _plain_masked_image(path, hdus, box)
         if obj is None:
             obj = read_object(path)
