@@ -29,6 +29,9 @@ _ELSEWHERE = (
     "overwrite",
     "memory",
     "threads",
+    "max_memory",
+    "checksums",
+    "follow_paths",
     "verbose",
     "quiet",
 )
@@ -45,6 +48,9 @@ _INSTEAD = {
     "overwrite": "give --overwrite for the whole batch",
     "memory": "give --memory for all pairs",
     "threads": "give --threads for all workers",
+    "max_memory": "give --max-memory for all pairs",
+    "checksums": "give --no-checksums for all pairs",
+    "follow_paths": "give --follow-paths for all pairs",
 }
 """Columns that would be taken for options of a pair, and what to do instead."""
 

@@ -75,8 +75,7 @@ class Survey:
     Attributes
     ----------
     blocks
-        HDUs from the first on, as far as their headers can be understood without a library: the
-        rest of a damaged file is for its reader to judge.
+        HDUs from the first on, as far as there are headers.
     size
         Bytes of the file once unpacked.
     is_packed
@@ -254,7 +253,10 @@ class _Walk:
                 )
         size = _data_size(cards)
         if size is None:
-            return None
+            raise FileFormatError(
+                f"{where} does not say how large its data are (BITPIX, NAXIS, NAXISn, PCOUNT,"
+                " GCOUNT); copy or download it again."
+            )
         if size < 0:
             raise FileFormatError(
                 f"{where} gives its data a negative size; copy or download it again."

@@ -23,6 +23,7 @@ from astropy.io.fits.hdu.compressed._compression import CfitsioException
 from ..errors import ArgumentError, DataError, FileFormatError, one_line
 from .blocks import Block, Survey, survey
 from .limits import current, regular
+from .parts import lost_parts
 from .remote import RemotePath, fetched, is_address
 
 __all__ = ["Extension", "opened", "split_extension"]
@@ -112,6 +113,14 @@ def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HD
             with astropy.io.fits.open(os.fspath(path)) as hdus:
                 _check_complete(path, hdus, found.survey)
                 _check_cards(path, hdus)
+                lost = lost_parts(hdus)
+                if lost:
+                    _log.warning(
+                        "%s: has lost %s, which it was written with; it serves for what does not"
+                        " need that.",
+                        path,
+                        ", ".join(lost),
+                    )
                 if found.has_sized_tiles:
                     _check_sized_tiles(path)
                 yield hdus
@@ -193,8 +202,9 @@ def _checked_sums(path: Path, blocks: Iterable[Block]) -> Iterator[str]:
         said = str(block.cards.get("DATASUM", "")).strip()
         if said.isdigit() and int(said) != block.data_sum:
             raise FileFormatError(
-                f"{path}: damaged: the data of {block.name} differ from their checksum, DATASUM;"
-                " copy or download it again (--no-checksums reads it all the same)."
+                f"{path}: damaged, or changed by a program that left DATASUM as it was: the data of"
+                f" {block.name} differ from their checksum; copy or download it again"
+                " (--no-checksums reads it all the same)."
             )
         is_told = str(block.cards.get("CHECKSUM") or "").strip("0 ") != ""
         if is_told and block.total_sum not in (0, (1 << 32) - 1):
@@ -227,6 +237,11 @@ def _check_sized_tiles(path: Path) -> None:
 
 def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, found: Survey) -> None:
     size = found.size
+    if len(found.blocks) != len(hdus):
+        raise FileFormatError(
+            f"{path}: damaged: has {len(found.blocks)} HDUs with a whole header, and what follows"
+            " them is none; copy or download it again."
+        )
     end = 0
     gaps: list[tuple[str, int, int]] = []
     for hdu in hdus:  # reads all headers

@@ -40,8 +40,8 @@ def check_archive(hdus: astropy.io.fits.HDUList, path: Path) -> None:
     for name, cards in _ADDRESSES.items():
         if name not in hdus:
             raise FileFormatError(
-                f"{path}: is an lsst.images archive without its extension {name}; copy or download"
-                " it again."
+                f"{path}: cannot be read as an lsst.images archive, since it has no extension"
+                f" {name}; is it complete?"
             )
         info = hdus[name].fileinfo()
         start, stop = info["hdrLoc"], info["datLoc"] + info["datSpan"]
