@@ -76,7 +76,7 @@ def finish(path: Path) -> None:
             raw = bytearray(_read(stream, block.start + moved, block.data_start - block.start))
             wanted = dict(RESERVED)
             if number == 0 and KEYWORD not in block.cards and listed(names):
-                wanted[KEYWORD] = (listed(names), "")
+                wanted = {KEYWORD: (listed(names), ""), **RESERVED}
             cards = _with_cards(raw, wanted)
             if len(cards) > len(raw):
                 if is_archive:
