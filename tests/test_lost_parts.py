@@ -126,7 +126,10 @@ def test_changed_data_are_refused_and_headers_told_of(run, exposure, tmp_path, c
             read_exposure(tmp_path / "b.fits", box=Box.from_shape((5, 5)))
             with within(Limits(checksums=False)):
                 read_exposure(tmp_path / "b.fits")
-    fits.setval(tmp_path / "a.fits", "OBSERVER", value="somebody", ext=1)
+    image = blocks[1]
+    assert raw.count(b" array data type", image.start, image.data_start) == 1
+    place = raw.index(b" array data type", image.start)
+    (tmp_path / "a.fits").write_bytes(raw[:place] + b" other" + raw[place + 6 :])
     caplog.clear()
     read_exposure(tmp_path / "a.fits")
     assert "a.fits: the header of IMAGE differs from its checksum: it was edited" in caplog.text
