@@ -242,3 +242,6 @@ def test_archives_hold_no_code_either(tmp_path):
     (tmp_path / "bad.fits").write_bytes(raw.replace(text, f"JSONADDR= {2880:>20}".encode()))
     with pytest.raises(FileFormatError, match="JSONADDR and JSONSIZE are 2880"):
         read_object(tmp_path / "bad.fits")
+    fits.setval(tmp_path / "psf.fits", "DATAMODL", value="s3://bucket/schemas/piff_psf-1.0.0")
+    with pytest.raises(FileFormatError, match=r"psf\.fits: DATAMODL is 's3://"):
+        read_object(tmp_path / "psf.fits")

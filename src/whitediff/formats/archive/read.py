@@ -34,7 +34,7 @@ from ..stamps import (
     read_noise_hdus,
     read_psf_hdus,
 )
-from .trusted import check_archive
+from .trusted import check_archive, check_schema
 
 __all__ = ["read", "read_object"]
 
@@ -93,6 +93,7 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
     """
     # Of a part of the image, the rest is not read.
     with opened(path, checksums=box is None) as hdus:
+        check_schema(hdus, path)
         obj, whole = _plain_masked_image(path, hdus, box)
         if obj is None:
             obj = read_object(path)

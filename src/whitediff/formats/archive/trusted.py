@@ -7,6 +7,7 @@ file, at which anything may lie.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,31 @@ import astropy.io.fits
 from ...errors import FileFormatError, one_line
 from ..piff.trusted import check_struct, literal
 
-__all__ = ["check_archive"]
+__all__ = ["check_archive", "check_schema"]
 
+_SCHEMA = re.compile(r"https?://[A-Za-z0-9.-]+/[A-Za-z0-9._/-]+")
 _ADDRESSES = {"JSON": ("JSONADDR", "JSONSIZE"), "INDEX": ("INDXADDR", "INDXSIZE")}
+
+
+def check_schema(hdus: astropy.io.fits.HDUList, path: Path) -> None:
+    """Make sure that the name of an archive's schema is one, and leads to no store.
+
+    Parameters
+    ----------
+    hdus, path
+        As for `check_archive`.
+
+    Raises
+    ------
+    FileFormatError
+        If DATAMODL is anything else; lsst.images takes it for an address, though it fetches none.
+    """
+    schema = hdus[0].header.get("DATAMODL")
+    if not isinstance(schema, str) or not _SCHEMA.fullmatch(schema):
+        raise FileFormatError(
+            f"{path}: DATAMODL is {schema!r}, and no name of a schema of lsst.images; copy or"
+            " download it again."
+        )
 
 
 def check_archive(hdus: astropy.io.fits.HDUList, path: Path) -> None:
@@ -37,6 +60,7 @@ def check_archive(hdus: astropy.io.fits.HDUList, path: Path) -> None:
         holds settings that Piff must not be given.
     """
     header = hdus[0].header
+    check_schema(hdus, path)
     for name, cards in _ADDRESSES.items():
         if name not in hdus:
             raise FileFormatError(
