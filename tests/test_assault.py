@@ -13,6 +13,11 @@ from assault.damage import DAMAGES
 from assault.outcomes import Case, cases, outcome, recipes, run
 from assault.targets import MAKERS
 
+# Where astropy fails while it opens a file, it leaves it to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)
+
 SEED = 20261129
 FEW, MANY = 300, 4000
 

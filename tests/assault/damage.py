@@ -70,10 +70,11 @@ def _with_value(data: bytes, place: int, value: str) -> bytes:
 
 
 def flip(rng: Rng, data: bytes) -> bytes:
-    """Bits anywhere."""
+    """Bits of one word: FITS' checksum is a sum, which does not see flips that cancel elsewhere."""
     damaged = bytearray(data)
-    for place in rng.integers(0, len(data), int(rng.integers(1, 5))):
-        damaged[int(place)] ^= 1 << int(rng.integers(0, 8))
+    word = int(rng.integers(0, max(1, len(data) // 4))) * 4
+    for place in range(word, min(word + int(rng.integers(1, 5)), len(data))):
+        damaged[place] ^= 1 << int(rng.integers(0, 8))
     return bytes(damaged)
 
 
