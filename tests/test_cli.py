@@ -96,7 +96,13 @@ def test_simulate_decorrelate_check(run, simulated, tmp_path):
     assert (code, stdout) == (0, "")
     assert "kernel sum 1" in messages
     plot = tmp_path / "check.png"
-    code, table, _ = run("check", out, "--plot", plot, "--json", tmp_path / "check.json")
+    written = ["--plot", plot, "--json", tmp_path / "check.json"]
+    code, table, messages = run("check", out, *written)
+    assert code == 0
+    # What the header names lies elsewhere, and is followed where the user allows that.
+    assert "does not lie beside it; name it with --before" in messages
+    assert json.loads((tmp_path / "check.json").read_text())["before"] is None
+    code, table, _ = run("check", out, *written, "--overwrite", "--follow-paths")
     assert code == 0
     for heading in ("before", "after", "PSF-filtered variance ratio", "neighbour covariance"):
         assert heading in table

@@ -451,7 +451,10 @@ def test_what_cannot_be_reported_on_is_one_sentence(run, pair, tmp_path):
         ([pair / "science.fits"], "science.fits: is no difference or score of whitediff"),
         ([tmp_path / "missing.fits"], "missing.fits: no such file"),
         ([tmp_path / "text.fits"], "text.fits: cannot be read as FITS"),
-        ([moved], "was made from the template /nowhere/t.fits, which is not there"),
+        (
+            [moved, "--follow-paths"],
+            "was made from the template /nowhere/t.fits, which is not there",
+        ),
         ([difference, "--science", tmp_path / "small.fits"], "small.fits: its pixels"),
         ([difference, "--template", tmp_path / "gone.fits"], "gone.fits: no such file"),
         ([difference, "--score", difference], "is a difference, not a score"),

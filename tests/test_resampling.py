@@ -38,6 +38,7 @@ from whitediff.exposures.mapping import pixel_map
 from whitediff.exposures.noise import noises_by_role, source_pixels
 from whitediff.exposures.reprojection import _Grid, resampling_kernel
 from whitediff.exposures.resampling import ResamplingOptions, resampled
+from whitediff.formats.limits import Limits, within
 from whitediff.noise import NoiseCovariance, coloured, resampling_covariance
 from whitediff.regridding import (
     AdaptiveKernel,
@@ -505,8 +506,13 @@ def test_damaged_covariances_are_one_sentence(tmp_path):
         with fits.open(tmp_path / "a.fits") as hdus:
             hdus["NOISE_CORRELATION"].data = damage
             hdus.writeto(tmp_path / "b.fits", overwrite=True)
-        with pytest.raises(OSError, match=message):
+            hdus.writeto(tmp_path / "c.fits", overwrite=True, checksum=True)
+        with pytest.raises(OSError, match="data of NOISE_CORRELATION differ from their checksum"):
             read_exposure(tmp_path / "b.fits")
+        with pytest.raises(OSError, match=message), within(Limits(checksums=False)):
+            read_exposure(tmp_path / "b.fits")
+        with pytest.raises(OSError, match=message):
+            read_exposure(tmp_path / "c.fits")
 
 
 # --- what is wrong -----------------------------------------------------------------------------

@@ -19,6 +19,8 @@ __all__ = [
     "sentence",
 ]
 
+_LONGEST = 500
+
 
 class WhitediffError(Exception):
     """Base class of the errors that whitediff raises on purpose."""
@@ -69,7 +71,9 @@ def one_line(error: BaseException) -> str:
     text
         Without line breaks and full stop; the error's class where it says nothing.
     """
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    # Some libraries put all that they read into their message.
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
 
 
 def sentence(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .console import OUTPUT_FILE, Size, common_options, limited_memory, stages
-from .reading import input_options
+from .reading import input_options, limit_options
 
 __all__ = ["METHODS", "align"]
 
@@ -55,6 +55,7 @@ METHODS = ("auto", "interpolating", "adaptive")
 @click.option("--compress", is_flag=True, help="Compress the output without loss; slow.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @common_options
+@limit_options
 def align(**options: Any) -> None:
     """Resample a template onto the pixels of a science image, by their sky coordinates and stars.
 

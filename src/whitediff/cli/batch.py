@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from .console import OUTPUT_DIRECTORY, Size, common_options, log, print_table
+from .reading import limit_options
 from .subtract import SETTLED_OPTIONS, check_settled, subtract
 
 __all__ = ["batch"]
@@ -28,6 +29,9 @@ _ELSEWHERE = (
     "overwrite",
     "memory",
     "threads",
+    "max_memory",
+    "checksums",
+    "follow_paths",
     "verbose",
     "quiet",
 )
@@ -44,6 +48,9 @@ _INSTEAD = {
     "overwrite": "give --overwrite for the whole batch",
     "memory": "give --memory for all pairs",
     "threads": "give --threads for all workers",
+    "max_memory": "give --max-memory for all pairs",
+    "checksums": "give --no-checksums for all pairs",
+    "follow_paths": "give --follow-paths for all pairs",
 }
 """Columns that would be taken for options of a pair, and what to do instead."""
 
@@ -103,6 +110,7 @@ class _Products(click.ParamType):
     help="Measure how white each product is  [default: yes].",
 )
 @common_options
+@limit_options
 def batch(**options: Any) -> None:
     """Subtract all pairs of a manifest, side by side.
 

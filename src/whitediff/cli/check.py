@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .console import OUTPUT_FILE, common_options, log, print_table, stages
+from .reading import limit_options
 
 __all__ = ["check", "run_check"]
 
@@ -41,7 +42,7 @@ class _Cells(click.ParamType):
     "--before",
     metavar="FILE",
     help="Difference before decorrelation"
-    "  [default: the one that OUT was made from, if it is still there].",
+    "  [default: the one that OUT was made from, if it still lies beside OUT].",
 )
 @click.option(
     "--sigma",
@@ -63,6 +64,7 @@ class _Cells(click.ParamType):
 @click.option("--plot", type=OUTPUT_FILE, help="Draw a picture (PNG) to this file.")
 @click.option("--overwrite", is_flag=True, help="Replace these files if they exist.")
 @common_options
+@limit_options
 def check(**options: Any) -> None:
     """Measure how white the noise of OUT is, on source-free pixels.
 
@@ -309,6 +311,7 @@ def _before(image_path: str, before: str | None, shape: tuple[int, int]) -> Any:
     from ..errors import ArgumentError, WhitediffError
     from ..formats.files import opened, split_extension
     from ..formats.headers import unescaped
+    from ..formats.limits import leads_to
 
     if before is None:
         out = split_extension(image_path)[0]
@@ -316,16 +319,21 @@ def _before(image_path: str, before: str | None, shape: tuple[int, int]) -> Any:
             recorded = hdus[0].header.get("WDDIFF")
         if not isinstance(recorded, str):
             return None
-        recorded = unescaped(recorded)
-        for candidate in (Path(recorded), out.parent / Path(recorded).name):
-            if split_extension(candidate)[0].exists():
-                try:
-                    exposure = formats.read_exposure(candidate, needs_variance=False)
-                except WhitediffError as error:
-                    log.info("%s", error)
-                    return None
-                return exposure if exposure.shape == shape else None
-        return None
+        found, is_elsewhere = leads_to(unescaped(recorded), out)
+        if found is None:
+            if is_elsewhere:
+                log.info(
+                    "%s: the difference that it was made from does not lie beside it; name it with"
+                    " --before, or allow the paths in headers (--follow-paths).",
+                    image_path,
+                )
+            return None
+        try:
+            exposure = formats.read_exposure(found, needs_variance=False)
+        except WhitediffError as error:
+            log.info("%s", error)
+            return None
+        return exposure if exposure.shape == shape else None
     exposure = formats.read_exposure(before, needs_variance=False)
     if exposure.shape != shape:
         raise ArgumentError(

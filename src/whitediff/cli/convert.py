@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .console import OUTPUT_FILE, Number, common_options, log
+from .reading import limit_options
 
 __all__ = ["convert", "run_convert"]
 
@@ -44,6 +45,7 @@ _FORMATS = ("whitediff", "ccddata", "masked-image", "visit-image", "difference-i
 @click.option("--psf", metavar="FILE", help="PSF, if FILE has none.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @common_options
+@limit_options
 def convert(**options: Any) -> None:
     """Read FILE, an image or difference of any format, and write it in another.
 

@@ -18,7 +18,7 @@ from ..reading import (
 )
 from .console import OUTPUT_FILE, Size, common_options, limited_memory, log, stages
 from .detectors import each_detector, hdu_option
-from .reading import input_options
+from .reading import input_options, limit_options
 
 __all__ = [
     "complete_planes",
@@ -166,6 +166,7 @@ def with_options(command: Callable[..., Any], options: tuple[Any, ...]) -> Calla
 @click.option("--compress", is_flag=True, help="Compress the output without loss; slow.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @common_options
+@limit_options
 def decorrelate(**options: Any) -> None:
     """Whiten a difference image, and give it a variance, mask and PSF to match.
 

@@ -9,6 +9,7 @@ import click
 
 from .console import OUTPUT_FILE, common_options, limited_memory, log, stages
 from .decorrelate import complete_planes, correction_options
+from .reading import limit_options
 
 __all__ = ["decorrelate_stack", "run_stack_decorrelation", "stack_cards"]
 
@@ -96,6 +97,7 @@ def _member_option(name: str, text: str) -> Any:
 @click.option("--compress", is_flag=True, help="Compress the output without loss; slow.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @common_options
+@limit_options
 def decorrelate_stack(**options: Any) -> None:
     """Whiten a difference of stacks, and give it a variance, mask and PSF to match.
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .console import OUTPUT_FILE, Number, common_options, log, stages
+from .reading import limit_options
 
 __all__ = ["detect", "run_detection"]
 
@@ -81,6 +82,7 @@ __all__ = ["detect", "run_detection"]
 )
 @click.option("--overwrite", is_flag=True, help="Replace the outputs if they exist.")
 @common_options
+@limit_options
 def detect(**options: Any) -> None:
     """Find the sources on DIFFERENCE, whose noise is white, and measure them.
 

@@ -17,7 +17,7 @@ from ..reading import ReadingOptions, option_names, reading_options
 from .console import OUTPUT_DIRECTORY, common_options, counted, log, print_table, stages
 from .decorrelate import whitening_options
 from .inject import photon_gain
-from .reading import input_options
+from .reading import input_options, limit_options
 from .subtract import FIT_OPTIONS, check_alignment, fit_options
 
 __all__ = ["OUTPUTS", "evaluate", "run_evaluation"]
@@ -145,6 +145,7 @@ class _Assignment(click.ParamType):
 @whitening_options
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @common_options
+@limit_options
 def evaluate(**options: Any) -> None:
     """Inject sources into SCIENCE, subtract TEMPLATE, detect, and compare; many times.
 

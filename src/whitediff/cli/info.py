@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .console import common_options, print_table
+from .reading import limit_options
 
 __all__ = ["info", "run_info"]
 
@@ -16,6 +17,7 @@ __all__ = ["info", "run_info"]
 @click.option("--kernel", metavar="FILE", help="Kernel of a difference, where it is elsewhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @common_options
+@limit_options
 def info(**options: Any) -> None:
     """Say what each FILE is, by its content.
 

@@ -9,7 +9,7 @@ import click
 
 from ..reading import ReadingOptions, reading_options
 from .console import OUTPUT_FILE, common_options, log, stages
-from .reading import input_options
+from .reading import input_options, limit_options
 
 __all__ = ["inject", "photon_gain", "run_injection"]
 
@@ -58,6 +58,7 @@ __all__ = ["inject", "photon_gain", "run_injection"]
 @click.option("--compress", is_flag=True, help="Compress the output without loss; slow.")
 @click.option("--overwrite", is_flag=True, help="Replace the outputs if they exist.")
 @common_options
+@limit_options
 def inject(**options: Any) -> None:
     """Add point sources of known flux and position to SCIENCE.
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .console import OUTPUT_FILE, common_options, log
+from .reading import limit_options
 
 __all__ = ["kernel", "run_kernel"]
 
@@ -29,6 +30,7 @@ __all__ = ["kernel", "run_kernel"]
 @click.option("--output", required=True, type=OUTPUT_FILE, help="File to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @common_options
+@limit_options
 def kernel(**options: Any) -> None:
     """Evaluate the kernel of FILE at positions and write it as plain images.
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from ..reading import declarations
-from .console import Number
+from .console import Number, Size
 
-__all__ = ["input_options"]
+__all__ = ["input_options", "limit_options"]
 
 _TYPES: dict[str, Any] = {
     "number": click.FLOAT,
@@ -48,3 +49,46 @@ def input_options(*sides: str) -> Callable[[Callable[..., Any]], Callable[..., A
         return command
 
     return decorate
+
+
+def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how far files are trusted to a command.
+
+    Parameters
+    ----------
+    command
+        Function of the command; it gets none of them, and reads within these limits.
+
+    Returns
+    -------
+    command
+        Decorated.
+    """
+
+    @click.option(
+        "--max-memory",
+        type=Size(),
+        help="Memory that one part of a file may unpack to, such as 4GB  [default: what the machine"
+        " has].",
+    )
+    @click.option(
+        "--checksums/--no-checksums",
+        default=True,
+        help="Verify CHECKSUM and DATASUM where files have them  [default: verify].",
+    )
+    @click.option(
+        "--follow-paths",
+        is_flag=True,
+        help="Follow the names of files in headers anywhere on this machine  [default: only beside"
+        " the file and below].",
+    )
+    @functools.wraps(command)
+    def wrapper(
+        *args: Any, max_memory: int | None, checksums: bool, follow_paths: bool, **kwargs: Any
+    ) -> Any:
+        from ..formats.limits import Limits, within
+
+        with within(Limits(max_memory, checksums, follow_paths)):
+            return command(*args, **kwargs)
+
+    return wrapper

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .console import OUTPUT_FILE, common_options, log, stages
+from .reading import limit_options
 
 __all__ = ["report", "run_report"]
 
@@ -20,7 +21,8 @@ _BEYOND = 30
 @click.option(
     "--science",
     metavar="S",
-    help="Science image  [default: the one that OUT was made from, by its header].",
+    help="Science image  [default: the one that OUT was made from, by its header, if it lies beside"
+    " OUT].",
 )
 @click.option("--template", metavar="T", help="Template  [default: likewise].")
 @click.option("--score", metavar="FILE", help="Score of the same images, to show beside OUT.")
@@ -32,6 +34,7 @@ _BEYOND = 30
 @click.option("--output", type=OUTPUT_FILE, required=True, help="Page (HTML) to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @common_options
+@limit_options
 def report(**options: Any) -> None:
     """Write a page that shows OUT and says whether it can be trusted.
 
@@ -134,19 +137,23 @@ def _input(name: str, keyword: str, given: str | None, image_path: str, record: 
     """File of an input: the given one, or where the header says, or beside the output."""
     from ..errors import FileFormatError
     from ..formats.files import split_extension
+    from ..formats.limits import leads_to
 
     if given is not None:
         return given
     recorded = record.name(keyword)
     if recorded is None:
         return None
-    beside = split_extension(image_path)[0].parent / Path(recorded).name
-    for candidate in (recorded, str(beside)):
-        if split_extension(candidate)[0].exists():
-            return candidate
+    found, is_elsewhere = leads_to(recorded, split_extension(image_path)[0])
+    if found is not None:
+        return str(found)
     raise FileFormatError(
-        f"{image_path}: was made from the {name} {recorded}, which is not there any more; name it"
-        f" with --{name}."
+        f"{image_path}: was made from the {name} {recorded}, which is not"
+        + (
+            f" beside it; name it with --{name}, or allow the paths in headers (--follow-paths)."
+            if is_elsewhere
+            else f" there any more; name it with --{name}."
+        )
     )
 
 

@@ -367,8 +367,9 @@ def write_simulation(options: Any, output: Path, *, overwrite: bool) -> tuple[st
     from ..exposures.simulated import simulated_exposure
     from ..exposures.subtraction import subtract
     from ..formats import write_exposure
+    from ..formats.finished import replacing_fits
     from ..formats.stamps import kernel_hdus
-    from ..outputs import check_output, replacing
+    from ..outputs import check_output
     from ..simulation import simulate as run_simulation
 
     output.mkdir(parents=True, exist_ok=True)
@@ -402,7 +403,7 @@ def write_simulation(options: Any, output: Path, *, overwrite: bool) -> tuple[st
                     "WDCONV": (simulation.convolved, "exposure that was convolved"),
                 },
             )
-            with replacing(output / "kernel.fits", overwrite=overwrite) as temporary:
+            with replacing_fits(output / "kernel.fits", overwrite=overwrite) as temporary:
                 astropy.io.fits.HDUList(
                     [astropy.io.fits.PrimaryHDU(), *kernel_hdus(kernel, "KERNEL", science.bbox)]
                 ).writeto(temporary)
@@ -417,8 +418,8 @@ def _write_image(exposure: Any, own: Any, path: Path, *, overwrite: bool) -> Non
 
     from ..exposures.masks import flagged
     from ..formats import write_exposure
+    from ..formats.finished import replacing_fits
     from ..formats.stamps import psf_hdus
-    from ..outputs import replacing
 
     if own.noise_plane == "variance" and own.masked and own.psf_plane:
         write_exposure(
@@ -438,7 +439,7 @@ def _write_image(exposure: Any, own: Any, path: Path, *, overwrite: bool) -> Non
         hdus.append(_mask_hdu(planes, "MASK"))
     if own.psf_plane:
         hdus += psf_hdus(exposure.psf, "PSF", exposure.bbox)
-    with replacing(path, overwrite=overwrite) as temporary:
+    with replacing_fits(path, overwrite=overwrite) as temporary:
         astropy.io.fits.HDUList(hdus).writeto(temporary)
 
 
@@ -459,6 +460,7 @@ def _write_truth(simulation: Any, output: Path, *, overwrite: bool) -> None:
     import astropy.io.fits
     import astropy.table
 
+    from ..formats.finished import replacing_fits
     from ..outputs import replacing
 
     table = astropy.table.Table(simulation.sources)
@@ -476,7 +478,7 @@ def _write_truth(simulation: Any, output: Path, *, overwrite: bool) -> None:
         table.meta[f"{name}_pixel_per_adu"] = options.flaws_of(name).factor(options.gain)
     with replacing(output / "truth.ecsv", overwrite=overwrite) as temporary:
         table.write(temporary, format="ascii.ecsv")
-    with replacing(output / "truth_mask.fits", overwrite=overwrite) as temporary:
+    with replacing_fits(output / "truth_mask.fits", overwrite=overwrite) as temporary:
         astropy.io.fits.HDUList(
             [
                 astropy.io.fits.PrimaryHDU(),

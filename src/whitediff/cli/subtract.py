@@ -13,7 +13,7 @@ from .align import METHODS
 from .console import OUTPUT_FILE, OddSize, Order, Place, common_options, limited_memory, stages
 from .decorrelate import correction_options, with_options
 from .detectors import each_detector, hdu_option
-from .reading import input_options
+from .reading import input_options, limit_options
 
 __all__ = [
     "FIT_OPTIONS",
@@ -247,6 +247,7 @@ def check_alignment(context: click.Context) -> None:
 @click.option("--compress", is_flag=True, help="Compress the output without loss; slow.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @common_options
+@limit_options
 def subtract(**options: Any) -> None:
     """Match the PSFs of two aligned images, subtract and decorrelate them.
 

@@ -25,7 +25,7 @@ from .archive.read import read_object
 from .difference import Difference, KernelElsewhereError, check_reproduced, kernel_doubt
 from .files import opened, split_extension
 from .hotpants.read import read_difference as _read_hotpants
-from .identify import Identity, identify
+from .identify import Identity, identify, missing_planes
 from .lsst import afw
 from .sfft.read import read_difference as _read_sfft
 from .solution import read_solution, solution_cards, solution_extras, write_solution
@@ -128,10 +128,17 @@ def read_exposure(
         mask_bits=mask_bits,
         saturation=saturation,
     )
-    with opened(file) as hdus:
+    with opened(file, checksums=box is None) as hdus:
         identity = identify(hdus)
         is_masked = "VARIANCE" in hdus and "MASK" in hdus
         is_whole = "JSON" in hdus
+        missing = (
+            [] if identity is None or extension is not None else missing_planes(hdus, identity)
+        )
+    if missing:
+        _log.warning(
+            "%s: has no %s, as files of its kind have; is it whole?", file, " and no ".join(missing)
+        )
     if identity is None:
         raise FileFormatError(f"{file}: has no HDU with an image.")
     if (identity.kind in ("kernel", "psf") and extension is None) or identity.format in (

@@ -19,6 +19,8 @@ from astropy.table import QTable, Table
 from ..errors import FileFormatError, one_line
 from ..outputs import replacing
 from .files import opened, split_extension
+from .finished import finish
+from .limits import check_table, current, regular
 from .tables import known_unit, unit_text
 
 __all__ = ["check_catalog_path", "read_catalog", "write_catalog", "write_regions"]
@@ -105,6 +107,8 @@ def write_catalog(table: Table, path: str | Path, overwrite: bool = False) -> No
     ]
     with replacing(path, overwrite=overwrite) as temporary:
         write(table, temporary)
+        if write is _write_fits:
+            finish(temporary)
 
 
 def read_catalog(path: str | Path) -> QTable:
@@ -128,17 +132,17 @@ def read_catalog(path: str | Path) -> QTable:
     """
     file, extension = split_extension(path)
     kind = _kind(file, _READ)
-    if not file.exists():
-        raise FileFormatError(f"{file}: no such file.")
-    if file.is_dir():
-        raise FileFormatError(f"{file}: is a directory; name a file.")
+    regular(file)
     if kind == "fits":
         return _read_fits(file, extension)
     if extension is not None:
         raise FileFormatError(f"{path}: only FITS files have extensions; name the file alone.")
     read: Callable[[Path], QTable] = _read_parquet if kind == "parquet" else _read_text
     try:
+        check_table(file)
         return read(file)
+    except FileFormatError:
+        raise
     except Exception as error:
         # The readers raise whatever they like for a damaged file.
         raise FileFormatError(
@@ -248,17 +252,26 @@ def _write_parquet(table: Table, path: Path) -> None:
         fields.append(
             pyarrow.field(name, array.type, metadata={k: v for k, v in about.items() if v})
         )
-    meta = {"meta": json.dumps(_serialisable(table.meta))}
+    # Pages have checksums; the names of the columns are there twice.
+    meta = {"meta": json.dumps(_serialisable(table.meta)), "columns": json.dumps(table.colnames)}
     pyarrow.parquet.write_table(
-        pyarrow.Table.from_arrays(arrays, schema=pyarrow.schema(fields, metadata=meta)), path
+        pyarrow.Table.from_arrays(arrays, schema=pyarrow.schema(fields, metadata=meta)),
+        path,
+        write_page_checksum=True,
     )
 
 
 def _read_parquet(path: Path) -> QTable:
     import pyarrow.parquet
 
-    read = pyarrow.parquet.read_table(path)
+    read = pyarrow.parquet.read_table(path, page_checksum_verification=current().checksums)
     table = QTable()
+    names = (read.schema.metadata or {}).get(b"columns")
+    if names is not None and json.loads(names) != read.column_names:
+        raise FileFormatError(
+            f"{path}: damaged: its columns are {', '.join(read.column_names)}, and were written as"
+            f" {', '.join(json.loads(names))}; copy or download it again."
+        )
     for field in read.schema:
         about = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}
         values = read.column(field.name).to_numpy()

@@ -21,7 +21,7 @@ from ..exposures.masks import flagged
 from ..exposures.model import Exposure
 from ..exposures.psf import psf_image
 from ..profiles import full_width_half_maximum
-from . import hotpants, plain, read_any, read_exposure, read_kernel, read_psf, sfft
+from . import hotpants, piff, plain, read_any, read_exposure, read_kernel, read_psf, sfft
 from .ccddata.recognise import FLAGS
 from .difference import Difference
 from .export import own_box
@@ -189,6 +189,10 @@ def describe(path: str | Path, *, kernel: str | Path | None = None) -> Descripti
 
 def _facts(path: str | Path, identity: Identity, kernel: str | Path | None) -> dict[str, str]:
     file, _ = split_extension(path)
+    if identity.format == "piff":
+        # What the file says; a model of it is made only where one is used.
+        with opened(file) as hdus:
+            return {"PSF": "unknown"} | piff.facts(hdus)
     if identity.kind == "psf":
         box = own_box(file) or _ANY
         return _psf_facts(read_psf(path, bounds=box), box)

@@ -26,6 +26,10 @@ _SEED = 20010828
 _SAME = 0.1
 """Scatter of the difference's deviation from what its kernel makes, over its own, to refuse."""
 
+_FAR_OFF, _MOST_FAR_OFF = 0.5, 0.05
+"""Deviation, over the difference's scatter, of a pixel that something else made, and the share of
+pixels that may be: a robust scatter does not see a third of them."""
+
 _OTHER_SUM = 0.02
 """Departure of the convolved image's part from what the kernel's sum says, to be told of."""
 _WRONG_SUM = 0.05
@@ -99,7 +103,8 @@ def check_reproduced(difference: Difference, science: Exposure, template: Exposu
     Raises
     ------
     DataError
-        If it is more than a tenth: with that kernel the noise cannot be whitened.
+        If it is more than a tenth, or more than one in twenty pixels are far from that: with that
+        kernel the noise cannot be whitened.
     """
     exposure, margin = difference.exposure, difference.margin
     ny, nx = exposure.shape
@@ -122,6 +127,16 @@ def check_reproduced(difference: Difference, science: Exposure, template: Exposu
             f"{exposure.source}: is not what its kernel makes of {science.source} and"
             f" {template.source}; it deviates from that by {deviation:.2g} of its own scatter. Are"
             " these the images that it was made of, before any convolution, and is the file whole?"
+        )
+    off = found[both] - made[both]
+    wrong = (
+        float(np.mean(np.abs(off - np.median(off)) > _FAR_OFF * scatter)) if scatter > 0 else 0.0
+    )
+    if wrong > _MOST_FAR_OFF:
+        raise DataError(
+            f"{exposure.source}: {100 * wrong:.0f}% of its pixels are not what its kernel makes of"
+            f" {science.source} and {template.source}; was it changed afterwards, and is the file"
+            " whole?"
         )
     return float(deviation)
 

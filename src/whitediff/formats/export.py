@@ -14,9 +14,9 @@ from lsst.images.psfs import PointSpreadFunction
 from ..errors import FileFormatError
 from ..exposures import kernels
 from ..exposures.psf import KernelPointSpreadFunction, as_kernel_psf, psf_image
-from ..outputs import replacing
 from . import identify, piff, psfex, read_exposure, read_kernel, read_psf, sfft
 from .files import opened, split_extension
+from .finished import replacing_fits
 from .headers import escaped
 from .stamps import kernel_hdus, psf_hdus
 
@@ -173,5 +173,5 @@ def write_stamps(
     if source:
         # A comment would have no room behind a long name.
         primary.header["WDKERN"] = escaped(source)
-    with replacing(path, overwrite=overwrite) as temporary:
+    with replacing_fits(path, overwrite=overwrite) as temporary:
         astropy.io.fits.HDUList([primary, *hdus]).writeto(temporary)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
-import lzma
+import dataclasses
+import logging
+import math
 import os
 import re
+import struct
+import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import astropy.io.fits
 import astropy.utils.exceptions
+from astropy.io.fits.hdu.compressed._compression import CfitsioException
 
 from ..errors import ArgumentError, DataError, FileFormatError, one_line
+from .blocks import Block, Survey, survey
+from .limits import current, regular
+from .parts import lost_parts
 from .remote import RemotePath, fetched, is_address
 
 __all__ = ["Extension", "opened", "split_extension"]
+
+_log = logging.getLogger("whitediff.formats")
 
 _WITH_EXTENSION = re.compile(r"(?P<path>.+)\[(?P<extension>[^\[\]]+)\]")
 
@@ -70,13 +78,16 @@ def _parsed(text: str) -> Extension:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[astropy.io.fits.HDUList]:
+def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HDUList]:
     """Open a FITS file, whole and readable.
 
     Parameters
     ----------
     path
         File.
+    checksums
+        Whether its checksums are verified, if `Limits.checksums` is set; False where only a part
+        of it is read.
 
     Yields
     ------
@@ -86,28 +97,43 @@ def opened(path: Path) -> Iterator[astropy.io.fits.HDUList]:
     Raises
     ------
     FileFormatError
-        If it does not exist, is not FITS, or is shorter than its headers say; also where
+        If it is no regular file, is not FITS, is shorter than its headers say, would take more
+        memory than `whitediff.formats.limits` allows, or differs from its checksums; also where
         astropy cannot read what the caller asks for.
     """
-    if not path.exists():
-        raise FileFormatError(f"{path}: no such file.")
-    if path.is_dir():
-        raise FileFormatError(f"{path}: is a directory, not a FITS file.")
+    regular(path)
     with warnings.catch_warnings():
         # Slips in headers that astropy repairs are not the user's news here; a file that
         # is too short is checked for below.
         warnings.simplefilter("ignore", astropy.utils.exceptions.AstropyWarning)
         try:
-            size = _readable_size(path)
+            found = _surveyed(path, sums=checksums and current().checksums)
+            for note in found.notes:
+                _log.warning("%s: %s", path, note)
             with astropy.io.fits.open(os.fspath(path)) as hdus:
-                _check_complete(path, hdus, size)
+                _check_complete(path, hdus, found.survey)
                 _check_cards(path, hdus)
+                lost = lost_parts(hdus)
+                if lost:
+                    _log.warning(
+                        "%s: has lost %s, which it was written with; it serves for what does not"
+                        " need that.",
+                        path,
+                        ", ".join(lost),
+                    )
+                if found.has_sized_tiles:
+                    _check_sized_tiles(path)
                 yield hdus
         except (FileFormatError, ArgumentError, DataError):
             raise
         except PermissionError as error:
             raise FileFormatError(
                 f"{path}: permission denied; ask its owner to let you read it."
+            ) from error
+        except (CfitsioException, zlib.error) as error:
+            raise FileFormatError(
+                f"{path}: damaged: a compressed image cannot be unpacked ({one_line(error)}); copy"
+                " or download it again."
             ) from error
         except (
             OSError,
@@ -121,6 +147,7 @@ def opened(path: Path) -> Iterator[astropy.io.fits.HDUList]:
             NameError,
             ArithmeticError,
             RuntimeError,
+            struct.error,
             astropy.io.fits.VerifyError,
         ) as error:
             # astropy raises any of these for a header that is damaged.
@@ -130,33 +157,91 @@ def opened(path: Path) -> Iterator[astropy.io.fits.HDUList]:
             ) from error
 
 
-_OPENERS: tuple[tuple[bytes, Callable[..., Any]], ...] = (
-    (b"\x1f\x8b", gzip.open),
-    (b"BZh", bz2.open),
-    (b"\xfd7zXZ\x00", lzma.open),
-)
+@dataclasses.dataclass(frozen=True)
+class _Surveyed:
+    """A walk through a file, and what is to be told of it."""
+
+    survey: Survey
+    notes: tuple[str, ...]
+    has_sized_tiles: bool
 
 
-def _readable_size(path: Path) -> int:
-    """Size of a file once unpacked; reads packed ones to their end, where the checksum is."""
-    with path.open("rb") as stream:
-        magic = stream.read(6)
-    for signature, opener in _OPENERS:
-        if magic.startswith(signature):
-            size = 0
-            try:
-                with opener(path) as unpacked:
-                    while block := unpacked.read(1 << 22):
-                        size += len(block)
-            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-                raise FileFormatError(
-                    f"{path}: truncated or damaged ({one_line(error)}); copy or download it again."
-                ) from error
-            return size
-    return path.stat().st_size
+_RACE = 100_000_000
+"""Nanoseconds within which a file may change twice and have the same time."""
+
+_known: dict[tuple[Any, ...], _Surveyed] = {}
+_MOST_KNOWN = 256
 
 
-def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, size: int) -> None:
+def _surveyed(path: Path, *, sums: bool) -> _Surveyed:
+    """Walk through a file, once for as long as it stays the same."""
+    stat = path.stat()
+    key = (
+        *(os.fspath(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns),
+        *(stat.st_ctime_ns, current().max_memory),
+    )
+    for one in (True, False) if not sums else (True,):
+        if (*key, one) in _known:
+            return _known[(*key, one)]
+    found = survey(path, sums=sums)
+    notes = tuple(_checked_sums(path, found.blocks)) if sums else ()
+    sized = any(block.cards.get("ZCMPTYPE") == "HCOMPRESS_1" for block in found.blocks)
+    result = _Surveyed(found, notes, sized)
+    if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _RACE:
+        while len(_known) >= _MOST_KNOWN:
+            _known.pop(next(iter(_known)), None)
+        _known[(*key, sums)] = result
+    return result
+
+
+def _checked_sums(path: Path, blocks: Iterable[Block]) -> Iterator[str]:
+    """Refuse data that differ from their checksum; yields what is to be told of headers."""
+    for block in blocks:
+        if block.data_sum is None:
+            continue
+        said = str(block.cards.get("DATASUM", "")).strip()
+        if said.isdigit() and int(said) != block.data_sum:
+            raise FileFormatError(
+                f"{path}: damaged, or changed by a program that left DATASUM as it was: the data of"
+                f" {block.name} differ from their checksum; copy or download it again"
+                " (--no-checksums reads it all the same)."
+            )
+        is_told = str(block.cards.get("CHECKSUM") or "").strip("0 ") != ""
+        if is_told and block.total_sum not in (0, (1 << 32) - 1):
+            yield (
+                f"the header of {block.name} differs from its checksum: it was edited by a program"
+                " that left CHECKSUM as it was, or is damaged."
+            )
+
+
+def _check_sized_tiles(path: Path) -> None:
+    """Compare sizes within the tiles of HCOMPRESS, to which its program would unpack them."""
+    with astropy.io.fits.open(os.fspath(path), disable_image_compression=True) as hdus:
+        for hdu in hdus[1:]:
+            header = hdu.header
+            if header.get("ZCMPTYPE") != "HCOMPRESS_1":
+                continue
+            most = math.prod(header.get(f"ZTILE{axis + 1}", 1) for axis in range(header["ZNAXIS"]))
+            for row in hdu.data["COMPRESSED_DATA"]:
+                start = bytes(row[:10])
+                if not start:
+                    continue
+                sides = struct.unpack(">2i", start[2:10]) if len(start) == 10 else (0, 0)
+                if min(sides) < 1 or sides[0] * sides[1] > most:
+                    raise FileFormatError(
+                        f"{path}: damaged: a tile of {hdu.name or 'an HDU'} says that it has"
+                        f" {sides[0]} x {sides[1]} pixels, and tiles have {most}; copy or download"
+                        " it again."
+                    )
+
+
+def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, found: Survey) -> None:
+    size = found.size
+    if len(found.blocks) != len(hdus):
+        raise FileFormatError(
+            f"{path}: damaged: has {len(found.blocks)} HDUs with a whole header, and what follows"
+            " them is none; copy or download it again."
+        )
     end = 0
     gaps: list[tuple[str, int, int]] = []
     for hdu in hdus:  # reads all headers
@@ -181,8 +266,14 @@ def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, size: int) -> Non
                 f" file has {size}; copy or download it again."
             )
         gaps.append((name, data_end, end))
-    if path.stat().st_size != size:
-        return  # what is packed has a checksum
+    if found.is_packed:
+        # What lies behind the HDUs was seen on the way.
+        if found.behind and len(found.blocks) == len(hdus):
+            raise FileFormatError(
+                f"{path}: damaged: {found.behind} bytes behind its last HDU ({gaps[-1][0]}) are no"
+                " HDU; copy or download it again."
+            )
+        return
     # A header that says too little or too much leaves data where there should be none.
     with path.open("rb") as stream:
         for name, start, stop in gaps:

@@ -10,7 +10,7 @@ import astropy.io.fits
 from . import archive, ccddata, hotpants, piff, plain, psfex, sfft
 from .lsst import afw
 
-__all__ = ["Identity", "identify"]
+__all__ = ["Identity", "identify", "missing_planes"]
 
 type Kind = Literal["image", "difference", "kernel", "psf", "other"]
 
@@ -83,3 +83,30 @@ def identify(hdus: astropy.io.fits.HDUList) -> Identity | None:
         stamps = plain.stamps(hdus)
         return Identity("plain", stamps or "image", f"FITS ({stamps})" if stamps else "FITS")
     return None
+
+
+_MASKED = ("masked_image", "visit_image", "difference_image", "cell_coadd")
+
+
+def missing_planes(hdus: astropy.io.fits.HDUList, identity: Identity) -> list[str]:
+    """Planes that files of a kind have, and this one has not.
+
+    Parameters
+    ----------
+    hdus
+        HDUs of a file.
+    identity
+        What it is.
+
+    Returns
+    -------
+    names
+        ``MASK``, ``VARIANCE``; of HOTPANTS ``mask``, ``noise``, if its command asked for them.
+    """
+    if identity.format == "lsst.afw" or (
+        identity.format == "lsst.images" and archive.recognise(hdus) in _MASKED
+    ):
+        return [name for name in ("MASK", "VARIANCE") if name not in hdus]
+    if (identity.format, identity.kind) == ("hotpants", "difference"):
+        return hotpants.missing_layers(hdus)
+    return []

@@ -21,10 +21,11 @@ from ..exposures.psf import KernelPointSpreadFunction
 from ..exposures.solution import Solution
 from ..matching.stamp import KernelError
 from ..noise import NoiseCovariance
-from ..outputs import replacing
 from ..registration.transformation import Affine, Correction, Displacements
 from .files import opened, split_extension
+from .finished import replacing_fits
 from .headers import escaped, pixel_origin
+from .parts import check_parts
 from .stamps import (
     background_hdu,
     find_hdu,
@@ -55,6 +56,16 @@ _DEFECTS = {
     "WDBADPIX": ("bad_pixels", "bad pixels were looked for"),
     "WDTRAILS": ("trails", "trails were looked for"),
 }
+_NEEDED = (
+    *("BACKGROUND", "PRECONVOLUTION", "REGISTRATION"),
+    *(
+        f"{name}{rest}"
+        for name in ("KERNEL", "INPUT_PSF", "SCIENCE_NOISE", "TEMPLATE_NOISE")
+        for rest in ("", "_COEFFICIENTS")
+    ),
+)
+"""Extensions without which a product is not made again as it was."""
+
 _MEASURED = ("WDSVAR", "WDTVAR")
 _BOX = ("WDBOXX0", "WDBOXX1", "WDBOXY0", "WDBOXY1")
 _NOISE_CARDS = {
@@ -247,7 +258,7 @@ def write_solution(
             hdus.append(table_hdu(extra, name))
         else:
             hdus.append(astropy.io.fits.ImageHDU(extra, name=name))
-    with replacing(Path(path), overwrite=overwrite) as temporary:
+    with replacing_fits(Path(path), overwrite=overwrite) as temporary:
         astropy.io.fits.HDUList(hdus).writeto(temporary)
 
 
@@ -287,6 +298,7 @@ def read_solution(path: str | Path) -> Solution:
                 f"{file}: is no difference or score of whitediff subtract that it could be made"
                 f" again from (it lacks {', '.join(missing) or 'WDTASK = subtract'})."
             )
+        check_parts(hdus, _NEEDED, file)
         background_hdu = find_hdu(hdus, ("BACKGROUND",))
         box = _box(hdus, background_hdu, file)
         kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=box, path=str(file))

@@ -364,9 +364,14 @@ def read_psf_hdus(
     Raises
     ------
     FileFormatError
-        If shapes do not fit or the coefficients are missing.
+        If shapes do not fit, the coefficients are missing, or it is no PSF.
     """
     header = image_hdu.header
+    if not (np.isfinite(image_hdu.data).all() and np.any(image_hdu.data)):
+        raise FileFormatError(
+            f"{path}: the images of its {image_hdu.name or 'PSF'} are not finite, or nothing but 0;"
+            " copy or download it again."
+        )
     position = (header["XAVERAGE"], header["YAVERAGE"]) if "XAVERAGE" in header else None
     return KernelPointSpreadFunction(
         read_kernel_hdus(hdus, image_hdu, bounds=bounds, path=path),

@@ -124,7 +124,7 @@ class ExposureFormatter(_OwnFormatter):
 
 def _one_pixel(path: str) -> Box | None:
     """A pixel of an archive, with which everything else comes; None where it takes all of it."""
-    with opened(Path(path)) as hdus:
+    with opened(Path(path), checksums=False) as hdus:
         if not {"IMAGE", "MASK", "VARIANCE", "JSON"} <= {hdu.name for hdu in hdus}:
             return None
         start = pixel_origin(hdus["IMAGE"].header, path)

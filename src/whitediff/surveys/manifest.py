@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import ArgumentError, FileFormatError, WhitediffError, one_line
 from ..exposures.catalog import check_zero_point
 from ..formats.files import split_extension
+from ..formats.limits import check_table
 from ..reading import option_names, reading_options
 
 __all__ = [
@@ -111,7 +112,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     FileFormatError
         If the file does not exist, is none of these, or has no rows.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FileFormatError(f"{path}: no such file; a manifest is a table with one pair a row.")
     readers: dict[str, Callable[[Path], Iterable[Mapping[str, Any]]]] = {
         ".csv": _csv_rows,
@@ -125,6 +126,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
             f"{path}: a manifest's name must end in .csv, .ecsv or .parquet, which says what it is."
         )
     try:
+        check_table(path)
         rows = [_texts(row) for row in reader(path)]
     except WhitediffError:
         raise

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..diagnostics.plots import plot_batch
 from ..errors import ArgumentError, FileFormatError, OutputExistsError
+from ..formats.limits import current
 from ..outputs import replacing
 from .batch import ClusterOptions, connected, work_through
 from .journal import Journal, Record, exclusive
@@ -162,6 +163,7 @@ def _orders(
             threads=options.cluster.threads,
             memory=options.memory,
             whiteness=options.whiteness,
+            limits=current(),
         )
 
 

@@ -30,6 +30,7 @@ from ..exposures import masks
 from ..exposures.model import Exposure
 from ..exposures.psf import psf_image
 from ..formats.files import split_extension
+from ..formats.limits import Limits, within
 from ..memory import limited_memory, return_freed_memory
 from ..messages import OnceEach
 from ..runs.subtract import Written, run_subtraction
@@ -88,6 +89,8 @@ class Order:
         Measure how white the products are.
     version
         Of whitediff where the order was given.
+    limits
+        How far files are trusted.
     """
 
     item: Item
@@ -96,6 +99,7 @@ class Order:
     memory: int | None = None
     whiteness: bool = True
     version: str = __version__
+    limits: Limits = dataclasses.field(default_factory=Limits)
 
 
 def process(order: Order) -> Record:
@@ -117,7 +121,7 @@ def process(order: Order) -> Record:
     with _ONE_AT_A_TIME:
         return_freed_memory()
         use_threads(order.threads)
-        with threadpoolctl.threadpool_limits(order.threads):
+        with threadpoolctl.threadpool_limits(order.threads), within(order.limits):
             return _process(order)
 
 

@@ -11,7 +11,7 @@ from lsst.images.psfs import GaussianPointSpreadFunction, PiffWrapper, PointSpre
 
 from ...errors import ArgumentError, FileFormatError, WhitediffError, one_line
 from ...exposures.model import Exposure
-from ...outputs import replacing
+from ..finished import replacing_fits
 from ..piff.write import as_piff
 from .read import read_object
 
@@ -138,7 +138,7 @@ def write_object(
     ]
     if lost:
         _log.warning("%s: a %s has no place for the %s.", path, kind, " and ".join(lost))
-    with replacing(path, overwrite=overwrite) as temporary:
+    with replacing_fits(path, overwrite=overwrite) as temporary:
         try:
             obj.write(str(temporary))
         except WhitediffError:

@@ -34,6 +34,7 @@ from ..stamps import (
     read_noise_hdus,
     read_psf_hdus,
 )
+from .trusted import check_archive, check_schema
 
 __all__ = ["read", "read_object"]
 
@@ -58,6 +59,8 @@ def read_object(path: Path) -> Any:
     FileFormatError
         If it cannot be read.
     """
+    with opened(path) as hdus:
+        check_archive(hdus, path)
     try:
         return lsst.images.serialization.read_archive(os.fspath(path), format="fits")
     except Exception as error:
@@ -88,7 +91,9 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
     ArgumentError
         If the box is not inside.
     """
-    with opened(path) as hdus:
+    # Of a part of the image, the rest is not read.
+    with opened(path, checksums=box is None) as hdus:
+        check_schema(hdus, path)
         obj, whole = _plain_masked_image(path, hdus, box)
         if obj is None:
             obj = read_object(path)

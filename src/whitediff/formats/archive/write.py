@@ -30,9 +30,10 @@ from lsst.images.fits import (
 from ...exposures.model import Exposure
 from ...exposures.psf import KernelPointSpreadFunction, as_kernel_psf
 from ...noise import NoiseCovariance
-from ...outputs import replacing
 from ...planes import filled
+from ..finished import RESERVED, replacing_fits
 from ..headers import escaped, observation_header, storable, wcs_cards, without_provenance
+from ..parts import KEYWORD, listed
 from ..planes import native
 from ..stamps import NOISE, background_hdu, kernel_hdus, noise_hdus, psf_hdus
 from ..tables import table_hdu
@@ -45,6 +46,7 @@ type Array = npt.NDArray[Any]
 type Extra = Array | KernelPointSpreadFunction | astropy.table.Table
 type CardValue = str | int | float | bool | None
 _PLANES = ("image", "mask", "variance")
+_ARCHIVE = ("IMAGE", "MASK", "VARIANCE", "JSON", "INDEX")
 _FILLER = "whitediff reserves this card"
 
 
@@ -109,21 +111,25 @@ def write(
             if value is None or (isinstance(value, float) and not math.isfinite(value)):
                 continue  # FITS has neither; what is unknown is left out
             header.set(keyword, escaped(value) if isinstance(value, str) else value, comment)
+        header.set(KEYWORD, listed([*_ARCHIVE, *(hdu.name for hdu in further)]))
+        for keyword, (text, comment) in RESERVED.items():
+            header.set(keyword, text, comment)
 
+    further = _extra_hdus(exposure) + _further_hdus(exposure, extras or {}, sky_cards)
     options = {name: FitsCompressionOptions.DEFAULT if compress else None for name in _PLANES}
-    with replacing(path, overwrite=overwrite) as temporary:
+    with replacing_fits(path, overwrite=overwrite) as temporary:
         _write_archive(exposure.masked_image, temporary, options, opaque, update_primary)
         approximate = exposure.masked_image.fits_wcs
         written = set() if approximate is None else set(approximate.to_header(relax=True))
         _replace_cards(temporary, "IMAGE", list(image_header.cards), written)
         for name in ("MASK", "VARIANCE"):
             _replace_cards(temporary, name, sky_cards, written)
-        _append(temporary, _extra_hdus(exposure) + _further_hdus(exposure, extras or {}, sky_cards))
+        _append(temporary, further)
 
 
 def _filler(cards: Iterable[astropy.io.fits.Card]) -> astropy.io.fits.Header:
-    """As many lines as some cards need, long strings included, and two more."""
-    lines = sum(len(str(card)) // 80 for card in cards) + 2
+    """As many lines as some cards need, long strings included, two more, and two for checksums."""
+    lines = sum(len(str(card)) // 80 for card in cards) + 4
     return astropy.io.fits.Header([("COMMENT", _FILLER)] * lines)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import ArgumentError
 from ...exposures.model import Exposure
 from ...exposures.psf import as_kernel_psf
-from ...outputs import replacing
+from ..finished import replacing_fits
 from ..headers import escaped, storable, without_provenance
 from ..stamps import background_hdu, kernel_hdus, psf_hdus
 from .convert import UncertaintyKind, to_ccddata
@@ -88,5 +88,5 @@ def write(
             text = escaped(value) if isinstance(value, str) else value
             # A comment would have no room behind a long name.
             hdus[0].header[keyword] = (text, comment) if len(str(text)) < 20 else text
-    with replacing(path, overwrite=overwrite) as temporary:
+    with replacing_fits(path, overwrite=overwrite) as temporary:
         hdus.writeto(temporary)

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from pathlib import Path
 
+from ..limits import leads_to
+
 __all__ = ["Command"]
 
 _VALUES = {"gd": 4, "rkw": 2}
@@ -151,7 +153,7 @@ class Command:
         return stamp // 2
 
     def beside(self, name: str, path: Path) -> Path | None:
-        """File of an option, where it lies beside another one or where the command says.
+        """File of an option, where it lies beside another one, or below, or may lead elsewhere.
 
         Parameters
         ----------
@@ -168,10 +170,7 @@ class Command:
         value = self.text(name)
         if value is None:
             return None
-        for candidate in (path.parent / Path(value).name, path.parent / value):
-            if candidate.is_file():
-                return candidate
-        return None
+        return leads_to(value, path)[0]
 
     def disagreement(
         self,

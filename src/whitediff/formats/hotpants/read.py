@@ -22,6 +22,7 @@ from ...planes import filled
 from .. import plain
 from ..difference import Difference, KernelElsewhereError
 from ..files import Extension, opened
+from ..limits import leads_to
 from .command import Command
 from .recognise import kernel_table, layer, recognise
 from .solution import Direction, HotpantsRegion, HotpantsSolution, sums_agree, widened
@@ -91,9 +92,9 @@ def read_solution(path: Path, *, kernel_path: Path | None = None) -> HotpantsSol
 
 def _kernel_beside(header: astropy.io.fits.Header, path: Path) -> Path:
     name = header.get("KERFILE")
-    for candidate in () if not isinstance(name, str) else (Path(name).name, name):
-        if (path.parent / candidate).is_file():
-            return path.parent / candidate
+    found = leads_to(name, path)[0] if isinstance(name, str) else None
+    if found is not None:
+        return found
     raise KernelElsewhereError(
         f"{path}: is a difference of HOTPANTS without its kernel"
         + (f"; {name!r}, which it names, is not beside it" if isinstance(name, str) else "")

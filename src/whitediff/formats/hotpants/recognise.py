@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import astropy.io.fits
 
-__all__ = ["kernel_table", "layer", "recognise"]
+from .command import Command
+
+__all__ = ["kernel_table", "layer", "missing_layers", "recognise"]
 
 _TABLE = "Convolution Kernel Information"
 _LAYERS = {
@@ -55,6 +57,28 @@ def layer(hdu: astropy.io.fits.hdu.base._BaseHDU) -> str | None:
     """
     title = hdu.header.get("OBJECT")
     return _LAYERS.get(title.strip()) if isinstance(title, str) else None
+
+
+def missing_layers(hdus: astropy.io.fits.HDUList) -> list[str]:
+    """Layers that a difference's command asked for, and that are not in its file.
+
+    Parameters
+    ----------
+    hdus
+        HDUs of a difference.
+
+    Returns
+    -------
+    names
+        ``noise`` and ``mask``, as far as they are missing.
+    """
+    command = Command.parse(str(hdus[0].header.get("DIFFCMD", "")))
+    found = {layer(hdu) for hdu in hdus[1:]}
+    return [
+        name
+        for name, option in (("noise", "nim"), ("mask", "ndm"))
+        if not command.options.keys().isdisjoint({option, "allm"}) and f"{name} image" not in found
+    ]
 
 
 def kernel_table(hdus: astropy.io.fits.HDUList) -> astropy.io.fits.BinTableHDU | None:

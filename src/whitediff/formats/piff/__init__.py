@@ -1,6 +1,6 @@
 """PSF models of Piff."""
 
 from .read import read
-from .recognise import fitted_range, recognise
+from .recognise import facts, fitted_range, recognise
 
-__all__ = ["fitted_range", "read", "recognise"]
+__all__ = ["facts", "fitted_range", "read", "recognise"]

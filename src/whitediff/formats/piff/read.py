@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,11 @@ from ...errors import ArgumentError, FileFormatError, one_line
 from ...exposures.psf import KernelPointSpreadFunction, sampled_psf
 from ..files import Extension, opened
 from .recognise import recognise
+from .tables import TrustedReader
 
 __all__ = ["read"]
 
 type Array = npt.NDArray[Any]
-
-_log = logging.getLogger("whitediff.formats")
 
 _SIDE = 49
 _LARGEST_SIDE = 301
@@ -33,7 +30,7 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
     Parameters
     ----------
     path
-        File.  It contains a pickle, as all files of Piff do: read only what you trust.
+        File.  It contains pickles, as all files of Piff do, of which nothing is executed.
     extension
         Number of the detector (Piff's chipnum), where a file has several.
     bounds
@@ -47,7 +44,8 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
     Raises
     ------
     FileFormatError
-        If Piff is missing or cannot read it, or if it depends on more than the position.
+        If Piff is missing or cannot read it, if it names anything that is not on the lists of
+        `whitediff.formats.piff.trusted`, or if it depends on more than the position.
 
     Notes
     -----
@@ -58,21 +56,26 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
         if recognise(hdus) is None:
             raise FileFormatError(f"{path}: is no model of Piff.")
         side = _stamp_side(hdus)
-    try:
-        piff = importlib.import_module("piff")
-    except ImportError as error:
-        raise FileFormatError(
-            f"{path}: is a PSF of Piff, which is not installed; install whitediff[piff]."
-        ) from error
-    try:
-        model = piff.read(os.fspath(path))
-        chips = sorted(model.wcs)
-        extra = set(model.interp_property_names) - {"x", "y", "u", "v"}
-    except Exception as error:
-        # Piff raises whatever its parts raise.
-        raise FileFormatError(
-            f"{path}: cannot be read by Piff ({one_line(error)}); is it complete?"
-        ) from error
+        try:
+            piff = importlib.import_module("piff")
+            config = importlib.import_module("piff.config")
+        except ImportError as error:
+            raise FileFormatError(
+                f"{path}: is a PSF of Piff, which is not installed; install whitediff[piff]."
+            ) from error
+        try:
+            # Piff is given tables that were looked at, and never the file.
+            reader = TrustedReader(hdus, path)
+            model = piff.PSF._read(reader, "psf", config.PiffLogger(None))
+            chips = sorted(model.wcs)
+            extra = set(model.interp_property_names) - {"x", "y", "u", "v"}
+        except FileFormatError:
+            raise
+        except Exception as error:
+            # Piff raises whatever its parts raise.
+            raise FileFormatError(
+                f"{path}: cannot be read by Piff ({one_line(error)}); is it complete?"
+            ) from error
     if extra:
         raise FileFormatError(
             f"{path}: its PSF depends on {', '.join(sorted(extra))}; only models of the position"

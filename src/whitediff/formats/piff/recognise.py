@@ -5,7 +5,7 @@ from __future__ import annotations
 import astropy.io.fits
 import numpy as np
 
-__all__ = ["fitted_range", "recognise"]
+__all__ = ["facts", "fitted_range", "recognise"]
 
 
 def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
@@ -64,3 +64,36 @@ def fitted_range(
                     (float(y.min()) - 1, float(y.max()) - 1),
                 )
     return None
+
+
+def facts(hdus: astropy.io.fits.HDUList) -> dict[str, str]:
+    """What a file of Piff says of its model, without the model being made.
+
+    Parameters
+    ----------
+    hdus
+        HDUs of a file.
+
+    Returns
+    -------
+    facts
+        What → in words: its parts, the detectors, and the stars that it was fitted to.
+    """
+    found: dict[str, str] = {}
+    for hdu in hdus[1:]:
+        if not isinstance(hdu, astropy.io.fits.BinTableHDU):
+            continue
+        name, columns = hdu.name.lower(), [str(column) for column in hdu.columns.names]
+        if name.endswith(("_model", "_interp")) and "type" in columns and len(hdu.data):
+            settings = [
+                f"{column} {hdu.data[column][0]}"
+                for column in columns
+                if column in ("size", "scale", "order") and np.ndim(hdu.data[column][0]) == 0
+            ]
+            what = "PSF" if name.endswith("_model") else "interpolation"
+            found.setdefault(what, ", ".join([str(hdu.data["type"][0]), *settings]))
+        elif name == "psf_wcs" and "chipnums" in columns:
+            found["detectors"] = ", ".join(str(n) for n in np.asarray(hdu.data["chipnums"])[:20])
+        elif name == "psf_stars":
+            found["fitted to"] = f"{len(hdu.data)} stars"
+    return found

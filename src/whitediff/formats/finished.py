@@ -1,0 +1,151 @@
+"""The last step of writing a FITS file: the list of its parts, and the checksum of each."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import astropy.io.fits
+
+from ..outputs import replacing
+from .blocks import BLOCK, CARD, Block, datasum, encoded_sum, survey
+from .parts import KEYWORD, listed
+
+__all__ = ["RESERVED", "finish", "replacing_fits"]
+
+_END = b"END".ljust(CARD)
+_CHUNK = BLOCK * 512
+_SUMS = ("CHECKSUM", "DATASUM")
+_NO_SUM = "0" * 16
+
+RESERVED: dict[str, tuple[str, str]] = {
+    "CHECKSUM": (_NO_SUM, "HDU checksum"),
+    "DATASUM": ("0", "data unit checksum"),
+}
+"""Cards that a header needs room for, where its HDU cannot move."""
+
+
+@contextlib.contextmanager
+def replacing_fits(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Write a FITS file under a temporary name; finish it and move it into place when complete.
+
+    Parameters
+    ----------
+    path
+        Output.
+    overwrite
+        Whether an existing file may be replaced.
+
+    Yields
+    ------
+    temporary
+        Path to write to, as of `whitediff.outputs.replacing`.
+
+    Raises
+    ------
+    OutputExistsError, FileFormatError
+        If it cannot be written.
+    """
+    with replacing(path, overwrite=overwrite) as temporary:
+        yield temporary
+        finish(temporary)
+
+
+def finish(path: Path) -> None:
+    """Add the list of its parts to a file, and a checksum to each HDU, in one pass.
+
+    Parameters
+    ----------
+    path
+        FITS file that was just written.
+
+    Notes
+    -----
+    Cards are put where headers have room for them.  An HDU moves only where there is none, and
+    never in an archive, which knows its addresses: its writer reserves the room.
+    """
+    blocks = survey(path, sums=False).blocks
+    names = [str(block.cards.get("EXTNAME") or "") for block in blocks[1:]]
+    with path.open("r+b") as stream:
+        is_archive = b"JSONADDR=" in _header(stream, blocks[0])
+        moved = 0
+        for number, block in enumerate(blocks):
+            raw = bytearray(_read(stream, block.start + moved, block.data_start - block.start))
+            wanted = dict(RESERVED)
+            if number == 0 and KEYWORD not in block.cards and listed(names):
+                wanted = {KEYWORD: (listed(names), ""), **RESERVED}
+            cards = _with_cards(raw, wanted)
+            if len(cards) > len(raw):
+                if is_archive:
+                    continue
+                _insert(stream, block.data_start + moved, len(cards) - len(raw))
+                moved += len(cards) - len(raw)
+            _sum_up(stream, block, block.start + moved - (len(cards) - len(raw)), cards)
+
+
+def _header(stream: BinaryIO, block: Block) -> bytes:
+    return _read(stream, block.start, block.data_start - block.start)
+
+
+def _read(stream: BinaryIO, start: int, size: int) -> bytes:
+    stream.seek(start)
+    return stream.read(size)
+
+
+def _with_cards(raw: bytearray, wanted: dict[str, tuple[str, str]]) -> bytearray:
+    """Header with some cards at its end, in the room of blank cards, or a block longer."""
+    lines = [bytes(raw[i : i + CARD]) for i in range(0, len(raw), CARD)]
+    lines = lines[: lines.index(_END)]
+    lines = [line for line in lines if line[:8].decode("latin1").rstrip() not in wanted]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    for keyword, (value, comment) in wanted.items():
+        text = str(astropy.io.fits.Card(keyword, value, comment)).encode("ascii")
+        lines += [text[i : i + CARD] for i in range(0, len(text), CARD)]
+    size = max(len(raw), math.ceil((len(lines) + 1) * CARD / BLOCK) * BLOCK)
+    # Blank cards, not blank bytes behind END: readers stop at the block that holds END.
+    lines += [b" " * CARD] * ((size - BLOCK) // CARD - len(lines))
+    return bytearray((b"".join(lines) + _END).ljust(size))
+
+
+def _insert(stream: BinaryIO, start: int, size: int) -> None:
+    """Move all from a place on towards the end of the file."""
+    end = stream.seek(0, 2)
+    while end > start:
+        begin = max(start, end - _CHUNK)
+        chunk = _read(stream, begin, end - begin)
+        stream.seek(begin + size)
+        stream.write(chunk)
+        end = begin
+
+
+def _sum_up(stream: BinaryIO, block: Block, start: int, header: bytearray) -> None:
+    """Write a header with the sums of its HDU."""
+    stop = start + len(header) + (block.stop - block.data_start)
+    stream.seek(start + len(header))
+    total, place = 0, start + len(header)
+    while place < stop and (chunk := stream.read(min(_CHUNK, stop - place))):
+        total = _added(total, datasum(chunk))
+        place += len(chunk)
+    _set(header, "DATASUM", str(total))
+    _set(header, "CHECKSUM", encoded_sum(_added(total, datasum(header))))
+    stream.seek(start)
+    stream.write(header)
+
+
+def _set(header: bytearray, keyword: str, value: str) -> None:
+    card = astropy.io.fits.Card(keyword, value, RESERVED[keyword][1])
+    start = next(
+        i for i in range(0, len(header), CARD) if header[i : i + 8] == keyword.ljust(8).encode()
+    )
+    header[start : start + CARD] = str(card).encode("ascii")
+
+
+def _added(one: int, other: int) -> int:
+    total: Any = one + other
+    while total >> 32:
+        total = (total & 0xFFFFFFFF) + (total >> 32)
+    return int(total)

@@ -1,0 +1,264 @@
+"""Unpickling of what is on a list, and of nothing else.
+
+Python's own unpickler calls whatever a pickle names.  This one makes instances of admitted
+classes without their constructors, as pickles of today's protocols do, and calls a handful of
+NumPy's functions with arguments that were looked at.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...errors import FileFormatError, one_line
+from .trusted import CLASSES, FUNCTIONS
+
+__all__ = ["unpickled"]
+
+_OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+_LONGEST = 1 << 24
+
+
+def unpickled(data: bytes, where: str) -> Any:
+    """Object from a pickle that holds admitted classes only.
+
+    Parameters
+    ----------
+    data
+        Pickle, of any protocol.
+    where
+        File and part, for messages.
+
+    Returns
+    -------
+    obj
+        Its content.
+
+    Raises
+    ------
+    FileFormatError
+        If it names anything that is not on the list of `whitediff.formats.piff.trusted`, or is
+        damaged.
+    """
+    if len(data) > _LONGEST:
+        raise FileFormatError(f"{where}: a pickle of {len(data)} bytes is none of Piff.")
+    try:
+        return _Unpickler(io.BytesIO(data), where).load()
+    except FileFormatError:
+        raise
+    except Exception as error:
+        # Damaged pickles fail wherever they fail.
+        raise FileFormatError(
+            f"{where}: its pickle cannot be read ({one_line(error)}); is the file whole?"
+        ) from error
+
+
+class _Function:
+    """Stands for a function, so that nothing but a call that was looked at is possible."""
+
+    def __init__(self, name: str, work: Callable[..., Any]) -> None:
+        self.name, self.work = name, work
+
+
+def _is_plain(dtype: Any) -> bool:
+    """Whether a type is one of numbers."""
+    return isinstance(dtype, np.dtype) and dtype.kind in "biufc"
+
+
+def _array(subtype: Any, shape: Any, dtype: Any) -> Any:
+    """Empty array, whose state follows: its pickle says no size here."""
+    if subtype is not np.ndarray or shape != (0,):
+        raise ValueError("it makes no array")
+    return np.ndarray(shape, dtype)
+
+
+def _scalar(dtype: Any, value: Any = None) -> Any:
+    if not _is_plain(dtype) or not isinstance(value, bytes | str):
+        raise ValueError("it makes no number")
+    raw = value.encode("latin1") if isinstance(value, str) else value
+    return np.frombuffer(raw, dtype, 1)[0]
+
+
+def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
+    if not _is_plain(dtype) or axes is not None:
+        raise ValueError("it makes no array of numbers")
+    return np.frombuffer(bytes(buffer), dtype).reshape(shape, order=order).copy()
+
+
+def _encoded(text: Any, encoding: Any = "latin1") -> Any:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise ValueError("it encodes no text")
+    return text.encode("latin1")
+
+
+def _instance(cls: Any, base: Any, state: Any) -> Any:
+    if base is not object or state is not None:
+        raise ValueError("it makes no plain instance")
+    return _made(cls)
+
+
+def _made(cls: Any, *arguments: Any) -> Any:
+    """Instance of an admitted class, its constructor left alone."""
+    if not isinstance(cls, type):
+        raise ValueError("it makes an instance of no class")
+    if cls is np.ndarray or (arguments and cls not in (tuple, float, int, complex)):
+        raise ValueError(f"it makes a {cls.__name__} of {len(arguments)} arguments")
+    return cls.__new__(cls, *arguments)
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "_reconstruct": _array,
+    "scalar": _scalar,
+    "_frombuffer": _from_buffer,
+    "encode": _encoded,
+    "_reconstructor": _instance,
+}
+
+
+def _called(function: Any, arguments: Any) -> Any:
+    """Result of a call, for which few things are admitted."""
+    if not isinstance(arguments, tuple):
+        raise ValueError("it calls something with no arguments' tuple")
+    if isinstance(function, _Function):
+        return function.work(*arguments)
+    if function is np.dtype:
+        if not arguments or not isinstance(arguments[0], str):
+            raise ValueError("it makes no type of numbers")
+        return np.dtype(arguments[0])
+    name = getattr(function, "__name__", "")
+    if (
+        name == "Shear"
+        and len(arguments) == 1
+        and isinstance(arguments[0], complex | np.complex128)
+    ):
+        # Shears are made of one complex number.
+        return function(arguments[0])
+    if function is complex and all(isinstance(n, int | float) for n in arguments):
+        return complex(*arguments)
+    if name == "OrderedDict" and not arguments:
+        return function()
+    if name == "defaultdict" and (not arguments or arguments == (list,)):
+        return function(*arguments)
+    if function in (set, list, dict) and len(arguments) <= 1:
+        if any(not isinstance(n, list | tuple | dict) for n in arguments):
+            raise ValueError("it makes a container of something else")
+        return function(*arguments)
+    raise ValueError(f"it calls {name or 'something'}, which is not admitted")
+
+
+_Steps: Any = pickle._Unpickler
+
+
+class _Unpickler(_Steps):
+    """Python's unpickler in Python, whose steps that find, make, call and fill are our own."""
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(_Steps.dispatch)
+
+    def __init__(self, stream: io.BytesIO, where: str) -> None:
+        super().__init__(stream, encoding="latin1")
+        self._where = where
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Class or function by its name, if that is on the list."""
+        module, name = (
+            text.decode("latin1") if isinstance(text, bytes) else text for text in (module, name)
+        )
+        module = _OLD_NAMES.get(module, module)
+        if (module, name) in FUNCTIONS:
+            return _Function(name, _CALLS[name])
+        if (module, name) not in CLASSES:
+            raise FileFormatError(
+                f"{self._where}: names {module}.{name}, which no model of Piff needs; whitediff"
+                " executes nothing that a file holds."
+            )
+        found = importlib.import_module(module)
+        return getattr(found, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Refuse what is outside of the pickle."""
+        raise ValueError("it refers to something outside of itself")
+
+    def get_extension(self, code: int) -> None:
+        """Refuse registered extensions."""
+        raise ValueError("it uses a registered extension")
+
+    def load_reduce(self) -> None:
+        """Call what is admitted."""
+        arguments = self.stack.pop()
+        self.stack[-1] = _called(self.stack[-1], arguments)
+
+    def load_newobj(self) -> None:
+        """Make an instance without its constructor."""
+        arguments = self.stack.pop()
+        cls = self.stack.pop()
+        if isinstance(cls, type) and cls.__name__ == "Shear" and len(arguments) == 1:
+            self.append(_called(cls, arguments))
+            return
+        self.append(_made(cls, *arguments))
+
+    def load_refused(self) -> None:
+        """Refuse the steps of old pickles that call a class."""
+        raise ValueError("it is of a protocol that calls classes")
+
+    def load_build(self) -> None:
+        """Fill an instance."""
+        state = self.stack[-1]
+        obj = self.stack[-2]
+        if isinstance(obj, _Function | type):
+            raise ValueError("it changes a class or function")
+        if type(obj).__name__ == "AstropyWCS":
+            _check_header(state)
+        if isinstance(obj, np.ndarray):
+            _check_array(state)
+        elif isinstance(obj, np.dtype):
+            _check_dtype(state)
+        elif isinstance(state, tuple) and len(state) == 2:
+            _check_slots(state[1])
+        super().load_build()
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.BUILD[0]] = load_build
+    for _code in (pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.BYTEARRAY8):
+        dispatch[_code[0]] = load_refused
+
+
+def _check_header(state: Any) -> None:
+    """A WCS of astropy is made of its header, and of no file that a text names."""
+    from astropy.io.fits import Header
+
+    header = state.get("header", state.get(b"header")) if isinstance(state, dict) else None
+    if not isinstance(getattr(header, "header", None), Header):
+        raise ValueError("its WCS has no header")
+
+
+def _check_array(state: Any) -> None:
+    """An array's content is as long as its shape says: NumPy reads what it is told to."""
+    if not isinstance(state, tuple) or len(state) != 5:
+        raise ValueError("its array has no state")
+    _, shape, dtype, _, raw = state
+    size = int(np.prod(shape, dtype=object))
+    if not _is_plain(dtype) or not isinstance(raw, bytes | str):
+        raise ValueError("its array holds no numbers")
+    if len(raw) != size * dtype.itemsize:
+        raise ValueError("its array is not as long as its shape says")
+
+
+def _check_dtype(state: Any) -> None:
+    """A type of numbers has a byte order, and neither fields nor a size of its own."""
+    plain = isinstance(state, tuple) and len(state) in (8, 9) and state[2:5] == (None, None, None)
+    if not plain or state[1] not in ("<", ">", "|", "=") or state[5:7] != (-1, -1):
+        raise ValueError("its array is of no plain type")
+
+
+def _check_slots(slots: Any) -> None:
+    """Attributes that are set one by one are no part of what makes a class."""
+    if slots is not None and (
+        not isinstance(slots, dict) or any(str(name).startswith("__") for name in slots)
+    ):
+        raise ValueError("it changes what an instance is")

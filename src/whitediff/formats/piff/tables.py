@@ -1,0 +1,240 @@
+"""The tables of a file of Piff, as Piff's own reader would give them to it, without its dangers.
+
+Piff unpickles what the file says is a WCS and evaluates settings that look like Python.  It reads
+files through an object with a few methods, though, and takes any: this one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import astropy.io.fits
+import numpy as np
+
+from ...errors import FileFormatError
+from .pickles import unpickled
+from .trusted import check_struct, literal
+
+__all__ = ["TrustedReader", "read_wcs"]
+
+_STARS = "stars"
+
+
+class TrustedReader:
+    """Reader that `piff.PSF._read` takes in the place of `piff.FitsReader`.
+
+    Parameters
+    ----------
+    hdus
+        HDUs of the file.
+    path
+        File, for messages.
+    base
+        Name that stands before those of the tables; None for none.
+    """
+
+    def __init__(self, hdus: astropy.io.fits.HDUList, path: Path, base: str | None = None) -> None:
+        self._hdus, self._path, self._base = hdus, path, base
+
+    def get_full_name(self, name: str) -> str:
+        """Name of an extension.
+
+        Parameters
+        ----------
+        name
+            Of a part.
+
+        Returns
+        -------
+        name
+            With what it belongs to.
+        """
+        return name if self._base is None else f"{self._base}_{name}"
+
+    @contextlib.contextmanager
+    def nested(self, name: str) -> Iterator[TrustedReader]:
+        """Reader of a part's parts.
+
+        Parameters
+        ----------
+        name
+            Of the part.
+
+        Yields
+        ------
+        reader
+            Of the same file.
+        """
+        yield TrustedReader(self._hdus, self._path, self.get_full_name(name))
+
+    def read_struct(self, name: str) -> dict[str, Any] | None:
+        """Settings of a part.
+
+        Parameters
+        ----------
+        name
+            Of the part.
+
+        Returns
+        -------
+        struct
+            Name → value; None where there is no such part.
+
+        Raises
+        ------
+        FileFormatError
+            If they are none that Piff may be given.
+        """
+        hdu = self._table(name)
+        if hdu is None:
+            return None
+        where = self._where(name)
+        if len(hdu.data) != 1:
+            raise FileFormatError(f"{where}: has {len(hdu.data)} rows of settings, not one.")
+        struct = {column: _value(hdu.data[column][0]) for column in hdu.columns.names}
+        for column, value in struct.items():
+            if isinstance(value, str) and value.startswith("{"):
+                struct[column] = literal(value, f"{where}, {column}")
+        check_struct(struct, where)
+        return struct
+
+    def read_table(self, name: str, metadata: dict[str, Any] | None = None) -> Any:
+        """Table of numbers.
+
+        Parameters
+        ----------
+        name
+            Of the table.
+        metadata
+            Filled with the cards of its header.
+
+        Returns
+        -------
+        table
+            Structured array; None where there is none.  The stars that the model was fitted to are
+            not needed and never there.
+        """
+        hdu = None if name == _STARS else self._table(name)
+        if hdu is None:
+            return None
+        if metadata is not None:
+            metadata.update({card.keyword: card.value for card in hdu.header.cards})
+        columns = {column: _native(np.asarray(hdu.data[column])) for column in hdu.columns.names}
+        table = np.zeros(
+            len(hdu.data), [(column, v.dtype, v.shape[1:]) for column, v in columns.items()]
+        )
+        for column, values in columns.items():
+            table[column] = values
+        return table
+
+    def read_wcs_map(self, name: str, logger: Any) -> tuple[dict[int, Any] | None, Any]:
+        """Coordinates of the detectors, and where the telescope pointed.
+
+        Parameters
+        ----------
+        name
+            Of the table.
+        logger
+            Of Piff; not used.
+
+        Returns
+        -------
+        wcs, pointing
+            Detector's number → `galsim.BaseWCS`, and `galsim.CelestialCoord`; None where there
+            are none.
+
+        Raises
+        ------
+        FileFormatError
+            If they are anything else.
+        """
+        hdu = self._table(name)
+        if hdu is None:
+            return None, None
+        wcs = read_wcs(hdu, self._where(name))
+        names = hdu.columns.names
+        if "ra" not in names or "dec" not in names:
+            return wcs, None
+        galsim = importlib.import_module("galsim")
+        ra, dec = (float(np.atleast_1d(hdu.data[column])[0]) for column in ("ra", "dec"))
+        return wcs, galsim.CelestialCoord(ra * galsim.hours, dec * galsim.degrees)
+
+    def _where(self, name: str) -> str:
+        return f"{self._path}: {self.get_full_name(name)}"
+
+    def _table(self, name: str) -> Any:
+        full = self.get_full_name(name).lower()
+        return next(
+            (
+                hdu
+                for hdu in self._hdus[1:]
+                if hdu.name.lower() == full and isinstance(hdu, astropy.io.fits.BinTableHDU)
+            ),
+            None,
+        )
+
+
+def read_wcs(hdu: Any, where: str) -> dict[int, Any]:
+    """Coordinates of the detectors of a model of Piff.
+
+    Parameters
+    ----------
+    hdu
+        Table in which they are pickled, in base 64 and in several columns.
+    where
+        File and part, for messages.
+
+    Returns
+    -------
+    wcs
+        Detector's number → `galsim.BaseWCS`.
+
+    Raises
+    ------
+    FileFormatError
+        If a pickle holds anything that is not on the list, or no coordinates.
+    """
+    galsim = importlib.import_module("galsim")
+    found: dict[int, Any] = {}
+    parts = sorted(column for column in hdu.columns.names if column.startswith("wcs_str_"))
+    for row, number in enumerate(np.asarray(hdu.data["chipnums"])):
+        text = "".join(str(_value(hdu.data[part][row])) for part in parts)
+        try:
+            raw = base64.b64decode(text.encode("ascii", "replace"), validate=True)
+        except binascii.Error as error:
+            raise FileFormatError(
+                f"{where}: the coordinates of detector {number} are damaged; copy or download it"
+                " again."
+            ) from error
+        wcs = unpickled(raw, where)
+        if not isinstance(wcs, galsim.BaseWCS):
+            raise FileFormatError(
+                f"{where}: the coordinates of detector {number} are a {type(wcs).__name__}, and no"
+                " WCS of GalSim."
+            )
+        found[int(number)] = wcs
+    return found
+
+
+def _value(value: Any) -> Any:
+    """Value of a table as Piff expects it."""
+    if isinstance(value, bytes):
+        return value.decode("latin1").rstrip("\0 ")
+    if isinstance(value, np.str_):
+        return str(value)
+    if isinstance(value, np.ndarray):
+        return _native(value)
+    return value
+
+
+def _native(values: Any) -> Any:
+    """Array in the machine's byte order, its texts as text."""
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "latin1")
+    return values.astype(values.dtype.newbyteorder("="))

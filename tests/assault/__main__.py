@@ -1,0 +1,34 @@
+"""Run any number of cases: ``python -m tests.assault --cases 1000 --seed 5``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from .outcomes import OUTCOMES, Case, cases, outcome, recipes, run
+
+
+def main() -> int:
+    """Run, count, and name what failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--recipes", action="store_true", help="those that failed once")
+    parser.add_argument("--case", help="one of them, such as 'plain / flip / 17'")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="assault-") as directory:
+        if options.case:
+            print(*outcome(Case.parse(options.case), Path(directory)), sep=": ")
+            return 0
+        chosen = recipes() if options.recipes else cases(options.cases, options.seed)
+        counts, failures = run(chosen, Path(directory))
+    print(", ".join(f"{counts[name]} {name}" for name in OUTCOMES))
+    for failure in failures:
+        print(failure)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
