@@ -295,7 +295,7 @@ def test_a_measured_psf_does_without_some_core_pixels(rng):
         ),
     ],
 )
-@pytest.mark.parametrize("kind", ["template convolved", "science convolved"])
+@pytest.mark.parametrize("kind", slow_after(1, ["template convolved", "science convolved"]))
 def test_no_unit_matters(kind, which, dtype):
     simulation = scene(kind, 3, size=320)
     expected = matched(*exposures(simulation, dtype=dtype))

@@ -20,6 +20,7 @@ import functools
 import numpy as np
 import pytest
 
+from marks import slow_after
 from whitediff import Exposure
 from whitediff.detection import (
     Peaks,
@@ -178,7 +179,7 @@ def made(seed, wider, given):
     return np.array(true), detections(difference, score).catalogue
 
 
-@pytest.mark.parametrize("given", [True, False], ids=["given", "measured"])
+@pytest.mark.parametrize("given", slow_after(1, [False, True]))
 @pytest.mark.parametrize(
     ("seed", "wider"),
     [(1, "science"), *(

@@ -224,6 +224,7 @@ def test_check_filters_each_cell_with_the_psf_of_its_place(run, tmp_path, rng):
         assert values["filtered_variance_ratio"][0][column] == pytest.approx(expected, rel=0.15)
 
 
+@pytest.mark.slow
 def test_options_reach_the_task(run, simulated, tmp_path):
     paths = triple(simulated)
     base = tmp_path / "base.fits"

@@ -165,7 +165,7 @@ def test_rays_do_not_set_the_sharpness(fwhm: float) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.6, 1.0, 1.9, 3.0])
-@pytest.mark.parametrize("seed", slow_after(2, range(8)))
+@pytest.mark.parametrize("seed", slow_after(1, range(8)))
 def test_whole_numbers_of_little_noise_have_no_defects(noise: float, seed: int) -> None:
     image, variance, *_ = field(3.5, seed)
     pair = []
@@ -198,7 +198,7 @@ def airy(side: int, dx: float, dy: float, fwhm: float, obscured: float) -> Array
     return light / light.sum()
 
 
-@pytest.mark.parametrize("seed", slow_after(2, range(8)))
+@pytest.mark.parametrize("seed", slow_after(1, range(8)))
 @pytest.mark.parametrize(("fwhm", "obscured"), [(2.6, 0.0), (3.0, 0.3), (4.0, 0.4)])
 def test_rings_of_diffraction_are_no_rays(fwhm: float, obscured: float, seed: int) -> None:
     rng = np.random.default_rng(seed)

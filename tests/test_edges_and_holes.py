@@ -67,7 +67,7 @@ def made(seed, convolved, kind, science_sky, template_sky):
 
 
 @pytest.mark.parametrize(
-    "sky", slow_after(2, [((1000, 0),), ((5e4, 5e4),), ((0, 1000),), ((50, 1000),)])
+    "sky", slow_after(1, [((1000, 0),), ((5e4, 5e4),), ((0, 1000),), ((50, 1000),)])
 )
 @pytest.mark.parametrize("convolved", ["template", "science"])
 def test_sky_left_in_changes_no_source(convolved, sky):
@@ -83,6 +83,7 @@ def test_sky_left_in_changes_no_source(convolved, sky):
     assert (moved < 0.1 * before["psf_flux_err"].value).all()
 
 
+@pytest.mark.slow
 def test_sky_left_in_changes_no_source_of_a_score():
     catalogues = []
     for levels in ((0, 0), (1000, 300)):
@@ -113,6 +114,7 @@ def test_the_outermost_pixels_are_noise_of_the_plane_s_variance(convolved):
         assert np.sqrt(2) * error < 0.02  # so few would say nothing
 
 
+@pytest.mark.slow
 def test_no_source_is_due_to_the_edge():
     n_others = 0
     for seed in range(3, 9):

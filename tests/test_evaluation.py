@@ -266,6 +266,7 @@ def test_sources_are_found_with_their_flux_and_place(realisations):
     assert abs(pull.mean()) < 4 / math.sqrt(n)
 
 
+@pytest.mark.slow
 def test_realisations_are_reproducible():
     setting = Setting(
         pair=_pair, fresh=False,
@@ -276,6 +277,7 @@ def test_realisations_are_reproducible():
     assert not np.array_equal(first["x"], other["x"])
 
 
+@pytest.mark.slow
 def test_a_variance_plane_that_lies_shows_in_the_pull():
     """Twice the true variance: pulls of √½, and completeness of half as bright sources."""
     setting = Setting(

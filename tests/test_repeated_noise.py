@@ -12,6 +12,7 @@ import pytest
 import scipy.ndimage
 import scipy.signal
 
+from marks import slow_after
 from whitediff import Exposure
 from whitediff.exposures import masks
 from whitediff.exposures.pipeline import SubtractionOptions, make_all
@@ -52,8 +53,8 @@ def missing_pixels(kind):
     return missing
 
 
-@pytest.mark.parametrize("kind", ["column", "two columns", "row", "pixels"])
-@pytest.mark.parametrize("shape", [(1.3, 1.3, 0.0), (2.0, 1.2, 0.3)])
+@pytest.mark.parametrize("kind", slow_after(2, ["column", "pixels", "row", "two columns"]))
+@pytest.mark.parametrize("shape", slow_after(1, [((2.0, 1.2, 0.3),), ((1.3, 1.3, 0.0),)]))
 def test_excess_is_that_of_the_sum_over_good_pixels(kind, shape):
     filter_image = gaussian_filter(*shape)
     missing = missing_pixels(kind)
@@ -77,7 +78,7 @@ def test_nothing_missing_and_holes_add_nothing():
     assert excess_variance(filter_image, np.ones((60, 60)), hole)[28:32, 28:32].max() < 1e-6
 
 
-@pytest.mark.parametrize("which", ["science", pytest.param("template", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("which", slow_after(1, ["science", "template"]))
 def test_significances_of_a_score_keep_their_width_beside_columns(which):
     width, count = np.zeros(3), np.zeros(3)
     for seed in range(2):

@@ -534,6 +534,7 @@ def test_interpolated_and_mirrored(rng):
     assert abs(results["mean"][100:500, 0].mean() - 3000) > 300
 
 
+@pytest.mark.slow
 def test_full_variance_of_a_score_whose_kernel_varies(rng):
     """Where the inputs' variances are level, every propagation gives the estimate."""
     kernel = kernels.interpolated_kernel(

@@ -530,6 +530,7 @@ def test_noise_of_the_members_is_in_the_header(run, files):
     assert f"{path / 'resampled.fits'}: at" in messages
 
 
+@pytest.mark.slow
 def test_command_with_other_options(run, files):
     path, arguments = files
     out = path / "other.fits"

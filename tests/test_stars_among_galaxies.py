@@ -221,7 +221,7 @@ def check(field: Field, seed: int, caplog) -> bool:
     return True
 
 
-@pytest.mark.parametrize("seed", slow_after(2, range(8)))
+@pytest.mark.parametrize("seed", slow_after(1, range(8)))
 def test_a_dozen_stars_tell_the_psfs(seed, caplog):
     assert check(FIELDS["few"], seed, caplog)
 

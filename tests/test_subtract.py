@@ -18,6 +18,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
+from marks import slow_after
 from scenes import SHARED, gaussian
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.errors import DataError
@@ -240,6 +241,7 @@ def test_an_image_is_not_subtracted_from_itself(run, tmp_path, rng):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_images_of_different_fields_are_refused(run, tmp_path):
     for name, seed in (("science", 7), ("template", 8)):
         code, _, messages = run(
@@ -330,7 +332,7 @@ def test_a_chosen_order_that_the_fit_cannot_bear_is_lowered(run, directory, tmp_
     assert fits.getval(out, "WDKORDER") <= 2
 
 
-@pytest.mark.parametrize("chosen", [2, 1])
+@pytest.mark.parametrize("chosen", slow_after(1, [2, 1]))
 def test_orders_that_both_fits_lower_are_told_of_once(
     run, directory, tmp_path, monkeypatch, chosen
 ):
@@ -360,6 +362,7 @@ def test_orders_that_both_fits_lower_are_told_of_once(
     assert "falling back to kernel order 0 and background order" in messages
 
 
+@pytest.mark.slow
 def test_kernels_that_are_too_small_are_named(run, tmp_path):
     pair = tmp_path / "pair"
     code, _, messages = run(
