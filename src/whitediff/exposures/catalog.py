@@ -166,7 +166,7 @@ SPOILING_FLAGS = {
     "flag_cosmic_ray": "on a cosmic ray",
     "flag_streak": "on a trail",
     "flag_bad": "on bad pixels",
-    "flag_near_bright_star": "near a bright star",
+    "flag_near_bright_star": "near a bright star or galaxy",
     "flag_edge": "near an edge",
     "flag_contaminated": "contaminated",
     "flag_fit_failed": "not fitted",
