@@ -1,7 +1,8 @@
 """What was lost or changed on the way is told of.
 
 Claims: every FITS file that whitediff writes has checksums that astropy finds right, and the list
-of its parts; data that differ from their checksum are refused, headers told of; a stripped file
+of its parts; data of its own files that differ from their checksum are refused, headers told of,
+those of others told of and read; a stripped file
 serves for what does not need the part that it lost, with a warning; planes that a kind of file has
 are missed; a difference of which some pixels are wrong is not what its kernel makes.
 """
@@ -82,6 +83,25 @@ def test_every_output_has_sums_and_parts(run, exposure, tmp_path):
     for path in outputs:
         listed, there = check_sums(path)
         assert listed == there, path
+
+
+def test_stale_sums_of_others_are_told_of_and_read(tmp_path, caplog, rng):
+    image = rng.normal(0, 3, SHAPE).astype(np.float32)
+    hdus = [fits.PrimaryHDU(image), fits.ImageHDU(image, name="MORE")]
+    fits.HDUList(hdus).writeto(tmp_path / "a.fits", checksum=True)
+    with fits.open(tmp_path / "a.fits") as whole:
+        for hdu in whole:
+            hdu.data = image[2:, 3:] + 1
+            hdu.header["CUT"] = True
+        # As programs do that cut an image out.
+        whole.writeto(tmp_path / "cut.fits")
+    np.testing.assert_array_equal(
+        read_exposure(tmp_path / "cut.fits").image.array, image[2:, 3:] + 1
+    )
+    told = [text for text in caplog.messages if "differ from DATASUM" in text]
+    assert len(told) == 1
+    assert "the data of the primary HDU, MORE differ from DATASUM" in told[0]
+    assert "its checksum" not in caplog.text
 
 
 def test_headers_without_room_move_what_follows(rng, tmp_path):

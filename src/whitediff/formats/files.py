@@ -12,7 +12,7 @@ import struct
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from astropy.io.fits.hdu.compressed._compression import CfitsioException
 from ..errors import ArgumentError, DataError, FileFormatError, one_line
 from .blocks import Block, Survey, survey
 from .limits import current, regular
-from .parts import lost_parts
+from .parts import KEYWORD, lost_parts
 from .remote import RemotePath, fetched, is_address
 
 __all__ = ["Extension", "opened", "split_extension"]
@@ -109,17 +109,16 @@ def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HD
         try:
             found = _surveyed(path, sums=checksums and current().checksums)
             for note in found.notes:
-                _log.warning("%s: %s", path, note)
+                _tell_once(path, note)
             with astropy.io.fits.open(os.fspath(path)) as hdus:
                 _check_complete(path, hdus, found.survey)
                 _check_cards(path, hdus)
                 lost = lost_parts(hdus)
                 if lost:
-                    _log.warning(
-                        "%s: has lost %s, which it was written with; it serves for what does not"
-                        " need that.",
+                    _tell_once(
                         path,
-                        ", ".join(lost),
+                        f"has lost {', '.join(lost)}, which it was written with; it serves for what"
+                        " does not need that.",
                     )
                 if found.has_sized_tiles:
                     _check_sized_tiles(path)
@@ -166,6 +165,20 @@ class _Surveyed:
     has_sized_tiles: bool
 
 
+_told: dict[tuple[Any, ...], None] = {}
+
+
+def _tell_once(path: Path, note: str) -> None:
+    """Warn of a file, however often it is opened while it stays the same."""
+    stat = path.stat()
+    key = (os.path.abspath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, note)
+    if key not in _told:
+        while len(_told) >= _MOST_KNOWN:
+            _told.pop(next(iter(_told)), None)
+        _told[key] = None
+        _log.warning("%s: %s", path, note)
+
+
 _RACE = 100_000_000
 """Nanoseconds within which a file may change twice and have the same time."""
 
@@ -194,24 +207,38 @@ def _surveyed(path: Path, *, sums: bool) -> _Surveyed:
     return result
 
 
-def _checked_sums(path: Path, blocks: Iterable[Block]) -> Iterator[str]:
-    """Refuse data that differ from their checksum; yields what is to be told of headers."""
-    for block in blocks:
-        if block.data_sum is None:
-            continue
-        said = str(block.cards.get("DATASUM", "")).strip()
-        if said.isdigit() and int(said) != block.data_sum:
-            raise FileFormatError(
-                f"{path}: damaged, or changed by a program that left DATASUM as it was: the data of"
-                f" {block.name} differ from their checksum; copy or download it again"
-                " (--no-checksums reads it all the same)."
+def _checked_sums(path: Path, blocks: Sequence[Block]) -> Iterator[str]:
+    """Refuse data of our own that differ from their checksum; yields what is to be told.
+
+    Programs that cut or calibrate images leave the sums of others in their headers: these prove
+    nothing.
+    """
+    wrong = [block.name for block in blocks if _has_other_data(block)]
+    if not blocks or KEYWORD not in blocks[0].cards:
+        if wrong:
+            yield (
+                f"the data of {', '.join(wrong)} differ from DATASUM: they were changed by a"
+                " program that left it as it was, or are damaged."
             )
+        return
+    if wrong:
+        raise FileFormatError(
+            f"{path}: damaged, or changed by a program that left DATASUM as it was: the data of"
+            f" {wrong[0]} differ from their checksum; copy or download it again (--no-checksums"
+            " reads it all the same)."
+        )
+    for block in blocks:
         is_told = str(block.cards.get("CHECKSUM") or "").strip("0 ") != ""
-        if is_told and block.total_sum not in (0, (1 << 32) - 1):
+        if is_told and block.total_sum not in (None, 0, (1 << 32) - 1):
             yield (
                 f"the header of {block.name} differs from its checksum: it was edited by a program"
                 " that left CHECKSUM as it was, or is damaged."
             )
+
+
+def _has_other_data(block: Block) -> bool:
+    said = str(block.cards.get("DATASUM", "")).strip()
+    return block.data_sum is not None and said.isdigit() and int(said) != block.data_sum
 
 
 def _check_sized_tiles(path: Path) -> None:
