@@ -597,8 +597,8 @@ def test_images_that_are_no_psf(rng, tmp_path):
     read_psf(tmp_path / "psf.fits", bounds=bounds)
     for i, (image, message) in enumerate(
         (
-            (rng.normal(1000, 30, (300, 310)), "300 x 310 pixels, more than a quarter"),
-            (rng.normal(1000, 30, (160, 170)), "more than a quarter of the image's 300 x 310"),
+            (rng.normal(1000, 30, (300, 310)), "300 x 310 pixels, and the image 300 x 310"),
+            (rng.normal(1000, 30, (160, 170)), "160 x 170 pixels, and the image 300 x 310"),
             (np.roll(star, 12, axis=1), r"peak is at \(y, x\) = \(15, 27\)"),
             (star + 0.01, "of its sum is in the inner half"),
             (star + 2e-3 * noise, "of its absolute sum is negative"),

@@ -503,7 +503,8 @@ def cutout_problems(cutout: Cutout, flux: CutoutFlux | None) -> list[str]:
             f" {scale.error / scale.expected:.2g} times as bright on the science image as the flux"
             f" scale of {scale.expected:.4g} says:"
             + (
-                " the kernel follows them; a template of other units, or variable sources?"
+                f" the kernel follows them, with a sum of {fit.kernel_sum:.4g}; a template of other"
+                " units, or variable sources?"
                 if followed
                 else " the kernel does not follow them; are they variable, or is the scale wrong?"
             )

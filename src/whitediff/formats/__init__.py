@@ -55,7 +55,7 @@ __all__ = [
 
 _log = logging.getLogger("whitediff.formats")
 
-_LARGEST_PSF = 0.25
+_LARGEST_PSF, _LARGEST_CUTOUT = 0.25, 128
 _LARGEST_KERNEL = 0.5
 _LARGEST_FLAT, _LEAST_RISE = 31, 1.3
 _LEAST_INSIDE = 0.4
@@ -478,10 +478,16 @@ def _check_profile(path: str | Path, image: Any, bounds: Box) -> None:
     """Refuse images that are no star: a template, for one, is finite with a positive sum too."""
     ny, nx = image.shape
     wanted = "a PSF is a star in the middle of a small image, without a background"
-    if ny * nx > _LARGEST_PSF * bounds.area:
+    # Cut-outs may be hardly larger than the PSF.
+    small = max(bounds.y.size, bounds.x.size) <= _LARGEST_CUTOUT
+    if (
+        (ny >= bounds.y.size or nx >= bounds.x.size)
+        if small
+        else (ny * nx > _LARGEST_PSF * bounds.area)
+    ):
         raise FileFormatError(
-            f"{path}: has {ny} x {nx} pixels, more than a quarter of the image's {bounds.y.size} x"
-            f" {bounds.x.size}; {wanted}. Is it the right file?"
+            f"{path}: has {ny} x {nx} pixels, and the image {bounds.y.size} x {bounds.x.size};"
+            f" {wanted}. Is it the right file?"
         )
     y, x = (int(n) for n in np.unravel_index(np.argmax(image), image.shape))
     if max(abs(y - ny // 2) / ny, abs(x - nx // 2) / nx) > 0.25:
