@@ -82,7 +82,7 @@ def write_all(directory, content, *, overwrite=False, then=lambda: None):
 def contents(directory):
     """All that is there, with what hidden folders hold."""
     return {
-        str(path.relative_to(directory)): path.read_text()
+        str(path.relative_to(directory)): path.read_bytes().decode("latin1")
         for path in directory.rglob("*")
         if path.is_file()
     }
@@ -338,8 +338,9 @@ def test_what_is_read_back_is_what_was_written(pair, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", MOMENTS)
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("which", "old"), [(signal.SIGINT, False), (signal.SIGTERM, True), (signal.SIGKILL, True)]
+)
 def test_whenever_it_is_stopped_there_is_all_or_nothing(pair, tmp_path, where, which, old):
     if old:
         for name in NAMES:

@@ -25,6 +25,7 @@ __all__ = [
     "replacing",
     "staged",
     "together",
+    "uninterrupted",
 ]
 
 _LOCK = ".wdlock"
@@ -216,29 +217,37 @@ def noting() -> Iterator[list[Path]]:
         _noted = before
 
 
-def remove_leftovers(directory: Path) -> None:
+def remove_leftovers(directory: Path, *, of: str | None = None) -> None:
     """Remove what killed processes left in a directory when they wrote outputs.
 
     Parameters
     ----------
     directory
         Where outputs are to be written.
+    of
+        Name of an output that nobody writes now: what was left of it goes in any case, and of
+        others nothing.
 
     Notes
     -----
     Only staging folders whose lock nobody holds any more are removed.  A folder without a lock
     that can be tested, such as on a file system that has none, is left alone.
     """
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        return
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         found = [
             (Path(entry.path), match["name"])
             for entry in entries
             if (match := _FOLDER.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False)
         ]
+        if of is not None:
+            for folder, name in found:
+                if name == of:
+                    _remove(folder)
+            return
+        try:
+            import fcntl
+        except ImportError:  # not on this system
+            return
         for folder, name in found:
             path = folder / f"{name}{_LOCK}"
             with contextlib.suppress(OSError), path.open("rb+") as lock:
@@ -336,7 +345,7 @@ class _Group:
         pieces = list(self._pieces.values())
         for piece in pieces:
             _check(piece.path, overwrite=piece.overwrite)
-        with _uninterrupted():
+        with uninterrupted():
             _move_all(pieces)
             if _noted is not None:
                 _noted.extend(piece.path for piece in reversed(pieces))
@@ -376,8 +385,17 @@ _noted: list[Path] | None = None
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM wait until the end."""
+def uninterrupted() -> Iterator[None]:
+    """Context until whose end Ctrl-C and SIGTERM wait.
+
+    Yields
+    ------
+    None
+
+    Notes
+    -----
+    Elsewhere than in the main thread, where signals are not handled, it does nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
