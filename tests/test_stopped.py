@@ -387,3 +387,26 @@ def test_what_was_complete_before_a_stop_is_told(pair, tmp_path):
     there = ", ".join(str(tmp_path / name) for name in reversed(NAMES))
     assert f"whitediff: interrupted; complete are {there}." in process.stderr
     assert set(os.listdir(tmp_path)) == set(NAMES)
+
+
+# Full disks
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "words"),
+    [
+        (700, [], "cannot be written: No space left on device; make room in {0}, or choose"),
+        (100, ["--memory", "1MB"], "{0}: no temporary file of"),
+    ],
+)
+def test_a_full_disk_is_named(pair, small_disk, size, options, words):
+    (small_disk / "rest").write_bytes(bytes((3072 - size) << 10))
+    images = pair / "science.fits", pair / "template.fits"
+    outputs_ = ["--output", small_disk / "d.fits", "--score-output", small_disk / "s.fits"]
+    code, _, messages = command("subtract", *images, *outputs_, *options)
+    assert code == 1
+    assert words.format(small_disk) in messages
+    assert messages.count("whitediff: ") == 1
+    assert "Traceback" not in messages
+    # The difference had room, and is not there without the score.
+    assert os.listdir(small_disk) == ["rest"]
