@@ -671,7 +671,9 @@ def finish_two(order):
     return {"item": order.item.name, "outcome": "done"}
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, FileFormatError])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, pytest.param(FileFormatError, marks=pytest.mark.slow)]
+)
 def test_what_was_finished_at_a_stop_is_recorded(error):
     """The batch is stopped at the first result, when the second one is there."""
     names = ["a", "b", "c", "d"]
