@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gc
 import logging
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -35,3 +38,17 @@ def run(monkeypatch, capfd):
         return int(stop.value.code or 0), captured.out, captured.err
 
     return run_command
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Directory that is a disk of 3 MB, where we may mount one."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = shutil.which("mount")
+    options = ["-t", "tmpfs", "-o", "size=3m", "whitediff-test", str(directory)]
+    if mount is None or subprocess.run([mount, *options], capture_output=True).returncode:
+        pytest.skip("no small disk may be mounted here")
+    yield directory
+    gc.collect()
+    subprocess.run(["umount", "-l", str(directory)], check=True)

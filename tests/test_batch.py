@@ -5,7 +5,9 @@ manifest gets one sentence before anything is computed.  Products of a batch are
 ``whitediff subtract``, pixel by pixel.  A failure has a reason and stops nobody; a worker that
 is killed costs its item a second attempt, and one that kills every worker is given up.  What is
 resumed does only what is missing or whose content or parameters changed; a process group that
-is killed leaves nothing half, and resumed comes to the same end.
+is killed leaves nothing half, and resumed comes to the same end.  What was finished when a batch
+is stopped is recorded, and a stop takes less than three seconds.  A pair that takes too long is
+given up, and nothing else.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -327,6 +330,62 @@ def test_a_journal_survives_the_death_of_its_writer(tmp_path):
         journal.read()
 
 
+@pytest.mark.parametrize(
+    ("tail", "kept"),
+    [(b'{"item": "c", "outc', "ab"), (b'{"item": "c"}', "abc"), (b"", "ab"), (b"17", "ab")],
+)
+def test_half_a_line_at_the_end_is_dropped_and_a_whole_one_kept(tmp_path, tail, kept):
+    path = tmp_path / "batch.jsonl"
+    path.write_bytes(b'{"item": "a"}\n{"item": "b"}\n' + tail)
+    journal = Journal(path)
+    assert "".join(journal.read()) == kept
+    journal.rewrite(journal.read().values())
+    journal.append({"item": "d"})
+    assert "".join(journal.read()) == kept + "d"
+
+
+def test_a_line_that_does_not_fit_leaves_no_half(tmp_path, monkeypatch):
+    path = tmp_path / "batch.jsonl"
+    journal = Journal(path)
+    journal.append({"item": "a"})
+    before = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limit[1]))
+    try:
+        with pytest.raises(FileFormatError, match="go on with --resume"):
+            journal.append({"item": "b", "reason": "too long for what is left"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_bytes() == before
+    # What another program left half is no beginning of the next line.
+    path.write_bytes(before + b'{"item": "b", "rea')
+    journal.append({"item": "c"})
+    assert list(journal.read()) == ["a", "c"]
+    assert path.read_bytes().count(b"\n") == 2
+
+
+@pytest.mark.parametrize("name", ["linked/one", "sub/linked/one", "file"])
+def test_names_do_not_leave_the_output_directory_through_links(tmp_path, name):
+    output, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (output / "sub").mkdir(parents=True)
+    for folder in (output, output / "sub"):
+        (folder / "linked").symlink_to(elsewhere)
+    (output / "file.difference.fits").symlink_to(elsewhere / "file.fits")
+    (output / "again").symlink_to(output / "sub")
+    manifest = tmp_path / "m.csv"
+    rows = [{"science": "a.fits", "template": "b.fits", "name": name}]
+    with pytest.raises(ArgumentError, match=r"row 1: .* a link leads out of the output directory"):
+        make_items(rows, manifest, output)
+    # Within it links may lead where they like, as the directory itself may be one.
+    (tmp_path / "link").symlink_to(output)
+    for inside in ("again/one", "sub/one", "new/one"):
+        for directory in (output, tmp_path / "link"):
+            make_items([rows[0] | {"name": inside}], manifest, directory)
+
+
 def test_a_file_is_known_by_its_content(tmp_path):
     path = tmp_path / "a.fits"
     path.write_bytes(b"content")
@@ -563,6 +622,76 @@ def test_an_item_whose_worker_is_killed_is_tried_again(cluster, tmp_path):
     assert sorted(r["item"] for r in records) == sorted(order.item.name for order in orders)
     assert all(record["outcome"] == "done" for record in records)
     assert (tmp_path / "m0").exists()
+
+
+def hang(order):
+    """Pairs called hang never answer."""
+    if order.item.name.startswith("hang"):
+        folder = Path(order.item.outputs["difference"]).parent / ".hang.fits.abcd_123"
+        folder.mkdir(exist_ok=True)
+        (folder / "hang.fits").write_text("half")
+        time.sleep(600)
+    return {"item": order.item.name, "outcome": "done"}
+
+
+def test_a_pair_that_never_answers_is_given_up_and_nothing_else(tmp_path):
+    names = ["a", "hang", "b", "c", "hang2", "d", "e"]
+    orders = [
+        Order(Item(name, "s.fits", "t.fits", {"difference": str(tmp_path / "hang.fits")}))
+        for name in names
+    ]
+    records = {}
+    start = time.monotonic()
+    with connected(ClusterOptions(workers=1)) as client:
+        work_through(
+            client,
+            orders,
+            lambda order, record: records.update({order.item.name: record}),
+            hang,
+            timeout=1.0,
+        )
+        assert len(client.scheduler_info()["workers"]) <= 1
+    assert time.monotonic() - start < 60
+    assert sorted(records) == sorted(names)
+    for name, record in records.items():
+        if name.startswith("hang"):
+            assert record["outcome"] == "failed"
+            assert not record["final"]
+            assert "took longer than 0.0166667 minutes" in record["reason"]
+            assert "--timeout" in record["reason"]
+        else:
+            assert record == {"item": name, "outcome": "done"}
+    assert leftovers(tmp_path) == []
+
+
+def finish_two(order):
+    """The first two pairs answer, the others take their time."""
+    if order.item.name not in ("a", "b"):
+        time.sleep(600)
+    return {"item": order.item.name, "outcome": "done"}
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, pytest.param(FileFormatError, marks=pytest.mark.slow)]
+)
+def test_what_was_finished_at_a_stop_is_recorded(error):
+    """The batch is stopped at the first result, when the second one is there."""
+    names = ["a", "b", "c", "d"]
+    told = []
+
+    def tell(order, record):
+        told.append(order.item.name)
+        if len(told) == 1:
+            time.sleep(3)
+            raise error("stop")
+
+    with connected(ClusterOptions(workers=2)) as client:
+        with pytest.raises(error):
+            work_through(client, map(plain, names), tell, finish_two)
+        stop = time.monotonic()
+    assert time.monotonic() - stop < 3
+    # The first was not dealt with, as far as the batch knows.
+    assert sorted(set(told)) == ["a", "b"]
 
 
 @pytest.mark.slow
@@ -819,7 +948,8 @@ def good_and_bad(pairs, directory, number):
 
 
 @pytest.mark.slow
-def test_a_killed_batch_comes_to_the_same_end(pairs, tmp_path):
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_batch_comes_to_the_same_end(pairs, tmp_path, which):
     number = 60
     rows, reasons = good_and_bad(pairs, tmp_path, number)
     manifest = write_manifest(tmp_path / "m.csv", rows)
@@ -830,7 +960,7 @@ def test_a_killed_batch_comes_to_the_same_end(pairs, tmp_path):
         process = start(manifest, output, *options)
         if name == "killed":
             wait_for_lines(output, number // 2, process)
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, which)
             process.communicate()
             at_death, recorded = stamps(output), Journal(output / "batch.jsonl").read()
             assert number // 2 <= len(recorded) < number
@@ -892,8 +1022,10 @@ def test_an_interrupted_batch_cleans_up(pairs, tmp_path, which):
         write_manifest(tmp_path / "m.csv", rows), output, "--workers", 2, "--kernel-order", 0
     )
     wait_for_lines(output, 3, process)
+    start_of_stop = time.monotonic()
     os.killpg(process.pid, which)
     _, messages = process.communicate(timeout=60)
+    assert time.monotonic() - start_of_stop < 3
     assert process.returncode == 1
     assert b"go on with --resume" in messages
     assert b"Traceback" not in messages

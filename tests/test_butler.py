@@ -992,3 +992,33 @@ def test_a_run_with_all_of_its_results_has_nothing_left_to_do(pairs, tmp_path, c
     code, _, messages = command(*run, "--resume")
     assert code == 0, messages
     assert "out has all that the pipeline makes" in messages
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_run_that_is_stopped_is_resumed(pairs, tmp_path, which, late):
+    """Before there is a collection, and when the first of two differences is there."""
+    repo = tmp_path / "repo"
+    manifest = write_manifest(tmp_path / "m.csv", rows_of(pairs, visits=(1, 2)))
+    assert command("butler", "init", repo)[0] == 0
+    assert command("butler", "ingest", repo, manifest)[0] == 0
+    run = [sys.executable, "-m", "whitediff", "butler", "run", str(repo), "--output", "out"]
+    process = subprocess.Popen(run, start_new_session=True, stderr=subprocess.PIPE)
+    end = time.monotonic() + 120
+    while late and not list(repo.glob("out/**/*difference*.fits")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    if not late:
+        time.sleep(2)
+    os.killpg(process.pid, which)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode != 0
+    if which is signal.SIGTERM and late:
+        assert b"interrupted; what is done is in the collection out, go on with --res" in messages
+        assert b"Traceback" not in messages
+    subprocess.run([*run, "--resume", "-q"], check=True)
+    with Butler.from_config(str(repo)) as butler:
+        found = butler.registry.queryDatasets("difference", collections="out", findFirst=True)
+        assert len({ref.dataId for ref in found}) == 4

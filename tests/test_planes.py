@@ -1,16 +1,21 @@
 """Claims: planes that are large for the memory live in files and leave none behind; results are the
-same to the last bit; sizes are understood, others refused; values of used pixels and every n-th of
-them are those of the whole plane."""
+same to the last bit; where there is no room for them a sentence says so, before anything is
+written; sizes are understood, others refused; values of used pixels and every n-th of them are
+those of the whole plane."""
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
+import re
 
 import numpy as np
 import pytest
 from astropy.io import fits
 
 from whitediff import planes
+from whitediff.errors import FileFormatError
 
 
 def test_large_planes_are_files_and_small_ones_are_not(tmp_path):
@@ -30,6 +35,59 @@ def test_large_planes_are_files_and_small_ones_are_not(tmp_path):
         del large, copy
         gc.collect()
     assert not planes.is_limited((200, 200), np.float32)
+
+
+def test_a_full_disk_is_a_sentence(small_disk):
+    with planes.memory_limit(1 << 20, small_disk):
+        kept = planes.zeros((512, 512), np.float32)
+        kept[:] = 1
+        message = re.escape(f"{small_disk}: no temporary file of 4.194 MB can be made there")
+        with pytest.raises(FileFormatError, match=f"{message} .*No space left.* are free"):
+            planes.zeros((1024, 1024), np.float32)
+        # What is there is as it was, and its room is free again once it is gone.
+        assert (kept == 1).all()
+        del kept
+        gc.collect()
+        planes.zeros((512, 1024), np.float32)[:] = 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_room_is_reserved_before_it_is_used(tmp_path, monkeypatch, number):
+    def full(file, start, size):
+        assert (start, size) == (0, 160000)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(planes.os, "posix_fallocate", full)
+    message = rf"0\.16 MB .*{os.strerror(number)}"
+    with planes.memory_limit(1 << 20, tmp_path), pytest.raises(FileFormatError, match=message):
+        planes.empty((200, 200), np.float32)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_file_systems_that_reserve_nothing_do(tmp_path, monkeypatch, number):
+    def unsupported(file, start, size):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(planes.os, "posix_fallocate", unsupported)
+    with planes.memory_limit(1 << 20, tmp_path):
+        plane = planes.zeros((200, 200), np.float32)
+    assert isinstance(plane.base, np.memmap)
+    assert not plane.any()
+
+
+def test_blocks_of_a_plane_in_a_file_are_there(tmp_path, monkeypatch):
+    sizes = []
+    memmap = np.memmap
+
+    def seen(file, **options):
+        sizes.append(512 * os.fstat(file.fileno()).st_blocks)
+        return memmap(file, **options)
+
+    monkeypatch.setattr(planes.np, "memmap", seen)
+    with planes.memory_limit(1 << 20, tmp_path):
+        planes.zeros((512, 512), np.float32)
+    assert sizes[0] >= 4 * 512 * 512
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999, 1.0])

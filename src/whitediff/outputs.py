@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import dataclasses
+import errno
 import os
+import re
+import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from .errors import FileFormatError, OutputExistsError, one_line
 
-__all__ = ["check_output", "replacing"]
+__all__ = [
+    "check_output",
+    "noting",
+    "remove_leftovers",
+    "replacing",
+    "staged",
+    "together",
+    "uninterrupted",
+]
+
+_LOCK = ".wdlock"
+"""End of the name of the file in a staging folder that is locked while the folder's process lives.
+
+These names go on from the output's, so that none is the output's own."""
+
+_BEFORE = ".before"
+"""End of the name of what an output was before, while several are moved into place."""
+
+_FOLDER = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}", re.DOTALL)
+"""Name of a staging folder, as `tempfile.mkdtemp` makes it."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_output(path: Path, *, overwrite: bool, inputs: Iterable[str | None] = ()) -> None:
@@ -31,8 +60,19 @@ def check_output(path: Path, *, overwrite: bool, inputs: Iterable[str | None] = 
         If it exists and may not be replaced.
     FileFormatError
         If it is an input or no regular file, its name asks for packing, or its directory does
-        not exist.
+        not exist or may not be written to.
     """
+    group = _together.get()
+    if group is not None and group.has(path) and not overwrite:
+        raise _exists(path)
+    _check(path, overwrite=overwrite)
+    for name in inputs:
+        if path.exists() and name is not None and _is_same(path, name):
+            raise FileFormatError(f"{path}: is read as well; choose another name for the output.")
+
+
+def _check(path: Path, *, overwrite: bool) -> None:
+    """As `check_output`, whatever waits to take its place."""
     if path.is_dir():
         raise FileFormatError(f"{path}: is a directory; name a file.")
     if path.exists() and not path.is_file():
@@ -43,15 +83,21 @@ def check_output(path: Path, *, overwrite: bool, inputs: Iterable[str | None] = 
             " (--compress packs images without loss)."
         )
     if path.exists() and not overwrite:
-        raise OutputExistsError(
-            f"{path}: exists already; choose another name or allow it to be overwritten"
-            " (--overwrite)."
-        )
-    for name in inputs:
-        if path.exists() and name is not None and _is_same(path, name):
-            raise FileFormatError(f"{path}: is read as well; choose another name for the output.")
+        raise _exists(path)
     if not path.absolute().parent.is_dir():
         raise FileFormatError(f"{path}: its directory does not exist; create it first.")
+    directory = path.resolve().parent  # where what a link points to is replaced
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise FileFormatError(
+            f"{path}: cannot be written: nothing may be written to {directory}; choose another"
+            " directory, or ask its owner to let you."
+        )
+
+
+def _exists(path: Path) -> OutputExistsError:
+    return OutputExistsError(
+        f"{path}: exists already; choose another name or allow it to be overwritten (--overwrite)."
+    )
 
 
 def _is_same(path: Path, name: str) -> bool:
@@ -80,29 +126,320 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     ------
     OutputExistsError, FileFormatError
         As `check_output`.
+
+    Notes
+    -----
+    Within `together` it is moved with the others, when that context ends.
     """
     check_output(path, overwrite=overwrite)
-    path = path.resolve()  # what a link points to is replaced, not the link
+    named, path = path, path.resolve()  # what a link points to is replaced, not the link
+    remove_leftovers(path.parent)
+    with together(), _named(named):
+        piece = _Piece.made(path, overwrite=overwrite)
+        try:
+            yield piece.temporary
+            with piece.temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+        except BaseException:
+            piece.discard()
+            raise
+        group = _together.get()
+        assert group is not None
+        group.keep(piece)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Context whose outputs appear together when it ends, or none of them if it fails.
+
+    Within another such context it does nothing: the outermost one decides.
+
+    Yields
+    ------
+    None
+
+    Raises
+    ------
+    OutputExistsError, FileFormatError
+        If they cannot be moved into place; then all are as they were before.
+
+    Notes
+    -----
+    The output that was written first is moved last: all others tell of it.  Where there are
+    several, older files of their names are gone before the first is moved, so that nothing new
+    stands beside anything old even if the process is killed between two moves.  Signals wait
+    until all are moved.
+    """
+    if _together.get() is not None:
+        yield
+        return
+    group = _Group()
+    token = _together.set(group)
     try:
-        directory = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+        yield
+        group.move()
+    finally:
+        _together.reset(token)
+        group.discard()
+
+
+def staged(path: Path) -> Path:
+    """Where the content of a file is now.
+
+    Parameters
+    ----------
+    path
+        File.
+
+    Returns
+    -------
+    place
+        The file itself, or an output of `together` that waits to take its place.
+    """
+    group = _together.get()
+    return path if group is None else group.place(path)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list[Path]]:
+    """Context in which it is noted which outputs are there.
+
+    Yields
+    ------
+    paths
+        Outputs that were moved into place so far; it grows.
+    """
+    global _noted
+    before, _noted = _noted, []
+    try:
+        yield _noted
+    finally:
+        _noted = before
+
+
+def remove_leftovers(directory: Path, *, of: str | None = None) -> None:
+    """Remove what killed processes left in a directory when they wrote outputs.
+
+    Parameters
+    ----------
+    directory
+        Where outputs are to be written.
+    of
+        Name of an output that nobody writes now: what was left of it goes in any case, and of
+        others nothing.
+
+    Notes
+    -----
+    Only staging folders whose lock nobody holds any more are removed.  A folder without a lock
+    that can be tested, such as on a file system that has none, is left alone.
+    """
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        found = [
+            (Path(entry.path), match["name"])
+            for entry in entries
+            if (match := _FOLDER.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False)
+        ]
+        if of is not None:
+            for folder, name in found:
+                if name == of:
+                    _remove(folder)
+            return
+        try:
+            import fcntl
+        except ImportError:  # not on this system
+            return
+        for folder, name in found:
+            path = folder / f"{name}{_LOCK}"
+            with contextlib.suppress(OSError), path.open("rb+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(folder)
+
+
+@dataclasses.dataclass
+class _Piece:
+    """An output in its staging folder."""
+
+    path: Path
+    folder: Path
+    overwrite: bool
+    lock: IO[bytes] | None
+
+    @classmethod
+    def made(cls, path: Path, *, overwrite: bool) -> _Piece:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            lock = _locked(folder / f"{path.name}{_LOCK}")
+        except BaseException:
+            _remove(folder)
+            raise
+        return cls(path, folder, overwrite, lock)
+
+    @property
+    def temporary(self) -> Path:
+        return self.folder / self.path.name
+
+    @property
+    def before(self) -> Path:
+        return self.folder / f"{self.path.name}{_BEFORE}"
+
+    def discard(self) -> None:
+        _remove(self.folder)
+        if self.lock is not None:
+            self.lock.close()
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """Lock of a new staging folder; None where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        return None
+    # It gets its name when it is locked: a lock that others can see and take is a dead one's.
+    new = path.with_name("new")
+    lock = new.open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # a file system without locks
+        lock.close()
+        return None
+    new.rename(path)
+    return lock
+
+
+def _remove(folder: Path) -> None:
+    """Remove a staging folder, its lock last: without that nobody would know that it is dead."""
+    with contextlib.suppress(OSError):
+        locks = []
+        for entry in folder.iterdir():
+            if entry.name.endswith(_LOCK):
+                locks.append(entry)
+            elif entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        for entry in locks:
+            entry.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+class _Group:
+    """Outputs that wait for each other."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[Path, _Piece] = {}
+
+    def keep(self, piece: _Piece) -> None:
+        older = self._pieces.pop(piece.path, None)
+        self._pieces[piece.path] = piece
+        if older is not None:
+            older.discard()
+
+    def has(self, path: Path) -> bool:
+        return bool(self._pieces) and path.resolve() in self._pieces
+
+    def place(self, path: Path) -> Path:
+        return self._pieces[path.resolve()].temporary if self.has(path) else path
+
+    def move(self) -> None:
+        """Move all to their places, or none."""
+        pieces = list(self._pieces.values())
+        for piece in pieces:
+            _check(piece.path, overwrite=piece.overwrite)
+        with uninterrupted():
+            _move_all(pieces)
+            if _noted is not None:
+                _noted.extend(piece.path for piece in reversed(pieces))
+
+    def discard(self) -> None:
+        for piece in self._pieces.values():
+            piece.discard()
+        self._pieces.clear()
+
+
+def _move_all(pieces: list[_Piece]) -> None:
+    """Move outputs into place, the first one last; if that fails, all is as before."""
+    aside: list[_Piece] = []
+    moved: list[_Piece] = []
+    piece = None
+    try:
+        for piece in pieces if len(pieces) > 1 else ():
+            if piece.path.exists():
+                piece.path.replace(piece.before)
+                aside.append(piece)
+        for piece in reversed(pieces):
+            piece.temporary.replace(piece.path)
+            moved.append(piece)
     except OSError as error:
-        raise FileFormatError(f"{path}: cannot be written: {error.strerror}.") from error
-    temporary = Path(directory) / path.name
+        for one in moved:
+            with contextlib.suppress(OSError):
+                one.path.unlink()
+        for one in aside:
+            with contextlib.suppress(OSError):
+                one.before.replace(one.path)
+        assert piece is not None
+        raise FileFormatError(f"{piece.path}: cannot be written: {_reason(error)}.") from error
+
+
+_together: contextvars.ContextVar[_Group | None] = contextvars.ContextVar("together", default=None)
+_noted: list[Path] | None = None
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Context until whose end Ctrl-C and SIGTERM wait.
+
+    Yields
+    ------
+    None
+
+    Notes
+    -----
+    Elsewhere than in the main thread, where signals are not handled, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+
+    for which in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(which) is not None:  # else it is not Python's
+            before[which] = signal.signal(which, note)
     try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        check_output(path, overwrite=overwrite)
-        temporary.replace(path)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of which output an error of the system is, and where it is to be."""
+    try:
+        yield
     except OSError as error:
         if isinstance(error, FileFormatError | OutputExistsError):
             raise
-        raise FileFormatError(f"{path}: cannot be written: {_reason(error)}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        with contextlib.suppress(OSError):
-            os.rmdir(directory)
+        remedy = ""
+        if _number(error) in _FULL:
+            remedy = f"; make room in {path.resolve().parent}, or choose another directory"
+        raise FileFormatError(f"{path}: cannot be written: {_reason(error)}{remedy}.") from error
+
+
+def _number(error: BaseException) -> int | None:
+    """The system's number of what went wrong first."""
+    cause: BaseException | None = error
+    number = None
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            number = cause.errno
+        cause = cause.__cause__ or cause.__context__
+    return number
 
 
 def _reason(error: OSError) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .errors import FileFormatError, one_line
 from .threads import in_threads
 
 __all__ = [
@@ -40,6 +43,8 @@ type Array = npt.NDArray[Any]
 
 _BLOCK = 1 << 17
 """Pixels of a block of rows."""
+
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 _SHARE = 16
 """A plane that takes more than this part of the limit goes to a file."""
@@ -132,12 +137,46 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     -------
     plane
         In memory, or in a file.
+
+    Raises
+    ------
+    FileFormatError
+        If there is no room for the file.
     """
     if not is_limited(shape, dtype):
         return np.zeros(shape, dtype)
     assert _limit is not None
-    with tempfile.TemporaryFile(prefix=".whitediff-", dir=_limit.directory) as file:
-        return np.asarray(np.memmap(file, dtype=dtype, mode="w+", shape=shape))
+    directory = Path(tempfile.gettempdir()) if _limit.directory is None else _limit.directory
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        with tempfile.TemporaryFile(prefix=".whitediff-", dir=directory) as file:
+            _reserve(file.fileno(), size)
+            return np.asarray(np.memmap(file, dtype=dtype, mode="w+", shape=shape))
+    except OSError as error:
+        raise FileFormatError(
+            f"{directory}: no temporary file of {size / 1e6:.4g} MB can be made there"
+            f" ({error.strerror or one_line(error)}{_free(directory)}); make room, name an output"
+            " in another directory, or allow more with --memory."
+        ) from error
+
+
+def _reserve(file: int, size: int) -> None:
+    """Have all of a file's blocks: were there none left later, writing to memory would kill us."""
+    if not hasattr(os, "posix_fallocate"):  # not on this system
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def _free(directory: Path) -> str:
+    """How much room there is."""
+    try:
+        return f"; {shutil.disk_usage(directory).free / 1e6:.4g} MB are free"
+    except OSError:
+        return ""
 
 
 def row_blocks(shape: tuple[int, ...]) -> list[slice]:

@@ -105,6 +105,14 @@ class _Products(click.ParamType):
     " beside the output. The result is the same  [default: what the machine has].",
 )
 @click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=30,
+    show_default=True,
+    help="Minutes that a pair may take before it counts as failed and its worker is stopped; 0 for"
+    " no end.",
+)
+@click.option(
     "--whiteness/--no-whiteness",
     default=True,
     help="Measure how white each product is  [default: yes].",
@@ -154,6 +162,7 @@ def run(
     workers: int | None,
     worker_memory: int | None,
     memory: int | None,
+    timeout: float,
     whiteness: bool,
     threads: int,
     **shared: Any,
@@ -163,7 +172,7 @@ def run(
     Parameters
     ----------
     manifest, output, products, resume, overwrite, scheduler, workers, worker_memory, memory, \
-    whiteness, threads
+    timeout, whiteness, threads
         Options of the command.
     **shared
         Options of ``subtract``.
@@ -203,6 +212,7 @@ def run(
         overwrite=overwrite,
         memory=memory,
         whiteness=whiteness,
+        timeout=60 * timeout or None,
     )
     start = time.monotonic()
     try:

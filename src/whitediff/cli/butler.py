@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,18 @@ def run_command(repo: str, **options: Any) -> None:
     """
     from ..rubin.running import run_pipeline
 
-    run_pipeline(repo, **options)
+    try:
+        run_pipeline(repo, **options)
+    except (click.Abort, KeyboardInterrupt):
+        # Quanta in processes of their own would go on, and this one wait for them.
+        for process in multiprocessing.active_children():
+            process.kill()
+        log.warning(
+            "%s: interrupted; what is done is in the collection %s, go on with --resume.",
+            repo,
+            options["output"],
+        )
+        raise click.exceptions.Exit(1) from None
     log.info("%s: done; the results are in the collection %s.", repo, options["output"])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..outputs import together
 from .console import OUTPUT_FILE, common_options, log, print_table, stages
 from .reading import limit_options
 
@@ -80,6 +81,7 @@ def check(**options: Any) -> None:
     run_check(**options)
 
 
+@together()
 def run_check(
     *,
     image_path: str,

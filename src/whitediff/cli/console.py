@@ -115,7 +115,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
             signal.signal(signal.SIGTERM, _terminate)
         try:
             return command(*args, **kwargs)
-        except (click.ClickException, click.exceptions.Exit, KeyboardInterrupt):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, KeyboardInterrupt):
             raise
         except Exception as error:
             fail(error, verbose=verbose)

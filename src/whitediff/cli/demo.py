@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..outputs import together
 from .console import OUTPUT_DIRECTORY, common_options, log, stages
 
 __all__ = ["demo"]
@@ -22,6 +23,7 @@ __all__ = ["demo"]
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @common_options
+@together()
 def demo(output: Path, overwrite: bool) -> None:
     """Simulate two images, make their difference and score, and check both.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..outputs import together
 from .console import OUTPUT_FILE, Number, common_options, log, stages
 from .reading import limit_options
 
@@ -92,6 +93,7 @@ def detect(**options: Any) -> None:
     run_detection(**options)
 
 
+@together()
 def run_detection(
     *,
     difference: str,

@@ -232,7 +232,7 @@ def run_evaluation(
     from ..exposures.evaluation import EvaluationOptions, Setting
     from ..exposures.evaluation import evaluate as realise_all
     from ..formats.catalogs import write_catalog
-    from ..outputs import check_output, replacing
+    from ..outputs import check_output, replacing, together
     from ..runs.subtract import solutions_by_kind, subtraction_options
     from ..threads import available_threads
 
@@ -317,14 +317,15 @@ def run_evaluation(
         },
     } | summarise(done, setting.options, fresh=simulated)
     table = all_sources(done)
-    with replacing(output / "evaluate.json", overwrite=overwrite) as temporary:
-        temporary.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n")
-    write_catalog(table, output / "injections.ecsv", overwrite=overwrite)
-    if "evaluate.png" in names:
-        from ..diagnostics.plots import plot_evaluation
+    with together():
+        with replacing(output / "evaluate.json", overwrite=overwrite) as temporary:
+            temporary.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n")
+        write_catalog(table, output / "injections.ecsv", overwrite=overwrite)
+        if "evaluate.png" in names:
+            from ..diagnostics.plots import plot_evaluation
 
-        title = "simulated pairs" if simulated else f"{science} − {template}"
-        plot_evaluation(output / "evaluate.png", numbers, table, title=title)
+            title = "simulated pairs" if simulated else f"{science} − {template}"
+            plot_evaluation(output / "evaluate.png", numbers, table, title=title)
     _print(numbers)
     log.info("%s: wrote %s.", output, ", ".join(names))
     return numbers

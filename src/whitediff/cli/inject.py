@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..outputs import together
 from ..reading import ReadingOptions, reading_options
 from .console import OUTPUT_FILE, common_options, log, stages
 from .reading import input_options, limit_options
@@ -69,6 +70,7 @@ def inject(**options: Any) -> None:
     run_injection(**options)
 
 
+@together()
 def run_injection(
     *,
     science: str,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
 from .. import __version__
+from ..outputs import noting
 from .align import align
 from .batch import batch
 from .butler import butler
@@ -64,6 +66,12 @@ for command in (
 def main() -> None:
     """Run the command line."""
     return_freed_memory()
+    with noting() as written:
+        sys.exit(_code(written))
+
+
+def _code(written: list[Path]) -> int:
+    """Run the command line and say how it ended."""
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -72,8 +80,10 @@ def main() -> None:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("whitediff: interrupted; no output was written.", err=True)
+        there = ", ".join(map(str, dict.fromkeys(written)))
+        rest = f"complete are {there}" if there else "no output was written"
+        click.echo(f"whitediff: interrupted; {rest}.", err=True)
         code = 1
     except BrokenPipeError:
         code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0

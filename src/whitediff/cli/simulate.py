@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..outputs import together
 from .console import OUTPUT_DIRECTORY, common_options, log, stages
 
 __all__ = ["OUTPUTS", "simulate", "simulation_options", "write_simulation"]
@@ -339,6 +340,7 @@ def simulate(output: Path, overwrite: bool, **options: Any) -> None:
     log.info("%s: wrote %s.", output, ", ".join(written))
 
 
+@together()
 def write_simulation(options: Any, output: Path, *, overwrite: bool) -> tuple[str, ...]:
     """Simulate a pair and write it.
 

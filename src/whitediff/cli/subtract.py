@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..outputs import together
 from ..reading import file_options
 from .align import METHODS
 from .console import OUTPUT_FILE, OddSize, Order, Place, common_options, limited_memory, stages
@@ -300,6 +301,7 @@ def check_settled(context: click.Context, solutions: tuple[str, ...]) -> None:
         )
 
 
+@together()
 def _run(*, report: Path | None, catalog: Path | None, **options: Any) -> None:
     """Subtract one image from another, and go on with the products as far as is wanted."""
     from ..errors import ArgumentError

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from astropy.table import QTable, Table
 
 from ..errors import FileFormatError, one_line
-from ..outputs import replacing
+from ..outputs import replacing, staged
 from .files import opened, split_extension
 from .finished import finish
 from .limits import check_table, current, regular
@@ -132,15 +132,15 @@ def read_catalog(path: str | Path) -> QTable:
     """
     file, extension = split_extension(path)
     kind = _kind(file, _READ)
-    regular(file)
+    regular(staged(file))
     if kind == "fits":
         return _read_fits(file, extension)
     if extension is not None:
         raise FileFormatError(f"{path}: only FITS files have extensions; name the file alone.")
     read: Callable[[Path], QTable] = _read_parquet if kind == "parquet" else _read_text
     try:
-        check_table(file)
-        return read(file)
+        check_table(staged(file))
+        return read(staged(file))
     except FileFormatError:
         raise
     except Exception as error:

@@ -21,6 +21,7 @@ import astropy.utils.exceptions
 from astropy.io.fits.hdu.compressed._compression import CfitsioException
 
 from ..errors import ArgumentError, DataError, FileFormatError, one_line
+from ..outputs import staged
 from .blocks import Block, Survey, survey
 from .limits import current, regular
 from .parts import KEYWORD, lost_parts
@@ -101,17 +102,19 @@ def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HD
         memory than `whitediff.formats.limits` allows, or differs from its checksums; also where
         astropy cannot read what the caller asks for.
     """
-    regular(path)
+    # Errors name the output, wherever its content waits to take its place.
+    place = staged(path)
+    regular(place)
     with warnings.catch_warnings():
         # Slips in headers that astropy repairs are not the user's news here; a file that
         # is too short is checked for below.
         warnings.simplefilter("ignore", astropy.utils.exceptions.AstropyWarning)
         try:
-            found = _surveyed(path, sums=checksums and current().checksums)
+            found = _surveyed(place, sums=checksums and current().checksums)
             for note in found.notes:
                 _tell_once(path, note)
-            with astropy.io.fits.open(os.fspath(path)) as hdus:
-                _check_complete(path, hdus, found.survey)
+            with astropy.io.fits.open(os.fspath(place)) as hdus:
+                _check_complete(place, hdus, found.survey)
                 _check_cards(path, hdus)
                 lost = lost_parts(hdus)
                 if lost:
@@ -121,7 +124,7 @@ def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HD
                         " does not need that.",
                     )
                 if found.has_sized_tiles:
-                    _check_sized_tiles(path)
+                    _check_sized_tiles(place)
                 yield hdus
         except (FileFormatError, ArgumentError, DataError):
             raise
@@ -170,7 +173,7 @@ _told: dict[tuple[Any, ...], None] = {}
 
 def _tell_once(path: Path, note: str) -> None:
     """Warn of a file, however often it is opened while it stays the same."""
-    stat = path.stat()
+    stat = staged(path).stat()
     key = (os.path.abspath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, note)
     if key not in _told:
         while len(_told) >= _MOST_KNOWN:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from lsst.daf.butler import Butler, CollectionTypeError, MissingCollectionError
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError
 
 from ..errors import ArgumentError, WhitediffError, one_line
@@ -128,7 +129,7 @@ def run_pipeline(
         arguments += ["-d", where]
     for item in config:
         arguments += ["-c", item]
-    if resume:
+    if resume and _is_begun(repository, output):
         arguments += ["--extend-run", "--skip-existing-in", output, "--clobber-outputs"]
     said = _pipetask(repository, arguments)
     if said.empty:
@@ -141,6 +142,17 @@ def run_pipeline(
             f"{repository}: nothing to do: in {inputs} there is no visit and detector of which the"
             f" pipeline finds all that it reads{chosen}{absent}."
         )
+
+
+def _is_begun(repository: str, output: str) -> bool:
+    """Whether there is a run to go on with: one that was killed early may have left none."""
+    with Butler.from_config(repository) as butler:
+        try:
+            return bool(butler.registry.getCollectionChain(output))
+        except MissingCollectionError:
+            return False
+        except CollectionTypeError:
+            return True  # pipetask says what is wrong with it
 
 
 @dataclasses.dataclass

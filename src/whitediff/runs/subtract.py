@@ -40,7 +40,7 @@ from ..exposures.reuse import apply_solution
 from ..exposures.subtraction import matched_template
 from ..exposures.widths import warn_of_significances
 from ..matching.design import FitOptions
-from ..outputs import check_output
+from ..outputs import check_output, together
 from ..reading import reading_options
 from .cards import decorrelation_cards, depth_cards, report_inputs_floor, significance_cards
 from .inputs import read_input
@@ -79,6 +79,7 @@ def _silent(stage: str) -> None:
     """Take no note of a stage."""
 
 
+@together()
 def run_subtraction(
     *,
     science: str,
@@ -139,7 +140,7 @@ def run_subtraction(
     Returns
     -------
     written
-        What was written, one entry for each output that was asked for.
+        What was written, one entry for each output that was asked for; all of them or none.
 
     Raises
     ------

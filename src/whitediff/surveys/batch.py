@@ -10,8 +10,10 @@ import math
 import os
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,15 @@ _ANSWER = 10.0
 
 _RECOUNT = 2.0
 """Seconds after which the workers are counted again."""
+
+_LOOK = 0.02
+"""Seconds between looks at what has ended and what takes too long."""
+
+_COLLECT = 1.0
+"""Seconds in which results that are there are taken over when a batch is stopped."""
+
+_DEATH = 1.0
+"""Seconds in which a killed process is gone."""
 
 _SETTINGS = {
     "distributed.scheduler.allowed-failures": _DEATHS,
@@ -148,11 +159,12 @@ def _local_cluster(options: ClusterOptions) -> Any:
 
 
 class _Uninterrupted(distributed.WorkerPlugin):
-    """Leaves it to the batch what happens on Ctrl-C, which a terminal sends to all processes."""
+    """Leaves it to the batch what happens on a signal that all processes of a group get."""
 
     def setup(self, worker: distributed.Worker) -> None:
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _remote(address: str, patience: float) -> distributed.Client:
@@ -213,6 +225,8 @@ def work_through(
     orders: Iterable[Order],
     on_record: Callable[[Order, Record], None],
     work: Callable[[Order], Record] = process,
+    *,
+    timeout: float | None = None,
 ) -> None:
     """Have workers do all orders.
 
@@ -226,6 +240,9 @@ def work_through(
         Called with each order and its result, in the order in which they end.
     work
         Function that does an order; importable on the workers.
+    timeout
+        Seconds that a worker may take for an order before it is killed and the order counts as
+        failed; None for none.
 
     Raises
     ------
@@ -234,9 +251,32 @@ def work_through(
 
     Notes
     -----
-    If it is interrupted, what the killed workers left of items that were under way is removed.
+    If it is interrupted, results that are there are still told to `on_record`; workers on this
+    machine are killed, and what they left of items that were under way is removed.
     """
-    _Round(client, iter(orders), on_record, work).finish()
+    _Round(client, iter(orders), on_record, work, timeout).finish()
+
+
+_turn = threading.Lock()
+
+
+def _told(work: Callable[[Order], Record], order: Order, topic: str, number: int) -> Record:
+    """Do an order on a worker, and tell the batch when it begins."""
+    with _turn:
+        worker = distributed.get_worker()
+        host, process_ = socket.gethostname(), os.getpid()
+        worker.log_event(topic, [number, worker.address, host, process_])
+        return work(order)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where an order is being worked on, and since when."""
+
+    since: float
+    worker: str
+    host: str
+    process: int
 
 
 class _Round:
@@ -248,23 +288,31 @@ class _Round:
         waiting: Iterator[Order],
         on_record: Callable[[Order, Record], None],
         work: Callable[[Order], Record],
+        timeout: float | None,
     ) -> None:
         self._client, self._waiting, self._work = client, waiting, work
-        self._on_record = on_record
+        self._on_record, self._timeout = on_record, timeout
         self._under_way: dict[distributed.Future, Order] = {}
+        self._numbers: dict[distributed.Future, int] = {}
+        self._count = itertools.count()
+        self._begun: dict[int, _Place] = {}
+        self._topic = f"whitediff-{uuid.uuid4()}"
+        self._ended: list[tuple[Order, Record | None]] = []
         self._suspects: list[Order] = []
         self._queue = distributed.as_completed()
         self._most, self._counted = 0, -math.inf
 
     def finish(self) -> None:
         try:
+            self._client.subscribe_topic(self._topic, self._note)
             self._fill()
-            while self._under_way:
+            while self._under_way or self._ended:
                 order, record = self._next()
                 if record is None:
                     self._suspects.append(order)
                 else:
                     self._on_record(order, record)
+                self._ended.pop(0)
                 self._fill()
             # Whoever waited at a worker that died for another is not to blame: one by one, each
             # answers for itself.
@@ -272,9 +320,17 @@ class _Round:
                 self._submit(order)
                 _, record = self._next()
                 self._on_record(order, _died(order) if record is None else record)
+                self._ended.pop(0)
+            with contextlib.suppress(Exception):
+                self._client.unsubscribe_topic(self._topic)
         except BaseException:
             self._abandon()
             raise
+
+    def _note(self, event: tuple[float, Any]) -> None:
+        """Note where an order is begun."""
+        number, worker, host, process_ = event[1]
+        self._begun[number] = _Place(time.monotonic(), worker, host, process_)
 
     def _fill(self) -> None:
         """Give out as many orders as keep all workers busy."""
@@ -288,15 +344,61 @@ class _Round:
             self._submit(order)
 
     def _submit(self, order: Order) -> None:
-        future = self._client.submit(self._work, order, pure=False)
-        self._under_way[future] = order
+        number = next(self._count)
+        future = self._client.submit(_told, self._work, order, self._topic, number, pure=False)
+        self._under_way[future], self._numbers[future] = order, number
         self._queue.add(future)
 
     def _next(self) -> tuple[Order, Record | None]:
-        """The next order that ends, and its result; None where workers died on it."""
-        future = next(self._queue)
-        order = self._under_way.pop(future)
-        return order, self._result(future, order)
+        """The next order that ends, and its result; None where workers died on it.
+
+        It stays the first of those that have ended until it is dealt with, whatever stops that.
+        """
+        while not self._ended:
+            for future in self._queue.next_batch(block=False):
+                # Those that took too long are not among them any more.
+                order = self._under_way.get(future)
+                if order is not None:
+                    self._ended.append((order, self._result(future, order)))
+                    self._taken(future)
+                    future.release()
+            if not self._ended:
+                self._end_late()
+                time.sleep(_LOOK)
+        return self._ended[0]
+
+    def _taken(self, future: distributed.Future) -> Order | None:
+        self._begun.pop(self._numbers.pop(future, -1), None)
+        return self._under_way.pop(future, None)
+
+    def _end_late(self) -> None:
+        """Give up orders that take too long, and kill their workers."""
+        if self._timeout is None:
+            return
+        latest = time.monotonic() - self._timeout
+        for future, number in list(self._numbers.items()):
+            place = self._begun.get(number)
+            if place is None or place.since > latest:
+                continue
+            order = self._taken(future)
+            assert order is not None
+            with contextlib.suppress(Exception):
+                self._client.cancel([future], force=True)
+            self._kill(place)
+            for path in order.item.outputs.values():
+                remove_temporaries(Path(path))
+            self._ended.append((order, _late(order, self._timeout)))
+
+    def _kill(self, place: _Place) -> None:
+        """Kill a worker; its nanny starts another."""
+        is_here = place.host == socket.gethostname()
+        if is_here and place.process == os.getpid():
+            return  # a thread of this process
+        if isinstance(self._client.cluster, distributed.LocalCluster):
+            _kill_all([place.process])
+            return
+        with contextlib.suppress(Exception):
+            self._client.run(os._exit, 1, workers=[place.worker], wait=False, on_error="ignore")
 
     def _result(self, future: distributed.Future, order: Order) -> Record | None:
         """Result of an order; None where workers died on it."""
@@ -310,19 +412,59 @@ class _Round:
                     "The Dask scheduler was lost; what is done is recorded, go on with --resume."
                 ) from error
             return _named(order) | failure(error)
-        finally:
-            future.release()
         return result
 
     def _abandon(self) -> None:
+        self._collect()
         with contextlib.suppress(Exception):
             self._client.cancel(list(self._under_way), force=True)
-        if isinstance(self._client.cluster, distributed.LocalCluster):
-            with contextlib.suppress(Exception):
-                self._client.cluster.close(timeout=10)
+        cluster = self._client.cluster
+        if isinstance(cluster, distributed.LocalCluster):
+            nannies = list(cluster.workers.values())
+            for nanny in nannies:
+                nanny.close_gracefully()  # no other worker for a dead one
+            # They have nothing to save, and would wait for what they are at.
+            _kill_all([nanny.pid for nanny in nannies if getattr(nanny, "pid", None)])
             for order in self._under_way.values():
                 for path in order.item.outputs.values():
                     remove_temporaries(Path(path))
+
+    def _collect(self) -> None:
+        """Take over results that are there."""
+        end = time.monotonic() + _COLLECT
+        for order, record in self._ended:
+            if record is not None:
+                with contextlib.suppress(Exception):
+                    self._on_record(order, record)
+        for future in list(self._under_way):
+            if self._client.status != "running" or time.monotonic() > end:
+                break
+            if future.status != "finished":
+                continue
+            order = self._under_way[future]
+            # Its worker may be gone by now.
+            with contextlib.suppress(Exception):
+                result = future.result(timeout=max(0.05, end - time.monotonic()))
+                self._taken(future)
+                self._on_record(order, result)
+
+
+def _kill_all(processes: Sequence[int]) -> None:
+    """Kill processes of this machine, and wait until they are gone."""
+    for process_ in processes:
+        with contextlib.suppress(OSError):
+            os.kill(process_, signal.SIGKILL)
+    end = time.monotonic() + _DEATH
+    while time.monotonic() < end and any(map(_is_alive, processes)):
+        time.sleep(_LOOK)
+
+
+def _is_alive(process_: int) -> bool:
+    try:
+        os.kill(process_, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _named(order: Order) -> Record:
@@ -337,6 +479,14 @@ def _named(order: Order) -> Record:
         "host": socket.gethostname(),
         "warnings": [],
     }
+
+
+def _late(order: Order, seconds: float) -> Record:
+    error = WhitediffError(
+        f"{order.item.science}: took longer than {seconds / 60:g} minutes, so its worker was"
+        " stopped; allow it more with --timeout, or see what is special about these images."
+    )
+    return _named(order) | failure(error)
 
 
 def _died(order: Order) -> Record:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ArgumentError, FileFormatError
 from ..formats.files import split_extension
-from ..outputs import replacing
+from ..outputs import replacing, uninterrupted
 
 __all__ = ["Journal", "Record", "exclusive", "file_state", "is_intact", "output_state"]
 
@@ -22,6 +22,8 @@ type Record = dict[str, Any]
 
 _RACY = 2 * 10**9
 """Nanoseconds in which a file can change without its times telling."""
+
+_CHUNK = 1 << 16
 
 
 class Journal:
@@ -63,7 +65,10 @@ class Journal:
         except OSError as error:
             raise FileFormatError(f"{self.path}: cannot be read: {error.strerror}.") from error
         records: dict[str, Record] = {}
-        complete, _, _ = data.rpartition(b"\n")
+        complete, _, rest = data.rpartition(b"\n")
+        if _is_whole(rest):
+            # Only its end of the line is missing.
+            complete = data
         for number, line in enumerate(complete.splitlines(), 1):
             try:
                 record = json.loads(line)
@@ -90,8 +95,22 @@ class Journal:
         """
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         try:
-            with self.path.open("ab") as stream:
-                stream.write(line)
+            # Unbuffered: a line is there at once.
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            with uninterrupted(), open(descriptor, "r+b", 0) as stream:
+                end = _end_of_lines(stream)
+                try:
+                    stream.truncate(end)
+                    stream.seek(end)
+                    rest = memoryview(line)
+                    while rest:
+                        rest = rest[stream.write(rest) :]
+                    os.fsync(stream.fileno())
+                except OSError:
+                    # Half a line is none.
+                    with contextlib.suppress(OSError):
+                        stream.truncate(end)
+                    raise
         except OSError as error:
             raise FileFormatError(
                 f"{self.path}: cannot be written: {error.strerror}; make room or choose another"
@@ -108,6 +127,27 @@ class Journal:
         """
         with replacing(self.path, overwrite=True) as temporary:
             temporary.write_text("".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a line without an end is a record."""
+    try:
+        return "item" in json.loads(line)
+    except (ValueError, TypeError):
+        return False
+
+
+def _end_of_lines(stream: Any) -> int:
+    """Where the last complete line ends."""
+    end: int = stream.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _CHUNK)
+        stream.seek(start)
+        found = stream.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + int(found) + 1
+        end = start
+    return 0
 
 
 @contextlib.contextmanager

@@ -228,7 +228,8 @@ def make_items(
     ------
     ArgumentError
         If a column is missing, refused or a misspelt option, a value cannot be understood, two
-        rows would write the same file, or one would write what another reads.
+        rows would write the same file, or one would write what another reads, or a link would
+        lead out of the output directory.
     """
     types = types or {}
     names = {name.replace("-", "_"): name for row in rows for name in row}
@@ -245,6 +246,7 @@ def make_items(
         for number, row in enumerate(rows, 1)
     ]
     _check_unique(path, items)
+    _check_inside(path, items, output)
     _check_apart(path, items)
     return items
 
@@ -423,6 +425,27 @@ def _check_unique(path: Path, items: Sequence[Item]) -> None:
                 f"{path}: rows {other} and {number} would both write {item.name!r}; give each a"
                 " different name in a column 'name'."
             )
+
+
+def _check_inside(path: Path, items: Sequence[Item], output: Path) -> None:
+    """Refuse names that lead out of the output directory through links."""
+    home = Path(os.path.realpath(output))
+
+    @functools.cache
+    def real(directory: str) -> Path:
+        return Path(os.path.realpath(directory))
+
+    for number, item in enumerate(items, 1):
+        for file in item.outputs.values():
+            directory, name = os.path.split(file)
+            place = real(directory) / name
+            if place.is_symlink():
+                place = Path(os.path.realpath(place))
+            if not place.is_relative_to(home):
+                raise ArgumentError(
+                    f"{path}, row {number}: {file} would lie in {place.parent}, where a link leads"
+                    " out of the output directory; take the link away, or choose another name."
+                )
 
 
 def _check_apart(path: Path, items: Sequence[Item]) -> None:

@@ -47,6 +47,8 @@ class BatchOptions:
         what the machine has.
     whiteness
         Measure how white each product is.
+    timeout
+        Seconds after which an item counts as failed and its worker is killed; None for none.
     """
 
     cluster: ClusterOptions = dataclasses.field(default_factory=ClusterOptions)
@@ -54,6 +56,7 @@ class BatchOptions:
     overwrite: bool = False
     memory: int | None = None
     whiteness: bool = True
+    timeout: float | None = None
 
 
 def run_batch(
@@ -129,7 +132,7 @@ def _run(
         on_record(record | {"unchanged": unchanged})
 
     with connected(options.cluster) as client:
-        work_through(client, _orders(items, before, options), keep)
+        work_through(client, _orders(items, before, options), keep, timeout=options.timeout)
     results = [done[name] for name in names]
     others = [record for name, record in before.items() if name not in done]
     journal.rewrite([*others, *results])

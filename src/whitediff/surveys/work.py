@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import glob
 import hashlib
 import json
 import logging
 import math
 import os
-import shutil
 import socket
 import threading
 import time
@@ -33,6 +31,7 @@ from ..formats.files import split_extension
 from ..formats.limits import Limits, within
 from ..memory import limited_memory, return_freed_memory
 from ..messages import OnceEach
+from ..outputs import remove_leftovers
 from ..runs.subtract import Written, run_subtraction
 from ..threads import use_threads
 from .journal import Record, file_state, is_intact, output_state
@@ -381,9 +380,7 @@ def remove_temporaries(path: Path) -> None:
     path
         The product.  Nobody else may be writing it.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+    remove_leftovers(path.parent, of=path.name)
 
 
 def _remove_outputs(item: Item) -> None:

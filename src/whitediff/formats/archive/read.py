@@ -22,6 +22,7 @@ from ...exposures.sky import (
     projection_header,
     shifted_header,
 )
+from ...outputs import staged
 from ..files import opened
 from ..headers import observation_header, without_provenance, without_wcs
 from ..planes import mask_bytes, native
@@ -162,7 +163,7 @@ def _plain_masked_image(
         return None, None
     try:
         with (
-            path.open("rb") as stream,
+            staged(path).open("rb") as stream,
             FitsInputArchive.open_tree(stream) as (archive, any_tree, info),
         ):
             if info.schema_name != "masked_image":
