@@ -16,7 +16,6 @@ import math
 
 import numpy as np
 import pytest
-import scipy.ndimage
 from astropy import units
 from astropy.io import fits
 from astropy.table import QTable, Table
@@ -30,7 +29,6 @@ from whitediff.detection import (
     deblended,
     expected_peaks,
     find_peaks,
-    joined_by_light,
     noise_curvature,
     response_curvature,
     score_significance,
@@ -662,32 +660,3 @@ def test_an_image_hardly_larger_than_the_psf(rng):
     (row,) = detect(Exposure.from_arrays(image, variance=1.0, psf=MODEL.image(0, 0)))
     assert row["x"].value == pytest.approx(12.2 + 0.3 - 0.3, abs=0.1)
     assert row["psf_flux"] == pytest.approx(400, rel=0.1)
-
-
-class TestJoinedByLight:
-    @pytest.mark.parametrize("sign", [1, -1])
-    def test_ends_of_a_trail_are_and_two_points_are_not(self, sign):
-        x = np.linspace(30, 60, 31)
-        trail = gaussian_sum((90, 100), [(at, 20 + 0.5 * at, 8.0) for at in x], 3.0)
-        points = gaussian_sum((90, 100), [(20, 70, 25.0), (32, 70, 20.0), (80, 12, 30.0)], 3.0)
-        peaks = find_peaks(whole(sign * (trail + points)), 5.0)
-        ends = Peaks(
-            *(np.array(values) for values in ([33.0, 57.0], [36.5, 48.5], [sign * 30.0] * 2)),
-            np.full(2, sign * 30.0), np.ones(2),
-        )  # fmt: skip
-        found = whole(sign * (trail + points))
-        assert joined_by_light(found, ends, 4.2).all()
-        pair = np.abs(peaks.y - 70) < 2
-        assert pair.sum() == 2
-        apart = Peaks(
-            *(getattr(peaks, name)[pair] for name in
-              ("x", "y", "significance", "pixel_significance", "noise"))
-        )  # fmt: skip
-        assert not joined_by_light(found, apart, 4.2).any()
-
-    def test_of_noise_none_are(self, rng):
-        smooth = scipy.ndimage.gaussian_filter(rng.normal(size=(300, 300)), 2.5)
-        found = whole(smooth / smooth.std())
-        peaks = find_peaks(found, 3.2)
-        assert len(peaks) > 20
-        assert joined_by_light(found, peaks, 4.2).mean() < 0.1

@@ -121,7 +121,9 @@ def test_a_decam_difference_becomes_white(run, tmp_path, name, before):
     code, _, messages = run("decorrelate", *paths, "--output", out)
     assert code == 0, messages
     assert "science.fits: its noise is that which HOTPANTS 5.1.11 was given" in messages
-    code, _, messages = run("check", out, "--sigma", 1.8, "--map", "none", "--json", tmp_path / "j")
+    code, _, messages = run(
+        "check", out, "--sigma", 1.8, "--map", "none", "--json", tmp_path / "j", "--follow-paths"
+    )
     assert code == 0, messages
     values = json.loads((tmp_path / "j").read_text())
     after = values["after"]

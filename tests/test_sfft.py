@@ -59,7 +59,9 @@ def test_the_sample_becomes_white(run, tmp_path):
         "decorrelate", *paths, SAMPLES / "linear.solution.fits", "--output", out
     )
     assert code == 0, messages
-    code, _, messages = run("check", out, "--sigma", 1.8, "--map", "none", "--json", tmp_path / "j")
+    code, _, messages = run(
+        "check", out, "--sigma", 1.8, "--map", "none", "--json", tmp_path / "j", "--follow-paths"
+    )
     assert code == 0, messages
     values = json.loads((tmp_path / "j").read_text())
     assert values["before"]["filtered_variance_ratio"] > 2.4

@@ -512,7 +512,7 @@ def test_noise_of_the_members_is_in_the_header(run, files):
     with fits.open(path / "0.fits") as hdus:
         # Shifted by half a pixel along x.
         hdus["IMAGE"].data = convolve(hdus["IMAGE"].data, np.array([[0, 0.5, 0.5]]))
-        hdus.writeto(path / "resampled.fits", overwrite=True)
+        hdus.writeto(path / "resampled.fits", overwrite=True, checksum=True)
     used = [path / "resampled.fits" if each == path / "0.fits" else each for each in arguments]
     command = ["decorrelate-stack", path / "difference.fits", *used, "--constant"]
     code, _, messages = run(*command, "--kernel", path / "final.fits", "--output", out)

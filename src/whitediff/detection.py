@@ -19,7 +19,6 @@ import scipy.ndimage
 import scipy.sparse
 import scipy.sparse.csgraph
 import scipy.sparse.linalg
-import scipy.spatial
 
 from . import planes
 from .errors import ArgumentError
@@ -35,7 +34,6 @@ __all__ = [
     "deblended",
     "expected_peaks",
     "find_peaks",
-    "joined_by_light",
     "noise_curvature",
     "response_curvature",
     "score_significance",
@@ -82,12 +80,6 @@ _AROUND = (2.0, 4.0)
 _MOST_AROUND, _LEAST_AROUND = 300, 0.5
 _QUARTILE, _QUARTILE_ERROR, _AROUND_ERRORS = 0.674, 1.36, 5.0
 """Upper quartile of a normal distribution; its error, times the root of the number."""
-
-_JOINED = (2.5, 8.0)
-"""Full widths between peaks on which light between them tells of a trail: closer, two points have
-light between them, too; farther, they have little to do with each other."""
-_LIGHT_BETWEEN = 0.4
-"""Of the lower peak, what the line between has at least: two points 2.5 widths apart have 0.23."""
 
 _LEAST_OVERLAP = 0.5
 """Standard deviations by which a source changes another one that is fitted with it."""
@@ -402,49 +394,6 @@ def score_significance(score: Array, variance: Array, good: Array) -> Significan
         )  # fmt: skip
 
     return Significance(planes.filled(score.shape, np.float32, work), searched, level)
-
-
-def joined_by_light(found: Significance, peaks: Peaks, fwhm: float) -> Array:
-    """Peaks between which there is light all along, as on the trail of an asteroid.
-
-    Parameters
-    ----------
-    found
-        Significance of every pixel.
-    peaks
-        Places.
-    fwhm
-        Full width at half maximum of the PSF, pixels.
-
-    Returns
-    -------
-    joined
-        ``(n,)`` boolean: another peak of its sign lies 2.5 to 8 full widths away, and the line
-        between them is nowhere below 0.4 of the lower one.
-    """
-    joined = np.zeros(len(peaks), bool)
-    if len(peaks) < 2:
-        return joined
-    places = np.stack([peaks.y, peaks.x], axis=1)
-    tree = scipy.spatial.cKDTree(places)
-    first, second = tree.query_pairs(_JOINED[1] * fwhm, output_type="ndarray").T
-    height = peaks.significance[first], peaks.significance[second]
-    apart = np.hypot(*(places[first] - places[second]).T) > _JOINED[0] * fwhm
-    apart &= np.sign(height[0]) == np.sign(height[1])
-    first, second = first[apart], second[apart]
-    steps = np.linspace(0, 1, math.ceil(_JOINED[1] * fwhm) + 1)[:, None]
-    sign = np.sign(peaks.significance)
-    lower = np.minimum(*(np.abs(peaks.significance[each]) for each in (first, second)))
-    for part in (slice(i, i + _BATCH) for i in range(0, len(first), _BATCH)):
-        one, other = first[part], second[part]
-        rows, columns = (
-            np.rint(at[one] + steps * (at[other] - at[one])).astype(int)
-            for at in (peaks.y, peaks.x)
-        )
-        light = (sign[one] * found.image[rows, columns]).min(axis=0)
-        along = light > _LIGHT_BETWEEN * lower[part]
-        joined[one[along]] = joined[other[along]] = True
-    return joined
 
 
 def surrounding_level(found: Significance, peaks: Peaks, fwhm: float) -> Array:

@@ -226,8 +226,7 @@ def detections(
     )
     level = detection.surrounding_level(found, peaks, field.fwhm)
     beneath = np.abs(peaks.significance) - level < threshold
-    beneath = (level > 0) & beneath | detection.joined_by_light(found, peaks, field.fwhm)
-    classes.label[(classes.label == "point") & beneath] = "extended"
+    classes.label[(classes.label == "point") & (level > 0) & beneath] = "extended"
     apart = lobes & (classes.label != "dipole") & ~classes.absorbed
     if apart.any():
         apart = np.isin(blends.group, blends.group[apart]) & (classes.label != "dipole")

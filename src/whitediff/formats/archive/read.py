@@ -63,7 +63,7 @@ def read_object(path: Path) -> Any:
     with opened(path) as hdus:
         check_archive(hdus, path)
     try:
-        return lsst.images.serialization.read_archive(os.fspath(path), format="fits")
+        return lsst.images.serialization.read_archive(os.fspath(staged(path)), format="fits")
     except Exception as error:
         raise FileFormatError(
             f"{path}: cannot be read as an lsst.images archive ({one_line(error)}); is it complete?"
