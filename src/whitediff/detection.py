@@ -19,6 +19,7 @@ import scipy.ndimage
 import scipy.sparse
 import scipy.sparse.csgraph
 import scipy.sparse.linalg
+import scipy.spatial
 
 from . import planes
 from .errors import ArgumentError
