@@ -229,16 +229,9 @@ class Filters:
 
         Those of the unconvolved and of the convolved exposure, for images of a shape.
         """
-        correction = self.correction_on(
-            fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
-        )
-        unconvolved, convolved = (
-            decorrelation.compact_square(
-                decorrelation.pixel_kernel(ft, shape=correction.shape), shape
-            )
-            for ft in correction.noise_filters_ft
-        )
-        return None if unconvolved is None or convolved is None else (unconvolved, convolved)
+        correction = self._small_correction
+        kernels = _compact(correction, correction.noise_filters_ft, shape)
+        return None if kernels is None else (kernels[0] ** 2, kernels[1] ** 2)
 
     def total_kernels(self, shape: tuple[int, ...]) -> tuple[Array, Array] | None:
         """What makes the result of the two exposures, as far as its squares are not negligible.
@@ -246,17 +239,13 @@ class Filters:
         Those of the unconvolved and of the convolved exposure, for images of a shape; None where
         one is not compact.
         """
-        correction = self.correction_on(
-            fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
-        )
-        found = []
-        for ft in (correction.unconvolved_ft, correction.convolved_ft):
-            kernel = decorrelation.pixel_kernel(ft, shape=correction.shape)
-            square = decorrelation.compact_square(kernel, shape)
-            if square is None:
-                return None
-            found.append(fourier.crop_center_origin(kernel, square.shape))
-        return found[0], found[1]
+        correction = self._small_correction
+        spectra = correction.unconvolved_ft, correction.convolved_ft
+        return _compact(correction, spectra, shape)
+
+    @property
+    def _small_correction(self) -> decorrelation.Correction:
+        return self.correction_on(fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID)))
 
     def kernel_on(self, shape: tuple[int, ...]) -> tuple[decorrelation.Correction, Array, float]:
         """Correction on a grid, its kernel there, and the sigma of a pixel that results."""
@@ -278,6 +267,20 @@ class Filters:
         if math.prod(shape) >= math.prod(correction.shape):
             return correction
         return self.correction_on(shape)
+
+
+def _compact(
+    correction: decorrelation.Correction, spectra: tuple[Array, Array], shape: tuple[int, ...]
+) -> tuple[Array, Array] | None:
+    """Kernels of two spectra on a correction's grid, as far as their squares reach."""
+    found = []
+    for ft in spectra:
+        kernel = decorrelation.pixel_kernel(ft, shape=correction.shape)
+        square = decorrelation.compact_square(kernel, shape)
+        if square is None:
+            return None
+        found.append(fourier.crop_center_origin(kernel, square.shape))
+    return found[0], found[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ import numpy as np
 from ..errors import FileFormatError, one_line
 from .limits import check_memory
 
-__all__ = ["Block", "Survey", "datasum", "encoded_sum", "is_packed", "survey", "unpacked"]
+__all__ = ["Block", "Survey", "added", "datasum", "encoded_sum", "is_packed", "survey", "unpacked"]
 
 BLOCK, CARD = 2880, 80
 _CHUNK = BLOCK * 512
@@ -284,7 +284,7 @@ class _Walk:
             if self.size is None:
                 check_memory(self.position, f"{self.path}: unpacked, it")
             if wanted:
-                total = _added(total, datasum(chunk))
+                total = added(total, datasum(chunk))
             left -= len(chunk)
             last = chunk
         padding = stop - data_start - size
@@ -300,7 +300,7 @@ class _Walk:
             )
         if not wanted:
             return Block(name, start, data_start, size, stop, cards)
-        whole = _added(total, datasum(raw))
+        whole = added(total, datasum(raw))
         return Block(name, start, data_start, size, stop, cards, total, whole)
 
 
@@ -444,7 +444,19 @@ def _folded(total: int) -> int:
     return total
 
 
-def _added(one: int, other: int) -> int:
+def added(one: int, other: int) -> int:
+    """Ones' complement sum of two such sums.
+
+    Parameters
+    ----------
+    one, other
+        As by `datasum`.
+
+    Returns
+    -------
+    total
+        From 0 to 2**32 - 1.
+    """
     return _folded(one + other)
 
 

@@ -176,9 +176,7 @@ def _tell_once(path: Path, note: str) -> None:
     stat = staged(path).stat()
     key = (os.path.abspath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, note)
     if key not in _told:
-        while len(_told) >= _MOST_KNOWN:
-            _told.pop(next(iter(_told)), None)
-        _told[key] = None
+        _keep(_told, key, None)
         _log.warning("%s: %s", path, note)
 
 
@@ -204,10 +202,15 @@ def _surveyed(path: Path, *, sums: bool) -> _Surveyed:
     sized = any(block.cards.get("ZCMPTYPE") == "HCOMPRESS_1" for block in found.blocks)
     result = _Surveyed(found, notes, sized)
     if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _RACE:
-        while len(_known) >= _MOST_KNOWN:
-            _known.pop(next(iter(_known)), None)
-        _known[(*key, sums)] = result
+        _keep(_known, (*key, sums), result)
     return result
+
+
+def _keep[Value](known: dict[tuple[Any, ...], Value], key: tuple[Any, ...], value: Value) -> None:
+    """Remember something, and forget the oldest where that is too much."""
+    while len(known) >= _MOST_KNOWN:
+        known.pop(next(iter(known)), None)
+    known[key] = value
 
 
 def _checked_sums(path: Path, blocks: Sequence[Block]) -> Iterator[str]:

@@ -6,12 +6,12 @@ import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import astropy.io.fits
 
 from ..outputs import replacing
-from .blocks import BLOCK, CARD, Block, datasum, encoded_sum, survey
+from .blocks import BLOCK, CARD, Block, added, datasum, encoded_sum, survey
 from .parts import KEYWORD, listed
 
 __all__ = ["RESERVED", "finish", "replacing_fits"]
@@ -128,10 +128,10 @@ def _sum_up(stream: BinaryIO, block: Block, start: int, header: bytearray) -> No
     stream.seek(start + len(header))
     total, place = 0, start + len(header)
     while place < stop and (chunk := stream.read(min(_CHUNK, stop - place))):
-        total = _added(total, datasum(chunk))
+        total = added(total, datasum(chunk))
         place += len(chunk)
     _set(header, "DATASUM", str(total))
-    _set(header, "CHECKSUM", encoded_sum(_added(total, datasum(header))))
+    _set(header, "CHECKSUM", encoded_sum(added(total, datasum(header))))
     stream.seek(start)
     stream.write(header)
 
@@ -142,10 +142,3 @@ def _set(header: bytearray, keyword: str, value: str) -> None:
         i for i in range(0, len(header), CARD) if header[i : i + 8] == keyword.ljust(8).encode()
     )
     header[start : start + CARD] = str(card).encode("ascii")
-
-
-def _added(one: int, other: int) -> int:
-    total: Any = one + other
-    while total >> 32:
-        total = (total & 0xFFFFFFFF) + (total >> 32)
-    return int(total)

@@ -45,10 +45,10 @@ _SPOT, _SPOT_ERROR = 6.0, 0.7
 """Radius around a transient that is fitted with it, and error of its place, pixels."""
 _GAUSSIAN_SIDE, _GAUSSIAN_ITERATIONS, _STEP = 17, 8, 0.02
 _SIZES, _WIDE_SIGMA, _PSF_SIZE = (9, 11), 1.2, 15
+"""Sides of kernels: of stamps, from which width the second one, and from PSFs."""
 _WIDE_FWHM, _REACH, _LARGEST_REACH = 3.0, 2.4, 12
 """Pixels from which stars' wings make the kernel larger; its half side, in their full widths; and
 the largest one, pixels."""
-"""Sides of kernels: of stamps, from which width the second one, and from PSFs."""
 _CORRELATION = 1.0
 """Correlation length of the Gaussian process, pixels."""
 _AMPLITUDE, _PSF_AMPLITUDE = 0.3, 0.5
