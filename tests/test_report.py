@@ -313,7 +313,7 @@ def test_bad_subtractions_are_not_called_good(run, pair, tmp_path):
                 science = fits.getdata(pair / "science.fits", "IMAGE").astype(float)
                 change = (np.roll(science, 1, 1) - np.roll(science, -1, 1)) / 4
                 hdus["IMAGE"].data = (hdus["IMAGE"].data + np.nan_to_num(change)).astype(">f4")
-            hdus.writeto(out)
+            hdus.writeto(out, checksum=True)
         page = tmp_path / f"{how}.html"
         code, _, messages = run(
             "report", out, "--science", pair / "science.fits", "--template",

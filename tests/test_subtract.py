@@ -394,7 +394,7 @@ def test_a_sloping_sky_does_not_change_the_kernel(run, directory, tmp_path):
     for name, (path, sky) in slopes.items():
         with fits.open(path) as hdus:
             hdus["IMAGE"].data = (hdus["IMAGE"].data + sky).astype(np.float32)
-            hdus.writeto(tmp_path / f"{name}.fits")
+            hdus.writeto(tmp_path / f"{name}.fits", checksum=True)
     headers = []
     for paths in ([science, template], [tmp_path / "science.fits", tmp_path / "template.fits"]):
         out = tmp_path / "out.fits"
