@@ -5,7 +5,8 @@ subtracted through the command line by both methods; the PSF-filtered variance r
 difference is one within its sampling error, what is left of stars is noise, and transients keep
 their flux to 1.5 %; without the covariance that the aligned file carries the ratio is not one.
 Aligning in ``subtract`` gives the same pixels, and so does ``--kernel``; grids that differ are
-refused with the number of pixels and the remedy; a grid that differs by whole pixels is cut, not
+refused with the number of pixels and the remedy; bad pixels of a template that is turned cost no
+more than themselves; a grid that differs by whole pixels is cut, not
 resampled; wrong input is one sentence and leaves no file; an image without noise at many
 frequencies is warned of where it was not convolved.
 """
@@ -18,9 +19,12 @@ import logging
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 
 from grids import Scene, flux_ratios, residuals, sky_header
 from whitediff import Exposure, read_exposure, write_exposure
+from whitediff.exposures import masks
+from whitediff.exposures.detection import forced_photometry
 from whitediff.noise import NoiseCovariance
 from whitediff.runs.cards import report_noise_floor
 
@@ -94,6 +98,55 @@ def test_a_rotated_template_is_aligned_and_subtracted(run, scene, tmp_path, meth
     naive = checked(run, tmp_path / "white.fits")["after"]
     excess = naive["filtered_variance_ratio"] - result["after"]["filtered_variance_ratio"]
     assert excess > 0.04
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("kind", "share"), [("NaN", 0.002), ("NaN", 0.01), ("CR", 0.01)])
+def test_bad_pixels_of_a_rotated_template_cost_no_more_than_themselves(
+    run, scene, tmp_path, method, kind, share
+):
+    directory, truth = scene
+    science = directory / "science.fits"
+    exposure = read_exposure(directory / "template.fits")
+    bad = np.random.default_rng(7).random(exposure.shape) < share
+    if kind == "NaN":
+        exposure.image.array[bad] = np.nan
+    else:
+        # Of a value that would be seen, were it used.
+        exposure.image.array[bad] += 6e4
+        exposure = exposure.replaced(mask=masks.with_plane(exposure.mask, kind, bad))
+    write_exposure(exposure, tmp_path / "spoilt.fits")
+    made = {}
+    for name in (directory / "template.fits", tmp_path / "spoilt.fits"):
+        code, _, messages = run(
+            "subtract", science, name, "--output", tmp_path / "d.fits", "--align", "--align-method",
+            method, "--overwrite",
+        )  # fmt: skip
+        assert code == 0, messages
+        made[name.stem] = read_exposure(tmp_path / "d.fits"), fits.getheader(tmp_path / "d.fits")
+    (_, clean), (difference, cards) = made["template"], made["spoilt"]
+    assert cards["WDNSTAR"] >= 0.8 * clean["WDNSTAR"]
+    error = np.hypot(cards["WDKSERR"], clean["WDKSERR"])
+    assert abs(cards["WDKSUM"] - clean["WDKSUM"]) < 2 * error
+    unknown = masks.flagged(difference.mask, ["NO_DATA", "BAD", "CR", "CONTAMINATED"])
+    assert unknown.mean() < 0.07 + 12 * share
+    # Beside a filled pixel the noise is that of the plane, and nothing stands out.
+    empty = ~unknown & ~masks.flagged(difference.mask, ["SOURCE", "EDGE"])
+    pulls = difference.image.array[empty] / np.sqrt(difference.variance.array[empty])
+    assert pulls.var() == pytest.approx(1, abs=0.03)
+    assert np.abs(pulls).max() < 5.5
+    x, y, flux = truth["transients"]
+    rows = forced_photometry(difference, Table({"x": x, "y": y}))
+    ratios, errors = rows["psf_flux"].value / flux, rows["psf_flux_err"].value / flux
+    inside = np.isfinite(ratios) & ~np.asarray(rows["flag_edge"])
+    spoilt = np.any([rows[f"flag_{n}"] for n in ("no_data", "bad", "cosmic_ray")], axis=0)[inside]
+    ratios, errors = ratios[inside], errors[inside]
+    assert (~spoilt).sum() > 12
+    assert (np.abs(ratios - 1) < 0.03 + 3.5 * errors).all()
+    weights = errors[~spoilt] ** -2
+    mean, error = (ratios[~spoilt] * weights).sum() / weights.sum(), weights.sum() ** -0.5
+    assert abs(mean - 1) < 0.01 + 2 * error
 
 
 @pytest.mark.slow

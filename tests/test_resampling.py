@@ -416,6 +416,13 @@ def test_masks_lose_nothing(rng, method):
         picked = padded[near[0][:, :, None] + 20, near[1][:, None, :] + 20]
         touched = (weights > 0.01) & picked
         flagged = masks.flagged(result.mask, [name]).ravel()[inside]
+        if name == "BAD":
+            # Filled from their neighbours, these cost a pixel that has much of them, and no more.
+            share = np.abs(weights * picked).sum(axis=(1, 2))
+            assert flagged[share > 0.5].all()
+            assert not flagged[share < 0.1].any()
+            assert flagged.mean() < 3 * 1.21 * plane.mean()
+            continue
         assert flagged[touched.any(axis=(1, 2))].all()
         assert touched.any()
         # … and no more than the footprint: 6 x 6 pixels at most.
@@ -438,10 +445,10 @@ def test_holes_and_hot_pixels_do_not_ring(rng):
     good = ~masks.flagged(result.mask, ["NO_DATA", "CR"])
     assert good.mean() > 0.88
     assert np.abs(result.image.array[good] - 1000).max() < 6
-    assert result.mask.get("CR").sum() == 36
+    assert result.mask.get("CR").sum() == 4
     # The middle of the hole is empty, a single pixel is marked and filled.
     assert np.isnan(result.image.array[230, 190])
-    assert result.mask.get("NO_DATA")[49:52, 59:62].all()
+    assert result.mask.get("NO_DATA")[48:53, 58:63].sum() == 4
     assert np.isfinite(result.image.array[48:54, 58:64]).sum() >= 35
 
 

@@ -31,6 +31,9 @@ _SPLINE_MARGIN = 20
 _LINEAR_POWER = 1 / 6
 """Squared width of the triangle of linear interpolation, pixels²."""
 _LEAST_SHARE = 0.1
+_MOST_FILLED = 0.2
+"""Share of a pixel that may come from template pixels without a measurement, which their neighbours
+fill; of a larger one it has none itself."""
 _DEEP = 16
 """Pixels from the edge of a hole beyond which nothing of it is ever used."""
 
@@ -65,7 +68,7 @@ def resampled_planes(job: Regridding, gain: ChebyshevField) -> tuple[Image, Mask
         With the science exposure's box.
     """
     template, box = job.template, job.science.bbox
-    values, holes = _without_holes(template)
+    values, lost, holes = _without_holes(template)
     mask = template.mask
     if holes is not None:
         mask = masks.with_plane(mask, "NO_DATA", holes)
@@ -86,7 +89,7 @@ def resampled_planes(job: Regridding, gain: ChebyshevField) -> tuple[Image, Mask
     footprint = job.kernel.footprint(job.jacobians)
     reach = max(_SPLINE_MARGIN, job.kernel.reach(job.jacobians))
     blur = _variance_blur(job.kernel, job.jacobians)
-    tile = _Tile(job, values, holes, plane, known, mask, gain, footprint, reach, blur)
+    tile = _Tile(job, values, lost, holes, plane, known, mask, gain, footprint, reach, blur)
     no_data = out_mask.schema.bit("NO_DATA")
 
     def work(part: tuple[slice, slice]) -> None:
@@ -113,21 +116,24 @@ def _tiles(shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
     ]
 
 
-def _without_holes(template: Exposure) -> tuple[Array, Array | None]:
-    """Image in which pixels without a measurement are interpolated, and those not finite."""
+def _without_holes(template: Exposure) -> tuple[Array, Array | None, Array | None]:
+    """Image in which pixels without a measurement are interpolated; these, and those not finite.
+
+    None where there are none.
+    """
     image = template.image.array
     bad = masks.flagged(template.mask, masks.INTERPOLATED_MASK_PLANES)
     holes = planes.filled(image.shape, bool, lambda rows: ~np.isfinite(image[rows]))
     wrong = planes.filled(image.shape, bool, lambda rows: bad[rows] | holes[rows])
     if not wrong.any():
-        return image, None
+        return image, None, None
     deep = scipy.ndimage.minimum_filter(wrong.view(np.uint8), 2 * _DEEP + 1).view(bool)
     if deep.any():
         level = image[::8, ::8][~wrong[::8, ::8]]
         image = planes.copied(image)
         image[deep] = np.median(level) if level.size else 0
-        wrong &= ~deep
-    return interpolated(image, wrong), holes if holes.any() else None
+    filled = interpolated(image, wrong & ~deep)
+    return filled, wrong, holes if holes.any() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +142,7 @@ class _Tile:
 
     job: Regridding
     image: Array
+    lost: Array | None
     holes: Array | None
     variance: Array
     known: Array
@@ -190,7 +197,7 @@ class _Tile:
         box = Box.factory[y0 + rows.start : y0 + rows.stop, x0 + columns.start : x0 + columns.stop]
         image *= area
         variance *= np.maximum(evaluated(self.gain, box), 0) * area**2
-        bits = _any_of(self.mask.array[part], n)[_clipped(before, part)]
+        bits = self._bits(part, before, y, x)
         bits[~covered] = 0
         if self.holes is not None:
             nearest = [np.rint(at[1:-1, 1:-1]).astype(np.intp) for at in (y, x)]
@@ -198,6 +205,24 @@ class _Tile:
         missing = ~(covered & np.isfinite(image))
         image[missing] = variance[missing] = np.nan
         return image, variance, bits
+
+    def _bits(self, part: tuple[slice, ...], before: list[Array], y: Array, x: Array) -> Array:
+        """Planes of any pixel that counts; no measurement, of those that count much."""
+        mask, at = self.mask.array[part], _clipped(before, part)
+        if self.lost is None or not self.lost[part].any():
+            return _any_of(mask, self.footprint)[at]
+        of_lost = np.zeros(mask.shape[2], mask.dtype)
+        for name in masks.INTERPOLATED_MASK_PLANES:
+            plane = masks.find_plane(self.mask, name)
+            if plane is not None:
+                bit = self.mask.schema.bit(plane)
+                of_lost[bit.index] |= bit.mask
+        bits = _any_of(mask & ~of_lost, self.footprint)[at]
+        share = self._blurred(self.lost[part].astype(np.float32))
+        share = self.job.resampled(share, y, x, None)
+        near = _any_of(mask & of_lost, 1 + math.ceil(2 * self.blur))[at]
+        bits |= np.where((share > _MOST_FILLED)[..., None], near, 0).astype(bits.dtype)
+        return bits
 
     def _variance(self, part: tuple[slice, ...], y: Array, x: Array) -> Array:
         variance, known = self.variance[part], self.known[part]
