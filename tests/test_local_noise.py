@@ -20,6 +20,7 @@ from whitediff.exposures.defects import DefectOptions, with_defects
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.pipeline import SubtractionOptions, make_all
 from whitediff.local_noise import relative_variance
+from whitediff.photons import PhotonScale
 from whitediff.variance_planes import noise_variance
 
 SIZE = 416
@@ -120,3 +121,23 @@ def test_a_pair(which, convolved, seed):
     trusted = believed(rows) | rows["flag_near_bright_star"]
     assert (apart[trusted].min(axis=0) < 1.5).all()
     assert (apart[believed(rows)].min(axis=1) > 3).sum() <= 1
+
+
+@pytest.mark.parametrize("extra", [15.0, 25.0, 40.0, 60.0])
+@pytest.mark.parametrize("gain", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("seed", slow_after(1, range(4)))
+def test_a_gain_that_fits_the_mean_of_two_depths_explains_neither(gain, extra, seed):
+    rng = np.random.default_rng([seed, int(extra), int(gain)])
+    size, level = 400, 300.0
+    rows, columns = np.mgrid[:size, :size]
+    shallow = rows + columns > size
+    true = level / gain + (5 / gain) ** 2 + np.where(shallow, extra**2, 0.0)
+    image = level + rng.normal(size=true.shape) * np.sqrt(true)
+    alternatives = [PhotonScale(each, 5.0, "guessed") for each in (1.0, gain / 3, gain * 3)]
+    model = noise_variance(
+        image.astype(np.float32), gain=gain, read_noise=5.0, alternatives=alternatives
+    )
+    # Cells of 32 pixels do not tell which side of the border they are on.
+    apart = np.abs(rows + columns - size) > 100
+    for part in (shallow & apart, ~shallow & apart):
+        assert np.median(model.variance[part] / true[part]) == pytest.approx(1, abs=0.15)

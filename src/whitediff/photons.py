@@ -121,6 +121,11 @@ class Transfer:
     gain: float
     error: float
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the gain is known well enough to tell units apart."""
+        return self.error < _KNOWN
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -433,7 +438,7 @@ def chosen_scale(
     if expected is not None and expected.predicts(level=level, measured=measured):
         return Choice(expected, True, True, "")
     possible = [s for s in scales if s.variance(level) < _FITTING[1] * measured]
-    if transfer is not None and transfer.error < _KNOWN:
+    if transfer is not None and transfer.is_known:
         near = [s for s in possible if _agrees(s.gain, transfer)]
         telling = [
             s for s in near if _tells(s, level, measured, others_excluded=expected not in near)
@@ -485,7 +490,7 @@ def why_contradicted(
     more = scale.variance(level) > measured
     sky = "a level was added to the image" if more else "the sky was subtracted"
     unit = "the gain is of another unit: the image was scaled or averaged"
-    if transfer is not None and transfer.error < _KNOWN:
+    if transfer is not None and transfer.is_known:
         return sky if _agrees(scale.gain, transfer) else unit
     if more and scale.variance(0.0) * _FITTING[0] > measured:
         # No level explains more than the read noise alone.

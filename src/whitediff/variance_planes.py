@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -60,6 +61,10 @@ _MORE = 0.01
 _BRIGHT_SIGMAS, _LEAST_BRIGHT, _LEAST_RISE = 30.0, 50, 0.03
 """Of pixels' height above the background, how many there must be, and what a variance plane that
 knows of photons rises by there."""
+_UNEVEN, _UNEVEN_IF_GUESSED = 3.0, 1.5
+"""Ratio of the variances of the noisiest and the quietest fiftieth of the pixels, over what photons
+make of them, from which a gain does not explain the noise: one from the header, one guessed."""
+_AS_PREDICTED = 0.75
 _BESIDE = 16
 """Pixels along either axis at which a source's light is gone."""
 
@@ -161,7 +166,9 @@ def noise_variance(
     if choice.models_background and not (varies and abs(predicted / field.variance - 1) > _CLOSE):
         return field.photons_and_read_noise(choice.scale, read_noise, warning)
     why = ""
-    if choice.is_expected:
+    if choice.is_expected and field.reaches(choice.scale):
+        why = "; the depth differs, which gain and read noise do not tell of"
+    elif choice.is_expected:
         reason = field.why_contradicted(choice.scale, transfer)
         why = (
             f"; gain and read noise alone would give {predicted:.4g} at the background level"
@@ -231,6 +238,34 @@ class _Field:
         scatters = robust_sigma(residual[bright]), robust_sigma(residual[dark])
         return min(scatters) > 0 and 2 * math.log(scatters[0] / scatters[1]) > predicted / 2
 
+    def has_noise_of(self, scale: PhotonScale, *, most: float) -> bool:
+        """Whether the noise differs over the frame as that of the background's photons does."""
+        ratio = self._over_photons(scale)
+        return ratio is None or bool(ratio[1] < most * ratio[0])
+
+    def reaches(self, scale: PhotonScale) -> bool:
+        """Whether a scale predicts the noise of a part of a frame whose depth differs."""
+        ratio = self._over_photons(scale)
+        if ratio is None or ratio[1] < _UNEVEN_IF_GUESSED * ratio[0]:
+            return False
+        return bool(ratio[0] < 1 / _AS_PREDICTED and ratio[1] > _AS_PREDICTED)
+
+    def _over_photons(self, scale: PhotonScale) -> tuple[float, float] | None:
+        """Variance of the quietest and the noisiest parts over what a scale predicts there."""
+        relative = None if self.is_structured else self.relative
+        if relative is None:
+            return None
+        step = max(1, np.count_nonzero(self.free) // ENOUGH_PIXELS)
+        photons = np.maximum(self.background[self.free][::step], 0) / scale.gain
+        ratio = relative[self.free][::step] * self.variance / (photons + scale.variance(0.0))
+        low, high = np.quantile(ratio, (0.02, 0.98))
+        return float(low), float(high)
+
+    @functools.cached_property
+    def relative(self) -> Array | None:
+        """Variance over the usual one, where it differs over the frame; see `relative_variance`."""
+        return relative_variance(self.image, self.free, self.usable)
+
     def scatter(self, warning: str, reason: str) -> NoiseModel:
         """The measured scatter everywhere."""
         if warning:
@@ -245,7 +280,7 @@ class _Field:
 
     def _over_frame(self) -> tuple[Array, str]:
         """The measured variance of every pixel's background, and in words how it differs."""
-        relative = relative_variance(self.image, self.free, self.usable)
+        relative = self.relative
         if relative is None:
             return np.full(self.image.shape, self.variance), ""
         step = max(1, np.count_nonzero(self.free) // ENOUGH_PIXELS)
@@ -402,11 +437,22 @@ def _scale_of(
     """What the image's unit is in electrons, and what its sources tell of that."""
     level, variance = field.level, field.variance
     if expected is not None and (trust_model or expected.predicts(level=level, measured=variance)):
-        return Choice(expected, True, True, ""), None
+        models = trust_model or field.has_noise_of(expected, most=_UNEVEN)
+        return Choice(expected, models, True, ""), None
     transfer = None
     if expected is not None or alternatives or not field.is_structured:
         transfer = photon_transfer(field.image, field.base, field.usable, variance=variance)
     choice = chosen_scale(expected, alternatives, level=level, measured=variance, transfer=transfer)
+    if choice.scale is None or not choice.models_background:
+        return choice, transfer
+    if not field.has_noise_of(choice.scale, most=_UNEVEN_IF_GUESSED):
+        # Parts of different depth have that noise in the mean by chance.
+        if transfer is not None and transfer.is_known:
+            choice = dataclasses.replace(choice, models_background=False)
+        elif expected is not None and field.reaches(expected):
+            choice = Choice(expected, False, True, "")
+        else:
+            choice = Choice(None, False, False, "")
     return choice, transfer
 
 
