@@ -118,16 +118,19 @@ _USUAL_DIFFRACTION = (0.0, 0.3)
 """Least and largest share of such light; the share, and its standard deviation, where the stars do
 not tell.  An unobstructed aperture has 0.31 of it, one obstructed to a third 0.47, stars that
 the atmosphere widens none."""
-_FOUND_DIFFRACTION, _NO_TURBULENCE = (0.3, 0.3), (0.0, 0.3)
+_FOUND_DIFFRACTION, _NO_TURBULENCE = (0.5, 0.4), (0.0, 0.3)
 """Shares of such light and of turbulence, and their standard deviations, where it is there."""
 _DARK = 2.4
 """Half widths: the first dark ring.  Farther out dark and bright ones are two half widths apart,
 as wide as the rings of fits, which average over them."""
-_OFF_SMOOTH, _OFF_RINGS, _OFF_CORE = (0.3, 0.15), (0.3, 0.3), (0.03, 0.3)
-"""Of the profile, what rings differ from it by, inside of the dark ring and farther out."""
-_CLEARLY, _RINGY = 4.0, 30.0
-"""Chi-square by which diffracted light is preferred, and that of a profile without it that tells of
-dark and bright rings: other stars reach 1.1 and 14."""
+_SMOOTH, _RINGED_LIGHT = (0.03, 0.1), (0.3, 0.3)
+"""Of the profile, what rings differ from it by, inside of the dark ring and farther out: those of
+stars that the atmosphere or a blur widens, and those of an aperture."""
+_KNOWN_CORE = (0.03, 0.3)
+"""The same, of stars whose core is measured."""
+_WITHOUT, _SURE = (0.8, 0.1, 0.1), 0.9
+"""Probabilities of stars without diffracted light, of those that have its rings and of those of
+which a blur leaves the wings, before these are looked at; what such light is believed from."""
 _LEAST_DIFFRACTION = 0.1
 """Share that is looked for."""
 _STEEPEST, _MOST_TURBULENCE = 0.5, 0.5
@@ -408,7 +411,7 @@ def _measure_wide(stars: _Stars, profile: _Moffat, size: int, order: int) -> Mea
 
     Where the rings around bright stars hold diffracted light, all is measured again with it.
     """
-    first = stars, profile
+    first, unseen = (stars, profile), 0.0
     residual = _first_residual(stars, profile, size)
     has_shape = bool(residual.any())
     # Else what all have far out is taken for neighbours.
@@ -420,7 +423,7 @@ def _measure_wide(stars: _Stars, profile: _Moffat, size: int, order: int) -> Mea
             stars, profile, residual, size, first=iteration == 0
         )
         if iteration == 0 and profile.diffraction is None:
-            diffracted = _diffraction(used, profile)
+            diffracted, unseen = _diffraction(used, profile)
             if diffracted is not None:
                 return _measure_wide(first[0], diffracted, size, order)
         left, weight = _left(used, weight, profile)
@@ -430,7 +433,7 @@ def _measure_wide(stars: _Stars, profile: _Moffat, size: int, order: int) -> Mea
                 profile, scale = _fit_profile(profile, left, weight)
             else:
                 fit = _fit_rings(
-                    _rings(left, weight, profile), profile, diffracted=True, off=_OFF_RINGS
+                    _rings(left, weight, profile), profile, diffracted=True, off=_RINGED_LIGHT
                 )
                 profile, scale = fit.profile, fit.scale
             profile = dataclasses.replace(
@@ -449,9 +452,9 @@ def _measure_wide(stars: _Stars, profile: _Moffat, size: int, order: int) -> Mea
     if profile.diffraction is None:
         known = _flux_error(left, weight, profile)
     else:
-        fit = _fit_rings(_rings(left, weight, profile), profile, diffracted=True, off=_OFF_CORE)
+        fit = _fit_rings(_rings(left, weight, profile), profile, diffracted=True, off=_KNOWN_CORE)
         known = math.sqrt(fit.covariance[0, 0])
-    error = math.hypot(known, alike.error)
+    error = math.hypot(known, alike.error, unseen)
     # Small galaxies among the stars make both too wide.
     profile = dataclasses.replace(profile, half_width=profile.half_width * math.exp(alike.wider))
     coefficients = _expansion(profile, size, order)
@@ -1432,14 +1435,14 @@ def _rings(left: Array, weight: Array, profile: _Moffat) -> _Rings:
 
 class _RingFit(NamedTuple):
     """Profile that rings show, its flux over what it was taken for, the covariance of that, of the
-    logarithm of the half width, 1/beta and the shares of turbulence and diffracted light, and
-    chi-square.
+    logarithm of the half width, 1/beta and the shares of turbulence and diffracted light, and the
+    logarithm of the evidence: the likelihood of the rings, over all profiles of the kind.
     """
 
     profile: _Moffat
     scale: float
     covariance: Array
-    cost: float
+    evidence: float
 
 
 def _fit_rings(
@@ -1498,11 +1501,19 @@ def _fit_rings(
         max_nfev=_RING_ROUNDS,
     )
     covariance = np.linalg.inv(found.jac.T @ found.jac)
-    return _RingFit(shaped(found.x), float(found.x[0]), covariance, 2 * float(found.cost))
+    # Laplace's approximation; freedom that the rings do not need counts against it.
+    freedom = np.linalg.slogdet(np.eye(len(differ)) + rings.normal * differ**2)[1]
+    narrowed = np.linalg.slogdet(covariance)[1] / 2 - float(np.log(spread[:free]).sum())
+    evidence = narrowed - freedom / 2 - float(found.cost)
+    return _RingFit(shaped(found.x), float(found.x[0]), covariance, evidence)
 
 
-def _diffraction(stars: _Stars, profile: _Moffat) -> _Moffat | None:
-    """Profile with diffracted light; None where the rings around bright stars do not show it."""
+def _diffraction(stars: _Stars, profile: _Moffat) -> tuple[_Moffat | None, float]:
+    """Profile with diffracted light; None where the rings around bright stars do not show it.
+
+    Then also what fluxes lack, relatively, if it is there nevertheless, times the square root of
+    the probability of that.
+    """
     stars = stars.part(np.argsort(-stars.flux, kind="stable")[:_NARROW_STARS])
     # What masks expect is no neighbour.
     trial = dataclasses.replace(profile, diffraction=_FOUND_DIFFRACTION[0])
@@ -1516,14 +1527,17 @@ def _diffraction(stars: _Stars, profile: _Moffat) -> _Moffat | None:
     weight = _without_neighbours(rest, expected, stars, core, trial)
     left, weight = _left(stars, weight, trial)
     rings = _rings(left, weight, trial)
-    smooth = [_fit_rings(rings, trial, diffracted=each, off=_OFF_SMOOTH) for each in (False, True)]
-    is_clear = smooth[0].cost - smooth[1].cost > _CLEARLY
-    # Dark and bright rings, which no profile has, are an aperture's.
-    if not is_clear and _fit_rings(rings, trial, diffracted=False, off=_OFF_CORE).cost < _RINGY:
-        return None
-    fit = _fit_rings(rings, trial, diffracted=True, off=_OFF_RINGS)
-    is_there = (fit.profile.diffraction or 0.0) > _LEAST_DIFFRACTION
-    return fit.profile if is_there else None
+    plain = _fit_rings(rings, trial, diffracted=False, off=_SMOOTH)
+    kinds = [_fit_rings(rings, trial, diffracted=True, off=off) for off in (_RINGED_LIGHT, _SMOOTH)]
+    evidence = np.array([each.evidence for each in (plain, *kinds)])
+    probability = np.array(_WITHOUT) * np.exp(evidence - evidence.max())
+    probability /= probability.sum()
+    if probability[0] < 1 - _SURE:
+        fit = kinds[int(np.argmax(probability[1:]))]
+        if (fit.profile.diffraction or 0.0) > _LEAST_DIFFRACTION:
+            return fit.profile, 0.0
+    missing = [(each.scale / plain.scale - 1) ** 2 for each in kinds]
+    return None, math.sqrt(float(probability[1:] @ missing))
 
 
 def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
