@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,6 +132,8 @@ _KNOWN_CORE = (0.03, 0.3)
 _WITHOUT, _SURE = (0.8, 0.1, 0.1), 0.9
 """Probabilities of stars without diffracted light, of those that have its rings and of those of
 which a blur leaves the wings, before these are looked at; what such light is believed from."""
+_FARTHER = 1.4
+"""Diffracted light beyond the stamps over the profile's, which struts make 1 to 1.9."""
 _LEAST_DIFFRACTION = 0.1
 """Share that is looked for."""
 _STEEPEST, _MOST_TURBULENCE = 0.5, 0.5
@@ -138,8 +141,9 @@ _STEEPEST, _MOST_TURBULENCE = 0.5, 0.5
 _DIFFRACTED_PASSES = 4
 _FREE = 0.3
 """Relative error of a flux that rings are to correct."""
-_FINER, _RING_ROUNDS = 4, 30
-"""Nodes in a ring, and evaluations of a fit to them."""
+_FINER, _RING_ROUNDS, _SLIGHT, _LITTLE_GAIN = 4, 20, 1e-5, 0.01
+"""Nodes in a ring; of a fit to them most rounds, the step of derivatives, and the chi-square that
+is worth no further round."""
 _NODES = 4096
 _WINGS_FROM, _LEAST_MISFIT, _WORSE_IN_WINGS = 3.0, 0.1, 3.0
 """Half widths, and the relative error of the profile farther out, at least and over that inside."""
@@ -461,6 +465,7 @@ def _measure_wide(stars: _Stars, profile: _Moffat, size: int, order: int) -> Mea
     coefficients[: len(residual)] += residual
     inside, beyond = float(coefficients[0].sum()), profile.beyond(size)
     if profile.diffraction is not None:
+        beyond *= _FARTHER
         # Farther out than stamps reach, the profile is no better than it is in the rings.
         error = math.hypot(error, _RINGS_DIFFER * beyond)
     return MeasuredPsf(unit_sum(coefficients), len(used), inside / (inside + beyond), error)
@@ -1491,21 +1496,55 @@ def _fit_rings(
         rest = target - basis @ (values[0] * rings.of(shaped(values)))
         return np.append(rest, ((values - expected[:free]) / spread[:free]))
 
-    found = scipy.optimize.least_squares(
-        deviation_of,
-        start[:free].clip(lower[:free], upper[:free]),
-        bounds=(lower[:free], upper[:free]),
-        x_scale=0.1,
-        ftol=1e-4,
-        xtol=1e-4,
-        max_nfev=_RING_ROUNDS,
+    values, rest, slopes = _least_squares(
+        deviation_of, start[:free].clip(lower[:free], upper[:free]), lower[:free], upper[:free]
     )
-    covariance = np.linalg.inv(found.jac.T @ found.jac)
+    covariance = np.linalg.inv(slopes.T @ slopes)
     # Laplace's approximation; freedom that the rings do not need counts against it.
     freedom = np.linalg.slogdet(np.eye(len(differ)) + rings.normal * differ**2)[1]
     narrowed = np.linalg.slogdet(covariance)[1] / 2 - float(np.log(spread[:free]).sum())
-    evidence = narrowed - freedom / 2 - float(found.cost)
-    return _RingFit(shaped(found.x), float(found.x[0]), covariance, evidence)
+    evidence = narrowed - freedom / 2 - float(rest @ rest) / 2
+    return _RingFit(shaped(values), float(values[0]), covariance, evidence)
+
+
+def _least_squares(
+    deviation_of: Callable[[Array], Array], values: Array, lower: Array, upper: Array
+) -> tuple[Array, Array, Array]:
+    """Values within bounds of least squares, the deviations there, and their slopes.
+
+    Of so few numbers SciPy's takes three times as long.
+    """
+    rest = deviation_of(values)
+    for _ in range(_RING_ROUNDS):
+        moved = [deviation_of(values + step) - rest for step in _SLIGHT * np.eye(len(values))]
+        slopes = np.stack(moved, axis=1) / _SLIGHT
+        pull, normal = slopes.T @ rest, slopes.T @ slopes
+        for damping in (0.0, 0.01, 0.1, 1.0, 10.0):
+            # What would leave the bounds stays on them, and the others go on without it.
+            damped = normal + damping * np.diag(normal.diagonal())
+            there, inside = values.copy(), np.ones(len(values), dtype=bool)
+            for _ in range(len(values)):
+                known = pull + damped @ np.where(inside, 0.0, there - values)
+                there[inside] = (
+                    values
+                    - np.linalg.solve(
+                        np.where(np.outer(inside, inside), damped, np.eye(len(values))),
+                        np.where(inside, known, 0.0),
+                    )
+                )[inside]
+                outside = (there < lower) | (there > upper)
+                if not outside.any():
+                    break
+                there = there.clip(lower, upper)
+                inside &= ~outside
+            then = deviation_of(there)
+            gain = float(rest @ rest - then @ then)
+            if gain > 0:
+                values, rest = there, then
+                break
+        if gain < _LITTLE_GAIN:
+            break
+    return values, rest, slopes
 
 
 def _diffraction(stars: _Stars, profile: _Moffat) -> tuple[_Moffat | None, float]:
@@ -1514,7 +1553,7 @@ def _diffraction(stars: _Stars, profile: _Moffat) -> tuple[_Moffat | None, float
     Then also what fluxes lack, relatively, if it is there nevertheless, times the square root of
     the probability of that.
     """
-    stars = stars.part(np.argsort(-stars.flux, kind="stable")[:_NARROW_STARS])
+    stars = stars.part(np.argsort(-stars.flux, kind="stable")[:_SHARERS])
     # What masks expect is no neighbour.
     trial = dataclasses.replace(profile, diffraction=_FOUND_DIFFRACTION[0])
     side = stars.data.shape[1]
