@@ -129,7 +129,7 @@ _SMOOTH, _RINGED_LIGHT = (0.03, 0.1), (0.3, 0.3)
 stars that the atmosphere or a blur widens, and those of an aperture."""
 _KNOWN_CORE = (0.06, 0.3)
 """The same, of stars whose core is measured."""
-_WITHOUT, _SURE = (0.8, 0.1, 0.1), 0.9
+_WITHOUT, _SURE = (0.8, 0.1, 0.1), 0.5
 """Probabilities of stars without diffracted light, of those that have its rings and of those of
 which a blur leaves the wings, before these are looked at; what such light is believed from."""
 _FARTHER = 1.4
@@ -138,7 +138,7 @@ _LEAST_DIFFRACTION = 0.1
 """Share that is looked for."""
 _STEEPEST, _MOST_TURBULENCE = 0.5, 0.5
 """1/beta and the share of turbulence, at most, beside such light."""
-_DIFFRACTED_PASSES = 7
+_DIFFRACTED_PASSES = 5
 _FREE = 0.3
 """Relative error of a flux that rings are to correct."""
 _FINER, _RING_ROUNDS, _SLIGHT, _LITTLE_GAIN = 4, 20, 1e-5, 0.01
