@@ -3,8 +3,8 @@
 Claims: fluxes are those of whole stars within two of the PSF's errors, which are at most 8 %, and
 within 5 %, for apertures with and without an obstruction, and with struts, sharp or blurred, 2.6 to
 4.7 pixels wide, though 4 to 8 % of the light lies outside of the PSF's images, and the PSF says so;
-around stars of the atmosphere no such light is found.  The truth is Fraunhofer's pattern, averaged over
-pixels, or the power of an aperture's Fourier transform.
+around stars of the atmosphere no such light is found.  The truth is Fraunhofer's pattern, averaged
+over pixels, or the power of an aperture's Fourier transform.
 """
 
 from __future__ import annotations
