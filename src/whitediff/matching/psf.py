@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,6 +119,31 @@ _USUAL_DIFFRACTION = (0.0, 0.3)
 """Least and largest share of such light; the share, and its standard deviation, where the stars do
 not tell.  An unobstructed aperture has 0.31 of it, one obstructed to a third 0.47, stars that
 the atmosphere widens none."""
+_FOUND_DIFFRACTION, _NO_TURBULENCE = (0.5, 0.4), (0.0, 0.3)
+"""Shares of such light and of turbulence, and their standard deviations, where it is there."""
+_DARK = 2.4
+"""Half widths: the first dark ring.  Farther out dark and bright ones are two half widths apart,
+as wide as the rings of fits, which average over them."""
+_SMOOTH, _RINGED_LIGHT = (0.03, 0.1), (0.3, 0.3)
+"""Of the profile, what rings differ from it by, inside of the dark ring and farther out: those of
+stars that the atmosphere or a blur widens, and those of an aperture."""
+_KNOWN_CORE = (0.06, 0.3)
+"""The same, of stars whose core is measured."""
+_WITHOUT, _SURE = (0.8, 0.1, 0.1), 0.5
+"""Probabilities of stars without diffracted light, of those that have its rings and of those of
+which a blur leaves the wings, before these are looked at; what such light is believed from."""
+_FARTHER = 1.4
+"""Diffracted light beyond the stamps over the profile's, which struts make 1 to 1.9."""
+_LEAST_DIFFRACTION = 0.1
+"""Share that is looked for."""
+_STEEPEST, _MOST_TURBULENCE = 0.5, 0.5
+"""1/beta and the share of turbulence, at most, beside such light."""
+_DIFFRACTED_PASSES = 5
+_FREE = 0.3
+"""Relative error of a flux that rings are to correct."""
+_FINER, _RING_ROUNDS, _SLIGHT, _LITTLE_GAIN = 4, 20, 1e-5, 0.01
+"""Nodes in a ring; of a fit to them most rounds, the step of derivatives, and the chi-square that
+is worth no further round."""
 _NODES = 4096
 _WINGS_FROM, _LEAST_MISFIT, _WORSE_IN_WINGS = 3.0, 0.1, 3.0
 """Half widths, and the relative error of the profile farther out, at least and over that inside."""
@@ -366,6 +392,8 @@ def measure_psf(
     with the stars' centres, fluxes and local backgrounds in turns.  Residuals are shrunk
     ring by ring to what exceeds their noise: where the wings are lost in it, they are the
     profile's.  Sources that are wider than the stars of their surroundings are left out.
+    Where rings around the brightest show an aperture's diffraction, the profile has light that
+    falls with the third power of the distance, with an error of half of what lies outside.
     """
     if size % 2 == 0:
         raise ArgumentError(f"The side of a PSF image must be odd; got {size}.")
@@ -379,19 +407,39 @@ def measure_psf(
     if width < UNDERSAMPLED_FWHM:
         profile = dataclasses.replace(profile, diffraction=_USUAL_DIFFRACTION[0])
         return _measure_narrow(stars, profile, size, order)
+    return _measure_wide(stars, profile, size, order)
+
+
+def _measure_wide(stars: _Stars, profile: _Moffat, size: int, order: int) -> MeasuredPsf:
+    """PSF of stars whose residuals can be interpolated.
+
+    Where the rings around bright stars hold diffracted light, all is measured again with it.
+    """
+    first, unseen = (stars, profile), 0.0
     residual = _first_residual(stars, profile, size)
     has_shape = bool(residual.any())
     # Else what all have far out is taken for neighbours.
     stars.alike[:] = has_shape
-    for iteration in range(_PASSES):
-        last = iteration == _PASSES - 1
+    passes = _PASSES if profile.diffraction is None else _DIFFRACTED_PASSES
+    for iteration in range(passes):
+        last = iteration == passes - 1
         stars, used, weight, alike = _stars_apart(
             stars, profile, residual, size, first=iteration == 0
         )
+        if iteration == 0 and profile.diffraction is None:
+            diffracted, unseen = _diffraction(used, profile)
+            if diffracted is not None:
+                return _measure_wide(first[0], diffracted, size, order)
         left, weight = _left(used, weight, profile)
         if not last:
             before = profile
-            profile, scale = _fit_profile(profile, left, weight)
+            if profile.diffraction is None:
+                profile, scale = _fit_profile(profile, left, weight)
+            else:
+                fit = _fit_rings(
+                    _rings(left, weight, profile), profile, diffracted=True, off=_RINGED_LIGHT
+                )
+                profile, scale = fit.profile, fit.scale
             profile = dataclasses.replace(
                 profile, slope=tuple(np.add(profile.slope, alike.slope).tolist())
             )
@@ -401,18 +449,26 @@ def measure_psf(
             change -= profile.centred(side, profile.stretch(terms))
             left = left / scale + change
         if iteration > 0 or has_shape:
-            known = order
-            while known and len(used) < _STARS_PER_TERM * (known + 1) * (known + 2) // 2:
-                known -= 1
-            residual = _vary(left, weight, used, profile, size, known)
-    error = math.hypot(_flux_error(left, weight, profile), alike.error)
+            own = order
+            while own and len(used) < _STARS_PER_TERM * (own + 1) * (own + 2) // 2:
+                own -= 1
+            residual = _vary(left, weight, used, profile, size, own)
+    if profile.diffraction is None:
+        known = _flux_error(left, weight, profile)
+    else:
+        fit = _fit_rings(_rings(left, weight, profile), profile, diffracted=True, off=_KNOWN_CORE)
+        known = math.sqrt(fit.covariance[0, 0])
+    error = math.hypot(known, alike.error, unseen)
     # Small galaxies among the stars make both too wide.
     profile = dataclasses.replace(profile, half_width=profile.half_width * math.exp(alike.wider))
     coefficients = _expansion(profile, size, order)
     coefficients[: len(residual)] += residual
-    inside = float(coefficients[0].sum())
-    enclosed = inside / (inside + profile.beyond(size))
-    return MeasuredPsf(unit_sum(coefficients), len(used), enclosed, error)
+    inside, beyond = float(coefficients[0].sum()), profile.beyond(size)
+    if profile.diffraction is not None:
+        beyond *= _FARTHER
+        # Farther out than stamps reach, the profile is no better than it is in the rings.
+        error = math.hypot(error, _RINGS_DIFFER * beyond)
+    return MeasuredPsf(unit_sum(coefficients), len(used), inside / (inside + beyond), error)
 
 
 def _first_residual(stars: _Stars, profile: _Moffat, size: int) -> Array:
@@ -1296,7 +1352,14 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
 
     def deviation_of(values: Array) -> Array:
         scale, level, x0, y0, log_width, inverse_beta, share, *shear = values
-        shape = _Moffat(math.exp(log_width), inverse_beta, share, (shear[0], shear[1]))
+        shape = dataclasses.replace(
+            profile,
+            half_width=math.exp(log_width),
+            inverse_beta=inverse_beta,
+            turbulence=share,
+            shear=(shear[0], shear[1]),
+            slope=_NO_SLOPE,
+        )
         model = scale * shape(columns - x0, rows - y0) + level * current.max()
         (usual, spread), (fall, off) = _USUAL_SHARE, _USUAL_FALL
         expected = [(share - usual) / spread, (inverse_beta - fall) / off]
@@ -1324,6 +1387,196 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
     noise = 1 / total[core]
     excess = max(0.0, float((off**2 - noise).sum())) / float((model[core] ** 2).sum())
     return dataclasses.replace(found_profile, misfit=math.sqrt(excess)), scale
+
+
+class _Rings(NamedTuple):
+    """Mean star in rings around its middle, each star with a level of its own.
+
+    ``square`` holds squared distances ``(m,)``, ``mean`` the shares ``(k, m)`` that they have in
+    the rings, ``normal`` ``(k, k)`` and ``right`` ``(k,)`` the normal equations of the rings'
+    values.
+    """
+
+    square: Array
+    mean: Array
+    normal: Array
+    right: Array
+
+    def of(self, profile: _Moffat) -> Array:
+        """A profile's values, ``(k,)``."""
+        width2 = profile.half_width**2
+        result: Array = self.mean @ (profile._at(self.square / width2) / width2)
+        return result
+
+
+def _rings(left: Array, weight: Array, profile: _Moffat) -> _Rings:
+    """Rings of the mean star, of which the profile has been subtracted."""
+    side = left.shape[1]
+    offset = np.arange(side) - side // 2
+    square = profile.square(offset[None, :], offset[:, None]).ravel()
+    fine = np.floor(_RINGS * _FINER * np.sqrt(square) / profile.half_width).astype(int)
+    fine = np.unique(fine, return_inverse=True)[1]
+    radius = np.sqrt(square) / profile.half_width
+    first = math.ceil(_RINGS * _DARK)
+    ring = np.where(radius < _DARK, _RINGS * radius, first + (radius - _DARK) / 2).astype(int)
+    ring = np.unique(ring, return_inverse=True)[1]
+    count = np.bincount(fine)
+    mean = np.zeros((int(ring.max()) + 1, len(count)))
+    mean[ring, fine] = 1
+    mean *= count
+    mean /= mean.sum(axis=1, keepdims=True)
+    members = np.zeros((len(ring), len(mean)))
+    members[np.arange(len(ring)), ring] = 1
+    weights = weight.reshape(len(left), -1)
+    light = (weights * left.reshape(len(left), -1)) @ members
+    weights = weights @ members
+    total = weights.sum(axis=1, keepdims=True)
+    share = weights / np.where(total > 0, total, np.inf)
+    normal = np.diag(weights.sum(axis=0)) - weights.T @ share
+    right = light.sum(axis=0) - share.T @ light.sum(axis=1)
+    rings = _Rings(np.bincount(fine, square) / count, mean, normal, right)
+    return rings._replace(right=right + normal @ rings.of(profile))
+
+
+class _RingFit(NamedTuple):
+    """Profile that rings show, its flux over what it was taken for, the covariance of that, of the
+    logarithm of the half width, 1/beta and the shares of turbulence and diffracted light, and the
+    logarithm of the evidence: the likelihood of the rings, over all profiles of the kind.
+    """
+
+    profile: _Moffat
+    scale: float
+    covariance: Array
+    evidence: float
+
+
+def _fit_rings(
+    rings: _Rings, profile: _Moffat, *, diffracted: bool, off: tuple[float, float]
+) -> _RingFit:
+    """Fit a profile to rings, which differ from it, with or without diffracted light."""
+
+    def shaped(values: Array) -> _Moffat:
+        _, log_width, inverse_beta, share, *light = map(float, values)
+        return dataclasses.replace(
+            profile,
+            half_width=math.exp(log_width),
+            inverse_beta=inverse_beta,
+            turbulence=share,
+            diffraction=light[0] if light else None,
+        )
+
+    far = np.sqrt(rings.mean @ rings.square) > _DARK * profile.half_width
+    differ = np.where(far, off[1], off[0]) * rings.of(profile)
+    both = np.column_stack([rings.normal, rings.right])
+    reduced = np.linalg.solve(rings.normal + np.diag(differ**-2.0), both)
+    normal = rings.normal - rings.normal @ reduced[:, :-1]
+    right = rings.right - rings.normal @ reduced[:, -1]
+    # Rings in a basis in which their errors are independent and 1.
+    power, basis = np.linalg.eigh(normal)
+    told = power > 1e-9 * power[-1]
+    root = np.sqrt(power[told])
+    basis = basis[:, told].T
+    target = basis @ right / root
+    basis *= root[:, None]
+    width = math.log(profile.half_width)
+    share, share_off = _NO_TURBULENCE if diffracted else _USUAL_SHARE
+    fall, fall_off = _USUAL_FALL
+    expected = np.array([1.0, width, fall, share, _FOUND_DIFFRACTION[0]])
+    spread = np.array([_FREE, _PROFILE_WIDTH_ERROR, fall_off, share_off, _FOUND_DIFFRACTION[1]])
+    lower = np.array([0.2, width - 1, 1 / _BETA[1], _SHARE[0], _DIFFRACTED[0]])
+    upper = np.array(
+        [5.0, width + 1, _STEEPEST, _MOST_TURBULENCE if diffracted else _SHARE[1], _DIFFRACTED[1]]
+    )
+    start = np.array(
+        [1.0, width, profile.inverse_beta, profile.turbulence, profile.diffraction or 0.0]
+    )
+    free = 5 if diffracted else 4
+
+    def deviation_of(values: Array) -> Array:
+        rest = target - basis @ (values[0] * rings.of(shaped(values)))
+        return np.append(rest, ((values - expected[:free]) / spread[:free]))
+
+    values, rest, slopes = _least_squares(
+        deviation_of, start[:free].clip(lower[:free], upper[:free]), lower[:free], upper[:free]
+    )
+    covariance = np.linalg.inv(slopes.T @ slopes)
+    # Laplace's approximation; freedom that the rings do not need counts against it.
+    freedom = np.linalg.slogdet(np.eye(len(differ)) + rings.normal * differ**2)[1]
+    narrowed = np.linalg.slogdet(covariance)[1] / 2 - float(np.log(spread[:free]).sum())
+    evidence = narrowed - freedom / 2 - float(rest @ rest) / 2
+    return _RingFit(shaped(values), float(values[0]), covariance, evidence)
+
+
+def _least_squares(
+    deviation_of: Callable[[Array], Array], values: Array, lower: Array, upper: Array
+) -> tuple[Array, Array, Array]:
+    """Values within bounds of least squares, the deviations there, and their slopes.
+
+    Of so few numbers SciPy's takes three times as long.
+    """
+    rest = deviation_of(values)
+    for _ in range(_RING_ROUNDS):
+        moved = [deviation_of(values + step) - rest for step in _SLIGHT * np.eye(len(values))]
+        slopes = np.stack(moved, axis=1) / _SLIGHT
+        pull, normal = slopes.T @ rest, slopes.T @ slopes
+        for damping in (0.0, 0.01, 0.1, 1.0, 10.0):
+            # What would leave the bounds stays on them, and the others go on without it.
+            damped = normal + damping * np.diag(normal.diagonal())
+            there, inside = values.copy(), np.ones(len(values), dtype=bool)
+            for _ in range(len(values)):
+                known = pull + damped @ np.where(inside, 0.0, there - values)
+                there[inside] = (
+                    values
+                    - np.linalg.solve(
+                        np.where(np.outer(inside, inside), damped, np.eye(len(values))),
+                        np.where(inside, known, 0.0),
+                    )
+                )[inside]
+                outside = (there < lower) | (there > upper)
+                if not outside.any():
+                    break
+                there = there.clip(lower, upper)
+                inside &= ~outside
+            then = deviation_of(there)
+            gain = float(rest @ rest - then @ then)
+            if gain > 0:
+                values, rest = there, then
+                break
+        if gain < _LITTLE_GAIN:
+            break
+    return values, rest, slopes
+
+
+def _diffraction(stars: _Stars, profile: _Moffat) -> tuple[_Moffat | None, float]:
+    """Profile with diffracted light; None where the rings around bright stars do not show it.
+
+    Then also what fluxes lack, relatively, if it is there nevertheless, times the square root of
+    the probability of that.
+    """
+    stars = stars.part(np.argsort(-stars.flux, kind="stable")[:_SHARERS])
+    # What masks expect is no neighbour.
+    trial = dataclasses.replace(profile, diffraction=_FOUND_DIFFRACTION[0])
+    side = stars.data.shape[1]
+    offset = np.arange(side) - side // 2
+    radius = np.hypot(offset[:, None], offset[None, :])
+    expected = stars.flux[:, None, None] * trial.at(stars, side)
+    rest = np.where(stars.weight > 0, stars.sky_free - expected, 0.0)
+    rest -= np.median(rest[:, radius > _LEVEL_FROM * profile.half_width], axis=1)[:, None, None]
+    core = radius <= _RINGED * profile.half_width
+    weight = _without_neighbours(rest, expected, stars, core, trial)
+    left, weight = _left(stars, weight, trial)
+    rings = _rings(left, weight, trial)
+    plain = _fit_rings(rings, trial, diffracted=False, off=_SMOOTH)
+    kinds = [_fit_rings(rings, trial, diffracted=True, off=off) for off in (_RINGED_LIGHT, _SMOOTH)]
+    evidence = np.array([each.evidence for each in (plain, *kinds)])
+    probability = np.array(_WITHOUT) * np.exp(evidence - evidence.max())
+    probability /= probability.sum()
+    if probability[0] < 1 - _SURE:
+        fit = kinds[int(np.argmax(probability[1:]))]
+        if (fit.profile.diffraction or 0.0) > _LEAST_DIFFRACTION:
+            return fit.profile, 0.0
+    missing = [(each.scale / plain.scale - 1) ** 2 for each in kinds]
+    return None, math.sqrt(float(probability[1:] @ missing))
 
 
 def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
