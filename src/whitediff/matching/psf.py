@@ -144,6 +144,11 @@ _FREE = 0.3
 _FINER, _RING_ROUNDS, _SLIGHT, _LITTLE_GAIN = 4, 20, 1e-5, 0.01
 """Nodes in a ring; of a fit to them most rounds, the step of derivatives, and the chi-square that
 is worth no further round."""
+_SCATTERED, _LEAST_SCATTERED = 0.05, 0.01
+"""Share of broad stars' light that is diffracted where rings do not tell, over that of turbulence:
+its standard deviation is as much, and at least the other.  Apertures that spread light over a
+tenth of what the atmosphere does, 4 m in good seeing or 0.5 m in bad, leave 0.02 to 0.08, too
+little for the rings of some tens of stars to tell."""
 _NODES = 4096
 _WINGS_FROM, _LEAST_MISFIT, _WORSE_IN_WINGS = 3.0, 0.1, 3.0
 """Half widths, and the relative error of the profile farther out, at least and over that inside."""
@@ -257,9 +262,16 @@ class _Moffat:
         return np.sum([share * _moffat(square, *shape) for share, *shape in self.parts], axis=0)
 
     @property
+    def diffracted(self) -> float:
+        """Share of light that falls as an aperture's diffraction does."""
+        if self.diffraction is not None:
+            return self.diffraction
+        return _SCATTERED * min(max(self.turbulence, 0.0), 1.0)
+
+    @property
     def parts(self) -> list[tuple[float, float, float]]:
         """Share, 1/beta and half width, over that of the whole, of the Moffat profiles in it."""
-        diffracted = 0.0 if self.diffraction is None else self.diffraction
+        diffracted = self.diffracted
         own = (1 - self.turbulence - diffracted, self.inverse_beta, 1.0)
         parts = [(self.turbulence * share, beta, width) for share, beta, width in _TURBULENCE]
         if diffracted:
@@ -1582,9 +1594,9 @@ def _diffraction(stars: _Stars, profile: _Moffat) -> tuple[_Moffat | None, float
 def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
     """Relative error of the light of the mean star, whose wings and level are not told apart.
 
-    A linear fit to rings of the scale, the width, the fall and the share of turbulence, with a
-    level of each star.  Its error is the larger of the formal one and that by leaving out each of
-    eight groups of stars.
+    A linear fit to rings of the scale, the width, the fall and the shares of turbulence and of
+    diffracted light, with a level of each star.  Its error is the larger of the formal one and that
+    by leaving out each of eight groups of stars.
     """
     side = left.shape[1]
     offset = np.arange(side) - side // 2
@@ -1598,6 +1610,7 @@ def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
         dataclasses.replace(profile, half_width=profile.half_width * (1 + _STEP)),
         dataclasses.replace(profile, inverse_beta=profile.inverse_beta - _STEP / 5),
         dataclasses.replace(profile, turbulence=profile.turbulence + _STEP),
+        dataclasses.replace(profile, diffraction=profile.diffracted + _STEP),
     ]
     columns = [own, *((each.centred(side).ravel() - own) / _STEP for each in changed)]
     design = (members.T @ np.stack(columns, 1)) / members.sum(axis=0)[:, None]
@@ -1617,13 +1630,15 @@ def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
     # No ring is known better than the family of profiles describes it.
     free = np.diag((_RING_FLOOR * design[:, 0]) ** -2.0)
     usual, spread = _USUAL_SHARE
-    prior = np.diag([0, _PROFILE_WIDTH_ERROR**-2, _FALL_ERROR**-2, spread**-2])
+    diffracted = max(profile.diffracted, _LEAST_SCATTERED)
+    errors = np.array([_PROFILE_WIDTH_ERROR, _FALL_ERROR, spread, diffracted])
+    prior = np.diag([0, *errors**-2.0])
 
     def solved(normal: Array, right: Array) -> tuple[float, float]:
         reduced = np.linalg.solve(normal + free, np.column_stack([normal, right]))
         normal, right = normal - normal @ reduced[:, :-1], right - normal @ reduced[:, -1]
         inverse = np.linalg.inv(design.T @ normal @ design + prior)
-        pulled = prior @ [0, 0, 0, usual - profile.turbulence]
+        pulled = prior @ [0, 0, 0, usual - profile.turbulence, 0]
         # Stars without weight tell nothing, to within rounding.
         variance = inverse[0, 0] if inverse[0, 0] > 0 else 1.0
         return float((inverse @ (design.T @ right + pulled))[0]), math.sqrt(variance)
