@@ -15,6 +15,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
+from every_command import COMMANDS, filled_in, images, make_products
 from scenes import command
 from surveys import make_pairs, write_manifest
 from whitediff.dates import VARIABLE, dated, fits_date, given_date
@@ -33,19 +34,12 @@ def pair(tmp_path_factory):
 def made(pair, tmp_path_factory):
     """A directory with the products that other commands read."""
     directory = tmp_path_factory.mktemp("made")
-    shutil.copytree(pair, directory / "in")
-    outputs = ("--output", directory / "d.fits", "--score-output", directory / "s.fits")
-    code, _, messages = command("subtract", *images(directory), *outputs, "-q")
-    assert code == 0, messages
+    make_products(pair, directory)
     rows = [{"name": "a"} | dict(zip(("science", "template"), images(directory), strict=True))]
     write_manifest(
         directory / "night.csv", [*rows, {**rows[0], "name": "b", "template": "no.fits"}]
     )
     return directory
-
-
-def images(directory):
-    return directory / "in/science.fits", directory / "in/template.fits"
 
 
 def contents(directory):
@@ -189,36 +183,6 @@ def test_the_option_alone_gives_the_first_of_dates(pair, tmp_path, monkeypatch):
     assert code == 0, messages
     assert fits.getheader(output)["DATE"] == "1970-01-01T00:00:00.000"
     assert given_date() is None
-
-
-COMMANDS = {
-    "subtract": "subtract {s} {t} --output {o}/d.fits --score-output {o}/s.fits"
-    " --matched-output {o}/m.fits --catalog {o}/c.ecsv --report {o}/r.html",
-    "subtract --compress": "subtract {s} {t} --output {o}/d.fits --compress",
-    "detect": "detect {d} --score {sc} --output {o}/c.fits --regions {o}/c.reg",
-    "detect parquet": "detect {d} --output {o}/c.parquet",
-    "report": "report {d} --science {s} --template {t} --output {o}/r.html",
-    "decorrelate": "decorrelate {s} {t} {i}/difference.fits {i}/kernel.fits --output {o}/w.fits",
-    "decorrelate-stack": "decorrelate-stack {i}/difference.fits --kernel {i}/kernel.fits"
-    " --science {s} - --template {t} - --output {o}/w.fits",
-    "align": "align {t} --to {s} --output {o}/a.fits",
-    "convert": "convert {d} --output {o}/c.fits",
-    "convert ccddata": "convert {d} --output {o}/c.fits --format ccddata",
-    "convert masked-image": "convert {d} --output {o}/c.fits --format masked-image",
-    "inject": "inject {s} --random 5 --output {o}/i.fits --truth {o}/t.ecsv",
-    "kernel": "kernel {d} --at 10 10 --at 90 80 --output {o}/k.fits",
-    "simulate": "simulate --size 128 --output {o}/sim",
-    "evaluate": "evaluate {s} {t} --realizations 2 --output {o}/e",
-    "check": "check {d} --json {o}/c.json --plot {o}/c.png",
-}
-
-
-def filled_in(text, directory):
-    science, template = images(directory)
-    return text.format(
-        s=science, t=template, i=directory / "in", o=directory / "out",
-        d=directory / "d.fits", sc=directory / "s.fits",
-    ).split()  # fmt: skip
 
 
 @pytest.mark.slow
