@@ -1,18 +1,24 @@
 """Claims: the outputs of one command appear together or not at all, whenever it is stopped, and
-what it says of that is true; what killed runs leave is removed by the next one, and what living
-ones write is not; nothing of another name is touched."""
+what it says of that is true, of every command that writes; what killed runs leave is removed by
+the next one, and what living ones write is not; nothing of another name is touched."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
+import numpy as np
 import pytest
+from astropy.io import fits
 from astropy.table import Table
 
+from every_command import COMMANDS, filled_in, make_products
 from scenes import command
 from surveys import make_pairs
 from whitediff import outputs
@@ -387,6 +393,95 @@ def test_what_was_complete_before_a_stop_is_told(pair, tmp_path):
     there = ", ".join(str(tmp_path / name) for name in reversed(NAMES))
     assert f"whitediff: interrupted; complete are {there}." in process.stderr
     assert set(os.listdir(tmp_path)) == set(NAMES)
+
+
+# Random moments
+
+
+@pytest.fixture(scope="module")
+def inputs(pair, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("inputs")
+    make_products(pair, directory)
+    return directory
+
+
+def killed_at_random(name, directory, *, number, seed):
+    """Kill a command some times, and see what is there each time; how often it was at work."""
+    output = directory / "out"
+    calls = [sys.executable, "-m", "whitediff", *filled_in(COMMANDS[name], directory)]
+
+    def begun():
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir()
+        return subprocess.Popen(calls, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    start = time.monotonic()
+    _, messages = begun().communicate()
+    duration = time.monotonic() - start
+    whole = sorted(visible(output))
+    assert whole, messages
+    at_work = 0
+    # All but the imports, which write nothing; and a bit beyond, since no two runs are as long.
+    for share in np.random.default_rng(seed).uniform(0.3, 1.05, number):
+        process = begun()
+        time.sleep(share * duration)
+        process.kill()
+        process.communicate()
+        outputs.remove_leftovers(output)
+        for folder in output.iterdir():
+            if folder.is_dir():
+                outputs.remove_leftovers(folder)
+        assert not [path for path in output.rglob(".*") if path.name != ".batch.lock"]
+        there = sorted(visible(output))
+        if process.returncode == 0:
+            assert there == whole
+            continue
+        at_work += 1
+        # All of them or none; a kill between two moves leaves some, and each of those is whole.
+        assert set(there) <= set(whole)
+        for path in there:
+            assert_whole(output / path)
+    return at_work
+
+
+def visible(directory):
+    return [
+        str(path.relative_to(directory))
+        for path in directory.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    ]
+
+
+def assert_whole(path):
+    """A file that was cut short or half-written would not end as it should."""
+    if path.suffix == ".fits":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with fits.open(path, checksum=True) as hdus:
+                assert all(hdu.data is None or hdu.data.size >= 0 for hdu in hdus)
+    elif path.suffix == ".ecsv":
+        Table.read(path, format="ascii.ecsv")
+    elif path.suffix == ".html":
+        assert path.read_text().rstrip().endswith("</html>")
+    elif path.suffix == ".json":
+        json.loads(path.read_text())
+    elif path.suffix == ".png":
+        assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
+    elif path.suffix == ".parquet":
+        assert path.read_bytes().endswith(b"PAR1")
+    else:
+        assert path.suffix == ".reg"
+        assert path.read_bytes().endswith(b"\n")
+
+
+def test_a_kill_at_any_moment_leaves_nothing_half(inputs):
+    killed_at_random("subtract", inputs, number=1, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_kill_of_any_command_at_any_moment_leaves_nothing_half(inputs, name):
+    assert killed_at_random(name, inputs, number=6, seed=len(name)) > 0
 
 
 # Full disks

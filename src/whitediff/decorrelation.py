@@ -1161,8 +1161,7 @@ def filtered_image(
         back as they were.
     sigma
         Smallest standard deviation among the result's pixels, image_unit: pixels beyond 1e11
-        of it count as not finite, and tiles of a float32 image are transformed in single
-        precision where that moves no pixel by more than 1e-3 of it.
+        of it count as not finite.
     weights
         Weights of several kernels at pixels of the result, as for
         `whitediff.convolution.convolve_varying`.
@@ -1188,11 +1187,13 @@ def filtered_image(
 
     Notes
     -----
+    It works in double precision throughout: in single, rounding to which a pixel's last digits
+    lead would show in all pixels of a tile, and differ from one processor to another.
+
     The mirror image keeps a background up to the edge, but its noise is that of the frame
     again: within the filter's reach of an edge the noise is not quite white.
     """
     kernels = kernel[None] if kernel.ndim == 2 else kernel
-    tolerance = 0.0 if sigma is None else PRECISION * sigma
     if fill == "interpolate":
         unmeasured = unmeasured_pixels(image, sigma)
         if missing is None:
@@ -1200,9 +1201,7 @@ def filtered_image(
         elif unmeasured is not None and missing.shape == image.shape:  # Others are refused below.
             missing = missing | unmeasured
         filled = image if missing is None else interpolated(image, missing)
-        filtered = convolve_varying(
-            filled, kernels, weights, boundary="reflect", tolerance=tolerance
-        )
+        filtered = convolve_varying(filled, kernels, weights, boundary="reflect")
         if unmeasured is not None:
             np.copyto(filtered, image, where=unmeasured)
         return filtered
@@ -1211,7 +1210,7 @@ def filtered_image(
     if missing is not None:
         raise ArgumentError("Finite pixels are missing only for fill='interpolate'; got 'mean'.")
     filled, unmeasured = _filled(image, sigma)
-    filtered = convolve_varying(filled, kernels, weights, tolerance=tolerance)
+    filtered = convolve_varying(filled, kernels, weights)
     if unmeasured is not None:
         np.copyto(filtered, image, where=unmeasured)
     return filtered

@@ -18,7 +18,7 @@ import scipy.ndimage
 
 from . import planes
 from .errors import DataError
-from .stats import ENOUGH_PIXELS, are_whole, robust_sigma
+from .stats import ENOUGH_PIXELS, are_whole, high_level, robust_sigma
 
 __all__ = [
     "RESIDUAL",
@@ -253,7 +253,7 @@ def detect_sources(
     Works on means of 2 × 2 pixels: what is smoothed and grown by more than that loses
     nothing, and it takes a quarter of the time.
     """
-    levels, _ = _detected(image, unusable, passes=1 if only_bright else _PASSES)
+    levels, *_ = _detected(image, unusable, passes=1 if only_bright else _PASSES)
     sources: Array = levels > SourceLevel.NONE
     return sources
 
@@ -278,7 +278,7 @@ def source_levels(image: Array, unusable: Array | None = None) -> Array:
     DataError
         If no pixel is usable.
     """
-    levels, _ = _detected(image, unusable)
+    levels, *_ = _detected(image, unusable)
     return levels
 
 
@@ -356,20 +356,25 @@ def levels_and_background(image: Array, unusable: Array | None = None) -> tuple[
     levels
         As of `source_levels`.
     background
-        ``(ny, nx)`` float32: medians of cells of 64 pixels as in `smooth_background`,
-        without the sources.
+        ``(ny, nx)``: medians of cells of 64 pixels as in `smooth_background`, without the
+        sources; float32, and float64 on a `whitediff.stats.high_level`.
 
     Raises
     ------
     DataError
         If no pixel is usable.
     """
-    levels, medians = _detected(image, unusable)
-    return levels, _interpolated(medians, image.shape, step=2)
+    levels, medians, level = _detected(image, unusable)
+    background = _interpolated(medians, image.shape, step=2)
+    if level:
+        background = background.astype(np.float64) + level
+    return levels, background
 
 
-def _detected(image: Array, unusable: Array | None, passes: int = _PASSES) -> tuple[Array, Array]:
-    """Levels of source pixels, and medians of cells of the background."""
+def _detected(
+    image: Array, unusable: Array | None, passes: int = _PASSES
+) -> tuple[Array, Array, float]:
+    """Levels of source pixels, and medians of cells of the background over a level."""
 
     def is_usable(rows: slice) -> Array:
         finite = np.isfinite(image[rows])
@@ -381,7 +386,8 @@ def _detected(image: Array, unusable: Array | None, passes: int = _PASSES) -> tu
             "No pixel is usable, so sources cannot be told from background: all are masked,"
             " saturated or not finite; are the mask and its bits right?"
         )
-    mean, measured, weight = _means_of_pairs(image, usable)
+    level = high_level(image, usable)
+    mean, measured, weight = _means_of_pairs(image, usable, level)
     covered = None if weight is None else _smoothed(weight)
     sources = planes.zeros(mean.shape, bool)
     levels = planes.zeros(mean.shape, np.uint8)
@@ -409,7 +415,7 @@ def _detected(image: Array, unusable: Array | None, passes: int = _PASSES) -> tu
         pairs = levels[np.arange(rows.start, rows.stop) // 2]
         return np.repeat(pairs, 2, axis=1)[:, :nx] * usable[rows]
 
-    return planes.filled(image.shape, np.uint8, spread), background
+    return planes.filled(image.shape, np.uint8, spread), background, level
 
 
 def _levels(smoothed: Array, scatter: float, sources: Array) -> Array:
@@ -470,8 +476,10 @@ def _connected(smoothed: Array, scatter: float) -> Array:
     return planes.filled(smoothed.shape, bool, lambda rows: detected[labels[rows]])
 
 
-def _means_of_pairs(image: Array, usable: Array) -> tuple[Array, Array, Array | None]:
-    """Means of 2 × 2 pixels, which of them are known, and the share of usable pixels in them.
+def _means_of_pairs(
+    image: Array, usable: Array, level: float = 0.0
+) -> tuple[Array, Array, Array | None]:
+    """Means of 2 × 2 pixels over a level, which are known, and the share of usable pixels in them.
 
     The last is None where all are.  An odd length is filled up with nothing.
     """
@@ -482,7 +490,10 @@ def _means_of_pairs(image: Array, usable: Array) -> tuple[Array, Array, Array | 
 
     def work(rows: slice) -> None:
         part = slice(2 * rows.start, 2 * rows.stop)
-        values = image[part].astype(np.float32, copy=False)
+        values = image[part]
+        if level:
+            values = values - image.dtype.type(level)
+        values = values.astype(np.float32, copy=False)
         if weight is None:
             mean[rows] = _summed_pairs(values) * np.float32(0.25)
             measured[rows] = True

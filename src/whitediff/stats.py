@@ -26,6 +26,7 @@ __all__ = [
     "clipped_mean",
     "clipped_sigma",
     "half_sample_mode",
+    "high_level",
     "median_deviation",
     "median_of",
     "middle_values",
@@ -37,6 +38,8 @@ type Array = npt.NDArray[Any]
 
 ENOUGH_PIXELS = 250_000
 """Pixels from which a scatter is known to a few thousandths."""
+
+_LOST_DIGITS = 1e-4
 
 _FEW = 1 << 18
 """Pixels of which a clipped mean is simply sorted out."""
@@ -434,6 +437,35 @@ def power_of_two(value: float) -> float:
     if not (0 < value < math.inf):
         return 1.0
     return math.ldexp(1.0, round(math.log2(value)))
+
+
+def high_level(values: Array, usable: Array | None = None) -> float:
+    """Level on which single precision would lose some of a plane's noise.
+
+    Parameters
+    ----------
+    values
+        ``(ny, nx)``.
+    usable
+        ``(ny, nx)`` boolean: pixels that count; None for all.
+
+    Returns
+    -------
+    level
+        Median, a number of the plane's dtype; 0 where it is lower than 1700 times the scatter, so
+        that rounding to single precision stays below 1e-4 of that.
+    """
+    step = max(1, math.isqrt(values.size // ENOUGH_PIXELS))
+    sample = values[::step, ::step]
+    use = np.isfinite(sample)
+    if usable is not None:
+        use &= usable[::step, ::step]
+    sample = sample[use]
+    if not sample.size or sample.dtype.kind != "f":
+        return 0.0
+    scatter, level = robust_sigma(sample), float(np.percentile(sample, 50, method="nearest"))
+    half_a_step = 0.5 * float(np.finfo(np.float32).eps) * abs(level)
+    return level if scatter > 0 and half_a_step > _LOST_DIGITS * scatter else 0.0
 
 
 def robust_sigma(values: Array, *, step: Array | float | None = None) -> float:

@@ -1,4 +1,5 @@
-"""Run any number of cases: ``python -m tests.assault --cases 1000 --seed 5``."""
+"""Run any number of cases, ``python -m tests.assault --cases 1000 --seed 5``, or of pairs, one
+after the other: ``python -m tests.assault --soak 300``."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from .outcomes import OUTCOMES, Case, cases, outcome, recipes, run
+from .soak import GROWTH, SETTLED, in_a_batch, in_one_process
 
 
 def main() -> int:
@@ -17,8 +19,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--recipes", action="store_true", help="those that failed once")
     parser.add_argument("--case", help="one of them, such as 'plain / flip / 17'")
+    parser.add_argument("--soak", type=int, metavar="N", help="subtract N pairs, and see memory")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="assault-") as directory:
+        if options.soak:
+            return _soak(options.soak, Path(directory))
         if options.case:
             print(*outcome(Case.parse(options.case), Path(directory)), sep=": ")
             return 0
@@ -28,6 +33,20 @@ def main() -> int:
     for failure in failures:
         print(failure)
     return 1 if failures else 0
+
+
+def _soak(number: int, directory: Path) -> int:
+    """Subtract, and tell of the processes that grow."""
+    grown = 0
+    for memories, settled in (
+        ([in_one_process(number, directory)], SETTLED),
+        (in_a_batch(number, directory), SETTLED // 2),
+    ):
+        for memory in memories:
+            growth = memory.growth(min(settled, len(memory.resident) // 3))
+            print(f"{memory}; grown by {growth / 1e6:.1f} MB", flush=True)
+            grown += growth > GROWTH
+    return 1 if grown else 0
 
 
 if __name__ == "__main__":

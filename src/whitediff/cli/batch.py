@@ -32,6 +32,7 @@ _ELSEWHERE = (
     "max_memory",
     "checksums",
     "follow_paths",
+    "reproducible",
     "verbose",
     "quiet",
 )
@@ -51,6 +52,7 @@ _INSTEAD = {
     "max_memory": "give --max-memory for all pairs",
     "checksums": "give --no-checksums for all pairs",
     "follow_paths": "give --follow-paths for all pairs",
+    "reproducible": "give --reproducible for all pairs",
 }
 """Columns that would be taken for options of a pair, and what to do instead."""
 
@@ -346,9 +348,12 @@ def _report(records: list[dict[str, Any]], output: Path, seconds: float, unchang
         products = [r["products"][kind] for r in done if kind in r["products"]]
         values = [(p | (p.get("noise") or {})).get(name) for p in products]
         rows.append((label, [value for value in values if value is not None]))
-    rows.append(("seconds", [r["seconds"]["total"] for r in done]))
+    rows.append(("seconds", [r["seconds"]["total"] for r in done if "seconds" in r]))
     rows.append(
-        ("largest memory, MB", [r["memory"]["peak"] / 1e6 for r in done if "peak" in r["memory"]])
+        (
+            "largest memory, MB",
+            [r["memory"]["peak"] / 1e6 for r in done if "peak" in r.get("memory", ())],
+        )
     )
     title = (
         f"{output}: {len(done)} of {len(records)} pairs done, {len(failed)} failed"

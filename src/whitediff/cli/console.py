@@ -71,7 +71,7 @@ def set_up_logging(level: int) -> None:
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--threads``, ``-v`` and ``-q`` to a command.
+    """Add ``--threads``, ``--reproducible``, ``-v`` and ``-q`` to a command.
 
     Parameters
     ----------
@@ -90,6 +90,12 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="How many work side by side  [default: WHITEDIFF_NUM_THREADS, else as many as there"
         " are cores]. The result is the same.",
     )
+    @click.option(
+        "--reproducible",
+        is_flag=True,
+        help="Outputs of the same run are the same bytes: they hold the date SOURCE_DATE_EPOCH"
+        " (seconds; default 0: 1970), and no times.",
+    )
     @click.option("-v", "--verbose", is_flag=True, help="Say more.")
     @click.option("-q", "--quiet", is_flag=True, help="Say only what is wrong.")
     @click.pass_context
@@ -99,6 +105,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         /,
         *args: Any,
         threads: int | None,
+        reproducible: bool,
         verbose: bool,
         quiet: bool,
         **kwargs: Any,
@@ -107,6 +114,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError("-v and -q contradict each other.")
         set_up_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
         context.obj = {"verbose": verbose, "quiet": quiet}
+        from ..dates import dated, given_date
         from ..threads import use_threads
 
         use_threads(threads)
@@ -114,7 +122,9 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, _terminate)
         try:
-            return command(*args, **kwargs)
+            date = given_date()
+            with dated(0 if date is None and reproducible else date):
+                return command(*args, **kwargs)
         except (click.ClickException, click.exceptions.Exit, click.Abort, KeyboardInterrupt):
             raise
         except Exception as error:

@@ -281,11 +281,17 @@ def whiteness(image: Array, variance: Array, good: Array, psf: Array) -> Whitene
     return _whiteness(_Frame(image, variance, good), psf)
 
 
+def _sum_of_squares(values: Array) -> float:
+    # Not by linear algebra, which would round differently with the number of its threads.
+    flat = values.reshape(-1)
+    return float(np.einsum("i,i->", flat, flat))
+
+
 def _whiteness(frame: _Frame, psf: Array) -> Whiteness:
     good, n, normalised = frame.good, frame.pixels, frame.normalised
     values = frame.image[good].astype(np.float64)
     values -= frame.mean
-    ratio = float(np.vdot(normalised, normalised)) / n
+    ratio = _sum_of_squares(normalised) / n
     filtered, expected = frame.filtered(psf)
     filtered_ratio, filtered_error = _filtered_ratio(filtered, expected, good, psf, ratio)
     correlation = autocorrelation(normalised, good, MAX_LAG)
@@ -294,7 +300,7 @@ def _whiteness(frame: _Frame, psf: Array) -> Whiteness:
     neighbours = correlation.size - 1
     return Whiteness(
         pixels=n,
-        pixel_variance=float(np.vdot(values, values)) / n,
+        pixel_variance=_sum_of_squares(values) / n,
         variance_plane=float(frame.variance[good].mean(dtype=np.float64)),
         pixel_variance_ratio=ratio,
         pixel_variance_ratio_error=math.sqrt(2 / n),

@@ -939,6 +939,7 @@ def _run(inputs: ReportInput) -> dict[str, Any]:
     section["stages"] = [
         {"name": text, "seconds": following - seconds}
         for (seconds, text), (following, _) in itertools.pairwise(stages)
+        if math.isfinite(following - seconds)
     ]
     return section
 

@@ -20,12 +20,13 @@ from lsst.images.serialization import ArchiveReadError
 
 from ..errors import ArgumentError
 from ..registration.transformation import Correction
+from ..stats import high_level
 from .covariance import Noise
 from .masks import make_mask
 from .psf import KernelPointSpreadFunction
 from .sky import celestial_wcs, projection_header, shifted_header, sky_projection
 
-__all__ = ["Exposure"]
+__all__ = ["Exposure", "fits_single", "precise"]
 
 type Array = npt.NDArray[Any]
 
@@ -373,6 +374,36 @@ class Exposure:
             f"Exposure({ny} x {nx} {self.image.array.dtype}, yx0={self.yx0},"
             f" mask planes {', '.join(self.mask.schema.names) or 'none'}, {psf})"
         )
+
+
+def precise(science: Exposure, template: Exposure) -> tuple[Exposure, Exposure]:
+    """Exposures whose planes have the digits that a subtraction needs.
+
+    Parameters
+    ----------
+    science, template
+        Exposures; not changed.
+
+    Returns
+    -------
+    science, template
+        With images in double precision where either lies on a `whitediff.stats.high_level`: what
+        is filtered there would lose its noise in each rounding.  Else the same ones.
+    """
+    pair = science, template
+    if not any(high_level(each.image.array) for each in pair):
+        return pair
+    one, other = (
+        each.replaced(
+            image=Image(
+                each.image.array.astype(np.float64, copy=False),
+                bbox=each.bbox,
+                unit=each.image.unit,
+            )
+        )
+        for each in pair
+    )
+    return one, other
 
 
 def fits_single(*values: float) -> bool:

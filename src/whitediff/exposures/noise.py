@@ -375,7 +375,7 @@ def levels_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[Ar
         background[rows][untrusted[rows]] = 0
 
     planes.each_block(subtract, image.shape)
-    return levels, background
+    return levels, background.astype(np.float32, copy=False)
 
 
 def measured_variance_factor(exposure: Exposure, sources: Array, flat: Array) -> float:

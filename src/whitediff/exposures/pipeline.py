@@ -24,7 +24,7 @@ from .cutouts import (
 )
 from .defects import with_defects
 from .matching import Match, MatchOptions, match
-from .model import Exposure
+from .model import Exposure, precise
 from .noise import PairSources, pair_sources
 from .preparation import Pair, PreparationOptions, pair_with_psf, prepare
 from .resampling import ResamplingOptions
@@ -428,6 +428,7 @@ def defects_as_before(
     science, template
         The same ones where nothing was looked for.
     """
+    science, template = precise(science, template)
     options = next((s.defects for s in solutions if s.defects is not None), None)
     return (science, template) if options is None else with_defects(science, template, options)
 

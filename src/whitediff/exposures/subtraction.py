@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +14,6 @@ from lsst.images.psfs import PointSpreadFunction
 from .. import fourier, planes
 from ..convolution import convolve, convolve_varying
 from ..decorrelation import (
-    PRECISION,
     reflected,
     smallest_sigma,
 )
@@ -31,7 +29,7 @@ from ..threads import single_threaded_algebra
 from . import kernels, masks
 from .fields import evaluated, rows_of
 from .missing import missing_pixels, without_missing
-from .model import Exposure
+from .model import Exposure, precise
 from .psf import KernelPointSpreadFunction, Light, average_position, convolved_psf, psf_image
 
 __all__ = [
@@ -48,8 +46,6 @@ __all__ = [
 
 type Array = npt.NDArray[Any]
 
-_SHARE_OF_PRECISION = 0.25
-"""What a convolution may use up of the error that is allowed in the whitened pixels."""
 _LEAST_REACHING = 0.01
 """Of the usual weight, with which a plane names a pixel that none does with more."""
 
@@ -59,7 +55,6 @@ def convolved_exposure(
     kernel: ConvolutionKernel | Array,
     *,
     full_variance: bool = True,
-    tolerance: float = 0.0,
 ) -> Exposure:
     """Convolve an exposure.
 
@@ -71,8 +66,6 @@ def convolved_exposure(
         Kernel; an array is the same everywhere.
     full_variance
         Propagate every pixel's variance; else it is taken as locally constant.
-    tolerance
-        Largest error of a pixel, as for `whitediff.convolution.convolve_varying`.
 
     Returns
     -------
@@ -92,7 +85,7 @@ def convolved_exposure(
     missing = missing_pixels(exposure)
     whole = without_missing(exposure, missing)
     pixels = whole.image.array
-    image = convolve_varying(pixels, images, weights, boundary="reflect", tolerance=tolerance)
+    image = convolve_varying(pixels, images, weights, boundary="reflect")
     variance = _convolved_variance(whole, images, weights, full=full_variance)
     mask, distrusted = _convolved_mask(whole, missing, middle)
     lost = distrusted & ~np.isfinite(exposure.image.array)
@@ -257,10 +250,7 @@ def preconvolved(science: Exposure, kernel: Array) -> Exposure:
     DMTN-179, section 4.
     """
     mirrored = reflected(kernel)
-    sigma = math.sqrt(float((kernel**2).sum())) * (smallest_sigma(science.variance.array) or 0.0)
-    result = convolved_exposure(
-        science, mirrored, tolerance=_SHARE_OF_PRECISION * PRECISION * sigma
-    )
+    result = convolved_exposure(science, mirrored)
     if science.psf is not None:
         result.psf = convolved_psf(science.psf, mirrored, science.bbox)
     return result
@@ -400,17 +390,12 @@ def subtract(
             f"{template.source or 'The template'}: its box {template.bbox} is not that of the"
             f" science image, {science.bbox}."
         )
+    science, template = precise(science, template)
     box = science.bbox
     if not isinstance(kernel, ConvolutionKernel):
         kernel = kernels.constant_kernel(np.asarray(kernel), box)
     source, target = (template, science) if convolved == "template" else (science, template)
-    sigma = smallest_sigma(target.variance.array) or 0.0
-    matched = convolved_exposure(
-        source,
-        kernel,
-        full_variance=full_variance,
-        tolerance=_SHARE_OF_PRECISION * PRECISION * sigma,
-    )
+    matched = convolved_exposure(source, kernel, full_variance=full_variance)
     image = matched.image.array
     if convolved == "template":
         np.subtract(target.image.array, image, out=image)

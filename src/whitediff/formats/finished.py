@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import astropy.io.fits
+import numpy as np
 
+from ..dates import fits_date
 from ..outputs import replacing
 from .blocks import BLOCK, CARD, Block, added, datasum, encoded_sum, survey
 from .parts import KEYWORD, listed
@@ -19,6 +21,7 @@ __all__ = ["RESERVED", "finish", "replacing_fits"]
 _END = b"END".ljust(CARD)
 _CHUNK = BLOCK * 512
 _SUMS = ("CHECKSUM", "DATASUM")
+_GZIP = b"\x1f\x8b\x08"
 _NO_SUM = "0" * 16
 
 RESERVED: dict[str, tuple[str, str]] = {
@@ -55,7 +58,7 @@ def replacing_fits(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def finish(path: Path) -> None:
-    """Add the list of its parts to a file, and a checksum to each HDU, in one pass.
+    """Add the list of its parts to a file, a checksum to each HDU, and a date if one is given.
 
     Parameters
     ----------
@@ -67,19 +70,26 @@ def finish(path: Path) -> None:
     Cards are put where headers have room for them.  An HDU moves only where there is none, and
     never in an archive, which knows its addresses: its writer reserves the room.
     """
+    date = fits_date()
     blocks = survey(path, sums=False).blocks
+    if any(block.cards.get("ZIMAGE") is True for block in blocks):
+        _forget_times(path)
     names = [str(block.cards.get("EXTNAME") or "") for block in blocks[1:]]
     with path.open("r+b") as stream:
         is_archive = b"JSONADDR=" in _header(stream, blocks[0])
         moved = 0
         for number, block in enumerate(blocks):
             raw = bytearray(_read(stream, block.start + moved, block.data_start - block.start))
+            if date is not None:
+                _set_date(raw, date)
             wanted = dict(RESERVED)
             if number == 0 and KEYWORD not in block.cards and listed(names):
                 wanted = {KEYWORD: (listed(names), ""), **RESERVED}
             cards = _with_cards(raw, wanted)
             if len(cards) > len(raw):
                 if is_archive:
+                    stream.seek(block.start)
+                    stream.write(raw)
                     continue
                 _insert(stream, block.data_start + moved, len(cards) - len(raw))
                 moved += len(cards) - len(raw)
@@ -109,6 +119,35 @@ def _with_cards(raw: bytearray, wanted: dict[str, tuple[str, str]]) -> bytearray
     # Blank cards, not blank bytes behind END: readers stop at the block that holds END.
     lines += [b" " * CARD] * ((size - BLOCK) // CARD - len(lines))
     return bytearray((b"".join(lines) + _END).ljust(size))
+
+
+def _forget_times(path: Path) -> None:
+    """Take away when the tiles of compressed images were packed, which gzip writes into each."""
+    addresses: list[int] = []
+    with astropy.io.fits.open(path, disable_image_compression=True, memmap=False) as hdus:
+        for hdu in hdus[1:]:
+            if not str(hdu.header.get("ZCMPTYPE", "")).startswith("GZIP"):
+                continue
+            start, rows = hdu.fileinfo()["datLoc"], hdu.header["NAXIS2"]
+            width = hdu.header["NAXIS1"]
+            heap = start + hdu.header.get("THEAP", width * rows)
+            table = np.fromfile(path, hdu.columns.dtype.newbyteorder(">"), rows, offset=start)
+            for size, offset in table["COMPRESSED_DATA"].tolist():
+                addresses += [heap + offset] * (size > len(_GZIP))
+    with path.open("r+b") as stream:
+        for address in addresses:
+            if _read(stream, address, len(_GZIP)) == _GZIP:
+                stream.seek(address + len(_GZIP) + 1)  # behind the flags
+                stream.write(bytes(4))
+
+
+def _set_date(header: bytearray, date: str) -> None:
+    """Put a date in place of the time at which the header was made."""
+    for i in range(0, len(header), CARD):
+        if header[i : i + 9] == b"DATE    =":
+            card = astropy.io.fits.Card.fromstring(bytes(header[i : i + CARD]))
+            card = astropy.io.fits.Card("DATE", date, card.comment)
+            header[i : i + CARD] = str(card).encode("ascii")
 
 
 def _insert(stream: BinaryIO, start: int, size: int) -> None:

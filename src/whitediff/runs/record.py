@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from astropy import units
 from astropy.table import Table
+
+from ..dates import is_reproducible
 
 __all__ = ["RunRecord", "recorded"]
 
@@ -68,10 +71,13 @@ class RunRecord(logging.Handler):
         Returns
         -------
         table
-            With the columns seconds, kind and text.
+            With the columns seconds, kind and text; seconds are NaN where outputs hold no times.
         """
+        entries = self.entries
+        if is_reproducible():
+            entries = [(math.nan, kind, text) for _, kind, text in entries]
         table = Table(
-            rows=self.entries or None,
+            rows=entries or None,
             names=("seconds", "kind", "text"),
             dtype=(float, "U7", f"U{max([1, *(len(e[2]) for e in self.entries)])}"),
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..dates import is_reproducible
 from ..errors import ArgumentError, FileFormatError
 from ..formats.files import split_extension
 from ..outputs import replacing, uninterrupted
@@ -200,7 +201,8 @@ def file_state(name: str, before: Mapping[str, Any] | None = None) -> Record:
     Returns
     -------
     state
-        ``sha256`` of its content, and size, times and number by which it is recognised.
+        ``sha256`` of its content, and size, times and number by which it is recognised; where
+        outputs hold no times, the first two.
 
     Raises
     ------
@@ -212,6 +214,8 @@ def file_state(name: str, before: Mapping[str, Any] | None = None) -> Record:
     path, _ = split_extension(name)
     try:
         stat = path.stat()
+        if is_reproducible():
+            return {"sha256": _sha256(path), "size": stat.st_size}
         state = {
             "size": stat.st_size,
             "mtime_ns": stat.st_mtime_ns,
@@ -224,13 +228,17 @@ def file_state(name: str, before: Mapping[str, Any] | None = None) -> Record:
             same = all(before.get(key) == value for key, value in state.items())
             if same and "sha256" in before:
                 return dict(before)
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = _sha256(path)
     except FileNotFoundError as error:
         raise FileFormatError(f"{path}: no such file.") from error
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read: {error.strerror}.") from error
     return {"sha256": digest, "settled": settled} | state
+
+
+def _sha256(path: str | Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def output_state(path: str | Path) -> Record:
@@ -244,9 +252,11 @@ def output_state(path: str | Path) -> Record:
     Returns
     -------
     state
-        Path, size and time of the last change.
+        Path, size and time of the last change; its SHA-256 where outputs hold no times.
     """
     stat = os.stat(path)
+    if is_reproducible():
+        return {"path": str(path), "size": stat.st_size, "sha256": _sha256(path)}
     return {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
@@ -267,6 +277,8 @@ def is_intact(state: Mapping[str, Any], path: str) -> bool:
     """
     try:
         stat = os.stat(path)
+        if "sha256" in state:
+            return state["sha256"] == _sha256(path)
     except OSError:
         return False
     return (stat.st_size, stat.st_mtime_ns) == (state.get("size"), state.get("mtime_ns"))

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ..dates import given_date, is_reproducible
 from ..diagnostics.plots import plot_batch
 from ..errors import ArgumentError, FileFormatError, OutputExistsError
 from ..formats.limits import current
@@ -26,6 +27,9 @@ FILES = {
     "lock": ".batch.lock",
 }
 """Files that a batch keeps beside its products."""
+
+_CIRCUMSTANCES = ("seconds", "cpu_seconds", "memory", "host", "process", "started")
+"""What of a record differs whenever a pair is done again."""
 
 _log = logging.getLogger("whitediff.surveys")
 
@@ -126,6 +130,8 @@ def _run(
 
     def keep(order: Order, record: Record) -> None:
         unchanged = record.pop("unchanged", False)
+        if is_reproducible():
+            record = {key: value for key, value in record.items() if key not in _CIRCUMSTANCES}
         done[order.item.name] = record
         if not unchanged:
             journal.append(record)
@@ -167,6 +173,7 @@ def _orders(
             memory=options.memory,
             whiteness=options.whiteness,
             limits=current(),
+            date=given_date(),
         )
 
 

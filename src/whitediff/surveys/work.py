@@ -22,6 +22,7 @@ import numpy as np
 import threadpoolctl
 
 from .. import __version__
+from ..dates import dated
 from ..diagnostics.measure import ScoreNoise, Whiteness, score_noise, whiteness
 from ..errors import DataError, WhitediffError, sentence
 from ..exposures import masks
@@ -90,6 +91,8 @@ class Order:
         Of whitediff where the order was given.
     limits
         How far files are trusted.
+    date
+        That outputs hold, `whitediff.dates.given_date` where the order was given.
     """
 
     item: Item
@@ -99,6 +102,7 @@ class Order:
     whiteness: bool = True
     version: str = __version__
     limits: Limits = dataclasses.field(default_factory=Limits)
+    date: int | None = None
 
 
 def process(order: Order) -> Record:
@@ -120,7 +124,11 @@ def process(order: Order) -> Record:
     with _ONE_AT_A_TIME:
         return_freed_memory()
         use_threads(order.threads)
-        with threadpoolctl.threadpool_limits(order.threads), within(order.limits):
+        with (
+            threadpoolctl.threadpool_limits(order.threads),
+            within(order.limits),
+            dated(order.date),
+        ):
             return _process(order)
 
 
