@@ -517,3 +517,13 @@ def test_few_stars_are_enough(stars: int) -> None:
     found = sharp(image + hit, variance)
     assert found[hit > 10 * np.sqrt(variance)].mean() > 0.9
     assert not cores(x, y, found)[~cores(x, y, hit > 0)].any()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("huge", [1e39, 1e60, np.inf])
+def test_variances_beyond_single_precision_are_no_measurement(huge: float) -> None:
+    image, variance, *_ = field(3.5, 1)
+    unknown = np.random.default_rng(1).random(image.shape) < 0.01
+    spoilt = np.where(unknown, huge, variance.astype(np.float64))
+    looked_at = surface(image.astype(np.float32), spoilt, np.zeros(image.shape, bool))
+    assert looked_at.factor == pytest.approx(searched(image, variance).factor, rel=0.02)

@@ -311,6 +311,28 @@ def test_masks_that_flag_what_is_good_are_refused(rng, tmp_path, size, unit, cap
     read(stars | bad)
     assert "map of sources" in caplog.text
 
+    # Hot pixels are masked because they stand out, and are no sources.
+    caplog.clear()
+    hot = rng.random(image.shape) < 0.02
+    sky = image.copy()
+    image[:] = np.where(stars, rng.normal(100, 3, image.shape), image)
+    image[hot] = 9000
+    read(hot)
+    assert not caplog.text
+    # A part of the frame is bad indeed, of a mask in which 1 means good.
+    image[:] = sky
+    good = ~hot
+    good[:, : size // 4] = False
+    read(good)
+    assert "If 1 means good there, invert it" in caplog.text
+    # Padding may be most of a frame.
+    caplog.clear()
+    image[:, size // 3 :] = 0
+    padding = np.zeros(image.shape, bool)
+    padding[:, size // 3 :] = True
+    read(padding)
+    assert "invert" not in caplog.text
+
 
 def test_commands_take_masks(rng, tmp_path, run):
     """A manifest and ``detect``, with the mask beside the image."""

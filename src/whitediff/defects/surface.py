@@ -190,7 +190,8 @@ def surface(image: Array, variance: Array, unusable: Array) -> Surface:
         inside = flux[part.start + MARGIN : part.stop + MARGIN]
         values = inside[:, MARGIN:-MARGIN]
         np.subtract(image[part].astype(np.float32, copy=False), level, out=values)
-        noise = np.multiply(variance[part], scale, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            noise = np.multiply(variance[part], scale, dtype=np.float32)
         # In place of the level, which the processor's cache holds.
         signal = level
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -279,8 +280,8 @@ def _background(image: Array, variance: Array, unusable: Array) -> tuple[Array, 
     step = slice(_SAMPLED // 2, None, _SAMPLED) if min(image.shape) >= 2 * _CELL else slice(None)
     # Quantiles of whole numbers are whole, and the noise may be no more than one.
     sample = unstepped(image[step, step].astype(np.float32))
-    noise = variance[step, step].astype(np.float32)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        noise = variance[step, step].astype(np.float32)
         sample[unusable[step, step] | ~np.isfinite(sample) | ~(noise > 0)] = np.nan
     cells = [max(1, round(n / _CELL)) for n in image.shape]
     edges = [np.linspace(0, n, k + 1).astype(int) for n, k in zip(sample.shape, cells, strict=True)]

@@ -76,9 +76,11 @@ type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.formats")
 
-_MOST_MASKED, _STANDING_OUT, _ENOUGH_BRIGHT = 0.95, 10, 100
-"""Share of pixels that no mask of bad ones flags; scatters of the sky beyond which pixels stand
-out, and how many of these must."""
+_MANY_MASKED, _MOST_MASKED = 0.5, 0.95
+"""Shares of pixels that few masks of bad ones flag, and none."""
+_STANDING_OUT, _BESIDE, _ENOUGH_BRIGHT = 10, 3, 100
+"""Scatters of the sky beyond which pixels stand out, and one beside them if it is a source, and how
+many of these must."""
 _MOST_SATURATED = 0.3
 """Of all pixels, that a header's saturation level may make saturated; more is a wrong level."""
 
@@ -480,13 +482,21 @@ def _judge_mask(masked: Array, image: Array, path: Path) -> None:
     values, bad = values[known], bad[known]
     if not bad.any():
         return
-    if bad.mean() > _MOST_MASKED and robust_sigma(values[bad]) > 0:
-        raise FileFormatError(
-            f"{path}: its mask flags {bad.mean():.1%} of the pixels that have a value as bad. If 1"
-            " means good there, invert it; if its bits only inform, say which make a pixel bad"
-            " (--science-mask-bits, --template-mask-bits, --mask-bits)."
-        )
-    bright = values > np.median(values) + _STANDING_OUT * robust_sigma(values)
+    text = f"its mask flags {bad.mean():.1%} of the pixels that have a value as bad. If 1"
+    text += " means good there, invert it; if its bits only inform, say which make a pixel"
+    text += " bad (--science-mask-bits, --template-mask-bits, --mask-bits)."
+    # Padding of one value is masked by right.
+    if bad.mean() > _MANY_MASKED and robust_sigma(values[bad]) > 0:
+        if bad.mean() > _MOST_MASKED:
+            raise FileFormatError(f"{path}: {text}")
+        _log.warning("%s: %s", path, text)
+        return
+    level, sigma = np.median(values), robust_sigma(values)
+    bright = values > level + _STANDING_OUT * sigma
+    # Single ones are no sources, and masked for that.
+    flat, at = image.reshape(-1), np.arange(0, image.size, step)[known][bright]
+    beside = np.minimum(flat[np.maximum(at - 1, 0)], flat[np.minimum(at + 1, image.size - 1)])
+    bright[bright] = beside > level + _BESIDE * sigma
     if bright.sum() * step >= _ENOUGH_BRIGHT and bad[bright].mean() > _MOST_MASKED:
         _log.warning(
             "%s: its mask flags %.0f%% of the pixels that stand out of the sky by more than %d"
