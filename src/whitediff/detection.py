@@ -164,7 +164,9 @@ class Peaks:
         return Peaks(*(getattr(self, field.name)[which] for field in dataclasses.fields(self)))
 
 
-def core(psf: Array, share: float = _FILTER_POWER) -> Array:
+def core(
+    psf: Array, share: float = _FILTER_POWER, *, within: tuple[int, ...] | None = None
+) -> Array:
     """Middle of a PSF that does nearly all of a matched filter's work.
 
     Parameters
@@ -173,11 +175,14 @@ def core(psf: Array, share: float = _FILTER_POWER) -> Array:
         ``(py, px)``, origin at ``[py//2, px//2]``.
     share
         Of the sum of the squared pixels.
+    within
+        Shape of the image that it filters; None for any.
 
     Returns
     -------
     core
-        Smallest square about the origin, of odd side, that has that share.
+        Smallest square about the origin, of odd side, that has that share; or the largest that
+        the image has room for.
     """
     middle = [n // 2 for n in psf.shape]
     distance = np.maximum(
@@ -188,7 +193,7 @@ def core(psf: Array, share: float = _FILTER_POWER) -> Array:
     )
     power = np.cumsum(np.bincount(distance.ravel(), weights=np.square(psf, dtype=float).ravel()))
     half = int(np.searchsorted(power, share * power[-1]))
-    half = min(half, *((n - 1) // 2 for n in psf.shape))
+    half = min(half, *((n - 1) // 2 for n in (*psf.shape, *(within or ()))))
     return psf[middle[0] - half : middle[0] + half + 1, middle[1] - half : middle[1] + half + 1]
 
 
@@ -241,7 +246,7 @@ def significance(
         )
     result, noise = (planes.empty(image.shape, np.float32) for _ in range(2))
     searched = planes.empty(image.shape, bool)
-    constant = None if callable(psf) else core(psf)
+    constant = None if callable(psf) else core(psf, within=image.shape)
     steps = [_step(n, varies=constant is None) for n in image.shape]
     tiles = [
         (slice(y, min(y + steps[0], image.shape[0])), slice(x, min(x + steps[1], image.shape[1])))
@@ -254,7 +259,7 @@ def significance(
         if local is None:
             assert callable(psf)
             y, x = ((part.start + part.stop - 1) / 2 for part in tile)
-            local = core(psf(x, y))
+            local = core(psf(x, y), within=image.shape)
         result[tile], searched[tile], noise[tile] = _tile_significance(
             image, variance, good, local, tile
         )
