@@ -226,9 +226,16 @@ def test_trailed_stars_keep_their_ends():
     assert np.abs(biases).max() < 0.03, biases
 
 
+def aperture(width):
+    """Transform of what an aperture diffracts, of wavelength over diameter in pixels."""
+    k = np.hypot(np.fft.fftfreq(GRID)[:, None], np.fft.rfftfreq(GRID)[None, :])
+    share = np.minimum(k * width, 1)
+    return 2 / np.pi * (np.arccos(share) - share * np.sqrt(1 - share**2))
+
+
 def pair_of(widths, seed):
     rng = np.random.default_rng([seed, 9])
-    both = [transform("turbulence", width) for width in widths]
+    both = [transform("turbulence", width) * aperture(0.1 * width) for width in widths]
     x, y, flux = stars_of(both[0], rng, sky=300.0)
     science, template = (drawn(each, x, y, flux) for each in both)
     new_x, new_y = x[:-8:3] + STEP / 2, y[:-8:3] + STEP / 2

@@ -144,7 +144,7 @@ _FREE = 0.3
 _FINER, _RING_ROUNDS, _SLIGHT, _LITTLE_GAIN = 4, 20, 1e-5, 0.01
 """Nodes in a ring; of a fit to them most rounds, the step of derivatives, and the chi-square that
 is worth no further round."""
-_SCATTERED, _LEAST_SCATTERED = 0.05, 0.01
+_SCATTERED, _LEAST_SCATTERED = 0.03, 0.01
 """Share of broad stars' light that is diffracted where rings do not tell, over that of turbulence:
 its standard deviation is as much, and at least the other.  Apertures that spread light over a
 tenth of what the atmosphere does, 4 m in good seeing or 0.5 m in bad, leave 0.02 to 0.08, too
