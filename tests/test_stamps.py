@@ -23,6 +23,7 @@ from astropy.io import fits
 from astropy.table import Table
 
 import whitediff
+from marks import slow_after
 from scenes import SHARED
 from stamps import Cut, make, profile, psf, star
 from whitediff.errors import ArgumentError, DataError, TooFewSourcesError
@@ -464,6 +465,28 @@ def test_command_batch_and_python_make_the_same(run, tmp_path, written):
     assert code == 0, messages
     (product,) = [p for p in (tmp_path / "night").rglob("*.fits") if "differ" in p.name]
     assert np.array_equal(fits.getdata(out, "IMAGE"), fits.getdata(product, "IMAGE"))
+
+
+@pytest.mark.parametrize("side", slow_after(1, [30, 34, 40]))
+def test_cut_outs_smaller_than_their_psfs_have_catalogues(run, tmp_path, side):
+    cut = Cut(side=side, stars=0, transient=1000.0, science_fwhm=4.5, template_fwhm=4.0)
+    science, template, place = make(cut, 3)
+    for name, exposure, fwhm in (("s", science, 4.5), ("t", template, 4.0)):
+        hdus = [fits.PrimaryHDU(exposure.image.array)]
+        hdus.append(fits.ImageHDU(exposure.variance.array, name="VARIANCE"))
+        hdus.append(fits.ImageHDU(psf(fwhm, 41), name="PSF"))
+        fits.HDUList(hdus).writeto(tmp_path / f"{name}.fits")
+    out, table = tmp_path / "d.fits", tmp_path / "d.ecsv"
+    code, _, messages = run(
+        "subtract", tmp_path / "s.fits", tmp_path / "t.fits", "--output", out, "--catalog", table
+    )
+    assert code == 0, messages
+    (row,) = Table.read(table)
+    assert math.hypot(row["x"] - place[0], row["y"] - place[1]) < 0.5
+    assert abs(row["psf_flux"] - cut.transient) < 3.5 * row["psf_flux_err"]
+    code, _, messages = run("check", out)
+    # A transient of 4.5 pixels leaves few pixels free of 30 by 30.
+    assert code == 0 or "whiteness needs 100" in messages, messages
 
 
 def test_options_of_the_command(run, tmp_path, written):

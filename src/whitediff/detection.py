@@ -35,6 +35,7 @@ __all__ = [
     "deblended",
     "expected_peaks",
     "find_peaks",
+    "fits_image",
     "noise_curvature",
     "response_curvature",
     "score_significance",
@@ -56,6 +57,8 @@ _TILES_OF_VARYING_PSF = 16
 _LEAST_SUPPORT = 0.5
 """Share of a PSF's squared weight that must lie on good pixels."""
 
+_LARGEST_CUTOUT, _BEYOND = 128, 1.5
+"""Side of images, pixels, beyond which PSFs may reach, and how far."""
 _FILTER_POWER = 1 - 1e-6
 _SINGLE_PRECISION = 4e-7
 _SINGLE_RANGE = 1e-30, 1e30
@@ -195,6 +198,26 @@ def core(
     half = int(np.searchsorted(power, share * power[-1]))
     half = min(half, *((n - 1) // 2 for n in (*psf.shape, *(within or ()))))
     return psf[middle[0] - half : middle[0] + half + 1, middle[1] - half : middle[1] + half + 1]
+
+
+def fits_image(size: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a PSF may be that of an image.
+
+    Parameters
+    ----------
+    size
+        Shape of the PSF, as far as it matters.
+    shape
+        Of the image.
+
+    Returns
+    -------
+    fits
+        It is no larger; that of a cut-out of up to 128 pixels, which may reach beyond, no more than
+        1.5 times as large.
+    """
+    room = [_BEYOND * n if n <= _LARGEST_CUTOUT else n for n in shape]
+    return all(p <= n for p, n in zip(size, room, strict=True))
 
 
 def significance(

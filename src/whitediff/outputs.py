@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import FileFormatError, OutputExistsError, one_line
+from .errors import FileFormatError, OutputExistsError, WhitediffError, one_line
 
 __all__ = [
     "check_output",
@@ -178,6 +178,10 @@ def together() -> Iterator[None]:
     try:
         yield
         group.move()
+    except WhitediffError as error:
+        if waiting := group.names():
+            error.args = (f"{error} {waiting} is not written either.", *error.args[1:])
+        raise
     finally:
         _together.reset(token)
         group.discard()
@@ -339,6 +343,10 @@ class _Group:
 
     def place(self, path: Path) -> Path:
         return self._pieces[path.resolve()].temporary if self.has(path) else path
+
+    def names(self) -> str:
+        """Of what was told to be finished."""
+        return " and ".join(piece.path.name for piece in self._pieces.values())
 
     def move(self) -> None:
         """Move all to their places, or none."""

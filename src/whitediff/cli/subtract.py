@@ -315,8 +315,8 @@ def _run(*, report: Path | None, catalog: Path | None, **options: Any) -> None:
         if kind == "difference" and exposure.psf is None:
             raise ArgumentError(
                 f"{options['science']}: no PSF is known or could be measured, with which sources"
-                " for the catalogue are found; give both (--science-psf, --template-psf), or leave"
-                " out --catalog."
+                " for the catalogue are found, so nothing is written; give both (--science-psf,"
+                " --template-psf), or leave out --catalog."
             )
 
     with stages("Subtracting", 2 + (3 if catalog is None else 4) * number) as begin:

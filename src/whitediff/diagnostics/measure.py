@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from .. import fourier
 from ..convolution import convolve
+from ..detection import core, fits_image
 from ..errors import ArgumentError, DataError
 from ..stats import autocorrelation
 
@@ -465,7 +466,11 @@ class _Frame:
     def filtered(self, psf: Array) -> tuple[Array, Array]:
         """As `_filtered`; done once for the same PSF."""
         if self._psf is not psf:
-            self._filtered, self._psf = _filtered(self.normalised, self.good, psf), psf
+            part = psf
+            if max(psf.shape) > min(self.good.shape) and fits_image(psf.shape, self.good.shape):
+                # That of a cut-out reaches beyond it.
+                part = core(psf, 1.0, within=self.good.shape)
+            self._filtered, self._psf = _filtered(self.normalised, self.good, part), psf
         return self._filtered
 
 

@@ -58,8 +58,6 @@ _PLACES = 4
 """Along each side of the frame, where the PSF is looked at."""
 
 _LARGEST_RESPONSE = 50
-_LARGEST_CUTOUT, _BEYOND = 128, 1.5
-"""Side of images, pixels, beyond which PSFs may reach, and how far."""
 _ROWS_COMPARED = 512
 
 
@@ -509,9 +507,7 @@ class _Field:
                 )
         box = exposure.bbox
         middle = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
-        # That of a cut-out may reach beyond it.
-        room = [_BEYOND * n if n <= _LARGEST_CUTOUT else n for n in exposure.shape]
-        if any(p > n for p, n in zip(detection.core(middle).shape, room, strict=True)):
+        if not detection.fits_image(detection.core(middle).shape, exposure.shape):
             raise ArgumentError(
                 f"{name}: its PSF {middle.shape} is larger than the image {exposure.shape}; is it"
                 " the right one?"
@@ -710,7 +706,8 @@ def _searched(
         middle = images.shape[1] // 2
         images = images / images[:, middle : middle + 1, middle : middle + 1]
     else:
-        psfs = _about_origin(field.psfs(x, y), detection.core(field.middle_psf, within=field.exposure.shape).shape[0] // 2)
+        reach = detection.core(field.middle_psf, within=field.exposure.shape).shape[0] // 2
+        psfs = _about_origin(field.psfs(x, y), reach)
         images = np.stack([detection.self_response(psf) for psf in psfs])
     n = len(images)
     return found, detection.Responses(images, x[:n], y[:n])
