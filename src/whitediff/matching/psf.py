@@ -1474,7 +1474,7 @@ def _fit_rings(
             half_width=math.exp(log_width),
             inverse_beta=inverse_beta,
             turbulence=share,
-            diffraction=light[0] if light else None,
+            diffraction=light[0] if light else 0.0,
         )
 
     far = np.sqrt(rings.mean @ rings.square) > _DARK * profile.half_width
