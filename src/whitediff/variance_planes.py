@@ -24,7 +24,7 @@ from .photons import (
     scatter_of,
     why_contradicted,
 )
-from .planes import usable_pixels
+from .planes import every_nth, usable_pixels
 from .sources import SourceLevel, levels_and_background, unstepped
 from .stats import ENOUGH_PIXELS, are_whole, robust_sigma
 from .structure import HighFrequencies, high_frequencies
@@ -226,9 +226,8 @@ class _Field:
         above = _varying_sky(self.background, self.level, gain, self.variance)
         if not isinstance(above, np.ndarray):
             return False
-        step = max(1, np.count_nonzero(self.free) // ENOUGH_PIXELS)
-        sky = above[self.free][::step]
-        residual = (self.image - self.background)[self.free][::step]
+        sky = self._sampled(above)
+        residual = self._sampled(self.image) - self._sampled(self.background)
         low, high = np.quantile(sky, (1 / 3, 2 / 3))
         dark, bright = sky <= low, sky >= high
         predicted = math.log(
@@ -255,11 +254,14 @@ class _Field:
         relative = None if self.is_structured else self.relative
         if relative is None:
             return None
-        step = max(1, np.count_nonzero(self.free) // ENOUGH_PIXELS)
-        photons = np.maximum(self.background[self.free][::step], 0) / scale.gain
-        ratio = relative[self.free][::step] * self.variance / (photons + scale.variance(0.0))
+        photons = np.maximum(self._sampled(self.background), 0) / scale.gain
+        ratio = self._sampled(relative) * self.variance / (photons + scale.variance(0.0))
         low, high = np.quantile(ratio, (0.02, 0.98))
         return float(low), float(high)
+
+    def _sampled(self, plane: Array) -> Array:
+        """Values of a plane at source-free pixels, as many as a scatter needs."""
+        return every_nth(plane, self.free, ENOUGH_PIXELS)
 
     @functools.cached_property
     def relative(self) -> Array | None:
@@ -283,11 +285,8 @@ class _Field:
         relative = self.relative
         if relative is None:
             return np.full(self.image.shape, self.variance), ""
-        step = max(1, np.count_nonzero(self.free) // ENOUGH_PIXELS)
-        left, usual = (
-            (self.image - self.background)[self.free][::step],
-            relative[self.free][::step],
-        )
+        left = self._sampled(self.image) - self._sampled(self.background)
+        usual = self._sampled(relative)
         # Where the noise is large, its peaks are taken for sources.
         quiet = usual <= np.median(usual)
         sigma = robust_sigma(left[quiet] / np.sqrt(usual[quiet]))

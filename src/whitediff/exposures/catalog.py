@@ -394,12 +394,7 @@ def source_flags(
     here = _bits_within(mask.array, x, y, _SOURCE_RADIUS)
 
     def carries(bits: Array, names: tuple[str, ...]) -> Array:
-        found = np.zeros(len(x), bool)
-        for name in names:
-            plane = masks.find_plane(mask, name)
-            if plane is not None:
-                bit = mask.schema.bit(plane)
-                found |= (bits[:, bit.index] & bit.mask) != 0
+        found: Array = (bits & masks.bits_of(mask, names)).any(axis=1)
         return found
 
     flags = {flag: carries(near, names) for flag, names in FLAGS.items()}

@@ -23,6 +23,7 @@ __all__ = [
     "UNSUPPORTED",
     "UNTRUSTED_MASK_PLANES",
     "attributed",
+    "bits_of",
     "extended",
     "find_plane",
     "flagged",
@@ -132,6 +133,26 @@ def is_one_of(name: str, others: Iterable[str]) -> bool:
     return not {name, _OTHER_SPELLING.get(name, name)}.isdisjoint(others)
 
 
+def bits_of(mask: Mask, names: Iterable[str]) -> Array:
+    """Bits of the named planes.
+
+    Parameters
+    ----------
+    mask
+        Mask to look in.
+    names
+        Planes, in either spelling; those that the mask lacks are skipped.
+
+    Returns
+    -------
+    bits
+        ``(mask_size,)`` of the mask's type, as along the last axis of its array.
+    """
+    found = {plane for name in names if (plane := find_plane(mask, name)) is not None}
+    bits: Array = mask.schema.bitmask(*found)
+    return bits
+
+
 def flagged(mask: Mask, names: Iterable[str], *, rows: slice = slice(None)) -> Array:
     """Pixels that carry any of the named planes.
 
@@ -149,9 +170,8 @@ def flagged(mask: Mask, names: Iterable[str], *, rows: slice = slice(None)) -> A
     flagged
         ``(ny, nx)`` boolean.
     """
-    found = {plane for name in names if (plane := find_plane(mask, name)) is not None}
     array = mask.array[rows]
-    bits = [(element, bit) for element, bit in enumerate(mask.schema.bitmask(*found)) if bit]
+    bits = [(element, bit) for element, bit in enumerate(bits_of(mask, names)) if bit]
     if not bits:
         return planes.zeros(array.shape[:2], bool)
 

@@ -211,12 +211,7 @@ class _Tile:
         mask, at = self.mask.array[part], _clipped(before, part)
         if self.lost is None or not self.lost[part].any():
             return _any_of(mask, self.footprint)[at]
-        of_lost = np.zeros(mask.shape[2], mask.dtype)
-        for name in masks.INTERPOLATED_MASK_PLANES:
-            plane = masks.find_plane(self.mask, name)
-            if plane is not None:
-                bit = self.mask.schema.bit(plane)
-                of_lost[bit.index] |= bit.mask
+        of_lost = masks.bits_of(self.mask, masks.INTERPOLATED_MASK_PLANES)
         bits = _any_of(mask & ~of_lost, self.footprint)[at]
         share = self._blurred(self.lost[part].astype(np.float32))
         share = self.job.resampled(share, y, x, None)

@@ -1362,17 +1362,20 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
     offset = np.arange(side) - side // 2
     columns, rows = offset[None, :], offset[:, None]
 
-    def deviation_of(values: Array) -> Array:
-        scale, level, x0, y0, log_width, inverse_beta, share, *shear = values
-        shape = dataclasses.replace(
+    def shaped(values: Array) -> _Moffat:
+        log_width, inverse_beta, share, first, second = map(float, values[4:])
+        return dataclasses.replace(
             profile,
             half_width=math.exp(log_width),
             inverse_beta=inverse_beta,
             turbulence=share,
-            shear=(shear[0], shear[1]),
-            slope=_NO_SLOPE,
+            shear=(first, second),
         )
-        model = scale * shape(columns - x0, rows - y0) + level * current.max()
+
+    def deviation_of(values: Array) -> Array:
+        scale, level, x0, y0 = values[:4]
+        share, inverse_beta = values[6], values[5]
+        model = scale * shaped(values)(columns - x0, rows - y0) + level * current.max()
         (usual, spread), (fall, off) = _USUAL_SHARE, _USUAL_FALL
         expected = [(share - usual) / spread, (inverse_beta - fall) / off]
         return np.append(((mean - model) / error)[known], expected)
@@ -1385,14 +1388,7 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
     found = scipy.optimize.least_squares(
         deviation_of, start, bounds=(lower, upper), x_scale=0.1, ftol=1e-5, xtol=1e-4, gtol=1e-6
     )
-    scale, width, inverse_beta, share, *shear = (float(found.x[k]) for k in (0, 4, 5, 6, 7, 8))
-    found_profile = dataclasses.replace(
-        profile,
-        half_width=math.exp(width),
-        inverse_beta=inverse_beta,
-        turbulence=share,
-        shear=(shear[0], shear[1]),
-    )
+    scale, found_profile = float(found.x[0]), shaped(found.x)
     model = scale * found_profile(columns - found.x[2], rows - found.x[3])
     core = known & (profile.square(columns, rows) < (_WINGS_FROM * profile.half_width) ** 2)
     off = (mean - model - found.x[1] * current.max())[core]
