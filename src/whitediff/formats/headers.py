@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 _LARGEST_ORIGIN = 1e8
+# But %, which begins what is encoded.
+_PRINTABLE = "".join(map(chr, range(32, 127))).replace("%", "")
 
 # Cards that describe the storage of the data they came with.
 _STORAGE = re.compile(
@@ -207,8 +209,7 @@ def escaped(text: str) -> str:
     >>> escaped("Nächte/1 a.fits"), unescaped("N%C3%A4chte/1 a.fits")
     ('N%C3%A4chte/1 a.fits', 'Nächte/1 a.fits')
     """
-    printable = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
-    return urllib.parse.quote(text, safe=printable, errors="surrogateescape")
+    return urllib.parse.quote(text, safe=_PRINTABLE, errors="surrogateescape")
 
 
 def unescaped(text: str) -> str:
