@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 
-__all__ = ["slow_after"]
+__all__ = ["in_turn", "slow_after"]
 
 
 def slow_after(number: int, values: Iterable[Any]) -> list[Any]:
@@ -26,4 +27,28 @@ def slow_after(number: int, values: Iterable[Any]) -> list[Any]:
             marks=() if i < number else pytest.mark.slow,
         )
         for i, value in enumerate(values)
+    ]
+
+
+def in_turn(first: Iterable[Any], *others: Iterable[Any], seeds: Sequence[int]) -> list[Any]:
+    """Parameters of a test: every combination, and every seed for each of the first values.
+
+    All seeds of all combinations would take too long; a value of the first parameter meets each
+    seed once, with the combinations of the others in turn.
+
+    Parameters
+    ----------
+    first
+        Values of the first parameter: kinds of fields.
+    *others
+        Values of further ones.
+    seeds
+        Values of the last one.
+    """
+    combinations = list(itertools.product(*others))
+    turns = max(len(combinations), len(seeds))
+    return [
+        (value, *combinations[i % len(combinations)], seeds[i % len(seeds)])
+        for value in first
+        for i in range(turns)
     ]

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 SEED = 20261129
-FEW, MANY = 300, 4000
+FEW, MANY = 300, 1700
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from marks import in_turn
 from whitediff import Exposure
 from whitediff.exposures.catalog import believed, source_flags
 from whitediff.exposures.detection import detections, forced_photometry
@@ -147,10 +148,14 @@ def measured(seed, convolved, how, fraction, where):
         (1, "template", "nan", 0.05, "both"), (2, "science", "flagged", 0.01, "science"),
         *(
             pytest.param(seed, convolved, how, fraction, where, marks=pytest.mark.slow)
-            for seed in (3, 4) for convolved in WIDER for fraction in LEAST_BELIEVED
-            for how, where in (
-                ("nan", "both"), ("flagged", "template"), ("hit", "science"),
-                ("no weight", "template"), ("no variance", "both"),
+            for fraction, convolved, (how, where), seed in in_turn(
+                LEAST_BELIEVED,
+                WIDER,
+                (
+                    ("nan", "both"), ("flagged", "template"), ("hit", "science"),
+                    ("no weight", "template"), ("no variance", "both"),
+                ),
+                seeds=range(3, 11),
             )
         ),
     ],

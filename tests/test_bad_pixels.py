@@ -144,8 +144,8 @@ def test_one_pixel_in_a_hundred_costs_few_stars(kind, how, which):
 @pytest.mark.parametrize("share", [0.002, 0.05, "columns"])
 @pytest.mark.parametrize("kind", ["template convolved", "science convolved"])
 def test_any_share_of_bad_pixels(kind, share):
-    for how in ("NaN", "flag", "zero weight", "no variance"):
-        for seed in (1, 2, 3):
+    for i, how in enumerate(("NaN", "flag", "zero weight", "no variance"), 1):
+        for seed in (i, i + 4):
             simulation = scene(kind, seed, size=512, stars=80)
             clean = matched(*exposures(simulation))
             spoil = spoiling(how, "both", share, seed)

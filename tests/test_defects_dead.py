@@ -21,7 +21,7 @@ import pytest
 import scipy.ndimage
 
 import whitediff
-from marks import slow_after
+from marks import in_turn, slow_after
 from whitediff.defects.dead import dead_runs
 from whitediff.exposures import masks
 from whitediff.exposures.defects import DefectOptions, with_defects
@@ -207,10 +207,16 @@ def test_dead_columns_harm_nothing(seed: int, on: str, sky: float, turned: bool)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4, 12))
-@pytest.mark.parametrize("on", ["science", "template", "both"])
-@pytest.mark.parametrize(("sky", "turned"), [(0.0, False), (0.0, True), (300.0, False)])
-def test_dead_columns_harm_nothing_anywhere(seed: int, on: str, sky: float, turned: bool) -> None:
+@pytest.mark.parametrize(
+    ("levels", "on", "seed"),
+    in_turn(
+        [(0.0, False), (0.0, True), (300.0, False)],
+        ["science", "template", "both"],
+        seeds=range(4, 12),
+    ),
+)
+def test_dead_columns_harm_nothing_anywhere(levels: tuple[float, bool], on: str, seed: int) -> None:
+    sky, turned = levels
     check_columns(seed, on, sky, turned)
 
 

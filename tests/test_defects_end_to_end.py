@@ -20,7 +20,7 @@ import pytest
 import scipy.ndimage
 
 import whitediff
-from marks import slow_after
+from marks import in_turn, slow_after
 from whitediff.exposures.pipeline import SubtractionOptions, make_again, make_all
 from whitediff.exposures.simulated import simulated_exposure
 from whitediff.flaws import ImageOptions
@@ -141,10 +141,15 @@ def test_rays_harm_nothing(fwhm, direction, on):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(22, 26))
-@pytest.mark.parametrize("fwhm", [1.6, 2.5, 4.0])
-@pytest.mark.parametrize("direction", ["template", "science"])
-@pytest.mark.parametrize("on", ["science", "template", "both"])
+@pytest.mark.parametrize(
+    ("fwhm", "direction", "on", "seed"),
+    in_turn(
+        [1.6, 2.5, 4.0],
+        ["template", "science"],
+        ["science", "template", "both"],
+        seeds=range(22, 30),
+    ),
+)
 def test_rays_harm_nothing_anywhere(request, seed, fwhm, direction, on):
     if (seed, fwhm, direction, on) in HARMED:
         reason = HARMED[seed, fwhm, direction, on]
@@ -169,9 +174,10 @@ def test_rows_on_trails_are_flagged(on, brightness):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(32, 40))
-@pytest.mark.parametrize("on", ["science", "template"])
-@pytest.mark.parametrize("brightness", [2.0, 5.0, 40.0])
+@pytest.mark.parametrize(
+    ("brightness", "on", "seed"),
+    in_turn([2.0, 5.0, 40.0], ["science", "template"], seeds=range(32, 40)),
+)
 def test_rows_on_trails_are_flagged_anywhere(seed, on, brightness):
     check_trail(seed, "template" if seed % 2 else "science", on, brightness)
 

@@ -9,6 +9,7 @@ import pytest
 from lsst.images import Image
 
 import whitediff
+from marks import in_turn
 from scenes import command
 from whitediff.exposures.matching import MatchOptions
 from whitediff.exposures.pipeline import SubtractionOptions, make_again, make_all
@@ -108,11 +109,12 @@ def test_an_offset_moves_nothing(scene):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("convolved", ["template", "science"])
-@pytest.mark.parametrize("which", WHICH)
-@pytest.mark.parametrize(("seed", "size"), [(2, 256), (3, 301)])
-def test_float32_loses_what_its_files_lost_and_nothing_else(scene, seed, size, which, convolved):
-    pair = scene(seed, size)
+@pytest.mark.parametrize(
+    ("which", "convolved", "field"),
+    in_turn(WHICH, ["template", "science"], seeds=[(3, 301), (2, 256)]),
+)
+def test_float32_loses_what_its_files_lost_and_nothing_else(scene, which, convolved, field):
+    pair = scene(*field)
     kinds = ("difference", "score") if convolved == "template" else ("difference",)
     raised = shifted(pair, which, 1e6, np.float32)
     # The same rounded pixels, from which the offset is taken again without rounding.
@@ -125,12 +127,17 @@ def test_float32_loses_what_its_files_lost_and_nothing_else(scene, seed, size, w
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("convolved", ["template", "science"])
-@pytest.mark.parametrize("offset", [1e5, -1e5, 1e6, -1e6, 1e7, -1e7])
-@pytest.mark.parametrize(("seed", "size"), [(2, 256), (3, 301)])
-def test_no_offset_of_float64_moves_anything(scene, seed, size, offset, convolved):
-    pair = scene(seed, size)
-    which = WHICH[(int(abs(offset)) + seed) % 3]
+@pytest.mark.parametrize(
+    ("offset", "convolved", "field"),
+    in_turn(
+        [1e5, -1e5, 1e6, -1e6, 1e7, -1e7],
+        ["template", "science"],
+        seeds=[(2, 256), (3, 301)],
+    ),
+)
+def test_no_offset_of_float64_moves_anything(scene, offset, convolved, field):
+    pair = scene(*field)
+    which = WHICH[(int(abs(offset)) + field[0]) % 3]
     kinds = ("difference", "score") if convolved == "template" else ("difference",)
     before = made(shifted(pair, (), 0, np.float64), kinds, convolved)
     now = made(shifted(pair, which, offset, np.float64), kinds, convolved)
