@@ -950,7 +950,7 @@ def good_and_bad(pairs, directory, number):
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_batch_comes_to_the_same_end(pairs, tmp_path, which):
-    number = 60
+    number = 24
     rows, reasons = good_and_bad(pairs, tmp_path, number)
     manifest = write_manifest(tmp_path / "m.csv", rows)
     ends = {}

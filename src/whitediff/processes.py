@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -128,11 +130,20 @@ def _begin(work: Callable[[Any], Any], level: int) -> None:
     """Set up a process: one thread, and interruptions are its parent's business."""
     global _work
     _work = work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     use_threads(1)
     threadpoolctl.threadpool_limits(1)
     logging.getLogger("whitediff").setLevel(level)
+
+
+def _end_with_parent() -> None:
+    """End where the parent was killed: else this process would wait for work that never comes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(item: Any) -> Any:

@@ -1,0 +1,51 @@
+"""Claim: processes that share work out end with the one that started them, whatever ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+PARENT = """if True:
+    import multiprocessing, time
+    from whitediff.processes import in_processes
+    for _ in in_processes(time.sleep, [0, 60], processes=2):
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+"""
+"""One of its processes works, the other waits for work."""
+
+
+def lives(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # What nobody waited for is dead all the same.
+    stat = f"/proc/{pid}/stat"
+    if not os.path.exists(stat):
+        return os.path.isdir("/proc/self") is False
+    with open(stat) as stream:
+        return stream.read().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no signals")
+@pytest.mark.parametrize("which", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_processes_end_with_their_parent(which):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    children = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(children) == 2
+    assert all(map(lives, children))
+    process.send_signal(which)
+    # They hold its pipes: it has ended when they have.
+    process.communicate(timeout=30)
+    end = time.monotonic() + 5
+    while any(map(lives, children)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(lives, children))
