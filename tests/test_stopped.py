@@ -426,7 +426,8 @@ def killed_at_random(name, directory, *, number, seed):
         process = begun()
         time.sleep(share * duration)
         process.kill()
-        process.communicate()
+        # Processes that outlive it would hold its pipe.
+        process.communicate(timeout=30)
         outputs.remove_leftovers(output)
         for folder in output.iterdir():
             if folder.is_dir():
