@@ -31,7 +31,7 @@ from astropy.table import QTable
 
 from scenes import command
 from surveys import bad_pairs, copy_pair, make_pairs, write_manifest
-from whitediff.errors import ArgumentError, DataError, FileFormatError
+from whitediff.errors import ArgumentError, DataError, FileFormatError, WhitediffError
 from whitediff.surveys import work as work_module
 from whitediff.surveys.journal import Journal, exclusive, file_state
 from whitediff.surveys.manifest import Item, OptionType, make_items, read_rows
@@ -39,6 +39,7 @@ from whitediff.surveys.work import NUMBERS, Order, measure, process
 
 distributed = pytest.importorskip("distributed")
 
+from whitediff.surveys import batch  # noqa: E402
 from whitediff.surveys.batch import ClusterOptions, connected, work_through  # noqa: E402
 
 pytestmark = [
@@ -709,6 +710,29 @@ def test_an_item_that_kills_every_worker_is_given_up(workers, tmp_path):
     assert "its worker died each time" in records["deadly"]["reason"]
     assert not records["deadly"]["final"]
     assert len((tmp_path / "deadly").read_text()) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patience", ["1ms", "15s"])
+def test_workers_whose_nanny_was_given_up_come_back(patience, tmp_path, monkeypatch):
+    """Dask gives it up where another worker does not come in time, as on a busy machine."""
+    monkeypatch.setitem(batch._SETTINGS, "distributed.deploy.lost-worker-timeout", patience)
+    orders = [plain("first", mark=str(tmp_path / "mark")), plain("second", mark=__file__)]
+    records = []
+    with connected(ClusterOptions(workers=1)) as client:
+        work_through(client, orders, lambda order, record: records.append(record), survive)
+    assert [record["outcome"] for record in records] == ["done", "done"]
+
+
+def test_a_batch_whose_workers_cannot_be_started_again_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "_ALONE", 3.0)
+    monkeypatch.setitem(batch._SETTINGS, "distributed.deploy.lost-worker-timeout", "1ms")
+    with connected(ClusterOptions(workers=1)) as client:
+        # None is started again.
+        monkeypatch.setattr(client.cluster, "scale", lambda number: None)
+        orders = [plain("first", mark=str(tmp_path / "mark"))]
+        with pytest.raises(WhitediffError, match="none could be started again"):
+            work_through(client, orders, lambda order, record: None, survive)
 
 
 @pytest.mark.slow

@@ -41,6 +41,12 @@ _ANSWER = 10.0
 _RECOUNT = 2.0
 """Seconds after which the workers are counted again."""
 
+_CLOSING = 10.0
+"""Seconds in which a connection is closed."""
+
+_ALONE = 300.0
+"""Seconds after which workers of this machine that are all gone will not come back."""
+
 _LOOK = 0.02
 """Seconds between looks at what has ended and what takes too long."""
 
@@ -49,6 +55,8 @@ _COLLECT = 1.0
 
 _DEATH = 1.0
 """Seconds in which a killed process is gone."""
+
+_CLOSED = (distributed.Status.closed, distributed.Status.closing, distributed.Status.failed)
 
 _SETTINGS = {
     "distributed.scheduler.allowed-failures": _DEATHS,
@@ -123,7 +131,8 @@ def connected(options: ClusterOptions) -> Iterator[distributed.Client]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(_SETTINGS))
         if options.scheduler is None:
-            cluster = stack.enter_context(_local_cluster(options))
+            cluster = _local_cluster(options)
+            stack.callback(_closed, cluster)
             client = distributed.Client(cluster)
             client.register_plugin(_Uninterrupted())
         else:
@@ -177,9 +186,10 @@ def _remote(address: str, patience: float) -> distributed.Client:
         ) from error
 
 
-def _closed(client: distributed.Client) -> None:
+def _closed(opened: Any) -> None:
+    """Close a client or cluster, whose state may be any: the results are told already."""
     with contextlib.suppress(Exception):
-        client.close(timeout=5)
+        opened.close(timeout=_CLOSING)
 
 
 def _worker_version() -> str:
@@ -300,7 +310,7 @@ class _Round:
         self._ended: list[tuple[Order, Record | None]] = []
         self._suspects: list[Order] = []
         self._queue = distributed.as_completed()
-        self._most, self._counted = 0, -math.inf
+        self._most, self._counted, self._worked = 0, -math.inf, time.monotonic()
 
     def finish(self) -> None:
         try:
@@ -334,14 +344,37 @@ class _Round:
 
     def _fill(self) -> None:
         """Give out as many orders as keep all workers busy."""
-        if time.monotonic() - self._counted > _RECOUNT:
-            threads = self._client.nthreads()
-            # Workers may come and go.
-            self._most = max(1, sum(threads.values()) + _AHEAD * len(threads))
-            self._counted = time.monotonic()
+        self._recount()
         free = max(0, self._most - len(self._under_way))
         for order in itertools.islice(self._waiting, free):
             self._submit(order)
+
+    def _recount(self) -> None:
+        """Count the workers now and then, which come and go, and start lost ones again."""
+        if time.monotonic() - self._counted <= _RECOUNT:
+            return
+        try:
+            threads = self._client.nthreads()
+        except Exception:
+            return  # The scheduler is lost, which the results tell.
+        self._most = max(1, sum(threads.values()) + _AHEAD * len(threads))
+        self._counted = time.monotonic()
+        cluster = self._client.cluster
+        if not isinstance(cluster, distributed.LocalCluster):
+            return
+        if threads:
+            self._worked = self._counted
+        elif self._counted - self._worked > _ALONE:
+            raise WhitediffError(
+                "All workers died, and none could be started again; what is done is recorded, go on"
+                " with --resume, and with fewer --workers if memory is short."
+            )
+        if len(threads) < len(cluster.worker_spec):
+            # Nannies that are slow to start another worker are closed; nobody follows them.
+            for name, nanny in list(cluster.workers.items()):
+                if nanny.status in _CLOSED:
+                    cluster.workers.pop(name, None)
+            cluster.scale(len(cluster.worker_spec))
 
     def _submit(self, order: Order) -> None:
         number = next(self._count)
@@ -364,6 +397,7 @@ class _Round:
                     future.release()
             if not self._ended:
                 self._end_late()
+                self._recount()
                 time.sleep(_LOOK)
         return self._ended[0]
 
