@@ -3,11 +3,16 @@ in one process and in the workers of a batch; memory that stays is seen."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
+import whitediff
 from assault.soak import GROWTH, Memory, in_a_batch, in_one_process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
@@ -30,6 +35,38 @@ def test_memory_that_stays_is_seen():
 def test_a_few_pairs_leave_no_open_files(tmp_path):
     memory = in_one_process(4, tmp_path)
     assert len(set(memory.files[1:])) == 1
+
+
+def test_no_table_of_results_grows_without_bound():
+    """What is kept for each of ever new arguments would fill the memory of a survey's workers."""
+    found = 0
+    for module in pkgutil.walk_packages(whitediff.__path__, "whitediff."):
+        if module.name.endswith("__main__"):
+            continue
+        try:
+            names = vars(importlib.import_module(module.name))
+        except ModuleNotFoundError as error:
+            assert not str(error.name).startswith("whitediff")
+            continue
+        for name, kept in names.items():
+            if hasattr(kept, "cache_parameters"):
+                found += 1
+                bounded = kept.cache_parameters()["maxsize"] is not None
+                assert bounded or not inspect.signature(kept).parameters, f"{module.name}.{name}"
+    assert found > 3
+
+
+def test_ever_new_numbers_of_sources_leave_little():
+    from whitediff.matching.locus import _triples
+
+    _triples(900)
+    tracemalloc.start()
+    try:
+        for n in range(1000, 1040):
+            _triples(n)
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.slow

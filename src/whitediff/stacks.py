@@ -367,7 +367,7 @@ def _waves(shape: tuple[int, int]) -> Array:
     return np.stack(waves).reshape(len(waves), -1)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def median_variance_ratio(n: int) -> float:
     """Variance of the median of n Gaussians of equal variance, over that of their mean.
 

@@ -956,7 +956,7 @@ def cut_stamps(
     )
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _interpolation_error(sigma: float) -> float:
     """Largest error of an interpolated pixel of a star over its brightness there.
 

@@ -229,10 +229,11 @@ def _planes(value: Array, terms: Array, *, slopes: bool) -> tuple[Array, Array]:
     return np.concatenate([constant, sloping]), np.concatenate([np.zeros(n), cost])
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def _triples(n: int) -> Array:
     """Three different ones of n, again and again: ``(150, 3)``."""
-    return np.random.default_rng(n).random((_TRIPLES, n)).argsort(1)[:, :3]
+    # A copy, or all of them would be kept.
+    return np.random.default_rng(n).random((_TRIPLES, n)).argsort(1)[:, :3].copy()
 
 
 def _mixture(planes: Array, value: Array, error: Array, terms: Array) -> tuple[Array, Array, Array]:
