@@ -373,11 +373,16 @@ def read_psf_hdus(
             " copy or download it again."
         )
     position = (header["XAVERAGE"], header["YAVERAGE"]) if "XAVERAGE" in header else None
-    return KernelPointSpreadFunction(
+    psf = KernelPointSpreadFunction(
         read_kernel_hdus(hdus, image_hdu, bounds=bounds, path=path),
         average_position=position,
         light=Light(float(header.get("ENCLOSED", 1.0)), float(header.get("FLUXERR", 0.0))),
     )
+    try:
+        psf.compute_kernel_image(x=bounds.x.center, y=bounds.y.center)
+    except ArgumentError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    return psf
 
 
 def psf_hdus(psf: KernelPointSpreadFunction, name: str, bounds: Box) -> list[Any]:
