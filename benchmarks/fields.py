@@ -38,6 +38,8 @@ _SMALLEST = 7
 _CLIP = 5.0
 _BRIGHT = 40.0
 _THRESHOLD = 5.0
+_PLACES = 30000
+"""In empty sky, at most: they tell the noise to a hundredth."""
 _COLUMNS = {
     "pix": "variance of pixels over the plane, in empty sky",
     "filt": "variance of fluxes over their errors, in empty sky",
@@ -242,7 +244,7 @@ def judged(scene: Field, result: Result, rng: np.random.Generator) -> dict[str, 
     relative = result.image[known] / np.sqrt(result.variance[known])
     fwhm = 2.3548 * max(map(_width, scene.psfs))
     rows, columns = np.nonzero(known)
-    chosen = rng.permutation(len(rows))[: int(len(rows) / fwhm**2)]
+    chosen = rng.permutation(len(rows))[: min(int(len(rows) / fwhm**2), _PLACES)]
     x, y = columns[chosen].astype(float), rows[chosen].astype(float)
     apart = np.hypot(scene.x[:, None] - x, scene.y[:, None] - y).min(axis=0, initial=np.inf)
     x, y = x[apart > 4 * fwhm], y[apart > 4 * fwhm]
