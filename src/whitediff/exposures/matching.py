@@ -45,9 +45,10 @@ from ..matching.solve import FEW_PIXELS, OTHER_SUM, KernelFit, choose_kernel_ord
 from ..matching.varying import residual_stamps, varying_pixels
 from ..matching.wings import sum_beyond
 from ..noise import coloured
+from ..planes import filled
 from ..polynomials import chebyshev_terms
 from ..profiles import UNDERSAMPLED_FWHM
-from ..threads import in_threads, single_threaded_algebra
+from ..threads import single_threaded_algebra
 from . import kernels, masks
 from .background import BackgroundModel, BackgroundSearch, differential_structure
 from .covariance import noise_at
@@ -69,9 +70,12 @@ _LOST = tuple(set(masks.UNTRUSTED_MASK_PLANES) - set(masks.INTERPOLATED_MASK_PLA
 """Mask planes of pixels whose neighbours do not tell what they would be."""
 _APERTURE, _SMALLEST_APERTURE = 2.0, 4.0
 """Radius, in full widths at half maximum of the wider PSF and in pixels, that holds a star."""
-_SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.05, 0.2
+_SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.025, 0.2
 """Differences between a kernel's sum and what photometry finds: errors of the latter, that have to
 be exceeded in any case, and the relative ones that deserve a warning and an error."""
+_TURNS, _SKY_LEFT = 6, 0.005
+"""Fits at most, each with the sky that the sum of the one before makes of the other image's; and
+what is left of that between stars, over a pixel's noise, where no further one is needed."""
 _CORE_SIGMAS, _CHANGED_SIGMAS = 3, 3.5
 _ENOUGH_STARS = 10
 _FEWEST_IN_BOTH = 5
@@ -350,7 +354,6 @@ def match(
         )
     shown = science if structure is None else without_light(science, structure)
     source, target = (template, shown) if convolved == "template" else (shown, template)
-    skies = _skies(source, target, pair, convolved, options.fit)
     bad = pair.template_bad, pair.science_bad
     if convolved == "science":
         bad = bad[::-1]
@@ -360,27 +363,35 @@ def match(
     reach = _CHANGED_SIGMAS * max(target_sigma, source_sigma)
     changed = changed_pixels(sources, candidates, reach=reach)
     bad = bad[0], bad[1] | changed
-    try:
-        found = _fit(
-            source,
-            target,
-            bad,
-            candidates,
-            stamp_size,
-            basis,
-            options,
-            # Pre-convolved noise has next to the power of before at the scale of a star, however
-            # little it scatters from pixel to pixel; the original variance stands for that.
-            pair.science.variance.array
-            if preconvolution_kernel is not None
-            else target.variance.array,
-            target_sigma,
-            source_sigma,
-            skies,
-            candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio,
-        )
-    except TooFewSourcesError as failure:
-        raise _unlike(failure, len(candidates), pair, convolved) from None
+    brighter = candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio
+    # Pre-convolved noise has next to the power of before at the scale of a star, however little it
+    # scatters from pixel to pixel; the original variance stands for that.
+    variance = (pair.science if preconvolution_kernel is not None else target).variance.array
+    usual = float(np.nanmedian(variance))
+    for turns_left in reversed(range(_TURNS)):
+        skies = _skies(source, target, pair, convolved, options.fit, brighter)
+        try:
+            found = _fit(
+                source,
+                target,
+                bad,
+                candidates,
+                stamp_size,
+                basis,
+                options,
+                variance,
+                target_sigma,
+                source_sigma,
+                skies,
+                brighter,
+            )
+        except TooFewSourcesError as failure:
+            raise _unlike(failure, len(candidates), pair, convolved) from None
+        before, brighter = brighter, found.fit.kernel_sum
+        shift = (brighter - before) * _bent(skies[0], candidates, options.fit, source)
+        # The sky of the one, taken from the other by a wrong ratio, would pull the sum to that.
+        if not turns_left or not brighter > 0 or shift**2 < _SKY_LEFT**2 * usual:
+            break
     fit, basis = found.fit, found.basis
     if len(fit.used) < len(candidates):
         candidates = candidates.first(len(fit.used), "a free kernel takes the brightest stars")
@@ -471,25 +482,48 @@ def _skies(
     pair: Pair,
     convolved: Literal["template", "science"],
     options: FitOptions,
+    flux_ratio: float,
 ) -> tuple[Array, Array]:
-    """Chebyshev matrices of the smooth backgrounds of source and target."""
+    """Chebyshev matrices of the smooth backgrounds of source and target.
+
+    What both have in common, such as the outskirts of a large galaxy, is the same in both but for
+    the ratio of their fluxes: polynomials that each image chose by itself would differ most where
+    none of their pixels is, at the stars in front of that galaxy.
+    """
     if not options.background:
         return np.zeros((1, 1)), np.zeros((1, 1))
     pixels = pair.template_pixels, pair.science_pixels
     if convolved == "science":
         pixels = pixels[::-1]
 
-    def sky(exposure: Exposure, found: Array) -> Array:
-        return fit_background(
-            exposure.image.array,
-            ~(found | pair.bad),
-            options.background_order,
-            highest=HIGHEST_ORDER,
-        )
+    def sky(image: Array, free: Array) -> Array:
+        return fit_background(image, free, options.background_order, highest=HIGHEST_ORDER)
 
-    both = zip((source, target), pixels, strict=True)
-    first, second = in_threads(lambda each: sky(*each), both)
+    first = sky(source.image.array, ~(pixels[0] | pair.bad))
+    free = ~(pixels[0] | pixels[1] | pair.bad)
+    ratio = source.image.array.dtype.type(flux_ratio)
+    more = sky(
+        filled(
+            free.shape,
+            target.image.array.dtype,
+            lambda rows: target.image.array[rows] - ratio * source.image.array[rows],
+        ),
+        free,
+    )
+    second = np.zeros(np.maximum(first.shape, more.shape))
+    second[: first.shape[0], : first.shape[1]] = flux_ratio * first
+    second[: more.shape[0], : more.shape[1]] += more
     return first, second
+
+
+def _bent(sky: Array, candidates: Candidates, options: FitOptions, source: Exposure) -> float:
+    """Scatter of a sky at the stars that a background of the fit's order cannot have."""
+    high = sky.copy()
+    for p, q in chebyshev_terms(min(options.background_order, len(sky) - 1)):
+        high[p, q] = 0
+    ny, nx = source.shape
+    at_y, at_x = 2 * (candidates.y + 0.5) / ny - 1, 2 * (candidates.x + 0.5) / nx - 1
+    return float(np.std(np.polynomial.chebyshev.chebval2d(at_y, at_x, high)))
 
 
 def _without_skies(
