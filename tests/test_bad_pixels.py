@@ -435,10 +435,10 @@ def test_a_sum_that_photometry_contradicts_is_said(caplog):
     matching._judge_sum(0.91, FluxRatio(1.0, 0.01, 30))
     assert "fluxes may be off by 9%" in caplog.text
     caplog.clear()
-    # Within its errors; less than 5 %; and unknown.
+    # Within its errors; less than 2.5 %; and unknown.
     for value in (
         FluxRatio(1.0, 0.03, 5),
-        FluxRatio(0.95, 0.001, 90),
+        FluxRatio(0.93, 0.001, 90),
         FluxRatio(np.nan, np.nan, 2),
     ):
         matching._judge_sum(0.91, value)
