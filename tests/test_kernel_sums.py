@@ -285,7 +285,7 @@ def test_without_pixels_the_usual_wings_are_taken():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 4, 7])
 def test_stars_before_a_large_galaxy_tell_the_sum(seed):
-    """Skies that each image's outskirts told apart made it 5 and 9 errors wrong in the first two."""
+    """Where each image told its sky alone, sums of the first two were 5 and 9 errors wrong."""
     pytest.importorskip("galsim")
     from benchmarks.field_scenes import field
 
