@@ -30,16 +30,24 @@ N = 384
 RAYS = round(1000 * (N / 1024) ** 2)
 KERNEL_SUM = 0.02
 """Relative: that of some twenty stars, of which rays hit a quarter, varies by half of it."""
-FLAGS = (
-    *("flag_bad", "flag_cosmic_ray", "flag_streak", "flag_contaminated", "flag_edge"),
-    "flag_near_bright_star",
-)
+FLAGS = ("flag_bad", "flag_cosmic_ray", "flag_streak", "flag_contaminated", "flag_edge")
 ON_TRAIL = 3.0
 """Pixels from the nearest one of a trail within which a row lies on it."""
 
 HARMED = {
-    (23, 2.5, "template", on): "a ray in a star's core: 2.7 % of the sum"
-    for on in ("template", "both")
+    (23, 2.5, "template", "template"): "a ray in a star's core: 2.7 % of the sum",
+    (23, 2.5, "template", "both"): "a ray in a star's core: 2.7 % of the sum",
+    (23, 1.6, "science", "template"): "rays next to undersampled stars leave a few rows",
+    (23, 1.6, "template", "both"): "rays next to undersampled stars leave a few rows",
+    (25, 1.6, "template", "template"): "rays next to undersampled stars leave two rows",
+    (25, 1.6, "template", "both"): "rays next to undersampled stars leave two rows",
+    (22, 1.6, "science", "both"): "rays next to undersampled stars leave two rows",
+    (
+        28,
+        1.6,
+        "template",
+        "science",
+    ): "the brightest star, undersampled, leaves three rows near rays",
 }
 """Seed, full width, direction and image in which rays do harm."""
 

@@ -283,9 +283,15 @@ def test_without_pixels_the_usual_wings_are_taken():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 4, 7])
+@pytest.mark.parametrize(
+    "seed",
+    [
+        *range(1, 8),
+        pytest.param(8, marks=pytest.mark.xfail(strict=True, reason="3.3 errors low")),
+    ],
+)
 def test_stars_before_a_large_galaxy_tell_the_sum(seed):
-    """Where each image told its sky alone, sums of the first two were 5 and 9 errors wrong."""
+    """Where each image told its sky alone, sums of 1 and 4 were 5 and 9 errors wrong."""
     pytest.importorskip("galsim")
     from benchmarks.field_scenes import field
 
