@@ -368,8 +368,12 @@ def match(
     # scatters from pixel to pixel; the original variance stands for that.
     variance = (pair.science if preconvolution_kernel is not None else target).variance.array
     usual = float(np.nanmedian(variance))
+    found_pixels = pair.template_pixels if convolved == "template" else pair.science_pixels
+    sky = _sky(source.image.array, ~(found_pixels | pair.bad), options.fit)
+    bent = _bent(sky, candidates, options.fit, source)
+    free = ~(pair.template_pixels | pair.science_pixels | pair.bad)
     for turns_left in reversed(range(_TURNS)):
-        skies = _skies(source, target, pair, convolved, options.fit, brighter)
+        skies = sky, _sky_beside(sky, source, target, free, options.fit, brighter)
         try:
             found = _fit(
                 source,
@@ -388,7 +392,7 @@ def match(
         except TooFewSourcesError as failure:
             raise _unlike(failure, len(candidates), pair, convolved) from None
         before, brighter = brighter, found.fit.kernel_sum
-        shift = (brighter - before) * _bent(skies[0], candidates, options.fit, source)
+        shift = (brighter - before) * bent
         # The sky of the one, taken from the other by a wrong ratio, would pull the sum to that.
         if not turns_left or not brighter > 0 or shift**2 < _SKY_LEFT**2 * usual:
             break
@@ -476,44 +480,38 @@ def _unlike(
     )
 
 
-def _skies(
-    source: Exposure,
-    target: Exposure,
-    pair: Pair,
-    convolved: Literal["template", "science"],
-    options: FitOptions,
-    flux_ratio: float,
-) -> tuple[Array, Array]:
-    """Chebyshev matrices of the smooth backgrounds of source and target.
+def _sky(image: Array, free: Array, options: FitOptions) -> Array:
+    """Chebyshev matrix of a smooth background, from the pixels that are free of sources."""
+    if not options.background:
+        return np.zeros((1, 1))
+    return fit_background(image, free, options.background_order, highest=HIGHEST_ORDER)
+
+
+def _sky_beside(
+    sky: Array, source: Exposure, target: Exposure, free: Array, options: FitOptions, ratio: float
+) -> Array:
+    """Chebyshev matrix of the target's smooth background, of which the source's is known.
 
     What both have in common, such as the outskirts of a large galaxy, is the same in both but for
     the ratio of their fluxes: polynomials that each image chose by itself would differ most where
     none of their pixels is, at the stars in front of that galaxy.
     """
     if not options.background:
-        return np.zeros((1, 1)), np.zeros((1, 1))
-    pixels = pair.template_pixels, pair.science_pixels
-    if convolved == "science":
-        pixels = pixels[::-1]
-
-    def sky(image: Array, free: Array) -> Array:
-        return fit_background(image, free, options.background_order, highest=HIGHEST_ORDER)
-
-    first = sky(source.image.array, ~(pixels[0] | pair.bad))
-    free = ~(pixels[0] | pixels[1] | pair.bad)
-    ratio = source.image.array.dtype.type(flux_ratio)
-    more = sky(
+        return sky
+    scale = source.image.array.dtype.type(ratio)
+    more = _sky(
         filled(
             free.shape,
             target.image.array.dtype,
-            lambda rows: target.image.array[rows] - ratio * source.image.array[rows],
+            lambda rows: target.image.array[rows] - scale * source.image.array[rows],
         ),
         free,
+        options,
     )
-    second = np.zeros(np.maximum(first.shape, more.shape))
-    second[: first.shape[0], : first.shape[1]] = flux_ratio * first
-    second[: more.shape[0], : more.shape[1]] += more
-    return first, second
+    both = np.zeros(np.maximum(sky.shape, more.shape))
+    both[: sky.shape[0], : sky.shape[1]] = ratio * sky
+    both[: more.shape[0], : more.shape[1]] += more
+    return both
 
 
 def _bent(sky: Array, candidates: Candidates, options: FitOptions, source: Exposure) -> float:
