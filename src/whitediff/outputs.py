@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import FileFormatError, OutputExistsError, WhitediffError, one_line
+from .interruptions import heed
 
 __all__ = [
     "check_output",
@@ -353,6 +354,7 @@ class _Group:
         pieces = list(self._pieces.values())
         for piece in pieces:
             _check(piece.path, overwrite=piece.overwrite)
+        heed()
         with uninterrupted():
             _move_all(pieces)
             if _noted is not None:

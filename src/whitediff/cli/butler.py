@@ -122,10 +122,12 @@ def run_command(repo: str, **options: Any) -> None:
 
     Failures do not stop the others; --resume tries them again.
     """
+    from ..interruptions import heed
     from ..rubin.running import run_pipeline
 
     try:
         run_pipeline(repo, **options)
+        heed()
     except (click.Abort, KeyboardInterrupt):
         # Quanta in processes of their own would go on, and this one wait for them.
         for process in multiprocessing.active_children():

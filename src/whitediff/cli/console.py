@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -115,26 +114,23 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         set_up_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
         context.obj = {"verbose": verbose, "quiet": quiet}
         from ..dates import dated, given_date
+        from ..interruptions import heed, interruptible
         from ..threads import use_threads
 
         use_threads(threads)
         # A terminated run cleans up its temporary files as an interrupted one does.
-        with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGTERM, _terminate)
-        try:
-            date = given_date()
-            with dated(0 if date is None and reproducible else date):
-                return command(*args, **kwargs)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            fail(error, verbose=verbose)
+        with interruptible():
+            try:
+                date = given_date()
+                with dated(0 if date is None and reproducible else date):
+                    return command(*args, **kwargs)
+            except (click.ClickException, click.exceptions.Exit, click.Abort, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                heed()
+                fail(error, verbose=verbose)
 
     return wrapper
-
-
-def _terminate(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def fail(error: BaseException, *, verbose: bool = False) -> None:
@@ -179,9 +175,16 @@ def stages(title: str, total: int) -> Iterator[Callable[[str], None]]:
     begin
         Call it with the name of each stage as it begins.
     """
+    from ..interruptions import heed
+
     quiet = (click.get_current_context().obj or {}).get("quiet", False)
     if quiet or not sys.stderr.isatty():
-        yield lambda name: log.debug("%s: %s", title, name)
+
+        def note(name: str) -> None:
+            heed()
+            log.debug("%s: %s", title, name)
+
+        yield note
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -193,6 +196,7 @@ def stages(title: str, total: int) -> Iterator[Callable[[str], None]]:
 
         def begin(name: str) -> None:
             nonlocal begun
+            heed()
             progress.update(task, completed=begun, description=f"{title}: {name}")
             begun += 1
 

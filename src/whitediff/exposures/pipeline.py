@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TooFewSourcesError
+from ..interruptions import heed
 from .alignment import aligned_template, alignment_of
 from .cutouts import (
     Cutout,
@@ -145,6 +146,7 @@ def solve_difference(pair: Pair, options: MatchOptions, **correction: Any) -> So
     solved
         `Solved`.
     """
+    heed()
     found = match(pair, options)
     pair = pair_with_psf(pair, found.convolved)
     return Solved(pair, found, dataclasses.replace(Solution.of(pair, found), **correction))
@@ -163,6 +165,7 @@ def solve_score(pair: Pair, options: MatchOptions, **correction: Any) -> Solved:
     solved
         `Solved`.
     """
+    heed()
     pair = pair_with_psf(pair, "template")
     kernel = preconvolution_kernel(pair.science)
     found = match(pair, options, preconvolution_kernel=kernel)
@@ -187,6 +190,7 @@ def make(solved: Solved, *, sources: Array | None = None, full_variance: bool = 
     product
         `Product`.
     """
+    heed()
     if sources is None:
         sources = solved.pair.source_levels.either
     search = solved.match.background_search(solved.pair)
