@@ -282,24 +282,49 @@ def test_without_pixels_the_usual_wings_are_taken():
     assert (wing, error) == (0, pytest.approx(0.005))
 
 
+def check_sum(scene, images, most_off):
+    exposures = (
+        Exposure.from_arrays(image.astype(np.float32), variance=variance.astype(np.float32))
+        for image, variance in zip(images, scene.variances, strict=True)
+    )
+    fit = solve_difference(prepare(*exposures), SubtractionOptions().match).match.fit
+    assert fit.used.mean() > 0.7
+    assert abs(fit.kernel_sum - scene.kernel_sum) < 3 * fit.kernel_sum_error
+    assert fit.kernel_sum == pytest.approx(scene.kernel_sum, rel=most_off)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "seed",
-    [
-        *range(1, 8),
-        pytest.param(8, marks=pytest.mark.xfail(strict=True, reason="3.3 errors low")),
-    ],
-)
+@pytest.mark.parametrize("seed", range(1, 9))
 def test_stars_before_a_large_galaxy_tell_the_sum(seed):
-    """Where each image told its sky alone, sums of 1 and 4 were 5 and 9 errors wrong."""
+    """Where each image told its sky alone, sums were up to 9 errors and 5 % wrong."""
     pytest.importorskip("galsim")
     from benchmarks.field_scenes import field
 
     scene = field("large galaxy", seed)
-    exposures = (
-        Exposure.from_arrays(image.astype(np.float32), variance=variance.astype(np.float32))
-        for image, variance in zip(scene.images, scene.variances, strict=True)
-    )
-    fit = solve_difference(prepare(*exposures), SubtractionOptions().match).match.fit
-    assert fit.used.mean() > 0.8
-    assert abs(fit.kernel_sum - scene.kernel_sum) < 3 * fit.kernel_sum_error
+    check_sum(scene, scene.images, 0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seed", "levels"),
+    [
+        (seed, levels)
+        for seed, levels in enumerate(
+            2 * [(5e4, 5.15e4), (5e4, 4.85e4), (5e4, 5.05e4), (5e3, 5.2e3)], start=1
+        )
+    ],
+)
+def test_light_of_the_sky_in_both_images_tells_no_sum(seed, levels):
+    """A vignetted sky that is left in: its ratio is not the stars', if it is near that.
+
+    Taken for light of the field, it would set the sum to its ratio, 3 % and 90 errors wrong.
+    """
+    pytest.importorskip("galsim")
+    from benchmarks.field_scenes import field
+
+    scene = field("ordinary", seed)
+    ny, nx = scene.images[0].shape
+    y, x = np.mgrid[-1 : 1 : ny * 1j, -1 : 1 : nx * 1j]
+    vignetting = 1 - 0.3 * ((x**2 + y**2) / 2) ** 2
+    pairs = zip(scene.images, levels, strict=True)
+    check_sum(scene, [image + level * vignetting for image, level in pairs], 0.025)

@@ -17,7 +17,7 @@ from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..interpolation import patched
-from ..matching.background import HIGHEST_ORDER, fit_background
+from ..matching.background import HIGHEST_ORDER, fit_background, ratio_of_skies
 from ..matching.basis import (
     GaussianSeries,
     KernelBasis,
@@ -40,6 +40,7 @@ from ..matching.candidates import (
 from ..matching.choice import Trial, detail_width, is_better, mean_moments, tried
 from ..matching.design import FitOptions
 from ..matching.fluxes import FluxRatio, flux_ratio
+from ..matching.local_skies import sum_with_local_skies
 from ..matching.normals import Normals, Stamps, normal_equations
 from ..matching.solve import FEW_PIXELS, OTHER_SUM, KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import residual_stamps, varying_pixels
@@ -73,9 +74,9 @@ _APERTURE, _SMALLEST_APERTURE = 2.0, 4.0
 _SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.025, 0.2
 """Differences between a kernel's sum and what photometry finds: errors of the latter, that have to
 be exceeded in any case, and the relative ones that deserve a warning and an error."""
-_TURNS, _SKY_LEFT = 6, 0.005
-"""Fits at most, each with the sky that the sum of the one before makes of the other image's; and
-what is left of that between stars, over a pixel's noise, where no further one is needed."""
+_TURNS, _NEAR = 4, 0.1
+"""Fits at most until what the skies have not in common agrees with the sum; and how far, relative
+to a sum, the ratio of skies may be from it that are light of the same sources."""
 _CORE_SIGMAS, _CHANGED_SIGMAS = 3, 3.5
 _ENOUGH_STARS = 10
 _FEWEST_IN_BOTH = 5
@@ -367,15 +368,11 @@ def match(
     # Pre-convolved noise has next to the power of before at the scale of a star, however little it
     # scatters from pixel to pixel; the original variance stands for that.
     variance = (pair.science if preconvolution_kernel is not None else target).variance.array
-    usual = float(np.nanmedian(variance))
-    found_pixels = pair.template_pixels if convolved == "template" else pair.science_pixels
-    sky = _sky(source.image.array, ~(found_pixels | pair.bad), options.fit)
-    bent = _bent(sky, candidates, options.fit, source)
     free = ~(pair.template_pixels | pair.science_pixels | pair.bad)
-    for turns_left in reversed(range(_TURNS)):
-        skies = sky, _sky_beside(sky, source, target, free, options.fit, brighter)
+
+    def fitted(skies: tuple[Array, Array], ratio: float) -> _Found:
         try:
-            found = _fit(
+            return _fit(
                 source,
                 target,
                 bad,
@@ -387,15 +384,14 @@ def match(
                 target_sigma,
                 source_sigma,
                 skies,
-                brighter,
+                ratio,
             )
         except TooFewSourcesError as failure:
             raise _unlike(failure, len(candidates), pair, convolved) from None
-        before, brighter = brighter, found.fit.kernel_sum
-        shift = (brighter - before) * bent
-        # The sky of the one, taken from the other by a wrong ratio, would pull the sum to that.
-        if not turns_left or not brighter > 0 or shift**2 < _SKY_LEFT**2 * usual:
-            break
+
+    found, skies, sky_error = _fit_with_skies(
+        fitted, _Sky(source.image.array, target.image.array, free, options.fit), brighter
+    )
     fit, basis = found.fit, found.basis
     if len(fit.used) < len(candidates):
         candidates = candidates.first(len(fit.used), "a free kernel takes the brightest stars")
@@ -420,7 +416,7 @@ def match(
         fwhm=max(pair.science_fwhm, pair.template_fwhm),
     )
     # What a kernel's square does not reach, its sum lacks.
-    error = math.hypot(fit.kernel_sum_error, wing, wing_error)
+    error = math.hypot(fit.kernel_sum_error, wing, wing_error, sky_error)
     fit = dataclasses.replace(fit, kernel_sum_error=error)
     ratio = _measured_sum(pair, sources, candidates, changed, fit, convolved)
     _judge_sum(fit.kernel_sum, ratio)
@@ -480,48 +476,87 @@ def _unlike(
     )
 
 
-def _sky(image: Array, free: Array, options: FitOptions) -> Array:
-    """Chebyshev matrix of a smooth background, from the pixels that are free of sources."""
-    if not options.background:
-        return np.zeros((1, 1))
-    return fit_background(image, free, options.background_order, highest=HIGHEST_ORDER)
+@dataclasses.dataclass(frozen=True)
+class _Sky:
+    """Two images between their sources."""
+
+    source: Array
+    target: Array
+    free: Array
+    options: FitOptions
+
+    def less(self, ratio: float) -> Array:
+        """Target less so many times the source."""
+        scale = self.source.dtype.type(ratio)
+        return filled(
+            self.free.shape,
+            self.target.dtype,
+            lambda rows: self.target[rows] - scale * self.source[rows],
+        )
+
+    def order(self, ratio: float) -> int:
+        """Order of what the skies have not in common where fluxes have that ratio."""
+        order = self.options.background_order
+        return len(fit_background(self.less(ratio), self.free, order, highest=HIGHEST_ORDER)) - 1
+
+    def matrices(self, order: int, ratio: float) -> tuple[Array, Array]:
+        """Chebyshev matrices of one order of the skies of source and target.
+
+        What both have in common, such as the outskirts of a large galaxy, is light like that of
+        stars. Polynomials of as low an order as the difference needs leave it to both alike.
+        """
+        sky = fit_background(self.source, self.free, order)
+        more = fit_background(self.less(ratio), self.free, order)
+        side = max(len(sky), len(more))
+        sky, more = (np.pad(each, (0, side - len(each))) for each in (sky, more))
+        return sky, ratio * sky + more
 
 
-def _sky_beside(
-    sky: Array, source: Exposure, target: Exposure, free: Array, options: FitOptions, ratio: float
-) -> Array:
-    """Chebyshev matrix of the target's smooth background, of which the source's is known.
+def _fit_with_skies(
+    fitted: Callable[[tuple[Array, Array], float], _Found],
+    sky: _Sky,
+    ratio: float,
+) -> tuple[_Found, tuple[Array, Array], float]:
+    """Fit, its skies, and what is not known of its sum for these.
 
-    What both have in common, such as the outskirts of a large galaxy, is the same in both but for
-    the ratio of their fluxes: polynomials that each image chose by itself would differ most where
-    none of their pixels is, at the stars in front of that galaxy.
+    Skies that differ by the ratio of fluxes may be a galaxy's light, which is to stay in both
+    images, or light of the sky in both, of which each image has to lose its own. The stars tell
+    which, with a sky around each of them that is nothing but its own.
     """
-    if not options.background:
-        return sky
-    scale = source.image.array.dtype.type(ratio)
-    more = _sky(
-        filled(
-            free.shape,
-            target.image.array.dtype,
-            lambda rows: target.image.array[rows] - scale * source.image.array[rows],
-        ),
-        free,
-        options,
-    )
-    both = np.zeros(np.maximum(sky.shape, more.shape))
-    both[: sky.shape[0], : sky.shape[1]] = ratio * sky
-    both[: more.shape[0], : more.shape[1]] += more
-    return both
+    if not sky.options.background:
+        nothing = np.zeros((1, 1)), np.zeros((1, 1))
+        return fitted(nothing, ratio), nothing, 0.0
+    fits: dict[int, tuple[_Found, tuple[Array, Array]]] = {}
 
+    def settled(order: int) -> int:
+        """Fit until no other order is needed for the sum; give the order."""
+        at = ratio
+        for _ in range(_TURNS):
+            skies = sky.matrices(order, at)
+            fits[order] = fitted(skies, at), skies
+            at = fits[order][0].fit.kernel_sum
+            needed = sky.order(at) if at > 0 else order
+            if needed in fits:
+                # What is of too high an order for both does no harm.
+                return max(order, needed)
+            last, order = order, needed
+        return last
 
-def _bent(sky: Array, candidates: Candidates, options: FitOptions, source: Exposure) -> float:
-    """Scatter of a sky at the stars that a background of the fit's order cannot have."""
-    high = sky.copy()
-    for p, q in chebyshev_terms(min(options.background_order, len(sky) - 1)):
-        high[p, q] = 0
-    ny, nx = source.shape
-    at_y, at_x = 2 * (candidates.y + 0.5) / ny - 1, 2 * (candidates.x + 0.5) / nx - 1
-    return float(np.std(np.polynomial.chebyshev.chebval2d(at_y, at_x, high)))
+    first = sky.order(ratio)
+    order = settled(first)
+    common = ratio_of_skies(sky.source, sky.target, sky.free, sky.options.background_order)
+    fewer = sky.order(common) if abs(common - ratio) < _NEAR * ratio else first
+    if fewer >= min(first, order) or fewer in fits:
+        return *fits[order], 0.0
+    orders = order, settled(fewer)
+    found = fits[order][0]
+    if orders[0] == orders[1] or found.name in ("spline", "delta"):
+        return *fits[order], 0.0
+    whole = found.fitted
+    alone, error = sum_with_local_skies(whole.stamps, whole.basis, whole.fit.used)
+    unit = found.fit.kernel_sum / whole.fit.kernel_sum
+    best = min(orders, key=lambda each: abs(fits[each][0].fit.kernel_sum - unit * alone))
+    return *fits[best], unit * error
 
 
 def _without_skies(
@@ -839,13 +874,20 @@ def _candidates(
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """A fit, its basis, what it leaves of a typical star, and of the cores of those left out."""
+    """A fit, its basis, what it leaves of a typical star, and of the cores of those left out.
+
+    Attributes
+    ----------
+    fitted
+        The same before it was brought to the units of the images.
+    """
 
     fit: KernelFit
     basis: KernelBasis
     name: BasisName
     unexplained: float
     residual_chi_square: float
+    fitted: _Fitted
 
 
 def _fit(
@@ -932,6 +974,7 @@ class _Fitted:
             name,
             _unexplained(self.stamps, self.fit),
             math.nan if trial is None else trial.reduced,
+            self,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from ..polynomials import chebyshev_products, chebyshev_terms
 from ..stats import robust_sigma
 
-__all__ = ["HIGHEST_ORDER", "fit_background"]
+__all__ = ["HIGHEST_ORDER", "fit_background", "ratio_of_skies"]
 
 type Array = npt.NDArray[Any]
 
@@ -121,6 +122,52 @@ def fit_background(
         # Clipped around a slope, the first pass is biased by it.
         left -= background(more)
     return coefficients[: taken + 1, : taken + 1]
+
+
+def ratio_of_skies(source: Array, target: Array, free: Array, order: int) -> float:
+    """Measure how many times the source's sky is in the target's.
+
+    Parameters
+    ----------
+    source, target
+        ``(ny, nx)``.
+    free
+        ``(ny, nx)`` boolean: source-free pixels; those that are not finite do not count.
+    order
+        Of the Chebyshev polynomials that both may have of their own.
+
+    Returns
+    -------
+    ratio
+        Coefficient of the source in a fit of the target by the source and polynomials.
+
+    Notes
+    -----
+    Least squares on the means of cells, as `fit_background`. The same pixels of both count, so
+    that it does not matter where one of them was taken for a source.
+    """
+    step = max(1, source.size // _ENOUGH_PIXELS)
+    ny, nx = source.shape
+    source, target = source[::step], target[::step]
+    use = free[::step] & np.isfinite(source) & np.isfinite(target)
+    cell = _CELL if ny * nx >= _MANY * _CELL**2 else _CELL // 2
+    edges_y, edges_x = _edges(len(use), cell / step), _edges(nx, cell)
+    y = 2 * _means(np.arange(ny)[::step] + 0.5, edges_y) / ny - 1
+    x = 2 * _means(np.arange(nx) + 0.5, edges_x) / nx - 1
+    counts = _cell_sums(use, edges_y, edges_x)
+    good = counts > 0
+    at_y, at_x = (grid[good] for grid in np.meshgrid(y, x, indexing="ij"))
+    if 2 * len(chebyshev_terms(order)) > len(at_x):
+        return math.nan
+    root = np.sqrt(counts[good])
+    first, second = (
+        _cell_sums(np.where(use, image, 0), edges_y, edges_x)[good] / root
+        for image in (source, target)
+    )
+    own = chebyshev_products(order, at_x, at_y) * root[:, None]
+    first = first - own @ np.linalg.lstsq(own, first, rcond=None)[0]
+    square = float(first @ first)
+    return float(first @ second) / square if square > 0 else math.nan
 
 
 def _solved(order: int, x: Array, y: Array, root: Array, values: Array) -> Array:

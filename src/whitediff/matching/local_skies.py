@@ -1,0 +1,76 @@
+"""The kernel's sum by the stars alone, whatever the sky between them is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+
+from .basis import KernelBasis
+from .normals import Stamps
+
+__all__ = ["sum_with_local_skies"]
+
+type Array = npt.NDArray[Any]
+
+_FEWEST, _MOST = 5, 100
+"""Stars, of which the brightest come first."""
+_CUT = 1e-12
+"""Least eigenvalue that is used, over the largest one."""
+
+
+def sum_with_local_skies(stamps: Stamps, basis: KernelBasis, used: Array) -> tuple[float, float]:
+    """Fit one kernel to stamps of which each has a sky of its own.
+
+    Parameters
+    ----------
+    stamps
+        Stamps, brightest first.
+    basis
+        Gaussian basis of the kernel: a free one would take the skies' noise for light.
+    used
+        ``(n,)`` boolean: stamps that count.
+
+    Returns
+    -------
+    value, error
+        Sum of the kernel, and its error by the jackknife over the stamps; NaN and infinity
+        where they are fewer than 5.
+
+    Notes
+    -----
+    A sky of first order is projected out of each stamp and of what the basis makes of it, so
+    that neither a wrong sky nor one that the images have in common is in the sum. It is noisier
+    for that, and lacks the light that is as wide as a stamp.
+    """
+    which = np.flatnonzero(used)[:_MOST]
+    if len(which) < _FEWEST:
+        return math.nan, math.inf
+    size, width = stamps.target.shape[1], stamps.source.shape[1]
+    inner = slice(width - size, width)
+    grid = scipy.fft.next_fast_len(width, real=True)
+    transforms = scipy.fft.rfft2(basis.images, s=(grid, grid))
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    plane = np.stack([np.ones_like(x), x, y]).reshape(3, -1)
+    n = len(basis)
+    grams, rights = np.empty((len(which), n, n)), np.empty((len(which), n))
+    for row, star in enumerate(which):
+        root = np.sqrt(stamps.weight[star], dtype=np.float64)
+        source = scipy.fft.rfft2(stamps.source[star].astype(np.float64), s=(grid, grid))
+        made = scipy.fft.irfft2(transforms * source, s=(grid, grid))[:, inner, inner] * root
+        light = np.concatenate([made, (stamps.target[star] * root)[None]]).reshape(n + 1, -1)
+        sky, _ = np.linalg.qr((plane * root.ravel()).T)
+        light = light - (light @ sky) @ sky.T
+        grams[row], rights[row] = light[:-1] @ light[:-1].T, light[:-1] @ light[-1]
+
+    def solved(gram: Array, right: Array) -> float:
+        # The first image of a basis alone has a sum.
+        return float(np.linalg.lstsq(gram, right, rcond=_CUT)[0][0])
+
+    gram, right = grams.sum(axis=0), rights.sum(axis=0)
+    without = [solved(gram - own, right - of) for own, of in zip(grams, rights, strict=True)]
+    error = math.sqrt(len(which) - 1) * float(np.std(without))
+    return solved(gram, right), error
