@@ -141,6 +141,12 @@ def test_numbers_that_are_strings_are_read(keywords):
     assert found.gain == 1.5
 
 
+@pytest.mark.parametrize("egain", [0.25, 1.0, 4.0])
+def test_a_setting_of_the_camera_is_no_gain(egain):
+    header = fits.Header({"GAIN": 139, "EGAIN": egain})
+    assert photon_header(header, fits.Header()).gain == egain
+
+
 @pytest.mark.parametrize("gain", [0, -1, "0", "-1.0"])
 def test_a_gain_that_is_not_positive_is_told_of(tmp_path, caplog, gain):
     header = fits.Header({"GAIN": gain, "BUNIT": "adu"})

@@ -77,6 +77,8 @@ be exceeded in any case, and the relative ones that deserve a warning and an err
 _TURNS, _NEAR = 4, 0.1
 """Fits at most until what the skies have not in common agrees with the sum; and how far, relative
 to a sum, the ratio of skies may be from it that are light of the same sources."""
+_ALONE = 0.004
+"""Light as wide as a stamp, over a star's, that stars alone do not tell from their sky."""
 _CORE_SIGMAS, _CHANGED_SIGMAS = 3, 3.5
 _ENOUGH_STARS = 10
 _FEWEST_IN_BOTH = 5
@@ -555,8 +557,13 @@ def _fit_with_skies(
     whole = found.fitted
     alone, error = sum_with_local_skies(whole.stamps, whole.basis, whole.fit.used)
     unit = found.fit.kernel_sum / whole.fit.kernel_sum
-    best = min(orders, key=lambda each: abs(fits[each][0].fit.kernel_sum - unit * alone))
-    return *fits[best], unit * error
+    sums = {each: fits[each][0].fit.kernel_sum for each in orders}
+    best, other = sorted(orders, key=lambda each: abs(sums[each] - unit * alone))
+    error = unit * math.hypot(error, _ALONE * alone)
+    if abs(sums[other] - unit * alone) < 3 * error:
+        # The stars do not tell which.
+        error = math.hypot(error, sums[other] - sums[best])
+    return *fits[best], error
 
 
 def _without_skies(

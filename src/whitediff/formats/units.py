@@ -15,7 +15,9 @@ from .headers import first_value
 
 __all__ = ["PhotonHeader", "photon_header", "pixel_unit"]
 
-_GAIN_KEYWORDS = ("GAIN", "EGAIN", "CCDGAIN")
+_GAIN_KEYWORDS = ("EGAIN", "GAIN", "CCDGAIN")
+"""Where there are both, GAIN is a setting of the camera in its driver's own steps, and EGAIN is
+electrons per count (as ASCOM's and MaxIm's headers have them)."""
 _READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
 _EXPOSURE_TIME_KEYWORDS = ("EXPTIME", "EXPOSURE", "TEXPTIME", "XPOSURE", "ITIME", "EFFEXPTM")
 _NUMBER_KEYWORDS = ("NCOMBINE", "NCOMBIN", "NCOADD")

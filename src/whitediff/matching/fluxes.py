@@ -28,8 +28,8 @@ _FAINTEST = 5.0
 _HIGHEST_TREND = 2
 _BY_CHANCE = 1e-5
 """Probability of a trend by chance that is none, of the F test."""
-_FREE = 4
-"""Stars beyond the terms of a trend, at least."""
+_FREE = 2
+"""Stars beyond the terms of a trend, for each of them, at least: variable stars pull it."""
 _LEAST_TREND = 0.03
 """Of the ratio, between the 5th and the 95th of a hundred stars: apertures that miss a PSF's wings
 make up to 0.02 where the PSF varies."""
@@ -163,25 +163,38 @@ def _trend(fluxes: Array, noises: Array, places: Array, ratio: float) -> FluxTre
     value, error, (x, y) = value[seen], error[seen], places[seen].T
     best: FluxTrend | None = None
     simpler = np.ones((len(value), 1))
+    # Vignetting about the middle has one unknown, for which few stars suffice.
+    radial = np.stack([np.ones_like(x), x**2 + y**2], axis=1)
+    if (found := _significant(simpler, radial, value, error)) is not None:
+        best = FluxTrend(*found, order=2)
     for order in range(1, _HIGHEST_TREND + 1):
         terms = chebyshev_products(order, x, y)
-        if len(value) < terms.shape[1] + _FREE:
-            break
-        weight = _trend_weights(terms, value, error)
-        _, left, _ = _fitted(simpler, value, weight)
-        solution, less, inverse = _fitted(terms, value, weight)
-        free = np.count_nonzero(weight) - terms.shape[1]
-        more = terms.shape[1] - simpler.shape[1]
-        if free < _FREE or not less > 0:
-            break
-        if scipy.special.fdtrc(more, free, max(left - less, 0) / more / (less / free)) < _BY_CHANCE:
-            model = terms @ solution
-            low, high = (int(np.argsort(model)[round(q * (len(model) - 1))]) for q in (0.05, 0.95))
-            apart = terms[high] - terms[low]
-            scale = math.sqrt(max(1.0, less / free) * float(apart @ inverse @ apart))
-            best = FluxTrend(float(model[high] - model[low]), scale, order)
-            simpler = terms
+        if (found := _significant(simpler, terms, value, error)) is not None:
+            best, simpler = FluxTrend(*found, order=order), terms
     return best if best is not None and best.spread > _LEAST_TREND else None
+
+
+def _significant(
+    simpler: Array, terms: Array, value: Array, error: Array
+) -> tuple[float, float] | None:
+    """Spread of a trend and its error; None where it is chance beside a simpler one."""
+    fewest = _FREE * terms.shape[1]
+    if len(value) < terms.shape[1] + fewest:
+        return None
+    weight = _trend_weights(terms, value, error)
+    _, left, _ = _fitted(simpler, value, weight)
+    solution, less, inverse = _fitted(terms, value, weight)
+    free = np.count_nonzero(weight) - terms.shape[1]
+    more = terms.shape[1] - simpler.shape[1]
+    if free < fewest or not less > 0:
+        return None
+    if scipy.special.fdtrc(more, free, max(left - less, 0) / more / (less / free)) >= _BY_CHANCE:
+        return None
+    model = terms @ solution
+    low, high = (int(np.argsort(model)[round(q * (len(model) - 1))]) for q in (0.05, 0.95))
+    apart = terms[high] - terms[low]
+    scale = math.sqrt(max(1.0, less / free) * float(apart @ inverse @ apart))
+    return float(model[high] - model[low]), scale
 
 
 def _trend_weights(terms: Array, value: Array, error: Array) -> Array:
