@@ -6,6 +6,7 @@ Claims:
   one without them, and no row on a ray or beside one is without a flag.
 - The charge around a bright ray is masked with it: few rows remain at any seeing.
 - Rows on a trail of any brightness are flagged; the kernel's sum stays.
+- An amplifier that no light reaches makes no source that is believed.
 - A product made again from its solution has the same pixels and mask, bit for bit.
 """
 
@@ -196,3 +197,30 @@ def test_a_product_is_made_again(direction, caplog):
     assert np.array_equal(before.variance.array, again.variance.array, equal_nan=True)
     assert before.mask.schema.names == again.mask.schema.names
     assert np.array_equal(before.mask.array, again.mask.array)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(31, 39))
+def test_an_amplifier_that_no_light_reaches_makes_no_source(seed, rng):
+    scene = simulation(seed, 3.0, ("template", "science")[seed % 2])
+    which, place = seed % 2, (np.s_[:130, :100], np.s_[:, -40:])[seed // 2 % 2]
+    exposures = []
+    for name in ("science", "template"):
+        exposure = simulated_exposure(scene, name).replaced()
+        exposure.psf = None
+        exposure.image.array[...] += 1000
+        exposures.append(exposure)
+    image = exposures[which].image.array
+    image[place] = rng.normal(10, 5, image[place].shape)
+    product = make_all(*exposures, SubtractionOptions(), ("difference",))["difference"]
+    difference = product.product.exposure
+    rows = whitediff.detect(difference)
+    told = np.asarray(rows["classification"]) != "point"
+    for flag in FLAGS:
+        told |= np.asarray(rows[flag], bool)
+    there = scene.sources["kind"] == "transient"
+    at = np.stack([scene.sources[axis][there] for axis in ("x", "y")])
+    apart = np.hypot(*(np.stack([rows["x"].value, rows["y"].value])[:, :, None] - at[:, None]))
+    assert not (~told & (apart > 3).all(axis=1)).any()
+    # Of six, of which some are faint, or where no light is.
+    assert np.count_nonzero((apart < 3).any(axis=1)) >= 2

@@ -24,6 +24,7 @@ from ..defects.cosmic_rays import (
 from ..defects.dead import dead_runs
 from ..defects.surface import MARGIN, Surface, surface
 from ..defects.trails import find_trails, trail_pixels
+from ..defects.unlit import unlit_regions
 from ..errors import ArgumentError
 from ..saturation import in_lines
 from ..threads import in_threads, single_threaded_algebra
@@ -187,9 +188,13 @@ def _surface(
         return None
     if unusable is None:
         unusable = untrusted_pixels(exposure)
-    dead = dead_runs(exposure.image.array, unusable) if wanted[1] else None
-    if dead is not None:
-        unusable = unusable | dead
+    dead = None
+    if wanted[1]:
+        for search in (dead_runs, unlit_regions):
+            found = search(exposure.image.array, unusable)
+            if found is not None:
+                dead = found if dead is None else dead | found
+                unusable = unusable | found
     return surface(exposure.image.array, exposure.variance.array, unusable), dead
 
 
