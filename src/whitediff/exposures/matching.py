@@ -505,7 +505,8 @@ class _Sky:
         """Chebyshev matrices of one order of the skies of source and target.
 
         What both have in common, such as the outskirts of a large galaxy, is light like that of
-        stars. Polynomials of as low an order as the difference needs leave it to both alike.
+        stars. Polynomials of as low an order as the difference needs leave it to both alike. The
+        target's is told by the difference, in which that light is clipped nowhere.
         """
         sky = fit_background(self.source, self.free, order)
         more = fit_background(self.less(ratio), self.free, order)
@@ -532,10 +533,16 @@ def _fit_with_skies(
 
     def settled(order: int) -> int:
         """Fit until no other order is needed for the sum; give the order."""
-        at = ratio
+        at, last = ratio, max(fits, default=order)
         for _ in range(_TURNS):
             skies = sky.matrices(order, at)
-            fits[order] = fitted(skies, at), skies
+            try:
+                fits[order] = fitted(skies, at), skies
+            except DataError:
+                # Skies of another order may be too wrong for any kernel.
+                if not fits:
+                    raise
+                return last
             at = fits[order][0].fit.kernel_sum
             needed = sky.order(at) if at > 0 else order
             if needed in fits:
@@ -551,18 +558,23 @@ def _fit_with_skies(
     if fewer >= min(first, order) or fewer in fits:
         return *fits[order], 0.0
     orders = order, settled(fewer)
-    found = fits[order][0]
-    if orders[0] == orders[1] or found.name in ("spline", "delta"):
+    if orders[0] == orders[1]:
         return *fits[order], 0.0
-    whole = found.fitted
-    alone, error = sum_with_local_skies(whole.stamps, whole.basis, whole.fit.used)
-    unit = found.fit.kernel_sum / whole.fit.kernel_sum
     sums = {each: fits[each][0].fit.kernel_sum for each in orders}
-    best, other = sorted(orders, key=lambda each: abs(sums[each] - unit * alone))
-    error = unit * math.hypot(error, _ALONE * alone)
-    if abs(sums[other] - unit * alone) < 3 * error:
+    apart = abs(sums[orders[0]] - sums[orders[1]])
+    found = fits[order][0]
+    whole = found.fitted
+    alone, error = math.nan, math.inf
+    if found.name in ("gaussian", "elliptical"):
+        alone, error = sum_with_local_skies(whole.stamps, whole.basis, whole.fit.used)
+    if not math.isfinite(alone):
+        return *fits[order], apart
+    unit = sums[order] / whole.fit.kernel_sum
+    alone, error = unit * alone, unit * math.hypot(error, _ALONE * alone)
+    best, other = sorted(orders, key=lambda each: abs(sums[each] - alone))
+    if abs(sums[other] - alone) < 3 * error:
         # The stars do not tell which.
-        error = math.hypot(error, sums[other] - sums[best])
+        error = math.hypot(error, apart)
     return *fits[best], error
 
 
