@@ -25,10 +25,19 @@ _NEAR, _FAR = 3, 7
 _SHARP = 0.7
 """Part of the depth that an edge has at least: those of dark clouds are soft."""
 _GROWN = 2
+_TYPICAL = 75.0
+"""Percentile of the blocks' noise that is usual: most of an image may be unlit."""
+_PEAK = 2.5
+"""Height of a source's mean of nine pixels, over the noise of one."""
+_EXPECTED, _SHINING = 4.0, 0.25
+"""Sources that lit pixels had in a region, from which these tell; and the part of them up to which
+none shines there."""
+_FILLED = 0.9
+"""Part of the smallest rectangle around it that a region fills: clouds, ghosts, shadows do not."""
 
 
 def unlit_regions(image: Array, unusable: Array) -> Array | None:
-    """Find regions with sharp edges that are darker than the image and have less noise.
+    """Find rectangles with sharp edges that are darker than the image, with less noise and no star.
 
     Parameters
     ----------
@@ -44,9 +53,11 @@ def unlit_regions(image: Array, unusable: Array) -> Array | None:
 
     Notes
     -----
-    Blocks of 16 × 16 pixels with less than half of the noise of the median block, and five times
-    that below its level, are where photons of the sky are missing. Edges that are not as sharp
-    as a detector's are those of dark clouds. Of images whose sky was subtracted, nothing is found.
+    Blocks of 16 × 16 pixels with less than half of the usual noise, and five times that below the
+    usual level, are where photons of the sky may be missing. What has soft edges or is no
+    rectangle, however it lies, is a cloud, a ghost or a shadow; where sources shine, there is
+    light, and only the sky is another one. Where too few sources are expected to tell, a region
+    must reach the frame's edge. Of images whose sky was subtracted, nothing is found.
     """
     ny, nx = (n // _BLOCK for n in image.shape)
     if ny < 4 or nx < 4:
@@ -55,8 +66,10 @@ def unlit_regions(image: Array, unusable: Array) -> Array | None:
     known = np.isfinite(level) & (noise > 0)
     if np.count_nonzero(known) < known.size / 4:
         return None
-    middle, usual = (float(np.median(plane[known])) for plane in (level, noise))
-    dark = known & (noise < _QUIET * usual) & (level < middle - _DARK * usual)
+    usual = float(np.percentile(noise[known], _TYPICAL))
+    lit = known & (noise > _QUIET * usual)
+    middle = float(np.median(level[lit]))
+    dark = known & ~lit & (level < middle - _DARK * usual)
     if not dark.any():
         return None
     unlit = np.zeros(image.shape, bool)
@@ -65,6 +78,7 @@ def unlit_regions(image: Array, unusable: Array) -> Array | None:
         np.minimum(np.arange(n) // _BLOCK, m - 1)
         for n, m in zip(image.shape, (ny, nx), strict=True)
     )
+    density: float | None = None
     regions, _ = scipy.ndimage.label(dark)
     for number, box in enumerate(scipy.ndimage.find_objects(regions), start=1):
         depth = middle - float(np.median(level[regions == number]))
@@ -73,13 +87,52 @@ def unlit_regions(image: Array, unusable: Array) -> Array | None:
             slice(max(0, (each.start - 1) * _BLOCK), (each.stop + 2) * _BLOCK) for each in box
         )
         pixels = image[place].astype(np.float64)
-        pixels[~np.isfinite(pixels)] = middle
-        smooth = scipy.ndimage.uniform_filter(pixels, _SMOOTHED, mode="nearest")
+        smooth = _smoothed(pixels, _SMOOTHED)
+        pixels = np.where(np.isfinite(pixels), pixels, smooth)
         inside = near[row[place[0]][:, None], column[place[1]]] & (smooth < middle - depth / 2)
-        if _is_sharp(pixels, inside, depth):
+        if not _is_sharp(pixels, inside, depth) or not _is_rectangle(inside):
+            continue
+        if density is None:
+            bright = lit[row[:, None], column]
+            density = _sources(image, middle, bright, usual) / np.count_nonzero(bright)
+        expected = density * np.count_nonzero(inside)
+        own = float(np.median(noise[regions == number]))
+        shining = _sources(pixels, middle - depth, inside, own)
+        if shining > _SHINING * expected:
+            continue
+        if expected >= _EXPECTED or _reaches_edge(box, (ny, nx)):
             unlit[place] |= scipy.ndimage.binary_dilation(inside, iterations=_GROWN)
     unlit &= ~unusable
     return unlit if unlit.any() else None
+
+
+def _sources(image: Array, level: float, where: Array, noise: float) -> int:
+    """Number of sources above a level, away from the edges of where they are looked for."""
+    smooth = _smoothed(image, 3)
+    inner = scipy.ndimage.binary_erosion(where, iterations=_FAR, border_value=1)
+    return int(scipy.ndimage.label((smooth > level + _PEAK * noise) & inner)[1])
+
+
+def _smoothed(image: Array, side: int) -> Array:
+    """Means of squares, over the pixels that are finite; 0 where none is."""
+    finite = np.isfinite(image)
+    sums = scipy.ndimage.uniform_filter(np.where(finite, image, 0.0), side, mode="nearest")
+    share = scipy.ndimage.uniform_filter(finite.astype(np.float64), side, mode="nearest")
+    return np.where(share > 0.01, sums / np.maximum(share, 0.01), 0.0)
+
+
+def _is_rectangle(inside: Array) -> bool:
+    """Whether a region fills the smallest rectangle around it, however that lies."""
+    y, x = np.nonzero(inside & ~scipy.ndimage.binary_erosion(inside, border_value=0))
+    angle = np.deg2rad(np.arange(0, 90, 1.0))[:, None]
+    along = x * np.cos(angle) + y * np.sin(angle)
+    across = y * np.cos(angle) - x * np.sin(angle)
+    area = (np.ptp(along, axis=1) + 1) * (np.ptp(across, axis=1) + 1)
+    return bool(np.count_nonzero(inside) > _FILLED * area.min())
+
+
+def _reaches_edge(box: tuple[slice, ...], shape: tuple[int, int]) -> bool:
+    return any(each.start == 0 or each.stop == n for each, n in zip(box, shape, strict=True))
 
 
 def _blocks(image: Array, ny: int, nx: int) -> tuple[Array, Array]:
