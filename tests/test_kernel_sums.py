@@ -23,6 +23,7 @@ from whitediff.exposures.pipeline import SubtractionOptions, solve_difference
 from whitediff.exposures.preparation import prepare
 from whitediff.matching.basis import gaussian_basis
 from whitediff.matching.design import FitOptions
+from whitediff.matching.local_skies import sum_with_local_skies
 from whitediff.matching.normals import Stamps
 from whitediff.matching.solve import choose_kernel_order, fit_kernel
 from whitediff.matching.wings import sum_beyond
@@ -291,6 +292,40 @@ def check_sum(scene, images, most_off):
     assert fit.used.mean() > 0.7
     assert abs(fit.kernel_sum - scene.kernel_sum) < 3 * fit.kernel_sum_error
     assert fit.kernel_sum == pytest.approx(scene.kernel_sum, rel=most_off)
+
+
+@pytest.mark.parametrize("level", [0.0, 300.0, 5e4])
+@pytest.mark.parametrize("slope", [0.0, 0.02])
+def test_no_sky_is_in_the_sum_of_stars_alone(level, slope):
+    """Skies of each stamp and image, of any ratio, that would set the sum if they were light."""
+    pulls = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        stamps = noisy_stamps(rng, 24, 5.0, brightest=1e6)
+
+        def with_sky(images, ratio, rng=rng):
+            across = np.arange(images.shape[1]) - images.shape[1] // 2
+            own = rng.uniform(0.5, 1.5, (3, len(images), 1, 1))
+            plane = 1 + slope * (own[1] * across[:, None] + own[2] * across)
+            return images + ratio * level * own[0] * plane
+
+        stamps = dataclasses.replace(
+            stamps, source=with_sky(stamps.source, 1.0), target=with_sky(stamps.target, 1.05)
+        )
+        basis = gaussian_basis((1.0, 2.0), size=21, degrees=(4, 2))
+        value, error = sum_with_local_skies(stamps, basis, np.ones(24, bool))
+        assert error < 0.01
+        pulls.append((value - 1) / error)
+    assert np.abs(np.mean(pulls)) < 3 / math.sqrt(8) + 1
+    assert np.abs(pulls).max() < 5
+
+
+def test_few_stars_alone_tell_no_sum(rng):
+    stamps = noisy_stamps(rng, 8, 5.0)
+    basis = gaussian_basis((1.0, 2.0), size=21, degrees=(4, 2))
+    value, error = sum_with_local_skies(stamps, basis, np.arange(8) < 4)
+    assert math.isnan(value)
+    assert error == math.inf
 
 
 @pytest.mark.slow

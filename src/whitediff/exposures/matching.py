@@ -553,7 +553,10 @@ def _fit_with_skies(
 
     first = sky.order(ratio)
     order = settled(first)
-    common = ratio_of_skies(sky.source, sky.target, sky.free, sky.options.background_order)
+    lowest = sky.options.background_order
+    if min(first, order) <= lowest:
+        return *fits[order], 0.0
+    common = ratio_of_skies(sky.source, sky.target, sky.free, lowest)
     fewer = sky.order(common) if abs(common - ratio) < _NEAR * ratio else first
     if fewer >= min(first, order) or fewer in fits:
         return *fits[order], 0.0
