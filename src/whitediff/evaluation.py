@@ -15,6 +15,7 @@ import scipy.stats
 
 from . import fourier
 from .errors import ArgumentError
+from .threads import single_threaded_algebra
 
 __all__ = [
     "CompletenessFit",
@@ -277,6 +278,7 @@ def ideal_completeness(signal_to_noise: Array, threshold: float) -> Array:
     return np.asarray(scipy.special.ndtr(np.asarray(signal_to_noise) - threshold))
 
 
+@single_threaded_algebra()
 def ideal_peak_completeness(
     signal_to_noise: Array,
     threshold: float,
@@ -325,7 +327,8 @@ def ideal_peak_completeness(
     y, x = (a.reshape(-1) for a in np.mgrid[:side, :side])
     covariance = correlation[y[:, None] - y[None, :] + 2 * half, x[:, None] - x[None, :] + 2 * half]
     values, vectors = np.linalg.eigh(covariance)
-    root = vectors * np.sqrt(np.maximum(values, 0))
+    # The symmetric root does not depend on which vectors span what has nearly the same value.
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     near = np.hypot(*np.meshgrid(grid, grid))[1:-1, 1:-1] <= radius
     gained = np.zeros(len(signal_to_noise))
     for first in range(0, samples, _PER_BATCH):

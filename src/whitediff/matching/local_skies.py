@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 
+from ..threads import single_threaded_algebra
 from .basis import KernelBasis
 from .normals import Stamps
 
@@ -22,6 +23,7 @@ _CUT = 1e-12
 """Least eigenvalue that is used, over the largest one."""
 
 
+@single_threaded_algebra()
 def sum_with_local_skies(stamps: Stamps, basis: KernelBasis, used: Array) -> tuple[float, float]:
     """Fit one kernel to stamps of which each has a sky of its own.
 
