@@ -86,13 +86,28 @@ def simulation(seed: int, fwhm: float, direction: str, on: str = "none", **flaw:
     )
 
 
-def made(scene: Simulation) -> Any:
+def images_of(scene: Simulation) -> list[Any]:
+    """Science image and template, without their PSFs."""
     exposures = []
     for name in ("science", "template"):
         exposure = simulated_exposure(scene, name).replaced()
         exposure.psf = None
         exposures.append(exposure)
-    return make_all(*exposures, SubtractionOptions(), ("difference",))["difference"], exposures
+    return exposures
+
+
+def difference_of(exposures: list[Any]) -> Any:
+    return make_all(*exposures, SubtractionOptions(), ("difference",))["difference"]
+
+
+def made(scene: Simulation) -> Any:
+    exposures = images_of(scene)
+    return difference_of(exposures), exposures
+
+
+def are_flagged(rows: Any) -> np.ndarray:
+    """Which rows have a flag of a defect."""
+    return np.any([np.asarray(rows[flag], bool) for flag in FLAGS], axis=0)
 
 
 def kernel_sum(product: Any) -> float:
@@ -118,9 +133,7 @@ def rows_near(scene: Simulation, exposure: Any, kind: str, within: float = NEAR)
     other = (np.hypot(x[:, None] - true_x, y[:, None] - true_y) > 5).all(axis=1)
     place = (np.clip(np.rint(v).astype(int), 0, N - 1) for v in (y, x))
     near = other & (distance[tuple(place)] < within)
-    told = np.asarray(rows["classification"]) == "artifact"
-    for flag in FLAGS:
-        told |= np.asarray(rows[flag], bool)
+    told = are_flagged(rows) | (np.asarray(rows["classification"]) == "artifact")
     return int(near.sum()), int((near & ~told).sum())
 
 
@@ -204,20 +217,13 @@ def test_a_product_is_made_again(direction, caplog):
 def test_an_amplifier_that_no_light_reaches_makes_no_source(seed, rng):
     scene = simulation(seed, 3.0, ("template", "science")[seed % 2])
     which, place = seed % 2, (np.s_[:130, :100], np.s_[:, -40:])[seed // 2 % 2]
-    exposures = []
-    for name in ("science", "template"):
-        exposure = simulated_exposure(scene, name).replaced()
-        exposure.psf = None
+    exposures = images_of(scene)
+    for exposure in exposures:
         exposure.image.array[...] += 1000
-        exposures.append(exposure)
     image = exposures[which].image.array
     image[place] = rng.normal(10, 5, image[place].shape)
-    product = make_all(*exposures, SubtractionOptions(), ("difference",))["difference"]
-    difference = product.product.exposure
-    rows = whitediff.detect(difference)
-    told = np.asarray(rows["classification"]) != "point"
-    for flag in FLAGS:
-        told |= np.asarray(rows[flag], bool)
+    rows = whitediff.detect(difference_of(exposures).product.exposure)
+    told = are_flagged(rows) | (np.asarray(rows["classification"]) != "point")
     there = scene.sources["kind"] == "transient"
     at = np.stack([scene.sources[axis][there] for axis in ("x", "y")])
     apart = np.hypot(*(np.stack([rows["x"].value, rows["y"].value])[:, :, None] - at[:, None]))

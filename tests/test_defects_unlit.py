@@ -1,6 +1,6 @@
-"""Claims: regions that no light reaches are found to two pixels of their edges, whatever their
-size, place, unit and the bad pixels around; nothing is found in images without them, be they dark
-clouds, ghosts, panels of another sky or exposure, vignetted, of uneven depth or without sky."""
+"""Claims: regions that no light reaches are found, and nothing five pixels beyond them, whatever
+their size, place, unit and the bad pixels around; nothing is found in images without them, be they
+dark clouds, ghosts, panels of another sky or exposure, vignetted, of uneven depth or skyless."""
 
 from __future__ import annotations
 

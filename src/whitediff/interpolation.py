@@ -21,7 +21,7 @@ import scipy.sparse
 from .errors import ArgumentError, DataError
 from .planes import filled
 
-__all__ = ["NEIGHBOUR_REACH", "interpolated", "neighbour_weights", "patched"]
+__all__ = ["NEIGHBOUR_REACH", "interpolated", "mean_around", "neighbour_weights", "patched"]
 
 type Array = npt.NDArray[Any]
 
@@ -441,3 +441,29 @@ def _coarser(cells: Array, side: int) -> Array:
     padded[1, 1::2] += side * padded[0, 1::2]
     padded[2, :, 1::2] += side * padded[0, :, 1::2]
     return padded[:, ::2, ::2] + padded[:, 1::2, ::2] + padded[:, ::2, 1::2] + padded[:, 1::2, 1::2]
+
+
+def mean_around(image: Array, usable: Array, side: int) -> Array:
+    """Average the usable pixels in the square around each pixel.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+    usable
+        ``(ny, nx)`` boolean.
+    side
+        Of the square, pixels; odd. Beyond the frame the outermost pixels go on.
+
+    Returns
+    -------
+    mean
+        ``(ny, nx)`` float64; 0 where no pixel is usable.
+    """
+    share = scipy.ndimage.uniform_filter(usable.astype(float), side, mode="nearest")
+    total = scipy.ndimage.uniform_filter(
+        np.where(usable, image, 0).astype(float), side, mode="nearest"
+    )
+    # Running sums end near zero, not at it.
+    known = share > 0.5 / side**2
+    return np.where(known, total / np.where(known, share, 1), 0)

@@ -1,14 +1,14 @@
-"""Stops that are heeded even where a library swallows them."""
+"""Stops: heeded even where a library swallows them, and put off where half a step is harm."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-__all__ = ["heed", "interruptible"]
+__all__ = ["heed", "interruptible", "uninterrupted"]
 
 _noted = False
 
@@ -30,19 +30,62 @@ def interruptible() -> Iterator[None]:
     that is ignored, as in the background of a shell, stays ignored.
     """
     global _noted
-    if threading.current_thread() is not threading.main_thread():
+    if not _is_main():
         yield
         return
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, _stop)}
+    numbers = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, _stop)
+        numbers.append(signal.SIGINT)
     _noted = False
+    try:
+        with _handled(numbers, _stop):
+            yield
+    finally:
+        _noted = False
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Context until whose end Ctrl-C and SIGTERM wait.
+
+    Yields
+    ------
+    None
+
+    Notes
+    -----
+    Elsewhere than in the main thread, where signals are not handled, it does nothing.
+    """
+    if not _is_main():
+        yield
+        return
+    caught: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # What is not Python's has no handler that could be put back.
+    ours = [number for number in numbers if signal.getsignal(number) is not None]
+    try:
+        with _handled(ours, lambda number, frame: caught.append(number)):
+            yield
+    finally:
+        if caught:
+            signal.raise_signal(caught[0])
+
+
+@contextlib.contextmanager
+def _handled(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, Any], None]
+) -> Iterator[None]:
+    """Context in which signals go to a handler."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        _noted = False
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        for number, other in before.items():
+            signal.signal(number, signal.SIG_DFL if other is None else other)
+
+
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -63,5 +106,5 @@ def heed() -> None:
     -----
     Work that takes long calls it between its steps.
     """
-    if _noted and threading.current_thread() is threading.main_thread():
+    if _noted and _is_main():
         raise KeyboardInterrupt

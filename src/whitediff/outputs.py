@@ -9,15 +9,13 @@ import errno
 import os
 import re
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from .errors import FileFormatError, OutputExistsError, WhitediffError, one_line
-from .interruptions import heed
+from .interruptions import heed, uninterrupted
 
 __all__ = [
     "check_output",
@@ -26,7 +24,6 @@ __all__ = [
     "replacing",
     "staged",
     "together",
-    "uninterrupted",
 ]
 
 _LOCK = ".wdlock"
@@ -392,39 +389,6 @@ def _move_all(pieces: list[_Piece]) -> None:
 
 _together: contextvars.ContextVar[_Group | None] = contextvars.ContextVar("together", default=None)
 _noted: list[Path] | None = None
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Context until whose end Ctrl-C and SIGTERM wait.
-
-    Yields
-    ------
-    None
-
-    Notes
-    -----
-    Elsewhere than in the main thread, where signals are not handled, it does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        caught.append(number)
-
-    for which in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(which) is not None:  # else it is not Python's
-            before[which] = signal.signal(which, note)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if caught:
-            signal.raise_signal(caught[0])
 
 
 @contextlib.contextmanager

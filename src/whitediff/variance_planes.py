@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
 
 from .errors import ArgumentError, DataError
+from .interpolation import mean_around
 from .local_noise import relative_variance
 from .photons import (
     Choice,
@@ -412,7 +412,7 @@ def _structured(field: _Field, found: HighFrequencies, *, is_scale_known: bool) 
         return dataclasses.replace(
             field, variance=found.usual_factor, on_pixels=on_pixels, is_structured=True
         )
-    around = _mean_around(field.image, field.usable)
+    around = mean_around(field.image, field.usable, _AROUND)
     background = np.where(field.sources, field.background, around)
     return dataclasses.replace(
         field,
@@ -652,7 +652,7 @@ def _without_own_noise(light: Array, usable: Array, gain: float) -> Array:
 
     Each pixel's own few would give the weight to those that happen to have fewer.
     """
-    around = _mean_around(light, usable, 3)
+    around = mean_around(light, usable, 3)
     few = around * gain < _FEW_ELECTRONS
     return np.maximum(np.where(few & usable, around, light), 0)
 
@@ -738,17 +738,6 @@ def _varying_sky(background: Array, level: float, gain: float, variance: float) 
     if not robust_sigma(above.ravel()[::step]) > _LEAST_SHARE * variance * gain:
         return 0.0
     return np.maximum(above, (_LEAST_SHARE - 1) * variance * gain)
-
-
-def _mean_around(image: Array, usable: Array, side: int = _AROUND) -> Array:
-    """Mean of the usable pixels in a square; 0 where there is none."""
-    share = scipy.ndimage.uniform_filter(usable.astype(float), side, mode="nearest")
-    total = scipy.ndimage.uniform_filter(
-        np.where(usable, image, 0).astype(float), side, mode="nearest"
-    )
-    # Running sums end near zero, not at it.
-    known = share > 0.5 / side**2
-    return np.where(known, total / np.where(known, share, 1), 0)
 
 
 def exposure_map_variance(

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
+from ..interpolation import mean_around
 from ..stats import MAD_TO_SIGMA
 
 __all__ = ["unlit_regions"]
@@ -81,14 +82,16 @@ def unlit_regions(image: Array, unusable: Array) -> Array | None:
     density: float | None = None
     regions, _ = scipy.ndimage.label(dark)
     for number, box in enumerate(scipy.ndimage.find_objects(regions), start=1):
-        depth = middle - float(np.median(level[regions == number]))
-        near = scipy.ndimage.binary_dilation(regions == number, np.ones((3, 3)))
+        region = regions == number
+        depth = middle - float(np.median(level[region]))
+        near = scipy.ndimage.binary_dilation(region, np.ones((3, 3)))
         place = tuple(
             slice(max(0, (each.start - 1) * _BLOCK), (each.stop + 2) * _BLOCK) for each in box
         )
         pixels = image[place].astype(np.float64)
-        smooth = _smoothed(pixels, _SMOOTHED)
-        pixels = np.where(np.isfinite(pixels), pixels, smooth)
+        finite = np.isfinite(pixels)
+        smooth = mean_around(pixels, finite, _SMOOTHED)
+        pixels = np.where(finite, pixels, smooth)
         inside = near[row[place[0]][:, None], column[place[1]]] & (smooth < middle - depth / 2)
         if not _is_sharp(pixels, inside, depth) or not _is_rectangle(inside):
             continue
@@ -96,7 +99,7 @@ def unlit_regions(image: Array, unusable: Array) -> Array | None:
             bright = lit[row[:, None], column]
             density = _sources(image, middle, bright, usual) / np.count_nonzero(bright)
         expected = density * np.count_nonzero(inside)
-        own = float(np.median(noise[regions == number]))
+        own = float(np.median(noise[region]))
         shining = _sources(pixels, middle - depth, inside, own)
         if shining > _SHINING * expected:
             continue
@@ -108,17 +111,9 @@ def unlit_regions(image: Array, unusable: Array) -> Array | None:
 
 def _sources(image: Array, level: float, where: Array, noise: float) -> int:
     """Number of sources above a level, away from the edges of where they are looked for."""
-    smooth = _smoothed(image, 3)
+    smooth = mean_around(image, np.isfinite(image), 3)
     inner = scipy.ndimage.binary_erosion(where, iterations=_FAR, border_value=1)
     return int(scipy.ndimage.label((smooth > level + _PEAK * noise) & inner)[1])
-
-
-def _smoothed(image: Array, side: int) -> Array:
-    """Means of squares, over the pixels that are finite; 0 where none is."""
-    finite = np.isfinite(image)
-    sums = scipy.ndimage.uniform_filter(np.where(finite, image, 0.0), side, mode="nearest")
-    share = scipy.ndimage.uniform_filter(finite.astype(np.float64), side, mode="nearest")
-    return np.where(share > 0.01, sums / np.maximum(share, 0.01), 0.0)
 
 
 def _is_rectangle(inside: Array) -> bool:

@@ -394,7 +394,7 @@ def match(
     found, skies, sky_error = _fit_with_skies(
         fitted, _Sky(source.image.array, target.image.array, free, options.fit), brighter
     )
-    fit, basis = found.fit, found.basis
+    fit, basis = found.fit, found.fitted.basis
     if len(fit.used) < len(candidates):
         candidates = candidates.first(len(fit.used), "a free kernel takes the brightest stars")
     _judge(
@@ -896,16 +896,15 @@ def _candidates(
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """A fit, its basis, what it leaves of a typical star, and of the cores of those left out.
+    """A fit, what it leaves of a typical star, and of the cores of those left out.
 
     Attributes
     ----------
     fitted
-        The same before it was brought to the units of the images.
+        The same, with its basis, before it was brought to the units of the images.
     """
 
     fit: KernelFit
-    basis: KernelBasis
     name: BasisName
     unexplained: float
     residual_chi_square: float
@@ -992,7 +991,6 @@ class _Fitted:
         _tell_fall_back(self.failed, self.orders, len(self.stamps))
         return _Found(
             self.fit,
-            self.basis,
             name,
             _unexplained(self.stamps, self.fit),
             math.nan if trial is None else trial.reduced,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -76,8 +77,8 @@ def fit_background(
     coefficients = np.zeros((largest + 1, largest + 1))
     if start is not None:
         coefficients[: start.shape[0], : start.shape[1]] = start
-    # Every n-th row determines a polynomial as well as all of them.
-    step = max(1, difference.size // _ENOUGH_PIXELS)
+    cells = _Cells.of(difference.shape)
+    step = cells.step
     ny, nx = difference.shape
     dtype = np.result_type(difference.dtype, np.float32)
     v = np.polynomial.chebyshev.chebvander((2 * np.arange(ny)[::step] + 1) / ny - 1, largest)
@@ -88,10 +89,6 @@ def fit_background(
 
     left = difference[::step] - background(coefficients)
     free = free[::step] & np.isfinite(left)
-    cell = _CELL if ny * nx >= _MANY * _CELL**2 else _CELL // 2
-    edges_y, edges_x = _edges(len(v), cell / step), _edges(nx, cell)
-    y = 2 * _means(np.arange(ny)[::step] + 0.5, edges_y) / ny - 1
-    x = 2 * _means(np.arange(nx) + 0.5, edges_x) / nx - 1
     taken = max(order, known)
     for attempt in range(2 * _PASSES):
         values = left[free]
@@ -100,10 +97,9 @@ def fit_background(
             break
         middle, sigma = float(np.median(sample)), robust_sigma(sample)
         use = free & (np.abs(left - dtype.type(middle)) <= _CLIP * sigma)
-        counts = _cell_sums(use, edges_y, edges_x)
-        sums = _cell_sums(np.where(use, left, 0), edges_y, edges_x)
+        counts, sums = cells.sums(use), cells.sums(np.where(use, left, 0))
         good = counts > 0
-        at_y, at_x = (grid[good] for grid in np.meshgrid(y, x, indexing="ij"))
+        at_y, at_x = cells.places(good)
         while order and 2 * len(chebyshev_terms(order)) > len(at_x):
             order -= 1
         root = np.sqrt(counts[good])
@@ -146,28 +142,66 @@ def ratio_of_skies(source: Array, target: Array, free: Array, order: int) -> flo
     Least squares on the means of cells, as `fit_background`. The same pixels of both count, so
     that it does not matter where one of them was taken for a source.
     """
-    step = max(1, source.size // _ENOUGH_PIXELS)
-    ny, nx = source.shape
-    source, target = source[::step], target[::step]
-    use = free[::step] & np.isfinite(source) & np.isfinite(target)
-    cell = _CELL if ny * nx >= _MANY * _CELL**2 else _CELL // 2
-    edges_y, edges_x = _edges(len(use), cell / step), _edges(nx, cell)
-    y = 2 * _means(np.arange(ny)[::step] + 0.5, edges_y) / ny - 1
-    x = 2 * _means(np.arange(nx) + 0.5, edges_x) / nx - 1
-    counts = _cell_sums(use, edges_y, edges_x)
+    cells = _Cells.of(source.shape)
+    source, target = source[:: cells.step], target[:: cells.step]
+    use = free[:: cells.step] & np.isfinite(source) & np.isfinite(target)
+    counts = cells.sums(use)
     good = counts > 0
-    at_y, at_x = (grid[good] for grid in np.meshgrid(y, x, indexing="ij"))
+    at_y, at_x = cells.places(good)
     if 2 * len(chebyshev_terms(order)) > len(at_x):
         return math.nan
     root = np.sqrt(counts[good])
-    first, second = (
-        _cell_sums(np.where(use, image, 0), edges_y, edges_x)[good] / root
-        for image in (source, target)
-    )
+    first, second = (cells.sums(np.where(use, image, 0))[good] / root for image in (source, target))
     own = chebyshev_products(order, at_x, at_y) * root[:, None]
     first = first - own @ np.linalg.lstsq(own, first, rcond=None)[0]
     square = float(first @ first)
     return float(first @ second) / square if square > 0 else math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cells:
+    """Rectangles of an image of which every n-th row counts.
+
+    Attributes
+    ----------
+    step
+        n: such rows determine a polynomial as well as all of them.
+    edges_y, edges_x
+        ``(n + 1,)``: first of these rows, and columns, of each cell, and one beyond the last.
+    y, x
+        ``(n,)`` middles of the cells, from −1 to 1 between the frame's outer edges.
+    """
+
+    step: int
+    edges_y: Array
+    edges_x: Array
+    y: Array
+    x: Array
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> _Cells:
+        ny, nx = shape
+        step = max(1, ny * nx // _ENOUGH_PIXELS)
+        rows = np.arange(ny)[::step]
+        cell = _CELL if ny * nx >= _MANY * _CELL**2 else _CELL // 2
+        edges_y, edges_x = _edges(len(rows), cell / step), _edges(nx, cell)
+        y = 2 * _means(rows + 0.5, edges_y) / ny - 1
+        x = 2 * _means(np.arange(nx) + 0.5, edges_x) / nx - 1
+        return cls(step, edges_y, edges_x, y, x)
+
+    def sums(self, image: Array) -> Array:
+        """Sums over the cells, of an image's n-th rows."""
+        # First along the columns of each row of cells: these sums run over long rows.
+        rows = [
+            image[start:stop].sum(axis=0, dtype=np.float64)
+            for start, stop in itertools.pairwise(self.edges_y)
+        ]
+        return np.add.reduceat(np.stack(rows), self.edges_x[:-1], axis=1)
+
+    def places(self, good: Array) -> tuple[Array, Array]:
+        """Middles of some cells: y, x."""
+        y, x = np.meshgrid(self.y, self.x, indexing="ij")
+        return y[good], x[good]
 
 
 def _solved(order: int, x: Array, y: Array, root: Array, values: Array) -> Array:
@@ -199,12 +233,3 @@ def _means(values: Array, edges: Array) -> Array:
 
 def _edges(size: int, cell: float) -> Array:
     return np.linspace(0, size, max(1, round(size / cell)) + 1).astype(int)
-
-
-def _cell_sums(image: Array, edges_y: Array, edges_x: Array) -> Array:
-    # First along the columns of each row of cells: these sums run over long rows.
-    rows = [
-        image[start:stop].sum(axis=0, dtype=np.float64)
-        for start, stop in itertools.pairwise(edges_y)
-    ]
-    return np.add.reduceat(np.stack(rows), edges_x[:-1], axis=1)

@@ -14,7 +14,8 @@ from typing import Any
 from ..dates import is_reproducible
 from ..errors import ArgumentError, FileFormatError
 from ..formats.files import split_extension
-from ..outputs import replacing, uninterrupted
+from ..interruptions import uninterrupted
+from ..outputs import replacing
 
 __all__ = ["Journal", "Record", "exclusive", "file_state", "is_intact", "output_state"]
 
