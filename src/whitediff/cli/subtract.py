@@ -43,6 +43,7 @@ FIT_OPTIONS = (
     "no_cosmic_rays",
     "no_bad_pixels",
     "no_trails",
+    "no_level_jumps",
     "kernel_from",
     "flux_scale",
     "transient",
@@ -155,6 +156,11 @@ def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--no-trails",
             is_flag=True,
             help="Do not look for trails of satellites and aeroplanes; likewise.",
+        ),
+        click.option(
+            "--no-level-jumps",
+            is_flag=True,
+            help="Do not look for jumps of the level between amplifiers, which are taken off.",
         ),
         click.option(
             "--kernel-from",

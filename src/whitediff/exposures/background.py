@@ -14,6 +14,7 @@ from lsst.images.fields import ChebyshevField
 from ..matching.background import HIGHEST_ORDER, fit_background
 from ..matching.mesh import Mesh, common_structure, fit_mesh, has_structure
 from ..planes import filled
+from ..steps import named_lines
 from . import masks
 from .model import Exposure
 from .noise import PairSources
@@ -147,18 +148,14 @@ def _mesh(
 
 
 def _tell_of(mesh: Mesh, difference: Exposure) -> None:
-    y0, x0 = difference.bbox.y.start, difference.bbox.x.start
-    steps = [
-        f"at {name}{'s' * (len(places) > 1)} {', '.join(str(start + each) for each in places)}"
-        for name, start, places in (("row", y0, mesh.rows), ("column", x0, mesh.columns))
-        if places
-    ]
+    first = difference.bbox.y.start, difference.bbox.x.start
+    steps = named_lines(mesh.rows, mesh.columns, first)
     _log.info(
         "%s: its background has structure that no polynomial follows, of %.2g times a pixel's noise"
         "%s; it is taken away, and so is %.2g %% of the flux of sources that are too faint to be"
         " told from it (--background polynomial leaves it in).",
         difference.source or "The difference",
         mesh.amplitude,
-        f", with steps {' and '.join(steps)}" if steps else "",
+        f", with steps at {steps}" if steps else "",
         100 * mesh.loss,
     )

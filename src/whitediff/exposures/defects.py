@@ -1,4 +1,4 @@
-"""Defects that no mask tells of: found on exposures, and added to their masks."""
+"""Defects that no mask tells of: found on exposures, added to their masks, or taken off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from lsst.images import Image
 
+from ..defects.amplifiers import AmplifierLevels, amplifier_levels
 from ..defects.clusters import dead_clusters, equal_clusters
 from ..defects.columns import bad_lines
 from ..defects.cosmic_rays import (
@@ -27,6 +29,7 @@ from ..defects.trails import find_trails, trail_pixels
 from ..defects.unlit import unlit_regions
 from ..errors import ArgumentError
 from ..saturation import in_lines
+from ..steps import named_lines
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .model import Exposure
@@ -37,6 +40,7 @@ __all__ = ["NO_DEFECTS", "DefectOptions", "with_defects", "with_trails"]
 
 type Array = npt.NDArray[Any]
 type Search = bool | Literal["auto"]
+type Wanted = tuple[bool, bool, bool, bool]
 
 _log = logging.getLogger("whitediff.defects")
 
@@ -55,11 +59,15 @@ class DefectOptions:
         where a pixel of CR, BAD or STREAK is set, and, of the first two, where it has the planes
         CR, INTRP and DETECTED, as masks of LSST have.  Cosmic rays and bad pixels are not looked
         for either among counts of few photons.
+    level_jumps
+        The same of jumps of the level between amplifiers, which are taken off.  No mask tells of
+        them; auto: but among counts of few photons.
     """
 
     cosmic_rays: Search = "auto"
     bad_pixels: Search = "auto"
     trails: Search = "auto"
+    level_jumps: Search = "auto"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -67,8 +75,8 @@ class DefectOptions:
             if value not in (True, False, "auto"):
                 raise ArgumentError(f"{field.name} is True, False or 'auto'; got {value!r}.")
 
-    def wants(self, exposure: Exposure) -> tuple[bool, bool, bool]:
-        """Whether to look for cosmic rays, bad pixels and trails on an exposure.
+    def wants(self, exposure: Exposure) -> Wanted:
+        """Whether to look for cosmic rays, bad pixels, trails and jumps on an exposure.
 
         Parameters
         ----------
@@ -77,13 +85,14 @@ class DefectOptions:
 
         Returns
         -------
-        cosmic_rays, bad_pixels, trails
+        cosmic_rays, bad_pixels, trails, level_jumps
             True or False.
         """
         mask = exposure.mask
         judged = all(masks.find_plane(mask, name) for name in ("CR", "INTRP", "DETECTED"))
         # Two photons in a pixel are no cosmic ray.
-        judged = judged or few_photons(exposure) is not None
+        few = few_photons(exposure) is not None
+        judged = judged or few
 
         def wanted(search: Search, plane: str, told: bool) -> bool:
             if search != "auto":
@@ -94,10 +103,11 @@ class DefectOptions:
             wanted(self.cosmic_rays, "CR", judged),
             wanted(self.bad_pixels, "BAD", judged),
             wanted(self.trails, masks.STREAK, False),
+            not few if self.level_jumps == "auto" else self.level_jumps,
         )
 
 
-NO_DEFECTS = DefectOptions(cosmic_rays=False, bad_pixels=False, trails=False)
+NO_DEFECTS = DefectOptions(cosmic_rays=False, bad_pixels=False, trails=False, level_jumps=False)
 """Nothing is looked for."""
 
 
@@ -123,7 +133,8 @@ def with_defects(
     Returns
     -------
     science, template
-        With the mask planes CR, BAD and STREAK where something was found; else the same ones.
+        With the mask planes CR, BAD and STREAK where something was found, and without jumps of the
+        level; else the same ones.
 
     Notes
     -----
@@ -135,7 +146,11 @@ def with_defects(
     looked_at = in_threads(
         lambda job: _surface(*job), zip(exposures, wanted, untrusted, strict=True)
     )
-    peaks = [None if each is None else round_peaks(each[0]) for each in looked_at]
+    science, template = (
+        exposure if each is None or each.levels is None else _levelled(exposure, each.levels)
+        for exposure, each in zip(exposures, looked_at, strict=True)
+    )
+    peaks = [None if each is None else round_peaks(each.surface) for each in looked_at]
     same = science.shape == template.shape
     jobs = (
         (science, looked_at[0], peaks[0], peaks[1] if same else None, wanted[0]),
@@ -146,11 +161,12 @@ def with_defects(
     if all(plane is not None for plane in sharp) and same:
         again = sharp[0] & sharp[1]  # type: ignore[operator]
         if again.any():
-            for planes, (_, bad_pixels, _) in zip(found, wanted, strict=True):
+            for planes, (_, bad_pixels, _, _) in zip(found, wanted, strict=True):
                 if bad_pixels:
                     planes["BAD"] = planes["BAD"] | again if "BAD" in planes else again
     first, second = (
-        _marked(exposure, planes) for exposure, planes in zip(exposures, found, strict=True)
+        _marked(exposure, planes)
+        for exposure, planes in zip((science, template), found, strict=True)
     )
     return first, second
 
@@ -180,22 +196,48 @@ def with_trails(exposure: Exposure, options: DefectOptions) -> Exposure:
     return _marked(exposure, {masks.STREAK: trail_pixels(trails, exposure.shape)})
 
 
-def _surface(
-    exposure: Exposure, wanted: tuple[bool, bool, bool], unusable: Array | None
-) -> tuple[Surface, Array | None] | None:
-    """The image above its background, and what of it is dead; None where nothing is looked for."""
+@dataclasses.dataclass(frozen=True)
+class _LookedAt:
+    """An image above its background, what of it is dead, and what its amplifiers have too much."""
+
+    surface: Surface
+    dead: Array | None
+    levels: AmplifierLevels | None
+
+
+def _surface(exposure: Exposure, wanted: Wanted, unusable: Array | None) -> _LookedAt | None:
+    """What searches look at; None where nothing is looked for."""
     if not any(wanted):
         return None
     if unusable is None:
         unusable = untrusted_pixels(exposure)
+    image, variance = exposure.image.array, exposure.variance.array
     dead = None
     if wanted[1]:
         for search in (dead_runs, unlit_regions):
-            found = search(exposure.image.array, unusable)
+            found = search(image, unusable)
             if found is not None:
                 dead = found if dead is None else dead | found
                 unusable = unusable | found
-    return surface(exposure.image.array, exposure.variance.array, unusable), dead
+    looked_at = surface(image, variance, unusable)
+    levels = amplifier_levels(image, looked_at, unusable) if wanted[3] else None
+    if levels is not None:
+        looked_at = surface(levels.taken_off(image), variance, unusable)
+    return _LookedAt(looked_at, dead, levels)
+
+
+def _levelled(exposure: Exposure, levels: AmplifierLevels) -> Exposure:
+    """Exposure without the jumps of its level."""
+    first = exposure.bbox.y.start, exposure.bbox.x.start
+    _log.info(
+        "%s: its level jumps at %s, by up to %.3g image units, as between amplifiers whose bias was"
+        " not quite taken off; the jumps are taken off (--no-level-jumps leaves them in).",
+        exposure.source or "The exposure",
+        named_lines(levels.rows, levels.columns, first),
+        abs(levels.largest),
+    )
+    image = levels.taken_off(exposure.image.array)
+    return exposure.replaced(image=Image(image, bbox=exposure.bbox, unit=exposure.image.unit))
 
 
 def _sharpness(exposure: Exposure, peaks: RoundPeaks, others: RoundPeaks | None) -> Array:
@@ -208,16 +250,16 @@ def _sharpness(exposure: Exposure, peaks: RoundPeaks, others: RoundPeaks | None)
 
 def _found(
     exposure: Exposure,
-    searched: tuple[Surface, Array | None] | None,
+    searched: _LookedAt | None,
     peaks: RoundPeaks | None,
     others: RoundPeaks | None,
-    wanted: tuple[bool, bool, bool],
+    wanted: Wanted,
 ) -> dict[str, Array]:
     """Mask plane → pixels found; without those of which there are none."""
     if searched is None or peaks is None:
         return {}
-    looked_at, dead = searched
-    cosmic_rays, bad_pixels, trails = wanted
+    looked_at, dead = searched.surface, searched.dead
+    cosmic_rays, bad_pixels, trails, _ = wanted
     found: dict[str, Array] = {}
     if trails:
         strips = find_trails(looked_at)

@@ -16,7 +16,7 @@ from ..matching.candidates import static_sources
 from ..matching.fluxes import FluxRatio, flux_ratio
 from . import masks
 from .background import BackgroundSearch
-from .defects import DefectOptions
+from .defects import NO_DEFECTS
 from .model import Exposure
 from .noise import PairSources, rescaled
 from .preparation import Pair, PreparationOptions, prepare, width_stars
@@ -135,7 +135,7 @@ def apply_solution(
         # Exactly one where nobody wanted to rescale them.
         rescale_variance=factors != (1.0, 1.0),
         use_wcs=False,
-        defects=DefectOptions(cosmic_rays=False, bad_pixels=False, trails=False),
+        defects=NO_DEFECTS,
     )
     try:
         pair = prepare(science, template, options)

@@ -55,6 +55,7 @@ _DEFECTS = {
     "WDCRAYS": ("cosmic_rays", "cosmic rays were looked for"),
     "WDBADPIX": ("bad_pixels", "bad pixels were looked for"),
     "WDTRAILS": ("trails", "trails were looked for"),
+    "WDJUMPS": ("level_jumps", "jumps of the level were looked for"),
 }
 _NEEDED = (
     *("BACKGROUND", "PRECONVOLUTION", "REGISTRATION"),
@@ -381,7 +382,9 @@ def _defects(header: Any, file: Path) -> DefectOptions | None:
         name: _choice(header, keyword, (None, True, False, "auto"), file)
         for keyword, (name, _) in _DEFECTS.items()
     }
-    # Files of before did not say.
+    # Files of before did not say, or knew no jumps.
+    if values["level_jumps"] is None:
+        values["level_jumps"] = False
     if None in values.values():
         return None
     return DefectOptions(**values)

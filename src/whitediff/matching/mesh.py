@@ -24,6 +24,7 @@ from ..polynomials import chebyshev_products, chebyshev_terms
 from ..profiles import FWHM_TO_SIGMA
 from ..spatial import cell_means, interpolated_cells
 from ..stats import robust_sigma
+from ..steps import ABOUT, steps_in
 from ..threads import in_threads
 
 __all__ = ["Mesh", "common_structure", "fit_mesh", "has_structure"]
@@ -60,12 +61,6 @@ _EVIDENCE, _LEAST_EVIDENCE = 10.0, 4.0
 looked for."""
 _CLEAR_EXCESS = 25.0
 """Errors of the noise's power by which none of its frequencies exceeds it."""
-_STEP_REACH, _STEP_PART, _SHORTEST_REACH = 48, 8, 8
-"""Pixels to both sides of a step that tell it: at most so many, and that part of the frame."""
-_STEP_SIGMAS, _MOST_STEPS, _ABOUT = 8.0, 16, 8
-_SHARP, _SHARP_EVIDENCE = 12, 25.0
-"""Pixels to both sides of a step within which it is better than a polynomial of order 5, and by how
-much of chi-square: what is smooth makes steps, too."""
 _LEAST_PROFILE = 0.1
 """Of a row or column, what must be free for its mean to count."""
 _STEP_PARTS = (1, 2, 4)
@@ -532,64 +527,15 @@ def _steps_along(image: Array, free: Array, across: list[int]) -> list[int]:
         found += [
             place
             for place in _steps_of(image[part], free[part])
-            if all(abs(place - other) > _ABOUT for other in found)
+            if all(abs(place - other) > ABOUT for other in found)
         ]
     return sorted(found)
 
 
 def _steps_of(image: Array, free: Array) -> list[int]:
     """First rows beyond steps that go through all columns."""
-    n, width = image.shape
-    reach = min(_STEP_REACH, n // _STEP_PART)
-    count = free.sum(axis=1)
-    known = count > _LEAST_PROFILE * width
-    if reach < _SHORTEST_REACH or known.sum() < n // 2:
-        return []
-    mean = image.mean(axis=1, dtype=np.float64)
-    profile = np.interp(np.arange(n), np.flatnonzero(known), mean[known])
-    # Noise that is correlated scatters more in means of neighbours than its pixels say.
-    sums = np.cumsum(profile)
-    means = (sums[_BLOCK:] - sums[:-_BLOCK]) / _BLOCK
-    beside = means[2 * _BLOCK :] + means[: -2 * _BLOCK] - 2 * means[_BLOCK:-_BLOCK]
-    sigma = max(
-        robust_sigma(np.diff(profile, 2)), math.sqrt(_BLOCK) * robust_sigma(beside)
-    ) / math.sqrt(6)
-    offset = np.arange(-reach, reach) + 0.5
-    terms = np.stack([offset**0, offset, offset**2, offset > 0], 1)
-    weights = np.linalg.pinv(terms)[3]
-    error = sigma * math.sqrt(float(weights @ weights))
-    found: list[int] = []
-    tried = np.zeros(n - 2 * reach + 1, dtype=bool)
-    while len(found) < _MOST_STEPS:
-        height = np.where(tried, 0, np.correlate(profile, weights, "valid"))
-        best = int(np.argmax(np.abs(height)))
-        if np.abs(height[best]) <= _STEP_SIGMAS * error:
-            break
-        tried[max(0, best - _ABOUT) : best + _ABOUT + 1] = True
-        # Masked pixels and noise move the highest value.
-        places = np.arange(best + reach - _ABOUT, best + reach + _ABOUT + 1)
-        gains = [_sharpness(profile, place) for place in places]
-        place = int(places[np.argmax(gains)])
-        alone = all(abs(place - other) > _ABOUT for other in found)
-        if alone and max(gains) > _SHARP_EVIDENCE * sigma**2:
-            found.append(place)
-            profile[place:] -= height[best]
-    return sorted(found)
-
-
-def _sharpness(profile: Array, place: int) -> float:
-    """By how much a step describes what is around a place better than anything smooth."""
-    start = max(0, place - _SHARP)
-    profile = profile[start : place + _SHARP]
-    offset = (np.arange(len(profile)) + start - place + 0.5) / _SHARP
-    smooth = np.stack([offset**p for p in range(6)], 1)
-
-    def left(terms: Array) -> float:
-        rest = profile - terms @ np.linalg.lstsq(terms, profile, rcond=None)[0]
-        return float(rest @ rest)
-
-    step = np.column_stack([smooth[:, :3], offset > 0])
-    return left(smooth) - left(step)
+    known = free.sum(axis=1) > _LEAST_PROFILE * image.shape[1]
+    return steps_in(np.where(known, image.mean(axis=1, dtype=np.float64), np.nan))
 
 
 def _steps(image: Array, free: Array, rows: list[int], columns: list[int]) -> Array:

@@ -106,6 +106,7 @@ def run_subtraction(
     no_cosmic_rays: bool = False,
     no_bad_pixels: bool = False,
     no_trails: bool = False,
+    no_level_jumps: bool = False,
     kernel_from: Any = "auto",
     flux_scale: float | None = None,
     transient: tuple[float, float] | None = None,
@@ -126,8 +127,8 @@ def run_subtraction(
     science, template, output, score_output, matched_output, solutions, convolved, kernel_order, \
     background_order, background, basis, kernel_size, varying_sum, keep_variance, ignore_wcs, \
     align, register, align_method, science_psf, template_psf, full_variance, no_cosmic_rays, \
-    no_bad_pixels, no_trails, kernel_from, flux_scale, transient, noise, constant, fill, \
-    zero_point, compress, overwrite
+    no_bad_pixels, no_trails, no_level_jumps, kernel_from, flux_scale, transient, noise, constant, \
+    fill, zero_point, compress, overwrite
         Options of the command.
     begin
         Called with the name of each stage as it begins.
@@ -179,6 +180,7 @@ def run_subtraction(
         no_cosmic_rays=no_cosmic_rays,
         no_bad_pixels=no_bad_pixels,
         no_trails=no_trails,
+        no_level_jumps=no_level_jumps,
         kernel_from=kernel_from,
         flux_scale=flux_scale,
         transient=transient,
@@ -253,6 +255,7 @@ def subtraction_options(
     no_cosmic_rays: bool = False,
     no_bad_pixels: bool = False,
     no_trails: bool = False,
+    no_level_jumps: bool = False,
     kernel_from: Any = "auto",
     flux_scale: float | None = None,
     transient: tuple[float, float] | None = None,
@@ -263,7 +266,8 @@ def subtraction_options(
     ----------
     convolved, kernel_order, background_order, background, basis, kernel_size, varying_sum, \
     keep_variance, ignore_wcs, align, register, align_method, noise, constant, fill, \
-    full_variance, no_cosmic_rays, no_bad_pixels, no_trails, kernel_from, flux_scale, transient
+    full_variance, no_cosmic_rays, no_bad_pixels, no_trails, no_level_jumps, kernel_from, \
+    flux_scale, transient
         Options of the command.
 
     Returns
@@ -290,6 +294,7 @@ def subtraction_options(
                 cosmic_rays=False if no_cosmic_rays else "auto",
                 bad_pixels=False if no_bad_pixels else "auto",
                 trails=False if no_trails else "auto",
+                level_jumps=False if no_level_jumps else "auto",
             ),
         ),
         match=MatchOptions(

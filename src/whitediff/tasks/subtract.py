@@ -170,6 +170,11 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
         default=True,
         doc="Look for trails of satellites and aeroplanes likewise, and on the difference?",
     )
+    doFindLevelJumps = pex_config.Field(
+        dtype=bool,
+        default=True,
+        doc="Look for jumps of the level between amplifiers, which are taken off?",
+    )
     excludeMaskPlanes = pex_config.ListField(
         dtype=str,
         default=["NO_DATA", "BAD", "SAT", "EDGE", "FAKE"],
@@ -255,6 +260,7 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
             cosmic_rays="auto" if self.doFindCosmicRays else False,
             bad_pixels="auto" if self.doFindBadPixels else False,
             trails="auto" if self.doFindTrails else False,
+            level_jumps="auto" if self.doFindLevelJumps else False,
         )
 
     def to_candidate_options(self) -> CandidateOptions:

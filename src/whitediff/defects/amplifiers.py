@@ -1,0 +1,302 @@
+"""Jumps of an image's level between amplifiers, whose bias was not quite taken off."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..sources import unstepped
+from ..stats import MAD_TO_SIGMA, robust_sigma
+from ..steps import ABOUT, longest_reach, sharpest_step, step_terms, steps_in
+from .surface import SEGMENT, Surface
+
+__all__ = ["AmplifierLevels", "amplifier_levels"]
+
+type Array = npt.NDArray[Any]
+
+_PARTS = (1, 2, 4)
+"""Equal parts of the frame in which steps are sought, besides those between known ones."""
+_LEAST_COUNTED = 0.3
+"""Of a segment's pixels, and of a part's segments, for their mean to count."""
+_WIDEST, _FEWEST = 128, 4
+"""Pixels of a row, at most, in one segment where heights are measured; and segments at least."""
+_CLIPPED = 3.0
+_SURE = 6.0
+"""Errors of a jump, as its segments scatter, for one of a line's to be one."""
+_FAR, _STAYS = 12, 0.4
+"""Pixels beyond which a step is as high as nearby, and the part of the height that must be left:
+of a trail's nothing is."""
+_ROUNDS, _SMALL = 8, 0.1
+"""Of a fit without bad lines; part of the typical residual below which all count alike."""
+_MEDIAN_ERROR = 1.2533
+
+
+@dataclasses.dataclass(frozen=True)
+class AmplifierLevels:
+    """Constants that an image's rectangles have beyond their neighbours'.
+
+    Attributes
+    ----------
+    rows, columns
+        First ones beyond jumps.
+    level
+        ``(len(rows) + 1, len(columns) + 1)`` image_unit; zero in the mean over the frame.
+    largest
+        The largest jump, image_unit.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    level: Array
+    largest: float
+
+    def taken_off(self, image: Array) -> Array:
+        """Take the constants off.
+
+        Parameters
+        ----------
+        image
+            ``(ny, nx)``; not modified.
+
+        Returns
+        -------
+        level_image
+            Of the image's type.
+        """
+        result = image.copy()
+        (rows, columns) = _ends(self.rows, image.shape[0]), _ends(self.columns, image.shape[1])
+        for i, (top, bottom) in enumerate(itertools.pairwise(rows)):
+            for j, (left, right) in enumerate(itertools.pairwise(columns)):
+                result[top:bottom, left:right] -= image.dtype.type(self.level[i, j])
+        return result
+
+
+def amplifier_levels(image: Array, looked_at: Surface, unusable: Array) -> AmplifierLevels | None:
+    """Find rows and columns at which an image's level jumps, and what to take off beyond them.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)`` image.
+    looked_at
+        `whitediff.defects.surface.surface` of it.
+    unusable
+        ``(ny, nx)`` boolean: pixels without a measurement.
+
+    Returns
+    -------
+    levels
+        `AmplifierLevels`; None where nothing jumps.
+
+    Notes
+    -----
+    A place is found in the profile of segments of 32 pixels, each clipped at 3 sigma: the median of
+    those beside each other, across the frame, its halves and quarters, and from one jump to the
+    next.  So a star, its spikes or a cloud, which are in a few segments only, make none.  A jump is
+    one that `whitediff.steps.steps_in` finds, that stays beyond 12 pixels, which a trail's do not,
+    and that is 6 errors high in one rectangle's side.  Its height is that of a step beside a
+    parabola in the image itself.  The rectangles' constants follow from all heights by least
+    squares.
+    """
+    rows, columns = _places(looked_at)
+    rows, columns, jumps = _measured(image, unusable, rows, columns)
+    if not rows and not columns:
+        return None
+    shape = len(rows) + 1, len(columns) + 1
+    equations, heights = [], []
+    for (first, second), (height, error) in jumps.items():
+        line = np.zeros(shape)
+        line[second], line[first] = 1 / error, -1 / error
+        equations.append(line.ravel())
+        heights.append(height / error)
+    # The smallest solution: what nothing joins to the rest keeps its level.
+    level = np.linalg.lstsq(np.array(equations), np.array(heights), rcond=1e-10)[0].reshape(shape)
+    tall, wide = (np.diff(_ends(at, n)) for at, n in zip((rows, columns), image.shape, strict=True))
+    level -= float(tall @ level @ wide) / image.size
+    largest = max((height for height, _ in jumps.values()), key=abs)
+    return AmplifierLevels(tuple(rows), tuple(columns), level, largest)
+
+
+def _ends(places: tuple[int, ...] | list[int], n: int) -> list[int]:
+    return [0, *places, n]
+
+
+def _places(looked_at: Surface) -> tuple[list[int], list[int]]:
+    """First rows and columns beyond steps, as the clipped significance shows them."""
+    profiles = [
+        _segment_means(looked_at.rows, looked_at.rows_counted),
+        _segment_means(looked_at.columns.T, looked_at.columns_counted.T),
+    ]
+    ny, nx = looked_at.shape
+    rows = _along(profiles[0], nx, [])
+    columns = _along(profiles[1], ny, rows)
+    rows = _along(profiles[0], nx, columns)
+    return rows, _along(profiles[1], ny, rows)
+
+
+def _segment_means(sums: Array, counts: Array) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(counts > _LEAST_COUNTED * SEGMENT, sums / counts, np.nan)
+
+
+def _along(means: Array, width: int, across: list[int]) -> list[int]:
+    """Places of steps along the first axis, in all segments, in parts, or between given places."""
+    parts = set(itertools.pairwise(_ends(across, width)))
+    for number in _PARTS:
+        parts |= set(itertools.pairwise(np.linspace(0, width, number + 1).astype(int).tolist()))
+    found: list[int] = []
+    for start, stop in sorted(parts, key=lambda each: each[0] - each[1]):
+        segments = means[:, math.ceil(start / SEGMENT) : stop // SEGMENT]
+        if segments.shape[1] < _FEWEST:
+            continue
+        profile = _medians(segments)
+        found += [
+            place
+            for place in steps_in(profile, expected=bool(across))
+            if _stays(profile, place) and all(abs(place - other) > ABOUT for other in found)
+        ]
+    return sorted(found)
+
+
+def _medians(segments: Array) -> Array:
+    """Median of each line's segments, NaN where few of them count."""
+    known = np.isfinite(segments)
+    enough = known.sum(axis=1) > max(_LEAST_COUNTED * segments.shape[1], _FEWEST - 1)
+    result = np.full(len(segments), np.nan)
+    # Beside jumps across, each has a level of its own.
+    whole = known.any(axis=0)
+    if enough.any():
+        levelled = segments[:, whole] - np.nanmedian(segments[:, whole], axis=0)
+        result[enough] = np.nanmedian(levelled[enough], axis=1)
+    return result
+
+
+def _stays(profile: Array, place: int) -> bool:
+    """Whether what is farther from a step is as high as what is beside it."""
+    reach = longest_reach(len(profile))
+    near, far = (_height(profile, place, reach, least) for least in (0.0, min(_FAR, reach / 3)))
+    return near is not None and far is not None and far[0] / near[0] > _STAYS
+
+
+def _height(
+    profile: Array, place: int, reach: int, least: float = 0.0
+) -> tuple[float, float] | None:
+    """Height of a step beside a parabola, and its error, from pixels beyond a distance.
+
+    Bad lines do not count.
+    """
+    start, stop = max(0, place - reach), min(len(profile), place + reach)
+    offset = np.arange(start, stop) - place + 0.5
+    use = np.isfinite(profile[start:stop]) & (np.abs(offset) > least)
+    offset, values = offset[use], profile[start:stop][use]
+    if min(np.count_nonzero(offset > 0), np.count_nonzero(offset < 0)) < ABOUT:
+        return None
+    terms = step_terms(offset / reach)
+    weight = np.ones(len(values))
+    for _ in range(_ROUNDS):
+        # The least sum of absolute residuals, which bad lines hardly move.
+        found = np.linalg.lstsq(terms * weight[:, None], values * weight, rcond=None)[0]
+        left = np.abs(values - terms @ found)
+        typical = float(np.median(left))
+        weight = 1 / np.sqrt(np.maximum(left, _SMALL * typical or 1.0))
+    good = left <= _CLIPPED * MAD_TO_SIGMA * typical
+    inverse = np.linalg.pinv(terms[good])[3]
+    error = MAD_TO_SIGMA * typical * math.sqrt(float(inverse @ inverse))
+    return float(inverse @ values[good]), error
+
+
+type _Jumps = dict[tuple[tuple[int, int], tuple[int, int]], tuple[float, float]]
+"""Neighbouring rectangles → height and error of the jump between them."""
+
+
+def _measured(
+    image: Array, unusable: Array, rows: list[int], columns: list[int]
+) -> tuple[list[int], list[int], _Jumps]:
+    """Lines of which a part is sure, to the pixel, and the jumps across all of their parts."""
+    while True:
+        jumps, certainty = {}, {}
+        for transposed, along, across in ((False, rows, columns), (True, columns, rows)):
+            plane, bad = (image.T, unusable.T) if transposed else (image, unusable)
+            ends, sides = _ends(along, plane.shape[0]), _ends(across, plane.shape[1])
+            for i, place in enumerate(along):
+                certainty[transposed, place] = 0.0, place
+                for j, (left, right) in enumerate(itertools.pairwise(sides)):
+                    around = slice(ends[i], ends[i + 2]), slice(left, right)
+                    found = _jump(plane[around], bad[around], place - ends[i])
+                    if found is None:
+                        continue
+                    pair = ((j, i), (j, i + 1)) if transposed else ((i, j), (i + 1, j))
+                    jumps[pair] = found.height, found.error
+                    sure = abs(found.height) / found.error
+                    if sure > certainty[transposed, place][0]:
+                        certainty[transposed, place] = sure, ends[i] + found.place
+        # What is no jump makes rectangles smaller, and so the others less sure.
+        better = [
+            [
+                certainty[transposed, place][1]
+                for place in along
+                if certainty[transposed, place][0] > _SURE
+            ]
+            for transposed, along in ((False, rows), (True, columns))
+        ]
+        if better == [rows, columns]:
+            return rows, columns, jumps
+        rows, columns = better
+
+
+@dataclasses.dataclass(frozen=True)
+class _Jump:
+    """Height of a step, its error, and the first line beyond it."""
+
+    height: float
+    error: float
+    place: int
+
+
+def _jump(image: Array, bad: Array, place: int) -> _Jump | None:
+    """What a step between two rows is; None where too little is known."""
+    n, width = image.shape
+    reach = longest_reach(10 * n)
+    strip = slice(max(0, place - reach), min(n, place + reach))
+    number = max(_FEWEST, math.ceil(width / _WIDEST))
+    edges = np.linspace(0, width, number + 1).astype(int)
+    pixels = unstepped(image[strip]).astype(np.float64)
+    pixels[bad[strip]] = np.nan
+    heights, errors, profiles = [], [], []
+    for left, right in itertools.pairwise(edges):
+        profile = _clipped_means(pixels[:, left:right])
+        found = _height(profile, place - strip.start, reach)
+        if found is not None:
+            heights.append(found[0])
+            errors.append(found[1])
+            profiles.append(profile - np.nanmedian(profile))
+    if len(heights) < _FEWEST:
+        return None
+    # Of neighbours: it may be another one beyond a jump across that is not found.
+    scatter = max(robust_sigma(np.diff(heights)) / math.sqrt(2), float(np.median(errors)))
+    error = _MEDIAN_ERROR * scatter / math.sqrt(len(heights))
+    if not error > 0:
+        return None
+    sharpest = sharpest_step(np.nanmedian(profiles, axis=0), place - strip.start)
+    return _Jump(float(np.median(heights)), error, strip.start + sharpest)
+
+
+def _clipped_means(lines: Array) -> Array:
+    """Means of lines without their outliers; NaN where few pixels are left."""
+    known = np.isfinite(lines)
+    enough = known.sum(axis=1) > _LEAST_COUNTED * lines.shape[1]
+    result = np.full(len(lines), np.nan)
+    if not enough.any():
+        return result
+    lines, known = lines[enough], known[enough]
+    middle = np.nanmedian(lines, axis=1, keepdims=True)
+    apart = np.abs(lines - middle)
+    width = MAD_TO_SIGMA * np.nanmedian(apart, axis=1, keepdims=True)
+    kept = known & (apart <= _CLIPPED * width)
+    result[enough] = np.where(kept, lines, 0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
+    return result

@@ -1,0 +1,177 @@
+"""Places at which a profile's level jumps, as between the amplifiers of a detector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .stats import robust_sigma
+
+__all__ = ["ABOUT", "longest_reach", "named_lines", "sharpest_step", "step_terms", "steps_in"]
+
+type Array = npt.NDArray[Any]
+
+ABOUT = 8
+"""Places that are no farther apart are one."""
+
+_REACH, _PART, _SHORTEST_REACH = 48, 8, 8
+"""Pixels to both sides of a step that tell it: at most so many, and that part of the profile."""
+_SIGMAS, _SIGMAS_BESIDE, _MOST = 8.0, 5.0, 16
+_BLOCK = 8
+"""Pixels whose mean tells noise that neighbours share."""
+_SHARP, _SHARP_EVIDENCE, _SHARP_BESIDE = 12, 25.0, 12.0
+"""Pixels to both sides of a step within which it is better than a polynomial of order 5, and by how
+much of chi-square: what is smooth makes steps, too."""
+
+
+def longest_reach(n: int) -> int:
+    """Pixels to both sides of a step that tell it.
+
+    Parameters
+    ----------
+    n
+        Length of the profile, pixels.
+
+    Returns
+    -------
+    reach
+        0 where the profile is too short for steps.
+    """
+    reach = min(_REACH, n // _PART)
+    return reach if reach >= _SHORTEST_REACH else 0
+
+
+def named_lines(rows: Sequence[int], columns: Sequence[int], first: tuple[int, int]) -> str:
+    """Words for rows and columns.
+
+    Parameters
+    ----------
+    rows, columns
+        Numbers of lines.
+    first
+        Row and column of the first pixel, from which these count.
+
+    Returns
+    -------
+    text
+        Such as ``row 256 and columns 512, 1024``; empty where there are none.
+    """
+    lines = ("row", first[0], rows), ("column", first[1], columns)
+    return " and ".join(
+        f"{name}{'s' * (len(places) > 1)} {', '.join(str(start + each) for each in places)}"
+        for name, start, places in lines
+        if places
+    )
+
+
+def step_terms(offset: Array) -> Array:
+    """A parabola and a step.
+
+    Parameters
+    ----------
+    offset
+        ``(n,)`` distances from the step, pixels.
+
+    Returns
+    -------
+    terms
+        ``(n, 4)``; the last one is the step's.
+    """
+    return np.stack([offset**0, offset, offset**2, offset > 0], 1)
+
+
+def steps_in(profile: Array, *, expected: bool = False) -> list[int]:
+    """Find steps in a profile.
+
+    Parameters
+    ----------
+    profile
+        ``(n,)`` means of rows or columns; NaN where there is none.
+    expected
+        Steps across it are known, so that less will do: 5 errors, and half of the evidence.
+
+    Returns
+    -------
+    places
+        First pixels beyond steps, in order.
+
+    Notes
+    -----
+    At every place, a parabola and a step within 48 pixels, at most an eighth of the profile; those
+    beyond 8 errors that a polynomial does not describe.
+    """
+    n = len(profile)
+    reach = longest_reach(n)
+    known = np.isfinite(profile)
+    if not reach or known.sum() < n // 2:
+        return []
+    profile = np.interp(np.arange(n), np.flatnonzero(known), profile[known])
+    # Noise that is correlated scatters more in means of neighbours than its pixels say.
+    sums = np.cumsum(profile)
+    means = (sums[_BLOCK:] - sums[:-_BLOCK]) / _BLOCK
+    beside = means[2 * _BLOCK :] + means[: -2 * _BLOCK] - 2 * means[_BLOCK:-_BLOCK]
+    sigma = max(
+        robust_sigma(np.diff(profile, 2)), math.sqrt(_BLOCK) * robust_sigma(beside)
+    ) / math.sqrt(6)
+    weights = np.linalg.pinv(step_terms(np.arange(-reach, reach) + 0.5))[3]
+    error = sigma * math.sqrt(float(weights @ weights))
+    least, evidence = _SIGMAS, _SHARP_EVIDENCE
+    if expected:
+        least, evidence = _SIGMAS_BESIDE, _SHARP_BESIDE
+    found: list[int] = []
+    tried = np.zeros(n - 2 * reach + 1, dtype=bool)
+    while len(found) < _MOST:
+        height = np.where(tried, 0, np.correlate(profile, weights, "valid"))
+        best = int(np.argmax(np.abs(height)))
+        if np.abs(height[best]) <= least * error:
+            break
+        tried[max(0, best - ABOUT) : best + ABOUT + 1] = True
+        # Masked pixels and noise move the highest value.
+        place = sharpest_step(profile, best + reach)
+        alone = all(abs(place - other) > ABOUT for other in found)
+        if alone and _sharpness(profile, place) > evidence * sigma**2:
+            found.append(place)
+            profile[place:] -= height[best]
+    return sorted(found)
+
+
+def sharpest_step(profile: Array, about: int) -> int:
+    """Where a profile is described by a step better than by anything smooth.
+
+    Parameters
+    ----------
+    profile
+        ``(n,)``; where it is NaN, it is interpolated.
+    about
+        A place at most 8 pixels from it.
+
+    Returns
+    -------
+    place
+        First pixel beyond the step.
+    """
+    known = np.isfinite(profile)
+    if not known.all():
+        profile = np.interp(np.arange(len(profile)), np.flatnonzero(known), profile[known])
+    first, last = max(2, about - ABOUT), min(len(profile) - 2, about + ABOUT)
+    gains = [_sharpness(profile, place) for place in range(first, last + 1)]
+    return first + int(np.argmax(gains))
+
+
+def _sharpness(profile: Array, place: int) -> float:
+    """By how much a step describes what is around a place better than anything smooth."""
+    start = max(0, place - _SHARP)
+    profile = profile[start : place + _SHARP]
+    offset = (np.arange(len(profile)) + start - place + 0.5) / _SHARP
+    smooth = np.stack([offset**p for p in range(6)], 1)
+
+    def left(terms: Array) -> float:
+        rest = profile - terms @ np.linalg.lstsq(terms, profile, rcond=None)[0]
+        return float(rest @ rest)
+
+    step = np.column_stack([smooth[:, :3], offset > 0])
+    return left(smooth) - left(step)
