@@ -413,6 +413,33 @@ def test_reports_of_less(run, pair, tmp_path):
 
 
 @pytest.mark.skipif(not DECAM.is_dir(), reason=f"no real data in {DECAM}")
+@pytest.mark.parametrize(
+    "size", [400, pytest.param(620, marks=pytest.mark.slow, id="of more pixels than SEP has room")]
+)
+def test_a_report_of_a_template_on_another_grid_whose_sky_is_left_in(run, tmp_path, size):
+    code, _, messages = run(
+        "simulate", "--output", tmp_path, "--size", size, "--seed", 4, "--stars", 120,
+        "--galaxies", 10, "--transients", 4, "--science-sky", 900, "--template-sky", 2500,
+        "--template-grid", 3.3, -2.2, 3.0, 1.0, "--template-psf", 1.7, "--science-psf", 2.2,
+    )  # fmt: skip
+    assert code == 0, messages
+    for name in ("science", "template"):
+        with fits.open(tmp_path / f"{name}.fits") as hdus:
+            # Nothing but the image.
+            image = next(hdu for hdu in hdus if hdu.data is not None)
+            fits.PrimaryHDU(image.data, image.header).writeto(tmp_path / f"bare_{name}.fits")
+    code, _, messages = run(
+        "subtract", tmp_path / "bare_science.fits", tmp_path / "bare_template.fits", "--align",
+        "--output", tmp_path / "d.fits", "--report", tmp_path / "r.html",
+    )  # fmt: skip
+    assert code == 0, messages
+    assert (tmp_path / "d.fits").exists()
+    data = data_of(tmp_path / "r.html")
+    assert "source-free" not in " ".join(data["notes"])
+    assert "noise is taken as white" not in messages
+    assert {plane["key"] for plane in data["image"]["planes"]} >= {"template", "difference"}
+
+
 def test_a_report_of_real_exposures(run, tmp_path):
     paths = [DECAM / f"DEC-OBS04{letter}.mini.fits" for letter in "ab"]
     page = tmp_path / "page.html"

@@ -290,6 +290,27 @@ def test_slow_phases_are_followed_and_fast_ones_averaged():
     assert fast.noise.zero_frequency == pytest.approx(1 / mean, rel=3e-3)
 
 
+@pytest.mark.parametrize("periods", [0.7, 1.5, 2.2, 3.0, 3.5, 4.0, 4.6, 6.0])
+@pytest.mark.parametrize("turned", [True, False])
+def test_slow_moires_have_a_covariance_everywhere(periods, turned):
+    """Phases go round some times between the frame's edges, by a rotation or by a scale."""
+    n = 400
+    angle, scale = (math.degrees(periods / n), 0.25) if turned else (0, 0.25 * (1 + periods / n))
+    template = blank(sky_header((n + 60, n + 60), rotation=angle, scale=scale), (n + 60, n + 60))
+    result = aligned(template, blank(sky_header((n, n)), (n, n))).exposure
+    inside = np.isfinite(result.image.array)
+    variance = result.variance.array[inside]
+    # Between pixels in the middle of four, for which see the next test, and those that are hit.
+    weights = cardinal_spline(np.arange(-7.5, 8))
+    assert variance.min() > (weights**2).sum() ** 2 - 0.05
+    assert variance.max() < 1.05
+    for y in np.linspace(-0.5, n - 0.5, 9):
+        for x in np.linspace(-0.5, n - 0.5, 9):
+            found = noise_at(result.noise, x, y)
+            assert found is not None
+            assert np.abs(found.correlation).max() == 1
+
+
 def test_half_a_pixel_is_the_known_covariance():
     template = blank(sky_header(SHAPE, shift=(0.5, -0.5)))
     result = aligned(template, blank(sky_header(SHAPE))).exposure

@@ -21,16 +21,18 @@ from astropy.table import Table
 from ..errors import WhitediffError
 from ..exposures import kernels, masks
 from ..exposures.catalog import depth_text, headline
+from ..exposures.defects import NO_DEFECTS
 from ..exposures.detection import expected_false_detections
 from ..exposures.model import Exposure
 from ..exposures.noise import source_pixels
-from ..exposures.pipeline import aligned_as_before
+from ..exposures.pipeline import aligned_as_before, defects_as_before
 from ..exposures.psf import psf_image
 from ..exposures.solution import Solution, undecorrelated
 from ..exposures.subtraction import convolved_exposure, matched_template, subtract_background
 from ..exposures.widths import measured_width
 from ..outputs import replacing
 from ..profiles import full_width_half_maximum
+from ..stats import robust_sigma
 from ..widths import SignificanceWidth
 from .calibration import block_power, variance_calibration
 from .detections import detection_rows, edge_excess, sky_grid
@@ -62,6 +64,8 @@ __all__ = ["ReportInput", "report_data", "report_page", "write_report"]
 type Array = npt.NDArray[Any]
 
 
+_ENOUGH_PIXELS = 500_000
+"""That tell how large an image's noise is, about."""
 _MOST_PIXELS = 4_400_000
 """Of one picture of the whole frame: more are binned."""
 _MOST_BYTES = 5_500_000
@@ -257,10 +261,12 @@ def _matched(inputs: ReportInput, notes: list[str]) -> tuple[Array | None, Array
     if template is None:
         return None, None
     resampled = solution is not None and solution.alignment is not None
-    if science is not None and (resampled or template.bbox != science.bbox):
-        template = aligned_as_before(
-            science, template, [] if solution is None else [solution], use_wcs=inputs.use_wcs
-        )
+    if science is not None:
+        earlier = [] if solution is None else [_shown(solution)]
+        science, template = defects_as_before(_measurable(science), _measurable(template), earlier)
+        inputs.science = science
+        if resampled or template.bbox != science.bbox:
+            template = aligned_as_before(science, template, earlier, use_wcs=inputs.use_wcs)
     if template.shape != inputs.product.shape:
         notes.append(
             f"{template.source}: has the shape {template.shape}, but {inputs.name}"
@@ -291,6 +297,26 @@ def _matched(inputs: ReportInput, notes: list[str]) -> tuple[Array | None, Array
             scale_factor=solution.scale_factor,
         ).image.array
     return matched, before
+
+
+def _shown(solution: Solution) -> Solution:
+    """Solution with what changes pixels that are shown; no noise of the template is."""
+    defects = solution.defects
+    if defects is not None:
+        defects = dataclasses.replace(NO_DEFECTS, level_jumps=defects.level_jumps)
+    return dataclasses.replace(solution, defects=defects, alignment_noise="white")
+
+
+def _measurable(exposure: Exposure) -> Exposure:
+    """Exposure with a variance plane: one that is read only to be shown has none."""
+    plane = exposure.variance.array
+    if np.isfinite(plane).any():
+        return exposure
+    image = exposure.image.array
+    differences = np.diff(image[:: max(1, image.size // _ENOUGH_PIXELS)], axis=1)
+    differences = differences[np.isfinite(differences)]
+    noise = robust_sigma(differences) / math.sqrt(2) if differences.size else 0.0
+    return exposure.replaced(variance=np.full_like(plane, noise**2 if noise > 0 else 1.0))
 
 
 def _source_free(inputs: ReportInput) -> Array:

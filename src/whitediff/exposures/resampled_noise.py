@@ -23,8 +23,12 @@ type Array = npt.NDArray[Any]
 
 _LAGS = 6
 _MOST_LAGS = 18
-_CELLS = 16
-"""On each axis, in which covariances are averaged before polynomials are fitted to them."""
+_CELLS, _NODES = 16, 20
+"""On each axis: cells that are as large as those in which covariances are averaged, and places of
+these, which are denser at the frame's edges, so that polynomials do not swing there."""
+_DENSE = 49
+_OVERSHOOT = 0.1
+"""Of the range of the cells' variances, by which polynomials may leave it."""
 _LINES = 64
 """Rows and columns of two cells whose crossings are averaged."""
 _SEED = 20260801
@@ -66,7 +70,7 @@ def resampled_noise(
     smallest, _ = job.scales
     further = 0 if noise is None else _middle_noise(job, noise).max_lag
     lags = half_lags(min(_MOST_LAGS, math.ceil((_LAGS + further) / min(1.0, smallest))))
-    centers = (np.arange(_CELLS) + 0.5) / _CELLS
+    centers = 0.5 - 0.5 * np.cos(np.pi * (np.arange(_NODES) + 0.5) / _NODES)
     v, u = (2 * grid.ravel() - 1 for grid in np.meshgrid(centers, centers, indexing="ij"))
     # Slowly varying: the harmonics, with the Jacobian and the noise of the template.
     order = 0 if job.is_linear and not callable(noise) else _JACOBIAN_ORDER
@@ -76,12 +80,8 @@ def resampled_noise(
     )
     phases = _mean_phases(job, centers)
     cells = np.einsum("nkl,nk->nl", slow, phases).real
-    fitted, order = polynomials_by_prediction(
-        cells,
-        u,
-        v,
-        largest_order=_NOISE_ORDER if job.map.displacements is None else _DISTORTED_ORDER,
-        tolerance=_NOISE_TOLERANCE * float(cells[:, 0].mean()),
+    fitted, order = _fitted(
+        cells, u, v, _NOISE_ORDER if job.map.displacements is None else _DISTORTED_ORDER
     )
     coefficients = np.zeros((order + 1, order + 1))
     for (p, q), value in zip(chebyshev_terms(order), fitted[:, 0], strict=True):
@@ -92,6 +92,27 @@ def resampled_noise(
     if order == 0:
         return NoiseCovariance(images[0] / images[0].max(), text), gain
     return NoiseField(kernels.term_kernel(images, order, job.box), text), gain
+
+
+def _fitted(cells: Array, u: Array, v: Array, largest_order: int) -> tuple[Array, int]:
+    """Polynomials of the covariances of cells that leave the range of these nowhere."""
+    tolerance = _NOISE_TOLERANCE * float(cells[:, 0].mean())
+    least, most = float(cells[:, 0].min()), float(cells[:, 0].max())
+    beyond = _OVERSHOOT * (most - least) + tolerance
+    line = np.linspace(-1, 1, _DENSE)
+    y, x = (grid.ravel() for grid in np.meshgrid(line, line, indexing="ij"))
+    while True:
+        fitted, order = polynomials_by_prediction(
+            cells, u, v, largest_order=largest_order, tolerance=tolerance
+        )
+        if order == 0:
+            # Where places are denser, each stands for less of the frame.
+            area = np.sqrt((1 - u**2) * (1 - v**2))
+            return np.average(cells, axis=0, weights=area)[None], 0
+        variance = chebyshev_products(order, x, y) @ fitted[:, 0]
+        if variance.min() > least - beyond and variance.max() < most + beyond:
+            return fitted, order
+        largest_order = order - 1
 
 
 def _wave_numbers() -> Array:

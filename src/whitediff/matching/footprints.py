@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..extraction import sep_sources
+
 __all__ = ["extracted"]
 
 type Array = npt.NDArray[Any]
@@ -78,8 +80,6 @@ def _extract(
     width: float | None = None,
 ) -> Array:
     """Sources on an image that is smoothed by a Gaussian, or by SEP's own filter."""
-    import sep
-
     # The plain filter: that which weighs every pixel by its noise takes three times as long.
     options: dict[str, Any] = {"filter_type": "conv"}
     if width is not None:
@@ -89,8 +89,7 @@ def _extract(
         # What is smoothed more has less noise.
         left = float((profile**2).sum()) / float(profile.sum()) ** 2
         threshold *= min(1.0, left / _NOISE_LEFT)
-    result: Array = sep.extract(image, threshold, err=noise, mask=hole, **options)
-    return result
+    return sep_sources(image, threshold, err=noise, mask=hole, **options)
 
 
 def _typical(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..extraction import sep_sources
 from ..stats import half_sample_mode, robust_sigma
 
 __all__ = ["StarList", "centroids", "find_stars"]
@@ -117,7 +118,7 @@ def find_stars(flat: Array, bad: Array, *, most: int = _MOST) -> StarList:
     noise = robust_sigma(use) if use.size else 0.0
     if not noise > 0:
         return StarList(np.empty((0, 2)), np.empty(0), np.empty(0), 1.0, 0)
-    found = sep.extract(flat, _DETECTION_THRESHOLD, err=noise, mask=bad)
+    found = sep_sources(flat, _DETECTION_THRESHOLD, err=noise, mask=bad)
     found = found[np.argsort(-found["flux"], kind="stable")][: 2 * most]
     if not len(found):
         return StarList(np.empty((0, 2)), np.empty(0), np.empty(0), 1.0, 0)

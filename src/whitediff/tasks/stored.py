@@ -14,7 +14,7 @@ from ..exposures import masks
 from ..exposures.decorrelation import refuse_decorrelated, refuse_white
 from ..exposures.model import Exposure
 from ..exposures.noise import PairSources, pair_sources, rescaled, without_sentinels
-from ..exposures.pipeline import aligned_as_before, mark_sources
+from ..exposures.pipeline import aligned_as_before, defects_as_before, mark_sources
 from ..exposures.reuse import apply_solution
 from ..exposures.solution import Solution
 from ..exposures.widths import warn_of_significances
@@ -209,5 +209,6 @@ def _aligned(
     """Exposures on the same pixels, and where they have sources."""
     science = without_sentinels(Exposure.from_object(science))
     template = without_sentinels(Exposure.from_object(template))
+    science, template = defects_as_before(science, template, [solution])
     template = aligned_as_before(science, template, [solution])
     return science, template, pair_sources([science], [template])

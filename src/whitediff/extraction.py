@@ -1,0 +1,51 @@
+"""Sources by SEP, whose buffers are made as large as an image needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+
+__all__ = ["sep_sources"]
+
+type Array = npt.NDArray[Any]
+
+_PIXELS, _PARTS = "pixel buffer full", "deblending overflow"
+"""What SEP says when more pixels are in sources, or more parts in one, than it has room for."""
+_MORE, _MOST_PARTS = 8, 1 << 20
+
+
+def sep_sources(image: Array, threshold: float, **options: Any) -> Array:
+    """Sources of an image (``sep.extract``: Barbary 2016; Bertin & Arnouts 1996).
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)`` float32.
+    threshold, **options
+        As for ``sep.extract``.
+
+    Returns
+    -------
+    sources
+        Its table.
+
+    Notes
+    -----
+    SEP has room for 300 000 pixels and 1024 parts, and fails beyond.  Larger buffers take memory,
+    so that they are made where these do not suffice.
+    """
+    import sep
+
+    while True:
+        try:
+            result: Array = sep.extract(image, threshold, **options)
+            return result
+        except Exception as error:
+            pixels, parts = sep.get_extract_pixstack(), sep.get_sub_object_limit()
+            if _PIXELS in str(error) and pixels < 2 * image.size:
+                sep.set_extract_pixstack(min(_MORE * pixels, 2 * image.size))
+            elif _PARTS in str(error) and parts < _MOST_PARTS:
+                sep.set_sub_object_limit(_MORE * parts)
+            else:
+                raise
