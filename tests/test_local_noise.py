@@ -59,7 +59,7 @@ def test_the_plane_follows_the_noise(deep, unit):
         dark = scipy.ndimage.gaussian_filter(stars(seed, 4.0), 2) < 1
         assert np.abs(np.log(ratio[away & dark])).max() < 0.3
         assert np.exp(np.log(ratio[away & dark]).mean()) == pytest.approx(1, abs=0.05)
-        assert "where the depth differs" in found.description
+        assert "as the depth differs" in found.description
 
 
 def test_it_is_constant_where_the_noise_is():

@@ -31,7 +31,7 @@ TELLING = {
     "wfc3-ir": {"TELESCOP": "HST", "INSTRUME": "WFC3", "DETECTOR": "IR"},
     "jwst": {"TELESCOP": "JWST", "INSTRUME": "NIRCAM"},
     "decam": {"INSTRUME": "DECam", "PLVER": "V5.2LS5"},
-    "decam-bits": {"INSTRUME": "DECam", "PLVER": "V3.2.1"},
+    "decam-bits": {"INSTRUME": "DECam", "PLVER": "V3.2.1", "DES_EXT": "MASK"},
     "des": {"INSTRUME": "DECam", "DES_EXT": "MASK"},
     "ztf": {"INSTRUME": "ZTF/MOSAIC"},
     "ps1": {"MSKNAM00": "DETECTOR"},

@@ -128,6 +128,21 @@ def test_a_missing_exposure_time_is_told_of_and_can_be_given(tmp_path, caplog):
     assert found.ratios(given.variance.array, 1 / TIME) == pytest.approx((1, 1), abs=0.03)
 
 
+@pytest.mark.parametrize("subtracted", [False, True], ids=["sky", "no sky"])
+@pytest.mark.parametrize(("gain", "fwhm", "seed"), [(1.5, 4.0, 1), (5.0, 2.2, 2), (3.0, 2.5, 3)])
+def test_who_gives_an_exposure_time_speaks_of_units_per_second(
+    tmp_path, caplog, subtracted, gain, fwhm, seed
+):
+    found = scene(seed, gain=gain, fwhm=fwhm)
+    path, _ = written(tmp_path / "a.fits", found, "unnamed counts", gain, subtracted=subtracted)
+    with fits.open(path, mode="update") as hdus:
+        hdus[0].data /= TIME
+    options = ReadingOptions(exposure_time=TIME)
+    variance = read_exposure(path, options=options).variance.array
+    assert found.ratios(variance, 1 / gain / TIME) == pytest.approx((1, 1), abs=0.1)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("keywords", [("GAIN", "RDNOISE", "EXPTIME"), ("EGAIN", "RON", "ITIME")])
 def test_numbers_that_are_strings_are_read(keywords):
     texts = dict(zip(keywords, ("2.0", " 6.5 ", "3e1"), strict=True))

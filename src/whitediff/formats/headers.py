@@ -282,7 +282,7 @@ def pixel_origin(header: astropy.io.fits.Header, name: str) -> tuple[int, int]:
     LTV cards are not used: they usually point into the detector's raw frame, which differs
     between images of the same grid.
     """
-    if header.get("CTYPE1A") != "LINEAR":
+    if header.get("CTYPE1A") != "LINEAR" or not {"CRVAL1A", "CRVAL2A"} & set(header):
         return (0, 0)
     found = []
     for axis in (2, 1):

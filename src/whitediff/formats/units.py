@@ -237,6 +237,9 @@ def photon_header(
         found = first_value(headers, _EXPOSURE_TIME_KEYWORDS)
         if found is not None and 0 < found[1] < float("inf"):
             exposure_time = found[1]
+    elif quantity == "unknown":
+        # Who says how many seconds speaks of units per second.
+        is_rate = True
     number = first_value(headers, _NUMBER_KEYWORDS)
     conversion = None
     if re.sub(r"[\s^()*]", "", str(unit)).lower() in _SURFACE_BRIGHTNESS:

@@ -304,10 +304,11 @@ def _recognised(header: astropy.io.fits.Header) -> str | None:
         found = "acs"
     elif telescope == "HST" and instrument == "WFC3":
         found = "wfc3-ir" if text("DETECTOR") == "IR" else "wfc3-uvis"
+    elif instrument == "DECAM" and text("PLVER"):
+        # Its files may carry cards of the Dark Energy Survey, too.
+        found = "decam-bits" if _version(text("PLVER")) < (3, 5) else "decam"
     elif "DES_EXT" in header:
         found = "des"
-    elif instrument == "DECAM" and text("PLVER"):
-        found = "decam-bits" if _version(text("PLVER")) < (3, 5) else "decam"
     elif (
         instrument.startswith("ZTF")
         or "ZWICKY TRANSIENT" in origin
