@@ -71,6 +71,9 @@ _LOST = tuple(set(masks.UNTRUSTED_MASK_PLANES) - set(masks.INTERPOLATED_MASK_PLA
 """Mask planes of pixels whose neighbours do not tell what they would be."""
 _APERTURE, _SMALLEST_APERTURE = 2.0, 4.0
 """Radius, in full widths at half maximum of the wider PSF and in pixels, that holds a star."""
+_LARGER, _LEFT_BEYOND = 1.4, 0.5
+"""Radius of a larger aperture; of what the light between two radii changes a ratio of fluxes by,
+what that beyond the larger one does: 0 to 0.6 for Gaussians to Moffat profiles of beta 2.5."""
 _SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.025, 0.2
 """Differences between a kernel's sum and what photometry finds: errors of the latter, that have to
 be exceeded in any case, and the relative ones that deserve a warning and an error."""
@@ -751,20 +754,35 @@ def _measured_sum(
     ny, nx = missing.shape
     local = fit.coefficients_at(2 * (x + 0.5) / nx - 1, 2 * (y + 0.5) / ny - 1)[:, 0]
     radius = max(_APERTURE * max(pair.science_fwhm, pair.template_fwhm), _SMALLEST_APERTURE)
-    found = flux_ratio(
-        whole[0],
-        whole[1],
-        source.variance.array,
-        target.variance.array,
-        missing,
-        pair.source_levels.either,
-        x,
-        y,
-        radius=radius,
-        expected=local,
-    )
+
+    def measured(radius: float, within: float | None = None) -> FluxRatio:
+        return flux_ratio(
+            whole[0],
+            whole[1],
+            source.variance.array,
+            target.variance.array,
+            missing,
+            pair.source_levels.either,
+            x,
+            y,
+            radius=radius,
+            expected=local,
+            within=within,
+        )
+
+    # Profiles of other widths lose other parts of their wings, the more the faster the ratio
+    # still goes with the radius; where stars are not too close, a larger aperture loses less.
+    tried = []
+    for each in (radius, _LARGER * radius):
+        found, inner = measured(each), measured(each, each / _LARGER)
+        beyond = _LEFT_BEYOND * abs(found.value - inner.value)
+        tried.append(dataclasses.replace(found, error=math.hypot(found.error, beyond)))
+    found = min(tried, key=lambda ratio: ratio.error if math.isfinite(ratio.error) else math.inf)
     return dataclasses.replace(
-        found, value=found.value * fit.kernel_sum, error=found.error * abs(fit.kernel_sum)
+        found,
+        value=found.value * fit.kernel_sum,
+        error=found.error * abs(fit.kernel_sum),
+        trend=tried[0].trend,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -31,9 +32,11 @@ _FEWEST = 200
 """Bins."""
 _LEAST_SHARE = 0.5
 """Of a bin's pixels that are good."""
-_USUAL = 0.005
-"""Of a kernel's sum, what wings beyond it usually hold: 0.002 to 0.008 for Moffat profiles and
-turbulence."""
+_RINGS = (1.7, 3.0)
+"""Halves of the kernel's side between which wings are parted: how fast they fall is not known."""
+_USUAL = (0.012, 0.005, 0.004)
+"""Of a kernel's sum, what wings in these rings usually hold: Moffat profiles of beta 2.5 have
+0.013, 0.005 and 0.002, turbulence 0.003 each."""
 
 
 def sum_beyond(
@@ -89,15 +92,28 @@ def sum_beyond(
     half = len(kernel) // 2
     offset = np.arange(-math.ceil(_REACH * fwhm), math.ceil(_REACH * fwhm) + 1)
     square = offset[:, None] ** 2 + offset**2
-    wing = (1 + square / fwhm**2) ** (-_SLOPE / 2)
-    wing[square > (_REACH * fwhm) ** 2] = 0
     inside = np.abs(offset) <= half
-    wing[np.ix_(inside, inside)] = 0
-    wing /= wing.sum()
+    reach = half * np.array([0.0, *_RINGS, math.inf])
+    wings = []
+    for least, most in itertools.pairwise(reach**2):
+        wing = (1 + square / fwhm**2) ** (-_SLOPE / 2)
+        wing[(square > (_REACH * fwhm) ** 2) | (square < least) | (square >= most)] = 0
+        wing[np.ix_(inside, inside)] = 0
+        if wing.any():
+            wings.append(wing / wing.sum())
+    usual = np.array(_USUAL[: len(wings)]) * abs(float(kernel.sum()))
     left = second - scipy.signal.fftconvolve(first, _binned_kernel(kernel, side), mode="same")
-    beyond = scipy.signal.fftconvolve(first, _binned_kernel(wing, side), mode="same")
+    beyond = [
+        scipy.signal.fftconvolve(first, _binned_kernel(wing, side), mode="same") for wing in wings
+    ]
     smooth = scipy.ndimage.gaussian_filter(first, 1.0)
-    use = (share >= _LEAST_SHARE) & ~_grown(smooth > _BRIGHT * median_deviation(smooth))
+    # Within a kernel's reach of a bright source, what is left of it counts for more than wings.
+    peaks = smooth == scipy.ndimage.maximum_filter(smooth, 3)
+    peaks &= smooth > _BRIGHT * median_deviation(smooth)
+    away = np.full(share.shape, np.inf)
+    if peaks.any():
+        away = side * scipy.ndimage.distance_transform_edt(~peaks)
+    use = (share >= _LEAST_SHARE) & (away > half)
     use &= ~_grown(np.abs(left - np.median(left)) > _CHANGED * median_deviation(left))
     edge = math.ceil(half / side) + 1
     inner = np.zeros_like(use)
@@ -105,23 +121,26 @@ def sum_beyond(
     use &= inner
     y, x = np.nonzero(use)
     if len(y) < _FEWEST:
-        return 0.0, _USUAL * abs(float(kernel.sum()))
+        return 0.0, float(np.sqrt((usual**2).sum()))
     unit = max(float(np.abs(beyond).max()), 1e-300)
     terms = chebyshev_products(2, u[x], v[y])
-    columns = np.column_stack([terms, beyond[y, x] / unit, left[y, x]])
+    columns = np.column_stack([terms, *(each[y, x] / unit for each in beyond), left[y, x]])
     block = (_BLOCKS * y // ny) * _BLOCKS + _BLOCKS * x // nx
     grams = np.array([columns[block == k].T @ columns[block == k] for k in range(_BLOCKS**2)])
     total = grams.sum(axis=0)
 
-    def amplitude(gram: Array) -> float:
+    def amplitudes(gram: Array) -> Array:
         found = np.linalg.lstsq(gram[:-1, :-1], gram[:-1, -1], rcond=None)[0]
-        return float(found[-1]) / unit
+        result: Array = found[-len(wings) :] / unit
+        return result
 
-    measured, found = amplitude(total), [amplitude(total - gram) for gram in grams]
-    noise = (_BLOCKS**2 - 1) * float(np.var(found))
-    usual = (_USUAL * float(kernel.sum())) ** 2
-    known = usual / max(usual + noise, 1e-300)
-    return known * measured, math.sqrt(known * noise)
+    measured, found = amplitudes(total), np.array([amplitudes(total - gram) for gram in grams])
+    noise = (_BLOCKS**2 - 1) * np.atleast_2d(np.cov(found.T, bias=True))
+    # What is expected before, weighed against what is measured, in units of the former.
+    noise /= np.outer(usual, usual)
+    gain = np.linalg.solve(noise + np.eye(len(wings)), np.eye(len(wings)))
+    error = math.sqrt(float(usual @ (np.eye(len(wings)) - gain) @ usual))
+    return float(usual @ gain @ (measured / usual)), error
 
 
 def _binned(image: Array, side: int) -> Array:
