@@ -280,7 +280,9 @@ def test_without_pixels_the_usual_wings_are_taken():
     wing, error = sum_beyond(
         plane, plane, np.ones(plane.shape, bool), kernel, skies=(flat, flat), fwhm=3.0
     )
-    assert (wing, error) == (0, pytest.approx(0.005))
+    # Moffat profiles of beta 2.5 to 3.2 have 0.005 to 0.022.
+    assert wing == 0
+    assert 0.005 < error < 0.022
 
 
 def check_sum(scene, images, most_off):

@@ -21,6 +21,7 @@ import whitediff
 from whitediff import detection
 from whitediff.exposures.catalog import believed
 from whitediff.exposures.model import Exposure
+from whitediff.exposures.noise import regions_of_one_image
 from whitediff.exposures.pipeline import SubtractionOptions, make_all
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.sources import broad_parts
@@ -220,3 +221,29 @@ def test_a_level_is_that_of_the_surroundings():
     assert np.all((level > 4) & (level < 8))
     away = detection.Peaks(x - 100, y, *np.full((3, n), 7.0))
     assert not detection.surrounding_level(found, away, 4.7).any()
+
+
+@pytest.mark.parametrize("yx0", [(0, 0), (40, -17)])
+@pytest.mark.parametrize("unit", [1.0, 1e-20])
+@pytest.mark.parametrize("level", [-30.0, 2.5])
+def test_a_region_of_one_image_alone_is_told_of(level, unit, yx0):
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        image = rng.normal(0, 1, (300, 340))
+        # A bright transient, and what fringes leave.
+        y, x = np.mgrid[:300, :340]
+        image += 500 * (1 + ((y - 60) ** 2 + (x - 200) ** 2) / 9) ** -2.5 + 0.3 * np.sin(x / 5)
+
+        def told(values):
+            exposure = Exposure.from_arrays(
+                (unit * values).astype(np.float32), variance=unit**2, yx0=yx0
+            )
+            return regions_of_one_image(exposure)
+
+        assert told(image) == ""
+        image[160:224, 40:120] += level
+        text = told(image)
+        assert f"in rows {160 + yx0[0]} to {223 + yx0[0]}" in text
+        assert f"columns {40 + yx0[1]} to {119 + yx0[1]}" in text
+        share = float(text.split("%")[0])
+        assert share == pytest.approx(100 * 64 * 80 / 296 / 336, rel=0.1)

@@ -292,8 +292,8 @@ class _Field:
         sigma = robust_sigma(left[quiet] / np.sqrt(usual[quiet]))
         # Faint sources scatter in the same part of it.
         plane = relative * np.float32(sigma**2 * min(1.0, self.variance / self.whole_scatter))
-        least, usual, most = (float(each) for each in (plane.min(), np.median(plane), plane.max()))
-        return plane, f"; as the depth differs, {least:.3g} to {most:.3g}, usually {usual:.3g}"
+        least, middle, most = (float(f(plane)) for f in (np.min, np.median, np.max))
+        return plane, f"; as the depth differs, {least:.3g} to {most:.3g}, usually {middle:.3g}"
 
     def photons_and_read_noise(
         self, scale: PhotonScale, read_noise: float | None, warning: str

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 from lsst.images import Image, Mask
 
 from .. import planes
@@ -54,6 +55,7 @@ __all__ = [
     "noise_and_structure",
     "noises_by_role",
     "pair_sources",
+    "regions_of_one_image",
     "rescaled",
     "source_pixels",
     "sources_apart",
@@ -77,6 +79,7 @@ _CROWDED = 0.03
 _CONFIRMED = 4.0
 """χ² by which a correlation fits high frequencies better than none, from which it is of noise."""
 _SQUARE, _FEWEST_SQUARES, _MOST_STRUCTURE = 8, 200, 1.5
+_REGION_ERRORS, _REGION_SQUARES = 10.0, 12
 _SPOILED = (*masks.AVOIDED_MASK_PLANES, "SOURCE", "EDGE")
 _ENOUGH_PIXELS = 4_000_000
 _ENOUGH_FOR_SCATTER = 2_000_000
@@ -644,10 +647,72 @@ def structure_on_larger_scales(difference: Exposure) -> str:
     """
     if difference.is_score:
         return ""
+    sums, _ = _sums_of_squares(difference)
+    found = sums[np.isfinite(sums)]
+    if len(found) < _FEWEST_SQUARES:
+        return ""
+    ratio = float(np.mean(np.minimum((found - np.median(found)) ** 2, 25.0)))
+    if ratio <= _MOST_STRUCTURE:
+        return ""
+    return (
+        f"the sums of {_SQUARE} × {_SQUARE} pixels have {ratio:.3g} times the variance of white"
+        " noise: one image has fringes, steps or a sky that the other has not, or correlated noise"
+    )
+
+
+def regions_of_one_image(difference: Exposure) -> str:
+    """Where a difference holds much light, or lack of it, that is no source.
+
+    Parameters
+    ----------
+    difference
+        As of `structure_on_larger_scales`.
+
+    Returns
+    -------
+    text
+        A sentence's part; empty where there is nothing.
+
+    Notes
+    -----
+    Regions of at least 12 adjacent squares of 8 × 8 pixels whose sums are beyond 10 errors: what
+    was vignetted in one image alone, ghosts, covered parts.
+    """
+    if difference.is_score:
+        return ""
+    sums, step = _sums_of_squares(difference)
+    known = np.isfinite(sums)
+    if np.count_nonzero(known) < _FEWEST_SQUARES:
+        return ""
+    beyond = known & (np.abs(sums - np.nanmedian(sums)) > _REGION_ERRORS)
+    groups, _ = scipy.ndimage.label(beyond, np.ones((3, 3)))
+    sizes = np.bincount(groups.ravel())
+    sizes[0] = 0
+    large = step * sizes >= _REGION_SQUARES
+    if not large.any():
+        return ""
+    (y0, x0), side = difference.yx0, _SQUARE
+    rows, columns = scipy.ndimage.find_objects(groups)[int(np.argmax(sizes)) - 1]
+    first = y0 + side * step * rows.start, x0 + side * columns.start
+    last = y0 + side * (step * (rows.stop - 1) + 1) - 1, x0 + side * columns.stop - 1
+    share = np.count_nonzero(large[groups]) / np.count_nonzero(known)
+    return (
+        f"{100 * share:.2g}% of the frame between its sources holds light, or lacks it, far beyond"
+        f" noise, most in rows {first[0]} to {last[0]} and columns {first[1]} to {last[1]}: one"
+        " image is vignetted, covered or lit there and the other is not"
+    )
+
+
+def _sums_of_squares(difference: Exposure) -> tuple[Array, int]:
+    """Sums of squares of pixels over their errors, and of how many rows of squares one is taken.
+
+    NaN where too little of a square is free of sources and known.
+    """
     side = _SQUARE
     ny, nx = (n // side * side for n in difference.shape)
+    step = max(1, ny * nx // _ENOUGH_FOR_SCATTER)
     sums = []
-    for start in range(0, ny, side * max(1, ny * nx // _ENOUGH_FOR_SCATTER)):
+    for start in range(0, ny, side * step):
         rows = slice(start, start + side)
         image = difference.image.array[rows, :nx]
         variance = difference.variance.array[rows, :nx]
@@ -657,17 +722,9 @@ def structure_on_larger_scales(difference: Exposure) -> str:
             value = np.where(free, image / np.sqrt(variance), 0)
         count = free.reshape(side, -1, side).sum(axis=(0, 2))
         total = value.reshape(side, -1, side).sum(axis=(0, 2))
-        sums.append((total / np.sqrt(np.maximum(count, 1)))[count > 0.75 * side**2])
-    found = np.concatenate(sums) if sums else np.zeros(0)
-    if len(found) < _FEWEST_SQUARES:
-        return ""
-    ratio = float(np.mean(np.minimum((found - np.median(found)) ** 2, 25.0)))
-    if ratio <= _MOST_STRUCTURE:
-        return ""
-    return (
-        f"the sums of {side} × {side} pixels have {ratio:.3g} times the variance of white noise:"
-        " one image has fringes, steps or a sky that the other has not, or correlated noise"
-    )
+        total = total / np.sqrt(np.maximum(count, 1))
+        sums.append(np.where(count > 0.75 * side**2, total, np.nan))
+    return (np.array(sums) if sums else np.zeros((0, 0))), step
 
 
 def _known_noise(name: str, exposure: Exposure) -> Noise:

@@ -14,7 +14,7 @@ from ..profiles import full_width_half_maximum
 from ..widths import SignificanceWidth, correlated_pixels, significance_width
 from . import masks
 from .model import Exposure
-from .noise import structure_on_larger_scales
+from .noise import regions_of_one_image, structure_on_larger_scales
 from .psf import psf_image
 
 __all__ = ["free_of_sources", "measured_width", "warn_of_significances", "width_of"]
@@ -142,6 +142,8 @@ def warn_of_significances(exposure: Exposure) -> SignificanceWidth | None:
         _log.warning(
             "%s: between its sources %s; faint sources are not to be believed.", name, larger
         )
+    if regions := regions_of_one_image(exposure):
+        _log.warning("%s: %s; nothing there is to be believed.", name, regions)
     return width
 
 
