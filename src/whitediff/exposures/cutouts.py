@@ -52,6 +52,8 @@ _APERTURE, _SMALLEST_APERTURE = 1.5, 3.5
 _LEAST_PROFILE = 0.7
 """Of a PSF's squares, what has to be measured for its flux."""
 _MOST_CHI_SQUARE, _FEWEST_STATIC = 2.5, 20
+_OFF_SCALE = 4.0
+"""Errors of a kernel's sum and of the flux scale by which they differ by no chance."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,6 +222,8 @@ def kernel_source(
     if max(ny, nx) <= _LARGEST_STAMP:
         return KernelSource("pixels", why, True)
     assert failure is not None
+    if not failure.found:
+        raise failure
     raise TooFewSourcesError(
         f"{failure} All pixels tell of a kernel, too, if less (--kernel-from pixels).",
         found=failure.found,
@@ -296,6 +300,12 @@ def solve_cutout(
         )
     except DataError as error:
         raise DataError(f"{science.source or 'The science image'}: {error}") from error
+    if not fit.scale.sources and source.name == "pixels" and not source.is_stamp:
+        raise DataError(
+            f"{science.source or 'The science image'}: no static source stands out of the noise of"
+            " both images, and noise tells no kernel; give both PSFs (--science-psf,"
+            " --template-psf), or stack images until stars show."
+        )
     science, template = (
         exposure.replaced(variance=(factor * exposure.variance.array).astype(np.float32))
         for exposure, factor in zip(pair, factors, strict=True)
@@ -516,6 +526,12 @@ def cutout_problems(cutout: Cutout, flux: CutoutFlux | None) -> list[str]:
             " assumption: no static source tells it, nor do zero points; give it (--flux-scale)"
             " unless the images have the same."
         )
+        off, known = fit.kernel_sum - scale.used, math.hypot(fit.error.sum_error, scale.used_error)
+        if abs(off) > _OFF_SCALE * known:
+            problems.append(
+                f"The kernel's sum of {fit.kernel_sum:.4g} is not that scale: pixels with so little"
+                " static light do not tell it; do not believe fluxes where the template has light."
+            )
     if flux is None and cutout.place is not None:
         problems.append(
             f"No flux of the transient at ({cutout.place[0]:g}, {cutout.place[1]:g}): pixels there"
