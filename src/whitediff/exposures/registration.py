@@ -201,14 +201,13 @@ def measured_correction(
             found = fit_distortion(first.yx[one], second.yx[other] - change(taken[one]), error)
             field = None if found is None else found.displacements
             moved = np.zeros_like(taken) if field is None else field.at(*first.yx.T)[0]
-            text = (
-                ""
-                if found is None or field is None
-                else (
-                    f"; local distortions of {found.before:.2g} pixels rms are taken out to"
-                    f" {found.after:.2g} (length {field.length:.3g} pixels)"
+            text = "; these stars tell of no local distortions"
+            if found is not None and field is not None:
+                text = (
+                    f"; local distortions of {found.before:.2g} pixels rms are taken out"
+                    f" ({found.after:.2g} are left where no star is, length {field.length:.3g}"
+                    " pixels)"
                 )
-            )
     found_shift = _misalignment(
         change, used, scatter, error, _middle(science, template, by_wcs), parameters
     )
@@ -235,7 +234,7 @@ def measured_correction(
             else "not rotated",
             " but mirrored" if np.linalg.det(change.matrix) < 0 else "", found_shift.scale, text,
         )  # fmt: skip
-    if not text and found_shift.scatter > _LOCAL and found_shift.stars >= _ENOUGH:
+    if field is None and found_shift.scatter > _LOCAL and found_shift.stars >= _ENOUGH:
         _log.warning("%s: %s", name, _local(found_shift, sought=distortions))
     return Correction(change, field, by_wcs)
 
