@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,9 @@ _FAR, _STAYS = 12, 0.4
 of a trail's nothing is."""
 _ROUNDS, _SMALL = 8, 0.1
 """Of a fit without bad lines; part of the typical residual below which all count alike."""
+_ENOUGH_PIXELS, _FEWEST_PIXELS = 200_000, 2000
+_NOISE_ERRORS, _SAME_NOISE = 4.0, 0.02
+"""Errors, and part, by which a rectangle's variance is another one than its plane says."""
 _MEDIAN_ERROR = 1.2533
 
 
@@ -48,12 +52,16 @@ class AmplifierLevels:
         ``(len(rows) + 1, len(columns) + 1)`` image_unit; zero in the mean over the frame.
     largest
         The largest jump, image_unit.
+    noise
+        Of the shape of `level`: variance of the rectangles' pixels over their variance plane,
+        relative to its median; 1 where that does not differ.
     """
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
     level: Array
     largest: float
+    noise: Array
 
     def taken_off(self, image: Array) -> Array:
         """Take the constants off.
@@ -69,11 +77,38 @@ class AmplifierLevels:
             Of the image's type.
         """
         result = image.copy()
-        (rows, columns) = _ends(self.rows, image.shape[0]), _ends(self.columns, image.shape[1])
-        for i, (top, bottom) in enumerate(itertools.pairwise(rows)):
-            for j, (left, right) in enumerate(itertools.pairwise(columns)):
-                result[top:bottom, left:right] -= image.dtype.type(self.level[i, j])
+        for i, j, part in _rectangles(self.rows, self.columns, image.shape):
+            result[part] -= image.dtype.type(self.level[i, j])
         return result
+
+    def scaled(self, variance: Array) -> Array:
+        """Give each rectangle the variance that it has.
+
+        Parameters
+        ----------
+        variance
+            ``(ny, nx)``; not modified.
+
+        Returns
+        -------
+        scaled
+            The same object where no rectangle differs.
+        """
+        if (self.noise == 1).all():
+            return variance
+        result = variance.copy()
+        for i, j, part in _rectangles(self.rows, self.columns, variance.shape):
+            result[part] *= variance.dtype.type(self.noise[i, j])
+        return result
+
+
+def _rectangles(
+    rows: Sequence[int], columns: Sequence[int], shape: tuple[int, ...]
+) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
+    """Numbers and pixels of the rectangles between lines."""
+    for i, (top, bottom) in enumerate(itertools.pairwise(_ends(rows, shape[0]))):
+        for j, (left, right) in enumerate(itertools.pairwise(_ends(columns, shape[1]))):
+            yield i, j, (slice(top, bottom), slice(left, right))
 
 
 def amplifier_levels(image: Array, looked_at: Surface, unusable: Array) -> AmplifierLevels | None:
@@ -119,10 +154,40 @@ def amplifier_levels(image: Array, looked_at: Surface, unusable: Array) -> Ampli
     tall, wide = (np.diff(_ends(at, n)) for at, n in zip((rows, columns), image.shape, strict=True))
     level -= float(tall @ level @ wide) / image.size
     largest = max((height for height, _ in jumps.values()), key=abs)
-    return AmplifierLevels(tuple(rows), tuple(columns), level, largest)
+    noise = _relative_noise(image, looked_at.variance, unusable, rows, columns)
+    return AmplifierLevels(tuple(rows), tuple(columns), level, largest, noise)
 
 
-def _ends(places: tuple[int, ...] | list[int], n: int) -> list[int]:
+def _relative_noise(
+    image: Array, variance: Array, unusable: Array, rows: list[int], columns: list[int]
+) -> Array:
+    """Variance of rectangles' pixels over their planes, relative to the median; 1 if it is that.
+
+    A plane that was computed from counts takes an offset for photons.  Differences of neighbours
+    tell, in which sky and light cancel; what correlates them is common to all.
+    """
+    ratio = np.ones((len(rows) + 1, len(columns) + 1))
+    error = np.zeros_like(ratio)
+    for i, j, part in _rectangles(rows, columns, image.shape):
+        step = max(1, image[part].size // _ENOUGH_PIXELS)
+        pixels = np.where(unusable[part], np.nan, image[part])[::step].astype(np.float64)
+        planes = variance[part][::step].astype(np.float64)
+        difference = (pixels[:, 1:] - pixels[:, :-1]) / np.sqrt(planes[:, 1:] + planes[:, :-1])
+        difference = difference[np.isfinite(difference)]
+        if len(difference) < _FEWEST_PIXELS:
+            continue
+        ratio[i, j] = robust_sigma(difference) ** 2
+        # Of a median deviation, twice for the square; neighbouring differences share a pixel.
+        error[i, j] = 2 * 1.17 * 1.3 / math.sqrt(2 * len(difference))
+    known = error > 0
+    if np.count_nonzero(known) < 2 or not (ratio[known] > 0).all():
+        return np.ones_like(ratio)
+    ratio[known] /= np.median(ratio[known])
+    same = ~known | (np.abs(np.log(ratio)) < np.maximum(_NOISE_ERRORS * error, _SAME_NOISE))
+    return np.where(same, 1.0, ratio)
+
+
+def _ends(places: Sequence[int], n: int) -> list[int]:
     return [0, *places, n]
 
 

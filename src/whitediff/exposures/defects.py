@@ -222,7 +222,7 @@ def _surface(exposure: Exposure, wanted: Wanted, unusable: Array | None) -> _Loo
     looked_at = surface(image, variance, unusable)
     levels = amplifier_levels(image, looked_at, unusable) if wanted[3] else None
     if levels is not None:
-        looked_at = surface(levels.taken_off(image), variance, unusable)
+        looked_at = surface(levels.taken_off(image), levels.scaled(variance), unusable)
     return _LookedAt(looked_at, dead, levels)
 
 
@@ -231,13 +231,17 @@ def _levelled(exposure: Exposure, levels: AmplifierLevels) -> Exposure:
     first = exposure.bbox.y.start, exposure.bbox.x.start
     _log.info(
         "%s: its level jumps at %s, by up to %.3g image units, as between amplifiers whose bias was"
-        " not quite taken off; the jumps are taken off (--no-level-jumps leaves them in).",
+        " not quite taken off; the jumps are taken off%s (--no-level-jumps leaves them in).",
         exposure.source or "The exposure",
         named_lines(levels.rows, levels.columns, first),
         abs(levels.largest),
+        "" if (levels.noise == 1).all() else ", and each part gets the variance that it has",
     )
     image = levels.taken_off(exposure.image.array)
-    return exposure.replaced(image=Image(image, bbox=exposure.bbox, unit=exposure.image.unit))
+    return exposure.replaced(
+        image=Image(image, bbox=exposure.bbox, unit=exposure.image.unit),
+        variance=levels.scaled(exposure.variance.array),
+    )
 
 
 def _sharpness(exposure: Exposure, peaks: RoundPeaks, others: RoundPeaks | None) -> Array:
