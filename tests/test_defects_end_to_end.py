@@ -197,12 +197,47 @@ def test_rows_on_trails_are_flagged_anywhere(seed, on, brightness):
     check_trail(seed, "template" if seed % 2 else "science", on, brightness)
 
 
+def with_amplifiers(scene: Simulation, seed: int) -> list[Any]:
+    """The scene's images, with four amplifiers of other offsets in each."""
+    rng = np.random.default_rng(seed)
+    exposures = images_of(scene)
+    for exposure in exposures:
+        image = exposure.image.array
+        ny, nx = image.shape
+        noise = np.sqrt(np.median(exposure.variance.array))
+        for rows in (slice(0, ny // 2), slice(ny // 2, ny)):
+            for columns in (slice(0, nx // 2), slice(nx // 2, nx)):
+                image[rows, columns] += noise * rng.normal(0, 1.5)
+    return exposures
+
+
+@pytest.mark.parametrize("seed", slow_after(1, range(61, 69)))
+def test_amplifiers_of_other_offsets_make_no_source(seed):
+    scene = simulation(seed, 3.0, ("template", "science")[seed % 2])
+    before, after = (
+        whitediff.detect(difference_of(exposures()).product.exposure)
+        for exposures in (lambda: images_of(scene), lambda: with_amplifiers(scene, seed))
+    )
+    told = are_flagged(after) | (np.asarray(after["classification"]) != "point")
+    places = [np.stack([rows["x"].value, rows["y"].value]) for rows in (after, before)]
+    apart = np.hypot(*(places[0][:, :, None] - places[1][:, None]))
+    # The noise's own peaks are in both.
+    assert not (~told & (apart > 3).all(axis=1)).any()
+    seen = apart.min(axis=0) < 1
+    bright = np.abs(np.asarray(before["significance"])) > 7
+    bright &= np.asarray(before["classification"]) == "point"
+    assert seen[bright].all()
+    assert np.count_nonzero(bright) >= 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["template", "science"])
 def test_a_product_is_made_again(direction, caplog):
-    caplog.set_level(logging.CRITICAL)
+    caplog.set_level(logging.INFO)
     scene = simulation(41, 2.5, direction, "both", cosmic_rays=RAYS, trails=1)
-    first, exposures = made(scene)
+    exposures = with_amplifiers(scene, 41)
+    first = difference_of(exposures)
+    assert "its level jumps" in caplog.text
     solutions = {"difference": first.product.solution}
     again = make_again(*exposures, solutions)["difference"].product.exposure
     before = first.product.exposure

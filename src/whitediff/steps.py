@@ -11,7 +11,16 @@ import numpy.typing as npt
 
 from .stats import robust_sigma
 
-__all__ = ["ABOUT", "longest_reach", "named_lines", "sharpest_step", "step_terms", "steps_in"]
+__all__ = [
+    "ABOUT",
+    "ENOUGH_EVIDENCE",
+    "longest_reach",
+    "named_lines",
+    "profile_noise",
+    "sharpest_step",
+    "step_terms",
+    "steps_in",
+]
 
 type Array = npt.NDArray[Any]
 
@@ -20,12 +29,13 @@ ABOUT = 8
 
 _REACH, _PART, _SHORTEST_REACH = 48, 8, 8
 """Pixels to both sides of a step that tell it: at most so many, and that part of the profile."""
-_SIGMAS, _SIGMAS_BESIDE, _MOST = 8.0, 5.0, 16
+_SIGMAS, _SIGMAS_IF_WEAK, _MOST = 8.0, 5.0, 16
 _BLOCK = 8
 """Pixels whose mean tells noise that neighbours share."""
-_SHARP, _SHARP_EVIDENCE, _SHARP_BESIDE = 12, 25.0, 12.0
-"""Pixels to both sides of a step within which it is better than a polynomial of order 5, and by how
-much of chi-square: what is smooth makes steps, too."""
+ENOUGH_EVIDENCE = 25.0
+"""Chi-square by which a step is better than what is smooth, which makes steps, too."""
+_SHARP, _SHARP_IF_WEAK = 12, 12.0
+"""Pixels to both sides within which that is judged."""
 
 
 def longest_reach(n: int) -> int:
@@ -84,15 +94,36 @@ def step_terms(offset: Array) -> Array:
     return np.stack([offset**0, offset, offset**2, offset > 0], 1)
 
 
-def steps_in(profile: Array, *, expected: bool = False) -> list[int]:
+def profile_noise(profile: Array) -> float:
+    """Noise of a profile, which its neighbours may share.
+
+    Parameters
+    ----------
+    profile
+        ``(n,)``.
+
+    Returns
+    -------
+    sigma
+        By second differences of its values, or of means of 8, which correlated noise makes larger.
+    """
+    sums = np.cumsum(profile)
+    means = (sums[_BLOCK:] - sums[:-_BLOCK]) / _BLOCK
+    beside = means[2 * _BLOCK :] + means[: -2 * _BLOCK] - 2 * means[_BLOCK:-_BLOCK]
+    return max(
+        robust_sigma(np.diff(profile, 2)), math.sqrt(_BLOCK) * robust_sigma(beside)
+    ) / math.sqrt(6)
+
+
+def steps_in(profile: Array, *, weak: bool = False) -> list[int]:
     """Find steps in a profile.
 
     Parameters
     ----------
     profile
         ``(n,)`` means of rows or columns; NaN where there is none.
-    expected
-        Steps across it are known, so that less will do: 5 errors, and half of the evidence.
+    weak
+        Also those of 5 errors, and with half of the evidence, which something else has to confirm.
 
     Returns
     -------
@@ -110,18 +141,10 @@ def steps_in(profile: Array, *, expected: bool = False) -> list[int]:
     if not reach or known.sum() < n // 2:
         return []
     profile = np.interp(np.arange(n), np.flatnonzero(known), profile[known])
-    # Noise that is correlated scatters more in means of neighbours than its pixels say.
-    sums = np.cumsum(profile)
-    means = (sums[_BLOCK:] - sums[:-_BLOCK]) / _BLOCK
-    beside = means[2 * _BLOCK :] + means[: -2 * _BLOCK] - 2 * means[_BLOCK:-_BLOCK]
-    sigma = max(
-        robust_sigma(np.diff(profile, 2)), math.sqrt(_BLOCK) * robust_sigma(beside)
-    ) / math.sqrt(6)
+    sigma = profile_noise(profile)
     weights = np.linalg.pinv(step_terms(np.arange(-reach, reach) + 0.5))[3]
     error = sigma * math.sqrt(float(weights @ weights))
-    least, evidence = _SIGMAS, _SHARP_EVIDENCE
-    if expected:
-        least, evidence = _SIGMAS_BESIDE, _SHARP_BESIDE
+    least, evidence = (_SIGMAS_IF_WEAK, _SHARP_IF_WEAK) if weak else (_SIGMAS, ENOUGH_EVIDENCE)
     found: list[int] = []
     tried = np.zeros(n - 2 * reach + 1, dtype=bool)
     while len(found) < _MOST:
@@ -131,15 +154,15 @@ def steps_in(profile: Array, *, expected: bool = False) -> list[int]:
             break
         tried[max(0, best - ABOUT) : best + ABOUT + 1] = True
         # Masked pixels and noise move the highest value.
-        place = sharpest_step(profile, best + reach)
+        place, gain = sharpest_step(profile, best + reach)
         alone = all(abs(place - other) > ABOUT for other in found)
-        if alone and _sharpness(profile, place) > evidence * sigma**2:
+        if alone and gain > evidence * sigma**2:
             found.append(place)
             profile[place:] -= height[best]
     return sorted(found)
 
 
-def sharpest_step(profile: Array, about: int) -> int:
+def sharpest_step(profile: Array, about: int) -> tuple[int, float]:
     """Where a profile is described by a step better than by anything smooth.
 
     Parameters
@@ -151,15 +174,16 @@ def sharpest_step(profile: Array, about: int) -> int:
 
     Returns
     -------
-    place
-        First pixel beyond the step.
+    place, gain
+        First pixel beyond the step; by how much the sum of squares is less than that of a
+        polynomial of order 5 within 12 pixels.
     """
     known = np.isfinite(profile)
     if not known.all():
         profile = np.interp(np.arange(len(profile)), np.flatnonzero(known), profile[known])
     first, last = max(2, about - ABOUT), min(len(profile) - 2, about + ABOUT)
     gains = [_sharpness(profile, place) for place in range(first, last + 1)]
-    return first + int(np.argmax(gains))
+    return first + int(np.argmax(gains)), max(gains)
 
 
 def _sharpness(profile: Array, place: int) -> float:

@@ -13,7 +13,15 @@ import numpy.typing as npt
 
 from ..sources import unstepped
 from ..stats import MAD_TO_SIGMA, robust_sigma
-from ..steps import ABOUT, longest_reach, sharpest_step, step_terms, steps_in
+from ..steps import (
+    ABOUT,
+    ENOUGH_EVIDENCE,
+    longest_reach,
+    profile_noise,
+    sharpest_step,
+    step_terms,
+    steps_in,
+)
 from .surface import SEGMENT, Surface
 
 __all__ = ["AmplifierLevels", "amplifier_levels"]
@@ -133,10 +141,11 @@ def amplifier_levels(image: Array, looked_at: Surface, unusable: Array) -> Ampli
     A place is found in the profile of segments of 32 pixels, each clipped at 3 sigma: the median of
     those beside each other, across the frame, its halves and quarters, and from one jump to the
     next.  So a star, its spikes or a cloud, which are in a few segments only, make none.  A jump is
-    one that `whitediff.steps.steps_in` finds, that stays beyond 12 pixels, which a trail's do not,
-    and that is 6 errors high in one rectangle's side.  Its height is that of a step beside a
-    parabola in the image itself.  The rectangles' constants follow from all heights by least
-    squares.
+    one that `whitediff.steps.steps_in` finds, if weakly, that stays beyond 12 pixels, which a
+    trail's do not, that is 6 errors high in one rectangle's side, and for whose sharpness all
+    sides together have enough evidence, half of it where there are jumps across, too.  Its height
+    is that of a step beside a parabola in the image itself.  The rectangles' constants follow from
+    all heights by least squares.
     """
     rows, columns = _places(looked_at)
     rows, columns, jumps = _measured(image, unusable, rows, columns)
@@ -222,7 +231,7 @@ def _along(means: Array, width: int, across: list[int]) -> list[int]:
         profile = _medians(segments)
         found += [
             place
-            for place in steps_in(profile, expected=bool(across))
+            for place in steps_in(profile, weak=True)
             if _stays(profile, place) and all(abs(place - other) > ABOUT for other in found)
         ]
     return sorted(found)
@@ -285,11 +294,13 @@ def _measured(
     """Lines of which a part is sure, to the pixel, and the jumps across all of their parts."""
     while True:
         jumps, certainty = {}, {}
+        evidence: dict[tuple[bool, int], float] = {}
         for transposed, along, across in ((False, rows, columns), (True, columns, rows)):
             plane, bad = (image.T, unusable.T) if transposed else (image, unusable)
             ends, sides = _ends(along, plane.shape[0]), _ends(across, plane.shape[1])
             for i, place in enumerate(along):
                 certainty[transposed, place] = 0.0, place
+                evidence[transposed, place] = 0.0
                 for j, (left, right) in enumerate(itertools.pairwise(sides)):
                     around = slice(ends[i], ends[i + 2]), slice(left, right)
                     found = _jump(plane[around], bad[around], place - ends[i])
@@ -297,18 +308,23 @@ def _measured(
                         continue
                     pair = ((j, i), (j, i + 1)) if transposed else ((i, j), (i + 1, j))
                     jumps[pair] = found.height, found.error
+                    evidence[transposed, place] += found.evidence
                     sure = abs(found.height) / found.error
                     if sure > certainty[transposed, place][0]:
                         certainty[transposed, place] = sure, ends[i] + found.place
         # What is no jump makes rectangles smaller, and so the others less sure.
-        better = [
-            [
-                certainty[transposed, place][1]
-                for place in along
-                if certainty[transposed, place][0] > _SURE
-            ]
-            for transposed, along in ((False, rows), (True, columns))
-        ]
+        better = []
+        for transposed, along, across in ((False, rows, columns), (True, columns, rows)):
+            # Where amplifiers lie beside each other, others lie above them.
+            enough = ENOUGH_EVIDENCE / 2 if across else ENOUGH_EVIDENCE
+            better.append(
+                [
+                    certainty[transposed, place][1]
+                    for place in along
+                    if certainty[transposed, place][0] > _SURE
+                    and evidence[transposed, place] > enough
+                ]
+            )
         if better == [rows, columns]:
             return rows, columns, jumps
         rows, columns = better
@@ -316,11 +332,12 @@ def _measured(
 
 @dataclasses.dataclass(frozen=True)
 class _Jump:
-    """Height of a step, its error, and the first line beyond it."""
+    """Height of a step, its error, the first line beyond it, and the evidence for its sharpness."""
 
     height: float
     error: float
     place: int
+    evidence: float
 
 
 def _jump(image: Array, bad: Array, place: int) -> _Jump | None:
@@ -347,8 +364,13 @@ def _jump(image: Array, bad: Array, place: int) -> _Jump | None:
     error = _MEDIAN_ERROR * scatter / math.sqrt(len(heights))
     if not error > 0:
         return None
-    sharpest = sharpest_step(np.nanmedian(profiles, axis=0), place - strip.start)
-    return _Jump(float(np.median(heights)), error, strip.start + sharpest)
+    profile = np.nanmedian(profiles, axis=0)
+    sharpest, gain = sharpest_step(profile, place - strip.start)
+    height = float(np.median(heights))
+    # The step itself is none of the noise.
+    profile[sharpest:] -= height
+    evidence = gain / profile_noise(profile[np.isfinite(profile)]) ** 2
+    return _Jump(height, error, strip.start + sharpest, evidence)
 
 
 def _clipped_means(lines: Array) -> Array:
