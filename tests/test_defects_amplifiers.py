@@ -67,6 +67,7 @@ def test_jumps_are_found_and_taken_off(cuts, height, unit):
         image = stars(rng) + sky + extra + rng.normal(0, NOISE, SHAPE)
         image[rng.random(SHAPE) < 0.01] = np.nan
         image[:, 77] = 6e4
+        image[200:202] = image[:, 300] = np.nan
         image, found = found_in(unit * image, unit * NOISE)
         # Where what is on both sides happens to differ by little, there may be nothing to find.
         missed = 0.0
@@ -200,3 +201,25 @@ def test_correlated_noise_has_no_jumps():
         rng = np.random.default_rng(seed)
         noise = scipy.ndimage.gaussian_filter(rng.normal(0, 1, SHAPE), 1.2)
         assert found_in(plain(rng) + NOISE * noise / noise.std())[1] is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_of_any_size_and_holes_are_looked_at(seed):
+    rng = np.random.default_rng(seed)
+    for shape in ((20, 30), (64, 200), (70, 70), (130, 90), (300, 40), (256, 256)):
+        for level in (0.0, 1e9):
+            image = rng.normal(level, NOISE, shape).astype(np.float32)
+            places = np.cumsum(rng.integers(9, 60, 6))
+            for place in places:
+                image[place:] += 200
+                image[:, place:] -= 100
+            image[rng.random(shape) < 0.1] = np.nan
+            image[5 : 5 + rng.integers(30)] = np.nan
+            image[:, -rng.integers(1, 12) :] = 7.0
+            bad = ~np.isfinite(image)
+            variance = np.full(shape, NOISE**2, np.float32)
+            found = amplifier_levels(image, surface(image, variance, bad), bad)
+            if found is not None:
+                assert np.isfinite(found.level).all()
+                assert np.isfinite(found.noise).all()
+                assert list(found.rows) == sorted(set(found.rows))

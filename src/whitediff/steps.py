@@ -107,12 +107,13 @@ def profile_noise(profile: Array) -> float:
     sigma
         By second differences of its values, or of means of 8, which correlated noise makes larger.
     """
-    sums = np.cumsum(profile)
-    means = (sums[_BLOCK:] - sums[:-_BLOCK]) / _BLOCK
-    beside = means[2 * _BLOCK :] + means[: -2 * _BLOCK] - 2 * means[_BLOCK:-_BLOCK]
-    return max(
-        robust_sigma(np.diff(profile, 2)), math.sqrt(_BLOCK) * robust_sigma(beside)
-    ) / math.sqrt(6)
+    scatters = [robust_sigma(np.diff(profile, 2))]
+    if len(profile) >= 5 * _BLOCK:
+        sums = np.cumsum(profile)
+        means = (sums[_BLOCK:] - sums[:-_BLOCK]) / _BLOCK
+        beside = means[2 * _BLOCK :] + means[: -2 * _BLOCK] - 2 * means[_BLOCK:-_BLOCK]
+        scatters.append(math.sqrt(_BLOCK) * robust_sigma(beside))
+    return max(scatters) / math.sqrt(6)
 
 
 def steps_in(profile: Array, *, weak: bool = False) -> list[int]:

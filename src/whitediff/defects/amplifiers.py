@@ -40,6 +40,7 @@ _SURE = 6.0
 _FAR, _STAYS = 12, 0.4
 """Pixels beyond which a step is as high as nearby, and the part of the height that must be left:
 of a trail's nothing is."""
+_MOST_TURNS = 12
 _ROUNDS, _SMALL = 8, 0.1
 """Of a fit without bad lines; part of the typical residual below which all count alike."""
 _ENOUGH_PIXELS, _FEWEST_PIXELS = 200_000, 2000
@@ -254,7 +255,9 @@ def _stays(profile: Array, place: int) -> bool:
     """Whether what is farther from a step is as high as what is beside it."""
     reach = longest_reach(len(profile))
     near, far = (_height(profile, place, reach, least) for least in (0.0, min(_FAR, reach / 3)))
-    return near is not None and far is not None and far[0] / near[0] > _STAYS
+    if near is None or far is None:
+        return False
+    return far[0] * near[0] > _STAYS * near[0] ** 2
 
 
 def _height(
@@ -292,7 +295,8 @@ def _measured(
     image: Array, unusable: Array, rows: list[int], columns: list[int]
 ) -> tuple[list[int], list[int], _Jumps]:
     """Lines of which a part is sure, to the pixel, and the jumps across all of their parts."""
-    while True:
+    jumps: _Jumps = {}
+    for _ in range(_MOST_TURNS):
         jumps, certainty = {}, {}
         evidence: dict[tuple[bool, int], float] = {}
         for transposed, along, across in ((False, rows, columns), (True, columns, rows)):
@@ -317,17 +321,17 @@ def _measured(
         for transposed, along, across in ((False, rows, columns), (True, columns, rows)):
             # Where amplifiers lie beside each other, others lie above them.
             enough = ENOUGH_EVIDENCE / 2 if across else ENOUGH_EVIDENCE
-            better.append(
-                [
-                    certainty[transposed, place][1]
-                    for place in along
-                    if certainty[transposed, place][0] > _SURE
-                    and evidence[transposed, place] > enough
-                ]
-            )
+            sure_ones = {
+                certainty[transposed, place][1]
+                for place in along
+                if certainty[transposed, place][0] > _SURE and evidence[transposed, place] > enough
+            }
+            better.append(sorted(sure_ones))
         if better == [rows, columns]:
             return rows, columns, jumps
         rows, columns = better
+    # Places that do not settle are none.
+    return [], [], {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +368,9 @@ def _jump(image: Array, bad: Array, place: int) -> _Jump | None:
     error = _MEDIAN_ERROR * scatter / math.sqrt(len(heights))
     if not error > 0:
         return None
-    profile = np.nanmedian(profiles, axis=0)
+    profile = np.full(len(profiles[0]), np.nan)
+    known = np.isfinite(profiles).any(axis=0)
+    profile[known] = np.nanmedian(np.array(profiles)[:, known], axis=0)
     sharpest, gain = sharpest_step(profile, place - strip.start)
     height = float(np.median(heights))
     # The step itself is none of the noise.
