@@ -210,8 +210,11 @@ def _places(looked_at: Surface) -> tuple[list[int], list[int]]:
     ny, nx = looked_at.shape
     rows = _along(profiles[0], nx, [])
     columns = _along(profiles[1], ny, rows)
-    rows = _along(profiles[0], nx, columns)
-    return rows, _along(profiles[1], ny, rows)
+    # Between the lines that were found meanwhile.
+    if columns:
+        rows = _along(profiles[0], nx, columns)
+        columns = _along(profiles[1], ny, rows)
+    return rows, columns
 
 
 def _segment_means(sums: Array, counts: Array) -> Array:
