@@ -179,9 +179,23 @@ def shadow(rng):
     return stars(rng) + 400 - 40 * (np.hypot(X - 200, Y - 300) < 90)
 
 
+def lane(rng):
+    fine = np.full((SHAPE[0], 4 * SHAPE[1]), 250.0)
+    start = rng.integers(400, 1400)
+    fine[:, start : start + rng.integers(60, 240)] = 30
+    fine = scipy.ndimage.gaussian_filter1d(fine, 4 * rng.uniform(2, 5) / 2.3548, axis=1)
+    return stars(rng) + fine.reshape(SHAPE[0], SHAPE[1], 4).mean(axis=2)
+
+
+def bright_edge(rng):
+    fine = np.where(np.arange(4 * SHAPE[0]) < rng.integers(600, 1400), 300.0, 500.0)
+    fine = scipy.ndimage.gaussian_filter1d(fine, 4 * rng.uniform(2, 5) / 2.3548)
+    return stars(rng) + fine.reshape(SHAPE[0], 4).mean(axis=1)[:, None]
+
+
 NO_JUMPS = [
     *(plain, bad_lines, trails, saturated, spikes, nebula, large_galaxy),
-    *(galaxy_with_a_lane, fringes, gradient, vignetted, shadow),
+    *(galaxy_with_a_lane, fringes, gradient, vignetted, shadow, lane, bright_edge),
 ]
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.special
 
+from .profiles import FWHM_TO_SIGMA
 from .stats import robust_sigma
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "longest_reach",
     "named_lines",
     "profile_noise",
+    "sharp_gain",
     "sharpest_step",
     "step_terms",
     "steps_in",
@@ -36,6 +39,9 @@ ENOUGH_EVIDENCE = 25.0
 """Chi-square by which a step is better than what is smooth, which makes steps, too."""
 _SHARP, _SHARP_IF_WEAK = 12, 12.0
 """Pixels to both sides within which that is judged."""
+_LEAST_WIDTH = 2.0
+"""Full width at half maximum of light, pixels."""
+_SHIFTS = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def longest_reach(n: int) -> int:
@@ -185,6 +191,42 @@ def sharpest_step(profile: Array, about: int) -> tuple[int, float]:
     first, last = max(2, about - ABOUT), min(len(profile) - 2, about + ABOUT)
     gains = [_sharpness(profile, place) for place in range(first, last + 1)]
     return first + int(np.argmax(gains)), max(gains)
+
+
+def sharp_gain(profile: Array, place: int) -> float:
+    """By how much a step between two pixels describes a profile better than one of an optic does.
+
+    Parameters
+    ----------
+    profile
+        ``(n,)``; NaN where it does not count.
+    place
+        First pixel beyond the step.
+
+    Returns
+    -------
+    gain
+        Sum of squares within 12 pixels, each beside a parabola, of the best step that is blurred as
+        by a full width at half maximum of 2 pixels, at most a pixel away, less that of the sharp
+        one.  Light has the first, whatever its edge is; amplifiers have the second.
+    """
+    start = max(0, place - _SHARP)
+    part = profile[start : place + _SHARP]
+    known = np.isfinite(part)
+    offset = (np.arange(len(part)) + start - place + 0.5)[known]
+    values = part[known]
+    smooth = np.stack([(offset / _SHARP) ** p for p in range(3)], 1)
+
+    def left(step: Array) -> float:
+        terms = np.column_stack([smooth, step])
+        rest = values - terms @ np.linalg.lstsq(terms, values, rcond=None)[0]
+        return float(rest @ rest)
+
+    blurred = (
+        left(scipy.special.ndtr((offset - shift) / (FWHM_TO_SIGMA * _LEAST_WIDTH)))
+        for shift in _SHIFTS
+    )
+    return min(blurred) - left(offset > 0)
 
 
 def _sharpness(profile: Array, place: int) -> float:

@@ -18,6 +18,7 @@ from ..steps import (
     ENOUGH_EVIDENCE,
     longest_reach,
     profile_noise,
+    sharp_gain,
     sharpest_step,
     step_terms,
     steps_in,
@@ -37,6 +38,8 @@ _WIDEST, _FEWEST = 128, 4
 _CLIPPED = 3.0
 _SURE = 6.0
 """Errors of a jump, as its segments scatter, for one of a line's to be one."""
+_NO_LIGHT = 9.0
+"""Chi-square by which a jump is rather between two pixels than of light, which has a width."""
 _FAR, _STAYS = 12, 0.4
 """Pixels beyond which a step is as high as nearby, and the part of the height that must be left:
 of a trail's nothing is."""
@@ -144,9 +147,10 @@ def amplifier_levels(image: Array, looked_at: Surface, unusable: Array) -> Ampli
     next.  So a star, its spikes or a cloud, which are in a few segments only, make none.  A jump is
     one that `whitediff.steps.steps_in` finds, if weakly, that stays beyond 12 pixels, which a
     trail's do not, that is 6 errors high in one rectangle's side, and for whose sharpness all
-    sides together have enough evidence, half of it where there are jumps across, too.  Its height
-    is that of a step beside a parabola in the image itself.  The rectangles' constants follow from
-    all heights by least squares.
+    sides together have enough evidence, half of it where there are jumps across, too.  Light has
+    the width of a PSF: what a step of 2 pixels' width describes as well is left in.  The height of
+    a jump is that of a step beside a parabola in the image itself.  The rectangles' constants
+    follow from all heights by least squares.
     """
     rows, columns = _places(looked_at)
     rows, columns, jumps = _measured(image, unusable, rows, columns)
@@ -302,12 +306,13 @@ def _measured(
     for _ in range(_MOST_TURNS):
         jumps, certainty = {}, {}
         evidence: dict[tuple[bool, int], float] = {}
+        sharp: dict[tuple[bool, int], float] = {}
         for transposed, along, across in ((False, rows, columns), (True, columns, rows)):
             plane, bad = (image.T, unusable.T) if transposed else (image, unusable)
             ends, sides = _ends(along, plane.shape[0]), _ends(across, plane.shape[1])
             for i, place in enumerate(along):
                 certainty[transposed, place] = 0.0, place
-                evidence[transposed, place] = 0.0
+                evidence[transposed, place] = sharp[transposed, place] = 0.0
                 for j, (left, right) in enumerate(itertools.pairwise(sides)):
                     around = slice(ends[i], ends[i + 2]), slice(left, right)
                     found = _jump(plane[around], bad[around], place - ends[i])
@@ -316,6 +321,7 @@ def _measured(
                     pair = ((j, i), (j, i + 1)) if transposed else ((i, j), (i + 1, j))
                     jumps[pair] = found.height, found.error
                     evidence[transposed, place] += found.evidence
+                    sharp[transposed, place] += found.sharp
                     sure = abs(found.height) / found.error
                     if sure > certainty[transposed, place][0]:
                         certainty[transposed, place] = sure, ends[i] + found.place
@@ -327,7 +333,9 @@ def _measured(
             sure_ones = {
                 certainty[transposed, place][1]
                 for place in along
-                if certainty[transposed, place][0] > _SURE and evidence[transposed, place] > enough
+                if certainty[transposed, place][0] > _SURE
+                and evidence[transposed, place] > enough
+                and sharp[transposed, place] > _NO_LIGHT
             }
             better.append(sorted(sure_ones))
         if better == [rows, columns]:
@@ -339,12 +347,16 @@ def _measured(
 
 @dataclasses.dataclass(frozen=True)
 class _Jump:
-    """Height of a step, its error, the first line beyond it, and the evidence for its sharpness."""
+    """Height of a step, its error, and the first line beyond it.
+
+    And the evidence for it against what is smooth, and against a step of light.
+    """
 
     height: float
     error: float
     place: int
     evidence: float
+    sharp: float
 
 
 def _jump(image: Array, bad: Array, place: int) -> _Jump | None:
@@ -378,8 +390,10 @@ def _jump(image: Array, bad: Array, place: int) -> _Jump | None:
     height = float(np.median(heights))
     # The step itself is none of the noise.
     profile[sharpest:] -= height
-    evidence = gain / profile_noise(profile[np.isfinite(profile)]) ** 2
-    return _Jump(height, error, strip.start + sharpest, evidence)
+    square = profile_noise(profile[np.isfinite(profile)]) ** 2
+    profile[sharpest:] += height
+    sharp = sharp_gain(profile, sharpest) / square
+    return _Jump(height, error, strip.start + sharpest, gain / square, sharp)
 
 
 def _clipped_means(lines: Array) -> Array:
