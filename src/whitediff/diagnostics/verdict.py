@@ -41,8 +41,7 @@ LIMITS = {
     "rejected": Limits((0, 0.3), (0, 0.6)),
     "chi-square": Limits((0, 1.2), (0, 2.0)),
     # The photometric scale of all fluxes.
-    # Light beyond the kernel makes it 1 % for Moffat profiles.
-    "kernel sum error": Limits((0, 0.015), (0, 0.03)),
+    "kernel sum error": Limits((0, 0.01), (0, 0.03)),
     "star residuals": Limits((-0.01, 0.01), (-0.03, 0.03)),
     "star scatter": Limits((0, 1.5), (0, 3.0)),
     "contaminated": Limits((0, 0.25), (0, 0.5)),

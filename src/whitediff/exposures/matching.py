@@ -422,8 +422,11 @@ def match(
     )
     # What a kernel's square does not reach, its sum lacks.
     error = math.hypot(fit.kernel_sum_error, wing, wing_error, sky_error)
-    fit = dataclasses.replace(fit, kernel_sum_error=error)
     ratio = _measured_sum(pair, sources, candidates, changed, fit, convolved)
+    # Photometry may know better how far the sum can be from the ratio of fluxes.
+    confirmed = max(fit.kernel_sum_error, math.hypot(fit.kernel_sum - ratio.value, ratio.error))
+    error = min(error, confirmed) if math.isfinite(confirmed) else error
+    fit = dataclasses.replace(fit, kernel_sum_error=error)
     _judge_sum(fit.kernel_sum, ratio)
     _judge_trend(ratio, options.fit)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
