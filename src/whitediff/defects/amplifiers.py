@@ -38,7 +38,7 @@ _WIDEST, _FEWEST = 128, 4
 _CLIPPED = 3.0
 _SURE = 6.0
 """Errors of a jump, as its segments scatter, for one of a line's to be one."""
-_NO_LIGHT = 9.0
+_NO_LIGHT = 2.0
 """Chi-square by which a jump is rather between two pixels than of light, which has a width."""
 _FAR, _STAYS = 12, 0.4
 """Pixels beyond which a step is as high as nearby, and the part of the height that must be left:
