@@ -389,9 +389,8 @@ def _jump(image: Array, bad: Array, place: int) -> _Jump | None:
     sharpest, gain = sharpest_step(profile, place - strip.start)
     height = float(np.median(heights))
     # The step itself is none of the noise.
-    profile[sharpest:] -= height
-    square = profile_noise(profile[np.isfinite(profile)]) ** 2
-    profile[sharpest:] += height
+    even = np.where(np.arange(len(profile)) < sharpest, profile, profile - height)
+    square = profile_noise(even[np.isfinite(even)]) ** 2
     sharp = sharp_gain(profile, sharpest) / square
     return _Jump(height, error, strip.start + sharpest, gain / square, sharp)
 

@@ -146,8 +146,11 @@ def with_defects(
     looked_at = in_threads(
         lambda job: _surface(*job), zip(exposures, wanted, untrusted, strict=True)
     )
+    for each in looked_at:
+        if each is not None and each.levels is not None:
+            _tell_of(each.levels, each.exposure)
     science, template = (
-        exposure if each is None or each.levels is None else _levelled(exposure, each.levels)
+        exposure if each is None else each.exposure
         for exposure, each in zip(exposures, looked_at, strict=True)
     )
     peaks = [None if each is None else round_peaks(each.surface) for each in looked_at]
@@ -198,8 +201,12 @@ def with_trails(exposure: Exposure, options: DefectOptions) -> Exposure:
 
 @dataclasses.dataclass(frozen=True)
 class _LookedAt:
-    """An image above its background, what of it is dead, and what its amplifiers have too much."""
+    """An exposure without jumps of its level, and above its background.
 
+    And what of it is dead, and the jumps that it had.
+    """
+
+    exposure: Exposure
     surface: Surface
     dead: Array | None
     levels: AmplifierLevels | None
@@ -222,12 +229,15 @@ def _surface(exposure: Exposure, wanted: Wanted, unusable: Array | None) -> _Loo
     looked_at = surface(image, variance, unusable)
     levels = amplifier_levels(image, looked_at, unusable) if wanted[3] else None
     if levels is not None:
-        looked_at = surface(levels.taken_off(image), levels.scaled(variance), unusable)
-    return _LookedAt(looked_at, dead, levels)
+        image, variance = levels.taken_off(image), levels.scaled(variance)
+        exposure = exposure.replaced(
+            image=Image(image, bbox=exposure.bbox, unit=exposure.image.unit), variance=variance
+        )
+        looked_at = surface(image, variance, unusable)
+    return _LookedAt(exposure, looked_at, dead, levels)
 
 
-def _levelled(exposure: Exposure, levels: AmplifierLevels) -> Exposure:
-    """Exposure without the jumps of its level."""
+def _tell_of(levels: AmplifierLevels, exposure: Exposure) -> None:
     first = exposure.bbox.y.start, exposure.bbox.x.start
     _log.info(
         "%s: its level jumps at %s, by up to %.3g image units, as between amplifiers whose bias was"
@@ -236,11 +246,6 @@ def _levelled(exposure: Exposure, levels: AmplifierLevels) -> Exposure:
         named_lines(levels.rows, levels.columns, first),
         abs(levels.largest),
         "" if (levels.noise == 1).all() else ", and each part gets the variance that it has",
-    )
-    image = levels.taken_off(exposure.image.array)
-    return exposure.replaced(
-        image=Image(image, bbox=exposure.bbox, unit=exposure.image.unit),
-        variance=levels.scaled(exposure.variance.array),
     )
 
 
