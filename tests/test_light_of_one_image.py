@@ -21,7 +21,7 @@ import whitediff
 from whitediff import detection
 from whitediff.exposures.catalog import believed
 from whitediff.exposures.model import Exposure
-from whitediff.exposures.noise import regions_of_one_image
+from whitediff.exposures.noise import regions_of_one_image, square_sums
 from whitediff.exposures.pipeline import SubtractionOptions, make_all
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.sources import broad_parts
@@ -238,7 +238,9 @@ def test_a_region_of_one_image_alone_is_told_of(level, unit, yx0):
             exposure = Exposure.from_arrays(
                 (unit * values).astype(np.float32), variance=unit**2, yx0=yx0
             )
-            return regions_of_one_image(exposure)
+            sums = square_sums(exposure)
+            assert sums is not None
+            return regions_of_one_image(sums)
 
         assert told(image) == ""
         image[160:224, 40:120] += level

@@ -47,6 +47,7 @@ from .psf import average_position, psf_image
 
 __all__ = [
     "PairSources",
+    "SquareSums",
     "avoided_pixels",
     "few_photons",
     "levels_apart",
@@ -59,6 +60,7 @@ __all__ = [
     "rescaled",
     "source_pixels",
     "sources_apart",
+    "square_sums",
     "structure_on_larger_scales",
     "untrusted_pixels",
     "variance_factor",
@@ -627,87 +629,51 @@ def noises_by_role(
     return noises
 
 
-def structure_on_larger_scales(difference: Exposure) -> str:
-    """What a difference holds besides the noise of its pixels.
+@dataclasses.dataclass(frozen=True)
+class SquareSums:
+    """Sums of squares of 8 × 8 pixels of a difference over their errors.
+
+    Attributes
+    ----------
+    values
+        ``(n, m)``; NaN where too little of a square is free of sources and known.
+    step
+        Of how many rows of squares one is taken.
+    yx0
+        Row and column of the first pixel.
+    """
+
+    values: Array
+    step: int
+    yx0: tuple[int, int]
+
+    @functools.cached_property
+    def known(self) -> Array:
+        """``(n, m)`` boolean: squares with a sum."""
+        return np.isfinite(self.values)
+
+    @functools.cached_property
+    def departures(self) -> Array:
+        """``(n, m)``: the sums less their median."""
+        result: Array = self.values - np.median(self.values[self.known])
+        return result
+
+
+def square_sums(difference: Exposure) -> SquareSums | None:
+    """Sum squares of pixels of a difference.
 
     Parameters
     ----------
     difference
-        Decorrelated, its sources marked; nothing is said of scores, whose noise is correlated.
+        Decorrelated, its sources marked.
 
     Returns
     -------
-    text
-        A sentence's part; empty where there is nothing.
-
-    Notes
-    -----
-    White noise gives the sums of squares of 8 × 8 pixels over their errors a variance of 1.  Sums
-    beyond 5 errors count as 5: of sources that no mask tells of.
+    sums
+        None for scores, whose noise is correlated, and where there are fewer than 200.
     """
     if difference.is_score:
-        return ""
-    sums, _ = _sums_of_squares(difference)
-    found = sums[np.isfinite(sums)]
-    if len(found) < _FEWEST_SQUARES:
-        return ""
-    ratio = float(np.mean(np.minimum((found - np.median(found)) ** 2, 25.0)))
-    if ratio <= _MOST_STRUCTURE:
-        return ""
-    return (
-        f"the sums of {_SQUARE} × {_SQUARE} pixels have {ratio:.3g} times the variance of white"
-        " noise: one image has fringes, steps or a sky that the other has not, or correlated noise"
-    )
-
-
-def regions_of_one_image(difference: Exposure) -> str:
-    """Where a difference holds much light, or lack of it, that is no source.
-
-    Parameters
-    ----------
-    difference
-        As of `structure_on_larger_scales`.
-
-    Returns
-    -------
-    text
-        A sentence's part; empty where there is nothing.
-
-    Notes
-    -----
-    Regions of at least 12 adjacent squares of 8 × 8 pixels whose sums are beyond 10 errors: what
-    was vignetted in one image alone, ghosts, covered parts.
-    """
-    if difference.is_score:
-        return ""
-    sums, step = _sums_of_squares(difference)
-    known = np.isfinite(sums)
-    if np.count_nonzero(known) < _FEWEST_SQUARES:
-        return ""
-    beyond = known & (np.abs(sums - np.nanmedian(sums)) > _REGION_ERRORS)
-    groups, _ = scipy.ndimage.label(beyond, np.ones((3, 3)))
-    sizes = np.bincount(groups.ravel())
-    sizes[0] = 0
-    large = step * sizes >= _REGION_SQUARES
-    if not large.any():
-        return ""
-    (y0, x0), side = difference.yx0, _SQUARE
-    rows, columns = scipy.ndimage.find_objects(groups)[int(np.argmax(sizes)) - 1]
-    first = y0 + side * step * rows.start, x0 + side * columns.start
-    last = y0 + side * (step * (rows.stop - 1) + 1) - 1, x0 + side * columns.stop - 1
-    share = np.count_nonzero(large[groups]) / np.count_nonzero(known)
-    return (
-        f"{100 * share:.2g}% of the frame between its sources holds light, or lacks it, far beyond"
-        f" noise, most in rows {first[0]} to {last[0]} and columns {first[1]} to {last[1]}: one"
-        " image is vignetted, covered or lit there and the other is not"
-    )
-
-
-def _sums_of_squares(difference: Exposure) -> tuple[Array, int]:
-    """Sums of squares of pixels over their errors, and of how many rows of squares one is taken.
-
-    NaN where too little of a square is free of sources and known.
-    """
+        return None
     side = _SQUARE
     ny, nx = (n // side * side for n in difference.shape)
     step = max(1, ny * nx // _ENOUGH_FOR_SCATTER)
@@ -724,7 +690,73 @@ def _sums_of_squares(difference: Exposure) -> tuple[Array, int]:
         total = value.reshape(side, -1, side).sum(axis=(0, 2))
         total = total / np.sqrt(np.maximum(count, 1))
         sums.append(np.where(count > 0.75 * side**2, total, np.nan))
-    return (np.array(sums) if sums else np.zeros((0, 0))), step
+    found = SquareSums(np.array(sums) if sums else np.zeros((0, 0)), step, difference.yx0)
+    return found if np.count_nonzero(found.known) >= _FEWEST_SQUARES else None
+
+
+def structure_on_larger_scales(sums: SquareSums) -> str:
+    """What a difference holds besides the noise of its pixels.
+
+    Parameters
+    ----------
+    sums
+        `square_sums` of it.
+
+    Returns
+    -------
+    text
+        A sentence's part; empty where there is nothing.
+
+    Notes
+    -----
+    White noise gives them a variance of 1.  Those beyond 5 errors count as 5: of sources that no
+    mask tells of.
+    """
+    ratio = float(np.mean(np.minimum(sums.departures[sums.known] ** 2, 25.0)))
+    if ratio <= _MOST_STRUCTURE:
+        return ""
+    return (
+        f"the sums of {_SQUARE} × {_SQUARE} pixels have {ratio:.3g} times the variance of white"
+        " noise: one image has fringes, steps or a sky that the other has not, or correlated noise"
+    )
+
+
+def regions_of_one_image(sums: SquareSums) -> str:
+    """Where a difference holds much light, or lack of it, that is no source.
+
+    Parameters
+    ----------
+    sums
+        `square_sums` of it.
+
+    Returns
+    -------
+    text
+        A sentence's part; empty where there is nothing.
+
+    Notes
+    -----
+    Regions of at least 12 adjacent squares whose sums are beyond 10 errors: what was vignetted in
+    one image alone, ghosts, covered parts.
+    """
+    beyond = sums.known & (np.abs(sums.departures) > _REGION_ERRORS)
+    groups, _ = scipy.ndimage.label(beyond, np.ones((3, 3)))
+    sizes = np.bincount(groups.ravel())
+    sizes[0] = 0
+    step, side = sums.step, _SQUARE
+    large = step * sizes >= _REGION_SQUARES
+    if not large.any():
+        return ""
+    y0, x0 = sums.yx0
+    rows, columns = scipy.ndimage.find_objects(groups)[int(np.argmax(sizes)) - 1]
+    first = y0 + side * step * rows.start, x0 + side * columns.start
+    last = y0 + side * (step * (rows.stop - 1) + 1) - 1, x0 + side * columns.stop - 1
+    share = np.count_nonzero(large[groups]) / np.count_nonzero(sums.known)
+    return (
+        f"{100 * share:.2g}% of the frame between its sources holds light, or lacks it, far beyond"
+        f" noise, most in rows {first[0]} to {last[0]} and columns {first[1]} to {last[1]}: one"
+        " image is vignetted, covered or lit there and the other is not"
+    )
 
 
 def _known_noise(name: str, exposure: Exposure) -> Noise:

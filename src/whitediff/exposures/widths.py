@@ -14,7 +14,7 @@ from ..profiles import full_width_half_maximum
 from ..widths import SignificanceWidth, correlated_pixels, significance_width
 from . import masks
 from .model import Exposure
-from .noise import regions_of_one_image, structure_on_larger_scales
+from .noise import regions_of_one_image, square_sums, structure_on_larger_scales
 from .psf import psf_image
 
 __all__ = ["free_of_sources", "measured_width", "warn_of_significances", "width_of"]
@@ -127,7 +127,8 @@ def warn_of_significances(exposure: Exposure) -> SignificanceWidth | None:
         As of `measured_width`.
     """
     width = measured_width(exposure)
-    larger = structure_on_larger_scales(exposure)
+    sums = square_sums(exposure)
+    larger = "" if sums is None else structure_on_larger_scales(sums)
     name = exposure.source or ("The score" if exposure.is_score else "The difference")
     if width is not None and width.is_off:
         _log.warning(
@@ -142,7 +143,7 @@ def warn_of_significances(exposure: Exposure) -> SignificanceWidth | None:
         _log.warning(
             "%s: between its sources %s; faint sources are not to be believed.", name, larger
         )
-    if regions := regions_of_one_image(exposure):
+    if sums is not None and (regions := regions_of_one_image(sums)):
         _log.warning("%s: %s; nothing there is to be believed.", name, regions)
     return width
 
