@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -37,7 +39,8 @@ class Memory:
     resident
         Bytes after each pair.
     files
-        Numbers of open files after each pair; empty where nobody counted.
+        Numbers of files after each pair that are open and were not before the first; empty where
+        nobody counted.
     """
 
     name: str
@@ -73,6 +76,8 @@ def in_one_process(number: int, directory: Path) -> Memory:
         `Memory`.
     """
     pairs, resident, files = Pairs(directory), [], []
+    # What is open already may be closed meanwhile: it is not what pairs leave.
+    inherited = _open_files()
     for i in range(number):
         science, template = pairs.pair(i)
         outputs = {option: directory / f"{i}{option}" for option in ("d.fits", "c.ecsv", "r.html")}
@@ -84,7 +89,7 @@ def in_one_process(number: int, directory: Path) -> Memory:
         for path in (science, template, *outputs.values()):
             path.unlink()
         resident.append(_resident())
-        files.append(len(os.listdir("/proc/self/fd")))
+        files.append((_open_files() - inherited).total())
     return Memory("one process", resident, files)
 
 
@@ -156,3 +161,12 @@ class Pairs:
 def _resident() -> int:
     with open("/proc/self/statm") as stream:
         return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _open_files() -> collections.Counter[str]:
+    """What this process has open, by what it points at."""
+    found: collections.Counter[str] = collections.Counter()
+    for each in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing itself
+            found[os.readlink(f"/proc/self/fd/{each}")] += 1
+    return found
