@@ -18,8 +18,8 @@ from . import kernels, masks
 from .alignment import alignment_of
 from .catalog import zero_point
 from .missing import missing_pixels, without_missing
-from .model import Exposure, precise
-from .noise import untrusted_pixels
+from .model import Exposure
+from .noise import measurable, untrusted_pixels
 from .preparation import PreparationOptions
 from .psf import KernelPointSpreadFunction, as_kernel_psf, psf_image
 from .solution import Product, Solution, pixel_sample
@@ -268,7 +268,7 @@ def solve_cutout(
             f"{template.source or 'The template'}: holds the same pixels as"
             f" {science.source or 'the science image'}; was one image named twice?"
         )
-    science, template = precise(science, template)
+    science, template = measurable(science, template)
     place = _place(science, source, options)
     part = _fitted_part(science.shape, science.yx0, place)
     pair = (science, template)

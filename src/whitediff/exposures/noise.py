@@ -26,6 +26,7 @@ from ..noise import (
     white_covariance,
 )
 from ..photons import Counts, counted_photons, scatter_of
+from ..plane_noise import without_own_noise
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..sources import (
     SourceLevel,
@@ -42,7 +43,7 @@ from ..threads import in_threads
 from . import masks
 from .covariance import Noise, noise_at
 from .missing import pixels_without_measurement
-from .model import Exposure, fits_single
+from .model import Exposure, fits_single, precise
 from .psf import average_position, psf_image
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "avoided_pixels",
     "few_photons",
     "levels_apart",
+    "measurable",
     "measured_noises",
     "measured_variance_factor",
     "noise_and_structure",
@@ -310,6 +312,38 @@ def few_photons(exposure: Exposure) -> Counts | None:
 
 def _measured_pixels(exposure: Exposure) -> Array:
     return planes.usable_pixels(exposure.image.array, masks.flagged(exposure.mask, _IGNORED))
+
+
+def measurable(science: Exposure, template: Exposure) -> tuple[Exposure, Exposure]:
+    """Exposures whose planes can be measured on: the first step of all that is made of a pair.
+
+    Parameters
+    ----------
+    science, template
+        Exposures; not changed.
+
+    Returns
+    -------
+    science, template
+        As by `whitediff.exposures.model.precise`, their variance planes as by
+        `whitediff.plane_noise.without_own_noise`; else the same ones.
+    """
+    one, other = in_threads(_without_own_noise, precise(science, template))
+    return one, other
+
+
+def _without_own_noise(exposure: Exposure) -> Exposure:
+    image, variance = exposure.image.array, exposure.variance.array
+    usable = _measured_pixels(exposure) & (variance > 0) & (variance < np.inf)
+    cleaned = without_own_noise(image, variance, usable)
+    if cleaned is None:
+        return exposure
+    _log.info(
+        "%s: its variance plane is made of the pixels' own counts, which are so few that it follows"
+        " their noise; what it has of that is taken out.",
+        exposure.source or "The exposure",
+    )
+    return exposure.replaced(variance=cleaned)
 
 
 def variance_factor(exposure: Exposure) -> float:

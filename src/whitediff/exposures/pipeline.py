@@ -25,8 +25,8 @@ from .cutouts import (
 )
 from .defects import with_defects
 from .matching import Match, MatchOptions, match
-from .model import Exposure, precise
-from .noise import PairSources, pair_sources
+from .model import Exposure
+from .noise import PairSources, measurable, pair_sources
 from .preparation import Pair, PreparationOptions, pair_with_psf, prepare
 from .resampling import ResamplingOptions
 from .reuse import apply_solution
@@ -418,7 +418,7 @@ def make_again(
 def defects_as_before(
     science: Exposure, template: Exposure, solutions: Iterable[Solution]
 ) -> tuple[Exposure, Exposure]:
-    """Exposures with the mask planes of their defects, as they had them for earlier products.
+    """Exposures with the variances and mask planes that they had for earlier products.
 
     Parameters
     ----------
@@ -432,7 +432,7 @@ def defects_as_before(
     science, template
         The same ones where nothing was looked for.
     """
-    science, template = precise(science, template)
+    science, template = measurable(science, template)
     options = next((s.defects for s in solutions if s.defects is not None), None)
     return (science, template) if options is None else with_defects(science, template, options)
 

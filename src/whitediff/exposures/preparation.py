@@ -32,12 +32,13 @@ from . import masks
 from .alignment import aligned_template
 from .defects import DefectOptions, with_defects
 from .kernels import term_kernel
-from .model import Exposure, precise
+from .model import Exposure
 from .noise import (
     PairSources,
     avoided_pixels,
     few_photons,
     levels_apart,
+    measurable,
     noise_and_structure,
     rescaled,
     sources_apart,
@@ -233,7 +234,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         is no source.
     """
     options = options or PreparationOptions()
-    science, template = precise(Exposure.from_object(science), Exposure.from_object(template))
+    science, template = measurable(Exposure.from_object(science), Exposure.from_object(template))
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
     in_threads(lambda each: _check_colours(*each), zip((science, template), untrusted, strict=True))
     science, template = with_defects(science, template, options.defects, untrusted=untrusted)
