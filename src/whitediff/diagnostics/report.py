@@ -562,7 +562,10 @@ def _grid(product: Exposure) -> list[list[tuple[float, float]]]:
 def _kernels(product: Exposure, header: fits.Header, checks: list[Check]) -> dict[str, Any] | None:
     if product.kernel is None:
         return None
-    total, error = header.get("WDKSUM"), header.get("WDKSERR")
+    total, error = header.get("WDKWSUM"), header.get("WDKWERR")
+    if total is None:
+        # Of a kernel without stars.
+        total, error = header.get("WDKSUM"), header.get("WDKSERR")
     if isinstance(total, float) and isinstance(error, float) and total:
         checks.append(
             judged(

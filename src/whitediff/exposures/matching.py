@@ -77,6 +77,8 @@ what that beyond the larger one does: 0 to 0.6 for Gaussians to Moffat profiles 
 _SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.025, 0.2
 """Differences between a kernel's sum and what photometry finds: errors of the latter, that have to
 be exceeded in any case, and the relative ones that deserve a warning and an error."""
+_WINGS_UNKNOWN = 0.3
+"""Of what wings beyond the kernel hold: their shape, and what masks of bright stars hide."""
 _TURNS, _NEAR = 4, 0.1
 """Fits at most until what the skies have not in common agrees with the sum; and how far, relative
 to a sum, the ratio of skies may be from it that are light of the same sources."""
@@ -188,6 +190,22 @@ class MatchOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class SumWithWings:
+    """Sum of a kernel, and of what its square does not reach.
+
+    Attributes
+    ----------
+    value
+        Flux in the image that is matched over that in the one that is convolved.
+    error
+        Its standard deviation.
+    """
+
+    value: float
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Match:
     """A matching kernel and how it was found.
 
@@ -212,6 +230,8 @@ class Match:
         How it was made.
     has_structure
         Whether the background has more than polynomials follow.
+    with_wings
+        The kernel's sum with the light beyond its square: the ratio of fluxes.
     stars
         Every source that was considered: where it is, how bright, whether it was used, and why
         not (`whitediff.exposures.stars.star_table`).
@@ -230,6 +250,7 @@ class Match:
     residual_chi_square: float
     options: MatchOptions
     has_structure: bool
+    with_wings: SumWithWings
     stars: Table
     flux_ratio: FluxRatio
 
@@ -420,13 +441,15 @@ def match(
         skies=skies,
         fwhm=max(pair.science_fwhm, pair.template_fwhm),
     )
+    with_wings = SumWithWings(
+        fit.kernel_sum + wing,
+        math.hypot(fit.kernel_sum_error, wing_error, _WINGS_UNKNOWN * wing, sky_error),
+    )
     # What a kernel's square does not reach, its sum lacks.
-    error = math.hypot(fit.kernel_sum_error, wing, wing_error, sky_error)
+    fit = dataclasses.replace(
+        fit, kernel_sum_error=math.hypot(fit.kernel_sum_error, wing, wing_error, sky_error)
+    )
     ratio = _measured_sum(pair, sources, candidates, changed, fit, convolved)
-    # Photometry may know better how far the sum can be from the ratio of fluxes.
-    confirmed = max(fit.kernel_sum_error, math.hypot(fit.kernel_sum - ratio.value, ratio.error))
-    error = min(error, confirmed) if math.isfinite(confirmed) else error
-    fit = dataclasses.replace(fit, kernel_sum_error=error)
     _judge_sum(fit.kernel_sum, ratio)
     _judge_trend(ratio, options.fit)
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
@@ -448,6 +471,7 @@ def match(
         residual_chi_square=found.residual_chi_square,
         options=options,
         has_structure=structure is not None,
+        with_wings=with_wings,
         stars=star_table(sources, candidates, fit, science, noise_known=options.fit.known_noise),
         flux_ratio=ratio,
     )

@@ -489,19 +489,21 @@ def fluxes(result: Decorrelation) -> tuple[Array | None, Array | None]:
 def _scale_factor(pair: Pair, match: Match) -> float:
     """Photometric scale of the convolved science exposure over the kernel's sum.
 
-    As the PSFs say, as far as they are known better than the sum, which lacks what wings beyond the
-    kernel's square hold.
+    The sum lacks what wings beyond the kernel's square hold.  These are measured, and the PSFs tell
+    of them too; both count for what they are worth.
     """
+    whole = match.with_wings
+    by_sum = whole.value / match.fit.kernel_sum
     psf = pair.science.psf
     if pair.template.psf is None:
-        return 1.0
+        return by_sum
     if psf is None:
         try:
             psf = measured_psf(pair.science, pair, pair.science_sigma)
         except DataError:
-            return 1.0
+            return by_sum
     by_psfs = photometric_scale_factor(psf, pair.template.psf, match.kernel, pair.science.bbox)
     of_psfs = Light.of(psf).error ** 2
-    of_sum = (match.fit.kernel_sum_error / match.fit.kernel_sum) ** 2
+    of_sum = (whole.error / whole.value) ** 2
     trust = 1.0 if of_psfs == 0 else of_sum / (of_sum + of_psfs)
-    return 1 + trust * (by_psfs - 1)
+    return by_sum + trust * (by_psfs - by_sum)

@@ -562,6 +562,8 @@ def _match_cards(pair: Any, match: Any, options: Any, product: Any) -> dict[str,
         "WDNSTAR": (len(fit.used), "stars offered to the fit"),
         "WDNUSED": (int(fit.used.sum()), "stars used"),
         "WDKSERR": (fit.kernel_sum_error, "error of the kernel sum"),
+        "WDKWSUM": (match.with_wings.value, "kernel sum with wings beyond the kernel"),
+        "WDKWERR": (match.with_wings.error, "error of that"),
         # Of pre-convolved noise, which is correlated, it would mean nothing.
         "WDCHI2": (
             None if product.exposure.is_score else fit.reduced_chi_square,
@@ -594,8 +596,8 @@ def _describe(path: Path | None, product: Any, pair: Any, match: Any, depth: Dep
     fit = match.fit
     log.info(
         "%s: PSF FWHM %.2f (science) and %.2f (template) pixels; %s convolved; %d of %d stars"
-        " used; kernel sum %.5g ± %.2g; variance planes times %.3f and %.3f; mean variance"
-        " %.6g; %.1f%% of the pixels contaminated%s",
+        " used; kernel sum %.5g ± %.2g, with the wings beyond it %.5g ± %.2g; variance planes"
+        " times %.3f and %.3f; mean variance %.6g; %.1f%% of the pixels contaminated%s",
         path,
         pair.science_fwhm,
         pair.template_fwhm,
@@ -604,6 +606,8 @@ def _describe(path: Path | None, product: Any, pair: Any, match: Any, depth: Dep
         len(fit.used),
         fit.kernel_sum,
         fit.kernel_sum_error,
+        match.with_wings.value,
+        match.with_wings.error,
         pair.science_variance_factor,
         pair.template_variance_factor,
         product.decorrelation.variance_mean_after,

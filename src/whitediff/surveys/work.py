@@ -44,6 +44,8 @@ NUMBERS = {
     "WDCONV": "convolved",
     "WDKSUM": "kernel_sum",
     "WDKSERR": "kernel_sum_error",
+    "WDKWSUM": "kernel_sum_with_wings",
+    "WDKWERR": "kernel_sum_with_wings_error",
     "WDKORDER": "kernel_order",
     "WDNSTAR": "stars",
     "WDNUSED": "stars_used",
