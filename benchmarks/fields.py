@@ -43,10 +43,11 @@ _PLACES = 30000
 _COLUMNS = {
     "pix": "variance of pixels over the plane, in empty sky",
     "filt": "variance of fluxes over their errors, in empty sky",
-    "sum": "kernel sum over the true one",
+    "sum": "kernel sum, with the wings beyond it where a program tells them, over the true one",
     "sum pull": "its departure over its error",
     "bias": "fluxes over the true ones, less 1, weighted",
-    "bias pull": "the same over its error from the noise",
+    "bias pull": "the same over its error, from the noise and that which a program says all fluxes"
+    " have in common",
     "pull rms": "fluxes' departures over their errors, S/N above 40: root of the mean square",
     "found": "share of the transients",
     "false": "believed detections that are no transients",
@@ -67,6 +68,8 @@ class Result:
         Of believed detections.
     kernel_sum, kernel_sum_error
         NaN where they are not told.
+    common_error
+        Relative, of all fluxes.
     """
 
     image: Array
@@ -76,6 +79,7 @@ class Result:
     y: Array
     kernel_sum: float
     kernel_sum_error: float
+    common_error: float = 0.0
 
 
 def by_whitediff(scene: Field, folder: Path) -> Result:
@@ -93,7 +97,7 @@ def by_whitediff(scene: Field, folder: Path) -> Result:
         raise WhitediffError(done.stderr.strip().splitlines()[-1])
     exposure = whitediff.read_exposure(output)
     header = fits.getheader(output)
-    total, error = header["WDKSUM"], header["WDKSERR"]
+    total, error = header["WDKWSUM"], header["WDKWERR"]
     if header["WDCONV"] == "science":
         total, error = 1 / total, error / total**2
     rows = whitediff.detect(exposure)
@@ -111,6 +115,7 @@ def by_whitediff(scene: Field, folder: Path) -> Result:
         rows["y"].value,
         total,
         error,
+        header.get("WDPSFERR", 0.0),
     )
 
 
@@ -270,7 +275,7 @@ def judged(scene: Field, result: Result, rng: np.random.Generator) -> dict[str, 
         "sum": result.kernel_sum / scene.kernel_sum,
         "sum pull": (result.kernel_sum - scene.kernel_sum) / result.kernel_sum_error,
         "bias": bias,
-        "bias pull": bias / noise,
+        "bias pull": bias / math.hypot(noise, result.common_error),
         "pull rms": float(np.sqrt(np.mean(pulls**2))) if len(pulls) > 3 else math.nan,
         "found": float((distance.min(axis=1, initial=99) < fwhm).mean()),
         "false": float((distance.min(axis=0, initial=99) > 2 * fwhm).sum()),

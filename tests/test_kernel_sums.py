@@ -114,8 +114,11 @@ def pair_of(kind, seed):
     return exposures, truth, (x, y, flux)
 
 
-def pull_and_peak(kind, seed):
-    """Of the sum, and the kernel's image of a bright star over the one that it has to match."""
+def pulls_and_peak(kind, seed):
+    """Of the sum and of it with wings, and a bright star's peak over the one that it should have.
+
+    And the error of the sum.
+    """
     (science, template), _, _ = pair_of(kind, seed)
     found = match(prepare(science, template), MatchOptions(convolved="auto", choose_order="bic"))
     truth, fwhm = SCALE, kind.fwhm
@@ -124,18 +127,27 @@ def pull_and_peak(kind, seed):
     images = [drawn([225.0], [200.0], [1.0], lambda _, width=w: width, kind.beta) for w in fwhm]
     kernel = found.kernel.compute_kernel_image(x=225, y=200).array
     made = scipy.signal.fftconvolve(images[1], kernel / kernel.sum(), mode="same")
-    fit = found.fit
-    pull = (fit.kernel_sum - truth) / fit.kernel_sum_error
-    return pull, float(made[200, 225] / images[0][200, 225]), fit.kernel_sum_error / truth
+    fit, whole = found.fit, found.with_wings
+    return (
+        (fit.kernel_sum - truth) / fit.kernel_sum_error,
+        (whole.value - truth) / whole.error,
+        float(made[200, 225] / images[0][200, 225]),
+        fit.kernel_sum_error / truth,
+        whole.value / truth - 1,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_sums_are_right_within_their_errors(name):
-    pulls, peaks, errors = np.array([pull_and_peak(KINDS[name], seed) for seed in range(8)]).T
-    assert np.abs(pulls).max() < 3.5, pulls
-    assert math.sqrt(float((pulls**2).mean())) < 1.7, pulls
+    found = np.array([pulls_and_peak(KINDS[name], seed) for seed in range(8)]).T
+    pulls, with_wings, peaks, errors, off = found
+    for each in (pulls, with_wings):
+        assert np.abs(each).max() < 3, each
+        assert math.sqrt(float((each**2).mean())) < 1.7, each
     assert errors.max() < 0.03
+    # The sum alone is 1 to 2 % low where profiles have wings.
+    assert abs(off.mean()) < 0.008, off
     # The faintest fields know the shape to some per cent.
     assert np.abs(np.median(peaks) - 1) < 0.03, peaks
     assert np.abs(peaks - 1).max() < 0.1, peaks
@@ -143,8 +155,9 @@ def test_sums_are_right_within_their_errors(name):
 
 @pytest.mark.parametrize("name", ["noisy template", "variances from counts"])
 def test_a_sum_is_right_within_its_error(name):
-    pull, peak, error = pull_and_peak(KINDS[name], 11)
+    pull, with_wings, peak, error, _ = pulls_and_peak(KINDS[name], 11)
     assert abs(pull) < 3
+    assert abs(with_wings) < 3
     assert error < 0.03
     assert abs(peak - 1) < 0.05
 
