@@ -23,6 +23,8 @@ UNDERSAMPLED_FWHM = 2.5
 moved between pixels is not what it was, and light may be diffraction's."""
 
 _OVERSAMPLING = 8
+_CORE, _AROUND = 0.3, 2
+"""Of the maximum, and pixels around what exceeds it: there, half of the spline's maximum lies."""
 
 
 def full_width_half_maximum(image: Array) -> float:
@@ -48,9 +50,17 @@ def full_width_half_maximum(image: Array) -> float:
         raise ArgumentError("A PSF image must be finite with a positive maximum.")
     ny, nx = image.shape
     y, x = np.unravel_index(int(np.argmax(image)), image.shape)
-    # Spline interpolation of the core: half of the maximum is far from the stamp's edges.
-    rows = np.arange(max(0, y - ny // 2), min(ny - 1, y + ny // 2) + 1e-9, 1 / _OVERSAMPLING)
-    columns = np.arange(max(0, x - nx // 2), min(nx - 1, x + nx // 2) + 1e-9, 1 / _OVERSAMPLING)
+    # Spline interpolation of the core, as far as it may be above half of the maximum.
+    cores, _ = scipy.ndimage.label(image > _CORE * image[y, x])
+    box = scipy.ndimage.find_objects(cores)[cores[y, x] - 1]
+    rows, columns = (
+        np.arange(
+            max(0, middle - n // 2, part.start - _AROUND),
+            min(n - 1, middle + n // 2, part.stop - 1 + _AROUND) + 1e-9,
+            1 / _OVERSAMPLING,
+        )
+        for part, middle, n in zip(box, (y, x), (ny, nx), strict=True)
+    )
     fine = scipy.ndimage.map_coordinates(
         image.astype(np.float64), np.meshgrid(rows, columns, indexing="ij"), order=3
     )
