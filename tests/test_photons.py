@@ -17,7 +17,7 @@ from whitediff.errors import ArgumentError
 from whitediff.formats import ReadingOptions
 from whitediff.formats.units import photon_header, pixel_unit
 from whitediff.photons import photon_transfer
-from whitediff.variance_planes import noise_variance
+from whitediff.variance_planes import noise_variance, with_left_out_photons
 
 TIME = 100.0
 SKY = 150.0
@@ -490,3 +490,27 @@ def test_a_gradient_has_photons_where_the_noise_says_so(slope, has_photons, seed
     true = light + 25
     for part in (np.s_[:, : size // 4], np.s_[:, -size // 4 :]):
         assert np.median(plane[part]) == pytest.approx(float(np.median(true[part])), rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("stars", [0, 12])
+@pytest.mark.parametrize(
+    ("plane", "radius"),
+    # The widest leaves no sky by which a plane could be told from one of light.
+    [("counts", 25.0), ("counts", 60.0), ("counts", 120.0), ("sky", 25.0), ("sky", 60.0)],
+)
+def test_before_a_large_galaxy_a_plane_with_photons_is_known_for_one(seed, radius, stars, plane):
+    """Beside a galaxy's bright pixels there is as much light, and a plane as high."""
+    rng = np.random.default_rng(seed)
+    n, sky = 400, 800.0
+    y, x = np.mgrid[:n, :n]
+    light = 30 * sky * np.exp(-np.hypot(y - n / 2, x - n / 2) / radius)
+    for at_y, at_x in rng.uniform(20, n - 20, (stars, 2)):
+        light += 2e4 * np.exp(-((y - at_y) ** 2 + (x - at_x) ** 2) / (2 * 1.8**2))
+    counts = rng.poisson(light + sky).astype(np.float32)
+    variance = counts if plane == "counts" else np.full_like(counts, sky)
+    found = with_left_out_photons(counts - np.float32(sky), variance)
+    if plane == "counts":
+        assert found is None
+    else:
+        assert "does not rise" in found.description

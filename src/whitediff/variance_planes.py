@@ -696,17 +696,30 @@ def _ignores_light(image: Array, variance: Array, usable: Array) -> bool | None:
     # The plane of another image's noise would make sources of the noise.
     factor = first_look(image, variance, usable)
     usual = float(np.median(plane)) * (factor if factor > 1 else 1.0)
-    bright = values - np.median(values) > _BRIGHT_SIGMAS * math.sqrt(usual)
+    above = values - np.median(values)
+    bright = above > _BRIGHT_SIGMAS * math.sqrt(usual)
     if np.count_nonzero(bright) < _LEAST_BRIGHT:
         return None
     y, x = np.unravel_index(known[bright], image.shape)
-    beside = [
-        variance[np.clip(y + dy, 0, image.shape[0] - 1), np.clip(x + dx, 0, image.shape[1] - 1)]
-        for dy in (-_BESIDE, _BESIDE)
-        for dx in (-_BESIDE, _BESIDE)
-    ]
+
+    def beside(of: Array) -> Array:
+        ny, nx = of.shape
+        around = [
+            of[np.clip(y + dy, 0, ny - 1), np.clip(x + dx, 0, nx - 1)]
+            for dy in (-_BESIDE, _BESIDE)
+            for dx in (-_BESIDE, _BESIDE)
+        ]
+        result: Array = np.median(around, axis=0)
+        return result
+
+    # Beside a pixel of a large galaxy there is as much light, and the plane as high.
+    stands_out = values[bright] - beside(image) > 0.5 * above[bright]
+    if np.count_nonzero(stands_out) < _LEAST_BRIGHT:
+        rise = plane[bright] / np.median(plane)
+    else:
+        rise = (plane[bright] / beside(variance))[stands_out]
     # One that rises at all knows of photons, whatever their gain.
-    return bool(abs(np.median(plane[bright] / np.median(beside, axis=0)) - 1) < _LEAST_RISE)
+    return bool(abs(np.median(rise) - 1) < _LEAST_RISE)
 
 
 def _variance_at_level(
