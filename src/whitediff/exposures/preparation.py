@@ -71,9 +71,10 @@ image's own PSF is the better known."""
 
 _WIDTH_SIGMAS = 4
 _WIDTH_REACHES = (8, 32)
-_WIDTH_RATIO = (0.6, 1.2)
+_WIDTH_RATIO, _MOST_OF_STRUCTURED = (0.6, 1.2), 1.5
 """Of a full width at half maximum over the Gaussian's of the same half-light radius: a Moffat
-profile of beta 2 has 0.64."""
+profile of beta 2 has 0.64.  Under structure the radii are of stars less a background of small
+cells, which takes their wings away."""
 _PSF_SIGMAS = 7
 _PSF_SIDES = (21, 81)
 _WING_SIGMAS = 12
@@ -294,7 +295,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         shown = [_without_sky(one, bad | (own > SourceLevel.NONE)) for one, bad, own in others]
     full_widths = tuple(
         in_threads(
-            lambda each: fwhm(each[0], candidates, each[1], each[2]),
+            lambda each: fwhm(each[0], candidates, each[1], each[2], is_structured=is_structured),
             zip(shown, widths, avoided, strict=True),
         )
     )
@@ -522,7 +523,14 @@ def _check_positions(
     return found
 
 
-def fwhm(exposure: Exposure, stars: Candidates, sigma: float, bad: Array) -> float:
+def fwhm(
+    exposure: Exposure,
+    stars: Candidates,
+    sigma: float,
+    bad: Array,
+    *,
+    is_structured: bool = False,
+) -> float:
     """Full width at half maximum of an exposure's PSF.
 
     Parameters
@@ -535,6 +543,8 @@ def fwhm(exposure: Exposure, stars: Candidates, sigma: float, bad: Array) -> flo
         Their width by the half-light radius, which wings widen, pixels.
     bad
         ``(ny, nx)`` boolean: pixels not to use.
+    is_structured
+        Whether crowded stars or emission fill the field.
 
     Returns
     -------
@@ -548,7 +558,8 @@ def fwhm(exposure: Exposure, stars: Candidates, sigma: float, bad: Array) -> flo
     reach = min(max(math.ceil(_WIDTH_SIGMAS * sigma), _WIDTH_REACHES[0]), _WIDTH_REACHES[1])
     width = star_width(exposure.image.array, bad, stars.x, stars.y, reach=reach)
     # A profile that the half-light radii contradict is none: stars of the other exposure only.
-    believable = _WIDTH_RATIO[0] < width * FWHM_TO_SIGMA / sigma < _WIDTH_RATIO[1]
+    most = _MOST_OF_STRUCTURED if is_structured else _WIDTH_RATIO[1]
+    believable = _WIDTH_RATIO[0] < width * FWHM_TO_SIGMA / sigma < most
     return width if believable else sigma / FWHM_TO_SIGMA
 
 
