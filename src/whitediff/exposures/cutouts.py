@@ -49,6 +49,8 @@ _CALIBRATED_SOURCES, _UNCALIBRATED_SOURCES = 2, 1
 """Static sources that are believed against these: a single one may be a variable star."""
 _VARIANCE_OFF, _VARIANCE_ERRORS = 0.2, 4.0
 _APERTURE, _SMALLEST_APERTURE = 1.5, 3.5
+_ASSUMED_ERROR, _MOST_MOVED, _MOVES = 0.3, 1.0, 3
+"""Pixels: how well the middle is known for the place, and how far off at most; and steps to it."""
 _LEAST_PROFILE = 0.7
 """Of a PSF's squares, what has to be measured for its flux."""
 _MOST_CHI_SQUARE, _FEWEST_STATIC = 2.5, 20
@@ -113,7 +115,8 @@ class CutoutFlux:
     Attributes
     ----------
     x, y
-        Where, pixel coordinates.
+        Where, pixel coordinates: the place that was given; else where the PSF, if one is known,
+        fits best near the middle.
     flux
         image_unit: fitted with the PSF where one is known, else the sum in an aperture.
     error, kernel_error
@@ -148,6 +151,8 @@ class Cutout:
         (x, y) of the transient, pixel coordinates; None for none.
     scale_is_assumed
         Neither an option nor zero points told the flux scale.
+    place_is_assumed
+        The place is the middle, because none was given.
     """
 
     science: Exposure
@@ -157,6 +162,7 @@ class Cutout:
     solution: Solution
     place: tuple[float, float] | None
     scale_is_assumed: bool
+    place_is_assumed: bool
 
     @property
     def text(self) -> str:
@@ -331,7 +337,16 @@ def solve_cutout(
         photon_factor=fit.photon_factor,
         pixels=pixel_sample(science, template),
     )
-    return Cutout(science, template, source, fit, solution, place, is_assumed)
+    return Cutout(
+        science,
+        template,
+        source,
+        fit,
+        solution,
+        place,
+        scale_is_assumed=is_assumed,
+        place_is_assumed=options.place is None,
+    )
 
 
 def _place(
@@ -451,14 +466,16 @@ def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
     own = variance - fit.error.point_variance(pixels)
     known = np.isfinite(image) & np.isfinite(own)
     known &= ~masks.flagged(difference.mask, masks.UNTRUSTED_MASK_PLANES)
-    radius = None
+    radius, place = None, cutout.place
     if difference.psf is None:
         radius = max(_APERTURE * fit.error.fwhm, _SMALLEST_APERTURE)
         weights = near(shape, (x, y), radius).astype(np.float64)
         if not known[weights > 0].all():
             return None
     else:
-        profile = _profile(difference, *cutout.place)
+        if cutout.place_is_assumed:
+            place = _found_place(difference, own, known, cutout.place)
+        profile = _profile(difference, *place)
         power = float((profile**2)[known].sum())
         if power < _LEAST_PROFILE * float((profile**2).sum()):
             return None
@@ -469,7 +486,37 @@ def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
     own_light = 1.0 if radius is not None else float((weights**2 * profile).sum())
     noise += fit.photon_factor * max(flux, 0.0) * own_light
     kernel = fit.error.sum_variance(pixels, weights)
-    return CutoutFlux(*cutout.place, flux, math.sqrt(noise + kernel), math.sqrt(kernel), radius)
+    return CutoutFlux(*place, flux, math.sqrt(noise + kernel), math.sqrt(kernel), radius)
+
+
+def _found_place(
+    difference: Exposure, variance: Array, known: Array, place: tuple[float, float]
+) -> tuple[float, float]:
+    """Where the PSF fits the difference best, near the middle.
+
+    A flux at the middle lacks what a star half a pixel off has there: 3 % on average at a full
+    width of 2.2 pixels.
+    """
+    image = difference.image.array
+    moved = np.zeros(2)
+    for _ in range(_MOVES):
+        x, y = place + moved
+        profile = np.where(known, _profile(difference, x, y), 0.0)
+        down, right = np.gradient(profile)
+        power = float((profile**2).sum())
+        if power == 0:
+            return place
+        values = np.where(known, image, 0.0)
+        flux = float((profile * values).sum()) / power
+        noise = float((profile**2 * np.where(known, variance, 0.0)).sum()) / power
+        slopes = -flux * np.stack([right[known], down[known]])
+        left = (values - flux * profile)[known]
+        change = np.linalg.solve(
+            slopes @ slopes.T / noise + np.eye(2) / _ASSUMED_ERROR**2,
+            slopes @ left / noise - moved / _ASSUMED_ERROR**2,
+        )
+        moved = np.clip(moved + change, -_MOST_MOVED, _MOST_MOVED)
+    return place[0] + float(moved[0]), place[1] + float(moved[1])
 
 
 def _profile(difference: Exposure, x: float, y: float) -> Array:

@@ -77,7 +77,7 @@ what that beyond the larger one does: 0 to 0.6 for Gaussians to Moffat profiles 
 _SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.025, 0.2
 """Differences between a kernel's sum and what photometry finds: errors of the latter, that have to
 be exceeded in any case, and the relative ones that deserve a warning and an error."""
-_WINGS_UNKNOWN = 0.3
+_WINGS_UNKNOWN = 0.5
 """Of what wings beyond the kernel hold: their shape, and what masks of bright stars hide."""
 _TURNS, _NEAR = 4, 0.1
 """Fits at most until what the skies have not in common agrees with the sum; and how far, relative

@@ -631,6 +631,7 @@ def _robust_gaussian(
         usable = usable | spot
     values = stamp.science[usable]
     noise = stamp.noise(scale.used**2)[usable]
+    template_noise = stamp.template_variance[usable]
     sky = _LEVEL_PRIOR * math.sqrt(float(np.median(noise)))
     x, y = place or (0.0, 0.0)
     fitted = [True] * 5 + [place is not None and bool(spot.any())] * 3
@@ -677,14 +678,28 @@ def _robust_gaussian(
         residual = values - model
         variance = noise + (_ROBUST_MODEL_ERROR * model) ** 2
         weighted = matrix / (variance + (residual / _CAUCHY) ** 2)
+        # A wider kernel, or a weaker one, leaves less of the template's noise: no reason for it.
+        square, slope = _sum_of_squares(p[1])
+        favour = p[0] * float(template_noise @ (1 / (variance + (residual / _CAUCHY) ** 2)))
+        right = weighted @ residual
+        right[:2] += favour * np.array([square, 0.5 * p[0] * slope])
         change = np.linalg.solve(
             weighted @ matrix.T + np.diag(errors[which] ** -2),
-            weighted @ residual + ((prior - p) / errors**2)[which],
+            right + ((prior - p) / errors**2)[which],
         )
         p[which] = np.clip(p[which] + change, lowest[which], highest[which])
         if np.abs(change[1:4]).max() < _STEP / 10:
             break
     return float(p[1]), float(p[2]), float(p[3])
+
+
+def _sum_of_squares(sigma: float) -> tuple[float, float]:
+    """Of a Gaussian's pixels, and how it changes with the width."""
+    narrow, wide = (
+        float((_profile(_GAUSSIAN_SIDE, each, 0.0) ** 2).sum()) ** 2
+        for each in (sigma, sigma + _STEP)
+    )
+    return narrow, (wide - narrow) / _STEP
 
 
 def _pixel_profile(n: int, sigma: float, centre: float) -> Array:
@@ -780,8 +795,8 @@ def _fitted(
     columns = np.append(patches[rows] @ to_kernel, np.ones((len(rows), 1)), axis=1)
     values = stamp.science.ravel()[rows]
     template_noise = stamp.template_variance.ravel()[rows]
-    # What has no signal tells of the background alone.
-    flat = stamp.science.ravel()[empty]
+    # What has no signal tells of the backgrounds alone, which are not the stamps' medians.
+    flat = stamp.science.ravel()[empty] - scale.used * _level(stamp, empty)
     flat = flat[flat**2 < _CLIPS[-1] ** 2 * sky]
     precision[-1, -1] += len(flat) / sky
     right[-1] += flat.sum() / sky
@@ -831,6 +846,13 @@ def _fitted(
         static_pixels=number,
     )
     return fit, poor
+
+
+def _level(stamp: _Stamp, empty: Array) -> float:
+    """Of the template on pixels without signal."""
+    values = stamp.template.ravel()[empty]
+    near = values**2 < _CLIPS[-1] ** 2 * stamp.template_variance.ravel()[empty]
+    return float(values[near].mean()) if near.any() else 0.0
 
 
 def _with_signal(stamp: _Stamp, size: int, scale: float, sky: float) -> tuple[Array, Array]:
