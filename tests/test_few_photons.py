@@ -19,6 +19,7 @@ from whitediff.exposures.catalog import believed
 from whitediff.exposures.noise import few_photons, variance_factor
 from whitediff.exposures.pipeline import SubtractionOptions, make_all
 from whitediff.exposures.preparation import prepare
+from whitediff.matching.background import fit_background
 from whitediff.photons import counted_photons
 from whitediff.stats import clipped_sigma
 from whitediff.variance_planes import noise_variance
@@ -49,6 +50,34 @@ def test_counts_have_the_variance_that_they_were_drawn_with(mean, seed, size):
     # Medians of so few are lower than means; what is measured later puts that right.
     for model in (noise_variance(image), noise_variance(image, gain=1.0, read_noise=0.0)):
         assert model.background_variance == pytest.approx(mean, rel=0.1)
+
+
+@pytest.mark.parametrize("mean", [3.0, 5.0, 8.0])
+@pytest.mark.parametrize("sky", [3, 4.37])
+@pytest.mark.parametrize("unit", [1.0, 2.5])
+def test_counts_less_a_sky_have_the_variance_that_they_were_drawn_with(mean, sky, unit):
+    """Quartiles of so few photons are 7 % too near for their variance."""
+    rng = np.random.default_rng(3)
+    (stars,) = light(320, rng, (1.5,))
+    image = unit * (rng.poisson(mean + stars) - sky).astype(np.float32)
+    exposure = Exposure.from_arrays(image, variance=np.float32(unit**2 * mean))
+    assert variance_factor(exposure) == pytest.approx(1, abs=0.03)
+    found = few_photons(exposure)
+    assert found.mean == pytest.approx(mean, rel=0.05)
+    assert found.unit == pytest.approx(unit, rel=1e-3)
+
+
+@pytest.mark.parametrize("mean", [4.0, 12.0, 60.0])
+@pytest.mark.parametrize("direction", [1, -1])
+def test_skewed_noise_makes_no_background(mean, direction):
+    """What is cut off of a tail that the other side has not is missing in the mean."""
+    rng = np.random.default_rng(4)
+    # Half of the noise is of photons, as where a template is deep.
+    difference = direction * (rng.poisson(mean, (1000, 1000)) - mean)
+    difference = difference + rng.normal(0, np.sqrt(mean), difference.shape)
+    found = fit_background(difference, np.ones(difference.shape, bool), 1)
+    # A million pixels tell the mean to a thousandth of a standard deviation.
+    assert abs(found[0, 0]) < 0.005 * np.sqrt(mean)
 
 
 def test_other_images_are_no_counts_of_photons(rng):
@@ -153,9 +182,10 @@ def test_too_few_photons_are_refused_with_the_remedy(run, tmp_path, which):
 @pytest.mark.parametrize("mean", slow_after(1, [4.0, 6.0, 15.0]))
 def test_variances_made_of_each_pixels_count(mean):
     """What is smallest where photons happen to be few makes dead less than a pixel in a thousand,
-    and no point something else: the reduced chi-square of a new star is 1.
+    and no point something else: the reduced chi-square of a new star is that which the variances
+    have of which the photons were drawn.
     """
-    chi_squares = []
+    chi_squares = {"own": [], "true": []}
     for seed in range(3):
         rng = np.random.default_rng(70 + seed)
         stars = light(300, rng, (2.2, 1.8))
@@ -164,18 +194,23 @@ def test_variances_made_of_each_pixels_count(mean):
         for cy, cx in places:
             square = (y - cy) ** 2 + (x - cx) ** 2
             stars[0] += 800 / (2 * np.pi * 2.2**2) * np.exp(-square / 2 / 2.2**2)
-        exposures = []
-        for each in stars:
-            counts = rng.poisson(mean + each).astype(np.float32)
-            exposures.append(
-                Exposure.from_arrays(counts - np.float32(mean), variance=np.maximum(counts, 1))
-            )
-        made = make_all(*exposures, SubtractionOptions(), ("difference",))["difference"]
-        assert masks.flagged(made.science.mask, ("BAD", "CR")).sum() < 90
-        rows = whitediff.detect(made.difference)
-        for cy, cx in places:
-            near = np.hypot(rows["x"].value - cx, rows["y"].value - cy) < 1.5
-            assert near.sum() == 1
-            assert rows["classification"][near][0] == "point"
-            chi_squares.append(float(rows["psf_chi2"][near][0]))
-    assert np.mean(chi_squares) == pytest.approx(1, abs=0.05)
+        drawn = [(rng.poisson(mean + each).astype(np.float32), mean + each) for each in stars]
+        for plane, found in chi_squares.items():
+            exposures = [
+                Exposure.from_arrays(
+                    counts - np.float32(mean),
+                    variance=np.maximum(counts, 1) if plane == "own" else true.astype(np.float32),
+                )
+                for counts, true in drawn
+            ]
+            made = make_all(*exposures, SubtractionOptions(), ("difference",))["difference"]
+            assert masks.flagged(made.science.mask, ("BAD", "CR")).sum() < 90
+            rows = whitediff.detect(made.difference)
+            for cy, cx in places:
+                near = np.hypot(rows["x"].value - cx, rows["y"].value - cy) < 1.5
+                assert near.sum() == 1
+                assert rows["classification"][near][0] == "point"
+                found.append(float(rows["psf_chi2"][near][0]))
+    own, true = (np.mean(found) for found in chi_squares.values())
+    assert true == pytest.approx(1, abs=0.05)
+    assert own == pytest.approx(true, abs=0.05)

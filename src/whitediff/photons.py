@@ -216,20 +216,23 @@ def counted_photons(image: Array, usable: Array) -> Counts | None:
     Returns
     -------
     counts
-        None unless pixels are multiples of some unit, not negative, with fewer than 10 of it in
-        a usual pixel, and a variance of as many, which read noise would add to.
+        None unless pixels are multiples of some unit, but for a sky that was taken off, with fewer
+        than 10 of it in a usual pixel, and a variance of as many, which read noise would add to.
     """
     sample = every_nth(image, usable, _ENOUGH_COUNTED).astype(np.float64)
-    if not sample.size or (sample < 0).any() or not (sample > 0).any():
+    if not sample.size or not (sample > 0).any():
         return None
+    strips, known = (_strips(plane) for plane in (image, usable))
+    lowest = min(float(sample.min()), float(strips.min(where=known, initial=0.0)))
+    # Some pixel has no photon, where a usual one has few.
+    sample -= min(lowest, 0.0)
     unit = 1.0 if (sample == np.rint(sample)).all() else float(sample[sample > 0].min())
     if np.median(sample) > _MANY_COUNTED * unit:
         return None
     if not _are_multiples(sample, unit):
         return None
-    strips, known = (_strips(plane) for plane in (image, usable))
-    numbers = np.where(known, strips, 0).astype(np.float64)
-    if (numbers < 0).any() or not _are_multiples(numbers, unit):
+    numbers = np.where(known, strips - min(lowest, 0.0), 0).astype(np.float64)
+    if not _are_multiples(numbers, unit):
         return None
     numbers /= unit
     known, first, second = (plane.sum(axis=(1, 3)) for plane in (known, numbers, numbers**2))
