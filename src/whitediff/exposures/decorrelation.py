@@ -30,6 +30,7 @@ from .filters import Filters
 from .missing import missing_pixels
 from .model import Exposure
 from .noise import measured_noises, source_pixels
+from .own_photons import own_variances
 from .psf import KernelPointSpreadFunction, Light, as_kernel_psf, average_position, psf_image
 from .spatial import SPATIAL_PRECISION, LocalCorrection, LocalNoise, local_correction, local_noise
 
@@ -458,6 +459,24 @@ def decorrelate(
     psf = None if difference.psf is None else _psf_before(difference.psf, filters, box, options)
     on_stamps = filters.correction_on_stamps(correction, transform=options.transform)
 
+    corrected = (
+        _corrected_psf(psf, on_stamps, filters, box)
+        if local is None or psf is None
+        else local.psf(psf)
+    )
+    if corrected is not None and not options.score:
+        level = 1.0 if filters.template_matched else correction.kernel_sum * options.scale_factor
+        corrected = corrected.with_own_variances(
+            own_variances(
+                filters,
+                science,
+                template,
+                psf_image(corrected, x=box.x.center, y=box.y.center),
+                scale=level**-2,
+                full_variance=options.full_variance,
+            )
+        )
+
     exposure = Exposure(
         MaskedImage(
             Image(image, bbox=box, unit=difference.image.unit),
@@ -465,11 +484,7 @@ def decorrelate(
             variance=Image(variance, bbox=box),
             sky_projection=difference.sky_projection,
         ),
-        psf=(
-            _corrected_psf(psf, on_stamps, filters, box)
-            if local is None or psf is None
-            else local.psf(psf)
-        ),
+        psf=corrected,
         kernel=(
             kernel
             if isinstance(kernel, ConvolutionKernel)

@@ -615,9 +615,8 @@ class _Field:
             full[inside] = values
             return full
 
-        # All PSF fluxes are off by the same factor, as far as the PSF is not known.
-        columns["psf_flux_err"] = np.hypot(
-            columns["psf_flux_err"], self.light.error * columns["psf_flux"]
+        columns["psf_flux_err"] = self.light.whole_error(
+            columns["psf_flux"], columns["psf_flux_err"]
         )
         flux, error = photometry.aperture_fluxes(*self.planes, x, y, self.aperture_radius)
         columns |= {"aperture_flux": spread(flux), "aperture_flux_err": spread(error)}

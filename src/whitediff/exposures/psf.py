@@ -59,6 +59,8 @@ _PSF_CELL = 32
 """Side of the cells, pixels, in which a PSF that is slow to evaluate is taken as constant."""
 
 _HIGHEST_ORDER = 6
+_LEAST_OF_NOISE = 0.2
+"""Of a flux's variance by the plane, what is left of it in any case."""
 _MATTERS = 1e-3
 """Error of a PSF, over its peak, that deserves a warning."""
 
@@ -75,10 +77,14 @@ class Light:
     error
         Relative standard deviation of fluxes measured with the PSF, because of what it is not known
         to.
+    own_variances
+        Variance that the photons of a source add to its flux, beyond what the variance plane tells,
+        for each unit of flux: of a source, and of one that is missing (`own_photons`).
     """
 
     enclosed: float = 1.0
     error: float = 0.0
+    own_variances: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def of(cls, psf: PointSpreadFunction) -> Light:
@@ -95,6 +101,28 @@ class Light:
             `Light`.
         """
         return psf.light if isinstance(psf, KernelPointSpreadFunction) else cls()
+
+    def whole_error(self, flux: Array, error: Array) -> Array:
+        """Error of fluxes measured with the PSF.
+
+        Parameters
+        ----------
+        flux
+            ``(n,)``.
+        error
+            ``(n,)`` standard deviation by the variance plane.
+
+        Returns
+        -------
+        error
+            ``(n,)`` standard deviation, of the sources' own photons and of the PSF too, by which
+            all fluxes are off by the same factor.
+        """
+        of_source, of_missing = self.own_variances
+        noise = error**2 + np.where(flux > 0, of_source, -of_missing) * flux
+        noise = np.maximum(noise, _LEAST_OF_NOISE * error**2)
+        result: Array = np.sqrt(noise + (self.error * flux) ** 2)
+        return result
 
     def filtered(self, total: float) -> Light:
         """Light after a filter.
@@ -186,6 +214,25 @@ class KernelPointSpreadFunction(PointSpreadFunction):
     def average_position(self) -> tuple[float, float]:
         """x, y where the PSF is nominal, in pixels."""
         return self._average_position
+
+    def with_own_variances(self, own_variances: tuple[float, float]) -> KernelPointSpreadFunction:
+        """The same PSF, of an image whose variance plane leaves that to say.
+
+        Parameters
+        ----------
+        own_variances
+            As of `Light`.
+
+        Returns
+        -------
+        psf
+            A new one.
+        """
+        return KernelPointSpreadFunction(
+            self.kernel,
+            average_position=self.average_position,
+            light=dataclasses.replace(self.light, own_variances=own_variances),
+        )
 
     @property
     def light(self) -> Light:
@@ -286,6 +333,8 @@ class KernelPointSpreadFunction(PointSpreadFunction):
             average_position_y=y,
             enclosed=self.light.enclosed,
             flux_error=self.light.error,
+            own_variance=self.light.own_variances[0],
+            fading_variance=self.light.own_variances[1],
         )
 
     @staticmethod
@@ -299,7 +348,7 @@ class KernelPointSpreadFunctionSerializationModel(ArchiveTree):
     """How a `KernelPointSpreadFunction` stands in an lsst.images archive."""
 
     SCHEMA_NAME: ClassVar[str] = "whitediff_kernel_psf"
-    SCHEMA_VERSION: ClassVar[str] = "1.1.0"
+    SCHEMA_VERSION: ClassVar[str] = "1.2.0"
     MIN_READ_VERSION: ClassVar[int] = 1
     PUBLIC_TYPE: ClassVar[type] = KernelPointSpreadFunction
 
@@ -313,6 +362,13 @@ class KernelPointSpreadFunctionSerializationModel(ArchiveTree):
     )
     flux_error: float = pydantic.Field(
         default=0.0, description="Relative error of fluxes measured with the PSF."
+    )
+    own_variance: float = pydantic.Field(
+        default=0.0,
+        description="Variance per flux by a source's photons beyond what the variance plane tells.",
+    )
+    fading_variance: float = pydantic.Field(
+        default=0.0, description="The same of a source that is missing."
     )
 
     def deserialize(self, archive: InputArchive[Any], **kwargs: Any) -> KernelPointSpreadFunction:
@@ -337,7 +393,7 @@ class KernelPointSpreadFunctionSerializationModel(ArchiveTree):
         return KernelPointSpreadFunction(
             self.kernel.deserialize(archive),
             average_position=(self.average_position_x, self.average_position_y),
-            light=Light(self.enclosed, self.flux_error),
+            light=Light(self.enclosed, self.flux_error, (self.own_variance, self.fading_variance)),
         )
 
 

@@ -376,7 +376,11 @@ def read_psf_hdus(
     psf = KernelPointSpreadFunction(
         read_kernel_hdus(hdus, image_hdu, bounds=bounds, path=path),
         average_position=position,
-        light=Light(float(header.get("ENCLOSED", 1.0)), float(header.get("FLUXERR", 0.0))),
+        light=Light(
+            float(header.get("ENCLOSED", 1.0)),
+            float(header.get("FLUXERR", 0.0)),
+            (float(header.get("OWNVAR", 0.0)), float(header.get("FADEVAR", 0.0))),
+        ),
     )
     try:
         psf.compute_kernel_image(x=bounds.x.center, y=bounds.y.center)
@@ -411,6 +415,10 @@ def psf_hdus(psf: KernelPointSpreadFunction, name: str, bounds: Box) -> list[Any
     if psf.light != Light():
         hdus[0].header["ENCLOSED"] = (psf.light.enclosed, "share of a source's light in the images")
         hdus[0].header["FLUXERR"] = (psf.light.error, "relative error of fluxes with this PSF")
+        for card, value, flux in zip(
+            ("OWNVAR", "FADEVAR"), psf.light.own_variances, ("flux", "missing flux"), strict=True
+        ):
+            hdus[0].header[card] = (value, f"variance per {flux} beyond the plane's")
     return hdus
 
 
