@@ -56,7 +56,7 @@ def pulls(seed, widths, sky, fades):
     return (found["psf_flux"].value - transients["flux"]) / found["psf_flux_err"].value
 
 
-@pytest.mark.parametrize("sky", [5, 300])
+@pytest.mark.parametrize("sky", [5, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fades", [False, True])
 @pytest.mark.parametrize("widths", [(1.9, 1.5), (1.5, 1.9)])
 def test_bright_fluxes_scatter_as_their_errors_say(widths, fades, sky):

@@ -102,6 +102,27 @@ class Light:
         """
         return psf.light if isinstance(psf, KernelPointSpreadFunction) else cls()
 
+    @classmethod
+    def of_parts(cls, lights: Sequence[Light]) -> Light:
+        """Light of the PSF of an image of several parts.
+
+        Parameters
+        ----------
+        lights
+            Of the parts' PSFs.
+
+        Returns
+        -------
+        light
+            The mean, and the largest error.
+        """
+        first, second = np.mean([each.own_variances for each in lights], axis=0)
+        return cls(
+            float(np.mean([each.enclosed for each in lights])),
+            max(each.error for each in lights),
+            (float(first), float(second)),
+        )
+
     def whole_error(self, flux: Array, error: Array) -> Array:
         """Error of fluxes measured with the PSF.
 

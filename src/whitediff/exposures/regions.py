@@ -275,8 +275,8 @@ def _united_psf(
         ImageBasisConvolutionKernel(np.stack(padded), fields),
         average_position=average_position(whole.psf),
         # The parts differ by far less than it is known to.
-        light=Light(
-            float(np.mean([Light.of(psf).enclosed for psf in found if psf is not None])),
-            Light.of(whole.psf).error,
+        light=dataclasses.replace(
+            Light.of_parts([Light.of(psf) for psf in found if psf is not None]),
+            error=Light.of(whole.psf).error,
         ),
     )

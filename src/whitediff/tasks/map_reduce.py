@@ -621,8 +621,5 @@ def _united_psf(parts: Sequence[Exposure], exposure: Exposure) -> Any:
                 images.append(psf_image(psf, x=x, y=y))
                 positions.append((x, y))
     x, y = np.array(positions).T
-    lights = [Light.of(part.psf) for part in parts if part.psf is not None]
-    light = Light(
-        float(np.mean([each.enclosed for each in lights])), max(each.error for each in lights)
-    )
+    light = Light.of_parts([Light.of(part.psf) for part in parts if part.psf is not None])
     return scattered_psf(images, x=x, y=y, bounds=exposure.bbox, light=light)
