@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from lsst.images.fields import ChebyshevField
 
-from ..matching.background import HIGHEST_ORDER, fit_background
+from ..matching.background import CLIP_OF_SKEWED, HIGHEST_ORDER, fit_background
 from ..matching.mesh import Mesh, common_structure, fit_mesh, has_structure
 from ..planes import filled
 from ..steps import named_lines
@@ -74,7 +74,14 @@ class BackgroundSearch:
         good = ~masks.flagged(difference.mask, (*masks.AVOIDED_MASK_PLANES, "EDGE"))
         use = good & ~self.sources.either
         order = start.coefficients.shape[0] - 1
-        found = fit_background(image, use, order, start=start.coefficients, highest=HIGHEST_ORDER)
+        found = fit_background(
+            image,
+            use,
+            order,
+            start=start.coefficients,
+            highest=HIGHEST_ORDER,
+            clip=CLIP_OF_SKEWED,
+        )
         smooth = ChebyshevField(difference.bbox, found)
         if self.model == "polynomial":
             return smooth

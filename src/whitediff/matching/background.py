@@ -13,15 +13,16 @@ import numpy.typing as npt
 from ..polynomials import chebyshev_products, chebyshev_terms
 from ..stats import robust_sigma
 
-__all__ = ["HIGHEST_ORDER", "fit_background", "ratio_of_skies"]
+__all__ = ["CLIP_OF_SKEWED", "HIGHEST_ORDER", "fit_background", "ratio_of_skies"]
 
 type Array = npt.NDArray[Any]
 
 _CELL = 64
 _MANY = 100
 """Cells that a frame must have; in smaller ones cells are half as wide."""
-_CLIP = 4.5
-"""Standard deviations: at 3 the mean of skewed noise, of 5 photons, is a fiftieth of one low."""
+CLIP_OF_SKEWED, _CLIP = 4.5, 3.0
+"""Standard deviations: of pixels in which no source is left, and of others.  At 3 the mean of
+skewed noise, of 5 photons, is a fiftieth of one low; at 4.5 the wings of sources count."""
 _PASSES = 3
 _EVIDENCE = 10.0
 """Of a higher order: very strong."""
@@ -38,6 +39,7 @@ def fit_background(
     *,
     start: Array | None = None,
     highest: int = 0,
+    clip: float = _CLIP,
 ) -> Array:
     """Fit what a difference leaves between the sources.
 
@@ -59,6 +61,8 @@ def fit_background(
         known.
     highest
         Order up to which it is raised where the cells ask for it.
+    clip
+        Robust standard deviations from the median up to which pixels count.
 
     Returns
     -------
@@ -69,7 +73,7 @@ def fit_background(
 
     Notes
     -----
-    Least squares on the means of cells, clipped at 4.5 standard deviations of a pixel.  A higher
+    Least squares on the means of cells, clipped.  A higher
     order is taken where it lowers ``n ln(χ²) + ln(n)·terms`` by 10, n the cells (Schwarz 1978;
     Kass & Raftery 1995): for noise of unknown scale, since that of a convolved image is correlated.
     """
@@ -97,7 +101,7 @@ def fit_background(
         if sample.size < 2:
             break
         middle, sigma = float(np.median(sample)), robust_sigma(sample)
-        use = free & (np.abs(left - dtype.type(middle)) <= _CLIP * sigma)
+        use = free & (np.abs(left - dtype.type(middle)) <= clip * sigma)
         counts, sums = cells.sums(use), cells.sums(np.where(use, left, 0))
         good = counts > 0
         at_y, at_x = cells.places(good)
