@@ -62,7 +62,7 @@ def own_variances(
     is ``f/g · Σ P (w⋆A)²``, and the plane says ``f/g · Σ w² (A²⊗P)``.
     """
     # Nothing runs round the grid.
-    side = 4 * max(*psf.shape, *filters.kernel_image.shape)
+    side = max(psf.shape) + 2 * max(filters.kernel_image.shape)
     ny, nx = fourier.fast_shape((side, side), (1, 1))
     grid = (ny, nx)
     correction = filters.correction_on(grid)
