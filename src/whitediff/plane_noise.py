@@ -97,28 +97,34 @@ def without_own_noise(image: Array, variance: Array, usable: Array) -> Array | N
     slope = slope_of_own_noise(image, variance, usable)
     if not slope:
         return None
-    image = np.where(usable, image, 0)
-    share = {sigma: _smoothed(usable.astype(np.float32), sigma) for sigma in _SCALES}
-
-    def around(plane: Array, sigma: float) -> Array:
-        total = _smoothed(plane.astype(np.float64), sigma)
-        return total / np.maximum(share[sigma], np.finfo(np.float32).tiny)
-
-    known = np.where(usable, variance, 0)
-    light, noise = around(image, _SCALES[0]), around(known, _SCALES[0])
+    # In units of the noise, which single precision holds.
+    level, usual = float(np.median(image[usable])), float(np.median(variance[usable]))
+    unit = math.sqrt(usual)
+    light_seen = np.where(usable, (image - level) / unit, 0).astype(np.float32)
+    known = np.where(usable, variance / usual, 0).astype(np.float32)
+    light, noise, _ = _around(light_seen, known, usable, _SCALES[0])
     for wide, narrow in itertools.pairwise(_SCALES):
-        seen, their_noise = around(image, narrow), around(known, narrow)
+        seen, their_noise, share = _around(light_seen, known, usable, narrow)
         # Of the difference of two Gaussians' means of white noise.
         part = (1 / narrow**2 + 1 / wide**2 - 4 / (narrow**2 + wide**2)) / (4 * math.pi)
         stands_out = (seen - light) ** 2 > _SEEN**2 * part * their_noise
         # Twice smoothed, light is as much wider again: without that a star's core leaks.
-        sharp = 2 * seen - around(np.where(usable, seen, 0), narrow)
+        sharp = 2 * seen - _smoothed(np.where(usable, seen, 0), narrow) / share
         light = np.where(stands_out, sharp, light)
         noise = np.where(stands_out, their_noise, noise)
-    own = (image - light) ** 2 > _SEEN_IN_PIXEL**2 * np.maximum(noise, slope * (image - light))
-    cleaned = np.maximum(variance - slope * (image - light), _LEAST * noise)
+    rest, slope = light_seen - light, slope * unit / usual
+    own = rest**2 > _SEEN_IN_PIXEL**2 * np.maximum(noise, slope * rest)
+    cleaned = usual * np.maximum(known - slope * rest, _LEAST * noise)
     result: Array = np.where(usable & ~own, cleaned, variance).astype(variance.dtype)
     return result
+
+
+def _around(
+    image: Array, variance: Array, usable: Array, sigma: float
+) -> tuple[Array, Array, Array]:
+    """Means of usable pixels under a Gaussian, and the share of it that is usable."""
+    share = np.maximum(_smoothed(usable.astype(np.float32), sigma), np.finfo(np.float32).tiny)
+    return _smoothed(image, sigma) / share, _smoothed(variance, sigma) / share, share
 
 
 def _smoothed(plane: Array, sigma: float) -> Array:
