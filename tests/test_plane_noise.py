@@ -38,7 +38,7 @@ def stars(seed, brightest, *, sigma=1.6, number=25):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("unit", [1.0, 3e-19, 1e4])
-@pytest.mark.parametrize(("sky", "depth"), [(6, 1), (15, 1), (40, 1), (12, 4), (120, 1)])
+@pytest.mark.parametrize(("sky", "depth"), [(6, 1), (15, 1), (40, 1), (12, 4), (80, 1)])
 def test_squares_are_one_in_the_mean(seed, unit, sky, depth):
     image, plane, true = counted(seed, sky, depth=depth, unit=unit)
     usable = np.ones(image.shape, bool)

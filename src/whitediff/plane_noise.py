@@ -16,15 +16,17 @@ __all__ = ["slope_of_own_noise", "without_own_noise"]
 
 type Array = npt.NDArray[Any]
 
-_LEAST_SHARE = 0.07
-"""Standard deviation of a plane by its own pixels' noise, over the plane: that of 200 electrons.
-Squared significances are some three times its square too large: 1.5 %."""
+_LEAST_SHARE = 0.1
+"""Standard deviation of a plane by its own pixels' noise, over the plane: that of 100 electrons.
+Squared significances are 1.6 times its square too large."""
 _NOISE_CLIP = 4.0
 """Standard deviations of a difference of neighbours, beyond which it is a source's."""
 _FEWEST = 1000
 """Pairs of neighbours."""
 _TOLD = 10.0
 """Errors of the slope."""
+_EXPLAINED = 0.5
+"""Of the scatter of a plane's differences, what its own pixels' noise makes."""
 _SCALES = (6.0, 3.0, 1.5, 0.75)
 """Sigmas of Gaussians, pixels; the widest shows the sky."""
 _SEEN, _SEEN_IN_PIXEL = 4.0, 5.0
@@ -71,7 +73,9 @@ def slope_of_own_noise(image: Array, variance: Array, usable: Array) -> float:
     rest = of_plane - slope * of_image
     error = math.sqrt(float(rest @ rest) / len(rest) / square)
     harms = slope * scatter / math.sqrt(2) > _LEAST_SHARE * level
-    return slope if harms and slope > _TOLD * error else 0.0
+    # A plane of means of a few pixels has noise that its own does not explain.
+    is_own = slope**2 * square > _EXPLAINED * float(of_plane @ of_plane)
+    return slope if harms and is_own and slope > _TOLD * error else 0.0
 
 
 def without_own_noise(image: Array, variance: Array, usable: Array) -> Array | None:

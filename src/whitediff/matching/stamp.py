@@ -795,8 +795,8 @@ def _fitted(
     columns = np.append(patches[rows] @ to_kernel, np.ones((len(rows), 1)), axis=1)
     values = stamp.science.ravel()[rows]
     template_noise = stamp.template_variance.ravel()[rows]
-    # What has no signal tells of the backgrounds alone, which are not the stamps' medians.
-    flat = stamp.science.ravel()[empty] - scale.used * _level(stamp, empty)
+    # What has no signal tells of the backgrounds, which are not the stamps' medians.
+    flat = stamp.science.ravel()[empty] - patches[empty] @ start
     flat = flat[flat**2 < _CLIPS[-1] ** 2 * sky]
     precision[-1, -1] += len(flat) / sky
     right[-1] += flat.sum() / sky
@@ -846,13 +846,6 @@ def _fitted(
         static_pixels=number,
     )
     return fit, poor
-
-
-def _level(stamp: _Stamp, empty: Array) -> float:
-    """Of the template on pixels without signal."""
-    values = stamp.template.ravel()[empty]
-    near = values**2 < _CLIPS[-1] ** 2 * stamp.template_variance.ravel()[empty]
-    return float(values[near].mean()) if near.any() else 0.0
 
 
 def _with_signal(stamp: _Stamp, size: int, scale: float, sky: float) -> tuple[Array, Array]:
