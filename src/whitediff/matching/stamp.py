@@ -37,6 +37,8 @@ _SHIFT_PRIOR, _SHIFT_PRIOR_PSF = 0.3, 0.1
 """Errors of the stamps' alignment where it is fitted, and where PSFs are centred, pixels."""
 _LEVEL_PRIOR = 3.0
 """Error of the differential background, in standard deviations of a pixel."""
+_BEYOND = 1e-3
+"""Of a kernel, what wings beyond its square may hold."""
 _MODEL_ERROR, _ROBUST_MODEL_ERROR = 0.01, 0.05
 """Of the convolved template, what no kernel describes: in the fit, and where pixels are rejected
 and by a Gaussian, which undersampled cores differ from."""
@@ -795,11 +797,8 @@ def _fitted(
     columns = np.append(patches[rows] @ to_kernel, np.ones((len(rows), 1)), axis=1)
     values = stamp.science.ravel()[rows]
     template_noise = stamp.template_variance.ravel()[rows]
-    # What has no signal tells of the backgrounds, which are not the stamps' medians.
-    flat = stamp.science.ravel()[empty] - patches[empty] @ start
-    flat = flat[flat**2 < _CLIPS[-1] ** 2 * sky]
-    precision[-1, -1] += len(flat) / sky
-    right[-1] += flat.sum() / sky
+    # What has no signal tells of the backgrounds alone, which are not the stamps' medians.
+    dark, beside = patches[empty], stamp.science.ravel()[empty]
     theta = np.zeros(n + 2)
     theta[n] = scale.used
     gain = 0.0
@@ -807,6 +806,8 @@ def _fitted(
         kernel = to_kernel @ theta[:-1]
         model = columns[:, :-1] @ theta[:-1]
         residual = values - model - theta[-1]
+        flat = beside - dark @ kernel
+        flat = flat[flat**2 < _CLIPS[-1] ** 2 * sky]
         base = stamp.noise(float((kernel**2).sum())).ravel()[rows]
         static = model > _STATIC_SIGMAS * np.sqrt(base)
         light, misfit = np.maximum(model, 0.0), (_MODEL_ERROR * model) ** 2
@@ -820,12 +821,15 @@ def _fitted(
         matrix = scipy.linalg.blas.dsyrk(1.0, root_weighted.T, lower=True)
         matrix += np.tril(matrix, -1).T
         matrix += precision
+        matrix[-1, -1] += len(flat) / sky
         if clip is _CLIPS[-1]:
             noisy = np.zeros_like(matrix)
             noisy[:-1, :-1] = float(weight @ template_noise) * (to_kernel.T @ to_kernel)
             matrix = _without_noise(matrix, noisy)
         factor = scipy.linalg.cho_factor(matrix, lower=True)
-        theta = scipy.linalg.cho_solve(factor, right + (weight * values) @ columns)
+        told = right + (weight * values) @ columns
+        told[-1] += float(flat.sum()) / sky
+        theta = scipy.linalg.cho_solve(factor, told)
     residual = values - columns @ theta
     squares = residual[static] ** 2
     number = int(np.count_nonzero(static))
@@ -836,6 +840,7 @@ def _fitted(
     kernel, level = to_kernel @ theta[:-1], float(theta[-1])
     spread = scipy.linalg.solve_triangular(factor[0], np.eye(n + 2), lower=True)
     errors = np.append(spread[:, :-1] @ to_kernel.T, spread[:, -1:], axis=1)
+    errors = np.vstack([errors, np.append(_BEYOND * kernel, 0.0)])
     fit = StampKernel(
         kernel=kernel.reshape(prior.size, prior.size),
         level=levels[0] + level - float(kernel.sum()) * levels[1],
