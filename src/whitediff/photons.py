@@ -223,15 +223,15 @@ def counted_photons(image: Array, usable: Array) -> Counts | None:
     if not sample.size or not (sample > 0).any():
         return None
     strips, known = (_strips(plane) for plane in (image, usable))
+    # Some pixel has no photon, where a usual one has few; without a sky taken off it has 0.
     lowest = min(float(sample.min()), float(strips.min(where=known, initial=0.0)))
-    # Some pixel has no photon, where a usual one has few.
-    sample -= min(lowest, 0.0)
+    sample -= lowest
     unit = 1.0 if (sample == np.rint(sample)).all() else float(sample[sample > 0].min())
     if np.median(sample) > _MANY_COUNTED * unit:
         return None
     if not _are_multiples(sample, unit):
         return None
-    numbers = np.where(known, strips - min(lowest, 0.0), 0).astype(np.float64)
+    numbers = np.where(known, strips - lowest, 0).astype(np.float64)
     if not _are_multiples(numbers, unit):
         return None
     numbers /= unit

@@ -103,7 +103,8 @@ def _slope(exposure: Exposure) -> float:
     image, variance = exposure.image.array, exposure.variance.array
     rows = slice(None, None, max(1, image.size // ENOUGH_PIXELS))
     values, plane = image[rows].astype(np.float64), variance[rows].astype(np.float64)
-    use = usable_pixels(values, masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)[rows])
+    untrusted = masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES, rows=rows)
+    use = usable_pixels(values, untrusted)
     use &= (plane > 0) & (plane < np.inf)
     if not use.any():
         return 0.0

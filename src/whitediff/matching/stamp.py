@@ -679,10 +679,11 @@ def _robust_gaussian(
         matrix = np.stack(columns)
         residual = values - model
         variance = noise + (_ROBUST_MODEL_ERROR * model) ** 2
-        weighted = matrix / (variance + (residual / _CAUCHY) ** 2)
+        tolerated = variance + (residual / _CAUCHY) ** 2
+        weighted = matrix / tolerated
         # A wider kernel, or a weaker one, leaves less of the template's noise: no reason for it.
         square, slope = _sum_of_squares(p[1])
-        favour = p[0] * float(template_noise @ (1 / (variance + (residual / _CAUCHY) ** 2)))
+        favour = p[0] * float(template_noise @ (1 / tolerated))
         right = weighted @ residual
         right[:2] += favour * np.array([square, 0.5 * p[0] * slope])
         change = np.linalg.solve(
