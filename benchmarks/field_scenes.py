@@ -39,7 +39,7 @@ class Kind:
     sky
         Electrons per pixel in science image and template.
     depth
-        Exposures of the template, which is their mean.
+        Exposures of the template, which is their mean: of its left and of its right half.
     scale
         Flux in the template over that in the science image.
     transients
@@ -56,8 +56,12 @@ class Kind:
         Electrons.
     shifts
         Standard deviation of the stars' displacements along each axis, pixels.
+    refracted
+        Standard deviation of the stars' displacements along y, each by its colour, pixels.
     variable
         Share of the stars that vary, by 20 %.
+    sky_left
+        Whether the sky is left in both images.
     """
 
     stars: int = 35
@@ -65,7 +69,7 @@ class Kind:
     fwhm: tuple[float, float] = (4.8, 4.0)
     profile: str | float = "kolmogorov"
     sky: tuple[float, float] = (800.0, 800.0)
-    depth: int = 4
+    depth: tuple[int, int] = (4, 4)
     scale: float = 1.0
     transients: int = 40
     spoil: Callable[[int, float], Array] | None = None
@@ -74,7 +78,9 @@ class Kind:
     spikes: bool = False
     saturation: float = math.inf
     shifts: float = 0.0
+    refracted: float = 0.0
     variable: float = 0.0
+    sky_left: bool = False
 
 
 def _fringes(size: int, sigma: float) -> Array:
@@ -102,10 +108,15 @@ KINDS = {
     "wings, spikes, saturated": Kind(stars=140, profile=2.5, spikes=True, saturation=6e4),
     "scale 10, gradient, ripple": Kind(stars=70, scale=10.0, spoil=_ripple),
     "fringes": Kind(stars=70, spoil=_fringes),
-    "sky of 6 electrons": Kind(stars=70, sky=(6.0, 6.0), depth=1),
-    "sky of 40 electrons": Kind(stars=70, sky=(40.0, 40.0), depth=1),
+    "sky of 6 electrons": Kind(stars=70, sky=(6.0, 6.0), depth=(1, 1)),
+    "sky of 40 electrons": Kind(stars=70, sky=(40.0, 40.0), depth=(1, 1)),
     "distortions of 0.1 pixels": Kind(stars=140, shifts=0.1),
     "15 % variable stars": Kind(stars=140, variable=0.15),
+    "ordinary, 10 transients": Kind(transients=10),
+    "scale 0.1, gradient, ripple": Kind(stars=70, scale=0.1, spoil=_ripple),
+    "refraction of 0.1 pixels": Kind(stars=140, refracted=0.1),
+    "template of two depths": Kind(stars=70, depth=(2, 8)),
+    "few stars, sky left in": Kind(stars=10, galaxies=100, sky_left=True),
 }
 
 
@@ -242,7 +253,7 @@ def field(name: str, seed: int, size: int = 1024) -> Field:
     kind, rng = KINDS[name], np.random.default_rng([seed, list(KINDS).index(name)])
     area = (size / 1024) ** 2
     psfs = _psf(kind, 0), _psf(kind, 1)
-    sigma = math.sqrt(kind.sky[0] + kind.sky[1] / kind.depth)
+    sigma = math.sqrt(kind.sky[0] + kind.sky[1] / min(kind.depth))
     # Flux over signal-to-noise ratio of a point source.
     unit = sigma / math.sqrt((_sampled(psfs[0]) ** 2).sum())
 
@@ -275,6 +286,8 @@ def field(name: str, seed: int, size: int = 1024) -> Field:
         if which == 0 and kind.shifts:
             dx, dy = moved(*stars)
             x, y = _on_grid(np.stack([x + dx, y + dy]))
+        if which == 0 and kind.refracted:
+            x, y = x, _on_grid(y + rng.normal(0, kind.refracted, len(y)))
         if which == 0 and kind.variable:
             varies = rng.random(len(flux)) < kind.variable
             flux = flux * np.where(varies, rng.choice([0.8, 1.2], len(flux)), 1)
@@ -286,13 +299,15 @@ def field(name: str, seed: int, size: int = 1024) -> Field:
             level = kind.spoil(size, sigma)
         else:
             level = np.zeros((size, size))
-        depth, sky = (1, kind.sky[0]) if which == 0 else (kind.depth, kind.sky[1])
+        depth, sky = np.ones(size, int), kind.sky[which]
+        if which == 1:
+            depth = np.where(np.arange(size) < size / 2, *kind.depth)
         np.maximum(brightest_light, seen, out=brightest_light)
         counts = rng.poisson(depth * (seen + sky + np.maximum(level, -sky))) / depth
         saturated = counts >= kind.saturation
         counts = np.minimum(counts, kind.saturation)
         scale = kind.scale if which == 1 else 1.0
-        images.append(scale * (counts - sky))
+        images.append(scale * (counts if kind.sky_left else counts - sky))
         # Of the pixels' own counts.
         variance = np.maximum(counts, 1) / depth
         variances.append(np.where(saturated, np.inf, scale**2 * variance))
