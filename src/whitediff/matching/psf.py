@@ -34,11 +34,12 @@ _USABLE_FRACTION = 0.8
 _MIDDLE, _MOST_BAD_MIDDLE = 1, 2
 """Half-width of a star's middle, and how many of its pixels may be bad."""
 _CLIP = 4.0
-_PASSES = 3
+_PASSES = 4
 _FLOOR = 0.02
 """Of a star's brightness in a pixel: what no model of a PSF is better than."""
-_NEIGHBOUR = 3.0
-"""Sigmas of the smoothed residual that are a neighbour's."""
+_NEIGHBOUR, _SHARED = (4.0, 3.0), 3.0
+"""Sigmas of the smoothed residual that are a neighbour's, beside stars without and with diffracted
+light, which spikes make more than the profile's; and that are the PSF's."""
 _CROWDED = (1.5, 8.0)
 """Scatter of the sky at the scale of a star, over that of its noise, from which on unseen sources
 are noise, and from which on they hide the wings."""
@@ -1047,7 +1048,8 @@ def _fit_stars(
         core = np.hypot(offset[:, None], offset[None, :]) <= _RINGED * profile.half_width
     if isinstance(residual, np.ndarray):
         core = core | _other_peaks(profile, residual[0], side)
-    masked = _without_neighbours(rest, expected, stars, core, profile)
+    limit = _NEIGHBOUR[profile.diffraction is not None]
+    masked = _without_neighbours(rest, expected, stars, core, profile, limit)
     sky = masked * around
     total = sky.sum(axis=(1, 2))
     change = (sky * rest).sum(axis=(1, 2)) / np.where(total > 0, total, np.inf)
@@ -1084,9 +1086,9 @@ def _slopes(
 
 
 def _without_neighbours(
-    rest: Array, expected: Array, stars: _Stars, core: Array, profile: _Moffat
+    rest: Array, expected: Array, stars: _Stars, core: Array, profile: _Moffat, limit: float
 ) -> Array:
-    """Weights, zero where a smoothed residual stands out beyond a star's core.
+    """Weights, zero where a smoothed residual stands out beyond a star's core by so many sigmas.
 
     What all stars leave in proportion to their light is the PSF's, and no neighbour.
     """
@@ -1111,7 +1113,7 @@ def _without_neighbours(
     if crowding < lower:
         crowding = 1.0
     # Beyond the upper limit nothing around the stars tells their wings.
-    stands_out = deviate > _NEIGHBOUR * (crowding if crowding < upper else 1.0)
+    stands_out = deviate > limit * (crowding if crowding < upper else 1.0)
     stands_out &= ~core
     reach = math.ceil(1.5 * sigma)
     grown = scipy.ndimage.maximum_filter(stands_out, (1, 2 * reach + 1, 2 * reach + 1))
@@ -1131,7 +1133,7 @@ def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
     unit /= flux[bright, None, None]
     common = np.median(unit, axis=0)
     scatter = MAD_TO_SIGMA * np.median(abs(unit - common), axis=0)
-    found: Array = np.where(abs(common) > _NEIGHBOUR * scatter / math.sqrt(len(bright)), common, 0)
+    found: Array = np.where(abs(common) > _SHARED * scatter / math.sqrt(len(bright)), common, 0)
     return found
 
 
@@ -1571,7 +1573,7 @@ def _diffraction(stars: _Stars, profile: _Moffat) -> tuple[_Moffat | None, float
     rest = np.where(stars.weight > 0, stars.sky_free - expected, 0.0)
     rest -= np.median(rest[:, radius > _LEVEL_FROM * profile.half_width], axis=1)[:, None, None]
     core = radius <= _RINGED * profile.half_width
-    weight = _without_neighbours(rest, expected, stars, core, trial)
+    weight = _without_neighbours(rest, expected, stars, core, trial, _NEIGHBOUR[0])
     left, weight = _left(stars, weight, trial)
     rings = _rings(left, weight, trial)
     plain = _fit_rings(rings, trial, diffracted=False, off=_SMOOTH)
