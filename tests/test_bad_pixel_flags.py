@@ -28,6 +28,7 @@ from whitediff.exposures.detection import detections, forced_photometry
 from whitediff.exposures.pipeline import SubtractionOptions, make_all
 from whitediff.profiles import FWHM_TO_SIGMA
 from whitediff.simulation import PsfModel, SimulationOptions, simulate
+from whitediff.sources import RESIDUAL
 
 FRAME, SIGMA = (60, 70), 1.7
 LOST, CONTAMINATED = 0.15, 0.3
@@ -68,6 +69,7 @@ def test_flags_go_by_the_share_of_the_squared_psf(rng, how, fraction):
             Exposure.from_arrays(image, variance=variance, mask=mask), x, y,
             significance=np.full(len(x), 20.0), point=np.full(len(x), point),
             psf=model.image(0, 0), fwhm=SIGMA / FWHM_TO_SIGMA, reach=3 * SIGMA,
+            part_left=lambda: RESIDUAL,
         )[PLANES.get(how, "flag_contaminated" if how == "CONTAMINATED" else "flag_no_data")]
         for point in (True, False)
     }  # fmt: skip

@@ -2,10 +2,12 @@
 
 Claims: a transient that stands alone is on no static source and near no bright star, however
 bright it is, whether it appeared or vanished, whichever image was convolved and however sharp the
-PSFs are; it is counted to be believed.  What errors of kernel and position leave of static stars is
-flagged as near a bright star, and so is what is next to saturated pixels.  In a host a transient is
-on a source; near a bright star only where the host is far brighter.  Masks that do not tell static
-sources flag as ever.  A source is static at the level that both images, or stacks of them, have.
+PSFs are; it is counted to be believed.  How much brighter a star has to be is what the matching
+leaves of them, as the difference itself shows.  What errors of kernel and position leave of static
+stars is flagged as near a bright star, and so is what is next to saturated pixels.  In a host a
+transient is on a source; near a bright star only where the host is far brighter.  Masks that do not
+tell static sources flag as ever.  A source is static at the level that both images, or stacks of
+them, have.
 How many pixels are bright is that of a star in noise.  Differences, scores and what is made again
 have the planes in their files, and give the same catalogue from them.
 """
@@ -22,6 +24,7 @@ import scipy.ndimage
 from astropy.io import fits
 from lsst.images import MaskedImage
 
+from marks import slow_after
 from whitediff import Exposure, detect, read_catalog
 from whitediff.exposures import masks
 from whitediff.exposures.catalog import believed, headline
@@ -70,11 +73,11 @@ class Scene:
         return table[np.hypot(*at).min(axis=1) >= 3]
 
 
-def scene(seed, sigmas, *, hosts=(), moved=0.0, wider=1.0, fainter=1.0):
+def scene(seed, sigmas, *, hosts=(), host_width=1.5, moved=0.0, wider=1.0, fainter=1.0):
     """Stars, and transients of `RATIOS`, of which every other one is in the template only.
 
-    `hosts` has the signal-to-noise ratios of static sources, wider than stars, under the first
-    transients; the others are what is wrong with the science image's stars.
+    `hosts` has the signal-to-noise ratios of static sources, wider than stars by so much, under the
+    first transients; the others are what is wrong with the science image's stars.
     """
     rng = np.random.default_rng(seed)
     psfs = [psf_of(sigma) for sigma in sigmas]
@@ -101,7 +104,7 @@ def scene(seed, sigmas, *, hosts=(), moved=0.0, wider=1.0, fainter=1.0):
     signs = np.where(np.arange(n) % 2, -1, 1)
     for i, ratio in enumerate(hosts):
         for which in range(2):
-            add(which, unit * ratio, x[i], y[i], 1.5)
+            add(which, unit * ratio, x[i], y[i], host_width)
     for i, (ratio, sign) in enumerate(zip(RATIOS, signs, strict=True)):
         add(0 if sign > 0 else 1, unit * ratio, x[i], y[i])
     science, template = (
@@ -185,6 +188,24 @@ def test_in_hosts_only_far_brighter_ones_are_a_risk(sigmas):
     rows = [pair.row(table, index) for index in range(len(RATIOS))]
     assert all(row["flag_source"] for row in rows)
     assert [bool(row["flag_near_bright_star"]) for row in rows] == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize(("flaw", "most", "least"), [({}, 0.5, 0.0), ({"moved": 0.2}, 1.0, 1.0)])
+@pytest.mark.parametrize("seeds", slow_after(1, [(5, 6), (7, 8, 9, 10, 11, 12)]))
+def test_how_much_brighter_is_measured(flaw, most, least, seeds):
+    """A kernel that leaves next to nothing of stars leaves no transient of a fifteenth of them."""
+    sigmas, hosts = WIDE[::-1], {"hosts": 15.0 * np.array(RATIOS), "host_width": 1.0}
+    flags = []
+    for seed in seeds:
+        solution = made(scene(seed, sigmas, **hosts)).solution
+        pair = scene(seed, sigmas, **hosts, **flaw)
+        again = make_again(pair.science, pair.template, {"difference": solution})
+        table = detect(again["difference"].product.exposure)
+        # The faintest may be below the threshold; near some a star is that is brighter yet.
+        rows = [pair.row(table, index) for index in range(1, len(RATIOS))]
+        flags += [bool(row["flag_near_bright_star"]) for row in rows]
+        assert not believed(pair.others(table)).any()
+    assert least <= np.mean(flags) <= most
 
 
 def test_saturated_pixels_are_bright_stars_without_a_source():

@@ -27,6 +27,7 @@ __all__ = [
     "broad_parts",
     "detect_sources",
     "levels_and_background",
+    "significance_of_counts",
     "smooth_background",
     "source_levels",
     "unstepped",
@@ -35,7 +36,7 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 RESIDUAL = 0.1
-"""Of a source, the largest part that errors of the matching are taken to leave."""
+"""Of a source, the largest part that errors of the matching leave."""
 
 _PASSES = 2
 _SLOPE_PASSES = 10
@@ -297,16 +298,43 @@ def bright_pixel_counts(psf: Array, significance: Array) -> Array:
     counts
         ``(n,)`` numbers of pixels.
     """
-    smoothed = psf.astype(np.float64)
-    for axis in range(2):
-        smoothed = scipy.ndimage.convolve1d(smoothed, _SMOOTHING, axis=axis, mode="constant")
-    # A source of significance 1, over the scatter of white noise that is smoothed likewise.
-    scatter = (_SMOOTHING**2).sum() * math.sqrt((psf**2).sum())
-    heights = np.sort(smoothed.ravel()) / scatter
+    heights = _smoothed_heights(psf)
     with np.errstate(divide="ignore"):
         least = _BRIGHT_THRESHOLD / np.abs(significance)
     counts: Array = heights.size - np.searchsorted(heights, least, side="right")
     return counts
+
+
+def significance_of_counts(psf: Array, counts: Array) -> Array:
+    """Significance of point sources that have so many bright pixels: `bright_pixel_counts` back.
+
+    Parameters
+    ----------
+    psf
+        ``(py, px)``.
+    counts
+        ``(n,)`` numbers of pixels, 1 or more; those beyond the PSF's image count as its last.
+
+    Returns
+    -------
+    significance
+        ``(n,)`` the least that has them.
+    """
+    heights = _smoothed_heights(psf)
+    heights = heights[heights > 0]
+    least: Array = _BRIGHT_THRESHOLD / heights[np.maximum(len(heights) - counts, 0)]
+    return least
+
+
+def _smoothed_heights(psf: Array) -> Array:
+    """Pixels of a source of significance 1, smoothed, over the noise's scatter: ascending."""
+    smoothed = psf.astype(np.float64)
+    for axis in range(2):
+        smoothed = scipy.ndimage.convolve1d(smoothed, _SMOOTHING, axis=axis, mode="constant")
+    # White noise is smoothed likewise.
+    scatter = (_SMOOTHING**2).sum() * math.sqrt((psf**2).sum())
+    heights: Array = np.sort(smoothed.ravel()) / scatter
+    return heights
 
 
 def broad_parts(plane: Array, width: float) -> Array:

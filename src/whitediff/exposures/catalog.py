@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import astropy.units as u
@@ -18,7 +18,7 @@ from lsst.images import Mask
 from .. import __version__
 from ..errors import ArgumentError
 from ..resampling import moved_stamps
-from ..sources import RESIDUAL, bright_pixel_counts
+from ..sources import bright_pixel_counts
 from . import masks
 from .model import Exposure
 
@@ -357,6 +357,7 @@ def source_flags(
     psf: Array,
     fwhm: float,
     reach: float,
+    part_left: Callable[[], float],
 ) -> dict[str, Array]:
     """Flags of sources, from the mask planes around them.
 
@@ -376,6 +377,8 @@ def source_flags(
         Its full width at half maximum, pixels: a pixel within it is near.
     reach
         Pixels from the frame's edge within which a source is near it.
+    part_left
+        Part of a static source that errors of the matching may leave; asked for where one is.
 
     Returns
     -------
@@ -410,9 +413,11 @@ def source_flags(
     on_source = carries(here, (masks.STATIC if static else masks.SOURCE,))
     saturated, _ = _pixels_within(mask, "SAT", x, y, _BRIGHT_RADIUS * fwhm)
     bright, _ = _pixels_within(mask, masks.STATIC_BRIGHT, x, y, _BRIGHT_RADIUS * fwhm)
-    # A residual is of a source that is so much brighter, and has as many bright pixels.
-    least = bright_pixel_counts(psf, significance / RESIDUAL)
-    near_bright = (saturated > 0) | (on_source & (bright > least))
+    near_bright = saturated > 0
+    beside = on_source & (bright > 0)
+    if beside.any():
+        # A residual is of a source that is so much brighter, and has as many bright pixels.
+        near_bright |= beside & (bright > bright_pixel_counts(psf, significance / part_left()))
     if not static:
         # What has changed may itself be all of the source.
         found, pixels = _pixels_within(mask, masks.SOURCE, x, y, _LARGE_SOURCE * fwhm)

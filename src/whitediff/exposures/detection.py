@@ -31,6 +31,7 @@ from .depth import depth
 from .masks import CONTAMINATED, UNTRUSTED_MASK_PLANES, flagged
 from .model import Exposure
 from .psf import Light, psf_image, psf_images
+from .residuals import part_left
 from .skies import without_left_sky
 from .widths import free_of_sources, measured_width, width_of
 
@@ -599,6 +600,19 @@ class _Field:
             fits.chi_square[:, 0], fits.pixels[:, 0], fits.failed,
         )  # fmt: skip
 
+    def part_left(self) -> float:
+        """Part of static sources that errors of the matching may leave."""
+
+        def significance(x: Array, y: Array) -> Array:
+            fits = self.fitted_at(x, y)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                result: Array = fits.flux / fits.flux_error
+            return result
+
+        return part_left(
+            self.exposure, self.middle_psf, fwhm=self.fwhm, significance_at=significance
+        )
+
     def table(self, columns: dict[str, Any], inside: Array | None = None) -> QTable:
         """Catalogue of measured columns, in pixel coordinates, and all that follows from them."""
         exposure = self.exposure
@@ -630,6 +644,7 @@ class _Field:
             psf=self.middle_psf,
             fwhm=self.fwhm,
             reach=self.radius,
+            part_left=self.part_left,
         )
         for name, values in flags.items():
             columns[name] = spread(values, fill=False)

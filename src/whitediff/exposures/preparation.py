@@ -681,7 +681,9 @@ def _measured_stars(
         return measure_psf(image, variance, bad, x, y, size=size, order=_PSF_ORDER)
 
     # Galaxies would do for a kernel, not for a PSF.
-    strict = CandidateOptions(stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE, signal_to_noise=(10.0, 1e9))
+    strict = CandidateOptions(
+        stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE, signal_to_noise=(10.0, 1e9)
+    )
     with contextlib.suppress(TooFewSourcesError):
         stars = choose_candidates(sources, clear=clear, isolation=isolation, options=strict)
         return measured(stars.chosen)
