@@ -191,7 +191,7 @@ def test_in_hosts_only_far_brighter_ones_are_a_risk(sigmas):
 
 
 @pytest.mark.parametrize(("flaw", "most", "least"), [({}, 0.5, 0.0), ({"moved": 0.2}, 1.0, 1.0)])
-@pytest.mark.parametrize("seeds", slow_after(1, [(5, 6), (7, 8, 9, 10, 11, 12)]))
+@pytest.mark.parametrize("seeds", slow_after(1, [[5, 6], [7, 8, 9, 10, 11, 12]]))
 def test_how_much_brighter_is_measured(flaw, most, least, seeds):
     """A kernel that leaves next to nothing of stars leaves no transient of a fifteenth of them."""
     sigmas, hosts = WIDE[::-1], {"hosts": 15.0 * np.array(RATIOS), "host_width": 1.0}
