@@ -38,6 +38,7 @@ _SMALLEST = 7
 _CLIP = 5.0
 _BRIGHT = 40.0
 _THRESHOLD = 5.0
+_FINER = 8
 _PLACES = 30000
 """In empty sky, at most: they tell the noise to a hundredth."""
 _COLUMNS = {
@@ -51,6 +52,7 @@ _COLUMNS = {
     "pull rms": "fluxes' departures over their errors, S/N above 40: root of the mean square",
     "found": "share of the transients",
     "false": "believed detections that are no transients",
+    "FWHM": "full width at half maximum of the science image's PSF over the true one",
 }
 
 
@@ -70,6 +72,8 @@ class Result:
         NaN where they are not told.
     common_error
         Relative, of all fluxes.
+    fwhm
+        Of the science image's PSF, pixels; NaN where it is not told.
     """
 
     image: Array
@@ -80,6 +84,7 @@ class Result:
     kernel_sum: float
     kernel_sum_error: float
     common_error: float = 0.0
+    fwhm: float = math.nan
 
 
 def by_whitediff(scene: Field, folder: Path) -> Result:
@@ -116,6 +121,7 @@ def by_whitediff(scene: Field, folder: Path) -> Result:
         total,
         error,
         header.get("WDPSFERR", 0.0),
+        header["WDSFWHM"],
     )
 
 
@@ -193,6 +199,12 @@ def _written(scene: Field, folder: Path) -> list[Path]:
 def _width(psf: Array) -> float:
     """Width (sigma) of a Gaussian with as many effective pixels."""
     return math.sqrt(1 / (psf**2).sum() / (4 * math.pi))
+
+
+def _full_width(psf: Array) -> float:
+    """Full width at half maximum: diameter of a circle as large as what is above that."""
+    middle = scipy.ndimage.zoom(psf, (_FINER * (len(psf) - 1) + 1) / len(psf), order=3)
+    return 2 * math.sqrt(np.count_nonzero(middle > middle.max() / 2) / math.pi) / _FINER
 
 
 def _half_width(scene: Field) -> int:
@@ -279,10 +291,11 @@ def judged(scene: Field, result: Result, rng: np.random.Generator) -> dict[str, 
         "pull rms": float(np.sqrt(np.mean(pulls**2))) if len(pulls) > 3 else math.nan,
         "found": float((distance.min(axis=1, initial=99) < fwhm).mean()),
         "false": float((distance.min(axis=0, initial=99) > 2 * fwhm).sum()),
+        "FWHM": result.fwhm / _full_width(scene.psfs[0]),
     }
 
 
-_BEST = {"pix": 1.0, "filt": 1.0, "sum": 1.0, "found": 1.0, "pull rms": 1.0}
+_BEST = {"pix": 1.0, "filt": 1.0, "sum": 1.0, "found": 1.0, "pull rms": 1.0, "FWHM": 1.0}
 
 
 def worst(name: str, values: list[float]) -> float:
