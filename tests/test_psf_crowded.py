@@ -14,6 +14,7 @@ import math
 import numpy as np
 import pytest
 
+from marks import slow_after
 from whitediff import Exposure
 from whitediff.exposures.preparation import prepare, with_own_psf
 from whitediff.exposures.psf import psf_image
@@ -116,6 +117,26 @@ def test_bright_stars_among_faint_ones_are_hardly_ever_galaxies(fwhm):
     assert np.abs(biases).max() < 0.04, biases
     assert abs(biases.mean()) < 0.02, biases
     assert np.sqrt(np.mean((biases / errors) ** 2)) < 1.5, biases / errors
+
+
+@pytest.mark.parametrize("seed", slow_after(1, [3, 1, 2, 4, 5, 6, 7, 8]))
+def test_light_of_unseen_stars_is_not_that_of_an_aperture(seed):
+    """Of a deep image fluxes were 4 % too large, for rings that only unseen stars made."""
+    pytest.importorskip("galsim")
+    from benchmarks.field_scenes import field
+
+    scene = field("8000 stars", seed, 640)
+    image, variance, true = (each[1] for each in (scene.images, scene.variances, scene.psfs))
+    psf = with_own_psf(
+        Exposure.from_arrays(image.astype(np.float32), variance=variance.astype(np.float32))
+    ).psf
+    stamp = psf_image(psf, x=320, y=320)
+    middle = len(true) // 2 - len(stamp) // 2
+    seen = true[middle : middle + len(stamp), middle : middle + len(stamp)]
+    bias = float((stamp * seen).sum() / (stamp**2).sum()) / psf.light.enclosed - 1
+    assert abs(bias) < 0.02, bias
+    assert abs(bias) < 2 * psf.light.error
+    assert psf.light.error < 0.05
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-4])

@@ -1245,12 +1245,23 @@ def _unseen_light(stars: _Stars, weight: Array, profile: _Moffat) -> float:
 
     Stars are used where no neighbour is: the sky around them is brighter than under them.
     """
-    most = weight.max(axis=(1, 2))
-    excess = np.where(most > 0, 1 / np.where(most > 0, most, 1) - stars.sky_variance, 0.0)
-    seeing = max(0.8, 2 * FWHM_TO_SIGMA * profile.half_width)
-    sky = math.sqrt(max(0.0, float(np.median(excess))) / (4 * math.pi)) / seeing
+    excess = float(np.median(_unseen_variance(stars, weight)))
+    sky = math.sqrt(excess / _area(profile))
     area = math.pi * (_LEVEL_FROM * profile.half_width) ** 2
     return _HOLE * sky * area * float(stars.flux.sum() / (stars.flux**2).sum())
+
+
+def _unseen_variance(stars: _Stars, weight: Array) -> Array:
+    """What unseen sources add to the variance of the stars' skies, ``(n,)``."""
+    most = weight.max(axis=(1, 2))
+    whole = np.where(most > 0, 1 / np.where(most > 0, most, 1), 0.0)
+    added: Array = np.maximum(whole - stars.sky_variance, 0.0)
+    return added
+
+
+def _area(profile: _Moffat) -> float:
+    """Pixels that count as one where a star is sought."""
+    return 4 * math.pi * max(0.8, 2 * FWHM_TO_SIGMA * profile.half_width) ** 2
 
 
 class _NarrowEnd(NamedTuple):
@@ -1574,6 +1585,9 @@ def _diffraction(stars: _Stars, profile: _Moffat) -> tuple[_Moffat | None, float
     rest -= np.median(rest[:, radius > _LEVEL_FROM * profile.half_width], axis=1)[:, None, None]
     core = radius <= _RINGED * profile.half_width
     weight = _without_neighbours(rest, expected, stars, core, trial, _NEIGHBOUR[0])
+    # All pixels under a star have the light of unseen sources in common.
+    shared = (_area(profile) - 1) * _unseen_variance(stars, weight)
+    weight = weight / (1 + weight * shared[:, None, None])
     left, weight = _left(stars, weight, trial)
     rings = _rings(left, weight, trial)
     plain = _fit_rings(rings, trial, diffracted=False, off=_SMOOTH)
