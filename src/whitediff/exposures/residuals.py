@@ -21,9 +21,9 @@ _FEWEST, _MOST = 8, 60
 """Sources that tell it, and the brightest, which are looked at."""
 _BY_NOISE = 2.5
 """Significance that the largest of five fluxes around nothing has."""
-_USUALLY, _TIMES = 0.75, 4.0
-"""Share of the sources of which no more is left, since the others may have changed; and what the
-worst of these leave over that."""
+_USUALLY, _TIMES = 0.9, 10.0
+"""Share of the sources of which no more is left, since the others may have changed; and, over that,
+what is found of the worst of the fainter ones, to which noise adds."""
 _LEAST = 0.02
 """What is never ruled out: a kernel that varies leaves it of some sources and not of others."""
 _SPOILED = (*masks.UNTRUSTED_MASK_PLANES, "SAT", "EDGE", masks.CONTAMINATED)
@@ -52,7 +52,7 @@ def part_left(
     Returns
     -------
     part
-        Four times what is left of three quarters of the brightest 60, from 0.02 to
+        Ten times what is left of nine tenths of the brightest 60, from 0.02 to
         `whitediff.sources.RESIDUAL`; the latter where there are fewer than 8.
     """
     bright = masks.flagged(exposure.mask, [masks.STATIC_BRIGHT])
