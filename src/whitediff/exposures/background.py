@@ -30,6 +30,9 @@ _BROAD = 4.0
 _MOST_COMMON = 0.5
 """Correlation of both images' structure from which it is the sky's."""
 
+_LARGE_LOSS = 0.02
+"""Of fluxes, that deserves a warning."""
+
 _log = logging.getLogger("whitediff.match")
 
 
@@ -157,10 +160,11 @@ def _mesh(
 def _tell_of(mesh: Mesh, difference: Exposure) -> None:
     first = difference.bbox.y.start, difference.bbox.x.start
     steps = named_lines(mesh.rows, mesh.columns, first)
-    _log.info(
+    _log.log(
+        logging.WARNING if mesh.loss > _LARGE_LOSS else logging.INFO,
         "%s: its background has structure that no polynomial follows, of %.2g times a pixel's noise"
-        "%s; it is taken away, and so is %.2g %% of the flux of sources that are too faint to be"
-        " told from it (--background polynomial leaves it in).",
+        "%s; it is taken away, and so is %.2g %% of the flux of sources that do not stand out of it,"
+        " which is in no error (--background polynomial leaves it in).",
         difference.source or "The difference",
         mesh.amplitude,
         f", with steps at {steps}" if steps else "",
