@@ -39,8 +39,8 @@ _CLIP = 5.0
 _BRIGHT = 40.0
 _THRESHOLD = 5.0
 _FINER = 8
-_PLACES = 30000
-"""In empty sky, at most: they tell the noise to a hundredth."""
+_PLACES = 15000
+"""In empty sky, at most: they tell the noise to one per cent."""
 _COLUMNS = {
     "pix": "variance of pixels over the plane, in empty sky",
     "filt": "variance of fluxes over their errors, in empty sky",

@@ -106,6 +106,18 @@ def galaxies(science, template, seed):
             exposure.image.array[:] += galaxy(63, x, y, flux, fwhm, *shape)
 
 
+def slope_of(which, along_x, along_y):
+    """A sky that slopes over one image, by so much from edge to edge."""
+
+    def spoil(science, template, seed):
+        image = (science, template)[which].image.array
+        ny, nx = image.shape
+        y, x = np.mgrid[:ny, :nx]
+        image += (along_x * x / nx + along_y * y / ny).astype(image.dtype)
+
+    return spoil
+
+
 SCENES = {
     "few stars": (Cut(), None),
     "nothing static": (Cut(stars=0), None),
@@ -120,6 +132,8 @@ SCENES = {
     "holes": (Cut(stars=6), hole),
     "border": (Cut(stars=6), border),
     "fine pixels": (Cut(side=41, science_fwhm=4.5, template_fwhm=3.8, star_flux=(5e3, 3e4)), None),
+    "sloping sky": (Cut(stars=6, host=8000), slope_of(0, 40.0, -25.0)),
+    "sloping sky of the template": (Cut(stars=6, host=8000), slope_of(1, -30.0, 15.0)),
     "other unit": (Cut(scale=1.4, stars=6, host=8000), None),
 }
 

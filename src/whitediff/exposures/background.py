@@ -163,8 +163,8 @@ def _tell_of(mesh: Mesh, difference: Exposure) -> None:
     _log.log(
         logging.WARNING if mesh.loss > _LARGE_LOSS else logging.INFO,
         "%s: its background has structure that no polynomial follows, of %.2g times a pixel's noise"
-        "%s; it is taken away, and so is %.2g %% of the flux of sources that do not stand out of it,"
-        " which is in no error (--background polynomial leaves it in).",
+        "%s; it is taken away, and so is %.2g %% of the flux of sources that do not stand out of"
+        " it, which is in no error (--background polynomial leaves it in).",
         difference.source or "The difference",
         mesh.amplitude,
         f", with steps at {steps}" if steps else "",

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..matching.points import neighbour_variance
 from ..matching.stamp import StampKernel, StampOptions, fit_stamp, near
+from ..stats import median_deviation
 from . import kernels, masks
 from .alignment import alignment_of
 from .catalog import zero_point
@@ -56,6 +58,11 @@ _LEAST_PROFILE = 0.7
 _MOST_CHI_SQUARE, _FEWEST_STATIC = 2.5, 20
 _OFF_SCALE = 4.0
 """Errors of a kernel's sum and of the flux scale by which they differ by no chance."""
+
+_FREE_OF_SOURCE, _FEWEST_FREE = 3.0, 200
+"""Full widths from the transient, and pixels, that tell how the sky slopes."""
+_CLIP, _CLIPPINGS, _SLOPED = 3.0, 4, 30.0
+"""Standard deviations; turns; and the chi-square of two slopes that are no noise."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -291,21 +298,45 @@ def solve_cutout(
         variance[~measured] = np.median(variance[measured])
     y0, x0 = science.yx0
     expected, is_assumed = _stamp_options(science, template, options)
-    try:
-        fit = fit_stamp(
-            science.image.array[part].astype(np.float64),
-            template.image.array[part].astype(np.float64),
-            good=(good[0][part], good[1][part]),
-            variances=(variances[0][part], variances[1][part]),
-            photons_known=known[0],
-            place=None
-            if place is None
-            else (place[0] - x0 - part[1].start, place[1] - y0 - part[0].start),
-            psfs=_psf_images(science, template) if source.name == "psfs" else None,
-            options=expected,
+    own = None if place is None else (place[0] - x0 - part[1].start, place[1] - y0 - part[0].start)
+    image, other = (each.image.array[part].astype(np.float64) for each in pair)
+    known_pixels = good[0][part], good[1][part]
+    noises = variances[0][part], variances[1][part]
+
+    def fitted(image: Array, other: Array) -> StampKernel:
+        try:
+            return fit_stamp(
+                image,
+                other,
+                good=known_pixels,
+                variances=noises,
+                photons_known=known[0],
+                place=own,
+                psfs=_psf_images(science, template) if source.name == "psfs" else None,
+                options=expected,
+            )
+        except DataError as error:
+            raise DataError(f"{science.source or 'The science image'}: {error}") from error
+
+    fit = fitted(image, other)
+    slopes = _slopes_of_skies((image, other), known_pixels, noises, fit, own)
+    if slopes is not None:
+        y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+        # Of the whole image's middle, from which its background counts.
+        x, y = (
+            at + part[axis].start - (science.shape[axis] - 1) / 2 for at, axis in ((x, 1), (y, 0))
         )
-    except DataError as error:
-        raise DataError(f"{science.source or 'The science image'}: {error}") from error
+        flat = [
+            each - slope[0] * x - slope[1] * y
+            for each, slope in zip((image, other), slopes, strict=True)
+        ]
+        fit = fitted(*flat)
+        _log.info(
+            "%s: its sky slopes by %.3g and %.3g image units a pixel (x, y), the template's by %.3g"
+            " and %.3g; that is taken off.",
+            science.source or "The science image",
+            *slopes.ravel(),
+        )
     if not fit.scale.sources and source.name == "pixels" and not source.is_stamp:
         raise DataError(
             f"{science.source or 'The science image'}: no static source stands out of the noise of"
@@ -317,9 +348,15 @@ def solve_cutout(
         for exposure, factor in zip(pair, factors, strict=True)
     )
     resampling = preparation.resampling
+    background = np.array([[fit.level]])
+    if slopes is not None:
+        # Chebyshev polynomials count from the middle, in halves of the image.
+        against = slopes[0] - fit.kernel_sum * slopes[1]
+        along_x, along_y = against * np.array(science.shape[::-1]) / 2
+        background = np.array([[fit.level, along_x], [along_y, 0.0]])
     solution = Solution(
         kernel=kernels.constant_kernel(fit.kernel, science.bbox),
-        background=ChebyshevField(science.bbox, np.full((1, 1), fit.level)),
+        background=ChebyshevField(science.bbox, background),
         convolved="template",
         science_variance_factor=factors[0],
         template_variance_factor=factors[1],
@@ -536,6 +573,67 @@ def _profile(difference: Exposure, x: float, y: float) -> Array:
     )
     frame[frame_part] = stamp.array[stamp_part]
     return frame
+
+
+def _slopes_of_skies(
+    images: tuple[Array, Array],
+    good: tuple[Array, Array],
+    variances: tuple[Array, Array],
+    fit: StampKernel,
+    place: tuple[float, float] | None,
+) -> Array | None:
+    """Slopes along x and y of the skies of science and template, ``(2, 2)``, image_unit per pixel.
+
+    One of them is 0: which, is what either image alone tells.  None where noise makes it.
+    """
+    science, template = images
+    below = 2 * fit.error.template_level - template
+    static = fit.light(template) - fit.light(below)
+    # Over a stamp the template's noise counts as the sum of the kernel does.
+    noise = variances[0] + fit.kernel_sum**2 * variances[1]
+    free = good[0] & good[1] & ~near(science.shape, place, _FREE_OF_SOURCE * fit.error.fwhm)
+    flat = _slope(static, noise, free)
+    if flat is None:
+        return None
+    y, x = np.mgrid[: science.shape[0], : science.shape[1]]
+    level = static - flat[0][0] * x - flat[0][1] * y
+    level -= np.median(level[free])
+    free &= scipy.ndimage.maximum_filter(level, 5) < np.sqrt(noise)
+    found = _slope(science - static, noise, free)
+    if found is None or float(found[0] @ np.linalg.solve(found[1], found[0])) < _SLOPED:
+        return None
+    own = found[0], -found[0] / fit.kernel_sum
+    off = []
+    for image, variance, slope in zip(images, variances, own, strict=True):
+        alone = _slope(image, variance, free)
+        if alone is None:
+            return None
+        off.append(float((alone[0] - slope) @ np.linalg.solve(alone[1], alone[0] - slope)))
+    slopes = np.zeros((2, 2))
+    which = int(off[1] < off[0])
+    slopes[which] = own[which]
+    return slopes
+
+
+def _slope(image: Array, variance: Array, free: Array) -> tuple[Array, Array] | None:
+    """Slopes of free pixels along x and y, without outliers, and their covariance."""
+    y, x = np.nonzero(free)
+    if len(x) < _FEWEST_FREE:
+        return None
+    values, weight = image[free], 1 / variance[free]
+    terms = np.stack([np.ones(len(x)), x - x.mean(), y - y.mean()], axis=1)
+    found = np.linalg.lstsq(terms, values, rcond=None)[0]
+    for _ in range(_CLIPPINGS):
+        left = values - terms @ found
+        left -= np.median(left)
+        # What is farther off than its noise at first may be the slope's doing.
+        limit = _CLIP * np.maximum(median_deviation(left), np.sqrt(variance[free]))
+        use = np.abs(left) < limit
+        if np.count_nonzero(use) < _FEWEST_FREE:
+            return None
+        normal = (terms[use] * weight[use, None]).T @ terms[use]
+        found = np.linalg.solve(normal, terms[use].T @ (weight * values)[use])
+    return found[1:], np.linalg.inv(normal)[1:, 1:]
 
 
 def cutout_problems(cutout: Cutout, flux: CutoutFlux | None) -> list[str]:
