@@ -682,9 +682,11 @@ def _measured_stars(
         x, y = sources.x[which], sources.y[which]
         return measure_psf(image, variance, bad, x, y, size=size, order=_PSF_ORDER)
 
-    # Galaxies would do for a kernel, not for a PSF.
+    # Galaxies would do for a kernel, not for a PSF, which the brightest stars tell best.
     strict = CandidateOptions(
-        stars_only=True, width_tolerance=_PSF_WIDTH_TOLERANCE, signal_to_noise=(10.0, 1e9)
+        stars_only=True,
+        width_tolerance=_PSF_WIDTH_TOLERANCE,
+        signal_to_noise=(CandidateOptions.signal_to_noise[0], math.inf),
     )
     with contextlib.suppress(TooFewSourcesError):
         stars = choose_candidates(sources, clear=clear, isolation=isolation, options=strict)
