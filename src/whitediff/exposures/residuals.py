@@ -21,7 +21,7 @@ _FEWEST, _MOST = 8, 60
 """Sources that tell it, and the brightest, which are looked at."""
 _BY_NOISE = 2.5
 """Significance that the largest of five fluxes around nothing has."""
-_USUALLY, _TIMES = 0.9, 10.0
+_USUALLY, _TIMES = 0.85, 15.0
 """Share of the sources of which no more is left, since the others may have changed; and, over that,
 what is found of the worst of the fainter ones, to which noise adds."""
 _LEAST = 0.02
@@ -52,7 +52,7 @@ def part_left(
     Returns
     -------
     part
-        Ten times what is left of nine tenths of the brightest 60, from 0.02 to
+        Fifteen times what is left of 85 % of the brightest 60, from 0.02 to
         `whitediff.sources.RESIDUAL`; the latter where there are fewer than 8.
     """
     bright = masks.flagged(exposure.mask, [masks.STATIC_BRIGHT])
