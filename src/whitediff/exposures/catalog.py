@@ -18,7 +18,7 @@ from lsst.images import Mask
 from .. import __version__
 from ..errors import ArgumentError
 from ..resampling import moved_stamps
-from ..sources import bright_pixel_counts
+from ..sources import RESIDUAL, bright_pixel_counts
 from . import masks
 from .model import Exposure
 
@@ -58,6 +58,9 @@ _SOURCE_RADIUS = 1.5
 _BRIGHT_RADIUS = 5.0
 """Full widths at half maximum from a saturated pixel that are a bright star's neighbourhood; from
 other bright pixels as far as there are sources, for that is how far wings and spikes reach."""
+
+_BY_NOISE = 3.0
+"""Significance that noise adds to a residual at most."""
 
 _LARGE_SOURCE = 3.0
 """Full widths at half maximum: who has only source pixels within this radius is inside of one that
@@ -416,8 +419,11 @@ def source_flags(
     near_bright = saturated > 0
     beside = on_source & (bright > 0)
     if beside.any():
-        # A residual is of a source that is so much brighter, and has as many bright pixels.
-        near_bright |= beside & (bright > bright_pixel_counts(psf, significance / part_left()))
+        # A residual, to which noise adds, is of a source that is so much brighter, and has as many
+        # bright pixels.
+        left = np.maximum(np.abs(significance) - _BY_NOISE, 0) / part_left()
+        brighter = np.fmax(left, np.abs(significance) / RESIDUAL)
+        near_bright |= beside & (bright > bright_pixel_counts(psf, brighter))
     if not static:
         # What has changed may itself be all of the source.
         found, pixels = _pixels_within(mask, masks.SOURCE, x, y, _LARGE_SOURCE * fwhm)
