@@ -287,7 +287,7 @@ def field(name: str, seed: int, size: int = 1024) -> Field:
             dx, dy = moved(*stars)
             x, y = _on_grid(np.stack([x + dx, y + dy]))
         if which == 0 and kind.refracted:
-            x, y = x, _on_grid(y + rng.normal(0, kind.refracted, len(y)))
+            y = _on_grid(y + rng.normal(0, kind.refracted, len(y)))
         if which == 0 and kind.variable:
             varies = rng.random(len(flux)) < kind.variable
             flux = flux * np.where(varies, rng.choice([0.8, 1.2], len(flux)), 1)

@@ -587,8 +587,7 @@ def _slopes_of_skies(
     One of them is 0: which, is what either image alone tells.  None where noise makes it.
     """
     science, template = images
-    below = 2 * fit.error.template_level - template
-    static = fit.light(template) - fit.light(below)
+    static = fit.convolved(template)
     # Over a stamp the template's noise counts as the sum of the kernel does.
     noise = variances[0] + fit.kernel_sum**2 * variances[1]
     free = good[0] & good[1] & ~near(science.shape, place, _FREE_OF_SOURCE * fit.error.fwhm)

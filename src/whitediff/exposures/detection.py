@@ -448,8 +448,7 @@ def forced_photometry(
     fits = field.fitted_at(px, py)
     measured = _flux_columns(fits, parameters=1)
     width = measured_width(field.exposure)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        measured["significance"] = fits.flux / fits.flux_error
+    measured["significance"] = _significance(fits)
     measured["measured_significance"] = measured["significance"] / (
         1.0 if width is None else width.divisor
     )
@@ -602,15 +601,11 @@ class _Field:
 
     def part_left(self) -> float:
         """Part of static sources that errors of the matching may leave."""
-
-        def significance(x: Array, y: Array) -> Array:
-            fits = self.fitted_at(x, y)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                result: Array = fits.flux / fits.flux_error
-            return result
-
         return part_left(
-            self.exposure, self.middle_psf, fwhm=self.fwhm, significance_at=significance
+            self.exposure,
+            self.middle_psf,
+            fwhm=self.fwhm,
+            significance_at=lambda x, y: _significance(self.fitted_at(x, y)),
         )
 
     def table(self, columns: dict[str, Any], inside: Array | None = None) -> QTable:
@@ -746,6 +741,13 @@ def _about_origin(images: Array, most: int) -> Array:
     half = min(most, (min(images.shape[1:]) - 1) // 2)
     rows, columns = (slice(n // 2 - half, n // 2 + half + 1) for n in images.shape[1:])
     return images[:, rows, columns]
+
+
+def _significance(fits: photometry.SourceFits) -> Array:
+    """Fluxes over their errors."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result: Array = fits.flux / fits.flux_error
+    return result
 
 
 def _flux_columns(fits: photometry.SourceFits, *, parameters: int = 3) -> dict[str, Array]:

@@ -26,7 +26,7 @@ _USUALLY, _TIMES = 0.85, 15.0
 what is found of the worst of the fainter ones, to which noise adds."""
 _LEAST = 0.02
 """What is never ruled out: a kernel that varies leaves it of some sources and not of others."""
-_SPOILED = (*masks.UNTRUSTED_MASK_PLANES, "SAT", "EDGE", masks.CONTAMINATED)
+_SPOILED = (*masks.UNTRUSTED_MASK_PLANES, "EDGE", masks.CONTAMINATED)
 
 
 def part_left(

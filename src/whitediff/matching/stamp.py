@@ -255,8 +255,8 @@ class StampKernel:
         """Sum of the kernel: the flux scale."""
         return float(self.kernel.sum())
 
-    def light(self, template: Array) -> Array:
-        """Light of static sources on the science stamp.
+    def convolved(self, template: Array) -> Array:
+        """Template stamp, less its level, as the science stamp shows it.
 
         Parameters
         ----------
@@ -265,12 +265,28 @@ class StampKernel:
 
         Returns
         -------
-        light
-            ``(ny, nx)``, image_unit; at least 0.
+        convolved
+            ``(ny, nx)``, image_unit.
         """
         size = self.kernel.shape[0]
         patches = _patches(template - self.error.template_level, size)
-        return np.maximum(patches @ self.kernel.ravel(), 0.0).reshape(template.shape)
+        result: Array = (patches @ self.kernel.ravel()).reshape(template.shape)
+        return result
+
+    def light(self, template: Array) -> Array:
+        """Light of static sources on the science stamp.
+
+        Parameters
+        ----------
+        template
+            As of `convolved`.
+
+        Returns
+        -------
+        light
+            ``(ny, nx)``, image_unit; at least 0.
+        """
+        return np.maximum(self.convolved(template), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
