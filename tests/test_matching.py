@@ -14,6 +14,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import threadpoolctl
 from scipy.ndimage import fourier_shift
 
 from scenes import gaussian
@@ -441,6 +442,21 @@ def test_background_between_the_sources(rng):
     fitted = np.polynomial.chebyshev.chebval2d(v, u, coefficients)
     assert np.abs(fitted - true).max() < 0.3
     assert not fit_background(image, np.zeros(shape, dtype=bool), 2).any()
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (620, 601)])
+@pytest.mark.parametrize("order", [1, 4])
+def test_a_background_is_the_same_with_any_number_of_threads(shape, order):
+    """To the last bit: a difference made again by another entry is the same."""
+    rng = np.random.default_rng(1)
+    image = (100 + rng.normal(0, 3, shape) + 0.01 * np.arange(shape[1])).astype(np.float32)
+    free = rng.random(shape) > 0.2
+    found = []
+    for threads in (1, 2, 4):
+        with threadpoolctl.threadpool_limits(threads, user_api="blas"):
+            found.append(fit_background(image, free, order, highest=8))
+    for again in found[1:]:
+        np.testing.assert_array_equal(again, found[0])
 
 
 def test_measured_psf(rng):

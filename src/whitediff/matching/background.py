@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..polynomials import chebyshev_products, chebyshev_terms
 from ..stats import robust_sigma
+from ..threads import single_threaded_algebra
 
 __all__ = ["CLIP_OF_SKEWED", "HIGHEST_ORDER", "fit_background", "ratio_of_skies"]
 
@@ -32,6 +33,7 @@ _SAMPLE = 100_000
 _ENOUGH_PIXELS = 2_000_000
 
 
+@single_threaded_algebra()
 def fit_background(
     difference: Array,
     free: Array,
