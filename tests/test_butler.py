@@ -995,6 +995,30 @@ def test_a_run_with_all_of_its_results_has_nothing_left_to_do(pairs, tmp_path, c
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_files_are_read_within_the_limits_of_the_command(pairs, tmp_path, processes):
+    """In processes of their own, too; ingesting to convert reads them as well."""
+    repo = tmp_path / "repo"
+    manifest = write_manifest(tmp_path / "m.csv", rows_of(pairs, visits=(1, 2)))
+    assert command("butler", "init", repo)[0] == 0
+    little = ("--max-memory", "10kB")
+    code, _, messages = command(
+        "butler", "ingest", repo, manifest, "--transfer", "convert", *little
+    )
+    assert code == 1
+    assert "more than --max-memory allows (10 kB)" in messages
+    assert command("butler", "ingest", repo, manifest)[0] == 0
+    run = ("butler", "run", repo, "--output", "out", "-j", processes)
+    whitediff = [sys.executable, "-m", "whitediff"]
+    done = subprocess.run(
+        [*whitediff, *map(str, (*run, *little))], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "more than --max-memory allows (10 kB)" in done.stderr
+    subprocess.run([*whitediff, *map(str, (*run, "--resume", "-q"))], check=True)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_run_that_is_stopped_is_resumed(pairs, tmp_path, which, late):

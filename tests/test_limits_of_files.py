@@ -12,6 +12,8 @@ import bz2
 import gzip
 import lzma
 import os
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -181,6 +183,32 @@ def test_memory_is_limited(run, plain, tmp_path):
     os.truncate(path, 10**13)
     with pytest.raises(FileFormatError, match="more than this machine has"):
         read_any(path)
+
+
+def test_limits_of_processes_that_others_start(plain):
+    """From the environment, where they set none themselves; what is no limit is refused."""
+    text = Limits(10_000, checksums=False, follow_paths=True).to_text()
+    assert Limits.from_text(text) == Limits(10_000, checksums=False, follow_paths=True)
+    assert Limits.from_text("{}") == Limits()
+    for wrong in ("", "[]", "4GB", '{"memory": 4}', '{"max_memory": true}', '{"checksums": 1}'):
+        with pytest.raises(ArgumentError, match=r"WHITEDIFF_LIMITS must be such as .*; got"):
+            Limits.from_text(wrong)
+    with pytest.raises(ArgumentError, match="positive"):
+        Limits.from_text('{"max_memory": -1}')
+    code = "from whitediff.formats import read_exposure; read_exposure(sys.argv[1])"
+    for value, message in (
+        (Limits(1000).to_text(), "more than --max-memory allows (1 kB)"),
+        ("nonsense", "WHITEDIFF_LIMITS must be such as"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; {code}", plain],
+            env=os.environ | {limits.VARIABLE: value},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert message in done.stderr
 
 
 def test_memory_of_catalogues(tmp_path):

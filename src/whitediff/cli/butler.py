@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from .console import common_options, log
+from .reading import limit_options
 
 __all__ = ["butler"]
 
@@ -78,6 +79,7 @@ def init(repo: str, database: str | None, namespace: str | None, extend: bool) -
     show_default=True,
     help="Leave files in place; copy or link them; or convert them to whitediff's format.",
 )
+@limit_options
 @common_options
 @_needs_middleware
 def ingest(repo: str, manifest: Path, collection: str, instrument: str, transfer: str) -> None:
@@ -115,6 +117,7 @@ def ingest(repo: str, manifest: Path, collection: str, instrument: str, transfer
     "-c", "--config", multiple=True, metavar="LABEL:FIELD=VALUE", help="Configuration of a task."
 )
 @click.option("--resume", is_flag=True, help="Go on: make only what is missing in the output.")
+@limit_options
 @common_options
 @_needs_middleware
 def run_command(repo: str, **options: Any) -> None:

@@ -1,12 +1,15 @@
 """How far files are trusted: how much memory they may take, and where they may lead.
 
-Commands set these limits once, from their options; every reader goes by them.
+Commands set these limits once, from their options; every reader goes by them.  Processes that
+others start, such as Rubin's middleware, have them from the environment variable WHITEDIFF_LIMITS.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from ..errors import ArgumentError, FileFormatError
 from .remote import is_address
 
 __all__ = [
+    "VARIABLE",
     "Limits",
     "check_memory",
     "check_table",
@@ -29,6 +33,8 @@ _CONTROL_GROUPS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
+VARIABLE = "WHITEDIFF_LIMITS"
+"""Environment variable with the limits of processes that start without any others."""
 _ENOUGH = 1 << 40
 """Bytes, where the machine does not say what it has."""
 
@@ -60,8 +66,52 @@ class Limits:
         if self.max_memory is not None and not self.max_memory > 0:
             raise ArgumentError(f"max_memory must be a positive number; got {self.max_memory}.")
 
+    @classmethod
+    def from_text(cls, text: str) -> Limits:
+        """Read what `to_text` wrote.
 
-_current = Limits()
+        Parameters
+        ----------
+        text
+            JSON object: ``max_memory``, a whole number or null; ``checksums`` and
+            ``follow_paths``, true or false.  What it does not name has its default.
+
+        Returns
+        -------
+        limits
+            `Limits`.
+
+        Raises
+        ------
+        ArgumentError
+            If it is something else.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            values = None
+        # True is an int, too.
+        kinds = {"max_memory": (int, type(None)), "checksums": (bool,), "follow_paths": (bool,)}
+        if not isinstance(values, dict) or not all(
+            type(value) in kinds.get(name, ()) for name, value in values.items()
+        ):
+            raise ArgumentError(
+                f"{VARIABLE} must be such as {cls(4 * 10**9).to_text()}; got {text!r}."
+            )
+        return cls(**values)
+
+    def to_text(self) -> str:
+        """Write the limits as one line.
+
+        Returns
+        -------
+        text
+            JSON object of all attributes.
+        """
+        return json.dumps(dataclasses.asdict(self))
+
+
+_current: Limits | None = None
 
 
 def current() -> Limits:
@@ -71,8 +121,19 @@ def current() -> Limits:
     -------
     limits
         Of this process and all of its threads.
+
+    Raises
+    ------
+    ArgumentError
+        If none were set and the environment variable holds no limits.
     """
-    return _current
+    return _of_environment() if _current is None else _current
+
+
+@functools.cache
+def _of_environment() -> Limits:
+    text = os.environ.get(VARIABLE)
+    return Limits() if text is None else Limits.from_text(text)
 
 
 @contextlib.contextmanager
@@ -128,7 +189,7 @@ def check_memory(size: int, what: str) -> None:
     FileFormatError
         If it is more than the limit.
     """
-    limit = _current.max_memory
+    limit = current().max_memory
     if size > (machine_memory() if limit is None else limit):
         most = "this machine has" if limit is None else "--max-memory allows"
         raise FileFormatError(
@@ -227,7 +288,7 @@ def leads_to(name: str, beside: Path) -> tuple[Path | None, bool]:
             continue
         if not found:
             continue
-        if _current.follow_paths or Path(os.path.abspath(candidate)).is_relative_to(home):
+        if current().follow_paths or Path(os.path.abspath(candidate)).is_relative_to(home):
             return Path(f"{candidate}{bracket}{extension}"), elsewhere
         elsewhere = True
     return None, elsewhere

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,7 @@ from lsst.daf.butler import Butler, CollectionTypeError, MissingCollectionError
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError
 
 from ..errors import ArgumentError, WhitediffError, one_line
+from ..formats import limits
 from .repository import check_repository
 
 __all__ = ["bps_file", "pipeline_file", "pipelines", "run_pipeline"]
@@ -114,6 +116,11 @@ def run_pipeline(
     ------
     WhitediffError
         If a quantum fails, or there is nothing to run.
+
+    Notes
+    -----
+    Files are read within the limits that hold here (`whitediff.formats.limits`).  Processes side by
+    side keep those of the first run of a program.
     """
     check_repository(repository)
     arguments = [
@@ -131,7 +138,8 @@ def run_pipeline(
         arguments += ["-c", item]
     if resume and _is_begun(repository, output):
         arguments += ["--extend-run", "--skip-existing-in", output, "--clobber-outputs"]
-    said = _pipetask(repository, arguments)
+    with _limits_in_environment():
+        said = _pipetask(repository, arguments)
     if said.empty:
         if resume and not said.missing:
             _log.info("%s: %s has all that the pipeline makes.", repository, output)
@@ -142,6 +150,20 @@ def run_pipeline(
             f"{repository}: nothing to do: in {inputs} there is no visit and detector of which the"
             f" pipeline finds all that it reads{chosen}{absent}."
         )
+
+
+@contextlib.contextmanager
+def _limits_in_environment() -> Iterator[None]:
+    """Context in which processes that start have the limits of this one."""
+    before = os.environ.get(limits.VARIABLE)
+    os.environ[limits.VARIABLE] = limits.current().to_text()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[limits.VARIABLE]
+        else:
+            os.environ[limits.VARIABLE] = before
 
 
 def _is_begun(repository: str, output: str) -> bool:
