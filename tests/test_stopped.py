@@ -20,7 +20,7 @@ from astropy.table import Table
 
 from every_command import COMMANDS, filled_in, make_products
 from scenes import command
-from surveys import make_pairs
+from surveys import make_pairs, write_manifest
 from whitediff import outputs
 from whitediff.errors import FileFormatError, OutputExistsError
 from whitediff.outputs import check_output, noting, replacing, staged, together
@@ -397,18 +397,22 @@ def test_what_was_complete_before_a_stop_is_told(pair, tmp_path):
 
 # Random moments
 
+KILLED = COMMANDS | {"batch": "batch {i}/../m.csv --output {o}/b --workers 2"}
+
 
 @pytest.fixture(scope="module")
 def inputs(pair, tmp_path_factory):
     directory = tmp_path_factory.mktemp("inputs")
     make_products(pair, directory)
+    rows = [{"science": "in/science.fits", "template": "in/template.fits", "name": n} for n in "ab"]
+    write_manifest(directory / "m.csv", rows)
     return directory
 
 
 def killed_at_random(name, directory, *, number, seed):
     """Kill a command some times, and see what is there each time; how often it was at work."""
     output = directory / "out"
-    calls = [sys.executable, "-m", "whitediff", *filled_in(COMMANDS[name], directory)]
+    calls = [sys.executable, "-m", "whitediff", *filled_in(KILLED[name], directory)]
 
     def begun():
         shutil.rmtree(output, ignore_errors=True)
@@ -466,6 +470,11 @@ def assert_whole(path):
         assert path.read_text().rstrip().endswith("</html>")
     elif path.suffix == ".json":
         json.loads(path.read_text())
+    elif path.suffix == ".jsonl":
+        # What comes after the last newline is left out by whoever goes on.
+        for line in path.read_text().split("\n")[:-1]:
+            outputs_ = json.loads(line).get("outputs", {})
+            assert all((path.parent / each["path"]).is_file() for each in outputs_.values())
     elif path.suffix == ".png":
         assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
     elif path.suffix == ".parquet":
@@ -480,7 +489,7 @@ def test_a_kill_at_any_moment_leaves_nothing_half(inputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", KILLED)
 def test_a_kill_of_any_command_at_any_moment_leaves_nothing_half(inputs, name):
     assert killed_at_random(name, inputs, number=3, seed=len(name)) > 0
 
