@@ -120,6 +120,23 @@ def test_the_factor_is_the_true_one(kind, seed):
         assert factor == pytest.approx(1, abs=ERRORS * found.error)
 
 
+@pytest.mark.parametrize("unit", [1.0, 1 / 1.3, 2e-18])
+@pytest.mark.parametrize("sigma", [0.5, 0.67, 1.5])
+@pytest.mark.parametrize("offset", [0.0, 0.4])
+def test_rounding_is_noise_in_any_unit(rng, unit, sigma, offset):
+    """The truth is that of rounded noise on the same level without any source."""
+    light = stars(rng, 100, 5.0, 150.0) * sigma / 5
+    noise = sigma * rng.normal(size=light.shape)
+    truth = np.var(np.rint(noise + offset)) / sigma**2
+    image = (np.rint(light + noise + offset) * unit).astype(np.float32)
+    # Photons of stars are left out of noise and plane alike.
+    variance = np.full(light.shape, (sigma * unit) ** 2, np.float32)
+    exposure = Exposure.from_arrays(image, variance=variance)
+    assert variance_factor(exposure) == pytest.approx(truth, rel=0.03)
+    measured = noise_variance(image).background_variance
+    assert measured / (sigma * unit) ** 2 == pytest.approx(truth, rel=0.03)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["7000 stars", "800 stars, interpolated"])
 def test_its_error_is_its_scatter(kind):

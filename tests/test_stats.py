@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from whitediff.errors import ArgumentError
-from whitediff.stats import autocorrelation, clipped_mean, median_of, robust_sigma
+from whitediff.stats import autocorrelation, clipped_mean, median_of, robust_sigma, rounding_step
 
 
 def clipped_mean_by_hand(values):
@@ -137,6 +137,35 @@ def test_robust_sigma(rng):
             expected = np.sqrt(9 + np.mean(np.square(step)) / 12)
             assert robust_sigma(rounded, step=step) == pytest.approx(expected, rel=0.03)
     assert robust_sigma(np.zeros(10), step=1.0) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("unit", [1.0, 1 / 1.3, 3e-19, 7e5 / 3])
+@pytest.mark.parametrize("offset", [0.0, 0.371, -1000.0])
+@pytest.mark.parametrize("sigma", [0.3, 0.67, 3.0])
+def test_steps_of_rounded_values(rng, dtype, unit, offset, sigma):
+    """In any unit, with or without what was taken off, and with outliers and gaps."""
+    numbers = np.rint(rng.normal(0, sigma, 50_000))
+    numbers[::97] += rng.integers(0, 5000, numbers[::97].size)
+    values = ((numbers + offset) * unit).astype(dtype)
+    values[5::1000] = np.nan
+    assert rounding_step(values) == pytest.approx(unit, rel=1e-3)
+    # One that is between two steps, and all that are.
+    between = values.copy()
+    between[-1] += 0.4 * unit
+    assert rounding_step(between) is None
+    assert rounding_step(rng.normal(0, sigma * unit, 50_000).astype(dtype)) is None
+
+
+def test_steps_that_are_fine_or_none():
+    assert rounding_step(np.array([])) is None
+    assert rounding_step(np.full(3, np.nan)) is None
+    assert rounding_step(np.zeros(100)) == 1
+    assert rounding_step(np.full(100, 0.3)) is None
+    # Whole numbers are told however fine they are.
+    assert rounding_step(np.arange(100_000)) == 1
+    assert rounding_step(np.arange(100_000) / 3) is None
+    assert rounding_step(np.arange(0, 1000, 10).repeat(1000)) == 10
 
 
 def test_autocorrelation_against_pairs_counted_by_hand(rng):

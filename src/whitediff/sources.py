@@ -18,7 +18,7 @@ import scipy.ndimage
 
 from . import planes
 from .errors import DataError
-from .stats import ENOUGH_PIXELS, are_whole, high_level, robust_sigma
+from .stats import ENOUGH_PIXELS, high_level, robust_sigma, rounding_step
 
 __all__ = [
     "RESIDUAL",
@@ -469,25 +469,26 @@ def _without(plane: Array, other: Array, rows: slice) -> Array:
 
 
 def unstepped(image: Array, usable: Array | None = None) -> Array:
-    """Image whose medians follow its level, which those of whole numbers do not.
+    """Image whose medians follow its level, which those of numbers in steps do not.
 
     Parameters
     ----------
     image
         ``(ny, nx)``; not modified.
     usable
-        ``(ny, nx)`` boolean: pixels that tell whether the numbers are whole; None for all.
+        ``(ny, nx)`` boolean: pixels that tell the step to which they were rounded; None for all.
 
     Returns
     -------
     spread
-        ``(ny, nx)``: less than half a step added to or taken from each whole number, evenly, always
-        the same; the image itself where they are not whole.
+        ``(ny, nx)``: less than half a step added to or taken from each number, evenly, always the
+        same; the image itself where they were not rounded (`whitediff.stats.rounding_step`).
     """
-    if not are_whole(image.reshape(-1) if usable is None else image[usable]):
+    step = rounding_step(image.reshape(-1) if usable is None else image[usable])
+    if step is None:
         return image
     spread = np.random.default_rng(0).random(image.shape, dtype=np.float32)
-    result: Array = image + (spread - np.float32(0.5))
+    result: Array = image + np.float32(step) * (spread - np.float32(0.5))
     return result
 
 

@@ -21,8 +21,7 @@ __all__ = [
     "IQR_TO_SIGMA",
     "MAD_TO_SIGMA",
     "ClippedMean",
-    "are_whole",
-    "autocorrelation",
+        "autocorrelation",
     "clipped_mean",
     "clipped_sigma",
     "half_sample_mode",
@@ -32,6 +31,7 @@ __all__ = [
     "middle_values",
     "power_of_two",
     "robust_sigma",
+    "rounding_step",
 ]
 
 type Array = npt.NDArray[Any]
@@ -60,7 +60,9 @@ MAD_TO_SIGMA = 1.482602218505602
 """Standard deviation of a Gaussian over its median absolute deviation."""
 
 _QUARTILES = (0.25, 0.5, 0.75)
-_TRIED = 1000
+_TRIED, _REPEATED, _OFF = 1000, 8, 0.01
+"""Values in which steps are looked for, how often one of these must be there in the mean, and
+departures from whole numbers of steps that are rounding."""
 _CLIPPED, _CLIPPING_PASSES = 8.0, 5
 
 
@@ -513,8 +515,8 @@ def robust_sigma(values: Array, *, step: Array | float | None = None) -> float:
     return math.sqrt(max(0.0, before**2 + rounding - sum(spreads) / 2))
 
 
-def are_whole(values: Array) -> bool:
-    """Whether all finite values are whole numbers.
+def rounding_step(values: Array) -> float | None:
+    """Step to whose multiples values were rounded.
 
     Parameters
     ----------
@@ -523,14 +525,50 @@ def are_whole(values: Array) -> bool:
 
     Returns
     -------
-    are_whole
-        False where there is no value.
+    step
+        In their unit, positive: 1 of whole numbers, and of others the smallest distance between
+        those that a sample has again and again, where all finite values are that many steps from
+        each other; None of values that are not rounded, or too finely for it to matter.
+
+    Notes
+    -----
+    Whole numbers of a detector that were divided by a gain, an exposure or a flux scale, from which
+    a constant may have been subtracted, are on such steps.
     """
-    # The first few usually tell.
-    return values.size > 0 and all(
-        bool(((part == np.rint(part)) | ~np.isfinite(part)).all())
-        for part in (values[:_TRIED], values)
-    )
+    sample = values[:: max(1, values.size // _TRIED)].astype(np.float64)
+    sample = sample[np.isfinite(sample)]
+    if not sample.size:
+        return None
+    different, numbers = np.unique(sample, return_counts=True)
+    # Those in the wings are far apart.
+    usual = different[numbers > 2]
+    if 1 < usual.size < sample.size / _REPEATED:
+        step = _precise_step(different - usual[0], float(np.diff(usual).min()))
+        if all(_are_steps(each, usual[0], step) for each in (sample, values)):
+            return step
+    return 1.0 if _are_whole(sample) and _are_whole(values) else None
+
+
+def _precise_step(distances: Array, step: float) -> float:
+    """Step as precise as the largest distances make it: one of near values is itself rounded."""
+    for reach in (10, 100, 1000, 10_000):
+        near = distances[np.abs(distances) < reach * step]
+        numbers = np.rint(near / step)
+        step = float(numbers @ near / (numbers @ numbers))
+    return step
+
+
+def _are_whole(values: Array) -> bool:
+    return bool(((values == np.rint(values)) | ~np.isfinite(values)).all())
+
+
+def _are_steps(values: Array, start: float, step: float) -> bool:
+    """Whether all finite values are whole numbers of steps from a start, as precise as they are."""
+    precision = np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0.0
+    values = values[np.isfinite(values)].astype(np.float64)
+    numbers = (values - start) / step
+    tolerance = _OFF + precision * (np.abs(values) + abs(start)) / step
+    return bool((np.abs(numbers - np.rint(numbers)) <= tolerance).all() and (tolerance < 0.25).all())
 
 
 def median_deviation(values: Array, *, about: float | None = None) -> float:

@@ -26,7 +26,7 @@ from .photons import (
 )
 from .planes import every_nth, usable_pixels
 from .sources import SourceLevel, levels_and_background, unstepped
-from .stats import ENOUGH_PIXELS, are_whole, robust_sigma
+from .stats import ENOUGH_PIXELS, robust_sigma, rounding_step
 from .structure import HighFrequencies, high_frequencies
 
 __all__ = [
@@ -358,7 +358,7 @@ def _measured_field(
     if counts is not None and counts.problem:
         raise DataError(f"The image {counts.problem}.")
     left = (image - background)[free]
-    scatter = scatter_of(left, counts, step=1.0 if are_whole(image[usable]) else None)
+    scatter = scatter_of(left, counts, step=rounding_step(image[usable]))
     if not scatter > 0:
         raise DataError(
             f"The scatter of the source-free pixels is {scatter:g}, since most have the same value;"
@@ -615,8 +615,10 @@ def _scatter_over(variance: Array, image: Array, background: Array, free: Array)
     """Variance of source-free pixels over a plane that is to tell it; 0 if they do not differ."""
     sigma = np.sqrt(variance[free])
     relative = (image - background)[free] / sigma
-    step = 1 / sigma if are_whole(image[free]) else None
-    return scatter_of(relative, counted_photons(image, free), step=step)
+    step = rounding_step(image[free])
+    return scatter_of(
+        relative, counted_photons(image, free), step=None if step is None else step / sigma
+    )
 
 
 def _photons_told(

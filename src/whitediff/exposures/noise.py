@@ -37,7 +37,7 @@ from ..sources import (
     source_levels,
     unstepped,
 )
-from ..stats import are_whole, robust_sigma
+from ..stats import robust_sigma, rounding_step
 from ..structure import HighFrequencies, high_frequencies
 from ..threads import in_threads
 from . import masks
@@ -475,11 +475,13 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
             " variance plane filled, and its mask right?"
         )
     sigma = np.sqrt(variance[free])
-    rounding = 1 / sigma if are_whole(image[free]) else None
+    rounding = rounding_step(image[free])
     relative = flat[::step][free] / sigma
     usable = _measured_pixels(exposure)
     counts = counted_photons(exposure.image.array, usable)
-    scatter = scatter_of(relative, counts, step=rounding)
+    scatter = scatter_of(
+        relative, counts, step=None if rounding is None else rounding / sigma
+    )
     factor, structure = scatter, 1.0
     noise = high_frequencies(exposure.image.array, usable, exposure.variance.array)
     if noise is None or noise.factor > scatter * (1 + _SURELY + 3 * noise.error):
