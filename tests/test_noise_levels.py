@@ -121,10 +121,13 @@ def test_the_factor_is_the_true_one(kind, seed):
 
 
 @pytest.mark.parametrize("unit", [1.0, 1 / 1.3, 2e-18])
-@pytest.mark.parametrize("sigma", [0.5, 0.67, 1.5])
+@pytest.mark.parametrize("sigma", [0.6, 1.0, 2.0])
 @pytest.mark.parametrize("offset", [0.0, 0.4])
 def test_rounding_is_noise_in_any_unit(rng, unit, sigma, offset):
-    """The truth is that of rounded noise on the same level without any source."""
+    """The truth is that of rounded noise on the same level without any source.
+
+    Below half a step it depends on the level, by 3 % at 0.5 and 20 % at 0.35.
+    """
     light = stars(rng, 100, 5.0, 150.0) * sigma / 5
     noise = sigma * rng.normal(size=light.shape)
     truth = np.var(np.rint(noise + offset)) / sigma**2

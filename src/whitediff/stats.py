@@ -568,7 +568,8 @@ def _are_steps(values: Array, start: float, step: float) -> bool:
     values = values[np.isfinite(values)].astype(np.float64)
     numbers = (values - start) / step
     tolerance = _OFF + precision * (np.abs(values) + abs(start)) / step
-    return bool((np.abs(numbers - np.rint(numbers)) <= tolerance).all() and (tolerance < 0.25).all())
+    off = np.abs(numbers - np.rint(numbers))
+    return bool(((off <= tolerance) & (tolerance < 0.25)).all())
 
 
 def median_deviation(values: Array, *, about: float | None = None) -> float:
