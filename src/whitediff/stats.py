@@ -21,7 +21,7 @@ __all__ = [
     "IQR_TO_SIGMA",
     "MAD_TO_SIGMA",
     "ClippedMean",
-        "autocorrelation",
+    "autocorrelation",
     "clipped_mean",
     "clipped_sigma",
     "half_sample_mode",

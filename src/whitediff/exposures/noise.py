@@ -479,9 +479,7 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
     relative = flat[::step][free] / sigma
     usable = _measured_pixels(exposure)
     counts = counted_photons(exposure.image.array, usable)
-    scatter = scatter_of(
-        relative, counts, step=None if rounding is None else rounding / sigma
-    )
+    scatter = scatter_of(relative, counts, step=None if rounding is None else rounding / sigma)
     factor, structure = scatter, 1.0
     noise = high_frequencies(exposure.image.array, usable, exposure.variance.array)
     if noise is None or noise.factor > scatter * (1 + _SURELY + 3 * noise.error):
