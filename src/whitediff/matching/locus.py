@@ -22,6 +22,10 @@ _TOLERANCE = np.array([0.025, 0.02, 0.02])
 """Of ln(size) and the two ellipticities: what stars differ by beyond their noise."""
 _SLOPE = np.array([0.15, 0.05, 0.05])
 """What they change by from the middle of the frame to its edge, if at all."""
+_CURVE = np.array([0.1, 0.03, 0.03])
+"""And evenly in all directions: most cameras are sharpest in the middle."""
+_CHANGES = np.stack([_SLOPE, _SLOPE, _CURVE])
+"""``(3, 3)`` by term, the constant left out, and shape."""
 _RANGE = (0.15, 1.0)
 """Of ln(size) between a star and what fills the window, in any case: ln 2 where that suits it."""
 _ELLIPTICITY = 0.4
@@ -34,9 +38,10 @@ _LEAST_PROBABILITY = 1e-9
 _EXPECTATIONS = 6
 _REFINEMENTS = 8
 _ENOUGH_FOR_SLOPES = 10
-_TRIPLES = 150
-_LEAST_TRIANGLE = 0.3
-"""Twice the area of three sources, of a frame of 4, that say how shapes change over it."""
+_TRIED = 150
+_LEAST_TRIANGLE, _LEAST_SPAN = 0.3, 0.1
+"""Twice the area of three sources, of a frame of 4, that say how shapes change over it; and the
+like for four that tell how they change from the middle, too."""
 _FEWEST = 3
 _CENTRINGS = 4
 _REACH = 3.0
@@ -184,9 +189,10 @@ def find_locus(
 
     Notes
     -----
-    Sources are stars, which are alike to a few percent or change linearly over the frame;
+    Sources are stars, which are alike to a few percent or change over the frame, linearly and with
+    the square of the distance from its middle;
     galaxies, which are wider by anything, and the wider the less alike; and a few others.  The
-    shape of every bright source, and every plane through that of three, is tried as that of the
+    shape of every bright source, and many surfaces through those of three or four, are tried as that of the
     stars; the likeliest is refined.  Galaxies that happen to be alike are not as narrow as
     anything; what happens to be narrow is not alike.
     """
@@ -197,16 +203,11 @@ def find_locus(
         return Locus(probability, 0.0, 0.0, np.zeros(len(shapes)))
     value = np.stack([each.value[known] for each in shapes], 1)
     error = np.stack([each.error[known] for each in shapes], 1)
-    terms = np.column_stack([np.ones(len(known)), x[known], y[known]])
+    x, y = x[known], y[known]
+    terms = np.column_stack([np.ones(len(known)), x, y, x**2 + y**2])
     first = np.s_[:SEARCHED]
     searched = value[first], error[first], terms[first]
-    planes, cost = _planes(value[first], terms[first], slopes=slopes)
-    likelihood, _, without = _mixture(planes, *searched)
-    none = float(without[cost == 0].max())
-    plane = planes[[np.argmax(likelihood - cost)]]
-    for _ in range(_REFINEMENTS):
-        _, stars, _ = _mixture(plane, *searched)
-        plane = _refitted(stars[0], *searched)[None]
+    plane, none = _likeliest(*searched, slopes=slopes)
     likelihood, stars, _ = _mixture(plane, *searched)
     for part in np.array_split(np.arange(len(known)), math.ceil(len(known) / SEARCHED)):
         # The fainter, the more of them are galaxies.
@@ -214,26 +215,57 @@ def find_locus(
     return Locus(probability, float(stars.sum()), float(likelihood[0]) - none, plane[0, 0, :, 0])
 
 
+def _likeliest(value: Array, error: Array, terms: Array, *, slopes: bool) -> tuple[Array, float]:
+    """Shape of the stars, ``(1, 4, n_images, 3)``, and the likelihood's logarithm without any."""
+    planes, cost = _planes(value, terms, slopes=slopes)
+    images = value.shape[1] if slopes else 1
+    for image in range(images if images > 1 else 0):
+        # Where the stars of one image are alike, they tell how those of the other change.
+        only = np.s_[:, [image]]
+        alike, _ = _likeliest(value[only], error[only], terms, slopes=False)
+        _, stars, _ = _mixture(alike, value[only], error[only], terms)
+        offered = _refitted(stars[0], value, error, terms)
+        planes = np.concatenate([planes, offered[None]])
+        cost = np.append(cost, _cost(offered[None]))
+    likelihood, _, without = _mixture(planes, value, error, terms)
+    none = float(without[cost == 0].max())
+    plane = planes[[np.argmax(likelihood - cost)]]
+    for _ in range(_REFINEMENTS):
+        _, stars, _ = _mixture(plane, value, error, terms)
+        plane = _refitted(stars[0], value, error, terms)[None]
+    return plane, none
+
+
+def _cost(planes: Array) -> Array:
+    """What shapes that change cost, ``(k,)``: logarithms of likelihoods."""
+    cost: Array = 0.5 * ((planes[:, 1:] / _CHANGES[:, None]) ** 2).sum((1, 2, 3))
+    return cost
+
+
 def _planes(value: Array, terms: Array, *, slopes: bool) -> tuple[Array, Array]:
-    """Shapes that stars may have, ``(k, 3, n_images, 3)`` by term, and what they cost."""
+    """Shapes that stars may have, ``(k, 4, n_images, 3)`` by term, and what they cost."""
     n, images = value.shape[:2]
-    constant = np.zeros((n, 3, images, 3))
+    constant = np.zeros((n, 4, images, 3))
     constant[:, 0] = value
     if not slopes or n < _ENOUGH_FOR_SLOPES:
         return constant, np.zeros(n)
-    triples = _triples(n)
-    triples = triples[np.abs(np.linalg.det(terms[triples])) > _LEAST_TRIANGLE]
-    sloping = np.linalg.solve(terms[triples], value[triples].reshape(len(triples), 3, -1))
-    sloping = sloping.reshape(-1, 3, images, 3)
-    cost = 0.5 * ((sloping[:, 1:] / _SLOPE) ** 2).sum((1, 2, 3)) + math.log(_TRIPLES)
-    return np.concatenate([constant, sloping]), np.concatenate([np.zeros(n), cost])
+    found, costs = [constant], [np.zeros(n)]
+    for known, least in ((3, _LEAST_TRIANGLE), (4, _LEAST_SPAN)):
+        some = _some(n, known)
+        some = some[np.abs(np.linalg.det(terms[some, :known])) > least]
+        solved = np.linalg.solve(terms[some, :known], value[some].reshape(len(some), known, -1))
+        changing = np.zeros((len(some), 4, images, 3))
+        changing[:, :known] = solved.reshape(-1, known, images, 3)
+        found.append(changing)
+        costs.append(_cost(changing) + math.log(_TRIED * (known - 2)))
+    return np.concatenate(found), np.concatenate(costs)
 
 
-@functools.lru_cache(maxsize=8)
-def _triples(n: int) -> Array:
-    """Three different ones of n, again and again: ``(150, 3)``."""
+@functools.lru_cache(maxsize=16)
+def _some(n: int, size: int) -> Array:
+    """Some different ones of n, again and again: ``(150, size)``."""
     # A copy, or all of them would be kept.
-    return np.random.default_rng(n).random((_TRIPLES, n)).argsort(1)[:, :3].copy()
+    return np.random.default_rng(n).random((_TRIED, n)).argsort(1)[:, :size].copy()
 
 
 def _mixture(planes: Array, value: Array, error: Array, terms: Array) -> tuple[Array, Array, Array]:
@@ -243,7 +275,7 @@ def _mixture(planes: Array, value: Array, error: Array, terms: Array) -> tuple[A
     star, ``(k, n)``, and the logarithms of the likelihoods without any star.
     """
     k, images = len(planes), value.shape[1]
-    expected = (terms @ planes.reshape(k, 3, -1)).reshape(k, len(terms), images, 3)
+    expected = (terms @ planes.reshape(k, 4, -1)).reshape(k, len(terms), images, 3)
     # A galaxy differs in all images at once, and a precise one tells the most of it.
     variance = error**2 + _TOLERANCE**2
     share = 1 / variance
@@ -277,8 +309,8 @@ def _mixture(planes: Array, value: Array, error: Array, terms: Array) -> tuple[A
 
 
 def _refitted(stars: Array, value: Array, error: Array, terms: Array) -> Array:
-    """Shape of the stars, ``(3, n_images, 3)``, from their probabilities; sloping for many."""
-    result = np.zeros((3, *value.shape[1:]))
+    """Shape of the stars, ``(4, n_images, 3)``, from their probabilities; changing for many."""
+    result = np.zeros((4, *value.shape[1:]))
     stars = np.maximum(stars, _LEAST_PROBABILITY)
     if stars.sum() < _ENOUGH_FOR_SLOPES:
         terms = terms[:, :1]
@@ -286,7 +318,7 @@ def _refitted(stars: Array, value: Array, error: Array, terms: Array) -> Array:
     for image, which in np.ndindex(*value.shape[1:]):
         weight = stars / (error[:, image, which] ** 2 + _TOLERANCE[which] ** 2)
         normal = terms.T @ (terms * weight[:, None])
-        normal[1:, 1:] += np.eye(n_terms - 1) / _SLOPE[which] ** 2
+        normal[1:, 1:] += np.diag(1 / _CHANGES[: n_terms - 1, which] ** 2)
         right = terms.T @ (weight * value[:, image, which])
         result[:n_terms, image, which] = np.linalg.solve(normal, right)
     return result

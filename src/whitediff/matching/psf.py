@@ -130,7 +130,7 @@ _SMOOTH, _RINGED_LIGHT = (0.03, 0.1), (0.3, 0.3)
 stars that the atmosphere or a blur widens, and those of an aperture."""
 _KNOWN_CORE = (0.06, 0.3)
 """The same, of stars whose core is measured."""
-_WITHOUT, _SURE = (0.8, 0.1, 0.1), 0.5
+_WITHOUT, _SURE = (0.8, 0.1, 0.1), 0.9
 """Probabilities of stars without diffracted light, of those that have its rings and of those of
 which a blur leaves the wings, before these are looked at; what such light is believed from."""
 _FARTHER = 1.4
