@@ -364,24 +364,47 @@ def test_few_sources_say_nothing():
     assert locus.number == locus.evidence == 0
 
 
-def test_stars_are_found_where_their_shape_changes_over_the_frame(rng):
-    n_stars, n = 30, 100
-    x, y = rng.uniform(-1, 1, (2, n))
-    error = np.full((n, 3), 0.02)
-    value = rng.normal([-0.7, 0.1, 0.0], 0.02, (n, 3))
-    value[:, 0] += 0.2 * x - 0.1 * y
+def changing_shapes(rng, own, n_stars, n):
+    """Stars, the first ones, whose shapes are as given, and galaxies, which are wider."""
+    value = own + rng.normal(0, 0.02, (n, 3))
     wider = rng.uniform(0.1, 0.6, n - n_stars)
     value[n_stars:, 0] += wider
     value[n_stars:, 1:] += rng.normal(size=(n - n_stars, 2)) * 0.4 * wider[:, None]
-    shapes = Shapes(value, error, np.ones(n, dtype=bool), np.ones(n))
+    return Shapes(value, np.full((n, 3), 0.02), np.ones(n, dtype=bool), np.ones(n))
+
+
+def check_found(rng, shapes, x, y, n_stars):
     # The order of the sources tells nothing.
-    order = rng.permutation(n)
-    shapes = Shapes(*(each[order] for each in shapes))
-    found = find_locus((shapes,), x[order], y[order], rng.uniform(20, 100, n))
+    order = rng.permutation(len(x))
+    shapes = tuple(Shapes(*(each[order] for each in one)) for one in shapes)
+    found = find_locus(shapes, x[order], y[order], rng.uniform(20, 100, len(x)))
     is_star = order < n_stars
     assert (found.probability[is_star] > 0.5).mean() > 0.9
     assert (found.probability[~is_star] > 0.5).sum() <= 3
     assert found.evidence > 10
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("grows", [(0.2, -0.1, 0.0), (0.0, 0.0, 0.15), (0.1, 0.1, -0.12)])
+def test_stars_are_found_where_their_shape_changes_over_the_frame(grows, seed):
+    """Along it, and from the middle outwards, of one image."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.uniform(-1, 1, (2, 100))
+    own = np.tile([-0.7, 0.1, 0.0], (100, 1))
+    own[:, 0] += grows @ np.stack([x, y, x**2 + y**2])
+    check_found(rng, (changing_shapes(rng, own, 30, 100),), x, y, 30)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("turned", [False, True])
+def test_stars_that_are_alike_in_one_image_tell_how_they_change_in_the_other(turned, seed):
+    """A wide camera's image, whose PSF grows and turns, against a template that has one PSF."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.uniform(-1, 1, (2, 40))
+    alike = np.tile([-0.7, 0.0, 0.0], (40, 1))
+    change = np.stack([0.12 * (x**2 + y**2), 0.12 * x, 0.08 * y], axis=1)
+    shapes = [changing_shapes(rng, own, 15, 40) for own in (alike + change, alike)]
+    check_found(rng, shapes[::-1] if turned else shapes, x, y, 15)
 
 
 @pytest.mark.parametrize("fwhm", [2.3, 3.0, 5.0])

@@ -660,7 +660,7 @@ def _psf_of_stars(
             "%s: %s: all PSF fluxes may be off by %.0f%%, which psf_flux_err contains. A PSF that"
             " is known can be given.",
             name,
-            "its stars do not tell the PSF's wings from the sky"
+            "its stars differ from each other, or do not tell the PSF's wings from the sky"
             if sources.stars.are_certain
             else "its PSF may be that of galaxies",
             100 * error,

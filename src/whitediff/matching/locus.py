@@ -38,7 +38,9 @@ _LEAST_PROBABILITY = 1e-9
 _EXPECTATIONS = 6
 _REFINEMENTS = 8
 _ENOUGH_FOR_SLOPES = 10
-_TRIED = 150
+_TRIED, _NARROW = 150, 0.6
+"""Threes and fours of sources of which surfaces are tried, and the part of the sources, the
+narrowest, from which these are."""
 _LEAST_TRIANGLE, _LEAST_SPAN = 0.3, 0.1
 """Twice the area of three sources, of a frame of 4, that say how shapes change over it; and the
 like for four that tell how they change from the middle, too."""
@@ -224,15 +226,15 @@ def _likeliest(value: Array, error: Array, terms: Array, *, slopes: bool) -> tup
         only = np.s_[:, [image]]
         alike, _ = _likeliest(value[only], error[only], terms, slopes=False)
         _, stars, _ = _mixture(alike, value[only], error[only], terms)
-        offered = _refitted(stars[0], value, error, terms)
+        offered, freedom = _refitted(stars[0], value, error, terms)
         planes = np.concatenate([planes, offered[None]])
-        cost = np.append(cost, _cost(offered[None]))
+        cost = np.append(cost, _cost(offered[None]) + freedom)
     likelihood, _, without = _mixture(planes, value, error, terms)
     none = float(without[cost == 0].max())
     plane = planes[[np.argmax(likelihood - cost)]]
     for _ in range(_REFINEMENTS):
         _, stars, _ = _mixture(plane, value, error, terms)
-        plane = _refitted(stars[0], value, error, terms)[None]
+        plane = _refitted(stars[0], value, error, terms)[0][None]
     return plane, none
 
 
@@ -250,8 +252,9 @@ def _planes(value: Array, terms: Array, *, slopes: bool) -> tuple[Array, Array]:
     if not slopes or n < _ENOUGH_FOR_SLOPES:
         return constant, np.zeros(n)
     found, costs = [constant], [np.zeros(n)]
+    narrow = np.argsort(value[..., 0].mean(1), kind="stable")[: math.ceil(_NARROW * n)]
     for known, least in ((3, _LEAST_TRIANGLE), (4, _LEAST_SPAN)):
-        some = _some(n, known)
+        some = narrow[_some(len(narrow), known)]
         some = some[np.abs(np.linalg.det(terms[some, :known])) > least]
         solved = np.linalg.solve(terms[some, :known], value[some].reshape(len(some), known, -1))
         changing = np.zeros((len(some), 4, images, 3))
@@ -308,9 +311,12 @@ def _mixture(planes: Array, value: Array, error: Array, terms: Array) -> tuple[A
     return np.log(total).sum(1), stars, without
 
 
-def _refitted(stars: Array, value: Array, error: Array, terms: Array) -> Array:
-    """Shape of the stars, ``(4, n_images, 3)``, from their probabilities; changing for many."""
-    result = np.zeros((4, *value.shape[1:]))
+def _refitted(stars: Array, value: Array, error: Array, terms: Array) -> tuple[Array, float]:
+    """Shape of the stars, ``(4, n_images, 3)``, from their probabilities; changing for many.
+
+    And what the freedom of these changes costs: how much better they are known than before.
+    """
+    result, freedom = np.zeros((4, *value.shape[1:])), 0.0
     stars = np.maximum(stars, _LEAST_PROBABILITY)
     if stars.sum() < _ENOUGH_FOR_SLOPES:
         terms = terms[:, :1]
@@ -318,7 +324,10 @@ def _refitted(stars: Array, value: Array, error: Array, terms: Array) -> Array:
     for image, which in np.ndindex(*value.shape[1:]):
         weight = stars / (error[:, image, which] ** 2 + _TOLERANCE[which] ** 2)
         normal = terms.T @ (terms * weight[:, None])
-        normal[1:, 1:] += np.diag(1 / _CHANGES[: n_terms - 1, which] ** 2)
+        prior = np.diag(1 / _CHANGES[: n_terms - 1, which] ** 2)
+        normal[1:, 1:] += prior
+        known = np.linalg.slogdet(normal[1:, 1:])[1] - np.linalg.slogdet(prior)[1]
+        freedom += 0.5 * float(known)
         right = terms.T @ (weight * value[:, image, which])
         result[:n_terms, image, which] = np.linalg.solve(normal, right)
-    return result
+    return result, freedom

@@ -78,6 +78,9 @@ by where a star is used."""
 _UNKNOWN_WIDTH, _TILTINGS = 0.05, 3
 _ENOUGH = 24
 _LARGEST_CHI_SQUARE = 3.0
+_UNLIKE, _MANY_UNLIKE = 6.0, 1 / 6
+"""Usual chi-squares of stars that have another PSF than the others, and the share of them that a
+few binaries and neighbours do not reach."""
 _LARGEST_STEP = 0.5
 _LEVEL_ERROR = 1.5
 """Errors of levels over what the pixels' noise explains: there are unseen sources."""
@@ -1170,7 +1173,8 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     estimator = np.einsum("na,nayx->nyx", covariance[:, 3], columns * inverse[:, None])
     error = np.hypot(error, _confusion(stars, model, weight, estimator, profile))
     chi_square /= used.sum(axis=(1, 2))
-    fits = chi_square < _LARGEST_CHI_SQUARE * max(float(np.median(chi_square)), 1 / 3)
+    usual = max(float(np.median(chi_square)), 1 / 3)
+    fits = chi_square < _LARGEST_CHI_SQUARE * usual
     best = np.sort(error[fits])
     if len(best) < _FEWEST:
         return _Alike(np.argsort(chi_square)[:_FEWEST], _NO_SLOPE, 0.0, _UNKNOWN_WIDTH)
@@ -1205,6 +1209,11 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     galaxies = float((share**2 * chance * (error[keep] ** 2 + end.error**2)).sum())
     width_error = math.sqrt(end.error**2 + elsewhere + _GALAXY_WINGS**2 * galaxies)
     width_error = math.hypot(width_error, _unseen_light(stars.part(keep), weight[keep], profile))
+    precise = error <= limit
+    unlike = precise & (chi_square > _UNLIKE * usual)
+    if unlike.sum() >= max(_FEWEST, _MANY_UNLIKE * precise.sum()):
+        # The PSF varies in a way that so few stars do not tell.
+        width_error = math.hypot(width_error, float(np.sqrt(np.mean(excess[unlike] ** 2))))
     return _Alike(np.flatnonzero(keep), slope, end.place - float(used), width_error)
 
 
