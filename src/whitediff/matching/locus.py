@@ -192,11 +192,11 @@ def find_locus(
     Notes
     -----
     Sources are stars, which are alike to a few percent or change over the frame, linearly and with
-    the square of the distance from its middle;
-    galaxies, which are wider by anything, and the wider the less alike; and a few others.  The
-    shape of every bright source, and many surfaces through those of three or four, are tried as that of the
-    stars; the likeliest is refined.  Galaxies that happen to be alike are not as narrow as
-    anything; what happens to be narrow is not alike.
+    the square of the distance from its middle; galaxies, which are wider by anything, and the wider
+    the less alike; and a few others.  The shape of every bright source, and many surfaces through
+    those of three or four, are tried as that of the stars, and where the stars of one of two images
+    are alike, how these change in the other; the likeliest is refined.  Galaxies that happen to be
+    alike are not as narrow as anything; what happens to be narrow is not alike.
     """
     probability = np.zeros(len(rank))
     known = np.flatnonzero(np.logical_and.reduce([each.known for each in shapes]))
