@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,7 @@ __all__ = [
     "sources_apart",
     "square_sums",
     "structure_on_larger_scales",
+    "uneven_noise",
     "untrusted_pixels",
     "variance_factor",
     "without_sentinels",
@@ -84,6 +86,8 @@ _CONFIRMED = 4.0
 """χ² by which a correlation fits high frequencies better than none, from which it is of noise."""
 _SQUARE, _FEWEST_SQUARES, _MOST_STRUCTURE = 8, 200, 1.5
 _REGION_ERRORS, _REGION_SQUARES = 10.0, 12
+_PARTS, _ENOUGH_SQUARES, _MOST_VARIANCE = 4, 40, 3.0
+_UNEVEN, _SURE_ERRORS = 0.2, 5.0
 _SPOILED = (*masks.AVOIDED_MASK_PLANES, "SOURCE", "EDGE")
 _ENOUGH_PIXELS = 4_000_000
 _ENOUGH_FOR_SCATTER = 2_000_000
@@ -671,6 +675,8 @@ class SquareSums:
     ----------
     values
         ``(n, m)``; NaN where too little of a square is free of sources and known.
+    variances
+        ``(n, m)``: mean squares of the same pixels over their errors; NaN as above.
     step
         Of how many rows of squares one is taken.
     yx0
@@ -678,6 +684,7 @@ class SquareSums:
     """
 
     values: Array
+    variances: Array
     step: int
     yx0: tuple[int, int]
 
@@ -711,7 +718,7 @@ def square_sums(difference: Exposure) -> SquareSums | None:
     side = _SQUARE
     ny, nx = (n // side * side for n in difference.shape)
     step = max(1, ny * nx // _ENOUGH_FOR_SCATTER)
-    sums = []
+    sums, variances = [np.zeros((0, nx // side))], [np.zeros((0, nx // side))]
     for start in range(0, ny, side * step):
         rows = slice(start, start + side)
         image = difference.image.array[rows, :nx]
@@ -722,9 +729,11 @@ def square_sums(difference: Exposure) -> SquareSums | None:
             value = np.where(free, image / np.sqrt(variance), 0)
         count = free.reshape(side, -1, side).sum(axis=(0, 2))
         total = value.reshape(side, -1, side).sum(axis=(0, 2))
-        total = total / np.sqrt(np.maximum(count, 1))
-        sums.append(np.where(count > 0.75 * side**2, total, np.nan))
-    found = SquareSums(np.array(sums) if sums else np.zeros((0, 0)), step, difference.yx0)
+        squares = (value**2).reshape(side, -1, side).sum(axis=(0, 2))
+        known = count > 0.75 * side**2
+        sums.append(np.where(known, total / np.sqrt(np.maximum(count, 1)), np.nan)[None])
+        variances.append(np.where(known, squares / np.maximum(count, 1), np.nan)[None])
+    found = SquareSums(np.concatenate(sums), np.concatenate(variances), step, difference.yx0)
     return found if np.count_nonzero(found.known) >= _FEWEST_SQUARES else None
 
 
@@ -790,6 +799,55 @@ def regions_of_one_image(sums: SquareSums) -> str:
         f"{100 * share:.2g}% of the frame between its sources holds light, or lacks it, far beyond"
         f" noise, most in rows {first[0]} to {last[0]} and columns {first[1]} to {last[1]}: one"
         " image is vignetted, covered or lit there and the other is not"
+    )
+
+
+def uneven_noise(sums: SquareSums) -> str:
+    """Where the noise of a difference is not what its variance plane says.
+
+    Parameters
+    ----------
+    sums
+        `square_sums` of it.
+
+    Returns
+    -------
+    text
+        A sentence's part; empty where there is nothing.
+
+    Notes
+    -----
+    Of 16 parts of the frame, those with 40 squares or more; squares of three times the variance
+    hold a source.  What a part differs by counts from a fifth and 5 errors on.
+    """
+    rows, columns = (np.array_split(np.arange(n), min(n, _PARTS)) for n in sums.variances.shape)
+    found = []
+    for y, x in itertools.product(rows, columns):
+        part = sums.variances[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
+        part = part[part < _MOST_VARIANCE]
+        if part.size >= _ENOUGH_SQUARES:
+            error = math.sqrt(2 / (_SQUARE**2 * part.size))
+            found.append((float(part.mean()), error, y, x))
+    if not found:
+        return ""
+    far = [part for part in found if abs(part[0] - 1) > max(_UNEVEN, _SURE_ERRORS * part[1])]
+    least, most = min(found, key=lambda part: part[0]), max(found, key=lambda part: part[0])
+    # What all parts have in common is told by the significances.
+    if not far or most[0] < (1 + _UNEVEN) * least[0]:
+        return ""
+
+    def place(part: tuple[float, float, Array, Array]) -> str:
+        _, _, y, x = part
+        side, (y0, x0) = _SQUARE, sums.yx0
+        first, last = y0 + side * sums.step * y[0], y0 + side * (sums.step * y[-1] + 1) - 1
+        return (
+            f"{part[0]:.2f} times it in rows {first} to {last} and columns {x0 + side * x[0]} to"
+            f" {x0 + side * (x[-1] + 1) - 1}"
+        )
+
+    return (
+        f"the noise between its sources does not follow its variance plane: its variance is"
+        f" {place(least)}, {place(most)}"
     )
 
 

@@ -14,7 +14,7 @@ from ..profiles import full_width_half_maximum
 from ..widths import SignificanceWidth, correlated_pixels, significance_width
 from . import masks
 from .model import Exposure
-from .noise import regions_of_one_image, square_sums, structure_on_larger_scales
+from .noise import regions_of_one_image, square_sums, structure_on_larger_scales, uneven_noise
 from .psf import psf_image
 
 __all__ = ["free_of_sources", "measured_width", "warn_of_significances", "width_of"]
@@ -145,6 +145,13 @@ def warn_of_significances(exposure: Exposure) -> SignificanceWidth | None:
         )
     if sums is not None and (regions := regions_of_one_image(sums)):
         _log.warning("%s: %s; nothing there is to be believed.", name, regions)
+    if sums is not None and (uneven := uneven_noise(sums)):
+        _log.warning(
+            "%s: %s; significances there are off by its square root. Look at the inputs' variance"
+            " planes.",
+            name,
+            uneven,
+        )
     return width
 
 
