@@ -74,6 +74,8 @@ _APERTURE, _SMALLEST_APERTURE = 2.0, 4.0
 _LARGER, _LEFT_BEYOND = 1.4, 0.5
 """Radius of a larger aperture; of what the light between two radii changes a ratio of fluxes by,
 what that beyond the larger one does: 0 to 0.6 for Gaussians to Moffat profiles of beta 2.5."""
+_FEWEST_STARS, _STARS_DIFFER = 3, 3.0
+"""Stars among the sources of a kernel whose flux ratio is compared with its sum, and errors."""
 _SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.025, 0.2
 """Differences between a kernel's sum and what photometry finds: errors of the latter, that have to
 be exceeded in any case, and the relative ones that deserve a warning and an error."""
@@ -449,9 +451,16 @@ def match(
     fit = dataclasses.replace(
         fit, kernel_sum_error=math.hypot(fit.kernel_sum_error, wing, wing_error, sky_error)
     )
-    ratio = _measured_sum(pair, sources, candidates, changed, fit, convolved)
+    compared = static_sources(sources, candidates)
+    ratio = _measured_sum(pair, sources, compared, changed, fit, convolved)
     _judge_sum(fit.kernel_sum, ratio)
     _judge_trend(ratio, options.fit)
+    if sources.stars.are_certain and "size" in candidates.relaxed:
+        stars = np.flatnonzero(sources.stars.which & sources.clean)
+        of_stars = _measured_sum(pair, sources, stars, changed, fit, convolved)
+        off = _other_sum_of_stars(fit.kernel_sum, of_stars)
+        fit = dataclasses.replace(fit, kernel_sum_error=math.hypot(fit.kernel_sum_error, off))
+        with_wings = dataclasses.replace(with_wings, error=math.hypot(with_wings.error, off))
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
     # What the stars are too few for, the source-free pixels will find.
     order = max(len(each) for each in (fit.background_coefficients, *skies)) - 1
@@ -752,13 +761,12 @@ def _judge_basis(found: _Found, options: MatchOptions) -> None:
 def _measured_sum(
     pair: Pair,
     sources: Sources,
-    candidates: Candidates,
+    which: Array,
     changed: Array,
     fit: KernelFit,
     convolved: Literal["template", "science"],
 ) -> FluxRatio:
-    """The kernel's sum by photometry of the static sources, whether they were fitted or not."""
-    which = static_sources(sources, candidates)
+    """The kernel's sum by photometry of some sources, whether they were fitted or not."""
     x, y = sources.x[which], sources.y[which]
     source, target = pair.template, pair.science
     if convolved == "science":
@@ -836,6 +844,25 @@ def _judge_sum(kernel_sum: float, ratio: FluxRatio) -> None:
             found,
             100 * abs(off),
         )
+
+
+def _other_sum_of_stars(kernel_sum: float, ratio: FluxRatio) -> float:
+    """By how much the sum of a kernel of stars and galaxies is not that of the stars, if at all."""
+    off = kernel_sum - ratio.value
+    if not (ratio.n_stars >= _FEWEST_STARS and abs(off) > _STARS_DIFFER * ratio.error):
+        return 0.0
+    if abs(off) > _SMALL_SUM_OFF * abs(ratio.value):
+        _log.warning(
+            "The kernel has the sum %.4g, by galaxies and stars, but the %d stars alone are %.4g ±"
+            " %.2g times as bright in the image that is matched as in the one that is convolved:"
+            " they have another colour, and the sum may be off by %.0f%% for one of them.",
+            kernel_sum,
+            ratio.n_stars,
+            ratio.value,
+            ratio.error,
+            100 * abs(off / ratio.value),
+        )
+    return abs(off)
 
 
 def _judge_trend(ratio: FluxRatio, options: FitOptions) -> None:
