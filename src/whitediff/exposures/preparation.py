@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from lsst.images import Image
+from lsst.images.psfs import PointSpreadFunction
 
 from ..clipping import find_floor
 from ..errors import DataError, TooFewSourcesError
@@ -203,6 +204,24 @@ class Pair:
     def template_sigma(self) -> float:
         """The same of the template."""
         return FWHM_TO_SIGMA * self.template_fwhm
+
+    @property
+    def psf_fwhm(self) -> tuple[float, float]:
+        """Full widths at half maximum, science and template, as far as they are known by now.
+
+        Pixels.  A PSF that was measured tells its width better than the median star does, unless
+        its pixels are too coarse for that.
+        """
+        science, template = (
+            width
+            if exposure.psf is None or width < UNDERSAMPLED_FWHM
+            else _fwhm_of_psf(exposure.psf)
+            for exposure, width in (
+                (self.science, self.science_fwhm),
+                (self.template, self.template_fwhm),
+            )
+        )
+        return science, template
 
     @property
     def sharper(self) -> Literal["template", "science"]:
@@ -554,14 +573,18 @@ def fwhm(
         to the middle by its own centroid in this exposure.
     """
     if exposure.psf is not None:
-        x, y = average_position(exposure.psf)
-        return full_width_half_maximum(psf_image(exposure.psf, x=x, y=y))
+        return _fwhm_of_psf(exposure.psf)
     reach = min(max(math.ceil(_WIDTH_SIGMAS * sigma), _WIDTH_REACHES[0]), _WIDTH_REACHES[1])
     width = star_width(exposure.image.array, bad, stars.x, stars.y, reach=reach)
     # A profile that the half-light radii contradict is none: stars of the other exposure only.
     most = _MOST_OF_STRUCTURED if is_structured else _WIDTH_RATIO[1]
     believable = _WIDTH_RATIO[0] < width * FWHM_TO_SIGMA / sigma < most
     return width if believable else sigma / FWHM_TO_SIGMA
+
+
+def _fwhm_of_psf(psf: PointSpreadFunction) -> float:
+    x, y = average_position(psf)
+    return full_width_half_maximum(psf_image(psf, x=x, y=y))
 
 
 def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpreadFunction:

@@ -565,6 +565,8 @@ class AlardLuptonSubtractTask(PipelineTask):
         self.metadata["convolvedExposure"] = convolved.capitalize()
         made = self._makeKernel(pair, sources, convolved)
         pair = pair_with_psf(pair, convolved)
+        # Now one of them may have been measured.
+        self.metadata["sciencePsfSize"], self.metadata["templatePsfSize"] = pair.psf_fwhm
         return self._subtracted(pair, made)[0]
 
     def _makeKernel(
