@@ -182,7 +182,9 @@ class Counts:
         return ""
 
 
-def scatter_of(values: Array, counts: Counts | None, *, step: Array | float | None) -> float:
+def scatter_of(
+    values: Array, counts: Counts | None, *, step: float | None, errors: Array | None = None
+) -> float:
     """Variance of source-free pixels, of many photons or few.
 
     Parameters
@@ -192,14 +194,20 @@ def scatter_of(values: Array, counts: Counts | None, *, step: Array | float | No
     counts
         As of `counted_photons`: quartiles say little of a few photons.
     step
-        As for `whitediff.stats.robust_sigma`.
+        To whose multiples they were rounded, before the background was taken off.
+    errors
+        ``(n,)`` positive: what the values are to be divided by; None for 1.
 
     Returns
     -------
     variance
         From the inter-quartile range, or of counts the clipped one.
     """
-    sigma = robust_sigma(values, step=step) if counts is None else clipped_sigma(values)
+    steps: Array | float | None = step
+    if errors is not None:
+        values = values / errors
+        steps = None if step is None else step / errors
+    sigma = robust_sigma(values, step=steps) if counts is None else clipped_sigma(values)
     return sigma**2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -63,6 +64,7 @@ _QUARTILES = (0.25, 0.5, 0.75)
 _TRIED, _REPEATED, _OFF = 1000, 8, 0.01
 """Values in which steps are looked for, how often one of these must be there in the mean, and
 departures from whole numbers of steps that are rounding."""
+_BLOCK = 1 << 18
 _CLIPPED, _CLIPPING_PASSES = 8.0, 5
 
 
@@ -539,14 +541,19 @@ def rounding_step(values: Array) -> float | None:
     sample = sample[np.isfinite(sample)]
     if not sample.size:
         return None
+    whole = _are_whole(sample) and _are_whole(values)
     different, numbers = np.unique(sample, return_counts=True)
     # Those in the wings are far apart.
     usual = different[numbers > 2]
     if 1 < usual.size < sample.size / _REPEATED:
         step = _precise_step(different - usual[0], float(np.diff(usual).min()))
-        if all(_are_steps(each, usual[0], step) for each in (sample, values)):
+        blocks = (values[i : i + _BLOCK] for i in range(0, values.size, _BLOCK))
+        known = whole and step == 1
+        if known or all(
+            _are_steps(each, usual[0], step) for each in itertools.chain([sample], blocks)
+        ):
             return step
-    return 1.0 if _are_whole(sample) and _are_whole(values) else None
+    return 1.0 if whole else None
 
 
 def _precise_step(distances: Array, step: float) -> float:

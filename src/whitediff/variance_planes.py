@@ -614,11 +614,8 @@ def _is_between(value: float, limits: tuple[float, float]) -> bool:
 def _scatter_over(variance: Array, image: Array, background: Array, free: Array) -> float:
     """Variance of source-free pixels over a plane that is to tell it; 0 if they do not differ."""
     sigma = np.sqrt(variance[free])
-    relative = (image - background)[free] / sigma
-    step = rounding_step(image[free])
-    return scatter_of(
-        relative, counted_photons(image, free), step=None if step is None else step / sigma
-    )
+    counts, step = counted_photons(image, free), rounding_step(image[free])
+    return scatter_of((image - background)[free], counts, step=step, errors=sigma)
 
 
 def _photons_told(

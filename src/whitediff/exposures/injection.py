@@ -16,13 +16,13 @@ from lsst.images.psfs import PointSpreadFunction
 from ..errors import ArgumentError, DataError
 from ..injection import add_stamp, overlap, photon_noise, random_positions
 from ..planes import copied
-from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..profiles import FWHM_TO_SIGMA
 from . import masks
 from .catalog import column_values, wanted_positions
 from .kernels import is_constant
 from .model import Exposure
 from .noise import untrusted_pixels
-from .psf import KernelPointSpreadFunction, Light, average_position, psf_image
+from .psf import KernelPointSpreadFunction, Light, average_position, fwhm_of_psf, psf_image
 
 __all__ = [
     "SEPARATION",
@@ -329,9 +329,7 @@ def psf_sigma(exposure: Exposure) -> float:
     sigma
         Pixels, at the PSF's average position.
     """
-    psf = _psf_of(exposure)
-    x, y = average_position(psf)
-    return FWHM_TO_SIGMA * full_width_half_maximum(psf_image(psf, x=x, y=y))
+    return FWHM_TO_SIGMA * fwhm_of_psf(_psf_of(exposure))
 
 
 def pixel_positions(exposure: Exposure, table: Table) -> tuple[Array, Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -451,14 +451,14 @@ def match(
     fit = dataclasses.replace(
         fit, kernel_sum_error=math.hypot(fit.kernel_sum_error, wing, wing_error, sky_error)
     )
-    compared = static_sources(sources, candidates)
-    ratio = _measured_sum(pair, sources, compared, changed, fit, convolved)
+    groups = [static_sources(sources, candidates)]
+    if sources.stars.are_certain and "size" in candidates.relaxed:
+        groups.append(np.flatnonzero(sources.stars.which & sources.clean))
+    ratio, *of_stars = _measured_sums(pair, sources, groups, changed, fit, convolved)
     _judge_sum(fit.kernel_sum, ratio)
     _judge_trend(ratio, options.fit)
-    if sources.stars.are_certain and "size" in candidates.relaxed:
-        stars = np.flatnonzero(sources.stars.which & sources.clean)
-        of_stars = _measured_sum(pair, sources, stars, changed, fit, convolved)
-        off = _other_sum_of_stars(fit.kernel_sum, of_stars)
+    for each in of_stars:
+        off = _other_sum_of_stars(fit.kernel_sum, each)
         fit = dataclasses.replace(fit, kernel_sum_error=math.hypot(fit.kernel_sum_error, off))
         with_wings = dataclasses.replace(with_wings, error=math.hypot(with_wings.error, off))
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
@@ -758,16 +758,15 @@ def _judge_basis(found: _Found, options: MatchOptions) -> None:
         )
 
 
-def _measured_sum(
+def _measured_sums(
     pair: Pair,
     sources: Sources,
-    which: Array,
+    groups: Sequence[Array],
     changed: Array,
     fit: KernelFit,
     convolved: Literal["template", "science"],
-) -> FluxRatio:
-    """The kernel's sum by photometry of some sources, whether they were fitted or not."""
-    x, y = sources.x[which], sources.y[which]
+) -> list[FluxRatio]:
+    """The kernel's sum by photometry of groups of sources, whether they were fitted or not."""
     source, target = pair.template, pair.science
     if convolved == "science":
         source, target = target, source
@@ -787,10 +786,11 @@ def _measured_sum(
     for exposure in (source, target):
         missing |= masks.flagged(exposure.mask, _LOST)
     ny, nx = missing.shape
-    local = fit.coefficients_at(2 * (x + 0.5) / nx - 1, 2 * (y + 0.5) / ny - 1)[:, 0]
     radius = max(_APERTURE * max(pair.science_fwhm, pair.template_fwhm), _SMALLEST_APERTURE)
 
-    def measured(radius: float, within: float | None = None) -> FluxRatio:
+    def measured(which: Array, radius: float, within: float | None = None) -> FluxRatio:
+        x, y = sources.x[which], sources.y[which]
+        local = fit.coefficients_at(2 * (x + 0.5) / nx - 1, 2 * (y + 0.5) / ny - 1)[:, 0]
         return flux_ratio(
             whole[0],
             whole[1],
@@ -805,20 +805,23 @@ def _measured_sum(
             within=within,
         )
 
-    # Profiles of other widths lose other parts of their wings, the more the faster the ratio
-    # still goes with the radius; where stars are not too close, a larger aperture loses less.
-    tried = []
-    for each in (radius, _LARGER * radius):
-        found, inner = measured(each), measured(each, each / _LARGER)
-        beyond = _LEFT_BEYOND * abs(found.value - inner.value)
-        tried.append(dataclasses.replace(found, error=math.hypot(found.error, beyond)))
-    found = min(tried, key=lambda ratio: ratio.error if math.isfinite(ratio.error) else math.inf)
-    return dataclasses.replace(
-        found,
-        value=found.value * fit.kernel_sum,
-        error=found.error * abs(fit.kernel_sum),
-        trend=tried[0].trend,
-    )
+    def by_best_aperture(which: Array) -> FluxRatio:
+        # Profiles of other widths lose other parts of their wings, the more the faster the ratio
+        # still goes with the radius; where stars are not too close, a larger aperture loses less.
+        tried = []
+        for each in (radius, _LARGER * radius):
+            found, inner = measured(which, each), measured(which, each, each / _LARGER)
+            beyond = _LEFT_BEYOND * abs(found.value - inner.value)
+            tried.append(dataclasses.replace(found, error=math.hypot(found.error, beyond)))
+        best = min(tried, key=lambda ratio: ratio.error if math.isfinite(ratio.error) else math.inf)
+        return dataclasses.replace(
+            best,
+            value=best.value * fit.kernel_sum,
+            error=best.error * abs(fit.kernel_sum),
+            trend=tried[0].trend,
+        )
+
+    return [by_best_aperture(which) for which in groups]
 
 
 def _judge_sum(kernel_sum: float, ratio: FluxRatio) -> None:

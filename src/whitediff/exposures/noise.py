@@ -28,7 +28,7 @@ from ..noise import (
 )
 from ..photons import Counts, counted_photons, scatter_of
 from ..plane_noise import without_own_noise
-from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..profiles import FWHM_TO_SIGMA
 from ..sources import (
     SourceLevel,
     broad_parts,
@@ -45,7 +45,7 @@ from . import masks
 from .covariance import Noise, noise_at
 from .missing import pixels_without_measurement
 from .model import Exposure, fits_single, precise
-from .psf import average_position, psf_image
+from .psf import fwhm_of_psf
 
 __all__ = [
     "PairSources",
@@ -479,11 +479,10 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
             " variance plane filled, and its mask right?"
         )
     sigma = np.sqrt(variance[free])
-    rounding = rounding_step(image[free])
-    relative = flat[::step][free] / sigma
     usable = _measured_pixels(exposure)
     counts = counted_photons(exposure.image.array, usable)
-    scatter = scatter_of(relative, counts, step=None if rounding is None else rounding / sigma)
+    rounding = rounding_step(image[free])
+    scatter = scatter_of(flat[::step][free], counts, step=rounding, errors=sigma)
     factor, structure = scatter, 1.0
     noise = high_frequencies(exposure.image.array, usable, exposure.variance.array)
     if noise is None or noise.factor > scatter * (1 + _SURELY + 3 * noise.error):
@@ -699,6 +698,16 @@ class SquareSums:
         result: Array = self.values - np.median(self.values[self.known])
         return result
 
+    def place(self, rows: slice, columns: slice) -> str:
+        """Where some squares, with a first and a last one, lie in the frame, in words."""
+        y0, x0 = self.yx0
+        first = y0 + _SQUARE * self.step * rows.start, x0 + _SQUARE * columns.start
+        last = (
+            y0 + _SQUARE * (self.step * (rows.stop - 1) + 1) - 1,
+            x0 + _SQUARE * columns.stop - 1,
+        )
+        return f"rows {first[0]} to {last[0]} and columns {first[1]} to {last[1]}"
+
 
 def square_sums(difference: Exposure) -> SquareSums | None:
     """Sum squares of pixels of a difference.
@@ -786,18 +795,14 @@ def regions_of_one_image(sums: SquareSums) -> str:
     groups, _ = scipy.ndimage.label(beyond, np.ones((3, 3)))
     sizes = np.bincount(groups.ravel())
     sizes[0] = 0
-    step, side = sums.step, _SQUARE
-    large = step * sizes >= _REGION_SQUARES
+    large = sums.step * sizes >= _REGION_SQUARES
     if not large.any():
         return ""
-    y0, x0 = sums.yx0
-    rows, columns = scipy.ndimage.find_objects(groups)[int(np.argmax(sizes)) - 1]
-    first = y0 + side * step * rows.start, x0 + side * columns.start
-    last = y0 + side * (step * (rows.stop - 1) + 1) - 1, x0 + side * columns.stop - 1
+    largest = scipy.ndimage.find_objects(groups)[int(np.argmax(sizes)) - 1]
     share = np.count_nonzero(large[groups]) / np.count_nonzero(sums.known)
     return (
         f"{100 * share:.2g}% of the frame between its sources holds light, or lacks it, far beyond"
-        f" noise, most in rows {first[0]} to {last[0]} and columns {first[1]} to {last[1]}: one"
+        f" noise, most in {sums.place(*largest)}: one"
         " image is vignetted, covered or lit there and the other is not"
     )
 
@@ -820,34 +825,29 @@ def uneven_noise(sums: SquareSums) -> str:
     Of 16 parts of the frame, those with 40 squares or more; squares of three times the variance
     hold a source.  What a part differs by counts from a fifth and 5 errors on.
     """
-    rows, columns = (np.array_split(np.arange(n), min(n, _PARTS)) for n in sums.variances.shape)
+    parts = (
+        [slice(each[0], each[-1] + 1) for each in np.array_split(np.arange(n), min(n, _PARTS))]
+        for n in sums.variances.shape
+    )
     found = []
-    for y, x in itertools.product(rows, columns):
-        part = sums.variances[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
+    for place in itertools.product(*parts):
+        part = sums.variances[place]
         part = part[part < _MOST_VARIANCE]
         if part.size >= _ENOUGH_SQUARES:
             error = math.sqrt(2 / (_SQUARE**2 * part.size))
-            found.append((float(part.mean()), error, y, x))
+            found.append((float(part.mean()), error, place))
     if not found:
         return ""
-    far = [part for part in found if abs(part[0] - 1) > max(_UNEVEN, _SURE_ERRORS * part[1])]
+    is_far = any(abs(value - 1) > max(_UNEVEN, _SURE_ERRORS * error) for value, error, _ in found)
     least, most = min(found, key=lambda part: part[0]), max(found, key=lambda part: part[0])
     # What all parts have in common is told by the significances.
-    if not far or most[0] < (1 + _UNEVEN) * least[0]:
+    if not is_far or most[0] < (1 + _UNEVEN) * least[0]:
         return ""
-
-    def place(part: tuple[float, float, Array, Array]) -> str:
-        _, _, y, x = part
-        side, (y0, x0) = _SQUARE, sums.yx0
-        first, last = y0 + side * sums.step * y[0], y0 + side * (sums.step * y[-1] + 1) - 1
-        return (
-            f"{part[0]:.2f} times it in rows {first} to {last} and columns {x0 + side * x[0]} to"
-            f" {x0 + side * (x[-1] + 1) - 1}"
-        )
-
+    ends = ", ".join(
+        f"{value:.2f} times it in {sums.place(*place)}" for value, _, place in (least, most)
+    )
     return (
-        f"the noise between its sources does not follow its variance plane: its variance is"
-        f" {place(least)}, {place(most)}"
+        f"the noise between its sources does not follow its variance plane: its variance is {ends}"
     )
 
 
@@ -928,8 +928,7 @@ def _of_frequencies(told: HighFrequencies) -> NoiseCovariance:
 def _width(exposure: Exposure, flat: Array, variance: Array, untrusted: Array) -> float | None:
     """Width of the PSF, pixels: that of an exposure without one from its stars."""
     if exposure.psf is not None:
-        x, y = average_position(exposure.psf)
-        return FWHM_TO_SIGMA * full_width_half_maximum(psf_image(exposure.psf, x=x, y=y))
+        return FWHM_TO_SIGMA * fwhm_of_psf(exposure.psf)
     try:
         sources = find_sources(
             flat, flat, science_variance=variance, science_bad=untrusted, template_bad=untrusted

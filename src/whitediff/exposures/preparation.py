@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 from typing import Any, Literal
@@ -11,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from lsst.images import Image
-from lsst.images.psfs import PointSpreadFunction
 
 from ..clipping import find_floor
 from ..errors import DataError, TooFewSourcesError
@@ -26,7 +26,7 @@ from ..matching.candidates import (
 from ..matching.psf import MeasuredPsf, measure_psf, star_width, unit_sum
 from ..mosaic import colour_mosaic
 from ..photons import Counts
-from ..profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM, full_width_half_maximum
+from ..profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM
 from ..sources import SourceLevel, smooth_background
 from ..threads import in_threads, single_threaded_algebra
 from . import masks
@@ -45,7 +45,7 @@ from .noise import (
     sources_apart,
     untrusted_pixels,
 )
-from .psf import KernelPointSpreadFunction, Light, average_position, psf_image
+from .psf import KernelPointSpreadFunction, Light, fwhm_of_psf
 from .registration import Misalignment, measured_misalignment, report_misalignment
 from .resampling import ResamplingOptions
 from .skies import without_light
@@ -205,7 +205,7 @@ class Pair:
         """The same of the template."""
         return FWHM_TO_SIGMA * self.template_fwhm
 
-    @property
+    @functools.cached_property
     def psf_fwhm(self) -> tuple[float, float]:
         """Full widths at half maximum, science and template, as far as they are known by now.
 
@@ -215,7 +215,7 @@ class Pair:
         science, template = (
             width
             if exposure.psf is None or width < UNDERSAMPLED_FWHM
-            else _fwhm_of_psf(exposure.psf)
+            else fwhm_of_psf(exposure.psf)
             for exposure, width in (
                 (self.science, self.science_fwhm),
                 (self.template, self.template_fwhm),
@@ -573,18 +573,13 @@ def fwhm(
         to the middle by its own centroid in this exposure.
     """
     if exposure.psf is not None:
-        return _fwhm_of_psf(exposure.psf)
+        return fwhm_of_psf(exposure.psf)
     reach = min(max(math.ceil(_WIDTH_SIGMAS * sigma), _WIDTH_REACHES[0]), _WIDTH_REACHES[1])
     width = star_width(exposure.image.array, bad, stars.x, stars.y, reach=reach)
     # A profile that the half-light radii contradict is none: stars of the other exposure only.
     most = _MOST_OF_STRUCTURED if is_structured else _WIDTH_RATIO[1]
     believable = _WIDTH_RATIO[0] < width * FWHM_TO_SIGMA / sigma < most
     return width if believable else sigma / FWHM_TO_SIGMA
-
-
-def _fwhm_of_psf(psf: PointSpreadFunction) -> float:
-    x, y = average_position(psf)
-    return full_width_half_maximum(psf_image(psf, x=x, y=y))
 
 
 def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpreadFunction:

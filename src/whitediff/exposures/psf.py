@@ -27,6 +27,7 @@ from lsst.images.serialization import (
 
 from ..convolution import convolve
 from ..errors import ArgumentError
+from ..profiles import full_width_half_maximum
 from .fields import scattered_fit
 from .kernels import (
     centered_array,
@@ -43,6 +44,7 @@ __all__ = [
     "as_kernel_psf",
     "average_position",
     "convolved_psf",
+    "fwhm_of_psf",
     "moved_psf",
     "psf_image",
     "psf_images",
@@ -489,6 +491,23 @@ def _on_one_shape(images: Sequence[Array]) -> list[Array]:
         after = [n - m - b for n, m, b in zip(shape, image.shape, before, strict=True)]
         padded.append(np.pad(image, list(zip(before, after, strict=True))))
     return padded
+
+
+def fwhm_of_psf(psf: PointSpreadFunction) -> float:
+    """Full width at half maximum of a PSF where it is nominal.
+
+    Parameters
+    ----------
+    psf
+        PSF.
+
+    Returns
+    -------
+    fwhm
+        Pixels, `whitediff.profiles.full_width_half_maximum`.
+    """
+    x, y = average_position(psf)
+    return full_width_half_maximum(psf_image(psf, x=x, y=y))
 
 
 def average_position(psf: PointSpreadFunction) -> tuple[float, float]:

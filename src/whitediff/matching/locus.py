@@ -220,8 +220,8 @@ def find_locus(
 def _likeliest(value: Array, error: Array, terms: Array, *, slopes: bool) -> tuple[Array, float]:
     """Shape of the stars, ``(1, 4, n_images, 3)``, and the likelihood's logarithm without any."""
     planes, cost = _planes(value, terms, slopes=slopes)
-    images = value.shape[1] if slopes else 1
-    for image in range(images if images > 1 else 0):
+    images = value.shape[1]
+    for image in range(images) if slopes and images > 1 else ():
         # Where the stars of one image are alike, they tell how those of the other change.
         only = np.s_[:, [image]]
         alike, _ = _likeliest(value[only], error[only], terms, slopes=False)

@@ -1191,7 +1191,8 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     had = min(had, len(trials) - 1)
     _, order, end, tilt, unknown, tilted = max(trials[had:], key=lambda trial: trial[0])
     limit = max(_WIDTH_ERROR, best[min(_ENOUGH, len(best)) - 1])
-    keep = fits & (error <= limit) & (end.probability > 0.5)
+    precise = error <= limit
+    keep = fits & precise & (end.probability > 0.5)
     if keep.sum() < _FEWEST:
         rank = np.argsort(-np.where(fits, end.probability, 0), kind="stable")
         keep = np.isin(np.arange(len(stars)), rank[:_FEWEST])
@@ -1209,7 +1210,6 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     galaxies = float((share**2 * chance * (error[keep] ** 2 + end.error**2)).sum())
     width_error = math.sqrt(end.error**2 + elsewhere + _GALAXY_WINGS**2 * galaxies)
     width_error = math.hypot(width_error, _unseen_light(stars.part(keep), weight[keep], profile))
-    precise = error <= limit
     unlike = precise & (chi_square > _UNLIKE * usual)
     if unlike.sum() >= max(_FEWEST, _MANY_UNLIKE * precise.sum()):
         # The PSF varies in a way that so few stars do not tell.

@@ -22,11 +22,10 @@ from ..exposures.model import Exposure, native_float
 from ..exposures.psf import (
     KernelPointSpreadFunction,
     Light,
-    average_position,
+    fwhm_of_psf,
     psf_image,
     scattered_psf,
 )
-from ..profiles import full_width_half_maximum
 from .match import reject
 
 __all__ = [
@@ -553,8 +552,7 @@ class ImageMapReduceTask(Task):
                 f"{exposure.source or 'The exposure'}: has no PSF whose width could be the unit of"
                 " cells and borders; set scaleByFwhm = False and give them in pixels."
             )
-        x, y = average_position(exposure.psf)
-        return full_width_half_maximum(psf_image(exposure.psf, x=x, y=y))
+        return fwhm_of_psf(exposure.psf)
 
     def _borders(self, borders: tuple[int, int], **kwargs: Any) -> tuple[int, int]:
         """Borders (y, x) in pixels; for subclasses that know how far their mapper reaches."""

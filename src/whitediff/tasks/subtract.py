@@ -565,8 +565,6 @@ class AlardLuptonSubtractTask(PipelineTask):
         self.metadata["convolvedExposure"] = convolved.capitalize()
         made = self._makeKernel(pair, sources, convolved)
         pair = pair_with_psf(pair, convolved)
-        # Now one of them may have been measured.
-        self.metadata["sciencePsfSize"], self.metadata["templatePsfSize"] = pair.psf_fwhm
         return self._subtracted(pair, made)[0]
 
     def _makeKernel(
@@ -593,6 +591,8 @@ class AlardLuptonSubtractTask(PipelineTask):
     ) -> tuple[Struct, Decorrelation | None]:
         """Result of `run`, and the numbers behind its decorrelation."""
         match = made.match
+        # Now one of them may have been measured.
+        self.metadata["sciencePsfSize"], self.metadata["templatePsfSize"] = pair.psf_fwhm
         resampling = self._resampling()
         before, solution = undecorrelated(
             dataclasses.replace(
