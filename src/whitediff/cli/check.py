@@ -119,7 +119,6 @@ def run_check(
     )
     from ..errors import ArgumentError, DataError
     from ..exposures import masks
-    from ..exposures.psf import psf_image
     from ..outputs import check_output
     from ..sources import detect_sources
 
@@ -152,7 +151,7 @@ def run_check(
             psf, description = gaussian_filter(sigma), f"Gaussian of sigma {sigma:g} pixels"
         elif exposure.psf is not None:
             try:
-                psf = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+                psf = exposure.psf.at(x=box.x.center, y=box.y.center)
             except ArgumentError as error:
                 raise ArgumentError(f"{image_path}: {error}") from error
             description = "the file's PSF"
@@ -179,7 +178,7 @@ def run_check(
                     )
                 untrusted = masks.flagged(other.mask, masks.UNTRUSTED_MASK_PLANES)
                 try:
-                    sources |= detect_sources(other.image.array, untrusted)
+                    sources |= detect_sources(other.data, untrusted)
                 except DataError as error:
                     raise DataError(f"{path}: {error}") from error
             how = "found on " + " and ".join(p for p in (science, template) if p is not None)
@@ -195,17 +194,17 @@ def run_check(
             )
         good = ~(bad | sources)
         begin("measuring")
-        image, variance = exposure.image.array, exposure.variance.array
+        image, variance = exposure.data, exposure.variance
         earlier = _before(image_path, before, exposure.shape)
         measured = [(image_path, image, good)]
         if earlier is not None:
             # The same pixels and the same plane: what changes is the image alone.
-            old_image = earlier.image.array
+            old_image = earlier.data
             measured.append((str(earlier.source), old_image, good & np.isfinite(old_image)))
         results: list[Any] = []
         drawn: list[Any] = []
         maps: list[Any] = []
-        grid: dict[str, Any] = {"cells": cells, "yx0": exposure.yx0}
+        grid: dict[str, Any] = {"cells": cells, "yx0": exposure.origin}
         for path, pixels, use in measured:
             try:
                 if score:
@@ -284,15 +283,14 @@ def run_check(
 def _local_psf(psf: Any) -> Any:
     """PSF of a place as a function of x and y; None where one image says it all."""
     from ..errors import ArgumentError
-    from ..exposures.kernels import is_constant
-    from ..exposures.psf import KernelPointSpreadFunction, psf_image
+    from ..exposures.psf import KernelPointSpreadFunction
 
-    if isinstance(psf, KernelPointSpreadFunction) and is_constant(psf.kernel):
+    if isinstance(psf, KernelPointSpreadFunction) and psf.kernel.is_constant:
         return None
 
     def local(x: float, y: float) -> Any:
         try:
-            return psf_image(psf, x=x, y=y)
+            return psf.at(x=x, y=y)
         except ArgumentError as error:
             log.info("%s", error)
             return None

@@ -104,7 +104,7 @@ def run_convert(
     else:
         write_object(exposure, output, kind, like=like, overwrite=overwrite)  # type: ignore[arg-type]
     log.info("%s: written.", output)
-    if kind == "ccddata" and exposure.image.unit is None:
+    if kind == "ccddata" and exposure.unit is None:
         log.info("%s: tells no unit of its pixels, which CCDData must have: adu is written.", file)
     if left := product_extensions(file):
         log.info("%s: its %s stay behind.", file, ", ".join(left))

@@ -367,8 +367,6 @@ def run_decorrelation(
 
 def _on_level(difference: Any, scale: float, science: str) -> Any:
     """Difference on the level of the science image."""
-    from lsst.images import Image
-
     log.warning(
         "%s: is on %.4g times the level of %s; it is multiplied by %.4g, so that its fluxes and"
         " errors are those of the science image.",
@@ -377,12 +375,8 @@ def _on_level(difference: Any, scale: float, science: str) -> Any:
         science,
         1 / scale,
     )
-    image = difference.image
-    return difference.replaced(
-        image=Image(
-            (image.array / scale).astype(image.array.dtype), bbox=image.bbox, unit=image.unit
-        )
-    )
+    data = difference.data
+    return difference.replaced(data=(data / scale).astype(data.dtype))
 
 
 def _noise_of_software(
@@ -474,11 +468,11 @@ def complete_planes(difference: Any, inputs: dict[str, Any], *, wcs_from: Any) -
     from ..formats.headers import wcs_cards
 
     mask, projection = difference.mask, difference.sky_projection
-    if not mask.schema.names:
+    if not mask.names:
         for exposure in inputs.values():
-            for name in exposure.mask.schema.names:
+            for name in exposure.mask.names:
                 mask = masks.with_plane(mask, name, exposure.mask.get(name))
-        if mask.schema.names:
+        if mask.names:
             log.info(
                 "%s: has no mask; those of %s are used.",
                 difference.source,

@@ -428,8 +428,8 @@ def _write_image(exposure: Any, own: Any, path: Path, *, overwrite: bool) -> Non
             exposure, path, overwrite=overwrite, provenance={"WDTASK": ("simulate", "made by")}
         )
         return
-    hdus = [astropy.io.fits.PrimaryHDU(exposure.image.array, header=exposure.header)]
-    variance = exposure.variance.array
+    hdus = [astropy.io.fits.PrimaryHDU(exposure.data, header=exposure.header)]
+    variance = exposure.variance
     if own.noise_plane == "variance":
         hdus.append(astropy.io.fits.ImageHDU(variance, name="VARIANCE"))
     elif own.noise_plane == "sigma":

@@ -19,14 +19,13 @@ from astropy.io import fits
 from astropy.table import Table
 
 from ..errors import WhitediffError
-from ..exposures import kernels, masks
+from ..exposures import masks
 from ..exposures.catalog import depth_text, headline
 from ..exposures.defects import NO_DEFECTS
 from ..exposures.detection import expected_false_detections
 from ..exposures.model import Exposure
 from ..exposures.noise import source_pixels
 from ..exposures.pipeline import aligned_as_before, defects_as_before
-from ..exposures.psf import psf_image
 from ..exposures.solution import Solution, undecorrelated
 from ..exposures.subtraction import convolved_exposure, matched_template, subtract_background
 from ..exposures.widths import measured_width
@@ -219,9 +218,9 @@ def report_data(inputs: ReportInput) -> dict[str, Any]:
         "name": inputs.name,
         "kind": "score" if inputs.is_score else "difference",
         "version": __version__,
-        "unit": str(product.image.unit or ""),
+        "unit": str(product.unit or ""),
         "shape": list(product.shape),
-        "origin": list(product.yx0),
+        "origin": list(product.origin),
         "files": [{"what": what, "name": name} for what, name in inputs.files.items()],
         "convolved": str(inputs.header.get("WDCONV", "")),
     }
@@ -276,26 +275,26 @@ def _matched(inputs: ReportInput, notes: list[str]) -> tuple[Array | None, Array
         return None, None
     inputs.template = template
     if solution is None or solution.kernel is None:
-        return template.image.array, None
+        return template.data, None
     # A variance plane that holds everywhere: the convolution's precision is chosen by it.
-    template = template.replaced(variance=inputs.product.variance.array)
+    template = template.replaced(variance=inputs.product.variance)
     matched = before = None
     if science is not None and not inputs.is_score:
-        science = science.replaced(variance=inputs.product.variance.array)
+        science = science.replaced(variance=inputs.product.variance)
         left, _ = undecorrelated(solution, science, template, keep_background=True)
-        before = left.image.array
+        before = left.data
         if solution.convolved == "template":
-            matched = science.image.array - before
+            matched = science.data - before
         subtract_background(before, solution.background, inputs.product.bbox)
     elif solution.convolved == "template":
-        matched = convolved_exposure(template, solution.kernel, full_variance=False).image.array
+        matched = convolved_exposure(template, solution.kernel, full_variance=False).data
     if matched is None:
         matched = matched_template(
             template,
             solution.kernel,
             convolved=solution.convolved,
             scale_factor=solution.scale_factor,
-        ).image.array
+        ).data
     return matched, before
 
 
@@ -309,10 +308,10 @@ def _shown(solution: Solution) -> Solution:
 
 def _measurable(exposure: Exposure) -> Exposure:
     """Exposure with a variance plane: one that is read only to be shown has none."""
-    plane = exposure.variance.array
+    plane = exposure.variance
     if np.isfinite(plane).any():
         return exposure
-    image = exposure.image.array
+    image = exposure.data
     differences = np.diff(image[:: max(1, image.size // _ENOUGH_PIXELS)], axis=1)
     differences = differences[np.isfinite(differences)]
     noise = robust_sigma(differences) / math.sqrt(2) if differences.size else 0.0
@@ -332,7 +331,7 @@ def _source_free(inputs: ReportInput) -> Array:
         if known:
             bad |= source_pixels(*known)
     good = ~bad
-    good &= np.isfinite(product.image.array) & (product.variance.array > 0)
+    good &= np.isfinite(product.data) & (product.variance > 0)
     return good
 
 
@@ -341,11 +340,11 @@ def _filter(product: Exposure) -> tuple[Array, str, Any]:
         return gaussian_filter(_DEFAULT_SIGMA), f"a Gaussian of {_DEFAULT_SIGMA} pixels", None
     box = product.bbox
     psf = product.psf
-    image = psf_image(psf, x=box.x.center, y=box.y.center)
+    image = psf.at(x=box.x.center, y=box.y.center)
 
     def local(x: float, y: float) -> Array | None:
         try:
-            return psf_image(psf, x=x, y=y)
+            return psf.at(x=x, y=y)
         except WhitediffError:
             return None
 
@@ -356,7 +355,7 @@ def _filter(product: Exposure) -> tuple[Array, str, Any]:
 
 def _is_constant(psf: Any) -> bool:
     kernel = getattr(psf, "kernel", None)
-    return kernel is not None and kernels.is_constant(kernel)
+    return kernel is not None and kernel.is_constant
 
 
 def _cells(shape: tuple[int, int]) -> tuple[int, int]:
@@ -369,18 +368,18 @@ def _noise(
     inputs: ReportInput, good: Array, before: Array | None, checks: list[Check]
 ) -> dict[str, Any]:
     product = inputs.product
-    image, variance = product.image.array, product.variance.array
-    cells, yx0 = _cells(product.shape), product.yx0
+    image, variance = product.data, product.variance
+    cells, yx0 = _cells(product.shape), product.origin
     section: dict[str, Any] = {"pixels": int(good.sum()), "total": int(good.size)}
     if inputs.is_score:
         noise = score_noise(image, variance, good)
-        by_cell: Any = score_noise_map(image, variance, good, noise, cells=cells, yx0=yx0)
+        by_cell: Any = score_noise_map(image, variance, good, noise, cells=cells, origin=yx0)
         section |= {"filter": None, "after": noise.to_dict(), "map": by_cell.to_dict()}
         _judge_score(noise, checks)
     else:
         psf, description, local = _filter(product)
         white, by_cell = whiteness_with_map(
-            image, variance, good, psf, local_psf=local, cells=cells, yx0=yx0
+            image, variance, good, psf, local_psf=local, cells=cells, origin=yx0
         )
         section |= {"filter": description, "after": white.to_dict(), "map": by_cell.to_dict()}
         _judge_whiteness(white, by_cell, checks)
@@ -526,7 +525,7 @@ def _worst_cell(by_cell: Any, name: str, label: str) -> Check:
 
 def _variance(inputs: ReportInput, good: Array) -> dict[str, Any]:
     product = inputs.product
-    image, variance = product.image.array, product.variance.array
+    image, variance = product.data, product.variance
     bad = masks.flagged(
         product.mask, (*masks.UNTRUSTED_MASK_PLANES, masks.CONTAMINATED, "EDGE", "SUSPECT")
     )
@@ -577,9 +576,7 @@ def _kernels(product: Exposure, header: fits.Header, checks: list[Check]) -> dic
                 percent=True,
             )
         )
-    images = [
-        [kernels.evaluate(product.kernel, x=x, y=y) for x, y in row] for row in _grid(product)
-    ]
+    images = [[product.kernel.at(x=x, y=y) for x, y in row] for row in _grid(product)]
     largest = max(float(np.abs(image).max()) for row in images for image in row)
     return {
         "rows": [
@@ -594,9 +591,7 @@ def _kernels(product: Exposure, header: fits.Header, checks: list[Check]) -> dic
         ],
         "side": int(images[0][0].shape[0]),
         "largest": largest,
-        "constant": kernels.is_constant(product.kernel)
-        if hasattr(product.kernel, "spatial")
-        else False,
+        "constant": product.kernel.is_constant if hasattr(product.kernel, "spatial") else False,
     }
 
 
@@ -605,12 +600,12 @@ def _psfs(product: Exposure) -> dict[str, Any] | None:
         return None
     rows = []
     side = 0
-    largest = float(psf_image(product.psf, x=product.bbox.x.center, y=product.bbox.y.center).max())
+    largest = float(product.psf.at(x=product.bbox.x.center, y=product.bbox.y.center).max())
     for places in _grid(product):
         row = []
         for x, y in places:
             try:
-                image = psf_image(product.psf, x=x, y=y)
+                image = product.psf.at(x=x, y=y)
             except WhitediffError:
                 row.append({"src": None, "label": "–"})
                 continue
@@ -797,7 +792,7 @@ def _detections(inputs: ReportInput, searched: int, checks: list[Check]) -> dict
                 )
             )
     if n >= _FEWEST_AT_EDGES:
-        y0, x0 = inputs.product.yx0
+        y0, x0 = inputs.product.origin
         x, y = (
             np.asarray(getattr(inputs.catalog[axis], "value", inputs.catalog[axis]), float) - start
             for axis, start in (("x", x0), ("y", y0))
@@ -845,16 +840,16 @@ def _images(inputs: ReportInput, matched: Array | None, data: dict[str, Any]) ->
     stretch = Stretch(sigma)
     planes: dict[str, tuple[str, Array, Array | None]] = {}
     if inputs.science is not None and inputs.science.shape == shape:
-        planes["science"] = ("science", inputs.science.image.array, None)
+        planes["science"] = ("science", inputs.science.data, None)
     if matched is not None:
         known = inputs.solution is not None
         planes["template"] = ("template, as subtracted" if known else "template", matched, None)
     if not inputs.is_score:
-        planes["difference"] = ("difference", product.image.array, None)
+        planes["difference"] = ("difference", product.data, None)
     score = product if inputs.is_score else inputs.score
     if score is not None:
-        planes["score"] = ("score, S/√V", score.image.array, score.variance.array)
-    factor = max(1, math.ceil(math.sqrt(product.image.array.size / _MOST_PIXELS)))
+        planes["score"] = ("score, S/√V", score.data, score.variance)
+    factor = max(1, math.ceil(math.sqrt(product.data.size / _MOST_PIXELS)))
     greys, levels = {}, {}
     for key, (_, image, variance) in planes.items():
         level = 0.0
@@ -867,7 +862,7 @@ def _images(inputs: ReportInput, matched: Array | None, data: dict[str, Any]) ->
     sources, quality = encoded_jpegs(greys, _MOST_BYTES)
     del greys
     places, side = _stamp_places(product, data)
-    x, y = np.array(places["x"]) - product.yx0[1], np.array(places["y"]) - product.yx0[0]
+    x, y = np.array(places["x"]) - product.origin[1], np.array(places["y"]) - product.origin[0]
     pictures = []
     for key, (label, image, variance) in planes.items():
         if variance is None:
@@ -889,7 +884,7 @@ def _images(inputs: ReportInput, matched: Array | None, data: dict[str, Any]) ->
             }
         )
     flags = [masks.flagged(product.mask, names) for _, names, _ in _FLAGS]
-    flags[0] |= ~np.isfinite(product.image.array)
+    flags[0] |= ~np.isfinite(product.data)
     return {
         "bin": factor,
         "quality": quality,
@@ -911,7 +906,7 @@ def _noise_level(inputs: ReportInput) -> float:
     for exposure in (None if inputs.is_score else inputs.product, inputs.science, inputs.template):
         if exposure is None:
             continue
-        values = sampled(exposure.variance.array)
+        values = sampled(exposure.variance)
         values = values[values > 0]
         if len(values):
             return math.sqrt(float(np.median(values)))
@@ -928,7 +923,7 @@ def _stamp_places(product: Exposure, data: dict[str, Any]) -> tuple[dict[str, An
     side = _STAMP_SIDES[0]
     if product.psf is not None:
         box = product.bbox
-        psf = psf_image(product.psf, x=box.x.center, y=box.y.center)
+        psf = product.psf.at(x=box.x.center, y=box.y.center)
         wanted = 2 * math.ceil(4 * full_width_half_maximum(psf)) + 1
         side = min(max(wanted, side), _STAMP_SIDES[1])
     x: list[float] = []

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Image, MaskedImage
 
 from ..errors import ArgumentError, DataError
 from ..registration.transformation import Correction
@@ -80,14 +79,14 @@ def aligned_template(
     if shifts is None:
         if template.bbox == science.bbox:
             return template
-        if template.yx0 == science.yx0:
+        if template.origin == science.origin:
             raise ArgumentError(
                 f"{name}: has {template.shape[0]} x {template.shape[1]} pixels, but the science"
                 f" image {science.shape[0]} x {science.shape[1]}, and no usable WCS in both that"
                 " tells where it lies; cut it to the same pixels."
             )
         # Boxes that start elsewhere are placed by that.
-        offset = (science.yx0[0] - template.yx0[0], science.yx0[1] - template.yx0[1])
+        offset = (science.origin[0] - template.origin[0], science.origin[1] - template.origin[1])
         return _cut(science, template, offset, name)
     shift, departure = _whole_pixels(shifts)
     if shift is None:
@@ -164,7 +163,7 @@ def aligned(
     if correction is not None:
         exposure = exposure.replaced()
         exposure.registration = correction
-    covered = float(np.isfinite(exposure.image.array).mean())
+    covered = float(np.isfinite(exposure.data).mean())
     return Resampled(exposure, None, 1.0, 0.0, covered, departure)
 
 
@@ -250,25 +249,21 @@ def _cut(science: Exposure, template: Exposure, offset: tuple[int, int], name: s
         return result
 
     planes = {
-        plane: cut(masks.flagged(template.mask, [plane]), False)
-        for plane in template.mask.schema.names
+        plane: cut(masks.flagged(template.mask, [plane]), False) for plane in template.mask.names
     }
     if not covered.all():
         planes["NO_DATA"] = planes.get("NO_DATA", np.zeros_like(covered)) | ~covered
     box = science.bbox
     moved = (
-        template.yx0[0] - science.yx0[0] + offset[0],
-        template.yx0[1] - science.yx0[1] + offset[1],
+        template.origin[0] - science.origin[0] + offset[0],
+        template.origin[1] - science.origin[1] + offset[1],
     )
     return Exposure(
-        MaskedImage(
-            Image(cut(template.image.array, np.nan), bbox=box, unit=template.image.unit),
-            mask=masks.make_mask(planes, box),
-            variance=Image(
-                cut(template.variance.array, np.nan), bbox=box, unit=template.variance.unit
-            ),
-            sky_projection=science.sky_projection,
-        ),
+        cut(template.data, np.nan),
+        cut(template.variance, np.nan),
+        masks.make_mask(planes, box),
+        origin=box.start,
+        unit=template.unit,
         psf=None if template.psf is None else moved_psf(template.psf, box, *moved),
         header=shifted_header(template.header, dy=offset[0], dx=offset[1]),
         primary_header=template.primary_header.copy(),

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images.fields import ChebyshevField
 
 from ..matching.background import CLIP_OF_SKEWED, HIGHEST_ORDER, fit_background
 from ..matching.mesh import Mesh, common_structure, fit_mesh, has_structure
 from ..planes import filled
 from ..steps import named_lines
 from . import masks
+from .fields import ChebyshevField
 from .model import Exposure
 from .noise import PairSources
 from .preparation import Pair
@@ -73,7 +73,7 @@ class BackgroundSearch:
         background
             Polynomials of the start's order or more; with what they leave, ``(ny, nx)`` float32.
         """
-        image = difference.image.array
+        image = difference.data
         good = ~masks.flagged(difference.mask, (*masks.AVOIDED_MASK_PLANES, "EDGE"))
         use = good & ~self.sources.either
         order = start.coefficients.shape[0] - 1
@@ -122,7 +122,7 @@ def differential_structure(pair: Pair, ratio: float, order: int) -> Array | None
     the PSFs, so that the kernel can be fitted without it: fringes under stars are taken for a part
     of them.  Emission that both images have is none, and would depend on the ratio.
     """
-    science, template = pair.science.image.array, pair.template.image.array
+    science, template = pair.science.data, pair.template.data
     fwhm = max(pair.science_fwhm, pair.template_fwhm)
     use, broad = (
         each & ~pair.bad

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 from astropy.table import QTable, Table
-from lsst.images import Mask
 
 from .. import __version__
 from ..errors import ArgumentError
 from ..resampling import moved_stamps
 from ..sources import RESIDUAL, bright_pixel_counts
 from . import masks
+from .masks import Mask
 from .model import Exposure
 
 __all__ = [
@@ -464,7 +464,7 @@ def _unmeasured_within(exposure: Exposure, x: Array, y: Array, radius: float) ->
 
 
 def _unmeasured(exposure: Exposure, rows: Array, columns: Array) -> Array:
-    image, variance = exposure.image.array[rows, columns], exposure.variance.array[rows, columns]
+    image, variance = exposure.data[rows, columns], exposure.variance[rows, columns]
     with np.errstate(invalid="ignore"):
         result: Array = ~(np.isfinite(image) & np.isfinite(variance) & (variance > 0))
     return result
@@ -554,7 +554,7 @@ def sky_columns(exposure: Exposure, columns: dict[str, Array]) -> dict[str, Arra
             exposure.source or "The image",
         )
         return {}
-    y0, x0 = exposure.yx0
+    y0, x0 = exposure.origin
     x, y = columns["x"] - x0, columns["y"] - y0
     if not len(x):
         ra = dec = np.zeros(0)
@@ -626,7 +626,7 @@ def zero_point(exposure: Exposure, given: float | None) -> tuple[float, str] | N
     """
     if given is not None:
         return given, "given"
-    unit = exposure.image.unit
+    unit = exposure.unit
     headers = (exposure.header, exposure.primary_header)
     if unit is not None and unit.is_equivalent(u.Jy):
         return 2.5 * math.log10(_AB_FLUX / (1 * unit).to_value(u.Jy)), f"unit {unit} (AB)"
@@ -767,7 +767,7 @@ def wanted_positions(exposure: Exposure, positions: Table) -> tuple[Array, Array
             f"{exposure.source or 'The image'}: has no WCS, so ra and dec lead nowhere; give x and"
             " y."
         )
-    y0, x0 = exposure.yx0
+    y0, x0 = exposure.origin
     if not number:
         return identifiers, np.zeros(0), np.zeros(0)
     from astropy.coordinates import SkyCoord

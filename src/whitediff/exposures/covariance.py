@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box
-from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
-from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
 from . import kernels
-from .fields import GridField
+from .boxes import Box
+from .fields import ChebyshevField, GridField
+from .kernels import BasisKernel
 
 __all__ = ["Noise", "NoiseField", "moved_noise", "noise_at"]
 
@@ -43,11 +42,11 @@ class NoiseField:
         If the images are not square with odd sides.
     """
 
-    kernel: ImageBasisConvolutionKernel
+    kernel: BasisKernel
     description: str
 
     def __post_init__(self) -> None:
-        ny, nx = self.kernel.kernel_bbox.shape
+        ny, nx = self.kernel.shape
         if ny != nx or ny % 2 == 0:
             raise ArgumentError(
                 "The images of a noise covariance must be square, of odd sides, with lag (0, 0) in"
@@ -72,10 +71,10 @@ class NoiseField:
         DataError
             If its variance there is not positive and finite.
         """
-        box = self.kernel.bounds.bbox
+        box = self.kernel.bounds
         x = min(max(x, box.x.start - 0.5), box.x.stop - 0.5)
         y = min(max(y, box.y.start - 0.5), box.y.stop - 0.5)
-        image = kernels.evaluate(self.kernel, x=x, y=y)
+        image = self.kernel.at(x=x, y=y)
         image = (image + image[::-1, ::-1]) / 2
         middle = float(image[image.shape[0] // 2, image.shape[1] // 2])
         if not (np.isfinite(image).all() and middle > 0):
@@ -104,11 +103,11 @@ def moved_noise(noise: Noise, dy: int, dx: int) -> Noise:
     if (dy, dx) == (0, 0) or not callable(noise):
         return noise
     if isinstance(noise, NoiseField):
-        box = noise.kernel.bounds.bbox
+        box = noise.kernel.bounds
         moved = Box.factory[box.y.start - dy : box.y.stop - dy, box.x.start - dx : box.x.stop - dx]
         images = [kernels.centered_array(image.array, image.bbox) for image, _ in noise.kernel]
-        fields: list[Any] = [_moved_field(field, moved) for field in noise.kernel.spatial]
-        return NoiseField(ImageBasisConvolutionKernel(np.stack(images), fields), noise.description)
+        fields: list[Any] = [_moved_field(field, moved) for field in noise.kernel.fields]
+        return NoiseField(BasisKernel(np.stack(images), fields), noise.description)
     function = noise
     return lambda x, y: function(x + dx, y + dy)
 

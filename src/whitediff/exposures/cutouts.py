@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
-from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..matching.points import neighbour_variance
@@ -19,11 +18,12 @@ from ..stats import median_deviation
 from . import kernels, masks
 from .alignment import alignment_of
 from .catalog import zero_point
+from .fields import ChebyshevField
 from .missing import missing_pixels, without_missing
 from .model import Exposure
 from .noise import measurable, untrusted_pixels
 from .preparation import PreparationOptions
-from .psf import KernelPointSpreadFunction, as_kernel_psf, psf_image
+from .psf import KernelPointSpreadFunction, as_kernel_psf
 from .solution import Product, Solution, pixel_sample
 
 __all__ = [
@@ -276,14 +276,14 @@ def solve_cutout(
     ArgumentError
         If the place is outside.
     """
-    if np.array_equal(science.image.array, template.image.array, equal_nan=True):
+    if np.array_equal(science.data, template.data, equal_nan=True):
         raise DataError(
             f"{template.source or 'The template'}: holds the same pixels as"
             f" {science.source or 'the science image'}; was one image named twice?"
         )
     science, template = measurable(science, template)
     place = _place(science, source, options)
-    part = _fitted_part(science.shape, science.yx0, place)
+    part = _fitted_part(science.shape, science.origin, place)
     pair = (science, template)
     # A mirror continues what is filtered, but holds no measurement.
     good = tuple(~untrusted_pixels(exposure) for exposure in pair)
@@ -291,15 +291,15 @@ def solve_cutout(
         *(_variance(e, g, preparation) for e, g in zip(pair, good, strict=True)), strict=True
     )
     variances = [
-        np.where(g, factor * e.variance.array.astype(np.float64), math.inf)
+        np.where(g, factor * e.variance.astype(np.float64), math.inf)
         for e, g, factor in zip(pair, good, factors, strict=True)
     ]
     for variance, measured in zip(variances, good, strict=True):
         variance[~measured] = np.median(variance[measured])
-    y0, x0 = science.yx0
+    y0, x0 = science.origin
     expected, is_assumed = _stamp_options(science, template, options)
     own = None if place is None else (place[0] - x0 - part[1].start, place[1] - y0 - part[0].start)
-    image, other = (each.image.array[part].astype(np.float64) for each in pair)
+    image, other = (each.data[part].astype(np.float64) for each in pair)
     known_pixels = good[0][part], good[1][part]
     noises = variances[0][part], variances[1][part]
 
@@ -344,7 +344,7 @@ def solve_cutout(
             " --template-psf), or stack images until stars show."
         )
     science, template = (
-        exposure.replaced(variance=(factor * exposure.variance.array).astype(np.float32))
+        exposure.replaced(variance=(factor * exposure.variance).astype(np.float32))
         for exposure, factor in zip(pair, factors, strict=True)
     )
     resampling = preparation.resampling
@@ -418,10 +418,10 @@ def _variance(
     exposure: Exposure, good: Array, preparation: PreparationOptions
 ) -> tuple[float, bool]:
     """Factor of a variance plane, and whether the plane knows the photons of sources."""
-    plane = exposure.variance.array[good]
+    plane = exposure.variance[good]
     if not len(plane):
         raise DataError(f"{exposure.source or 'An exposure'}: has no usable pixel.")
-    image = exposure.image.array.astype(np.float64)
+    image = exposure.data.astype(np.float64)
     measured = neighbour_variance(image, good)
     low = float(np.median(plane[image[good] <= np.median(image[good])]))
     is_flat = bool(np.ptp(plane) <= 1e-3 * low)
@@ -444,7 +444,7 @@ def _psf_images(science: Exposure, template: Exposure) -> tuple[Array, Array]:
     for exposure in (science, template):
         assert exposure.psf is not None
         box = exposure.bbox
-        image = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+        image = exposure.psf.at(x=box.x.center, y=box.y.center)
         side = max(image.shape)
         side += 1 - side % 2
         whole = np.zeros((side, side))
@@ -495,11 +495,11 @@ def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
     if cutout.place is None:
         return None
     difference, fit = product.exposure, cutout.fit
-    (y0, x0), shape = difference.yx0, difference.shape
+    (y0, x0), shape = difference.origin, difference.shape
     x, y = cutout.place[0] - x0, cutout.place[1] - y0
-    image, variance = difference.image.array, difference.variance.array
+    image, variance = difference.data, difference.variance
     template = without_missing(cutout.template, missing_pixels(cutout.template))
-    pixels = template.image.array.astype(np.float64)
+    pixels = template.data.astype(np.float64)
     own = variance - fit.error.point_variance(pixels)
     known = np.isfinite(image) & np.isfinite(own)
     known &= ~masks.flagged(difference.mask, masks.UNTRUSTED_MASK_PLANES)
@@ -534,9 +534,7 @@ def _found_place(
     A flux at the middle lacks what a star half a pixel off has there: 3 % on average at a full
     width of 2.2 pixels.
     """
-    values, variances = (
-        np.where(known, plane, 0.0) for plane in (difference.image.array, variance)
-    )
+    values, variances = (np.where(known, plane, 0.0) for plane in (difference.data, variance))
     moved = np.zeros(2)
     for _ in range(_MOVES):
         x, y = place + moved

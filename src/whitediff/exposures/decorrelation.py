@@ -11,10 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, Image, Mask, MaskedImage
-from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
-from lsst.images.fields import ChebyshevField
-from lsst.images.psfs import PointSpreadFunction
 
 from .. import decorrelation, fourier
 from ..distrust import distrusted_by_value, distrusted_pixels
@@ -24,14 +20,22 @@ from ..repeated_noise import excess_variance
 from ..stats import clipped_mean, robust_sigma
 from ..threads import single_threaded_algebra
 from . import kernels, masks
+from .boxes import Box
 from .covariance import Noise, noise_at
-from .fields import evaluated
+from .fields import ChebyshevField, evaluated
 from .filters import Filters
+from .kernels import BasisKernel, ConvolutionKernel
+from .masks import Mask
 from .missing import missing_pixels
 from .model import Exposure
 from .noise import measured_noises, source_pixels
 from .own_photons import own_variances
-from .psf import KernelPointSpreadFunction, Light, as_kernel_psf, average_position, psf_image
+from .psf import (
+    KernelPointSpreadFunction,
+    Light,
+    PointSpreadFunction,
+    as_kernel_psf,
+)
 from .spatial import SPATIAL_PRECISION, LocalCorrection, LocalNoise, local_correction, local_noise
 
 __all__ = [
@@ -255,7 +259,7 @@ def variance_mean(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) -> fl
     """
     good = masks.flagged(exposure.mask, ignore_mask_planes)
     np.logical_not(good, out=good)
-    return clipped_mean(exposure.variance.array, good=good).mean
+    return clipped_mean(exposure.variance, good=good).mean
 
 
 def typical_variance(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) -> float:
@@ -271,7 +275,7 @@ def typical_variance(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) ->
     mean
         image_unit²; of every n-th row of a large frame, of all rows of a small one.
     """
-    variance = exposure.variance.array
+    variance = exposure.variance
     rows = slice(None, None, max(1, variance.size // _ENOUGH_PIXELS))
     good = ~masks.flagged(exposure.mask, ignore_mask_planes, rows=rows)
     return clipped_mean(variance[rows], good=good).mean
@@ -368,10 +372,10 @@ def decorrelate(
         ("template", template),
         ("difference", difference),
     ):
-        if not has_finite(exposure.image.array):
+        if not has_finite(exposure.data):
             raise DataError(
                 f"{named(name, exposure)} image has no finite pixel: all"
-                f" {exposure.image.array.size} are NaN or infinite."
+                f" {exposure.data.size} are NaN or infinite."
             )
     if not options.again:
         refuse_decorrelated(difference)
@@ -386,7 +390,7 @@ def decorrelate(
         preconvolution_image=(
             _preconvolution_image(science, preconvolution_kernel) if options.score else None
         ),
-        psf_image=None if difference.psf is None else psf_image(difference.psf, x=x, y=y),
+        psf_image=None if difference.psf is None else difference.psf.at(x=x, y=y),
         science_variance=usable_variance("science", science, science_variance, ignore),
         template_variance=usable_variance("template", template, template_variance, ignore),
         template_matched=options.convolved == "template",
@@ -424,13 +428,13 @@ def decorrelate(
         )  # fmt: skip
 
     correction, compact_kernel = filters.correction_for(
-        difference.image.array,
+        difference.data,
         transform=options.transform,
         always_compact=options.fill == "interpolate",
         precision=SPATIAL_PRECISION if options.spatially_varying else decorrelation.PRECISION,
     )
     weights = correction.variance_weights
-    planes = (science.variance.array, template.variance.array)
+    planes = (science.variance, template.variance)
     if local is None:
         variance = _variance_plane(*planes, correction, options, filters)
     else:
@@ -447,7 +451,7 @@ def decorrelate(
     if local is None:
         image = _corrected_image(difference, correction, compact_kernel, sigma, options, missing)
     else:
-        image = local.image(difference.image.array, sigma, fill=options.fill, missing=missing)
+        image = local.image(difference.data, sigma, fill=options.fill, missing=missing)
         compact_kernel = local.filter.images[0]
     untrusted, mask = pixels_to_distrust(difference, sigma, options.untrusted_mask_planes)
     if missing is not None and compact_kernel is not None:
@@ -471,19 +475,18 @@ def decorrelate(
                 filters,
                 science,
                 template,
-                psf_image(corrected, x=box.x.center, y=box.y.center),
+                corrected.at(x=box.x.center, y=box.y.center),
                 scale=level**-2,
                 full_variance=options.full_variance,
             )
         )
 
     exposure = Exposure(
-        MaskedImage(
-            Image(image, bbox=box, unit=difference.image.unit),
-            mask=masks.with_plane(mask, masks.CONTAMINATED, contaminated),
-            variance=Image(variance, bbox=box),
-            sky_projection=difference.sky_projection,
-        ),
+        image,
+        variance,
+        masks.with_plane(mask, masks.CONTAMINATED, contaminated),
+        origin=box.start,
+        unit=difference.unit,
         psf=corrected,
         kernel=(
             kernel
@@ -585,7 +588,7 @@ def refuse_white(
     neighbours = (image[1:] * image[:-1]).sum() + (image[:, 1:] * image[:, :-1]).sum()
     total = variances[0] + variances[1] * norm
     expected = variances[1] * float(neighbours) / 2 / total
-    pixels = difference.image.array
+    pixels = difference.data
     use = np.isfinite(pixels) & ~masks.flagged(
         difference.mask, (*masks.UNTRUSTED_MASK_PLANES, masks.SOURCE)
     )
@@ -642,7 +645,7 @@ def _local_correction(
     moves = (
         (isinstance(kernel, ConvolutionKernel | PointSpreadFunction) and not known_constant(kernel))
         or any(callable(each) for each in noises)
-        or (psf is not None and not kernels.is_constant(psf.kernel))
+        or (psf is not None and not psf.kernel.is_constant)
     )
     if noise is None and not moves:
         return None
@@ -651,7 +654,7 @@ def _local_correction(
         return dataclasses.replace(
             filters,
             kernel_image=image_of_kernel("matching kernel", kernel, x, y),
-            psf_image=None if psf is None else psf_image(psf, x=x, y=y),
+            psf_image=None if psf is None else psf.at(x=x, y=y),
             science_noise=noise_at(noises[0], x, y),
             template_noise=noise_at(noises[1], x, y),
         )
@@ -665,7 +668,7 @@ def _local_correction(
     return local_correction(
         filters_at,
         box=box,
-        image=difference.image.array,
+        image=difference.data,
         noise=noise,
         moves=moves,
         scale_at=scale_at,
@@ -690,7 +693,7 @@ def known_constant(kernel: ConvolutionKernel | PointSpreadFunction) -> bool:
     """
     if isinstance(kernel, KernelPointSpreadFunction):
         kernel = kernel.kernel
-    return isinstance(kernel, ConvolutionKernel) and kernels.is_constant(kernel)
+    return isinstance(kernel, ConvolutionKernel) and kernel.is_constant
 
 
 def check_defined(kernel: Any, box: Box, difference: Exposure) -> None:
@@ -712,7 +715,7 @@ def check_defined(kernel: Any, box: Box, difference: Exposure) -> None:
     """
     if not isinstance(kernel, ConvolutionKernel | PointSpreadFunction):
         return
-    defined = kernel.bounds.bbox
+    defined = kernel.bounds
     if not defined.contains(box):
         raise ArgumentError(
             f"{named('difference', difference)} covers {box}, but its matching kernel is defined"
@@ -740,7 +743,7 @@ def _corrected_image(
     options: DecorrelationOptions,
     missing: Array | None,
 ) -> Array:
-    image = difference.image.array
+    image = difference.data
     if image.dtype.kind != "f":
         image = image.astype(np.float64)
     if compact_kernel is not None:
@@ -777,10 +780,10 @@ def pixels_to_distrust(
         The difference's, with NO_DATA set at the latter.
     """
     untrusted, mask = masks.flagged(difference.mask, mask_planes), difference.mask
-    unmeasured = decorrelation.unmeasured_pixels(difference.image.array, sigma)
+    unmeasured = decorrelation.unmeasured_pixels(difference.data, sigma)
     if unmeasured is None:
         return untrusted, mask
-    values = difference.image.array[unmeasured]
+    values = difference.data[unmeasured]
     absurd = values[np.isfinite(values)]
     if absurd.size:
         _log.warning(
@@ -789,7 +792,7 @@ def pixels_to_distrust(
             absurd.size,
             float(absurd[0]),
         )
-        mask = masks.with_plane(mask, "NO_DATA", unmeasured & np.isfinite(difference.image.array))
+        mask = masks.with_plane(mask, "NO_DATA", unmeasured & np.isfinite(difference.data))
     return np.logical_or(untrusted, unmeasured, out=untrusted), mask
 
 
@@ -814,7 +817,7 @@ def _add_repeated_noise(
     for exposure, total in zip((science, template), totals, strict=True):
         missing = missing_pixels(exposure)
         if missing.any():
-            variance += excess_variance(total, exposure.variance.array, missing)
+            variance += excess_variance(total, exposure.variance, missing)
 
 
 def _contaminated_by_missing(
@@ -831,13 +834,13 @@ def _contaminated_by_missing(
     if sigma and lost.any():
         # Of a saturated star that the images do not share, a hundredth is no little.
         contaminated |= distrusted_by_value(
-            kernel, difference.image.array, lost, sigma=sigma, spread=preconvolution
+            kernel, difference.data, lost, sigma=sigma, spread=preconvolution
         )
     if missing.any():
         # The difference is about as noisy before as after.
         noise = sigma or 0.0
         contaminated |= distrusted_pixels(
-            kernel, difference.image.array, missing, noise=noise, sigma=noise
+            kernel, difference.data, missing, noise=noise, sigma=noise
         )
     return contaminated
 
@@ -885,7 +888,7 @@ def _corrected_psf(
     if psf is None or filters.psf_image is None:
         return None
     gain = float(correction.correction_ft[0, 0])
-    if kernels.is_constant(psf.kernel):
+    if psf.kernel.is_constant:
         image = decorrelation.filtered_stamp(
             correction.correction_ft, filters.psf_image, shape=correction.shape
         )
@@ -893,7 +896,7 @@ def _corrected_psf(
         return KernelPointSpreadFunction.from_image(image, box, light=light)
     x, y = psf.average_position
     middle = decorrelation.filtered_stamp(
-        correction.correction_ft, psf_image(psf, x=x, y=y), shape=correction.shape
+        correction.correction_ft, psf.at(x=x, y=y), shape=correction.shape
     )
     images = [
         decorrelation.filtered_stamp(
@@ -904,7 +907,7 @@ def _corrected_psf(
         for image, _ in psf.kernel
     ]
     return KernelPointSpreadFunction(
-        ImageBasisConvolutionKernel(np.stack(images), list(psf.kernel.spatial)),
+        BasisKernel(np.stack(images), list(psf.kernel.fields)),
         average_position=psf.average_position,
         light=psf.light.filtered(float(middle.sum()) / gain),
     )
@@ -914,14 +917,14 @@ def _response(
     psf: KernelPointSpreadFunction, correction: decorrelation.Correction, box: Box
 ) -> Callable[[Box], Array]:
     """Score of a point source of unit flux at its position, over the field."""
-    constant = kernels.is_constant(psf.kernel)
+    constant = psf.kernel.is_constant
     nodes = np.zeros(1) if constant else np.linspace(-1, 1, _RESPONSE_NODES)
     v, u = (grid.ravel() for grid in np.meshgrid(nodes, nodes, indexing="ij"))
     x = box.x.start - 0.5 + 0.5 * box.x.size * (1 + u)
     y = box.y.start - 0.5 + 0.5 * box.y.size * (1 + v)
     peaks = []
     for at_x, at_y in zip(x, y, strict=True):
-        image = psf_image(psf, x=at_x, y=at_y)
+        image = psf.at(x=at_x, y=at_y)
         filtered = decorrelation.filtered_stamp(
             correction.correction_ft, image, shape=correction.shape
         )
@@ -958,8 +961,8 @@ def _check_boxes(science: Exposure, template: Exposure, difference: Exposure) ->
             )
         if exposure.bbox != science.bbox:
             raise ArgumentError(
-                f"{named(name, exposure)} starts at (y, x) = {exposure.yx0}, but the science"
-                f" image at {science.yx0}; all three must share one grid."
+                f"{named(name, exposure)} starts at (y, x) = {exposure.origin}, but the science"
+                f" image at {science.origin}; all three must share one grid."
             )
 
 
@@ -968,7 +971,7 @@ def _check_mask_planes(
 ) -> None:
     for name in options.required_mask_planes:
         if all(masks.find_plane(e.mask, name) is None for e in (science, template)):
-            known = sorted(set(science.mask.schema.names) | set(template.mask.schema.names))
+            known = sorted(set(science.mask.names) | set(template.mask.names))
             raise ArgumentError(
                 f"No mask plane {name!r} in {science.source or 'the science exposure'} or"
                 f" {template.source or 'the template'}; their planes are:"
@@ -1048,7 +1051,7 @@ def image_of_kernel(name: str, kernel: Any, x: float, y: float) -> Array:
         If it is none of these, or not defined at the position.
     """
     if isinstance(kernel, ConvolutionKernel | PointSpreadFunction):
-        defined = kernel.bounds.bbox
+        defined = kernel.bounds
         # From the outer edge of the first pixel as far as the default position may lie.
         inside = (
             interval.start - 0.5 <= at <= interval.stop
@@ -1060,11 +1063,11 @@ def image_of_kernel(name: str, kernel: Any, x: float, y: float) -> Array:
                 " only; take it at another position, or give a kernel for the whole image."
             )
     if isinstance(kernel, ConvolutionKernel):
-        return kernels.evaluate(kernel, x=x, y=y)
+        return kernel.at(x=x, y=y)
     if isinstance(kernel, PointSpreadFunction):
-        return psf_image(kernel, x=x, y=y)
-    if isinstance(kernel, Image):
-        return kernels.centered_array(kernel.array, kernel.bbox)
+        return kernel.at(x=x, y=y)
+    if hasattr(kernel, "bbox") and hasattr(kernel, "array"):
+        return foreign.centered_image(kernel)
     try:
         image = np.asarray(kernel, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -1092,8 +1095,8 @@ def _preconvolution_image(science: Exposure, preconvolution_kernel: Any) -> Arra
             f"{named('science', science)} exposure has no PSF to pre-convolve with; score mode"
             " needs it, or a pre-convolution kernel."
         )
-    x, y = average_position(science.psf)
-    return psf_image(science.psf, x=x, y=y)
+    x, y = science.psf.average_position
+    return science.psf.at(x=x, y=y)
 
 
 def _variance_plane(
@@ -1156,7 +1159,7 @@ def untouched(difference: Any) -> Exposure:
     copy = exposure.replaced(
         image=exposure.image.copy(),
         mask=exposure.mask.copy(),
-        variance=exposure.variance.array.copy(),
+        variance=exposure.variance.copy(),
     )
     copy.header, copy.primary_header = exposure.header.copy(), exposure.primary_header.copy()
     return copy

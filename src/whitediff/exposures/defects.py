@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Image
 
 from ..defects.amplifiers import AmplifierLevels, amplifier_levels
 from ..defects.clusters import dead_clusters, equal_clusters
@@ -34,7 +33,6 @@ from ..threads import in_threads, single_threaded_algebra
 from . import masks
 from .model import Exposure
 from .noise import avoided_pixels, few_photons, untrusted_pixels
-from .psf import average_position, psf_image
 
 __all__ = ["NO_DEFECTS", "DefectOptions", "with_defects", "with_trails"]
 
@@ -192,7 +190,7 @@ def with_trails(exposure: Exposure, options: DefectOptions) -> Exposure:
     """
     if options.trails is False:
         return exposure
-    looked_at = surface(exposure.image.array, exposure.variance.array, avoided_pixels(exposure))
+    looked_at = surface(exposure.data, exposure.variance, avoided_pixels(exposure))
     trails = find_trails(looked_at)
     if not trails:
         return exposure
@@ -218,7 +216,7 @@ def _surface(exposure: Exposure, wanted: Wanted, unusable: Array | None) -> _Loo
         return None
     if unusable is None:
         unusable = untrusted_pixels(exposure)
-    image, variance = exposure.image.array, exposure.variance.array
+    image, variance = exposure.data, exposure.variance
     dead = None
     if wanted[1]:
         for search in (dead_runs, unlit_regions):
@@ -230,9 +228,7 @@ def _surface(exposure: Exposure, wanted: Wanted, unusable: Array | None) -> _Loo
     levels = amplifier_levels(image, looked_at, unusable) if wanted[3] else None
     if levels is not None:
         image, variance = levels.taken_off(image), levels.scaled(variance)
-        exposure = exposure.replaced(
-            image=Image(image, bbox=exposure.bbox, unit=exposure.image.unit), variance=variance
-        )
+        exposure = exposure.replaced(data=image, variance=variance)
         looked_at = surface(image, variance, unusable)
     return _LookedAt(exposure, looked_at, dead, levels)
 
@@ -253,8 +249,8 @@ def _sharpness(exposure: Exposure, peaks: RoundPeaks, others: RoundPeaks | None)
     """How sharp an exposure's stars are: by its PSF, else by what both exposures have."""
     if exposure.psf is None:
         return sharpness(peaks, others)
-    x, y = average_position(exposure.psf)
-    return psf_sharpness(psf_image(exposure.psf, x=x, y=y))
+    x, y = exposure.psf.average_position
+    return psf_sharpness(exposure.psf.at(x=x, y=y))
 
 
 def _found(
@@ -278,14 +274,14 @@ def _found(
     if bad_pixels:
         bad.flat[looked_at.unpadded(dead_pixels(looked_at))] = True
         bad.flat[looked_at.unpadded(dead_clusters(looked_at))] = True
-        same = equal_clusters(looked_at, exposure.image.array)
+        same = equal_clusters(looked_at, exposure.data)
         bad.flat[looked_at.unpadded(same)] = True
         if dead is not None:
             bad |= dead
         saturated = masks.flagged(exposure.mask, ["SAT"])
         if saturated.any():
             # By a level that is given, hot columns are saturated, too.
-            bad |= in_lines(exposure.image.array, saturated)
+            bad |= in_lines(exposure.data, saturated)
     if cosmic_rays or bad_pixels:
         q = _sharpness(exposure, peaks, others)
         # What is bad is no ray, whose charge would be in its neighbours.

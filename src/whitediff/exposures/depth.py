@@ -67,7 +67,7 @@ class Depth:
         """
         zero = zero_point(exposure, given)
         magnitude = None if zero is None else zero[0] - 2.5 * math.log10(flux)
-        return cls(flux, magnitude, str(exposure.image.unit or ""))
+        return cls(flux, magnitude, str(exposure.unit or ""))
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -103,9 +103,9 @@ def depth(
     over a grid of 24 × 24 places.
     """
     good = ~flagged(exposure.mask, UNTRUSTED_MASK_PLANES)
-    variance = exposure.variance.array if flux_variance is None else flux_variance
+    variance = exposure.variance if flux_variance is None else flux_variance
     with np.errstate(invalid="ignore"):
-        good &= np.isfinite(exposure.image.array) & np.isfinite(variance) & (variance > 0)
+        good &= np.isfinite(exposure.data) & np.isfinite(variance) & (variance > 0)
     rows, columns = _places(good)
     if not len(rows):
         return None
@@ -114,11 +114,11 @@ def depth(
     elif exposure.psf is None or exposure.is_score:
         return None
     else:
-        y0, x0 = exposure.yx0
+        y0, x0 = exposure.origin
         errors = np.concatenate(
             [
                 filter_errors(
-                    exposure.variance.array,
+                    exposure.variance,
                     good,
                     psf_images(
                         exposure.psf, x=(columns[part] + x0) * 1.0, y=(rows[part] + y0) * 1.0

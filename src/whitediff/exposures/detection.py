@@ -30,7 +30,7 @@ from .catalog import (
 from .depth import depth
 from .masks import CONTAMINATED, UNTRUSTED_MASK_PLANES, flagged
 from .model import Exposure
-from .psf import Light, psf_image, psf_images
+from .psf import Light, psf_images
 from .residuals import part_left
 from .skies import without_left_sky
 from .widths import free_of_sources, measured_width, width_of
@@ -280,7 +280,7 @@ def _width(
     if exposure.psf is None:
         return None
     box = exposure.bbox
-    psf = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+    psf = exposure.psf.at(x=box.x.center, y=box.y.center)
     return width_of(found.image, found.searched & free_of_sources(exposure), psf, score=score)
 
 
@@ -299,7 +299,7 @@ def _width_meta(width: SignificanceWidth | None, options: DetectionOptions) -> d
 def _on_defect(exposure: Exposure, table: QTable) -> Array:
     """Rows on a trail, or whose own pixel is bad or hit by a cosmic ray."""
     ny, nx = exposure.shape
-    y0, x0 = exposure.yx0
+    y0, x0 = exposure.origin
     rows, columns = (
         np.clip(np.floor(table[name].value - first + 0.5).astype(int), 0, n - 1)
         for name, first, n in (("y", y0, ny), ("x", x0, nx))
@@ -338,7 +338,7 @@ def expected_false_detections(
     if exposure.psf is None:
         raise ArgumentError(f"{exposure.source or 'The image'}: has no PSF.")
     x, y = _places(exposure)
-    images = psf_images(exposure.psf, x=x + exposure.yx0[1], y=y + exposure.yx0[0])
+    images = psf_images(exposure.psf, x=x + exposure.origin[1], y=y + exposure.origin[0])
     curvature = detection.response_curvature if score else detection.noise_curvature
     mean = float(np.mean([curvature(image) for image in images]))
     return detection.expected_peaks(mean, threshold, pixels)
@@ -387,11 +387,11 @@ def significance_at(exposure: Exposure, x: Array, y: Array, *, score: bool = Fal
     """
     if score:
         good = ~flagged(exposure.mask, DetectionOptions().exclude_mask_planes)
-        found = detection.score_significance(exposure.image.array, exposure.variance.array, good)
+        found = detection.score_significance(exposure.data, exposure.variance, good)
     else:
         field = _Field.of(exposure, DetectionOptions())
         found = detection.significance(*field.planes, field.psf_of_place())
-    y0, x0 = exposure.yx0
+    y0, x0 = exposure.origin
     return detection.values_at(found.image, x - x0, y - y0)
 
 
@@ -425,7 +425,7 @@ def forced_photometry(
     options = DetectionOptions() if options is None else options
     field = _Field.of(Exposure.from_object(difference), options)
     identifiers, x, y = wanted_positions(field.exposure, positions)
-    y0, x0 = field.exposure.yx0
+    y0, x0 = field.exposure.origin
     ny, nx = field.exposure.shape
     with np.errstate(invalid="ignore"):
         inside = (x >= x0 - 0.5) & (x < x0 + nx - 0.5) & (y >= y0 - 0.5) & (y < y0 + ny - 0.5)
@@ -492,7 +492,7 @@ class _Field:
                 f"{name}: has no PSF, with which sources are found and measured; give one"
                 " (detect --psf; subtract --science-psf, --template-psf; in Python Exposure.psf)."
             )
-        variance = exposure.variance.array
+        variance = exposure.variance
         with np.errstate(invalid="ignore"):
             if (
                 not (
@@ -506,7 +506,7 @@ class _Field:
                     " (--variance)."
                 )
         box = exposure.bbox
-        middle = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+        middle = exposure.psf.at(x=box.x.center, y=box.y.center)
         if not detection.fits_image(detection.core(middle).shape, exposure.shape):
             raise ArgumentError(
                 f"{name}: its PSF {middle.shape} is larger than the image {exposure.shape}; is it"
@@ -526,7 +526,7 @@ class _Field:
     @property
     def planes(self) -> tuple[Array, Array, Array]:
         """Image, variance and good pixels."""
-        return self.exposure.image.array, self.exposure.variance.array, self.good
+        return self.exposure.data, self.exposure.variance, self.good
 
     @property
     def aperture_radius(self) -> float:
@@ -611,7 +611,7 @@ class _Field:
     def table(self, columns: dict[str, Any], inside: Array | None = None) -> QTable:
         """Catalogue of measured columns, in pixel coordinates, and all that follows from them."""
         exposure = self.exposure
-        y0, x0 = exposure.yx0
+        y0, x0 = exposure.origin
         if inside is None:
             # What was found counts from the array's first pixel.
             columns |= {"x": columns["x"] + x0, "y": columns["y"] + y0}
@@ -663,7 +663,7 @@ class _Field:
         known = depth(exposure, self.options.zero_point)
         if known is not None:
             meta |= known.meta
-        return assembled(columns, exposure.image.unit, meta)
+        return assembled(columns, exposure.unit, meta)
 
     def shapes(self, x: Array, y: Array) -> dict[str, Array]:
         """Second moments of sources at array coordinates."""
@@ -706,11 +706,11 @@ def _searched(
         # What its filter owes to bad pixels and to those beyond the edges, a score carries on;
         # the difference is filtered there without them.
         good &= ~flagged(score.mask, [CONTAMINATED])
-        alone = detection.score_significance(score.image.array, score.variance.array, good)
+        alone = detection.score_significance(score.data, score.variance, good)
         _take_over(found, alone)
     x, y = _places(exposure)
     if score is not None and score.psf is not None:
-        images = psf_images(score.psf, x=x + score.yx0[1], y=y + score.yx0[0])
+        images = psf_images(score.psf, x=x + score.origin[1], y=y + score.origin[0])
         images = _about_origin(images, _LARGEST_RESPONSE)
         middle = images.shape[1] // 2
         images = images / images[:, middle : middle + 1, middle : middle + 1]

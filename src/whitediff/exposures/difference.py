@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy.typing as npt
-from lsst.images.convolution_kernels import ConvolutionKernel
-from lsst.images.fields import BaseField
 
 from ..errors import ArgumentError, TooFewSourcesError
 from .cutouts import CutoutOptions, kernel_source
+from .fields import Field
+from .kernels import ConvolutionKernel
 from .model import Exposure
 from .pipeline import Made, SubtractionOptions, make_all, make_cutout
 from .preparation import PreparationOptions
@@ -27,7 +27,7 @@ def subtract(
     *,
     options: SubtractionOptions | None = None,
     convolved: Literal["template", "science"] = "template",
-    background: BaseField | Array | float = 0.0,
+    background: Field | Array | float = 0.0,
     scale_factor: float = 1.0,
     full_variance: bool = True,
 ) -> Exposure:

@@ -29,12 +29,11 @@ from .detection import (
 )
 from .injection import inject, injectable_pixels, local_variance, psf_sigma, random_sources
 from .kernels import evaluate as kernel_at
-from .kernels import is_constant
 from .model import Exposure
 from .noise import untrusted_pixels
 from .pipeline import Kind, Made, SubtractionOptions, make_again, make_all
 from .preparation import with_measured_psf
-from .psf import KernelPointSpreadFunction, average_position, psf_image
+from .psf import KernelPointSpreadFunction
 from .solution import Solution
 
 __all__ = [
@@ -324,7 +323,7 @@ def _started(setting: Setting, number: int) -> _Start:
         )
     sigma = psf_sigma(difference)
     assert difference.psf is not None
-    x, y = average_position(difference.psf)
+    x, y = difference.psf.average_position
     return _Start(
         science=science,
         template=template,
@@ -335,7 +334,7 @@ def _started(setting: Setting, number: int) -> _Start:
         ideal=_ideal_ratio(made["difference"]),
         detections=detections,
         false_detections=false_detections,
-        psf=psf_image(difference.psf, x=x, y=y),
+        psf=difference.psf.at(x=x, y=y),
         sigma=sigma,
         radius=sigma if options.match_radius is None else options.match_radius,
     )
@@ -352,14 +351,14 @@ def _static_sources(made: Made) -> Array:
     labels, number = scipy.ndimage.label(plane)
     if not number or difference.psf is None:
         return plane
-    x, y = average_position(difference.psf)
-    psf = psf_image(difference.psf, x=x, y=y)
+    x, y = difference.psf.average_position
+    psf = difference.psf.at(x=x, y=y)
     certain = np.zeros(number + 1, dtype=bool)
     for exposure in (made.science, made.template):
         good = ~untrusted_pixels(exposure)
-        image = np.where(good, exposure.image.array, 0)
+        image = np.where(good, exposure.data, 0)
         flat = image - smooth_background(image, good & ~plane)
-        found = significance(flat, exposure.variance.array, good, psf)
+        found = significance(flat, exposure.variance, good, psf)
         peaks = scipy.ndimage.maximum(found.image, labels, np.arange(1, number + 1))
         certain[1:] |= np.asarray(peaks) > _CERTAIN
     return certain[labels]
@@ -433,8 +432,8 @@ def _ideal_ratio(made: Made) -> Callable[[Array, Array], Array]:
         science = with_measured_psf(science, made.pair, made.pair.science_sigma)
         template = with_measured_psf(template, made.pair, made.pair.template_sigma)
     psfs = science.psf, template.psf
-    constant = is_constant(solution.kernel) and all(
-        isinstance(psf, KernelPointSpreadFunction) and is_constant(psf.kernel) for psf in psfs
+    constant = solution.kernel.is_constant and all(
+        isinstance(psf, KernelPointSpreadFunction) and psf.kernel.is_constant for psf in psfs
     )
 
     def ratio(x: Array, y: Array) -> Array:
@@ -448,8 +447,8 @@ def _ideal_ratio(made: Made) -> Callable[[Array, Array], Array]:
             if solution.convolved == "science":
                 scale = 1 / (scale * solution.scale_factor)
             result[part] = ideal_signal_to_noise(
-                psf_image(psfs[0], **here),
-                psf_image(psfs[1], **here),
+                psfs[0].at(**here),
+                psfs[1].at(**here),
                 science_variance=noise[0][part],
                 template_variance=noise[1][part],
                 flux_scale=scale,
@@ -522,7 +521,7 @@ def _counts(
 def _at(plane: Array, positions: Array, exposure: Exposure) -> Array:
     """Values of a plane in the pixels nearest to some positions."""
     ny, nx = plane.shape
-    pixels = np.floor(positions + 0.5).astype(np.intp) - exposure.yx0[::-1]
+    pixels = np.floor(positions + 0.5).astype(np.intp) - exposure.origin[::-1]
     return np.asarray(plane[np.clip(pixels[:, 1], 0, ny - 1), np.clip(pixels[:, 0], 0, nx - 1)])
 
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
-import astropy.units
 import numpy as np
+import numpy.polynomial.chebyshev as chebyshev
 import numpy.typing as npt
-from lsst.images import Box, Image
-from lsst.images.fields import BaseField, ChebyshevField, SplineField
-from lsst.images.serialization import OutputArchive
 
 from ..errors import ArgumentError
 from ..polynomials import chebyshev_products, chebyshev_terms
 from ..spatial import interpolated_cells, interpolated_cells_at
+from .boxes import Box
 
 __all__ = [
+    "ChebyshevField",
+    "Field",
     "GridField",
     "PiecewiseField",
-    "evaluated",
-    "overlap",
-    "rows_of",
     "scaled_to",
     "scattered_fit",
-    "slices_of",
 ]
 
 type Array = npt.NDArray[Any]
@@ -33,8 +30,168 @@ _WELL_CONDITIONED = 30.0
 """Condition number up to which positions carry the polynomials that are fitted to them."""
 
 
+class Field(abc.ABC):
+    """A number at every position of the frame."""
+
+    @property
+    @abc.abstractmethod
+    def bounds(self) -> Box:
+        """Box in which it is defined."""
+
+    @property
+    @abc.abstractmethod
+    def is_constant(self) -> bool:
+        """Whether it is known to be the same everywhere."""
+
+    @abc.abstractmethod
+    def at(self, x: Array, y: Array) -> Array:
+        """Values at positions.
+
+        Parameters
+        ----------
+        x, y
+            Pixel coordinates, float64 of the same shape.
+
+        Returns
+        -------
+        values
+            Float64 of that shape.
+        """
+
+    @abc.abstractmethod
+    def scaled(self, factor: float) -> Self:
+        """The field times a number.
+
+        Parameters
+        ----------
+        factor
+            Number.
+
+        Returns
+        -------
+        field
+            Of the same kind.
+        """
+
+    def __call__(self, *, x: npt.ArrayLike, y: npt.ArrayLike) -> Any:
+        """Values at positions.
+
+        Parameters
+        ----------
+        x, y
+            Pixel coordinates, of shapes that broadcast.
+
+        Returns
+        -------
+        values
+            Float64 of the common shape; a float for two numbers.
+        """
+        at = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
+        values = self.at(*at)
+        return float(values) if np.ndim(values) == 0 else values
+
+    def on(self, box: Box) -> Array:
+        """Values at the pixels of a box.
+
+        Parameters
+        ----------
+        box
+            Box.
+
+        Returns
+        -------
+        values
+            ``(ny, nx)`` float64.
+        """
+        y, x = (np.arange(each.start, each.stop, dtype=float) for each in (box.y, box.x))
+        return self.at(*np.meshgrid(x, y))
+
+
 @final
-class GridField(BaseField):
+class ChebyshevField(Field):
+    """Products of Chebyshev polynomials.
+
+    Parameters
+    ----------
+    bounds
+        Box in which it is defined, and between whose outer edges the coordinates run from −1 to 1.
+    coefficients
+        ``(y_order + 1, x_order + 1)``: element ``[p, q]`` multiplies ``T_p(y') T_q(x')``.
+
+    Raises
+    ------
+    ArgumentError
+        If the coefficients are not 2-D.
+    """
+
+    def __init__(self, bounds: Box, coefficients: Array) -> None:
+        coefficients = np.asarray(coefficients, dtype=np.float64)
+        if coefficients.ndim != 2 or not coefficients.size:
+            raise ArgumentError(
+                "Chebyshev coefficients have the shape (y_order + 1, x_order + 1); got"
+                f" {coefficients.shape}."
+            )
+        self._bounds, self._coefficients = bounds, coefficients
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, ChebyshevField)
+            and self.bounds == other.bounds
+            and np.array_equal(self.coefficients, other.coefficients, equal_nan=True)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def bounds(self) -> Box:
+        """Box in which it is defined."""
+        return self._bounds
+
+    @property
+    def coefficients(self) -> Array:
+        """Coefficients, ``(y_order + 1, x_order + 1)``."""
+        return self._coefficients
+
+    @property
+    def y_order(self) -> int:
+        """Largest order of the polynomials in y."""
+        return self._coefficients.shape[0] - 1
+
+    @property
+    def x_order(self) -> int:
+        """Largest order of the polynomials in x."""
+        return self._coefficients.shape[1] - 1
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether there is the constant term alone."""
+        return self._coefficients.shape == (1, 1)
+
+    def at(self, x: Array, y: Array) -> Array:
+        """Values at positions, `Field.at`."""
+        u, v = self._scaled(x, 1), self._scaled(y, 0)
+        return np.asarray(chebyshev.chebval2d(v, u, self._coefficients))
+
+    def _scaled(self, pixels: Array, axis: int) -> Array:
+        whole = (self._bounds.y, self._bounds.x)[axis]
+        return 2 * (pixels - whole.start + 0.5) / whole.size - 1
+
+    def on(self, box: Box) -> Array:
+        """Values at the pixels of a box, as a product of matrices."""
+        rows, columns = (
+            chebyshev.chebvander(self._scaled(np.arange(each.start, each.stop), axis), order)
+            for axis, (each, order) in enumerate(((box.y, self.y_order), (box.x, self.x_order)))
+        )
+        result: Array = rows @ self._coefficients @ columns.T
+        return result
+
+    def scaled(self, factor: float) -> ChebyshevField:
+        """The field times a number."""
+        return ChebyshevField(self._bounds, self._coefficients * factor)
+
+
+@final
+class GridField(Field):
     """Values in the middles of square cells, interpolated linearly.
 
     Follows what no polynomial does, such as a step of the noise between two amplifiers.
@@ -50,8 +207,7 @@ class GridField(BaseField):
 
     Notes
     -----
-    Beyond the middles of the outer cells their values hold.  In an lsst.images archive it is
-    a `lsst.images.fields.SplineField` through the same values.
+    Beyond the middles of the outer cells their values hold.
     """
 
     def __init__(self, bounds: Box, values: Array, cell: int) -> None:
@@ -69,11 +225,6 @@ class GridField(BaseField):
         return self._bounds
 
     @property
-    def unit(self) -> None:
-        """No unit."""
-        return
-
-    @property
     def values(self) -> Array:
         """Values in the middles of the cells, ``(cells_y, cells_x)``."""
         return self._values
@@ -84,68 +235,37 @@ class GridField(BaseField):
         return self._cell
 
     @property
+    def middles(self) -> tuple[Array, Array]:
+        """Rows and columns of the middles of the cells, in pixel coordinates."""
+        y, x = (
+            each.start - 0.5 + self._cell * (np.arange(n) + 0.5)
+            for each, n in zip((self._bounds.y, self._bounds.x), self._values.shape, strict=True)
+        )
+        return y, x
+
+    @property
     def is_constant(self) -> bool:
         """Whether all values are the same."""
         return bool((self._values == self._values[0, 0]).all())
 
-    def _evaluate(self, *, x: Array, y: Array, quantity: bool = False) -> Any:
-        x, y = np.broadcast_arrays(x, y)
-        result = interpolated_cells_at(
+    def at(self, x: Array, y: Array) -> Array:
+        """Values at positions, `Field.at`."""
+        return interpolated_cells_at(
             self._values, self._cell, y - self._bounds.y.start, x - self._bounds.x.start
         )
-        return result * astropy.units.dimensionless_unscaled if quantity else result
 
-    def render(self, bbox: Box | None = None, *, dtype: npt.DTypeLike | None = None) -> Image:
-        """Values at the pixels of a box.
+    def on(self, box: Box) -> Array:
+        """Values at the pixels of a box, one axis after the other."""
+        rows, columns = self._bounds.slices_of(box)
+        return np.asarray(interpolated_cells(self._values, self._cell, rows, columns), dtype=float)
 
-        Parameters
-        ----------
-        bbox
-            Box; all of it if None.
-        dtype
-            Of the image.
-
-        Returns
-        -------
-        image
-            With that box.
-        """
-        box = self._bounds if bbox is None else bbox
-        rows, columns = (
-            slice(part.start - whole.start, part.stop - whole.start)
-            for part, whole in ((box.y, self._bounds.y), (box.x, self._bounds.x))
-        )
-        values = interpolated_cells(self._values, self._cell, rows, columns)
-        return Image(values.astype(dtype or np.float64), bbox=box)
-
-    def _multiply_constant(self, factor: Any) -> GridField:
+    def scaled(self, factor: float) -> GridField:
+        """The field times a number."""
         return GridField(self._bounds, self._values * float(factor), self._cell)
-
-    def serialize(self, archive: OutputArchive[Any]) -> Any:
-        """Write to an lsst.images archive, as a spline.
-
-        Parameters
-        ----------
-        archive
-            Archive to write to.
-
-        Returns
-        -------
-        model
-            Of a `lsst.images.fields.SplineField`.
-        """
-        positions = [
-            interval.start - 0.5 + self._cell * (np.arange(n) + 0.5)
-            for interval, n in zip(
-                (self._bounds.y, self._bounds.x), self._values.shape, strict=True
-            )
-        ]
-        spline = SplineField(self._bounds, self._values.copy(), y=positions[0], x=positions[1])
-        return spline.serialize(archive)
 
 
 @final
-class PiecewiseField(BaseField):
+class PiecewiseField(Field):
     """Fields that hold on parts of the frame, such as the regions of a program that tiles it.
 
     Parameters
@@ -157,7 +277,7 @@ class PiecewiseField(BaseField):
         holds, and beyond all of them the nearest pixel of the nearest.
     """
 
-    def __init__(self, bounds: Box, pieces: Sequence[tuple[Box, BaseField]]) -> None:
+    def __init__(self, bounds: Box, pieces: Sequence[tuple[Box, Field]]) -> None:
         if not pieces:
             raise ArgumentError("A field in pieces needs at least one.")
         self._bounds, self._pieces = bounds, tuple(pieces)
@@ -168,12 +288,7 @@ class PiecewiseField(BaseField):
         return self._bounds
 
     @property
-    def unit(self) -> None:
-        """No unit."""
-        return
-
-    @property
-    def pieces(self) -> tuple[tuple[Box, BaseField], ...]:
+    def pieces(self) -> tuple[tuple[Box, Field], ...]:
         """Parts and their fields."""
         return self._pieces
 
@@ -202,114 +317,46 @@ class PiecewiseField(BaseField):
         best, index = np.full(np.shape(x), np.inf), np.zeros(np.shape(x), dtype=int)
         for i, (box, _) in enumerate(self._pieces):
             away = sum(
-                np.maximum(0, np.abs(at - (part.start + (part.size - 1) / 2)) - part.size / 2)
+                np.maximum(0, np.abs(at - part.center) - part.size / 2)
                 for at, part in ((x, box.x), (y, box.y))
             )
             nearer = away <= best
             best, index = np.where(nearer, away, best), np.where(nearer, i, index)
         return index
 
-    def _evaluate(self, *, x: Array, y: Array, quantity: bool = False) -> Any:
-        x, y = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
+    def at(self, x: Array, y: Array) -> Array:
+        """Values at positions, `Field.at`."""
         index, result = self._nearest(x, y), np.zeros(x.shape)
         for i, (box, field) in enumerate(self._pieces):
             here = index == i
             if here.any():
-                result[here] = field(
-                    x=np.clip(x[here], box.x.start - 0.5, box.x.stop - 0.5),
-                    y=np.clip(y[here], box.y.start - 0.5, box.y.stop - 0.5),
+                result[here] = field.at(
+                    np.clip(x[here], box.x.start - 0.5, box.x.stop - 0.5),
+                    np.clip(y[here], box.y.start - 0.5, box.y.stop - 0.5),
                 )
-        return result * astropy.units.dimensionless_unscaled if quantity else result
+        return result
 
-    def render(self, bbox: Box | None = None, *, dtype: npt.DTypeLike | None = None) -> Image:
-        """Values at the pixels of a box.
-
-        Parameters
-        ----------
-        bbox
-            Box; all of it if None.
-        dtype
-            Of the image.
-
-        Returns
-        -------
-        image
-            With that box.
-        """
-        whole = self._bounds if bbox is None else bbox
-        x, y = np.arange(whole.x.start, whole.x.stop), np.arange(whole.y.start, whole.y.stop)
-        index = self._nearest(x[None, :], y[:, None])
-        result = np.zeros(whole.shape)
-        for i, (box, field) in enumerate(self._pieces):
+    def on(self, box: Box) -> Array:
+        """Values at the pixels of a box, each piece on its part of it."""
+        x, y = np.arange(box.x.start, box.x.stop), np.arange(box.y.start, box.y.stop)
+        index = self._nearest(*np.meshgrid(x, y))
+        result = np.zeros(box.shape)
+        for i, (piece, field) in enumerate(self._pieces):
             here = index == i
-            part = overlap(box, whole)
+            part = piece.overlap(box)
             if part is not None:
-                rows, columns = slices_of(part, whole)
-                chosen = here[rows, columns]
-                np.copyto(result[rows, columns], evaluated(field, part), where=chosen)
-                here[rows, columns] = False
+                inside = box.slices_of(part)
+                np.copyto(result[inside], field.on(part), where=here[inside])
+                here[inside] = False
             if here.any():
                 j, k = np.nonzero(here)
-                result[j, k] = self._evaluate(x=x[k], y=y[j])
-        return Image(result.astype(dtype or np.float64), bbox=whole)
+                result[j, k] = self.at(x[k].astype(float), y[j].astype(float))
+        return result
 
-    def _multiply_constant(self, factor: Any) -> PiecewiseField:
-        return PiecewiseField(self._bounds, [(box, field * factor) for box, field in self._pieces])
-
-    def serialize(self, archive: OutputArchive[Any]) -> Any:
-        """Refuse: no field of lsst.images holds on parts of the frame.
-
-        Parameters
-        ----------
-        archive
-            Archive to write to.
-        """
-        raise ArgumentError(
-            f"A field in {len(self._pieces)} pieces cannot be written to an lsst.images archive;"
-            " write it as a plain HDU, or a part of the frame at a time."
-        )
-
-
-def overlap(one: Box, other: Box) -> Box | None:
-    """Pixels that two boxes share.
-
-    Parameters
-    ----------
-    one, other
-        Boxes.
-
-    Returns
-    -------
-    box
-        None where they share none.
-    """
-    y, x = (
-        (max(a.start, b.start), min(a.stop, b.stop))
-        for a, b in ((one.y, other.y), (one.x, other.x))
-    )
-    return Box.factory[slice(*y), slice(*x)] if y[0] < y[1] and x[0] < x[1] else None
-
-
-def slices_of(part: Box, whole: Box) -> tuple[slice, slice]:
-    """Rows and columns of a box's array that belong to a part of it.
-
-    Parameters
-    ----------
-    part
-        Box inside.
-    whole
-        Box of the array.
-
-    Returns
-    -------
-    rows, columns
-        Slices.
-    """
-    rows, columns = (
-        slice(a.start - b.start, a.stop - b.start)
-        for a, b in ((part.y, whole.y), (part.x, whole.x))
-    )
-    return rows, columns
+    def scaled(self, factor: float) -> PiecewiseField:
+        """The field times a number."""
+        pieces = [(box, field.scaled(factor)) for box, field in self._pieces]
+        return PiecewiseField(self._bounds, pieces)
 
 
 def scaled_to(field: ChebyshevField, box: Box) -> ChebyshevField:
@@ -327,7 +374,7 @@ def scaled_to(field: ChebyshevField, box: Box) -> ChebyshevField:
     field
         Equal to the first everywhere.
     """
-    coefficients, before = np.asarray(field.coefficients), field.bounds.bbox
+    coefficients, before = field.coefficients, field.bounds
     if before == box:
         return field
     for axis, (new, old) in enumerate(((box.y, before.y), (box.x, before.x))):
@@ -341,57 +388,6 @@ def scaled_to(field: ChebyshevField, box: Box) -> ChebyshevField:
             matrix[: q + 1, q] = np.pad(series.coef, (0, max(0, q + 1 - len(series.coef))))
         coefficients = np.moveaxis(np.tensordot(matrix, coefficients, axes=(1, axis)), 0, axis)
     return ChebyshevField(box, np.ascontiguousarray(coefficients))
-
-
-def evaluated(field: BaseField, box: Box) -> Array:
-    """Values of a field at the pixels of a box.
-
-    Parameters
-    ----------
-    field
-        Field.
-    box
-        Box.
-
-    Returns
-    -------
-    values
-        ``(ny, nx)`` float64.
-
-    Notes
-    -----
-    Chebyshev polynomials as a product of matrices, many times faster than `BaseField.render`.
-    """
-    if not isinstance(field, ChebyshevField):
-        return field.render(box).array
-    domain = field.bounds.bbox
-    basis = []
-    for interval, whole, order in (
-        (box.y, domain.y, field.y_order),
-        (box.x, domain.x, field.x_order),
-    ):
-        pixels = np.arange(interval.start, interval.stop)
-        scaled = 2 * (pixels - whole.start + 0.5) / whole.size - 1
-        basis.append(np.polynomial.chebyshev.chebvander(scaled, order))
-    return basis[0] @ np.asarray(field.coefficients) @ basis[1].T
-
-
-def rows_of(box: Box, rows: slice) -> Box:
-    """Some rows of a box.
-
-    Parameters
-    ----------
-    box
-        Box.
-    rows
-        Counted from its first.
-
-    Returns
-    -------
-    part
-        Box of all its columns.
-    """
-    return Box.factory[box.y.start + rows.start : box.y.start + rows.stop, box.x.start : box.x.stop]
 
 
 def scattered_fit(

@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 from astropy.table import QTable, Table
-from lsst.images import Image
-from lsst.images.psfs import PointSpreadFunction
 
 from ..errors import ArgumentError, DataError
 from ..injection import add_stamp, overlap, photon_noise, random_positions
@@ -19,10 +17,14 @@ from ..planes import copied
 from ..profiles import FWHM_TO_SIGMA
 from . import masks
 from .catalog import column_values, wanted_positions
-from .kernels import is_constant
 from .model import Exposure
 from .noise import untrusted_pixels
-from .psf import KernelPointSpreadFunction, Light, average_position, fwhm_of_psf, psf_image
+from .psf import (
+    KernelPointSpreadFunction,
+    Light,
+    PointSpreadFunction,
+    fwhm_of_psf,
+)
 
 __all__ = [
     "SEPARATION",
@@ -96,23 +98,21 @@ def inject(
             )
         rng = np.random.default_rng() if rng is None else rng
     enclosed = Light.of(psf).enclosed
-    image = copied(exposure.image.array)
-    variance = exposure.variance.array if gain is None else copied(exposure.variance.array)
+    image = copied(exposure.data)
+    variance = exposure.variance if gain is None else copied(exposure.variance)
     for x_i, y_i, flux_i in zip(x.tolist(), y.tolist(), flux.tolist(), strict=True):
         stamp = psf.compute_stellar_image(x=x_i, y=y_i)
         counts = stamp.array * (enclosed * flux_i / stamp.array.sum(dtype=np.float64))
         # Stamps of any PSF say by their box where they are, whatever their sides.
         middle = (
-            stamp.bbox.x.start + stamp.bbox.x.size // 2 - exposure.yx0[1],
-            stamp.bbox.y.start + stamp.bbox.y.size // 2 - exposure.yx0[0],
+            stamp.bbox.x.start + stamp.bbox.x.size // 2 - exposure.origin[1],
+            stamp.bbox.y.start + stamp.bbox.y.size // 2 - exposure.origin[0],
         )
         if gain is not None and rng is not None:
             add_stamp(variance, np.maximum(counts, 0) / gain, *middle)
             counts = counts + photon_noise(counts, gain, rng)
         add_stamp(image, counts, *middle)
-    result = exposure.replaced(
-        image=Image(image, bbox=exposure.bbox, unit=exposure.image.unit), variance=variance
-    )
+    result = exposure.replaced(data=image, variance=variance)
     result.header = exposure.header.copy()
     result.primary_header = exposure.primary_header.copy()
     return result
@@ -189,7 +189,7 @@ def random_sources(
         columns, rows = random_positions(usable, number, separation=separation, rng=rng)
     except ArgumentError as error:
         raise ArgumentError(f"{_name(exposure)}: {error}") from error
-    x, y = columns + exposure.yx0[1], rows + exposure.yx0[0]
+    x, y = columns + exposure.origin[1], rows + exposure.origin[0]
     sigma = point_source_noise(noise, x, y)
     unknown = int(np.count_nonzero(~(sigma > 0)))
     if unknown:
@@ -198,7 +198,7 @@ def random_sources(
             " positions; is it positive and finite?"
         )
     ratio = rng.uniform(low, high, number)
-    unit = exposure.image.unit or astropy.units.dimensionless_unscaled
+    unit = exposure.unit or astropy.units.dimensionless_unscaled
     sources = QTable(
         {
             "id": np.arange(1, number + 1),
@@ -238,7 +238,7 @@ def injectable_pixels(exposure: Exposure, *, clear: float | None = None) -> Arra
         CONTAMINATED.
     """
     reach = round(_CLEAR * psf_sigma(exposure) if clear is None else clear)
-    variance = exposure.variance.array
+    variance = exposure.variance
     bad = untrusted_pixels(exposure)
     bad |= masks.flagged(exposure.mask, ("EDGE", masks.CONTAMINATED))
     with np.errstate(invalid="ignore"):
@@ -288,15 +288,15 @@ def local_variance(exposure: Exposure, x: Array, y: Array) -> Array:
         finite variance; NaN where there is none.
     """
     squares_at = _local_squares(_psf_of(exposure))
-    variance = exposure.variance.array
+    variance = exposure.variance
     result = np.full(len(x), np.nan)
     for i in range(len(x)):
         squares = squares_at(float(x[i]), float(y[i]))
         target, part = overlap(
             squares.shape,
             variance.shape,
-            float(x[i]) - exposure.yx0[1],
-            float(y[i]) - exposure.yx0[0],
+            float(x[i]) - exposure.origin[1],
+            float(y[i]) - exposure.origin[0],
         )
         values = variance[target]
         good = np.isfinite(values) & (values > 0)
@@ -309,11 +309,11 @@ def local_variance(exposure: Exposure, x: Array, y: Array) -> Array:
 
 def _local_squares(psf: PointSpreadFunction) -> Callable[[float, float], Array]:
     """Function of a position: the square of the PSF there."""
-    if isinstance(psf, KernelPointSpreadFunction) and is_constant(psf.kernel):
-        x, y = average_position(psf)
-        everywhere = psf_image(psf, x=x, y=y) ** 2
+    if isinstance(psf, KernelPointSpreadFunction) and psf.kernel.is_constant:
+        x, y = psf.average_position
+        everywhere = psf.at(x=x, y=y) ** 2
         return lambda x, y: everywhere
-    return lambda x, y: psf_image(psf, x=x, y=y) ** 2
+    return lambda x, y: psf.at(x=x, y=y) ** 2
 
 
 def psf_sigma(exposure: Exposure) -> float:
@@ -353,7 +353,7 @@ def pixel_positions(exposure: Exposure, table: Table) -> tuple[Array, Array]:
         If there are no such columns, or a position is not finite or outside the image.
     """
     _, x, y = wanted_positions(exposure, table)
-    (y0, x0), (ny, nx) = exposure.yx0, exposure.shape
+    (y0, x0), (ny, nx) = exposure.origin, exposure.shape
     with np.errstate(invalid="ignore"):
         inside = (np.abs(x - x0 - (nx - 1) / 2) <= nx / 2) & (
             np.abs(y - y0 - (ny - 1) / 2) <= ny / 2
@@ -388,7 +388,7 @@ def with_sky_positions(table: Table, exposure: Exposure) -> Table:
     if wcs is None or "ra" in table.colnames or not {"x", "y"} <= set(table.colnames):
         return table
     x, y = pixel_positions(exposure, table)
-    sky = wcs.pixel_to_world(x - exposure.yx0[1], y - exposure.yx0[0]).icrs
+    sky = wcs.pixel_to_world(x - exposure.origin[1], y - exposure.origin[0]).icrs
     table = table.copy()
     table["ra"], table["dec"] = sky.ra.to(astropy.units.deg), sky.dec.to(astropy.units.deg)
     table["ra"].info.description = "Right ascension, ICRS"
@@ -421,7 +421,7 @@ def fluxes(exposure: Exposure, sources: Table) -> Array:
             "A table of sources needs a column flux, in the unit of the image; it has"
             f" {', '.join(sources.colnames)}."
         )
-    flux = column_values(sources["flux"], exposure.image.unit, "flux")
+    flux = column_values(sources["flux"], exposure.unit, "flux")
     if not np.isfinite(flux).all():
         row = int(np.flatnonzero(~np.isfinite(flux))[0])
         raise ArgumentError(f"Fluxes must be finite; row {row + 1} has {flux[row]}.")

@@ -1,34 +1,33 @@
-"""Matching kernels: constant, or basis images times polynomials of the position.
+"""Matching kernels: constant, or basis images times functions of the position.
 
-They are `lsst.images.convolution_kernels.ConvolutionKernel` objects; this module
-makes them.  Positions are in the pixel coordinates of the exposure's box.
+Positions are in the pixel coordinates of the exposure's box.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import numpy.polynomial.chebyshev as chebyshev
 import numpy.polynomial.polynomial as polynomial
 import numpy.typing as npt
-from lsst.images import Box
-from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
-from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError
 from ..polynomials import chebyshev_products, chebyshev_terms
-from .fields import evaluated
+from .boxes import Box
+from .fields import ChebyshevField, Field
 
 __all__ = [
+    "BasisKernel",
+    "ConvolutionKernel",
+    "centered_array",
     "chebyshev_kernel",
     "chebyshev_powers",
     "constant_kernel",
     "convolution_terms",
-    "evaluate",
     "interpolated_kernel",
-    "is_constant",
     "monomial_exponents",
     "polynomial_kernel",
     "term_kernel",
@@ -37,7 +36,102 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 
-def constant_kernel(image: Array, bounds: Box) -> ImageBasisConvolutionKernel:
+class ConvolutionKernel(abc.ABC):
+    """A matching kernel, which may vary over the frame."""
+
+    @property
+    @abc.abstractmethod
+    def bounds(self) -> Box:
+        """Box in which it is valid."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(ky, kx) of its images."""
+
+    @property
+    @abc.abstractmethod
+    def is_constant(self) -> bool:
+        """Whether it is known to be the same everywhere."""
+
+    @abc.abstractmethod
+    def at(self, *, x: float, y: float) -> Array:
+        """Image of the kernel at a position.
+
+        Parameters
+        ----------
+        x, y
+            Pixel coordinates; fractions are welcome.
+
+        Returns
+        -------
+        image
+            ``(ky, kx)`` float64, origin at ``[ky//2, kx//2]``.
+        """
+
+
+@final
+class BasisKernel(ConvolutionKernel):
+    """Basis images times functions of the position.
+
+    Parameters
+    ----------
+    basis
+        ``(n, ky, kx)``, origin at ``[ky//2, kx//2]``, n at least 1.
+    fields
+        The n functions, all defined in the same box.
+
+    Raises
+    ------
+    ArgumentError
+        If there are not as many functions as images, or they are defined in different boxes.
+    """
+
+    def __init__(self, basis: Array, fields: Sequence[Field]) -> None:
+        basis = np.asarray(basis, dtype=np.float64)
+        if basis.ndim != 3 or len(basis) != len(fields) or not fields:
+            raise ArgumentError(
+                "A kernel needs a basis (n, ky, kx), and a function of the position for each; got"
+                f" {basis.shape} and {len(fields)} functions."
+            )
+        if any(field.bounds != fields[0].bounds for field in fields):
+            raise ArgumentError("The functions of a kernel must be defined in the same box.")
+        self._basis, self._fields = basis, tuple(fields)
+
+    @property
+    def basis(self) -> Array:
+        """Basis images, ``(n, ky, kx)``."""
+        return self._basis
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Functions of the position, one for each of them."""
+        return self._fields
+
+    @property
+    def bounds(self) -> Box:
+        """Box in which it is valid."""
+        return self._fields[0].bounds
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(ky, kx) of its images."""
+        return (self._basis.shape[1], self._basis.shape[2])
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all of its functions are constant polynomials."""
+        return all(
+            isinstance(field, ChebyshevField) and field.is_constant for field in self._fields
+        )
+
+    def at(self, *, x: float, y: float) -> Array:
+        """Image of the kernel at a position, `ConvolutionKernel.at`."""
+        weights = np.array([field(x=x, y=y) for field in self._fields])
+        return np.tensordot(weights, self._basis, axes=1)
+
+
+def constant_kernel(image: Array, bounds: Box) -> BasisKernel:
     """Make a kernel that is the same everywhere.
 
     Parameters
@@ -58,7 +152,7 @@ def constant_kernel(image: Array, bounds: Box) -> ImageBasisConvolutionKernel:
     return chebyshev_kernel(image[None], np.ones((1, 1, 1)), bounds)
 
 
-def chebyshev_kernel(basis: Array, coefficients: Array, bounds: Box) -> ImageBasisConvolutionKernel:
+def chebyshev_kernel(basis: Array, coefficients: Array, bounds: Box) -> BasisKernel:
     """Make a kernel of basis images times Chebyshev polynomials over a box.
 
     Parameters
@@ -89,9 +183,7 @@ def chebyshev_kernel(basis: Array, coefficients: Array, bounds: Box) -> ImageBas
             "A kernel needs a basis (n, ky, kx) and coefficients (n, y_order + 1, x_order + 1);"
             f" got {basis.shape} and {coefficients.shape}."
         )
-    return ImageBasisConvolutionKernel(
-        basis, [ChebyshevField(bounds, matrix.copy()) for matrix in coefficients]
-    )
+    return BasisKernel(basis, [ChebyshevField(bounds, matrix.copy()) for matrix in coefficients])
 
 
 def monomial_exponents(n_terms: int) -> list[tuple[int, int]]:
@@ -129,9 +221,7 @@ def monomial_exponents(n_terms: int) -> list[tuple[int, int]]:
     return exponents
 
 
-def polynomial_kernel(
-    basis: Array, coefficients: Array, bounds: Box
-) -> ImageBasisConvolutionKernel:
+def polynomial_kernel(basis: Array, coefficients: Array, bounds: Box) -> BasisKernel:
     """Make a kernel of basis images times ordinary polynomials of the pixel position.
 
     Parameters
@@ -208,7 +298,7 @@ def chebyshev_powers(
 
 def interpolated_kernel(
     evaluate_at: Callable[[float, float], Array], bounds: Box, order: int
-) -> ImageBasisConvolutionKernel:
+) -> BasisKernel:
     """Fit a kernel, pixel by pixel, to images known at any position.
 
     Parameters
@@ -241,7 +331,7 @@ def interpolated_kernel(
     return term_kernel(solution.reshape(-1, *images.shape[1:]), order, bounds)
 
 
-def term_kernel(images: Array, order: int, bounds: Box) -> ImageBasisConvolutionKernel:
+def term_kernel(images: Array, order: int, bounds: Box) -> BasisKernel:
     """Make a kernel with one image for each Chebyshev term.
 
     Parameters
@@ -265,40 +355,15 @@ def term_kernel(images: Array, order: int, bounds: Box) -> ImageBasisConvolution
     return chebyshev_kernel(images, coefficients, bounds)
 
 
-def evaluate(kernel: ConvolutionKernel, *, x: float, y: float) -> Array:
-    """Evaluate a kernel at a position.
-
-    Parameters
-    ----------
-    kernel
-        Any `lsst.images.convolution_kernels.ConvolutionKernel`.
-    x, y
-        Pixel coordinates; fractions are welcome.
-
-    Returns
-    -------
-    image
-        ``(ky, kx)`` float64, origin at ``[ky//2, kx//2]``.
-
-    Raises
-    ------
-    ArgumentError
-        If its centre is not its middle pixel.
-    """
-    # The signature of compute_kernel_image says int; its fields take any position.
-    image = kernel.compute_kernel_image(x=x, y=y)  # type: ignore[arg-type]
-    return centered_array(image.array, image.bbox)
-
-
-def centered_array(array: Array, bbox: Box) -> Array:
+def centered_array(array: Array, start: tuple[int, int]) -> Array:
     """Bring an image whose origin is anywhere to the convention ``[ny//2, nx//2]``.
 
     Parameters
     ----------
     array
-        ``(ny, nx)``.
-    bbox
-        Its box; (0, 0) is the origin.
+        ``(..., ny, nx)``.
+    start
+        Coordinates (y, x) of its first pixel; (0, 0) is the origin.
 
     Returns
     -------
@@ -310,11 +375,14 @@ def centered_array(array: Array, bbox: Box) -> Array:
     ArgumentError
         If the origin lies outside.
     """
-    padding = []
-    for size, start in zip(array.shape, (bbox.y.start, bbox.x.start), strict=True):
-        before, after = -start, size + start - 1
+    padding = [(0, 0)] * (array.ndim - 2)
+    for size, first in zip(array.shape[-2:], start, strict=True):
+        before, after = -first, size + first - 1
         if before < 0 or after < 0:
-            raise ArgumentError(f"The kernel's box {bbox} does not contain its origin (0, 0).")
+            raise ArgumentError(
+                f"The kernel's box {Box.from_shape(array.shape[-2:], start)} does not contain its"
+                " origin (0, 0)."
+            )
         # An even length has one pixel more before the origin than after it.
         padding.append(
             (0, 0) if before == size // 2 else (max(0, after - before), max(0, before - after))
@@ -347,38 +415,16 @@ def convolution_terms(
     ArgumentError
         If the kernel is not made of basis images.
     """
-    if is_constant(kernel):
-        return evaluate(kernel, x=box.x.center, y=box.y.center)[None], None
-    if not isinstance(kernel, ImageBasisConvolutionKernel):
+    if kernel.is_constant:
+        return kernel.at(x=box.x.center, y=box.y.center)[None], None
+    if not isinstance(kernel, BasisKernel):
         raise ArgumentError(
             f"Only kernels of basis images can be convolved with; got {type(kernel).__name__}."
         )
-    images = np.stack([centered_array(basis.array, basis.bbox) for basis, _ in kernel])
-    fields = kernel.spatial
+    fields = kernel.fields
 
     def weights(rows: slice, columns: slice) -> Array:
-        part = Box.factory[
-            box.y.start + rows.start : box.y.start + rows.stop,
-            box.x.start + columns.start : box.x.start + columns.stop,
-        ]
-        return np.stack([evaluated(field, part) for field in fields])
+        part = box.part(rows, columns)
+        return np.stack([field.on(part) for field in fields])
 
-    return images, weights
-
-
-def is_constant(kernel: ConvolutionKernel) -> bool:
-    """Whether a kernel is known to be the same everywhere.
-
-    Parameters
-    ----------
-    kernel
-        Kernel.
-
-    Returns
-    -------
-    constant
-        True if all of its fields are constant.
-    """
-    return isinstance(kernel, ImageBasisConvolutionKernel) and all(
-        isinstance(field, ChebyshevField) and field.is_constant for field in kernel.spatial
-    )
+    return kernel.basis, weights

@@ -12,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 from astropy.table import Table
-from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
-from lsst.images.fields import ChebyshevField
 
 from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..interpolation import patched
@@ -53,6 +51,8 @@ from ..threads import single_threaded_algebra
 from . import kernels, masks
 from .background import BackgroundModel, BackgroundSearch, differential_structure
 from .covariance import noise_at
+from .fields import ChebyshevField
+from .kernels import BasisKernel
 from .model import Exposure
 from .preparation import Pair
 from .skies import without_light
@@ -242,7 +242,7 @@ class Match:
         independently of the fit; its value is NaN where these are too few or too faint.
     """
 
-    kernel: ImageBasisConvolutionKernel
+    kernel: BasisKernel
     background: ChebyshevField
     convolved: Literal["template", "science"]
     science: Exposure
@@ -388,14 +388,14 @@ def match(
         bad = bad[::-1]
     if widening:
         # What no neighbour tells of a pixel is carried as far as the filter reaches.
-        bad = bad[0], bad[1] | _grown(patched(pair.science.image.array, bad[1])[1], widening)
+        bad = bad[0], bad[1] | _grown(patched(pair.science.data, bad[1])[1], widening)
     reach = _CHANGED_SIGMAS * max(target_sigma, source_sigma)
     changed = changed_pixels(sources, candidates, reach=reach)
     bad = bad[0], bad[1] | changed
     brighter = candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio
     # Pre-convolved noise has next to the power of before at the scale of a star, however little it
     # scatters from pixel to pixel; the original variance stands for that.
-    variance = (pair.science if preconvolution_kernel is not None else target).variance.array
+    variance = (pair.science if preconvolution_kernel is not None else target).variance
     free = ~(pair.template_pixels | pair.science_pixels | pair.bad)
 
     def fitted(skies: tuple[Array, Array], ratio: float) -> _Found:
@@ -418,7 +418,7 @@ def match(
             raise _unlike(failure, len(candidates), pair, convolved) from None
 
     found, skies, sky_error = _fit_with_skies(
-        fitted, _Sky(source.image.array, target.image.array, free, options.fit), brighter
+        fitted, _Sky(source.data, target.data, free, options.fit), brighter
     )
     fit, basis = found.fit, found.fitted.basis
     if len(fit.used) < len(candidates):
@@ -436,8 +436,8 @@ def match(
         _tell_of_narrow(pair.science_fwhm, pair.template_fwhm, found.unexplained)
     _judge_basis(found, options)
     wing, wing_error = sum_beyond(
-        source.image.array,
-        target.image.array,
+        source.data,
+        target.data,
         bad[0] | bad[1],
         _middle_kernel(fit, basis),
         skies=skies,
@@ -772,7 +772,7 @@ def _measured_sums(
         source, target = target, source
     whole, holes = zip(
         *(
-            patched(exposure.image.array, bad)
+            patched(exposure.data, bad)
             for exposure, bad in (
                 (pair.science, pair.science_bad),
                 (pair.template, pair.template_bad),
@@ -794,8 +794,8 @@ def _measured_sums(
         return flux_ratio(
             whole[0],
             whole[1],
-            source.variance.array,
-            target.variance.array,
+            source.variance,
+            target.variance,
             missing,
             pair.source_levels.either,
             x,
@@ -1010,9 +1010,9 @@ def _fit(
 
     def cut(size: int, kernel_size: int, count: int | None) -> Stamps:
         stamps = cut_stamps(
-            source.image.array,
-            target.image.array,
-            source.variance.array,
+            source.data,
+            target.data,
+            source.variance,
             target_variance,
             source_bad=bad[0],
             target_bad=bad[1],
@@ -1027,7 +1027,7 @@ def _fit(
         )
         stamps = dataclasses.replace(stamps, source_noise=noise)
         part = candidates if count is None else candidates.first(count, "")
-        return _without_skies(stamps, part, skies, source.image.array.shape)
+        return _without_skies(stamps, part, skies, source.data.shape)
 
     stamps = cut(stamp_size, basis.size, None)
     # In units near the noise, in which the kernel's sum is near 1.
@@ -1381,7 +1381,7 @@ def _tell_fall_back(failed: list[FitOptions], final: FitOptions, stars: int) -> 
         )
 
 
-def _kernel(fit: KernelFit, basis: KernelBasis, exposure: Exposure) -> ImageBasisConvolutionKernel:
+def _kernel(fit: KernelFit, basis: KernelBasis, exposure: Exposure) -> BasisKernel:
     """One image for each spatial term: fewer convolutions than one for each basis image."""
     order = fit.kernel_coefficients.shape[1] - 1
     images = np.stack(

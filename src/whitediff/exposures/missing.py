@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Image
 
 from ..decorrelation import smallest_sigma
 from ..interpolation import interpolated
@@ -54,7 +53,7 @@ def pixels_without_measurement(exposure: Exposure, mask_planes: Iterable[str]) -
         ``(ny, nx)`` boolean: not finite, of a variance that is not finite or not positive, or
         flagged.  Where that is all of them, the variance does not count.
     """
-    image, variance = exposure.image.array, exposure.variance.array
+    image, variance = exposure.data, exposure.variance
     flagged = masks.flagged(exposure.mask, mask_planes)
 
     def not_measured(rows: slice) -> Array:
@@ -86,16 +85,12 @@ def without_missing(exposure: Exposure, missing: Array) -> Exposure:
     """
     if not missing.any():
         return exposure
-    variance = exposure.variance.array
+    variance = exposure.variance
     with np.errstate(invalid="ignore"):
         unknown = missing & ~(np.isfinite(variance) & (variance > 0))
     if unknown.any() and not unknown.all():
         variance = np.maximum(interpolated(variance, unknown), smallest_sigma(variance) or 0)
     return exposure.replaced(
-        image=Image(
-            interpolated(exposure.image.array, missing),
-            bbox=exposure.bbox,
-            unit=exposure.image.unit,
-        ),
+        data=interpolated(exposure.data, missing),
         variance=variance,
     )

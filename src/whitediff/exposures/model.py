@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -12,19 +11,18 @@ import astropy.units
 import astropy.wcs
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, Image, Mask, MaskedImage, SkyProjection
-from lsst.images.convolution_kernels import ConvolutionKernel
-from lsst.images.fields import BaseField
-from lsst.images.psfs import PointSpreadFunction
-from lsst.images.serialization import ArchiveReadError
 
 from ..errors import ArgumentError
 from ..registration.transformation import Correction
 from ..stats import high_level
+from . import foreign
+from .boxes import Box
 from .covariance import Noise
-from .masks import make_mask
-from .psf import KernelPointSpreadFunction
-from .sky import celestial_wcs, projection_header, shifted_header, sky_projection
+from .fields import Field
+from .kernels import ConvolutionKernel
+from .masks import Mask, make_mask
+from .psf import KernelPointSpreadFunction, PointSpreadFunction
+from .sky import celestial_wcs, shifted_header
 
 __all__ = ["Exposure", "fits_single", "precise"]
 
@@ -35,17 +33,22 @@ _SAMPLED = 300
 _LARGEST_SINGLE = 1e12
 """Usual pixel, beyond which sums of bright pixels' squares leave the range of single precision."""
 
-_log = logging.getLogger("whitediff.exposures")
-
 
 class Exposure:
-    """A masked image with what is known about it.
+    """An image with its variance and mask, and what is known about it.
 
     Parameters
     ----------
-    masked_image
-        Image, mask and variance with a common box (`lsst.images.MaskedImage`), and
-        its sky projection.
+    data
+        ``(ny, nx)`` pixels, float32 or float64.
+    variance
+        ``(ny, nx)``, unit².
+    mask
+        Of the same shape.
+    origin
+        Pixel coordinates (y, x) of the first pixel.
+    unit
+        Unit of the pixels, if known.
     psf
         Point-spread function, if known.
     kernel
@@ -72,15 +75,24 @@ class Exposure:
     resampling
         How its pixels were made, if it was resampled: a method of
         `whitediff.exposures.resampling.ResamplingOptions`.
+
+    Raises
+    ------
+    ArgumentError
+        If the planes are not of the same shape.
     """
 
     def __init__(
         self,
-        masked_image: MaskedImage,
+        data: Array,
+        variance: Array,
+        mask: Mask,
         *,
+        origin: tuple[int, int] = (0, 0),
+        unit: astropy.units.UnitBase | None = None,
         psf: PointSpreadFunction | None = None,
         kernel: ConvolutionKernel | None = None,
-        background: BaseField | Array | None = None,
+        background: Field | Array | None = None,
         header: astropy.io.fits.Header | None = None,
         primary_header: astropy.io.fits.Header | None = None,
         source: str | None = None,
@@ -90,7 +102,18 @@ class Exposure:
         registration: Correction | None = None,
         resampling: Literal["interpolating", "adaptive"] | None = None,
     ) -> None:
-        self._masked_image = masked_image
+        if data.ndim != 2:
+            raise ArgumentError(f"An image must be 2-D; got the shape {data.shape}.")
+        for name, plane in (("variance", variance), ("mask", mask)):
+            if plane.shape != data.shape:
+                raise ArgumentError(
+                    f"The image has the shape {data.shape}, but its {name} {plane.shape}."
+                )
+        self.data = data
+        self.variance = variance
+        self.mask = mask
+        self.unit = unit
+        self._bbox = Box.from_shape(data.shape, origin)
         self.is_score = is_score
         self.decorrelated_by = decorrelated_by
         self.noise = noise
@@ -112,7 +135,7 @@ class Exposure:
         mask: Mapping[str, Array] | None = None,
         psf: PointSpreadFunction | Array | None = None,
         kernel: ConvolutionKernel | None = None,
-        yx0: tuple[int, int] = (0, 0),
+        origin: tuple[int, int] = (0, 0),
         header: astropy.io.fits.Header | None = None,
         unit: astropy.units.UnitBase | None = None,
     ) -> Exposure:
@@ -130,7 +153,7 @@ class Exposure:
             PSF, or an image of it ``(py, px)`` centred on ``[py//2, px//2]``.
         kernel
             Matching kernel, for a difference.
-        yx0
+        origin
             Pixel coordinates (y, x) of the first pixel.
         header
             FITS header; its celestial WCS becomes the exposure's.
@@ -164,18 +187,18 @@ class Exposure:
                 )
         if header is not None and unit is None:
             unit = parse_unit(header.get("BUNIT"))
-        bbox = Box.from_shape(image.shape, start=yx0)
         if psf is not None and not isinstance(psf, PointSpreadFunction):
-            psf = KernelPointSpreadFunction.from_image(psf, bbox)
-        masked_image = MaskedImage(
-            Image(image, bbox=bbox, unit=unit),
-            mask=make_mask(mask or {}, bbox),
-            variance=Image(
-                as_native_float(variance), bbox=bbox, unit=None if unit is None else unit**2
-            ),
-            sky_projection=None if header is None else sky_projection(header, bbox),
+            psf = KernelPointSpreadFunction.from_image(psf, Box.from_shape(image.shape, origin))
+        return cls(
+            image,
+            as_native_float(variance),
+            make_mask(mask or {}, image.shape),
+            origin=origin,
+            unit=unit,
+            psf=psf,
+            kernel=kernel,
+            header=header,
         )
-        return cls(masked_image, psf=psf, kernel=kernel, header=header)
 
     @classmethod
     def from_object(cls, obj: Any) -> Exposure:
@@ -184,13 +207,13 @@ class Exposure:
         Parameters
         ----------
         obj
-            An `Exposure`, or an lsst.images object such as MaskedImage, VisitImage or
+            An `Exposure`, or an object of lsst.images such as MaskedImage, VisitImage or
             DifferenceImage; its ``psf`` and ``kernel`` are used where it has them.
 
         Returns
         -------
         exposure
-            The same planes, not copied.
+            Image and variance are not copied where their types allow.
 
         Raises
         ------
@@ -199,59 +222,32 @@ class Exposure:
         """
         if isinstance(obj, Exposure):
             return obj
-        try:
-            image, mask, variance = obj.image, obj.mask, obj.variance
-        except AttributeError as error:
-            raise ArgumentError(
-                f"An exposure needs .image, .mask and .variance; {type(obj).__name__} lacks one:"
-                f" {error}."
-            ) from error
-        if not (
-            isinstance(image, Image) and isinstance(mask, Mask) and isinstance(variance, Image)
-        ):
-            raise ArgumentError(
-                "The planes of an exposure must be lsst.images Image, Mask and Image; got"
-                f" {type(image).__name__}, {type(mask).__name__}, {type(variance).__name__}."
-                " Exposure.from_arrays takes plain arrays."
-            )
-        masked_image = (
-            obj
-            if isinstance(obj, MaskedImage)
-            else MaskedImage(image, mask=mask, variance=variance)
+        parts = foreign.parts_of(obj)
+        return cls(
+            as_native_float(parts.image),
+            as_native_float(parts.variance),
+            parts.mask,
+            origin=parts.box.start,
+            unit=parts.unit,
+            psf=parts.psf,
+            kernel=parts.kernel,
+            header=parts.header,
         )
-        header = None
-        if masked_image.sky_projection is not None:
-            header = projection_header(masked_image.sky_projection, masked_image.bbox)
-        try:
-            psf = getattr(obj, "psf", None)
-        except ArchiveReadError as error:
-            # Such an object raises when its PSF is asked for, not when it is read.
-            _log.info("The PSF cannot be read (%s); it is left out.", error)
-            psf = None
-        return cls(masked_image, psf=psf, kernel=getattr(obj, "kernel", None), header=header)
-
-    @property
-    def masked_image(self) -> MaskedImage:
-        """The planes, with their box and sky projection."""
-        return self._masked_image
 
     def replaced(
         self,
         *,
-        image: Image | None = None,
-        mask: Mask | None = None,
+        data: Array | None = None,
         variance: Array | None = None,
-        sky_projection: SkyProjection[Any] | None = None,
+        mask: Mask | None = None,
     ) -> Exposure:
         """Exposure with other planes; everything else is shared with this one.
 
         Parameters
         ----------
-        image, mask
-            In place of the plane, with the same box.
-        variance
-            ``(ny, nx)`` in place of the plane, image_unit².
-        sky_projection
+        data, variance
+            ``(ny, nx)`` in place of the plane.
+        mask
             In place of this exposure's.
 
         Returns
@@ -259,30 +255,38 @@ class Exposure:
         exposure
             A new one.
         """
-        plane = (
-            self.variance
-            if variance is None
-            else Image(variance, bbox=self.bbox, unit=self.variance.unit)
-        )
         return Exposure(
-            MaskedImage(
-                self.image if image is None else image,
-                mask=self.mask if mask is None else mask,
-                variance=plane,
-                sky_projection=self.sky_projection if sky_projection is None else sky_projection,
-            ),
-            psf=self.psf,
-            kernel=self.kernel,
-            background=self.background,
-            header=self.header,
-            primary_header=self.primary_header,
-            source=self.source,
-            noise=self.noise,
-            is_score=self.is_score,
-            decorrelated_by=self.decorrelated_by,
-            registration=self.registration,
-            resampling=self.resampling,
+            self.data if data is None else data,
+            self.variance if variance is None else variance,
+            self.mask if mask is None else mask,
+            origin=self.origin,
+            **self._known(),
         )
+
+    def copy(self) -> Exposure:
+        """Exposure with planes and headers of its own."""
+        result = self.replaced(
+            data=self.data.copy(), variance=self.variance.copy(), mask=self.mask.copy()
+        )
+        result.header, result.primary_header = self.header.copy(), self.primary_header.copy()
+        return result
+
+    def _known(self) -> dict[str, Any]:
+        """All but the planes and their place."""
+        return {
+            "unit": self.unit,
+            "psf": self.psf,
+            "kernel": self.kernel,
+            "background": self.background,
+            "header": self.header,
+            "primary_header": self.primary_header,
+            "source": self.source,
+            "noise": self.noise,
+            "is_score": self.is_score,
+            "decorrelated_by": self.decorrelated_by,
+            "registration": self.registration,
+            "resampling": self.resampling,
+        }
 
     def cutout(self, box: Box) -> Exposure:
         """Part of the exposure, its pixels' coordinates unchanged.
@@ -308,49 +312,25 @@ class Exposure:
             raise ArgumentError(
                 f"{self.source or 'The exposure'}: its box {self.bbox} does not contain {box}."
             )
-        dy, dx = box.y.start - self.bbox.y.start, box.x.start - self.bbox.x.start
-        background = self.background
-        if isinstance(background, np.ndarray):
-            background = background[dy : dy + box.y.size, dx : dx + box.x.size]
+        inside = self.bbox.slices_of(box)
+        known = self._known()
+        if isinstance(self.background, np.ndarray):
+            known["background"] = self.background[inside]
+        known["header"] = shifted_header(self.header, dy=inside[0].start, dx=inside[1].start)
+        known["primary_header"] = self.primary_header.copy()
         return Exposure(
-            self._masked_image[box],
-            psf=self.psf,
-            kernel=self.kernel,
-            background=background,
-            header=shifted_header(self.header, dy=dy, dx=dx),
-            primary_header=self.primary_header.copy(),
-            source=self.source,
-            noise=self.noise,
-            is_score=self.is_score,
-            decorrelated_by=self.decorrelated_by,
-            registration=self.registration,
-            resampling=self.resampling,
+            self.data[inside], self.variance[inside], self.mask[inside], origin=box.start, **known
         )
-
-    @property
-    def image(self) -> Image:
-        """The image plane."""
-        return self._masked_image.image
-
-    @property
-    def mask(self) -> Mask:
-        """The mask planes."""
-        return self._masked_image.mask
-
-    @property
-    def variance(self) -> Image:
-        """The variance plane."""
-        return self._masked_image.variance
 
     @property
     def bbox(self) -> Box:
         """Box of the planes, in pixel coordinates."""
-        return self._masked_image.bbox
+        return self._bbox
 
     @property
-    def yx0(self) -> tuple[int, int]:
+    def origin(self) -> tuple[int, int]:
         """Pixel coordinates (y, x) of the first pixel."""
-        return (self.bbox.y.start, self.bbox.x.start)
+        return self._bbox.start
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -362,17 +342,12 @@ class Exposure:
         """World coordinates of the pixel *array*: its first pixel is (0, 0)."""
         return celestial_wcs(self.header)
 
-    @property
-    def sky_projection(self) -> SkyProjection[Any] | None:
-        """Sky coordinates of the pixel *coordinates*: its first pixel is `yx0`."""
-        return self._masked_image.sky_projection
-
     def __repr__(self) -> str:
         ny, nx = self.shape
         psf = "no PSF" if self.psf is None else type(self.psf).__name__
         return (
-            f"Exposure({ny} x {nx} {self.image.array.dtype}, yx0={self.yx0},"
-            f" mask planes {', '.join(self.mask.schema.names) or 'none'}, {psf})"
+            f"Exposure({ny} x {nx} {self.data.dtype}, origin={self.origin},"
+            f" mask planes {', '.join(self.mask.names) or 'none'}, {psf})"
         )
 
 
@@ -391,18 +366,9 @@ def precise(science: Exposure, template: Exposure) -> tuple[Exposure, Exposure]:
         is filtered there would lose its noise in each rounding.  Else the same ones.
     """
     pair = science, template
-    if not any(high_level(each.image.array) for each in pair):
+    if not any(high_level(each.data) for each in pair):
         return pair
-    one, other = (
-        each.replaced(
-            image=Image(
-                each.image.array.astype(np.float64, copy=False),
-                bbox=each.bbox,
-                unit=each.image.unit,
-            )
-        )
-        for each in pair
-    )
+    one, other = (each.replaced(data=each.data.astype(np.float64, copy=False)) for each in pair)
     return one, other
 
 

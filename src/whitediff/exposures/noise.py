@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
-from lsst.images import Image, Mask
 
 from .. import planes
 from ..decorrelation import smallest_sigma, unmeasured_pixels
@@ -43,6 +42,7 @@ from ..structure import HighFrequencies, high_frequencies
 from ..threads import in_threads
 from . import masks
 from .covariance import Noise, noise_at
+from .masks import Mask
 from .missing import pixels_without_measurement
 from .model import Exposure, fits_single, precise
 from .psf import fwhm_of_psf
@@ -151,8 +151,8 @@ def without_sentinels(exposure: Exposure) -> Exposure:
         Finite pixels beyond 1e11 of the smallest sigma are NaN and NO_DATA, with a warning; the
         same one where there are none.
     """
-    image = exposure.image.array
-    absurd = unmeasured_pixels(image, smallest_sigma(exposure.variance.array))
+    image = exposure.data
+    absurd = unmeasured_pixels(image, smallest_sigma(exposure.variance))
     if absurd is None:
         return exposure
     absurd &= np.isfinite(image)
@@ -165,11 +165,7 @@ def without_sentinels(exposure: Exposure) -> Exposure:
         float(image[absurd][0]),
     )
     return exposure.replaced(
-        image=Image(
-            np.where(absurd, image.dtype.type(np.nan), image),
-            bbox=exposure.bbox,
-            unit=exposure.image.unit,
-        ),
+        data=np.where(absurd, image.dtype.type(np.nan), image),
         mask=masks.with_plane(exposure.mask, "NO_DATA", absurd),
     )
 
@@ -192,7 +188,7 @@ def source_pixels(*exposures: Exposure, only_bright: bool = False) -> Array:
 
     def detected(exposure: Exposure) -> Array:
         return detect_sources(
-            unstepped(exposure.image.array), avoided_pixels(exposure), only_bright=only_bright
+            unstepped(exposure.data), avoided_pixels(exposure), only_bright=only_bright
         )
 
     sources, *others = in_threads(detected, exposures)
@@ -291,7 +287,7 @@ def pair_sources(science: Sequence[Exposure], template: Sequence[Exposure]) -> P
     """
 
     def detected(exposure: Exposure) -> Array:
-        return source_levels(unstepped(exposure.image.array), avoided_pixels(exposure))
+        return source_levels(unstepped(exposure.data), avoided_pixels(exposure))
 
     levels = in_threads(detected, (*science, *template))
     stacks = levels[: len(science)], levels[len(science) :]
@@ -311,11 +307,11 @@ def few_photons(exposure: Exposure) -> Counts | None:
     counts
         `whitediff.photons.counted_photons`; None where its pixels are no counts of few photons.
     """
-    return counted_photons(exposure.image.array, _measured_pixels(exposure))
+    return counted_photons(exposure.data, _measured_pixels(exposure))
 
 
 def _measured_pixels(exposure: Exposure) -> Array:
-    return planes.usable_pixels(exposure.image.array, masks.flagged(exposure.mask, _IGNORED))
+    return planes.usable_pixels(exposure.data, masks.flagged(exposure.mask, _IGNORED))
 
 
 def measurable(science: Exposure, template: Exposure) -> tuple[Exposure, Exposure]:
@@ -337,7 +333,7 @@ def measurable(science: Exposure, template: Exposure) -> tuple[Exposure, Exposur
 
 
 def _without_own_noise(exposure: Exposure) -> Exposure:
-    image, variance = exposure.image.array, exposure.variance.array
+    image, variance = exposure.data, exposure.variance
     usable = _measured_pixels(exposure) & (variance > 0) & (variance < np.inf)
     cleaned = without_own_noise(image, variance, usable)
     if cleaned is None:
@@ -410,7 +406,7 @@ def levels_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[Ar
     """
     if untrusted is None:
         untrusted = avoided_pixels(exposure)
-    image = exposure.image.array
+    image = exposure.data
     levels, background = levels_and_background(unstepped(image), untrusted)
 
     def subtract(rows: slice) -> None:
@@ -471,7 +467,7 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
     # Every n-th row suffices for a quantile.
     step = max(1, flat.size // _ENOUGH_FOR_SCATTER)
     bad = masks.flagged(exposure.mask, _IGNORED) | sources
-    variance, image = exposure.variance.array[::step], exposure.image.array[::step]
+    variance, image = exposure.variance[::step], exposure.data[::step]
     free = ~bad[::step] & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     if not free.any():
         raise DataError(
@@ -480,11 +476,11 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
         )
     sigma = np.sqrt(variance[free])
     usable = _measured_pixels(exposure)
-    counts = counted_photons(exposure.image.array, usable)
+    counts = counted_photons(exposure.data, usable)
     rounding = rounding_step(image[free])
     scatter = scatter_of(flat[::step][free], counts, step=rounding, errors=sigma)
     factor, structure = scatter, 1.0
-    noise = high_frequencies(exposure.image.array, usable, exposure.variance.array)
+    noise = high_frequencies(exposure.data, usable, exposure.variance)
     if noise is None or noise.factor > scatter * (1 + _SURELY + 3 * noise.error):
         # Noise scatters by itself at least: what is more at high frequencies is light, too.
         _log.info(
@@ -559,7 +555,7 @@ def rescaled(exposure: Exposure, factor: float) -> Exposure:
     rescaled
         Shares everything else.
     """
-    variance = exposure.variance.array
+    variance = exposure.variance
     if variance.dtype == np.float32 and not fits_single(*(factor * _positive_range(variance))):
         variance = variance.astype(np.float64)
     scale = variance.dtype.type(factor)
@@ -700,7 +696,7 @@ class SquareSums:
 
     def place(self, rows: slice, columns: slice) -> str:
         """Where some squares, with a first and a last one, lie in the frame, in words."""
-        y0, x0 = self.yx0
+        y0, x0 = self.origin
         first = y0 + _SQUARE * self.step * rows.start, x0 + _SQUARE * columns.start
         last = (
             y0 + _SQUARE * (self.step * (rows.stop - 1) + 1) - 1,
@@ -730,8 +726,8 @@ def square_sums(difference: Exposure) -> SquareSums | None:
     sums, variances = [np.zeros((0, nx // side))], [np.zeros((0, nx // side))]
     for start in range(0, ny, side * step):
         rows = slice(start, start + side)
-        image = difference.image.array[rows, :nx]
-        variance = difference.variance.array[rows, :nx]
+        image = difference.data[rows, :nx]
+        variance = difference.variance[rows, :nx]
         lost = masks.flagged(difference.mask, _SPOILED, rows=rows)[:, :nx]
         free = ~lost & np.isfinite(image) & (variance > 0) & np.isfinite(variance)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -742,7 +738,7 @@ def square_sums(difference: Exposure) -> SquareSums | None:
         known = count > 0.75 * side**2
         sums.append(np.where(known, total / np.sqrt(np.maximum(count, 1)), np.nan)[None])
         variances.append(np.where(known, squares / np.maximum(count, 1), np.nan)[None])
-    found = SquareSums(np.concatenate(sums), np.concatenate(variances), step, difference.yx0)
+    found = SquareSums(np.concatenate(sums), np.concatenate(variances), step, difference.origin)
     return found if np.count_nonzero(found.known) >= _FEWEST_SQUARES else None
 
 
@@ -867,7 +863,7 @@ def _known_noise(name: str, exposure: Exposure) -> Noise:
 
 def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | DataError:
     """Noise covariance, or why it cannot be measured."""
-    image, variance = exposure.image.array, exposure.variance.array
+    image, variance = exposure.data, exposure.variance
     untrusted = untrusted_pixels(exposure)
     told = high_frequencies(image, ~(untrusted | masks.flagged(exposure.mask, _IGNORED)), variance)
     # Strips of a large frame determine the covariance as well as all of it.

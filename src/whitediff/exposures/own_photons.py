@@ -100,7 +100,7 @@ def own_variances(
 
 def _slope(exposure: Exposure) -> float:
     """How a variance plane rises with the light of bright sources, image unit."""
-    image, variance = exposure.image.array, exposure.variance.array
+    image, variance = exposure.data, exposure.variance
     rows = slice(None, None, max(1, image.size // ENOUGH_PIXELS))
     values, plane = image[rows].astype(np.float64), variance[rows].astype(np.float64)
     untrusted = masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES, rows=rows)

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Image
 
 from ..clipping import find_floor
 from ..errors import DataError, TooFewSourcesError
@@ -264,10 +263,10 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     template = aligned_template(
         science, template, use_wcs=options.use_wcs, resampling=options.resampling
     )
-    if _are_equal(science.image.array, template.image.array):
+    if _are_equal(science.data, template.data):
         raise DataError(
             f"{template.source or 'The template'}: holds the same pixels as"
-            f" {science.source or 'the science image'}, all {science.image.array.size} of them;"
+            f" {science.source or 'the science image'}, all {science.data.size} of them;"
             " nothing would be left of a difference. Was one image named twice?"
         )
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
@@ -294,7 +293,7 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         factors, is_structured = (first[0], second[0]), max(first[1], second[1]) > 1
         science, template = rescaled(science, factors[0]), rescaled(template, factors[1])
     is_curved = any(map(_is_curved, (science, template), flat, avoided))
-    variances = science.variance.array, template.variance.array
+    variances = science.variance, template.variance
     find = _sources_in_structure if is_structured else _sources
     sources = find((flat[0], flat[1]), variances, (avoided[0], avoided[1]))
     misalignment = _check_positions(
@@ -421,7 +420,7 @@ def _warn_of_photons(exposure: Exposure, counts: Counts | None, width: float) ->
 
 def _check_floor(exposure: Exposure, untrusted: Array) -> None:
     """Refuse an exposure that was cut off where its noise is; warn of one that was just below."""
-    floor = find_floor(exposure.image.array, untrusted)
+    floor = find_floor(exposure.data, untrusted)
     if floor is None:
         return
     said = f"{exposure.source or 'The exposure'}: {floor.text}."
@@ -432,7 +431,7 @@ def _check_floor(exposure: Exposure, untrusted: Array) -> None:
 
 def _check_colours(exposure: Exposure, untrusted: Array) -> None:
     """Warn of a frame of a colour camera as it was read out."""
-    levels = colour_mosaic(exposure.image.array, untrusted)
+    levels = colour_mosaic(exposure.data, untrusted)
     if levels is not None:
         _log.warning(
             "%s: neighbouring pixels differ in level, in squares of 2 × 2, by %s times their noise:"
@@ -445,10 +444,10 @@ def _check_colours(exposure: Exposure, untrusted: Array) -> None:
 
 def _is_curved(exposure: Exposure, flat: Array, bad: Array) -> bool:
     """Whether the sky under a star's wings is neither flat nor known from what is around it."""
-    image, step = exposure.image.array, _SKY_STEP
+    image, step = exposure.data, _SKY_STEP
     grid = np.s_[step // 2 :: step, step // 2 :: step]
     sky = np.where(bad[grid], np.nan, image[grid] - flat[grid])
-    noise = np.sqrt(np.median(exposure.variance.array[grid][~bad[grid]]))
+    noise = np.sqrt(np.median(exposure.variance[grid][~bad[grid]]))
     differences = [np.diff(sky, order, axis) for order in (1, 2) for axis in (0, 1)]
     return any(bool((np.abs(each) > _SKY_SIGMAS * noise).any()) for each in differences)
 
@@ -501,13 +500,13 @@ def _without_emission(exposure: Exposure, bad: Array, sigma: float) -> Exposure:
     """Exposure less the emission under its stars, which else becomes wings of theirs."""
     cell = max(2 * round(_EMISSION_SIGMAS * sigma / 2), _STRUCTURE_CELLS[-1])
     return without_light(
-        exposure, smooth_background(exposure.image.array, ~bad, cell=cell, has_sources=True)
+        exposure, smooth_background(exposure.data, ~bad, cell=cell, has_sources=True)
     )
 
 
 def _without_sky(exposure: Exposure, others: Array) -> Exposure:
     """Exposure less the background of the pixels that are not bad and have no source."""
-    return without_light(exposure, smooth_background(exposure.image.array, ~others))
+    return without_light(exposure, smooth_background(exposure.data, ~others))
 
 
 def _scatter_below(flat: Array, variance: Array, bad: Array) -> np.float32:
@@ -575,7 +574,7 @@ def fwhm(
     if exposure.psf is not None:
         return fwhm_of_psf(exposure.psf)
     reach = min(max(math.ceil(_WIDTH_SIGMAS * sigma), _WIDTH_REACHES[0]), _WIDTH_REACHES[1])
-    width = star_width(exposure.image.array, bad, stars.x, stars.y, reach=reach)
+    width = star_width(exposure.data, bad, stars.x, stars.y, reach=reach)
     # A profile that the half-light radii contradict is none: stars of the other exposure only.
     most = _MOST_OF_STRUCTURED if is_structured else _WIDTH_RATIO[1]
     believable = _WIDTH_RATIO[0] < width * FWHM_TO_SIGMA / sigma < most
@@ -636,7 +635,7 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     bad = avoided_pixels(exposure)
     _, flat = sources_apart(exposure, bad)
     sources = find_sources(
-        flat, flat, science_variance=exposure.variance.array, science_bad=bad, template_bad=bad
+        flat, flat, science_variance=exposure.variance, science_bad=bad, template_bad=bad
     )
     stars = width_stars(sources)
     width = fwhm(exposure, stars, stars.science_sigma, bad)
@@ -645,7 +644,7 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     ground = exposure
     if _is_curved(exposure, flat, bad):
         # Else stars keep their wings, which a background of cells takes in part.
-        ground = exposure.replaced(image=Image(flat, bbox=exposure.bbox, unit=exposure.image.unit))
+        ground = exposure.replaced(data=flat)
     exposure = exposure.replaced()
     exposure.psf = _psf_of_stars(ground, sources, bad, FWHM_TO_SIGMA * width)
     return exposure
@@ -696,7 +695,7 @@ def _measured_stars(
     """PSF of the stars; where there are too few, of what serves for a kernel."""
 
     def measured(which: Array) -> MeasuredPsf:
-        image, variance = exposure.image.array, exposure.variance.array
+        image, variance = exposure.data, exposure.variance
         x, y = sources.x[which], sources.y[which]
         return measure_psf(image, variance, bad, x, y, size=size, order=_PSF_ORDER)
 

@@ -1,52 +1,32 @@
-"""A PSF that is an image: the field calls it kernel PSF."""
+"""Point-spread functions, above all those that are images: the field calls them kernel PSFs."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import pydantic
 import scipy.ndimage
-from lsst.images import YX, Bounds, Box, Image
-from lsst.images.convolution_kernels import (
-    ImageBasisConvolutionKernel,
-    ImageBasisConvolutionKernelSerializationModel,
-)
-from lsst.images.psfs import PointSpreadFunction
-from lsst.images.serialization import (
-    ArchiveTree,
-    InputArchive,
-    InvalidParameterError,
-    OutputArchive,
-)
 
 from ..convolution import convolve
 from ..errors import ArgumentError
 from ..profiles import full_width_half_maximum
+from .boxes import Box
 from .fields import scattered_fit
-from .kernels import (
-    centered_array,
-    chebyshev_kernel,
-    constant_kernel,
-    interpolated_kernel,
-    is_constant,
-)
+from .kernels import BasisKernel, chebyshev_kernel, constant_kernel, interpolated_kernel
 
 __all__ = [
     "KernelPointSpreadFunction",
-    "KernelPointSpreadFunctionSerializationModel",
     "Light",
+    "PointSpreadFunction",
     "as_kernel_psf",
-    "average_position",
     "convolved_psf",
     "fwhm_of_psf",
     "moved_psf",
-    "psf_image",
     "psf_images",
     "sampled_psf",
     "scattered_psf",
@@ -65,6 +45,66 @@ _LEAST_OF_NOISE = 0.2
 """Of a flux's variance by the plane, what is left of it in any case."""
 _MATTERS = 1e-3
 """Error of a PSF, over its peak, that deserves a warning."""
+
+
+class PointSpreadFunction(abc.ABC):
+    """Image of a point source, which may vary over the frame."""
+
+    @property
+    @abc.abstractmethod
+    def bounds(self) -> Box:
+        """Box in which it is valid."""
+
+    @abc.abstractmethod
+    def at(self, *, x: float, y: float) -> Array:
+        """Image of the PSF at a position.
+
+        Parameters
+        ----------
+        x, y
+            Pixel coordinates.
+
+        Returns
+        -------
+        image
+            ``(py, px)`` float64, centred on ``[py//2, px//2]``, unit sum.
+
+        Raises
+        ------
+        ArgumentError
+            If it is not defined there.
+        """
+
+    @property
+    def average_position(self) -> tuple[float, float]:
+        """x, y where the PSF is nominal: the middle of its box unless it knows better."""
+        return (self.bounds.x.center, self.bounds.y.center)
+
+    def star(self, *, x: float, y: float) -> tuple[Array, Box]:
+        """Image of a star of unit flux, shifted by fractions of a pixel.
+
+        Parameters
+        ----------
+        x, y
+            Pixel coordinates of the star.
+
+        Returns
+        -------
+        image
+            ``(py, px)`` float64, unit sum.
+        box
+            Its pixels.
+
+        Notes
+        -----
+        Shifted by a phase in Fourier space, which is exact for a well-sampled PSF, and
+        brought back to unit sum.
+        """
+        image = self.at(x=x, y=y)
+        row, column = _round_half_up(y), _round_half_up(x)
+        moved = shifted(image, y - row, x - column)
+        start = (row - image.shape[0] // 2, column - image.shape[1] // 2)
+        return moved / moved.sum(), Box.from_shape(image.shape, start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +223,7 @@ class KernelPointSpreadFunction(PointSpreadFunction):
 
     def __init__(
         self,
-        kernel: ImageBasisConvolutionKernel,
+        kernel: BasisKernel,
         *,
         average_position: tuple[float, float] | None = None,
         light: Light | None = None,
@@ -191,8 +231,7 @@ class KernelPointSpreadFunction(PointSpreadFunction):
         self._kernel = kernel
         self._light = Light() if light is None else light
         if average_position is None:
-            bbox = kernel.bounds.bbox
-            average_position = (bbox.x.center, bbox.y.center)
+            average_position = super().average_position
         self._average_position = (float(average_position[0]), float(average_position[1]))
 
     @classmethod
@@ -229,7 +268,7 @@ class KernelPointSpreadFunction(PointSpreadFunction):
         return cls(constant_kernel(image, bounds), light=light)
 
     @property
-    def kernel(self) -> ImageBasisConvolutionKernel:
+    def kernel(self) -> BasisKernel:
         """Basis images and their spatial variation, before normalisation."""
         return self._kernel
 
@@ -263,181 +302,19 @@ class KernelPointSpreadFunction(PointSpreadFunction):
         return self._light
 
     @property
-    def bounds(self) -> Bounds:
-        """Region where the PSF is valid."""
+    def bounds(self) -> Box:
+        """Box in which the PSF is valid."""
         return self._kernel.bounds
 
-    @cached_property
-    def kernel_bbox(self) -> Box:
-        """Box of all images returned by `compute_kernel_image`."""
-        return self._kernel.kernel_bbox
-
-    def compute_kernel_image(self, *, x: float, y: float) -> Image:
-        """Image of the PSF at a position, centred on the pixel (0, 0), unit sum.
-
-        Parameters
-        ----------
-        x, y
-            Pixel coordinates.
-
-        Returns
-        -------
-        image
-            With the box `kernel_bbox`.
-        """
-        # The signature says int; the fields take any position.
-        image = self._kernel.compute_kernel_image(x=x, y=y)  # type: ignore[arg-type]
-        total = float(image.array.sum())
+    def at(self, *, x: float, y: float) -> Array:
+        """Image of the PSF at a position, `PointSpreadFunction.at`."""
+        image = self._kernel.at(x=x, y=y)
+        total = float(image.sum())
         if not total > 0:
             raise ArgumentError(
                 f"The PSF at x={x:g}, y={y:g} sums to {total:g}; it is not defined there."
             )
-        return Image(image.array / total, bbox=image.bbox)
-
-    def compute_stellar_image(self, *, x: float, y: float) -> Image:
-        """Image of a star of unit flux at a position, shifted by fractions of a pixel.
-
-        Parameters
-        ----------
-        x, y
-            Pixel coordinates of the star.
-
-        Returns
-        -------
-        image
-            With the box `compute_stellar_bbox`.
-
-        Notes
-        -----
-        Shifted by a phase in Fourier space, which is exact for a well-sampled PSF, and
-        brought back to unit sum.
-        """
-        bbox = self.compute_stellar_bbox(x=x, y=y)
-        kernel = self.compute_kernel_image(x=x, y=y).array
-        moved = shifted(kernel, y - _round_half_up(y), x - _round_half_up(x))
-        return Image(moved / moved.sum(), bbox=bbox)
-
-    def compute_stellar_bbox(self, *, x: float, y: float) -> Box:
-        """Box of the image that `compute_stellar_image` returns.
-
-        Parameters
-        ----------
-        x, y
-            Pixel coordinates of the star.
-
-        Returns
-        -------
-        bbox
-            `kernel_bbox`, moved to the pixel that contains the star.
-        """
-        box = self.kernel_bbox
-        return Box.from_shape(
-            box.shape,
-            start=YX(y=box.y.start + _round_half_up(y), x=box.x.start + _round_half_up(x)),
-        )
-
-    def serialize(self, archive: OutputArchive[Any]) -> KernelPointSpreadFunctionSerializationModel:
-        """Write the PSF to an lsst.images archive.
-
-        Parameters
-        ----------
-        archive
-            Archive to write to.
-
-        Returns
-        -------
-        model
-            What goes into the archive's tree.
-        """
-        x, y = self._average_position
-        return KernelPointSpreadFunctionSerializationModel(
-            kernel=archive.serialize_direct("kernel", self._kernel.serialize),
-            average_position_x=x,
-            average_position_y=y,
-            enclosed=self.light.enclosed,
-            flux_error=self.light.error,
-            own_variance=self.light.own_variances[0],
-            fading_variance=self.light.own_variances[1],
-        )
-
-    @staticmethod
-    def _get_archive_tree_type(
-        pointer_type: type[pydantic.BaseModel],
-    ) -> type[KernelPointSpreadFunctionSerializationModel]:
-        return KernelPointSpreadFunctionSerializationModel
-
-
-class KernelPointSpreadFunctionSerializationModel(ArchiveTree):
-    """How a `KernelPointSpreadFunction` stands in an lsst.images archive."""
-
-    SCHEMA_NAME: ClassVar[str] = "whitediff_kernel_psf"
-    SCHEMA_VERSION: ClassVar[str] = "1.2.0"
-    MIN_READ_VERSION: ClassVar[int] = 1
-    PUBLIC_TYPE: ClassVar[type] = KernelPointSpreadFunction
-
-    kernel: ImageBasisConvolutionKernelSerializationModel = pydantic.Field(
-        description="Basis images of the PSF and their spatial variation."
-    )
-    average_position_x: float = pydantic.Field(description="Column where the PSF is nominal.")
-    average_position_y: float = pydantic.Field(description="Row where the PSF is nominal.")
-    enclosed: float = pydantic.Field(
-        default=1.0, description="Share of a point source's light in the images."
-    )
-    flux_error: float = pydantic.Field(
-        default=0.0, description="Relative error of fluxes measured with the PSF."
-    )
-    own_variance: float = pydantic.Field(
-        default=0.0,
-        description="Variance per flux by a source's photons beyond what the variance plane tells.",
-    )
-    fading_variance: float = pydantic.Field(
-        default=0.0, description="The same of a source that is missing."
-    )
-
-    def deserialize(self, archive: InputArchive[Any], **kwargs: Any) -> KernelPointSpreadFunction:
-        """Read the PSF back.
-
-        Parameters
-        ----------
-        archive
-            Archive to read from.
-        **kwargs
-            None are accepted.
-
-        Returns
-        -------
-        psf
-            The PSF.
-        """
-        if kwargs:
-            raise InvalidParameterError(
-                f"Unrecognized parameters for KernelPointSpreadFunction: {set(kwargs)}."
-            )
-        return KernelPointSpreadFunction(
-            self.kernel.deserialize(archive),
-            average_position=(self.average_position_x, self.average_position_y),
-            light=Light(self.enclosed, self.flux_error, (self.own_variance, self.fading_variance)),
-        )
-
-
-def psf_image(psf: PointSpreadFunction, *, x: float, y: float) -> Array:
-    """Image of any PSF at a position.
-
-    Parameters
-    ----------
-    psf
-        Any `lsst.images.psfs.PointSpreadFunction`.
-    x, y
-        Pixel coordinates.
-
-    Returns
-    -------
-    image
-        ``(py, px)`` float64, centred on ``[py//2, px//2]``, unit sum.
-    """
-    image = psf.compute_kernel_image(x=x, y=y)
-    array = centered_array(image.array, image.bbox)
-    return array / array.sum()
+        return image / total
 
 
 def psf_images(psf: PointSpreadFunction, *, x: Array, y: Array) -> Array:
@@ -446,15 +323,15 @@ def psf_images(psf: PointSpreadFunction, *, x: Array, y: Array) -> Array:
     Parameters
     ----------
     psf
-        Any `lsst.images.psfs.PointSpreadFunction`.
+        Any PSF.
     x, y
         ``(n,)`` pixel coordinates, n at least 1.
 
     Returns
     -------
     images
-        ``(n, py, px)`` float64, each as of `psf_image`; ``(1, py, px)`` where it is the same
-        everywhere.  Of other PSFs than kernel PSFs, that of the middle of a cell of 32 pixels
+        ``(n, py, px)`` float64, each as of `PointSpreadFunction.at`; ``(1, py, px)`` where it is
+        the same everywhere.  Of other PSFs than kernel PSFs, that of the middle of a cell of 32 pixels
         stands for those in it.
 
     Raises
@@ -463,10 +340,10 @@ def psf_images(psf: PointSpreadFunction, *, x: Array, y: Array) -> Array:
         If the PSF is not defined at one of them.
     """
     if isinstance(psf, KernelPointSpreadFunction):
-        if is_constant(psf.kernel):
-            return psf_image(psf, x=float(x[0]), y=float(y[0]))[None]
-        basis = np.stack([centered_array(each.array, each.bbox) for each, _ in psf.kernel])
-        weights = np.stack([np.asarray(field(x=x, y=y)) for _, field in psf.kernel], axis=1)
+        if psf.kernel.is_constant:
+            return psf.at(x=float(x[0]), y=float(y[0]))[None]
+        basis = psf.kernel.basis
+        weights = np.stack([field(x=x, y=y) for field in psf.kernel.fields], axis=1)
         images = (weights @ basis.reshape(len(basis), -1)).reshape(len(x), *basis.shape[1:])
         totals = images.sum(axis=(1, 2))
         if not (totals > 0).all():
@@ -478,7 +355,7 @@ def psf_images(psf: PointSpreadFunction, *, x: Array, y: Array) -> Array:
         result: Array = images / totals[:, None, None]
         return result
     cells, index = np.unique(np.stack([x, y], axis=1) // _PSF_CELL, axis=0, return_inverse=True)
-    middles = [psf_image(psf, x=float(cx), y=float(cy)) for cx, cy in _PSF_CELL * (cells + 0.5)]
+    middles = [psf.at(x=float(cx), y=float(cy)) for cx, cy in _PSF_CELL * (cells + 0.5)]
     return np.stack(_on_one_shape(middles))[index.ravel()]
 
 
@@ -506,27 +383,8 @@ def fwhm_of_psf(psf: PointSpreadFunction) -> float:
     fwhm
         Pixels, `whitediff.profiles.full_width_half_maximum`.
     """
-    x, y = average_position(psf)
-    return full_width_half_maximum(psf_image(psf, x=x, y=y))
-
-
-def average_position(psf: PointSpreadFunction) -> tuple[float, float]:
-    """Where a PSF is nominal.
-
-    Parameters
-    ----------
-    psf
-        Any `lsst.images.psfs.PointSpreadFunction`.
-
-    Returns
-    -------
-    x, y
-        Its own average position if it has one, else the middle of its bounds.
-    """
-    if isinstance(psf, KernelPointSpreadFunction):
-        return psf.average_position
-    bbox = psf.bounds.bbox
-    return (bbox.x.center, bbox.y.center)
+    x, y = psf.average_position
+    return full_width_half_maximum(psf.at(x=x, y=y))
 
 
 def as_kernel_psf(
@@ -537,7 +395,7 @@ def as_kernel_psf(
     Parameters
     ----------
     psf
-        Any `lsst.images.psfs.PointSpreadFunction`; a kernel PSF comes back as it is.
+        Any PSF; a kernel PSF comes back as it is.
     bounds
         Box over which to sample it.
     order
@@ -551,11 +409,11 @@ def as_kernel_psf(
     if isinstance(psf, KernelPointSpreadFunction):
         return psf
     x, y = bounds.x.center, bounds.y.center
-    corner = psf_image(psf, x=bounds.x.min, y=bounds.y.min)
-    if np.array_equal(corner, psf_image(psf, x=x, y=y)):
+    corner = psf.at(x=bounds.x.start, y=bounds.y.start)
+    if np.array_equal(corner, psf.at(x=x, y=y)):
         order = 0
-    kernel = interpolated_kernel(lambda x, y: psf_image(psf, x=x, y=y), bounds, order)
-    return KernelPointSpreadFunction(kernel, average_position=average_position(psf))
+    kernel = interpolated_kernel(lambda x, y: psf.at(x=x, y=y), bounds, order)
+    return KernelPointSpreadFunction(kernel, average_position=psf.average_position)
 
 
 def sampled_psf(
@@ -604,7 +462,7 @@ def sampled_psf(
     for order in range(_HIGHEST_ORDER + 1):
         psf = KernelPointSpreadFunction(interpolated_kernel(of_unit_sum, bounds, order))
         error = max(
-            float(np.abs(psf_image(psf, x=x, y=y) - image).max() / image.max())
+            float(np.abs(psf.at(x=x, y=y) - image).max() / image.max())
             for (x, y), image in zip(at, true, strict=True)
         )
         if error <= tolerance:
@@ -641,11 +499,10 @@ def convolved_psf(
     before = as_kernel_psf(psf, bounds)
     ky, kx = kernel.shape
     images = [
-        convolve(np.pad(centered_array(image.array, image.bbox), [(ky, ky), (kx, kx)]), kernel)
-        for image, _ in before.kernel
+        convolve(np.pad(image, [(ky, ky), (kx, kx)]), kernel) for image in before.kernel.basis
     ]
     return KernelPointSpreadFunction(
-        ImageBasisConvolutionKernel(np.stack(images), list(before.kernel.spatial)),
+        BasisKernel(np.stack(images), before.kernel.fields),
         average_position=before.average_position,
         light=before.light,
     )
@@ -710,13 +567,13 @@ def moved_psf(psf: PointSpreadFunction, bounds: Box, dy: int, dx: int) -> PointS
     """
     if (dy, dx) == (0, 0):
         return psf
-    box = Box.from_shape(bounds.shape, start=YX(y=bounds.y.start + dy, x=bounds.x.start + dx))
+    box = Box.from_shape(bounds.shape, (bounds.y.start + dy, bounds.x.start + dx))
     before = as_kernel_psf(psf, box)
-    if is_constant(before.kernel):
-        image = psf_image(before, x=box.x.center, y=box.y.center)
+    if before.kernel.is_constant:
+        image = before.at(x=box.x.center, y=box.y.center)
         return KernelPointSpreadFunction.from_image(image, bounds, light=before.light)
     return KernelPointSpreadFunction(
-        interpolated_kernel(lambda x, y: psf_image(before, x=x + dx, y=y + dy), bounds, 2),
+        interpolated_kernel(lambda x, y: before.at(x=x + dx, y=y + dy), bounds, 2),
         light=before.light,
     )
 

@@ -9,13 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, Image, Mask, MaskedImage
-from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
-from lsst.images.fields import BaseField, ChebyshevField
 
 from .. import planes
 from ..errors import ArgumentError
 from . import masks
+from .boxes import Box
 from .covariance import Noise
 from .decorrelation import (
     Decorrelation,
@@ -25,11 +23,12 @@ from .decorrelation import (
     typical_variance,
     variance_mean,
 )
-from .fields import PiecewiseField, overlap, scaled_to, slices_of
-from .kernels import centered_array
+from .fields import ChebyshevField, Field, PiecewiseField, overlap, scaled_to, slices_of
+from .kernels import BasisKernel, ConvolutionKernel, centered_array
+from .masks import Mask
 from .model import Exposure
 from .noise import measured_noises, source_pixels
-from .psf import KernelPointSpreadFunction, Light, average_position
+from .psf import KernelPointSpreadFunction, Light
 
 __all__ = ["Region", "decorrelate_regions", "kernel_of_region"]
 
@@ -75,7 +74,7 @@ def kernel_of_region(kernel: ConvolutionKernel, index: int, box: Box) -> Convolu
     kernel
         Without pieces.
     """
-    if not isinstance(kernel, ImageBasisConvolutionKernel):
+    if not isinstance(kernel, BasisKernel):
         return kernel
     images, fields = [], []
     # Ours are among them, which lsst.images does not know.
@@ -87,7 +86,7 @@ def kernel_of_region(kernel: ConvolutionKernel, index: int, box: Box) -> Convolu
             field = scaled_to(field, box)
         images.append(centered_array(image.array, image.bbox))
         fields.append(field)
-    return ImageBasisConvolutionKernel(np.stack(images), fields)
+    return BasisKernel(np.stack(images), fields)
 
 
 def decorrelate_regions(
@@ -160,7 +159,7 @@ def decorrelate_regions(
         else value / variance_mean(pair[name], options.ignore_mask_planes)
         for name, value in (("science", science_variance), ("template", template_variance))
     }
-    image = planes.empty(whole.shape, np.result_type(whole.image.array, np.float32))
+    image = planes.empty(whole.shape, np.result_type(whole.data, np.float32))
     variance = planes.empty(whole.shape, np.float32)
     image[:], variance[:] = np.nan, np.nan
     covered = planes.zeros(whole.shape, bool)
@@ -196,8 +195,8 @@ def decorrelate_regions(
             **given,
         )
         here, there = slices_of(inner, box), slices_of(inner, outer)
-        image[here] = result.exposure.image.array[there]
-        variance[here] = result.exposure.variance.array[there]
+        image[here] = result.exposure.data[there]
+        variance[here] = result.exposure.variance[there]
         contaminated[here] = masks.flagged(result.exposure.mask, [masks.CONTAMINATED])[there]
         mask = _with_planes(mask, result.exposure.mask, here, there)
         covered[here] = True
@@ -205,12 +204,11 @@ def decorrelate_regions(
     if not covered.all():
         mask = masks.with_plane(mask, "NO_DATA", ~covered)
     exposure = Exposure(
-        MaskedImage(
-            Image(image, bbox=box, unit=whole.image.unit),
-            mask=masks.with_plane(mask, masks.CONTAMINATED, contaminated),
-            variance=Image(variance, bbox=box),
-            sky_projection=whole.sky_projection,
-        ),
+        image,
+        variance,
+        masks.with_plane(mask, masks.CONTAMINATED, contaminated),
+        origin=box.start,
+        unit=whole.unit,
         psf=_united_psf(whole, regions, results),
         kernel=kernel,
         background=whole.background,
@@ -235,8 +233,8 @@ def _with_planes(
     mask: Mask, other: Mask, here: tuple[slice, slice], there: tuple[slice, slice]
 ) -> Mask:
     """Mask with the planes that a correction added in a region, but for what it contaminated."""
-    for name in other.schema.names:
-        if name in mask.schema.names or name == masks.CONTAMINATED:
+    for name in other.names:
+        if name in mask.names or name == masks.CONTAMINATED:
             continue
         plane = np.zeros(mask.array.shape[:2], bool)
         plane[here] = masks.flagged(other, [name])[there]
@@ -259,7 +257,7 @@ def _united_psf(
         assert isinstance(psf, KernelPointSpreadFunction)
         for image, field in psf.kernel:
             images.append(centered_array(image.array, image.bbox))
-            own: list[tuple[Box, BaseField]] = [
+            own: list[tuple[Box, Field]] = [
                 # Ours are among the fields, which lsst.images does not know.
                 (region.box, field if i == index else nothing)
                 for i, region in enumerate(regions)
@@ -272,8 +270,8 @@ def _united_psf(
         after = [n - m - b for n, m, b in zip(shape, stamp.shape, before, strict=True)]
         padded.append(np.pad(stamp, list(zip(before, after, strict=True))))
     return KernelPointSpreadFunction(
-        ImageBasisConvolutionKernel(np.stack(padded), fields),
-        average_position=average_position(whole.psf),
+        BasisKernel(np.stack(padded), fields),
+        average_position=whole.psf.average_position,
         # The parts differ by far less than it is known to.
         light=dataclasses.replace(
             Light.of_parts([Light.of(psf) for psf in found if psf is not None]),

@@ -10,10 +10,10 @@ import astropy.units
 import numpy as np
 import numpy.typing as npt
 from astropy.wcs.wcsapi import BaseLowLevelWCS
-from lsst.images import Box
 
 from ..errors import ArgumentError
 from ..regridding import AdaptiveKernel, ResamplingKernel, SplineKernel
+from .boxes import Box
 from .mapping import PixelMap
 from .model import Exposure
 
@@ -117,7 +117,7 @@ class Regridding:
     @property
     def box(self) -> Box:
         """Part of the science exposure that the map covers."""
-        y0, x0 = self.science.yx0
+        y0, x0 = self.science.origin
         rows, columns = self.map.rows, self.map.columns
         return Box.factory[y0 + rows.start : y0 + rows.stop, x0 + columns.start : x0 + columns.stop]
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images.fields import ChebyshevField
 
 from ..noise import NoiseCovariance
 from ..polynomials import chebyshev_products, chebyshev_terms
@@ -15,6 +14,7 @@ from ..regridding import half_lags, lag_map, polynomials_by_prediction, resample
 from ..threads import in_threads
 from . import kernels
 from .covariance import Noise, NoiseField, noise_at
+from .fields import ChebyshevField
 from .reprojection import Regridding
 
 __all__ = ["resampled_noise"]

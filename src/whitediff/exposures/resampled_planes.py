@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
-from lsst.images import Box, Image, Mask
-from lsst.images.fields import ChebyshevField
 
 from .. import planes
 from ..interpolation import interpolated
 from ..regridding import AdaptiveKernel, ResamplingKernel
 from ..threads import in_threads
 from . import masks
-from .fields import evaluated
+from .boxes import Box
+from .fields import ChebyshevField
+from .masks import Mask
 from .model import Exposure
 from .reprojection import Regridding
 
@@ -51,7 +51,7 @@ def _variance_blur(kernel: ResamplingKernel, jacobians: Array) -> float:
     return math.sqrt(power) if power > _LINEAR_POWER else 0.0
 
 
-def resampled_planes(job: Regridding, gain: ChebyshevField) -> tuple[Image, Mask, Image]:
+def resampled_planes(job: Regridding, gain: ChebyshevField) -> tuple[Array, Mask, Array]:
     """Image, mask and variance of a template on a science exposure's pixels.
 
     Parameters
@@ -65,24 +65,19 @@ def resampled_planes(job: Regridding, gain: ChebyshevField) -> tuple[Image, Mask
     Returns
     -------
     image, mask, variance
-        With the science exposure's box.
+        Of the science exposure's shape.
     """
     template, box = job.template, job.science.bbox
     values, lost, holes = _without_holes(template)
     mask = template.mask
     if holes is not None:
         mask = masks.with_plane(mask, "NO_DATA", holes)
-    plane = template.variance.array
+    plane = template.variance
     known = planes.filled(
         plane.shape, bool, lambda rows: np.isfinite(plane[rows]) & (plane[rows] >= 0)
     )
-    out_mask = masks.extended(
-        Mask(
-            planes.zeros((*box.shape, mask.schema.mask_size), mask.array.dtype),
-            schema=mask.schema,
-            bbox=box,
-        ),
-        ("NO_DATA",),
+    out_mask = masks.empty_mask(
+        box.shape, dict.fromkeys([*mask.names, "NO_DATA"]), mask.descriptions
     )
     image = planes.empty(box.shape, values.dtype)
     variance = planes.empty(box.shape, plane.dtype)
@@ -90,22 +85,15 @@ def resampled_planes(job: Regridding, gain: ChebyshevField) -> tuple[Image, Mask
     reach = max(_SPLINE_MARGIN, job.kernel.reach(job.jacobians))
     blur = _variance_blur(job.kernel, job.jacobians)
     tile = _Tile(job, values, lost, holes, plane, known, mask, gain, footprint, reach, blur)
-    no_data = out_mask.schema.bit("NO_DATA")
+    no_data = out_mask.bits.dtype.type(out_mask.value("NO_DATA"))
 
     def work(part: tuple[slice, slice]) -> None:
         image[part], variance[part], bits = tile.made(*part)
-        out_mask.array[part][..., : bits.shape[2]] = bits
-        out_mask.array[part][..., no_data.index] |= (
-            np.isnan(image[part]).view(np.uint8) * no_data.mask
-        )
+        out_mask.bits[part] = bits
+        out_mask.bits[part] |= np.isnan(image[part]) * no_data
 
     in_threads(work, _tiles(box.shape))
-    unit = template.image.unit
-    return (
-        Image(image, bbox=box, unit=unit),
-        out_mask,
-        Image(variance, bbox=box, unit=template.variance.unit),
-    )
+    return image, out_mask, variance
 
 
 def _tiles(shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
@@ -121,7 +109,7 @@ def _without_holes(template: Exposure) -> tuple[Array, Array | None, Array | Non
 
     None where there are none.
     """
-    image = template.image.array
+    image = template.data
     bad = masks.flagged(template.mask, masks.INTERPOLATED_MASK_PLANES)
     holes = planes.filled(image.shape, bool, lambda rows: ~np.isfinite(image[rows]))
     wrong = planes.filled(image.shape, bool, lambda rows: bad[rows] | holes[rows])
@@ -156,7 +144,7 @@ class _Tile:
         """Image, variance and mask bits of a tile."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         image, variance = np.full((2, *shape), np.nan)
-        bits = np.zeros((*shape, self.mask.array.shape[2]), self.mask.array.dtype)
+        bits = np.zeros(shape, self.mask.bits.dtype)
         inner = [
             slice(max(part.start, whole.start), min(part.stop, whole.stop))
             for part, whole in ((rows, self.job.map.rows), (columns, self.job.map.columns))
@@ -180,7 +168,7 @@ class _Tile:
             covered &= (at >= n - 1) & (at < size - n)
         if not covered.any():
             image, variance = np.full((2, *covered.shape), np.nan)
-            bits = np.zeros((*covered.shape, self.mask.array.shape[2]), self.mask.array.dtype)
+            bits = np.zeros(covered.shape, self.mask.bits.dtype)
             return image, variance, bits
         part = tuple(
             slice(
@@ -193,10 +181,12 @@ class _Tile:
         image = self.job.resampled(self.image[part], y, x, self.job.kernel).astype(np.float64)
         variance = self._variance(part, y, x).astype(np.float64)
         area = np.abs(self.job.map.determinant(*own))
-        y0, x0 = self.job.science.yx0
-        box = Box.factory[y0 + rows.start : y0 + rows.stop, x0 + columns.start : x0 + columns.stop]
+        y0, x0 = self.job.science.origin
+        box = Box.between(
+            (y0 + rows.start, y0 + rows.stop), (x0 + columns.start, x0 + columns.stop)
+        )
         image *= area
-        variance *= np.maximum(evaluated(self.gain, box), 0) * area**2
+        variance *= np.maximum(self.gain.on(box), 0) * area**2
         bits = self._bits(part, before, y, x)
         bits[~covered] = 0
         if self.holes is not None:
@@ -208,7 +198,7 @@ class _Tile:
 
     def _bits(self, part: tuple[slice, ...], before: list[Array], y: Array, x: Array) -> Array:
         """Planes of any pixel that counts; no measurement, of those that count much."""
-        mask, at = self.mask.array[part], _clipped(before, part)
+        mask, at = self.mask.bits[part], _clipped(before, part)
         if self.lost is None or not self.lost[part].any():
             return _any_of(mask, self.footprint)[at]
         of_lost = masks.bits_of(self.mask, masks.INTERPOLATED_MASK_PLANES)
@@ -216,7 +206,7 @@ class _Tile:
         share = self._blurred(self.lost[part].astype(np.float32))
         share = self.job.resampled(share, y, x, None)
         near = _any_of(mask & of_lost, 1 + math.ceil(2 * self.blur))[at]
-        bits |= np.where((share > _MOST_FILLED)[..., None], near, 0).astype(bits.dtype)
+        bits |= np.where(share > _MOST_FILLED, near, 0).astype(bits.dtype)
         return bits
 
     def _variance(self, part: tuple[slice, ...], y: Array, x: Array) -> Array:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import MaskedImage
 
 from ..errors import ArgumentError, DataError
 from ..registration.transformation import Correction
@@ -23,7 +22,7 @@ from .covariance import Noise
 from .mapping import pixel_map
 from .model import Exposure
 from .noise import noises_by_role, source_pixels
-from .psf import KernelPointSpreadFunction, as_kernel_psf, psf_image, shifted
+from .psf import KernelPointSpreadFunction, as_kernel_psf, shifted
 from .reprojection import FINER, Method, Regridding, ResamplingOptions
 from .resampled_noise import resampled_noise
 from .resampled_planes import resampled_planes
@@ -120,7 +119,11 @@ def resampled(
     covariance, gain = resampled_noise(job, _input_noise(template, options))
     image, mask, variance = resampled_planes(job, gain)
     result = Exposure(
-        MaskedImage(image, mask=mask, variance=variance, sky_projection=science.sky_projection),
+        image,
+        variance,
+        mask,
+        origin=science.origin,
+        unit=template.unit,
         psf=None if template.psf is None else _psf(job),
         header=_header(template, science),
         primary_header=template.primary_header.copy(),
@@ -210,12 +213,12 @@ def _psf(job: Regridding) -> KernelPointSpreadFunction:
     assert job.template.psf is not None
     before = as_kernel_psf(job.template.psf, job.template.bbox)
     order = 0
-    if not kernels.is_constant(before.kernel) or not job.is_linear:
-        orders = [getattr(field, "x_order", _PSF_ORDERS[1]) for field in before.kernel.spatial]
+    if not before.kernel.is_constant or not job.is_linear:
+        orders = [getattr(field, "x_order", _PSF_ORDERS[1]) for field in before.kernel.fields]
         order = min(max(_PSF_ORDERS[0], *orders), _PSF_ORDERS[1])
     smallest, _ = job.scales
-    half = math.ceil(max(before.kernel_bbox.shape) / 2 / smallest)
-    y0, x0 = job.science.yx0
+    half = math.ceil(max(before.shape) / 2 / smallest)
+    y0, x0 = job.science.origin
     steps = (np.arange(_PHASES)[:, None] * [0.7548776662466927, 0.5698402909980532] % 1) - 0.5
 
     def image_at(x: float, y: float) -> Array:
@@ -231,7 +234,7 @@ def _psf(job: Regridding) -> KernelPointSpreadFunction:
         there_y, there_x, jacobian = job.map.at(row, column)
         middle = len(row) // 2
         x, y = job.template_coordinates(float(there_y.mean()), float(there_x.mean()))
-        stamp = psf_image(before, x=x, y=y)
+        stamp = before.at(x=x, y=y)
         return _resampled_stamp(job, stamp, there_y, there_x, jacobian[middle], half)
 
     kernel = kernels.interpolated_kernel(image_at, job.science.bbox, order)

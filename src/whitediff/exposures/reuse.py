@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images.fields import ChebyshevField
 
 from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import static_sources
@@ -17,6 +16,7 @@ from ..matching.fluxes import FluxRatio, flux_ratio
 from . import masks
 from .background import BackgroundSearch
 from .defects import NO_DEFECTS
+from .fields import ChebyshevField
 from .model import Exposure
 from .noise import PairSources, rescaled
 from .preparation import Pair, PreparationOptions, prepare, width_stars
@@ -222,16 +222,16 @@ def judge_kernel(pair: Pair, solution: Solution) -> KernelJudgement:
     missing = pair.science_bad | pair.template_bad
     for exposure in (matched, target):
         missing |= masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES)
-        missing |= ~np.isfinite(exposure.image.array)
+        missing |= ~np.isfinite(exposure.data)
     fwhm = widening * max(pair.science_fwhm, pair.template_fwhm)
     wide = max(_WIDE * fwhm, _LEAST_WIDE)
 
     def ratio(within: float | None = None) -> FluxRatio:
         return flux_ratio(
-            matched.image.array,
-            target.image.array,
-            matched.variance.array,
-            target.variance.array,
+            matched.data,
+            target.data,
+            matched.variance,
+            target.variance,
             missing,
             pair.source_levels.either,
             pair.sources.x[which],

@@ -7,10 +7,10 @@ from typing import Literal
 import astropy.io.fits
 import astropy.wcs
 import numpy as np
-from lsst.images import Box
 
 from ..flaws import Grid
 from ..simulation import Simulation
+from .boxes import Box
 from .kernels import interpolated_kernel
 from .model import Exposure
 from .psf import KernelPointSpreadFunction

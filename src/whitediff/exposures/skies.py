@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Image
-from lsst.images.fields import ChebyshevField
 
 from ..matching.background import fit_background
 from . import masks
+from .fields import ChebyshevField
 from .model import Exposure
 
 __all__ = ["without_left_sky", "without_light"]
@@ -43,12 +42,8 @@ def without_light(exposure: Exposure, background: Array) -> Exposure:
     exposure
         With an image of its own; other planes are shared.
     """
-    image = exposure.image.array
-    return exposure.replaced(
-        image=Image(
-            image - background.astype(image.dtype), bbox=exposure.bbox, unit=exposure.image.unit
-        )
-    )
+    image = exposure.data
+    return exposure.replaced(data=image - background.astype(image.dtype))
 
 
 def without_left_sky(difference: Exposure) -> Exposure:
@@ -65,7 +60,7 @@ def without_left_sky(difference: Exposure) -> Exposure:
         The same where its level, slope and curvature between the sources are below 3 % of a
         pixel's noise; else with an image of its own, and a sentence says so.
     """
-    image, variance = difference.image.array, difference.variance.array
+    image, variance = difference.data, difference.variance
     spoiled = masks.flagged(difference.mask, (*masks.AVOIDED_MASK_PLANES, masks.SOURCE, "EDGE"))
     step = max(1, variance.size // _ENOUGH_PIXELS)
     free = ~spoiled & np.isfinite(image)

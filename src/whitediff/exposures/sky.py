@@ -1,4 +1,4 @@
-"""Sky coordinates: FITS headers and the projections of lsst.images."""
+"""Sky coordinates: FITS headers, and what else says where pixels lie."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import astropy.coordinates
 import astropy.io.fits
-import astropy.units as u
 import astropy.wcs
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, GeneralFrame, SkyProjection
+
+from .boxes import Box
 
 __all__ = [
     "TOLERANCE",
@@ -21,7 +21,6 @@ __all__ = [
     "equivalent_wcs",
     "projection_header",
     "shifted_header",
-    "sky_projection",
     "wcs_cards",
     "without_wcs",
 ]
@@ -175,49 +174,7 @@ def without_wcs(
     )
 
 
-def sky_projection(header: astropy.io.fits.Header, bbox: Box) -> SkyProjection[Any] | None:
-    """Sky projection of a header's celestial WCS.
-
-    Parameters
-    ----------
-    header
-        FITS header, for the array whose first pixel is the box's first.
-    bbox
-        Box of that array.
-
-    Returns
-    -------
-    projection
-        To ICRS, whatever the header's frame is, and within 1e-3 pixels of the header
-        everywhere in the box; None where there are no sky coordinates, or where no
-        projection comes as near.
-    """
-    wcs = celestial_wcs(header)
-    if wcs is None:
-        return None
-    candidates: list[astropy.wcs.WCS] = [wcs]
-    # lsst.images takes coordinates of any frame for ICRS; a fit brings them there.
-    fitted = equivalent_wcs(wcs, (bbox.y.size, bbox.x.size))
-    if fitted is not None:
-        candidates.append(fitted)
-    for candidate in candidates:
-        try:
-            projection = SkyProjection.from_fits_wcs(
-                candidate,
-                GeneralFrame(unit=u.pix),
-                pixel_bounds=bbox,
-                x0=bbox.x.start,
-                y0=bbox.y.start,
-            )
-            if disagreement(wcs, projection, bbox) <= TOLERANCE:
-                return projection
-        except Exception:
-            # AST refuses projections that it does not know, in its own ways.
-            continue
-    return None
-
-
-def disagreement(wcs: astropy.wcs.WCS, projection: SkyProjection[Any], bbox: Box) -> float:
+def disagreement(wcs: astropy.wcs.WCS, projection: Any, bbox: Box) -> float:
     """How far a header's WCS and a projection differ.
 
     Parameters
@@ -225,9 +182,9 @@ def disagreement(wcs: astropy.wcs.WCS, projection: SkyProjection[Any], bbox: Box
     wcs
         WCS of the array whose first pixel is the box's first.
     projection
-        Projection of the box's pixels.
+        Projection of the box's pixels, of lsst.images.
     bbox
-        Box.
+        Box, of the same library.
 
     Returns
     -------
@@ -240,15 +197,15 @@ def disagreement(wcs: astropy.wcs.WCS, projection: SkyProjection[Any], bbox: Box
     return worst if np.isfinite(worst) else float("inf")
 
 
-def projection_header(projection: SkyProjection[Any], bbox: Box) -> astropy.io.fits.Header:
+def projection_header(projection: Any, bbox: Box) -> astropy.io.fits.Header:
     """Header cards that say what a projection says.
 
     Parameters
     ----------
     projection
-        Projection of the box's pixels.
+        Projection of the box's pixels, of lsst.images.
     bbox
-        Box.
+        Box, of the same library.
 
     Returns
     -------

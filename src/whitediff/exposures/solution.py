@@ -8,9 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
-from lsst.images import Box
-from lsst.images.convolution_kernels import ConvolutionKernel
-from lsst.images.fields import BaseField, ChebyshevField
 
 from ..errors import ArgumentError, DataError
 from ..matching.stamp import KernelError
@@ -18,10 +15,12 @@ from ..planes import copied, row_blocks
 from ..registration.transformation import Correction
 from ..threads import single_threaded_algebra
 from .background import BackgroundSearch
+from .boxes import Box
 from .covariance import Noise
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
 from .defects import DefectOptions, with_trails
-from .fields import rows_of
+from .fields import ChebyshevField, Field
+from .kernels import ConvolutionKernel
 from .matching import Match
 from .missing import missing_pixels, without_missing
 from .model import Exposure
@@ -67,14 +66,11 @@ def pixel_sample(science: Exposure, template: Exposure) -> Array:
     pixels
         ``(2, n)`` float32, evenly spread; NaN where there is no measurement.
     """
-    step = max(1, science.image.array.size // _SAMPLED)
+    step = max(1, science.data.size // _SAMPLED)
     # Coprime to most side lengths, so that the columns differ.
     step += 1 - step % 2
     return np.stack(
-        [
-            exposure.image.array.ravel()[::step].astype(np.float32)
-            for exposure in (science, template)
-        ]
+        [exposure.data.ravel()[::step].astype(np.float32) for exposure in (science, template)]
     )
 
 
@@ -133,7 +129,7 @@ class Solution:
     """
 
     kernel: ConvolutionKernel
-    background: BaseField | Array | float
+    background: Field | Array | float
     convolved: Literal["template", "science"]
     scale_factor: float = 1.0
     preconvolution_kernel: Array | None = None
@@ -358,7 +354,7 @@ def make_product(
     exposure = result.exposure
     if solution.kernel_error is not None:
         exposure = exposure.replaced(
-            variance=exposure.variance.array + kernel_variance(solution.kernel_error, template)
+            variance=exposure.variance + kernel_variance(solution.kernel_error, template)
         )
     if solution.defects is not None and not score:
         exposure = with_trails(exposure, solution.defects)
@@ -375,8 +371,8 @@ def _with_light(solution: Solution, science: Exposure, template: Exposure) -> Ex
     """Science exposure whose variance has the photon noise of what the template shows."""
     missing = missing_pixels(template)
     matched = convolved_exposure(without_missing(template, missing), solution.kernel)
-    light = matched.image.array - np.median(matched.image.array[~missing])
-    variance = science.variance.array
+    light = matched.data - np.median(matched.data[~missing])
+    variance = science.variance
     added = solution.photon_factor * np.maximum(light, 0)
     return science.replaced(variance=variance + added.astype(variance.dtype))
 
@@ -397,7 +393,7 @@ def kernel_variance(error: KernelError, template: Exposure) -> Array:
         ``(ny, nx)`` float32, image_unit²: `KernelError.point_variance`.
     """
     whole = without_missing(template, missing_pixels(template))
-    return error.point_variance(whole.image.array.astype(np.float64)).astype(np.float32)
+    return error.point_variance(whole.data.astype(np.float64)).astype(np.float32)
 
 
 def undecorrelated(
@@ -454,7 +450,7 @@ def undecorrelated(
         solution = dataclasses.replace(solution, background=found)
     if keep_background:
         return before, solution
-    subtract_background(before.image.array, solution.background, before.bbox)
+    subtract_background(before.data, solution.background, before.bbox)
     if not isinstance(solution.background, float | int):
         before.background = solution.background
     return before, solution
@@ -477,10 +473,10 @@ def fluxes(result: Decorrelation) -> tuple[Array | None, Array | None]:
     if result.response is None:
         return None, None
     box = result.exposure.bbox
-    flux = copied(result.exposure.image.array)
-    variance = copied(result.exposure.variance.array)
+    flux = copied(result.exposure.data)
+    variance = copied(result.exposure.variance)
     for rows in row_blocks(box.shape):
-        response = result.response(rows_of(box, rows))
+        response = result.response(box.part(rows))
         flux[rows] /= response
         variance[rows] /= response**2
     return flux, variance

@@ -11,8 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
-from lsst.images import Box
-from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 
 from .. import decorrelation, fourier, planes
 from ..convolution import convolve_varying
@@ -26,11 +24,12 @@ from ..spatial import (
 )
 from ..threads import single_threaded_algebra
 from . import masks
+from .boxes import Box
 from .fields import GridField
 from .filters import Filters, StackFilters, reach_or_cut
-from .kernels import centered_array, interpolated_kernel, is_constant
+from .kernels import BasisKernel, centered_array, interpolated_kernel
 from .model import Exposure
-from .psf import KernelPointSpreadFunction, Light, psf_image
+from .psf import KernelPointSpreadFunction, Light
 
 __all__ = ["SPATIAL_PRECISION", "LocalCorrection", "LocalNoise", "local_correction", "local_noise"]
 
@@ -139,9 +138,7 @@ def local_noise(
     """
     levels = []
     for exposure in (unconvolved, convolved):
-        means = cell_means(
-            exposure.variance.array, _usable(exposure, ignore_mask_planes, sources), _CELL
-        )
+        means = cell_means(exposure.variance, _usable(exposure, ignore_mask_planes, sources), _CELL)
         missing = np.isnan(means)
         if missing.all():
             return LocalNoise(np.zeros((1, 1)))
@@ -158,7 +155,7 @@ def _usable(
     exposure: Exposure, ignore_mask_planes: tuple[str, ...], sources: Array | None
 ) -> Array:
     """Pixels whose variance is that of the background."""
-    variance = exposure.variance.array
+    variance = exposure.variance
     ignored = masks.flagged(exposure.mask, ignore_mask_planes)
 
     def work(rows: slice) -> Array:
@@ -370,15 +367,15 @@ class LocalCorrection:
         """
         if self.noise is not None:
             return self._psf_on_cells(psf)
-        shape = _grid(max(psf.kernel_bbox.shape) + self.filter.images.shape[1])
+        shape = _grid(max(psf.shape) + self.filter.images.shape[1])
 
         def filtered(x: float, y: float) -> Array:
-            before = psf_image(psf, x=x, y=y)
+            before = psf.at(x=x, y=y)
             image = fourier.pad_center_origin(self.filter.at(*self._place(x, y)), shape)
             filter_ft = fourier.forward(image, shape)
             return decorrelation.filtered_stamp(filter_ft, before, shape=shape)
 
-        constant = self.filter.is_constant and is_constant(psf.kernel)
+        constant = self.filter.is_constant and psf.kernel.is_constant
         return KernelPointSpreadFunction(
             interpolated_kernel(filtered, self.box, 0 if constant else _PSF_ORDER),
             average_position=psf.average_position,
@@ -398,7 +395,7 @@ class LocalCorrection:
             for at, interval in ((x, box.x), (y, box.y))
         )
         filter_weights = self.filter.weights(u, v, self.noise.log_ratio)
-        shape = _grid(max(psf.kernel_bbox.shape) + self.filter.images.shape[1])
+        shape = _grid(max(psf.shape) + self.filter.images.shape[1])
         filters_ft = [
             fourier.forward(fourier.pad_center_origin(image, shape), shape)
             for image in self.filter.images
@@ -413,7 +410,7 @@ class LocalCorrection:
                 images.append(decorrelation.filtered_stamp(filter_ft, before, shape=shape))
                 fields.append(GridField(box, weight * filter_weight, _CELL))
         return KernelPointSpreadFunction(
-            ImageBasisConvolutionKernel(np.stack(images), fields),
+            BasisKernel(np.stack(images), fields),
             average_position=psf.average_position,
             light=self._light(psf),
         )
@@ -422,7 +419,7 @@ class LocalCorrection:
         """Light of the PSF of the corrected image, where the PSF is nominal."""
         x, y = psf.average_position
         image = self.filter.at(*self._place(x, y))
-        before = psf_image(psf, x=x, y=y)
+        before = psf.at(x=x, y=y)
         shape = _grid(max(before.shape) + image.shape[0])
         filter_ft = fourier.forward(fourier.pad_center_origin(image, shape), shape)
         after = decorrelation.filtered_stamp(filter_ft, before, shape=shape)

@@ -10,15 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, Image, MaskedImage
-from lsst.images.convolution_kernels import ConvolutionKernel
-from lsst.images.psfs import PointSpreadFunction
 
 from .. import decorrelation, fourier, stacks
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
 from ..threads import single_threaded_algebra
 from . import kernels, masks
+from .boxes import Box
 from .covariance import Noise, noise_at
 from .decorrelation import (
     check_defined,
@@ -31,9 +29,10 @@ from .decorrelation import (
     usable_variance,
 )
 from .filters import StackFilters
+from .kernels import ConvolutionKernel
 from .model import Exposure
 from .noise import noises_by_role, source_pixels
-from .psf import as_kernel_psf
+from .psf import PointSpreadFunction, as_kernel_psf
 from .spatial import LocalCorrection, local_correction
 
 __all__ = ["StackDecorrelation", "StackMember", "StackOptions", "decorrelate_stack"]
@@ -273,10 +272,10 @@ def decorrelate_stack(
             raise ArgumentError(f"The {name} stack has no member; it needs at least one.")
         for i, member in enumerate(members, 1):
             _check_grid(f"{name} member {i}", member.exposure, difference)
-    if not np.isfinite(difference.image.array).any():
+    if not np.isfinite(difference.data).any():
         raise DataError(
             f"{named('difference', difference)} image has no finite pixel: all"
-            f" {difference.image.array.size} are NaN or infinite."
+            f" {difference.data.size} are NaN or infinite."
         )
     if options.noise != "white":
         sides = _with_measured_noise(sides, sources, options.noise)
@@ -315,7 +314,7 @@ def decorrelate_stack(
     local = local_correction(
         filters_at if moves else lambda *_: middle,
         box=box,
-        image=difference.image.array,
+        image=difference.data,
         noise=None,
         moves=moves,
         scale_at=lambda *_: options.divisor**2,
@@ -331,11 +330,11 @@ def decorrelate_stack(
     correction = middle.correction_on(fourier.fast_shape(*middle.stamps, (_GRID, _GRID)))
     _report_floor(correction, difference)
 
-    variance = local.variance(*(member.exposure.variance.array for member in every))
+    variance = local.variance(*(member.exposure.variance for member in every))
     sigma = decorrelation.smallest_sigma(variance)
     if options.fill == "interpolate" and missing is None:
         missing = masks.flagged(difference.mask, masks.INTERPOLATED_MASK_PLANES)
-    image = difference.image.array
+    image = difference.data
     if image.dtype.kind != "f":
         image = image.astype(np.float64)
     corrected = local.image(image, sigma, fill=options.fill, missing=missing)
@@ -343,12 +342,11 @@ def decorrelate_stack(
     contaminated = decorrelation.contaminated_pixels(pixel_kernel, untrusted)
     psf = None if difference.psf is None else as_kernel_psf(difference.psf, box)
     exposure = Exposure(
-        MaskedImage(
-            Image(corrected, bbox=box, unit=difference.image.unit),
-            mask=masks.with_plane(mask, masks.CONTAMINATED, contaminated),
-            variance=Image(variance, bbox=box),
-            sky_projection=difference.sky_projection,
-        ),
+        corrected,
+        variance,
+        masks.with_plane(mask, masks.CONTAMINATED, contaminated),
+        origin=box.start,
+        unit=difference.unit,
         psf=None if psf is None else local.psf(psf),
         kernel=_kept_kernel(matching_kernel, middle.matching_kernel, box),
         background=difference.background,
@@ -390,8 +388,8 @@ def _check_grid(role: str, exposure: Exposure, difference: Exposure) -> None:
         )
     if exposure.bbox != difference.bbox:
         raise ArgumentError(
-            f"{named(role, exposure)} starts at (y, x) = {exposure.yx0}, but the difference at"
-            f" {difference.yx0}; all must share one grid."
+            f"{named(role, exposure)} starts at (y, x) = {exposure.origin}, but the difference at"
+            f" {difference.origin}; all must share one grid."
         )
 
 

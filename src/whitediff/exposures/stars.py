@@ -50,7 +50,7 @@ def star_table(
         candidates chi2 (reduced, of what the fit leaves on the stamp) and mean_residual (over
         sigma); NaN for others.
     """
-    n, box, unit = len(sources), science.bbox, science.image.unit
+    n, box, unit = len(sources), science.bbox, science.unit
     candidate, used = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     chi_square, mean = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float32)
     reason = candidates.passed_over.astype(object)

@@ -6,10 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, Image, Mask, MaskedImage
-from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
-from lsst.images.fields import BaseField
-from lsst.images.psfs import PointSpreadFunction
 
 from .. import fourier, planes
 from ..convolution import convolve, convolve_varying
@@ -27,10 +23,18 @@ from ..errors import ArgumentError
 from ..planes import each_block, filled, row_blocks
 from ..threads import single_threaded_algebra
 from . import kernels, masks
-from .fields import evaluated, rows_of
+from .boxes import Box
+from .fields import Field
+from .kernels import BasisKernel, ConvolutionKernel
+from .masks import Mask
 from .missing import missing_pixels, without_missing
 from .model import Exposure, precise
-from .psf import KernelPointSpreadFunction, Light, average_position, convolved_psf, psf_image
+from .psf import (
+    KernelPointSpreadFunction,
+    Light,
+    PointSpreadFunction,
+    convolved_psf,
+)
 
 __all__ = [
     "convolved_exposure",
@@ -80,25 +84,24 @@ def convolved_exposure(
     box = exposure.bbox
     if not isinstance(kernel, ConvolutionKernel):
         kernel = kernels.constant_kernel(np.asarray(kernel), box)
-    middle = kernels.evaluate(kernel, x=box.x.center, y=box.y.center)
+    middle = kernel.at(x=box.x.center, y=box.y.center)
     images, weights = kernels.convolution_terms(kernel, box)
     missing = missing_pixels(exposure)
     whole = without_missing(exposure, missing)
-    pixels = whole.image.array
+    pixels = whole.data
     image = convolve_varying(pixels, images, weights, boundary="reflect")
     variance = _convolved_variance(whole, images, weights, full=full_variance)
     mask, distrusted = _convolved_mask(whole, missing, middle)
-    lost = distrusted & ~np.isfinite(exposure.image.array)
+    lost = distrusted & ~np.isfinite(exposure.data)
     if lost.any():
         image[lost] = np.nan
         masks.set_plane(mask, "NO_DATA", lost)
     return Exposure(
-        MaskedImage(
-            Image(image, bbox=box, unit=exposure.image.unit),
-            mask=mask,
-            variance=Image(variance, bbox=box),
-            sky_projection=exposure.sky_projection,
-        ),
+        image,
+        variance,
+        mask,
+        origin=box.start,
+        unit=exposure.unit,
         header=exposure.header.copy(),
         primary_header=exposure.primary_header.copy(),
         source=exposure.source,
@@ -106,7 +109,7 @@ def convolved_exposure(
 
 
 def _convolved_variance(exposure: Exposure, images: Array, weights: Any, *, full: bool) -> Array:
-    variance = exposure.variance.array
+    variance = exposure.variance
     dtype = np.result_type(variance.dtype, np.float32)
     largest = float((np.abs(images).sum(axis=(1, 2)) ** 2).max())
     if not 1e-20 < largest < 1e20:
@@ -138,14 +141,14 @@ def _convolved_mask(whole: Exposure, missing: Array, kernel: Array) -> tuple[Mas
     """Mask of a convolved exposure, and all pixels that owe too much to missing ones."""
     mask = masks.extended(whole.mask, ("NO_DATA", "EDGE"))
     distrusted = planes.zeros(missing.shape, bool)
-    noise = smallest_sigma(whole.variance.array) or 0.0
+    noise = smallest_sigma(whole.variance) or 0.0
     # The difference's noise is at least that of the convolved exposure before.
     sigma = noise * abs(float(kernel.sum()))
     if missing.any():
-        distrusted = distrusted_pixels(kernel, whole.image.array, missing, noise=noise, sigma=sigma)
+        distrusted = distrusted_pixels(kernel, whole.data, missing, noise=noise, sigma=sigma)
     least = CONTAMINATION_THRESHOLD * float(np.abs(kernel).sum())
     unnamed = distrusted.copy()
-    for name in whole.mask.schema.names:
+    for name in whole.mask.names:
         if not masks.is_one_of(name, masks.UNTRUSTED_MASK_PLANES):
             continue
         plane = masks.flagged(whole.mask, [name])
@@ -169,7 +172,7 @@ def _convolved_mask(whole: Exposure, missing: Array, kernel: Array) -> tuple[Mas
             unnamed &= ~reached
     masks.set_plane(mask, "NO_DATA", unnamed)
     masks.set_plane(mask, "EDGE", unsupported(missing.shape, kernel.shape))
-    beyond = unsupported_pixels(kernel, whole.image.array, noise=noise, sigma=sigma)
+    beyond = unsupported_pixels(kernel, whole.data, noise=noise, sigma=sigma)
     if beyond.any():
         mask = masks.with_plane(mask, masks.UNSUPPORTED, beyond)
     return mask, distrusted
@@ -224,8 +227,8 @@ def preconvolution_kernel(
         )
     if not isinstance(psf, PointSpreadFunction):
         psf = KernelPointSpreadFunction.from_image(np.asarray(psf), science.bbox)
-    x, y = average_position(psf)
-    image = psf_image(psf, x=x, y=y)
+    x, y = psf.average_position
+    image = psf.at(x=x, y=y)
     return np.pad(image, [(0, 1 - n % 2) for n in image.shape])
 
 
@@ -286,7 +289,7 @@ def matched_template(
     result = template.replaced(
         image=template.image.copy(),
         mask=template.mask.copy(),
-        variance=template.variance.array.copy(),
+        variance=template.variance.copy(),
     )
     _divide_by_sum(result, kernel, scale_factor)
     return result
@@ -324,7 +327,7 @@ def matched_science(
     result = science.replaced(
         image=science.image.copy(),
         mask=science.mask.copy(),
-        variance=science.variance.array.copy(),
+        variance=science.variance.copy(),
     )
     result.header, result.primary_header = science.header.copy(), science.primary_header.copy()
     return result
@@ -335,8 +338,8 @@ def _divide_by_sum(exposure: Exposure, kernel: ConvolutionKernel, scale_factor: 
     scale = _KernelSum(kernel, exposure.bbox)
     for rows in row_blocks(exposure.shape):
         local = scale.on(rows) * scale_factor
-        exposure.image.array[rows] /= local
-        exposure.variance.array[rows] /= local**2
+        exposure.data[rows] /= local
+        exposure.variance[rows] /= local**2
 
 
 @single_threaded_algebra()
@@ -346,7 +349,7 @@ def subtract(
     kernel: ConvolutionKernel | Array,
     *,
     convolved: Literal["template", "science"] = "template",
-    background: BaseField | Array | float = 0.0,
+    background: Field | Array | float = 0.0,
     scale_factor: float = 1.0,
     full_variance: bool = True,
 ) -> Exposure:
@@ -396,12 +399,12 @@ def subtract(
         kernel = kernels.constant_kernel(np.asarray(kernel), box)
     source, target = (template, science) if convolved == "template" else (science, template)
     matched = convolved_exposure(source, kernel, full_variance=full_variance)
-    image = matched.image.array
+    image = matched.data
     if convolved == "template":
-        np.subtract(target.image.array, image, out=image)
+        np.subtract(target.data, image, out=image)
     else:
-        image -= target.image.array
-    variance = matched.variance.array + target.variance.array
+        image -= target.data
+    variance = matched.variance + target.variance
     if convolved == "science":
         scale = _KernelSum(kernel, box)
         for rows in row_blocks(box.shape):
@@ -411,15 +414,14 @@ def subtract(
             variance[rows] /= local
             variance[rows] /= local
     subtract_background(image, background, box)
-    image = image.astype(science.image.array.dtype, copy=False)
+    image = image.astype(science.data.dtype, copy=False)
     # The PSF of the one that was left alone is what the other was matched to.
     return Exposure(
-        MaskedImage(
-            Image(image, bbox=box, unit=science.image.unit),
-            mask=_united(matched.mask, target, image),
-            variance=Image(variance, bbox=box),
-            sky_projection=science.sky_projection,
-        ),
+        image,
+        variance,
+        _united(matched.mask, target, image),
+        origin=box.start,
+        unit=science.unit,
         psf=target.psf,
         kernel=kernel,
         background=None if isinstance(background, float | int) else background,
@@ -428,7 +430,7 @@ def subtract(
     )
 
 
-def subtract_background(image: Array, background: BaseField | Array | float, box: Box) -> None:
+def subtract_background(image: Array, background: Field | Array | float, box: Box) -> None:
     """Subtract a background, in place.
 
     Parameters
@@ -442,8 +444,8 @@ def subtract_background(image: Array, background: BaseField | Array | float, box
     """
 
     def work(rows: slice) -> None:
-        if isinstance(background, BaseField):
-            image[rows] -= evaluated(background, rows_of(box, rows))
+        if isinstance(background, Field):
+            image[rows] -= background.on(box.part(rows))
         elif isinstance(background, np.ndarray):
             image[rows] -= background[rows]
         elif background:
@@ -480,8 +482,8 @@ def photometric_scale_factor(
         That ratio over the kernel's sum.
     """
     at = {"x": box.x.center, "y": box.y.center}
-    image = kernels.evaluate(kernel, **at)
-    source, target = psf_image(science_psf, **at), psf_image(template_psf, **at)
+    image = kernel.at(**at)
+    source, target = science_psf.at(**at), template_psf.at(**at)
     side = max(*source.shape, *target.shape, *image.shape) + 1
 
     def on_grid(stamp: Array) -> Array:
@@ -513,11 +515,11 @@ class _KernelSum:
         images, weights = kernels.convolution_terms(kernel, box)
         sums = images.sum(axis=(1, 2))
         self._box, self._constant, self._terms = box, float(sums[0]), []
-        if weights is not None and isinstance(kernel, ImageBasisConvolutionKernel):
+        if weights is not None and isinstance(kernel, BasisKernel):
             # Of most bases all images but the first sum to nothing.
             self._terms = [
                 (total, field)
-                for total, field in zip(sums, kernel.spatial, strict=True)
+                for total, field in zip(sums, kernel.fields, strict=True)
                 if abs(total) > 1e-9 * np.abs(sums).max()
             ]
 
@@ -525,5 +527,5 @@ class _KernelSum:
         """Sums on some rows: ``(rows, columns)``, or one number."""
         if not self._terms:
             return self._constant
-        part = rows_of(self._box, rows)
-        return sum(total * evaluated(field, part) for total, field in self._terms)
+        part = self._box.part(rows)
+        return sum(total * field.on(part) for total, field in self._terms)

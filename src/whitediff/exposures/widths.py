@@ -15,7 +15,6 @@ from ..widths import SignificanceWidth, correlated_pixels, significance_width
 from . import masks
 from .model import Exposure
 from .noise import regions_of_one_image, square_sums, structure_on_larger_scales, uneven_noise
-from .psf import psf_image
 
 __all__ = ["free_of_sources", "measured_width", "warn_of_significances", "width_of"]
 
@@ -93,7 +92,7 @@ def measured_width(exposure: Exposure) -> SignificanceWidth | None:
     if exposure.psf is None:
         return None
     box = exposure.bbox
-    psf = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+    psf = exposure.psf.at(x=box.x.center, y=box.y.center)
     ny, nx = exposure.shape
     if not exposure.is_score and any(
         n < p for n, p in zip(exposure.shape, detection.core(psf).shape, strict=True)
@@ -103,7 +102,7 @@ def measured_width(exposure: Exposure) -> SignificanceWidth | None:
     for rows in _strips(ny, nx):
         free = free_of_sources(exposure, rows)
         good = ~masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES, rows=rows)
-        planes = exposure.image.array[rows], exposure.variance.array[rows], good
+        planes = exposure.data[rows], exposure.variance[rows], good
         if exposure.is_score:
             found = detection.score_significance(*planes)
         else:

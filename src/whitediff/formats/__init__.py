@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from lsst.images import Box, MaskedImage
-from lsst.images.convolution_kernels import ConvolutionKernel
-from lsst.images.psfs import PointSpreadFunction
 
 from ..decorrelation import checked_kernel
 from ..errors import ArgumentError, FileFormatError
 from ..exposures import kernels
+from ..exposures.boxes import Box
 from ..exposures.fields import PiecewiseField
+from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
-from ..exposures.psf import KernelPointSpreadFunction
+from ..exposures.psf import KernelPointSpreadFunction, PointSpreadFunction
 from ..reading import ReadingOptions, VarianceSource
 from . import archive, hotpants, piff, plain, psfex, sfft
 from . import ccddata as _ccddata
@@ -362,9 +361,7 @@ def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:
         raise FileFormatError(f"{path}: holds a PSF, not a matching kernel.")
     check_kernel(kernel, bounds, path)
     if identity is None or (identity.format, identity.kind) == ("plain", "image"):
-        _check_is_kernel(
-            path, kernels.evaluate(kernel, x=bounds.x.center, y=bounds.y.center), bounds
-        )
+        _check_is_kernel(path, kernel.at(x=bounds.x.center, y=bounds.y.center), bounds)
     return kernel
 
 
@@ -416,7 +413,7 @@ def check_kernel(kernel: ConvolutionKernel, bounds: Box, path: str | Path) -> No
         If, at the middle of the box, it is not finite, sums to zero, or is larger than
         the box.
     """
-    image = kernels.evaluate(kernel, x=bounds.x.center, y=bounds.y.center)
+    image = kernel.at(x=bounds.x.center, y=bounds.y.center)
     try:
         checked_kernel("kernel", image)
     except ArgumentError as error:
@@ -463,7 +460,7 @@ def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
     psf = _read_stamp(path, "PSF", bounds)
     if isinstance(psf, PointSpreadFunction):
         return psf
-    image = kernels.evaluate(psf, x=bounds.x.center, y=bounds.y.center)
+    image = psf.at(x=bounds.x.center, y=bounds.y.center)
     total = float(image.sum())
     if not (np.isfinite(image).all() and total > 0):
         raise FileFormatError(

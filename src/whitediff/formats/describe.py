@@ -10,16 +10,14 @@ from typing import Any
 import astropy.io.fits
 import astropy.wcs.utils
 import numpy as np
-from lsst.images import Box
-from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
-from lsst.images.psfs import PointSpreadFunction
 
 from ..errors import DataError, FileFormatError, WhitediffError, one_line
-from ..exposures import kernels
+from ..exposures.boxes import Box
 from ..exposures.fields import PiecewiseField
+from ..exposures.kernels import BasisKernel, ConvolutionKernel
 from ..exposures.masks import flagged
 from ..exposures.model import Exposure
-from ..exposures.psf import psf_image
+from ..exposures.psf import PointSpreadFunction
 from ..profiles import full_width_half_maximum
 from . import hotpants, piff, plain, read_any, read_exposure, read_kernel, read_psf, sfft
 from .ccddata.recognise import FLAGS
@@ -221,15 +219,15 @@ _ANY = Box.from_shape((4096, 4096))
 
 
 def _exposure_facts(exposure: Exposure) -> dict[str, str]:
-    image, variance = exposure.image.array, exposure.variance.array
+    image, variance = exposure.data, exposure.variance
     finite = np.isfinite(image)
     facts = {
         "image": f"{_shape(exposure.shape)}, {image.dtype}"
         + (f", {100 * (1 - finite.mean()):.3g}% not finite" if not finite.all() else ""),
-        "unit": "unknown" if exposure.image.unit is None else str(exposure.image.unit),
+        "unit": "unknown" if exposure.unit is None else str(exposure.unit),
     }
-    if exposure.yx0 != (0, 0):
-        facts["first pixel"] = f"x = {exposure.yx0[1]}, y = {exposure.yx0[0]}"
+    if exposure.origin != (0, 0):
+        facts["first pixel"] = f"x = {exposure.origin[1]}, y = {exposure.origin[0]}"
     usable = variance[np.isfinite(variance) & (variance > 0)]
     if usable.size:
         facts["variance"] = (
@@ -238,7 +236,7 @@ def _exposure_facts(exposure: Exposure) -> dict[str, str]:
     else:
         facts["variance"] = "none"
     planes = []
-    for name in exposure.mask.schema.names:
+    for name in exposure.mask.names:
         number = int(np.count_nonzero(flagged(exposure.mask, [name])))
         planes.append(f"{name} ({number})")
     facts["mask planes"] = ", ".join(planes) or "none"
@@ -283,11 +281,11 @@ def _difference_facts(difference: Difference) -> dict[str, str]:
 
 
 def _kernel_facts(kernel: ConvolutionKernel, box: Box) -> dict[str, str]:
-    image = kernels.evaluate(kernel, x=box.x.center, y=box.y.center)
+    image = kernel.at(x=box.x.center, y=box.y.center)
     facts = {"kernel": f"{_shape(image.shape)}, sum {image.sum():.6g} in the middle"}
-    if isinstance(kernel, ImageBasisConvolutionKernel):
-        first = kernel.spatial[0]
-        if kernels.is_constant(kernel):
+    if isinstance(kernel, BasisKernel):
+        first = kernel.fields[0]
+        if kernel.is_constant:
             facts["kernel"] += ", the same everywhere"
         elif isinstance(first, PiecewiseField):
             facts["kernel"] += f", {len(kernel)} basis images in {len(first.pieces)} regions"
@@ -298,7 +296,7 @@ def _kernel_facts(kernel: ConvolutionKernel, box: Box) -> dict[str, str]:
 
 def _psf_facts(psf: PointSpreadFunction, box: Box) -> dict[str, str]:
     try:
-        image = psf_image(psf, x=box.x.center, y=box.y.center)
+        image = psf.at(x=box.x.center, y=box.y.center)
         width = full_width_half_maximum(image)
     except WhitediffError as error:
         return {"PSF": one_line(error)}

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box
 
 from ..errors import DataError, FileFormatError
-from ..exposures import kernels
+from ..exposures.boxes import Box
 from ..exposures.model import Exposure
 from ..polynomials import chebyshev_products
 from ..stats import robust_sigma
@@ -113,9 +112,9 @@ def check_reproduced(difference: Difference, science: Exposure, template: Exposu
         return None
     rng = np.random.default_rng(_SEED)
     x, y = rng.integers(margin, nx - margin, _SAMPLE), rng.integers(margin, ny - margin, _SAMPLE)
-    images = (science.image.array, template.image.array)
+    images = (science.data, template.data)
     made = np.array([difference.remade(*images, int(i), int(j)) for i, j in zip(x, y, strict=True)])
-    found = exposure.image.array[y, x].astype(float)
+    found = exposure.data[y, x].astype(float)
     both = np.isfinite(made) & np.isfinite(found)
     if both.sum() < _SAMPLE // 20:
         return None
@@ -246,24 +245,24 @@ def _parts(
     if kernel is None or {science.shape, template.shape} != {difference.shape}:
         return None
     box = difference.bbox
-    middle = kernels.evaluate(kernel, x=box.x.center, y=box.y.center)
+    middle = kernel.at(x=box.x.center, y=box.y.center)
     half = max(middle.shape) // 2
     if min(ny, nx) <= 2 * half + 1:
         return None
     rng = np.random.default_rng(_SEED)
     x, y = rng.integers(half, nx - half, _SAMPLE), rng.integers(half, ny - half, _SAMPLE)
-    source, other = science.image.array, template.image.array
+    source, other = science.data, template.data
     if convolved == "template":
         source, other = other, source
     matched = np.empty(_SAMPLE)
     for each, (i, j) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
-        image = kernels.evaluate(kernel, x=i + box.x.start, y=j + box.y.start)
+        image = kernel.at(x=i + box.x.start, y=j + box.y.start)
         rows, columns = (n // 2 for n in image.shape)
         part = source[j - rows : j + rows + 1, i - columns : i + columns + 1]
         if part.shape != image.shape:
             return None
         matched[each] = (part[::-1, ::-1].astype(float) * image).sum()
-    found, plain = (plane[y, x].astype(float) for plane in (difference.image.array, other))
+    found, plain = (plane[y, x].astype(float) for plane in (difference.data, other))
     use = np.isfinite(found) & np.isfinite(plain) & np.isfinite(matched)
     if use.sum() < _SAMPLE // 4:
         return None

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import astropy.io.fits
 import numpy as np
-from lsst.images import Box
-from lsst.images.convolution_kernels import ConvolutionKernel
-from lsst.images.psfs import PointSpreadFunction
 
 from ..errors import FileFormatError
-from ..exposures import kernels
-from ..exposures.psf import KernelPointSpreadFunction, as_kernel_psf, psf_image
+from ..exposures.boxes import Box
+from ..exposures.kernels import ConvolutionKernel
+from ..exposures.psf import KernelPointSpreadFunction, PointSpreadFunction, as_kernel_psf
 from . import identify, piff, psfex, read_exposure, read_kernel, read_psf, sfft
 from .files import opened, split_extension
 from .finished import replacing_fits
@@ -64,7 +62,7 @@ def read_stamps(
         found = exposure.psf if psf else exposure.kernel
         if found is not None:
             return found, exposure.bbox
-        if exposure.mask.schema.names or np.isfinite(exposure.variance.array).any():
+        if exposure.mask.names or np.isfinite(exposure.variance).any():
             raise FileFormatError(f"{path}: holds an image with mask or variance, but no {name}.")
     own = own_box(file)
     try:
@@ -75,7 +73,7 @@ def read_stamps(
         raise FileFormatError(
             f"{path}: does not say for which image its {name} is; name that with --like."
         )
-    return stamps, stamps.bounds.bbox
+    return stamps, stamps.bounds
 
 
 _LARGE = Box.from_shape((1 << 20, 1 << 20))
@@ -83,8 +81,8 @@ _LARGE = Box.from_shape((1 << 20, 1 << 20))
 
 def _says_where(stamps: ConvolutionKernel | PointSpreadFunction) -> bool:
     kernel = stamps.kernel if isinstance(stamps, KernelPointSpreadFunction) else stamps
-    constant = isinstance(kernel, ConvolutionKernel) and kernels.is_constant(kernel)
-    return constant or stamps.bounds.bbox != _LARGE
+    constant = isinstance(kernel, ConvolutionKernel) and kernel.is_constant
+    return constant or stamps.bounds != _LARGE
 
 
 def own_box(file: Path) -> Box | None:
@@ -154,9 +152,9 @@ def write_stamps(
         hdus = []
         for i, (x, y) in enumerate(positions):
             if isinstance(stamps, PointSpreadFunction):
-                image = psf_image(stamps, x=x, y=y)
+                image = stamps.at(x=x, y=y)
             else:
-                image = kernels.evaluate(stamps, x=x, y=y)
+                image = stamps.at(x=x, y=y)
             cards = {
                 "XPOS": (x, "column where it was taken, from 0"),
                 "YPOS": (y, "row where it was taken, from 0"),

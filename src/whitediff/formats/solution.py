@@ -11,10 +11,10 @@ import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
-from lsst.images import YX, Box
 
 from .. import __version__
 from ..errors import FileFormatError, one_line
+from ..exposures.boxes import Box
 from ..exposures.covariance import Noise
 from ..exposures.defects import DefectOptions
 from ..exposures.psf import KernelPointSpreadFunction
@@ -227,7 +227,7 @@ def write_solution(
     FileFormatError
         If it cannot be written.
     """
-    box = solution.box or solution.kernel.bounds.bbox
+    box = solution.box or solution.kernel.bounds
     cards: dict[str, tuple[Any, str]] = {
         "WDTASK": ("subtract", "made by"),
         "WDVERS": (__version__, "version of whitediff"),
@@ -405,7 +405,7 @@ def _box(hdus: Any, background_hdu: Any, file: Path) -> Box:
     header = hdus[0].header
     if all(card in header for card in _BOX):
         x0, x1, y0, y1 = (int(header[card]) for card in _BOX)
-        return Box.from_shape((y1 - y0, x1 - x0), start=YX(y=y0, x=x0))
+        return Box.from_shape((y1 - y0, x1 - x0), start=(y0, x0))
     box = None if background_hdu is None else polynomial_domain(background_hdu.header)
     if box is not None:
         return box
@@ -413,4 +413,4 @@ def _box(hdus: Any, background_hdu: Any, file: Path) -> Box:
         raise FileFormatError(f"{file}: has neither IMAGE nor BACKGROUND; keep one of them.")
     header = hdus["IMAGE"].header
     y0, x0 = pixel_origin(header, str(file))
-    return Box.from_shape(hdus["IMAGE"].shape, start=YX(y=y0, x=x0))
+    return Box.from_shape(hdus["IMAGE"].shape, start=(y0, x0))

@@ -7,14 +7,13 @@ from typing import Any
 import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
-from lsst.images import YX, Box
-from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
-from lsst.images.fields import BaseField, ChebyshevField
 
 from ..errors import ArgumentError, DataError, FileFormatError
 from ..exposures import kernels
+from ..exposures.boxes import Box
 from ..exposures.covariance import Noise, NoiseField, noise_at
-from ..exposures.fields import GridField, PiecewiseField
+from ..exposures.fields import ChebyshevField, Field, GridField, PiecewiseField
+from ..exposures.kernels import BasisKernel, ConvolutionKernel
 from ..exposures.psf import KernelPointSpreadFunction, Light
 from ..noise import NoiseCovariance
 
@@ -90,7 +89,7 @@ def _belonging(hdus: astropy.io.fits.HDUList, found: list[Any], image: Any) -> l
 
 def read_kernel_hdus(
     hdus: astropy.io.fits.HDUList, image_hdu: Any, *, bounds: Box, path: str
-) -> ImageBasisConvolutionKernel:
+) -> BasisKernel:
     """Kernel from an HDU with an image or cube, and the coefficients beside it.
 
     Parameters
@@ -141,9 +140,7 @@ def is_of_region(hdu: Any) -> bool:
     return any(card in hdu.header for card in _REGION)
 
 
-def _read_pair(
-    image_hdu: Any, coefficients_hdu: Any, *, bounds: Box, path: str
-) -> ImageBasisConvolutionKernel:
+def _read_pair(image_hdu: Any, coefficients_hdu: Any, *, bounds: Box, path: str) -> BasisKernel:
     """Kernel from an HDU with an image or cube, and one with its coefficients."""
     data = np.asarray(image_hdu.data, dtype=np.float64)
     name = image_hdu.name or "the primary HDU"
@@ -188,7 +185,7 @@ def _read_pair(
                     f" {coefficients.shape}."
                 )
             fields: list[Any] = [GridField(bounds, values, cell) for values in coefficients]
-            return ImageBasisConvolutionKernel(data, fields)
+            return BasisKernel(data, fields)
     except ArgumentError as error:
         raise FileFormatError(f"{path}: {error}") from error
     raise FileFormatError(
@@ -198,7 +195,7 @@ def _read_pair(
 
 def _read_regions(
     hdus: astropy.io.fits.HDUList, name: str, *, bounds: Box, path: str
-) -> ImageBasisConvolutionKernel:
+) -> BasisKernel:
     """Kernel in pieces, from one HDU or pair of them for each region."""
     boxes, found = [], []
     for hdu in hdus:
@@ -224,9 +221,7 @@ def _read_regions(
     return united_kernel(list(zip(boxes, found, strict=True)), bounds)
 
 
-def united_kernel(
-    pieces: list[tuple[Box, ImageBasisConvolutionKernel]], bounds: Box
-) -> ImageBasisConvolutionKernel:
+def united_kernel(pieces: list[tuple[Box, BasisKernel]], bounds: Box) -> BasisKernel:
     """Kernel that is another one in each region.
 
     Parameters
@@ -246,20 +241,18 @@ def united_kernel(
     if all(np.array_equal(basis, bases[0]) for basis in bases[1:]):
         fields: list[Any] = [
             PiecewiseField(bounds, list(zip(boxes, shared, strict=True)))
-            for shared in zip(*(kernel.spatial for _, kernel in pieces), strict=True)
+            for shared in zip(*(kernel.fields for _, kernel in pieces), strict=True)
         ]
-        return ImageBasisConvolutionKernel(bases[0], fields)
+        return BasisKernel(bases[0], fields)
     nothing, fields = ChebyshevField(bounds, np.zeros((1, 1))), []
     for index, (_, kernel) in enumerate(pieces):
-        for field in kernel.spatial:
+        for field in kernel.fields:
             own = [field if i == index else nothing for i in range(len(boxes))]
             fields.append(PiecewiseField(bounds, list(zip(boxes, own, strict=True))))
-    return ImageBasisConvolutionKernel(np.concatenate(bases), fields)
+    return BasisKernel(np.concatenate(bases), fields)
 
 
-def _region_hdus(
-    kernel: ImageBasisConvolutionKernel, fields: list[PiecewiseField], name: str
-) -> list[Any]:
+def _region_hdus(kernel: BasisKernel, fields: list[PiecewiseField], name: str) -> list[Any]:
     """HDUs of each region, with those basis images that count there."""
     basis = np.stack([kernels.centered_array(image.array, image.bbox) for image, _ in kernel])
     hdus: list[Any] = []
@@ -271,7 +264,7 @@ def _region_hdus(
             if not (isinstance(field, ChebyshevField) and not np.any(field.coefficients))
         ] or [0]
         chosen: list[Any] = [own[i] for i in use]
-        part = ImageBasisConvolutionKernel(basis[use], chosen)
+        part = BasisKernel(basis[use], chosen)
         for hdu in kernel_hdus(part, name, box):
             hdu.ver = index + 1
             if hdu.name == name:
@@ -300,26 +293,24 @@ def kernel_hdus(kernel: ConvolutionKernel, name: str, bounds: Box) -> list[Any]:
     hdus
         One HDU for a constant kernel, else two; of a kernel in pieces so many for each.
     """
-    if isinstance(kernel, ImageBasisConvolutionKernel):
+    if isinstance(kernel, BasisKernel):
         # Those that lsst.images knows, and our own.
-        grids: list[Any] = list(kernel.spatial)
+        grids: list[Any] = list(kernel.fields)
         if all(isinstance(field, PiecewiseField) for field in grids):
             return _region_hdus(kernel, grids, name)
         if all(isinstance(field, GridField) for field in grids):
             return _grid_hdus(kernel, grids, name)
     if not (
-        isinstance(kernel, ImageBasisConvolutionKernel)
-        and all(isinstance(field, ChebyshevField) for field in kernel.spatial)
-        and len({str(field.bounds.bbox) for field in kernel.spatial}) == 1
+        isinstance(kernel, BasisKernel)
+        and all(isinstance(field, ChebyshevField) for field in kernel.fields)
+        and len({str(field.bounds) for field in kernel.fields}) == 1
     ):
         general = kernel
-        kernel = kernels.interpolated_kernel(
-            lambda x, y: kernels.evaluate(general, x=x, y=y), bounds, 2
-        )
-    if kernels.is_constant(kernel):
-        image = kernels.evaluate(kernel, x=bounds.x.center, y=bounds.y.center)
+        kernel = kernels.interpolated_kernel(lambda x, y: general.at(x=x, y=y), bounds, 2)
+    if kernel.is_constant:
+        image = kernel.at(x=bounds.x.center, y=bounds.y.center)
         return [_image_hdu(image, name)]
-    fields = [field for field in kernel.spatial if isinstance(field, ChebyshevField)]
+    fields = [field for field in kernel.fields if isinstance(field, ChebyshevField)]
     order_y = max(field.y_order for field in fields)
     order_x = max(field.x_order for field in fields)
     coefficients = np.zeros((len(fields), order_y + 1, order_x + 1))
@@ -329,13 +320,11 @@ def kernel_hdus(kernel: ConvolutionKernel, name: str, bounds: Box) -> list[Any]:
     cube, table = _image_hdu(basis, name), astropy.io.fits.ImageHDU(coefficients)
     table.name = f"{name}_COEFFICIENTS"
     table.header["POLYTYPE"] = (_CHEBYSHEV, "[b,p,q] multiplies T_p(y') T_q(x') basis[b]")
-    _set_domain(table.header, fields[0].bounds.bbox)
+    _set_domain(table.header, fields[0].bounds)
     return [cube, table]
 
 
-def _grid_hdus(
-    kernel: ImageBasisConvolutionKernel, fields: list[GridField], name: str
-) -> list[Any]:
+def _grid_hdus(kernel: BasisKernel, fields: list[GridField], name: str) -> list[Any]:
     values = np.stack([field.values for field in fields]).astype(np.float32)
     basis = np.stack([kernels.centered_array(image.array, image.bbox) for image, _ in kernel])
     cube, table = _image_hdu(basis, name), astropy.io.fits.ImageHDU(values)
@@ -422,7 +411,7 @@ def psf_hdus(psf: KernelPointSpreadFunction, name: str, bounds: Box) -> list[Any
     return hdus
 
 
-def background_hdu(background: BaseField | Array, name: str, bounds: Box) -> Any:
+def background_hdu(background: Field | Array, name: str, bounds: Box) -> Any:
     """HDU that holds a background: an image, or the coefficients of Chebyshev polynomials.
 
     Parameters
@@ -442,14 +431,14 @@ def background_hdu(background: BaseField | Array, name: str, bounds: Box) -> Any
     if isinstance(background, ChebyshevField):
         hdu = astropy.io.fits.ImageHDU(np.array(background.coefficients), name=name)
         hdu.header["POLYTYPE"] = (_CHEBYSHEV, "[p,q] multiplies T_p(y') T_q(x')")
-        _set_domain(hdu.header, background.bounds.bbox)
+        _set_domain(hdu.header, background.bounds)
         return hdu
-    if isinstance(background, BaseField):
+    if isinstance(background, Field):
         background = background.render(bounds).array
     return astropy.io.fits.ImageHDU(background, name=name)
 
 
-def read_background_hdu(hdu: Any) -> BaseField | Array:
+def read_background_hdu(hdu: Any) -> Field | Array:
     """Background from an HDU as `background_hdu` makes it.
 
     Parameters
@@ -519,7 +508,7 @@ def read_noise_hdus(
         if np.ndim(image_hdu.data) != 2:
             kernel = read_kernel_hdus(hdus, image_hdu, bounds=bounds, path=path)
             noise = NoiseField(kernel, description)
-            domain = kernel.bounds.bbox
+            domain = kernel.bounds
             for x, y in ((domain.x.min, domain.y.min), (domain.x.center, domain.y.center)):
                 noise(x, y)
             return noise
@@ -573,7 +562,7 @@ def polynomial_domain(header: astropy.io.fits.Header, path: str = "") -> Box | N
         (round(header[f"DOM{axis}MIN"] + 0.5), round(header[f"DOM{axis}MAX"] - 0.5))
         for axis in "XY"
     )
-    return Box.from_shape((y[1] - y[0] + 1, x[1] - x[0] + 1), start=YX(y=y[0], x=x[0]))
+    return Box.from_shape((y[1] - y[0] + 1, x[1] - x[0] + 1), start=(y[0], x[0]))
 
 
 def _image_hdu(data: Array, name: str) -> Any:

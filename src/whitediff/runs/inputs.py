@@ -57,7 +57,7 @@ def check_usable(exposure: Exposure, planes: tuple[str, ...]) -> None:
     DataError
         If no pixel is finite, or none of those is unmasked.
     """
-    finite = np.isfinite(exposure.image.array)
+    finite = np.isfinite(exposure.data)
     if not finite.any():
         raise DataError(
             f"{exposure.source}: no finite pixel: all {finite.size} are NaN or infinite."

@@ -27,7 +27,6 @@ from ..diagnostics.measure import ScoreNoise, Whiteness, score_noise, whiteness
 from ..errors import DataError, WhitediffError, sentence
 from ..exposures import masks
 from ..exposures.model import Exposure
-from ..exposures.psf import psf_image
 from ..formats.files import split_extension
 from ..formats.limits import Limits, within
 from ..memory import limited_memory, return_freed_memory
@@ -282,13 +281,13 @@ def measure(exposure: Exposure, *, score: bool) -> Whiteness | ScoreNoise:
     """
     planes = (*masks.DEFAULT_IGNORE_MASK_PLANES, masks.CONTAMINATED, "SUSPECT", masks.SOURCE)
     good = ~masks.flagged(exposure.mask, planes)
-    image, variance = exposure.image.array, exposure.variance.array
+    image, variance = exposure.data, exposure.variance
     if score:
         return score_noise(*_sampled((image, variance, good), 0))
     if exposure.psf is None:
         raise DataError("the difference has no PSF.")
     box = exposure.bbox
-    psf = psf_image(exposure.psf, x=box.x.center, y=box.y.center)
+    psf = exposure.psf.at(x=box.x.center, y=box.y.center)
     image, variance, good = _sampled((image, variance, good), max(psf.shape))
     return whiteness(image, variance, good, psf)
 

@@ -548,7 +548,7 @@ class DecorrelateALKernelTask(Task):
             ("difference", difference),
         ):
             # Row by row: the first usually tells.
-            if all(np.isnan(row).all() for row in exposure.image.array):
+            if all(np.isnan(row).all() for row in exposure.data):
                 self.log.warning(
                     "The %s exposure is all NaN; the difference is returned unchanged.", name
                 )

@@ -31,7 +31,7 @@ from ..exposures.decorrelation import (
 from ..exposures.fields import evaluated, scattered_fit
 from ..exposures.model import Exposure
 from ..exposures.noise import measured_noises, source_pixels
-from ..exposures.psf import as_kernel_psf, psf_image
+from ..exposures.psf import as_kernel_psf
 from ..messages import OnceEach
 from .decorrelate import DecorrelateALKernelConfig, DecorrelateALKernelTask
 from .map_reduce import (
@@ -150,7 +150,7 @@ class DecorrelateALKernelMapper(DecorrelateALKernelTask, ImageMapper):
             _local_variance(template, tvar, options),
         )
         if None in variances or not all(
-            np.isfinite(exposure.image.array).any() for exposure in (science, template, difference)
+            np.isfinite(exposure.data).any() for exposure in (science, template, difference)
         ):
             self.log.debug("No usable pixels in %s; the difference is left as it is.", cell)
             return Struct(subExposure=_left_alone(difference.cutout(cell)), decorrelation=None)
@@ -234,7 +234,7 @@ class DecorrelateALKernelMapReduceTask(ImageMapReduceTask):
         if kernel is None:
             kernel = getattr(kwargs.get("alTaskResult"), "psfMatchingKernel", None)
         if isinstance(kernel, (ConvolutionKernel, PointSpreadFunction)):
-            shape: tuple[int, ...] = tuple(kernel.kernel_bbox.shape)
+            shape: tuple[int, ...] = tuple(kernel.shape)
         else:
             shape = () if kernel is None else np.shape(getattr(kernel, "array", kernel))
         if len(shape) != 2:
@@ -549,9 +549,9 @@ def _left_alone(difference: Exposure) -> Exposure:
 
 def _image_in_the_middle(kernel: Any, box: Box) -> Any:
     if isinstance(kernel, ConvolutionKernel):
-        return kernels.evaluate(kernel, x=box.x.center, y=box.y.center)
+        return kernel.at(x=box.x.center, y=box.y.center)
     if isinstance(kernel, PointSpreadFunction):
-        return psf_image(kernel, x=box.x.center, y=box.y.center)
+        return kernel.at(x=box.x.center, y=box.y.center)
     return kernel
 
 

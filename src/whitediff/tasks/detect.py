@@ -399,7 +399,7 @@ class DetectAndMeasureTask(PipelineTask):
                 self.log.warning("No forced measurement on the science exposure: %s", error)
                 return
         _, flat = sources_apart(science)
-        image = Image(flat, bbox=science.bbox, unit=science.image.unit)
+        image = Image(flat, bbox=science.bbox, unit=science.unit)
         measured = forced_photometry(
             science.replaced(image=image), diaSources["x", "y"], self.config.to_options()
         )
@@ -536,7 +536,7 @@ def _residual_ratio(
 ) -> Array:
     """What is left of stars: Σ|difference| over Σ|science| in apertures, noise taken off."""
     x, y = catalogPositions(kernelSources)
-    y0, x0 = difference.yx0
+    y0, x0 = difference.origin
     ny, nx = difference.shape
     inside = (x >= x0) & (x <= x0 + nx - 1) & (y >= y0) & (y <= y0 + ny - 1)
     x, y = x[inside] - x0, y[inside] - y0
@@ -544,8 +544,8 @@ def _residual_ratio(
     _, flat = sources_apart(science)
     sums = []
     for image, variance in (
-        (difference.image.array, difference.variance.array),
-        (flat, science.variance.array),
+        (difference.data, difference.variance),
+        (flat, science.variance),
     ):
         with np.errstate(invalid="ignore"):
             # Less the mean of the absolute value of Gaussian noise.

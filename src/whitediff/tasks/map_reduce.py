@@ -16,14 +16,13 @@ from lsst.pipe.base import Struct, Task
 from lsst.utils.timer import timeMethod
 
 from ..errors import ArgumentError
-from ..exposures import kernels, masks
+from ..exposures import masks
 from ..exposures.decorrelation import untouched, variance_mean
 from ..exposures.model import Exposure, native_float
 from ..exposures.psf import (
     KernelPointSpreadFunction,
     Light,
     fwhm_of_psf,
-    psf_image,
     scattered_psf,
 )
 from .match import reject
@@ -204,9 +203,9 @@ class ImageReducer(Task):
         box = exposure.bbox
         result = _Reduction(
             exposure.shape,
-            (name for part in parts for name in part.mask.schema.names),
+            (name for part in parts for name in part.mask.names),
             operation=self.config.reduceOperation,
-            dtype=native_float(exposure.image.array),
+            dtype=native_float(exposure.data),
         )
         for part in parts:
             overlap = _intersection(part.bbox, box)
@@ -221,9 +220,9 @@ class ImageReducer(Task):
         flags = result.flags
         flags[INVALID] = flags[INVALID] | invalid if INVALID in flags else invalid
         reduced = exposure.replaced(
-            image=Image(image, bbox=box, unit=exposure.image.unit),
+            image=Image(image, bbox=box, unit=exposure.unit),
             mask=masks.make_mask(flags, box),
-            variance=variance.astype(native_float(exposure.variance.array), copy=False),
+            variance=variance.astype(native_float(exposure.variance), copy=False),
         )
         reduced.header = exposure.header.copy()
         reduced.primary_header = exposure.primary_header.copy()
@@ -259,7 +258,7 @@ class _Reduction:
 
     def add(self, part: Exposure, bad: Array, where: Any) -> None:
         """Add a sub-image with its bad pixels at its slices of the whole image."""
-        image, variance = part.image.array, part.variance.array
+        image, variance = part.data, part.variance
         finite = np.isfinite(image)
         trusted = np.isfinite(variance) & ~bad
         worth = np.where(finite, np.where(trusted, _GOOD, _BAD), _NOT_FINITE).astype(np.int8)
@@ -283,7 +282,7 @@ class _Reduction:
             self._count[where][replace] = 1
             self._count[where][join] += 1
         for name, plane in self.flags.items():
-            if name in part.mask.schema.names:
+            if name in part.mask.names:
                 flagged = masks.flagged(part.mask, [name])
                 target = plane[where]
                 target[replace] = flagged[replace]
@@ -535,7 +534,7 @@ class ImageMapReduceTask(Task):
                 _intervals(length, size[i], step[i], config.adjustGridOption)
                 for i, length in enumerate(exposure.shape)
             )
-            y0, x0 = exposure.yx0
+            y0, x0 = exposure.origin
             cells = [
                 Box.factory[y0 + bottom : y0 + top, x0 + left : x0 + right]
                 for bottom, top in rows
@@ -612,11 +611,11 @@ def _united_psf(parts: Sequence[Exposure], exposure: Exposure) -> Any:
         psf, box = part.psf, part.bbox
         if psf is None:
             return None
-        constant = isinstance(psf, KernelPointSpreadFunction) and kernels.is_constant(psf.kernel)
+        constant = isinstance(psf, KernelPointSpreadFunction) and psf.kernel.is_constant
         nodes = (0.5,) if constant else _PSF_NODES
         for x in (box.x.start - 0.5 + node * box.x.size for node in nodes):
             for y in (box.y.start - 0.5 + node * box.y.size for node in nodes):
-                images.append(psf_image(psf, x=x, y=y))
+                images.append(psf.at(x=x, y=y))
                 positions.append((x, y))
     x, y = np.array(positions).T
     light = Light.of_parts([Light.of(part.psf) for part in parts if part.psf is not None])

@@ -526,7 +526,7 @@ class MakeKernelTask(Task):
         options = self.config.kernel.active.to_options(convolved=convolved, candidates=candidates)
         sources = None
         if kernelSources is not None:
-            y0, x0 = pair.science.yx0
+            y0, x0 = pair.science.origin
             x, y = catalogPositions(kernelSources)
             sources = pair.sources.near(x - x0, y - y0)
         try:
@@ -631,7 +631,7 @@ def algorithm_error(error: DataError) -> DataError:
 
 
 def _table(found: Match, pair: Pair) -> Table:
-    y0, x0 = pair.science.yx0
+    y0, x0 = pair.science.origin
     return Table(
         {
             "x": found.candidates.x + x0,

@@ -15,7 +15,7 @@ from lsst.pipe.base import NoWorkFound, PipelineTask, PipelineTaskConfig, Struct
 from lsst.utils.timer import timeMethod
 
 from ..errors import DataError
-from ..exposures import kernels, masks
+from ..exposures import masks
 from ..exposures.alignment import aligned_template, alignment_of
 from ..exposures.decorrelation import Decorrelation
 from ..exposures.defects import NO_DEFECTS, DefectOptions, with_defects
@@ -334,7 +334,7 @@ def attributed_mask(
     kernel = difference.kernel
     assert kernel is not None
     box = difference.bbox
-    image = kernels.evaluate(kernel, x=box.x.center, y=box.y.center)
+    image = kernel.at(x=box.x.center, y=box.y.center)
     mask = masks.attributed(
         difference.mask,
         matchedScience.mask,
@@ -343,7 +343,7 @@ def attributed_mask(
         rename=rename,
         always={
             "EDGE": unsupported(difference.shape, image.shape),
-            "NO_DATA": ~np.isfinite(difference.image.array),
+            "NO_DATA": ~np.isfinite(difference.data),
         },
     )
     return sources.marked(mask)

@@ -61,12 +61,12 @@ def as_object(
             f"{name}: a {kind} needs the detector, band and more of a visit image; name one to take"
             " them from (like)."
         )
-    unit = exposure.image.unit or like.unit
+    unit = exposure.unit or like.unit
     if exposure.psf is None:
         raise ArgumentError(f"{name}: has no PSF, which a {kind} needs.")
     common: dict[str, Any] = {
         "mask": exposure.mask,
-        "variance": Image(exposure.variance.array, bbox=exposure.bbox, unit=unit**2),
+        "variance": Image(exposure.variance, bbox=exposure.bbox, unit=unit**2),
         # Its own are in another frame than the detector's, which these classes demand.
         "sky_projection": like.sky_projection,
         "obs_info": like.obs_info,
@@ -80,7 +80,7 @@ def as_object(
             f"{name}: covers {exposure.bbox}, which the image like which it is to be, with"
             f" {like.bbox}, does not contain."
         )
-    image = Image(exposure.image.array, bbox=exposure.bbox, unit=unit)
+    image = Image(exposure.data, bbox=exposure.bbox, unit=unit)
     if kind == "visit-image":
         return VisitImage(image, **common)
     return DifferenceImage(image, kernel=exposure.kernel, **common)

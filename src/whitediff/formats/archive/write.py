@@ -143,9 +143,9 @@ class _PlaneArchive(FitsOutputArchive):
         """Name the planes: those of the image that is to be read from the archive."""
         mask = image.mask
         self._planes: dict[str, list[Array]] = {
-            "image": [image.image.array],
+            "image": [image.data],
             "mask": [_mask_integers(mask, part) for part in mask.schema.split(np.int32)],
-            "variance": [image.variance.array],
+            "variance": [image.variance],
         }
 
     def add_array(self, array: Array, *, name: str | None = None, **options: Any) -> Any:

@@ -11,13 +11,12 @@ import astropy.nddata
 import astropy.units as u
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, Image, MaskedImage
 
 from ...errors import ArgumentError, one_line
 from ...exposures import masks
+from ...exposures.boxes import Box
 from ...exposures.model import Exposure, as_native_float
-from ...exposures.psf import KernelPointSpreadFunction, psf_image
-from ...exposures.sky import sky_projection
+from ...exposures.psf import KernelPointSpreadFunction
 from ...reading import ReadingOptions
 from .. import plain
 from ..headers import observation_header, pixel_origin, without_wcs
@@ -103,12 +102,11 @@ def from_ccddata(
         psf = KernelPointSpreadFunction.from_image(np.asarray(psf, dtype=np.float64), bbox)
     kept = observation_header(header)
     return Exposure(
-        MaskedImage(
-            Image(image, bbox=bbox, unit=unit),
-            mask=mask,
-            variance=Image(values, bbox=bbox),
-            sky_projection=sky_projection(kept, bbox),
-        ),
+        image,
+        values,
+        mask,
+        origin=bbox.start,
+        unit=unit,
         psf=psf,
         header=kept,
         source=source,
@@ -230,7 +228,7 @@ def to_ccddata(
     """
     if uncertainty not in _KINDS:
         raise ArgumentError(f"uncertainty must be {', '.join(_KINDS)}; got {uncertainty!r}.")
-    image, variance = exposure.image.array, exposure.variance.array
+    image, variance = exposure.data, exposure.variance
     with np.errstate(invalid="ignore", divide="ignore"):
         values = {
             "variance": lambda: variance.copy(),
@@ -238,20 +236,20 @@ def to_ccddata(
             "weight": lambda: 1 / variance,
         }[uncertainty]()
     flags = astropy.nddata.FlagCollection(shape=image.shape)
-    for plane in exposure.mask.schema.names:
+    for plane in exposure.mask.names:
         flags[plane] = exposure.mask.get(plane)
     meta = without_wcs(exposure.header)
-    if exposure.yx0 != (0, 0):
-        for axis, start in ((1, exposure.yx0[1]), (2, exposure.yx0[0])):
+    if exposure.origin != (0, 0):
+        for axis, start in ((1, exposure.origin[1]), (2, exposure.origin[0])):
             meta[f"CTYPE{axis}A"] = "LINEAR"
             meta[f"CRPIX{axis}A"] = 1.0
             meta[f"CRVAL{axis}A"] = float(start)
     psf = None
     if exposure.psf is not None:
-        psf = psf_image(exposure.psf, x=exposure.bbox.x.center, y=exposure.bbox.y.center)
+        psf = exposure.psf.at(x=exposure.bbox.x.center, y=exposure.bbox.y.center)
     return astropy.nddata.CCDData(
         image.copy(),
-        unit=u.adu if exposure.image.unit is None else exposure.image.unit,
+        unit=u.adu if exposure.unit is None else exposure.unit,
         uncertainty=_KINDS[uncertainty](values),
         mask=masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES) | ~np.isfinite(image),
         flags=flags,

@@ -95,7 +95,7 @@ def _with_flags(exposure: Exposure, planes: dict[str, Any], has_mask: bool) -> E
     """Exposure whose planes are those of the flags, and BAD where only the mask is set."""
     before = exposure.mask
     bad = masks.flagged(before, ["BAD"]) if has_mask else np.zeros(exposure.shape, bool)
-    bad &= np.isfinite(exposure.image.array)
+    bad &= np.isfinite(exposure.data)
     mask = masks.make_mask(planes, exposure.bbox)
     bad &= ~masks.flagged(mask, masks.UNTRUSTED_MASK_PLANES)
     if bad.any():
@@ -107,7 +107,7 @@ def _with_flags(exposure: Exposure, planes: dict[str, Any], has_mask: bool) -> E
 
 
 def _without(mask: Any, name: str) -> Any:
-    if name not in mask.schema.names:
+    if name not in mask.names:
         return mask
-    planes = {other: mask.get(other) for other in mask.schema.names if other != name}
+    planes = {other: mask.get(other) for other in mask.names if other != name}
     return masks.make_mask(planes, mask.bbox)

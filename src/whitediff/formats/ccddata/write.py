@@ -59,7 +59,7 @@ def write(
     whitediff's own files.
     """
     data = to_ccddata(exposure, uncertainty=uncertainty)
-    names = exposure.mask.schema.names
+    names = exposure.mask.names
     if len(names) > 62:
         raise ArgumentError(f"{path}: {len(names)} mask planes have no room in 62 bits.")
     header, _ = storable(without_provenance(data.meta))

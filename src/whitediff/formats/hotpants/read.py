@@ -12,10 +12,10 @@ from typing import Any
 import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, Image, MaskedImage
 
 from ...errors import FileFormatError
 from ...exposures import masks
+from ...exposures.boxes import Box
 from ...exposures.fields import overlap
 from ...exposures.model import Exposure
 from ...planes import filled
@@ -411,25 +411,24 @@ def _planes(path: Path, solution: HotpantsSolution | None, **options: Any) -> Ex
     exposure = plain.read(
         path, 0, needs_variance=wanted and noise is None, fill=float(fill), **options
     )
-    image = exposure.image.array
+    image = exposure.data
     mask = exposure.mask
     if bits is not None:
         for bit, (name, _) in _BITS.items():
             if (bits & bit).any():
                 mask = masks.with_plane(mask, name, (bits & bit) != 0)
-    variance = exposure.variance.array
+    variance = exposure.variance
     if noise is not None and not given:
         variance = filled(noise.shape, np.float32, lambda rows: noise[rows].astype(np.float32) ** 2)
         mask = masks.with_plane(mask, "NO_DATA", ~(variance > 0))
     if solution is not None:
         image, variance = _at_science_level(image, variance, solution, path)
     return Exposure(
-        MaskedImage(
-            Image(image, bbox=exposure.bbox, unit=exposure.image.unit),
-            mask=mask,
-            variance=Image(variance, bbox=exposure.bbox),
-            sky_projection=exposure.sky_projection,
-        ),
+        image,
+        variance,
+        mask,
+        origin=exposure.bbox.start,
+        unit=exposure.unit,
         psf=exposure.psf,
         header=exposure.header,
         primary_header=exposure.primary_header,

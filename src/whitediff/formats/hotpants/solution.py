@@ -15,12 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import YX, Box
-from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
-from lsst.images.fields import BaseField, ChebyshevField
 
-from ...exposures.fields import PiecewiseField
-from ...exposures.kernels import chebyshev_powers
+from ...exposures.boxes import Box
+from ...exposures.fields import ChebyshevField, Field, PiecewiseField
+from ...exposures.kernels import BasisKernel, chebyshev_powers
 
 __all__ = ["HotpantsRegion", "HotpantsSolution", "gaussian_basis"]
 
@@ -121,7 +119,7 @@ class HotpantsSolution:
         region
             The nearest one where none contains it.
         """
-        first = self.kernel.spatial[0]
+        first = self.kernel.fields[0]
         index = first.piece_at(x=x, y=y) if isinstance(first, PiecewiseField) else 0
         return self.regions[index]
 
@@ -202,7 +200,7 @@ class HotpantsSolution:
         return level / self.normalized(region)
 
     @functools.cached_property
-    def kernel(self) -> ImageBasisConvolutionKernel:
+    def kernel(self) -> BasisKernel:
         """The kernel, its polynomials evaluated at every pixel instead of once for each block.
 
         Notes
@@ -212,7 +210,7 @@ class HotpantsSolution:
         tables = [self._chebyshev(region) for region in self.regions]
         fields: list[Any] = []
         for n in range(len(self.basis)):
-            pieces: list[tuple[Box, BaseField]] = [
+            pieces: list[tuple[Box, Field]] = [
                 (region.box, ChebyshevField(region.buffered, table[n].copy()))
                 for region, table in zip(self.regions, tables, strict=True)
             ]
@@ -221,7 +219,7 @@ class HotpantsSolution:
                 if len(pieces) == 1 and self.regions[0].buffered == self.box
                 else PiecewiseField(self.box, pieces)
             )
-        return ImageBasisConvolutionKernel(self.basis, fields)
+        return BasisKernel(self.basis, fields)
 
     def _coefficients(self, region: HotpantsRegion) -> Array:
         """Coefficients of a region, ``(n_basis, n_terms)``."""
@@ -313,7 +311,7 @@ def widened(box: Box, limits: Box, buffer: int) -> Box:
         (max(whole.start, part.start - buffer), min(whole.stop, part.stop + buffer))
         for part, whole in ((box.y, limits.y), (box.x, limits.x))
     )
-    return Box.from_shape((y[1] - y[0], x[1] - x[0]), start=YX(y=y[0], x=x[0]))
+    return Box.from_shape((y[1] - y[0], x[1] - x[0]), start=(y[0], x[0]))
 
 
 _FOUR_DIGITS = 0.51e-4

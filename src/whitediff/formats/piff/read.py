@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box
 
 from ...errors import ArgumentError, FileFormatError, one_line
+from ...exposures.boxes import Box
 from ...exposures.psf import KernelPointSpreadFunction, sampled_psf
 from ..files import Extension, opened
 from .recognise import recognise

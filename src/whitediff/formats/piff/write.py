@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box
-from lsst.images.psfs import PiffWrapper, PointSpreadFunction
+from lsst.images.psfs import PiffWrapper
 
 from ...errors import ArgumentError
-from ...exposures.psf import psf_image
+from ...exposures.boxes import Box
+from ...exposures.psf import PointSpreadFunction
 
 __all__ = ["as_piff"]
 
@@ -93,7 +93,7 @@ def as_piff(psf: PointSpreadFunction, bounds: Box) -> PiffWrapper:
 
 def _square(psf: PointSpreadFunction, x: float, y: float) -> Array:
     """Image of a PSF on an odd square, its origin in the middle."""
-    image = psf_image(psf, x=x, y=y)
+    image = psf.at(x=x, y=y)
     ny, nx = image.shape
     half = max(ny, nx) // 2
     square = np.zeros((2 * half + 1, 2 * half + 1))

@@ -11,13 +11,14 @@ import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
-from lsst.images import Box, Image, Mask, MaskedImage
 
 from ...clipping import find_floor
 from ...decorrelation import unmeasured_pixels
 from ...errors import ArgumentError, DataError, FileFormatError
+from ...exposures.boxes import Box
 from ...exposures.masks import (
     UNTRUSTED_MASK_PLANES,
+    Mask,
     find_plane,
     flagged,
     make_mask,
@@ -456,12 +457,11 @@ def read(
     if projection is None and "CTYPE1" in header:
         _log.info("%s: its WCS cannot be understood and is kept in the header only.", path)
     return Exposure(
-        MaskedImage(
-            Image(image, bbox=bbox, unit=unit),
-            mask=mask,
-            variance=Image(values, bbox=bbox),
-            sky_projection=projection,
-        ),
+        image,
+        values,
+        mask,
+        origin=bbox.start,
+        unit=unit,
         psf=psf,
         kernel=kernel,
         background=background,
@@ -835,7 +835,7 @@ def with_options(exposure: Exposure, options: ReadingOptions, path: Path | str) 
         )
     if options.saturation is not None:
         mask = _with_saturation(
-            mask, exposure.image.array, (), Path(path), options.saturation, plateau=False
+            mask, exposure.data, (), Path(path), options.saturation, plateau=False
         )
     return exposure if mask is exposure.mask else exposure.replaced(mask=mask)
 

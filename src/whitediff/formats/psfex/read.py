@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box
 
 from ...errors import ArgumentError, FileFormatError
+from ...exposures.boxes import Box
 from ...exposures.kernels import chebyshev_kernel, chebyshev_powers
-from ...exposures.psf import KernelPointSpreadFunction, psf_image
+from ...exposures.psf import KernelPointSpreadFunction
 from ..files import Extension, opened
 from .recognise import models
 
@@ -105,7 +105,7 @@ def _check(
     try:
         for x in (bounds.x.start, bounds.x.center, bounds.x.stop - 1):
             for y in (bounds.y.start, bounds.y.center, bounds.y.stop - 1):
-                image = psf_image(psf, x=x, y=y)
+                image = psf.at(x=x, y=y)
                 negative = float(-image[image < 0].sum() / np.abs(image).sum())
                 if negative > _MOST_NEGATIVE:
                     raise ArgumentError(

@@ -10,10 +10,8 @@ from typing import Any, Literal
 import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Image
 
 from ...errors import FileFormatError
-from ...exposures.fields import evaluated
 from ...exposures.model import Exposure
 from .. import plain
 from ..difference import Difference
@@ -196,17 +194,12 @@ def read_difference(
     if direction == "science":
         # SFFT leaves it at the level of the reference.
         level = sum(
-            float(image.array.sum()) * evaluated(field, exposure.bbox)
-            for image, field in solution.kernel
+            float(image.array.sum()) * field.on(exposure.bbox) for image, field in solution.kernel
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             exposure = exposure.replaced(
-                image=Image(
-                    (exposure.image.array / level).astype(exposure.image.array.dtype),
-                    bbox=exposure.bbox,
-                    unit=exposure.image.unit,
-                ),
-                variance=(exposure.variance.array / level**2).astype(exposure.variance.array.dtype),
+                data=(exposure.data / level).astype(exposure.data.dtype),
+                variance=(exposure.variance / level**2).astype(exposure.variance.dtype),
             )
         _log.info("%s: is brought to the science image's level, by the kernel's sum.", path)
     return Difference(

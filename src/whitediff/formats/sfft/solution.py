@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box
-from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
 
-from ...exposures.kernels import term_kernel
+from ...exposures.boxes import Box
+from ...exposures.kernels import BasisKernel, term_kernel
 from ...polynomials import chebyshev_terms
 
 __all__ = ["SfftSolution"]
@@ -90,7 +89,7 @@ class SfftSolution:
         return float(np.dot(terms, self.background))
 
     @functools.cached_property
-    def kernel(self) -> ImageBasisConvolutionKernel:
+    def kernel(self) -> BasisKernel:
         """The kernel as whitediff has it: that of the pixel of the *result*.
 
         Notes
