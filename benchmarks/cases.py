@@ -16,7 +16,6 @@ import whitediff
 from whitediff.exposures import masks
 from whitediff.exposures.matching import MatchOptions, match
 from whitediff.exposures.preparation import pair_with_psf, prepare
-from whitediff.exposures.psf import psf_image
 from whitediff.exposures.solution import Solution, make_product
 from whitediff.matching.design import FitOptions
 from whitediff.tasks import DecorrelateALKernelSpatialTask, DecorrelateALKernelTask
@@ -75,8 +74,8 @@ def task_cases(scene: scenes.Scene, *, literal: bool) -> dict[str, Case]:
     found: dict[str, Case] = {}
     if literal:
         arrays: dict[str, Any] = {
-            "science_variance": scene.science.variance.array,
-            "template_variance": scene.template.variance.array,
+            "science_variance": scene.science.variance,
+            "template_variance": scene.template.variance,
             "bad": masks.flagged(scene.science.mask, masks.DEFAULT_IGNORE_MASK_PLANES),
         }
 
@@ -84,10 +83,10 @@ def task_cases(scene: scenes.Scene, *, literal: bool) -> dict[str, Case]:
             box = exposure.bbox
             return lambda: baseline.decorrelate(
                 **arrays,
-                difference=exposure.image.array,
-                difference_variance=exposure.variance.array,
-                kernel=whitediff.exposures.kernels.evaluate(kernel, x=box.x.center, y=box.y.center),
-                psf=psf_image(scene.science.psf, x=box.x.center, y=box.y.center),
+                difference=exposure.data,
+                difference_variance=exposure.variance,
+                kernel=whitediff.exposures.kernel.at(x=box.x.center, y=box.y.center),
+                psf=scene.science.psf.at(x=box.x.center, y=box.y.center),
                 **options,
             )
 
@@ -126,7 +125,7 @@ def file_cases(shape: tuple[int, int], directory: Path) -> dict[str, Case]:
     """Reading and writing one exposure, by whitediff and by astropy alone."""
     path, _ = scenes.files(shape, directory)
     exposure = whitediff.read_exposure(path)
-    planes = [exposure.image.array, exposure.variance.array, exposure.mask.array[..., 0]]
+    planes = [exposure.data, exposure.variance, exposure.mask.array[..., 0]]
     output = directory / "written.fits"
 
     def read_planes() -> None:

@@ -21,7 +21,6 @@ import whitediff
 from whitediff.convolution import convolve
 from whitediff.exposures.masks import UNTRUSTED_MASK_PLANES, flagged
 from whitediff.exposures.pipeline import Made
-from whitediff.exposures.psf import psf_image
 from whitediff.matching.stamp import near
 
 type Array = npt.NDArray[Any]
@@ -100,16 +99,16 @@ def judged(folder: Path, *, timed: bool = False) -> Judged | None:
     assert made.cutout is not None
     fit = made.cutout.fit
     shape, place = science.shape, made.cutout.place
-    image, template_image = made.difference.image.array.astype(float), _filled(template)
+    image, template_image = made.difference.data.astype(float), _filled(template)
     radius = max(_APERTURE * fit.error.fwhm, _SMALLEST_APERTURE)
     aperture = near(shape, place, radius).astype(float)
     # The variance plane without the kernel's part, which an aperture has in common.
-    noise = made.difference.variance.array - fit.error.point_variance(template_image)
-    known = np.isfinite(image) & np.isfinite(survey.image.array)
+    noise = made.difference.variance - fit.error.point_variance(template_image)
+    known = np.isfinite(image) & np.isfinite(survey.data)
     known &= ~flagged(made.difference.mask, UNTRUSTED_MASK_PLANES)
     kernel = fit.error.sum_variance(template_image, aperture * known)
     white = float((noise * aperture)[known].sum())
-    theirs = _as_science_minus_template(survey.image.array, science.image.array, known, place)
+    theirs = _as_science_minus_template(survey.data, science.data, known, place)
     flux, their_flux = (float((each * aperture)[known].sum()) for each in (image, theirs))
     static = fit.light(template_image) > 5 * np.sqrt(noise)
     border = 5 if min(shape) > 40 else 3
@@ -138,7 +137,7 @@ def judged(folder: Path, *, timed: bool = False) -> Judged | None:
 
 
 def _filled(template: Any) -> Array:
-    image = template.image.array.astype(float)
+    image = template.data.astype(float)
     return np.where(np.isfinite(image), image, np.nanmedian(image))
 
 
@@ -158,9 +157,9 @@ def _injected(science: Any, template: Any, made: Made, aperture: Array) -> float
     cutout = made.cutout
     assert cutout is not None
     assert cutout.place is not None
-    noise = float(np.nanmedian(made.difference.variance.array))
+    noise = float(np.nanmedian(made.difference.variance))
     if science.psf is not None:
-        stamp = psf_image(science.psf, x=science.bbox.x.center, y=science.bbox.y.center)
+        stamp = science.psf.at(x=science.bbox.x.center, y=science.bbox.y.center)
         source = np.zeros(science.shape)
         y, x = (round(each) for each in cutout.place[::-1])
         half = min(min(science.shape) // 2 - 1, stamp.shape[0] // 2)
@@ -175,13 +174,13 @@ def _injected(science: Any, template: Any, made: Made, aperture: Array) -> float
         source = np.exp(-0.5 * (u**2 + v**2) / sigma**2)
         source /= source.sum()
     source *= _INJECTED * math.sqrt(noise / float((source**2).sum())) * float(source.sum())
-    image = science.image.array
+    image = science.data
     changed = type(science).from_arrays(
-        (image + source).astype(np.float32), variance=science.variance.array, psf=science.psf
+        (image + source).astype(np.float32), variance=science.variance, psf=science.psf
     )
     changed.header = science.header
-    again = whitediff.subtract_cutout(changed, template).difference.image.array
-    difference = again - made.difference.image.array
+    again = whitediff.subtract_cutout(changed, template).difference.data
+    difference = again - made.difference.data
     # What the correction makes of the source itself.
     correction = _correction(cutout, made)
     expected = convolve(source, correction, boundary="reflect")

@@ -38,7 +38,7 @@ from lsst.images import Image
 from whitediff import DetectionOptions, Exposure, detect, forced_photometry
 from whitediff.detection import expected_peaks
 from whitediff.exposures import kernels, masks
-from whitediff.exposures.psf import KernelPointSpreadFunction, psf_image
+from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.solution import Solution, make_product, undecorrelated
 from whitediff.simulation import PsfModel, SimulationOptions, simulate
 from whitediff.threads import available_threads
@@ -166,7 +166,7 @@ def noise(options: argparse.Namespace) -> dict[str, Any]:
             if others:
                 generator = np.random.default_rng(10_000 + options.seed + i)
                 values = generator.standard_normal(options.shape, dtype=np.float32)
-                values *= np.sqrt(made.difference.variance.array)
+                values *= np.sqrt(made.difference.variance)
                 white = made.difference.replaced(image=Image(values, bbox=made.difference.bbox))
                 searched |= {"white noise": (white, None), "uncorrected": (made.uncorrected, None)}
             for name, arguments in searched.items():
@@ -216,8 +216,8 @@ def with_sources(
     extra = np.abs(image) / gain
     noisy = image + generator.normal(size=image.shape) * np.sqrt(extra)
     return exposure.replaced(
-        image=Image((exposure.image.array + noisy).astype(np.float32), bbox=exposure.bbox),
-        variance=(exposure.variance.array + extra).astype(np.float32),
+        image=Image((exposure.data + noisy).astype(np.float32), bbox=exposure.bbox),
+        variance=(exposure.variance + extra).astype(np.float32),
     )
 
 
@@ -244,8 +244,8 @@ def blank(options: argparse.Namespace, seed: int) -> tuple[Exposure, Exposure]:
 def signal_to_noise(difference: Exposure) -> float:
     """Significance of a source of unit flux."""
     box = difference.bbox
-    psf = psf_image(difference.psf, x=box.x.center, y=box.y.center)
-    variance = float(np.median(difference.variance.array))
+    psf = difference.psf.at(x=box.x.center, y=box.y.center)
+    variance = float(np.median(difference.variance))
     return math.sqrt(float(np.square(psf).sum()) / variance)
 
 
@@ -353,7 +353,7 @@ def photometry(options: argparse.Namespace) -> dict[str, Any]:
 def _enclosed(difference: Exposure, meta: Any) -> float:
     """Share of a point source's flux in the aperture."""
     box = difference.bbox
-    psf = psf_image(difference.psf, x=box.x.center, y=box.y.center)
+    psf = difference.psf.at(x=box.x.center, y=box.y.center)
     flux, _, _ = sep.sum_circle(
         psf, [psf.shape[1] // 2], [psf.shape[0] // 2], meta["aperture_radius"], subpix=0
     )
@@ -389,7 +389,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         science, template = as_exposure(simulation.science), as_exposure(simulation.template)
         made[name] = make_product(solution(mode, science), science, template).exposure
-    image, threads = made["constant PSF"].image.array, available_threads()
+    image, threads = made["constant PSF"].data, available_threads()
     image = np.nan_to_num(image)
 
     def floor() -> None:

@@ -113,8 +113,8 @@ def by_whitediff(scene: Field, folder: Path) -> Result:
         return table["psf_flux"].value, table["psf_flux_err"].value
 
     return Result(
-        exposure.image.array,
-        exposure.variance.array,
+        exposure.data,
+        exposure.variance,
         fluxes,
         rows["x"].value,
         rows["y"].value,

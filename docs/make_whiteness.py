@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from lsst.images import Box
+from whitediff.exposures.boxes import Box
 
 from whitediff import Exposure
 from whitediff.convolution import convolve
@@ -82,7 +82,7 @@ def measure(kernel, template_variance, resampling) -> dict[str, tuple[np.ndarray
         for name, options in (("documented", DecorrelationOptions()), ("whitediff", OURS)):
             result = decorrelate(science, template, difference, sources=none, options=options)
             cells = whiteness_map(
-                result.exposure.image.array, result.exposure.variance.array, good, gaussian(3.0)
+                result.exposure.data, result.exposure.variance, good, gaussian(3.0)
             )
             found.setdefault(name, []).append(
                 (cells.filtered_variance_ratio, cells.pixel_variance_ratio)

@@ -157,8 +157,8 @@ def drawn(shape: tuple[int, int], psf: PsfModel, x: Array, y: Array, flux: Array
 
 def residuals(difference: Exposure, stars: Array, *, half: int = 5) -> Array:
     """Mean squares of a difference's pixels over their variance, around each star inside."""
-    image = difference.image.array.astype(float)
-    variance = difference.variance.array
+    image = difference.data.astype(float)
+    variance = difference.variance
     bad = masks.flagged(difference.mask, ("BAD", "SAT", "NO_DATA", "EDGE", "CONTAMINATED"))
     found = []
     for x, y, _ in stars.T:
@@ -171,7 +171,7 @@ def residuals(difference: Exposure, stars: Array, *, half: int = 5) -> Array:
 
 def flux_ratios(difference: Exposure, sources: Array, *, radius: float = 10) -> tuple[Array, Array]:
     """Fluxes by the difference's PSF over the true ones, and their errors."""
-    image, variance = difference.image.array, difference.variance.array
+    image, variance = difference.data, difference.variance
     bad = masks.flagged(difference.mask, ("BAD", "SAT", "NO_DATA", "EDGE", "CONTAMINATED"))
     assert difference.psf is not None
     ratios, errors = [], []

@@ -111,10 +111,10 @@ def test_bad_pixels_of_a_rotated_template_cost_no_more_than_themselves(
     exposure = read_exposure(directory / "template.fits")
     bad = np.random.default_rng(7).random(exposure.shape) < share
     if kind == "NaN":
-        exposure.image.array[bad] = np.nan
+        exposure.data[bad] = np.nan
     else:
         # Of a value that would be seen, were it used.
-        exposure.image.array[bad] += 6e4
+        exposure.data[bad] += 6e4
         exposure = exposure.replaced(mask=masks.with_plane(exposure.mask, kind, bad))
     write_exposure(exposure, tmp_path / "spoilt.fits")
     made = {}
@@ -133,7 +133,7 @@ def test_bad_pixels_of_a_rotated_template_cost_no_more_than_themselves(
     assert unknown.mean() < 0.07 + 12 * share
     # Beside a filled pixel the noise is that of the plane, and nothing stands out.
     empty = ~unknown & ~masks.flagged(difference.mask, ["SOURCE", "EDGE"])
-    pulls = difference.image.array[empty] / np.sqrt(difference.variance.array[empty])
+    pulls = difference.data[empty] / np.sqrt(difference.variance[empty])
     assert pulls.var() == pytest.approx(1, abs=0.03)
     assert np.abs(pulls).max() < 5.5
     x, y, flux = truth["transients"]
@@ -198,9 +198,9 @@ def test_whole_pixels_are_cut(run, tmp_path, rng):
     )
     assert code == 0, messages
     aligned = read_exposure(out)
-    np.testing.assert_array_equal(aligned.image.array[4:, :-3], pixels[:-4, 3:])
-    assert np.isnan(aligned.image.array[:4]).all()
-    assert np.isnan(aligned.image.array[:, -3:]).all()
+    np.testing.assert_array_equal(aligned.data[4:, :-3], pixels[:-4, 3:])
+    assert np.isnan(aligned.data[:4]).all()
+    assert np.isnan(aligned.data[:, -3:]).all()
     assert aligned.noise is None
     header = fits.getheader(out)
     assert "WDALIGN" not in header

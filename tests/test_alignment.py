@@ -20,7 +20,6 @@ from whitediff.exposures.alignment import aligned_template
 from whitediff.exposures.kernels import constant_kernel
 from whitediff.exposures.pipeline import aligned_as_before
 from whitediff.exposures.preparation import prepare
-from whitediff.exposures.psf import psf_image
 from whitediff.exposures.solution import Solution
 from whitediff.simulation import SimulationOptions, simulate
 
@@ -51,13 +50,13 @@ def test_whole_pixel_offsets(rng):
     mask = np.zeros(image.shape, dtype=bool)
     mask[120, 200] = True
     by_wcs = exposure(image, header(40, 70), mask={"BAD": mask})
-    by_box = Exposure.from_arrays(image, variance=1.0, mask={"BAD": mask}, yx0=(-70, -40))
+    by_box = Exposure.from_arrays(image, variance=1.0, mask={"BAD": mask}, origin=(-70, -40))
     for template in (by_wcs, by_box):
         aligned = aligned_template(science, template)
         assert aligned.bbox == science.bbox
-        np.testing.assert_array_equal(aligned.image.array, image[70:370, 40:360])
+        np.testing.assert_array_equal(aligned.data, image[70:370, 40:360])
         np.testing.assert_array_equal(aligned.mask.get("BAD"), mask[70:370, 40:360])
-        assert "NO_DATA" not in aligned.mask.schema.names
+        assert "NO_DATA" not in aligned.mask.names
     # Its own WCS still points at the same sky.
     before = by_wcs.wcs.pixel_to_world_values(100.0, 150.0)
     after = aligned_template(science, by_wcs).wcs.pixel_to_world_values(60.0, 80.0)
@@ -70,8 +69,8 @@ def test_what_the_template_does_not_cover_is_marked(rng):
     aligned = aligned_template(science, exposure(image, header(-30, 100)))
     covered = np.zeros(SHAPE, dtype=bool)
     covered[:200, 30:] = True
-    np.testing.assert_array_equal(aligned.image.array[:200, 30:], image[100:, :-30])
-    assert np.isnan(aligned.image.array[~covered]).all()
+    np.testing.assert_array_equal(aligned.data[:200, 30:], image[100:, :-30])
+    assert np.isnan(aligned.data[~covered]).all()
     np.testing.assert_array_equal(aligned.mask.get("NO_DATA"), ~covered)
 
 
@@ -90,7 +89,7 @@ def test_a_varying_psf_moves_along(rng):
     aligned = aligned_template(exposure(rng.normal(size=SHAPE), header()), template)
     assert aligned.psf is not None
     np.testing.assert_allclose(
-        psf_image(aligned.psf, x=100, y=30), psf_image(template.psf, x=150, y=90), atol=1e-10
+        aligned.psf.at(x=100, y=30), template.psf.at(x=150, y=90), atol=1e-10
     )
 
 
@@ -124,12 +123,12 @@ def test_a_template_must_cover_enough(caplog):
         for part in (simulation.science, simulation.template)
     )
     part = template.replaced(image=template.image.copy())
-    part.image.array[117:] = np.nan
+    part.data[117:] = np.nan
     with caplog.at_level("WARNING", logger="whitediff"):
         pair = prepare(science, part)
     assert pair.template_fraction == pytest.approx(1 / 6, abs=0.01)
     assert "covers only 16." in caplog.text
-    part.image.array[50:] = np.nan
+    part.data[50:] = np.nan
     with pytest.raises(DataError, match=r"covers 7\.\d% of the science image's usable"):
         prepare(science, part)
 
@@ -148,4 +147,4 @@ def test_an_ignored_wcs_resamples_nothing(rng):
     )
     assert aligned_as_before(science, template, [solution], use_wcs=False) is template
     again = aligned_as_before(science, template, [solution])
-    assert not np.array_equal(again.image.array, pixels, equal_nan=True)
+    assert not np.array_equal(again.data, pixels, equal_nan=True)

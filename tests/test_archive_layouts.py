@@ -40,7 +40,7 @@ def test_planes_are_read(tmp_path, layout, seed):
     found = {name: masks.flagged(exposure.mask, [name]) for name in truth.planes}
     everything = np.any(list(truth.planes.values()), axis=0)
     if layout in IN_WEIGHT:
-        usable = np.isfinite(exposure.image.array)
+        usable = np.isfinite(exposure.data)
         marked = masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES) | ~usable
         np.testing.assert_array_equal(marked, everything)
     else:
@@ -57,10 +57,10 @@ def test_planes_are_read(tmp_path, layout, seed):
             expected = {"NO_DATA": everything}
         for name, plane in expected.items():
             np.testing.assert_array_equal(found[name], plane, err_msg=name)
-    ratio = exposure.variance.array[~everything] / truth.sigma[~everything] ** 2
+    ratio = exposure.variance[~everything] / truth.sigma[~everything] ** 2
     if layout != "ztf":
         assert np.ptp(ratio) < 1e-4 * ratio.mean()
-    image = exposure.image.array[~everything]
+    image = exposure.data[~everything]
     scale = np.sum(image * truth.science[~everything]) / np.sum(truth.science[~everything] ** 2)
     np.testing.assert_allclose(image, scale * truth.science[~everything], atol=1e-2 * scale)
 
@@ -86,7 +86,7 @@ def test_the_command_subtracts_them(tmp_path, run, layout):
         if layout in IN_WEIGHT or (layout == "lco" and name == "NO_DATA"):
             name = "BAD" if layout == "lco" else "NO_DATA"
         found = masks.flagged(difference.mask, [name])
-        found |= ~np.isfinite(difference.image.array)
+        found |= ~np.isfinite(difference.data)
         if layout == "decam" and name != "NO_DATA":
             plane = plane & ~truth.planes["NO_DATA"]
         assert found[plane].all(), name
@@ -114,7 +114,7 @@ def test_which_of_several_images_is_taken_is_said(tmp_path, caplog):
     LAYOUTS["hst-flc"](SCENES[1], tmp_path)
     with caplog.at_level("INFO", "whitediff"):
         exposure = read_exposure(f"{tmp_path}/j_flc.fits")
-    np.testing.assert_array_equal(exposure.image.array, fits.getdata(tmp_path / "j_flc.fits", 1))
+    np.testing.assert_array_equal(exposure.data, fits.getdata(tmp_path / "j_flc.fits", 1))
     # Without its tables, the WCS is that of the other cards.
     assert "distortions in its tables, of up to 0.06 pixels, are left out" in caplog.text
     sky = exposure.wcs.pixel_to_world(104.0, 94.0)

@@ -144,7 +144,7 @@ def judged(found, psfs):
     if found.convolved == "science":
         images, skies, psfs, truth = images[::-1], skies[::-1], psfs[::-1], 1 / SCALE
     target, source = images
-    kernel = found.kernel.compute_kernel_image(x=165, y=150).array
+    kernel = found.kernel.at(x=165, y=150)
     left = target - scipy.signal.fftconvolve(source, kernel, mode="same")
     variance = skies[0] + target / GAIN
     variance += scipy.signal.fftconvolve(source / GAIN + skies[1], kernel**2, mode="same")

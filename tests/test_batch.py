@@ -437,7 +437,7 @@ def test_whiteness_on_a_sample_is_that_of_the_frame():
     found = measure(exposure, score=False)
     from whitediff.diagnostics.measure import whiteness
 
-    whole = whiteness(noise, exposure.variance.array, ~sources, psf)
+    whole = whiteness(noise, exposure.variance, ~sources, psf)
     assert found.pixels < 0.95 * whole.pixels
     error = np.hypot(found.filtered_variance_ratio_error, whole.filtered_variance_ratio_error)
     assert abs(found.filtered_variance_ratio - whole.filtered_variance_ratio) < 4 * error

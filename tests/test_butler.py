@@ -121,14 +121,14 @@ def subtracted(pair, output, *options, score=False):
 
 def assert_same(first, second):
     """Pixels, planes of the mask, PSF and kernel are the same to the last bit."""
-    np.testing.assert_array_equal(first.image.array, second.image.array)
-    np.testing.assert_array_equal(first.variance.array, second.variance.array)
-    assert set(first.mask.schema.names) == set(second.mask.schema.names)
-    for name in first.mask.schema.names:
+    np.testing.assert_array_equal(first.data, second.data)
+    np.testing.assert_array_equal(first.variance, second.variance)
+    assert set(first.mask.names) == set(second.mask.names)
+    for name in first.mask.names:
         np.testing.assert_array_equal(first.mask.get(name), second.mask.get(name), err_msg=name)
     place = {"x": first.bbox.x.center, "y": first.bbox.y.center}
     for stamp in (first.psf, second.psf), (first.kernel, second.kernel):
-        one, other = (each.compute_kernel_image(**place).array for each in stamp)
+        one, other = (each.at(**place) for each in stamp)
         np.testing.assert_array_equal(one, other)
     one, other = (each.background.coefficients for each in (first, second))
     np.testing.assert_array_equal(one, other)
@@ -143,7 +143,7 @@ def test_pairs_stay_in_place_and_are_served(repo, pairs):
         assert uri.ospath == str(pairs[0] / "science.fits")
         exposure = butler.get("science", data_id())
         direct = read_exposure(pairs[0] / "science.fits")
-        np.testing.assert_array_equal(exposure.image.array, direct.image.array)
+        np.testing.assert_array_equal(exposure.data, direct.data)
         # Where it lies on the sky, as its WCS says.
         (record,) = butler.registry.queryDimensionRecords(
             "visit_detector_region", instrument="Generic", visit=1, detector=1
@@ -170,18 +170,18 @@ def test_components_and_cutouts_are_those_of_the_whole(repo, pairs):
             )
     expected = whole.cutout(BOX)
     assert part.bbox == BOX
-    np.testing.assert_array_equal(part.image.array, expected.image.array)
+    np.testing.assert_array_equal(part.data, expected.data)
     np.testing.assert_array_equal(part.mask.array, expected.mask.array)
-    np.testing.assert_array_equal(part.variance.array, expected.variance.array)
-    np.testing.assert_array_equal(image.array, expected.image.array)
+    np.testing.assert_array_equal(part.variance, expected.variance)
+    np.testing.assert_array_equal(image.array, expected.data)
     np.testing.assert_array_equal(mask.array, whole.mask.array)
     # The middle of the part is where it was on the sky.
     ny, nx = BOX.shape
     sky = part.wcs.pixel_to_world(nx / 2, ny / 2)
     there = whole.wcs.pixel_to_world(BOX.x.start + nx / 2, BOX.y.start + ny / 2)
     assert sky.separation(there).arcsec < 1e-6
-    stamp = whole.psf.compute_kernel_image(x=80, y=75).array
-    np.testing.assert_array_equal(psf.compute_kernel_image(x=80, y=75).array, stamp)
+    stamp = whole.psf.at(x=80, y=75)
+    np.testing.assert_array_equal(psf.at(x=80, y=75), stamp)
     assert isinstance(masked, MaskedImage)
 
 
@@ -206,9 +206,9 @@ def test_plain_files_of_anybody_are_ingested_copied_and_converted(pairs, tmp_pat
             # Visits that have no number are numbered.
             places[transfer] = butler.getURI("science", data_id(visit=number)).ospath
             exposure = butler.get("science", data_id(visit=number))
-            np.testing.assert_array_equal(exposure.image.array, data)
+            np.testing.assert_array_equal(exposure.data, data)
             if noise:
-                np.testing.assert_array_equal(exposure.variance.array, 850.0)
+                np.testing.assert_array_equal(exposure.variance, 850.0)
     with Butler.from_config(str(tmp_path / "repo")) as butler:
         (record,) = butler.registry.queryDimensionRecords("visit", instrument="Generic", visit=1)
     assert record.timespan.begin.tai.mjd == pytest.approx(60000.9, abs=1e-6)
@@ -218,7 +218,7 @@ def test_plain_files_of_anybody_are_ingested_copied_and_converted(pairs, tmp_pat
     assert places["direct"] == str(tmp_path / "science.fits")
     assert Path(places["copy"]).is_relative_to(tmp_path / "repo")
     assert Path(places["copy"]).read_bytes() == (tmp_path / "science.fits").read_bytes()
-    assert MaskedImage.read(places["convert"]).image.array.shape == data.shape
+    assert MaskedImage.read(places["convert"]).data.shape == data.shape
 
 
 def test_visits_share_a_template(pairs, tmp_path):
@@ -355,16 +355,16 @@ def test_tasks_read_run_and_write(repo, pairs, tmp_path):
     assert_same_catalogs(catalog, detected(tmp_path / "d.fits", tmp_path / "d.parquet"))
     assert len(stars) >= 3
     np.testing.assert_array_equal(
-        kernel.compute_kernel_image(x=90, y=90).array,
-        solution.kernel.compute_kernel_image(x=90, y=90).array,
+        kernel.at(x=90, y=90),
+        solution.kernel.at(x=90, y=90),
     )
     # Matched, the template has the science image's stars: what is left scatters as noise does, of
     # which 90 % lie within 1.645 sigma.
     sources = difference.mask.get("SOURCE")
-    residual = science.image.array - matched.image.array
+    residual = science.data - matched.data
     # Few pixels belong to transients.
-    scatter = [np.nanpercentile(np.abs(a[sources]), 90) for a in (residual, science.image.array)]
-    noise = 1.645 * np.sqrt(np.nanmedian(difference.variance.array[sources]))
+    scatter = [np.nanpercentile(np.abs(a[sources]), 90) for a in (residual, science.data)]
+    noise = 1.645 * np.sqrt(np.nanmedian(difference.variance[sources]))
     assert scatter[0] < 1.1 * noise < 0.5 * scatter[1]
     # The solution's file is what the command line takes.
     again = subtracted(pairs[0], tmp_path / "again.fits", "--kernel", solution_path)
@@ -408,7 +408,7 @@ def test_a_foreign_kernel_is_a_solution(repo, pairs):
     result = DecorrelateDifferenceTask().run(science, template, given, converted)
     expected = whitediff.decorrelate(science, template, plain)
     np.testing.assert_allclose(
-        result.correctedExposure.image.array, expected.exposure.image.array, rtol=0, atol=1e-3
+        result.correctedExposure.data, expected.exposure.data, rtol=0, atol=1e-3
     )
     assert result.correctedSolution.science_variance > 0
 

@@ -155,6 +155,6 @@ def test_one_that_was_cut_below_its_noise_is_warned_of(run, tmp_path, cuts):
         assert (f"{name}.fits: {shares[name]:.0%} of its pixels" in messages) == (name in cuts)
     found = whitediff.read_exposure(tmp_path / "out.fits")
     free = ~found.mask.get("SOURCE")
-    values = (found.image.array / np.sqrt(found.variance.array))[free]
+    values = (found.data / np.sqrt(found.variance))[free]
     values = values[np.isfinite(values) & (np.abs(values) < 5)]
     assert (6 / 7) ** 2 < values.var() < 1.03

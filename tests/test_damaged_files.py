@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pytest
 from astropy.io import fits
-from lsst.images import Box
 
 from hotpants_files import COMMAND, Run, coefficients
 from scenes import gaussian, moffat_kernel
@@ -28,7 +27,7 @@ from test_foreign_psfs import write_psfex
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.errors import FileFormatError, WhitediffError
 from whitediff.exposures import kernels
-from whitediff.exposures.psf import psf_image
+from whitediff.exposures.boxes import Box
 from whitediff.formats import (
     ccddata,
     check_reproduced,
@@ -52,13 +51,13 @@ class Case:
 
 
 def numbers_of(exposure: Exposure) -> dict[str, Any]:
-    numbers: dict[str, Any] = {"image": exposure.image.array, "box": str(exposure.bbox)}
-    numbers["variance"] = exposure.variance.array
+    numbers: dict[str, Any] = {"image": exposure.data, "box": str(exposure.bbox)}
+    numbers["variance"] = exposure.variance
     for x, y in PLACES:
         if exposure.kernel is not None:
-            numbers[f"kernel {x}"] = kernels.evaluate(exposure.kernel, x=x, y=y)
+            numbers[f"kernel {x}"] = exposure.kernel.at(x=x, y=y)
         if exposure.psf is not None:
-            numbers[f"psf {x}"] = psf_image(exposure.psf, x=x, y=y)
+            numbers[f"psf {x}"] = exposure.psf.at(x=x, y=y)
     return numbers
 
 
@@ -111,7 +110,7 @@ def psfex_case(rng, tmp_path: Path) -> Case:
 
     def read(path: Path) -> dict[str, Any]:
         psf = read_psf(path, bounds=Box.from_shape((300, 400)))
-        return {f"psf {x}": psf_image(psf, x=x, y=y) for x, y in PLACES}
+        return {f"psf {x}": psf.at(x=x, y=y) for x, y in PLACES}
 
     return Case(tmp_path / "model.psf", read)
 
@@ -340,7 +339,7 @@ def test_damaged_pixels_are_not_the_claim(rng, tmp_path):
         flipped[int(rng.integers(10, len(packed)))] ^= 1 << int(rng.integers(0, 8))
         (tmp_path / "damaged.fits.gz").write_bytes(flipped)
         with contextlib.suppress(WhitediffError):
-            found = read_any(tmp_path / "damaged.fits.gz").exposure.image.array
+            found = read_any(tmp_path / "damaged.fits.gz").exposure.data
             np.testing.assert_array_equal(found, fits.getdata(tmp_path / "in.fits"))
 
 

@@ -179,9 +179,9 @@ def check_columns(seed: int, on: str, sky: float, turned: bool) -> None:
         bad, true = bad.T, true[::-1]
         exposures = [
             Exposure.from_arrays(
-                np.ascontiguousarray(each.image.array.T),
-                variance=np.ascontiguousarray(each.variance.array.T),
-                mask={name: masks.flagged(each.mask, [name]).T for name in each.mask.schema.names},
+                np.ascontiguousarray(each.data.T),
+                variance=np.ascontiguousarray(each.variance.T),
+                mask={name: masks.flagged(each.mask, [name]).T for name in each.mask.names},
             )
             for each in exposures
         ]
@@ -226,7 +226,7 @@ def test_padding_of_zeros_is_missing(on: str) -> None:
     exposures = [simulated_exposure(scene, name).replaced() for name in ("science", "template")]
     padding = np.ones((N, N), bool)
     padding[12:-20, 15:-9] = False
-    exposures[on == "template"].image.array[padding] = 0
+    exposures[on == "template"].data[padding] = 0
     marked = with_defects(*exposures, DefectOptions(bad_pixels=True))[on == "template"]
     assert masks.flagged(marked.mask, ["BAD", "NO_DATA"])[padding].all()
     for exposure in exposures:

@@ -97,18 +97,18 @@ def test_half_of_the_sources_of_that_flux_are_above_5_sigma(rng, case, kind):
     assert kind == "score" or product.solution.convolved == case.split(",")[0]
     found = depth(product.exposure, flux_variance=product.flux_variance)
     x, y = free_places(simulated, rng)
-    with_sources = np.array(science.image.array, float)
+    with_sources = np.array(science.data, float)
     for at in zip(x, y, strict=True):
         add_stamp(with_sources, found.flux * simulated.science.psf.stamp(*at), *at)
     planes = []
-    for image in (science.image.array, with_sources.astype(np.float32)):
+    for image in (science.data, with_sources.astype(np.float32)):
         again = make_again(
-            Exposure.from_arrays(image, variance=science.variance.array, psf=None),
+            Exposure.from_arrays(image, variance=science.variance, psf=None),
             template, {kind: product.solution},
         )[kind].product  # fmt: skip
-        planes.append(np.array(again.exposure.image.array, float))
+        planes.append(np.array(again.exposure.data, float))
     noise, both = planes
-    variance = product.exposure.variance.array.astype(float)
+    variance = product.exposure.variance.astype(float)
     measured, expected = [], []
     for i, j in zip(x, y, strict=True):
         if kind == "score":
@@ -136,7 +136,7 @@ MODEL = PsfModel(sigma=1.8, frame=(90, 110), ellipticity=(0.1, -0.05), offset=(0
 def test_depth_of_a_known_plane(rng, unit):
     psf = MODEL.image(0, 0)
     image = rng.normal(0, 3, (90, 110))
-    plain = Exposure.from_arrays(unit * image, variance=9 * unit**2, psf=psf, yx0=(7, -40))
+    plain = Exposure.from_arrays(unit * image, variance=9 * unit**2, psf=psf, origin=(7, -40))
     expected = 5 * 3 * unit / math.sqrt((psf**2).sum())
     assert depth(plain).flux == pytest.approx(expected, rel=1e-4)
     assert depth(plain).magnitude is None

@@ -68,7 +68,7 @@ def scene(*, mask=None, cards=None, sources=SOURCES, psf=PSF):
     for x, y, ratio in sources:
         add_stamp(image, ratio * UNIT * MODEL.stamp(x, y), x, y)
     result = Exposure.from_arrays(
-        image.astype(np.float32), variance=VARIANCE, mask=mask, psf=psf, yx0=YX0,
+        image.astype(np.float32), variance=VARIANCE, mask=mask, psf=psf, origin=YX0,
         header=header() if cards is None else cards,
     )  # fmt: skip
     for plane in (result.image, result.mask, result.variance):
@@ -200,10 +200,10 @@ def test_masked_and_missing_pixels_have_no_weight():
     mask = {"BAD": np.zeros(SHAPE, bool)}
     mask["BAD"][:, 281] = True
     exposure = scene(mask=mask)
-    image = exposure.image.array.copy()
+    image = exposure.data.copy()
     image[:, 281], image[100:130, 145] = 1e6, np.nan
     spoilt = Exposure.from_arrays(
-        image, variance=VARIANCE, mask=mask, psf=PSF, yx0=YX0, header=header()
+        image, variance=VARIANCE, mask=mask, psf=PSF, origin=YX0, header=header()
     )
     table = detect(spoilt)
     assert len(table) == len(SOURCES)
@@ -277,7 +277,7 @@ def test_forced_fluxes_are_explicit_sums(rng):
     grid = np.hypot(*np.mgrid[-half : half + 1, -half : half + 1])
     weight = np.where(grid <= radius + 1e-3, PSF, 0)
     for row, i, j in zip(table, x.astype(int), y.astype(int), strict=True):
-        part = exposure.image.array[j - half : j + half + 1, i - half : i + half + 1]
+        part = exposure.data[j - half : j + half + 1, i - half : i + half + 1]
         flux = (weight * part).sum() / (weight**2).sum()
         assert row["psf_flux"].value == pytest.approx(flux, abs=2e-3 * UNIT)
         assert row["significance"] == pytest.approx(flux / UNIT, abs=5e-3)
@@ -308,7 +308,7 @@ def test_forced_positions(caplog):
         forced_photometry(exposure, Table({"x": [1e4], "y": [0.0]}))
     with pytest.raises(ArgumentError, match=r"need the columns x and y, or ra and dec; .* flux"):
         forced_photometry(exposure, Table({"flux": [1.0]}))
-    bare = Exposure.from_arrays(exposure.image.array, variance=VARIANCE, psf=PSF)
+    bare = Exposure.from_arrays(exposure.data, variance=VARIANCE, psf=PSF)
     with pytest.raises(ArgumentError, match=r"has no WCS, so ra and dec lead nowhere"):
         forced_photometry(bare, Table({"ra": [1.0], "dec": [0.0]}))
 
@@ -467,7 +467,7 @@ def test_bad_input_gets_one_sentence_and_no_output(run, subtracted, tmp_path):
 
 def test_given_psf_and_variance(run, tmp_path):
     exposure = scene()
-    fits.writeto(tmp_path / "d.fits", exposure.image.array)
+    fits.writeto(tmp_path / "d.fits", exposure.data)
     fits.writeto(tmp_path / "psf.fits", PSF)
     code, _, messages = run(
         "detect", tmp_path / "d.fits", "--psf", tmp_path / "psf.fits", "--variance", VARIANCE,

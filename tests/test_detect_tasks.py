@@ -58,7 +58,7 @@ def exposure(image, *, mask=None, psf=True):
         variance=VARIANCE,
         mask=mask,
         psf=MODEL.image(0, 0) if psf else None,
-        yx0=YX0,
+        origin=YX0,
     )
     for plane in (result.image, result.mask, result.variance):
         plane.array.flags.writeable = False
@@ -128,8 +128,8 @@ def test_the_score_task_finds_on_the_score_and_measures_on_the_difference(scene)
     image = np.zeros(SHAPE)
     add_stamp(image, 40 * MODEL.stamp(x, y) / MODEL.stamp(0, 0).max(), x, y)
     score = exposure(image)
-    score.variance.array.flags.writeable = True
-    score.variance.array[...] = 1
+    score.variance.flags.writeable = True
+    score.variance[...] = 1
     task = DetectAndMeasureScoreTask()
     result = task.run(scene.science, scene.template, scene.difference, score, scene.stars)
     (row,) = result.diaSources
@@ -148,7 +148,7 @@ def test_the_mask_has_the_pixels_of_each_sign(scene):
     psf = MODEL.image(0, 0)
     half = psf.shape[0] // 2
     noise = np.sqrt(VARIANCE * (psf**2).sum())
-    image = np.pad(scene.difference.image.array, half)
+    image = np.pad(scene.difference.data, half)
     for x, y, ratio in SOURCES[:2]:
         for dx in (0, 1, 2, 3, 5, 7):
             # Brute force: the filter at one pixel.
@@ -190,7 +190,7 @@ def test_settings_are_those_of_detect(scene):
 
 
 def test_sources_with_bad_flags_are_removed(scene):
-    image = scene.difference.image.array.copy()
+    image = scene.difference.data.copy()
     x, y = 213.8, 60.0  # the bad column takes a fifth of what is known
     add_stamp(image, 40 * noise_of_flux() * MODEL.stamp(x, y), x, y)
     bad = flagged(scene.difference.mask, ["BAD"])
@@ -235,7 +235,7 @@ def test_identifiers_come_from_the_factory(scene):
 def test_stars_that_are_left_are_an_error_with_numbers(scene):
     task, _ = run(scene)
     assert task.metadata["residualFootprintRatioMean"] < 0.05
-    left = exposure(scene.difference.image.array + 0.3 * (scene.template.image.array - SKY))
+    left = exposure(scene.difference.data + 0.3 * (scene.template.data - SKY))
     with pytest.raises(BadSubtractionError, match="do both have") as caught:
         run(scene, difference=left)
     assert isinstance(caught.value, AlgorithmError)
@@ -283,7 +283,7 @@ def test_numbers_go_into_the_metadata(scene):
 
 def test_bad_input(scene):
     with pytest.raises(ArgumentError, match="has no PSF"):
-        run(scene, difference=exposure(scene.difference.image.array, psf=False))
+        run(scene, difference=exposure(scene.difference.data, psf=False))
     task = DetectAndMeasureTask()
     with pytest.raises(ArgumentError, match="subtracted from"):
         task.run(Exposure.from_arrays(np.zeros((50, 50)), variance=1.0), None, scene.difference)

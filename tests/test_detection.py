@@ -372,7 +372,7 @@ def scene(rng, sources=SOURCES, *, header=None, mask=None, psf=True, variance=16
         add_stamp(image, ratio * noise * MODEL.stamp(x, y), x, y)
     return Exposure.from_arrays(
         image.astype(np.float32), variance=variance, psf=MODEL.image(0, 0) if psf else None,
-        yx0=YX0, header=header, mask=mask,
+        origin=YX0, header=header, mask=mask,
     )  # fmt: skip
 
 
@@ -462,7 +462,7 @@ def test_flags_are_the_mask_planes_near_a_source(rng):
 
 def test_masked_and_missing_pixels_make_no_sources(rng):
     image = scene(rng, [])
-    values = image.image.array
+    values = image.data
     values[20:22, 30:90] = 1e4
     values[70, :] = np.nan
     values[:, 120] = np.inf
@@ -490,7 +490,7 @@ def test_one_sign_and_a_score(rng):
         assert len(detect(image, options=DetectionOptions(sign=sign))) == number
     # A score is searched in place of the difference, which is measured.
     heights = gaussian_sum(FRAME, [(100.7, 60.2, -8.0)], sigma=2.7)
-    score = Exposure.from_arrays(heights.astype(np.float32), variance=1.0, yx0=YX0)
+    score = Exposure.from_arrays(heights.astype(np.float32), variance=1.0, origin=YX0)
     table = detect(image, score)
     assert table["significance"] == pytest.approx([-8.0], rel=1e-3)
     oracle = detect(image)
@@ -515,7 +515,7 @@ def test_a_psf_that_varies(rng):
     places = [(15.0, 60.0), (125.0, 60.0)]
     for x, y in places:
         add_stamp(image, 5000 * model.stamp(x, y), x, y)
-    exposure = Exposure.from_arrays(image.astype(np.float32), variance=16.0, yx0=YX0)
+    exposure = Exposure.from_arrays(image.astype(np.float32), variance=16.0, origin=YX0)
     exposure.psf = KernelPointSpreadFunction(
         interpolated_kernel(lambda x, y: model.image(x - YX0[1], y - YX0[0]), exposure.bbox, 3)
     )
@@ -560,7 +560,7 @@ class TestForced:
         psf = MODEL.stamp(x, y, size=25)
         psf /= MODEL.stamp(0, 0).sum()
         row, column = round(y), round(x)
-        pixels = image.image.array[row - 12 : row + 13, column - 12 : column + 13]
+        pixels = image.data[row - 12 : row + 13, column - 12 : column + 13]
         dy, dx = np.mgrid[-12:13, -12:13]
         inside = np.hypot(dy + row - y, dx + column - x) <= result.meta["fit_radius"]
         flux = (psf * pixels)[inside].sum() / (psf**2)[inside].sum()
@@ -578,7 +578,7 @@ class TestForced:
 
     def test_where_nothing_is_known_there_is_no_flux(self, rng):
         image = scene(rng)
-        image.image.array[:60, :60] = np.nan
+        image.data[:60, :60] = np.nan
         result = forced_photometry(
             image, Table({"x": [YX0[1] + 30, np.nan], "y": [YX0[0] + 30.0, 3.0]})
         )

@@ -74,7 +74,7 @@ class Field:
             truth.append(pattern(draw, alone))
             add_stamp(image, alone, round(px), round(py))
         image += rng.normal(0, math.sqrt(SKY), self.shape)
-        exposure = Exposure.from_arrays(image.astype(np.float32), variance=SKY, yx0=YX0)
+        exposure = Exposure.from_arrays(image.astype(np.float32), variance=SKY, origin=YX0)
         exposure.psf = KernelPointSpreadFunction(
             interpolated_kernel(
                 lambda x, y: self.model.image(x - YX0[1], y - YX0[0]), exposure.bbox, 3
@@ -265,7 +265,7 @@ def test_galaxies_are_extended_and_spikes_are_artifacts(rng):
 def test_masks_and_edges_make_no_dipoles(rng):
     scene = Field(6).filled(rng, transient(rng, 20, 200))
     exposure = scene.exposure
-    image = exposure.image.array
+    image = exposure.data
     for i in range(0, 36, 2):
         row, column = round(scene.y[i]), round(scene.x[i])
         image[row - 1 : row + 1, :] = np.nan

@@ -64,7 +64,7 @@ def test_readme_examples_run(run, tmp_path, monkeypatch):
 def test_the_ten_line_reader_reads(tmp_path, rng):
     namespace: dict[str, object] = {}
     exec(blocks("docs/file-format.md", "python")[0], namespace)
-    exposure = Exposure.from_arrays(rng.normal(size=(50, 60)), variance=1.0, yx0=(5, -9))
+    exposure = Exposure.from_arrays(rng.normal(size=(50, 60)), variance=1.0, origin=(5, -9))
     basis = np.stack([gaussian(9, 1.0), gaussian(9, 2.0)])
     coefficients = np.array([[1.0, 0.01, 0.02, 1e-4, 0, 0], [0.2, 0, 0.001, 0, 2e-4, 0]])
     for kernel in (
@@ -74,9 +74,7 @@ def test_the_ten_line_reader_reads(tmp_path, rng):
         exposure.kernel = kernel
         write_exposure(exposure, tmp_path / "out.fits", overwrite=True)
         image = namespace["kernel_at"](tmp_path / "out.fits", 40.5, 20.0)  # type: ignore[operator]
-        np.testing.assert_allclose(
-            image, kernels.evaluate(kernel, x=40.5, y=20.0), rtol=1e-9, atol=1e-15
-        )
+        np.testing.assert_allclose(image, kernel.at(x=40.5, y=20.0), rtol=1e-9, atol=1e-15)
 
 
 def test_every_card_is_known_and_described():

@@ -34,7 +34,6 @@ from whitediff.exposures import masks
 from whitediff.exposures.detection import detections, forced_photometry
 from whitediff.exposures.missing import missing_pixels, without_missing
 from whitediff.exposures.pipeline import SubtractionOptions, make_all
-from whitediff.exposures.psf import psf_image
 from whitediff.simulation import SimulationOptions, simulate
 
 SIZE = 320
@@ -102,7 +101,7 @@ def test_the_outermost_pixels_are_noise_of_the_plane_s_variance(convolved):
     for seed in (3, 4, 5, 6):
         found = made(seed, convolved, "difference", 1000, 300)["difference"].product.exposure
         good = ~masks.flagged(found.mask, ["SOURCE", *masks.UNTRUSTED_MASK_PLANES])
-        pulls = found.image.array / np.sqrt(found.variance.array)
+        pulls = found.data / np.sqrt(found.variance)
         edge = np.zeros((SIZE, SIZE), dtype=bool)
         edge[:3] = edge[-3:] = True
         pixels["rows"].append(pulls[good & edge])
@@ -184,10 +183,10 @@ def test_bad_pixels_cost_themselves(convolved, how, fraction, columns, where):
     good = ~masks.flagged(found.mask, masks.UNTRUSTED_MASK_PLANES)
     free = ~masks.flagged(found.mask, ["SOURCE"])
     assert good.mean() > 0.8
-    pixels = (found.image.array / np.sqrt(found.variance.array))[good & free]
+    pixels = (found.data / np.sqrt(found.variance))[good & free]
     assert robust_variance(pixels) == pytest.approx(1, abs=0.03)
-    psf = psf_image(found.psf, x=SIZE / 2, y=SIZE / 2)
-    filtered = significance(found.image.array, found.variance.array, good, psf)
+    psf = found.psf.at(x=SIZE / 2, y=SIZE / 2)
+    filtered = significance(found.data, found.variance, good, psf)
     assert robust_variance(filtered.image[filtered.searched & free]) == pytest.approx(1, abs=0.08)
     # Fluxes at the true places, and no source that is none.
     transient = scene.sources["kind"] == "transient"
@@ -222,9 +221,9 @@ def test_missing_pixels_are_all_that_hold_no_measurement(rng):
         (5, 0), (5, 5), (10, 10), (11, 11), (12, 12), (13, 13),
     ]  # fmt: skip
     whole = without_missing(subject, missing)
-    assert np.isfinite(whole.image.array).all()
-    np.testing.assert_allclose(whole.variance.array, 1)
-    np.testing.assert_array_equal(whole.image.array[~missing], image[~missing])
+    assert np.isfinite(whole.data).all()
+    np.testing.assert_allclose(whole.variance, 1)
+    np.testing.assert_array_equal(whole.data[~missing], image[~missing])
     # A plane that holds nothing anywhere does not make every pixel a bad one.
     without = Exposure.from_arrays(image, variance=np.full((40, 50), np.nan))
     assert missing_pixels(without).sum() == 1

@@ -219,7 +219,7 @@ def _pair(number: int, variance_factor: float = 1.0, **scene):
     simulation = simulate(SimulationOptions(**(SCENE | {"seed": 70 + number} | scene)))
     pair = [simulated_exposure(simulation, name) for name in ("science", "template")]
     for exposure in pair:
-        exposure.variance.array[...] *= variance_factor
+        exposure.variance[...] *= variance_factor
     return tuple(pair)
 
 

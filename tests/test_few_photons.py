@@ -141,8 +141,8 @@ def test_a_difference_of_counts(run, tmp_path, mean):
     code, _, messages = run("subtract", *paths, "--output", out, "--catalog", table)
     assert code == 0, messages
     found = read_exposure(out)
-    free = ~found.mask.get("SOURCE") & np.isfinite(found.image.array)
-    relative = (found.image.array / np.sqrt(found.variance.array))[free]
+    free = ~found.mask.get("SOURCE") & np.isfinite(found.data)
+    relative = (found.data / np.sqrt(found.variance))[free]
     assert relative[np.abs(relative) < 8].var() == pytest.approx(1, abs=0.03)
     sources = Table.read(table)
     significance = np.abs(sources["psf_flux"] / sources["psf_flux_err"])

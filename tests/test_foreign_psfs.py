@@ -14,10 +14,10 @@ import logging
 import numpy as np
 import pytest
 from astropy.io import fits
-from lsst.images import Box
 
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.errors import FileFormatError
+from whitediff.exposures.boxes import Box
 from whitediff.exposures.psf import psf_image
 from whitediff.formats import read_psf
 
@@ -62,7 +62,7 @@ def test_psfex_of_one_pixel_steps(rng, tmp_path):
         # FITS counts from 1.
         u, v = (x + 1 - 200.5) / 400, (y + 1 - 150.5) / 300
         wanted = np.tensordot([1, u, u**2, v, u * v, v**2], planes.astype(float), axes=1)
-        np.testing.assert_allclose(psf_image(psf, x=x, y=y), wanted / wanted.sum(), atol=1e-9)
+        np.testing.assert_allclose(psf.at(x=x, y=y), wanted / wanted.sum(), atol=1e-9)
 
 
 @pytest.mark.parametrize("step", [0.45, 1.3])
@@ -74,7 +74,7 @@ def test_psfex_like_galsim(rng, tmp_path, step):
     theirs = galsim_des.DES_PSFEx(str(tmp_path / "a.psf"))
     psf = read_psf(tmp_path / "a.psf", bounds=BOX)
     for x, y in rng.uniform((0, 0), (399, 299), (4, 2)):
-        ours = psf_image(psf, x=x, y=y)
+        ours = psf.at(x=x, y=y)
         samples = galsim.Image(theirs.getPSFArray(galsim.PositionD(x + 1, y + 1)))
         # PSFEx' own interpolation; that of GalSim's reader has 3 lobes.
         profile = galsim.InterpolatedImage(samples, scale=step, x_interpolant=galsim.Lanczos(4))
@@ -93,7 +93,7 @@ def test_psfex_of_several_detectors(tmp_path):
     for name, number in (("a", 1), ("b", 2)):
         wanted = psf_image(read_psf(tmp_path / f"{name}.psf", bounds=BOX), x=9, y=8)
         found = read_psf(f"{tmp_path}/c.psf[{number}]", bounds=BOX)
-        np.testing.assert_array_equal(psf_image(found, x=9, y=8), wanted)
+        np.testing.assert_array_equal(found.at(x=9, y=8), wanted)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_piff_draws_it(rng, piff_file):
     for x, y in rng.uniform((0, 0), (399, 299), (6, 2)):
         drawn = model.draw(x=x + 1, y=y + 1, chipnum=7, stamp_size=25, center=True).array
         wanted = drawn / drawn.sum()
-        np.testing.assert_allclose(psf_image(psf, x=x, y=y), wanted, atol=2e-4 * wanted.max())
+        np.testing.assert_allclose(psf.at(x=x, y=y), wanted, atol=2e-4 * wanted.max())
     with pytest.raises(FileFormatError, match="PSFs of the detectors 7; name one"):
         read_psf(f"{path}[3]", bounds=BOX)
 
@@ -180,6 +180,4 @@ def test_a_command_takes_them(run, rng, tmp_path):
     assert code == 0, messages
     found = read_exposure(tmp_path / "out.fits").psf
     wanted = read_psf(tmp_path / "a.psf", bounds=BOX)
-    np.testing.assert_allclose(
-        psf_image(found, x=20, y=250), psf_image(wanted, x=20, y=250), atol=1e-9
-    )
+    np.testing.assert_allclose(found.at(x=20, y=250), wanted.at(x=20, y=250), atol=1e-9)

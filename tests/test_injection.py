@@ -51,7 +51,7 @@ def header() -> fits.Header:
 def exposure(image=None, variance=100.0, mask=None, psf=True) -> Exposure:
     image = np.zeros(SHAPE, np.float32) if image is None else image
     made = Exposure.from_arrays(
-        image, variance=np.full(SHAPE, variance, np.float32), mask=mask, yx0=YX0, header=header()
+        image, variance=np.full(SHAPE, variance, np.float32), mask=mask, origin=YX0, header=header()
     )
     if psf:
         y0, x0 = YX0
@@ -68,7 +68,7 @@ def table(*rows) -> Table:
 @pytest.mark.parametrize(("dx", "dy"), [(0.0, 0.0), (0.37, -0.21), (0.5, 0.5), (-0.5, 0.49)])
 def test_a_source_is_the_psf_at_its_place(dx, dy):
     x, y = 61 + dx + YX0[1], 88 + dy + YX0[0]
-    found = inject(exposure(), table((x, y, 5000.0))).image.array
+    found = inject(exposure(), table((x, y, 5000.0))).data
     oracle = np.zeros(SHAPE)
     add_stamp(oracle, MODEL.stamp(61 + dx, 88 + dy), 61 + dx, 88 + dy)
     oracle *= 5000 / oracle.sum()
@@ -87,25 +87,25 @@ def test_sources_add_up_and_nothing_else_changes(rng):
     image[30, 40] = np.nan
     mask = {"NO_DATA": np.isnan(image), "SAT": np.zeros(SHAPE, bool)}
     before = exposure(image, mask=mask)
-    for plane in (before.image.array, before.variance.array, before.mask.array):
+    for plane in (before.data, before.variance, before.mask.array):
         plane.setflags(write=False)
     rows = [(20.0, 70.0, 900.0), (33.2, 71.7, -400.0), (150.4, 160.0, 70.0)]
     together = inject(before, table(*rows))
-    alone = [inject(exposure(), table(row)).image.array.astype(float) for row in rows]
-    np.testing.assert_allclose(together.image.array, image + sum(alone), atol=1e-3)
-    assert np.isnan(together.image.array[30, 40])
-    np.testing.assert_array_equal(together.variance.array, before.variance.array)
+    alone = [inject(exposure(), table(row)).data.astype(float) for row in rows]
+    np.testing.assert_allclose(together.data, image + sum(alone), atol=1e-3)
+    assert np.isnan(together.data[30, 40])
+    np.testing.assert_array_equal(together.variance, before.variance)
     np.testing.assert_array_equal(together.mask.array, before.mask.array)
     assert together.psf is before.psf
     assert together.header["GAIN"] == 2.5
-    assert together.yx0 == YX0
+    assert together.origin == YX0
     nothing = inject(before, table(*rows)[:0])
-    np.testing.assert_array_equal(nothing.image.array, image)
+    np.testing.assert_array_equal(nothing.data, image)
 
 
 def test_what_lies_outside_is_cut_off():
     y0, x0 = YX0
-    found = inject(exposure(), table((x0 - 0.4, y0 + 90.0, 1000.0))).image.array
+    found = inject(exposure(), table((x0 - 0.4, y0 + 90.0, 1000.0))).data
     profile = MODEL.stamp(-0.4, 90)
     grid = np.arange(len(profile)) - len(profile) // 2
     inside = profile[:, grid >= 0].sum() / profile.sum()
@@ -118,8 +118,8 @@ def test_photon_noise_is_that_of_the_variance_plane(rng):
     before = exposure()
     for i in range(n):
         found = inject(before, table((60.3, 120.8, flux)), gain=gain, rng=rng)
-        sums[i] = found.image.array.sum(dtype=np.float64)
-        planes = float((found.variance.array - before.variance.array).sum(dtype=np.float64))
+        sums[i] = found.data.sum(dtype=np.float64)
+        planes = float((found.variance - before.variance).sum(dtype=np.float64))
     assert planes == pytest.approx(flux / gain, rel=1e-3)
     assert sums.var(ddof=1) == pytest.approx(planes, rel=4 * np.sqrt(2 / n))
     assert abs(sums.mean() - flux) < 4 * np.sqrt(planes / n)
@@ -131,7 +131,7 @@ def test_sky_positions_are_those_of_the_wcs():
     sky = WCS(header()).pixel_to_world(np.array([50.3, 120.0]), np.array([60.7, 31.2]))
     by_sky = Table({"ra": sky.ra.deg, "dec": sky.dec.deg, "flux": [500.0, 800.0]})
     by_pixel = table((50.3 + YX0[1], 60.7 + YX0[0], 500.0), (120.0 + YX0[1], 31.2 + YX0[0], 800.0))
-    first, second = (inject(exposure(), t).image.array for t in (by_sky, by_pixel))
+    first, second = (inject(exposure(), t).data for t in (by_sky, by_pixel))
     np.testing.assert_allclose(first, second, atol=1e-3)
     again = with_sky_positions(by_pixel, exposure())
     np.testing.assert_allclose(np.asarray(again["ra"]), sky.ra.deg, rtol=0, atol=1e-10)
@@ -143,7 +143,7 @@ def test_units_are_converted():
     sources = QTable(
         {"x": [50.0] * units.pixel, "y": [90.0] * units.pixel, "flux": [5.0] * units.Unit(hundred)}
     )
-    assert inject(exposure(), sources).image.array.sum() == pytest.approx(500, rel=1e-4)
+    assert inject(exposure(), sources).data.sum() == pytest.approx(500, rel=1e-4)
     sources["flux"] = [500.0] * units.Jy
     with pytest.raises(ArgumentError, match=r"column flux must hold numbers in adu; it is .* Jy"):
         inject(exposure(), sources)
@@ -151,13 +151,13 @@ def test_units_are_converted():
 
 def test_noise_is_what_a_matched_filter_measures(rng):
     before = exposure(variance=100.0)
-    before.variance.array[:, 100:] = 400.0
+    before.variance[:, 100:] = 400.0
     for column in (40, 97, 160):
         x, y = float(column), 75.0
         stamp = MODEL.image(x, y)
         half = len(stamp) // 2
         box = (slice(75 - half, 76 + half), slice(column - half, column + half + 1))
-        sigma = np.sqrt(before.variance.array[box])
+        sigma = np.sqrt(before.variance[box])
         n = 4000
         noise = rng.normal(size=(n, *stamp.shape)) * sigma
         fluxes = np.einsum("nij,ij->n", noise, stamp) / (stamp**2).sum()
@@ -215,7 +215,7 @@ def test_a_psf_is_measured_from_the_image_alone():
     )
     measured = with_own_psf(image)
     assert image.psf is None
-    found = measured.psf.compute_kernel_image(x=300.0, y=300.0).array
+    found = measured.psf.at(x=300.0, y=300.0)
     truth = simulation.science.psf.stamp(300, 300, size=len(found))
     assert np.abs(found - truth).max() < 0.02 * truth.max()
 
@@ -274,10 +274,10 @@ def test_command_with_random_sources(run, science, tmp_path):
     sources = QTable.read(truth)
     assert {"id", "x", "y", "ra", "dec", "flux", "signal_to_noise"} <= set(sources.colnames)
     before, after = read_exposure(science), read_exposure(output)
-    added = after.image.array.astype(float) - before.image.array
+    added = after.data.astype(float) - before.data
     assert added.sum() == pytest.approx(sources["flux"].value.sum(), rel=1e-3)
     np.testing.assert_array_equal(after.mask.array, before.mask.array)
-    np.testing.assert_array_equal(after.variance.array, before.variance.array)
+    np.testing.assert_array_equal(after.variance, before.variance)
     primary = fits.getheader(output)
     assert (primary["WDTASK"], primary["WDINJN"], primary["WDINJSED"]) == ("inject", 12, 5)
     again = tmp_path / "again.fits"
@@ -289,7 +289,7 @@ def test_command_with_random_sources(run, science, tmp_path):
     )
     assert code == 0
     assert "2.5 electrons per count" in messages
-    more = read_exposure(noisy).variance.array - before.variance.array
+    more = read_exposure(noisy).variance - before.variance
     assert more.sum() == pytest.approx(sources["flux"].value.sum() / 2.5, rel=1e-3)
 
 

@@ -69,13 +69,13 @@ def test_a_kernel_that_varies_raises_no_doubt(rng):
     basis = np.stack([KERNEL, gaussian(15, 2.4) - gaussian(15, 1.6)])
     coefficients = np.array([[1.0, 0, 0], [0.1, 0.3, -0.2]])
     difference.kernel = kernels.polynomial_kernel(basis, coefficients, difference.bbox)
-    image = science.image.array.copy()
+    image = science.data.copy()
     for y in range(7, 83):
         for x in range(7, 103):
-            kernel = kernels.evaluate(difference.kernel, x=x, y=y)
-            part = template.image.array[y - 7 : y + 8, x - 7 : x + 8]
+            kernel = difference.kernel.at(x=x, y=y)
+            part = template.data[y - 7 : y + 8, x - 7 : x + 8]
             image[y, x] -= (kernel * part[::-1, ::-1]).sum()
-    difference.image.array[:] = image
+    difference.data[:] = image
     assert kernel_doubt(difference, science, template, "template") == (1, "")
 
 
@@ -121,7 +121,7 @@ def test_the_command_brings_a_scaled_difference_to_its_level(rng, tmp_path, run)
     science, template, difference = exposures(*made(rng))
     results = []
     for scale in (1.0, 0.8):
-        scaled = Exposure.from_arrays(scale * difference.image.array, variance=1.0)
+        scaled = Exposure.from_arrays(scale * difference.data, variance=1.0)
         scaled.kernel = difference.kernel
         paths = [tmp_path / f"{name}{scale}.fits" for name in ("s", "t", "d", "out")]
         for exposure, path in zip((science, template, scaled), paths, strict=False):

@@ -125,7 +125,7 @@ def pulls_and_peak(kind, seed):
     if found.convolved == "science":
         truth, fwhm = 1 / SCALE, fwhm[::-1]
     images = [drawn([225.0], [200.0], [1.0], lambda _, width=w: width, kind.beta) for w in fwhm]
-    kernel = found.kernel.compute_kernel_image(x=225, y=200).array
+    kernel = found.kernel.at(x=225, y=200)
     made = scipy.signal.fftconvolve(images[1], kernel / kernel.sum(), mode="same")
     fit, whole = found.fit, found.with_wings
     return (

@@ -141,7 +141,7 @@ def test_a_bright_transient_is_no_such_light():
     images, truth = scene("none", 1, in_template=False, transients=2, fluxes=(1e6, 2e6))
     made = make_all(*images, SubtractionOptions(), ("difference",))["difference"]
     x, y, flux = truth
-    difference = made.product.exposure.image.array
+    difference = made.product.exposure.data
     for at_x, at_y, each in zip(x, y, flux, strict=True):
         r2 = (X - at_x) ** 2 + (Y - at_y) ** 2
         within = r2 < 30**2
@@ -179,7 +179,7 @@ def test_points_in_white_noise_stay_points():
     for seed in range(6):
         rng = np.random.default_rng(900 + seed)
         made, psf = white(seed)
-        image = made.image.array
+        image = made.data
         root = np.sqrt((psf**2).sum())
         places = []
         for at_y in range(40, SIZE - 40, 64):
@@ -244,7 +244,7 @@ def test_a_region_of_one_image_alone_is_told_of(level, unit, yx0):
 
         def told(values):
             exposure = Exposure.from_arrays(
-                (unit * values).astype(np.float32), variance=unit**2, yx0=yx0
+                (unit * values).astype(np.float32), variance=unit**2, origin=yx0
             )
             sums = square_sums(exposure)
             assert sums is not None

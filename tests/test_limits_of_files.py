@@ -119,7 +119,7 @@ def test_claims_of_compressed_images(rng, tmp_path, cards, message):
     image = rng.integers(0, 99, SHAPE).astype(np.int16)
     hdu = fits.CompImageHDU(image, name="SCI", compression_type="RICE_1", tile_shape=(1, 50))
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(tmp_path / "packed.fits")
-    np.testing.assert_array_equal(read_any(tmp_path / "packed.fits").exposure.image.array, image)
+    np.testing.assert_array_equal(read_any(tmp_path / "packed.fits").exposure.data, image)
     path = changed(tmp_path / "packed.fits", tmp_path / "claim.fits", **cards)
     with pytest.raises(FileFormatError, match=rf"claim\.fits: .*{message}"):
         read_any(path)

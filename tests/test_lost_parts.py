@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import QTable
-from lsst.images import Box
 
 from hotpants_files import COMMAND, Run, coefficients
 from scenes import gaussian, moffat_kernel
 from test_damaged_files import SHAPE, rich_exposure
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.errors import DataError, FileFormatError
+from whitediff.exposures.boxes import Box
 from whitediff.exposures.kernels import constant_kernel
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.solution import Solution
@@ -72,7 +72,7 @@ def check_sums(path):
 def test_every_output_has_sums_and_parts(run, exposure, tmp_path):
     outputs = [tmp_path / f"{name}.fits" for name in "abcdef"]
     write_exposure(exposure, outputs[0])
-    write_exposure(exposure, outputs[1], compress=True, extras={"FLUX": exposure.image.array})
+    write_exposure(exposure, outputs[1], compress=True, extras={"FLUX": exposure.data})
     write_solution(solution(), outputs[2])
     write_stamps(exposure.kernel, BOX, [(3, 4), (5, 6)], outputs[3])
     ccddata.write(exposure, outputs[4], uncertainty="sigma")
@@ -95,9 +95,7 @@ def test_stale_sums_of_others_are_told_of_and_read(tmp_path, caplog, rng):
             hdu.header["CUT"] = True
         # As programs do that cut an image out.
         whole.writeto(tmp_path / "cut.fits")
-    np.testing.assert_array_equal(
-        read_exposure(tmp_path / "cut.fits").image.array, image[2:, 3:] + 1
-    )
+    np.testing.assert_array_equal(read_exposure(tmp_path / "cut.fits").data, image[2:, 3:] + 1)
     told = [text for text in caplog.messages if "differ from DATASUM" in text]
     assert len(told) == 1
     assert "the data of the primary HDU, MORE differ from DATASUM" in told[0]
@@ -174,16 +172,14 @@ def test_lost_parts_are_told_of(exposure, tmp_path, caplog):
         caplog.clear()
         path = without(tmp_path / "a.fits", tmp_path / f"{name}.fits", name)
         again = read_exposure(path)
-        np.testing.assert_array_equal(again.image.array, exposure.image.array)
+        np.testing.assert_array_equal(again.data, exposure.data)
         assert f"{name}.fits: has lost {name}, which it was written with" in caplog.text
     caplog.clear()
     path = without(tmp_path / "a.fits", tmp_path / "bare.fits", "MASK", "VARIANCE", "JSON", "INDEX")
     with pytest.raises(FileFormatError, match=r"without its end \(JSON\)"):
         read_exposure(path)
     assert "has lost MASK, VARIANCE, JSON, INDEX" in caplog.text
-    np.testing.assert_array_equal(
-        read_exposure(f"{path}[IMAGE]", variance=1.0).image.array, exposure.image.array
-    )
+    np.testing.assert_array_equal(read_exposure(f"{path}[IMAGE]", variance=1.0).data, exposure.data)
     assert read_solution(tmp_path / "s.fits").psf is not None
     path = without(tmp_path / "s.fits", tmp_path / "lost.fits", "INPUT_PSF")
     with pytest.raises(FileFormatError, match=r"lost\.fits: has lost INPUT_PSF, .* needed here"):
@@ -210,10 +206,10 @@ def test_many_wrong_pixels_are_too_many(rng, tmp_path, fraction, is_refused):
     regions = [((0, 69, 0, 59), "template", coefficients(rng, 1.2, 65, 0.3))]
     Run(images["science"], images["template"], regions, command=COMMAND).write(tmp_path / "a.fits")
     found = read_difference(tmp_path / "a.fits", needs_variance=True)
-    image = found.exposure.image.array.copy()
+    image = found.exposure.data.copy()
     image[rng.random(image.shape) < fraction] += 50
     wrong = dataclasses.replace(
-        found, exposure=Exposure.from_arrays(image, variance=found.exposure.variance.array)
+        found, exposure=Exposure.from_arrays(image, variance=found.exposure.variance)
     )
     pair = [Exposure.from_arrays(images[role], variance=1.0) for role in images]
     if not is_refused:

@@ -42,10 +42,10 @@ def test_variance_and_covariance(rng, with_sources):
     assert result.kernel_sum == pytest.approx(1)
     psf = gaussian(41, 3.3)
     good = ~(sources | result.exposure.mask.get("CONTAMINATED") | difference.mask.get("EDGE"))
-    variance = result.exposure.variance.array
+    variance = result.exposure.variance
     np.testing.assert_allclose(variance, 0.08, rtol=1e-6)
-    before = whiteness(difference.image.array, variance, good, psf)
-    after = whiteness(result.exposure.image.array, variance, good, psf)
+    before = whiteness(difference.data, variance, good, psf)
+    after = whiteness(result.exposure.data, variance, good, psf)
     # The matched template keeps 0.04 · Σκ² = 0.04/(4π·2.46²) of its variance.
     assert before.pixel_variance == pytest.approx(0.0405, rel=0.01)
     assert after.pixel_variance == pytest.approx(0.0800, rel=0.01)

@@ -22,7 +22,7 @@ from whitediff import Exposure
 from whitediff.convolution import convolve, convolve_varying
 from whitediff.errors import ArgumentError
 from whitediff.exposures import kernels
-from whitediff.exposures.psf import KernelPointSpreadFunction, psf_image
+from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.profiles import full_width_half_maximum
 from whitediff.tasks import (
     DecorrelateALKernelMapper,
@@ -56,8 +56,8 @@ class AddMapper(ImageMapper):
     _DefaultName = "add"
 
     def run(self, subExposure, expandedSubExposure, fullBBox, **kwargs):
-        subExposure.image.array[:] += self.config.amount
-        expandedSubExposure.image.array[:] = np.nan
+        subExposure.data[:] += self.config.amount
+        expandedSubExposure.data[:] = np.nan
         return Struct(subExposure=subExposure)
 
 
@@ -66,7 +66,7 @@ class MeanMapper(ImageMapper):
 
     def run(self, subExposure, expandedSubExposure, fullBBox, *, offset=0.0, **kwargs):
         return Struct(
-            mean=float(subExposure.image.array.mean()) + offset,
+            mean=float(subExposure.data.mean()) + offset,
             reach=expandedSubExposure.bbox.area,
             whole=fullBBox,
         )
@@ -78,7 +78,7 @@ class BlurMapper(ImageMapper):
     _DefaultName = "blur"
 
     def run(self, subExposure, expandedSubExposure, fullBBox, **kwargs):
-        image = convolve(expandedSubExposure.image.array, gaussian(7, 1.2))
+        image = convolve(expandedSubExposure.data, gaussian(7, 1.2))
         result = expandedSubExposure.replaced(image=Image(image, bbox=expandedSubExposure.bbox))
         return Struct(subExposure=result.masked_image[subExposure.bbox])
 
@@ -104,12 +104,14 @@ class AlienMapper(ImageMapper):
     _DefaultName = "alien"
 
     def run(self, subExposure, expandedSubExposure, fullBBox, **kwargs):
-        return Struct(subExposure=Exposure.from_arrays(np.zeros((3, 3)), variance=1.0, yx0=(-9, 0)))
+        return Struct(
+            subExposure=Exposure.from_arrays(np.zeros((3, 3)), variance=1.0, origin=(-9, 0))
+        )
 
 
 def exposure(rng, shape=(50, 47), *, psf=None, **kwargs):
     return Exposure.from_arrays(
-        rng.normal(0, 2, shape).astype(np.float32), variance=4.0, psf=psf, yx0=YX0, **kwargs
+        rng.normal(0, 2, shape).astype(np.float32), variance=4.0, psf=psf, origin=YX0, **kwargs
     )
 
 
@@ -140,7 +142,7 @@ def covered(task, whole):
 @pytest.mark.parametrize("adjust", ["spacing", "size", "none"])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (50, 47), (61, 100), (9, 130)])
 def test_cells_cover_every_frame(adjust, shape):
-    whole = Exposure.from_arrays(np.zeros(shape), variance=1.0, yx0=YX0)
+    whole = Exposure.from_arrays(np.zeros(shape), variance=1.0, origin=YX0)
     for size in (1.0, 2.5, 10.0, 49.6, 64.0):
         for step in (1.0, 3.2, 9.0, 10.0, 21.4, 80.0):
             config = square(grid_config(adjustGridOption=adjust), size=size, step=step, border=3.0)
@@ -200,10 +202,10 @@ def test_cells_at_given_positions(rng):
     task = ImageMapReduceTask(config=config)
     whole = exposure(rng)
     result = task.run(whole).exposure
-    assert task.boxes0 == [Box.factory[38:43, -2:3], Box.factory[77:80, 28:33]]
+    assert task.boxes0 == [Box.between((38, 43), (-2, 3)), Box.between((77, 80), (28, 33))]
     inside = covered(task, whole) > 0
-    np.testing.assert_allclose(result.image.array[inside], whole.image.array[inside] + 5)
-    assert np.isnan(result.image.array[~inside]).all()
+    np.testing.assert_allclose(result.data[inside], whole.data[inside] + 5)
+    assert np.isnan(result.data[~inside]).all()
     np.testing.assert_array_equal(result.mask.get("INVALID_MAPREDUCE"), ~inside)
     config.cellCentroidsX = [0.0, 300.0]
     with pytest.raises(ArgumentError, match="x=300, y=79 lies outside"):
@@ -224,7 +226,7 @@ def test_contradicting_cells_are_rejected():
 def test_a_mapper_may_change_what_it_gets(rng, operation):
     bad = rng.random((50, 47)) < 0.1
     whole = exposure(rng, mask={"BAD": bad})
-    whole.image.array[20, 20] = np.nan
+    whole.data[20, 20] = np.nan
     for plane in (whole.image, whole.mask, whole.variance):
         plane.array.flags.writeable = False
     config = square(grid_config(), size=10.0, step=7.0)
@@ -232,12 +234,12 @@ def test_a_mapper_may_change_what_it_gets(rng, operation):
     task = ImageMapReduceTask(config=config)
     result = task.run(whole).exposure
     # Cells overlap, yet every pixel got its 5 once.
-    np.testing.assert_allclose(result.image.array, whole.image.array + 5, rtol=1e-6)
-    np.testing.assert_array_equal(result.variance.array, whole.variance.array)
+    np.testing.assert_allclose(result.data, whole.data + 5, rtol=1e-6)
+    np.testing.assert_array_equal(result.variance, whole.variance)
     np.testing.assert_array_equal(result.mask.get("BAD"), bad)
     assert result.mask.get("INVALID_MAPREDUCE").sum() == 1
     assert result.bbox == whole.bbox
-    assert result.image.array.dtype == np.float32
+    assert result.data.dtype == np.float32
     assert task.metadata["nCells"] == len(task.boxes0)
     assert task.metadata["varianceMeanBefore"] == task.metadata["varianceMeanAfter"] == 4
 
@@ -250,7 +252,7 @@ def test_a_mapper_may_return_anything(rng):
     result = task.run(whole, offset=100.0)
     assert result.exposure is None
     means = [each.mean for each in result.result]
-    quarters = [whole.image.array[i : i + 20, j : j + 20] for i in (0, 20) for j in (0, 20)]
+    quarters = [whole.data[i : i + 20, j : j + 20] for i in (0, 20) for j in (0, 20)]
     np.testing.assert_allclose(means, [quarter.mean() + 100 for quarter in quarters], rtol=1e-5)
     assert {each.reach for each in result.result} == {22 * 22}
     assert result.result[0].whole == whole.bbox
@@ -268,8 +270,8 @@ def test_borders_hide_the_seams(rng):
     whole = exposure(rng)
     task = ImageMapReduceTask(config=square(grid_config(BlurMapper), size=12.0, border=3.0))
     result = task.run(whole.masked_image).exposure
-    expected = convolve(whole.image.array, gaussian(7, 1.2))
-    np.testing.assert_allclose(result.image.array, expected, atol=1e-5)
+    expected = convolve(whole.data, gaussian(7, 1.2))
+    np.testing.assert_allclose(result.data, expected, atol=1e-5)
 
 
 def test_sub_images_are_returned_on_request(rng):
@@ -280,9 +282,7 @@ def test_sub_images_are_returned_on_request(rng):
     for cell, expanded, each in zip(task.boxes0, task.boxes1, results, strict=True):
         assert each.inputSubExposure.bbox == cell
         assert each.inputExpandedSubExposure.bbox == expanded
-        np.testing.assert_array_equal(
-            each.inputSubExposure.image.array, whole.cutout(cell).image.array
-        )
+        np.testing.assert_array_equal(each.inputSubExposure.data, whole.cutout(cell).data)
 
 
 def overlapping_parts():
@@ -296,7 +296,7 @@ def overlapping_parts():
         Exposure.from_arrays(
             np.array([[6.0, 8.0, 9.0, nan]]), variance=np.array([[6.0, 8.0, 9.0, 1.0]]),
             mask={"BAD": np.array([[no, no, True, no]]), "MINE": np.array([[no, True, no, no]])},
-            yx0=(0, 2),
+            origin=(0, 2),
         ),
     ]  # fmt: skip
     whole = Exposure.from_arrays(np.zeros((1, 7)), variance=5.0)
@@ -323,14 +323,14 @@ def test_of_overlapping_values_the_good_ones_count(operation, image, variance, b
         if operation == "copy" and order is not results:
             expected[3] = levels[3] = 4
             mine = None
-        np.testing.assert_allclose(reduced.image.array[0], expected)
-        np.testing.assert_allclose(reduced.variance.array[0], levels)
+        np.testing.assert_allclose(reduced.data[0], expected)
+        np.testing.assert_allclose(reduced.variance[0], levels)
         planes = {name: np.flatnonzero(reduced.mask.get(name)[0]) for name in ("BAD", "CR")}
         assert planes["BAD"].tolist() == bad
         assert planes["CR"].tolist() == [0]
         assert np.flatnonzero(reduced.mask.get("MINE")[0]).tolist() == ([] if mine is None else [3])
         assert np.flatnonzero(reduced.mask.get("INVALID_MAPREDUCE")[0]).tolist() == [1, 5, 6]
-    assert (whole.image.array == 0).all()
+    assert (whole.data == 0).all()
 
 
 def test_infinite_pixels_do_not_warn():
@@ -342,8 +342,8 @@ def test_infinite_pixels_do_not_warn():
     for operation in ("average", "sum", "copy"):
         config = ImageReducerConfig(reduceOperation=operation)
         reduced = ImageReducer(config=config).run(parts, whole).exposure
-        assert not np.isfinite(reduced.image.array[0, 0])
-        assert np.isfinite(reduced.image.array[0, 1])
+        assert not np.isfinite(reduced.data[0, 0])
+        assert np.isfinite(reduced.data[0, 1])
 
 
 @pytest.mark.parametrize("operation", ["average", "coaddPsf"])
@@ -357,10 +357,10 @@ def test_the_psf_follows_the_sub_images(rng, operation):
     for x in (0.0, 30.0, 77.0):
         weight = (x - YX0[1]) / 90
         expected = (1 - weight) * gaussian(13, 1.2) + weight * gaussian(13, 1.8)
-        np.testing.assert_allclose(psf_image(result.psf, x=x, y=50.0), expected, atol=1e-10)
-    np.testing.assert_array_equal(result.image.array, whole.image.array)
+        np.testing.assert_allclose(result.psf.at(x=x, y=50.0), expected, atol=1e-10)
+    np.testing.assert_array_equal(result.data, whole.data)
     task = ImageMapReduceTask(config=config)
-    assert task.run(whole, lost=Box.factory[40:41, 0:1]).exposure.psf is None
+    assert task.run(whole, lost=Box.between((40, 41), (0, 1))).exposure.psf is None
 
 
 def test_the_framework_is_made_of_real_tasks():
@@ -397,7 +397,7 @@ def noise_pair(rng, kernel, *, science=25.0, template=16.0, shape=SHAPE):
     return [
         Exposure.from_arrays(
             image.astype(np.float32), variance=np.broadcast_to(variance, shape).copy(), psf=PSF,
-            yx0=YX0,
+            origin=YX0,
         )
         for image, variance in zip(images, variances, strict=True)
     ]  # fmt: skip
@@ -419,7 +419,7 @@ def spatial_task(*, size=14.0, **constant):
 
 def filtered_variance_ratio(white, columns):
     """Variance after filtering with the PSF, over that of white noise of the variance plane."""
-    normal = white.image.array.astype(np.float64) / np.sqrt(white.variance.array)
+    normal = white.data.astype(np.float64) / np.sqrt(white.variance)
     filtered = convolve(normal, PSF)[25:-25, columns]
     return float(filtered.var() / np.square(PSF).sum())
 
@@ -444,11 +444,11 @@ def test_cells_are_whiter_where_the_kernel_varies(rng):
         assert abs(ratios[1][side] - 1) < 0.5 * abs(ratios[0][side] - 1)
     # In the middle they agree.
     middle = (slice(None), slice(240, 260))
-    moved = np.abs(varying.image.array - constant.image.array)[middle]
+    moved = np.abs(varying.data - constant.data)[middle]
     assert moved.std() < 0.02 * np.sqrt(41)
     assert varying.kernel is kernel
     # The wider the kernel, the more the correction sharpens the PSF.
-    peaks = [psf_image(varying.psf, x=x, y=300.0).max() for x in (20.0, 250.0, 470.0)]
+    peaks = [varying.psf.at(x=x, y=300.0).max() for x in (20.0, 250.0, 470.0)]
     assert 1.05 * peaks[0] < peaks[1] < peaks[2] / 1.05
 
 
@@ -472,7 +472,7 @@ def test_cells_agree_with_the_task_where_nothing_varies(rng, mode):
     box = Box.from_shape(shape, start=YX0)
     kernel = kernels.constant_kernel(moffat_kernel(), box)
     pair = noise_pair(rng, kernel, shape=shape)
-    pair[0].image.array[60, 70] = np.nan
+    pair[0].data[60, 70] = np.nan
     arguments, constant = {}, {}
     if mode == "science":
         arguments = {"templateMatched": False, "scaleFactor": 0.9}
@@ -488,18 +488,16 @@ def test_cells_agree_with_the_task_where_nothing_varies(rng, mode):
     )
     assert task.metadata["nCells"] > 3
     ours, theirs = by_cells.correctedExposure, whole.correctedExposure
-    sigma = np.sqrt(theirs.variance.array[100, 100])
+    sigma = np.sqrt(theirs.variance[100, 100])
     good = ~theirs.mask.get("CONTAMINATED") & ~ours.mask.get("CONTAMINATED")
     assert good.mean() > 0.75
-    moved = np.abs(ours.image.array - theirs.image.array)
+    moved = np.abs(ours.data - theirs.data)
     assert np.nanmax(moved[good]) < SAME * sigma
-    np.testing.assert_allclose(ours.variance.array[good], theirs.variance.array[good], rtol=1e-3)
-    np.testing.assert_array_equal(np.isnan(ours.image.array), np.isnan(theirs.image.array))
+    np.testing.assert_allclose(ours.variance[good], theirs.variance[good], rtol=1e-3)
+    np.testing.assert_array_equal(np.isnan(ours.data), np.isnan(theirs.data))
     # Cells' edges contaminate nothing but the frame's.
     assert not (ours.mask.get("CONTAMINATED") & ~theirs.mask.get("CONTAMINATED")).any()
-    np.testing.assert_allclose(
-        psf_image(ours.psf, x=50, y=90), psf_image(theirs.psf, x=50, y=90), atol=1e-5
-    )
+    np.testing.assert_allclose(ours.psf.at(x=50, y=90), theirs.psf.at(x=50, y=90), atol=1e-5)
     for name in ("kernel_sum", "science_variance", "template_variance"):
         expected = getattr(whole.decorrelation, name)
         assert getattr(by_cells.decorrelation, name) == pytest.approx(expected)
@@ -511,11 +509,11 @@ def test_cells_agree_with_the_task_where_nothing_varies(rng, mode):
 
 def test_one_cell_is_the_task(rng):
     kernel = varying_kernel()
-    pair = [each.cutout(Box.factory[40:141, 0:95]) for each in noise_pair(rng, kernel)]
+    pair = [each.cutout(Box.between((40, 141), (0, 95))) for each in noise_pair(rng, kernel)]
     ours = spatial_task(size=400.0).run(*pair, kernel).correctedExposure
     theirs = DecorrelateALKernelTask().run(*pair, kernel).correctedExposure
-    np.testing.assert_array_equal(ours.image.array, theirs.image.array)
-    np.testing.assert_array_equal(ours.variance.array, theirs.variance.array)
+    np.testing.assert_array_equal(ours.data, theirs.data)
+    np.testing.assert_array_equal(ours.variance, theirs.variance)
     np.testing.assert_array_equal(ours.mask.get("CONTAMINATED"), theirs.mask.get("CONTAMINATED"))
 
 
@@ -528,9 +526,7 @@ def test_scores_by_cells(rng, score_filter):
     kernel = kernels.constant_kernel(image, box)
     science, template = (exposure(rng, shape, psf=psf) for _ in range(2))
     score = science.replaced(
-        image=Image(
-            convolve(science.image.array, psf) - convolve(template.image.array, image), bbox=box
-        )
+        image=Image(convolve(science.data, psf) - convolve(template.data, image), bbox=box)
     )
     score.psf = KernelPointSpreadFunction.from_image(gaussian(41, 2 * np.sqrt(2)), box)
     task = spatial_task(scoreFilter=score_filter)
@@ -538,8 +534,8 @@ def test_scores_by_cells(rng, score_filter):
     ours = task.run(science, template, score, kernel, **arguments)
     theirs = task.run(science, template, score, kernel, spatiallyVarying=False, **arguments)
     inner = (slice(60, -60), slice(60, -60))
-    sigma = np.sqrt(theirs.correctedExposure.variance.array[100, 100])
-    moved = ours.correctedExposure.image.array - theirs.correctedExposure.image.array
+    sigma = np.sqrt(theirs.correctedExposure.variance[100, 100])
+    moved = ours.correctedExposure.data - theirs.correctedExposure.data
     assert np.abs(moved[inner]).max() < 0.01 * sigma
     np.testing.assert_allclose(
         ours.decorrelation.response(box), theirs.decorrelation.response(box),
@@ -552,7 +548,7 @@ def test_scores_by_cells(rng, score_filter):
     )  # fmt: skip
     for each in (given, again):
         np.testing.assert_allclose(
-            each.correctedExposure.image.array, ours.correctedExposure.image.array, atol=1e-5
+            each.correctedExposure.data, ours.correctedExposure.data, atol=1e-5
         )
     with pytest.raises(ValueError, match="preConvKernel is allowed only"):
         task.run(science, template, score, kernel, preConvKernel=psf)
@@ -578,13 +574,13 @@ def small_task(**fields):
 def test_cells_without_data_do_not_stop_the_others(small, caplog):
     _, template, difference, _ = small
     for each in (template, difference):
-        each.image.array[:, :60] = np.nan
-    template.variance.array[:, :60] = np.nan
+        each.data[:, :60] = np.nan
+    template.variance[:, :60] = np.nan
     task = small_task()
     result = task.run(*small)
     corrected = result.correctedExposure
-    assert np.isnan(corrected.image.array[:, :60]).all()
-    assert np.isfinite(corrected.image.array[:, 60:]).all()
+    assert np.isnan(corrected.data[:, :60]).all()
+    assert np.isfinite(corrected.data[:, 60:]).all()
     assert corrected.mask.get("CONTAMINATED")[:, :60].all()
     assert not corrected.mask.get("CONTAMINATED")[20:80, 70:90].any()
     assert corrected.mask.get("INVALID_MAPREDUCE")[:, :60].all()
@@ -592,12 +588,12 @@ def test_cells_without_data_do_not_stop_the_others(small, caplog):
     assert task.metadata["nCellsLeftAlone"] == 3
     assert "3 of 9 cells" in caplog.text
     # The whole frame is the documented task's concern.
-    template.image.array[:] = np.nan
+    template.data[:] = np.nan
     unchanged = task.run(*small)
     assert unchanged.decorrelation is None
-    np.testing.assert_array_equal(unchanged.correctedExposure.image.array, difference.image.array)
-    template.image.array[:] = 0
-    template.variance.array[:] = np.nan
+    np.testing.assert_array_equal(unchanged.correctedExposure.data, difference.data)
+    template.data[:] = 0
+    template.variance[:] = np.nan
     with pytest.raises(UnusableExposureError, match="no usable pixel"):
         task.run(*small)
 
@@ -606,10 +602,10 @@ def test_a_cell_inside_of_a_source_has_its_own_noise(small):
     science, template, difference, kernel = small
     detected = np.zeros(science.shape, bool)
     detected[:, 55:] = True
-    science.variance.array[detected] = 100
+    science.variance[detected] = 100
     masked = [
         Exposure.from_arrays(
-            each.image.array, variance=each.variance.array, mask={"DETECTED": detected}, yx0=YX0
+            each.data, variance=each.variance, mask={"DETECTED": detected}, origin=YX0
         )
         for each in (science, template)
     ]
@@ -625,16 +621,16 @@ def test_a_cell_inside_of_a_source_has_its_own_noise(small):
 
 def test_any_kernel_and_its_names(small):
     science, template, difference, kernel = small
-    expected = small_task().run(*small).correctedExposure.image.array
-    image = kernels.evaluate(kernel, x=0, y=50)
+    expected = small_task().run(*small).correctedExposure.data
+    image = kernel.at(x=0, y=50)
     psf = KernelPointSpreadFunction.from_image(image, difference.bbox)
     for other in (image, psf, Image(image, bbox=Box.from_shape((9, 9), start=(-4, -4)))):
         result = small_task().run(science, template, difference, other).correctedExposure
-        np.testing.assert_allclose(result.image.array, expected, atol=1e-5)
-        np.testing.assert_allclose(kernels.evaluate(result.kernel, x=5, y=50), image, atol=1e-12)
+        np.testing.assert_allclose(result.data, expected, atol=1e-5)
+        np.testing.assert_allclose(result.kernel.at(x=5, y=50), image, atol=1e-12)
     difference.kernel = kernel
     carried = small_task().run(science, template, difference, None).correctedExposure
-    np.testing.assert_array_equal(carried.image.array, expected)
+    np.testing.assert_array_equal(carried.data, expected)
     config = square(DecorrelateALKernelMapReduceConfig(scaleByFwhm=False), size=34.0, border=10.0)
     task = DecorrelateALKernelMapReduceTask(config=config)
     for names in (
@@ -646,7 +642,7 @@ def test_any_kernel_and_its_names(small):
         },
     ):
         reduced = task.run(difference, **names).exposure
-        np.testing.assert_array_equal(reduced.image.array, expected)
+        np.testing.assert_array_equal(reduced.data, expected)
     with pytest.raises(ArgumentError, match="No science exposure"):
         task.run(difference, template=template, psfMatchingKernel=kernel)
     # ImageMapReduceTask does without what this one knows of kernels.
@@ -693,9 +689,7 @@ def test_the_default_is_the_documented_task(small):
     assert task.config.spatiallyVarying is False
     ours = task.run(*small)
     theirs = DecorrelateALKernelTask().run(*small)
-    np.testing.assert_array_equal(
-        ours.correctedExposure.image.array, theirs.correctedExposure.image.array
-    )
+    np.testing.assert_array_equal(ours.correctedExposure.data, theirs.correctedExposure.data)
     shifted = task.run(*small, xcen=3.0, ycen=44.0).decorrelation
     assert (shifted.x, shifted.y) == (3, 44)
     assert task.computeVarianceMean(small[0]) == 25
@@ -710,7 +704,7 @@ def test_contradictions_are_value_errors(small):
     with pytest.raises(ValueError, match="no meaning"):
         run(*small, preConvMode=True, templateMatched=False)
     with pytest.raises(ValueError, match="must share one grid"):
-        run(science, template.cutout(Box.factory[40:90, 0:60]), difference, kernel)
+        run(science, template.cutout(Box.between((40, 90), (0, 60))), difference, kernel)
     with pytest.raises(ValueError, match="No matching kernel"):
         run(science, template, difference, None)
 

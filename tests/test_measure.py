@@ -213,7 +213,7 @@ def test_cells_are_filtered_across_their_edges(rng):
         return psf
 
     frame = whiteness_map(*arguments, psf, cells=(5, 4))
-    result = whiteness_map(*arguments, local, cells=(5, 4), yx0=(-7, 1000))
+    result = whiteness_map(*arguments, local, cells=(5, 4), origin=(-7, 1000))
     for name in ("filtered_variance_ratio", "filtered_variance_ratio_error", "pixels"):
         np.testing.assert_allclose(getattr(result, name), getattr(frame, name), rtol=1e-11)
     assert np.isfinite(result.filtered_variance_ratio).all()
@@ -281,7 +281,7 @@ def test_map_of_a_score_allows_for_its_correlation(rng):
     for _ in range(realisations):
         score = convolve(rng.normal(size=(shape[0] + 20, shape[1] + 20)), psf)[10:-10, 10:-10]
         noise = score_noise(score, variance, good)
-        maps.append(score_noise_map(score, variance, good, noise, cells=cells, yx0=(3, 5)))
+        maps.append(score_noise_map(score, variance, good, noise, cells=cells, origin=(3, 5)))
     assert (maps[0].y_edges[0], maps[0].x_edges[-1]) == (3, 225)
     assert maps[0].pixels.sum() == good.sum()
     values = np.array([m.pixel_variance_ratio for m in maps])

@@ -25,7 +25,6 @@ from whitediff import Exposure
 from whitediff.errors import DataError
 from whitediff.exposures.matching import MatchOptions, match
 from whitediff.exposures.preparation import pair_with_psf, prepare, with_own_psf
-from whitediff.exposures.psf import psf_image
 from whitediff.matching.choice import detail_width
 from whitediff.matching.footprints import extracted
 
@@ -92,7 +91,7 @@ def pair_of(seed, science_psf, template_psf, unit=1.0):
 
 def flux_bias(psf, truth, x, y):
     """Relative error of the flux of a star that a PSF measures on white noise."""
-    image = psf_image(psf, x=x, y=y)
+    image = psf.at(x=x, y=y)
     half = image.shape[0] // 2
     dy, dx = np.indices(image.shape) - half
     # A PSF may have its middle anywhere in the star: the best of all places.
@@ -106,7 +105,7 @@ def flux_bias(psf, truth, x, y):
 
 def residual(found, science_psf, template_psf):
     """What the kernel leaves of a star, over the star, both in squares' roots."""
-    kernel = found.kernel.compute_kernel_image(x=205, y=200).array
+    kernel = found.kernel.at(x=205, y=200)
     images = [drawn([60.2], [59.7], [1.0], psf, (121, 121)) for psf in (science_psf, template_psf)]
     images[0] *= SCALE
     target, source = images if found.convolved == "template" else images[::-1]

@@ -50,10 +50,10 @@ def shifted(pair, which, offset, dtype):
     """The images with something added, rounded as a file of that type would round them."""
     result = []
     for name, each in zip(("science", "template"), pair, strict=True):
-        plane = each.image.array.astype(dtype)
+        plane = each.data.astype(dtype)
         if name in which:
             plane += dtype(offset)
-        result.append(each.replaced(image=Image(plane, bbox=each.bbox, unit=each.image.unit)))
+        result.append(each.replaced(image=Image(plane, bbox=each.bbox, unit=each.unit)))
     return result
 
 
@@ -68,8 +68,8 @@ def moved(product, before):
     now, then = product.exposure, before.exposure
     flagged = now.mask.array.any(axis=2) | then.mask.array.any(axis=2)
     assert flagged.mean() < 0.8
-    change = np.abs(now.image.array.astype(float) - then.image.array)
-    change /= np.sqrt(then.variance.array)
+    change = np.abs(now.data.astype(float) - then.data)
+    change /= np.sqrt(then.variance)
     differ = (now.mask.array != then.mask.array).any(axis=2)
     return float(change[~flagged].max()), int(differ.sum())
 
@@ -158,12 +158,10 @@ def test_a_stored_kernel_serves_on_any_level(scene, which, dtype):
     now = shifted(pair, which, 1e6, dtype)
     found = make_again(*now, {"difference": solution})["difference"]
     again = make_again(*now, {"difference": found.product.solution})["difference"]
-    np.testing.assert_array_equal(
-        again.difference.image.array, found.difference.image.array, strict=True
-    )
-    both = [each.difference.image.array.astype(float) for each in (found, before)]
+    np.testing.assert_array_equal(again.difference.data, found.difference.data, strict=True)
+    both = [each.difference.data.astype(float) for each in (found, before)]
     flagged = found.difference.mask.array.any(axis=2) | before.difference.mask.array.any(axis=2)
-    left = (both[0] - both[1]) / np.sqrt(before.difference.variance.array)
+    left = (both[0] - both[1]) / np.sqrt(before.difference.variance)
     # The background is measured anew, by other means: what differs is smooth.
     smooth = np.median(left[~flagged])
     assert abs(smooth) < 0.05
@@ -182,11 +180,11 @@ def test_arrays_and_a_known_kernel(scene, which, convolved):
         whitediff.subtract(*shifted(pair, names, 1e6, np.float32), kernel, convolved=convolved)
         for names in (which, ())
     ]
-    change = planes[0].image.array.astype(float) - planes[1].image.array
+    change = planes[0].data.astype(float) - planes[1].data
     science, template = (1e6 * (name in which) for name in ("science", "template"))
     scale = 1.3 if convolved == "template" else 1 / 1.3
     level = science - scale * template
     good = ~planes[1].mask.array.any(axis=2)
-    noise = np.sqrt(planes[1].variance.array)
+    noise = np.sqrt(planes[1].variance)
     # Rounding of one or two inputs by a step of 0.06 at most, and nothing else.
     assert np.abs((change - level) / noise)[good].max() < LIMIT

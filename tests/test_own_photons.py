@@ -79,8 +79,7 @@ def test_files_keep_it(tmp_path):
 def test_planes_without_photons_have_none():
     science, template, _ = pair(1, (1.9, 1.5), 300, False)
     flat = [
-        Exposure.from_arrays(each.image.array, variance=np.float32(300))
-        for each in (science, template)
+        Exposure.from_arrays(each.data, variance=np.float32(300)) for each in (science, template)
     ]
     difference = whitediff.subtract(*flat)
     assert Light.of(difference.psf).own_variances == (0, 0)

@@ -94,7 +94,7 @@ def test_the_variance_is_the_true_one_or_a_warning_says_so(
     read_noise = 6.0 * NUMBER**0.5 if unit == "average" else 6.0
     found = scene(seed, gain=gain, fwhm=fwhm, read_noise=read_noise)
     path, factor = written(tmp_path / "a.fits", found, unit, gain, subtracted=subtracted)
-    sky, bright = found.ratios(read_exposure(path).variance.array, factor)
+    sky, bright = found.ratios(read_exposure(path).variance, factor)
     # Of the sky, a percent for the sources that are too faint to see.
     assert sky == pytest.approx(1, abs=0.03)
     if unit in EXPECTED:
@@ -125,7 +125,7 @@ def test_a_missing_exposure_time_is_told_of_and_can_be_given(tmp_path, caplog):
     options = ReadingOptions(exposure_time=TIME)
     given = read_exposure(tmp_path / "a.fits", options=options)
     assert not caplog.records
-    assert found.ratios(given.variance.array, 1 / TIME) == pytest.approx((1, 1), abs=0.03)
+    assert found.ratios(given.variance, 1 / TIME) == pytest.approx((1, 1), abs=0.03)
 
 
 @pytest.mark.parametrize("subtracted", [False, True], ids=["sky", "no sky"])
@@ -138,7 +138,7 @@ def test_who_gives_an_exposure_time_speaks_of_units_per_second(
     with fits.open(path, mode="update") as hdus:
         hdus[0].data /= TIME
     options = ReadingOptions(exposure_time=TIME)
-    variance = read_exposure(path, options=options).variance.array
+    variance = read_exposure(path, options=options).variance
     assert found.ratios(variance, 1 / gain / TIME) == pytest.approx((1, 1), abs=0.1)
     assert not caplog.records
 
@@ -181,7 +181,7 @@ def test_an_exposure_time_near_the_gain_makes_no_electrons_per_second(
     found = scene(12, gain=1.5, fwhm=fwhm)
     header = fits.Header({"EXPTIME": time} | ({} if unit is None else {"BUNIT": unit}))
     fits.writeto(tmp_path / "a.fits", (found.electrons / 1.5).astype(np.float32), header)
-    sky, bright = found.ratios(read_exposure(tmp_path / "a.fits").variance.array, 1 / 1.5)
+    sky, bright = found.ratios(read_exposure(tmp_path / "a.fits").variance, 1 / 1.5)
     assert sky == pytest.approx(1, abs=0.03)
     assert "per second" not in caplog.text
     reason = {None: "has no BUNIT, and no card tells the gain"}.get(unit, f"is in {unit}, but no")
@@ -201,7 +201,7 @@ def test_cards_that_tell_the_scale_of_a_surface_brightness_are_used(tmp_path, ca
     header = fits.Header({"BUNIT": "MJy/sr", "PHOTMJSR": 0.4, "XPOSURE": TIME})
     fits.writeto(tmp_path / "a.fits", image.astype(np.float32), header)
     options = ReadingOptions(gain=1.5, read_noise=None if subtracted else 6.0)
-    variance = read_exposure(tmp_path / "a.fits", options=options).variance.array
+    variance = read_exposure(tmp_path / "a.fits", options=options).variance
     assert found.ratios(variance, factor) == pytest.approx((1, 1), abs=0.05)
     assert "is taken" not in caplog.text
     # Another unit goes by the gain that is given for it.
@@ -209,7 +209,7 @@ def test_cards_that_tell_the_scale_of_a_surface_brightness_are_used(tmp_path, ca
     fits.writeto(tmp_path / "b.fits", image.astype(np.float32), fits.Header({"BUNIT": "maggy"}))
     caplog.clear()
     read = read_exposure(tmp_path / "b.fits", options=ReadingOptions(gain=1e9, read_noise=6.0))
-    assert found.ratios(read.variance.array, 1e-9) == pytest.approx((1, 1), abs=0.03)
+    assert found.ratios(read.variance, 1e-9) == pytest.approx((1, 1), abs=0.03)
     assert not caplog.records
 
 
@@ -304,7 +304,7 @@ def test_weights_that_are_exposure_times_are_scaled_and_photons_added(tmp_path, 
     assert "its weights are exposure times" in caplog.text
     valid = times > 0
     kept = Scene(found.electrons[valid], found.variance[valid], found.stars[valid])
-    sky, bright = kept.ratios(exposure.variance.array[valid], factor)
+    sky, bright = kept.ratios(exposure.variance[valid], factor)
     assert sky == pytest.approx(1, abs=0.03)
     assert bright == pytest.approx(1, abs=0.05)
 
@@ -320,7 +320,7 @@ def test_a_time_that_varies_over_the_image_is_followed(tmp_path):
         fits.ImageHDU(times.astype(np.float32), name="WHT"),
     ]
     fits.HDUList(hdus).writeto(tmp_path / "a.fits")
-    ratio = read_exposure(tmp_path / "a.fits").variance.array / truth
+    ratio = read_exposure(tmp_path / "a.fits").variance / truth
     assert np.median(ratio[:, :150]) == pytest.approx(1, abs=0.03)
     assert np.median(ratio[:, 150:]) == pytest.approx(1, abs=0.03)
 
@@ -335,7 +335,7 @@ def test_inverse_variances_stay_what_they_are(tmp_path, caplog):
         fits.ImageHDU(weights, name="WHT"),
     ]
     fits.HDUList(hdus).writeto(tmp_path / "a.fits")
-    variance = read_exposure(tmp_path / "a.fits").variance.array
+    variance = read_exposure(tmp_path / "a.fits").variance
     np.testing.assert_allclose(variance, found.variance, rtol=1e-5)
     assert not caplog.records
 
@@ -374,7 +374,7 @@ def test_planes_that_leave_out_the_photons_of_sources_get_them(
         with caplog.at_level("INFO"):
             exposure = read_exposure(tmp_path / "image.fits")
         assert ends in caplog.text
-        ratio = exposure.variance.array / (factor * true)
+        ratio = exposure.variance / (factor * true)
         bright = found.stars > np.quantile(found.stars, 0.995)
         assert np.median(ratio[found.stars < 1]) == pytest.approx(1, abs=0.03)
         if cards:
@@ -386,7 +386,7 @@ def test_planes_that_leave_out_the_photons_of_sources_get_them(
         tmp_path / "whole.fits"
     )
     exposure = read_exposure(tmp_path / "whole.fits")
-    np.testing.assert_allclose(exposure.variance.array, factor * true, rtol=1e-5)
+    np.testing.assert_allclose(exposure.variance, factor * true, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ def test_the_unit_of_a_ccddata_counts(unit, caplog):
     found = scene(10)
     factor = 1.0 if unit == "electron" else 1 / TIME
     data = CCDData(found.electrons * factor, unit=unit, meta={"GAIN": 7.0, "EXPTIME": TIME})
-    variance = from_ccddata(data).variance.array
+    variance = from_ccddata(data).variance
     assert found.ratios(variance, factor) == pytest.approx((1, 1), abs=0.03)
     assert not caplog.records
 

@@ -45,16 +45,16 @@ def test_asinh_images_and_their_variance_are_made_linear(
     exposure = read_exposure(tmp_path / "stack.fits", variance=source)
     precision = 10 * FLOAT32 * np.hypot(np.abs(image - offset), 2 * softening)
     known = np.isfinite(image)
-    assert (np.abs(exposure.image.array - image)[known] < precision[known] + 1e-3).all()
-    assert np.isnan(exposure.image.array[10, 10])
+    assert (np.abs(exposure.data - image)[known] < precision[known] + 1e-3).all()
+    assert np.isnan(exposure.data[10, 10])
     power = 1 if kind == "variance" else 2
-    np.testing.assert_allclose(exposure.variance.array, noise**power, rtol=1e-4)
+    np.testing.assert_allclose(exposure.variance, noise**power, rtol=1e-4)
     assert sum("made linear" in record.message for record in caplog.records) == 1
     write_exposure(exposure, tmp_path / "out.fits")
     with fits.open(tmp_path / "out.fits") as hdus:
         assert not any(card in hdu.header for hdu in hdus for card in ("BSOFTEN", "BOFFSET"))
     again = read_exposure(tmp_path / "out.fits")
-    np.testing.assert_array_equal(again.image.array, exposure.image.array)
+    np.testing.assert_array_equal(again.data, exposure.data)
 
 
 def test_noise_is_measured_on_linear_pixels(rng, tmp_path):
@@ -62,7 +62,7 @@ def test_noise_is_measured_on_linear_pixels(rng, tmp_path):
     image[100:105, 100:105] += 9000
     data, header = scaled(image, 2.0, 3.0)
     fits.writeto(tmp_path / "a.fits", data, header)
-    variance = read_exposure(tmp_path / "a.fits").variance.array
+    variance = read_exposure(tmp_path / "a.fits").variance
     # 65 000 pixels tell a variance to 0.9 % (of the inter-quartile range).
     assert np.median(variance) == pytest.approx(16, rel=0.03)
 
@@ -72,7 +72,7 @@ def test_noise_is_measured_on_linear_pixels(rng, tmp_path):
 def test_half_a_scale_is_none(rng, tmp_path, cards):
     image = rng.normal(0, 1, SHAPE).astype(np.float32)
     fits.writeto(tmp_path / "a.fits", image, fits.Header(cards))
-    np.testing.assert_array_equal(read_exposure(tmp_path / "a.fits").image.array, image)
+    np.testing.assert_array_equal(read_exposure(tmp_path / "a.fits").data, image)
 
 
 @pytest.mark.parametrize("axes", [(1,), (1, 1)])
@@ -89,17 +89,17 @@ def test_planes_with_further_axes_of_length_one_are_read(rng, tmp_path, axes, pl
     others = [fits.ImageHDU(deep[1], name="VARIANCE"), fits.ImageHDU(deep[2], name="DQ")]
     fits.HDUList(first + others).writeto(tmp_path / "a.fits")
     exposure = read_exposure(tmp_path / "a.fits")
-    np.testing.assert_array_equal(exposure.image.array, image)
-    np.testing.assert_array_equal(exposure.variance.array, variance)
+    np.testing.assert_array_equal(exposure.data, image)
+    np.testing.assert_array_equal(exposure.variance, variance)
     np.testing.assert_array_equal(exposure.mask.get("BAD"), bits != 0)
     write_exposure(exposure, tmp_path / "out.fits")
-    np.testing.assert_array_equal(read_exposure(tmp_path / "out.fits").image.array, image)
+    np.testing.assert_array_equal(read_exposure(tmp_path / "out.fits").data, image)
     assert describe(tmp_path / "a.fits")
     if place == "extensions":
         assert detectors(str(tmp_path / "a.fits")) == ["SCI"]
         source = VarianceSource(f"{tmp_path / 'a.fits'}[VARIANCE]")
         named = read_exposure(f"{tmp_path / 'a.fits'}[SCI]", variance=source)
-        np.testing.assert_array_equal(named.variance.array, variance)
+        np.testing.assert_array_equal(named.variance, variance)
 
 
 @pytest.mark.parametrize("name", ["SCI", "VARIANCE", "DQ"])

@@ -17,7 +17,6 @@ import pytest
 from marks import slow_after
 from whitediff import Exposure
 from whitediff.exposures.preparation import prepare, with_own_psf
-from whitediff.exposures.psf import psf_image
 from whitediff.matching.psf import measure_psf
 
 SIDE, REACH = 400, 60
@@ -62,7 +61,7 @@ def crowded(seed, fwhm, unit=1.0):
     found = with_own_psf(
         Exposure.from_arrays(image.astype(np.float32), variance=variance.astype(np.float32))
     ).psf
-    stamp = psf_image(found, x=SIDE / 2, y=SIDE / 2)
+    stamp = found.at(x=SIDE / 2, y=SIDE / 2)
     return bias_of(stamp, found.light.enclosed, fwhm), found.light.error
 
 
@@ -130,7 +129,7 @@ def test_light_of_unseen_stars_is_not_that_of_an_aperture(seed):
     psf = with_own_psf(
         Exposure.from_arrays(image.astype(np.float32), variance=variance.astype(np.float32))
     ).psf
-    stamp = psf_image(psf, x=320, y=320)
+    stamp = psf.at(x=320, y=320)
     middle = len(true) // 2 - len(stamp) // 2
     seen = true[middle : middle + len(stamp), middle : middle + len(stamp)]
     bias = float((stamp * seen).sum() / (stamp**2).sum()) / psf.light.enclosed - 1

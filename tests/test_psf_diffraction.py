@@ -19,7 +19,6 @@ import scipy.special
 from marks import slow_after
 from whitediff import Exposure
 from whitediff.exposures.preparation import with_own_psf
-from whitediff.exposures.psf import psf_image
 from whitediff.photometry import fit_radius
 
 GRID, SIDE = 512, 430
@@ -89,7 +88,7 @@ def measured(kind, fwhm, seed, number=90):
 
 def bias_of(psf, kind, fwhm):
     """What a star's flux measured with the PSF is wrong by, and the light outside of its images."""
-    image = psf.light.enclosed * psf_image(psf, x=SIDE / 2, y=SIDE / 2)
+    image = psf.light.enclosed * psf.at(x=SIDE / 2, y=SIDE / 2)
     half = len(image) // 2
     inside = np.s_[GRID // 2 - half : GRID // 2 + half + 1]
     true = star(kind, fwhm)[inside, inside]

@@ -22,7 +22,7 @@ from marks import slow_after
 from whitediff import Exposure, forced_photometry, inject, read_exposure, write_exposure
 from whitediff.exposures.pipeline import SubtractionOptions, make, solve_difference
 from whitediff.exposures.preparation import prepare, with_own_psf
-from whitediff.exposures.psf import KernelPointSpreadFunction, Light, convolved_psf, psf_image
+from whitediff.exposures.psf import KernelPointSpreadFunction, Light, convolved_psf
 from whitediff.matching.psf import measure_psf
 from whitediff.photometry import fit_radius
 
@@ -97,7 +97,7 @@ def stars_of(transformed, rng, *, sky, brightest=400.0):
 
 def bias_of(psf, transformed):
     """What a star's flux measured with the PSF is wrong by, relatively, without any noise."""
-    image = psf.light.enclosed * psf_image(psf, x=SHAPE[1] / 2, y=SHAPE[0] / 2)
+    image = psf.light.enclosed * psf.at(x=SHAPE[1] / 2, y=SHAPE[0] / 2)
     half = len(image) // 2
     middle = np.s_[GRID // 2 - half : GRID // 2 + half + 1]
     true = star(transformed)[middle, middle]
@@ -215,7 +215,7 @@ def test_stars_that_widen_to_the_corners_are_no_galaxies(seed):
     scene = exposure(image, rng, sky=300.0)
     bad = np.zeros(SHAPE, bool)
     found = measure_psf(
-        scene.image.array, scene.variance.array, bad, x, y, size=41, order=2
+        scene.data, scene.variance, bad, x, y, size=41, order=2
     )  # fmt: skip
     assert found.stars >= 20
 

@@ -159,9 +159,7 @@ def test_a_right_wcs_is_left_alone():
     }
     science, template, _ = shifted.made(**headers)
     images = [
-        aligned_template(
-            science, template, resampling=ResamplingOptions(positions=positions)
-        ).image.array
+        aligned_template(science, template, resampling=ResamplingOptions(positions=positions)).data
         for positions in ("wcs", "stars", "distortions")
     ]
     np.testing.assert_array_equal(images[0], images[1])
@@ -265,7 +263,7 @@ def significant(difference, sigma):
     """Number of peaks beyond 5 sigma of the filtered difference, either sign."""
     from scipy.ndimage import label
 
-    image = np.nan_to_num(difference.image.array / np.sqrt(difference.variance.array))
+    image = np.nan_to_num(difference.data / np.sqrt(difference.variance))
     image[masks.flagged(difference.mask, masks.UNTRUSTED_MASK_PLANES)] = 0
     filtered = gaussian_filter(image.astype(np.float64), sigma)
     filtered /= 1.4826 * np.median(np.abs(filtered))
@@ -311,8 +309,8 @@ def test_distortions_are_followed_and_the_noise_stays_known():
     # Noise alone, through the same mapping: its covariance is the predicted one.
     rng = np.random.default_rng(0)
     noise = template.replaced()
-    noise.image.array[:] = rng.normal(size=sky.shape)
-    noise.variance.array[:] = 1.0
+    noise.data[:] = rng.normal(size=sky.shape)
+    noise.variance[:] = 1.0
     result = aligned_template(
         science,
         noise,
@@ -320,13 +318,13 @@ def test_distortions_are_followed_and_the_noise_stays_known():
         resampling=ResamplingOptions(noise="white"),
         correction=correction,
     )
-    filtered = gaussian_filter(np.nan_to_num(result.image.array), 2.2)[20:-20, 20:-20]
+    filtered = gaussian_filter(np.nan_to_num(result.data), 2.2)[20:-20, 20:-20]
     # Low frequencies are those of the pixels, whatever was interpolated: 1/(4 pi sigma²).
     ratio = filtered.var() * 4 * np.pi * 2.2**2
     independent = filtered.size / (4 * np.pi * 2.2**2)
     assert ratio == pytest.approx(1, abs=4 * np.sqrt(2 / independent))
-    image = result.image.array[20:-20, 20:-20]
-    variance = result.variance.array[20:-20, 20:-20]
+    image = result.data[20:-20, 20:-20]
+    variance = result.variance[20:-20, 20:-20]
     assert (image**2 / variance).mean() == pytest.approx(1, abs=5 * np.sqrt(2 / image.size) * 1.4)
 
 
@@ -377,9 +375,7 @@ def test_a_cross_correlation_finds_the_shift_of_what_has_no_stars(seed):
     sky = Sky(seed=seed, stars=1, galaxies=4, shift=tuple(shift))
     science, template, _ = sky.made()
     levels = (400.0, 200.0)
-    flats = [
-        each.image.array - level for each, level in zip((science, template), levels, strict=True)
-    ]
+    flats = [each.data - level for each, level in zip((science, template), levels, strict=True)]
     # What lies at an edge is in one image only, and pulls a little.
     assert np.abs(correlated_shift(*flats) - shift).max() < 0.2
     noise = [rng.normal(size=sky.shape).astype(np.float32) for _ in range(2)]

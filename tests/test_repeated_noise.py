@@ -102,7 +102,7 @@ def test_significances_of_a_score_keep_their_width_beside_columns(which):
         use = ~masks.flagged(score.mask, (*masks.UNTRUSTED_MASK_PLANES, masks.CONTAMINATED))
         use &= ~scipy.ndimage.binary_dilation(masks.flagged(score.mask, ["SOURCE"]), iterations=3)
         distance = scipy.ndimage.distance_transform_edt(~bad)
-        squares = score.image.array**2 / score.variance.array
+        squares = score.data**2 / score.variance
         for i, at in enumerate((distance == 1, distance == 2, distance > 6)):
             width[i] += squares[use & at].sum()
             count[i] += (use & at).sum()

@@ -396,7 +396,7 @@ def test_reports_of_less(run, pair, tmp_path):
     }
     for name, exposure in planes.items():
         write_exposure(exposure, tmp_path / f"{name}.fits")
-    difference = planes["science"].image.array - planes["template"].image.array
+    difference = planes["science"].data - planes["template"].data
     bare = Exposure.from_arrays(difference, variance=1200.0)
     write_exposure(
         bare, tmp_path / "bare.fits",

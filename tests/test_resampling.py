@@ -222,7 +222,7 @@ def test_covariance_and_variance_are_those_of_a_monte_carlo(rng, method, correla
     if known is None:
         options = ResamplingOptions(method=method, noise="white")
     result = resampled(template, science, options).exposure
-    pull = result.image.array / np.sqrt(result.variance.array)
+    pull = result.data / np.sqrt(result.variance)
     lags = half_lags(3)
     found = noise_at(result.noise, 220.0, 220.0)
     assert found is not None
@@ -278,7 +278,7 @@ def test_slow_phases_are_followed_and_fast_ones_averaged():
         )[0]  # fmt: skip
         exact, found = resampling_covariance(weights), slow.noise(column, 100.0)
         assert found.zero_frequency == pytest.approx(exact.zero_frequency, abs=tolerance)
-        variance = slow.variance.array[100, int(column)]
+        variance = slow.variance[100, int(column)]
         assert variance == pytest.approx(float((weights**2).sum()), abs=tolerance)
     # Five times as fast as polynomials follow: the mean over phases, 1.3 along both axes.
     fast = aligned(blank(sky_header((240, 660), rotation=5), (240, 660)), science).exposure
@@ -286,7 +286,7 @@ def test_slow_phases_are_followed_and_fast_ones_averaged():
     grid = (np.arange(32) + 0.5) / 32
     values = cardinal_spline(grid[:, None] - np.arange(-12, 13))
     mean = float((values**2).sum(axis=1).mean()) ** 2
-    assert np.nanmedian(fast.variance.array) == pytest.approx(mean, rel=2e-3)
+    assert np.nanmedian(fast.variance) == pytest.approx(mean, rel=2e-3)
     assert fast.noise.zero_frequency == pytest.approx(1 / mean, rel=3e-3)
 
 
@@ -298,8 +298,8 @@ def test_slow_moires_have_a_covariance_everywhere(periods, turned):
     angle, scale = (math.degrees(periods / n), 0.25) if turned else (0, 0.25 * (1 + periods / n))
     template = blank(sky_header((n + 60, n + 60), rotation=angle, scale=scale), (n + 60, n + 60))
     result = aligned(template, blank(sky_header((n, n)), (n, n))).exposure
-    inside = np.isfinite(result.image.array)
-    variance = result.variance.array[inside]
+    inside = np.isfinite(result.data)
+    variance = result.variance[inside]
     # Between pixels in the middle of four, for which see the next test, and those that are hit.
     weights = cardinal_spline(np.arange(-7.5, 8))
     assert variance.min() > (weights**2).sum() ** 2 - 0.05
@@ -321,7 +321,7 @@ def test_half_a_pixel_is_the_known_covariance():
     middle = expected.max_lag
     cut = expected.correlation[middle - lag : middle + lag + 1, middle - lag : middle + lag + 1]
     np.testing.assert_allclose(result.noise.correlation, cut, atol=1e-3)
-    inside = result.variance.array[20:-20, 20:-20]
+    inside = result.variance[20:-20, 20:-20]
     np.testing.assert_allclose(inside, (weights**2).sum() ** 2, rtol=1e-3)
 
 
@@ -385,7 +385,7 @@ def test_flux_position_and_psf_of_stars_are_kept(method, projection, mirrored):
         part = (
             slice(star.bbox.y.start, star.bbox.y.stop), slice(star.bbox.x.start, star.bbox.x.stop),
         )  # fmt: skip
-        seen = result.image.array[part].astype(float)
+        seen = result.data[part].astype(float)
         assert seen.sum() == pytest.approx(1e5, rel=2e-3)
         # Interpolation's error depends on the phase: below 3e-3 of the peak at this width.
         np.testing.assert_allclose(seen, 1e5 * star.array, atol=3e-3 * seen.max())
@@ -402,7 +402,7 @@ def test_sharp_stars_keep_their_flux():
     image = drawn(shape, psf, *there, np.full(40, 1e4)).astype(np.float32)
     for method in METHODS:
         result = aligned(Exposure.from_arrays(image, variance=1.0, header=header), science, method)
-        values = result.exposure.image.array
+        values = result.exposure.data
         # All of them lie inside.
         assert float(np.nansum(values)) == pytest.approx(4e5, rel=1e-3)
 
@@ -425,7 +425,7 @@ def test_masks_lose_nothing(rng, method):
     rows, columns = (a.ravel() for a in np.mgrid[:240, :250])
     y, x, jacobian = where.at(rows.astype(float), columns.astype(float))
     kernel = resampling_kernel(method)
-    inside = np.isfinite(result.image.array.ravel())
+    inside = np.isfinite(result.data.ravel())
     assert 0.4 < inside.mean() < 1
     around = np.arange(-6, 8)
     y, x, jacobian = y[inside], x[inside], jacobian[inside]
@@ -448,9 +448,9 @@ def test_masks_lose_nothing(rng, method):
         assert touched.any()
         # … and no more than the footprint: 6 x 6 pixels at most.
         assert flagged.mean() < 36 * 1.21 * plane.mean()
-    outside = ~np.isfinite(result.image.array)
+    outside = ~np.isfinite(result.data)
     np.testing.assert_array_equal(result.mask.get("NO_DATA"), outside)
-    assert np.isnan(result.variance.array[outside]).all()
+    assert np.isnan(result.variance[outside]).all()
 
 
 def test_holes_and_hot_pixels_do_not_ring(rng):
@@ -465,12 +465,12 @@ def test_holes_and_hot_pixels_do_not_ring(rng):
     result = aligned(template, blank(sky_header(shape))).exposure
     good = ~masks.flagged(result.mask, ["NO_DATA", "CR"])
     assert good.mean() > 0.88
-    assert np.abs(result.image.array[good] - 1000).max() < 6
+    assert np.abs(result.data[good] - 1000).max() < 6
     assert result.mask.get("CR").sum() == 4
     # The middle of the hole is empty, a single pixel is marked and filled.
-    assert np.isnan(result.image.array[230, 190])
+    assert np.isnan(result.data[230, 190])
     assert result.mask.get("NO_DATA")[48:53, 58:63].sum() == 4
-    assert np.isfinite(result.image.array[48:54, 58:64]).sum() >= 35
+    assert np.isfinite(result.data[48:54, 58:64]).sum() >= 35
 
 
 def test_unknown_variances_do_not_spread(rng):
@@ -480,7 +480,7 @@ def test_unknown_variances_do_not_spread(rng):
         rng.normal(size=SHAPE), variance=variance, header=sky_header(SHAPE, shift=(0.3, 0.4))
     )
     result = aligned(template, blank(sky_header(SHAPE))).exposure
-    inside = result.variance.array[10:-10, 10:-10]
+    inside = result.variance[10:-10, 10:-10]
     assert np.isfinite(inside).sum() >= inside.size - 2
     assert np.nanmax(inside) == pytest.approx(float(np.nanmedian(inside)), rel=1e-5)
 
@@ -493,7 +493,7 @@ def test_covariances_come_back_from_files(rng, tmp_path):
     shape = (200, 600)
     varying = aligned(
         blank(sky_header((240, 660), scale=0.25 / (1 + 0.5 / 600)), (240, 660)),
-        blank(sky_header(shape), shape, yx0=(30, -7)),
+        blank(sky_header(shape), shape, origin=(30, -7)),
     ).exposure
     assert isinstance(varying.noise, NoiseField)
     plain = blank(sky_header(shape), shape)
@@ -514,7 +514,7 @@ def test_covariances_come_back_from_files(rng, tmp_path):
         moved(103.0, 95.0).correlation, varying.noise(100.0, 100.0).correlation, atol=1e-12
     )
     cut = aligned_template(
-        blank(sky_header(shape, shift=(-40, -20)), (150, 500), yx0=(0, 0)), varying
+        blank(sky_header(shape, shift=(-40, -20)), (150, 500), origin=(0, 0)), varying
     )
     assert cut.noise is not None
 
@@ -616,7 +616,7 @@ def test_no_coordinates_of_the_old_pixels_are_left():
 def test_noise_of_real_images_is_as_predicted(method, name):
     # 18b was resampled before: N(0) = 1.5.  Moved by half a pixel, and measured between sources.
     exposure = read_exposure(DECAM / f"DEC-OBS{name}.mini.fits")
-    image, variance = exposure.image.array, exposure.variance.array
+    image, variance = exposure.data, exposure.variance
     template, science = (
         Exposure.from_arrays(image, variance=variance, header=sky_header(exposure.shape, shift=by))
         for by in ((0.5, 0.5), (0.0, 0.0))
@@ -660,12 +660,12 @@ def test_finer_pixels_are_averaged_and_others_interpolated(caplog, rng, scale, m
     assert f"resampled ({method})" in caplog.text
     assert "the adaptive method averages" not in caplog.text
     alike = aligned(template, science, method)
-    assert np.array_equal(result.exposure.image.array, alike.exposure.image.array, equal_nan=True)
+    assert np.array_equal(result.exposure.data, alike.exposure.data, equal_nan=True)
     # The noise of means over blocks is that of the covariance, summed.
-    good = np.isfinite(result.exposure.image.array)
+    good = np.isfinite(result.exposure.data)
     known = noise_at(result.exposure.noise, 80, 80)
-    variance = np.mean(result.exposure.variance.array[good])
-    ratio = np.var(result.exposure.image.array[good]) / variance
+    variance = np.mean(result.exposure.variance[good])
+    ratio = np.var(result.exposure.data[good]) / variance
     # The correlation of neighbours leaves a fifth of the pixels independent.
     assert ratio == pytest.approx(1, abs=5 * np.sqrt(2 * 5 / good.sum()))
     assert known.zero_frequency * variance == pytest.approx((0.25 / scale) ** 2, rel=0.05)

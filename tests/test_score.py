@@ -77,7 +77,7 @@ def test_score_is_the_optimal_statistic(made):
     planes = ("CONTAMINATED", "SAT", "EDGE", "BAD", "NO_DATA")
     bad = np.logical_or.reduce([score.mask.get(name) for name in planes])
     assert bad.mean() < 0.25
-    image, variance = score.image.array, score.variance.array
+    image, variance = score.data, score.variance
     # Wings of bright stars reach beyond the pixels that are found to be theirs.
     free = ~bad & ~maximum_filter(score.mask.get("SOURCE"), 15)
     noise = image[free] / np.sqrt(variance[free])
@@ -117,7 +117,7 @@ def test_psf_of_the_score(made):
     score = read_exposure(directory / "s.fits")
     planes = ("CONTAMINATED", "SAT", "EDGE", "BAD", "NO_DATA")
     bad = np.logical_or.reduce([score.mask.get(name) for name in planes])
-    psf = psf_image(score.psf, x=700, y=700)
+    psf = score.psf.at(x=700, y=700)
     science_psf = psf_image(read_exposure(directory / "science.fits").psf, x=700, y=700)
     assert psf.shape[0] >= 2 * science_psf.shape[0] - 1
     half = psf.shape[0] // 2
@@ -128,10 +128,10 @@ def test_psf_of_the_score(made):
         i, j = round(x), round(y)
         star = score.psf.compute_stellar_image(x=x, y=y)
         part = star.array[half - reach : half + reach + 1, half - reach : half + reach + 1]
-        data = score.image.array[j - reach : j + reach + 1, i - reach : i + reach + 1]
+        data = score.data[j - reach : j + reach + 1, i - reach : i + reach + 1]
         stack = stack + flux * (data - flux * part)
         weight = weight + flux**2
-    error = np.sqrt(np.median(score.variance.array) / weight)
+    error = np.sqrt(np.median(score.variance) / weight)
     peak = psf.max()
     assert np.abs(stack / weight).max() < 5 * error + 0.02 * peak
 
@@ -160,7 +160,7 @@ def test_products_are_the_same_when_made_again(made, run, tmp_path):
     science, matched = (read_exposure(p) for p in (directory / "science.fits", tmp_path / "m.fits"))
     untrusted = ("EDGE", "NO_DATA", "BAD", "SAT")
     good = ~(flagged(matched.mask, untrusted) | flagged(science.mask, untrusted))
-    left = (science.image.array - matched.image.array)[good & np.isfinite(science.image.array)]
+    left = (science.data - matched.data)[good & np.isfinite(science.data)]
     assert np.median(left) == pytest.approx(0, abs=1.5)
 
 

@@ -158,8 +158,8 @@ def test_both_directions_end_at_the_science_level(rng, tmp_path, direction):
     assert check_reproduced(found, *exposures) < 1e-12
     if direction == "SCI":
         x, y = 30, 20
-        total = kernels.evaluate(found.exposure.kernel, x=x, y=y).sum()
-        assert found.exposure.image.array[y, x] == pytest.approx(difference[y, x] / total)
+        total = found.exposure.kernel.at(x=x, y=y).sum()
+        assert found.exposure.data[y, x] == pytest.approx(difference[y, x] / total)
 
 
 def test_older_solutions_do_not_say_the_shape(rng, tmp_path):
@@ -170,9 +170,7 @@ def test_older_solutions_do_not_say_the_shape(rng, tmp_path):
         read_difference(tmp_path / "d.fits", kernel=tmp_path / "s.fits")
     found = read_difference(tmp_path / "d.fits", kernel=tmp_path / "s.fits", convolved="template")
     kernel = read_kernel(tmp_path / "s.fits", bounds=found.exposure.bbox)
-    np.testing.assert_allclose(
-        kernels.evaluate(kernel, x=9, y=8), kernels.evaluate(found.exposure.kernel, x=9, y=8)
-    )
+    np.testing.assert_allclose(kernel.at(x=9, y=8), found.exposure.kernel.at(x=9, y=8))
     with pytest.raises(FileFormatError, match="does not say the shape"):
         read_solution(tmp_path / "s.fits")
 

@@ -229,7 +229,7 @@ def stack():
     for i, width in enumerate(WIDTHS):
         variance = np.full(shape, rng.uniform(20, 80), np.float32)
         image = rng.normal(0, 1, shape).astype(np.float32) * np.sqrt(variance)
-        exposure = Exposure.from_arrays(image, variance=variance, yx0=(-7, 30))
+        exposure = Exposure.from_arrays(image, variance=variance, origin=(-7, 30))
         kernel = None
         if i in (2, 6):
             basis = sums[i] * np.stack([gaussian(21, 1.0), gaussian(21, 1.6) - gaussian(21, 1.0)])
@@ -245,7 +245,7 @@ def stack():
         made.append(image)
     difference = np.mean(made[:5], axis=0) - convolve(np.mean(made[5:], axis=0), MATCHING_KERNEL)
     sources = convolve(truth, PSF)
-    given = Exposure.from_arrays(difference, variance=1.0, psf=PSF, yx0=(-7, 30))
+    given = Exposure.from_arrays(difference, variance=1.0, psf=PSF, origin=(-7, 30))
     return exposures, kernels_used, given, sources
 
 
@@ -273,7 +273,7 @@ def test_exposures_of_which_two_have_varying_kernels(stack, fill):
     good = ~result.exposure.mask.get("CONTAMINATED")
     assert 0.9 < good.mean() < 1
     assert result.contaminated_fraction == pytest.approx(1 - good.mean())
-    image, variance = result.exposure.image.array, result.exposure.variance.array
+    image, variance = result.exposure.data, result.exposure.variance
     ratio = image**2 / variance
     for part in (good, good & (np.arange(300) < 100), good & (np.arange(300) >= 200)):
         # Four sigma of the sampling error of white noise.
@@ -284,9 +284,9 @@ def test_exposures_of_which_two_have_varying_kernels(stack, fill):
         *(
             [
                 Member(
-                    variance=float(member.exposure.variance.array[0, 0]),
+                    variance=float(member.exposure.variance[0, 0]),
                     kernel=(
-                        kernels.evaluate(member.kernel, x=box.x.stop - 0.5, y=box.y.stop - 0.5)
+                        member.kernel.at(x=box.x.stop - 0.5, y=box.y.stop - 0.5)
                         if hasattr(member.kernel, "spatial")
                         else member.kernel
                     ),
@@ -312,19 +312,17 @@ def test_exposures_of_which_two_have_varying_kernels(stack, fill):
     assert result.variance_mean_after == pytest.approx(variance[good].mean(), rel=0.01)
     assert result.exposure.kernel is not None
     # Sources: the same filter on what has them, less what has not.
-    with_sources = given.replaced(
-        image=type(given.image)(given.image.array + sources, bbox=given.bbox)
-    )
+    with_sources = given.replaced(image=type(given.image)(given.data + sources, bbox=given.bbox))
     bright = decorrelate_stack(
         with_sources,
         *stacked(stack),
         matching_kernel=MATCHING_KERNEL,
         options=StackOptions(fill=fill),
     )
-    change = bright.exposure.image.array - image
+    change = bright.exposure.data - image
     assert change.sum() == pytest.approx(sources.sum(), rel=5e-3)
     psf = bright.exposure.psf
-    stamp = psf.compute_kernel_image(x=30 + 150, y=-7 + 60).array
+    stamp = psf.at(x=30 + 150, y=-7 + 60)
     flux = (stamp * change[40:81, 130:171]).sum() / (stamp**2).sum()
     assert flux == pytest.approx(4e5, rel=5e-3)
 
@@ -345,7 +343,7 @@ def test_floored_plane_is_what_a_psf_filter_sees(stack):
     exposures, kernels_used, given, _ = stack
     chosen = {"science": (1, 3, 4), "template": (5, 7, 8)}
     sides = {
-        name: np.mean([convolve(exposures[i].image.array, kernels_used[i]) for i in each], axis=0)
+        name: np.mean([convolve(exposures[i].data, kernels_used[i]) for i in each], axis=0)
         for name, each in chosen.items()
     }
     noise = sides["science"] - convolve(sides["template"], MATCHING_KERNEL)
@@ -358,11 +356,11 @@ def test_floored_plane_is_what_a_psf_filter_sees(stack):
         matching_kernel=MATCHING_KERNEL,
     )
     inner = (slice(50, -50), slice(50, -50))
-    variance = result.exposure.variance.array
+    variance = result.exposure.variance
     assert variance.mean() == pytest.approx(result.white_variance, rel=1e-3)
-    pixels = (result.exposure.image.array**2 / variance)[inner]
+    pixels = (result.exposure.data**2 / variance)[inner]
     assert pixels.mean() < 0.85
-    filtered = convolve(result.exposure.image.array / np.sqrt(variance), PSF)[inner]
+    filtered = convolve(result.exposure.data / np.sqrt(variance), PSF)[inner]
     # Three sigma of as many pixels, of which 2π·2.3² are one.
     error = math.sqrt(2 * 2 * math.pi * 2.3**2 / filtered.size)
     assert (filtered**2).mean() / (PSF**2).sum() == pytest.approx(1, abs=3 * error)
@@ -380,19 +378,19 @@ def test_divisor_divides_the_variance(stack):
         for divisor in (1.0, 2.0)
     ]
     np.testing.assert_allclose(
-        results[0].exposure.variance.array, 4 * results[1].exposure.variance.array, rtol=1e-6
+        results[0].exposure.variance, 4 * results[1].exposure.variance, rtol=1e-6
     )
     assert results[0].pixel_variance == pytest.approx(4 * results[1].pixel_variance)
 
 
 def test_missing_pixels_come_back_and_contaminate(stack):
     _, _, given, _ = stack
-    image = given.image.array.copy()
+    image = given.data.copy()
     image[100, 100] = np.nan
     broken = given.replaced(image=type(given.image)(image, bbox=given.bbox))
     before = image.copy()
     result = decorrelate_stack(broken, *stacked(stack), matching_kernel=MATCHING_KERNEL)
-    assert np.isnan(result.exposure.image.array).sum() == 1
+    assert np.isnan(result.exposure.data).sum() == 1
     assert result.exposure.mask.get("CONTAMINATED")[100, 100]
     assert result.exposure.mask.get("CONTAMINATED")[100, 101]
     np.testing.assert_array_equal(image, before)
@@ -427,7 +425,7 @@ def test_bad_arguments_are_named(stack):
     science, template = stacked(stack)
     small = Exposure.from_arrays(np.zeros((20, 20)), variance=1.0)
     moved = Exposure.from_arrays(np.zeros(given.shape), variance=1.0)
-    empty = Exposure.from_arrays(np.full(given.shape, np.nan), variance=1.0, yx0=(-7, 30))
+    empty = Exposure.from_arrays(np.full(given.shape, np.nan), variance=1.0, origin=(-7, 30))
     others = [StackMember(exposure=each) for each in (small, moved)]
     huge = StackMember(exposure=given, kernel=np.ones((301, 3)))
     for expected, arguments in (
@@ -484,10 +482,8 @@ def test_command(run, files, stack):
     expected = decorrelate_stack(stack[2], *stacked(stack), matching_kernel=MATCHING_KERNEL)
     with fits.open(out) as hdus:
         header = hdus[0].header
-        np.testing.assert_allclose(hdus["IMAGE"].data, expected.exposure.image.array, atol=1e-5)
-        np.testing.assert_allclose(
-            hdus["VARIANCE"].data, expected.exposure.variance.array, rtol=1e-6
-        )
+        np.testing.assert_allclose(hdus["IMAGE"].data, expected.exposure.data, atol=1e-5)
+        np.testing.assert_allclose(hdus["VARIANCE"].data, expected.exposure.variance, rtol=1e-6)
         assert {"PSF", "KERNEL", "MASK"} <= {hdu.name for hdu in hdus}
         planes = {value for key, value in hdus["MASK"].header.items() if key.startswith("MSKN")}
         assert {"SOURCE", "STATIC", "STATIC_BRIGHT"} <= planes

@@ -53,7 +53,7 @@ def with_psfs(science, template, cut: Cut):
     """The same exposures, which know their PSFs."""
     for exposure, fwhm in ((science, cut.science_fwhm), (template, cut.template_fwhm)):
         exposure.psf = whitediff.Exposure.from_arrays(
-            exposure.image.array, variance=1.0, psf=psf(fwhm)
+            exposure.data, variance=1.0, psf=psf(fwhm)
         ).psf
     return science, template
 
@@ -82,17 +82,17 @@ def assert_normal(found, narrowest=WIDTH[0]):
 def hole(science, template, seed):
     """A column without data, and pixels that are missing on the template alone."""
     rng = np.random.default_rng([seed, 9])
-    science.image.array[:, 50] = np.nan
+    science.data[:, 50] = np.nan
     y, x = rng.integers(0, 63, (2, 6))
     far = np.hypot(x - 31, y - 31) > 9
-    template.image.array[y[far], x[far]] = np.nan
+    template.data[y[far], x[far]] = np.nan
 
 
 def border(science, template, seed):
     """Rows and columns beyond the detector."""
     for exposure in (science, template):
-        exposure.image.array[:, : 5 + seed] = np.nan
-        exposure.image.array[:4] = np.nan
+        exposure.data[:, : 5 + seed] = np.nan
+        exposure.data[:4] = np.nan
 
 
 def galaxies(science, template, seed):
@@ -103,14 +103,14 @@ def galaxies(science, template, seed):
         x, y = 31 + distance * math.cos(angle), 31 + distance * math.sin(angle)
         shape = (rng.uniform(2, 4), 0.3, rng.uniform(0, math.pi))
         for exposure, fwhm in ((science, 4.0), (template, 3.0)):
-            exposure.image.array[:] += galaxy(63, x, y, flux, fwhm, *shape)
+            exposure.data[:] += galaxy(63, x, y, flux, fwhm, *shape)
 
 
 def slope_of(which, along_x, along_y):
     """A sky that slopes over one image, by so much from edge to edge."""
 
     def spoil(science, template, seed):
-        image = (science, template)[which].image.array
+        image = (science, template)[which].data
         ny, nx = image.shape
         y, x = np.mgrid[:ny, :nx]
         image += (along_x * x / nx + along_y * y / ny).astype(image.dtype)
@@ -188,9 +188,9 @@ def test_one_bright_host_is_told_as_doubtful(psfs):
 
 def arrays(cut: Cut, seed=1):
     science, template, place = make(cut, seed)
-    images = [each.image.array.astype(float) for each in (science, template)]
+    images = [each.data.astype(float) for each in (science, template)]
     good = tuple(np.isfinite(image) for image in images)
-    variances = tuple(each.variance.array.astype(float) for each in (science, template))
+    variances = tuple(each.variance.astype(float) for each in (science, template))
     return images, {"good": good, "variances": variances, "place": place}
 
 
@@ -340,7 +340,7 @@ def test_zero_points_say_the_scale_and_outweigh_a_single_variable_star():
 def test_leftovers_of_static_sources_are_told():
     science, template, place = make(Cut(stars=5, star_flux=(2e4, 4e4), gain=20.0), 4)
     # Registered on the left only.
-    science.image.array[:, 31:] = np.roll(science.image.array[:, 31:], 2, axis=0)
+    science.data[:, 31:] = np.roll(science.data[:, 31:], 2, axis=0)
     problems = whitediff.subtract_cutout(science, template, transient=place).problems
     assert any("left of static sources is" in text for text in problems)
 
@@ -427,7 +427,7 @@ def test_choice_is_made_in_one_place():
 
 
 def psf_of(exposure):
-    return whitediff.Exposure.from_arrays(exposure.image.array, variance=1.0, psf=psf(2.0)).psf
+    return whitediff.Exposure.from_arrays(exposure.data, variance=1.0, psf=psf(2.0)).psf
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -455,12 +455,12 @@ def test_what_cannot_be_done_is_refused():
     with pytest.raises(ArgumentError, match=r"transient at \(80, 3\) is outside"):
         whitediff.subtract_cutout(science, template, transient=(80, 3))
     small = [
-        whitediff.Exposure.from_arrays(each.image.array[20:32, 20:32], variance=100.0)
+        whitediff.Exposure.from_arrays(each.data[20:32, 20:32], variance=100.0)
         for each in (science, template)
     ]
     with pytest.raises(DataError, match=r"Only \d+ pixels of the stamp are left"):
         whitediff.subtract_cutout(*small)
-    template.image.array[:] = np.nan
+    template.data[:] = np.nan
     with pytest.raises(DataError):
         whitediff.subtract_cutout(science, template)
     kernel = np.ones((3, 3)) / 9
@@ -475,7 +475,7 @@ def written(tmp_path):
     paths = []
     for name, exposure in (("science", science), ("template", template)):
         path = tmp_path / f"{name}.fits"
-        hdus = [fits.PrimaryHDU(exposure.image.array), fits.ImageHDU(exposure.variance.array)]
+        hdus = [fits.PrimaryHDU(exposure.data), fits.ImageHDU(exposure.variance)]
         hdus[1].name = "VARIANCE"
         fits.HDUList(hdus).writeto(path)
         paths.append(path)
@@ -496,8 +496,8 @@ def test_command_batch_and_python_make_the_same(run, tmp_path, written):
     assert 0 < header["WDTKERR"] < header["WDTFERR"]
     read = [whitediff.read_exposure(path) for path in paths]
     made = whitediff.subtract_cutout(*read, transient=place)
-    assert np.array_equal(fits.getdata(out, "IMAGE"), made.difference.image.array)
-    assert np.array_equal(fits.getdata(out, "VARIANCE"), made.difference.variance.array)
+    assert np.array_equal(fits.getdata(out, "IMAGE"), made.difference.data)
+    assert np.array_equal(fits.getdata(out, "VARIANCE"), made.difference.variance)
     assert made.flux.flux == header["WDTFLUX"]
     again = tmp_path / "again.fits"
     code, _, messages = run("subtract", *paths, "--output", again, "--kernel", out)
@@ -517,8 +517,8 @@ def test_cut_outs_smaller_than_their_psfs_have_catalogues(run, tmp_path, side):
     cut = Cut(side=side, stars=0, transient=1000.0, science_fwhm=4.5, template_fwhm=4.0)
     science, template, place = make(cut, 3)
     for name, exposure, fwhm in (("s", science, 4.5), ("t", template, 4.0)):
-        hdus = [fits.PrimaryHDU(exposure.image.array)]
-        hdus.append(fits.ImageHDU(exposure.variance.array, name="VARIANCE"))
+        hdus = [fits.PrimaryHDU(exposure.data)]
+        hdus.append(fits.ImageHDU(exposure.variance, name="VARIANCE"))
         hdus.append(fits.ImageHDU(psf(fwhm, 41), name="PSF"))
         fits.HDUList(hdus).writeto(tmp_path / f"{name}.fits")
     out, table = tmp_path / "d.fits", tmp_path / "d.ecsv"
@@ -559,10 +559,10 @@ def test_options_of_the_command(run, tmp_path, written):
     difference = whitediff.read_exposure(out)
     assert difference.psf is not None
     science = whitediff.read_exposure(paths[0])
-    left = science.image.array - fits.getdata(tmp_path / "matched.fits", "IMAGE")
+    left = science.data - fits.getdata(tmp_path / "matched.fits", "IMAGE")
     # Nothing but the sky's difference is between them, and the filter that whitens.
     inner = np.s_[9:-9, 9:-9]
-    assert np.std((left - difference.image.array)[inner]) < 0.2 * cut.science_noise
+    assert np.std((left - difference.data)[inner]) < 0.2 * cut.science_noise
 
 
 # Real alerts.

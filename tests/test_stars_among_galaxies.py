@@ -23,7 +23,6 @@ from whitediff import Exposure
 from whitediff.exposures import masks
 from whitediff.exposures.defects import DefectOptions, with_defects
 from whitediff.exposures.preparation import measured_psf, prepare
-from whitediff.exposures.psf import average_position, psf_image
 from whitediff.matching.candidates import choose_candidates
 from whitediff.matching.locus import Shapes, find_locus, windowed_shapes
 from whitediff.matching.psf import star_width
@@ -214,8 +213,8 @@ def check(field: Field, seed: int, caplog) -> bool:
         assert width == pytest.approx(field.true_width(k), rel=tolerance)
         psf = measured_psf(exposure, pair, FWHM_TO_SIGMA * width)
         if field.growth == 0:
-            x0, y0 = average_position(psf)
-            image = psf_image(psf, x=x0, y=y0)
+            x0, y0 = psf.average_position
+            image = psf.at(x=x0, y=y0)
             # The fainter of them count here, too.
             assert full_width_half_maximum(image) == pytest.approx(field.true_width(k), rel=FEW)
     return True
@@ -267,8 +266,8 @@ def psf_width(field: Field, seed: int, caplog) -> float:
     with caplog.at_level(logging.WARNING, logger="whitediff"):
         pair = prepare(scene.science, scene.template)
         psf = measured_psf(pair.science, pair, FWHM_TO_SIGMA * pair.science_fwhm)
-    x, y = average_position(psf)
-    width = full_width_half_maximum(psf_image(psf, x=x, y=y)) / field.true_width(0)
+    x, y = psf.average_position
+    width = full_width_half_maximum(psf.at(x=x, y=y)) / field.true_width(0)
     assert "may be that of galaxies" in caplog.text or width == pytest.approx(1, rel=FEW)
     return width
 

@@ -130,7 +130,7 @@ def untold(exposure):
     """Exposure as other programs write it, without the planes of static sources."""
     planes = {
         name: exposure.mask.get(name)
-        for name in exposure.mask.schema.names
+        for name in exposure.mask.names
         if name not in (masks.STATIC, masks.STATIC_BRIGHT)
     }
     return exposure.replaced(mask=masks.make_mask(planes, exposure.bbox))

@@ -144,7 +144,7 @@ def pulls(seed: int, kind: str, direction: str) -> tuple[float, np.ndarray]:
         exposures.append(Exposure.from_arrays(image, variance=model.variance.astype(np.float32)))
     made = make_all(*exposures, SubtractionOptions(), ("difference",))["difference"]
     solution = made.product.solution
-    total = float(solution.kernel.compute_kernel_image(x=N / 2, y=N / 2).array.sum())
+    total = float(solution.kernel.at(x=N / 2, y=N / 2).sum())
     at = Table({"x": PLACES[:, 1], "y": PLACES[:, 0]})
     rows = whitediff.forced_photometry(made.product.exposure, at)
     # A PSF whose stars stand on emission is known to a twentieth.

@@ -22,11 +22,9 @@ from marks import slow_after
 from scenes import SHARED, gaussian
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.errors import DataError
-from whitediff.exposures.kernels import evaluate
 from whitediff.exposures.matching import match
 from whitediff.exposures.noise import variance_factor
 from whitediff.exposures.preparation import prepare
-from whitediff.exposures.psf import psf_image
 from whitediff.matching.candidates import choose_candidates, cut_stamps, find_sources
 from whitediff.simulation import SimulationOptions, simulate
 
@@ -47,7 +45,7 @@ def directory(tmp_path_factory):
 
 def star_pulls(result, variance, truth, kind):
     """Residual flux of sources over its error, PSF-weighted, on clean pixels."""
-    half = psf_image(result.psf, x=500, y=500).shape[0] // 2
+    half = result.psf.at(x=500, y=500).shape[0] // 2
     clean = ~(result.mask.get("CONTAMINATED") | result.mask.get("SAT") | result.mask.get("EDGE"))
     pulls, fluxes, true = [], [], []
     for row in truth[truth["kind"] == kind]:
@@ -60,7 +58,7 @@ def star_pulls(result, variance, truth, kind):
         stamp = result.psf.compute_stellar_image(x=row["x"], y=row["y"]).array
         weight = stamp / variance[part]
         norm = (weight * stamp).sum()
-        flux = (weight * result.image.array[part]).sum() / norm
+        flux = (weight * result.data[part]).sum() / norm
         fluxes.append(flux)
         true.append(row["science_flux"])
         pulls.append((flux - (0 if kind == "star" else row["science_flux"])) * np.sqrt(norm))
@@ -99,11 +97,11 @@ def test_pairs_with_truth(run, directory, tmp_path, kind):
     assert white["filtered_variance_ratio"] == pytest.approx(1, abs=allowed)
     result = read_exposure(out)
     truth = Table.read(pair / "truth.ecsv", format="ascii.ecsv")
-    pulls, _, flux = star_pulls(result, result.variance.array, truth, "star")
+    pulls, _, flux = star_pulls(result, result.variance, truth, "star")
     moderate = flux < 200 * np.sqrt(4 * np.pi * 1200) * 3
     assert moderate.sum() > 60
     assert pulls[moderate].std() < 1.3
-    pulls, measured, flux = star_pulls(result, result.variance.array, truth, "transient")
+    pulls, measured, flux = star_pulls(result, result.variance, truth, "transient")
     assert len(flux) > 20
     bias = (measured.sum() - flux.sum()) / flux.sum()
     assert abs(bias) < 0.01 + 3 / np.sqrt((flux**2 / 400**2).sum())
@@ -115,7 +113,7 @@ def test_wrong_variance_planes_are_put_right(run, directory, tmp_path):
     exposures = [read_exposure(path) for path in gaussian_pair(run, directory)]
     assert variance_factor(exposures[0]) == pytest.approx(1, abs=0.03)
     for exposure, factor, name in zip(exposures, (2.0, 0.5), ("s", "t"), strict=True):
-        exposure.variance.array[:] *= np.float32(factor)
+        exposure.variance[:] *= np.float32(factor)
         write_exposure(exposure, tmp_path / f"{name}.fits")
     out = tmp_path / "out.fits"
     code, _, messages = run("subtract", tmp_path / "s.fits", tmp_path / "t.fits", "--output", out)
@@ -124,7 +122,7 @@ def test_wrong_variance_planes_are_put_right(run, directory, tmp_path):
     assert header["WDSVFAC"] == pytest.approx(0.5, rel=0.03)
     assert header["WDTVFAC"] == pytest.approx(2.0, rel=0.03)
     assert header["WDVAFT"] == pytest.approx(1200, rel=0.03)
-    exposures[0].variance.array[:] *= 50
+    exposures[0].variance[:] *= 50
     with pytest.raises(DataError, match=r"science\.fits: the noise .* times its variance"):
         variance_factor(exposures[0])
 
@@ -227,7 +225,7 @@ def test_rows_of_a_sentinel_are_no_data(run, tmp_path, role):
     # They reach no further than the kernels do.
     away = np.abs(np.arange(500) - 301) > 60
     assert not result.mask.get("NO_DATA")[away].any()
-    assert np.abs(result.image.array[away]).max() < 1e6
+    assert np.abs(result.data[away]).max() < 1e6
     assert result.mask.get("CONTAMINATED").mean() < 0.25
 
 
@@ -323,7 +321,7 @@ def test_a_chosen_order_that_the_fit_cannot_bear_is_lowered(run, directory, tmp_
     # Order 3 needs 20 stars; a quarter of the frame has fewer.
     for name, path in zip(("s", "t"), paths, strict=True):
         exposure = read_exposure(path)
-        exposure.image.array[200:] = np.nan
+        exposure.data[200:] = np.nan
         write_exposure(exposure, tmp_path / f"{name}.fits")
     code, _, messages = run("subtract", tmp_path / "s.fits", tmp_path / "t.fits", "--output", out)
     assert code == 0, messages
@@ -407,7 +405,7 @@ def test_a_sloping_sky_does_not_change_the_kernel(run, directory, tmp_path):
     assert sloping["WDNUSED"] >= 0.9 * flat["WDNUSED"]
     result = read_exposure(out)
     free = ~(result.mask.get("SOURCE") | result.mask.get("CONTAMINATED"))
-    left = result.image.array[free] / np.sqrt(result.variance.array[free])
+    left = result.data[free] / np.sqrt(result.variance[free])
     # The sky of the difference is gone: 30 000 means of 5 x 5 pixels know it to 0.01.
     assert abs(left.mean()) < 0.02
     assert left.std() == pytest.approx(1, abs=0.05)
@@ -422,7 +420,7 @@ def test_decam_pairs_need_no_tuning(run, tmp_path, science, template):
     assert code == 0, messages
     assert "Few stars" in messages
     result = read_exposure(out)
-    residual = result.image.array / np.sqrt(result.variance.array)
+    residual = result.data / np.sqrt(result.variance)
     sources = result.mask.get("SOURCE") & ~result.mask.get("CONTAMINATED")
     assert residual[~sources & np.isfinite(residual)].std() == pytest.approx(1, abs=0.05)
     # Stars of thousands of sigma leave next to nothing; HOTPANTS, too, leaves 1.2 to 1.4 here.
@@ -470,13 +468,13 @@ def test_integers_stripes_and_saturation(run, directory, tmp_path):
         code, _, messages = run("subtract", path, template, "--output", out, "--overwrite")
         assert code == 0, messages
         result = read_exposure(out)
-        assert result.image.array.dtype == np.float32
+        assert result.data.dtype == np.float32
         good = ~(result.mask.get("SOURCE") | result.mask.get("CONTAMINATED"))
-        values = result.image.array[good] / np.sqrt(result.variance.array[good])
+        values = result.data[good] / np.sqrt(result.variance[good])
         assert np.isfinite(values).all()
         assert np.var(values, dtype=float) == pytest.approx(1, abs=0.02)
         if name == "striped":
-            missing = np.isnan(result.image.array)
+            missing = np.isnan(result.data)
             np.testing.assert_array_equal(missing[:, 200:230], True)
             assert result.mask.get("NO_DATA")[missing].all()
     out.unlink()
@@ -492,6 +490,6 @@ def test_matching_exposures_in_python(run, directory):
     result = match(prepare(science, template))
     assert result.convolved == "template"
     assert result.background.render().array.shape == science.shape
-    kernel = evaluate(result.kernel, x=500, y=500)
+    kernel = result.kernel.at(x=500, y=500)
     assert kernel.sum() == pytest.approx(result.fit.kernel_sum, rel=1e-10)
     assert result.fit.reduced_chi_square == pytest.approx(1, abs=0.03)

@@ -22,11 +22,9 @@ from lsst.pipe.base import AlgorithmError, NoWorkFound, Task
 
 from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError
-from whitediff.exposures.fields import evaluated
 from whitediff.exposures.kernels import evaluate
 from whitediff.exposures.matching import MatchOptions, match
 from whitediff.exposures.preparation import pair_with_psf, prepare
-from whitediff.exposures.psf import psf_image
 from whitediff.exposures.solution import Solution, make_product
 from whitediff.exposures.subtraction import preconvolution_kernel
 from whitediff.simulation import SimulationOptions, simulate
@@ -66,7 +64,7 @@ def exposure(simulated, *, psf=True, image=None, mask=None, variance=None):
         variance=(simulated.variance if variance is None else variance).copy(),
         mask=simulated.mask | (mask or {}),
         psf=simulated.psf.stamp(300.0, 300.0, size=31) if psf else None,
-        yx0=YX0,
+        origin=YX0,
     )
     for plane in (result.image, result.mask, result.variance):
         plane.array.flags.writeable = False
@@ -105,16 +103,14 @@ def small_kernel(config):
 
 
 def same_product(exposure, product):
-    np.testing.assert_array_equal(exposure.image.array, product.exposure.image.array)
-    np.testing.assert_array_equal(exposure.variance.array, product.exposure.variance.array)
+    np.testing.assert_array_equal(exposure.data, product.exposure.data)
+    np.testing.assert_array_equal(exposure.variance, product.exposure.variance)
     for name in ("CONTAMINATED", "NO_DATA", "BAD"):
         np.testing.assert_array_equal(
             exposure.mask.get(name), product.exposure.mask.get(name), err_msg=name
         )
     place = {"x": YX0[1] + 100.0, "y": YX0[0] + 450.0}
-    np.testing.assert_array_equal(
-        psf_image(exposure.psf, **place), psf_image(product.exposure.psf, **place)
-    )
+    np.testing.assert_array_equal(exposure.psf.at(**place), product.exposure.psf.at(**place))
 
 
 def free_of_sources(exposure):
@@ -123,7 +119,7 @@ def free_of_sources(exposure):
 
 def pulls(exposure):
     free = free_of_sources(exposure)
-    return (exposure.image.array[free] / np.sqrt(exposure.variance.array[free])).astype(np.float64)
+    return (exposure.data[free] / np.sqrt(exposure.variance[free])).astype(np.float64)
 
 
 def test_the_difference_is_the_command_s(pair, default):
@@ -179,13 +175,13 @@ def test_without_decorrelation_the_difference_is_that_of_the_matched_two(
     task = AlardLuptonSubtractTask(config=config)
     pair = (template, science) if convolved == "template" else (science, template)
     result = task.run(*pair)
-    background = evaluated(result.backgroundModel, science.bbox)
-    expected = result.matchedScience.image.array - result.matchedTemplate.image.array - background
+    background = result.backgroundModel.on(science.bbox)
+    expected = result.matchedScience.data - result.matchedTemplate.data - background
     # Single precision of the brightest pixels, some operations.
-    np.testing.assert_allclose(result.difference.image.array, expected, atol=0.05)
+    np.testing.assert_allclose(result.difference.data, expected, atol=0.05)
     assert "decorrelate" not in task.getTaskDict()
-    variance = result.matchedScience.variance.array + result.matchedTemplate.variance.array
-    ratio = (result.difference.variance.array / variance)[free_of_sources_of(result)]
+    variance = result.matchedScience.variance + result.matchedTemplate.variance
+    ratio = (result.difference.variance / variance)[free_of_sources_of(result)]
     assert np.nanmedian(ratio) == pytest.approx(1, abs=0.01)
 
 
@@ -209,9 +205,7 @@ def test_the_score_is_the_command_s(pair, science, template):
     np.testing.assert_array_equal(result.flux, product.flux)
     np.testing.assert_array_equal(result.fluxVariance, product.flux_variance)
     assert pulls(result.scoreExposure).std() == pytest.approx(1, abs=0.03)
-    np.testing.assert_array_equal(
-        result.matchedScience.image.array, found.science.image.array, strict=True
-    )
+    np.testing.assert_array_equal(result.matchedScience.data, found.science.data, strict=True)
     assert task.metadata["convolvedExposure"] == "Preconvolution"
     assert task.config.decorrelate.scoreFilter == "compact"
     assert AlardLuptonSubtractConfig().decorrelate.scoreFilter == "documented"
@@ -233,12 +227,12 @@ def test_a_score_s_options_act(science, template):
         run(doDecorrelation=False),
     )
     assert not np.array_equal(
-        default.scoreExposure.image.array, documented.scoreExposure.image.array, equal_nan=True
+        default.scoreExposure.data, documented.scoreExposure.data, equal_nan=True
     )
     assert raw.flux is raw.fluxVariance is None
     # Pre-convolved noise scatters far less from pixel to pixel.
     free = free_of_sources(default.scoreExposure)
-    assert raw.scoreExposure.image.array[free].std() < default.scoreExposure.image.array[free].std()
+    assert raw.scoreExposure.data[free].std() < default.scoreExposure.data[free].std()
 
 
 def test_metadata_are_complete(default, pair):
@@ -326,7 +320,7 @@ def test_a_template_that_covers_little_is_no_work(simulation, science, template)
         with pytest.raises(NoWorkFound, match=r"covers (4\.9|5\.0)%.*is 10%"):
             task().run(little, science)
     task = AlardLuptonSubtractTask()
-    elsewhere = Exposure.from_arrays(np.zeros((50, 50)), variance=1.0, yx0=(9000, 9000))
+    elsewhere = Exposure.from_arrays(np.zeros((50, 50)), variance=1.0, origin=(9000, 9000))
     with pytest.raises(NoWorkFound, match=r"covers 0\.0%"):
         task.run(elsewhere, science)
     assert task.metadata["templateCoveragePercent"] == 0
@@ -389,7 +383,7 @@ def test_the_template_s_mask_planes(simulation, template):
     assert mask.get("BAD")[151, 101]
     assert mask.get("INJECTED_TEMPLATE")[201, 101]
     assert not mask.get("INJECTED").any()
-    assert "INJECTED_CORE_TEMPLATE" not in mask.schema.names
+    assert "INJECTED_CORE_TEMPLATE" not in mask.names
     for name, row in (("DETECTED", 251), ("STREAK", 301)):
         np.testing.assert_array_equal(mask.get(name), on_science[name])
         assert not mask.get(name)[row, 101]
@@ -407,7 +401,7 @@ def test_the_template_s_mask_planes(simulation, template):
         mask.get("DETECTED"), on_science["DETECTED"] | on_template["DETECTED"]
     )
     assert mask.get("STREAK_TEMPLATE")[301, 101]
-    assert "SAT_TEMPLATE" not in mask.schema.names
+    assert "SAT_TEMPLATE" not in mask.names
     assert not mask.get("SAT")[template_only]
 
 
@@ -435,9 +429,9 @@ def test_the_background_is_subtracted_or_left(simulation, template):
         config.makeKernel.kernel.active.fitForBackground = fitted
         task = AlardLuptonSubtractTask(config=config)
         result = task.run(template, raised)
-        left = np.median(result.difference.image.array[free_of_sources(result.difference)])
+        left = np.median(result.difference.data[free_of_sources(result.difference)])
         assert left == pytest.approx(0 if subtracted else level, abs=1)
-        model = evaluated(result.backgroundModel, raised.bbox)
+        model = result.backgroundModel.on(raised.bbox)
         assert np.median(model) == pytest.approx(level if fitted else 0, abs=1)
         if not fitted:
             assert not model.any()
@@ -587,11 +581,11 @@ def test_the_decorrelation_is_the_subtask_s(pair, default):
     config.decorrelate.completeVarPlanePropagation = True
     difference = AlardLuptonSubtractTask(config=config).runConvolveTemplate(pair).difference
     # Another grid of the transform: no pixel moves by more than 1e-3 of its sigma.
-    sigma = np.sqrt(default[1].difference.variance.array.min())
+    sigma = np.sqrt(default[1].difference.variance.min())
     np.testing.assert_allclose(
-        difference.image.array, default[1].difference.image.array, rtol=2e-7, atol=1e-3 * sigma
+        difference.data, default[1].difference.data, rtol=2e-7, atol=1e-3 * sigma
     )
-    assert not np.array_equal(difference.variance.array, default[1].difference.variance.array)
+    assert not np.array_equal(difference.variance, default[1].difference.variance)
 
 
 @pytest.mark.parametrize("task_class", [*TASKS, MakeKernelTask])

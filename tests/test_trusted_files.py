@@ -16,12 +16,12 @@ import pickle
 import numpy as np
 import pytest
 from astropy.io import fits
-from lsst.images import Box
 from lsst.images.psfs import PiffWrapper
 from lsst.images.serialization import write_archive
 
 from scenes import gaussian
 from whitediff.errors import FileFormatError
+from whitediff.exposures.boxes import Box
 from whitediff.exposures.kernels import constant_kernel
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.formats import read_psf

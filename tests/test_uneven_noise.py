@@ -18,14 +18,14 @@ from whitediff.simulation import SimulationOptions, simulate
 SHAPES = [(200, 260), (512, 512), (1300, 900)]
 
 
-def difference(shape, seed, factor, *, unit=1.0, yx0=(0, 0)):
+def difference(shape, seed, factor, *, unit=1.0, origin=(0, 0)):
     """Noise of a variance, ``(ny, nx)``, over that of its plane, with some sources."""
     rng = np.random.default_rng(seed)
     image = rng.normal(size=shape) * np.sqrt(factor)
     y, x = (rng.integers(0, n, 40) for n in shape)
     image[y, x] += 300
     plane = np.full(shape, unit**2, np.float32)
-    return Exposure.from_arrays((unit * image).astype(np.float32), variance=plane, yx0=yx0)
+    return Exposure.from_arrays((unit * image).astype(np.float32), variance=plane, origin=yx0)
 
 
 def radius2(shape):
@@ -49,7 +49,7 @@ def test_uneven_noise_is_told_of_with_its_places(shape, unit, sign, seed):
     """The corners, or the middle, have more of it."""
     factor = 1 + sign * 1.2 * (radius2(shape) - 0.35)
     yx0 = (100, -50)
-    text = uneven_noise(square_sums(difference(shape, seed, factor, unit=unit, yx0=yx0)))
+    text = uneven_noise(square_sums(difference(shape, seed, factor, unit=unit, origin=yx0)))
     found = re.findall(
         r"([\d.]+) times it in rows (-?\d+) to (-?\d+) and columns (-?\d+) to (-?\d+)", text
     )

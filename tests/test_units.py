@@ -65,8 +65,8 @@ def made(convolved, kind, powers, dtype):
     stars = made.solution.stars
     catalogue = detections(found).catalogue if kind == "difference" else None
     return (
-        found.image.array.astype(np.float64) / factor,
-        found.variance.array.astype(np.float64) / factor / factor,
+        found.data.astype(np.float64) / factor,
+        found.variance.astype(np.float64) / factor / factor,
         np.asarray(stars["used"]),
         made.decorrelation.kernel_sum * 10.0 ** (powers[1] - powers[0]),
         None if catalogue is None else np.asarray(catalogue["significance"]),

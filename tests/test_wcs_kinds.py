@@ -9,8 +9,8 @@ import astropy.wcs
 import numpy as np
 import pytest
 from astropy.io import fits
-from lsst.images import Box
 
+from whitediff.exposures.boxes import Box
 from whitediff.exposures.sky import celestial_wcs, disagreement, sky_projection
 
 SHAPE = (300, 280)

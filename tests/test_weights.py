@@ -77,10 +77,10 @@ def test_weights_without_a_scale_get_that_of_the_noise(
     np.testing.assert_array_equal(exposure.mask.get("NO_DATA"), weight == 0)
     valid = weight > 0
     kept = Scene(found.electrons[valid], (found.variance * times)[valid], found.stars[valid])
-    sky, bright = kept.ratios(exposure.variance.array[valid], 1 / GAIN)
+    sky, bright = kept.ratios(exposure.variance[valid], 1 / GAIN)
     assert sky == pytest.approx(1, abs=0.04)
     assert bright == pytest.approx(1, abs=0.1)
-    ratio = exposure.variance.array[valid] / kept.variance * GAIN**2
+    ratio = exposure.variance[valid] / kept.variance * GAIN**2
     for level in np.unique(times[valid]):
         same = (times[valid] == level) & (kept.stars < 1)
         assert np.median(ratio[same]) == pytest.approx(1, abs=0.05)
@@ -94,7 +94,7 @@ def test_relative_weights_that_know_of_photons_get_none_twice(tmp_path, caplog):
     exposure = read_exposure(tmp_path / "a.fits", options=options)
     assert "are relative" in caplog.text
     assert "photons" not in caplog.text
-    np.testing.assert_allclose(exposure.variance.array * GAIN**2 / found.variance, 1, atol=0.03)
+    np.testing.assert_allclose(exposure.variance * GAIN**2 / found.variance, 1, atol=0.03)
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -109,7 +109,7 @@ def test_weights_of_coarse_counts_and_without_a_gain(tmp_path, caplog, rounded, 
     weight[::2] *= 1.01
     header = fits.Header({} if gain is None else {"GAIN": gain, "RDNOISE": 6.0})
     written(tmp_path / "a.fits", image, weight, header, beside=False)
-    variance = read_exposure(tmp_path / "a.fits").variance.array
+    variance = read_exposure(tmp_path / "a.fits").variance
     free = (weight > 0) & (found.stars < 1)
     truth = found.variance / 40**2 + rounded / 12
     assert np.median(variance[free] / truth[free]) == pytest.approx(1, abs=0.05)
@@ -126,7 +126,7 @@ def test_true_inverse_variances_stay_what_they_are(tmp_path, caplog):
     ):
         path = tmp_path / f"{name}.fits"
         written(path, found.electrons, weight, fits.Header({"BUNIT": "electron"}), beside=False)
-        variance = read_exposure(path).variance.array
+        variance = read_exposure(path).variance
         # Those of the equal ones get the photons of sources, as faint as they are seen.
         ratio = (variance * weight)[found.stars < 0.01]
         assert np.quantile(np.abs(ratio - 1), 0.95 if name == "equal" else 1) < 0.02
@@ -179,8 +179,8 @@ def test_the_difference_is_that_of_images_without_weights(run, tmp_path, which):
     assert not weighted.mask.get("NO_DATA")[45:].any()
     for found in (plain, weighted):
         part = np.s_[80:310, 10:310]
-        sigma = np.sqrt(found.variance.array[part])
-        residual = found.image.array[part] / sigma
+        sigma = np.sqrt(found.variance[part])
+        residual = found.data[part] / sigma
         residual = residual[~found.mask.get("SOURCE")[part]]
         assert np.std(residual[np.abs(residual) < 4]) == pytest.approx(1, abs=0.03)
 
@@ -285,7 +285,7 @@ def test_an_extension_rms_is_taken_where_the_noise_agrees(tmp_path, caplog, seed
         hdus = [fits.PrimaryHDU(unit * image), fits.ImageHDU(unit * plane, name="RMS")]
         fits.HDUList(hdus).writeto(path)
         caplog.clear()
-        variance = read_exposure(path).variance.array
+        variance = read_exposure(path).variance
         warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
         if is_taken:
             assert variance == pytest.approx((unit * plane) ** 2, rel=1e-5)
@@ -297,4 +297,4 @@ def test_an_extension_rms_is_taken_where_the_noise_agrees(tmp_path, caplog, seed
             assert any("its extension RMS is not used" in text for text in warnings)
     caplog.clear()
     told = read_exposure(path, options=ReadingOptions(variance=9.0 * unit**2))
-    assert told.variance.array == pytest.approx(9.0 * unit**2)
+    assert told.variance == pytest.approx(9.0 * unit**2)

@@ -13,13 +13,13 @@ from typing import Any
 import astropy.table
 import numpy as np
 from astropy.io import fits
-from lsst.images import Box
 
 import test_damaged_files as damaged
 from scenes import gaussian, moffat_kernel
 from whitediff import read_exposure, write_exposure
-from whitediff.exposures.kernels import constant_kernel, evaluate
-from whitediff.exposures.psf import KernelPointSpreadFunction, psf_image
+from whitediff.exposures.boxes import Box
+from whitediff.exposures.kernels import constant_kernel
+from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.solution import Solution
 from whitediff.formats import read_any, read_psf, read_solution, write_solution
 from whitediff.formats.catalogs import read_catalog, write_catalog
@@ -102,7 +102,7 @@ def _product(directory: Path) -> damaged.Case:
         "WDCONV": ("template", "exposure that was convolved"),
         "WDSCI": ("science.fits", "science image"),
     }
-    write_exposure(exposure, path, provenance=cards, extras={"FLUX": exposure.image.array})
+    write_exposure(exposure, path, provenance=cards, extras={"FLUX": exposure.data})
 
     def read(path: Path) -> dict[str, Any]:
         found = read_any(path)
@@ -124,9 +124,9 @@ def _solution(directory: Path) -> damaged.Case:
 
     def read(path: Path) -> dict[str, Any]:
         found = read_solution(path)
-        numbers: dict[str, Any] = {"kernel": evaluate(found.kernel, x=3.0, y=5.0)}
+        numbers: dict[str, Any] = {"kernel": found.kernel.at(x=3.0, y=5.0)}
         if found.psf is not None:
-            numbers["psf"] = psf_image(found.psf, x=3.0, y=5.0)
+            numbers["psf"] = found.psf.at(x=3.0, y=5.0)
         return numbers | {"what": f"{found.convolved} {found.box} {found.background}"}
 
     return damaged.Case(path, read)
@@ -134,7 +134,7 @@ def _solution(directory: Path) -> damaged.Case:
 
 def _psf(path: Path) -> dict[str, Any]:
     psf = read_psf(path, bounds=BOX)
-    return {f"psf {x}": psf_image(psf, x=x, y=y) for x, y in damaged.PLACES}
+    return {f"psf {x}": psf.at(x=x, y=y) for x, y in damaged.PLACES}
 
 
 def _piff(directory: Path) -> damaged.Case:

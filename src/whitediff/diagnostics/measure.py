@@ -326,7 +326,7 @@ def whiteness_map(
     psf: Array | Callable[[float, float], Array | None],
     *,
     cells: tuple[int, int] = (3, 3),
-    yx0: tuple[int, int] = (0, 0),
+    origin: tuple[int, int] = (0, 0),
 ) -> WhitenessMap:
     """Measure how white the noise of an image is in each cell of a grid over the frame.
 
@@ -343,7 +343,7 @@ def whiteness_map(
         that of a place, None where there is none.  Called with the middle of each cell.
     cells
         Number of rows and columns of cells, which divide the frame as evenly as pixels allow.
-    yx0
+    origin
         Pixel coordinates of the first pixel: the origin of x, y and the edges.
 
     Returns
@@ -366,7 +366,7 @@ def whiteness_map(
     into the neighbour cells; only where the filtered pixel lies decides to which cell it
     counts, and no pixel is lost at the edge between two.
     """
-    return _whiteness_map(_Frame(image, variance, good), psf, cells, yx0)
+    return _whiteness_map(_Frame(image, variance, good), psf, cells, origin)
 
 
 def whiteness_with_map(
@@ -377,7 +377,7 @@ def whiteness_with_map(
     *,
     local_psf: Callable[[float, float], Array | None] | None = None,
     cells: tuple[int, int] = (3, 3),
-    yx0: tuple[int, int] = (0, 0),
+    origin: tuple[int, int] = (0, 0),
 ) -> tuple[Whiteness, WhitenessMap]:
     """Measure how white the noise of an image is, on the frame and in its cells at once.
 
@@ -388,7 +388,7 @@ def whiteness_with_map(
     local_psf
         Function of x and y as for `whiteness_map`; if not given, the PSF is the same everywhere,
         and the frame is filtered once.
-    cells, yx0
+    cells, origin
         As for `whiteness_map`.
 
     Returns
@@ -402,14 +402,14 @@ def whiteness_with_map(
         As `whiteness` and `whiteness_map`.
     """
     frame = _Frame(image, variance, good)
-    return _whiteness(frame, psf), _whiteness_map(frame, local_psf or psf, cells, yx0)
+    return _whiteness(frame, psf), _whiteness_map(frame, local_psf or psf, cells, origin)
 
 
 def _whiteness_map(
     frame: _Frame,
     psf: Array | Callable[[float, float], Array | None],
     cells: tuple[int, int],
-    yx0: tuple[int, int],
+    origin: tuple[int, int],
 ) -> WhitenessMap:
     good, normalised = frame.good, frame.normalised
     y_edges, x_edges = _cell_edges(good.shape, cells)
@@ -425,7 +425,7 @@ def _whiteness_map(
         ratios[row, column], errors[row, column] = ratio, math.sqrt(2 / n)
         if callable(psf):
             y, x = (float(c.start + c.stop - 1) / 2 for c in (rows, columns))
-            local = psf(x + yx0[1], y + yx0[0])
+            local = psf(x + origin[1], y + origin[0])
             if local is None:
                 continue
             around, inner = _surroundings((rows, columns), good.shape, local.shape)
@@ -439,8 +439,8 @@ def _whiteness_map(
             filtered, expected, use, local, ratio, minimum=_MINIMUM_PIXELS
         )
     return WhitenessMap(
-        y_edges=y_edges + yx0[0],
-        x_edges=x_edges + yx0[1],
+        y_edges=y_edges + origin[0],
+        x_edges=x_edges + origin[1],
         pixels=pixels,
         pixel_variance_ratio=ratios,
         pixel_variance_ratio_error=errors,
@@ -580,7 +580,7 @@ def score_noise_map(
     noise: ScoreNoise,
     *,
     cells: tuple[int, int] = (3, 3),
-    yx0: tuple[int, int] = (0, 0),
+    origin: tuple[int, int] = (0, 0),
 ) -> VarianceMap:
     """Measure the variance of S/√V in each cell of a grid over the frame of a score image.
 
@@ -596,7 +596,7 @@ def score_noise_map(
         `score_noise` of the same frame: its independent pixels give the errors.
     cells
         Number of rows and columns of cells.
-    yx0
+    origin
         Pixel coordinates of the first pixel: the origin of the edges.
 
     Returns
@@ -627,8 +627,8 @@ def score_noise_map(
         independent = n * noise.independent_pixels / noise.pixels
         error[row, column] = ratio[row, column] * math.sqrt(2 / independent)
     return VarianceMap(
-        y_edges=y_edges + yx0[0],
-        x_edges=x_edges + yx0[1],
+        y_edges=y_edges + origin[0],
+        x_edges=x_edges + origin[1],
         pixels=pixels,
         pixel_variance_ratio=ratio,
         pixel_variance_ratio_error=error,

@@ -369,17 +369,17 @@ def _noise(
 ) -> dict[str, Any]:
     product = inputs.product
     image, variance = product.data, product.variance
-    cells, yx0 = _cells(product.shape), product.origin
+    cells, origin = _cells(product.shape), product.origin
     section: dict[str, Any] = {"pixels": int(good.sum()), "total": int(good.size)}
     if inputs.is_score:
         noise = score_noise(image, variance, good)
-        by_cell: Any = score_noise_map(image, variance, good, noise, cells=cells, origin=yx0)
+        by_cell: Any = score_noise_map(image, variance, good, noise, cells=cells, origin=origin)
         section |= {"filter": None, "after": noise.to_dict(), "map": by_cell.to_dict()}
         _judge_score(noise, checks)
     else:
         psf, description, local = _filter(product)
         white, by_cell = whiteness_with_map(
-            image, variance, good, psf, local_psf=local, cells=cells, origin=yx0
+            image, variance, good, psf, local_psf=local, cells=cells, origin=origin
         )
         section |= {"filter": description, "after": white.to_dict(), "map": by_cell.to_dict()}
         _judge_whiteness(white, by_cell, checks)

@@ -261,7 +261,7 @@ def _cut(science: Exposure, template: Exposure, offset: tuple[int, int], name: s
     return Exposure(
         cut(template.data, np.nan),
         cut(template.variance, np.nan),
-        masks.make_mask(planes, box),
+        masks.make_mask(planes, (ny, nx)),
         origin=box.start,
         unit=template.unit,
         psf=None if template.psf is None else moved_psf(template.psf, box, *moved),

@@ -95,7 +95,7 @@ class BackgroundSearch:
             return smooth
         _tell_of(mesh, difference)
         low = ChebyshevField(difference.bbox, found)
-        whole: Array = low.render(difference.bbox, dtype=np.float32).array + mesh.image
+        whole: Array = low.on(difference.bbox).astype(np.float32) + mesh.image
         return whole
 
 

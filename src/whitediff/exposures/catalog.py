@@ -396,11 +396,11 @@ def source_flags(
     """
     mask = exposure.mask
     radius = max(_SOURCE_RADIUS, fwhm)
-    near = _bits_within(mask.array, x, y, radius)
-    here = _bits_within(mask.array, x, y, _SOURCE_RADIUS)
+    near = _bits_within(mask.bits, x, y, radius)
+    here = _bits_within(mask.bits, x, y, _SOURCE_RADIUS)
 
     def carries(bits: Array, names: tuple[str, ...]) -> Array:
-        found: Array = (bits & masks.bits_of(mask, names)).any(axis=1)
+        found: Array = (bits & masks.bits_of(mask, names)) != 0
         return found
 
     flags = {flag: carries(near, names) for flag, names in FLAGS.items()}
@@ -489,11 +489,8 @@ def _spoilt(
             np.clip(at, 0, n - 1) for at, n in zip((rows, columns), exposure.shape, strict=True)
         )
         place = rows[:, :, None], columns[:, None, :]
-        bits = exposure.mask.array[place]
-        missing, dirty, hit = (
-            (bits & np.asarray(_bits_of(exposure.mask, each), bits.dtype)).any(axis=-1)
-            for each in names
-        )
+        bits = exposure.mask.bits[place]
+        missing, dirty, hit = ((bits & masks.bits_of(exposure.mask, each)) != 0 for each in names)
         missing |= _unmeasured(exposure, *place)
         (known,) = moved_stamps(psf[None], y[part] - row, x[part] - column, half)
         known = np.square(known)
@@ -510,24 +507,18 @@ def _spoilt(
     return lost, contaminated, beside_ray
 
 
-def _bits_of(mask: Mask, names: tuple[str, ...]) -> Array:
-    """Bits of those planes that a mask has, for each of its bytes."""
-    found = {plane for name in names if (plane := masks.find_plane(mask, name)) is not None}
-    return np.asarray(mask.schema.bitmask(*found))
-
-
 def _pixels_within(mask: Mask, name: str, x: Array, y: Array, radius: float) -> tuple[Array, Array]:
     """How many pixels around each position have a plane, and how many there are."""
     found, pixels = np.zeros((2, len(x)), int)
     plane = masks.find_plane(mask, name)
     if plane is None:
         return found, pixels
-    bit, shape = mask.schema.bit(plane), mask.array.shape[:2]
+    bit, shape = mask.bits.dtype.type(mask.value(plane)), mask.shape
     # A few at a time: many surroundings take much memory.
     for first in range(0, len(x), _TOGETHER):
         part = slice(first, first + _TOGETHER)
         rows, columns, inside = _indices(shape, x[part], y[part], radius)
-        carries = (mask.array[rows, columns, bit.index] & bit.mask) != 0
+        carries = (mask.bits[rows, columns] & bit) != 0
         found[part], pixels[part] = (carries & inside).sum(axis=(1, 2)), inside.sum(axis=(1, 2))
     return found, pixels
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
-from . import kernels
 from .boxes import Box
 from .fields import ChebyshevField, GridField
 from .kernels import BasisKernel
@@ -104,10 +103,11 @@ def moved_noise(noise: Noise, dy: int, dx: int) -> Noise:
         return noise
     if isinstance(noise, NoiseField):
         box = noise.kernel.bounds
-        moved = Box.factory[box.y.start - dy : box.y.stop - dy, box.x.start - dx : box.x.stop - dx]
-        images = [kernels.centered_array(image.array, image.bbox) for image, _ in noise.kernel]
+        moved = Box.between(
+            (box.y.start - dy, box.y.stop - dy), (box.x.start - dx, box.x.stop - dx)
+        )
         fields: list[Any] = [_moved_field(field, moved) for field in noise.kernel.fields]
-        return NoiseField(BasisKernel(np.stack(images), fields), noise.description)
+        return NoiseField(BasisKernel(noise.kernel.basis, fields), noise.description)
     function = noise
     return lambda x, y: function(x + dx, y + dy)
 

@@ -23,7 +23,7 @@ from .missing import missing_pixels, without_missing
 from .model import Exposure
 from .noise import measurable, untrusted_pixels
 from .preparation import PreparationOptions
-from .psf import KernelPointSpreadFunction, as_kernel_psf
+from .psf import as_kernel_psf
 from .solution import Product, Solution, pixel_sample
 
 __all__ = [
@@ -559,17 +559,11 @@ def _profile(difference: Exposure, x: float, y: float) -> Array:
     """The PSF at a place, on the frame's pixels."""
     psf, box = difference.psf, difference.bbox
     assert psf is not None
-    stamp = KernelPointSpreadFunction.compute_stellar_image(as_kernel_psf(psf, box), x=x, y=y)
+    stamp, around = as_kernel_psf(psf, box).star(x=x, y=y)
     frame = np.zeros(difference.shape)
-    common = box.intersection(stamp.bbox)
-    frame_part, stamp_part = (
-        (
-            slice(common.y.start - whole.y.start, common.y.stop - whole.y.start),
-            slice(common.x.start - whole.x.start, common.x.stop - whole.x.start),
-        )
-        for whole in (box, stamp.bbox)
-    )
-    frame[frame_part] = stamp.array[stamp_part]
+    common = box.overlap(around)
+    if common is not None:
+        frame[box.slices_of(common)] = stamp[around.slices_of(common)]
     return frame
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import math
 from collections.abc import Callable
@@ -19,12 +18,12 @@ from ..noise import NoiseCovariance
 from ..repeated_noise import excess_variance
 from ..stats import clipped_mean, robust_sigma
 from ..threads import single_threaded_algebra
-from . import kernels, masks
+from . import foreign, masks
 from .boxes import Box
 from .covariance import Noise, noise_at
-from .fields import ChebyshevField, evaluated
+from .fields import ChebyshevField, scattered_fit
 from .filters import Filters
-from .kernels import BasisKernel, ConvolutionKernel
+from .kernels import BasisKernel, ConvolutionKernel, constant_kernel
 from .masks import Mask
 from .missing import missing_pixels
 from .model import Exposure
@@ -359,6 +358,7 @@ def decorrelate(
     science = Exposure.from_object(science)
     template = Exposure.from_object(template)
     difference = Exposure.from_object(difference)
+    kernel, preconvolution_kernel = map(foreign.adapted, (kernel, preconvolution_kernel))
     _check_boxes(science, template, difference)
     if preconvolution_kernel is not None and not options.score:
         raise ArgumentError(
@@ -491,7 +491,7 @@ def decorrelate(
         kernel=(
             kernel
             if isinstance(kernel, ConvolutionKernel)
-            else kernels.constant_kernel(filters.kernel_image, box)
+            else constant_kernel(filters.kernel_image, box)
         ),
         background=difference.background,
         header=difference.header.copy(),
@@ -899,15 +899,11 @@ def _corrected_psf(
         correction.correction_ft, psf.at(x=x, y=y), shape=correction.shape
     )
     images = [
-        decorrelation.filtered_stamp(
-            correction.correction_ft,
-            kernels.centered_array(image.array, image.bbox),
-            shape=correction.shape,
-        )
-        for image, _ in psf.kernel
+        decorrelation.filtered_stamp(correction.correction_ft, image, shape=correction.shape)
+        for image in psf.kernel.basis
     ]
     return KernelPointSpreadFunction(
-        BasisKernel(np.stack(images), list(psf.kernel.fields)),
+        BasisKernel(np.stack(images), psf.kernel.fields),
         average_position=psf.average_position,
         light=psf.light.filtered(float(middle.sum()) / gain),
     )
@@ -929,8 +925,12 @@ def _response(
             correction.correction_ft, image, shape=correction.shape
         )
         peaks.append(filtered[image.shape[0] // 2, image.shape[1] // 2])
-    field = ChebyshevField.fit(box, np.array(peaks), 0 if constant else 2, x=x, y=y)
-    return functools.partial(evaluated, field)
+    order = 0 if constant else 2
+    terms, found = scattered_fit(np.array(peaks), x=x, y=y, bounds=box, order=order)
+    coefficients = np.zeros((order + 1, order + 1))
+    for (p, q), value in zip(terms, found, strict=True):
+        coefficients[p, q] = value
+    return ChebyshevField(box, coefficients).on
 
 
 def named(role: str, exposure: Exposure) -> str:
@@ -1062,9 +1062,6 @@ def image_of_kernel(name: str, kernel: Any, x: float, y: float) -> Array:
                 f"The {name} is wanted at x = {x:g}, y = {y:g}, but it is defined on {defined}"
                 " only; take it at another position, or give a kernel for the whole image."
             )
-    if isinstance(kernel, ConvolutionKernel):
-        return kernel.at(x=x, y=y)
-    if isinstance(kernel, PointSpreadFunction):
         return kernel.at(x=x, y=y)
     if hasattr(kernel, "bbox") and hasattr(kernel, "array"):
         return foreign.centered_image(kernel)
@@ -1155,11 +1152,4 @@ def untouched(difference: Any) -> Exposure:
     copy
         Deep copy of the planes; PSF and kernel, which cannot change, are shared.
     """
-    exposure = Exposure.from_object(difference)
-    copy = exposure.replaced(
-        image=exposure.image.copy(),
-        mask=exposure.mask.copy(),
-        variance=exposure.variance.copy(),
-    )
-    copy.header, copy.primary_header = exposure.header.copy(), exposure.primary_header.copy()
-    return copy
+    return Exposure.from_object(difference).copy()

@@ -549,8 +549,8 @@ class _Field:
         box = self.exposure.bbox
         images = psf_images(
             self.exposure.psf,
-            x=np.clip(x + box.x.start, box.x.min, box.x.max),
-            y=np.clip(y + box.y.start, box.y.min, box.y.max),
+            x=np.clip(x + box.x.start, box.x.start, box.x.stop - 1),
+            y=np.clip(y + box.y.start, box.y.start, box.y.stop - 1),
         )
         reach = math.ceil(2 * self.radius) + 2
         cut = tuple(slice(max(0, n // 2 - reach), n // 2 + reach + 1) for n in images.shape[1:])

@@ -28,7 +28,6 @@ from .detection import (
     significance_at,
 )
 from .injection import inject, injectable_pixels, local_variance, psf_sigma, random_sources
-from .kernels import evaluate as kernel_at
 from .model import Exposure
 from .noise import untrusted_pixels
 from .pipeline import Kind, Made, SubtractionOptions, make_again, make_all
@@ -443,7 +442,7 @@ def _ideal_ratio(made: Made) -> Callable[[Array, Array], Array]:
         result = np.empty(len(x))
         for part in [slice(None)] if constant else [slice(i, i + 1) for i in range(len(x))]:
             here = {"x": float(x[part][0]), "y": float(y[part][0])}
-            scale = float(kernel_at(solution.kernel, **here).sum())
+            scale = float(solution.kernel.at(**here).sum())
             if solution.convolved == "science":
                 scale = 1 / (scale * solution.scale_factor)
             result[part] = ideal_signal_to_noise(

@@ -25,6 +25,7 @@ __all__ = [
     "ForeignKernel",
     "ForeignPointSpreadFunction",
     "Parts",
+    "adapted",
     "box_of",
     "centered_image",
     "field_of",
@@ -341,4 +342,26 @@ def psf_of(obj: Any) -> PointSpreadFunction:
     psf
         PSF.
     """
-    return obj if isinstance(obj, PointSpreadFunction) else ForeignPointSpreadFunction(obj)
+    if isinstance(obj, PointSpreadFunction):
+        return obj
+    own = getattr(obj, "psf", None)
+    # Ours, as an archive held it.
+    return own if isinstance(own, PointSpreadFunction) else ForeignPointSpreadFunction(obj)
+
+
+def adapted(obj: Any) -> Any:
+    """Take a kernel or a PSF of any library as ours, and leave all else.
+
+    Parameters
+    ----------
+    obj
+        Anything.
+
+    Returns
+    -------
+    obj
+        Our `ConvolutionKernel` or `PointSpreadFunction` of it; images and all else as they are.
+    """
+    if hasattr(obj, "compute_stellar_image"):
+        return psf_of(obj)
+    return kernel_of(obj) if hasattr(obj, "compute_kernel_image") else obj

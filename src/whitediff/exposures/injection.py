@@ -101,12 +101,12 @@ def inject(
     image = copied(exposure.data)
     variance = exposure.variance if gain is None else copied(exposure.variance)
     for x_i, y_i, flux_i in zip(x.tolist(), y.tolist(), flux.tolist(), strict=True):
-        stamp = psf.compute_stellar_image(x=x_i, y=y_i)
-        counts = stamp.array * (enclosed * flux_i / stamp.array.sum(dtype=np.float64))
+        stamp, box = psf.star(x=x_i, y=y_i)
+        counts = stamp * (enclosed * flux_i)
         # Stamps of any PSF say by their box where they are, whatever their sides.
         middle = (
-            stamp.bbox.x.start + stamp.bbox.x.size // 2 - exposure.origin[1],
-            stamp.bbox.y.start + stamp.bbox.y.size // 2 - exposure.origin[0],
+            box.x.start + box.x.size // 2 - exposure.origin[1],
+            box.y.start + box.y.size // 2 - exposure.origin[0],
         )
         if gain is not None and rng is not None:
             add_stamp(variance, np.maximum(counts, 0) / gain, *middle)

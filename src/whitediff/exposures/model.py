@@ -119,8 +119,8 @@ class Exposure:
         self.noise = noise
         self.registration = registration
         self.resampling = resampling
-        self.psf = psf
-        self.kernel = kernel
+        self.psf = foreign.adapted(psf)
+        self.kernel = foreign.adapted(kernel)
         self.background = background
         self.source = source
         self.header = astropy.io.fits.Header() if header is None else header
@@ -187,6 +187,7 @@ class Exposure:
                 )
         if header is not None and unit is None:
             unit = parse_unit(header.get("BUNIT"))
+        psf = foreign.adapted(psf)
         if psf is not None and not isinstance(psf, PointSpreadFunction):
             psf = KernelPointSpreadFunction.from_image(psf, Box.from_shape(image.shape, origin))
         return cls(

@@ -674,14 +674,14 @@ class SquareSums:
         ``(n, m)``: mean squares of the same pixels over their errors; NaN as above.
     step
         Of how many rows of squares one is taken.
-    yx0
+    origin
         Row and column of the first pixel.
     """
 
     values: Array
     variances: Array
     step: int
-    yx0: tuple[int, int]
+    origin: tuple[int, int]
 
     @functools.cached_property
     def known(self) -> Array:

@@ -487,4 +487,4 @@ def mark_sources(exposure: Exposure, sources: PairSources) -> None:
     sources
         Sources of its inputs.
     """
-    exposure.masked_image.mask = sources.marked(exposure.mask)
+    exposure.mask = sources.marked(exposure.mask)

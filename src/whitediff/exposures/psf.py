@@ -331,8 +331,8 @@ def psf_images(psf: PointSpreadFunction, *, x: Array, y: Array) -> Array:
     -------
     images
         ``(n, py, px)`` float64, each as of `PointSpreadFunction.at`; ``(1, py, px)`` where it is
-        the same everywhere.  Of other PSFs than kernel PSFs, that of the middle of a cell of 32 pixels
-        stands for those in it.
+        the same everywhere.  For other PSFs than kernel PSFs, the middle of a cell of 32 pixels
+        stands for all positions in it.
 
     Raises
     ------

@@ -23,8 +23,8 @@ from .decorrelation import (
     typical_variance,
     variance_mean,
 )
-from .fields import ChebyshevField, Field, PiecewiseField, overlap, scaled_to, slices_of
-from .kernels import BasisKernel, ConvolutionKernel, centered_array
+from .fields import ChebyshevField, Field, PiecewiseField, scaled_to
+from .kernels import BasisKernel, ConvolutionKernel
 from .masks import Mask
 from .model import Exposure
 from .noise import measured_noises, source_pixels
@@ -76,17 +76,14 @@ def kernel_of_region(kernel: ConvolutionKernel, index: int, box: Box) -> Convolu
     """
     if not isinstance(kernel, BasisKernel):
         return kernel
-    images, fields = [], []
-    # Ours are among them, which lsst.images does not know.
-    for image, given in kernel:
-        field: Any = given
+    fields = []
+    for field in kernel.fields:
         if isinstance(field, PiecewiseField):
             field = field.pieces[index][1]
         if isinstance(field, ChebyshevField):
             field = scaled_to(field, box)
-        images.append(centered_array(image.array, image.bbox))
         fields.append(field)
-    return BasisKernel(np.stack(images), fields)
+    return BasisKernel(kernel.basis, fields)
 
 
 def decorrelate_regions(
@@ -166,13 +163,13 @@ def decorrelate_regions(
     contaminated = planes.zeros(whole.shape, bool)
     mask, results = whole.mask, []
     for index, region in enumerate(regions):
-        inner = overlap(region.box, box)
+        inner = region.box.overlap(box)
         if inner is None:
             raise ArgumentError(f"The region {region.box} is outside the difference's {box}.")
-        outer = overlap(inner.dilated_by(_MARGIN), box)
+        outer = inner.grown(_MARGIN).overlap(box)
         assert outer is not None
         _log.debug("Region %d: %s, %s convolved.", index, inner, region.convolved)
-        rows, columns = slices_of(outer, box)
+        rows, columns = box.slices_of(outer)
         parts = {name: exposure.cutout(outer) for name, exposure in pair.items()}
         part = whole.cutout(outer)
         part.source, part.kernel = whole.source, kernel_of_region(kernel, index, outer)
@@ -194,7 +191,7 @@ def decorrelate_regions(
             ),
             **given,
         )
-        here, there = slices_of(inner, box), slices_of(inner, outer)
+        here, there = box.slices_of(inner), outer.slices_of(inner)
         image[here] = result.exposure.data[there]
         variance[here] = result.exposure.variance[there]
         contaminated[here] = masks.flagged(result.exposure.mask, [masks.CONTAMINATED])[there]
@@ -234,9 +231,9 @@ def _with_planes(
 ) -> Mask:
     """Mask with the planes that a correction added in a region, but for what it contaminated."""
     for name in other.names:
-        if name in mask.names or name == masks.CONTAMINATED:
+        if name in mask or name == masks.CONTAMINATED:
             continue
-        plane = np.zeros(mask.array.shape[:2], bool)
+        plane = np.zeros(mask.shape, bool)
         plane[here] = masks.flagged(other, [name])[there]
         mask = masks.with_plane(mask, name, plane)
     return mask
@@ -255,12 +252,10 @@ def _united_psf(
     fields: list[Any] = []
     for index, psf in enumerate(found):
         assert isinstance(psf, KernelPointSpreadFunction)
-        for image, field in psf.kernel:
-            images.append(centered_array(image.array, image.bbox))
+        for image, field in zip(psf.kernel.basis, psf.kernel.fields, strict=True):
+            images.append(image)
             own: list[tuple[Box, Field]] = [
-                # Ours are among the fields, which lsst.images does not know.
-                (region.box, field if i == index else nothing)
-                for i, region in enumerate(regions)
+                (region.box, field if i == index else nothing) for i, region in enumerate(regions)
             ]
             fields.append(PiecewiseField(box, own))
     shape = [max(stamp.shape[axis] for stamp in images) for axis in (0, 1)]

@@ -119,7 +119,9 @@ class Regridding:
         """Part of the science exposure that the map covers."""
         y0, x0 = self.science.origin
         rows, columns = self.map.rows, self.map.columns
-        return Box.factory[y0 + rows.start : y0 + rows.stop, x0 + columns.start : x0 + columns.stop]
+        return Box.between(
+            (y0 + rows.start, y0 + rows.stop), (x0 + columns.start, x0 + columns.stop)
+        )
 
     @functools.cached_property
     def jacobians(self) -> Array:

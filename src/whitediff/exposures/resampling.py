@@ -132,7 +132,7 @@ def resampled(
         registration=correction,
         resampling=job.method,
     )
-    covered = float(np.isfinite(image.array).mean())
+    covered = float(np.isfinite(image).mean())
     if covered == 0:
         raise DataError(
             f"{name}: no pixel of the science image lies far enough inside of it; are they of the"
@@ -217,7 +217,7 @@ def _psf(job: Regridding) -> KernelPointSpreadFunction:
         orders = [getattr(field, "x_order", _PSF_ORDERS[1]) for field in before.kernel.fields]
         order = min(max(_PSF_ORDERS[0], *orders), _PSF_ORDERS[1])
     smallest, _ = job.scales
-    half = math.ceil(max(before.shape) / 2 / smallest)
+    half = math.ceil(max(before.kernel.shape) / 2 / smallest)
     y0, x0 = job.science.origin
     steps = (np.arange(_PHASES)[:, None] * [0.7548776662466927, 0.5698402909980532] % 1) - 0.5
 

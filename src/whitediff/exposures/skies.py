@@ -71,7 +71,7 @@ def without_left_sky(difference: Exposure) -> Exposure:
         return difference
     sigma = math.sqrt(float(np.median(noise)))
     found = fit_background(image, free, _SKY_ORDER)
-    sky = ChebyshevField(difference.bbox, found).render(dtype=np.float32).array
+    sky = ChebyshevField(difference.bbox, found).on(difference.bbox).astype(np.float32)
     size = math.sqrt(float(np.mean(np.square(sky[::8, ::8], dtype=np.float64))))
     error = math.sqrt(found.size / np.count_nonzero(free))
     if size <= max(_LEAST_SKY, _SKY_ERRORS * error) * sigma:

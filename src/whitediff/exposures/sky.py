@@ -12,8 +12,6 @@ import astropy.wcs
 import numpy as np
 import numpy.typing as npt
 
-from .boxes import Box
-
 __all__ = [
     "TOLERANCE",
     "celestial_wcs",
@@ -174,7 +172,7 @@ def without_wcs(
     )
 
 
-def disagreement(wcs: astropy.wcs.WCS, projection: Any, bbox: Box) -> float:
+def disagreement(wcs: astropy.wcs.WCS, projection: Any, bbox: Any) -> float:
     """How far a header's WCS and a projection differ.
 
     Parameters
@@ -197,7 +195,7 @@ def disagreement(wcs: astropy.wcs.WCS, projection: Any, bbox: Box) -> float:
     return worst if np.isfinite(worst) else float("inf")
 
 
-def projection_header(projection: Any, bbox: Box) -> astropy.io.fits.Header:
+def projection_header(projection: Any, bbox: Any) -> astropy.io.fits.Header:
     """Header cards that say what a projection says.
 
     Parameters

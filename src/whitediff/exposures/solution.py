@@ -14,6 +14,7 @@ from ..matching.stamp import KernelError
 from ..planes import copied, row_blocks
 from ..registration.transformation import Correction
 from ..threads import single_threaded_algebra
+from . import foreign
 from .background import BackgroundSearch
 from .boxes import Box
 from .covariance import Noise
@@ -225,7 +226,7 @@ class Solution:
         solution
             Without a background; variance planes are taken as they are.
         """
-        return cls(kernel=kernel, background=0.0, convolved="template")
+        return cls(kernel=foreign.kernel_of(kernel), background=0.0, convolved="template")
 
     def completed(self, result: Decorrelation | None) -> Solution:
         """Solution with what a decorrelation measured.

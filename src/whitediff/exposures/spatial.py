@@ -27,7 +27,7 @@ from . import masks
 from .boxes import Box
 from .fields import GridField
 from .filters import Filters, StackFilters, reach_or_cut
-from .kernels import BasisKernel, centered_array, interpolated_kernel
+from .kernels import BasisKernel, interpolated_kernel
 from .model import Exposure
 from .psf import KernelPointSpreadFunction, Light
 
@@ -367,7 +367,7 @@ class LocalCorrection:
         """
         if self.noise is not None:
             return self._psf_on_cells(psf)
-        shape = _grid(max(psf.shape) + self.filter.images.shape[1])
+        shape = _grid(max(psf.kernel.shape) + self.filter.images.shape[1])
 
         def filtered(x: float, y: float) -> Array:
             before = psf.at(x=x, y=y)
@@ -395,7 +395,7 @@ class LocalCorrection:
             for at, interval in ((x, box.x), (y, box.y))
         )
         filter_weights = self.filter.weights(u, v, self.noise.log_ratio)
-        shape = _grid(max(psf.shape) + self.filter.images.shape[1])
+        shape = _grid(max(psf.kernel.shape) + self.filter.images.shape[1])
         filters_ft = [
             fourier.forward(fourier.pad_center_origin(image, shape), shape)
             for image in self.filter.images
@@ -403,9 +403,8 @@ class LocalCorrection:
         columns, rows = np.meshgrid(np.minimum(x, box.x.stop - 1), np.minimum(y, box.y.stop - 1))
         images: list[Array] = []
         fields: list[Any] = []
-        for image, field in psf.kernel:
-            before = centered_array(image.array, image.bbox)
-            weight = np.asarray(field(x=columns.ravel(), y=rows.ravel())).reshape(rows.shape)
+        for before, field in zip(psf.kernel.basis, psf.kernel.fields, strict=True):
+            weight = field.at(columns, rows)
             for filter_ft, filter_weight in zip(filters_ft, filter_weights, strict=True):
                 images.append(decorrelation.filtered_stamp(filter_ft, before, shape=shape))
                 fields.append(GridField(box, weight * filter_weight, _CELL))

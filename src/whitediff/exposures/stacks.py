@@ -15,7 +15,7 @@ from .. import decorrelation, fourier, stacks
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
 from ..threads import single_threaded_algebra
-from . import kernels, masks
+from . import foreign, kernels, masks
 from .boxes import Box
 from .covariance import Noise, noise_at
 from .decorrelation import (
@@ -262,7 +262,11 @@ def decorrelate_stack(
     box = difference.bbox
     sides: Sides = {
         name: tuple(
-            dataclasses.replace(member, exposure=Exposure.from_object(member.exposure))
+            dataclasses.replace(
+                member,
+                exposure=Exposure.from_object(member.exposure),
+                kernel=foreign.adapted(member.kernel),
+            )
             for member in members
         )
         for name, members in (("science", science), ("template", template))

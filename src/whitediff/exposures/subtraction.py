@@ -22,7 +22,7 @@ from ..distrust import (
 from ..errors import ArgumentError
 from ..planes import each_block, filled, row_blocks
 from ..threads import single_threaded_algebra
-from . import kernels, masks
+from . import foreign, kernels, masks
 from .boxes import Box
 from .fields import Field
 from .kernels import BasisKernel, ConvolutionKernel
@@ -81,7 +81,7 @@ def convolved_exposure(
         result owes too much to them (`whitediff.distrust.distrusted_pixels`); what was not
         finite is NaN and NO_DATA there.  It has no PSF.
     """
-    box = exposure.bbox
+    box, kernel = exposure.bbox, foreign.adapted(kernel)
     if not isinstance(kernel, ConvolutionKernel):
         kernel = kernels.constant_kernel(np.asarray(kernel), box)
     middle = kernel.at(x=box.x.center, y=box.y.center)
@@ -219,7 +219,7 @@ def preconvolution_kernel(
     ArgumentError
         If there is none.
     """
-    psf = science.psf if given is None else given
+    psf = science.psf if given is None else foreign.adapted(given)
     if psf is None:
         raise ArgumentError(
             f"{science.source or 'The science exposure'}: has no PSF to pre-convolve with; a"
@@ -286,11 +286,7 @@ def matched_template(
     """
     if convolved == "template":
         return convolved_exposure(template, kernel)
-    result = template.replaced(
-        image=template.image.copy(),
-        mask=template.mask.copy(),
-        variance=template.variance.copy(),
-    )
+    result = template.copy()
     _divide_by_sum(result, kernel, scale_factor)
     return result
 
@@ -324,12 +320,7 @@ def matched_science(
         result = convolved_exposure(science, kernel)
         _divide_by_sum(result, kernel, scale_factor)
         return result
-    result = science.replaced(
-        image=science.image.copy(),
-        mask=science.mask.copy(),
-        variance=science.variance.copy(),
-    )
-    result.header, result.primary_header = science.header.copy(), science.primary_header.copy()
+    result = science.copy()
     return result
 
 
@@ -394,7 +385,7 @@ def subtract(
             f" science image, {science.bbox}."
         )
     science, template = precise(science, template)
-    box = science.bbox
+    box, kernel = science.bbox, foreign.adapted(kernel)
     if not isinstance(kernel, ConvolutionKernel):
         kernel = kernels.constant_kernel(np.asarray(kernel), box)
     source, target = (template, science) if convolved == "template" else (science, template)

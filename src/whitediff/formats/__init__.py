@@ -11,7 +11,7 @@ import numpy as np
 
 from ..decorrelation import checked_kernel
 from ..errors import ArgumentError, FileFormatError
-from ..exposures import kernels
+from ..exposures import foreign
 from ..exposures.boxes import Box
 from ..exposures.fields import PiecewiseField
 from ..exposures.kernels import ConvolutionKernel
@@ -534,8 +534,9 @@ def _read_stamp(
         if hdu is not None:
             return read_kernel_hdus(hdus, hdu, bounds=bounds, path=str(file))
     obj = read_object(file)
-    if isinstance(obj, MaskedImage):
+    if hasattr(obj, "mask"):
         obj = getattr(obj, name.lower(), None)
+    obj = foreign.adapted(obj)
     if not isinstance(obj, ConvolutionKernel | PointSpreadFunction):
         raise FileFormatError(f"{file}: this lsst.images archive holds no {name.lower()}.")
     return obj

@@ -288,9 +288,9 @@ def _kernel_facts(kernel: ConvolutionKernel, box: Box) -> dict[str, str]:
         if kernel.is_constant:
             facts["kernel"] += ", the same everywhere"
         elif isinstance(first, PiecewiseField):
-            facts["kernel"] += f", {len(kernel)} basis images in {len(first.pieces)} regions"
+            facts["kernel"] += f", {len(kernel.basis)} basis images in {len(first.pieces)} regions"
         else:
-            facts["kernel"] += f", {len(kernel)} basis images with varying weights"
+            facts["kernel"] += f", {len(kernel.basis)} basis images with varying weights"
     return facts
 
 

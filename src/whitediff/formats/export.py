@@ -103,7 +103,7 @@ def own_box(file: Path) -> Box | None:
             limits = module.fitted_range(hdus)
             if limits is not None:
                 (x0, x1), (y0, y1) = limits
-                return Box.factory[round(y0) : round(y1) + 1, round(x0) : round(x1) + 1]
+                return Box.between((round(y0), round(y1) + 1), (round(x0), round(x1) + 1))
     return None
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..errors import FileFormatError
 from ..planes import filled
 
-__all__ = ["ASINH_CARDS", "asinh_scale", "is_plane", "linear", "mask_bytes", "native", "plane_of"]
+__all__ = ["ASINH_CARDS", "asinh_scale", "is_plane", "linear", "native", "plane_of"]
 
 type Array = npt.NDArray[Any]
 
@@ -141,27 +141,3 @@ def native(data: Array, dtype: npt.DTypeLike | None = None) -> Array:
         ``(ny, nx)``; the only one that is made of it.
     """
     return filled(data.shape, dtype or data.dtype.newbyteorder("="), lambda rows: data[rows])
-
-
-def mask_bytes(data: Array, size: int) -> Array:
-    """Bytes of a mask whose bits are one integer for each pixel.
-
-    Parameters
-    ----------
-    data
-        ``(ny, nx)`` integers, of at least so many bytes.
-    size
-        Bytes for each pixel.
-
-    Returns
-    -------
-    bytes
-        ``(ny, nx, size)`` uint8, the lowest bits first.
-    """
-    little = data.dtype.newbyteorder("<")
-
-    def work(rows: slice) -> Array:
-        part = np.ascontiguousarray(data[rows].astype(little)).view(np.uint8)
-        return part.reshape(*data[rows].shape, -1)[..., :size]
-
-    return filled((*data.shape, size), np.uint8, work)

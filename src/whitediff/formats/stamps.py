@@ -212,7 +212,7 @@ def _read_regions(
         coefficients = [
             other for other in hdus if other.name == f"{name}_COEFFICIENTS" and other.ver == hdu.ver
         ]
-        boxes.append(Box.factory[y0 : y1 + 1, x0 : x1 + 1])
+        boxes.append(Box.between((y0, y1 + 1), (x0, x1 + 1)))
         found.append(
             _read_pair(hdu, coefficients[0] if coefficients else None, bounds=bounds, path=path)
         )
@@ -254,7 +254,7 @@ def united_kernel(pieces: list[tuple[Box, BasisKernel]], bounds: Box) -> BasisKe
 
 def _region_hdus(kernel: BasisKernel, fields: list[PiecewiseField], name: str) -> list[Any]:
     """HDUs of each region, with those basis images that count there."""
-    basis = np.stack([kernels.centered_array(image.array, image.bbox) for image, _ in kernel])
+    basis = kernel.basis
     hdus: list[Any] = []
     for index, (box, _) in enumerate(fields[0].pieces):
         own = [field.pieces[index][1] for field in fields]
@@ -316,7 +316,7 @@ def kernel_hdus(kernel: ConvolutionKernel, name: str, bounds: Box) -> list[Any]:
     coefficients = np.zeros((len(fields), order_y + 1, order_x + 1))
     for matrix, field in zip(coefficients, fields, strict=True):
         matrix[: field.y_order + 1, : field.x_order + 1] = field.coefficients
-    basis = np.stack([kernels.centered_array(image.array, image.bbox) for image, _ in kernel])
+    basis = kernel.basis
     cube, table = _image_hdu(basis, name), astropy.io.fits.ImageHDU(coefficients)
     table.name = f"{name}_COEFFICIENTS"
     table.header["POLYTYPE"] = (_CHEBYSHEV, "[b,p,q] multiplies T_p(y') T_q(x') basis[b]")
@@ -326,7 +326,7 @@ def kernel_hdus(kernel: ConvolutionKernel, name: str, bounds: Box) -> list[Any]:
 
 def _grid_hdus(kernel: BasisKernel, fields: list[GridField], name: str) -> list[Any]:
     values = np.stack([field.values for field in fields]).astype(np.float32)
-    basis = np.stack([kernels.centered_array(image.array, image.bbox) for image, _ in kernel])
+    basis = kernel.basis
     cube, table = _image_hdu(basis, name), astropy.io.fits.ImageHDU(values)
     table.name = f"{name}_COEFFICIENTS"
     table.header["POLYTYPE"] = (_BILINEAR, "[b,j,i] weighs basis[b] in the middle of a cell")
@@ -372,7 +372,7 @@ def read_psf_hdus(
         ),
     )
     try:
-        psf.compute_kernel_image(x=bounds.x.center, y=bounds.y.center)
+        psf.at(x=bounds.x.center, y=bounds.y.center)
     except ArgumentError as error:
         raise FileFormatError(f"{path}: {error}") from error
     return psf
@@ -434,7 +434,7 @@ def background_hdu(background: Field | Array, name: str, bounds: Box) -> Any:
         _set_domain(hdu.header, background.bounds)
         return hdu
     if isinstance(background, Field):
-        background = background.render(bounds).array
+        background = background.on(bounds)
     return astropy.io.fits.ImageHDU(background, name=name)
 
 
@@ -509,7 +509,7 @@ def read_noise_hdus(
             kernel = read_kernel_hdus(hdus, image_hdu, bounds=bounds, path=path)
             noise = NoiseField(kernel, description)
             domain = kernel.bounds
-            for x, y in ((domain.x.min, domain.y.min), (domain.x.center, domain.y.center)):
+            for x, y in ((domain.x.start, domain.y.start), (domain.x.center, domain.y.center)):
                 noise(x, y)
             return noise
         correlation = np.asarray(image_hdu.data, dtype=np.float64)

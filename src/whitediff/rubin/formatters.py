@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lsst.daf.butler import DatasetProvenance, FormatterV2
-from lsst.images import Box
 from lsst.resources import ResourcePath
 
 from .. import __version__, formats
+from ..exposures.boxes import Box
+from ..exposures.foreign import box_of
 from ..formats.catalogs import read_catalog, write_catalog
 from ..formats.files import opened
 from ..formats.headers import pixel_origin
@@ -115,7 +116,8 @@ class ExposureFormatter(_OwnFormatter):
         dataset
             `whitediff.Exposure` or component.
         """
-        box = (self.file_descriptor.parameters or {}).get("bbox")
+        part = (self.file_descriptor.parameters or {}).get("bbox")
+        box = None if part is None else box_of(part)
         if component in _NO_PIXELS and box is None:
             box = _one_pixel(path)
         exposure = formats.read_exposure(path, box=box)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any
 
 from lsst.daf.butler import Config, StorageClassDelegate, StorageClassFactory
 from lsst.resources import ResourcePath
 
+from ..exposures.foreign import box_of
 from ..exposures.model import Exposure
 from ..exposures.solution import Solution
+from ..formats.archive.convert import (
+    lsst_box,
+    lsst_kernel,
+    lsst_mask,
+    lsst_psf,
+    masked_image,
+    sky_projection,
+)
 
 __all__ = [
     "STORAGE_CLASSES",
@@ -77,7 +86,7 @@ class ExposureDelegate(StorageClassDelegate):
             The part.
         """
         box = (parameters or {}).get("bbox")
-        return inMemoryDataset if box is None else inMemoryDataset.cutout(box)
+        return inMemoryDataset if box is None else inMemoryDataset.cutout(box_of(box))
 
 
 class SolutionDelegate(StorageClassDelegate):
@@ -101,16 +110,16 @@ class SolutionDelegate(StorageClassDelegate):
         return solution_component(composite, componentName)
 
 
-_OF_EXPOSURE = (
-    "masked_image",
-    "image",
-    "mask",
-    "variance",
-    "psf",
-    "kernel",
-    "bbox",
-    "sky_projection",
-)
+_OF_EXPOSURE: dict[str, Callable[[Exposure], Any]] = {
+    "masked_image": masked_image,
+    "image": lambda exposure: masked_image(exposure).image,
+    "mask": lambda exposure: lsst_mask(exposure.mask, exposure.bbox),
+    "variance": lambda exposure: masked_image(exposure).variance,
+    "psf": lambda exposure: None if exposure.psf is None else lsst_psf(exposure.psf),
+    "kernel": lambda exposure: None if exposure.kernel is None else lsst_kernel(exposure.kernel),
+    "bbox": lambda exposure: lsst_box(exposure.bbox),
+    "sky_projection": lambda exposure: sky_projection(exposure.header, exposure.bbox),
+}
 
 
 def exposure_component(exposure: Exposure, name: str) -> Any:
@@ -132,7 +141,7 @@ def exposure_component(exposure: Exposure, name: str) -> Any:
         raise AttributeError(
             f"An exposure has no component {name!r}; it has {', '.join(_OF_EXPOSURE)}."
         )
-    return getattr(exposure, name)
+    return _OF_EXPOSURE[name](exposure)
 
 
 def solution_component(solution: Solution, name: str) -> Any:
@@ -152,4 +161,6 @@ def solution_component(solution: Solution, name: str) -> Any:
     """
     if name not in ("kernel", "psf"):
         raise AttributeError(f"A solution has no component {name!r}; it has kernel, psf.")
-    return getattr(solution, name)
+    if name == "kernel":
+        return lsst_kernel(solution.kernel)
+    return None if solution.psf is None else lsst_psf(solution.psf)

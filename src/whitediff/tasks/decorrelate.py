@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 import lsst.pex.config as pex_config
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box
 from lsst.pipe.base import AlgorithmError, Struct, Task
 from lsst.utils.timer import timeMethod
 
 from .. import decorrelation, fourier
 from ..errors import ArgumentError, DataError
 from ..exposures import masks
+from ..exposures.boxes import Box
 from ..exposures.decorrelation import (
     Decorrelation,
     DecorrelationOptions,
@@ -488,7 +488,7 @@ class DecorrelateALKernelTask(Task):
         subtractedExposure
             Their difference, or score image.  Not changed.
         psfMatchingKernel
-            `lsst.images.convolution_kernels.ConvolutionKernel`, PSF, or an image of a
+            Matching kernel of whitediff or lsst.images, PSF, or an image of a
             constant kernel.
         preConvKernel
             PSF with whose reflection the science exposure was pre-convolved; allowed in

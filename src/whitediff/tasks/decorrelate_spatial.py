@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -12,15 +11,12 @@ from typing import Any, ClassVar
 import lsst.pex.config as pex_config
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box
-from lsst.images.convolution_kernels import ConvolutionKernel
-from lsst.images.fields import ChebyshevField
-from lsst.images.psfs import PointSpreadFunction
 from lsst.pipe.base import Struct, Task
 from lsst.utils.timer import timeMethod
 
 from ..errors import ArgumentError
-from ..exposures import kernels, masks
+from ..exposures import foreign, masks
+from ..exposures.boxes import Box
 from ..exposures.decorrelation import (
     Decorrelation,
     DecorrelationOptions,
@@ -28,10 +24,11 @@ from ..exposures.decorrelation import (
     untouched,
     variance_mean,
 )
-from ..exposures.fields import evaluated, scattered_fit
+from ..exposures.fields import ChebyshevField, scattered_fit
+from ..exposures.kernels import ConvolutionKernel, constant_kernel
 from ..exposures.model import Exposure
 from ..exposures.noise import measured_noises, source_pixels
-from ..exposures.psf import as_kernel_psf
+from ..exposures.psf import PointSpreadFunction, as_kernel_psf
 from ..messages import OnceEach
 from .decorrelate import DecorrelateALKernelConfig, DecorrelateALKernelTask
 from .map_reduce import (
@@ -233,8 +230,12 @@ class DecorrelateALKernelMapReduceTask(ImageMapReduceTask):
         kernel = kwargs.get("psfMatchingKernel")
         if kernel is None:
             kernel = getattr(kwargs.get("alTaskResult"), "psfMatchingKernel", None)
-        if isinstance(kernel, (ConvolutionKernel, PointSpreadFunction)):
-            shape: tuple[int, ...] = tuple(kernel.shape)
+        kernel = foreign.adapted(kernel)
+        if isinstance(kernel, ConvolutionKernel):
+            shape: tuple[int, ...] = kernel.shape
+        elif isinstance(kernel, PointSpreadFunction):
+            x, y = kernel.average_position
+            shape = kernel.at(x=x, y=y).shape
         else:
             shape = () if kernel is None else np.shape(getattr(kernel, "array", kernel))
         if len(shape) != 2:
@@ -496,7 +497,7 @@ class DecorrelateALKernelSpatialTask(Task):
         corrected.kernel = (
             kernel
             if isinstance(kernel, ConvolutionKernel)
-            else kernels.constant_kernel(cells[0].kernel_image, corrected.bbox)
+            else constant_kernel(cells[0].kernel_image, corrected.bbox)
         )
         svar, tvar = kwargs.get("svar"), kwargs.get("tvar")
         decorrelation = _summary(
@@ -548,9 +549,8 @@ def _left_alone(difference: Exposure) -> Exposure:
 
 
 def _image_in_the_middle(kernel: Any, box: Box) -> Any:
-    if isinstance(kernel, ConvolutionKernel):
-        return kernel.at(x=box.x.center, y=box.y.center)
-    if isinstance(kernel, PointSpreadFunction):
+    kernel = foreign.adapted(kernel)
+    if isinstance(kernel, ConvolutionKernel | PointSpreadFunction):
         return kernel.at(x=box.x.center, y=box.y.center)
     return kernel
 
@@ -595,10 +595,10 @@ def _response(cells: Sequence[Decorrelation], box: Box) -> Callable[[Box], Array
         middle = cell.exposure.bbox
         x, y = round(middle.x.center), round(middle.y.center)
         positions.append((x, y))
-        peaks.append(response(Box.factory[y : y + 1, x : x + 1])[0, 0])
+        peaks.append(response(Box.between((y, y + 1), (x, x + 1)))[0, 0])
     x, y = np.array(positions, dtype=float).T
     terms, found = scattered_fit(np.array(peaks), x=x, y=y, bounds=box, order=_RESPONSE_ORDER)
     coefficients = np.zeros((_RESPONSE_ORDER + 1, _RESPONSE_ORDER + 1))
     for (p, q), value in zip(terms, found, strict=True):
         coefficients[p, q] = value
-    return functools.partial(evaluated, ChebyshevField(box, coefficients))
+    return ChebyshevField(box, coefficients).on

@@ -9,7 +9,6 @@ import lsst.pex.config as pex_config
 import numpy as np
 import numpy.typing as npt
 from astropy.table import QTable
-from lsst.images import Image
 from lsst.pipe.base import AlgorithmError, PipelineTask, PipelineTaskConfig, Struct
 from lsst.utils.timer import timeMethod
 
@@ -350,17 +349,12 @@ class DetectAndMeasureTask(PipelineTask):
     def _cleared(self, difference: Exposure) -> Exposure:
         """Difference without what an earlier detection left in its mask."""
         mask = difference.mask
-        present = [
-            plane
-            for name in self.config.clearMaskPlanes
-            if (plane := masks.find_plane(mask, name)) is not None
-        ]
-        if not present:
+        bits = masks.bits_of(mask, self.config.clearMaskPlanes)
+        if not bits:
             return difference
-        mask = mask.copy()
-        for plane in present:
-            mask.clear(plane)
-        return difference.replaced(mask=mask)
+        return difference.replaced(
+            mask=masks.Mask(mask.bits & ~bits, mask.names, mask.descriptions)
+        )
 
     def _detectedMask(self, mask: Any, found: Detections) -> Any:
         polarity = self.config.detection.thresholdPolarity
@@ -399,9 +393,8 @@ class DetectAndMeasureTask(PipelineTask):
                 self.log.warning("No forced measurement on the science exposure: %s", error)
                 return
         _, flat = sources_apart(science)
-        image = Image(flat, bbox=science.bbox, unit=science.unit)
         measured = forced_photometry(
-            science.replaced(image=image), diaSources["x", "y"], self.config.to_options()
+            science.replaced(data=flat), diaSources["x", "y"], self.config.to_options()
         )
         for name, (column, description) in _FORCED.items():
             diaSources[column] = measured[name]

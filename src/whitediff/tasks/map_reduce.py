@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import lsst.pex.config as pex_config
 import numpy as np
 import numpy.typing as npt
-from lsst.images import Box, Image
 from lsst.pipe.base import Struct, Task
 from lsst.utils.timer import timeMethod
 
 from ..errors import ArgumentError
 from ..exposures import masks
+from ..exposures.boxes import Box
 from ..exposures.decorrelation import untouched, variance_mean
 from ..exposures.model import Exposure, native_float
 from ..exposures.psf import (
@@ -192,7 +192,7 @@ class ImageReducer(Task):
                 f" {self.config.reduceOperation!r} needs it, 'none' takes any result."
             )
         part = Exposure.from_object(part)
-        if _intersection(part.bbox, box) is None:
+        if part.bbox.overlap(box) is None:
             raise ArgumentError(
                 f"The mapper returned a subExposure with the box {part.bbox}, outside of the"
                 f" image {box}; it must keep the pixel coordinates of the whole image."
@@ -208,20 +208,20 @@ class ImageReducer(Task):
             dtype=native_float(exposure.data),
         )
         for part in parts:
-            overlap = _intersection(part.bbox, box)
+            overlap = part.bbox.overlap(box)
             assert overlap is not None
             part = part if overlap == part.bbox else part.cutout(overlap)
             bad = masks.flagged(part.mask, self.config.badMaskPlanes)
             if self.config.reduceOperation == "sum":
                 bad = np.zeros_like(bad)
-            result.add(part, bad, overlap.slice_within(box))
+            result.add(part, bad, box.slices_of(overlap))
         image, variance = result.planes()
         invalid = result.worth <= _NOT_FINITE
         flags = result.flags
         flags[INVALID] = flags[INVALID] | invalid if INVALID in flags else invalid
         reduced = exposure.replaced(
-            image=Image(image, bbox=box, unit=exposure.unit),
-            mask=masks.make_mask(flags, box),
+            data=image,
+            mask=masks.make_mask(flags, exposure.shape),
             variance=variance.astype(native_float(exposure.variance), copy=False),
         )
         reduced.header = exposure.header.copy()
@@ -420,9 +420,9 @@ class ImageMapReduceTask(Task):
 
     Attributes
     ----------
-    boxes0 : `list` [`lsst.images.Box`]
+    boxes0 : `list` [`whitediff.exposures.boxes.Box`]
         The cells; set by `run`, None before.
-    boxes1 : `list` [`lsst.images.Box`]
+    boxes1 : `list` [`whitediff.exposures.boxes.Box`]
         The cells with their borders, as far as the image reaches.
 
     Raises
@@ -536,7 +536,7 @@ class ImageMapReduceTask(Task):
             )
             y0, x0 = exposure.origin
             cells = [
-                Box.factory[y0 + bottom : y0 + top, x0 + left : x0 + right]
+                Box.between((y0 + bottom, y0 + top), (x0 + left, x0 + right))
                 for bottom, top in rows
                 for left, right in columns
             ]
@@ -578,7 +578,7 @@ def _intervals(length: int, size: int, step: int, adjust: str) -> list[tuple[int
 
 def _centered_cell(y: float, x: float, size: tuple[int, int], box: Box) -> Box:
     start = (math.floor(y - (size[0] - 1) / 2 + 0.5), math.floor(x - (size[1] - 1) / 2 + 0.5))
-    cell = _intersection(Box.from_shape(size, start=start), box)
+    cell = Box.from_shape(size, start).overlap(box)
     if cell is None:
         raise ArgumentError(
             f"The cell of {size[0]} x {size[1]} pixels at x={x:g}, y={y:g} lies outside of the"
@@ -588,18 +588,10 @@ def _centered_cell(y: float, x: float, size: tuple[int, int], box: Box) -> Box:
 
 
 def _expanded(cell: Box, border: tuple[int, int], box: Box) -> Box:
-    return Box.factory[
-        max(cell.y.start - border[0], box.y.start) : min(cell.y.stop + border[0], box.y.stop),
-        max(cell.x.start - border[1], box.x.start) : min(cell.x.stop + border[1], box.x.stop),
-    ]
-
-
-def _intersection(box: Box, other: Box) -> Box | None:
-    start = (max(box.y.start, other.y.start), max(box.x.start, other.x.start))
-    stop = (min(box.y.stop, other.y.stop), min(box.x.stop, other.x.stop))
-    if stop[0] <= start[0] or stop[1] <= start[1]:
-        return None
-    return Box.factory[start[0] : stop[0], start[1] : stop[1]]
+    return Box.between(
+        (max(cell.y.start - border[0], box.y.start), min(cell.y.stop + border[0], box.y.stop)),
+        (max(cell.x.start - border[1], box.x.start), min(cell.x.stop + border[1], box.x.stop)),
+    )
 
 
 def _united_psf(parts: Sequence[Exposure], exposure: Exposure) -> Any:

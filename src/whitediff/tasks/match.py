@@ -509,8 +509,8 @@ class MakeKernelTask(Task):
         Returns
         -------
         result
-            ``psfMatchingKernel`` : `lsst.images.convolution_kernels.ConvolutionKernel`.
-            ``backgroundModel`` : `lsst.images.fields.ChebyshevField`, at the science level.
+            ``psfMatchingKernel`` : `whitediff.exposures.kernels.ConvolutionKernel`.
+            ``backgroundModel`` : `whitediff.exposures.fields.ChebyshevField`, at the science level.
             ``kernelSources`` : `astropy.table.Table` of the stars offered to the fit: x and y
             in pixel coordinates, signalToNoise, residualMean and residualStd over sigma, and
             whether they were used.

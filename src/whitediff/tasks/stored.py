@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import lsst.pex.config as pex_config
-from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, Struct
 from lsst.utils.timer import timeMethod
 
@@ -92,7 +91,7 @@ class DecorrelateDifferenceTask(PipelineTask):
         UnusableExposureError
             If an exposure has no usable pixel, or the noise of the difference is white already.
         """
-        if isinstance(solution, ConvolutionKernel):
+        if not isinstance(solution, Solution):
             solution = Solution.of_kernel(solution)
         science, template, levels = _inputs(science, template, solution)
         difference = Exposure.from_object(difference)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 import lsst.pex.config as pex_config
 import numpy as np
 import numpy.typing as npt
-from lsst.images.convolution_kernels import ConvolutionKernel
 from lsst.pipe.base import NoWorkFound, PipelineTask, PipelineTaskConfig, Struct
 from lsst.utils.timer import timeMethod
 
@@ -19,6 +18,7 @@ from ..exposures import masks
 from ..exposures.alignment import aligned_template, alignment_of
 from ..exposures.decorrelation import Decorrelation
 from ..exposures.defects import NO_DEFECTS, DefectOptions, with_defects
+from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
 from ..exposures.noise import PairSources, without_sentinels
 from ..exposures.preparation import (
@@ -329,7 +329,7 @@ def attributed_mask(
     Returns
     -------
     mask
-        `lsst.images.Mask`, with the planes of the sources.
+        `whitediff.exposures.masks.Mask`, with the planes of the sources.
     """
     kernel = difference.kernel
     assert kernel is not None
@@ -398,8 +398,8 @@ class AlardLuptonSubtractTask(PipelineTask):
             ``matchedTemplate``, ``matchedScience`` : `whitediff.Exposure`, the two as they
             were subtracted.
             ``backgroundModel`` : the differential background, image_unit of the science
-            exposure: `lsst.images.fields.ChebyshevField`, or an image where it has more.
-            ``psfMatchingKernel`` : `lsst.images.convolution_kernels.ConvolutionKernel`.
+            exposure: `whitediff.exposures.fields.ChebyshevField`, or an image where it has more.
+            ``psfMatchingKernel`` : `whitediff.exposures.kernels.ConvolutionKernel`.
             ``kernelSources`` : `astropy.table.Table`, see `MakeKernelTask.matchPair`.
             ``solution`` : `whitediff.exposures.solution.Solution`, all that it takes to make the
             difference again.
@@ -719,7 +719,7 @@ class AlardLuptonSubtractTask(PipelineTask):
         Returns
         -------
         mask
-            `lsst.images.Mask`, with the planes of their sources.  CONTAMINATED reckons
+            `whitediff.exposures.masks.Mask`, with the planes of their sources.  CONTAMINATED
             with all planes of the template, whatever they are called here.
         """
         if not self.config.doAttributeTemplateMask:

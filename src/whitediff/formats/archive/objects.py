@@ -10,9 +10,11 @@ from lsst.images import DifferenceImage, Image, MaskedImage, VisitImage
 from lsst.images.psfs import GaussianPointSpreadFunction, PiffWrapper, PointSpreadFunction
 
 from ...errors import ArgumentError, FileFormatError, WhitediffError, one_line
+from ...exposures.foreign import ForeignPointSpreadFunction
 from ...exposures.model import Exposure
 from ..finished import replacing_fits
 from ..piff.write import as_piff
+from .convert import lsst_box, lsst_kernel, lsst_mask, masked_image
 from .read import read_object
 
 __all__ = ["ObjectKind", "as_object", "write_object"]
@@ -50,7 +52,7 @@ def as_object(
         If something that the class demands is missing.
     """
     if kind == "masked-image":
-        return exposure.masked_image
+        return masked_image(exposure)
     if kind not in ("visit-image", "difference-image"):
         raise ArgumentError(
             f"kind must be masked-image, visit-image or difference-image; got {kind!r}."
@@ -64,9 +66,10 @@ def as_object(
     unit = exposure.unit or like.unit
     if exposure.psf is None:
         raise ArgumentError(f"{name}: has no PSF, which a {kind} needs.")
+    box = lsst_box(exposure.bbox)
     common: dict[str, Any] = {
-        "mask": exposure.mask,
-        "variance": Image(exposure.variance, bbox=exposure.bbox, unit=unit**2),
+        "mask": lsst_mask(exposure.mask, exposure.bbox),
+        "variance": Image(exposure.variance, bbox=box, unit=unit**2),
         # Its own are in another frame than the detector's, which these classes demand.
         "sky_projection": like.sky_projection,
         "obs_info": like.obs_info,
@@ -75,22 +78,24 @@ def as_object(
         "detector": like.detector,
         "band": like.band,
     }
-    if not like.bbox.contains(exposure.bbox):
+    if not like.bbox.contains(box):
         raise ArgumentError(
             f"{name}: covers {exposure.bbox}, which the image like which it is to be, with"
             f" {like.bbox}, does not contain."
         )
-    image = Image(exposure.data, bbox=exposure.bbox, unit=unit)
+    image = Image(exposure.data, bbox=box, unit=unit)
     if kind == "visit-image":
         return VisitImage(image, **common)
-    return DifferenceImage(image, kernel=exposure.kernel, **common)
+    kernel = None if exposure.kernel is None else lsst_kernel(exposure.kernel)
+    return DifferenceImage(image, kernel=kernel, **common)
 
 
 def _known_psf(exposure: Exposure) -> PointSpreadFunction:
     """PSF of a kind that these classes can write."""
     psf = exposure.psf
-    if isinstance(psf, PiffWrapper | GaussianPointSpreadFunction):
-        return psf
+    own = psf.psf if isinstance(psf, ForeignPointSpreadFunction) else None
+    if isinstance(own, PiffWrapper | GaussianPointSpreadFunction):
+        return own
     assert psf is not None
     return as_piff(psf, exposure.bbox)
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import astropy.io.fits
+import lsst.images
 import lsst.images.serialization
 import numpy as np
-from lsst.images import Box, Image, Mask, MaskedImage
+import numpy.typing as npt
+from lsst.images import MaskedImage
 from lsst.images.fits import FitsInputArchive
 
 from ...errors import ArgumentError, FileFormatError, one_line
+from ...exposures import foreign
+from ...exposures.boxes import Box
+from ...exposures.kernels import ConvolutionKernel
+from ...exposures.masks import Mask, empty_mask
 from ...exposures.model import Exposure
+from ...exposures.psf import PointSpreadFunction
 from ...exposures.sky import (
     TOLERANCE,
     celestial_wcs,
@@ -23,9 +31,10 @@ from ...exposures.sky import (
     shifted_header,
 )
 from ...outputs import staged
+from ...planes import each_block
 from ..files import opened
 from ..headers import observation_header, without_provenance, without_wcs
-from ..planes import mask_bytes, native
+from ..planes import native
 from ..record import decorrelated
 from ..stamps import (
     NOISE,
@@ -38,6 +47,8 @@ from ..stamps import (
 from .trusted import check_archive, check_schema
 
 __all__ = ["read", "read_object"]
+
+type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.formats")
 
@@ -95,24 +106,24 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
     # Of a part of the image, the rest is not read.
     with opened(path, checksums=box is None) as hdus:
         check_schema(hdus, path)
-        obj, whole = _plain_masked_image(path, hdus, box)
-        if obj is None:
+        planes = _plain_planes(path, hdus, box)
+        if planes is None:
             obj = read_object(path)
-        if not isinstance(obj, MaskedImage):
-            raise FileFormatError(
-                f"{path}: holds a {type(obj).__name__}, not an image with mask and variance."
-            )
-        whole = obj.bbox if whole is None else whole
-        given = Exposure.from_object(obj)
-        psf, kernel, background = given.psf, given.kernel, None
+            if not isinstance(obj, MaskedImage):
+                raise FileFormatError(
+                    f"{path}: holds a {type(obj).__name__}, not an image with mask and variance."
+                )
+            planes = _Planes.of(obj)
+        whole, part = planes.whole, planes.part
+        psf, kernel, background = planes.psf, planes.kernel, None
         primary = without_provenance(observation_header(hdus[0].header))
         score = hdus[0].header.get("WDSCORE") is True
         decorrelated_by = decorrelated(hdus[0].header)
         header = observation_header(hdus["IMAGE"].header)
-        if obj.bbox != whole:
-            dy, dx = (a - b for a, b in zip(obj.bbox.start, whole.start, strict=True))
-            header = shifted_header(header, dy=dy, dx=dx)
-        header = _sky_header(header, obj, path)
+        if part != whole:
+            inside = whole.slices_of(part)
+            header = shifted_header(header, dy=inside[0].start, dx=inside[1].start)
+        header = _sky_header(header, planes, path)
         kernel_hdu = find_hdu(hdus, ("KERNEL",))
         if kernel is None and kernel_hdu is not None and kernel_hdu.is_image:
             kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=whole, path=str(path))
@@ -122,19 +133,18 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
         background_hdu = find_hdu(hdus, ("BACKGROUND",))
         if background_hdu is not None and background_hdu.is_image:
             background = read_background_hdu(background_hdu)
-            if isinstance(background, np.ndarray) and obj.bbox != whole:
-                background = background[_within(obj.bbox, whole)]
+            if isinstance(background, np.ndarray) and part != whole:
+                background = background[whole.slices_of(part)]
         noise_hdu = find_hdu(hdus, (NOISE,))
         noise = None
         if noise_hdu is not None and noise_hdu.is_image:
             noise = read_noise_hdus(hdus, noise_hdu, bounds=whole, path=str(path))
     exposure = Exposure(
-        MaskedImage(
-            obj.image,
-            mask=obj.mask,
-            variance=obj.variance,
-            sky_projection=obj.sky_projection,
-        ),
+        planes.image,
+        planes.variance,
+        planes.mask,
+        origin=part.start,
+        unit=planes.unit,
         psf=psf,
         kernel=kernel,
         background=background,
@@ -148,83 +158,120 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
     return exposure if box is None or exposure.bbox == box else exposure.cutout(box)
 
 
-def _plain_masked_image(
-    path: Path, hdus: astropy.io.fits.HDUList, part: Box | None
-) -> tuple[MaskedImage | None, Box | None]:
-    """Masked image whose planes lie in the file as they are, and the box of the whole.
+@dataclasses.dataclass(frozen=True)
+class _Planes:
+    """What an archive holds of an exposure, or of a part of it."""
 
-    None for all else.
+    image: Array
+    variance: Array
+    mask: Mask
+    part: Box
+    whole: Box
+    unit: Any
+    projection: Any
+    lsst_part: Any
+    psf: PointSpreadFunction | None = None
+    kernel: ConvolutionKernel | None = None
+
+    @classmethod
+    def of(cls, obj: MaskedImage) -> _Planes:
+        """Those of an object."""
+        parts = foreign.parts_of(obj)
+        return cls(
+            parts.image,
+            parts.variance,
+            parts.mask,
+            parts.box,
+            parts.box,
+            parts.unit,
+            obj.sky_projection,
+            obj.bbox,
+            parts.psf,
+            parts.kernel,
+        )
+
+
+def _plain_planes(path: Path, hdus: astropy.io.fits.HDUList, part: Box | None) -> _Planes | None:
+    """Planes of a masked image that lie in the file as they are; None for all else.
 
     lsst.images would read the whole file into memory, copy every plane three times, and sort
     the mask's bits one by one.  So it reads a single pixel, with all that belongs to the
     image, and the planes are read here.
     """
     if path.suffix != ".fits":
-        return None, None
+        return None
     try:
         with (
             staged(path).open("rb") as stream,
             FitsInputArchive.open_tree(stream) as (archive, any_tree, info),
         ):
             if info.schema_name != "masked_image":
-                return None, None
+                return None
             tree: Any = any_tree
-            box, planes = tree.bbox, tree.mask.planes
+            own, names = tree.bbox, tree.mask.planes
             found = [hdus[name] for name in ("IMAGE", "MASK", "VARIANCE")]
             if (
                 tree.mask.dtype.to_numpy() != np.uint8
                 or len(tree.mask.data) != 1
-                or None in planes
+                or None in names
                 or not all(type(hdu) is astropy.io.fits.ImageHDU for hdu in found)
                 or any(keyword in hdu.header for hdu in found for keyword in ("BSCALE", "BZERO"))
-                or any((hdu.header["NAXIS2"], hdu.header["NAXIS1"]) != box.shape for hdu in found)
+                or any((hdu.header["NAXIS2"], hdu.header["NAXIS1"]) != own.shape for hdu in found)
                 or [hdu.header["NAXIS"] for hdu in found] != [2, 2, 2]
                 or found[1].header["BITPIX"] not in (8, 16, 32, 64)
             ):
-                return None, None
-            pixel = tree.deserialize(archive, bbox=Box.from_shape((1, 1), start=box.start))
+                return None
+            first = lsst.images.Box.from_shape((1, 1), start=own.start)
+            pixel = tree.deserialize(archive, bbox=first)
     except Exception as error:
         raise FileFormatError(
             f"{path}: cannot be read as an lsst.images archive ({one_line(error)}); is it complete?"
         ) from error
-    image, mask, variance = (hdu.data for hdu in found)
-    whole = box
+    image, bits, variance = (hdu.data for hdu in found)
+    whole = box = foreign.box_of(own)
     if part is not None:
-        if not box.contains(part):
-            raise ArgumentError(f"{path}: its box {box} does not contain {part}.")
+        if not whole.contains(part):
+            raise ArgumentError(f"{path}: its box {whole} does not contain {part}.")
         # Of a file that is mapped into memory nothing else is read.
-        image, mask, variance = (plane[_within(part, box)] for plane in (image, mask, variance))
+        inside = whole.slices_of(part)
+        image, bits, variance = (plane[inside] for plane in (image, bits, variance))
         box = part
-    return MaskedImage(
-        Image(native(image), bbox=box, unit=pixel.unit),
-        mask=Mask(
-            mask_bytes(mask, pixel.mask.schema.mask_size), schema=pixel.mask.schema, bbox=box
-        ),
-        variance=Image(native(variance), bbox=box, unit=pixel.variance.unit),
-        sky_projection=pixel.sky_projection,
-        metadata=pixel.metadata,
-    ), whole
+    return _Planes(
+        native(image),
+        native(variance),
+        _mask_of_integers(bits, foreign.mask_of(pixel.mask)),
+        box,
+        whole,
+        pixel.unit,
+        pixel.sky_projection,
+        lsst.images.Box.from_shape(box.shape, start=box.start),
+    )
 
 
-def _within(part: Box, whole: Box) -> tuple[slice, slice]:
-    """Rows and columns of a part in an array that holds the whole."""
-    y, x = part.y.start - whole.y.start, part.x.start - whole.x.start
-    return slice(y, y + part.y.size), slice(x, x + part.x.size)
+def _mask_of_integers(bits: Array, like: Mask) -> Mask:
+    """Mask of which a file holds one integer for each pixel."""
+    mask = empty_mask(bits.shape, like.names, like.descriptions)
+
+    def work(rows: slice) -> None:
+        mask.bits[rows] = bits[rows].astype(mask.bits.dtype)
+
+    each_block(work, mask.shape)
+    return mask
 
 
 def _sky_header(
-    header: astropy.io.fits.Header, obj: MaskedImage, path: Path
+    header: astropy.io.fits.Header, planes: _Planes, path: Path
 ) -> astropy.io.fits.Header:
     """Header whose WCS says what the archive's projection says."""
-    projection = obj.sky_projection
+    projection = planes.projection
     if projection is None:
         return header
     wcs = celestial_wcs(header)
-    if wcs is not None and disagreement(wcs, projection, obj.bbox) <= TOLERANCE:
+    if wcs is not None and disagreement(wcs, projection, planes.lsst_part) <= TOLERANCE:
         return header
     # lsst.images writes an approximation where FITS has no name for its projection.
     rewritten = without_wcs(header)
-    cards = projection_header(projection, obj.bbox)
+    cards = projection_header(projection, planes.lsst_part)
     rewritten.extend(cards, unique=True)
     _log.info(
         "%s: the WCS in its header %s; %s.",

@@ -37,6 +37,7 @@ from ..parts import KEYWORD, listed
 from ..planes import native
 from ..stamps import NOISE, background_hdu, kernel_hdus, noise_hdus, psf_hdus
 from ..tables import table_hdu
+from .convert import masked_image
 
 __all__ = ["write"]
 
@@ -117,9 +118,10 @@ def write(
 
     further = _extra_hdus(exposure) + _further_hdus(exposure, extras or {}, sky_cards)
     options = {name: FitsCompressionOptions.DEFAULT if compress else None for name in _PLANES}
+    image = masked_image(exposure)
     with replacing_fits(path, overwrite=overwrite) as temporary:
-        _write_archive(exposure.masked_image, temporary, options, opaque, update_primary)
-        approximate = exposure.masked_image.fits_wcs
+        _write_archive(image, temporary, options, opaque, update_primary)
+        approximate = image.fits_wcs
         written = set() if approximate is None else set(approximate.to_header(relax=True))
         _replace_cards(temporary, "IMAGE", list(image_header.cards), written)
         for name in ("MASK", "VARIANCE"):
@@ -143,9 +145,9 @@ class _PlaneArchive(FitsOutputArchive):
         """Name the planes: those of the image that is to be read from the archive."""
         mask = image.mask
         self._planes: dict[str, list[Array]] = {
-            "image": [image.data],
+            "image": [image.image.array],
             "mask": [_mask_integers(mask, part) for part in mask.schema.split(np.int32)],
-            "variance": [image.variance],
+            "variance": [image.variance.array],
         }
 
     def add_array(self, array: Array, *, name: str | None = None, **options: Any) -> Any:

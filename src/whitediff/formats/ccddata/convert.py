@@ -77,7 +77,7 @@ def from_ccddata(
     header = _header(data)
     bbox = Box.from_shape(image.shape, start=pixel_origin(header, name))
     planes = _planes(data, header, mask_planes, name)
-    mask = masks.make_mask(planes, bbox)
+    mask = masks.make_mask(planes, image.shape)
     values = _variance(data, image, name)
     if values is not None:
         empty = ~(np.isfinite(values) & (values > 0))

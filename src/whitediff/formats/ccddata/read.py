@@ -96,7 +96,7 @@ def _with_flags(exposure: Exposure, planes: dict[str, Any], has_mask: bool) -> E
     before = exposure.mask
     bad = masks.flagged(before, ["BAD"]) if has_mask else np.zeros(exposure.shape, bool)
     bad &= np.isfinite(exposure.data)
-    mask = masks.make_mask(planes, exposure.bbox)
+    mask = masks.make_mask(planes, exposure.shape)
     bad &= ~masks.flagged(mask, masks.UNTRUSTED_MASK_PLANES)
     if bad.any():
         mask = masks.with_plane(mask, "BAD", bad)

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from ...errors import FileFormatError
 from ...exposures import masks
 from ...exposures.boxes import Box
-from ...exposures.fields import overlap
 from ...exposures.model import Exposure
 from ...planes import filled
 from .. import plain
@@ -190,7 +189,7 @@ def _regions(
         )
     x0, x1, y0, y1 = command.limits
     ny, nx = solution.shape
-    limits = Box.factory[y0 : min(ny, y1 or ny), x0 : min(nx, x1 or nx)]
+    limits = Box.between((y0, min(ny, y1 or ny)), (x0, min(nx, x1 or nx)))
     buffer = solution.kernel_width // 2
     if len(names) > 1:
         buffer = command.buffer(solution.shape, solution.kernel_width)
@@ -222,7 +221,7 @@ def _region(
     if corners is not None:
         x0, x1, y0, y1 = (int(text) for text in corners.groups())
         if 1 <= x0 <= x1 and 1 <= y0 <= y1:
-            box = Box.factory[y0 - 1 : y1, x0 - 1 : x1]
+            box = Box.between((y0 - 1, y1), (x0 - 1, x1))
     if box is None or direction is None or not limits.contains(box):
         raise FileFormatError(
             f"{path}: REGION{i:02d} = {cards['REGION']!r} and CONVOL{i:02d} = {cards['CONVOL']!r}"
@@ -264,10 +263,16 @@ def _check_layout(
         )
     last_x, last_y = limits.x.stop - 1, limits.y.stop - 1
     wanted = [
-        Box.factory[
-            limits.y.start + j * last_y // n_y : min((j + 1) * last_y // n_y, last_y) + 1,
-            limits.x.start + i * last_x // n_x : min((i + 1) * last_x // n_x, last_x) + 1,
-        ]
+        Box.between(
+            (
+                limits.y.start + j * last_y // n_y,
+                min((j + 1) * last_y // n_y, last_y) + 1,
+            ),
+            (
+                limits.x.start + i * last_x // n_x,
+                min((i + 1) * last_x // n_x, last_x) + 1,
+            ),
+        )
         for j in range(n_y)
         for i in range(n_x)
     ]
@@ -470,7 +475,7 @@ def _at_science_level(
     if len(set(factors)) > 1:
         level = np.ones(image.shape)
         for region, factor in zip(solution.regions, factors, strict=True):
-            part = overlap(region.box, solution.box)
+            part = region.box.overlap(solution.box)
             if part is not None:
                 level[part.y.start : part.y.stop, part.x.start : part.x.stop] = factor
     image = (image * level).astype(image.dtype)

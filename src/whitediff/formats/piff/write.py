@@ -6,6 +6,7 @@ import importlib
 import logging
 from typing import Any
 
+import lsst.images
 import numpy as np
 import numpy.typing as npt
 from lsst.images.psfs import PiffWrapper
@@ -88,7 +89,7 @@ def as_piff(psf: PointSpreadFunction, bounds: Box) -> PiffWrapper:
     interpolation.q = solution.T / _SCALE**2
     made = piff.SimplePSF(model, interpolation)
     made.wcs, made.pointing, made.stars = {0: galsim.PixelScale(_SCALE)}, None, []
-    return PiffWrapper(made, bounds, side)
+    return PiffWrapper(made, lsst.images.Box.from_shape(bounds.shape, start=bounds.start), side)
 
 
 def _square(psf: PointSpreadFunction, x: float, y: float) -> Array:

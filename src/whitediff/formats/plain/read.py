@@ -26,7 +26,7 @@ from ...exposures.masks import (
     with_plane,
 )
 from ...exposures.model import Exposure, native_float, parse_unit
-from ...exposures.sky import celestial_wcs, sky_projection
+from ...exposures.sky import celestial_wcs
 from ...planes import each_block, filled, row_blocks, zeros
 from ...reading import ReadingOptions, VarianceKind, VarianceSource
 from ...saturation import bleed_trails, find_plateau, in_stars
@@ -331,7 +331,7 @@ def read(
                 _log.info("%s: the WCS of the primary header is used.", path)
         bbox = Box.from_shape(image.shape, start=pixel_origin(hdu.header, str(path)))
         owner = None if hdu is hdus[0] else hdu
-        mask = make_mask({}, bbox)
+        mask = make_mask({}, image.shape)
         mask_hdu = find_hdu(hdus, _MASK_NAMES, owner)
         if mask_hdu is hdu:
             mask_hdu = None
@@ -340,7 +340,7 @@ def read(
         named = (hdu.name.upper(), hdu.ver)
         if options.mask is not None:
             planes = _read_mask(options, named, image.shape, path, headers)
-            mask = make_mask(planes, bbox)
+            mask = make_mask(planes, image.shape)
         elif mask_hdu is not None:
             planes = mask_planes(
                 mask_hdu,
@@ -349,7 +349,7 @@ def read(
                 bits=options.mask_bit_numbers,
                 headers=(hdus[0].header, hdu.header),
             )
-            mask = make_mask(planes, bbox)
+            mask = make_mask(planes, image.shape)
         elif options.mask_bits is not None:
             raise ArgumentError(
                 f"{path}: mask bits {options.mask_bits} are given, but it has no mask; name the"
@@ -453,8 +453,7 @@ def read(
         values = np.full(image.shape, np.nan, dtype=np.float32)
 
     unit = parse_unit(header.get("BUNIT"))
-    projection = sky_projection(header, bbox)
-    if projection is None and "CTYPE1" in header:
+    if "CTYPE1" in header and celestial_wcs(header) is None:
         _log.info("%s: its WCS cannot be understood and is kept in the header only.", path)
     return Exposure(
         image,
@@ -827,7 +826,7 @@ def with_options(exposure: Exposure, options: ReadingOptions, path: Path | str) 
     if options.mask is not None:
         planes = _read_mask(options, ("", 1), exposure.shape, path, (exposure.header,))
         # Its own planes tell of more than this mask can.
-        mask = united(mask, make_mask(planes, exposure.bbox))
+        mask = united(mask, make_mask(planes, exposure.shape))
     elif options.mask_bits is not None:
         raise ArgumentError(
             f"{path}: mask bits {options.mask_bits} are given, but its mask has named planes; name"

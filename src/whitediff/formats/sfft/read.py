@@ -194,7 +194,8 @@ def read_difference(
     if direction == "science":
         # SFFT leaves it at the level of the reference.
         level = sum(
-            float(image.array.sum()) * field.on(exposure.bbox) for image, field in solution.kernel
+            float(image.sum()) * field.on(exposure.bbox)
+            for image, field in zip(solution.kernel.basis, solution.kernel.fields, strict=True)
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             exposure = exposure.replaced(
@@ -218,7 +219,7 @@ def _remade(solution: SfftSolution, direction: str, level: Any) -> Any:
         convolved, other = (template, science) if direction == "template" else (science, template)
         rows = slice(y - half_y, y + half_y + 1)
         columns = slice(x - half_x, x + half_x + 1)
-        kernel = solution.kernel.compute_kernel_image(x=x, y=y).array
+        kernel = solution.kernel.at(x=x, y=y)
         part = convolved[rows, columns].astype(float)[::-1, ::-1]
         value = float((part * kernel).sum()) + solution.background_at(x=x, y=y)
         value = float(other[y, x]) - value
