@@ -33,7 +33,6 @@ import scipy.fft
 import scipy.spatial
 import sep
 from astropy.table import Table
-from lsst.images import Image
 
 from whitediff import DetectionOptions, Exposure, detect, forced_photometry
 from whitediff.detection import expected_peaks
@@ -167,7 +166,7 @@ def noise(options: argparse.Namespace) -> dict[str, Any]:
                 generator = np.random.default_rng(10_000 + options.seed + i)
                 values = generator.standard_normal(options.shape, dtype=np.float32)
                 values *= np.sqrt(made.difference.variance)
-                white = made.difference.replaced(image=Image(values, bbox=made.difference.bbox))
+                white = made.difference.replaced(data=values)
                 searched |= {"white noise": (white, None), "uncorrected": (made.uncorrected, None)}
             for name, arguments in searched.items():
                 for level, numbers in counted(*arguments).items():
@@ -216,15 +215,14 @@ def with_sources(
     extra = np.abs(image) / gain
     noisy = image + generator.normal(size=image.shape) * np.sqrt(extra)
     return exposure.replaced(
-        image=Image((exposure.data + noisy).astype(np.float32), bbox=exposure.bbox),
+        data=(exposure.data + noisy).astype(np.float32),
         variance=(exposure.variance + extra).astype(np.float32),
     )
 
 
 def _add(image: Array, psf: Any, x: float, y: float, flux: float) -> None:
-    star = psf.compute_stellar_image(x=x, y=y)
-    box = star.bbox
-    image[box.y.start : box.y.stop, box.x.start : box.x.stop] += flux * star.array
+    star, box = psf.star(x=x, y=y)
+    image[box.y.start : box.y.stop, box.x.start : box.x.stop] += flux * star
 
 
 def blank(options: argparse.Namespace, seed: int) -> tuple[Exposure, Exposure]:

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from lsst.images.convolution_kernels import ConvolutionKernel
 
 import whitediff
 from whitediff.exposures import kernels
+from whitediff.exposures.kernels import ConvolutionKernel
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.subtraction import preconvolved, subtract

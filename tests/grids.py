@@ -176,18 +176,17 @@ def flux_ratios(difference: Exposure, sources: Array, *, radius: float = 10) -> 
     assert difference.psf is not None
     ratios, errors = [], []
     for x, y, flux in sources.T:
-        star = difference.psf.compute_stellar_image(x=x, y=y)
-        box = star.bbox
+        star, box = difference.psf.star(x=x, y=y)
         part = (slice(box.y.start, box.y.stop), slice(box.x.start, box.x.stop))
-        if min(part[0].start, part[1].start) < 0 or star.array.shape != image[part].shape:
+        if min(part[0].start, part[1].start) < 0 or star.shape != image[part].shape:
             continue
         dy = np.arange(box.y.start, box.y.stop)[:, None] - y
         dx = np.arange(box.x.start, box.x.stop) - x
         near = np.hypot(dy, dx) < radius
         if (bad[part] & near).any():
             continue
-        weight = np.where(near, star.array, 0)
-        norm = (weight * star.array).sum()
+        weight = np.where(near, star, 0)
+        norm = (weight * star).sum()
         ratios.append((weight[near] * image[part][near]).sum() / norm / flux)
         errors.append(math.sqrt((weight[near] ** 2 * variance[part][near]).sum()) / norm / flux)
     return np.array(ratios), np.array(errors)

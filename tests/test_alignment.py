@@ -122,7 +122,7 @@ def test_a_template_must_cover_enough(caplog):
         Exposure.from_arrays(part.image, variance=part.variance, mask=part.mask)
         for part in (simulation.science, simulation.template)
     )
-    part = template.replaced(image=template.image.copy())
+    part = template.replaced(data=template.data.copy())
     part.data[117:] = np.nan
     with caplog.at_level("WARNING", logger="whitediff"):
         pair = prepare(science, part)

@@ -119,7 +119,7 @@ def test_which_of_several_images_is_taken_is_said(tmp_path, caplog):
     assert "distortions in its tables, of up to 0.06 pixels, are left out" in caplog.text
     sky = exposure.wcs.pixel_to_world(104.0, 94.0)
     np.testing.assert_allclose([sky.ra.deg, sky.dec.deg], [10, 20], atol=1e-9)
-    assert exposure.sky_projection is not None
+    assert exposure.wcs is not None
     assert "has the images SCI,1, SCI,2; SCI,1 is taken. Name another as FILE[SCI,2]" in caplog.text
 
 

@@ -56,15 +56,15 @@ def make(rng, **kwargs) -> Exposure:
         header=header(),
         unit=u.electron,
         psf=gaussian(21, 2.0),
-        kernel=kernels.constant_kernel(moffat_kernel(11), _box(kwargs.get("yx0", (0, 0)))),
+        kernel=kernels.constant_kernel(moffat_kernel(11), _box(kwargs.get("origin", (0, 0)))),
         **kwargs,
     )  # fmt: skip
 
 
-def _box(yx0):
+def _box(origin):
     from whitediff.exposures.boxes import Box
 
-    return Box.from_shape(SHAPE, start=yx0)
+    return Box.from_shape(SHAPE, start=origin)
 
 
 def same(one: Exposure, other: Exposure) -> None:
@@ -83,9 +83,9 @@ def same(one: Exposure, other: Exposure) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("yx0", [(0, 0), (7, -3)])
-def test_round_trip_in_memory(rng, kind, yx0):
-    exposure = make(rng, origin=yx0)
+@pytest.mark.parametrize("origin", [(0, 0), (7, -3)])
+def test_round_trip_in_memory(rng, kind, origin):
+    exposure = make(rng, origin=origin)
     data = to_ccddata(exposure, uncertainty=kind)
     assert isinstance(data.uncertainty, KINDS[kind][0])
     np.testing.assert_array_equal(data.mask, exposure.mask.get("BAD") | exposure.mask.get("SAT"))

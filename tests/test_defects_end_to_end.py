@@ -244,7 +244,7 @@ def test_a_product_is_made_again(direction, caplog):
     assert np.array_equal(before.data, again.data, equal_nan=True)
     assert np.array_equal(before.variance, again.variance, equal_nan=True)
     assert before.mask.names == again.mask.names
-    assert np.array_equal(before.mask.array, again.mask.array)
+    assert np.array_equal(before.mask.bits, again.mask.bits)
 
 
 @pytest.mark.slow

@@ -71,8 +71,8 @@ def scene(*, mask=None, cards=None, sources=SOURCES, psf=PSF):
         image.astype(np.float32), variance=VARIANCE, mask=mask, psf=psf, origin=YX0,
         header=header() if cards is None else cards,
     )  # fmt: skip
-    for plane in (result.image, result.mask, result.variance):
-        plane.array.flags.writeable = False
+    for plane in (result.data, result.mask.bits, result.variance):
+        plane.flags.writeable = False
     return result
 
 

@@ -60,8 +60,8 @@ def exposure(image, *, mask=None, psf=True):
         psf=MODEL.image(0, 0) if psf else None,
         origin=YX0,
     )
-    for plane in (result.image, result.mask, result.variance):
-        plane.array.flags.writeable = False
+    for plane in (result.data, result.mask.bits, result.variance):
+        plane.flags.writeable = False
     return result
 
 

@@ -1,6 +1,6 @@
 """Containers: exposures, mask planes, PSFs that are images, kernels.
 
-Claims: polynomial kernels are exact in either form; a kernel PSF is a real PSF of lsst.images
+Claims: polynomial kernels are exact in either form; a kernel PSF can be a PSF of lsst.images
 and survives its archives; stars are drawn where they are; planes are found in both spellings;
 any lsst.images object with the planes is an exposure; a cut-out keeps its place on the sky; a PSF
 known at scattered positions is one over the field; subtraction keeps signs, levels and masks.
@@ -12,18 +12,19 @@ import re
 
 import astropy.io.fits
 import astropy.units as u
+import lsst.images
 import numpy as np
 import pytest
-from lsst.images import Box, Image, MaskedImage, SkyProjection
-from lsst.images.convolution_kernels import ConvolutionKernel, ImageBasisConvolutionKernel
-from lsst.images.psfs import GaussianPointSpreadFunction, PointSpreadFunction
+from lsst.images.convolution_kernels import ImageBasisConvolutionKernel
+from lsst.images.psfs import GaussianPointSpreadFunction
 from lsst.images.serialization import read_archive, write_archive
 
 from marks import slow_after
 from scenes import direct_convolution, gaussian, moffat_kernel, moffat_psfs
 from whitediff import Exposure, subtract
 from whitediff.errors import ArgumentError, DataError
-from whitediff.exposures import kernels, masks
+from whitediff.exposures import foreign, kernels, masks
+from whitediff.exposures.boxes import Box
 from whitediff.exposures.decorrelation import DecorrelationOptions, decorrelate, refuse_white
 from whitediff.exposures.fields import scattered_fit
 from whitediff.exposures.psf import (
@@ -31,6 +32,15 @@ from whitediff.exposures.psf import (
     as_kernel_psf,
     sampled_psf,
     scattered_psf,
+)
+from whitediff.formats.archive.convert import (
+    StoredPointSpreadFunction,
+    lsst_box,
+    lsst_field,
+    lsst_kernel,
+    lsst_mask,
+    lsst_psf,
+    masked_image,
 )
 
 BOX = Box.from_shape((200, 300), start=(-40, 1000))
@@ -47,7 +57,7 @@ def random_polynomial(rng, n_basis=3, n_terms=6):
 def test_polynomials_of_the_position_are_exact(rng):
     basis, coefficients = random_polynomial(rng)
     kernel = kernels.polynomial_kernel(basis, coefficients, BOX)
-    assert isinstance(kernel, ConvolutionKernel)
+    assert isinstance(kernel, kernels.ConvolutionKernel)
     for x, y in [(1000, -40), (1299.5, 159), (1113.25, 33.5)]:
         terms = np.array([1, x, y, x * x, x * y, y * y])
         expected = np.tensordot(coefficients @ terms, basis, axes=1)
@@ -67,10 +77,9 @@ def test_kernels_are_refused_with_a_reason(rng):
 
 def test_kernels_with_other_centres_are_brought_to_ours(rng):
     image = rng.normal(size=(4, 6))
-    shifted = ImageBasisConvolutionKernel(
-        image[None], kernels.constant_kernel(image, BOX).spatial, center_y=1, center_x=4
-    )
-    ours = shifted.at(x=1100, y=0)
+    fields = [lsst_field(field) for field in kernels.constant_kernel(image, BOX).fields]
+    theirs = ImageBasisConvolutionKernel(image[None], fields, center_y=1, center_x=4)
+    ours = foreign.kernel_of(theirs).at(x=1100, y=0)
     dense = np.zeros((15, 15))
     dense[7, 7] = 1
     expected = np.zeros((15, 15))
@@ -84,16 +93,20 @@ def test_a_kernel_psf_is_a_psf_of_lsst_images(rng, tmp_path):
     coefficients = np.array([[1.0, 0.001, 0.0], [0.2, 0.0, 0.002]])
     kernel = kernels.polynomial_kernel(basis, coefficients, BOX)
     psf = KernelPointSpreadFunction(kernel, average_position=(1010.0, 5.0))
-    assert isinstance(psf, PointSpreadFunction)
-    image = psf.compute_kernel_image(x=1200.5, y=100.25)
+    theirs = lsst_psf(psf)
+    assert isinstance(theirs, lsst.images.psfs.PointSpreadFunction)
+    image = theirs.compute_kernel_image(x=1200.5, y=100.25)
     assert image.array.sum() == pytest.approx(1, rel=1e-14)
-    assert image.bbox == psf.kernel_bbox == Box.from_shape((25, 25), start=(-12, -12))
+    box = lsst.images.Box.from_shape((25, 25), start=(-12, -12))
+    assert image.bbox == theirs.kernel_bbox == box
     expected = (1 + 1.2005) * 3 * psf_a + (0.2 + 0.2005) * psf_b
     np.testing.assert_allclose(image.array, expected / expected.sum(), rtol=1e-12)
 
     for name in ("psf.fits", "psf.json"):
-        write_archive(psf, tmp_path / name)
-        again = read_archive(str(tmp_path / name))
+        write_archive(theirs, tmp_path / name)
+        read = read_archive(str(tmp_path / name))
+        assert isinstance(read, StoredPointSpreadFunction)
+        again = foreign.psf_of(read)
         assert isinstance(again, KernelPointSpreadFunction)
         assert again.average_position == (1010.0, 5.0)
         np.testing.assert_array_equal(
@@ -105,18 +118,17 @@ def test_a_kernel_psf_is_a_psf_of_lsst_images(rng, tmp_path):
 @pytest.mark.parametrize(("x", "y"), [(1010.0, 3.0), (1010.3, 3.4), (1009.5, 2.5), (1010.9, -7.7)])
 def test_stars_are_drawn_where_they_are(x, y):
     psf = KernelPointSpreadFunction.from_image(gaussian(31, 2.0), BOX)
-    image = psf.compute_stellar_image(x=x, y=y)
-    assert image.bbox == psf.compute_stellar_bbox(x=x, y=y)
-    truth = GaussianPointSpreadFunction(2.0, BOX, 31).compute_stellar_image(x=x, y=y)
-    assert image.bbox == truth.bbox
-    np.testing.assert_allclose(image.array, truth.array, atol=2e-3 * truth.array.max())
-    xs = np.arange(image.bbox.x.start, image.bbox.x.stop)
-    assert (image.array.sum(axis=0) * xs).sum() == pytest.approx(x, abs=0.01)
+    image, box = psf.star(x=x, y=y)
+    truth = GaussianPointSpreadFunction(2.0, lsst_box(BOX), 31).compute_stellar_image(x=x, y=y)
+    assert lsst_box(box) == truth.bbox == lsst_psf(psf).compute_stellar_bbox(x=x, y=y)
+    np.testing.assert_allclose(image, truth.array, atol=2e-3 * truth.array.max())
+    xs = np.arange(box.x.start, box.x.stop)
+    assert (image.sum(axis=0) * xs).sum() == pytest.approx(x, abs=0.01)
 
 
 def test_any_psf_can_become_images():
-    varying = GaussianPointSpreadFunction(2.0, BOX, 21)
-    psf = as_kernel_psf(varying, BOX)
+    theirs = foreign.psf_of(GaussianPointSpreadFunction(2.0, lsst_box(BOX), 21))
+    psf = as_kernel_psf(theirs, BOX)
     assert psf.kernel.is_constant
     np.testing.assert_allclose(psf.at(x=1100, y=0), gaussian(21, 2.0), atol=1e-12)
     assert as_kernel_psf(psf, BOX) is psf
@@ -130,7 +142,7 @@ def test_a_psf_needs_a_positive_sum(image):
 
 def test_mask_planes_in_both_spellings(rng):
     planes = {name: rng.random((200, 300)) > 0.9 for name in ("SAT", "BAD", "COSMIC_RAY", "MINE")}
-    mask = masks.make_mask(planes, BOX)
+    mask = masks.make_mask(planes, BOX.shape)
     assert masks.find_plane(mask, "SATURATED") == "SAT"
     assert masks.find_plane(mask, "CR") == "COSMIC_RAY"
     assert masks.find_plane(mask, "INTRP") is None
@@ -180,35 +192,39 @@ def test_lsst_images_objects_are_exposures(rng):
     wcs = astropy.wcs.WCS(naxis=2)
     wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
     wcs.wcs.cdelt = [-5e-5, 5e-5]
-    frame = DetectorFrame(instrument="X", detector=1, visit=2, bbox=BOX)
-    projection = SkyProjection.from_fits_wcs(
-        wcs, frame, pixel_bounds=BOX, x0=BOX.x.start, y0=BOX.y.start
+    box = lsst_box(BOX)
+    frame = DetectorFrame(instrument="X", detector=1, visit=2, bbox=box)
+    projection = lsst.images.SkyProjection.from_fits_wcs(
+        wcs, frame, pixel_bounds=box, x0=BOX.x.start, y0=BOX.y.start
     )
+    bad = rng.random((200, 300)) < 0.1
     arguments = {
-        "mask": masks.make_mask({"BAD": np.zeros((200, 300), dtype=bool)}, BOX),
-        "variance": Image(2.0, bbox=BOX, unit=u.nJy**2),
+        "mask": lsst_mask(masks.make_mask({"BAD": bad}, BOX.shape), BOX),
+        "variance": lsst.images.Image(2.0, bbox=box, unit=u.nJy**2),
         "sky_projection": projection,
         "obs_info": ObservationInfo.makeObservationInfo(physical_filter="r", instrument="X"),
-        "psf": GaussianPointSpreadFunction(2.0, BOX, 21),
+        "psf": GaussianPointSpreadFunction(2.0, box, 21),
         "detector": None,
         "band": "r",
     }
-    pixels = Image(rng.normal(size=(200, 300)).astype(np.float32), bbox=BOX, unit=u.nJy)
+    values = rng.normal(size=(200, 300)).astype(np.float32)
+    pixels = lsst.images.Image(values, bbox=box, unit=u.nJy)
     visit = VisitImage(pixels, **arguments)
     kernel = kernels.constant_kernel(gaussian(11, 1.5), BOX)
-    difference = DifferenceImage(pixels, kernel=kernel, **arguments)
+    difference = DifferenceImage(pixels, kernel=lsst_kernel(kernel), **arguments)
     from whitediff import decorrelate
 
     result = decorrelate(visit, visit, difference).exposure
     assert result.bbox == BOX
     assert result.unit == u.nJy
     assert isinstance(result.psf, KernelPointSpreadFunction)
-    assert result.kernel is kernel
-    assert result.sky_projection is projection
-    assert result.wcs is not None
+    np.testing.assert_array_equal(result.kernel.at(x=1100, y=0), kernel.at(x=1100, y=0))
+    np.testing.assert_array_equal(result.mask.get("BAD"), bad)
+    there = projection.pixel_to_sky(x=1010.0, y=-30.0)
+    assert result.wcs.pixel_to_world(10, 10).separation(there).arcsec < 1e-3
     np.testing.assert_allclose(result.variance, 4.0, rtol=1e-6)
     # A masked image has no PSF; what does not need one works.
-    plain = MaskedImage(pixels, mask=visit.mask, variance=visit.variance)
+    plain = lsst.images.MaskedImage(pixels, mask=visit.mask, variance=visit.variance)
     assert decorrelate(plain, plain, plain, kernel).exposure.psf is None
 
 
@@ -321,7 +337,8 @@ def test_a_cutout_keeps_its_place(rng):
     assert part.kernel is whole.kernel
     here, there = part.wcs.pixel_to_world(2, 3), whole.wcs.pixel_to_world(10, 18)
     assert here.separation(there).arcsec < 1e-6
-    assert part.sky_projection.pixel_to_sky(x=2, y=23).separation(here).arcsec < 1e-3
+    projection = masked_image(part).sky_projection
+    assert projection.pixel_to_sky(x=2, y=23).separation(here).arcsec < 1e-3
     assert (part.header["CRPIX1P"], part.header["CRPIX2P"]) == (-8, -15)
     assert (whole.header["CRPIX1"], whole.header["CRPIX2"]) == (40, 80)
     assert "CRPIX1P" not in whole.header

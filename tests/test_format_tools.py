@@ -27,7 +27,7 @@ from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError, FileFormatError
 from whitediff.exposures import kernels
 from whitediff.exposures.boxes import Box
-from whitediff.exposures.fields import PiecewiseField, scaled_to
+from whitediff.exposures.fields import ChebyshevField, PiecewiseField, scaled_to
 from whitediff.formats import detectors, read_difference, read_kernel
 from whitediff.formats.describe import describe
 from whitediff.formats.record import read_record
@@ -167,9 +167,9 @@ def test_the_documented_reader_evaluates_all_kernels(run, rng, tmp_path):
 def test_fields_in_pieces(rng):
     box = Box.from_shape((40, 50), start=(3, 5))
     left, right = Box.between((3, 43), (5, 31)), Box.between((3, 43), (30, 45))
-    fields = [kernels.ChebyshevField(box, rng.normal(size=(3, 3))) for _ in range(2)]
+    fields = [ChebyshevField(box, rng.normal(size=(3, 3))) for _ in range(2)]
     field = PiecewiseField(box, [(left, fields[0]), (right, fields[1])])
-    image = field.render(box).array
+    image = field.on(box)
     for _ in range(30):
         x, y = int(rng.integers(5, 55)), int(rng.integers(3, 43))
         # Where both hold the later one does, and behind the last the nearest pixel's value.

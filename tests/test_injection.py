@@ -87,7 +87,7 @@ def test_sources_add_up_and_nothing_else_changes(rng):
     image[30, 40] = np.nan
     mask = {"NO_DATA": np.isnan(image), "SAT": np.zeros(SHAPE, bool)}
     before = exposure(image, mask=mask)
-    for plane in (before.data, before.variance, before.mask.array):
+    for plane in (before.data, before.variance, before.mask.bits):
         plane.setflags(write=False)
     rows = [(20.0, 70.0, 900.0), (33.2, 71.7, -400.0), (150.4, 160.0, 70.0)]
     together = inject(before, table(*rows))
@@ -95,7 +95,7 @@ def test_sources_add_up_and_nothing_else_changes(rng):
     np.testing.assert_allclose(together.data, image + sum(alone), atol=1e-3)
     assert np.isnan(together.data[30, 40])
     np.testing.assert_array_equal(together.variance, before.variance)
-    np.testing.assert_array_equal(together.mask.array, before.mask.array)
+    np.testing.assert_array_equal(together.mask.bits, before.mask.bits)
     assert together.psf is before.psf
     assert together.header["GAIN"] == 2.5
     assert together.origin == YX0
@@ -276,7 +276,7 @@ def test_command_with_random_sources(run, science, tmp_path):
     before, after = read_exposure(science), read_exposure(output)
     added = after.data.astype(float) - before.data
     assert added.sum() == pytest.approx(sources["flux"].value.sum(), rel=1e-3)
-    np.testing.assert_array_equal(after.mask.array, before.mask.array)
+    np.testing.assert_array_equal(after.mask.bits, before.mask.bits)
     np.testing.assert_array_equal(after.variance, before.variance)
     primary = fits.getheader(output)
     assert (primary["WDTASK"], primary["WDINJN"], primary["WDINJSED"]) == ("inject", 12, 5)

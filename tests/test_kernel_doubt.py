@@ -130,6 +130,6 @@ def test_the_command_brings_a_scaled_difference_to_its_level(rng, tmp_path, run)
         assert code == 0, said
         assert ("is on 0.8 times the level" in said) == (scale != 1)
         results.append(read_exposure(paths[3]))
-    for plane in ("image", "variance"):
-        first, second = (getattr(each, plane).array for each in results)
+    for plane in ("data", "variance"):
+        first, second = (getattr(each, plane) for each in results)
         np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-3)

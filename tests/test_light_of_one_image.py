@@ -231,10 +231,10 @@ def test_a_level_is_that_of_the_surroundings():
     assert not detection.surrounding_level(found, away, 4.7).any()
 
 
-@pytest.mark.parametrize("yx0", [(0, 0), (40, -17)])
+@pytest.mark.parametrize("origin", [(0, 0), (40, -17)])
 @pytest.mark.parametrize("unit", [1.0, 1e-20])
 @pytest.mark.parametrize("level", [-30.0, 2.5])
-def test_a_region_of_one_image_alone_is_told_of(level, unit, yx0):
+def test_a_region_of_one_image_alone_is_told_of(level, unit, origin):
     for seed in range(8):
         rng = np.random.default_rng(seed)
         image = rng.normal(0, 1, (300, 340))
@@ -244,7 +244,7 @@ def test_a_region_of_one_image_alone_is_told_of(level, unit, yx0):
 
         def told(values):
             exposure = Exposure.from_arrays(
-                (unit * values).astype(np.float32), variance=unit**2, origin=yx0
+                (unit * values).astype(np.float32), variance=unit**2, origin=origin
             )
             sums = square_sums(exposure)
             assert sums is not None
@@ -253,7 +253,7 @@ def test_a_region_of_one_image_alone_is_told_of(level, unit, yx0):
         assert told(image) == ""
         image[160:224, 40:120] += level
         text = told(image)
-        assert f"in rows {160 + yx0[0]} to {223 + yx0[0]}" in text
-        assert f"columns {40 + yx0[1]} to {119 + yx0[1]}" in text
+        assert f"in rows {160 + origin[0]} to {223 + origin[0]}" in text
+        assert f"columns {40 + origin[1]} to {119 + origin[1]}" in text
         share = float(text.split("%")[0])
         assert share == pytest.approx(100 * 64 * 80 / 296 / 336, rel=0.1)

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import pickle
 
+import lsst.images
 import lsst.pex.config as pex_config
 import numpy as np
 import pytest
-from lsst.images import Box, Image
 from lsst.pipe.base import Struct, Task
 
 from scenes import gaussian, moffat_kernel
@@ -22,7 +22,9 @@ from whitediff import Exposure
 from whitediff.convolution import convolve, convolve_varying
 from whitediff.errors import ArgumentError
 from whitediff.exposures import kernels
+from whitediff.exposures.boxes import Box
 from whitediff.exposures.psf import KernelPointSpreadFunction
+from whitediff.formats.archive.convert import lsst_box, masked_image
 from whitediff.profiles import full_width_half_maximum
 from whitediff.tasks import (
     DecorrelateALKernelMapper,
@@ -79,8 +81,8 @@ class BlurMapper(ImageMapper):
 
     def run(self, subExposure, expandedSubExposure, fullBBox, **kwargs):
         image = convolve(expandedSubExposure.data, gaussian(7, 1.2))
-        result = expandedSubExposure.replaced(image=Image(image, bbox=expandedSubExposure.bbox))
-        return Struct(subExposure=result.masked_image[subExposure.bbox])
+        result = masked_image(expandedSubExposure.replaced(data=image))
+        return Struct(subExposure=result[lsst_box(subExposure.bbox)])
 
 
 class PsfMapper(ImageMapper):
@@ -227,8 +229,8 @@ def test_a_mapper_may_change_what_it_gets(rng, operation):
     bad = rng.random((50, 47)) < 0.1
     whole = exposure(rng, mask={"BAD": bad})
     whole.data[20, 20] = np.nan
-    for plane in (whole.image, whole.mask, whole.variance):
-        plane.array.flags.writeable = False
+    for plane in (whole.data, whole.mask.bits, whole.variance):
+        plane.flags.writeable = False
     config = square(grid_config(), size=10.0, step=7.0)
     config.reducer.reduceOperation = operation
     task = ImageMapReduceTask(config=config)
@@ -269,7 +271,7 @@ def test_a_mapper_may_return_anything(rng):
 def test_borders_hide_the_seams(rng):
     whole = exposure(rng)
     task = ImageMapReduceTask(config=square(grid_config(BlurMapper), size=12.0, border=3.0))
-    result = task.run(whole.masked_image).exposure
+    result = task.run(masked_image(whole)).exposure
     expected = convolve(whole.data, gaussian(7, 1.2))
     np.testing.assert_allclose(result.data, expected, atol=1e-5)
 
@@ -525,9 +527,7 @@ def test_scores_by_cells(rng, score_filter):
     psf, image = gaussian(41, 2.0), gaussian(41, 2.2)
     kernel = kernels.constant_kernel(image, box)
     science, template = (exposure(rng, shape, psf=psf) for _ in range(2))
-    score = science.replaced(
-        image=Image(convolve(science.data, psf) - convolve(template.data, image), bbox=box)
-    )
+    score = science.replaced(data=convolve(science.data, psf) - convolve(template.data, image))
     score.psf = KernelPointSpreadFunction.from_image(gaussian(41, 2 * np.sqrt(2)), box)
     task = spatial_task(scoreFilter=score_filter)
     arguments = dict(preConvMode=True)
@@ -624,7 +624,8 @@ def test_any_kernel_and_its_names(small):
     expected = small_task().run(*small).correctedExposure.data
     image = kernel.at(x=0, y=50)
     psf = KernelPointSpreadFunction.from_image(image, difference.bbox)
-    for other in (image, psf, Image(image, bbox=Box.from_shape((9, 9), start=(-4, -4)))):
+    stamp = lsst.images.Image(image, bbox=lsst_box(Box.from_shape((9, 9), start=(-4, -4))))
+    for other in (image, psf, stamp):
         result = small_task().run(science, template, difference, other).correctedExposure
         np.testing.assert_allclose(result.data, expected, atol=1e-5)
         np.testing.assert_allclose(result.kernel.at(x=5, y=50), image, atol=1e-12)
@@ -672,8 +673,8 @@ def test_borders_hold_the_kernel_and_units_come_from_any_psf(small):
 
 def test_inputs_stay_and_messages_come_once(small, caplog):
     for each in small[:3]:
-        for plane in (each.image, each.mask, each.variance):
-            plane.array.flags.writeable = False
+        for plane in (each.data, each.mask.bits, each.variance):
+            plane.flags.writeable = False
     psf = small[2].psf
     task = small_task()
     result = task.run(*small, svar=1e-9, tvar=1.0)

@@ -196,12 +196,9 @@ def test_residuals_at_stars_are_what_was_left_there(pair):
     assert abs(before["median"]) < 0.01 + 4 * before["median_error"]
     left = 0.05
     for row in stars:
-        stamp = difference.psf.compute_stellar_image(x=row["x"], y=row["y"])
-        try:
-            part = difference.image[stamp.bbox]
-        except Exception:
-            continue
-        part.array[...] += left * row["flux"] * stamp.array
+        stamp, box = difference.psf.star(x=row["x"], y=row["y"])
+        if difference.bbox.contains(box):
+            difference.data[difference.bbox.slices_of(box)] += left * row["flux"] * stamp
     after = star_residuals(stars, difference)
     # Neighbours got theirs, too.
     assert after["median"] - before["median"] == pytest.approx(left, abs=0.005)

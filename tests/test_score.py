@@ -82,7 +82,7 @@ def test_score_is_the_optimal_statistic(made):
     free = ~bad & ~maximum_filter(score.mask.get("SOURCE"), 15)
     noise = image[free] / np.sqrt(variance[free])
     # Independent pixels: one in the area of the squared autocorrelation of the PSF.
-    science_psf = psf_image(read_exposure(directory / "science.fits").psf, x=700, y=700)
+    science_psf = read_exposure(directory / "science.fits").psf.at(x=700, y=700)
     area = 1 / np.sum(science_psf**2)
     error = np.sqrt(2 * area / noise.size)
     assert np.var(noise, dtype=float) == pytest.approx(1, abs=4 * error + 0.02)
@@ -118,7 +118,7 @@ def test_psf_of_the_score(made):
     planes = ("CONTAMINATED", "SAT", "EDGE", "BAD", "NO_DATA")
     bad = np.logical_or.reduce([score.mask.get(name) for name in planes])
     psf = score.psf.at(x=700, y=700)
-    science_psf = psf_image(read_exposure(directory / "science.fits").psf, x=700, y=700)
+    science_psf = read_exposure(directory / "science.fits").psf.at(x=700, y=700)
     assert psf.shape[0] >= 2 * science_psf.shape[0] - 1
     half = psf.shape[0] // 2
     assert psf[half - 2 : half + 3, half - 2 : half + 3].argmax() == 12
@@ -126,8 +126,8 @@ def test_psf_of_the_score(made):
     reach, stack, weight = 8, 0.0, 0.0
     for x, y, flux in lonely_transients(directory, bad):
         i, j = round(x), round(y)
-        star = score.psf.compute_stellar_image(x=x, y=y)
-        part = star.array[half - reach : half + reach + 1, half - reach : half + reach + 1]
+        star, _ = score.psf.star(x=x, y=y)
+        part = star[half - reach : half + reach + 1, half - reach : half + reach + 1]
         data = score.data[j - reach : j + reach + 1, i - reach : i + reach + 1]
         stack = stack + flux * (data - flux * part)
         weight = weight + flux**2

@@ -88,7 +88,7 @@ def make_pair(rng, *, shape=(90, 84), origin=(30, -7), kernel=None, nan=True):
     bad = np.zeros(shape, dtype=bool)
     bad[:, 10] = True
     exposures = [
-        Exposure.from_arrays(image, variance=variance, mask={"BAD": bad}, psf=psf, origin=yx0)
+        Exposure.from_arrays(image, variance=variance, mask={"BAD": bad}, psf=psf, origin=origin)
         for image, variance, psf in (
             (science, 25.0, science_psf),
             (template, 9.0, template_psf),
@@ -145,7 +145,7 @@ def test_documented_defaults():
 def test_run_leaves_its_inputs_alone_and_says_what_it_did(rng):
     science, template, difference, kernel = make_pair(rng)
     for exposure in (science, template, difference):
-        for array in (exposure.data, exposure.mask.array, exposure.variance):
+        for array in (exposure.data, exposure.mask.bits, exposure.variance):
             array.flags.writeable = False
     kernel.flags.writeable = False
     task = DecorrelateALKernelTask()

@@ -25,7 +25,7 @@ def difference(shape, seed, factor, *, unit=1.0, origin=(0, 0)):
     y, x = (rng.integers(0, n, 40) for n in shape)
     image[y, x] += 300
     plane = np.full(shape, unit**2, np.float32)
-    return Exposure.from_arrays((unit * image).astype(np.float32), variance=plane, origin=yx0)
+    return Exposure.from_arrays((unit * image).astype(np.float32), variance=plane, origin=origin)
 
 
 def radius2(shape):
@@ -48,15 +48,15 @@ def test_even_noise_is_not_told_of(shape, level, seed):
 def test_uneven_noise_is_told_of_with_its_places(shape, unit, sign, seed):
     """The corners, or the middle, have more of it."""
     factor = 1 + sign * 1.2 * (radius2(shape) - 0.35)
-    yx0 = (100, -50)
-    text = uneven_noise(square_sums(difference(shape, seed, factor, unit=unit, origin=yx0)))
+    origin = (100, -50)
+    text = uneven_noise(square_sums(difference(shape, seed, factor, unit=unit, origin=origin)))
     found = re.findall(
         r"([\d.]+) times it in rows (-?\d+) to (-?\d+) and columns (-?\d+) to (-?\d+)", text
     )
     assert len(found) == 2
     for value, *box in found:
         y0, y1, x0, x1 = map(int, box)
-        part = factor[y0 - yx0[0] : y1 - yx0[0] + 1, x0 - yx0[1] : x1 - yx0[1] + 1]
+        part = factor[y0 - origin[0] : y1 - origin[0] + 1, x0 - origin[1] : x1 - origin[1] + 1]
         assert part.size > 2000
         assert float(value) == pytest.approx(part.mean(), rel=0.08)
     assert float(found[0][0]) < 0.9

@@ -11,7 +11,8 @@ import pytest
 from astropy.io import fits
 
 from whitediff.exposures.boxes import Box
-from whitediff.exposures.sky import celestial_wcs, disagreement, sky_projection
+from whitediff.exposures.sky import celestial_wcs, disagreement
+from whitediff.formats.archive.convert import lsst_box, sky_projection
 
 SHAPE = (300, 280)
 CD = {"CD1_1": -7e-5, "CD1_2": 1e-6, "CD2_1": 1e-6, "CD2_2": 7e-5}
@@ -62,7 +63,7 @@ def test_coordinates_are_those_that_astropy_reads(kind):
     projection = sky_projection(header, box)
     assert projection is not None
     # Pixels of 0.25 arcsec; the class promises 1e-3 of one.
-    assert disagreement(astropy.wcs.WCS(header), projection, box) < 1e-3
+    assert disagreement(astropy.wcs.WCS(header), projection, lsst_box(box)) < 1e-3
 
 
 @pytest.mark.filterwarnings("ignore::astropy.wcs.FITSFixedWarning")

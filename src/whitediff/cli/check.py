@@ -204,7 +204,7 @@ def run_check(
         results: list[Any] = []
         drawn: list[Any] = []
         maps: list[Any] = []
-        grid: dict[str, Any] = {"cells": cells, "yx0": exposure.origin}
+        grid: dict[str, Any] = {"cells": cells, "origin": exposure.origin}
         for path, pixels, use in measured:
             try:
                 if score:

@@ -467,7 +467,7 @@ def complete_planes(difference: Any, inputs: dict[str, Any], *, wcs_from: Any) -
     from ..exposures import masks
     from ..formats.headers import wcs_cards
 
-    mask, projection = difference.mask, difference.sky_projection
+    mask = difference.mask
     if not mask.names:
         for exposure in inputs.values():
             for name in exposure.mask.names:
@@ -480,9 +480,8 @@ def complete_planes(difference: Any, inputs: dict[str, Any], *, wcs_from: Any) -
             )
     if difference.wcs is None and wcs_from.wcs is not None:
         difference.header.extend(wcs_cards(wcs_from.header), unique=True)
-        projection = wcs_from.sky_projection
         log.info("%s: has no WCS; that of %s is used.", difference.source, wcs_from.source)
-    return difference.replaced(mask=mask, sky_projection=projection)
+    return difference.replaced(mask=mask)
 
 
 def _check_position(difference: Any, x: float | None, y: float | None) -> None:

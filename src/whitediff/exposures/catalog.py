@@ -450,9 +450,9 @@ def _indices(
 
 
 def _bits_within(array: Array, x: Array, y: Array, radius: float) -> Array:
-    """All bits of a mask that a pixel near positions carries, ``(n, bytes)``."""
+    """All bits of a mask that a pixel near positions carries, ``(n,)``."""
     rows, columns, inside = _indices(array.shape, x, y, radius)
-    bits = array[rows, columns] * inside[..., None].astype(array.dtype)
+    bits = array[rows, columns] * inside.astype(array.dtype)
     return np.bitwise_or.reduce(bits, axis=(1, 2))
 
 

@@ -402,10 +402,10 @@ def _place(
 
 
 def _fitted_part(
-    shape: tuple[int, int], yx0: tuple[int, int], place: tuple[float, float] | None
+    shape: tuple[int, int], origin: tuple[int, int], place: tuple[float, float] | None
 ) -> tuple[slice, slice]:
     """Pixels of the fit: all of a stamp, and of a larger image those around the place."""
-    middle = None if place is None else (place[1] - yx0[0], place[0] - yx0[1])
+    middle = None if place is None else (place[1] - origin[0], place[0] - origin[1])
     part = []
     for axis, n in enumerate(shape):
         centre = n // 2 if middle is None else round(middle[axis])

@@ -269,7 +269,7 @@ def pixel_origin(header: astropy.io.fits.Header, name: str) -> tuple[int, int]:
 
     Returns
     -------
-    yx0
+    origin
         (y, x); 0 where there is no such WCS.
 
     Raises

@@ -630,7 +630,7 @@ class AlardLuptonSubtractTask(PipelineTask):
             scaleFactor=solution.scale_factor,
         )
         difference = finished.difference
-        difference.masked_image.mask = self.updateMasks(
+        difference.mask = self.updateMasks(
             difference, pair, matchedTemplate=template, matchedScience=science
         )
         if self.config.doDecorrelation:
