@@ -35,7 +35,7 @@ from surveys import copy_pair, make_pairs, write_manifest
 from whitediff import read_exposure
 from whitediff.errors import ArgumentError, FileFormatError, OutputExistsError, WhitediffError
 from whitediff.exposures.boxes import Box
-from whitediff.formats.archive.convert import lsst_box
+from whitediff.formats.archive.convert import lsst_box, lsst_kernel
 
 pytest.importorskip("lsst.ctrl.mpexec")
 
@@ -167,8 +167,8 @@ def test_components_and_cutouts_are_those_of_the_whole(repo, pairs):
         masked = butler.get("science.masked_image", data_id())
         assert butler.get("science.bbox", data_id()) == lsst_box(whole.bbox)
         assert butler.get("science.kernel", data_id()) is None
+        outside = lsst.images.Box.from_shape((9, 9), start=(-5, 0))
         with pytest.raises(Exception, match="does not contain"):
-            outside = lsst.images.Box.from_shape((9, 9), start=(-5, 0))
             butler.get("science", data_id(), parameters={"bbox": outside})
     expected = whole.cutout(BOX)
     assert part.bbox == BOX

@@ -13,7 +13,6 @@ import pytest
 from astro_metadata_translator import ObservationInfo
 from astropy.io import fits
 from lsst.images import (
-    Box,
     DetectorFrame,
     DifferenceImage,
     Image,
@@ -35,10 +34,13 @@ from scenes import gaussian
 from whitediff import Exposure, read_exposure
 from whitediff.convolution import convolve
 from whitediff.exposures import kernels, masks
+from whitediff.exposures.boxes import Box
+from whitediff.formats.archive.convert import lsst_box, lsst_kernel, lsst_mask
 
 starlink = pytest.importorskip("starlink.Ast")
 
 BOX = Box.from_shape((150, 160), start=(40, 300))
+LSST_BOX = lsst_box(BOX)
 
 
 def make_detector() -> Detector:
@@ -51,7 +53,7 @@ def make_detector() -> Detector:
     frames.addframe(1, starlink.ZoomMap(2, 100.0), pixels)
     model = CameraFrameSetSerializationModel(instrument="TestCam", ast=str(frames))
     attributes = DetectorAttributes(
-        name="D1", id=1, type=DetectorType.SCIENCE, serial="1", bbox=Box.from_shape((400, 800)),
+        name="D1", id=1, type=DetectorType.SCIENCE, serial="1", bbox=lsst_box(Box.from_shape((400, 800))),
         orientation=Orientation(focal_plane_x=0.0, focal_plane_y=0.0, focal_plane_z=0.0),
         pixel_size=0.01, physical_type="CCD",
     )  # fmt: skip
@@ -64,15 +66,15 @@ def archives(rng, tmp_path):
     wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
     wcs.wcs.crval = [150.0, 2.0]
     wcs.wcs.cdelt = [-5e-5, 5e-5]
-    frame = DetectorFrame(instrument="TestCam", detector=1, visit=2, bbox=BOX)
+    frame = DetectorFrame(instrument="TestCam", detector=1, visit=2, bbox=LSST_BOX)
     common = {
         "sky_projection": SkyProjection.from_fits_wcs(
-            wcs, frame, pixel_bounds=BOX, x0=BOX.x.start, y0=BOX.y.start
+            wcs, frame, pixel_bounds=LSST_BOX, x0=BOX.x.start, y0=BOX.y.start
         ),
         "obs_info": ObservationInfo.makeObservationInfo(
             physical_filter="r", instrument="TestCam", exposure_id=2, visit_id=2
         ),
-        "psf": GaussianPointSpreadFunction(2.5, BOX, 25),
+        "psf": GaussianPointSpreadFunction(2.5, LSST_BOX, 25),
         "detector": make_detector(),
         "band": "r",
     }
@@ -87,12 +89,12 @@ def archives(rng, tmp_path):
     ):
         pixels = pixels.astype(np.float32)
         planes = {
-            "mask": masks.make_mask({"SATURATED": saturated}, BOX),
-            "variance": Image(np.float32(variance), bbox=BOX, unit=u.nJy**2, dtype=np.float32),
+            "mask": lsst_mask(masks.make_mask({"SATURATED": saturated}, BOX.shape), BOX),
+            "variance": Image(np.float32(variance), bbox=LSST_BOX, unit=u.nJy**2, dtype=np.float32),
         }
-        image = Image(pixels, bbox=BOX, unit=u.nJy)
+        image = Image(pixels, bbox=LSST_BOX, unit=u.nJy)
         if name == "difference":
-            kernel = kernels.constant_kernel(1.3 * gaussian(15, 1.5), BOX)
+            kernel = lsst_kernel(kernels.constant_kernel(1.3 * gaussian(15, 1.5), BOX))
             exposure = DifferenceImage(image, kernel=kernel, **planes, **common)
         else:
             exposure = VisitImage(image, **planes, **common)

@@ -136,7 +136,7 @@ def covered(task, whole):
     count = np.zeros(whole.shape, int)
     for cell in task.boxes0:
         assert whole.bbox.contains(cell)
-        count[cell.slice_within(whole.bbox)] += 1
+        count[whole.bbox.slices_of(cell)] += 1
     return count
 
 
@@ -164,7 +164,7 @@ def test_cells_cover_every_frame(adjust, shape):
                 else:
                     assert max(side) == min(wanted, n)
             for cell, expanded in zip(task.boxes0, task.boxes1, strict=True):
-                assert expanded == cell.padded(3).intersection(whole.bbox)
+                assert expanded == cell.grown(3).overlap(whole.bbox)
 
 
 def test_what_gives_way_is_chosen(caplog):

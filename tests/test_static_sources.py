@@ -133,7 +133,7 @@ def untold(exposure):
         for name in exposure.mask.names
         if name not in (masks.STATIC, masks.STATIC_BRIGHT)
     }
-    return exposure.replaced(mask=masks.make_mask(planes, exposure.bbox))
+    return exposure.replaced(mask=masks.make_mask(planes, exposure.shape))
 
 
 @pytest.mark.slow

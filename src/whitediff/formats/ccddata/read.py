@@ -110,4 +110,4 @@ def _without(mask: Any, name: str) -> Any:
     if name not in mask.names:
         return mask
     planes = {other: mask.get(other) for other in mask.names if other != name}
-    return masks.make_mask(planes, mask.bbox)
+    return masks.make_mask(planes, mask.shape)
