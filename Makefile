@@ -3,18 +3,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow test-wide check bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/whitediff demo --output demo-output --overwrite
 
 # Side by side, file by file: two processes of few threads take less time than one of many.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not wide"
 
 # Butlers, clusters, thousands of sources: what takes longest.
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not wide"
+
+# All further seeds and kinds of fields: an hour or two, before a release.
+test-wide: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m wide
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import collections
 import gc
 import logging
 import shutil
@@ -7,6 +8,26 @@ import subprocess
 
 import numpy as np
 import pytest
+
+CASES = 4
+"""Slow cases of a test that are run each time, unless ``@pytest.mark.cases`` says another number.
+The others, further seeds and kinds of the same, are wide."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark slow cases as wide that are not in an even sample of their test's."""
+    slow = collections.defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("wide"):
+            slow[item.nodeid.split("[")[0]].append(item)
+    for cases in slow.values():
+        marker = cases[0].get_closest_marker("cases")
+        number = marker.args[0] if marker else CASES
+        chosen = {round(i) for i in np.linspace(0, len(cases) - 1, number)}
+        for i, item in enumerate(cases):
+            if len(cases) > number and i not in chosen:
+                item.add_marker(pytest.mark.wide)
 
 
 @pytest.fixture

@@ -141,6 +141,7 @@ def test_one_pixel_in_a_hundred_costs_few_stars(kind, how, which):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("share", [0.002, 0.05, "columns"])
 @pytest.mark.parametrize("kind", ["template convolved", "science convolved"])
 def test_any_share_of_bad_pixels(kind, share):

@@ -972,6 +972,7 @@ def good_and_bad(pairs, directory, number):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_batch_comes_to_the_same_end(pairs, tmp_path, which):
     number = 24

@@ -998,6 +998,7 @@ def test_a_run_with_all_of_its_results_has_nothing_left_to_do(pairs, tmp_path, c
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_files_are_read_within_the_limits_of_the_command(pairs, tmp_path, processes):
     """In processes of their own, too; ingesting to convert reads them as well."""
@@ -1022,6 +1023,7 @@ def test_files_are_read_within_the_limits_of_the_command(pairs, tmp_path, proces
 
 
 @pytest.mark.slow
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_run_that_is_stopped_is_resumed(pairs, tmp_path, which, late):

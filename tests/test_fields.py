@@ -43,6 +43,7 @@ def test_small_fields(kind, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(7)
 @pytest.mark.parametrize("kind", KINDS)
 def test_fields(kind, tmp_path):
     # Stars that vary by a fifth are no transients, but they have changed.

@@ -138,6 +138,7 @@ def pulls_and_peak(kind, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("name", KINDS)
 def test_sums_are_right_within_their_errors(name):
     found = np.array([pulls_and_peak(KINDS[name], seed) for seed in range(8)]).T

@@ -271,6 +271,7 @@ def significant(difference, sigma):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("widths", [(2.2, 1.7), (1.7, 2.2)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_local_distortions_leave_no_false_sources(widths, seed):

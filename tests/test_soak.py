@@ -75,7 +75,7 @@ def test_pairs_in_one_process_leave_nothing(tmp_path):
     assert len(set(memory.files[EARLY:])) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_pairs_in_a_batch_leave_nothing(tmp_path):
     for memory in in_a_batch(NUMBER, tmp_path):
         assert memory.growth(len(memory.resident) // 3) < GROWTH, str(memory)

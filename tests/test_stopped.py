@@ -489,6 +489,7 @@ def test_a_kill_at_any_moment_leaves_nothing_half(inputs):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(6)
 @pytest.mark.parametrize("name", KILLED)
 def test_a_kill_of_any_command_at_any_moment_leaves_nothing_half(inputs, name):
     assert killed_at_random(name, inputs, number=3, seed=len(name)) > 0
