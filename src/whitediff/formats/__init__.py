@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,8 @@ from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
 from ..exposures.psf import KernelPointSpreadFunction, PointSpreadFunction
 from ..reading import ReadingOptions, VarianceSource
-from . import archive, hotpants, piff, plain, psfex, sfft
+from . import archive, hotpants, own, piff, plain, psfex, sfft
 from . import ccddata as _ccddata
-from .archive.read import read_object
 from .difference import Difference, KernelElsewhereError, check_reproduced, kernel_doubt
 from .files import opened, split_extension
 from .hotpants.read import read_difference as _read_hotpants
@@ -130,7 +129,7 @@ def read_exposure(
     with opened(file, checksums=box is None) as hdus:
         identity = identify(hdus)
         is_masked = "VARIANCE" in hdus and "MASK" in hdus
-        is_whole = "JSON" in hdus
+        is_whole = "JSON" in hdus or archive.recognise(hdus) is None
         missing = (
             [] if identity is None or extension is not None else missing_planes(hdus, identity)
         )
@@ -147,17 +146,16 @@ def read_exposure(
         raise FileFormatError(f"{file}: is no image, but a {identity.kind}: {identity.detail}.")
     reader: Any = _READERS.get(identity.format, plain)
     whole = extension is None and not isinstance(options.variance, VarianceSource)
-    if identity.format == "lsst.images" and whole:
-        if not is_whole:
-            raise FileFormatError(
-                f"{file}: is an lsst.images archive without its end (JSON); copy or download it"
-                " again."
-            )
-        if is_masked and options.mask is options.mask_bits is options.saturation is None:
-            return archive.read(file, box=box)
-        if is_masked:
-            exposure: Exposure = plain.with_options(archive.read(file), options, file)
-            return exposure if box is None else exposure.cutout(box)
+    if not is_whole and whole:
+        raise FileFormatError(
+            f"{file}: is an lsst.images archive without its end (JSON); copy or download it again."
+        )
+    if identity.format in ("whitediff", "lsst.images") and whole and is_masked:
+        read = own.read if identity.format == "whitediff" else _archive_reader()
+        if options.mask is options.mask_bits is options.saturation is None:
+            return read(file, box=box)
+        exposure: Exposure = plain.with_options(read(file), options, file)
+        return exposure if box is None else exposure.cutout(box)
     exposure = reader.read(
         file,
         extension,
@@ -165,6 +163,20 @@ def read_exposure(
         needs_variance=needs_variance,
     )
     return exposure if box is None else exposure.cutout(box)
+
+
+def _archive_reader() -> Callable[..., Exposure]:
+    """Reader of lsst.images archives; without that library, they are read as plain FITS."""
+    try:
+        from .archive.read import read
+    except ModuleNotFoundError as error:
+        _log.info(
+            "%s is not installed: archives of lsst.images are read without PSFs and projections of"
+            " its own kinds; install whitediff[rubin] for these.",
+            error.name,
+        )
+        return own.read
+    return read
 
 
 def _united(path: Path, options: ReadingOptions | None, **given: Any) -> ReadingOptions:
@@ -533,13 +545,23 @@ def _read_stamp(
             )
         if hdu is not None:
             return read_kernel_hdus(hdus, hdu, bounds=bounds, path=str(file))
-    obj = read_object(file)
+    obj = _archived_object(file)
     if hasattr(obj, "mask"):
         obj = getattr(obj, name.lower(), None)
     obj = foreign.adapted(obj)
     if not isinstance(obj, ConvolutionKernel | PointSpreadFunction):
         raise FileFormatError(f"{file}: this lsst.images archive holds no {name.lower()}.")
     return obj
+
+
+def _archived_object(file: Path) -> Any:
+    try:
+        from .archive.read import read_object
+    except ModuleNotFoundError as error:
+        raise FileFormatError(
+            f"{file}: is an lsst.images archive; install whitediff[rubin] to read it."
+        ) from error
+    return read_object(file)
 
 
 def _check_only(hdus: Any, hdu: Any, file: Path) -> None:
@@ -590,7 +612,7 @@ def write_exposure(
     -----
     The layout is described in docs/file-format.md.
     """
-    archive.write(
+    own.write(
         exposure,
         Path(path),
         overwrite=overwrite,

@@ -321,7 +321,7 @@ def _roles(
     hdus: astropy.io.fits.HDUList, identity: Identity, extension: Any, path: Path
 ) -> dict[int, str]:
     roles: dict[int, str] = {}
-    if identity.format == "lsst.images" and extension is None:
+    if identity.format in ("whitediff", "lsst.images") and extension is None:
         return {i: _ARCHIVE_ROLES.get(hdu.name.upper(), "") for i, hdu in enumerate(hdus)}
     if identity.format == "hotpants":
         table = kernel_table(hdus)

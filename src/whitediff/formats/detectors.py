@@ -33,7 +33,7 @@ def detectors(path: str | Path) -> list[str]:
     file, _ = split_extension(path)
     with opened(file) as hdus:
         identity = identify(hdus)
-        archive = identity is not None and identity.format == "lsst.images"
+        archive = identity is not None and identity.format in ("whitediff", "lsst.images")
         names = [] if archive else image_names(hdus)
     if not names:
         raise FileFormatError(

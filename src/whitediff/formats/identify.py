@@ -7,7 +7,7 @@ from typing import Literal
 
 import astropy.io.fits
 
-from . import archive, ccddata, hotpants, piff, plain, psfex, sfft
+from . import archive, ccddata, hotpants, own, piff, plain, psfex, sfft
 from .lsst import afw
 
 __all__ = ["Identity", "identify", "missing_planes"]
@@ -27,8 +27,8 @@ class Identity:
     Attributes
     ----------
     format
-        ``lsst.images``, ``hotpants``, ``sfft``, ``psfex``, ``piff``, ``lsst.afw``, ``ccddata`` or
-        ``plain``.
+        ``whitediff``, ``lsst.images``, ``hotpants``, ``sfft``, ``psfex``, ``piff``, ``lsst.afw``,
+        ``ccddata`` or ``plain``.
     kind
         What it holds in the first place.
     detail
@@ -59,6 +59,8 @@ def identify(hdus: astropy.io.fits.HDUList) -> Identity | None:
         if kind is None and schema.endswith("psf"):
             kind = "psf"
         return Identity("lsst.images", kind or "image", f"lsst.images archive ({schema})")
+    if own.recognise(hdus) is not None:
+        return Identity("whitediff", "image", "whitediff exposure")
     # Before the programs whose headers a difference keeps when it is converted.
     found = ccddata.recognise(hdus)
     if found is not None:

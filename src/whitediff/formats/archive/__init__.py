@@ -1,7 +1,5 @@
-"""Archives of lsst.images, ours among them."""
+"""Archives of lsst.images: to recognise one needs nothing, to read it that library."""
 
-from .read import read
 from .recognise import recognise
-from .write import write
 
-__all__ = ["read", "recognise", "write"]
+__all__ = ["recognise"]

@@ -34,16 +34,9 @@ from ...outputs import staged
 from ...planes import each_block
 from ..files import opened
 from ..headers import observation_header, without_provenance, without_wcs
+from ..own.read import companions
 from ..planes import native
 from ..record import decorrelated
-from ..stamps import (
-    NOISE,
-    find_hdu,
-    read_background_hdu,
-    read_kernel_hdus,
-    read_noise_hdus,
-    read_psf_hdus,
-)
 from .trusted import check_archive, check_schema
 
 __all__ = ["read", "read_object"]
@@ -115,46 +108,25 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
                 )
             planes = _Planes.of(obj)
         whole, part = planes.whole, planes.part
-        psf, kernel, background = planes.psf, planes.kernel, None
-        primary = without_provenance(observation_header(hdus[0].header))
-        score = hdus[0].header.get("WDSCORE") is True
-        decorrelated_by = decorrelated(hdus[0].header)
         header = observation_header(hdus["IMAGE"].header)
         if part != whole:
             inside = whole.slices_of(part)
             header = shifted_header(header, dy=inside[0].start, dx=inside[1].start)
-        header = _sky_header(header, planes, path)
-        kernel_hdu = find_hdu(hdus, ("KERNEL",))
-        if kernel is None and kernel_hdu is not None and kernel_hdu.is_image:
-            kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=whole, path=str(path))
-        psf_hdu = find_hdu(hdus, ("PSF",))
-        if psf is None and psf_hdu is not None and psf_hdu.is_image:
-            psf = read_psf_hdus(hdus, psf_hdu, bounds=whole, path=str(path))
-        background_hdu = find_hdu(hdus, ("BACKGROUND",))
-        if background_hdu is not None and background_hdu.is_image:
-            background = read_background_hdu(background_hdu)
-            if isinstance(background, np.ndarray) and part != whole:
-                background = background[whole.slices_of(part)]
-        noise_hdu = find_hdu(hdus, (NOISE,))
-        noise = None
-        if noise_hdu is not None and noise_hdu.is_image:
-            noise = read_noise_hdus(hdus, noise_hdu, bounds=whole, path=str(path))
-    exposure = Exposure(
-        planes.image,
-        planes.variance,
-        planes.mask,
-        origin=part.start,
-        unit=planes.unit,
-        psf=psf,
-        kernel=kernel,
-        background=background,
-        header=header,
-        primary_header=primary,
-        source=str(path),
-        noise=noise,
-        is_score=score,
-        decorrelated_by=decorrelated_by,
-    )
+        beside = companions(hdus, whole, part, path)
+        given = {"psf": planes.psf, "kernel": planes.kernel}
+        exposure = Exposure(
+            planes.image,
+            planes.variance,
+            planes.mask,
+            origin=part.start,
+            unit=planes.unit,
+            header=_sky_header(header, planes, path),
+            primary_header=without_provenance(observation_header(hdus[0].header)),
+            source=str(path),
+            is_score=hdus[0].header.get("WDSCORE") is True,
+            decorrelated_by=decorrelated(hdus[0].header),
+            **beside | {name: value for name, value in given.items() if value is not None},
+        )
     return exposure if box is None or exposure.bbox == box else exposure.cutout(box)
 
 

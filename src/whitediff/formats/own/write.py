@@ -1,0 +1,209 @@
+"""Exposures as plain FITS: IMAGE, MASK and VARIANCE, then what belongs to them.
+
+The cards of the exposure's header are written as they are, its WCS among them; the pixel
+coordinates of the first pixel stand in a linear WCS ``A``, and cards name the bits of the mask.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import astropy.io.fits
+import astropy.table
+import numpy as np
+import numpy.typing as npt
+
+from ...exposures.masks import Mask
+from ...exposures.model import Exposure
+from ...exposures.psf import KernelPointSpreadFunction, as_kernel_psf
+from ...noise import NoiseCovariance
+from ...planes import filled
+from ..finished import RESERVED, replacing_fits
+from ..headers import escaped, observation_header, storable, wcs_cards, without_provenance
+from ..parts import KEYWORD, listed
+from ..planes import native
+from ..stamps import NOISE, background_hdu, kernel_hdus, noise_hdus, psf_hdus
+from ..tables import table_hdu
+
+__all__ = ["write"]
+
+_log = logging.getLogger("whitediff.formats")
+
+type Array = npt.NDArray[Any]
+type Extra = Array | KernelPointSpreadFunction | astropy.table.Table
+type CardValue = str | int | float | bool | None
+
+_COMPRESSION = "GZIP_2"
+
+
+def write(
+    exposure: Exposure,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    compress: bool = False,
+    provenance: Mapping[str, tuple[CardValue, str]] | None = None,
+    extras: Mapping[str, Extra] | None = None,
+) -> None:
+    """Write an exposure; the file appears complete or not at all.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+    path
+        Output.
+    overwrite
+        Whether an existing file may be replaced.
+    compress
+        Compress the planes without loss (GZIP_2): smaller, and slower by an order of
+        magnitude.
+    provenance
+        Keyword → (value, comment) for the primary header; values that are None or not
+        finite are left out.
+    extras
+        Extension name → further image, PSF, noise covariance or table.  An image of the
+        exposure's shape gets its WCS.
+
+    Raises
+    ------
+    OutputExistsError
+        If the output exists and may not be replaced.
+    FileFormatError
+        If it cannot be written.
+    """
+    image_header, dropped = storable(observation_header(exposure.header))
+    primary_header, more = storable(without_provenance(observation_header(exposure.primary_header)))
+    if dropped or more:
+        _log.info(
+            "%s: header cards that cannot be stored are left out or changed: %s.",
+            path,
+            ", ".join(dict.fromkeys(escaped(keyword) for keyword in [*dropped, *more])),
+        )
+    if exposure.unit is not None:
+        image_header["BUNIT"] = exposure.unit.to_string("fits")
+    sky_cards = wcs_cards(image_header)
+    planes = [
+        _plane("IMAGE", exposure.data, compress=compress),
+        _plane("MASK", _signed(exposure.mask.bits), compress=compress),
+        _plane("VARIANCE", exposure.variance, compress=compress),
+    ]
+    for hdu, cards in zip(
+        planes,
+        (image_header.cards, [*_mask_cards(exposure.mask), *sky_cards], sky_cards),
+        strict=True,
+    ):
+        hdu.header.extend([*_origin_cards(exposure), *cards])
+    further = _extra_hdus(exposure) + _further_hdus(exposure, extras or {}, sky_cards)
+    primary = astropy.io.fits.PrimaryHDU()
+    primary.header.extend(primary_header)
+    _add_provenance(primary.header, exposure, provenance or {})
+    primary.header[KEYWORD] = listed(hdu.name for hdu in [*planes, *further])
+    hdus = [primary, *planes, *further]
+    for hdu in hdus:
+        for keyword, (text, comment) in RESERVED.items():
+            hdu.header.set(keyword, text, comment)
+    with replacing_fits(path, overwrite=overwrite) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Card is too long, comment will be truncated")
+        astropy.io.fits.HDUList(hdus).writeto(temporary, output_verify="silentfix")
+
+
+def _plane(name: str, plane: Array, *, compress: bool) -> Any:
+    if not plane.flags.writeable:
+        # Others are brought to the file's byte order in place, and back, by astropy.
+        plane = native(plane, plane.dtype.newbyteorder(">"))
+    if not compress:
+        return astropy.io.fits.ImageHDU(plane, name=name)
+    return astropy.io.fits.CompImageHDU(plane, name=name, compression_type=_COMPRESSION)
+
+
+def _signed(bits: Array) -> Array:
+    """Bits as integers that FITS has without an offset, in the file's byte order."""
+    size = {1: 1, 2: 4, 4: 8, 8: 8}[bits.dtype.itemsize]
+    dtype = np.dtype(np.uint8 if size == 1 else f">i{size}")
+    return filled(bits.shape, dtype, lambda rows: bits[rows].astype(dtype))
+
+
+def _mask_cards(mask: Mask) -> list[astropy.io.fits.Card]:
+    """Cards that name the bits of a mask."""
+    cards = []
+    for number, name in enumerate(mask.names):
+        cards += [
+            astropy.io.fits.Card(f"MSKN{number:04d}", name, f"name of mask plane {number}"),
+            astropy.io.fits.Card(f"MSKM{number:04d}", 1 << number, "its bit, always 1<<n"),
+            astropy.io.fits.Card(f"MSKD{number:04d}", escaped(mask.description(name))),
+        ]
+    return cards
+
+
+def _origin_cards(exposure: Exposure) -> list[tuple[str, Any]]:
+    """Linear WCS of the pixel coordinates."""
+    y0, x0 = exposure.origin
+    cards: list[tuple[str, Any]] = []
+    for axis, first in ((1, x0), (2, y0)):
+        cards += [
+            (f"CTYPE{axis}A", "LINEAR"),
+            (f"CRPIX{axis}A", 1.0),
+            (f"CRVAL{axis}A", float(first)),
+            (f"CUNIT{axis}A", "PIXEL"),
+        ]
+    return cards
+
+
+def _add_provenance(
+    header: astropy.io.fits.Header,
+    exposure: Exposure,
+    provenance: Mapping[str, tuple[CardValue, str]],
+) -> None:
+    if exposure.is_score:
+        # Whoever writes it, and by whatever name: a score does not pass for a difference.
+        header.set("WDSCORE", True, "is a score image")
+    if exposure.decorrelated_by is not None:
+        header.set("WDWHITE", exposure.decorrelated_by, "made its noise white")
+    with warnings.catch_warnings():
+        # Behind a long value there is no room for the comment.
+        warnings.filterwarnings("ignore", "Card is too long, comment will be truncated")
+        for keyword, (value, comment) in provenance.items():
+            if value is None or (isinstance(value, float) and not math.isfinite(value)):
+                continue  # FITS has neither; what is unknown is left out
+            card = (keyword, escaped(value) if isinstance(value, str) else value, comment)
+            header.set(*card)
+
+
+def _extra_hdus(exposure: Exposure) -> list[Any]:
+    hdus: list[Any] = []
+    if exposure.psf is not None:
+        hdus += psf_hdus(as_kernel_psf(exposure.psf, exposure.bbox), "PSF", exposure.bbox)
+    if exposure.kernel is not None:
+        hdus += kernel_hdus(exposure.kernel, "KERNEL", exposure.bbox)
+    if exposure.background is not None:
+        hdus.append(background_hdu(exposure.background, "BACKGROUND", exposure.bbox))
+    return hdus + noise_hdus(exposure.noise, NOISE, exposure.bbox)
+
+
+def _further_hdus(
+    exposure: Exposure,
+    extras: Mapping[str, Extra],
+    sky_cards: Iterable[astropy.io.fits.Card],
+) -> list[Any]:
+    hdus: list[Any] = []
+    for name, extra in extras.items():
+        if isinstance(extra, KernelPointSpreadFunction):
+            hdus += psf_hdus(extra, name, exposure.bbox)
+            continue
+        if isinstance(extra, NoiseCovariance) or callable(extra):
+            hdus += noise_hdus(extra, name, exposure.bbox)
+            continue
+        if isinstance(extra, astropy.table.Table):
+            hdus.append(table_hdu(extra, name))
+            continue
+        hdu = astropy.io.fits.ImageHDU(extra, name=name)
+        if extra.shape == exposure.shape:
+            hdu.header.extend(sky_cards)
+        hdus.append(hdu)
+    return hdus
