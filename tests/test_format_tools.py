@@ -79,7 +79,7 @@ def test_info(run, rng, tmp_path):
     code, text, messages = run("info", *paths)
     assert code == 0, messages
     for expected in (
-        r"lsst.images archive \(masked_image\)", "90 x 100 pixels, float32", r"mask planes +BAD \(",
+        "whitediff exposure", "90 x 100 pixels, float32", r"mask planes +BAD \(",
         "KernelPointSpreadFunction, 21 x 21 pixels, full width at half maximum 4.7",
         "11 x 11 pixels, sum 1.5", "2 basis images with varying weights",
         "HOTPANTS difference", "2 regions", "made by +HOTPANTS 5.1.11",
@@ -89,7 +89,7 @@ def test_info(run, rng, tmp_path):
     code, text, messages = run("info", *paths, "--json")
     assert code == 0, messages
     values = json.loads(text)
-    assert [one["format"] for one in values] == ["lsst.images", "hotpants", "plain"]
+    assert [one["format"] for one in values] == ["whitediff", "hotpants", "plain"]
     assert [one["kind"] for one in values] == ["image", "difference", "image"]
     assert values[1]["hdus"][0]["role"] == "difference"
     assert values[1]["hdus"][1]["role"] == "kernel"
