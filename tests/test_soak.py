@@ -56,13 +56,13 @@ def test_no_table_of_results_grows_without_bound():
 
 
 def test_ever_new_numbers_of_sources_leave_little():
-    from whitediff.matching.locus import _triples
+    from whitediff.matching.locus import _some
 
-    _triples(900)
+    _some(900, 3)
     tracemalloc.start()
     try:
         for n in range(1000, 1040):
-            _triples(n)
+            _some(n, 3)
         assert tracemalloc.get_traced_memory()[0] < 100_000
     finally:
         tracemalloc.stop()
