@@ -18,7 +18,6 @@ from astropy.io import fits
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.errors import FileFormatError
 from whitediff.exposures.boxes import Box
-from whitediff.exposures.psf import psf_image
 from whitediff.formats import read_psf
 
 BOX = Box.from_shape((300, 400))
@@ -91,7 +90,7 @@ def test_psfex_of_several_detectors(tmp_path):
     with pytest.raises(FileFormatError, match=r"PSFs of 2 detectors; name one, as in c.psf\[1\]"):
         read_psf(tmp_path / "c.psf", bounds=BOX)
     for name, number in (("a", 1), ("b", 2)):
-        wanted = psf_image(read_psf(tmp_path / f"{name}.psf", bounds=BOX), x=9, y=8)
+        wanted = read_psf(tmp_path / f"{name}.psf", bounds=BOX).at(x=9, y=8)
         found = read_psf(f"{tmp_path}/c.psf[{number}]", bounds=BOX)
         np.testing.assert_array_equal(found.at(x=9, y=8), wanted)
 

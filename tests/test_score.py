@@ -17,7 +17,6 @@ from scipy.ndimage import map_coordinates, maximum_filter
 from scenes import command, place
 from whitediff import read_exposure
 from whitediff.exposures.masks import flagged
-from whitediff.exposures.psf import psf_image
 
 SOLUTION = ("KERNEL", "BACKGROUND", "INPUT_PSF", "PRECONVOLUTION")
 KINDS = {
@@ -88,7 +87,7 @@ def test_score_is_the_optimal_statistic(made):
     assert np.var(noise, dtype=float) == pytest.approx(1, abs=4 * error + 0.02)
 
     # The optimum, from the true PSFs: F·√mean(|P̂|²/(ŝ + t̂·|κ̂|²/|p̂|²)), κ̂/p̂ = c·P̂/T̂.
-    template_psf = psf_image(read_exposure(directory / "template.fits").psf, x=700, y=700)
+    template_psf = read_exposure(directory / "template.fits").psf.at(x=700, y=700)
     psfs = (science_psf, template_psf)
     p_ft, t_ft = (np.abs(np.fft.fft2(place(psf, (256, 256)))) for psf in psfs)
     scale = {"gaussian": 1.0, "sharper": 1.2, "moffat": 1.3}[kind]

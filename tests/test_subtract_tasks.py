@@ -22,7 +22,6 @@ from lsst.pipe.base import AlgorithmError, NoWorkFound, Task
 
 from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError
-from whitediff.exposures.kernels import evaluate
 from whitediff.exposures.matching import MatchOptions, match
 from whitediff.exposures.preparation import pair_with_psf, prepare
 from whitediff.exposures.solution import Solution, make_product
@@ -137,13 +136,13 @@ def test_the_difference_is_the_command_s(pair, default):
     )
     middle = {"x": YX0[1] + 300, "y": YX0[0] + 300}
     np.testing.assert_array_equal(
-        evaluate(result.psfMatchingKernel, **middle), evaluate(found.kernel, **middle)
+        result.psfMatchingKernel.at(**middle), found.kernel.at(**middle)
     )
     # Sigma of a standard deviation from n pixels: 1/sqrt(2n), here 0.0015.
     assert pulls(result.difference).std() == pytest.approx(1, abs=0.01)
     assert len(result.kernelSources) == len(found.candidates) >= 10
     assert task.metadata["convolvedExposure"] == "Template"
-    assert evaluate(result.psfMatchingKernel, **middle).sum() == pytest.approx(FLUX_SCALE, rel=0.01)
+    assert result.psfMatchingKernel.at(**middle).sum() == pytest.approx(FLUX_SCALE, rel=0.01)
 
 
 @pytest.mark.slow
@@ -552,7 +551,7 @@ def test_the_kernel_task_alone(science, template, caplog):
     result = task.run(template, science)
     assert "beyond maxSpatialConditionNumber = 1" in caplog.text
     assert task.metadata["spatialConditionNum"] > 1
-    kernel = evaluate(result.psfMatchingKernel, x=YX0[1] + 300, y=YX0[0] + 300)
+    kernel = result.psfMatchingKernel.at(x=YX0[1] + 300, y=YX0[0] + 300)
     assert kernel.sum() == pytest.approx(FLUX_SCALE, rel=0.01)
     assert kernel.shape == (task.metadata["ALKernelSize"],) * 2
     other = task.run(science, template, convolved="auto")
@@ -571,7 +570,7 @@ def test_free_pixels(pair):
             scaleByFwhm=False, kernelSize=9, spatialKernelOrder=0, spatialBgOrder=0, **fields
         )
         result = MakeKernelTask(config=config).matchPair(pair)
-        kernels[name] = evaluate(result.psfMatchingKernel, x=YX0[1] + 300, y=YX0[0] + 300)
+        kernels[name] = result.psfMatchingKernel.at(x=YX0[1] + 300, y=YX0[0] + 300)
 
     def roughness(kernel):
         padded = np.pad(kernel, 1)
