@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
-import scipy.signal
 
 from . import fourier, planes
 from .convolution import convolve_sparse
@@ -229,7 +228,7 @@ def distrusted_by_value(
     wrong.reshape(-1)[index[significant]] = values[significant]
     weights = np.abs(kernel)
     if spread is not None:
-        weights = np.maximum(scipy.signal.fftconvolve(weights, np.abs(spread[::-1, ::-1])), 0)
+        weights = np.maximum(fourier.convolution(weights, np.abs(spread[::-1, ::-1])), 0)
     return convolve_sparse(wrong, _middle(weights, image.shape)) > _LARGEST_ERROR * sigma
 
 
@@ -275,7 +274,7 @@ def unsupported_pixels(kernel: Array, image: Array, *, noise: float, sigma: floa
             beyond = np.zeros((3 * reach, light.shape[1]))
             near = light[:reach][::-1]
             beyond[reach - len(near) : reach] = near
-            error = scipy.signal.fftconvolve(beyond, weights, mode="same")[reach : 2 * reach]
+            error = fourier.convolution(beyond, weights, same=True)[reach : 2 * reach]
             found[:reach] |= (error > _LARGEST_ERROR * sigma)[: len(found)]
     return result
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import scipy.optimize
 import scipy.spatial
 import scipy.special
-import scipy.stats
 
 from . import fourier
 from .errors import ArgumentError
@@ -40,6 +39,11 @@ _SAMPLES = 20_000
 _PER_BATCH = 2_000
 _PROBITS = (0.1, 3.0)
 """Smallest and largest width of a completeness curve that a fit takes for one."""
+
+
+def _beta_quantile(level: float, hits: Array, trials: Array) -> Array:
+    """Quantile of a fraction of successes, by Jeffreys' prior."""
+    return np.asarray(scipy.special.betaincinv(hits + 0.5, trials - hits + 0.5, level))
 
 
 def binned_completeness(
@@ -75,10 +79,10 @@ def binned_completeness(
     tail = (1 - _ONE_SIGMA) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
         fraction = hits / injected
-        low = np.where(hits > 0, scipy.stats.beta.ppf(tail, hits + 0.5, injected - hits + 0.5), 0.0)
+        low = np.where(hits > 0, _beta_quantile(tail, hits, injected), 0.0)
         high = np.where(
             hits < injected,
-            scipy.stats.beta.ppf(1 - tail, hits + 0.5, injected - hits + 0.5),
+            _beta_quantile(1 - tail, hits, injected),
             1.0,
         )
     known = injected > 0

@@ -20,6 +20,7 @@ from .threads import in_threads
 
 __all__ = [
     "common_shape",
+    "convolution",
     "crop_center_origin",
     "fast_shape",
     "forward",
@@ -107,6 +108,31 @@ def fast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     (4050, 4320)
     """
     return tuple(scipy.fft.next_fast_len(n, real=True) for n in common_shape(*shapes))
+
+
+def convolution(first: Array, second: Array, *, same: bool = False) -> Array:
+    """Linear convolution of two small images, in double or single precision as they are.
+
+    Parameters
+    ----------
+    first, second
+        Real arrays of two axes.
+    same
+        Return the middle of the result, as large as the first array.
+
+    Returns
+    -------
+    result
+        ``(ny1 + ny2 - 1, nx1 + nx2 - 1)``, or of the first one's shape.
+    """
+    shape = [n + m - 1 for n, m in zip(first.shape, second.shape, strict=True)]
+    grid = [scipy.fft.next_fast_len(n, real=True) for n in shape]
+    product = scipy.fft.rfftn(first, grid) * scipy.fft.rfftn(second, grid)
+    result: Array = scipy.fft.irfftn(product, grid)[: shape[0], : shape[1]]
+    if not same:
+        return result
+    start = [(n - m) // 2 for n, m in zip(shape, first.shape, strict=True)]
+    return result[start[0] : start[0] + first.shape[0], start[1] : start[1] + first.shape[1]]
 
 
 def pad_center_origin(array: Array, shape: tuple[int, ...]) -> Array:

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.signal
-import scipy.sparse
 
-from . import planes
+from . import fourier, planes
 from .convolution import convolve_sparse
 from .interpolation import NEIGHBOUR_REACH, neighbour_weights
 
@@ -95,7 +93,7 @@ class _Pairs:
 
     def __init__(self, filter_image: Array, shape: tuple[int, ...]) -> None:
         self.middles = planes.zeros(shape, np.float32)
-        correlation = scipy.signal.fftconvolve(filter_image, filter_image[::-1, ::-1])
+        correlation = fourier.convolution(filter_image, filter_image[::-1, ::-1])
         reach = 2 * NEIGHBOUR_REACH
         size = 2 * reach + 1
         padded = np.pad(correlation, reach) / float((filter_image**2).sum())

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.signal
 
 from . import flaws, fourier
 from .errors import ArgumentError
@@ -767,4 +766,4 @@ def _galaxy(
             dx, dy, radius=_BULGE_SIZE * radius, axis_ratio=axis_ratio, angle=angle
         )
         light = (1 - bulge) * light + bulge * inner
-    return scipy.signal.fftconvolve(light, psf.image(x, y))
+    return fourier.convolution(light, psf.image(x, y))

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 import scipy.ndimage
-import scipy.signal
 
 from ..planes import filled
 from ..polynomials import chebyshev_products, chebyshev_terms
@@ -304,6 +303,14 @@ def _noise_of(mean: Array, count: Array) -> float:
     return robust_sigma(squares(mean, (-1, -1, 1))[known] / np.sqrt(width[known])) ** 2
 
 
+def _tapered(n: int) -> Array:
+    """Cosine-tapered window (Tukey), without the zeros at its ends."""
+    at = np.arange(1, n + 1) / (n + 1)
+    edge = np.minimum(1, 2 * np.minimum(at, 1 - at) / _TAPERED)
+    window: Array = 0.5 * (1 - np.cos(np.pi * edge))
+    return window
+
+
 @dataclasses.dataclass(frozen=True)
 class _Spectrum:
     """Power of block means by frequency, on a grid larger than the frame."""
@@ -315,7 +322,7 @@ class _Spectrum:
 
     @classmethod
     def of(cls, mean: Array, known: Array) -> _Spectrum:
-        first, second = (scipy.signal.windows.tukey(n + 2, _TAPERED)[1:-1] for n in mean.shape)
+        first, second = (_tapered(n) for n in mean.shape)
         window = np.multiply.outer(first, second) * known
         ny, nx = (scipy.fft.next_fast_len(n + _PADDING, real=True) for n in mean.shape)
         power = np.abs(scipy.fft.fft2(mean * window, (ny, nx))) ** 2 / (window**2).sum()

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
-import scipy.signal
 
+from .. import fourier
 from ..polynomials import chebyshev_products
 from ..stats import median_deviation
 
@@ -102,10 +102,8 @@ def sum_beyond(
         if wing.any():
             wings.append(wing / wing.sum())
     usual = np.array(_USUAL[: len(wings)]) * abs(float(kernel.sum()))
-    left = second - scipy.signal.fftconvolve(first, _binned_kernel(kernel, side), mode="same")
-    beyond = [
-        scipy.signal.fftconvolve(first, _binned_kernel(wing, side), mode="same") for wing in wings
-    ]
+    left = second - fourier.convolution(first, _binned_kernel(kernel, side), same=True)
+    beyond = [fourier.convolution(first, _binned_kernel(wing, side), same=True) for wing in wings]
     smooth = scipy.ndimage.gaussian_filter(first, 1.0)
     # Within a kernel's reach of a bright source, what is left of it counts for more than wings.
     peaks = smooth == scipy.ndimage.maximum_filter(smooth, 3)
