@@ -22,6 +22,7 @@ from ..matching.candidates import (
     choose_candidates,
     find_sources,
 )
+from ..matching.given import width_doubt
 from ..matching.psf import MeasuredPsf, measure_psf, star_width, unit_sum
 from ..mosaic import colour_mosaic
 from ..photons import Counts
@@ -44,7 +45,7 @@ from .noise import (
     sources_apart,
     untrusted_pixels,
 )
-from .psf import KernelPointSpreadFunction, Light, fwhm_of_psf
+from .psf import KernelPointSpreadFunction, Light, as_kernel_psf, fwhm_of_psf, psf_images
 from .registration import Misalignment, measured_misalignment, report_misalignment
 from .resampling import ResamplingOptions
 from .skies import without_light
@@ -101,6 +102,14 @@ _SKY_STEP, _SKY_SIGMAS = 32, 0.25
 """Pixels in which the sky may change, and its slope, by a quarter of a pixel's noise without
 effect on stars."""
 _PSF_WIDTH_TOLERANCE = 0.3
+_STRICT = CandidateOptions(
+    stars_only=True,
+    width_tolerance=_PSF_WIDTH_TOLERANCE,
+    signal_to_noise=(CandidateOptions.signal_to_noise[0], math.inf),
+)
+"""Galaxies would do for a kernel, not for a PSF, which the brightest stars tell best."""
+_TOLD_BIAS, _BIAS_ERRORS = 0.015, 4
+"""Of fluxes by a PSF that was given, what its stars must say against it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -603,8 +612,7 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
     DataError
         If there are too few stars.
     """
-    own = (pair.science, pair.science_bad), (pair.template, pair.template_bad)
-    bad = next((bad for other, bad in own if other is exposure), pair.bad)
+    bad = _bad_of(exposure, pair)
     if pair.is_structured:
         exposure = _without_emission(exposure, bad, sigma)
     elif pair.is_curved:
@@ -699,17 +707,11 @@ def _measured_stars(
         x, y = sources.x[which], sources.y[which]
         return measure_psf(image, variance, bad, x, y, size=size, order=_PSF_ORDER)
 
-    # Galaxies would do for a kernel, not for a PSF, which the brightest stars tell best.
-    strict = CandidateOptions(
-        stars_only=True,
-        width_tolerance=_PSF_WIDTH_TOLERANCE,
-        signal_to_noise=(CandidateOptions.signal_to_noise[0], math.inf),
-    )
     with contextlib.suppress(TooFewSourcesError):
-        stars = choose_candidates(sources, clear=clear, isolation=isolation, options=strict)
+        stars = choose_candidates(sources, clear=clear, isolation=isolation, options=_STRICT)
         return measured(stars.chosen)
     few = np.flatnonzero(sources.stars.which)
-    if sources.stars.are_likely and len(few) >= strict.fewest:
+    if sources.stars.are_likely and len(few) >= _STRICT.fewest:
         # Better stars with neighbours than galaxies without.
         with contextlib.suppress(DataError):
             return measured(few)
@@ -745,10 +747,11 @@ def with_measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> Exposure:
     Returns
     -------
     exposure
-        The same one where it has a PSF, or where there are too few stars to measure it.
+        The same one where it has a PSF that its stars do not contradict, or where there are too few
+        stars to measure it.
     """
     if exposure.psf is not None:
-        return exposure
+        return _with_doubts(exposure, pair)
     try:
         psf = measured_psf(exposure, pair, sigma)
     except DataError as error:
@@ -757,6 +760,58 @@ def with_measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> Exposure:
     exposure = exposure.replaced()
     exposure.psf = psf
     return exposure
+
+
+def _with_doubts(exposure: Exposure, pair: Pair) -> Exposure:
+    """Exposure whose PSF, which was given, has the error that its stars tell."""
+    psf, stars = exposure.psf, pair.sources.stars
+    assert psf is not None
+    width = fwhm_of_psf(psf)
+    if not stars.are_certain or width < UNDERSAMPLED_FWHM:
+        return exposure
+    size = 2 * math.ceil(2 * width) + 1
+    try:
+        chosen = choose_candidates(
+            pair.sources, clear=size // 2, isolation=size, options=_STRICT
+        ).chosen
+    except TooFewSourcesError:
+        return exposure
+    x, y = pair.sources.x[chosen], pair.sources.y[chosen]
+    y0, x0 = exposure.yx0
+    doubt = width_doubt(
+        exposure.image.array,
+        _bad_of(exposure, pair),
+        x,
+        y,
+        psf_images(psf, x=x + x0, y=y + y0),
+        fwhm=width,
+    )
+    if doubt is None or abs(doubt.bias) < max(_TOLD_BIAS, _BIAS_ERRORS * doubt.error):
+        return exposure
+    _log.warning(
+        "%s: the PSF that was given is %.1f%% %s than its %d stars: fluxes may be off by %.1f%%,"
+        " which psf_flux_err contains. Without a given PSF, that of the stars is measured.",
+        exposure.source or "The exposure",
+        100 * abs(1 - 1 / doubt.wider) if doubt.wider > 0 else 100,
+        "narrower" if doubt.wider > 1 else "wider",
+        doubt.stars,
+        100 * abs(doubt.bias),
+    )
+    known = as_kernel_psf(psf, exposure.bbox)
+    error = math.hypot(known.light.error, doubt.bias)
+    exposure = exposure.replaced()
+    exposure.psf = KernelPointSpreadFunction(
+        known.kernel,
+        average_position=known.average_position,
+        light=dataclasses.replace(known.light, error=error),
+    )
+    return exposure
+
+
+def _bad_of(exposure: Exposure, pair: Pair) -> Array:
+    """Bad pixels of one of a pair; of both, for any other exposure."""
+    own = (pair.science, pair.science_bad), (pair.template, pair.template_bad)
+    return next((bad for other, bad in own if other is exposure), pair.bad)
 
 
 def pair_with_psf(pair: Pair, convolved: Literal["template", "science"]) -> Pair:
