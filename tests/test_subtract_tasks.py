@@ -135,9 +135,7 @@ def test_the_difference_is_the_command_s(pair, default):
         result.backgroundModel.coefficients, product.solution.background.coefficients
     )
     middle = {"x": YX0[1] + 300, "y": YX0[0] + 300}
-    np.testing.assert_array_equal(
-        result.psfMatchingKernel.at(**middle), found.kernel.at(**middle)
-    )
+    np.testing.assert_array_equal(result.psfMatchingKernel.at(**middle), found.kernel.at(**middle))
     # Sigma of a standard deviation from n pixels: 1/sqrt(2n), here 0.0015.
     assert pulls(result.difference).std() == pytest.approx(1, abs=0.01)
     assert len(result.kernelSources) == len(found.candidates) >= 10

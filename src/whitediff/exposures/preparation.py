@@ -777,9 +777,9 @@ def _with_doubts(exposure: Exposure, pair: Pair) -> Exposure:
     except TooFewSourcesError:
         return exposure
     x, y = pair.sources.x[chosen], pair.sources.y[chosen]
-    y0, x0 = exposure.yx0
+    y0, x0 = exposure.origin
     doubt = width_doubt(
-        exposure.image.array,
+        exposure.data,
         _bad_of(exposure, pair),
         x,
         y,
