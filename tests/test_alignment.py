@@ -117,6 +117,22 @@ def test_anything_but_whole_pixels_is_refused(rng):
     assert aligned_template(science, close) is close
 
 
+@pytest.mark.parametrize("strip", [(slice(0, 110), slice(None)), (slice(None), slice(590, 700))])
+def test_a_strip_of_a_frame_is_enough(strip):
+    """Too narrow for shapes of stars that change over it."""
+    simulation = simulate(SimulationOptions(shape=(700, 700), seed=2, stars=300, galaxies=0))
+    science, template = (
+        Exposure.from_arrays(
+            part.image[strip], variance=part.variance[strip],
+            mask={name: plane[strip] for name, plane in part.mask.items()},
+        )
+        for part in (simulation.science, simulation.template)
+    )  # fmt: skip
+    pair = prepare(science, template)
+    assert pair.sources.stars.are_certain
+    assert np.count_nonzero(pair.sources.stars.which) > 10
+
+
 def test_a_template_must_cover_enough(caplog):
     simulation = simulate(SimulationOptions(shape=(700, 700), seed=2, stars=300, galaxies=0))
     science, template = (

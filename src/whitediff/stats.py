@@ -561,7 +561,8 @@ def _precise_step(distances: Array, step: float) -> float:
     for reach in (10, 100, 1000, 10_000):
         near = distances[np.abs(distances) < reach * step]
         numbers = np.rint(near / step)
-        step = float(numbers @ near / (numbers @ numbers))
+        if numbers.any():
+            step = float(numbers @ near / (numbers @ numbers))
     return step
 
 
