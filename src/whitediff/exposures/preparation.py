@@ -768,7 +768,8 @@ def _with_doubts(exposure: Exposure, pair: Pair) -> Exposure:
     psf, stars = exposure.psf, pair.sources.stars
     assert psf is not None
     width = fwhm_of_psf(psf)
-    if not stars.are_certain or width < UNDERSAMPLED_FWHM:
+    # One that was measured has an error already.
+    if Light.of(psf).error > 0 or not stars.are_certain or width < UNDERSAMPLED_FWHM:
         return exposure
     size = 2 * math.ceil(2 * width) + 1
     try:
