@@ -800,13 +800,8 @@ def _with_doubts(exposure: Exposure, pair: Pair) -> Exposure:
         100 * abs(doubt.bias),
     )
     known = as_kernel_psf(psf, exposure.bbox)
-    error = math.hypot(known.light.error, doubt.bias)
     exposure = exposure.replaced()
-    exposure.psf = KernelPointSpreadFunction(
-        known.kernel,
-        average_position=known.average_position,
-        light=dataclasses.replace(known.light, error=error),
-    )
+    exposure.psf = known.with_light(dataclasses.replace(known.light, error=abs(doubt.bias)))
     return exposure
 
 
