@@ -116,6 +116,23 @@ def test_anything_but_whole_pixels_is_refused(rng):
     assert aligned_template(science, close) is close
 
 
+@pytest.mark.parametrize("strip", [(slice(0, 117), slice(None)), (slice(None), slice(583, 700))])
+def test_a_strip_of_a_frame_is_enough(strip):
+    """Too narrow for shapes of stars that change over the frame."""
+    simulation = simulate(SimulationOptions(shape=(700, 700), seed=2, stars=300, galaxies=0))
+    science, template = (
+        Exposure.from_arrays(part.image, variance=part.variance, mask=part.mask)
+        for part in (simulation.science, simulation.template)
+    )
+    beyond = np.ones(template.shape, bool)
+    beyond[strip] = False
+    image = template.image.array.copy()
+    image[beyond] = np.nan
+    pair = prepare(science, Exposure.from_arrays(image, variance=template.variance.array))
+    assert pair.sources.stars.are_certain
+    assert np.count_nonzero(pair.sources.stars.which) > 10
+
+
 def test_a_template_must_cover_enough(caplog):
     simulation = simulate(SimulationOptions(shape=(700, 700), seed=2, stars=300, galaxies=0))
     science, template = (

@@ -166,6 +166,14 @@ def test_steps_that_are_fine_or_none():
     assert rounding_step(np.arange(100_000)) == 1
     assert rounding_step(np.arange(100_000) / 3) is None
     assert rounding_step(np.arange(0, 1000, 10).repeat(1000)) == 10
+    # A few near values, and all others far beyond.
+    for far in (1e9, -1e9, 1e30):
+        values = np.repeat([0.0, far, far * (1 + 1e-7), far * (1 + 2e-7)], 1000)
+        assert rounding_step(values.astype(np.float32)) in (
+            None,
+            1,
+            pytest.approx(abs(far) * 1e-7, rel=0.5),
+        )
 
 
 def test_autocorrelation_against_pairs_counted_by_hand(rng):

@@ -21,6 +21,7 @@ __all__ = [
     "ENOUGH_PIXELS",
     "IQR_TO_SIGMA",
     "MAD_TO_SIGMA",
+    "MEDIAN_ERROR",
     "ClippedMean",
     "autocorrelation",
     "clipped_mean",
@@ -58,6 +59,8 @@ IQR_TO_SIGMA = 0.741301109252802
 """Standard deviation of a Gaussian over its inter-quartile range."""
 
 MAD_TO_SIGMA = 1.482602218505602
+MEDIAN_ERROR = 1.2533
+"""Error of a median over that of a mean, of many Gaussian values: √(π/2)."""
 """Standard deviation of a Gaussian over its median absolute deviation."""
 
 _QUARTILES = (0.25, 0.5, 0.75)
@@ -561,7 +564,8 @@ def _precise_step(distances: Array, step: float) -> float:
     for reach in (10, 100, 1000, 10_000):
         near = distances[np.abs(distances) < reach * step]
         numbers = np.rint(near / step)
-        step = float(numbers @ near / (numbers @ numbers))
+        if numbers.any():
+            step = float(numbers @ near / (numbers @ numbers))
     return step
 
 

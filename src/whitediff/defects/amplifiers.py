@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..sources import unstepped
-from ..stats import MAD_TO_SIGMA, robust_sigma
+from ..stats import MAD_TO_SIGMA, MEDIAN_ERROR, robust_sigma
 from ..steps import (
     ABOUT,
     ENOUGH_EVIDENCE,
@@ -49,7 +49,6 @@ _ROUNDS, _SMALL = 8, 0.1
 _ENOUGH_PIXELS, _FEWEST_PIXELS = 200_000, 2000
 _NOISE_ERRORS, _SAME_NOISE = 4.0, 0.02
 """Errors, and part, by which a rectangle's variance is another one than its plane says."""
-_MEDIAN_ERROR = 1.2533
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,7 +379,7 @@ def _jump(image: Array, bad: Array, place: int) -> _Jump | None:
         return None
     # Of neighbours: it may be another one beyond a jump across that is not found.
     scatter = max(robust_sigma(np.diff(heights)) / math.sqrt(2), float(np.median(errors)))
-    error = _MEDIAN_ERROR * scatter / math.sqrt(len(heights))
+    error = MEDIAN_ERROR * scatter / math.sqrt(len(heights))
     if not error > 0:
         return None
     profile = np.full(len(profiles[0]), np.nan)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
+from ..stats import MEDIAN_ERROR
 from ..threads import in_threads
 from .surface import CLIP, MARGIN, Surface
 
@@ -418,7 +419,7 @@ def _ridges(profiles: Array, chunks: list[slice], near: int) -> tuple[Array, Arr
             else 0
         )
     # Of a median of Gaussians, over five pixels.
-    noise = 1.2533 / np.sqrt(rows * 5)
+    noise = MEDIAN_ERROR / np.sqrt(rows * 5)
     return height, place, height > _ON * noise
 
 
@@ -455,7 +456,7 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
     levels = [float(np.median(profile[side])) for side in beside]
     profile = profile - np.interp(offsets, [-_REACH * 0.8, _REACH * 0.8], levels)
     smooth = scipy.ndimage.uniform_filter1d(profile, 3)
-    noise = 1.2533 / np.sqrt(len(chosen) * 3)
+    noise = MEDIAN_ERROR / np.sqrt(len(chosen) * 3)
     # A step is no ridge, whichever of its sides is the brighter, and one of many is a fringe.
     if abs(levels[1] - levels[0]) > _OTHERS * smooth[_REACH - 3 : _REACH + 4].max():
         return None
@@ -509,7 +510,7 @@ def _are_steps(profiles: Array, height: Array, rows: int) -> bool:
         for side in ((offsets < -_BESIDE[0]) & (offsets > -_BESIDE[1]),
                      (offsets > _BESIDE[0]) & (offsets < _BESIDE[1]))
     ]  # fmt: skip
-    noise = 1.2533 * np.sqrt(2 / (rows * (_BESIDE[1] - _BESIDE[0])))
+    noise = MEDIAN_ERROR * np.sqrt(2 / (rows * (_BESIDE[1] - _BESIDE[0])))
     step = float(np.median(np.abs(level[1] - level[0])))
     return step > _OTHERS * float(np.median(height)) + _NO_STEP * noise
 

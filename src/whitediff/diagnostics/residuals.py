@@ -12,7 +12,7 @@ from astropy.table import Table
 from ..exposures.catalog import zero_point
 from ..exposures.detection import forced_photometry
 from ..exposures.model import Exposure
-from ..stats import median_deviation
+from ..stats import MEDIAN_ERROR, median_deviation
 
 __all__ = ["star_residuals"]
 
@@ -70,7 +70,9 @@ def star_residuals(
     if bright.sum() >= _FEWEST:
         median = float(np.median(fraction[bright]))
         # Of a median of normal deviates, from their robust scatter.
-        median_error = 1.2533 * median_deviation(fraction[bright]) / math.sqrt(int(bright.sum()))
+        median_error = (
+            MEDIAN_ERROR * median_deviation(fraction[bright]) / math.sqrt(int(bright.sum()))
+        )
     zero = zero_point(difference, None)
     known_zero = None if zero is None else zero[0]
     used = np.asarray(part["used"], bool)

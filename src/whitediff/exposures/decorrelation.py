@@ -470,16 +470,15 @@ def decorrelate(
     )
     if corrected is not None and not options.score:
         level = 1.0 if filters.template_matched else correction.kernel_sum * options.scale_factor
-        corrected = corrected.with_own_variances(
-            own_variances(
-                filters,
-                science,
-                template,
-                corrected.at(x=box.x.center, y=box.y.center),
-                scale=level**-2,
-                full_variance=options.full_variance,
-            )
+        own = own_variances(
+            filters,
+            science,
+            template,
+            corrected.at(x=box.x.center, y=box.y.center),
+            scale=level**-2,
+            full_variance=options.full_variance,
         )
+        corrected = corrected.with_light(dataclasses.replace(corrected.light, own_variances=own))
 
     exposure = Exposure(
         image,

@@ -767,7 +767,8 @@ def _with_doubts(exposure: Exposure, pair: Pair) -> Exposure:
     psf, stars = exposure.psf, pair.sources.stars
     assert psf is not None
     width = fwhm_of_psf(psf)
-    if not stars.are_certain or width < UNDERSAMPLED_FWHM:
+    # One that was measured has an error already.
+    if Light.of(psf).error > 0 or not stars.are_certain or width < UNDERSAMPLED_FWHM:
         return exposure
     size = 2 * math.ceil(2 * width) + 1
     try:
@@ -798,13 +799,8 @@ def _with_doubts(exposure: Exposure, pair: Pair) -> Exposure:
         100 * abs(doubt.bias),
     )
     known = as_kernel_psf(psf, exposure.bbox)
-    error = math.hypot(known.light.error, doubt.bias)
     exposure = exposure.replaced()
-    exposure.psf = KernelPointSpreadFunction(
-        known.kernel,
-        average_position=known.average_position,
-        light=dataclasses.replace(known.light, error=error),
-    )
+    exposure.psf = known.with_light(dataclasses.replace(known.light, error=abs(doubt.bias)))
     return exposure
 
 

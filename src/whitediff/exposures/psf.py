@@ -277,13 +277,13 @@ class KernelPointSpreadFunction(PointSpreadFunction):
         """x, y where the PSF is nominal, in pixels."""
         return self._average_position
 
-    def with_own_variances(self, own_variances: tuple[float, float]) -> KernelPointSpreadFunction:
-        """The same PSF, of an image whose variance plane leaves that to say.
+    def with_light(self, light: Light) -> KernelPointSpreadFunction:
+        """The same PSF, of whose light something else is known.
 
         Parameters
         ----------
-        own_variances
-            As of `Light`.
+        light
+            In place of this one's.
 
         Returns
         -------
@@ -291,9 +291,7 @@ class KernelPointSpreadFunction(PointSpreadFunction):
             A new one.
         """
         return KernelPointSpreadFunction(
-            self.kernel,
-            average_position=self.average_position,
-            light=dataclasses.replace(self.light, own_variances=own_variances),
+            self.kernel, average_position=self.average_position, light=light
         )
 
     @property

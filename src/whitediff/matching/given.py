@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..resampling import moved_stamps
-from ..stats import median_deviation
+from ..stats import MEDIAN_ERROR, median_deviation
 
 __all__ = ["WidthDoubt", "width_doubt"]
 
@@ -23,10 +23,8 @@ _MOST_MOVED = 1.5
 """Pixels between a source's position, of the science image, and that of its star."""
 _FEWEST = 5
 _SECOND_ORDER = 1.6
-"""Of what a change of width leaves to the second order: with it, Gaussian and Moffat profiles of
-beta 3 that are up to a sixth too wide or narrow are told to a tenth of that."""
-_MEDIAN_ERROR = 1.2533
-"""Of a median over that of a mean, for Gaussian scatter."""
+"""Of what a change of width leaves to the second order: with it, Gaussian and Moffat profiles that
+are up to a tenth too wide or narrow are told to a seventh of that."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,7 @@ def width_doubt(
         return None
     first = float(np.median(found))
     growth = first / (1 - _SECOND_ORDER * first)
-    scatter = median_deviation(np.array(found)) * _MEDIAN_ERROR / math.sqrt(len(found))
+    scatter = median_deviation(np.array(found)) * MEDIAN_ERROR / math.sqrt(len(found))
     return WidthDoubt(-growth, scatter, 1 + growth, len(found))
 
 
@@ -105,7 +103,6 @@ def _growth(values: Array, known: Array, image: Array, dy: float, dx: float) -> 
     """How much wider a star is, relative."""
     half, start = values.shape[0] // 2, (dy, dx)
     grid = np.arange(-half, half + 1)
-    solved = np.zeros(5)
     for _ in range(_TURNS):
         profile, down, right = (
             each[0]

@@ -256,7 +256,9 @@ def _planes(value: Array, terms: Array, *, slopes: bool) -> tuple[Array, Array]:
     for known, least in ((3, _LEAST_TRIANGLE), (4, _LEAST_SPAN)):
         some = narrow[_some(len(narrow), known)]
         some = some[np.abs(np.linalg.det(terms[some, :known])) > least]
-        solved = np.linalg.solve(terms[some, :known], value[some].reshape(len(some), known, -1))
+        solved = np.linalg.solve(
+            terms[some, :known], value[some].reshape(len(some), known, images * 3)
+        )
         changing = np.zeros((len(some), 4, images, 3))
         changing[:, :known] = solved.reshape(-1, known, images, 3)
         found.append(changing)
