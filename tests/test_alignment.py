@@ -126,9 +126,9 @@ def test_a_strip_of_a_frame_is_enough(strip):
     )
     beyond = np.ones(template.shape, bool)
     beyond[strip] = False
-    image = template.image.array.copy()
+    image = template.data.copy()
     image[beyond] = np.nan
-    pair = prepare(science, Exposure.from_arrays(image, variance=template.variance.array))
+    pair = prepare(science, Exposure.from_arrays(image, variance=template.variance))
     assert pair.sources.stars.are_certain
     assert np.count_nonzero(pair.sources.stars.which) > 10
 
