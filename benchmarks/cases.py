@@ -16,6 +16,7 @@ import whitediff
 from whitediff.exposures import masks
 from whitediff.exposures.matching import MatchOptions, match
 from whitediff.exposures.preparation import pair_with_psf, prepare
+from whitediff.exposures.recipe import Recipe
 from whitediff.exposures.solution import Solution, make_product
 from whitediff.matching.design import FitOptions
 from whitediff.tasks import DecorrelateALKernelSpatialTask, DecorrelateALKernelTask
@@ -125,7 +126,7 @@ def file_cases(shape: tuple[int, int], directory: Path) -> dict[str, Case]:
     """Reading and writing one exposure, by whitediff and by astropy alone."""
     path, _ = scenes.files(shape, directory)
     exposure = whitediff.read_exposure(path)
-    planes = [exposure.data, exposure.variance, exposure.mask.array[..., 0]]
+    planes = [exposure.data, exposure.variance, exposure.mask.bits]
     output = directory / "written.fits"
 
     def read_planes() -> None:
@@ -153,7 +154,10 @@ def subtract_by_stage(
     Each needs what those before it left; run in order, they are one run.  The correction is as the
     command's, which follows kernel and noise and measures covariances, unless told otherwise.
     """
-    correction = {"spatially_varying": True, "noise": "auto"} | correction
+    recipe = Recipe()
+    recipe = dataclasses.replace(
+        recipe, correction=dataclasses.replace(recipe.correction, **correction)
+    )
     paths, state = scenes.files(shape, directory), {}
 
     def reading() -> None:
@@ -172,10 +176,12 @@ def subtract_by_stage(
 
     def subtraction() -> None:
         pair = state["pair"]
-        solution = dataclasses.replace(Solution.of(pair, state["match"]), **correction)
-        sources = pair.science_pixels | pair.template_pixels
         state["product"] = make_product(
-            solution, pair.science, pair.template, free=~sources, sources=sources
+            Solution.of(pair, state["match"], recipe),
+            pair.science,
+            pair.template,
+            search=state["match"].background_search(pair),
+            sources=pair.source_levels.either,
         )
 
     def writing() -> None:

@@ -37,8 +37,12 @@ from astropy.table import Table
 from whitediff import DetectionOptions, Exposure, detect, forced_photometry
 from whitediff.detection import expected_peaks
 from whitediff.exposures import kernels, masks
+from whitediff.exposures.decorrelation import CorrectionOptions
+from whitediff.exposures.defects import NO_DEFECTS
+from whitediff.exposures.preparation import PreparationOptions
 from whitediff.exposures.psf import KernelPointSpreadFunction
-from whitediff.exposures.solution import Solution, make_product, undecorrelated
+from whitediff.exposures.recipe import Recipe
+from whitediff.exposures.solution import Solution, make_product, subtracted
 from whitediff.simulation import PsfModel, SimulationOptions, simulate
 from whitediff.threads import available_threads
 
@@ -75,6 +79,16 @@ def as_exposure(simulated: Any) -> Exposure:
     return result
 
 
+RECIPES = {
+    varying: Recipe(
+        preparation=PreparationOptions(defects=NO_DEFECTS),
+        correction=CorrectionOptions(spatially_varying=varying),
+    )
+    for varying in (False, True)
+}
+"""How differences are corrected, as the kernel varies or not."""
+
+
 def solution(mode: str, science: Exposure) -> Solution:
     """How the pair is subtracted: with the kernel that is known."""
     box = science.bbox
@@ -93,7 +107,7 @@ def solution(mode: str, science: Exposure) -> Solution:
         background=0.0,
         convolved="template",
         preconvolution_kernel=profile(SCIENCE_SIGMA).image(0, 0) if mode == "score" else None,
-        spatially_varying=mode == "spatial",
+        recipe=RECIPES[mode == "spatial"],
         psf=science.psf,  # type: ignore[arg-type]
     )
 
@@ -110,7 +124,7 @@ class Scene:
 def scene(mode: str, science: Exposure, template: Exposure) -> Scene:
     """Difference, and in score mode the score, of a pair."""
     plain = solution("constant" if mode == "score" else mode, science)
-    before, _ = undecorrelated(plain, science, template)
+    before, _ = subtracted(plain, science, template)
     difference = make_product(plain, science, template).exposure
     score = None
     if mode == "score":

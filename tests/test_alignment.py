@@ -162,6 +162,8 @@ def test_an_ignored_wcs_resamples_nothing(rng):
         convolved="template",
         alignment="interpolating",
     )
-    assert aligned_as_before(science, template, [solution], use_wcs=False) is template
+    recipe = Recipe(preparation=PreparationOptions(use_wcs=False))
+    ignored = dataclasses.replace(solution, recipe=recipe)
+    assert aligned_as_before(science, template, [ignored]) is template
     again = aligned_as_before(science, template, [solution])
     assert not np.array_equal(again.data, pixels, equal_nan=True)

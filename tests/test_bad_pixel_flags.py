@@ -25,7 +25,8 @@ from marks import in_turn
 from whitediff import Exposure
 from whitediff.exposures.catalog import believed, source_flags
 from whitediff.exposures.detection import detections, forced_photometry
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.profiles import FWHM_TO_SIGMA
 from whitediff.simulation import PsfModel, SimulationOptions, simulate
 from whitediff.sources import RESIDUAL
@@ -131,7 +132,7 @@ def measured(seed, convolved, how, fraction, where):
                 pixels.astype(np.float32), variance=variance.astype(np.float32), mask=mask
             )
         )
-    found = make_all(*pair, SubtractionOptions(), ("difference",))["difference"].product.exposure
+    found = make_all(*pair, Recipe(), ("difference",))["difference"].product.exposure
     new = scene.sources["kind"] == "transient"
     x, y = (scene.sources[name][new] for name in "xy")
     flux = (scene.sources["science_flux"] - scene.sources["template_flux"])[new]

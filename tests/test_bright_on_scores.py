@@ -33,7 +33,8 @@ from whitediff.detection import (
 )
 from whitediff.exposures.catalog import believed
 from whitediff.exposures.detection import detections
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.exposures.simulated import simulated_exposure
 from whitediff.injection import add_stamp
 from whitediff.simulation import PsfModel, SimulationOptions, simulate
@@ -174,7 +175,7 @@ def made(seed, wider, given):
                 psf=whole.psf if given else None,
             )
         )
-    products = make_all(*pair, SubtractionOptions(), ("difference", "score"))
+    products = make_all(*pair, Recipe(), ("difference", "score"))
     difference, score = (products[kind].product.exposure for kind in ("difference", "score"))
     return np.array(true), detections(difference, score).catalogue
 

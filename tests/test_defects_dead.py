@@ -26,7 +26,8 @@ from whitediff.defects.dead import dead_runs
 from whitediff.exposures import masks
 from whitediff.exposures.defects import DefectOptions, with_defects
 from whitediff.exposures.model import Exposure
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.exposures.simulated import simulated_exposure
 from whitediff.flaws import ImageOptions
 from whitediff.simulation import Simulation, SimulationOptions, simulate
@@ -158,7 +159,7 @@ def simulation(seed: int, on: str, sky: float = 0.0) -> Simulation:
 
 
 def rows(exposures: list[Exposure]) -> Any:
-    made = make_all(*exposures, SubtractionOptions(), ("difference",))["difference"]
+    made = make_all(*exposures, Recipe(), ("difference",))["difference"]
     catalogue = whitediff.detect(made.product.exposure)
     told = np.asarray(catalogue["classification"]) == "artifact"
     for flag in FLAGS:

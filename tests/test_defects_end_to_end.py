@@ -22,7 +22,8 @@ import scipy.ndimage
 
 import whitediff
 from marks import in_turn, slow_after
-from whitediff.exposures.pipeline import SubtractionOptions, make_again, make_all
+from whitediff.exposures.pipeline import make_again, make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.exposures.simulated import simulated_exposure
 from whitediff.flaws import ImageOptions
 from whitediff.simulation import Simulation, SimulationOptions, simulate
@@ -97,7 +98,7 @@ def images_of(scene: Simulation) -> list[Any]:
 
 
 def difference_of(exposures: list[Any]) -> Any:
-    return make_all(*exposures, SubtractionOptions(), ("difference",))["difference"]
+    return make_all(*exposures, Recipe(), ("difference",))["difference"]
 
 
 def made(scene: Simulation) -> Any:

@@ -27,9 +27,10 @@ from whitediff.exposures.defects import DefectOptions
 from whitediff.exposures.depth import depth
 from whitediff.exposures.kernels import interpolated_kernel
 from whitediff.exposures.matching import MatchOptions
-from whitediff.exposures.pipeline import SubtractionOptions, make_again, make_all
+from whitediff.exposures.pipeline import make_again, make_all
 from whitediff.exposures.preparation import PreparationOptions
 from whitediff.exposures.psf import KernelPointSpreadFunction
+from whitediff.exposures.recipe import Recipe
 from whitediff.injection import add_stamp
 from whitediff.simulation import PsfModel, SimulationOptions, simulate
 
@@ -89,7 +90,7 @@ def free_places(simulated, rng):
 def test_half_of_the_sources_of_that_flux_are_above_5_sigma(rng, case, kind):
     science_sigma, template_sigma, variation = CASES[case]
     simulated, science, template = pair_of(science_sigma, template_sigma, variation)
-    options = SubtractionOptions(
+    options = Recipe(
         preparation=PreparationOptions(defects=NO_DEFECTS),
         match=MatchOptions(convolved="auto", choose_order="bic"),
     )

@@ -33,7 +33,8 @@ from whitediff.distrust import distrusted_pixels, holes, unsupported_pixels
 from whitediff.exposures import masks
 from whitediff.exposures.detection import detections, forced_photometry
 from whitediff.exposures.missing import missing_pixels, without_missing
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.simulation import SimulationOptions, simulate
 
 SIZE = 320
@@ -62,7 +63,7 @@ def exposure(image, sky=0.0):
 def made(seed, convolved, kind, science_sky, template_sky):
     scene = simulated(seed, convolved)
     pair = exposure(scene.science, science_sky), exposure(scene.template, template_sky)
-    return make_all(*pair, SubtractionOptions(), (kind, "difference"))
+    return make_all(*pair, Recipe(), (kind, "difference"))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_bad_pixels_cost_themselves(convolved, how, fraction, columns, where):
             plane[rng.random(plane.shape) < fraction] = True
             plane[:, rng.choice(SIZE, columns, replace=False)] = True
     pair = spoilt(scene.science, how, bad[0]), spoilt(scene.template, how, bad[1])
-    product = make_all(*pair, SubtractionOptions(), ("difference",))["difference"].product
+    product = make_all(*pair, Recipe(), ("difference",))["difference"].product
     used = [int(np.sum(p.solution.stars["used"])) for p in (clean, product)]
     if fraction <= 0.01:
         assert used[1] >= 0.8 * used[0]

@@ -30,8 +30,9 @@ from whitediff.evaluation import (
     mean_and_width,
 )
 from whitediff.exposures.evaluation import EvaluationOptions, Setting, evaluate, realise
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
 from whitediff.exposures.preparation import PreparationOptions
+from whitediff.exposures.recipe import Recipe
 from whitediff.exposures.simulated import simulated_exposure
 from whitediff.processes import in_processes
 from whitediff.simulation import SimulationOptions, simulate
@@ -286,7 +287,7 @@ def test_a_variance_plane_that_lies_shows_in_the_pull():
         options=EvaluationOptions(
             realisations=1, sources=90, separation=16.0, signal_to_noise=(3.0, 8.0), score=False
         ),
-        subtraction=SubtractionOptions(preparation=PreparationOptions(rescale_variance=False)),
+        recipe=Recipe(preparation=PreparationOptions(rescale_variance=False)),
     )
     done = [realise(setting, 0)]
     pull = summarise(done, setting.options, fresh=True)["forced"]["flux_pull"]
@@ -297,7 +298,7 @@ def test_a_variance_plane_that_lies_shows_in_the_pull():
 
 def test_an_earlier_solution_is_used_as_it_is():
     science, template = _pair(0)
-    product = make_all(science, template, SubtractionOptions(), ("difference",))["difference"]
+    product = make_all(science, template, Recipe(), ("difference",))["difference"]
     setting = Setting(
         pair=_pair,
         fresh=False,

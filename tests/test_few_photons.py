@@ -17,8 +17,9 @@ from whitediff.errors import DataError
 from whitediff.exposures import masks
 from whitediff.exposures.catalog import believed
 from whitediff.exposures.noise import few_photons, variance_factor
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
 from whitediff.exposures.preparation import prepare
+from whitediff.exposures.recipe import Recipe
 from whitediff.matching.background import CLIP_OF_SKEWED, fit_background
 from whitediff.photons import counted_photons
 from whitediff.stats import clipped_sigma
@@ -203,7 +204,7 @@ def test_variances_made_of_each_pixels_count(mean):
                 )
                 for counts, true in drawn
             ]
-            made = make_all(*exposures, SubtractionOptions(), ("difference",))["difference"]
+            made = make_all(*exposures, Recipe(), ("difference",))["difference"]
             assert masks.flagged(made.science.mask, ("BAD", "CR")).sum() < 90
             rows = whitediff.detect(made.difference)
             for cy, cx in places:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from whitediff import Exposure
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.injection import add_stamp
 from whitediff.matching.given import width_doubt
 from whitediff.simulation import PsfModel
@@ -73,7 +74,7 @@ def pair(seed, sigmas, factor):
 @pytest.mark.parametrize("sigmas", [(2.1, 1.6), (1.6, 2.1)])
 @pytest.mark.parametrize(("factor", "seed"), [(1.0, 1), (1.0, 2), (1.08, 1), (0.92, 2)])
 def test_a_subtraction_says_that_a_psf_is_wrong(sigmas, factor, seed, caplog):
-    made = make_all(*pair(seed, sigmas, factor), SubtractionOptions(), ["difference"])
+    made = make_all(*pair(seed, sigmas, factor), Recipe(), ["difference"])
     product = made["difference"].product
     error = product.exposure.psf.light.error
     if factor == 1:

@@ -19,8 +19,8 @@ import scipy.signal
 
 from whitediff import Exposure
 from whitediff.exposures.matching import MatchOptions, match
-from whitediff.exposures.pipeline import SubtractionOptions, solve_difference
 from whitediff.exposures.preparation import prepare
+from whitediff.exposures.recipe import Recipe
 from whitediff.matching.basis import gaussian_basis
 from whitediff.matching.design import FitOptions
 from whitediff.matching.local_skies import sum_with_local_skies
@@ -306,7 +306,7 @@ def check_sum(scene, images, most_off):
         Exposure.from_arrays(image.astype(np.float32), variance=variance.astype(np.float32))
         for image, variance in zip(images, scene.variances, strict=True)
     )
-    fit = solve_difference(prepare(*exposures), SubtractionOptions().match).match.fit
+    fit = match(prepare(*exposures), Recipe().match).fit
     assert fit.used.mean() > 0.7
     assert abs(fit.kernel_sum - scene.kernel_sum) < 3 * fit.kernel_sum_error
     assert fit.kernel_sum == pytest.approx(scene.kernel_sum, rel=most_off)

@@ -22,8 +22,9 @@ from whitediff import detection
 from whitediff.exposures.catalog import believed
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.noise import regions_of_one_image, square_sums
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
 from whitediff.exposures.psf import KernelPointSpreadFunction
+from whitediff.exposures.recipe import Recipe
 from whitediff.sources import broad_parts
 
 SIZE = 400
@@ -93,7 +94,7 @@ def spoilt(forced):
 
 
 def outcome(images, truth):
-    made = make_all(*images, SubtractionOptions(), ("difference",))["difference"]
+    made = make_all(*images, Recipe(), ("difference",))["difference"]
     difference = made.product.exposure
     catalogue = whitediff.detect(difference)
     tx, ty, flux = truth
@@ -139,7 +140,7 @@ def test_it_is_taken_away(kind, seed, in_template):
 def test_a_bright_transient_is_no_such_light():
     """Its wings are 40 pixels broad."""
     images, truth = scene("none", 1, in_template=False, transients=2, fluxes=(1e6, 2e6))
-    made = make_all(*images, SubtractionOptions(), ("difference",))["difference"]
+    made = make_all(*images, Recipe(), ("difference",))["difference"]
     x, y, flux = truth
     difference = made.product.exposure.data
     for at_x, at_y, each in zip(x, y, flux, strict=True):

@@ -18,7 +18,8 @@ from whitediff.exposures import masks
 from whitediff.exposures.catalog import believed
 from whitediff.exposures.defects import DefectOptions, with_defects
 from whitediff.exposures.model import Exposure
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.local_noise import relative_variance
 from whitediff.photons import PhotonScale
 from whitediff.variance_planes import noise_variance
@@ -112,7 +113,7 @@ def test_a_pair(which, convolved, seed):
     marked = with_defects(*exposures, DefectOptions())[which]
     # A third of a per cent of the shallow part; it was a tenth.
     assert masks.flagged(marked.mask, ("CR", "BAD")).sum() < 180
-    made = make_all(*exposures, SubtractionOptions(), ("difference",))["difference"]
+    made = make_all(*exposures, Recipe(), ("difference",))["difference"]
     rows = whitediff.detect(made.difference)
     x, y = (rows[name].value for name in ("x", "y"))
     at = np.array([(x, y) for y, x, _ in new])

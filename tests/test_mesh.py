@@ -24,7 +24,8 @@ import scipy.ndimage
 import whitediff
 from whitediff.exposures.detection import DetectionOptions
 from whitediff.exposures.model import Exposure
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.matching.background import fit_background
 from whitediff.matching.mesh import fit_mesh
 
@@ -188,7 +189,7 @@ def scene(seed, direction, kind, size=384):
 @pytest.mark.parametrize("kind", ["fringes", "amplifiers"])
 def test_from_two_images(kind, direction, seed):
     exposures, transients = scene(seed, direction, kind)
-    made = make_all(*exposures, SubtractionOptions(), ("difference", "score"))
+    made = make_all(*exposures, Recipe(), ("difference", "score"))
     for name in ("difference", "score") if direction == "template" else ("difference",):
         assert isinstance(made[name].product.solution.background, np.ndarray), name
     difference = made["difference"].product.exposure
@@ -196,7 +197,7 @@ def test_from_two_images(kind, direction, seed):
     # The same noise without structure: what is found besides is a peak of its noise, moved by less
     # than half a sigma.
     plain, _ = scene(seed, direction, "none")
-    without = make_all(*plain, SubtractionOptions(), ("difference",))["difference"].product
+    without = make_all(*plain, Recipe(), ("difference",))["difference"].product
     peaks = whitediff.detect(without.exposure, options=DetectionOptions(threshold=4.5))
     away, new = (
         [

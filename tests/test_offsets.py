@@ -11,7 +11,8 @@ import whitediff
 from marks import in_turn
 from scenes import command
 from whitediff.exposures.matching import MatchOptions
-from whitediff.exposures.pipeline import SubtractionOptions, make_again, make_all
+from whitediff.exposures.pipeline import make_again, make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.sources import levels_and_background
 from whitediff.stats import high_level
 
@@ -57,7 +58,7 @@ def shifted(pair, which, offset, dtype):
 
 
 def made(pair, kinds=("difference",), convolved="template"):
-    options = SubtractionOptions(match=MatchOptions(convolved=convolved))
+    options = Recipe(match=MatchOptions(convolved=convolved))
     found = make_all(*pair, options, kinds)
     return {kind: found[kind].product for kind in kinds}
 

@@ -20,8 +20,8 @@ from astropy.table import Table
 
 from marks import slow_after
 from whitediff import Exposure, forced_photometry, inject, read_exposure, write_exposure
-from whitediff.exposures.pipeline import SubtractionOptions, make, solve_difference
-from whitediff.exposures.preparation import prepare, with_own_psf
+from whitediff.exposures.pipeline import make_all
+from whitediff.exposures.preparation import with_own_psf
 from whitediff.exposures.psf import KernelPointSpreadFunction, Light, convolved_psf
 from whitediff.matching.psf import measure_psf
 from whitediff.photometry import fit_radius
@@ -248,9 +248,9 @@ def pair_of(widths, seed):
 @pytest.mark.parametrize("widths", slow_after(1, [((3.6, 3.0),), ((3.0, 3.6),)]))
 def test_fluxes_of_transients_are_those_put_in(widths):
     (science, template), at, true = pair_of(widths, 1)
-    solved = solve_difference(prepare(science, template), SubtractionOptions().match)
-    assert solved.match.convolved == ("template" if widths[0] > widths[1] else "science")
-    difference = make(solved).exposure
+    made = make_all(science, template)["difference"]
+    assert made.match.convolved == ("template" if widths[0] > widths[1] else "science")
+    difference = made.exposure
     catalogue = forced_photometry(difference, at)
     flux, error = np.array(catalogue["psf_flux"]), np.array(catalogue["psf_flux_err"])
     light = difference.psf.light

@@ -28,8 +28,9 @@ from whitediff.errors import DataError
 from whitediff.exposures import masks
 from whitediff.exposures.alignment import aligned_template
 from whitediff.exposures.matching import MatchOptions
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
 from whitediff.exposures.preparation import PreparationOptions, prepare
+from whitediff.exposures.recipe import Recipe
 from whitediff.exposures.registration import measured_correction, star_offset
 from whitediff.exposures.reprojection import ResamplingOptions
 from whitediff.registration.correlation import correlated_shift
@@ -286,7 +287,7 @@ def test_local_distortions_leave_no_false_sources(widths, seed):
             template_sigma=widths[1],
         )
         science, template, _ = sky.made()
-        options = SubtractionOptions(
+        options = Recipe(
             preparation=PreparationOptions(
                 use_wcs=False, resampling=ResamplingOptions(positions=positions)
             ),

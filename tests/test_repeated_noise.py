@@ -15,7 +15,8 @@ import scipy.signal
 from marks import slow_after
 from whitediff import Exposure
 from whitediff.exposures import masks
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.interpolation import interpolated
 from whitediff.repeated_noise import excess_variance
 from whitediff.simulation import SimulationOptions, simulate
@@ -98,7 +99,7 @@ def test_significances_of_a_score_keep_their_width_beside_columns(which):
                 image[bad] = 3e4
                 mask["BAD"] = mask["BAD"] | bad
             pair.append(Exposure.from_arrays(image, variance=simulated.variance, mask=mask))
-        score = make_all(*pair, SubtractionOptions(), ["score"])["score"].difference
+        score = make_all(*pair, Recipe(), ["score"])["score"].difference
         use = ~masks.flagged(score.mask, (*masks.UNTRUSTED_MASK_PLANES, masks.CONTAMINATED))
         use &= ~scipy.ndimage.binary_dilation(masks.flagged(score.mask, ["SOURCE"]), iterations=3)
         distance = scipy.ndimage.distance_transform_edt(~bad)

@@ -12,7 +12,8 @@ import pytest
 
 from whitediff import Exposure
 from whitediff.errors import DataError
-from whitediff.exposures.pipeline import SubtractionOptions, make_again, make_all
+from whitediff.exposures.pipeline import make_again, make_all
+from whitediff.exposures.recipe import Recipe
 
 SIDE = 220
 
@@ -37,7 +38,7 @@ def exposure(seed, sigma, sky, flux=1.0):
 @pytest.fixture(scope="module")
 def first():
     science, template = exposure(1, 1.9, 300), exposure(2, 1.5, 200)
-    made = make_all(science, template, SubtractionOptions(), ("difference",))["difference"]
+    made = make_all(science, template, Recipe(), ("difference",))["difference"]
     return science, template, made.product
 
 

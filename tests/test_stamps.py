@@ -28,7 +28,7 @@ from scenes import SHARED
 from stamps import Cut, galaxy, make, profile, psf, star
 from whitediff.errors import ArgumentError, DataError, TooFewSourcesError
 from whitediff.exposures.cutouts import CutoutOptions, kernel_source
-from whitediff.exposures.pipeline import SubtractionOptions
+from whitediff.exposures.recipe import Recipe
 from whitediff.matching.points import find_points, neighbour_variance
 from whitediff.matching.stamp import StampOptions, fit_stamp, near
 
@@ -465,7 +465,7 @@ def test_what_cannot_be_done_is_refused():
         whitediff.subtract_cutout(science, template)
     kernel = np.ones((3, 3)) / 9
     with pytest.raises(ArgumentError, match="leave them out beside a kernel"):
-        whitediff.subtract(science, template, kernel, options=SubtractionOptions())
+        whitediff.subtract(science, template, kernel, recipe=Recipe())
 
 
 @pytest.fixture

@@ -30,8 +30,9 @@ from whitediff.exposures.catalog import believed, headline
 from whitediff.exposures.defects import DefectOptions
 from whitediff.exposures.matching import MatchOptions
 from whitediff.exposures.noise import PairSources, pair_sources
-from whitediff.exposures.pipeline import SubtractionOptions, make_again, make_all
+from whitediff.exposures.pipeline import make_again, make_all
 from whitediff.exposures.preparation import PreparationOptions
+from whitediff.exposures.recipe import Recipe
 from whitediff.formats import read_exposure, write_exposure
 from whitediff.injection import add_stamp
 from whitediff.simulation import PsfModel
@@ -113,7 +114,7 @@ def scene(seed, sigmas, *, hosts=(), host_width=1.5, moved=0.0, wider=1.0, faint
     return Scene(science, template, x[:n], y[:n], signs * np.array(RATIOS))
 
 
-OPTIONS = SubtractionOptions(
+OPTIONS = Recipe(
     preparation=PreparationOptions(
         defects=DefectOptions(cosmic_rays=False, bad_pixels=False, trails=False)
     ),

@@ -19,7 +19,8 @@ from astropy.table import Table
 import whitediff
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.noise import variance_factor
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.structure import high_frequencies
 from whitediff.variance_planes import noise_variance
 
@@ -142,7 +143,7 @@ def pulls(seed: int, kind: str, direction: str) -> tuple[float, np.ndarray]:
         )
         model = noise_variance(image, gain=gain, read_noise=read)
         exposures.append(Exposure.from_arrays(image, variance=model.variance.astype(np.float32)))
-    made = make_all(*exposures, SubtractionOptions(), ("difference",))["difference"]
+    made = make_all(*exposures, Recipe(), ("difference",))["difference"]
     solution = made.product.solution
     total = float(solution.kernel.at(x=N / 2, y=N / 2).sum())
     at = Table({"x": PLACES[:, 1], "y": PLACES[:, 0]})

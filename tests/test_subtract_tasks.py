@@ -22,10 +22,8 @@ from lsst.pipe.base import AlgorithmError, NoWorkFound, Task
 
 from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError
-from whitediff.exposures.matching import MatchOptions, match
-from whitediff.exposures.preparation import pair_with_psf, prepare
-from whitediff.exposures.solution import Solution, make_product
-from whitediff.exposures.subtraction import preconvolution_kernel
+from whitediff.exposures.matching import MatchOptions
+from whitediff.exposures.preparation import prepare
 from whitediff.simulation import SimulationOptions, simulate
 from whitediff.tasks import (
     AlardLuptonPreconvolveSubtractConfig,
@@ -121,15 +119,10 @@ def pulls(exposure):
     return (exposure.data[free] / np.sqrt(exposure.variance[free])).astype(np.float64)
 
 
-def test_the_difference_is_the_command_s(pair, default):
+def test_the_difference_is_the_command_s(science, template, default):
     task, result = default
-    found = match(pair, MatchOptions())
-    product = make_product(
-        Solution.of(pair_with_psf(pair, "template"), found),
-        pair.science,
-        pair.template,
-        search=found.background_search(pair),
-    )
+    made = make_all(science, template, task.config.to_recipe())["difference"]
+    product, found = made.product, made.match
     same_product(result.difference, product)
     np.testing.assert_array_equal(
         result.backgroundModel.coefficients, product.solution.background.coefficients
@@ -149,17 +142,10 @@ def test_a_science_exposure_that_is_sharper_is_convolved(science, template, mode
     """Roles exchanged, the template has the wider PSF."""
     task = AlardLuptonSubtractTask(config=AlardLuptonSubtractConfig(mode=mode))
     result = task.run(science, template)
-    pair = prepare(template, science)
-    found = match(pair, MatchOptions(convolved="auto"))
-    product = make_product(
-        Solution.of(pair, found),
-        pair.science,
-        pair.template,
-        search=found.background_search(pair),
-    )
-    assert found.convolved == "science"
+    made = make_all(template, science, task.config.to_recipe())["difference"]
+    assert made.match.convolved == "science"
     assert task.metadata["convolvedExposure"] == "Science"
-    same_product(result.difference, product)
+    same_product(result.difference, made.product)
     assert pulls(result.difference).std() == pytest.approx(1, abs=0.01)
 
 
@@ -186,18 +172,11 @@ def free_of_sources_of(result):
     return ~(result.difference.mask.get("SOURCE") | result.difference.mask.get("EDGE"))
 
 
-def test_the_score_is_the_command_s(pair, science, template):
+def test_the_score_is_the_command_s(science, template):
     task = AlardLuptonPreconvolveSubtractTask()
     result = task.run(template, science)
-    kernel = preconvolution_kernel(pair.science)
-    found = match(pair, MatchOptions(), preconvolution_kernel=kernel)
-    product = make_product(
-        Solution.of(pair, found, kernel),
-        pair.science,
-        pair.template,
-        preconvolved_science=found.science,
-        search=found.background_search(pair),
-    )
+    made = make_all(science, template, task.config.to_recipe(score=True), "score")["score"]
+    product, found = made.product, made.match
     same_product(result.scoreExposure, product)
     np.testing.assert_array_equal(result.flux, product.flux)
     np.testing.assert_array_equal(result.fluxVariance, product.flux_variance)
@@ -334,7 +313,9 @@ def test_a_template_that_covers_little_is_no_work(simulation, science, template)
     config = AlardLuptonSubtractConfig(minTemplateFractionForExpectedSuccess=0.1)
     with pytest.raises(AlgorithmError):
         AlardLuptonSubtractTask(config=config).run(some, science)
-    assert AlardLuptonSubtractTask().checkTemplateIsSufficient(template, science) > 0.99
+    task = AlardLuptonSubtractTask()
+    task.prepareInputs(template, science)
+    assert task.metadata["templateCoveragePercent"] > 99
 
 
 def test_an_absurd_variance_is_an_unusable_exposure(simulation, template):
@@ -439,12 +420,12 @@ def test_the_background_is_subtracted_or_left(simulation, template):
             assert not model.any()
 
 
-def test_numbers_of_kernel_sources_are_those_asked_for(pair, science, template):
+def test_numbers_of_kernel_sources_are_those_asked_for(science, template):
     config = small_kernel(AlardLuptonSubtractConfig())
     config.maxKernelSources = 12
     config.detectionThreshold, config.detectionThresholdMax = 30.0, 200.0
     task = AlardLuptonSubtractTask(config=config)
-    sources = task.runConvolveTemplate(pair).kernelSources
+    sources = task.run(template, science).kernelSources
     assert len(sources) == 12
     assert sources["signalToNoise"].min() >= 30
     assert sources["signalToNoise"].max() <= 200
@@ -578,10 +559,10 @@ def test_free_pixels(pair):
     assert roughness(kernels["stiff"]) < roughness(kernels["smooth"]) < roughness(kernels["free"])
 
 
-def test_the_decorrelation_is_the_subtask_s(pair, default):
+def test_the_decorrelation_is_the_subtask_s(science, template, default):
     config = AlardLuptonSubtractConfig()
     config.decorrelate.completeVarPlanePropagation = True
-    difference = AlardLuptonSubtractTask(config=config).runConvolveTemplate(pair).difference
+    difference = AlardLuptonSubtractTask(config=config).run(template, science).difference
     # Another grid of the transform: no pixel moves by more than 1e-3 of its sigma.
     sigma = np.sqrt(default[1].difference.variance.min())
     np.testing.assert_allclose(

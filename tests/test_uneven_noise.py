@@ -12,7 +12,8 @@ import pytest
 
 from whitediff import Exposure
 from whitediff.exposures.noise import square_sums, uneven_noise
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.simulation import SimulationOptions, simulate
 
 SHAPES = [(200, 260), (512, 512), (1300, 900)]
@@ -80,5 +81,5 @@ def test_a_plane_that_is_wrong_in_places_is_warned_of(wrong, caplog):
         for role, one in (("science", made.science), ("template", made.template))
     }
     with caplog.at_level(logging.WARNING, logger="whitediff"):
-        make_all(pair["science"], pair["template"], SubtractionOptions(), ["difference"])
+        make_all(pair["science"], pair["template"], Recipe(), ["difference"])
     assert ("does not follow its variance plane" in caplog.text) == (wrong is not None)

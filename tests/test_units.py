@@ -22,7 +22,8 @@ import whitediff
 from marks import slow_after
 from whitediff import Exposure
 from whitediff.exposures.detection import detections
-from whitediff.exposures.pipeline import SubtractionOptions, make_all
+from whitediff.exposures.pipeline import make_all
+from whitediff.exposures.recipe import Recipe
 from whitediff.simulation import SimulationOptions, simulate
 
 WIDER = {"template": (2.0, 1.5), "science": (1.5, 2.0)}
@@ -59,7 +60,7 @@ def made(convolved, kind, powers, dtype):
     pair = scene(convolved)
     made = make_all(
         exposure(pair.science, powers[0], dtype), exposure(pair.template, powers[1], dtype),
-        SubtractionOptions(), (kind,),
+        Recipe(), (kind,),
     )[kind].product  # fmt: skip
     found, factor = made.exposure, 10.0 ** powers[0]
     stars = made.solution.stars
@@ -122,7 +123,7 @@ def test_no_unit_changes_files_of_single_precision(power, tmp_path):
             path = tmp_path / f"{name}{factor:g}.fits"
             astropy.io.fits.writeto(path, image)
             read.append(whitediff.read_exposure(path))
-        product = make_all(*read, SubtractionOptions(), ("difference",))["difference"].product
+        product = make_all(*read, Recipe(), ("difference",))["difference"].product
         rows.append(np.asarray(detections(product.exposure).catalogue["significance"]))
     assert len(rows[0]) >= 5
     np.testing.assert_allclose(rows[1], rows[0], atol=0.05)

@@ -12,6 +12,7 @@ __all__ = [
     "ArgumentError",
     "DataError",
     "FileFormatError",
+    "NoOverlapError",
     "OutputExistsError",
     "TooFewSourcesError",
     "WhitediffError",
@@ -32,6 +33,10 @@ class ArgumentError(WhitediffError, ValueError):
 
 class DataError(WhitediffError, ValueError):
     """The pixels do not allow the computation: the data's fault."""
+
+
+class NoOverlapError(DataError):
+    """Two images have no pixel in common."""
 
 
 class TooFewSourcesError(DataError):

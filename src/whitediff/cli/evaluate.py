@@ -219,7 +219,7 @@ def run_evaluation(
     science_psf, template_psf, overwrite
         Options of the command.
     **how
-        Those of `whitediff.runs.subtract.subtraction_options`, and of `whitediff.reading`.
+        Those of `whitediff.runs.recipes.recipe_of`, and of `whitediff.reading`.
 
     Returns
     -------
@@ -233,7 +233,8 @@ def run_evaluation(
     from ..exposures.evaluation import evaluate as realise_all
     from ..formats.catalogs import write_catalog
     from ..outputs import check_output, replacing, together
-    from ..runs.subtract import solutions_by_kind, subtraction_options
+    from ..runs.recipes import as_asked, recipe_of
+    from ..runs.subtract import solutions_by_kind
     from ..threads import available_threads
 
     names = [name for name in OUTPUTS if name != "evaluate.png" or _can_draw()]
@@ -248,6 +249,7 @@ def run_evaluation(
             " difference with --kernel too."
         )
     reading = {name: how.pop(name) for name in option_names("science", "template") if name in how}
+    recipe = recipe_of(**how)
     levels = {"science": ReadingOptions()}
     pair: Any
     if simulated or science is None or template is None:
@@ -278,8 +280,8 @@ def run_evaluation(
             gain=gain,
             score=not no_score and (not read or "score" in stored),
         ),
-        subtraction=subtraction_options(**how),
-        solutions=stored,  # type: ignore[arg-type]
+        recipe=recipe,
+        solutions={kind: as_asked(solution, recipe) for kind, solution in stored.items()},
     )
     output.mkdir(parents=True, exist_ok=True)
     number = min(processes or available_threads(), realisations)

@@ -106,7 +106,6 @@ def run_report(
             solution=_solution(image_path, record, product),
             science=inputs["science"],
             template=inputs["template"],
-            use_wcs=not _has_option(record, "--ignore-wcs"),
             score=None if score is None else _read_score(score, product, image_path, record),
             stars=record.stars,
             log=record.log,
@@ -174,14 +173,6 @@ def _check_shape(science: Any, product: Any, image_path: str) -> None:
         )
 
 
-def _has_option(record: Any, option: str) -> bool:
-    if record.log is None:
-        return False
-    return any(
-        str(row["kind"]).strip() == "option" and str(row["text"]) == option for row in record.log
-    )
-
-
 def _solution(image_path: str, record: Any, product: Any) -> Any:
     """What the product was made with; of a decorrelated difference as far as it says."""
     from .. import formats
@@ -193,7 +184,7 @@ def _solution(image_path: str, record: Any, product: Any) -> Any:
     if product.kernel is None or convolved not in ("template", "science"):
         return None
     background = 0.0 if product.background is None else product.background
-    return Solution(kernel=product.kernel, background=background, convolved=convolved)
+    return Solution.of_kernel(product.kernel, background=background, convolved=convolved)
 
 
 def _read_score(path: str, product: Any, image_path: str, record: Any) -> Any:

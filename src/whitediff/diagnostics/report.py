@@ -25,8 +25,8 @@ from ..exposures.defects import NO_DEFECTS
 from ..exposures.detection import expected_false_detections
 from ..exposures.model import Exposure
 from ..exposures.noise import source_pixels
-from ..exposures.pipeline import aligned_as_before, defects_as_before
-from ..exposures.solution import Solution, undecorrelated
+from ..exposures.pipeline import aligned_as_before, with_defects_as_before
+from ..exposures.solution import Solution, subtracted
 from ..exposures.subtraction import convolved_exposure, matched_template, subtract_background
 from ..exposures.widths import measured_width
 from ..outputs import replacing
@@ -106,8 +106,6 @@ class ReportInput:
         What it was made with, if it is known.
     science, template
         What it was made from, as they were read; None where they are not known.
-    use_wcs
-        Align the template by its WCS; else pixel by pixel.
     score
         Score beside a difference.
     catalog
@@ -127,7 +125,6 @@ class ReportInput:
     solution: Solution | None = None
     science: Exposure | None = None
     template: Exposure | None = None
-    use_wcs: bool = True
     score: Exposure | None = None
     catalog: Table | None = None
     stars: Table | None = None
@@ -262,10 +259,12 @@ def _matched(inputs: ReportInput, notes: list[str]) -> tuple[Array | None, Array
     resampled = solution is not None and solution.alignment is not None
     if science is not None:
         earlier = [] if solution is None else [_shown(solution)]
-        science, template = defects_as_before(_measurable(science), _measurable(template), earlier)
+        science, template = with_defects_as_before(
+            _measurable(science), _measurable(template), earlier
+        )
         inputs.science = science
         if resampled or template.bbox != science.bbox:
-            template = aligned_as_before(science, template, earlier, use_wcs=inputs.use_wcs)
+            template = aligned_as_before(science, template, earlier)
     if template.shape != inputs.product.shape:
         notes.append(
             f"{template.source}: has the shape {template.shape}, but {inputs.name}"
@@ -281,7 +280,7 @@ def _matched(inputs: ReportInput, notes: list[str]) -> tuple[Array | None, Array
     matched = before = None
     if science is not None and not inputs.is_score:
         science = science.replaced(variance=inputs.product.variance)
-        left, _ = undecorrelated(solution, science, template, keep_background=True)
+        left, _ = subtracted(solution, science, template)
         before = left.data
         if solution.convolved == "template":
             matched = science.data - before
@@ -300,10 +299,14 @@ def _matched(inputs: ReportInput, notes: list[str]) -> tuple[Array | None, Array
 
 def _shown(solution: Solution) -> Solution:
     """Solution with what changes pixels that are shown; no noise of the template is."""
-    defects = solution.defects
-    if defects is not None:
-        defects = dataclasses.replace(NO_DEFECTS, level_jumps=defects.level_jumps)
-    return dataclasses.replace(solution, defects=defects, alignment_noise="white")
+    preparation = solution.recipe.preparation
+    jumps = dataclasses.replace(NO_DEFECTS, level_jumps=preparation.defects.level_jumps)
+    resampling = preparation.resampling
+    if resampling is not None:
+        resampling = dataclasses.replace(resampling, noise="white")
+    preparation = dataclasses.replace(preparation, defects=jumps, resampling=resampling)
+    recipe = dataclasses.replace(solution.recipe, preparation=preparation)
+    return dataclasses.replace(solution, recipe=recipe)
 
 
 def _measurable(exposure: Exposure) -> Exposure:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, NoOverlapError
 from ..registration.transformation import Correction
 from . import masks
 from .covariance import moved_noise
@@ -226,7 +226,7 @@ def _cut(science: Exposure, template: Exposure, offset: tuple[int, int], name: s
     start = [max(0, -d) for d in offset]
     stop = [min(n, m - d) for n, m, d in zip((ny, nx), template.shape, offset, strict=True)]
     if stop[0] <= start[0] or stop[1] <= start[1]:
-        raise DataError(
+        raise NoOverlapError(
             f"{name}: does not overlap the science image, whose first pixel lies at (y, x) ="
             f" ({offset[0]}, {offset[1]}) of its {template.shape[0]} x {template.shape[1]} pixels."
         )

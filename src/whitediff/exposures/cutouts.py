@@ -16,7 +16,6 @@ from ..matching.points import neighbour_variance
 from ..matching.stamp import StampKernel, StampOptions, fit_stamp, near
 from ..stats import median_deviation
 from . import kernels, masks
-from .alignment import alignment_of
 from .catalog import zero_point
 from .fields import ChebyshevField
 from .missing import missing_pixels, without_missing
@@ -24,12 +23,12 @@ from .model import Exposure
 from .noise import measurable, untrusted_pixels
 from .preparation import PreparationOptions
 from .psf import as_kernel_psf
-from .solution import Product, Solution, pixel_sample
+from .recipe import CutoutOptions, Recipe
+from .solution import Product, Solution
 
 __all__ = [
     "Cutout",
     "CutoutFlux",
-    "CutoutOptions",
     "KernelSource",
     "cutout_problems",
     "kernel_source",
@@ -63,37 +62,6 @@ _FREE_OF_SOURCE, _FEWEST_FREE = 3.0, 200
 """Full widths from the transient, and pixels, that tell how the sky slopes."""
 _CLIP, _CLIPPINGS, _SLOPED = 3.0, 4, 30.0
 """Standard deviations; turns; and the chi-square of two slopes that are no noise."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CutoutOptions:
-    """Where the kernel comes from, and what is known of a cut-out.
-
-    Attributes
-    ----------
-    kernel_from
-        ``stars``: the usual fit; ``psfs``: the two PSFs; ``pixels``: all pixels of a stamp;
-        ``auto``: what the images bear (`kernel_source`).
-    flux_scale
-        Flux of a static source on the science image over that on the template; from the zero
-        points, or 1, if None.
-    place
-        (x, y) of a transient, pixel coordinates; the middle of a stamp if None.
-    """
-
-    kernel_from: Literal["auto", "stars", "psfs", "pixels"] = "auto"
-    flux_scale: float | None = None
-    place: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        allowed = ("auto", "stars", "psfs", "pixels")
-        if self.kernel_from not in allowed:
-            raise ArgumentError(
-                f"kernel_from must be one of {', '.join(allowed)}; got {self.kernel_from!r}."
-            )
-        scale = self.flux_scale
-        if scale is not None and not (math.isfinite(scale) and scale > 0):
-            raise ArgumentError(f"flux_scale must be positive and finite; got {scale:g}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,8 +216,7 @@ def solve_cutout(
     science: Exposure,
     template: Exposure,
     source: KernelSource,
-    options: CutoutOptions,
-    preparation: PreparationOptions,
+    recipe: Recipe,
 ) -> Cutout:
     """Find the kernel of a pair without stars.
 
@@ -259,10 +226,9 @@ def solve_cutout(
         Exposures on the same pixels.
     source
         `kernel_source`.
-    options
-        `CutoutOptions`.
-    preparation
-        Whether variance planes are rescaled, and how the template was resampled.
+    recipe
+        What is known of them, whether variance planes are rescaled, and how the template was
+        resampled.
 
     Returns
     -------
@@ -282,13 +248,15 @@ def solve_cutout(
             f" {science.source or 'the science image'}; was one image named twice?"
         )
     science, template = measurable(science, template)
+    options = recipe.cutout
     place = _place(science, source, options)
     part = _fitted_part(science.shape, science.origin, place)
     pair = (science, template)
     # A mirror continues what is filtered, but holds no measurement.
     good = tuple(~untrusted_pixels(exposure) for exposure in pair)
     factors, known = zip(
-        *(_variance(e, g, preparation) for e, g in zip(pair, good, strict=True)), strict=True
+        *(_variance(e, g, recipe.preparation) for e, g in zip(pair, good, strict=True)),
+        strict=True,
     )
     variances = [
         np.where(g, factor * e.variance.astype(np.float64), math.inf)
@@ -347,32 +315,25 @@ def solve_cutout(
         exposure.replaced(variance=(factor * exposure.variance).astype(np.float32))
         for exposure, factor in zip(pair, factors, strict=True)
     )
-    resampling = preparation.resampling
     background = np.array([[fit.level]])
     if slopes is not None:
         # Chebyshev polynomials count from the middle, in halves of the image.
         against = slopes[0] - fit.kernel_sum * slopes[1]
         along_x, along_y = against * np.array(science.shape[::-1]) / 2
         background = np.array([[fit.level, along_x], [along_y, 0.0]])
-    solution = Solution(
-        kernel=kernels.constant_kernel(fit.kernel, science.bbox),
-        background=ChebyshevField(science.bbox, background),
-        convolved="template",
-        science_variance_factor=factors[0],
-        template_variance_factor=factors[1],
-        science_variance=float(np.median(variances[0][good[0]])),
-        template_variance=float(np.median(variances[1][good[1]])),
-        science_noise=science.noise,
-        template_noise=template.noise,
-        alignment=alignment_of(template, resampling),
-        alignment_noise="white" if resampling is None else resampling.noise,
-        registration=template.registration,
-        psf=None if science.psf is None else as_kernel_psf(science.psf, science.bbox),
-        box=science.bbox,
-        fill="interpolate",
-        kernel_error=fit.error,
+    solution = Solution.of_stamp(
+        kernels.constant_kernel(fit.kernel, science.bbox),
+        ChebyshevField(science.bbox, background),
+        science,
+        template,
+        recipe,
+        variance_factors=factors,
+        variances=(
+            float(np.median(variances[0][good[0]])),
+            float(np.median(variances[1][good[1]])),
+        ),
+        error=fit.error,
         photon_factor=fit.photon_factor,
-        pixels=pixel_sample(science, template),
     )
     return Cutout(
         science,

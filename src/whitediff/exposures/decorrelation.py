@@ -38,6 +38,7 @@ from .psf import (
 from .spatial import SPATIAL_PRECISION, LocalCorrection, LocalNoise, local_correction, local_noise
 
 __all__ = [
+    "CorrectionOptions",
     "Decorrelation",
     "DecorrelationOptions",
     "check_defined",
@@ -71,33 +72,15 @@ _VARIANCE_PRECISION = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecorrelationOptions:
-    """How a difference is decorrelated.
+class CorrectionOptions:
+    """How the noise of a difference is made white, whatever was subtracted from what.
 
     Attributes
     ----------
-    convolved
-        Which exposure was convolved with the matching kernel.
-    score
-        The given difference is a score image: its science exposure was correlated with
-        the pre-convolution kernel.
-    scale_factor
-        Where the science exposure was convolved: photometric scale by which the difference was
-        divided, over the kernel's sum.
-    score_filter
-        ``documented``: the formula as it stands.  ``compact``: without the frequencies at
-        which the pre-convolution kernel has less than 0.01 of its amplitude, and cut off
-        at 3.5 FWHM, `whitediff.decorrelation.score_correction`: for fitted kernels, whose
-        noise would carry edges and bad pixels over the whole frame.
-    full_variance
-        Propagate each pixel's variance, instead of assuming it locally constant.
-    ignore_mask_planes
-        Pixels with any of these are left out of the mean variances.
-    required_mask_planes
-        Those of them that must exist in one of the masks; the others may be missing.
-    untrusted_mask_planes
-        Planes of the difference whose pixels hold no measurement; with non-finite
-        and outside pixels they contaminate their neighbours.
+    noise
+        ``white``: as documented, inputs without a given covariance are white.  ``measured``:
+        their covariance is measured on source-free pixels.  ``auto``: that is used where it
+        says with significance that an input is not white.
     spatially_varying
         The correction follows the kernel and the ratio of the local mean variances over the
         field; else both are taken at one place, as documented.  A score's filter is then the
@@ -106,10 +89,20 @@ class DecorrelationOptions:
         What stands in for pixels without a measurement while their neighbours are filtered.
         ``mean``: the mean of the image, and zero outside the frame, as documented.
         ``interpolate``: what their neighbours say, and outside the frame its mirror image.
-    noise
-        ``white``: as documented, inputs without a given covariance are white.  ``measured``:
-        their covariance is measured on source-free pixels.  ``auto``: that is used where it
-        says with significance that an input is not white.
+    full_variance
+        Propagate each pixel's variance, instead of assuming it locally constant.
+    score_filter
+        ``documented``: the formula as it stands.  ``compact``: without the frequencies at
+        which the pre-convolution kernel has less than 0.01 of its amplitude, and cut off
+        at 3.5 FWHM, `whitediff.decorrelation.score_correction`: for fitted kernels, whose
+        noise would carry edges and bad pixels over the whole frame.
+    ignore_mask_planes
+        Pixels with any of these are left out of the mean variances.
+    required_mask_planes
+        Those of them that must exist in one of the masks; the others may be missing.
+    untrusted_mask_planes
+        Planes of the difference whose pixels hold no measurement; with non-finite
+        and outside pixels they contaminate their neighbours.
     tolerance
         With ``spatially_varying``: largest error of the compressed correction, in standard
         deviations of a pixel.
@@ -117,28 +110,21 @@ class DecorrelationOptions:
         ``fast``: grids of good lengths, in the image's precision, where these move no
         pixel by more than 1e-3 of its standard deviation.
         ``documented``: the documented grid, in double precision.
-    again
-        Decorrelate, too, what is white already, as the documented task does; else it is refused.
     """
 
-    convolved: Literal["template", "science"] = "template"
-    score: bool = False
-    scale_factor: float = 1.0
-    score_filter: Literal["documented", "compact"] = "compact"
+    noise: Literal["white", "auto", "measured"] = "white"
+    spatially_varying: bool = False
+    fill: Literal["mean", "interpolate"] = "interpolate"
     full_variance: bool = False
+    score_filter: Literal["documented", "compact"] = "compact"
     ignore_mask_planes: tuple[str, ...] = masks.DEFAULT_IGNORE_MASK_PLANES
     required_mask_planes: tuple[str, ...] = ()
     untrusted_mask_planes: tuple[str, ...] = masks.UNTRUSTED_MASK_PLANES
-    spatially_varying: bool = False
-    fill: Literal["mean", "interpolate"] = "interpolate"
-    noise: Literal["white", "auto", "measured"] = "white"
     tolerance: float = 1e-3
     transform: Literal["fast", "documented"] = "fast"
-    again: bool = False
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
-            ("convolved", self.convolved, ("template", "science")),
             ("transform", self.transform, ("fast", "documented")),
             ("score_filter", self.score_filter, ("documented", "compact")),
             ("fill", self.fill, ("mean", "interpolate")),
@@ -156,11 +142,62 @@ class DecorrelationOptions:
             )
         if not 1e-6 <= self.tolerance <= 0.1:
             raise ArgumentError(f"tolerance must be from 1e-6 to 0.1; got {self.tolerance:g}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecorrelationOptions(CorrectionOptions):
+    """How one difference is decorrelated.
+
+    Attributes
+    ----------
+    convolved
+        Which exposure was convolved with the matching kernel.
+    score
+        The given difference is a score image: its science exposure was correlated with
+        the pre-convolution kernel.
+    scale_factor
+        Where the science exposure was convolved: photometric scale by which the difference was
+        divided, over the kernel's sum.
+    again
+        Decorrelate, too, what is white already, as the documented task does; else it is refused.
+    """
+
+    convolved: Literal["template", "science"] = "template"
+    score: bool = False
+    scale_factor: float = 1.0
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.convolved not in ("template", "science"):
+            raise ArgumentError(f"convolved must be template or science; got {self.convolved!r}.")
         if self.score and self.convolved == "science":
             raise ArgumentError(
                 "A score image is defined only where the template was matched: the score"
                 " correction with the science exposure convolved has no meaning."
             )
+
+    @classmethod
+    def of(cls, correction: CorrectionOptions, **made: Any) -> DecorrelationOptions:
+        """Options for a difference that is made in some way.
+
+        Parameters
+        ----------
+        correction
+            How it is corrected.
+        **made
+            The fields that only this class has.
+
+        Returns
+        -------
+        options
+            Self-validated.
+        """
+        shared = {
+            field.name: getattr(correction, field.name)
+            for field in dataclasses.fields(CorrectionOptions)
+        }
+        return cls(**shared | made)
 
 
 @dataclasses.dataclass(frozen=True)

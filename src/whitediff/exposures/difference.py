@@ -7,12 +7,13 @@ from typing import Any, Literal
 import numpy.typing as npt
 
 from ..errors import ArgumentError, TooFewSourcesError
-from .cutouts import CutoutOptions, kernel_source
+from .cutouts import kernel_source
 from .fields import Field
 from .kernels import ConvolutionKernel
 from .model import Exposure
-from .pipeline import Made, SubtractionOptions, make_all, make_cutout
+from .pipeline import Made, cutout_made, make_all
 from .preparation import PreparationOptions
+from .recipe import CutoutOptions, Recipe
 from .subtraction import subtract as subtract_with_kernel
 
 __all__ = ["subtract", "subtract_cutout"]
@@ -25,7 +26,7 @@ def subtract(
     template: Any,
     kernel: ConvolutionKernel | Array | None = None,
     *,
-    options: SubtractionOptions | None = None,
+    recipe: Recipe | None = None,
     convolved: Literal["template", "science"] = "template",
     background: Field | Array | float = 0.0,
     scale_factor: float = 1.0,
@@ -40,7 +41,7 @@ def subtract(
     kernel
         Matching kernel.  Without one it is found: from stars, or where these are too few from both
         PSFs or from all pixels of a cut-out (`whitediff.exposures.cutouts.kernel_source`).
-    options
+    recipe
         How a difference is made whose kernel has to be found.
     convolved, background, scale_factor, full_variance
         With a kernel that is known: as for `whitediff.exposures.subtraction.subtract`.
@@ -56,13 +57,12 @@ def subtract(
     TooFewSourcesError
         If there are too few stars, and no other way.
     ArgumentError
-        If the exposures do not share a grid, or options are given beside a kernel.
+        If the exposures do not share a grid, or a recipe is given beside a kernel.
     """
     if kernel is None:
-        made = make_all(science, template, options or SubtractionOptions(), ("difference",))
-        return made["difference"].difference
-    if options is not None:
-        raise ArgumentError("options say how a kernel is found; leave them out beside a kernel.")
+        return make_all(science, template, recipe)["difference"].difference
+    if recipe is not None:
+        raise ArgumentError("A recipe says how a kernel is found; leave it out beside a kernel.")
     return subtract_with_kernel(
         science,
         template,
@@ -115,7 +115,7 @@ def subtract_cutout(
         If too few pixels are left to find a kernel on.
     """
     science, template = Exposure.from_object(science), Exposure.from_object(template)
-    options = SubtractionOptions(
+    recipe = Recipe(
         preparation=PreparationOptions(rescale_variance=rescale_variance),
         cutout=CutoutOptions(kernel_from=kernel_from, flux_scale=flux_scale, place=transient),
     )
@@ -123,6 +123,6 @@ def subtract_cutout(
         f"{science.source or 'The science image'}: {science.shape[1]} x {science.shape[0]} pixels"
         " are more than a cut-out has; give both PSFs, or use whitediff.subtract."
     )
-    source = kernel_source(science, template, options.cutout, unusual)
+    source = kernel_source(science, template, recipe.cutout, unusual)
     assert source is not None
-    return make_cutout(science, template, source, options)
+    return cutout_made(science, template, source, recipe)

@@ -30,9 +30,10 @@ from .detection import (
 from .injection import inject, injectable_pixels, local_variance, psf_sigma, random_sources
 from .model import Exposure
 from .noise import untrusted_pixels
-from .pipeline import Kind, Made, SubtractionOptions, make_again, make_all
+from .pipeline import Kind, Made, make_again, make_all
 from .preparation import with_measured_psf
 from .psf import KernelPointSpreadFunction
+from .recipe import Recipe
 from .solution import Solution
 
 __all__ = [
@@ -136,7 +137,7 @@ class Setting:
         Function of the realisation's number that gives its science exposure and template.
     fresh
         It gives another pair each time; else always the same.
-    options, subtraction
+    options, recipe
         What is injected, and how differences are made.
     solutions
         Kind → solution to make differences with, none to fit each anew.
@@ -145,7 +146,7 @@ class Setting:
     pair: Callable[[int], tuple[Exposure, Exposure]]
     fresh: bool
     options: EvaluationOptions
-    subtraction: SubtractionOptions = dataclasses.field(default_factory=SubtractionOptions)
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
     solutions: dict[Kind, Solution] = dataclasses.field(default_factory=dict)
 
 
@@ -253,7 +254,7 @@ def realise(setting: Setting, number: int) -> Realisation:
     # What had no PSF has none now: it is measured again, with the sources in the image.
     injected.psf = start.science.psf
     made = _made(setting, injected, start.template)
-    forced = forced_photometry(made["difference"].product.exposure, sources["x", "y"])
+    forced = forced_photometry(made["difference"].exposure, sources["x", "y"])
     sources["forced_flux"] = forced["psf_flux"]
     sources["forced_flux_err"] = forced["psf_flux_err"]
     detections = {
@@ -304,7 +305,7 @@ def _starting_point(setting: Setting, number: int) -> _Start:
 def _started(setting: Setting, number: int) -> _Start:
     science, template = setting.pair(number)
     made = _made(setting, science, template)
-    difference = made["difference"].product.exposure
+    difference = made["difference"].exposure
     with_psf = _with_psf(science, made["difference"])
     sources = _static_sources(made["difference"])
     options = setting.options
@@ -314,7 +315,7 @@ def _started(setting: Setting, number: int) -> _Start:
         found = _detected(made, kind, _options(threshold))
         detections[kind] = found
         false_detections[kind] = _false_detections(
-            made[kind].product.exposure,
+            made[kind].exposure,
             found,
             sources,
             options.threshold,
@@ -345,7 +346,7 @@ def _static_sources(made: Made) -> Array:
     The mask plane SOURCE also has their faintest, among them the highest peaks of noise.  To leave
     these out would leave out false detections.
     """
-    difference = made.product.exposure
+    difference = made.exposure
     plane = masks.flagged(difference.mask, [masks.SOURCE])
     labels, number = scipy.ndimage.label(plane)
     if not number or difference.psf is None:
@@ -365,14 +366,8 @@ def _static_sources(made: Made) -> Array:
 
 def _made(setting: Setting, science: Exposure, template: Exposure) -> dict[Kind, Made]:
     if not setting.solutions:
-        return make_all(science, template, setting.subtraction, setting.options.kinds)
-    return make_again(
-        science,
-        template,
-        setting.solutions,
-        use_wcs=setting.subtraction.preparation.use_wcs,
-        full_variance=setting.subtraction.full_variance,
-    )
+        return make_all(science, template, setting.recipe, setting.options.kinds)
+    return make_again(science, template, setting.solutions)
 
 
 def _with_psf(science: Exposure, made: Made) -> Exposure:
@@ -382,8 +377,8 @@ def _with_psf(science: Exposure, made: Made) -> Exposure:
     psf = made.science.psf
     if psf is None and made.pair is not None:
         psf = with_measured_psf(made.science, made.pair, made.pair.science_sigma).psf
-    if psf is None and made.product.solution.convolved == "template":
-        psf = made.product.solution.psf
+    if psf is None and made.solution.convolved == "template":
+        psf = made.solution.psf
     if psf is None:
         raise ArgumentError(
             f"{science.source or 'The science exposure'}: has no PSF and none can be measured, so"
@@ -426,7 +421,7 @@ def _positions(table: QTable) -> Array:
 
 def _ideal_ratio(made: Made) -> Callable[[Array, Array], Array]:
     """Function of positions: signal-to-noise ratio of unit flux by the ideal matched filter."""
-    science, template, solution = made.science, made.template, made.product.solution
+    science, template, solution = made.science, made.template, made.solution
     if made.pair is not None:
         science = with_measured_psf(science, made.pair, made.pair.science_sigma)
         template = with_measured_psf(template, made.pair, made.pair.template_sigma)
@@ -463,8 +458,8 @@ def _options(threshold: float, **options: Any) -> DetectionOptions:
 
 
 def _detected(made: dict[Kind, Made], kind: Kind, options: DetectionOptions) -> QTable:
-    score = made["score"].product.exposure if kind == "score" else None
-    return detect(made["difference"].product.exposure, score, options)
+    score = made["score"].exposure if kind == "score" else None
+    return detect(made["difference"].exposure, score, options)
 
 
 def _judged(
@@ -479,7 +474,7 @@ def _judged(
     index = match_highest(x, y, positions[:, 0], positions[:, 1], height, start.radius)
     hit = index >= 0
     sources[f"{kind}_significance"] = significance_at(
-        made[kind].product.exposure, x, y, score=kind == "score"
+        made[kind].exposure, x, y, score=kind == "score"
     )
     sources[f"{kind}_found"] = hit
     for name, column in (

@@ -1,271 +1,456 @@
-"""From two exposures to their difference and score."""
+"""From two exposures to their products."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import TooFewSourcesError
+from ..errors import ArgumentError, TooFewSourcesError
 from ..interruptions import heed
-from .alignment import aligned_template, alignment_of
+from .alignment import aligned_template
+from .covariance import Noise
 from .cutouts import (
     Cutout,
     CutoutFlux,
-    CutoutOptions,
     KernelSource,
     cutout_problems,
     kernel_source,
     solve_cutout,
     transient_flux,
 )
-from .defects import with_defects
-from .matching import Match, MatchOptions, match
+from .decorrelation import Decorrelation
+from .defects import NO_DEFECTS, with_defects
+from .masks import CONTAMINATED, Mask, attributed
+from .matching import Match, match
 from .model import Exposure
 from .noise import PairSources, measurable, pair_sources
-from .preparation import Pair, PreparationOptions, pair_with_psf, prepare
+from .preparation import Pair, pair_with_psf, prepare
+from .recipe import Recipe, TemplateMask
 from .resampling import ResamplingOptions
 from .reuse import apply_solution
-from .solution import Product, Solution, make_product
-from .subtraction import preconvolution_kernel
-from .widths import warn_of_significances
+from .solution import Product, Solution, corrected, make_product
+from .subtraction import (
+    matched_science,
+    matched_template,
+    preconvolution_kernel,
+    preconvolved,
+    unsupported,
+)
+from .widths import SignificanceWidth, warn_of_significances
 
 __all__ = [
+    "KINDS",
+    "Kind",
     "Made",
-    "Solved",
-    "SubtractionOptions",
+    "Pipeline",
     "aligned_as_before",
-    "defects_as_before",
-    "make",
+    "as_before",
+    "cutout_made",
+    "finished",
     "make_again",
     "make_all",
-    "make_cutout",
     "mark_sources",
-    "measured_noise",
-    "solve_difference",
-    "solve_score",
+    "with_defects_as_before",
 ]
 
 type Array = npt.NDArray[Any]
-type Kind = Literal["difference", "score"]
+type Kind = Literal["difference", "matched", "score"]
+
+KINDS: tuple[Kind, ...] = ("difference", "matched", "score")
+"""In the order in which they are made."""
 
 _log = logging.getLogger("whitediff.match")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SubtractionOptions:
-    """How differences and scores are made.
-
-    Attributes
-    ----------
-    preparation, match
-        Options of these steps.
-    noise, spatially_varying, fill
-        Of the correction: fields of a `Solution`.  A template that is resampled has the noise
-        covariance that this makes, unless the noise is "white".
-    full_variance
-        Propagate the variance of every pixel.
-    cutout
-        What the kernel is found from, and what is known of an image without stars.
-    """
-
-    preparation: PreparationOptions = dataclasses.field(default_factory=PreparationOptions)
-    match: MatchOptions = dataclasses.field(
-        default_factory=lambda: MatchOptions(convolved="auto", choose_order="bic")
-    )
-    noise: Literal["white", "auto", "measured"] = "auto"
-    spatially_varying: bool = True
-    fill: Literal["mean", "interpolate"] = "interpolate"
-    full_variance: bool = False
-    cutout: CutoutOptions = dataclasses.field(default_factory=CutoutOptions)
-
-    def correction(self, template: Exposure) -> dict[str, Any]:
-        """Fields of a `Solution`.
-
-        Parameters
-        ----------
-        template
-            As it was prepared.
-
-        Returns
-        -------
-        fields
-            Name → value.
-        """
-        resampling = self.preparation.resampling
-        return {
-            "alignment": alignment_of(template, resampling),
-            "alignment_noise": "white" if resampling is None else resampling.noise,
-            "noise": self.noise,
-            "spatially_varying": self.spatially_varying,
-            "fill": self.fill,
-            "defects": self.preparation.defects,
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Solved:
-    """A pair and how it is subtracted.
-
-    Attributes
-    ----------
-    pair
-        Pair in which the exposure that is not convolved has a PSF, if one can be measured.
-    match
-        The fit.
-    solution
-        What a product is made with.
-    preconvolved_science
-        For a score.
-    """
-
-    pair: Pair
-    match: Match
-    solution: Solution
-    preconvolved_science: Exposure | None = None
-
-
-def solve_difference(pair: Pair, options: MatchOptions, **correction: Any) -> Solved:
-    """Match a pair for a difference.
-
-    Parameters
-    ----------
-    pair
-        `whitediff.exposures.preparation.prepare`.
-    options
-        How it is matched.
-    **correction
-        Fields of the `Solution` that say how it is corrected.
-
-    Returns
-    -------
-    solved
-        `Solved`.
-    """
-    heed()
-    found = match(pair, options)
-    pair = pair_with_psf(pair, found.convolved)
-    return Solved(pair, found, dataclasses.replace(Solution.of(pair, found), **correction))
-
-
-def solve_score(pair: Pair, options: MatchOptions, **correction: Any) -> Solved:
-    """Match a pair for a score.
-
-    Parameters
-    ----------
-    pair, options, **correction
-        As for `solve_difference`.
-
-    Returns
-    -------
-    solved
-        `Solved`.
-    """
-    heed()
-    pair = pair_with_psf(pair, "template")
-    kernel = preconvolution_kernel(pair.science)
-    found = match(pair, options, preconvolution_kernel=kernel)
-    solution = dataclasses.replace(Solution.of(pair, found, kernel), **correction)
-    return Solved(pair, found, solution, found.science)
-
-
-def make(solved: Solved, *, sources: Array | None = None, full_variance: bool = False) -> Product:
-    """Subtract and decorrelate a pair that was matched.
-
-    Parameters
-    ----------
-    solved
-        `Solved`.
-    sources
-        ``(ny, nx)`` boolean: pixels with a source on either exposure, if they are at hand.
-    full_variance
-        Propagate the variance of every pixel.
-
-    Returns
-    -------
-    product
-        `Product`.
-    """
-    heed()
-    if sources is None:
-        sources = solved.pair.source_levels.either
-    search = solved.match.background_search(solved.pair)
-    return make_product(
-        solved.solution,
-        solved.pair.science,
-        solved.pair.template,
-        preconvolved_science=solved.preconvolved_science,
-        search=search,
-        sources=sources,
-        full_variance=full_variance,
-    )
-
-
-def measured_noise(product: Product) -> dict[str, Any]:
-    """Fields of a `Solution` by which a second product does not measure the noise again.
-
-    Parameters
-    ----------
-    product
-        First product of the same exposures.
-
-    Returns
-    -------
-    correction
-        As for `solve_difference`.
-    """
-    solution = product.solution
-    return {
-        "noise": "white",
-        "science_noise": solution.science_noise,
-        "template_noise": solution.template_noise,
-    }
+def _silent(stage: str) -> None:
+    """Take no note of a stage."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A difference or score.
+    """A product.
 
     Attributes
     ----------
-    product
-        With the mask planes of `mark_sources`.
+    kind
+        ``difference``, ``score``, or ``matched``: the template as it was subtracted.
+    exposure
+        The product, with the mask planes of `mark_sources`.
     science, template
         The exposures on one grid, with rescaled variances and, where they were fitted, the PSFs
         that are known or could be measured.
-    pair
-        None where nothing was fitted to stars.
+    solution
+        What it was made with.
+    levels
+        Sources of the inputs.
+    product
+        Difference or score, and what is known of it.
+    width
+        Of its significances; None where it was not measured.
+    pair, match
+        What was fitted to stars; None where nothing was.
     cutout, flux
         Where the kernel was found without stars: how, and the flux of the transient.
     problems
         Then, why not to believe it: sentences with numbers.
-    levels
-        Then, sources of the inputs.
+    preconvolved_science
+        Of a score.
+    is_again
+        It was made with a stored solution.
     """
 
-    product: Product
+    kind: Kind
+    exposure: Exposure
     science: Exposure
     template: Exposure
+    solution: Solution
+    levels: PairSources
+    product: Product | None = None
+    width: SignificanceWidth | None = None
     pair: Pair | None = None
+    match: Match | None = None
     cutout: Cutout | None = None
     flux: CutoutFlux | None = None
     problems: tuple[str, ...] = ()
-    levels: PairSources | None = None
+    preconvolved_science: Exposure | None = None
+    is_again: bool = False
 
     @property
     def difference(self) -> Exposure:
         """The difference, or score."""
-        return self.product.exposure
+        return self.exposure
+
+    @property
+    def decorrelation(self) -> Decorrelation | None:
+        """Numbers that describe its correction."""
+        return None if self.product is None else self.product.decorrelation
+
+    def matched_template(self) -> Exposure:
+        """The template as it was subtracted.
+
+        Returns
+        -------
+        template
+            At the level of the science exposure.
+        """
+        return matched_template(
+            self.template,
+            self.solution.kernel,
+            convolved=self.solution.convolved,
+            scale_factor=self.solution.scale_factor,
+        )
+
+    def matched_science(self) -> Exposure:
+        """The science exposure as the template was subtracted from it.
+
+        Returns
+        -------
+        science
+            Pre-convolved for a score.
+        """
+        science, kernel = self.science, self.solution.preconvolution_kernel
+        if kernel is not None:
+            science = self.preconvolved_science or preconvolved(science, kernel)
+        return matched_science(
+            science,
+            self.solution.kernel,
+            convolved=self.solution.convolved,
+            scale_factor=self.solution.scale_factor,
+        )
 
 
-def make_cutout(
-    science: Exposure, template: Exposure, source: KernelSource, options: SubtractionOptions
+class Pipeline:
+    """Matches, subtracts and corrects pairs as a recipe says: the one place where that is done.
+
+    Parameters
+    ----------
+    recipe
+        `Recipe`.
+    begin
+        Called with the name of each stage as it begins.
+
+    Notes
+    -----
+    `prepared`, `matched` and `corrected` may be overridden by those who have steps of their own.
+    """
+
+    def __init__(
+        self, recipe: Recipe | None = None, *, begin: Callable[[str], None] = _silent
+    ) -> None:
+        self.recipe = recipe or Recipe()
+        self.begin = begin
+
+    def prepared(self, science: Exposure, template: Exposure) -> Pair:
+        """Align two exposures, judge their variance planes and find their sources.
+
+        Parameters
+        ----------
+        science, template
+            Exposures.
+
+        Returns
+        -------
+        pair
+            `whitediff.exposures.preparation.prepare`.
+        """
+        return prepare(science, template, self.recipe.preparation)
+
+    def matched(self, pair: Pair, preconvolution_kernel: Array | None) -> Match:
+        """Find the kernel.
+
+        Parameters
+        ----------
+        pair
+            Prepared exposures.
+        preconvolution_kernel
+            ``(py, px)`` for a score.
+
+        Returns
+        -------
+        match
+            `whitediff.exposures.matching.match`.
+        """
+        return match(pair, self.recipe.match, preconvolution_kernel=preconvolution_kernel)
+
+    def corrected(
+        self,
+        solution: Solution,
+        science: Exposure,
+        template: Exposure,
+        difference: Exposure,
+        sources: Array | None,
+    ) -> Decorrelation | None:
+        """Make the noise white.
+
+        Parameters
+        ----------
+        solution, science, template, difference, sources
+            As for `whitediff.exposures.solution.corrected`.
+
+        Returns
+        -------
+        result
+            None where nothing is corrected.
+        """
+        return corrected(solution, science, template, difference, sources)
+
+    def products(
+        self, science: Any, template: Any, kinds: Iterable[Kind] | Kind = "difference"
+    ) -> Iterator[Made]:
+        """Products of a pair, one after the other.
+
+        Parameters
+        ----------
+        science, template
+            Exposures; let go of as soon as they are not needed.
+        kinds
+            What to make; made in the order of `KINDS`.
+
+        Yields
+        ------
+        made
+            `Made`.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such kind.
+        DataError
+            As by `prepare` and `match`.
+        """
+        wanted = _checked_kinds(kinds)
+        science, template = Exposure.from_object(science), Exposure.from_object(template)
+        self.begin("preparation")
+        is_score = "score" in wanted
+        source = None if is_score else kernel_source(science, template, self.recipe.cutout)
+        if source is None:
+            try:
+                pair = self.prepared(science, template)
+                first = self._solved(pair, score=wanted == {"score"})
+            except TooFewSourcesError as error:
+                if is_score:
+                    raise
+                source = kernel_source(science, template, self.recipe.cutout, error)
+        if source is not None:
+            yield from self._without_stars(science, template, source, wanted)
+            return
+        # All that is needed lives in the pair.
+        del science, template, pair
+        yield from self._by_stars(first, wanted)
+
+    def products_by_stars(
+        self, science: Any, template: Any, kinds: Iterable[Kind] | Kind = "difference"
+    ) -> Iterator[Made]:
+        """The same, whose kernel is found from stars or not at all.
+
+        Parameters
+        ----------
+        science, template, kinds
+            As for `products`.
+
+        Yields
+        ------
+        made
+            `Made`.
+
+        Raises
+        ------
+        TooFewSourcesError
+            If there are too few stars.
+        """
+        wanted = _checked_kinds(kinds)
+        self.begin("preparation")
+        pair = self.prepared(Exposure.from_object(science), Exposure.from_object(template))
+        del science, template
+        yield from self._by_stars(self._solved(pair, score=wanted == {"score"}), wanted)
+
+    def _solved(
+        self, pair: Pair, *, score: bool, noises: tuple[Noise, Noise] | None = None
+    ) -> _Solved:
+        """Match a pair."""
+        heed()
+        if not score:
+            self.begin("matching")
+            found = self.matched(pair, None)
+            pair, kernel = pair_with_psf(pair, found.convolved), None
+        else:
+            self.begin("matching for the score")
+            pair = pair_with_psf(pair, "template")
+            kernel = preconvolution_kernel(pair.science)
+            found = self.matched(pair, kernel)
+        solution = Solution.of(pair, found, self.recipe, kernel)
+        return _Solved(pair, found, dataclasses.replace(solution, noises=noises))
+
+    def _by_stars(self, solved: _Solved, wanted: set[Kind]) -> Iterator[Made]:
+        levels = solved.pair.source_levels
+        noises = None
+        if wanted & {"difference", "matched"}:
+            if "difference" in wanted:
+                self.begin("subtraction")
+                made = self._made(solved, "difference", levels)
+                # The score has the same inputs.
+                noises = made.solution.noises
+                yield made
+                del made
+            if "matched" in wanted:
+                self.begin("matched template")
+                yield _matched_template(
+                    solved.pair.science, solved.pair.template, solved.solution, levels
+                )
+            if "score" in wanted:
+                solved = self._solved(solved.pair, score=True, noises=noises)
+        if "score" in wanted:
+            self.begin("score")
+            yield self._made(solved, "score", levels)
+
+    def _made(self, solved: _Solved, kind: Kind, levels: PairSources) -> Made:
+        """Subtract and correct a pair that was matched."""
+        heed()
+        pair, found = solved.pair, solved.match
+        product = make_product(
+            solved.solution,
+            pair.science,
+            pair.template,
+            preconvolved_science=found.science if kind == "score" else None,
+            search=found.background_search(pair),
+            sources=levels.either,
+            correct=self.corrected,
+        )
+        made = Made(
+            kind,
+            product.exposure,
+            pair.science,
+            pair.template,
+            product.solution,
+            levels,
+            product,
+            pair=pair,
+            match=found,
+            preconvolved_science=found.science if kind == "score" else None,
+        )
+        return _with_planes(made)
+
+    def _without_stars(
+        self, science: Exposure, template: Exposure, source: KernelSource, wanted: set[Kind]
+    ) -> Iterator[Made]:
+        """Subtract and correct two exposures whose kernel is not found from stars."""
+        self.begin("matching")
+        made = cutout_made(science, template, source, self.recipe)
+        if "difference" in wanted:
+            yield made
+        if "matched" in wanted:
+            self.begin("matched template")
+            yield _matched_template(made.science, made.template, made.solution, made.levels)
+
+    def again(
+        self, science: Any, template: Any, solutions: Mapping[Kind, Solution]
+    ) -> Iterator[Made]:
+        """Products of a pair with solutions that are known.
+
+        Parameters
+        ----------
+        science, template
+            Exposures, as they came.
+        solutions
+            Kind → solution of an earlier product.
+
+        Yields
+        ------
+        made
+            The same as before, to the last bit, where the exposures are those of before.
+
+        Raises
+        ------
+        DataError
+            If they are other exposures than before, and their stars contradict a kernel.
+        """
+        solutions = {kind: solutions[kind] for kind in KINDS if kind in solutions}
+        self.begin("preparation")
+        science, template = as_before(science, template, solutions.values())
+        levels = pair_sources([science], [template])
+        applied = None
+        for kind, solution in solutions.items():
+            self.begin("matched template" if kind == "matched" else kind)
+            if applied is None or applied[0] is not solution:
+                applied = solution, apply_solution(solution, science, template, levels)
+            pair = applied[1]
+            if kind == "matched":
+                made = _matched_template(pair.science, pair.template, pair.solution, levels)
+                yield dataclasses.replace(made, is_again=True)
+                continue
+            product = pair.product()
+            made = finished(kind, product, pair.science, pair.template, levels)
+            yield dataclasses.replace(made, is_again=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Solved:
+    """A pair and how it is subtracted: in it, the exposure that is not convolved has a PSF."""
+
+    pair: Pair
+    match: Match
+    solution: Solution
+
+
+def _checked_kinds(kinds: Iterable[Kind] | Kind) -> set[Kind]:
+    wanted = {kinds} if isinstance(kinds, str) else set(kinds)
+    unknown = sorted(str(kind) for kind in wanted if kind not in KINDS)
+    if unknown or not wanted:
+        raise ArgumentError(
+            f"Products are {', '.join(KINDS)}; got {', '.join(unknown) or 'none of them'}."
+        )
+    return wanted
+
+
+def cutout_made(
+    science: Exposure, template: Exposure, source: KernelSource, recipe: Recipe
 ) -> Made:
-    """Subtract and decorrelate two exposures whose kernel is not found from stars.
+    """Subtract and correct two exposures whose kernel is not found from stars.
 
     Parameters
     ----------
@@ -273,57 +458,117 @@ def make_cutout(
         Exposures.
     source
         `whitediff.exposures.cutouts.kernel_source`.
-    options
-        `SubtractionOptions`.
+    recipe
+        `Recipe`.
 
     Returns
     -------
     made
-        `Made`; what is wrong with it was warned of.
+        Difference; what is wrong with it was warned of.
     """
-    preparation = options.preparation
+    preparation = recipe.preparation
     template = aligned_template(
         science, template, use_wcs=preparation.use_wcs, resampling=preparation.resampling
     )
-    cutout = solve_cutout(science, template, source, options.cutout, preparation)
+    cutout = solve_cutout(science, template, source, recipe)
     product = make_product(
         cutout.solution,
         cutout.science,
         cutout.template,
         # One correction for all of so few pixels.
         sources=np.zeros(science.shape, bool),
-        full_variance=options.full_variance,
     )
     levels = pair_sources([cutout.science], [cutout.template])
-    mark_sources(product.exposure, levels)
     flux = transient_flux(cutout, product)
     name = science.source or "The science image"
     _log.info("%s: %s", name, cutout.text)
     problems = tuple(cutout_problems(cutout, flux))
     for problem in problems:
         _log.warning("%s: %s", name, problem)
-    return Made(
-        product,
-        cutout.science,
-        cutout.template,
-        cutout=cutout,
-        flux=flux,
-        problems=problems,
-        levels=levels,
+    made = finished("difference", product, cutout.science, cutout.template, levels)
+    return dataclasses.replace(made, cutout=cutout, flux=flux, problems=problems)
+
+
+def _matched_template(
+    science: Exposure, template: Exposure, solution: Solution, levels: PairSources
+) -> Made:
+    """The template as it is subtracted, as a product of its own."""
+    made = Made("matched", template, science, template, solution, levels)
+    return dataclasses.replace(made, exposure=made.matched_template())
+
+
+def finished(
+    kind: Kind, product: Product, science: Exposure, template: Exposure, levels: PairSources
+) -> Made:
+    """A product that was made step by step, as `Pipeline` makes it.
+
+    Parameters
+    ----------
+    kind
+        ``difference`` or ``score``.
+    product
+        `whitediff.exposures.solution.completed_product`.
+    science, template
+        Exposures with the variance planes that it was made with.
+    levels
+        Their sources.
+
+    Returns
+    -------
+    made
+        With its mask planes.
+    """
+    return _with_planes(
+        Made(kind, product.exposure, science, template, product.solution, levels, product)
     )
 
 
+def _with_planes(made: Made) -> Made:
+    """A difference or score with the mask planes that it should have, and what its noise is."""
+    exposure, template_mask = made.exposure, made.solution.recipe.template_mask
+    if template_mask is None:
+        mark_sources(exposure, made.levels)
+    else:
+        exposure.mask = _attributed_mask(made, template_mask)
+    if made.decorrelation is None:
+        return made
+    return dataclasses.replace(made, width=warn_of_significances(exposure))
+
+
+def _attributed_mask(made: Made, planes: TemplateMask) -> Mask:
+    """Mask of a difference, the template's planes preserved, renamed or left out."""
+    exposure, kernel = made.exposure, made.solution.kernel
+    box = exposure.bbox
+    image = kernel.at(x=box.x.center, y=box.y.center)
+    mask = attributed(
+        exposure.mask,
+        made.matched_science().mask,
+        made.matched_template().mask,
+        # Of all planes of the template, whatever they are called here.
+        preserve=(*planes.preserve, CONTAMINATED),
+        rename=planes.rename,
+        always={
+            "EDGE": unsupported(exposure.shape, image.shape),
+            "NO_DATA": ~np.isfinite(exposure.data),
+        },
+    )
+    return made.levels.marked(mask)
+
+
 def make_all(
-    science: Any, template: Any, options: SubtractionOptions, kinds: Iterable[Kind]
+    science: Any,
+    template: Any,
+    recipe: Recipe | None = None,
+    kinds: Iterable[Kind] | Kind = "difference",
 ) -> dict[Kind, Made]:
-    """Match, subtract and decorrelate two exposures.
+    """Match, subtract and correct two exposures.
 
     Parameters
     ----------
     science, template
-        Exposures on the same pixels.
-    options
-        `SubtractionOptions`.
+        Exposures.
+    recipe
+        `Recipe`.
     kinds
         What to make.
 
@@ -331,66 +576,24 @@ def make_all(
     -------
     made
         Kind → `Made`.
+
+    Raises
+    ------
+    ArgumentError, DataError
+        As by `Pipeline.products`.
     """
-    kinds = tuple(kinds)
-    science, template = Exposure.from_object(science), Exposure.from_object(template)
-    if kinds == ("difference",):
-        source = kernel_source(science, template, options.cutout)
-        if source is not None:
-            return {"difference": make_cutout(science, template, source, options)}
-        try:
-            return _make_all(science, template, options, kinds)
-        except TooFewSourcesError as error:
-            source = kernel_source(science, template, options.cutout, error)
-            assert source is not None
-            return {"difference": make_cutout(science, template, source, options)}
-    return _make_all(science, template, options, kinds)
+    return {made.kind: made for made in Pipeline(recipe).products(science, template, kinds)}
 
 
-def _make_all(
-    science: Exposure, template: Exposure, options: SubtractionOptions, kinds: tuple[Kind, ...]
-) -> dict[Kind, Made]:
-    """Match by stars, subtract and decorrelate."""
-    pair = prepare(science, template, options.preparation)
-    correction = options.correction(pair.template)
-    made: dict[Kind, Made] = {}
-    levels = pair.source_levels
-    sources = levels.either
-    for kind in ("difference", "score"):
-        if kind not in kinds:
-            continue
-        solve = solve_difference if kind == "difference" else solve_score
-        solved = solve(pair, options.match, **correction)
-        product = make(solved, sources=sources, full_variance=options.full_variance)
-        # Both products have the same inputs.
-        correction |= measured_noise(product)
-        mark_sources(product.exposure, levels)
-        warn_of_significances(product.exposure)
-        made[kind] = Made(product, solved.pair.science, solved.pair.template, solved.pair)
-        pair = solved.pair
-    return made
-
-
-def make_again(
-    science: Exposure,
-    template: Exposure,
-    solutions: Mapping[Kind, Solution],
-    *,
-    use_wcs: bool = True,
-    full_variance: bool = False,
-) -> dict[Kind, Made]:
-    """Subtract and decorrelate two exposures with solutions that are known.
+def make_again(science: Any, template: Any, solutions: Mapping[Kind, Solution]) -> dict[Kind, Made]:
+    """Subtract and correct two exposures with solutions that are known.
 
     Parameters
     ----------
     science, template
-        Exposures on the same pixels.
+        Exposures.
     solutions
         Kind → solution of an earlier product.
-    use_wcs
-        Align the template by its WCS, as in `PreparationOptions`.
-    full_variance
-        Propagate the variance of every pixel.
 
     Returns
     -------
@@ -400,23 +603,35 @@ def make_again(
     Raises
     ------
     DataError
-        If they are other exposures than before, and their stars contradict a kernel.
+        As by `Pipeline.again`.
     """
-    science, template = defects_as_before(science, template, solutions.values())
-    template = aligned_as_before(science, template, solutions.values(), use_wcs=use_wcs)
-    levels = pair_sources([science], [template])
-    made = {}
-    for kind, solution in solutions.items():
-        applied = apply_solution(solution, science, template, levels)
-        product = applied.product(full_variance=full_variance)
-        mark_sources(product.exposure, levels)
-        warn_of_significances(product.exposure)
-        made[kind] = Made(product, applied.science, applied.template)
-    return made
+    return {made.kind: made for made in Pipeline().again(science, template, solutions)}
 
 
-def defects_as_before(
-    science: Exposure, template: Exposure, solutions: Iterable[Solution]
+def as_before(
+    science: Any, template: Any, solutions: Iterable[Solution]
+) -> tuple[Exposure, Exposure]:
+    """Exposures as they were for earlier products, before their variances were rescaled.
+
+    Parameters
+    ----------
+    science, template
+        Exposures, each on its own pixels.
+    solutions
+        Of products that were made with them.
+
+    Returns
+    -------
+    science, template
+        On the same pixels, with the mask planes of their defects.
+    """
+    solutions = tuple(solutions)
+    science, template = with_defects_as_before(science, template, solutions)
+    return science, aligned_as_before(science, template, solutions)
+
+
+def with_defects_as_before(
+    science: Any, template: Any, solutions: Iterable[Solution]
 ) -> tuple[Exposure, Exposure]:
     """Exposures with the variances and mask planes that they had for earlier products.
 
@@ -432,13 +647,13 @@ def defects_as_before(
     science, template
         The same ones where nothing was looked for.
     """
-    science, template = measurable(science, template)
-    options = next((s.defects for s in solutions if s.defects is not None), None)
-    return (science, template) if options is None else with_defects(science, template, options)
+    science, template = measurable(Exposure.from_object(science), Exposure.from_object(template))
+    options = next((each.recipe.preparation.defects for each in solutions), NO_DEFECTS)
+    return with_defects(science, template, options)
 
 
 def aligned_as_before(
-    science: Exposure, template: Exposure, solutions: Iterable[Solution], *, use_wcs: bool = True
+    science: Exposure, template: Exposure, solutions: Iterable[Solution]
 ) -> Exposure:
     """Template on the science exposure's pixels, as it was for earlier products.
 
@@ -448,21 +663,24 @@ def aligned_as_before(
         Exposures.
     solutions
         Of products that were made with the same template.
-    use_wcs
-        As in `PreparationOptions`.
 
     Returns
     -------
     template
         Resampled where it was before, unless that went by the WCS and this is to be ignored.
     """
+    solutions = tuple(solutions)
+    use_wcs = all(each.recipe.preparation.use_wcs for each in solutions)
     before = next(
         (s for s in solutions if s.alignment is not None and (use_wcs or _by_stars_alone(s))), None
     )
     resampling = None
     if before is not None and before.alignment is not None:
+        asked = before.recipe.preparation.resampling
         resampling = ResamplingOptions(
-            method=before.alignment, noise=before.alignment_noise, positions="wcs"
+            method=before.alignment,
+            noise="white" if asked is None else asked.noise,
+            positions="wcs",
         )
     return aligned_template(
         science,

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -239,7 +240,13 @@ class Pair:
 
 
 @single_threaded_algebra()
-def prepare(science: Any, template: Any, options: PreparationOptions | None = None) -> Pair:
+def prepare(
+    science: Any,
+    template: Any,
+    options: PreparationOptions | None = None,
+    *,
+    covered: Callable[[float], None] | None = None,
+) -> Pair:
     """Align two exposures, judge their variance planes and find their sources.
 
     Parameters
@@ -248,6 +255,9 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
         Exposures.
     options
         `PreparationOptions`.
+    covered
+        Called with the fraction of the science image's usable pixels that the template covers,
+        before anything is measured.
 
     Returns
     -------
@@ -282,7 +292,10 @@ def prepare(science: Any, template: Any, options: PreparationOptions | None = No
     for exposure, bad in zip((science, template), untrusted, strict=True):
         _check_floor(exposure, bad)
     photons = [_check_photons(exposure) for exposure in (science, template)]
-    fraction = _template_fraction(untrusted[0], untrusted[1], template, options)
+    fraction = _covered(*untrusted)
+    if covered is not None:
+        covered(fraction)
+    _check_coverage(fraction, template, options)
     avoided = [
         avoided_pixels(exposure, bad)
         for exposure, bad in zip((science, template), untrusted, strict=True)
@@ -865,10 +878,8 @@ def _covered(science_bad: Array, template_bad: Array) -> float:
     return int(np.count_nonzero(~science_bad & ~template_bad)) / max(usable, 1)
 
 
-def _template_fraction(
-    science_bad: Array, template_bad: Array, template: Exposure, options: PreparationOptions
-) -> float:
-    fraction = _covered(science_bad, template_bad)
+def _check_coverage(fraction: float, template: Exposure, options: PreparationOptions) -> None:
+    """Refuse a template that covers too little of the science image; warn of one that may."""
     name = template.source or "The template"
     if fraction < options.required_template_fraction:
         raise DataError(
@@ -879,4 +890,3 @@ def _template_fraction(
         _log.warning(
             "%s: covers only %.1f%% of the science image's usable pixels.", name, 100 * fraction
         )
-    return fraction

@@ -19,7 +19,7 @@ from .defects import NO_DEFECTS
 from .fields import ChebyshevField
 from .model import Exposure
 from .noise import PairSources, rescaled
-from .preparation import Pair, PreparationOptions, prepare, width_stars
+from .preparation import Pair, prepare, width_stars
 from .psf import as_kernel_psf
 from .solution import Product, Solution, make_product, pixel_sample
 from .subtraction import convolved_exposure, preconvolved
@@ -78,13 +78,8 @@ class Applied:
     levels: PairSources
     search: BackgroundSearch | None = None
 
-    def product(self, *, full_variance: bool = False) -> Product:
-        """Subtract and decorrelate.
-
-        Parameters
-        ----------
-        full_variance
-            Propagate the variance of every pixel.
+    def product(self) -> Product:
+        """Subtract and correct.
 
         Returns
         -------
@@ -97,7 +92,6 @@ class Applied:
             self.template,
             search=self.search,
             sources=self.levels.either,
-            full_variance=full_variance,
         )
 
 
@@ -131,11 +125,9 @@ def apply_solution(
     same = Applied(solution, rescaled(science, factors[0]), rescaled(template, factors[1]), levels)
     if solution.is_of(science, template):
         return same
-    options = PreparationOptions(
-        # Exactly one where nobody wanted to rescale them.
-        rescale_variance=factors != (1.0, 1.0),
-        use_wcs=False,
-        defects=NO_DEFECTS,
+    # They lie on the same pixels by now, and their defects are marked.
+    options = dataclasses.replace(
+        solution.recipe.preparation, use_wcs=False, resampling=None, defects=NO_DEFECTS
     )
     try:
         pair = prepare(science, template, options)
@@ -188,9 +180,7 @@ def _unmeasured(
         template_variance_factor=factors[1],
         science_variance=None,
         template_variance=None,
-        science_noise=None,
-        template_noise=None,
-        noise="auto",
+        noises=None,
         pixels=pixel_sample(science, template),
     )
 

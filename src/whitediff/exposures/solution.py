@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -15,18 +16,21 @@ from ..planes import copied, row_blocks
 from ..registration.transformation import Correction
 from ..threads import single_threaded_algebra
 from . import foreign
+from .alignment import alignment_of
 from .background import BackgroundSearch
 from .boxes import Box
+from .cells import decorrelate_cells
 from .covariance import Noise
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
-from .defects import DefectOptions, with_trails
+from .defects import NO_DEFECTS, with_trails
 from .fields import ChebyshevField, Field
 from .kernels import ConvolutionKernel
 from .matching import Match
 from .missing import missing_pixels, without_missing
 from .model import Exposure
-from .preparation import Pair, measured_psf
-from .psf import KernelPointSpreadFunction, Light, as_kernel_psf
+from .preparation import Pair, PreparationOptions, measured_psf
+from .psf import KernelPointSpreadFunction, Light, PointSpreadFunction, as_kernel_psf
+from .recipe import Recipe
 from .subtraction import (
     convolved_exposure,
     photometric_scale_factor,
@@ -38,11 +42,13 @@ from .subtraction import (
 __all__ = [
     "Product",
     "Solution",
+    "completed_product",
+    "corrected",
     "fluxes",
     "kernel_variance",
     "make_product",
     "pixel_sample",
-    "undecorrelated",
+    "subtracted",
 ]
 
 type Array = npt.NDArray[Any]
@@ -87,6 +93,8 @@ class Solution:
         Differential background, image_unit of the science exposure.
     convolved
         Which exposure is convolved.
+    recipe
+        All that was decided before the images were looked at.
     scale_factor
         Where the science exposure is convolved: photometric scale over the kernel's sum.
     preconvolution_kernel
@@ -95,24 +103,14 @@ class Solution:
         By which the variance planes are multiplied.
     science_variance, template_variance
         Mean variances that the correction uses, image_unit²; None to measure them.
-    spatially_varying
-        The correction follows kernel and noise over the field.
-    noise
-        How the inputs' noise covariances are found, as in `DecorrelationOptions`, where none
-        are given.
-    fill
-        What stands in for pixels without a measurement, as in `DecorrelationOptions`.
-    science_noise, template_noise
-        Noise covariances of the inputs, the same everywhere or functions of the position; None
-        for white, or where they are yet to be measured.
+    noises
+        Covariances of the noise of science exposure and template, each the same everywhere or a
+        function of the position, None for white; None for both where they are yet to be found as
+        the recipe says.
     alignment
         How the template was resampled onto the science exposure's pixels before: `alignment_of` it.
-    alignment_noise
-        How the template's noise was found for that, on which the variances depend.
     registration
         What the template's stars said of where its pixels lie, beyond its WCS; None for nothing.
-    defects
-        Which defects were looked for; None for none.
     psf
         PSF of the exposure that is not convolved, before anything was done to it.
     box
@@ -132,22 +130,17 @@ class Solution:
     kernel: ConvolutionKernel
     background: Field | Array | float
     convolved: Literal["template", "science"]
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
     scale_factor: float = 1.0
     preconvolution_kernel: Array | None = None
     science_variance_factor: float = 1.0
     template_variance_factor: float = 1.0
     science_variance: float | None = None
     template_variance: float | None = None
-    spatially_varying: bool = False
-    fill: Literal["mean", "interpolate"] = "interpolate"
-    noise: Literal["white", "auto", "measured"] = "white"
-    science_noise: Noise = None
-    template_noise: Noise = None
+    noises: tuple[Noise, Noise] | None = None
     psf: KernelPointSpreadFunction | None = None
     alignment: Literal["auto", "interpolating", "adaptive"] | None = None
-    alignment_noise: Literal["white", "auto", "measured"] = "white"
     registration: Correction | None = None
-    defects: DefectOptions | None = None
     box: Box | None = None
     stars: Table | None = None
     kernel_error: KernelError | None = None
@@ -177,13 +170,17 @@ class Solution:
         return bool((alike.mean(axis=1) > _SAME_PIXELS).all())
 
     @classmethod
-    def of(cls, pair: Pair, match: Match, preconvolution_kernel: Array | None = None) -> Solution:
+    def of(
+        cls, pair: Pair, match: Match, recipe: Recipe, preconvolution_kernel: Array | None = None
+    ) -> Solution:
         """Solution of a first match.
 
         Parameters
         ----------
         pair, match
             What was matched, and how.
+        recipe
+            How products are made of them.
         preconvolution_kernel
             If the match was made for a score.
 
@@ -192,41 +189,102 @@ class Solution:
         solution
             Its mean variances are yet to be measured.
         """
-        unconvolved = pair.science if match.convolved == "template" else pair.template
         return cls(
             kernel=match.kernel,
             background=match.background,
-            scale_factor=1.0 if match.convolved == "template" else _scale_factor(pair, match),
             convolved=match.convolved,
+            scale_factor=1.0 if match.convolved == "template" else _scale_factor(pair, match),
             preconvolution_kernel=preconvolution_kernel,
-            box=pair.science.bbox,
-            registration=pair.template.registration,
             stars=match.stars,
-            pixels=pixel_sample(pair.science, pair.template),
             science_variance_factor=pair.science_variance_factor,
             template_variance_factor=pair.template_variance_factor,
-            psf=(
-                None
-                if unconvolved.psf is None
-                else as_kernel_psf(unconvolved.psf, unconvolved.bbox)
-            ),
+            **_of_exposures(pair.science, pair.template, match.convolved, recipe),
         )
 
     @classmethod
-    def of_kernel(cls, kernel: ConvolutionKernel) -> Solution:
-        """Solution of which only the kernel is known.
+    def of_stamp(
+        cls,
+        kernel: ConvolutionKernel,
+        background: Field,
+        science: Exposure,
+        template: Exposure,
+        recipe: Recipe,
+        *,
+        variance_factors: tuple[float, float],
+        variances: tuple[float, float],
+        error: KernelError,
+        photon_factor: float,
+    ) -> Solution:
+        """Solution of a cut-out, whose kernel is not found from stars.
 
         Parameters
         ----------
-        kernel
-            Matching kernel of the template.
+        kernel, background
+            Of the template.
+        science, template
+            Exposures with the variance planes of the fit.
+        recipe
+            How the difference is made; of so few pixels there is one correction.
+        variance_factors, variances
+            Of science exposure and template: what their planes were multiplied by, and their means.
+        error
+            How well the kernel is known.
+        photon_factor
+            As `photon_factor`.
 
         Returns
         -------
         solution
-            Without a background; variance planes are taken as they are.
+            With the covariances that the exposures know.
         """
-        return cls(kernel=foreign.kernel_of(kernel), background=0.0, convolved="template")
+        recipe = dataclasses.replace(
+            recipe, correction=dataclasses.replace(recipe.correction, spatially_varying=False)
+        )
+        return cls(
+            kernel=kernel,
+            background=background,
+            convolved="template",
+            science_variance_factor=variance_factors[0],
+            template_variance_factor=variance_factors[1],
+            science_variance=variances[0],
+            template_variance=variances[1],
+            noises=(science.noise, template.noise),
+            kernel_error=error,
+            photon_factor=photon_factor,
+            **_of_exposures(science, template, "template", recipe),
+        )
+
+    @classmethod
+    def of_kernel(
+        cls,
+        kernel: ConvolutionKernel,
+        *,
+        background: Field | Array | float = 0.0,
+        convolved: Literal["template", "science"] = "template",
+    ) -> Solution:
+        """Solution of which little more than the kernel is known.
+
+        Parameters
+        ----------
+        kernel
+            Matching kernel.
+        background
+            Differential background.
+        convolved
+            Which exposure it convolves.
+
+        Returns
+        -------
+        solution
+            Exposures are taken as they are.
+        """
+        as_they_are = PreparationOptions(rescale_variance=False, defects=NO_DEFECTS)
+        return cls(
+            kernel=foreign.kernel_of(kernel),
+            background=background,
+            convolved=convolved,
+            recipe=Recipe(preparation=as_they_are),
+        )
 
     def completed(self, result: Decorrelation | None) -> Solution:
         """Solution with what a decorrelation measured.
@@ -243,17 +301,38 @@ class Solution:
         """
         if result is None:
             return self
+        measured = (
+            # Each cell has its own.
+            (None, None)
+            if self.recipe.cells is not None
+            else (result.science_variance, result.template_variance)
+        )
         return dataclasses.replace(
             self,
-            science_variance=result.science_variance,
-            template_variance=result.template_variance,
-            spatially_varying=result.options.spatially_varying,
-            fill=result.options.fill,
-            # What was measured is not measured again.
-            noise="white",
-            science_noise=result.noises[0],
-            template_noise=result.noises[1],
+            science_variance=measured[0],
+            template_variance=measured[1],
+            noises=result.noises,
         )
+
+
+def _of_exposures(
+    science: Exposure,
+    template: Exposure,
+    convolved: Literal["template", "science"],
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Fields of a solution that the exposures tell, which it is found for."""
+    unconvolved = science if convolved == "template" else template
+    return {
+        "recipe": recipe,
+        "box": science.bbox,
+        "alignment": alignment_of(template, recipe.preparation.resampling),
+        "registration": template.registration,
+        "pixels": pixel_sample(science, template),
+        "psf": (
+            None if unconvolved.psf is None else as_kernel_psf(unconvolved.psf, unconvolved.bbox)
+        ),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,19 +344,29 @@ class Product:
     exposure
         The image S or difference, its variance, mask and PSF.
     decorrelation
-        Numbers that describe the correction.
+        Numbers that describe the correction; None where the recipe has none.
     solution
         What it was made with; made with it again, the product is the same.
     flux, flux_variance
         Of a score whose PSF is known: ``(ny, nx)`` flux of a point source at each pixel and
         its variance, image_unit and its square.
+    psf_before
+        PSF before any correction.
     """
 
     exposure: Exposure
-    decorrelation: Decorrelation
+    decorrelation: Decorrelation | None
     solution: Solution
     flux: Array | None = None
     flux_variance: Array | None = None
+    psf_before: PointSpreadFunction | None = None
+
+
+type Correct = Callable[
+    [Solution, Exposure, Exposure, Exposure, Array | None], Decorrelation | None
+]
+"""How a difference is corrected: solution, science exposure, template, difference and pixels with
+a source."""
 
 
 @single_threaded_algebra()
@@ -289,9 +378,9 @@ def make_product(
     preconvolved_science: Exposure | None = None,
     search: BackgroundSearch | None = None,
     sources: Array | None = None,
-    full_variance: bool = False,
+    correct: Correct | None = None,
 ) -> Product:
-    """Subtract two exposures as a solution says, and decorrelate the result.
+    """Subtract two exposures as a solution says, and make the noise of the result white.
 
     Parameters
     ----------
@@ -306,13 +395,18 @@ def make_product(
     sources
         ``(ny, nx)`` boolean: pixels with a source, for local mean variances and noise
         covariances; found if not given.
-    full_variance
-        Propagate the variance of every pixel.
+    correct
+        In place of `corrected`.
 
     Returns
     -------
     product
         `Product`.
+
+    Raises
+    ------
+    DataError
+        If the solution's recipe has steps of another program.
 
     Notes
     -----
@@ -321,50 +415,132 @@ def make_product(
     V the mean variance of S (DMTN-179); the variance *plane* in its place would bias bright
     sources, whose own photons are in it.
     """
+    recipe = solution.recipe
+    if correct is None and recipe.foreign is not None:
+        raise DataError(
+            f"{science.source or 'The science exposure'}: its product was made with"
+            f" {recipe.foreign}, which is not part of whitediff; make it anew as it was made then."
+        )
     if solution.photon_factor:
         science = _with_light(solution, science, template)
-    before, solution = undecorrelated(
+    before, solution = subtracted(
         solution, science, template, preconvolved_science=preconvolved_science, search=search
     )
-    score = solution.preconvolution_kernel is not None
-    result = decorrelate(
-        science,
-        template,
-        before,
-        preconvolution_kernel=solution.preconvolution_kernel,
-        science_variance=solution.science_variance,
-        template_variance=solution.template_variance,
-        science_noise=solution.science_noise,
-        template_noise=solution.template_noise,
-        sources=sources,
-        options=DecorrelationOptions(
-            convolved=solution.convolved,
-            score=score,
-            scale_factor=solution.scale_factor,
-            # A fitted kernel over a PSF that has no power is noise.
-            score_filter="compact",
-            full_variance=full_variance,
-            spatially_varying=solution.spatially_varying,
-            noise=solution.noise,
-            fill=solution.fill,
-            # It was just subtracted.
-            again=True,
-        ),
-    )
-    flux, flux_variance = fluxes(result)
-    exposure = result.exposure
+    if recipe.subtract_background:
+        subtract_background(before.data, solution.background, before.bbox)
+        if not isinstance(solution.background, float | int):
+            before.background = solution.background
+    return completed_product(solution, science, template, before, sources, correct=correct)
+
+
+def completed_product(
+    solution: Solution,
+    science: Exposure,
+    template: Exposure,
+    difference: Exposure,
+    sources: Array | None = None,
+    *,
+    correct: Correct | None = None,
+) -> Product:
+    """Make the noise of a difference or score white, and tell what is known of the result.
+
+    Parameters
+    ----------
+    solution, science, template, sources, correct
+        As for `make_product`.
+    difference
+        What was made of the exposures.
+
+    Returns
+    -------
+    product
+        `Product`.
+    """
+    result = (correct or corrected)(solution, science, template, difference, sources)
+    exposure = difference if result is None else result.exposure
+    if exposure.background is None:
+        exposure.background = difference.background
+    flux, flux_variance = (None, None) if result is None else fluxes(result)
     if solution.kernel_error is not None:
         exposure = exposure.replaced(
             variance=exposure.variance + kernel_variance(solution.kernel_error, template)
         )
-    if solution.defects is not None and not score:
-        exposure = with_trails(exposure, solution.defects)
+    if result is not None and solution.preconvolution_kernel is None:
+        exposure = with_trails(exposure, solution.recipe.preparation.defects)
     return Product(
         exposure=exposure,
         decorrelation=result,
         solution=solution.completed(result),
         flux=flux,
         flux_variance=flux_variance,
+        psf_before=difference.psf,
+    )
+
+
+def corrected(
+    solution: Solution,
+    science: Exposure,
+    template: Exposure,
+    difference: Exposure,
+    sources: Array | None = None,
+) -> Decorrelation | None:
+    """Make the noise of a difference or score white, as a solution says.
+
+    Parameters
+    ----------
+    solution
+        `Solution`.
+    science, template
+        Exposures, their variance planes multiplied by the factors.
+    difference
+        What was made of them.
+    sources
+        ``(ny, nx)`` boolean: pixels with a source; found if not given.
+
+    Returns
+    -------
+    result
+        None where the recipe has no correction.
+    """
+    recipe, noises = solution.recipe, solution.noises
+    if not recipe.decorrelate:
+        return None
+    correction = recipe.correction
+    if noises is not None:
+        correction = dataclasses.replace(correction, noise="white")
+    options = DecorrelationOptions.of(
+        correction,
+        convolved=solution.convolved,
+        score=solution.preconvolution_kernel is not None,
+        scale_factor=solution.scale_factor,
+        # It was just subtracted.
+        again=True,
+    )
+    if recipe.cells is not None:
+        return decorrelate_cells(
+            science,
+            template,
+            difference,
+            solution.kernel,
+            recipe.cells,
+            preconvolution_kernel=solution.preconvolution_kernel,
+            noises=noises,
+            sources=sources,
+            options=options,
+        )
+    known = (None, None) if noises is None else noises
+    return decorrelate(
+        science,
+        template,
+        difference,
+        solution.kernel,
+        preconvolution_kernel=solution.preconvolution_kernel,
+        science_variance=solution.science_variance,
+        template_variance=solution.template_variance,
+        science_noise=known[0],
+        template_noise=known[1],
+        sources=sources,
+        options=options,
     )
 
 
@@ -397,29 +573,26 @@ def kernel_variance(error: KernelError, template: Exposure) -> Array:
     return error.point_variance(whole.data.astype(np.float64)).astype(np.float32)
 
 
-def undecorrelated(
+def subtracted(
     solution: Solution,
     science: Exposure,
     template: Exposure,
     *,
     preconvolved_science: Exposure | None = None,
     search: BackgroundSearch | None = None,
-    keep_background: bool = False,
 ) -> tuple[Exposure, Solution]:
-    """Subtract two exposures as a solution says.
+    """Subtract two exposures as a solution says, but for the differential background.
 
     Parameters
     ----------
     solution, science, template, preconvolved_science, search
         As for `make_product`.
-    keep_background
-        Do not subtract the differential background.
 
     Returns
     -------
     difference, solution
-        Difference or score before any decorrelation; the solution with the background that
-        was found.
+        Difference or score before any correction, with its background; the solution with the
+        background that was found.
     """
     if solution.box is not None and solution.box != science.bbox:
         raise ArgumentError(
@@ -449,11 +622,6 @@ def undecorrelated(
     if search is not None and isinstance(solution.background, ChebyshevField):
         found = search.better(before, solution.background)
         solution = dataclasses.replace(solution, background=found)
-    if keep_background:
-        return before, solution
-    subtract_background(before.data, solution.background, before.bbox)
-    if not isinstance(solution.background, float | int):
-        before.background = solution.background
     return before, solution
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +17,12 @@ from .. import __version__
 from ..errors import FileFormatError, one_line
 from ..exposures.boxes import Box
 from ..exposures.covariance import Noise
-from ..exposures.defects import DefectOptions
 from ..exposures.psf import KernelPointSpreadFunction
+from ..exposures.recipe import Recipe
 from ..exposures.solution import Solution
 from ..matching.stamp import KernelError
 from ..noise import NoiseCovariance
+from ..options import flattened, rebuilt
 from ..registration.transformation import Affine, Correction, Displacements
 from .files import opened, split_extension
 from .finished import replacing_fits
@@ -51,14 +53,9 @@ _FACTORS = {
     "WDSVAR": ("science_variance", "mean variance of science"),
     "WDTVAR": ("template_variance", "mean variance of template"),
 }
-_DEFECTS = {
-    "WDCRAYS": ("cosmic_rays", "cosmic rays were looked for"),
-    "WDBADPIX": ("bad_pixels", "bad pixels were looked for"),
-    "WDTRAILS": ("trails", "trails were looked for"),
-    "WDJUMPS": ("level_jumps", "jumps of the level were looked for"),
-}
+_RECIPE = "RECIPE"
 _NEEDED = (
-    *("BACKGROUND", "PRECONVOLUTION", "REGISTRATION"),
+    *("BACKGROUND", "PRECONVOLUTION", "REGISTRATION", _RECIPE),
     *(
         f"{name}{rest}"
         for name in ("KERNEL", "INPUT_PSF", "SCIENCE_NOISE", "TEMPLATE_NOISE")
@@ -96,20 +93,8 @@ def solution_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
         | {
             "WDCONV": (solution.convolved, "exposure that was convolved"),
             "WDSCORE": (solution.preconvolution_kernel is not None, "is a score image"),
-            "WDFILL": (solution.fill, "what stands in for missing pixels"),
             "WDALIGN": (solution.alignment, "how the template was resampled before"),
-            "WDALNOIS": (
-                None if solution.alignment is None else solution.alignment_noise,
-                "noise of the template for that",
-            ),
-            "WDSPAT": (solution.spatially_varying, "correction follows kernel and noise"),
-        }
-        | {
-            keyword: (
-                None if solution.defects is None else getattr(solution.defects, name),
-                comment,
-            )
-            for keyword, (name, comment) in _DEFECTS.items()
+            "WDNOISES": (solution.noises is not None, "noise covariances are known"),
         }
         | _error_cards(solution)
     )
@@ -140,7 +125,7 @@ def solution_extras(solution: Solution) -> Mapping[str, Any]:
     extras
         Extension name → image, PSF, noise covariance or table.
     """
-    extras: dict[str, Any] = {}
+    extras: dict[str, Any] = {_RECIPE: _recipe_table(solution.recipe)}
     if solution.psf is not None:
         extras["INPUT_PSF"] = solution.psf
     if solution.preconvolution_kernel is not None:
@@ -157,6 +142,33 @@ def solution_extras(solution: Solution) -> Mapping[str, Any]:
     if solution.registration is not None:
         extras["REGISTRATION"] = _registration_table(solution.registration)
     return extras
+
+
+def _recipe_table(recipe: Recipe) -> Table:
+    """All options of a recipe, one a row."""
+    values = flattened(recipe)
+    table = Table({"option": list(values), "value": [json.dumps(v) for v in values.values()]})
+    table["option"].description = "field of the recipe"
+    table["value"].description = "JSON"
+    return table
+
+
+def _recipe(hdus: Any, file: Path) -> Recipe:
+    table = read_table_hdu(hdus, _RECIPE)
+    if table is None:
+        raise FileFormatError(
+            f"{file}: has no extension {_RECIPE}, which says how it was made; make it anew."
+        )
+    try:
+        values = {
+            str(row["option"]).strip(): json.loads(str(row["value"]).strip()) for row in table
+        }
+        return rebuilt(Recipe, values)
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise FileFormatError(
+            f"{file}: its extension {_RECIPE} is not as this version of whitediff writes it"
+            f" ({one_line(error)}); make the output anew."
+        ) from error
 
 
 def _registration_table(correction: Correction) -> Table:
@@ -264,7 +276,8 @@ def write_solution(
 
 
 def _noises(solution: Solution) -> dict[str, Noise]:
-    return {"SCIENCE_NOISE": solution.science_noise, "TEMPLATE_NOISE": solution.template_noise}
+    noises = solution.noises or (None, None)
+    return {"SCIENCE_NOISE": noises[0], "TEMPLATE_NOISE": noises[1]}
 
 
 def read_solution(path: str | Path) -> Solution:
@@ -316,17 +329,16 @@ def read_solution(path: str | Path) -> Solution:
             background=0.0 if background_hdu is None else read_background_hdu(background_hdu),
             convolved=header["WDCONV"],
             box=box,
-            # Files of before had one correction for all of the image.
-            spatially_varying=bool(header.get("WDSPAT", False)),
-            fill=header.get("WDFILL", "mean"),
-            science_noise=_noise(hdus, "SCIENCE_NOISE", box, file),
-            template_noise=_noise(hdus, "TEMPLATE_NOISE", box, file),
-            alignment=_choice(header, "WDALIGN", (None, "auto", "interpolating", "adaptive"), file),
-            alignment_noise=(
-                # Files of before did not say.
-                _choice(header, "WDALNOIS", (None, "white", "auto", "measured"), file) or "white"
+            recipe=_recipe(hdus, file),
+            noises=(
+                (
+                    _noise(hdus, "SCIENCE_NOISE", box, file),
+                    _noise(hdus, "TEMPLATE_NOISE", box, file),
+                )
+                if header.get("WDNOISES")
+                else None
             ),
-            defects=_defects(header, file),
+            alignment=_choice(header, "WDALIGN", (None, "auto", "interpolating", "adaptive"), file),
             preconvolution_kernel=(
                 None
                 if preconvolution_hdu is None
@@ -375,19 +387,6 @@ def _noise(hdus: Any, name: str, box: Box, file: Path) -> Noise:
         zero_frequency_error=float(header.get(error, 0.0)),
         significance=float(header.get(significance, math.inf)),
     )
-
-
-def _defects(header: Any, file: Path) -> DefectOptions | None:
-    values = {
-        name: _choice(header, keyword, (None, True, False, "auto"), file)
-        for keyword, (name, _) in _DEFECTS.items()
-    }
-    # Files of before did not say, or knew no jumps.
-    if values["level_jumps"] is None:
-        values["level_jumps"] = False
-    if None in values.values():
-        return None
-    return DefectOptions(**values)
 
 
 def _choice(header: Any, keyword: str, allowed: tuple[str | bool | None, ...], file: Path) -> Any:

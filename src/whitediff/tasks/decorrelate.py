@@ -15,6 +15,7 @@ from ..errors import ArgumentError, DataError
 from ..exposures import masks
 from ..exposures.boxes import Box
 from ..exposures.decorrelation import (
+    CorrectionOptions,
     Decorrelation,
     DecorrelationOptions,
     decorrelate,
@@ -123,6 +124,34 @@ class DecorrelateALKernelConfig(pex_config.Config):
         },
     )
 
+    def to_correction(self, *, spatially_varying: bool = False) -> CorrectionOptions:
+        """Options of `whitediff.exposures.recipe.Recipe` that say the same.
+
+        Parameters
+        ----------
+        spatially_varying
+            The correction follows kernel and noise over the field.
+
+        Returns
+        -------
+        options
+            Self-validated.
+        """
+        ignore = tuple(self.ignoreMaskPlanes)
+        defaults = masks.DEFAULT_IGNORE_MASK_PLANES
+        return CorrectionOptions(
+            noise=self.noise,
+            spatially_varying=spatially_varying,
+            fill=self.fill,
+            full_variance=self.completeVarPlanePropagation,
+            score_filter=self.scoreFilter,
+            ignore_mask_planes=ignore,
+            required_mask_planes=tuple(name for name in ignore if name not in defaults),
+            untrusted_mask_planes=tuple(self.untrustedMaskPlanes),
+            tolerance=self.tolerance,
+            transform=self.transform,
+        )
+
     def to_options(
         self,
         *,
@@ -155,24 +184,13 @@ class DecorrelateALKernelConfig(pex_config.Config):
         ArgumentError
             For a score with the science exposure convolved.
         """
-        ignore = tuple(self.ignoreMaskPlanes)
-        defaults = masks.DEFAULT_IGNORE_MASK_PLANES
-        return DecorrelationOptions(
+        return DecorrelationOptions.of(
+            self.to_correction(spatially_varying=spatially_varying),
             convolved="template" if template_matched else "science",
             score=score,
-            score_filter=self.scoreFilter,
             scale_factor=scale_factor,
-            full_variance=self.completeVarPlanePropagation,
-            ignore_mask_planes=ignore,
-            required_mask_planes=tuple(name for name in ignore if name not in defaults),
-            untrusted_mask_planes=tuple(self.untrustedMaskPlanes),
-            transform=self.transform,
-            noise=self.noise,
-            fill=self.fill,
             # As documented, whatever it is given is decorrelated.
             again=True,
-            tolerance=self.tolerance,
-            spatially_varying=spatially_varying,
         )
 
 

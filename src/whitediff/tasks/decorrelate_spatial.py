@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import math
-from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import lsst.pex.config as pex_config
-import numpy as np
-import numpy.typing as npt
 from lsst.pipe.base import Struct, Task
 from lsst.utils.timer import timeMethod
 
 from ..errors import ArgumentError
 from ..exposures import foreign, masks
 from ..exposures.boxes import Box
-from ..exposures.decorrelation import (
-    Decorrelation,
-    DecorrelationOptions,
-    decorrelate,
-    untouched,
-    variance_mean,
+from ..exposures.cells import (
+    CellOptions,
+    decorrelate_cell,
+    kernel_reach,
+    length_unit,
+    once_a_frame,
+    summary_of_cells,
 )
-from ..exposures.fields import ChebyshevField, scattered_fit
-from ..exposures.kernels import ConvolutionKernel, constant_kernel
+from ..exposures.decorrelation import CorrectionOptions, variance_mean
+from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
 from ..exposures.noise import measured_noises, source_pixels
 from ..exposures.psf import PointSpreadFunction, as_kernel_psf
-from ..messages import OnceEach
 from .decorrelate import DecorrelateALKernelConfig, DecorrelateALKernelTask
 from .map_reduce import (
     ImageMapper,
     ImageMapperConfig,
     ImageMapReduceConfig,
     ImageMapReduceTask,
+    ImageReducer,
+    cell_options,
 )
 from .match import reject
 
@@ -47,10 +43,6 @@ __all__ = [
     "DecorrelateALKernelSpatialConfig",
     "DecorrelateALKernelSpatialTask",
 ]
-
-type Array = npt.NDArray[Any]
-
-_RESPONSE_ORDER = 2
 
 
 class DecorrelateALKernelMapperConfig(DecorrelateALKernelConfig, ImageMapperConfig):
@@ -136,40 +128,20 @@ class DecorrelateALKernelMapper(DecorrelateALKernelTask, ImageMapper):
             score=preConvMode,
             scale_factor=float(kwargs.get("scaleFactor", 1.0)),
         )
-        difference = Exposure.from_object(expandedSubExposure)
-        cell = Exposure.from_object(subExposure).bbox
-        science, template = (
-            Exposure.from_object(exposure).cutout(difference.bbox)
-            for exposure in (science, template)
-        )
-        variances = (
-            _local_variance(science, svar, options),
-            _local_variance(template, tvar, options),
-        )
-        if None in variances or not all(
-            np.isfinite(exposure.data).any() for exposure in (science, template, difference)
-        ):
-            self.log.debug("No usable pixels in %s; the difference is left as it is.", cell)
-            return Struct(subExposure=_left_alone(difference.cutout(cell)), decorrelation=None)
-        result = decorrelate(
-            science,
-            template,
-            difference,
+        part, decorrelation = decorrelate_cell(
+            Exposure.from_object(science),
+            Exposure.from_object(template),
+            Exposure.from_object(expandedSubExposure),
+            Exposure.from_object(subExposure).bbox,
             psfMatchingKernel,
             preconvolution_kernel=_image_in_the_middle(preConvKernel, fullBBox),
-            x=cell.x.start + cell.x.size / 2,
-            y=cell.y.start + cell.y.size / 2,
-            science_variance=variances[0],
-            template_variance=variances[1],
+            science_variance=svar,
+            template_variance=tvar,
             science_noise=kwargs.get("scienceNoise"),
             template_noise=kwargs.get("templateNoise"),
             options=options,
         )
-        # A copy lets go of the borders.
-        trimmed = untouched(result.exposure.cutout(cell))
-        return Struct(
-            subExposure=trimmed, decorrelation=dataclasses.replace(result, exposure=trimmed)
-        )
+        return Struct(subExposure=part, decorrelation=decorrelation)
 
 
 class DecorrelateALKernelMapReduceConfig(ImageMapReduceConfig):
@@ -209,38 +181,21 @@ class DecorrelateALKernelMapReduceTask(ImageMapReduceTask):
     _DefaultName: ClassVar[str] = "ip_diffim_decorrelateALKernelMapReduce"
 
     def _runMapper(self, exposure: Exposure, **kwargs: Any) -> list[Struct]:
-        # What is wrong with the kernel is wrong in every cell.
-        repetitions = OnceEach(by_kind=True)
-        log = logging.getLogger("whitediff.decorrelate")
-        log.addFilter(repetitions)
-        try:
+        with once_a_frame():
             return super()._runMapper(exposure, **kwargs)
-        finally:
-            log.removeFilter(repetitions)
 
     def _lengthUnit(self, exposure: Exposure, **kwargs: Any) -> float:
-        for name in ("science", "scienceExposure", "template", "templateExposure"):
-            given = kwargs.get(name)
-            if exposure.psf is None and given is not None:
-                exposure = exposure.replaced()
-                exposure.psf = Exposure.from_object(given).psf
-        return super()._lengthUnit(exposure, **kwargs)
+        names = ("science", "scienceExposure", "template", "templateExposure")
+        given = [kwargs.get(name) for name in names]
+        return length_unit(
+            exposure, *(Exposure.from_object(each) for each in given if each is not None)
+        )
 
-    def _borders(self, borders: tuple[int, int], **kwargs: Any) -> tuple[int, int]:
+    def _reach(self, **kwargs: Any) -> tuple[int, int]:
         kernel = kwargs.get("psfMatchingKernel")
         if kernel is None:
             kernel = getattr(kwargs.get("alTaskResult"), "psfMatchingKernel", None)
-        kernel = foreign.adapted(kernel)
-        if isinstance(kernel, ConvolutionKernel):
-            shape: tuple[int, ...] = kernel.shape
-        elif isinstance(kernel, PointSpreadFunction):
-            x, y = kernel.average_position
-            shape = kernel.at(x=x, y=y).shape
-        else:
-            shape = () if kernel is None else np.shape(getattr(kernel, "array", kernel))
-        if len(shape) != 2:
-            return borders
-        return max(borders[0], int(shape[0])), max(borders[1], int(shape[1]))
+        return kernel_reach(kernel)
 
 
 class DecorrelateALKernelSpatialConfig(pex_config.Config):
@@ -297,6 +252,33 @@ class DecorrelateALKernelSpatialConfig(pex_config.Config):
                     f"contradicts decorrelateConfig.{name} ="
                     f" {getattr(self.decorrelateConfig, name)!r}; set it there only",
                 )
+
+    def to_correction(self) -> tuple[CorrectionOptions, CellOptions | None]:
+        """Options of `whitediff.exposures` that say the same.
+
+        Returns
+        -------
+        correction, cells
+            How it is made white, and on which grid; None for none.
+        """
+        by_cells = self.spatiallyVarying and self.spatialMethod == "mapReduce"
+        correction = self.decorrelateConfig.to_correction(
+            spatially_varying=self.spatiallyVarying and not by_cells
+        )
+        return correction, cell_options(self.decorrelateMapReduceConfig) if by_cells else None
+
+    def is_foreign(self) -> bool:
+        """Whether cells are made or put together by another's task.
+
+        Returns
+        -------
+        foreign
+            True or False.
+        """
+        grid = self.decorrelateMapReduceConfig
+        return not (
+            grid.mapper.target is DecorrelateALKernelMapper and grid.reducer.target is ImageReducer
+        )
 
 
 class DecorrelateALKernelSpatialTask(Task):
@@ -494,13 +476,9 @@ class DecorrelateALKernelSpatialTask(Task):
                 len(result.result),
             )
         corrected = result.exposure
-        corrected.kernel = (
-            kernel
-            if isinstance(kernel, ConvolutionKernel)
-            else constant_kernel(cells[0].kernel_image, corrected.bbox)
-        )
+        corrected.kernel = kernel if isinstance(kernel, ConvolutionKernel) else None
         svar, tvar = kwargs.get("svar"), kwargs.get("tvar")
-        decorrelation = _summary(
+        decorrelation = summary_of_cells(
             cells,
             corrected,
             science_variance=self.computeVarianceMean(science) if svar is None else float(svar),
@@ -528,26 +506,6 @@ def _one_of(name: str, *given: Any) -> Any:
     return exposure
 
 
-def _local_variance(
-    exposure: Exposure, given: float | None, options: DecorrelationOptions
-) -> float | None:
-    """Mean variance of a sub-image; None if it has none."""
-    if given is not None:
-        return given
-    # A cell may lie inside of a bright source: its noise is that of the cell.
-    for ignored in (options.ignore_mask_planes, options.untrusted_mask_planes):
-        mean = variance_mean(exposure, ignored)
-        if math.isfinite(mean) and mean > 0:
-            return mean
-    return None
-
-
-def _left_alone(difference: Exposure) -> Exposure:
-    result = untouched(difference)
-    everywhere = np.ones(result.shape, dtype=bool)
-    return result.replaced(mask=masks.with_plane(result.mask, masks.CONTAMINATED, everywhere))
-
-
 def _image_in_the_middle(kernel: Any, box: Box) -> Any:
     kernel = foreign.adapted(kernel)
     if isinstance(kernel, ConvolutionKernel | PointSpreadFunction):
@@ -557,48 +515,3 @@ def _image_in_the_middle(kernel: Any, box: Box) -> Any:
 
 def _shared_fields(first: pex_config.Config, second: pex_config.Config) -> list[str]:
     return [name for name in first._fields if name in second._fields]
-
-
-def _summary(
-    cells: Sequence[Decorrelation],
-    exposure: Exposure,
-    *,
-    science_variance: float,
-    template_variance: float,
-    variance_mean_before: float,
-    variance_mean_after: float,
-) -> Decorrelation:
-    """The numbers of all cells as those of one decorrelation."""
-    box = exposure.bbox
-    middle = min(cells, key=lambda cell: math.hypot(cell.x - box.x.center, cell.y - box.y.center))
-    weights = np.mean([cell.variance_weights for cell in cells], axis=0)
-    return dataclasses.replace(
-        middle,
-        exposure=exposure,
-        science_variance=science_variance,
-        template_variance=template_variance,
-        variance_weights=(float(weights[0]), float(weights[1])),
-        variance_mean_before=variance_mean_before,
-        variance_mean_after=variance_mean_after,
-        contaminated_fraction=float(masks.flagged(exposure.mask, [masks.CONTAMINATED]).mean()),
-        response=_response(cells, box),
-    )
-
-
-def _response(cells: Sequence[Decorrelation], box: Box) -> Callable[[Box], Array] | None:
-    """Score of a point source of unit flux over the field."""
-    known = [(cell, cell.response) for cell in cells if cell.response is not None]
-    if not known:
-        return None
-    positions, peaks = [], []
-    for cell, response in known:
-        middle = cell.exposure.bbox
-        x, y = round(middle.x.center), round(middle.y.center)
-        positions.append((x, y))
-        peaks.append(response(Box.between((y, y + 1), (x, x + 1)))[0, 0])
-    x, y = np.array(positions, dtype=float).T
-    terms, found = scattered_fit(np.array(peaks), x=x, y=y, bounds=box, order=_RESPONSE_ORDER)
-    coefficients = np.zeros((_RESPONSE_ORDER + 1, _RESPONSE_ORDER + 1))
-    for (p, q), value in zip(terms, found, strict=True):
-        coefficients[p, q] = value
-    return ChebyshevField(box, coefficients).on

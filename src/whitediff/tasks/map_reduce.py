@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import abc
 import inspect
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import lsst.pex.config as pex_config
-import numpy as np
-import numpy.typing as npt
 from lsst.pipe.base import Struct, Task
 from lsst.utils.timer import timeMethod
 
 from ..errors import ArgumentError
 from ..exposures import masks
 from ..exposures.boxes import Box
+from ..exposures.cells import INVALID, CellOptions, grid, length_unit, united, united_psf
 from ..exposures.decorrelation import untouched, variance_mean
-from ..exposures.model import Exposure, native_float
-from ..exposures.psf import (
-    KernelPointSpreadFunction,
-    Light,
-    fwhm_of_psf,
-    scattered_psf,
-)
+from ..exposures.model import Exposure
 from .match import reject
 
 __all__ = [
@@ -34,18 +26,8 @@ __all__ = [
     "ImageMapperConfig",
     "ImageReducer",
     "ImageReducerConfig",
+    "cell_options",
 ]
-
-type Array = npt.NDArray[Any]
-
-INVALID = "INVALID_MAPREDUCE"
-"""Plane of the pixels to which no sub-image gave a value."""
-
-_PSF_NODES = (1 / 6, 1 / 2, 5 / 6)
-"""Where the PSF of a sub-image is sampled if it varies, in units of the sub-image's sides."""
-
-# Worth of a pixel's value; the values of the highest worth make the result.
-_NO_VALUE, _NOT_FINITE, _BAD, _GOOD = range(4)
 
 
 class ImageMapperConfig(pex_config.Config):
@@ -178,9 +160,14 @@ class ImageReducer(Task):
         parts = [self._part(result, exposure.bbox) for result in mapperResults]
         if self.config.reduceOperation == "coaddPsf":
             reduced = untouched(exposure)
+            reduced.psf = united_psf(parts, exposure)
         else:
-            reduced = self._reduced(parts, exposure)
-        reduced.psf = _united_psf(parts, exposure)
+            reduced = united(
+                parts,
+                exposure,
+                operation=self.config.reduceOperation,
+                bad_mask_planes=self.config.badMaskPlanes,
+            )
         return Struct(exposure=reduced, result=mapperResults)
 
     def _part(self, result: Struct, box: Box) -> Exposure:
@@ -198,105 +185,6 @@ class ImageReducer(Task):
                 f" image {box}; it must keep the pixel coordinates of the whole image."
             )
         return part
-
-    def _reduced(self, parts: Sequence[Exposure], exposure: Exposure) -> Exposure:
-        box = exposure.bbox
-        result = _Reduction(
-            exposure.shape,
-            (name for part in parts for name in part.mask.names),
-            operation=self.config.reduceOperation,
-            dtype=native_float(exposure.data),
-        )
-        for part in parts:
-            overlap = part.bbox.overlap(box)
-            assert overlap is not None
-            part = part if overlap == part.bbox else part.cutout(overlap)
-            bad = masks.flagged(part.mask, self.config.badMaskPlanes)
-            if self.config.reduceOperation == "sum":
-                bad = np.zeros_like(bad)
-            result.add(part, bad, box.slices_of(overlap))
-        image, variance = result.planes()
-        invalid = result.worth <= _NOT_FINITE
-        flags = result.flags
-        flags[INVALID] = flags[INVALID] | invalid if INVALID in flags else invalid
-        reduced = exposure.replaced(
-            data=image,
-            mask=masks.make_mask(flags, exposure.shape),
-            variance=variance.astype(native_float(exposure.variance), copy=False),
-        )
-        reduced.header = exposure.header.copy()
-        reduced.primary_header = exposure.primary_header.copy()
-        return reduced
-
-
-class _Reduction:
-    """Planes that sub-images are added to, one after the other.
-
-    Parameters
-    ----------
-    shape
-        (ny, nx) of the whole image.
-    names
-        Mask planes of the sub-images, with repetitions.
-    operation
-        ``copy``, ``sum`` or ``average``.
-    dtype
-        Of the image.
-    """
-
-    def __init__(
-        self, shape: tuple[int, int], names: Iterable[str], *, operation: str, dtype: Any
-    ) -> None:
-        self._operation = operation
-        self._dtype = dtype
-        # Copies need no room for the sums.
-        self._image = np.full(shape, np.nan, dtype if operation == "copy" else np.float64)
-        self._variance = np.full(shape, np.nan, self._image.dtype)
-        self._count = np.zeros(shape, np.int32) if operation == "average" else None
-        self.worth = np.full(shape, _NO_VALUE, np.int8)
-        self.flags = {name: np.zeros(shape, bool) for name in names}
-
-    def add(self, part: Exposure, bad: Array, where: Any) -> None:
-        """Add a sub-image with its bad pixels at its slices of the whole image."""
-        image, variance = part.data, part.variance
-        finite = np.isfinite(image)
-        trusted = np.isfinite(variance) & ~bad
-        worth = np.where(finite, np.where(trusted, _GOOD, _BAD), _NOT_FINITE).astype(np.int8)
-        before = self.worth[where]
-        replace = worth >= before if self._operation == "copy" else worth > before
-        if self._operation == "sum":
-            # Every finite value is one of the summands.
-            replace = finite & (before <= _NOT_FINITE) | (~finite & (before == _NO_VALUE))
-            join = finite & (before > _NOT_FINITE)
-            self.worth[where] = np.maximum(worth, before)
-        else:
-            join = (worth == before) & ~replace
-            before[replace] = worth[replace]
-        # Infinite pixels may meet infinite ones of the other sign.
-        with np.errstate(invalid="ignore"):
-            for whole, values in ((self._image, image), (self._variance, variance)):
-                target = whole[where]
-                target[replace] = values[replace]
-                target[join] += values[join]
-        if self._count is not None:
-            self._count[where][replace] = 1
-            self._count[where][join] += 1
-        for name, plane in self.flags.items():
-            if name in part.mask.names:
-                flagged = masks.flagged(part.mask, [name])
-                target = plane[where]
-                target[replace] = flagged[replace]
-                target[join] |= flagged[join]
-            else:
-                plane[where][replace] = False
-
-    def planes(self) -> tuple[Array, Array]:
-        """Image and variance of the whole."""
-        if self._count is not None:
-            several = self._count > 1
-            for plane in (self._image, self._variance):
-                plane[several] /= self._count[several]
-        return self._image.astype(self._dtype, copy=False), self._variance
 
 
 class ImageMapReduceConfig(pex_config.Config):
@@ -508,107 +396,48 @@ class ImageMapReduceTask(Task):
 
     def _generateGrid(self, exposure: Exposure, **kwargs: Any) -> None:
         """Divide an exposure into cells; sets `boxes0` and `boxes1`."""
-        box, config = exposure.bbox, self.config
-        unit = self._lengthUnit(exposure, **kwargs) if config.scaleByFwhm else 1.0
-
-        def pixels(length: float, least: int = 1) -> int:
-            return max(least, math.floor(length * unit + 0.5))
-
-        size = (pixels(config.cellSizeY), pixels(config.cellSizeX))
-        border = self._borders(
-            (pixels(config.borderSizeY, 0), pixels(config.borderSizeX, 0)), **kwargs
+        cells = grid(
+            exposure.bbox,
+            cell_options(self.config),
+            unit=self._lengthUnit(exposure, **kwargs) if self.config.scaleByFwhm else 1.0,
+            reach=self._reach(**kwargs),
         )
-        if config.cellCentroidsX is not None:
-            centroids = zip(config.cellCentroidsY, config.cellCentroidsX, strict=True)
-            cells = [_centered_cell(y, x, size, box) for y, x in centroids]
-        else:
-            step = (pixels(config.gridStepY), pixels(config.gridStepX))
-            if config.adjustGridOption == "none" and (step[0] > size[0] or step[1] > size[1]):
-                self.log.warning(
-                    "Cells of %d x %d pixels every %d x %d leave gaps; adjustGridOption = 'spacing'"
-                    " or 'size' closes them.",
-                    *size,
-                    *step,
-                )
-            rows, columns = (
-                _intervals(length, size[i], step[i], config.adjustGridOption)
-                for i, length in enumerate(exposure.shape)
-            )
-            y0, x0 = exposure.origin
-            cells = [
-                Box.between((y0 + bottom, y0 + top), (x0 + left, x0 + right))
-                for bottom, top in rows
-                for left, right in columns
-            ]
-        self.boxes0 = cells
-        self.boxes1 = [_expanded(cell, border, box) for cell in cells]
-        self.log.debug("%d cells of %s pixels, borders of %s.", len(cells), size, border)
+        self.boxes0 = [cell for cell, _ in cells]
+        self.boxes1 = [expanded for _, expanded in cells]
 
     def _lengthUnit(self, exposure: Exposure, **kwargs: Any) -> float:
         """Pixels that are one FWHM."""
-        if exposure.psf is None:
-            raise ArgumentError(
-                f"{exposure.source or 'The exposure'}: has no PSF whose width could be the unit of"
-                " cells and borders; set scaleByFwhm = False and give them in pixels."
-            )
-        return fwhm_of_psf(exposure.psf)
+        return length_unit(exposure)
 
-    def _borders(self, borders: tuple[int, int], **kwargs: Any) -> tuple[int, int]:
-        """Borders (y, x) in pixels; for subclasses that know how far their mapper reaches."""
-        return borders
+    def _reach(self, **kwargs: Any) -> tuple[int, int]:
+        """Least borders (y, x) in pixels; for subclasses that know how far their mapper reaches."""
+        return 0, 0
 
 
-def _intervals(length: int, size: int, step: int, adjust: str) -> list[tuple[int, int]]:
-    """Cells along one axis of an image: first pixel, and the one after the last."""
-    if adjust == "none":
-        return [(start, min(start + size, length)) for start in range(0, length, step)]
-    if adjust == "size":
-        # A cell smaller than the step would leave a gap.
-        size = max(size, step)
-        n = max(0, length - size) // step + 1
-        size = length - (n - 1) * step
-        return [(i * step, i * step + size) for i in range(n)]
-    if size >= length:
-        return [(0, length)]
-    # Rounding cannot open a gap: starts are at most a whole number of pixels apart.
-    n = math.ceil((length - size) / min(step, size)) + 1
-    starts = [((length - size) * i + (n - 1) // 2) // (n - 1) for i in range(n)]
-    return [(start, start + size) for start in starts]
+def cell_options(config: ImageMapReduceConfig) -> CellOptions:
+    """Options of `whitediff.exposures.cells` that say the same.
 
+    Parameters
+    ----------
+    config
+        Configuration of the grid and of its reducer.
 
-def _centered_cell(y: float, x: float, size: tuple[int, int], box: Box) -> Box:
-    start = (math.floor(y - (size[0] - 1) / 2 + 0.5), math.floor(x - (size[1] - 1) / 2 + 0.5))
-    cell = Box.from_shape(size, start).overlap(box)
-    if cell is None:
-        raise ArgumentError(
-            f"The cell of {size[0]} x {size[1]} pixels at x={x:g}, y={y:g} lies outside of the"
-            f" image {box}; cellCentroidsX and cellCentroidsY are pixel coordinates."
-        )
-    return cell
-
-
-def _expanded(cell: Box, border: tuple[int, int], box: Box) -> Box:
-    return Box.between(
-        (max(cell.y.start - border[0], box.y.start), min(cell.y.stop + border[0], box.y.stop)),
-        (max(cell.x.start - border[1], box.x.start), min(cell.x.stop + border[1], box.x.stop)),
+    Returns
+    -------
+    options
+        How an exposure is divided and put together; where the reducer does neither average nor
+        copy, only the former.
+    """
+    x, y = config.cellCentroidsX, config.cellCentroidsY
+    reducer = config.reducer.value
+    operation: Any = getattr(reducer, "reduceOperation", "average")
+    return CellOptions(
+        middles=None if x is None else tuple(zip(x, y, strict=True)),
+        size=(config.cellSizeX, config.cellSizeY),
+        step=(config.gridStepX, config.gridStepY),
+        border=(config.borderSizeX, config.borderSizeY),
+        adjust=config.adjustGridOption,
+        by_fwhm=config.scaleByFwhm,
+        operation=operation if operation in ("average", "copy") else "average",
+        bad_mask_planes=tuple(getattr(reducer, "badMaskPlanes", ())),
     )
-
-
-def _united_psf(parts: Sequence[Exposure], exposure: Exposure) -> Any:
-    """PSF of a whole from those of its parts."""
-    if all(part.psf is exposure.psf for part in parts):
-        return exposure.psf
-    images, positions = [], []
-    for part in parts:
-        psf, box = part.psf, part.bbox
-        if psf is None:
-            return None
-        constant = isinstance(psf, KernelPointSpreadFunction) and psf.kernel.is_constant
-        nodes = (0.5,) if constant else _PSF_NODES
-        for x in (box.x.start - 0.5 + node * box.x.size for node in nodes):
-            for y in (box.y.start - 0.5 + node * box.y.size for node in nodes):
-                images.append(psf.at(x=x, y=y))
-                positions.append((x, y))
-    x, y = np.array(positions).T
-    light = Light.of_parts([Light.of(part.psf) for part in parts if part.psf is not None])
-    return scattered_psf(images, x=x, y=y, bounds=exposure.bbox, light=light)

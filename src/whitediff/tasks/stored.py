@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import lsst.pex.config as pex_config
@@ -9,15 +11,13 @@ from lsst.pipe.base import PipelineTask, PipelineTaskConfig, Struct
 from lsst.utils.timer import timeMethod
 
 from ..errors import DataError
-from ..exposures import masks
 from ..exposures.decorrelation import refuse_decorrelated, refuse_white
 from ..exposures.model import Exposure
 from ..exposures.noise import PairSources, pair_sources, rescaled, without_sentinels
-from ..exposures.pipeline import aligned_as_before, defects_as_before, mark_sources
-from ..exposures.reuse import apply_solution
-from ..exposures.solution import Solution
-from ..exposures.widths import warn_of_significances
+from ..exposures.pipeline import Kind, Pipeline, as_before, finished
+from ..exposures.solution import Solution, completed_product, subtracted
 from .connections import DecorrelateConnections, RecreateConnections
+from .correction import recipe_of_correction, run_decorrelation
 from .decorrelate_spatial import DecorrelateALKernelSpatialTask
 from .match import algorithm_error
 
@@ -93,44 +93,48 @@ class DecorrelateDifferenceTask(PipelineTask):
         """
         if not isinstance(solution, Solution):
             solution = Solution.of_kernel(solution)
+        correction, cells, foreign = recipe_of_correction(self.config.decorrelate)
+        recipe = dataclasses.replace(
+            solution.recipe, decorrelate=True, correction=correction, cells=cells, foreign=foreign
+        )
+        # Its noise is yet to be measured as this says.
+        solution = dataclasses.replace(
+            solution, recipe=recipe, science_variance=None, template_variance=None, noises=None
+        )
         science, template, levels = _inputs(science, template, solution)
         difference = Exposure.from_object(difference)
+        if recipe.template_mask is not None:
+            # Which planes of it contaminate what, only those of both exposures united tell.
+            whole, _ = subtracted(solution, science, template)
+            difference = difference.replaced(mask=whole.mask)
         try:
             refuse_decorrelated(difference)
             if solution.preconvolution_kernel is None:
                 refuse_white(
                     science, template, difference, solution.kernel, convolved=solution.convolved
                 )
-            result = self.decorrelate.run(
+            product = completed_product(
+                solution,
                 science,
                 template,
                 difference,
-                solution.kernel,
-                preConvKernel=solution.preconvolution_kernel,
-                templateMatched=solution.convolved == "template",
-                preConvMode=solution.preconvolution_kernel is not None,
-                scaleFactor=solution.scale_factor,
-                sources=levels.either,
+                levels.either,
+                correct=functools.partial(run_decorrelation, self.decorrelate),
             )
         except DataError as error:
             raise algorithm_error(error) from error
-        corrected = result.correctedExposure
-        if corrected.background is None:
-            corrected.background = difference.background
-        if masks.find_plane(corrected.mask, masks.STATIC) is None:
-            mark_sources(corrected, levels)
-        warn_of_significances(corrected)
-        return Struct(
-            correctedExposure=corrected,
-            correctedSolution=solution.completed(result.decorrelation),
-        )
+        kind: Kind = "difference" if solution.preconvolution_kernel is None else "score"
+        made = finished(kind, product, science, template, levels)
+        return Struct(correctedExposure=made.exposure, correctedSolution=made.solution)
 
 
 class RecreateDifferenceConfig(PipelineTaskConfig, pipelineConnections=RecreateConnections):  # type: ignore[call-arg]
     """Configuration of `RecreateDifferenceTask`."""
 
     completeVarPlanePropagation = pex_config.Field(
-        dtype=bool, default=False, doc="Propagate the variance of every pixel."
+        dtype=bool,
+        default=False,
+        doc="Propagate the variance of every pixel, even where that was not done before.",
     )
 
 
@@ -175,39 +179,36 @@ class RecreateDifferenceTask(PipelineTask):
         UnusableExposureError
             If they are other exposures, and their stars contradict the kernel.
         """
-        science, template, levels = _aligned(science, template, solution)
+        kind: Kind = "difference" if solution.preconvolution_kernel is None else "score"
+        if self.config.completeVarPlanePropagation:
+            correction = dataclasses.replace(solution.recipe.correction, full_variance=True)
+            recipe = dataclasses.replace(solution.recipe, correction=correction)
+            solution = dataclasses.replace(solution, recipe=recipe)
+        science, template = (
+            without_sentinels(Exposure.from_object(each)) for each in (science, template)
+        )
         try:
-            product = apply_solution(solution, science, template, levels).product(
-                full_variance=self.config.completeVarPlanePropagation
-            )
+            (made,) = Pipeline().again(science, template, {kind: solution})
         except DataError as error:
             raise algorithm_error(error) from error
-        exposure = product.exposure
-        mark_sources(exposure, levels)
-        warn_of_significances(exposure)
-        self.metadata["kernelSum"] = product.decorrelation.kernel_sum
-        self.metadata["diffimVarianceMeanAfter"] = product.decorrelation.variance_mean_after
-        return Struct(difference=exposure)
+        box = made.exposure.bbox
+        image = solution.kernel.at(x=box.x.center, y=box.y.center)
+        self.metadata["kernelSum"] = float(image.sum())
+        if made.decorrelation is not None:
+            self.metadata["diffimVarianceMeanAfter"] = made.decorrelation.variance_mean_after
+        return Struct(difference=made.exposure)
 
 
 def _inputs(
     science: Any, template: Any, solution: Solution
 ) -> tuple[Exposure, Exposure, PairSources]:
     """Exposures as a solution takes them, and where they have sources."""
-    science, template, levels = _aligned(science, template, solution)
+    science, template = (
+        without_sentinels(Exposure.from_object(each)) for each in (science, template)
+    )
+    science, template = as_before(science, template, [solution])
     return (
         rescaled(science, solution.science_variance_factor),
         rescaled(template, solution.template_variance_factor),
-        levels,
+        pair_sources([science], [template]),
     )
-
-
-def _aligned(
-    science: Any, template: Any, solution: Solution
-) -> tuple[Exposure, Exposure, PairSources]:
-    """Exposures on the same pixels, and where they have sources."""
-    science = without_sentinels(Exposure.from_object(science))
-    template = without_sentinels(Exposure.from_object(template))
-    science, template = defects_as_before(science, template, [solution])
-    template = aligned_as_before(science, template, [solution])
-    return science, template, pair_sources([science], [template])

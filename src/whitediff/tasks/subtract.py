@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import lsst.pex.config as pex_config
-import numpy as np
 import numpy.typing as npt
 from lsst.pipe.base import NoWorkFound, PipelineTask, PipelineTaskConfig, Struct
 from lsst.utils.timer import timeMethod
 
-from ..errors import DataError
+from ..errors import DataError, NoOverlapError
 from ..exposures import masks
-from ..exposures.alignment import aligned_template, alignment_of
-from ..exposures.decorrelation import Decorrelation
-from ..exposures.defects import NO_DEFECTS, DefectOptions, with_defects
-from ..exposures.kernels import ConvolutionKernel
+from ..exposures.cells import CellOptions
+from ..exposures.decorrelation import CorrectionOptions, Decorrelation
+from ..exposures.defects import DefectOptions
+from ..exposures.matching import Match, MatchOptions
 from ..exposures.model import Exposure
-from ..exposures.noise import PairSources, without_sentinels
-from ..exposures.preparation import (
-    Pair,
-    PreparationOptions,
-    pair_with_psf,
-    prepare,
-    template_coverage,
-)
+from ..exposures.noise import without_sentinels
+from ..exposures.pipeline import Kind, Made, Pipeline
+from ..exposures.preparation import Pair, PreparationOptions, prepare
+from ..exposures.recipe import Recipe, TemplateMask
 from ..exposures.resampling import ResamplingOptions
-from ..exposures.solution import Solution, fluxes, undecorrelated
-from ..exposures.subtraction import (
-    matched_science,
-    matched_template,
-    preconvolution_kernel,
-    unsupported,
-)
-from ..exposures.widths import warn_of_significances
+from ..exposures.solution import Solution
 from ..matching.candidates import CandidateOptions
 from .connections import ScoreConnections, SubtractConnections
+from .correction import recipe_of_correction, run_decorrelation
 from .decorrelate import DecorrelateALKernelTask
 from .match import MakeKernelTask, algorithm_error, reject
 
@@ -232,50 +220,81 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
                 self, "doSubtractBackground", "needs makeKernel's fitForBackground, which is False"
             )
 
-    def to_preparation_options(self) -> PreparationOptions:
-        """Options of `whitediff.exposures.preparation.prepare` that say the same.
+    def to_recipe(self, *, score: bool = False) -> Recipe:
+        """All that decides the pixels of the products.
+
+        Parameters
+        ----------
+        score
+            Of a score; else of a difference.
 
         Returns
         -------
-        options
-            How two exposures are prepared.
+        recipe
+            `whitediff.exposures.recipe.Recipe`.
         """
-        return PreparationOptions(
-            rescale_variance=self.doScaleVariance,
-            required_template_fraction=self.requiredTemplateFraction,
-            expected_template_fraction=self.minTemplateFractionForExpectedSuccess,
-            exclude_mask_planes=tuple(self.excludeMaskPlanes),
-            defects=self.to_defect_options(),
+        correction, cells, foreign = self._correction()
+        resampling = None
+        if self.alignTemplate is not None:
+            # Its noise is followed as the decorrelation does.
+            noise = correction.noise if self.doDecorrelation else "auto"
+            resampling = ResamplingOptions(
+                method=self.alignTemplate, noise=noise, positions=self.alignPositions
+            )
+        convolved = "template" if score else _CONVOLVED[getattr(self, "mode", "convolveTemplate")]
+        kernel = getattr(self.makeKernel.value, "kernel", None)
+        options = getattr(getattr(kernel, "active", None), "to_options", None)
+        match = MatchOptions(convolved=convolved)
+        if options is not None:
+            match = options(convolved=convolved, candidates=self._candidates())
+        return Recipe(
+            preparation=PreparationOptions(
+                rescale_variance=self.doScaleVariance,
+                resampling=resampling,
+                required_template_fraction=self.requiredTemplateFraction,
+                expected_template_fraction=self.minTemplateFractionForExpectedSuccess,
+                exclude_mask_planes=tuple(self.excludeMaskPlanes),
+                defects=DefectOptions(
+                    cosmic_rays="auto" if self.doFindCosmicRays else False,
+                    bad_pixels="auto" if self.doFindBadPixels else False,
+                    trails="auto" if self.doFindTrails else False,
+                    level_jumps="auto" if self.doFindLevelJumps else False,
+                ),
+            ),
+            match=match,
+            subtract_background=self.doSubtractBackground,
+            decorrelate=self.doDecorrelation,
+            correction=correction,
+            cells=cells,
+            template_mask=(
+                TemplateMask(
+                    preserve=tuple(self.preserveTemplateMask),
+                    rename=tuple(self.renameTemplateMask),
+                )
+                if self.doAttributeTemplateMask
+                else None
+            ),
+            foreign=foreign,
         )
 
-    def to_defect_options(self) -> DefectOptions:
-        """Which defects to look for.
+    def _correction(self) -> tuple[CorrectionOptions, CellOptions | None, str | None]:
+        """How the noise is made white; and whose task it is that does, where it is not ours."""
+        return recipe_of_correction(self.decorrelate)
 
-        Returns
-        -------
-        options
-            For both exposures and their difference.
-        """
-        return DefectOptions(
-            cosmic_rays="auto" if self.doFindCosmicRays else False,
-            bad_pixels="auto" if self.doFindBadPixels else False,
-            trails="auto" if self.doFindTrails else False,
-            level_jumps="auto" if self.doFindLevelJumps else False,
-        )
-
-    def to_candidate_options(self) -> CandidateOptions:
-        """Options that choose the stars, but for the cells, which are the kernel task's.
-
-        Returns
-        -------
-        options
-            Self-validated.
-        """
+    def _candidates(self) -> CandidateOptions:
+        """Which stars are chosen, but for the cells, which are the kernel task's."""
         return CandidateOptions(
             signal_to_noise=(self.detectionThreshold, self.detectionThresholdMax),
             most=self.maxKernelSources,
             fewest=self.minKernelSources,
         )
+
+
+_CONVOLVED: dict[str, Literal["auto", "template", "science"]] = {
+    "auto": "auto",
+    "convolveTemplate": "template",
+    "convolveScience": "science",
+}
 
 
 class AlardLuptonSubtractConfig(AlardLuptonSubtractBaseConfig):
@@ -304,49 +323,49 @@ class AlardLuptonPreconvolveSubtractConfig(  # type: ignore[call-arg]
         self.decorrelate.scoreFilter = "compact"
 
 
-def attributed_mask(
-    difference: Exposure,
-    sources: PairSources,
-    *,
-    matchedTemplate: Exposure,
-    matchedScience: Exposure,
-    preserve: tuple[str, ...],
-    rename: tuple[str, ...],
-) -> Any:
-    """Mask of a difference, the template's planes preserved, renamed or left out.
+class _Steps(Pipeline):
+    """The pipeline with a task's own subtasks in it."""
 
-    Parameters
-    ----------
-    difference
-        Difference in whose mask the planes of both are united; with its kernel.
-    sources
-        Sources of science image and template.
-    matchedTemplate, matchedScience
-        The two as they were subtracted.
-    preserve, rename
-        Planes of the template.
+    def __init__(self, task: AlardLuptonSubtractTask, recipe: Recipe, sources: Any) -> None:
+        super().__init__(recipe)
+        self._task, self._sources = task, sources
+        self.kernel_sources: Any = None
 
-    Returns
-    -------
-    mask
-        `whitediff.exposures.masks.Mask`, with the planes of the sources.
-    """
-    kernel = difference.kernel
-    assert kernel is not None
-    box = difference.bbox
-    image = kernel.at(x=box.x.center, y=box.y.center)
-    mask = masks.attributed(
-        difference.mask,
-        matchedScience.mask,
-        matchedTemplate.mask,
-        preserve=(*preserve, masks.CONTAMINATED),
-        rename=rename,
-        always={
-            "EDGE": unsupported(difference.shape, image.shape),
-            "NO_DATA": ~np.isfinite(difference.data),
-        },
-    )
-    return sources.marked(mask)
+    def prepared(self, science: Exposure, template: Exposure) -> Pair:
+        return self._task.prepareInputs(template, science, recipe=self.recipe)
+
+    def matched(self, pair: Pair, preconvolution_kernel: Array | None) -> Match:
+        task, config = self._task, self._task.config
+        made = task.makeKernel.matchPair(
+            pair,
+            kernelSources=self._sources,
+            convolved=self.recipe.match.convolved,
+            preConvKernel=preconvolution_kernel,
+            candidates=config._candidates(),
+        )
+        self.kernel_sources, found = made.kernelSources, made.match
+        task.metadata["nPsfSources"] = len(made.kernelSources)
+        task.metadata["spatialConditionNum"] = found.fit.condition
+        task.metadata["spatialKernelSum"] = found.fit.kernel_sum
+        task.metadata["convolvedExposure"] = (
+            found.convolved.capitalize() if preconvolution_kernel is None else "Preconvolution"
+        )
+        return found
+
+    def corrected(
+        self,
+        solution: Solution,
+        science: Exposure,
+        template: Exposure,
+        difference: Exposure,
+        sources: Array | None,
+    ) -> Decorrelation | None:
+        if not self.recipe.decorrelate:
+            self._task.log.info("Not decorrelated: doDecorrelation is False.")
+            return None
+        return run_decorrelation(
+            self._task.decorrelate, solution, science, template, difference, sources
+        )
 
 
 class AlardLuptonSubtractTask(PipelineTask):
@@ -415,36 +434,18 @@ class AlardLuptonSubtractTask(PipelineTask):
         UnusableExposureError
             If a variance plane is absurd, or the pixels allow no fit.
         """
-        with self._failures():
-            pair = self.prepareInputs(template, science, visitSummary)
-            if self.chooseConvolutionMethod(pair) == "science":
-                return self.runConvolveScience(pair, sources)
-            return self.runConvolveTemplate(pair, sources)
+        made, steps = self._made("difference", template, science, sources, visitSummary)
+        return self._struct(made, steps, difference=made.exposure)
 
-    def chooseConvolutionMethod(self, pair: Pair) -> Literal["template", "science"]:
-        """Which exposure to convolve.
-
-        Parameters
-        ----------
-        pair
-            The prepared exposures.
-
-        Returns
-        -------
-        convolved
-            As ``config.mode`` says; for ``auto`` the template, unless its stars are the wider.
-        """
-        if self.config.mode == "auto":
-            return pair.sharper
-        return "science" if self.config.mode == "convolveScience" else "template"
-
-    def prepareInputs(self, template: Any, science: Any, visitSummary: Any = None) -> Pair:
+    def prepareInputs(self, template: Any, science: Any, *, recipe: Recipe | None = None) -> Pair:
         """Align two exposures, judge their variance planes and find their sources.
 
         Parameters
         ----------
-        template, science, visitSummary
+        template, science
             As for `run`.
+        recipe
+            That of the configuration if None.
 
         Returns
         -------
@@ -456,19 +457,15 @@ class AlardLuptonSubtractTask(PipelineTask):
         lsst.pipe.base.NoWorkFound
             If the template covers too little.
         """
-        if visitSummary is not None:
-            self.log.warning("The visit summary is not used; the exposures' own PSFs and WCSs are.")
+        recipe = recipe or self.config.to_recipe()
         science, template = (
             without_sentinels(Exposure.from_object(each)) for each in (science, template)
         )
-        # On the template's own pixels, and not again below.
-        science, template = with_defects(science, template, self.config.to_defect_options())
-        options = dataclasses.replace(self.config.to_preparation_options(), defects=NO_DEFECTS)
-        resampling = self._resampling()
-        if resampling is not None:
-            template = aligned_template(science, template, resampling=resampling)
-        self.checkTemplateIsSufficient(template, science)
-        pair = prepare(science, template, options)
+        try:
+            pair = prepare(science, template, recipe.preparation, covered=self._check_coverage)
+        except NoOverlapError:
+            self._check_coverage(0.0)
+            raise
         self.metadata["scaleScienceVarianceFactor"] = pair.science_variance_factor
         self.metadata["scaleTemplateVarianceFactor"] = pair.template_variance_factor
         self.metadata["sciencePsfSize"] = pair.science_fwhm
@@ -483,39 +480,8 @@ class AlardLuptonSubtractTask(PipelineTask):
         )
         return pair
 
-    def _resampling(self) -> ResamplingOptions | None:
-        """How a template is resampled: its noise is followed as the decorrelation does."""
-        if self.config.alignTemplate is None:
-            return None
-        noise: Any = "auto"
-        if self.config.doDecorrelation:
-            config = self.config.decorrelate.value
-            noise = getattr(config, "decorrelateConfig", config).noise
-        return ResamplingOptions(
-            method=self.config.alignTemplate,
-            noise=noise,
-            positions=self.config.alignPositions,
-        )
-
-    def checkTemplateIsSufficient(self, template: Any, science: Any) -> float:
-        """Check that a template covers enough of a science exposure.
-
-        Parameters
-        ----------
-        template, science
-            Exposures.
-
-        Returns
-        -------
-        fraction
-            Of the science exposure's usable pixels.
-
-        Raises
-        ------
-        lsst.pipe.base.NoWorkFound
-            If it is below ``config.requiredTemplateFraction``.
-        """
-        fraction = template_coverage(science, template)
+    def _check_coverage(self, fraction: float) -> None:
+        """Find no work where the template covers too little of the science exposure."""
         self.metadata["templateCoveragePercent"] = 100 * fraction
         required = self.config.requiredTemplateFraction
         if fraction < required:
@@ -523,214 +489,37 @@ class AlardLuptonSubtractTask(PipelineTask):
                 f"The template covers {100 * fraction:.1f}% of the science exposure's usable"
                 f" pixels; requiredTemplateFraction is {100 * required:g}%."
             )
-        return fraction
 
-    def runConvolveTemplate(self, pair: Pair, sources: Any = None) -> Struct:
-        """Convolve the template and subtract it.
-
-        Parameters
-        ----------
-        pair
-            The prepared exposures.
-        sources
-            As for `run`.
-
-        Returns
-        -------
-        result
-            As of `run`.
-        """
-        return self._difference(pair, sources, "template")
-
-    def runConvolveScience(self, pair: Pair, sources: Any = None) -> Struct:
-        """Convolve the science exposure, subtract the template, and return to its level.
-
-        Parameters
-        ----------
-        pair
-            The prepared exposures.
-        sources
-            As for `run`.
-
-        Returns
-        -------
-        result
-            As of `run`.
-        """
-        return self._difference(pair, sources, "science")
-
-    def _difference(
-        self, pair: Pair, sources: Any, convolved: Literal["template", "science"]
-    ) -> Struct:
-        self.metadata["convolvedExposure"] = convolved.capitalize()
-        made = self._makeKernel(pair, sources, convolved)
-        pair = pair_with_psf(pair, convolved)
-        return self._subtracted(pair, made)[0]
-
-    def _makeKernel(
-        self,
-        pair: Pair,
-        sources: Any,
-        convolved: Literal["template", "science"],
-        preConvKernel: Array | None = None,
-    ) -> Struct:
-        made = self.makeKernel.matchPair(
-            pair,
-            kernelSources=sources,
-            convolved=convolved,
-            preConvKernel=preConvKernel,
-            candidates=self.config.to_candidate_options(),
-        )
-        self.metadata["nPsfSources"] = len(made.kernelSources)
-        self.metadata["spatialConditionNum"] = made.match.fit.condition
-        self.metadata["spatialKernelSum"] = made.match.fit.kernel_sum
-        return made
-
-    def _subtracted(
-        self, pair: Pair, made: Struct, preConvKernel: Array | None = None
-    ) -> tuple[Struct, Decorrelation | None]:
-        """Result of `run`, and the numbers behind its decorrelation."""
-        match = made.match
+    def _made(
+        self, kind: Kind, template: Any, science: Any, sources: Any, visitSummary: Any
+    ) -> tuple[Made, _Steps]:
+        """Product of two exposures, and the steps that made it."""
+        if visitSummary is not None:
+            self.log.warning("The visit summary is not used; the exposures' own PSFs and WCSs are.")
+        steps = _Steps(self, self.config.to_recipe(score=kind == "score"), sources)
+        with self._failures():
+            (made,) = steps.products_by_stars(science, template, kind)
+        assert made.pair is not None
         # Now one of them may have been measured.
-        self.metadata["sciencePsfSize"], self.metadata["templatePsfSize"] = pair.psf_fwhm
-        resampling = self._resampling()
-        before, solution = undecorrelated(
-            dataclasses.replace(
-                Solution.of(pair, match, preConvKernel),
-                alignment=alignment_of(pair.template, resampling),
-                alignment_noise="white" if resampling is None else resampling.noise,
-                defects=self.config.to_defect_options(),
-            ),
-            pair.science,
-            pair.template,
-            preconvolved_science=None if preConvKernel is None else match.science,
-            search=match.background_search(pair),
-            keep_background=not self.config.doSubtractBackground,
-        )
-        template = matched_template(
-            pair.template,
-            match.kernel,
-            convolved=match.convolved,
-            scale_factor=solution.scale_factor,
-        )
-        science = matched_science(
-            pair.science if preConvKernel is None else match.science,
-            match.kernel,
-            convolved=match.convolved,
-            scale_factor=solution.scale_factor,
-        )
+        self.metadata["sciencePsfSize"], self.metadata["templatePsfSize"] = made.pair.psf_fwhm
+        if made.width is not None:
+            self.metadata["diffimSignificanceWidth"] = made.width.width
+        return made, steps
+
+    def _struct(self, made: Made, steps: _Steps, **product: Any) -> Struct:
+        """Result of `run`."""
+        template, science = made.matched_template(), made.matched_science()
+        assert made.product is not None
         # The PSF of the one that was left alone is what the other was matched to.
-        template.psf = science.psf = before.psf
-        finished = self.finalize(
-            pair,
-            before,
-            match.kernel,
-            templateMatched=match.convolved == "template",
-            preConvKernel=preConvKernel,
-            scaleFactor=solution.scale_factor,
-        )
-        difference = finished.difference
-        difference.mask = self.updateMasks(
-            difference, pair, matchedTemplate=template, matchedScience=science
-        )
-        if self.config.doDecorrelation:
-            width = warn_of_significances(difference)
-            if width is not None:
-                self.metadata["diffimSignificanceWidth"] = width.width
-        result = Struct(
-            difference=difference,
+        template.psf = science.psf = made.product.psf_before
+        return Struct(
+            **product,
             matchedTemplate=template,
             matchedScience=science,
-            backgroundModel=solution.background,
-            psfMatchingKernel=match.kernel,
-            kernelSources=made.kernelSources,
-            solution=solution.completed(finished.decorrelation),
-        )
-        return result, finished.decorrelation
-
-    def finalize(
-        self,
-        pair: Pair,
-        difference: Exposure,
-        psfMatchingKernel: ConvolutionKernel,
-        *,
-        templateMatched: bool = True,
-        preConvKernel: Array | None = None,
-        scaleFactor: float = 1.0,
-    ) -> Struct:
-        """Decorrelate a difference or score, if the configuration says so.
-
-        Parameters
-        ----------
-        pair
-            The exposures before any convolution.
-        difference
-            Difference or score; not changed.
-        psfMatchingKernel
-            Matching kernel.
-        templateMatched
-            The template was convolved, else the science exposure.
-        preConvKernel
-            ``(py, px)`` PSF with which the science exposure was correlated, for a score.
-        scaleFactor
-            Where the science exposure was convolved: photometric scale by which the difference
-            was divided, over the kernel's sum.
-
-        Returns
-        -------
-        result
-            ``difference``; ``decorrelation``, the numbers behind it, or None.
-        """
-        if not self.config.doDecorrelation:
-            self.log.info("Not decorrelated: doDecorrelation is False.")
-            return Struct(difference=difference, decorrelation=None)
-        result = self.decorrelate.run(
-            pair.science,
-            pair.template,
-            difference,
-            psfMatchingKernel,
-            preConvKernel=preConvKernel,
-            templateMatched=templateMatched,
-            preConvMode=preConvKernel is not None,
-            scaleFactor=scaleFactor,
-            sources=pair.source_levels.either,
-        )
-        return Struct(difference=result.correctedExposure, decorrelation=result.decorrelation)
-
-    def updateMasks(
-        self,
-        difference: Exposure,
-        pair: Pair,
-        *,
-        matchedTemplate: Exposure,
-        matchedScience: Exposure,
-    ) -> Any:
-        """Mask of a difference, the template's planes preserved, renamed or left out.
-
-        Parameters
-        ----------
-        difference
-            Difference in whose mask the planes of both are united; not changed.
-        pair
-            The exposures before any convolution.
-        matchedTemplate, matchedScience
-            The two as they were subtracted.
-
-        Returns
-        -------
-        mask
-            `whitediff.exposures.masks.Mask`, with the planes of their sources.  CONTAMINATED
-            with all planes of the template, whatever they are called here.
-        """
-        if not self.config.doAttributeTemplateMask:
-            return pair.source_levels.marked(difference.mask)
-        return attributed_mask(
-            difference,
-            pair.source_levels,
-            matchedTemplate=matchedTemplate,
-            matchedScience=matchedScience,
-            preserve=tuple(self.config.preserveTemplateMask),
-            rename=tuple(self.config.renameTemplateMask),
+            backgroundModel=made.solution.background,
+            psfMatchingKernel=made.solution.kernel,
+            kernelSources=steps.kernel_sources,
+            solution=made.solution,
         )
 
     @contextmanager
@@ -797,58 +586,12 @@ class AlardLuptonPreconvolveSubtractTask(AlardLuptonSubtractTask):
         lsst.pipe.base.NoWorkFound, InsufficientKernelSourcesError, UnusableExposureError
             As from `AlardLuptonSubtractTask.run`.
         """
-        with self._failures():
-            return self.runPreconvolve(self.prepareInputs(template, science, visitSummary), sources)
-
-    def chooseConvolutionMethod(self, pair: Pair) -> Literal["template", "science"]:
-        """Which exposure to convolve with the matching kernel.
-
-        Parameters
-        ----------
-        pair
-            The prepared exposures.
-
-        Returns
-        -------
-        convolved
-            The template.
-        """
-        return "template"
-
-    def runPreconvolve(self, pair: Pair, sources: Any = None) -> Struct:
-        """Correlate the science exposure with its PSF, match the template and subtract it.
-
-        Parameters
-        ----------
-        pair
-            The prepared exposures.
-        sources
-            As for `run`.
-
-        Returns
-        -------
-        result
-            As of `run`.
-
-        Raises
-        ------
-        ArgumentError
-            If the science exposure has no PSF, and too few stars to measure it.
-        """
-        self.metadata["convolvedExposure"] = "Preconvolution"
-        pair = pair_with_psf(pair, "template")
-        kernel = preconvolution_kernel(pair.science)
-        made = self._makeKernel(pair, sources, "template", kernel)
-        result, decorrelation = self._subtracted(pair, made, kernel)
-        flux, variance = (None, None) if decorrelation is None else fluxes(decorrelation)
-        return Struct(
-            scoreExposure=result.difference,
-            flux=flux,
-            fluxVariance=variance,
-            matchedTemplate=result.matchedTemplate,
-            matchedScience=result.matchedScience,
-            backgroundModel=result.backgroundModel,
-            psfMatchingKernel=result.psfMatchingKernel,
-            kernelSources=result.kernelSources,
-            solution=result.solution,
+        made, steps = self._made("score", template, science, sources, visitSummary)
+        assert made.product is not None
+        return self._struct(
+            made,
+            steps,
+            scoreExposure=made.exposure,
+            flux=made.product.flux,
+            fluxVariance=made.product.flux_variance,
         )
