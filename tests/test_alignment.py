@@ -134,6 +134,14 @@ def test_a_strip_of_a_frame_is_enough(strip):
     assert np.count_nonzero(pair.sources.stars.which) > 10
 
 
+def test_a_single_row_is_refused_in_a_sentence(rng):
+    row, template = (
+        Exposure.from_arrays(rng.normal(size=shape), variance=1.0) for shape in ((1, 90), (1, 90))
+    )
+    with pytest.raises(DataError, match=r"\w{3,}"):
+        prepare(row, template)
+
+
 def test_a_template_must_cover_enough(caplog):
     simulation = simulate(SimulationOptions(shape=(700, 700), seed=2, stars=300, galaxies=0))
     science, template = (
