@@ -8,6 +8,7 @@ template is not resampled by it, whatever was done to it before.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -19,7 +20,8 @@ from whitediff.errors import ArgumentError, DataError
 from whitediff.exposures.alignment import aligned_template
 from whitediff.exposures.kernels import constant_kernel
 from whitediff.exposures.pipeline import aligned_as_before
-from whitediff.exposures.preparation import prepare
+from whitediff.exposures.preparation import PreparationOptions, prepare
+from whitediff.exposures.recipe import Recipe
 from whitediff.exposures.solution import Solution
 from whitediff.simulation import SimulationOptions, simulate
 
@@ -131,6 +133,14 @@ def test_a_strip_of_a_frame_is_enough(strip):
     pair = prepare(science, Exposure.from_arrays(image, variance=template.variance))
     assert pair.sources.stars.are_certain
     assert np.count_nonzero(pair.sources.stars.which) > 10
+
+
+def test_a_single_row_is_refused_in_a_sentence(rng):
+    row, template = (
+        Exposure.from_arrays(rng.normal(size=shape), variance=1.0) for shape in ((1, 90), (1, 90))
+    )
+    with pytest.raises(DataError, match=r"\w{3,}"):
+        prepare(row, template)
 
 
 def test_a_template_must_cover_enough(caplog):

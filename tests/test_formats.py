@@ -712,5 +712,10 @@ def test_nothing_is_overwritten_or_left_behind(rng, tmp_path, monkeypatch):
         write_exposure(exposure, path, overwrite=True)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["out.fits"]
+    (tmp_path / "astray.fits").symlink_to(tmp_path / "nowhere" / "a.fits")
+    with pytest.raises(FileFormatError, match=r"is a link into .*nowhere, which does not exist"):
+        write_exposure(exposure, tmp_path / "astray.fits")
+    with pytest.raises(FileFormatError, match="characters that cannot be printed"):
+        write_exposure(exposure, tmp_path / "a\x1b.fits")
     with pytest.raises(FileFormatError, match="directory does not exist"):
         write_exposure(exposure, tmp_path / "nowhere" / "out.fits")

@@ -1,86 +1,123 @@
 """A PSF that was given is compared with the stars.
 
-Claims: by how much fluxes are off by a PSF of another width is what the stars tell, for PSFs of any
-width, in any units, wider and narrower; one that is right is left alone; a subtraction names one
-that is wrong, and its fluxes have the error.
+Claims: what share of a star's light a PSF sees is what sums say, for PSFs of another width, cut
+off, on a level of their own and off their middle, in any units; one that is right is left alone; a
+subtraction names one that is wrong, and its fluxes are right within their errors all the same; PSFs
+that were exchanged are refused.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from astropy.table import Table
 
-from whitediff import Exposure
+from marks import slow_after
+from whitediff import Exposure, forced_photometry
+from whitediff.errors import DataError
 from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.recipe import Recipe
 from whitediff.injection import add_stamp
-from whitediff.matching.given import width_doubt
+from whitediff.matching.given import share_measured
 from whitediff.simulation import PsfModel
 
 SIDE = 420
+MODEL = PsfModel(sigma=2.0, frame=(SIDE, SIDE), profile="moffat")
 
 
-def psf(sigma):
+def psf(sigma, size=61):
     """A Moffat profile, whose wings a Gaussian has not."""
-    return PsfModel(sigma=sigma, frame=(SIDE, SIDE), profile="moffat").image(0, 0)
+    image = dataclasses.replace(MODEL, sigma=sigma).stamp(0.0, 0.0, size=size)
+    return image / image.sum()
 
 
-def stars(seed, sigma, *, unit=1.0, noise=20.0, number=30, image_number=0):
-    """Image of stars, and where and how bright they are: the same in all images of a seed."""
+def on_a_level(image, level):
+    image = image + level
+    return image / image.sum()
+
+
+WRONG = {
+    "wider": lambda sigma: psf(1.08 * sigma),
+    "narrower": lambda sigma: psf(0.92 * sigma),
+    "cut off": lambda sigma: psf(sigma, 11),
+    "cut off a little": lambda sigma: psf(sigma, 15),
+    "low": lambda sigma: on_a_level(psf(sigma, 41), -1e-4),
+    "high": lambda sigma: on_a_level(psf(sigma, 41), 3e-5),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("sigma", [1.4, 3.0])
+@pytest.mark.parametrize("moved", [0, 1])
+def test_the_share_is_what_sums_say(name, sigma, moved):
+    true, given = psf(sigma, 51), WRONG[name](sigma)
+    size = max(len(true), len(given))
+    whole = [np.pad(each, (size - len(each)) // 2) for each in (true, given)]
+    expected = (whole[0] * whole[1]).sum() / (whole[1] ** 2).sum()
+    assert abs(expected - 1) > 0.01 or name.startswith("cut off")
+    given = np.roll(np.pad(given, 1), moved, 1)
+    assert share_measured(given, true) == pytest.approx(expected, rel=2e-3)
+
+
+def scene(seed, sigmas, given, unit=1.0):
+    """Science image and template, transients on the former, and where and how bright these are."""
     rng = np.random.default_rng(seed)
-    image = np.random.default_rng([seed, image_number]).normal(0, noise, (SIDE, SIDE))
-    cells = [(x, y) for x in range(40, SIDE - 30, 62) for y in range(40, SIDE - 30, 62)][:number]
+    cells = [(x, y) for x in range(35, SIDE - 25, 50) for y in range(35, SIDE - 25, 50)]
     place = np.array(cells) + rng.uniform(-8, 8, (len(cells), 2))
-    fluxes = noise * 10 ** rng.uniform(2.8, 4, len(cells))
-    model = PsfModel(sigma=sigma, frame=(SIDE, SIDE), profile="moffat")
-    for (x, y), flux in zip(place, fluxes, strict=True):
-        add_stamp(image, flux * model.image(0, 0), x, y)
-    return unit * image, place[:, 0], place[:, 1], fluxes
-
-
-@pytest.mark.parametrize("sigma", [1.3, 1.9, 3.2])
-@pytest.mark.parametrize("factor", [0.9, 0.97, 1.0, 1.04, 1.12])
-@pytest.mark.parametrize("unit", [1.0, 1e-9])
-def test_stars_tell_what_fluxes_are_off_by(sigma, factor, unit):
-    true, given = psf(sigma), psf(factor * sigma)
-    # The oracle: the true profile measured with the other.
-    ny, nx = np.minimum(true.shape, given.shape)
-    cut = [
-        each[(len(each) - ny) // 2 :][:ny, (each.shape[1] - nx) // 2 :][:, :nx]
-        for each in (true, given)
-    ]
-    bias = (cut[0] * cut[1]).sum() / (cut[1] ** 2).sum() - 1
-    for seed in (1, 2, 3):
-        image, x, y, _ = stars(seed, sigma, unit=unit)
-        rng = np.random.default_rng(seed)
-        off = rng.uniform(-0.4, 0.4, (2, len(x)))
-        bad = np.zeros(image.shape, bool)
-        doubt = width_doubt(image, bad, x + off[0], y + off[1], given[None], fwhm=2.355 * sigma)
-        assert doubt.stars >= 25
-        assert doubt.bias == pytest.approx(bias, abs=4 * doubt.error + 0.2 * abs(bias))
-        assert doubt.error < 0.01
-        assert doubt.wider - 1 == pytest.approx(1 / factor - 1, rel=0.15, abs=0.01)
-
-
-def pair(seed, sigmas, factor):
-    """Science image and template of the same stars, each with a PSF of a wrong width."""
+    fluxes = 20 * 10 ** rng.uniform(2.8, 4, len(cells))
+    fluxes[::3] = 20 * 10 ** rng.uniform(2.2, 3, len(fluxes[::3]))
     exposures = []
-    for i, sigma in enumerate(sigmas):
-        image, *_ = stars(seed, sigma, image_number=i)
-        exposures.append(Exposure.from_arrays(image, variance=20.0**2, psf=psf(factor * sigma)))
-    return exposures
+    for i, (sigma, image) in enumerate(zip(sigmas, given, strict=True)):
+        pixels = rng.normal(0, 20.0, (SIDE, SIDE))
+        model = dataclasses.replace(MODEL, sigma=sigma)
+        for j, ((x, y), flux) in enumerate(zip(place, fluxes, strict=True)):
+            if j % 3 or i == 0:
+                column, row = round(x), round(y)
+                add_stamp(pixels, flux * model.stamp(x - column, y - row, size=101), column, row)
+        exposures.append(
+            Exposure.from_arrays(unit * pixels, variance=(20.0 * unit) ** 2, psf=image)
+        )
+    return exposures, place[::3], unit * fluxes[::3]
+
+
+def checked(pair, place, fluxes):
+    """Light of the difference's PSF, and fluxes over the true ones, in their errors and in all."""
+    difference = make_all(*pair)["difference"].difference
+    table = forced_photometry(difference, Table({"x": place[:, 0], "y": place[:, 1]}))
+    flux, error = np.asarray(table["psf_flux"]), np.asarray(table["psf_flux_err"])
+    light = difference.psf.light
+    noise = np.sqrt(error**2 - (light.error * flux) ** 2)
+    weight = (fluxes / noise) ** 2
+    ratio = float((weight * flux / fluxes).sum() / weight.sum())
+    return light, ratio, float(weight.sum() ** -0.5)
 
 
 @pytest.mark.parametrize("sigmas", [(2.1, 1.6), (1.6, 2.1)])
-@pytest.mark.parametrize(("factor", "seed"), [(1.0, 1), (1.0, 2), (1.08, 1), (0.92, 2)])
-def test_a_subtraction_says_that_a_psf_is_wrong(sigmas, factor, seed, caplog):
-    made = make_all(*pair(seed, sigmas, factor), Recipe(), ["difference"])
-    product = made["difference"].product
-    error = product.exposure.psf.light.error
-    if factor == 1:
-        assert "the PSF that was given is" not in caplog.text
-        assert error < 0.01
-    else:
-        which = "wider" if factor > 1 else "narrower"
-        assert f"% {which} than its" in caplog.text
-        assert error == pytest.approx(0.08, abs=0.03)
+@pytest.mark.parametrize(
+    ("seed", "unit"), slow_after(1, [(1, 1.0), (2, 1e-9), (3, 1.0), (4, 1e-9), (5, 1.0), (6, 1.0)])
+)
+def test_right_ones_are_left_alone(sigmas, seed, unit, caplog):
+    light, ratio, error = checked(*scene(seed, sigmas, map(psf, sigmas), unit))
+    assert "that was given" not in caplog.text
+    assert light.error < 0.01
+    assert ratio == pytest.approx(1, abs=3 * error + 0.01)
+
+
+@pytest.mark.parametrize("sigmas", [(2.1, 1.6), (1.6, 2.1)])
+@pytest.mark.parametrize("name", slow_after(2, ["wider", "low", "narrower", "cut off", "high"]))
+def test_fluxes_by_wrong_ones_are_right_within_their_errors(sigmas, name, caplog):
+    light, ratio, error = checked(*scene(3, sigmas, map(WRONG[name], sigmas)))
+    assert "the PSF that was given sees" in caplog.text
+    if name in ("wider", "narrower"):
+        assert f"% {name}" in caplog.text
+    assert abs(ratio - 1) < 3 * np.hypot(error, light.error)
+    assert abs(ratio - 1) < 0.05
+    assert light.error < 0.05
+
+
+@pytest.mark.parametrize("sigmas", [(2.1, 1.6), (1.6, 2.1)])
+def test_exchanged_ones_are_refused(sigmas):
+    pair, *_ = scene(4, sigmas, map(psf, sigmas[::-1]))
+    with pytest.raises(DataError, match=r"exchanged"):
+        make_all(*pair)

@@ -90,6 +90,32 @@ def test_claims_are_compared_with_the_file(plain, tmp_path, cards, message):
         assert path.name in str(error.value)
 
 
+@pytest.mark.parametrize("pack", [None, gzip.compress, bz2.compress, lzma.compress])
+def test_nothing_is_searched_for_headers_that_are_not_there(plain, tmp_path, pack, monkeypatch):
+    """A few bytes unpack to what a reader looks for a header in, again and again."""
+    raw = plain.read_bytes()
+    for content, message in (
+        (raw + bytes(30_000_000), "30000000 bytes behind its last HDU .* are no HDU"),
+        (raw[: raw.index(b"END".ljust(80))].ljust(70_000_000), "no END in its first 58 MB"),
+    ):
+        path = tmp_path / "padded.fits"
+        path.write_bytes(content if pack is None else pack(content))
+        with monkeypatch.context() as patch:
+            patch.setattr(fits, "open", None)
+            with pytest.raises(FileFormatError, match=message):
+                read_any(path)
+    # A tape's last record may be filled up.
+    path.write_bytes(raw + bytes(28_800))
+    assert read_exposure(path).shape == SHAPE
+
+
+def test_empty_files_are_told_of(tmp_path):
+    for name in ("empty.fits", "empty.csv"):
+        (tmp_path / name).touch()
+        with pytest.raises(FileFormatError, match=rf"{name}: is empty"):
+            read_exposure(tmp_path / name) if name.endswith("s") else read_catalog(tmp_path / name)
+
+
 def test_claims_of_tables(tmp_path):
     table = fits.BinTableHDU.from_columns([fits.Column("a", "D", array=np.arange(3.0))])
     fits.HDUList([fits.PrimaryHDU(), table]).writeto(tmp_path / "table.fits")

@@ -36,6 +36,7 @@ from whitediff.formats import (
 )
 from whitediff.formats.blocks import survey
 from whitediff.formats.catalogs import write_catalog
+from whitediff.formats.describe import describe
 from whitediff.formats.export import write_stamps
 from whitediff.formats.finished import finish
 from whitediff.formats.limits import Limits, within
@@ -174,6 +175,8 @@ def test_lost_parts_are_told_of(exposure, tmp_path, caplog):
         again = read_exposure(path)
         np.testing.assert_array_equal(again.data, exposure.data)
         assert f"{name}.fits: has lost {name}, which it was written with" in caplog.text
+        # However often it was opened before.
+        assert any(f"has lost {name}" in note for note in describe(path).notes)
     caplog.clear()
     path = without(tmp_path / "a.fits", tmp_path / "bare.fits", "MASK", "VARIANCE")
     with pytest.raises(FileFormatError, match="has no MASK, as files of its kind have"):

@@ -84,7 +84,14 @@ def _check(path: Path, *, overwrite: bool) -> None:
         raise _exists(path)
     if not path.absolute().parent.is_dir():
         raise FileFormatError(f"{path}: its directory does not exist; create it first.")
+    if not path.name.isprintable():
+        raise FileFormatError(f"{str(path)!r}: its name has characters that cannot be printed.")
     directory = path.resolve().parent  # where what a link points to is replaced
+    if not directory.is_dir():
+        raise FileFormatError(
+            f"{path}: is a link into {directory}, which does not exist; create that, or remove the"
+            " link."
+        )
     if not os.access(directory, os.W_OK | os.X_OK):
         raise FileFormatError(
             f"{path}: cannot be written: nothing may be written to {directory}; choose another"

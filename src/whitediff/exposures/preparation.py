@@ -23,7 +23,7 @@ from ..matching.candidates import (
     choose_candidates,
     find_sources,
 )
-from ..matching.given import width_doubt
+from ..matching.given import share_measured
 from ..matching.psf import MeasuredPsf, measure_psf, star_width, unit_sum
 from ..mosaic import colour_mosaic
 from ..photons import Counts
@@ -46,7 +46,13 @@ from .noise import (
     sources_apart,
     untrusted_pixels,
 )
-from .psf import KernelPointSpreadFunction, Light, as_kernel_psf, fwhm_of_psf, psf_images
+from .psf import (
+    KernelPointSpreadFunction,
+    Light,
+    PointSpreadFunction,
+    as_kernel_psf,
+    fwhm_of_psf,
+)
 from .registration import Misalignment, measured_misalignment, report_misalignment
 from .resampling import ResamplingOptions
 from .skies import without_light
@@ -109,8 +115,14 @@ _STRICT = CandidateOptions(
     signal_to_noise=(CandidateOptions.signal_to_noise[0], math.inf),
 )
 """Galaxies would do for a kernel, not for a PSF, which the brightest stars tell best."""
-_TOLD_BIAS, _BIAS_ERRORS = 0.015, 4
-"""Of fluxes by a PSF that was given, what its stars must say against it."""
+_TOLD_BIAS, _BIAS_ERRORS, _BIAS_LEFT = 0.015, 4, 0.2
+"""Of fluxes by a PSF that was given, what its stars must say against it; and of that, what may be
+left once it is taken into account."""
+_PLACES = ((0.5, 0.5), (0.2, 0.2), (0.2, 0.8), (0.8, 0.2), (0.8, 0.8))
+"""Where a PSF that was given is compared with that of the stars, in sides of the frame."""
+_SAME_WIDTH, _OTHER_WIDTH = 0.03, 0.08
+"""Relative differences of widths: of PSFs that are said to be as wide, and of two of which it can
+be told which is which."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -342,6 +354,8 @@ def prepare(
     )
     if not sources.stars.are_certain:
         _warn_of_galaxies((science, template), full_widths, sources)
+    elif science.psf is not None and template.psf is not None:
+        _check_exchanged((shown[0], shown[1]), (avoided[0], avoided[1]), candidates, full_widths)
     for exposure, counts, width in zip((science, template), photons, full_widths, strict=True):
         _warn_of_photons(exposure, counts, width)
     return Pair(
@@ -416,6 +430,38 @@ def _warn_of_galaxies(
         )
 
 
+def _check_exchanged(
+    exposures: tuple[Exposure, Exposure],
+    bad: tuple[Array, Array],
+    stars: Candidates,
+    given: tuple[float, ...],
+) -> None:
+    """Refuse two PSFs of which each is as wide as the stars of the other image."""
+    seen = [
+        fwhm(_without_psf(exposure), stars, sigma, wrong)
+        for exposure, wrong, sigma in zip(
+            exposures, bad, (stars.science_sigma, stars.template_sigma), strict=True
+        )
+    ]
+    difference = math.log(seen[0] / seen[1])
+    if abs(difference) < _OTHER_WIDTH:
+        return
+    off = [math.log(mine / theirs) for mine, theirs in zip(given, seen[::-1], strict=True)]
+    if max(map(abs, off)) < abs(difference) / 2:
+        science, template = (exposure.source for exposure in exposures)
+        raise DataError(
+            f"{science or 'The science exposure'}, {template or 'the template'}: their PSFs are"
+            f" exchanged: the given ones have full widths at half maximum of {given[0]:.2f} and"
+            f" {given[1]:.2f} pixels, and stars {seen[0]:.2f} and {seen[1]:.2f}."
+        )
+
+
+def _without_psf(exposure: Exposure) -> Exposure:
+    exposure = exposure.replaced()
+    exposure.psf = None
+    return exposure
+
+
 def _check_photons(exposure: Exposure) -> Counts | None:
     """What an exposure that counts few photons has of them; too few are refused."""
     counts = few_photons(exposure)
@@ -469,7 +515,10 @@ def _is_curved(exposure: Exposure, flat: Array, bad: Array) -> bool:
     image, step = exposure.data, _SKY_STEP
     grid = np.s_[step // 2 :: step, step // 2 :: step]
     sky = np.where(bad[grid], np.nan, image[grid] - flat[grid])
-    noise = np.sqrt(np.median(exposure.variance[grid][~bad[grid]]))
+    known = exposure.variance[grid][~bad[grid]]
+    if not known.size:
+        return False
+    noise = np.sqrt(np.median(known))
     differences = [np.diff(sky, order, axis) for order in (1, 2) for axis in (0, 1)]
     return any(bool((np.abs(each) > _SKY_SIGMAS * noise).any()) for each in differences)
 
@@ -626,11 +675,16 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
         If there are too few stars.
     """
     bad = _bad_of(exposure, pair)
+    return _psf_of_stars(_stars_alone(exposure, pair, bad, sigma), pair.sources, bad, sigma)
+
+
+def _stars_alone(exposure: Exposure, pair: Pair, bad: Array, sigma: float) -> Exposure:
+    """Exposure of a pair less what is under its stars, where that is neither flat nor steady."""
     if pair.is_structured:
-        exposure = _without_emission(exposure, bad, sigma)
-    elif pair.is_curved:
-        exposure = _without_sky(exposure, bad | pair.science_pixels | pair.template_pixels)
-    return _psf_of_stars(exposure, pair.sources, bad, sigma)
+        return _without_emission(exposure, bad, sigma)
+    if pair.is_curved:
+        return _without_sky(exposure, bad | pair.science_pixels | pair.template_pixels)
+    return exposure
 
 
 def with_own_psf(exposure: Exposure) -> Exposure:
@@ -674,22 +728,13 @@ def with_own_psf(exposure: Exposure) -> Exposure:
 def _psf_of_stars(
     exposure: Exposure, sources: Sources, bad: Array, sigma: float
 ) -> KernelPointSpreadFunction:
-    size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
-    size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
-    least = _NARROW_SIDE if sigma < UNDERSAMPLED_FWHM * FWHM_TO_SIGMA else size
-    wide = min(max(2 * math.ceil(_WING_SIGMAS * sigma) + 1, size, least), _WING_SIDE)
-    name = exposure.source or "The exposure"
-    found = _measured_stars(
-        exposure, sources, bad, size=wide, clear=size // 2 + 1, isolation=0.7 * size
-    )
-    error = found.flux_error
-    if not sources.stars.are_certain:
-        some = sources.stars.are_likely
-        error = math.hypot(error, _ERROR_OF_GALAXIES if some else _ERROR_WITHOUT_STARS)
+    """PSF of the stars, and what is to be told of it."""
+    psf, number = _quiet_psf_of_stars(exposure, sources, bad, sigma)
+    name, error = exposure.source or "The exposure", psf.light.error
     _log.info(
         "%s: its PSF is measured from %d %s; their light is known to %.1f%%.",
         name,
-        found.stars,
+        number,
         "stars" if sources.stars.are_certain else "sources",
         100 * error,
     )
@@ -703,11 +748,30 @@ def _psf_of_stars(
             else "its PSF may be that of galaxies",
             100 * error,
         )
+    return psf
+
+
+def _quiet_psf_of_stars(
+    exposure: Exposure, sources: Sources, bad: Array, sigma: float
+) -> tuple[KernelPointSpreadFunction, int]:
+    """PSF of the stars, and how many these are."""
+    size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
+    size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
+    least = _NARROW_SIDE if sigma < UNDERSAMPLED_FWHM * FWHM_TO_SIGMA else size
+    wide = min(max(2 * math.ceil(_WING_SIGMAS * sigma) + 1, size, least), _WING_SIDE)
+    found = _measured_stars(
+        exposure, sources, bad, size=wide, clear=size // 2 + 1, isolation=0.7 * size
+    )
+    error = found.flux_error
+    if not sources.stars.are_certain:
+        some = sources.stars.are_likely
+        error = math.hypot(error, _ERROR_OF_GALAXIES if some else _ERROR_WITHOUT_STARS)
     images = _trimmed(found.images, size)
-    return KernelPointSpreadFunction(
+    psf = KernelPointSpreadFunction(
         term_kernel(unit_sum(images), _PSF_ORDER, exposure.bbox),
         light=Light(found.enclosed * float(images[0].sum()), error),
     )
+    return psf, found.stars
 
 
 def _measured_stars(
@@ -776,45 +840,67 @@ def with_measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> Exposure:
 
 
 def _with_doubts(exposure: Exposure, pair: Pair) -> Exposure:
-    """Exposure whose PSF, which was given, has the error that its stars tell."""
-    psf, stars = exposure.psf, pair.sources.stars
-    assert psf is not None
-    width = fwhm_of_psf(psf)
+    """Exposure whose PSF, which was given, tells what its stars say of the light that it sees."""
+    given, stars = exposure.psf, pair.sources.stars
+    assert given is not None
     # One that was measured has an error already.
-    if Light.of(psf).error > 0 or not stars.are_certain or width < UNDERSAMPLED_FWHM:
+    if Light.of(given).error > 0 or not stars.are_certain:
         return exposure
-    size = 2 * math.ceil(2 * width) + 1
+    bad = _bad_of(exposure, pair)
+    without = _without_psf(exposure)
     try:
-        chosen = choose_candidates(
-            pair.sources, clear=size // 2, isolation=size, options=_STRICT
-        ).chosen
-    except TooFewSourcesError:
+        candidates = width_stars(pair.sources)
+        sigma = candidates.science_sigma
+        if pair.template is exposure:
+            sigma = candidates.template_sigma
+        width = fwhm(without, candidates, sigma, bad, is_structured=pair.is_structured)
+        if width < UNDERSAMPLED_FWHM:
+            return exposure
+        sigma = FWHM_TO_SIGMA * width
+        found, number = _quiet_psf_of_stars(
+            _stars_alone(without, pair, bad, sigma), pair.sources, bad, sigma
+        )
+    except DataError:
         return exposure
-    x, y = pair.sources.x[chosen], pair.sources.y[chosen]
-    y0, x0 = exposure.origin
-    doubt = width_doubt(
-        exposure.data,
-        _bad_of(exposure, pair),
-        x,
-        y,
-        psf_images(psf, x=x + x0, y=y + y0),
-        fwhm=width,
-    )
-    if doubt is None or abs(doubt.bias) < max(_TOLD_BIAS, _BIAS_ERRORS * doubt.error):
+    shares = _shares_measured(given, found, exposure)
+    share, error = float(np.median(shares)), found.light.error
+    off = share / Light.of(given).enclosed - 1
+    if not abs(off) > max(_TOLD_BIAS, _BIAS_ERRORS * error):
         return exposure
+    ratio = fwhm_of_psf(given) / width
     _log.warning(
-        "%s: the PSF that was given is %.1f%% %s than its %d stars: fluxes may be off by %.1f%%,"
-        " which psf_flux_err contains. Without a given PSF, that of the stars is measured.",
+        "%s: the PSF that was given sees %.3g of the light of its %d stars%s: fluxes are corrected"
+        " by that, and may be off by %.1f%%, which psf_flux_err contains. Is it cut off, or on a"
+        " level of its own? Without a given PSF, that of the stars is measured.",
         exposure.source or "The exposure",
-        100 * abs(1 - 1 / doubt.wider) if doubt.wider > 0 else 100,
-        "narrower" if doubt.wider > 1 else "wider",
-        doubt.stars,
-        100 * abs(doubt.bias),
+        share,
+        number,
+        ""
+        if abs(ratio - 1) < _SAME_WIDTH
+        else f", and is {100 * abs(ratio - 1):.1f}% {'wider' if ratio > 1 else 'narrower'}",
+        100 * math.hypot(error, _BIAS_LEFT * off),
     )
-    known = as_kernel_psf(psf, exposure.bbox)
+    known = as_kernel_psf(given, exposure.bbox)
+    light = dataclasses.replace(
+        known.light, enclosed=share, error=math.hypot(error, _BIAS_LEFT * off)
+    )
     exposure = exposure.replaced()
-    exposure.psf = known.with_light(dataclasses.replace(known.light, error=abs(doubt.bias)))
+    exposure.psf = known.with_light(light)
     return exposure
+
+
+def _shares_measured(
+    given: PointSpreadFunction, found: KernelPointSpreadFunction, exposure: Exposure
+) -> list[float]:
+    """`share_measured` at some places of the frame."""
+    box = exposure.bbox
+    places = [
+        (box.x.start + across * box.x.size, box.y.start + along * box.y.size)
+        for across, along in _PLACES
+    ]
+    images = [given.at(x=x, y=y) for x, y in places]
+    true = [found.light.enclosed * found.at(x=x, y=y) for x, y in places]
+    return [share_measured(*each) for each in zip(images, true, strict=True)]
 
 
 def _bad_of(exposure: Exposure, pair: Pair) -> Array:
@@ -842,7 +928,11 @@ def pair_with_psf(pair: Pair, convolved: Literal["template", "science"]) -> Pair
         science = with_measured_psf(pair.science, pair, pair.science_sigma)
         return dataclasses.replace(pair, science=science)
     template = with_measured_psf(pair.template, pair, pair.template_sigma)
-    return dataclasses.replace(pair, template=template)
+    science = pair.science
+    if science.psf is not None:
+        # Of both PSFs the difference gets its scale.
+        science = _with_doubts(science, pair)
+    return dataclasses.replace(pair, science=science, template=template)
 
 
 def template_coverage(science: Any, template: Any, *, use_wcs: bool = True) -> float:

@@ -668,7 +668,7 @@ def _scale_factor(pair: Pair, match: Match) -> float:
         except DataError:
             return by_sum
     by_psfs = photometric_scale_factor(psf, pair.template.psf, match.kernel, pair.science.bbox)
-    of_psfs = Light.of(psf).error ** 2
+    of_psfs = Light.of(psf).error ** 2 + Light.of(pair.template.psf).error ** 2
     of_sum = (whole.error / whole.value) ** 2
     trust = 1.0 if of_psfs == 0 else of_sum / (of_sum + of_psfs)
     return by_sum + trust * (by_psfs - by_sum)

@@ -31,6 +31,9 @@ __all__ = ["Block", "Survey", "added", "datasum", "encoded_sum", "is_packed", "s
 BLOCK, CARD = 2880, 80
 _CHUNK = BLOCK * 512
 _LONGEST_HEADER = 20_000
+"""Blocks of a header, at most."""
+_MOST_BEHIND = 1_000_000
+"""Bytes that may follow the last HDU, if they are empty."""
 """Blocks of a header, at most: 700 000 cards."""
 
 _MOST_AXES = 999
@@ -189,6 +192,13 @@ def survey(path: Path, *, sums: bool) -> Survey:
         walk = _Walk(path, stream, None if packed else path.stat().st_size, sums=sums)
         blocks = walk.blocks()
         size, behind = walk.rest()
+        left = size - blocks[-1].stop if blocks else 0
+        if left > _MOST_BEHIND:
+            # Readers look for a header in all of it, again and again.
+            raise FileFormatError(
+                f"{path}: damaged: {left} bytes behind its last HDU ({blocks[-1].name}) are no HDU;"
+                " copy or download it again."
+            )
         return Survey(tuple(blocks), size, packed, behind)
 
 
@@ -234,7 +244,10 @@ class _Walk:
             parts.append(part)
             if any(part[i : i + CARD] == _END for i in range(0, BLOCK, CARD)):
                 return b"".join(parts)
-        return None
+        raise FileFormatError(
+            f"{self.path}: damaged: a header has no END in its first"
+            f" {_LONGEST_HEADER * BLOCK / 1e6:.0f} MB; copy or download it again."
+        )
 
     def _block(self, *, first: bool) -> Block | None:
         start = self.position

@@ -23,7 +23,7 @@ from . import hotpants, piff, plain, read_any, read_exposure, read_kernel, read_
 from .ccddata.recognise import FLAGS
 from .difference import Difference
 from .export import own_box
-from .files import opened, split_extension
+from .files import opened, remarks, split_extension
 from .hotpants.recognise import kernel_table, layer
 from .identify import Identity, identify
 
@@ -181,7 +181,9 @@ def describe(path: str | Path, *, kernel: str | Path | None = None) -> Descripti
         kind=identity.kind,
         hdus=listed,
         facts={"format": identity.detail} | facts,
-        notes=tuple(dict.fromkeys(text.removeprefix(prefix) for text in notes.texts)),
+        notes=tuple(
+            dict.fromkeys([*remarks(file), *(text.removeprefix(prefix) for text in notes.texts)])
+        ),
     )
 
 

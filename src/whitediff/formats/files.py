@@ -27,7 +27,7 @@ from .limits import current, regular
 from .parts import KEYWORD, lost_parts
 from .remote import RemotePath, fetched, is_address
 
-__all__ = ["Extension", "opened", "split_extension"]
+__all__ = ["Extension", "opened", "remarks", "split_extension"]
 
 _log = logging.getLogger("whitediff.formats")
 
@@ -116,13 +116,8 @@ def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HD
             with astropy.io.fits.open(os.fspath(place)) as hdus:
                 _check_complete(place, hdus, found.survey)
                 _check_cards(path, hdus)
-                lost = lost_parts(hdus)
-                if lost:
-                    _tell_once(
-                        path,
-                        f"has lost {', '.join(lost)}, which it was written with; it serves for what"
-                        " does not need that.",
-                    )
+                for note in _lost(hdus):
+                    _tell_once(path, note)
                 if found.has_sized_tiles:
                     _check_sized_tiles(place)
                 yield hdus
@@ -154,9 +149,44 @@ def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HD
         ) as error:
             # astropy raises any of these for a header that is damaged.
             raise FileFormatError(
-                f"{path}: cannot be read as FITS ({one_line(error)});"
+                f"{path}: cannot be read as FITS ({_reason(error)});"
                 " is it complete and really a FITS file?"
             ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What a library says of an error, less what only its callers can do about it."""
+    said = one_line(error)
+    return "it does not begin with SIMPLE" if "ignore_missing_simple" in said else said
+
+
+def _lost(hdus: astropy.io.fits.HDUList) -> list[str]:
+    """What is to be told of the parts that a file has lost."""
+    lost = lost_parts(hdus)
+    if not lost:
+        return []
+    return [
+        f"has lost {', '.join(lost)}, which it was written with; it serves for what does not need"
+        " that."
+    ]
+
+
+def remarks(path: Path) -> list[str]:
+    """What `opened` tells of a file the first time that it is opened.
+
+    Parameters
+    ----------
+    path
+        File that can be opened.
+
+    Returns
+    -------
+    notes
+        Of parts that it has lost, and of data that differ from their checksums.
+    """
+    with opened(path) as hdus:
+        surveyed = _surveyed(staged(path), sums=current().checksums)
+        return [*surveyed.notes, *_lost(hdus)]
 
 
 @dataclasses.dataclass(frozen=True)

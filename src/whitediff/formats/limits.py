@@ -241,7 +241,7 @@ def regular(path: Path) -> None:
     Raises
     ------
     FileFormatError
-        If there is none, or it is a directory, a pipe or a device.
+        If there is none, or it is empty, a directory, a pipe or a device.
     """
     try:
         exists, is_file, is_dir = path.exists(), path.is_file(), path.is_dir()
@@ -255,6 +255,9 @@ def regular(path: Path) -> None:
         raise FileFormatError(
             f"{path}: is a pipe or a device, and no regular file; store what it gives in one."
         )
+    # Those of the system's that give something only as it comes have this size, too.
+    if path.stat().st_size == 0:
+        raise FileFormatError(f"{path}: is empty; copy or download it again.")
 
 
 def leads_to(name: str, beside: Path) -> tuple[Path | None, bool]:

@@ -45,6 +45,10 @@ _LEAST_TRIANGLE, _LEAST_SPAN = 0.3, 0.1
 """Twice the area of three sources, of a frame of 4, that say how shapes change over it; and the
 like for four that tell how they change from the middle, too."""
 _FEWEST = 3
+_PRECISE = 0.03
+"""Error of ln(size) with which a source tells how alike the others are."""
+_SCATTERS = (0.006, 0.025)
+"""Of ln(size): of stars, and of galaxies within the tolerance."""
 _CENTRINGS = 4
 _REACH = 3.0
 """Radius of the stamps, in widths of the window."""
@@ -81,6 +85,9 @@ class Locus:
         Of stars among the most significant 100 sources: sum of those probabilities.
     evidence
         Logarithm of the likelihood with these stars over the largest without any.
+    alike
+        Logarithm of the likelihood that sizes of the best measured differ as those of stars do,
+        over that as those of galaxies that happen to be alike.
     size
         ``(n_images,)`` ln(size) of the stars in the middle of the frame, 0 of what fills the
         window.
@@ -89,6 +96,7 @@ class Locus:
     probability: Array
     number: float
     evidence: float
+    alike: float
     size: Array
 
 
@@ -202,7 +210,7 @@ def find_locus(
     known = np.flatnonzero(np.logical_and.reduce([each.known for each in shapes]))
     known = known[np.argsort(-rank[known], kind="stable")]
     if len(known) < _FEWEST:
-        return Locus(probability, 0.0, 0.0, np.zeros(len(shapes)))
+        return Locus(probability, 0.0, 0.0, 0.0, np.zeros(len(shapes)))
     value = np.stack([each.value[known] for each in shapes], 1)
     error = np.stack([each.error[known] for each in shapes], 1)
     x, y = x[known], y[known]
@@ -211,10 +219,34 @@ def find_locus(
     searched = value[first], error[first], terms[first]
     plane, none = _likeliest(*searched, slopes=slopes)
     likelihood, stars, _ = _mixture(plane, *searched)
+    alike = _alike(plane[0], stars[0] > 0.5, *searched)
     for part in np.array_split(np.arange(len(known)), math.ceil(len(known) / SEARCHED)):
         # The fainter, the more of them are galaxies.
         probability[known[part]] = _mixture(plane, value[part], error[part], terms[part])[1][0]
-    return Locus(probability, float(stars.sum()), float(likelihood[0]) - none, plane[0, 0, :, 0])
+    evidence = float(likelihood[0]) - none
+    return Locus(probability, float(stars.sum()), evidence, alike, plane[0, 0, :, 0])
+
+
+def _alike(plane: Array, which: Array, value: Array, error: Array, terms: Array) -> float:
+    """How much likelier sizes differ by as little as stars' than by what galaxies' may.
+
+    The tolerance of the search admits both, and among very many galaxies some are as near to each
+    other as that.
+    """
+    found = 0.0
+    for image in range(value.shape[1]):
+        own = which & (error[:, image, 0] < _PRECISE)
+        off = value[own, image, 0] - terms[own] @ plane[:, image, 0]
+        noise = error[own, image, 0] ** 2
+        if len(off) < _FEWEST:
+            continue
+        costs = []
+        for scatter in _SCATTERS:
+            weight = 1 / (noise + scatter**2)
+            rest = off - (weight @ off) / weight.sum()
+            costs.append(0.5 * float((weight * rest**2 - np.log(weight)).sum()))
+        found += costs[1] - costs[0]
+    return found
 
 
 def _likeliest(value: Array, error: Array, terms: Array, *, slopes: bool) -> tuple[Array, float]:

@@ -101,6 +101,8 @@ _USUAL_SHARE = (0.5, 0.5)
 _USUAL_FALL = (0.3, 0.15)
 """Share of turbulence, the other part's 1/beta, and their standard deviations where stars do not
 tell."""
+_GAUSSIAN = 0.02
+"""1/beta of profiles that fall as fast as any."""
 _NARROW_PASSES = 4
 _TABLE_REACH = 3.0
 """Full widths that the table finer than the pixels covers."""
@@ -1403,13 +1405,25 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
         return np.append(((mean - model) / error)[known], expected)
 
     width = math.log(profile.half_width)
-    start = [1.0, 0.0, 0.0, 0.0, width, profile.inverse_beta, profile.turbulence, *profile.shear]
-    lower = [0.2, -1, -2, -2, width - 1, 1 / _BETA[1], _SHARE[0], -1, -1]
-    upper = [5.0, 1, 2, 2, width + 1, 1 / _BETA[0], _SHARE[1], 1, 1]
-    start = list(np.clip(start, lower, upper))
-    found = scipy.optimize.least_squares(
-        deviation_of, start, bounds=(lower, upper), x_scale=0.1, ftol=1e-5, xtol=1e-4, gtol=1e-6
-    )
+    lower = np.array([0.2, -1, -2, -2, width - 1, 1 / _BETA[1], _SHARE[0], -1, -1])
+    upper = np.array([5.0, 1, 2, 2, width + 1, 1 / _BETA[0], _SHARE[1], 1, 1])
+
+    def found_from(inverse_beta: float, share: float) -> Any:
+        start = np.array([1.0, 0.0, 0.0, 0.0, width, inverse_beta, share, *profile.shear])
+        return scipy.optimize.least_squares(
+            deviation_of,
+            start.clip(lower, upper),
+            bounds=(lower, upper),
+            x_scale=0.1,
+            ftol=1e-5,
+            xtol=1e-4,
+            gtol=1e-6,
+        )
+
+    found = found_from(profile.inverse_beta, profile.turbulence)
+    if found.x[5] < _GAUSSIAN or found.x[6] > _SHARE[1] - _TINY:
+        # Turbulence less a Gaussian stands in for a Moffat profile, up to some point.
+        found = min([found, found_from(_USUAL_FALL[0], 0.0)], key=lambda each: float(each.cost))
     scale, found_profile = float(found.x[0]), shaped(found.x)
     model = scale * found_profile(columns - found.x[2], rows - found.x[3])
     core = known & (profile.square(columns, rows) < (_WINGS_FROM * profile.half_width) ** 2)

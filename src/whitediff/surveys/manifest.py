@@ -130,6 +130,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         rows = [_texts(row) for row in reader(path)]
     except WhitediffError:
         raise
+    except UnicodeError as error:
+        raise FileFormatError(f"{path}: is not in UTF-8; save it in that encoding.") from error
     except Exception as error:
         raise FileFormatError(
             f"{path}: cannot be read as {path.suffix[1:].upper()} ({one_line(error)})."
