@@ -1,7 +1,7 @@
 """One recipe decides all pixels, and one pipeline makes them.
 
-Claims: with each option changed from its default in turn, walked from the options classes so that
-none can be forgotten, a product is made again bit for bit from the file that holds it, in Python, by
+Claims: with each option changed from its default in turn (walked from the classes, so that none can
+be forgotten) a product is made again bit for bit from the file that holds it; in Python, by
 the command and by the tasks; its options come back from the file as they were; a value or a name
 that no class declares is refused.
 """
@@ -66,7 +66,7 @@ OTHER = {
     "match.candidates.width_tolerance": 0.2,
     "match.candidates.fewest": 4,
     "match.candidates.stars_only": True,
-    "match.choose_order": "bic",
+    "match.choose_order": "cross-validation",
     "match.background": "mesh",
     "match.fit.kernel_order": 0,
     "match.fit.background_order": 1,
@@ -134,9 +134,17 @@ def pair():
         )
     )  # fmt: skip
     exposures = []
-    for part in (simulation.science, simulation.template):
+    for part, turned in ((simulation.science, 0.0), (simulation.template, 1e-4)):
         mask = dict(part.mask) | {"SAT": part.image > 2.5e4}
-        exposures.append(Exposure.from_arrays(part.image, variance=part.variance, mask=mask))
+        header = fits.Header()
+        header["CTYPE1"], header["CTYPE2"] = "RA---TAN", "DEC--TAN"
+        header["CRVAL1"], header["CRVAL2"] = 150.0, 2.0
+        header["CRPIX1"], header["CRPIX2"] = 160.0, 150.0
+        header["CD1_1"] = header["CD2_2"] = 7e-5
+        header["CD1_2"], header["CD2_1"] = -7e-5 * turned, 7e-5 * turned
+        exposures.append(
+            Exposure.from_arrays(part.image, variance=part.variance, mask=mask, header=header)
+        )
     return exposures
 
 

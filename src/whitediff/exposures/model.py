@@ -343,6 +343,38 @@ class Exposure:
         """World coordinates of the pixel *array*: its first pixel is (0, 0)."""
         return celestial_wcs(self.header)
 
+    def __getitem__(self, indices: tuple[slice, slice]) -> Exposure:
+        """Part of the exposure, ``exposure[y0:y1, x0:x1]``, by indices of its arrays.
+
+        Parameters
+        ----------
+        indices
+            Rows and columns: slices without steps.
+
+        Returns
+        -------
+        exposure
+            As of `cutout`: origin, WCS and PSF follow.
+
+        Raises
+        ------
+        ArgumentError
+            If they are something else, or hold no pixel.
+        """
+        whole = isinstance(indices, tuple) and len(indices) == 2
+        if not (whole and all(isinstance(i, slice) and i.step in (None, 1) for i in indices)):
+            raise ArgumentError(
+                f"A part of an exposure is exposure[y0:y1, x0:x1]; got {indices!r}."
+            )
+        part = self.bbox.part(*indices)
+        if not part.area:
+            raise ArgumentError(f"{indices!r} holds no pixel of {self.bbox}.")
+        return self.cutout(part)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """Its pixels, for functions that take arrays."""
+        return np.array(self.data, dtype=dtype, copy=copy)
+
     def __repr__(self) -> str:
         ny, nx = self.shape
         psf = "no PSF" if self.psf is None else type(self.psf).__name__
