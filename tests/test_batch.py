@@ -406,6 +406,10 @@ def test_a_file_is_known_by_its_content(tmp_path):
     assert file_state(str(path), known)["sha256"] == "as before"
     with pytest.raises(FileFormatError, match="no such file"):
         file_state(str(tmp_path / "none.fits"))
+    os.mkfifo(tmp_path / "pipe.fits")
+    for name in (tmp_path / "pipe.fits", "/dev/zero"):
+        with pytest.raises(FileFormatError, match="is a pipe or a device"):
+            file_state(str(name))
 
 
 def test_two_batches_do_not_share_a_directory(tmp_path):

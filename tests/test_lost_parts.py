@@ -18,6 +18,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import QTable
 from lsst.images import Box
+from lsst.images.fields import ChebyshevField
 
 from hotpants_files import COMMAND, Run, coefficients
 from scenes import gaussian, moffat_kernel
@@ -224,3 +225,17 @@ def test_many_wrong_pixels_are_too_many(rng, tmp_path, fraction, is_refused):
         return
     with pytest.raises(DataError, match="not what its kernel makes of"):
         check_reproduced(wrong, *pair)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
+@pytest.mark.parametrize("part", ["KERNEL", "BACKGROUND"])
+def test_numbers_that_are_none_are_told_of(tmp_path, part, value):
+    curved = dataclasses.replace(solution(), background=ChebyshevField(BOX, np.eye(2)))
+    write_solution(curved, tmp_path / "s.fits")
+    with fits.open(tmp_path / "s.fits") as hdus:
+        if part == "BACKGROUND" and np.isfinite(value):
+            pytest.skip("may be any")
+        hdus[part].data.flat[0] = value
+        hdus.writeto(tmp_path / "wrong.fits", checksum=True)
+    with pytest.raises(FileFormatError, match=rf"wrong\.fits: the (kernel|polynomial) in {part}"):
+        read_solution(tmp_path / "wrong.fits")

@@ -121,7 +121,7 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
             psf = read_psf_hdus(hdus, psf_hdu, bounds=whole, path=str(path))
         background_hdu = find_hdu(hdus, ("BACKGROUND",))
         if background_hdu is not None and background_hdu.is_image:
-            background = read_background_hdu(background_hdu)
+            background = read_background_hdu(background_hdu, path=str(path))
             if isinstance(background, np.ndarray) and obj.bbox != whole:
                 background = background[_within(obj.bbox, whole)]
         noise_hdu = find_hdu(hdus, (NOISE,))
