@@ -298,7 +298,7 @@ def test_zero_points_of_a_manifest_are_magnitudes(tmp_path, value):
     [
         ("m.txt", b"", "must end in .csv, .ecsv or .parquet"),
         ("m.parquet", b"PAR1 nothing", "cannot be read as PARQUET"),
-        ("m.csv", b"science,template\n\xff\xfe,b\n", "cannot be read as CSV"),
+        ("m.csv", b"science,template\n\xff\xfe,b\n", "is not in UTF-8; save it"),
         ("m.ecsv", b"science template\na b\n", "cannot be read as ECSV"),
         ("none.csv", None, "no such file; a manifest is a table"),
     ],
