@@ -298,7 +298,7 @@ def test_zero_points_of_a_manifest_are_magnitudes(tmp_path, value):
     [
         ("m.txt", b"", "must end in .csv, .ecsv or .parquet"),
         ("m.parquet", b"PAR1 nothing", "cannot be read as PARQUET"),
-        ("m.csv", b"science,template\n\xff\xfe,b\n", "cannot be read as CSV"),
+        ("m.csv", b"science,template\n\xff\xfe,b\n", "is not in UTF-8; save it"),
         ("m.ecsv", b"science template\na b\n", "cannot be read as ECSV"),
         ("none.csv", None, "no such file; a manifest is a table"),
     ],
@@ -406,6 +406,10 @@ def test_a_file_is_known_by_its_content(tmp_path):
     assert file_state(str(path), known)["sha256"] == "as before"
     with pytest.raises(FileFormatError, match="no such file"):
         file_state(str(tmp_path / "none.fits"))
+    os.mkfifo(tmp_path / "pipe.fits")
+    for name in (tmp_path / "pipe.fits", "/dev/zero"):
+        with pytest.raises(FileFormatError, match="is a pipe or a device"):
+            file_state(str(name))
 
 
 def test_two_batches_do_not_share_a_directory(tmp_path):

@@ -109,6 +109,35 @@ def test_nothing_is_searched_for_headers_that_are_not_there(plain, tmp_path, pac
     assert read_exposure(path).shape == SHAPE
 
 
+@pytest.mark.parametrize("kind", ["i2", "f4"])
+def test_tiles_at_the_end_are_as_large_as_what_is_left(rng, tmp_path, kind):
+    """What a tile unpacks to is not what all of them have, where an image ends in one."""
+    image = np.rint(rng.normal(300, 20, (90, 100))).astype(kind)
+    whole = fits.CompImageHDU(image, compression_type="HCOMPRESS_1", tile_shape=(16, 100))
+    whole.writeto(tmp_path / "whole.fits")
+    assert read_exposure(tmp_path / "whole.fits", needs_variance=False).shape == (90, 100)
+    for cards in ({"ZNAXIS1": 99}, {"ZNAXIS2": 89}, {"ZNAXIS2": 81}, {"ZTILE1": 101}):
+        path = changed(tmp_path / "whole.fits", tmp_path / "claim.fits", **cards)
+        if cards != {"ZTILE1": 101}:
+            with pytest.raises(FileFormatError, match=r"claim\.fits: damaged: a tile of .* says"):
+                read_any(path)
+        else:
+            read_exposure(path, needs_variance=False)
+
+
+def test_settings_of_compressed_images_are_possible(rng, tmp_path):
+    image = rng.normal(300, 20, (40, 50)).astype("f4")
+    whole = fits.CompImageHDU(image, quantize_method=1, dither_seed=7)
+    whole.writeto(tmp_path / "whole.fits")
+    assert read_exposure(tmp_path / "whole.fits", needs_variance=False).shape == (40, 50)
+    for cards, message in (
+        ({"ZDITHER0": 0}, "ZDITHER0 = 0"),
+        ({"ZDITHER0": 10001}, "ZDITHER0 = 10001"),
+    ):
+        with pytest.raises(FileFormatError, match=message):
+            read_any(changed(tmp_path / "whole.fits", tmp_path / "claim.fits", **cards))
+
+
 def test_empty_files_are_told_of(tmp_path):
     for name in ("empty.fits", "empty.csv"):
         (tmp_path / name).touch()

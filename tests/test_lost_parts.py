@@ -24,6 +24,7 @@ from test_damaged_files import SHAPE, rich_exposure
 from whitediff import Exposure, read_exposure, write_exposure
 from whitediff.errors import DataError, FileFormatError
 from whitediff.exposures.boxes import Box
+from whitediff.exposures.fields import ChebyshevField
 from whitediff.exposures.kernels import constant_kernel
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.solution import Solution
@@ -220,3 +221,17 @@ def test_many_wrong_pixels_are_too_many(rng, tmp_path, fraction, is_refused):
         return
     with pytest.raises(DataError, match="not what its kernel makes of"):
         check_reproduced(wrong, *pair)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
+@pytest.mark.parametrize("part", ["KERNEL", "BACKGROUND"])
+def test_numbers_that_are_none_are_told_of(tmp_path, part, value):
+    curved = dataclasses.replace(solution(), background=ChebyshevField(BOX, np.eye(2)))
+    write_solution(curved, tmp_path / "s.fits")
+    with fits.open(tmp_path / "s.fits") as hdus:
+        if part == "BACKGROUND" and np.isfinite(value):
+            pytest.skip("may be any")
+        hdus[part].data.flat[0] = value
+        hdus.writeto(tmp_path / "wrong.fits", checksum=True)
+    with pytest.raises(FileFormatError, match=rf"wrong\.fits: the (kernel|polynomial) in {part}"):
+        read_solution(tmp_path / "wrong.fits")

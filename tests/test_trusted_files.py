@@ -102,11 +102,31 @@ def hostile_pickles(witness) -> dict[str, bytes]:
         "constructor of a list": pickle.dumps(Calls(list, Calls(os.system, command))),
         "program": b"cgalsim.fitswcs\nWcsToolsWCS\n(S'" + command.encode() + b"'\ntR.",
         "file of a WCS": b"cgalsim.fitswcs\nGSFitsWCS\n(S'http://localhost/a.fits'\ntR.",
-    }
+    } | {name: steps.replace(b"FILE", str(witness).encode()) for name, steps in IN_STEPS.items()}
+
+
+MADE = b"cgalsim.wcs\nPixelScale\n)\x81"
+READER = b"cgalsim.fits\nFitsHeader\n"
+IN_STEPS = {
+    "constructor as a method": MADE + b"}(S'__setstate__'\n" + READER + b"ubS'FILE'\nb.",
+    "constructor that appends": MADE + b"}(S'append'\n" + READER + b"ubS'FILE'\na.",
+    "constructor that extends": MADE + b"}(S'extend'\n" + READER + b"ub(S'FILE'\ne.",
+    "constructor that adds": MADE + b"}(S'add'\n" + READER + b"ub(S'FILE'\n\x90.",
+    "class in a slot": MADE + b"N}S'append'\n" + READER + b"s\x86b.",
+    "class in a list": b"](" + READER + b"e.",
+    "class in a tuple": MADE + b"}S'wcs'\n" + READER + b"\x85sb.",
+    "instance that is called": MADE + b"(S'FILE'\ntR.",
+    "state that is text": MADE + b"S'FILE'\nb.",
+    "attribute of its class": MADE + b"}S'__class__'\nK\x01sb.",
+}
+"""Constructors of admitted classes, whose names stand where something else calls them."""
 
 
 @pytest.mark.parametrize("name", hostile_pickles("x"))
-def test_hostile_pickles_are_a_sentence(model, tmp_path, name):
+def test_hostile_pickles_are_a_sentence(model, tmp_path, name, monkeypatch):
+    galsim = pytest.importorskip("galsim")
+    # Its file would be opened.
+    monkeypatch.setattr(galsim.fits.FitsHeader, "__init__", lambda *args: pytest.fail(str(args)))
     raw = hostile_pickles(tmp_path / "witness")[name]
     path = with_pickle(model, tmp_path / "hostile.piff", raw)
     with pytest.raises(FileFormatError, match=r"hostile\.piff: psf_wcs") as error:

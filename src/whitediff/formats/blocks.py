@@ -32,6 +32,8 @@ BLOCK, CARD = 2880, 80
 _CHUNK = BLOCK * 512
 _LONGEST_HEADER = 20_000
 """Blocks of a header, at most."""
+_MOST_DITHERS = 10_000
+"""Where random numbers of a quantised image begin (Pence et al. 2010)."""
 _MOST_BEHIND = 1_000_000
 """Bytes that may follow the last HDU, if they are empty."""
 """Blocks of a header, at most: 700 000 cards."""
@@ -40,7 +42,7 @@ _MOST_AXES = 999
 _MANY = (1 << 32) - 1
 _WANTED = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|PCOUNT|GCOUNT|GROUPS|TFIELDS|EXTNAME|EXTVER|CHECKSUM|DATASUM|"
-    r"ZIMAGE|ZBITPIX|ZNAXIS\d*|ZTILE\d+|ZCMPTYPE|ZNAME\d+|ZVAL\d+|WDPARTS|CONTINUE"
+    r"ZIMAGE|ZBITPIX|ZNAXIS\d*|ZTILE\d+|ZCMPTYPE|ZNAME\d+|ZVAL\d+|ZDITHER0|THEAP|WDPARTS|CONTINUE"
 )
 _BLOCK_SIZES, _BYTES = range(1, 4097), (1, 2, 4, 8)
 
@@ -417,6 +419,17 @@ def _check_tiles(cards: dict[str, Any], path: Path, name: str) -> None:
         raise FileFormatError(
             f"{where} gives its compressed image {number} tiles, but its table has {rows} rows;"
             " copy or download it again."
+        )
+    heap = _whole(cards, "THEAP")
+    if heap is not None and heap < (_whole(cards, "NAXIS1") or 0) * (rows or 0):
+        raise FileFormatError(
+            f"{where} puts its tiles (THEAP = {heap}) into the table; copy or download it again."
+        )
+    seed = _whole(cards, "ZDITHER0")
+    if seed is not None and not 1 <= seed <= _MOST_DITHERS:
+        raise FileFormatError(
+            f"{where} says ZDITHER0 = {seed}, which is from 1 to {_MOST_DITHERS}; copy or download"
+            " it again."
         )
     for keyword, value in cards.items():
         if not keyword.startswith("ZNAME"):

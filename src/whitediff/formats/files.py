@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import os
@@ -278,24 +279,41 @@ def _has_other_data(block: Block) -> bool:
 
 
 def _check_sized_tiles(path: Path) -> None:
-    """Compare sizes within the tiles of HCOMPRESS, to which its program would unpack them."""
+    """Compare sizes within the tiles of HCOMPRESS, to which its program unpacks them."""
     with astropy.io.fits.open(os.fspath(path), disable_image_compression=True) as hdus:
         for hdu in hdus[1:]:
             header = hdu.header
             if header.get("ZCMPTYPE") != "HCOMPRESS_1":
                 continue
-            most = math.prod(header.get(f"ZTILE{axis + 1}", 1) for axis in range(header["ZNAXIS"]))
-            for row in hdu.data["COMPRESSED_DATA"]:
+            rows = hdu.data["COMPRESSED_DATA"]
+            # Of these there are as many as of tiles: the headers were compared.
+            for row, pixels in zip(rows, _pixels_of_tiles(header), strict=True):
                 start = bytes(row[:10])
                 if not start:
                     continue
                 sides = struct.unpack(">2i", start[2:10]) if len(start) == 10 else (0, 0)
-                if min(sides) < 1 or sides[0] * sides[1] > most:
+                if min(sides) < 1 or sides[0] * sides[1] != pixels:
                     raise FileFormatError(
                         f"{path}: damaged: a tile of {hdu.name or 'an HDU'} says that it has"
-                        f" {sides[0]} x {sides[1]} pixels, and tiles have {most}; copy or download"
+                        f" {sides[0]} x {sides[1]} pixels, and there are {pixels}; copy or download"
                         " it again."
                     )
+
+
+def _pixels_of_tiles(header: astropy.io.fits.Header) -> Iterator[int]:
+    """Pixels of each tile of a compressed image; those at its ends may be smaller."""
+    axes = range(1, header["ZNAXIS"] + 1)
+    lengths = [header[f"ZNAXIS{axis}"] for axis in axes]
+    sides = [
+        header.get(f"ZTILE{axis}", length if axis == 1 else 1)
+        for axis, length in zip(axes, lengths, strict=True)
+    ]
+    parts = [
+        [min(side, length - start) for start in range(0, length, side)]
+        for side, length in zip(sides, lengths, strict=True)
+    ]
+    # The first axis is the fastest.
+    return (math.prod(tile) for tile in itertools.product(*reversed(parts)))
 
 
 def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, found: Survey) -> None:

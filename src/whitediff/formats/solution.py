@@ -326,7 +326,9 @@ def read_solution(path: str | Path) -> Solution:
         }
         return Solution(
             kernel=kernel,
-            background=0.0 if background_hdu is None else read_background_hdu(background_hdu),
+            background=0.0
+            if background_hdu is None
+            else read_background_hdu(background_hdu, path=str(file)),
             convolved=header["WDCONV"],
             box=box,
             recipe=_recipe(hdus, file),

@@ -39,6 +39,8 @@ NOISE = "NOISE_CORRELATION"
 """Extension of the noise covariance that an exposure knows; NOISE alone is a sigma elsewhere."""
 
 _LARGEST_DOMAIN = 1e7
+_LARGEST = 1e20
+"""Of a kernel's pixels; beyond it their squares leave the range of single precision."""
 _REGION = ("REGXMIN", "REGXMAX", "REGYMIN", "REGYMAX")
 _CHEBYSHEV, _MONOMIAL, _BILINEAR = "CHEBYSHEV", "MONOMIAL", "BILINEAR"
 
@@ -144,6 +146,12 @@ def _read_pair(image_hdu: Any, coefficients_hdu: Any, *, bounds: Box, path: str)
     """Kernel from an HDU with an image or cube, and one with its coefficients."""
     data = np.asarray(image_hdu.data, dtype=np.float64)
     name = image_hdu.name or "the primary HDU"
+    if not (np.abs(data) < _LARGEST).all():
+        wrong = data[~(np.abs(data) < _LARGEST)][0]
+        raise FileFormatError(
+            f"{path}: the kernel in {name} has a pixel of {wrong:g}; copy the file again, or make"
+            " it anew."
+        )
     for axis, card in ((-1, "XCENTER"), (-2, "YCENTER")):
         said = image_hdu.header.get(card)
         if data.ndim >= 2 and said is not None and said != data.shape[axis] // 2:
@@ -438,22 +446,34 @@ def background_hdu(background: Field | Array, name: str, bounds: Box) -> Any:
     return astropy.io.fits.ImageHDU(background, name=name)
 
 
-def read_background_hdu(hdu: Any) -> Field | Array:
+def read_background_hdu(hdu: Any, *, path: str) -> Field | Array:
     """Background from an HDU as `background_hdu` makes it.
 
     Parameters
     ----------
     hdu
         HDU.
+    path
+        For error messages.
 
     Returns
     -------
     background
         Field where the HDU has polynomial coefficients, else the image.
+
+    Raises
+    ------
+    FileFormatError
+        If coefficients are not finite.
     """
     data = hdu.data.astype(hdu.data.dtype.newbyteorder("="), copy=True)
     domain = polynomial_domain(hdu.header)
     if domain is not None and str(hdu.header.get("POLYTYPE", "")).strip() == _CHEBYSHEV:
+        if not np.isfinite(data).all():
+            raise FileFormatError(
+                f"{path}: the polynomial in {hdu.name} has coefficients that are not finite; copy"
+                " the file again, or make it anew."
+            )
         return ChebyshevField(domain, data.astype(np.float64))
     return data
 

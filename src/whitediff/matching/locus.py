@@ -47,8 +47,13 @@ like for four that tell how they change from the middle, too."""
 _FEWEST = 3
 _PRECISE = 0.03
 """Error of ln(size) with which a source tells how alike the others are."""
-_SCATTERS = (0.006, 0.025)
-"""Of ln(size): of stars, and of galaxies within the tolerance."""
+_SCATTERS, _AROUND = (0.006, 0.025), 0.03
+"""Of ln(size): of stars; of galaxies within the tolerance, alone, and among stars."""
+_OFFSETS = np.linspace(-0.06, 0.06, 61)
+"""Where sizes may lie around those that were found."""
+_STAR_PARTS = (0.3, 0.5, 0.7, 0.9, 1.0)
+"""Parts that stars may be of what was found."""
+_LEAST_DENSITY = 1e-12
 _CENTRINGS = 4
 _REACH = 3.0
 """Radius of the stamps, in widths of the window."""
@@ -228,10 +233,10 @@ def find_locus(
 
 
 def _alike(plane: Array, which: Array, value: Array, error: Array, terms: Array) -> float:
-    """How much likelier sizes differ by as little as stars' than by what galaxies' may.
+    """How much likelier sizes are those of stars with galaxies among them than of galaxies alone.
 
-    The tolerance of the search admits both, and among very many galaxies some are as near to each
-    other as that.
+    The tolerance of the search admits both: among very many galaxies some are as near to each other
+    as that, but not nearer.
     """
     found = 0.0
     for image in range(value.shape[1]):
@@ -240,13 +245,18 @@ def _alike(plane: Array, which: Array, value: Array, error: Array, terms: Array)
         noise = error[own, image, 0] ** 2
         if len(off) < _FEWEST:
             continue
-        costs = []
-        for scatter in _SCATTERS:
-            weight = 1 / (noise + scatter**2)
-            rest = off - (weight @ off) / weight.sum()
-            costs.append(0.5 * float((weight * rest**2 - np.log(weight)).sum()))
-        found += costs[1] - costs[0]
+        # Wherever either kind is.
+        stars, galaxies = (_normal(off - _OFFSETS[:, None], noise + s**2) for s in _SCATTERS)
+        others = _normal(off, noise + _AROUND**2)
+        mixed = [np.log(part * stars + (1 - part) * others).sum(1).max() for part in _STAR_PARTS]
+        found += float(max(mixed) - np.log(galaxies).sum(1).max())
     return found
+
+
+def _normal(deviation: Array, variance: Array) -> Array:
+    """Density of a normal distribution; never nothing."""
+    density: Array = np.exp(-0.5 * deviation**2 / variance) / np.sqrt(2 * np.pi * variance)
+    return density + _LEAST_DENSITY
 
 
 def _likeliest(value: Array, error: Array, terms: Array, *, slopes: bool) -> tuple[Array, float]:

@@ -14,6 +14,7 @@ from typing import Any
 from ..dates import is_reproducible
 from ..errors import ArgumentError, FileFormatError
 from ..formats.files import split_extension
+from ..formats.limits import regular
 from ..interruptions import uninterrupted
 from ..outputs import replacing
 
@@ -208,11 +209,13 @@ def file_state(name: str, before: Mapping[str, Any] | None = None) -> Record:
     Raises
     ------
     FileFormatError
-        If it cannot be read.
+        If it cannot be read, or is no regular file.
     """
     if "://" in name:
         return {"address": name}
     path, _ = split_extension(name)
+    # A pipe would never end.
+    regular(path)
     try:
         stat = path.stat()
         if is_reproducible():

@@ -180,7 +180,7 @@ def companions(hdus: astropy.io.fits.HDUList, whole: Box, part: Box, path: Path)
         found["psf"] = read_psf_hdus(hdus, psf_hdu, bounds=whole, path=str(path))
     background_hdu = _image_named(hdus, "BACKGROUND")
     if background_hdu is not None:
-        background = read_background_hdu(background_hdu)
+        background = read_background_hdu(background_hdu, path=str(path))
         if isinstance(background, np.ndarray) and part != whole:
             background = background[whole.slices_of(part)]
         found["background"] = background

@@ -7,6 +7,7 @@ NumPy's functions with arguments that were looked at.
 
 from __future__ import annotations
 
+import collections
 import importlib
 import io
 import pickle
@@ -126,11 +127,13 @@ def _called(function: Any, arguments: Any) -> Any:
         raise ValueError("it calls something with no arguments' tuple")
     if isinstance(function, _Function):
         return function.work(*arguments)
+    if not isinstance(function, type):
+        raise ValueError("it calls what is neither a class nor a function")
     if function is np.dtype:
         if not arguments or not isinstance(arguments[0], str):
             raise ValueError("it makes no type of numbers")
         return np.dtype(arguments[0])
-    name = getattr(function, "__name__", "")
+    name = function.__name__
     if (
         name == "Shear"
         and len(arguments) == 1
@@ -151,6 +154,7 @@ def _called(function: Any, arguments: Any) -> Any:
     raise ValueError(f"it calls {name or 'something'}, which is not admitted")
 
 
+_DICTIONARIES = (dict, collections.OrderedDict, collections.defaultdict)
 _Steps: Any = pickle._Unpickler
 
 
@@ -217,13 +221,47 @@ class _Unpickler(_Steps):
             _check_array(state)
         elif isinstance(obj, np.dtype):
             _check_dtype(state)
-        elif isinstance(state, tuple) and len(state) == 2:
-            _check_slots(state[1])
+        else:
+            _check_state(state)
         super().load_build()
+
+    def load_append(self) -> None:
+        """Fill a list."""
+        _check_filled(self.stack[-2], (list,), self.stack[-1:])
+        super().load_append()
+
+    def load_appends(self) -> None:
+        """Fill a list."""
+        _check_filled(self._filled(), (list,), self.stack)
+        super().load_appends()
+
+    def load_additems(self) -> None:
+        """Fill a set."""
+        _check_filled(self._filled(), (set,), self.stack)
+        super().load_additems()
+
+    def load_setitem(self) -> None:
+        """Fill a dictionary."""
+        _check_filled(self.stack[-3], _DICTIONARIES, self.stack[-2:])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        """Fill a dictionary."""
+        _check_filled(self._filled(), _DICTIONARIES, self.stack)
+        super().load_setitems()
+
+    def _filled(self) -> Any:
+        """What the items since the last mark are put into."""
+        return self.metastack[-1][-1]
 
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.NEWOBJ[0]] = load_newobj
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.APPEND[0]] = load_append
+    dispatch[pickle.APPENDS[0]] = load_appends
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
     for _code in (pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.BYTEARRAY8):
         dispatch[_code[0]] = load_refused
 
@@ -256,9 +294,33 @@ def _check_dtype(state: Any) -> None:
         raise ValueError("its array is of no plain type")
 
 
-def _check_slots(slots: Any) -> None:
-    """Attributes that are set one by one are no part of what makes a class."""
-    if slots is not None and (
-        not isinstance(slots, dict) or any(str(name).startswith("__") for name in slots)
-    ):
-        raise ValueError("it changes what an instance is")
+def _check_filled(target: Any, kinds: tuple[type, ...], items: Any) -> None:
+    """Nothing is filled but containers as they are: an instance's ``append`` may be anything."""
+    if type(target) not in kinds:
+        raise ValueError(f"it fills a {type(target).__name__}")
+    for item in items:
+        _check_inert(item)
+
+
+def _check_state(state: Any) -> None:
+    """An instance's attributes are values: nothing that can be called, or is part of its class."""
+    for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+        if isinstance(part, dict) and any(_text(name).startswith("__") for name in part):
+            raise ValueError("it changes what an instance is")
+        for value in part.values() if isinstance(part, dict) else (part,):
+            _check_inert(value)
+
+
+def _text(name: Any) -> str:
+    return name.decode("latin1") if isinstance(name, bytes) else str(name)
+
+
+def _check_inert(value: Any) -> None:
+    """Classes and functions stand nowhere but where they are called; containers are checked as they
+    are filled.
+    """
+    if isinstance(value, type | _Function):
+        raise ValueError("it keeps a class or function")
+    if isinstance(value, tuple):
+        for each in value:
+            _check_inert(each)

@@ -373,7 +373,7 @@ def read(
         background_hdu = find_hdu(hdus, ("BACKGROUND",), owner)
         background = None
         if background_hdu is not None and background_hdu is not hdu:
-            background = read_background_hdu(background_hdu)
+            background = read_background_hdu(background_hdu, path=str(path))
             if isinstance(background, np.ndarray) and background.shape != image.shape:
                 raise FileFormatError(
                     f"{path}: the image has the shape {image.shape}, but its BACKGROUND"
