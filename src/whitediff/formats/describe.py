@@ -40,6 +40,7 @@ _ARCHIVE_ROLES = {
     "TEMPLATE_NOISE": "solution", "TEMPLATE_NOISE_COEFFICIENTS": "solution",
     "NOISE_CORRELATION": "noise", "NOISE_CORRELATION_COEFFICIENTS": "noise",
     "STARS": "record", "LOG": "record", "REGISTRATION": "solution",
+    "RECIPE": "solution",
 }  # fmt: skip
 _OF_PRODUCTS = ("flux", "solution", "record")
 
