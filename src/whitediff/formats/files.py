@@ -207,7 +207,7 @@ def _tell_once(path: Path, note: str) -> None:
     stat = staged(path).stat()
     key = (os.path.abspath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, note)
     if key not in _told:
-        _keep(_told, key, None)
+        _keep(_told, key, None, most=_MOST_TOLD)
         _log.warning("%s: %s", path, note)
 
 
@@ -215,7 +215,8 @@ _RACE = 100_000_000
 """Nanoseconds within which a file may change twice and have the same time."""
 
 _known: dict[tuple[Any, ...], _Surveyed] = {}
-_MOST_KNOWN = 256
+_MOST_KNOWN, _MOST_TOLD = 32, 256
+"""Files that are remembered: walks through them take some tens of kB each."""
 
 
 def _surveyed(path: Path, *, sums: bool) -> _Surveyed:
@@ -233,13 +234,15 @@ def _surveyed(path: Path, *, sums: bool) -> _Surveyed:
     sized = any(block.cards.get("ZCMPTYPE") == "HCOMPRESS_1" for block in found.blocks)
     result = _Surveyed(found, notes, sized)
     if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _RACE:
-        _keep(_known, (*key, sums), result)
+        _keep(_known, (*key, sums), result, most=_MOST_KNOWN)
     return result
 
 
-def _keep[Value](known: dict[tuple[Any, ...], Value], key: tuple[Any, ...], value: Value) -> None:
+def _keep[Value](
+    known: dict[tuple[Any, ...], Value], key: tuple[Any, ...], value: Value, *, most: int
+) -> None:
     """Remember something, and forget the oldest where that is too much."""
-    while len(known) >= _MOST_KNOWN:
+    while len(known) >= most:
         known.pop(next(iter(known)), None)
     known[key] = value
 

@@ -146,11 +146,15 @@ def _read_pair(image_hdu: Any, coefficients_hdu: Any, *, bounds: Box, path: str)
     """Kernel from an HDU with an image or cube, and one with its coefficients."""
     data = np.asarray(image_hdu.data, dtype=np.float64)
     name = image_hdu.name or "the primary HDU"
-    if not (np.abs(data) < _LARGEST).all():
-        wrong = data[~(np.abs(data) < _LARGEST)][0]
+    lost, largest = int((~np.isfinite(data)).sum()), np.abs(data).max(initial=0)
+    if lost or largest > _LARGEST:
+        found = (
+            f"{lost} pixels of {data.size} that are not finite"
+            if lost
+            else f"pixels of up to {largest:g}"
+        )
         raise FileFormatError(
-            f"{path}: the kernel in {name} has a pixel of {wrong:g}; copy the file again, or make"
-            " it anew."
+            f"{path}: the kernel in {name} has {found}; copy the file again, or make it anew."
         )
     for axis, card in ((-1, "XCENTER"), (-2, "YCENTER")):
         said = image_hdu.header.get(card)
