@@ -591,7 +591,7 @@ def test_round_trips(task_class, tmp_path):
     assert set(copy.getTaskDict()) == set(task.getTaskDict())
 
 
-def test_a_visit_summary_is_not_silently_ignored(pair, science, template, caplog):
+def test_a_visit_summary_is_not_silently_ignored(science, template, caplog):
     task = AlardLuptonSubtractTask(config=small_kernel(AlardLuptonSubtractConfig()))
-    task.prepareInputs(template, science, visitSummary=object())
+    task.run(template, science, visitSummary=object())
     assert "not used" in caplog.text
