@@ -136,10 +136,8 @@ def test_a_strip_of_a_frame_is_enough(strip):
 
 
 def test_a_single_row_is_refused_in_a_sentence(rng):
-    row, template = (
-        Exposure.from_arrays(rng.normal(size=shape), variance=1.0) for shape in ((1, 90), (1, 90))
-    )
-    with pytest.raises(DataError, match=r"\w{3,}"):
+    row, template = (Exposure.from_arrays(rng.normal(size=(1, 90)), variance=1.0) for _ in range(2))
+    with pytest.raises(DataError, match="No source stands out"):
         prepare(row, template)
 
 

@@ -85,7 +85,9 @@ def _check(path: Path, *, overwrite: bool) -> None:
     if not path.absolute().parent.is_dir():
         raise FileFormatError(f"{path}: its directory does not exist; create it first.")
     if not path.name.isprintable():
-        raise FileFormatError(f"{str(path)!r}: its name has characters that cannot be printed.")
+        raise FileFormatError(
+            f"{str(path)!r}: its name has characters that cannot be printed; choose another."
+        )
     directory = path.resolve().parent  # where what a link points to is replaced
     if not directory.is_dir():
         raise FileFormatError(

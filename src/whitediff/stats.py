@@ -59,9 +59,10 @@ IQR_TO_SIGMA = 0.741301109252802
 """Standard deviation of a Gaussian over its inter-quartile range."""
 
 MAD_TO_SIGMA = 1.482602218505602
+"""Standard deviation of a Gaussian over its median absolute deviation."""
+
 MEDIAN_ERROR = 1.2533
 """Error of a median over that of a mean, of many Gaussian values: √(π/2)."""
-"""Standard deviation of a Gaussian over its median absolute deviation."""
 
 _QUARTILES = (0.25, 0.5, 0.75)
 _TRIED, _REPEATED, _OFF = 1000, 8, 0.01

@@ -452,7 +452,8 @@ def _check_exchanged(
         raise DataError(
             f"{science or 'The science exposure'}, {template or 'the template'}: their PSFs are"
             f" exchanged: the given ones have full widths at half maximum of {given[0]:.2f} and"
-            f" {given[1]:.2f} pixels, and stars {seen[0]:.2f} and {seen[1]:.2f}."
+            f" {given[1]:.2f} pixels, and stars {seen[0]:.2f} and {seen[1]:.2f};"
+            " give each image its own (--science-psf, --template-psf)."
         )
 
 

@@ -165,6 +165,7 @@ def describe(path: str | Path, *, kernel: str | Path | None = None) -> Descripti
             HduDescription(i, hdu.name, hdu.ver, _content(hdu), roles.get(i, ""))
             for i, hdu in enumerate(hdus)
         )
+        told = remarks(file, hdus)
     notes, logger = _Notes(), logging.getLogger("whitediff")
     before = logger.level
     logger.addHandler(notes)
@@ -182,9 +183,7 @@ def describe(path: str | Path, *, kernel: str | Path | None = None) -> Descripti
         kind=identity.kind,
         hdus=listed,
         facts={"format": identity.detail} | facts,
-        notes=tuple(
-            dict.fromkeys([*remarks(file), *(text.removeprefix(prefix) for text in notes.texts)])
-        ),
+        notes=tuple(dict.fromkeys([*told, *(text.removeprefix(prefix) for text in notes.texts)])),
     )
 
 

@@ -172,22 +172,21 @@ def _lost(hdus: astropy.io.fits.HDUList) -> list[str]:
     ]
 
 
-def remarks(path: Path) -> list[str]:
+def remarks(path: Path, hdus: astropy.io.fits.HDUList) -> list[str]:
     """What `opened` tells of a file the first time that it is opened.
 
     Parameters
     ----------
-    path
-        File that can be opened.
+    path, hdus
+        File, and what `opened` yields for it.
 
     Returns
     -------
     notes
         Of parts that it has lost, and of data that differ from their checksums.
     """
-    with opened(path) as hdus:
-        surveyed = _surveyed(staged(path), sums=current().checksums)
-        return [*surveyed.notes, *_lost(hdus)]
+    surveyed = _surveyed(staged(path), sums=current().checksums)
+    return [*surveyed.notes, *_lost(hdus)]
 
 
 @dataclasses.dataclass(frozen=True)
