@@ -16,6 +16,7 @@ __all__ = [
     "OutputExistsError",
     "TooFewSourcesError",
     "WhitediffError",
+    "missing_extra",
     "one_line",
     "sentence",
 ]
@@ -103,3 +104,26 @@ def sentence(error: BaseException) -> str:
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or text}."
     return f"Unexpected {type(error).__name__}: {text}."
+
+
+def missing_extra(what: str, error: ModuleNotFoundError, extra: str) -> ArgumentError:
+    """Error of something that needs a package which is not installed.
+
+    Parameters
+    ----------
+    what
+        Beginning of the sentence: what needs it.
+    error
+        Error of the import.
+    extra
+        Extra of whitediff that brings the package.
+
+    Returns
+    -------
+    error
+        To be raised.
+    """
+    return ArgumentError(
+        f"{what} needs {error.name}, which is not installed; install it with: pip install"
+        f" 'whitediff[{extra}]'."
+    )

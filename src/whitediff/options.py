@@ -1,16 +1,334 @@
-"""Options classes as flat tables of names and values, and back."""
+"""Options: declared once, in frozen classes, and known by plain names wherever they are given.
+
+An options class declares its fields with `declared`, and those of its parts with `part`.  Command
+line, manifests and Python take them from there.  `flattened` and `rebuilt` turn options into what
+a file can hold, and back.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
+import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from .errors import ArgumentError
 
-__all__ = ["changed", "flattened", "rebuilt"]
+__all__ = [
+    "Declaration",
+    "changed",
+    "declarations",
+    "declared",
+    "flattened",
+    "from_words",
+    "given_words",
+    "part",
+    "rebuilt",
+    "words_of",
+]
+
+_UNFIT = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Declaration:
+    """What is known of an option, wherever it is given.
+
+    Attributes
+    ----------
+    name
+        Keyword in Python, column of a manifest, and, with dashes, option of a command.
+    hint
+        Type of its values.
+    default
+        Value where none is given.
+    help
+        Sentence for users.
+    path
+        Names of the fields that lead to it from the options class.
+    group
+        Heading under which help lists it.
+    parse
+        Function from text to the value, which raises ValueError with a sentence; None where the
+        hint says it all.
+    metavar
+        What help calls the value.
+    least
+        Smallest integer that is allowed.
+    is_file
+        Text names a file that is read.
+    is_output, is_directory
+        It names a file, or directory, that is written.
+    required
+        The command line must have it.
+    several
+        It may be given several times; the value is a tuple.
+    short
+        Letter of the command line; empty for none.
+    keyword
+        End of the keyword of the FITS card that records it; empty for none.
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    help: str
+    path: tuple[str, ...] = ()
+    group: str = ""
+    parse: Callable[[str], Any] | None = None
+    metavar: str | None = None
+    least: int | None = None
+    is_file: bool = False
+    is_output: bool = False
+    is_directory: bool = False
+    required: bool = False
+    several: bool = False
+    short: str = ""
+    keyword: str = ""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Texts that are allowed; empty where others are too."""
+        alternatives = [each for each in _alternatives(self.hint) if each is not types.NoneType]
+        if all(typing.get_origin(each) is typing.Literal for each in alternatives):
+            return tuple(one for each in alternatives for one in typing.get_args(each))
+        return ()
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it is either given or not."""
+        return bool in _alternatives(self.hint)
+
+    def taken(self, value: Any) -> Any:
+        """Value as the options class has it.
+
+        Parameters
+        ----------
+        value
+            From Python; text is parsed where the option has a parser.
+
+        Returns
+        -------
+        value
+            Of the declared type.
+
+        Raises
+        ------
+        ArgumentError
+            If it has another type, or is none of the choices.
+        """
+        if value is None and self.default is None:
+            return None
+        if self.several:
+            values = value if isinstance(value, tuple | list) else (value,)
+            return tuple(self._one(each) for each in values)
+        return self._one(value)
+
+    def _one(self, value: Any) -> Any:
+        if isinstance(value, str) and self.parse is not None:
+            try:
+                return self.parse(value)
+            except ValueError as error:
+                raise ArgumentError(f"{self.name} {error}.") from error
+        hints = _alternatives(self.hint)
+        if self.several:
+            hints = tuple(one for each in hints for one in _alternatives(typing.get_args(each)[0]))
+        if isinstance(value, os.PathLike) and str in hints and Path not in hints:
+            return os.fspath(value)
+        if isinstance(value, str) and Path in hints:
+            return Path(value)
+        if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+            value = value.item()
+        for hint in hints:
+            found = _fitting(value, hint)
+            if found is not _UNFIT:
+                if self.least is not None and type(found) is int and found < self.least:
+                    raise ArgumentError(f"{self.name} must be at least {self.least}; got {found}.")
+                return found
+        wanted = f"one of {', '.join(self.choices)}" if self.choices else _in_words(hints)
+        raise ArgumentError(f"{self.name} must be {wanted}; got {value!r}.")
+
+
+def declared(default: Any, help: str, **known: Any) -> Any:
+    """Field of an options class that users can give.
+
+    Parameters
+    ----------
+    default
+        Value where none is given.
+    help
+        Sentence for users; ``{…}`` stands for a word that `part` has.
+    **known
+        Further attributes of `Declaration`.
+
+    Returns
+    -------
+    field
+        For a frozen dataclass.
+    """
+    return dataclasses.field(default=default, metadata={"help": help} | known)
+
+
+def part(kind: type, *, prefix: str = "", without: tuple[str, ...] = (), **words: str) -> Any:
+    """Field of an options class whose value is one of another options class.
+
+    Parameters
+    ----------
+    kind
+        Class; its options are options of the whole.
+    prefix
+        What their names begin with there.
+    without
+        Fields of the class that are no options of the whole.
+    **words
+        What ``{…}`` in their help stands for.
+
+    Returns
+    -------
+    field
+        For a frozen dataclass.
+    """
+    metadata = {"part": kind, "prefix": prefix, "without": without, "words": words}
+    return dataclasses.field(default_factory=kind, metadata=metadata)
+
+
+@functools.cache
+def declarations(kind: type) -> Mapping[str, Declaration]:
+    """Options that users can give to an options class and its parts.
+
+    Parameters
+    ----------
+    kind
+        Frozen dataclass whose fields are made by `declared` and `part`; others are no options.
+
+    Returns
+    -------
+    declarations
+        Name → `Declaration`, in the order of the fields.
+    """
+    hints = typing.get_type_hints(kind)
+    found: dict[str, Declaration] = {}
+    for field in dataclasses.fields(kind):
+        known = dict(field.metadata)
+        if "part" in known:
+            for name, each in declarations(known["part"]).items():
+                if name not in known["without"]:
+                    whole = known["prefix"] + name
+                    text = each.help.format(**known["words"]) if known["words"] else each.help
+                    text = text[:1].upper() + text[1:]
+                    path = (field.name, *each.path)
+                    found[whole] = dataclasses.replace(each, name=whole, path=path, help=text)
+        elif "help" in known:
+            found[field.name] = Declaration(
+                field.name, hints[field.name], field.default, path=(field.name,), **known
+            )
+    return types.MappingProxyType(found)
+
+
+def from_words[T](
+    kind: type[T], words: Mapping[str, Any], files: Mapping[str, Any] | None = None
+) -> T:
+    """Options from what a user gave.
+
+    Parameters
+    ----------
+    kind
+        Options class.
+    words
+        Name → value; what is missing has its default.
+    files
+        Beginning of the names of options that belong to a file, without its ``_`` → the file, for
+        messages.
+
+    Returns
+    -------
+    options
+        Checked by their classes.
+
+    Raises
+    ------
+    ArgumentError
+        If a name is unknown, or a value refused.
+    """
+    known = declarations(kind)
+    for name in words:
+        if name not in known:
+            like = difflib.get_close_matches(name, known, n=1)
+            hint = f"is {like[0]} meant" if like else f"options are {', '.join(known)}"
+            raise ArgumentError(f"There is no option {name!r}; {hint}{'?' if like else '.'}")
+    values = {known[name].path: known[name].taken(value) for name, value in words.items()}
+    return _assembled(kind, values, files or {})
+
+
+def _assembled(
+    kind: Any, values: Mapping[tuple[str, ...], Any], files: Mapping[str, Any]
+) -> Any:
+    own = {path[0]: value for path, value in values.items() if len(path) == 1}
+    for field in dataclasses.fields(kind):
+        inner = {path[1:]: v for path, v in values.items() if path[0] == field.name and path[1:]}
+        if not inner:
+            continue
+        prefix = field.metadata["prefix"]
+        try:
+            own[field.name] = _assembled(field.metadata["part"], inner, files)
+        except ArgumentError as error:
+            # It begins with the name that the option has within its part.
+            name, _, requirement = str(error).partition(" ")
+            if not prefix or name not in declarations(field.metadata["part"]):
+                raise
+            file = files.get(prefix.rstrip("_"))
+            where = f"{file}: " if isinstance(file, str) else ""
+            option = f"--{prefix}{name}".replace("_", "-")
+            raise ArgumentError(f"{where}{option} {requirement}") from error
+    return kind(**own)
+
+
+def words_of(options: Any) -> dict[str, Any]:
+    """Values of options by the names that users know.
+
+    Parameters
+    ----------
+    options
+        As `from_words` makes them.
+
+    Returns
+    -------
+    words
+        Name → value, for all options.
+    """
+    words = {}
+    for name, each in declarations(type(options)).items():
+        value = options
+        for step in each.path:
+            value = getattr(value, step)
+        words[name] = value
+    return words
+
+
+def given_words(options: Any) -> dict[str, Any]:
+    """Words whose values are not the defaults.
+
+    Parameters
+    ----------
+    options
+        As `from_words` makes them.
+
+    Returns
+    -------
+    words
+        Name → value.
+    """
+    known = declarations(type(options))
+    return {
+        name: value
+        for name, value in words_of(options).items()
+        if not (value is known[name].default or value == known[name].default)
+    }
 
 
 def flattened(options: Any) -> dict[str, Any]:
@@ -111,19 +429,53 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 def _checked(value: Any, hint: Any, name: str) -> Any:
     """Value of the declared type."""
     for each in _alternatives(hint):
-        arguments = typing.get_args(each)
-        if typing.get_origin(each) is typing.Literal:
-            if any(value == one and type(value) is type(one) for one in arguments):
-                return value
-        elif typing.get_origin(each) is tuple and isinstance(value, list | tuple):
-            if arguments[-1] is Ellipsis:
-                arguments = (arguments[0],) * len(value)
-            if len(arguments) == len(value):
-                return tuple(
-                    _checked(one, kind, name) for one, kind in zip(value, arguments, strict=True)
-                )
-        elif each is float and type(value) in (int, float):
-            return float(value)
-        elif isinstance(each, type) and type(value) is each:
-            return value
+        found = _fitting(value, each)
+        if found is not _UNFIT:
+            return found
     raise ArgumentError(f"The option {name!r} cannot be {value!r}.")
+
+
+def _fitting(value: Any, hint: Any) -> Any:
+    """Value as one of a type; `_UNFIT` where it is none."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        if any(value == one and type(value) is type(one) for one in arguments):
+            return value
+    elif typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        if arguments[-1] is Ellipsis:
+            arguments = (arguments[0],) * len(value)
+        if len(arguments) == len(value):
+            parts = []
+            for one, kind in zip(value, arguments, strict=True):
+                fits = [
+                    f for each in _alternatives(kind) if (f := _fitting(one, each)) is not _UNFIT
+                ]
+                parts += fits[:1]
+            if len(parts) == len(value):
+                return tuple(parts)
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif hint is Any or (isinstance(hint, type) and type(value) is hint):
+        return value
+    elif isinstance(hint, type) and hint not in (int, bool, float) and isinstance(value, hint):
+        return value
+    return _UNFIT
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+}
+
+
+def _in_words(hints: tuple[Any, ...]) -> str:
+    """Types, for a message."""
+    named = [
+        _WORDS.get(each, getattr(each, "__name__", str(each)))
+        for each in hints
+        if each is not types.NoneType
+    ]
+    return " or ".join(dict.fromkeys(named))

@@ -18,6 +18,7 @@ from .errors import FileFormatError, OutputExistsError, WhitediffError, one_line
 from .interruptions import heed, uninterrupted
 
 __all__ = [
+    "check_apart",
     "check_output",
     "noting",
     "remove_leftovers",
@@ -38,6 +39,26 @@ _FOLDER = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}", re.DOTALL)
 """Name of a staging folder, as `tempfile.mkdtemp` makes it."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check_apart(outputs: Iterable[Path]) -> None:
+    """Make sure that outputs are different files.
+
+    Parameters
+    ----------
+    outputs
+        All outputs of a run.
+
+    Raises
+    ------
+    FileFormatError
+        If two are the same file.
+    """
+    seen: set[Path] = set()
+    for path in outputs:
+        if path.resolve() in seen:
+            raise FileFormatError(f"{path}: two outputs cannot be the same file.")
+        seen.add(path.resolve())
 
 
 def check_output(path: Path, *, overwrite: bool, inputs: Iterable[str | None] = ()) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "empty",
     "every_nth",
     "filled",
+    "has_limit",
     "is_limited",
     "memory_limit",
     "row_blocks",
@@ -82,6 +83,17 @@ def memory_limit(number: int | None, directory: Path | None = None) -> Iterator[
         yield
     finally:
         _limit = before
+
+
+def has_limit() -> bool:
+    """Whether a `memory_limit` holds now.
+
+    Returns
+    -------
+    has_limit
+        True within such a context.
+    """
+    return _limit is not None
 
 
 def _physical_memory() -> int | None:

@@ -1,28 +1,28 @@
 """How an input is read, where its file does not say or says something wrong.
 
 Every option is declared here, once: commands, manifests and Python take them from
-`ReadingOptions`.
+`ReadingOptions` (`whitediff.options.declarations`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from .errors import ArgumentError
+from .options import declarations, declared, words_of
 
 __all__ = [
-    "Declaration",
     "ReadingOptions",
     "VarianceKind",
     "VarianceSource",
-    "declarations",
-    "file_options",
+    "checked_reading",
+    "number_or_variance",
     "option_cards",
-    "option_names",
     "reading_options",
 ]
 
@@ -67,33 +67,27 @@ class VarianceSource:
                 return cls(text.removeprefix(f"{kind}:"), kind)
         return cls(text)
 
+    def __str__(self) -> str:
+        return self.path if self.kind is None else f"{self.kind}:{self.path}"
 
-@dataclasses.dataclass(frozen=True)
-class Declaration:
-    """What commands need to know of an option.
 
-    Attributes
+def number_or_variance(text: str) -> VarianceSource | float:
+    """Parse a variance as users give it.
+
+    Parameters
     ----------
-    name
-        Field of `ReadingOptions`.
-    kind
-        Of its value: a number, a file, either of these, or text.
-    help
-        One sentence.
-    keyword
-        What the card that records it is called behind WDS (science) or WDT (template).
+    text
+        A number, ``FILE`` or ``KIND:FILE``.
+
+    Returns
+    -------
+    variance
+        Its value, or the file that holds it.
     """
-
-    name: str
-    kind: Literal["number", "file", "number or file", "text"]
-    help: str
-    keyword: str
-
-
-def _declared(
-    kind: Literal["number", "file", "number or file", "text"], keyword: str, text: str
-) -> dict[str, str]:
-    return {"kind": kind, "keyword": keyword, "help": text}
+    try:
+        return float(text)
+    except ValueError:
+        return VarianceSource.parse(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,54 +120,48 @@ class ReadingOptions:
         If a number is out of its range.
     """
 
-    variance: VarianceSource | float | None = dataclasses.field(
-        default=None,
-        metadata=_declared(
-            "number or file",
-            "VARIN",
-            "Mean variance of the {side}, or a file with its variance plane (KIND:FILE for KIND"
-            " sigma or weight).",
-        ),
+    variance: VarianceSource | float | None = declared(
+        None,
+        "Variance of the {side}: its mean, or a file with its plane (KIND:FILE for KIND sigma or"
+        " weight)  [default: its own plane].",
+        parse=number_or_variance,
+        metavar="NUMBER|FILE",
+        is_file=True,
+        keyword="VARIN",
     )
-    gain: float | None = dataclasses.field(
-        default=None,
-        metadata=_declared(
-            "number",
-            "GAIN",
-            "Electrons per count, for a {side} without a variance plane  [default: GAIN].",
-        ),
+    gain: float | None = declared(
+        None,
+        "Gain of the {side}, electrons per count, where it has no variance plane  [default: GAIN].",
+        keyword="GAIN",
     )
-    read_noise: float | None = dataclasses.field(
-        default=None, metadata=_declared("number", "RDN", "Electrons  [default: RDNOISE].")
+    read_noise: float | None = declared(
+        None,
+        "Read noise of the {side}, electrons, where it has no variance plane  [default: RDNOISE].",
+        keyword="RDN",
     )
-    exposure_time: float | None = dataclasses.field(
-        default=None,
-        metadata=_declared(
-            "number",
-            "EXPT",
-            "Seconds, for a {side} in units per second  [default: EXPTIME].",
-        ),
+    exposure_time: float | None = declared(
+        None,
+        "Exposure time of the {side}, seconds, where its unit is per second  [default: EXPTIME].",
+        keyword="EXPT",
     )
-    mask: str | None = dataclasses.field(
-        default=None, metadata=_declared("file", "MASK", "Mask of the {side}  [default: its own].")
+    mask: str | None = declared(
+        None,
+        "File with the mask of the {side}  [default: its own mask].",
+        metavar="FILE",
+        is_file=True,
+        keyword="MASK",
     )
-    mask_bits: str | tuple[int, ...] | None = dataclasses.field(
-        default=None,
-        metadata=_declared(
-            "text",
-            "MBITS",
-            "Bits of the mask that make a pixel bad, from 0, such as 1,4-6  [default: those of its"
-            " instrument, else all].",
-        ),
+    mask_bits: str | tuple[int, ...] | None = declared(
+        None,
+        "Bits of the mask of the {side} that make a pixel bad, from 0, such as 1,4-6  [default:"
+        " those of its instrument, else all].",
+        keyword="MBITS",
     )
-    saturation: float | None = dataclasses.field(
-        default=None,
-        metadata=_declared(
-            "number",
-            "SATUR",
-            "Level from which pixels are saturated  [default: SATURATE, else the value that many"
-            " of the highest pixels share].",
-        ),
+    saturation: float | None = declared(
+        None,
+        "Level from which pixels of the {side} are saturated  [default: SATURATE, else the value"
+        " that many of the highest pixels share].",
+        keyword="SATUR",
     )
 
     def __post_init__(self) -> None:
@@ -235,61 +223,14 @@ def _is_positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
-def declarations() -> tuple[Declaration, ...]:
-    """Declarations of all options.
-
-    Returns
-    -------
-    declarations
-        In the order of the fields.
-    """
-    return tuple(
-        Declaration(field.name, **field.metadata) for field in dataclasses.fields(ReadingOptions)
-    )
-
-
-def option_names(*sides: str) -> tuple[str, ...]:
-    """Names of the options of some inputs.
-
-    Parameters
-    ----------
-    *sides
-        ``science``, ``template``.
-
-    Returns
-    -------
-    names
-        Such as ``science_gain``.
-    """
-    return tuple(f"{side}_{each.name}" for side in sides for each in declarations())
-
-
-def file_options(*sides: str) -> tuple[str, ...]:
-    """Names of those options of some inputs that may be files.
-
-    Parameters
-    ----------
-    *sides
-        ``science``, ``template``.
-
-    Returns
-    -------
-    names
-        Such as ``science_variance``.
-    """
-    return tuple(
-        f"{side}_{each.name}" for side in sides for each in declarations() if "file" in each.kind
-    )
-
-
 def reading_options(values: Mapping[str, Any], **paths: str) -> dict[str, ReadingOptions]:
-    """Options of several inputs from values as commands and manifests have them.
+    """Options of several inputs from values as manifests have them.
 
     Parameters
     ----------
     values
         Name such as ``science_gain`` → value, which may be None; a variance may be text:
-        ``FILE`` or ``KIND:FILE``.
+        ``FILE`` or ``KIND:FILE``.  Other names are left alone.
     **paths
         Input (``science``, ``template``) → its file, for messages.
 
@@ -300,41 +241,51 @@ def reading_options(values: Mapping[str, Any], **paths: str) -> dict[str, Readin
 
     Raises
     ------
-    TypeError
-        If a name is no option.
     ArgumentError
         If a value is out of its range.
     """
-    unknown = set(values) - set(option_names(*paths))
-    if unknown:
-        raise TypeError(f"{', '.join(sorted(unknown))}: no such option of reading.")
     result = {}
     for side, path in paths.items():
         own = {
-            each.name: values[f"{side}_{each.name}"]
-            for each in declarations()
-            if values.get(f"{side}_{each.name}") is not None
+            name: each.taken(values[f"{side}_{name}"])
+            for name, each in declarations(ReadingOptions).items()
+            if values.get(f"{side}_{name}") is not None
         }
-        if isinstance(own.get("variance"), str):
-            own["variance"] = VarianceSource.parse(own["variance"])
-        try:
+        with checked_reading(side, path):
             result[side] = ReadingOptions(**own)
-        except ArgumentError as error:
-            name, _, requirement = str(error).partition(" ")
-            option = f"--{side}-{name}".replace("_", "-")
-            raise ArgumentError(f"{path}: {option} {requirement}") from error
     return result
 
 
-def option_cards(values: Mapping[str, Any], *sides: str) -> dict[str, tuple[Any, str]]:
+@contextlib.contextmanager
+def checked_reading(side: str, path: str) -> Iterator[None]:
+    """Context in which an error of `ReadingOptions` names the file and the option.
+
+    Parameters
+    ----------
+    side
+        ``science`` or ``template``.
+    path
+        Its file.
+
+    Yields
+    ------
+    None
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        name, _, requirement = str(error).partition(" ")
+        option = f"--{side}-{name}".replace("_", "-")
+        raise ArgumentError(f"{path}: {option} {requirement}") from error
+
+
+def option_cards(**inputs: ReadingOptions) -> dict[str, tuple[Any, str]]:
     """Cards that record which options were given.
 
     Parameters
     ----------
-    values
-        As for `reading_options`.
-    *sides
-        ``science``, ``template``.
+    **inputs
+        ``science``, ``template`` → how it is read.
 
     Returns
     -------
@@ -343,9 +294,15 @@ def option_cards(values: Mapping[str, Any], *sides: str) -> dict[str, tuple[Any,
     """
     return {
         f"WD{side[0].upper()}{each.keyword}": (
-            values.get(f"{side}_{each.name}"),
-            f"{side} {each.name.replace('_', ' ')}, as given",
+            _told(words_of(options)[name]),
+            f"{side} {name.replace('_', ' ')}, as given",
         )
-        for side in sides
-        for each in declarations()
+        for side, options in inputs.items()
+        for name, each in declarations(ReadingOptions).items()
     }
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return ",".join(str(each) for each in value)
+    return str(value) if isinstance(value, VarianceSource) else value

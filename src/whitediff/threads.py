@@ -23,6 +23,7 @@ __all__ = [
     "in_threads",
     "single_threaded_algebra",
     "use_threads",
+    "using_threads",
 ]
 
 THREADS_VARIABLE = "WHITEDIFF_NUM_THREADS"
@@ -49,6 +50,27 @@ def use_threads(number: int | None) -> None:
     if number is not None and number < 1:
         raise ArgumentError(f"The number of threads must be at least 1; got {number}.")
     _chosen = number
+
+
+@contextlib.contextmanager
+def using_threads(number: int) -> Iterator[None]:
+    """Context in which this process may use a number of threads.
+
+    Parameters
+    ----------
+    number
+        At least 1.
+
+    Yields
+    ------
+    None
+    """
+    before = _chosen
+    use_threads(number)
+    try:
+        yield
+    finally:
+        use_threads(before)
 
 
 def available_threads() -> int:

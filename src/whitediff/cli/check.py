@@ -3,70 +3,33 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..outputs import together
-from .console import OUTPUT_FILE, common_options, log, print_table, stages
-from .reading import limit_options
+from ..runs.options import CheckOptions
+from .command import command
+from .console import print_table
 
-__all__ = ["check", "run_check"]
+if TYPE_CHECKING:
+    from ..runs.check import Checked
 
-_DEFAULT_SIGMA = 1.8
-_DEFAULT_CELLS = (3, 3)
+__all__ = ["check", "print_checked"]
 
-
-class _Cells(click.ParamType):
-    name = "cells"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int] | None:
-        if isinstance(value, tuple) or str(value).lower() == "none":
-            return value if isinstance(value, tuple) else None
-        try:
-            numbers = [int(part) for part in str(value).lower().split("x")]
-        except ValueError:
-            numbers = []
-        if len(numbers) == 1:
-            numbers *= 2
-        if len(numbers) != 2 or min(numbers) < 1:
-            self.fail(f"{value!r} is not N, ROWSxCOLUMNS or none.", param, ctx)
-        return (numbers[0], numbers[1])
+log = logging.getLogger("whitediff.cli")
 
 
-@click.command(short_help="Measure how white the noise of an image is.")
+@command(
+    CheckOptions,
+    short_help="Measure how white the noise of an image is.",
+    examples=(
+        "whitediff check difference.fits",
+        "whitediff check other.fits --science science.fits --template template.fits --plot c.png",
+    ),
+)
 @click.argument("image", metavar="OUT")
-@click.option("--science", metavar="S", help="Science image, to find sources on.")
-@click.option("--template", metavar="T", help="Template, to find sources on.")
-@click.option(
-    "--before",
-    metavar="FILE",
-    help="Difference before decorrelation"
-    "  [default: the one that OUT was made from, if it still lies beside OUT].",
-)
-@click.option(
-    "--sigma",
-    type=float,
-    help="Filter with a Gaussian of this width in pixels, not"
-    f" with the file's PSF  [default without a PSF: {_DEFAULT_SIGMA}].",
-)
-@click.option(
-    "--map",
-    "cells",
-    type=_Cells(),
-    metavar="ROWSxCOLUMNS",
-    default="{}x{}".format(*_DEFAULT_CELLS),
-    show_default=True,
-    help="Measure also each cell of such a grid over the frame; N for N rows and columns, none"
-    " for no map.",
-)
-@click.option("--json", "json_path", type=OUTPUT_FILE, help="Write the numbers to this file.")
-@click.option("--plot", type=OUTPUT_FILE, help="Draw a picture (PNG) to this file.")
-@click.option("--overwrite", is_flag=True, help="Replace these files if they exist.")
-@common_options
-@limit_options
-def check(**options: Any) -> None:
+def check(options: CheckOptions, image: str) -> None:
     """Measure how white the noise of OUT is, on source-free pixels.
 
     Compares the variance of the pixels with the variance plane, measures their
@@ -77,269 +40,32 @@ def check(**options: Any) -> None:
     A score image is correlated by design: of that only mean and variance of S/sqrt(V) are
     measured, which are 0 and 1 where its variance plane tells the truth.
     """
-    options["image_path"] = options.pop("image")
-    run_check(**options)
+    from ..runs.check import run_check
+
+    checked = run_check(image, options)
+    if options.json is None or str(options.json) != "-":
+        print_checked(checked, elsewhere=bool(options.json or options.plot))
 
 
-@together()
-def run_check(
-    *,
-    image_path: str,
-    science: str | None = None,
-    template: str | None = None,
-    before: str | None = None,
-    sigma: float | None = None,
-    cells: tuple[int, int] | None = _DEFAULT_CELLS,
-    json_path: Path | None = None,
-    plot: Path | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Measure, print, and write what was asked for.
+def print_checked(checked: Checked, *, elsewhere: bool) -> None:
+    """Print what was measured.
 
     Parameters
     ----------
-    image_path, science, template, before, sigma, cells, json_path, plot, overwrite
-        Options of the command; cells are the rows and columns of the map.
-
-    Returns
-    -------
-    values
-        What the JSON file holds.
+    checked
+        Measurement.
+    elsewhere
+        It is in a file too.
     """
-    import numpy as np
-
-    from .. import formats
-    from ..diagnostics.measure import (
-        MINIMUM_CELL,
-        gaussian_filter,
-        score_noise,
-        score_noise_map,
-        whiteness,
-        whiteness_with_map,
-    )
-    from ..errors import ArgumentError, DataError
-    from ..exposures import masks
-    from ..outputs import check_output
-    from ..sources import detect_sources
-
-    for output in (json_path, plot):
-        if output is not None:
-            check_output(output, overwrite=overwrite)
-    with stages("Checking", 4) as begin:
-        begin("reading")
-        exposure = formats.read_exposure(image_path)
-        box = exposure.bbox
-        score = _is_score(image_path)
-        if sigma is not None and score:
-            raise ArgumentError(
-                f"{image_path}: is a score image, which is filtered already; leave out --sigma."
-            )
-        if sigma is not None and 10 * sigma > min(exposure.shape):
-            raise ArgumentError(
-                f"{image_path}: --sigma {sigma:g} is too wide for {exposure.shape[0]} x"
-                f" {exposure.shape[1]} pixels; a tenth of the smaller side is the most."
-            )
-        if cells == _DEFAULT_CELLS:
-            # What nobody asked for may not fail on a small image.
-            rows, columns = (
-                max(1, min(n, size // MINIMUM_CELL))
-                for n, size in zip(cells, exposure.shape, strict=True)
-            )
-            cells = (rows, columns)
-        local_psf: Any = None
-        if sigma is not None:
-            psf, description = gaussian_filter(sigma), f"Gaussian of sigma {sigma:g} pixels"
-        elif exposure.psf is not None:
-            try:
-                psf = exposure.psf.at(x=box.x.center, y=box.y.center)
-            except ArgumentError as error:
-                raise ArgumentError(f"{image_path}: {error}") from error
-            description = "the file's PSF"
-            local_psf = _local_psf(exposure.psf)
-        else:
-            psf = gaussian_filter(_DEFAULT_SIGMA)
-            description = f"Gaussian of sigma {_DEFAULT_SIGMA} pixels"
-            if not score:
-                log.info("%s: has no PSF; filtered with a %s.", image_path, description)
-
-        begin("sources")
-        bad = masks.flagged(
-            exposure.mask, (*masks.DEFAULT_IGNORE_MASK_PLANES, masks.CONTAMINATED, "SUSPECT")
-        )
-        sources, how = np.zeros_like(bad), ""
-        if science is not None or template is not None:
-            for path in (science, template):
-                if path is None:
-                    continue
-                other = formats.read_exposure(path, needs_variance=False)
-                if other.shape != exposure.shape:
-                    raise ArgumentError(
-                        f"{path}: has the shape {other.shape}, but {image_path} {exposure.shape}."
-                    )
-                untrusted = masks.flagged(other.mask, masks.UNTRUSTED_MASK_PLANES)
-                try:
-                    sources |= detect_sources(other.data, untrusted)
-                except DataError as error:
-                    raise DataError(f"{path}: {error}") from error
-            how = "found on " + " and ".join(p for p in (science, template) if p is not None)
-        elif masks.find_plane(exposure.mask, masks.SOURCE) is not None:
-            sources = masks.flagged(exposure.mask, [masks.SOURCE])
-            how = "from the mask plane SOURCE"
-        else:
-            how = "unknown"
-            log.warning(
-                "%s: neither --science nor --template is given, and it has no mask plane SOURCE,"
-                " so the residuals of sources count as noise.",
-                image_path,
-            )
-        good = ~(bad | sources)
-        begin("measuring")
-        image, variance = exposure.data, exposure.variance
-        earlier = _before(image_path, before, exposure.shape)
-        measured = [(image_path, image, good)]
-        if earlier is not None:
-            # The same pixels and the same plane: what changes is the image alone.
-            old_image = earlier.data
-            measured.append((str(earlier.source), old_image, good & np.isfinite(old_image)))
-        results: list[Any] = []
-        drawn: list[Any] = []
-        maps: list[Any] = []
-        grid: dict[str, Any] = {"cells": cells, "origin": exposure.origin}
-        for path, pixels, use in measured:
-            try:
-                if score:
-                    results.append(score_noise(pixels, variance, use))
-                    if cells is not None:
-                        maps.append(score_noise_map(pixels, variance, use, results[-1], **grid))
-                if not score and cells is not None:
-                    frame, by_cell = whiteness_with_map(
-                        pixels, variance, use, psf, local_psf=local_psf, **grid
-                    )
-                    drawn.append(frame)
-                    maps.append(by_cell)
-                elif not score or plot is not None:
-                    drawn.append(whiteness(pixels, variance, use, psf))
-            except ArgumentError as error:
-                raise ArgumentError(f"{path}: {error}") from error
-            except DataError as error:
-                raise DataError(f"{path}: {error}") from error
-        results = results or drawn
-        after, old = results[0], results[1] if len(results) > 1 else None
-        after_map, old_map = (*maps, None, None)[:2]
-        if plot is not None:
-            from ..diagnostics.plots import plot_whiteness
-
-            begin("drawing")
-            plot_whiteness(
-                plot,
-                after=image,
-                variance=variance,
-                good=good & np.isfinite(image) & np.isfinite(variance) & (variance > 0),
-                whiteness=drawn[0],
-                before=None if earlier is None else measured[1][1],
-                before_good=None if earlier is None else measured[1][2],
-                before_whiteness=None if earlier is None else drawn[1],
-                score_noise=after if score else None,
-                before_score_noise=old if score else None,
-                variance_map=after_map,
-                before_variance_map=old_map,
-                title=Path(image_path).name,
-            )
-    values: dict[str, Any] = {
-        "file": image_path,
-        "kind": "score" if score else "difference",
-        "filter": None if score else description,
-        "sources": how,
-        "after": after.to_dict(),
-        "before": None if old is None else old.to_dict(),
-        "map": None
-        if after_map is None
-        else {
-            "after": after_map.to_dict(),
-            "before": None if old_map is None else old_map.to_dict(),
-        },
-    }
-    if json_path is not None:
-        import json
-
-        from ..outputs import replacing
-
-        with replacing(json_path, overwrite=overwrite) as temporary:
-            temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
-    if score:
-        title = f"{image_path}: noise of a score, which is correlated by design"
-        _print(title, _SCORE_ROWS, after, old)
+    name, after, before = checked.name, checked.after, checked.before
+    if checked.is_score:
+        title = f"{name}: noise of a score, which is correlated by design"
+        _print(title, _SCORE_ROWS, after, before)
     else:
-        _print(f"{image_path}: whiteness (filter: {description})", _ROWS, after, old)
-    if after_map is not None:
-        quantities = _SCORE_MAP_ROWS if score else _MAP_ROWS
-        _print_map(quantities, after_map, old_map, elsewhere=bool(json_path or plot))
-    for output in (json_path, plot):
-        if output is not None:
-            log.info("%s: written.", output)
-    return values
-
-
-def _local_psf(psf: Any) -> Any:
-    """PSF of a place as a function of x and y; None where one image says it all."""
-    from ..errors import ArgumentError
-    from ..exposures.psf import KernelPointSpreadFunction
-
-    if isinstance(psf, KernelPointSpreadFunction) and psf.kernel.is_constant:
-        return None
-
-    def local(x: float, y: float) -> Any:
-        try:
-            return psf.at(x=x, y=y)
-        except ArgumentError as error:
-            log.info("%s", error)
-            return None
-
-    return local
-
-
-def _is_score(image_path: str) -> bool:
-    from ..formats.files import opened, split_extension
-
-    with opened(split_extension(image_path)[0]) as hdus:
-        return hdus[0].header.get("WDSCORE") is True
-
-
-def _before(image_path: str, before: str | None, shape: tuple[int, int]) -> Any:
-    """Difference that the image was made from, if it can be found."""
-    from .. import formats
-    from ..errors import ArgumentError, WhitediffError
-    from ..formats.files import opened, split_extension
-    from ..formats.headers import unescaped
-    from ..formats.limits import leads_to
-
-    if before is None:
-        out = split_extension(image_path)[0]
-        with opened(out) as hdus:
-            recorded = hdus[0].header.get("WDDIFF")
-        if not isinstance(recorded, str):
-            return None
-        found, is_elsewhere = leads_to(unescaped(recorded), out)
-        if found is None:
-            if is_elsewhere:
-                log.info(
-                    "%s: the difference that it was made from does not lie beside it; name it with"
-                    " --before, or allow the paths in headers (--follow-paths).",
-                    image_path,
-                )
-            return None
-        try:
-            exposure = formats.read_exposure(found, needs_variance=False)
-        except WhitediffError as error:
-            log.info("%s", error)
-            return None
-        return exposure if exposure.shape == shape else None
-    exposure = formats.read_exposure(before, needs_variance=False)
-    if exposure.shape != shape:
-        raise ArgumentError(
-            f"{before}: has the shape {exposure.shape}, but {image_path} has {shape}."
-        )
-    return exposure
+        _print(f"{name}: whiteness (filter: {checked.filter})", _ROWS, after, before)
+    if checked.map is not None:
+        quantities = _SCORE_MAP_ROWS if checked.is_score else _MAP_ROWS
+        _print_map(quantities, checked.map, checked.before_map, elsewhere=elsewhere)
 
 
 _VALUE, _MEASURED, _LAGS = "value", "value with its error", "values at lags"

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .console import log
+from ..options import declarations, from_words, words_of
+from .command import Option
 
 __all__ = ["each_detector", "hdu_option", "named_output"]
+
+log = logging.getLogger("whitediff.cli")
 
 hdu_option = click.option(
     "--hdu",
     "hdus",
     multiple=True,
     metavar="NAME|all",
+    group="Inputs",
+    cls=Option,
     help="Extension of all files with several detectors; may be repeated, or all. With more than"
     " one each output's name gets the extension's: out.NAME.fits.",
 )
+
+_KERNELS = ("kernel", "psf", "preconvolution_kernel", "science_psf", "template_psf")
+"""Options that are files with a kernel or PSF: the detector's where they have several images."""
 
 
 def named_output(path: Path, name: str) -> Path:
@@ -48,56 +58,42 @@ def named_output(path: Path, name: str) -> Path:
 
 def each_detector(
     run: Callable[..., Any],
-    options: dict[str, Any],
+    options: Any,
+    wanted: tuple[str, ...],
     *,
-    files: tuple[str, ...],
-    kernels: tuple[str, ...] = (),
-    outputs: tuple[str, ...],
+    files: Mapping[str, str | None],
 ) -> None:
     """Run a command once, or for each detector that ``--hdu`` names.
 
     Parameters
     ----------
     run
-        Function of the command.
+        Function of the options and the files.
     options
-        Its options, with ``hdus``.
+        Options of the command.
+    wanted
+        What ``--hdu`` says.
     files
-        Options that are files with an image of each detector, the first of which says what
-        ``all`` are; numbers and those that were not given stay as they are.
-    kernels
-        Options that are files with a kernel or PSF: the detector's where they have several images.
-    outputs
-        Options that are outputs.
+        Arguments of the command that are files, the first of which says what ``all`` are.
     """
-    wanted = options.pop("hdus")
     if not wanted:
-        run(**options)
+        run(options, **files)
         return
     from ..errors import ArgumentError, WhitediffError, sentence
-    from ..formats.detectors import detectors, of_detector
+    from ..formats.detectors import detectors
 
     names = list(dict.fromkeys(wanted))
     if "all" in names:
-        names = detectors(options[files[0]])
+        names = detectors(next(iter(files.values())))
     if len({named_output(Path("a.fits"), name) for name in names}) < len(names):
         raise ArgumentError(f"--hdu: outputs for {', '.join(names)} would have the same names.")
     failed = []
     for name in names:
         try:
-            own = dict(options)
-            for key in files:
-                if isinstance(own.get(key), str):
-                    own[key] = of_detector(own[key], name)
-            for key in kernels:
-                if isinstance(own.get(key), str):
-                    own[key] = _kernel_of(own[key], name)
-            for key in outputs:
-                if own.get(key) is not None and len(names) > 1:
-                    own[key] = named_output(own[key], name)
             if len(names) > 1:
                 log.info("Detector %s:", name)
-            run(**own)
+            own = _options_of(options, name, several=len(names) > 1)
+            run(own, **{role: _file_of(role, file, name) for role, file in files.items()})
         except WhitediffError as error:
             if len(names) == 1:
                 raise
@@ -111,20 +107,28 @@ def each_detector(
         raise click.exceptions.Exit(1)
 
 
-def _kernel_of(path: str, name: str) -> str:
-    from ..formats.detectors import of_detector
-    from ..formats.files import opened, split_extension
-    from ..formats.identify import identify
+def _options_of(options: Any, name: str, *, several: bool) -> Any:
+    """Options of one detector."""
+    words = words_of(options)
+    for key, each in declarations(type(options)).items():
+        value = words[key]
+        if value is None or value == each.default:
+            continue
+        if each.is_output and several and str(value) != "-":
+            words[key] = named_output(value, name)
+        elif each.is_file and each.several:
+            words[key] = tuple(_file_of(key, one, name) for one in value)
+        elif each.is_file:
+            words[key] = _file_of(key, value, name)
+    return from_words(type(options), words)
 
-    with opened(split_extension(path)[0]) as hdus:
-        identity = identify(hdus)
-        several = len([hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0)]) > 1
-        versions = {(hdu.name, hdu.ver) for hdu in hdus}
-    if identity is None or identity.format != "plain" or not several:
-        return path
-    if identity.kind == "image":
-        return of_detector(path, name)
-    # KERNEL,2 is that of SCI,2.
-    stamp, version = identity.kind.upper(), name.partition(",")[2].strip()
-    own = version.isdigit() and (stamp, int(version)) in versions and (stamp, 2) in versions
-    return f"{path}[{stamp},{version}]" if own and split_extension(path)[1] is None else path
+
+def _file_of(role: str, file: Any, name: str) -> Any:
+    """File, or part of it, that belongs to a detector."""
+    from ..formats.detectors import kernel_of_detector, of_detector
+
+    if dataclasses.is_dataclass(file):  # a file with a variance, of some kind
+        return dataclasses.replace(file, path=of_detector(file.path, name))  # type: ignore[type-var]
+    if not isinstance(file, str):
+        return file
+    return kernel_of_detector(file, name) if role in _KERNELS else of_detector(file, name)

@@ -2,151 +2,66 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib.util
-import json
-import logging
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 
-from ..reading import ReadingOptions, option_names, reading_options
-from .console import OUTPUT_DIRECTORY, common_options, counted, log, print_table, stages
-from .decorrelate import whitening_options
-from .inject import photon_gain
-from .reading import input_options, limit_options
-from .subtract import FIT_OPTIONS, check_alignment, fit_options
+from ..options import declarations
+from ..reading import ReadingOptions
+from ..runs.options import SETTLED_OPTIONS, EvaluateOptions
+from .command import command, given
+from .console import print_table
+from .subtract import check_alignment, check_settled
 
-__all__ = ["OUTPUTS", "evaluate", "run_evaluation"]
+__all__ = ["evaluate"]
 
-OUTPUTS = ("evaluate.json", "injections.ecsv", "evaluate.png")
-
-_SIMULATED = ("set_options",)
+_SIMULATED = ("set",)
 _REAL = (
-    *option_names("science", "template"),
+    *(f"{side}_{name}" for side in ("science", "template") for name in declarations(ReadingOptions)),
     "science_psf",
     "template_psf",
-    "solutions",
+    "kernel",
 )
 
 
-class _Assignment(click.ParamType):
-    """``NAME=VALUE`` of an option of ``whitediff simulate``."""
+def _assigned(text: str, context: click.Context) -> tuple[str, Any]:
+    """Parse ``NAME=VALUE`` of an option of ``whitediff simulate``."""
+    from .simulate import SimulateOptions, simulate
 
-    name = "name=value"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
-        if isinstance(value, tuple):
-            return value
-        from .simulate import simulate
-
-        options = {
-            option.lstrip("-"): each
-            for each in simulate.params
-            for option in each.opts
-            if each.name not in ("output", "overwrite", "threads", "verbose", "quiet")
-        }
-        name, equals, text = str(value).partition("=")
-        if not equals or name not in options:
-            self.fail(
-                f"{value!r} is not NAME=VALUE with a name among {', '.join(sorted(options))}.",
-                param,
-                ctx,
-            )
-        option = options[name]
-        parts = text.split() if option.nargs > 1 else [text]
-        if len(parts) != option.nargs:
-            self.fail(f"{name} takes {option.nargs} values; got {text!r}.", param, ctx)
-        values = tuple(option.type.convert(part, param, ctx) for part in parts)
-        return str(option.name), values if option.nargs > 1 else values[0]
+    options = {
+        option.lstrip("-"): each
+        for each in simulate.params
+        for option in each.opts
+        if each.name not in (*declarations(SimulateOptions), "verbose", "quiet")
+    }
+    name, equals, value = text.partition("=")
+    if not equals or name not in options:
+        raise click.BadParameter(
+            f"{text!r} is not NAME=VALUE with a name among {', '.join(sorted(options))}.",
+            context,
+            param_hint="'--set'",
+        )
+    option = options[name]
+    parts = value.split() if option.nargs > 1 else [value]
+    if len(parts) != option.nargs:
+        raise click.BadParameter(
+            f"{name} takes {option.nargs} values; got {value!r}.", context, param_hint="'--set'"
+        )
+    values = tuple(option.type.convert(part, None, context) for part in parts)
+    return str(option.name), values if option.nargs > 1 else values[0]
 
 
-@click.command(short_help="Measure completeness, purity and bias with injected sources.")
+@command(
+    EvaluateOptions,
+    short_help="Measure completeness, purity and bias with injected sources.",
+    examples=(
+        "whitediff evaluate science.fits template.fits -o evaluation",
+        "whitediff evaluate --simulate --set size=512 --realizations 20 -o evaluation",
+    ),
+)
 @click.argument("science", required=False)
 @click.argument("template", required=False)
-@click.option("--output", required=True, type=OUTPUT_DIRECTORY, help="Directory to write to.")
-@click.option(
-    "--simulate",
-    "simulated",
-    is_flag=True,
-    help="Simulate a pair anew for each realisation, in place of SCIENCE and TEMPLATE.",
-)
-@click.option(
-    "--set",
-    "set_options",
-    type=_Assignment(),
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Option of whitediff simulate, such as size=2048 or 'ellipticity=0.1 -0.07'.",
-)
-@click.option(
-    "--realizations",
-    "realisations",
-    type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    help="How often to inject, subtract and detect.",
-)
-@click.option(
-    "--processes",
-    type=click.IntRange(min=1),
-    help="How many realisations side by side, one thread each; each takes the memory of a"
-    " subtraction  [default: as many as there are cores].",
-)
-@click.option(
-    "--sources",
-    type=click.IntRange(min=1),
-    help="Injected in each realisation  [default: one for each square of 30 widths of the PSF].",
-)
-@click.option(
-    "--signal-to-noise",
-    type=float,
-    nargs=2,
-    default=(3.0, 12.0),
-    show_default=True,
-    metavar="LO HI",
-    help="Of the sources, on the difference.",
-)
-@click.option(
-    "--threshold", type=float, default=5.0, show_default=True, help="Of detection, sigma."
-)
-@click.option(
-    "--separation",
-    type=float,
-    help="Least distance of two sources, pixels  [default: 10 widths of the PSF].",
-)
-@click.option(
-    "--match-radius",
-    type=float,
-    help="Distance within which a detection counts, pixels  [default: one width of the PSF].",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
-@click.option(
-    "--photon-noise",
-    is_flag=True,
-    help="Draw the photon noise of the sources; needs the gain.",
-)
-@click.option("--no-score", is_flag=True, help="Judge the difference alone; takes half the time.")
-@click.option(
-    "--kernel",
-    "solutions",
-    multiple=True,
-    metavar="OLD_OUTPUT",
-    help="Make each difference (or score) with the kernel of an earlier one, without fitting.",
-)
-@fit_options
-@input_options("science", "template")
-@click.option("--science-psf", metavar="FILE", help="PSF of the science image.")
-@click.option("--template-psf", metavar="FILE", help="PSF of the template.")
-@click.option("--full-variance", is_flag=True, help="Propagate the variance of every pixel.")
-@whitening_options
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
-@common_options
-@limit_options
-def evaluate(**options: Any) -> None:
+def evaluate(options: EvaluateOptions, science: str | None, template: str | None) -> None:
     """Inject sources into SCIENCE, subtract TEMPLATE, detect, and compare; many times.
 
     Each realisation adds point sources at random places, makes the difference and the score
@@ -158,232 +73,28 @@ def evaluate(**options: Any) -> None:
     """
     context = click.get_current_context()
     check_alignment(context)
-
-    def given(names: Iterable[str]) -> list[str]:
-        source = click.core.ParameterSource.COMMANDLINE
-        return [
-            parameter.opts[0]
-            for parameter in context.command.params
-            if parameter.name in names and context.get_parameter_source(parameter.name) is source
-        ]
-
-    paths = [options["science"], options["template"]]
-    if options["simulated"] and (any(paths) or given(_REAL)):
+    check_settled(context, options.kernel, SETTLED_OPTIONS)
+    real, simulated = (
+        [f"--{name.replace('_', '-')}" for name in given(context, names)]
+        for names in (_REAL, _SIMULATED)
+    )
+    paths = [path for path in (science, template) if path is not None]
+    if options.simulate and (paths or real):
         raise click.UsageError(
-            f"{', '.join([*filter(None, paths), *given(_REAL)])}: of no use with --simulate, which"
-            " makes its own images; leave one out."
+            f"{', '.join([*paths, *real])}: of no use with --simulate, which makes its own images;"
+            " leave one out."
         )
-    if not options["simulated"] and (not all(paths) or given(_SIMULATED)):
+    if not options.simulate and (len(paths) < 2 or simulated):
         raise click.UsageError(
             "--set belongs to --simulate; add that."
-            if given(_SIMULATED)
+            if simulated
             else "Name SCIENCE and TEMPLATE, or --simulate a pair."
         )
-    if options["solutions"] and given(FIT_OPTIONS):
-        raise click.UsageError(
-            f"{', '.join(given(FIT_OPTIONS))}: has no effect with --kernel, which takes all of"
-            " this from the earlier output; leave one of them out."
-        )
-    run_evaluation(**options)
+    assigned = dict(_assigned(text, context) for text in options.set)
+    from ..runs.evaluate import run_evaluation
 
-
-def run_evaluation(
-    *,
-    output: Path,
-    science: str | None = None,
-    template: str | None = None,
-    simulated: bool = False,
-    set_options: tuple[tuple[str, Any], ...] = (),
-    realisations: int = 10,
-    processes: int | None = None,
-    sources: int | None = None,
-    signal_to_noise: tuple[float, float] = (3.0, 12.0),
-    threshold: float = 5.0,
-    separation: float | None = None,
-    match_radius: float | None = None,
-    seed: int = 1,
-    photon_noise: bool = False,
-    no_score: bool = False,
-    solutions: tuple[str, ...] = (),
-    science_psf: str | None = None,
-    template_psf: str | None = None,
-    overwrite: bool = False,
-    **how: Any,
-) -> dict[str, Any]:
-    """Evaluate, print and write.
-
-    Parameters
-    ----------
-    output, science, template, simulated, set_options, realisations, processes, sources, \
-    signal_to_noise, threshold, separation, match_radius, seed, photon_noise, no_score, solutions, \
-    science_psf, template_psf, overwrite
-        Options of the command.
-    **how
-        Those of `whitediff.runs.recipes.recipe_of`, and of `whitediff.reading`.
-
-    Returns
-    -------
-    numbers
-        What evaluate.json holds.
-    """
-    from .. import __version__, formats
-    from ..diagnostics.completeness import all_sources, summarise
-    from ..errors import DataError
-    from ..exposures.evaluation import EvaluationOptions, Setting
-    from ..exposures.evaluation import evaluate as realise_all
-    from ..formats.catalogs import write_catalog
-    from ..outputs import check_output, replacing, together
-    from ..runs.recipes import as_asked, recipe_of
-    from ..runs.subtract import solutions_by_kind
-    from ..threads import available_threads
-
-    names = [name for name in OUTPUTS if name != "evaluate.png" or _can_draw()]
-    for name in names:
-        if output.exists():
-            check_output(output / name, overwrite=overwrite)
-    read = {path: formats.read_solution(path) for path in solutions}
-    stored = solutions_by_kind(read)
-    if read and "difference" not in stored:
-        raise click.UsageError(
-            f"{', '.join(read)}: holds no difference, on which sources are measured; name the old"
-            " difference with --kernel too."
-        )
-    reading = {name: how.pop(name) for name in option_names("science", "template") if name in how}
-    recipe = recipe_of(**how)
-    levels = {"science": ReadingOptions()}
-    pair: Any
-    if simulated or science is None or template is None:
-        pair = functools.partial(_simulated_pair, seed, dict(set_options))
-    else:
-        levels = reading_options(reading, science=science, template=template)
-        paths = {"science": (science, science_psf), "template": (template, template_psf)}
-        pair = functools.partial(_read_pair, paths, levels)
-    gain = None
-    with stages("Evaluating", 1) as begin:
-        if photon_noise or not simulated:
-            begin("reading")
-            # What is wrong with the images is said once, not by every realisation.
-            first, _ = pair(0)
-            gain = photon_gain(first, levels["science"]) if photon_noise else None
-            del first
-    setting = Setting(
-        pair=pair,
-        fresh=simulated,
-        options=EvaluationOptions(
-            realisations=realisations,
-            sources=sources,
-            signal_to_noise=signal_to_noise,
-            threshold=threshold,
-            seed=seed,
-            separation=separation,
-            match_radius=match_radius,
-            gain=gain,
-            score=not no_score and (not read or "score" in stored),
-        ),
-        recipe=recipe,
-        solutions={kind: as_asked(solution, recipe) for kind, solution in stored.items()},
-    )
-    output.mkdir(parents=True, exist_ok=True)
-    number = min(processes or available_threads(), realisations)
-    done: list[Any] = []
-    failures: list[tuple[int, Exception]] = []
-    with _quiet_realisations(), counted("Realisations", realisations) as advance:
-        for index, result in realise_all(setting, processes=number):
-            if isinstance(result, Exception):
-                failures.append((index, result))
-                log.error("Realisation %d failed: %s", index, " ".join(str(result).split()))
-            else:
-                done.append(result)
-            advance()
-    if not done:
-        raise DataError(
-            f"None of the {realisations} realisations succeeded; the first failed so:"
-            f" {failures[0][1]}"
-        ) from failures[0][1]
-    numbers = {
-        "whitediff": __version__,
-        "science": science,
-        "template": template,
-        "simulation": {name: value for name, value in set_options} if simulated else None,
-        "kernel": list(solutions),
-        "threshold": threshold,
-        "signal_to_noise": list(signal_to_noise),
-        "seed": seed,
-        "photon_noise_gain": gain,
-        "realizations": {
-            "done": len(done),
-            "failed": [
-                {"realization": index, "error": " ".join(str(error).split())}
-                for index, error in sorted(failures, key=lambda each: each[0])
-            ],
-        },
-    } | summarise(done, setting.options, fresh=simulated)
-    table = all_sources(done)
-    with together():
-        with replacing(output / "evaluate.json", overwrite=overwrite) as temporary:
-            temporary.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n")
-        write_catalog(table, output / "injections.ecsv", overwrite=overwrite)
-        if "evaluate.png" in names:
-            from ..diagnostics.plots import plot_evaluation
-
-            title = "simulated pairs" if simulated else f"{science} − {template}"
-            plot_evaluation(output / "evaluate.png", numbers, table, title=title)
-    _print(numbers)
-    log.info("%s: wrote %s.", output, ", ".join(names))
-    return numbers
-
-
-def _can_draw() -> bool:
-    if importlib.util.find_spec("matplotlib") is not None:
-        return True
-    log.warning("No picture: it needs matplotlib (pip install 'whitediff[plot]').")
-    return False
-
-
-@contextlib.contextmanager
-def _quiet_realisations() -> Iterator[None]:
-    """What every realisation would say again stays unsaid, unless the user wants to know more."""
-    logger = logging.getLogger("whitediff")
-    level, verbose = logger.level, logger.level <= logging.DEBUG
-    own = log.level
-    log.setLevel(level)
-    if not verbose:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        log.setLevel(own)
-
-
-def _simulated_pair(seed: int, options: dict[str, Any], number: int) -> tuple[Any, Any]:
-    """A new pair for each realisation; without transients, which nobody injected."""
-    import numpy as np
-
-    from ..exposures.simulated import simulated_exposure
-    from ..simulation import simulate
-    from .simulate import simulation_options
-
-    # A stream of its own: that of [seed, number] draws the sources.
-    own = int(np.random.SeedSequence([options.get("seed", seed), number, 1]).generate_state(1)[0])
-    simulation = simulate(simulation_options({"transients": 0} | options | {"seed": own}))
-    return simulated_exposure(simulation, "science"), simulated_exposure(simulation, "template")
-
-
-def _read_pair(
-    paths: dict[str, tuple[str, str | None]], levels: dict[str, ReadingOptions], number: int
-) -> tuple[Any, Any]:
-    """The same pair for each realisation."""
-    from .. import formats
-    from ..runs.inputs import read_input
-
-    pair = []
-    for name, (path, psf) in paths.items():
-        exposure = read_input(path, levels[name])
-        if psf is not None:
-            exposure.psf = formats.read_psf(psf, bounds=exposure.bbox)
-        pair.append(exposure)
-    return pair[0], pair[1]
+    simulation = assigned if options.simulate else None
+    _print(run_evaluation(science, template, options, simulation).numbers)
 
 
 def _print(numbers: dict[str, Any]) -> None:

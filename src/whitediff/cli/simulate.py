@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..outputs import together
-from .console import OUTPUT_DIRECTORY, common_options, log, stages
+from ..options import declared, part
+from ..runs.options import RunningOptions
+from .command import Option, command
 
-__all__ = ["OUTPUTS", "simulate", "simulation_options", "write_simulation"]
+__all__ = ["SimulateOptions", "simulate"]
 
-OUTPUTS = (
-    "science.fits",
-    "template.fits",
-    "difference.fits",
-    "kernel.fits",
-    "truth.ecsv",
-    "truth_mask.fits",
-)
-
-_WITH_A_KERNEL = ("difference.fits", "kernel.fits")
-"""Files that are only written where a kernel matches the images: where they have one grid."""
+log = logging.getLogger("whitediff.cli")
 
 
 class _Planes(click.ParamType):
@@ -129,55 +121,39 @@ def _flaw_options(command: Any) -> Any:
     for name, settings, text in reversed(FLAWS):
         for image in ("template", "science"):
             command = click.option(
-                f"--{image}-{name}", **settings, help=text, hidden=image == "template"
+                f"--{image}-{name}",
+                **settings,
+                help=text,
+                hidden=image == "template",
+                group="Flaws",
+                cls=Option,
             )(command)
     return command
 
 
-def simulation_options(options: Mapping[str, Any]) -> Any:
-    """Options of a simulation from those of the command line.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimulateOptions:
+    """Options of ``whitediff simulate`` beside those of the scene."""
 
-    Parameters
-    ----------
-    options
-        Name → value, as click has them; None where none is given.
-
-    Returns
-    -------
-    options
-        `whitediff.simulation.SimulationOptions`.
-    """
-    from ..flaws import Grid, ImageOptions
-    from ..simulation import SimulationOptions
-
-    def grid(values: Any) -> Grid:
-        x, y, rotation, scale = values
-        return Grid(shift=(x, y), rotation=rotation, scale=scale)
-
-    given = {name: value for name, value in options.items() if value is not None}
-    ratio = given.pop("seeing_ratio", None)
-    if ratio is not None:
-        given["template_psf"] = ratio * given.get("science_psf", SimulationOptions.science_psf)
-    if "template_grid" in given:
-        given["template_grid"] = grid(given["template_grid"])
-    for image in ("science", "template"):
-        own = {}
-        for option, *_ in FLAWS:
-            name = option.replace("-", "_")
-            value = given.pop(f"{image}_{name}", None)
-            if value is None:
-                continue
-            if name == "wcs_error":
-                value = grid(value)
-            elif name.startswith("no_"):
-                name, value = name.removeprefix("no_"), not value
-            own[name] = value
-        given[image] = ImageOptions(**own)
-    return SimulationOptions(**given)
+    output: Path | None = declared(
+        None,
+        "Directory to write to.",
+        group="Outputs",
+        metavar="DIRECTORY",
+        is_output=True,
+        is_directory=True,
+        required=True,
+        short="o",
+    )
+    overwrite: bool = declared(False, "Replace files that exist.", group="Outputs")
+    running: RunningOptions = part(RunningOptions, without=("memory",))
 
 
-@click.command(short_help="Make a realistic science image and template, with truth.")
-@click.option("--output", required=True, type=OUTPUT_DIRECTORY, help="Directory to write to.")
+@command(
+    SimulateOptions,
+    short_help="Make a realistic science image and template, with truth.",
+    examples=("whitediff simulate -o simulated --size 2048 --seed 3",),
+)
 @click.option(
     "--size",
     "shape",
@@ -325,9 +301,7 @@ def simulation_options(options: Mapping[str, Any]) -> Any:
     "--distortion-length", type=float, help="Their shortest wavelength, pixels  [default: 300]."
 )
 @_flaw_options
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
-@common_options
-def simulate(output: Path, overwrite: bool, **options: Any) -> None:
+def simulate(options: SimulateOptions, **words: Any) -> None:
     """Make a science image and a template of the same stars, galaxies and transients.
 
     Writes science.fits, template.fits, their difference.fits made with the true matching
@@ -336,155 +310,12 @@ def simulate(output: Path, overwrite: bool, **options: Any) -> None:
 
     Each --science-... option from --science-sky on is there as --template-... too.
     """
-    written = write_simulation(simulation_options(options), output, overwrite=overwrite)
+    from ..runs.running import running
+    from ..runs.simulate import simulation_options, write_simulation
+
+    output = options.output
+    assert output is not None
+    with running(options.running):
+        made = simulation_options(words)
+        written = write_simulation(made, output, overwrite=options.overwrite)
     log.info("%s: wrote %s.", output, ", ".join(written))
-
-
-@together()
-def write_simulation(options: Any, output: Path, *, overwrite: bool) -> tuple[str, ...]:
-    """Simulate a pair and write it.
-
-    Parameters
-    ----------
-    options
-        `whitediff.simulation.SimulationOptions`.
-    output
-        Directory; made if need be.
-    overwrite
-        Whether files may be replaced.
-
-    Returns
-    -------
-    names
-        Files that were written.
-
-    Raises
-    ------
-    OutputExistsError
-        If a file exists and may not be replaced.
-    """
-    import astropy.io.fits
-
-    from ..exposures.kernels import interpolated_kernel
-    from ..exposures.simulated import simulated_exposure
-    from ..exposures.subtraction import subtract
-    from ..formats import write_exposure
-    from ..formats.finished import replacing_fits
-    from ..formats.stamps import kernel_hdus
-    from ..outputs import check_output
-    from ..simulation import simulate as run_simulation
-
-    output.mkdir(parents=True, exist_ok=True)
-    names = [name for name in OUTPUTS if options.same_grid or name not in _WITH_A_KERNEL]
-    for name in names:
-        check_output(output / name, overwrite=overwrite)
-    with stages("Simulating", 4) as begin:
-        begin("sources and noise")
-        simulation = run_simulation(options)
-        science = simulated_exposure(simulation, "science")
-        template = simulated_exposure(simulation, "template")
-        if options.same_grid:
-            begin("true kernel")
-            kernel = interpolated_kernel(
-                simulation.kernel_at, science.bbox, 4 if options.variation else 0
-            )
-            begin("difference")
-            difference = subtract(science, template, kernel, convolved=simulation.convolved)
-        begin("writing")
-        for name, exposure in (("science", science), ("template", template)):
-            _write_image(
-                exposure, options.flaws_of(name), output / f"{name}.fits", overwrite=overwrite
-            )
-        if options.same_grid:
-            write_exposure(
-                difference,
-                output / "difference.fits",
-                overwrite=overwrite,
-                provenance={
-                    "WDTASK": ("simulate", "made by"),
-                    "WDCONV": (simulation.convolved, "exposure that was convolved"),
-                },
-            )
-            with replacing_fits(output / "kernel.fits", overwrite=overwrite) as temporary:
-                astropy.io.fits.HDUList(
-                    [astropy.io.fits.PrimaryHDU(), *kernel_hdus(kernel, "KERNEL", science.bbox)]
-                ).writeto(temporary)
-        _write_truth(simulation, output, overwrite=overwrite)
-    return tuple(names)
-
-
-def _write_image(exposure: Any, own: Any, path: Path, *, overwrite: bool) -> None:
-    """One image, with as much in its file as the options say."""
-    import astropy.io.fits
-    import numpy as np
-
-    from ..exposures.masks import flagged
-    from ..formats import write_exposure
-    from ..formats.finished import replacing_fits
-    from ..formats.stamps import psf_hdus
-
-    if own.noise_plane == "variance" and own.masked and own.psf_plane:
-        write_exposure(
-            exposure, path, overwrite=overwrite, provenance={"WDTASK": ("simulate", "made by")}
-        )
-        return
-    hdus = [astropy.io.fits.PrimaryHDU(exposure.data, header=exposure.header)]
-    variance = exposure.variance
-    if own.noise_plane == "variance":
-        hdus.append(astropy.io.fits.ImageHDU(variance, name="VARIANCE"))
-    elif own.noise_plane == "sigma":
-        hdus.append(astropy.io.fits.ImageHDU(np.sqrt(variance), name="ERR"))
-    elif own.noise_plane == "weight":
-        hdus.append(astropy.io.fits.ImageHDU(1 / variance, name="WEIGHT"))
-    if own.masked:
-        planes = {name: flagged(exposure.mask, [name]) for name in own.masked}
-        hdus.append(_mask_hdu(planes, "MASK"))
-    if own.psf_plane:
-        hdus += psf_hdus(exposure.psf, "PSF", exposure.bbox)
-    with replacing_fits(path, overwrite=overwrite) as temporary:
-        astropy.io.fits.HDUList(hdus).writeto(temporary)
-
-
-def _mask_hdu(planes: Mapping[str, Any], name: str) -> Any:
-    """Planes as bits of one integer for each pixel, which cards MP_name number."""
-    import astropy.io.fits
-    import numpy as np
-
-    bits = sum(plane.astype(np.uint8) << bit for bit, plane in enumerate(planes.values()))
-    hdu = astropy.io.fits.ImageHDU(np.asarray(bits, np.uint8), name=name)
-    for bit, plane in enumerate(planes):
-        hdu.header[f"HIERARCH MP_{plane}"] = bit
-    return hdu
-
-
-def _write_truth(simulation: Any, output: Path, *, overwrite: bool) -> None:
-    """Table of the sources, and masks of the flawed pixels."""
-    import astropy.io.fits
-    import astropy.table
-
-    from ..formats.finished import replacing_fits
-    from ..outputs import replacing
-
-    table = astropy.table.Table(simulation.sources)
-    units = {
-        "pixel": ("x", "y", "template_x", "template_y", "radius"),
-        "adu": ("science_flux", "template_flux"),
-        "rad": ("angle",),
-    }
-    for unit, columns in units.items():
-        for column in columns:
-            table[column].unit = unit
-    table.meta["convolved"] = simulation.convolved
-    options = simulation.options
-    for name in ("science", "template"):
-        table.meta[f"{name}_pixel_per_adu"] = options.flaws_of(name).factor(options.gain)
-    with replacing(output / "truth.ecsv", overwrite=overwrite) as temporary:
-        table.write(temporary, format="ascii.ecsv")
-    with replacing_fits(output / "truth_mask.fits", overwrite=overwrite) as temporary:
-        astropy.io.fits.HDUList(
-            [
-                astropy.io.fits.PrimaryHDU(),
-                _mask_hdu(simulation.science.flaws, "SCIENCE"),
-                _mask_hdu(simulation.template.flaws, "TEMPLATE"),
-            ]
-        ).writeto(temporary)

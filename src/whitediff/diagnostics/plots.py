@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,121 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError
 from ..outputs import replacing
+from ..stats import robust_sigma
 from .measure import ScoreNoise, VarianceMap, Whiteness, WhitenessMap, radial_power
 
-__all__ = ["plot_batch", "plot_evaluation", "plot_whiteness"]
+__all__ = [
+    "check_matplotlib",
+    "plot_batch",
+    "plot_evaluation",
+    "plot_subtraction",
+    "plot_whiteness",
+]
 
 type Array = npt.NDArray[Any]
+
+
+def check_matplotlib() -> None:
+    """Make sure that pictures can be drawn, before any work is done.
+
+    Raises
+    ------
+    ArgumentError
+        If matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ArgumentError(
+            "Pictures need matplotlib; install it with: pip install 'whitediff[plot]'."
+        )
+
+
+def plot_subtraction(
+    images: Mapping[str, Array],
+    *,
+    origin: tuple[int, int] = (0, 0),
+    sources: Any = None,
+    title: str = "",
+    path: Path | None = None,
+    overwrite: bool = False,
+) -> Any:
+    """Draw a science image, a template and their difference beside each other.
+
+    Parameters
+    ----------
+    images
+        Title → ``(ny, nx)`` image; the last one is the difference, whose scale is symmetric.
+    origin
+        Pixel coordinates (y, x) of the first pixel.
+    sources
+        Table with columns x, y and flux, pixel coordinates; circles mark them, red for positive
+        and blue for negative fluxes.
+    title
+        Above the picture.
+    path
+        PNG to write; None to write nothing.
+    overwrite
+        Whether an existing file may be replaced.
+
+    Returns
+    -------
+    figure
+        `matplotlib.figure.Figure`.
+
+    Raises
+    ------
+    ArgumentError
+        If matplotlib is not installed.
+    """
+    check_matplotlib()
+    from matplotlib.patches import Circle
+
+    ny, nx = next(iter(images.values())).shape
+    height = min(max(5.0 * ny / nx, 2.5), 12.0)
+    figure = _figure((5.2 * len(images), height + 0.8), title)
+    panels = np.atleast_1d(figure.subplots(1, len(images), sharex=True, sharey=True))
+    y0, x0 = origin
+    extent = (x0 - 0.5, x0 + nx - 0.5, y0 - 0.5, y0 + ny - 0.5)
+    last = list(images)[-1]
+    for axes, (name, image) in zip(panels, images.items(), strict=True):
+        step = max(1, max(image.shape) // _MOST_DRAWN)
+        pixels = image[::step, ::step].astype(float)
+        finite = pixels[np.isfinite(pixels)]
+        middle = float(np.median(finite)) if finite.size else 0.0
+        sigma = robust_sigma(finite) if finite.size else 1.0
+        limits = (middle - 2 * sigma, middle + 8 * sigma)
+        if name == last:
+            limits = (-5 * sigma, 5 * sigma)
+        axes.imshow(
+            pixels, origin="lower", cmap="gray", vmin=limits[0], vmax=limits[1], extent=extent
+        )
+        axes.set_title(name, parse_math=False)
+        axes.set_xlabel("x [pixel]")
+    panels[0].set_ylabel("y [pixel]")
+    if sources is not None and len(sources):
+        radius = 0.02 * max(nx, ny) + 4
+        for row in sources:
+            colour = "#d62728" if float(_plain(row["flux"])) > 0 else "#1f77b4"
+            for axes in panels:
+                circle = Circle(
+                    (float(_plain(row["x"])), float(_plain(row["y"]))),
+                    radius,
+                    fill=False,
+                    color=colour,
+                    linewidth=1.0,
+                )
+                axes.add_patch(circle)
+    if path is not None:
+        with replacing(path, overwrite=overwrite) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+    return figure
+
+
+_MOST_DRAWN = 1500
+"""Pixels along a side of what is drawn: more are left out evenly."""
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)
 
 
 def plot_whiteness(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import itertools
 import logging
@@ -13,7 +14,7 @@ import struct
 import time
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .limits import current, regular
 from .parts import KEYWORD, lost_parts
 from .remote import RemotePath, fetched, is_address
 
-__all__ = ["Extension", "opened", "remarks", "split_extension"]
+__all__ = ["Extension", "lent", "opened", "remarks", "split_extension"]
 
 _log = logging.getLogger("whitediff.formats")
 
@@ -79,6 +80,33 @@ def _parsed(text: str) -> Extension:
     return int(extension) if extension.isdigit() else extension
 
 
+_lent: contextvars.ContextVar[Mapping[Path, astropy.io.fits.HDUList]] = contextvars.ContextVar(
+    "lent", default={}
+)
+
+
+@contextlib.contextmanager
+def lent(name: str, hdus: astropy.io.fits.HDUList) -> Iterator[None]:
+    """Context in which HDUs in memory are read as if they were a file.
+
+    Parameters
+    ----------
+    name
+        Name of that file: `opened` yields the HDUs for it, and messages name it.
+    hdus
+        HDUs; neither changed nor closed.
+
+    Yields
+    ------
+    None
+    """
+    token = _lent.set({**_lent.get(), Path(name): hdus})
+    try:
+        yield
+    finally:
+        _lent.reset(token)
+
+
 @contextlib.contextmanager
 def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HDUList]:
     """Open a FITS file, whole and readable.
@@ -103,14 +131,19 @@ def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HD
         memory than `whitediff.formats.limits` allows, or differs from its checksums; also where
         astropy cannot read what the caller asks for.
     """
+    in_memory = _lent.get().get(path)
     # Errors name the output, wherever its content waits to take its place.
     place = staged(path)
-    regular(place)
+    if in_memory is None:
+        regular(place)
     with warnings.catch_warnings():
         # Slips in headers that astropy repairs are not the user's news here; a file that
         # is too short is checked for below.
         warnings.simplefilter("ignore", astropy.utils.exceptions.AstropyWarning)
         try:
+            if in_memory is not None:
+                yield in_memory
+                return
             found = _surveyed(place, sums=checksums and current().checksums)
             for note in found.notes:
                 _tell_once(path, note)

@@ -1,92 +1,93 @@
-"""A template file in, the same on another image's pixels out."""
+"""A template in, the same on another image's pixels out."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from .. import __version__, formats
 from ..exposures.alignment import aligned
 from ..exposures.resampling import Resampled, ResamplingOptions, turned
 from ..outputs import check_output
-from ..reading import reading_options
-from .inputs import read_input
+from ..progress import stages
+from .inputs import name_of, path_of, read_image, read_input, read_psf
+from .options import AlignOptions
+from .running import running
 
 __all__ = ["run_alignment"]
 
 log = logging.getLogger("whitediff.runs")
 
 
-def _silent(stage: str) -> None:
-    """Take no note of a stage."""
-
-
-def run_alignment(
-    *,
-    template: str,
-    science: str,
-    output: Path,
-    method: Any = "auto",
-    noise: Any = "auto",
-    register: bool = False,
-    ignore_wcs: bool = False,
-    template_psf: str | None = None,
-    compress: bool = False,
-    overwrite: bool = False,
-    begin: Callable[[str], None] = _silent,
-    **reading: Any,
-) -> None:
-    """Read, resample and write.
+def run_alignment(template: object, science: object, options: AlignOptions) -> Resampled:
+    """Read a template, resample it and write it.
 
     Parameters
     ----------
-    template, science, output, method, noise, register, ignore_wcs, template_psf, compress, \
-    overwrite
-        Options of the command.
-    begin
-        Called with the name of each stage.
-    **reading
-        How the template is read: ``template_gain`` and so on, as `whitediff.reading` declares them.
+    template
+        File, or what `whitediff.runs.inputs.read_image` takes.
+    science
+        Image whose pixels the template is resampled to, likewise.
+    options
+        Options of ``whitediff align``; without an output nothing is written.
+
+    Returns
+    -------
+    result
+        Resampled template, and how it was resampled.
+
+    Raises
+    ------
+    WhitediffError
+        One of its kinds, whose message names the file at fault.
     """
-    check_output(output, overwrite=overwrite, inputs=(template, science))
-    options = ResamplingOptions(
-        method=method, noise=noise, positions="distortions" if register else "stars"
+    names = path_of(template), path_of(science)
+    if options.output is not None:
+        check_output(options.output, overwrite=options.overwrite, inputs=names)
+    how = ResamplingOptions(
+        method=options.method,
+        noise=options.noise,
+        positions="distortions" if options.register else "stars",
     )
-    how_read = reading_options(reading, template=template)
-    begin("reading")
-    grid = formats.read_exposure(science, needs_variance=False)
-    exposure = read_input(template, how_read["template"])
-    if template_psf is not None:
-        exposure.psf = formats.read_psf(template_psf, bounds=exposure.bbox)
-    begin("resampling")
-    result = aligned(grid, exposure, options, use_wcs=not ignore_wcs)
-    begin("writing")
-    formats.write_exposure(
-        result.exposure,
-        output,
-        overwrite=overwrite,
-        compress=compress,
-        provenance={
-            "WDTASK": ("align", "made by"),
-            "WDVERS": (__version__, "version of whitediff"),
-            "WDTMPL": (template, "template"),
-            "WDSCI": (science, "image whose pixels these are"),
-            "WDTPSFIN": (template_psf, "PSF of the template image from"),
-            "WDALIGN": (result.method, "how the template was resampled"),
-            "WDALAREA": (result.pixel_area, "area of a pixel over one of the template"),
-            "WDALROT": (result.rotation, "rotation of the template's grid, degrees"),
-            "WDALERR": (result.map_error, "error of the positions, template pixels"),
-            "WDTFRAC": (result.covered, "of the pixels that the template covers"),
-        },
-    )
-    _describe(output, template, science, result)
+    with running(options.running, options.output), stages("Aligning", 3) as begin:
+        begin("reading")
+        grid = read_image(science, "science image")
+        exposure = read_input(template, options.template, "template")
+        if options.template_psf is not None:
+            exposure.psf = read_psf(options.template_psf, exposure.bbox, "template PSF")
+        begin("resampling")
+        result = aligned(grid, exposure, how, use_wcs=not options.ignore_wcs)
+        begin("writing")
+        if options.output is not None:
+            formats.write_exposure(
+                result.exposure,
+                options.output,
+                overwrite=options.overwrite,
+                compress=options.compress,
+                provenance={
+                    "WDTASK": ("align", "made by"),
+                    "WDVERS": (__version__, "version of whitediff"),
+                    "WDTMPL": (names[0], "template"),
+                    "WDSCI": (names[1], "image whose pixels these are"),
+                    "WDTPSFIN": (_named(options.template_psf), "PSF of the template image from"),
+                    "WDALIGN": (result.method, "how the template was resampled"),
+                    "WDALAREA": (result.pixel_area, "area of a pixel over one of the template"),
+                    "WDALROT": (result.rotation, "rotation of the template's grid, degrees"),
+                    "WDALERR": (result.map_error, "error of the positions, template pixels"),
+                    "WDTFRAC": (result.covered, "of the pixels that the template covers"),
+                },
+            )
+    output = options.output or name_of(template, "template")
+    _describe(str(output), exposure.source, grid.source, result)
     if result.exposure.psf is None:
         log.info("%s: no PSF is known, so the output has none.", output)
+    return result
 
 
-def _describe(output: Path, template: str, science: str, result: Resampled) -> None:
+def _named(given: object) -> str | None:
+    return None if given is None else path_of(given)
+
+
+def _describe(output: str, template: str | None, science: str | None, result: Resampled) -> None:
     """Say what was made."""
     how = "placed by whole pixels on"
     if result.method is not None:

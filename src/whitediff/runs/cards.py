@@ -12,12 +12,16 @@ from ..exposures.psf import Light
 from ..noise import FLOOR
 
 __all__ = [
+    "Cards",
     "decorrelation_cards",
     "depth_cards",
     "report_inputs_floor",
     "report_noise_floor",
     "significance_cards",
+    "values_of",
 ]
+
+type Cards = dict[str, tuple[Any, str]]
 
 log = logging.getLogger("whitediff.runs")
 
@@ -26,7 +30,23 @@ _MOST_WITHOUT_NOISE = 0.15
 with 20 %, of one averaged with a Gaussian, their filtered variance ratio was 1.16."""
 
 
-def decorrelation_cards(result: Any) -> dict[str, tuple[Any, str]]:
+def values_of(cards: Cards) -> dict[str, Any]:
+    """Values of cards.
+
+    Parameters
+    ----------
+    cards
+        Keyword → (value, comment).
+
+    Returns
+    -------
+    values
+        Keyword → value.
+    """
+    return {keyword: value for keyword, (value, _) in cards.items()}
+
+
+def decorrelation_cards(result: Any) -> Cards:
     """Cards of the primary header that say what was done.
 
     Parameters
@@ -67,7 +87,7 @@ def decorrelation_cards(result: Any) -> dict[str, tuple[Any, str]]:
     }
 
 
-def depth_cards(depth: Any, zero_point: float | None) -> dict[str, tuple[Any, str]]:
+def depth_cards(depth: Any, zero_point: float | None) -> Cards:
     """Cards of how faint a point source a product shows.
 
     Parameters
@@ -82,7 +102,7 @@ def depth_cards(depth: Any, zero_point: float | None) -> dict[str, tuple[Any, st
     cards
         Keyword → (value, comment).
     """
-    cards: dict[str, tuple[Any, str]] = {"WDZERO": (zero_point, "zero point that was given")}
+    cards: Cards = {"WDZERO": (zero_point, "zero point that was given")}
     if depth is None:
         return cards
     return cards | {
@@ -91,7 +111,7 @@ def depth_cards(depth: Any, zero_point: float | None) -> dict[str, tuple[Any, st
     }
 
 
-def significance_cards(width: Any) -> dict[str, tuple[Any, str]]:
+def significance_cards(width: Any) -> Cards:
     """Cards of how wide the significances of a product scatter where there is no source.
 
     Parameters
@@ -114,7 +134,7 @@ def significance_cards(width: Any) -> dict[str, tuple[Any, str]]:
     }
 
 
-def _psf_cards(psf: Any) -> dict[str, tuple[Any, str]]:
+def _psf_cards(psf: Any) -> Cards:
     """Cards of how fluxes measured with a PSF compare with those of the sources."""
     if psf is None:
         return {}
@@ -125,9 +145,9 @@ def _psf_cards(psf: Any) -> dict[str, tuple[Any, str]]:
     }
 
 
-def _noise_cards(result: Any) -> dict[str, tuple[Any, str]]:
+def _noise_cards(result: Any) -> Cards:
     """Cards of a correction that varies, and of inputs that are not white."""
-    cards: dict[str, tuple[Any, str]] = {}
+    cards: Cards = {}
     if result.local is not None:
         cards |= {
             "WDNIMG": (len(result.local.filter.images), "images that the correction is made of"),

@@ -1,45 +1,240 @@
-"""Reading what a run works on."""
+"""What a run works on, from files or from memory."""
 
 from __future__ import annotations
 
 import logging
+import os
+from typing import Any
 
+import astropy.io.fits
 import numpy as np
 
 from .. import formats
-from ..errors import DataError
-from ..exposures import decorrelation, masks
+from ..errors import ArgumentError, DataError
+from ..exposures import decorrelation, foreign, masks
+from ..exposures.boxes import Box
+from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
 from ..exposures.noise import without_sentinels
-from ..reading import ReadingOptions
+from ..exposures.psf import KernelPointSpreadFunction, PointSpreadFunction
+from ..formats.ccddata import from_ccddata
+from ..formats.files import lent
+from ..formats.plain import with_options
+from ..reading import ReadingOptions, VarianceSource
 
-__all__ = ["check_usable", "read_input"]
+__all__ = ["check_usable", "name_of", "path_of", "read_image", "read_input", "read_kernel", "read_psf"]
 
 log = logging.getLogger("whitediff.runs")
 
 
-def read_input(path: str, options: ReadingOptions) -> Exposure:
+def path_of(given: object) -> str | None:
+    """Name of the file that was given.
+
+    Parameters
+    ----------
+    given
+        File, or something in memory.
+
+    Returns
+    -------
+    path
+        Of something in memory None, unless it says which file it was read from.
+    """
+    if isinstance(given, str | os.PathLike):
+        return os.fspath(given)  # type: ignore[return-value]
+    if isinstance(given, astropy.io.fits.HDUList):
+        return given.filename()
+    source = getattr(given, "source", None)
+    return None if source is None else str(source)
+
+
+def name_of(given: object, role: str) -> str:
+    """Name of an input in messages.
+
+    Parameters
+    ----------
+    given
+        File, or something in memory.
+    role
+        Part that it has in the run, such as ``science image``.
+
+    Returns
+    -------
+    name
+        File, or the role.
+    """
+    return path_of(given) or f"the {role}"
+
+
+def read_image(
+    given: object, role: str, options: ReadingOptions | None = None, *, needs_variance: bool = False
+) -> Exposure:
+    """Read an image from whatever holds one.
+
+    Parameters
+    ----------
+    given
+        File; `whitediff.Exposure`; CCDData or NDData; HDUList; object of lsst.images; or an array
+        ``(ny, nx)``, which may be masked.
+    role
+        Part that it has in the run, for messages.
+    options
+        How it is read.
+    needs_variance
+        If False, an image without a variance plane gets NaN for it; else it is measured.
+
+    Returns
+    -------
+    exposure
+        `whitediff.Exposure`; not copied where it is one.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none of these.
+    """
+    options = options or ReadingOptions()
+    if isinstance(given, str | os.PathLike):
+        path = str(os.fspath(given))
+        return formats.read_exposure(path, options=options, needs_variance=needs_variance)
+    name = name_of(given, role)
+    if isinstance(given, np.ndarray) and given.dtype != object:
+        given = _hdus(given, name)
+    if isinstance(given, astropy.io.fits.HDUList):
+        with lent(name, given):
+            return formats.read_exposure(name, options=options, needs_variance=needs_variance)
+    if isinstance(options.variance, VarianceSource):
+        raise ArgumentError(
+            f"{name}: has its own variance in memory; give it there, not as {options.variance}."
+        )
+    if isinstance(given, Exposure):
+        exposure = given
+    elif all(hasattr(given, each) for each in ("data", "uncertainty", "mask")):
+        exposure = from_ccddata(given, variance=options.variance, source=name)
+    elif all(hasattr(given, each) for each in ("image", "variance", "mask")):
+        exposure = Exposure.from_object(given)
+    else:
+        raise ArgumentError(
+            f"{name}: is {type(given).__name__}, and no image; give a file, an array of numbers,"
+            " CCDData, HDUList or whitediff.Exposure."
+        )
+    if exposure.source is None:
+        exposure = exposure.replaced()
+        exposure.source = name
+    return with_options(exposure, options, name)
+
+
+def _hdus(array: np.ndarray[Any, Any], name: str) -> astropy.io.fits.HDUList:
+    """Array as a file would hold it."""
+    if array.ndim != 2 or array.dtype.kind not in "iuf":
+        raise ArgumentError(
+            f"{name}: must be an image, numbers of two axes; got {array.dtype} of the shape"
+            f" {array.shape}."
+        )
+    pixels = np.asarray(array.data if np.ma.isMaskedArray(array) else array)
+    if pixels.dtype == np.float16:
+        pixels = pixels.astype(np.float32)
+    hdus = [astropy.io.fits.PrimaryHDU(pixels)]
+    if np.ma.isMaskedArray(array):
+        bits = np.ma.getmaskarray(array).astype(np.uint8)
+        hdus.append(astropy.io.fits.ImageHDU(bits, name="MASK"))
+    return astropy.io.fits.HDUList(hdus)
+
+
+def read_input(given: object, options: ReadingOptions, role: str = "image") -> Exposure:
     """Read a science image or template, with its variance from wherever there is one.
 
     Parameters
     ----------
-    path
-        File.
-    options
-        How it is read.
+    given, role, options
+        As for `read_image`.
 
     Returns
     -------
     exposure
         `whitediff.Exposure` with at least one usable pixel.
     """
-    exposure = without_sentinels(formats.read_exposure(path, options=options))
+    exposure = without_sentinels(read_image(given, role, options, needs_variance=True))
     check_usable(exposure, masks.UNTRUSTED_MASK_PLANES)
     variance = options.variance
     if isinstance(variance, float | int) and not decorrelation.variance_mean(exposure, ()) > 0:
         exposure = exposure.replaced(variance=np.full(exposure.shape, variance, dtype=np.float32))
-        log.info("%s: its variance plane is unusable; %g is used everywhere.", path, variance)
+        log.info(
+            "%s: its variance plane is unusable; %g is used everywhere.", exposure.source, variance
+        )
     return exposure
+
+
+def read_psf(given: object, bounds: Box, role: str = "PSF") -> PointSpreadFunction:
+    """Read a PSF from a file or from memory.
+
+    Parameters
+    ----------
+    given
+        File; PSF of whitediff, lsst.images or photutils; or an image ``(ky, kx)`` of it.
+    bounds
+        Box of the exposure that it is of.
+    role
+        Part that it has in the run, for messages.
+
+    Returns
+    -------
+    psf
+        `whitediff.exposures.psf.PointSpreadFunction`.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none of these.
+    """
+    if isinstance(given, str | os.PathLike):
+        return formats.read_psf(str(os.fspath(given)), bounds=bounds)
+    adapted = foreign.adapted(given)
+    if isinstance(adapted, PointSpreadFunction):
+        return adapted
+    if isinstance(adapted, ConvolutionKernel):
+        return KernelPointSpreadFunction(adapted)
+    if isinstance(given, np.ndarray):
+        name = f"the {role}"
+        with lent(name, _hdus(given, name)):
+            return formats.read_psf(name, bounds=bounds)
+    raise ArgumentError(
+        f"the {role}: is {type(given).__name__}, and no PSF; give a file, or an image of it."
+    )
+
+
+def read_kernel(given: object, bounds: Box) -> ConvolutionKernel:
+    """Read a matching kernel from a file or from memory.
+
+    Parameters
+    ----------
+    given
+        File, kernel of whitediff or lsst.images, or an image ``(ky, kx)`` of it.
+    bounds
+        Box of the exposures.
+
+    Returns
+    -------
+    kernel
+        `whitediff.exposures.kernels.ConvolutionKernel`.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none of these.
+    """
+    if isinstance(given, str | os.PathLike):
+        return formats.read_kernel(str(os.fspath(given)), bounds=bounds)
+    adapted = foreign.adapted(given)
+    if isinstance(adapted, ConvolutionKernel):
+        return adapted
+    if isinstance(given, np.ndarray):
+        name = "the kernel"
+        with lent(name, _hdus(given, name)):
+            return formats.read_kernel(name, bounds=bounds)
+    raise ArgumentError(
+        f"the kernel: is {type(given).__name__}, and no kernel; give a file, or an image of it."
+    )
 
 
 def check_usable(exposure: Exposure, planes: tuple[str, ...]) -> None:

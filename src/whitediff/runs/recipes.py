@@ -3,57 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Mapping
-from typing import Literal
 
 from ..exposures.decorrelation import CorrectionOptions
 from ..exposures.defects import DefectOptions
-from ..exposures.matching import BasisChoice, MatchOptions
+from ..exposures.matching import MatchOptions
 from ..exposures.preparation import PreparationOptions
 from ..exposures.recipe import CutoutOptions, Recipe
 from ..exposures.resampling import ResamplingOptions
 from ..exposures.solution import Solution
 from ..matching.design import FitOptions
+from .options import RecipeOptions
 
-__all__ = ["RECIPE_OPTIONS", "as_asked", "recipe_of"]
+__all__ = ["as_asked", "recipe_of"]
 
 
-def recipe_of(
-    *,
-    convolved: Literal["template", "science", "auto"] | None = None,
-    kernel_order: int | Literal["bic", "cross-validation"] | None = None,
-    background_order: int = 2,
-    background: Literal["auto", "polynomial", "mesh"] = "auto",
-    basis: BasisChoice = "auto",
-    kernel_size: int | None = None,
-    varying_sum: bool = False,
-    keep_variance: bool = False,
-    ignore_wcs: bool = False,
-    align: bool = False,
-    register: bool = False,
-    align_method: Literal["auto", "interpolating", "adaptive"] = "auto",
-    noise: Literal["white", "auto", "measured"] = "auto",
-    constant: bool = False,
-    fill: Literal["mean", "interpolate"] = "interpolate",
-    full_variance: bool = False,
-    no_cosmic_rays: bool = False,
-    no_bad_pixels: bool = False,
-    no_trails: bool = False,
-    no_level_jumps: bool = False,
-    kernel_from: Literal["auto", "stars", "psfs", "pixels"] = "auto",
-    flux_scale: float | None = None,
-    transient: tuple[float, float] | None = None,
-) -> Recipe:
-    """Recipe that the options of ``whitediff subtract`` ask for.
+def recipe_of(options: RecipeOptions) -> Recipe:
+    """Recipe that options ask for.
 
     Parameters
     ----------
-    convolved, kernel_order, background_order, background, basis, kernel_size, varying_sum, \
-    keep_variance, ignore_wcs, align, register, align_method, noise, constant, fill, \
-    full_variance, no_cosmic_rays, no_bad_pixels, no_trails, no_level_jumps, kernel_from, \
-    flux_scale, transient
-        Options of the command.
+    options
+        Of a command.
 
     Returns
     -------
@@ -65,54 +35,53 @@ def recipe_of(
     ArgumentError
         If a value is refused.
     """
-    resampling = None
-    if align or register:
-        resampling = ResamplingOptions(
-            method=align_method,
-            noise=noise,
-            positions="distortions" if register else "stars",
-        )
-    if kernel_order is None:
-        # To try all orders with hundreds of free pixels takes minutes.
-        kernel_order = 1 if basis == "delta" else "bic"
+    # To try all orders with hundreds of free pixels takes minutes.
+    usual = 1 if options.basis == "delta" else "bic"
+    kernel_order = usual if options.kernel_order is None else options.kernel_order
     return Recipe(
         preparation=PreparationOptions(
-            rescale_variance=not keep_variance,
-            use_wcs=not ignore_wcs,
-            resampling=resampling,
+            rescale_variance=not options.keep_variance,
+            use_wcs=not options.ignore_wcs,
+            resampling=_resampling(options),
             defects=DefectOptions(
-                cosmic_rays=False if no_cosmic_rays else "auto",
-                bad_pixels=False if no_bad_pixels else "auto",
-                trails=False if no_trails else "auto",
-                level_jumps=False if no_level_jumps else "auto",
+                cosmic_rays=False if options.no_cosmic_rays else "auto",
+                bad_pixels=False if options.no_bad_pixels else "auto",
+                trails=False if options.no_trails else "auto",
+                level_jumps=False if options.no_level_jumps else "auto",
             ),
         ),
         match=MatchOptions(
-            convolved=convolved or "auto",
-            basis=basis,
-            kernel_size=kernel_size,
+            convolved=options.convolved or "auto",
+            basis=options.basis,
+            kernel_size=options.kernel_size,
             choose_order=kernel_order if isinstance(kernel_order, str) else None,
-            background=background,
+            background=options.background,
             fit=FitOptions(
                 kernel_order=1 if isinstance(kernel_order, str) else kernel_order,
-                background_order=background_order,
-                constant_sum=not varying_sum,
+                background_order=options.background_order,
+                constant_sum=not options.varying_sum,
             ),
         ),
         correction=CorrectionOptions(
-            noise=noise,
-            spatially_varying=not constant,
-            fill=fill,
-            full_variance=full_variance,
+            noise=options.whitening.noise,
+            spatially_varying=not options.whitening.constant,
+            fill=options.whitening.fill,
+            full_variance=options.full_variance,
         ),
-        cutout=CutoutOptions(kernel_from=kernel_from, flux_scale=flux_scale, place=transient),
+        cutout=CutoutOptions(
+            kernel_from=options.kernel_from, flux_scale=options.flux_scale, place=options.transient
+        ),
     )
 
 
-RECIPE_OPTIONS: Mapping[str, object] = {
-    name: parameter.default for name, parameter in inspect.signature(recipe_of).parameters.items()
-}
-"""Options of `recipe_of` and their defaults."""
+def _resampling(options: RecipeOptions) -> ResamplingOptions | None:
+    if not (options.align or options.register):
+        return None
+    return ResamplingOptions(
+        method=options.align_method,
+        noise=options.whitening.noise,
+        positions="distortions" if options.register else "stars",
+    )
 
 
 def as_asked(solution: Solution, recipe: Recipe) -> Solution:

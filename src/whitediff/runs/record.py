@@ -26,9 +26,10 @@ class RunRecord(logging.Handler):
         Seconds since the start, kind (``option``, ``stage`` or ``warning``) and text.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
         self._start = time.monotonic()
+        self._begin = begin
         self.entries: list[tuple[float, str, str]] = []
 
     def add(self, kind: str, text: str) -> None:
@@ -41,25 +42,16 @@ class RunRecord(logging.Handler):
         """
         self.entries.append((time.monotonic() - self._start, kind, " ".join(text.split())))
 
-    def noting(self, begin: Callable[[str], None]) -> Callable[[str], None]:
-        """Note every stage that is announced.
+    def begin(self, stage: str) -> None:
+        """Note that a stage begins, and announce it.
 
         Parameters
         ----------
-        begin
-            Function of the name of a stage.
-
-        Returns
-        -------
-        begin
-            The same, with an entry made before.
+        stage
+            Name of the stage.
         """
-
-        def noted(stage: str) -> None:
-            self.add("stage", stage)
-            begin(stage)
-
-        return noted
+        self.add("stage", stage)
+        self._begin(stage)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a warning."""
@@ -88,20 +80,22 @@ class RunRecord(logging.Handler):
 
 
 @contextlib.contextmanager
-def recorded(options: Mapping[str, Any]) -> Iterator[RunRecord]:
+def recorded(options: Mapping[str, Any], begin: Callable[[str], None]) -> Iterator[RunRecord]:
     """Keep a record of a run.
 
     Parameters
     ----------
     options
         Its options, of those that differ from the default.
+    begin
+        Function that announces the name of a stage.
 
     Yields
     ------
     record
         Open for stages; warnings of whitediff's loggers go into it by themselves.
     """
-    record = RunRecord()
+    record = RunRecord(begin)
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
         record.add("option", option if value is True else f"{option} {value}")

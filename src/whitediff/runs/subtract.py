@@ -1,18 +1,21 @@
-"""Two files in, a difference and a score out."""
+"""Two images in, a difference and a score out."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import inspect as inspection
 import logging
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import formats
+from ..diagnostics.pictures import check_pillow
+from ..diagnostics.plots import check_matplotlib
 from ..errors import ArgumentError, WhitediffError
 from ..exposures.catalog import check_zero_point, depth_text
 from ..exposures.depth import Depth
@@ -22,18 +25,96 @@ from ..exposures.model import Exposure
 from ..exposures.pipeline import KINDS, Kind, Made, Pipeline
 from ..exposures.preparation import template_coverage
 from ..exposures.solution import Solution
-from ..outputs import check_output, together
-from ..reading import reading_options
-from .cards import decorrelation_cards, depth_cards, report_inputs_floor, significance_cards
-from .inputs import read_input
-from .recipes import RECIPE_OPTIONS, as_asked, recipe_of
-from .record import recorded
+from ..formats.catalogs import check_catalog_path
+from ..options import declarations, given_words
+from ..outputs import check_apart, check_output
+from ..progress import stages
+from .cards import (
+    Cards,
+    decorrelation_cards,
+    depth_cards,
+    report_inputs_floor,
+    significance_cards,
+    values_of,
+)
+from .detect import run_detection
+from .inputs import name_of, path_of, read_input, read_psf
+from .numbers import is_stream, numbers_of, write_numbers
+from .options import DetectOptions, MeasureOptions, ReportOptions, SubtractOptions
+from .picture import draw, found_on
+from .recipes import as_asked, recipe_of
+from .record import RunRecord, recorded
+from .report import run_report
+from .running import running
 
-__all__ = ["Written", "run_subtraction", "solutions_by_kind"]
+__all__ = [
+    "Finished",
+    "Written",
+    "check_has_psf",
+    "check_outputs",
+    "finished_products",
+    "outputs_of",
+    "run_subtraction",
+    "solutions_by_kind",
+]
 
 log = logging.getLogger("whitediff.runs")
 
-type Cards = dict[str, tuple[Any, str]]
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A product, and all that its file says of it.
+
+    Attributes
+    ----------
+    made
+        Product.
+    cards
+        Keyword → (value, comment) of its primary header.
+    record
+        Record of the run.
+    """
+
+    made: Made
+    cards: Cards
+    record: RunRecord
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """Further extensions of its file."""
+        product = self.made.product
+        extras: dict[str, Any] = {}
+        if product is not None:
+            extras = dict(formats.solution_extras(product.solution))
+            if product.flux is not None:
+                extras = {"FLUX": product.flux, "FLUX_VARIANCE": product.flux_variance} | extras
+        return extras | {"LOG": self.record.table()}
+
+    def write(self, path: Path, *, compress: bool = False, overwrite: bool = False) -> None:
+        """Write it.
+
+        Parameters
+        ----------
+        path
+            Output.
+        compress
+            Compress the planes without loss.
+        overwrite
+            Whether an existing file may be replaced.
+
+        Raises
+        ------
+        OutputExistsError, FileFormatError
+            As by `whitediff.formats.write_exposure`.
+        """
+        formats.write_exposure(
+            self.made.exposure,
+            path,
+            overwrite=overwrite,
+            compress=compress,
+            provenance=self.cards,
+            extras=self.extras,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,152 +139,302 @@ class Written:
     findings: Any = None
 
 
-def _silent(stage: str) -> None:
-    """Take no note of a stage."""
-
-
-@together()
 def run_subtraction(
+    science: object,
+    template: object,
+    options: SubtractOptions,
     *,
-    science: str,
-    template: str,
-    output: Path | None = None,
-    score_output: Path | None = None,
-    matched_output: Path | None = None,
-    solutions: tuple[str, ...] = (),
-    science_psf: str | None = None,
-    template_psf: str | None = None,
-    zero_point: float | None = None,
-    compress: bool = False,
-    overwrite: bool = False,
-    begin: Callable[[str], None] = _silent,
     inspect: Callable[[str, Exposure], Any] | None = None,
-    **how: Any,
 ) -> list[Written]:
     """Read, match, subtract, decorrelate and write.
 
     Parameters
     ----------
-    science, template, output, score_output, matched_output, solutions, science_psf, template_psf, \
-    zero_point, compress, overwrite
-        Options of the command.
-    begin
-        Called with the name of each stage as it begins.
+    science, template
+        Images: files, or what `whitediff.runs.inputs.read_image` takes.
+    options
+        Options of ``whitediff subtract``.
     inspect
         Called with the kind and the exposure of each product before it is written; what it
         returns becomes the findings.
-    **how
-        Options of `whitediff.runs.recipes.recipe_of`; and how the images are read,
-        ``science_gain`` and so on, as `whitediff.reading` declares them.
 
     Returns
     -------
     written
-        What was written, one entry for each output that was asked for; all of them or none.
+        Files with products, one for each that was asked for; all of them or none.
 
     Raises
     ------
     WhitediffError
         One of its kinds, whose message names the file at fault.
     """
-    changed = _changed(locals())
-    check_zero_point(zero_point)
-    named: dict[Kind, Path | None] = {
-        "difference": output,
-        "matched": matched_output,
-        "score": score_output,
-    }
-    wanted = {kind: path for kind, path in named.items() if path is not None}
-    outputs = tuple(wanted.values())
-    if not outputs:
+    wanted = outputs_of(options)
+    if not wanted:
         raise ArgumentError("Nothing to write: give output, score_output or matched_output.")
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise ArgumentError(f"{outputs[0]}: two outputs cannot be the same file.")
-    for path in outputs:
-        check_output(path, overwrite=overwrite, inputs=(science, template))
-    recipe = recipe_of(**{name: how.pop(name) for name in [*how] if name in RECIPE_OPTIONS})
-    paths = {"science": science, "template": template}
-    how_read = reading_options(how, **paths)
-    stored = {
-        kind: as_asked(solution, recipe)
-        for kind, solution in _by_kind(
-            {path: formats.read_solution(path) for path in solutions}, wanted
-        ).items()
-    }
-    cards: Cards = {
-        "WDSCI": (science, "science image"),
-        "WDTMPL": (template, "template"),
-    }
+    check_outputs(science, template, options)
     written: list[Written] = []
-    with recorded(changed) as record:
-        begin = record.noting(begin)
-        begin("reading")
-        inputs = [read_input(paths[name], how_read[name]) for name in paths]
-        for exposure, name, psf in zip(inputs, paths, (science_psf, template_psf), strict=True):
-            if psf is not None:
-                exposure.psf = formats.read_psf(psf, bounds=exposure.bbox)
-                cards[f"WD{name[0].upper()}PSFIN"] = (psf, f"PSF of the {name} image from")
-        pipeline = Pipeline(recipe, begin=begin)
-        first = next(kind for kind in ("difference", "score", "matched") if kind in wanted)
-        try:
-            # It lets go of them as soon as it can.
-            pair = inputs.pop(0), inputs.pop(0)
-            made_one_by_one = (
-                pipeline.again(*pair, stored) if stored else pipeline.products(*pair, wanted)
+    drawn: Made | None = None
+    score: Exposure | None = None
+    number = 2 + (3 if options.catalog is None else 4) * len(wanted)
+    with (
+        running(options.running, next(iter(wanted.values()))),
+        stages("Subtracting", number) as begin,
+    ):
+        for finished in finished_products(science, template, options, [*wanted], begin=begin):
+            made, findings = finished.made, None
+            if options.catalog is not None and made.kind == "difference":
+                check_has_psf(made, name_of(science, "science image"))
+            if inspect is not None:
+                finished.record.begin("inspection")
+                findings = inspect(made.kind, made.exposure)
+            finished.record.begin("writing")
+            path = wanted[made.kind]
+            finished.write(path, compress=options.compress, overwrite=options.overwrite)
+            written.append(Written(made.kind, path, values_of(finished.cards), findings))
+            if options.plot is not None and (drawn is None or made.product is not None):
+                # A score beside a difference is not drawn: it finds the sources.
+                drawn, score = (made, None) if drawn is None else (drawn, made.exposure)
+            del made, finished
+        _write_further(science, template, options, written)
+        if drawn is not None:
+            begin("drawing")
+            draw(
+                drawn.science,
+                drawn.template,
+                drawn.exposure,
+                sources=found_on(drawn.exposure, score, options.threshold),
+                path=options.plot,
+                overwrite=options.overwrite,
             )
-            del pair, exposure
-            for made in made_one_by_one:
-                more, findings = _told(made, wanted[made.kind], zero_point), None
-                if made.kind == first and made.pair is not None:
-                    report_inputs_floor(made.decorrelation, science, template)
-                if inspect is not None:
-                    begin("inspection")
-                    findings = inspect(made.kind, made.exposure)
-                begin("writing")
-                formats.write_exposure(
-                    made.exposure,
-                    wanted[made.kind],
-                    overwrite=overwrite,
-                    compress=compress,
-                    provenance=cards | more,
-                    extras=_extras(made) | {"LOG": record.table()},
-                )
-                values = {keyword: value for keyword, (value, _) in (cards | more).items()}
-                written.append(Written(made.kind, wanted[made.kind], values, findings))
-                del made
-        except WhitediffError as error:
-            # Which of the two is at fault, the fit cannot know.
-            known = (science, template, *(str(path) for path in outputs))
-            if any(name in str(error) for name in known):
-                raise
-            raise type(error)(f"{science}, {template}: {error}") from error
     return written
 
 
-_UNTOLD = (
-    *("science", "template", "output", "score_output", "matched_output"),
-    *("compress", "overwrite", "begin", "inspect", "how"),
-)
-"""Arguments that say nothing of the result, or stand in the header."""
+def outputs_of(options: SubtractOptions) -> dict[Kind, Path]:
+    """Files with products that are asked for.
 
+    Parameters
+    ----------
+    options
+        Options of ``whitediff subtract``.
 
-def _changed(values: dict[str, Any]) -> dict[str, Any]:
-    """Options of a run that are not their defaults."""
-    parameters = inspection.signature(run_subtraction).parameters
-    usual = dict(RECIPE_OPTIONS) | {
-        name: parameter.default for name, parameter in parameters.items() if name not in _UNTOLD
+    Returns
+    -------
+    outputs
+        Kind of product → file.
+    """
+    named: dict[Kind, Path | None] = {
+        "difference": options.output,
+        "matched": options.matched_output,
+        "score": options.score_output,
     }
-    given = values["how"] | {name: values[name] for name in usual if name in values}
-    return {
-        "kernel" if name == "solutions" else name: (
-            " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return {kind: path for kind, path in named.items() if path is not None}
+
+
+def check_outputs(science: object, template: object, options: SubtractOptions) -> None:
+    """Refuse outputs that cannot be written, before any work is done.
+
+    Parameters
+    ----------
+    science, template, options
+        As for `run_subtraction`.
+
+    Raises
+    ------
+    WhitediffError
+        One of its kinds.
+    """
+    further = (options.catalog, options.report, options.plot, options.json)
+    outputs = [*outputs_of(options).values(), *(each for each in further if each is not None)]
+    check_apart(outputs)
+    for path in outputs:
+        if not is_stream(path):
+            inputs = (path_of(science), path_of(template), *map(path_of, options.kernel))
+            check_output(path, overwrite=options.overwrite, inputs=inputs)
+    if options.catalog is not None:
+        check_catalog_path(options.catalog)
+    if options.report is not None:
+        check_pillow()
+    if options.plot is not None:
+        check_matplotlib()
+
+
+def check_has_psf(made: Made, science: str) -> None:
+    """Refuse a difference of which no catalogue can be made.
+
+    Parameters
+    ----------
+    made
+        Difference.
+    science
+        Name of the science image, for the message.
+
+    Raises
+    ------
+    ArgumentError
+        If it has no PSF.
+    """
+    if made.exposure.psf is None:
+        raise ArgumentError(
+            f"{science}: no PSF is known or could be measured, with which sources for the"
+            " catalogue are found, so nothing is written; give both (--science-psf,"
+            " --template-psf), or leave out --catalog."
         )
-        for name, value in given.items()
-        if value != usual.get(name)
+
+
+def finished_products(
+    science: object,
+    template: object,
+    options: SubtractOptions,
+    wanted: Sequence[Kind],
+    *,
+    begin: Callable[[str], None],
+) -> Iterator[Finished]:
+    """Products of two images, one after the other.
+
+    Parameters
+    ----------
+    science, template, options
+        As for `run_subtraction`; outputs are not looked at.
+    wanted
+        Kinds of products.
+    begin
+        Called with the name of each stage as it begins.
+
+    Yields
+    ------
+    finished
+        Product, in the order of `whitediff.exposures.pipeline.KINDS`.
+
+    Raises
+    ------
+    WhitediffError
+        One of its kinds, whose message names the file at fault.
+    """
+    check_zero_point(options.zero_point)
+    names = name_of(science, "science image"), name_of(template, "template")
+    recipe = recipe_of(options.recipe)
+    stored = {
+        kind: as_asked(solution, recipe)
+        for kind, solution in _by_kind(_solutions(options.kernel), wanted).items()
     }
+    cards: Cards = {
+        "WDSCI": (path_of(science), "science image"),
+        "WDTMPL": (path_of(template), "template"),
+    }
+    with recorded(_told_options(options), begin) as record:
+        record.begin("reading")
+        inputs = [
+            read_input(science, options.science, "science image"),
+            read_input(template, options.template, "template"),
+        ]
+        psfs = ("science", options.science_psf), ("template", options.template_psf)
+        for exposure, (side, psf) in zip(inputs, psfs, strict=True):
+            if psf is not None:
+                exposure.psf = read_psf(psf, exposure.bbox, f"{side} PSF")
+                cards[f"WD{side[0].upper()}PSFIN"] = (path_of(psf), f"PSF of the {side} image from")
+        del exposure, science, template
+        pipeline = Pipeline(recipe, begin=record.begin)
+        first = next(kind for kind in ("difference", "score", "matched") if kind in wanted)
+        with _both_named(names, outputs_of(options).values()):
+            # It lets go of them as soon as it can.
+            pair = inputs.pop(0), inputs.pop(0)
+            one_by_one = pipeline.again(*pair, stored) if stored else pipeline.products(*pair, wanted)
+            del pair
+            for made in one_by_one:
+                output = outputs_of(options).get(made.kind)
+                more = _told(made, str(output or names[0]), options.zero_point)
+                if made.kind == first and made.pair is not None:
+                    report_inputs_floor(made.decorrelation, *names)
+                yield Finished(made, cards | more, record)
+                del made
 
 
-def _told(made: Made, path: Path, zero_point: float | None) -> Cards:
+@contextlib.contextmanager
+def _both_named(names: tuple[str, str], outputs: Iterable[Path]) -> Iterator[None]:
+    """Name both images in an error that names no file: the fit cannot know which is at fault."""
+    try:
+        yield
+    except WhitediffError as error:
+        if any(name in str(error) for name in (*names, *map(str, outputs))):
+            raise
+        raise type(error)(f"{', '.join(names)}: {error}") from error
+
+
+def _told_options(options: SubtractOptions) -> dict[str, Any]:
+    """Options that decide the result and are not their defaults, as the log tells them."""
+    known = declarations(SubtractOptions)
+    told = {}
+    for name, value in given_words(options).items():
+        if known[name].group == "Running" or known[name].is_output or name in _UNTOLD:
+            continue
+        several = value if isinstance(value, tuple) else (value,)
+        told[name] = value if value is True else " ".join(
+            path_of(each) or "(in memory)" if known[name].is_file and not isinstance(each, float)
+            else str(each)
+            for each in several
+        )
+    return told
+
+
+_UNTOLD = ("compress", "overwrite")
+
+
+def _solutions(given: Sequence[object]) -> dict[str, Solution]:
+    """Stored solutions by the names of their files."""
+    found = {}
+    for each in given:
+        solution = getattr(each, "solution", None)
+        name = name_of(each, "earlier result")
+        if isinstance(solution, Solution):
+            found[name] = solution
+        elif isinstance(each, str | os.PathLike):
+            found[name] = formats.read_solution(name)
+        else:
+            raise ArgumentError(
+                f"kernel: {type(each).__name__} is no result of whitediff.subtract; give one, or"
+                " the file that it was written to."
+            )
+    return found
+
+
+def _write_further(
+    science: object, template: object, options: SubtractOptions, written: list[Written]
+) -> None:
+    """Write catalogue, report, picture and numbers of products that are written already."""
+    image, score = (
+        None if path is None else str(path) for path in (options.output, options.score_output)
+    )
+    if options.catalog is not None:
+        run_detection(
+            str(image),
+            DetectOptions(
+                score=score,
+                threshold=options.threshold,
+                measure=MeasureOptions(
+                    output=options.catalog,
+                    zero_point=options.zero_point,
+                    overwrite=options.overwrite,
+                ),
+            ),
+        )
+    if options.report is not None:
+        run_report(
+            str(image or score),
+            ReportOptions(
+                science=science,
+                template=template,
+                score=None if image is None else score,
+                catalog=None if options.catalog is None else str(options.catalog),
+                output=options.report,
+                overwrite=options.overwrite,
+            ),
+        )
+    if options.json is not None:
+        numbers = {each.kind: numbers_of(each.cards) for each in written}
+        write_numbers(options.json, numbers, overwrite=options.overwrite)
+
+
+def _told(made: Made, name: str, zero_point: float | None) -> Cards:
     """Say what was made, and return what its header says of that."""
     product = made.product
     if product is None:
@@ -212,13 +443,13 @@ def _told(made: Made, path: Path, zero_point: float | None) -> Cards:
     if made.is_again:
         # They lie on the same pixels by now.
         fraction = template_coverage(made.science, made.template, use_wcs=False)
-        _describe_again(path, made, fraction, depth)
+        _describe_again(name, made, fraction, depth)
         cards = _fraction_card(fraction)
     elif made.cutout is not None:
-        _describe_cutout(path, made, depth)
+        _describe_cutout(name, made, depth)
         cards = _cutout_cards(made)
     else:
-        _describe(path, made, depth)
+        _describe(name, made, depth)
         cards = _match_cards(made)
     result = product.decorrelation
     if result is not None:
@@ -230,17 +461,6 @@ def _told(made: Made, path: Path, zero_point: float | None) -> Cards:
         | formats.solution_cards(product.solution)
         | {"WDTASK": ("subtract", "made by")}
     )
-
-
-def _extras(made: Made) -> dict[str, Any]:
-    """Further extensions of a product."""
-    product = made.product
-    if product is None:
-        return {}
-    extras = dict(formats.solution_extras(product.solution))
-    if product.flux is not None:
-        extras = {"FLUX": product.flux, "FLUX_VARIANCE": product.flux_variance} | extras
-    return extras
 
 
 def _cutout_cards(made: Made) -> Cards:
@@ -320,19 +540,19 @@ def _depth_text(depth: Depth | None) -> str:
     return depth_text(depth.flux, depth.magnitude, depth.unit)
 
 
-def _describe_cutout(path: Path, made: Made, depth: Depth | None) -> None:
+def _describe_cutout(name: str, made: Made, depth: Depth | None) -> None:
     result = made.decorrelation
     assert result is not None
     log.info(
         "%s: mean variance %.6g; %.1f%% of the pixels contaminated%s",
-        path,
+        name,
         result.variance_mean_after,
         100 * result.contaminated_fraction,
         _depth_text(depth),
     )
 
 
-def _describe(path: Path, made: Made, depth: Depth | None) -> None:
+def _describe(name: str, made: Made, depth: Depth | None) -> None:
     pair, match, result = made.pair, made.match, made.decorrelation
     assert pair is not None
     assert match is not None
@@ -342,7 +562,7 @@ def _describe(path: Path, made: Made, depth: Depth | None) -> None:
         "%s: PSF FWHM %.2f (science) and %.2f (template) pixels; %s convolved; %d of %d stars"
         " used; kernel sum %.5g ± %.2g, with the wings beyond it %.5g ± %.2g; variance planes"
         " times %.3f and %.3f; mean variance %.6g; %.1f%% of the pixels contaminated%s",
-        path,
+        name,
         *pair.psf_fwhm,
         match.convolved,
         int(fit.used.sum()),
@@ -358,10 +578,10 @@ def _describe(path: Path, made: Made, depth: Depth | None) -> None:
         _depth_text(depth),
     )
     if made.exposure.psf is None:
-        log.info("%s: no PSF is known, so the output has none.", path)
+        log.info("%s: no PSF is known, so the output has none.", name)
 
 
-def _describe_again(path: Path, made: Made, fraction: float, depth: Depth | None) -> None:
+def _describe_again(name: str, made: Made, fraction: float, depth: Depth | None) -> None:
     """Say what was made with a stored solution."""
     solution, result = made.solution, made.decorrelation
     aligned = "on the same pixels"
@@ -370,7 +590,7 @@ def _describe_again(path: Path, made: Made, fraction: float, depth: Depth | None
     log.info(
         "%s: made again with a stored kernel: %s convolved; template %s, covers %.1f%% of the"
         " science image%s%s",
-        path,
+        name,
         solution.convolved,
         aligned,
         100 * fraction,
@@ -410,7 +630,7 @@ def solutions_by_kind(read: Mapping[str, Solution]) -> dict[Kind, Solution]:
     return stored
 
 
-def _by_kind(read: Mapping[str, Solution], wanted: Mapping[Kind, Path]) -> dict[Kind, Solution]:
+def _by_kind(read: Mapping[str, Solution], wanted: Sequence[Kind]) -> dict[Kind, Solution]:
     """Stored solutions by what they are to make again, one for each output that is wanted."""
     stored = solutions_by_kind(read)
     if not read:
@@ -427,8 +647,8 @@ def _by_kind(read: Mapping[str, Solution], wanted: Mapping[Kind, Path]) -> dict[
         source: Kind = "difference" if kind == "matched" else kind
         if source not in stored:
             raise ArgumentError(
-                f"{named}: {wanted[kind]} needs a stored {source}; name the old {source} with"
-                " --kernel too."
+                f"{named}: a {kind} needs a stored {source}; name the old {source} with --kernel"
+                " too."
             )
         again[kind] = stored[source]
     return again

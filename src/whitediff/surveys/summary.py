@@ -10,7 +10,7 @@ import numpy as np
 from astropy.table import QTable
 
 from .journal import Record
-from .work import NUMBERS
+from ..runs.numbers import NUMBERS
 
 __all__ = ["summary_table"]
 

@@ -7,71 +7,39 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import os
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import threadpoolctl
 
 from .. import __version__
 from ..dates import dated
-from ..diagnostics.measure import ScoreNoise, Whiteness, score_noise, whiteness
-from ..errors import DataError, WhitediffError, sentence
-from ..exposures import masks
+from ..errors import WhitediffError, sentence
 from ..exposures.model import Exposure
 from ..formats.files import split_extension
 from ..formats.limits import Limits, within
 from ..memory import limited_memory, return_freed_memory
 from ..messages import OnceEach
+from ..options import from_words
 from ..outputs import remove_leftovers
+from ..progress import Progress, showing
+from ..runs.numbers import noise_of, numbers_of
+from ..runs.options import SubtractOptions
 from ..runs.subtract import Written, run_subtraction
 from ..threads import use_threads
 from .journal import Record, file_state, is_intact, output_state
 from .manifest import Item, kind_and_file
 
-__all__ = ["NUMBERS", "Order", "failure", "measure", "process", "remove_temporaries"]
-
-NUMBERS = {
-    "WDCONV": "convolved",
-    "WDKSUM": "kernel_sum",
-    "WDKSERR": "kernel_sum_error",
-    "WDKWSUM": "kernel_sum_with_wings",
-    "WDKWERR": "kernel_sum_with_wings_error",
-    "WDKORDER": "kernel_order",
-    "WDNSTAR": "stars",
-    "WDNUSED": "stars_used",
-    "WDCHI2": "reduced_chi_square",
-    "WDSFWHM": "science_fwhm",
-    "WDTFWHM": "template_fwhm",
-    "WDTFRAC": "template_fraction",
-    "WDSVFAC": "science_variance_factor",
-    "WDTVFAC": "template_variance_factor",
-    "WDVAFT": "variance_mean",
-    "WDCONTAM": "contaminated_fraction",
-    "WDKFROM": "kernel_from",
-    "WDFSMEAS": "flux_scale",
-    "WDTFLUX": "transient_flux",
-    "WDTFERR": "transient_flux_error",
-    "WDDOUBT": "doubts",
-    "WDDEPTH": "depth",
-    "WDMAGLIM": "limiting_magnitude",
-    "WDSGWID": "significance_width",
-}
-"""Cards of a product, and what they are called in the results."""
+__all__ = ["Order", "failure", "process", "remove_temporaries"]
 
 _ONE_AT_A_TIME = threading.Lock()
-_SAMPLE = 1 << 22
-"""Pixels on which whiteness is measured, at least: its error is below 0.2 % then."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Order:
     """What a worker is told to do.
@@ -209,107 +177,35 @@ def _made(order: Order, clock: _Clock) -> Record:
         remove_temporaries(path)
     directory = next((path.parent for path in outputs.values()), None)
     keywords = {"difference": "output", "score": "score_output", "matched": "matched_output"}
-    with limited_memory(order.memory, directory):
+    with limited_memory(order.memory, directory), showing(clock):
+        words = {keywords[kind]: path for kind, path in outputs.items()} | item.options
+        options = from_words(SubtractOptions, words | {"overwrite": True})
         written = run_subtraction(
-            science=item.science,
-            template=item.template,
-            overwrite=True,
-            begin=clock.begin,
+            item.science,
+            item.template,
+            options,
             inspect=_measured if order.whiteness else None,
-            **{keywords[kind]: path for kind, path in outputs.items()},  # type: ignore[arg-type]
-            **item.options,
         )
     return {
         "outcome": "done",
         "outputs": {entry.kind: output_state(entry.path) for entry in written},
-        "products": {entry.kind: _numbers(entry) for entry in written if entry.kind != "matched"},
+        "products": {
+            entry.kind: numbers_of(entry.cards) | {"noise": entry.findings}
+            for entry in written
+            if entry.kind != "matched"
+        },
     }
-
-
-def _numbers(entry: Written) -> Record:
-    """Numbers of a product that JSON can hold."""
-    numbers = {name: entry.cards.get(card) for card, name in NUMBERS.items()}
-    numbers = {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in numbers.items()
-    }
-    finite = {
-        name: value
-        for name, value in numbers.items()
-        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
-    }
-    return finite | {"noise": entry.findings}
 
 
 def _measured(kind: str, exposure: Exposure) -> Record | None:
     if kind == "matched":
         return None
     try:
-        noise = measure(exposure, score=kind == "score").to_dict()
+        noise = noise_of(exposure, score=kind == "score").to_dict()
     except WhitediffError as error:
         logging.getLogger("whitediff.surveys").warning("%s: not measured: %s", kind, error)
         return None
     return {name: value for name, value in noise.items() if isinstance(value, int | float)}
-
-
-def measure(exposure: Exposure, *, score: bool) -> Whiteness | ScoreNoise:
-    """Measure how white a product is, on a sample of its source-free pixels.
-
-    Parameters
-    ----------
-    exposure
-        Difference with a PSF, or score, with its mask plane SOURCE.
-    score
-        It is a score.
-
-    Returns
-    -------
-    noise
-        `whitediff.diagnostics.measure.Whiteness`, or of a score
-        `whitediff.diagnostics.measure.ScoreNoise`.
-
-    Raises
-    ------
-    DataError
-        If the difference has no PSF, or too few pixels are left.
-
-    Notes
-    -----
-    Of a frame with more than four million pixels 4 × 4 tiles, which have a quarter of them, are
-    laid side by side with gaps as wide as the filter.  Gaps count as masked, which does not bias
-    the ratios.
-    """
-    planes = (*masks.DEFAULT_IGNORE_MASK_PLANES, masks.CONTAMINATED, "SUSPECT", masks.SOURCE)
-    good = ~masks.flagged(exposure.mask, planes)
-    image, variance = exposure.data, exposure.variance
-    if score:
-        return score_noise(*_sampled((image, variance, good), 0))
-    if exposure.psf is None:
-        raise DataError("the difference has no PSF.")
-    box = exposure.bbox
-    psf = exposure.psf.at(x=box.x.center, y=box.y.center)
-    image, variance, good = _sampled((image, variance, good), max(psf.shape))
-    return whiteness(image, variance, good, psf)
-
-
-def _sampled(planes: tuple[Any, ...], gap: int, across: int = 4) -> tuple[Any, ...]:
-    ny, nx = planes[0].shape
-    if ny * nx <= _SAMPLE or min(ny, nx) < 4 * across * max(gap, 32):
-        return planes
-    shrink = math.sqrt(max(_SAMPLE / (ny * nx), 0.25))
-    height, width = (int(n * shrink / across) for n in (ny, nx))
-    sampled = []
-    for plane in planes:
-        result = np.zeros((across * (height + gap), across * (width + gap)), dtype=plane.dtype)
-        for j in range(across):
-            for i in range(across):
-                y = (2 * j + 1) * ny // (2 * across) - height // 2
-                x = (2 * i + 1) * nx // (2 * across) - width // 2
-                top, left = j * (height + gap), i * (width + gap)
-                tile = plane[y : y + height, x : x + width]
-                result[top : top + height, left : left + width] = tile
-        sampled.append(result)
-    return tuple(sampled)
 
 
 def _states(item: Item, before: Record | None) -> dict[str, Record]:
@@ -399,7 +295,7 @@ def _remove_outputs(item: Item) -> None:
             os.unlink(path)
 
 
-class _Clock:
+class _Clock(Progress):
     """Seconds that stages take."""
 
     def __init__(self) -> None:
@@ -408,6 +304,10 @@ class _Clock:
         self._stage: str | None = None
         self._seconds: dict[str, float] = {}
         _reset_peak()
+
+    @contextlib.contextmanager
+    def stages(self, title: str, total: int) -> Iterator[Callable[[str], None]]:
+        yield self.begin
 
     def begin(self, stage: str) -> None:
         now = time.perf_counter()

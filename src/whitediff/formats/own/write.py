@@ -30,7 +30,7 @@ from ..planes import native
 from ..stamps import NOISE, background_hdu, kernel_hdus, noise_hdus, psf_hdus
 from ..tables import table_hdu
 
-__all__ = ["write"]
+__all__ = ["cards_as_header", "write"]
 
 _log = logging.getLogger("whitediff.formats")
 
@@ -165,6 +165,30 @@ def _add_provenance(
         header.set("WDSCORE", True, "is a score image")
     if exposure.decorrelated_by is not None:
         header.set("WDWHITE", exposure.decorrelated_by, "made its noise white")
+    _set_cards(header, provenance)
+
+
+def cards_as_header(provenance: Mapping[str, tuple[CardValue, str]]) -> astropy.io.fits.Header:
+    """Cards as the header of a file has them.
+
+    Parameters
+    ----------
+    provenance
+        As for `write`.
+
+    Returns
+    -------
+    header
+        With texts as they are stored.
+    """
+    header = astropy.io.fits.Header()
+    _set_cards(header, provenance)
+    return header
+
+
+def _set_cards(
+    header: astropy.io.fits.Header, provenance: Mapping[str, tuple[CardValue, str]]
+) -> None:
     with warnings.catch_warnings():
         # Behind a long value there is no room for the comment.
         warnings.filterwarnings("ignore", "Card is too long, comment will be truncated")

@@ -1,0 +1,58 @@
+"""A file with a kernel or PSF in, the same as plain images out."""
+
+from __future__ import annotations
+
+import logging
+
+from ..errors import ArgumentError
+from ..formats.export import read_stamps, write_stamps
+from ..outputs import check_output
+from .options import KernelOptions
+from .running import running
+
+__all__ = ["run_kernel"]
+
+log = logging.getLogger("whitediff.runs")
+
+
+def run_kernel(file: str, options: KernelOptions) -> None:
+    """Read a kernel or PSF, evaluate it at positions and write it.
+
+    Parameters
+    ----------
+    file
+        File with a kernel or PSF.
+    options
+        Options of ``whitediff kernel``.
+
+    Raises
+    ------
+    WhitediffError
+        One of its kinds, whose message names the file at fault.
+    """
+    output = options.output
+    if output is None:
+        raise ArgumentError("Nothing to write: give output.")
+    check_output(output, overwrite=options.overwrite, inputs=(file,))
+    if options.whole and options.at:
+        raise ArgumentError(f"{output}: --whole writes it for all positions; leave out --at.")
+    with running(options.running):
+        stamps, box = read_stamps(file, psf=options.psf, like=options.like)
+        places = options.at or ((box.x.center, box.y.center),)
+        for x, y in places:
+            if not (box.x.start - 0.5 <= x <= box.x.stop - 0.5) or not (
+                box.y.start - 0.5 <= y <= box.y.stop - 0.5
+            ):
+                raise ArgumentError(
+                    f"{file}: x = {x:g}, y = {y:g} is outside the image, whose pixels run from"
+                    f" {box.x.start}, {box.y.start} to {box.x.stop - 1}, {box.y.stop - 1}."
+                )
+        write_stamps(
+            stamps,
+            box,
+            None if options.whole else places,
+            output,
+            overwrite=options.overwrite,
+            source=file,
+        )
+    log.info("%s: written.", output)

@@ -1,0 +1,230 @@
+"""A difference in, a page on which to judge it out."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+
+from .. import formats
+from ..diagnostics.pictures import check_pillow
+from ..diagnostics.report import ReportInput, write_report
+from ..errors import ArgumentError, FileFormatError, WhitediffError
+from ..exposures.detection import DetectionOptions, detect
+from ..exposures.model import Exposure
+from ..exposures.noise import without_sentinels
+from ..exposures.solution import Solution
+from ..formats.files import split_extension
+from ..formats.limits import leads_to
+from ..formats.record import Record, read_record
+from ..outputs import check_output
+from ..progress import stages
+from .detect import read_positions
+from .inputs import name_of, path_of, read_image
+from .options import ReportOptions
+from .running import running
+
+__all__ = ["report_on", "run_report"]
+
+log = logging.getLogger("whitediff.runs")
+
+_BEYOND = 30
+"""Pixels beyond the frame at which a catalogue of it may have a source."""
+
+
+def run_report(image: str, options: ReportOptions) -> dict[str, Any]:
+    """Read a difference, measure it and write the page.
+
+    Parameters
+    ----------
+    image
+        File with a difference or score that whitediff made.
+    options
+        Options of ``whitediff report``.
+
+    Returns
+    -------
+    data
+        `whitediff.diagnostics.report.report_data`.
+
+    Raises
+    ------
+    WhitediffError
+        One of its kinds, whose message names the file at fault.
+    """
+    output = options.output
+    if output is None:
+        raise ArgumentError("Nothing to write: give output.")
+    check_output(output, overwrite=options.overwrite, inputs=(image,))
+    check_pillow()
+    record = read_record(image)
+    given = {
+        name: _input(name, keyword, one, image, record)
+        for name, keyword, one in (
+            ("science", "WDSCI", options.science),
+            ("template", "WDTMPL", options.template),
+        )
+    }
+    with running(options.running), stages("Reporting", 4) as begin:
+        begin("reading")
+        product = formats.read_exposure(image)
+        inputs = {
+            name: None if one is None else _read_image(one, name) for name, one in given.items()
+        }
+        _check_shape(inputs["science"], product, image)
+        made = ReportInput(
+            name=image,
+            product=product,
+            is_score=record.is_score,
+            header=record.header,
+            solution=_solution(image, record, product),
+            science=inputs["science"],
+            template=inputs["template"],
+            score=None
+            if options.score is None
+            else _read_score(options.score, product, image, record),
+            stars=record.stars,
+            log=record.log,
+        )
+        begin("detecting")
+        made.catalog = _catalog(options.catalog, made)
+        files = {"science image": given["science"], "template": given["template"]}
+        files |= {"score": options.score, "catalogue": options.catalog}
+        made.files = {"score" if record.is_score else "difference": image} | {
+            what: path for what, one in files.items() if (path := path_of(one)) is not None
+        }
+        begin("measuring")
+        return report_on(made, options)
+
+
+def report_on(made: ReportInput, options: ReportOptions) -> dict[str, Any]:
+    """Write the page of what is known of a difference.
+
+    Parameters
+    ----------
+    made
+        What it is made from.
+    options
+        Options of ``whitediff report``, of which the output is used.
+
+    Returns
+    -------
+    data
+        `whitediff.diagnostics.report.report_data`.
+    """
+    assert options.output is not None
+    if made.science is None or made.template is None:
+        made.notes.append(
+            "The header does not name one science image and one template; they can be given with"
+            " --science and --template."
+        )
+    data = write_report(options.output, made, overwrite=options.overwrite)
+    found = data["verdict"]
+    log.info("%s: %s (%s).", options.output, found["headline"], found["text"].rstrip("."))
+    return data
+
+
+def _input(name: str, keyword: str, given: object, image: str, record: Record) -> object:
+    """File of an input: the given one, or where the header says, or beside the output."""
+
+    if given is not None:
+        return given
+    recorded = record.name(keyword)
+    if recorded is None:
+        return None
+    found, is_elsewhere = leads_to(recorded, split_extension(image)[0])
+    if found is not None:
+        return str(found)
+    raise FileFormatError(
+        f"{image}: was made from the {name} {recorded}, which is not"
+        + (
+            f" beside it; name it with --{name}, or allow the paths in headers (--follow-paths)."
+            if is_elsewhere
+            else f" there any more; name it with --{name}."
+        )
+    )
+
+
+def _read_image(path: str) -> Any:
+
+    return without_sentinels(formats.read_exposure(path, needs_variance=False))
+
+
+def _check_shape(science: Exposure | None, product: Exposure, image: str) -> None:
+
+    if science is not None and science.bbox != product.bbox:
+        raise ArgumentError(
+            f"{science.source}: its pixels {science.bbox} are not those of {image},"
+            f" {product.bbox}; name the science image that it was made from."
+        )
+
+
+def _solution(image: str, record: Record, product: Exposure) -> Solution | None:
+    """What the product was made with; of a decorrelated difference as far as it says."""
+
+    if record.header["WDTASK"] == "subtract":
+        return formats.read_solution(image)
+    convolved = record.header.get("WDCONV")
+    if product.kernel is None or convolved not in ("template", "science"):
+        return None
+    background = 0.0 if product.background is None else product.background
+    return Solution.of_kernel(product.kernel, background=background, convolved=convolved)
+
+
+def _read_score(path: object, product: Exposure, image: str, record: Record) -> Exposure:
+
+    if record.is_score:
+        raise ArgumentError(f"{image}: is a score itself; leave out --score.")
+    score = read_image(path, "score", needs_variance=True)
+    if not score.is_score:
+        raise ArgumentError(
+            f"{score.source}: is a difference, not a score; name what subtract --score-output wrote."
+        )
+    if score.bbox != product.bbox:
+        raise ArgumentError(
+            f"{score.source}: its pixels {score.bbox} are not those of {image}, {product.bbox};"
+            " is it of the same images?"
+        )
+    return score
+
+
+def _catalog(path: object, made: ReportInput) -> Table | None:
+    """Detections: read, or made."""
+
+    if path is not None:
+        return _read_catalog(path, made)
+    if made.is_score or made.product.psf is None:
+        if not made.is_score:
+            made.notes.append("The difference has no PSF, so nothing is detected on it.")
+        return None
+    try:
+        options = DetectionOptions(zero_point=made.header.get("WDZERO"))
+        return detect(made.product, made.score, options)
+    except WhitediffError as error:
+        made.notes.append(f"Nothing is detected: {error}")
+        return None
+
+
+def _read_catalog(given: object, made: ReportInput) -> Table:
+    path, table = name_of(given, "catalogue"), read_positions(given)
+    missing = [name for name in ("x", "y") if name not in table.colnames]
+    if missing:
+        raise ArgumentError(
+            f"{path}: has no column {' and '.join(missing)}; a catalogue of whitediff detect has."
+        )
+    x, y = (
+        np.asarray(getattr(table[name], "value", table[name]), dtype=float) for name in ("x", "y")
+    )
+    box = made.product.bbox
+    # What is cut by an edge may be centred beyond it.
+    outside = (np.abs(x - box.x.center) > box.x.size / 2 + _BEYOND) | (
+        np.abs(y - box.y.center) > box.y.size / 2 + _BEYOND
+    )
+    if outside.any():
+        raise ArgumentError(
+            f"{path}: {int(outside.sum())} of {len(table)} detections are not on the pixels"
+            f" {box} of {made.name}; is the catalogue of another image?"
+        )
+    return table

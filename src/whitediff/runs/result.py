@@ -1,0 +1,322 @@
+"""What a subtraction gave, in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from astropy.table import Table
+
+from ..diagnostics.measure import ScoreNoise, Whiteness
+from ..diagnostics.pictures import check_pillow
+from ..diagnostics.report import ReportInput
+from ..errors import DataError
+from ..exposures.cutouts import CutoutFlux
+from ..exposures.detection import DetectionOptions, detect
+from ..exposures.kernels import ConvolutionKernel
+from ..exposures.model import Exposure
+from ..exposures.noise import without_sentinels
+from ..exposures.pipeline import Kind
+from ..exposures.solution import Solution
+from ..formats.catalogs import write_catalog
+from ..formats.own.write import cards_as_header
+from ..outputs import check_output
+from ..progress import stages
+from .cards import values_of
+from .inputs import name_of, path_of, read_image
+from .numbers import noise_of, numbers_of, write_numbers
+from .options import ReportOptions, SubtractOptions
+from .picture import draw
+from .report import report_on
+from .running import running
+from .subtract import Finished, check_has_psf, check_outputs, finished_products, outputs_of
+
+__all__ = ["Quality", "Result", "subtract_in_memory"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """How good a difference or score is.
+
+    Attributes
+    ----------
+    numbers
+        Name → number: ``kernel_sum``, ``kernel_sum_error``, ``science_fwhm``, ``depth`` and so on,
+        as far as they are known.
+    noise
+        How white it is between the sources; None where that cannot be measured.
+    warnings
+        What was warned of while it was made.
+    problems
+        Of a cut-out: why not to believe it.
+    """
+
+    numbers: Mapping[str, Any]
+    noise: Whiteness | ScoreNoise | None
+    warnings: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {value}" for name, value in self._rows())
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in self._rows()
+        )
+        return f"<table>{rows}</table>"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = []
+        for name, value in self.numbers.items():
+            if name.endswith("_error"):
+                continue
+            text = f"{value:.5g}" if isinstance(value, float) else str(value)
+            error = self.numbers.get(f"{name}_error")
+            rows.append((name, text if error is None else f"{text} ± {error:.2g}"))
+        if self.noise is not None:
+            for name in ("pixel_variance_ratio", "filtered_variance_ratio"):
+                value = getattr(self.noise, name, None)
+                if value is not None:
+                    error = getattr(self.noise, f"{name}_error")
+                    rows.append((name, f"{value:.4f} ± {error:.4f}"))
+        rows += [("warning", text) for text in self.warnings]
+        return rows + [("problem", text) for text in self.problems]
+
+
+class Result:
+    """What `whitediff.subtract` gives.
+
+    Attributes
+    ----------
+    difference
+        `whitediff.Exposure`: science - template at the level of the science image, with white
+        noise, its variance, mask and PSF.
+    """
+
+    def __init__(
+        self, science: object, template: object, options: SubtractOptions, made: list[Finished]
+    ) -> None:
+        self._given = science, template
+        self._options = options
+        self._made: dict[Kind, Finished] = {each.made.kind: each for each in made}
+
+    @property
+    def _first(self) -> Finished:
+        return self._made["difference"]
+
+    @property
+    def difference(self) -> Exposure:
+        """The difference."""
+        return self._first.made.exposure
+
+    @functools.cached_property
+    def score(self) -> Exposure:
+        """Detection score of the same images; made when it is first asked for."""
+        return self._product("score").made.exposure
+
+    @functools.cached_property
+    def matched(self) -> Exposure:
+        """Template as it was subtracted, at the level of the science image."""
+        return self._first.made.matched_template()
+
+    @functools.cached_property
+    def sources(self) -> Table:
+        """Sources found on the difference, or on the score where one was asked for."""
+        score = self._made.get("score")
+        options = DetectionOptions(
+            threshold=self._options.threshold, zero_point=self._options.zero_point
+        )
+        catalog = detect(self.difference, None if score is None else score.made.exposure, options)
+        catalog.meta["image"] = self.difference.source or "difference"
+        return catalog
+
+    @property
+    def kernel(self) -> ConvolutionKernel:
+        """Matching kernel."""
+        return self.solution.kernel
+
+    @property
+    def solution(self) -> Solution:
+        """All that is needed to make the difference again (``kernel=`` of `subtract`)."""
+        return self._first.made.solution
+
+    @property
+    def flux(self) -> CutoutFlux | None:
+        """Of a cut-out: flux of the transient."""
+        return self._first.made.flux
+
+    @functools.cached_property
+    def quality(self) -> Quality:
+        """How good the difference is."""
+        try:
+            noise = noise_of(self.difference, score=False)
+        except DataError:
+            noise = None
+        entries = self._first.record.entries
+        return Quality(
+            numbers_of(values_of(self._first.cards)),
+            noise,
+            tuple(dict.fromkeys(text for _, kind, text in entries if kind == "warning")),
+            self._first.made.problems,
+        )
+
+    def plot(self, path: str | Path | None = None, *, overwrite: bool = False) -> Any:
+        """Draw science image, template and difference, with the sources found.
+
+        Parameters
+        ----------
+        path
+            PNG to write; None to write nothing.
+        overwrite
+            Whether an existing file may be replaced.
+
+        Returns
+        -------
+        figure
+            `matplotlib.figure.Figure`, which notebooks show.
+        """
+        made = self._first.made
+        return draw(
+            made.science,
+            made.template,
+            self.difference,
+            sources=None if self.difference.psf is None else self.sources,
+            path=None if path is None else Path(path),
+            overwrite=overwrite,
+        )
+
+    def report(self, path: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
+        """Write a web page on which to judge the difference.
+
+        Parameters
+        ----------
+        path
+            Page (HTML).
+        overwrite
+            Whether an existing file may be replaced.
+
+        Returns
+        -------
+        data
+            Numbers of the page.
+        """
+        output = Path(path)
+        check_output(output, overwrite=overwrite)
+        check_pillow()
+        science, template = self._given
+        score = self._made.get("score")
+        files = {"science image": path_of(science), "template": path_of(template)}
+        made = ReportInput(
+            name="difference",
+            product=self.difference,
+            is_score=False,
+            header=cards_as_header(self._first.cards),
+            solution=self.solution,
+            science=without_sentinels(read_image(science, "science image", self._options.science)),
+            template=without_sentinels(read_image(template, "template", self._options.template)),
+            score=None if score is None else score.made.exposure,
+            catalog=None if self.difference.psf is None else self.sources,
+            stars=self._first.extras.get("STARS"),
+            log=self._first.record.table(),
+            files={what: name for what, name in files.items() if name is not None},
+        )
+        return report_on(made, ReportOptions(output=output, overwrite=overwrite))
+
+    def write(
+        self, path: str | Path, *, compress: bool = False, overwrite: bool = False
+    ) -> None:
+        """Write the difference as ``whitediff subtract`` does.
+
+        Parameters
+        ----------
+        path
+            FITS file.
+        compress
+            Compress the planes without loss.
+        overwrite
+            Whether an existing file may be replaced.
+
+        Raises
+        ------
+        OutputExistsError, FileFormatError
+            If it cannot be written.
+        """
+        self._first.write(Path(path), compress=compress, overwrite=overwrite)
+
+    def _product(self, kind: Kind) -> Finished:
+        """Product, which is made unless it was."""
+        if kind not in self._made:
+            found = _products(*self._given, self._options, [kind])
+            self._made[kind] = found[0]
+        return self._made[kind]
+
+    def __repr__(self) -> str:
+        ny, nx = self.difference.shape
+        names = [name_of(each, role) for each, role in zip(self._given, _ROLES, strict=True)]
+        return f"<Result: {names[0]} - {names[1]}, {ny} x {nx} pixels>\n{self.quality!r}"
+
+    def _repr_html_(self) -> str:
+        return self.difference._repr_html_() + self.quality._repr_html_()
+
+
+_ROLES = ("science image", "template")
+
+
+def _products(
+    science: object, template: object, options: SubtractOptions, wanted: list[Kind]
+) -> list[Finished]:
+    with stages("Subtracting", 2 + 3 * len(wanted)) as begin:
+        return list(finished_products(science, template, options, wanted, begin=begin))
+
+
+def subtract_in_memory(
+    science: object, template: object, options: SubtractOptions
+) -> Result:
+    """Make a difference, and write those outputs that are asked for.
+
+    Parameters
+    ----------
+    science, template
+        Files, or what `whitediff.runs.inputs.read_image` takes.
+    options
+        Options of ``whitediff subtract``.
+
+    Returns
+    -------
+    result
+        `Result`.
+
+    Raises
+    ------
+    WhitediffError
+        One of its kinds, whose message names the file at fault.
+    """
+    check_outputs(science, template, options)
+    outputs = outputs_of(options)
+    wanted: list[Kind] = ["difference", *(kind for kind in outputs if kind != "difference")]
+    with running(options.running, next(iter(outputs.values()), None)):
+        result = Result(science, template, options, _products(science, template, options, wanted))
+        if options.catalog is not None:
+            check_has_psf(result._first.made, name_of(science, "science image"))
+        for kind, path in outputs.items():
+            result._made[kind].write(path, compress=options.compress, overwrite=options.overwrite)
+        if options.catalog is not None:
+            write_catalog(result.sources, options.catalog, options.overwrite)
+        if options.report is not None:
+            result.report(options.report, overwrite=options.overwrite)
+        if options.plot is not None:
+            result.plot(options.plot, overwrite=options.overwrite)
+        if options.json is not None:
+            numbers = {
+                kind: numbers_of(values_of(each.cards))
+                for kind, each in result._made.items()
+                if kind != "matched"
+            }
+            write_numbers(options.json, numbers, overwrite=options.overwrite)
+    return result
