@@ -75,10 +75,9 @@ def run_convert(
         Options of the command.
     """
     from .. import formats
-    from ..formats import ccddata
-    from ..formats.archive.objects import write_object
     from ..formats.describe import product_extensions
     from ..formats.record import history_cards
+    from ..formats.registry import writers
     from ..outputs import check_output
 
     check_output(output, overwrite=overwrite, inputs=(file, kernel))
@@ -91,20 +90,15 @@ def run_convert(
     cards = dict(history_cards(file))
     if found.directions:
         cards["WDCONV"] = (found.convolved or "mixed", "exposure that was convolved")
-    if found.software not in (None, "whitediff"):
+    if found.is_foreign:
         cards["WDSOFTW"] = (found.software, "made the difference")
     if psf is not None:
         exposure.psf = formats.read_psf(psf, bounds=exposure.bbox)
-    if kind == "whitediff":
-        formats.write_exposure(exposure, output, overwrite=overwrite, provenance=cards)
-    elif kind == "ccddata":
-        ccddata.write(
-            exposure, output, uncertainty=uncertainty, overwrite=overwrite, provenance=cards
-        )
-    else:
-        write_object(exposure, output, kind, like=like, overwrite=overwrite)  # type: ignore[arg-type]
+    said = writers()[kind](
+        exposure, output, overwrite=overwrite, provenance=cards, uncertainty=uncertainty, like=like
+    )
     log.info("%s: written.", output)
-    if kind == "ccddata" and exposure.unit is None:
-        log.info("%s: tells no unit of its pixels, which CCDData must have: adu is written.", file)
+    for text in said:
+        log.info("%s: %s", file, text)
     if left := product_extensions(file):
         log.info("%s: its %s stay behind.", file, ", ".join(left))

@@ -401,7 +401,7 @@ def _cards_of_software(
     given: Any, regions: list[Any], direction: str | None
 ) -> dict[str, tuple[Any, str]]:
     cards: dict[str, tuple[Any, str]] = {}
-    if given.software not in (None, "whitediff"):
+    if given.is_foreign:
         cards["WDSOFTW"] = (given.software, "made the difference")
     if len(regions) > 1:
         cards["WDNREG"] = (len(regions), "regions with kernels of their own")

@@ -75,7 +75,7 @@ def each_detector(
         run(**options)
         return
     from ..errors import ArgumentError, WhitediffError, sentence
-    from ..formats.detectors import detectors, of_detector
+    from ..formats.detectors import detectors, kernel_of_detector, of_detector
 
     names = list(dict.fromkeys(wanted))
     if "all" in names:
@@ -91,7 +91,7 @@ def each_detector(
                     own[key] = of_detector(own[key], name)
             for key in kernels:
                 if isinstance(own.get(key), str):
-                    own[key] = _kernel_of(own[key], name)
+                    own[key] = kernel_of_detector(own[key], name)
             for key in outputs:
                 if own.get(key) is not None and len(names) > 1:
                     own[key] = named_output(own[key], name)
@@ -109,22 +109,3 @@ def each_detector(
             err=True,
         )
         raise click.exceptions.Exit(1)
-
-
-def _kernel_of(path: str, name: str) -> str:
-    from ..formats.detectors import of_detector
-    from ..formats.files import opened, split_extension
-    from ..formats.identify import identify
-
-    with opened(split_extension(path)[0]) as hdus:
-        identity = identify(hdus)
-        several = len([hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0)]) > 1
-        versions = {(hdu.name, hdu.ver) for hdu in hdus}
-    if identity is None or identity.format != "plain" or not several:
-        return path
-    if identity.kind == "image":
-        return of_detector(path, name)
-    # KERNEL,2 is that of SCI,2.
-    stamp, version = identity.kind.upper(), name.partition(",")[2].strip()
-    own = version.isdigit() and (stamp, int(version)) in versions and (stamp, 2) in versions
-    return f"{path}[{stamp},{version}]" if own and split_extension(path)[1] is None else path
