@@ -239,7 +239,7 @@ def _parts(
     exposure: Exposure, direction: Literal["template", "science"]
 ) -> tuple[tuple[Box, Literal["template", "science"]], ...]:
     """Parts of the frame with kernels of their own, all convolved in one direction."""
-    field: Any = next(iter(getattr(exposure.kernel, "spatial", ())), None)
+    field: Any = next(iter(getattr(exposure.kernel, "fields", ())), None)
     boxes = [exposure.bbox]
     if isinstance(field, PiecewiseField):
         boxes = [box for box, _ in field.pieces]

@@ -83,11 +83,11 @@ class Format:
     read_psf
         Function of path and extension, with ``bounds``: the PSF.  Default: of an HDU's images.
     read_stored
-        Function of path and ``kernel`` or ``psf``: that part of an object that is stored in no HDU
-        of its own.
+        Function of path and ``kernel`` or ``psf``: the one that the file's object is or has, where
+        no HDU is named so.
     kernel_and_box
-        Function of path and identity: a kernel, and the box of the image that its file says it
-        is for.
+        Function of path and identity: the kernel, and the box of the image that it is for, where
+        the file says both.
     fitted_range
         Function of the HDUs: ranges of x and y that a PSF was fitted to.
     missing_planes
@@ -103,10 +103,10 @@ class Format:
         with ``overwrite``, ``provenance``, ``uncertainty`` and ``like`` as of that command, and
         returns what is to be told of the input, as parts of sentences.
     holds_one_exposure
-        Whether a file is one exposure, and none of its HDUs the image of one of several detectors.
+        Whether a file is one exposure, without images of several detectors to choose from.
     says_little
-        Whether files do not say for what their images are, so that one may be a kernel, or one of
-        several detectors'.
+        Whether files do not say what their images are: any may be a kernel, or the image of one of
+        several detectors.
     """
 
     name: str

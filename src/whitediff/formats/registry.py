@@ -14,6 +14,7 @@ from .lsst import afw
 __all__ = ["FORMATS", "format_of", "identify", "identity_of", "writers"]
 
 FORMATS: tuple[Format, ...] = (
+    # Before our own: an archive that we wrote has the planes of both.
     archive.FORMAT,
     own.FORMAT,
     # Before the programs whose headers a difference keeps when it is converted.
