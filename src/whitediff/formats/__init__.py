@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from ..decorrelation import checked_kernel
 from ..errors import ArgumentError, FileFormatError
-from ..exposures import foreign
 from ..exposures.boxes import Box
 from ..exposures.fields import PiecewiseField
 from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
 from ..exposures.psf import KernelPointSpreadFunction, PointSpreadFunction
 from ..reading import ReadingOptions, VarianceSource
-from . import archive, hotpants, own, piff, plain, psfex, sfft
-from . import ccddata as _ccddata
-from .difference import Difference, KernelElsewhereError, check_reproduced, kernel_doubt
+from . import own, plain
+from .checks import check_is_kernel, check_kernel, check_psf
+from .difference import (
+    OWN_SOFTWARE,
+    Difference,
+    KernelElsewhereError,
+    check_reproduced,
+    kernel_doubt,
+)
 from .files import opened, split_extension
-from .hotpants.read import read_difference as _read_hotpants
-from .identify import Identity, identify, missing_planes
-from .lsst import afw
-from .sfft.read import read_difference as _read_sfft
+from .format import Identity
+from .registry import format_of, identify, identity_of
 from .solution import read_solution, solution_cards, solution_extras, write_solution
 from .stamps import find_hdu, is_of_region, read_kernel_hdus
 
@@ -52,13 +52,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger("whitediff.formats")
-
-_LARGEST_PSF, _LARGEST_CUTOUT = 0.25, 128
-_LARGEST_KERNEL = 0.5
-_LARGEST_FLAT, _LEAST_RISE = 31, 1.3
-_LEAST_INSIDE = 0.4
-_MOST_NEGATIVE = 0.25
-_SMALLEST_PROFILE = 5
 
 
 def read_exposure(
@@ -128,10 +121,10 @@ def read_exposure(
     )
     with opened(file, checksums=box is None) as hdus:
         identity = identify(hdus)
-        is_masked = "VARIANCE" in hdus and "MASK" in hdus
-        is_whole = "JSON" in hdus or archive.recognise(hdus) is None
         missing = (
-            [] if identity is None or extension is not None else missing_planes(hdus, identity)
+            []
+            if identity is None or extension is not None
+            else format_of(identity).missing_planes(hdus, identity)
         )
     if missing:
         _log.warning(
@@ -139,44 +132,11 @@ def read_exposure(
         )
     if identity is None:
         raise FileFormatError(f"{file}: has no HDU with an image.")
-    if (identity.kind in ("kernel", "psf") and extension is None) or identity.format in (
-        "psfex",
-        "piff",
-    ):
+    read = format_of(identity).read
+    if read is None or (identity.kind in ("kernel", "psf") and extension is None):
         raise FileFormatError(f"{file}: is no image, but a {identity.kind}: {identity.detail}.")
-    reader: Any = _READERS.get(identity.format, plain)
-    whole = extension is None and not isinstance(options.variance, VarianceSource)
-    if not is_whole and whole:
-        raise FileFormatError(
-            f"{file}: is an lsst.images archive without its end (JSON); copy or download it again."
-        )
-    if identity.format in ("whitediff", "lsst.images") and whole and is_masked:
-        read = own.read if identity.format == "whitediff" else _archive_reader()
-        if options.mask is options.mask_bits is options.saturation is None:
-            return read(file, box=box)
-        exposure: Exposure = plain.with_options(read(file), options, file)
-        return exposure if box is None else exposure.cutout(box)
-    exposure = reader.read(
-        file,
-        extension,
-        options=options,
-        needs_variance=needs_variance,
-    )
-    return exposure if box is None else exposure.cutout(box)
-
-
-def _archive_reader() -> Callable[..., Exposure]:
-    """Reader of lsst.images archives; without that library, they are read as plain FITS."""
-    try:
-        from .archive.read import read
-    except ModuleNotFoundError as error:
-        _log.info(
-            "%s is not installed: archives of lsst.images are read without PSFs and projections of"
-            " its own kinds; install whitediff[rubin] for these.",
-            error.name,
-        )
-        return own.read
-    return read
+    exposure = read(file, extension, options=options, needs_variance=needs_variance, box=box)
+    return exposure if box is None or exposure.bbox == box else exposure.cutout(box)
 
 
 def _united(path: Path, options: ReadingOptions | None, **given: Any) -> ReadingOptions:
@@ -190,9 +150,6 @@ def _united(path: Path, options: ReadingOptions | None, **given: Any) -> Reading
         return options or ReadingOptions(**given)
     except ArgumentError as error:
         raise ArgumentError(f"{path}: its {error}") from error
-
-
-_READERS = {"hotpants": hotpants, "sfft": sfft, "lsst.afw": afw, "ccddata": _ccddata}
 
 
 def has_variance(path: str | Path) -> bool:
@@ -247,37 +204,20 @@ def read_difference(
     file, extension = split_extension(path)
     with opened(file) as hdus:
         identity, primary = identify(hdus), hdus[0].header.copy()
-    of_kernel = None if kernel is None else _identity_of(kernel)
-    if (
-        identity is not None
-        and (identity.format, identity.kind) == ("hotpants", "difference")
-        and (of_kernel is None or of_kernel.format == "hotpants")
-        and extension is None
-    ):
-        found = _read_hotpants(
+    of_kernel = None if kernel is None else identity_of(kernel)
+    known = [format_of(one) for one in (identity, of_kernel) if one is not None]
+    for each in dict.fromkeys(known):
+        found = each.read_difference(
             file,
-            kernel_path=None if kernel is None else split_extension(kernel)[0],
-            needs_variance=needs_variance,
-        )
-        if convolved is not None and {side for _, side in found.directions} != {convolved}:
-            raise FileFormatError(
-                f"{file}: HOTPANTS says that it convolved"
-                f" {', '.join(side for _, side in found.directions)}, not the {convolved} image;"
-                " leave out --convolved."
-            )
-        return found
-    if kernel is not None and of_kernel is not None and of_kernel.format == "sfft":
-        return _read_sfft(
-            file,
-            solution_path=split_extension(kernel)[0],
+            extension,
+            identity=identity,
+            kernel=None if kernel is None else split_extension(kernel)[0],
+            of_kernel=of_kernel,
             convolved=convolved,
             needs_variance=needs_variance,
         )
-    if identity is not None and identity.format == "sfft" and kernel is None:
-        raise KernelElsewhereError(
-            f"{file}: is a difference of SFFT, whose kernel is in another file; name the solution"
-            " as fourth argument."
-        )
+        if found is not None:
+            return found
     exposure = read_exposure(path, needs_variance=needs_variance)
     if kernel is not None:
         exposure.kernel = read_kernel(kernel, bounds=exposure.bbox)
@@ -291,7 +231,7 @@ def read_difference(
     return Difference(
         exposure,
         directions=() if direction is None else _parts(exposure, direction),
-        software="whitediff" if "WDTASK" in primary else None,
+        software=OWN_SOFTWARE if "WDTASK" in primary else None,
     )
 
 
@@ -299,7 +239,7 @@ def _parts(
     exposure: Exposure, direction: Literal["template", "science"]
 ) -> tuple[tuple[Box, Literal["template", "science"]], ...]:
     """Parts of the frame with kernels of their own, all convolved in one direction."""
-    field: Any = next(iter(getattr(exposure.kernel, "spatial", ())), None)
+    field: Any = next(iter(getattr(exposure.kernel, "fields", ())), None)
     boxes = [exposure.bbox]
     if isinstance(field, PiecewiseField):
         boxes = [box for box, _ in field.pieces]
@@ -331,11 +271,6 @@ def read_any(path: str | Path, *, kernel: str | Path | None = None) -> Differenc
         return Difference(read_exposure(path))
 
 
-def _identity_of(path: str | Path) -> Identity | None:
-    with opened(split_extension(path)[0]) as hdus:
-        return identify(hdus)
-
-
 def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:
     """Read a matching kernel.
 
@@ -359,86 +294,23 @@ def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:
         If it is none of these, or not such a kernel.
     """
     file, extension = split_extension(path)
-    identity = _identity_of(path) if extension is None else None
-    kernel: ConvolutionKernel | PointSpreadFunction
-    if identity is not None and identity.format == "hotpants":
-        kernel = _hotpants_kernel(file, bounds)
-    elif identity is not None and (identity.format, identity.kind) == ("sfft", "kernel"):
-        kernel = sfft.read_solution(file, shape=(bounds.y.size, bounds.x.size)).kernel
-    elif identity is not None and identity.format in ("psfex", "piff"):
-        raise FileFormatError(f"{path}: holds a PSF, not a matching kernel.")
-    else:
+    identity = identity_of(path) if extension is None else None
+    kernel: ConvolutionKernel | PointSpreadFunction | None = None
+    says_little = True
+    if identity is not None:
+        form = format_of(identity)
+        if form.read is None:
+            raise FileFormatError(f"{path}: holds a PSF, not a matching kernel.")
+        kernel = form.read_kernel(file, identity, bounds=bounds)
+        says_little = form.says_little and identity.kind == "image"
+    if kernel is None:
         kernel = _read_stamp(path, "KERNEL", bounds)
     if isinstance(kernel, PointSpreadFunction):
         raise FileFormatError(f"{path}: holds a PSF, not a matching kernel.")
     check_kernel(kernel, bounds, path)
-    if identity is None or (identity.format, identity.kind) == ("plain", "image"):
-        _check_is_kernel(path, kernel.at(x=bounds.x.center, y=bounds.y.center), bounds)
+    if says_little:
+        check_is_kernel(path, kernel.at(x=bounds.x.center, y=bounds.y.center), bounds)
     return kernel
-
-
-def _check_is_kernel(path: str | Path, image: Any, bounds: Box) -> None:
-    """Refuse an image of the sky, which has a sum other than zero too."""
-    ny, nx = image.shape
-    inner = image[ny // 4 : ny - ny // 4, nx // 4 : nx - nx // 4]
-    inside = float(np.abs(inner).sum() / np.abs(image).sum())
-    spread = min(ny, nx) > _LARGEST_FLAT and inside < _LEAST_RISE * inner.size / image.size
-    if spread or ny * nx > _LARGEST_KERNEL * bounds.area:
-        raise FileFormatError(
-            f"{path}: its image of {ny} x {nx} pixels is no matching kernel, which is smaller than"
-            " the image that it was fitted to and largest in its middle. Is it the right"
-            " file?"
-        )
-
-
-def _hotpants_kernel(file: Path, bounds: Box) -> ConvolutionKernel:
-    with opened(file) as hdus:
-        kind = hotpants.recognise(hdus)
-    if kind != "difference":
-        raise FileFormatError(
-            f"{file}: is a {kind} of HOTPANTS; its kernel is read with the difference that it"
-            " belongs to."
-        )
-    solution = hotpants.read_solution(file)
-    if solution.box != bounds:
-        raise FileFormatError(
-            f"{file}: its kernel is for {solution.box}, but the image covers {bounds}."
-        )
-    return solution.kernel
-
-
-def check_kernel(kernel: ConvolutionKernel, bounds: Box, path: str | Path) -> None:
-    """Make sure that a kernel from a file can be worked with.
-
-    Parameters
-    ----------
-    kernel
-        Kernel.
-    bounds
-        Box of the exposures.
-    path
-        File it came from, for error messages.
-
-    Raises
-    ------
-    FileFormatError
-        If, at the middle of the box, it is not finite, sums to zero, or is larger than
-        the box.
-    """
-    image = kernel.at(x=bounds.x.center, y=bounds.y.center)
-    try:
-        checked_kernel("kernel", image)
-    except ArgumentError as error:
-        raise FileFormatError(f"{path}: {error}") from error
-    _check_size(path, "kernel", image, bounds)
-
-
-def _check_size(path: str | Path, name: str, image: Any, bounds: Box) -> None:
-    if image.shape[0] > bounds.y.size or image.shape[1] > bounds.x.size:
-        raise FileFormatError(
-            f"{path}: the {name} {image.shape} is larger than the image"
-            f" {(bounds.y.size, bounds.x.size)}; is it the right file?"
-        )
 
 
 def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
@@ -465,58 +337,16 @@ def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
         than a quarter of the box.
     """
     file, extension = split_extension(path)
-    identity = _identity_of(path)
-    if identity is not None and identity.format in ("psfex", "piff"):
-        reader: Any = psfex if identity.format == "psfex" else piff
-        return reader.read(file, extension, bounds=bounds)
+    identity = identity_of(path)
+    if identity is not None:
+        model = format_of(identity).read_psf(file, extension, bounds=bounds)
+        if model is not None:
+            return model
     psf = _read_stamp(path, "PSF", bounds)
     if isinstance(psf, PointSpreadFunction):
         return psf
-    image = psf.at(x=bounds.x.center, y=bounds.y.center)
-    total = float(image.sum())
-    if not (np.isfinite(image).all() and total > 0):
-        raise FileFormatError(
-            f"{path}: a PSF must be finite with a positive sum; its sum is {total:g}."
-        )
-    _check_size(path, "PSF", image, bounds)
-    _check_profile(path, image, bounds)
+    check_psf(path, psf.at(x=bounds.x.center, y=bounds.y.center), bounds)
     return KernelPointSpreadFunction(psf)  # type: ignore[arg-type]
-
-
-def _check_profile(path: str | Path, image: Any, bounds: Box) -> None:
-    """Refuse images that are no star: a template, for one, is finite with a positive sum too."""
-    ny, nx = image.shape
-    wanted = "a PSF is a star in the middle of a small image, without a background"
-    # Cut-outs may be hardly larger than the PSF.
-    small = max(bounds.y.size, bounds.x.size) <= _LARGEST_CUTOUT
-    if (
-        (ny >= bounds.y.size or nx >= bounds.x.size)
-        if small
-        else (ny * nx > _LARGEST_PSF * bounds.area)
-    ):
-        raise FileFormatError(
-            f"{path}: has {ny} x {nx} pixels, and the image {bounds.y.size} x {bounds.x.size};"
-            f" {wanted}. Is it the right file?"
-        )
-    y, x = (int(n) for n in np.unravel_index(np.argmax(image), image.shape))
-    if max(abs(y - ny // 2) / ny, abs(x - nx // 2) / nx) > 0.25:
-        raise FileFormatError(
-            f"{path}: its peak is at (y, x) = ({y}, {x}) of {ny} x {nx} pixels; {wanted}."
-        )
-    # Half of each side: of a background it holds a quarter.
-    inner = image[ny // 4 : ny - ny // 4, nx // 4 : nx - nx // 4]
-    inside = float(inner.sum() / image.sum())
-    negative = float(-image[image < 0].sum() / np.abs(image).sum())
-    if min(ny, nx) >= _SMALLEST_PROFILE and inside < _LEAST_INSIDE:
-        raise FileFormatError(
-            f"{path}: only {100 * inside:.0f}% of its sum is in the inner half of its sides;"
-            f" {wanted}."
-        )
-    if negative > _MOST_NEGATIVE:
-        raise FileFormatError(
-            f"{path}: {100 * negative:.0f}% of its absolute sum is negative; {wanted}, and with"
-            " little noise."
-        )
 
 
 def _read_stamp(
@@ -527,7 +357,12 @@ def _read_stamp(
         hdu = find_hdu(hdus, (name,)) if extension is None else None
         if hdu is not None:
             _check_only(hdus, hdu, file)
-        if hdu is None and archive.recognise(hdus) is None:
+        else:
+            identity = identify(hdus)
+            if identity is not None:
+                stored = format_of(identity).read_stored(file, name.lower())
+                if stored is not None:
+                    return stored
             candidates = [h for h in hdus if h.is_image and h.header.get("NAXIS", 0)] or [
                 h for h in hdus if h.header.get("NAXIS", 0)
             ]
@@ -539,29 +374,11 @@ def _read_stamp(
             if not candidates or candidates[0].data is None:
                 raise FileFormatError(f"{file}: has no image to take as {name.lower()}.")
             hdu = candidates[0]
-        if hdu is not None and not hdu.is_image:
+        if not hdu.is_image:
             raise FileFormatError(
                 f"{file}: {hdu.name or 'the HDU'} is a table; a {name.lower()} must be an image."
             )
-        if hdu is not None:
-            return read_kernel_hdus(hdus, hdu, bounds=bounds, path=str(file))
-    obj = _archived_object(file)
-    if hasattr(obj, "mask"):
-        obj = getattr(obj, name.lower(), None)
-    obj = foreign.adapted(obj)
-    if not isinstance(obj, ConvolutionKernel | PointSpreadFunction):
-        raise FileFormatError(f"{file}: this lsst.images archive holds no {name.lower()}.")
-    return obj
-
-
-def _archived_object(file: Path) -> Any:
-    try:
-        from .archive.read import read_object
-    except ModuleNotFoundError as error:
-        raise FileFormatError(
-            f"{file}: is an lsst.images archive; install whitediff[rubin] to read it."
-        ) from error
-    return read_object(file)
+        return read_kernel_hdus(hdus, hdu, bounds=bounds, path=str(file))
 
 
 def _check_only(hdus: Any, hdu: Any, file: Path) -> None:

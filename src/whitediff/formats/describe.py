@@ -19,29 +19,18 @@ from ..exposures.masks import flagged
 from ..exposures.model import Exposure
 from ..exposures.psf import PointSpreadFunction
 from ..profiles import full_width_half_maximum
-from . import hotpants, piff, plain, read_any, read_exposure, read_kernel, read_psf, sfft
-from .ccddata.recognise import FLAGS
+from . import plain, read_any, read_exposure, read_kernel, read_psf
 from .difference import Difference
 from .export import own_box
-from .files import opened, remarks, split_extension
-from .hotpants.recognise import kernel_table, layer
-from .identify import Identity, identify
+from .files import Extension, opened, remarks, split_extension
+from .format import Identity
+from .own import ROLES
+from .registry import format_of, identify
 
 __all__ = ["Description", "HduDescription", "describe", "product_extensions"]
 
 _log = logging.getLogger("whitediff.formats")
 
-_ARCHIVE_ROLES = {
-    "IMAGE": "image", "MASK": "mask", "VARIANCE": "variance", "JSON": "archive", "INDEX": "archive",
-    "PSF": "PSF", "PSF_COEFFICIENTS": "PSF", "KERNEL": "kernel", "KERNEL_COEFFICIENTS": "kernel",
-    "BACKGROUND": "background", "FLUX": "flux", "FLUX_VARIANCE": "flux",
-    "INPUT_PSF": "solution", "INPUT_PSF_COEFFICIENTS": "solution", "PRECONVOLUTION": "solution",
-    "SCIENCE_NOISE": "solution", "SCIENCE_NOISE_COEFFICIENTS": "solution",
-    "TEMPLATE_NOISE": "solution", "TEMPLATE_NOISE_COEFFICIENTS": "solution",
-    "NOISE_CORRELATION": "noise", "NOISE_CORRELATION_COEFFICIENTS": "noise",
-    "STARS": "record", "LOG": "record", "REGISTRATION": "solution",
-    "RECIPE": "solution",
-}  # fmt: skip
 _OF_PRODUCTS = ("flux", "solution", "record")
 
 
@@ -66,7 +55,7 @@ def product_extensions(path: str | Path) -> list[str]:
     with opened(split_extension(path)[0]) as hdus:
         if "WDTASK" not in hdus[0].header:
             return []
-        return [hdu.name for hdu in hdus[1:] if _ARCHIVE_ROLES.get(hdu.name) in _OF_PRODUCTS]
+        return [hdu.name for hdu in hdus[1:] if ROLES.get(hdu.name) in _OF_PRODUCTS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,23 +178,20 @@ def describe(path: str | Path, *, kernel: str | Path | None = None) -> Descripti
 
 def _facts(path: str | Path, identity: Identity, kernel: str | Path | None) -> dict[str, str]:
     file, _ = split_extension(path)
-    if identity.format == "piff":
-        # What the file says; a model of it is made only where one is used.
-        with opened(file) as hdus:
-            return {"PSF": "unknown"} | piff.facts(hdus)
+    form = format_of(identity)
+    with opened(file) as hdus:
+        facts = form.facts(hdus, identity)
+    if facts is not None:
+        return facts
     if identity.kind == "psf":
         box = own_box(file) or _ANY
         return _psf_facts(read_psf(path, bounds=box), box)
-    if identity.kind == "kernel" and identity.format == "sfft":
-        solution = sfft.read_solution(file)
-        return {"image": f"for {_shape(solution.shape)}"} | _kernel_facts(
-            solution.kernel, solution.box
-        )
-    if identity.kind == "kernel" and identity.format == "hotpants":
-        return _table_facts(file)
     if identity.kind == "kernel":
-        return _kernel_facts(read_kernel(path, bounds=_ANY), _ANY)
-    if identity.format == "hotpants" and identity.kind != "difference":
+        found = form.kernel_and_box(file, identity)
+        if found is None:
+            return _kernel_facts(read_kernel(path, bounds=_ANY), _ANY)
+        return {"image": f"for {_shape(found[1].shape)}"} | _kernel_facts(*found)
+    if not identity.has_noise:
         return _exposure_facts(read_exposure(path, needs_variance=False))
     try:
         difference = read_any(path, kernel=kernel)
@@ -308,45 +294,15 @@ def _psf_facts(psf: PointSpreadFunction, box: Box) -> dict[str, str]:
     }
 
 
-def _table_facts(file: Path) -> dict[str, str]:
-    with opened(file) as hdus:
-        table = kernel_table(hdus)
-        assert table is not None
-        header = table.header
-        return {
-            "kernel": f"{header.get('FWKERN')} pixels wide, order {header.get('CKORDER')},"
-            f" {len(table.columns)} regions; it is read with the difference that it belongs to"
-        }
-
-
 def _roles(
-    hdus: astropy.io.fits.HDUList, identity: Identity, extension: Any, path: Path
+    hdus: astropy.io.fits.HDUList, identity: Identity, extension: Extension, path: Path
 ) -> dict[int, str]:
-    roles: dict[int, str] = {}
-    if identity.format in ("whitediff", "lsst.images") and extension is None:
-        return {i: _ARCHIVE_ROLES.get(hdu.name.upper(), "") for i, hdu in enumerate(hdus)}
-    if identity.format == "hotpants":
-        table = kernel_table(hdus)
-        for i, hdu in enumerate(hdus):
-            roles[i] = "kernel" if hdu is table else layer(hdu) or ""
-        if hotpants.recognise(hdus) == "difference":
-            roles[0] = "difference"
+    roles = format_of(identity).roles(hdus, identity, extension, path)
+    if roles is not None:
         return roles
-    if identity.format == "psfex":
-        return {i: "PSF" for i, hdu in enumerate(hdus) if hdu.name == "PSF_DATA"}
-    if identity.format == "piff":
-        return {i: "PSF" for i, hdu in enumerate(hdus) if hdu.name.lower().startswith("psf")}
-    if identity.format == "sfft" and identity.kind == "kernel":
-        return {0: "kernel"}
     if identity.kind in ("kernel", "psf"):
         return {i: identity.kind for i, hdu in enumerate(hdus) if hdu.header.get("NAXIS", 0)}
-    for role, hdu in plain.parts(hdus, extension, path).items():
-        for i, other in enumerate(hdus):
-            if other is hdu:
-                roles[i] = role
-            elif identity.format == "ccddata" and other.name == FLAGS:
-                roles[i] = "mask"
-    return roles
+    return plain.roles(hdus, extension, path)
 
 
 def _content(hdu: Any) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ..errors import FileFormatError
 from .files import opened, split_extension
-from .identify import identify
 from .plain import image_names
+from .registry import format_of, identify
 
-__all__ = ["detectors", "of_detector"]
+__all__ = ["detectors", "kernel_of_detector", "of_detector"]
 
 
 def detectors(path: str | Path) -> list[str]:
@@ -33,8 +33,8 @@ def detectors(path: str | Path) -> list[str]:
     file, _ = split_extension(path)
     with opened(file) as hdus:
         identity = identify(hdus)
-        archive = identity is not None and identity.format in ("whitediff", "lsst.images")
-        names = [] if archive else image_names(hdus)
+        one = identity is not None and format_of(identity).holds_one_exposure
+        names = [] if one else image_names(hdus)
     if not names:
         raise FileFormatError(
             f"{file}: has no extensions with images of several detectors; leave out --hdu."
@@ -75,3 +75,38 @@ def of_detector(path: str, name: str) -> str:
             known = ", ".join(image_names(hdus)) or "no extension with an image"
             raise FileFormatError(f"{file}: has no image of the detector {name}; it has {known}.")
     return f"{kind}{text}[{name}]"
+
+
+def kernel_of_detector(path: str, name: str) -> str:
+    """Name of a file's kernel or PSF for one detector.
+
+    Parameters
+    ----------
+    path
+        File.
+    name
+        Detector, as of `detectors`.
+
+    Returns
+    -------
+    path
+        With the extension in brackets; as it is, where one stands for all detectors or says itself
+        for which it is.
+
+    Raises
+    ------
+    FileFormatError
+        If the file has an image for each detector, and none of this one.
+    """
+    with opened(split_extension(path)[0]) as hdus:
+        identity = identify(hdus)
+        several = len([hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0)]) > 1
+        versions = {(hdu.name, hdu.ver) for hdu in hdus}
+    if identity is None or not format_of(identity).says_little or not several:
+        return path
+    if identity.kind == "image":
+        return of_detector(path, name)
+    # KERNEL,2 is that of SCI,2.
+    stamp, version = identity.kind.upper(), name.partition(",")[2].strip()
+    own = version.isdigit() and (stamp, int(version)) in versions and (stamp, 2) in versions
+    return f"{path}[{stamp},{version}]" if own and split_extension(path)[1] is None else path

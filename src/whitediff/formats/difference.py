@@ -15,10 +15,19 @@ from ..exposures.model import Exposure
 from ..polynomials import chebyshev_products
 from ..stats import robust_sigma
 
-__all__ = ["Difference", "KernelElsewhereError", "check_reproduced", "kernel_doubt"]
+__all__ = [
+    "OWN_SOFTWARE",
+    "Difference",
+    "KernelElsewhereError",
+    "check_reproduced",
+    "kernel_doubt",
+]
 
 type Array = npt.NDArray[Any]
 type Direction = Literal["template", "science"]
+
+OWN_SOFTWARE = "whitediff"
+"""`Difference.software` of our own."""
 
 _SAMPLE = 400
 _SEED = 20010828
@@ -81,6 +90,11 @@ class Difference:
         """Which image was convolved; None where that is unknown, or differs."""
         found = {direction for _, direction in self.directions}
         return found.pop() if len(found) == 1 else None
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another program than whitediff is known to have made it."""
+        return self.software not in (None, OWN_SOFTWARE)
 
 
 def check_reproduced(difference: Difference, science: Exposure, template: Exposure) -> float | None:

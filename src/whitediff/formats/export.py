@@ -12,10 +12,11 @@ from ..errors import FileFormatError
 from ..exposures.boxes import Box
 from ..exposures.kernels import ConvolutionKernel
 from ..exposures.psf import KernelPointSpreadFunction, PointSpreadFunction, as_kernel_psf
-from . import identify, piff, psfex, read_exposure, read_kernel, read_psf, sfft
+from . import read_exposure, read_kernel, read_psf
 from .files import opened, split_extension
 from .finished import replacing_fits
 from .headers import escaped
+from .registry import format_of, identify
 from .stamps import kernel_hdus, psf_hdus
 
 __all__ = ["own_box", "read_stamps", "write_stamps"]
@@ -54,9 +55,10 @@ def read_stamps(
     if like is not None:
         box = read_exposure(like, needs_variance=False).bbox
         return (read_psf if psf else read_kernel)(path, bounds=box), box
-    if identity is not None and (identity.format, identity.kind) == ("sfft", "kernel") and not psf:
-        solution = sfft.read_solution(file)
-        return solution.kernel, solution.box
+    if identity is not None and not psf:
+        kernel_and_box = format_of(identity).kernel_and_box(file, identity)
+        if kernel_and_box is not None:
+            return kernel_and_box
     if extension is None and identity is not None and identity.kind in ("image", "difference"):
         exposure = read_exposure(path, needs_variance=False)
         found = exposure.psf if psf else exposure.kernel
@@ -86,7 +88,7 @@ def _says_where(stamps: ConvolutionKernel | PointSpreadFunction) -> bool:
 
 
 def own_box(file: Path) -> Box | None:
-    """Box in which a model of PSFEx or Piff was fitted.
+    """Box in which a model of a PSF was fitted.
 
     Parameters
     ----------
@@ -99,12 +101,12 @@ def own_box(file: Path) -> Box | None:
         None for all other files, and where it does not say.
     """
     with opened(file) as hdus:
-        for module in (psfex, piff):
-            limits = module.fitted_range(hdus)
-            if limits is not None:
-                (x0, x1), (y0, y1) = limits
-                return Box.between((round(y0), round(y1) + 1), (round(x0), round(x1) + 1))
-    return None
+        identity = identify(hdus)
+        limits = None if identity is None else format_of(identity).fitted_range(hdus)
+    if limits is None:
+        return None
+    (x0, x1), (y0, y1) = limits
+    return Box.between((round(y0), round(y1) + 1), (round(x0), round(x1) + 1))
 
 
 def write_stamps(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from .. import formats
-from ..errors import ArgumentError, missing_extra
-from ..exposures.model import Exposure
-from ..formats import ccddata
+from ..errors import ArgumentError
 from ..formats.describe import product_extensions
 from ..formats.record import history_cards
+from ..formats.registry import writers
 from ..outputs import check_output
 from .inputs import read_psf
 from .options import ConvertOptions
@@ -38,7 +36,7 @@ def run_conversion(file: str, kernel: str | None, options: ConvertOptions) -> No
     WhitediffError
         One of its kinds, whose message names the file at fault.
     """
-    output, kind = options.output, options.format
+    output = options.output
     if output is None:
         raise ArgumentError("Nothing to write: give output.")
     check_output(output, overwrite=options.overwrite, inputs=(file, kernel))
@@ -51,41 +49,21 @@ def run_conversion(file: str, kernel: str | None, options: ConvertOptions) -> No
         cards = dict(history_cards(file))
         if found.directions:
             cards["WDCONV"] = (found.convolved or "mixed", "exposure that was convolved")
-        if found.software not in (None, "whitediff"):
+        if found.is_foreign:
             cards["WDSOFTW"] = (found.software, "made the difference")
         if options.psf is not None:
             exposure.psf = read_psf(options.psf, exposure.bbox)
-        if kind == "whitediff":
-            formats.write_exposure(
-                exposure, output, overwrite=options.overwrite, provenance=cards
-            )
-        elif kind == "ccddata":
-            ccddata.write(
-                exposure,
-                output,
-                uncertainty=options.uncertainty,
-                overwrite=options.overwrite,
-                provenance=cards,
-            )
-        else:
-            _write_object(exposure, output, options)
+        said = writers()[options.format](
+            exposure,
+            output,
+            overwrite=options.overwrite,
+            provenance=cards,
+            uncertainty=options.uncertainty,
+            like=options.like,
+        )
     log.info("%s: written.", output)
-    if kind == "ccddata" and exposure.unit is None:
-        log.info("%s: tells no unit of its pixels, which CCDData must have: adu is written.", file)
+    for text in said:
+        log.info("%s: %s", file, text)
     if left := product_extensions(file):
         log.info("%s: its %s stay behind.", file, ", ".join(left))
 
-
-def _write_object(exposure: Exposure, output: Path, options: ConvertOptions) -> None:
-    """Write an object of lsst.images, where that is installed."""
-    try:
-        from ..formats.archive.objects import write_object
-    except ModuleNotFoundError as error:
-        raise missing_extra(f"{output}: a {options.format}", error, "rubin") from error
-    write_object(
-        exposure,
-        output,
-        options.format,  # type: ignore[arg-type]
-        like=options.like,
-        overwrite=options.overwrite,
-    )

@@ -271,7 +271,7 @@ def _cards_of_software(
     given: Difference, regions: list[Region], direction: str | None
 ) -> Cards:
     cards: Cards = {}
-    if given.software not in (None, "whitediff"):
+    if given.is_foreign:
         cards["WDSOFTW"] = (given.software, "made the difference")
     if len(regions) > 1:
         cards["WDNREG"] = (len(regions), "regions with kernels of their own")

@@ -1,5 +1,5 @@
 """Archives of lsst.images: to recognise one needs nothing, to read it that library."""
 
-from .recognise import recognise
+from .format import FORMAT
 
-__all__ = ["recognise"]
+__all__ = ["FORMAT"]

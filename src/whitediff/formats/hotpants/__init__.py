@@ -1,6 +1,5 @@
 """Differences of HOTPANTS, with the kernel that it wrote."""
 
-from .read import read, read_solution
-from .recognise import missing_layers, recognise
+from .format import FORMAT
 
-__all__ = ["missing_layers", "read", "read_solution", "recognise"]
+__all__ = ["FORMAT"]

@@ -1,6 +1,5 @@
 """PSF models of Piff."""
 
-from .read import read
-from .recognise import facts, fitted_range, recognise
+from .format import FORMAT
 
-__all__ = ["facts", "fitted_range", "read", "recognise"]
+__all__ = ["FORMAT"]

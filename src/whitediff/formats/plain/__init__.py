@@ -1,5 +1,6 @@
 """FITS files with images in HDUs, in the layouts that people have."""
 
+from .format import FORMAT
 from .mask import mask_planes
 from .read import (
     compact,
@@ -8,11 +9,12 @@ from .read import (
     modelled_variance,
     parts,
     read,
+    roles,
     with_options,
 )
-from .recognise import recognise, stamps
 
 __all__ = [
+    "FORMAT",
     "compact",
     "image_hdu",
     "image_names",
@@ -20,7 +22,6 @@ __all__ = [
     "modelled_variance",
     "parts",
     "read",
-    "recognise",
-    "stamps",
+    "roles",
     "with_options",
 ]

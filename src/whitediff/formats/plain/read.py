@@ -268,6 +268,23 @@ def parts(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> di
     return found
 
 
+def roles(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> dict[int, str]:
+    """How the HDUs are used that are read for an image.
+
+    Parameters
+    ----------
+    hdus, extension, path
+        As for `image_hdu`.
+
+    Returns
+    -------
+    roles
+        Index → role, as of `parts`.
+    """
+    found = parts(hdus, extension, path).items()
+    return {i: role for role, hdu in found for i, other in enumerate(hdus) if other is hdu}
+
+
 def read(
     path: Path,
     extension: Extension = None,

@@ -1,6 +1,5 @@
 """PSF models of PSFEx."""
 
-from .read import read
-from .recognise import fitted_range, recognise
+from .format import FORMAT
 
-__all__ = ["fitted_range", "read", "recognise"]
+__all__ = ["FORMAT"]

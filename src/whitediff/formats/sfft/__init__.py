@@ -1,6 +1,5 @@
 """Solutions and differences of SFFT."""
 
-from .read import read, read_solution
-from .recognise import recognise
+from .format import FORMAT
 
-__all__ = ["read", "read_solution", "recognise"]
+__all__ = ["FORMAT"]

@@ -1,6 +1,5 @@
 """Multi-extension exposures of lsst.afw, read without it."""
 
-from .read import read
-from .recognise import recognise
+from .format import FORMAT
 
-__all__ = ["read", "recognise"]
+__all__ = ["FORMAT"]

@@ -1,0 +1,148 @@
+"""Are kernels and PSFs that were read from files what they are taken for?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..decorrelation import checked_kernel
+from ..errors import ArgumentError, FileFormatError
+from ..exposures.boxes import Box
+from ..exposures.kernels import ConvolutionKernel
+
+__all__ = ["check_is_kernel", "check_kernel", "check_psf"]
+
+_LARGEST_PSF, _LARGEST_CUTOUT = 0.25, 128
+_LARGEST_KERNEL = 0.5
+_LARGEST_FLAT, _LEAST_RISE = 31, 1.3
+_LEAST_INSIDE = 0.4
+_MOST_NEGATIVE = 0.25
+_SMALLEST_PROFILE = 5
+
+
+def check_kernel(kernel: ConvolutionKernel, bounds: Box, path: str | Path) -> None:
+    """Make sure that a kernel from a file can be worked with.
+
+    Parameters
+    ----------
+    kernel
+        Kernel.
+    bounds
+        Box of the exposures.
+    path
+        File it came from, for error messages.
+
+    Raises
+    ------
+    FileFormatError
+        If, at the middle of the box, it is not finite, sums to zero, or is larger than
+        the box.
+    """
+    image = kernel.at(x=bounds.x.center, y=bounds.y.center)
+    try:
+        checked_kernel("kernel", image)
+    except ArgumentError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    _check_size(path, "kernel", image, bounds)
+
+
+def _check_size(path: str | Path, name: str, image: Any, bounds: Box) -> None:
+    if image.shape[0] > bounds.y.size or image.shape[1] > bounds.x.size:
+        raise FileFormatError(
+            f"{path}: the {name} {image.shape} is larger than the image"
+            f" {(bounds.y.size, bounds.x.size)}; is it the right file?"
+        )
+
+
+def check_is_kernel(path: str | Path, image: Any, bounds: Box) -> None:
+    """Refuse an image of the sky, which has a sum other than zero too.
+
+    Parameters
+    ----------
+    path
+        File it came from, for error messages.
+    image
+        ``(ny, nx)``, the kernel at the middle of the box.
+    bounds
+        Box of the exposures.
+
+    Raises
+    ------
+    FileFormatError
+        If it is flat and large, or larger than half the box.
+    """
+    ny, nx = image.shape
+    inner = image[ny // 4 : ny - ny // 4, nx // 4 : nx - nx // 4]
+    inside = float(np.abs(inner).sum() / np.abs(image).sum())
+    spread = min(ny, nx) > _LARGEST_FLAT and inside < _LEAST_RISE * inner.size / image.size
+    if spread or ny * nx > _LARGEST_KERNEL * bounds.area:
+        raise FileFormatError(
+            f"{path}: its image of {ny} x {nx} pixels is no matching kernel, which is smaller than"
+            " the image that it was fitted to and largest in its middle. Is it the right"
+            " file?"
+        )
+
+
+def check_psf(path: str | Path, image: Any, bounds: Box) -> None:
+    """Make sure that an image is a PSF.
+
+    Parameters
+    ----------
+    path
+        File it came from, for error messages.
+    image
+        ``(ny, nx)``, the PSF at the middle of the box.
+    bounds
+        Box of the exposure.
+
+    Raises
+    ------
+    FileFormatError
+        If it is not finite, of no positive sum, no star in its middle, or larger than a quarter of
+        the box.
+    """
+    total = float(image.sum())
+    if not (np.isfinite(image).all() and total > 0):
+        raise FileFormatError(
+            f"{path}: a PSF must be finite with a positive sum; its sum is {total:g}."
+        )
+    _check_size(path, "PSF", image, bounds)
+    _check_profile(path, image, bounds)
+
+
+def _check_profile(path: str | Path, image: Any, bounds: Box) -> None:
+    """Refuse images that are no star: a template, for one, is finite with a positive sum too."""
+    ny, nx = image.shape
+    wanted = "a PSF is a star in the middle of a small image, without a background"
+    # Cut-outs may be hardly larger than the PSF.
+    small = max(bounds.y.size, bounds.x.size) <= _LARGEST_CUTOUT
+    if (
+        (ny >= bounds.y.size or nx >= bounds.x.size)
+        if small
+        else (ny * nx > _LARGEST_PSF * bounds.area)
+    ):
+        raise FileFormatError(
+            f"{path}: has {ny} x {nx} pixels, and the image {bounds.y.size} x {bounds.x.size};"
+            f" {wanted}. Is it the right file?"
+        )
+    y, x = (int(n) for n in np.unravel_index(np.argmax(image), image.shape))
+    if max(abs(y - ny // 2) / ny, abs(x - nx // 2) / nx) > 0.25:
+        raise FileFormatError(
+            f"{path}: its peak is at (y, x) = ({y}, {x}) of {ny} x {nx} pixels; {wanted}."
+        )
+    # Half of each side: of a background it holds a quarter.
+    inner = image[ny // 4 : ny - ny // 4, nx // 4 : nx - nx // 4]
+    inside = float(inner.sum() / image.sum())
+    negative = float(-image[image < 0].sum() / np.abs(image).sum())
+    if min(ny, nx) >= _SMALLEST_PROFILE and inside < _LEAST_INSIDE:
+        raise FileFormatError(
+            f"{path}: only {100 * inside:.0f}% of its sum is in the inner half of its sides;"
+            f" {wanted}."
+        )
+    if negative > _MOST_NEGATIVE:
+        raise FileFormatError(
+            f"{path}: {100 * negative:.0f}% of its absolute sum is negative; {wanted}, and with"
+            " little noise."
+        )

@@ -1,0 +1,42 @@
+"""PSF models of Piff as a format; Piff is imported when one is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import astropy.io.fits
+
+from ..files import Extension
+from ..format import Format, Identity
+from .read import read
+from .recognise import facts, fitted_range, recognise
+
+__all__ = ["FORMAT"]
+
+
+def _recognise(hdus: astropy.io.fits.HDUList) -> Identity | None:
+    found = recognise(hdus)
+    if found is None:
+        return None
+    return Identity("piff", "psf", f"Piff model ({found})" if found else "Piff model")
+
+
+def _facts(hdus: astropy.io.fits.HDUList, identity: Identity) -> dict[str, str]:
+    # What the file says; a model of it is made only where one is used.
+    return {"PSF": "unknown"} | facts(hdus)
+
+
+def _roles(
+    hdus: astropy.io.fits.HDUList, identity: Identity, extension: Extension, path: Path
+) -> dict[int, str]:
+    return {i: "PSF" for i, hdu in enumerate(hdus) if hdu.name.lower().startswith("psf")}
+
+
+FORMAT = Format(
+    name="piff",
+    recognise=_recognise,
+    read_psf=read,
+    fitted_range=fitted_range,
+    roles=_roles,
+    facts=_facts,
+)
