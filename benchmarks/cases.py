@@ -18,6 +18,7 @@ from whitediff.exposures.matching import MatchOptions, match
 from whitediff.exposures.preparation import pair_with_psf, prepare
 from whitediff.exposures.recipe import Recipe
 from whitediff.exposures.solution import Solution, make_product
+from whitediff.formats import read_exposure, write_exposure
 from whitediff.matching.design import FitOptions
 from whitediff.tasks import DecorrelateALKernelSpatialTask, DecorrelateALKernelTask
 from whitediff.threads import available_threads
@@ -125,7 +126,7 @@ def _task(task: Any, **options: Any) -> Any:
 def file_cases(shape: tuple[int, int], directory: Path) -> dict[str, Case]:
     """Reading and writing one exposure, by whitediff and by astropy alone."""
     path, _ = scenes.files(shape, directory)
-    exposure = whitediff.read_exposure(path)
+    exposure = read_exposure(path)
     planes = [exposure.data, exposure.variance, exposure.mask.bits]
     output = directory / "written.fits"
 
@@ -139,9 +140,9 @@ def file_cases(shape: tuple[int, int], directory: Path) -> dict[str, Case]:
         astropy.io.fits.HDUList(hdus).writeto(output, overwrite=True)
 
     return {
-        "read": lambda: whitediff.read_exposure(path),
+        "read": lambda: read_exposure(path),
         "read, astropy alone": read_planes,
-        "write": lambda: whitediff.write_exposure(exposure, output, overwrite=True),
+        "write": lambda: write_exposure(exposure, output, overwrite=True),
         "write, astropy alone": write_planes,
     }
 
@@ -162,7 +163,7 @@ def subtract_by_stage(
 
     def reading() -> None:
         state.clear()
-        state["inputs"] = [whitediff.read_exposure(path) for path in paths]
+        state["inputs"] = [read_exposure(path) for path in paths]
 
     def preparation() -> None:
         state["pair"] = prepare(*state.pop("inputs"))
@@ -185,9 +186,7 @@ def subtract_by_stage(
         )
 
     def writing() -> None:
-        whitediff.write_exposure(
-            state["product"].exposure, directory / "written.fits", overwrite=True
-        )
+        write_exposure(state["product"].exposure, directory / "written.fits", overwrite=True)
 
     functions = (reading, preparation, matching, psf, subtraction, writing)
     return dict(zip(STAGES, functions, strict=True))

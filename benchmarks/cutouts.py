@@ -21,6 +21,7 @@ import whitediff
 from whitediff.convolution import convolve
 from whitediff.exposures.masks import UNTRUSTED_MASK_PLANES, flagged
 from whitediff.exposures.pipeline import Made
+from whitediff.formats import read_exposure
 from whitediff.matching.stamp import near
 
 type Array = npt.NDArray[Any]
@@ -88,11 +89,10 @@ def judged(folder: Path, *, timed: bool = False) -> Judged | None:
         None where there is no result.
     """
     science, template, survey = (
-        whitediff.read_exposure(folder / f"{name}.fits.gz")
-        for name in ("science", "template", "difference")
+        read_exposure(folder / f"{name}.fits.gz") for name in ("science", "template", "difference")
     )
     try:
-        made = whitediff.subtract_cutout(science, template)
+        made = whitediff.subtract(science, template)
     except whitediff.errors.WhitediffError as error:
         print(f"{folder.name}: {error}")
         return None
@@ -179,7 +179,7 @@ def _injected(science: Any, template: Any, made: Made, aperture: Array) -> float
         (image + source).astype(np.float32), variance=science.variance, psf=science.psf
     )
     changed.header = science.header
-    again = whitediff.subtract_cutout(changed, template).difference.data
+    again = whitediff.subtract(changed, template).difference.data
     difference = again - made.difference.data
     # What the correction makes of the source itself.
     correction = _correction(cutout, made)

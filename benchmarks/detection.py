@@ -34,11 +34,12 @@ import scipy.spatial
 import sep
 from astropy.table import Table
 
-from whitediff import DetectionOptions, Exposure, detect, forced_photometry
+from whitediff import Exposure
 from whitediff.detection import expected_peaks
 from whitediff.exposures import kernels, masks
 from whitediff.exposures.decorrelation import CorrectionOptions
 from whitediff.exposures.defects import NO_DEFECTS
+from whitediff.exposures.detection import DetectionOptions, detect, forced_photometry
 from whitediff.exposures.preparation import PreparationOptions
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.recipe import Recipe

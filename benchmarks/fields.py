@@ -24,10 +24,10 @@ import scipy.signal
 from astropy.io import fits
 from astropy.table import Table
 
-import whitediff
 from whitediff.errors import WhitediffError
 from whitediff.exposures.catalog import believed
-from whitediff.exposures.detection import forced_photometry
+from whitediff.exposures.detection import detect, forced_photometry
+from whitediff.formats import read_exposure
 
 from .field_scenes import KINDS, Field, field
 
@@ -100,12 +100,12 @@ def by_whitediff(scene: Field, folder: Path) -> Result:
     )  # fmt: skip
     if done.returncode:
         raise WhitediffError(done.stderr.strip().splitlines()[-1])
-    exposure = whitediff.read_exposure(output)
+    exposure = read_exposure(output)
     header = fits.getheader(output)
     total, error = header["WDKWSUM"], header["WDKWERR"]
     if header["WDCONV"] == "science":
         total, error = 1 / total, error / total**2
-    rows = whitediff.detect(exposure)
+    rows = detect(exposure)
     rows = rows[believed(rows)]
 
     def fluxes(x: Array, y: Array) -> tuple[Array, Array]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-import whitediff
 from whitediff.exposures import kernels
 from whitediff.exposures.kernels import ConvolutionKernel
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.subtraction import preconvolved, subtract
+from whitediff.formats import read_exposure
 
 __all__ = ["Scene", "files", "read"]
 
@@ -59,7 +59,7 @@ def files(shape: tuple[int, int], directory: Path) -> tuple[Path, Path]:
 
 def read(shape: tuple[int, int], directory: Path) -> Scene:
     """The scene of a shape."""
-    science, template = (whitediff.read_exposure(path) for path in files(shape, directory))
+    science, template = (read_exposure(path) for path in files(shape, directory))
     box = science.bbox
     science.psf, template.psf = (
         KernelPointSpreadFunction.from_image(gaussian(sigma), box)

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
-from whitediff import Exposure, write_exposure
+from whitediff import Exposure
 from whitediff.exposures import masks
 from whitediff.exposures.mapping import positions_on
+from whitediff.formats import write_exposure
 from whitediff.simulation import PsfModel
 
 type Array = npt.NDArray[Any]

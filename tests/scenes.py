@@ -100,3 +100,10 @@ def fails_or_dies(item: int) -> int:
     if item == 5:
         os._exit(3)
     return item**2
+
+
+def difference_of(science: Any, template: Any) -> Any:
+    """Difference that the pipeline makes of two exposures."""
+    from whitediff.exposures.pipeline import make_all
+
+    return make_all(science, template)["difference"].difference

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import scipy.special
 
 import whitediff
+from whitediff.errors import TooFewSourcesError
+from whitediff.exposures.cutouts import kernel_source
+from whitediff.exposures.pipeline import cutout_made
+from whitediff.exposures.preparation import PreparationOptions
+from whitediff.exposures.recipe import CutoutOptions, Recipe
 
 _CORE = ((0.8, 1.0), (0.2, 2.2))
 """Parts of a PSF's flux, and their widths over the core's."""
@@ -111,3 +117,24 @@ def make(cut: Cut, seed: int):
         for image, variance in zip(noisy, variances, strict=True)
     ]
     return *exposures, (float(place[0]), float(place[1]))
+
+
+def subtract_cutout(
+    science: Any,
+    template: Any,
+    *,
+    transient: tuple[float, float] | None = None,
+    flux_scale: float | None = None,
+    kernel_from: Any = "auto",
+    rescale_variance: bool = True,
+) -> Any:
+    """Difference of two cut-outs around a transient, whether or not they have enough stars."""
+    science, template = (whitediff.Exposure.from_object(each) for each in (science, template))
+    recipe = Recipe(
+        preparation=PreparationOptions(rescale_variance=rescale_variance),
+        cutout=CutoutOptions(kernel_from=kernel_from, flux_scale=flux_scale, place=transient),
+    )
+    unusual = TooFewSourcesError("They are more than cut-outs.")
+    source = kernel_source(science, template, recipe.cutout, unusual)
+    assert source is not None
+    return cutout_made(science, template, source, recipe)

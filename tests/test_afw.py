@@ -16,11 +16,12 @@ from lsst.images import DifferenceImage, MaskedImage, VisitImage
 
 from scenes import gaussian, moffat_kernel
 from test_lsst_archives import BOX, archives  # noqa: F401
-from whitediff import Exposure, read_exposure
+from whitediff import Exposure
 from whitediff.errors import ArgumentError, FileFormatError
 from whitediff.exposures import kernels
 from whitediff.exposures.foreign import box_of
 from whitediff.exposures.psf import KernelPointSpreadFunction
+from whitediff.formats import read_exposure
 from whitediff.formats.archive.objects import as_object, write_object
 
 SHAPE, X0, Y0 = (50, 60), 300, 40

@@ -15,8 +15,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from archive_layouts import LAYOUTS, SIGMA, scene
-from whitediff import read_exposure
 from whitediff.exposures import masks
+from whitediff.formats import read_exposure
 from whitediff.reading import reading_options
 
 SCENES = {seed: scene(seed) for seed in (1, 2)}

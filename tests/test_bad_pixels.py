@@ -18,12 +18,13 @@ from astropy.io import fits
 
 from marks import slow_after
 from scenes import gaussian
-from whitediff import Exposure, read_exposure
+from whitediff import Exposure
 from whitediff.errors import DataError, TooFewSourcesError
 from whitediff.exposures import matching
 from whitediff.exposures.matching import MatchOptions, match
 from whitediff.exposures.noise import untrusted_pixels, variance_factor
 from whitediff.exposures.preparation import prepare, with_own_psf
+from whitediff.formats import read_exposure
 from whitediff.interpolation import patched
 from whitediff.matching.candidates import choose_candidates, cut_stamps, find_sources
 from whitediff.matching.fluxes import FluxRatio, flux_ratio

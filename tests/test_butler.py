@@ -32,9 +32,11 @@ from astropy.table import QTable
 
 from scenes import command
 from surveys import copy_pair, make_pairs, write_manifest
-from whitediff import read_exposure
 from whitediff.errors import ArgumentError, FileFormatError, OutputExistsError, WhitediffError
 from whitediff.exposures.boxes import Box
+from whitediff.exposures.decorrelation import decorrelate
+from whitediff.exposures.subtraction import subtract
+from whitediff.formats import read_exposure
 from whitediff.formats.archive.convert import lsst_box, lsst_kernel, masked_image
 
 pytest.importorskip("lsst.ctrl.mpexec")
@@ -381,14 +383,12 @@ def test_a_foreign_kernel_is_a_solution(repo, pairs):
     """A difference of other software, with a kernel of lsst.images."""
     from lsst.daf.butler import DatasetType
 
-    import whitediff
-
     science, template, kernel = (
         read_exposure(pairs[0] / f"{name}.fits", needs_variance=False)
         for name in ("science", "template", "difference")
     )
     kernel = kernel.kernel
-    plain = whitediff.subtract(science, template, kernel)
+    plain = subtract(science, template, kernel)
     with Butler.from_config(
         str(repo), writeable=True, run="foreign", collections=["foreign", "pairs"]
     ) as butler:
@@ -409,7 +409,7 @@ def test_a_foreign_kernel_is_a_solution(repo, pairs):
         converted = butler.get("foreign_kernel", data_id(), storageClass="WhitediffSolution")
         given = butler.get("difference_uncorrected", data_id())
     result = DecorrelateDifferenceTask().run(science, template, given, converted)
-    expected = whitediff.decorrelate(science, template, plain)
+    expected = decorrelate(science, template, plain)
     np.testing.assert_allclose(
         result.correctedExposure.data, expected.exposure.data, rtol=0, atol=1e-3
     )
@@ -541,8 +541,8 @@ def test_sources_on_scores_are_those_of_the_command(repo, pairs, tmp_path):
 @pytest.mark.slow
 def test_a_score_stays_a_score(repo, pairs, tmp_path):
     """As task and Butler hand it over, in their file, in copies and in parts of it."""
-    from whitediff import write_exposure
     from whitediff.exposures.detection import detect
+    from whitediff.formats import write_exposure
     from whitediff.formats.record import is_score
 
     science, template = (read_exposure(pairs[0] / f"{n}.fits") for n in ("science", "template"))

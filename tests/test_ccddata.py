@@ -23,9 +23,10 @@ from astropy.nddata import (
 from astropy.wcs import WCS
 
 from scenes import gaussian, moffat_kernel
-from whitediff import Exposure, read_exposure
+from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError, FileFormatError
 from whitediff.exposures import kernels
+from whitediff.formats import read_exposure
 from whitediff.formats.ccddata import from_ccddata, to_ccddata, write
 
 SHAPE = (60, 70)

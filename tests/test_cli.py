@@ -22,12 +22,13 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from scenes import gaussian
-from whitediff import Exposure, decorrelation, fourier, read_exposure, write_exposure
+from whitediff import Exposure, decorrelation, fourier
 from whitediff.convolution import convolve
 from whitediff.exposures import kernels
 from whitediff.exposures.boxes import Box
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.subtraction import convolved_exposure
+from whitediff.formats import read_exposure, write_exposure
 from whitediff.simulation import PsfModel, matching_kernel
 
 

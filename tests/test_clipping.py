@@ -10,12 +10,12 @@ import pytest
 import scipy.ndimage
 from astropy.io import fits
 
-import whitediff
 from marks import slow_after
 from whitediff import Exposure
 from whitediff.clipping import find_floor
 from whitediff.errors import DataError
 from whitediff.exposures.preparation import prepare
+from whitediff.formats import read_exposure
 
 
 def stars(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -153,7 +153,7 @@ def test_one_that_was_cut_below_its_noise_is_warned_of(run, tmp_path, cuts):
     assert code == 0, messages
     for name in ("science", "template"):
         assert (f"{name}.fits: {shares[name]:.0%} of its pixels" in messages) == (name in cuts)
-    found = whitediff.read_exposure(tmp_path / "out.fits")
+    found = read_exposure(tmp_path / "out.fits")
     free = ~found.mask.get("SOURCE")
     values = (found.data / np.sqrt(found.variance))[free]
     values = values[np.isfinite(values) & (np.abs(values) < 5)]

@@ -24,7 +24,7 @@ from astropy.io import fits
 from hotpants_files import COMMAND, Run, coefficients
 from scenes import gaussian, moffat_kernel
 from test_foreign_psfs import write_psfex
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.errors import FileFormatError, WhitediffError
 from whitediff.exposures import kernels
 from whitediff.exposures.boxes import Box
@@ -33,8 +33,10 @@ from whitediff.formats import (
     check_reproduced,
     read_any,
     read_difference,
+    read_exposure,
     read_kernel,
     read_psf,
+    write_exposure,
 )
 
 SHAPE = (40, 44)

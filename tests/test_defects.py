@@ -28,7 +28,6 @@ import pytest
 import scipy.ndimage
 import scipy.special
 
-import whitediff
 from marks import slow_after
 from whitediff.defects.columns import bad_lines
 from whitediff.defects.cosmic_rays import (
@@ -43,7 +42,9 @@ from whitediff.defects.trails import find_trails, line_sums, trail_pixels
 from whitediff.errors import ArgumentError
 from whitediff.exposures import masks
 from whitediff.exposures.defects import DefectOptions, with_defects
+from whitediff.exposures.detection import detect
 from whitediff.exposures.model import Exposure
+from whitediff.formats import read_exposure, write_exposure
 
 type Array = npt.NDArray[Any]
 
@@ -488,17 +489,17 @@ def test_rows_on_trails_are_artifacts_and_products_are_made_again(tmp_path: Any,
     science, template = exposures(ridge=ridge)
     paths = [str(tmp_path / f"{name}.fits") for name in ("science", "template", "one", "two")]
     for exposure, path in zip((science, template), paths, strict=False):
-        whitediff.write_exposure(exposure, path)
+        write_exposure(exposure, path)
     status, _, told = run("subtract", *paths[:2], "--output", paths[2])
     assert status == 0, told
     status, _, told = run("subtract", *paths[:2], "--output", paths[3], "--kernel", paths[2])
     assert status == 0, told
-    one, two = (whitediff.read_exposure(path) for path in paths[2:])
+    one, two = (read_exposure(path) for path in paths[2:])
     assert np.array_equal(one.data, two.data, equal_nan=True)
     assert np.array_equal(one.mask.bits, two.mask.bits)
     on_trail = masks.flagged(one.mask, ["STREAK"])
     assert on_trail[ridge > SIGMA].mean() > FOUND
-    rows = whitediff.detect(one)
+    rows = detect(one)
     at = on_trail[np.rint(rows["y"].value).astype(int), np.rint(rows["x"].value).astype(int)]
     assert at.sum() > 0
     assert rows["flag_streak"][at].all()
@@ -507,7 +508,7 @@ def test_rows_on_trails_are_artifacts_and_products_are_made_again(tmp_path: Any,
         "subtract", *paths[:2], "--output", paths[3], "--overwrite", "--no-trails"
     )
     assert status == 0, told
-    assert "STREAK" not in whitediff.read_exposure(paths[3]).mask.names
+    assert "STREAK" not in read_exposure(paths[3]).mask.names
 
 
 @pytest.mark.parametrize("stars", [0, 1, 6, 9])

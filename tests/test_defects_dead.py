@@ -20,11 +20,11 @@ import numpy.typing as npt
 import pytest
 import scipy.ndimage
 
-import whitediff
 from marks import in_turn, slow_after
 from whitediff.defects.dead import dead_runs
 from whitediff.exposures import masks
 from whitediff.exposures.defects import DefectOptions, with_defects
+from whitediff.exposures.detection import detect
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.pipeline import make_all
 from whitediff.exposures.recipe import Recipe
@@ -160,7 +160,7 @@ def simulation(seed: int, on: str, sky: float = 0.0) -> Simulation:
 
 def rows(exposures: list[Exposure]) -> Any:
     made = make_all(*exposures, Recipe(), ("difference",))["difference"]
-    catalogue = whitediff.detect(made.product.exposure)
+    catalogue = detect(made.product.exposure)
     told = np.asarray(catalogue["classification"]) == "artifact"
     for flag in FLAGS:
         told |= np.asarray(catalogue[flag], bool)

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-import whitediff
 from marks import in_turn, slow_after
+from whitediff.exposures.detection import detect
 from whitediff.exposures.pipeline import make_again, make_all
 from whitediff.exposures.recipe import Recipe
 from whitediff.exposures.simulated import simulated_exposure
@@ -127,7 +127,7 @@ def rows_near(scene: Simulation, exposure: Any, kind: str, within: float = NEAR)
     for image in (scene.science, scene.template):
         flawed |= image.flaws.get(kind, False)
     distance = scipy.ndimage.distance_transform_edt(~flawed)
-    rows = whitediff.detect(exposure)
+    rows = detect(exposure)
     x, y = rows["x"].value, rows["y"].value
     there = scene.sources["kind"] == "transient"
     true_x, true_y = scene.sources["x"][there], scene.sources["y"][there]
@@ -216,7 +216,7 @@ def with_amplifiers(scene: Simulation, seed: int) -> list[Any]:
 def test_amplifiers_of_other_offsets_make_no_source(seed):
     scene = simulation(seed, 3.0, ("template", "science")[seed % 2])
     before, after = (
-        whitediff.detect(difference_of(exposures()).product.exposure)
+        detect(difference_of(exposures()).product.exposure)
         for exposures in (lambda: images_of(scene), lambda: with_amplifiers(scene, seed))
     )
     told = are_flagged(after) | (np.asarray(after["classification"]) != "point")
@@ -258,7 +258,7 @@ def test_an_amplifier_that_no_light_reaches_makes_no_source(seed, rng):
         exposure.data[...] += 1000
     image = exposures[which].data
     image[place] = rng.normal(10, 5, image[place].shape)
-    rows = whitediff.detect(difference_of(exposures).product.exposure)
+    rows = detect(difference_of(exposures).product.exposure)
     told = are_flagged(rows) | (np.asarray(rows["classification"]) != "point")
     there = scene.sources["kind"] == "transient"
     at = np.stack([scene.sources[axis][there] for axis in ("x", "y")])

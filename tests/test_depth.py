@@ -21,10 +21,11 @@ from astropy.io import fits
 from astropy.table import QTable
 
 from scenes import command
-from whitediff import DetectionOptions, Exposure, detect, read_catalog
+from whitediff import Exposure, read_catalog
 from whitediff.exposures.catalog import SPOILING_FLAGS, believed, headline, source_counts
 from whitediff.exposures.defects import DefectOptions
 from whitediff.exposures.depth import depth
+from whitediff.exposures.detection import DetectionOptions, detect
 from whitediff.exposures.kernels import interpolated_kernel
 from whitediff.exposures.matching import MatchOptions
 from whitediff.exposures.pipeline import make_again, make_all

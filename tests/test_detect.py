@@ -19,19 +19,13 @@ from astropy.io import fits
 from astropy.table import Table
 
 from scenes import command
-from whitediff import (
-    DetectionOptions,
-    Exposure,
-    detect,
-    forced_photometry,
-    read_catalog,
-    write_catalog,
-    write_exposure,
-)
+from whitediff import Exposure, read_catalog, write_catalog
 from whitediff.errors import ArgumentError
 from whitediff.exposures.catalog import headline
+from whitediff.exposures.detection import DetectionOptions, detect, forced_photometry
 from whitediff.exposures.kernels import interpolated_kernel
 from whitediff.exposures.psf import KernelPointSpreadFunction
+from whitediff.formats import write_exposure
 from whitediff.injection import add_stamp
 from whitediff.simulation import PsfModel
 

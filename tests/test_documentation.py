@@ -13,8 +13,9 @@ import pytest
 from astropy.io import fits
 
 from scenes import gaussian
-from whitediff import Exposure, write_exposure
+from whitediff import Exposure
 from whitediff.exposures import kernels
+from whitediff.formats import write_exposure
 from whitediff.formats.headers import _PROVENANCE
 from whitediff.reading import option_cards
 

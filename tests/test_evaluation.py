@@ -17,7 +17,7 @@ import scipy.ndimage
 from astropy.table import QTable
 
 from scenes import circulant, fails_or_dies, gaussian, moffat_psfs, place
-from whitediff import Exposure, write_exposure
+from whitediff import Exposure
 from whitediff.diagnostics.completeness import all_sources, summarise
 from whitediff.errors import ArgumentError, WhitediffError
 from whitediff.evaluation import (
@@ -34,6 +34,7 @@ from whitediff.exposures.pipeline import make_all
 from whitediff.exposures.preparation import PreparationOptions
 from whitediff.exposures.recipe import Recipe
 from whitediff.exposures.simulated import simulated_exposure
+from whitediff.formats import write_exposure
 from whitediff.processes import in_processes
 from whitediff.simulation import SimulationOptions, simulate
 

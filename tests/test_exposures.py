@@ -21,7 +21,7 @@ from lsst.images.serialization import read_archive, write_archive
 
 from marks import slow_after
 from scenes import direct_convolution, gaussian, moffat_kernel, moffat_psfs
-from whitediff import Exposure, subtract
+from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError
 from whitediff.exposures import foreign, kernels, masks
 from whitediff.exposures.boxes import Box
@@ -33,6 +33,7 @@ from whitediff.exposures.psf import (
     sampled_psf,
     scattered_psf,
 )
+from whitediff.exposures.subtraction import subtract
 from whitediff.formats.archive.convert import (
     StoredPointSpreadFunction,
     lsst_box,
@@ -212,7 +213,7 @@ def test_lsst_images_objects_are_exposures(rng):
     visit = VisitImage(pixels, **arguments)
     kernel = kernels.constant_kernel(gaussian(11, 1.5), BOX)
     difference = DifferenceImage(pixels, kernel=lsst_kernel(kernel), **arguments)
-    from whitediff import decorrelate
+    from whitediff.exposures.decorrelation import decorrelate
 
     result = decorrelate(visit, visit, difference).exposure
     assert result.bbox == BOX

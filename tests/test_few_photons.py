@@ -10,16 +10,17 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-import whitediff
 from marks import slow_after
-from whitediff import Exposure, read_exposure
+from whitediff import Exposure
 from whitediff.errors import DataError
 from whitediff.exposures import masks
 from whitediff.exposures.catalog import believed
+from whitediff.exposures.detection import detect
 from whitediff.exposures.noise import few_photons, variance_factor
 from whitediff.exposures.pipeline import make_all
 from whitediff.exposures.preparation import prepare
 from whitediff.exposures.recipe import Recipe
+from whitediff.formats import read_exposure
 from whitediff.matching.background import CLIP_OF_SKEWED, fit_background
 from whitediff.photons import counted_photons
 from whitediff.stats import clipped_sigma
@@ -206,7 +207,7 @@ def test_variances_made_of_each_pixels_count(mean):
             ]
             made = make_all(*exposures, Recipe(), ("difference",))["difference"]
             assert masks.flagged(made.science.mask, ("BAD", "CR")).sum() < 90
-            rows = whitediff.detect(made.difference)
+            rows = detect(made.difference)
             for cy, cx in places:
                 near = np.hypot(rows["x"].value - cx, rows["y"].value - cy) < 1.5
                 assert near.sum() == 1

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.errors import FileFormatError
 from whitediff.exposures.boxes import Box
-from whitediff.formats import read_psf
+from whitediff.formats import read_exposure, read_psf, write_exposure
 
 BOX = Box.from_shape((300, 400))
 

@@ -22,13 +22,13 @@ from astropy.io import fits
 
 from hotpants_files import Run, coefficients
 from scenes import gaussian, moffat_kernel
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError, FileFormatError
 from whitediff.exposures import kernels
 from whitediff.exposures.boxes import Box
 from whitediff.exposures.fields import ChebyshevField, PiecewiseField, scaled_to
-from whitediff.formats import detectors, read_difference, read_kernel
+from whitediff.formats import detectors, read_difference, read_exposure, read_kernel, write_exposure
 from whitediff.formats.describe import describe
 from whitediff.formats.record import read_record
 

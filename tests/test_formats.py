@@ -20,13 +20,13 @@ from lsst.images.psfs import GaussianPointSpreadFunction
 from lsst.images.serialization import write_archive
 
 from scenes import gaussian, moffat_kernel
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.errors import FileFormatError, OutputExistsError
 from whitediff.exposures import kernels, masks
 from whitediff.exposures.boxes import Box
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.sky import disagreement
-from whitediff.formats import VarianceSource, read_kernel, read_psf
+from whitediff.formats import VarianceSource, read_exposure, read_kernel, read_psf, write_exposure
 from whitediff.formats.archive.convert import lsst_box, lsst_kernel, lsst_psf, masked_image
 
 SHAPE = (60, 70)

@@ -22,12 +22,20 @@ import test_damaged_files as cases
 import test_sfft
 import whitediff
 from scenes import gaussian
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.cli import convert
 from whitediff.errors import FileFormatError
 from whitediff.exposures import kernels
 from whitediff.exposures.boxes import Box
-from whitediff.formats import ccddata, identify, read_any, read_kernel, registry
+from whitediff.formats import (
+    ccddata,
+    identify,
+    read_any,
+    read_exposure,
+    read_kernel,
+    registry,
+    write_exposure,
+)
 from whitediff.formats.describe import describe
 from whitediff.formats.detectors import detectors
 from whitediff.formats.files import opened

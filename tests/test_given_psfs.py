@@ -15,8 +15,9 @@ import pytest
 from astropy.table import Table
 
 from marks import slow_after
-from whitediff import Exposure, forced_photometry
+from whitediff import Exposure
 from whitediff.errors import DataError
+from whitediff.exposures.detection import forced_photometry
 from whitediff.exposures.pipeline import make_all
 from whitediff.injection import add_stamp
 from whitediff.matching.given import share_measured

@@ -21,13 +21,19 @@ from astropy.io import fits
 
 from hotpants_files import Run, coefficients
 from scenes import SHARED
-from whitediff import Exposure, read_exposure
+from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError, FileFormatError
 from whitediff.exposures import kernels
 from whitediff.exposures.decorrelation import DecorrelationOptions
 from whitediff.exposures.fields import PiecewiseField
 from whitediff.exposures.regions import Region, decorrelate_regions
-from whitediff.formats import check_reproduced, read_difference, read_kernel, write_exposure
+from whitediff.formats import (
+    check_reproduced,
+    read_difference,
+    read_exposure,
+    read_kernel,
+    write_exposure,
+)
 from whitediff.formats.hotpants.command import Command
 from whitediff.formats.hotpants.read import read_solution
 

@@ -13,7 +13,7 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 from astropy.wcs import WCS
 
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.errors import ArgumentError
 from whitediff.exposures import masks
 from whitediff.exposures.injection import (
@@ -26,6 +26,7 @@ from whitediff.exposures.injection import (
 from whitediff.exposures.kernels import interpolated_kernel
 from whitediff.exposures.preparation import with_own_psf
 from whitediff.exposures.psf import KernelPointSpreadFunction
+from whitediff.formats import read_exposure, write_exposure
 from whitediff.injection import add_stamp, photon_noise, random_positions
 from whitediff.simulation import PsfModel, SimulationOptions, simulate
 

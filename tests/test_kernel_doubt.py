@@ -14,10 +14,10 @@ import scipy.signal
 from astropy.io import fits
 
 from scenes import gaussian
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.errors import DataError
 from whitediff.exposures import kernels
-from whitediff.formats import kernel_doubt
+from whitediff.formats import kernel_doubt, read_exposure, write_exposure
 
 KERNEL = 1.25 * gaussian(15, 1.6)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-import whitediff
+from whitediff.exposures.detection import detect, forced_photometry
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.psf import KernelPointSpreadFunction
 
@@ -51,9 +51,9 @@ def difference(seed, size=256, sky=0.0, unit=1.0, sources=8):
 def test_a_sky_changes_nothing(sky, seed, caplog):
     unit = (1.0, 1e-12)[seed]
     without, _ = difference(seed, unit=unit)
-    expected = whitediff.detect(without)
+    expected = detect(without)
     assert "a sky is left" not in caplog.text
-    found = whitediff.detect(difference(seed, sky=sky, unit=unit)[0])
+    found = detect(difference(seed, sky=sky, unit=unit)[0])
     assert "a sky is left in it" in caplog.text
     assert len(expected) >= 8
     assert len(found) == len(expected)
@@ -68,14 +68,14 @@ def test_a_sky_changes_nothing(sky, seed, caplog):
 @pytest.mark.parametrize("seed", range(8))
 def test_noise_has_no_sky(size, seed, caplog):
     exposure, _ = difference(seed, size=size, sources=2)
-    whitediff.detect(exposure)
+    detect(exposure)
     assert "a sky is left" not in caplog.text
 
 
 def test_forced_photometry_on_a_level():
     there, places = difference(3)
     at = astropy.table.Table({"x": places[:, 0], "y": places[:, 1]})
-    expected = whitediff.forced_photometry(there, at)
-    found = whitediff.forced_photometry(difference(3, sky=("level", 50.0))[0], at)
+    expected = forced_photometry(there, at)
+    found = forced_photometry(difference(3, sky=("level", 50.0))[0], at)
     off = (found["psf_flux"] - expected["psf_flux"]).value / expected["psf_flux_err"].value
     assert np.abs(off).max() < 0.2

@@ -17,9 +17,9 @@ import pytest
 import scipy.ndimage
 from astropy.table import Table
 
-import whitediff
 from whitediff import detection
 from whitediff.exposures.catalog import believed
+from whitediff.exposures.detection import DetectionOptions, detect, forced_photometry
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.noise import regions_of_one_image, square_sums
 from whitediff.exposures.pipeline import make_all
@@ -96,9 +96,9 @@ def spoilt(forced):
 def outcome(images, truth):
     made = make_all(*images, Recipe(), ("difference",))["difference"]
     difference = made.product.exposure
-    catalogue = whitediff.detect(difference)
+    catalogue = detect(difference)
     tx, ty, flux = truth
-    forced = whitediff.forced_photometry(difference, Table({"x": tx, "y": ty}))
+    forced = forced_photometry(difference, Table({"x": tx, "y": ty}))
     pulls = (forced["psf_flux"].value - flux) / forced["psf_flux_err"].value
     pulls = pulls[~spoilt(forced)]
     trusted = catalogue[believed(catalogue)]
@@ -168,7 +168,7 @@ def test_what_its_surroundings_hide_is_no_point(sign):
     for seed, kind in enumerate(("ghost", "halo", "cloud")):
         left = light(kind, seed)
         made, _ = white(seed, sign * 0.6 * left / left.max())
-        found = whitediff.detect(made, options=whitediff.DetectionOptions(significance="plane"))
+        found = detect(made, options=DetectionOptions(significance="plane"))
         total += len(found)
         points += believed(found).sum()
     assert total > 40
@@ -190,7 +190,7 @@ def test_points_in_white_noise_stay_points():
                     at = at_x + 10 * each
                     image[at_y - 12 : at_y + 13, at - 12 : at + 13] += ratio / root * psf
                 places.append((at_x, at_y, rng.random()))
-        found = whitediff.detect(made)
+        found = detect(made)
         assert (found["classification"] == "extended").sum() <= 1
         at = np.array(places)
         distance = np.hypot(

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-import whitediff
 from marks import slow_after
 from whitediff.exposures import masks
 from whitediff.exposures.catalog import believed
 from whitediff.exposures.defects import DefectOptions, with_defects
+from whitediff.exposures.detection import detect
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.pipeline import make_all
 from whitediff.exposures.recipe import Recipe
@@ -114,7 +114,7 @@ def test_a_pair(which, convolved, seed):
     # A third of a per cent of the shallow part; it was a tenth.
     assert masks.flagged(marked.mask, ("CR", "BAD")).sum() < 180
     made = make_all(*exposures, Recipe(), ("difference",))["difference"]
-    rows = whitediff.detect(made.difference)
+    rows = detect(made.difference)
     x, y = (rows[name].value for name in ("x", "y"))
     at = np.array([(x, y) for y, x, _ in new])
     apart = np.hypot(x[:, None] - at[:, 0], y[:, None] - at[:, 1])

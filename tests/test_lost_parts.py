@@ -21,7 +21,7 @@ from astropy.table import QTable
 from hotpants_files import COMMAND, Run, coefficients
 from scenes import gaussian, moffat_kernel
 from test_damaged_files import SHAPE, rich_exposure
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.errors import DataError, FileFormatError
 from whitediff.exposures.boxes import Box
 from whitediff.exposures.fields import ChebyshevField
@@ -32,7 +32,9 @@ from whitediff.formats import (
     ccddata,
     check_reproduced,
     read_difference,
+    read_exposure,
     read_solution,
+    write_exposure,
     write_solution,
 )
 from whitediff.formats.blocks import survey

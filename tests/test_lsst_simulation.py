@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from scenes import gaussian
-from whitediff import Exposure, decorrelate, subtract
+from whitediff import Exposure
 from whitediff.diagnostics.measure import whiteness
+from whitediff.exposures.decorrelation import decorrelate
+from whitediff.exposures.subtraction import subtract
 
 SHAPE, VARIANCE = (1024, 1024), 0.04
 

@@ -18,9 +18,10 @@ from astropy.io import fits
 from astropy.table import Table
 
 from scenes import gaussian
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.errors import ArgumentError, FileFormatError
 from whitediff.exposures import masks
+from whitediff.formats import read_exposure, write_exposure
 from whitediff.formats.plain.bits import CONVENTIONS, recognised
 from whitediff.reading import ReadingOptions
 

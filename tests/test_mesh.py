@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-import whitediff
-from whitediff.exposures.detection import DetectionOptions
+from whitediff.exposures.detection import DetectionOptions, detect
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.pipeline import make_all
 from whitediff.exposures.recipe import Recipe
+from whitediff.formats import read_exposure, write_exposure
 from whitediff.matching.background import fit_background
 from whitediff.matching.mesh import fit_mesh
 
@@ -193,12 +193,12 @@ def test_from_two_images(kind, direction, seed):
     for name in ("difference", "score") if direction == "template" else ("difference",):
         assert isinstance(made[name].product.solution.background, np.ndarray), name
     difference = made["difference"].product.exposure
-    rows = whitediff.detect(difference)
+    rows = detect(difference)
     # The same noise without structure: what is found besides is a peak of its noise, moved by less
     # than half a sigma.
     plain, _ = scene(seed, direction, "none")
     without = make_all(*plain, Recipe(), ("difference",))["difference"].product
-    peaks = whitediff.detect(without.exposure, options=DetectionOptions(threshold=4.5))
+    peaks = detect(without.exposure, options=DetectionOptions(threshold=4.5))
     away, new = (
         [
             np.hypot(of_x - x, of_y - y).min(initial=np.inf)
@@ -219,14 +219,14 @@ def test_the_command_tells_of_it_and_makes_it_again(tmp_path: Path, run):
     exposures, _ = scene(3, "template", "step")
     files = [tmp_path / name for name in ("science.fits", "template.fits")]
     for file, exposure in zip(files, exposures, strict=True):
-        whitediff.write_exposure(exposure, file)
+        write_exposure(exposure, file)
     first, again, plain = (tmp_path / f"{name}.fits" for name in ("first", "again", "plain"))
     code, _, told = run("subtract", *files, "--output", first)
     assert code == 0
     assert "structure that no polynomial follows" in told
     assert "with steps at column 195" in told
     assert run("subtract", *files, "--kernel", first, "--output", again)[0] == 0
-    one, other = whitediff.read_exposure(first), whitediff.read_exposure(again)
+    one, other = read_exposure(first), read_exposure(again)
     assert np.array_equal(one.data, other.data, equal_nan=True)
     code, _, told = run("subtract", *files, "--background", "polynomial", "--output", plain)
     assert code == 0

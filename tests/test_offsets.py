@@ -7,12 +7,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import whitediff
 from marks import in_turn
 from scenes import command
 from whitediff.exposures.matching import MatchOptions
 from whitediff.exposures.pipeline import make_again, make_all
 from whitediff.exposures.recipe import Recipe
+from whitediff.exposures.subtraction import subtract
+from whitediff.formats import read_exposure
 from whitediff.sources import levels_and_background
 from whitediff.stats import high_level
 
@@ -40,7 +41,7 @@ def scene(tmp_path_factory):
             )
             assert code == 0, messages
             names = "science", "template"
-            made[seed, size] = [whitediff.read_exposure(directory / f"{n}.fits") for n in names]
+            made[seed, size] = [read_exposure(directory / f"{n}.fits") for n in names]
         return made[seed, size]
 
     return pair
@@ -177,7 +178,7 @@ def test_arrays_and_a_known_kernel(scene, which, convolved):
     kernel = np.outer(np.hanning(11), np.hanning(11)) + np.eye(11) / 9
     kernel *= 1.3 / kernel.sum()
     planes = [
-        whitediff.subtract(*shifted(pair, names, 1e6, np.float32), kernel, convolved=convolved)
+        subtract(*shifted(pair, names, 1e6, np.float32), kernel, convolved=convolved)
         for names in (which, ())
     ]
     change = planes[0].data.astype(float) - planes[1].data

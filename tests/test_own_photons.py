@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-import whitediff
-from whitediff import Exposure, read_exposure, write_exposure
+from scenes import difference_of
+from whitediff import Exposure
 from whitediff.exposures.detection import forced_photometry
 from whitediff.exposures.psf import Light
+from whitediff.formats import read_exposure, write_exposure
 
 SIDE, STEP = 520, 36
 
@@ -52,7 +53,7 @@ def pair(seed, widths, sky, fades):
 
 def pulls(seed, widths, sky, fades):
     science, template, transients = pair(seed, widths, sky, fades)
-    found = forced_photometry(whitediff.subtract(science, template), transients["x", "y"])
+    found = forced_photometry(difference_of(science, template), transients["x", "y"])
     return (found["psf_flux"].value - transients["flux"]) / found["psf_flux_err"].value
 
 
@@ -67,7 +68,7 @@ def test_bright_fluxes_scatter_as_their_errors_say(widths, fades, sky):
 
 
 def test_files_keep_it(tmp_path):
-    difference = whitediff.subtract(*pair(1, (1.9, 1.5), 5, False)[:2])
+    difference = difference_of(*pair(1, (1.9, 1.5), 5, False)[:2])
     light = Light.of(difference.psf)
     assert light.own_variances[0] < 0 < light.own_variances[1]
     for name in ("d.fits", "archive.fits"):
@@ -81,5 +82,5 @@ def test_planes_without_photons_have_none():
     flat = [
         Exposure.from_arrays(each.data, variance=np.float32(300)) for each in (science, template)
     ]
-    difference = whitediff.subtract(*flat)
+    difference = difference_of(*flat)
     assert Light.of(difference.psf).own_variances == (0, 0)

@@ -12,9 +12,9 @@ import pytest
 from astropy.io import fits
 from astropy.nddata import CCDData
 
-from whitediff import from_ccddata, read_exposure
 from whitediff.errors import ArgumentError
-from whitediff.formats import ReadingOptions
+from whitediff.formats import ReadingOptions, read_exposure
+from whitediff.formats.ccddata import from_ccddata
 from whitediff.formats.units import photon_header, pixel_unit
 from whitediff.photons import photon_transfer
 from whitediff.variance_planes import noise_variance, with_left_out_photons

@@ -8,6 +8,7 @@ import pytest
 import scipy.ndimage
 
 import whitediff
+from scenes import difference_of
 from whitediff.plane_noise import slope_of_own_noise, without_own_noise
 
 SIZE = 300
@@ -98,7 +99,7 @@ def test_differences_are_white_where_the_sky_is_dark(widths, seed):
         plane = np.maximum(counts, 1).astype(float)
         exposures.append(whitediff.Exposure.from_arrays(counts - 6.0, variance=plane))
         lit |= scipy.ndimage.maximum_filter(light, 25) > 0.1
-    difference = whitediff.subtract(*exposures)
+    difference = difference_of(*exposures)
     inner = np.s_[20:-20, 20:-20]
     square = difference.data**2 / difference.variance
     empty = ~lit[inner] & np.isfinite(square[inner])

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from whitediff import read_exposure, write_exposure
 from whitediff.errors import FileFormatError
-from whitediff.formats import VarianceSource
+from whitediff.formats import VarianceSource, read_exposure, write_exposure
 from whitediff.formats.describe import describe
 from whitediff.formats.detectors import detectors
 

@@ -19,10 +19,13 @@ import scipy.special
 from astropy.table import Table
 
 from marks import slow_after
-from whitediff import Exposure, forced_photometry, inject, read_exposure, write_exposure
+from whitediff import Exposure
+from whitediff.exposures.detection import forced_photometry
+from whitediff.exposures.injection import inject
 from whitediff.exposures.pipeline import make_all
 from whitediff.exposures.preparation import with_own_psf
 from whitediff.exposures.psf import KernelPointSpreadFunction, Light, convolved_psf
+from whitediff.formats import read_exposure, write_exposure
 from whitediff.matching.psf import measure_psf
 from whitediff.photometry import fit_radius
 

@@ -16,14 +16,20 @@ import pytest
 from astropy.io import fits
 
 from marks import slow_after
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.errors import ArgumentError, FileFormatError
 from whitediff.exposures.cells import CellOptions
 from whitediff.exposures.matching import MatchOptions
 from whitediff.exposures.pipeline import make_again, make_all
 from whitediff.exposures.recipe import Recipe, TemplateMask
 from whitediff.exposures.resampling import ResamplingOptions
-from whitediff.formats import read_solution, solution_cards, solution_extras
+from whitediff.formats import (
+    read_exposure,
+    read_solution,
+    solution_cards,
+    solution_extras,
+    write_exposure,
+)
 from whitediff.matching.design import FitOptions
 from whitediff.options import changed, flattened, rebuilt
 from whitediff.simulation import SimulationOptions, simulate

@@ -23,7 +23,6 @@ from scipy.ndimage import gaussian_filter
 from grids import sky_header
 from marks import slow_after
 from skies import Sky, similarity
-from whitediff import write_exposure
 from whitediff.errors import DataError
 from whitediff.exposures import masks
 from whitediff.exposures.alignment import aligned_template
@@ -33,6 +32,7 @@ from whitediff.exposures.preparation import PreparationOptions, prepare
 from whitediff.exposures.recipe import Recipe
 from whitediff.exposures.registration import measured_correction, star_offset
 from whitediff.exposures.reprojection import ResamplingOptions
+from whitediff.formats import write_exposure
 from whitediff.registration.correlation import correlated_shift
 from whitediff.registration.distortion import fit_distortion
 from whitediff.registration.transformation import Affine, Displacements, fit_affine

@@ -23,12 +23,13 @@ from astropy.table import Table
 
 from browser import Browser, find_browser
 from scenes import SHARED, command
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.diagnostics.calibration import block_power, variance_calibration
 from whitediff.diagnostics.detections import detection_rows, edge_excess
 from whitediff.diagnostics.pictures import Stretch, binned, stamps
 from whitediff.diagnostics.residuals import star_residuals
 from whitediff.diagnostics.verdict import LIMITS, judged, verdict
+from whitediff.formats import read_exposure, write_exposure
 from whitediff.formats.record import read_record
 from whitediff.simulation import SimulationOptions, simulate
 

@@ -15,8 +15,8 @@ from astropy.table import Table
 from scipy.ndimage import map_coordinates, maximum_filter
 
 from scenes import command, place
-from whitediff import read_exposure
 from whitediff.exposures.masks import flagged
+from whitediff.formats import read_exposure
 
 SOLUTION = ("KERNEL", "BACKGROUND", "INPUT_PSF", "PRECONVOLUTION")
 KINDS = {

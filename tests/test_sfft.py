@@ -16,11 +16,11 @@ import pytest
 from astropy.io import fits
 
 from scenes import SHARED, direct_convolution
-from whitediff import Exposure, read_exposure
+from whitediff import Exposure
 from whitediff.convolution import convolve_varying
 from whitediff.errors import DataError, FileFormatError
 from whitediff.exposures import kernels
-from whitediff.formats import check_reproduced, read_difference, read_kernel
+from whitediff.formats import check_reproduced, read_difference, read_exposure, read_kernel
 from whitediff.formats.sfft.read import read_solution
 
 SAMPLES = SHARED / "data" / "sfft"

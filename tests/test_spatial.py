@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from scenes import gaussian, moffat_kernel
-from whitediff import Exposure, decorrelation, read_exposure
+from whitediff import Exposure, decorrelation
 from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError
 from whitediff.exposures import kernels, masks
@@ -23,7 +23,7 @@ from whitediff.exposures.decorrelation import DecorrelationOptions, decorrelate
 from whitediff.exposures.fields import GridField
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.subtraction import subtract
-from whitediff.formats import write_exposure
+from whitediff.formats import read_exposure, write_exposure
 from whitediff.noise import resampling_covariance
 from whitediff.spatial import (
     cell_means,

@@ -20,11 +20,12 @@ import pytest
 from astropy.io import fits
 
 from scenes import circulant, gaussian, moffat_kernel, place
-from whitediff import Exposure, decorrelation, fourier, write_exposure
+from whitediff import Exposure, decorrelation, fourier
 from whitediff.convolution import convolve, convolve_varying
 from whitediff.errors import ArgumentError, DataError
 from whitediff.exposures import kernels
 from whitediff.exposures.stacks import StackMember, StackOptions, decorrelate_stack
+from whitediff.formats import write_exposure
 from whitediff.noise import resampling_covariance
 from whitediff.stacks import Member, median_shares, median_variance_ratio, stack_correction
 

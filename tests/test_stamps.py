@@ -24,11 +24,12 @@ from astropy.table import Table
 
 import whitediff
 from marks import slow_after
-from scenes import SHARED
-from stamps import Cut, galaxy, make, profile, psf, star
+from scenes import SHARED, difference_of
+from stamps import Cut, galaxy, make, profile, psf, star, subtract_cutout
 from whitediff.errors import ArgumentError, DataError, TooFewSourcesError
 from whitediff.exposures.cutouts import CutoutOptions, kernel_source
-from whitediff.exposures.recipe import Recipe
+from whitediff.exposures.detection import forced_photometry
+from whitediff.formats import read_exposure
 from whitediff.matching.points import find_points, neighbour_variance
 from whitediff.matching.stamp import StampOptions, fit_stamp, near
 
@@ -67,7 +68,7 @@ def pulls(cut: Cut, spoil=None, psfs=False, **options):
             with_psfs(science, template, cut)
         if spoil is not None:
             spoil(science, template, seed)
-        made.append(whitediff.subtract_cutout(science, template, transient=place, **options))
+        made.append(subtract_cutout(science, template, transient=place, **options))
         flux = made[-1].flux
         truth = cut.transient * in_aperture(cut, place, flux.radius)
         found.append((flux.flux - truth) / flux.error)
@@ -157,7 +158,7 @@ def test_who_gives_no_place_loses_no_flux(fwhm):
     ratios, distances = [], []
     for seed in range(40):
         science, template, place = make(cut, seed)
-        flux = whitediff.subtract_cutout(*with_psfs(science, template, cut)).flux
+        flux = subtract_cutout(*with_psfs(science, template, cut)).flux
         ratios.append(flux.flux / cut.transient)
         distances.append(math.dist((flux.x, flux.y), place))
     assert np.mean(ratios) == pytest.approx(1, abs=3.5 * np.std(ratios) / math.sqrt(40))
@@ -273,7 +274,7 @@ def test_plane_makes_the_error_of_a_fitted_star_right():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_static_sources_that_contradict_are_followed_and_told(seed):
     science, template, place = make(Cut(scale=0.6, stars=5), seed)
-    made = whitediff.subtract_cutout(science, template, transient=place)
+    made = subtract_cutout(science, template, transient=place)
     fit = made.cutout.fit
     assert fit.kernel_sum == pytest.approx(0.6, abs=max(4 * fit.error.sum_error, 0.02))
     told = [text for text in made.problems if "times as bright" in text]
@@ -303,23 +304,23 @@ def test_a_large_host_tells_of_the_scale_where_psfs_are_known():
 def test_a_scale_that_nothing_tells_is_told_to_be_assumed():
     assumed = "is an assumption"
     science, template, place = make(Cut(stars=0), 1)
-    made = whitediff.subtract_cutout(science, template, transient=place)
+    made = subtract_cutout(science, template, transient=place)
     assert sum(assumed in text for text in made.problems) == 1
-    given = whitediff.subtract_cutout(science, template, transient=place, flux_scale=1.0)
+    given = subtract_cutout(science, template, transient=place, flux_scale=1.0)
     science.header["MAGZERO"], template.header["MAGZERO"] = 25.0, 25.0
-    known = whitediff.subtract_cutout(science, template, transient=place)
+    known = subtract_cutout(science, template, transient=place)
     science, template, place = make(Cut(stars=5), 1)
-    seen = whitediff.subtract_cutout(science, template, transient=place)
+    seen = subtract_cutout(science, template, transient=place)
     for each in (given, known, seen):
         assert not any(assumed in text for text in each.problems)
 
 
 def test_a_scale_that_is_given_is_kept_and_the_contradiction_told():
     science, template, place = make(Cut(scale=1.5, stars=5), 3)
-    made = whitediff.subtract_cutout(science, template, transient=place, flux_scale=1.0)
+    made = subtract_cutout(science, template, transient=place, flux_scale=1.0)
     assert made.cutout.fit.scale.used == 1.0
     assert any("does not follow" in text for text in made.problems)
-    right = whitediff.subtract_cutout(science, template, transient=place, flux_scale=1.5)
+    right = subtract_cutout(science, template, transient=place, flux_scale=1.5)
     assert not right.problems
     assert right.cutout.fit.kernel_sum == pytest.approx(1.5, abs=0.03)
 
@@ -330,7 +331,7 @@ def test_zero_points_say_the_scale_and_outweigh_a_single_variable_star():
     for stars, followed in ((1, False), (4, True)):
         science, template, place = make(Cut(scale=1.5 * truth, stars=stars), 2)
         science.header["MAGZERO"], template.header["MAGZERO"] = 25.0, 25.5
-        scale = whitediff.subtract_cutout(science, template, transient=place).cutout.fit.scale
+        scale = subtract_cutout(science, template, transient=place).cutout.fit.scale
         assert scale.expected == pytest.approx(truth)
         assert scale.is_contradicted
         assert (scale.used == scale.measured) == followed
@@ -341,7 +342,7 @@ def test_leftovers_of_static_sources_are_told():
     science, template, place = make(Cut(stars=5, star_flux=(2e4, 4e4), gain=20.0), 4)
     # Registered on the left only.
     science.data[:, 31:] = np.roll(science.data[:, 31:], 2, axis=0)
-    problems = whitediff.subtract_cutout(science, template, transient=place).problems
+    problems = subtract_cutout(science, template, transient=place).problems
     assert any("left of static sources is" in text for text in problems)
 
 
@@ -435,15 +436,15 @@ def test_large_images_without_stars_take_their_psfs(seed, caplog):
     cut = Cut(side=160, stars=2, star_flux=(4000, 6000), knows_noise=True)
     science, template, place = make(cut, seed)
     with pytest.raises(TooFewSourcesError):
-        whitediff.subtract(science, template)
+        difference_of(science, template)
     with_psfs(science, template, cut)
     with caplog.at_level(logging.INFO, logger="whitediff.match"):
-        difference = whitediff.subtract(science, template)
+        difference = difference_of(science, template)
     lines = [each.message for each in caplog.records if "kernel from" in each.message]
     assert len(lines) == 1
     assert "both PSFs" in lines[0]
     assert "too few stars" in lines[0]
-    fluxes = whitediff.forced_photometry(difference, Table({"x": [place[0]], "y": [place[1]]}))
+    fluxes = forced_photometry(difference, Table({"x": [place[0]], "y": [place[1]]}))
     pull = (fluxes["psf_flux"][0] - cut.transient) / fluxes["psf_flux_err"][0]
     assert abs(pull) < 4
 
@@ -451,21 +452,18 @@ def test_large_images_without_stars_take_their_psfs(seed, caplog):
 def test_what_cannot_be_done_is_refused():
     science, template, _ = make(Cut(), 0)
     with pytest.raises(DataError, match="holds the same pixels"):
-        whitediff.subtract_cutout(science, science)
+        subtract_cutout(science, science)
     with pytest.raises(ArgumentError, match=r"transient at \(80, 3\) is outside"):
-        whitediff.subtract_cutout(science, template, transient=(80, 3))
+        subtract_cutout(science, template, transient=(80, 3))
     small = [
         whitediff.Exposure.from_arrays(each.data[20:32, 20:32], variance=100.0)
         for each in (science, template)
     ]
     with pytest.raises(DataError, match=r"Only \d+ pixels of the stamp are left"):
-        whitediff.subtract_cutout(*small)
+        subtract_cutout(*small)
     template.data[:] = np.nan
     with pytest.raises(DataError):
-        whitediff.subtract_cutout(science, template)
-    kernel = np.ones((3, 3)) / 9
-    with pytest.raises(ArgumentError, match="leave them out beside a kernel"):
-        whitediff.subtract(science, template, kernel, recipe=Recipe())
+        subtract_cutout(science, template)
 
 
 @pytest.fixture
@@ -494,8 +492,8 @@ def test_command_batch_and_python_make_the_same(run, tmp_path, written):
     pull = header["WDTFLUX"] - cut.transient * in_aperture(cut, place, header["WDTRAD"])
     assert abs(pull) < 3.5 * header["WDTFERR"]
     assert 0 < header["WDTKERR"] < header["WDTFERR"]
-    read = [whitediff.read_exposure(path) for path in paths]
-    made = whitediff.subtract_cutout(*read, transient=place)
+    read = [read_exposure(path) for path in paths]
+    made = subtract_cutout(*read, transient=place)
     assert np.array_equal(fits.getdata(out, "IMAGE"), made.difference.data)
     assert np.array_equal(fits.getdata(out, "VARIANCE"), made.difference.variance)
     assert made.flux.flux == header["WDTFLUX"]
@@ -556,9 +554,9 @@ def test_options_of_the_command(run, tmp_path, written):
     assert "kernel from both PSFs" in messages
     assert fits.getheader(out)["WDKFROM"] == "psfs"
     assert "WDTRAD" not in fits.getheader(out)
-    difference = whitediff.read_exposure(out)
+    difference = read_exposure(out)
     assert difference.psf is not None
-    science = whitediff.read_exposure(paths[0])
+    science = read_exposure(paths[0])
     left = science.data - fits.getdata(tmp_path / "matched.fits", "IMAGE")
     # Nothing but the sky's difference is between them, and the filter that whitens.
     inner = np.s_[9:-9, 9:-9]
@@ -572,7 +570,7 @@ needs_stamps = pytest.mark.skipif(not STAMPS.is_dir(), reason=f"no cut-outs in {
 
 def alert(folder):
     names = ("science", "template", "difference")
-    return [whitediff.read_exposure(folder / f"{name}.fits.gz") for name in names]
+    return [read_exposure(folder / f"{name}.fits.gz") for name in names]
 
 
 @needs_stamps

@@ -24,10 +24,11 @@ import scipy.ndimage
 from astropy.io import fits
 
 from marks import slow_after
-from whitediff import Exposure, detect, read_catalog
+from whitediff import Exposure, read_catalog
 from whitediff.exposures import masks
 from whitediff.exposures.catalog import believed, headline
 from whitediff.exposures.defects import DefectOptions
+from whitediff.exposures.detection import detect
 from whitediff.exposures.matching import MatchOptions
 from whitediff.exposures.noise import PairSources, pair_sources
 from whitediff.exposures.pipeline import make_again, make_all

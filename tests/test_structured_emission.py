@@ -16,7 +16,7 @@ import pytest
 import scipy.ndimage
 from astropy.table import Table
 
-import whitediff
+from whitediff.exposures.detection import forced_photometry
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.noise import variance_factor
 from whitediff.exposures.pipeline import make_all
@@ -147,7 +147,7 @@ def pulls(seed: int, kind: str, direction: str) -> tuple[float, np.ndarray]:
     solution = made.product.solution
     total = float(solution.kernel.at(x=N / 2, y=N / 2).sum())
     at = Table({"x": PLACES[:, 1], "y": PLACES[:, 0]})
-    rows = whitediff.forced_photometry(made.product.exposure, at)
+    rows = forced_photometry(made.product.exposure, at)
     # A PSF whose stars stand on emission is known to a twentieth.
     error = np.hypot(rows["psf_flux_err"].value, PSF_ERROR * FLUXES)
     return total, (rows["psf_flux"].value - FLUXES) / error

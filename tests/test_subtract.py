@@ -20,11 +20,12 @@ from astropy.table import Table
 
 from marks import slow_after
 from scenes import SHARED, gaussian
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.errors import DataError
 from whitediff.exposures.matching import match
 from whitediff.exposures.noise import variance_factor
 from whitediff.exposures.preparation import prepare
+from whitediff.formats import read_exposure, write_exposure
 from whitediff.matching.candidates import choose_candidates, cut_stamps, find_sources
 from whitediff.simulation import SimulationOptions, simulate
 

@@ -17,10 +17,11 @@ import pytest
 from lsst.pipe.base import AlgorithmError, Struct, Task
 
 from scenes import SHARED, gaussian, moffat_kernel, moffat_psfs
-from whitediff import Exposure, decorrelation, fourier, subtract
+from whitediff import Exposure, decorrelation, fourier
 from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError
 from whitediff.exposures.boxes import Box
+from whitediff.exposures.subtraction import subtract
 from whitediff.tasks import (
     DecorrelateALKernelConfig,
     DecorrelateALKernelTask,

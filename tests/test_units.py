@@ -18,12 +18,12 @@ import astropy.io.fits
 import numpy as np
 import pytest
 
-import whitediff
 from marks import slow_after
 from whitediff import Exposure
 from whitediff.exposures.detection import detections
 from whitediff.exposures.pipeline import make_all
 from whitediff.exposures.recipe import Recipe
+from whitediff.formats import read_exposure
 from whitediff.simulation import SimulationOptions, simulate
 
 WIDER = {"template": (2.0, 1.5), "science": (1.5, 2.0)}
@@ -122,7 +122,7 @@ def test_no_unit_changes_files_of_single_precision(power, tmp_path):
             image = (getattr(pair, name).image.astype(np.float64) * factor).astype(np.float32)
             path = tmp_path / f"{name}{factor:g}.fits"
             astropy.io.fits.writeto(path, image)
-            read.append(whitediff.read_exposure(path))
+            read.append(read_exposure(path))
         product = make_all(*read, Recipe(), ("difference",))["difference"].product
         rows.append(np.asarray(detections(product.exposure).catalogue["significance"]))
     assert len(rows[0]) >= 5

@@ -14,8 +14,7 @@ from astropy.table import Table
 
 from marks import slow_after
 from test_photons import SKY, Scene, scene
-from whitediff import read_exposure
-from whitediff.formats import ReadingOptions
+from whitediff.formats import ReadingOptions, read_exposure
 from whitediff.reading import VarianceSource
 
 GAIN = 1.5

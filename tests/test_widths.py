@@ -23,8 +23,9 @@ import scipy.ndimage
 from astropy.io import fits
 
 from scenes import command
-from whitediff import DetectionOptions, Exposure, detect, forced_photometry, read_catalog
+from whitediff import Exposure, read_catalog
 from whitediff.errors import ArgumentError
+from whitediff.exposures.detection import DetectionOptions, detect, forced_photometry
 from whitediff.exposures.widths import measured_width, warn_of_significances
 from whitediff.tasks import DetectAndMeasureConfig
 from whitediff.widths import significance_width

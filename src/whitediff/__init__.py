@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Names load their module on first use: the array functions need no lsst package.
-_LAZY = {
+# Names load their module on first use: help and errors shall not wait for SciPy.
+_MODULES = {
     "Exposure": "exposures.model",
-    "decorrelate": "exposures.decorrelation",
-    "DetectionOptions": "exposures.detection",
-    "detect": "exposures.detection",
-    "forced_photometry": "exposures.detection",
-    "inject": "exposures.injection",
-    "subtract": "exposures.difference",
-    "subtract_cutout": "exposures.difference",
-    "read_exposure": "formats",
-    "write_exposure": "formats",
+    "WhitediffError": "errors",
+    "align": "api",
+    "check": "api",
+    "decorrelate": "api",
+    "detect": "api",
+    "evaluate": "api",
+    "inject": "api",
+    "measure": "api",
+    "read": "api",
     "read_catalog": "formats.catalogs",
+    "report": "api",
+    "subtract": "api",
+    "write": "api",
     "write_catalog": "formats.catalogs",
-    "from_ccddata": "formats.ccddata",
-    "to_ccddata": "formats.ccddata",
-    "whiteness": "diagnostics.measure",
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = ["__version__", *_MODULES]
 
-if TYPE_CHECKING:
-    from .diagnostics.measure import whiteness
-    from .exposures.decorrelation import decorrelate
-    from .exposures.detection import DetectionOptions, detect, forced_photometry
-    from .exposures.difference import subtract, subtract_cutout
-    from .exposures.injection import inject
+if _TYPE_CHECKING:
+    from .api import (
+        align,
+        check,
+        decorrelate,
+        detect,
+        evaluate,
+        inject,
+        measure,
+        read,
+        report,
+        subtract,
+        write,
+    )
+    from .errors import WhitediffError
     from .exposures.model import Exposure
-    from .formats import read_exposure, write_exposure
     from .formats.catalogs import read_catalog, write_catalog
-    from .formats.ccddata import from_ccddata, to_ccddata
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return getattr(_importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_LAZY))
+    return sorted(__all__)

@@ -100,6 +100,12 @@ class Declaration:
         return ()
 
     @property
+    def is_number(self) -> bool:
+        """Whether it is a number and nothing else."""
+        hints = set(_alternatives(self.hint)) - {types.NoneType}
+        return bool(hints) and hints <= {int, float}
+
+    @property
     def is_flag(self) -> bool:
         """Whether it is either given or not."""
         return bool in _alternatives(self.hint)
@@ -128,6 +134,48 @@ class Declaration:
             values = value if isinstance(value, tuple | list) else (value,)
             return tuple(self._one(each) for each in values)
         return self._one(value)
+
+    def read(self, text: str) -> Any:
+        """Value from the text of a table's cell.
+
+        Parameters
+        ----------
+        text
+            One value.
+
+        Returns
+        -------
+        value
+            Of the declared type.
+
+        Raises
+        ------
+        ValueError
+            If it is no such value; a sentence says what.
+        """
+        if self.parse is not None:
+            return self.parse(text)
+        if self.is_flag:
+            known = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+            if text.lower() not in known:
+                raise ValueError(f"{text!r} is not a valid boolean, true or false")
+            return known[text.lower()]
+        if self.choices:
+            if text not in self.choices:
+                names = ", ".join(repr(each) for each in self.choices)
+                raise ValueError(f"{text!r} is not one of {names}")
+            return text
+        hints = _alternatives(self.hint)
+        for hint, name in ((int, "integer"), (float, "float")):
+            if hint in hints:
+                try:
+                    value = hint(text)
+                except ValueError:
+                    raise ValueError(f"{text!r} is not a valid {name}") from None
+                if self.least is not None and value < self.least:
+                    raise ValueError(f"{value} is not in the range x>={self.least}")
+                return value
+        return text
 
     def _one(self, value: Any) -> Any:
         if isinstance(value, str) and self.parse is not None:
@@ -197,8 +245,7 @@ def part(kind: type, *, prefix: str = "", without: tuple[str, ...] = (), **words
     return dataclasses.field(default_factory=kind, metadata=metadata)
 
 
-@functools.cache
-def declarations(kind: type) -> Mapping[str, Declaration]:
+def declarations(kind: Any) -> Mapping[str, Declaration]:
     """Options that users can give to an options class and its parts.
 
     Parameters
@@ -211,6 +258,11 @@ def declarations(kind: type) -> Mapping[str, Declaration]:
     declarations
         Name → `Declaration`, in the order of the fields.
     """
+    return _declarations(kind)
+
+
+@functools.cache
+def _declarations(kind: Any) -> Mapping[str, Declaration]:
     hints = typing.get_type_hints(kind)
     found: dict[str, Declaration] = {}
     for field in dataclasses.fields(kind):
@@ -265,9 +317,7 @@ def from_words[T](
     return _assembled(kind, values, files or {})
 
 
-def _assembled(
-    kind: Any, values: Mapping[tuple[str, ...], Any], files: Mapping[str, Any]
-) -> Any:
+def _assembled(kind: Any, values: Mapping[tuple[str, ...], Any], files: Mapping[str, Any]) -> Any:
     own = {path[0]: value for path, value in values.items() if len(path) == 1}
     for field in dataclasses.fields(kind):
         inner = {path[1:]: v for path, v in values.items() if path[0] == field.name and path[1:]}
@@ -439,27 +489,31 @@ def _fitting(value: Any, hint: Any) -> Any:
     """Value as one of a type; `_UNFIT` where it is none."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
-        if any(value == one and type(value) is type(one) for one in arguments):
-            return value
-    elif typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        if arguments[-1] is Ellipsis:
-            arguments = (arguments[0],) * len(value)
-        if len(arguments) == len(value):
-            parts = []
-            for one, kind in zip(value, arguments, strict=True):
-                fits = [
-                    f for each in _alternatives(kind) if (f := _fitting(one, each)) is not _UNFIT
-                ]
-                parts += fits[:1]
-            if len(parts) == len(value):
-                return tuple(parts)
-    elif hint is float and type(value) in (int, float):
+        fits = any(value == one and type(value) is type(one) for one in arguments)
+        return value if fits else _UNFIT
+    if typing.get_origin(hint) is tuple:
+        return _fitting_tuple(value, arguments)
+    if hint is float and type(value) in (int, float):
         return float(value)
-    elif hint is Any or (isinstance(hint, type) and type(value) is hint):
-        return value
-    elif isinstance(hint, type) and hint not in (int, bool, float) and isinstance(value, hint):
-        return value
-    return _UNFIT
+    # A flag is an integer too.
+    exact = hint in (int, bool, float)
+    fits = isinstance(hint, type) and (type(value) is hint if exact else isinstance(value, hint))
+    return value if fits else _UNFIT
+
+
+def _fitting_tuple(value: Any, hints: tuple[Any, ...]) -> Any:
+    """Tuple of a type; `_UNFIT` where it is none."""
+    if not isinstance(value, list | tuple):
+        return _UNFIT
+    if hints[-1] is Ellipsis:
+        hints = (hints[0],) * len(value)
+    if len(hints) != len(value):
+        return _UNFIT
+    parts = []
+    for one, hint in zip(value, hints, strict=True):
+        fits = (_fitting(one, each) for each in _alternatives(hint))
+        parts.append(next((each for each in fits if each is not _UNFIT), _UNFIT))
+    return _UNFIT if _UNFIT in parts else tuple(parts)
 
 
 _WORDS = {
@@ -473,9 +527,12 @@ _WORDS = {
 
 def _in_words(hints: tuple[Any, ...]) -> str:
     """Types, for a message."""
-    named = [
-        _WORDS.get(each, getattr(each, "__name__", str(each)))
-        for each in hints
-        if each is not types.NoneType
-    ]
+    named: list[str] = []
+    for each in hints:
+        if typing.get_origin(each) is typing.Literal:
+            named += [repr(one) for one in typing.get_args(each)]
+        elif typing.get_origin(each) is tuple:
+            named.append(f"{len(typing.get_args(each))} values")
+        elif each is not types.NoneType:
+            named.append(_WORDS.get(each, getattr(each, "__name__", str(each))))
     return " or ".join(dict.fromkeys(named))

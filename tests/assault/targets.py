@@ -16,12 +16,18 @@ from astropy.io import fits
 
 import test_damaged_files as damaged
 from scenes import gaussian, moffat_kernel
-from whitediff import read_exposure, write_exposure
 from whitediff.exposures.boxes import Box
 from whitediff.exposures.kernels import constant_kernel
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.solution import Solution
-from whitediff.formats import read_any, read_psf, read_solution, write_solution
+from whitediff.formats import (
+    read_any,
+    read_exposure,
+    read_psf,
+    read_solution,
+    write_exposure,
+    write_solution,
+)
 from whitediff.formats.catalogs import read_catalog, write_catalog
 from whitediff.formats.finished import finish
 

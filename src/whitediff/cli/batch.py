@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,117 +12,34 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_DIRECTORY, Size, common_options, log, print_table
-from .reading import limit_options
-from .subtract import SETTLED_OPTIONS, check_settled, subtract
+from ..runs.options import PAIR_OPTIONS, SubtractOptions, SurveyOptions
+from .command import command, given, with_options
+from .console import print_table
+from .subtract import check_alignment, check_settled
 
 __all__ = ["batch"]
 
-_ELSEWHERE = (
-    "science",
-    "template",
-    "output",
-    "score_output",
-    "matched_output",
-    "hdus",
-    "report",
-    "catalog",
-    "overwrite",
-    "memory",
-    "threads",
-    "max_memory",
-    "checksums",
-    "follow_paths",
-    "reproducible",
-    "verbose",
-    "quiet",
-)
-"""Parameters of subtract that are not options of its pairs."""
+log = logging.getLogger("whitediff.cli")
 
-_NAMED = "products are named by the columns name and products"
-_INSTEAD = {
-    "hdu": "name the extension with the files: FILE[EXT]",
-    "output": _NAMED,
-    "score_output": _NAMED,
-    "matched_output": _NAMED,
-    "report": "run whitediff report on the products",
-    "catalog": "run whitediff detect on the products",
-    "overwrite": "give --overwrite for the whole batch",
-    "memory": "give --memory for all pairs",
-    "threads": "give --threads for all workers",
-    "max_memory": "give --max-memory for all pairs",
-    "checksums": "give --no-checksums for all pairs",
-    "follow_paths": "give --follow-paths for all pairs",
-    "reproducible": "give --reproducible for all pairs",
-}
-"""Columns that would be taken for options of a pair, and what to do instead."""
-
-_PRODUCTS = ("difference", "score", "matched")
 _MOST_REASONS = 20
 _MINUTE = 60.0
 
 
-class _Products(click.ParamType):
-    name = "products"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        kinds = tuple(dict.fromkeys(part.strip() for part in str(value).split(",")))
-        wrong = [kind for kind in kinds if kind not in _PRODUCTS]
-        if wrong:
-            self.fail(f"{wrong[0]!r} is none of {', '.join(_PRODUCTS)}", param, ctx)
-        return kinds
+def _pair_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    return with_options(SubtractOptions, function, only=PAIR_OPTIONS)
 
 
-@click.command(short_help="Subtract many pairs, on all cores or a cluster.")
+@command(
+    SurveyOptions,
+    short_help="Subtract many pairs, on all cores or a cluster.",
+    examples=(
+        "whitediff batch night.csv -o night",
+        "whitediff batch night.csv -o night --products difference,score --resume",
+    ),
+)
 @click.argument("manifest", type=click.Path(dir_okay=False, path_type=Path))
-@click.option(
-    "--output", required=True, type=OUTPUT_DIRECTORY, help="Directory for products and results."
-)
-@click.option(
-    "--products",
-    type=_Products(),
-    default="difference",
-    show_default=True,
-    help="What to make of each pair: difference, score, matched, with commas between them.",
-)
-@click.option("--resume", is_flag=True, help="Do only what is missing or changed.")
-@click.option("--overwrite", is_flag=True, help="Do everything, and replace what is there.")
-@click.option("--scheduler", metavar="ADDRESS", help="Dask cluster to run on  [default: here].")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="Processes on this machine  [default: one per core].",
-)
-@click.option(
-    "--worker-memory",
-    type=Size(),
-    help="Memory at which a worker on this machine is stopped and its pair tried again, such as"
-    " 4GB  [default: equal shares].",
-)
-@click.option(
-    "--memory",
-    type=Size(),
-    help="Memory for a pair, such as 500MB: planes that are large for that live in temporary files"
-    " beside the output. The result is the same  [default: what the machine has].",
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0),
-    default=30,
-    show_default=True,
-    help="Minutes that a pair may take before it counts as failed and its worker is stopped; 0 for"
-    " no end.",
-)
-@click.option(
-    "--whiteness/--no-whiteness",
-    default=True,
-    help="Measure how white each product is  [default: yes].",
-)
-@common_options
-@limit_options
-def batch(**options: Any) -> None:
+@_pair_options
+def batch(options: SurveyOptions, manifest: Path, **shared: Any) -> None:
     """Subtract all pairs of a manifest, side by side.
 
     MANIFEST is a table (.csv, .ecsv or .parquet) with the columns science and template, and if
@@ -134,92 +52,29 @@ def batch(**options: Any) -> None:
     not stop the others; the exit code is then 1.
     """
     context = click.get_current_context()
-    check_settled(context, options["solutions"])
-    options["threads"] = context.params.get("threads") or 1
-    if options["scheduler"] is not None:
-        for name in ("workers", "worker_memory"):
-            if options[name] is not None:
-                raise click.UsageError(
-                    f"--{name.replace('_', '-')} has no effect with --scheduler; say it to the"
-                    " cluster's workers."
-                )
-    run(**options)
-
-
-_SHARED = [p for p in subtract.params if p.name not in _ELSEWHERE]
-batch.params[-3:-3] = _SHARED
-for _param in batch.params:
-    if _param.name == "threads" and isinstance(_param, click.Option):
-        _param.help = "Threads of each worker. The result is the same  [default: 1]."
-
-
-def run(
-    *,
-    manifest: Path,
-    output: Path,
-    products: tuple[str, ...],
-    resume: bool,
-    overwrite: bool,
-    scheduler: str | None,
-    workers: int | None,
-    worker_memory: int | None,
-    memory: int | None,
-    timeout: float,
-    whiteness: bool,
-    threads: int,
-    **shared: Any,
-) -> None:
-    """Read the manifest, run the batch, and say what became of it.
-
-    Parameters
-    ----------
-    manifest, output, products, resume, overwrite, scheduler, workers, worker_memory, memory, \
-    timeout, whiteness, threads
-        Options of the command.
-    **shared
-        Options of ``subtract``.
-    """
-    from ..errors import ArgumentError
-    from ..surveys.manifest import located, make_items, read_rows
+    check_alignment(context)
+    check_settled(context, shared["kernel"])
+    if options.scheduler is not None:
+        for name in given(context, ("workers", "worker_memory")):
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} has no effect with --scheduler; say it to the"
+                " cluster's workers."
+            )
+    from ..errors import missing_extra
 
     try:
-        from ..surveys.batch import ClusterOptions
-        from ..surveys.session import FILES, BatchOptions, run_batch
+        from ..surveys.run import items_of, run_items
+        from ..surveys.session import FILES
     except ModuleNotFoundError as error:
-        raise ArgumentError(
-            f"Batches need Dask ({error.name} is missing); install it with:"
-            " pip install 'whitediff[survey]'."
-        ) from error
-    types = _option_types()
-    for kind in types.values():
-        value = shared[kind.parameter]
-        if kind.is_file and isinstance(value, tuple):
-            shared[kind.parameter] = tuple(located(text, Path.cwd()) for text in value)
-        elif kind.is_file and isinstance(value, str):
-            shared[kind.parameter] = located(value, Path.cwd())
-    items = make_items(
-        read_rows(manifest),
-        manifest,
-        output,
-        products=products,
-        types=types,
-        options=shared,
-        refused=_INSTEAD,
-    )
-    options = BatchOptions(
-        cluster=ClusterOptions(
-            scheduler=scheduler, workers=workers, threads=threads, worker_memory=worker_memory
-        ),
-        resume=resume,
-        overwrite=overwrite,
-        memory=memory,
-        whiteness=whiteness,
-        timeout=60 * timeout or None,
-    )
+        raise missing_extra("A batch", error, "survey") from error
+    words = {name: shared[name] for name in given(context, PAIR_OPTIONS)}
+    items = items_of(manifest, options, words)
+    output = options.output
+    assert output is not None
     start = time.monotonic()
     try:
         with _progress(len(items)) as (on_record, pace):
-            records = run_batch(items, output, options, on_record)
+            records = run_items(items, options, on_record)
     except KeyboardInterrupt:
         log.warning(
             "Interrupted; what is done is in %s, go on with --resume.", output / FILES["journal"]
@@ -228,37 +83,6 @@ def run(
     _report(records, output, time.monotonic() - start, pace.ended - pace.worked)
     if any(record["outcome"] == "failed" for record in records):
         raise click.exceptions.Exit(1)
-
-
-def _option_types() -> dict[str, Any]:
-    """Columns that a manifest may have, from the options of ``subtract``."""
-    from ..surveys.manifest import OptionType
-
-    types = {}
-    for param in _SHARED:
-        assert isinstance(param, click.Option)
-        assert param.name is not None
-        is_file = param.metavar in ("FILE", "OLD_OUTPUT") or param.type.name == "number|file"
-        types[param.opts[0].lstrip("-").replace("-", "_")] = OptionType(
-            parameter=param.name,
-            convert=_converter(param),
-            is_file=is_file,
-            is_multiple=param.multiple,
-            is_settled=param.name in SETTLED_OPTIONS,
-        )
-    return types
-
-
-def _converter(param: click.Option) -> Callable[[str], Any]:
-    kind = click.BOOL if param.is_flag else param.type
-
-    def convert(text: str) -> Any:
-        try:
-            return kind.convert(text, None, None)
-        except click.BadParameter as error:
-            raise ValueError(error.message) from error
-
-    return convert
 
 
 @contextlib.contextmanager

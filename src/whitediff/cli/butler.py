@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import dataclasses
+import logging
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import click
 
-from .console import common_options, log
-from .reading import limit_options
+from ..options import declared, part
+from ..runs.options import RunningOptions
+from .command import command
 
 __all__ = ["butler"]
 
-_EXTRA = "pip install 'whitediff[rubin]'"
+log = logging.getLogger("whitediff.cli")
+
+_MIDDLEWARE = ("lsst", "parsl", "psycopg2")
 
 
 @click.group(short_help="Butler repositories, pipelines and batch systems.")
@@ -26,131 +31,179 @@ def butler() -> None:
     """
 
 
-def _needs_middleware(command: Callable[..., Any]) -> Callable[..., Any]:
+@contextlib.contextmanager
+def _with_middleware(options: RunningOptions) -> Iterator[None]:
     """Say in a sentence what to install where the middleware is missing."""
+    from ..errors import missing_extra
+    from ..runs.running import on_machine
 
-    @functools.wraps(command)
-    def wrapper(**options: Any) -> Any:
-        from ..errors import ArgumentError
-
-        try:
-            return command(**options)
-        except ModuleNotFoundError as error:
-            if not (error.name or "").startswith(("lsst", "parsl", "psycopg2")):
-                raise
-            raise ArgumentError(
-                f"This needs Rubin's middleware ({error.name} is missing); install it with:"
-                f" {_EXTRA}."
-            ) from error
-
-    return wrapper
+    try:
+        with on_machine(options):
+            yield
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(_MIDDLEWARE):
+            raise
+        raise missing_extra("This needs Rubin's middleware, and", error, "rubin") from error
 
 
-@butler.command(short_help="Make a repository.")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitOptions:
+    """Options of ``whitediff butler init``."""
+
+    database: str | None = declared(
+        None,
+        "Database of the registry, such as postgresql://user@host/name  [default: SQLite in REPO].",
+        metavar="URL",
+    )
+    namespace: str | None = declared(None, "Schema in that database.", metavar="NAME")
+    extend: bool = declared(False, "Teach our storage classes to a repository that is there.")
+    running: RunningOptions = part(RunningOptions, without=("memory",))
+
+
+@command(InitOptions, short_help="Make a repository.", examples=("whitediff butler init repo",))
 @click.argument("repo")
-@click.option(
-    "--database",
-    metavar="URL",
-    help="Registry's database, such as postgresql://user@host/name  [default: SQLite in REPO].",
-)
-@click.option("--namespace", metavar="NAME", help="Schema in that database.")
-@click.option(
-    "--extend", is_flag=True, help="Teach a repository that is there our storage classes."
-)
-@common_options
-@_needs_middleware
-def init(repo: str, database: str | None, namespace: str | None, extend: bool) -> None:
+def init(options: InitOptions, repo: str) -> None:
     """Make a Butler repository with a generic instrument, in the directory REPO."""
-    from ..rubin.repository import init_repository
+    with _with_middleware(options.running):
+        from ..rubin.repository import init_repository
 
-    init_repository(repo, database=database, namespace=namespace, extend=extend)
-    log.info("%s: %s.", repo, "knows whitediff's storage classes" if extend else "made")
+        init_repository(
+            repo,
+            database=options.database,
+            namespace=options.namespace,
+            extend=options.extend,
+        )
+    log.info("%s: %s.", repo, "knows whitediff's storage classes" if options.extend else "made")
 
 
-@butler.command(short_help="Put pairs into a repository.")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestOptions:
+    """Options of ``whitediff butler ingest``."""
+
+    collection: str = declared("pairs", "Run to put them into.", metavar="NAME")
+    instrument: str = declared("Generic", "Name of the instrument.", metavar="NAME")
+    transfer: Literal["direct", "copy", "symlink", "hardlink", "convert"] = declared(
+        "direct",
+        "Leave files in place; copy or link them; or convert them to whitediff's format.",
+    )
+    running: RunningOptions = part(RunningOptions, without=("memory",))
+
+
+@command(
+    IngestOptions,
+    short_help="Put pairs into a repository.",
+    examples=("whitediff butler ingest repo night.csv",),
+)
 @click.argument("repo")
 @click.argument("manifest", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--collection", default="pairs", show_default=True, help="Run to put them into.")
-@click.option("--instrument", default="Generic", show_default=True, help="Name of the instrument.")
-@click.option(
-    "--transfer",
-    type=click.Choice(["direct", "copy", "symlink", "hardlink", "convert"]),
-    default="direct",
-    show_default=True,
-    help="Leave files in place; copy or link them; or convert them to whitediff's format.",
-)
-@limit_options
-@common_options
-@_needs_middleware
-def ingest(repo: str, manifest: Path, collection: str, instrument: str, transfer: str) -> None:
+def ingest(options: IngestOptions, repo: str, manifest: Path) -> None:
     """Put the pairs of a manifest into a repository, as datasets science and template.
 
     MANIFEST is a table (.csv, .ecsv or .parquet) with the columns science and template, and if
     you like visit, detector, band, physical_filter, mjd and exposure_time. Visits without a
     number are numbered.
     """
-    from ..rubin.repository import ingest as put_in
-    from ..rubin.repository import make_pairs
-    from ..surveys.manifest import read_rows
+    with _with_middleware(options.running):
+        from ..rubin.repository import ingest as put_in
+        from ..rubin.repository import make_pairs
+        from ..surveys.manifest import read_rows
 
-    pairs = make_pairs(read_rows(manifest), manifest)
-    number = put_in(repo, pairs, run=collection, instrument=instrument, transfer=transfer)
-    log.info("%s: %d pairs in the collection %s.", repo, number, collection)
+        pairs = make_pairs(read_rows(manifest), manifest)
+        number = put_in(
+            repo,
+            pairs,
+            run=options.collection,
+            instrument=options.instrument,
+            transfer=options.transfer,
+        )
+    log.info("%s: %d pairs in the collection %s.", repo, number, options.collection)
 
 
-@butler.command("run", short_help="Run a pipeline.")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of ``whitediff butler run``."""
+
+    pipeline: str = declared(
+        "difference",
+        "Pipeline: difference, score, steps, sources, recreate; or a file.",
+        metavar="NAME|FILE",
+    )
+    input: str = declared("pairs", "Collections of the inputs.", metavar="NAMES")
+    output: str = declared("", "Collection for the results.", metavar="NAME", required=True)
+    processes: int = declared(1, "Processes side by side.", least=1, short="j")
+    where: str | None = declared(
+        None, "Expression that says which data, such as 'visit = 5'.", metavar="EXPRESSION"
+    )
+    config: tuple[str, ...] = declared(
+        (),
+        "Configuration of a task; may be repeated.",
+        metavar="LABEL:FIELD=VALUE",
+        several=True,
+        short="c",
+    )
+    resume: bool = declared(False, "Go on: make only what is missing in the output.")
+    running: RunningOptions = part(RunningOptions, without=("memory",))
+
+
+@command(
+    RunOptions,
+    name="run",
+    short_help="Run a pipeline.",
+    examples=("whitediff butler run repo --output differences -j 2",),
+)
 @click.argument("repo")
-@click.option(
-    "--pipeline",
-    default="difference",
-    show_default=True,
-    help="difference, score, steps, sources, recreate; or a file.",
-)
-@click.option("--input", "inputs", default="pairs", show_default=True, help="Collections.")
-@click.option("--output", required=True, help="Collection for the results.")
-@click.option(
-    "-j", "--processes", type=click.IntRange(min=1), default=1, show_default=True,
-    help="How many run side by side.",
-)  # fmt: skip
-@click.option("--where", metavar="EXPRESSION", help="Which data, such as 'visit = 5'.")
-@click.option(
-    "-c", "--config", multiple=True, metavar="LABEL:FIELD=VALUE", help="Configuration of a task."
-)
-@click.option("--resume", is_flag=True, help="Go on: make only what is missing in the output.")
-@limit_options
-@common_options
-@_needs_middleware
-def run_command(repo: str, **options: Any) -> None:
+def run_command(options: RunOptions, repo: str) -> None:
     """Run a pipeline on a repository with pipetask.
 
     Failures do not stop the others; --resume tries them again.
     """
     from ..interruptions import heed
-    from ..rubin.running import run_pipeline
 
-    try:
-        run_pipeline(repo, **options)
-        heed()
-    except (click.Abort, KeyboardInterrupt):
-        # Quanta in processes of their own would go on, and this one wait for them.
-        for process in multiprocessing.active_children():
-            process.kill()
-        log.warning(
-            "%s: interrupted; what is done is in the collection %s, go on with --resume.",
-            repo,
-            options["output"],
-        )
-        raise click.exceptions.Exit(1) from None
-    log.info("%s: done; the results are in the collection %s.", repo, options["output"])
+    with _with_middleware(options.running):
+        from ..rubin.running import run_pipeline
+
+        try:
+            run_pipeline(
+                repo,
+                pipeline=options.pipeline,
+                inputs=options.input,
+                output=options.output,
+                processes=options.processes,
+                where=options.where,
+                config=options.config,
+                resume=options.resume,
+            )
+            heed()
+        except (click.Abort, KeyboardInterrupt):
+            # Quanta in processes of their own would go on, and this one wait for them.
+            for process in multiprocessing.active_children():
+                process.kill()
+            log.warning(
+                "%s: interrupted; what is done is in the collection %s, go on with --resume.",
+                repo,
+                options.output,
+            )
+            raise click.exceptions.Exit(1) from None
+    log.info("%s: done; the results are in the collection %s.", repo, options.output)
 
 
-@butler.command(short_help="Where the pipelines and the configuration of BPS are.")
-@common_options
-@_needs_middleware
-def files() -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilesOptions:
+    """Options of ``whitediff butler files``."""
+
+    running: RunningOptions = part(RunningOptions, without=("memory",))
+
+
+@command(FilesOptions, short_help="Where the pipelines and the configuration of BPS are.")
+def files(options: FilesOptions) -> None:
     """List the files that pipetask and bps take, one a line."""
-    from ..rubin.running import bps_file, pipelines
+    with _with_middleware(options.running):
+        from ..rubin.running import bps_file, pipelines
 
-    for name, path in pipelines().items():
-        click.echo(f"{name}\t{path}")
-    click.echo(f"bps\t{bps_file()}")
+        for name, path in pipelines().items():
+            click.echo(f"{name}\t{path}")
+        click.echo(f"bps\t{bps_file()}")
+
+
+for _command in (init, ingest, run_command, files):
+    butler.add_command(_command)

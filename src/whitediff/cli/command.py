@@ -104,9 +104,7 @@ def _option(each: Declaration) -> Callable[[Callable[..., Any]], Callable[..., A
     if each.is_flag:
         if each.default is True:
             spellings = [f"{flag}/--no-{flag.removeprefix('--')}"]
-        return click.option(
-            *spellings, each.name, is_flag=True, default=each.default, **settings
-        )
+        return click.option(*spellings, each.name, is_flag=True, default=each.default, **settings)
     settings |= {"type": _type(each), "multiple": each.several, "required": each.required}
     settings["metavar"] = each.metavar
     width = _width(each)

@@ -26,9 +26,7 @@ __all__ = ["decorrelate"]
 @click.argument("difference")
 @click.argument("kernel", required=False)
 @hdu_option
-def decorrelate(
-    options: DecorrelateOptions, *, hdus: tuple[str, ...], **files: str | None
-) -> None:
+def decorrelate(options: DecorrelateOptions, *, hdus: tuple[str, ...], **files: str | None) -> None:
     """Whiten a difference image, and give it a variance, mask and PSF to match.
 
     SCIENCE and TEMPLATE are the images before any convolution, DIFFERENCE is what was

@@ -6,8 +6,6 @@ import dataclasses
 import logging
 from pathlib import Path
 
-import click
-
 from ..options import declared, part
 from ..runs.options import RunningOptions
 from .check import print_checked

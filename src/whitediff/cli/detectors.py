@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..options import declarations, from_words, words_of
+from ..reading import VarianceSource
 from .command import Option
 
 __all__ = ["each_detector", "hdu_option", "named_output"]
@@ -84,7 +85,7 @@ def each_detector(
 
     names = list(dict.fromkeys(wanted))
     if "all" in names:
-        names = detectors(next(iter(files.values())))
+        names = detectors(str(next(iter(files.values()))))
     if len({named_output(Path("a.fits"), name) for name in names}) < len(names):
         raise ArgumentError(f"--hdu: outputs for {', '.join(names)} would have the same names.")
     failed = []
@@ -127,8 +128,8 @@ def _file_of(role: str, file: Any, name: str) -> Any:
     """File, or part of it, that belongs to a detector."""
     from ..formats.detectors import kernel_of_detector, of_detector
 
-    if dataclasses.is_dataclass(file):  # a file with a variance, of some kind
-        return dataclasses.replace(file, path=of_detector(file.path, name))  # type: ignore[type-var]
+    if isinstance(file, VarianceSource):
+        return dataclasses.replace(file, path=of_detector(file.path, name))
     if not isinstance(file, str):
         return file
     return kernel_of_detector(file, name) if role in _KERNELS else of_detector(file, name)

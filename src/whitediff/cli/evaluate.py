@@ -8,7 +8,7 @@ import click
 
 from ..options import declarations
 from ..reading import ReadingOptions
-from ..runs.options import SETTLED_OPTIONS, EvaluateOptions
+from ..runs.options import FIT_OPTIONS, EvaluateOptions
 from .command import command, given
 from .console import print_table
 from .subtract import check_alignment, check_settled
@@ -17,7 +17,11 @@ __all__ = ["evaluate"]
 
 _SIMULATED = ("set",)
 _REAL = (
-    *(f"{side}_{name}" for side in ("science", "template") for name in declarations(ReadingOptions)),
+    *(
+        f"{side}_{name}"
+        for side in ("science", "template")
+        for name in declarations(ReadingOptions)
+    ),
     "science_psf",
     "template_psf",
     "kernel",
@@ -73,7 +77,7 @@ def evaluate(options: EvaluateOptions, science: str | None, template: str | None
     """
     context = click.get_current_context()
     check_alignment(context)
-    check_settled(context, options.kernel, SETTLED_OPTIONS)
+    check_settled(context, options.kernel, FIT_OPTIONS)
     real, simulated = (
         [f"--{name.replace('_', '-')}" for name in given(context, names)]
         for names in (_REAL, _SIMULATED)

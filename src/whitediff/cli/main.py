@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 
 from .. import __version__
+from ..memory import return_freed_memory
 from ..outputs import noting
 from .align import align
 from .batch import batch
 from .butler import butler
 from .check import check
-from .console import return_freed_memory
 from .convert import convert
 from .decorrelate import decorrelate
 from .decorrelate_stack import decorrelate_stack

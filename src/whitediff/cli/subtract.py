@@ -10,10 +10,7 @@ from ..runs.options import SETTLED_OPTIONS, SubtractOptions
 from .command import command, given
 from .detectors import each_detector, hdu_option
 
-__all__ = ["SETTLED", "check_alignment", "check_settled", "subtract"]
-
-SETTLED = (*SETTLED_OPTIONS, "science_psf", "template_psf")
-"""Options that an earlier output has settled, which is made again with ``--kernel``."""
+__all__ = ["check_alignment", "check_settled", "subtract"]
 
 
 @command(
@@ -74,7 +71,7 @@ def check_alignment(context: click.Context) -> None:
 
 
 def check_settled(
-    context: click.Context, kernel: tuple[Any, ...], settled: tuple[str, ...] = SETTLED
+    context: click.Context, kernel: tuple[Any, ...], settled: tuple[str, ...] = SETTLED_OPTIONS
 ) -> None:
     """Refuse options of the fit, and PSFs, beside ``--kernel``.
 
@@ -93,5 +90,3 @@ def check_settled(
             f"{', '.join(vain)}: has no effect with --kernel, which takes all of this from the"
             " earlier output; leave one of them out."
         )
-
-

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError
+from ..exposures.pictures import limits
 from ..outputs import replacing
-from ..stats import robust_sigma
 from .measure import ScoreNoise, VarianceMap, Whiteness, WhitenessMap, radial_power
 
 __all__ = [
@@ -59,7 +59,7 @@ def plot_subtraction(
     origin
         Pixel coordinates (y, x) of the first pixel.
     sources
-        Table with columns x, y and flux, pixel coordinates; circles mark them, red for positive
+        Table with columns x, y and psf_flux, pixel coordinates; circles mark them, red for positive
         and blue for negative fluxes.
     title
         Above the picture.
@@ -91,22 +91,18 @@ def plot_subtraction(
     for axes, (name, image) in zip(panels, images.items(), strict=True):
         step = max(1, max(image.shape) // _MOST_DRAWN)
         pixels = image[::step, ::step].astype(float)
-        finite = pixels[np.isfinite(pixels)]
-        middle = float(np.median(finite)) if finite.size else 0.0
-        sigma = robust_sigma(finite) if finite.size else 1.0
-        limits = (middle - 2 * sigma, middle + 8 * sigma)
+        low, high = limits(pixels)
         if name == last:
-            limits = (-5 * sigma, 5 * sigma)
-        axes.imshow(
-            pixels, origin="lower", cmap="gray", vmin=limits[0], vmax=limits[1], extent=extent
-        )
+            # Ten sigma across, about zero.
+            low, high = -(high - low) / 2, (high - low) / 2
+        axes.imshow(pixels, origin="lower", cmap="gray", vmin=low, vmax=high, extent=extent)
         axes.set_title(name, parse_math=False)
         axes.set_xlabel("x [pixel]")
     panels[0].set_ylabel("y [pixel]")
     if sources is not None and len(sources):
         radius = 0.02 * max(nx, ny) + 4
         for row in sources:
-            colour = "#d62728" if float(_plain(row["flux"])) > 0 else "#1f77b4"
+            colour = "#d62728" if float(_plain(row["psf_flux"])) > 0 else "#1f77b4"
             for axes in panels:
                 circle = Circle(
                     (float(_plain(row["x"])), float(_plain(row["y"]))),

@@ -21,6 +21,7 @@ from .covariance import Noise
 from .fields import Field
 from .kernels import ConvolutionKernel
 from .masks import Mask, make_mask
+from .pictures import as_html, drawn
 from .psf import KernelPointSpreadFunction, PointSpreadFunction
 from .sky import celestial_wcs, shifted_header
 
@@ -374,6 +375,29 @@ class Exposure:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         """Its pixels, for functions that take arrays."""
         return np.array(self.data, dtype=dtype, copy=copy)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the pixels.
+
+        Parameters
+        ----------
+        axes
+            Axes of matplotlib to draw in; those of a new figure if not given.
+
+        Returns
+        -------
+        axes
+            Axes, in pixel coordinates.
+
+        Raises
+        ------
+        ArgumentError
+            If matplotlib is not installed.
+        """
+        return drawn(self, axes)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     def __repr__(self) -> str:
         ny, nx = self.shape

@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import time
+import types
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,9 +81,8 @@ def _parsed(text: str) -> Extension:
     return int(extension) if extension.isdigit() else extension
 
 
-_lent: contextvars.ContextVar[Mapping[Path, astropy.io.fits.HDUList]] = contextvars.ContextVar(
-    "lent", default={}
-)
+_NONE: Mapping[Path, astropy.io.fits.HDUList] = types.MappingProxyType({})
+_lent = contextvars.ContextVar("lent", default=_NONE)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,8 @@ from ..errors import ArgumentError, FileFormatError, OutputExistsError, Whitedif
 from ..exposures.sky import celestial_wcs
 from ..formats import read_psf
 from ..formats.files import opened, split_extension
-from ..reading import declarations, option_names, reading_options
+from ..options import declarations
+from ..reading import ReadingOptions, reading_options
 from ..runs.inputs import read_input
 from ..surveys.manifest import located
 from .formatters import ExposureFormatter
@@ -54,9 +55,10 @@ TRANSFERS = ("direct", "copy", "symlink", "hardlink", "convert")
 
 _HALF_ARCMIN = 0.5 / 60
 _NO_DATE = 19700101
-_FURTHER = (*(each.name for each in declarations()), "psf")
-_FILES = (*(each.name for each in declarations() if "file" in each.kind), "psf")
-_TEXTS = tuple(each.name for each in declarations() if each.kind == "text")
+_READING = declarations(ReadingOptions)
+_FURTHER = (*_READING, "psf")
+_NUMBERS = {name for name, each in _READING.items() if each.is_number} | {"variance"}
+_FILES = (*(name for name, each in _READING.items() if each.is_file), "psf")
 _COLUMNS = (
     *("science", "template", "visit", "detector", "band", "physical_filter"),
     *("mjd", "exposure_time"),
@@ -277,7 +279,7 @@ def _further(where: str, cells: Mapping[str, str], base: Path) -> dict[str, str]
             further[column] = located(text, base)
             continue
         further[column] = text
-        if kind in _TEXTS:
+        if kind not in _NUMBERS:
             continue
         number = _real(where, column, text, 0)
         if number == 0 and kind != "read_noise":
@@ -601,14 +603,13 @@ def _datasets(
 
 
 def _put(butler: Butler, pairs: Sequence[Pair], instrument: str) -> None:
-    texts = {f"{name}_{kind}" for name in ("science", "template") for kind in _TEXTS}
     for pair in pairs:
         for name, file in (("science", pair.science), ("template", pair.template)):
             psf = pair.further.get(f"{name}_psf")
             values = {
-                column: float(text) if _is_number(text) and column not in texts else text
-                for column, text in pair.further.items()
-                if column in option_names(name)
+                f"{name}_{option}": each.read(pair.further[f"{name}_{option}"])
+                for option, each in _READING.items()
+                if f"{name}_{option}" in pair.further
             }
             exposure = read_input(file, reading_options(values, **{name: file})[name])
             if psf is not None:

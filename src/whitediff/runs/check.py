@@ -344,7 +344,7 @@ def _measured(
 
 
 def _cells(wanted: tuple[int, int] | None, shape: tuple[int, int]) -> tuple[int, int] | None:
-    if wanted != CheckOptions.map:
+    if wanted is None or wanted != CheckOptions.map:
         return wanted
     # What nobody asked for may not fail on a small image.
     rows, columns = (

@@ -66,4 +66,3 @@ def run_conversion(file: str, kernel: str | None, options: ConvertOptions) -> No
         log.info("%s: %s", file, text)
     if left := product_extensions(file):
         log.info("%s: its %s stay behind.", file, ", ".join(left))
-

@@ -208,7 +208,7 @@ def _levels(
     for name, file in given.variance_files.items():
         own, path = levels[name], inputs[name]
         unsaid = own.variance is own.gain is own.read_noise is None
-        if unsaid and isinstance(path, str | os.PathLike) and not formats.has_variance(path):
+        if unsaid and isinstance(path, str | os.PathLike) and not formats.has_variance(str(path)):
             log.info("%s: its noise is that which %s was given, %s.", path, given.software, file)
             levels[name] = dataclasses.replace(own, variance=VarianceSource.parse(file))
     return levels
@@ -267,9 +267,7 @@ def _on_level(difference: Exposure, scale: float, science: str) -> Exposure:
     return difference.replaced(data=(data / scale).astype(data.dtype))
 
 
-def _cards_of_software(
-    given: Difference, regions: list[Region], direction: str | None
-) -> Cards:
+def _cards_of_software(given: Difference, regions: list[Region], direction: str | None) -> Cards:
     cards: Cards = {}
     if given.is_foreign:
         cards["WDSOFTW"] = (given.software, "made the difference")
@@ -288,15 +286,12 @@ def _complete(
     options: DecorrelateOptions,
 ) -> Exposure:
     """Give a difference the PSF, WCS and mask that its file lacks."""
-
     if difference.kernel is None:
         raise ArgumentError(
             f"{difference.source}: carries no kernel (no KERNEL extension); name the kernel's"
             " file as fourth argument."
         )
-    formats.check_kernel(
-        difference.kernel, difference.bbox, names.kernel or names.difference
-    )
+    formats.check_kernel(difference.kernel, difference.bbox, names.kernel or names.difference)
     # With both directions in one frame, neither PSF is the difference's.
     unconvolved = inputs["template" if direction == "science" else "science"]
     if options.psf is not None:
@@ -334,7 +329,6 @@ def complete_planes(
     difference
         Exposure; its header is changed in place.
     """
-
     mask = difference.mask
     if not mask.names:
         for exposure in inputs.values():

@@ -197,11 +197,8 @@ def _cards_of_inputs(difference: object, options: DecorrelateStackOptions) -> Ca
     }
 
 
-def _stack_cards(
-    result: StackDecorrelation, weights: dict[str, tuple[float, ...] | None]
-) -> Cards:
+def _stack_cards(result: StackDecorrelation, weights: dict[str, tuple[float, ...] | None]) -> Cards:
     """Cards of the primary header that say what was done."""
-
     options = result.options
     cards: Cards = {
         "WDTASK": ("decorrelate-stack", "made by"),

@@ -60,7 +60,6 @@ def run_demo(output: Path, *, overwrite: bool = False) -> list[Checked]:
 
 def _write_uncorrected(simulated: Path, difference: Path, output: Path, *, overwrite: bool) -> None:
     """The same difference before decorrelation: from the kernel that was fitted."""
-
     solution = formats.read_solution(difference)
     uncorrected = subtract(
         formats.read_exposure(simulated / "science.fits"),

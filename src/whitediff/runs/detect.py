@@ -52,9 +52,7 @@ def run_detection(difference: object, options: DetectOptions) -> Table:
     """
     if options.at is not None:
         if options.score is not None:
-            raise ArgumentError(
-                "--score finds sources, --at takes given ones: give one of them."
-            )
+            raise ArgumentError("--score finds sources, --at takes given ones: give one of them.")
         return run_measurement(difference, options.at, options.measure)
     measure = options.measure
     _check_outputs(difference, measure)
@@ -151,7 +149,9 @@ def _check_outputs(difference: object, options: MeasureOptions) -> None:
         check_output(path, overwrite=options.overwrite, inputs=(path_of(difference),))
 
 
-def _finish(catalog: Table, exposure: Exposure, options: MeasureOptions, begin: Callable[[str], None]) -> None:
+def _finish(
+    catalog: Table, exposure: Exposure, options: MeasureOptions, begin: Callable[[str], None]
+) -> None:
     """Write what was asked for."""
     catalog.meta["image"] = str(exposure.source)
     begin("writing")
@@ -162,9 +162,7 @@ def _finish(catalog: Table, exposure: Exposure, options: MeasureOptions, begin: 
     log.info("%s: %s", options.output or exposure.source, headline(catalog))
 
 
-def _difference(
-    given: object, options: MeasureOptions
-) -> tuple[Exposure, DetectionOptions]:
+def _difference(given: object, options: MeasureOptions) -> tuple[Exposure, DetectionOptions]:
     """Difference, and how it is measured."""
     name = name_of(given, "difference")
     variance = options.variance

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 
-from .. import __version__, formats
+from .. import __version__
 from ..diagnostics.completeness import all_sources, summarise
 from ..diagnostics.plots import plot_evaluation
 from ..errors import ArgumentError, DataError
@@ -34,7 +33,7 @@ from .options import EvaluateOptions
 from .recipes import as_asked, recipe_of
 from .running import running
 from .simulate import simulation_options
-from .subtract import solutions_by_kind
+from .subtract import read_solutions, solutions_by_kind
 
 __all__ = ["OUTPUTS", "Evaluated", "run_evaluation"]
 
@@ -123,10 +122,11 @@ def run_evaluation(
         One of its kinds, whose message names the file at fault.
     """
     names = _outputs(options)
-    stored = solutions_by_kind({path: formats.read_solution(path) for path in options.kernel})
-    if options.kernel and "difference" not in stored:
+    read = read_solutions(options.kernel)
+    stored = solutions_by_kind(read)
+    if read and "difference" not in stored:
         raise ArgumentError(
-            f"{', '.join(options.kernel)}: holds no difference, on which sources are measured; name"
+            f"{', '.join(read)}: holds no difference, on which sources are measured; name"
             " the old difference with --kernel too."
         )
     recipe = recipe_of(options.recipe)
@@ -163,7 +163,7 @@ def run_evaluation(
             "science": path_of(science),
             "template": path_of(template),
             "simulation": None if simulation is None else dict(simulation),
-            "kernel": [name_of(each, "earlier result") for each in options.kernel],
+            "kernel": list(read),
             "threshold": options.threshold,
             "signal_to_noise": list(options.signal_to_noise),
             "seed": options.seed,
@@ -211,9 +211,7 @@ def _gain(
         return photon_gain(first, levels) if options.photon_noise else None
 
 
-def _realised(
-    setting: Setting, options: EvaluateOptions
-) -> tuple[list[Any], list[dict[str, Any]]]:
+def _realised(setting: Setting, options: EvaluateOptions) -> tuple[list[Any], list[dict[str, Any]]]:
     """Realisations that succeeded, and what went wrong in the others."""
     processes = min(options.processes or available_threads(), options.realizations)
     done: list[Any] = []

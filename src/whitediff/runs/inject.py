@@ -189,7 +189,6 @@ def photon_gain(exposure: Exposure, options: ReadingOptions) -> float:
     ArgumentError
         If there is none, or it is not positive.
     """
-
     found = photon_header(exposure.header, exposure.primary_header, options)
     if found.expected is None:
         lacking = "EXPTIME" if found.is_rate and found.gain is not None else "GAIN"

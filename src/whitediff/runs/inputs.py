@@ -13,7 +13,7 @@ from .. import formats
 from ..errors import ArgumentError, DataError
 from ..exposures import decorrelation, foreign, masks
 from ..exposures.boxes import Box
-from ..exposures.kernels import ConvolutionKernel
+from ..exposures.kernels import BasisKernel, ConvolutionKernel
 from ..exposures.model import Exposure
 from ..exposures.noise import without_sentinels
 from ..exposures.psf import KernelPointSpreadFunction, PointSpreadFunction
@@ -22,7 +22,15 @@ from ..formats.files import lent
 from ..formats.plain import with_options
 from ..reading import ReadingOptions, VarianceSource
 
-__all__ = ["check_usable", "name_of", "path_of", "read_image", "read_input", "read_kernel", "read_psf"]
+__all__ = [
+    "check_usable",
+    "name_of",
+    "path_of",
+    "read_image",
+    "read_input",
+    "read_kernel",
+    "read_psf",
+]
 
 log = logging.getLogger("whitediff.runs")
 
@@ -41,7 +49,7 @@ def path_of(given: object) -> str | None:
         Of something in memory None, unless it says which file it was read from.
     """
     if isinstance(given, str | os.PathLike):
-        return os.fspath(given)  # type: ignore[return-value]
+        return os.fspath(given)
     if isinstance(given, astropy.io.fits.HDUList):
         return given.filename()
     source = getattr(given, "source", None)
@@ -192,7 +200,7 @@ def read_psf(given: object, bounds: Box, role: str = "PSF") -> PointSpreadFuncti
     adapted = foreign.adapted(given)
     if isinstance(adapted, PointSpreadFunction):
         return adapted
-    if isinstance(adapted, ConvolutionKernel):
+    if isinstance(adapted, BasisKernel):
         return KernelPointSpreadFunction(adapted)
     if isinstance(given, np.ndarray):
         name = f"the {role}"

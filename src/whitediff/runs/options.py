@@ -14,6 +14,9 @@ from ..options import declarations, declared, part
 from ..reading import ReadingOptions, VarianceSource, number_or_variance
 
 __all__ = [
+    "FIT_OPTIONS",
+    "PAIR_OPTIONS",
+    "PRODUCTS",
     "SETTLED_OPTIONS",
     "AlignOptions",
     "CheckOptions",
@@ -30,6 +33,7 @@ __all__ = [
     "ReportOptions",
     "RunningOptions",
     "SubtractOptions",
+    "SurveyOptions",
     "WhiteningOptions",
     "size",
 ]
@@ -288,9 +292,12 @@ class RecipeOptions:
     full_variance: bool = declared(False, "Propagate the variance of every pixel.", group=_NOISE)
 
 
-SETTLED_OPTIONS = tuple(
+FIT_OPTIONS = tuple(
     name for name in declarations(RecipeOptions) if name not in ("ignore_wcs", "full_variance")
 )
+"""Options of the fit."""
+
+SETTLED_OPTIONS = (*FIT_OPTIONS, "science_psf", "template_psf")
 """Options that an earlier product has settled, which is made again with its kernel."""
 
 
@@ -311,9 +318,15 @@ def _output(text: str, *, required: bool = False, short: str = "") -> Path | Non
     return field
 
 
-def _input(text: str) -> str | None:
+def _file(text: str) -> str | None:
     """Option that names a file to read."""
     field: str | None = declared(None, text, group=_INPUTS, metavar="FILE", is_file=True)
+    return field
+
+
+def _input(text: str) -> object:
+    """Option that names a file to read, or in Python what it holds."""
+    field: object = declared(None, text, group=_INPUTS, metavar="FILE", is_file=True)
     return field
 
 
@@ -363,13 +376,13 @@ class SubtractOptions:
     json: Path | None = _output("File to write the numbers of the result to; - prints them.")
     compress: bool = _compress()
     overwrite: bool = _overwrite()
-    science_psf: str | None = _input(
+    science_psf: object = _input(
         "PSF of the science image  [default: its own, else measured from stars]."
     )
-    template_psf: str | None = _input(
+    template_psf: object = _input(
         "PSF of the template  [default: its own, else measured from stars]."
     )
-    kernel: tuple[str, ...] = declared(
+    kernel: tuple[object, ...] = declared(
         (),
         "Earlier difference or score to make again, with its kernel and without fitting; may be"
         " repeated.",
@@ -410,10 +423,10 @@ class DecorrelateOptions:
         "The difference is a score image: its science image was correlated with the pre-convolution"
         " kernel.",
     )
-    preconvolution_kernel: str | None = _input(
+    preconvolution_kernel: object = _input(
         "PSF that the science image was correlated with  [default: the science PSF]."
     )
-    psf: str | None = _input(
+    psf: object = _input(
         "PSF of the difference  [default: its own, else that of the image that was not convolved]."
     )
     science: ReadingOptions = part(ReadingOptions, prefix="science_", side="science image")
@@ -441,8 +454,8 @@ def numbers(text: str) -> tuple[float, ...]:
         raise ValueError(f"{text!r} is not a list of numbers with commas between them") from None
 
 
-def _member(text: str) -> tuple[tuple[str, str], ...]:
-    field: tuple[tuple[str, str], ...] = declared(
+def _member(text: str) -> tuple[tuple[object, object], ...]:
+    field: tuple[tuple[object, object], ...] = declared(
         (),
         text,
         group=_INPUTS,
@@ -468,14 +481,14 @@ def _weights(stack: str) -> tuple[float, ...] | None:
 class DecorrelateStackOptions:
     """Options of ``whitediff decorrelate-stack``."""
 
-    science: tuple[tuple[str, str], ...] = _member(
+    science: tuple[tuple[object, object], ...] = _member(
         "Image of the science stack before any convolution, and the kernel that it was convolved"
         " with before it was stacked (- for none); once for every image."
     )
-    template: tuple[tuple[str, str], ...] = _member(
+    template: tuple[tuple[object, object], ...] = _member(
         "Image of the template stack and its kernel, likewise."
     )
-    kernel: str | None = _input(
+    kernel: object = _input(
         "Kernel that one stack was convolved with as a whole  [default: the difference's own, else"
         " none]."
     )
@@ -495,7 +508,7 @@ class DecorrelateStackOptions:
         group=_NOISE,
     )
     divisor: float = declared(1.0, "Number by which the difference was divided as a whole.")
-    psf: str | None = _input("PSF of the difference  [default: its own].")
+    psf: object = _input("PSF of the difference  [default: its own].")
     whitening: WhiteningOptions = part(WhiteningOptions)
     running: RunningOptions = part(RunningOptions)
 
@@ -530,7 +543,7 @@ class AlignOptions:
         group=_ALIGNMENT,
     )
     template: ReadingOptions = part(ReadingOptions, prefix="template_", side="template")
-    template_psf: str | None = _input("PSF of the template  [default: its own].")
+    template_psf: object = _input("PSF of the template  [default: its own].")
     running: RunningOptions = part(RunningOptions)
 
 
@@ -551,7 +564,7 @@ class MeasureOptions:
     )
     regions: Path | None = _output("Regions for DS9 to write of the sources, too.")
     overwrite: bool = _overwrite()
-    psf: str | None = _input("PSF of the difference  [default: its own].")
+    psf: object = _input("PSF of the difference  [default: its own].")
     variance: VarianceSource | float | None = declared(
         None,
         "Variance of the difference: a number, or a file with its plane (KIND:FILE for KIND sigma"
@@ -561,7 +574,7 @@ class MeasureOptions:
         metavar="NUMBER|FILE",
         is_file=True,
     )
-    mask: str | None = _input("Mask of the difference  [default: its own].")
+    mask: str | None = _file("Mask of the difference  [default: its own].")
     mask_bits: str | None = declared(
         None,
         "Bits of the mask that make a pixel bad, from 0, such as 1,4-6  [default: those of its"
@@ -575,10 +588,10 @@ class MeasureOptions:
 class DetectOptions:
     """Options of ``whitediff detect``."""
 
-    score: str | None = _input(
+    score: object = _input(
         "Score of the same images, on which sources are found; they are measured on DIFFERENCE."
     )
-    at: str | None = declared(
+    at: object = declared(
         None,
         "Table of positions (x, y or ra, dec; ECSV, CSV, FITS or Parquet) to measure at, whether or"
         " not anything is there, instead of finding sources.",
@@ -621,9 +634,9 @@ def cells(text: str) -> tuple[int, int] | None:
 class CheckOptions:
     """Options of ``whitediff check``."""
 
-    science: str | None = _input("Science image, to find sources on.")
-    template: str | None = _input("Template, to find sources on.")
-    before: str | None = _input(
+    science: object = _input("Science image, to find sources on.")
+    template: object = _input("Template, to find sources on.")
+    before: object = _input(
         "Difference before decorrelation  [default: the one that OUT was made from, if it still"
         " lies beside OUT]."
     )
@@ -649,13 +662,13 @@ class CheckOptions:
 class ReportOptions:
     """Options of ``whitediff report``."""
 
-    science: str | None = _input(
+    science: object = _input(
         "Science image  [default: the one that OUT was made from, by its header, if it lies beside"
         " OUT]."
     )
-    template: str | None = _input("Template  [default: likewise].")
-    score: str | None = _input("Score of the same images, to show beside OUT.")
-    catalog: str | None = _input(
+    template: object = _input("Template  [default: likewise].")
+    score: object = _input("Score of the same images, to show beside OUT.")
+    catalog: object = _input(
         "Detections on OUT  [default: they are detected, as by whitediff detect]."
     )
     output: Path | None = _output("Page (HTML) to write.", required=True, short="o")
@@ -671,7 +684,7 @@ class InjectOptions:
     truth: Path | None = _output("Catalogue to write of what was added.")
     compress: bool = _compress()
     overwrite: bool = _overwrite()
-    sources: str | None = declared(
+    sources: object = declared(
         None,
         "Table of sources to add (.ecsv, .csv, .fits, .parquet): columns flux, in the unit of the"
         " image, and x, y (pixel coordinates) or ra, dec (degrees).",
@@ -687,7 +700,7 @@ class InjectOptions:
         group=_SOURCES,
         metavar="LO HI",
     )
-    difference: str | None = declared(
+    difference: object = declared(
         None,
         "Earlier difference of the same image, in which --signal-to-noise is meant.",
         group=_SOURCES,
@@ -707,9 +720,7 @@ class InjectOptions:
         "Draw the photon noise of the sources, and add it to the variance plane; needs the gain.",
         group=_SOURCES,
     )
-    science_psf: str | None = _input(
-        "PSF of the image  [default: its own, else measured from stars]."
-    )
+    science_psf: object = _input("PSF of the image  [default: its own, else measured from stars].")
     science: ReadingOptions = part(ReadingOptions, prefix="science_", side="image")
     running: RunningOptions = part(RunningOptions, without=("memory",))
 
@@ -783,7 +794,7 @@ class EvaluateOptions:
     no_score: bool = declared(
         False, "Judge the difference alone; takes half the time.", group=_SEARCH
     )
-    kernel: tuple[str, ...] = declared(
+    kernel: tuple[object, ...] = declared(
         (),
         "Earlier difference or score with whose kernel each one is made, without fitting; may be"
         " repeated.",
@@ -792,8 +803,8 @@ class EvaluateOptions:
         is_file=True,
         several=True,
     )
-    science_psf: str | None = _input("PSF of the science image.")
-    template_psf: str | None = _input("PSF of the template.")
+    science_psf: object = _input("PSF of the science image.")
+    template_psf: object = _input("PSF of the template.")
     science: ReadingOptions = part(ReadingOptions, prefix="science_", side="science image")
     template: ReadingOptions = part(ReadingOptions, prefix="template_", side="template")
     recipe: RecipeOptions = part(RecipeOptions)
@@ -804,7 +815,7 @@ class EvaluateOptions:
 class InfoOptions:
     """Options of ``whitediff info``."""
 
-    kernel: str | None = _input("Kernel of a difference, where it is elsewhere.")
+    kernel: str | None = _file("Kernel of a difference, where it is elsewhere.")
     json: Path | None = _output("File to write the description to; - prints it.")
     overwrite: bool = _overwrite()
     running: RunningOptions = part(RunningOptions, without=("memory",))
@@ -841,7 +852,7 @@ class ConvertOptions:
         metavar="NUMBER|FILE",
         is_file=True,
     )
-    psf: str | None = _input("PSF, if FILE has none.")
+    psf: object = _input("PSF, if FILE has none.")
     running: RunningOptions = part(RunningOptions, without=("memory",))
 
 
@@ -866,3 +877,90 @@ class KernelOptions:
     output: Path | None = _output("File to write.", required=True, short="o")
     overwrite: bool = _overwrite()
     running: RunningOptions = part(RunningOptions, without=("memory",))
+
+
+PRODUCTS = ("difference", "score", "matched")
+"""Kinds of products that a batch can make of each pair."""
+
+
+def products(text: str) -> tuple[str, ...]:
+    """Parse kinds of products with commas between them."""
+    kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for kind in kinds:
+        if kind not in PRODUCTS:
+            raise ValueError(f"{kind!r} is none of {', '.join(PRODUCTS)}")
+    return kinds
+
+
+def minutes(text: str) -> float:
+    """Parse a number of minutes."""
+    try:
+        found = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a valid float") from None
+    if not found >= 0:
+        raise ValueError(f"{found:g} is not in the range x>=0")
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SurveyOptions:
+    """Options of ``whitediff batch`` beside those of its pairs."""
+
+    output: Path | None = declared(
+        None,
+        "Directory for products and results.",
+        group=_OUTPUTS,
+        metavar="DIRECTORY",
+        is_output=True,
+        is_directory=True,
+        required=True,
+        short="o",
+    )
+    products: tuple[str, ...] = declared(
+        ("difference",),
+        "Products to make of each pair: difference, score, matched, with commas between them"
+        "  [default: difference].",
+        group=_OUTPUTS,
+        parse=products,
+        metavar="A,B",
+    )
+    resume: bool = declared(False, "Do only what is missing or changed.", group=_OUTPUTS)
+    overwrite: bool = declared(False, "Do everything, and replace outputs.", group=_OUTPUTS)
+    scheduler: str | None = declared(
+        None, "Dask cluster to run on  [default: here].", group=_RUNNING, metavar="ADDRESS"
+    )
+    workers: int | None = declared(
+        None, "Processes on this machine  [default: one per core].", group=_RUNNING, least=1
+    )
+    worker_memory: int | None = declared(
+        None,
+        "Memory at which a worker on this machine is stopped and its pair tried again, such as 4GB"
+        "  [default: equal shares].",
+        group=_RUNNING,
+        parse=size,
+        metavar="SIZE",
+    )
+    timeout: float = declared(
+        30.0,
+        "Minutes that a pair may take before it counts as failed and its worker is stopped; 0 for"
+        " no end.",
+        group=_RUNNING,
+        parse=minutes,
+        metavar="MINUTES",
+    )
+    whiteness: bool = declared(
+        True, "Measure how white each product is  [default: yes].", group=_OUTPUTS
+    )
+    threads: int = declared(
+        1, "Threads of each worker. The result is the same.", group=_RUNNING, least=1
+    )
+    running: RunningOptions = part(RunningOptions, without=("threads",))
+
+
+PAIR_OPTIONS = tuple(
+    name
+    for name, each in declarations(SubtractOptions).items()
+    if not each.is_output and each.group != _RUNNING and name not in ("overwrite", "threshold")
+)
+"""Options of ``whitediff subtract`` that each pair of a batch may have of its own."""

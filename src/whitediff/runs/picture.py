@@ -9,7 +9,6 @@ from astropy.table import Table
 
 from ..diagnostics.plots import plot_subtraction
 from ..errors import WhitediffError
-from ..exposures.boxes import Box
 from ..exposures.detection import DetectionOptions, detect
 from ..exposures.model import Exposure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from ..exposures.decorrelation import CorrectionOptions
 from ..exposures.defects import DefectOptions
@@ -36,7 +37,7 @@ def recipe_of(options: RecipeOptions) -> Recipe:
         If a value is refused.
     """
     # To try all orders with hundreds of free pixels takes minutes.
-    usual = 1 if options.basis == "delta" else "bic"
+    usual: Literal[1, "bic"] = 1 if options.basis == "delta" else "bic"
     kernel_order = usual if options.kernel_order is None else options.kernel_order
     return Recipe(
         preparation=PreparationOptions(
@@ -54,10 +55,10 @@ def recipe_of(options: RecipeOptions) -> Recipe:
             convolved=options.convolved or "auto",
             basis=options.basis,
             kernel_size=options.kernel_size,
-            choose_order=kernel_order if isinstance(kernel_order, str) else None,
+            choose_order=None if isinstance(kernel_order, int) else kernel_order,
             background=options.background,
             fit=FitOptions(
-                kernel_order=1 if isinstance(kernel_order, str) else kernel_order,
+                kernel_order=kernel_order if isinstance(kernel_order, int) else 1,
                 background_order=options.background_order,
                 constant_sum=not options.varying_sum,
             ),

@@ -128,7 +128,6 @@ def report_on(made: ReportInput, options: ReportOptions) -> dict[str, Any]:
 
 def _input(name: str, keyword: str, given: object, image: str, record: Record) -> object:
     """File of an input: the given one, or where the header says, or beside the output."""
-
     if given is not None:
         return given
     recorded = record.name(keyword)
@@ -147,13 +146,11 @@ def _input(name: str, keyword: str, given: object, image: str, record: Record) -
     )
 
 
-def _read_image(path: str) -> Any:
-
-    return without_sentinels(formats.read_exposure(path, needs_variance=False))
+def _read_image(given: object, role: str) -> Exposure:
+    return without_sentinels(read_image(given, role))
 
 
 def _check_shape(science: Exposure | None, product: Exposure, image: str) -> None:
-
     if science is not None and science.bbox != product.bbox:
         raise ArgumentError(
             f"{science.source}: its pixels {science.bbox} are not those of {image},"
@@ -163,7 +160,6 @@ def _check_shape(science: Exposure | None, product: Exposure, image: str) -> Non
 
 def _solution(image: str, record: Record, product: Exposure) -> Solution | None:
     """What the product was made with; of a decorrelated difference as far as it says."""
-
     if record.header["WDTASK"] == "subtract":
         return formats.read_solution(image)
     convolved = record.header.get("WDCONV")
@@ -174,13 +170,13 @@ def _solution(image: str, record: Record, product: Exposure) -> Solution | None:
 
 
 def _read_score(path: object, product: Exposure, image: str, record: Record) -> Exposure:
-
     if record.is_score:
         raise ArgumentError(f"{image}: is a score itself; leave out --score.")
     score = read_image(path, "score", needs_variance=True)
     if not score.is_score:
         raise ArgumentError(
-            f"{score.source}: is a difference, not a score; name what subtract --score-output wrote."
+            f"{score.source}: is a difference, not a score; name what subtract --score-output"
+            " wrote."
         )
     if score.bbox != product.bbox:
         raise ArgumentError(
@@ -192,7 +188,6 @@ def _read_score(path: object, product: Exposure, image: str, record: Record) -> 
 
 def _catalog(path: object, made: ReportInput) -> Table | None:
     """Detections: read, or made."""
-
     if path is not None:
         return _read_catalog(path, made)
     if made.is_score or made.product.psf is None:

@@ -15,7 +15,7 @@ from ..diagnostics.measure import ScoreNoise, Whiteness
 from ..diagnostics.pictures import check_pillow
 from ..diagnostics.report import ReportInput
 from ..errors import DataError
-from ..exposures.cutouts import CutoutFlux
+from ..exposures.cutouts import Cutout, CutoutFlux
 from ..exposures.detection import DetectionOptions, detect
 from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
@@ -147,6 +147,11 @@ class Result:
         return self._first.made.solution
 
     @property
+    def cutout(self) -> Cutout | None:
+        """Of a cut-out: how its kernel was found."""
+        return self._first.made.cutout
+
+    @property
     def flux(self) -> CutoutFlux | None:
         """Of a cut-out: flux of the transient."""
         return self._first.made.flux
@@ -228,9 +233,7 @@ class Result:
         )
         return report_on(made, ReportOptions(output=output, overwrite=overwrite))
 
-    def write(
-        self, path: str | Path, *, compress: bool = False, overwrite: bool = False
-    ) -> None:
+    def write(self, path: str | Path, *, compress: bool = False, overwrite: bool = False) -> None:
         """Write the difference as ``whitediff subtract`` does.
 
         Parameters
@@ -275,9 +278,7 @@ def _products(
         return list(finished_products(science, template, options, wanted, begin=begin))
 
 
-def subtract_in_memory(
-    science: object, template: object, options: SubtractOptions
-) -> Result:
+def subtract_in_memory(science: object, template: object, options: SubtractOptions) -> Result:
     """Make a difference, and write those outputs that are asked for.
 
     Parameters

@@ -14,12 +14,12 @@ from ..planes import has_limit
 from ..threads import using_threads
 from .options import RunningOptions
 
-__all__ = ["running"]
+__all__ = ["on_machine", "running"]
 
 
 @contextlib.contextmanager
-def running(options: RunningOptions, output: Path | None = None) -> Iterator[None]:
-    """Context of a run, whose outputs appear together when it ends, or none of them.
+def on_machine(options: RunningOptions, output: Path | None = None) -> Iterator[None]:
+    """Context in which the machine is used, and files are trusted, as options say.
 
     Parameters
     ----------
@@ -44,5 +44,21 @@ def running(options: RunningOptions, output: Path | None = None) -> Iterator[Non
         if options.memory is not None or not has_limit():
             directory = None if output is None else output.absolute().parent
             stack.enter_context(limited_memory(options.memory, directory))
-        stack.enter_context(together())
+        yield
+
+
+@contextlib.contextmanager
+def running(options: RunningOptions, output: Path | None = None) -> Iterator[None]:
+    """Context of a run, whose outputs appear together when it ends, or none of them.
+
+    Parameters
+    ----------
+    options, output
+        As for `on_machine`.
+
+    Yields
+    ------
+    None
+    """
+    with on_machine(options, output), together():
         yield

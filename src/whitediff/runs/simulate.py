@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import astropy.io.fits
 import astropy.table
@@ -67,7 +67,7 @@ def simulation_options(words: Mapping[str, Any]) -> SimulationOptions:
         given["template_grid"] = _grid(given["template_grid"])
     own = {field.name for field in dataclasses.fields(SimulationOptions)}
     for image in ("science", "template"):
-        flaws = {}
+        flaws: dict[str, Any] = {}
         for word in [each for each in given if each.startswith(f"{image}_") and each not in own]:
             name, value = word.removeprefix(f"{image}_"), given.pop(word)
             if name == "wcs_error":
@@ -90,10 +90,14 @@ def _check_names(kind: type, words: Mapping[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(kind)]
     for name in words:
         if name not in known:
-            raise ArgumentError(f"There is no option {name!r} of a simulation; there are {', '.join(known)}.")
+            raise ArgumentError(
+                f"There is no option {name!r} of a simulation; there are {', '.join(known)}."
+            )
 
 
-def write_simulation(options: SimulationOptions, output: Path, *, overwrite: bool) -> tuple[str, ...]:
+def write_simulation(
+    options: SimulationOptions, output: Path, *, overwrite: bool
+) -> tuple[str, ...]:
     """Simulate a pair and write it.
 
     Parameters
@@ -115,8 +119,6 @@ def write_simulation(options: SimulationOptions, output: Path, *, overwrite: boo
     OutputExistsError
         If a file exists and may not be replaced.
     """
-
-
     output.mkdir(parents=True, exist_ok=True)
     names = [name for name in OUTPUTS if options.same_grid or name not in _WITH_A_KERNEL]
     for name in names:
@@ -134,7 +136,11 @@ def write_simulation(options: SimulationOptions, output: Path, *, overwrite: boo
             begin("difference")
             difference = subtract(science, template, kernel, convolved=simulation.convolved)
         begin("writing")
-        for name, exposure in (("science", science), ("template", template)):
+        images: dict[Literal["science", "template"], Exposure] = {
+            "science": science,
+            "template": template,
+        }
+        for name, exposure in images.items():
             _write_image(
                 exposure, options.flaws_of(name), output / f"{name}.fits", overwrite=overwrite
             )
@@ -158,8 +164,6 @@ def write_simulation(options: SimulationOptions, output: Path, *, overwrite: boo
 
 def _write_image(exposure: Exposure, own: ImageOptions, path: Path, *, overwrite: bool) -> None:
     """One image, with as much in its file as the options say."""
-
-
     if own.noise_plane == "variance" and own.masked and own.psf_plane:
         write_exposure(
             exposure, path, overwrite=overwrite, provenance={"WDTASK": ("simulate", "made by")}
@@ -184,7 +188,6 @@ def _write_image(exposure: Exposure, own: ImageOptions, path: Path, *, overwrite
 
 def _mask_hdu(planes: Mapping[str, Any], name: str) -> astropy.io.fits.ImageHDU:
     """Planes as bits of one integer for each pixel, which cards MP_name number."""
-
     bits = sum(plane.astype(np.uint8) << bit for bit, plane in enumerate(planes.values()))
     hdu = astropy.io.fits.ImageHDU(np.asarray(bits, np.uint8), name=name)
     for bit, plane in enumerate(planes):
@@ -194,8 +197,6 @@ def _mask_hdu(planes: Mapping[str, Any], name: str) -> astropy.io.fits.ImageHDU:
 
 def _write_truth(simulation: Simulation, output: Path, *, overwrite: bool) -> None:
     """Table of the sources, and masks of the flawed pixels."""
-
-
     table = astropy.table.Table(simulation.sources)
     units = {
         "pixel": ("x", "y", "template_x", "template_y", "radius"),

@@ -54,6 +54,7 @@ __all__ = [
     "check_outputs",
     "finished_products",
     "outputs_of",
+    "read_solutions",
     "run_subtraction",
     "solutions_by_kind",
 ]
@@ -315,7 +316,7 @@ def finished_products(
     recipe = recipe_of(options.recipe)
     stored = {
         kind: as_asked(solution, recipe)
-        for kind, solution in _by_kind(_solutions(options.kernel), wanted).items()
+        for kind, solution in _by_kind(read_solutions(options.kernel), wanted).items()
     }
     cards: Cards = {
         "WDSCI": (path_of(science), "science image"),
@@ -338,7 +339,9 @@ def finished_products(
         with _both_named(names, outputs_of(options).values()):
             # It lets go of them as soon as it can.
             pair = inputs.pop(0), inputs.pop(0)
-            one_by_one = pipeline.again(*pair, stored) if stored else pipeline.products(*pair, wanted)
+            one_by_one = (
+                pipeline.again(*pair, stored) if stored else pipeline.products(*pair, wanted)
+            )
             del pair
             for made in one_by_one:
                 output = outputs_of(options).get(made.kind)
@@ -368,10 +371,15 @@ def _told_options(options: SubtractOptions) -> dict[str, Any]:
         if known[name].group == "Running" or known[name].is_output or name in _UNTOLD:
             continue
         several = value if isinstance(value, tuple) else (value,)
-        told[name] = value if value is True else " ".join(
-            path_of(each) or "(in memory)" if known[name].is_file and not isinstance(each, float)
-            else str(each)
-            for each in several
+        told[name] = (
+            value
+            if value is True
+            else " ".join(
+                path_of(each) or "(in memory)"
+                if known[name].is_file and not isinstance(each, float)
+                else str(each)
+                for each in several
+            )
         )
     return told
 
@@ -379,8 +387,24 @@ def _told_options(options: SubtractOptions) -> dict[str, Any]:
 _UNTOLD = ("compress", "overwrite")
 
 
-def _solutions(given: Sequence[object]) -> dict[str, Solution]:
-    """Stored solutions by the names of their files."""
+def read_solutions(given: Sequence[object]) -> dict[str, Solution]:
+    """Solutions of earlier products.
+
+    Parameters
+    ----------
+    given
+        Files, or results of `whitediff.subtract`.
+
+    Returns
+    -------
+    solutions
+        Name → solution.
+
+    Raises
+    ------
+    ArgumentError
+        If one is something else.
+    """
     found = {}
     for each in given:
         solution = getattr(each, "solution", None)

@@ -19,50 +19,22 @@ from ..errors import ArgumentError, FileFormatError, WhitediffError, one_line
 from ..exposures.catalog import check_zero_point
 from ..formats.files import split_extension
 from ..formats.limits import check_table
-from ..reading import option_names, reading_options
+from ..options import Declaration
+from ..reading import reading_options
+from ..runs.options import PRODUCTS, SETTLED_OPTIONS
 
 __all__ = [
-    "SUFFIXES",
     "Item",
-    "OptionType",
     "kind_and_file",
     "located",
     "make_items",
     "read_rows",
 ]
 
-SUFFIXES = {"difference": "difference", "score": "score", "matched": "matched"}
-"""Kinds of products, and what their files' names end with before ``.fits``."""
-
 _OWN_COLUMNS = ("science", "template", "name", "products")
 _KINDS = ("variance", "sigma", "weight")
 _SIDES = ("science", "template")
 _MOST_LIKE = 0.8
-
-
-@dataclasses.dataclass(frozen=True)
-class OptionType:
-    """How the text of a manifest's cell becomes the value of an option.
-
-    Attributes
-    ----------
-    parameter
-        Parameter of `whitediff.runs.subtract.run_subtraction` that it is.
-    convert
-        From text; raises ValueError with a sentence where it is no such value.
-    is_file
-        Text names a file, which stands beside the manifest unless its path is absolute.
-    is_multiple
-        There may be several values, with semicolons between them; they become a tuple.
-    is_settled
-        It has no effect where a kernel is given.
-    """
-
-    parameter: str
-    convert: Callable[[str], Any]
-    is_file: bool = False
-    is_multiple: bool = False
-    is_settled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +50,7 @@ class Item:
     outputs
         Kind of product → file to write, absolute.
     options
-        Further options of `whitediff.runs.subtract.run_subtraction`.
+        Further options of ``whitediff subtract``: name → number, flag, or text.
     files
         Names of the options that name files.
     extra
@@ -197,7 +169,7 @@ def make_items(
     output: Path,
     *,
     products: Sequence[str] = ("difference",),
-    types: Mapping[str, OptionType] | None = None,
+    types: Mapping[str, Declaration] | None = None,
     options: Mapping[str, Any] | None = None,
     refused: Mapping[str, str] | None = None,
 ) -> list[Item]:
@@ -212,7 +184,7 @@ def make_items(
     output
         Directory for the products.
     products
-        Kinds to make of each pair, keys of `SUFFIXES`, unless a column ``products`` says
+        Kinds to make of each pair, of `PRODUCTS`, unless a column ``products`` says
         otherwise.
     types
         Column → option that it gives.
@@ -257,7 +229,7 @@ def _check_columns(
     path: Path,
     rows: Sequence[Mapping[str, str]],
     names: Mapping[str, str],
-    types: Mapping[str, OptionType],
+    types: Mapping[str, Declaration],
 ) -> None:
     missing = [name for name in ("science", "template") if name not in names]
     if missing:
@@ -284,7 +256,7 @@ def _make_item(
     base: Path,
     output: Path,
     products: Sequence[str],
-    types: Mapping[str, OptionType],
+    types: Mapping[str, Declaration],
     options: dict[str, Any],
 ) -> Item:
     cells: dict[str, str] = {name.replace("-", "_"): text for name, text in row.items() if text}
@@ -293,20 +265,20 @@ def _make_item(
     chosen = cells.pop("products", "")
     kinds = list(products) if not chosen else chosen.replace(",", " ").split()
     for kind in kinds:
-        if kind not in SUFFIXES:
+        if kind not in PRODUCTS:
             raise ArgumentError(
-                f"{where}: {kind!r} is no product; products are {', '.join(SUFFIXES)}."
+                f"{where}: {kind!r} is no product; products are {', '.join(PRODUCTS)}."
             )
     given = [key for key in cells if key in types]
     for key in given:
-        options[types[key].parameter] = _converted(where, key, cells.pop(key), types[key], base)
+        options[key] = _converted(where, key, cells.pop(key), types[key], base)
     if "align_method" in given and not (options.get("align") or options.get("register")):
         raise ArgumentError(
             f"{where}: align_method has no effect without align; set that to true, or leave it out."
         )
-    if "kernel" in types and options.get(types["kernel"].parameter):
-        vain = [key for key in given if types[key].is_settled]
-        vain = [key for key in vain if options[types[key].parameter] is not False]
+    if options.get("kernel"):
+        vain = [key for key in given if key in SETTLED_OPTIONS]
+        vain = [key for key in vain if options[key] is not False]
         if vain:
             raise ArgumentError(
                 f"{where}: {', '.join(vain)} has no effect with kernel, which takes all of this"
@@ -318,24 +290,18 @@ def _make_item(
         science=science,
         template=template,
         outputs={
-            kind: str(output.absolute() / f"{name}.{SUFFIXES[kind]}.fits")
-            for kind in dict.fromkeys(kinds)
+            kind: str(output.absolute() / f"{name}.{kind}.fits") for kind in dict.fromkeys(kinds)
         },
         options=options,
-        files=tuple(
-            kind.parameter
-            for kind in types.values()
-            if kind.is_file and options.get(kind.parameter)
-        ),
+        files=tuple(name for name, each in types.items() if each.is_file and options.get(name)),
         extra=cells,
     )
 
 
 def _check_numbers(where: str, options: Mapping[str, Any]) -> None:
     """Refuse numbers out of their range before any pair is begun."""
-    reading = {name: options[name] for name in option_names(*_SIDES) if name in options}
     try:
-        reading_options(reading, **dict.fromkeys(_SIDES, where))
+        reading_options(options, **dict.fromkeys(_SIDES, where))
     except ArgumentError as error:
         columns = re.sub("--[a-z-]+", lambda m: m[0][2:].replace("-", "_"), str(error))
         raise ArgumentError(columns) from error
@@ -345,15 +311,15 @@ def _check_numbers(where: str, options: Mapping[str, Any]) -> None:
         raise ArgumentError(f"{where}: {error}") from error
 
 
-def _converted(where: str, name: str, text: str, kind: OptionType, base: Path) -> Any:
-    texts = [part.strip() for part in text.split(";")] if kind.is_multiple else [text]
+def _converted(where: str, name: str, text: str, kind: Declaration, base: Path) -> Any:
+    texts = [part.strip() for part in text.split(";")] if kind.several else [text]
     try:
-        values = [kind.convert(part) for part in texts]
+        values = [kind.read(part) for part in texts]
     except ValueError as error:
         raise ArgumentError(f"{where}: {name} {text!r}: {one_line(error)}.") from error
     if kind.is_file:
-        values = [located(value, base) if isinstance(value, str) else value for value in values]
-    return tuple(values) if kind.is_multiple else values[0]
+        values = [each if isinstance(each, float) else located(str(each), base) for each in values]
+    return tuple(values) if kind.several else values[0]
 
 
 def located(text: str, base: Path) -> str:

@@ -9,8 +9,8 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable
 
-from .journal import Record
 from ..runs.numbers import NUMBERS
+from .journal import Record
 
 __all__ = ["summary_table"]
 

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import threadpoolctl
 
@@ -32,7 +31,7 @@ from ..outputs import remove_leftovers
 from ..progress import Progress, showing
 from ..runs.numbers import noise_of, numbers_of
 from ..runs.options import SubtractOptions
-from ..runs.subtract import Written, run_subtraction
+from ..runs.subtract import run_subtraction
 from ..threads import use_threads
 from .journal import Record, file_state, is_intact, output_state
 from .manifest import Item, kind_and_file
@@ -40,6 +39,8 @@ from .manifest import Item, kind_and_file
 __all__ = ["Order", "failure", "process", "remove_temporaries"]
 
 _ONE_AT_A_TIME = threading.Lock()
+
+
 @dataclasses.dataclass(frozen=True)
 class Order:
     """What a worker is told to do.
