@@ -1,6 +1,6 @@
 """What can go wrong, and whose fault it is.
 
-Raise `ArgumentError` for a wrong argument, `DataError` where the pixels do not
+Raise `ArgumentError` for a wrong argument, `UsageError` for arguments that contradict each other, `DataError` where the pixels do not
 allow the computation, `FileFormatError` for a file that cannot be understood
 and `OutputExistsError` where writing would lose something.  Every message is
 one sentence with the value found and the remedy.
@@ -15,6 +15,7 @@ __all__ = [
     "NoOverlapError",
     "OutputExistsError",
     "TooFewSourcesError",
+    "UsageError",
     "WhitediffError",
     "missing_extra",
     "one_line",
@@ -30,6 +31,10 @@ class WhitediffError(Exception):
 
 class ArgumentError(WhitediffError, ValueError):
     """An argument breaks a documented requirement: the caller's fault."""
+
+
+class UsageError(ArgumentError):
+    """Arguments that contradict each other, or lack each other: the command line's usage."""
 
 
 class DataError(WhitediffError, ValueError):

@@ -128,21 +128,25 @@ class ReadingOptions:
         metavar="NUMBER|FILE",
         is_file=True,
         keyword="VARIN",
+        group="Inputs",
     )
     gain: float | None = declared(
         None,
         "Gain of the {side}, electrons per count, where it has no variance plane  [default: GAIN].",
         keyword="GAIN",
+        group="Inputs",
     )
     read_noise: float | None = declared(
         None,
         "Read noise of the {side}, electrons, where it has no variance plane  [default: RDNOISE].",
         keyword="RDN",
+        group="Inputs",
     )
     exposure_time: float | None = declared(
         None,
         "Exposure time of the {side}, seconds, where its unit is per second  [default: EXPTIME].",
         keyword="EXPT",
+        group="Inputs",
     )
     mask: str | None = declared(
         None,
@@ -150,18 +154,21 @@ class ReadingOptions:
         metavar="FILE",
         is_file=True,
         keyword="MASK",
+        group="Inputs",
     )
     mask_bits: str | tuple[int, ...] | None = declared(
         None,
         "Bits of the mask of the {side} that make a pixel bad, from 0, such as 1,4-6  [default:"
         " those of its instrument, else all].",
         keyword="MBITS",
+        group="Inputs",
     )
     saturation: float | None = declared(
         None,
         "Level from which pixels of the {side} are saturated  [default: SATURATE, else the value"
         " that many of the highest pixels share].",
         keyword="SATUR",
+        group="Inputs",
     )
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from .console import Terminal, fail, set_up_logging
 __all__ = ["Option", "command", "given", "with_options"]
 
 _VERBOSITY = "Running"
-_PLAIN_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING}
+_PLAIN_TYPES = {str: click.STRING, int: click.INT, float: click.FLOAT}
 
 
 class _Parsed(click.ParamType):
@@ -56,7 +56,7 @@ class _Command(click.Command):
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(param, click.Option):
                 groups.setdefault(getattr(param, "group", ""), []).append(record)
         for group in sorted(groups, key=lambda each: each in ("", _VERBOSITY)):
             with formatter.section(group or "Options"):
@@ -111,7 +111,10 @@ def _option(each: Declaration) -> Callable[[Callable[..., Any]], Callable[..., A
     if width > 1:
         settings["nargs"] = width
     if not each.required and each.default not in (None, ()):
-        settings |= {"default": each.default, "show_default": "[default:" not in each.help}
+        shown: bool | str = "[default:" not in each.help
+        if shown and isinstance(each.default, float):
+            shown = f"{each.default:g}"
+        settings |= {"default": each.default, "show_default": shown}
     return click.option(*spellings, each.name, **settings)
 
 
@@ -180,14 +183,15 @@ def command(
             words = {name: words[name] for name in given(context, words)}
             return _guarded(context, lambda: function(from_words(kind, words, values), **values))
 
+        own = list(getattr(function, "__click_params__", ()))
+        run.__click_params__ = []  # type: ignore[attr-defined]
         run = with_options(kind, run)
         for flags, text in (
             (("-q", "--quiet"), "Say only what is wrong."),
             (("-v", "--verbose"), "Say more."),
         ):
             run = click.option(*flags, is_flag=True, help=text, group=_VERBOSITY, cls=Option)(run)
-        # Arguments that the function was decorated with come first.
-        own = getattr(function, "__click_params__", [])
+        # click keeps them in reverse order: what the function was decorated with comes first.
         run.__click_params__ = _verbosity_last(run.__click_params__, own)  # type: ignore[attr-defined]
         return click.command(cls=_Command, examples=examples, **settings)(run)
 
@@ -197,7 +201,7 @@ def command(
 def _verbosity_last(params: list[Any], own: list[Any]) -> list[Any]:
     """Parameters in the order of the help, reversed as click keeps them."""
     verbosity = [each for each in params if each.name in ("quiet", "verbose")]
-    rest = [each for each in params if each not in verbosity and each not in own]
+    rest = [each for each in params if each not in verbosity]
     return [*verbosity[::-1], *rest, *own]
 
 

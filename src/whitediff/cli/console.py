@@ -69,7 +69,7 @@ def fail(error: BaseException, *, verbose: bool = False) -> None:
     verbose
         Show where an unexpected error came from.
     """
-    from ..errors import WhitediffError, sentence
+    from ..errors import UsageError, WhitediffError, sentence
 
     text = sentence(error)
     if not isinstance(error, WhitediffError | MemoryError | OSError):
@@ -82,7 +82,7 @@ def fail(error: BaseException, *, verbose: bool = False) -> None:
         for argument, option in _ARGUMENTS:
             text = argument.sub(option, text)
     click.echo(f"whitediff: {text}", err=True)
-    raise click.exceptions.Exit(1)
+    raise click.exceptions.Exit(2 if isinstance(error, UsageError) else 1)
 
 
 class Terminal(Progress):

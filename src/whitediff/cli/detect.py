@@ -26,8 +26,6 @@ def detect(options: DetectOptions, difference: str) -> None:
     Sources of both signs: positions with errors, PSF and aperture fluxes, shapes, dipoles, flags
     of the mask planes around them, sky coordinates and magnitudes where the header tells.
     """
-    if options.at is not None and options.score is not None:
-        raise click.UsageError("--score finds sources, --at takes given ones: give one of them.")
     from ..runs.detect import run_detection
 
     run_detection(difference, options)

@@ -26,8 +26,6 @@ def inject(options: InjectOptions, science: str) -> None:
     Each is the image's own PSF at its place, shifted by fractions of a pixel. The mask stays as
     it is, and without --photon-noise the variance plane too.
     """
-    if (options.sources is None) == (options.random is None):
-        raise click.UsageError("Give either --sources or --random.")
     from ..runs.inject import run_injection
 
     run_injection(science, options)

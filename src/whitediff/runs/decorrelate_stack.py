@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from .. import __version__, formats
-from ..errors import ArgumentError
+from ..errors import ArgumentError, UsageError
 from ..exposures.model import Exposure
 from ..exposures.noise import PairSources, pair_sources
 from ..exposures.pipeline import mark_sources
@@ -132,10 +132,10 @@ def _check_weights(
         if given is None:
             continue
         if options.median:
-            raise ArgumentError(f"--{name}-weights: a median knows no weights; leave them out.")
+            raise UsageError(f"--{name}-weights: a median knows no weights; leave them out.")
         images = options.science if name == "science" else options.template
         if len(given) != len(images):
-            raise ArgumentError(
+            raise UsageError(
                 f"--{name}-weights: {len(given)} weights for {len(images)} images; every --{name}"
                 " needs one."
             )

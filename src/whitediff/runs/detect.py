@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from astropy.table import Table
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, UsageError
 from ..exposures.catalog import headline
 from ..exposures.detection import DetectionOptions, detect, forced_photometry
 from ..exposures.model import Exposure
@@ -52,7 +52,7 @@ def run_detection(difference: object, options: DetectOptions) -> Table:
     """
     if options.at is not None:
         if options.score is not None:
-            raise ArgumentError("--score finds sources, --at takes given ones: give one of them.")
+            raise UsageError("--score finds sources, --at takes given ones: give one of them.")
         return run_measurement(difference, options.at, options.measure)
     measure = options.measure
     _check_outputs(difference, measure)

@@ -9,7 +9,7 @@ import numpy as np
 from astropy.table import Table
 
 from .. import formats
-from ..errors import ArgumentError, WhitediffError
+from ..errors import ArgumentError, UsageError, WhitediffError
 from ..exposures import injection
 from ..exposures.model import Exposure
 from ..exposures.preparation import with_own_psf
@@ -133,7 +133,7 @@ def run_injection(science: object, options: InjectOptions) -> Injected:
 def _check(science: object, options: InjectOptions) -> None:
     """Refuse options that contradict each other, and outputs that cannot be written."""
     if (options.sources is None) == (options.random is None):
-        raise ArgumentError("Give either --sources or --random.")
+        raise UsageError("Give either --sources or --random.")
     given = {
         "signal-to-noise": options.signal_to_noise,
         "difference": options.difference,
@@ -141,9 +141,7 @@ def _check(science: object, options: InjectOptions) -> None:
     }
     useless = [f"--{name}" for name, value in given.items() if value is not None]
     if options.sources is not None and useless:
-        raise ArgumentError(
-            f"{', '.join(useless)}: only has a meaning with --random; leave it out."
-        )
+        raise UsageError(f"{', '.join(useless)}: only has a meaning with --random; leave it out.")
     outputs = [each for each in (options.output, options.truth) if each is not None]
     check_apart(outputs)
     for path in outputs:
