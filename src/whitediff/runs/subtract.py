@@ -14,7 +14,6 @@ import numpy as np
 
 from .. import formats
 from ..errors import ArgumentError, WhitediffError
-from ..exposures.catalog import check_zero_point, depth_text
 from ..exposures.depth import Depth
 from ..exposures.depth import depth as depth_of
 from ..exposures.fields import ChebyshevField
@@ -22,6 +21,7 @@ from ..exposures.model import Exposure
 from ..exposures.pipeline import KINDS, Kind, Made, Pipeline
 from ..exposures.preparation import template_coverage
 from ..exposures.solution import Solution
+from ..exposures.zero_points import check_zero_point, depth_text
 from ..outputs import check_output, together
 from ..reading import reading_options
 from .cards import decorrelation_cards, depth_cards, report_inputs_floor, significance_cards
