@@ -6,7 +6,14 @@ import importlib.util
 
 from .errors import ArgumentError
 
-__all__ = ["check_adaptive", "check_extra", "is_installed"]
+__all__ = [
+    "check_adaptive",
+    "check_drawing",
+    "check_extra",
+    "check_pillow",
+    "is_installed",
+    "missing_extra",
+]
 
 
 def is_installed(module: str) -> bool:
@@ -26,6 +33,26 @@ def is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ImportError:  # not even what it is a part of
         return False
+
+
+def missing_extra(extra: str, module: str, *, needs: str) -> ArgumentError:
+    """Error of what needs an extra that is missing.
+
+    Parameters
+    ----------
+    extra, needs
+        As for `check_extra`.
+    module
+        What is missing of it.
+
+    Returns
+    -------
+    error
+        To be raised.
+    """
+    # No format: names of files may have braces.
+    what = needs.replace("{module}", module)
+    return ArgumentError(f"{what}; install it with: pip install 'whitediff[{extra}]'.")
 
 
 def check_extra(extra: str, *modules: str, needs: str) -> None:
@@ -56,9 +83,7 @@ def check_extra(extra: str, *modules: str, needs: str) -> None:
     """
     for module in modules:
         if not is_installed(module):
-            # No format: names of files may have braces.
-            what = needs.replace("{module}", module)
-            raise ArgumentError(f"{what}; install it with: pip install 'whitediff[{extra}]'.")
+            raise missing_extra(extra, module, needs=needs)
 
 
 def check_adaptive(method: str) -> None:
@@ -76,3 +101,25 @@ def check_adaptive(method: str) -> None:
     """
     if method == "adaptive":
         check_extra("align", "reproject", needs="The adaptive method averages with {module}")
+
+
+def check_drawing() -> None:
+    """Make sure that pictures can be drawn.
+
+    Raises
+    ------
+    ArgumentError
+        If matplotlib is not installed.
+    """
+    check_extra("plot", "matplotlib", needs="Pictures need {module}")
+
+
+def check_pillow() -> None:
+    """Make sure that a report's pictures can be made.
+
+    Raises
+    ------
+    ArgumentError
+        If Pillow is not installed.
+    """
+    check_extra("plot", "PIL", needs="A report needs Pillow for its pictures")

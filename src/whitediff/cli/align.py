@@ -6,21 +6,21 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, Size, common_options, limited_memory, stages
+from .console import INPUT_FILE, METHOD, OUTPUT_FILE, Size, common_options, limited_memory, stages
 from .reading import input_options, limit_options
 
-__all__ = ["METHODS", "align"]
-
-METHODS = ("auto", "interpolating", "adaptive")
+__all__ = ["align"]
 
 
 @click.command(short_help="Resample a template onto the science image's pixels.")
-@click.argument("template")
-@click.option("--to", "science", required=True, metavar="SCIENCE", help="Image whose pixels.")
+@click.argument("template", type=INPUT_FILE)
+@click.option(
+    "--to", "science", required=True, type=INPUT_FILE, metavar="SCIENCE", help="Image whose pixels."
+)
 @click.option("--output", required=True, type=OUTPUT_FILE, help="File to write.")
 @click.option(
     "--method",
-    type=click.Choice(METHODS),
+    type=METHOD,
     default="auto",
     show_default=True,
     help="Cubic splines (interpolating), or averages with a Gaussian (adaptive; DeForest 2004),"

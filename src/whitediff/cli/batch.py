@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_DIRECTORY, Size, common_options, log, print_table
+from .console import OUTPUT_DIRECTORY, Size, common_options, is_input, log, needs, print_table
 from .reading import limit_options
 from .subtract import SETTLED_OPTIONS, check_settled, subtract
 
@@ -120,6 +120,7 @@ class _Products(click.ParamType):
     help="Measure how white each product is  [default: yes].",
 )
 @common_options
+@needs("survey", "dask", "distributed", says="Batches need Dask ({module} is missing)")
 @limit_options
 def batch(**options: Any) -> None:
     """Subtract all pairs of a manifest, side by side.
@@ -179,17 +180,10 @@ def run(
     **shared
         Options of ``subtract``.
     """
-    from ..errors import ArgumentError
+    from ..surveys.batch import ClusterOptions
     from ..surveys.manifest import located, make_items, read_rows
+    from ..surveys.session import FILES, BatchOptions, run_batch
 
-    try:
-        from ..surveys.batch import ClusterOptions
-        from ..surveys.session import FILES, BatchOptions, run_batch
-    except ModuleNotFoundError as error:
-        raise ArgumentError(
-            f"Batches need Dask ({error.name} is missing); install it with:"
-            " pip install 'whitediff[survey]'."
-        ) from error
     types = _option_types()
     for kind in types.values():
         value = shared[kind.parameter]
@@ -238,11 +232,10 @@ def _option_types() -> dict[str, Any]:
     for param in _SHARED:
         assert isinstance(param, click.Option)
         assert param.name is not None
-        is_file = param.metavar in ("FILE", "OLD_OUTPUT") or param.type.name == "number|file"
         types[param.opts[0].lstrip("-").replace("-", "_")] = OptionType(
             parameter=param.name,
             convert=_converter(param),
-            is_file=is_file,
+            is_file=is_input(param),
             is_multiple=param.multiple,
             is_settled=param.name in SETTLED_OPTIONS,
         )

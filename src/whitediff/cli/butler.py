@@ -10,12 +10,14 @@ from typing import Any
 
 import click
 
+from ..extras import check_extra, missing_extra
 from .console import common_options, log
 from .reading import limit_options
 
 __all__ = ["butler"]
 
-_EXTRA = "pip install 'whitediff[rubin]'"
+_MIDDLEWARE = ("lsst.daf.butler", "lsst.pipe.base", "lsst.ctrl.mpexec")
+_NEEDS = "This needs Rubin's middleware ({module} is missing)"
 
 
 @click.group(short_help="Butler repositories, pipelines and batch systems.")
@@ -31,17 +33,14 @@ def _needs_middleware(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def wrapper(**options: Any) -> Any:
-        from ..errors import ArgumentError
-
+        check_extra("rubin", *_MIDDLEWARE, needs=_NEEDS)
         try:
             return command(**options)
         except ModuleNotFoundError as error:
             if not (error.name or "").startswith(("lsst", "parsl", "psycopg2")):
                 raise
-            raise ArgumentError(
-                f"This needs Rubin's middleware ({error.name} is missing); install it with:"
-                f" {_EXTRA}."
-            ) from error
+            # A part of it that few need, such as a driver of databases.
+            raise missing_extra("rubin", str(error.name), needs=_NEEDS) from error
 
     return wrapper
 
@@ -79,9 +78,9 @@ def init(repo: str, database: str | None, namespace: str | None, extend: bool) -
     show_default=True,
     help="Leave files in place; copy or link them; or convert them to whitediff's format.",
 )
-@limit_options
 @common_options
 @_needs_middleware
+@limit_options
 def ingest(repo: str, manifest: Path, collection: str, instrument: str, transfer: str) -> None:
     """Put the pairs of a manifest into a repository, as datasets science and template.
 
@@ -117,9 +116,9 @@ def ingest(repo: str, manifest: Path, collection: str, instrument: str, transfer
     "-c", "--config", multiple=True, metavar="LABEL:FIELD=VALUE", help="Configuration of a task."
 )
 @click.option("--resume", is_flag=True, help="Go on: make only what is missing in the output.")
-@limit_options
 @common_options
 @_needs_middleware
+@limit_options
 def run_command(repo: str, **options: Any) -> None:
     """Run a pipeline on a repository with pipetask.
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..outputs import together
-from .console import OUTPUT_FILE, common_options, log, print_table, stages
+from .console import INPUT_FILE, OUTPUT_FILE, PICTURE_FILE, common_options, log, print_table, stages
 from .reading import limit_options
 
 __all__ = ["check", "run_check"]
@@ -36,9 +36,9 @@ class _Cells(click.ParamType):
 
 
 @click.command(short_help="Measure how white the noise of an image is.")
-@click.argument("image", metavar="OUT")
-@click.option("--science", metavar="S", help="Science image, to find sources on.")
-@click.option("--template", metavar="T", help="Template, to find sources on.")
+@click.argument("image", type=INPUT_FILE, metavar="OUT")
+@click.option("--science", type=INPUT_FILE, metavar="S", help="Science image, to find sources on.")
+@click.option("--template", type=INPUT_FILE, metavar="T", help="Template, to find sources on.")
 @click.option(
     "--before",
     metavar="FILE",
@@ -62,7 +62,7 @@ class _Cells(click.ParamType):
     " for no map.",
 )
 @click.option("--json", "json_path", type=OUTPUT_FILE, help="Write the numbers to this file.")
-@click.option("--plot", type=OUTPUT_FILE, help="Draw a picture (PNG) to this file.")
+@click.option("--plot", type=PICTURE_FILE, help="Draw a picture (PNG) to this file.")
 @click.option("--overwrite", is_flag=True, help="Replace these files if they exist.")
 @common_options
 @limit_options

@@ -13,15 +13,30 @@ from typing import Any, ClassVar
 
 import click
 
+from ..extras import check_adaptive, check_drawing, check_extra, check_pillow
 from ..memory import limited_memory, return_freed_memory
 from ..messages import OnceEach
+from ..outputs import check_output
+from ..paths import check_catalog_path, check_input
+from ..reading import VarianceSource
 
 __all__ = [
+    "CATALOG_FILE",
+    "INPUT_FILE",
+    "METHOD",
+    "OUTPUT_DIRECTORY",
+    "OUTPUT_FILE",
+    "PAGE_FILE",
+    "PICTURE_FILE",
+    "UNCONVOLVED",
+    "InputFile",
     "Number",
     "common_options",
     "counted",
     "fail",
+    "is_input",
     "limited_memory",
+    "needs",
     "print_table",
     "return_freed_memory",
     "stages",
@@ -121,6 +136,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         # A terminated run cleans up its temporary files as an interrupted one does.
         with interruptible():
             try:
+                _check_values(context)
                 date = given_date()
                 with dated(0 if date is None and reproducible else date):
                     return command(*args, **kwargs)
@@ -131,6 +147,84 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 fail(error, verbose=verbose)
 
     return wrapper
+
+
+def needs(
+    extra: str, *modules: str, says: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator of a command, below `common_options`, that cannot do anything without an extra.
+
+    Parameters
+    ----------
+    extra, *modules
+        As for `whitediff.extras.check_extra`.
+    says
+        As its ``needs``.
+
+    Returns
+    -------
+    decorator
+        The command is run where all modules are installed, and refused where one is missing.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            check_extra(extra, *modules, needs=says)
+            return command(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+def is_input(parameter: click.Parameter) -> bool:
+    """Whether the value of a parameter, if it is text, names a file that is read.
+
+    Parameters
+    ----------
+    parameter
+        Of a command.
+
+    Returns
+    -------
+    found
+        By its type, or by what its help calls it.
+    """
+    return isinstance(parameter.type, InputFile | Number) or (
+        isinstance(parameter, click.Option) and parameter.metavar in ("FILE", "OLD_OUTPUT")
+    )
+
+
+def _check_values(context: click.Context) -> None:
+    """Refuse files that cannot be read or written, and what needs an extra that is missing.
+
+    This takes no time; what a command imports for its work does.
+    """
+    several = bool(context.params.get("hdus"))
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if isinstance(parameter.type, OutputFile) and value is not None:
+            if parameter.type.check is not None:
+                parameter.type.check(value)
+            # Of several detectors each has outputs of its own.
+            if not several:
+                check_output(value, overwrite=bool(context.params.get("overwrite")))
+        elif parameter.type is METHOD and value is not None:
+            check_adaptive(value)
+        elif is_input(parameter):
+            for name in _texts(value):
+                has_kind = isinstance(parameter.type, Number)
+                check_input(VarianceSource.parse(name).path if has_kind else name)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Names among the values of a parameter, of which there may be several, or none."""
+    if isinstance(value, tuple):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, str | Path) and str(value) != UNCONVOLVED:
+        yield str(value)
 
 
 def fail(error: BaseException, *, verbose: bool = False) -> None:
@@ -439,5 +533,49 @@ class Place(click.ParamType):
         return x, y
 
 
-OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
+class InputFile(click.ParamType):
+    """Name of a file that is read, which has to be there before the work begins."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Take the name as it is.
+
+        Parameters
+        ----------
+        value
+            Text.
+        param, ctx
+            As click has them.
+
+        Returns
+        -------
+        value
+            The same.
+        """
+        return str(value)
+
+
+class OutputFile(click.Path):
+    """Name of a file that is written.
+
+    Parameters
+    ----------
+    check
+        What else is looked at before the work begins; it raises an error.
+    """
+
+    def __init__(self, check: Callable[[Path], None] | None = None) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+        self.check = check
+
+
+UNCONVOLVED = "-"
+"""Stands for no file."""
+INPUT_FILE = InputFile()
+OUTPUT_FILE = OutputFile()
+CATALOG_FILE, PICTURE_FILE = OutputFile(check_catalog_path), OutputFile(lambda _: check_drawing())
+PAGE_FILE = OutputFile(lambda _: check_pillow())
+METHOD = click.Choice(("auto", "interpolating", "adaptive"))
+"""How a template is resampled."""
 OUTPUT_DIRECTORY = click.Path(file_okay=False, path_type=Path)

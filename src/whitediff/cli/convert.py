@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, Number, common_options, log
+from .console import INPUT_FILE, OUTPUT_FILE, Number, common_options, log
 from .reading import limit_options
 
 __all__ = ["convert", "run_convert"]
@@ -16,8 +16,8 @@ _FORMATS = ("whitediff", "ccddata", "masked-image", "visit-image", "difference-i
 
 
 @click.command(short_help="Write an exposure in another format.")
-@click.argument("file")
-@click.argument("kernel", required=False)
+@click.argument("file", type=INPUT_FILE)
+@click.argument("kernel", type=INPUT_FILE, required=False)
 @click.option("--output", required=True, type=OUTPUT_FILE, help="File to write.")
 @click.option(
     "--format",
@@ -36,6 +36,7 @@ _FORMATS = ("whitediff", "ccddata", "masked-image", "visit-image", "difference-i
 )
 @click.option(
     "--like",
+    type=INPUT_FILE,
     metavar="VISIT",
     help="Visit image of lsst.images that detector, band and the like are taken from.",
 )

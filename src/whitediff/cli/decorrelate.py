@@ -16,7 +16,7 @@ from ..reading import (
     option_cards,
     reading_options,
 )
-from .console import OUTPUT_FILE, Size, common_options, limited_memory, log, stages
+from .console import INPUT_FILE, OUTPUT_FILE, Size, common_options, limited_memory, log, stages
 from .detectors import each_detector, hdu_option
 from .reading import input_options, limit_options
 
@@ -112,10 +112,10 @@ def with_options(command: Callable[..., Any], options: tuple[Any, ...]) -> Calla
 
 
 @click.command(short_help="Whiten the noise of a difference image.")
-@click.argument("science")
-@click.argument("template")
-@click.argument("difference")
-@click.argument("kernel", required=False)
+@click.argument("science", type=INPUT_FILE)
+@click.argument("template", type=INPUT_FILE)
+@click.argument("difference", type=INPUT_FILE)
+@click.argument("kernel", type=INPUT_FILE, required=False)
 @click.option("--output", required=True, type=OUTPUT_FILE, help="File to write.")
 @hdu_option
 @click.option(

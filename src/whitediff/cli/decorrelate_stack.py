@@ -7,13 +7,19 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, common_options, limited_memory, log, stages
+from .console import (
+    INPUT_FILE,
+    OUTPUT_FILE,
+    UNCONVOLVED,
+    common_options,
+    limited_memory,
+    log,
+    stages,
+)
 from .decorrelate import complete_planes, correction_options
 from .reading import limit_options
 
 __all__ = ["decorrelate_stack", "run_stack_decorrelation", "stack_cards"]
-
-_UNCONVOLVED = "-"
 
 
 class Weights(click.ParamType):
@@ -39,13 +45,14 @@ def _member_option(name: str, text: str) -> Any:
         nargs=2,
         multiple=True,
         required=True,
+        type=INPUT_FILE,
         metavar="FILE KERNEL",
         help=text,
     )
 
 
 @click.command(name="decorrelate-stack", short_help="Whiten the noise of a difference of stacks.")
-@click.argument("difference")
+@click.argument("difference", type=INPUT_FILE)
 @_member_option(
     "science",
     "Image of the science stack before any convolution, and the kernel that it was convolved with"
@@ -193,7 +200,7 @@ def run_stack_decorrelation(
                     exposure=read_input(path, ReadingOptions()),
                     kernel=(
                         None
-                        if member_kernel == _UNCONVOLVED
+                        if member_kernel == UNCONVOLVED
                         else formats.read_kernel(member_kernel, bounds=box)
                     ),
                     weight=weight,

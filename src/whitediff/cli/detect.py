@@ -9,18 +9,18 @@ from typing import Any
 import click
 
 from ..outputs import together
-from .console import OUTPUT_FILE, Number, common_options, log, stages
+from .console import CATALOG_FILE, INPUT_FILE, OUTPUT_FILE, Number, common_options, log, stages
 from .reading import limit_options
 
 __all__ = ["detect", "run_detection"]
 
 
 @click.command(short_help="Find and measure the sources on a difference.")
-@click.argument("difference")
+@click.argument("difference", type=INPUT_FILE)
 @click.option(
     "--output",
     required=True,
-    type=OUTPUT_FILE,
+    type=CATALOG_FILE,
     help="Catalogue to write: ECSV, FITS table or Parquet by its name.",
 )
 @click.option(
@@ -30,6 +30,7 @@ __all__ = ["detect", "run_detection"]
 )
 @click.option(
     "--at",
+    type=INPUT_FILE,
     metavar="CATALOG",
     help="Measure at the positions of this table (x, y or ra, dec; ECSV, CSV, FITS or Parquet),"
     " whether or not anything is there, instead of finding sources.",
@@ -131,13 +132,13 @@ def run_detection(
     from ..exposures.detection import DetectionOptions, forced_photometry
     from ..exposures.detection import detect as detected
     from ..formats.catalogs import (
-        check_catalog_path,
         read_catalog,
         write_catalog,
         write_regions,
     )
     from ..formats.record import given_zero_point
     from ..outputs import check_output
+    from ..paths import check_catalog_path
 
     if at is not None and score is not None:
         raise click.UsageError("--score finds sources, --at takes given ones: give one of them.")

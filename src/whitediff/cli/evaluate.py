@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -13,8 +12,9 @@ from typing import Any
 
 import click
 
+from ..extras import is_installed
 from ..reading import ReadingOptions, option_names, reading_options
-from .console import OUTPUT_DIRECTORY, common_options, counted, log, print_table, stages
+from .console import INPUT_FILE, OUTPUT_DIRECTORY, common_options, counted, log, print_table, stages
 from .decorrelate import whitening_options
 from .inject import photon_gain
 from .reading import input_options, limit_options
@@ -65,8 +65,8 @@ class _Assignment(click.ParamType):
 
 
 @click.command(short_help="Measure completeness, purity and bias with injected sources.")
-@click.argument("science", required=False)
-@click.argument("template", required=False)
+@click.argument("science", type=INPUT_FILE, required=False)
+@click.argument("template", type=INPUT_FILE, required=False)
 @click.option("--output", required=True, type=OUTPUT_DIRECTORY, help="Directory to write to.")
 @click.option(
     "--simulate",
@@ -334,7 +334,7 @@ def run_evaluation(
 
 
 def _can_draw() -> bool:
-    if importlib.util.find_spec("matplotlib") is not None:
+    if is_installed("matplotlib"):
         return True
     log.warning("No picture: it needs matplotlib (pip install 'whitediff[plot]').")
     return False

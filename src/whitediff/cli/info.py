@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from .console import common_options, print_table
+from .console import INPUT_FILE, common_options, print_table
 from .reading import limit_options
 
 __all__ = ["info", "run_info"]
 
 
 @click.command(short_help="Say what a file is and what is used of it.")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", type=INPUT_FILE, nargs=-1, required=True, metavar="FILE...")
 @click.option("--kernel", metavar="FILE", help="Kernel of a difference, where it is elsewhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @common_options

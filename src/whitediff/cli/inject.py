@@ -9,17 +9,18 @@ import click
 
 from ..outputs import together
 from ..reading import ReadingOptions, reading_options
-from .console import OUTPUT_FILE, common_options, log, stages
+from .console import CATALOG_FILE, INPUT_FILE, OUTPUT_FILE, common_options, log, stages
 from .reading import input_options, limit_options
 
 __all__ = ["inject", "photon_gain", "run_injection"]
 
 
 @click.command(short_help="Add point sources of known flux to an image.")
-@click.argument("science")
+@click.argument("science", type=INPUT_FILE)
 @click.option("--output", required=True, type=OUTPUT_FILE, help="Image to write.")
 @click.option(
     "--sources",
+    type=INPUT_FILE,
     metavar="TABLE",
     help="Sources to add (.ecsv, .fits, .parquet): columns flux, in the unit of the image, and x,"
     " y (pixel coordinates) or ra, dec (degrees).",
@@ -44,7 +45,7 @@ __all__ = ["inject", "photon_gain", "run_injection"]
     help="Least distance of random sources, pixels  [default: 10 widths of the PSF].",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Of all random numbers  [default: 1].")
-@click.option("--truth", type=OUTPUT_FILE, help="Write what was added to this catalogue.")
+@click.option("--truth", type=CATALOG_FILE, help="Write what was added to this catalogue.")
 @click.option(
     "--science-psf",
     metavar="FILE",

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, common_options, log
+from .console import INPUT_FILE, OUTPUT_FILE, common_options, log
 from .reading import limit_options
 
 __all__ = ["kernel", "run_kernel"]
 
 
 @click.command(short_help="Write a kernel or PSF at positions as plain images.")
-@click.argument("file")
+@click.argument("file", type=INPUT_FILE)
 @click.option(
     "--at",
     "positions",
@@ -24,8 +24,12 @@ __all__ = ["kernel", "run_kernel"]
     help="Pixel coordinates (the first pixel is 0 0); may be repeated  [default: the middle].",
 )
 @click.option("--psf", is_flag=True, help="The PSF instead of the matching kernel.")
-@click.option("--like", metavar="IMAGE", help="Image that the kernel or PSF belongs to, for files"
-              " that do not say its shape.")  # fmt: skip
+@click.option(
+    "--like",
+    type=INPUT_FILE,
+    metavar="IMAGE",
+    help="Image that the kernel or PSF belongs to, for files that do not say its shape.",
+)
 @click.option("--whole", is_flag=True, help="Write basis images and coefficients instead.")
 @click.option("--output", required=True, type=OUTPUT_FILE, help="File to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")

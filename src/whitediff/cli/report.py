@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .console import OUTPUT_FILE, common_options, log, stages
+from .console import INPUT_FILE, PAGE_FILE, common_options, log, stages
 from .reading import limit_options
 
 __all__ = ["report", "run_report"]
@@ -17,21 +17,22 @@ _BEYOND = 30
 
 
 @click.command(short_help="Show on a web page whether a difference can be trusted.")
-@click.argument("image", metavar="OUT")
+@click.argument("image", type=INPUT_FILE, metavar="OUT")
 @click.option(
     "--science",
+    type=INPUT_FILE,
     metavar="S",
     help="Science image  [default: the one that OUT was made from, by its header, if it lies beside"
     " OUT].",
 )
-@click.option("--template", metavar="T", help="Template  [default: likewise].")
+@click.option("--template", type=INPUT_FILE, metavar="T", help="Template  [default: likewise].")
 @click.option("--score", metavar="FILE", help="Score of the same images, to show beside OUT.")
 @click.option(
     "--catalog",
     metavar="FILE",
     help="Detections on OUT  [default: they are detected, as by whitediff detect].",
 )
-@click.option("--output", type=OUTPUT_FILE, required=True, help="Page (HTML) to write.")
+@click.option("--output", type=PAGE_FILE, required=True, help="Page (HTML) to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @common_options
 @limit_options
@@ -70,8 +71,8 @@ def run_report(
         `whitediff.diagnostics.report.report_data`.
     """
     from .. import formats
-    from ..diagnostics.pictures import check_pillow
     from ..diagnostics.report import ReportInput, write_report
+    from ..extras import check_pillow
     from ..formats.record import read_record
     from ..outputs import check_output
 

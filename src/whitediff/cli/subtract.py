@@ -10,8 +10,19 @@ import click
 
 from ..outputs import together
 from ..reading import file_options
-from .align import METHODS
-from .console import OUTPUT_FILE, OddSize, Order, Place, common_options, limited_memory, stages
+from .console import (
+    CATALOG_FILE,
+    INPUT_FILE,
+    METHOD,
+    OUTPUT_FILE,
+    PAGE_FILE,
+    OddSize,
+    Order,
+    Place,
+    common_options,
+    limited_memory,
+    stages,
+)
 from .decorrelate import correction_options, with_options
 from .detectors import each_detector, hdu_option
 from .reading import input_options, limit_options
@@ -137,7 +148,7 @@ def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--align-method",
-            type=click.Choice(METHODS),
+            type=METHOD,
             default="auto",
             show_default=True,
             help="How, as for whitediff align.",
@@ -203,8 +214,8 @@ def check_alignment(context: click.Context) -> None:
 
 
 @click.command(short_help="Match, subtract and decorrelate two images.")
-@click.argument("science")
-@click.argument("template")
+@click.argument("science", type=INPUT_FILE)
+@click.argument("template", type=INPUT_FILE)
 @click.option("--output", type=OUTPUT_FILE, help="Difference to write.")
 @hdu_option
 @click.option(
@@ -219,13 +230,13 @@ def check_alignment(context: click.Context) -> None:
 )
 @click.option(
     "--catalog",
-    type=OUTPUT_FILE,
+    type=CATALOG_FILE,
     help="Catalogue to write of the sources found (whitediff detect): on the score where one is"
     " made.",
 )
 @click.option(
     "--report",
-    type=OUTPUT_FILE,
+    type=PAGE_FILE,
     help="Web page to write on which to judge the result (whitediff report).",
 )
 @click.option(
@@ -357,8 +368,8 @@ def _run(*, report: Path | None, catalog: Path | None, **options: Any) -> None:
 def _check_further(report: Path | None, catalog: Path | None, options: dict[str, Any]) -> None:
     """Refuse a report or catalogue that cannot be written before the work is done."""
     from ..errors import ArgumentError
-    from ..formats.catalogs import check_catalog_path
     from ..outputs import check_output
+    from ..paths import check_catalog_path
 
     if catalog is not None and options["output"] is None:
         raise click.UsageError("--catalog needs --output: the difference to measure on.")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError
+from ..extras import check_drawing
 from ..outputs import replacing
 from .measure import ScoreNoise, VarianceMap, Whiteness, WhitenessMap, radial_power
 
@@ -135,13 +135,9 @@ def plot_whiteness(
 
 
 def _figure(size: tuple[float, float], title: str) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ArgumentError(
-            "Pictures need matplotlib; install it with: pip install 'whitediff[plot]'."
-        ) from error
+    check_drawing()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
