@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["coordinates", "fits", "table", "units", "wcs"]
+__all__ = ["coordinates", "fits", "nddata", "table", "units", "wcs"]
 
 if TYPE_CHECKING:
-    from astropy import coordinates, table, units, wcs
+    from astropy import coordinates, nddata, table, units, wcs
     from astropy.io import fits
 
 
