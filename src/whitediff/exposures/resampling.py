@@ -169,8 +169,8 @@ def _check_scales(job: Regridding, name: str) -> None:
         check_extra(
             "align",
             "reproject",
-            needs=f"{name}: its pixels are {largest:.2g} times finer than the science image's, so"
-            " that they are averaged, with {module}",
+            needs=f"{name}: its pixels are {largest:.2g} times finer than the science image's, and"
+            " to average them takes {module}",
         )
     if largest > FINER and job.method == "interpolating":
         _log.warning(
