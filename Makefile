@@ -43,7 +43,7 @@ $(BIN)/python:
 	exit 1
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[plot,piff,remote,survey,rubin,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[align,plot,piff,remote,survey,rubin,test]'
 	@touch $@
 
 clean:

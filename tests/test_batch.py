@@ -888,7 +888,7 @@ def test_what_cannot_run_says_so(pairs, tmp_path):
     assert code == 2
     assert "'sum' is none of difference" in messages
     code, _, messages = command(
-        *("batch", manifest, "--output", output, "--kernel", "old.fits", "--kernel-order", 1)
+        *("batch", manifest, "--output", output, "--kernel", manifest, "--kernel-order", 1)
     )
     assert code == 2
     assert "--kernel-order: has no effect with --kernel" in messages

@@ -20,11 +20,11 @@ from astropy.table import QTable, Table
 
 from whitediff.errors import FileFormatError, OutputExistsError
 from whitediff.formats.catalogs import (
-    check_catalog_path,
     read_catalog,
     write_catalog,
     write_regions,
 )
+from whitediff.paths import check_catalog_path
 
 KINDS = ["ecsv", "fits", "parquet"]
 

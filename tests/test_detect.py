@@ -448,7 +448,7 @@ def test_bad_input_gets_one_sentence_and_no_output(run, subtracted, tmp_path):
     for arguments in (
         ["detect", difference],
         ["detect", difference, "--output", out, "--sign", "neither"],
-        ["detect", difference, "--output", out, "--score", score, "--at", out],
+        ["detect", difference, "--output", out, "--score", score, "--at", difference],
         ["subtract", difference, difference, "--catalog", out, "--score-output", tmp_path / "s"],
     ):
         assert run(*arguments)[0] == 2

@@ -19,6 +19,7 @@ from whitediff import Exposure
 from whitediff.errors import FileFormatError
 from whitediff.exposures.boxes import Box
 from whitediff.formats import read_exposure, read_psf, write_exposure
+from whitediff.formats.piff.tables import TrustedReader
 
 BOX = Box.from_shape((300, 400))
 
@@ -144,6 +145,25 @@ def test_piff_draws_it(rng, piff_file):
         np.testing.assert_allclose(psf.at(x=x, y=y), wanted, atol=2e-4 * wanted.max())
     with pytest.raises(FileFormatError, match="PSFs of the detectors 7; name one"):
         read_psf(f"{path}[3]", bounds=BOX)
+
+
+def test_models_that_depend_on_the_wavelength(piff_file, tmp_path):
+    _, path = piff_file
+    with fits.open(path) as hdus:
+        band = fits.BinTableHDU.from_columns(
+            [fits.Column("bandpass_nchunks", "J", array=[1])], name="psf_bandpass"
+        )
+        fits.HDUList([*hdus, band]).writeto(tmp_path / "band.piff")
+    with fits.open(tmp_path / "band.piff") as hdus:
+        reader = TrustedReader(hdus, tmp_path / "band.piff")
+        assert reader.read_bandpass("bandpass") is None
+        with (
+            reader.nested("psf") as of_psf,
+            pytest.raises(
+                FileFormatError, match=r"band\.piff: its PSF depends on the wavelength; only models"
+            ),
+        ):
+            of_psf.read_bandpass("bandpass")
 
 
 def test_piff_that_is_missing(piff_file, monkeypatch):

@@ -2,8 +2,10 @@
 
 Claims:
 - positions follow TAN, TPV and SIP: astropy's to 1e-3 pixels, TPV the written-out polynomial;
-- the weights are those that reproject applies, pixel by pixel, for rotated, sheared, finer and
+- the weights are those that are applied, pixel by pixel, for rotated, sheared, finer and
   mirrored grids;
+- splines and straight lines are those of reproject, at edges and beyond them too;
+- without reproject splines work, and averages are refused in one sentence before any work;
 - the covariance of resampled white and of resampled correlated noise, and the variance plane, are
   those of a Monte Carlo; summed over all lags the covariance is one over the pixel's area;
 - where phases change slowly the covariance follows them: white at whole pixels, at half a pixel
@@ -20,23 +22,24 @@ Claims:
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import scipy.ndimage
 from astropy.wcs.utils import pixel_to_pixel
-from reproject import reproject_adaptive, reproject_interp
 
 from grids import DISTORTIONS, drawn, sky_header
 from scenes import SHARED
 from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError
 from whitediff.exposures import masks
+from whitediff.exposures.adaptive import Grid, averaged
 from whitediff.exposures.alignment import aligned_template
 from whitediff.exposures.covariance import NoiseField, moved_noise, noise_at
 from whitediff.exposures.mapping import pixel_map
 from whitediff.exposures.noise import noises_by_role, source_pixels
-from whitediff.exposures.reprojection import _Grid, resampling_kernel
+from whitediff.exposures.reprojection import _interpolated, resampling_kernel
 from whitediff.exposures.resampling import ResamplingOptions, resampled
 from whitediff.formats import read_exposure, write_exposure
 from whitediff.formats.limits import Limits, within
@@ -135,7 +138,7 @@ def test_the_cardinal_spline_interpolates():
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scale", [0.8, 1.0, 1.4])
-def test_weights_are_those_of_reproject(rng, method, scale):
+def test_weights_are_those_that_are_applied(rng, method, scale):
     kernel = SplineKernel() if method == "interpolating" else AdaptiveKernel()
     angle = 0.3
     jacobian = scale * np.array(
@@ -150,17 +153,13 @@ def test_weights_are_those_of_reproject(rng, method, scale):
         y[inner].ravel(), x[inner].ravel(), np.broadcast_to(jacobian, (n, 2, 2)),
         np.broadcast_to(np.arange(50.0), (n, 50)), np.broadcast_to(np.arange(54.0), (n, 54)),
     )  # fmt: skip
-    common = {"shape_out": y[inner].shape, "roundtrip_coords": False, "return_footprint": False}
     for at in ((24, 27), (26, 30), (21, 28), (25, 25)):
         impulse = np.zeros(shape)
         impulse[at] = 1
-        pair = (impulse, _Grid()), _Grid(y, x)
         if method == "interpolating":
-            seen = reproject_interp(*pair, order="bicubic", **common)
+            seen = _interpolated(impulse, y[inner], x[inner], 3)
         else:
-            seen = reproject_adaptive(
-                *pair, kernel_width=kernel.width, sample_region_width=kernel.region, **common
-            )
+            seen = averaged(impulse, y, x, kernel)
         # What the spline's tail beyond its reach may add.
         np.testing.assert_allclose(weights[:, at[0], at[1]], np.ravel(seen), atol=1e-10)
     np.testing.assert_allclose(weights.sum(axis=(1, 2)), 1, atol=1e-10)
@@ -173,6 +172,52 @@ def test_weights_are_those_of_reproject(rng, method, scale):
     )[:, None, :]
     share = np.abs(weights) / np.abs(weights).sum(axis=(1, 2), keepdims=True)
     assert share[beyond].max() < 0.01
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize(("order", "name"), [(1, "bilinear"), (3, "bicubic")])
+def test_splines_are_those_of_reproject(rng, kind, order, name):
+    reproject = pytest.importorskip("reproject")
+    image = rng.normal(100, 3, (60, 70)).astype(kind)
+    image.flags.writeable = False
+    # Beyond the image on all sides, and mirrored.
+    rows, columns = np.meshgrid(np.arange(-1.0, 66), np.arange(-1.0, 76), indexing="ij")
+    y, x = -3.3 + 1.01 * rows + 0.1 * columns, 72.2 + 0.1 * rows - 1.02 * columns
+    expected = reproject.reproject_interp(
+        (image, Grid()), Grid(y, x), order=name, shape_out=(65, 75), roundtrip_coords=False,
+        output_array=np.empty((65, 75), kind), return_footprint=False,
+    )  # fmt: skip
+    found = _interpolated(image, y[1:-1, 1:-1], x[1:-1, 1:-1], order)
+    assert found.dtype == kind
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    assert 0.1 < np.isnan(found).mean() < 0.9
+    # Half a unit in the last place, some operations long.
+    np.testing.assert_allclose(found, expected, rtol=8 * np.finfo(kind).eps)
+
+
+def test_places_that_are_no_numbers_have_no_value():
+    image = np.ones((5, 6))
+    found = _interpolated(image, np.array([[1.0, np.nan]]), np.array([[np.inf, 2.0]]), 3)
+    assert np.isnan(found).all()
+
+
+def test_without_reproject(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reproject", None)
+    monkeypatch.delitem(sys.modules, "whitediff.exposures.adaptive", raising=False)
+    science = blank(sky_header(SHAPE))
+    template = blank(sky_header(SHAPE, rotation=2))
+    assert aligned(template, science).method == "interpolating"
+    for options in (ResamplingOptions(method="adaptive"), ResamplingOptions(method="adaptive",
+                    positions="wcs")):  # fmt: skip
+        with pytest.raises(
+            ArgumentError, match=r"reproject; install it with: pip install 'whitediff\[align\]'\.$"
+        ):
+            aligned_template(science, template, resampling=options)
+    finer = blank(sky_header(SHAPE, scale=0.15))
+    with pytest.raises(
+        ArgumentError, match=r"times finer .* takes reproject; .*whitediff\[align\]"
+    ):
+        resampled(finer, science)
 
 
 # --- noise -------------------------------------------------------------------------------------

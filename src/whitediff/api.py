@@ -26,6 +26,7 @@ from .runs.options import (
     ReportOptions,
     SubtractOptions,
 )
+from .runs.refusals import check_given
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -95,7 +96,9 @@ def _options[T](kind: type[T], words: dict[str, object], **files: object) -> T:
         role: os.fspath(file) if isinstance(file, str | os.PathLike) else f"the {role}"
         for role, file in files.items()
     }
-    return from_words(kind, words, named)
+    options = from_words(kind, words, named)
+    check_given(options, *files.values())
+    return options
 
 
 @_taking(SubtractOptions)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
+import scipy
 
 from . import planes
 from .errors import ArgumentError

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
+import scipy
 
 from . import fourier, planes
 from .convolution import (

@@ -14,15 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
-import scipy.ndimage
-import scipy.sparse
-import scipy.sparse.csgraph
-import scipy.sparse.linalg
-import scipy.spatial
+import scipy
 
 from . import planes
 from .errors import ArgumentError
+from .groups import connected
 from .resampling import REACH, interpolation_weights
 from .threads import in_threads
 
@@ -856,10 +852,7 @@ def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
         alive &= ~failing
         amplitude = _amplitudes(peaks.significance, alive, pairs)
     used = alive[first] & alive[second]
-    graph = scipy.sparse.coo_matrix(
-        (np.ones(int(used.sum())), (first[used], second[used])), shape=(n, n)
-    )
-    _, group = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    _, group = connected(first[used], second[used], n)
     _, group = np.unique(group[alive], return_inverse=True)
     return Blends(peaks[alive], amplitude[alive], group)
 
@@ -876,11 +869,14 @@ def _amplitudes(significance: Array, alive: Array, pairs: tuple[Array, ...]) -> 
     amplitude = significance.copy()
     touched = np.unique(i)
     if len(touched):
+        # SciPy loads this part of itself for nobody who does not name it.
+        from scipy.sparse.linalg import spsolve
+
         index = np.full(len(significance), -1)
         index[touched] = np.arange(len(touched))
         own = scipy.sparse.identity(len(touched), format="csc")
         others = scipy.sparse.csc_matrix((overlap, (index[i], index[j])), shape=own.shape)
-        amplitude[touched] = scipy.sparse.linalg.spsolve(own + others, significance[touched])
+        amplitude[touched] = spsolve(own + others, significance[touched])
     return amplitude
 
 

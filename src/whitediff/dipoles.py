@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
-import scipy.spatial
+import scipy
 
 from .detection import Blends, Peaks, Significance
 from .photometry import (

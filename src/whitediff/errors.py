@@ -1,9 +1,9 @@
 """What can go wrong, and whose fault it is.
 
-Raise `ArgumentError` for a wrong argument, `UsageError` for arguments that contradict each other, `DataError` where the pixels do not
-allow the computation, `FileFormatError` for a file that cannot be understood
-and `OutputExistsError` where writing would lose something.  Every message is
-one sentence with the value found and the remedy.
+Raise `ArgumentError` for a wrong argument, `UsageError` for arguments that contradict each other,
+`DataError` where the pixels do not allow the computation, `FileFormatError` for a file that cannot
+be understood and `OutputExistsError` where writing would lose something.  Every message is one
+sentence with the value found and the remedy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ __all__ = [
     "TooFewSourcesError",
     "UsageError",
     "WhitediffError",
-    "missing_extra",
     "one_line",
     "sentence",
 ]
@@ -109,26 +108,3 @@ def sentence(error: BaseException) -> str:
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or text}."
     return f"Unexpected {type(error).__name__}: {text}."
-
-
-def missing_extra(what: str, error: ModuleNotFoundError, extra: str) -> ArgumentError:
-    """Error of something that needs a package which is not installed.
-
-    Parameters
-    ----------
-    what
-        Beginning of the sentence: what needs it.
-    error
-        Error of the import.
-    extra
-        Extra of whitediff that brings the package.
-
-    Returns
-    -------
-    error
-        To be raised.
-    """
-    return ArgumentError(
-        f"{what} needs {error.name}, which is not installed; install it with: pip install"
-        f" 'whitediff[{extra}]'."
-    )

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.optimize
-import scipy.spatial
-import scipy.special
+import scipy
 
 from . import fourier
 from .errors import ArgumentError

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
-import scipy.sparse.csgraph
 
-__all__ = ["Groups", "groups"]
+__all__ = ["Groups", "connected", "groups"]
 
 type Array = npt.NDArray[Any]
 type Window = tuple[slice, slice]
@@ -115,11 +113,31 @@ def groups(pixels: Array) -> Groups:
     one = np.repeat(np.arange(len(first)), touching)
     behind = np.cumsum(touching)
     other = np.arange(len(one)) + np.repeat(low - behind + touching, touching)
-    graph = scipy.sparse.coo_array(
-        (np.ones(len(one), bool), (one, other)), shape=(len(first), len(first))
-    )
-    number, of_runs = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    number, of_runs = connected(one, other, len(first))
     labels = of_runs[np.cumsum(is_first) - 1]
     order = np.argsort(labels, kind="stable")
     sizes = np.bincount(labels, minlength=number)
     return Groups(rows[order], columns[order], np.append(0, np.cumsum(sizes)))
+
+
+def connected(first: Array, second: Array, number: int) -> tuple[int, Array]:
+    """Groups of things that are joined, one to the next.
+
+    Parameters
+    ----------
+    first, second
+        ``(k,)`` indices of the things that are joined by twos.
+    number
+        How many things there are.
+
+    Returns
+    -------
+    groups, labels
+        Number of groups, and ``(number,)`` the group of each thing, from 0 on.
+    """
+    # SciPy loads this part of itself for nobody who does not name it.
+    import scipy.sparse.csgraph
+
+    graph = scipy.sparse.coo_array((np.ones(len(first), bool), (first, second)), (number, number))
+    found: tuple[int, Array] = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    return found

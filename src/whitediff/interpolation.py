@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
-import scipy.sparse
+import scipy
 
 from .errors import ArgumentError, DataError
 from .planes import filled

@@ -68,6 +68,8 @@ class Declaration:
         The command line must have it.
     several
         It may be given several times; the value is a tuple.
+    check
+        Function of the value that refuses it before any work; None for none.
     short
         Letter of the command line; empty for none.
     keyword
@@ -88,6 +90,7 @@ class Declaration:
     is_directory: bool = False
     required: bool = False
     several: bool = False
+    check: Callable[[Any], None] | None = None
     short: str = ""
     keyword: str = ""
 

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
-import scipy.spatial
+import scipy
 
 from . import planes
 from .resampling import moved_stamps

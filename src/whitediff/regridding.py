@@ -1,8 +1,8 @@
 """Weights with which resampling makes a pixel out of others, and the covariance that comes of it.
 
 A pixel of the resampled image is a weighted sum of pixels of the original.  Its neighbours are
-sums of the same ones, so that their noise is correlated.  The weights here are those of the
-package reproject, which does the resampling itself (`whitediff.exposures.resampling`).
+sums of the same ones, so that their noise is correlated.  The weights here are those that
+`whitediff.exposures.reprojection` applies.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def cardinal_spline(distance: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class SplineKernel:
-    """Interpolation by cubic splines: `reproject.reproject_interp` of order bicubic.
+    """Interpolation by cubic splines: `scipy.ndimage.map_coordinates` of order 3.
 
     Away from the edges it is a product of two cardinal splines, whatever the Jacobian: it
     takes samples, and averages nothing where the new pixels are larger.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.special
+import scipy
 
 __all__ = ["REACH", "interpolation_weights", "moved_stamps"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
+import scipy
 
 from .groups import Groups, groups
 from .planes import each_block, every_nth, filled, usable_pixels, used, zeros

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
+import scipy
 
 from . import planes
 from .errors import DataError

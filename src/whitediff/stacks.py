@@ -16,8 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
-import scipy.special
+import scipy
 
 from . import fourier
 from .decorrelation import checked_kernel

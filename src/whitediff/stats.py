@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
-import scipy.special
+import scipy
 
 from .errors import ArgumentError
 from .planes import each_block, every_nth, used

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.special
+import scipy
 
 from .profiles import FWHM_TO_SIGMA
 from .stats import robust_sigma

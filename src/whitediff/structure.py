@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
-import scipy.ndimage
+import scipy
 
 from .stats import power_of_two, robust_sigma
 from .threads import single_threaded_algebra

@@ -131,8 +131,21 @@ def in_threads[Item, Result](work: Callable[[Item], Result], items: Iterable[Ite
     def busy() -> None:
         _here.busy = True
 
+    _load_scipy()
     with ThreadPoolExecutor(threads, initializer=busy) as pool:
         return list(pool.map(work, pieces))
+
+
+def _load_scipy() -> None:
+    """Load what SciPy loads when it is first used: threads that did so would see halves of it."""
+    import scipy.fft
+    import scipy.linalg
+    import scipy.ndimage
+    import scipy.optimize
+    import scipy.sparse.csgraph
+    import scipy.sparse.linalg
+    import scipy.spatial
+    import scipy.special  # noqa: F401
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from ..extras import check_extra
 from ..runs.options import PAIR_OPTIONS, SubtractOptions, SurveyOptions
 from .command import command, given, with_options
 from .console import print_table
@@ -60,13 +61,10 @@ def batch(options: SurveyOptions, manifest: Path, **shared: Any) -> None:
                 f"--{name.replace('_', '-')} has no effect with --scheduler; say it to the"
                 " cluster's workers."
             )
-    from ..errors import missing_extra
+    check_extra("survey", "dask", "distributed", needs="Batches need Dask ({module} is missing)")
+    from ..surveys.run import items_of, run_items
+    from ..surveys.session import FILES
 
-    try:
-        from ..surveys.run import items_of, run_items
-        from ..surveys.session import FILES
-    except ModuleNotFoundError as error:
-        raise missing_extra("A batch", error, "survey") from error
     words = {name: shared[name] for name in given(context, PAIR_OPTIONS)}
     items = items_of(manifest, options, words)
     output = options.output

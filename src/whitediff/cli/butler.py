@@ -12,6 +12,7 @@ from typing import Literal
 
 import click
 
+from ..extras import check_extra, missing_extra
 from ..options import declared, part
 from ..runs.options import RunningOptions
 from .command import command
@@ -20,7 +21,8 @@ __all__ = ["butler"]
 
 log = logging.getLogger("whitediff.cli")
 
-_MIDDLEWARE = ("lsst", "parsl", "psycopg2")
+_MIDDLEWARE = ("lsst.daf.butler", "lsst.pipe.base", "lsst.ctrl.mpexec")
+_NEEDS = "This needs Rubin's middleware ({module} is missing)"
 
 
 @click.group(short_help="Butler repositories, pipelines and batch systems.")
@@ -34,16 +36,17 @@ def butler() -> None:
 @contextlib.contextmanager
 def _with_middleware(options: RunningOptions) -> Iterator[None]:
     """Say in a sentence what to install where the middleware is missing."""
-    from ..errors import missing_extra
+    check_extra("rubin", *_MIDDLEWARE, needs=_NEEDS)
     from ..runs.running import on_machine
 
     try:
         with on_machine(options):
             yield
     except ModuleNotFoundError as error:
-        if not (error.name or "").startswith(_MIDDLEWARE):
+        if not (error.name or "").startswith(("lsst", "parsl", "psycopg2")):
             raise
-        raise missing_extra("This needs Rubin's middleware, and", error, "rubin") from error
+        # A part of it that few need, such as a driver of databases.
+        raise missing_extra("rubin", str(error.name), needs=_NEEDS) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..options import Declaration, declarations, from_words
+from ..runs.refusals import check_given
 from .console import Terminal, fail, set_up_logging
 
 __all__ = ["Option", "command", "given", "with_options"]
@@ -181,7 +182,15 @@ def command(
             set_up_logging(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
             words = {name: values.pop(name) for name in declarations(kind) if name in values}
             words = {name: words[name] for name in given(context, words)}
-            return _guarded(context, lambda: function(from_words(kind, words, values), **values))
+
+            def call() -> Any:
+                options: Any = from_words(kind, words, values)
+                # Of several detectors each has outputs of its own.
+                files = [values[name] for name in _files(function)]
+                check_given(options, *files, outputs=not values.get("hdus"))
+                return function(options, **values)
+
+            return _guarded(context, call)
 
         own = list(getattr(function, "__click_params__", ()))
         run.__click_params__ = []  # type: ignore[attr-defined]
@@ -196,6 +205,16 @@ def command(
         return click.command(cls=_Command, examples=examples, **settings)(run)
 
     return decorate
+
+
+def _files(function: Callable[..., Any]) -> list[str]:
+    """Names of the parameters of a command that are files: its arguments, and ``--to``."""
+    params = getattr(function, "__click_params__", ())
+    named = [each for each in params if isinstance(each, click.Argument) or each.name == "science"]
+    return [str(each.name) for each in named if each.name not in _NO_FILES]
+
+
+_NO_FILES = ("repo", "manifest")
 
 
 def _verbosity_last(params: list[Any], own: list[Any]) -> list[Any]:

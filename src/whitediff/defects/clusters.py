@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from ..groups import connected
 from .surface import BRIGHT, LOW, MARGIN, Surface
 
 __all__ = ["dead_clusters", "equal_clusters"]
@@ -277,7 +276,6 @@ def _joined(index: Array, width: int, values: Array | None = None) -> _Groups:
         first.append(own)
         second.append(there[own])
     rows, columns = np.concatenate(first), np.concatenate(second)
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), (len(index), len(index)))
-    _, label = connected_components(graph, directed=False)
+    _, label = connected(rows, columns, len(index))
     order = np.argsort(label, kind="stable")
     return _Groups(index[order], label[order], np.bincount(label))

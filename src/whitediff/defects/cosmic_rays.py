@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.spatial
+import scipy
 
 from ..stats import half_sample_mode
 from .surface import BRIGHT, MARGIN, Surface

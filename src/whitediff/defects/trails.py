@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
+import scipy
 
 from ..stats import MEDIAN_ERROR
 from ..threads import in_threads

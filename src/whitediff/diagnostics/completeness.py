@@ -9,7 +9,7 @@ from typing import Any
 import astropy.table
 import numpy as np
 import numpy.typing as npt
-import scipy.interpolate
+import scipy
 
 from ..evaluation import (
     binned_completeness,

@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError
 from ..planes import row_blocks
 from ..threads import in_threads
 
 __all__ = [
     "Stretch",
     "binned",
-    "check_pillow",
     "coloured",
     "encoded_jpegs",
     "encoded_png",
@@ -41,23 +39,6 @@ _NO_VALUE = np.array([128, 128, 128], np.uint8)
 # Blue, white, red; the ends as dark as each other.
 _DIVERGING = np.array([[33, 102, 172], [146, 197, 222], [247, 247, 247], [244, 165, 130],
                        [178, 24, 43]], float)  # fmt: skip
-
-
-def check_pillow() -> None:
-    """Make sure that pictures can be made.
-
-    Raises
-    ------
-    ArgumentError
-        If Pillow is not installed.
-    """
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError as error:
-        raise ArgumentError(
-            "A report needs Pillow for its pictures; install it with: pip install"
-            " 'whitediff[plot]'."
-        ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError
 from ..exposures.pictures import limits
+from ..extras import check_drawing
 from ..outputs import replacing
 from .measure import ScoreNoise, VarianceMap, Whiteness, WhitenessMap, radial_power
 
 __all__ = [
-    "check_matplotlib",
     "plot_batch",
     "plot_evaluation",
     "plot_subtraction",
@@ -25,20 +23,6 @@ __all__ = [
 ]
 
 type Array = npt.NDArray[Any]
-
-
-def check_matplotlib() -> None:
-    """Make sure that pictures can be drawn, before any work is done.
-
-    Raises
-    ------
-    ArgumentError
-        If matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ArgumentError(
-            "Pictures need matplotlib; install it with: pip install 'whitediff[plot]'."
-        )
 
 
 def plot_subtraction(
@@ -78,7 +62,7 @@ def plot_subtraction(
     ArgumentError
         If matplotlib is not installed.
     """
-    check_matplotlib()
+    check_drawing()
     from matplotlib.patches import Circle
 
     ny, nx = next(iter(images.values())).shape
@@ -243,13 +227,9 @@ def plot_whiteness(
 
 
 def _figure(size: tuple[float, float], title: str) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ArgumentError(
-            "Pictures need matplotlib; install it with: pip install 'whitediff[plot]'."
-        ) from error
+    check_drawing()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)

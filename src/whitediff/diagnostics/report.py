@@ -20,7 +20,7 @@ from astropy.table import Table
 
 from ..errors import WhitediffError
 from ..exposures import masks
-from ..exposures.catalog import depth_text, headline
+from ..exposures.catalog import headline
 from ..exposures.defects import NO_DEFECTS
 from ..exposures.detection import expected_false_detections
 from ..exposures.model import Exposure
@@ -29,6 +29,7 @@ from ..exposures.pipeline import aligned_as_before, with_defects_as_before
 from ..exposures.solution import Solution, subtracted
 from ..exposures.subtraction import convolved_exposure, matched_template, subtract_background
 from ..exposures.widths import measured_width
+from ..exposures.zero_points import depth_text
 from ..outputs import replacing
 from ..profiles import full_width_half_maximum
 from ..stats import robust_sigma

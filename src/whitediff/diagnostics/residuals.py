@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
 
-from ..exposures.catalog import zero_point
 from ..exposures.detection import forced_photometry
 from ..exposures.model import Exposure
+from ..exposures.zero_points import zero_point
 from ..stats import MEDIAN_ERROR, median_deviation
 
 __all__ = ["star_residuals"]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, NoOverlapError
+from ..extras import check_adaptive
 from ..registration.transformation import Correction
 from . import masks
 from .covariance import moved_noise
@@ -149,6 +150,7 @@ def aligned(
         As by `whitediff.exposures.resampling.resampled`, and
         `whitediff.exposures.registration.measured_correction`.
     """
+    check_adaptive(resampling.method)
     name = template.source or "The template"
     if correction is None and resampling.positions != "wcs":
         correction = measured_correction(

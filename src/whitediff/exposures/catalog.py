@@ -1,26 +1,25 @@
-"""Columns of catalogues: units, descriptions, flags, sky coordinates and magnitudes."""
+"""Columns of catalogues: units, descriptions, flags and sky coordinates."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-import astropy.units as u
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
-from astropy.table import QTable, Table
+import scipy
 
-from .. import __version__
+from .. import __version__, astro
 from ..errors import ArgumentError
 from ..resampling import moved_stamps
 from ..sources import RESIDUAL, bright_pixel_counts
 from . import masks
 from .masks import Mask
 from .model import Exposure
+from .zero_points import depth_text
 
 __all__ = [
     "COLUMNS",
@@ -28,31 +27,17 @@ __all__ = [
     "SPOILING_FLAGS",
     "assembled",
     "believed",
-    "check_zero_point",
     "column_values",
-    "depth_text",
     "headline",
-    "magnitudes",
     "sky_columns",
     "source_counts",
     "source_flags",
     "wanted_positions",
-    "zero_point",
 ]
 
 type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.detect")
-
-_ZERO_POINT_CARDS = (
-    "MAGZERO", "MAGZPT", "MAGZP", "ZEROPOINT", "ZEROPNT", "ZP", "PHOTZP", "ZPTMAG",
-)  # fmt: skip
-_FLUX_OF_MAGNITUDE_ZERO = "FLUXMAG0"
-_AB_FLUX = 3631.0
-"""Jy of AB magnitude 0."""
-_LARGEST_ZERO_POINT = 200.0
-_PIXEL_AREA_CARDS = (("PIXAR_SR", u.sr), ("PIXAR_A2", u.arcsec**2))
-"""Cards with the area of a pixel, which turn a surface brightness into a flux."""
 
 _SOURCE_RADIUS = 1.5
 _BRIGHT_RADIUS = 5.0
@@ -181,8 +166,8 @@ _NOT_POINTS = {"dipole": "n_dipoles", "extended": "n_extended", "artifact": "n_a
 
 
 def assembled(
-    columns: dict[str, Any], flux_unit: u.UnitBase | None, meta: dict[str, Any]
-) -> QTable:
+    columns: dict[str, Any], flux_unit: astro.units.UnitBase | None, meta: dict[str, Any]
+) -> astro.table.QTable:
     """Catalogue of measured columns, with units, descriptions and metadata.
 
     Parameters
@@ -200,14 +185,14 @@ def assembled(
         Its columns in the order of `COLUMNS`.
     """
     units = {
-        _PIXEL: u.pixel,
-        _PIXEL2: u.pixel**2,
+        _PIXEL: astro.units.pixel,
+        _PIXEL2: astro.units.pixel**2,
         _FLUX: flux_unit,
-        _MOMENT: u.pixel if flux_unit is None else flux_unit * u.pixel,
-        _MAG: u.mag,
-        _DEG: u.deg,
+        _MOMENT: astro.units.pixel if flux_unit is None else flux_unit * astro.units.pixel,
+        _MAG: astro.units.mag,
+        _DEG: astro.units.deg,
     }
-    table = QTable()
+    table = astro.table.QTable()
     for name, column in COLUMNS.items():
         if name not in columns:
             continue
@@ -219,7 +204,7 @@ def assembled(
     return table
 
 
-def believed(catalog: Table) -> Array:
+def believed(catalog: astro.table.Table) -> Array:
     """Which sources to believe first.
 
     Parameters
@@ -236,7 +221,7 @@ def believed(catalog: Table) -> Array:
     return result
 
 
-def source_counts(catalog: Table) -> dict[str, int]:
+def source_counts(catalog: astro.table.Table) -> dict[str, int]:
     """Number of sources of each kind; every source is of one.
 
     Parameters
@@ -261,7 +246,7 @@ def source_counts(catalog: Table) -> dict[str, int]:
     } | {name: int(((labels == label) & ~flagged).sum()) for label, name in _NOT_POINTS.items()}
 
 
-def headline(catalog: Table) -> str:
+def headline(catalog: astro.table.Table) -> str:
     """What a catalogue holds, in a line.
 
     Parameters
@@ -312,36 +297,15 @@ def headline(catalog: Table) -> str:
     return f"{', '.join(parts)}{noise}{end}"
 
 
-def depth_text(flux: float | None, magnitude: float | None, unit: Any = None) -> str:
-    """A depth as the end of a line.
-
-    Parameters
-    ----------
-    flux, magnitude
-        Of a 5 sigma point source; None where they are not known.
-    unit
-        Of the flux.
-
-    Returns
-    -------
-    text
-        ``. 5 sigma depth: 123 adu (21.34 mag).``, or a full stop alone.
-    """
-    if flux is None:
-        return "."
-    known = "" if magnitude is None else f" ({magnitude:.2f} mag)"
-    return f". 5 sigma depth: {flux:.4g} {unit or 'image units'}{known}."
-
-
 def _number_of(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def _labels(catalog: Table) -> Array:
+def _labels(catalog: astro.table.Table) -> Array:
     return np.asarray(catalog["classification"]).astype(str)
 
 
-def _first_reason(catalog: Table) -> Array:
+def _first_reason(catalog: astro.table.Table) -> Array:
     """Why each source is not to be believed, its first of `SPOILING_FLAGS`; else empty."""
     result = np.full(len(catalog), "", dtype=object)
     for flag, words in SPOILING_FLAGS.items():
@@ -571,115 +535,7 @@ def sky_columns(exposure: Exposure, columns: dict[str, Array]) -> dict[str, Arra
     return result
 
 
-def check_zero_point(given: float | None) -> None:
-    """Refuse a zero point that is no magnitude.
-
-    Parameters
-    ----------
-    given
-        By the user; None for that of the header.
-
-    Raises
-    ------
-    ArgumentError
-        If it is not finite, or beyond 200.
-    """
-    if given is None:
-        return
-    if not math.isfinite(given):
-        raise ArgumentError(f"The zero point must be finite; got {given:g}.")
-    if abs(given) > _LARGEST_ZERO_POINT:
-        raise ArgumentError(
-            f"The zero point must be the magnitude of a flux of 1, from"
-            f" {-_LARGEST_ZERO_POINT:g} to {_LARGEST_ZERO_POINT:g}; got {given:g}."
-        )
-
-
-def zero_point(exposure: Exposure, given: float | None) -> tuple[float, str] | None:
-    """Magnitude of a flux of 1, and where it comes from.
-
-    Parameters
-    ----------
-    exposure
-        Exposure.
-    given
-        By the user, in place of what the header says.
-
-    Returns
-    -------
-    zero_point, origin
-        None if it is not known.
-
-    Notes
-    -----
-    The sum of pixels in MJy/sr is a flux only with the area of a pixel: its AB zero point is
-    −6.10 − 2.5 log₁₀ PIXAR_SR.
-    """
-    if given is not None:
-        return given, "given"
-    unit = exposure.unit
-    headers = (exposure.header, exposure.primary_header)
-    if unit is not None and unit.is_equivalent(u.Jy):
-        return 2.5 * math.log10(_AB_FLUX / (1 * unit).to_value(u.Jy)), f"unit {unit} (AB)"
-    if unit is not None and unit.is_equivalent(u.Jy / u.sr):
-        area = _pixel_area(headers)
-        if area is not None:
-            flux = (1 * unit * area[0]).to_value(u.Jy)
-            return 2.5 * math.log10(_AB_FLUX / flux), f"unit {unit} and {area[1]} (AB)"
-    for header in headers:
-        for keyword in _ZERO_POINT_CARDS:
-            value = _number(header.get(keyword))
-            if value is not None and value > 0:
-                return value, keyword
-        value = _number(header.get(_FLUX_OF_MAGNITUDE_ZERO))
-        if value is not None and value > 0:
-            return 2.5 * math.log10(value), _FLUX_OF_MAGNITUDE_ZERO
-    return None
-
-
-def _pixel_area(headers: Iterable[Any]) -> tuple[u.Quantity, str] | None:
-    """Area of a pixel, and the card that tells it."""
-    for header in headers:
-        for keyword, unit in _PIXEL_AREA_CARDS:
-            value = _number(header.get(keyword))
-            if value is not None and value > 0:
-                return value * unit, keyword
-    return None
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def magnitudes(columns: dict[str, Array], zero: float) -> dict[str, Array]:
-    """Magnitudes of fluxes.
-
-    Parameters
-    ----------
-    columns
-        psf_flux, aperture_flux and their errors.
-    zero
-        Magnitude of a flux of 1.
-
-    Returns
-    -------
-    columns
-        psf_mag, aperture_mag and their errors; NaN where the flux is not positive.
-    """
-    result = {}
-    for kind in ("psf", "aperture"):
-        flux, error = columns[f"{kind}_flux"], columns[f"{kind}_flux_err"]
-        with np.errstate(invalid="ignore"):
-            positive = flux > 0
-        safe = np.where(positive, flux, 1.0)
-        result[f"{kind}_mag"] = np.where(positive, zero - 2.5 * np.log10(safe), np.nan)
-        result[f"{kind}_mag_err"] = np.where(positive, 2.5 / math.log(10) * error / safe, np.nan)
-    return result
-
-
-def column_values(column: Any, unit: u.UnitBase | None, name: str) -> Array:
+def column_values(column: Any, unit: astro.units.UnitBase | None, name: str) -> Array:
     """Numbers of a table's column in a unit.
 
     Parameters
@@ -707,10 +563,10 @@ def column_values(column: Any, unit: u.UnitBase | None, name: str) -> Array:
     values = getattr(column, "value", column)
     try:
         values = np.asarray(values, dtype=np.float64).reshape(-1)
-        if own is None or unit is None or own in (unit, u.dimensionless_unscaled):
+        if own is None or unit is None or own in (unit, astro.units.dimensionless_unscaled):
             return values
         return np.asarray((values * own).to_value(unit))
-    except (u.UnitConversionError, TypeError, ValueError) as error:
+    except (astro.units.UnitConversionError, TypeError, ValueError) as error:
         raise ArgumentError(
             f"The column {name} must hold numbers"
             + (f" in {unit}" if unit is not None else "")
@@ -718,7 +574,9 @@ def column_values(column: Any, unit: u.UnitBase | None, name: str) -> Array:
         ) from error
 
 
-def wanted_positions(exposure: Exposure, positions: Table) -> tuple[Array, Array, Array]:
+def wanted_positions(
+    exposure: Exposure, positions: astro.table.Table
+) -> tuple[Array, Array, Array]:
     """Identifiers and pixel coordinates of a table of positions.
 
     Parameters
@@ -740,13 +598,13 @@ def wanted_positions(exposure: Exposure, positions: Table) -> tuple[Array, Array
     """
     names = {name.lower(): name for name in reversed(positions.colnames)}
 
-    def column(name: str, unit: u.UnitBase) -> Array:
+    def column(name: str, unit: astro.units.UnitBase) -> Array:
         return column_values(positions[names[name]], unit, name)
 
     number = len(positions)
     identifiers = np.asarray(positions[names["id"]]) if "id" in names else np.arange(1, number + 1)
     if "x" in names and "y" in names:
-        return identifiers, column("x", u.pixel), column("y", u.pixel)
+        return identifiers, column("x", astro.units.pixel), column("y", astro.units.pixel)
     if not ("ra" in names and "dec" in names):
         raise ArgumentError(
             "Positions need the columns x and y, or ra and dec; this table has"
@@ -761,13 +619,11 @@ def wanted_positions(exposure: Exposure, positions: Table) -> tuple[Array, Array
     y0, x0 = exposure.origin
     if not number:
         return identifiers, np.zeros(0), np.zeros(0)
-    from astropy.coordinates import SkyCoord
-
-    ra, dec = column("ra", u.deg), column("dec", u.deg)
+    ra, dec = column("ra", astro.units.deg), column("dec", astro.units.deg)
     known = np.isfinite(ra) & np.isfinite(dec) & (np.abs(np.nan_to_num(dec)) <= 90)
     x, y = np.full((2, number), np.nan)
     if known.any():
-        sky = SkyCoord(ra[known], dec[known], unit="deg", frame="icrs")
+        sky = astro.coordinates.SkyCoord(ra[known], dec[known], unit="deg", frame="icrs")
         px, py = wcs.world_to_pixel(sky)
         x[known], y[known] = px + x0, py + y0
     return identifiers, x, y

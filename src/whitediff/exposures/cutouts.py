@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
+import scipy
 
 from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..matching.points import neighbour_variance
 from ..matching.stamp import StampKernel, StampOptions, fit_stamp, near
 from ..stats import median_deviation
 from . import kernels, masks
-from .catalog import zero_point
 from .fields import ChebyshevField
 from .missing import missing_pixels, without_missing
 from .model import Exposure
@@ -25,6 +24,7 @@ from .preparation import PreparationOptions
 from .psf import as_kernel_psf
 from .recipe import CutoutOptions, Recipe
 from .solution import Product, Solution
+from .zero_points import zero_point
 
 __all__ = [
     "Cutout",

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..photometry import filter_errors
-from .catalog import zero_point
 from .masks import UNTRUSTED_MASK_PLANES, flagged
 from .model import Exposure
 from .psf import Light, psf_images
+from .zero_points import zero_point
 
 __all__ = ["SIGNIFICANCE", "Depth", "depth"]
 

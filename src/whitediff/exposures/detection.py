@@ -19,13 +19,10 @@ from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
 from ..widths import SignificanceWidth
 from .catalog import (
     assembled,
-    check_zero_point,
-    magnitudes,
     sky_columns,
     source_counts,
     source_flags,
     wanted_positions,
-    zero_point,
 )
 from .depth import depth
 from .masks import CONTAMINATED, UNTRUSTED_MASK_PLANES, flagged
@@ -34,6 +31,7 @@ from .psf import Light, psf_images
 from .residuals import part_left
 from .skies import without_left_sky
 from .widths import free_of_sources, measured_width, width_of
+from .zero_points import check_zero_point, magnitudes, zero_point
 
 __all__ = [
     "DetectionOptions",

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
-import scipy.spatial
+import scipy
 from astropy.table import QTable
 
 from ..detection import significance

@@ -6,12 +6,10 @@ import dataclasses
 import logging
 from typing import Any, final
 
-import astropy.io.fits
-import astropy.units
 import numpy as np
 import numpy.typing as npt
 
-from .. import planes
+from .. import astro, planes
 from ..errors import ArgumentError
 from .boxes import Box
 from .fields import ChebyshevField, Field
@@ -64,10 +62,10 @@ class Parts:
     variance: Array
     mask: Mask
     box: Box
-    unit: astropy.units.UnitBase | None
+    unit: astro.units.UnitBase | None
     psf: PointSpreadFunction | None
     kernel: ConvolutionKernel | None
-    header: astropy.io.fits.Header
+    header: astro.fits.Header
 
 
 def parts_of(obj: Any) -> Parts:
@@ -119,9 +117,7 @@ def parts_of(obj: Any) -> Parts:
         image.unit,
         None if psf is None else psf_of(psf),
         None if kernel is None else kernel_of(kernel),
-        astropy.io.fits.Header()
-        if projection is None
-        else projection_header(projection, image.bbox),
+        astro.fits.Header() if projection is None else projection_header(projection, image.bbox),
     )
 
 

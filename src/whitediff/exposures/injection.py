@@ -8,7 +8,7 @@ from typing import Any
 import astropy.units
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
+import scipy
 from astropy.table import QTable, Table
 
 from ..errors import ArgumentError, DataError

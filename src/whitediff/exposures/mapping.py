@@ -7,12 +7,11 @@ import math
 import warnings
 from typing import Any
 
-import astropy.wcs
 import numpy as np
 import numpy.polynomial.chebyshev as chebyshev
 import numpy.typing as npt
-from astropy.wcs.utils import wcs_to_celestial_frame
 
+from .. import astro
 from ..errors import ArgumentError, DataError, one_line
 from ..polynomials import chebyshev_products, chebyshev_terms
 from ..registration.transformation import Correction, Displacements
@@ -145,7 +144,7 @@ class PixelMap:
 
 
 def positions_on(
-    wcs: astropy.wcs.WCS, other: astropy.wcs.WCS, x: Array, y: Array
+    wcs: astro.wcs.WCS, other: astro.wcs.WCS, x: Array, y: Array
 ) -> tuple[Array, Array]:
     """Positions on another array that see the same sky.
 
@@ -169,7 +168,8 @@ def positions_on(
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            sky = wcs.pixel_to_world(x, y).transform_to(wcs_to_celestial_frame(other))
+            frame = astro.wcs.utils.wcs_to_celestial_frame(other)
+            sky = wcs.pixel_to_world(x, y).transform_to(frame)
             longitude, latitude = (
                 angle.to_value(unit)
                 for angle, unit in zip(

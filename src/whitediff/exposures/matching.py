@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
-from astropy.table import Table
+import scipy
 
+from .. import astro
 from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..interpolation import patched
 from ..matching.background import HIGHEST_ORDER, fit_background, ratio_of_skies
@@ -253,7 +253,7 @@ class Match:
     options: MatchOptions
     has_structure: bool
     with_wings: SumWithWings
-    stars: Table
+    stars: astro.table.Table
     flux_ratio: FluxRatio
 
     def background_search(self, pair: Pair) -> BackgroundSearch | None:

@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import astropy.io.fits
-import astropy.units
-import astropy.wcs
 import numpy as np
 import numpy.typing as npt
 
+from .. import astro
 from ..errors import ArgumentError
 from ..registration.transformation import Correction
 from ..stats import high_level
@@ -90,12 +88,12 @@ class Exposure:
         mask: Mask,
         *,
         origin: tuple[int, int] = (0, 0),
-        unit: astropy.units.UnitBase | None = None,
+        unit: astro.units.UnitBase | None = None,
         psf: PointSpreadFunction | None = None,
         kernel: ConvolutionKernel | None = None,
         background: Field | Array | None = None,
-        header: astropy.io.fits.Header | None = None,
-        primary_header: astropy.io.fits.Header | None = None,
+        header: astro.fits.Header | None = None,
+        primary_header: astro.fits.Header | None = None,
         source: str | None = None,
         noise: Noise = None,
         is_score: bool = False,
@@ -124,8 +122,8 @@ class Exposure:
         self.kernel = foreign.adapted(kernel)
         self.background = background
         self.source = source
-        self.header = astropy.io.fits.Header() if header is None else header
-        self.primary_header = astropy.io.fits.Header() if primary_header is None else primary_header
+        self.header = astro.fits.Header() if header is None else header
+        self.primary_header = astro.fits.Header() if primary_header is None else primary_header
 
     @classmethod
     def from_arrays(
@@ -137,8 +135,8 @@ class Exposure:
         psf: PointSpreadFunction | Array | None = None,
         kernel: ConvolutionKernel | None = None,
         origin: tuple[int, int] = (0, 0),
-        header: astropy.io.fits.Header | None = None,
-        unit: astropy.units.UnitBase | None = None,
+        header: astro.fits.Header | None = None,
+        unit: astro.units.UnitBase | None = None,
     ) -> Exposure:
         """Make an exposure from plain arrays.
 
@@ -340,7 +338,7 @@ class Exposure:
         return (self.bbox.y.size, self.bbox.x.size)
 
     @property
-    def wcs(self) -> astropy.wcs.WCS | None:
+    def wcs(self) -> astro.wcs.WCS | None:
         """World coordinates of the pixel *array*: its first pixel is (0, 0)."""
         return celestial_wcs(self.header)
 
@@ -492,7 +490,7 @@ def native_float(array: Array) -> np.dtype[Any]:
     return np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
 
 
-def parse_unit(text: str | None) -> astropy.units.UnitBase | None:
+def parse_unit(text: str | None) -> astro.units.UnitBase | None:
     """Unit of a BUNIT card.
 
     Parameters
@@ -509,7 +507,7 @@ def parse_unit(text: str | None) -> astropy.units.UnitBase | None:
         return None
     for spelling in (text, text.lower()):
         try:
-            return astropy.units.Unit(spelling)
+            return astro.units.Unit(spelling)
         except (ValueError, TypeError):
             continue
     return None

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
+import scipy
 
 from .. import planes
 from ..decorrelation import smallest_sigma, unmeasured_pixels

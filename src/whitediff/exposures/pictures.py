@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import missing_extra
+from ..extras import check_drawing
 from ..stats import robust_sigma
 
 if TYPE_CHECKING:
@@ -130,10 +130,9 @@ def drawn(exposure: Exposure, axes: Any = None) -> Any:
         If matplotlib is not installed.
     """
     if axes is None:
-        try:
-            from matplotlib import pyplot
-        except ModuleNotFoundError as error:
-            raise missing_extra("A picture", error, "plot") from error
+        check_drawing()
+        from matplotlib import pyplot
+
         axes = pyplot.subplots()[1]
     low, high = limits(exposure.data)
     box = exposure.bbox

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
+import scipy
 
 from ..convolution import convolve
 from ..errors import ArgumentError

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
-import scipy.spatial
+import scipy
 
 from ..errors import ArgumentError, DataError
 from ..matching.candidates import Sources

@@ -1,4 +1,4 @@
-"""Resampling with the package reproject, at positions that are known."""
+"""Resampling at positions that are known."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import dataclasses
 import functools
 from typing import Any, Literal
 
-import astropy.units
 import numpy as np
 import numpy.typing as npt
-from astropy.wcs.wcsapi import BaseLowLevelWCS
+import scipy
 
 from ..errors import ArgumentError
 from ..regridding import AdaptiveKernel, ResamplingKernel, SplineKernel
@@ -190,66 +189,33 @@ class Regridding:
         resampled
             ``(ny, nx)`` of the array's type; NaN beyond the array.
         """
+        if not isinstance(kernel, AdaptiveKernel):
+            order = 1 if kernel is None else 3
+            return _interpolated(array, y[1:-1, 1:-1], x[1:-1, 1:-1], order)
+        # Of an extra, and of no use to all others.
+        from .adaptive import averaged
+
         if self.mirrored:
             # reproject's adaptive kernel is that of a positive determinant.
             array, x = array[:, ::-1], array.shape[1] - 1 - x
-        return _reprojected(array, y, x, kernel)
+        return averaged(array, y, x, kernel)
 
 
-class _Grid(BaseLowLevelWCS):
-    """Positions as reproject asks for them: of a grid's pixels on an array, or of the array's."""
+def _interpolated(array: Array, y: Array, x: Array, order: int) -> Array:
+    """Splines of some order through an array, at positions on it; NaN beyond its pixels.
 
-    pixel_n_dim = world_n_dim = 2
-    world_axis_physical_types = (None, None)
-    world_axis_units = ("pix", "pix")
-    world_axis_object_components = (("x", 0, "value"), ("y", 0, "value"))
-    axis_correlation_matrix = np.ones((2, 2), dtype=bool)
-    array_shape = pixel_shape = pixel_bounds = None
-
-    def __init__(self, y: Array | None = None, x: Array | None = None) -> None:
-        # With one pixel more on every side, from which reproject takes its Jacobians.
-        self._y, self._x = y, x
-
-    @property
-    def world_axis_object_classes(self) -> Any:
-        """Numbers of pixels."""
-        quantity = (astropy.units.Quantity, (), {"unit": astropy.units.pix})
-        return {"x": quantity, "y": quantity}
-
-    def pixel_to_world_values(self, *pixels: Any) -> Any:
-        """Positions (x, y) on the array."""
-        if self._y is None or self._x is None:
-            return pixels
-        column, row = (np.rint(np.asarray(at)).astype(np.intp) + 1 for at in pixels)
-        return self._x[row, column], self._y[row, column]
-
-    def world_to_pixel_values(self, *world: Any) -> Any:
-        """The same, for the array itself."""
-        return world
-
-
-def _reprojected(array: Array, y: Array, x: Array, kernel: ResamplingKernel | None) -> Array:
-    """Resample an array, at positions with one more on every side."""
-    from reproject import reproject_adaptive, reproject_interp
-
-    array = np.ascontiguousarray(array)
-    shape = (y.shape[0] - 2, y.shape[1] - 2)
-    common: dict[str, Any] = {
-        "shape_out": shape,
-        "output_array": np.empty(shape, array.dtype),
-        "roundtrip_coords": False,
-        "return_footprint": False,
-    }
-    pair = (array, _Grid()), _Grid(y, x)
-    if isinstance(kernel, AdaptiveKernel):
-        return np.asarray(
-            reproject_adaptive(
-                *pair,
-                kernel="gaussian",
-                kernel_width=kernel.width,
-                sample_region_width=kernel.region,
-                **common,
-            )
-        )
-    order = "bilinear" if kernel is None else "bicubic"
-    return np.asarray(reproject_interp(*pair, order=order, **common))
+    In the outer half of a pixel at an edge they have the value of its middle, as by
+    `reproject.reproject_interp`.
+    """
+    inside = np.ones(y.shape, dtype=bool)
+    for at, size in zip((y, x), array.shape, strict=True):
+        inside &= (at >= -0.5) & (at <= size - 0.5)
+    places = np.stack(
+        [
+            np.clip(np.where(inside, at, 0), 0, size - 1)
+            for at, size in zip((y, x), array.shape, strict=True)
+        ]
+    )
+    result = scipy.ndimage.map_coordinates(array, places, order=order, cval=np.nan)
+    result[~inside] = np.nan
+    return np.asarray(result)

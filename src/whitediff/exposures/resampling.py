@@ -1,7 +1,8 @@
 """Bringing a template of another grid onto the science image's pixels.
 
-The package reproject makes the pixels.  Here they are brought to the science image's pixel area,
-with the variance, mask and PSF that belong to them, and the covariance that their noise has.
+Pixels are made by `whitediff.exposures.reprojection`.  Here they are brought to the science image's
+pixel area, with the variance, mask and PSF that belong to them, and the covariance that their noise
+has.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, DataError
+from ..extras import check_extra
 from ..registration.transformation import Correction
 from ..threads import single_threaded_algebra
 from . import kernels
@@ -105,7 +107,8 @@ def resampled(
     Raises
     ------
     ArgumentError
-        If one has no sky coordinates, or pixels differ more than threefold in size.
+        If one has no sky coordinates, pixels differ more than threefold in size, or the adaptive
+        method is taken and reproject is not installed.
     DataError
         If they do not overlap.
     """
@@ -161,6 +164,13 @@ def _check_scales(job: Regridding, name: str) -> None:
             f"{name}: the science image's pixels are {worst:.3g} times as large on a side as the"
             f" template's, and more than {_LARGEST_SCALE:g} times either way cannot be aligned; is"
             " its WCS right?  If so, bin the finer of the two."
+        )
+    if job.method == "adaptive":
+        check_extra(
+            "align",
+            "reproject",
+            needs=f"{name}: its pixels are {largest:.2g} times finer than the science image's, and"
+            " to average them takes {module}",
         )
     if largest > FINER and job.method == "interpolating":
         _log.warning(

@@ -6,11 +6,10 @@ import re
 import warnings
 from typing import Any
 
-import astropy.coordinates
-import astropy.io.fits
-import astropy.wcs
 import numpy as np
 import numpy.typing as npt
+
+from .. import astro
 
 __all__ = [
     "TOLERANCE",
@@ -50,7 +49,7 @@ _NUMBERS = re.compile(r"(CRPIX|CRVAL|CDELT|CROTA)[12]|(CD|PC)[12]_[12]")
 _PIXEL_AXIS = re.compile(r"(?:CTYPE|CRPIX)([12])([A-Z]?)")
 
 
-def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
+def celestial_wcs(header: astro.fits.Header) -> astro.wcs.WCS | None:
     """Celestial WCS of a header.
 
     Parameters
@@ -81,7 +80,7 @@ def celestial_wcs(header: astropy.io.fits.Header) -> astropy.wcs.WCS | None:
     return wcs
 
 
-def _with_numbers(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
+def _with_numbers(header: astro.fits.Header) -> astro.fits.Header:
     """Header whose numbers of the WCS are none in quotes, which wcslib silently takes for 0."""
     quoted = [key for key in header if _NUMBERS.fullmatch(key) and isinstance(header[key], str)]
     if not quoted:
@@ -94,21 +93,21 @@ def _with_numbers(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
     return result
 
 
-def _wcs_of_two_axes(header: astropy.io.fits.Header) -> astropy.wcs.WCS:
+def _wcs_of_two_axes(header: astro.fits.Header) -> astro.wcs.WCS:
     """WCS of a header's first two axes."""
     # Told to leave axes out, astropy does so before it makes a choice between the coefficients of
     # SCAMP and SIP ones: both are then used, or the former are no valid projection.
     if not ("A_ORDER" in header and any(_PARAMETER.fullmatch(key) for key in header)):
-        return astropy.wcs.WCS(header, naxis=2)
+        return astro.wcs.WCS(header, naxis=2)
     cards = [card for card in header.cards if not _FURTHER_AXIS.fullmatch(card.keyword)]
-    result = astropy.io.fits.Header(cards, copy=True)
+    result = astro.fits.Header(cards, copy=True)
     for keyword in filter(_NUMBER_OF_AXES.fullmatch, list(result)):
         if isinstance(result[keyword], int) and result[keyword] > 2:
             result[keyword] = 2
-    return astropy.wcs.WCS(result)
+    return astro.wcs.WCS(result)
 
 
-def shifted_header(header: astropy.io.fits.Header, *, dy: int, dx: int) -> astropy.io.fits.Header:
+def shifted_header(header: astro.fits.Header, *, dy: int, dx: int) -> astro.fits.Header:
     """Header of an array whose first pixel is another one than before.
 
     Parameters
@@ -132,7 +131,7 @@ def shifted_header(header: astropy.io.fits.Header, *, dy: int, dx: int) -> astro
     return result
 
 
-def wcs_cards(header: astropy.io.fits.Header) -> list[astropy.io.fits.Card]:
+def wcs_cards(header: astro.fits.Header) -> list[astro.fits.Card]:
     """Cards of a header that describe its primary celestial WCS.
 
     Parameters
@@ -148,9 +147,7 @@ def wcs_cards(header: astropy.io.fits.Header) -> list[astropy.io.fits.Card]:
     return [card for card in header.cards if _WCS.fullmatch(card.keyword)]
 
 
-def without_wcs(
-    header: astropy.io.fits.Header, *, alternative: bool = False
-) -> astropy.io.fits.Header:
+def without_wcs(header: astro.fits.Header, *, alternative: bool = False) -> astro.fits.Header:
     """Copy of a header without its primary WCS.
 
     Parameters
@@ -166,13 +163,13 @@ def without_wcs(
         The other cards, verbatim.
     """
     left_out = [_WCS, _ALTERNATIVE_WCS] if alternative else [_WCS]
-    return astropy.io.fits.Header(
+    return astro.fits.Header(
         [card for card in header.cards if not any(p.fullmatch(card.keyword) for p in left_out)],
         copy=True,
     )
 
 
-def disagreement(wcs: astropy.wcs.WCS, projection: Any, bbox: Any) -> float:
+def disagreement(wcs: astro.wcs.WCS, projection: Any, bbox: Any) -> float:
     """How far a header's WCS and a projection differ.
 
     Parameters
@@ -195,7 +192,7 @@ def disagreement(wcs: astropy.wcs.WCS, projection: Any, bbox: Any) -> float:
     return worst if np.isfinite(worst) else float("inf")
 
 
-def projection_header(projection: Any, bbox: Any) -> astropy.io.fits.Header:
+def projection_header(projection: Any, bbox: Any) -> astro.fits.Header:
     """Header cards that say what a projection says.
 
     Parameters
@@ -220,10 +217,10 @@ def projection_header(projection: Any, bbox: Any) -> astropy.io.fits.Header:
         read_back = celestial_wcs(header)
         if read_back is not None and disagreement(read_back, projection, bbox) <= TOLERANCE:
             return header
-    return astropy.io.fits.Header()
+    return astro.fits.Header()
 
 
-def equivalent_wcs(wcs: Any, shape: tuple[int, int]) -> astropy.wcs.WCS | None:
+def equivalent_wcs(wcs: Any, shape: tuple[int, int]) -> astro.wcs.WCS | None:
     """Rewrite any sky coordinates of an array as a TAN-SIP WCS in ICRS.
 
     Parameters
@@ -272,13 +269,13 @@ def equivalent_wcs(wcs: Any, shape: tuple[int, int]) -> astropy.wcs.WCS | None:
         for (p, q), value in coefficients.items():
             if p + q > 1:
                 a[p, q], b[p, q] = np.linalg.solve(cd, value)
-        result = astropy.wcs.WCS(naxis=2)
+        result = astro.wcs.WCS(naxis=2)
         result.wcs.ctype = ["RA---TAN-SIP", "DEC--TAN-SIP"]
         result.wcs.crpix = [x0 + 1, y0 + 1]
         result.wcs.crval = [middle.ra.deg, middle.dec.deg]
         result.wcs.cd = cd
         result.wcs.radesys = "ICRS"
-        result.sip = astropy.wcs.Sip(a, b, None, None, result.wcs.crpix)
+        result.sip = astro.wcs.Sip(a, b, None, None, result.wcs.crpix)
         result.wcs.set()
         distance = _pixel_distance(result, sky, x, y)
         if np.max(distance) <= 0.3 * TOLERANCE:
@@ -291,14 +288,14 @@ def _grid(shape: tuple[int, int], n: int = 9) -> tuple[Array, Array]:
     return x.ravel(), y.ravel()
 
 
-def _icrs(wcs: Any, x: Array, y: Array) -> astropy.coordinates.SkyCoord:
+def _icrs(wcs: Any, x: Array, y: Array) -> astro.coordinates.SkyCoord:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return wcs.pixel_to_world(x, y).icrs
 
 
 def _pixel_distance(
-    wcs: astropy.wcs.WCS, sky: astropy.coordinates.SkyCoord, x: Array, y: Array
+    wcs: astro.wcs.WCS, sky: astro.coordinates.SkyCoord, x: Array, y: Array
 ) -> Array:
     """Distance between positions on the sky and those of pixels, in local pixels.
 

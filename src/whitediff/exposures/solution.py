@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from astropy.table import Table
 
+from .. import astro
 from ..errors import ArgumentError, DataError
 from ..matching.stamp import KernelError
 from ..planes import copied, row_blocks
@@ -142,7 +142,7 @@ class Solution:
     alignment: Literal["auto", "interpolating", "adaptive"] | None = None
     registration: Correction | None = None
     box: Box | None = None
-    stars: Table | None = None
+    stars: astro.table.Table | None = None
     kernel_error: KernelError | None = None
     photon_factor: float = 0.0
     pixels: Array | None = None

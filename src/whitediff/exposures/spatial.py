@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
+import scipy
 
 from .. import decorrelation, fourier, planes
 from ..convolution import convolve_varying

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from astropy import units
-from astropy.table import Table
 
+from .. import astro
 from ..matching.candidates import Candidates, Sources
 from ..matching.solve import KernelFit
 from .model import Exposure
@@ -25,7 +24,7 @@ def star_table(
     science: Exposure,
     *,
     noise_known: bool = False,
-) -> Table:
+) -> astro.table.Table:
     """Every source that could have determined a kernel, and what became of it.
 
     Parameters
@@ -60,10 +59,10 @@ def star_table(
     if not noise_known:
         chi_square[candidates.chosen] = fit.residual_rms**2
         mean[candidates.chosen] = fit.residual_mean
-    table = Table()
+    table = astro.table.Table()
     for name, values, column_unit, description in (
-        ("x", sources.x + box.x.start, units.pixel, "column, pixel coordinates"),
-        ("y", sources.y + box.y.start, units.pixel, "row, pixel coordinates"),
+        ("x", sources.x + box.x.start, astro.units.pixel, "column, pixel coordinates"),
+        ("y", sources.y + box.y.start, astro.units.pixel, "row, pixel coordinates"),
         ("flux", sources.flux.astype(np.float32), unit, "science image, aperture"),
         ("signal_to_noise", sources.signal_to_noise.astype(np.float32), None, "of this flux"),
         ("candidate", candidate, None, "offered to the fit of the kernel"),

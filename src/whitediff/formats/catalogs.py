@@ -18,62 +18,19 @@ from astropy.table import QTable, Table
 
 from ..errors import FileFormatError, one_line
 from ..outputs import replacing, staged
+from ..paths import catalog_kind, regular
 from .files import opened, split_extension
 from .finished import finish
-from .limits import check_table, current, regular
+from .limits import check_table, current
 from .tables import known_unit, unit_text
 
-__all__ = ["check_catalog_path", "read_catalog", "write_catalog", "write_regions"]
+__all__ = ["read_catalog", "write_catalog", "write_regions"]
 
 type Array = npt.NDArray[Any]
 
-_KINDS = {
-    ".ecsv": "ecsv",
-    ".fits": "fits",
-    ".fit": "fits",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
-# CSV holds neither units nor metadata: whitediff reads it and does not write it.
-_READ = _KINDS | {".csv": "csv"}
 _NAMES = {"ecsv": "ECSV", "csv": "CSV", "parquet": "Parquet"}
 _META = "CATMETA"
 _COLORS = {"dipole": "magenta", "extended": "cyan", "artifact": "yellow"}
-
-
-def _kind(path: Path, kinds: dict[str, str]) -> str:
-    kind = kinds.get(path.suffix.lower())
-    if kind is None:
-        raise FileFormatError(
-            f"{path}: the kind of a catalogue goes by its name, which must end in"
-            f" {', '.join(list(kinds)[:-1])} or {list(kinds)[-1]}; this one ends in"
-            f" {path.suffix or 'nothing'}."
-        )
-    if kind == "parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise FileFormatError(
-                f"{path}: Parquet needs the package pyarrow, which is not installed; run pip"
-                " install 'whitediff[parquet]' or name the catalogue .ecsv or .fits."
-            ) from error
-    return kind
-
-
-def check_catalog_path(path: str | Path) -> None:
-    """Make sure that a catalogue of this name can be written, before any work is done.
-
-    Parameters
-    ----------
-    path
-        Catalogue.
-
-    Raises
-    ------
-    FileFormatError
-        If its name says no known kind, or its kind needs a package that is missing.
-    """
-    _kind(Path(path), _KINDS)
 
 
 def write_catalog(table: Table, path: str | Path, overwrite: bool = False) -> None:
@@ -103,7 +60,7 @@ def write_catalog(table: Table, path: str | Path, overwrite: bool = False) -> No
     """
     path = Path(path)
     write = {"ecsv": _write_ecsv, "fits": _write_fits, "parquet": _write_parquet}[
-        _kind(path, _KINDS)
+        catalog_kind(path, is_read=False)
     ]
     with replacing(path, overwrite=overwrite) as temporary:
         write(table, temporary)
@@ -131,7 +88,7 @@ def read_catalog(path: str | Path) -> QTable:
         If there is no such file, its kind is unknown, or it holds no table.
     """
     file, extension = split_extension(path)
-    kind = _kind(file, _READ)
+    kind = catalog_kind(file, is_read=True)
     regular(staged(file))
     if kind == "fits":
         return _read_fits(file, extension)
@@ -156,7 +113,7 @@ def _write_ecsv(table: Table, path: Path) -> None:
 
 
 def _read_text(path: Path) -> QTable:
-    return QTable.read(path, format=f"ascii.{_READ[path.suffix.lower()]}")
+    return QTable.read(path, format=f"ascii.{catalog_kind(path, is_read=True)}")
 
 
 def _plain(table: Table, name: str) -> tuple[Array, str, str]:

@@ -9,7 +9,6 @@ import itertools
 import logging
 import math
 import os
-import re
 import struct
 import time
 import types
@@ -25,16 +24,15 @@ from astropy.io.fits.hdu.compressed._compression import CfitsioException
 
 from ..errors import ArgumentError, DataError, FileFormatError, one_line
 from ..outputs import staged
+from ..paths import is_address, regular, split_name
 from .blocks import Block, Survey, survey
-from .limits import current, regular
+from .limits import current
 from .parts import KEYWORD, lost_parts
-from .remote import RemotePath, fetched, is_address
+from .remote import RemotePath, fetched
 
 __all__ = ["Extension", "lent", "opened", "remarks", "split_extension"]
 
 _log = logging.getLogger("whitediff.formats")
-
-_WITH_EXTENSION = re.compile(r"(?P<path>.+)\[(?P<extension>[^\[\]]+)\]")
 
 
 type Extension = str | int | tuple[str, int] | None
@@ -62,15 +60,9 @@ def split_extension(path: str | Path) -> tuple[Path, Extension]:
     """
     if isinstance(path, RemotePath):
         return path, None
-    text = os.fspath(path)
-    if is_address(text):
-        match = _WITH_EXTENSION.fullmatch(text)
-        address = text if match is None else match["path"]
-        return fetched(address), None if match is None else _parsed(match["extension"])
-    match = None if os.path.exists(text) else _WITH_EXTENSION.fullmatch(text)
-    if match is None:
-        return Path(text), None
-    return Path(match["path"]), _parsed(match["extension"])
+    name, extension = split_name(os.fspath(path))
+    file = fetched(name) if is_address(name) else Path(name)
+    return file, None if extension is None else _parsed(extension)
 
 
 def _parsed(text: str) -> Extension:

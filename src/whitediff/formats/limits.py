@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ArgumentError, FileFormatError
-from .remote import is_address
+from ..paths import is_address, regular
 
 __all__ = [
     "VARIABLE",
@@ -25,7 +25,6 @@ __all__ = [
     "current",
     "leads_to",
     "machine_memory",
-    "regular",
     "within",
 ]
 
@@ -228,36 +227,6 @@ def _bytes(size: int) -> str:
         if size >= unit:
             return f"{min(size / unit, 1e9):.3g} {name}"
     return f"{size} bytes"
-
-
-def regular(path: Path) -> None:
-    """Make sure that a path is that of a regular file, before anything opens it.
-
-    Parameters
-    ----------
-    path
-        File.
-
-    Raises
-    ------
-    FileFormatError
-        If there is none, or it is empty, a directory, a pipe or a device.
-    """
-    try:
-        exists, is_file, is_dir = path.exists(), path.is_file(), path.is_dir()
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{str(path)!r}: is no name of a file.") from error
-    if not exists:
-        raise FileFormatError(f"{path}: no such file.")
-    if is_dir:
-        raise FileFormatError(f"{path}: is a directory, not a file.")
-    if not is_file:
-        raise FileFormatError(
-            f"{path}: is a pipe or a device, and no regular file; store what it gives in one."
-        )
-    # Those of the system's that give something only as it comes have this size, too.
-    if path.stat().st_size == 0:
-        raise FileFormatError(f"{path}: is empty; copy or download it again.")
 
 
 def leads_to(name: str, beside: Path) -> tuple[Path | None, bool]:

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import importlib
 import logging
-import re
 import shutil
 import tempfile
 import threading
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileFormatError, one_line
+from ..paths import without_fsspec
 
-__all__ = ["RemotePath", "fetched", "is_address"]
+__all__ = ["RemotePath", "fetched"]
 
 _log = logging.getLogger("whitediff.formats")
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
 _BLOCK = 1 << 22
 
 _lock = threading.Lock()
@@ -76,22 +75,6 @@ class RemotePath(type(Path())):  # type: ignore[misc]
         return getattr(self, "_address", super().__str__())
 
 
-def is_address(text: str) -> bool:
-    """Whether a name is an address such as ``https://…``, ``s3://…`` or ``gs://…``.
-
-    Parameters
-    ----------
-    text
-        Name of a file.
-
-    Returns
-    -------
-    found
-        True or False.
-    """
-    return _ADDRESS.match(text) is not None
-
-
 def fetched(address: str) -> RemotePath:
     """Fetch a remote file, unless that was done before.
 
@@ -117,10 +100,7 @@ def fetched(address: str) -> RemotePath:
         try:
             fsspec = importlib.import_module("fsspec")
         except ImportError as error:
-            raise FileFormatError(
-                f"{address}: remote files are read with fsspec, which is not installed; install"
-                " whitediff[remote]."
-            ) from error
+            raise without_fsspec(address) from error
         directory = Path(tempfile.mkdtemp(prefix="whitediff-"))
         name = address.rstrip("/").rsplit("/", 1)[-1].partition("?")[0] or "file.fits"
         try:

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
-import scipy.optimize
+import scipy
 
 from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..polynomials import chebyshev_products, chebyshev_terms

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
-import scipy.sparse
+import scipy
 
 __all__ = ["FineTable", "fitted_rings", "fitted_table"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.special
+import scipy
 
 from ..polynomials import chebyshev_products
 from ..stats import median_deviation

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
+import scipy
 
 from ..threads import single_threaded_algebra
 from .basis import KernelBasis

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import scipy.special
+import scipy
 
 __all__ = ["SEARCHED", "Locus", "Shapes", "find_locus", "windowed_shapes"]
 

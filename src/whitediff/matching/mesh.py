@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
-import scipy.ndimage
+import scipy
 
 from ..planes import filled
 from ..polynomials import chebyshev_products, chebyshev_terms

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
-import scipy.linalg
+import scipy
 
 from ..errors import ArgumentError
 from ..noise import NoiseCovariance, coloured

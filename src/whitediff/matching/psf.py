@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
-import scipy.optimize
-import scipy.special
+import scipy
 
 from ..errors import ArgumentError, DataError
 from ..interpolation import patched

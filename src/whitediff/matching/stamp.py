@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
-import scipy.ndimage
-import scipy.special
+import scipy
 
 from ..errors import ArgumentError, DataError
 from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum

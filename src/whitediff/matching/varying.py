@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
-import scipy.ndimage
+import scipy
 
 from ..stats import robust_sigma
 from ..threads import in_threads, single_threaded_algebra

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.spatial
-import scipy.special
+import scipy
 
 from .stars import StarList
 from .transformation import Affine, fit_affine

@@ -24,7 +24,8 @@ __all__ = ["bps_file", "pipeline_file", "pipelines", "run_pipeline"]
 
 _PRELOADED = (
     *("lsst.ctrl.mpexec", "lsst.pipe.base.mp_graph_executor", "lsst.daf.butler"),
-    *("whitediff.tasks", "whitediff.rubin.formatters", "reproject", "sep", "scipy.ndimage"),
+    *("whitediff.tasks", "whitediff.rubin.formatters", "sep", "astropy.table"),
+    *("scipy.ndimage", "scipy.optimize", "scipy.spatial"),
 )
 _EMPTY = "QuantumGraph was empty"
 _log = logging.getLogger("whitediff.rubin")

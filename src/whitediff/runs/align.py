@@ -7,10 +7,10 @@ import logging
 from .. import __version__, formats
 from ..exposures.alignment import aligned
 from ..exposures.resampling import Resampled, ResamplingOptions, turned
-from ..outputs import check_output
 from ..progress import stages
 from .inputs import name_of, path_of, read_image, read_input, read_psf
 from .options import AlignOptions
+from .refusals import check_given
 from .running import running
 
 __all__ = ["run_alignment"]
@@ -41,8 +41,7 @@ def run_alignment(template: object, science: object, options: AlignOptions) -> R
         One of its kinds, whose message names the file at fault.
     """
     names = path_of(template), path_of(science)
-    if options.output is not None:
-        check_output(options.output, overwrite=options.overwrite, inputs=names)
+    check_given(options, template, science)
     how = ResamplingOptions(
         method=options.method,
         noise=options.noise,

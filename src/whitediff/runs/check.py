@@ -23,7 +23,7 @@ from ..diagnostics.measure import (
     whiteness,
     whiteness_with_map,
 )
-from ..diagnostics.plots import check_matplotlib, plot_whiteness
+from ..diagnostics.plots import plot_whiteness
 from ..errors import ArgumentError, DataError, WhitediffError
 from ..exposures import masks
 from ..exposures.model import Exposure
@@ -32,12 +32,12 @@ from ..formats.files import opened, split_extension
 from ..formats.headers import unescaped
 from ..formats.limits import leads_to
 from ..formats.record import is_score
-from ..outputs import check_apart, check_output
 from ..progress import stages
 from ..sources import detect_sources
-from .inputs import name_of, path_of, read_image
-from .numbers import is_stream, write_numbers
+from .inputs import name_of, read_image
+from .numbers import write_numbers
 from .options import CheckOptions
+from .refusals import check_given, is_stream
 from .running import running
 
 __all__ = ["Checked", "run_check"]
@@ -141,7 +141,7 @@ def run_check(image: object, options: CheckOptions) -> Checked:
     WhitediffError
         One of its kinds, whose message names the file at fault.
     """
-    _check_outputs(image, options)
+    check_given(options, image)
     name = name_of(image, "image")
     with running(options.running), stages("Checking", 4) as begin:
         begin("reading")
@@ -179,17 +179,6 @@ def run_check(image: object, options: CheckOptions) -> Checked:
         if output is not None and not is_stream(output):
             log.info("%s: written.", output)
     return checked
-
-
-def _check_outputs(image: object, options: CheckOptions) -> None:
-    outputs = [
-        each for each in (options.json, options.plot) if each is not None and not is_stream(each)
-    ]
-    check_apart(outputs)
-    for output in outputs:
-        check_output(output, overwrite=options.overwrite, inputs=(path_of(image),))
-    if options.plot is not None:
-        check_matplotlib()
 
 
 def _is_file_of_score(image: object) -> bool:

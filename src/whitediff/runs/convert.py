@@ -9,9 +9,9 @@ from ..errors import ArgumentError
 from ..formats.describe import product_extensions
 from ..formats.record import history_cards
 from ..formats.registry import writers
-from ..outputs import check_output
 from .inputs import read_psf
 from .options import ConvertOptions
+from .refusals import check_given
 from .running import running
 
 __all__ = ["run_conversion"]
@@ -39,7 +39,7 @@ def run_conversion(file: str, kernel: str | None, options: ConvertOptions) -> No
     output = options.output
     if output is None:
         raise ArgumentError("Nothing to write: give output.")
-    check_output(output, overwrite=options.overwrite, inputs=(file, kernel))
+    check_given(options, file, kernel)
     with running(options.running, output):
         if kernel is None and options.variance is not None:
             found = formats.Difference(formats.read_exposure(file, variance=options.variance))

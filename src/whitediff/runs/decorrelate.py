@@ -18,12 +18,12 @@ from ..exposures.pipeline import mark_sources
 from ..exposures.regions import Region, decorrelate_regions
 from ..formats import Difference
 from ..formats.headers import wcs_cards
-from ..outputs import check_output
 from ..progress import stages
 from ..reading import ReadingOptions, VarianceSource, option_cards
 from .cards import Cards, decorrelation_cards, report_inputs_floor
 from .inputs import check_usable, name_of, path_of, read_image, read_input, read_kernel, read_psf
 from .options import DecorrelateOptions
+from .refusals import check_given
 from .running import running
 
 __all__ = ["complete_planes", "run_decorrelation"]
@@ -72,8 +72,7 @@ def run_decorrelation(
         One of its kinds, whose message names the file at fault.
     """
     paths = [path_of(each) for each in (science, template, difference, kernel)]
-    if options.output is not None:
-        check_output(options.output, overwrite=options.overwrite, inputs=paths)
+    check_given(options, science, template, difference, kernel)
     names = _Names(
         name_of(science, "science image"),
         name_of(template, "template"),

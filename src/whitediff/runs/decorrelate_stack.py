@@ -16,20 +16,18 @@ from ..exposures.stacks import (
     StackOptions,
     decorrelate_stack,
 )
-from ..outputs import check_output
 from ..progress import stages
 from ..reading import ReadingOptions
 from .cards import Cards, report_noise_floor
 from .decorrelate import complete_planes
 from .inputs import name_of, path_of, read_image, read_input, read_kernel, read_psf
 from .options import DecorrelateStackOptions
+from .refusals import UNCONVOLVED, check_given
 from .running import running
 
 __all__ = ["run_stack_decorrelation"]
 
 log = logging.getLogger("whitediff.runs")
-
-_UNCONVOLVED = "-"
 
 
 def run_stack_decorrelation(
@@ -57,10 +55,7 @@ def run_stack_decorrelation(
     members = (*options.science, *options.template)
     name = name_of(difference, "difference")
     paths = tuple(name_of(path, "image") for path, _ in members)
-    if options.output is not None:
-        kernels = (path_of(kernel) for _, kernel in members)
-        read = [path_of(difference), path_of(options.kernel), *paths, *kernels]
-        check_output(options.output, overwrite=options.overwrite, inputs=read)
+    check_given(options, difference)
     weights = {"science": options.science_weights, "template": options.template_weights}
     _check_weights(weights, options)
     how = StackOptions(
@@ -155,7 +150,7 @@ def _difference(given: object, name: str, options: DecorrelateStackOptions) -> E
 
 
 def _member(path: object, kernel: object, exposure: Exposure, weight: float) -> StackMember:
-    is_unconvolved = kernel is None or (isinstance(kernel, str) and kernel == _UNCONVOLVED)
+    is_unconvolved = kernel is None or (isinstance(kernel, str) and kernel == UNCONVOLVED)
     return StackMember(
         exposure=read_input(path, ReadingOptions()),
         kernel=None if is_unconvolved else read_kernel(kernel, exposure.bbox),

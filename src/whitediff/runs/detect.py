@@ -16,13 +16,13 @@ from ..exposures.catalog import headline
 from ..exposures.detection import DetectionOptions, detect, forced_photometry
 from ..exposures.model import Exposure
 from ..exposures.noise import without_sentinels
-from ..formats.catalogs import check_catalog_path, read_catalog, write_catalog, write_regions
+from ..formats.catalogs import read_catalog, write_catalog, write_regions
 from ..formats.record import given_zero_point, is_score, score_depth
-from ..outputs import check_apart, check_output
 from ..progress import stages
 from ..reading import ReadingOptions
 from .inputs import name_of, path_of, read_image, read_psf
 from .options import DetectOptions, MeasureOptions
+from .refusals import check_given
 from .running import running
 
 __all__ = ["read_positions", "run_detection", "run_measurement"]
@@ -54,8 +54,8 @@ def run_detection(difference: object, options: DetectOptions) -> Table:
         if options.score is not None:
             raise UsageError("--score finds sources, --at takes given ones: give one of them.")
         return run_measurement(difference, options.at, options.measure)
+    check_given(options, difference)
     measure = options.measure
-    _check_outputs(difference, measure)
     with running(measure.running), stages("Detecting", 3) as begin:
         begin("reading")
         exposure, how = _difference(difference, measure)
@@ -97,7 +97,7 @@ def run_measurement(difference: object, at: object, options: MeasureOptions) -> 
     WhitediffError
         One of its kinds, whose message names the file at fault.
     """
-    _check_outputs(difference, options)
+    check_given(options, difference, at if isinstance(at, str) else ())
     with running(options.running), stages("Measuring", 3) as begin:
         begin("reading")
         positions = read_positions(at)
@@ -138,15 +138,6 @@ def read_positions(given: object) -> Table:
             f"the table of positions: is {type(given).__name__}, and no table; give a file, an"
             " astropy Table, or columns by their names."
         ) from error
-
-
-def _check_outputs(difference: object, options: MeasureOptions) -> None:
-    outputs = [each for each in (options.output, options.regions) if each is not None]
-    check_apart(outputs)
-    if options.output is not None:
-        check_catalog_path(options.output)
-    for path in outputs:
-        check_output(path, overwrite=options.overwrite, inputs=(path_of(difference),))
 
 
 def _finish(

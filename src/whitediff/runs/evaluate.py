@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..errors import ArgumentError, DataError
 from ..exposures.evaluation import EvaluationOptions, Setting, evaluate
 from ..exposures.model import Exposure
 from ..exposures.simulated import simulated_exposure
+from ..extras import is_installed
 from ..formats.catalogs import write_catalog
 from ..outputs import check_output
 from ..progress import counted, stages
@@ -31,6 +31,7 @@ from .inputs import name_of, path_of, read_input, read_psf
 from .numbers import write_numbers
 from .options import EvaluateOptions
 from .recipes import as_asked, recipe_of
+from .refusals import check_given
 from .running import running
 from .simulate import simulation_options
 from .subtract import read_solutions, solutions_by_kind
@@ -121,6 +122,7 @@ def run_evaluation(
     WhitediffError
         One of its kinds, whose message names the file at fault.
     """
+    check_given(options, science, template)
     names = _outputs(options)
     read = read_solutions(options.kernel)
     stored = solutions_by_kind(read)
@@ -191,7 +193,7 @@ def _outputs(options: EvaluateOptions) -> list[str]:
 
 
 def _can_draw() -> bool:
-    if importlib.util.find_spec("matplotlib") is not None:
+    if is_installed("matplotlib"):
         return True
     log.warning("No picture: it needs matplotlib (pip install 'whitediff[plot]').")
     return False

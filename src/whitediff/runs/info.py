@@ -6,9 +6,9 @@ import logging
 from collections.abc import Sequence
 
 from ..formats.describe import Description, describe
-from ..outputs import check_output
-from .numbers import is_stream, write_numbers
+from .numbers import write_numbers
 from .options import InfoOptions
+from .refusals import check_given
 from .running import running
 
 __all__ = ["run_description"]
@@ -34,8 +34,7 @@ def run_description(files: Sequence[str], options: InfoOptions) -> list[Descript
     FileFormatError
         If nothing in a file can be understood.
     """
-    if options.json is not None and not is_stream(options.json):
-        check_output(options.json, overwrite=options.overwrite, inputs=files)
+    check_given(options, *files)
     logger = logging.getLogger("whitediff")
     reading = logging.getLogger("whitediff.formats")
     muted = [(handler, _is_of_others) for handler in logger.handlers]

@@ -13,15 +13,15 @@ from ..errors import ArgumentError, UsageError, WhitediffError
 from ..exposures import injection
 from ..exposures.model import Exposure
 from ..exposures.preparation import with_own_psf
-from ..formats.catalogs import check_catalog_path, write_catalog
+from ..formats.catalogs import write_catalog
 from ..formats.units import photon_header
-from ..outputs import check_apart, check_output
 from ..progress import stages
 from ..reading import ReadingOptions
 from .cards import Cards
 from .detect import read_positions
 from .inputs import name_of, path_of, read_image, read_input, read_psf
 from .options import InjectOptions
+from .refusals import check_given
 from .running import running
 
 __all__ = ["Injected", "photon_gain", "run_injection"]
@@ -65,7 +65,8 @@ def run_injection(science: object, options: InjectOptions) -> Injected:
     WhitediffError
         One of its kinds, whose message names the file at fault.
     """
-    _check(science, options)
+    _check_usage(options)
+    check_given(options, science)
     name, path = name_of(science, "science image"), path_of(science)
     seed = 1 if options.seed is None else options.seed
     rng = np.random.default_rng(seed)
@@ -130,8 +131,8 @@ def run_injection(science: object, options: InjectOptions) -> Injected:
     return Injected(injected, table)
 
 
-def _check(science: object, options: InjectOptions) -> None:
-    """Refuse options that contradict each other, and outputs that cannot be written."""
+def _check_usage(options: InjectOptions) -> None:
+    """Refuse options that contradict each other."""
     if (options.sources is None) == (options.random is None):
         raise UsageError("Give either --sources or --random.")
     given = {
@@ -142,13 +143,6 @@ def _check(science: object, options: InjectOptions) -> None:
     useless = [f"--{name}" for name, value in given.items() if value is not None]
     if options.sources is not None and useless:
         raise UsageError(f"{', '.join(useless)}: only has a meaning with --random; leave it out.")
-    outputs = [each for each in (options.output, options.truth) if each is not None]
-    check_apart(outputs)
-    for path in outputs:
-        inputs = (path_of(science), path_of(options.sources))
-        check_output(path, overwrite=options.overwrite, inputs=inputs)
-    if options.truth is not None:
-        check_catalog_path(options.truth)
 
 
 def _random(exposure: Exposure, options: InjectOptions, rng: np.random.Generator) -> Table:

@@ -6,8 +6,8 @@ import logging
 
 from ..errors import ArgumentError
 from ..formats.export import read_stamps, write_stamps
-from ..outputs import check_output
 from .options import KernelOptions
+from .refusals import check_given
 from .running import running
 
 __all__ = ["run_kernel"]
@@ -33,7 +33,7 @@ def run_kernel(file: str, options: KernelOptions) -> None:
     output = options.output
     if output is None:
         raise ArgumentError("Nothing to write: give output.")
-    check_output(output, overwrite=options.overwrite, inputs=(file,))
+    check_given(options, file)
     if options.whole and options.at:
         raise ArgumentError(f"{output}: --whole writes it for all positions; leave out --at.")
     with running(options.running):

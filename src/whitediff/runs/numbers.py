@@ -16,8 +16,9 @@ from ..errors import DataError
 from ..exposures import masks
 from ..exposures.model import Exposure
 from ..outputs import replacing
+from .refusals import is_stream
 
-__all__ = ["NUMBERS", "is_stream", "noise_of", "numbers_of", "write_numbers"]
+__all__ = ["NUMBERS", "noise_of", "numbers_of", "write_numbers"]
 
 NUMBERS = {
     "WDCONV": "convolved",
@@ -71,22 +72,6 @@ def numbers_of(values: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and not (isinstance(value, float) and not math.isfinite(value)):
             found[name] = value
     return found
-
-
-def is_stream(path: Path) -> bool:
-    """Whether an output is not a file, but standard output.
-
-    Parameters
-    ----------
-    path
-        Output.
-
-    Returns
-    -------
-    is_stream
-        True for ``-``.
-    """
-    return str(path) == "-"
 
 
 def write_numbers(path: Path, numbers: Any, *, overwrite: bool = False) -> None:

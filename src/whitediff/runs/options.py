@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from ..extras import check_adaptive, check_drawing, check_pillow
 from ..options import declarations, declared, part
+from ..paths import check_catalog_path
 from ..reading import ReadingOptions, VarianceSource, number_or_variance
 
 __all__ = [
@@ -246,7 +249,10 @@ class RecipeOptions:
         group=_ALIGNMENT,
     )
     align_method: Literal["auto", "interpolating", "adaptive"] = declared(
-        "auto", "Method of resampling, as for whitediff align.", group=_ALIGNMENT
+        "auto",
+        "Method of resampling, as for whitediff align.",
+        group=_ALIGNMENT,
+        check=check_adaptive,
     )
     no_cosmic_rays: bool = declared(
         False,
@@ -304,7 +310,13 @@ SETTLED_OPTIONS = (*FIT_OPTIONS, "science_psf", "template_psf")
 _OUTPUTS, _INPUTS, _SEARCH, _SOURCES = "Outputs", "Inputs", "Detection", "Sources"
 
 
-def _output(text: str, *, required: bool = False, short: str = "") -> Path | None:
+def _output(
+    text: str,
+    *,
+    required: bool = False,
+    short: str = "",
+    check: Callable[[Path], None] | None = None,
+) -> Path | None:
     """Option that names a file to write."""
     field: Path | None = declared(
         None,
@@ -314,6 +326,7 @@ def _output(text: str, *, required: bool = False, short: str = "") -> Path | Non
         is_output=True,
         required=required,
         short=short,
+        check=check,
     )
     return field
 
@@ -365,13 +378,16 @@ class SubtractOptions:
     )
     catalog: Path | None = _output(
         "Catalogue to write of the sources found (whitediff detect), on the score where one is"
-        " made: ECSV, CSV, FITS table or Parquet by its name."
+        " made: ECSV, CSV, FITS table or Parquet by its name.",
+        check=check_catalog_path,
     )
     report: Path | None = _output(
-        "Web page to write on which to judge the result (whitediff report)."
+        "Web page to write on which to judge the result (whitediff report).",
+        check=lambda _: check_pillow(),
     )
     plot: Path | None = _output(
-        "Picture to write (PNG): science image, template and difference, with the sources found."
+        "Picture to write (PNG): science image, template and difference, with the sources found.",
+        check=lambda _: check_drawing(),
     )
     json: Path | None = _output("File to write the numbers of the result to; - prints them.")
     compress: bool = _compress()
@@ -525,6 +541,7 @@ class AlignOptions:
         "Cubic splines (interpolating), or averages with a Gaussian (adaptive; DeForest 2004),"
         " which auto takes where the template's pixels are more than 1.5 times finer.",
         group=_ALIGNMENT,
+        check=check_adaptive,
     )
     noise: Literal["auto", "white", "measured"] = declared(
         "auto",
@@ -559,6 +576,7 @@ class MeasureOptions:
     zero_point: float | None = _zero_point("that of subtract, else the header's, such as MAGZERO")
     output: Path | None = _output(
         "Catalogue to write: ECSV, CSV, FITS table or Parquet by its name.",
+        check=check_catalog_path,
         required=True,
         short="o",
     )
@@ -653,7 +671,7 @@ class CheckOptions:
         metavar="ROWSxCOLUMNS",
     )
     json: Path | None = _output("File to write the numbers to; - prints them.")
-    plot: Path | None = _output("Picture to write (PNG).")
+    plot: Path | None = _output("Picture to write (PNG).", check=lambda _: check_drawing())
     overwrite: bool = _overwrite()
     running: RunningOptions = part(RunningOptions, without=("memory",))
 
@@ -671,7 +689,9 @@ class ReportOptions:
     catalog: object = _input(
         "Detections on OUT  [default: they are detected, as by whitediff detect]."
     )
-    output: Path | None = _output("Page (HTML) to write.", required=True, short="o")
+    output: Path | None = _output(
+        "Page (HTML) to write.", required=True, short="o", check=lambda _: check_pillow()
+    )
     overwrite: bool = _overwrite()
     running: RunningOptions = part(RunningOptions, without=("memory",))
 
@@ -681,7 +701,7 @@ class InjectOptions:
     """Options of ``whitediff inject``."""
 
     output: Path | None = _output("Image to write.", required=True, short="o")
-    truth: Path | None = _output("Catalogue to write of what was added.")
+    truth: Path | None = _output("Catalogue to write of what was added.", check=check_catalog_path)
     compress: bool = _compress()
     overwrite: bool = _overwrite()
     sources: object = declared(

@@ -9,7 +9,6 @@ import numpy as np
 from astropy.table import Table
 
 from .. import formats
-from ..diagnostics.pictures import check_pillow
 from ..diagnostics.report import ReportInput, write_report
 from ..errors import ArgumentError, FileFormatError, WhitediffError
 from ..exposures.detection import DetectionOptions, detect
@@ -19,11 +18,11 @@ from ..exposures.solution import Solution
 from ..formats.files import split_extension
 from ..formats.limits import leads_to
 from ..formats.record import Record, read_record
-from ..outputs import check_output
 from ..progress import stages
 from .detect import read_positions
 from .inputs import name_of, path_of, read_image
 from .options import ReportOptions
+from .refusals import check_given
 from .running import running
 
 __all__ = ["report_on", "run_report"]
@@ -54,11 +53,9 @@ def run_report(image: str, options: ReportOptions) -> dict[str, Any]:
     WhitediffError
         One of its kinds, whose message names the file at fault.
     """
-    output = options.output
-    if output is None:
+    if options.output is None:
         raise ArgumentError("Nothing to write: give output.")
-    check_output(output, overwrite=options.overwrite, inputs=(image,))
-    check_pillow()
+    check_given(options, image)
     record = read_record(image)
     given = {
         name: _input(name, keyword, one, image, record)

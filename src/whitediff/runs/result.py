@@ -12,7 +12,6 @@ from typing import Any
 from astropy.table import Table
 
 from ..diagnostics.measure import ScoreNoise, Whiteness
-from ..diagnostics.pictures import check_pillow
 from ..diagnostics.report import ReportInput
 from ..errors import DataError
 from ..exposures.cutouts import Cutout, CutoutFlux
@@ -24,16 +23,16 @@ from ..exposures.pipeline import Kind
 from ..exposures.solution import Solution
 from ..formats.catalogs import write_catalog
 from ..formats.own.write import cards_as_header
-from ..outputs import check_output
 from ..progress import stages
 from .cards import values_of
 from .inputs import name_of, path_of, read_image
 from .numbers import noise_of, numbers_of, write_numbers
 from .options import ReportOptions, SubtractOptions
 from .picture import draw
+from .refusals import check_given
 from .report import report_on
 from .running import running
-from .subtract import Finished, check_has_psf, check_outputs, finished_products, outputs_of
+from .subtract import Finished, check_has_psf, finished_products, outputs_of
 
 __all__ = ["Quality", "Result", "subtract_in_memory"]
 
@@ -211,9 +210,8 @@ class Result:
         data
             Numbers of the page.
         """
-        output = Path(path)
-        check_output(output, overwrite=overwrite)
-        check_pillow()
+        options = ReportOptions(output=Path(path), overwrite=overwrite)
+        check_given(options)
         science, template = self._given
         score = self._made.get("score")
         files = {"science image": path_of(science), "template": path_of(template)}
@@ -231,7 +229,7 @@ class Result:
             log=self._first.record.table(),
             files={what: name for what, name in files.items() if name is not None},
         )
-        return report_on(made, ReportOptions(output=output, overwrite=overwrite))
+        return report_on(made, options)
 
     def write(self, path: str | Path, *, compress: bool = False, overwrite: bool = False) -> None:
         """Write the difference as ``whitediff subtract`` does.
@@ -298,7 +296,7 @@ def subtract_in_memory(science: object, template: object, options: SubtractOptio
     WhitediffError
         One of its kinds, whose message names the file at fault.
     """
-    check_outputs(science, template, options)
+    check_given(options, science, template)
     outputs = outputs_of(options)
     wanted: list[Kind] = ["difference", *(kind for kind in outputs if kind != "difference")]
     with running(options.running, next(iter(outputs.values()), None)):

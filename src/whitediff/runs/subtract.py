@@ -14,10 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import formats
-from ..diagnostics.pictures import check_pillow
-from ..diagnostics.plots import check_matplotlib
 from ..errors import ArgumentError, WhitediffError
-from ..exposures.catalog import check_zero_point, depth_text
 from ..exposures.depth import Depth
 from ..exposures.depth import depth as depth_of
 from ..exposures.fields import ChebyshevField
@@ -25,9 +22,8 @@ from ..exposures.model import Exposure
 from ..exposures.pipeline import KINDS, Kind, Made, Pipeline
 from ..exposures.preparation import template_coverage
 from ..exposures.solution import Solution
-from ..formats.catalogs import check_catalog_path
+from ..exposures.zero_points import check_zero_point, depth_text
 from ..options import declarations, given_words
-from ..outputs import check_apart, check_output
 from ..progress import stages
 from .cards import (
     Cards,
@@ -39,11 +35,12 @@ from .cards import (
 )
 from .detect import run_detection
 from .inputs import name_of, path_of, read_input, read_psf
-from .numbers import is_stream, numbers_of, write_numbers
+from .numbers import numbers_of, write_numbers
 from .options import DetectOptions, MeasureOptions, ReportOptions, SubtractOptions
 from .picture import draw, found_on
 from .recipes import as_asked, recipe_of
 from .record import RunRecord, recorded
+from .refusals import check_given
 from .report import run_report
 from .running import running
 
@@ -51,7 +48,6 @@ __all__ = [
     "Finished",
     "Written",
     "check_has_psf",
-    "check_outputs",
     "finished_products",
     "outputs_of",
     "read_solutions",
@@ -172,7 +168,7 @@ def run_subtraction(
     wanted = outputs_of(options)
     if not wanted:
         raise ArgumentError("Nothing to write: give output, score_output or matched_output.")
-    check_outputs(science, template, options)
+    check_given(options, science, template)
     written: list[Written] = []
     drawn: Made | None = None
     score: Exposure | None = None
@@ -229,34 +225,6 @@ def outputs_of(options: SubtractOptions) -> dict[Kind, Path]:
         "score": options.score_output,
     }
     return {kind: path for kind, path in named.items() if path is not None}
-
-
-def check_outputs(science: object, template: object, options: SubtractOptions) -> None:
-    """Refuse outputs that cannot be written, before any work is done.
-
-    Parameters
-    ----------
-    science, template, options
-        As for `run_subtraction`.
-
-    Raises
-    ------
-    WhitediffError
-        One of its kinds.
-    """
-    further = (options.catalog, options.report, options.plot, options.json)
-    outputs = [*outputs_of(options).values(), *(each for each in further if each is not None)]
-    check_apart(outputs)
-    for path in outputs:
-        if not is_stream(path):
-            inputs = (path_of(science), path_of(template), *map(path_of, options.kernel))
-            check_output(path, overwrite=options.overwrite, inputs=inputs)
-    if options.catalog is not None:
-        check_catalog_path(options.catalog)
-    if options.report is not None:
-        check_pillow()
-    if options.plot is not None:
-        check_matplotlib()
 
 
 def check_has_psf(made: Made, science: str) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from ..dates import is_reproducible
 from ..errors import ArgumentError, FileFormatError
 from ..formats.files import split_extension
-from ..formats.limits import regular
 from ..interruptions import uninterrupted
 from ..outputs import replacing
+from ..paths import regular
 
 __all__ = ["Journal", "Record", "exclusive", "file_state", "is_intact", "output_state"]
 

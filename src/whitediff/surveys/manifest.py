@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, FileFormatError, WhitediffError, one_line
-from ..exposures.catalog import check_zero_point
+from ..exposures.zero_points import check_zero_point
 from ..formats.files import split_extension
 from ..formats.limits import check_table
 from ..options import Declaration

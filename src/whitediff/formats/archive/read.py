@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import logging
 import os
 from pathlib import Path
@@ -45,6 +46,9 @@ type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.formats")
 
+_BANDPASS = "read_bandpass"
+"""Method that Piff expects of its readers from version 1.7 on."""
+
 
 def read_object(path: Path) -> Any:
     """Read whatever an archive holds.
@@ -69,9 +73,20 @@ def read_object(path: Path) -> Any:
     try:
         return lsst.images.serialization.read_archive(os.fspath(staged(path)), format="fits")
     except Exception as error:
-        raise FileFormatError(
-            f"{path}: cannot be read as an lsst.images archive ({one_line(error)}); is it complete?"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> FileFormatError:
+    """Error of an archive of which lsst.images makes nothing."""
+    if isinstance(error, AttributeError) and error.name == _BANDPASS:
+        images, piff = (importlib.metadata.version(name) for name in ("lsst-images", "piff"))
+        return FileFormatError(
+            f"{path}: its PSF is a model of Piff, and lsst-images {images} does not read these with"
+            f" Piff {piff}; install an older Piff (pip install 'piff<1.7') or a newer lsst-images."
+        )
+    return FileFormatError(
+        f"{path}: cannot be read as an lsst.images archive ({one_line(error)}); is it complete?"
+    )
 
 
 def read(path: Path, *, box: Box | None = None) -> Exposure:
@@ -196,9 +211,7 @@ def _plain_planes(path: Path, hdus: astropy.io.fits.HDUList, part: Box | None) -
             first = lsst.images.Box.from_shape((1, 1), start=own.start)
             pixel = tree.deserialize(archive, bbox=first)
     except Exception as error:
-        raise FileFormatError(
-            f"{path}: cannot be read as an lsst.images archive ({one_line(error)}); is it complete?"
-        ) from error
+        raise _unreadable(path, error) from error
     image, bits, variance = (hdu.data for hdu in found)
     whole = box = foreign.box_of(own)
     if part is not None:

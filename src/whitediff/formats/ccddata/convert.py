@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import astropy.io.fits
-import astropy.nddata
 import astropy.units as u
 import numpy as np
 import numpy.typing as npt
 
+from ... import astro
 from ...errors import ArgumentError, one_line
 from ...exposures import masks
 from ...exposures.boxes import Box
@@ -26,10 +26,10 @@ __all__ = ["from_ccddata", "to_ccddata"]
 type Array = npt.NDArray[Any]
 type UncertaintyKind = Literal["variance", "sigma", "weight"]
 
-_KINDS: dict[UncertaintyKind, Any] = {
-    "variance": astropy.nddata.VarianceUncertainty,
-    "sigma": astropy.nddata.StdDevUncertainty,
-    "weight": astropy.nddata.InverseVariance,
+_KINDS: dict[UncertaintyKind, str] = {
+    "variance": "VarianceUncertainty",
+    "sigma": "StdDevUncertainty",
+    "weight": "InverseVariance",
 }
 
 
@@ -182,7 +182,7 @@ def _variance(data: Any, image: Array, name: str) -> Array | None:
     if uncertainty is None:
         return None
     try:
-        converted = uncertainty.represent_as(astropy.nddata.VarianceUncertainty)
+        converted = uncertainty.represent_as(astro.nddata.VarianceUncertainty)
         values = np.asarray(converted.array, dtype=np.float64)
         unit, wanted = converted.unit, getattr(data, "unit", None)
         if unit is not None and wanted is not None and unit != wanted**2:
@@ -204,7 +204,7 @@ def _variance(data: Any, image: Array, name: str) -> Array | None:
 
 def to_ccddata(
     exposure: Exposure, *, uncertainty: UncertaintyKind = "variance"
-) -> astropy.nddata.CCDData:
+) -> astro.nddata.CCDData:
     """Make astropy's CCDData of an exposure.
 
     Parameters
@@ -235,7 +235,7 @@ def to_ccddata(
             "sigma": lambda: np.sqrt(variance),
             "weight": lambda: 1 / variance,
         }[uncertainty]()
-    flags = astropy.nddata.FlagCollection(shape=image.shape)
+    flags = astro.nddata.FlagCollection(shape=image.shape)
     for plane in exposure.mask.names:
         flags[plane] = exposure.mask.get(plane)
     meta = without_wcs(exposure.header)
@@ -247,10 +247,10 @@ def to_ccddata(
     psf = None
     if exposure.psf is not None:
         psf = exposure.psf.at(x=exposure.bbox.x.center, y=exposure.bbox.y.center)
-    return astropy.nddata.CCDData(
+    return astro.nddata.CCDData(
         image.copy(),
         unit=u.adu if exposure.unit is None else exposure.unit,
-        uncertainty=_KINDS[uncertainty](values),
+        uncertainty=getattr(astro.nddata, _KINDS[uncertainty])(values),
         mask=masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES) | ~np.isfinite(image),
         flags=flags,
         wcs=exposure.wcs,

@@ -165,6 +165,30 @@ class TrustedReader:
         ra, dec = (float(np.atleast_1d(hdu.data[column])[0]) for column in ("ra", "dec"))
         return wcs, galsim.CelestialCoord(ra * galsim.hours, dec * galsim.degrees)
 
+    def read_bandpass(self, name: str) -> None:
+        """Band through which a model sees, which Piff asks for from version 1.7 on.
+
+        Parameters
+        ----------
+        name
+            Of the table.
+
+        Returns
+        -------
+        bandpass
+            None: models that depend on the wavelength are not read.
+
+        Raises
+        ------
+        FileFormatError
+            If there is one.
+        """
+        if self._table(name) is not None:
+            raise FileFormatError(
+                f"{self._path}: its PSF depends on the wavelength; only models of the position can"
+                " be read."
+            )
+
     def _where(self, name: str) -> str:
         return f"{self._path}: {self.get_full_name(name)}"
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
+import scipy
 
 from ...clipping import find_floor
 from ...decorrelation import unmeasured_pixels

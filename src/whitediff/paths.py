@@ -1,0 +1,193 @@
+"""Names of files, and what can be said of them before anything is opened."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from .errors import FileFormatError
+from .extras import is_installed
+
+__all__ = [
+    "catalog_kind",
+    "check_catalog_path",
+    "check_input",
+    "is_address",
+    "regular",
+    "split_name",
+    "without_fsspec",
+]
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
+_WITH_EXTENSION = re.compile(r"(?P<path>.+)\[(?P<extension>[^\[\]]+)\]")
+
+_WRITTEN_CATALOGS = {
+    ".ecsv": "ecsv",
+    ".fits": "fits",
+    ".fit": "fits",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+# CSV holds neither units nor metadata: whitediff reads it and does not write it.
+_READ_CATALOGS = _WRITTEN_CATALOGS | {".csv": "csv"}
+
+
+def is_address(text: str) -> bool:
+    """Whether a name is an address such as ``https://…``, ``s3://…`` or ``gs://…``.
+
+    Parameters
+    ----------
+    text
+        Name of a file.
+
+    Returns
+    -------
+    found
+        True or False.
+    """
+    return _ADDRESS.match(text) is not None
+
+
+def without_fsspec(address: str) -> FileFormatError:
+    """Error of an address where the package that fetches files is missing.
+
+    Parameters
+    ----------
+    address
+        Address of a file.
+
+    Returns
+    -------
+    error
+        To be raised.
+    """
+    return FileFormatError(
+        f"{address}: remote files are read with fsspec, which is not installed; install"
+        " whitediff[remote]."
+    )
+
+
+def split_name(text: str) -> tuple[str, str | None]:
+    """Split ``file.fits[EXT]`` into the file and the extension.
+
+    Parameters
+    ----------
+    text
+        Name or address, possibly with an extension in brackets.
+
+    Returns
+    -------
+    file, extension
+        The extension is None where none is named; an existing file's name is taken as it is.
+
+    Examples
+    --------
+    >>> split_name("night1.fits[SCI,2]")
+    ('night1.fits', 'SCI,2')
+    """
+    exists = not is_address(text) and os.path.exists(text)
+    match = None if exists else _WITH_EXTENSION.fullmatch(text)
+    return (text, None) if match is None else (match["path"], match["extension"])
+
+
+def regular(path: Path) -> None:
+    """Make sure that a path is that of a regular file, before anything opens it.
+
+    Parameters
+    ----------
+    path
+        File.
+
+    Raises
+    ------
+    FileFormatError
+        If there is none, or it is empty, a directory, a pipe or a device.
+    """
+    try:
+        exists, is_file, is_dir = path.exists(), path.is_file(), path.is_dir()
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{str(path)!r}: is no name of a file.") from error
+    if not exists:
+        raise FileFormatError(f"{path}: no such file.")
+    if is_dir:
+        raise FileFormatError(f"{path}: is a directory, not a file.")
+    if not is_file:
+        raise FileFormatError(
+            f"{path}: is a pipe or a device, and no regular file; store what it gives in one."
+        )
+    # Those of the system's that give something only as it comes have this size, too.
+    if path.stat().st_size == 0:
+        raise FileFormatError(f"{path}: is empty; copy or download it again.")
+
+
+def check_input(name: str) -> None:
+    """Refuse a file that cannot be read, before any work.
+
+    Parameters
+    ----------
+    name
+        ``FILE`` or ``FILE[EXT]``; of an address only whether it can be fetched at all.
+
+    Raises
+    ------
+    FileFormatError
+        As by `regular`, or if it is an address and fsspec is missing.
+    """
+    file, _ = split_name(name)
+    if not is_address(file):
+        regular(Path(file))
+    elif not is_installed("fsspec"):
+        raise without_fsspec(file)
+
+
+def catalog_kind(path: Path, *, is_read: bool) -> str:
+    """Kind of a catalogue, by its name.
+
+    Parameters
+    ----------
+    path
+        Catalogue.
+    is_read
+        Whether it is to be read, and not to be written.
+
+    Returns
+    -------
+    kind
+        ``ecsv``, ``fits``, ``parquet``, or ``csv``.
+
+    Raises
+    ------
+    FileFormatError
+        If its name says no known kind, or its kind needs a package that is missing.
+    """
+    kinds = _READ_CATALOGS if is_read else _WRITTEN_CATALOGS
+    kind = kinds.get(path.suffix.lower())
+    if kind is None:
+        raise FileFormatError(
+            f"{path}: the kind of a catalogue goes by its name, which must end in"
+            f" {', '.join(list(kinds)[:-1])} or {list(kinds)[-1]}; this one ends in"
+            f" {path.suffix or 'nothing'}."
+        )
+    if kind == "parquet" and not is_installed("pyarrow"):
+        raise FileFormatError(
+            f"{path}: Parquet needs the package pyarrow, which is not installed; run pip"
+            " install 'whitediff[parquet]' or name the catalogue .ecsv or .fits."
+        )
+    return kind
+
+
+def check_catalog_path(path: str | Path) -> None:
+    """Make sure that a catalogue of this name can be written, before any work is done.
+
+    Parameters
+    ----------
+    path
+        Catalogue.
+
+    Raises
+    ------
+    FileFormatError
+        As by `catalog_kind`.
+    """
+    catalog_kind(Path(path), is_read=False)

@@ -1,0 +1,88 @@
+"""What is refused before any work: files, outputs and extras.
+
+Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..options import declarations, words_of
+from ..outputs import check_apart, check_output
+from ..paths import check_input
+from ..reading import VarianceSource
+
+__all__ = ["UNCONVOLVED", "check_given", "is_stream"]
+
+UNCONVOLVED = "-"
+"""Stands for no kernel."""
+
+
+def is_stream(path: Path) -> bool:
+    """Whether an output is not a file, but standard output.
+
+    Parameters
+    ----------
+    path
+        Output.
+
+    Returns
+    -------
+    is_stream
+        True for ``-``.
+    """
+    return str(path) == "-"
+
+
+def check_given(options: Any, *inputs: object, outputs: bool = True) -> None:
+    """Refuse files that cannot be read or written, and what needs an extra that is missing.
+
+    Parameters
+    ----------
+    options
+        Options of a command.
+    *inputs
+        Further inputs; what is in memory passes.
+    outputs
+        Whether to look at outputs too.
+
+    Raises
+    ------
+    WhitediffError
+        One of its kinds, whose message names the file at fault.
+    """
+    known = declarations(type(options))
+    words = words_of(options)
+    read = [name for given in inputs for name in _names(given)]
+    written: list[Path] = []
+    for name, value in words.items():
+        each = known[name]
+        if value is None:
+            continue
+        if each.check is not None:
+            each.check(value)
+        if each.is_file:
+            read += _names(value)
+        elif each.is_output and not each.is_directory and not is_stream(value):
+            written.append(value)
+    for name in read:
+        check_input(name)
+    if not outputs:
+        return
+    check_apart(written)
+    for path in written:
+        check_output(path, overwrite=bool(words.get("overwrite")), inputs=read)
+
+
+def _names(given: object) -> Iterator[str]:
+    """Names of files among what was given."""
+    if isinstance(given, tuple | list):
+        for each in given:
+            yield from _names(each)
+    elif isinstance(given, VarianceSource):
+        yield given.path
+    elif isinstance(given, str | os.PathLike) and str(given) != UNCONVOLVED:
+        yield os.fspath(given)
