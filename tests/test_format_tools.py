@@ -86,7 +86,7 @@ def test_info(run, rng, tmp_path):
         "convolved +template, science", "no variance plane; measured on",
     ):  # fmt: skip
         assert re.search(expected, text), expected
-    code, text, messages = run("info", *paths, "--json")
+    code, text, messages = run("info", *paths, "--json", "-")
     assert code == 0, messages
     values = json.loads(text)
     assert [one["format"] for one in values] == ["whitediff", "hotpants", "plain"]
@@ -423,12 +423,10 @@ def test_versions_have_coefficients_and_planes_of_their_own(rng, tmp_path):
     for version, table in zip((1, 2), tables, strict=True):
         exposure = read_exposure(f"{tmp_path / 'two.fits'}[SCI,{version}]", needs_variance=False)
         alone = read_kernel(f"{tmp_path / 'two.fits'}[KERNEL,{version}]", bounds=box)
-        wanted = kernels.evaluate(kernels.chebyshev_kernel(basis, table, box), x=80, y=3)
+        wanted = kernels.chebyshev_kernel(basis, table, box).at(x=80, y=3)
         for kernel in (exposure.kernel, alone):
             np.testing.assert_allclose(kernel.at(x=80, y=3), wanted, atol=1e-12)
-        shape = kernels.evaluate(
-            kernels.chebyshev_kernel(basis, table[::-1].copy(), box), x=80, y=3
-        )
+        shape = kernels.chebyshev_kernel(basis, table[::-1].copy(), box).at(x=80, y=3)
         np.testing.assert_allclose(exposure.psf.at(x=80, y=3), shape / shape.sum(), atol=1e-9)
         assert ("BAD" in exposure.mask.names) == (version == 1)
         assert np.isfinite(exposure.variance).any() == (version == 1)

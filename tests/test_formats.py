@@ -695,19 +695,20 @@ def test_nothing_is_overwritten_or_left_behind(rng, tmp_path, monkeypatch):
     before = path.read_bytes()
     with pytest.raises(OutputExistsError, match=r"out\.fits.*exists"):
         write_exposure(exposure, path)
-    module = sys.modules["whitediff.formats.archive.write"]
 
-    def interrupted(*args):
+    def interrupted(hdus, half, **options):
+        Path(half).write_bytes(b"SIMPLE  =")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_append", interrupted)
+    monkeypatch.setattr(fits.HDUList, "writeto", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_exposure(exposure, path, overwrite=True)
 
-    def full(*args):
+    def full(hdus, half, **options):
+        Path(half).write_bytes(b"SIMPLE  =")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_append", full)
+    monkeypatch.setattr(fits.HDUList, "writeto", full)
     with pytest.raises(FileFormatError, match="No space left"):
         write_exposure(exposure, path, overwrite=True)
     assert path.read_bytes() == before

@@ -23,7 +23,6 @@ from hotpants_files import Run, coefficients
 from scenes import SHARED
 from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError, FileFormatError
-from whitediff.exposures import kernels
 from whitediff.exposures.decorrelation import DecorrelationOptions
 from whitediff.exposures.fields import PiecewiseField
 from whitediff.exposures.regions import Region, decorrelate_regions
@@ -333,10 +332,8 @@ def test_the_command_takes_regions_of_both_directions(run, rng, tmp_path):
     for (x, y), side, total in zip(values, BOTH, (1.3, 0.8, 1.1, 0.9), strict=True):
         expected = 9 + 4 * total**2 if side == "template" else 9 + 4 / total**2
         assert result.variance[y, x] == pytest.approx(expected, rel=1e-3)
-        theirs = kernels.evaluate(read_kernel(out, bounds=result.bbox), x=x, y=y)
-        ours = kernels.evaluate(
-            read_difference(tmp_path / "difference.fits").exposure.kernel, x=x, y=y
-        )
+        theirs = read_kernel(out, bounds=result.bbox).at(x=x, y=y)
+        ours = read_difference(tmp_path / "difference.fits").exposure.kernel.at(x=x, y=y)
         np.testing.assert_allclose(theirs, ours, atol=1e-12)
     code, _, messages = run("decorrelate", *arguments, "--overwrite", "--x-center", 30)
     assert code == 1

@@ -53,7 +53,8 @@ def run_conversion(file: str, kernel: str | None, options: ConvertOptions) -> No
             cards["WDSOFTW"] = (found.software, "made the difference")
         if options.psf is not None:
             exposure.psf = read_psf(options.psf, exposure.bbox)
-        said = writers()[options.format](
+        write = writers()[options.format]
+        said = write(
             exposure,
             output,
             overwrite=options.overwrite,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..options import declarations, words_of
-from ..outputs import check_apart, check_output
-from ..paths import check_input
+from ..outputs import check_apart, check_output, staged
+from ..paths import check_input, is_address
 from ..reading import VarianceSource
 
 __all__ = ["UNCONVOLVED", "check_given", "is_stream"]
@@ -69,7 +69,9 @@ def check_given(options: Any, *inputs: object, outputs: bool = True) -> None:
         elif each.is_output and not each.is_directory and not is_stream(value):
             written.append(value)
     for name in read:
-        check_input(name)
+        # What this run has written already waits to take its place.
+        if is_address(name) or staged(Path(name)) == Path(name):
+            check_input(name)
     if not outputs:
         return
     check_apart(written)

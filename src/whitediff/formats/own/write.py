@@ -119,7 +119,10 @@ def _plane(name: str, plane: Array, *, compress: bool) -> Any:
         plane = native(plane, plane.dtype.newbyteorder(">"))
     if not compress:
         return astropy.io.fits.ImageHDU(plane, name=name)
-    return astropy.io.fits.CompImageHDU(plane, name=name, compression_type=_COMPRESSION)
+    # Floating-point pixels would be rounded without the last word.
+    return astropy.io.fits.CompImageHDU(
+        plane, name=name, compression_type=_COMPRESSION, quantize_level=0.0
+    )
 
 
 def _signed(bits: Array) -> Array:
