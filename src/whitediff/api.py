@@ -79,12 +79,12 @@ def _taking[**P, R](kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
         # Notebooks and help show them.
         call.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
         lines = [
-            f"    {name}\n        {' '.join(each.help.split())}"
+            f"{name}\n    {' '.join(each.help.split())}"
             for name, each in declarations(kind).items()
             if name not in taken
         ]
         listed = "\n".join(lines)
-        call.__doc__ = (function.__doc__ or "").replace("    **options\n", f"{listed}\n")
+        call.__doc__ = inspect.cleandoc(function.__doc__ or "").replace("**options", listed)
         return call
 
     return decorate
@@ -427,7 +427,8 @@ def evaluate(science: object = None, template: object = None, **options: object)
             f"set must be a dictionary of options of a simulation; got {type(scene).__name__}."
         )
     chosen = _options(EvaluateOptions, options, science=science, template=template)
-    if chosen.simulate != (science is None and template is None) or (scene and not chosen.simulate):
+    missing = {science is None, template is None}
+    if missing != {chosen.simulate} or (scene and not chosen.simulate):
         raise ArgumentError(
             "Give science and template, or simulate=True, with set for options of the simulation."
         )

@@ -13,6 +13,7 @@ __all__ = [
     "catalog_kind",
     "check_catalog_path",
     "check_input",
+    "check_suffix",
     "is_address",
     "regular",
     "split_name",
@@ -22,15 +23,22 @@ __all__ = [
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
 _WITH_EXTENSION = re.compile(r"(?P<path>.+)\[(?P<extension>[^\[\]]+)\]")
 
-_WRITTEN_CATALOGS = {
+_CATALOGS = {
     ".ecsv": "ecsv",
+    ".csv": "csv",
     ".fits": "fits",
     ".fit": "fits",
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-# CSV holds neither units nor metadata: whitediff reads it and does not write it.
-_READ_CATALOGS = _WRITTEN_CATALOGS | {".csv": "csv"}
+_SUFFIXES = {
+    "FITS file": (".fits", ".fit", ".fts"),
+    "picture (PNG)": (".png",),
+    "web page": (".html", ".htm"),
+    "JSON file": (".json",),
+    "file of regions": (".reg",),
+}
+_OTHER_SUFFIXES = (".csv", ".ecsv", ".jpg", ".jpeg", ".parquet", ".pdf", ".pq", ".svg", ".txt")
 
 
 def is_address(text: str) -> bool:
@@ -141,15 +149,36 @@ def check_input(name: str) -> None:
         raise without_fsspec(file)
 
 
-def catalog_kind(path: Path, *, is_read: bool) -> str:
+def check_suffix(path: Path, kind: str) -> None:
+    """Refuse an output whose name says that it is something else.
+
+    Parameters
+    ----------
+    path
+        Output.
+    kind
+        What will be in it, a key of this module's table of suffixes.
+
+    Raises
+    ------
+    FileFormatError
+        If its name ends in the suffix of another kind.
+    """
+    own = _SUFFIXES[kind]
+    others = {suffix for each in _SUFFIXES.values() for suffix in each} | set(_OTHER_SUFFIXES)
+    if path.suffix.lower() in others - set(own):
+        raise FileFormatError(
+            f"{path}: is to be a {kind}, but its name ends in {path.suffix}; end it in {own[0]}."
+        )
+
+
+def catalog_kind(path: Path) -> str:
     """Kind of a catalogue, by its name.
 
     Parameters
     ----------
     path
         Catalogue.
-    is_read
-        Whether it is to be read, and not to be written.
 
     Returns
     -------
@@ -161,12 +190,11 @@ def catalog_kind(path: Path, *, is_read: bool) -> str:
     FileFormatError
         If its name says no known kind, or its kind needs a package that is missing.
     """
-    kinds = _READ_CATALOGS if is_read else _WRITTEN_CATALOGS
-    kind = kinds.get(path.suffix.lower())
+    kind = _CATALOGS.get(path.suffix.lower())
     if kind is None:
         raise FileFormatError(
             f"{path}: the kind of a catalogue goes by its name, which must end in"
-            f" {', '.join(list(kinds)[:-1])} or {list(kinds)[-1]}; this one ends in"
+            f" {', '.join(list(_CATALOGS)[:-1])} or {list(_CATALOGS)[-1]}; this one ends in"
             f" {path.suffix or 'nothing'}."
         )
     if kind == "parquet" and not is_installed("pyarrow"):
@@ -190,4 +218,4 @@ def check_catalog_path(path: str | Path) -> None:
     FileFormatError
         As by `catalog_kind`.
     """
-    catalog_kind(Path(path), is_read=False)
+    catalog_kind(Path(path))

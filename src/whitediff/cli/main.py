@@ -31,7 +31,7 @@ __all__ = ["cli", "main"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="whitediff")
+@click.version_option(__version__, "-V", "--version", prog_name="whitediff")
 def cli() -> None:
     """Difference images with white noise.
 

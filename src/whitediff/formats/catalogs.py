@@ -1,7 +1,4 @@
-"""Catalogues as files: ECSV, FITS table or Parquet by their name, and DS9 regions.
-
-Tables that users bring may be CSV, too.
-"""
+"""Catalogues as files: ECSV, CSV, FITS table or Parquet by their name, and DS9 regions."""
 
 from __future__ import annotations
 
@@ -41,7 +38,7 @@ def write_catalog(table: Table, path: str | Path, overwrite: bool = False) -> No
     table
         Catalogue; units, descriptions and metadata are written with it.
     path
-        Output; its suffix (.ecsv, .fits or .parquet) says the kind.
+        Output; its suffix (.ecsv, .csv, .fits or .parquet) says the kind.
     overwrite
         Whether an existing file may be replaced.
 
@@ -56,12 +53,11 @@ def write_catalog(table: Table, path: str | Path, overwrite: bool = False) -> No
     -----
     A FITS table has the descriptions in its cards TCOMMn and the metadata, as JSON, in CATMETA.
     A Parquet file has unit and description in each field's metadata, and the table's, as JSON,
-    in the schema's metadata "meta".
+    in the schema's metadata "meta".  CSV holds the numbers alone.
     """
     path = Path(path)
-    write = {"ecsv": _write_ecsv, "fits": _write_fits, "parquet": _write_parquet}[
-        catalog_kind(path, is_read=False)
-    ]
+    writers = {"ecsv": _write_ecsv, "csv": _write_csv, "fits": _write_fits}
+    write = (writers | {"parquet": _write_parquet})[catalog_kind(path)]
     with replacing(path, overwrite=overwrite) as temporary:
         write(table, temporary)
         if write is _write_fits:
@@ -69,7 +65,7 @@ def write_catalog(table: Table, path: str | Path, overwrite: bool = False) -> No
 
 
 def read_catalog(path: str | Path) -> QTable:
-    """Read a catalogue, or any table of one of these kinds, or CSV.
+    """Read a catalogue, or any table of one of these kinds.
 
     Parameters
     ----------
@@ -88,7 +84,7 @@ def read_catalog(path: str | Path) -> QTable:
         If there is no such file, its kind is unknown, or it holds no table.
     """
     file, extension = split_extension(path)
-    kind = catalog_kind(file, is_read=True)
+    kind = catalog_kind(file)
     regular(staged(file))
     if kind == "fits":
         return _read_fits(file, extension)
@@ -112,8 +108,13 @@ def _write_ecsv(table: Table, path: Path) -> None:
     table.write(path, format="ascii.ecsv")
 
 
+def _write_csv(table: Table, path: Path) -> None:
+    plain = Table({name: _plain(table, name)[0] for name in table.colnames})
+    plain.write(path, format="ascii.csv")
+
+
 def _read_text(path: Path) -> QTable:
-    return QTable.read(path, format=f"ascii.{catalog_kind(path, is_read=True)}")
+    return QTable.read(path, format=f"ascii.{catalog_kind(path)}")
 
 
 def _plain(table: Table, name: str) -> tuple[Array, str, str]:

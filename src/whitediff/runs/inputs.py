@@ -19,7 +19,9 @@ from ..exposures.noise import without_sentinels
 from ..exposures.psf import KernelPointSpreadFunction, PointSpreadFunction
 from ..formats.ccddata import from_ccddata
 from ..formats.files import lent
+from ..formats.own.write import origin_cards
 from ..formats.plain import with_options
+from ..paths import split_name
 from ..reading import ReadingOptions, VarianceSource
 
 __all__ = [
@@ -53,7 +55,9 @@ def path_of(given: object) -> str | None:
     if isinstance(given, astropy.io.fits.HDUList):
         return given.filename()
     source = getattr(given, "source", None)
-    return None if source is None else str(source)
+    # What came from memory has a name that is none of a file.
+    is_file = isinstance(source, str) and os.path.exists(split_name(source)[0])
+    return source if is_file else None
 
 
 def name_of(given: object, role: str) -> str:
@@ -71,7 +75,8 @@ def name_of(given: object, role: str) -> str:
     name
         File, or the role.
     """
-    return path_of(given) or f"the {role}"
+    source = getattr(given, "source", None)
+    return path_of(given) or (source if isinstance(source, str) else f"the {role}")
 
 
 def read_image(
@@ -106,19 +111,24 @@ def read_image(
         path = str(os.fspath(given))
         return formats.read_exposure(path, options=options, needs_variance=needs_variance)
     name = name_of(given, role)
+    psf = None
     if isinstance(given, np.ndarray) and given.dtype != object:
         given = _hdus(given, name)
+    elif not isinstance(given, Exposure) and all(
+        hasattr(given, each) for each in ("data", "uncertainty", "mask")
+    ):
+        given, psf = _hdus_of_nddata(given, name)
     if isinstance(given, astropy.io.fits.HDUList):
         with lent(name, given):
-            return formats.read_exposure(name, options=options, needs_variance=needs_variance)
+            exposure = formats.read_exposure(name, options=options, needs_variance=needs_variance)
+        exposure.psf = exposure.psf or psf
+        return exposure
     if isinstance(options.variance, VarianceSource):
         raise ArgumentError(
             f"{name}: has its own variance in memory; give it there, not as {options.variance}."
         )
     if isinstance(given, Exposure):
         exposure = given
-    elif all(hasattr(given, each) for each in ("data", "uncertainty", "mask")):
-        exposure = from_ccddata(given, variance=options.variance, source=name)
     elif all(hasattr(given, each) for each in ("image", "variance", "mask")):
         exposure = Exposure.from_object(given)
     else:
@@ -147,6 +157,28 @@ def _hdus(array: np.ndarray[Any, Any], name: str) -> astropy.io.fits.HDUList:
         bits = np.ma.getmaskarray(array).astype(np.uint8)
         hdus.append(astropy.io.fits.ImageHDU(bits, name="MASK"))
     return astropy.io.fits.HDUList(hdus)
+
+
+def _hdus_of_nddata(
+    given: Any, name: str
+) -> tuple[astropy.io.fits.HDUList, PointSpreadFunction | None]:
+    """CCDData or NDData as a file would hold it, and its PSF."""
+    has_noise = given.uncertainty is not None
+    # Without one it is measured, as that of a file is.
+    exposure = from_ccddata(given, variance=None if has_noise else 1.0, source=name)
+    header = exposure.header.copy()
+    if exposure.unit is not None:
+        header["BUNIT"] = exposure.unit.to_string("fits")
+    hdus = [astropy.io.fits.PrimaryHDU(exposure.data, header)]
+    hdus[0].header.extend(origin_cards(exposure))
+    if exposure.mask.names:
+        hdu = astropy.io.fits.ImageHDU(exposure.mask.bits, name="MASK")
+        for number, plane in enumerate(exposure.mask.names):
+            hdu.header[f"HIERARCH MP_{plane}"] = number
+        hdus.append(hdu)
+    if has_noise:
+        hdus.append(astropy.io.fits.ImageHDU(exposure.variance, name="VARIANCE"))
+    return astropy.io.fits.HDUList(hdus), exposure.psf
 
 
 def read_input(given: object, options: ReadingOptions, role: str = "image") -> Exposure:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from ..extras import check_adaptive, check_drawing, check_pillow
 from ..options import declarations, declared, part
-from ..paths import check_catalog_path
+from ..paths import check_catalog_path, check_suffix
 from ..reading import ReadingOptions, VarianceSource, number_or_variance
 
 __all__ = [
@@ -311,13 +310,21 @@ _OUTPUTS, _INPUTS, _SEARCH, _SOURCES = "Outputs", "Inputs", "Detection", "Source
 
 
 def _output(
-    text: str,
-    *,
-    required: bool = False,
-    short: str = "",
-    check: Callable[[Path], None] | None = None,
+    text: str, kind: str = "FITS file", *, required: bool = False, short: str = ""
 ) -> Path | None:
-    """Option that names a file to write."""
+    """Option that names a file to write, and what is in it."""
+    further = _CHECKS.get(kind)
+
+    def check(path: Path) -> None:
+        if str(path) == "-":
+            return
+        if kind == "catalogue":
+            check_catalog_path(path)
+        else:
+            check_suffix(path, kind)
+        if further is not None:
+            further()
+
     field: Path | None = declared(
         None,
         text,
@@ -329,6 +336,10 @@ def _output(
         check=check,
     )
     return field
+
+
+_CHECKS = {"picture (PNG)": check_drawing, "web page": check_pillow}
+"""What is needed to write outputs of a kind."""
 
 
 def _file(text: str) -> str | None:
@@ -379,17 +390,19 @@ class SubtractOptions:
     catalog: Path | None = _output(
         "Catalogue to write of the sources found (whitediff detect), on the score where one is"
         " made: ECSV, CSV, FITS table or Parquet by its name.",
-        check=check_catalog_path,
+        "catalogue",
     )
     report: Path | None = _output(
         "Web page to write on which to judge the result (whitediff report).",
-        check=lambda _: check_pillow(),
+        "web page",
     )
     plot: Path | None = _output(
         "Picture to write (PNG): science image, template and difference, with the sources found.",
-        check=lambda _: check_drawing(),
+        "picture (PNG)",
     )
-    json: Path | None = _output("File to write the numbers of the result to; - prints them.")
+    json: Path | None = _output(
+        "File to write the numbers of the result to; - prints them.", "JSON file"
+    )
     compress: bool = _compress()
     overwrite: bool = _overwrite()
     science_psf: object = _input(
@@ -576,11 +589,13 @@ class MeasureOptions:
     zero_point: float | None = _zero_point("that of subtract, else the header's, such as MAGZERO")
     output: Path | None = _output(
         "Catalogue to write: ECSV, CSV, FITS table or Parquet by its name.",
-        check=check_catalog_path,
+        "catalogue",
         required=True,
         short="o",
     )
-    regions: Path | None = _output("Regions for DS9 to write of the sources, too.")
+    regions: Path | None = _output(
+        "Regions for DS9 to write of the sources, too.", "file of regions"
+    )
     overwrite: bool = _overwrite()
     psf: object = _input("PSF of the difference  [default: its own].")
     variance: VarianceSource | float | None = declared(
@@ -670,8 +685,8 @@ class CheckOptions:
         parse=cells,
         metavar="ROWSxCOLUMNS",
     )
-    json: Path | None = _output("File to write the numbers to; - prints them.")
-    plot: Path | None = _output("Picture to write (PNG).", check=lambda _: check_drawing())
+    json: Path | None = _output("File to write the numbers to; - prints them.", "JSON file")
+    plot: Path | None = _output("Picture to write.", "picture (PNG)")
     overwrite: bool = _overwrite()
     running: RunningOptions = part(RunningOptions, without=("memory",))
 
@@ -689,9 +704,7 @@ class ReportOptions:
     catalog: object = _input(
         "Detections on OUT  [default: they are detected, as by whitediff detect]."
     )
-    output: Path | None = _output(
-        "Page (HTML) to write.", required=True, short="o", check=lambda _: check_pillow()
-    )
+    output: Path | None = _output("Page (HTML) to write.", "web page", required=True, short="o")
     overwrite: bool = _overwrite()
     running: RunningOptions = part(RunningOptions, without=("memory",))
 
@@ -701,7 +714,7 @@ class InjectOptions:
     """Options of ``whitediff inject``."""
 
     output: Path | None = _output("Image to write.", required=True, short="o")
-    truth: Path | None = _output("Catalogue to write of what was added.", check=check_catalog_path)
+    truth: Path | None = _output("Catalogue to write of what was added.", "catalogue")
     compress: bool = _compress()
     overwrite: bool = _overwrite()
     sources: object = declared(
@@ -836,7 +849,7 @@ class InfoOptions:
     """Options of ``whitediff info``."""
 
     kernel: str | None = _file("Kernel of a difference, where it is elsewhere.")
-    json: Path | None = _output("File to write the description to; - prints it.")
+    json: Path | None = _output("File to write the description to; - prints it.", "JSON file")
     overwrite: bool = _overwrite()
     running: RunningOptions = part(RunningOptions, without=("memory",))
 

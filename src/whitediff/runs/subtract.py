@@ -422,7 +422,7 @@ def _write_further(
             ),
         )
     if options.json is not None:
-        numbers = {each.kind: numbers_of(each.cards) for each in written}
+        numbers = {each.kind: numbers_of(each.cards) for each in written if each.kind != "matched"}
         write_numbers(options.json, numbers, overwrite=options.overwrite)
 
 

@@ -30,7 +30,7 @@ from ..planes import native
 from ..stamps import NOISE, background_hdu, kernel_hdus, noise_hdus, psf_hdus
 from ..tables import table_hdu
 
-__all__ = ["cards_as_header", "write"]
+__all__ = ["cards_as_header", "origin_cards", "write"]
 
 _log = logging.getLogger("whitediff.formats")
 
@@ -98,7 +98,7 @@ def write(
         (image_header.cards, [*_mask_cards(exposure.mask), *sky_cards], sky_cards),
         strict=True,
     ):
-        hdu.header.extend([*_origin_cards(exposure), *cards])
+        hdu.header.extend([*origin_cards(exposure), *cards])
     further = _extra_hdus(exposure) + _further_hdus(exposure, extras or {}, sky_cards)
     primary = astropy.io.fits.PrimaryHDU()
     primary.header.extend(primary_header)
@@ -144,8 +144,19 @@ def _mask_cards(mask: Mask) -> list[astropy.io.fits.Card]:
     return cards
 
 
-def _origin_cards(exposure: Exposure) -> list[tuple[str, Any]]:
-    """Linear WCS of the pixel coordinates."""
+def origin_cards(exposure: Exposure) -> list[tuple[str, Any]]:
+    """Cards of the pixel coordinates, a linear WCS.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    cards
+        Keyword and value of each.
+    """
     y0, x0 = exposure.origin
     cards: list[tuple[str, Any]] = []
     for axis, first in ((1, x0), (2, y0)):
