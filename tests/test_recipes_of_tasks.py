@@ -1,9 +1,9 @@
 """What a task makes is made again, whatever its configuration.
 
-Claims: with each field of the subtraction tasks' configuration changed in turn, a difference and a
-score are made again bit for bit from their solutions: in memory, and from the file that a repository
-keeps; a stored difference that is decorrelated later is too; a step that is not ours is refused; and
-the products are those of the pipeline for the recipe that the configuration says.
+Claims: with each field of the subtraction tasks' configuration changed in turn, a difference and
+a score are made again bit for bit from their solutions: in memory, and from the file that a
+repository keeps; a stored difference that is decorrelated later is too; a step that is not ours
+is refused; and the products are those of the pipeline for the recipe that the configuration says.
 """
 
 from __future__ import annotations
