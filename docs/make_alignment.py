@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from grids import Scene, flux_ratios, residuals
-from whitediff import read_exposure
+from whitediff import read
 
 REALISATIONS = 4
 FRAME: dict[str, Any] = {
@@ -52,7 +52,7 @@ def measured(directory: Path, truth: dict[str, Any], method: str, noise: str) ->
     command("subtract", science, aligned, "--output", difference, "--noise", noise)
     command("check", difference, "--json", directory / "check.json")
     found = json.loads((directory / "check.json").read_text())
-    exposure = read_exposure(difference)
+    exposure = read(difference)
     ratios, errors = flux_ratios(exposure, truth["transients"])
     return {
         "filtered": found["after"]["filtered_variance_ratio"],

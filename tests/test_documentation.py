@@ -17,7 +17,7 @@ from whitediff import Exposure
 from whitediff.exposures import kernels
 from whitediff.formats import write_exposure
 from whitediff.formats.headers import _PROVENANCE
-from whitediff.reading import option_cards
+from whitediff.reading import ReadingOptions, option_cards
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,7 +59,11 @@ def test_readme_examples_run(run, tmp_path, monkeypatch):
     python = "\n".join(blocks("README.md", "python"))
     result = subprocess.run([sys.executable, "-c", python], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "kernel sum 1.300" in result.stdout
+    found = re.search(r"kernel_sum: ([\d.]+) ± ([\d.]+)", result.stdout)
+    assert found is not None, result.stdout
+    assert abs(float(found[1]) - 1.3) < 3 * float(found[2])
+    for name in ("result.png", "result.html", "result.fits"):
+        assert (tmp_path / name).exists()
 
 
 def test_the_ten_line_reader_reads(tmp_path, rng):
@@ -81,7 +85,7 @@ def test_the_ten_line_reader_reads(tmp_path, rng):
 def test_every_card_is_known_and_described():
     source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     written = set(re.findall(r"\"(WD[A-Z0-9]{2,6})\"", source)) | {"WDSPSFIN", "WDTPSFIN"}
-    written |= set(option_cards({}, "science", "template"))
+    written |= set(option_cards(science=ReadingOptions(), template=ReadingOptions()))
     assert len(written) > 40
     described = set(re.findall(r"\bWD[A-Z0-9]+", (ROOT / "docs/file-format.md").read_text()))
     known = {"WD" + name for name in re.split(r"[|()]", _PROVENANCE.pattern)[1:] if name}
