@@ -112,10 +112,7 @@ def _option(each: Declaration) -> Callable[[Callable[..., Any]], Callable[..., A
     if width > 1:
         settings["nargs"] = width
     if not each.required and each.default not in (None, ()):
-        shown: bool | str = "[default:" not in each.help
-        if shown and isinstance(each.default, float):
-            shown = f"{each.default:g}"
-        settings |= {"default": each.default, "show_default": shown}
+        settings |= {"default": each.default, "show_default": "[default:" not in each.help}
     return click.option(*spellings, each.name, **settings)
 
 
@@ -211,7 +208,8 @@ def _files(function: Callable[..., Any]) -> list[str]:
     """Names of the parameters of a command that are files: its arguments, and ``--to``."""
     params = getattr(function, "__click_params__", ())
     named = [each for each in params if isinstance(each, click.Argument) or each.name == "science"]
-    return [str(each.name) for each in named if each.name not in _NO_FILES]
+    # click keeps them in reverse order.
+    return [str(each.name) for each in reversed(named) if each.name not in _NO_FILES]
 
 
 _NO_FILES = ("repo", "manifest")
