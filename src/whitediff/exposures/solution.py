@@ -28,6 +28,7 @@ from .kernels import ConvolutionKernel
 from .matching import Match
 from .missing import missing_pixels, without_missing
 from .model import Exposure
+from .noise import InputNoise
 from .preparation import Pair, PreparationOptions, measured_psf
 from .psf import KernelPointSpreadFunction, Light, PointSpreadFunction, as_kernel_psf
 from .recipe import Recipe
@@ -521,7 +522,6 @@ def corrected(
             science,
             template,
             difference,
-            solution.kernel,
             recipe.cells,
             preconvolution_kernel=solution.preconvolution_kernel,
             noises=noises,
@@ -535,10 +535,12 @@ def corrected(
         difference,
         solution.kernel,
         preconvolution_kernel=solution.preconvolution_kernel,
-        science_variance=solution.science_variance,
-        template_variance=solution.template_variance,
-        science_noise=known[0],
-        template_noise=known[1],
+        noise=InputNoise(
+            science_variance=solution.science_variance,
+            template_variance=solution.template_variance,
+            science_covariance=known[0],
+            template_covariance=known[1],
+        ),
         sources=sources,
         options=options,
     )

@@ -22,7 +22,7 @@ from ..exposures.cells import (
 from ..exposures.decorrelation import CorrectionOptions, variance_mean
 from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
-from ..exposures.noise import measured_noises, source_pixels
+from ..exposures.noise import InputNoise, measured_noises, source_pixels
 from ..exposures.psf import PointSpreadFunction, as_kernel_psf
 from .decorrelate import DecorrelateALKernelConfig, DecorrelateALKernelTask
 from .map_reduce import (
@@ -135,10 +135,12 @@ class DecorrelateALKernelMapper(DecorrelateALKernelTask, ImageMapper):
             Exposure.from_object(subExposure).bbox,
             psfMatchingKernel,
             preconvolution_kernel=_image_in_the_middle(preConvKernel, fullBBox),
-            science_variance=svar,
-            template_variance=tvar,
-            science_noise=kwargs.get("scienceNoise"),
-            template_noise=kwargs.get("templateNoise"),
+            noise=InputNoise(
+                science_variance=svar,
+                template_variance=tvar,
+                science_covariance=kwargs.get("scienceNoise"),
+                template_covariance=kwargs.get("templateNoise"),
+            ),
             options=options,
         )
         return Struct(subExposure=part, decorrelation=decorrelation)
