@@ -484,7 +484,8 @@ class DecorrelateALKernelTask(Task):
         return array.astype(np.float64) if self.config.transform == "documented" else array
 
     @timeMethod
-    def run(
+    # LSST's documented signature.
+    def run(  # noqa: PLR0913
         self,
         scienceExposure: Any,
         templateExposure: Any,

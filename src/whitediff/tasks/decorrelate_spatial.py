@@ -61,7 +61,8 @@ class DecorrelateALKernelMapper(DecorrelateALKernelTask, ImageMapper):
     ConfigClass: ClassVar[Any] = DecorrelateALKernelMapperConfig
     _DefaultName: ClassVar[str] = "ip_diffim_decorrelateALKernelMapper"
 
-    def run(
+    # LSST's documented signature.
+    def run(  # noqa: PLR0913
         self,
         subExposure: Any,
         expandedSubExposure: Any,
