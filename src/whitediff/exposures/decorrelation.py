@@ -385,14 +385,6 @@ class _Job:
             missing |= missing_pixels(self.pair[0])
         return missing
 
-    @property
-    def kept_kernel(self) -> ConvolutionKernel:
-        """Kernel as the result carries it."""
-        if isinstance(self.kernel, ConvolutionKernel):
-            return self.kernel
-        image = image_of_kernel("matching kernel", self.kernel, *self.position)
-        return constant_kernel(image, self.difference.bbox)
-
     def filters(self, preconvolution_kernel: Any, noise: InputNoise) -> Filters:
         """What the correction is made of, as far as it is known before noise is measured."""
         options, psf = self.options, self.difference.psf
@@ -541,7 +533,11 @@ def decorrelate(
         header=difference.header.copy(),
         provenance=Provenance(
             primary_header=difference.primary_header.copy(),
-            kernel=job.kept_kernel,
+            kernel=(
+                kernel
+                if isinstance(kernel, ConvolutionKernel)
+                else constant_kernel(filters.kernel_image, box)
+            ),
             background=difference.background,
             is_score=options.score,
             decorrelated_by="decorrelate",
@@ -1168,7 +1164,7 @@ def _variance_plane(
 ) -> Array:
     """Variance plane at the science level, rounded once to the planes' type."""
     options = job.options
-    pair = unconvolved, convolved = job.pair[0].variance, job.pair[1].variance
+    unconvolved, convolved = (each.variance for each in job.pair)
     if local is not None:
         return local.variance(unconvolved, convolved)
     level = correction.kernel_sum * options.scale_factor
@@ -1182,7 +1178,7 @@ def _variance_plane(
     if options.transform == "fast":
         squares = filters.squared_kernels(unconvolved.shape)
     if squares is not None:
-        smallest = [decorrelation.smallest_sigma(plane) or 0.0 for plane in pair]
+        smallest = [decorrelation.smallest_sigma(each) or 0.0 for each in (unconvolved, convolved)]
         return decorrelation.propagated_variance(
             unconvolved,
             convolved,
