@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from grids import Scene, flux_ratios, residuals
-from whitediff import read_exposure
+from whitediff.formats import read_exposure
 
 REALISATIONS = 4
 FRAME: dict[str, Any] = {
