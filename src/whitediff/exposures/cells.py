@@ -470,7 +470,7 @@ def decorrelate_cell(
     )
     # A copy lets go of the borders.
     trimmed = untouched(result.exposure.cutout(cell))
-    return trimmed, dataclasses.replace(result, exposure=trimmed)
+    return trimmed, dataclasses.replace(result, exposure=trimmed, options=options)
 
 
 def _local_variance(
