@@ -17,7 +17,7 @@ from astropy.table import Table
 from archive_layouts import LAYOUTS, SIGMA, scene
 from whitediff.exposures import masks
 from whitediff.formats import read_exposure
-from whitediff.reading import reading_options
+from whitediff.reading import ReadingOptions, reading_options
 
 SCENES = {seed: scene(seed) for seed in (1, 2)}
 IN_WEIGHT = ("hst-drz", "jwst-i2d")
@@ -104,7 +104,8 @@ def test_companions_go_by_the_detector(tmp_path):
     written = LAYOUTS["decam"](truth, tmp_path)
     for detector, turn in (("S5", slice(None)), ("S29", slice(None, None, -1))):
         exposure = read_exposure(
-            f"{tmp_path}/c4d_ooi.fits.fz[{detector}]", mask=written.options["mask"]
+            f"{tmp_path}/c4d_ooi.fits.fz[{detector}]",
+            options=ReadingOptions(mask=written.options["mask"]),
         )
         saturated = masks.flagged(exposure.mask, ["SAT"])
         np.testing.assert_array_equal(saturated, truth.planes["SAT"][turn])

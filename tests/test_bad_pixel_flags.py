@@ -69,7 +69,7 @@ def test_flags_go_by_the_share_of_the_squared_psf(rng, how, fraction):
         point: source_flags(
             Exposure.from_arrays(image, variance=variance, mask=mask), x, y,
             significance=np.full(len(x), 20.0), point=np.full(len(x), point),
-            psf=model.image(0, 0), fwhm=SIGMA / FWHM_TO_SIGMA, reach=3 * SIGMA,
+            psf=model.image(0, 0), reach=3 * SIGMA,
             part_left=lambda: RESIDUAL,
         )[PLANES.get(how, "flag_contaminated" if how == "CONTAMINATED" else "flag_no_data")]
         for point in (True, False)

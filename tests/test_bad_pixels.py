@@ -26,8 +26,8 @@ from whitediff.exposures.noise import untrusted_pixels, variance_factor
 from whitediff.exposures.preparation import prepare, with_own_psf
 from whitediff.formats import read_exposure
 from whitediff.interpolation import patched
-from whitediff.matching.candidates import choose_candidates, cut_stamps, find_sources
-from whitediff.matching.fluxes import FluxRatio, flux_ratio
+from whitediff.matching.candidates import StarImage, choose_candidates, cut_stamps, find_sources
+from whitediff.matching.fluxes import ComparedImages, FluxRatio, flux_ratio
 from whitediff.matching.psf import star_width
 from whitediff.simulation import PsfModel, SimulationOptions, simulate
 
@@ -224,10 +224,9 @@ def test_only_what_a_bad_pixel_reaches_loses_weight(rng):
     def stamps(source_bad, target_bad, lost=None):
         spoiled = np.where(source_bad, 1e7, image)
         return cut_stamps(
-            spoiled, np.where(target_bad, -1e7, image), np.where(source_bad, 0, variance), variance,
-            source_bad=source_bad, target_bad=target_bad, lost=lost, norm=0.1,
-            x=np.array([110.0]), y=np.array([100.0]), size=41, kernel_size=21, source_sigma=sigma,
-            target_sigma=2.5,
+            StarImage(spoiled, np.where(source_bad, 0, variance), source_bad, sigma, lost),
+            StarImage(np.where(target_bad, -1e7, image), variance, target_bad, 2.5),
+            np.array([110.0]), np.array([100.0]), norm=0.1, size=41, kernel_size=21,
         )  # fmt: skip
 
     def at(*pixels):
@@ -418,16 +417,13 @@ def test_photometry_of_stars_is_unbiased(rng):
     target = star_at(at, shape, 2.5, 6000) + rng.normal(50, 20, shape)
     target[300:310, 300:310] += 1e4
     none = np.zeros(shape, dtype=bool)
-    ratio = flux_ratio(
-        source, target, np.full(shape, 100.0), np.full(shape, 400.0), none, none, x, y,
-        radius=12.0, expected=np.full(len(x), 2.0),
-    )  # fmt: skip
+    images = ComparedImages(
+        source, target, np.full(shape, 100.0), np.full(shape, 400.0), none, none
+    )
+    ratio = flux_ratio(images, x, y, radius=12.0, expected=np.full(len(x), 2.0))
     assert ratio.value == pytest.approx(1, abs=4 * ratio.error)
     assert 0.002 < ratio.error < 0.02
-    few = flux_ratio(
-        source, target, np.full(shape, 100.0), np.full(shape, 400.0), none, none, x[:2], y[:2],
-        radius=12.0, expected=np.full(2, 2.0),
-    )  # fmt: skip
+    few = flux_ratio(images, x[:2], y[:2], radius=12.0, expected=np.full(2, 2.0))
     assert math.isnan(few.value)
 
 

@@ -38,6 +38,7 @@ from whitediff.formats import (
     read_psf,
     write_exposure,
 )
+from whitediff.reading import ReadingOptions
 
 SHAPE = (40, 44)
 PLACES = ((3.0, 5.0), (30.0, 20.0))
@@ -64,7 +65,7 @@ def numbers_of(exposure: Exposure) -> dict[str, Any]:
 
 
 def read_image(path: Path) -> dict[str, Any]:
-    return numbers_of(read_exposure(path, variance=2.0))
+    return numbers_of(read_exposure(path, options=ReadingOptions(variance=2.0)))
 
 
 def checked_difference(images, kernel=None):

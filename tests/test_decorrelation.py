@@ -482,7 +482,7 @@ def test_a_compact_score_filter_keeps_flux_and_significance():
     options = {"science_variance": SVAR, "template_variance": TVAR, "shape": shape}
     documented = decorrelation.score_correction(kernel, psf, **options)
     compact = decorrelation.score_correction(
-        kernel, psf, **options, empty_amplitude=decorrelation.EMPTY_AMPLITUDE, reach=24.0
+        kernel, psf, **options, cut=decorrelation.ScoreCut(reach=24.0)
     )
     assert compact.correction_ft[0, 0] == pytest.approx(1, rel=1e-12)
     assert significance(compact) == pytest.approx(significance(documented), rel=2e-3)

@@ -26,7 +26,7 @@ from whitediff.exposures.detection import DetectionOptions, detect
 from whitediff.exposures.kernels import interpolated_kernel
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.injection import add_stamp
-from whitediff.photometry import fit_blends
+from whitediff.photometry import Frame, fit_blends
 from whitediff.simulation import PsfModel
 
 SIGMA = 2.0
@@ -297,11 +297,9 @@ def test_noise_makes_no_dipoles(rng):
 def test_no_sources_have_no_classes():
     none = np.zeros(0)
     psf = PsfModel(sigma=SIGMA, frame=(9, 9)).image(0, 0)[None]
-    planes = np.zeros((40, 40)), np.ones((40, 40)), np.ones((40, 40), bool)
+    planes = Frame(np.zeros((40, 40)), np.ones((40, 40)), np.ones((40, 40), bool))
     blends = Blends(Peaks(none, none, none, none, none), none, np.zeros(0, int))
-    fits = fit_blends(*planes, none, none, blends.group, lambda x, y: psf, radius=6.0, furthest=3.0)
+    fits = fit_blends(planes, none, none, blends.group, lambda x, y: psf, radius=6.0, furthest=3.0)
     found = Significance(np.zeros((40, 40), np.float32), np.ones((40, 40), bool))
-    classes, same = classified(
-        *planes, blends, fits, found, lambda x, y: psf, radius=6.0, fwhm=FWHM
-    )
+    classes, same = classified(planes, blends, fits, found, lambda x, y: psf, radius=6.0, fwhm=FWHM)
     assert len(classes.label) == len(classes.moment) == len(same.x) == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from whitediff.matching.fluxes import FluxRatio, flux_ratio
+from whitediff.matching.fluxes import ComparedImages, FluxRatio, flux_ratio
 
 
 def trend(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -45,8 +45,10 @@ def measured(kind: str, seed: int, *, size=(420, 500), stars=60, swap=False, var
         images = images[::-1]
     expected = np.full(stars, 1 / 1.3 if swap else 1.3)
     found = flux_ratio(
-        *images, *(np.maximum(each, 100) for each in images),
-        np.zeros(size, bool), sources, x, y, radius=7.0, expected=expected,
+        ComparedImages(
+            *images, *(np.maximum(each, 100) for each in images), np.zeros(size, bool), sources
+        ),
+        x, y, radius=7.0, expected=expected,
     )  # fmt: skip
     low, high = np.quantile(factor, [0.05, 0.95])
     return found, (high - low) / factor.mean()

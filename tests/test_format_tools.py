@@ -31,6 +31,9 @@ from whitediff.exposures.fields import ChebyshevField, PiecewiseField, scaled_to
 from whitediff.formats import detectors, read_difference, read_exposure, read_kernel, write_exposure
 from whitediff.formats.describe import describe
 from whitediff.formats.record import read_record
+from whitediff.reading import ReadingOptions
+from whitediff.runs.convert import run_conversion
+from whitediff.runs.options import ConvertOptions
 
 SHAPE = (90, 100)
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "file-format.md"
@@ -322,7 +325,7 @@ def stored(rng, tmp_path):
 def test_addresses(run, stored, tmp_path):
     local = read_exposure(tmp_path / "in.fits")
     for name in ("in.fits", "in.fits.gz", "in.fits[IMAGE]"):
-        remote = read_exposure(f"{stored}/{name}", variance=9.0)
+        remote = read_exposure(f"{stored}/{name}", options=ReadingOptions(variance=9.0))
         np.testing.assert_array_equal(remote.data, local.data)
         assert str(remote.source).startswith("memory://bucket/in.fits")
     with pytest.raises(FileFormatError, match=r"^memory://bucket/cut.fits: "):
@@ -476,9 +479,13 @@ def test_images_of_the_sky_are_no_kernels(run, rng, tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, -5.0, np.inf, np.nan])
 def test_a_variance_is_positive(rng, tmp_path, value):
-    fits.writeto(tmp_path / "plain.fits", rng.normal(100, 3, SHAPE))
+    path = str(tmp_path / "plain.fits")
+    fits.writeto(path, rng.normal(100, 3, SHAPE))
+    with pytest.raises(ArgumentError, match=r"variance must be a positive number"):
+        read_exposure(path, options=ReadingOptions(variance=value))
+    output = tmp_path / "out.fits"
     with pytest.raises(ArgumentError, match=r"plain.fits: its variance must be a positive number"):
-        read_exposure(tmp_path / "plain.fits", variance=value)
+        run_conversion(path, None, ConvertOptions(output=output, variance=value))
 
 
 def test_the_first_of_several_images_is_taken_and_said(rng, tmp_path):

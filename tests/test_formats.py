@@ -29,6 +29,7 @@ from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.sky import disagreement
 from whitediff.formats import VarianceSource, read_exposure, read_kernel, read_psf, write_exposure
 from whitediff.formats.archive.convert import lsst_box, lsst_kernel, lsst_psf, masked_image
+from whitediff.reading import ReadingOptions
 
 SHAPE = (60, 70)
 
@@ -188,7 +189,7 @@ def test_unusual_coordinates_stay_readable_and_right(rng, tmp_path, cards):
 def test_broken_coordinates_do_no_harm(rng, tmp_path, caplog, cards):
     caplog.set_level("INFO")
     fits.writeto(tmp_path / "in.fits", rng.normal(size=SHAPE), simple_wcs(**cards))
-    exposure = read_exposure(tmp_path / "in.fits", variance=1.0)
+    exposure = read_exposure(tmp_path / "in.fits", options=ReadingOptions(variance=1.0))
     assert "its WCS cannot be understood" in caplog.text
     assert exposure.wcs is None
     write_exposure(exposure, tmp_path / "out.fits")
@@ -211,7 +212,7 @@ def test_coordinates_of_the_primary_header_are_inherited(rng, tmp_path):
     hdus[0].header.update(simple_wcs())
     hdus[0].header["WDIR"] = ("west", "not ours")
     hdus.writeto(tmp_path / "in.fits")
-    exposure = read_exposure(tmp_path / "in.fits", variance=1.0)
+    exposure = read_exposure(tmp_path / "in.fits", options=ReadingOptions(variance=1.0))
     assert exposure.wcs is not None
     write_exposure(exposure, tmp_path / "out.fits")
     assert worst_disagreement(tmp_path / "out.fits", simple_wcs()) < 1e-9
@@ -229,7 +230,7 @@ def test_long_and_illegal_cards(rng, tmp_path, caplog):
     end = data.index(b"END".ljust(80))
     (tmp_path / "in.fits").write_bytes(data[:end] + bad + data[end : end + 80].ljust(80)
                                        + data[end + 160 :])  # fmt: skip
-    exposure = read_exposure(tmp_path / "in.fits", variance=1.0)
+    exposure = read_exposure(tmp_path / "in.fits", options=ReadingOptions(variance=1.0))
     write_exposure(exposure, tmp_path / "out.fits")
     assert "cannot be stored" in caplog.text
     written = fits.getheader(tmp_path / "out.fits", "IMAGE")
@@ -361,12 +362,17 @@ def test_variance_from_another_file_or_a_number(rng, tmp_path):
     hdu_list([], ("ERR", np.sqrt(variance))).writeto(tmp_path / "named.fits")
     for text in ("sigma:{}/sigma.fits", "{}/named.fits", "{}/named.fits[ERR]"):
         source = VarianceSource.parse(text.format(tmp_path))
-        exposure = read_exposure(tmp_path / "in.fits", variance=source)
+        exposure = read_exposure(tmp_path / "in.fits", options=ReadingOptions(variance=source))
         np.testing.assert_allclose(exposure.variance, variance, rtol=1e-6)
-    assert (read_exposure(tmp_path / "in.fits", variance=4.0).variance == 4).all()
+    assert (
+        read_exposure(tmp_path / "in.fits", options=ReadingOptions(variance=4.0)).variance == 4
+    ).all()
     fits.writeto(tmp_path / "small.fits", variance[:30])
     with pytest.raises(FileFormatError, match=r"small.fits.*\(60, 70\).*\(30, 70\)"):
-        read_exposure(tmp_path / "in.fits", variance=VarianceSource(f"{tmp_path}/small.fits"))
+        read_exposure(
+            tmp_path / "in.fits",
+            options=ReadingOptions(variance=VarianceSource(f"{tmp_path}/small.fits")),
+        )
 
 
 def test_extensions_by_name_and_number(rng, tmp_path):
@@ -374,14 +380,14 @@ def test_extensions_by_name_and_number(rng, tmp_path):
     path = tmp_path / "in.fits"
     hdu_list([("N1", images[0]), ("N2", images[1]), ("N3", images[2])]).writeto(path)
     for extension, expected in (("N2", 1), ("n3", 2), ("1", 0)):
-        exposure = read_exposure(f"{path}[{extension}]", variance=1.0)
+        exposure = read_exposure(f"{path}[{extension}]", options=ReadingOptions(variance=1.0))
         np.testing.assert_array_equal(exposure.data, images[expected])
     with pytest.raises(FileFormatError, match=r"no extension 'N4'; it has: PRIMARY, N1, N2, N3"):
         read_exposure(f"{path}[N4]")
     hdus = hdu_list([("SCI", images[0]), ("SCI", images[1])])
     hdus[2].ver = 2
     hdus.writeto(tmp_path / "twice.fits")
-    exposure = read_exposure(f"{tmp_path}/twice.fits[SCI,2]", variance=1.0)
+    exposure = read_exposure(f"{tmp_path}/twice.fits[SCI,2]", options=ReadingOptions(variance=1.0))
     np.testing.assert_array_equal(exposure.data, images[1])
 
 
@@ -406,7 +412,7 @@ def test_the_sign_of_a_mask_is_a_bit(tmp_path):
     bits = np.zeros(SHAPE, dtype=np.int32)
     bits[2, 3] = -(2**31)
     hdu_list([], ("DQ", bits), primary=np.zeros(SHAPE)).writeto(tmp_path / "in.fits")
-    mask = read_exposure(tmp_path / "in.fits", variance=1.0).mask
+    mask = read_exposure(tmp_path / "in.fits", options=ReadingOptions(variance=1.0)).mask
     assert list(mask.names) == ["BIT31", "BAD"]
     assert mask.get("BIT31")[2, 3]
 
@@ -421,18 +427,18 @@ def test_tiny_units(rng, tmp_path):
 def test_integers_scaling_and_compression(rng, tmp_path):
     counts = rng.integers(0, 60000, SHAPE).astype(np.uint16)
     fits.writeto(tmp_path / "uint16.fits", counts)
-    exposure = read_exposure(tmp_path / "uint16.fits", variance=1.0)
+    exposure = read_exposure(tmp_path / "uint16.fits", options=ReadingOptions(variance=1.0))
     np.testing.assert_array_equal(exposure.data, counts)
     assert exposure.data.dtype == np.float32
     image = rng.normal(size=SHAPE).astype(np.float32)
     hdu = fits.CompImageHDU(image, name="SCI", compression_type="GZIP_2", quantize_level=0)
     hdu.header["GAIN"] = 2.0
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(tmp_path / "packed.fits.fz")
-    exposure = read_exposure(tmp_path / "packed.fits.fz", variance=1.0)
+    exposure = read_exposure(tmp_path / "packed.fits.fz", options=ReadingOptions(variance=1.0))
     np.testing.assert_array_equal(exposure.data, image)
     assert list(exposure.header) == ["GAIN"]
     fits.writeto(tmp_path / "whole.fits.gz", image)
-    exposure = read_exposure(tmp_path / "whole.fits.gz", variance=1.0)
+    exposure = read_exposure(tmp_path / "whole.fits.gz", options=ReadingOptions(variance=1.0))
     np.testing.assert_array_equal(exposure.data, image)
 
 
@@ -486,7 +492,7 @@ def test_rectangles_of_one_value_are_found_wherever_they_lie(rng, tmp_path, shap
                 expected[place] = True
             path = tmp_path / f"{number}{spoilt}.fits"
             fits.writeto(path, filled)
-            mask = read_exposure(path, variance=900.0).mask
+            mask = read_exposure(path, options=ReadingOptions(variance=900.0)).mask
             np.testing.assert_array_equal(masks.flagged(mask, ["NO_DATA"]), expected)
 
 
@@ -513,21 +519,21 @@ def test_regions_of_one_value_are_no_data(rng, tmp_path, caplog, whole):
     mask = fits.ImageHDU(np.zeros((300, 310), int), name="MASK")
     planes = fits.HDUList([fits.PrimaryHDU(image), mask])
     planes.writeto(tmp_path / "masked.fits")
-    exposure = read_exposure(tmp_path / "masked.fits", variance=1.0)
+    exposure = read_exposure(tmp_path / "masked.fits", options=ReadingOptions(variance=1.0))
     assert not masks.flagged(exposure.mask, ["NO_DATA"]).any()
 
 
 def test_explicit_gain_and_read_noise_are_believed(rng, tmp_path):
     image = rng.normal(0, 30, (200, 210))
     fits.writeto(tmp_path / "in.fits", image)
-    exposure = read_exposure(tmp_path / "in.fits", gain=2.0, read_noise=6.0)
+    exposure = read_exposure(tmp_path / "in.fits", options=ReadingOptions(gain=2.0, read_noise=6.0))
     assert np.median(exposure.variance) == pytest.approx(9, rel=0.1)  # not 900
 
 
 def test_background_of_a_plain_file(rng, tmp_path):
     background = rng.normal(100, 1, SHAPE)
     hdu_list([], ("BACKGROUND", background), primary=np.zeros(SHAPE)).writeto(tmp_path / "a.fits")
-    exposure = read_exposure(tmp_path / "a.fits", variance=1.0)
+    exposure = read_exposure(tmp_path / "a.fits", options=ReadingOptions(variance=1.0))
     np.testing.assert_array_equal(exposure.background, background)
     write_exposure(exposure, tmp_path / "b.fits")
     np.testing.assert_array_equal(read_exposure(tmp_path / "b.fits").background, background)
@@ -649,7 +655,7 @@ def damaged(tmp_path, rng):
 def test_damaged_files_are_one_sentence(rng, tmp_path):
     for name in damaged(tmp_path, rng):
         with pytest.raises(FileFormatError) as error:
-            read_exposure(tmp_path / name, variance=1.0)
+            read_exposure(tmp_path / name, options=ReadingOptions(variance=1.0))
         message = str(error.value)
         assert name in message
         assert "\n" not in message

@@ -35,6 +35,7 @@ from whitediff.formats import (
 )
 from whitediff.formats.hotpants.command import Command
 from whitediff.formats.hotpants.read import read_solution
+from whitediff.reading import ReadingOptions
 
 SAMPLES = SHARED / "data" / "hotpants"
 NAMES = (
@@ -110,7 +111,8 @@ def test_its_difference_comes_out_again(name):
     folder = SAMPLES / name.split("/")[0]
     difference = read_difference(SAMPLES / f"{name}.difference.fits")
     images = [
-        read_exposure(folder / f"{role}.fits", variance=1.0) for role in ("science", "template")
+        read_exposure(folder / f"{role}.fits", options=ReadingOptions(variance=1.0))
+        for role in ("science", "template")
     ]
     assert check_reproduced(difference, *images) < SINGLE
     with pytest.raises(DataError, match=r"is not what its kernel makes of .*template.fits and"):
@@ -346,7 +348,7 @@ def test_the_command_takes_regions_of_both_directions(run, rng, tmp_path):
 def test_a_kernel_in_regions_survives_a_file(rng, tmp_path):
     _, made = regions_run(rng, ("template",) * 4, "i")
     made.write(tmp_path / "difference.fits")
-    exposure = read_exposure(tmp_path / "difference.fits", variance=1.0)
+    exposure = read_exposure(tmp_path / "difference.fits", options=ReadingOptions(variance=1.0))
     write_exposure(exposure, tmp_path / "out.fits")
     again = read_exposure(tmp_path / "out.fits").kernel
     assert isinstance(again.spatial[0], PiecewiseField)

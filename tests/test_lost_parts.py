@@ -43,6 +43,7 @@ from whitediff.formats.describe import describe
 from whitediff.formats.export import write_stamps
 from whitediff.formats.finished import finish
 from whitediff.formats.limits import Limits, within
+from whitediff.reading import ReadingOptions
 
 BOX = Box.from_shape(SHAPE)
 
@@ -185,7 +186,9 @@ def test_lost_parts_are_told_of(exposure, tmp_path, caplog):
     with pytest.raises(FileFormatError, match="has no MASK, as files of its kind have"):
         read_exposure(path)
     assert "has lost MASK, VARIANCE" in caplog.text
-    np.testing.assert_array_equal(read_exposure(f"{path}[IMAGE]", variance=1.0).data, exposure.data)
+    np.testing.assert_array_equal(
+        read_exposure(f"{path}[IMAGE]", options=ReadingOptions(variance=1.0)).data, exposure.data
+    )
     assert read_solution(tmp_path / "s.fits").psf is not None
     path = without(tmp_path / "s.fits", tmp_path / "lost.fits", "INPUT_PSF")
     with pytest.raises(FileFormatError, match=r"lost\.fits: has lost INPUT_PSF, .* needed here"):
@@ -198,7 +201,7 @@ def test_planes_of_a_kind_are_missed(exposure, tmp_path, caplog):
     path = without(tmp_path / "a.fits", tmp_path / "b.fits", "VARIANCE")
     caplog.set_level(logging.WARNING)
     with within(Limits(checksums=False)):
-        read_exposure(path, variance=1.0)
+        read_exposure(path, options=ReadingOptions(variance=1.0))
     assert "b.fits: has no VARIANCE, as files of its kind have; is it whole?" in caplog.text
 
 

@@ -46,7 +46,7 @@ def frame(shape, x, y, flux, model=MODEL):
 
 
 def noisy(rng, image):
-    planes = (
+    planes = photometry.Frame(
         (image + rng.normal(0, SIGMA, image.shape)).astype(np.float32),
         np.full(image.shape, SIGMA**2, np.float32),
         np.ones(image.shape, bool),
@@ -57,9 +57,11 @@ def noisy(rng, image):
 
 
 def fitted(planes, x, y, *, held=False):
-    stamps = photometry.stamps_around(*planes, x, y, math.ceil(RADIUS) + 1)
+    stamps = photometry.stamps_around(planes, x, y, math.ceil(RADIUS) + 1)
+    if held:
+        return photometry.fit_fluxes(stamps, PSF[None], x[:, None], y[:, None], radius=RADIUS)
     return photometry.fit_points(
-        stamps, PSF[None], x[:, None], y[:, None], radius=RADIUS, held=held, furthest=4.0
+        stamps, PSF[None], x[:, None], y[:, None], radius=RADIUS, furthest=4.0
     )
 
 
@@ -73,7 +75,7 @@ def test_without_noise_fits_return_the_truth(rng):
     flux = rng.uniform(-900, 900, 30)
     image = frame(shape, x, y, flux)
     good = rng.random(shape) > 0.05
-    planes = (np.where(good, image, 1e9), np.ones(shape), good)
+    planes = photometry.Frame(np.where(good, image, 1e9), np.ones(shape), good)
     fits = fitted(planes, x + rng.normal(0, 0.3, 30), y + rng.normal(0, 0.3, 30))
     assert not fits.failed.any()
     np.testing.assert_allclose(fits.x[:, 0], x, atol=2e-3)
@@ -144,19 +146,19 @@ def test_blends_are_fitted_together(rng):
     ]
     flux = np.tile([600.0, 400.0], number)
     image = frame(shape, *place, flux)
-    planes = (image, np.ones(shape), np.ones(shape, bool))
+    planes = photometry.Frame(image, np.ones(shape), np.ones(shape, bool))
     start = [at + rng.normal(0, 0.2, at.size) for at in place]
     group = np.repeat(np.arange(number), 2)
     options = {"radius": RADIUS, "furthest": 4.0}
-    fits = photometry.fit_blends(*planes, *start, group, psfs, **options)
+    fits = photometry.fit_blends(planes, *start, group, psfs, **options)
     np.testing.assert_allclose(fits.flux, flux, rtol=5e-3)
     np.testing.assert_allclose(fits.x, place[0], atol=5e-3)
     # One by one, the neighbour's light is in each.
-    alone = photometry.fit_blends(*planes, *start, np.arange(2 * number), psfs, **options)
+    alone = photometry.fit_blends(planes, *start, np.arange(2 * number), psfs, **options)
     assert np.abs(alone.flux / flux - 1).max() > 0.03
     # What is held stays.
     held = photometry.fit_blends(
-        *planes, *start, group, psfs, held=np.ones(2 * number, bool), **options
+        planes, *start, group, psfs, held=np.ones(2 * number, bool), **options
     )
     np.testing.assert_array_equal(held.x, start[0])
     assert np.isfinite(held.x_error).all()
@@ -168,8 +170,8 @@ def test_crowds_are_fitted_without_their_neighbours(rng):
     flux = rng.uniform(300, 900, 16)
     image = frame((80, 80), x, y, flux)
     fits = photometry.fit_blends(
-        image, np.ones(image.shape), image == image, x + 0.1, y - 0.1, np.zeros(16, int), psfs,
-        radius=RADIUS, furthest=4.0,
+        photometry.Frame(image, np.ones(image.shape), image == image), x + 0.1, y - 0.1,
+        np.zeros(16, int), psfs, radius=RADIUS, furthest=4.0,
     )  # fmt: skip
     np.testing.assert_allclose(fits.flux, flux, rtol=0.02)
 
@@ -177,9 +179,9 @@ def test_crowds_are_fitted_without_their_neighbours(rng):
 def test_nothing_to_fit():
     none = np.zeros(0)
     image = np.zeros((40, 40))
-    planes = (image, np.ones(image.shape), image == 0)
+    planes = photometry.Frame(image, np.ones(image.shape), image == 0)
     assert len(fitted(planes, none, none).flux) == 0
-    masked = (image, np.ones(image.shape), image == 1)
+    masked = photometry.Frame(image, np.ones(image.shape), image == 1)
     fits = fitted(masked, np.array([20.0]), np.array([20.0]))
     assert np.isnan(fits.flux).all()
     assert fits.failed.all()
@@ -190,14 +192,15 @@ def test_aperture_fluxes(rng):
     x, y, shape = grid(rng, 25)
     image = frame(shape, x, y, np.full(25, 1000.0), round_model)
     good = np.ones(shape, bool)
+    planes = photometry.Frame(image, np.full(shape, 4.0), good)
     for radius in (2.5, 5.0):
-        flux, error = photometry.aperture_fluxes(image, np.full(shape, 4.0), good, x, y, radius)
+        flux, error = photometry.aperture_fluxes(planes, x, y, radius)
         share = 1 - math.exp(-0.5 * (radius / 1.7) ** 2)
         # Pixels are samples of the profile, of which the circle cuts some.
         np.testing.assert_allclose(flux, 1000 * share, rtol=0.03)
         np.testing.assert_allclose(error, 2 * math.sqrt(math.pi) * radius, rtol=1e-3)
     good[:] = False
-    flux, error = photometry.aperture_fluxes(image, np.full(shape, 4.0), good, x, y, 3.0)
+    flux, error = photometry.aperture_fluxes(planes, x, y, 3.0)
     assert np.isnan(flux).all()
     assert np.isnan(error).all()
 
@@ -231,10 +234,10 @@ def labelled(planes):
     )
     fwhm = 1.7 * 2.3548
     fits = photometry.fit_blends(
-        *planes, blends.peaks.x, blends.peaks.y, blends.group, psfs, radius=RADIUS, furthest=3.0,
+        planes, blends.peaks.x, blends.peaks.y, blends.group, psfs, radius=RADIUS, furthest=3.0,
         held=dipoles.opposite_lobes(blends.peaks, fwhm) >= 0,
     )  # fmt: skip
-    classes, _ = dipoles.classified(*planes, blends, fits, found, psfs, radius=RADIUS, fwhm=fwhm)
+    classes, _ = dipoles.classified(planes, blends, fits, found, psfs, radius=RADIUS, fwhm=fwhm)
     return classes, blends.peaks
 
 

@@ -431,12 +431,6 @@ def test_options_out_of_range_get_a_sentence(values, message):
         ReadingOptions(**values)
 
 
-def test_an_option_is_not_given_twice(tmp_path):
-    fits.writeto(tmp_path / "a.fits", np.random.default_rng(1).normal(size=(64, 64)))
-    with pytest.raises(ArgumentError, match="gain is given beside options"):
-        read_exposure(tmp_path / "a.fits", gain=2.0, options=ReadingOptions(read_noise=3.0))
-
-
 @pytest.mark.parametrize("unit", ["electron", "electron / s"])
 def test_the_unit_of_a_ccddata_counts(unit, caplog):
     found = scene(10)

@@ -12,6 +12,7 @@ from whitediff.errors import FileFormatError
 from whitediff.formats import VarianceSource, read_exposure, write_exposure
 from whitediff.formats.describe import describe
 from whitediff.formats.detectors import detectors
+from whitediff.reading import ReadingOptions
 
 SHAPE = (90, 120)
 MAGNITUDES = 2.5 * np.log10(np.e)
@@ -41,7 +42,7 @@ def test_asinh_images_and_their_variance_are_made_linear(
     data, header = scaled(noise, 2 * softening, 7.0)
     fits.writeto(tmp_path / "stack.wt.fits", data, header)
     source = VarianceSource(str(tmp_path / "stack.wt.fits"), kind)  # type: ignore[arg-type]
-    exposure = read_exposure(tmp_path / "stack.fits", variance=source)
+    exposure = read_exposure(tmp_path / "stack.fits", options=ReadingOptions(variance=source))
     precision = 10 * FLOAT32 * np.hypot(np.abs(image - offset), 2 * softening)
     known = np.isfinite(image)
     assert (np.abs(exposure.data - image)[known] < precision[known] + 1e-3).all()
@@ -97,7 +98,9 @@ def test_planes_with_further_axes_of_length_one_are_read(rng, tmp_path, axes, pl
     if place == "extensions":
         assert detectors(str(tmp_path / "a.fits")) == ["SCI"]
         source = VarianceSource(f"{tmp_path / 'a.fits'}[VARIANCE]")
-        named = read_exposure(f"{tmp_path / 'a.fits'}[SCI]", variance=source)
+        named = read_exposure(
+            f"{tmp_path / 'a.fits'}[SCI]", options=ReadingOptions(variance=source)
+        )
         np.testing.assert_array_equal(named.variance, variance)
 
 

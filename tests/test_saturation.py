@@ -202,7 +202,7 @@ def test_a_level_below_the_sky_is_a_wrong_one(tmp_path, caplog):
         caplog.clear()
         path = tmp_path / f"{saturate:g}.fits"
         fits.writeto(path, image, fits.Header({"SATURATE": saturate}))
-        exposure = read_exposure(path, variance=900.0)
+        exposure = read_exposure(path, options=ReadingOptions(variance=900.0))
         assert int(masks.flagged(exposure.mask, ["SAT"]).sum()) == expected
         assert ("is of another unit or wrong" in caplog.text) == (expected == 0)
 

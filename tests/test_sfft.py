@@ -22,6 +22,7 @@ from whitediff.errors import DataError, FileFormatError
 from whitediff.exposures import kernels
 from whitediff.formats import check_reproduced, read_difference, read_exposure, read_kernel
 from whitediff.formats.sfft.read import read_solution
+from whitediff.reading import ReadingOptions
 
 SAMPLES = SHARED / "data" / "sfft"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no samples in {SAMPLES}")
@@ -42,7 +43,8 @@ def test_the_sample_comes_out_again():
         SAMPLES / "linear.difference.fits", kernel=SAMPLES / "linear.solution.fits"
     )
     images = [
-        read_exposure(SAMPLES / f"{role}.fits", variance=1.0) for role in ("science", "template")
+        read_exposure(SAMPLES / f"{role}.fits", options=ReadingOptions(variance=1.0))
+        for role in ("science", "template")
     ]
     assert difference.convolved == "template"
     # Single precision of its pixels.

@@ -21,6 +21,7 @@ from whitediff.exposures import kernels, masks
 from whitediff.exposures.boxes import Box
 from whitediff.exposures.decorrelation import DecorrelationOptions, decorrelate
 from whitediff.exposures.fields import GridField
+from whitediff.exposures.noise import InputNoise
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.exposures.subtraction import subtract
 from whitediff.formats import read_exposure, write_exposure
@@ -351,7 +352,7 @@ def test_a_resampled_template_known_and_measured(rng):
             )
             result = decorrelate(
                 science, template, difference, options=options, sources=NONE,
-                template_noise=known if how == "known" else None,
+                noise=InputNoise(template_covariance=known if how == "known" else None),
             )  # fmt: skip
             results.append(columns(result.exposure, gaussian(41, 3.0)))
     assert result.science_noise is None
@@ -368,7 +369,7 @@ def test_a_resampled_template_known_and_measured(rng):
     sources, places = with_sources(difference, science.psf)
     result = decorrelate(
         science, template, sources, options=DecorrelationOptions(spatially_varying=True),
-        sources=NONE, template_noise=known,
+        sources=NONE, noise=InputNoise(template_covariance=known),
     )  # fmt: skip
     np.testing.assert_allclose(photometry(result.exposure, places), 1e5, rtol=2e-3)
 
@@ -383,7 +384,7 @@ def test_noise_whose_phase_varies_over_the_field(rng):
     difference = subtract(science, template, gaussian(25, 2.0))
     result = decorrelate(
         science, template, difference, options=DecorrelationOptions(spatially_varying=True),
-        sources=NONE, template_noise=covariance,
+        sources=NONE, noise=InputNoise(template_covariance=covariance),
     )  # fmt: skip
     assert result.local is not None
     for x, y in ((100, 100), (500, 300)):
@@ -427,11 +428,11 @@ def test_a_kernel_that_is_not_defined_everywhere_is_refused(rng):
     options = DecorrelationOptions(spatially_varying=True)
     with pytest.raises(ArgumentError, match=r"defined on .* only"):
         decorrelate(science, template, difference, part, options=options, sources=NONE)
-    decorrelate(science, template, difference, part, x=100, y=100)
+    decorrelate(science, template, difference, part, options=DecorrelationOptions(x=100, y=100))
     with pytest.raises(
         ArgumentError, match=r"at x = 500, y = 100, but it is defined on \[y=0:640, x=0:320\]"
     ):
-        decorrelate(science, template, difference, part, x=500, y=100)
+        decorrelate(science, template, difference, part, options=DecorrelationOptions(x=500, y=100))
 
 
 @pytest.mark.parametrize(
@@ -464,11 +465,12 @@ def test_options_that_contradict_each_other_are_refused(rng):
     with pytest.raises(ArgumentError, match="they would be measured"):
         decorrelate(
             science, template, difference, options=DecorrelationOptions(noise="auto"),
-            template_noise=resampling_covariance(np.ones((1, 2)) / 2),
+            noise=InputNoise(template_covariance=resampling_covariance(np.ones((1, 2)) / 2)),
         )  # fmt: skip
     for wrong in ("white", 1.0, lambda x, y: "white"):
+        noise = InputNoise(template_covariance=wrong)
         with pytest.raises(ArgumentError, match=r"must be a NoiseCovariance.*got (1\.0|'white')"):
-            decorrelate(science, template, difference, template_noise=wrong)
+            decorrelate(science, template, difference, noise=noise)
 
 
 def few_source_free(rng, *, beyond):

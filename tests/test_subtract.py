@@ -26,7 +26,7 @@ from whitediff.exposures.matching import match
 from whitediff.exposures.noise import variance_factor
 from whitediff.exposures.preparation import prepare
 from whitediff.formats import read_exposure, write_exposure
-from whitediff.matching.candidates import choose_candidates, cut_stamps, find_sources
+from whitediff.matching.candidates import StarImage, choose_candidates, cut_stamps, find_sources
 from whitediff.simulation import SimulationOptions, simulate
 
 DECAM = SHARED / "data" / "decam"
@@ -161,9 +161,9 @@ def test_candidates_are_isolated_clean_stars(rng):
     assert {(100, 100), (450, 450), (300, 300), (500, 200)} <= found
     assert "isolation" in chosen.relaxed
     stamps = cut_stamps(
-        image, image, np.zeros(shape), np.full(shape, 25.0), source_bad=bad,
-        target_bad=np.zeros_like(bad), norm=1.0, x=chosen.x, y=chosen.y, size=21, kernel_size=11,
-        source_sigma=2.5, target_sigma=2.5,
+        StarImage(image, np.zeros(shape), bad, 2.5),
+        StarImage(image, np.full(shape, 25.0), np.zeros_like(bad), 2.5),
+        chosen.x, chosen.y, norm=1.0, size=21, kernel_size=11,
     )  # fmt: skip
     assert stamps.source.shape == (len(chosen), 31, 31)
     assert stamps.weight.max() == pytest.approx(1 / 25)

@@ -106,12 +106,13 @@ def fluxes(measured, profile):
             image = star(profile, dx, dy, half)
             middle = np.array([float(half)])
             stamps = photometry.stamps_around(
-                image, np.ones_like(image), np.ones(image.shape, bool), middle, middle, half
+                photometry.Frame(image, np.ones_like(image), np.ones(image.shape, bool)),
+                middle,
+                middle,
+                half,
             )
             at = middle[:, None]
-            fit = photometry.fit_points(
-                stamps, psf[None], at + dx, at + dy, radius=radius, held=True
-            )
+            fit = photometry.fit_fluxes(stamps, psf[None], at + dx, at + dy, radius=radius)
             found.append(fit.flux[0, 0])
     return np.array(found)
 
@@ -126,7 +127,10 @@ def misfits(measured, image_at):
         for dy in (-0.35, -0.1, 0.15, 0.4):
             image = image_at(dx, dy, half)
             stamps = photometry.stamps_around(
-                image, np.ones_like(image), np.ones(image.shape, bool), middle, middle, half
+                photometry.Frame(image, np.ones_like(image), np.ones(image.shape, bool)),
+                middle,
+                middle,
+                half,
             )
             at = middle[:, None]
             fit = photometry.fit_points(stamps, psf[None], at + dx, at + dy, radius=radius)

@@ -34,6 +34,7 @@ __all__ = [
     "EMPTY_AMPLITUDE",
     "PRECISION",
     "Correction",
+    "ScoreCut",
     "absolute_weight",
     "checked_kernel",
     "compact_kernel",
@@ -322,6 +323,24 @@ def _noise_powers(
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreCut:
+    """What is left out of a score's filter, since it does not act on the sky.
+
+    Attributes
+    ----------
+    reach
+        Radius, in pixels, beyond which the filter is cut off on the pixels, smoothly from half
+        of it on.
+    empty_amplitude
+        Amplitude |p̂| below which a frequency of the pre-convolved image counts as empty: the
+        factor is brought to zero there, times ``|p̂|/(|p̂| + empty_amplitude)``.
+    """
+
+    reach: float
+    empty_amplitude: float = EMPTY_AMPLITUDE
+
+
 def score_correction(
     kernel: Array,
     preconvolution_kernel: Array,
@@ -329,8 +348,7 @@ def score_correction(
     science_variance: float,
     template_variance: float,
     shape: tuple[int, int],
-    empty_amplitude: float = 0.0,
-    reach: float | None = None,
+    cut: ScoreCut | None = None,
     science_noise: Array | None = None,
     template_noise: Array | None = None,
 ) -> Correction:
@@ -348,13 +366,8 @@ def score_correction(
         Mean variance per pixel before any convolution; image_unit², finite, positive.
     shape
         Transform grid, at least as large as the kernels.
-    empty_amplitude
-        Amplitude |p̂| below which a frequency of the pre-convolved image counts as empty: the
-        factor is brought to zero there, times ``|p̂|/(|p̂| + empty_amplitude)``.  0 leaves the
-        formula as it is documented.
-    reach
-        Radius, in pixels, beyond which the filter is cut off on the pixels, smoothly from half
-        of it on.  None: not at all.
+    cut
+        What is left out of the filter; None for the formula as it is documented.
     science_noise, template_noise
         Noise spectra of the two inputs, as for `difference_correction`.
 
@@ -380,10 +393,10 @@ def score_correction(
     With kernels cut to stamps, the ratio is one of truncation errors long before that.
     The pre-convolved image has next to no power there, but edges, filled and masked pixels
     have it everywhere, and the filter's pixel kernel is then noise that carries it over
-    the whole frame.  ``empty_amplitude`` leaves the part of the filter that acts on the
-    sky.  Where a fitted κ̂ passes through zero, the ratio has a thin ring in frequency, which
-    reaches as far; ``reach`` smooths it.  At 3.5 FWHM of the PSF that costs 1e-5 of the
-    signal-to-noise ratio.
+    the whole frame.  The cut's ``empty_amplitude`` leaves the part of the filter that acts
+    on the sky.  Where a fitted κ̂ passes through zero, the ratio has a thin ring in frequency,
+    which reaches as far; the cut's ``reach`` smooths it.  At 3.5 FWHM of the PSF that costs
+    1e-5 of the signal-to-noise ratio.
     """
     kernel_ft, kernel_sum = _kernel_spectrum("matching kernel", kernel, shape)
     preconvolution_ft, _ = _kernel_spectrum(
@@ -398,14 +411,13 @@ def score_correction(
     power /= np.maximum(preconvolution_power, _PRECONVOLUTION_POWER_FLOOR)
     power += science_power
     correction_ft = power[0, 0] / power
-    if empty_amplitude > 0:
+    if cut is not None:
         # A slow fall: one in the power would be so steep that the filter rings.  Divided by
         # its value at zero frequency, so that flux is kept exactly.
         amplitude = np.sqrt(preconvolution_power)
-        correction_ft *= amplitude / (amplitude + empty_amplitude)
+        correction_ft *= amplitude / (amplitude + cut.empty_amplitude)
         correction_ft /= correction_ft[0, 0]
-    if reach is not None:
-        correction_ft = _tapered(correction_ft, shape, reach)
+        correction_ft = _tapered(correction_ft, shape, cut.reach)
     return Correction(
         shape,
         correction_ft,

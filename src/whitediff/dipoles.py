@@ -17,11 +17,13 @@ import scipy
 
 from .detection import Blends, Peaks, Significance
 from .photometry import (
+    Frame,
     PointFits,
     Psfs,
     SourceFits,
     Stamps,
     fit_blends,
+    fit_fluxes,
     fit_points,
     replaced_fits,
     stamps_around,
@@ -116,9 +118,7 @@ class Classes:
 
 
 def classified(
-    image: Array,
-    variance: Array,
-    good: Array,
+    frame: Frame,
     blends: Blends,
     fits: SourceFits,
     found: Significance,
@@ -131,8 +131,8 @@ def classified(
 
     Parameters
     ----------
-    image, variance, good
-        ``(ny, nx)``, as of `whitediff.photometry.stamps_around`.
+    frame
+        Image, as for `whitediff.photometry.stamps_around`.
     blends, fits
         Sources, and the point sources fitted to them.
     found
@@ -169,7 +169,6 @@ def classified(
     label = np.full(n, "point", dtype="<U8")
     absorbed = np.zeros(n, bool)
     numbers = {field.name: np.full(n, np.nan) for field in dataclasses.fields(Classes)[3:]}
-    planes = image, variance, good
     main, lobes, partner = _candidates(blends, found, fwhm)
     if len(main):
         peaks = blends.peaks
@@ -181,7 +180,7 @@ def classified(
         parts = []
         for part in (slice(i, i + _BATCH) for i in range(0, len(main), _BATCH)):
             local = start[0][part], start[1][part]
-            parts.append(_fitted(planes, local, positive[part], psfs, radius, fwhm))
+            parts.append(_fitted(frame, local, positive[part], psfs, radius, fwhm))
         results = {name: np.concatenate([each[name] for each, _ in parts]) for name in parts[0][0]}
         is_dipole = np.concatenate([each for _, each in parts])
         chosen = main[is_dipole]
@@ -190,11 +189,11 @@ def classified(
             numbers[name][chosen] = values[is_dipole]
         weaker = partner[is_dipole]
         absorbed[weaker[weaker >= 0]] = True
-        fits = _with_lobes_alone(fits, planes, peaks.x, peaks.y, chosen, psfs, radius, fwhm)
+        fits = _with_lobes_alone(fits, frame, peaks.x, peaks.y, chosen, psfs, radius, fwhm)
     doubtful = _doubtful(fits, blends.peaks.significance, fwhm) & (label == "point")
     which = np.flatnonzero(doubtful)
     if len(which):
-        label[which] = _neither(planes, fits, blends.peaks.significance, which, psfs, radius, fwhm)
+        label[which] = _neither(frame, fits, blends.peaks.significance, which, psfs, radius, fwhm)
     return Classes(label=label, absorbed=absorbed, group=blends.group, **numbers), fits
 
 
@@ -276,7 +275,7 @@ def _extremes(image: Array, place: Array, side: Array, reach: float) -> tuple[Ar
 
 
 def _fitted(
-    planes: tuple[Array, Array, Array],
+    frame: Frame,
     start: tuple[Array, Array],
     positive: Array,
     psfs: Psfs,
@@ -290,7 +289,7 @@ def _fitted(
     x, y = start
     middle_x, middle_y = x.mean(axis=1), y.mean(axis=1)
     half = math.ceil(radius + _REACH * fwhm / 2) + 1
-    stamps = stamps_around(*planes, middle_x, middle_y, half)
+    stamps = stamps_around(frame, middle_x, middle_y, half)
     psf = psfs(middle_x, middle_y)
     point = fit_points(
         stamps, psf, x[:, :1], y[:, :1], radius=radius, furthest=_FURTHEST * fwhm, region=start
@@ -399,7 +398,7 @@ def _gradient(
 
 def _with_lobes_alone(
     fits: SourceFits,
-    planes: tuple[Array, Array, Array],
+    frame: Frame,
     x: Array,
     y: Array,
     which: Array,
@@ -411,7 +410,7 @@ def _with_lobes_alone(
     if not len(which):
         return fits
     alone = fit_blends(
-        *planes,
+        frame,
         x[which],
         y[which],
         np.arange(len(which)),
@@ -441,7 +440,7 @@ def _doubtful(fits: SourceFits, significance: Array, fwhm: float) -> Array:
 
 
 def _neither(
-    planes: tuple[Array, Array, Array],
+    frame: Frame,
     fits: SourceFits,
     significance: Array,
     which: Array,
@@ -452,10 +451,10 @@ def _neither(
     """Labels of sources that a point does not describe."""
     x, y = fits.x[which], fits.y[which]
     half = math.ceil(radius) + 1
-    stamps = stamps_around(*planes, x, y, half)
+    stamps = stamps_around(frame, x, y, half)
     psf = psfs(x, y)
-    point = fit_points(stamps, psf, x[:, None], y[:, None], radius=radius, held=True)
-    wide = fit_points(stamps, _widened(psf, fwhm), x[:, None], y[:, None], radius=radius, held=True)
+    point = fit_fluxes(stamps, psf, x[:, None], y[:, None], radius=radius)
+    wide = fit_fluxes(stamps, _widened(psf, fwhm), x[:, None], y[:, None], radius=radius)
     (model,) = moved_stamps(psf, y - stamps.row, x - stamps.column, half)
     use = stamps.good & stamps.within(x[:, None], y[:, None], radius)
     left = np.where(use, stamps.image - point.flux[:, :, None] * model, 0)

@@ -9,9 +9,10 @@ no unbiased estimate has smaller ones (Cramér-Rao).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from .resampling import moved_stamps
 from .threads import in_threads, single_threaded_algebra
 
 __all__ = [
+    "Frame",
     "PointFits",
     "Psfs",
     "SourceFits",
@@ -30,6 +32,7 @@ __all__ = [
     "aperture_fluxes",
     "filter_errors",
     "fit_blends",
+    "fit_fluxes",
     "fit_points",
     "fit_radius",
     "replaced_fits",
@@ -89,6 +92,22 @@ def fit_radius(psf: Array) -> float:
     power = np.cumsum(np.square(psf, dtype=np.float64).ravel()[order])
     index = int(np.searchsorted(power, _FITTED_POWER * power[-1]))
     return max(2.0, float(distance[order[index]]))
+
+
+class Frame(NamedTuple):
+    """An image with what tells of its noise.
+
+    Attributes
+    ----------
+    image, variance
+        ``(ny, nx)``, image_unit and its square.
+    good
+        ``(ny, nx)`` boolean: pixels that hold a measurement.
+    """
+
+    image: Array
+    variance: Array
+    good: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,15 +179,13 @@ class Stamps:
         return (dy[:, :, :, None] ** 2 + dx[:, :, None, :] ** 2 <= radius**2).any(axis=1)
 
 
-def stamps_around(
-    image: Array, variance: Array, good: Array, x: Array, y: Array, half: int
-) -> Stamps:
+def stamps_around(frame: Frame, x: Array, y: Array, half: int) -> Stamps:
     """Cut stamps out of an image.
 
     Parameters
     ----------
-    image, variance, good
-        ``(ny, nx)``; pixels that are not finite, or whose variance is not positive, are not good.
+    frame
+        Image; pixels that are not finite, or whose variance is not positive, are not good.
     x, y
         ``(n,)`` array coordinates; the nearest pixel becomes a stamp's middle.
     half
@@ -179,6 +196,7 @@ def stamps_around(
     stamps
         `Stamps`.
     """
+    image, variance, good = frame
     row, column = (np.floor(at + 0.5).astype(int) for at in (y, x))
     grid = np.arange(-half, half + 1)
     rows, columns = row[:, None] + grid, column[:, None] + grid
@@ -216,7 +234,7 @@ def filter_errors(variance: Array, good: Array, psf: Array, x: Array, y: Array) 
     half = (min(psf.shape[1:]) - 1) // 2
     rows, columns = (slice(n // 2 - half, n // 2 + half + 1) for n in psf.shape[1:])
     square = np.square(psf[:, rows, columns])
-    stamps = stamps_around(variance, variance, good, x, y, half)
+    stamps = stamps_around(Frame(variance, variance, good), x, y, half)
     power = np.sum(square * stamps.good, axis=(1, 2))
     noise = np.sum(square * np.where(stamps.good, stamps.variance, 0), axis=(1, 2))
     enough = power >= _LEAST_SUPPORT * square.sum(axis=(1, 2))
@@ -281,6 +299,26 @@ class PointFits:
         return self.covariance[:, 3 * k + 1, 3 * k + 2]
 
 
+def fit_fluxes(stamps: Stamps, psf: Array, x: Array, y: Array, *, radius: float) -> PointFits:
+    """Fit the fluxes of point sources at held positions to stamps.
+
+    Parameters
+    ----------
+    stamps, psf
+        As for `fit_points`.
+    x, y
+        ``(n, k)`` array coordinates.
+    radius
+        Pixels nearer than this to a source are fitted.
+
+    Returns
+    -------
+    fits
+        `PointFits`.  NaN where no good pixel determines a flux.
+    """
+    return _in_batches(_Fit(stamps, psf, (x, y), (x, y), radius), _Fit.fluxes)
+
+
 def fit_points(
     stamps: Stamps,
     psf: Array,
@@ -288,12 +326,11 @@ def fit_points(
     y: Array,
     *,
     radius: float,
-    held: bool = False,
     furthest: float = math.inf,
     tolerance: float = 1e-4,
     region: tuple[Array, Array] | None = None,
 ) -> PointFits:
-    """Fit point sources to stamps: fluxes, and positions unless they are held.
+    """Fit the fluxes and positions of point sources to stamps.
 
     Parameters
     ----------
@@ -306,8 +343,6 @@ def fit_points(
         ``(n, k)`` array coordinates to start from.
     radius
         Pixels nearer than this to a start are fitted.
-    held
-        Fit the fluxes alone.
     furthest
         Pixels that a source may move from its start; beyond, the fit has failed.  0: positions
         stay, but count as fitted for the errors.
@@ -328,20 +363,21 @@ def fit_points(
     Least squares with equal weights (Levenberg-Marquardt); the covariance is that of this estimate
     under the variance plane, ``(AᵀA)⁻¹ AᵀVA (AᵀA)⁻¹``.
     """
+    about = (x, y) if region is None else region
+    return _in_batches(
+        _Fit(stamps, psf, (x, y), about, radius), lambda fit: fit.points(furthest, tolerance)
+    )
+
+
+def _in_batches(whole: _Fit, work: Callable[[_Fit], PointFits]) -> PointFits:
+    """Fits of all stamps, so many at a time."""
+    stamps = whole.stamps
     chunk = max(1, _CHUNK // stamps.image[0].size) if len(stamps) else 1
     parts = [slice(i, i + chunk) for i in range(0, len(stamps), chunk)]
-
-    def work(part: slice) -> PointFits:
-        local = psf if len(psf) == 1 else psf[part]
-        about = (x[part], y[part]) if region is None else (region[0][part], region[1][part])
-        return _Fit(stamps[part], local, x[part], y[part], about, radius).run(
-            held, furthest, tolerance
-        )
-
     if not parts:
-        return _no_fits(x.shape[1])
+        return _no_fits(whole.start[0].shape[1])
     with single_threaded_algebra():
-        found = in_threads(work, parts)
+        found = in_threads(lambda part: work(whole[part]), parts)
     return PointFits(
         *(
             np.concatenate([getattr(part, field.name) for part in found])
@@ -365,33 +401,50 @@ def _no_fits(k: int) -> PointFits:
     )
 
 
+@dataclasses.dataclass(frozen=True)
 class _Fit:
-    """One batch of stamps and the sources on them."""
+    """Stamps, the sources on them, and the places about which pixels are fitted."""
 
-    def __init__(
-        self,
-        stamps: Stamps,
-        psf: Array,
-        x: Array,
-        y: Array,
-        about: tuple[Array, Array],
-        radius: float,
-    ) -> None:
-        self.stamps, self.psf, self.start, self.radius = stamps, psf, (x, y), radius
-        self.use = stamps.good & stamps.within(*about, radius)
+    stamps: Stamps
+    psf: Array
+    start: tuple[Array, Array]
+    about: tuple[Array, Array]
+    radius: float
+
+    def __getitem__(self, part: slice) -> _Fit:
+        """Some of the stamps."""
+        psf = self.psf if len(self.psf) == 1 else self.psf[part]
+        start, about = ((x[part], y[part]) for x, y in (self.start, self.about))
+        return _Fit(self.stamps[part], psf, start, about, self.radius)
+
+    @functools.cached_property
+    def use(self) -> Array:
+        """``(n, s, s)`` boolean: pixels that are fitted."""
+        use: Array = self.stamps.good & self.stamps.within(*self.about, self.radius)
+        return use
+
+    @functools.cached_property
+    def level(self) -> Array:
+        """``(n,)`` mean variance of these."""
         number = np.maximum(self.use.sum(axis=(1, 2)), 1)
-        self.level = (self.use * stamps.variance).sum(axis=(1, 2)) / number
+        level: Array = (self.use * self.stamps.variance).sum(axis=(1, 2)) / number
+        return level
 
-    def run(self, held: bool, furthest: float, tolerance: float) -> PointFits:
+    def fluxes(self) -> PointFits:
+        """Fluxes alone."""
+        everything = np.arange(len(self.stamps))
+        failed = np.zeros(len(everything), bool)
+        return self._finished(
+            everything, *self._solved(everything, *self.start), failed=failed, held=True
+        )
+
+    def points(self, furthest: float, tolerance: float) -> PointFits:
+        """Fluxes and positions."""
         x0, y0 = self.start
         n, k = x0.shape
         everything = np.arange(n)
-        first = self._solved(everything, x0, y0)
-        if held:
-            return self._finished(everything, *first, failed=np.zeros(n, bool), held=True)
         x, y = x0.copy(), y0.copy()
-        flux, models, _ = first
-        flux, models = flux.copy(), models.copy()
+        flux, models, _ = self._solved(everything, x0, y0)
         square = self._square(everything, flux, models)
         damping = np.full(n, _FIRST_DAMPING)
         active = everything[np.isfinite(flux).all(axis=1) & (self.use.sum(axis=(1, 2)) > 3 * k)]
@@ -568,9 +621,7 @@ class SourceFits:
 
 
 def fit_blends(
-    image: Array,
-    variance: Array,
-    good: Array,
+    frame: Frame,
     x: Array,
     y: Array,
     group: Array,
@@ -584,8 +635,8 @@ def fit_blends(
 
     Parameters
     ----------
-    image, variance, good
-        ``(ny, nx)``.
+    frame
+        Image.
     x, y
         ``(n,)`` array coordinates to start from.
     group
@@ -624,7 +675,7 @@ def fit_blends(
             same = (steps == step) & (stays == bool(stay))
             use = members[same]
             half = math.ceil(radius) + 1 + int(step) * _EXTENT
-            stamps = stamps_around(image, variance, good, middle_x[same], middle_y[same], half)
+            stamps = stamps_around(frame, middle_x[same], middle_y[same], half)
             psf = psfs(x[use[:, 0]], y[use[:, 0]])
             fits = fit_points(
                 stamps, psf, x[use], y[use], radius=radius, furthest=0.0 if stay else furthest
@@ -632,7 +683,7 @@ def fit_blends(
             _store(result, use, fits)
     crowd = order[np.repeat(size > _LARGEST_GROUP, size)]
     if len(crowd):
-        _fit_crowd(result, crowd, (image, variance, good), (x, y, group), psfs, (radius, furthest))
+        _fit_crowd(result, crowd, frame, (x, y, group), psfs, (radius, furthest))
     return SourceFits(**result)
 
 
@@ -679,7 +730,7 @@ def _store(result: dict[str, Array], members: Array, fits: PointFits) -> None:
 def _fit_crowd(
     result: dict[str, Array],
     crowd: Array,
-    frame: tuple[Array, Array, Array],
+    frame: Frame,
     starts: tuple[Array, Array, Array],
     psfs: Psfs,
     limits: tuple[float, float],
@@ -689,7 +740,7 @@ def _fit_crowd(
     radius, furthest = limits
     half = math.ceil(radius) + 1
     psf = psfs(x, y)
-    clean = stamps_around(*frame, x, y, half)
+    clean = stamps_around(frame, x, y, half)
     # All pairs of a group whose stamps the other's PSF reaches.
     reach = half + psf.shape[1] // 2
     tree = scipy.spatial.cKDTree(np.stack([x, y], axis=1))
@@ -697,7 +748,7 @@ def _fit_crowd(
     pairs = pairs[group[pairs[:, 0]] == group[pairs[:, 1]]]
     target, other = np.concatenate([pairs, pairs[:, ::-1]]).T
     place_x, place_y = x.copy(), y.copy()
-    fits = fit_points(clean, psf, x[:, None], y[:, None], radius=radius, held=True)
+    fits = fit_fluxes(clean, psf, x[:, None], y[:, None], radius=radius)
     flux = np.nan_to_num(fits.flux[:, 0]) / (1 + np.bincount(target, minlength=len(x)))
     for _ in range(_ROUNDS):
         image = clean.image.copy()
@@ -719,15 +770,13 @@ def _fit_crowd(
     _store(result, crowd[:, None], fits)
 
 
-def aperture_fluxes(
-    image: Array, variance: Array, good: Array, x: Array, y: Array, radius: float
-) -> tuple[Array, Array]:
+def aperture_fluxes(frame: Frame, x: Array, y: Array, radius: float) -> tuple[Array, Array]:
     """Fluxes in circular apertures, without any background or aperture correction.
 
     Parameters
     ----------
-    image, variance, good
-        ``(ny, nx)``.
+    frame
+        Image.
     x, y
         ``(n,)`` array coordinates.
     radius
@@ -745,6 +794,7 @@ def aperture_fluxes(
     """
     import sep
 
+    image, variance, good = frame
     if not len(x):
         return np.zeros(0), np.zeros(0)
 

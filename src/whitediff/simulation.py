@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -216,6 +217,29 @@ def matching_kernel(target: Array, source: Array, *, size: int, kernel_sum: floa
     return kernel * (kernel_sum / kernel.sum())
 
 
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("bulge", "hosted", "vanished"), lambda value: 0 <= value <= 1, "is from 0 to 1"),
+    (
+        (
+            *("faintest_star", "faintest_galaxy", "brightest_star", "brightest_galaxy"),
+            *("star_exponent", "galaxy_exponent", "distortion_length"),
+            *("science_variance", "template_variance", "gain", "flux_scale", "saturation"),
+        ),
+        lambda value: value > 0,
+        "must be positive",
+    ),
+    (
+        (
+            *("margin", "template_distortion", "read_noise", "seed"),
+            *("stars", "galaxies", "transients", "bad_columns", "nan_pixels"),
+        ),
+        lambda value: value >= 0,
+        "must not be negative",
+    ),
+)
+"""Options of a simulation, what their values have to fulfil, and that in words."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulationOptions:
     """What to simulate.
@@ -352,27 +376,11 @@ class SimulationOptions:
         for shape in (self.shape, self.shape_of("template")):
             if min(shape) < 64:
                 raise ArgumentError(f"A simulation needs at least 64 pixels a side; got {shape}.")
-        for name in ("bulge", "hosted", "vanished"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ArgumentError(f"{name} is from 0 to 1; got {getattr(self, name):g}.")
-        for name in (
-            "faintest_star", "faintest_galaxy", "brightest_star", "brightest_galaxy",
-            "star_exponent", "galaxy_exponent", "distortion_length",
-        ):  # fmt: skip
-            if not getattr(self, name) > 0:
-                raise ArgumentError(f"{name} must be positive; got {getattr(self, name):g}.")
-        for name in ("margin", "template_distortion"):
-            if not getattr(self, name) >= 0:
-                raise ArgumentError(f"{name} must not be negative; got {getattr(self, name):g}.")
-        for name in ("science_variance", "template_variance", "gain", "flux_scale", "saturation"):
-            if not getattr(self, name) > 0:
-                raise ArgumentError(f"{name} must be positive; got {getattr(self, name):g}.")
-        for name in ("stars", "galaxies", "transients", "bad_columns", "nan_pixels"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ArgumentError(f"{name} must not be negative; got {value}.")
-        if self.seed < 0:
-            raise ArgumentError(f"seed must not be negative; got {self.seed}.")
+        for names, fits, requirement in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise ArgumentError(f"{name} {requirement}; got {value:g}.")
         for ny, nx in (self.shape, self.shape_of("template")):
             if self.bad_columns > nx or self.nan_pixels > nx * ny:
                 raise ArgumentError(
@@ -381,8 +389,6 @@ class SimulationOptions:
                 )
         if not all(abs(value) <= 5 for value in self.offset):
             raise ArgumentError(f"offset must be within 5 pixels; got {self.offset}.")
-        if self.read_noise < 0:
-            raise ArgumentError(f"read_noise must not be negative; got {self.read_noise:g}.")
         for name in ("science_variance", "template_variance"):
             if getattr(self, name) < (self.read_noise / self.gain) ** 2:
                 raise ArgumentError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -449,6 +449,39 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
     across = surface.shape[0 if along_x else 1]
     if max(ends) < _REACH or min(ends) > across - 1 - _REACH:
         return None
+    ridge = _ridge_across(strip, profiles, chunks, height, on)
+    if ridge is None:
+        return None
+    # What follows columns or rows and is narrow is a defect of the detector, or bleeds.
+    if aligned and not (at_start and at_stop):
+        return None
+    if aligned and ridge.half_width < _WIDE_ALIGNED:
+        # The fitted line may step from a row to the next one, which widens what does not.
+        level, _, _ = _strip(surface, along_x, (float(np.median(ends)),))
+        if _is_narrow(np.nan_to_num(_medians(level))):
+            return None
+        place = np.flatnonzero(on[run])
+        if _fades(height[run][on[run]], place, _STEADY_ALIGNED, _FADING_ALIGNED):
+            return None
+    start = 0 if at_start else max(0, start - lengths // 2)
+    stop = len(along) if at_stop else min(len(along), stop + lengths // 2)
+    return Trail(
+        along_x, coefficients, int(along[start]), int(along[stop - 1]) + 1, ridge.below, ridge.above
+    )
+
+
+class _Ridge(NamedTuple):
+    """Pixels of a ridge on both sides of its line, and how many are above half of its height."""
+
+    below: float
+    above: float
+    half_width: int
+
+
+def _ridge_across(
+    strip: Array, profiles: Array, chunks: list[slice], height: Array, on: Array
+) -> _Ridge | None:
+    """Ridge of a trail, by its profile across; None if it is that of something else."""
     chosen = np.concatenate([strip[chunk] for chunk, use in zip(chunks, on, strict=True) if use])
     profile = np.nan_to_num(_medians(chosen))
     offsets = np.arange(-_REACH, _REACH + 1)
@@ -460,46 +493,26 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
     # A step is no ridge, whichever of its sides is the brighter, and one of many is a fringe.
     if abs(levels[1] - levels[0]) > _OTHERS * smooth[_REACH - 3 : _REACH + 4].max():
         return None
-    if _are_steps(profiles[on], height[on], lengths):
+    if _are_steps(profiles[on], height[on], chunks[0].stop - chunks[0].start):
         return None
     above = smooth > max(_EDGE_OF_TRAIL, 3 * noise)
     core = _REACH + int(np.argmax(smooth[_REACH - 3 : _REACH + 4])) - 3
     if not above[core]:
         return None
-    half = smooth > smooth[core] / 2
+    half_width = int(np.count_nonzero(smooth > smooth[core] / 2))
     reach = []
     for direction in (-1, 1):
         side = core + direction * np.arange(_REACH + 1)
         side = side[(side >= 0) & (side < len(smooth))]
         reach.append(int(np.argmin(np.append(above[side], False))))
-    if np.count_nonzero(half) > _WIDEST:
+    if half_width > _WIDEST:
         return None
     if abs(reach[0] - reach[1]) > _LOPSIDED * max(reach) + 3:
         return None
     around = smooth[(offsets < core - _REACH - reach[0]) | (offsets > core - _REACH + reach[1])]
     if around.size and np.ptp(around) > _OTHERS * smooth[core] + _NO_OTHERS * noise:
         return None
-    # What follows columns or rows and is narrow is a defect of the detector, or bleeds.
-    if aligned and not (at_start and at_stop):
-        return None
-    if aligned and np.count_nonzero(half) < _WIDE_ALIGNED:
-        # The fitted line may step from a row to the next one, which widens what does not.
-        level, _, _ = _strip(surface, along_x, (float(np.median(ends)),))
-        if _is_narrow(np.nan_to_num(_medians(level))):
-            return None
-        place = np.flatnonzero(on[run])
-        if _fades(height[run][on[run]], place, _STEADY_ALIGNED, _FADING_ALIGNED):
-            return None
-    start = 0 if at_start else max(0, start - lengths // 2)
-    stop = len(along) if at_stop else min(len(along), stop + lengths // 2)
-    return Trail(
-        along_x,
-        coefficients,
-        int(along[start]),
-        int(along[stop - 1]) + 1,
-        reach[0] - (core - _REACH) + 1.0,
-        reach[1] + (core - _REACH) + 1.0,
-    )
+    return _Ridge(reach[0] - (core - _REACH) + 1.0, reach[1] + (core - _REACH) + 1.0, half_width)
 
 
 def _are_steps(profiles: Array, height: Array, rows: int) -> bool:

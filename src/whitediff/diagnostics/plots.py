@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..outputs import replacing
 from .measure import ScoreNoise, VarianceMap, Whiteness, WhitenessMap, radial_power
 
 __all__ = [
+    "MeasuredImage",
     "plot_batch",
     "plot_evaluation",
     "plot_subtraction",
@@ -110,20 +112,37 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
+@dataclasses.dataclass(frozen=True)
+class MeasuredImage:
+    """An image, and what was measured of its noise.
+
+    Attributes
+    ----------
+    pixels
+        ``(ny, nx)``.
+    good
+        ``(ny, nx)`` boolean: source-free pixels.
+    whiteness
+        How white the noise is on them.
+    score_noise
+        Of a score: its numbers stand in the picture in place of those of whiteness.
+    variance_map
+        The same cell by cell over the frame, `WhitenessMap` for a difference; None for no map.
+    """
+
+    pixels: Array
+    good: Array
+    whiteness: Whiteness
+    score_noise: ScoreNoise | None = None
+    variance_map: VarianceMap | None = None
+
+
 def plot_whiteness(
     path: str | Path,
-    *,
-    after: Array,
+    after: MeasuredImage,
     variance: Array,
-    good: Array,
-    whiteness: Whiteness,
-    before: Array | None = None,
-    before_good: Array | None = None,
-    before_whiteness: Whiteness | None = None,
-    score_noise: ScoreNoise | None = None,
-    before_score_noise: ScoreNoise | None = None,
-    variance_map: VarianceMap | None = None,
-    before_variance_map: VarianceMap | None = None,
+    *,
+    before: MeasuredImage | None = None,
     title: str = "",
 ) -> None:
     """Draw an image before and after decorrelation and how white its noise is.
@@ -132,16 +151,12 @@ def plot_whiteness(
     ----------
     path
         PNG to write; replaced if it exists.
-    after, variance, good, whiteness
-        ``(ny, nx)`` corrected image, its variance plane, the source-free pixels, and what
-        was measured on them.
-    before, before_good, before_whiteness
-        The same before the correction, if known.
-    score_noise, before_score_noise
-        Of a score image: its numbers stand in the picture in place of those of whiteness.
-    variance_map, before_variance_map
-        The same cell by cell over the frame, `WhitenessMap` for a difference; not drawn if
-        not given.
+    after
+        Corrected image.
+    variance
+        ``(ny, nx)`` its variance plane.
+    before
+        The image before the correction, if known.
     title
         Above the picture.
 
@@ -150,24 +165,26 @@ def plot_whiteness(
     ArgumentError
         If matplotlib is not installed.
     """
-    heights = [7.4] if variance_map is None else [7.4, 3.5]
+    whiteness, good = after.whiteness, after.good
+    before_whiteness = None if before is None else before.whiteness
+    heights = [7.4] if after.variance_map is None else [7.4, 3.5]
     figure = _figure((15, sum(heights)), title)
     # Apart, so that the panels of one part do not take room from those of the other.
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     panels = parts[0].subplots(2, 4, width_ratios=[1.2, 1.2, 1, 1.2])
     sigma = float(np.sqrt(np.median(variance[good])))
-    _draw_image(parts[0], panels[0, 0], before, sigma, "before")
-    _draw_image(parts[0], panels[0, 1], after, sigma, "after")
+    _draw_image(parts[0], panels[0, 0], None if before is None else before.pixels, sigma, "before")
+    _draw_image(parts[0], panels[0, 1], after.pixels, sigma, "after")
     reach = _largest_correlation([whiteness, before_whiteness])
     _draw_map(parts[0], panels[1, 0], before_whiteness, reach, "autocorrelation before")
     _draw_map(parts[0], panels[1, 1], whiteness, reach, "autocorrelation after")
 
     normalised = {}
-    if before is not None and before_good is not None:
-        values = before[before_good]
-        normalised["before"] = (before / values.std(), before_good, "tab:red")
+    if before is not None:
+        values = before.pixels[before.good]
+        normalised["before"] = (before.pixels / values.std(), before.good, "tab:red")
     with np.errstate(invalid="ignore", divide="ignore"):
-        normalised["after"] = (after / np.sqrt(variance), good, "tab:blue")
+        normalised["after"] = (after.pixels / np.sqrt(variance), good, "tab:blue")
 
     power = panels[0, 2]
     for name, (image, pixels, colour) in normalised.items():
@@ -204,7 +221,7 @@ def plot_whiteness(
             lags.plot(steps, result.correlation_x, "o-", color=colour, label=f"{name}, x")
             lags.plot(steps, result.correlation_y, "s--", color=colour, label=f"{name}, y")
     heading = "autocorrelation"
-    if score_noise is None:
+    if after.score_noise is None:
         heading = "autocorrelation (grey: ±2σ)"
         limit = 2 * whiteness.correlation_error
         lags.axhspan(-limit, limit, color="0.85")
@@ -216,12 +233,15 @@ def plot_whiteness(
     text.axis("off")
     summary = (
         _summary(_ROWS, whiteness, before_whiteness)
-        if score_noise is None
-        else _summary(_SCORE_ROWS, score_noise, before_score_noise)
+        if after.score_noise is None
+        else _summary(
+            _SCORE_ROWS, after.score_noise, None if before is None else before.score_noise
+        )
     )
     text.text(0, 0.98, summary, va="top", family="monospace", fontsize=8)
-    if variance_map is not None:
-        _draw_cells(parts[1], parts[1].subplots(1, 4), variance_map, before_variance_map)
+    if after.variance_map is not None:
+        earlier = None if before is None else before.variance_map
+        _draw_cells(parts[1], parts[1].subplots(1, 4), after.variance_map, earlier)
     with replacing(Path(path), overwrite=True) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

@@ -15,7 +15,7 @@ from ..registration.transformation import Correction
 from . import masks
 from .covariance import moved_noise
 from .mapping import taken_positions
-from .model import Exposure
+from .model import Exposure, Provenance
 from .psf import moved_psf
 from .registration import measured_correction, star_offset
 from .resampling import Resampled, ResamplingOptions, resampled
@@ -268,7 +268,9 @@ def _cut(science: Exposure, template: Exposure, offset: tuple[int, int], name: s
         unit=template.unit,
         psf=None if template.psf is None else moved_psf(template.psf, box, *moved),
         header=shifted_header(template.header, dy=offset[0], dx=offset[1]),
-        primary_header=template.primary_header.copy(),
-        source=template.source,
-        noise=moved_noise(template.noise, *moved),
+        provenance=Provenance(
+            source=template.source,
+            primary_header=template.primary_header.copy(),
+            noise=moved_noise(template.noise, *moved),
+        ),
     )

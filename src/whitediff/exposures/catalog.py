@@ -14,6 +14,7 @@ import scipy
 
 from .. import __version__, astro
 from ..errors import ArgumentError
+from ..profiles import full_width_half_maximum
 from ..resampling import moved_stamps
 from ..sources import RESIDUAL, bright_pixel_counts
 from . import masks
@@ -322,7 +323,6 @@ def source_flags(
     significance: Array,
     point: Array,
     psf: Array,
-    fwhm: float,
     reach: float,
     part_left: Callable[[], float],
 ) -> dict[str, Array]:
@@ -339,9 +339,7 @@ def source_flags(
     point
         ``(n,)`` boolean: looks like a point source, or is taken for one.
     psf
-        ``(py, px)``.
-    fwhm
-        Its full width at half maximum, pixels: a pixel within it is near.
+        ``(py, px)``; a pixel within its full width at half maximum is near.
     reach
         Pixels from the frame's edge within which a source is near it.
     part_left
@@ -358,7 +356,7 @@ def source_flags(
     enough of them are left: its flags of bad pixels go by the share of the squared PSF that these
     take.  What is no point may be so because of any of them.
     """
-    mask = exposure.mask
+    mask, fwhm = exposure.mask, full_width_half_maximum(psf)
     radius = max(_SOURCE_RADIUS, fwhm)
     near = _bits_within(mask.bits, x, y, radius)
     here = _bits_within(mask.bits, x, y, _SOURCE_RADIUS)

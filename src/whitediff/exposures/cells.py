@@ -27,7 +27,7 @@ from .decorrelation import (
 from .fields import ChebyshevField, scattered_fit
 from .kernels import ConvolutionKernel, constant_kernel
 from .model import Exposure, native_float
-from .noise import measured_noises, source_pixels
+from .noise import InputNoise, measured_noises, source_pixels
 from .psf import (
     KernelPointSpreadFunction,
     Light,
@@ -415,10 +415,7 @@ def decorrelate_cell(
     kernel: Any,
     *,
     preconvolution_kernel: Array | None = None,
-    science_variance: float | None = None,
-    template_variance: float | None = None,
-    science_noise: Noise = None,
-    template_noise: Noise = None,
+    noise: InputNoise | None = None,
     options: DecorrelationOptions,
 ) -> tuple[Exposure, Decorrelation | None]:
     """Decorrelate one cell, with kernel and noise as they are in its middle.
@@ -435,11 +432,11 @@ def decorrelate_cell(
         Matching kernel.
     preconvolution_kernel
         For a score: what the whole science exposure was correlated with.
-    science_variance, template_variance
-        Mean variances; None: those of the planes around the cell, with masked pixels where there
-        are no others.
-    science_noise, template_noise, options
-        As for `whitediff.exposures.decorrelation.decorrelate`.
+    noise
+        As for `whitediff.exposures.decorrelation.decorrelate`; mean variances that are not given
+        are those of the planes around the cell, with masked pixels where there are no others.
+    options
+        As for `decorrelate`, but for the place.
 
     Returns
     -------
@@ -448,9 +445,10 @@ def decorrelate_cell(
         no positive variance, the difference as it is, marked CONTAMINATED, and None.
     """
     science, template = science.cutout(difference.bbox), template.cutout(difference.bbox)
+    noise = noise or InputNoise()
     variances = (
-        _local_variance(science, science_variance, options),
-        _local_variance(template, template_variance, options),
+        _local_variance(science, noise.science_variance, options),
+        _local_variance(template, noise.template_variance, options),
     )
     if None in variances or not all(
         np.isfinite(exposure.data).any() for exposure in (science, template, difference)
@@ -463,17 +461,16 @@ def decorrelate_cell(
         difference,
         kernel,
         preconvolution_kernel=preconvolution_kernel,
-        x=cell.x.start + cell.x.size / 2,
-        y=cell.y.start + cell.y.size / 2,
-        science_variance=variances[0],
-        template_variance=variances[1],
-        science_noise=science_noise,
-        template_noise=template_noise,
-        options=options,
+        noise=dataclasses.replace(
+            noise, science_variance=variances[0], template_variance=variances[1]
+        ),
+        options=dataclasses.replace(
+            options, x=cell.x.start + cell.x.size / 2, y=cell.y.start + cell.y.size / 2
+        ),
     )
     # A copy lets go of the borders.
     trimmed = untouched(result.exposure.cutout(cell))
-    return trimmed, dataclasses.replace(result, exposure=trimmed)
+    return trimmed, dataclasses.replace(result, exposure=trimmed, options=options)
 
 
 def _local_variance(
@@ -511,7 +508,6 @@ def decorrelate_cells(
     science: Exposure,
     template: Exposure,
     difference: Exposure,
-    kernel: ConvolutionKernel,
     cells: CellOptions,
     *,
     preconvolution_kernel: Array | None = None,
@@ -523,8 +519,10 @@ def decorrelate_cells(
 
     Parameters
     ----------
-    science, template, difference, kernel, preconvolution_kernel
+    science, template, preconvolution_kernel
         As for `whitediff.exposures.decorrelation.decorrelate`.
+    difference
+        What was made of them, with its kernel.
     cells
         `CellOptions`.
     noises
@@ -559,10 +557,10 @@ def decorrelate_cells(
     each = dataclasses.replace(options, noise="white", spatially_varying=False, again=True)
     arguments: dict[str, Any] = {
         "preconvolution_kernel": preconvolution_kernel,
-        "science_noise": noises[0],
-        "template_noise": noises[1],
+        "noise": InputNoise(science_covariance=noises[0], template_covariance=noises[1]),
         "options": each,
     }
+    kernel = difference.kernel
     unit = length_unit(difference, science, template) if cells.by_fwhm else 1.0
     parts, found = [], []
     with once_a_frame():
@@ -579,7 +577,6 @@ def decorrelate_cells(
         parts, difference, operation=cells.operation, bad_mask_planes=cells.bad_mask_planes
     )
     ignore = options.ignore_mask_planes
-    whole.kernel = kernel
     return summary_of_cells(
         found,
         whole,

@@ -15,7 +15,7 @@ from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..matching.points import neighbour_variance
 from ..matching.stamp import StampKernel, StampOptions, fit_stamp, near
 from ..stats import median_deviation
-from . import kernels, masks
+from . import masks
 from .fields import ChebyshevField
 from .missing import missing_pixels, without_missing
 from .model import Exposure
@@ -322,7 +322,7 @@ def solve_cutout(
         along_x, along_y = against * np.array(science.shape[::-1]) / 2
         background = np.array([[fit.level, along_x], [along_y, 0.0]])
     solution = Solution.of_stamp(
-        kernels.constant_kernel(fit.kernel, science.bbox),
+        fit,
         ChebyshevField(science.bbox, background),
         science,
         template,
@@ -332,8 +332,6 @@ def solve_cutout(
             float(np.median(variances[0][good[0]])),
             float(np.median(variances[1][good[1]])),
         ),
-        error=fit.error,
-        photon_factor=fit.photon_factor,
     )
     return Cutout(
         science,

@@ -26,8 +26,8 @@ from .filters import Filters
 from .kernels import BasisKernel, ConvolutionKernel, constant_kernel
 from .masks import Mask
 from .missing import missing_pixels
-from .model import Exposure
-from .noise import measured_noises, source_pixels
+from .model import Exposure, Provenance
+from .noise import InputNoise, source_pixels
 from .own_photons import own_variances
 from .psf import (
     KernelPointSpreadFunction,
@@ -35,7 +35,14 @@ from .psf import (
     PointSpreadFunction,
     as_kernel_psf,
 )
-from .spatial import SPATIAL_PRECISION, LocalCorrection, LocalNoise, local_correction, local_noise
+from .spatial import (
+    SPATIAL_PRECISION,
+    LocalCorrection,
+    LocalFilters,
+    LocalNoise,
+    local_correction,
+    local_noise,
+)
 
 __all__ = [
     "CorrectionOptions",
@@ -158,6 +165,9 @@ class DecorrelationOptions(CorrectionOptions):
     scale_factor
         Where the science exposure was convolved: photometric scale by which the difference was
         divided, over the kernel's sum.
+    x, y
+        Pixel coordinates at which a varying kernel and PSF are taken; the middle of the box,
+        ``x0 + nx/2``, ``y0 + ny/2``, if not given.
     again
         Decorrelate, too, what is white already, as the documented task does; else it is refused.
     """
@@ -165,6 +175,8 @@ class DecorrelationOptions(CorrectionOptions):
     convolved: Literal["template", "science"] = "template"
     score: bool = False
     scale_factor: float = 1.0
+    x: float | None = None
+    y: float | None = None
     again: bool = False
 
     def __post_init__(self) -> None:
@@ -317,6 +329,88 @@ def typical_variance(exposure: Exposure, ignore_mask_planes: tuple[str, ...]) ->
     return clipped_mean(variance[rows], good=good).mean
 
 
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """Exposures on one grid, the kernel between two of them, and how the third is corrected."""
+
+    science: Exposure
+    template: Exposure
+    difference: Exposure
+    kernel: Any
+    options: DecorrelationOptions
+
+    def __post_init__(self) -> None:
+        _check_boxes(self.science, self.template, self.difference)
+        if self.kernel is None:
+            raise ArgumentError(
+                "No matching kernel: the difference carries none, and none was given."
+            )
+        for name in ("science", "template", "difference"):
+            exposure = getattr(self, name)
+            if not has_finite(exposure.data):
+                raise DataError(
+                    f"{named(name, exposure)} image has no finite pixel: all"
+                    f" {exposure.data.size} are NaN or infinite."
+                )
+        if not self.options.again:
+            refuse_decorrelated(self.difference)
+        _check_mask_planes(self.options, self.science, self.template)
+
+    @property
+    def pair(self) -> tuple[Exposure, Exposure]:
+        """The exposure that was not convolved, and the one that was."""
+        pair = self.science, self.template
+        return pair if self.options.convolved == "template" else pair[::-1]
+
+    @property
+    def position(self) -> tuple[float, float]:
+        """Pixel coordinates (x, y) at which kernel and PSF are taken."""
+        box, x, y = self.difference.bbox, self.options.x, self.options.y
+        return (
+            box.x.start + box.x.size / 2 if x is None else float(x),
+            box.y.start + box.y.size / 2 if y is None else float(y),
+        )
+
+    @property
+    def missing(self) -> Array | None:
+        """``(ny, nx)`` boolean: finite pixels of the difference that are interpolated, too.
+
+        Those that some software interpolated, and of a difference those that the exposure that was
+        not convolved lacks.  None where nothing is interpolated.
+        """
+        if self.options.fill != "interpolate":
+            return None
+        missing = masks.flagged(self.difference.mask, masks.INTERPOLATED_MASK_PLANES)
+        if not self.options.score:
+            missing |= missing_pixels(self.pair[0])
+        return missing
+
+    def filters(self, preconvolution_kernel: Any, noise: InputNoise) -> Filters:
+        """What the correction is made of, as far as it is known before noise is measured."""
+        options, psf = self.options, self.difference.psf
+        x, y = self.position
+        ignore = options.ignore_mask_planes
+        filters = Filters(
+            kernel_image=image_of_kernel("matching kernel", self.kernel, x, y),
+            preconvolution_image=(
+                _preconvolution_image(self.science, preconvolution_kernel)
+                if options.score
+                else None
+            ),
+            psf_image=None if psf is None else psf.at(x=x, y=y),
+            science_variance=usable_variance(
+                "science", self.science, noise.science_variance, ignore
+            ),
+            template_variance=usable_variance(
+                "template", self.template, noise.template_variance, ignore
+            ),
+            template_matched=options.convolved == "template",
+            compact_score=options.score_filter == "compact" or options.spatially_varying,
+        )
+        filters.check(self.difference.shape)
+        return filters
+
+
 @single_threaded_algebra()
 def decorrelate(
     science: Any,
@@ -325,14 +419,8 @@ def decorrelate(
     kernel: ConvolutionKernel | PointSpreadFunction | Array | None = None,
     *,
     preconvolution_kernel: ConvolutionKernel | PointSpreadFunction | Array | None = None,
-    x: float | None = None,
-    y: float | None = None,
-    science_variance: float | None = None,
-    template_variance: float | None = None,
-    science_noise: Noise = None,
-    template_noise: Noise = None,
+    noise: InputNoise | None = None,
     sources: Array | None = None,
-    missing: Array | None = None,
     options: DecorrelationOptions | None = None,
 ) -> Decorrelation:
     """Whiten the noise of a difference, and give it a variance, mask and PSF to match.
@@ -349,24 +437,12 @@ def decorrelate(
     preconvolution_kernel
         In score mode, the PSF with which the science image was correlated; the science
         exposure's PSF at its average position if not given.
-    x, y
-        Pixel coordinates at which a varying kernel and PSF are taken; the middle of the
-        box, ``x0 + nx/2``, ``y0 + ny/2``, if not given.
-    science_variance, template_variance
-        Mean variance before any convolution, image_unit²; clipped means of the variance
-        planes if not given.  With ``spatially_varying`` they set the level around which the
-        planes vary.
-    science_noise, template_noise
-        Covariance of the noise of the inputs, `whitediff.noise.NoiseCovariance`, or a function
-        of the pixel coordinates x and y that returns it; None for white noise.
+    noise
+        `InputNoise` of science exposure and template, as far as it is known.  With
+        ``spatially_varying`` its variances set the level around which the variance planes vary.
     sources
         ``(ny, nx)`` boolean: pixels with a source, which local mean variances leave out.  With
         ``spatially_varying``, found on both inputs if not given.
-    missing
-        ``(ny, nx)`` boolean: finite pixels of the difference that ``fill="interpolate"`` replaces
-        too; if not given, those in `whitediff.exposures.masks.INTERPOLATED_MASK_PLANES`, and
-        of a difference those that the exposure that was not convolved lacks
-        (`whitediff.exposures.missing.missing_pixels`).
     options
         `DecorrelationOptions`.
 
@@ -392,48 +468,19 @@ def decorrelate(
     error, and the pixels that the filter contaminated are marked.
     """
     options = options or DecorrelationOptions()
-    science = Exposure.from_object(science)
-    template = Exposure.from_object(template)
-    difference = Exposure.from_object(difference)
-    kernel, preconvolution_kernel = map(foreign.adapted, (kernel, preconvolution_kernel))
-    _check_boxes(science, template, difference)
     if preconvolution_kernel is not None and not options.score:
         raise ArgumentError(
             "A pre-convolution kernel is allowed only in score mode; the difference mode has none."
         )
+    science = Exposure.from_object(science)
+    template = Exposure.from_object(template)
+    difference = Exposure.from_object(difference)
+    kernel, preconvolution_kernel = map(foreign.adapted, (kernel, preconvolution_kernel))
     kernel = difference.kernel if kernel is None else kernel
-    if kernel is None:
-        raise ArgumentError("No matching kernel: the difference carries none, and none was given.")
-    for name, exposure in (
-        ("science", science),
-        ("template", template),
-        ("difference", difference),
-    ):
-        if not has_finite(exposure.data):
-            raise DataError(
-                f"{named(name, exposure)} image has no finite pixel: all"
-                f" {exposure.data.size} are NaN or infinite."
-            )
-    if not options.again:
-        refuse_decorrelated(difference)
-
-    box = difference.bbox
-    x = box.x.start + box.x.size / 2 if x is None else float(x)
-    y = box.y.start + box.y.size / 2 if y is None else float(y)
-    _check_mask_planes(options, science, template)
-    ignore = options.ignore_mask_planes
-    filters = Filters(
-        kernel_image=image_of_kernel("matching kernel", kernel, x, y),
-        preconvolution_image=(
-            _preconvolution_image(science, preconvolution_kernel) if options.score else None
-        ),
-        psf_image=None if difference.psf is None else difference.psf.at(x=x, y=y),
-        science_variance=usable_variance("science", science, science_variance, ignore),
-        template_variance=usable_variance("template", template, template_variance, ignore),
-        template_matched=options.convolved == "template",
-        compact_score=options.score_filter == "compact" or options.spatially_varying,
-    )
-    filters.check(difference.shape)
+    job = _Job(science, template, difference, kernel, options)
+    noise = noise or InputNoise()
+    filters = job.filters(preconvolution_kernel, noise)
+    box, (x, y) = difference.bbox, job.position
     if options.spatially_varying:
         check_defined(kernel, box, difference)
     if not (options.again or options.score):
@@ -442,49 +489,27 @@ def decorrelate(
     if sources is None and (options.noise != "white" or options.spatially_varying):
         # Of variances, only the photons of bright ones have to be left out.
         sources = source_pixels(science, template, only_bright=options.noise == "white")
-    noises: tuple[Noise, Noise] = (science_noise, template_noise)
-    if options.noise != "white":
-        if noises != (None, None):
-            raise ArgumentError(
-                f"Noise covariances are given, and with noise={options.noise!r} they would be"
-                " measured; give them, or have them measured."
-            )
-        assert sources is not None
-        noises = measured_noises(science, template, sources, how=options.noise)
+    noise = noise.with_measured(science, template, sources, how=options.noise)
     filters = dataclasses.replace(
         filters,
-        science_noise=noise_at(noises[0], x, y),
-        template_noise=noise_at(noises[1], x, y),
+        science_noise=noise_at(noise.science_covariance, x, y),
+        template_noise=noise_at(noise.template_covariance, x, y),
     )
     local = None
     if options.spatially_varying:
-        local = _local_correction(
-            filters, science, template, difference, kernel,
-            noises=noises, sources=sources, options=options,
-            given=(science_variance, template_variance),
-        )  # fmt: skip
-
+        local = _local_correction(job, filters, noise, sources)
     correction, compact_kernel = filters.correction_for(
         difference.data,
         transform=options.transform,
         always_compact=options.fill == "interpolate",
         precision=SPATIAL_PRECISION if options.spatially_varying else decorrelation.PRECISION,
     )
-    weights = correction.variance_weights
-    planes = (science.variance, template.variance)
-    if local is None:
-        variance = _variance_plane(*planes, correction, options, filters)
-    else:
-        variance = local.variance(*(planes if filters.template_matched else planes[::-1]))
+    variance = _variance_plane(job, filters, correction, local)
     if compact_kernel is not None and options.fill == "interpolate":
         _mirror(variance, correction, filters)
         if options.score:
             _add_repeated_noise(variance, filters, science, template)
-    sigma = decorrelation.smallest_sigma(variance)
-    if options.fill == "interpolate" and missing is None:
-        missing = masks.flagged(difference.mask, masks.INTERPOLATED_MASK_PLANES)
-        if not options.score:
-            missing |= missing_pixels(science if options.convolved == "template" else template)
+    sigma, missing = decorrelation.smallest_sigma(variance), job.missing
     if local is None:
         image = _corrected_image(difference, correction, compact_kernel, sigma, options, missing)
     else:
@@ -497,44 +522,28 @@ def decorrelate(
         )
     else:
         contaminated = _contaminated(correction, compact_kernel, untrusted, filters)
-    psf = None if difference.psf is None else _psf_before(difference.psf, filters, box, options)
-    on_stamps = filters.correction_on_stamps(correction, transform=options.transform)
-
-    corrected = (
-        _corrected_psf(psf, on_stamps, filters, box)
-        if local is None or psf is None
-        else local.psf(psf)
-    )
-    if corrected is not None and not options.score:
-        level = 1.0 if filters.template_matched else correction.kernel_sum * options.scale_factor
-        own = own_variances(
-            filters,
-            science,
-            template,
-            corrected.at(x=box.x.center, y=box.y.center),
-            scale=level**-2,
-            full_variance=options.full_variance,
-        )
-        corrected = corrected.with_light(dataclasses.replace(corrected.light, own_variances=own))
-
+    psf, response = _psf_and_response(job, filters, correction, local)
     exposure = Exposure(
         image,
         variance,
         masks.with_plane(mask, masks.CONTAMINATED, contaminated),
         origin=box.start,
         unit=difference.unit,
-        psf=corrected,
-        kernel=(
-            kernel
-            if isinstance(kernel, ConvolutionKernel)
-            else constant_kernel(filters.kernel_image, box)
-        ),
-        background=difference.background,
+        psf=psf,
         header=difference.header.copy(),
-        primary_header=difference.primary_header.copy(),
-        is_score=options.score,
-        decorrelated_by="decorrelate",
+        provenance=Provenance(
+            primary_header=difference.primary_header.copy(),
+            kernel=(
+                kernel
+                if isinstance(kernel, ConvolutionKernel)
+                else constant_kernel(filters.kernel_image, box)
+            ),
+            background=difference.background,
+            is_score=options.score,
+            decorrelated_by="decorrelate",
+        ),
     )
+    ignore = options.ignore_mask_planes
     return Decorrelation(
         exposure=exposure,
         options=options,
@@ -545,21 +554,15 @@ def decorrelate(
         grid=correction.shape,
         science_variance=filters.science_variance,
         template_variance=filters.template_variance,
-        variance_weights=weights,
+        variance_weights=correction.variance_weights,
         variance_mean_before=typical_variance(difference, ignore),
         variance_mean_after=typical_variance(exposure, ignore),
         contaminated_fraction=float(contaminated.mean()),
-        response=(
-            None
-            if not options.score or psf is None
-            else _response(psf, on_stamps, box)
-            if local is None
-            else local.response
-        ),
+        response=response,
         local=local,
         science_noise=filters.science_noise,
         template_noise=filters.template_noise,
-        noises=noises,
+        noises=noise.covariances,
         flux_error=filters.flux_error,
     )
 
@@ -599,8 +602,10 @@ def refuse_white(
 
     Parameters
     ----------
-    science, template, difference, kernel, convolved, x, y
+    science, template, difference, kernel
         As for `decorrelate`.
+    convolved, x, y
+        As for `DecorrelationOptions`.
 
     Raises
     ------
@@ -650,28 +655,22 @@ def refuse_white(
 
 
 def _local_correction(
-    filters: Filters,
-    science: Exposure,
-    template: Exposure,
-    difference: Exposure,
-    kernel: Any,
-    *,
-    noises: tuple[Noise, Noise],
-    sources: Array | None,
-    given: tuple[float | None, float | None],
-    options: DecorrelationOptions,
+    job: _Job, filters: Filters, known: InputNoise, sources: Array | None
 ) -> LocalCorrection | None:
     """Correction that follows kernel and noise; None where these are the same everywhere."""
-    box = difference.bbox
+    difference, kernel, options = job.difference, job.kernel, job.options
+    box, noises = difference.bbox, known.covariances
     level = 0.0
-    for exposure, value, sign in zip((science, template), given, (-1, 1), strict=True):
+    for exposure, value, sign in (
+        (job.science, known.science_variance, -1),
+        (job.template, known.template_variance, 1),
+    ):
         if value is not None:
             level += sign * math.log(value / variance_mean(exposure, options.ignore_mask_planes))
-    pair = (science, template)
     if not filters.template_matched:
-        pair, level = pair[::-1], -level
+        level = -level
     noise: LocalNoise | None = local_noise(
-        *pair, ignore_mask_planes=options.ignore_mask_planes, sources=sources, level=level
+        *job.pair, ignore_mask_planes=options.ignore_mask_planes, sources=sources, level=level
     )
     if noise is not None and noise.is_constant:
         noise = None
@@ -702,12 +701,10 @@ def _local_correction(
         return (total * options.scale_factor) ** 2
 
     return local_correction(
-        filters_at,
+        LocalFilters(filters_at, scale_at, moves=moves),
         box=box,
         image=difference.data,
         noise=noise,
-        moves=moves,
-        scale_at=scale_at,
         full_variance=options.full_variance,
         response=response,
         tolerance=options.tolerance,
@@ -915,14 +912,13 @@ def _contaminated(
 
 
 def _corrected_psf(
-    psf: KernelPointSpreadFunction | None,
+    psf: KernelPointSpreadFunction,
     correction: decorrelation.Correction,
     filters: Filters,
     box: Box,
-) -> KernelPointSpreadFunction | None:
+) -> KernelPointSpreadFunction:
     """PSF after the correction, varying as it did before."""
-    if psf is None or filters.psf_image is None:
-        return None
+    assert filters.psf_image is not None
     gain = float(correction.correction_ft[0, 0])
     if psf.kernel.is_constant:
         image = decorrelation.filtered_stamp(
@@ -943,6 +939,34 @@ def _corrected_psf(
         average_position=psf.average_position,
         light=psf.light.filtered(float(middle.sum()) / gain),
     )
+
+
+def _psf_and_response(
+    job: _Job,
+    filters: Filters,
+    correction: decorrelation.Correction,
+    local: LocalCorrection | None,
+) -> tuple[KernelPointSpreadFunction | None, Callable[[Box], Array] | None]:
+    """PSF after the correction, and of a score the response to a point source."""
+    options, box = job.options, job.difference.bbox
+    if job.difference.psf is None:
+        return None, None
+    psf = _psf_before(job.difference.psf, filters, box, options)
+    on_stamps = filters.correction_on_stamps(correction, transform=options.transform)
+    corrected = _corrected_psf(psf, on_stamps, filters, box) if local is None else local.psf(psf)
+    if options.score:
+        return corrected, _response(psf, on_stamps, box) if local is None else local.response
+    level = 1.0 if filters.template_matched else correction.kernel_sum * options.scale_factor
+    own = own_variances(
+        filters,
+        job.science,
+        job.template,
+        corrected.at(x=box.x.center, y=box.y.center),
+        scale=level**-2,
+        full_variance=options.full_variance,
+    )
+    light = dataclasses.replace(corrected.light, own_variances=own)
+    return corrected.with_light(light), None
 
 
 def _response(
@@ -1133,15 +1157,16 @@ def _preconvolution_image(science: Exposure, preconvolution_kernel: Any) -> Arra
 
 
 def _variance_plane(
-    science: Array,
-    template: Array,
-    correction: decorrelation.Correction,
-    options: DecorrelationOptions,
+    job: _Job,
     filters: Filters,
+    correction: decorrelation.Correction,
+    local: LocalCorrection | None,
 ) -> Array:
     """Variance plane at the science level, rounded once to the planes' type."""
-    pair = (science, template)
-    unconvolved, convolved = pair if filters.template_matched else pair[::-1]
+    options = job.options
+    unconvolved, convolved = (each.variance for each in job.pair)
+    if local is not None:
+        return local.variance(unconvolved, convolved)
     level = correction.kernel_sum * options.scale_factor
     scale = 1.0 if filters.template_matched else 1 / level**2
     if not options.full_variance:
@@ -1153,7 +1178,7 @@ def _variance_plane(
     if options.transform == "fast":
         squares = filters.squared_kernels(unconvolved.shape)
     if squares is not None:
-        smallest = [decorrelation.smallest_sigma(plane) or 0.0 for plane in pair]
+        smallest = [decorrelation.smallest_sigma(each) or 0.0 for each in (unconvolved, convolved)]
         return decorrelation.propagated_variance(
             unconvolved,
             convolved,
@@ -1161,8 +1186,8 @@ def _variance_plane(
             squared_kernels=(squares[0] * scale, squares[1] * scale),
             tolerance=_VARIANCE_PRECISION * scale * min(smallest) ** 2,
         )
-    if math.prod(correction.shape) < science.size:
-        correction = filters.correction_on(fourier.fast_shape(*filters.stamps, science.shape))
+    if math.prod(correction.shape) < unconvolved.size:
+        correction = filters.correction_on(fourier.fast_shape(*filters.stamps, unconvolved.shape))
     variance = decorrelation.full_variance(
         unconvolved.astype(np.float64),
         convolved.astype(np.float64),

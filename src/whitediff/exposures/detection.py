@@ -215,7 +215,7 @@ def detections(
     # Two lobes side by side are not fitted freely, unless they turn out to be two sources.
     lobes = opposite_lobes(peaks, field.fwhm) >= 0
     classes, fits = classified(
-        *field.planes,
+        field.frame,
         blends,
         field.fitted(blends, held=lobes),
         found,
@@ -388,7 +388,7 @@ def significance_at(exposure: Exposure, x: Array, y: Array, *, score: bool = Fal
         found = detection.score_significance(exposure.data, exposure.variance, good)
     else:
         field = _Field.of(exposure, DetectionOptions())
-        found = detection.significance(*field.planes, field.psf_of_place())
+        found = detection.significance(*field.frame, field.psf_of_place())
     y0, x0 = exposure.origin
     return detection.values_at(found.image, x - x0, y - y0)
 
@@ -522,9 +522,9 @@ class _Field:
         )
 
     @property
-    def planes(self) -> tuple[Array, Array, Array]:
+    def frame(self) -> photometry.Frame:
         """Image, variance and good pixels."""
-        return self.exposure.data, self.exposure.variance, self.good
+        return photometry.Frame(self.exposure.data, self.exposure.variance, self.good)
 
     @property
     def aperture_radius(self) -> float:
@@ -573,7 +573,7 @@ class _Field:
     def fitted(self, blends: detection.Blends, held: Array | None = None) -> photometry.SourceFits:
         """Point sources fitted to the peaks, those that overlap together."""
         return photometry.fit_blends(
-            *self.planes,
+            self.frame,
             blends.peaks.x,
             blends.peaks.y,
             blends.group,
@@ -586,11 +586,9 @@ class _Field:
     def fitted_at(self, x: Array, y: Array) -> photometry.SourceFits:
         """Fluxes at held positions, array coordinates."""
         n = len(x)
-        stamps = photometry.stamps_around(*self.planes, x, y, math.ceil(self.radius) + 1)
+        stamps = photometry.stamps_around(self.frame, x, y, math.ceil(self.radius) + 1)
         psf = self.psfs(x, y) if n else np.zeros((1, 3, 3))
-        fits = photometry.fit_points(
-            stamps, psf, x[:, None], y[:, None], radius=self.radius, held=True
-        )
+        fits = photometry.fit_fluxes(stamps, psf, x[:, None], y[:, None], radius=self.radius)
         nothing = np.full(n, np.nan)
         return photometry.SourceFits(
             x, y, fits.flux[:, 0], fits.error(0)[:, 0], nothing, nothing, nothing,
@@ -625,7 +623,7 @@ class _Field:
         columns["psf_flux_err"] = self.light.whole_error(
             columns["psf_flux"], columns["psf_flux_err"]
         )
-        flux, error = photometry.aperture_fluxes(*self.planes, x, y, self.aperture_radius)
+        flux, error = photometry.aperture_fluxes(self.frame, x, y, self.aperture_radius)
         columns |= {"aperture_flux": spread(flux), "aperture_flux_err": spread(error)}
         columns |= {name: spread(values) for name, values in self.shapes(x, y).items()}
         flags = source_flags(
@@ -635,7 +633,6 @@ class _Field:
             significance=columns["significance"][inside],
             point=columns.get("classification", np.full(n, "point"))[inside] == "point",
             psf=self.middle_psf,
-            fwhm=self.fwhm,
             reach=self.radius,
             part_left=self.part_left,
         )
@@ -665,7 +662,7 @@ class _Field:
 
     def shapes(self, x: Array, y: Array) -> dict[str, Array]:
         """Second moments of sources at array coordinates."""
-        stamps = photometry.stamps_around(*self.planes, x, y, math.ceil(self.radius) + 1)
+        stamps = photometry.stamps_around(self.frame, x, y, math.ceil(self.radius) + 1)
         weight = self._psf_moments(x, y)
         xx, yy, xy = photometry.adaptive_moments(stamps, x, y, weight)
         return {"shape_xx": xx, "shape_yy": yy, "shape_xy": xy}
@@ -693,7 +690,7 @@ def _searched(
 ) -> tuple[detection.Significance, detection.Responses]:
     """Significance, and what a point source looks like on it over the field."""
     exposure = field.exposure
-    found = detection.significance(*field.planes, field.psf_of_place())
+    found = detection.significance(*field.frame, field.psf_of_place())
     if score is not None:
         if score.bbox != exposure.bbox:
             raise ArgumentError(

@@ -140,8 +140,7 @@ class Filters:
                 science_variance=self.science_variance,
                 template_variance=self.template_variance,
                 shape=grid,
-                empty_amplitude=decorrelation.EMPTY_AMPLITUDE if compact else 0.0,
-                reach=self._score_reach if compact else None,
+                cut=decorrelation.ScoreCut(reach=self._score_reach) if compact else None,
                 science_noise=unconvolved_noise,
                 template_noise=convolved_noise,
             )

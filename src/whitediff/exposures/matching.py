@@ -30,6 +30,7 @@ from ..matching.candidates import (
     CandidateOptions,
     Candidates,
     Sources,
+    StarImage,
     changed_pixels,
     choose_candidates,
     cut_stamps,
@@ -37,13 +38,13 @@ from ..matching.candidates import (
 )
 from ..matching.choice import Trial, detail_width, is_better, mean_moments, tried
 from ..matching.design import FitOptions
-from ..matching.fluxes import FluxRatio, flux_ratio
+from ..matching.fluxes import ComparedImages, FluxRatio, flux_ratio
 from ..matching.local_skies import sum_with_local_skies
 from ..matching.normals import Normals, Stamps, normal_equations
 from ..matching.solve import FEW_PIXELS, OTHER_SUM, KernelFit, choose_kernel_order, fit_kernel
 from ..matching.varying import residual_stamps, varying_pixels
 from ..matching.wings import sum_beyond
-from ..noise import coloured
+from ..noise import NoiseCovariance, coloured
 from ..planes import filled
 from ..polynomials import chebyshev_terms
 from ..profiles import UNDERSAMPLED_FWHM
@@ -397,23 +398,22 @@ def match(
     # scatters from pixel to pixel; the original variance stands for that.
     variance = (pair.science if preconvolution_kernel is not None else target).variance
     free = ~(pair.template_pixels | pair.science_pixels | pair.bad)
+    box = source.bbox
+    images = _Images(
+        StarImage(
+            source.data,
+            source.variance,
+            bad[0],
+            source_sigma,
+            lost=masks.flagged(source.mask, _LOST),
+        ),
+        StarImage(target.data, variance, bad[1], target_sigma),
+        noise_at(source.noise, box.x.center, box.y.center),
+    )
 
     def fitted(skies: tuple[Array, Array], ratio: float) -> _Found:
         try:
-            return _fit(
-                source,
-                target,
-                bad,
-                candidates,
-                stamp_size,
-                basis,
-                options,
-                variance,
-                target_sigma,
-                source_sigma,
-                skies,
-                ratio,
-            )
+            return _fit(images, candidates, stamp_size, basis, options, skies, ratio)
         except TooFewSourcesError as failure:
             raise _unlike(failure, len(candidates), pair, convolved) from None
 
@@ -785,25 +785,21 @@ def _measured_sums(
     missing = holes[0] | holes[1] | changed
     for exposure in (source, target):
         missing |= masks.flagged(exposure.mask, _LOST)
+    images = ComparedImages(
+        whole[0],
+        whole[1],
+        source.variance,
+        target.variance,
+        missing,
+        pair.source_levels.either,
+    )
     ny, nx = missing.shape
     radius = max(_APERTURE * max(pair.science_fwhm, pair.template_fwhm), _SMALLEST_APERTURE)
 
     def measured(which: Array, radius: float, within: float | None = None) -> FluxRatio:
         x, y = sources.x[which], sources.y[which]
         local = fit.coefficients_at(2 * (x + 0.5) / nx - 1, 2 * (y + 0.5) / ny - 1)[:, 0]
-        return flux_ratio(
-            whole[0],
-            whole[1],
-            source.variance,
-            target.variance,
-            missing,
-            pair.source_levels.either,
-            x,
-            y,
-            radius=radius,
-            expected=local,
-            within=within,
-        )
+        return flux_ratio(images, x, y, radius=radius, expected=local, within=within)
 
     def by_best_aperture(which: Array) -> FluxRatio:
         # Profiles of other widths lose other parts of their wings, the more the faster the ratio
@@ -986,48 +982,44 @@ class _Found:
     fitted: _Fitted
 
 
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """What is convolved, what is matched, and the covariance of the former's noise."""
+
+    source: StarImage
+    target: StarImage
+    source_noise: NoiseCovariance | None
+
+
 def _fit(
-    source: Exposure,
-    target: Exposure,
-    bad: tuple[Array, Array],
+    images: _Images,
     candidates: Candidates,
     stamp_size: int,
     basis: KernelBasis,
     options: MatchOptions,
-    target_variance: Array,
-    target_sigma: float,
-    source_sigma: float,
     skies: tuple[Array, Array],
     flux_ratio: float,
 ) -> _Found:
     """Fit with the basis that is asked for, or with the one that the stars ask for."""
     # The convolved exposure's noise shrinks with the squared kernel's sum: at first that of a
     # Gaussian with the sum that the fluxes have.
+    source_sigma, target_sigma = images.source.sigma, images.target.sigma
     norm = min(1.0, 1 / (4 * math.pi * max(target_sigma**2 - source_sigma**2, 0.08)))
     norm *= flux_ratio**2
-    box = source.bbox
-    noise = noise_at(source.noise, box.x.center, box.y.center)
 
     def cut(size: int, kernel_size: int, count: int | None) -> Stamps:
         stamps = cut_stamps(
-            source.data,
-            target.data,
-            source.variance,
-            target_variance,
-            source_bad=bad[0],
-            target_bad=bad[1],
-            lost=masks.flagged(source.mask, _LOST),
+            images.source,
+            images.target,
+            candidates.x[:count],
+            candidates.y[:count],
             norm=norm,
-            x=candidates.x[:count],
-            y=candidates.y[:count],
             size=size,
             kernel_size=kernel_size,
-            source_sigma=source_sigma,
-            target_sigma=target_sigma,
         )
-        stamps = dataclasses.replace(stamps, source_noise=noise)
+        stamps = dataclasses.replace(stamps, source_noise=images.source_noise)
         part = candidates if count is None else candidates.first(count, "")
-        return _without_skies(stamps, part, skies, source.data.shape)
+        return _without_skies(stamps, part, skies, images.source.pixels.shape)
 
     stamps = cut(stamp_size, basis.size, None)
     # In units near the noise, in which the kernel's sum is near 1.

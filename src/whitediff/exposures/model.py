@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from .pictures import as_html, drawn
 from .psf import KernelPointSpreadFunction, PointSpreadFunction
 from .sky import celestial_wcs, shifted_header
 
-__all__ = ["Exposure", "fits_single", "precise"]
+__all__ = ["Exposure", "Provenance", "fits_single", "precise"]
 
 type Array = npt.NDArray[Any]
 
@@ -31,6 +32,47 @@ _SAMPLED = 300
 """Pixels along each axis that tell how large an image's values are."""
 _LARGEST_SINGLE = 1e12
 """Usual pixel, beyond which sums of bright pixels' squares leave the range of single precision."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where an exposure comes from, and how it was made.
+
+    Attributes
+    ----------
+    source
+        Where it comes from, such as a file's name: named in error messages.
+    primary_header
+        Header of the file as a whole, where it differs from the image's.
+    kernel
+        Matching kernel that the image was made with, if it is a difference.
+    background
+        Background that was subtracted, image_unit, if known: a field or ``(ny, nx)``.
+    noise
+        Covariance of its noise between pixels, where that is known, such as from a resampling:
+        `whitediff.noise.NoiseCovariance`, or a function of the pixel coordinates x and y that
+        returns one (`whitediff.exposures.covariance.NoiseField`).
+    is_score
+        It is a detection score of whitediff, on which sources are found but not measured.
+    decorrelated_by
+        What of whitediff decorrelated its noise, such as ``subtract``; None for nothing.
+    registration
+        Of a template that was brought onto other pixels: what its stars said of where they lie,
+        beyond its WCS; None for nothing.
+    resampling
+        How its pixels were made, if it was resampled: a method of
+        `whitediff.exposures.resampling.ResamplingOptions`.
+    """
+
+    source: str | None = None
+    primary_header: astro.fits.Header | None = None
+    kernel: ConvolutionKernel | None = None
+    background: Field | Array | None = None
+    noise: Noise = None
+    is_score: bool = False
+    decorrelated_by: str | None = None
+    registration: Correction | None = None
+    resampling: Literal["interpolating", "adaptive"] | None = None
 
 
 class Exposure:
@@ -50,30 +92,11 @@ class Exposure:
         Unit of the pixels, if known.
     psf
         Point-spread function, if known.
-    kernel
-        Matching kernel that the image was made with, if it is a difference.
-    background
-        Background that was subtracted, image_unit, if known: a field or ``(ny, nx)``.
     header
         FITS header of the image, its WCS included; kept verbatim.
-    primary_header
-        Header of the file as a whole, where it differs from the image's.
-    source
-        Where it comes from, such as a file's name: named in error messages.
-    noise
-        Covariance of its noise between pixels, where that is known, such as from a resampling:
-        `whitediff.noise.NoiseCovariance`, or a function of the pixel coordinates x and y that
-        returns one (`whitediff.exposures.covariance.NoiseField`).
-    is_score
-        It is a detection score of whitediff, on which sources are found but not measured.
-    decorrelated_by
-        What of whitediff decorrelated its noise, such as ``subtract``; None for nothing.
-    registration
-        Of a template that was brought onto other pixels: what its stars said of where they lie,
-        beyond its WCS; None for nothing.
-    resampling
-        How its pixels were made, if it was resampled: a method of
-        `whitediff.exposures.resampling.ResamplingOptions`.
+    provenance
+        Where it comes from, and how it was made; each of its fields is an attribute of the
+        exposure, too, and can be set there.
 
     Raises
     ------
@@ -90,16 +113,8 @@ class Exposure:
         origin: tuple[int, int] = (0, 0),
         unit: astro.units.UnitBase | None = None,
         psf: PointSpreadFunction | None = None,
-        kernel: ConvolutionKernel | None = None,
-        background: Field | Array | None = None,
         header: astro.fits.Header | None = None,
-        primary_header: astro.fits.Header | None = None,
-        source: str | None = None,
-        noise: Noise = None,
-        is_score: bool = False,
-        decorrelated_by: str | None = None,
-        registration: Correction | None = None,
-        resampling: Literal["interpolating", "adaptive"] | None = None,
+        provenance: Provenance | None = None,
     ) -> None:
         if data.ndim != 2:
             raise ArgumentError(f"An image must be 2-D; got the shape {data.shape}.")
@@ -111,19 +126,22 @@ class Exposure:
         self.data = data
         self.variance = variance
         self.mask = mask
-        self.unit = unit
         self._bbox = Box.from_shape(data.shape, origin)
-        self.is_score = is_score
-        self.decorrelated_by = decorrelated_by
-        self.noise = noise
-        self.registration = registration
-        self.resampling = resampling
+        self.unit = unit
         self.psf = foreign.adapted(psf)
-        self.kernel = foreign.adapted(kernel)
-        self.background = background
-        self.source = source
         self.header = astro.fits.Header() if header is None else header
-        self.primary_header = astro.fits.Header() if primary_header is None else primary_header
+        made = provenance or Provenance()
+        self.source = made.source
+        self.primary_header = (
+            astro.fits.Header() if made.primary_header is None else made.primary_header
+        )
+        self.kernel = foreign.adapted(made.kernel)
+        self.background = made.background
+        self.noise = made.noise
+        self.is_score = made.is_score
+        self.decorrelated_by = made.decorrelated_by
+        self.registration = made.registration
+        self.resampling = made.resampling
 
     @classmethod
     def from_arrays(
@@ -196,8 +214,8 @@ class Exposure:
             origin=origin,
             unit=unit,
             psf=psf,
-            kernel=kernel,
             header=header,
+            provenance=Provenance(kernel=kernel),
         )
 
     @classmethod
@@ -230,8 +248,8 @@ class Exposure:
             origin=parts.box.start,
             unit=parts.unit,
             psf=parts.psf,
-            kernel=parts.kernel,
             header=parts.header,
+            provenance=Provenance(kernel=parts.kernel),
         )
 
     def replaced(
@@ -260,7 +278,10 @@ class Exposure:
             self.variance if variance is None else variance,
             self.mask if mask is None else mask,
             origin=self.origin,
-            **self._known(),
+            unit=self.unit,
+            psf=self.psf,
+            header=self.header,
+            provenance=self.provenance,
         )
 
     def copy(self) -> Exposure:
@@ -270,23 +291,6 @@ class Exposure:
         )
         result.header, result.primary_header = self.header.copy(), self.primary_header.copy()
         return result
-
-    def _known(self) -> dict[str, Any]:
-        """All but the planes and their place."""
-        return {
-            "unit": self.unit,
-            "psf": self.psf,
-            "kernel": self.kernel,
-            "background": self.background,
-            "header": self.header,
-            "primary_header": self.primary_header,
-            "source": self.source,
-            "noise": self.noise,
-            "is_score": self.is_score,
-            "decorrelated_by": self.decorrelated_by,
-            "registration": self.registration,
-            "resampling": self.resampling,
-        }
 
     def cutout(self, box: Box) -> Exposure:
         """Part of the exposure, its pixels' coordinates unchanged.
@@ -313,13 +317,29 @@ class Exposure:
                 f"{self.source or 'The exposure'}: its box {self.bbox} does not contain {box}."
             )
         inside = self.bbox.slices_of(box)
-        known = self._known()
-        if isinstance(self.background, np.ndarray):
-            known["background"] = self.background[inside]
-        known["header"] = shifted_header(self.header, dy=inside[0].start, dx=inside[1].start)
-        known["primary_header"] = self.primary_header.copy()
+        background = self.background
+        if isinstance(background, np.ndarray):
+            background = background[inside]
         return Exposure(
-            self.data[inside], self.variance[inside], self.mask[inside], origin=box.start, **known
+            self.data[inside],
+            self.variance[inside],
+            self.mask[inside],
+            origin=box.start,
+            unit=self.unit,
+            psf=self.psf,
+            header=shifted_header(self.header, dy=inside[0].start, dx=inside[1].start),
+            provenance=dataclasses.replace(
+                self.provenance,
+                background=background,
+                primary_header=self.primary_header.copy(),
+            ),
+        )
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where it comes from, and how it was made."""
+        return Provenance(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Provenance)}
         )
 
     @property

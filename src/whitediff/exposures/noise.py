@@ -16,7 +16,7 @@ import scipy
 
 from .. import planes
 from ..decorrelation import smallest_sigma, unmeasured_pixels
-from ..errors import DataError, TooFewSourcesError
+from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..matching.candidates import choose_candidates, find_sources
 from ..noise import (
     NoiseCovariance,
@@ -48,6 +48,7 @@ from .model import Exposure, fits_single, precise
 from .psf import fwhm_of_psf
 
 __all__ = [
+    "InputNoise",
     "PairSources",
     "SquareSums",
     "avoided_pixels",
@@ -580,6 +581,70 @@ def _positive_range(variance: Array) -> Array:
 
     smallest, largest = zip(*planes.each_block(of_rows, variance.shape), strict=True)
     return np.array([min(smallest), max(largest)]) if max(largest) > 0 else np.zeros(2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputNoise:
+    """What is known of the noise of a pair of exposures before any convolution.
+
+    Attributes
+    ----------
+    science_variance, template_variance
+        Mean variances, image_unit²; None for the clipped means of the variance planes.
+    science_covariance, template_covariance
+        `whitediff.noise.NoiseCovariance`, or a function of the pixel coordinates x and y that
+        returns one; None for white noise.
+    """
+
+    science_variance: float | None = None
+    template_variance: float | None = None
+    science_covariance: Noise = None
+    template_covariance: Noise = None
+
+    @property
+    def covariances(self) -> tuple[Noise, Noise]:
+        """Those of science exposure and template."""
+        return self.science_covariance, self.template_covariance
+
+    def with_measured(
+        self,
+        science: Exposure,
+        template: Exposure,
+        sources: Array | None,
+        *,
+        how: Literal["white", "auto", "measured"],
+    ) -> InputNoise:
+        """The same with covariances that are measured, where they are to be.
+
+        Parameters
+        ----------
+        science, template
+            Exposures.
+        sources
+            ``(ny, nx)`` boolean: pixels with a source in either; None where nothing is measured.
+        how
+            As for `measured_noises`; ``white``: they are not measured.
+
+        Returns
+        -------
+        noise
+            With the covariances that are used.
+
+        Raises
+        ------
+        ArgumentError
+            If covariances are known that would be measured.
+        """
+        if how == "white":
+            return self
+        if self.covariances != (None, None):
+            raise ArgumentError(
+                f"Noise covariances are given, and with noise={how!r} they would be measured; give"
+                " them, or have them measured."
+            )
+        assert sources is not None
+        found = measured_noises(science, template, sources, how=how)
+        return dataclasses.replace(self, science_covariance=found[0], template_covariance=found[1])
 
 
 def measured_noises(

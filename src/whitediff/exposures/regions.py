@@ -14,7 +14,6 @@ from .. import planes
 from ..errors import ArgumentError
 from . import masks
 from .boxes import Box
-from .covariance import Noise
 from .decorrelation import (
     Decorrelation,
     DecorrelationOptions,
@@ -26,8 +25,8 @@ from .decorrelation import (
 from .fields import ChebyshevField, Field, PiecewiseField, scaled_to
 from .kernels import BasisKernel, ConvolutionKernel
 from .masks import Mask
-from .model import Exposure
-from .noise import measured_noises, source_pixels
+from .model import Exposure, Provenance
+from .noise import InputNoise, source_pixels
 from .psf import KernelPointSpreadFunction, Light
 
 __all__ = ["Region", "decorrelate_regions", "kernel_of_region"]
@@ -92,10 +91,7 @@ def decorrelate_regions(
     difference: Any,
     regions: Sequence[Region],
     *,
-    science_variance: float | None = None,
-    template_variance: float | None = None,
-    science_noise: Noise = None,
-    template_noise: Noise = None,
+    noise: InputNoise | None = None,
     sources: Array | None = None,
     options: DecorrelationOptions | None = None,
 ) -> Decorrelation:
@@ -109,7 +105,7 @@ def decorrelate_regions(
         What was made of them, at the science level, with its kernel in pieces.
     regions
         One for each piece; where they overlap the later one holds.
-    science_variance, template_variance, science_noise, template_noise, sources, options
+    noise, sources, options
         As for `whitediff.exposures.decorrelation.decorrelate`; the regions say which exposure was
         convolved.
 
@@ -142,19 +138,16 @@ def decorrelate_regions(
         raise ArgumentError("No matching kernel: the difference carries none.")
     if sources is None:
         sources = source_pixels(*pair.values(), only_bright=options.noise == "white")
-    noises: tuple[Noise, Noise] = (science_noise, template_noise)
-    if options.noise != "white":
-        if noises != (None, None):
-            raise ArgumentError(
-                f"Noise covariances are given, and with noise={options.noise!r} they would be"
-                " measured; give them, or have them measured."
-            )
-        noises = measured_noises(pair["science"], pair["template"], sources, how=options.noise)
+    noise = (noise or InputNoise()).with_measured(
+        pair["science"], pair["template"], sources, how=options.noise
+    )
     levels = {
-        name: None
-        if value is None
-        else value / variance_mean(pair[name], options.ignore_mask_planes)
-        for name, value in (("science", science_variance), ("template", template_variance))
+        name: value / variance_mean(pair[name], options.ignore_mask_planes)
+        for name, value in (
+            ("science", noise.science_variance),
+            ("template", noise.template_variance),
+        )
+        if value is not None
     }
     image = planes.empty(whole.shape, np.result_type(whole.data, np.float32))
     variance = planes.empty(whole.shape, np.float32)
@@ -173,23 +166,19 @@ def decorrelate_regions(
         parts = {name: exposure.cutout(outer) for name, exposure in pair.items()}
         part = whole.cutout(outer)
         part.source, part.kernel = whole.source, kernel_of_region(kernel, index, outer)
-        given: dict[str, Any] = {
-            f"{name}_variance": None
-            if level is None
-            else level * variance_mean(parts[name], options.ignore_mask_planes)
+        variances: dict[str, Any] = {
+            f"{name}_variance": level * variance_mean(parts[name], options.ignore_mask_planes)
             for name, level in levels.items()
         }
         result = decorrelate(
             parts["science"],
             parts["template"],
             part,
-            science_noise=noises[0],
-            template_noise=noises[1],
+            noise=dataclasses.replace(noise, **variances),
             sources=sources[rows, columns],
             options=dataclasses.replace(
                 options, noise="white", convolved=region.convolved, again=True
             ),
-            **given,
         )
         here, there = box.slices_of(inner), outer.slices_of(inner)
         image[here] = result.exposure.data[there]
@@ -207,11 +196,13 @@ def decorrelate_regions(
         origin=box.start,
         unit=whole.unit,
         psf=_united_psf(whole, regions, results),
-        kernel=kernel,
-        background=whole.background,
         header=whole.header.copy(),
-        primary_header=whole.primary_header.copy(),
-        decorrelated_by="decorrelate",
+        provenance=Provenance(
+            primary_header=whole.primary_header.copy(),
+            kernel=kernel,
+            background=whole.background,
+            decorrelated_by="decorrelate",
+        ),
     )
     middle = PiecewiseField(
         box, [(region.box, ChebyshevField(box, np.ones((1, 1)))) for region in regions]

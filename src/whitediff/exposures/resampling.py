@@ -22,7 +22,7 @@ from ..threads import single_threaded_algebra
 from . import kernels
 from .covariance import Noise
 from .mapping import pixel_map
-from .model import Exposure
+from .model import Exposure, Provenance
 from .noise import noises_by_role, source_pixels
 from .psf import KernelPointSpreadFunction, as_kernel_psf, shifted
 from .reprojection import FINER, Method, Regridding, ResamplingOptions
@@ -129,11 +129,13 @@ def resampled(
         unit=template.unit,
         psf=None if template.psf is None else _psf(job),
         header=_header(template, science),
-        primary_header=template.primary_header.copy(),
-        source=template.source,
-        noise=covariance,
-        registration=correction,
-        resampling=job.method,
+        provenance=Provenance(
+            source=template.source,
+            primary_header=template.primary_header.copy(),
+            noise=covariance,
+            registration=correction,
+            resampling=job.method,
+        ),
     )
     covered = float(np.isfinite(image).mean())
     if covered == 0:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import static_sources
-from ..matching.fluxes import FluxRatio, flux_ratio
+from ..matching.fluxes import ComparedImages, FluxRatio, flux_ratio
 from . import masks
 from .background import BackgroundSearch
 from .defects import NO_DEFECTS
@@ -216,14 +216,18 @@ def judge_kernel(pair: Pair, solution: Solution) -> KernelJudgement:
     fwhm = widening * max(pair.science_fwhm, pair.template_fwhm)
     wide = max(_WIDE * fwhm, _LEAST_WIDE)
 
+    images = ComparedImages(
+        matched.data,
+        target.data,
+        matched.variance,
+        target.variance,
+        missing,
+        pair.source_levels.either,
+    )
+
     def ratio(within: float | None = None) -> FluxRatio:
         return flux_ratio(
-            matched.data,
-            target.data,
-            matched.variance,
-            target.variance,
-            missing,
-            pair.source_levels.either,
+            images,
             pair.sources.x[which],
             pair.sources.y[which],
             radius=wide,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .. import astro
 from ..errors import ArgumentError, DataError
-from ..matching.stamp import KernelError
+from ..matching.stamp import KernelError, StampKernel
 from ..planes import copied, row_blocks
 from ..registration.transformation import Correction
 from ..threads import single_threaded_algebra
@@ -24,10 +24,11 @@ from .covariance import Noise
 from .decorrelation import Decorrelation, DecorrelationOptions, decorrelate
 from .defects import NO_DEFECTS, with_trails
 from .fields import ChebyshevField, Field
-from .kernels import ConvolutionKernel
+from .kernels import ConvolutionKernel, constant_kernel
 from .matching import Match
 from .missing import missing_pixels, without_missing
 from .model import Exposure
+from .noise import InputNoise
 from .preparation import Pair, PreparationOptions, measured_psf
 from .psf import KernelPointSpreadFunction, Light, PointSpreadFunction, as_kernel_psf
 from .recipe import Recipe
@@ -204,7 +205,7 @@ class Solution:
     @classmethod
     def of_stamp(
         cls,
-        kernel: ConvolutionKernel,
+        fit: StampKernel,
         background: Field,
         science: Exposure,
         template: Exposure,
@@ -212,25 +213,21 @@ class Solution:
         *,
         variance_factors: tuple[float, float],
         variances: tuple[float, float],
-        error: KernelError,
-        photon_factor: float,
     ) -> Solution:
         """Solution of a cut-out, whose kernel is not found from stars.
 
         Parameters
         ----------
-        kernel, background
-            Of the template.
+        fit
+            Kernel of the template, and how well it is known.
+        background
+            Differential background.
         science, template
             Exposures with the variance planes of the fit.
         recipe
             How the difference is made; of so few pixels there is one correction.
         variance_factors, variances
             Of science exposure and template: what their planes were multiplied by, and their means.
-        error
-            How well the kernel is known.
-        photon_factor
-            As `photon_factor`.
 
         Returns
         -------
@@ -241,7 +238,7 @@ class Solution:
             recipe, correction=dataclasses.replace(recipe.correction, spatially_varying=False)
         )
         return cls(
-            kernel=kernel,
+            kernel=constant_kernel(fit.kernel, science.bbox),
             background=background,
             convolved="template",
             science_variance_factor=variance_factors[0],
@@ -249,8 +246,8 @@ class Solution:
             science_variance=variances[0],
             template_variance=variances[1],
             noises=(science.noise, template.noise),
-            kernel_error=error,
-            photon_factor=photon_factor,
+            kernel_error=fit.error,
+            photon_factor=fit.photon_factor,
             **_of_exposures(science, template, "template", recipe),
         )
 
@@ -521,7 +518,6 @@ def corrected(
             science,
             template,
             difference,
-            solution.kernel,
             recipe.cells,
             preconvolution_kernel=solution.preconvolution_kernel,
             noises=noises,
@@ -535,10 +531,12 @@ def corrected(
         difference,
         solution.kernel,
         preconvolution_kernel=solution.preconvolution_kernel,
-        science_variance=solution.science_variance,
-        template_variance=solution.template_variance,
-        science_noise=known[0],
-        template_noise=known[1],
+        noise=InputNoise(
+            science_variance=solution.science_variance,
+            template_variance=solution.template_variance,
+            science_covariance=known[0],
+            template_covariance=known[1],
+        ),
         sources=sources,
         options=options,
     )

@@ -31,7 +31,14 @@ from .kernels import BasisKernel, interpolated_kernel
 from .model import Exposure
 from .psf import KernelPointSpreadFunction, Light
 
-__all__ = ["SPATIAL_PRECISION", "LocalCorrection", "LocalNoise", "local_correction", "local_noise"]
+__all__ = [
+    "SPATIAL_PRECISION",
+    "LocalCorrection",
+    "LocalFilters",
+    "LocalNoise",
+    "local_correction",
+    "local_noise",
+]
 
 type Array = npt.NDArray[Any]
 
@@ -444,14 +451,31 @@ def _check_sums(kernels: Sequence[Mapping[str, Array]]) -> None:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class LocalFilters:
+    """What a correction is made of at each place of a frame.
+
+    Attributes
+    ----------
+    at
+        Kernel, PSF and noise at pixel coordinates (x, y).
+    scale_at
+        By which a difference's variance is divided at (x, y) to be at the science level.
+    moves
+        The filters depend on the position.
+    """
+
+    at: Callable[[float, float], Filters | StackFilters]
+    scale_at: Callable[[float, float], float]
+    moves: bool
+
+
 def local_correction(
-    filters_at: Callable[[float, float], Filters | StackFilters],
+    filters: LocalFilters,
     *,
     box: Box,
     image: Array,
     noise: LocalNoise | None,
-    moves: bool,
-    scale_at: Callable[[float, float], float],
     full_variance: bool,
     response: bool,
     tolerance: float,
@@ -460,18 +484,14 @@ def local_correction(
 
     Parameters
     ----------
-    filters_at
-        Kernel, PSF and noise at pixel coordinates (x, y).
+    filters
+        `LocalFilters`.
     box
         Frame.
     image
         ``(ny, nx)`` that is to be filtered.
     noise
         Variance ratio; None to take that of the filters, everywhere.
-    moves
-        The filters depend on the position.
-    scale_at
-        By which a difference's variance is divided at (x, y) to be at the science level.
     full_variance
         Propagate every pixel's variance.
     response
@@ -491,7 +511,7 @@ def local_correction(
     ArgumentError
         If the sum of a kernel changes its sign in the field, or nearly vanishes.
     """
-    middle = filters_at(box.x.center, box.y.center)
+    middle, moves = filters.at(box.x.center, box.y.center), filters.moves
     low, high = (0.0, 0.0) if noise is None else noise.extremes
 
     def positions(u: float, v: float) -> tuple[float, float]:
@@ -501,20 +521,20 @@ def local_correction(
 
     if moves:
         nodes = np.linspace(-1, 1, _SUM_NODES)
-        _check_sums([filters_at(*positions(u, v)).kernels for v in nodes for u in nodes])
+        _check_sums([filters.at(*positions(u, v)).kernels for v in nodes for u in nodes])
 
-    def with_ratio(filters: Filters | StackFilters, log_ratio: float) -> Filters | StackFilters:
-        if noise is None or isinstance(filters, StackFilters):
-            return filters
-        level = filters.means[0]
+    def with_ratio(local: Filters | StackFilters, log_ratio: float) -> Filters | StackFilters:
+        if noise is None or isinstance(local, StackFilters):
+            return local
+        level = local.means[0]
         pair = (level, level * math.exp(log_ratio))
-        science, template = pair if filters.template_matched else pair[::-1]
-        return dataclasses.replace(filters, science_variance=science, template_variance=template)
+        science, template = pair if local.template_matched else pair[::-1]
+        return dataclasses.replace(local, science_variance=science, template_variance=template)
 
     corners = [(0, 0), (-1, -1), (1, 1), (-1, 1), (1, -1)] if moves else [(0, 0)]
     first = fourier.fast_shape(*middle.stamps, (_FIRST_GRID, _FIRST_GRID))
     tried = [
-        with_ratio(filters_at(*positions(*place)), ratio).kernel_on(first)
+        with_ratio(filters.at(*positions(*place)), ratio).kernel_on(first)
         for place in corners
         for ratio in {low, high}
     ]
@@ -528,18 +548,18 @@ def local_correction(
 
     def sample(u: float, v: float, log_ratios: Array) -> tuple[Array, Array]:
         x, y = positions(u, v)
-        filters, scale = filters_at(x, y), scale_at(x, y)
+        here, scale = filters.at(x, y), filters.scale_at(x, y)
         images, numbers = [], []
         for log_ratio in log_ratios:
-            correction, kernel, _ = with_ratio(filters, float(log_ratio)).kernel_on(shape)
+            correction, kernel, _ = with_ratio(here, float(log_ratio)).kernel_on(shape)
             compact = fourier.crop_center_origin(kernel, (side, side))
             images.append(compact / compact.sum())
             weights = [weight / scale for weight in correction.variance_weights]
             if response:
-                assert isinstance(filters, Filters)
-                assert filters.psf_image is not None
+                assert isinstance(here, Filters)
+                assert here.psf_image is not None
                 seen = decorrelation.filtered_stamp(
-                    correction.correction_ft, filters.psf_image, shape=correction.shape
+                    correction.correction_ft, here.psf_image, shape=correction.shape
                 )
                 weights.append(seen[seen.shape[0] // 2, seen.shape[1] // 2])
             numbers.append(weights)
@@ -571,10 +591,10 @@ def local_correction(
         def squared(which: Literal[0, 1]) -> Sample:
             def sample(u: float, v: float, log_ratios: Array) -> tuple[Array, Array]:
                 x, y = positions(u, v)
-                filters, scale = filters_at(x, y), scale_at(x, y)
+                here, scale = filters.at(x, y), filters.scale_at(x, y)
                 images, sums = [], []
                 for log_ratio in log_ratios:
-                    local = with_ratio(filters, float(log_ratio))
+                    local = with_ratio(here, float(log_ratio))
                     assert isinstance(local, Filters)
                     correction = local.correction_on(wide_shape)
                     kernel = decorrelation.pixel_kernel(

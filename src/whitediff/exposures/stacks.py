@@ -30,10 +30,10 @@ from .decorrelation import (
 )
 from .filters import StackFilters
 from .kernels import ConvolutionKernel
-from .model import Exposure
+from .model import Exposure, Provenance
 from .noise import noises_by_role, source_pixels
 from .psf import PointSpreadFunction, as_kernel_psf
-from .spatial import LocalCorrection, local_correction
+from .spatial import LocalCorrection, LocalFilters, local_correction
 
 __all__ = ["StackDecorrelation", "StackMember", "StackOptions", "decorrelate_stack"]
 
@@ -316,12 +316,14 @@ def decorrelate_stack(
     middle = filters_at(x, y)
     _check_sizes(middle, difference.shape)
     local = local_correction(
-        filters_at if moves else lambda *_: middle,
+        LocalFilters(
+            filters_at if moves else lambda *_: middle,
+            lambda *_: options.divisor**2,
+            moves=moves,
+        ),
         box=box,
         image=difference.data,
         noise=None,
-        moves=moves,
-        scale_at=lambda *_: options.divisor**2,
         full_variance=False,
         response=False,
         tolerance=(
@@ -352,11 +354,13 @@ def decorrelate_stack(
         origin=box.start,
         unit=difference.unit,
         psf=None if psf is None else local.psf(psf),
-        kernel=_kept_kernel(matching_kernel, middle.matching_kernel, box),
-        background=difference.background,
         header=difference.header.copy(),
-        primary_header=difference.primary_header.copy(),
-        decorrelated_by="decorrelate-stack",
+        provenance=Provenance(
+            primary_header=difference.primary_header.copy(),
+            kernel=_kept_kernel(matching_kernel, middle.matching_kernel, box),
+            background=difference.background,
+            decorrelated_by="decorrelate-stack",
+        ),
     )
     weights = [weight / options.divisor**2 for weight in correction.variance_weights]
     n_science = len(sides["science"])

@@ -28,7 +28,7 @@ from .fields import Field
 from .kernels import BasisKernel, ConvolutionKernel
 from .masks import Mask
 from .missing import missing_pixels, without_missing
-from .model import Exposure, precise
+from .model import Exposure, Provenance, precise
 from .psf import (
     KernelPointSpreadFunction,
     Light,
@@ -103,8 +103,9 @@ def convolved_exposure(
         origin=box.start,
         unit=exposure.unit,
         header=exposure.header.copy(),
-        primary_header=exposure.primary_header.copy(),
-        source=exposure.source,
+        provenance=Provenance(
+            source=exposure.source, primary_header=exposure.primary_header.copy()
+        ),
     )
 
 
@@ -414,10 +415,12 @@ def subtract(
         origin=box.start,
         unit=science.unit,
         psf=target.psf,
-        kernel=kernel,
-        background=None if isinstance(background, float | int) else background,
         header=science.header.copy(),
-        primary_header=science.primary_header.copy(),
+        provenance=Provenance(
+            primary_header=science.primary_header.copy(),
+            kernel=kernel,
+            background=None if isinstance(background, float | int) else background,
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import ArgumentError, FileFormatError
+from ..errors import FileFormatError
 from ..exposures.boxes import Box
 from ..exposures.fields import PiecewiseField
 from ..exposures.kernels import ConvolutionKernel
@@ -57,12 +57,6 @@ _log = logging.getLogger("whitediff.formats")
 def read_exposure(
     path: str | Path,
     *,
-    variance: VarianceSource | float | None = None,
-    gain: float | None = None,
-    read_noise: float | None = None,
-    mask: str | None = None,
-    mask_bits: str | tuple[int, ...] | None = None,
-    saturation: float | None = None,
     options: ReadingOptions | None = None,
     needs_variance: bool = True,
     box: Box | None = None,
@@ -74,21 +68,9 @@ def read_exposure(
     path
         File; ``file.fits[SCI]`` names the extension of a plain file's image.  It may be an address
         that fsspec understands, such as ``https://…`` or ``s3://…``.
-    variance
-        For files without a variance plane: a file that holds it, or its value.
-    gain, read_noise
-        Electrons per count, and electrons, where there is no variance plane.
-    mask
-        File of the mask, in place of the file's own (of an archive's, whose planes have names,
-        besides it); ``mask.fits[DQ]`` names an extension.
-    mask_bits
-        Which bits of the mask make a pixel bad, such as ``1,4-6``; None: what the names of its
-        bits or its instrument say, else all.
-    saturation
-        Level from which pixels are saturated, image unit; None: what the header says, else the
-        value that many of the highest pixels share.
     options
-        All that can be said of how it is read; instead of what is above.
+        How it is read, where the file does not say or says something wrong.  A mask replaces the
+        file's own; to that of an archive, whose planes have names, it adds.
     needs_variance
         If False, a plain file without a variance plane gets NaN for it.
     box
@@ -102,23 +84,14 @@ def read_exposure(
     Raises
     ------
     ArgumentError
-        If an option is out of its range, or is given twice.
+        If an option does not fit the file.
     FileFormatError
         If the file cannot be understood.
     DataError
         If its noise has to be measured and cannot be.
     """
     file, extension = split_extension(path)
-    options = _united(
-        file,
-        options,
-        variance=variance,
-        gain=gain,
-        read_noise=read_noise,
-        mask=mask,
-        mask_bits=mask_bits,
-        saturation=saturation,
-    )
+    options = options or ReadingOptions()
     with opened(file, checksums=box is None) as hdus:
         identity = identify(hdus)
         missing = (
@@ -137,19 +110,6 @@ def read_exposure(
         raise FileFormatError(f"{file}: is no image, but a {identity.kind}: {identity.detail}.")
     exposure = read(file, extension, options=options, needs_variance=needs_variance, box=box)
     return exposure if box is None or exposure.bbox == box else exposure.cutout(box)
-
-
-def _united(path: Path, options: ReadingOptions | None, **given: Any) -> ReadingOptions:
-    """Options from a container, or from arguments of their own."""
-    given = {name: value for name, value in given.items() if value is not None}
-    if options is not None and given:
-        raise ArgumentError(
-            f"{path}: {', '.join(given)} is given beside options; give it as one of them."
-        )
-    try:
-        return options or ReadingOptions(**given)
-    except ArgumentError as error:
-        raise ArgumentError(f"{path}: its {error}") from error
 
 
 def has_variance(path: str | Path) -> bool:

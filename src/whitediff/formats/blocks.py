@@ -258,24 +258,7 @@ class _Walk:
             return None
         cards = _cards(raw)
         name = "the primary HDU" if first else str(cards.get("EXTNAME") or "an HDU without a name")
-        where = f"{self.path}: damaged: the header of {name}"
-        for card, what in (("NAXIS", "axes"), ("ZNAXIS", "axes"), ("TFIELDS", "columns")):
-            number = cards.get(card, 0)
-            if isinstance(number, int) and not 0 <= number <= _MOST_AXES:
-                raise FileFormatError(
-                    f"{where} gives it {number} {what}, and FITS has from 0 to {_MOST_AXES}; copy"
-                    " or download it again."
-                )
-        size = _data_size(cards)
-        if size is None:
-            raise FileFormatError(
-                f"{where} does not say how large its data are (BITPIX, NAXIS, NAXISn, PCOUNT,"
-                " GCOUNT); copy or download it again."
-            )
-        if size < 0:
-            raise FileFormatError(
-                f"{where} gives its data a negative size; copy or download it again."
-            )
+        size = _checked_size(cards, f"{self.path}: damaged: the header of {name}")
         stop = self.position + -(-size // BLOCK) * BLOCK
         if self.size is not None and self.position + size > self.size:
             raise FileFormatError(
@@ -291,6 +274,15 @@ class _Walk:
             self.stream.seek(stop)
             self.position = stop
             return Block(name, start, data_start, size, stop, cards)
+        total = self._data(name, size, stop, sums=wanted)
+        if not wanted:
+            return Block(name, start, data_start, size, stop, cards)
+        whole = added(total, datasum(raw))
+        return Block(name, start, data_start, size, stop, cards, total, whole)
+
+    def _data(self, name: str, size: int, stop: int, *, sums: bool) -> int:
+        """Read the data of an HDU to the end of their last block; their sum, if it is wanted."""
+        data_start = self.position
         total, left, last = 0, stop - data_start, b""
         while left:
             chunk = self._read(min(left, _CHUNK))
@@ -298,7 +290,7 @@ class _Walk:
                 break
             if self.size is None:
                 check_memory(self.position, f"{self.path}: unpacked, it")
-            if wanted:
+            if sums:
                 total = added(total, datasum(chunk))
             left -= len(chunk)
             last = chunk
@@ -313,10 +305,27 @@ class _Walk:
                 f"{self.path}: truncated: {name} ends at byte {data_start + size}, but the file"
                 f" has {self.position}; copy or download it again."
             )
-        if not wanted:
-            return Block(name, start, data_start, size, stop, cards)
-        whole = added(total, datasum(raw))
-        return Block(name, start, data_start, size, stop, cards, total, whole)
+        return total
+
+
+def _checked_size(cards: dict[str, Any], where: str) -> int:
+    """Bytes of the data that a header describes; it begins the sentence where it is wrong."""
+    for card, what in (("NAXIS", "axes"), ("ZNAXIS", "axes"), ("TFIELDS", "columns")):
+        number = cards.get(card, 0)
+        if isinstance(number, int) and not 0 <= number <= _MOST_AXES:
+            raise FileFormatError(
+                f"{where} gives it {number} {what}, and FITS has from 0 to {_MOST_AXES}; copy or"
+                " download it again."
+            )
+    size = _data_size(cards)
+    if size is None:
+        raise FileFormatError(
+            f"{where} does not say how large its data are (BITPIX, NAXIS, NAXISn, PCOUNT, GCOUNT);"
+            " copy or download it again."
+        )
+    if size < 0:
+        raise FileFormatError(f"{where} gives its data a negative size; copy or download it again.")
+    return size
 
 
 _END = b"END".ljust(CARD)

@@ -24,6 +24,7 @@ __all__ = [
     "CandidateOptions",
     "Candidates",
     "Sources",
+    "StarImage",
     "changed_pixels",
     "choose_candidates",
     "cut_stamps",
@@ -857,44 +858,52 @@ def _spread(x: Array, y: Array, rank: Array, options: CandidateOptions) -> Array
     return np.array(chosen, dtype=int)
 
 
+@dataclasses.dataclass(frozen=True)
+class StarImage:
+    """An image that stamps of stars are cut from.
+
+    Attributes
+    ----------
+    pixels, variance
+        ``(ny, nx)``.
+    bad
+        ``(ny, nx)`` boolean: pixels without a measurement; their values do not count.
+    sigma
+        Width of its PSF, pixels.
+    lost
+        ``(ny, nx)`` boolean: bad pixels whose neighbours do not tell what they would be, such as
+        the saturated ones; None for none.
+    """
+
+    pixels: Array
+    variance: Array
+    bad: Array
+    sigma: float
+    lost: Array | None = None
+
+
 def cut_stamps(
-    source: Array,
-    target: Array,
-    source_variance: Array,
-    target_variance: Array,
-    *,
-    source_bad: Array,
-    target_bad: Array,
-    lost: Array | None = None,
-    norm: float,
+    source: StarImage,
+    target: StarImage,
     x: Array,
     y: Array,
+    *,
+    norm: float,
     size: int,
     kernel_size: int,
-    source_sigma: float,
-    target_sigma: float,
 ) -> Stamps:
     """Cut stamps around stars.
 
     Parameters
     ----------
     source, target
-        ``(ny, nx)`` images to be convolved, and to be matched.
-    source_variance, target_variance
-        ``(ny, nx)``.
-    source_bad, target_bad
-        ``(ny, nx)`` boolean: pixels without a measurement; their values do not count.
-    lost
-        ``(ny, nx)`` boolean: those of the source whose neighbours do not tell what they would be,
-        such as the saturated ones; None for none.
-    norm
-        Sum of the squared kernel: what is left of the source's variance.
+        Image to be convolved, and image to be matched.
     x, y
         ``(n,)`` 0-based positions, all the stamp's reach away from the edges.
+    norm
+        Sum of the squared kernel: what is left of the source's variance.
     size, kernel_size
         Odd sides of the target's stamps and of the kernel.
-    source_sigma, target_sigma
-        Widths of the PSFs, pixels.
 
     Returns
     -------
@@ -910,7 +919,7 @@ def cut_stamps(
     ArgumentError
         If a stamp reaches beyond the frame.
     """
-    ny, nx = source.shape
+    ny, nx = source.pixels.shape
     half, edge = size // 2, size // 2 + kernel_size // 2
     columns, rows = np.round(x).astype(int), np.round(y).astype(int)
     if len(x) and not (
@@ -926,25 +935,26 @@ def cut_stamps(
         return windows[rows - r, columns - r]
 
     inner = slice(edge - half, edge - half + size)
-    sources, targets = cut(source, edge).astype(np.float64), cut(target, half).astype(np.float64)
-    noise = cut(source_variance, edge).astype(np.float64)
-    wrong = cut(source_bad, edge) | ~np.isfinite(sources) | ~np.isfinite(noise) | (noise < 0)
-    variance = cut(target_variance, half).astype(np.float64)
-    usable = ~cut(target_bad, half) & np.isfinite(targets) & np.isfinite(variance)
+    sources = cut(source.pixels, edge).astype(np.float64)
+    targets = cut(target.pixels, half).astype(np.float64)
+    noise = cut(source.variance, edge).astype(np.float64)
+    wrong = cut(source.bad, edge) | ~np.isfinite(sources) | ~np.isfinite(noise) | (noise < 0)
+    variance = cut(target.variance, half).astype(np.float64)
+    usable = ~cut(target.bad, half) & np.isfinite(targets) & np.isfinite(variance)
     errors = np.zeros((len(sources), size, size))
     touched = np.flatnonzero(wrong.any(axis=(1, 2)))
     for i in touched:
         whole, hole = patched(sources[i], wrong[i])
-        if lost is not None:
-            hole |= cut(lost, edge)[i]
+        if source.lost is not None:
+            hole |= cut(source.lost, edge)[i]
         known = ~wrong[i]
         if not known.any():
             usable[i] = False
             sources[i], noise[i] = 0, 0
             continue
         signal = np.abs(whole - np.median(whole[known]))
-        wrong_by = np.where(wrong[i] & ~hole, _interpolation_error(source_sigma) * signal, 0) ** 2
-        width = math.sqrt(max(target_sigma**2 - source_sigma**2, 0) / 2)
+        wrong_by = np.where(wrong[i] & ~hole, _interpolation_error(source.sigma) * signal, 0) ** 2
+        width = math.sqrt(max(target.sigma**2 - source.sigma**2, 0) / 2)
         errors[i] = scipy.ndimage.gaussian_filter(wrong_by, width)[inner, inner]
         if hole.any():
             reached = scipy.ndimage.maximum_filter(hole.view(np.uint8), kernel_size)
@@ -957,7 +967,7 @@ def cut_stamps(
     weight = np.where(usable, 1 / (variance + norm * errors), 0.0)
     offset = np.arange(size) - half
     across, along = (
-        np.exp(-(((offset - (position - middle)[:, None]) / target_sigma) ** 2))
+        np.exp(-(((offset - (position - middle)[:, None]) / target.sigma) ** 2))
         for position, middle in ((x, columns), (y, rows))
     )
     # In units of the variance around, which a star's own photons raise little.

@@ -13,7 +13,7 @@ import scipy
 from ..polynomials import chebyshev_products
 from ..stats import median_deviation
 
-__all__ = ["FluxRatio", "FluxTrend", "flux_ratio"]
+__all__ = ["ComparedImages", "FluxRatio", "FluxTrend", "flux_ratio"]
 
 type Array = npt.NDArray[Any]
 
@@ -77,13 +77,32 @@ class FluxRatio:
     trend: FluxTrend | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class ComparedImages:
+    """Two images on the same pixels, whose stars are compared.
+
+    Attributes
+    ----------
+    source, target
+        ``(ny, nx)``; the backgrounds may be anything smooth.
+    source_variance, target_variance
+        ``(ny, nx)``.
+    missing
+        ``(ny, nx)`` boolean: stars with such a pixel in their aperture are left out.
+    sources
+        ``(ny, nx)`` boolean: pixels with a source in either image, which tell no background.
+    """
+
+    source: Array
+    target: Array
+    source_variance: Array
+    target_variance: Array
+    missing: Array
+    sources: Array
+
+
 def flux_ratio(
-    source: Array,
-    target: Array,
-    source_variance: Array,
-    target_variance: Array,
-    missing: Array,
-    sources: Array,
+    images: ComparedImages,
     x: Array,
     y: Array,
     *,
@@ -95,14 +114,8 @@ def flux_ratio(
 
     Parameters
     ----------
-    source, target
-        ``(ny, nx)``; the backgrounds may be anything smooth.
-    source_variance, target_variance
-        ``(ny, nx)``.
-    missing
-        ``(ny, nx)`` boolean: stars with such a pixel in their aperture are left out.
-    sources
-        ``(ny, nx)`` boolean: pixels with a source in either image, which tell no background.
+    images
+        `ComparedImages`.
     x, y
         ``(n,)`` 0-based positions, pixels.
     radius
@@ -122,10 +135,10 @@ def flux_ratio(
     A star's background is the median of the ring around its aperture.  Stars beyond three
     standard deviations, of their own noise and of the scatter that all share, do not count.
     """
-    planes = (source, source_variance), (target, target_variance)
+    planes = (images.source, images.source_variance), (images.target, images.target_variance)
     outer = max(_RING * radius, radius + _NARROWEST)
     reach = math.ceil(outer)
-    ny, nx = source.shape
+    ny, nx = images.source.shape
     offset = np.arange(-reach, reach + 1)
     fluxes, noises, places = [], [], []
     for column, row, factor in zip(x, y, expected, strict=True):
@@ -134,8 +147,8 @@ def flux_ratio(
             continue
         part = np.s_[j - reach : j + reach + 1, i - reach : i + reach + 1]
         distance = np.hypot(offset[None, :] - (column - i), offset[:, None] - (row - j))
-        inside, good = distance <= radius, ~missing[part]
-        ring = (distance > _GAP * radius) & (distance <= outer) & good & ~sources[part]
+        inside, good = distance <= radius, ~images.missing[part]
+        ring = (distance > _GAP * radius) & (distance <= outer) & good & ~images.sources[part]
         if not good[inside].all() or np.count_nonzero(ring) < np.count_nonzero(inside) / 4:
             continue
         if within is not None:

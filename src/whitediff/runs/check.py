@@ -23,7 +23,7 @@ from ..diagnostics.measure import (
     whiteness,
     whiteness_with_map,
 )
-from ..diagnostics.plots import plot_whiteness
+from ..diagnostics.plots import MeasuredImage, plot_whiteness
 from ..errors import ArgumentError, DataError, WhitediffError
 from ..exposures import masks
 from ..exposures.model import Exposure
@@ -172,7 +172,7 @@ def run_check(image: object, options: CheckOptions) -> Checked:
         )
         if options.plot is not None:
             begin("drawing")
-            _draw(options.plot, exposure, images, measured, checked)
+            _draw(options.plot, exposure, images, measured, Path(name).name)
         if options.json is not None:
             write_numbers(options.json, checked.to_dict(), overwrite=options.overwrite)
     for output in (options.json, options.plot):
@@ -347,28 +347,26 @@ def _draw(
     exposure: Exposure,
     images: list[_Image],
     measured: list[_Measured],
-    checked: Checked,
+    title: str,
 ) -> None:
-    image, variance = exposure.data, exposure.variance
-    before: dict[str, Any] = {}
-    if len(images) > 1:
-        before = {
-            "before": images[1].pixels,
-            "before_good": images[1].good,
-            "before_whiteness": measured[1].drawn,
-        }
-    drawn = measured[0].drawn
-    assert drawn is not None
+    variance = exposure.variance
+    usable = np.isfinite(exposure.data) & np.isfinite(variance) & (variance > 0)
+    after, *before = (_drawn(image, each) for image, each in zip(images, measured, strict=True))
     plot_whiteness(
         path,
-        after=image,
-        variance=variance,
-        good=images[0].good & np.isfinite(image) & np.isfinite(variance) & (variance > 0),
-        whiteness=drawn,
-        score_noise=checked.after if isinstance(checked.after, ScoreNoise) else None,
-        before_score_noise=checked.before if isinstance(checked.before, ScoreNoise) else None,
-        variance_map=checked.map,
-        before_variance_map=checked.before_map,
-        title=Path(checked.name).name,
-        **before,
+        dataclasses.replace(after, good=after.good & usable),
+        variance,
+        before=before[0] if before else None,
+        title=title,
+    )
+
+
+def _drawn(image: _Image, measured: _Measured) -> MeasuredImage:
+    assert measured.drawn is not None
+    return MeasuredImage(
+        image.pixels,
+        image.good,
+        measured.drawn,
+        score_noise=measured.noise if isinstance(measured.noise, ScoreNoise) else None,
+        variance_map=measured.cells,
     )

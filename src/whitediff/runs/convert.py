@@ -9,6 +9,7 @@ from ..errors import ArgumentError
 from ..formats.describe import product_extensions
 from ..formats.record import history_cards
 from ..formats.registry import writers
+from ..reading import ReadingOptions, VarianceSource
 from .inputs import read_psf
 from .options import ConvertOptions
 from .refusals import check_given
@@ -42,7 +43,8 @@ def run_conversion(file: str, kernel: str | None, options: ConvertOptions) -> No
     check_given(options, file, kernel)
     with running(options.running, output):
         if kernel is None and options.variance is not None:
-            found = formats.Difference(formats.read_exposure(file, variance=options.variance))
+            reading = _reading(file, options.variance)
+            found = formats.Difference(formats.read_exposure(file, options=reading))
         else:
             found = formats.read_any(file, kernel=kernel)
         exposure = found.exposure
@@ -67,3 +69,10 @@ def run_conversion(file: str, kernel: str | None, options: ConvertOptions) -> No
         log.info("%s: %s", file, text)
     if left := product_extensions(file):
         log.info("%s: its %s stay behind.", file, ", ".join(left))
+
+
+def _reading(file: str, variance: VarianceSource | float) -> ReadingOptions:
+    try:
+        return ReadingOptions(variance=variance)
+    except ArgumentError as error:
+        raise ArgumentError(f"{file}: its {error}") from error

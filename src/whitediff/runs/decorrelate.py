@@ -13,7 +13,7 @@ from ..errors import ArgumentError
 from ..exposures import decorrelation, masks
 from ..exposures.decorrelation import Decorrelation, DecorrelationOptions
 from ..exposures.model import Exposure
-from ..exposures.noise import pair_sources
+from ..exposures.noise import InputNoise, pair_sources
 from ..exposures.pipeline import mark_sources
 from ..exposures.regions import Region, decorrelate_regions
 from ..formats import Difference
@@ -109,9 +109,13 @@ def run_decorrelation(
             sources = pair_sources([inputs["science"]], [inputs["template"]])
         begin("correction")
         common: dict[str, Any] = {
-            f"{name}_variance": each.variance if isinstance(each.variance, float) else None
-            for name, each in (("science", options.science), ("template", options.template))
-        } | {"sources": None if sources is None else sources.either, "options": how}
+            "noise": InputNoise(
+                science_variance=_number(options.science.variance),
+                template_variance=_number(options.template.variance),
+            ),
+            "sources": None if sources is None else sources.either,
+            "options": how,
+        }
         exposures = (inputs["science"], inputs["template"], whole)
         try:
             at_one_place = options.x_center is not None or options.y_center is not None
@@ -126,8 +130,6 @@ def run_decorrelation(
                 result = decorrelation.decorrelate(
                     *exposures,
                     preconvolution_kernel=preconvolution,
-                    x=options.x_center,
-                    y=options.y_center,
                     **common,
                 )
         except ArgumentError as error:
@@ -196,7 +198,13 @@ def _options(
         ignore_mask_planes=masks.DEFAULT_IGNORE_MASK_PLANES if planes is None else planes,
         required_mask_planes=planes or (),
         transform=options.transform,
+        x=options.x_center,
+        y=options.y_center,
     )
+
+
+def _number(variance: VarianceSource | float | None) -> float | None:
+    return variance if isinstance(variance, float) else None
 
 
 def _levels(

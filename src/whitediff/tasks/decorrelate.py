@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import lsst.pex.config as pex_config
@@ -23,6 +24,7 @@ from ..exposures.decorrelation import (
     variance_mean,
 )
 from ..exposures.model import Exposure
+from ..exposures.noise import InputNoise
 from ..exposures.psf import KernelPointSpreadFunction
 
 __all__ = [
@@ -482,7 +484,8 @@ class DecorrelateALKernelTask(Task):
         return array.astype(np.float64) if self.config.transform == "documented" else array
 
     @timeMethod
-    def run(
+    # LSST's documented signature.
+    def run(  # noqa: PLR0913
         self,
         scienceExposure: Any,
         templateExposure: Any,
@@ -579,14 +582,14 @@ class DecorrelateALKernelTask(Task):
                 difference,
                 psfMatchingKernel,
                 preconvolution_kernel=preConvKernel,
-                x=xcen,
-                y=ycen,
-                science_variance=svar,
-                template_variance=tvar,
-                science_noise=kwargs.get("scienceNoise"),
-                template_noise=kwargs.get("templateNoise"),
+                noise=InputNoise(
+                    science_variance=svar,
+                    template_variance=tvar,
+                    science_covariance=kwargs.get("scienceNoise"),
+                    template_covariance=kwargs.get("templateNoise"),
+                ),
                 sources=kwargs.get("sources"),
-                options=options,
+                options=dataclasses.replace(options, x=xcen, y=ycen),
             )
         except DataError as error:
             raise UnusableExposureError(

@@ -22,7 +22,7 @@ from ..exposures.cells import (
 from ..exposures.decorrelation import CorrectionOptions, variance_mean
 from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
-from ..exposures.noise import measured_noises, source_pixels
+from ..exposures.noise import InputNoise, measured_noises, source_pixels
 from ..exposures.psf import PointSpreadFunction, as_kernel_psf
 from .decorrelate import DecorrelateALKernelConfig, DecorrelateALKernelTask
 from .map_reduce import (
@@ -61,7 +61,8 @@ class DecorrelateALKernelMapper(DecorrelateALKernelTask, ImageMapper):
     ConfigClass: ClassVar[Any] = DecorrelateALKernelMapperConfig
     _DefaultName: ClassVar[str] = "ip_diffim_decorrelateALKernelMapper"
 
-    def run(
+    # LSST's documented signature.
+    def run(  # noqa: PLR0913
         self,
         subExposure: Any,
         expandedSubExposure: Any,
@@ -135,10 +136,12 @@ class DecorrelateALKernelMapper(DecorrelateALKernelTask, ImageMapper):
             Exposure.from_object(subExposure).bbox,
             psfMatchingKernel,
             preconvolution_kernel=_image_in_the_middle(preConvKernel, fullBBox),
-            science_variance=svar,
-            template_variance=tvar,
-            science_noise=kwargs.get("scienceNoise"),
-            template_noise=kwargs.get("templateNoise"),
+            noise=InputNoise(
+                science_variance=svar,
+                template_variance=tvar,
+                science_covariance=kwargs.get("scienceNoise"),
+                template_covariance=kwargs.get("templateNoise"),
+            ),
             options=options,
         )
         return Struct(subExposure=part, decorrelation=decorrelation)

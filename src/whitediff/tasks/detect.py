@@ -19,7 +19,7 @@ from ..exposures.detection import DetectionOptions, Detections, detections, forc
 from ..exposures.model import Exposure
 from ..exposures.noise import sources_apart
 from ..exposures.preparation import with_own_psf
-from ..photometry import aperture_fluxes
+from ..photometry import Frame, aperture_fluxes
 from .connections import DetectConnections, DetectScoreConnections
 from .match import algorithm_error, catalogPositions, reject
 
@@ -543,7 +543,7 @@ def _residual_ratio(
         with np.errstate(invalid="ignore"):
             # Less the mean of the absolute value of Gaussian noise.
             plane = np.abs(image) - np.sqrt(2 / np.pi * np.maximum(variance, 0))
-        sums.append(aperture_fluxes(plane, variance, ~bad, x, y, radius)[0])
+        sums.append(aperture_fluxes(Frame(plane, variance, ~bad), x, y, radius)[0])
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = sums[0] / sums[1]
     result: Array = ratio[np.isfinite(ratio)]

@@ -34,10 +34,9 @@ from ...exposures.sky import (
 from ...outputs import staged
 from ...planes import each_block
 from ..files import opened
-from ..headers import observation_header, without_provenance, without_wcs
+from ..headers import observation_header, without_wcs
 from ..own.read import companions
 from ..planes import native
-from ..record import decorrelated
 from .trusted import check_archive, check_schema
 
 __all__ = ["read", "read_object"]
@@ -127,20 +126,18 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
         if part != whole:
             inside = whole.slices_of(part)
             header = shifted_header(header, dy=inside[0].start, dx=inside[1].start)
-        beside = companions(hdus, whole, part, path)
-        given = {"psf": planes.psf, "kernel": planes.kernel}
+        psf, provenance = companions(hdus, whole, part, path)
+        if planes.kernel is not None:
+            provenance = dataclasses.replace(provenance, kernel=planes.kernel)
         exposure = Exposure(
             planes.image,
             planes.variance,
             planes.mask,
             origin=part.start,
             unit=planes.unit,
+            psf=psf if planes.psf is None else planes.psf,
             header=_sky_header(header, planes, path),
-            primary_header=without_provenance(observation_header(hdus[0].header)),
-            source=str(path),
-            is_score=hdus[0].header.get("WDSCORE") is True,
-            decorrelated_by=decorrelated(hdus[0].header),
-            **beside | {name: value for name, value in given.items() if value is not None},
+            provenance=provenance,
         )
     return exposure if box is None or exposure.bbox == box else exposure.cutout(box)
 

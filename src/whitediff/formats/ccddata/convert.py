@@ -15,7 +15,7 @@ from ... import astro
 from ...errors import ArgumentError, one_line
 from ...exposures import masks
 from ...exposures.boxes import Box
-from ...exposures.model import Exposure, as_native_float
+from ...exposures.model import Exposure, Provenance, as_native_float
 from ...exposures.psf import KernelPointSpreadFunction
 from ...reading import ReadingOptions
 from .. import plain
@@ -109,7 +109,7 @@ def from_ccddata(
         unit=unit,
         psf=psf,
         header=kept,
-        source=source,
+        provenance=Provenance(source=source),
     )
 
 

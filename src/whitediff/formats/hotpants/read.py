@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ...errors import FileFormatError
 from ...exposures import masks
 from ...exposures.boxes import Box
-from ...exposures.model import Exposure
+from ...exposures.model import Exposure, Provenance
 from ...planes import filled
 from .. import plain
 from ..difference import Difference, KernelElsewhereError
@@ -436,8 +436,7 @@ def _planes(path: Path, solution: HotpantsSolution | None, **options: Any) -> Ex
         unit=exposure.unit,
         psf=exposure.psf,
         header=exposure.header,
-        primary_header=exposure.primary_header,
-        source=exposure.source,
+        provenance=Provenance(source=exposure.source, primary_header=exposure.primary_header),
     )
 
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from ...errors import ArgumentError, FileFormatError
 from ...exposures.boxes import Box
 from ...exposures.masks import empty_mask
-from ...exposures.model import Exposure, as_native_float, parse_unit
+from ...exposures.model import Exposure, Provenance, as_native_float, parse_unit
+from ...exposures.psf import PointSpreadFunction
 from ...exposures.sky import shifted_header
 from ...planes import each_block
 from ..files import opened
@@ -88,18 +89,16 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
             mask.bits[rows] = bits[rows].astype(mask.bits.dtype)
 
         each_block(work, mask.shape)
+        psf, provenance = companions(hdus, whole, part, path)
         return Exposure(
             as_native_float(native(image)),
             as_native_float(native(variance)),
             mask,
             origin=part.start,
             unit=parse_unit(header.get("BUNIT")),
+            psf=psf,
             header=header,
-            primary_header=without_provenance(observation_header(hdus[0].header)),
-            source=str(path),
-            is_score=hdus[0].header.get("WDSCORE") is True,
-            decorrelated_by=decorrelated(hdus[0].header),
-            **companions(hdus, whole, part, path),
+            provenance=provenance,
         )
 
 
@@ -154,8 +153,10 @@ def mask_names(header: astropy.io.fits.Header, path: Path) -> tuple[list[str], d
     return names, {name: text for name, text in texts.items() if text}
 
 
-def companions(hdus: astropy.io.fits.HDUList, whole: Box, part: Box, path: Path) -> dict[str, Any]:
-    """PSF, kernel, background and noise covariance in the HDUs beside an image.
+def companions(
+    hdus: astropy.io.fits.HDUList, whole: Box, part: Box, path: Path
+) -> tuple[PointSpreadFunction | None, Provenance]:
+    """PSF and provenance that a file of whitediff has beside its planes.
 
     Parameters
     ----------
@@ -168,26 +169,37 @@ def companions(hdus: astropy.io.fits.HDUList, whole: Box, part: Box, path: Path)
 
     Returns
     -------
-    found
-        Name of an attribute of `Exposure` → its value, None where there is none.
+    psf
+        None where there is none.
+    provenance
+        Kernel, background and noise covariance of the HDUs beside the image, and what the primary
+        header says.
     """
-    found: dict[str, Any] = dict.fromkeys(("psf", "kernel", "background", "noise"))
+    kernel = psf = background = noise = None
     kernel_hdu = _image_named(hdus, "KERNEL")
     if kernel_hdu is not None:
-        found["kernel"] = read_kernel_hdus(hdus, kernel_hdu, bounds=whole, path=str(path))
+        kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=whole, path=str(path))
     psf_hdu = _image_named(hdus, "PSF")
     if psf_hdu is not None:
-        found["psf"] = read_psf_hdus(hdus, psf_hdu, bounds=whole, path=str(path))
+        psf = read_psf_hdus(hdus, psf_hdu, bounds=whole, path=str(path))
     background_hdu = _image_named(hdus, "BACKGROUND")
     if background_hdu is not None:
         background = read_background_hdu(background_hdu, path=str(path))
         if isinstance(background, np.ndarray) and part != whole:
             background = background[whole.slices_of(part)]
-        found["background"] = background
     noise_hdu = _image_named(hdus, NOISE)
     if noise_hdu is not None:
-        found["noise"] = read_noise_hdus(hdus, noise_hdu, bounds=whole, path=str(path))
-    return found
+        noise = read_noise_hdus(hdus, noise_hdu, bounds=whole, path=str(path))
+    primary = hdus[0].header
+    return psf, Provenance(
+        source=str(path),
+        primary_header=without_provenance(observation_header(primary)),
+        kernel=kernel,
+        background=background,
+        noise=noise,
+        is_score=primary.get("WDSCORE") is True,
+        decorrelated_by=decorrelated(primary),
+    )
 
 
 def _image_named(hdus: astropy.io.fits.HDUList, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -25,7 +26,8 @@ from ...exposures.masks import (
     united,
     with_plane,
 )
-from ...exposures.model import Exposure, native_float, parse_unit
+from ...exposures.model import Exposure, Provenance, native_float, parse_unit
+from ...exposures.psf import PointSpreadFunction
 from ...exposures.sky import celestial_wcs
 from ...planes import each_block, filled, row_blocks, zeros
 from ...reading import ReadingOptions, VarianceKind, VarianceSource
@@ -320,109 +322,32 @@ def read(
         If a plane cannot be read or does not fit.
     """
     options = options or ReadingOptions()
-    variance = options.variance
     with opened(path) as hdus:
-        hdu = image_hdu(hdus, extension, path)
-        image = _native_copy(linear(plane_of(hdu, path), hdu.header))
-        header, tabulated = without_lookup_tables(observation_header(hdu.header))
-        if tabulated is not None:
-            _log.info(
-                "%s: the distortions in its tables, of up to %g pixels, are left out of its WCS.",
-                path,
-                tabulated,
-            )
-        scale = asinh_scale(hdu.header)
-        if scale is not None:
-            for card in ASINH_CARDS:
-                del header[card]
-            _log.info(
-                "%s: is asinh-scaled (BSOFTEN = %g, BOFFSET = %g); its pixels are made linear.",
-                path,
-                *scale,
-            )
-        primary = astropy.io.fits.Header()
-        if hdu is not hdus[0]:
-            primary = without_provenance(observation_header(hdus[0].header))
-            if "CTYPE1" not in header and celestial_wcs(primary) is not None:
-                header.extend(wcs_cards(primary), unique=True)
-                _log.info("%s: the WCS of the primary header is used.", path)
-        bbox = Box.from_shape(image.shape, start=pixel_origin(hdu.header, str(path)))
-        owner = None if hdu is hdus[0] else hdu
-        mask = make_mask({}, image.shape)
-        mask_hdu = find_hdu(hdus, _MASK_NAMES, owner)
-        if mask_hdu is hdu:
-            mask_hdu = None
-        headers = (hdu.header, hdus[0].header)
-        decorrelated_by = decorrelated(hdus[0].header)
-        named = (hdu.name.upper(), hdu.ver)
-        if options.mask is not None:
-            planes = _read_mask(options, named, image.shape, path, headers)
-            mask = make_mask(planes, image.shape)
-        elif mask_hdu is not None:
-            planes = mask_planes(
-                mask_hdu,
-                image.shape,
-                path,
-                bits=options.mask_bit_numbers,
-                headers=(hdus[0].header, hdu.header),
-            )
-            mask = make_mask(planes, image.shape)
-        elif options.mask_bits is not None:
-            raise ArgumentError(
-                f"{path}: mask bits {options.mask_bits} are given, but it has no mask; name the"
-                " mask's file too."
-            )
-        plane: tuple[Array, _PlaneKind] | None = None
-        named_unsurely = False
-        variance_hdu = find_hdu(hdus, tuple(_VARIANCE_NAMES), owner)
-        if variance_hdu is not None and variance_hdu is not hdu:
-            kind = _VARIANCE_NAMES[variance_hdu.name.upper()]
-            plane = (_native_copy(linear(plane_of(variance_hdu, path), variance_hdu.header)), kind)
-            named_unsurely = variance_hdu.name.upper() == _UNSURE
-        psf_hdu = find_hdu(hdus, ("PSF",), owner)
-        psf = None
-        if psf_hdu is not None and psf_hdu.is_image and psf_hdu is not hdu:
-            psf = read_psf_hdus(hdus, psf_hdu, bounds=bbox, path=str(path))
-        kernel_hdu = find_hdu(hdus, ("KERNEL",), owner)
-        kernel = None
-        if kernel_hdu is not None and kernel_hdu.is_image and kernel_hdu is not hdu:
-            kernel = read_kernel_hdus(hdus, kernel_hdu, bounds=bbox, path=str(path))
-        background_hdu = find_hdu(hdus, ("BACKGROUND",), owner)
-        background = None
-        if background_hdu is not None and background_hdu is not hdu:
-            background = read_background_hdu(background_hdu, path=str(path))
-            if isinstance(background, np.ndarray) and background.shape != image.shape:
-                raise FileFormatError(
-                    f"{path}: the image has the shape {image.shape}, but its BACKGROUND"
-                    f" {background.shape}."
-                )
-        noise_hdu = find_hdu(hdus, (NOISE,), owner)
-        noise = None
-        if noise_hdu is not None and noise_hdu.is_image and noise_hdu is not hdu:
-            noise = read_noise_hdus(hdus, noise_hdu, bounds=bbox, path=str(path))
+        file = _OpenFile(path, hdus, image_hdu(hdus, extension, path))
+        image = _native_copy(linear(plane_of(file.hdu, path), file.hdu.header))
+        headers = file.headers()
+        bbox = Box.from_shape(image.shape, start=pixel_origin(file.hdu.header, str(path)))
+        said = file.mask(image.shape, options)
+        plane = file.noise_plane()
+        psf, provenance = file.companions(bbox, headers[1])
+        named = file.name
 
+    mask = make_mask({}, image.shape) if said is None else said
     if fill is not None:
         mask = _without_fill(mask, image, fill)
-    is_masked = mask_hdu is not None or options.mask is not None
     masked = flagged(mask, UNTRUSTED_MASK_PLANES)
-    if is_masked and needs_variance:
+    if said is not None and needs_variance:
         _judge_mask(masked, image, path)
     source = str(path)
-    weightless: Any = None
-    if isinstance(variance, VarianceSource):
-        plane = _read_variance(variance, named)
-        source = f"{path} with {variance.path}"
-    elif plane is not None and named_unsurely:
-        is_told = variance is not None
-        plane = plane if not is_told and _is_noise(image, plane[0], masked, path) else None
+    if isinstance(options.variance, VarianceSource):
+        plane = _read_variance(options.variance, named)
+        source = f"{path} with {options.variance.path}"
+    elif plane is not None and plane.is_unsure:
+        is_told = options.variance is not None
+        plane = plane if not is_told and _is_noise(image, plane.pixels, masked, path) else None
+    values = weightless = None
     if plane is not None:
-        if plane[0].shape != image.shape:
-            raise FileFormatError(
-                f"{source}: the image has the shape {image.shape}, but its variance"
-                f" {plane[0].shape}."
-            )
-        values, no_data = _as_variance(*plane)
-        no_data |= _is_absurd(values, image, no_data)
+        values, no_data = _told_variance(plane, image, source)
         if no_data.any():
             before = flagged(mask, ["NO_DATA"])
             mask = with_plane(mask, "NO_DATA", before | no_data)
@@ -432,43 +357,32 @@ def read(
     mask = _with_saturation(
         mask,
         image,
-        (header, primary),
+        headers,
         path,
         options.saturation,
         plateau=needs_variance,
         unusable=weightless,
         masked=masked,
     )
-    if not is_masked and needs_variance:
+    if said is None and needs_variance:
         mask = _with_empty(mask, image, path)
-    if needs_variance and kernel is None:
-        _refuse_clipped(image, flagged(mask, UNTRUSTED_MASK_PLANES), path)
-    if plane is not None:
-        found = photon_header(header, primary, options)
-        unusable = flagged(mask, UNTRUSTED_MASK_PLANES)
-        if plane[1] in _WEIGHTS:
-            values = _of_exposure_map(image, values, unusable, found, source)
-        has_photons = needs_variance and kernel is None
-        scaled = None
-        if plane[1] == "weight" and has_photons:
-            scaled = _of_equal_weights(image, values, unusable, (header, primary), options, source)
-        if plane[1] == "weight" and scaled is None:
-            scaled = _of_relative_weights(
-                image, values, unusable, found, source, adds_photons=has_photons
-            )
-        if scaled is not None:
-            values = scaled
-        elif has_photons:
-            values = _with_photons(image, values, unusable, found, source)
-    elif isinstance(variance, float | int):
-        values = np.full(image.shape, variance, dtype=np.float32)
-    elif needs_variance:
-        values = modelled_variance(
-            image, flagged(mask, UNTRUSTED_MASK_PLANES), header, primary, options, path
+    # Of a difference, neither the floor nor the photons are those of a sky.
+    has_photons = needs_variance and provenance.kernel is None
+    unusable = flagged(mask, UNTRUSTED_MASK_PLANES)
+    if has_photons:
+        _refuse_clipped(image, unusable, path)
+    if plane is not None and values is not None:
+        values = _scaled_variance(
+            image, values, plane.kind, unusable, headers, options, source, has_photons=has_photons
         )
+    elif isinstance(options.variance, float | int):
+        values = np.full(image.shape, options.variance, dtype=np.float32)
+    elif needs_variance:
+        values = modelled_variance(image, unusable, *headers, options, path)
     else:
         values = np.full(image.shape, np.nan, dtype=np.float32)
 
+    header, _ = headers
     unit = parse_unit(header.get("BUNIT"))
     if "CTYPE1" in header and celestial_wcs(header) is None:
         _log.info("%s: its WCS cannot be understood and is kept in the header only.", path)
@@ -479,14 +393,163 @@ def read(
         origin=bbox.start,
         unit=unit,
         psf=psf,
-        kernel=kernel,
-        background=background,
         header=header,
-        primary_header=primary,
-        source=str(path),
-        noise=noise,
-        decorrelated_by=decorrelated_by,
+        provenance=provenance,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoisePlane:
+    """Pixels that tell the noise of an image, how they do, and whether that is doubtful."""
+
+    pixels: Array
+    kind: _PlaneKind
+    is_unsure: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _OpenFile:
+    """A file that is open, and that of its HDUs which holds the image."""
+
+    path: Path
+    hdus: astropy.io.fits.HDUList
+    hdu: Any
+
+    @property
+    def name(self) -> tuple[str, int]:
+        """Name and version of the image's extension."""
+        return self.hdu.name.upper(), self.hdu.ver
+
+    def beside(self, *names: str) -> Any:
+        """HDU under one of some names that belongs to the image; None where there is none."""
+        found = find_hdu(self.hdus, names, None if self.hdu is self.hdus[0] else self.hdu)
+        return None if found is self.hdu else found
+
+    def image_beside(self, name: str) -> Any:
+        """The same, if it holds an image."""
+        found = self.beside(name)
+        return found if found is not None and found.is_image else None
+
+    def headers(self) -> tuple[astropy.io.fits.Header, astropy.io.fits.Header]:
+        """Header of the linear image, with its WCS, and the primary one where that is another."""
+        header, tabulated = without_lookup_tables(observation_header(self.hdu.header))
+        if tabulated is not None:
+            _log.info(
+                "%s: the distortions in its tables, of up to %g pixels, are left out of its WCS.",
+                self.path,
+                tabulated,
+            )
+        scale = asinh_scale(self.hdu.header)
+        if scale is not None:
+            for card in ASINH_CARDS:
+                del header[card]
+            _log.info(
+                "%s: is asinh-scaled (BSOFTEN = %g, BOFFSET = %g); its pixels are made linear.",
+                self.path,
+                *scale,
+            )
+        primary = astropy.io.fits.Header()
+        if self.hdu is not self.hdus[0]:
+            primary = without_provenance(observation_header(self.hdus[0].header))
+            if "CTYPE1" not in header and celestial_wcs(primary) is not None:
+                header.extend(wcs_cards(primary), unique=True)
+                _log.info("%s: the WCS of the primary header is used.", self.path)
+        return header, primary
+
+    def mask(self, shape: tuple[int, ...], options: ReadingOptions) -> Mask | None:
+        """Mask from the file that is named, or from the HDU beside the image; None without."""
+        own, primary = self.hdu.header, self.hdus[0].header
+        if options.mask is not None:
+            planes = _read_mask(options, self.name, shape, self.path, (own, primary))
+            return make_mask(planes, shape)
+        mask_hdu = self.beside(*_MASK_NAMES)
+        if mask_hdu is not None:
+            bits, headers = options.mask_bit_numbers, (primary, own)
+            planes = mask_planes(mask_hdu, shape, self.path, bits=bits, headers=headers)
+            return make_mask(planes, shape)
+        if options.mask_bits is not None:
+            raise ArgumentError(
+                f"{self.path}: mask bits {options.mask_bits} are given, but it has no mask; name"
+                " the mask's file too."
+            )
+        return None
+
+    def noise_plane(self) -> _NoisePlane | None:
+        """What the HDU beside the image tells of its noise."""
+        hdu = self.beside(*_VARIANCE_NAMES)
+        if hdu is None:
+            return None
+        name = hdu.name.upper()
+        pixels = _native_copy(linear(plane_of(hdu, self.path), hdu.header))
+        return _NoisePlane(pixels, _VARIANCE_NAMES[name], is_unsure=name == _UNSURE)
+
+    def companions(
+        self, bounds: Box, primary: astropy.io.fits.Header
+    ) -> tuple[PointSpreadFunction | None, Provenance]:
+        """PSF, and what is known of how the image was made."""
+        hdus, path = self.hdus, str(self.path)
+        psf = kernel = background = noise = None
+        if (hdu := self.image_beside("PSF")) is not None:
+            psf = read_psf_hdus(hdus, hdu, bounds=bounds, path=path)
+        if (hdu := self.image_beside("KERNEL")) is not None:
+            kernel = read_kernel_hdus(hdus, hdu, bounds=bounds, path=path)
+        if (hdu := self.beside("BACKGROUND")) is not None:
+            background = read_background_hdu(hdu, path=path)
+            shape = (bounds.y.size, bounds.x.size)
+            if isinstance(background, np.ndarray) and background.shape != shape:
+                raise FileFormatError(
+                    f"{path}: the image has the shape {shape}, but its BACKGROUND"
+                    f" {background.shape}."
+                )
+        if (hdu := self.image_beside(NOISE)) is not None:
+            noise = read_noise_hdus(hdus, hdu, bounds=bounds, path=path)
+        return psf, Provenance(
+            source=path,
+            primary_header=primary,
+            kernel=kernel,
+            background=background,
+            noise=noise,
+            decorrelated_by=decorrelated(hdus[0].header),
+        )
+
+
+def _told_variance(plane: _NoisePlane, image: Array, source: str) -> tuple[Array, Array]:
+    """Variance that a plane tells, and the pixels that have none by it."""
+    if plane.pixels.shape != image.shape:
+        raise FileFormatError(
+            f"{source}: the image has the shape {image.shape}, but its variance"
+            f" {plane.pixels.shape}."
+        )
+    values, no_data = _as_variance(plane.pixels, plane.kind)
+    no_data |= _is_absurd(values, image, no_data)
+    return values, no_data
+
+
+def _scaled_variance(
+    image: Array,
+    values: Array,
+    kind: _PlaneKind,
+    unusable: Array,
+    headers: tuple[astropy.io.fits.Header, astropy.io.fits.Header],
+    options: ReadingOptions,
+    source: str,
+    *,
+    has_photons: bool,
+) -> Array:
+    """Variance of a plane, on the scale of the pixels' noise and with the photons of sources."""
+    found = photon_header(*headers, options)
+    if kind in _WEIGHTS:
+        values = _of_exposure_map(image, values, unusable, found, source)
+    scaled = None
+    if kind == "weight" and has_photons:
+        scaled = _of_equal_weights(image, values, unusable, headers, options, source)
+    if kind == "weight" and scaled is None:
+        scaled = _of_relative_weights(
+            image, values, unusable, found, source, adds_photons=has_photons
+        )
+    if scaled is not None:
+        return scaled
+    return _with_photons(image, values, unusable, found, source) if has_photons else values
 
 
 def _judge_mask(masked: Array, image: Array, path: Path) -> None:
@@ -761,12 +824,12 @@ def _native_copy(data: Array) -> Array:
     return native(data, native_float(data))
 
 
-def _read_variance(source: VarianceSource, image: tuple[str, int]) -> tuple[Array, _PlaneKind]:
+def _read_variance(source: VarianceSource, image: tuple[str, int]) -> _NoisePlane:
     path, extension = split_extension(source.path)
     with opened(path) as hdus:
         hdu = _companion(hdus, extension, tuple(_VARIANCE_NAMES), image, path)
         kind = source.kind or _VARIANCE_NAMES.get(hdu.name.upper(), "variance")
-        return _native_copy(linear(plane_of(hdu, path), hdu.header)), kind
+        return _NoisePlane(_native_copy(linear(plane_of(hdu, path), hdu.header)), kind)
 
 
 def _read_mask(
