@@ -8,6 +8,9 @@ sentence with the value found and the remedy.
 
 from __future__ import annotations
 
+import copy
+from typing import Any, Self
+
 __all__ = [
     "ArgumentError",
     "DataError",
@@ -25,7 +28,57 @@ _LONGEST = 500
 
 
 class WhitediffError(Exception):
-    """Base class of the errors that whitediff raises on purpose."""
+    """Base class of the errors that whitediff raises on purpose.
+
+    Attributes
+    ----------
+    file
+        File, or image in memory, at fault: the message begins with it.  None where none is named.
+    """
+
+    file: str | None = None
+
+    @classmethod
+    def of(cls, file: object, text: str, **known: Any) -> Self:
+        """Error of a file.
+
+        Parameters
+        ----------
+        file
+            File at fault.
+        text
+            What is wrong with it.
+        **known
+            Further arguments of the class.
+
+        Returns
+        -------
+        error
+            To be raised.
+        """
+        error = cls(f"{file}: {text}", **known)
+        error.file = str(file)
+        return error
+
+    def about(self, file: object) -> Self:
+        """Error with its file, which is known now.
+
+        Parameters
+        ----------
+        file
+            File at fault, unless the error names one.
+
+        Returns
+        -------
+        error
+            The same, or one of its class that names the file.
+        """
+        if self.file is not None:
+            return self
+        error = copy.copy(self)
+        error.args = (f"{file}: {self}", *self.args[1:])
+        error.file = str(file)
+        return error
 
 
 class ArgumentError(WhitediffError, ValueError):

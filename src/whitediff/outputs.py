@@ -57,7 +57,7 @@ def check_apart(outputs: Iterable[Path]) -> None:
     seen: set[Path] = set()
     for path in outputs:
         if path.resolve() in seen:
-            raise FileFormatError(f"{path}: two outputs cannot be the same file.")
+            raise FileFormatError.of(path, "two outputs cannot be the same file.")
         seen.add(path.resolve())
 
 
@@ -87,44 +87,46 @@ def check_output(path: Path, *, overwrite: bool, inputs: Iterable[str | None] = 
     _check(path, overwrite=overwrite)
     for name in inputs:
         if path.exists() and name is not None and _is_same(path, name):
-            raise FileFormatError(f"{path}: is read as well; choose another name for the output.")
+            raise FileFormatError.of(path, "is read as well; choose another name for the output.")
 
 
 def _check(path: Path, *, overwrite: bool) -> None:
     """As `check_output`, whatever waits to take its place."""
     if path.is_dir():
-        raise FileFormatError(f"{path}: is a directory; name a file.")
+        raise FileFormatError.of(path, "is a directory; name a file.")
     if path.exists() and not path.is_file():
-        raise FileFormatError(f"{path}: is no regular file; name one.")
+        raise FileFormatError.of(path, "is no regular file; name one.")
     if path.suffix in (".gz", ".bz2", ".xz", ".fz", ".zst"):
-        raise FileFormatError(
-            f"{path}: outputs are not packed by their name; name it without {path.suffix}"
-            " (--compress packs images without loss)."
+        raise FileFormatError.of(
+            path,
+            f"outputs are not packed by their name; name it without {path.suffix}"
+            " (--compress packs images without loss).",
         )
     if path.exists() and not overwrite:
         raise _exists(path)
     if not path.absolute().parent.is_dir():
-        raise FileFormatError(f"{path}: its directory does not exist; create it first.")
+        raise FileFormatError.of(path, "its directory does not exist; create it first.")
     if not path.name.isprintable():
         raise FileFormatError(
             f"{str(path)!r}: its name has characters that cannot be printed; choose another."
         )
     directory = path.resolve().parent  # where what a link points to is replaced
     if not directory.is_dir():
-        raise FileFormatError(
-            f"{path}: is a link into {directory}, which does not exist; create that, or remove the"
-            " link."
+        raise FileFormatError.of(
+            path,
+            f"is a link into {directory}, which does not exist; create that, or remove the link.",
         )
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise FileFormatError(
-            f"{path}: cannot be written: nothing may be written to {directory}; choose another"
-            " directory, or ask its owner to let you."
+        raise FileFormatError.of(
+            path,
+            f"cannot be written: nothing may be written to {directory}; choose another"
+            " directory, or ask its owner to let you.",
         )
 
 
 def _exists(path: Path) -> OutputExistsError:
-    return OutputExistsError(
-        f"{path}: exists already; choose another name or allow it to be overwritten (--overwrite)."
+    return OutputExistsError.of(
+        path, "exists already; choose another name or allow it to be overwritten (--overwrite)."
     )
 
 
@@ -414,7 +416,7 @@ def _move_all(pieces: list[_Piece]) -> None:
             with contextlib.suppress(OSError):
                 one.before.replace(one.path)
         assert piece is not None
-        raise FileFormatError(f"{piece.path}: cannot be written: {_reason(error)}.") from error
+        raise FileFormatError.of(piece.path, f"cannot be written: {_reason(error)}.") from error
 
 
 _together: contextvars.ContextVar[_Group | None] = contextvars.ContextVar("together", default=None)
@@ -432,7 +434,7 @@ def _named(path: Path) -> Iterator[None]:
         remedy = ""
         if _number(error) in _FULL:
             remedy = f"; make room in {path.resolve().parent}, or choose another directory"
-        raise FileFormatError(f"{path}: cannot be written: {_reason(error)}{remedy}.") from error
+        raise FileFormatError.of(path, f"cannot be written: {_reason(error)}{remedy}.") from error
 
 
 def _number(error: BaseException) -> int | None:

@@ -70,9 +70,9 @@ def without_fsspec(address: str) -> FileFormatError:
     error
         To be raised.
     """
-    return FileFormatError(
-        f"{address}: remote files are read with fsspec, which is not installed; install"
-        " whitediff[remote]."
+    return FileFormatError.of(
+        address,
+        "remote files are read with fsspec, which is not installed; install whitediff[remote].",
     )
 
 
@@ -117,16 +117,16 @@ def regular(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{str(path)!r}: is no name of a file.") from error
     if not exists:
-        raise FileFormatError(f"{path}: no such file.")
+        raise FileFormatError.of(path, "no such file.")
     if is_dir:
-        raise FileFormatError(f"{path}: is a directory, not a file.")
+        raise FileFormatError.of(path, "is a directory, not a file.")
     if not is_file:
-        raise FileFormatError(
-            f"{path}: is a pipe or a device, and no regular file; store what it gives in one."
+        raise FileFormatError.of(
+            path, "is a pipe or a device, and no regular file; store what it gives in one."
         )
     # Those of the system's that give something only as it comes have this size, too.
     if path.stat().st_size == 0:
-        raise FileFormatError(f"{path}: is empty; copy or download it again.")
+        raise FileFormatError.of(path, "is empty; copy or download it again.")
 
 
 def check_input(name: str) -> None:
@@ -167,8 +167,8 @@ def check_suffix(path: Path, kind: str) -> None:
     own = _SUFFIXES[kind]
     others = {suffix for each in _SUFFIXES.values() for suffix in each} | set(_OTHER_SUFFIXES)
     if path.suffix.lower() in others - set(own):
-        raise FileFormatError(
-            f"{path}: is to be a {kind}, but its name ends in {path.suffix}; end it in {own[0]}."
+        raise FileFormatError.of(
+            path, f"is to be a {kind}, but its name ends in {path.suffix}; end it in {own[0]}."
         )
 
 
@@ -192,15 +192,17 @@ def catalog_kind(path: Path) -> str:
     """
     kind = _CATALOGS.get(path.suffix.lower())
     if kind is None:
-        raise FileFormatError(
-            f"{path}: the kind of a catalogue goes by its name, which must end in"
+        raise FileFormatError.of(
+            path,
+            f"the kind of a catalogue goes by its name, which must end in"
             f" {', '.join(list(_CATALOGS)[:-1])} or {list(_CATALOGS)[-1]}; this one ends in"
-            f" {path.suffix or 'nothing'}."
+            f" {path.suffix or 'nothing'}.",
         )
     if kind == "parquet" and not is_installed("pyarrow"):
-        raise FileFormatError(
-            f"{path}: Parquet needs the package pyarrow, which is not installed; run pip"
-            " install 'whitediff[parquet]' or name the catalogue .ecsv or .fits."
+        raise FileFormatError.of(
+            path,
+            "Parquet needs the package pyarrow, which is not installed; run pip"
+            " install 'whitediff[parquet]' or name the catalogue .ecsv or .fits.",
         )
     return kind
 

@@ -283,7 +283,7 @@ def checked_reading(side: str, path: str) -> Iterator[None]:
     except ArgumentError as error:
         name, _, requirement = str(error).partition(" ")
         option = f"--{side}-{name}".replace("_", "-")
-        raise ArgumentError(f"{path}: {option} {requirement}") from error
+        raise ArgumentError.of(path, f"{option} {requirement}") from error
 
 
 def option_cards(**inputs: ReadingOptions) -> dict[str, tuple[Any, str]]:

@@ -81,10 +81,11 @@ def aligned_template(
         if template.bbox == science.bbox:
             return template
         if template.origin == science.origin:
-            raise ArgumentError(
-                f"{name}: has {template.shape[0]} x {template.shape[1]} pixels, but the science"
+            raise ArgumentError.of(
+                name,
+                f"has {template.shape[0]} x {template.shape[1]} pixels, but the science"
                 f" image {science.shape[0]} x {science.shape[1]}, and no usable WCS in both that"
-                " tells where it lies; cut it to the same pixels."
+                " tells where it lies; cut it to the same pixels.",
             )
         # Boxes that start elsewhere are placed by that.
         offset = (science.origin[0] - template.origin[0], science.origin[1] - template.origin[1])
@@ -193,7 +194,7 @@ def _shifts(
     try:
         there = taken_positions(science, template, y, x, by_wcs=by_wcs)
     except ArgumentError as error:
-        raise ArgumentError(f"{name}: {error}") from error
+        raise ArgumentError.of(name, f"{error}") from error
     if correction is not None:
         there = correction.affine(there)
         if correction.displacements is not None:
@@ -203,17 +204,19 @@ def _shifts(
 
 def _differs(name: str, shifts: Array, departure: float, stars: str) -> ArgumentError:
     if not np.isfinite(departure):
-        return ArgumentError(
-            f"{name}: by their WCS the science image's pixels have no place on it; are they of the"
-            " same field?"
+        return ArgumentError.of(
+            name,
+            "by their WCS the science image's pixels have no place on it; are they of the"
+            " same field?",
         )
     largest = float(np.hypot(*shifts).max())
-    return ArgumentError(
-        f"{name}: its pixels and the science image's differ by up to {largest:.2f} pixels by their"
+    return ArgumentError.of(
+        name,
+        f"its pixels and the science image's differ by up to {largest:.2f} pixels by their"
         f" WCS, {departure:.2f} after a shift by whole pixels, and at most"
         f" {WHOLE_PIXEL_TOLERANCE:g} are allowed{stars}; have it resampled (--align), in a"
         " pipeline by alignTemplate, or take the images as they are (--ignore-wcs) if the WCS is"
-        " wrong."
+        " wrong.",
     )
 
 
@@ -228,9 +231,10 @@ def _cut(science: Exposure, template: Exposure, offset: tuple[int, int], name: s
     start = [max(0, -d) for d in offset]
     stop = [min(n, m - d) for n, m, d in zip((ny, nx), template.shape, offset, strict=True)]
     if stop[0] <= start[0] or stop[1] <= start[1]:
-        raise NoOverlapError(
-            f"{name}: does not overlap the science image, whose first pixel lies at (y, x) ="
-            f" ({offset[0]}, {offset[1]}) of its {template.shape[0]} x {template.shape[1]} pixels."
+        raise NoOverlapError.of(
+            name,
+            f"does not overlap the science image, whose first pixel lies at (y, x) ="
+            f" ({offset[0]}, {offset[1]}) of its {template.shape[0]} x {template.shape[1]} pixels.",
         )
     here = (slice(start[0], stop[0]), slice(start[1], stop[1]))
     there = tuple(slice(a + d, b + d) for a, b, d in zip(start, stop, offset, strict=True))

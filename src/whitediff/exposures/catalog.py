@@ -610,9 +610,8 @@ def wanted_positions(
         )
     wcs = exposure.wcs
     if wcs is None:
-        raise ArgumentError(
-            f"{exposure.source or 'The image'}: has no WCS, so ra and dec lead nowhere; give x and"
-            " y."
+        raise ArgumentError.of(
+            exposure.source or "The image", "has no WCS, so ra and dec lead nowhere; give x and y."
         )
     y0, x0 = exposure.origin
     if not number:

@@ -119,9 +119,10 @@ def length_unit(exposure: Exposure, *others: Exposure) -> float:
     for each in (exposure, *others):
         if each.psf is not None:
             return fwhm_of_psf(each.psf)
-    raise ArgumentError(
-        f"{exposure.source or 'The exposure'}: has no PSF whose width could be the unit of"
-        " cells and borders; set scaleByFwhm = False and give them in pixels."
+    raise ArgumentError.of(
+        exposure.source or "The exposure",
+        "has no PSF whose width could be the unit of"
+        " cells and borders; set scaleByFwhm = False and give them in pixels.",
     )
 
 

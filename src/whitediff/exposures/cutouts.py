@@ -187,9 +187,10 @@ def kernel_source(
     asked = options.kernel_from
     if asked == "psfs" and not psfs:
         lacking = science if science.psf is None else template
-        raise ArgumentError(
-            f"{lacking.source or 'An exposure'}: has no PSF to find the kernel from; give it"
-            " (--science-psf, --template-psf), or let the pixels tell (--kernel-from pixels)."
+        raise ArgumentError.of(
+            lacking.source or "An exposure",
+            "has no PSF to find the kernel from; give it"
+            " (--science-psf, --template-psf), or let the pixels tell (--kernel-from pixels).",
         )
     if asked in ("psfs", "pixels"):
         return KernelSource(asked, "as asked for", is_stamp)
@@ -243,9 +244,10 @@ def solve_cutout(
         If the place is outside.
     """
     if np.array_equal(science.data, template.data, equal_nan=True):
-        raise DataError(
-            f"{template.source or 'The template'}: holds the same pixels as"
-            f" {science.source or 'the science image'}; was one image named twice?"
+        raise DataError.of(
+            template.source or "The template",
+            f"holds the same pixels as"
+            f" {science.source or 'the science image'}; was one image named twice?",
         )
     science, template = measurable(science, template)
     options = recipe.cutout
@@ -284,7 +286,7 @@ def solve_cutout(
                 options=expected,
             )
         except DataError as error:
-            raise DataError(f"{science.source or 'The science image'}: {error}") from error
+            raise DataError.of(science.source or "The science image", f"{error}") from error
 
     fit = fitted(image, other)
     slopes = _slopes_of_skies((image, other), known_pixels, noises, fit, own)
@@ -306,10 +308,11 @@ def solve_cutout(
             *slopes.ravel(),
         )
     if not fit.scale.sources and source.name == "pixels" and not source.is_stamp:
-        raise DataError(
-            f"{science.source or 'The science image'}: no static source stands out of the noise of"
+        raise DataError.of(
+            science.source or "The science image",
+            "no static source stands out of the noise of"
             " both images, and noise tells no kernel; give both PSFs (--science-psf,"
-            " --template-psf), or stack images until stars show."
+            " --template-psf), or stack images until stars show.",
         )
     science, template = (
         exposure.replaced(variance=(factor * exposure.variance).astype(np.float32))
@@ -353,9 +356,9 @@ def _place(
         return (box.x.center, box.y.center) if source.is_stamp else None
     x, y = options.place
     if not (box.x.start <= x < box.x.stop and box.y.start <= y < box.y.stop):
-        raise ArgumentError(
-            f"{science.source or 'The science image'}: the transient at ({x:g}, {y:g}) is outside"
-            f" of it, {box}."
+        raise ArgumentError.of(
+            science.source or "The science image",
+            f"the transient at ({x:g}, {y:g}) is outside of it, {box}.",
         )
     return options.place
 
@@ -379,7 +382,7 @@ def _variance(
     """Factor of a variance plane, and whether the plane knows the photons of sources."""
     plane = exposure.variance[good]
     if not len(plane):
-        raise DataError(f"{exposure.source or 'An exposure'}: has no usable pixel.")
+        raise DataError.of(exposure.source or "An exposure", "has no usable pixel.")
     image = exposure.data.astype(np.float64)
     measured = neighbour_variance(image, good)
     low = float(np.median(plane[image[good] <= np.median(image[good])]))

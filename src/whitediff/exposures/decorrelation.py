@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .. import decorrelation, fourier
 from ..distrust import distrusted_by_value, distrusted_pixels
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, WhitediffError
 from ..noise import NoiseCovariance
 from ..repeated_noise import excess_variance
 from ..stats import clipped_mean, robust_sigma
@@ -348,9 +348,11 @@ class _Job:
         for name in ("science", "template", "difference"):
             exposure = getattr(self, name)
             if not has_finite(exposure.data):
-                raise DataError(
-                    f"{named(name, exposure)} image has no finite pixel: all"
-                    f" {exposure.data.size} are NaN or infinite."
+                raise fault(
+                    DataError,
+                    name,
+                    exposure,
+                    f"image has no finite pixel: all {exposure.data.size} are NaN or infinite.",
                 )
         if not self.options.again:
             refuse_decorrelated(self.difference)
@@ -582,9 +584,10 @@ def refuse_decorrelated(difference: Exposure) -> None:
     """
     task = difference.decorrelated_by
     if task is not None:
-        raise DataError(
-            f"{difference.source or 'The difference'}: whitediff {task} decorrelated it, so its"
-            " noise is white already; use it as it is, or give the difference from before."
+        raise DataError.of(
+            difference.source or "The difference",
+            f"whitediff {task} decorrelated it, so its"
+            " noise is white already; use it as it is, or give the difference from before.",
         )
 
 
@@ -646,11 +649,12 @@ def refuse_white(
     found = sums / pairs / float((left[use] ** 2).mean())
     error = 1 / math.sqrt(pairs)
     if expected > 10 * error and found < expected / 2 - 5 * error:
-        raise DataError(
-            f"{named('difference', difference)}: neighbouring pixels are correlated by"
+        raise DataError.of(
+            named("difference", difference),
+            f"neighbouring pixels are correlated by"
             f" {found:.3f} ± {error:.3f}, and a difference that was not decorrelated would have"
             f" {expected:.3f}: its noise is white already, or it was made with another kernel;"
-            " give the difference as it was subtracted."
+            " give the difference as it was subtracted.",
         )
 
 
@@ -750,10 +754,13 @@ def check_defined(kernel: Any, box: Box, difference: Exposure) -> None:
         return
     defined = kernel.bounds
     if not defined.contains(box):
-        raise ArgumentError(
-            f"{named('difference', difference)} covers {box}, but its matching kernel is defined"
+        raise fault(
+            ArgumentError,
+            "difference",
+            difference,
+            f"covers {box}, but its matching kernel is defined"
             f" on {defined} only; a correction that varies over the field needs it everywhere. Give"
-            " a kernel for the whole image, or take it at one place (spatially_varying=False)."
+            " a kernel for the whole image, or take it at one place (spatially_varying=False).",
         )
 
 
@@ -1011,18 +1018,48 @@ def named(role: str, exposure: Exposure) -> str:
     return f"The {role}" if exposure.source is None else f"{exposure.source}: the {role}"
 
 
+def fault[E: WhitediffError](kind: type[E], role: str, exposure: Exposure, text: str) -> E:
+    """Error of an exposure, with its file where it has one.
+
+    Parameters
+    ----------
+    kind
+        Class of the error.
+    role
+        Part that the exposure has, such as ``template``.
+    exposure
+        Exposure.
+    text
+        What is wrong with it.
+
+    Returns
+    -------
+    error
+        To be raised.
+    """
+    if exposure.source is None:
+        return kind(f"The {role} {text}")
+    return kind.of(exposure.source, f"the {role} {text}")
+
+
 def _check_boxes(science: Exposure, template: Exposure, difference: Exposure) -> None:
     for name, exposure in (("template", template), ("difference", difference)):
         if exposure.shape != science.shape:
-            raise ArgumentError(
-                f"{named(name, exposure)} has {exposure.shape[0]} x {exposure.shape[1]} pixels,"
+            raise fault(
+                ArgumentError,
+                name,
+                exposure,
+                f"has {exposure.shape[0]} x {exposure.shape[1]} pixels,"
                 f" but the science image {science.shape[0]} x {science.shape[1]}; all three must"
-                " share one grid (whitediff align brings a template to it)."
+                " share one grid (whitediff align brings a template to it).",
             )
         if exposure.bbox != science.bbox:
-            raise ArgumentError(
-                f"{named(name, exposure)} starts at (y, x) = {exposure.origin}, but the science"
-                f" image at {science.origin}; all three must share one grid."
+            raise fault(
+                ArgumentError,
+                name,
+                exposure,
+                f"starts at (y, x) = {exposure.origin}, but the science"
+                f" image at {science.origin}; all three must share one grid.",
             )
 
 
@@ -1074,16 +1111,22 @@ def usable_variance(
     mean = variance_mean(exposure, ignore)
     if math.isnan(mean):
         masked = masks.flagged(exposure.mask, ignore)
-        raise DataError(
-            f"{named(name, exposure)} exposure has no usable pixel: of {masked.size},"
+        raise fault(
+            DataError,
+            name,
+            exposure,
+            f"exposure has no usable pixel: of {masked.size},"
             f" {int(masked.sum())} are masked ({', '.join(ignore)}) and the variance of the"
             " others is not finite;"
-            " ignore fewer mask planes or give its mean variance."
+            " ignore fewer mask planes or give its mean variance.",
         )
     if not mean > 0:
-        raise DataError(
-            f"{named(name, exposure)} exposure's mean variance must be positive; got {mean:g}."
-            " Is its variance plane filled, or should its mean variance be given?"
+        raise fault(
+            DataError,
+            name,
+            exposure,
+            f"exposure's mean variance must be positive; got {mean:g}."
+            " Is its variance plane filled, or should its mean variance be given?",
         )
     return mean
 
@@ -1148,9 +1191,12 @@ def _preconvolution_image(science: Exposure, preconvolution_kernel: Any) -> Arra
         )
         return image / total
     if science.psf is None:
-        raise ArgumentError(
-            f"{named('science', science)} exposure has no PSF to pre-convolve with; score mode"
-            " needs it, or a pre-convolution kernel."
+        raise fault(
+            ArgumentError,
+            "science",
+            science,
+            "exposure has no PSF to pre-convolve with; score mode"
+            " needs it, or a pre-convolution kernel.",
         )
     x, y = science.psf.average_position
     return science.psf.at(x=x, y=y)

@@ -334,7 +334,7 @@ def expected_false_detections(
         If there is no PSF.
     """
     if exposure.psf is None:
-        raise ArgumentError(f"{exposure.source or 'The image'}: has no PSF.")
+        raise ArgumentError.of(exposure.source or "The image", "has no PSF.")
     x, y = _places(exposure)
     images = psf_images(exposure.psf, x=x + exposure.origin[1], y=y + exposure.origin[0])
     curvature = detection.response_curvature if score else detection.noise_curvature
@@ -481,14 +481,16 @@ class _Field:
     def of(cls, exposure: Exposure, options: DetectionOptions) -> _Field:
         name = exposure.source or "The difference"
         if exposure.is_score:
-            raise ArgumentError(
-                f"{name}: is a score, on which nothing can be measured; give the difference of the"
-                " same images, and the score to find sources on."
+            raise ArgumentError.of(
+                name,
+                "is a score, on which nothing can be measured; give the difference of the"
+                " same images, and the score to find sources on.",
             )
         if exposure.psf is None:
-            raise ArgumentError(
-                f"{name}: has no PSF, with which sources are found and measured; give one"
-                " (detect --psf; subtract --science-psf, --template-psf; in Python Exposure.psf)."
+            raise ArgumentError.of(
+                name,
+                "has no PSF, with which sources are found and measured; give one"
+                " (detect --psf; subtract --science-psf, --template-psf; in Python Exposure.psf).",
             )
         variance = exposure.variance
         with np.errstate(invalid="ignore"):
@@ -499,16 +501,18 @@ class _Field:
                 ).any()
                 and not (variance > 0).any()
             ):
-                raise ArgumentError(
-                    f"{name}: has no variance plane, or none that is positive anywhere; give one"
-                    " (--variance)."
+                raise ArgumentError.of(
+                    name,
+                    "has no variance plane, or none that is positive anywhere; give one"
+                    " (--variance).",
                 )
         box = exposure.bbox
         middle = exposure.psf.at(x=box.x.center, y=box.y.center)
         if not detection.fits_image(detection.core(middle).shape, exposure.shape):
-            raise ArgumentError(
-                f"{name}: its PSF {middle.shape} is larger than the image {exposure.shape}; is it"
-                " the right one?"
+            raise ArgumentError.of(
+                name,
+                f"its PSF {middle.shape} is larger than the image {exposure.shape}; is it"
+                " the right one?",
             )
         exposure = without_left_sky(exposure)
         return cls(
@@ -534,10 +538,11 @@ class _Field:
             return round(_APERTURE * self.fwhm, 1)
         shorter = min(self.exposure.shape)
         if 2 * given > shorter:
-            raise ArgumentError(
-                f"{self.exposure.source or 'The difference'}: an aperture's radius of {given:g}"
+            raise ArgumentError.of(
+                self.exposure.source or "The difference",
+                f"an aperture's radius of {given:g}"
                 f" pixels is too large for an image of {self.exposure.shape[1]} x"
-                f" {self.exposure.shape[0]}; {shorter // 2} is the most."
+                f" {self.exposure.shape[0]}; {shorter // 2} is the most.",
             )
         return given
 
@@ -693,9 +698,9 @@ def _searched(
     found = detection.significance(*field.frame, field.psf_of_place())
     if score is not None:
         if score.bbox != exposure.bbox:
-            raise ArgumentError(
-                f"{score.source or 'The score'}: its box {score.bbox} is not that of the"
-                f" difference, {exposure.bbox}."
+            raise ArgumentError.of(
+                score.source or "The score",
+                f"its box {score.bbox} is not that of the difference, {exposure.bbox}.",
             )
         good = field.good & ~flagged(score.mask, field.options.exclude_mask_planes)
         # What its filter owes to bad pixels and to those beyond the edges, a score carries on;

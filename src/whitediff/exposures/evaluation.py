@@ -379,9 +379,10 @@ def _with_psf(science: Exposure, made: Made) -> Exposure:
     if psf is None and made.solution.convolved == "template":
         psf = made.solution.psf
     if psf is None:
-        raise ArgumentError(
-            f"{science.source or 'The science exposure'}: has no PSF and none can be measured, so"
-            " no source can be injected; name one (--science-psf)."
+        raise ArgumentError.of(
+            science.source or "The science exposure",
+            "has no PSF and none can be measured, so"
+            " no source can be injected; name one (--science-psf).",
         )
     science = science.replaced()
     science.psf = psf

@@ -92,9 +92,10 @@ def inject(
         if not 0 < gain < float("inf"):
             raise ArgumentError(f"The gain must be a positive number; got {gain:g}.")
         if (flux < 0).any():
-            raise ArgumentError(
-                f"{_name(exposure)}: a source of negative flux ({flux.min():g}) has no photon"
-                " noise; leave the gain out."
+            raise ArgumentError.of(
+                _name(exposure),
+                f"a source of negative flux ({flux.min():g}) has no photon"
+                " noise; leave the gain out.",
             )
         rng = np.random.default_rng() if rng is None else rng
     enclosed = Light.of(psf).enclosed
@@ -175,9 +176,8 @@ def random_sources(
     _psf_of(exposure)
     noise = exposure if noise is None else noise
     if noise.bbox != exposure.bbox:
-        raise ArgumentError(
-            f"{_name(noise)}: its box {noise.bbox} is not that of {_name(exposure)},"
-            f" {exposure.bbox}."
+        raise ArgumentError.of(
+            _name(noise), f"its box {noise.bbox} is not that of {_name(exposure)}, {exposure.bbox}."
         )
     if usable is None:
         usable = injectable_pixels(exposure)
@@ -188,14 +188,15 @@ def random_sources(
     try:
         columns, rows = random_positions(usable, number, separation=separation, rng=rng)
     except ArgumentError as error:
-        raise ArgumentError(f"{_name(exposure)}: {error}") from error
+        raise ArgumentError.of(_name(exposure), f"{error}") from error
     x, y = columns + exposure.origin[1], rows + exposure.origin[0]
     sigma = point_source_noise(noise, x, y)
     unknown = int(np.count_nonzero(~(sigma > 0)))
     if unknown:
-        raise DataError(
-            f"{_name(noise)}: its variance plane gives no noise at {unknown} of {number}"
-            " positions; is it positive and finite?"
+        raise DataError.of(
+            _name(noise),
+            f"its variance plane gives no noise at {unknown} of {number}"
+            " positions; is it positive and finite?",
         )
     ratio = rng.uniform(low, high, number)
     unit = exposure.unit or astropy.units.dimensionless_unscaled
@@ -360,10 +361,11 @@ def pixel_positions(exposure: Exposure, table: Table) -> tuple[Array, Array]:
         )
     if not inside.all():
         first = int(np.flatnonzero(~inside)[0])
-        raise ArgumentError(
-            f"{_name(exposure)}: {np.sum(~inside)} of {len(x)} positions are outside the image"
+        raise ArgumentError.of(
+            _name(exposure),
+            f"{np.sum(~inside)} of {len(x)} positions are outside the image"
             f" (x from {x0} to {x0 + nx - 1}, y from {y0} to {y0 + ny - 1}), the first in row"
-            f" {first + 1} with x = {x[first]:g}, y = {y[first]:g}; leave them out."
+            f" {first + 1} with x = {x[first]:g}, y = {y[first]:g}; leave them out.",
         )
     return x, y
 
@@ -430,8 +432,8 @@ def fluxes(exposure: Exposure, sources: Table) -> Array:
 
 def _psf_of(exposure: Exposure) -> PointSpreadFunction:
     if exposure.psf is None:
-        raise ArgumentError(
-            f"{_name(exposure)}: has no PSF, and the image of a point source is the PSF; name one."
+        raise ArgumentError.of(
+            _name(exposure), "has no PSF, and the image of a point source is the PSF; name one."
         )
     return exposure.psf
 

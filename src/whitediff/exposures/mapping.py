@@ -285,14 +285,15 @@ def pixel_map(
     try:
         y, x = on_template(rows, columns)
     except ArgumentError as error:
-        raise ArgumentError(f"{name}: {error}") from error
+        raise ArgumentError.of(name, f"{error}") from error
     inside = _near(y, x, template.shape, _node_distance(y, x))
     if not inside.any():
-        raise DataError(
-            f"{name}: does not overlap the science image: by their WCS the middle of the science"
+        raise DataError.of(
+            name,
+            f"does not overlap the science image: by their WCS the middle of the science"
             f" image lies at {_place(y, x)} of the template's {template.shape[0]} x"
             f" {template.shape[1]} pixels; are they of the same field? If a WCS is wrong,"
-            " --align with --ignore-wcs goes by the stars alone."
+            " --align with --ignore-wcs goes by the stars alone.",
         )
     part = [_part(at[inside], n, n / (_NODES - 1)) for at, n in ((rows, ny), (columns, nx))]
     fitted = _fitted(on_template, part[0], part[1], template.shape)

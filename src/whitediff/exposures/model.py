@@ -313,8 +313,8 @@ class Exposure:
             If the box is not inside.
         """
         if not self.bbox.contains(box):
-            raise ArgumentError(
-                f"{self.source or 'The exposure'}: its box {self.bbox} does not contain {box}."
+            raise ArgumentError.of(
+                self.source or "The exposure", f"its box {self.bbox} does not contain {box}."
             )
         inside = self.bbox.slices_of(box)
         background = self.background

@@ -471,9 +471,10 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
     variance, image = exposure.variance[::step], exposure.data[::step]
     free = ~bad[::step] & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     if not free.any():
-        raise DataError(
-            f"{name}: no source-free pixel has a finite image and a positive variance; is its"
-            " variance plane filled, and its mask right?"
+        raise DataError.of(
+            name,
+            "no source-free pixel has a finite image and a positive variance; is its"
+            " variance plane filled, and its mask right?",
         )
     sigma = np.sqrt(variance[free])
     usable = _measured_pixels(exposure)
@@ -504,10 +505,11 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
                 factor,
             )
     if not 1 / _LARGEST_VARIANCE_FACTOR < factor < _LARGEST_VARIANCE_FACTOR:
-        raise DataError(
-            f"{name}: the noise of its source-free pixels is {factor:.3g} times its variance"
+        raise DataError.of(
+            name,
+            f"the noise of its source-free pixels is {factor:.3g} times its variance"
             f" plane; more than {_LARGEST_VARIANCE_FACTOR:g} either way means that the plane is"
-            f" something else: {_what_else(flat[::step][free], variance[free])}."
+            f" something else: {_what_else(flat[::step][free], variance[free])}.",
         )
     return factor, structure
 

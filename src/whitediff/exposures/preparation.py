@@ -295,10 +295,11 @@ def prepare(
         science, template, use_wcs=options.use_wcs, resampling=options.resampling
     )
     if _are_equal(science.data, template.data):
-        raise DataError(
-            f"{template.source or 'The template'}: holds the same pixels as"
+        raise DataError.of(
+            template.source or "The template",
+            f"holds the same pixels as"
             f" {science.source or 'the science image'}, all {science.data.size} of them;"
-            " nothing would be left of a difference. Was one image named twice?"
+            " nothing would be left of a difference. Was one image named twice?",
         )
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
     for exposure, bad in zip((science, template), untrusted, strict=True):
@@ -467,7 +468,7 @@ def _check_photons(exposure: Exposure) -> Counts | None:
     """What an exposure that counts few photons has of them; too few are refused."""
     counts = few_photons(exposure)
     if counts is not None and counts.problem:
-        raise DataError(f"{exposure.source or 'The exposure'}: {counts.problem}.")
+        raise DataError.of(exposure.source or "The exposure", f"{counts.problem}.")
     return counts
 
 
@@ -973,9 +974,10 @@ def _check_coverage(fraction: float, template: Exposure, options: PreparationOpt
     """Refuse a template that covers too little of the science image; warn of one that may."""
     name = template.source or "The template"
     if fraction < options.required_template_fraction:
-        raise DataError(
-            f"{name}: covers {100 * fraction:.1f}% of the science image's usable pixels; at least"
-            f" {100 * options.required_template_fraction:g}% are needed."
+        raise DataError.of(
+            name,
+            f"covers {100 * fraction:.1f}% of the science image's usable pixels; at least"
+            f" {100 * options.required_template_fraction:g}% are needed.",
         )
     if fraction < options.expected_template_fraction:
         _log.warning(

@@ -408,11 +408,12 @@ def _by_correlation(
         why = ", too few to find where it lies"
         if not few:
             why, remedy = ": are both of the same field?", f"If they are, {remedy}"
-        raise DataError(f"{name}: {counts}{why}{';' if few else ''} {remedy}.")
+        raise DataError.of(name, f"{counts}{why}{';' if few else ''} {remedy}.")
     if min(first.likely, second.likely) >= _ENOUGH:
-        raise DataError(
-            f"{name}: {counts}, and a cross-correlation finds nothing: are both of the same field,"
-            " and is the WCS right (--ignore-wcs aligns by the stars alone)?"
+        raise DataError.of(
+            name,
+            f"{counts}, and a cross-correlation finds nothing: are both of the same field,"
+            " and is the WCS right (--ignore-wcs aligns by the stars alone)?",
         )
     if min(first.likely, second.likely):
         _log.warning(

@@ -139,9 +139,10 @@ def resampled(
     )
     covered = float(np.isfinite(image).mean())
     if covered == 0:
-        raise DataError(
-            f"{name}: no pixel of the science image lies far enough inside of it; are they of the"
-            " same field?"
+        raise DataError.of(
+            name,
+            "no pixel of the science image lies far enough inside of it; are they of the"
+            " same field?",
         )
     area = abs(float(np.linalg.det(job.jacobians[4])))
     rotation = _rotation(job.jacobians[4])
@@ -162,10 +163,11 @@ def _check_scales(job: Regridding, name: str) -> None:
     smallest, largest = job.scales
     if largest > _LARGEST_SCALE or smallest < 1 / _LARGEST_SCALE:
         worst = largest if largest * smallest > 1 else smallest
-        raise ArgumentError(
-            f"{name}: the science image's pixels are {worst:.3g} times as large on a side as the"
+        raise ArgumentError.of(
+            name,
+            f"the science image's pixels are {worst:.3g} times as large on a side as the"
             f" template's, and more than {_LARGEST_SCALE:g} times either way cannot be aligned; is"
-            " its WCS right?  If so, bin the finer of the two."
+            " its WCS right?  If so, bin the finer of the two.",
         )
     if job.method == "adaptive":
         check_extra(

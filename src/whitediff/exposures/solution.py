@@ -414,9 +414,10 @@ def make_product(
     """
     recipe = solution.recipe
     if correct is None and recipe.foreign is not None:
-        raise DataError(
-            f"{science.source or 'The science exposure'}: its product was made with"
-            f" {recipe.foreign}, which is not part of whitediff; make it anew as it was made then."
+        raise DataError.of(
+            science.source or "The science exposure",
+            f"its product was made with"
+            f" {recipe.foreign}, which is not part of whitediff; make it anew as it was made then.",
         )
     if solution.photon_factor:
         science = _with_light(solution, science, template)
@@ -593,9 +594,10 @@ def subtracted(
         background that was found.
     """
     if solution.box is not None and solution.box != science.bbox:
-        raise ArgumentError(
-            f"{science.source or 'The science exposure'}: its box {science.bbox} is not that of the"
-            f" stored solution, {solution.box}; kernel and background belong to those pixels."
+        raise ArgumentError.of(
+            science.source or "The science exposure",
+            f"its box {science.bbox} is not that of the"
+            f" stored solution, {solution.box}; kernel and background belong to those pixels.",
         )
     kernel = solution.preconvolution_kernel
     unconvolved = science if solution.convolved == "template" else template

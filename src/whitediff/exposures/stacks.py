@@ -20,9 +20,9 @@ from .boxes import Box
 from .covariance import Noise, noise_at
 from .decorrelation import (
     check_defined,
+    fault,
     image_of_kernel,
     known_constant,
-    named,
     pixels_to_distrust,
     refuse_decorrelated,
     typical_variance,
@@ -277,9 +277,11 @@ def decorrelate_stack(
         for i, member in enumerate(members, 1):
             _check_grid(f"{name} member {i}", member.exposure, difference)
     if not np.isfinite(difference.data).any():
-        raise DataError(
-            f"{named('difference', difference)} image has no finite pixel: all"
-            f" {difference.data.size} are NaN or infinite."
+        raise fault(
+            DataError,
+            "difference",
+            difference,
+            f"image has no finite pixel: all {difference.data.size} are NaN or infinite.",
         )
     if options.noise != "white":
         sides = _with_measured_noise(sides, sources, options.noise)
@@ -390,14 +392,20 @@ def decorrelate_stack(
 
 def _check_grid(role: str, exposure: Exposure, difference: Exposure) -> None:
     if exposure.shape != difference.shape:
-        raise ArgumentError(
-            f"{named(role, exposure)} has {exposure.shape[0]} x {exposure.shape[1]} pixels, but the"
-            f" difference {difference.shape[0]} x {difference.shape[1]}; all must share one grid."
+        raise fault(
+            ArgumentError,
+            role,
+            exposure,
+            f"has {exposure.shape[0]} x {exposure.shape[1]} pixels, but the"
+            f" difference {difference.shape[0]} x {difference.shape[1]}; all must share one grid.",
         )
     if exposure.bbox != difference.bbox:
-        raise ArgumentError(
-            f"{named(role, exposure)} starts at (y, x) = {exposure.origin}, but the difference at"
-            f" {difference.origin}; all must share one grid."
+        raise fault(
+            ArgumentError,
+            role,
+            exposure,
+            f"starts at (y, x) = {exposure.origin}, but the difference at"
+            f" {difference.origin}; all must share one grid.",
         )
 
 

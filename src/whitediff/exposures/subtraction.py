@@ -222,9 +222,9 @@ def preconvolution_kernel(
     """
     psf = science.psf if given is None else foreign.adapted(given)
     if psf is None:
-        raise ArgumentError(
-            f"{science.source or 'The science exposure'}: has no PSF to pre-convolve with; a"
-            " score needs it."
+        raise ArgumentError.of(
+            science.source or "The science exposure",
+            "has no PSF to pre-convolve with; a score needs it.",
         )
     if not isinstance(psf, PointSpreadFunction):
         psf = KernelPointSpreadFunction.from_image(np.asarray(psf), science.bbox)
@@ -381,9 +381,9 @@ def subtract(
     """
     science, template = Exposure.from_object(science), Exposure.from_object(template)
     if science.bbox != template.bbox:
-        raise ArgumentError(
-            f"{template.source or 'The template'}: its box {template.bbox} is not that of the"
-            f" science image, {science.bbox}."
+        raise ArgumentError.of(
+            template.source or "The template",
+            f"its box {template.bbox} is not that of the science image, {science.bbox}.",
         )
     science, template = precise(science, template)
     box, kernel = science.bbox, foreign.adapted(kernel)

@@ -104,10 +104,10 @@ def read_exposure(
             "%s: has no %s, as files of its kind have; is it whole?", file, " and no ".join(missing)
         )
     if identity is None:
-        raise FileFormatError(f"{file}: has no HDU with an image.")
+        raise FileFormatError.of(file, "has no HDU with an image.")
     read = format_of(identity).read
     if read is None or (identity.kind in ("kernel", "psf") and extension is None):
-        raise FileFormatError(f"{file}: is no image, but a {identity.kind}: {identity.detail}.")
+        raise FileFormatError.of(file, f"is no image, but a {identity.kind}: {identity.detail}.")
     exposure = read(file, extension, options=options, needs_variance=needs_variance, box=box)
     return exposure if box is None or exposure.bbox == box else exposure.cutout(box)
 
@@ -183,9 +183,10 @@ def read_difference(
         exposure.kernel = read_kernel(kernel, bounds=exposure.bbox)
     said = primary.get("WDCONV")
     if said == "mixed" and convolved is None and primary.get("WDTASK") != "decorrelate":
-        raise FileFormatError(
-            f"{file}: its regions were convolved in different directions, which only the file that"
-            " it was made from says; take that."
+        raise FileFormatError.of(
+            file,
+            "its regions were convolved in different directions, which only the file that"
+            " it was made from says; take that.",
         )
     direction = convolved or (said if said in ("template", "science") else None)
     return Difference(
@@ -260,13 +261,13 @@ def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:
     if identity is not None:
         form = format_of(identity)
         if form.read is None:
-            raise FileFormatError(f"{path}: holds a PSF, not a matching kernel.")
+            raise FileFormatError.of(path, "holds a PSF, not a matching kernel.")
         kernel = form.read_kernel(file, identity, bounds=bounds)
         says_little = form.says_little and identity.kind == "image"
     if kernel is None:
         kernel = _read_stamp(path, "KERNEL", bounds)
     if isinstance(kernel, PointSpreadFunction):
-        raise FileFormatError(f"{path}: holds a PSF, not a matching kernel.")
+        raise FileFormatError.of(path, "holds a PSF, not a matching kernel.")
     check_kernel(kernel, bounds, path)
     if says_little:
         check_is_kernel(path, kernel.at(x=bounds.x.center, y=bounds.y.center), bounds)
@@ -330,13 +331,13 @@ def _read_stamp(
                 try:
                     candidates = [hdus[extension]]
                 except (KeyError, IndexError) as error:
-                    raise FileFormatError(f"{file}: has no extension {extension!r}.") from error
+                    raise FileFormatError.of(file, f"has no extension {extension!r}.") from error
             if not candidates or candidates[0].data is None:
-                raise FileFormatError(f"{file}: has no image to take as {name.lower()}.")
+                raise FileFormatError.of(file, f"has no image to take as {name.lower()}.")
             hdu = candidates[0]
         if not hdu.is_image:
-            raise FileFormatError(
-                f"{file}: {hdu.name or 'the HDU'} is a table; a {name.lower()} must be an image."
+            raise FileFormatError.of(
+                file, f"{hdu.name or 'the HDU'} is a table; a {name.lower()} must be an image."
             )
         return read_kernel_hdus(hdus, hdu, bounds=bounds, path=str(file))
 
@@ -346,9 +347,10 @@ def _check_only(hdus: Any, hdu: Any, file: Path) -> None:
     same = [other for other in hdus if other.name == hdu.name]
     if len(same) > 1 and not is_of_region(hdu):
         versions = ", ".join(f"{other.name},{other.ver}" for other in same)
-        raise FileFormatError(
-            f"{file}: holds {len(same)} of them, {versions}; name one, as in"
-            f" {file.name}[{hdu.name},{same[-1].ver}]."
+        raise FileFormatError.of(
+            file,
+            f"holds {len(same)} of them, {versions}; name one, as in"
+            f" {file.name}[{hdu.name},{same[-1].ver}].",
         )
 
 

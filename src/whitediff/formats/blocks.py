@@ -146,8 +146,8 @@ def unpacked(path: Path) -> Iterator[BinaryIO]:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
                 if len(members) != 1:
-                    raise FileFormatError(
-                        f"{path}: is an archive of {len(members)} files; unpack it and name one."
+                    raise FileFormatError.of(
+                        path, f"is an archive of {len(members)} files; unpack it and name one."
                     )
                 check_memory(members[0].file_size, f"{path}: {members[0].filename!r} in it")
                 with archive.open(members[0]) as stream:
@@ -164,8 +164,8 @@ def unpacked(path: Path) -> Iterator[BinaryIO]:
     ) as error:
         if isinstance(error, PermissionError):
             raise
-        raise FileFormatError(
-            f"{path}: truncated or damaged ({one_line(error)}); copy or download it again."
+        raise FileFormatError.of(
+            path, f"truncated or damaged ({one_line(error)}); copy or download it again."
         ) from error
 
 
@@ -197,9 +197,10 @@ def survey(path: Path, *, sums: bool) -> Survey:
         left = size - blocks[-1].stop if blocks else 0
         if left > _MOST_BEHIND:
             # Readers look for a header in all of it, again and again.
-            raise FileFormatError(
-                f"{path}: damaged: {left} bytes behind its last HDU ({blocks[-1].name}) are no HDU;"
-                " copy or download it again."
+            raise FileFormatError.of(
+                path,
+                f"damaged: {left} bytes behind its last HDU ({blocks[-1].name}) are no HDU;"
+                " copy or download it again.",
             )
         return Survey(tuple(blocks), size, packed, behind)
 
@@ -246,9 +247,10 @@ class _Walk:
             parts.append(part)
             if any(part[i : i + CARD] == _END for i in range(0, BLOCK, CARD)):
                 return b"".join(parts)
-        raise FileFormatError(
-            f"{self.path}: damaged: a header has no END in its first"
-            f" {_LONGEST_HEADER * BLOCK / 1e6:.0f} MB; copy or download it again."
+        raise FileFormatError.of(
+            self.path,
+            f"damaged: a header has no END in its first"
+            f" {_LONGEST_HEADER * BLOCK / 1e6:.0f} MB; copy or download it again.",
         )
 
     def _block(self, *, first: bool) -> Block | None:
@@ -261,9 +263,10 @@ class _Walk:
         size = _checked_size(cards, f"{self.path}: damaged: the header of {name}")
         stop = self.position + -(-size // BLOCK) * BLOCK
         if self.size is not None and self.position + size > self.size:
-            raise FileFormatError(
-                f"{self.path}: truncated: {name} ends at byte {self.position + size}, but the file"
-                f" has {self.size}; copy or download it again."
+            raise FileFormatError.of(
+                self.path,
+                f"truncated: {name} ends at byte {self.position + size}, but the file"
+                f" has {self.size}; copy or download it again.",
             )
         check_memory(size, f"{self.path}: {name}")
         if cards.get("ZIMAGE") is True:
@@ -296,14 +299,16 @@ class _Walk:
             last = chunk
         padding = stop - data_start - size
         if self.size is None and padding and last[len(last) - padding + left :].strip(b"\0 "):
-            raise FileFormatError(
-                f"{self.path}: damaged: there are data behind what the header of {name} says it"
-                " holds; copy or download it again."
+            raise FileFormatError.of(
+                self.path,
+                f"damaged: there are data behind what the header of {name} says it"
+                " holds; copy or download it again.",
             )
         if self.position < data_start + size:
-            raise FileFormatError(
-                f"{self.path}: truncated: {name} ends at byte {data_start + size}, but the file"
-                f" has {self.position}; copy or download it again."
+            raise FileFormatError.of(
+                self.path,
+                f"truncated: {name} ends at byte {data_start + size}, but the file"
+                f" has {self.position}; copy or download it again.",
             )
         return total
 

@@ -89,7 +89,7 @@ def read_catalog(path: str | Path) -> QTable:
     if kind == "fits":
         return _read_fits(file, extension)
     if extension is not None:
-        raise FileFormatError(f"{path}: only FITS files have extensions; name the file alone.")
+        raise FileFormatError.of(path, "only FITS files have extensions; name the file alone.")
     read: Callable[[Path], QTable] = _read_parquet if kind == "parquet" else _read_text
     try:
         check_table(staged(file))
@@ -98,9 +98,10 @@ def read_catalog(path: str | Path) -> QTable:
         raise
     except Exception as error:
         # The readers raise whatever they like for a damaged file.
-        raise FileFormatError(
-            f"{file}: cannot be read as {_NAMES[kind]}"
-            f" ({one_line(error)}); is it complete and of this kind?"
+        raise FileFormatError.of(
+            file,
+            f"cannot be read as {_NAMES[kind]}"
+            f" ({one_line(error)}); is it complete and of this kind?",
         ) from error
 
 
@@ -156,13 +157,13 @@ def _read_fits(path: Path, extension: Any) -> QTable:
             try:
                 hdu = hdus[extension]
             except (KeyError, IndexError) as error:
-                raise FileFormatError(f"{path}: has no extension {extension!r}.") from error
+                raise FileFormatError.of(path, f"has no extension {extension!r}.") from error
         else:
             hdu = next((h for h in hdus if isinstance(h, astropy.io.fits.BinTableHDU)), None)
         if hdu is None or not isinstance(
             hdu, astropy.io.fits.BinTableHDU | astropy.io.fits.TableHDU
         ):
-            raise FileFormatError(f"{path}: holds no table; is it an image?")
+            raise FileFormatError.of(path, "holds no table; is it an image?")
         header = hdu.header
         read = Table.read(hdu, mask_invalid=False)
         table = QTable()
@@ -226,9 +227,10 @@ def _read_parquet(path: Path) -> QTable:
     table = QTable()
     names = (read.schema.metadata or {}).get(b"columns")
     if names is not None and json.loads(names) != read.column_names:
-        raise FileFormatError(
-            f"{path}: damaged: its columns are {', '.join(read.column_names)}, and were written as"
-            f" {', '.join(json.loads(names))}; copy or download it again."
+        raise FileFormatError.of(
+            path,
+            f"damaged: its columns are {', '.join(read.column_names)}, and were written as"
+            f" {', '.join(json.loads(names))}; copy or download it again.",
         )
     for field in read.schema:
         about = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}

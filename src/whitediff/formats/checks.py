@@ -44,15 +44,16 @@ def check_kernel(kernel: ConvolutionKernel, bounds: Box, path: str | Path) -> No
     try:
         checked_kernel("kernel", image)
     except ArgumentError as error:
-        raise FileFormatError(f"{path}: {error}") from error
+        raise FileFormatError.of(path, f"{error}") from error
     _check_size(path, "kernel", image, bounds)
 
 
 def _check_size(path: str | Path, name: str, image: Any, bounds: Box) -> None:
     if image.shape[0] > bounds.y.size or image.shape[1] > bounds.x.size:
-        raise FileFormatError(
-            f"{path}: the {name} {image.shape} is larger than the image"
-            f" {(bounds.y.size, bounds.x.size)}; is it the right file?"
+        raise FileFormatError.of(
+            path,
+            f"the {name} {image.shape} is larger than the image"
+            f" {(bounds.y.size, bounds.x.size)}; is it the right file?",
         )
 
 
@@ -78,10 +79,11 @@ def check_is_kernel(path: str | Path, image: Any, bounds: Box) -> None:
     inside = float(np.abs(inner).sum() / np.abs(image).sum())
     spread = min(ny, nx) > _LARGEST_FLAT and inside < _LEAST_RISE * inner.size / image.size
     if spread or ny * nx > _LARGEST_KERNEL * bounds.area:
-        raise FileFormatError(
-            f"{path}: its image of {ny} x {nx} pixels is no matching kernel, which is smaller than"
+        raise FileFormatError.of(
+            path,
+            f"its image of {ny} x {nx} pixels is no matching kernel, which is smaller than"
             " the image that it was fitted to and largest in its middle. Is it the right"
-            " file?"
+            " file?",
         )
 
 
@@ -105,8 +107,8 @@ def check_psf(path: str | Path, image: Any, bounds: Box) -> None:
     """
     total = float(image.sum())
     if not (np.isfinite(image).all() and total > 0):
-        raise FileFormatError(
-            f"{path}: a PSF must be finite with a positive sum; its sum is {total:g}."
+        raise FileFormatError.of(
+            path, f"a PSF must be finite with a positive sum; its sum is {total:g}."
         )
     _check_size(path, "PSF", image, bounds)
     _check_profile(path, image, bounds)
@@ -123,26 +125,28 @@ def _check_profile(path: str | Path, image: Any, bounds: Box) -> None:
         if small
         else (ny * nx > _LARGEST_PSF * bounds.area)
     ):
-        raise FileFormatError(
-            f"{path}: has {ny} x {nx} pixels, and the image {bounds.y.size} x {bounds.x.size};"
-            f" {wanted}. Is it the right file?"
+        raise FileFormatError.of(
+            path,
+            f"has {ny} x {nx} pixels, and the image {bounds.y.size} x {bounds.x.size};"
+            f" {wanted}. Is it the right file?",
         )
     y, x = (int(n) for n in np.unravel_index(np.argmax(image), image.shape))
     if max(abs(y - ny // 2) / ny, abs(x - nx // 2) / nx) > 0.25:
-        raise FileFormatError(
-            f"{path}: its peak is at (y, x) = ({y}, {x}) of {ny} x {nx} pixels; {wanted}."
+        raise FileFormatError.of(
+            path, f"its peak is at (y, x) = ({y}, {x}) of {ny} x {nx} pixels; {wanted}."
         )
     # Half of each side: of a background it holds a quarter.
     inner = image[ny // 4 : ny - ny // 4, nx // 4 : nx - nx // 4]
     inside = float(inner.sum() / image.sum())
     negative = float(-image[image < 0].sum() / np.abs(image).sum())
     if min(ny, nx) >= _SMALLEST_PROFILE and inside < _LEAST_INSIDE:
-        raise FileFormatError(
-            f"{path}: only {100 * inside:.0f}% of its sum is in the inner half of its sides;"
-            f" {wanted}."
+        raise FileFormatError.of(
+            path,
+            f"only {100 * inside:.0f}% of its sum is in the inner half of its sides; {wanted}.",
         )
     if negative > _MOST_NEGATIVE:
-        raise FileFormatError(
-            f"{path}: {100 * negative:.0f}% of its absolute sum is negative; {wanted}, and with"
-            " little noise."
+        raise FileFormatError.of(
+            path,
+            f"{100 * negative:.0f}% of its absolute sum is negative; {wanted}, and with"
+            " little noise.",
         )

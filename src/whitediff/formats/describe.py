@@ -148,7 +148,7 @@ def describe(path: str | Path, *, kernel: str | Path | None = None) -> Descripti
     with opened(file) as hdus:
         identity = identify(hdus)
         if identity is None:
-            raise FileFormatError(f"{file}: has no HDU with data.")
+            raise FileFormatError.of(file, "has no HDU with data.")
         roles = _roles(hdus, identity, extension, file)
         listed = tuple(
             HduDescription(i, hdu.name, hdu.ver, _content(hdu), roles.get(i, ""))

@@ -36,8 +36,8 @@ def detectors(path: str | Path) -> list[str]:
         one = identity is not None and format_of(identity).holds_one_exposure
         names = [] if one else image_names(hdus)
     if not names:
-        raise FileFormatError(
-            f"{file}: has no extensions with images of several detectors; leave out --hdu."
+        raise FileFormatError.of(
+            file, "has no extensions with images of several detectors; leave out --hdu."
         )
     return names
 
@@ -73,7 +73,7 @@ def of_detector(path: str, name: str) -> str:
     with opened(file) as hdus:
         if extension not in hdus and not (isinstance(extension, int) and extension < len(hdus)):
             known = ", ".join(image_names(hdus)) or "no extension with an image"
-            raise FileFormatError(f"{file}: has no image of the detector {name}; it has {known}.")
+            raise FileFormatError.of(file, f"has no image of the detector {name}; it has {known}.")
     return f"{kind}{text}[{name}]"
 
 

@@ -136,20 +136,22 @@ def check_reproduced(difference: Difference, science: Exposure, template: Exposu
     scatter = robust_sigma(found[both])
     deviation = robust_sigma(found[both] - made[both]) / scatter if scatter > 0 else 0.0
     if deviation > _SAME:
-        raise DataError(
-            f"{exposure.source}: is not what its kernel makes of {science.source} and"
+        raise DataError.of(
+            exposure.source,
+            f"is not what its kernel makes of {science.source} and"
             f" {template.source}; it deviates from that by {deviation:.2g} of its own scatter. Are"
-            " these the images that it was made of, before any convolution, and is the file whole?"
+            " these the images that it was made of, before any convolution, and is the file whole?",
         )
     off = found[both] - made[both]
     wrong = (
         float(np.mean(np.abs(off - np.median(off)) > _FAR_OFF * scatter)) if scatter > 0 else 0.0
     )
     if wrong > _MOST_FAR_OFF:
-        raise DataError(
-            f"{exposure.source}: {100 * wrong:.0f}% of its pixels are not what its kernel makes of"
+        raise DataError.of(
+            exposure.source,
+            f"{100 * wrong:.0f}% of its pixels are not what its kernel makes of"
             f" {science.source} and {template.source}; was it changed afterwards, and is the file"
-            " whole?"
+            " whole?",
         )
     return float(deviation)
 
@@ -221,16 +223,18 @@ def kernel_doubt(
             else f"give the kernel that it was made with, and say whether the {convolved} was"
             " convolved (--convolved)"
         )
-        raise DataError(
-            f"{difference.source}: is not what this kernel makes of {science.source} and"
+        raise DataError.of(
+            difference.source,
+            f"is not what this kernel makes of {science.source} and"
             f" {template.source} with the {convolved} convolved: {parts.left:.0%} of its scatter is"
-            f" something else; {remedy}."
+            f" something else; {remedy}.",
         )
     if wrong_sum:
-        raise DataError(
-            f"{difference.source}: the convolved image's part in it is {parts.ratio:.4g} times what"
+        raise DataError.of(
+            difference.source,
+            f"the convolved image's part in it is {parts.ratio:.4g} times what"
             " the sum of this kernel says, so its noise would not be made white; give the kernel"
-            f" as it was fitted, that is, multiplied by {parts.ratio:.4g}."
+            f" as it was fitted, that is, multiplied by {parts.ratio:.4g}.",
         )
     scale = abs(parts.scale) if abs(abs(parts.scale) - 1) > _OTHER_SUM else 1.0
     if parts.left > _SAME:

@@ -65,15 +65,15 @@ def read_stamps(
         if found is not None:
             return found, exposure.bbox
         if exposure.mask.names or np.isfinite(exposure.variance).any():
-            raise FileFormatError(f"{path}: holds an image with mask or variance, but no {name}.")
+            raise FileFormatError.of(path, f"holds an image with mask or variance, but no {name}.")
     own = own_box(file)
     try:
         stamps = (read_psf if psf else read_kernel)(path, bounds=own or _LARGE)
     except FileFormatError as error:
         raise FileFormatError(f"{error} Does it have a {name}?") from error
     if own is None and not _says_where(stamps):
-        raise FileFormatError(
-            f"{path}: does not say for which image its {name} is; name that with --like."
+        raise FileFormatError.of(
+            path, f"does not say for which image its {name} is; name that with --like."
         )
     return stamps, stamps.bounds
 

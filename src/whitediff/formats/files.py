@@ -150,13 +150,14 @@ def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HD
         except (FileFormatError, ArgumentError, DataError):
             raise
         except PermissionError as error:
-            raise FileFormatError(
-                f"{path}: permission denied; ask its owner to let you read it."
+            raise FileFormatError.of(
+                path, "permission denied; ask its owner to let you read it."
             ) from error
         except (CfitsioException, zlib.error) as error:
-            raise FileFormatError(
-                f"{path}: damaged: a compressed image cannot be unpacked ({one_line(error)}); copy"
-                " or download it again."
+            raise FileFormatError.of(
+                path,
+                f"damaged: a compressed image cannot be unpacked ({one_line(error)}); copy"
+                " or download it again.",
             ) from error
         except (
             OSError,
@@ -174,9 +175,10 @@ def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HD
             astropy.io.fits.VerifyError,
         ) as error:
             # astropy raises any of these for a header that is damaged.
-            raise FileFormatError(
-                f"{path}: cannot be read as FITS ({_reason(error)});"
-                " is it complete and really a FITS file?"
+            raise FileFormatError.of(
+                path,
+                f"cannot be read as FITS ({_reason(error)});"
+                " is it complete and really a FITS file?",
             ) from error
 
 
@@ -286,10 +288,11 @@ def _checked_sums(path: Path, blocks: Sequence[Block]) -> Iterator[str]:
             )
         return
     if wrong:
-        raise FileFormatError(
-            f"{path}: damaged, or changed by a program that left DATASUM as it was: the data of"
+        raise FileFormatError.of(
+            path,
+            f"damaged, or changed by a program that left DATASUM as it was: the data of"
             f" {wrong[0]} differ from their checksum; copy or download it again (--no-checksums"
-            " reads it all the same)."
+            " reads it all the same).",
         )
     for block in blocks:
         is_told = str(block.cards.get("CHECKSUM") or "").strip("0 ") != ""
@@ -320,10 +323,11 @@ def _check_sized_tiles(path: Path) -> None:
                     continue
                 sides = struct.unpack(">2i", start[2:10]) if len(start) == 10 else (0, 0)
                 if min(sides) < 1 or sides[0] * sides[1] != pixels:
-                    raise FileFormatError(
-                        f"{path}: damaged: a tile of {hdu.name or 'an HDU'} says that it has"
+                    raise FileFormatError.of(
+                        path,
+                        f"damaged: a tile of {hdu.name or 'an HDU'} says that it has"
                         f" {sides[0]} x {sides[1]} pixels, and there are {pixels}; copy or download"
-                        " it again."
+                        " it again.",
                     )
 
 
@@ -346,9 +350,10 @@ def _pixels_of_tiles(header: astropy.io.fits.Header) -> Iterator[int]:
 def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, found: Survey) -> None:
     size = found.size
     if len(found.blocks) != len(hdus):
-        raise FileFormatError(
-            f"{path}: damaged: has {len(found.blocks)} HDUs with a whole header, and what follows"
-            " them is none; copy or download it again."
+        raise FileFormatError.of(
+            path,
+            f"damaged: has {len(found.blocks)} HDUs with a whole header, and what follows"
+            " them is none; copy or download it again.",
         )
     end = 0
     gaps: list[tuple[str, int, int]] = []
@@ -362,24 +367,27 @@ def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, found: Survey) ->
         name = hdu.name or "the primary HDU"
         if info["datSpan"] < 0:
             # astropy would go back and read the same HDUs without an end.
-            raise FileFormatError(
-                f"{path}: damaged: the header of {name} gives its data a negative size; copy or"
-                " download it again."
+            raise FileFormatError.of(
+                path,
+                f"damaged: the header of {name} gives its data a negative size; copy or"
+                " download it again.",
             )
         data_end = info["datLoc"] + (info["datSpan"] if unpacked else hdu.size)
         end = info["datLoc"] + info["datSpan"]
         if data_end > size:
-            raise FileFormatError(
-                f"{path}: truncated: {name} ends at byte {data_end}, but the"
-                f" file has {size}; copy or download it again."
+            raise FileFormatError.of(
+                path,
+                f"truncated: {name} ends at byte {data_end}, but the"
+                f" file has {size}; copy or download it again.",
             )
         gaps.append((name, data_end, end))
     if found.is_packed:
         # What lies behind the HDUs was seen on the way.
         if found.behind and len(found.blocks) == len(hdus):
-            raise FileFormatError(
-                f"{path}: damaged: {found.behind} bytes behind its last HDU ({gaps[-1][0]}) are no"
-                " HDU; copy or download it again."
+            raise FileFormatError.of(
+                path,
+                f"damaged: {found.behind} bytes behind its last HDU ({gaps[-1][0]}) are no"
+                " HDU; copy or download it again.",
             )
         return
     # A header that says too little or too much leaves data where there should be none.
@@ -387,16 +395,18 @@ def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, found: Survey) ->
         for name, start, stop in gaps:
             stream.seek(start)
             if not _is_empty(stream.read(min(stop, size) - start)):
-                raise FileFormatError(
-                    f"{path}: damaged: there are data behind what the header of {name} says it"
-                    " holds; copy or download it again."
+                raise FileFormatError.of(
+                    path,
+                    f"damaged: there are data behind what the header of {name} says it"
+                    " holds; copy or download it again.",
                 )
         stream.seek(end)
         while block := stream.read(1 << 22):
             if not _is_empty(block):
-                raise FileFormatError(
-                    f"{path}: damaged: {size - end} bytes behind its last HDU"
-                    f" ({gaps[-1][0] if gaps else 'none'}) are no HDU; copy or download it again."
+                raise FileFormatError.of(
+                    path,
+                    f"damaged: {size - end} bytes behind its last HDU"
+                    f" ({gaps[-1][0] if gaps else 'none'}) are no HDU; copy or download it again.",
                 )
 
 
@@ -411,9 +421,10 @@ def _check_cards(path: Path, hdus: astropy.io.fits.HDUList) -> None:
                     card.verify("silentfix")
                     _ = card.value
                 except astropy.io.fits.VerifyError as error:
-                    raise FileFormatError(
-                        f"{path}: {hdu.name or 'the primary HDU'} has a card that cannot be"
-                        f" understood ({one_line(error)})."
+                    raise FileFormatError.of(
+                        path,
+                        f"{hdu.name or 'the primary HDU'} has a card that cannot be"
+                        f" understood ({one_line(error)}).",
                     ) from error
 
 

@@ -293,9 +293,10 @@ def pixel_origin(header: astropy.io.fits.Header, name: str) -> tuple[int, int]:
             isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < _LARGEST_ORIGIN
             for n in (value, reference)
         ):
-            raise FileFormatError(
-                f"{name}: the pixel origin, CRVAL{axis}A = {value!r} and CRPIX{axis}A ="
-                f" {reference!r}, is no position; is the file whole?"
+            raise FileFormatError.of(
+                name,
+                f"the pixel origin, CRVAL{axis}A = {value!r} and CRPIX{axis}A ="
+                f" {reference!r}, is no position; is the file whole?",
             )
         found.append(round(value - (reference - 1.0)))
     return (found[0], found[1])

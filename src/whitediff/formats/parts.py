@@ -71,7 +71,8 @@ def check_parts(hdus: astropy.io.fits.HDUList, needed: Iterable[str], path: Path
     """
     lost = [name for name in lost_parts(hdus) if name in set(needed)]
     if lost:
-        raise FileFormatError(
-            f"{path}: has lost {', '.join(lost)}, which it was written with ({KEYWORD}) and which"
-            " is needed here; take the whole file."
+        raise FileFormatError.of(
+            path,
+            f"has lost {', '.join(lost)}, which it was written with ({KEYWORD}) and which"
+            " is needed here; take the whole file.",
         )

@@ -62,9 +62,10 @@ def plane_of(hdu: Any, path: Any) -> Array:
     """
     data = hdu.data
     if data.ndim < 2:
-        raise FileFormatError(
-            f"{path}: {hdu.name or 'the primary HDU'} has {data.ndim} dimensions {data.shape}; an"
-            " image must have 2, so name or extract one."
+        raise FileFormatError.of(
+            path,
+            f"{hdu.name or 'the primary HDU'} has {data.ndim} dimensions {data.shape}; an"
+            " image must have 2, so name or extract one.",
         )
     number = math.prod(data.shape[:-2])
     if number != 1:

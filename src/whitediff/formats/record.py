@@ -228,8 +228,9 @@ def read_record(path: str | Path) -> Record:
         # A Butler also stores pairs and matched templates for us, which have no kernel.
         if task not in _PRODUCTS and not (task == _PIPELINE and "KERNEL" in hdus):
             made = "has no card WDTASK" if task is None else f"was made by {task!r}"
-            raise FileFormatError(
-                f"{file}: is no difference or score of whitediff (it {made}); name an output of"
-                " whitediff subtract, decorrelate or decorrelate-stack."
+            raise FileFormatError.of(
+                file,
+                f"is no difference or score of whitediff (it {made}); name an output of"
+                " whitediff subtract, decorrelate or decorrelate-stack.",
             )
         return Record(header, read_table_hdu(hdus, "STARS"), read_table_hdu(hdus, "LOG"))

@@ -108,14 +108,14 @@ def fetched(address: str) -> RemotePath:
                 shutil.copyfileobj(source, copy, _BLOCK)
         except ImportError as error:
             shutil.rmtree(directory, ignore_errors=True)
-            raise FileFormatError(
-                f"{address}: fsspec lacks what it needs for such addresses ({one_line(error)})."
+            raise FileFormatError.of(
+                address, f"fsspec lacks what it needs for such addresses ({one_line(error)})."
             ) from error
         except Exception as error:
             # Every kind of store raises its own errors.
             shutil.rmtree(directory, ignore_errors=True)
             reason = "no such file" if isinstance(error, FileNotFoundError) else one_line(error)
-            raise FileFormatError(f"{address}: cannot be fetched ({reason}).") from error
+            raise FileFormatError.of(address, f"cannot be fetched ({reason}).") from error
         atexit.register(_remove, directory)
         _copies[address] = RemotePath.of(directory / name, address)
         _log.debug("%s: fetched.", address)

@@ -156,8 +156,8 @@ def _recipe_table(recipe: Recipe) -> Table:
 def _recipe(hdus: Any, file: Path) -> Recipe:
     table = read_table_hdu(hdus, _RECIPE)
     if table is None:
-        raise FileFormatError(
-            f"{file}: has no extension {_RECIPE}, which says how it was made; make it anew."
+        raise FileFormatError.of(
+            file, f"has no extension {_RECIPE}, which says how it was made; make it anew."
         )
     try:
         values = {
@@ -165,9 +165,10 @@ def _recipe(hdus: Any, file: Path) -> Recipe:
         }
         return rebuilt(Recipe, values)
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise FileFormatError(
-            f"{file}: its extension {_RECIPE} is not as this version of whitediff writes it"
-            f" ({one_line(error)}); make the output anew."
+        raise FileFormatError.of(
+            file,
+            f"its extension {_RECIPE} is not as this version of whitediff writes it"
+            f" ({one_line(error)}); make the output anew.",
         ) from error
 
 
@@ -206,9 +207,10 @@ def _registration(hdus: Any, file: Path) -> Correction | None:
         affine = Affine(row["matrix"].reshape(2, 2), row["offset"].reshape(2))
         return Correction(affine, field, bool(row["by_wcs"]))
     except (KeyError, ValueError, IndexError) as error:
-        raise FileFormatError(
-            f"{file}: its extension REGISTRATION is not as whitediff writes it"
-            f" ({one_line(error)}); make the output anew."
+        raise FileFormatError.of(
+            file,
+            f"its extension REGISTRATION is not as whitediff writes it"
+            f" ({one_line(error)}); make the output anew.",
         ) from error
 
 
@@ -308,9 +310,10 @@ def read_solution(path: str | Path) -> Solution:
         if kernel_hdu is None:
             missing.append("KERNEL")
         if missing or header.get("WDTASK") != "subtract":
-            raise FileFormatError(
-                f"{file}: is no difference or score of whitediff subtract that it could be made"
-                f" again from (it lacks {', '.join(missing) or 'WDTASK = subtract'})."
+            raise FileFormatError.of(
+                file,
+                f"is no difference or score of whitediff subtract that it could be made"
+                f" again from (it lacks {', '.join(missing) or 'WDTASK = subtract'}).",
             )
         check_parts(hdus, _NEEDED, file)
         background_hdu = find_hdu(hdus, ("BACKGROUND",))
@@ -368,9 +371,10 @@ def _kernel_error(hdus: Any, file: Path) -> KernelError | None:
     header, errors = hdus[0].header, np.asarray(hdu.data, dtype=np.float64)
     side = math.isqrt(errors.shape[-1])
     if errors.ndim != 2 or errors.shape[1] != side**2 + 1 or "WDKELEV" not in header:
-        raise FileFormatError(
-            f"{file}: its extension KERNEL_ERROR has the shape {errors.shape} and not that of a"
-            " kernel's pixels and level, or lacks WDKELEV; make the output anew."
+        raise FileFormatError.of(
+            file,
+            f"its extension KERNEL_ERROR has the shape {errors.shape} and not that of a"
+            " kernel's pixels and level, or lacks WDKELEV; make the output anew.",
         )
     return KernelError(errors, float(header["WDKELEV"]), float(header["WDKEFWHM"]))
 
@@ -395,8 +399,8 @@ def _choice(header: Any, keyword: str, allowed: tuple[str | bool | None, ...], f
     value = header.get(keyword)
     if value not in allowed:
         names = " or ".join(str(one) for one in allowed if one is not None)
-        raise FileFormatError(
-            f"{file}: {keyword} is {value!r}; it must be {names}, as whitediff writes it."
+        raise FileFormatError.of(
+            file, f"{keyword} is {value!r}; it must be {names}, as whitediff writes it."
         )
     return value
 
@@ -411,7 +415,7 @@ def _box(hdus: Any, background_hdu: Any, file: Path) -> Box:
     if box is not None:
         return box
     if "IMAGE" not in hdus:
-        raise FileFormatError(f"{file}: has neither IMAGE nor BACKGROUND; keep one of them.")
+        raise FileFormatError.of(file, "has neither IMAGE nor BACKGROUND; keep one of them.")
     header = hdus["IMAGE"].header
     y0, x0 = pixel_origin(header, str(file))
     return Box.from_shape(hdus["IMAGE"].shape, start=(y0, x0))

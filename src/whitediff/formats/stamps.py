@@ -153,27 +153,30 @@ def _read_pair(image_hdu: Any, coefficients_hdu: Any, *, bounds: Box, path: str)
             if lost
             else f"pixels of up to {largest:g}"
         )
-        raise FileFormatError(
-            f"{path}: the kernel in {name} has {found}; copy the file again, or make it anew."
+        raise FileFormatError.of(
+            path, f"the kernel in {name} has {found}; copy the file again, or make it anew."
         )
     for axis, card in ((-1, "XCENTER"), (-2, "YCENTER")):
         said = image_hdu.header.get(card)
         if data.ndim >= 2 and said is not None and said != data.shape[axis] // 2:
-            raise FileFormatError(
-                f"{path}: {name} has its origin at {card} = {said!r}, but is {data.shape[axis]}"
-                f" pixels wide, in whose middle is {data.shape[axis] // 2}; is the file whole?"
+            raise FileFormatError.of(
+                path,
+                f"{name} has its origin at {card} = {said!r}, but is {data.shape[axis]}"
+                f" pixels wide, in whose middle is {data.shape[axis] // 2}; is the file whole?",
             )
     if data.ndim == 2:
         return kernels.constant_kernel(data, bounds)
     if data.ndim != 3:
-        raise FileFormatError(
-            f"{path}: {name} has {data.ndim} dimensions; a kernel is an image (ky, kx) or a cube"
-            " (n, ky, kx) with an HDU of coefficients."
+        raise FileFormatError.of(
+            path,
+            f"{name} has {data.ndim} dimensions; a kernel is an image (ky, kx) or a cube"
+            " (n, ky, kx) with an HDU of coefficients.",
         )
     if coefficients_hdu is None:
-        raise FileFormatError(
-            f"{path}: {name} is a cube of {len(data)} basis images, but there is no HDU"
-            " KERNEL_COEFFICIENTS with their spatial polynomials."
+        raise FileFormatError.of(
+            path,
+            f"{name} is a cube of {len(data)} basis images, but there is no HDU"
+            " KERNEL_COEFFICIENTS with their spatial polynomials.",
         )
     coefficients = np.asarray(coefficients_hdu.data, dtype=np.float64)
     header = coefficients_hdu.header
@@ -181,7 +184,7 @@ def _read_pair(image_hdu: Any, coefficients_hdu: Any, *, bounds: Box, path: str)
     polynomials = str(header.get("POLYTYPE", default)).strip().upper()
     bounds = polynomial_domain(header, path) or bounds
     if not np.isfinite(coefficients).all():
-        raise FileFormatError(f"{path}: {coefficients_hdu.name} is not all finite.")
+        raise FileFormatError.of(path, f"{coefficients_hdu.name} is not all finite.")
     try:
         if polynomials == _MONOMIAL:
             return kernels.polynomial_kernel(data, coefficients, bounds)
@@ -190,18 +193,19 @@ def _read_pair(image_hdu: Any, coefficients_hdu: Any, *, bounds: Box, path: str)
         if polynomials == _BILINEAR:
             cell = header.get("CELL")
             if isinstance(cell, bool) or not isinstance(cell, int) or cell < 1:
-                raise FileFormatError(f"{path}: CELL must be a number of pixels; got {cell!r}.")
+                raise FileFormatError.of(path, f"CELL must be a number of pixels; got {cell!r}.")
             if coefficients.ndim != 3 or len(coefficients) != len(data):
-                raise FileFormatError(
-                    f"{path}: {name} has {len(data)} basis images, but its coefficients the shape"
-                    f" {coefficients.shape}."
+                raise FileFormatError.of(
+                    path,
+                    f"{name} has {len(data)} basis images, but its coefficients the shape"
+                    f" {coefficients.shape}.",
                 )
             fields: list[Any] = [GridField(bounds, values, cell) for values in coefficients]
             return BasisKernel(data, fields)
     except ArgumentError as error:
-        raise FileFormatError(f"{path}: {error}") from error
-    raise FileFormatError(
-        f"{path}: POLYTYPE is {polynomials!r}; it must be {_MONOMIAL}, {_CHEBYSHEV} or {_BILINEAR}."
+        raise FileFormatError.of(path, f"{error}") from error
+    raise FileFormatError.of(
+        path, f"POLYTYPE is {polynomials!r}; it must be {_MONOMIAL}, {_CHEBYSHEV} or {_BILINEAR}."
     )
 
 
@@ -215,12 +219,12 @@ def _read_regions(
             continue
         corners = [hdu.header.get(card) for card in _REGION]
         if not all(isinstance(n, int) and not isinstance(n, bool) for n in corners):
-            raise FileFormatError(
-                f"{path}: {name},{hdu.ver} lacks its region ({', '.join(_REGION)}): {corners}."
+            raise FileFormatError.of(
+                path, f"{name},{hdu.ver} lacks its region ({', '.join(_REGION)}): {corners}."
             )
         x0, x1, y0, y1 = corners
         if not (x0 <= x1 and y0 <= y1):
-            raise FileFormatError(f"{path}: {name},{hdu.ver} has an empty region: {corners}.")
+            raise FileFormatError.of(path, f"{name},{hdu.ver} has an empty region: {corners}.")
         coefficients = [
             other for other in hdus if other.name == f"{name}_COEFFICIENTS" and other.ver == hdu.ver
         ]
@@ -229,7 +233,7 @@ def _read_regions(
             _read_pair(hdu, coefficients[0] if coefficients else None, bounds=bounds, path=path)
         )
     if len({kernel.basis.shape[1:] for kernel in found}) > 1:
-        raise FileFormatError(f"{path}: the regions of {name} have images of different shapes.")
+        raise FileFormatError.of(path, f"the regions of {name} have images of different shapes.")
     return united_kernel(list(zip(boxes, found, strict=True)), bounds)
 
 
@@ -369,9 +373,10 @@ def read_psf_hdus(
     """
     header = image_hdu.header
     if not (np.isfinite(image_hdu.data).all() and np.any(image_hdu.data)):
-        raise FileFormatError(
-            f"{path}: the images of its {image_hdu.name or 'PSF'} are not finite, or nothing but 0;"
-            " copy or download it again."
+        raise FileFormatError.of(
+            path,
+            f"the images of its {image_hdu.name or 'PSF'} are not finite, or nothing but 0;"
+            " copy or download it again.",
         )
     position = (header["XAVERAGE"], header["YAVERAGE"]) if "XAVERAGE" in header else None
     psf = KernelPointSpreadFunction(
@@ -386,7 +391,7 @@ def read_psf_hdus(
     try:
         psf.at(x=bounds.x.center, y=bounds.y.center)
     except ArgumentError as error:
-        raise FileFormatError(f"{path}: {error}") from error
+        raise FileFormatError.of(path, f"{error}") from error
     return psf
 
 
@@ -474,9 +479,10 @@ def read_background_hdu(hdu: Any, *, path: str) -> Field | Array:
     domain = polynomial_domain(hdu.header)
     if domain is not None and str(hdu.header.get("POLYTYPE", "")).strip() == _CHEBYSHEV:
         if not np.isfinite(data).all():
-            raise FileFormatError(
-                f"{path}: the polynomial in {hdu.name} has coefficients that are not finite; copy"
-                " the file again, or make it anew."
+            raise FileFormatError.of(
+                path,
+                f"the polynomial in {hdu.name} has coefficients that are not finite; copy"
+                " the file again, or make it anew.",
             )
         return ChebyshevField(domain, data.astype(np.float64))
     return data
@@ -539,7 +545,7 @@ def read_noise_hdus(
         correlation = np.asarray(image_hdu.data, dtype=np.float64)
         return NoiseCovariance(correlation, description, **numbers)
     except (ArgumentError, DataError) as error:
-        raise FileFormatError(f"{path}: its {image_hdu.name} cannot be used: {error}") from error
+        raise FileFormatError.of(path, f"its {image_hdu.name} cannot be used: {error}") from error
 
 
 def _set_domain(header: astropy.io.fits.Header, box: Box) -> None:

@@ -99,15 +99,16 @@ def init_repository(
     place = Path(path) / "butler.yaml"
     if extend:
         if not place.is_file():
-            raise FileFormatError(f"{path}: is no Butler repository (no butler.yaml).")
+            raise FileFormatError.of(path, "is no Butler repository (no butler.yaml).")
         config = Config(str(place))
         config.update(configuration())
         config.dumpToUri(str(place), overwrite=True)
         return
     if place.exists():
-        raise OutputExistsError(
-            f"{path}: is a Butler repository already; name another directory, or teach it"
-            " whitediff's storage classes with --extend."
+        raise OutputExistsError.of(
+            path,
+            "is a Butler repository already; name another directory, or teach it"
+            " whitediff's storage classes with --extend.",
         )
     config = configuration()
     if database is not None:
@@ -147,22 +148,24 @@ def check_repository(path: str) -> None:
         If there is no repository, or it does not know them.
     """
     if "://" not in path and os.sep in path and not Path(path).exists():
-        raise FileFormatError(
-            f"{path}: no such repository; make one with 'whitediff butler init {path}'."
+        raise FileFormatError.of(
+            path, f"no such repository; make one with 'whitediff butler init {path}'."
         )
     try:
         config = ButlerConfig(path)
     except Exception as error:
-        raise FileFormatError(
-            f"{path}: is no Butler repository ({one_line(error)[:200]}); make one with 'whitediff"
-            f" butler init {path}'."
+        raise FileFormatError.of(
+            path,
+            f"is no Butler repository ({one_line(error)[:200]}); make one with 'whitediff"
+            f" butler init {path}'.",
         ) from error
     for name in STORAGE_CLASSES:
         for keys in (("storageClasses", name), ("datastore", "formatters", name)):
             if keys not in config:
-                raise FileFormatError(
-                    f"{path}: its Butler does not know the storage class {name}; teach it with"
-                    f" 'whitediff butler init {path} --extend'."
+                raise FileFormatError.of(
+                    path,
+                    f"its Butler does not know the storage class {name}; teach it with"
+                    f" 'whitediff butler init {path} --extend'.",
                 )
 
 
@@ -223,8 +226,8 @@ def make_pairs(rows: Sequence[Mapping[str, str]], path: Path) -> list[Pair]:
         plain = name.replace("-", "_")
         like = difflib.get_close_matches(plain, _COLUMNS, n=1, cutoff=_MOST_LIKE)
         if like and plain not in _COLUMNS:
-            raise ArgumentError(
-                f"{path}: the column {name!r} is unknown; is {like[0]!r} meant? Rename it."
+            raise ArgumentError.of(
+                path, f"the column {name!r} is unknown; is {like[0]!r} meant? Rename it."
             )
     pairs = []
     for number, row in enumerate(rows, 1):
@@ -232,9 +235,10 @@ def make_pairs(rows: Sequence[Mapping[str, str]], path: Path) -> list[Pair]:
         cells = {name.replace("-", "_"): text for name, text in row.items() if text}
         for name in ("science", "template"):
             if name not in row:
-                raise ArgumentError(
-                    f"{path}: has no column {name} (it has {', '.join(row)}); a manifest needs"
-                    " science and template."
+                raise ArgumentError.of(
+                    path,
+                    f"has no column {name} (it has {', '.join(row)}); a manifest needs"
+                    " science and template.",
                 )
             if name not in cells:
                 raise ArgumentError(f"{where}: has no {name}; fill in the file.")
@@ -259,9 +263,10 @@ def make_pairs(rows: Sequence[Mapping[str, str]], path: Path) -> list[Pair]:
         if pair.visit is not None:
             other = first.setdefault((pair.visit, pair.detector), number)
             if other != number:
-                raise ArgumentError(
-                    f"{path}: rows {other} and {number} are both visit {pair.visit}, detector"
-                    f" {pair.detector}; give each a number of its own."
+                raise ArgumentError.of(
+                    path,
+                    f"rows {other} and {number} are both visit {pair.visit}, detector"
+                    f" {pair.detector}; give each a number of its own.",
                 )
     _check_filters(path, pairs)
     return pairs
@@ -294,18 +299,20 @@ def _check_filters(path: Path, pairs: Sequence[Pair]) -> None:
     for number, pair in enumerate(pairs, 1):
         band, other = bands.setdefault(pair.physical_filter, (pair.band, number))
         if band != pair.band:
-            raise ArgumentError(
-                f"{path}: rows {other} and {number} have the physical_filter"
+            raise ArgumentError.of(
+                path,
+                f"rows {other} and {number} have the physical_filter"
                 f" {pair.physical_filter!r} and the bands {band!r} and {pair.band!r}; a filter has"
-                " one band."
+                " one band.",
             )
         if pair.visit is None:
             continue
         name, other = filters.setdefault(pair.visit, (pair.physical_filter, number))
         if name != pair.physical_filter:
-            raise ArgumentError(
-                f"{path}: rows {other} and {number} are of visit {pair.visit}, but of the filters"
-                f" {name!r} and {pair.physical_filter!r}; a visit has one filter."
+            raise ArgumentError.of(
+                path,
+                f"rows {other} and {number} are of visit {pair.visit}, but of the filters"
+                f" {name!r} and {pair.physical_filter!r}; a visit has one filter.",
             )
 
 
@@ -408,9 +415,10 @@ def ingest(
                 datasets = _datasets(butler, pairs, types, run, instrument)
                 butler.ingest(*datasets, transfer=transfer)
         except (ConflictingDefinitionError, FileExistsError) as error:
-            raise ArgumentError(
-                f"{path}: the collection {run!r} has some of these visits and detectors already;"
-                " number them differently or name another collection (--collection)."
+            raise ArgumentError.of(
+                path,
+                f"the collection {run!r} has some of these visits and detectors already;"
+                " number them differently or name another collection (--collection).",
             ) from error
     return len(pairs)
 
@@ -420,8 +428,8 @@ def _check_transfer(pair: Pair, transfer: str) -> None:
         return
     for file in (pair.science, pair.template):
         if split_extension(file)[1] is not None:
-            raise ArgumentError(
-                f"{file}: Butler takes files, not extensions; use --transfer convert."
+            raise ArgumentError.of(
+                file, "Butler takes files, not extensions; use --transfer convert."
             )
     if pair.further:
         raise ArgumentError(
@@ -458,7 +466,7 @@ def _sky_and_time(pair: Pair) -> _Place:
         try:
             hdu = hdus[extension] if extension is not None else _first_image(hdus)
         except (KeyError, IndexError) as error:
-            raise FileFormatError(f"{file}: has no extension {extension!r}.") from error
+            raise FileFormatError.of(file, f"has no extension {extension!r}.") from error
         header = hdu.header
         nx, ny = header.get("ZNAXIS1", header["NAXIS1"]), header.get("ZNAXIS2", header["NAXIS2"])
     wcs = celestial_wcs(header) or celestial_wcs(primary)

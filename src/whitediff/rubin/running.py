@@ -147,9 +147,10 @@ def run_pipeline(
             return
         chosen = "" if where is None else f" and {where!r} holds"
         absent = f" ({'; '.join(said.missing)})" if any(said.missing) else ""
-        raise WhitediffError(
-            f"{repository}: nothing to do: in {inputs} there is no visit and detector of which the"
-            f" pipeline finds all that it reads{chosen}{absent}."
+        raise WhitediffError.of(
+            repository,
+            f"nothing to do: in {inputs} there is no visit and detector of which the"
+            f" pipeline finds all that it reads{chosen}{absent}.",
         )
 
 
@@ -261,11 +262,11 @@ def _pipetask(repository: str, arguments: Sequence[str]) -> _Said:
             if _EMPTY in str(error):
                 said.empty = True
                 return said
-            raise WhitediffError(f"{repository}: {one_line(error)}.") from error
+            raise WhitediffError.of(repository, f"{one_line(error)}.") from error
         except click.exceptions.Exit as stop:
             code = stop.exit_code
     if code:
         reason = said.reasons[-1] if said.reasons else f"pipetask ended with {code}"
         remedy = "; --resume tries again what failed" if said.quanta else ""
-        raise WhitediffError(f"{repository}: {reason}{remedy}.")
+        raise WhitediffError.of(repository, f"{reason}{remedy}.")
     return said

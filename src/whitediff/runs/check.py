@@ -195,13 +195,14 @@ def _filter(exposure: Exposure, name: str, options: CheckOptions) -> _Filter:
     """Filter that detection would use."""
     sigma, box = options.sigma, exposure.bbox
     if sigma is not None and exposure.is_score:
-        raise ArgumentError(
-            f"{name}: is a score image, which is filtered already; leave out --sigma."
+        raise ArgumentError.of(
+            name, "is a score image, which is filtered already; leave out --sigma."
         )
     if sigma is not None and 10 * sigma > min(exposure.shape):
-        raise ArgumentError(
-            f"{name}: --sigma {sigma:g} is too wide for {exposure.shape[0]} x"
-            f" {exposure.shape[1]} pixels; a tenth of the smaller side is the most."
+        raise ArgumentError.of(
+            name,
+            f"--sigma {sigma:g} is too wide for {exposure.shape[0]} x"
+            f" {exposure.shape[1]} pixels; a tenth of the smaller side is the most.",
         )
     if sigma is not None:
         return _Filter(gaussian_filter(sigma), f"Gaussian of sigma {sigma:g} pixels")
@@ -213,7 +214,7 @@ def _filter(exposure: Exposure, name: str, options: CheckOptions) -> _Filter:
     try:
         psf = exposure.psf.at(x=box.x.center, y=box.y.center)
     except ArgumentError as error:
-        raise ArgumentError(f"{name}: {error}") from error
+        raise ArgumentError.of(name, f"{error}") from error
     return _Filter(psf, "the file's PSF", _local_psf(exposure.psf))
 
 
@@ -257,14 +258,14 @@ def _sources(exposure: Exposure, name: str, options: CheckOptions) -> tuple[Arra
 def _sources_on(given: object, role: str, exposure: Exposure, name: str) -> Array:
     other = read_image(given, role)
     if other.shape != exposure.shape:
-        raise ArgumentError(
-            f"{other.source}: has the shape {other.shape}, but {name} {exposure.shape}."
+        raise ArgumentError.of(
+            other.source, f"has the shape {other.shape}, but {name} {exposure.shape}."
         )
     untrusted = masks.flagged(other.mask, masks.UNTRUSTED_MASK_PLANES)
     try:
         return detect_sources(other.data, untrusted)
     except DataError as error:
-        raise DataError(f"{other.source}: {error}") from error
+        raise DataError.of(other.source, f"{error}") from error
 
 
 def _before(image: object, before: object, shape: tuple[int, int]) -> Exposure | None:
@@ -273,8 +274,8 @@ def _before(image: object, before: object, shape: tuple[int, int]) -> Exposure |
     if before is not None:
         exposure = read_image(before, "difference before")
         if exposure.shape != shape:
-            raise ArgumentError(
-                f"{exposure.source}: has the shape {exposure.shape}, but {name} has {shape}."
+            raise ArgumentError.of(
+                exposure.source, f"has the shape {exposure.shape}, but {name} has {shape}."
             )
         return exposure
     if not isinstance(image, str | Path):

@@ -75,4 +75,4 @@ def _reading(file: str, variance: VarianceSource | float) -> ReadingOptions:
     try:
         return ReadingOptions(variance=variance)
     except ArgumentError as error:
-        raise ArgumentError(f"{file}: its {error}") from error
+        raise ArgumentError.of(file, f"its {error}") from error

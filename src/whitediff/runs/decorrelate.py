@@ -80,9 +80,9 @@ def run_decorrelation(
         None if kernel is None else name_of(kernel, "kernel"),
     )
     if options.preconvolution_kernel is not None and not options.score:
-        raise ArgumentError(
-            f"{name_of(options.preconvolution_kernel, 'pre-convolution kernel')}: a"
-            " pre-convolution kernel is used in score mode only; add --score or leave it out."
+        raise ArgumentError.of(
+            name_of(options.preconvolution_kernel, "pre-convolution kernel"),
+            "a pre-convolution kernel is used in score mode only; add --score or leave it out.",
         )
     with running(options.running, options.output), stages("Decorrelating", 5) as begin:
         begin("reading")
@@ -134,10 +134,7 @@ def run_decorrelation(
                 )
         except ArgumentError as error:
             # What is wrong with kernels and PSFs is wrong with the difference's.
-            named = (names.science, names.template, names.difference)
-            if any(name in str(error) for name in named):
-                raise
-            raise ArgumentError(f"{names.difference}: {error}") from error
+            raise error.about(names.difference) from error
         if sources is not None:
             mark_sources(result.exposure, sources)
         begin("writing")
@@ -178,9 +175,10 @@ def _options(
 ) -> DecorrelationOptions:
     at_one_place = options.x_center is not None or options.y_center is not None
     if direction is None and at_one_place:
-        raise ArgumentError(
-            f"{names.difference}: its regions were convolved in different directions; leave out"
-            " --x-center and --y-center."
+        raise ArgumentError.of(
+            names.difference,
+            "its regions were convolved in different directions; leave out"
+            " --x-center and --y-center.",
         )
     planes = None
     if options.ignore_mask_planes is not None:
@@ -294,9 +292,9 @@ def _complete(
 ) -> Exposure:
     """Give a difference the PSF, WCS and mask that its file lacks."""
     if difference.kernel is None:
-        raise ArgumentError(
-            f"{difference.source}: carries no kernel (no KERNEL extension); name the kernel's"
-            " file as fourth argument."
+        raise ArgumentError.of(
+            difference.source,
+            "carries no kernel (no KERNEL extension); name the kernel's file as fourth argument.",
         )
     formats.check_kernel(difference.kernel, difference.bbox, names.kernel or names.difference)
     # With both directions in one frame, neither PSF is the difference's.
@@ -358,9 +356,10 @@ def _check_position(difference: Exposure, x: float | None, y: float | None) -> N
     box = difference.bbox
     for name, position, interval in (("--x-center", x, box.x), ("--y-center", y, box.y)):
         if position is not None and not interval.start <= position <= interval.stop:
-            raise ArgumentError(
-                f"{difference.source}: {name} {position:g} is outside the image, whose pixels run"
-                f" from {interval.start} to {interval.stop - 1}."
+            raise ArgumentError.of(
+                difference.source,
+                f"{name} {position:g} is outside the image, whose pixels run"
+                f" from {interval.start} to {interval.stop - 1}.",
             )
 
 

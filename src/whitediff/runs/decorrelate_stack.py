@@ -90,9 +90,7 @@ def run_stack_decorrelation(
                 options=how,
             )
         except ArgumentError as error:
-            if any(path in str(error) for path in (name, *paths)):
-                raise
-            raise ArgumentError(f"{name}: {error}") from error
+            raise error.about(name) from error
         if sources is not None:
             mark_sources(result.exposure, sources)
         begin("writing")

@@ -158,15 +158,16 @@ def _difference(given: object, options: MeasureOptions) -> tuple[Exposure, Detec
     name = name_of(given, "difference")
     variance = options.variance
     if isinstance(variance, float) and not 0 < variance < math.inf:
-        raise ArgumentError(
-            f"{name}: --variance must be a positive number or a file; got {variance:g}."
+        raise ArgumentError.of(
+            name, f"--variance must be a positive number or a file; got {variance:g}."
         )
     reading = ReadingOptions(variance=variance, mask=options.mask, mask_bits=options.mask_bits)
     exposure = read_image(given, "difference", reading)
     if _is_score(given, exposure):
-        raise ArgumentError(
-            f"{name}: is a score, on which fluxes cannot be measured; name the difference of the"
-            " same images, and the score with --score."
+        raise ArgumentError.of(
+            name,
+            "is a score, on which fluxes cannot be measured; name the difference of the"
+            " same images, and the score with --score.",
         )
     if isinstance(variance, float):
         # Also in place of a plane that the file has.
@@ -183,8 +184,8 @@ def _difference(given: object, options: MeasureOptions) -> tuple[Exposure, Detec
 def _score(given: object) -> Exposure:
     exposure = read_image(given, "score", needs_variance=True)
     if not _is_score(given, exposure):
-        raise ArgumentError(
-            f"{exposure.source}: is no score of whitediff; name what subtract --score-output wrote."
+        raise ArgumentError.of(
+            exposure.source, "is no score of whitediff; name what subtract --score-output wrote."
         )
     return exposure
 

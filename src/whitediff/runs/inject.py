@@ -93,7 +93,7 @@ def run_injection(science: object, options: InjectOptions) -> Injected:
         except ArgumentError as error:
             if options.sources is None:
                 raise
-            raise ArgumentError(f"{name_of(options.sources, 'sources')}: {error}") from error
+            raise ArgumentError.of(name_of(options.sources, "sources"), f"{error}") from error
         # What is measured from stars is a guess that the file should not state as its own.
         injected.psf = own_psf
         begin("writing")
@@ -188,8 +188,7 @@ def photon_gain(exposure: Exposure, options: ReadingOptions) -> float:
         fault = f"its header has no {lacking}"
         if lacking == "GAIN" and found.wrong_gain:
             fault = f"{found.wrong_gain} in its header"
-        raise ArgumentError(
-            f"{exposure.source}: {fault}, which photon noise needs; give it"
-            f" with --science-{option}."
+        raise ArgumentError.of(
+            exposure.source, f"{fault}, which photon noise needs; give it with --science-{option}."
         )
     return found.expected.gain

@@ -124,17 +124,18 @@ def read_image(
         exposure.psf = exposure.psf or psf
         return exposure
     if isinstance(options.variance, VarianceSource):
-        raise ArgumentError(
-            f"{name}: has its own variance in memory; give it there, not as {options.variance}."
+        raise ArgumentError.of(
+            name, f"has its own variance in memory; give it there, not as {options.variance}."
         )
     if isinstance(given, Exposure):
         exposure = given
     elif all(hasattr(given, each) for each in ("image", "variance", "mask")):
         exposure = Exposure.from_object(given)
     else:
-        raise ArgumentError(
-            f"{name}: is {type(given).__name__}, and no image; give a file, an array of numbers,"
-            " CCDData, HDUList or whitediff.Exposure."
+        raise ArgumentError.of(
+            name,
+            f"is {type(given).__name__}, and no image; give a file, an array of numbers,"
+            " CCDData, HDUList or whitediff.Exposure.",
         )
     if exposure.source is None:
         exposure = exposure.replaced()
@@ -145,9 +146,9 @@ def read_image(
 def _hdus(array: np.ndarray[Any, Any], name: str) -> astropy.io.fits.HDUList:
     """Array as a file would hold it."""
     if array.ndim != 2 or array.dtype.kind not in "iuf":
-        raise ArgumentError(
-            f"{name}: must be an image, numbers of two axes; got {array.dtype} of the shape"
-            f" {array.shape}."
+        raise ArgumentError.of(
+            name,
+            f"must be an image, numbers of two axes; got {array.dtype} of the shape {array.shape}.",
         )
     pixels = np.asarray(array.data if np.ma.isMaskedArray(array) else array)
     if pixels.dtype == np.float16:
@@ -294,11 +295,12 @@ def check_usable(exposure: Exposure, planes: tuple[str, ...]) -> None:
     """
     finite = np.isfinite(exposure.data)
     if not finite.any():
-        raise DataError(
-            f"{exposure.source}: no finite pixel: all {finite.size} are NaN or infinite."
+        raise DataError.of(
+            exposure.source, f"no finite pixel: all {finite.size} are NaN or infinite."
         )
     if not (finite & ~masks.flagged(exposure.mask, planes)).any():
-        raise DataError(
-            f"{exposure.source}: no usable pixel: all {finite.size} are masked"
-            f" ({', '.join(planes)}) or not finite; is its mask right?"
+        raise DataError.of(
+            exposure.source,
+            f"no usable pixel: all {finite.size} are masked"
+            f" ({', '.join(planes)}) or not finite; is its mask right?",
         )

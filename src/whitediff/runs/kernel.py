@@ -35,7 +35,7 @@ def run_kernel(file: str, options: KernelOptions) -> None:
         raise ArgumentError("Nothing to write: give output.")
     check_given(options, file)
     if options.whole and options.at:
-        raise ArgumentError(f"{output}: --whole writes it for all positions; leave out --at.")
+        raise ArgumentError.of(output, "--whole writes it for all positions; leave out --at.")
     with running(options.running):
         stamps, box = read_stamps(file, psf=options.psf, like=options.like)
         places = options.at or ((box.x.center, box.y.center),)
@@ -43,9 +43,10 @@ def run_kernel(file: str, options: KernelOptions) -> None:
             if not (box.x.start - 0.5 <= x <= box.x.stop - 0.5) or not (
                 box.y.start - 0.5 <= y <= box.y.stop - 0.5
             ):
-                raise ArgumentError(
-                    f"{file}: x = {x:g}, y = {y:g} is outside the image, whose pixels run from"
-                    f" {box.x.start}, {box.y.start} to {box.x.stop - 1}, {box.y.stop - 1}."
+                raise ArgumentError.of(
+                    file,
+                    f"x = {x:g}, y = {y:g} is outside the image, whose pixels run from"
+                    f" {box.x.start}, {box.y.start} to {box.x.stop - 1}, {box.y.stop - 1}.",
                 )
         write_stamps(
             stamps,

@@ -133,13 +133,14 @@ def _input(name: str, keyword: str, given: object, image: str, record: Record) -
     found, is_elsewhere = leads_to(recorded, split_extension(image)[0])
     if found is not None:
         return str(found)
-    raise FileFormatError(
-        f"{image}: was made from the {name} {recorded}, which is not"
+    raise FileFormatError.of(
+        image,
+        f"was made from the {name} {recorded}, which is not"
         + (
             f" beside it; name it with --{name}, or allow the paths in headers (--follow-paths)."
             if is_elsewhere
             else f" there any more; name it with --{name}."
-        )
+        ),
     )
 
 
@@ -149,9 +150,10 @@ def _read_image(given: object, role: str) -> Exposure:
 
 def _check_shape(science: Exposure | None, product: Exposure, image: str) -> None:
     if science is not None and science.bbox != product.bbox:
-        raise ArgumentError(
-            f"{science.source}: its pixels {science.bbox} are not those of {image},"
-            f" {product.bbox}; name the science image that it was made from."
+        raise ArgumentError.of(
+            science.source,
+            f"its pixels {science.bbox} are not those of {image},"
+            f" {product.bbox}; name the science image that it was made from.",
         )
 
 
@@ -168,17 +170,17 @@ def _solution(image: str, record: Record, product: Exposure) -> Solution | None:
 
 def _read_score(path: object, product: Exposure, image: str, record: Record) -> Exposure:
     if record.is_score:
-        raise ArgumentError(f"{image}: is a score itself; leave out --score.")
+        raise ArgumentError.of(image, "is a score itself; leave out --score.")
     score = read_image(path, "score", needs_variance=True)
     if not score.is_score:
-        raise ArgumentError(
-            f"{score.source}: is a difference, not a score; name what subtract --score-output"
-            " wrote."
+        raise ArgumentError.of(
+            score.source, "is a difference, not a score; name what subtract --score-output wrote."
         )
     if score.bbox != product.bbox:
-        raise ArgumentError(
-            f"{score.source}: its pixels {score.bbox} are not those of {image}, {product.bbox};"
-            " is it of the same images?"
+        raise ArgumentError.of(
+            score.source,
+            f"its pixels {score.bbox} are not those of {image}, {product.bbox};"
+            " is it of the same images?",
         )
     return score
 
@@ -203,8 +205,8 @@ def _read_catalog(given: object, made: ReportInput) -> Table:
     path, table = name_of(given, "catalogue"), read_positions(given)
     missing = [name for name in ("x", "y") if name not in table.colnames]
     if missing:
-        raise ArgumentError(
-            f"{path}: has no column {' and '.join(missing)}; a catalogue of whitediff detect has."
+        raise ArgumentError.of(
+            path, f"has no column {' and '.join(missing)}; a catalogue of whitediff detect has."
         )
     x, y = (
         np.asarray(getattr(table[name], "value", table[name]), dtype=float) for name in ("x", "y")
@@ -215,8 +217,9 @@ def _read_catalog(given: object, made: ReportInput) -> Table:
         np.abs(y - box.y.center) > box.y.size / 2 + _BEYOND
     )
     if outside.any():
-        raise ArgumentError(
-            f"{path}: {int(outside.sum())} of {len(table)} detections are not on the pixels"
-            f" {box} of {made.name}; is the catalogue of another image?"
+        raise ArgumentError.of(
+            path,
+            f"{int(outside.sum())} of {len(table)} detections are not on the pixels"
+            f" {box} of {made.name}; is the catalogue of another image?",
         )
     return table

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,10 +243,11 @@ def check_has_psf(made: Made, science: str) -> None:
         If it has no PSF.
     """
     if made.exposure.psf is None:
-        raise ArgumentError(
-            f"{science}: no PSF is known or could be measured, with which sources for the"
+        raise ArgumentError.of(
+            science,
+            "no PSF is known or could be measured, with which sources for the"
             " catalogue are found, so nothing is written; give both (--science-psf,"
-            " --template-psf), or leave out --catalog."
+            " --template-psf), or leave out --catalog.",
         )
 
 
@@ -304,7 +305,7 @@ def finished_products(
         del exposure, science, template
         pipeline = Pipeline(recipe, begin=record.begin)
         first = next(kind for kind in ("difference", "score", "matched") if kind in wanted)
-        with _both_named(names, outputs_of(options).values()):
+        with _both_named(names):
             # It lets go of them as soon as it can.
             pair = inputs.pop(0), inputs.pop(0)
             one_by_one = (
@@ -321,14 +322,12 @@ def finished_products(
 
 
 @contextlib.contextmanager
-def _both_named(names: tuple[str, str], outputs: Iterable[Path]) -> Iterator[None]:
+def _both_named(names: tuple[str, str]) -> Iterator[None]:
     """Name both images in an error that names no file: the fit cannot know which is at fault."""
     try:
         yield
     except WhitediffError as error:
-        if any(name in str(error) for name in (*names, *map(str, outputs))):
-            raise
-        raise type(error)(f"{', '.join(names)}: {error}") from error
+        raise error.about(", ".join(names)) from error
 
 
 def _told_options(options: SubtractOptions) -> dict[str, Any]:
@@ -617,7 +616,7 @@ def solutions_by_kind(read: Mapping[str, Solution]) -> dict[Kind, Solution]:
     for path, solution in read.items():
         kind: Kind = "score" if solution.preconvolution_kernel is not None else "difference"
         if kind in stored:
-            raise ArgumentError(f"{path}: a second {kind} in --kernel; one is enough.")
+            raise ArgumentError.of(path, f"a second {kind} in --kernel; one is enough.")
         stored[kind] = solution
     return stored
 

@@ -180,9 +180,10 @@ def _remote(address: str, patience: float) -> distributed.Client:
     try:
         return distributed.Client(address, timeout=min(patience, _ANSWER))
     except (OSError, TimeoutError, ValueError) as error:
-        raise WhitediffError(
-            f"{address}: no Dask scheduler answers there ({one_line(error)}); start one with 'dask"
-            " scheduler' and give the address that it prints."
+        raise WhitediffError.of(
+            address,
+            f"no Dask scheduler answers there ({one_line(error)}); start one with 'dask"
+            " scheduler' and give the address that it prints.",
         ) from error
 
 
@@ -516,16 +517,18 @@ def _named(order: Order) -> Record:
 
 
 def _late(order: Order, seconds: float) -> Record:
-    error = WhitediffError(
-        f"{order.item.science}: took longer than {seconds / 60:g} minutes, so its worker was"
-        " stopped; allow it more with --timeout, or see what is special about these images."
+    error = WhitediffError.of(
+        order.item.science,
+        f"took longer than {seconds / 60:g} minutes, so its worker was"
+        " stopped; allow it more with --timeout, or see what is special about these images.",
     )
     return _named(order) | failure(error)
 
 
 def _died(order: Order) -> Record:
-    error = WhitediffError(
-        f"{order.item.science}: its worker died each time; if memory is short, give --memory,"
-        " fewer --workers or more --worker-memory."
+    error = WhitediffError.of(
+        order.item.science,
+        "its worker died each time; if memory is short, give --memory,"
+        " fewer --workers or more --worker-memory.",
     )
     return _named(order) | failure(error)

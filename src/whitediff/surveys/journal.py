@@ -62,11 +62,11 @@ class Journal:
         if not self.path.exists():
             return {}
         if not self.path.is_file():
-            raise FileFormatError(f"{self.path}: is no regular file; move it away.")
+            raise FileFormatError.of(self.path, "is no regular file; move it away.")
         try:
             data = self.path.read_bytes()
         except OSError as error:
-            raise FileFormatError(f"{self.path}: cannot be read: {error.strerror}.") from error
+            raise FileFormatError.of(self.path, f"cannot be read: {error.strerror}.") from error
         records: dict[str, Record] = {}
         complete, _, rest = data.rpartition(b"\n")
         if _is_whole(rest):
@@ -77,9 +77,10 @@ class Journal:
                 record = json.loads(line)
                 records[record["item"]] = record
             except (ValueError, KeyError, TypeError) as error:
-                raise FileFormatError(
-                    f"{self.path}: line {number} is no result of a batch; move the file away, or"
-                    " name another output directory."
+                raise FileFormatError.of(
+                    self.path,
+                    f"line {number} is no result of a batch; move the file away, or"
+                    " name another output directory.",
                 ) from error
         return records
 
@@ -115,9 +116,10 @@ class Journal:
                         stream.truncate(end)
                     raise
         except OSError as error:
-            raise FileFormatError(
-                f"{self.path}: cannot be written: {error.strerror}; make room or choose another"
-                " directory, and go on with --resume."
+            raise FileFormatError.of(
+                self.path,
+                f"cannot be written: {error.strerror}; make room or choose another"
+                " directory, and go on with --resume.",
             ) from error
 
     def rewrite(self, records: Iterable[Record]) -> None:
@@ -180,9 +182,10 @@ def exclusive(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ArgumentError(
-                f"{path.parent}: another batch is writing here; wait for its end, or name another"
-                " output directory."
+            raise ArgumentError.of(
+                path.parent,
+                "another batch is writing here; wait for its end, or name another"
+                " output directory.",
             ) from error
         except OSError:
             pass  # a file system without locks
@@ -234,9 +237,9 @@ def file_state(name: str, before: Mapping[str, Any] | None = None) -> Record:
                 return dict(before)
         digest = _sha256(path)
     except FileNotFoundError as error:
-        raise FileFormatError(f"{path}: no such file.") from error
+        raise FileFormatError.of(path, "no such file.") from error
     except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise FileFormatError.of(path, f"cannot be read: {error.strerror}.") from error
     return {"sha256": digest, "settled": settled} | state
 
 

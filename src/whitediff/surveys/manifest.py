@@ -85,7 +85,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         If the file does not exist, is none of these, or has no rows.
     """
     if not path.exists():
-        raise FileFormatError(f"{path}: no such file; a manifest is a table with one pair a row.")
+        raise FileFormatError.of(path, "no such file; a manifest is a table with one pair a row.")
     readers: dict[str, Callable[[Path], Iterable[Mapping[str, Any]]]] = {
         ".csv": _csv_rows,
         ".ecsv": _ecsv_rows,
@@ -94,8 +94,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise FileFormatError(
-            f"{path}: a manifest's name must end in .csv, .ecsv or .parquet, which says what it is."
+        raise FileFormatError.of(
+            path, "a manifest's name must end in .csv, .ecsv or .parquet, which says what it is."
         )
     try:
         check_table(path)
@@ -103,14 +103,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     except WhitediffError:
         raise
     except UnicodeError as error:
-        raise FileFormatError(f"{path}: is not in UTF-8; save it in that encoding.") from error
+        raise FileFormatError.of(path, "is not in UTF-8; save it in that encoding.") from error
     except Exception as error:
-        raise FileFormatError(
-            f"{path}: cannot be read as {path.suffix[1:].upper()} ({one_line(error)})."
+        raise FileFormatError.of(
+            path, f"cannot be read as {path.suffix[1:].upper()} ({one_line(error)})."
         ) from error
     rows = [row for row in rows if any(row.values())]
     if not rows:
-        raise FileFormatError(f"{path}: has no rows; a manifest has one pair a row.")
+        raise FileFormatError.of(path, "has no rows; a manifest has one pair a row.")
     return rows
 
 
@@ -120,9 +120,10 @@ def _csv_rows(path: Path) -> Iterable[Mapping[str, Any]]:
         rows = csv.DictReader(lines, skipinitialspace=True, strict=True)
         for number, row in enumerate(rows, 1):
             if None in row.values() or any(name is None for name in row):
-                raise FileFormatError(
-                    f"{path}: row {number} has not as many cells as the header; is a comma missing,"
-                    " or a cell with one not in quotes?"
+                raise FileFormatError.of(
+                    path,
+                    f"row {number} has not as many cells as the header; is a comma missing,"
+                    " or a cell with one not in quotes?",
                 )
             yield {name.strip(): value for name, value in row.items()}
 
@@ -210,8 +211,8 @@ def make_items(
     _check_columns(path, rows, names, types)
     for name, remedy in (refused or {}).items():
         if name in names:
-            raise ArgumentError(
-                f"{path}: the column {names[name]!r} has no effect in a batch; {remedy}."
+            raise ArgumentError.of(
+                path, f"the column {names[name]!r} has no effect in a batch; {remedy}."
             )
     base = path.absolute().parent
     _check_numbers(f"{path}, the options for all rows", options or {})
@@ -233,9 +234,10 @@ def _check_columns(
 ) -> None:
     missing = [name for name in ("science", "template") if name not in names]
     if missing:
-        raise ArgumentError(
-            f"{path}: has no column {' and no column '.join(missing)} (it has"
-            f" {', '.join(names.values())}); a manifest needs science and template."
+        raise ArgumentError.of(
+            path,
+            f"has no column {' and no column '.join(missing)} (it has"
+            f" {', '.join(names.values())}); a manifest needs science and template.",
         )
     for number, row in enumerate(rows, 1):
         for name in ("science", "template"):
@@ -245,8 +247,8 @@ def _check_columns(
     for name, spelling in names.items():
         like = difflib.get_close_matches(name, known, n=1, cutoff=_MOST_LIKE)
         if name not in known and like:
-            raise ArgumentError(
-                f"{path}: the column {spelling!r} is no option; is {like[0]!r} meant? Rename it."
+            raise ArgumentError.of(
+                path, f"the column {spelling!r} is no option; is {like[0]!r} meant? Rename it."
             )
 
 
@@ -389,9 +391,10 @@ def _check_unique(path: Path, items: Sequence[Item]) -> None:
         # Case does not distinguish files everywhere, and the journal goes by the name.
         other = first.setdefault(item.name.casefold(), number)
         if other != number:
-            raise ArgumentError(
-                f"{path}: rows {other} and {number} would both write {item.name!r}; give each a"
-                " different name in a column 'name'."
+            raise ArgumentError.of(
+                path,
+                f"rows {other} and {number} would both write {item.name!r}; give each a"
+                " different name in a column 'name'.",
             )
 
 

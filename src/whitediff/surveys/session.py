@@ -156,10 +156,10 @@ def _check_free(
     remedy = "go on with --resume, begin again with --overwrite, or name another directory"
     for item in items:
         if item.name in before:
-            raise OutputExistsError(f"{path}: has a result of {item.name!r} already; {remedy}.")
+            raise OutputExistsError.of(path, f"has a result of {item.name!r} already; {remedy}.")
         for output in item.outputs.values():
             if Path(output).exists():
-                raise OutputExistsError(f"{output}: exists already; {remedy}.")
+                raise OutputExistsError.of(output, f"exists already; {remedy}.")
 
 
 def _orders(

@@ -52,9 +52,8 @@ def _read(
         with opened(path, checksums=False) as hdus:
             has_end, is_masked = "JSON" in hdus, "VARIANCE" in hdus and "MASK" in hdus
         if not has_end:
-            raise FileFormatError(
-                f"{path}: is an lsst.images archive without its end (JSON); copy or download it"
-                " again."
+            raise FileFormatError.of(
+                path, "is an lsst.images archive without its end (JSON); copy or download it again."
             )
         if is_masked:
             return own.read_with_options(_reader(), path, options, box)
@@ -80,15 +79,15 @@ def _read_stored(path: Path, name: str) -> ConvolutionKernel | PointSpreadFuncti
     try:
         from .read import read_object
     except ModuleNotFoundError as error:
-        raise FileFormatError(
-            f"{path}: is an lsst.images archive; install whitediff[rubin] to read it."
+        raise FileFormatError.of(
+            path, "is an lsst.images archive; install whitediff[rubin] to read it."
         ) from error
     obj = read_object(path)
     if hasattr(obj, "mask"):
         obj = getattr(obj, name, None)
     obj = foreign.adapted(obj)
     if not isinstance(obj, ConvolutionKernel | PointSpreadFunction):
-        raise FileFormatError(f"{path}: this lsst.images archive holds no {name}.")
+        raise FileFormatError.of(path, f"this lsst.images archive holds no {name}.")
     return obj
 
 
@@ -103,9 +102,9 @@ def _writer(kind: Any) -> Writer:
         try:
             from .objects import write_object
         except ModuleNotFoundError as error:
-            raise FileFormatError(
-                f"{path}: objects of lsst.images are written by that library; install"
-                " whitediff[rubin]."
+            raise FileFormatError.of(
+                path,
+                "objects of lsst.images are written by that library; install whitediff[rubin].",
             ) from error
         write_object(exposure, path, kind, like=like, overwrite=overwrite)
         return []

@@ -59,13 +59,14 @@ def as_object(
         )
     name = exposure.source or "The exposure"
     if not isinstance(like, VisitImage):
-        raise ArgumentError(
-            f"{name}: a {kind} needs the detector, band and more of a visit image; name one to take"
-            " them from (like)."
+        raise ArgumentError.of(
+            name,
+            f"a {kind} needs the detector, band and more of a visit image; name one to take"
+            " them from (like).",
         )
     unit = exposure.unit or like.unit
     if exposure.psf is None:
-        raise ArgumentError(f"{name}: has no PSF, which a {kind} needs.")
+        raise ArgumentError.of(name, f"has no PSF, which a {kind} needs.")
     box = lsst_box(exposure.bbox)
     common: dict[str, Any] = {
         "mask": lsst_mask(exposure.mask, exposure.bbox),
@@ -79,9 +80,10 @@ def as_object(
         "band": like.band,
     }
     if not like.bbox.contains(box):
-        raise ArgumentError(
-            f"{name}: covers {exposure.bbox}, which the image like which it is to be, with"
-            f" {like.bbox}, does not contain."
+        raise ArgumentError.of(
+            name,
+            f"covers {exposure.bbox}, which the image like which it is to be, with"
+            f" {like.bbox}, does not contain.",
         )
     image = Image(exposure.data, bbox=box, unit=unit)
     if kind == "visit-image":
@@ -149,6 +151,6 @@ def write_object(
         except WhitediffError:
             raise
         except Exception as error:
-            raise FileFormatError(
-                f"{path}: cannot be written as {kind} ({one_line(error)})."
+            raise FileFormatError.of(
+                path, f"cannot be written as {kind} ({one_line(error)})."
             ) from error

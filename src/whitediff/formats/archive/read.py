@@ -79,12 +79,13 @@ def _unreadable(path: Path, error: Exception) -> FileFormatError:
     """Error of an archive of which lsst.images makes nothing."""
     if isinstance(error, AttributeError) and error.name == _BANDPASS:
         images, piff = (importlib.metadata.version(name) for name in ("lsst-images", "piff"))
-        return FileFormatError(
-            f"{path}: its PSF is a model of Piff, and lsst-images {images} does not read these with"
-            f" Piff {piff}; install an older Piff (pip install 'piff<1.7') or a newer lsst-images."
+        return FileFormatError.of(
+            path,
+            f"its PSF is a model of Piff, and lsst-images {images} does not read these with"
+            f" Piff {piff}; install an older Piff (pip install 'piff<1.7') or a newer lsst-images.",
         )
-    return FileFormatError(
-        f"{path}: cannot be read as an lsst.images archive ({one_line(error)}); is it complete?"
+    return FileFormatError.of(
+        path, f"cannot be read as an lsst.images archive ({one_line(error)}); is it complete?"
     )
 
 
@@ -117,8 +118,8 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
         if planes is None:
             obj = read_object(path)
             if not isinstance(obj, MaskedImage):
-                raise FileFormatError(
-                    f"{path}: holds a {type(obj).__name__}, not an image with mask and variance."
+                raise FileFormatError.of(
+                    path, f"holds a {type(obj).__name__}, not an image with mask and variance."
                 )
             planes = _Planes.of(obj)
         whole, part = planes.whole, planes.part
@@ -213,7 +214,7 @@ def _plain_planes(path: Path, hdus: astropy.io.fits.HDUList, part: Box | None) -
     whole = box = foreign.box_of(own)
     if part is not None:
         if not whole.contains(part):
-            raise ArgumentError(f"{path}: its box {whole} does not contain {part}.")
+            raise ArgumentError.of(path, f"its box {whole} does not contain {part}.")
         # Of a file that is mapped into memory nothing else is read.
         inside = whole.slices_of(part)
         image, bits, variance = (plane[inside] for plane in (image, bits, variance))

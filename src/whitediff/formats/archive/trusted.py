@@ -37,9 +37,10 @@ def check_schema(hdus: astropy.io.fits.HDUList, path: Path) -> None:
     """
     schema = hdus[0].header.get("DATAMODL")
     if not isinstance(schema, str) or not _SCHEMA.fullmatch(schema):
-        raise FileFormatError(
-            f"{path}: DATAMODL is {schema!r}, and no name of a schema of lsst.images; copy or"
-            " download it again."
+        raise FileFormatError.of(
+            path,
+            f"DATAMODL is {schema!r}, and no name of a schema of lsst.images; copy or"
+            " download it again.",
         )
 
 
@@ -63,23 +64,25 @@ def check_archive(hdus: astropy.io.fits.HDUList, path: Path) -> None:
     check_schema(hdus, path)
     for name, cards in _ADDRESSES.items():
         if name not in hdus:
-            raise FileFormatError(
-                f"{path}: cannot be read as an lsst.images archive, since it has no extension"
-                f" {name}; is it complete?"
+            raise FileFormatError.of(
+                path,
+                f"cannot be read as an lsst.images archive, since it has no extension"
+                f" {name}; is it complete?",
             )
         info = hdus[name].fileinfo()
         start, stop = info["hdrLoc"], info["datLoc"] + info["datSpan"]
         said = tuple(header.get(card) for card in cards)
         if said != (start, stop - start):
-            raise FileFormatError(
-                f"{path}: {cards[0]} and {cards[1]} are {said[0]!r} and {said[1]!r}, but its {name}"
-                f" is at {start}, with {stop - start} bytes; copy or download it again."
+            raise FileFormatError.of(
+                path,
+                f"{cards[0]} and {cards[1]} are {said[0]!r} and {said[1]!r}, but its {name}"
+                f" is at {start}, with {stop - start} bytes; copy or download it again.",
             )
     try:
         blocks = [bytes(row["JSON"].tobytes()) for row in hdus["JSON"].data]
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise FileFormatError(
-            f"{path}: its JSON cannot be read ({one_line(error)}); copy or download it again."
+        raise FileFormatError.of(
+            path, f"its JSON cannot be read ({one_line(error)}); copy or download it again."
         ) from error
 
     def looked_at(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def check_archive(hdus: astropy.io.fits.HDUList, path: Path) -> None:
         try:
             json.loads(block, object_pairs_hook=looked_at)
         except (ValueError, RecursionError) as error:
-            raise FileFormatError(
-                f"{path}: its JSON cannot be understood ({one_line(error)}); copy or download it"
-                " again."
+            raise FileFormatError.of(
+                path,
+                f"its JSON cannot be understood ({one_line(error)}); copy or download it again.",
             ) from error

@@ -85,8 +85,8 @@ def from_ccddata(
             mask = masks.with_plane(mask, "NO_DATA", empty)
     elif variance is not None:
         if not (math.isfinite(variance) and variance > 0):
-            raise ArgumentError(
-                f"{name}: its variance must be positive and finite; got {variance:g}."
+            raise ArgumentError.of(
+                name, f"its variance must be positive and finite; got {variance:g}."
             )
         values = np.full(image.shape, variance, dtype=np.float32)
     else:
@@ -189,10 +189,11 @@ def _variance(data: Any, image: Array, name: str) -> Array | None:
             values = (values * unit).to_value(wanted**2)
     except Exception as error:
         # An unknown kind, or units that do not go together: each has an error of its own.
-        raise ArgumentError(
-            f"{name}: its uncertainty, a {type(uncertainty).__name__}, cannot be taken as a"
+        raise ArgumentError.of(
+            name,
+            f"its uncertainty, a {type(uncertainty).__name__}, cannot be taken as a"
             f" variance ({one_line(error)}); give a standard deviation, a variance or an inverse"
-            " variance."
+            " variance.",
         ) from error
     if values.shape != image.shape:
         raise ArgumentError(

@@ -62,9 +62,10 @@ def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
             said = uncertainty.header.get("UTYPE", "StdDevUncertainty")
             kind = _KINDS.get(str(said).strip().lower())
             if kind is None:
-                raise FileFormatError(
-                    f"{path}: UTYPE is {said!r}; of uncertainties, StdDevUncertainty,"
-                    " VarianceUncertainty and InverseVariance say how large the noise is."
+                raise FileFormatError.of(
+                    path,
+                    f"UTYPE is {said!r}; of uncertainties, StdDevUncertainty,"
+                    " VarianceUncertainty and InverseVariance say how large the noise is.",
                 )
         mask, flags = find_hdu(hdus, (MASK,)), find_hdu(hdus, (FLAGS,))
         boolean = mask is not None and mask.is_image and bool(np.isin(mask.data, (0, 1)).all())

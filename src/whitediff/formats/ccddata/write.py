@@ -61,7 +61,7 @@ def write(
     data = to_ccddata(exposure, uncertainty=uncertainty)
     names = exposure.mask.names
     if len(names) > 62:
-        raise ArgumentError(f"{path}: {len(names)} mask planes have no room in 62 bits.")
+        raise ArgumentError.of(path, f"{len(names)} mask planes have no room in 62 bits.")
     header, _ = storable(without_provenance(data.meta))
     data.meta = header
     with warnings.catch_warnings():

@@ -46,10 +46,11 @@ def _read_difference(
         return None
     found = read_difference(path, kernel_path=kernel, needs_variance=needs_variance)
     if convolved is not None and {side for _, side in found.directions} != {convolved}:
-        raise FileFormatError(
-            f"{path}: HOTPANTS says that it convolved"
+        raise FileFormatError.of(
+            path,
+            f"HOTPANTS says that it convolved"
             f" {', '.join(side for _, side in found.directions)}, not the {convolved} image;"
-            " leave out --convolved."
+            " leave out --convolved.",
         )
     return found
 
@@ -58,14 +59,14 @@ def _read_kernel(path: Path, identity: Identity, *, bounds: Box) -> ConvolutionK
     if identity.kind != "difference":
         with opened(path) as hdus:
             kind = recognise(hdus)
-        raise FileFormatError(
-            f"{path}: is a {kind} of HOTPANTS; its kernel is read with the difference that it"
-            " belongs to."
+        raise FileFormatError.of(
+            path,
+            f"is a {kind} of HOTPANTS; its kernel is read with the difference that it belongs to.",
         )
     solution = read_solution(path)
     if solution.box != bounds:
-        raise FileFormatError(
-            f"{path}: its kernel is for {solution.box}, but the image covers {bounds}."
+        raise FileFormatError.of(
+            path, f"its kernel is for {solution.box}, but the image covers {bounds}."
         )
     return solution.kernel
 

@@ -74,7 +74,7 @@ def read_solution(path: Path, *, kernel_path: Path | None = None) -> HotpantsSol
     """
     with opened(path) as hdus:
         if recognise(hdus) != "difference":
-            raise FileFormatError(f"{path}: is no difference of HOTPANTS.")
+            raise FileFormatError.of(path, "is no difference of HOTPANTS.")
         header, table = hdus[0].header, kernel_table(hdus)
         if kernel_path is None and table is None:
             kernel_path = _kernel_beside(header, path)
@@ -83,8 +83,8 @@ def read_solution(path: Path, *, kernel_path: Path | None = None) -> HotpantsSol
         with opened(kernel_path) as others:
             table = kernel_table(others)
             if table is None:
-                raise FileFormatError(
-                    f"{kernel_path}: holds no kernel of HOTPANTS; its last HDU would be the table."
+                raise FileFormatError.of(
+                    kernel_path, "holds no kernel of HOTPANTS; its last HDU would be the table."
                 )
             return _solution(header, others[0].header, table, path, kernel_path)
 
@@ -94,10 +94,11 @@ def _kernel_beside(header: astropy.io.fits.Header, path: Path) -> Path:
     found = leads_to(name, path)[0] if isinstance(name, str) else None
     if found is not None:
         return found
-    raise KernelElsewhereError(
-        f"{path}: is a difference of HOTPANTS without its kernel"
+    raise KernelElsewhereError.of(
+        path,
+        "is a difference of HOTPANTS without its kernel"
         + (f"; {name!r}, which it names, is not beside it" if isinstance(name, str) else "")
-        + ". Name the kernel's file as fourth argument, or run HOTPANTS with -hki."
+        + ". Name the kernel's file as fourth argument, or run HOTPANTS with -hki.",
     )
 
 
@@ -111,13 +112,14 @@ def _solution(
     """Solution from the headers of the difference and of the regions, and the table."""
 
     def wrong(text: str) -> FileFormatError:
-        return FileFormatError(f"{kernel_path}: {text}; is the file whole?")
+        return FileFormatError.of(kernel_path, f"{text}; is the file whole?")
 
     text = header.get("DIFFCMD")
     if not isinstance(text, str):
-        raise FileFormatError(
-            f"{path}: lacks DIFFCMD, the command that it was made with, which part of the kernel's"
-            " meaning depends on."
+        raise FileFormatError.of(
+            path,
+            "lacks DIFFCMD, the command that it was made with, which part of the kernel's"
+            " meaning depends on.",
         )
     command = Command.parse(text)
     if "pca" in command.options:
@@ -178,14 +180,16 @@ def _regions(
     names = [str(name) for name in table.columns.names]
     rows = solution.n_coefficients
     if len(table.data) != rows:
-        raise FileFormatError(
-            f"{path}: its kernel needs {rows} coefficients by the table's header, but the table has"
-            f" {len(table.data)}; is the file whole?"
+        raise FileFormatError.of(
+            path,
+            f"its kernel needs {rows} coefficients by the table's header, but the table has"
+            f" {len(table.data)}; is the file whole?",
         )
     if names != [f"Region{i}" for i in range(len(names))]:
-        raise FileFormatError(
-            f"{path}: the columns of its kernel's table are {', '.join(names)}; they must be"
-            " Region0, Region1, …; is the file whole?"
+        raise FileFormatError.of(
+            path,
+            f"the columns of its kernel's table are {', '.join(names)}; they must be"
+            " Region0, Region1, …; is the file whole?",
         )
     x0, x1, y0, y1 = command.limits
     ny, nx = solution.shape
@@ -201,7 +205,7 @@ def _regions(
         coefficients = np.array(table.data[name], dtype=np.float64)
         found.append(_region(i, header, coefficients, limits, buffer, path))
     if not found:
-        raise FileFormatError(f"{path}: HOTPANTS found no kernel for any region of it.")
+        raise FileFormatError.of(path, "HOTPANTS found no kernel for any region of it.")
     _check_layout(solution, found, command, limits, len(names), path)
     return tuple(found)
 
@@ -223,23 +227,25 @@ def _region(
         if 1 <= x0 <= x1 and 1 <= y0 <= y1:
             box = Box.between((y0 - 1, y1), (x0 - 1, x1))
     if box is None or direction is None or not limits.contains(box):
-        raise FileFormatError(
-            f"{path}: REGION{i:02d} = {cards['REGION']!r} and CONVOL{i:02d} = {cards['CONVOL']!r}"
+        raise FileFormatError.of(
+            path,
+            f"REGION{i:02d} = {cards['REGION']!r} and CONVOL{i:02d} = {cards['CONVOL']!r}"
             f" name no region of {limits.x.stop} x {limits.y.stop} pixels and no image (TEMPLATE or"
-            " IMAGE); is the file whole?"
+            " IMAGE); is the file whole?",
         )
     if not np.isfinite(coefficients).all() or coefficients[1] == 0:
-        raise FileFormatError(
-            f"{path}: the kernel of region {i} is not finite or sums to zero; is the file whole?"
+        raise FileFormatError.of(
+            path, f"the kernel of region {i} is not finite or sums to zero; is the file whole?"
         )
     try:
         stated = float(str(cards["KSUM"]))
     except ValueError:
         stated = math.nan
     if not sums_agree(float(coefficients[1]), stated):
-        raise FileFormatError(
-            f"{path}: the kernel of region {i} sums to {coefficients[1]:.6g}, but KSUM{i:02d} is"
-            f" {cards['KSUM']!r}; is the file whole?"
+        raise FileFormatError.of(
+            path,
+            f"the kernel of region {i} sums to {coefficients[1]:.6g}, but KSUM{i:02d} is"
+            f" {cards['KSUM']!r}; is the file whole?",
         )
     return HotpantsRegion(box, widened(box, limits, buffer), direction, coefficients)
 
@@ -257,9 +263,10 @@ def _check_layout(
         return
     n_x, n_y = command.number("nrx", 1), command.number("nry", 1)
     if n_x * n_y != n_columns:
-        raise FileFormatError(
-            f"{path}: its kernel's table has {n_columns} regions, but the command asked for"
-            f" {n_x} x {n_y}; is the file whole?"
+        raise FileFormatError.of(
+            path,
+            f"its kernel's table has {n_columns} regions, but the command asked for"
+            f" {n_x} x {n_y}; is the file whole?",
         )
     last_x, last_y = limits.x.stop - 1, limits.y.stop - 1
     wanted = [
@@ -278,17 +285,18 @@ def _check_layout(
     ]
     for region in regions:
         if region.box not in wanted:
-            raise FileFormatError(
-                f"{path}: the region {region.box} is none that the command's {n_x} x {n_y} regions"
-                f" of {limits} have; is the file whole?"
+            raise FileFormatError.of(
+                path,
+                f"the region {region.box} is none that the command's {n_x} x {n_y} regions"
+                f" of {limits} have; is the file whole?",
             )
 
 
 def _integer(header: astropy.io.fits.Header, name: str, path: Path) -> int:
     value = header.get(name)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise FileFormatError(
-            f"{path}: {name} must be a whole number; got {value!r}. Is the file whole?"
+        raise FileFormatError.of(
+            path, f"{name} must be a whole number; got {value!r}. Is the file whole?"
         )
     return value
 
@@ -296,7 +304,9 @@ def _integer(header: astropy.io.fits.Header, name: str, path: Path) -> int:
 def _real(header: astropy.io.fits.Header, name: str, path: Path) -> float:
     value = header.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise FileFormatError(f"{path}: {name} must be a number; got {value!r}. Is the file whole?")
+        raise FileFormatError.of(
+            path, f"{name} must be a number; got {value!r}. Is the file whole?"
+        )
     return float(value)
 
 
@@ -409,9 +419,10 @@ def _planes(path: Path, solution: HotpantsSolution | None, **options: Any) -> Ex
     reading = options.get("options")
     given = reading is not None and reading.variance is not None
     if isinstance(fill, bool) or not isinstance(fill, int | float):
-        raise FileFormatError(
-            f"{path}: MASKVAL, the value of pixels without data, must be a number; got {fill!r}. Is"
-            " the file whole?"
+        raise FileFormatError.of(
+            path,
+            f"MASKVAL, the value of pixels without data, must be a number; got {fill!r}. Is"
+            " the file whole?",
         )
     exposure = plain.read(
         path, 0, needs_variance=wanted and noise is None, fill=float(fill), **options

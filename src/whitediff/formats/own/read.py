@@ -66,19 +66,20 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
         shape = image_hdu.shape
         for hdu in (mask_hdu, variance_hdu):
             if hdu.shape != shape:
-                raise FileFormatError(
-                    f"{path}: its {hdu.name} has the shape {hdu.shape}, but its IMAGE {shape};"
-                    " copy or download it again."
+                raise FileFormatError.of(
+                    path,
+                    f"its {hdu.name} has the shape {hdu.shape}, but its IMAGE {shape};"
+                    " copy or download it again.",
                 )
         names, descriptions = mask_names(mask_hdu.header, path)
         image, bits, variance = (hdu.data for hdu in (image_hdu, mask_hdu, variance_hdu))
         if bits.dtype.kind not in "iu":
-            raise FileFormatError(f"{path}: its MASK holds {bits.dtype}, not integers.")
+            raise FileFormatError.of(path, f"its MASK holds {bits.dtype}, not integers.")
         whole = part = Box.from_shape(shape, pixel_origin(image_hdu.header, str(path)))
         header = observation_header(image_hdu.header)
         if box is not None:
             if not whole.contains(box):
-                raise ArgumentError(f"{path}: its box {whole} does not contain {box}.")
+                raise ArgumentError.of(path, f"its box {whole} does not contain {box}.")
             part, inside = box, whole.slices_of(box)
             # Of a file that is mapped into memory nothing else is read.
             image, bits, variance = (plane[inside] for plane in (image, bits, variance))
@@ -104,12 +105,12 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
 
 def _plane_hdu(hdus: astropy.io.fits.HDUList, name: str, path: Path) -> Any:
     if name not in hdus:
-        raise FileFormatError(
-            f"{path}: has no {name}, as files of its kind have; copy or download it again."
+        raise FileFormatError.of(
+            path, f"has no {name}, as files of its kind have; copy or download it again."
         )
     hdu = hdus[name]
     if not (hdu.is_image and len(hdu.shape) == 2 and hdu.data is not None):
-        raise FileFormatError(f"{path}: its {name} is no image; copy or download it again.")
+        raise FileFormatError.of(path, f"its {name} is no image; copy or download it again.")
     return hdu
 
 
@@ -142,9 +143,10 @@ def mask_names(header: astropy.io.fits.Header, path: Path) -> tuple[list[str], d
     }
     names = [found[number] for number in sorted(found)]
     if sorted(found) != list(range(len(found))) or len(set(names)) < len(names):
-        raise FileFormatError(
-            f"{path}: the cards MSKNnnnn of its MASK name the bits {sorted(found)} as"
-            f" {', '.join(names)}; each bit from 0 on needs a name of its own."
+        raise FileFormatError.of(
+            path,
+            f"the cards MSKNnnnn of its MASK name the bits {sorted(found)} as"
+            f" {', '.join(names)}; each bit from 0 on needs a name of its own.",
         )
     texts = {
         name: unescaped(str(header.get(f"MSKD{number:04d}", "")))

@@ -54,14 +54,14 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
     """
     with opened(path) as hdus:
         if recognise(hdus) is None:
-            raise FileFormatError(f"{path}: is no model of Piff.")
+            raise FileFormatError.of(path, "is no model of Piff.")
         side = _stamp_side(hdus)
         try:
             piff = importlib.import_module("piff")
             config = importlib.import_module("piff.config")
         except ImportError as error:
-            raise FileFormatError(
-                f"{path}: is a PSF of Piff, which is not installed; install whitediff[piff]."
+            raise FileFormatError.of(
+                path, "is a PSF of Piff, which is not installed; install whitediff[piff]."
             ) from error
         try:
             # Piff is given tables that were looked at, and never the file.
@@ -73,18 +73,20 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
             raise
         except Exception as error:
             # Piff raises whatever its parts raise.
-            raise FileFormatError(
-                f"{path}: cannot be read by Piff ({one_line(error)}); is it complete?"
+            raise FileFormatError.of(
+                path, f"cannot be read by Piff ({one_line(error)}); is it complete?"
             ) from error
     if extra:
-        raise FileFormatError(
-            f"{path}: its PSF depends on {', '.join(sorted(extra))}; only models of the position"
-            " can be read."
+        raise FileFormatError.of(
+            path,
+            f"its PSF depends on {', '.join(sorted(extra))}; only models of the position"
+            " can be read.",
         )
     if (extension is None and len(chips) > 1) or (extension is not None and extension not in chips):
-        raise FileFormatError(
-            f"{path}: holds the PSFs of the detectors {', '.join(map(str, chips))}; name one, as in"
-            f" {path.name}[{chips[0]}]."
+        raise FileFormatError.of(
+            path,
+            f"holds the PSFs of the detectors {', '.join(map(str, chips))}; name one, as in"
+            f" {path.name}[{chips[0]}].",
         )
     chip = chips[0] if extension is None else extension
 
@@ -92,15 +94,15 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
         try:
             drawn = model.draw(x=x + 1, y=y + 1, chipnum=chip, stamp_size=side, center=True)
         except Exception as error:
-            raise FileFormatError(
-                f"{path}: cannot be drawn by Piff at x = {x:g}, y = {y:g} ({one_line(error)})."
+            raise FileFormatError.of(
+                path, f"cannot be drawn by Piff at x = {x:g}, y = {y:g} ({one_line(error)})."
             ) from error
         return np.asarray(drawn.array, dtype=np.float64)
 
     try:
         return sampled_psf(image_at, bounds)
     except ArgumentError as error:
-        raise FileFormatError(f"{path}: {error} Is it the PSF of this image?") from error
+        raise FileFormatError.of(path, f"{error} Is it the PSF of this image?") from error
 
 
 def _stamp_side(hdus: Any) -> int:

@@ -184,9 +184,9 @@ class TrustedReader:
             If there is one.
         """
         if self._table(name) is not None:
-            raise FileFormatError(
-                f"{self._path}: its PSF depends on the wavelength; only models of the position can"
-                " be read."
+            raise FileFormatError.of(
+                self._path,
+                "its PSF depends on the wavelength; only models of the position can be read.",
             )
 
     def _where(self, name: str) -> str:

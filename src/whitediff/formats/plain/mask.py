@@ -67,9 +67,10 @@ def mask_planes(
     data = plane_of(hdu, path)
     name = hdu.name or "of the primary HDU"
     if data.shape != shape:
-        raise FileFormatError(
-            f"{path}: the image has the shape {shape}, but its mask {name} {data.shape}; name the"
-            " mask of this image, FILE[EXT] for an extension."
+        raise FileFormatError.of(
+            path,
+            f"the image has the shape {shape}, but its mask {name} {data.shape}; name the"
+            " mask of this image, FILE[EXT] for an extension.",
         )
     named = _named(hdu.header.cards, path)
     wanted = None if bits is None else tuple(bits)
@@ -79,10 +80,11 @@ def mask_planes(
         planes = _of_codes(integers, convention, wanted)
     else:
         if wanted and max(wanted) >= 8 * integers.dtype.itemsize:
-            raise FileFormatError(
-                f"{path}: the mask {name} has {8 * integers.dtype.itemsize} bits, 0 to"
+            raise FileFormatError.of(
+                path,
+                f"the mask {name} has {8 * integers.dtype.itemsize} bits, 0 to"
                 f" {8 * integers.dtype.itemsize - 1}, but bit {max(wanted)} is asked for; give the"
-                " bit's number, not its value."
+                " bit's number, not its value.",
             )
         planes = _of_bits(integers, named, convention, wanted)
     if missing is not None:
@@ -113,9 +115,10 @@ def _named(cards: Iterable[Any], path: Path) -> dict[int, str]:
         else:
             continue
         if isinstance(bit, bool) or not isinstance(bit, int) or not 0 <= bit < 63 or bit in names:
-            raise FileFormatError(
-                f"{path}: the mask's card {card.keyword} = {card.value!r} names no bit, or one that"
-                " has a name already; is the file whole?"
+            raise FileFormatError.of(
+                path,
+                f"the mask's card {card.keyword} = {card.value!r} names no bit, or one that"
+                " has a name already; is the file whole?",
             )
         names[bit] = name
     return names
@@ -130,9 +133,10 @@ def _integers(data: Array, name: str, path: Path) -> tuple[Array, Array | None]:
         data = np.where(finite, data, 0)
         odd = data != np.floor(data)
         if odd.any():
-            raise FileFormatError(
-                f"{path}: the mask {name} must hold integers; it has values such as"
-                f" {float(data[odd][0]):g}. A weight map goes to the variance, as weight:FILE."
+            raise FileFormatError.of(
+                path,
+                f"the mask {name} must hold integers; it has values such as"
+                f" {float(data[odd][0]):g}. A weight map goes to the variance, as weight:FILE.",
             )
     if data.dtype.kind not in "iu":
         data = data.astype(np.int64)

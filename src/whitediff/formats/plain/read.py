@@ -167,8 +167,8 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
             names = ", ".join(
                 f"{h.name},{h.ver}" if h.ver > 1 else h.name or str(i) for i, h in enumerate(hdus)
             )
-            raise FileFormatError(
-                f"{path}: has no extension {extension!r}; it has: {names}."
+            raise FileFormatError.of(
+                path, f"has no extension {extension!r}; it has: {names}."
             ) from error
     else:
         hdu = hdus[0] if hdus[0].header.get("NAXIS", 0) else find_hdu(hdus, _IMAGE_NAMES)
@@ -183,7 +183,7 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
                 None,
             )
         if hdu is None:
-            raise FileFormatError(f"{path}: has no HDU with an image.")
+            raise FileFormatError.of(path, "has no HDU with an image.")
         several = image_names(hdus) if hdu is not hdus[0] else []
         if hdu.name.upper() in _IMAGE_NAMES:
             several = [name for name in several if name.partition(",")[0] == hdu.name]
@@ -197,9 +197,10 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
                 several[1],
             )
     if not hdu.is_image or hdu.data is None:
-        raise FileFormatError(
-            f"{path}: {hdu.name or 'the primary HDU'} holds no image;"
-            " name the extension that does, as in file.fits[SCI]."
+        raise FileFormatError.of(
+            path,
+            f"{hdu.name or 'the primary HDU'} holds no image;"
+            " name the extension that does, as in file.fits[SCI].",
         )
     plane_of(hdu, path)
     return hdu
@@ -468,9 +469,10 @@ class _OpenFile:
             planes = mask_planes(mask_hdu, shape, self.path, bits=bits, headers=headers)
             return make_mask(planes, shape)
         if options.mask_bits is not None:
-            raise ArgumentError(
-                f"{self.path}: mask bits {options.mask_bits} are given, but it has no mask; name"
-                " the mask's file too."
+            raise ArgumentError.of(
+                self.path,
+                f"mask bits {options.mask_bits} are given, but it has no mask; name"
+                " the mask's file too.",
             )
         return None
 
@@ -497,9 +499,8 @@ class _OpenFile:
             background = read_background_hdu(hdu, path=path)
             shape = (bounds.y.size, bounds.x.size)
             if isinstance(background, np.ndarray) and background.shape != shape:
-                raise FileFormatError(
-                    f"{path}: the image has the shape {shape}, but its BACKGROUND"
-                    f" {background.shape}."
+                raise FileFormatError.of(
+                    path, f"the image has the shape {shape}, but its BACKGROUND {background.shape}."
                 )
         if (hdu := self.image_beside(NOISE)) is not None:
             noise = read_noise_hdus(hdus, hdu, bounds=bounds, path=path)
@@ -567,7 +568,7 @@ def _judge_mask(masked: Array, image: Array, path: Path) -> None:
     # Padding of one value is masked by right.
     if bad.mean() > _MANY_MASKED and robust_sigma(values[bad]) > 0:
         if bad.mean() > _MOST_MASKED:
-            raise FileFormatError(f"{path}: {text}")
+            raise FileFormatError.of(path, f"{text}")
         _log.warning("%s: %s", path, text)
         return
     level, sigma = np.median(values), robust_sigma(values)
@@ -629,9 +630,10 @@ def _with_saturation(
             saturated = (image >= level) & ~unusable
         share = int(saturated.sum()) / max(1, int((~unusable).sum()))
         if share > _MOST_SATURATED and given:
-            raise ArgumentError(
-                f"{path}: {share:.0%} of its pixels are at or above the saturation level that is"
-                f" given, {said}; give the level at which stars saturate, in the image's unit."
+            raise ArgumentError.of(
+                path,
+                f"{share:.0%} of its pixels are at or above the saturation level that is"
+                f" given, {said}; give the level at which stars saturate, in the image's unit.",
             )
         if share > _MOST_SATURATED:
             _log.warning(
@@ -719,7 +721,7 @@ def _refuse_clipped(image: Array, unusable: Array, path: Path) -> None:
     """Refuse an image that was cut off where its noise is, before that is measured."""
     floor = find_floor(image, unusable)
     if floor is not None and floor.is_spoilt:
-        raise DataError(f"{path}: {floor.text}.")
+        raise DataError.of(path, f"{floor.text}.")
 
 
 def _absurd_pixels(image: Array) -> Array | None:
@@ -853,7 +855,7 @@ def _read_mask(
                 headers=(hdus[0].header, *headers),
             )
     except FileFormatError as error:
-        raise FileFormatError(f"{path}: its mask: {error}") from error
+        raise FileFormatError.of(path, f"its mask: {error}") from error
 
 
 def _companion(
@@ -908,9 +910,10 @@ def with_options(exposure: Exposure, options: ReadingOptions, path: Path | str) 
         # Its own planes tell of more than this mask can.
         mask = united(mask, make_mask(planes, exposure.shape))
     elif options.mask_bits is not None:
-        raise ArgumentError(
-            f"{path}: mask bits {options.mask_bits} are given, but its mask has named planes; name"
-            " the file of the mask that they are of."
+        raise ArgumentError.of(
+            path,
+            f"mask bits {options.mask_bits} are given, but its mask has named planes; name"
+            " the file of the mask that they are of.",
         )
     if options.saturation is not None:
         mask = _with_saturation(
@@ -1161,6 +1164,6 @@ def _modelled(
             unexplained=found.unexplained,
         )
     except ArgumentError as error:
-        raise ArgumentError(f"{path}: {error}") from error
+        raise ArgumentError.of(path, f"{error}") from error
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError.of(path, f"{error}") from error

@@ -59,7 +59,7 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
         header = table.header
         names = [str(name) for name in table.columns.names]
         if "PSF_MASK" not in names or len(table.data) != 1:
-            raise FileFormatError(f"{path}: its table PSF_DATA has no PSF_MASK of one row.")
+            raise FileFormatError.of(path, "its table PSF_DATA has no PSF_MASK of one row.")
         planes = np.array(table.data["PSF_MASK"][0], dtype=np.float64)
         sides = [_integer(header, f"PSFAXIS{axis}", path) for axis in (1, 2)]
         step = _real(header, "PSF_SAMP", path)
@@ -67,19 +67,21 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
     if planes.ndim == 2:
         planes = planes[None]
     if planes.ndim != 3 or planes.shape[1:] != (sides[1], sides[0]):
-        raise FileFormatError(
-            f"{path}: PSF_MASK has the shape {planes.shape}, but the header says {sides[1]} x"
-            f" {sides[0]} pixels; is the file whole?"
+        raise FileFormatError.of(
+            path,
+            f"PSF_MASK has the shape {planes.shape}, but the header says {sides[1]} x"
+            f" {sides[0]} pixels; is the file whole?",
         )
     if len(planes) != len(exponents):
-        raise FileFormatError(
-            f"{path}: has {len(planes)} images for {len(exponents)} terms of a polynomial; is the"
-            " file whole?"
+        raise FileFormatError.of(
+            path,
+            f"has {len(planes)} images for {len(exponents)} terms of a polynomial; is the"
+            " file whole?",
         )
     if not 0 < step < min(sides) or max(sides) * step > _LARGEST_SIDE:
-        raise FileFormatError(f"{path}: PSF_SAMP = {step:g} is no step of a PSF of {sides}.")
+        raise FileFormatError.of(path, f"PSF_SAMP = {step:g} is no step of a PSF of {sides}.")
     if not np.isfinite(planes).all():
-        raise FileFormatError(f"{path}: its images are not all finite; is the file whole?")
+        raise FileFormatError.of(path, "its images are not all finite; is the file whole?")
     basis = _resampled(planes, step)
     powers = chebyshev_powers(exponents, bounds, x=scalings[0], y=scalings[1])
     psf = KernelPointSpreadFunction(chebyshev_kernel(basis, powers, bounds))
@@ -97,10 +99,11 @@ def _check(
     for (zero, scale), interval in zip(scalings, (bounds.x, bounds.y), strict=False):
         ends = [abs((end - zero) / scale) for end in (interval.start, interval.stop - 1)]
         if max(ends) > _FARTHEST:
-            raise FileFormatError(
-                f"{path}: was fitted to pixels from {zero - abs(scale) / 2:.0f} to"
+            raise FileFormatError.of(
+                path,
+                f"was fitted to pixels from {zero - abs(scale) / 2:.0f} to"
                 f" {zero + abs(scale) / 2:.0f}, but the image has those from {interval.start} to"
-                f" {interval.stop - 1}. Is it the PSF of this image?"
+                f" {interval.stop - 1}. Is it the PSF of this image?",
             )
     try:
         for x in (bounds.x.start, bounds.x.center, bounds.x.stop - 1):
@@ -113,18 +116,18 @@ def _check(
                         " negative."
                     )
     except ArgumentError as error:
-        raise FileFormatError(f"{path}: {error} Is it the PSF of this image?") from error
+        raise FileFormatError.of(path, f"{error} Is it the PSF of this image?") from error
 
 
 def _chosen(tables: list[Any], extension: Extension, path: Path) -> Any:
     if not tables:
-        raise FileFormatError(f"{path}: is no model of PSFEx.")
+        raise FileFormatError.of(path, "is no model of PSFEx.")
     if extension is None and len(tables) == 1:
         return tables[0]
     if isinstance(extension, int) and 1 <= extension <= len(tables):
         return tables[extension - 1]
-    raise FileFormatError(
-        f"{path}: holds the PSFs of {len(tables)} detectors; name one, as in {path.name}[1]."
+    raise FileFormatError.of(
+        path, f"holds the PSFs of {len(tables)} detectors; name one, as in {path.name}[1]."
     )
 
 
@@ -141,21 +144,23 @@ def _polynomials(
         name = str(header.get(f"POLNAME{axis}")).strip()
         which = "x" if name in _X_NAMES else "y" if name in _Y_NAMES else None
         if which is None or which in order or header.get(f"POLGRP{axis}", 1) != 1:
-            raise FileFormatError(
-                f"{path}: its PSF depends on {name}; only models of the position in the image"
-                " (X_IMAGE, Y_IMAGE) in one group can be read."
+            raise FileFormatError.of(
+                path,
+                f"its PSF depends on {name}; only models of the position in the image"
+                " (X_IMAGE, Y_IMAGE) in one group can be read.",
             )
         zero, scale = (_real(header, f"{card}{axis}", path) for card in ("POLZERO", "POLSCAL"))
         if scale == 0:
-            raise FileFormatError(f"{path}: POLSCAL{axis} is 0; is the file whole?")
+            raise FileFormatError.of(path, f"POLSCAL{axis} is 0; is the file whole?")
         # FITS counts pixels from 1.
         scalings[which] = (zero - 1, scale)
         order.append(which)
     degree = _integer(header, "POLDEG1", path)
     if not 0 <= degree <= _LARGEST_DEGREE or _integer(header, "POLNGRP", path) != 1:
-        raise FileFormatError(
-            f"{path}: its polynomials have {header.get('POLNGRP')} groups and the degree {degree};"
-            f" one group of a degree up to {_LARGEST_DEGREE} can be read."
+        raise FileFormatError.of(
+            path,
+            f"its polynomials have {header.get('POLNGRP')} groups and the degree {degree};"
+            f" one group of a degree up to {_LARGEST_DEGREE} can be read.",
         )
     second = range(degree + 1) if n_axes == 2 else range(1)
     # The first axis runs fastest.
@@ -184,8 +189,8 @@ def _interpolation(size: int, step: float) -> Array:
 def _integer(header: Any, name: str, path: Path) -> int:
     value = header.get(name)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise FileFormatError(
-            f"{path}: {name} must be a whole number; got {value!r}. Is the file whole?"
+        raise FileFormatError.of(
+            path, f"{name} must be a whole number; got {value!r}. Is the file whole?"
         )
     return value
 
@@ -193,5 +198,7 @@ def _integer(header: Any, name: str, path: Path) -> int:
 def _real(header: Any, name: str, path: Path) -> float:
     value = header.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise FileFormatError(f"{path}: {name} must be a number; got {value!r}. Is the file whole?")
+        raise FileFormatError.of(
+            path, f"{name} must be a number; got {value!r}. Is the file whole?"
+        )
     return float(value)

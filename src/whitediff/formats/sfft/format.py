@@ -45,9 +45,10 @@ def _read_difference(
             path, solution_path=kernel, convolved=convolved, needs_variance=needs_variance
         )
     if identity is not None and identity.format == _NAME and kernel is None:
-        raise KernelElsewhereError(
-            f"{path}: is a difference of SFFT, whose kernel is in another file; name the solution"
-            " as fourth argument."
+        raise KernelElsewhereError.of(
+            path,
+            "is a difference of SFFT, whose kernel is in another file; name the solution"
+            " as fourth argument.",
         )
     return None
 

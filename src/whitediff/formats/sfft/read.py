@@ -68,7 +68,7 @@ def read_solution(path: Path, *, shape: tuple[int, int] | None = None) -> SfftSo
     with opened(path) as hdus:
         header, data = hdus[0].header, hdus[0].data
         if recognise(hdus) != "kernel" or data is None:
-            raise FileFormatError(f"{path}: is no solution of SFFT.")
+            raise FileFormatError.of(path, "is no solution of SFFT.")
         names = ("DK", "DB", "L0", "L1", "FIJ", "FAB", "FPQ", "FIJAB")
         numbers = {name: _integer(header, name, path) for name in names}
         own = None
@@ -90,23 +90,24 @@ def read_solution(path: Path, *, shape: tuple[int, int] | None = None) -> SfftSo
     )  # fmt: skip
     if not consistent:
         given = ", ".join(f"{name} = {value}" for name, value in numbers.items())
-        raise FileFormatError(
-            f"{path}: {given} and {len(solution)} numbers do not fit together; is the file whole?"
+        raise FileFormatError.of(
+            path, f"{given} and {len(solution)} numbers do not fit together; is the file whole?"
         )
     shape = own if shape is None else shape
     if shape is None:
-        raise FileFormatError(f"{path}: does not say the shape of its images (N0, N1).")
+        raise FileFormatError.of(path, "does not say the shape of its images (N0, N1).")
     if own is not None and own != shape:
-        raise FileFormatError(
-            f"{path}: is a solution for {own[0]} x {own[1]} pixels, but the image has {shape[0]} x"
-            f" {shape[1]}; is it the right file?"
+        raise FileFormatError.of(
+            path,
+            f"is a solution for {own[0]} x {own[1]} pixels, but the image has {shape[0]} x"
+            f" {shape[1]}; is it the right file?",
         )
     if ky > shape[0] or kx > shape[1]:
-        raise FileFormatError(
-            f"{path}: its kernel {(ky, kx)} is larger than the image {shape}; is it the right file?"
+        raise FileFormatError.of(
+            path, f"its kernel {(ky, kx)} is larger than the image {shape}; is it the right file?"
         )
     if not np.isfinite(solution).all():
-        raise FileFormatError(f"{path}: its coefficients are not all finite; is the file whole?")
+        raise FileFormatError.of(path, "its coefficients are not all finite; is the file whole?")
     free = solution[: terms * kx * ky].reshape(terms, kx, ky) / (shape[0] * shape[1])
     pixels = np.ascontiguousarray(free.transpose(0, 2, 1))
     # All but the middle pixel come with minus one in the middle: their sum is the middle's own.
@@ -123,8 +124,8 @@ def read_solution(path: Path, *, shape: tuple[int, int] | None = None) -> SfftSo
 def _integer(header: astropy.io.fits.Header, name: str, path: Path) -> int:
     value = header.get(name)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise FileFormatError(
-            f"{path}: {name} must be a whole number; got {value!r}. Is the file whole?"
+        raise FileFormatError.of(
+            path, f"{name} must be a whole number; got {value!r}. Is the file whole?"
         )
     return value
 
@@ -172,22 +173,24 @@ def read_difference(
         ("BGORDER", solution.background_order),
     ):
         if cards[name] is not None and cards[name] != value:
-            raise FileFormatError(
-                f"{solution_path}: is a solution with {name} = {value}, but {path} was made with"
-                f" {cards[name]!r}; is it the right file?"
+            raise FileFormatError.of(
+                solution_path,
+                f"is a solution with {name} = {value}, but {path} was made with"
+                f" {cards[name]!r}; is it the right file?",
             )
     said = None if cards["CONVD"] is None else _DIRECTIONS.get(str(cards["CONVD"]).strip())
     if cards["CONVD"] is not None and said is None:
-        raise FileFormatError(f"{path}: CONVD must be REF or SCI; got {cards['CONVD']!r}.")
+        raise FileFormatError.of(path, f"CONVD must be REF or SCI; got {cards['CONVD']!r}.")
     if said is not None and convolved is not None and said != convolved:
-        raise FileFormatError(
-            f"{path}: its header says that the {said} image was convolved, not the {convolved}"
-            " image; leave out --convolved."
+        raise FileFormatError.of(
+            path,
+            f"its header says that the {said} image was convolved, not the {convolved}"
+            " image; leave out --convolved.",
         )
     direction = said or convolved
     if direction is None:
-        raise FileFormatError(
-            f"{path}: does not say which image was convolved (CONVD); give --convolved."
+        raise FileFormatError.of(
+            path, "does not say which image was convolved (CONVD); give --convolved."
         )
     exposure.kernel = solution.kernel
     level = None

@@ -45,9 +45,9 @@ def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
         for hdu in hdus:
             plane = str(hdu.header.get("EXTTYPE", "")).strip()
             if plane in ("MASK", "VARIANCE") and plane not in names:
-                raise FileFormatError(
-                    f"{path}: its {plane} is not called so (EXTNAME is {hdu.name!r}); is the file"
-                    " whole?"
+                raise FileFormatError.of(
+                    path,
+                    f"its {plane} is not called so (EXTNAME is {hdu.name!r}); is the file whole?",
                 )
         psfs = sorted({name for name in archived(hdus) if "psf" in name.lower()})
     exposure = plain.read(path, "IMAGE" if extension is None else extension, **options)
