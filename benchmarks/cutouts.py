@@ -21,6 +21,7 @@ import whitediff
 from whitediff.convolution import convolve
 from whitediff.exposures.masks import UNTRUSTED_MASK_PLANES, flagged
 from whitediff.exposures.pipeline import Made
+from whitediff.exposures.subtraction import subtract
 from whitediff.formats import read_exposure
 from whitediff.matching.stamp import near
 
@@ -92,7 +93,7 @@ def judged(folder: Path, *, timed: bool = False) -> Judged | None:
         read_exposure(folder / f"{name}.fits.gz") for name in ("science", "template", "difference")
     )
     try:
-        made = whitediff.subtract(science, template)
+        made = subtract(science, template)
     except whitediff.errors.WhitediffError as error:
         print(f"{folder.name}: {error}")
         return None
@@ -179,7 +180,7 @@ def _injected(science: Any, template: Any, made: Made, aperture: Array) -> float
         (image + source).astype(np.float32), variance=science.variance, psf=science.psf
     )
     changed.header = science.header
-    again = whitediff.subtract(changed, template).difference.data
+    again = subtract(changed, template).difference.data
     difference = again - made.difference.data
     # What the correction makes of the source itself.
     correction = _correction(cutout, made)
@@ -196,8 +197,8 @@ def _correction(cutout: Any, made: Made) -> Array:
     shape = (128, 128)
     correction = difference_correction(
         cutout.fit.kernel,
-        unconvolved_variance=made.product.decorrelation.science_variance,
-        convolved_variance=made.product.decorrelation.template_variance,
+        unconvolved_variance=made.decorrelation.science_variance,
+        convolved_variance=made.decorrelation.template_variance,
         shape=shape,
     )
     whole = np.fft.fftshift(pixel_kernel(correction.correction_ft, shape=shape))
@@ -205,10 +206,10 @@ def _correction(cutout: Any, made: Made) -> Array:
 
 
 def _time(science: Any, template: Any) -> float:
-    whitediff.subtract(science, template)
+    subtract(science, template)
     begun = time.process_time()
     for _ in range(_REPEATS):
-        whitediff.subtract(science, template)
+        subtract(science, template)
     return 1e3 * (time.process_time() - begun) / _REPEATS
 
 

@@ -32,10 +32,13 @@ from astropy.table import QTable
 from scenes import command
 from surveys import bad_pairs, copy_pair, make_pairs, write_manifest
 from whitediff.errors import ArgumentError, DataError, FileFormatError, WhitediffError
+from whitediff.options import declarations
+from whitediff.runs.numbers import NUMBERS, noise_of
+from whitediff.runs.options import SubtractOptions
 from whitediff.surveys import work as work_module
 from whitediff.surveys.journal import Journal, exclusive, file_state
-from whitediff.surveys.manifest import Item, OptionType, make_items, read_rows
-from whitediff.surveys.work import NUMBERS, Order, measure, process
+from whitediff.surveys.manifest import Item, make_items, read_rows
+from whitediff.surveys.work import Order, process
 
 distributed = pytest.importorskip("distributed")
 
@@ -119,14 +122,15 @@ def leftovers(output):
 # Manifests
 
 TYPES = {
-    "kernel_order": OptionType("kernel_order", int, is_settled=True),
-    "constant": OptionType(
-        "constant", lambda text: {"true": True, "false": False}[text], is_settled=True
-    ),
-    "align_method": OptionType("align_method", str, is_settled=True),
-    "science_psf": OptionType("science_psf", str, is_file=True),
-    "science_variance": OptionType("science_variance", str, is_file=True),
-    "kernel": OptionType("solutions", str, is_file=True, is_multiple=True),
+    name: declarations(SubtractOptions)[name]
+    for name in (
+        "kernel_order",
+        "constant",
+        "align_method",
+        "science_psf",
+        "science_variance",
+        "kernel",
+    )
 }
 
 
@@ -189,9 +193,9 @@ def test_files_in_a_manifest_stand_beside_it(tmp_path):
     assert item.options == {
         "science_psf": str(tmp_path / "psf.fits"),
         "science_variance": f"sigma:{tmp_path / 'noise.fits'}",
-        "solutions": (str(tmp_path / "old.fits"), "/x/old2.fits"),
+        "kernel": (str(tmp_path / "old.fits"), "/x/old2.fits"),
     }
-    assert set(item.files) == {"science_psf", "science_variance", "solutions"}
+    assert set(item.files) == {"science_psf", "science_variance", "kernel"}
 
 
 def test_a_colon_in_a_name_is_part_of_it(pairs, tmp_path):
@@ -278,7 +282,7 @@ def test_numbers_out_of_range_are_refused_before_a_pair_is_begun(tmp_path, side,
             ("science,template\na,b\n", {name: value}, "the options for all rows"),
         ):
             path.write_text(text)
-            types = {name: OptionType(name, float)}
+            types = {name: declarations(SubtractOptions)[name]}
             message = rf"^\S*m\.csv, {where}: {name} must .*; got {value:g}\.$"
             with pytest.raises(ArgumentError, match=message):
                 make_items(read_rows(path), path, tmp_path, types=types, options=common)
@@ -288,7 +292,7 @@ def test_numbers_out_of_range_are_refused_before_a_pair_is_begun(tmp_path, side,
 def test_zero_points_of_a_manifest_are_magnitudes(tmp_path, value):
     path = tmp_path / "m.csv"
     path.write_text(f"science,template,zero_point\na,b,{value}\n")
-    types = {"zero_point": OptionType("zero_point", float)}
+    types = {"zero_point": declarations(SubtractOptions)["zero_point"]}
     with pytest.raises(ArgumentError, match=r"m\.csv, row 1: The zero point must be"):
         make_items(read_rows(path), path, tmp_path, types=types)
 
@@ -438,7 +442,7 @@ def test_whiteness_on_a_sample_is_that_of_the_frame():
     sources = np.zeros(noise.shape, bool)
     sources[::50] = True
     exposure = Exposure.from_arrays(noise, variance=5.0, mask={"SOURCE": sources}, psf=psf)
-    found = measure(exposure, score=False)
+    found = noise_of(exposure, score=False)
     from whitediff.diagnostics.measure import whiteness
 
     whole = whiteness(noise, exposure.variance, ~sources, psf)
@@ -448,7 +452,7 @@ def test_whiteness_on_a_sample_is_that_of_the_frame():
     assert whole.filtered_variance_ratio > 1 + 20 * error
     exposure.psf = None
     with pytest.raises(DataError, match="no PSF"):
-        measure(exposure, score=False)
+        noise_of(exposure, score=False)
 
 
 # Items

@@ -326,8 +326,9 @@ def test_what_is_made_again_is_described(made, tmp_path):
     for card in ("WDDEPTH", "WDMAGLIM", "WDTFRAC", "WDKSUM"):
         assert after[card] == before[card], card
     assert (
-        f"template convolved, kernel sum {after['WDKSUM']:.5g}; template on the same pixels, covers"
-        f" {100 * after['WDTFRAC']:.1f}% of the science image" in messages
+        "template convolved; template on the same pixels, covers"
+        f" {100 * after['WDTFRAC']:.1f}% of the science image; kernel sum {after['WDKSUM']:.5g}"
+        in messages
     )
     assert f"5 sigma depth: {after['WDDEPTH']:.4g} adu ({after['WDMAGLIM']:.2f} mag)." in messages
     code, _, messages = command(

@@ -422,7 +422,7 @@ def test_bad_input_gets_one_sentence_and_no_output(run, subtracted, tmp_path):
         "no columns": ([difference, "--at", tmp_path / "flux.ecsv"], ["need the columns x and y"]),
         "sky without WCS": ([tmp_path / "nopsf.fits", "--psf", tmp_path / "novariance.fits[PSF]",
                              "--at", tmp_path / "sky.ecsv"], ["has no WCS"]),
-        "same output": ([difference, "--regions", out], ["c.ecsv", "two outputs"]),
+        "same output": ([difference, "--regions", out], ["c.ecsv: is to be a file of regions"]),
     }  # fmt: skip
     for name, (arguments, expected) in cases.items():
         code, stdout, messages = run("detect", *arguments, "--output", out, "-q")

@@ -351,7 +351,7 @@ def test_a_kernel_in_regions_survives_a_file(rng, tmp_path):
     exposure = read_exposure(tmp_path / "difference.fits", options=ReadingOptions(variance=1.0))
     write_exposure(exposure, tmp_path / "out.fits")
     again = read_exposure(tmp_path / "out.fits").kernel
-    assert isinstance(again.spatial[0], PiecewiseField)
+    assert isinstance(again.fields[0], PiecewiseField)
     for x, y in rng.uniform(0, 139, (20, 2)):
         np.testing.assert_allclose(
             again.at(x=x, y=y), exposure.kernel.at(x=x, y=y),

@@ -196,7 +196,7 @@ def test_lost_parts_are_told_of(exposure, tmp_path, caplog):
 
 
 def test_planes_of_a_kind_are_missed(exposure, tmp_path, caplog):
-    write_exposure(exposure, tmp_path / "a.fits")
+    write_exposure(exposure, tmp_path / "a.fits", provenance={"WDTASK": ("decorrelate", "by")})
     fits.delval(tmp_path / "a.fits", "WDPARTS")
     path = without(tmp_path / "a.fits", tmp_path / "b.fits", "VARIANCE")
     caplog.set_level(logging.WARNING)

@@ -31,7 +31,7 @@ from astropy.wcs.utils import pixel_to_pixel
 
 from grids import DISTORTIONS, drawn, sky_header
 from scenes import SHARED
-from whitediff import Exposure, read_exposure, write_exposure
+from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError
 from whitediff.exposures import masks
 from whitediff.exposures.adaptive import Grid, averaged
@@ -41,6 +41,7 @@ from whitediff.exposures.mapping import pixel_map
 from whitediff.exposures.noise import noises_by_role, source_pixels
 from whitediff.exposures.reprojection import _interpolated, resampling_kernel
 from whitediff.exposures.resampling import ResamplingOptions, resampled
+from whitediff.formats import read_exposure, write_exposure
 from whitediff.formats.limits import Limits, within
 from whitediff.noise import NoiseCovariance, coloured, resampling_covariance
 from whitediff.regridding import (

@@ -18,7 +18,7 @@ from scenes import command, place
 from whitediff.exposures.masks import flagged
 from whitediff.formats import read_exposure
 
-SOLUTION = ("KERNEL", "BACKGROUND", "INPUT_PSF", "PRECONVOLUTION")
+SOLUTION = ("KERNEL", "BACKGROUND", "INPUT_PSF", "PRECONVOLUTION", "RECIPE")
 KINDS = {
     "gaussian": [],
     # The science image is the sharper by √2: matched directly, it would have to be convolved.

@@ -288,7 +288,7 @@ def test_exposures_of_which_two_have_varying_kernels(stack, fill):
                     variance=float(member.exposure.variance[0, 0]),
                     kernel=(
                         member.kernel.at(x=box.x.stop - 0.5, y=box.y.stop - 0.5)
-                        if hasattr(member.kernel, "spatial")
+                        if hasattr(member.kernel, "fields")
                         else member.kernel
                     ),
                 )

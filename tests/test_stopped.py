@@ -44,10 +44,10 @@ STOPPED = """if True:
 
 MOMENTS = [
     "whitediff.runs.subtract:read_input",
-    "whitediff.formats.archive.write:_append",
-    "whitediff.exposures.detection:detect",
+    "whitediff.formats.own.write:_further_hdus",
+    "whitediff.runs.detect:detect",
     "whitediff.formats.catalogs:_write_ecsv",
-    "whitediff.diagnostics.report:write_report",
+    "whitediff.runs.report:write_report",
 ]
 NAMES = ("d.fits", "s.fits", "c.ecsv", "r.html")
 
@@ -285,7 +285,7 @@ def test_outputs_may_be_called_like_our_own_files(tmp_path):
 
 def test_a_killed_run_leaves_nothing_beyond_the_next(pair, tmp_path):
     """One stopped, one killed, and both at work while a third one writes."""
-    where = "whitediff.formats.archive.write:_append"
+    where = "whitediff.formats.own.write:_further_hdus"
     killed = halted(where, *arguments(pair, tmp_path, "--threads", 1))
     living = halted("whitediff.runs.subtract:read_input", *arguments(pair, tmp_path))
     killed.kill()
@@ -308,7 +308,7 @@ def test_a_catalogue_that_fails_takes_the_difference_along(pair, tmp_path, monke
     def failing(*args, **kwargs):
         raise DataError("The sky fell down.")
 
-    monkeypatch.setattr("whitediff.exposures.detection.detect", failing)
+    monkeypatch.setattr("whitediff.runs.detect.detect", failing)
     for name in NAMES:
         (tmp_path / name).write_text("old")
     code, _, messages = command(*arguments(pair, tmp_path, "--overwrite"))

@@ -21,6 +21,7 @@ from whitediff import Exposure, decorrelation, fourier
 from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError
 from whitediff.exposures.boxes import Box
+from whitediff.exposures.masks import with_plane
 from whitediff.exposures.subtraction import subtract
 from whitediff.tasks import (
     DecorrelateALKernelConfig,
@@ -260,7 +261,7 @@ def test_contradictions_are_value_errors(rng):
 
 def test_an_exposure_without_a_usable_pixel_is_an_error_with_numbers(rng):
     science, template, difference, kernel = make_pair(rng)
-    template.mask.set("BAD", np.ones((90, 84), dtype=bool))
+    template.mask = with_plane(template.mask, "BAD", np.ones((90, 84), dtype=bool))
     task = DecorrelateALKernelTask()
     with pytest.raises(UnusableExposureError, match="template exposure has no usable pixel") as e:
         task.run(science, template, difference, kernel)

@@ -264,7 +264,7 @@ def declarations(kind: Any) -> Mapping[str, Declaration]:
     return _declarations(kind)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _declarations(kind: Any) -> Mapping[str, Declaration]:
     hints = typing.get_type_hints(kind)
     found: dict[str, Declaration] = {}

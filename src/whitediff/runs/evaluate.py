@@ -124,23 +124,23 @@ def run_evaluation(
     """
     check_given(options, science, template)
     names = _outputs(options)
-    read = read_solutions(options.kernel)
-    stored = solutions_by_kind(read)
-    if read and "difference" not in stored:
-        raise ArgumentError(
-            f"{', '.join(read)}: holds no difference, on which sources are measured; name"
-            " the old difference with --kernel too."
-        )
-    recipe = recipe_of(options.recipe)
-    pair: Callable[[int], tuple[Exposure, Exposure]]
-    if simulation is None:
-        pair = _Pair(science, template, options)
-    else:
-        pair = _SimulatedPair(
-            simulation.get("seed", options.seed),
-            simulation_options({"transients": 0, **simulation}),
-        )
     with running(options.running, options.output):
+        read = read_solutions(options.kernel)
+        stored = solutions_by_kind(read)
+        if read and "difference" not in stored:
+            raise ArgumentError(
+                f"{', '.join(read)}: holds no difference, on which sources are measured; name"
+                " the old difference with --kernel too."
+            )
+        recipe = recipe_of(options.recipe)
+        pair: Callable[[int], tuple[Exposure, Exposure]]
+        if simulation is None:
+            pair = _Pair(science, template, options)
+        else:
+            pair = _SimulatedPair(
+                simulation.get("seed", options.seed),
+                simulation_options({"transients": 0, **simulation}),
+            )
         gain = _gain(pair, options, fresh=simulation is not None)
         setting = Setting(
             pair=pair,

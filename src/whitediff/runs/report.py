@@ -56,16 +56,16 @@ def run_report(image: str, options: ReportOptions) -> dict[str, Any]:
     if options.output is None:
         raise ArgumentError("Nothing to write: give output.")
     check_given(options, image)
-    record = read_record(image)
-    given = {
-        name: _input(name, keyword, one, image, record)
-        for name, keyword, one in (
-            ("science", "WDSCI", options.science),
-            ("template", "WDTMPL", options.template),
-        )
-    }
     with running(options.running), stages("Reporting", 4) as begin:
         begin("reading")
+        record = read_record(image)
+        given = {
+            name: _input(name, keyword, one, image, record)
+            for name, keyword, one in (
+                ("science", "WDSCI", options.science),
+                ("template", "WDTMPL", options.template),
+            )
+        }
         product = formats.read_exposure(image)
         inputs = {
             name: None if one is None else _read_image(one, name) for name, one in given.items()

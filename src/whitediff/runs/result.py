@@ -15,6 +15,7 @@ from ..diagnostics.measure import ScoreNoise, Whiteness
 from ..diagnostics.report import ReportInput
 from ..errors import DataError
 from ..exposures.cutouts import Cutout, CutoutFlux
+from ..exposures.decorrelation import Decorrelation
 from ..exposures.detection import DetectionOptions, detect
 from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
@@ -144,6 +145,11 @@ class Result:
     def solution(self) -> Solution:
         """All that is needed to make the difference again (``kernel=`` of `subtract`)."""
         return self._first.made.solution
+
+    @property
+    def decorrelation(self) -> Decorrelation | None:
+        """Numbers that describe the correction."""
+        return self._first.made.decorrelation
 
     @property
     def cutout(self) -> Cutout | None:

@@ -39,7 +39,8 @@ def on_machine(options: RunningOptions, output: Path | None = None) -> Iterator[
         limits = Limits(options.max_memory, options.checksums, options.follow_paths)
         if limits != Limits():
             stack.enter_context(within(limits))
-        if options.reproducible and given_date() is None:
+        # What is wrong with a date is told before the work.
+        if given_date() is None and options.reproducible:
             stack.enter_context(dated(0))
         if options.memory is not None or not has_limit():
             directory = None if output is None else output.absolute().parent

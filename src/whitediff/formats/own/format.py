@@ -12,10 +12,10 @@ from ...exposures.boxes import Box
 from ...exposures.model import Exposure
 from ...reading import ReadingOptions, VarianceSource
 from .. import plain
-from ..files import Extension
+from ..files import Extension, opened
 from ..format import Format, Identity
 from .read import read
-from .recognise import recognise
+from .recognise import PLANES, recognise
 from .roles import roles
 from .write import write
 
@@ -78,8 +78,15 @@ def _read(
     box: Box | None,
 ) -> Exposure:
     if is_whole(extension, options):
-        return read_with_options(read, path, options, box)
+        with opened(path, checksums=False) as hdus:
+            lacks_variance = "VARIANCE" not in hdus
+        if options.variance is None or not lacks_variance:
+            return read_with_options(read, path, options, box)
     return plain.read(path, extension, options=options, needs_variance=needs_variance)
+
+
+def _missing_planes(hdus: astropy.io.fits.HDUList, identity: Identity) -> list[str]:
+    return [name for name in PLANES if name not in hdus]
 
 
 def _write(
@@ -93,6 +100,7 @@ FORMAT = Format(
     name="whitediff",
     recognise=_recognise,
     read=_read,
+    missing_planes=_missing_planes,
     roles=roles,
     writers={"whitediff": _write},
     holds_one_exposure=True,

@@ -1,12 +1,12 @@
-"""Is this a file with the planes IMAGE, MASK and VARIANCE, whose mask names its bits?"""
+"""Is this a file of whitediff, with the planes IMAGE, MASK and VARIANCE?"""
 
 from __future__ import annotations
 
 import astropy.io.fits
 
-__all__ = ["recognise"]
+__all__ = ["PLANES", "recognise"]
 
-_PLANES = ("IMAGE", "MASK", "VARIANCE")
+PLANES = ("IMAGE", "MASK", "VARIANCE")
 
 
 def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
@@ -28,5 +28,5 @@ def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
     """
     if "WDPARTS" not in hdus[0].header and "WDTASK" not in hdus[0].header:
         return None
-    names = [hdu.name for hdu in hdus[1:]]
-    return "exposure" if names[: len(_PLANES)] == list(_PLANES) else None
+    # One that has lost a plane is ours all the same.
+    return "exposure" if len(hdus) > 1 and hdus[1].name == PLANES[0] else None

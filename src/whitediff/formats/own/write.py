@@ -10,6 +10,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ def write(
     primary = astropy.io.fits.PrimaryHDU()
     primary.header.extend(primary_header)
     _add_provenance(primary.header, exposure, provenance or {})
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
+    primary.header.set("DATE", now, "when the file was written")
     primary.header[KEYWORD] = listed(hdu.name for hdu in [*planes, *further])
     hdus = [primary, *planes, *further]
     for hdu in hdus:
