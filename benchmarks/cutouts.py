@@ -21,7 +21,6 @@ import whitediff
 from whitediff.convolution import convolve
 from whitediff.exposures.masks import UNTRUSTED_MASK_PLANES, flagged
 from whitediff.exposures.pipeline import Made
-from whitediff.exposures.subtraction import subtract
 from whitediff.formats import read_exposure
 from whitediff.matching.stamp import near
 
@@ -93,7 +92,7 @@ def judged(folder: Path, *, timed: bool = False) -> Judged | None:
         read_exposure(folder / f"{name}.fits.gz") for name in ("science", "template", "difference")
     )
     try:
-        made = subtract(science, template)
+        made = whitediff.subtract(science, template)
     except whitediff.errors.WhitediffError as error:
         print(f"{folder.name}: {error}")
         return None
@@ -180,7 +179,7 @@ def _injected(science: Any, template: Any, made: Made, aperture: Array) -> float
         (image + source).astype(np.float32), variance=science.variance, psf=science.psf
     )
     changed.header = science.header
-    again = subtract(changed, template).difference.data
+    again = whitediff.subtract(changed, template).difference.data
     difference = again - made.difference.data
     # What the correction makes of the source itself.
     correction = _correction(cutout, made)
@@ -206,10 +205,10 @@ def _correction(cutout: Any, made: Made) -> Array:
 
 
 def _time(science: Any, template: Any) -> float:
-    subtract(science, template)
+    whitediff.subtract(science, template)
     begun = time.process_time()
     for _ in range(_REPEATS):
-        subtract(science, template)
+        whitediff.subtract(science, template)
     return 1e3 * (time.process_time() - begun) / _REPEATS
 
 

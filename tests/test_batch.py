@@ -501,7 +501,7 @@ def test_failures_by_the_machine_are_not_final(pairs, tmp_path, monkeypatch):
     ):
         before.write_text("of other parameters")
 
-        def fail(error=error, **options):
+        def fail(*given, error=error, **options):
             raise error
 
         monkeypatch.setattr(work_module, "run_subtraction", fail)
@@ -511,7 +511,7 @@ def test_failures_by_the_machine_are_not_final(pairs, tmp_path, monkeypatch):
         assert not before.exists()
     # Wrapped as outputs.replacing does it.
 
-    def wrapped(**options):
+    def wrapped(*given, **options):
         try:
             raise OSError(28, "No space left on device")
         except OSError as error:
@@ -530,7 +530,7 @@ def test_a_worker_has_as_many_threads_as_it_is_told(pairs, tmp_path, monkeypatch
 
     seen = {}
 
-    def look(**options):
+    def look(*given, **options):
         seen["own"] = available_threads()
         seen["blas"] = [
             pool["num_threads"]

@@ -29,9 +29,6 @@ from scenes import command
 from whitediff import api
 from whitediff.cli.main import cli
 from whitediff.errors import ArgumentError, FileFormatError, OutputExistsError, UsageError
-from whitediff.exposures.detection import detect
-from whitediff.exposures.injection import inject
-from whitediff.exposures.subtraction import subtract
 from whitediff.options import declarations
 from whitediff.runs import options as options_module
 
@@ -78,7 +75,7 @@ def written(pair, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(pair):
-    return subtract(*pair, threshold=4.5)
+    return whitediff.subtract(*pair, threshold=4.5)
 
 
 def same_pixels(one, other):
@@ -113,7 +110,7 @@ def test_a_result_is_what_the_command_writes(result, written, tmp_path):
 
 def test_sources_and_numbers_are_those_of_the_command(pair, written):
     # Of the command they were found on the score, since that was made.
-    result = subtract(*pair, threshold=4.5, score_output=written / "again.fits")
+    result = whitediff.subtract(*pair, threshold=4.5, score_output=written / "again.fits")
     catalog = whitediff.read_catalog(written / "c.csv")
     assert len(catalog) == len(result.sources) > 5
     for name in ("x", "y", "psf_flux", "psf_flux_err", "significance"):
@@ -163,7 +160,7 @@ def as_given(path, how, stack):
 def test_the_same_image_in_any_form(pair, result, how):
     with contextlib.ExitStack() as stack:
         given = [as_given(path, how, stack) for path in pair]
-        again = subtract(*given)
+        again = whitediff.subtract(*given)
     same_pixels(again.difference, result.difference)
 
 
@@ -194,8 +191,8 @@ def test_plain_pixels_in_any_form(pair, tmp_path, how):
             given.append(CCDData(image.data, unit="adu", mask=bad, uncertainty=variance))
         if how != "CCDData":
             options[f"{name}_gain"] = 2.0
-    expected = subtract(*files, **options)
-    found = subtract(*given, **options)
+    expected = whitediff.subtract(*files, **options)
+    found = whitediff.subtract(*given, **options)
     for plane in ("data", "variance"):
         one, other = (getattr(each.difference, plane) for each in (found, expected))
         # Uncertainties are brought to the type of the pixels: a last digit.
@@ -205,20 +202,20 @@ def test_plain_pixels_in_any_form(pair, tmp_path, how):
 
 def test_nothing_is_written_unless_it_is_named(pair, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = subtract(*pair)
-    detect(result.difference)
+    result = whitediff.subtract(*pair)
+    whitediff.detect(result.difference)
     whitediff.check(result.difference)
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileFormatError, match=r"x\.png: is to be a FITS file"):
-        subtract(*pair, output="x.png")
+        whitediff.subtract(*pair, output="x.png")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_earlier_result_is_made_again(pair, result):
-    again = subtract(*pair, kernel=result)
+    again = whitediff.subtract(*pair, kernel=result)
     np.testing.assert_array_equal(again.difference.data, result.difference.data)
     with pytest.raises(ArgumentError, match="int is no result of whitediff"):
-        subtract(*pair, kernel=3)
+        whitediff.subtract(*pair, kernel=3)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -251,31 +248,31 @@ def test_only_public_names_are_listed():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda p: subtract("no.fits", p[1]), r"^no\.fits: no such file"),
-        (lambda p: subtract(*p, nois="white"), "no option 'nois'; is noise meant"),
-        (lambda p: subtract(*p, noise="w"), "noise must be one of auto, white, measured"),
-        (lambda p: subtract(*p, kernel_order=-1), "kernel_order must be at least 0"),
-        (lambda p: subtract(*p, background_order=1.5), "must be a whole number"),
+        (lambda p: whitediff.subtract("no.fits", p[1]), r"^no\.fits: no such file"),
+        (lambda p: whitediff.subtract(*p, nois="white"), "no option 'nois'; is noise meant"),
+        (lambda p: whitediff.subtract(*p, noise="w"), "noise must be one of auto, white, measured"),
+        (lambda p: whitediff.subtract(*p, kernel_order=-1), "kernel_order must be at least 0"),
+        (lambda p: whitediff.subtract(*p, background_order=1.5), "must be a whole number"),
         (
-            lambda p: subtract(*p, science_gain=-2),
+            lambda p: whitediff.subtract(*p, science_gain=-2),
             r"science\.fits: --science-gain must be a positive number",
         ),
-        (lambda p: subtract(3, p[1]), "the science image: is int, and no image"),
+        (lambda p: whitediff.subtract(3, p[1]), "the science image: is int, and no image"),
         (
-            lambda p: subtract(np.ones((3, 3, 3)), p[1]),
+            lambda p: whitediff.subtract(np.ones((3, 3, 3)), p[1]),
             r"the science image: must be an image, numbers of two axes; got .*\(3, 3, 3\)",
         ),
         (
-            lambda p: subtract(p[0], np.array([["a"]])),
+            lambda p: whitediff.subtract(p[0], np.array([["a"]])),
             "the template: must be an image, numbers of two axes",
         ),
-        (lambda p: detect(p[0], threshold="a"), "threshold must be a number"),
+        (lambda p: whitediff.detect(p[0], threshold="a"), "threshold must be a number"),
         (lambda p: whitediff.measure(p[0], at=5), "the table of positions: is int"),
-        (lambda p: inject(p[0]), "either --sources or --random"),
+        (lambda p: whitediff.inject(p[0]), "either --sources or --random"),
         (lambda p: whitediff.evaluate(p[0]), "Give science and template, or simulate=True"),
-        (lambda p: subtract(*p, science_psf=5), "the science PSF: is int, and no PSF"),
-        (lambda p: subtract(*p, threads=0), "threads must be at least 1"),
-        (lambda p: subtract(*p, memory="much"), "not an amount of memory"),
+        (lambda p: whitediff.subtract(*p, science_psf=5), "the science PSF: is int, and no PSF"),
+        (lambda p: whitediff.subtract(*p, threads=0), "threads must be at least 1"),
+        (lambda p: whitediff.subtract(*p, memory="much"), "not an amount of memory"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(pair, call, words):
@@ -285,7 +282,7 @@ def test_what_is_wrong_is_one_sentence(pair, call, words):
 
 def test_usage_is_told_apart():
     with pytest.raises(UsageError):
-        inject(np.ones((40, 40)), random=3, sources={"x": [1], "y": [1], "flux": [1]})
+        whitediff.inject(np.ones((40, 40)), random=3, sources={"x": [1], "y": [1], "flux": [1]})
 
 
 def test_the_way_on_arrays_alone(rng):
@@ -294,9 +291,9 @@ def test_the_way_on_arrays_alone(rng):
     psf = np.exp(-(x**2 + y**2) / 8)
     blank = rng.normal(0, 2.0, (160, 150))
     where = {"x": [40.3], "y": [70.6], "flux": [900.0]}
-    injected = inject(blank, sources=where, science_psf=psf, science_variance=4.0)
+    injected = whitediff.inject(blank, sources=where, science_psf=psf, science_variance=4.0)
     assert float((injected.exposure.data - blank).sum()) == pytest.approx(900, rel=1e-3)
-    sources = detect(injected.exposure, psf=psf)
+    sources = whitediff.detect(injected.exposure, psf=psf)
     brightest = sources[np.argmax(np.asarray(sources["significance"]))]
     assert abs(brightest["x"].value - 40.3) < 5 * brightest["x_err"].value
     assert abs(brightest["y"].value - 70.6) < 5 * brightest["y_err"].value
@@ -314,4 +311,4 @@ def test_the_way_on_arrays_alone(rng):
 def test_no_warning_of_python_reaches_the_user(pair):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        subtract(*pair)
+        whitediff.subtract(*pair)
