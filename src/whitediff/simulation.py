@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import flaws, fourier
+from .direction import Direction
 from .errors import ArgumentError
 from .flaws import Grid, ImageOptions
 from .injection import add_stamp
@@ -342,7 +343,7 @@ class SimulationOptions:
         """Whether both images have the same pixels."""
         return self.template_grid.is_same and self.template_shape in (None, self.shape)
 
-    def shape_of(self, name: Literal["science", "template"]) -> tuple[int, int]:
+    def shape_of(self, name: Direction) -> tuple[int, int]:
         """Shape of an image.
 
         Parameters
@@ -357,7 +358,7 @@ class SimulationOptions:
         """
         return self.shape if name == "science" else self.template_shape or self.shape
 
-    def flaws_of(self, name: Literal["science", "template"]) -> ImageOptions:
+    def flaws_of(self, name: Direction) -> ImageOptions:
         """Flaws of an image.
 
         Parameters
@@ -449,7 +450,7 @@ class Simulation:
     science: SimulatedImage
     template: SimulatedImage
     sources: dict[str, Array]
-    convolved: Literal["template", "science"]
+    convolved: Direction
     options: SimulationOptions
 
     @property
@@ -629,7 +630,7 @@ def _on_the_template(
 
 def _expected(
     options: SimulationOptions,
-    name: Literal["science", "template"],
+    name: Direction,
     sources: dict[str, Array],
     psf: PsfModel,
 ) -> Array:
@@ -657,7 +658,7 @@ def _expected(
 
 def _expose(
     options: SimulationOptions,
-    name: Literal["science", "template"],
+    name: Direction,
     sources: dict[str, Array],
     psf: PsfModel,
     rng: np.random.Generator,

@@ -20,6 +20,7 @@ import scipy
 
 from . import fourier
 from .decorrelation import checked_kernel
+from .direction import Direction
 from .errors import ArgumentError, DataError
 from .noise import NoiseCovariance
 
@@ -134,7 +135,7 @@ def stack_correction(
     *,
     shape: tuple[int, int],
     matching_kernel: Array | None = None,
-    convolved: Literal["template", "science"] = "template",
+    convolved: Direction = "template",
     floor: float = DEFAULT_FLOOR,
     combine: Combination = "mean",
 ) -> StackCorrection:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import decorrelation, fourier
+from ..direction import Direction
 from ..distrust import distrusted_by_value, distrusted_pixels
 from ..errors import ArgumentError, DataError, WhitediffError
 from ..noise import NoiseCovariance
@@ -172,7 +173,7 @@ class DecorrelationOptions(CorrectionOptions):
         Decorrelate, too, what is white already, as the documented task does; else it is refused.
     """
 
-    convolved: Literal["template", "science"] = "template"
+    convolved: Direction = "template"
     score: bool = False
     scale_factor: float = 1.0
     x: float | None = None
@@ -597,7 +598,7 @@ def refuse_white(
     difference: Exposure,
     kernel: ConvolutionKernel | PointSpreadFunction | Array,
     *,
-    convolved: Literal["template", "science"] = "template",
+    convolved: Direction = "template",
     x: float | None = None,
     y: float | None = None,
 ) -> None:

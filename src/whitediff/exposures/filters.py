@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import decorrelation, fourier, planes, stacks
+from ..direction import Direction
 from ..errors import ArgumentError
 from ..noise import NoiseCovariance
 from ..profiles import full_width_half_maximum
@@ -301,7 +302,7 @@ class StackFilters:
     science: tuple[stacks.Member, ...]
     template: tuple[stacks.Member, ...]
     matching_kernel: Array | None
-    convolved: Literal["template", "science"]
+    convolved: Direction
     floor: float
     combine: stacks.Combination
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import scipy
 
 from .. import astro
+from ..direction import Direction, other
 from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..interpolation import patched
 from ..matching.background import HIGHEST_ORDER, fit_background, ratio_of_skies
@@ -245,7 +246,7 @@ class Match:
 
     kernel: BasisKernel
     background: ChebyshevField
-    convolved: Literal["template", "science"]
+    convolved: Direction
     science: Exposure
     candidates: Candidates
     fit: KernelFit
@@ -491,12 +492,12 @@ def _are_in_both(pair: Pair) -> bool:
     return pair.misalignment is not None and pair.misalignment.stars >= _FEWEST_IN_BOTH
 
 
-def _no_kernel(convolved: Literal["template", "science"], found: str) -> str:
+def _no_kernel(convolved: Direction, found: str) -> str:
     """What it means that no kernel describes stars which are in both images."""
     names = {"template": "template", "science": "science image"}
-    other = "science" if convolved == "template" else "template"
     return (
-        f"No kernel makes the PSF of the {names[convolved]} into that of the {names[other]}, though"
+        f"No kernel makes the PSF of the {names[convolved]} into that of the"
+        f" {names[other(convolved)]}, though"
         f" both show the same stars: {found}. A ring, or peaks that the other lacks, do that;"
         f" convolve the other image (--convolved {other}), or take another template."
     )
@@ -506,7 +507,7 @@ def _unlike(
     failure: TooFewSourcesError,
     stars: int,
     pair: Pair,
-    convolved: Literal["template", "science"],
+    convolved: Direction,
 ) -> TooFewSourcesError:
     """The failure, or what it means where the stars of one image are known to be in the other."""
     if not _are_in_both(pair) or 2 * failure.found >= stars:
@@ -659,7 +660,7 @@ def _judge(
     fit: KernelFit,
     basis: KernelBasis,
     unexplained: float,
-    convolved: Literal["template", "science"],
+    convolved: Direction,
     *,
     noise_known: bool,
     stars_told: bool,
@@ -764,7 +765,7 @@ def _measured_sums(
     groups: Sequence[Array],
     changed: Array,
     fit: KernelFit,
-    convolved: Literal["template", "science"],
+    convolved: Direction,
 ) -> list[FluxRatio]:
     """The kernel's sum by photometry of groups of sources, whether they were fitted or not."""
     source, target = pair.template, pair.science

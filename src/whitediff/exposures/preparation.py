@@ -8,12 +8,13 @@ import functools
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..clipping import find_floor
+from ..direction import Direction
 from ..errors import DataError, TooFewSourcesError
 from ..matching.candidates import (
     HALF_LIGHT_TO_SIGMA,
@@ -245,7 +246,7 @@ class Pair:
         return science, template
 
     @property
-    def sharper(self) -> Literal["template", "science"]:
+    def sharper(self) -> Direction:
         """The exposure with the narrower PSF; the template where they are equal, but for errors."""
         wider = self.template_fwhm > _EQUAL_WIDTHS * self.science_fwhm
         return "science" if wider else "template"
@@ -911,7 +912,7 @@ def _bad_of(exposure: Exposure, pair: Pair) -> Array:
     return next((bad for other, bad in own if other is exposure), pair.bad)
 
 
-def pair_with_psf(pair: Pair, convolved: Literal["template", "science"]) -> Pair:
+def pair_with_psf(pair: Pair, convolved: Direction) -> Pair:
     """Pair in which the exposure that is not convolved has a PSF, if one can be measured.
 
     Parameters

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import planes
+from ..direction import Direction
 from ..errors import ArgumentError
 from . import masks
 from .boxes import Box
@@ -52,7 +53,7 @@ class Region:
     """
 
     box: Box
-    convolved: Literal["template", "science"]
+    convolved: Direction
 
 
 def kernel_of_region(kernel: ConvolutionKernel, index: int, box: Box) -> ConvolutionKernel:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import astropy.io.fits
 import astropy.wcs
 import numpy as np
 
+from ..direction import Direction
 from ..flaws import Grid
 from ..simulation import Simulation
 from .boxes import Box
@@ -20,7 +19,7 @@ __all__ = ["simulated_exposure"]
 _VARYING_ORDER = 4
 
 
-def simulated_exposure(simulation: Simulation, name: Literal["science", "template"]) -> Exposure:
+def simulated_exposure(simulation: Simulation, name: Direction) -> Exposure:
     """One image of a simulated pair.
 
     Parameters
@@ -48,7 +47,7 @@ def simulated_exposure(simulation: Simulation, name: Literal["science", "templat
     )
 
 
-def _header(simulation: Simulation, name: Literal["science", "template"]) -> astropy.io.fits.Header:
+def _header(simulation: Simulation, name: Direction) -> astropy.io.fits.Header:
     options = simulation.options
     own = options.flaws_of(name)
     simulated = simulation.science if name == "science" else simulation.template
@@ -74,7 +73,7 @@ def _header(simulation: Simulation, name: Literal["science", "template"]) -> ast
     return header
 
 
-def _wcs(simulation: Simulation, name: Literal["science", "template"]) -> astropy.wcs.WCS:
+def _wcs(simulation: Simulation, name: Direction) -> astropy.wcs.WCS:
     """The WCS that the header tells, right or wrong."""
     options = simulation.options
     own = options.flaws_of(name)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import astro
+from ..direction import Direction
 from ..errors import ArgumentError, DataError
 from ..matching.stamp import KernelError, StampKernel
 from ..planes import copied, row_blocks
@@ -130,7 +131,7 @@ class Solution:
 
     kernel: ConvolutionKernel
     background: Field | Array | float
-    convolved: Literal["template", "science"]
+    convolved: Direction
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
     scale_factor: float = 1.0
     preconvolution_kernel: Array | None = None
@@ -257,7 +258,7 @@ class Solution:
         kernel: ConvolutionKernel,
         *,
         background: Field | Array | float = 0.0,
-        convolved: Literal["template", "science"] = "template",
+        convolved: Direction = "template",
     ) -> Solution:
         """Solution of which little more than the kernel is known.
 
@@ -315,7 +316,7 @@ class Solution:
 def _of_exposures(
     science: Exposure,
     template: Exposure,
-    convolved: Literal["template", "science"],
+    convolved: Direction,
     recipe: Recipe,
 ) -> dict[str, Any]:
     """Fields of a solution that the exposures tell, which it is found for."""

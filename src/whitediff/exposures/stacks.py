@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import decorrelation, fourier, stacks
+from ..direction import Direction
 from ..errors import ArgumentError, DataError
 from ..noise import NoiseCovariance
 from ..threads import single_threaded_algebra
@@ -114,7 +115,7 @@ class StackOptions:
         deviations of a pixel; of medians at least 5e-3.
     """
 
-    convolved: Literal["template", "science"] = "template"
+    convolved: Direction = "template"
     combine: stacks.Combination = "mean"
     floor: float = stacks.DEFAULT_FLOOR
     divisor: float = 1.0

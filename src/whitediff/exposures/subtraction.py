@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from ..decorrelation import (
     reflected,
     smallest_sigma,
 )
+from ..direction import Direction
 from ..distrust import (
     CONTAMINATION_THRESHOLD,
     absolute_weight,
@@ -264,7 +265,7 @@ def matched_template(
     template: Exposure,
     kernel: ConvolutionKernel,
     *,
-    convolved: Literal["template", "science"],
+    convolved: Direction,
     scale_factor: float = 1.0,
 ) -> Exposure:
     """The template as it is subtracted: at the science image's photometric level.
@@ -296,7 +297,7 @@ def matched_science(
     science: Exposure,
     kernel: ConvolutionKernel,
     *,
-    convolved: Literal["template", "science"],
+    convolved: Direction,
     scale_factor: float = 1.0,
 ) -> Exposure:
     """The science image as the template is subtracted from it.
@@ -340,7 +341,7 @@ def subtract(
     template: Any,
     kernel: ConvolutionKernel | Array,
     *,
-    convolved: Literal["template", "science"] = "template",
+    convolved: Direction = "template",
     background: Field | Array | float = 0.0,
     scale_factor: float = 1.0,
     full_variance: bool = True,

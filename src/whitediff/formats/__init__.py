@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from ..direction import Direction
 from ..errors import FileFormatError
 from ..exposures.boxes import Box
 from ..exposures.fields import PiecewiseField
@@ -134,7 +135,7 @@ def read_difference(
     path: str | Path,
     *,
     kernel: str | Path | None = None,
-    convolved: Literal["template", "science"] | None = None,
+    convolved: Direction | None = None,
     needs_variance: bool = False,
 ) -> Difference:
     """Read a difference and the kernel that made it, and bring it to the science image's level.
@@ -196,9 +197,7 @@ def read_difference(
     )
 
 
-def _parts(
-    exposure: Exposure, direction: Literal["template", "science"]
-) -> tuple[tuple[Box, Literal["template", "science"]], ...]:
+def _parts(exposure: Exposure, direction: Direction) -> tuple[tuple[Box, Direction], ...]:
     """Parts of the frame with kernels of their own, all convolved in one direction."""
     field: Any = next(iter(getattr(exposure.kernel, "fields", ())), None)
     boxes = [exposure.bbox]

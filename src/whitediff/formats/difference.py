@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..direction import Direction, other
 from ..errors import DataError, FileFormatError
 from ..exposures.boxes import Box
 from ..exposures.model import Exposure
@@ -24,7 +25,6 @@ __all__ = [
 ]
 
 type Array = npt.NDArray[Any]
-type Direction = Literal["template", "science"]
 
 OWN_SOFTWARE = "whitediff"
 """`Difference.software` of our own."""
@@ -214,11 +214,11 @@ def kernel_doubt(
         return 1.0, ""
     wrong_sum = abs(parts.ratio - 1) > _WRONG_SUM
     if parts.left > (_SAME if wrong_sum else _OTHER):
-        other: Direction = "science" if convolved == "template" else "template"
-        turned = _parts(difference, science, template, other)
+        turned_to = other(convolved)
+        turned = _parts(difference, science, template, turned_to)
         better = turned is not None and turned.left < _SAME
         remedy = (
-            f"with the {other} convolved it is: give --convolved {other}"
+            f"with the {turned_to} convolved it is: give --convolved {turned_to}"
             if better
             else f"give the kernel that it was made with, and say whether the {convolved} was"
             " convolved (--convolved)"

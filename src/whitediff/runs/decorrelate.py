@@ -6,9 +6,10 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from .. import formats
+from ..direction import Direction
 from ..errors import ArgumentError
 from ..exposures import decorrelation, masks
 from ..exposures.decorrelation import Decorrelation, DecorrelationOptions
@@ -28,7 +29,6 @@ from .running import running
 
 __all__ = ["complete_planes", "run_decorrelation"]
 
-type Direction = Literal["template", "science"]
 
 log = logging.getLogger("whitediff.runs")
 

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from ..direction import Direction
 from ..extras import check_adaptive, check_drawing, check_pillow
 from ..options import declarations, declared, part
 from ..paths import check_catalog_path, check_suffix
@@ -435,7 +436,7 @@ class DecorrelateOptions:
     output: Path | None = _output("File to write.", required=True, short="o")
     compress: bool = _compress()
     overwrite: bool = _overwrite()
-    convolved: Literal["template", "science"] | None = declared(
+    convolved: Direction | None = declared(
         None,
         "Image that was convolved with the kernel  [default: as the difference's header says, else"
         " template].",
@@ -521,9 +522,7 @@ class DecorrelateStackOptions:
         "Kernel that one stack was convolved with as a whole  [default: the difference's own, else"
         " none]."
     )
-    convolved: Literal["template", "science"] = declared(
-        "template", "Stack that was convolved as a whole."
-    )
+    convolved: Direction = declared("template", "Stack that was convolved as a whole.")
     output: Path | None = _output("File to write.", required=True, short="o")
     compress: bool = _compress()
     overwrite: bool = _overwrite()

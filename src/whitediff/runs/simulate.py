@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import astropy.io.fits
 import astropy.table
 import numpy as np
 
+from ..direction import Direction
 from ..errors import ArgumentError
 from ..exposures.kernels import interpolated_kernel
 from ..exposures.masks import flagged
@@ -136,7 +137,7 @@ def write_simulation(
             begin("difference")
             difference = subtract(science, template, kernel, convolved=simulation.convolved)
         begin("writing")
-        images: dict[Literal["science", "template"], Exposure] = {
+        images: dict[Direction, Exposure] = {
             "science": science,
             "template": template,
         }

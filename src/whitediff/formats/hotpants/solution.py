@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ...direction import Direction
 from ...exposures.boxes import Box
 from ...exposures.fields import ChebyshevField, Field, PiecewiseField
 from ...exposures.kernels import BasisKernel, chebyshev_powers
@@ -23,7 +24,6 @@ from ...exposures.kernels import BasisKernel, chebyshev_powers
 __all__ = ["HotpantsRegion", "HotpantsSolution", "gaussian_basis"]
 
 type Array = npt.NDArray[Any]
-type Direction = Literal["template", "science"]
 
 
 @dataclasses.dataclass(frozen=True)

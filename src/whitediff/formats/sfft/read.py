@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
 
+from ...direction import Direction
 from ...errors import FileFormatError
 from ...exposures.model import Exposure
 from .. import plain
@@ -25,7 +26,7 @@ type Array = npt.NDArray[Any]
 
 _log = logging.getLogger("whitediff.formats")
 
-_DIRECTIONS: dict[str, Literal["template", "science"]] = {"REF": "template", "SCI": "science"}
+_DIRECTIONS: dict[str, Direction] = {"REF": "template", "SCI": "science"}
 _HIGHEST_ORDER = 10
 
 
@@ -134,7 +135,7 @@ def read_difference(
     path: Path,
     *,
     solution_path: Path,
-    convolved: Literal["template", "science"] | None = None,
+    convolved: Direction | None = None,
     **options: Any,
 ) -> Difference:
     """Read a difference, with the solution that made it.

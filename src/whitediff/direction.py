@@ -1,0 +1,31 @@
+"""Which of two images a matching kernel convolves."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["Direction", "other"]
+
+type Direction = Literal["template", "science"]
+"""Image that is convolved with the matching kernel, and matched to the other one."""
+
+
+def other(direction: Direction) -> Direction:
+    """Image that is not convolved.
+
+    Parameters
+    ----------
+    direction
+        Image that is convolved.
+
+    Returns
+    -------
+    other
+        The other one of the two.
+
+    Examples
+    --------
+    >>> other("template")
+    'science'
+    """
+    return "science" if direction == "template" else "template"
