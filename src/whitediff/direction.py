@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["Direction", "other"]
+__all__ = ["Direction", "opposite"]
 
 type Direction = Literal["template", "science"]
 """Image that is convolved with the matching kernel, and matched to the other one."""
 
 
-def other(direction: Direction) -> Direction:
+def opposite(direction: Direction) -> Direction:
     """Image that is not convolved.
 
     Parameters
@@ -20,12 +20,12 @@ def other(direction: Direction) -> Direction:
 
     Returns
     -------
-    other
+    opposite
         The other one of the two.
 
     Examples
     --------
-    >>> other("template")
+    >>> opposite("template")
     'science'
     """
     return "science" if direction == "template" else "template"

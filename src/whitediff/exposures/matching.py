@@ -13,7 +13,7 @@ import numpy.typing as npt
 import scipy
 
 from .. import astro
-from ..direction import Direction, other
+from ..direction import Direction, opposite
 from ..errors import ArgumentError, DataError, TooFewSourcesError
 from ..interpolation import patched
 from ..matching.background import HIGHEST_ORDER, fit_background, ratio_of_skies
@@ -497,9 +497,9 @@ def _no_kernel(convolved: Direction, found: str) -> str:
     names = {"template": "template", "science": "science image"}
     return (
         f"No kernel makes the PSF of the {names[convolved]} into that of the"
-        f" {names[other(convolved)]}, though"
+        f" {names[opposite(convolved)]}, though"
         f" both show the same stars: {found}. A ring, or peaks that the other lacks, do that;"
-        f" convolve the other image (--convolved {other}), or take another template."
+        f" convolve the other image (--convolved {opposite(convolved)}), or take another template."
     )
 
 

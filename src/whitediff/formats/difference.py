@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..direction import Direction, other
+from ..direction import Direction, opposite
 from ..errors import DataError, FileFormatError
 from ..exposures.boxes import Box
 from ..exposures.model import Exposure
@@ -214,7 +214,7 @@ def kernel_doubt(
         return 1.0, ""
     wrong_sum = abs(parts.ratio - 1) > _WRONG_SUM
     if parts.left > (_SAME if wrong_sum else _OTHER):
-        turned_to = other(convolved)
+        turned_to = opposite(convolved)
         turned = _parts(difference, science, template, turned_to)
         better = turned is not None and turned.left < _SAME
         remedy = (

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import formats
-from ..direction import Direction
+from ..direction import Direction, opposite
 from ..errors import ArgumentError
 from ..exposures import decorrelation, masks
 from ..exposures.decorrelation import Decorrelation, DecorrelationOptions
@@ -298,7 +298,7 @@ def _complete(
         )
     formats.check_kernel(difference.kernel, difference.bbox, names.kernel or names.difference)
     # With both directions in one frame, neither PSF is the difference's.
-    unconvolved = inputs["template" if direction == "science" else "science"]
+    unconvolved = inputs[opposite(direction or "template")]
     if options.psf is not None:
         difference.psf = read_psf(options.psf, difference.bbox, "PSF of the difference")
     elif difference.psf is None and unconvolved.psf is not None and direction is not None:
