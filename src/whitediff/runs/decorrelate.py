@@ -286,7 +286,7 @@ def _cards_of_software(given: Difference, regions: list[Region], direction: str 
 def _complete(
     difference: Exposure,
     inputs: Mapping[str, Exposure],
-    direction: str | None,
+    direction: Direction | None,
     names: _Names,
     options: DecorrelateOptions,
 ) -> Exposure:
