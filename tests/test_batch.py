@@ -182,7 +182,6 @@ def test_files_in_a_manifest_stand_beside_it(tmp_path):
         {
             "science": "s3://bucket/a.fits",
             "template": "t.fits",
-            "science_psf": "psf.fits",
             "science_variance": "sigma:noise.fits",
             "kernel": "old.fits; /x/old2.fits",
         }
@@ -191,11 +190,17 @@ def test_files_in_a_manifest_stand_beside_it(tmp_path):
     assert item.science == "s3://bucket/a.fits"
     assert item.name == "a"
     assert item.options == {
-        "science_psf": str(tmp_path / "psf.fits"),
         "science_variance": f"sigma:{tmp_path / 'noise.fits'}",
         "kernel": (str(tmp_path / "old.fits"), "/x/old2.fits"),
     }
-    assert set(item.files) == {"science_psf", "science_variance", "kernel"}
+    assert set(item.files) == {"science_variance", "kernel"}
+    (item,) = make_items(
+        [{"science": "a.fits", "template": "t.fits", "science_psf": "psf.fits"}],
+        tmp_path / "m.csv",
+        tmp_path,
+        types=TYPES,
+    )
+    assert item.options == {"science_psf": str(tmp_path / "psf.fits")}
 
 
 def test_a_colon_in_a_name_is_part_of_it(pairs, tmp_path):
@@ -241,7 +246,10 @@ def test_nothing_is_written_that_is_read(tmp_path):
         ("science,template\n", r"m\.csv: has no rows"),
         ("science,template\na.fits,b.fits,c\n", "row 1 has not as many cells as the header"),
         ("science,template,kernel_ordr\na,b,1\n", "'kernel_ordr' is no option; is 'kernel_order'"),
-        ("science,template,kernel_order\na,b,x\n", r"row 1: kernel_order 'x': invalid literal"),
+        (
+            "science,template,kernel_order\na,b,x\n",
+            r"row 1: kernel_order 'x': 'x' is neither a number",
+        ),
         ("science,template\n1/a.fits,t\n2/a.fits,t\n", "rows 1 and 2 would both write 'a'"),
         ("science,template,name\na,b,../c\n", r"the name '\.\./c' must be a file's name"),
         ("science,template,products\na,b,sum\n", "'sum' is no product; products are difference"),

@@ -434,7 +434,7 @@ def test_bad_input_gets_one_sentence_and_no_output(run, subtracted, tmp_path):
         for text in expected:
             assert text in messages, (name, messages)
         assert set(tmp_path.iterdir()) == before, name
-    for name in ("c.csv", "c"):
+    for name in ("c.txt", "c"):
         code, _, messages = run("detect", difference, "--output", tmp_path / name, "-q")
         assert code == 1
         assert "must end in" in messages

@@ -44,7 +44,7 @@ STOPPED = """if True:
 
 MOMENTS = [
     "whitediff.runs.subtract:read_input",
-    "whitediff.formats.own.write:_further_hdus",
+    "whitediff.formats.finished:finish",
     "whitediff.runs.detect:detect",
     "whitediff.formats.catalogs:_write_ecsv",
     "whitediff.runs.report:write_report",
@@ -285,7 +285,7 @@ def test_outputs_may_be_called_like_our_own_files(tmp_path):
 
 def test_a_killed_run_leaves_nothing_beyond_the_next(pair, tmp_path):
     """One stopped, one killed, and both at work while a third one writes."""
-    where = "whitediff.formats.own.write:_further_hdus"
+    where = "whitediff.formats.finished:finish"
     killed = halted(where, *arguments(pair, tmp_path, "--threads", 1))
     living = halted("whitediff.runs.subtract:read_input", *arguments(pair, tmp_path))
     killed.kill()

@@ -161,6 +161,11 @@ class Result:
         """Of a cut-out: flux of the transient."""
         return self._first.made.flux
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Of a cut-out: why not to believe it."""
+        return self._first.made.problems
+
     @functools.cached_property
     def quality(self) -> Quality:
         """How good the difference is."""
