@@ -8,7 +8,9 @@ sentence with the value found and the remedy.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any, Self
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "TooFewSourcesError",
     "UsageError",
     "WhitediffError",
+    "naming",
     "one_line",
     "sentence",
 ]
@@ -57,26 +60,6 @@ class WhitediffError(Exception):
             To be raised.
         """
         error = cls(f"{file}: {text}", **known)
-        error.file = str(file)
-        return error
-
-    def about(self, file: object) -> Self:
-        """Error with its file, which is known now.
-
-        Parameters
-        ----------
-        file
-            File at fault, unless the error names one.
-
-        Returns
-        -------
-        error
-            The same, or one of its class that names the file.
-        """
-        if self.file is not None:
-            return self
-        error = copy.copy(self)
-        error.args = (f"{file}: {self}", *self.args[1:])
         error.file = str(file)
         return error
 
@@ -119,6 +102,30 @@ class FileFormatError(WhitediffError, OSError):
 
 class OutputExistsError(WhitediffError, FileExistsError):
     """The output is already there and overwriting was not allowed."""
+
+
+@contextlib.contextmanager
+def naming(file: object) -> Iterator[None]:
+    """Context whose errors name a file, unless they name one already.
+
+    Parameters
+    ----------
+    file
+        File at fault.
+
+    Yields
+    ------
+    None
+    """
+    try:
+        yield
+    except WhitediffError as error:
+        if error.file is not None:
+            raise
+        named = copy.copy(error)
+        named.args = (f"{file}: {error}", *error.args[1:])
+        named.file = str(file)
+        raise named from error
 
 
 def one_line(error: BaseException) -> str:

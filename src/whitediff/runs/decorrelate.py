@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import formats
 from ..direction import Direction, opposite
-from ..errors import ArgumentError
+from ..errors import ArgumentError, naming
 from ..exposures import decorrelation, masks
 from ..exposures.decorrelation import Decorrelation, DecorrelationOptions
 from ..exposures.model import Exposure
@@ -117,7 +117,8 @@ def run_decorrelation(
             "options": how,
         }
         exposures = (inputs["science"], inputs["template"], whole)
-        try:
+        # What is wrong with kernels and PSFs is wrong with the difference's.
+        with naming(names.difference):
             at_one_place = options.x_center is not None or options.y_center is not None
             if len(regions) > 1 and not at_one_place and not options.score:
                 result = decorrelate_regions(*exposures, regions, **common)
@@ -132,9 +133,6 @@ def run_decorrelation(
                     preconvolution_kernel=preconvolution,
                     **common,
                 )
-        except ArgumentError as error:
-            # What is wrong with kernels and PSFs is wrong with the difference's.
-            raise error.about(names.difference) from error
         if sources is not None:
             mark_sources(result.exposure, sources)
         begin("writing")

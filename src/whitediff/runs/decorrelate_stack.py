@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from .. import __version__, formats
-from ..errors import ArgumentError, UsageError
+from ..errors import UsageError, naming
 from ..exposures.model import Exposure
 from ..exposures.noise import PairSources, pair_sources
 from ..exposures.pipeline import mark_sources
@@ -81,7 +81,8 @@ def run_stack_decorrelation(
         }
         exposure, sources = _with_sources(exposure, sides, begin)
         begin("correction")
-        try:
+        # What is wrong with kernels and PSFs is wrong with the difference's.
+        with naming(name):
             result = decorrelate_stack(
                 exposure,
                 sides["science"],
@@ -89,8 +90,6 @@ def run_stack_decorrelation(
                 sources=None if sources is None else sources.either,
                 options=how,
             )
-        except ArgumentError as error:
-            raise error.about(name) from error
         if sources is not None:
             mark_sources(result.exposure, sources)
         begin("writing")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import math
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import formats
-from ..errors import ArgumentError, WhitediffError
+from ..errors import ArgumentError, naming
 from ..exposures.depth import Depth
 from ..exposures.depth import depth as depth_of
 from ..exposures.fields import ChebyshevField
@@ -305,7 +304,8 @@ def finished_products(
         del exposure, science, template
         pipeline = Pipeline(recipe, begin=record.begin)
         first = next(kind for kind in ("difference", "score", "matched") if kind in wanted)
-        with _both_named(names):
+        # Which of the two is at fault, the fit cannot know.
+        with naming(", ".join(names)):
             # It lets go of them as soon as it can.
             pair = inputs.pop(0), inputs.pop(0)
             one_by_one = (
@@ -319,15 +319,6 @@ def finished_products(
                     report_inputs_floor(made.decorrelation, *names)
                 yield Finished(made, cards | more, record)
                 del made
-
-
-@contextlib.contextmanager
-def _both_named(names: tuple[str, str]) -> Iterator[None]:
-    """Name both images in an error that names no file: the fit cannot know which is at fault."""
-    try:
-        yield
-    except WhitediffError as error:
-        raise error.about(", ".join(names)) from error
 
 
 def _told_options(options: SubtractOptions) -> dict[str, Any]:
