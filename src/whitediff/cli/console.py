@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import click
 
-from ..memory import limited_memory, return_freed_memory
+from ..memory import limited_memory, return_freed_memory, trim
 from ..messages import OnceEach
 
 __all__ = [
@@ -129,6 +129,8 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
             except Exception as error:
                 heed()
                 fail(error, verbose=verbose)
+            finally:
+                trim()
 
     return wrapper
 
