@@ -38,11 +38,11 @@ def main() -> int:
 def _soak(number: int, directory: Path) -> int:
     """Subtract, and tell of the processes that grow."""
     grown = 0
-    for memories, settled in (
-        ([in_one_process(number, directory)], SETTLED),
-        (in_a_batch(number, directory), SETTLED // 2),
+    for soaked, settled in (
+        (lambda: [in_one_process(number, directory)], SETTLED),
+        (lambda: in_a_batch(number, directory), SETTLED // 2),
     ):
-        for memory in memories:
+        for memory in soaked():
             growth = memory.growth(min(settled, len(memory.resident) // 3))
             print(f"{memory}; grown by {growth / 1e6:.1f} MB", flush=True)
             grown += growth > GROWTH

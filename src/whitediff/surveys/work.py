@@ -24,7 +24,7 @@ from ..errors import WhitediffError, sentence
 from ..exposures.model import Exposure
 from ..formats.files import split_extension
 from ..formats.limits import Limits, within
-from ..memory import limited_memory, return_freed_memory
+from ..memory import limited_memory, return_freed_memory, trim
 from ..messages import OnceEach
 from ..options import from_words
 from ..outputs import remove_leftovers
@@ -99,7 +99,10 @@ def process(order: Order) -> Record:
             within(order.limits),
             dated(order.date),
         ):
-            return _process(order)
+            try:
+                return _process(order)
+            finally:
+                trim()
 
 
 def _process(order: Order) -> Record:
