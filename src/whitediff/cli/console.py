@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import click
 
-from ..memory import limited_memory, return_freed_memory, trim
+from ..memory import limited_memory, return_freed_memory
 from ..messages import OnceEach
 
 __all__ = [
@@ -129,8 +129,6 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
             except Exception as error:
                 heed()
                 fail(error, verbose=verbose)
-            finally:
-                trim()
 
     return wrapper
 

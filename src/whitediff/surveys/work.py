@@ -30,7 +30,7 @@ from ..exposures.model import Exposure
 from ..exposures.psf import psf_image
 from ..formats.files import split_extension
 from ..formats.limits import Limits, within
-from ..memory import limited_memory, return_freed_memory, trim
+from ..memory import limited_memory, return_freed_memory
 from ..messages import OnceEach
 from ..outputs import remove_leftovers
 from ..runs.subtract import Written, run_subtraction
@@ -131,10 +131,7 @@ def process(order: Order) -> Record:
             within(order.limits),
             dated(order.date),
         ):
-            try:
-                return _process(order)
-            finally:
-                trim()
+            return _process(order)
 
 
 def _process(order: Order) -> Record:
