@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["limited_memory", "return_freed_memory", "trim"]
+__all__ = ["limited_memory", "return_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PLANE, _SMALL_PLANE = 15 << 20, 1 << 20
@@ -27,33 +27,26 @@ def return_freed_memory(least: int = _PLANE) -> None:
     least
         Bytes from which memory is asked from the system and given back, one plane at a time.
     """
+    _tell_allocator("mallopt", _M_MMAP_THRESHOLD, least)
+    _tell_allocator("mallopt", _M_TRIM_THRESHOLD, 4 * least)
+
+
+def _tell_allocator(function: str, *numbers: int) -> None:
+    """Call a function of glibc's allocator, where there is one."""
     if sys.platform != "linux":
         return
     import ctypes
 
     with contextlib.suppress(AttributeError, OSError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, least)
-        library.mallopt(_M_TRIM_THRESHOLD, 4 * least)
+        getattr(ctypes.CDLL(None), function)(*numbers)
 
 
-def trim() -> None:
-    """Have the C library give back what a run has left scattered over its heap.
-
-    Small arrays that die between others that live leave holes of pages, tens of MB after some
-    hundred runs in one process: objects are no more, but the process grows.  It takes some
-    milliseconds.
-    """
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def limited_memory(number: int | None, directory: Path | None) -> AbstractContextManager[None]:
+@contextlib.contextmanager
+def limited_memory(number: int | None, directory: Path | None) -> Iterator[None]:
     """Context in which a run keeps to an amount of memory: the option ``--memory``.
+
+    When it ends, the C library gives back what the run has left scattered over its heap: small
+    arrays that die between others that live leave holes of whole pages.
 
     Parameters
     ----------
@@ -62,13 +55,16 @@ def limited_memory(number: int | None, directory: Path | None) -> AbstractContex
     directory
         Of the output, where large planes live meanwhile.
 
-    Returns
-    -------
-    context
-        `whitediff.planes.memory_limit`.
+    Yields
+    ------
+    None
     """
     from .planes import memory_limit
 
     if number is not None:
         return_freed_memory(_SMALL_PLANE)
-    return memory_limit(number, directory)
+    try:
+        with memory_limit(number, directory):
+            yield
+    finally:
+        _tell_allocator("malloc_trim", 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..dates import dated, given_date
 from ..formats.limits import Limits, within
-from ..memory import limited_memory, trim
+from ..memory import limited_memory
 from ..outputs import together
 from ..planes import has_limit
 from ..threads import using_threads
@@ -33,7 +33,6 @@ def on_machine(options: RunningOptions, output: Path | None = None) -> Iterator[
     None
     """
     with contextlib.ExitStack() as stack:
-        stack.callback(trim)
         if options.threads is not None:
             stack.enter_context(using_threads(options.threads))
         limits = Limits(options.max_memory, options.checksums, options.follow_paths)

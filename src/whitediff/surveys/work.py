@@ -24,7 +24,7 @@ from ..errors import WhitediffError, sentence
 from ..exposures.model import Exposure
 from ..formats.files import split_extension
 from ..formats.limits import Limits, within
-from ..memory import limited_memory, return_freed_memory, trim
+from ..memory import limited_memory, return_freed_memory
 from ..messages import OnceEach
 from ..options import from_words
 from ..outputs import remove_leftovers
@@ -99,10 +99,7 @@ def process(order: Order) -> Record:
             within(order.limits),
             dated(order.date),
         ):
-            try:
-                return _process(order)
-            finally:
-                trim()
+            return _process(order)
 
 
 def _process(order: Order) -> Record:
