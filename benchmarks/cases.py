@@ -14,14 +14,14 @@ import scipy.fft
 
 import whitediff
 from whitediff.exposures import masks
-from whitediff.exposures.matching import MatchOptions, match
-from whitediff.exposures.preparation import pair_with_psf, prepare
-from whitediff.exposures.recipe import Recipe
-from whitediff.exposures.solution import Solution, make_product
 from whitediff.formats import read_exposure, write_exposure
 from whitediff.matching.design import FitOptions
+from whitediff.matching.exposures import MatchOptions, match
+from whitediff.matching.preparation import pair_with_psf, prepare
+from whitediff.numerics.threads import available_threads
+from whitediff.subtraction.recipe import Recipe
+from whitediff.subtraction.solution import Solution, make_product
 from whitediff.tasks import DecorrelateALKernelSpatialTask, DecorrelateALKernelTask
-from whitediff.threads import available_threads
 
 from . import baseline, scenes
 

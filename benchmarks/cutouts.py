@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 import whitediff
-from whitediff.convolution import convolve
 from whitediff.exposures.masks import UNTRUSTED_MASK_PLANES, flagged
-from whitediff.exposures.pipeline import Made
 from whitediff.formats import read_exposure
 from whitediff.matching.stamp import near
+from whitediff.numerics.convolution import convolve
+from whitediff.subtraction.pipeline import Made
 
 type Array = npt.NDArray[Any]
 

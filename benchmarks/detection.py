@@ -35,17 +35,17 @@ import sep
 from astropy.table import Table
 
 from whitediff import Exposure
-from whitediff.detection import expected_peaks
+from whitediff.decorrelation.exposures import CorrectionOptions
+from whitediff.defects.exposures import NO_DEFECTS
+from whitediff.detection.exposures import DetectionOptions, detect, forced_photometry
+from whitediff.detection.peaks import expected_peaks
+from whitediff.evaluation.simulation import PsfModel, SimulationOptions, simulate
 from whitediff.exposures import kernels, masks
-from whitediff.exposures.decorrelation import CorrectionOptions
-from whitediff.exposures.defects import NO_DEFECTS
-from whitediff.exposures.detection import DetectionOptions, detect, forced_photometry
-from whitediff.exposures.preparation import PreparationOptions
 from whitediff.exposures.psf import KernelPointSpreadFunction
-from whitediff.exposures.recipe import Recipe
-from whitediff.exposures.solution import Solution, make_product, subtracted
-from whitediff.simulation import PsfModel, SimulationOptions, simulate
-from whitediff.threads import available_threads
+from whitediff.matching.preparation import PreparationOptions
+from whitediff.numerics.threads import available_threads
+from whitediff.subtraction.recipe import Recipe
+from whitediff.subtraction.solution import Solution, make_product, subtracted
 
 type Array = npt.NDArray[Any]
 

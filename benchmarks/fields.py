@@ -24,9 +24,9 @@ import scipy.signal
 from astropy.io import fits
 from astropy.table import Table
 
+from whitediff.detection.catalog import believed
+from whitediff.detection.exposures import detect, forced_photometry
 from whitediff.errors import WhitediffError
-from whitediff.exposures.catalog import believed
-from whitediff.exposures.detection import detect, forced_photometry
 from whitediff.formats import read_exposure
 
 from .field_scenes import KINDS, Field, field

@@ -14,8 +14,9 @@ from whitediff.exposures import kernels
 from whitediff.exposures.kernels import ConvolutionKernel
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.psf import KernelPointSpreadFunction
-from whitediff.exposures.subtraction import preconvolved, subtract
 from whitediff.formats import read_exposure
+from whitediff.matching.convolution import preconvolved
+from whitediff.subtraction.difference import subtract
 
 __all__ = ["Scene", "files", "read"]
 

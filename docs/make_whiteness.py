@@ -11,14 +11,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from whitediff.exposures.boxes import Box
 
 from whitediff import Exposure
-from whitediff.convolution import convolve
+from whitediff.decorrelation.exposures import DecorrelationOptions, decorrelate
 from whitediff.diagnostics.measure import whiteness_map
 from whitediff.exposures import kernels
-from whitediff.exposures.decorrelation import DecorrelationOptions, decorrelate
-from whitediff.exposures.subtraction import subtract
+from whitediff.exposures.boxes import Box
+from whitediff.numerics.convolution import convolve
+from whitediff.subtraction.difference import subtract
 
 SIZE, REALISATIONS = 1200, 16
 BOX = Box.from_shape((SIZE, SIZE))

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from whitediff import Exposure
+from whitediff.alignment.mapping import positions_on
+from whitediff.evaluation.simulation import PsfModel
 from whitediff.exposures import masks
-from whitediff.exposures.mapping import positions_on
 from whitediff.formats import write_exposure
-from whitediff.simulation import PsfModel
 
 type Array = npt.NDArray[Any]
 

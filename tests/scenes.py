@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from whitediff.simulation import PsfModel, matching_kernel
+from whitediff.evaluation.simulation import PsfModel, matching_kernel
 
 type Array = npt.NDArray[Any]
 
@@ -104,6 +104,6 @@ def fails_or_dies(item: int) -> int:
 
 def difference_of(science: Any, template: Any) -> Any:
     """Difference that the pipeline makes of two exposures."""
-    from whitediff.exposures.pipeline import make_all
+    from whitediff.subtraction.pipeline import make_all
 
     return make_all(science, template)["difference"].difference

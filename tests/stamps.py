@@ -15,10 +15,10 @@ import scipy.special
 
 import whitediff
 from whitediff.errors import TooFewSourcesError
-from whitediff.exposures.cutouts import kernel_source
-from whitediff.exposures.pipeline import cutout_made
-from whitediff.exposures.preparation import PreparationOptions
-from whitediff.exposures.recipe import CutoutOptions, Recipe
+from whitediff.matching.preparation import PreparationOptions
+from whitediff.subtraction.cutouts import kernel_source
+from whitediff.subtraction.pipeline import cutout_made
+from whitediff.subtraction.recipe import CutoutOptions, Recipe
 
 _CORE = ((0.8, 1.0), (0.2, 2.2))
 """Parts of a PSF's flux, and their widths over the core's."""

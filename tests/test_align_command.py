@@ -23,10 +23,10 @@ from astropy.table import Table
 
 from grids import Scene, flux_ratios, residuals, sky_header
 from whitediff import Exposure
+from whitediff.detection.exposures import forced_photometry
 from whitediff.exposures import masks
-from whitediff.exposures.detection import forced_photometry
 from whitediff.formats import read_exposure, write_exposure
-from whitediff.noise import NoiseCovariance
+from whitediff.numerics.covariance import NoiseCovariance
 from whitediff.runs.cards import report_noise_floor
 
 METHODS = ("interpolating", "adaptive")

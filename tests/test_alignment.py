@@ -16,14 +16,14 @@ import pytest
 from astropy.io import fits
 
 from whitediff import Exposure
+from whitediff.alignment.exposures import aligned_template
 from whitediff.errors import ArgumentError, DataError
-from whitediff.exposures.alignment import aligned_template
+from whitediff.evaluation.simulation import SimulationOptions, simulate
 from whitediff.exposures.kernels import constant_kernel
-from whitediff.exposures.pipeline import aligned_as_before
-from whitediff.exposures.preparation import PreparationOptions, prepare
-from whitediff.exposures.recipe import Recipe
-from whitediff.exposures.solution import Solution
-from whitediff.simulation import SimulationOptions, simulate
+from whitediff.matching.preparation import PreparationOptions, prepare
+from whitediff.subtraction.pipeline import aligned_as_before
+from whitediff.subtraction.recipe import Recipe
+from whitediff.subtraction.solution import Solution
 
 SHAPE = (300, 320)
 

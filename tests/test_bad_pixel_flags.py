@@ -23,13 +23,13 @@ from astropy.table import Table
 
 from marks import in_turn
 from whitediff import Exposure
-from whitediff.exposures.catalog import believed, source_flags
-from whitediff.exposures.detection import detections, forced_photometry
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.recipe import Recipe
-from whitediff.profiles import FWHM_TO_SIGMA
-from whitediff.simulation import PsfModel, SimulationOptions, simulate
-from whitediff.sources import RESIDUAL
+from whitediff.detection.catalog import believed, source_flags
+from whitediff.detection.exposures import detections, forced_photometry
+from whitediff.evaluation.simulation import PsfModel, SimulationOptions, simulate
+from whitediff.noise.sources import RESIDUAL
+from whitediff.numerics.profiles import FWHM_TO_SIGMA
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 FRAME, SIGMA = (60, 70), 1.7
 LOST, CONTAMINATED = 0.15, 0.3

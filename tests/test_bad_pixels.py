@@ -20,16 +20,15 @@ from marks import slow_after
 from scenes import gaussian
 from whitediff import Exposure
 from whitediff.errors import DataError, TooFewSourcesError
-from whitediff.exposures import matching
-from whitediff.exposures.matching import MatchOptions, match
-from whitediff.exposures.noise import untrusted_pixels, variance_factor
-from whitediff.exposures.preparation import prepare, with_own_psf
+from whitediff.evaluation.simulation import PsfModel, SimulationOptions, simulate
 from whitediff.formats import read_exposure
-from whitediff.interpolation import patched
-from whitediff.matching.candidates import StarImage, choose_candidates, cut_stamps, find_sources
+from whitediff.matching.exposures import MatchOptions, _judge_sum, match
 from whitediff.matching.fluxes import ComparedImages, FluxRatio, flux_ratio
+from whitediff.matching.preparation import prepare, with_own_psf
 from whitediff.matching.psf import star_width
-from whitediff.simulation import PsfModel, SimulationOptions, simulate
+from whitediff.noise.exposures import untrusted_pixels, variance_factor
+from whitediff.numerics.interpolation import patched
+from whitediff.stars.candidates import StarImage, choose_candidates, cut_stamps, find_sources
 
 OPTIONS = MatchOptions(convolved="auto", choose_order="bic")
 KINDS = {
@@ -429,8 +428,8 @@ def test_photometry_of_stars_is_unbiased(rng):
 
 def test_a_sum_that_photometry_contradicts_is_said(caplog):
     with pytest.raises(DataError, match=r"has the sum 0\.063, but 30 sources are 1 ± 0\.01"):
-        matching._judge_sum(0.063, FluxRatio(1.0, 0.01, 30))
-    matching._judge_sum(0.91, FluxRatio(1.0, 0.01, 30))
+        _judge_sum(0.063, FluxRatio(1.0, 0.01, 30))
+    _judge_sum(0.91, FluxRatio(1.0, 0.01, 30))
     assert "fluxes may be off by 9%" in caplog.text
     caplog.clear()
     # Within its errors; less than 2.5 %; and unknown.
@@ -439,7 +438,7 @@ def test_a_sum_that_photometry_contradicts_is_said(caplog):
         FluxRatio(0.93, 0.001, 90),
         FluxRatio(np.nan, np.nan, 2),
     ):
-        matching._judge_sum(0.91, value)
+        _judge_sum(0.91, value)
     assert not caplog.text
 
 

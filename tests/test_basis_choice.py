@@ -23,12 +23,13 @@ from astropy.io import fits
 from marks import slow_after
 from whitediff import Exposure
 from whitediff.errors import ArgumentError
-from whitediff.exposures.matching import MatchOptions, match
-from whitediff.exposures.preparation import prepare
 from whitediff.formats import write_exposure
 from whitediff.matching.basis import delta_basis, elliptical_basis, gaussian_basis, spline_basis
 from whitediff.matching.choice import Trial, is_better, mean_moments
-from whitediff.matching.normals import Stamps, normal_equations
+from whitediff.matching.exposures import MatchOptions, match
+from whitediff.matching.normals import normal_equations
+from whitediff.matching.preparation import prepare
+from whitediff.stars.stamps import Stamps
 
 SCALE = 0.8
 """Science image's flux over the template's."""

@@ -534,7 +534,7 @@ def test_failures_by_the_machine_are_not_final(pairs, tmp_path, monkeypatch):
 def test_a_worker_has_as_many_threads_as_it_is_told(pairs, tmp_path, monkeypatch, threads):
     import threadpoolctl
 
-    from whitediff.threads import available_threads, use_threads
+    from whitediff.numerics.threads import available_threads, use_threads
 
     seen = {}
 

@@ -22,22 +22,19 @@ import pytest
 
 from marks import slow_after
 from whitediff import Exposure
-from whitediff.detection import (
-    Peaks,
-    Responses,
+from whitediff.detection.catalog import believed
+from whitediff.detection.exposures import detections
+from whitediff.detection.peaks import Peaks, Responses, deblended, find_peaks
+from whitediff.evaluation.placing import add_stamp
+from whitediff.evaluation.simulated import simulated_exposure
+from whitediff.evaluation.simulation import PsfModel, SimulationOptions, simulate
+from whitediff.noise.significance import (
     Significance,
-    deblended,
-    find_peaks,
+    point_source_significance,
     self_response,
-    significance,
 )
-from whitediff.exposures.catalog import believed
-from whitediff.exposures.detection import detections
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.recipe import Recipe
-from whitediff.exposures.simulated import simulated_exposure
-from whitediff.injection import add_stamp
-from whitediff.simulation import PsfModel, SimulationOptions, simulate
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 FRAME = (120, 130)
 MODEL = PsfModel(sigma=2.0, frame=FRAME)
@@ -81,7 +78,7 @@ def test_rings_of_a_source_with_photon_noise_are_none(rng):
         add_stamp(image, ratio * unit * psf, x, y)
     variance = 1 + np.maximum(image, 0)
     image += rng.normal(size=FRAME) * np.sqrt(variance)
-    found = significance(image, variance, np.ones(FRAME, bool), psf)
+    found = point_source_significance(image, variance, np.ones(FRAME, bool), psf)
     peaks = find_peaks(found, 5)
     responses = Responses(self_response(psf)[None], np.zeros(1), np.zeros(1))
     blends = deblended(peaks, 5, responses)

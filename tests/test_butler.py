@@ -32,13 +32,13 @@ from astropy.table import QTable
 
 from scenes import command
 from surveys import copy_pair, make_pairs, write_manifest
+from whitediff.decorrelation.exposures import decorrelate
 from whitediff.errors import ArgumentError, FileFormatError, OutputExistsError, WhitediffError
 from whitediff.exposures.boxes import Box
-from whitediff.exposures.decorrelation import decorrelate
 from whitediff.exposures.foreign import adapted
-from whitediff.exposures.subtraction import subtract
 from whitediff.formats import read_exposure
 from whitediff.formats.archive.convert import lsst_box, lsst_kernel, masked_image
+from whitediff.subtraction.difference import subtract
 
 pytest.importorskip("lsst.ctrl.mpexec")
 
@@ -48,14 +48,8 @@ from lsst.images import MaskedImage
 from lsst.pipe.base import testUtils
 
 from whitediff.formats.catalogs import read_catalog
-from whitediff.rubin.repository import (
-    check_repository,
-    ingest,
-    init_repository,
-)
-from whitediff.rubin.repository import (
-    make_pairs as pairs_of,
-)
+from whitediff.rubin.repository import check_repository, ingest, init_repository
+from whitediff.rubin.repository import make_pairs as pairs_of
 from whitediff.rubin.running import bps_file, pipeline_file, pipelines, run_pipeline
 from whitediff.surveys.manifest import read_rows
 from whitediff.tasks import (
@@ -542,7 +536,7 @@ def test_sources_on_scores_are_those_of_the_command(repo, pairs, tmp_path):
 @pytest.mark.slow
 def test_a_score_stays_a_score(repo, pairs, tmp_path):
     """As task and Butler hand it over, in their file, in copies and in parts of it."""
-    from whitediff.exposures.detection import detect
+    from whitediff.detection.exposures import detect
     from whitediff.formats import write_exposure
     from whitediff.formats.record import is_score
 

@@ -19,11 +19,7 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 
 from whitediff.errors import FileFormatError, OutputExistsError
-from whitediff.formats.catalogs import (
-    read_catalog,
-    write_catalog,
-    write_regions,
-)
+from whitediff.formats.catalogs import read_catalog, write_catalog, write_regions
 from whitediff.paths import check_catalog_path
 
 KINDS = ["ecsv", "fits", "parquet"]

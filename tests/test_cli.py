@@ -22,14 +22,16 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from scenes import gaussian
-from whitediff import Exposure, decorrelation, fourier
-from whitediff.convolution import convolve
+from whitediff import Exposure
+from whitediff.evaluation.simulation import PsfModel, matching_kernel
 from whitediff.exposures import kernels
 from whitediff.exposures.boxes import Box
 from whitediff.exposures.psf import KernelPointSpreadFunction
-from whitediff.exposures.subtraction import convolved_exposure
 from whitediff.formats import read_exposure, write_exposure
-from whitediff.simulation import PsfModel, matching_kernel
+from whitediff.matching.convolution import convolved_exposure
+from whitediff.numerics import fourier
+from whitediff.numerics.convolution import convolve
+from whitediff.numerics.convolution import reflected as reflected_kernel
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +65,8 @@ def measured(run, path, tmp_path, *options):
 def test_importing_whitediff_is_light():
     code = """if True:
         import sys
-        import whitediff, whitediff.decorrelation, whitediff.simulation, whitediff.sources
-        import whitediff.convolution, whitediff.stats, whitediff.fourier, whitediff.cli.main
+        import whitediff.cli.main, whitediff.decorrelation, whitediff.evaluation.simulation
+        import whitediff.noise.sources, whitediff.numerics.convolution, whitediff.numerics.stats
         heavy = [m for m in sys.modules if m.split(".")[0] in ("lsst", "matplotlib", "astropy")]
         assert not heavy, heavy
         assert "decorrelate" in dir(whitediff)
@@ -295,7 +297,7 @@ def test_score_mode(run, tmp_path, rng):
     model = PsfModel(sigma=2.0, frame=shape, ellipticity=(0.1, 0.05), offset=(0.4, -0.3))
     science_psf, template_psf = model.stamp(0, 0, size=31), gaussian(31, 2.4)
     science_psf /= science_psf.sum()
-    reflected = decorrelation.reflected(science_psf)
+    reflected = reflected_kernel(science_psf)
     target = convolve(np.pad(science_psf, 32), reflected)
     kernel = matching_kernel(target, np.pad(template_psf, 32), size=35, kernel_sum=1.0)
     truth = np.zeros(shape)
@@ -745,7 +747,7 @@ def test_unexpected_errors_show_no_traceback(run, simulated, tmp_path, monkeypat
     def explode(*args, **kwargs):
         raise RuntimeError("the sky fell\ndown")
 
-    monkeypatch.setattr("whitediff.exposures.decorrelation.decorrelate", explode)
+    monkeypatch.setattr("whitediff.decorrelation.exposures.decorrelate", explode)
     code, _, messages = run("decorrelate", *triple(simulated), "--output", tmp_path / "o.fits")
     assert code == 1
     assert "Unexpected RuntimeError: the sky fell down." in messages

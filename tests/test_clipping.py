@@ -12,10 +12,10 @@ from astropy.io import fits
 
 from marks import slow_after
 from whitediff import Exposure
-from whitediff.clipping import find_floor
+from whitediff.defects.clipping import find_floor
 from whitediff.errors import DataError
-from whitediff.exposures.preparation import prepare
 from whitediff.formats import read_exposure
+from whitediff.matching.preparation import prepare
 
 
 def stars(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -10,9 +10,9 @@ import pytest
 
 from marks import slow_after
 from whitediff import Exposure
-from whitediff.exposures.matching import MatchOptions, match
-from whitediff.exposures.preparation import prepare
-from whitediff.profiles import FWHM_TO_SIGMA
+from whitediff.matching.exposures import MatchOptions, match
+from whitediff.matching.preparation import prepare
+from whitediff.numerics.profiles import FWHM_TO_SIGMA
 
 SIZE, SKY, SCALE = 600, 400.0, 1.3
 FWHM = 4.5, 3.7

@@ -9,8 +9,8 @@ import pytest
 import scipy.ndimage
 
 from scenes import direct_convolution
-from whitediff.convolution import convolve, convolve_sparse, convolve_varying
 from whitediff.errors import ArgumentError
+from whitediff.numerics.convolution import convolve, convolve_sparse, convolve_varying
 
 
 @pytest.mark.parametrize("kernel_shape", [(5, 5), (4, 6), (3, 8), (1, 1)])
@@ -43,7 +43,7 @@ def test_varying_weights_over_several_tiles(rng, kernel_shape, monkeypatch):
     )
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, expected, atol=2e-6 * np.abs(expected).max())
-    monkeypatch.setattr("whitediff.threads._chosen", 1)
+    monkeypatch.setattr("whitediff.numerics.threads._chosen", 1)
     alone = convolve_varying(image, kernels, lambda rows, columns: fields[:, rows, columns])
     np.testing.assert_array_equal(result, alone)
     with pytest.raises(ArgumentError, match="3 kernels need weights"):
@@ -88,7 +88,7 @@ def test_mirrored_edges_do_not_depend_on_threads(rng, monkeypatch):
     )
     result = convolved()
     np.testing.assert_allclose(result, expected, atol=2e-6 * np.abs(expected).max())
-    monkeypatch.setattr("whitediff.threads._chosen", 1)
+    monkeypatch.setattr("whitediff.numerics.threads._chosen", 1)
     np.testing.assert_array_equal(result, convolved())
 
 

@@ -13,16 +13,33 @@ import numpy as np
 import pytest
 
 from scenes import circulant, gaussian, moffat_kernel, place
-from whitediff import decorrelation, fourier
-from whitediff.convolution import convolve
+from whitediff.decorrelation.correction import (
+    ScoreCut,
+    _single_precision_suffices,
+    compact_kernel,
+    contaminated_pixels,
+    corrected_image,
+    corrected_psf,
+    depends_on_grid,
+    difference_correction,
+    estimated_variance,
+    filtered_image,
+    full_variance,
+    pixel_kernel,
+    score_correction,
+    white_variance,
+)
 from whitediff.errors import ArgumentError, DataError
+from whitediff.numerics import fourier
+from whitediff.numerics.convolution import convolve, reflected
+from whitediff.numerics.distrust import absolute_weight
 
 SVAR, TVAR = 40.0, 15.0
 ROUNDING = 1e-10  # of dense products of matrices of order 500
 
 
 def correction_for(kernel, shape, svar=SVAR, tvar=TVAR):
-    return decorrelation.difference_correction(
+    return difference_correction(
         kernel, unconvolved_variance=svar, convolved_variance=tvar, shape=shape
     )
 
@@ -68,7 +85,7 @@ def test_score_is_the_optimal_matched_filter():
     psf /= psf.sum()
     kernel = moffat_kernel(9)
     svar, tvar = 30.0, 10.0
-    correction = decorrelation.score_correction(
+    correction = score_correction(
         kernel, 5 * psf, science_variance=svar, template_variance=tvar, shape=shape
     )
     blur, match = circulant(place(psf, shape)), circulant(place(kernel, shape))
@@ -111,8 +128,8 @@ def test_transposed_inputs_give_transposed_outputs(rng):
     first = correction_for(kernel, (54, 44))
     second = correction_for(kernel.T, (44, 54))
     np.testing.assert_allclose(
-        decorrelation.corrected_image(first.correction_ft, image, shape=first.shape),
-        decorrelation.corrected_image(second.correction_ft, image.T, shape=second.shape).T,
+        corrected_image(first.correction_ft, image, shape=first.shape),
+        corrected_image(second.correction_ft, image.T, shape=second.shape).T,
         atol=1e-13,
     )
 
@@ -122,11 +139,9 @@ def test_flux_survives_a_kernel_sum_that_is_not_one():
     correction = correction_for(kernel, (160, 160), tvar=60.0)
     source = np.zeros((121, 121))
     source[50:71, 48:69] = 1000 * gaussian(21, 2.5)
-    corrected = decorrelation.corrected_image(correction.correction_ft, source, shape=(160, 160))
+    corrected = corrected_image(correction.correction_ft, source, shape=(160, 160))
     assert corrected.sum() == pytest.approx(1000, rel=1e-3)
-    psf = decorrelation.corrected_psf(
-        correction.correction_ft, source[30:91, 28:89], shape=(160, 160)
-    )
+    psf = corrected_psf(correction.correction_ft, source[30:91, 28:89], shape=(160, 160))
     np.testing.assert_allclose(
         psf, corrected[30:91, 28:89] / corrected[30:91, 28:89].sum(), atol=1e-6
     )
@@ -143,15 +158,13 @@ def test_corrected_noise_is_white_over_many_realisations(rng):
         science = rng.normal(0, np.sqrt(svar), shape)
         template = rng.normal(0, np.sqrt(tvar), shape)
         difference = science - convolve(template, kernel)
-        corrected = decorrelation.corrected_image(
-            correction.correction_ft, difference, shape=correction.shape
-        )
+        corrected = corrected_image(correction.correction_ft, difference, shape=correction.shape)
         inner = corrected[edge:-edge, edge:-edge]
         before += np.mean(difference[edge:-edge, edge:-edge] ** 2) / n
         for dy, dx in lags:
             other = corrected[edge + dy : 96 - edge + dy, edge + dx : 96 - edge + dx]
             lags[dy, dx] += np.mean(inner * other) / n
-    expected = decorrelation.white_variance(kernel.sum(), svar, tvar)
+    expected = white_variance(kernel.sum(), svar, tvar)
     pixels = n * inner.size
     assert lags[0, 0] == pytest.approx(expected, rel=4 * np.sqrt(2 / pixels))
     for lag, value in lags.items():
@@ -168,7 +181,7 @@ def test_corrected_image_against_an_explicit_matrix(rng):
     expected = (matrix_of(correction.correction_ft, correction.shape) @ embedded.ravel()).reshape(
         correction.shape
     )[:14, :12]
-    result = decorrelation.corrected_image(correction.correction_ft, image, shape=correction.shape)
+    result = corrected_image(correction.correction_ft, image, shape=correction.shape)
     np.testing.assert_allclose(result, expected, atol=1e-13)
 
 
@@ -186,7 +199,7 @@ def test_variance_planes_are_diagonals_of_dense_covariances(rng, shape):
         correct @ np.diag(embedded[0].ravel()) @ correct.T
         + convolved @ np.diag(embedded[1].ravel()) @ convolved.T
     ).reshape(shape)[:18, :17]
-    full = decorrelation.full_variance(
+    full = full_variance(
         planes[0],
         planes[1],
         unconvolved_fill=1.0,
@@ -198,7 +211,7 @@ def test_variance_planes_are_diagonals_of_dense_covariances(rng, shape):
     np.testing.assert_allclose(full, dense, rtol=1e-10)
     # Where the variance is constant, the estimate agrees with the full propagation.
     weights = correction.variance_weights
-    estimated = decorrelation.estimated_variance(planes[0], planes[1], weights)
+    estimated = estimated_variance(planes[0], planes[1], weights)
     np.testing.assert_allclose(
         estimated,
         planes[0] * (correct**2).sum(axis=1)[0] + planes[1] * (convolved**2).sum(axis=1)[0],
@@ -211,7 +224,7 @@ def test_full_variance_keeps_what_is_not_finite(rng):
     first[3, 4], first[5, 5], second[5, 5], second[7, 7] = np.nan, -np.inf, np.nan, np.inf
     first.flags.writeable = second.flags.writeable = False
     correction = correction_for(moffat_kernel(9), (30, 30))
-    result = decorrelation.full_variance(
+    result = full_variance(
         first,
         second,
         unconvolved_fill=30.0,
@@ -234,12 +247,12 @@ def test_non_finite_pixels_come_back_as_they_were(rng):
     filled[~np.isfinite(image)] = image[np.isfinite(image)].mean(dtype=np.float64)
     image.flags.writeable = False
     correction = correction_for(moffat_kernel(9), (40, 40))
-    result = decorrelation.corrected_image(correction.correction_ft, image, shape=(40, 40))
+    result = corrected_image(correction.correction_ft, image, shape=(40, 40))
     assert np.isnan(result[4, 4])
     assert result[9, 9] == np.inf
     assert result[12, 3] == -np.inf
     finite = np.isfinite(image)
-    expected = decorrelation.corrected_image(correction.correction_ft, filled, shape=(40, 40))
+    expected = corrected_image(correction.correction_ft, filled, shape=(40, 40))
     np.testing.assert_array_equal(result[finite], expected[finite])
 
 
@@ -265,9 +278,7 @@ def test_single_precision_costs_less_than_it_may(rng, scene, ratio):
     correction = correction_for(moffat_kernel(41), shape, 1.0, ratio)
 
     def corrected(pixels, sigma=None):
-        return decorrelation.corrected_image(
-            correction.correction_ft, pixels, shape=shape, sigma=sigma
-        )
+        return corrected_image(correction.correction_ft, pixels, shape=shape, sigma=sigma)
 
     double = corrected(image.astype(np.float64))
     assert double.dtype == np.float64
@@ -276,9 +287,7 @@ def test_single_precision_costs_less_than_it_may(rng, scene, ratio):
     cost = (np.abs(corrected(image, sigma=np.inf) - double) - rounding).max()
     sigmas = np.geomspace(1e-4, 1e9, 400)
     chosen = [
-        s
-        for s in sigmas
-        if decorrelation._single_precision_suffices(image, correction.correction_ft, shape, s)
+        s for s in sigmas if _single_precision_suffices(image, correction.correction_ft, shape, s)
     ]
     assert cost <= 1e-3 * chosen[0]
     for sigma in (30.0, 1e-3):
@@ -295,7 +304,7 @@ def test_noise_is_transformed_in_single_precision(rng, monkeypatch):
     correction = correction_for(gaussian(9, 1.5), (72, 72))
     dtypes.clear()
     for sigma, expected in ((30.0, np.float32), (1e-6, np.float64), (None, np.float64)):
-        decorrelation.corrected_image(correction.correction_ft, image, shape=(72, 72), sigma=sigma)
+        corrected_image(correction.correction_ft, image, shape=(72, 72), sigma=sigma)
         assert dtypes.pop() == expected
 
 
@@ -304,13 +313,13 @@ def test_contaminated_pixels_are_those_that_an_explicit_sum_names(shape):
     untrusted = np.zeros((38, 39), dtype=bool)
     untrusted[16, 17] = untrusted[30, 12] = True
     correction = correction_for(moffat_kernel(9), shape, 40.0, 8.0)
-    kernel = decorrelation.pixel_kernel(correction.correction_ft, shape=shape)
+    kernel = pixel_kernel(correction.correction_ft, shape=shape)
     # On the periodic grid, whatever is not in the frame is outside.
     meaningless = np.ones(shape)
     meaningless[:38, :39] = untrusted
     weight = (circulant(np.abs(kernel)) @ meaningless.ravel()).reshape(shape)[:38, :39]
     expected = weight > 0.01 * np.abs(kernel).sum()
-    result = decorrelation.contaminated_pixels(kernel, untrusted)
+    result = contaminated_pixels(kernel, untrusted)
     np.testing.assert_array_equal(result, expected)
     assert result[16, 17]
     assert result[16, 18]
@@ -320,11 +329,11 @@ def test_contaminated_pixels_are_those_that_an_explicit_sum_names(shape):
 
 def test_a_kernel_is_reflected_about_its_centre():
     odd = np.arange(15.0).reshape(3, 5)
-    np.testing.assert_array_equal(decorrelation.reflected(odd), odd[::-1, ::-1])
+    np.testing.assert_array_equal(reflected(odd), odd[::-1, ::-1])
     even = np.arange(16.0).reshape(4, 4)
     grid = place(even, (9, 9))
     expected = grid[-np.arange(9) % 9][:, -np.arange(9) % 9]
-    np.testing.assert_array_equal(place(decorrelation.reflected(even), (9, 9)), expected)
+    np.testing.assert_array_equal(place(reflected(even), (9, 9)), expected)
 
 
 @pytest.mark.parametrize("ratio", [0.3, 10.0, 1000.0])
@@ -337,10 +346,10 @@ def test_a_grid_that_matters_is_noticed(rng, ratio, background):
     results = []
     for grid in grids:
         correction = correction_for(kernel, grid, 1.0, ratio)
-        results.append(decorrelation.corrected_image(correction.correction_ft, image, shape=grid))
+        results.append(corrected_image(correction.correction_ft, image, shape=grid))
     moved = np.abs(results[0] - results[1]).max()
-    depends = decorrelation.depends_on_grid(
-        decorrelation.pixel_kernel(correction.correction_ft, shape=grid),
+    depends = depends_on_grid(
+        pixel_kernel(correction.correction_ft, shape=grid),
         image,
         margin=(grids[0][0] - 90, grids[0][1] - 84),
         sigma=sigma,
@@ -356,7 +365,7 @@ def test_absolute_weight_of_one_pixel_is_the_kernel_itself():
     kernel[0, 0], kernel[1, 2], kernel[-1, 0] = 0.5, -0.3, 0.2
     pixels = np.zeros((12, 13), dtype=bool)
     pixels[5, 5] = True
-    weight = decorrelation.absolute_weight(kernel, pixels)
+    weight = absolute_weight(kernel, pixels)
     expected = np.zeros((12, 13))
     expected[5, 5], expected[6, 7], expected[4, 5] = 0.5, 0.3, 0.2
     np.testing.assert_allclose(weight, expected, atol=1e-7)
@@ -364,7 +373,7 @@ def test_absolute_weight_of_one_pixel_is_the_kernel_itself():
 
 def test_score_stays_finite_where_both_spectra_vanish():
     psf, kernel = gaussian(41, 4.0), gaussian(41, 4.2)
-    correction = decorrelation.score_correction(
+    correction = score_correction(
         kernel, psf, science_variance=1.0, template_variance=10.0, shape=(64, 64)
     )
     assert np.isfinite(correction.correction_ft).all()
@@ -396,20 +405,18 @@ def test_refuses_variances_that_are_not_positive(value):
 def test_refuses_wrong_images():
     correction = correction_for(gaussian(5, 1.0), (16, 16))
     with pytest.raises(ArgumentError, match="larger than the grid"):
-        decorrelation.corrected_image(correction.correction_ft, np.zeros((20, 10)), shape=(16, 16))
+        corrected_image(correction.correction_ft, np.zeros((20, 10)), shape=(16, 16))
     with pytest.raises(ArgumentError, match="needs"):
-        decorrelation.corrected_image(correction.correction_ft, np.zeros((9, 9)), shape=(20, 20))
+        corrected_image(correction.correction_ft, np.zeros((9, 9)), shape=(20, 20))
     with pytest.raises(DataError, match="no finite pixel"):
-        decorrelation.corrected_image(
-            correction.correction_ft, np.full((9, 9), np.nan), shape=(16, 16)
-        )
+        corrected_image(correction.correction_ft, np.full((9, 9), np.nan), shape=(16, 16))
     with pytest.raises(ArgumentError, match="same shape"):
-        decorrelation.estimated_variance(np.ones((3, 3)), np.ones((3, 4)), (1.0, 1.0))
+        estimated_variance(np.ones((3, 3)), np.ones((3, 4)), (1.0, 1.0))
 
 
 def test_integer_variances_are_not_truncated():
     planes = [np.full((3, 3), value, dtype=np.int16) for value in (25, 9)]
-    result = decorrelation.estimated_variance(planes[0], planes[1], (1.5, 2.5))
+    result = estimated_variance(planes[0], planes[1], (1.5, 2.5))
     np.testing.assert_allclose(result, 25 * 1.5 + 9 * 2.5)
 
 
@@ -421,17 +428,15 @@ def test_a_compact_filter_is_the_transform(rng, star):
     image[200:203, 50] = np.nan
     small = correction_for(kernel, (384, 384))
     sigma = np.sqrt(SVAR + TVAR * kernel.sum() ** 2)
-    filters = decorrelation.pixel_kernel(small.correction_ft, shape=(384, 384))
-    compact = decorrelation.compact_kernel(filters, image, sigma=sigma)
+    filters = pixel_kernel(small.correction_ft, shape=(384, 384))
+    compact = compact_kernel(filters, image, sigma=sigma)
     assert compact is not None
     # A brighter star needs more of the filter.
     assert compact.shape[0] >= (33 if star else 1)
-    result = decorrelation.filtered_image(compact, image, sigma=sigma)
+    result = filtered_image(compact, image, sigma=sigma)
     shape = fourier.common_shape(image.shape, kernel.shape)
     full = correction_for(kernel, shape)
-    expected = decorrelation.corrected_image(
-        full.correction_ft, image.astype(np.float64), shape=shape
-    )
+    expected = corrected_image(full.correction_ft, image.astype(np.float64), shape=shape)
     good = np.isfinite(expected)
     np.testing.assert_array_equal(np.isfinite(result), good)
     rounding = np.finfo(np.float32).eps * np.abs(expected[good])
@@ -447,13 +452,13 @@ def test_a_compact_filter_holds_for_stars_of_any_width(rng, width, matching, rat
     star = gaussian(81, width)
     image[110:191, 90:171] += 60 * sigma * star / star.max()
     small = correction_for(kernel, (384, 384), svar=1.0, tvar=ratio)
-    filters = decorrelation.pixel_kernel(small.correction_ft, shape=(384, 384))
-    compact = decorrelation.compact_kernel(filters, image, sigma=sigma, precision=precision)
+    filters = pixel_kernel(small.correction_ft, shape=(384, 384))
+    compact = compact_kernel(filters, image, sigma=sigma, precision=precision)
     assert compact is not None
     shape = fourier.common_shape(image.shape, kernel.shape)
     full = correction_for(kernel, shape, svar=1.0, tvar=ratio)
-    expected = decorrelation.corrected_image(full.correction_ft, image, shape=shape)
-    moved = np.abs(decorrelation.filtered_image(compact, image, sigma=sigma) - expected)
+    expected = corrected_image(full.correction_ft, image, shape=shape)
+    moved = np.abs(filtered_image(compact, image, sigma=sigma) - expected)
     # Beyond the reach from the edges, at which grids differ.
     assert moved[60:-60, 60:-60].max() <= precision * sigma
 
@@ -461,9 +466,9 @@ def test_a_compact_filter_holds_for_stars_of_any_width(rng, width, matching, rat
 def test_a_filter_that_is_not_compact_is_none(rng):
     kernel = gaussian(31, 4.0)
     correction = correction_for(kernel, (384, 384), svar=1.0, tvar=1e6)
-    filters = decorrelation.pixel_kernel(correction.correction_ft, shape=(384, 384))
+    filters = pixel_kernel(correction.correction_ft, shape=(384, 384))
     image = 1e4 + rng.normal(size=(300, 300))
-    assert decorrelation.compact_kernel(filters, image, sigma=1.0) is None
+    assert compact_kernel(filters, image, sigma=1.0) is None
 
 
 def test_a_compact_score_filter_keeps_flux_and_significance():
@@ -480,17 +485,14 @@ def test_a_compact_score_filter_keeps_flux_and_significance():
         return float(filtered[0, 0]) / np.sqrt(SVAR * unconvolved + TVAR * convolved)
 
     options = {"science_variance": SVAR, "template_variance": TVAR, "shape": shape}
-    documented = decorrelation.score_correction(kernel, psf, **options)
-    compact = decorrelation.score_correction(
-        kernel, psf, **options, cut=decorrelation.ScoreCut(reach=24.0)
-    )
+    documented = score_correction(kernel, psf, **options)
+    compact = score_correction(kernel, psf, **options, cut=ScoreCut(reach=24.0))
     assert compact.correction_ft[0, 0] == pytest.approx(1, rel=1e-12)
     assert significance(compact) == pytest.approx(significance(documented), rel=2e-3)
     lag = np.minimum(np.arange(256), 256 - np.arange(256))
     far = np.hypot(lag[:, None], lag) > 24
     reach = [
-        np.abs(decorrelation.pixel_kernel(c.correction_ft, shape=shape))[far].sum()
-        for c in (documented, compact)
+        np.abs(pixel_kernel(c.correction_ft, shape=shape))[far].sum() for c in (documented, compact)
     ]
     assert reach[1] < 1e-10
     assert reach[0] > 0.1  # the documented one does reach that far: the test can fail

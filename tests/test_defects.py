@@ -37,12 +37,12 @@ from whitediff.defects.cosmic_rays import (
     sharp_pixels,
     sharpness,
 )
+from whitediff.defects.exposures import DefectOptions, with_defects
 from whitediff.defects.surface import surface
 from whitediff.defects.trails import find_trails, line_sums, trail_pixels
+from whitediff.detection.exposures import detect
 from whitediff.errors import ArgumentError
 from whitediff.exposures import masks
-from whitediff.exposures.defects import DefectOptions, with_defects
-from whitediff.exposures.detection import detect
 from whitediff.exposures.model import Exposure
 from whitediff.formats import read_exposure, write_exposure
 

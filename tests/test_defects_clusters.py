@@ -24,9 +24,9 @@ import scipy.ndimage
 import scipy.special
 
 from whitediff.defects.clusters import dead_clusters, equal_clusters
+from whitediff.defects.exposures import DefectOptions, with_defects
 from whitediff.defects.surface import MARGIN, surface
 from whitediff.exposures import masks
-from whitediff.exposures.defects import DefectOptions, with_defects
 from whitediff.exposures.model import Exposure
 
 type Array = npt.NDArray[Any]

@@ -22,15 +22,15 @@ import scipy.ndimage
 
 from marks import in_turn, slow_after
 from whitediff.defects.dead import dead_runs
+from whitediff.defects.exposures import DefectOptions, with_defects
+from whitediff.detection.exposures import detect
+from whitediff.evaluation.flaws import ImageOptions
+from whitediff.evaluation.simulated import simulated_exposure
+from whitediff.evaluation.simulation import Simulation, SimulationOptions, simulate
 from whitediff.exposures import masks
-from whitediff.exposures.defects import DefectOptions, with_defects
-from whitediff.exposures.detection import detect
 from whitediff.exposures.model import Exposure
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.recipe import Recipe
-from whitediff.exposures.simulated import simulated_exposure
-from whitediff.flaws import ImageOptions
-from whitediff.simulation import Simulation, SimulationOptions, simulate
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 type Array = npt.NDArray[Any]
 

@@ -21,12 +21,12 @@ import pytest
 import scipy.ndimage
 
 from marks import in_turn, slow_after
-from whitediff.exposures.detection import detect
-from whitediff.exposures.pipeline import make_again, make_all
-from whitediff.exposures.recipe import Recipe
-from whitediff.exposures.simulated import simulated_exposure
-from whitediff.flaws import ImageOptions
-from whitediff.simulation import Simulation, SimulationOptions, simulate
+from whitediff.detection.exposures import detect
+from whitediff.evaluation.flaws import ImageOptions
+from whitediff.evaluation.simulated import simulated_exposure
+from whitediff.evaluation.simulation import Simulation, SimulationOptions, simulate
+from whitediff.subtraction.pipeline import make_again, make_all
+from whitediff.subtraction.recipe import Recipe
 
 N = 384
 RAYS = round(1000 * (N / 1024) ** 2)

@@ -22,18 +22,18 @@ from astropy.table import QTable
 
 from scenes import command
 from whitediff import Exposure, read_catalog
-from whitediff.exposures.catalog import SPOILING_FLAGS, believed, headline, source_counts
-from whitediff.exposures.defects import DefectOptions
-from whitediff.exposures.depth import depth
-from whitediff.exposures.detection import DetectionOptions, detect
+from whitediff.defects.exposures import DefectOptions
+from whitediff.detection.catalog import SPOILING_FLAGS, believed, headline, source_counts
+from whitediff.detection.depth import depth
+from whitediff.detection.exposures import DetectionOptions, detect
+from whitediff.evaluation.placing import add_stamp
+from whitediff.evaluation.simulation import PsfModel, SimulationOptions, simulate
 from whitediff.exposures.kernels import interpolated_kernel
-from whitediff.exposures.matching import MatchOptions
-from whitediff.exposures.pipeline import make_again, make_all
-from whitediff.exposures.preparation import PreparationOptions
 from whitediff.exposures.psf import KernelPointSpreadFunction
-from whitediff.exposures.recipe import Recipe
-from whitediff.injection import add_stamp
-from whitediff.simulation import PsfModel, SimulationOptions, simulate
+from whitediff.matching.exposures import MatchOptions
+from whitediff.matching.preparation import PreparationOptions
+from whitediff.subtraction.pipeline import make_again, make_all
+from whitediff.subtraction.recipe import Recipe
 
 SIZE = 420
 SIGMAS = 4

@@ -20,14 +20,14 @@ from astropy.table import Table
 
 from scenes import command
 from whitediff import Exposure, read_catalog, write_catalog
+from whitediff.detection.catalog import headline
+from whitediff.detection.exposures import DetectionOptions, detect, forced_photometry
 from whitediff.errors import ArgumentError
-from whitediff.exposures.catalog import headline
-from whitediff.exposures.detection import DetectionOptions, detect, forced_photometry
+from whitediff.evaluation.placing import add_stamp
+from whitediff.evaluation.simulation import PsfModel
 from whitediff.exposures.kernels import interpolated_kernel
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.formats import write_exposure
-from whitediff.injection import add_stamp
-from whitediff.simulation import PsfModel
 
 SHAPE, YX0, VARIANCE = (300, 340), (40, -30), 25.0
 MODEL = PsfModel(sigma=1.8, frame=SHAPE, ellipticity=(0.1, -0.05), offset=(0.2, -0.1))

@@ -22,12 +22,12 @@ from astropy.table import Table
 from lsst.pipe.base import AlgorithmError, Struct, Task
 
 from whitediff import Exposure
+from whitediff.detection.catalog import believed
+from whitediff.detection.exposures import DetectionOptions, detect
 from whitediff.errors import ArgumentError
-from whitediff.exposures.catalog import believed
-from whitediff.exposures.detection import DetectionOptions, detect
+from whitediff.evaluation.placing import add_stamp
+from whitediff.evaluation.simulation import PsfModel
 from whitediff.exposures.masks import flagged
-from whitediff.injection import add_stamp
-from whitediff.simulation import PsfModel
 from whitediff.tasks import (
     BadSubtractionError,
     DetectAndMeasureConfig,

@@ -21,33 +21,35 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 
 from whitediff import Exposure
-from whitediff.detection import (
-    Peaks,
-    Responses,
-    Significance,
-    core,
-    deblended,
-    expected_peaks,
-    find_peaks,
-    noise_curvature,
-    response_curvature,
-    score_significance,
-    self_response,
-    significance,
-    values_at,
-)
-from whitediff.errors import ArgumentError
-from whitediff.exposures.detection import (
+from whitediff.detection.exposures import (
     DetectionOptions,
     detect,
     expected_false_detections,
     forced_photometry,
     significance_at,
 )
+from whitediff.detection.peaks import (
+    Peaks,
+    Responses,
+    deblended,
+    expected_peaks,
+    find_peaks,
+    noise_curvature,
+    response_curvature,
+    values_at,
+)
+from whitediff.errors import ArgumentError
+from whitediff.evaluation.placing import add_stamp
+from whitediff.evaluation.simulation import PsfModel
 from whitediff.exposures.kernels import interpolated_kernel
 from whitediff.exposures.psf import KernelPointSpreadFunction
-from whitediff.injection import add_stamp
-from whitediff.simulation import PsfModel
+from whitediff.noise.significance import (
+    Significance,
+    core,
+    point_source_significance,
+    score_significance,
+    self_response,
+)
 
 FRAME = (120, 140)
 MODEL = PsfModel(sigma=1.9, frame=FRAME, ellipticity=(0.15, -0.1), offset=(0.3, -0.2))
@@ -95,7 +97,7 @@ class TestSignificance:
         for plane in (image, variance, good):
             plane.flags.writeable = False
         psf = MODEL.image(0, 0)
-        found = significance(image, variance, good, psf)
+        found = point_source_significance(image, variance, good, psf)
         places = [(0, 0), (119, 139), (3, 5), (60, 60), (90, 91), (50, 72), (50, 69), (0, 71)]
         places += list(zip(rng.integers(0, 120, 30), rng.integers(0, 140, 30), strict=True))
         for y, x in places:
@@ -114,7 +116,7 @@ class TestSignificance:
         def psf(x, y):
             return PsfModel(sigma=1.2 + 0.01 * x, frame=FRAME).image(0, 0)
 
-        found = significance(image, variance, good, psf)
+        found = point_source_significance(image, variance, good, psf)
         for y, x in ((20, 10), (100, 30), (60, 90), (10, 130)):
             # The tile's middle is within half of 96 pixels.
             near = [
@@ -129,7 +131,7 @@ class TestSignificance:
         variance[:, 250:] *= 100
         image = (rng.normal(size=shape) * np.sqrt(variance)).astype(np.float32)
         good = rng.random(shape) > 0.05
-        found = significance(image, variance, good, MODEL.image(0, 0))
+        found = point_source_significance(image, variance, good, MODEL.image(0, 0))
         values = found.image[found.searched]
         # As many independent values as the response has areas: 4πσ².
         independent = values.size / (4 * math.pi * 1.9**2)
@@ -139,13 +141,17 @@ class TestSignificance:
     def test_one_bright_pixel_blurs_no_others(self, rng):
         image = rng.normal(size=(200, 200)).astype(np.float32)
         good = np.ones(image.shape, bool)
-        calm = significance(image, np.ones(image.shape), good, MODEL.image(0, 0)).image.copy()
+        calm = point_source_significance(
+            image, np.ones(image.shape), good, MODEL.image(0, 0)
+        ).image.copy()
         image[100, 100] = 1e9
-        found = significance(image, np.ones(image.shape), good, MODEL.image(0, 0)).image
+        found = point_source_significance(
+            image, np.ones(image.shape), good, MODEL.image(0, 0)
+        ).image
         np.testing.assert_allclose(found[:60], calm[:60], atol=5e-3)
 
     def test_nothing_good_is_nothing_found(self):
-        found = significance(
+        found = point_source_significance(
             np.full(FRAME, np.nan), np.ones(FRAME), np.ones(FRAME, bool), MODEL.image(0, 0)
         )
         assert found.pixels == 0
@@ -163,7 +169,10 @@ class TestSignificance:
         assert not found.image[~found.searched].any()
 
     def test_shapes_must_agree(self):
-        for function in (lambda *a: significance(*a, MODEL.image(0, 0)), score_significance):
+        for function in (
+            lambda *a: point_source_significance(*a, MODEL.image(0, 0)),
+            score_significance,
+        ):
             with pytest.raises(ArgumentError, match=r"\(3, 4\).*\(4, 3\)"):
                 function(np.zeros((3, 4)), np.zeros((4, 3)), np.zeros((3, 4), bool))
 
@@ -291,7 +300,7 @@ class TestTheory:
     def test_white_noise_has_as_many_peaks(self, rng, profile):
         psf = PsfModel(sigma=1.7, frame=FRAME, profile=profile, ellipticity=(0.15, 0.2)).image(0, 0)
         shape = (1400, 1400)
-        found = significance(
+        found = point_source_significance(
             rng.normal(0, 3, shape).astype(np.float32), np.full(shape, 9.0),
             np.ones(shape, bool), psf,
         )  # fmt: skip
@@ -332,7 +341,7 @@ class TestBlends:
         for x, y, ratio in ((40, 40, 300), (100, 100, 40), (107, 103, 30)):
             add_stamp(image, ratio * noise * psf, x, y)
         image += rng.normal(size=shape)
-        found = significance(image, np.ones(shape), np.ones(shape, bool), psf)
+        found = point_source_significance(image, np.ones(shape), np.ones(shape, bool), psf)
         peaks = find_peaks(found, 5)
         blends = deblended(peaks, 5, self.responses(psf))
         assert len(peaks) > 3

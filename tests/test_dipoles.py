@@ -20,14 +20,15 @@ import scipy.ndimage
 import scipy.spatial
 
 from whitediff import Exposure
-from whitediff.detection import Blends, Peaks, Significance
-from whitediff.dipoles import classified
-from whitediff.exposures.detection import DetectionOptions, detect
+from whitediff.detection.dipoles import classified
+from whitediff.detection.exposures import DetectionOptions, detect
+from whitediff.detection.peaks import Blends, Peaks
+from whitediff.detection.photometry import Frame, fit_blends
+from whitediff.evaluation.placing import add_stamp
+from whitediff.evaluation.simulation import PsfModel
 from whitediff.exposures.kernels import interpolated_kernel
 from whitediff.exposures.psf import KernelPointSpreadFunction
-from whitediff.injection import add_stamp
-from whitediff.photometry import Frame, fit_blends
-from whitediff.simulation import PsfModel
+from whitediff.noise.significance import Significance
 
 SIGMA = 2.0
 FWHM = 2.3548 * SIGMA

@@ -26,16 +26,16 @@ from astropy.table import Table
 from marks import slow_after
 from scenes import gaussian, moffat_kernel
 from whitediff import Exposure
-from whitediff.convolution import convolve
 from whitediff.decorrelation import difference_correction, mirrored_variance, score_correction
-from whitediff.detection import significance
-from whitediff.distrust import distrusted_pixels, holes, unsupported_pixels
+from whitediff.detection.exposures import detections, forced_photometry
+from whitediff.evaluation.simulation import SimulationOptions, simulate
 from whitediff.exposures import masks
-from whitediff.exposures.detection import detections, forced_photometry
 from whitediff.exposures.missing import missing_pixels, without_missing
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.recipe import Recipe
-from whitediff.simulation import SimulationOptions, simulate
+from whitediff.noise.significance import point_source_significance
+from whitediff.numerics.convolution import convolve
+from whitediff.numerics.distrust import distrusted_pixels, holes, unsupported_pixels
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 SIZE = 320
 WIDER = {"template": (2.0, 1.5), "science": (1.5, 2.0)}
@@ -187,7 +187,7 @@ def test_bad_pixels_cost_themselves(convolved, how, fraction, columns, where):
     pixels = (found.data / np.sqrt(found.variance))[good & free]
     assert robust_variance(pixels) == pytest.approx(1, abs=0.03)
     psf = found.psf.at(x=SIZE / 2, y=SIZE / 2)
-    filtered = significance(found.data, found.variance, good, psf)
+    filtered = point_source_significance(found.data, found.variance, good, psf)
     assert robust_variance(filtered.image[filtered.searched & free]) == pytest.approx(1, abs=0.08)
     # Fluxes at the true places, and no source that is none.
     transient = scene.sources["kind"] == "transient"

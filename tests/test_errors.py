@@ -11,13 +11,7 @@ import pickle
 
 import pytest
 
-from whitediff.errors import (
-    ArgumentError,
-    DataError,
-    FileFormatError,
-    TooFewSourcesError,
-    naming,
-)
+from whitediff.errors import ArgumentError, DataError, FileFormatError, TooFewSourcesError, naming
 
 
 def chain(error):

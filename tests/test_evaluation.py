@@ -20,7 +20,7 @@ from scenes import circulant, fails_or_dies, gaussian, moffat_psfs, place
 from whitediff import Exposure
 from whitediff.diagnostics.completeness import all_sources, summarise
 from whitediff.errors import ArgumentError, WhitediffError
-from whitediff.evaluation import (
+from whitediff.evaluation.completeness import (
     binned_completeness,
     fit_completeness,
     ideal_completeness,
@@ -29,14 +29,19 @@ from whitediff.evaluation import (
     match_highest,
     mean_and_width,
 )
-from whitediff.exposures.evaluation import EvaluationOptions, Setting, evaluate, realise
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.preparation import PreparationOptions
-from whitediff.exposures.recipe import Recipe
-from whitediff.exposures.simulated import simulated_exposure
+from whitediff.evaluation.exposures import (
+    EvaluationOptions,
+    Setting,
+    evaluate,
+    realise,
+)
+from whitediff.evaluation.simulated import simulated_exposure
+from whitediff.evaluation.simulation import SimulationOptions, simulate
 from whitediff.formats import write_exposure
-from whitediff.processes import in_processes
-from whitediff.simulation import SimulationOptions, simulate
+from whitediff.matching.preparation import PreparationOptions
+from whitediff.numerics.processes import in_processes
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 SCENE = {
     "shape": (300, 320), "stars": 40, "galaxies": 0, "transients": 0, "science_psf": 1.9,
@@ -385,7 +390,7 @@ def test_the_command_on_files(run, files, tmp_path):
 
 @pytest.mark.slow
 def test_a_failed_realisation_is_reported(run, tmp_path, monkeypatch, realisations):
-    from whitediff.exposures import evaluation
+    from whitediff.evaluation.completeness import exposures as evaluation
 
     def sometimes(setting, number):
         if number == 1:

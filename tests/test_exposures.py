@@ -22,10 +22,10 @@ from lsst.images.serialization import read_archive, write_archive
 from marks import slow_after
 from scenes import direct_convolution, gaussian, moffat_kernel, moffat_psfs
 from whitediff import Exposure
+from whitediff.decorrelation.exposures import DecorrelationOptions, decorrelate, refuse_white
 from whitediff.errors import ArgumentError, DataError
 from whitediff.exposures import foreign, kernels, masks
 from whitediff.exposures.boxes import Box
-from whitediff.exposures.decorrelation import DecorrelationOptions, decorrelate, refuse_white
 from whitediff.exposures.fields import scattered_fit
 from whitediff.exposures.psf import (
     KernelPointSpreadFunction,
@@ -33,7 +33,6 @@ from whitediff.exposures.psf import (
     sampled_psf,
     scattered_psf,
 )
-from whitediff.exposures.subtraction import subtract
 from whitediff.formats.archive.convert import (
     StoredPointSpreadFunction,
     lsst_box,
@@ -43,6 +42,7 @@ from whitediff.formats.archive.convert import (
     lsst_psf,
     masked_image,
 )
+from whitediff.subtraction.difference import subtract
 
 BOX = Box.from_shape((200, 300), start=(-40, 1000))
 
@@ -213,7 +213,7 @@ def test_lsst_images_objects_are_exposures(rng):
     visit = VisitImage(pixels, **arguments)
     kernel = kernels.constant_kernel(gaussian(11, 1.5), BOX)
     difference = DifferenceImage(pixels, kernel=lsst_kernel(kernel), **arguments)
-    from whitediff.exposures.decorrelation import decorrelate
+    from whitediff.decorrelation.exposures import decorrelate
 
     result = decorrelate(visit, visit, difference).exposure
     assert result.bbox == BOX

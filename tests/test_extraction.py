@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sep
 
-from whitediff.extraction import sep_sources
+from whitediff.numerics.extraction import sep_sources
 
 
 @pytest.fixture

@@ -12,19 +12,19 @@ from astropy.table import Table
 
 from marks import slow_after
 from whitediff import Exposure
+from whitediff.detection.catalog import believed
+from whitediff.detection.exposures import detect
 from whitediff.errors import DataError
 from whitediff.exposures import masks
-from whitediff.exposures.catalog import believed
-from whitediff.exposures.detection import detect
-from whitediff.exposures.noise import few_photons, variance_factor
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.preparation import prepare
-from whitediff.exposures.recipe import Recipe
 from whitediff.formats import read_exposure
 from whitediff.matching.background import CLIP_OF_SKEWED, fit_background
-from whitediff.photons import counted_photons
-from whitediff.stats import clipped_sigma
-from whitediff.variance_planes import noise_variance
+from whitediff.matching.preparation import prepare
+from whitediff.noise.exposures import few_photons, variance_factor
+from whitediff.noise.photons import counted_photons
+from whitediff.noise.variance_planes import noise_variance
+from whitediff.numerics.stats import clipped_sigma
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 
 def light(size: int, rng: np.random.Generator, widths: tuple[float, ...]) -> list[np.ndarray]:

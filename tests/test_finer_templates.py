@@ -18,8 +18,8 @@ from astropy.table import Table
 
 from grids import sky_header
 from scenes import command
-from whitediff.exposures.catalog import SPOILING_FLAGS
-from whitediff.simulation import PsfModel
+from whitediff.detection.catalog import SPOILING_FLAGS
+from whitediff.evaluation.simulation import PsfModel
 
 SHAPE = (240, 250)
 SKY = 450.0

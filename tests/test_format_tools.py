@@ -23,7 +23,6 @@ from astropy.io import fits
 from hotpants_files import Run, coefficients
 from scenes import gaussian, moffat_kernel
 from whitediff import Exposure
-from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError, FileFormatError
 from whitediff.exposures import kernels
 from whitediff.exposures.boxes import Box
@@ -31,6 +30,7 @@ from whitediff.exposures.fields import ChebyshevField, PiecewiseField, scaled_to
 from whitediff.formats import detectors, read_difference, read_exposure, read_kernel, write_exposure
 from whitediff.formats.describe import describe
 from whitediff.formats.record import read_record
+from whitediff.numerics.convolution import convolve
 from whitediff.reading import ReadingOptions
 from whitediff.runs.convert import run_conversion
 from whitediff.runs.options import ConvertOptions

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from scenes import place
-from whitediff import fourier
 from whitediff.errors import ArgumentError
+from whitediff.numerics import fourier
 
 SHAPES = [(1, 1), (2, 3), (5, 5), (4, 4), (7, 12), (21, 20)]
 

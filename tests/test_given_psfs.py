@@ -16,12 +16,12 @@ from astropy.table import Table
 
 from marks import slow_after
 from whitediff import Exposure
+from whitediff.detection.exposures import forced_photometry
 from whitediff.errors import DataError
-from whitediff.exposures.detection import forced_photometry
-from whitediff.exposures.pipeline import make_all
-from whitediff.injection import add_stamp
+from whitediff.evaluation.placing import add_stamp
+from whitediff.evaluation.simulation import PsfModel
 from whitediff.matching.given import share_measured
-from whitediff.simulation import PsfModel
+from whitediff.subtraction.pipeline import make_all
 
 SIDE = 420
 MODEL = PsfModel(sigma=2.0, frame=(SIDE, SIDE), profile="moffat")

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from whitediff import fourier
 from whitediff.errors import WhitediffError
 from whitediff.exposures import masks
 from whitediff.exposures.boxes import Box
 from whitediff.exposures.kernels import polynomial_kernel
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.psf import KernelPointSpreadFunction
-from whitediff.stats import clipped_mean
+from whitediff.numerics import fourier
+from whitediff.numerics.stats import clipped_mean
 from whitediff.tasks import DecorrelateALKernelConfig, DecorrelateALKernelTask
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "golden" / "dev"

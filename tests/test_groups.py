@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from whitediff.groups import groups
+from whitediff.numerics.groups import groups
 
 
 def _searched(pixels):

@@ -22,10 +22,10 @@ from astropy.io import fits
 from hotpants_files import Run, coefficients
 from scenes import SHARED
 from whitediff import Exposure
+from whitediff.decorrelation.exposures import DecorrelationOptions
+from whitediff.decorrelation.regions import Region, decorrelate_regions
 from whitediff.errors import ArgumentError, DataError, FileFormatError
-from whitediff.exposures.decorrelation import DecorrelationOptions
 from whitediff.exposures.fields import PiecewiseField
-from whitediff.exposures.regions import Region, decorrelate_regions
 from whitediff.formats import (
     check_reproduced,
     read_difference,

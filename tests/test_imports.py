@@ -4,11 +4,14 @@ Claims: a subtraction of plain FITS files loads none of the packages that only o
 commands need; asking for `whitediff.subtract` loads no part of astropy; every command that is told
 a file that is not there, or an output that is, says so before NumPy, SciPy and astropy are loaded,
 and likewise what needs an extra that is missing; NumPy, SciPy and astropy aside an install brings
-few packages.
+few packages.  Rooms of the package import those above them in the list of CONTRIBUTING, never those
+below; none but the tasks and what is Rubin's knows Rubin's packages, and the rooms up to evaluation
+need NumPy, SciPy, astropy and SEP.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
 import subprocess
@@ -243,3 +246,68 @@ def test_an_install_brings_few_packages():
     assert {"whitediff", "numpy", "scipy", "astropy", "sep", "click"} <= found
     assert "reproject" not in found
     assert len(found) <= MOST_PACKAGES, sorted(found)
+
+
+SOURCE = ROOT / "src" / "whitediff"
+BEFORE_ROOMS = ""
+"""Modules of the package itself: errors, options, outputs and the like."""
+
+
+def rooms_in_order():
+    """Rooms as CONTRIBUTING lists them, from those that import nothing."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = re.findall(r"^  (\w+)/ ", text, flags=re.MULTILINE)
+    assert set(listed) == {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    return [BEFORE_ROOMS, *listed]
+
+
+def imports(path):
+    """What a module imports, anywhere in it: (is it ours, its dotted name)."""
+    package = path.relative_to(SOURCE).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((False, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield False, node.module
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1]
+            base = [*above, *(node.module or "").split(".")] if node.module else list(above)
+            yield from ((True, ".".join([*base, alias.name])) for alias in node.names)
+
+
+def room(name):
+    """Room of a module by its dotted name."""
+    first = name.split(".")[0]
+    return first if (SOURCE / first).is_dir() else BEFORE_ROOMS
+
+
+WHOLE = {"api", "__main__", "__init__"}
+"""What shows the whole package to those outside of it."""
+
+
+def test_rooms_import_downwards():
+    order = rooms_in_order()
+    wrong = []
+    for path in SOURCE.rglob("*.py"):
+        own = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        if own in WHOLE:
+            continue
+        for is_ours, name in imports(path):
+            if is_ours and order.index(room(name)) > order.index(room(own)):
+                wrong.append(f"{own} imports {name}")
+    assert not wrong
+
+
+def test_rooms_before_formats_need_four_packages():
+    order = rooms_in_order()
+    few = {"numpy", "scipy", "astropy", "sep", "threadpoolctl", *sys.stdlib_module_names}
+    further = {"exposures/pictures.py": {"matplotlib"}, "alignment/adaptive.py": {"reproject"}}
+    wrong = []
+    for path in SOURCE.rglob("*.py"):
+        name = path.relative_to(SOURCE).as_posix()
+        if "/" not in name or order.index(name.split("/")[0]) >= order.index("formats"):
+            continue
+        known = few | further.get(name, set())
+        found = {each.split(".")[0] for is_ours, each in imports(path) if not is_ours}
+        wrong += [f"{name} imports {each}" for each in found - known]
+    assert not wrong

@@ -15,20 +15,20 @@ from astropy.wcs import WCS
 
 from whitediff import Exposure
 from whitediff.errors import ArgumentError
-from whitediff.exposures import masks
-from whitediff.exposures.injection import (
+from whitediff.evaluation.injection import (
     inject,
     injectable_pixels,
     point_source_noise,
     random_sources,
     with_sky_positions,
 )
+from whitediff.evaluation.placing import add_stamp, photon_noise, random_positions
+from whitediff.evaluation.simulation import PsfModel, SimulationOptions, simulate
+from whitediff.exposures import masks
 from whitediff.exposures.kernels import interpolated_kernel
-from whitediff.exposures.preparation import with_own_psf
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.formats import read_exposure, write_exposure
-from whitediff.injection import add_stamp, photon_noise, random_positions
-from whitediff.simulation import PsfModel, SimulationOptions, simulate
+from whitediff.matching.preparation import with_own_psf
 
 SHAPE = (180, 200)
 YX0 = (40, -7)

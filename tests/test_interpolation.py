@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from scenes import gaussian, moffat_kernel
-from whitediff import decorrelation, fourier, interpolation
+from whitediff.decorrelation.correction import difference_correction, filtered_image, pixel_kernel
 from whitediff.errors import ArgumentError, DataError
-from whitediff.interpolation import interpolated
+from whitediff.numerics import fourier, interpolation
+from whitediff.numerics.interpolation import interpolated
+from whitediff.numerics.missing import unmeasured_pixels
 
 SIDE = 61
 MIDDLE = SIDE // 2
@@ -192,10 +194,10 @@ def test_refuses_what_cannot_be_interpolated():
 
 def decorrelation_kernel(matching, ratio, reach=24):
     shape = (128, 128)
-    correction = decorrelation.difference_correction(
+    correction = difference_correction(
         matching, unconvolved_variance=1.0, convolved_variance=ratio, shape=shape
     )
-    kernel = decorrelation.pixel_kernel(correction.correction_ft, shape=shape)
+    kernel = pixel_kernel(correction.correction_ft, shape=shape)
     kernel = fourier.crop_center_origin(kernel, (2 * reach + 1, 2 * reach + 1))
     return kernel / kernel.sum()
 
@@ -206,16 +208,16 @@ def decorrelation_kernel(matching, ratio, reach=24):
 def test_neighbours_of_a_missing_column_through_a_star(sigma, matching_sigma, x):
     kernel = decorrelation_kernel(gaussian(31, matching_sigma), 1.0)
     image = 1e4 * star(sigma, x=x)
-    expected = decorrelation.filtered_image(kernel, image, fill="interpolate")
+    expected = filtered_image(kernel, image, fill="interpolate")
     image[:, MIDDLE] = np.nan
-    filtered = decorrelation.filtered_image(kernel, image, fill="interpolate")
+    filtered = filtered_image(kernel, image, fill="interpolate")
     np.testing.assert_array_equal(np.isnan(filtered), np.isnan(image))
     # Where the filtered star crosses zero, a fraction of its value means nothing.
     counts = np.isfinite(filtered) & (np.abs(expected) > 0.1 * expected.max())
     np.testing.assert_allclose(filtered[counts], expected[counts], rtol=1e-3)
     error = np.nanmax(np.abs(filtered - expected))
     assert error < 1e-3 * expected.max()
-    by_mean = decorrelation.filtered_image(kernel, image)
+    by_mean = filtered_image(kernel, image)
     assert np.nanmax(np.abs(by_mean - expected)) > 100 * error
 
 
@@ -230,8 +232,8 @@ def test_background_stays_up_to_edges_and_holes(ratio, dtype):
     image.flags.writeable = False
     # So small that single precision would not do.
     sigma = 1e-3
-    filtered = decorrelation.filtered_image(kernel, image, sigma=sigma, fill="interpolate")
-    lost = decorrelation.unmeasured_pixels(image, sigma)
+    filtered = filtered_image(kernel, image, sigma=sigma, fill="interpolate")
+    lost = unmeasured_pixels(image, sigma)
     assert filtered.dtype == dtype
     np.testing.assert_array_equal(filtered[lost], image[lost])
     np.testing.assert_allclose(filtered[~lost], 100, rtol=1e-8 if dtype == np.float64 else 1e-7)
@@ -243,16 +245,14 @@ def test_untrusted_pixels_come_back_filtered(rng):
     missing = pattern("trail")
     spoilt = np.where(missing, 1e5, image)
     spoilt[3, 3] = np.nan
-    filtered = decorrelation.filtered_image(kernel, spoilt, fill="interpolate", missing=missing)
+    filtered = filtered_image(kernel, spoilt, fill="interpolate", missing=missing)
     assert np.isnan(filtered[3, 3])
     filtered[3, 3] = 0
     assert np.abs(filtered).max() < 10
     assert not missing[3, 3]  # the mask given is not written to
     with pytest.raises(ArgumentError, match=r"bool of \(5, 5\)"):
-        decorrelation.filtered_image(
-            kernel, image, fill="interpolate", missing=np.zeros((5, 5), bool)
-        )
+        filtered_image(kernel, image, fill="interpolate", missing=np.zeros((5, 5), bool))
     with pytest.raises(ArgumentError, match="only for fill='interpolate'"):
-        decorrelation.filtered_image(kernel, image, missing=missing)
+        filtered_image(kernel, image, missing=missing)
     with pytest.raises(ArgumentError, match="got 'median'"):
-        decorrelation.filtered_image(kernel, image, fill="median")
+        filtered_image(kernel, image, fill="median")

@@ -18,15 +18,15 @@ import pytest
 import scipy.signal
 
 from whitediff import Exposure
-from whitediff.exposures.matching import MatchOptions, match
-from whitediff.exposures.preparation import prepare
-from whitediff.exposures.recipe import Recipe
 from whitediff.matching.basis import gaussian_basis
 from whitediff.matching.design import FitOptions
+from whitediff.matching.exposures import MatchOptions, match
 from whitediff.matching.local_skies import sum_with_local_skies
-from whitediff.matching.normals import Stamps
+from whitediff.matching.preparation import prepare
 from whitediff.matching.solve import choose_kernel_order, fit_kernel
 from whitediff.matching.wings import sum_beyond
+from whitediff.stars.stamps import Stamps
+from whitediff.subtraction.recipe import Recipe
 
 SCALE = 0.8
 """Science image's flux over the template's."""

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from whitediff.exposures.detection import detect, forced_photometry
+from whitediff.detection.exposures import detect, forced_photometry
 from whitediff.exposures.model import Exposure
 from whitediff.exposures.psf import KernelPointSpreadFunction
 

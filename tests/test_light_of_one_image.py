@@ -17,15 +17,16 @@ import pytest
 import scipy.ndimage
 from astropy.table import Table
 
-from whitediff import detection
-from whitediff.exposures.catalog import believed
-from whitediff.exposures.detection import DetectionOptions, detect, forced_photometry
+from whitediff.detection.catalog import believed
+from whitediff.detection.exposures import DetectionOptions, detect, forced_photometry
+from whitediff.detection.peaks import Peaks, surrounding_level
 from whitediff.exposures.model import Exposure
-from whitediff.exposures.noise import regions_of_one_image, square_sums
-from whitediff.exposures.pipeline import make_all
 from whitediff.exposures.psf import KernelPointSpreadFunction
-from whitediff.exposures.recipe import Recipe
-from whitediff.sources import broad_parts
+from whitediff.noise.exposures import regions_of_one_image, square_sums
+from whitediff.noise.significance import Significance
+from whitediff.noise.sources import broad_parts
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 SIZE = 400
 SKY, SCALE = (300.0, 200.0), 1.25
@@ -222,14 +223,14 @@ def test_a_level_is_that_of_the_surroundings():
     rng = np.random.default_rng(3)
     noise = scipy.ndimage.gaussian_filter(rng.normal(size=(SIZE, SIZE)), 2.0)
     image = (noise / noise.std() + 6.0 * (X > 200)).astype(np.float32)
-    found = detection.Significance(image, np.ones(image.shape, bool))
+    found = Significance(image, np.ones(image.shape, bool))
     n = 40
     x, y = np.full(n, 200.0), np.linspace(30, 370, n)
-    peaks = detection.Peaks(x, y, *np.full((3, n), 7.0))
-    level = detection.surrounding_level(found, peaks, 4.7)
+    peaks = Peaks(x, y, *np.full((3, n), 7.0))
+    level = surrounding_level(found, peaks, 4.7)
     assert np.all((level > 4) & (level < 8))
-    away = detection.Peaks(x - 100, y, *np.full((3, n), 7.0))
-    assert not detection.surrounding_level(found, away, 4.7).any()
+    away = Peaks(x - 100, y, *np.full((3, n), 7.0))
+    assert not surrounding_level(found, away, 4.7).any()
 
 
 @pytest.mark.parametrize("origin", [(0, 0), (40, -17)])

@@ -13,16 +13,16 @@ import pytest
 import scipy.ndimage
 
 from marks import slow_after
+from whitediff.defects.exposures import DefectOptions, with_defects
+from whitediff.detection.catalog import believed
+from whitediff.detection.exposures import detect
 from whitediff.exposures import masks
-from whitediff.exposures.catalog import believed
-from whitediff.exposures.defects import DefectOptions, with_defects
-from whitediff.exposures.detection import detect
 from whitediff.exposures.model import Exposure
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.recipe import Recipe
-from whitediff.local_noise import relative_variance
-from whitediff.photons import PhotonScale
-from whitediff.variance_planes import noise_variance
+from whitediff.noise.local import relative_variance
+from whitediff.noise.photons import PhotonScale
+from whitediff.noise.variance_planes import noise_variance
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 SIZE = 416
 EDGE = 250

@@ -27,7 +27,6 @@ from whitediff.exposures.boxes import Box
 from whitediff.exposures.fields import ChebyshevField
 from whitediff.exposures.kernels import constant_kernel
 from whitediff.exposures.psf import KernelPointSpreadFunction
-from whitediff.exposures.solution import Solution
 from whitediff.formats import (
     ccddata,
     check_reproduced,
@@ -44,6 +43,7 @@ from whitediff.formats.export import write_stamps
 from whitediff.formats.finished import finish
 from whitediff.formats.limits import Limits, within
 from whitediff.reading import ReadingOptions
+from whitediff.subtraction.solution import Solution
 
 BOX = Box.from_shape(SHAPE)
 

@@ -31,11 +31,11 @@ from lsst.images.serialization import ArchiveReadError
 
 from scenes import gaussian
 from whitediff import Exposure
-from whitediff.convolution import convolve
 from whitediff.exposures import kernels, masks
 from whitediff.exposures.boxes import Box
 from whitediff.formats import read_exposure
 from whitediff.formats.archive.convert import lsst_box, lsst_kernel, lsst_mask
+from whitediff.numerics.convolution import convolve
 
 starlink = pytest.importorskip("starlink.Ast")
 

@@ -11,9 +11,9 @@ import pytest
 
 from scenes import gaussian
 from whitediff import Exposure
+from whitediff.decorrelation.exposures import decorrelate
 from whitediff.diagnostics.measure import whiteness
-from whitediff.exposures.decorrelation import decorrelate
-from whitediff.exposures.subtraction import subtract
+from whitediff.subtraction.difference import subtract
 
 SHAPE, VARIANCE = (1024, 1024), 0.04
 

@@ -19,13 +19,13 @@ from lsst.pipe.base import Struct, Task
 
 from scenes import gaussian, moffat_kernel
 from whitediff import Exposure
-from whitediff.convolution import convolve, convolve_varying
 from whitediff.errors import ArgumentError
 from whitediff.exposures import kernels
 from whitediff.exposures.boxes import Box
 from whitediff.exposures.psf import KernelPointSpreadFunction
 from whitediff.formats.archive.convert import lsst_box, masked_image
-from whitediff.profiles import full_width_half_maximum
+from whitediff.numerics.convolution import convolve, convolve_varying
+from whitediff.numerics.profiles import full_width_half_maximum
 from whitediff.tasks import (
     DecorrelateALKernelMapper,
     DecorrelateALKernelMapReduceConfig,

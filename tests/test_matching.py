@@ -18,24 +18,25 @@ import threadpoolctl
 from scipy.ndimage import fourier_shift
 
 from scenes import gaussian
-from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError, DataError
-from whitediff.matching.background import fit_background
-from whitediff.matching.basis import (
-    delta_basis,
-    gaussian_basis,
-    gaussian_sigmas,
-    kernel_size,
+from whitediff.evaluation.simulation import (
+    PsfModel,
+    SimulationOptions,
+    matching_kernel,
+    simulate,
 )
-from whitediff.matching.candidates import CandidateOptions, choose_candidates, find_sources
+from whitediff.matching.background import fit_background
+from whitediff.matching.basis import delta_basis, gaussian_basis, gaussian_sigmas, kernel_size
 from whitediff.matching.design import FitOptions
-from whitediff.matching.normals import Stamps, normal_equations
+from whitediff.matching.normals import normal_equations
 from whitediff.matching.psf import measure_psf, star_width
 from whitediff.matching.solve import choose_kernel_order, fit_kernel
 from whitediff.matching.varying import residual_stamps, varying_pixels
-from whitediff.noise import resampling_covariance
-from whitediff.polynomials import chebyshev_products, chebyshev_terms
-from whitediff.simulation import PsfModel, SimulationOptions, matching_kernel, simulate
+from whitediff.noise.covariance import resampling_covariance
+from whitediff.numerics.convolution import convolve
+from whitediff.numerics.polynomials import chebyshev_products, chebyshev_terms
+from whitediff.stars.candidates import CandidateOptions, choose_candidates, find_sources
+from whitediff.stars.stamps import Stamps
 
 FRAME = (1000, 1000)
 SIZE = 43

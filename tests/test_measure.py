@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from scenes import gaussian, moffat_psfs
-from whitediff.convolution import convolve
 from whitediff.diagnostics.measure import (
     gaussian_filter,
     radial_power,
@@ -25,6 +24,7 @@ from whitediff.diagnostics.measure import (
     whiteness_with_map,
 )
 from whitediff.errors import ArgumentError, DataError
+from whitediff.numerics.convolution import convolve
 
 SHAPE = (700, 720)
 

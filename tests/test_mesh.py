@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from whitediff.exposures.detection import DetectionOptions, detect
+from whitediff.detection.exposures import DetectionOptions, detect
 from whitediff.exposures.model import Exposure
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.recipe import Recipe
 from whitediff.formats import read_exposure, write_exposure
 from whitediff.matching.background import fit_background
 from whitediff.matching.mesh import fit_mesh
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 FWHM = 3.5
 SIGMA = FWHM / 2.3548

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from whitediff.defects.mosaic import colour_mosaic
 from whitediff.errors import DataError
 from whitediff.exposures.model import Exposure
-from whitediff.exposures.preparation import prepare
-from whitediff.mosaic import colour_mosaic
+from whitediff.matching.preparation import prepare
 
 ORDERS = {"RGGB": ((0.6, 1), (1, 0.8)), "GRBG": ((1, 0.6), (0.8, 1)), "BGGR": ((0.8, 1), (1, 0.6))}
 

@@ -15,24 +15,24 @@ import scipy.ndimage
 from astropy.io import fits
 
 from scenes import SHARED
-from whitediff import Exposure, fourier, noise
-from whitediff.convolution import convolve
+from whitediff import Exposure
 from whitediff.decorrelation import corrected_image
 from whitediff.diagnostics.measure import gaussian_filter, whiteness
 from whitediff.errors import ArgumentError, DataError
-from whitediff.exposures.noise import noises_by_role
-from whitediff.noise import (
-    FLOOR,
-    SIGNIFICANT,
-    NoiseCovariance,
+from whitediff.noise.covariance import (
+    _lag_means,
+    _lags,
     averaged_covariance,
     measured_covariance,
     resampling_covariance,
-    white_covariance,
 )
-from whitediff.profiles import FWHM_TO_SIGMA
-from whitediff.sources import SourceLevel, levels_and_background, smooth_background
-from whitediff.variance_planes import noise_variance
+from whitediff.noise.exposures import noises_by_role
+from whitediff.noise.sources import SourceLevel, levels_and_background, smooth_background
+from whitediff.noise.variance_planes import noise_variance
+from whitediff.numerics import fourier
+from whitediff.numerics.convolution import convolve
+from whitediff.numerics.covariance import FLOOR, SIGNIFICANT, NoiseCovariance, white_covariance
+from whitediff.numerics.profiles import FWHM_TO_SIGMA
 
 DECAM = SHARED / "data" / "decam"
 GRID = (128, 128)
@@ -168,13 +168,13 @@ def test_mean_of_covariances():
 
 def test_products_of_pairs_against_those_counted_by_hand(rng, monkeypatch):
     variance = rng.uniform(1, 4, (1300, 70))
-    monkeypatch.setattr(noise, "_STRIP", 650 * 70)  # two strips
+    monkeypatch.setattr("whitediff.noise.covariance._STRIP", 650 * 70)  # two strips
     image = np.sqrt(variance) * rng.normal(size=variance.shape)
     good = rng.random(image.shape) > 0.3
     image[~good] = np.inf
-    lags = noise._lags(3)
+    lags = _lags(3)
     assert len(lags) == 25
-    products, pairs = noise._lag_means(image, variance, good, lags)
+    products, pairs = _lag_means(image, variance, good, lags)
     expected, count = np.zeros(len(lags)), np.zeros(len(lags))
     for half in (slice(650), slice(650, None)):
         values = np.where(good, image, 0)[half] / np.sqrt(variance[half])

@@ -24,15 +24,15 @@ import pytest
 import scipy.ndimage
 
 from whitediff import Exposure
-from whitediff.exposures.noise import (
+from whitediff.noise.exposures import (
     measured_variance_factor,
     noises_by_role,
     source_pixels,
     sources_apart,
     variance_factor,
 )
-from whitediff.structure import high_frequencies
-from whitediff.variance_planes import noise_variance
+from whitediff.noise.structure import high_frequencies
+from whitediff.noise.variance_planes import noise_variance
 
 N = 320
 ERRORS = 3.5

@@ -23,10 +23,10 @@ import sep
 from marks import slow_after
 from whitediff import Exposure
 from whitediff.errors import DataError
-from whitediff.exposures.matching import MatchOptions, match
-from whitediff.exposures.preparation import pair_with_psf, prepare, with_own_psf
 from whitediff.matching.choice import detail_width
-from whitediff.matching.footprints import extracted
+from whitediff.matching.exposures import MatchOptions, match
+from whitediff.matching.preparation import pair_with_psf, prepare, with_own_psf
+from whitediff.stars.footprints import extracted
 
 SCALE = 1.25
 """Science image's flux over the template's."""

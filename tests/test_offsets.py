@@ -9,13 +9,13 @@ import pytest
 
 from marks import in_turn
 from scenes import command
-from whitediff.exposures.matching import MatchOptions
-from whitediff.exposures.pipeline import make_again, make_all
-from whitediff.exposures.recipe import Recipe
-from whitediff.exposures.subtraction import subtract
 from whitediff.formats import read_exposure
-from whitediff.sources import levels_and_background
-from whitediff.stats import high_level
+from whitediff.matching.exposures import MatchOptions
+from whitediff.noise.sources import levels_and_background
+from whitediff.numerics.stats import high_level
+from whitediff.subtraction.difference import subtract
+from whitediff.subtraction.pipeline import make_again, make_all
+from whitediff.subtraction.recipe import Recipe
 
 LIMIT = 0.01
 """Of a pixel's noise.  At 1e6 float32 has steps of 0.06, which are 0.0026 of a noise of 7 as rms;

@@ -9,7 +9,7 @@ from astropy.table import Table
 
 from scenes import difference_of
 from whitediff import Exposure
-from whitediff.exposures.detection import forced_photometry
+from whitediff.detection.exposures import forced_photometry
 from whitediff.exposures.psf import Light
 from whitediff.formats import read_exposure, write_exposure
 

@@ -15,10 +15,11 @@ import math
 import numpy as np
 import pytest
 
-from whitediff import detection, dipoles, photometry
-from whitediff.detection import Responses
-from whitediff.injection import add_stamp
-from whitediff.simulation import PsfModel
+from whitediff.detection import dipoles, photometry
+from whitediff.detection.peaks import Responses, deblended, find_peaks
+from whitediff.evaluation.placing import add_stamp
+from whitediff.evaluation.simulation import PsfModel
+from whitediff.noise.significance import core, point_source_significance, self_response
 
 MODEL = PsfModel(sigma=1.7, frame=(100, 100), ellipticity=(0.12, -0.08), offset=(0.3, -0.2))
 PSF = MODEL.image(0, 0)
@@ -226,12 +227,10 @@ def test_moments_are_those_of_the_profile():
 
 def labelled(planes):
     """Classes and positions of what is above 5 σ."""
-    found = detection.significance(*planes, PSF)
-    response = detection.self_response(detection.core(PSF))
+    found = point_source_significance(*planes, PSF)
+    response = self_response(core(PSF))
     middle = np.zeros(1)
-    blends = detection.deblended(
-        detection.find_peaks(found, 5.0), 5.0, Responses(response[None], middle, middle)
-    )
+    blends = deblended(find_peaks(found, 5.0), 5.0, Responses(response[None], middle, middle))
     fwhm = 1.7 * 2.3548
     fits = photometry.fit_blends(
         planes, blends.peaks.x, blends.peaks.y, blends.group, psfs, radius=RADIUS, furthest=3.0,

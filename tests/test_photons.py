@@ -16,8 +16,8 @@ from whitediff.errors import ArgumentError
 from whitediff.formats import ReadingOptions, read_exposure
 from whitediff.formats.ccddata import from_ccddata
 from whitediff.formats.units import photon_header, pixel_unit
-from whitediff.photons import photon_transfer
-from whitediff.variance_planes import noise_variance, with_left_out_photons
+from whitediff.noise.photons import photon_transfer
+from whitediff.noise.variance_planes import noise_variance, with_left_out_photons
 
 TIME = 100.0
 SKY = 150.0

@@ -9,7 +9,7 @@ import scipy.ndimage
 
 import whitediff
 from scenes import difference_of
-from whitediff.plane_noise import slope_of_own_noise, without_own_noise
+from whitediff.noise.own_counts import slope_of_own_noise, without_own_noise
 
 SIZE = 300
 

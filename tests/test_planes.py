@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from whitediff import planes
 from whitediff.errors import FileFormatError
+from whitediff.numerics import planes
 
 
 def test_large_planes_are_files_and_small_ones_are_not(tmp_path):

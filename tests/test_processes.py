@@ -12,7 +12,7 @@ import pytest
 
 PARENT = """if True:
     import multiprocessing, time
-    from whitediff.processes import in_processes
+    from whitediff.numerics.processes import in_processes
     for _ in in_processes(time.sleep, [0, 60], processes=2):
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 """

@@ -7,8 +7,8 @@ import pytest
 
 from scenes import gaussian
 from whitediff.errors import ArgumentError
-from whitediff.profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from whitediff.simulation import PsfModel
+from whitediff.evaluation.simulation import PsfModel
+from whitediff.numerics.profiles import FWHM_TO_SIGMA, full_width_half_maximum
 
 
 @pytest.mark.parametrize("sigma", [1.2, 2.2, 4.0])

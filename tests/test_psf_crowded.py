@@ -16,7 +16,7 @@ import pytest
 
 from marks import slow_after
 from whitediff import Exposure
-from whitediff.exposures.preparation import prepare, with_own_psf
+from whitediff.matching.preparation import prepare, with_own_psf
 from whitediff.matching.psf import measure_psf
 
 SIDE, REACH = 400, 60

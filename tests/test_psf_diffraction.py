@@ -18,8 +18,8 @@ import scipy.special
 
 from marks import slow_after
 from whitediff import Exposure
-from whitediff.exposures.preparation import with_own_psf
-from whitediff.photometry import fit_radius
+from whitediff.detection.photometry import fit_radius
+from whitediff.matching.preparation import with_own_psf
 
 GRID, SIDE = 512, 430
 SUBPIXELS = 4

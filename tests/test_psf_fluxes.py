@@ -20,14 +20,14 @@ from astropy.table import Table
 
 from marks import slow_after
 from whitediff import Exposure
-from whitediff.exposures.detection import forced_photometry
-from whitediff.exposures.injection import inject
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.preparation import with_own_psf
+from whitediff.detection.exposures import forced_photometry
+from whitediff.detection.photometry import fit_radius
+from whitediff.evaluation.injection import inject
 from whitediff.exposures.psf import KernelPointSpreadFunction, Light, convolved_psf
 from whitediff.formats import read_exposure, write_exposure
+from whitediff.matching.preparation import with_own_psf
 from whitediff.matching.psf import measure_psf
-from whitediff.photometry import fit_radius
+from whitediff.subtraction.pipeline import make_all
 
 GRID = 256
 SHAPE = (430, 440)
@@ -182,7 +182,7 @@ def biases_among_small_galaxies(seed, fwhm, monkeypatch):
         return measure_psf(image, variance, bad, x[which], y[which], **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("whitediff.exposures.preparation.measure_psf", of_stars)
+        patch.setattr("whitediff.matching.preparation.measure_psf", of_stars)
         known = with_own_psf(scene).psf
     return bias_of(psf, transformed), psf.light.error, bias_of(known, transformed)
 

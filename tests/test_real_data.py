@@ -16,7 +16,7 @@ import pytest
 from astropy.io import fits
 
 from scenes import SHARED
-from whitediff.convolution import convolve
+from whitediff.numerics.convolution import convolve
 
 DECAM = SHARED / "data" / "decam"
 

@@ -15,7 +15,7 @@ from astropy.io import fits
 
 from scenes import SHARED
 from whitediff import read_catalog
-from whitediff.exposures.catalog import believed
+from whitediff.detection.catalog import believed
 
 REAL = SHARED / "data" / "real"
 FLUX = 0.25

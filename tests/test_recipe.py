@@ -17,12 +17,10 @@ from astropy.io import fits
 
 from marks import slow_after
 from whitediff import Exposure
+from whitediff.alignment.resampling import ResamplingOptions
+from whitediff.decorrelation.cells import CellOptions
 from whitediff.errors import ArgumentError, FileFormatError
-from whitediff.exposures.cells import CellOptions
-from whitediff.exposures.matching import MatchOptions
-from whitediff.exposures.pipeline import make_again, make_all
-from whitediff.exposures.recipe import Recipe, TemplateMask
-from whitediff.exposures.resampling import ResamplingOptions
+from whitediff.evaluation.simulation import SimulationOptions, simulate
 from whitediff.formats import (
     read_exposure,
     read_solution,
@@ -31,8 +29,10 @@ from whitediff.formats import (
     write_exposure,
 )
 from whitediff.matching.design import FitOptions
+from whitediff.matching.exposures import MatchOptions
 from whitediff.options import changed, flattened, rebuilt
-from whitediff.simulation import SimulationOptions, simulate
+from whitediff.subtraction.pipeline import make_again, make_all
+from whitediff.subtraction.recipe import Recipe, TemplateMask
 
 SMALL = Recipe(
     match=MatchOptions(

@@ -16,9 +16,9 @@ pytest.importorskip("lsst.pipe.base")
 from marks import slow_after
 from test_recipe import same
 from whitediff import Exposure
-from whitediff.exposures.pipeline import make_all
+from whitediff.evaluation.simulation import SimulationOptions, simulate
 from whitediff.formats import read_solution, write_solution
-from whitediff.simulation import SimulationOptions, simulate
+from whitediff.subtraction.pipeline import make_all
 from whitediff.tasks import (
     AlardLuptonPreconvolveSubtractConfig,
     AlardLuptonPreconvolveSubtractTask,

@@ -23,19 +23,19 @@ from scipy.ndimage import gaussian_filter
 from grids import sky_header
 from marks import slow_after
 from skies import Sky, similarity
+from whitediff.alignment.correlation import correlated_shift
+from whitediff.alignment.distortion import fit_distortion
+from whitediff.alignment.exposures import aligned_template
+from whitediff.alignment.registration import measured_correction, star_offset
+from whitediff.alignment.reprojection import ResamplingOptions
 from whitediff.errors import DataError
 from whitediff.exposures import masks
-from whitediff.exposures.alignment import aligned_template
-from whitediff.exposures.matching import MatchOptions
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.preparation import PreparationOptions, prepare
-from whitediff.exposures.recipe import Recipe
-from whitediff.exposures.registration import measured_correction, star_offset
-from whitediff.exposures.reprojection import ResamplingOptions
 from whitediff.formats import write_exposure
-from whitediff.registration.correlation import correlated_shift
-from whitediff.registration.distortion import fit_distortion
-from whitediff.registration.transformation import Affine, Displacements, fit_affine
+from whitediff.matching.exposures import MatchOptions
+from whitediff.matching.preparation import PreparationOptions, prepare
+from whitediff.numerics.transformation import Affine, Displacements, fit_affine
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 SEEDS = range(8)
 ACCURATE = 0.05

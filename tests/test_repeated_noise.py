@@ -14,12 +14,12 @@ import scipy.signal
 
 from marks import slow_after
 from whitediff import Exposure
+from whitediff.decorrelation.repeated_noise import excess_variance
+from whitediff.evaluation.simulation import SimulationOptions, simulate
 from whitediff.exposures import masks
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.recipe import Recipe
-from whitediff.interpolation import interpolated
-from whitediff.repeated_noise import excess_variance
-from whitediff.simulation import SimulationOptions, simulate
+from whitediff.numerics.interpolation import interpolated
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 SIZE = 33
 

@@ -29,9 +29,9 @@ from whitediff.diagnostics.detections import detection_rows, edge_excess
 from whitediff.diagnostics.pictures import Stretch, binned, stamps
 from whitediff.diagnostics.residuals import star_residuals
 from whitediff.diagnostics.verdict import LIMITS, judged, verdict
+from whitediff.evaluation.simulation import SimulationOptions, simulate
 from whitediff.formats import read_exposure, write_exposure
 from whitediff.formats.record import read_record
-from whitediff.simulation import SimulationOptions, simulate
 
 DECAM = SHARED / "data" / "decam"
 
@@ -112,8 +112,8 @@ def test_what_varies_is_passed_over_with_its_reason():
         planes[name] = Exposure.from_arrays(
             np.asarray(made.image, np.float32), variance=np.asarray(made.variance, np.float32)
         )
-    from whitediff.exposures.matching import match
-    from whitediff.exposures.preparation import prepare
+    from whitediff.matching.exposures import match
+    from whitediff.matching.preparation import prepare
 
     pair = prepare(planes["science"], planes["template"])
     stars = match(pair).stars

@@ -32,19 +32,12 @@ from astropy.wcs.utils import pixel_to_pixel
 from grids import DISTORTIONS, drawn, sky_header
 from scenes import SHARED
 from whitediff import Exposure
-from whitediff.errors import ArgumentError, DataError
-from whitediff.exposures import masks
-from whitediff.exposures.adaptive import Grid, averaged
-from whitediff.exposures.alignment import aligned_template
-from whitediff.exposures.covariance import NoiseField, moved_noise, noise_at
-from whitediff.exposures.mapping import pixel_map
-from whitediff.exposures.noise import noises_by_role, source_pixels
-from whitediff.exposures.reprojection import _interpolated, resampling_kernel
-from whitediff.exposures.resampling import ResamplingOptions, resampled
-from whitediff.formats import read_exposure, write_exposure
-from whitediff.formats.limits import Limits, within
-from whitediff.noise import NoiseCovariance, coloured, resampling_covariance
-from whitediff.regridding import (
+from whitediff.alignment.adaptive import Grid, averaged
+from whitediff.alignment.exposures import aligned_template
+from whitediff.alignment.mapping import pixel_map
+from whitediff.alignment.reprojection import _interpolated, resampling_kernel
+from whitediff.alignment.resampling import ResamplingOptions, resampled
+from whitediff.alignment.weights import (
     AdaptiveKernel,
     SplineKernel,
     cardinal_spline,
@@ -52,7 +45,15 @@ from whitediff.regridding import (
     polynomials_by_prediction,
     resampled_covariance,
 )
-from whitediff.simulation import PsfModel
+from whitediff.errors import ArgumentError, DataError
+from whitediff.evaluation.simulation import PsfModel
+from whitediff.exposures import masks
+from whitediff.exposures.covariance import NoiseField, moved_noise, noise_at
+from whitediff.formats import read_exposure, write_exposure
+from whitediff.formats.limits import Limits, within
+from whitediff.noise.covariance import resampling_covariance
+from whitediff.noise.exposures import noises_by_role, source_pixels
+from whitediff.numerics.covariance import NoiseCovariance, coloured
 
 METHODS = ("interpolating", "adaptive")
 SHAPE = (300, 320)
@@ -203,7 +204,7 @@ def test_places_that_are_no_numbers_have_no_value():
 
 def test_without_reproject(monkeypatch):
     monkeypatch.setitem(sys.modules, "reproject", None)
-    monkeypatch.delitem(sys.modules, "whitediff.exposures.adaptive", raising=False)
+    monkeypatch.delitem(sys.modules, "whitediff.alignment.adaptive", raising=False)
     science = blank(sky_header(SHAPE))
     template = blank(sky_header(SHAPE, rotation=2))
     assert aligned(template, science).method == "interpolating"

@@ -12,8 +12,8 @@ import pytest
 
 from whitediff import Exposure
 from whitediff.errors import DataError
-from whitediff.exposures.pipeline import make_again, make_all
-from whitediff.exposures.recipe import Recipe
+from whitediff.subtraction.pipeline import make_again, make_all
+from whitediff.subtraction.recipe import Recipe
 
 SIDE = 220
 

@@ -15,8 +15,8 @@ from astropy.table import Table
 from scipy.ndimage import distance_transform_edt
 
 from scenes import command
-from whitediff.distrust import distrusted_by_value
-from whitediff.exposures.catalog import SPOILING_FLAGS
+from whitediff.detection.catalog import SPOILING_FLAGS
+from whitediff.numerics.distrust import distrusted_by_value
 
 
 def moffat(half, fwhm, shift=(0.0, 0.0)):

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from whitediff.defects.saturation import bleed_trails, find_plateau, in_lines
 from whitediff.errors import ArgumentError
 from whitediff.exposures import masks
 from whitediff.formats import ReadingOptions, read_exposure
-from whitediff.saturation import bleed_trails, find_plateau, in_lines
 
 SIGMA = 8.0
 

@@ -17,11 +17,11 @@ from astropy.io import fits
 
 from scenes import SHARED, direct_convolution
 from whitediff import Exposure
-from whitediff.convolution import convolve_varying
 from whitediff.errors import DataError, FileFormatError
 from whitediff.exposures import kernels
 from whitediff.formats import check_reproduced, read_difference, read_exposure, read_kernel
 from whitediff.formats.sfft.read import read_solution
+from whitediff.numerics.convolution import convolve_varying
 from whitediff.reading import ReadingOptions
 
 SAMPLES = SHARED / "data" / "sfft"

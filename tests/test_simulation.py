@@ -13,12 +13,12 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 from whitediff.cli.simulate import FLAWS
-from whitediff.convolution import convolve
 from whitediff.errors import ArgumentError
-from whitediff.exposures.simulated import simulated_exposure
-from whitediff.flaws import Grid, ImageOptions, bleed, trail
+from whitediff.evaluation.flaws import Grid, ImageOptions, bleed, trail
+from whitediff.evaluation.simulated import simulated_exposure
+from whitediff.evaluation.simulation import PsfModel, SimulationOptions, simulate
 from whitediff.formats.units import photon_header
-from whitediff.simulation import PsfModel, SimulationOptions, simulate
+from whitediff.numerics.convolution import convolve
 
 MOFFAT = {
     "profile": "moffat", "ellipticity": (0.1, -0.07), "offset": (0.3, -0.2), "flux_scale": 1.3,

@@ -56,7 +56,7 @@ def test_no_table_of_results_grows_without_bound():
 
 
 def test_ever_new_numbers_of_sources_leave_little():
-    from whitediff.matching.locus import _some
+    from whitediff.stars.locus import _some
 
     _some(900, 3)
     tracemalloc.start()

@@ -9,21 +9,17 @@ import pytest
 
 from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError
-from whitediff.exposures.noise import (
-    source_pixels,
-    sources_apart,
-    variance_factor,
-)
-from whitediff.exposures.widths import warn_of_significances
+from whitediff.evaluation.simulation import SimulationOptions, simulate
 from whitediff.matching.background import HIGHEST_ORDER, fit_background
-from whitediff.simulation import SimulationOptions, simulate
-from whitediff.sources import (
+from whitediff.noise.exposures import source_pixels, sources_apart, variance_factor
+from whitediff.noise.scatter import warn_of_significances
+from whitediff.noise.sources import (
     SourceLevel,
     detect_sources,
     levels_and_background,
     smooth_background,
 )
-from whitediff.variance_planes import noise_variance
+from whitediff.noise.variance_planes import noise_variance
 
 
 @pytest.fixture(scope="module")

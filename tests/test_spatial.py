@@ -14,24 +14,25 @@ import numpy as np
 import pytest
 
 from scenes import gaussian, moffat_kernel
-from whitediff import Exposure, decorrelation
-from whitediff.convolution import convolve
+from whitediff import Exposure
+from whitediff.decorrelation.correction import difference_correction, pixel_kernel
+from whitediff.decorrelation.exposures import DecorrelationOptions, decorrelate
 from whitediff.errors import ArgumentError
 from whitediff.exposures import kernels, masks
 from whitediff.exposures.boxes import Box
-from whitediff.exposures.decorrelation import DecorrelationOptions, decorrelate
 from whitediff.exposures.fields import GridField
-from whitediff.exposures.noise import InputNoise
 from whitediff.exposures.psf import KernelPointSpreadFunction
-from whitediff.exposures.subtraction import subtract
 from whitediff.formats import read_exposure, write_exposure
-from whitediff.noise import resampling_covariance
-from whitediff.spatial import (
+from whitediff.noise.covariance import resampling_covariance
+from whitediff.noise.exposures import InputNoise
+from whitediff.numerics.compression import (
     cell_means,
     interpolated_cells,
     interpolated_cells_at,
     varying_filter,
 )
+from whitediff.numerics.convolution import convolve
+from whitediff.subtraction.difference import subtract
 
 SIZE = 640
 BOX = Box.from_shape((SIZE, SIZE))
@@ -116,13 +117,13 @@ def exact_sample(u, v, log_ratios):
     """Corrections for a Gaussian kernel whose width follows the position."""
     images, numbers = [], []
     for log_ratio in log_ratios:
-        correction = decorrelation.difference_correction(
+        correction = difference_correction(
             gaussian(31, 2.0 + 0.4 * u + 0.2 * v * u),
             unconvolved_variance=1.0,
             convolved_variance=math.exp(log_ratio),
             shape=(96, 96),
         )
-        kernel = decorrelation.pixel_kernel(correction.correction_ft, shape=(96, 96))
+        kernel = pixel_kernel(correction.correction_ft, shape=(96, 96))
         kernel = np.fft.fftshift(kernel)[16:81, 16:81]
         images.append(kernel / kernel.sum())
         numbers.append(correction.variance_weights)
@@ -390,11 +391,11 @@ def test_noise_whose_phase_varies_over_the_field(rng):
     for x, y in ((100, 100), (500, 300)):
         u, v = (2 * (at + 0.5) / SIZE - 1 for at in (x, y))
         shape = (96, 96)
-        exact = decorrelation.difference_correction(
+        exact = difference_correction(
             gaussian(25, 2.0), unconvolved_variance=900.0, convolved_variance=900.0, shape=shape,
             convolved_noise=covariance(x, y).spectrum(shape),
         )  # fmt: skip
-        kernel = np.fft.fftshift(decorrelation.pixel_kernel(exact.correction_ft, shape=shape))
+        kernel = np.fft.fftshift(pixel_kernel(exact.correction_ft, shape=shape))
         ours = result.local.filter.at(u, v, 0.0)
         half = ours.shape[0] // 2
         window = slice(48 - half, 48 + half + 1)

@@ -20,14 +20,21 @@ import pytest
 from astropy.io import fits
 
 from scenes import circulant, gaussian, moffat_kernel, place
-from whitediff import Exposure, decorrelation, fourier
-from whitediff.convolution import convolve, convolve_varying
+from whitediff import Exposure
+from whitediff.decorrelation.correction import difference_correction, pixel_kernel
+from whitediff.decorrelation.stack_correction import (
+    Member,
+    median_shares,
+    median_variance_ratio,
+    stack_correction,
+)
+from whitediff.decorrelation.stacks import StackMember, StackOptions, decorrelate_stack
 from whitediff.errors import ArgumentError, DataError
 from whitediff.exposures import kernels
-from whitediff.exposures.stacks import StackMember, StackOptions, decorrelate_stack
 from whitediff.formats import write_exposure
-from whitediff.noise import resampling_covariance
-from whitediff.stacks import Member, median_shares, median_variance_ratio, stack_correction
+from whitediff.noise.covariance import resampling_covariance
+from whitediff.numerics import fourier
+from whitediff.numerics.convolution import convolve, convolve_varying
 
 SHAPE = (128, 128)
 WIDTHS = (0.8, 1.1, 1.3, 1.6, 2.0, 0.9, 1.2, 1.4, 1.7, 1.9)
@@ -186,7 +193,7 @@ def test_covariance_is_exactly_white():
 
 def test_one_against_one_is_the_plain_correction():
     kernel, shape = moffat_kernel(), (60, 64)
-    plain = decorrelation.difference_correction(
+    plain = difference_correction(
         kernel, unconvolved_variance=40.0, convolved_variance=15.0, shape=shape
     )
     for combine in ("mean", "median"):
@@ -299,7 +306,7 @@ def test_exposures_of_which_two_have_varying_kernels(stack, fill):
         shape=SHAPE,
         matching_kernel=MATCHING_KERNEL,
     )
-    kernel = decorrelation.pixel_kernel(direct.correction_ft, shape=SHAPE)
+    kernel = pixel_kernel(direct.correction_ft, shape=SHAPE)
     kernel = fourier.crop_center_origin(kernel, local.images.shape[1:])
     assert np.linalg.norm(local.at(1, 1, 0) - kernel) < 1e-3
     assert np.linalg.norm(local.at(-1, -1, 0) - kernel) > 0.02

@@ -26,12 +26,12 @@ import whitediff
 from marks import slow_after
 from scenes import SHARED, difference_of
 from stamps import Cut, galaxy, make, profile, psf, star, subtract_cutout
+from whitediff.detection.exposures import forced_photometry
 from whitediff.errors import ArgumentError, DataError, TooFewSourcesError
-from whitediff.exposures.cutouts import CutoutOptions, kernel_source
-from whitediff.exposures.detection import forced_photometry
 from whitediff.formats import read_exposure
-from whitediff.matching.points import find_points, neighbour_variance
 from whitediff.matching.stamp import StampOptions, fit_stamp, near
+from whitediff.stars.points import find_points, neighbour_variance
+from whitediff.subtraction.cutouts import CutoutOptions, kernel_source
 
 STAMPS = SHARED / "data" / "real" / "stamps"
 SEEDS = range(8)

@@ -20,13 +20,13 @@ import scipy.optimize
 
 from marks import slow_after
 from whitediff import Exposure
+from whitediff.defects.exposures import DefectOptions, with_defects
 from whitediff.exposures import masks
-from whitediff.exposures.defects import DefectOptions, with_defects
-from whitediff.exposures.preparation import measured_psf, prepare
-from whitediff.matching.candidates import choose_candidates
-from whitediff.matching.locus import Shapes, find_locus, windowed_shapes
+from whitediff.matching.preparation import measured_psf, prepare
 from whitediff.matching.psf import star_width
-from whitediff.profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from whitediff.numerics.profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from whitediff.stars.candidates import choose_candidates
+from whitediff.stars.locus import Shapes, find_locus, windowed_shapes
 
 SKY, GAIN = 300.0, 2.0
 PIXEL = 1 / 12

@@ -25,19 +25,19 @@ from astropy.io import fits
 
 from marks import slow_after
 from whitediff import Exposure, read_catalog
+from whitediff.defects.exposures import DefectOptions
+from whitediff.detection.catalog import believed, headline
+from whitediff.detection.exposures import detect
+from whitediff.evaluation.placing import add_stamp
+from whitediff.evaluation.simulation import PsfModel
 from whitediff.exposures import masks
-from whitediff.exposures.catalog import believed, headline
-from whitediff.exposures.defects import DefectOptions
-from whitediff.exposures.detection import detect
-from whitediff.exposures.matching import MatchOptions
-from whitediff.exposures.noise import PairSources, pair_sources
-from whitediff.exposures.pipeline import make_again, make_all
-from whitediff.exposures.preparation import PreparationOptions
-from whitediff.exposures.recipe import Recipe
 from whitediff.formats import read_exposure, write_exposure
-from whitediff.injection import add_stamp
-from whitediff.simulation import PsfModel
-from whitediff.sources import SourceLevel, bright_pixel_counts, source_levels
+from whitediff.matching.exposures import MatchOptions
+from whitediff.matching.preparation import PreparationOptions
+from whitediff.noise.exposures import PairSources, pair_sources
+from whitediff.noise.sources import SourceLevel, bright_pixel_counts, source_levels
+from whitediff.subtraction.pipeline import make_again, make_all
+from whitediff.subtraction.recipe import Recipe
 
 SHAPE = (300, 324)
 CELL = 36

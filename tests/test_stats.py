@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from whitediff.errors import ArgumentError
-from whitediff.stats import autocorrelation, clipped_mean, median_of, robust_sigma, rounding_step
+from whitediff.numerics.stats import (
+    autocorrelation,
+    clipped_mean,
+    median_of,
+    robust_sigma,
+    rounding_step,
+)
 
 
 def clipped_mean_by_hand(values):
@@ -107,7 +113,7 @@ def test_clipped_mean_of_many_is_that_of_all_sorted(rng, monkeypatch, kind, dtyp
     good = rng.random(values.shape) > 0.1
     values.flags.writeable = good.flags.writeable = False
     result = clipped_mean(values, good=good)
-    monkeypatch.setattr("whitediff.stats._FEW", values.size)  # sorts them all
+    monkeypatch.setattr("whitediff.numerics.stats._FEW", values.size)  # sorts them all
     expected = clipped_mean(values, good=good)
     assert result.counts == expected.counts
     assert (result.median, result.inter_quartile_range) == (

@@ -16,13 +16,13 @@ import pytest
 import scipy.ndimage
 from astropy.table import Table
 
-from whitediff.exposures.detection import forced_photometry
+from whitediff.detection.exposures import forced_photometry
 from whitediff.exposures.model import Exposure
-from whitediff.exposures.noise import variance_factor
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.recipe import Recipe
-from whitediff.structure import high_frequencies
-from whitediff.variance_planes import noise_variance
+from whitediff.noise.exposures import variance_factor
+from whitediff.noise.structure import high_frequencies
+from whitediff.noise.variance_planes import noise_variance
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 N = 256
 GAIN, READ_NOISE = 1.5, 6.0

@@ -22,12 +22,12 @@ from marks import slow_after
 from scenes import SHARED, gaussian
 from whitediff import Exposure
 from whitediff.errors import DataError
-from whitediff.exposures.matching import match
-from whitediff.exposures.noise import variance_factor
-from whitediff.exposures.preparation import prepare
+from whitediff.evaluation.simulation import SimulationOptions, simulate
 from whitediff.formats import read_exposure, write_exposure
-from whitediff.matching.candidates import StarImage, choose_candidates, cut_stamps, find_sources
-from whitediff.simulation import SimulationOptions, simulate
+from whitediff.matching.exposures import match
+from whitediff.matching.preparation import prepare
+from whitediff.noise.exposures import variance_factor
+from whitediff.stars.candidates import StarImage, choose_candidates, cut_stamps, find_sources
 
 DECAM = SHARED / "data" / "decam"
 KINDS = {
@@ -316,7 +316,7 @@ def test_a_chosen_order_that_the_fit_cannot_bear_is_lowered(run, directory, tmp_
     def too_high(stamps, basis, options, **_):
         return dataclasses.replace(options, kernel_order=3)
 
-    monkeypatch.setattr("whitediff.exposures.matching.choose_kernel_order", too_high)
+    monkeypatch.setattr("whitediff.matching.exposures.choose_kernel_order", too_high)
     paths = gaussian_pair(run, directory)
     out = tmp_path / "out.fits"
     # Order 3 needs 20 stars; a quarter of the frame has fewer.
@@ -335,7 +335,7 @@ def test_a_chosen_order_that_the_fit_cannot_bear_is_lowered(run, directory, tmp_
 def test_orders_that_both_fits_lower_are_told_of_once(
     run, directory, tmp_path, monkeypatch, chosen
 ):
-    import whitediff.exposures.matching as module
+    import whitediff.matching.exposures as module
 
     fits_of = []
 

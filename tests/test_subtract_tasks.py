@@ -22,10 +22,10 @@ from lsst.pipe.base import AlgorithmError, NoWorkFound, Task
 
 from whitediff import Exposure
 from whitediff.errors import ArgumentError, DataError
-from whitediff.exposures.matching import MatchOptions
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.preparation import prepare
-from whitediff.simulation import SimulationOptions, simulate
+from whitediff.evaluation.simulation import SimulationOptions, simulate
+from whitediff.matching.exposures import MatchOptions
+from whitediff.matching.preparation import prepare
+from whitediff.subtraction.pipeline import make_all
 from whitediff.tasks import (
     AlardLuptonPreconvolveSubtractConfig,
     AlardLuptonPreconvolveSubtractTask,

@@ -17,12 +17,14 @@ import pytest
 from lsst.pipe.base import AlgorithmError, Struct, Task
 
 from scenes import SHARED, gaussian, moffat_kernel, moffat_psfs
-from whitediff import Exposure, decorrelation, fourier
-from whitediff.convolution import convolve
+from whitediff import Exposure
+from whitediff.decorrelation.correction import score_correction
 from whitediff.errors import ArgumentError
 from whitediff.exposures.boxes import Box
 from whitediff.exposures.masks import with_plane
-from whitediff.exposures.subtraction import subtract
+from whitediff.numerics import fourier
+from whitediff.numerics.convolution import convolve
+from whitediff.subtraction.difference import subtract
 from whitediff.tasks import (
     DecorrelateALKernelConfig,
     DecorrelateALKernelTask,
@@ -206,7 +208,7 @@ def test_methods_on_arrays_agree_with_the_array_functions(rng):
         full = task.calculateVariancePlane(*planes, 4.0, 3.0, result.cnft, result.crft)
         np.testing.assert_allclose(full[24, 24], 4 + 3 * 1.3**2, rtol=1e-3)
         score = task.computeScoreCorrection(kernel, 4.0, 3.0, psf)
-        half = decorrelation.score_correction(
+        half = score_correction(
             kernel, psf, science_variance=4.0, template_variance=3.0, shape=(70, 68)
         )
         np.testing.assert_allclose(

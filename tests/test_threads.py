@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from whitediff import fourier
 from whitediff.errors import ArgumentError
-from whitediff.threads import available_threads, in_threads, use_threads
+from whitediff.numerics import fourier
+from whitediff.numerics.threads import available_threads, in_threads, use_threads
 
 
 @pytest.fixture(autouse=True)

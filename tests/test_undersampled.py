@@ -24,12 +24,12 @@ import pytest
 import scipy.special
 
 from marks import slow_after
-from whitediff import photometry
-from whitediff.dipoles import _psf_error
-from whitediff.exposures.matching import _tell_of_narrow
+from whitediff.detection import photometry
+from whitediff.detection.dipoles import _psf_error
+from whitediff.matching.exposures import _tell_of_narrow
 from whitediff.matching.fine import fitted_rings, fitted_table
 from whitediff.matching.psf import measure_psf
-from whitediff.profiles import full_width_half_maximum
+from whitediff.numerics.profiles import full_width_half_maximum
 
 SIDE = 256
 SUBPIXELS = 9

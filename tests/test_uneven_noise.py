@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from whitediff import Exposure
-from whitediff.exposures.noise import square_sums, uneven_noise
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.recipe import Recipe
-from whitediff.simulation import SimulationOptions, simulate
+from whitediff.evaluation.simulation import SimulationOptions, simulate
+from whitediff.noise.exposures import square_sums, uneven_noise
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 SHAPES = [(200, 260), (512, 512), (1300, 900)]
 

@@ -20,11 +20,11 @@ import pytest
 
 from marks import slow_after
 from whitediff import Exposure
-from whitediff.exposures.detection import detections
-from whitediff.exposures.pipeline import make_all
-from whitediff.exposures.recipe import Recipe
+from whitediff.detection.exposures import detections
+from whitediff.evaluation.simulation import SimulationOptions, simulate
 from whitediff.formats import read_exposure
-from whitediff.simulation import SimulationOptions, simulate
+from whitediff.subtraction.pipeline import make_all
+from whitediff.subtraction.recipe import Recipe
 
 WIDER = {"template": (2.0, 1.5), "science": (1.5, 2.0)}
 LARGEST_SINGLE = 1e37

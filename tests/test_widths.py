@@ -24,11 +24,11 @@ from astropy.io import fits
 
 from scenes import command
 from whitediff import Exposure, read_catalog
+from whitediff.detection.exposures import DetectionOptions, detect, forced_photometry
 from whitediff.errors import ArgumentError
-from whitediff.exposures.detection import DetectionOptions, detect, forced_photometry
-from whitediff.exposures.widths import measured_width, warn_of_significances
+from whitediff.noise.scatter import measured_width, warn_of_significances
+from whitediff.noise.widths import significance_width
 from whitediff.tasks import DetectAndMeasureConfig
-from whitediff.widths import significance_width
 
 SHAPE = (420, 380)
 ERRORS = 3.5

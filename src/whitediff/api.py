@@ -31,9 +31,9 @@ from .runs.refusals import check_given
 if TYPE_CHECKING:
     from astropy.table import Table
 
-    from .exposures.decorrelation import Decorrelation
+    from .alignment.resampling import Resampled
+    from .decorrelation.exposures import Decorrelation
     from .exposures.model import Exposure
-    from .exposures.resampling import Resampled
     from .runs.check import Checked
     from .runs.evaluate import Evaluated
     from .runs.inject import Injected
@@ -125,8 +125,8 @@ def subtract(science: object, template: object, **options: object) -> Result:
     Examples
     --------
     >>> import whitediff
-    >>> from whitediff.simulation import SimulationOptions, simulate
-    >>> from whitediff.exposures.simulated import simulated_exposure
+    >>> from whitediff.evaluation.simulation import SimulationOptions, simulate
+    >>> from whitediff.evaluation.simulated import simulated_exposure
     >>> scene = simulate(SimulationOptions(shape=(256, 256), stars=60, seed=3))
     >>> science, template = (simulated_exposure(scene, n) for n in ("science", "template"))
     >>> result = whitediff.subtract(science, template)
@@ -165,7 +165,7 @@ def decorrelate(
     Returns
     -------
     result
-        `whitediff.exposures.decorrelation.Decorrelation`: ``exposure`` is the white difference.
+        `whitediff.decorrelation.exposures.Decorrelation`: ``exposure`` is the white difference.
 
     Raises
     ------
@@ -288,7 +288,7 @@ def align(template: object, science: object, **options: object) -> Resampled:
     Returns
     -------
     result
-        `whitediff.exposures.resampling.Resampled`: ``exposure`` is the resampled template.
+        `whitediff.alignment.resampling.Resampled`: ``exposure`` is the resampled template.
 
     Raises
     ------
@@ -298,9 +298,9 @@ def align(template: object, science: object, **options: object) -> Resampled:
     Examples
     --------
     >>> import whitediff
-    >>> from whitediff.flaws import Grid
-    >>> from whitediff.simulation import SimulationOptions, simulate
-    >>> from whitediff.exposures.simulated import simulated_exposure
+    >>> from whitediff.evaluation.flaws import Grid
+    >>> from whitediff.evaluation.simulation import SimulationOptions, simulate
+    >>> from whitediff.evaluation.simulated import simulated_exposure
     >>> options = SimulationOptions(
     ...     shape=(256, 256), stars=60, seed=3, template_grid=Grid(shift=(3.4, -2.2), rotation=2.0)
     ... )

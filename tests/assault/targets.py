@@ -19,7 +19,6 @@ from scenes import gaussian, moffat_kernel
 from whitediff.exposures.boxes import Box
 from whitediff.exposures.kernels import constant_kernel
 from whitediff.exposures.psf import KernelPointSpreadFunction
-from whitediff.exposures.solution import Solution
 from whitediff.formats import (
     read_any,
     read_exposure,
@@ -30,6 +29,7 @@ from whitediff.formats import (
 )
 from whitediff.formats.catalogs import read_catalog, write_catalog
 from whitediff.formats.finished import finish
+from whitediff.subtraction.solution import Solution
 
 SEED = 20260801
 SHAPE = (40, 44)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from .. import __version__
-from ..memory import return_freed_memory
+from ..numerics.memory import return_freed_memory
 from ..outputs import noting
 from .align import align
 from .batch import batch

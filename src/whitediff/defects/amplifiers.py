@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..sources import unstepped
-from ..stats import MAD_TO_SIGMA, MEDIAN_ERROR, robust_sigma
-from ..steps import (
+from ..noise.sources import unstepped
+from ..numerics.stats import MAD_TO_SIGMA, MEDIAN_ERROR, robust_sigma
+from ..numerics.steps import (
     ABOUT,
     ENOUGH_EVIDENCE,
     longest_reach,
@@ -144,7 +144,7 @@ def amplifier_levels(image: Array, looked_at: Surface, unusable: Array) -> Ampli
     A place is found in the profile of segments of 32 pixels, each clipped at 3 sigma: the median of
     those beside each other, across the frame, its halves and quarters, and from one jump to the
     next.  So a star, its spikes or a cloud, which are in a few segments only, make none.  A jump is
-    one that `whitediff.steps.steps_in` finds, if weakly, that stays beyond 12 pixels, which a
+    one that `numerics.steps.steps_in` finds, if weakly, that stays beyond 12 pixels, which a
     trail's do not, that is 6 errors high in one rectangle's side, and for whose sharpness all
     sides together have enough evidence, half of it where there are jumps across, too.  Light has
     the width of a PSF: what a step of 2 pixels' width describes as well is left in.  The height of

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..groups import connected
+from ..numerics.groups import connected
 from .surface import BRIGHT, LOW, MARGIN, Surface
 
 __all__ = ["dead_clusters", "equal_clusters"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..threads import in_threads
+from ..numerics.threads import in_threads
 from .surface import SEGMENT, Surface
 
 __all__ = ["bad_lines"]

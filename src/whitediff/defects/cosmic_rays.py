@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from ..stats import half_sample_mode
+from ..numerics.stats import half_sample_mode
 from .surface import BRIGHT, MARGIN, Surface
 
 __all__ = [

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import planes
-from ..saturation import in_lines
-from ..threads import in_threads
+from ..numerics import planes
+from ..numerics.threads import in_threads
+from .saturation import in_lines
 from .surface import BRIGHT
 
 __all__ = ["dead_runs"]
@@ -53,7 +53,7 @@ def dead_runs(image: Array, unusable: Array) -> Array | None:
     Notes
     -----
     Runs more than 5 robust standard deviations above the median of the image are plateaus of
-    stars, unless they are columns or rows that no star lights (`whitediff.saturation.in_lines`).
+    stars, unless they are columns or rows that no star lights (`saturation.in_lines`).
     If half of the image is constant, it is one without noise, and nothing is dead.
     """
     ny, nx = image.shape

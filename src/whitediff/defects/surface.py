@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import planes
-from ..sources import unstepped
-from ..stats import power_of_two
-from ..threads import in_threads
+from ..noise.sources import unstepped
+from ..numerics import planes
+from ..numerics.stats import power_of_two
+from ..numerics.threads import in_threads
 
 __all__ = ["BRIGHT", "CLIP", "LOW", "MARGIN", "SEGMENT", "Surface", "surface"]
 

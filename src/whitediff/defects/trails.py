@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from ..stats import MEDIAN_ERROR
-from ..threads import in_threads
+from ..numerics.stats import MEDIAN_ERROR
+from ..numerics.threads import in_threads
 from .surface import CLIP, MARGIN, Surface
 
 __all__ = ["Trail", "find_trails", "line_sums", "trail_pixels"]

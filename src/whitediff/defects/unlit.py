@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from ..interpolation import mean_around
-from ..stats import MAD_TO_SIGMA
+from ..numerics.interpolation import mean_around
+from ..numerics.stats import MAD_TO_SIGMA
 
 __all__ = ["unlit_regions"]
 

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from ..evaluation import (
+from ..evaluation.completeness import (
     binned_completeness,
     fit_completeness,
     ideal_completeness,
     ideal_peak_completeness,
     mean_and_width,
 )
-from ..exposures.evaluation import EvaluationOptions, Realisation
+from ..evaluation.exposures import EvaluationOptions, Realisation
 
 __all__ = ["all_sources", "summarise"]
 

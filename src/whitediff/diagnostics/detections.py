@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
 
-from ..exposures.catalog import SPOILING_FLAGS
+from ..detection.catalog import SPOILING_FLAGS
 from ..exposures.model import Exposure
 
 __all__ = ["detection_rows", "edge_excess", "sky_grid"]
@@ -38,7 +38,7 @@ def detection_rows(catalog: Table, *, listed: int, drawn: int) -> dict[str, Any]
     Parameters
     ----------
     catalog
-        With the columns of `whitediff.exposures.detection.detect`; only x and y must be there.
+        With the columns of `whitediff.detection.exposures.detect`; only x and y must be there.
     listed
         How many get all columns, the most significant first.
     drawn

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import fourier
-from ..convolution import convolve
-from ..detection import core, fits_image
 from ..errors import ArgumentError, DataError
-from ..stats import autocorrelation
+from ..noise.significance import core, fits_image
+from ..numerics import fourier
+from ..numerics.convolution import convolve
+from ..numerics.stats import autocorrelation
 
 __all__ = [
     "ScoreNoise",

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..planes import row_blocks
-from ..threads import in_threads
+from ..numerics.planes import row_blocks
+from ..numerics.threads import in_threads
 
 __all__ = [
     "Stretch",

@@ -18,22 +18,23 @@ import numpy.typing as npt
 from astropy.io import fits
 from astropy.table import Table
 
+from ..defects.exposures import NO_DEFECTS
+from ..detection.catalog import headline
+from ..detection.exposures import expected_false_detections
 from ..errors import WhitediffError
 from ..exposures import masks
-from ..exposures.catalog import headline
-from ..exposures.defects import NO_DEFECTS
-from ..exposures.detection import expected_false_detections
 from ..exposures.model import Exposure
-from ..exposures.noise import source_pixels
-from ..exposures.pipeline import aligned_as_before, with_defects_as_before
-from ..exposures.solution import Solution, subtracted
-from ..exposures.subtraction import convolved_exposure, matched_template, subtract_background
-from ..exposures.widths import measured_width
 from ..exposures.zero_points import depth_text
+from ..matching.convolution import convolved_exposure, matched_template
+from ..noise.exposures import source_pixels
+from ..noise.scatter import measured_width
+from ..noise.widths import SignificanceWidth
+from ..numerics.profiles import full_width_half_maximum
+from ..numerics.stats import robust_sigma
 from ..outputs import replacing
-from ..profiles import full_width_half_maximum
-from ..stats import robust_sigma
-from ..widths import SignificanceWidth
+from ..subtraction.difference import subtract_background
+from ..subtraction.pipeline import aligned_as_before, with_defects_as_before
+from ..subtraction.solution import Solution, subtracted
 from .calibration import block_power, variance_calibration
 from .detections import detection_rows, edge_excess, sky_grid
 from .measure import (
@@ -110,9 +111,9 @@ class ReportInput:
     score
         Score beside a difference.
     catalog
-        Detections, in the columns of `whitediff.exposures.detection.detect`.
+        Detections, in the columns of `whitediff.detection.exposures.detect`.
     stars, log
-        Tables of its file, `whitediff.exposures.stars.star_table` and the record of the run.
+        Tables of its file, `whitediff.matching.fitted_stars.star_table` and the record of the run.
     files
         What it is → name of the file, for all that was read.
     notes

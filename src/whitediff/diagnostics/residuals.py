@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
 
-from ..exposures.detection import forced_photometry
+from ..detection.exposures import forced_photometry
 from ..exposures.model import Exposure
 from ..exposures.zero_points import zero_point
-from ..stats import MEDIAN_ERROR, median_deviation
+from ..numerics.stats import MEDIAN_ERROR, median_deviation
 
 __all__ = ["star_residuals"]
 
@@ -34,7 +34,7 @@ def star_residuals(
     Parameters
     ----------
     stars
-        `whitediff.exposures.stars.star_table`.
+        `whitediff.matching.fitted_stars.star_table`.
     difference
         Difference, with its PSF.
     is_score

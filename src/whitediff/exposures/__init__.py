@@ -1,1 +1,1 @@
-"""Images with mask, variance, PSF and header, on the containers of lsst.images."""
+"""Images with mask, variance, PSF and header, and what belongs to them: containers only."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, DataError
-from ..noise import NoiseCovariance
+from ..numerics.covariance import NoiseCovariance
 from .boxes import Box
 from .fields import ChebyshevField, GridField
 from .kernels import BasisKernel

@@ -11,8 +11,8 @@ import numpy.polynomial.chebyshev as chebyshev
 import numpy.typing as npt
 
 from ..errors import ArgumentError
-from ..polynomials import chebyshev_products, chebyshev_terms
-from ..spatial import interpolated_cells, interpolated_cells_at
+from ..numerics.compression import interpolated_cells, interpolated_cells_at
+from ..numerics.polynomials import chebyshev_products, chebyshev_terms
 from .boxes import Box
 
 __all__ = [
@@ -410,7 +410,7 @@ def scattered_fit(
     Returns
     -------
     terms
-        Exponents (p of y, q of x) as of `whitediff.polynomials.chebyshev_terms`.
+        Exponents (p of y, q of x) as of `whitediff.numerics.polynomials.chebyshev_terms`.
     coefficients
         ``(n_terms, ...)``.
     """

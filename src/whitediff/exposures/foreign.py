@@ -9,8 +9,9 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from .. import astro, planes
+from .. import astro
 from ..errors import ArgumentError
+from ..numerics import planes
 from .boxes import Box
 from .fields import ChebyshevField, Field
 from .kernels import BasisKernel, ConvolutionKernel, centered_array

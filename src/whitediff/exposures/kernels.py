@@ -15,13 +15,14 @@ import numpy.polynomial.polynomial as polynomial
 import numpy.typing as npt
 
 from ..errors import ArgumentError
-from ..polynomials import chebyshev_products, chebyshev_terms
+from ..numerics.polynomials import chebyshev_products, chebyshev_terms
 from .boxes import Box
 from .fields import ChebyshevField, Field
 
 __all__ = [
     "BasisKernel",
     "ConvolutionKernel",
+    "KernelSum",
     "centered_array",
     "chebyshev_kernel",
     "chebyshev_powers",
@@ -337,7 +338,7 @@ def term_kernel(images: Array, order: int, bounds: Box) -> BasisKernel:
     Parameters
     ----------
     images
-        ``(n_terms, ky, kx)`` in the order of `whitediff.polynomials.chebyshev_terms`.
+        ``(n_terms, ky, kx)`` in the order of `whitediff.numerics.polynomials.chebyshev_terms`.
     order
         Of the polynomials in x and y together.
     bounds
@@ -393,7 +394,7 @@ def centered_array(array: Array, start: tuple[int, int]) -> Array:
 def convolution_terms(
     kernel: ConvolutionKernel, box: Box
 ) -> tuple[Array, Callable[[slice, slice], Array] | None]:
-    """What `whitediff.convolution.convolve_varying` needs of a kernel.
+    """What `whitediff.numerics.convolution.convolve_varying` needs of a kernel.
 
     Parameters
     ----------
@@ -428,3 +429,26 @@ def convolution_terms(
         return np.stack([field.on(part) for field in fields])
 
     return kernel.basis, weights
+
+
+class KernelSum:
+    """Sum of a kernel over the field: one number wherever it does not vary."""
+
+    def __init__(self, kernel: ConvolutionKernel, box: Box) -> None:
+        images, weights = convolution_terms(kernel, box)
+        sums = images.sum(axis=(1, 2))
+        self._box, self._constant, self._terms = box, float(sums[0]), []
+        if weights is not None and isinstance(kernel, BasisKernel):
+            # Of most bases all images but the first sum to nothing.
+            self._terms = [
+                (total, field)
+                for total, field in zip(sums, kernel.fields, strict=True)
+                if abs(total) > 1e-9 * np.abs(sums).max()
+            ]
+
+    def on(self, rows: slice) -> Any:
+        """Sums on some rows: ``(rows, columns)``, or one number."""
+        if not self._terms:
+            return self._constant
+        part = self._box.part(rows)
+        return sum(total * field.on(part) for total, field in self._terms)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import planes
 from ..errors import ArgumentError
+from ..numerics import planes
 
 __all__ = [
     "AVOIDED_MASK_PLANES",

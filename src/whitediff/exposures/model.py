@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from .. import astro
 from ..errors import ArgumentError
-from ..registration.transformation import Correction
-from ..stats import high_level
-from . import foreign
+from ..exposures import foreign
+from ..numerics.stats import high_level
+from ..numerics.transformation import Correction
 from .boxes import Box
 from .covariance import Noise
 from .fields import Field
@@ -50,7 +50,7 @@ class Provenance:
         Background that was subtracted, image_unit, if known: a field or ``(ny, nx)``.
     noise
         Covariance of its noise between pixels, where that is known, such as from a resampling:
-        `whitediff.noise.NoiseCovariance`, or a function of the pixel coordinates x and y that
+        `NoiseCovariance`, or a function of the pixel coordinates x and y that
         returns one (`whitediff.exposures.covariance.NoiseField`).
     is_score
         It is a detection score of whitediff, on which sources are found but not measured.
@@ -61,7 +61,7 @@ class Provenance:
         beyond its WCS; None for nothing.
     resampling
         How its pixels were made, if it was resampled: a method of
-        `whitediff.exposures.resampling.ResamplingOptions`.
+        `whitediff.alignment.resampling.ResamplingOptions`.
     """
 
     source: str | None = None
@@ -437,7 +437,7 @@ def precise(science: Exposure, template: Exposure) -> tuple[Exposure, Exposure]:
     Returns
     -------
     science, template
-        With images in double precision where either lies on a `whitediff.stats.high_level`: what
+        With images in double precision where either lies on a `stats.high_level`: what
         is filtered there would lose its noise in each rounding.  Else the same ones.
     """
     pair = science, template

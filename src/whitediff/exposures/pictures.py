@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..extras import check_drawing
-from ..stats import robust_sigma
+from ..numerics.stats import robust_sigma
 
 if TYPE_CHECKING:
     from .model import Exposure

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from ..convolution import convolve
 from ..errors import ArgumentError
-from ..profiles import full_width_half_maximum
+from ..numerics.convolution import convolve
+from ..numerics.profiles import full_width_half_maximum
 from .boxes import Box
 from .fields import scattered_fit
 from .kernels import BasisKernel, chebyshev_kernel, constant_kernel, interpolated_kernel
@@ -379,7 +379,7 @@ def fwhm_of_psf(psf: PointSpreadFunction) -> float:
     Returns
     -------
     fwhm
-        Pixels, `whitediff.profiles.full_width_half_maximum`.
+        Pixels, `whitediff.numerics.profiles.full_width_half_maximum`.
     """
     x, y = psf.average_position
     return full_width_half_maximum(psf.at(x=x, y=y))

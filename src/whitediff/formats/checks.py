@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..decorrelation import checked_kernel
+from ..decorrelation.correction import checked_kernel
 from ..errors import ArgumentError, FileFormatError
 from ..exposures.boxes import Box
 from ..exposures.kernels import ConvolutionKernel

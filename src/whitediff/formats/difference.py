@@ -13,8 +13,8 @@ from ..direction import Direction, opposite
 from ..errors import DataError, FileFormatError
 from ..exposures.boxes import Box
 from ..exposures.model import Exposure
-from ..polynomials import chebyshev_products
-from ..stats import robust_sigma
+from ..numerics.polynomials import chebyshev_products
+from ..numerics.stats import robust_sigma
 
 __all__ = [
     "OWN_SOFTWARE",

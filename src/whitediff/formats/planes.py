@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FileFormatError
-from ..planes import filled
+from ..numerics.planes import filled
 
 __all__ = ["ASINH_CARDS", "asinh_scale", "is_plane", "linear", "native", "plane_of"]
 

@@ -43,7 +43,7 @@ class Record:
     header
         Primary header of its file, with texts as they were before they were stored.
     stars
-        Table STARS of ``subtract``, `whitediff.exposures.stars.star_table`; None without.
+        Table STARS of ``subtract``, `whitediff.matching.fitted_stars.star_table`; None without.
     log
         Table LOG of ``subtract``: seconds, kind (option, stage, warning), text; None without.
     """

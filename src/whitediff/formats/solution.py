@@ -18,12 +18,12 @@ from ..errors import FileFormatError, one_line
 from ..exposures.boxes import Box
 from ..exposures.covariance import Noise
 from ..exposures.psf import KernelPointSpreadFunction
-from ..exposures.recipe import Recipe
-from ..exposures.solution import Solution
 from ..matching.stamp import KernelError
-from ..noise import NoiseCovariance
+from ..numerics.covariance import NoiseCovariance
+from ..numerics.transformation import Affine, Correction, Displacements
 from ..options import flattened, rebuilt
-from ..registration.transformation import Affine, Correction, Displacements
+from ..subtraction.recipe import Recipe
+from ..subtraction.solution import Solution
 from .files import opened, split_extension
 from .finished import replacing_fits
 from .headers import escaped, pixel_origin

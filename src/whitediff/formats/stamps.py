@@ -15,7 +15,7 @@ from ..exposures.covariance import Noise, NoiseField, noise_at
 from ..exposures.fields import ChebyshevField, Field, GridField, PiecewiseField
 from ..exposures.kernels import BasisKernel, ConvolutionKernel
 from ..exposures.psf import KernelPointSpreadFunction, Light
-from ..noise import NoiseCovariance
+from ..numerics.covariance import NoiseCovariance
 
 __all__ = [
     "NOISE",

@@ -9,7 +9,7 @@ from typing import Literal
 
 import astropy.io.fits
 
-from ..photons import PhotonScale
+from ..noise.photons import PhotonScale
 from ..reading import ReadingOptions
 from .headers import first_value
 

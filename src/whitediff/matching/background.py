@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..polynomials import chebyshev_products, chebyshev_terms
-from ..stats import robust_sigma
-from ..threads import single_threaded_algebra
+from ..numerics.polynomials import chebyshev_products, chebyshev_terms
+from ..numerics.stats import robust_sigma
+from ..numerics.threads import single_threaded_algebra
 
 __all__ = ["CLIP_OF_SKEWED", "HIGHEST_ORDER", "fit_background", "ratio_of_skies"]
 

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from ..noise import coloured
-from ..stats import robust_sigma
+from ..numerics.covariance import coloured
+from ..numerics.stats import robust_sigma
+from ..stars.stamps import Stamps
 from .basis import KernelBasis
 from .design import FitOptions
-from .normals import Normals, Stamps
+from .normals import Normals
 from .solve import held_out_coefficients
 from .varying import residuals_of
 

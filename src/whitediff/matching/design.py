@@ -12,7 +12,7 @@ import numpy.typing as npt
 import scipy
 
 from ..errors import ArgumentError, DataError, TooFewSourcesError
-from ..polynomials import chebyshev_products, chebyshev_terms
+from ..numerics.polynomials import chebyshev_products, chebyshev_terms
 from .basis import KernelBasis
 from .normals import Normals
 

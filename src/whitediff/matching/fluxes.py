@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from ..polynomials import chebyshev_products
-from ..stats import median_deviation
+from ..numerics.polynomials import chebyshev_products
+from ..numerics.stats import median_deviation
 
 __all__ = ["ComparedImages", "FluxRatio", "FluxTrend", "flux_ratio"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..resampling import moved_stamps
+from ..numerics.sinc import moved_stamps
 
 __all__ = ["share_measured"]
 

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from ..threads import single_threaded_algebra
+from ..numerics.threads import single_threaded_algebra
+from ..stars.stamps import Stamps
 from .basis import KernelBasis
-from .normals import Stamps
 
 __all__ = ["sum_with_local_skies"]
 

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from ..planes import filled
-from ..polynomials import chebyshev_products, chebyshev_terms
-from ..profiles import FWHM_TO_SIGMA
-from ..spatial import cell_means, interpolated_cells
-from ..stats import robust_sigma
-from ..steps import ABOUT, steps_in
-from ..threads import in_threads
+from ..numerics.compression import cell_means, interpolated_cells
+from ..numerics.planes import filled
+from ..numerics.polynomials import chebyshev_products, chebyshev_terms
+from ..numerics.profiles import FWHM_TO_SIGMA
+from ..numerics.stats import robust_sigma
+from ..numerics.steps import ABOUT, steps_in
+from ..numerics.threads import in_threads
 
 __all__ = ["Mesh", "common_structure", "fit_mesh", "has_structure"]
 

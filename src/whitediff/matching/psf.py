@@ -12,12 +12,12 @@ import numpy.typing as npt
 import scipy
 
 from ..errors import ArgumentError, DataError
-from ..interpolation import patched
-from ..polynomials import chebyshev_products, chebyshev_terms
-from ..profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM, full_width_half_maximum
-from ..resampling import moved_stamps
-from ..stats import MAD_TO_SIGMA, median_deviation, power_of_two
-from ..threads import single_threaded_algebra
+from ..numerics.interpolation import patched
+from ..numerics.polynomials import chebyshev_products, chebyshev_terms
+from ..numerics.profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM, full_width_half_maximum
+from ..numerics.sinc import moved_stamps
+from ..numerics.stats import MAD_TO_SIGMA, median_deviation, power_of_two
+from ..numerics.threads import single_threaded_algebra
 from .fine import FineTable, fitted_rings, fitted_table
 
 __all__ = ["MeasuredPsf", "measure_psf", "star_width"]
@@ -234,7 +234,7 @@ class _Moffat:
     """Elliptical profile of unit flux: a Moffat profile, and turbulence's of the same half width.
 
     ``half_width`` at half maximum, 1/beta, the share of turbulence, shear, how ln(width) grows over
-    the field (`whitediff.polynomials.chebyshev_terms(2)` without the first), what the mean star
+    the field (`polynomials.chebyshev_terms(2)` without the first), what the mean star
     differs from it by in its core, relatively, and the share of diffracted light, None where there
     is none to look for.
     """
@@ -342,7 +342,7 @@ class MeasuredPsf(NamedTuple):
     Attributes
     ----------
     images
-        ``(n_terms, size, size)`` images for ``whitediff.polynomials.chebyshev_terms(order)`` of
+        ``(n_terms, size, size)`` images for ``polynomials.chebyshev_terms(order)`` of
         2(x + 0.5)/nx - 1 and the like in y, 0 for terms that the stars are too few for.  The sum
         of the first is 1, that of the others 0: unit sum everywhere.
     stars

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..polynomials import chebyshev_products
-from ..stats import median_deviation
-from ..threads import single_threaded_algebra
+from ..numerics.polynomials import chebyshev_products
+from ..numerics.stats import median_deviation
+from ..numerics.threads import single_threaded_algebra
+from ..stars.stamps import Stamps
 from .basis import KernelBasis
 from .design import Design, FitOptions, Solved
-from .normals import Normals, Stamps, normal_equations, residual_statistics
+from .normals import Normals, normal_equations, residual_statistics
 
 __all__ = [
     "FEW_PIXELS",

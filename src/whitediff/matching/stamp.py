@@ -16,8 +16,8 @@ import numpy.typing as npt
 import scipy
 
 from ..errors import ArgumentError, DataError
-from ..profiles import FWHM_TO_SIGMA, full_width_half_maximum
-from .points import Points, find_points, pairs
+from ..numerics.profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from ..stars.points import Points, find_points, pairs
 
 __all__ = ["FluxScale", "KernelError", "StampKernel", "StampOptions", "fit_stamp", "near"]
 

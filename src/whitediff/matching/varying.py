@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from ..stats import robust_sigma
-from ..threads import in_threads, single_threaded_algebra
+from ..numerics.stats import robust_sigma
+from ..numerics.threads import in_threads, single_threaded_algebra
+from ..stars.stamps import Stamps
 from .basis import KernelBasis
-from .normals import Stamps
 from .solve import KernelFit
 
 __all__ = ["residual_stamps", "residuals_of", "varying_pixels"]

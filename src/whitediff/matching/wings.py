@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from .. import fourier
-from ..polynomials import chebyshev_products
-from ..stats import median_deviation
+from ..numerics import fourier
+from ..numerics.polynomials import chebyshev_products
+from ..numerics.stats import median_deviation
 
 __all__ = ["sum_beyond"]
 

@@ -144,7 +144,7 @@ class SolutionFormatter(_OwnFormatter):
         Parameters
         ----------
         in_memory_dataset
-            `whitediff.exposures.solution.Solution`.
+            `whitediff.subtraction.solution.Solution`.
         uri
             File.
         """

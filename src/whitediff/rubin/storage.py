@@ -11,7 +11,6 @@ from lsst.resources import ResourcePath
 
 from ..exposures.foreign import box_of
 from ..exposures.model import Exposure
-from ..exposures.solution import Solution
 from ..formats.archive.convert import (
     lsst_box,
     lsst_kernel,
@@ -20,6 +19,7 @@ from ..formats.archive.convert import (
     masked_image,
     sky_projection,
 )
+from ..subtraction.solution import Solution
 
 __all__ = [
     "STORAGE_CLASSES",

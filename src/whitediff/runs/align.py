@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from .. import __version__, formats
-from ..exposures.alignment import aligned
-from ..exposures.resampling import Resampled, ResamplingOptions, turned
+from ..alignment.exposures import aligned
+from ..alignment.resampling import Resampled, ResamplingOptions, turned
 from ..progress import stages
 from .inputs import name_of, path_of, read_image, read_input, read_psf
 from .options import AlignOptions

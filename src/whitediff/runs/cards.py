@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import __version__
 from ..exposures.psf import Light
-from ..noise import FLOOR
+from ..numerics.covariance import FLOOR
 
 __all__ = [
     "Cards",
@@ -52,7 +52,7 @@ def decorrelation_cards(result: Any) -> Cards:
     Parameters
     ----------
     result
-        `whitediff.exposures.decorrelation.Decorrelation`.
+        `whitediff.decorrelation.exposures.Decorrelation`.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def depth_cards(depth: Any, zero_point: float | None) -> Cards:
     Parameters
     ----------
     depth
-        `whitediff.exposures.depth.Depth`, or None.
+        `whitediff.detection.depth.Depth`, or None.
     zero_point
         Magnitude of a flux of 1, if it was given.
 
@@ -117,7 +117,7 @@ def significance_cards(width: Any) -> Cards:
     Parameters
     ----------
     width
-        `whitediff.widths.SignificanceWidth`, or None.
+        `whitediff.noise.widths.SignificanceWidth`, or None.
 
     Returns
     -------
@@ -205,7 +205,7 @@ def report_inputs_floor(result: Any, science: str, template: str) -> None:
     Parameters
     ----------
     result
-        `whitediff.exposures.decorrelation.Decorrelation`.
+        `whitediff.decorrelation.exposures.Decorrelation`.
     science, template
         What they are called.
     """

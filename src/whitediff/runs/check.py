@@ -32,8 +32,8 @@ from ..formats.files import opened, split_extension
 from ..formats.headers import unescaped
 from ..formats.limits import leads_to
 from ..formats.record import is_score
+from ..noise.sources import detect_sources
 from ..progress import stages
-from ..sources import detect_sources
 from .inputs import name_of, read_image
 from .numbers import write_numbers
 from .options import CheckOptions

@@ -9,18 +9,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import formats
+from ..decorrelation.exposures import (
+    Decorrelation,
+    DecorrelationOptions,
+    decorrelate,
+    refuse_decorrelated,
+    refuse_white,
+)
+from ..decorrelation.regions import Region, decorrelate_regions
 from ..direction import Direction, opposite
 from ..errors import ArgumentError, naming
-from ..exposures import decorrelation, masks
-from ..exposures.decorrelation import Decorrelation, DecorrelationOptions
+from ..exposures import masks
 from ..exposures.model import Exposure
-from ..exposures.noise import InputNoise, pair_sources
-from ..exposures.pipeline import mark_sources
-from ..exposures.regions import Region, decorrelate_regions
 from ..formats import Difference
 from ..formats.headers import wcs_cards
+from ..noise.exposures import InputNoise, pair_sources
 from ..progress import stages
 from ..reading import ReadingOptions, VarianceSource, option_cards
+from ..subtraction.pipeline import mark_sources
 from .cards import Cards, decorrelation_cards, report_inputs_floor
 from .inputs import check_usable, name_of, path_of, read_image, read_input, read_kernel, read_psf
 from .options import DecorrelateOptions
@@ -87,7 +93,7 @@ def run_decorrelation(
     with running(options.running, options.output), stages("Decorrelating", 5) as begin:
         begin("reading")
         given = _difference(difference, kernel, options)
-        decorrelation.refuse_decorrelated(given.exposure)
+        refuse_decorrelated(given.exposure)
         regions = [Region(box, side) for box, side in given.directions]
         direction = given.convolved or ("template" if not regions else None)
         how = _options(names, options, direction)
@@ -128,7 +134,7 @@ def run_decorrelation(
                     preconvolution = read_psf(
                         options.preconvolution_kernel, whole.bbox, "pre-convolution kernel"
                     )
-                result = decorrelation.decorrelate(
+                result = decorrelate(
                     *exposures,
                     preconvolution_kernel=preconvolution,
                     **common,
@@ -223,7 +229,7 @@ def _checked(
     """Difference on the science image's level, if its kernel is its own."""
     images = inputs["science"], inputs["template"]
     # Before it is compared with what the kernel makes, which a white one is not.
-    decorrelation.refuse_white(*images, whole, whole.kernel, convolved=direction)
+    refuse_white(*images, whole, whole.kernel, convolved=direction)
     scale, doubt = formats.kernel_doubt(whole, *images, direction)
     if doubt:
         log.warning("%s: %s.", names.difference, doubt)

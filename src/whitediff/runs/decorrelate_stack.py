@@ -6,18 +6,13 @@ import logging
 from collections.abc import Callable, Iterable
 
 from .. import __version__, formats
+from ..decorrelation.stacks import StackDecorrelation, StackMember, StackOptions, decorrelate_stack
 from ..errors import UsageError, naming
 from ..exposures.model import Exposure
-from ..exposures.noise import PairSources, pair_sources
-from ..exposures.pipeline import mark_sources
-from ..exposures.stacks import (
-    StackDecorrelation,
-    StackMember,
-    StackOptions,
-    decorrelate_stack,
-)
+from ..noise.exposures import PairSources, pair_sources
 from ..progress import stages
 from ..reading import ReadingOptions
+from ..subtraction.pipeline import mark_sources
 from .cards import Cards, report_noise_floor
 from .decorrelate import complete_planes
 from .inputs import name_of, path_of, read_image, read_input, read_kernel, read_psf

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import formats
-from ..exposures.subtraction import subtract
+from ..evaluation.simulation import SimulationOptions
 from ..outputs import together
-from ..simulation import SimulationOptions
+from ..subtraction.difference import subtract
 from .cards import Cards
 from .check import Checked, run_check
 from .options import CheckOptions, SubtractOptions

@@ -11,13 +11,13 @@ from collections.abc import Callable
 import numpy as np
 from astropy.table import Table
 
+from ..detection.catalog import headline
+from ..detection.exposures import DetectionOptions, detect, forced_photometry
 from ..errors import ArgumentError, UsageError
-from ..exposures.catalog import headline
-from ..exposures.detection import DetectionOptions, detect, forced_photometry
 from ..exposures.model import Exposure
-from ..exposures.noise import without_sentinels
 from ..formats.catalogs import read_catalog, write_catalog, write_regions
 from ..formats.record import given_zero_point, is_score, score_depth
+from ..noise.exposures import without_sentinels
 from ..progress import stages
 from ..reading import ReadingOptions
 from .inputs import name_of, path_of, read_image, read_psf
@@ -43,7 +43,7 @@ def run_detection(difference: object, options: DetectOptions) -> Table:
     Returns
     -------
     catalogue
-        Columns as of `whitediff.exposures.detection.detect`.
+        Columns as of `whitediff.detection.exposures.detect`.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def run_measurement(difference: object, at: object, options: MeasureOptions) -> 
     Returns
     -------
     catalogue
-        Columns as of `whitediff.exposures.detection.forced_photometry`.
+        Columns as of `whitediff.detection.exposures.forced_photometry`.
 
     Raises
     ------

@@ -16,16 +16,16 @@ from .. import __version__
 from ..diagnostics.completeness import all_sources, summarise
 from ..diagnostics.plots import plot_evaluation
 from ..errors import ArgumentError, DataError
-from ..exposures.evaluation import EvaluationOptions, Setting, evaluate
+from ..evaluation.exposures import EvaluationOptions, Setting, evaluate
+from ..evaluation.simulated import simulated_exposure
+from ..evaluation.simulation import SimulationOptions, simulate
 from ..exposures.model import Exposure
-from ..exposures.simulated import simulated_exposure
 from ..extras import is_installed
 from ..formats.catalogs import write_catalog
+from ..numerics.threads import available_threads
 from ..outputs import check_output
 from ..progress import counted, stages
 from ..reading import ReadingOptions
-from ..simulation import SimulationOptions, simulate
-from ..threads import available_threads
 from .inject import photon_gain
 from .inputs import name_of, path_of, read_input, read_psf
 from .numbers import write_numbers

@@ -10,11 +10,11 @@ from astropy.table import Table
 
 from .. import formats
 from ..errors import ArgumentError, UsageError, WhitediffError
-from ..exposures import injection
+from ..evaluation import injection
 from ..exposures.model import Exposure
-from ..exposures.preparation import with_own_psf
 from ..formats.catalogs import write_catalog
 from ..formats.units import photon_header
+from ..matching.preparation import with_own_psf
 from ..progress import stages
 from ..reading import ReadingOptions
 from .cards import Cards

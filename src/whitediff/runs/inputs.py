@@ -10,17 +10,18 @@ import astropy.io.fits
 import numpy as np
 
 from .. import formats
+from ..decorrelation.exposures import variance_mean
 from ..errors import ArgumentError, DataError
-from ..exposures import decorrelation, foreign, masks
+from ..exposures import foreign, masks
 from ..exposures.boxes import Box
 from ..exposures.kernels import BasisKernel, ConvolutionKernel
 from ..exposures.model import Exposure
-from ..exposures.noise import without_sentinels
 from ..exposures.psf import KernelPointSpreadFunction, PointSpreadFunction
 from ..formats.ccddata import from_ccddata
 from ..formats.files import lent
 from ..formats.own.write import origin_cards
 from ..formats.plain import with_options
+from ..noise.exposures import without_sentinels
 from ..paths import split_name
 from ..reading import ReadingOptions, VarianceSource
 
@@ -198,7 +199,7 @@ def read_input(given: object, options: ReadingOptions, role: str = "image") -> E
     exposure = without_sentinels(read_image(given, role, options, needs_variance=True))
     check_usable(exposure, masks.UNTRUSTED_MASK_PLANES)
     variance = options.variance
-    if isinstance(variance, float | int) and not decorrelation.variance_mean(exposure, ()) > 0:
+    if isinstance(variance, float | int) and not variance_mean(exposure, ()) > 0:
         exposure = exposure.replaced(variance=np.full(exposure.shape, variance, dtype=np.float32))
         log.info(
             "%s: its variance plane is unusable; %g is used everywhere.", exposure.source, variance

@@ -7,9 +7,9 @@ from typing import Any
 
 from astropy.table import Table
 
+from ..detection.exposures import DetectionOptions, detect
 from ..diagnostics.plots import plot_subtraction
 from ..errors import WhitediffError
-from ..exposures.detection import DetectionOptions, detect
 from ..exposures.model import Exposure
 
 __all__ = ["draw"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from ..exposures.decorrelation import CorrectionOptions
-from ..exposures.defects import DefectOptions
-from ..exposures.matching import MatchOptions
-from ..exposures.preparation import PreparationOptions
-from ..exposures.recipe import CutoutOptions, Recipe
-from ..exposures.resampling import ResamplingOptions
-from ..exposures.solution import Solution
+from ..alignment.resampling import ResamplingOptions
+from ..decorrelation.exposures import CorrectionOptions
+from ..defects.exposures import DefectOptions
 from ..matching.design import FitOptions
+from ..matching.exposures import MatchOptions
+from ..matching.preparation import PreparationOptions
+from ..subtraction.recipe import CutoutOptions, Recipe
+from ..subtraction.solution import Solution
 from .options import RecipeOptions
 
 __all__ = ["as_asked", "recipe_of"]
@@ -29,7 +29,7 @@ def recipe_of(options: RecipeOptions) -> Recipe:
     Returns
     -------
     recipe
-        As `whitediff.exposures.pipeline` takes it.
+        As `whitediff.subtraction.pipeline` takes it.
 
     Raises
     ------

@@ -9,16 +9,16 @@ import numpy as np
 from astropy.table import Table
 
 from .. import formats
+from ..detection.exposures import DetectionOptions, detect
 from ..diagnostics.report import ReportInput, write_report
 from ..errors import ArgumentError, FileFormatError, WhitediffError
-from ..exposures.detection import DetectionOptions, detect
 from ..exposures.model import Exposure
-from ..exposures.noise import without_sentinels
-from ..exposures.solution import Solution
 from ..formats.files import split_extension
 from ..formats.limits import leads_to
 from ..formats.record import Record, read_record
+from ..noise.exposures import without_sentinels
 from ..progress import stages
+from ..subtraction.solution import Solution
 from .detect import read_positions
 from .inputs import name_of, path_of, read_image
 from .options import ReportOptions

@@ -11,20 +11,20 @@ from typing import Any
 
 from astropy.table import Table
 
+from ..decorrelation.exposures import Decorrelation
+from ..detection.exposures import DetectionOptions, detect
 from ..diagnostics.measure import ScoreNoise, Whiteness
 from ..diagnostics.report import ReportInput
 from ..errors import DataError
-from ..exposures.cutouts import Cutout, CutoutFlux
-from ..exposures.decorrelation import Decorrelation
-from ..exposures.detection import DetectionOptions, detect
 from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
-from ..exposures.noise import without_sentinels
-from ..exposures.pipeline import Kind
-from ..exposures.solution import Solution
 from ..formats.catalogs import write_catalog
 from ..formats.own.write import cards_as_header
+from ..noise.exposures import without_sentinels
 from ..progress import stages
+from ..subtraction.cutouts import Cutout, CutoutFlux
+from ..subtraction.pipeline import Kind
+from ..subtraction.solution import Solution
 from .cards import values_of
 from .inputs import name_of, path_of, read_image
 from .numbers import noise_of, numbers_of, write_numbers

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..dates import dated, given_date
 from ..formats.limits import Limits, within
-from ..memory import limited_memory
+from ..numerics.memory import limited_memory
+from ..numerics.planes import has_limit
+from ..numerics.threads import using_threads
 from ..outputs import together
-from ..planes import has_limit
-from ..threads import using_threads
 from .options import RunningOptions
 
 __all__ = ["on_machine", "running"]

@@ -13,18 +13,18 @@ import numpy as np
 
 from ..direction import Direction
 from ..errors import ArgumentError
+from ..evaluation.flaws import Grid, ImageOptions
+from ..evaluation.simulated import simulated_exposure
+from ..evaluation.simulation import Simulation, SimulationOptions, simulate
 from ..exposures.kernels import interpolated_kernel
 from ..exposures.masks import flagged
 from ..exposures.model import Exposure
-from ..exposures.simulated import simulated_exposure
-from ..exposures.subtraction import subtract
-from ..flaws import Grid, ImageOptions
 from ..formats import write_exposure
 from ..formats.finished import replacing_fits
 from ..formats.stamps import kernel_hdus, psf_hdus
 from ..outputs import check_output, replacing, together
 from ..progress import stages
-from ..simulation import Simulation, SimulationOptions, simulate
+from ..subtraction.difference import subtract
 
 __all__ = ["OUTPUTS", "simulation_options", "write_simulation"]
 
@@ -53,7 +53,7 @@ def simulation_options(words: Mapping[str, Any]) -> SimulationOptions:
     Returns
     -------
     options
-        `whitediff.simulation.SimulationOptions`.
+        `whitediff.evaluation.simulation.SimulationOptions`.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def write_simulation(
     Parameters
     ----------
     options
-        `whitediff.simulation.SimulationOptions`.
+        `whitediff.evaluation.simulation.SimulationOptions`.
     output
         Directory; made if need be.
     overwrite

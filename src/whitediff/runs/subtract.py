@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from .. import formats
+from ..detection.depth import Depth
+from ..detection.depth import depth as depth_of
 from ..errors import ArgumentError, naming
-from ..exposures.depth import Depth
-from ..exposures.depth import depth as depth_of
 from ..exposures.fields import ChebyshevField
 from ..exposures.model import Exposure
-from ..exposures.pipeline import KINDS, Kind, Made, Pipeline
-from ..exposures.preparation import template_coverage
-from ..exposures.solution import Solution
 from ..exposures.zero_points import check_zero_point, depth_text
+from ..matching.preparation import template_coverage
 from ..options import declarations, given_words
 from ..progress import stages
+from ..subtraction.pipeline import KINDS, Kind, Made, Pipeline
+from ..subtraction.solution import Solution
 from .cards import (
     Cards,
     decorrelation_cards,
@@ -272,7 +272,7 @@ def finished_products(
     Yields
     ------
     finished
-        Product, in the order of `whitediff.exposures.pipeline.KINDS`.
+        Product, in the order of `whitediff.subtraction.pipeline.KINDS`.
 
     Raises
     ------

@@ -196,7 +196,7 @@ def _closed(opened: Any) -> None:
 def _worker_version() -> str:
     """Version of whitediff, its modules loaded before the first item needs them."""
     from .. import __version__
-    from . import work  # noqa: F401
+    from ..surveys import work  # noqa: F401
 
     return __version__
 

@@ -24,15 +24,15 @@ from ..errors import WhitediffError, sentence
 from ..exposures.model import Exposure
 from ..formats.files import split_extension
 from ..formats.limits import Limits, within
-from ..memory import limited_memory, return_freed_memory
 from ..messages import OnceEach
+from ..numerics.memory import limited_memory, return_freed_memory
+from ..numerics.threads import use_threads
 from ..options import from_words
 from ..outputs import remove_leftovers
 from ..progress import Progress, showing
 from ..runs.numbers import noise_of, numbers_of
 from ..runs.options import SubtractOptions
 from ..runs.subtract import run_subtraction
-from ..threads import use_threads
 from .journal import Record, file_state, is_intact, output_state
 from .manifest import Item, kind_and_file
 

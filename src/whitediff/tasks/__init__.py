@@ -1,10 +1,6 @@
 """LSST tasks: the documented names and defaults, on real `lsst.pipe.base` classes."""
 
-from .decorrelate import (
-    DecorrelateALKernelConfig,
-    DecorrelateALKernelTask,
-    UnusableExposureError,
-)
+from .decorrelate import DecorrelateALKernelConfig, DecorrelateALKernelTask, UnusableExposureError
 from .decorrelate_spatial import (
     DecorrelateALKernelMapper,
     DecorrelateALKernelMapperConfig,

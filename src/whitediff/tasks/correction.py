@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ..exposures.cells import CellOptions
-from ..exposures.decorrelation import CorrectionOptions, Decorrelation
+from ..decorrelation.cells import CellOptions
+from ..decorrelation.exposures import CorrectionOptions, Decorrelation
 from ..exposures.model import Exposure
-from ..exposures.solution import Solution
+from ..subtraction.solution import Solution
 from .decorrelate import DecorrelateALKernelConfig, DecorrelateALKernelTask
 from .decorrelate_spatial import DecorrelateALKernelSpatialConfig, DecorrelateALKernelSpatialTask
 
@@ -27,7 +27,7 @@ def recipe_of_correction(field: Any) -> tuple[CorrectionOptions, CellOptions | N
     Returns
     -------
     correction, cells
-        As for `whitediff.exposures.recipe.Recipe`.
+        As for `whitediff.subtraction.recipe.Recipe`.
     foreign
         Name of the task, where it is not one of ours; None where it is.
     """
@@ -50,7 +50,7 @@ def run_decorrelation(
     difference: Exposure,
     sources: npt.NDArray[Any] | None,
 ) -> Decorrelation | None:
-    """Run a decorrelation subtask as `whitediff.exposures.solution.corrected` would correct.
+    """Run a decorrelation subtask as `whitediff.subtraction.solution.corrected` would correct.
 
     Parameters
     ----------

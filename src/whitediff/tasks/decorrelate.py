@@ -11,11 +11,16 @@ import numpy.typing as npt
 from lsst.pipe.base import AlgorithmError, Struct, Task
 from lsst.utils.timer import timeMethod
 
-from .. import decorrelation, fourier
-from ..errors import ArgumentError, DataError
-from ..exposures import masks
-from ..exposures.boxes import Box
-from ..exposures.decorrelation import (
+from ..decorrelation.correction import (
+    Correction,
+    corrected_image,
+    corrected_psf,
+    difference_correction,
+    estimated_variance,
+    full_variance,
+    score_correction,
+)
+from ..decorrelation.exposures import (
     CorrectionOptions,
     Decorrelation,
     DecorrelationOptions,
@@ -23,9 +28,13 @@ from ..exposures.decorrelation import (
     untouched,
     variance_mean,
 )
+from ..errors import ArgumentError, DataError
+from ..exposures import masks
+from ..exposures.boxes import Box
 from ..exposures.model import Exposure
-from ..exposures.noise import InputNoise
 from ..exposures.psf import KernelPointSpreadFunction
+from ..noise.exposures import InputNoise
+from ..numerics import fourier
 
 __all__ = [
     "DecorrelateALKernelConfig",
@@ -127,7 +136,7 @@ class DecorrelateALKernelConfig(pex_config.Config):
     )
 
     def to_correction(self, *, spatially_varying: bool = False) -> CorrectionOptions:
-        """Options of `whitediff.exposures.recipe.Recipe` that say the same.
+        """Options of `whitediff.subtraction.recipe.Recipe` that say the same.
 
         Parameters
         ----------
@@ -248,7 +257,7 @@ class DecorrelateALKernelTask(Task):
 
         Notes
         -----
-        See `whitediff.fourier.common_shape`.
+        See `whitediff.numerics.fourier.common_shape`.
         """
         self._freqSpaceShape = fourier.common_shape(*shapes)  # type: ignore[assignment]
         self.log.debug("Common frequency space shape %s", self._freqSpaceShape)
@@ -314,7 +323,7 @@ class DecorrelateALKernelTask(Task):
         See `whitediff.decorrelation.difference_correction`.
         """
         return self._full_spectra(
-            decorrelation.difference_correction(
+            difference_correction(
                 np.asarray(kappa),
                 unconvolved_variance=float(svar),
                 convolved_variance=float(tvar),
@@ -347,7 +356,7 @@ class DecorrelateALKernelTask(Task):
         See `whitediff.decorrelation.score_correction`.
         """
         return self._full_spectra(
-            decorrelation.score_correction(
+            score_correction(
                 np.asarray(kappa),
                 np.asarray(preConvArr),
                 science_variance=float(svar),
@@ -357,7 +366,7 @@ class DecorrelateALKernelTask(Task):
         )
 
     @staticmethod
-    def _full_spectra(correction: decorrelation.Correction) -> Struct:
+    def _full_spectra(correction: Correction) -> Struct:
         shape = correction.shape
         return Struct(
             corrft=fourier.full_spectrum(correction.correction_ft, shape),
@@ -389,7 +398,7 @@ class DecorrelateALKernelTask(Task):
             float(np.mean(np.abs(c1ft) ** 2, dtype=np.float64)),
             float(np.mean(np.abs(c2ft) ** 2, dtype=np.float64)),
         )
-        return decorrelation.estimated_variance(vplane1, vplane2, weights)
+        return estimated_variance(vplane1, vplane2, weights)
 
     def calculateVariancePlane(
         self,
@@ -420,7 +429,7 @@ class DecorrelateALKernelTask(Task):
         -----
         See `whitediff.decorrelation.full_variance`.
         """
-        return decorrelation.full_variance(
+        return full_variance(
             self._in_precision(vplane1),
             self._in_precision(vplane2),
             unconvolved_fill=float(varMean1),
@@ -450,7 +459,7 @@ class DecorrelateALKernelTask(Task):
         See `whitediff.decorrelation.corrected_image`.
         """
         # Without a variance plane nobody knows what error would matter: double precision.
-        return decorrelation.corrected_image(
+        return corrected_image(
             fourier.half_spectrum(corrft).real,
             self._in_precision(imgOld),
             shape=self.freqSpaceShape,
@@ -475,7 +484,7 @@ class DecorrelateALKernelTask(Task):
         -----
         See `whitediff.decorrelation.corrected_psf`.
         """
-        image = decorrelation.corrected_psf(
+        image = corrected_psf(
             fourier.half_spectrum(corrft).real, np.asarray(psfOld), shape=self.freqSpaceShape
         )
         return KernelPointSpreadFunction.from_image(image, Box.from_shape(self.freqSpaceShape))
@@ -525,7 +534,7 @@ class DecorrelateALKernelTask(Task):
         **kwargs
             ``scaleFactor``, with ``templateMatched`` False: photometric scale by which the
             difference was divided, over the kernel's sum.  ``scienceNoise``, ``templateNoise``:
-            `whitediff.noise.NoiseCovariance` of the inputs, or a function of the pixel coordinates
+            `NoiseCovariance` of the inputs, or a function of the pixel coordinates
             x and y that returns it.  ``sources``: boolean image of the pixels with a source.
             ``spatiallyVarying``: from `DecorrelateALKernelSpatialTask`.  Others are accepted and
             not used.
@@ -534,7 +543,7 @@ class DecorrelateALKernelTask(Task):
         -------
         result
             ``correctedExposure``: a new `whitediff.Exposure`; ``decorrelation``: the
-            `whitediff.exposures.decorrelation.Decorrelation` with the numbers behind it, None
+            `whitediff.decorrelation.exposures.Decorrelation` with the numbers behind it, None
             where the difference came back unchanged.
 
         Raises

@@ -8,10 +8,7 @@ import lsst.pex.config as pex_config
 from lsst.pipe.base import Struct, Task
 from lsst.utils.timer import timeMethod
 
-from ..errors import ArgumentError
-from ..exposures import foreign, masks
-from ..exposures.boxes import Box
-from ..exposures.cells import (
+from ..decorrelation.cells import (
     CellOptions,
     decorrelate_cell,
     kernel_reach,
@@ -19,11 +16,14 @@ from ..exposures.cells import (
     once_a_frame,
     summary_of_cells,
 )
-from ..exposures.decorrelation import CorrectionOptions, variance_mean
+from ..decorrelation.exposures import CorrectionOptions, variance_mean
+from ..errors import ArgumentError
+from ..exposures import foreign, masks
+from ..exposures.boxes import Box
 from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
-from ..exposures.noise import InputNoise, measured_noises, source_pixels
 from ..exposures.psf import PointSpreadFunction, as_kernel_psf
+from ..noise.exposures import InputNoise, measured_noises, source_pixels
 from .decorrelate import DecorrelateALKernelConfig, DecorrelateALKernelTask
 from .map_reduce import (
     ImageMapper,
@@ -110,7 +110,7 @@ class DecorrelateALKernelMapper(DecorrelateALKernelTask, ImageMapper):
         -------
         result
             ``subExposure``: a new `whitediff.Exposure` with the box of ``subExposure``;
-            ``decorrelation``: the `whitediff.exposures.decorrelation.Decorrelation` with the
+            ``decorrelation``: the `whitediff.decorrelation.exposures.Decorrelation` with the
             numbers behind it.  Where an exposure has no finite pixel in the expanded sub-image,
             or no positive variance, the difference comes back as it is, marked CONTAMINATED, and
             ``decorrelation`` is None.

@@ -12,14 +12,14 @@ from astropy.table import QTable
 from lsst.pipe.base import AlgorithmError, PipelineTask, PipelineTaskConfig, Struct
 from lsst.utils.timer import timeMethod
 
+from ..detection.catalog import COLUMNS, headline, source_counts
+from ..detection.exposures import DetectionOptions, Detections, detections, forced_photometry
+from ..detection.photometry import Frame, aperture_fluxes
 from ..errors import ArgumentError, DataError
 from ..exposures import masks
-from ..exposures.catalog import COLUMNS, headline, source_counts
-from ..exposures.detection import DetectionOptions, Detections, detections, forced_photometry
 from ..exposures.model import Exposure
-from ..exposures.noise import sources_apart
-from ..exposures.preparation import with_own_psf
-from ..photometry import Frame, aperture_fluxes
+from ..matching.preparation import with_own_psf
+from ..noise.exposures import sources_apart
 from .connections import DetectConnections, DetectScoreConnections
 from .match import algorithm_error, catalogPositions, reject
 
@@ -210,7 +210,7 @@ class DetectAndMeasureConfig(  # type: ignore[call-arg]
                 reject(self, "badSourceFlags", f"has {flag!r}, which is none of {', '.join(known)}")
 
     def to_options(self) -> DetectionOptions:
-        """Options of `whitediff.exposures.detection.detect` that say the same.
+        """Options of `whitediff.detection.exposures.detect` that say the same.
 
         Returns
         -------

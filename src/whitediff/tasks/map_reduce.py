@@ -11,11 +11,11 @@ import lsst.pex.config as pex_config
 from lsst.pipe.base import Struct, Task
 from lsst.utils.timer import timeMethod
 
+from ..decorrelation.cells import INVALID, CellOptions, grid, length_unit, united, united_psf
+from ..decorrelation.exposures import untouched, variance_mean
 from ..errors import ArgumentError
 from ..exposures import masks
 from ..exposures.boxes import Box
-from ..exposures.cells import INVALID, CellOptions, grid, length_unit, united, united_psf
-from ..exposures.decorrelation import untouched, variance_mean
 from ..exposures.model import Exposure
 from .match import reject
 
@@ -415,7 +415,7 @@ class ImageMapReduceTask(Task):
 
 
 def cell_options(config: ImageMapReduceConfig) -> CellOptions:
-    """Options of `whitediff.exposures.cells` that say the same.
+    """Options of `whitediff.decorrelation.cells` that say the same.
 
     Parameters
     ----------

@@ -13,12 +13,12 @@ from lsst.pipe.base import AlgorithmError, Struct, Task
 from lsst.utils.timer import timeMethod
 
 from ..errors import ArgumentError, DataError, TooFewSourcesError
-from ..exposures.matching import Match, MatchOptions, match
-from ..exposures.preparation import Pair, PreparationOptions, prepare
-from ..exposures.subtraction import preconvolution_kernel
 from ..matching.basis import GaussianSeries
-from ..matching.candidates import CandidateOptions
+from ..matching.convolution import preconvolution_kernel
 from ..matching.design import FitOptions
+from ..matching.exposures import Match, MatchOptions, match
+from ..matching.preparation import Pair, PreparationOptions, prepare
+from ..stars.candidates import CandidateOptions
 from .decorrelate import UnusableExposureError
 
 __all__ = [
@@ -231,7 +231,7 @@ class PsfMatchConfig(pex_config.Config):
         convolved: Literal["template", "science", "auto"] = "template",
         candidates: CandidateOptions | None = None,
     ) -> MatchOptions:
-        """Options of `whitediff.exposures.matching.match` that say the same.
+        """Options of `whitediff.matching.exposures.match` that say the same.
 
         Parameters
         ----------
@@ -426,7 +426,7 @@ class MakeKernelTask(Task):
 
     Notes
     -----
-    Alard & Lupton 1998; see `whitediff.exposures.matching.match`.
+    Alard & Lupton 1998; see `whitediff.matching.exposures.match`.
     """
 
     ConfigClass: ClassVar[Any] = MakeKernelConfig
@@ -498,7 +498,7 @@ class MakeKernelTask(Task):
         Parameters
         ----------
         pair
-            `whitediff.exposures.preparation.Pair`.
+            `whitediff.matching.preparation.Pair`.
         kernelSources, convolved
             As for `run`.
         preConvKernel
@@ -514,7 +514,7 @@ class MakeKernelTask(Task):
             ``kernelSources`` : `astropy.table.Table` of the stars offered to the fit: x and y
             in pixel coordinates, signalToNoise, residualMean and residualStd over sigma, and
             whether they were used.
-            ``match`` : `whitediff.exposures.matching.Match`.
+            ``match`` : `whitediff.matching.exposures.Match`.
 
         Raises
         ------

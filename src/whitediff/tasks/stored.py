@@ -10,12 +10,12 @@ import lsst.pex.config as pex_config
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, Struct
 from lsst.utils.timer import timeMethod
 
+from ..decorrelation.exposures import refuse_decorrelated, refuse_white
 from ..errors import DataError
-from ..exposures.decorrelation import refuse_decorrelated, refuse_white
 from ..exposures.model import Exposure
-from ..exposures.noise import PairSources, pair_sources, rescaled, without_sentinels
-from ..exposures.pipeline import Kind, Pipeline, as_before, finished
-from ..exposures.solution import Solution, completed_product, subtracted
+from ..noise.exposures import PairSources, pair_sources, rescaled, without_sentinels
+from ..subtraction.pipeline import Kind, Pipeline, as_before, finished
+from ..subtraction.solution import Solution, completed_product, subtracted
 from .connections import DecorrelateConnections, RecreateConnections
 from .correction import recipe_of_correction, run_decorrelation
 from .decorrelate_spatial import DecorrelateALKernelSpatialTask
@@ -75,13 +75,13 @@ class DecorrelateDifferenceTask(PipelineTask):
         difference
             Difference or score that was made of them.
         solution
-            `whitediff.exposures.solution.Solution`; or a matching kernel of the template.
+            `whitediff.subtraction.solution.Solution`; or a matching kernel of the template.
 
         Returns
         -------
         result
             ``correctedExposure`` : `whitediff.Exposure`.
-            ``correctedSolution`` : `whitediff.exposures.solution.Solution` with which it is made
+            ``correctedSolution`` : `whitediff.subtraction.solution.Solution` with which it is made
             again.
 
         Raises

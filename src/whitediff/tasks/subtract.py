@@ -11,20 +11,20 @@ import numpy.typing as npt
 from lsst.pipe.base import NoWorkFound, PipelineTask, PipelineTaskConfig, Struct
 from lsst.utils.timer import timeMethod
 
+from ..alignment.resampling import ResamplingOptions
+from ..decorrelation.cells import CellOptions
+from ..decorrelation.exposures import CorrectionOptions, Decorrelation
+from ..defects.exposures import DefectOptions
 from ..errors import DataError, NoOverlapError
 from ..exposures import masks
-from ..exposures.cells import CellOptions
-from ..exposures.decorrelation import CorrectionOptions, Decorrelation
-from ..exposures.defects import DefectOptions
-from ..exposures.matching import Match, MatchOptions
 from ..exposures.model import Exposure
-from ..exposures.noise import without_sentinels
-from ..exposures.pipeline import Kind, Made, Pipeline
-from ..exposures.preparation import Pair, PreparationOptions, prepare
-from ..exposures.recipe import Recipe, TemplateMask
-from ..exposures.resampling import ResamplingOptions
-from ..exposures.solution import Solution
-from ..matching.candidates import CandidateOptions
+from ..matching.exposures import Match, MatchOptions
+from ..matching.preparation import Pair, PreparationOptions, prepare
+from ..noise.exposures import without_sentinels
+from ..stars.candidates import CandidateOptions
+from ..subtraction.pipeline import Kind, Made, Pipeline
+from ..subtraction.recipe import Recipe, TemplateMask
+from ..subtraction.solution import Solution
 from .connections import ScoreConnections, SubtractConnections
 from .correction import recipe_of_correction, run_decorrelation
 from .decorrelate import DecorrelateALKernelTask
@@ -231,7 +231,7 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
         Returns
         -------
         recipe
-            `whitediff.exposures.recipe.Recipe`.
+            `whitediff.subtraction.recipe.Recipe`.
         """
         correction, cells, foreign = self._correction()
         resampling = None
@@ -420,7 +420,7 @@ class AlardLuptonSubtractTask(PipelineTask):
             exposure: `whitediff.exposures.fields.ChebyshevField`, or an image where it has more.
             ``psfMatchingKernel`` : `whitediff.exposures.kernels.ConvolutionKernel`.
             ``kernelSources`` : `astropy.table.Table`, see `MakeKernelTask.matchPair`.
-            ``solution`` : `whitediff.exposures.solution.Solution`, all that it takes to make the
+            ``solution`` : `whitediff.subtraction.solution.Solution`, all that it takes to make the
             difference again.
 
         Raises
@@ -450,7 +450,7 @@ class AlardLuptonSubtractTask(PipelineTask):
         Returns
         -------
         pair
-            `whitediff.exposures.preparation.Pair`.
+            `whitediff.matching.preparation.Pair`.
 
         Raises
         ------

@@ -25,18 +25,13 @@ from lsst.images.serialization import (
 from ...errors import ArgumentError
 from ...exposures.boxes import Box
 from ...exposures.fields import ChebyshevField, Field, GridField
-from ...exposures.foreign import (
-    ForeignField,
-    ForeignKernel,
-    ForeignPointSpreadFunction,
-    kernel_of,
-)
+from ...exposures.foreign import ForeignField, ForeignKernel, ForeignPointSpreadFunction, kernel_of
 from ...exposures.kernels import BasisKernel, ConvolutionKernel, interpolated_kernel
 from ...exposures.masks import Mask
 from ...exposures.model import Exposure
 from ...exposures.psf import KernelPointSpreadFunction, Light, PointSpreadFunction
 from ...exposures.sky import TOLERANCE, celestial_wcs, disagreement, equivalent_wcs
-from ...planes import filled
+from ...numerics.planes import filled
 
 __all__ = [
     "StoredPointSpreadFunction",

@@ -15,8 +15,8 @@ from ...exposures.boxes import Box
 from ...exposures.kernels import ConvolutionKernel
 from ...exposures.model import Exposure
 from ...exposures.psf import PointSpreadFunction
+from ...formats import own, plain
 from ...reading import ReadingOptions
-from .. import own, plain
 from ..files import Extension, opened
 from ..format import Format, Identity, Kind, Writer
 from .recognise import recognise

@@ -31,8 +31,8 @@ from ...exposures.sky import (
     projection_header,
     shifted_header,
 )
+from ...numerics.planes import each_block
 from ...outputs import staged
-from ...planes import each_block
 from ..files import opened
 from ..headers import observation_header, without_wcs
 from ..own.read import companions

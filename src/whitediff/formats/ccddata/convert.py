@@ -17,8 +17,8 @@ from ...exposures import masks
 from ...exposures.boxes import Box
 from ...exposures.model import Exposure, Provenance, as_native_float
 from ...exposures.psf import KernelPointSpreadFunction
+from ...formats import plain
 from ...reading import ReadingOptions
-from .. import plain
 from ..headers import observation_header, pixel_origin, without_wcs
 
 __all__ = ["from_ccddata", "to_ccddata"]

@@ -8,7 +8,7 @@ from typing import Any
 import astropy.io.fits
 
 from ...exposures.model import Exposure
-from .. import plain
+from ...formats import plain
 from ..files import Extension
 from ..format import Format, Identity, whole
 from .read import read

@@ -11,8 +11,8 @@ import numpy as np
 from ...errors import FileFormatError
 from ...exposures import masks
 from ...exposures.model import Exposure
+from ...formats import plain
 from ...reading import ReadingOptions, VarianceSource
-from .. import plain
 from ..files import Extension, opened
 from ..planes import plane_of
 from ..stamps import find_hdu, read_psf_hdus

@@ -17,8 +17,8 @@ from ...errors import FileFormatError
 from ...exposures import masks
 from ...exposures.boxes import Box
 from ...exposures.model import Exposure, Provenance
-from ...planes import filled
-from .. import plain
+from ...formats import plain
+from ...numerics.planes import filled
 from ..difference import Difference, KernelElsewhereError
 from ..files import Extension, opened
 from ..limits import leads_to

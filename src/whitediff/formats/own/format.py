@@ -10,8 +10,8 @@ import astropy.io.fits
 
 from ...exposures.boxes import Box
 from ...exposures.model import Exposure
+from ...formats import plain
 from ...reading import ReadingOptions, VarianceSource
-from .. import plain
 from ..files import Extension, opened
 from ..format import Format, Identity
 from .read import read

@@ -16,7 +16,7 @@ from ...exposures.masks import empty_mask
 from ...exposures.model import Exposure, Provenance, as_native_float, parse_unit
 from ...exposures.psf import PointSpreadFunction
 from ...exposures.sky import shifted_header
-from ...planes import each_block
+from ...numerics.planes import each_block
 from ..files import opened
 from ..headers import observation_header, pixel_origin, unescaped, without_provenance
 from ..planes import native

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from ...exposures.masks import Mask
 from ...exposures.model import Exposure
 from ...exposures.psf import KernelPointSpreadFunction, as_kernel_psf
-from ...noise import NoiseCovariance
-from ...planes import filled
+from ...numerics.covariance import NoiseCovariance
+from ...numerics.planes import filled
 from ..finished import RESERVED, replacing_fits
 from ..headers import escaped, observation_header, storable, wcs_cards, without_provenance
 from ..parts import KEYWORD, listed

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ...errors import FileFormatError
 from ...exposures.masks import UNTRUSTED_MASK_PLANES, is_one_of
-from ...planes import filled, zeros
+from ...numerics.planes import filled, zeros
 from ..planes import native, plane_of
 from .bits import Convention, recognised
 

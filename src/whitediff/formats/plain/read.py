@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from ...clipping import find_floor
-from ...decorrelation import unmeasured_pixels
+from ...defects.clipping import find_floor
+from ...defects.saturation import bleed_trails, find_plateau, in_stars
 from ...errors import ArgumentError, DataError, FileFormatError
 from ...exposures.boxes import Box
 from ...exposures.masks import (
@@ -29,12 +29,7 @@ from ...exposures.masks import (
 from ...exposures.model import Exposure, Provenance, native_float, parse_unit
 from ...exposures.psf import PointSpreadFunction
 from ...exposures.sky import celestial_wcs
-from ...planes import each_block, filled, row_blocks, zeros
-from ...reading import ReadingOptions, VarianceKind, VarianceSource
-from ...saturation import bleed_trails, find_plateau, in_stars
-from ...stats import median_of, robust_sigma
-from ...threads import in_threads
-from ...variance_planes import (
+from ...noise.variance_planes import (
     ABSOLUTE,
     NoiseModel,
     exposure_map_variance,
@@ -43,6 +38,11 @@ from ...variance_planes import (
     relative_weight_variance,
     with_left_out_photons,
 )
+from ...numerics.missing import unmeasured_pixels
+from ...numerics.planes import each_block, filled, row_blocks, zeros
+from ...numerics.stats import median_of, robust_sigma
+from ...numerics.threads import in_threads
+from ...reading import ReadingOptions, VarianceKind, VarianceSource
 from ..files import Extension, opened, split_extension
 from ..headers import (
     first_value,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ...direction import Direction
 from ...errors import FileFormatError
 from ...exposures.model import Exposure
-from .. import plain
+from ...formats import plain
 from ..difference import Difference
 from ..files import Extension, opened
 from .recognise import recognise

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...exposures.boxes import Box
 from ...exposures.kernels import BasisKernel, term_kernel
-from ...polynomials import chebyshev_terms
+from ...numerics.polynomials import chebyshev_terms
 
 __all__ = ["SfftSolution"]
 

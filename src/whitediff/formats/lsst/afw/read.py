@@ -8,7 +8,7 @@ from typing import Any
 
 from ....errors import FileFormatError
 from ....exposures.model import Exposure
-from ... import plain
+from ....formats import plain
 from ...files import Extension, opened
 from .recognise import archived
 

@@ -1,0 +1,1 @@
+"""Sources of a difference: peaks, fluxes, classes, catalogues."""

@@ -1,0 +1,1387 @@
+"""Finding the kernel that matches two exposures."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import scipy
+
+from .. import astro
+from ..direction import Direction, opposite
+from ..errors import ArgumentError, DataError, TooFewSourcesError
+from ..exposures import kernels, masks
+from ..exposures.covariance import noise_at
+from ..exposures.fields import ChebyshevField
+from ..exposures.kernels import BasisKernel
+from ..exposures.model import Exposure
+from ..numerics.covariance import NoiseCovariance, coloured
+from ..numerics.interpolation import patched
+from ..numerics.planes import filled
+from ..numerics.polynomials import chebyshev_terms
+from ..numerics.profiles import UNDERSAMPLED_FWHM
+from ..numerics.threads import single_threaded_algebra
+from ..stars.candidates import (
+    CandidateOptions,
+    Candidates,
+    Sources,
+    StarImage,
+    changed_pixels,
+    choose_candidates,
+    cut_stamps,
+    static_sources,
+)
+from ..stars.stamps import Stamps
+from .background import HIGHEST_ORDER, fit_background, ratio_of_skies
+from .basis import (
+    GaussianSeries,
+    KernelBasis,
+    delta_basis,
+    elliptical_basis,
+    gaussian_basis,
+    gaussian_sigmas,
+    kernel_size,
+    spline_basis,
+)
+from .choice import Trial, detail_width, is_better, mean_moments, tried
+from .convolution import preconvolved
+from .design import FitOptions
+from .differential_background import BackgroundModel, BackgroundSearch, differential_structure
+from .fitted_stars import star_table
+from .fluxes import ComparedImages, FluxRatio, flux_ratio
+from .local_skies import sum_with_local_skies
+from .normals import Normals, normal_equations
+from .preparation import Pair
+from .skies import without_light
+from .solve import FEW_PIXELS, OTHER_SUM, KernelFit, choose_kernel_order, fit_kernel
+from .varying import residual_stamps, varying_pixels
+from .wings import sum_beyond
+
+__all__ = ["BasisChoice", "BasisName", "Match", "MatchOptions", "match"]
+
+type Array = npt.NDArray[Any]
+type BasisName = Literal["gaussian", "elliptical", "spline", "delta"]
+type BasisChoice = Literal["auto", "gaussian", "elliptical", "spline", "delta"]
+
+_log = logging.getLogger("whitediff.match")
+
+_LOST = tuple(set(masks.UNTRUSTED_MASK_PLANES) - set(masks.INTERPOLATED_MASK_PLANES))
+"""Mask planes of pixels whose neighbours do not tell what they would be."""
+_APERTURE, _SMALLEST_APERTURE = 2.0, 4.0
+"""Radius, in full widths at half maximum of the wider PSF and in pixels, that holds a star."""
+_LARGER, _LEFT_BEYOND = 1.4, 0.5
+"""Radius of a larger aperture; of what the light between two radii changes a ratio of fluxes by,
+what that beyond the larger one does: 0 to 0.6 for Gaussians to Moffat profiles of beta 2.5."""
+_FEWEST_STARS, _STARS_DIFFER = 3, 3.0
+"""Stars among the sources of a kernel whose flux ratio is compared with its sum, and errors."""
+_SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.025, 0.2
+"""Differences between a kernel's sum and what photometry finds: errors of the latter, that have to
+be exceeded in any case, and the relative ones that deserve a warning and an error."""
+_WINGS_UNKNOWN = 0.5
+"""Of what wings beyond the kernel hold: their shape, and what masks of bright stars hide."""
+_TURNS, _NEAR = 4, 0.1
+"""Fits at most until what the skies have not in common agrees with the sum; and how far, relative
+to a sum, the ratio of skies may be from it that are light of the same sources."""
+_ALONE = 0.004
+"""Light as wide as a stamp, over a star's, that stars alone do not tell from their sky."""
+_CORE_SIGMAS, _CHANGED_SIGMAS = 3, 3.5
+_ENOUGH_STARS = 10
+_FEWEST_IN_BOTH = 5
+"""Stars that were measured on both images, from which on these are known to show the same sky."""
+_FIRST_STARS = 250
+_MOST_STARS_DELTA = 100
+_COMPARED_STARS, _MOST_STARS_FREE, _MOMENT_STARS = 40, 60, 20
+"""Stars by which bases are compared, to which a free kernel is fitted, and whose moments are
+measured: the brightest."""
+_FREE_MARGIN = 10
+"""By which stamps exceed the kernel where bases are compared, and where it is free."""
+_GRID_STEP, _LARGEST_GRID = 1.2, 24
+"""Step of a free kernel's grid, in geometric mean sigmas of both PSFs, and points across it, unless
+its side is larger anyway."""
+_GENEROUS = 2.0
+"""By which limits are wider for stars by which bases are compared."""
+_FINER = 0.9
+"""By which a free kernel's grid has to be finer for another one to be tried."""
+_GOOD_CHI_SQUARE, _BAD_CHI_SQUARE, _USEFUL_CHI_SQUARE = 1.15, 1.5, 2.0
+"""χ² per pixel of bright stars' cores, left out of the fit: up to the first a basis is good enough,
+from the second on a warning is due, and up to the third a richer basis is taken.  Where no kernel
+describes the stars, one with more freedom does worse elsewhere than it does on them."""
+_SAME_SUM = 0.03
+"""Relative difference of two bases' kernel sums from which the fluxes of stars decide."""
+_ROUND = 0.05
+"""Difference of the eigenvalues of the kernel's moments, over the trace of the target's, below
+which Gaussians are round."""
+_SIGNIFICANT_SUM = 5.0
+"""Standard deviations by which a kernel's sum has to exceed zero."""
+_LARGEST_LOSS = 0.01
+"""Of a Gaussian kernel's sum beyond its stamp."""
+_MOST_UNEXPLAINED, _MUCH_UNEXPLAINED = 0.3, 0.05
+"""What the fit may leave of a typical star's signal: at all, and where the kernel is far off its
+middle.  Real pairs leave up to 0.03, those of different fields about 1."""
+_VISIBLE = 0.2
+"""Signal of a star over the noise of its stamp, in squares, for the star to be judged by."""
+_MUCH_LEFT, _SEEN = 0.01, 5.0
+"""Root of what the fit leaves of the squared signal of narrow stars that deserves a warning, and
+standard deviations at which a residual is seen."""
+_POOR_CHI_SQUARE, _MANY_REJECTED, _SMALL_OFFSET = 1.2, 0.3, 1.0
+"""Reduced chi-square, rejected fraction and centroid in pixels that deserve a warning."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatchOptions:
+    """How two exposures are matched.
+
+    Attributes
+    ----------
+    convolved
+        Which exposure to convolve; ``auto``: the template, unless its PSF is the wider.
+    basis
+        ``gaussian``: round Gaussians times polynomials, scaled from the two PSFs;
+        ``elliptical``: elliptical ones, from the moments of both PSFs; ``spline``: a free form
+        with a penalty on roughness, on a grid of 1.2 sigmas of the PSFs; ``delta``:
+        the same for free pixels; ``auto``: round Gaussians unless one of the next two predicts
+        stars that are left out much better.
+    kernel_size
+        Odd side of the kernel; scaled from the PSFs if None.
+    sigmas
+        Widths of the Gaussians, pixels; scaled from the PSFs if None.
+    smooth
+        Penalise roughness; if False, a kernel of many free pixels is fitted to the noise.
+    series
+        How they are scaled.
+    candidates
+        Which stars are used.
+    choose_order
+        How the kernel's spatial order is chosen, from 0 to 3; None for the fit's own.
+    background
+        What describes the differential background: ``polynomial``; ``mesh``, also what blocks of
+        8 pixels and steps across the frame show beyond polynomials; ``auto``, that where the
+        difference has it.
+    fit
+        Orders and rejection.
+    """
+
+    convolved: Literal["template", "science", "auto"] = "template"
+    basis: BasisChoice = "auto"
+    kernel_size: int | None = None
+    sigmas: tuple[float, ...] | None = None
+    smooth: bool = True
+    series: GaussianSeries = dataclasses.field(default_factory=GaussianSeries)
+    candidates: CandidateOptions = dataclasses.field(default_factory=CandidateOptions)
+    choose_order: Literal["bic", "cross-validation"] | None = None
+    background: BackgroundModel = "auto"
+    fit: FitOptions = dataclasses.field(default_factory=FitOptions)
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("convolved", self.convolved, ("template", "science", "auto")),
+            ("basis", self.basis, ("auto", "gaussian", "elliptical", "spline", "delta")),
+            ("choose_order", self.choose_order, (None, "bic", "cross-validation")),
+            ("background", self.background, ("auto", "polynomial", "mesh")),
+        ):
+            if value not in allowed:
+                raise ArgumentError(
+                    f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}."
+                )
+        if self.kernel_size is not None and (self.kernel_size < 3 or self.kernel_size % 2 == 0):
+            raise ArgumentError(
+                f"A kernel's side must be odd and at least 3; got {self.kernel_size}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SumWithWings:
+    """Sum of a kernel, and of what its square does not reach.
+
+    Attributes
+    ----------
+    value
+        Flux in the image that is matched over that in the one that is convolved.
+    error
+        Its standard deviation.
+    """
+
+    value: float
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """A matching kernel and how it was found.
+
+    Attributes
+    ----------
+    kernel
+        Basis images, one for each Chebyshev term, over the exposures' box.
+    background
+        Differential background, image_unit of the science exposure.
+    convolved
+        Which exposure is to be convolved.
+    science
+        The science exposure that was matched: the given one, or the pre-convolved one.
+    candidates, fit
+        Stars and fit.
+    basis
+        Of which the kernel is made.
+    residual_chi_square
+        χ² per pixel that the basis leaves of the cores of bright stars which are left out of the
+        fit, 1 for nothing but noise; NaN where it was not measured.
+    options
+        How it was made.
+    has_structure
+        Whether the background has more than polynomials follow.
+    with_wings
+        The kernel's sum with the light beyond its square: the ratio of fluxes.
+    stars
+        Every source that was considered: where it is, how bright, whether it was used, and why
+        not (`whitediff.matching.fitted_stars.star_table`).
+    flux_ratio
+        What the kernel's sum in the middle of the frame is by photometry of all static sources,
+        independently of the fit; its value is NaN where these are too few or too faint.
+    """
+
+    kernel: BasisKernel
+    background: ChebyshevField
+    convolved: Direction
+    science: Exposure
+    candidates: Candidates
+    fit: KernelFit
+    basis: BasisName
+    residual_chi_square: float
+    options: MatchOptions
+    has_structure: bool
+    with_wings: SumWithWings
+    stars: astro.table.Table
+    flux_ratio: FluxRatio
+
+    def background_search(self, pair: Pair) -> BackgroundSearch | None:
+        """How the background is made better on the difference.
+
+        Parameters
+        ----------
+        pair
+            What was matched.
+
+        Returns
+        -------
+        search
+            None where no background is fitted.
+        """
+        if not self.options.fit.background:
+            return None
+        model = self.options.background
+        return BackgroundSearch(
+            sources=pair.source_levels,
+            model="polynomial" if model == "auto" and not self.has_structure else model,
+            order=self.options.fit.background_order,
+            fwhm=max(pair.science_fwhm, pair.template_fwhm),
+        )
+
+
+@single_threaded_algebra()
+def match(
+    pair: Pair,
+    options: MatchOptions | None = None,
+    *,
+    preconvolution_kernel: Array | None = None,
+    sources: Sources | None = None,
+) -> Match:
+    """Find the kernel that matches the PSF of one exposure to that of another.
+
+    Parameters
+    ----------
+    pair
+        Exposures, as `whitediff.matching.preparation.prepare` returns them.
+    options
+        `MatchOptions`.
+    preconvolution_kernel
+        For a score: PSF with which the science exposure is correlated before; the template
+        is then the one that is convolved.
+    sources
+        From which the stars are chosen; the pair's if None.  The widths of the PSFs are
+        measured on the pair's in any case.
+
+    Returns
+    -------
+    match
+        `Match`.
+
+    Raises
+    ------
+    TooFewSourcesError
+        If there are too few stars.
+    DataError
+        If the fit is singular, the kernel's sum no more than its error explains or far from the
+        ratio of the sources' fluxes, or what the fit leaves of the stars too much for images of
+        the same sky on the same pixels.
+
+    Notes
+    -----
+    Alard & Lupton 1998.  The fit is done twice: the first shows what varies, and the second
+    leaves it out.
+    """
+    options = options or MatchOptions()
+    if options.basis == "delta":
+        # A stamp's normal matrix has a million elements.
+        most = min(options.candidates.most, _MOST_STARS_DELTA)
+        candidate_options = dataclasses.replace(options.candidates, most=most)
+        options = dataclasses.replace(options, candidates=candidate_options)
+    science, template = pair.science, pair.template
+    convolved = pair.sharper if options.convolved == "auto" else options.convolved
+    science_sigma, template_sigma = pair.science_sigma, pair.template_sigma
+    widening = 0
+    if preconvolution_kernel is not None:
+        options = dataclasses.replace(
+            options,
+            fit=dataclasses.replace(options.fit, known_noise=True),
+            series=dataclasses.replace(
+                options.series, largest_side=_odd(math.sqrt(2) * options.series.largest_side)
+            ),
+        )
+        convolved = "template"
+        science = preconvolved(science, preconvolution_kernel)
+        # Correlated with itself, a profile is wider by the square root of two.
+        science_sigma *= math.sqrt(2)
+        widening = preconvolution_kernel.shape[0] // 2
+    target_sigma, source_sigma = (
+        (science_sigma, template_sigma)
+        if convolved == "template"
+        else (template_sigma, science_sigma)
+    )
+    if target_sigma < 0.95 * source_sigma:
+        _log.warning(
+            "The exposure that is convolved has the wider PSF (%.2f against %.2f pixels): matching"
+            " is deconvolution, which rings and amplifies noise; %s instead.",
+            source_sigma,
+            target_sigma,
+            "make a score image"
+            if preconvolution_kernel is not None
+            else f"convolve the {'science image' if convolved == 'template' else 'template'}",
+        )
+    if options.kernel_size is not None and 2 * options.kernel_size > min(science.shape):
+        raise ArgumentError(
+            f"A kernel of {options.kernel_size} pixels a side (kernel_size) is too large for images"
+            f" of {science.shape[1]} x {science.shape[0]}; at most half of their shorter side is"
+            " possible."
+        )
+    basis = _basis(options, target_sigma, source_sigma)
+    _warn_of_small_kernel(basis.size, target_sigma, source_sigma)
+    sources = pair.sources if sources is None else sources
+    candidates, stamp_size = _candidates(sources, options, basis, target_sigma, widening)
+    if candidates.relaxed:
+        _log.warning(
+            "Few stars: %d sources are used, without regard to %s.",
+            len(candidates),
+            candidates.relaxed,
+        )
+    structure = None
+    if options.fit.background and options.background != "polynomial":
+        structure = differential_structure(
+            pair, candidates.flux_ratio, options.fit.background_order
+        )
+    shown = science if structure is None else without_light(science, structure)
+    source, target = (template, shown) if convolved == "template" else (shown, template)
+    bad = pair.template_bad, pair.science_bad
+    if convolved == "science":
+        bad = bad[::-1]
+    if widening:
+        # What no neighbour tells of a pixel is carried as far as the filter reaches.
+        bad = bad[0], bad[1] | _grown(patched(pair.science.data, bad[1])[1], widening)
+    reach = _CHANGED_SIGMAS * max(target_sigma, source_sigma)
+    changed = changed_pixels(sources, candidates, reach=reach)
+    bad = bad[0], bad[1] | changed
+    brighter = candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio
+    # Pre-convolved noise has next to the power of before at the scale of a star, however little it
+    # scatters from pixel to pixel; the original variance stands for that.
+    variance = (pair.science if preconvolution_kernel is not None else target).variance
+    free = ~(pair.template_pixels | pair.science_pixels | pair.bad)
+    box = source.bbox
+    images = _Images(
+        StarImage(
+            source.data,
+            source.variance,
+            bad[0],
+            source_sigma,
+            lost=masks.flagged(source.mask, _LOST),
+        ),
+        StarImage(target.data, variance, bad[1], target_sigma),
+        noise_at(source.noise, box.x.center, box.y.center),
+    )
+
+    def fitted(skies: tuple[Array, Array], ratio: float) -> _Found:
+        try:
+            return _fit(images, candidates, stamp_size, basis, options, skies, ratio)
+        except TooFewSourcesError as failure:
+            raise _unlike(failure, len(candidates), pair, convolved) from None
+
+    found, skies, sky_error = _fit_with_skies(
+        fitted, _Sky(source.data, target.data, free, options.fit), brighter
+    )
+    fit, basis = found.fit, found.fitted.basis
+    if len(fit.used) < len(candidates):
+        candidates = candidates.first(len(fit.used), "a free kernel takes the brightest stars")
+    _judge(
+        fit,
+        basis,
+        found.unexplained,
+        convolved,
+        noise_known=options.fit.known_noise,
+        stars_told=pair.misalignment is not None,
+        are_in_both=_are_in_both(pair),
+    )
+    if preconvolution_kernel is None:
+        _tell_of_narrow(pair.science_fwhm, pair.template_fwhm, found.unexplained)
+    _judge_basis(found, options)
+    wing, wing_error = sum_beyond(
+        source.data,
+        target.data,
+        bad[0] | bad[1],
+        _middle_kernel(fit, basis),
+        skies=skies,
+        fwhm=max(pair.science_fwhm, pair.template_fwhm),
+    )
+    with_wings = SumWithWings(
+        fit.kernel_sum + wing,
+        math.hypot(fit.kernel_sum_error, wing_error, _WINGS_UNKNOWN * wing, sky_error),
+    )
+    # What a kernel's square does not reach, its sum lacks.
+    fit = dataclasses.replace(
+        fit, kernel_sum_error=math.hypot(fit.kernel_sum_error, wing, wing_error, sky_error)
+    )
+    groups = [static_sources(sources, candidates)]
+    if sources.stars.are_certain and "size" in candidates.relaxed:
+        groups.append(np.flatnonzero(sources.stars.which & sources.clean))
+    ratio, *of_stars = _measured_sums(pair, sources, groups, changed, fit, convolved)
+    _judge_sum(fit.kernel_sum, ratio)
+    _judge_trend(ratio, options.fit)
+    for each in of_stars:
+        off = _other_sum_of_stars(fit.kernel_sum, each)
+        fit = dataclasses.replace(fit, kernel_sum_error=math.hypot(fit.kernel_sum_error, off))
+        with_wings = dataclasses.replace(with_wings, error=math.hypot(with_wings.error, off))
+    scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
+    # What the stars are too few for, the source-free pixels will find.
+    order = max(len(each) for each in (fit.background_coefficients, *skies)) - 1
+    order = max(order, options.fit.background_order)
+    left, *of_images = (
+        np.pad(each, (0, order + 1 - len(each))) for each in (fit.background_coefficients, *skies)
+    )
+    background = scale * (left + of_images[1] - fit.kernel_sum * of_images[0])
+    return Match(
+        kernel=_kernel(fit, basis, science),
+        background=ChebyshevField(science.bbox, background),
+        convolved=convolved,
+        science=science,
+        candidates=candidates,
+        fit=fit,
+        basis=found.name,
+        residual_chi_square=found.residual_chi_square,
+        options=options,
+        has_structure=structure is not None,
+        with_wings=with_wings,
+        stars=star_table(sources, candidates, fit, science, noise_known=options.fit.known_noise),
+        flux_ratio=ratio,
+    )
+
+
+def _are_in_both(pair: Pair) -> bool:
+    """Whether stars were found at the same places of both images."""
+    return pair.misalignment is not None and pair.misalignment.stars >= _FEWEST_IN_BOTH
+
+
+def _no_kernel(convolved: Direction, found: str) -> str:
+    """What it means that no kernel describes stars which are in both images."""
+    names = {"template": "template", "science": "science image"}
+    return (
+        f"No kernel makes the PSF of the {names[convolved]} into that of the"
+        f" {names[opposite(convolved)]}, though"
+        f" both show the same stars: {found}. A ring, or peaks that the other lacks, do that;"
+        f" convolve the other image (--convolved {opposite(convolved)}), or take another template."
+    )
+
+
+def _unlike(
+    failure: TooFewSourcesError,
+    stars: int,
+    pair: Pair,
+    convolved: Direction,
+) -> TooFewSourcesError:
+    """The failure, or what it means where the stars of one image are known to be in the other."""
+    if not _are_in_both(pair) or 2 * failure.found >= stars:
+        return failure
+    described = f"one describes {failure.found} of the {stars} that could be used"
+    return TooFewSourcesError(
+        _no_kernel(convolved, described), found=failure.found, required=failure.required
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sky:
+    """Two images between their sources."""
+
+    source: Array
+    target: Array
+    free: Array
+    options: FitOptions
+
+    def less(self, ratio: float) -> Array:
+        """Target less so many times the source."""
+        scale = self.source.dtype.type(ratio)
+        return filled(
+            self.free.shape,
+            self.target.dtype,
+            lambda rows: self.target[rows] - scale * self.source[rows],
+        )
+
+    def order(self, ratio: float) -> int:
+        """Order of what the skies have not in common where fluxes have that ratio."""
+        order = self.options.background_order
+        return len(fit_background(self.less(ratio), self.free, order, highest=HIGHEST_ORDER)) - 1
+
+    def matrices(self, order: int, ratio: float) -> tuple[Array, Array]:
+        """Chebyshev matrices of one order of the skies of source and target.
+
+        What both have in common, such as the outskirts of a large galaxy, is light like that of
+        stars. Polynomials of as low an order as the difference needs leave it to both alike. The
+        target's is told by the difference, in which that light is clipped nowhere.
+        """
+        sky = fit_background(self.source, self.free, order)
+        more = fit_background(self.less(ratio), self.free, order)
+        side = max(len(sky), len(more))
+        sky, more = (np.pad(each, (0, side - len(each))) for each in (sky, more))
+        return sky, ratio * sky + more
+
+
+def _fit_with_skies(
+    fitted: Callable[[tuple[Array, Array], float], _Found],
+    sky: _Sky,
+    ratio: float,
+) -> tuple[_Found, tuple[Array, Array], float]:
+    """Fit, its skies, and what is not known of its sum for these.
+
+    Skies that differ by the ratio of fluxes may be a galaxy's light, which is to stay in both
+    images, or light of the sky in both, of which each image has to lose its own. The stars tell
+    which, with a sky around each of them that is nothing but its own.
+    """
+    if not sky.options.background:
+        nothing = np.zeros((1, 1)), np.zeros((1, 1))
+        return fitted(nothing, ratio), nothing, 0.0
+    fits: dict[int, tuple[_Found, tuple[Array, Array]]] = {}
+
+    def settled(order: int) -> int:
+        """Fit until no other order is needed for the sum; give the order."""
+        at, last = ratio, max(fits, default=order)
+        for _ in range(_TURNS):
+            skies = sky.matrices(order, at)
+            try:
+                fits[order] = fitted(skies, at), skies
+            except DataError:
+                # Skies of another order may be too wrong for any kernel.
+                if not fits:
+                    raise
+                return last
+            at = fits[order][0].fit.kernel_sum
+            needed = sky.order(at) if at > 0 else order
+            if needed in fits:
+                # What is of too high an order for both does no harm.
+                return max(order, needed)
+            last, order = order, needed
+        return last
+
+    first = sky.order(ratio)
+    order = settled(first)
+    lowest = sky.options.background_order
+    if min(first, order) <= lowest:
+        return *fits[order], 0.0
+    common = ratio_of_skies(sky.source, sky.target, sky.free, lowest)
+    fewer = sky.order(common) if abs(common - ratio) < _NEAR * ratio else first
+    if fewer >= min(first, order) or fewer in fits:
+        return *fits[order], 0.0
+    orders = order, settled(fewer)
+    if orders[0] == orders[1]:
+        return *fits[order], 0.0
+    sums = {each: fits[each][0].fit.kernel_sum for each in orders}
+    apart = abs(sums[orders[0]] - sums[orders[1]])
+    found = fits[order][0]
+    whole = found.fitted
+    alone, error = math.nan, math.inf
+    if found.name in ("gaussian", "elliptical"):
+        alone, error = sum_with_local_skies(whole.stamps, whole.basis, whole.fit.used)
+    if not math.isfinite(alone):
+        return *fits[order], apart
+    unit = sums[order] / whole.fit.kernel_sum
+    alone, error = unit * alone, unit * math.hypot(error, _ALONE * alone)
+    best, other = sorted(orders, key=lambda each: abs(sums[each] - alone))
+    if abs(sums[other] - alone) < 3 * error:
+        # The stars do not tell which.
+        error = math.hypot(error, apart)
+    return *fits[best], error
+
+
+def _without_skies(
+    stamps: Stamps, candidates: Candidates, skies: tuple[Array, Array], shape: tuple[int, int]
+) -> Stamps:
+    """Stamps less the backgrounds, which may slope more across them than their noise."""
+    level = []
+    for sky, width in zip(skies, (stamps.source.shape[1], stamps.target.shape[1]), strict=True):
+        pixels = np.arange(width) - width // 2 + 0.5
+        v, u = (
+            np.polynomial.chebyshev.chebvander(
+                2 * (np.round(centre)[:, None] + pixels) / n - 1, len(sky) - 1
+            )
+            for centre, n in zip((candidates.y, candidates.x), shape, strict=True)
+        )
+        level.append(np.einsum("nip,pq,njq->nij", v, sky, u, optimize=True))
+    return dataclasses.replace(
+        stamps, source=stamps.source - level[0], target=stamps.target - level[1]
+    )
+
+
+def _warn_of_small_kernel(size: int, target_sigma: float, source_sigma: float) -> None:
+    variance = abs(target_sigma**2 - source_sigma**2)
+    needed = math.sqrt(-2 * variance * math.log(_LARGEST_LOSS))
+    if needed > size / 2:
+        _log.warning(
+            "The kernel of %d pixels is too small for PSFs of %.2f and %.2f pixels (sigma): %.0f%%"
+            " of it lie outside, and fluxes will be wrong; make it at least %d pixels wide"
+            " (--kernel-size), convolve the sharper image, or rebin both or smooth one before.",
+            size,
+            target_sigma,
+            source_sigma,
+            100 * math.exp(-((size / 2) ** 2) / (2 * variance)),
+            2 * math.ceil(needed) + 1,
+        )
+
+
+def _judge(
+    fit: KernelFit,
+    basis: KernelBasis,
+    unexplained: float,
+    convolved: Direction,
+    *,
+    noise_known: bool,
+    stars_told: bool,
+    are_in_both: bool,
+) -> None:
+    """Refuse a fit that is nonsense; warn of one that is poor.
+
+    Where the stars told how the images lie, the kernel's middle adds nothing: it follows the PSFs'
+    asymmetry, too, and falls short where the kernel cannot reach.
+    """
+    if not fit.kernel_sum > _SIGNIFICANT_SUM * fit.kernel_sum_error:
+        raise DataError(
+            f"The kernel that fits best has the sum {fit.kernel_sum:.2g} ±"
+            f" {fit.kernel_sum_error:.2g}: the stars of one image are not in the other; are both"
+            " of the same field, aligned to a few pixels, and in comparable units?"
+        )
+    rejected = int((~fit.used).sum())
+    found = (
+        f"{rejected} of {len(fit.used)} stars are rejected, and {100 * unexplained:.0f}% of a"
+        " typical star's signal is left"
+    )
+    x, y = _centroid(fit, basis)
+    if convolved == "science":
+        x, y = -x, -y
+    offset = math.hypot(x, y)
+    if stars_told:
+        shift = f"the kernel's middle lies ({x:.1f}, {y:.1f}) pixels (x, y) off"
+    else:
+        shift = f"the science image is shifted by ({x:.1f}, {y:.1f}) pixels (x, y) against the"
+        shift += " template"
+    if unexplained > _MOST_UNEXPLAINED and are_in_both:
+        raise DataError(_no_kernel(convolved, found))
+    if unexplained > _MOST_UNEXPLAINED:
+        raise DataError(
+            f"The images do not match: {found}; are both of the same field, aligned to a pixel,"
+            " and is it the sharper one that is convolved?"
+        )
+    if unexplained > _MUCH_UNEXPLAINED and offset > basis.size / 6:
+        raise DataError(
+            f"The images do not match: {found}; {shift}, too far for a kernel of {basis.size}"
+            " pixels; align them."
+        )
+    if offset > _SMALL_OFFSET and not stars_told:
+        _log.warning("T%s; align them.", shift[1:])
+    # Of pre-convolved noise, which is correlated, chi-square would mean nothing.
+    poor = fit.reduced_chi_square > _POOR_CHI_SQUARE and not noise_known
+    if poor or rejected > _MANY_REJECTED * len(fit.used):
+        reasons = [f"reduced chi-square {fit.reduced_chi_square:.2f}"] if poor else []
+        if rejected:
+            reasons.append(f"{rejected} of {len(fit.used)} stars rejected")
+        _log.warning(
+            "The match is poor: %s; look at what is left of the stars, the alignment and the"
+            " variance planes.",
+            ", ".join(reasons),
+        )
+
+
+def _tell_of_narrow(science_fwhm: float, template_fwhm: float, unexplained: float) -> None:
+    """Say what stars leave that are narrower than pixels resolve."""
+    left = math.sqrt(unexplained)
+    if min(science_fwhm, template_fwhm) >= UNDERSAMPLED_FWHM or left < _MUCH_LEFT:
+        return
+    _log.warning(
+        "Undersampled: with full widths of %.2f (science) and %.2f (template) pixels, values"
+        " between pixels are not known, and the kernel leaves %.1f%% of a typical bright star."
+        " Stars beyond a signal-to-noise ratio of about %.0f leave residuals, on which little is to"
+        " be believed (flag_near_bright_star); a template taken without a shift of parts of a"
+        " pixel, or made on a finer grid of dithered images, avoids it.",
+        science_fwhm,
+        template_fwhm,
+        100 * left,
+        _SEEN / left,
+    )
+
+
+def _judge_basis(found: _Found, options: MatchOptions) -> None:
+    """Say which basis was taken, if there was a choice; warn where none describes the stars."""
+    value = found.residual_chi_square
+    if options.basis == "auto" and math.isfinite(value):
+        _log.info(
+            "Kernel basis: %s; residual chi-square of the cores of bright stars left out of the"
+            " fit: %.2f.",
+            found.name,
+            value,
+        )
+    if value > _BAD_CHI_SQUARE:
+        _log.warning(
+            "%s: bright stars left out of the fit have a residual chi-square of %.2f per pixel"
+            " of their cores, where noise alone has 1; do not believe what is found around bright"
+            " stars%s.",
+            "No basis describes the kernel"
+            if options.basis == "auto"
+            else f"The basis {found.name} does not describe the kernel",
+            value,
+            "" if options.basis == "auto" else ", or let the basis be chosen (--basis auto)",
+        )
+
+
+def _measured_sums(
+    pair: Pair,
+    sources: Sources,
+    groups: Sequence[Array],
+    changed: Array,
+    fit: KernelFit,
+    convolved: Direction,
+) -> list[FluxRatio]:
+    """The kernel's sum by photometry of groups of sources, whether they were fitted or not."""
+    source, target = pair.template, pair.science
+    if convolved == "science":
+        source, target = target, source
+    whole, holes = zip(
+        *(
+            patched(exposure.data, bad)
+            for exposure, bad in (
+                (pair.science, pair.science_bad),
+                (pair.template, pair.template_bad),
+            )
+        ),
+        strict=True,
+    )
+    if convolved == "template":
+        whole = whole[::-1]
+    missing = holes[0] | holes[1] | changed
+    for exposure in (source, target):
+        missing |= masks.flagged(exposure.mask, _LOST)
+    images = ComparedImages(
+        whole[0],
+        whole[1],
+        source.variance,
+        target.variance,
+        missing,
+        pair.source_levels.either,
+    )
+    ny, nx = missing.shape
+    radius = max(_APERTURE * max(pair.science_fwhm, pair.template_fwhm), _SMALLEST_APERTURE)
+
+    def measured(which: Array, radius: float, within: float | None = None) -> FluxRatio:
+        x, y = sources.x[which], sources.y[which]
+        local = fit.coefficients_at(2 * (x + 0.5) / nx - 1, 2 * (y + 0.5) / ny - 1)[:, 0]
+        return flux_ratio(images, x, y, radius=radius, expected=local, within=within)
+
+    def by_best_aperture(which: Array) -> FluxRatio:
+        # Profiles of other widths lose other parts of their wings, the more the faster the ratio
+        # still goes with the radius; where stars are not too close, a larger aperture loses less.
+        tried = []
+        for each in (radius, _LARGER * radius):
+            found, inner = measured(which, each), measured(which, each, each / _LARGER)
+            beyond = _LEFT_BEYOND * abs(found.value - inner.value)
+            tried.append(dataclasses.replace(found, error=math.hypot(found.error, beyond)))
+        best = min(tried, key=lambda ratio: ratio.error if math.isfinite(ratio.error) else math.inf)
+        return dataclasses.replace(
+            best,
+            value=best.value * fit.kernel_sum,
+            error=best.error * abs(fit.kernel_sum),
+            trend=tried[0].trend,
+        )
+
+    return [by_best_aperture(which) for which in groups]
+
+
+def _judge_sum(kernel_sum: float, ratio: FluxRatio) -> None:
+    """Compare a kernel's sum with what photometry finds."""
+    off, error = kernel_sum / ratio.value - 1, ratio.error / ratio.value
+    if not abs(off) > _SUM_ERRORS * error:
+        return
+    found = (
+        f"has the sum {kernel_sum:.4g}, but {ratio.n_stars} sources are {ratio.value:.4g} ±"
+        f" {ratio.error:.2g} times as bright in the image that is matched as in the one that is"
+        " convolved"
+    )
+    if abs(off) > _LARGEST_SUM_OFF:
+        raise DataError(
+            f"The kernel that fits best {found}: the fit is wrong. Make the kernel larger"
+            " (--kernel-size) where it is too small for the PSFs; else look at which stars it used,"
+            " the alignment and the variance planes."
+        )
+    if abs(off) > _SMALL_SUM_OFF:
+        _log.warning(
+            "The kernel %s: fluxes may be off by %.0f%%; look at which stars it used, and whether"
+            " the kernel is large enough.",
+            found,
+            100 * abs(off),
+        )
+
+
+def _other_sum_of_stars(kernel_sum: float, ratio: FluxRatio) -> float:
+    """By how much the sum of a kernel of stars and galaxies is not that of the stars, if at all."""
+    off = kernel_sum - ratio.value
+    if not (ratio.n_stars >= _FEWEST_STARS and abs(off) > _STARS_DIFFER * ratio.error):
+        return 0.0
+    if abs(off) > _SMALL_SUM_OFF * abs(ratio.value):
+        _log.warning(
+            "The kernel has the sum %.4g, by galaxies and stars, but the %d stars alone are %.4g ±"
+            " %.2g times as bright in the image that is matched as in the one that is convolved:"
+            " they have another colour, and the sum may be off by %.0f%% for one of them.",
+            kernel_sum,
+            ratio.n_stars,
+            ratio.value,
+            ratio.error,
+            100 * abs(off / ratio.value),
+        )
+    return abs(off)
+
+
+def _judge_trend(ratio: FluxRatio, options: FitOptions) -> None:
+    """Say where the flux ratio varies over the field and the kernel's sum does not follow."""
+    if ratio.trend is None:
+        return
+    order = max(ratio.trend.order, options.kernel_order)
+    _log.warning(
+        "The flux ratio of %d sources varies smoothly over the field, by %.0f%% ± %.1f%%, and the"
+        " kernel's sum does not follow: apply the flat field, or let the sum vary (--varying-sum"
+        " --kernel-order %d, in a pipeline constantKernelSum=False and spatialKernelOrder=%d).",
+        ratio.n_stars,
+        100 * ratio.trend.spread,
+        100 * ratio.trend.error,
+        order,
+        order,
+    )
+
+
+def _middle_kernel(fit: KernelFit, basis: KernelBasis) -> Array:
+    coefficients = fit.coefficients_at(np.zeros(1), np.zeros(1))[0, :-1]
+    return np.tensordot(coefficients, basis.images, 1)
+
+
+def _centroid(fit: KernelFit, basis: KernelBasis) -> tuple[float, float]:
+    """Of the kernel in the middle of the frame, from its own middle; x, y."""
+    kernel = _middle_kernel(fit, basis)
+    pixels = np.arange(basis.size) - basis.size // 2
+    x, y = kernel.sum(axis=0) @ pixels, kernel.sum(axis=1) @ pixels
+    return float(x / kernel.sum()), float(y / kernel.sum())
+
+
+def _unexplained(stamps: Stamps, fit: KernelFit) -> float:
+    """Median over bright stars, rejected ones too, of what the fit leaves of their signal."""
+    weight, target = stamps.weight, stamps.target
+    pixels = np.count_nonzero(weight, axis=(1, 2))
+    level = np.einsum("nij,nij->n", weight, target) / np.maximum(weight.sum(axis=(1, 2)), 1e-300)
+    square = np.einsum("nij,nij,nij->n", weight, target, target)
+    signal = square - level**2 * weight.sum(axis=(1, 2)) - pixels
+    judged = signal > _VISIBLE * np.maximum(pixels, 1)
+    if not judged.any():
+        return 0.0
+    left = pixels * (fit.residual_rms**2 - 1)
+    return max(0.0, float(np.median(left[judged] / signal[judged])))
+
+
+def _basis(options: MatchOptions, target_sigma: float, source_sigma: float) -> KernelBasis:
+    sigmas = options.sigmas or gaussian_sigmas(target_sigma, source_sigma, options.series)
+    size = options.kernel_size or kernel_size(sigmas, options.series)
+    if options.basis == "delta":
+        basis = delta_basis(size)
+    else:
+        basis = gaussian_basis(sigmas, degrees=options.series.degrees, size=size)
+    return _penalised(basis, options)
+
+
+def _penalised(basis: KernelBasis, options: MatchOptions) -> KernelBasis:
+    return basis if options.smooth else dataclasses.replace(basis, penalty=None, typical=None)
+
+
+def _grown(pixels: Array, reach: int) -> Array:
+    """Pixels with all within so many in x and y."""
+    if not pixels.any():
+        return pixels
+    return scipy.ndimage.maximum_filter(pixels.view(np.uint8), 2 * reach + 1).astype(bool)
+
+
+def _odd(value: float) -> int:
+    return 2 * round((value - 1) / 2) + 1
+
+
+def _candidates(
+    sources: Sources,
+    options: MatchOptions,
+    basis: KernelBasis,
+    target_sigma: float,
+    widening: int,
+) -> tuple[Candidates, int]:
+    """Stars, and the side of their stamps: smaller ones where there is room for too few."""
+    best: tuple[Candidates, int] | None = None
+    failure: DataError | None = None
+    for size in (2 * basis.size + 1, basis.size + 10):
+        try:
+            candidates = choose_candidates(
+                sources,
+                # Half of a source stamp, and a pixel for rounding.
+                clear=size // 2 + basis.size // 2 + 1 + widening,
+                isolation=max(basis.size, 8 * target_sigma),
+                options=options.candidates,
+            )
+        except DataError as error:
+            failure = failure or error
+            continue
+        if best is None or len(candidates) > len(best[0]):
+            best = candidates, size
+        if len(candidates) >= _ENOUGH_STARS:
+            break
+    if best is None:
+        assert failure is not None
+        raise failure
+    return best
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A fit, what it leaves of a typical star, and of the cores of those left out.
+
+    Attributes
+    ----------
+    fitted
+        The same, with its basis, before it was brought to the units of the images.
+    """
+
+    fit: KernelFit
+    name: BasisName
+    unexplained: float
+    residual_chi_square: float
+    fitted: _Fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """What is convolved, what is matched, and the covariance of the former's noise."""
+
+    source: StarImage
+    target: StarImage
+    source_noise: NoiseCovariance | None
+
+
+def _fit(
+    images: _Images,
+    candidates: Candidates,
+    stamp_size: int,
+    basis: KernelBasis,
+    options: MatchOptions,
+    skies: tuple[Array, Array],
+    flux_ratio: float,
+) -> _Found:
+    """Fit with the basis that is asked for, or with the one that the stars ask for."""
+    # The convolved exposure's noise shrinks with the squared kernel's sum: at first that of a
+    # Gaussian with the sum that the fluxes have.
+    source_sigma, target_sigma = images.source.sigma, images.target.sigma
+    norm = min(1.0, 1 / (4 * math.pi * max(target_sigma**2 - source_sigma**2, 0.08)))
+    norm *= flux_ratio**2
+
+    def cut(size: int, kernel_size: int, count: int | None) -> Stamps:
+        stamps = cut_stamps(
+            images.source,
+            images.target,
+            candidates.x[:count],
+            candidates.y[:count],
+            norm=norm,
+            size=size,
+            kernel_size=kernel_size,
+        )
+        stamps = dataclasses.replace(stamps, source_noise=images.source_noise)
+        part = candidates if count is None else candidates.first(count, "")
+        return _without_skies(stamps, part, skies, images.source.pixels.shape)
+
+    stamps = cut(stamp_size, basis.size, None)
+    # In units near the noise, in which the kernel's sum is near 1.
+    used = stamps.weight > 0
+    unit = float(np.median(stamps.weight[used])) ** -0.5 if used.any() else 1.0
+    source_unit = unit / flux_ratio
+    # Neither image shows finer detail than its own width, but a wide target may have rings, and
+    # several peaks as sharp as the source's.
+    detail = detail_width(stamps.source[:_MOMENT_STARS])
+    widths = math.sqrt(source_sigma * target_sigma), min(source_sigma, target_sigma, detail)
+    spacing, fine = (max(1.0, _GRID_STEP * width) for width in widths)
+    found = _Fitting(
+        stamps.in_units(source_unit, unit),
+        lambda size, side, count: cut(size, side, count).in_units(source_unit, unit),
+        options,
+        norm * (source_unit / unit) ** 2,
+        _CORE_SIGMAS * target_sigma,
+        spacing,
+        fine,
+    ).best(basis)
+    return dataclasses.replace(found, fit=found.fit.in_units(source_unit, unit))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """A fit, the stamps as they were weighted for it, its basis and orders."""
+
+    fit: KernelFit
+    stamps: Stamps
+    basis: KernelBasis
+    orders: FitOptions
+    failed: list[FitOptions]
+
+    def found(self, name: BasisName, trial: Trial | None) -> _Found:
+        """What the match takes of it."""
+        _tell_fall_back(self.failed, self.orders, len(self.stamps))
+        return _Found(
+            self.fit,
+            name,
+            _unexplained(self.stamps, self.fit),
+            math.nan if trial is None else trial.reduced,
+            self,
+        )
+
+
+def _is_sum_as_good(found: float, simpler: float) -> bool:
+    """Whether a richer basis' kernel sum, over the ratio of fluxes, is as good as a simpler one's.
+
+    What is free may take a trail or a neighbour for a part of the kernel.
+    """
+    return abs(found - simpler) < _SAME_SUM or abs(found - 1) < abs(simpler - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contender:
+    """A basis, a fit with it, its orders, and what it leaves of stars that are left out."""
+
+    name: BasisName
+    basis: KernelBasis
+    orders: FitOptions
+    fit: KernelFit
+    trial: Trial
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitting:
+    """Stamps, and how kernels are fitted to them.
+
+    Attributes
+    ----------
+    stamps
+        In units near the noise.
+    cut
+        Cuts stamps of another size for a kernel of another side, of so many stars.
+    options
+        Of the match.
+    norm
+        Squared norm of the kernel that their weights assume.
+    core
+        Half-width of the square of a star that is never taken for varying, pixels.
+    spacing, fine_spacing
+        Of a free kernel's grid, pixels; and where that is too coarse.
+    """
+
+    stamps: Stamps
+    cut: Callable[[int, int, int], Stamps]
+    options: MatchOptions
+    norm: float
+    core: float
+    spacing: float
+    fine_spacing: float
+
+    def best(self, basis: KernelBasis) -> _Found:
+        """Fit with the basis of the options, or with the one that the stars ask for."""
+        asked = self.options.basis
+        if asked == "delta":
+            return self.twice(basis).found("delta", None)
+        failure: DataError | None = None
+        plain: _Fitted | None = None
+        try:
+            plain = self.twice(basis)
+        except DataError as error:
+            # Where Gaussians describe no star, another basis may.
+            failure = error
+            if asked == "gaussian":
+                raise
+        which = self.compared(plain)
+        orders = self.options.fit if plain is None else plain.orders
+        if asked in ("elliptical", "spline"):
+            forced = self.contender(asked, which, orders, self.spacing)
+            if forced is None:
+                raise failure or DataError(
+                    f"The {len(self.stamps)} stars do not suffice for the basis {asked};"
+                    " take another one (--basis)."
+                )
+            return self.final(forced)
+        first = best = None if plain is None else self.plain_contender(which, basis, plain)
+        if asked == "auto" and (best is None or best.trial.reduced > _GOOD_CHI_SQUARE):
+            for name, spacing in self.others:
+                other = self.contender(name, which, orders, spacing)
+                if other is None or other.trial.reduced > _USEFUL_CHI_SQUARE:
+                    continue
+                if best is None or is_better(other.trial, best.trial):
+                    best = other
+                    if best.trial.reduced <= _GOOD_CHI_SQUARE:
+                        break
+        if best is not None and best.name != "gaussian":
+            final = self.final(best)
+            if plain is None or _is_sum_as_good(final.fit.kernel_sum, plain.fit.kernel_sum):
+                return final
+        if plain is None:
+            assert failure is not None
+            raise failure
+        return plain.found("gaussian", None if first is None else first.trial)
+
+    def final(self, chosen: _Contender) -> _Found:
+        """Fit all stars with a basis; a free one, whose normal equations are large, the brightest.
+
+        Those by which bases were compared show what varies.
+        """
+        stamps, choose = self.stamps, self.options.choose_order
+        if chosen.name == "spline":
+            count = min(len(stamps), _MOST_STARS_FREE)
+            stamps, choose = self.free_stamps(chosen.basis, count), None
+        fitted = self.again(stamps, chosen.fit, chosen.basis, chosen.orders, choose)
+        return fitted.found(chosen.name, chosen.trial)
+
+    def twice(self, basis: KernelBasis) -> _Fitted:
+        """Fit twice: the second time with the right noise, and without what varies."""
+        # The brightest suffice to see what varies.
+        first, orders, failed = _fit_or_lower(
+            self.stamps.part(slice(_FIRST_STARS)), basis, self.options.fit
+        )
+        again = self.again(self.stamps, first, basis, orders, self.options.choose_order)
+        return dataclasses.replace(again, failed=[*failed, *again.failed])
+
+    def again(
+        self,
+        stamps: Stamps,
+        first: KernelFit,
+        basis: KernelBasis,
+        orders: FitOptions,
+        choose: Literal["bic", "cross-validation"] | None,
+    ) -> _Fitted:
+        """Fit with what a first fit tells of the noise and of what varies."""
+        residuals = residual_stamps(stamps, first, basis)
+        varying = varying_pixels(stamps, residuals, core=self.core)
+        second = stamps.reweighted(self.more_noise(first, basis), varying, residuals)
+        fit, final, failed = _fit_or_lower(second, basis, orders, choose)
+        return _Fitted(fit, second, basis, final, failed)
+
+    def more_noise(self, fit: KernelFit, basis: KernelBasis) -> float:
+        """By how much the kernel's squared norm exceeds what the stamps' weights assume."""
+        middle = coloured(_middle_kernel(fit, basis)[None], self.stamps.source_noise)[0]
+        return float((middle**2).sum()) - self.norm
+
+    def compared(self, plain: _Fitted | None) -> Array:
+        """Indices of the stars by which bases are compared: the brightest static ones.
+
+        Rejected ones too, that a richer basis may describe.
+        """
+        which = np.arange(len(self.stamps))
+        if plain is not None:
+            which = which[~np.isin(plain.fit.rejected, (FEW_PIXELS, OTHER_SUM))]
+        return which[:_COMPARED_STARS]
+
+    def plain_contender(
+        self, which: Array, basis: KernelBasis, plain: _Fitted
+    ) -> _Contender | None:
+        """What is known of round Gaussians; None if the stars are too few to leave any out."""
+        stamps = self.stamps.part(which).cropped(basis.size + _FREE_MARGIN)
+        try:
+            trial = self.trial(stamps, basis, plain.orders, plain.fit.used[which])
+        except DataError:
+            return None
+        return _Contender("gaussian", basis, plain.orders, plain.fit, trial)
+
+    @property
+    def others(self) -> list[tuple[BasisName, float]]:
+        """What is tried where round Gaussians do not suffice, with the spacing of free grids."""
+        others: list[tuple[BasisName, float]] = [
+            ("elliptical", self.spacing),
+            ("spline", self.spacing),
+        ]
+        if self.fine_spacing < _FINER * self.spacing:
+            others.append(("spline", self.fine_spacing))
+        return others
+
+    def contender(
+        self, name: BasisName, which: Array, orders: FitOptions, spacing: float
+    ) -> _Contender | None:
+        """Another basis, fitted to the stars by which bases are compared.
+
+        None if these are too few, and where elliptical Gaussians would be round.
+        """
+        if name == "spline":
+            basis: KernelBasis | None = spline_basis(self.free_side(), spacing)
+            orders = dataclasses.replace(orders, kernel_order=min(orders.kernel_order, 1))
+        else:
+            basis = self.elliptical(which)
+        if basis is None or not len(which):
+            return None
+        basis = _penalised(basis, self.options)
+        if name == "spline":
+            stamps = self.free_stamps(basis, int(which.max()) + 1).part(which)
+        else:
+            stamps = self.stamps.part(which).cropped(basis.size + _FREE_MARGIN)
+        normals = normal_equations(stamps, basis)
+        try:
+            # The weights are those of another kernel yet, which must cost no stars.
+            generous = dataclasses.replace(
+                orders,
+                largest_rms=_GENEROUS * orders.largest_rms,
+                largest_mean=_GENEROUS * orders.largest_mean,
+            )
+            fit, lower, _ = _fit_or_lower(stamps, basis, generous, normals=normals)
+            orders = dataclasses.replace(
+                orders, kernel_order=lower.kernel_order, background_order=lower.background_order
+            )
+            trial = self.trial(stamps, basis, orders, fit.used, normals)
+        except DataError:
+            return None
+        return _Contender(name, basis, orders, fit, trial)
+
+    def trial(
+        self,
+        stamps: Stamps,
+        basis: KernelBasis,
+        orders: FitOptions,
+        used: Array,
+        normals: Normals | None = None,
+    ) -> Trial:
+        """Predict stars from others; where these are few, with a constant kernel."""
+        if normals is None:
+            normals = normal_equations(stamps, basis)
+        constant = dataclasses.replace(orders, kernel_order=0, background_order=0)
+        try:
+            return tried(
+                stamps, basis, orders, used, normals, norm=self.norm, radius=self.side // 2
+            )
+        except DataError:
+            return tried(
+                stamps, basis, constant, used, normals, norm=self.norm, radius=self.side // 2
+            )
+
+    @property
+    def side(self) -> int:
+        """Of the kernels for which the stamps were cut."""
+        return self.stamps.source.shape[1] - self.stamps.target.shape[1] + 1
+
+    def free_side(self) -> int:
+        """Side of a free kernel: what the stamps have room for, since it may have spikes."""
+        if self.options.kernel_size is not None:
+            return self.side
+        room = (self.stamps.source.shape[1] + 1 - _FREE_MARGIN) // 2
+        largest = min(room, int(_LARGEST_GRID * self.spacing))
+        return max(self.side, largest - 1 + largest % 2)
+
+    def free_stamps(self, basis: KernelBasis, count: int) -> Stamps:
+        """Stamps for a kernel of another side that reach no further."""
+        return self.cut(
+            min(basis.size + _FREE_MARGIN, self.stamps.source.shape[1] - basis.size + 1),
+            basis.size,
+            count,
+        )
+
+    def elliptical(self, which: Array) -> KernelBasis | None:
+        """Gaussians of the shapes of bright stars; None where these would be round."""
+        bright, edge = which[:_MOMENT_STARS], self.side // 2
+        inner = slice(edge, self.stamps.source.shape[1] - edge)
+        source = mean_moments(self.stamps.source[bright][:, inner, inner])
+        target = mean_moments(self.stamps.target[bright])
+        if not (np.isfinite(source).all() and np.isfinite(target).all()):
+            return None
+        smaller, larger = np.linalg.eigvalsh(target - source)
+        is_round = larger - smaller < _ROUND * float(np.trace(target))
+        if is_round and self.options.basis == "auto":
+            return None
+        return elliptical_basis(target, source, size=self.side)
+
+
+def _fit_or_lower(
+    stamps: Stamps,
+    basis: KernelBasis,
+    options: FitOptions,
+    choose: Literal["bic", "cross-validation"] | None = None,
+    normals: Normals | None = None,
+) -> tuple[KernelFit, FitOptions, list[FitOptions]]:
+    """Fit; where the stars do not suffice for the spatial orders, lower them.
+
+    Also returns the orders with which it was done, and those that failed.
+    """
+    if normals is None:
+        normals = normal_equations(stamps, basis)
+    failed: list[FitOptions] = []
+    while True:
+        try:
+            if choose is not None:
+                options = choose_kernel_order(
+                    stamps, basis, options, criterion=choose, normals=normals
+                )
+                # Where the fit rejects too many for that order, it is lowered, not chosen again.
+                choose = None
+            fit = fit_kernel(stamps, basis, options, normals=normals)
+        except DataError:
+            if options.kernel_order == options.background_order == 0:
+                raise
+            largest = max(options.kernel_order, options.background_order) - 1
+            failed.append(options)
+            options = dataclasses.replace(
+                options,
+                kernel_order=min(options.kernel_order, largest),
+                background_order=min(options.background_order, largest),
+            )
+        else:
+            return fit, options, failed
+
+
+def _tell_fall_back(failed: list[FitOptions], final: FitOptions, stars: int) -> None:
+    """Say once which orders were asked for and which were fitted, if these are others."""
+    if not failed:
+        return
+    asked, fitted = ((each.kernel_order, each.background_order) for each in (failed[0], final))
+    if asked != fitted:
+        _log.warning(
+            "The %d stars do not bear kernel order %d and background order %d:"
+            " falling back to kernel order %d and background order %d.",
+            stars,
+            *asked,
+            *fitted,
+        )
+
+
+def _kernel(fit: KernelFit, basis: KernelBasis, exposure: Exposure) -> BasisKernel:
+    """One image for each spatial term: fewer convolutions than one for each basis image."""
+    order = fit.kernel_coefficients.shape[1] - 1
+    images = np.stack(
+        [
+            np.tensordot(fit.kernel_coefficients[:, p, q], basis.images, axes=1)
+            for p, q in chebyshev_terms(order)
+        ]
+    )
+    return kernels.term_kernel(images, order, exposure.bbox)

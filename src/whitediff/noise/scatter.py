@@ -1,0 +1,163 @@
+"""Whether the significances of a difference or score mean what they say."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..exposures import masks
+from ..exposures.model import Exposure
+from ..numerics.profiles import full_width_half_maximum
+from .exposures import regions_of_one_image, square_sums, structure_on_larger_scales, uneven_noise
+from .significance import core, point_source_significance, score_significance, self_response
+from .widths import SignificanceWidth, correlated_pixels, significance_width
+
+__all__ = ["free_of_sources", "measured_width", "warn_of_significances", "width_of"]
+
+type Array = npt.NDArray[Any]
+
+_log = logging.getLogger("whitediff.decorrelate")
+
+_SPOILED = (*masks.AVOIDED_MASK_PLANES, masks.SOURCE, "EDGE", masks.CONTAMINATED)
+_STRIP_ROWS = 256
+_ENOUGH_PIXELS = 1_500_000
+_REACH = 1.5
+"""Full widths at half maximum as far as a point source stands out of a filtered image."""
+
+
+def free_of_sources(exposure: Exposure, rows: slice = slice(None)) -> Array:
+    """Pixels that nothing but noise is expected on.
+
+    Parameters
+    ----------
+    exposure
+        Difference or score, its sources marked.
+    rows
+        Rows to look at.
+
+    Returns
+    -------
+    free
+        ``(n, nx)`` boolean: in no mask plane of sources, defects, edges or contamination.
+    """
+    return ~masks.flagged(exposure.mask, _SPOILED, rows=rows)
+
+
+def width_of(
+    significance: Array, free: Array, psf: Array, *, score: bool
+) -> SignificanceWidth | None:
+    """`whitediff.noise.widths.significance_width` of an image that was filtered with a PSF.
+
+    Parameters
+    ----------
+    significance, free
+        As there.
+    psf
+        ``(py, px)`` PSF of the difference; of a score what a point source looks like on it.
+    score
+        It is a score, which is filtered already.
+
+    Returns
+    -------
+    width
+        None where that cannot be told.
+    """
+    response = psf / psf.max() if score else self_response(core(psf))
+    return significance_width(
+        significance,
+        free,
+        correlated=correlated_pixels(response),
+        reach=math.ceil(_REACH * full_width_half_maximum(psf)),
+    )
+
+
+def measured_width(exposure: Exposure) -> SignificanceWidth | None:
+    """Measure whether the significances of a difference or score mean what they say.
+
+    Parameters
+    ----------
+    exposure
+        Difference or score, its sources marked.
+
+    Returns
+    -------
+    width
+        On strips of at least 1.5 million pixels of a large frame; None where there is no PSF, or
+        too few pixels are free of sources.
+    """
+    if exposure.psf is None:
+        return None
+    box = exposure.bbox
+    psf = exposure.psf.at(x=box.x.center, y=box.y.center)
+    ny, nx = exposure.shape
+    if not exposure.is_score and any(
+        n < p for n, p in zip(exposure.shape, core(psf).shape, strict=True)
+    ):
+        return None
+    parts = []
+    for rows in _strips(ny, nx):
+        free = free_of_sources(exposure, rows)
+        good = ~masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES, rows=rows)
+        planes = exposure.data[rows], exposure.variance[rows], good
+        if exposure.is_score:
+            found = score_significance(*planes)
+        else:
+            found = point_source_significance(*planes, psf)
+        parts.append((found.image, free & found.searched))
+    significance, free = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return width_of(significance, free, psf, score=exposure.is_score)
+
+
+def warn_of_significances(exposure: Exposure) -> SignificanceWidth | None:
+    """`measured_width`, with a warning where significances do not mean what they say.
+
+    Parameters
+    ----------
+    exposure
+        Difference or score, its sources marked.
+
+    Returns
+    -------
+    width
+        As of `measured_width`.
+    """
+    width = measured_width(exposure)
+    sums = square_sums(exposure)
+    larger = "" if sums is None else structure_on_larger_scales(sums)
+    name = exposure.source or ("The score" if exposure.is_score else "The difference")
+    if width is not None and width.is_off:
+        _log.warning(
+            "%s: %s, as its PSF-filtered pixels between the sources show%s; multiply the errors of"
+            " fluxes and the depth by %.3g.",
+            name,
+            width.text,
+            f" ({larger})" if larger else "",
+            width.width,
+        )
+    elif larger:
+        _log.warning(
+            "%s: between its sources %s; faint sources are not to be believed.", name, larger
+        )
+    if sums is not None and (regions := regions_of_one_image(sums)):
+        _log.warning("%s: %s; nothing there is to be believed.", name, regions)
+    if sums is not None and (uneven := uneven_noise(sums)):
+        _log.warning(
+            "%s: %s; significances there are off by its square root. Look at the inputs' variance"
+            " planes.",
+            name,
+            uneven,
+        )
+    return width
+
+
+def _strips(ny: int, nx: int) -> list[slice]:
+    """Strips of rows, evenly spread over a frame, with enough pixels."""
+    number = math.ceil(_ENOUGH_PIXELS / (_STRIP_ROWS * nx))
+    if number * _STRIP_ROWS >= ny:
+        return [slice(0, ny)]
+    starts = np.linspace(0, ny - _STRIP_ROWS, number).round().astype(int)
+    return [slice(int(start), int(start) + _STRIP_ROWS) for start in starts]

@@ -1,0 +1,488 @@
+"""Noise where the light of sources does not reach: it is told at the highest frequencies.
+
+Stars, nebulae and galaxies have the PSF's band, beyond which nothing but noise is left.  The
+scatter of pixels holds both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy
+
+from ..numerics.stats import power_of_two, robust_sigma
+from ..numerics.threads import single_threaded_algebra
+
+__all__ = ["HighFrequencies", "high_frequencies"]
+
+type Array = npt.NDArray[Any]
+
+_BLOCK, _STEP = 32, 16
+_EDGES = (0.4, 0.8, 1.2, 1.6, 2.0, 2.4, 2.75, 3.1, 3.5, np.inf)
+"""Radians per pixel between which rings lie.  The last one has the corners, where interpolated
+images have the least power."""
+_LIGHT, _BRIGHT, _FIRST, _SURE, _LAST = slice(0, 2), 2, 3, 5, 7
+"""Rings whose power tells which blocks have little light, and which have much; the first that may
+be free of light, the first of those that usually are, and the last that must be."""
+_REFERENCE = 1
+"""Ring that tells how much light the darker blocks have: little of it is of galaxies."""
+_MOST_LIGHT = 0.01
+"""Share of light in the power of a ring, which is taken off; beyond, the ring is not free."""
+_LEAST_EXCESS = 0.03
+"""Light in the reference ring, over the noise, from which there is any."""
+_SURELY_LIGHT = 10.0
+"""Power in the reference ring, over the noise beyond, that no resampling gives to noise."""
+_AXES = 0.3
+"""Radians per pixel from an axis within which bad columns and patterns of the readout lie."""
+_NYQUIST = 3.1
+_MOST_BLOCKS, _LEAST_BLOCKS = 2000, 24
+_MOST_BAD = 0.25
+"""Share of a block's pixels that may be bad."""
+_MEASURED = 4.0
+"""Errors above which the power of light in a ring is known."""
+_FILL = 1.5
+"""Width of the Gaussian that bad pixels are the means of, pixels."""
+_KEPT, _BRIGHTEST = 0.5, 0.9
+_OUTLIER = 4.0
+_SHARED_MODES, _SHARED_BLOCKS = 3.78, 1.11
+"""Modes under a Hann window, and blocks half a block apart, that count as one: Σ ρ⁴ of their
+amplitudes, ρ² = 4/9 and 1/36 one and two modes away, and 1/36 between blocks, on each axis."""
+_LARGEST_LAG = 5
+_ROUNDS = 12
+_LEAST_POWER = 0.02
+_NOT_WHITE = 40.0
+"""χ² by which a product of axes fits better than a constant: white noise reaches 25, and noise of
+an interpolation has thousands."""
+_LARGEST_MISFIT = 0.1
+"""Relative, of a product of axes, from which it says nothing of the frequencies within."""
+_LARGEST_ERROR = 0.1
+"""Relative, of the factor, as of noise that was smoothed with a PSF."""
+_EXCESS, _USUAL_EXCESS = 2.5, 1.4
+"""Scatter's variance over that of the noise from which structure fills the field; of all blocks,
+some of which hold structure as fine, less will do."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HighFrequencies:
+    """What the power at high frequencies tells of an image's noise.
+
+    Attributes
+    ----------
+    factor
+        Variance of the pixels' noise over what was predicted, in the blocks with the least light.
+    usual_factor
+        The same over all blocks, without outliers.
+    level
+        Mean of the image in the blocks with the least light, image unit.
+    error
+        Relative, of `factor`.
+    axes
+        ``(2, 6)`` correlation of the noise at distances of 0 to 5 pixels along y and along x, whose
+        product it is; None where the noise is white.
+    zero_frequency_error
+        Standard error of the sum of the correlation over all distances.
+    significance
+        χ² of not being white.
+    power
+        ``(32, 17)`` mean power spectrum over what was predicted, on the grid of a real transform;
+        NaN where it is not free of light.  None where the noise is not white.
+    power_error
+        Relative, of each of its modes.
+    """
+
+    factor: float
+    usual_factor: float
+    level: float
+    error: float
+    axes: Array | None = dataclasses.field(default=None, repr=False)
+    zero_frequency_error: float = 0.0
+    significance: float = 0.0
+    power: Array | None = dataclasses.field(default=None, repr=False)
+    power_error: float = 0.0
+
+    @property
+    def is_white(self) -> bool:
+        """Whether the power is the same at all frequencies that hold no light."""
+        return self.axes is None
+
+    def contradicts(self, scatter: float) -> bool:
+        """Whether a scatter is that of structure, not of noise.
+
+        Parameters
+        ----------
+        scatter
+            Variance of source-free pixels, in the unit of the factors.
+
+        Returns
+        -------
+        contradicts
+            The scatter is more than 2.5 times the factor, and 1.4 times the usual one.
+        """
+        return scatter > max(_EXCESS * self.factor, _USUAL_EXCESS * self.usual_factor)
+
+    def improvement(self, spectrum: Callable[[tuple[int, int]], Array]) -> float:
+        """How much better a correlation fits the power than white noise does.
+
+        Parameters
+        ----------
+        spectrum
+            Of a grid's shape: power of noise that is so correlated on the grid of a real transform,
+            for unit variance, such as `whitediff.numerics.covariance.NoiseCovariance.spectrum`.
+
+        Returns
+        -------
+        improvement
+            Difference of χ², each with the variance that fits best; below zero for what the power
+            contradicts, about zero for what it cannot tell from white noise.
+        """
+        assert self.power is not None
+        free = np.isfinite(self.power)
+        ratio = self.power[free], self.power[free] / spectrum((_BLOCK, _BLOCK))[free]
+        white, correlated = (np.square(each / each.mean() - 1).sum() for each in ratio)
+        return float((white - correlated) / self.power_error**2 / _SHARED_MODES)
+
+
+@single_threaded_algebra()
+def high_frequencies(
+    image: Array, usable: Array, variance: Array | None = None
+) -> HighFrequencies | None:
+    """Measure noise at frequencies that a PSF lets nothing through at.
+
+    Parameters
+    ----------
+    image
+        ``(ny, nx)``.
+    usable
+        ``(ny, nx)`` boolean: pixels that hold a measurement.
+    variance
+        ``(ny, nx)`` to compare with, image_unit²; None: 1 everywhere.
+
+    Returns
+    -------
+    found
+        None where that cannot be told: there are too few blocks, light reaches to the highest
+        frequencies, as that of crowded stars of a full width below 2 pixels does, or the noise is
+        no product of what it is along both axes.
+
+    Notes
+    -----
+    Blocks of 32 pixels, less a plane, under a Hann window w: for independent noise the power is
+    ``Σ w² V`` at every frequency, whatever V does within the block, and the noise of a plane that
+    was made of the pixels' own counts averages out.
+
+    Half of the blocks are kept: those with the least power where sources have theirs, over that
+    beyond.  Modes of ky > 0 are kept by what those of ky < 0 say, and the other way round, so that
+    the choice knows nothing of what is measured.
+
+    The spectrum of the light is what the brightest blocks have more than the kept ones.  Scaled
+    to the light of these, it tells from which frequency on they are free of it.
+
+    There white noise has one power.  Noise that a resampling has correlated is ``a(ky)·b(kx)``,
+    each a cosine series to a distance of 5 pixels; strips at high ky tell b down to kx = 0.3,
+    free of sources, and so the product the rest.
+    """
+    corners = _corners(usable)
+    if len(corners) < _LEAST_BLOCKS:
+        return None
+    power, levels = _block_power(image, usable, variance, corners)
+    if len(power) < _LEAST_BLOCKS:
+        return None
+    modes = _Modes.of_blocks()
+    rings = np.stack(
+        [modes.mean_over(power, ring, half) for half in (0, 1) for ring in modes.rings]
+    )
+    # (2 halves, rings, blocks)
+    rings = rings.reshape(2, len(modes.rings), -1)
+    beyond = modes.over_rings(rings, _SURE)
+    if not (beyond > 0).all():
+        return None
+    light = rings[:, _LIGHT].mean(axis=(0, 1))
+    # Each half by the other one.
+    kept = np.stack([_without_outliers(_least(light / beyond[1 - k]), beyond[k]) for k in (0, 1)])
+    fine = rings[:, _BRIGHT].mean(axis=0)
+    bright = fine >= np.quantile(fine, _BRIGHTEST)
+    dark = np.mean([rings[k][:, kept[k]].mean(axis=1) for k in (0, 1)], axis=0)
+    numbers = int(kept.sum()) // 2, int(bright.sum())
+    leak = _light_of(dark, rings[:, :, bright].mean(axis=(0, 2)), numbers, modes)
+    free = [k for k in range(_FIRST, len(dark)) if (leak[k:] <= _MOST_LIGHT * dark[k:]).all()]
+    if not free or free[0] > _LAST:
+        return None
+    spectrum = modes.joined([power[each].mean(axis=0) for each in kept])
+    for ring, value in zip(modes.rings, leak, strict=True):
+        spectrum[ring] -= value
+    blocks = kept.sum() / 2
+    fit = _fitted(spectrum, np.logical_or.reduce(modes.rings[free[0] :]), modes, blocks)
+    if fit is None or not fit.factor > 0:
+        return None
+    outermost = modes.over_rings(rings.mean(axis=0), _LAST)
+    usual = outermost[_without_outliers(np.ones(len(outermost), bool), outermost)].mean()
+    usual /= modes.over_rings(dark, _LAST)
+    # Mean over mean: noise rises in proportion to the level, in whatever way both scatter.
+    level = float(np.mean([levels[each].mean() for each in kept]))
+    return dataclasses.replace(fit, usual_factor=fit.factor * float(usual), level=level)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Modes:
+    """Frequencies of a block's half spectrum, radians per pixel, and the rings that they form."""
+
+    ky: Array
+    kx: Array
+    rings: list[Array]
+
+    @classmethod
+    def of_blocks(cls) -> _Modes:
+        ky, kx = (2 * np.pi * f(_BLOCK) for f in (np.fft.fftfreq, np.fft.rfftfreq))
+        radius = np.hypot(ky[:, None], kx)
+        # Modes on the borders are their own conjugates: they scatter more.
+        clear = (np.abs(ky[:, None]) >= _AXES) & (kx >= _AXES) & (kx < _NYQUIST)
+        rings = [clear & (radius >= low) & (radius < high) for low, high in pairwise(_EDGES)]
+        return cls(ky, kx, rings)
+
+    @property
+    def numbers(self) -> Array:
+        """Number of modes in each ring."""
+        return np.array([np.count_nonzero(ring) for ring in self.rings])
+
+    @property
+    def radii(self) -> Array:
+        """Mean frequency of each ring, radians per pixel."""
+        radius = np.hypot(self.ky[:, None], self.kx)
+        return np.array([radius[ring].mean() for ring in self.rings])
+
+    def over_rings(self, rings: Array, first: int) -> Any:
+        """Mean over the modes of the rings from one on, the first axis or the last but one."""
+        axis = 0 if rings.ndim == 1 else rings.ndim - 2
+        part = np.take(rings, np.arange(first, len(self.rings)), axis=axis)
+        return np.average(part, axis=axis, weights=self.numbers[first:])
+
+    def half(self, which: int) -> Array:
+        """Rows of ky > 0 and of ky < 0, which are independent where kx > 0."""
+        rows: Array = (self.ky > 0) == (which == 0)
+        return rows
+
+    def mean_over(self, power: Array, ring: Array, which: int) -> Array:
+        """Mean power of each block in a ring's half."""
+        weight = (ring & self.half(which)[:, None]).astype(power.dtype).ravel()
+        mean: Array = power.reshape(len(power), -1) @ (weight / weight.sum())
+        return mean.astype(np.float64)
+
+    def joined(self, halves: list[Array]) -> Array:
+        """Spectrum of which each half comes from one of two."""
+        return np.where(self.half(0)[:, None], *halves).astype(np.float64)
+
+
+def _block_power(
+    image: Array, usable: Array, variance: Array | None, corners: Array
+) -> tuple[Array, Array]:
+    """Power of blocks over what is predicted, ``(n, 32, 17)``, and levels under the window."""
+    whole = _taken(usable, corners)
+    if variance is not None:
+        plane = _taken(variance, corners)
+        has_variance = np.isfinite(plane) & (plane > 0)
+        if not has_variance.all():
+            whole = whole & has_variance
+            known = whole.mean(axis=(1, 2)) >= 1 - _MOST_BAD
+            corners, whole, plane = corners[known], whole[known], plane[known]
+            if not known.any():
+                return np.zeros((0, _BLOCK, _BLOCK // 2 + 1), np.float32), np.zeros(0)
+    profile = np.hanning(_BLOCK + 2)[1:-1]
+    window = np.outer(profile, profile).astype(np.float32)
+    square = window**2 / np.square(window, dtype=np.float64).sum()
+    expected = whole.reshape(len(whole), -1) @ square.ravel()
+    if variance is not None:
+        expected = np.where(whole, plane, 0).reshape(len(whole), -1) @ square.ravel()
+    blocks = _taken(image, corners).astype(np.float64)
+    blocks[~whole] = 0
+    weight = whole.reshape(len(whole), -1) * square.ravel()
+    levels = np.einsum("ni,ni->n", blocks.reshape(len(blocks), -1), weight) / weight.sum(axis=1)
+    blocks -= levels[:, None, None]
+    # In units of the noise, so that no unit leaves single precision.
+    blocks /= np.sqrt(expected)[:, None, None]
+    unit = 1.0 if variance is not None else power_of_two(float(np.median(np.abs(blocks))))
+    blocks /= unit
+    pixels = blocks.astype(np.float32)
+    _fill(pixels, whole)
+    pixels = _without_planes(pixels) * window
+    spectrum = scipy.fft.rfft2(pixels)
+    power = (spectrum.real**2 + spectrum.imag**2).astype(np.float64)
+    power *= unit**2 / np.square(window, dtype=np.float64).sum()
+    return power, levels
+
+
+def _fill(blocks: Array, whole: Array) -> None:
+    """Give bad pixels the mean of those around them: zeros would cut steps into the light."""
+    part = ~whole.all(axis=(1, 2))
+    if not part.any():
+        return
+    good = whole[part]
+    weight, total = good.astype(np.float32), np.where(good, blocks[part], 0)
+    for axis in (1, 2):
+        weight, total = (
+            scipy.ndimage.gaussian_filter1d(each, _FILL, axis=axis, mode="constant")
+            for each in (weight, total)
+        )
+    blocks[part] = np.where(good, blocks[part], total / np.maximum(weight, 1e-3))
+
+
+def _least(light: Array) -> Array:
+    kept: Array = light <= np.quantile(light, _KEPT)
+    return kept
+
+
+def _without_outliers(kept: Array, values: Array) -> Array:
+    """Those of the kept blocks whose power is not an outlier, as with rays in it."""
+    middle = np.median(values[kept])
+    result: Array = kept & (np.abs(values - middle) <= _OUTLIER * robust_sigma(values[kept]))
+    return result
+
+
+def _light_of(dark: Array, bright: Array, blocks: tuple[int, int], modes: _Modes) -> Array:
+    """Power of light in each ring of the darker blocks, from that of the bright ones.
+
+    Where light fills all blocks alike, its spectrum is that of the darker ones.
+    """
+    noise = modes.over_rings(dark, _SURE)
+    excess = dark[_REFERENCE] - noise
+    shape = None
+    if excess > _LEAST_EXCESS * noise:
+        # Photons of the light that a plane leaves out are in all rings.
+        own_noise = dark * modes.over_rings(bright, _LAST) / modes.over_rings(dark, _LAST)
+        shape = _shape(bright, own_noise, blocks[1], modes)
+        if shape is None and excess > _SURELY_LIGHT * noise:
+            shape = _shape(dark, modes.over_rings(dark, _LAST), blocks[0], modes)
+    return np.zeros(len(dark)) if shape is None else excess * shape
+
+
+def _shape(power: Array, noise: Array | float, blocks: int, modes: _Modes) -> Array | None:
+    """Power of light in each ring, over that in the reference ring; None where it is not known.
+
+    Beyond the ring where noise hides it, the light's power is taken to go on falling as fast:
+    those of PSFs fall faster and faster.
+    """
+    light = power - noise
+    error = power * np.sqrt(_SHARED_MODES * _SHARED_BLOCKS / (blocks * modes.numbers))
+    known = int(np.argmin(np.append(light > _MEASURED * error, False)))
+    if known <= _REFERENCE:
+        return None
+    shape: Array = light / light[_REFERENCE]
+    radius = modes.radii
+    steps = radius[known - 1] - radius[known - 2], radius[known:] - radius[known - 1]
+    fall = max(0.0, np.log(shape[known - 2] / shape[known - 1])) / steps[0]
+    shape[known:] = shape[known - 1] * np.exp(-fall * steps[1])
+    return shape
+
+
+def _fitted(spectrum: Array, band: Array, modes: _Modes, blocks: float) -> HighFrequencies | None:
+    """Constant or product of axes that a mean spectrum is, where it is free of light."""
+    rows, columns = np.nonzero(band)
+    data = spectrum[band]
+    constant = float(data.mean())
+    along_y, along_x = (_cosines(each) for each in (modes.ky[rows], modes.kx[columns]))
+    a, b = np.zeros(_LARGEST_LAG + 1), np.zeros(_LARGEST_LAG + 1)
+    a[0], model = 1.0, np.maximum(data, _LEAST_POWER * constant)
+    for _ in range(_ROUNDS):
+        weight = 1 / model
+        b = _solved(along_x * ((along_y @ a) * weight)[:, None], data * weight)
+        a = _solved(along_y * ((along_x @ b) * weight)[:, None], data * weight)
+        if not (np.isfinite(a).all() and a[0] > 0 and b[0] > 0):
+            return None
+        b, a = b * a[0], a / a[0]
+        product = (along_y @ a) * (along_x @ b)
+        model = np.maximum(product, _LEAST_POWER * b[0])
+    # Of each mode; that neighbours share power, counts where they are summed.
+    error = np.sqrt(_SHARED_BLOCKS / blocks)
+    white = float((np.square(data / constant - 1)).sum() / error**2)
+    left = float((np.square((data - product) / model)).sum() / error**2)
+    significance = (white - left) / _SHARED_MODES
+    if significance < _NOT_WHITE:
+        relative = float(error * np.sqrt(_SHARED_MODES / len(data)))
+        return HighFrequencies(
+            constant,
+            constant,
+            0.0,
+            relative,
+            significance=significance,
+            power=np.where(band, spectrum, np.nan),
+            power_error=float(error),
+        )
+    if error * np.sqrt(max(0.0, left / len(data) - 1)) > _LARGEST_MISFIT:
+        return None
+    jacobian = (
+        np.hstack([along_x * (along_y @ a)[:, None], along_y[:, 1:] * (along_x @ b)[:, None]])
+        / (model * error)[:, None]
+    )
+    covariance = _SHARED_MODES * np.linalg.pinv(jacobian.T @ jacobian, hermitian=True)
+    factor, relative = float(b[0]), float(np.sqrt(covariance[0, 0]) / b[0])
+    if not relative < _LARGEST_ERROR:
+        return None
+    b = b / factor
+    sums = a[0] + 2 * a[1:].sum(), b[0] + 2 * b[1:].sum()
+    twice = np.full(_LARGEST_LAG, 2.0)
+    slope = np.concatenate(
+        [[(sums[0] - sums[0] * sums[1]) / factor], twice * sums[0] / factor, twice * sums[1]]
+    )
+    return HighFrequencies(
+        factor,
+        factor,
+        0.0,
+        relative,
+        axes=np.stack([a, b]),
+        zero_frequency_error=float(np.sqrt(slope @ covariance @ slope)),
+        significance=significance,
+    )
+
+
+def _cosines(frequency: Array) -> Array:
+    """Columns whose coefficients are the covariances at distances of 0, 1, … pixels."""
+    lags = np.arange(_LARGEST_LAG + 1)
+    result: Array = np.where(lags > 0, 2.0, 1.0) * np.cos(frequency[:, None] * lags)
+    return result
+
+
+def _solved(matrix: Array, data: Array) -> Array:
+    solution: Array = np.linalg.lstsq(matrix, data)[0]
+    return solution
+
+
+def _corners(usable: Array) -> Array:
+    """First pixels (y, x) of blocks with few unusable pixels, ``(n, 2)``, all over the frame."""
+    ny, nx = usable.shape
+    if min(ny, nx) < _BLOCK:
+        return np.zeros((0, 2), int)
+    y, x = np.arange(0, ny - _BLOCK + 1, _STEP), np.arange(0, nx - _BLOCK + 1, _STEP)
+    corners = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
+    rng = np.random.default_rng(0)
+    # More than are needed, since some are spoilt.
+    corners = _some(corners, 2 * _MOST_BLOCKS, rng)
+    share = _taken(usable, corners).mean(axis=(1, 2))
+    return _some(corners[share >= 1 - _MOST_BAD], _MOST_BLOCKS, rng)
+
+
+def _some(corners: Array, most: int, rng: np.random.Generator) -> Array:
+    if len(corners) <= most:
+        return corners
+    return corners[np.sort(rng.permutation(len(corners))[:most])]
+
+
+def _taken(image: Array, corners: Array) -> Array:
+    views = np.lib.stride_tricks.sliding_window_view(image, (_BLOCK, _BLOCK))
+    blocks: Array = views[corners[:, 0], corners[:, 1]]
+    return blocks
+
+
+def _without_planes(blocks: Array) -> Array:
+    """Blocks less the plane that fits each best."""
+    axis = np.arange(_BLOCK) - (_BLOCK - 1) / 2
+    axis = (axis / np.sqrt((axis**2).sum() * _BLOCK)).astype(blocks.dtype)
+    mean = blocks.mean(axis=(1, 2))
+    slope_y, slope_x = blocks.sum(axis=2) @ axis, blocks.sum(axis=1) @ axis
+    result: Array = blocks - mean[:, None, None]
+    result -= slope_y[:, None, None] * axis[:, None]
+    result -= slope_x[:, None, None] * axis
+    return result

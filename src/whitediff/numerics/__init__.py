@@ -1,0 +1,1 @@
+"""Arithmetic below all astronomy: threads, planes, transforms, convolution, statistics."""

@@ -1,0 +1,151 @@
+"""Sharing independent work out among processes, of which one may fail without the others.
+
+Threads share an image's planes; what takes seconds and yields a few numbers goes to processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import threadpoolctl
+
+from ..errors import ArgumentError, WhitediffError
+from .threads import use_threads
+
+__all__ = ["in_processes"]
+
+
+def in_processes[Item, Result](
+    work: Callable[[Item], Result], items: Iterable[Item], *, processes: int
+) -> Iterator[tuple[Item, Result | Exception]]:
+    """Work on some pieces in other processes.
+
+    Parameters
+    ----------
+    work
+        Function of a piece; it and what it returns can be pickled.
+    items
+        Pieces.
+    processes
+        How many work side by side, one thread each; 1 works in this process, with its threads.
+
+    Yields
+    ------
+    item, result
+        In the order in which they are done; an error of the piece in place of its result.
+        Pieces whose process died, such as for want of memory, are tried once more, alone.
+
+    Raises
+    ------
+    ArgumentError
+        If the number is not positive.
+    """
+    if processes < 1:
+        raise ArgumentError(f"The number of processes must be at least 1; got {processes}.")
+    if processes == 1:
+        for item in items:
+            yield item, _tried(work, item)
+        return
+    lost: list[Item] = []
+    yield from _in_pools(work, deque(items), processes, lost)
+    again: list[Item] = []
+    for item in lost:
+        yield from _in_pools(work, deque([item]), 1, again)
+    for item in again:
+        yield item, WhitediffError("Its process died twice; is there enough memory?")
+
+
+def _tried[Item, Result](work: Callable[[Item], Result], item: Item) -> Result | Exception:
+    try:
+        return work(item)
+    except Exception as error:
+        return error
+
+
+def _in_pools[Item, Result](
+    work: Callable[[Item], Result], items: deque[Item], processes: int, lost: list[Item]
+) -> Iterator[tuple[Item, Result | Exception]]:
+    """Results from one pool after the other, until one of them lives to the end."""
+    while items:
+        with _pool(processes, work) as pool:
+            running: dict[Future[Any], Item] = {}
+            broken = False
+            while (items and not broken) or running:
+                # No more than the processes work on: results do not pile up behind each other.
+                while items and not broken and len(running) < 2 * processes:
+                    item = items.popleft()
+                    try:
+                        running[pool.submit(_run, item)] = item
+                    except BrokenProcessPool:
+                        items.appendleft(item)
+                        broken = True
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    item = running.pop(future)
+                    error = future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        lost.append(item)
+                        broken = True
+                    elif isinstance(error, Exception):
+                        yield item, error
+                    elif error is not None:
+                        raise error
+                    else:
+                        yield item, future.result()
+
+
+@contextlib.contextmanager
+def _pool(processes: int, work: Callable[[Any], Any]) -> Iterator[ProcessPoolExecutor]:
+    """Pool whose processes do not outlive an interruption."""
+    before = set(multiprocessing.active_children())
+    # A forked process would inherit locks that threads of this one hold.
+    context = multiprocessing.get_context("spawn")
+    level = logging.getLogger("whitediff").level
+    pool = ProcessPoolExecutor(processes, context, _begin, (work, level))
+    try:
+        yield pool
+    except BaseException:
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_work: Callable[[Any], Any] | None = None
+"""Of a process: handed over once, not with every piece."""
+
+
+def _begin(work: Callable[[Any], Any], level: int) -> None:
+    """Set up a process: one thread, and interruptions are its parent's business."""
+    global _work
+    _work = work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    use_threads(1)
+    threadpoolctl.threadpool_limits(1)
+    logging.getLogger("whitediff").setLevel(level)
+
+
+def _end_with_parent() -> None:
+    """End where the parent was killed: else this process would wait for work that never comes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run(item: Any) -> Any:
+    assert _work is not None
+    return _work(item)

@@ -1,1 +1,0 @@
-"""Where one image's stars lie on another: lists, matches, transformations, distortions."""

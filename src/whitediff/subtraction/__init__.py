@@ -1,0 +1,1 @@
+"""From two exposures to their difference or score: recipe, solution, pipeline."""
