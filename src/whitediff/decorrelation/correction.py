@@ -23,7 +23,6 @@ from ..numerics import fourier, planes
 from ..numerics.convolution import (
     SINGLE_PRECISION_ERROR_FROM_PEAK,
     SINGLE_PRECISION_ERROR_FROM_RMS,
-    convolve,
     convolve_varying,
 )
 from ..numerics.distrust import CONTAMINATION_THRESHOLD, absolute_weight, is_compact
@@ -50,7 +49,6 @@ __all__ = [
     "full_variance",
     "mirrored_variance",
     "pixel_kernel",
-    "propagated_variance",
     "score_correction",
     "white_variance",
     "with_fill",
@@ -654,47 +652,6 @@ def full_variance(
     variance = fourier.inverse(total, shape, (unconvolved.shape[0], unconvolved.shape[1]))
     variance = variance.astype(np.result_type(unconvolved, convolved, np.float32))
     return with_not_finite(variance, unconvolved, convolved)
-
-
-def propagated_variance(
-    unconvolved: Array,
-    convolved: Array,
-    *,
-    unconvolved_fill: float,
-    convolved_fill: float,
-    squared_kernels: tuple[Array, Array],
-    tolerance: float,
-) -> Array:
-    """`full_variance`, with squared kernels that are compact.
-
-    Parameters
-    ----------
-    unconvolved, convolved, unconvolved_fill, convolved_fill
-        As for `full_variance`.
-    squared_kernels
-        Squares of the total kernels on the pixels, origin in the middle.
-    tolerance
-        Largest error of a pixel, besides its rounding, image_unit².
-
-    Returns
-    -------
-    variance
-        As of `full_variance`.
-
-    Raises
-    ------
-    ArgumentError
-        If the shapes of the planes differ.
-    """
-    _check_planes(unconvolved, convolved)
-    total: Array | None = None
-    for plane, fill, kernel in zip(
-        (unconvolved, convolved), (unconvolved_fill, convolved_fill), squared_kernels, strict=True
-    ):
-        part = convolve(with_fill(plane, fill), kernel, tolerance=tolerance / 2)
-        total = part if total is None else np.add(total, part, out=total)
-    assert total is not None
-    return with_not_finite(total, unconvolved, convolved)
 
 
 def mirrored_variance(

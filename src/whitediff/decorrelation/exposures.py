@@ -16,14 +16,12 @@ from ..errors import ArgumentError, DataError, WhitediffError
 from ..exposures import foreign, masks
 from ..exposures.boxes import Box
 from ..exposures.covariance import Noise, noise_at
-from ..exposures.fields import ChebyshevField, scattered_fit
-from ..exposures.kernels import BasisKernel, ConvolutionKernel, constant_kernel
+from ..exposures.kernels import ConvolutionKernel, constant_kernel
 from ..exposures.masks import Mask
 from ..exposures.missing import missing_pixels
 from ..exposures.model import Exposure, Provenance
-from ..exposures.psf import KernelPointSpreadFunction, Light, PointSpreadFunction, as_kernel_psf
+from ..exposures.psf import KernelPointSpreadFunction, PointSpreadFunction, as_kernel_psf
 from ..noise.exposures import InputNoise, source_pixels
-from ..numerics import fourier
 from ..numerics.covariance import NoiseCovariance
 from ..numerics.distrust import (
     CONTAMINATION_THRESHOLD,
@@ -39,16 +37,11 @@ from .correction import (
     Correction,
     checked_kernel,
     contaminated_pixels,
-    corrected_image,
-    estimated_variance,
-    filtered_image,
-    filtered_stamp,
     mirrored_variance,
     pixel_kernel,
-    propagated_variance,
 )
-from .correction import full_variance as full_variance_plane
 from .filters import Filters
+from .frame import FrameCorrection
 from .own_photons import own_variances
 from .repeated_noise import excess_variance
 from .varying import (
@@ -85,13 +78,10 @@ _log = logging.getLogger("whitediff.decorrelate")
 
 _NOISY_SCORE_FILTER = 3
 """Absolute weight of a score filter, over that of its part on the sky, to warn of."""
-_RESPONSE_NODES = 5
 _ENOUGH_PIXELS = 1_000_000
 _CLIPPED, _FEWEST_PAIRS = 3.0, 2000
 _LEAST_MIRRORED = 2e-3
 """Relative change of the variance near an edge that is worth telling."""
-_VARIANCE_PRECISION = 1e-4
-"""Error of single precision in a propagated variance, over the smallest of the inputs'."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -513,34 +503,32 @@ def decorrelate(
         science_noise=noise_at(noise.science_covariance, x, y),
         template_noise=noise_at(noise.template_covariance, x, y),
     )
-    local = None
-    if options.spatially_varying:
-        local = _local_correction(job, filters, noise, sources)
-    correction, compact_kernel = filters.correction_for(
-        difference.data,
-        transform=options.transform,
-        always_compact=options.fill == "interpolate",
-        precision=SPATIAL_PRECISION if options.spatially_varying else PRECISION,
+    applied = _correction(job, filters, noise, sources)
+    correction = (
+        applied.correction
+        if isinstance(applied, FrameCorrection)
+        else filters.correction_on(filters.small_grid)
     )
-    variance = _variance_plane(job, filters, correction, local)
-    if compact_kernel is not None and options.fill == "interpolate":
+    variance = applied.variance(*(each.variance for each in job.pair))
+    if isinstance(applied, LocalCorrection) and options.fill == "interpolate":
         _mirror(variance, correction, filters)
         if options.score:
             _add_repeated_noise(variance, filters, science, template)
     sigma, missing = smallest_sigma(variance), job.missing
-    if local is None:
-        image = _corrected_image(difference, correction, compact_kernel, sigma, options, missing)
-    else:
-        image = local.image(difference.data, sigma, fill=options.fill, missing=missing)
-        compact_kernel = local.filter.images[0]
     untrusted, mask = pixels_to_distrust(difference, sigma, options.untrusted_mask_planes)
-    if missing is not None and compact_kernel is not None:
-        contaminated = _contaminated_by_missing(
-            compact_kernel, difference, untrusted, missing, sigma, filters.preconvolution_image
-        )
+    if isinstance(applied, FrameCorrection):
+        image = applied.image(difference.data, sigma)
+        contaminated = _contaminated(correction, untrusted, filters)
     else:
-        contaminated = _contaminated(correction, compact_kernel, untrusted, filters)
-    psf, response = _psf_and_response(job, filters, correction, local)
+        image = applied.image(difference.data, sigma, fill=options.fill, missing=missing)
+        contaminated = (
+            contaminated_pixels(applied.kernel, untrusted)
+            if missing is None
+            else _contaminated_by_missing(
+                applied.kernel, difference, untrusted, missing, sigma, filters.preconvolution_image
+            )
+        )
+    psf, response = _psf_and_response(job, filters, correction, applied)
     exposure = Exposure(
         image,
         variance,
@@ -577,7 +565,7 @@ def decorrelate(
         variance_mean_after=typical_variance(exposure, ignore),
         contaminated_fraction=float(contaminated.mean()),
         response=response,
-        local=local,
+        local=applied if isinstance(applied, LocalCorrection) and applied.varies else None,
         science_noise=filters.science_noise,
         template_noise=filters.template_noise,
         noises=noise.covariances,
@@ -674,61 +662,102 @@ def refuse_white(
         )
 
 
-def _local_correction(
+def _correction(
     job: _Job, filters: Filters, known: InputNoise, sources: Array | None
-) -> LocalCorrection | None:
-    """Correction that follows kernel and noise; None where these are the same everywhere."""
-    difference, kernel, options = job.difference, job.kernel, job.options
-    box, noises = difference.bbox, known.covariances
+) -> FrameCorrection | LocalCorrection:
+    """Correction by its pixels; by transforms of the frame where documented or not compact."""
+    options, difference, kernel = job.options, job.difference, job.kernel
+    total = float(filters.kernel_image.sum()) * options.scale_factor
+    scale = 1.0 if filters.template_matched else 1 / total**2
+    # A score is divided by that of a point source, which follows the PSF too.
+    response = options.score and difference.psf is not None
+    psf = as_kernel_psf(difference.psf, difference.bbox) if response else None
+    noise, at = None, _Places(filters, psf)
+    if options.spatially_varying:
+        noise = _noise_over_field(job, filters, known, sources)
+        at = dataclasses.replace(at, kernel=kernel, noises=known.covariances)
+    varies = noise is not None or (options.spatially_varying and at.moves)
+    if not varies and options.fill != "interpolate":
+        frame = filters.on_frame(difference.data, transform=options.transform)
+        if frame is not None:
+            return FrameCorrection(
+                frame,
+                filters,
+                difference.bbox,
+                scale=scale,
+                full_variance=options.full_variance,
+                transform=options.transform,
+            )
+
+    def scale_at(x: float, y: float) -> float:
+        if filters.template_matched:
+            return 1.0
+        return (float(at(x, y).kernel_image.sum()) * options.scale_factor) ** 2
+
+    return local_correction(
+        LocalFilters(at, scale_at, moves=at.moves),
+        box=difference.bbox,
+        image=difference.data,
+        noise=noise,
+        full_variance=options.full_variance,
+        response=response,
+        tolerance=options.tolerance,
+        precision=SPATIAL_PRECISION if options.spatially_varying else PRECISION,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Filters at each place of a frame."""
+
+    filters: Filters
+    psf: KernelPointSpreadFunction | None
+    """The PSF of a score, which its values at point sources follow."""
+    kernel: Any = None
+    """Matching kernel; None for the filters' own, everywhere."""
+    noises: tuple[Noise, Noise] | None = None
+    """Covariances of science exposure and template; None for the filters' own, everywhere."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything depends on the place."""
+        kernel = self.kernel
+        is_image = not isinstance(kernel, ConvolutionKernel | PointSpreadFunction)
+        return (
+            not (is_image or known_constant(kernel))
+            or any(callable(each) for each in self.noises or ())
+            or (self.psf is not None and not self.psf.kernel.is_constant)
+        )
+
+    def __call__(self, x: float, y: float) -> Filters:
+        changes: dict[str, Any] = {"psf_image": None if self.psf is None else self.psf.at(x=x, y=y)}
+        if self.kernel is not None:
+            changes["kernel_image"] = image_of_kernel("matching kernel", self.kernel, x, y)
+        if self.noises is not None:
+            changes["science_noise"] = noise_at(self.noises[0], x, y)
+            changes["template_noise"] = noise_at(self.noises[1], x, y)
+        return dataclasses.replace(self.filters, **changes)
+
+
+def _noise_over_field(
+    job: _Job, filters: Filters, known: InputNoise, sources: Array | None
+) -> LocalNoise | None:
+    """Variance ratio over the field; None where it is the same everywhere."""
+    ignore = job.options.ignore_mask_planes
     level = 0.0
     for exposure, value, sign in (
         (job.science, known.science_variance, -1),
         (job.template, known.template_variance, 1),
     ):
         if value is not None:
-            level += sign * math.log(value / variance_mean(exposure, options.ignore_mask_planes))
-    if not filters.template_matched:
-        level = -level
-    noise: LocalNoise | None = local_noise(
-        *job.pair, ignore_mask_planes=options.ignore_mask_planes, sources=sources, level=level
+            level += sign * math.log(value / variance_mean(exposure, ignore))
+    noise = local_noise(
+        *job.pair,
+        ignore_mask_planes=ignore,
+        sources=sources,
+        level=level if filters.template_matched else -level,
     )
-    if noise is not None and noise.is_constant:
-        noise = None
-    # A score is divided by that of a point source, which follows the PSF too.
-    response = options.score and difference.psf is not None
-    psf = as_kernel_psf(difference.psf, box) if difference.psf is not None and response else None
-    moves = (
-        (isinstance(kernel, ConvolutionKernel | PointSpreadFunction) and not known_constant(kernel))
-        or any(callable(each) for each in noises)
-        or (psf is not None and not psf.kernel.is_constant)
-    )
-    if noise is None and not moves:
-        return None
-
-    def filters_at(x: float, y: float) -> Filters:
-        return dataclasses.replace(
-            filters,
-            kernel_image=image_of_kernel("matching kernel", kernel, x, y),
-            psf_image=None if psf is None else psf.at(x=x, y=y),
-            science_noise=noise_at(noises[0], x, y),
-            template_noise=noise_at(noises[1], x, y),
-        )
-
-    def scale_at(x: float, y: float) -> float:
-        if filters.template_matched:
-            return 1.0
-        total = float(image_of_kernel("matching kernel", kernel, x, y).sum())
-        return (total * options.scale_factor) ** 2
-
-    return local_correction(
-        LocalFilters(filters_at, scale_at, moves=moves),
-        box=box,
-        image=difference.data,
-        noise=noise,
-        full_variance=options.full_variance,
-        response=response,
-        tolerance=options.tolerance,
-    )
+    return None if noise.is_constant else noise
 
 
 def known_constant(kernel: ConvolutionKernel | PointSpreadFunction) -> bool:
@@ -778,40 +807,6 @@ def check_defined(kernel: Any, box: Box, difference: Exposure) -> None:
             f" on {defined} only; a correction that varies over the field needs it everywhere. Give"
             " a kernel for the whole image, or take it at one place (spatially_varying=False).",
         )
-
-
-def _psf_before(
-    psf: PointSpreadFunction, filters: Filters, box: Box, options: DecorrelationOptions
-) -> KernelPointSpreadFunction:
-    if options.transform == "documented":
-        # The documented task knows one PSF for the whole image.
-        return KernelPointSpreadFunction.from_image(
-            np.asarray(filters.psf_image), box, light=Light.of(psf)
-        )
-    return as_kernel_psf(psf, box)
-
-
-def _corrected_image(
-    difference: Exposure,
-    correction: Correction,
-    compact_kernel: Array | None,
-    sigma: float | None,
-    options: DecorrelationOptions,
-    missing: Array | None,
-) -> Array:
-    image = difference.data
-    if image.dtype.kind != "f":
-        image = image.astype(np.float64)
-    if compact_kernel is not None:
-        return filtered_image(
-            compact_kernel, image, sigma=sigma, fill=options.fill, missing=missing
-        )
-    return corrected_image(
-        correction.correction_ft,
-        image.astype(np.float64) if options.transform == "documented" else image,
-        shape=correction.shape,
-        sigma=sigma,
-    ).astype(image.dtype, copy=False)
 
 
 def pixels_to_distrust(
@@ -901,14 +896,8 @@ def _contaminated_by_missing(
     return contaminated
 
 
-def _contaminated(
-    correction: Correction,
-    compact_kernel: Array | None,
-    untrusted: Array,
-    filters: Filters,
-) -> Array:
-    if compact_kernel is not None:
-        return contaminated_pixels(compact_kernel, untrusted)
+def _contaminated(correction: Correction, untrusted: Array, filters: Filters) -> Array:
+    """Contaminated pixels of a frame that was transformed as a whole."""
     kernel = pixel_kernel(correction.correction_ft, shape=correction.shape, dtype=np.float32)
     if filters.preconvolution_image is None or filters.compact_score:
         return contaminated_pixels(kernel, untrusted)
@@ -929,47 +918,22 @@ def _contaminated(
     return contaminated
 
 
-def _corrected_psf(
-    psf: KernelPointSpreadFunction,
-    correction: Correction,
-    filters: Filters,
-    box: Box,
-) -> KernelPointSpreadFunction:
-    """PSF after the correction, varying as it did before."""
-    assert filters.psf_image is not None
-    gain = float(correction.correction_ft[0, 0])
-    if psf.kernel.is_constant:
-        image = filtered_stamp(correction.correction_ft, filters.psf_image, shape=correction.shape)
-        light = psf.light.filtered(float(image.sum()) / gain)
-        return KernelPointSpreadFunction.from_image(image, box, light=light)
-    x, y = psf.average_position
-    middle = filtered_stamp(correction.correction_ft, psf.at(x=x, y=y), shape=correction.shape)
-    images = [
-        filtered_stamp(correction.correction_ft, image, shape=correction.shape)
-        for image in psf.kernel.basis
-    ]
-    return KernelPointSpreadFunction(
-        BasisKernel(np.stack(images), psf.kernel.fields),
-        average_position=psf.average_position,
-        light=psf.light.filtered(float(middle.sum()) / gain),
-    )
-
-
 def _psf_and_response(
     job: _Job,
     filters: Filters,
     correction: Correction,
-    local: LocalCorrection | None,
+    applied: FrameCorrection | LocalCorrection,
 ) -> tuple[KernelPointSpreadFunction | None, Callable[[Box], Array] | None]:
     """PSF after the correction, and of a score the response to a point source."""
     options, box = job.options, job.difference.bbox
     if job.difference.psf is None:
         return None, None
-    psf = _psf_before(job.difference.psf, filters, box, options)
-    on_stamps = filters.correction_on_stamps(correction, transform=options.transform)
-    corrected = _corrected_psf(psf, on_stamps, filters, box) if local is None else local.psf(psf)
+    psf = as_kernel_psf(job.difference.psf, box)
+    corrected = applied.psf(psf)
     if options.score:
-        return corrected, _response(psf, on_stamps, box) if local is None else local.response
+        if isinstance(applied, FrameCorrection):
+            return corrected, applied.response(psf).on
+        return corrected, applied.response
     level = 1.0 if filters.template_matched else correction.kernel_sum * options.scale_factor
     own = own_variances(
         filters,
@@ -981,28 +945,6 @@ def _psf_and_response(
     )
     light = dataclasses.replace(corrected.light, own_variances=own)
     return corrected.with_light(light), None
-
-
-def _response(
-    psf: KernelPointSpreadFunction, correction: Correction, box: Box
-) -> Callable[[Box], Array]:
-    """Score of a point source of unit flux at its position, over the field."""
-    constant = psf.kernel.is_constant
-    nodes = np.zeros(1) if constant else np.linspace(-1, 1, _RESPONSE_NODES)
-    v, u = (grid.ravel() for grid in np.meshgrid(nodes, nodes, indexing="ij"))
-    x = box.x.start - 0.5 + 0.5 * box.x.size * (1 + u)
-    y = box.y.start - 0.5 + 0.5 * box.y.size * (1 + v)
-    peaks = []
-    for at_x, at_y in zip(x, y, strict=True):
-        image = psf.at(x=at_x, y=at_y)
-        filtered = filtered_stamp(correction.correction_ft, image, shape=correction.shape)
-        peaks.append(filtered[image.shape[0] // 2, image.shape[1] // 2])
-    order = 0 if constant else 2
-    terms, found = scattered_fit(np.array(peaks), x=x, y=y, bounds=box, order=order)
-    coefficients = np.zeros((order + 1, order + 1))
-    for (p, q), value in zip(terms, found, strict=True):
-        coefficients[p, q] = value
-    return ChebyshevField(box, coefficients).on
 
 
 def named(role: str, exposure: Exposure) -> str:
@@ -1205,50 +1147,6 @@ def _preconvolution_image(science: Exposure, preconvolution_kernel: Any) -> Arra
         )
     x, y = science.psf.average_position
     return science.psf.at(x=x, y=y)
-
-
-def _variance_plane(
-    job: _Job,
-    filters: Filters,
-    correction: Correction,
-    local: LocalCorrection | None,
-) -> Array:
-    """Variance plane at the science level, rounded once to the planes' type."""
-    options = job.options
-    unconvolved, convolved = (each.variance for each in job.pair)
-    if local is not None:
-        return local.variance(unconvolved, convolved)
-    level = correction.kernel_sum * options.scale_factor
-    scale = 1.0 if filters.template_matched else 1 / level**2
-    if not options.full_variance:
-        weights = correction.variance_weights
-        scaled = (weights[0] * scale, weights[1] * scale)
-        return estimated_variance(unconvolved, convolved, scaled)
-    fills = {"unconvolved_fill": filters.means[0], "convolved_fill": filters.means[1]}
-    squares = None
-    if options.transform == "fast":
-        squares = filters.squared_kernels(unconvolved.shape)
-    if squares is not None:
-        smallest = [smallest_sigma(each) or 0.0 for each in (unconvolved, convolved)]
-        return propagated_variance(
-            unconvolved,
-            convolved,
-            **fills,
-            squared_kernels=(squares[0] * scale, squares[1] * scale),
-            tolerance=_VARIANCE_PRECISION * scale * min(smallest) ** 2,
-        )
-    if math.prod(correction.shape) < unconvolved.size:
-        correction = filters.correction_on(fourier.fast_shape(*filters.stamps, unconvolved.shape))
-    variance = full_variance_plane(
-        unconvolved.astype(np.float64),
-        convolved.astype(np.float64),
-        **fills,
-        unconvolved_ft=correction.noise_filters_ft[0],
-        convolved_ft=correction.noise_filters_ft[1],
-        shape=correction.shape,
-    )
-    variance *= scale
-    return variance.astype(np.result_type(unconvolved, convolved), copy=False)
 
 
 def untouched(difference: Any) -> Exposure:

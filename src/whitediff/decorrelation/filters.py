@@ -18,10 +18,8 @@ from ..numerics import fourier, planes
 from ..numerics.covariance import NoiseCovariance
 from ..numerics.profiles import full_width_half_maximum
 from .correction import (
-    PRECISION,
     Correction,
     ScoreCut,
-    compact_kernel,
     compact_reach,
     compact_square,
     depends_on_grid,
@@ -171,62 +169,45 @@ class Filters:
         assert self.preconvolution_image is not None
         return _SCORE_REACH * full_width_half_maximum(self.preconvolution_image)
 
-    def correction_for(
-        self,
-        image: Array,
-        *,
-        transform: Literal["fast", "documented"],
-        always_compact: bool = False,
-        precision: float = PRECISION,
-    ) -> tuple[Correction, Array | None]:
-        """Correction, and its kernel on the pixels where that is compact.
+    def on_frame(
+        self, image: Array, *, transform: Literal["fast", "documented"]
+    ) -> Correction | None:
+        """Correction for transforms of a whole frame; None where its kernel is compact.
 
-        A compact kernel comes with the correction on a small grid.  Else the grid is the
-        documented one, or one that transforms faster where that makes no difference.  The
-        kernel can be made to be compact; then what it lacks is warned of.  It always is where
-        the memory is limited to less than a frame's spectrum.  The precision is that of
-        `whitediff.decorrelation.compact_kernel`.
+        The grid is the documented one, or one that transforms faster where that makes no
+        difference.  Where the memory is limited to less than a frame's spectrum, every kernel
+        counts as compact.
         """
-        small = fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
-        if always_compact:
-            return self._cut(small, image, precision)
         documented = fourier.common_shape(*self.stamps, image.shape)
         if transform == "documented":
-            return self.correction_on(documented), None
-        if math.prod(small) < math.prod(documented):
-            correction, kernel, sigma = self.kernel_on(small)
-            compact = compact_kernel(kernel, image, sigma=sigma, precision=precision)
-            if compact is not None:
-                return correction, compact
-            if planes.is_limited(image.shape, np.complex128):
-                return self._cut(small, image, precision)
+            return self.correction_on(documented)
+        if math.prod(self.small_grid) < math.prod(documented):
+            _, kernel, sigma = self.kernel_on(self.small_grid)
+            reach = compact_reach([kernel], image, sigma=sigma)
+            if reach is not None or planes.is_limited(image.shape, np.complex128):
+                return None
             if self.preconvolution_image is not None and not self.compact_score:
                 # What reaches far is noise, of which every grid has its own.
-                return self.correction_on(documented), None
+                return self.correction_on(documented)
         correction, kernel, sigma = self.kernel_on(fourier.fast_shape(*self.stamps, image.shape))
         margin = (documented[0] - image.shape[0], documented[1] - image.shape[1])
         if correction.shape == documented or not depends_on_grid(
             kernel, image, margin=margin, sigma=sigma
         ):
-            return correction, None
-        return self.correction_on(documented), None
+            return correction
+        return self.correction_on(documented)
 
-    def _cut(
-        self, shape: tuple[int, ...], image: Array, precision: float
-    ) -> tuple[Correction, Array]:
-        """Correction on a small grid, and as much of its kernel as can be."""
-        correction, kernel, sigma = self.kernel_on(shape)
-        side = 2 * reach_or_cut([kernel], image, sigma, precision) + 1
-        part = fourier.crop_center_origin(kernel, (side, side))
-        # Of unit sum, so that a background stays what it is.
-        return correction, part / part.sum()
+    @property
+    def small_grid(self) -> tuple[int, ...]:
+        """Grid on which a compact correction is all there."""
+        return fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
 
     def sky_kernel(self, shape: tuple[int, int]) -> Array:
         """Pixels of the part of a score's filter that acts on the sky.
 
         Compact, unless a grid of that shape is so small that it is the better choice.
         """
-        small = fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
+        small = self.small_grid
         if math.prod(small) >= math.prod(shape):
             correction = self.correction_on(shape, compact=True)
             return pixel_kernel(correction.correction_ft, shape=shape)
@@ -235,28 +216,21 @@ class Filters:
         side = 2 * min(math.ceil(self._score_reach), (min(small) - 1) // 2) + 1
         return fourier.crop_center_origin(kernel, (side, side))
 
-    def squared_kernels(self, shape: tuple[int, ...]) -> tuple[Array, Array] | None:
-        """Squares of the total kernels, coloured by the noise, if they are compact.
-
-        Those of the unconvolved and of the convolved exposure, for images of a shape.
-        """
-        correction = self._small_correction
-        kernels = _compact(correction, correction.noise_filters_ft, shape)
-        return None if kernels is None else (kernels[0] ** 2, kernels[1] ** 2)
-
     def total_kernels(self, shape: tuple[int, ...]) -> tuple[Array, Array] | None:
         """What makes the result of the two exposures, as far as its squares are not negligible.
 
         Those of the unconvolved and of the convolved exposure, for images of a shape; None where
         one is not compact.
         """
-        correction = self._small_correction
-        spectra = correction.unconvolved_ft, correction.convolved_ft
-        return _compact(correction, spectra, shape)
-
-    @property
-    def _small_correction(self) -> Correction:
-        return self.correction_on(fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID)))
+        correction = self.correction_on(self.small_grid)
+        found = []
+        for ft in (correction.unconvolved_ft, correction.convolved_ft):
+            kernel = pixel_kernel(ft, shape=correction.shape)
+            square = compact_square(kernel, shape)
+            if square is None:
+                return None
+            found.append(fourier.crop_center_origin(kernel, square.shape))
+        return found[0], found[1]
 
     def kernel_on(self, shape: tuple[int, ...]) -> tuple[Correction, Array, float]:
         """Correction on a grid, its kernel there, and the sigma of a pixel that results."""
@@ -278,20 +252,6 @@ class Filters:
         if math.prod(shape) >= math.prod(correction.shape):
             return correction
         return self.correction_on(shape)
-
-
-def _compact(
-    correction: Correction, spectra: tuple[Array, Array], shape: tuple[int, ...]
-) -> tuple[Array, Array] | None:
-    """Kernels of two spectra on a correction's grid, as far as their squares reach."""
-    found = []
-    for ft in spectra:
-        kernel = pixel_kernel(ft, shape=correction.shape)
-        square = compact_square(kernel, shape)
-        if square is None:
-            return None
-        found.append(fourier.crop_center_origin(kernel, square.shape))
-    return found[0], found[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A correction that follows kernel and noise over the field."""
+"""A correction by its pixels: the same for the whole field, or following kernel and noise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ from ..numerics.compression import (
 from ..numerics.convolution import convolve_varying
 from ..numerics.missing import smallest_sigma
 from ..numerics.threads import single_threaded_algebra
-from .correction import filtered_image, filtered_stamp, pixel_kernel, with_fill, with_not_finite
+from .correction import (
+    filtered_image,
+    filtered_stamp,
+    pixel_kernel,
+    with_fill,
+    with_not_finite,
+)
 from .filters import Filters, StackFilters, reach_or_cut
 
 __all__ = [
@@ -179,7 +185,7 @@ def _usable(
 
 @dataclasses.dataclass(frozen=True)
 class LocalCorrection:
-    """A correction that follows kernel and noise over the field.
+    """A correction by its pixels, which may follow kernel and noise over the field.
 
     Attributes
     ----------
@@ -208,6 +214,16 @@ class LocalCorrection:
     box: Box
     reach: int
     tolerance: float
+
+    @property
+    def varies(self) -> bool:
+        """Whether the correction or the numbers that go with it depend on the place."""
+        return self.noise is not None or self.filter.order > 0
+
+    @property
+    def kernel(self) -> Array:
+        """``(k, k)`` filter, or the mean of a filter that varies; origin in the middle."""
+        return self.filter.images[0]
 
     def _positions(self, rows: slice, columns: slice) -> tuple[Array, Array, Array | None]:
         ny, nx = self.box.y.size, self.box.x.size
@@ -242,11 +258,13 @@ class LocalCorrection:
         filtered
             ``(ny, nx)``, the image's dtype.
         """
+        if image.dtype.kind != "f":
+            image = image.astype(np.float64)
         return filtered_image(
             self.filter.images,
             image,
             sigma=sigma,
-            weights=self._weights,
+            weights=None if self.filter.is_constant else self._weights,
             fill=fill,
             missing=missing,
         )
@@ -377,6 +395,15 @@ class LocalCorrection:
         if self.noise is not None:
             return self._psf_on_cells(psf)
         shape = _grid(max(psf.kernel.shape) + self.filter.images.shape[1])
+        if self.filter.is_constant:
+            # Each image of the PSF by itself: exact, however fast the PSF varies.
+            filter_ft = fourier.forward(fourier.pad_center_origin(self.kernel, shape), shape)
+            images = [filtered_stamp(filter_ft, image, shape=shape) for image in psf.kernel.basis]
+            return KernelPointSpreadFunction(
+                BasisKernel(np.stack(images), psf.kernel.fields),
+                average_position=psf.average_position,
+                light=self._light(psf),
+            )
 
         def filtered(x: float, y: float) -> Array:
             before = psf.at(x=x, y=y)
@@ -384,9 +411,8 @@ class LocalCorrection:
             filter_ft = fourier.forward(image, shape)
             return filtered_stamp(filter_ft, before, shape=shape)
 
-        constant = self.filter.is_constant and psf.kernel.is_constant
         return KernelPointSpreadFunction(
-            interpolated_kernel(filtered, self.box, 0 if constant else _PSF_ORDER),
+            interpolated_kernel(filtered, self.box, _PSF_ORDER),
             average_position=psf.average_position,
             light=self._light(psf),
         )
@@ -481,8 +507,9 @@ def local_correction(
     full_variance: bool,
     response: bool,
     tolerance: float,
+    precision: float = SPATIAL_PRECISION,
 ) -> LocalCorrection:
-    """Make a correction that follows kernel and noise over the field.
+    """Make a correction that may follow kernel and noise over the field.
 
     Parameters
     ----------
@@ -501,6 +528,8 @@ def local_correction(
     tolerance
         Of the compression, in standard deviations of a pixel (`VaryingFilter.error`), and
         relative for the variance.
+    precision
+        Standard deviations of a pixel that the cut-off of the filter may move it by.
 
     Returns
     -------
@@ -541,9 +570,7 @@ def local_correction(
         for ratio in {low, high}
     ]
     sigma = min(sigma for _, _, sigma in tried)
-    reach = reach_or_cut(
-        [kernel for _, kernel, _ in tried], image, sigma, precision=SPATIAL_PRECISION
-    )
+    reach = reach_or_cut([kernel for _, kernel, _ in tried], image, sigma, precision)
     side = 2 * reach + 1
     largest = max(n for stamp in middle.stamps for n in stamp)
     shape = _grid(max(side + largest, _SMALLEST_GRID))
@@ -586,8 +613,11 @@ def local_correction(
     squares = None
     if full_variance:
         assert isinstance(middle, Filters)
-        reach_y, reach_x = (n // 2 for n in middle.kernel_image.shape)
-        wide = (side + 2 * reach_y, side + 2 * reach_x)
+        convolved_with = [middle.kernel_image.shape]
+        if middle.preconvolution_image is not None:
+            convolved_with.append(middle.preconvolution_image.shape)
+        reaches = (max(lengths) // 2 for lengths in zip(*convolved_with, strict=True))
+        wide = tuple(side + 2 * n for n in reaches)
         wide_shape = _grid(max(*wide, *shape))
 
         def squared(which: Literal[0, 1]) -> Sample:

@@ -93,6 +93,8 @@ class VaryingFilter:
 
     def _fields(self, which: slice, u: Array, v: Array, log_ratio: Array | None) -> Array:
         coefficients = self.coefficients[which]
+        if self.order == 0 and self.ratio_order == 0:
+            return np.broadcast_to(coefficients[:, :1], (len(coefficients), len(v), len(u)))
         matrices = np.zeros((*coefficients.shape[::2], self.order + 1, self.order + 1))
         for j, (p, q) in enumerate(chebyshev_terms(self.order)):
             matrices[:, :, p, q] = coefficients[:, j]
