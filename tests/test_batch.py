@@ -934,8 +934,9 @@ def test_a_full_disk_ends_the_batch_with_a_sentence(scheduler, pairs, tmp_path):
     resource = pytest.importorskip("resource")
     output = tmp_path / "out"
     manifest = write_manifest(tmp_path / "m.csv", rows_of(pairs[:1]))
-    arguments = [sys.executable, "-m", "whitediff", "batch", manifest, "--output", output]
-    # The batch's own process may write 100 bytes to a file; the workers all they like.
+    arguments = [sys.executable, "-B", "-m", "whitediff", "batch", manifest, "--output", output]
+    # The batch's own process may write 100 bytes to a file; the workers all they like.  Without -B
+    # Python would leave half a module in its cache.
     result = subprocess.run(
         [*map(str, arguments), "--scheduler", scheduler],
         capture_output=True,
