@@ -22,6 +22,9 @@ _MODULES = {
     "read_catalog": "formats.catalogs",
     "report": "api",
     "subtract": "api",
+    "to_ccddata": "api",
+    "to_gridded_psf_model": "api",
+    "to_hdulist": "api",
     "write": "api",
     "write_catalog": "formats.catalogs",
 }
@@ -40,6 +43,9 @@ if _TYPE_CHECKING:
         read,
         report,
         subtract,
+        to_ccddata,
+        to_gridded_psf_model,
+        to_hdulist,
         write,
     )
     from .errors import WhitediffError

@@ -11,8 +11,9 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from .errors import ArgumentError
 from .options import declarations, from_words
 from .reading import ReadingOptions
 from .runs.options import (
@@ -29,7 +30,10 @@ from .runs.options import (
 from .runs.refusals import check_given
 
 if TYPE_CHECKING:
+    from astropy.io.fits import HDUList
+    from astropy.nddata import CCDData
     from astropy.table import Table
+    from photutils.psf import GriddedPSFModel
 
     from .alignment.resampling import Resampled
     from .decorrelation.exposures import Decorrelation
@@ -50,6 +54,9 @@ __all__ = [
     "read",
     "report",
     "subtract",
+    "to_ccddata",
+    "to_gridded_psf_model",
+    "to_hdulist",
     "write",
 ]
 
@@ -418,7 +425,6 @@ def evaluate(science: object = None, template: object = None, **options: object)
     >>> found.numbers["realizations"]["done"]
     1
     """
-    from .errors import ArgumentError
     from .runs.evaluate import run_evaluation
 
     scene = options.pop("set", None) or {}
@@ -535,3 +541,101 @@ def write(
     from .formats import write_exposure
 
     write_exposure(exposure, os.fspath(path), compress=compress, overwrite=overwrite)
+
+
+def to_ccddata(
+    exposure: Exposure, *, uncertainty: Literal["variance", "sigma", "weight"] = "variance"
+) -> CCDData:
+    """Make astropy's CCDData of an exposure; `read` takes it back.
+
+    Parameters
+    ----------
+    exposure
+        Image.
+    uncertainty
+        Kind of uncertainty that is made of the variance: variance, standard deviation, or inverse
+        variance.
+
+    Returns
+    -------
+    data
+        Its ``mask`` has the pixels without a measurement, its ``flags`` all mask planes by name,
+        its ``psf`` the PSF in the middle of the frame.  Kernel and background have no place in it.
+
+    Raises
+    ------
+    ArgumentError
+        If the uncertainty is of an unknown kind.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import whitediff
+    >>> exposure = whitediff.Exposure.from_arrays(np.ones((3, 4)), variance=2.0)
+    >>> whitediff.to_ccddata(exposure, uncertainty="sigma").uncertainty.array[0, 0].round(3)
+    np.float64(1.414)
+    """
+    from .formats.ccddata import to_ccddata
+
+    return to_ccddata(exposure, uncertainty=uncertainty)
+
+
+def to_hdulist(exposure: Exposure) -> HDUList:
+    """Make HDUs of an exposure, the same as `write` writes; `read` takes them back.
+
+    Parameters
+    ----------
+    exposure
+        Image.
+
+    Returns
+    -------
+    hdus
+        Planes, PSF, kernel and background, as docs/file-format.md describes them; copies.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import whitediff
+    >>> exposure = whitediff.Exposure.from_arrays(np.ones((3, 4)), variance=2.0)
+    >>> [hdu.name for hdu in whitediff.to_hdulist(exposure)]
+    ['PRIMARY', 'IMAGE', 'MASK', 'VARIANCE']
+    """
+    from .formats.own.write import hdus_of
+
+    return hdus_of(exposure)
+
+
+def to_gridded_psf_model(exposure: Exposure, *, grid: int | None = None) -> GriddedPSFModel:
+    """Make photutils' model of an exposure's PSF; options such as ``science_psf`` take it back.
+
+    Parameters
+    ----------
+    exposure
+        Image with a PSF.
+    grid
+        How many positions along each side of the frame hold an image: 1, or 3 and more.  If not
+        given, as few as keep what photutils interpolates between them within a thousandth of the
+        brightest pixel, 17 at most.
+
+    Returns
+    -------
+    model
+        ``photutils.psf.GriddedPSFModel`` of flux 1; its positions are pixel coordinates.
+
+    Raises
+    ------
+    ArgumentError
+        If the exposure has no PSF, photutils is not installed, or the grid is less than 1, or 2.
+
+    Examples
+    --------
+    >>> import whitediff
+    >>> exposure = whitediff.read("image.fits")  # doctest: +SKIP
+    >>> model = whitediff.to_gridded_psf_model(exposure)  # doctest: +SKIP
+    """
+    from .exposures.psf_models import to_gridded_psf_model
+
+    if exposure.psf is None:
+        raise ArgumentError("The exposure has no PSF to make a model of.")
+    return to_gridded_psf_model(exposure.psf, grid=grid)

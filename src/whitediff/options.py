@@ -380,8 +380,16 @@ def given_words(options: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in words_of(options).items()
-        if not (value is known[name].default or value == known[name].default)
+        if not _is_default(value, known[name].default)
     }
+
+
+def _is_default(value: object, default: object) -> bool:
+    """Whether a word has its default; images and the like, which compare by pixel, never have."""
+    if value is default:
+        return True
+    equal = value == default
+    return equal if isinstance(equal, bool) else False
 
 
 def flattened(options: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from .. import formats
 from ..decorrelation.exposures import variance_mean
 from ..errors import ArgumentError, DataError
-from ..exposures import foreign, masks
+from ..exposures import foreign, masks, psf_models
 from ..exposures.boxes import Box
 from ..exposures.kernels import BasisKernel, ConvolutionKernel
 from ..exposures.model import Exposure
@@ -213,7 +213,8 @@ def read_psf(given: object, bounds: Box, role: str = "PSF") -> PointSpreadFuncti
     Parameters
     ----------
     given
-        File; PSF of whitediff, lsst.images or photutils; or an image ``(ky, kx)`` of it.
+        File; PSF of whitediff or lsst.images; model of photutils (GriddedPSFModel, ImagePSF, …);
+        function of x and y that returns images; or an image ``(ky, kx)`` of it.
     bounds
         Box of the exposure that it is of.
     role
@@ -240,6 +241,10 @@ def read_psf(given: object, bounds: Box, role: str = "PSF") -> PointSpreadFuncti
         name = f"the {role}"
         with lent(name, _hdus(given, name)):
             return formats.read_psf(name, bounds=bounds)
+    if psf_models.is_model(given):
+        return psf_models.from_model(given, bounds)
+    if callable(given):
+        return psf_models.from_function(given, bounds)
     raise ArgumentError(
         f"the {role}: is {type(given).__name__}, and no PSF; give a file, or an image of it."
     )

@@ -31,7 +31,7 @@ from ..planes import native
 from ..stamps import NOISE, background_hdu, kernel_hdus, noise_hdus, psf_hdus
 from ..tables import table_hdu
 
-__all__ = ["cards_as_header", "origin_cards", "write"]
+__all__ = ["cards_as_header", "hdus_of", "origin_cards", "write"]
 
 _log = logging.getLogger("whitediff.formats")
 
@@ -78,14 +78,49 @@ def write(
     FileFormatError
         If it cannot be written.
     """
-    image_header, dropped = storable(observation_header(exposure.header))
-    primary_header, more = storable(without_provenance(observation_header(exposure.primary_header)))
-    if dropped or more:
+    hdus, dropped = _hdus(exposure, compress=compress, provenance=provenance, extras=extras)
+    if dropped:
         _log.info(
             "%s: header cards that cannot be stored are left out or changed: %s.",
             path,
-            ", ".join(dict.fromkeys(escaped(keyword) for keyword in [*dropped, *more])),
+            ", ".join(dict.fromkeys(escaped(keyword) for keyword in dropped)),
         )
+    for hdu in hdus:
+        for keyword, (text, comment) in RESERVED.items():
+            hdu.header.set(keyword, text, comment)
+    with replacing_fits(path, overwrite=overwrite) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Card is too long, comment will be truncated")
+        astropy.io.fits.HDUList(hdus).writeto(temporary, output_verify="silentfix")
+
+
+def hdus_of(exposure: Exposure) -> astropy.io.fits.HDUList:
+    """HDUs of an exposure, as a file has them.
+
+    Parameters
+    ----------
+    exposure
+        Exposure.
+
+    Returns
+    -------
+    hdus
+        Planes, PSF, kernel and background, as docs/file-format.md describes them; without the
+        checksums that a file has.  The pixels are copied.
+    """
+    hdus, _ = _hdus(exposure.copy(), compress=False, provenance=None, extras=None)
+    return astropy.io.fits.HDUList(hdus)
+
+
+def _hdus(
+    exposure: Exposure,
+    *,
+    compress: bool,
+    provenance: Mapping[str, tuple[CardValue, str]] | None,
+    extras: Mapping[str, Extra] | None,
+) -> tuple[list[Any], list[str]]:
+    """HDUs of a file, and the keywords of header cards that cannot be stored."""
+    image_header, dropped = storable(observation_header(exposure.header))
+    primary_header, more = storable(without_provenance(observation_header(exposure.primary_header)))
     if exposure.unit is not None:
         image_header["BUNIT"] = exposure.unit.to_string("fits")
     sky_cards = wcs_cards(image_header)
@@ -108,12 +143,7 @@ def write(
     primary.header.set("DATE", now, "when the file was written")
     primary.header[KEYWORD] = listed(hdu.name for hdu in [*planes, *further])
     hdus = [primary, *planes, *further]
-    for hdu in hdus:
-        for keyword, (text, comment) in RESERVED.items():
-            hdu.header.set(keyword, text, comment)
-    with replacing_fits(path, overwrite=overwrite) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Card is too long, comment will be truncated")
-        astropy.io.fits.HDUList(hdus).writeto(temporary, output_verify="silentfix")
+    return hdus, [*dropped, *more]
 
 
 def _plane(name: str, plane: Array, *, compress: bool) -> Any:
