@@ -99,6 +99,7 @@ def fit_background(
     taken = max(order, known)
     for attempt in range(2 * _PASSES):
         values = left[free]
+        # A sample suffices for median and scatter, which are slow on millions of pixels.
         sample = values[:: max(1, values.size // _SAMPLE)]
         if sample.size < 2:
             break

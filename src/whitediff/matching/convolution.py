@@ -353,6 +353,7 @@ def photometric_scale_factor(
     at = {"x": box.x.center, "y": box.y.center}
     image = kernel.at(**at)
     source, target = science_psf.at(**at), template_psf.at(**at)
+    # Doubled below, so that convolutions do not wrap around.
     side = max(*source.shape, *target.shape, *image.shape) + 1
 
     def on_grid(stamp: Array) -> Array:

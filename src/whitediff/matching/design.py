@@ -227,6 +227,7 @@ class Design:
         for weight, (single, _) in zip(weights, penalties, strict=True):
             penalty += weight * single
         matrix = gram + penalty
+        # Unit diagonal: the condition then does not depend on the units of the unknowns.
         scale = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
         scaled = matrix * np.outer(scale, scale)
         eigenvalues = scipy.linalg.eigvalsh(scaled)
@@ -303,8 +304,8 @@ class Design:
             left = np.eye(self.size) - solved.inverse @ self._sum(grams, group)
             with contextlib.suppress(np.linalg.LinAlgError):
                 whole = float(gradient @ np.linalg.solve(left, change))
-                # Penalties stay as they are here; without a star that alone holds the shape they
-                # would be others, and the change no larger than this.
+                # Bounded, since penalties stay as they are: without a star that alone holds the
+                # shape they would be others.
                 most = _LARGEST_LEVERAGE * abs(changes[k])
                 changes[k] = min(max(whole, -most), most)
         by_stars = math.sqrt((number - 1) * float(np.var(changes)))

@@ -854,7 +854,7 @@ def _judge_sum(kernel_sum: float, ratio: FluxRatio) -> None:
 
 
 def _other_sum_of_stars(kernel_sum: float, ratio: FluxRatio) -> float:
-    """Excess of a kernel's sum, by stars and galaxies, over that by stars alone; 0 if chance."""
+    """Difference of a kernel's sum, by stars and galaxies, from the stars' sum; 0 if by chance."""
     off = kernel_sum - ratio.value
     if not (ratio.n_stars >= _FEWEST_STARS and abs(off) > _STARS_DIFFER * ratio.error):
         return 0.0

@@ -256,6 +256,7 @@ def _robust_ratio(fluxes: Array, noises: Array) -> FluxRatio:
         return FluxRatio(math.nan, math.nan, int(seen.sum()))
     (first, second), (noise, other) = fluxes[seen].T, noises[seen].T
     brightness = brightness[seen]
+    # Start from the brighter half, whose single ratios are the least noisy.
     keep = brightness >= np.median(brightness)
     ratio = float(np.median(second[keep] / first[keep]))
     shared = 0.0

@@ -253,6 +253,7 @@ class _Means:
         rows, columns = (n // _BLOCK for n in image.shape)
         count, total = np.zeros((2, rows, columns))
         width = columns * _BLOCK
+        # One row of blocks at a time, to save memory.
         for row in range(rows):
             strip = slice(row * _BLOCK, (row + 1) * _BLOCK)
             use = free[strip] & np.isfinite(image[strip])
@@ -438,6 +439,7 @@ class _Field:
 
 def _predicts(means: _Means, *, folds: int = _FOLDS, evidence: float = _EVIDENCE) -> bool:
     """Whether a field fitted to the other blocks predicts the blocks that are left out."""
+    # A fixed seed: the same image gives the same result.
     fold = np.random.default_rng(0).integers(folds, size=means.mean.shape)
 
     def tried(each: int) -> tuple[float, float]:

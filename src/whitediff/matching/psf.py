@@ -259,6 +259,7 @@ class _Moffat:
         square = self.square(dx, dy) / width2
         if square.size < _NODES:
             return self._at(square) / width2
+        # Powers are slow: interpolate a table in ln(1 + r²), in which the profile is smooth.
         far = np.log1p(square)
         step = float(far.max()) / (_NODES - 1)
         profile = self._at(np.expm1(step * np.arange(_NODES + 1))) / np.mean(width2)
@@ -930,7 +931,7 @@ def _recentre(stars: _Stars, reach: int) -> float:
         sigma = max(0.8, FWHM_TO_SIGMA * width)
     if width < _FINE:
         # The typical star was widened by interpolation once.  Moved there and back, it is widened
-        # by as much again, which tells by how much.
+        # by as much again, which shows the amount.
         alike = typical * flux[good, None, None]
         there = _moved(alike, stars.dx[good], stars.dy[good])
         back = _moved(there, -stars.dx[good], -stars.dy[good])

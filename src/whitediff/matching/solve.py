@@ -323,6 +323,7 @@ def choose_kernel_order(
 def _depends_on_place(normals: Normals, design: Design, used: Array, penalty: Array) -> bool:
     """Whether the highest terms explain more than after any exchange of the stars' places."""
     explained = design.explained(normals, used, penalty)
+    # A seed that only the stars decide: the same stamps give the same order.
     members, rng = np.flatnonzero(used), np.random.default_rng(len(used))
     return all(
         design.with_places_exchanged(used, rng.permutation(members)).explained(

@@ -19,8 +19,8 @@ __all__ = ["sum_beyond"]
 type Array = npt.NDArray[Any]
 
 _BINS, _BINS_OF_LARGE, _LARGE = 8, 4, 1 << 21
-"""Bins along a kernel's side, for images of fewer pixels and of more; beyond the kernel, wings are
-smooth enough for such bins."""
+"""Bins along a kernel's side, for images of fewer than 2²¹ pixels and of more; beyond the kernel,
+wings are smooth enough for such bins."""
 _SLOPE = 11 / 3
 """Power by which wings fall far out: that of Kolmogorov turbulence."""
 _REACH = 12.0
