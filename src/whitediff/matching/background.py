@@ -20,13 +20,14 @@ type Array = npt.NDArray[Any]
 
 _CELL = 64
 _MANY = 100
-"""Cells that a frame must have; in smaller ones cells are half as wide."""
+"""Cells that a frame must hold; in smaller frames, cells are half as wide."""
 CLIP_OF_SKEWED, _CLIP = 4.5, 3.0
-"""Standard deviations: of pixels in which no source is left, and of others.  At 3 the mean of
-skewed noise, of 5 photons, is a fiftieth of one low; at 4.5 the wings of sources count."""
+"""Clipping limits in standard deviations: for pixels in which no source is left, and for others.
+At 3 the mean of skewed noise (5 photons) is low by a fiftieth of a standard deviation; at 4.5 the
+wings of sources count."""
 _PASSES = 3
 _EVIDENCE = 10.0
-"""Of a higher order: very strong."""
+"""Fall of the criterion for which a higher order is taken: very strong evidence."""
 HIGHEST_ORDER = 8
 """Order up to which a background is raised."""
 _SAMPLE = 100_000
@@ -43,11 +44,11 @@ def fit_background(
     highest: int = 0,
     clip: float = _CLIP,
 ) -> Array:
-    """Fit what a difference leaves between the sources.
+    """Fit the background that a difference has between the sources.
 
     The stamps of a kernel fit cover a small part of the frame.  Filtered with a PSF, the
-    noise of a difference averages down tenfold, and the background that they determine is
-    then no longer good enough; all source-free pixels together are.
+    noise of a difference averages down tenfold, and the background from the stamps is then no
+    longer good enough.  The background from all source-free pixels is.
 
     Parameters
     ----------
@@ -56,28 +57,27 @@ def fit_background(
     free
         ``(ny, nx)`` boolean: source-free pixels; those that are not finite do not count.
     order
-        Of the Chebyshev polynomials in x and y together; lowered where there are too few
-        cells of 64 × 64 pixels (32 × 32 in small frames) with a pixel to use.
+        Order of the Chebyshev polynomials in x and y together; lowered where too few cells of
+        64 × 64 pixels (32 × 32 in small frames) have a usable pixel.
     start
-        ``(m, n)``, at most of the larger of both orders: coefficients of the background as it is
-        known.
+        ``(m, n)`` coefficients of the background that is known already.
     highest
-        Order up to which it is raised where the cells ask for it.
+        Order up to which the order is raised where the cells ask for it.
     clip
         Robust standard deviations from the median up to which pixels count.
 
     Returns
     -------
     coefficients
-        ``(order + 1, order + 1)``, of the order that was taken; ``[p, q]`` multiplies
-        ``T_p(y) T_q(x)``, x and y from −1 to 1 between the frame's outer edges; the start, or
-        zeros, where nothing can be fitted.
+        ``(n + 1, n + 1)``, n the order that was fitted, or the start's if that is higher;
+        ``[p, q]`` multiplies ``T_p(y) T_q(x)``, x and y from −1 to 1 between the frame's outer
+        edges.  The start, or zeros, where nothing can be fitted.
 
     Notes
     -----
-    Least squares on the means of cells, clipped.  A higher
-    order is taken where it lowers ``n ln(χ²) + ln(n)·terms`` by 10, n the cells (Schwarz 1978;
-    Kass & Raftery 1995): for noise of unknown scale, since that of a convolved image is correlated.
+    Clipped least squares on the means of cells.  A higher order is taken where it lowers
+    ``n ln(χ²) + ln(n)·terms`` by 10, n the number of cells (Schwarz 1978; Kass & Raftery 1995).
+    The criterion is for noise of unknown scale, since a convolved image has correlated noise.
     """
     known = 0 if start is None else max(start.shape) - 1
     largest = max(order, highest, known)
@@ -99,6 +99,7 @@ def fit_background(
     taken = max(order, known)
     for attempt in range(2 * _PASSES):
         values = left[free]
+        # A sample suffices for median and scatter, which are slow on millions of pixels.
         sample = values[:: max(1, values.size // _SAMPLE)]
         if sample.size < 2:
             break
@@ -122,13 +123,13 @@ def fit_background(
         for (p, q), value in zip(chebyshev_terms(order), solution, strict=True):
             more[p, q] = value
         coefficients += more
-        # Clipped around a slope, the first pass is biased by it.
+        # Pixels clipped around a slope bias the first pass: later ones fit what it left.
         left -= background(more)
     return coefficients[: taken + 1, : taken + 1]
 
 
 def ratio_of_skies(source: Array, target: Array, free: Array, order: int) -> float:
-    """Measure how many times the source's sky is in the target's.
+    """Measure how many times the source's sky is contained in the target's sky.
 
     Parameters
     ----------
@@ -137,17 +138,18 @@ def ratio_of_skies(source: Array, target: Array, free: Array, order: int) -> flo
     free
         ``(ny, nx)`` boolean: source-free pixels; those that are not finite do not count.
     order
-        Of the Chebyshev polynomials that both may have of their own.
+        Order of the Chebyshev polynomials that each image may have on its own.
 
     Returns
     -------
     ratio
-        Coefficient of the source in a fit of the target by the source and polynomials.
+        Coefficient of the source in a fit of the target by the source and polynomials; NaN if
+        too few cells have a usable pixel.
 
     Notes
     -----
-    Least squares on the means of cells, as `fit_background`. The same pixels of both count, so
-    that it does not matter where one of them was taken for a source.
+    Least squares on the means of cells, as in `fit_background`.  The same pixels of both images
+    count, so that a source that is cut out of one image does not change the ratio.
     """
     cells = _Cells.of(source.shape)
     source, target = source[:: cells.step], target[:: cells.step]
@@ -160,6 +162,7 @@ def ratio_of_skies(source: Array, target: Array, free: Array, order: int) -> flo
     root = np.sqrt(counts[good])
     first, second = (cells.sums(np.where(use, image, 0))[good] / root for image in (source, target))
     own = chebyshev_products(order, at_x, at_y) * root[:, None]
+    # A source without polynomials is orthogonal to the target's: these need not be taken off.
     first = first - own @ np.linalg.lstsq(own, first, rcond=None)[0]
     square = float(first @ first)
     return float(first @ second) / square if square > 0 else math.nan
@@ -167,16 +170,16 @@ def ratio_of_skies(source: Array, target: Array, free: Array, order: int) -> flo
 
 @dataclasses.dataclass(frozen=True)
 class _Cells:
-    """Rectangles of an image of which every n-th row counts.
+    """Rectangular cells of an image; only every n-th row counts.
 
     Attributes
     ----------
     step
-        n: such rows determine a polynomial as well as all of them.
+        n: every n-th row determines a polynomial as well as all rows.
     edges_y, edges_x
-        ``(n + 1,)``: first of these rows, and columns, of each cell, and one beyond the last.
+        ``(cells + 1,)``: first counted row, or column, of each cell, and one beyond the last.
     y, x
-        ``(n,)`` middles of the cells, from −1 to 1 between the frame's outer edges.
+        ``(cells,)`` middles of the cells, from −1 to 1 between the frame's outer edges.
     """
 
     step: int
@@ -197,8 +200,8 @@ class _Cells:
         return cls(step, edges_y, edges_x, y, x)
 
     def sums(self, image: Array) -> Array:
-        """Sums over the cells, of an image's n-th rows."""
-        # First along the columns of each row of cells: these sums run over long rows.
+        """Sums over the cells of an image, given by its every n-th row."""
+        # Sum along columns first: these sums run over long, contiguous rows.
         rows = [
             image[start:stop].sum(axis=0, dtype=np.float64)
             for start, stop in itertools.pairwise(self.edges_y)
@@ -206,7 +209,7 @@ class _Cells:
         return np.add.reduceat(np.stack(rows), self.edges_x[:-1], axis=1)
 
     def places(self, good: Array) -> tuple[Array, Array]:
-        """Middles of some cells: y, x."""
+        """Middles of the good cells: y, x."""
         y, x = np.meshgrid(self.y, self.x, indexing="ij")
         return y[good], x[good]
 
@@ -220,7 +223,7 @@ def _solved(order: int, x: Array, y: Array, root: Array, values: Array) -> Array
 
 
 def _raised_order(order: int, highest: int, x: Array, y: Array, root: Array, values: Array) -> int:
-    """Order that the means of cells ask for, from the given one up."""
+    """Order, at least the given one, that the means of cells ask for."""
     best, lowest = order, np.inf
     for tried in range(order, highest + 1):
         terms = len(chebyshev_terms(tried))

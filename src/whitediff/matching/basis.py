@@ -1,8 +1,8 @@
-"""Basis images of which a matching kernel is made.
+"""Basis images for matching kernels.
 
-Every basis here is renormalised so that the kernel's sum is the coefficient of its first
-image: if that coefficient does not vary over the field, neither does the photometric
-scale (Alard 2000, section 2.2).
+A kernel is a linear combination of basis images.  Every basis here is renormalised so that the
+kernel's sum is the coefficient of the first image: if that coefficient is the same over the
+field, so is the photometric scale (Alard 2000, section 2.2).
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ type Array = npt.NDArray[Any]
 
 _EQUAL_WIDTHS = 0.01
 _GAUSSIAN_PENALTY_POWER, _DELTA_PENALTY_POWER = 4, 1
-"""Laplacians in the penalty.  What is ill determined are frequencies at which the source's PSF
-has no power; a high power spares those below.  Free pixels bear less: its condition number is
-that of the Laplacian to twice the power."""
+"""Powers of the Laplacian in the penalty.  Frequencies at which the source's PSF has no power are
+ill determined; a high power of the Laplacian spares the lower frequencies.  Free pixels bear only
+a low one: the penalty's condition number is the Laplacian's to twice the power."""
 
 
 _ELLIPTICAL_SHARES, _ELLIPTICAL_FLOORS = (0.5, 1.0, 1.5), (0.45, 0.6, 1.2)
 _ELLIPTICAL_DEGREES = (6, 4, 2)
 _LEAST_FLOOR = 0.5
-"""Elliptical Gaussians: shares of the kernel's own width, least widths in those of the source's PSF
-and in pixels, and degrees.  The narrow one and its high degree deconvolve along one axis what is
-convolved along the other."""
+"""Elliptical Gaussians: shares of the kernel's own width; least widths, in widths of the source's
+PSF and in pixels; degrees.  The narrow Gaussian with its high degree can deconvolve along one axis
+while the kernel convolves along the other."""
 
 _REDUNDANT = 1e-3
-"""Singular values, relative to the largest, of images that others hold already."""
+"""Singular value, relative to the largest, up to which an image is a combination of others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +80,10 @@ class KernelBasis:
         ``(n, n)`` positive definite matrix whose quadratic form measures how rough the
         kernel is; None: roughness costs nothing.
     typical
-        ``(n, k)`` coefficients of kernels whose roughness costs nothing, nor that of the
-        difference of two; None for none.
+        ``(n, k)`` coefficients of typical kernels: their roughness costs nothing, nor does the
+        roughness of their differences; None for none.
     products
-        How the images are made of outer products; None if they are not.
+        The images as sums of outer products; None if they are not made of such.
     """
 
     images: Array
@@ -107,13 +107,14 @@ class GaussianSeries:
     Attributes
     ----------
     degrees
-        Of the polynomial that multiplies each Gaussian: as many Gaussians as degrees.
+        Degree of the polynomial that multiplies each Gaussian; one for each Gaussian.
     ratio
-        Of each width to the one before.
+        Ratio of each width to the one before.
     smallest, smallest_deconvolving
-        Least width of the first, pixels; the other where the target is the sharper.
+        Least width of the first Gaussian, pixels; `smallest_deconvolving` where the target is
+        the sharper.
     equal
-        Widths where the PSFs are equal to 1 %; continued by the ratio.
+        Widths where those of the PSFs are equal to 1 %; continued by the ratio.
     side
         Kernel's side over its largest width.
     smallest_side, largest_side
@@ -152,15 +153,15 @@ def gaussian_sigmas(
     Parameters
     ----------
     target_sigma, source_sigma
-        Widths of the PSF to be matched to, and of the one to be convolved; pixels.
+        Widths of the PSF to be matched to, and of the PSF to be convolved; pixels.
     series
         `GaussianSeries`.
 
     Returns
     -------
     sigmas
-        ``σ_K/ratio``, at least the smallest, each next wider by the ratio, with ``σ_K² =
-        |σ_target² − σ_source²|``; for PSFs that are equal to 1 % the series for that.
+        First ``σ_K/ratio``, at least the smallest, with ``σ_K² = |σ_target² − σ_source²|``; each
+        next one is wider by the ratio.  For widths that are equal to 1 %, ``series.equal``.
 
     Raises
     ------
@@ -169,8 +170,8 @@ def gaussian_sigmas(
 
     Notes
     -----
-    The series of LSST's default configuration, its variant for deconvolution left out: the
-    penalty of the basis does that.
+    The series of LSST's default configuration, without its variant for deconvolution: the
+    penalty of the basis takes its place.
     """
     series = series or GaussianSeries()
     for name, sigma in (("target", target_sigma), ("source", source_sigma)):
@@ -200,7 +201,8 @@ def kernel_size(sigmas: tuple[float, ...], series: GaussianSeries | None = None)
     Returns
     -------
     size
-        Six times the largest width, odd, within 21 to 35.
+        ``series.side`` times the largest width, odd, within the limits of the series; by default
+        six times, within 21 to 35.
     """
     series = series or GaussianSeries()
     size = int(series.side * sigmas[-1])
@@ -217,7 +219,7 @@ def gaussian_basis(
     sigmas
         Widths of the Gaussians, pixels.
     degrees
-        Of the polynomial that multiplies each.
+        Degree of the polynomial that multiplies each Gaussian.
     size
         Odd side of the images; `kernel_size` if not given.
 
@@ -227,7 +229,7 @@ def gaussian_basis(
         For degree d, (d + 1)(d + 2)/2 images: the unit-sum Gaussian times every monomial
         ``x^i y^j`` with x, y from −1 to 1 across the stamp.  Images of non-zero sum are
         divided by it and the first is subtracted; all but the first have unit norm.  The
-        penalty is ``Σ |∇⁸ kernel|²``, free of cost for sums of the plain Gaussians.
+        penalty is ``Σ |∇⁸ kernel|²``; sums of the plain Gaussians cost nothing.
 
     Raises
     ------
@@ -262,7 +264,7 @@ def gaussian_basis(
     return KernelBasis(
         images,
         penalty=_roughness(images, _GAUSSIAN_PENALTY_POWER),
-        # The inverse's rows: what each plain Gaussian is made of.
+        # The inverse's rows express each plain Gaussian in the renormalised images.
         typical=np.linalg.inv(transform)[plain].T,
         products=Products(np.array(profiles), np.array(pairs), transform),
     )
@@ -274,7 +276,7 @@ def elliptical_basis(target: Array, source: Array, *, size: int) -> KernelBasis:
     Parameters
     ----------
     target, source
-        ``(2, 2)`` second moments (xx, xy; xy, yy) of the PSF to be matched to, and of the one to
+        ``(2, 2)`` second moments (xx, xy; xy, yy) of the PSF to be matched to, and of the PSF to
         be convolved, pixel².
     size
         Odd side of the images.
@@ -282,10 +284,10 @@ def elliptical_basis(target: Array, source: Array, *, size: int) -> KernelBasis:
     Returns
     -------
     basis
-        With Σ the difference of the moments, its negative eigenvalues zero, and s the source's
-        width, Gaussians of the moments ``f² Σ + a² s² I``, f = ½, 1, 1½ and a = 0.45, 0.6, 1.2,
-        times every monomial up to the degrees 6, 4 and 2.  All but the first image are made
-        orthonormal, and what others hold already is left out.
+        Gaussians with the moments ``f² Σ + a² s² I`` for f = ½, 1, 1½ and a = 0.45, 0.6, 1.2,
+        times every monomial up to the degrees 6, 4 and 2.  Σ is the difference of the moments,
+        negative eigenvalues set to zero; s is the source's width; ``a s`` is at least 0.5 pixels.
+        All images but the first are orthonormal; redundant ones are left out.
 
     Raises
     ------
@@ -326,20 +328,20 @@ def elliptical_basis(target: Array, source: Array, *, size: int) -> KernelBasis:
 
 
 def spline_basis(size: int, spacing: float) -> KernelBasis:
-    """A free form: cubic B-splines on a grid.
+    """Free form: cubic B-splines on a grid.
 
     Parameters
     ----------
     size
         Odd side of the kernel.
     spacing
-        Of the grid, in pixels, from 1 on.  At the frequency where the grid ends, a Gaussian has
-        0.7 % of its amplitude left if the spacing is its σ, and 3 % for 1.2 σ.
+        Spacing of the grid, in pixels, at least 1.  At the grid's highest frequency, a Gaussian
+        has 0.7 % of its amplitude left if the spacing is its σ, and 3 % for 1.2 σ.
 
     Returns
     -------
     basis
-        The spline in the middle, then all others whose own middle lies in the circle within the
+        The spline in the middle, then all others whose middle lies in the circle within the
         square, less the first, with the penalty ``Σ |∇² kernel|²``.
 
     Raises
@@ -349,8 +351,8 @@ def spline_basis(size: int, spacing: float) -> KernelBasis:
 
     Notes
     -----
-    As `delta_basis` for an image whose PSF is sampled well enough, with a fraction of the
-    unknowns.  B-splines: Unser 1999, IEEE Signal Processing Magazine 16, 22.
+    As good as `delta_basis` for an image whose PSF is sampled well enough, with a fraction of
+    the unknowns.  B-splines: Unser 1999, IEEE Signal Processing Magazine 16, 22.
     """
     _check_side(size)
     if not spacing >= 1:
@@ -384,7 +386,7 @@ def _check_side(size: int) -> None:
 
 
 def _renormalised(images: Array) -> tuple[Array, Array]:
-    """Images of which only the first has a sum, and the matrix that makes them."""
+    """Images of zero sum, but for a first one of unit sum, and the matrix that makes them."""
     result, transform = images.copy(), np.eye(len(images))
     for i, (image, row) in enumerate(zip(result, transform, strict=True)):
         total = image.sum()
@@ -417,7 +419,7 @@ def _roughness(images: Array, power: int) -> Array:
 
 
 def delta_basis(size: int) -> KernelBasis:
-    """One free pixel after the other.
+    """Free pixels, each an image of its own.
 
     Parameters
     ----------

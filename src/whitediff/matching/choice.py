@@ -1,4 +1,4 @@
-"""Which basis describes a kernel: told by stars that are left out of the fit."""
+"""Choice of a kernel's basis, by stars that are left out of the fit."""
 
 from __future__ import annotations
 
@@ -23,34 +23,35 @@ __all__ = ["Trial", "detail_width", "is_better", "mean_moments", "tried"]
 type Array = npt.NDArray[Any]
 
 _LEAST_GAIN, _LEAST_SHARE = 30.0, 0.4
-"""In χ², and of what the simpler basis leaves beyond the noise: by that a basis must be better."""
+"""Gain that a richer basis must bring: in χ², and as a share of the χ² that the simpler basis
+leaves beyond the noise."""
 
 _FEWEST_BRIGHT, _FEWEST_TRIMMED = 3, 5
-"""Stars, at least, that count as bright; and from which on the worst of them is left out, which
-may be a transient's."""
+"""Least number of stars that count as bright; and number from which on the worst of them, which may
+be a transient, is left out."""
 
 _LEAST_TARGET = 1e-3
-"""Share of a stamp's variance that is the target's, at least: rounding may leave none."""
+"""Least share of the target in a stamp's variance: rounding may leave none."""
 
 _MOMENT_STEPS, _CONVERGED = 100, 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What a basis leaves of stars that it was not fitted to.
+    """Residuals that a basis leaves of stars to which it was not fitted.
 
     Attributes
     ----------
     squares
         ``(n,)`` χ² of every star's core.
     pixels
-        ``(n,)`` how many of these have weight.
+        ``(n,)`` number of pixels of every core that have weight.
     signal
-        ``(n,)`` squared signal-to-noise ratio of the core.
+        ``(n,)`` squared signal-to-noise ratio of every core.
     used
         ``(n,)`` boolean: stars that the basis describes well enough to be fitted.
     scale
-        χ² per pixel around the cores: what the noise is, in units of the weights' variance.
+        χ² per pixel around the cores: the noise variance in units of the weights' variance.
     """
 
     squares: Array
@@ -63,7 +64,7 @@ class Trial:
     def reduced(self) -> float:
         """χ² per pixel of bright stars' cores, 1 for nothing but noise.
 
-        Of the brighter half of the stars; from five on without the worst of them.
+        The brighter half of the stars counts, at least three; from five on without the worst.
         """
         count = max(_FEWEST_BRIGHT, (len(self.signal) + 1) // 2)
         bright = np.argsort(-self.signal, kind="stable")[:count]
@@ -85,20 +86,20 @@ def tried(
     norm: float,
     radius: int,
 ) -> Trial:
-    """Predict stars from others, and see what is left of their cores.
+    """Predict each star by a kernel from other stars, and measure the residuals of its core.
 
     Parameters
     ----------
     stamps, basis, options, normals
         As for `whitediff.matching.solve.fit_kernel`.
     used
-        ``(n,)`` boolean: those to be fitted.  The others are predicted, too.
+        ``(n,)`` boolean: stars to be fitted.  The others are predicted, too.
     norm
-        Squared norm of the kernel that the weights assume.  The variance of what is left is made
-        of the kernels that are found: one that deconvolves has more noise, which is no misfit, and
-        a star's own noise in the source is spread.
+        Squared norm of the kernel that the weights assume.  The residuals' variance follows from
+        the kernels that are found: a kernel that deconvolves has more noise, which is no misfit,
+        and it spreads a star's own noise in the source.
     radius
-        Of the core, pixels.
+        Radius of the core, pixels.
 
     Returns
     -------
@@ -131,7 +132,7 @@ def tried(
 
 
 def _weights(stamps: Stamps, local: Array, basis: KernelBasis, norm: float) -> Array:
-    """Inverse variances of the differences that kernels make of stamps, 0 where there was none."""
+    """Inverse variances of stamps' differences made with these kernels; 0 where the weight is 0."""
     source = stamps.source_variance
     if source is None:
         return stamps.weight.copy()
@@ -142,6 +143,7 @@ def _weights(stamps: Stamps, local: Array, basis: KernelBasis, norm: float) -> A
     product = scipy.fft.rfft2(kernels**2, s=(grid, grid)) * scipy.fft.rfft2(source, s=(grid, grid))
     spread = scipy.fft.irfft2(product, s=(grid, grid), overwrite_x=True)[:, inner, inner]
     if stamps.source_noise is not None:
+        # Correlated noise survives a kernel otherwise than white noise, which `spread` assumes.
         middle = kernels.mean(axis=0)
         correlated = coloured(middle[None], stamps.source_noise)
         spread *= float((correlated**2).sum() / (middle**2).sum())
@@ -153,19 +155,19 @@ def _weights(stamps: Stamps, local: Array, basis: KernelBasis, norm: float) -> A
 
 
 def is_better(trial: Trial, simpler: Trial) -> bool:
-    """Whether a basis describes stars so much better that it is worth its freedom.
+    """Whether a richer basis describes stars so much better that it is worth its freedom.
 
     Parameters
     ----------
     trial, simpler
-        Trials of both with the same stamps.
+        Trials of the richer and of the simpler basis with the same stamps.
 
     Returns
     -------
     better
-        Over stars that either basis describes, χ² falls by 30 and by 40 % of what the
-        simpler basis leaves beyond the noise; it falls, too, without the star that says so most,
-        and for more than half of the brighter stars.
+        True if, over stars that either basis describes, χ² falls by more than 30, and by more
+        than 40 % of the χ² that the simpler basis leaves beyond the noise; and if it also falls
+        without the star that gains most, and for more than half of the brighter stars.
     """
     judged = (trial.used | simpler.used) & (simpler.pixels > 0)
     if not judged.any():
@@ -182,7 +184,7 @@ def is_better(trial: Trial, simpler: Trial) -> bool:
 
 
 def detail_width(images: Array) -> float:
-    """Width of a typical star's detail: of a Gaussian its own, of a ring 1.4 times its profile's.
+    """Width of a typical star's finest detail.
 
     Parameters
     ----------
@@ -192,7 +194,8 @@ def detail_width(images: Array) -> float:
     Returns
     -------
     width
-        Pixels: the inverse root of the mean squared frequency, by the star's power.
+        Pixels: inverse root of the squared frequency, averaged with the star's power as weight.
+        For a Gaussian, its σ; for a ring, 1.4 times the σ of its profile.
     """
     light = _mean_star(images)
     steep = sum(float((np.diff(light, axis=axis) ** 2).sum()) for axis in (0, 1))
@@ -219,13 +222,13 @@ def mean_moments(images: Array) -> Array:
     Returns
     -------
     moments
-        ``(2, 2)`` xx, xy; xy, yy, pixel²: of a Gaussian, its own.  Stars count by their light.
-        The scatter of their middles within a pixel adds the same to both images of a pair.
-        NaN if the light has no such shape.
+        ``(2, 2)`` xx, xy; xy, yy, pixel²; for a Gaussian, its second moments.  Stars count by
+        their light.  The scatter of their middles within a pixel adds the same to both images of
+        a pair.  NaN if no such window is found.
 
     Notes
     -----
-    Bernstein & Jarvis 2002, section 3: the window is the fixed point.
+    Bernstein & Jarvis 2002, section 3: the window is the fixed point of the iteration.
     """
     size = images.shape[1]
     light = _mean_star(images)
@@ -240,7 +243,7 @@ def mean_moments(images: Array) -> Array:
         if not total > 0:
             return np.full((2, 2), np.nan)
         step = 2 * (weight @ away) / total
-        # Of a Gaussian, its window's moments are twice those that are seen through it.
+        # A Gaussian seen through a window of its own shape has half its moments.
         found = 2 * (away * weight[:, None]).T @ away / total
         if not (np.linalg.det(found) > 0 and found[0, 0] > 0):
             return np.full((2, 2), np.nan)

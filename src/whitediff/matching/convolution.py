@@ -40,7 +40,7 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 _LEAST_REACHING = 0.01
-"""Of the usual weight, with which a plane names a pixel that none does with more."""
+"""Share of the usual weight with which a plane marks a pixel that no plane marks with more."""
 
 
 def convolved_exposure(
@@ -56,19 +56,20 @@ def convolved_exposure(
     exposure
         Exposure.
     kernel
-        Kernel; an array is the same everywhere.
+        Kernel; an array stands for one kernel everywhere.
     full_variance
-        Propagate every pixel's variance; else it is taken as locally constant.
+        Propagate every pixel's variance; else the variance is taken as locally constant.
 
     Returns
     -------
     convolved
-        Pixels without a measurement (`missing_pixels`) are interpolated before, and outside the
-        frame is its mirror image: no level is lost at an edge or a hole.  Its variance plane is
-        that of its pixels one by one, blind to their correlation.  Where the kernel reaches
-        beyond the frame EDGE is set.  Planes whose pixels hold no measurement grow to where the
-        result owes too much to them (`whitediff.numerics.distrust.distrusted_pixels`); what was not
-        finite is NaN and NO_DATA there.  It has no PSF.
+        Convolved exposure, without a PSF.  Pixels without a measurement (`missing_pixels`) are
+        interpolated before, and the frame is continued by its mirror image: no level is lost at
+        an edge or a hole.  The variance plane has each pixel's own variance, without
+        covariances.  EDGE is set where the kernel reaches beyond the frame.  Mask planes whose
+        pixels hold no measurement grow to all pixels that owe too much to them
+        (`whitediff.numerics.distrust.distrusted_pixels`); among these, pixels that were not finite
+        are NaN and NO_DATA.
     """
     box, kernel = exposure.bbox, foreign.adapted(kernel)
     if not isinstance(kernel, ConvolutionKernel):
@@ -128,7 +129,7 @@ def _convolved_variance(exposure: Exposure, images: Array, weights: Any, *, full
 
 
 def _convolved_mask(whole: Exposure, missing: Array, kernel: Array) -> tuple[Mask, Array]:
-    """Mask of a convolved exposure, and all pixels that owe too much to missing ones."""
+    """Mask of a convolved exposure, and all pixels that owe too much to missing pixels."""
     mask = masks.extended(whole.mask, ("NO_DATA", "EDGE"))
     distrusted = planes.zeros(missing.shape, bool)
     noise = smallest_sigma(whole.variance) or 0.0
@@ -150,12 +151,12 @@ def _convolved_mask(whole: Exposure, missing: Array, kernel: Array) -> tuple[Mas
         else:
             distrusted |= grown
         unnamed &= ~grown
-        # What a plane of the inputs marked, it goes on marking.
+        # Each pixel keeps the reason for which it is not trusted: the name of the input's plane.
         masks.set_plane(mask, name, grown)
     for name in masks.INTERPOLATED_MASK_PLANES:
         found = masks.find_plane(whole.mask, name)
         if found is not None and unnamed.any():
-            # Next to a very bright star less weight than that is too much.
+            # Next to a very bright star even less weight is too much.
             plane = masks.flagged(whole.mask, [found])
             reached = unnamed & (absolute_weight(kernel, plane) > _LEAST_REACHING * least)
             masks.set_plane(mask, found, reached)
@@ -190,7 +191,7 @@ def unsupported(shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> Array:
 def preconvolution_kernel(
     science: Exposure, given: PointSpreadFunction | Array | None = None
 ) -> Array:
-    """PSF with which a science image is correlated for a score.
+    """PSF image with which a science image is correlated to make a score.
 
     Parameters
     ----------
@@ -202,12 +203,12 @@ def preconvolution_kernel(
     Returns
     -------
     image
-        ``(py, px)`` float64, odd, unit sum: at the PSF's average position.
+        ``(py, px)`` float64, odd sides, unit sum; at the PSF's average position.
 
     Raises
     ------
     ArgumentError
-        If there is none.
+        If neither a PSF is given nor the exposure has one.
     """
     psf = science.psf if given is None else foreign.adapted(given)
     if psf is None:
@@ -235,8 +236,8 @@ def preconvolved(science: Exposure, kernel: Array) -> Exposure:
     Returns
     -------
     preconvolved
-        `convolved_exposure` with the reflected kernel; its PSF is the science PSF so
-        convolved, on a stamp that holds all of it.
+        `convolved_exposure` with the reflected kernel.  Its PSF is the science PSF convolved
+        with the same kernel, on a stamp that holds all of it.
 
     Notes
     -----
@@ -256,7 +257,7 @@ def matched_template(
     convolved: Direction,
     scale_factor: float = 1.0,
 ) -> Exposure:
-    """The template as it is subtracted: at the science image's photometric level.
+    """The template that is subtracted, at the science image's photometric level.
 
     Parameters
     ----------
@@ -265,7 +266,7 @@ def matched_template(
     kernel
         Matching kernel.
     convolved
-        Which exposure is convolved with it.
+        Exposure that the kernel convolves.
     scale_factor
         As for `subtract`.
 
@@ -288,7 +289,7 @@ def matched_science(
     convolved: Direction,
     scale_factor: float = 1.0,
 ) -> Exposure:
-    """The science image as the template is subtracted from it.
+    """The science image from which the template is subtracted.
 
     Parameters
     ----------
@@ -297,7 +298,7 @@ def matched_science(
     kernel
         Matching kernel.
     convolved
-        Which exposure is convolved with it.
+        Exposure that the kernel convolves.
     scale_factor
         As for `subtract`.
 
@@ -329,11 +330,11 @@ def photometric_scale_factor(
     kernel: ConvolutionKernel,
     box: Box,
 ) -> float:
-    """Photometric scale of a convolved science exposure, over the kernel's sum.
+    """Photometric scale of a convolved science exposure, divided by the kernel's sum.
 
-    The wings of a profile reach beyond every kernel's stamp, and their flux with them: for
-    Moffat profiles the sum is one or two percent low.  What photometry with the difference's
-    PSF, the template's, finds of a source is ``⟨P_t, κ⊗P_s⟩/⟨P_t, P_t⟩`` of its flux.
+    The wings of a profile, and their flux, reach beyond every kernel's stamp: for Moffat profiles
+    the sum is one or two percent low.  Photometry with the difference's PSF, which is the
+    template's, finds ``⟨P_t, κ⊗P_s⟩/⟨P_t, P_t⟩`` of a source's flux.
 
     Parameters
     ----------
@@ -342,7 +343,7 @@ def photometric_scale_factor(
     kernel
         Kernel that matches the science exposure to the template.
     box
-        Box of the exposures; taken in its middle.
+        Box of the exposures; PSFs and kernel are taken in its middle.
 
     Returns
     -------
@@ -352,6 +353,7 @@ def photometric_scale_factor(
     at = {"x": box.x.center, "y": box.y.center}
     image = kernel.at(**at)
     source, target = science_psf.at(**at), template_psf.at(**at)
+    # Doubled below, so that convolutions do not wrap around.
     side = max(*source.shape, *target.shape, *image.shape) + 1
 
     def on_grid(stamp: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The unknowns of a field, and their most likely values."""
+"""The unknowns of a kernel fit over a field, and their most likely values."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ _LARGEST_CONDITION = 1e13
 
 _START_SMOOTHNESS = 1e-3
 _SMOOTHNESS_RANGE = 1e15, 1e9
-"""Where the search for the weight of the penalty starts, and how far it goes down and up.  Much
-further up, the rounding errors of what costs nothing would outweigh the data."""
+"""Start of the search for the penalty's weight, and factors by which it goes down and up.  Much
+further up, rounding errors of the kernels that cost nothing would outweigh the data."""
 
 _MANY_UNKNOWNS = 500
-"""From here on the weights are searched for only once, and less long."""
+"""Number of unknowns from which on the weights are searched for only once, and less long."""
 
 _LARGEST_PIVOT_RATIO = 1e9
 """Squared ratio of the Cholesky factor's diagonal, up to which penalties may grow."""
 
 _LEAST_SIGNAL = 0.05
-"""Share of the source's power that is no noise, below which a direction is left as it is."""
+"""Signal's share of the source's power, below which a direction of the unknowns is not corrected
+for the source's noise."""
 
 _LARGEST_LEVERAGE = 4.0
-"""Of a group: what its residuals tell is raised by no more for the fit having followed them."""
+"""Largest factor by which the change without a group of stars is raised because the fit followed
+that group."""
 
 _MOST_GROUPS = 40
-"""Of stars, each left out in turn for the error of the kernel's sum."""
+"""Most groups of stars; each is left out in turn for the error of the kernel's sum."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,24 +52,24 @@ class FitOptions:
     Attributes
     ----------
     kernel_order, background_order
-        Of the Chebyshev polynomials in x and y together.
+        Orders of the Chebyshev polynomials in x and y together.
     background
         Fit a background; if False, it is zero.
     constant_sum
         Keep the kernel's sum the same over the field.
     smoothness
         Weight of the basis' penalty, relative to the data's own curvature; None: the most
-        likely, separately for the kernel in the mean and for each order of its variation.
+        likely weights, one for the mean kernel and one for each order of its variation.
     known_noise
-        Believe the weights' scale when the penalty's weight is chosen.  For noise that is
-        correlated, whose scatter from pixel to pixel says little of its power at the scale
-        of a star; the weights then stand for that power.
+        Believe the weights' scale when the penalty's weight is chosen.  For correlated noise,
+        whose scatter from pixel to pixel says little about its power at the scale of a star; the
+        weights then stand for that power.
     rejections
-        Rounds of rejection, at most.
+        Most rounds of rejection.
     largest_mean, largest_rms
-        Of a stamp's residual over its sigma: a stamp beyond either is rejected.
+        Largest mean and rms of a stamp's residual over its sigma: stamps beyond are rejected.
     sum_clip
-        Stamps whose own kernel sum is that many robust sigmas from the median are rejected.
+        Robust sigmas from the median beyond which a stamp is rejected for its own kernel sum.
     """
 
     kernel_order: int = 1
@@ -93,24 +95,25 @@ class FitOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Solved:
-    """Solution, and what it was found with.
+    """Solution of the normal equations.
 
     Attributes
     ----------
     solution
-        Unknowns.
+        ``(size,)`` unknowns.
     inverse
-        What makes them of the right side.
+        ``(size, size)`` matrix that takes the right side to the unknowns.
     penalty
-        What was added to the normal matrix.
+        ``(size, size)`` matrix that was added to the normal matrix.
     covariance
-        If the weights hold all of the noise, and that is white.
+        ``(size, size)`` covariance of the unknowns, if the noise is white and the weights hold
+        all of it.
     condition
-        Of the scaled matrix.
+        Condition number of the scaled matrix.
     effective
-        Number of unknowns that the penalties leave.
+        Effective number of unknowns, which the penalties lower.
     chi_square
-        Of the unknowns before the source's noise is undone, which raises it.
+        χ² of the unknowns before they are corrected for the source's noise, which raises χ².
     """
 
     solution: Array
@@ -123,7 +126,7 @@ class Solved:
 
 
 class Design:
-    """How the unknowns of the field make the coefficients of a stamp."""
+    """Relation between the unknowns of a field and the coefficients of each stamp."""
 
     def __init__(
         self,
@@ -155,7 +158,7 @@ class Design:
         return table
 
     def _sum(self, grams: Array, used: Array) -> Array:
-        """Normal matrices of single stamps, taken to the unknowns and summed."""
+        """Normal matrix of the unknowns: the sum over the stamps that are used."""
         table = self._unknown_of()
         m, n_terms = table.shape
         grams = grams[used]
@@ -190,7 +193,7 @@ class Design:
     def solve(self, normals: Normals, used: Array) -> Solved:
         """Most likely solution from some of the stamps."""
         n_used = int(used.sum())
-        # A kernel that varies needs more stars than terms: each is an image of its own.
+        # Each spatial term is an image of its own: a varying kernel needs more stars than terms.
         n_kernel = self.kernel_terms.shape[1]
         fewest = max(3, 2 * n_kernel if n_kernel > 1 else 1, self.background_terms.shape[1])
         if n_used < fewest:
@@ -224,6 +227,7 @@ class Design:
         for weight, (single, _) in zip(weights, penalties, strict=True):
             penalty += weight * single
         matrix = gram + penalty
+        # Unit diagonal: the condition then does not depend on the units of the unknowns.
         scale = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
         scaled = matrix * np.outer(scale, scale)
         eigenvalues = scipy.linalg.eigvalsh(scaled)
@@ -246,7 +250,7 @@ class Design:
         )
 
     def explained(self, normals: Normals, used: Array, penalty: Array) -> float:
-        """By how much the unknowns lower the penalised misfit."""
+        """Decrease of the penalised misfit by the best unknowns."""
         matrix, right = (
             self._sum(normals.gram, used) + penalty,
             self._sum_right(normals.right, used),
@@ -257,14 +261,14 @@ class Design:
         return float(half @ half)
 
     def with_places_exchanged(self, used: Array, order: Array) -> Design:
-        """The same, where the highest terms are those of other stars.
+        """Design in which stars exchange their spatial terms of the highest order.
 
         Parameters
         ----------
         used
-            ``(n,)`` boolean: stars that are exchanged.
+            ``(n,)`` boolean: stars that exchange their terms.
         order
-            Indices of these, in another order.
+            Indices of these stars, in another order.
         """
         order_of = [p + q for p, q in chebyshev_terms(self.options.kernel_order)]
         highest = np.array(order_of) == self.options.kernel_order
@@ -275,22 +279,22 @@ class Design:
     def sum_error(self, normals: Normals, used: Array, solved: Solved) -> float:
         """Standard deviation of the kernel's sum in the middle of the frame.
 
-        The larger one of what the weights say and of how the sum changes where stars are left
-        out, group by group (the jackknife of Quenouille and Tukey; Efron 1982, The Jackknife, the
-        Bootstrap and Other Resampling Plans, chapter 3), with the penalties as they are.  The
-        former knows nothing of what no kernel describes, nor of noise that a kernel correlates.
+        The larger of two: from the weights, and from the sum's changes when groups of stars are
+        left out (the jackknife of Quenouille and Tukey; Efron 1982, The Jackknife, the Bootstrap
+        and Other Resampling Plans, chapter 3) with unchanged penalties.  The weights know nothing
+        of misfits that no kernel describes, nor of noise that a kernel correlates.
         """
         gradient = self.sum_gradient()
         by_weights = math.sqrt(max(0.0, float(gradient @ solved.covariance @ gradient)))
         members = np.flatnonzero(used)
         number = min(len(members), _MOST_GROUPS)
-        # Without the noise's part, as in the solution.
+        # Without the source's noise, as in the solution.
         grams = normals.gram if normals.noise is None else normals.gram - normals.noise
         local = self.local(solved.solution)
         scores = normals.right - np.einsum("nmk,nk->nm", grams, local)
         changes = np.empty(number)
         for k in range(number):
-            # Stars come by brightness: every group has some of all.
+            # Stars are sorted by brightness: this way every group has bright and faint ones.
             group = np.zeros(len(used), bool)
             group[members[k::number]] = True
             change = solved.inverse @ self._sum_right(scores, group)
@@ -300,7 +304,8 @@ class Design:
             left = np.eye(self.size) - solved.inverse @ self._sum(grams, group)
             with contextlib.suppress(np.linalg.LinAlgError):
                 whole = float(gradient @ np.linalg.solve(left, change))
-                # Without a star that alone holds the shape the penalties would be others.
+                # Bounded, since penalties stay as they are: without a star that alone holds the
+                # shape they would be others.
                 most = _LARGEST_LEVERAGE * abs(changes[k])
                 changes[k] = min(max(whole, -most), most)
         by_stars = math.sqrt((number - 1) * float(np.var(changes)))
@@ -331,12 +336,12 @@ class Design:
         penalty, typical = self.basis.penalty[np.ix_(kept, kept)], self.basis.typical
         if typical is None:
             return penalty, len(penalty)
-        # Typical kernels without a coefficient that there is not, and what they differ by:
-        # where a PSF widens, one typical kernel turns into another.
+        # Only combinations of typical kernels whose other coefficients are zero, such as their
+        # differences: where a PSF widens, one typical kernel turns into another.
         typical = typical[kept] @ scipy.linalg.null_space(typical[~kept])
         if typical.shape[1] == 0:
             return penalty, len(penalty)
-        # The roughness of what is left when the nearest typical kernel is taken off.
+        # The roughness of the remainder after the nearest typical kernel is subtracted.
         rough = penalty @ typical
         common = typical.T @ rough
         return penalty - rough @ np.linalg.solve(common, rough.T), len(penalty) - typical.shape[1]
@@ -349,7 +354,7 @@ class Design:
         pixels: float,
         penalties: list[tuple[Array, int]],
     ) -> Array:
-        """Weights of the penalties: as asked for, or of the largest restricted likelihood."""
+        """Weights of the penalties: as asked for, or of largest restricted likelihood."""
         kernel = float(np.trace(gram)) - float(np.diag(gram)[self._parts()[2]].sum())
         scales = np.array([kernel / np.trace(penalty) for penalty, _ in penalties])
         if not penalties or not kernel > 0:
@@ -373,13 +378,13 @@ class Design:
             except scipy.linalg.LinAlgError:
                 return 1e300
             pivots = np.diag(factor)
-            # No stiffer than can be solved: the ratio bounds the condition from below.
+            # Refuse penalties too stiff to solve: the ratio bounds the condition from below.
             if (pivots.max() / pivots.min()) ** 2 > _LARGEST_PIVOT_RATIO:
                 return 1e300
             half = scipy.linalg.solve_triangular(factor, norm * right, lower=True)
             rest = max(square - float(half @ half), 1e-300 + 1e-12 * square)
             determinant = 2 * float(np.log(pivots).sum() - np.log(norm).sum())
-            # Of noise of unknown scale the best is inserted.
+            # If the noise's scale is unknown, its most likely value is inserted.
             misfit = rest if known else max(free, 1.0) * math.log(rest)
             return misfit + determinant - float(ranks @ logarithms)
 
@@ -391,7 +396,7 @@ class Design:
             start,
             method="Nelder-Mead",
             bounds=[(value - down, value + up) for value in start],
-            # A tenth of a unit of the deviance is far within its own scatter.
+            # The deviance scatters by far more than a tenth of a unit.
             options={
                 "initial_simplex": simplex,
                 "xatol": 0.2,
@@ -438,7 +443,7 @@ class Design:
         return matrix
 
     def sum_gradient(self) -> Array:
-        """Derivative of the kernel's sum in the middle of the frame by the unknowns."""
+        """Derivative by the unknowns of the kernel's sum in the middle of the frame."""
         gradient = np.zeros(self.size)
         middle = chebyshev_products(self.options.kernel_order, np.zeros(1), np.zeros(1))[0]
         gradient[: self.first] = middle[: self.first]
@@ -446,11 +451,11 @@ class Design:
 
 
 def _without_attenuation(matrix: Array, noise: Array) -> Array:
-    """Inverse of the matrix less the noise's part of it, where that can be.
+    """Inverse of a matrix M less its noise part N, as far as it is bounded.
 
-    With ``M = L Lᵀ`` and ``L⁻¹ N L⁻ᵀ = U r Uᵀ`` it is ``L⁻ᵀ U (1 − r)⁻¹ Uᵀ L⁻¹``: M holds N on
-    average, so that r is below 1 where there is more than noise.  Where there is not, the inverse
-    is not bounded; there it fades to that of M, which follows no noise.
+    With ``M = L Lᵀ`` and ``L⁻¹ N L⁻ᵀ = U r Uᵀ`` it is ``L⁻ᵀ U (1 − r)⁻¹ Uᵀ L⁻¹``.  M holds N on
+    average, so that r is below 1 in directions with more than noise.  In others this inverse is
+    not bounded, and fades to the inverse of M, which follows no noise.
     """
     scale = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
     half = scipy.linalg.cholesky(matrix * np.outer(scale, scale), lower=True)

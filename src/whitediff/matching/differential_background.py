@@ -1,4 +1,4 @@
-"""The differential background: what of it is told before the fit, and on the difference itself."""
+"""The differential background: its structure before the fit, and its search on the difference."""
 
 from __future__ import annotations
 
@@ -26,31 +26,32 @@ type Array = npt.NDArray[Any]
 type BackgroundModel = Literal["auto", "polynomial", "mesh"]
 
 _BROAD = 4.0
-"""Full widths in both directions, from which what one image alone has is no source."""
+"""Extent in both directions, in full widths at half maximum, from which light that only one image
+has is no source."""
 _MOST_COMMON = 0.5
-"""Correlation of both images' structure from which it is the sky's."""
+"""Correlation of both images' structure above which the structure is in the sky."""
 
 _LARGE_LOSS = 0.02
-"""Of fluxes, that deserves a warning."""
+"""Relative loss of flux that deserves a warning."""
 
 _log = logging.getLogger("whitediff.match")
 
 
 @dataclasses.dataclass(frozen=True)
 class BackgroundSearch:
-    """How a background is made better on the difference itself.
+    """How a background is improved on the difference itself.
 
     Attributes
     ----------
     sources
-        Which pixels hold sources of either image.
+        Pixels that hold sources of either image.
     model
-        ``polynomial``; ``mesh``, also what small blocks show; ``auto``, that where blocks that are
-        left out are predicted.
+        ``polynomial``; ``mesh``: polynomials and the structure that small blocks show; ``auto``:
+        the mesh where it predicts blocks that are left out.
     order
-        Of the polynomials, at least.
+        Order of the polynomials beneath a mesh.
     fwhm
-        Of the difference's PSF, pixels.
+        Full width at half maximum of the difference's PSF, pixels.
     """
 
     sources: PairSources
@@ -64,14 +65,14 @@ class BackgroundSearch:
         Parameters
         ----------
         difference
-            Before its background is subtracted.
+            Difference before its background is subtracted.
         start
-            Background as it is known.
+            Background that is known already.
 
         Returns
         -------
         background
-            Polynomials of the start's order or more; with what they leave, ``(ny, nx)`` float32.
+            Polynomials of the start's order or more; ``(ny, nx)`` float32 if a mesh is added.
         """
         image = difference.data
         good = ~masks.flagged(difference.mask, (*masks.AVOIDED_MASK_PLANES, "EDGE"))
@@ -100,7 +101,7 @@ class BackgroundSearch:
 
 
 def differential_structure(pair: Pair, ratio: float, order: int) -> Array | None:
-    """What the science image's background has over the template's and polynomials.
+    """Structure of the science image's background beyond the template's and polynomials.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ def differential_structure(pair: Pair, ratio: float, order: int) -> Array | None
     ratio
         Flux of a source in the template over that in the science image.
     order
-        Of the polynomials.
+        Order of the polynomials.
 
     Returns
     -------
@@ -118,9 +119,10 @@ def differential_structure(pair: Pair, ratio: float, order: int) -> Array | None
 
     Notes
     -----
-    It is told from source-free pixels without any kernel, which only changes what is smaller than
-    the PSFs, so that the kernel can be fitted without it: fringes under stars are taken for a part
-    of them.  Emission that both images have is none, and would depend on the ratio.
+    It is measured on source-free pixels without any kernel, which would only change what is
+    smaller than the PSFs.  It is removed before the kernel is fitted, which would take fringes
+    under stars for a part of these.  Emission that both images have does not count: its
+    difference would depend on the ratio.
     """
     science, template = pair.science.data, pair.template.data
     fwhm = max(pair.science_fwhm, pair.template_fwhm)
@@ -136,7 +138,7 @@ def differential_structure(pair: Pair, ratio: float, order: int) -> Array | None
 
     image = filled(science.shape, np.float32, work)
     start = fit_background(image, use, order, highest=HIGHEST_ORDER)
-    # What polynomials of a higher order follow is left to them.
+    # Structure that polynomials of a higher order can follow needs no mesh.
     if not has_structure(image, broad, start):
         return None
     both = [(plane, broad, fit_background(plane, use, order)) for plane in (science, template)]
@@ -149,9 +151,10 @@ def differential_structure(pair: Pair, ratio: float, order: int) -> Array | None
 def _mesh(
     image: Array, use: tuple[Array, Array], fwhm: float, order: int, *, always: bool
 ) -> tuple[Array, Mesh | None]:
-    """Polynomials, of the first pixels, and what they leave, of the second, which are more.
+    """Polynomials fitted to the first set of pixels, and a mesh of their residuals in the second.
 
-    Those of a high order swing at the edges of what does not suit them.
+    The second set is larger.  The order is low: high polynomials swing at the edges of structure
+    that they do not fit.
     """
     start = fit_background(image, use[0], order)
     return start, fit_mesh(image, use[1], fwhm, start=start, always=always)

@@ -71,63 +71,67 @@ type BasisChoice = Literal["auto", "gaussian", "elliptical", "spline", "delta"]
 _log = logging.getLogger("whitediff.match")
 
 _LOST = tuple(set(masks.UNTRUSTED_MASK_PLANES) - set(masks.INTERPOLATED_MASK_PLANES))
-"""Mask planes of pixels whose neighbours do not tell what they would be."""
+"""Mask planes of pixels that their neighbours do not predict."""
 _APERTURE, _SMALLEST_APERTURE = 2.0, 4.0
-"""Radius, in full widths at half maximum of the wider PSF and in pixels, that holds a star."""
+"""Radius of the aperture that holds a star: in full widths at half maximum of the wider PSF, and
+at least in pixels."""
 _LARGER, _LEFT_BEYOND = 1.4, 0.5
-"""Radius of a larger aperture; of what the light between two radii changes a ratio of fluxes by,
-what that beyond the larger one does: 0 to 0.6 for Gaussians to Moffat profiles of beta 2.5."""
+"""Radius of a larger aperture, over the usual one's; and the change of a flux ratio by the light
+beyond an aperture, over the change by the aperture's outer ring: 0 for Gaussians, up to 0.6 for
+Moffat profiles of beta 2.5."""
 _FEWEST_STARS, _STARS_DIFFER = 3, 3.0
-"""Stars among the sources of a kernel whose flux ratio is compared with its sum, and errors."""
+"""Least number of stars whose flux ratio is compared with the kernel's sum, and the errors by which
+these must differ to count."""
 _SUM_ERRORS, _SMALL_SUM_OFF, _LARGEST_SUM_OFF = 5.0, 0.025, 0.2
-"""Differences between a kernel's sum and what photometry finds: errors of the latter, that have to
-be exceeded in any case, and the relative ones that deserve a warning and an error."""
+"""Differences between a kernel's sum and photometry: errors of the photometry that must be exceeded
+in any case, and relative differences that deserve a warning and an error."""
 _WINGS_UNKNOWN = 0.5
-"""Of what wings beyond the kernel hold: their shape, and what masks of bright stars hide."""
+"""Relative error of the light in wings beyond the kernel: their shape is not known, and masks of
+bright stars hide a part."""
 _TURNS, _NEAR = 4, 0.1
-"""Fits at most until what the skies have not in common agrees with the sum; and how far, relative
-to a sum, the ratio of skies may be from it that are light of the same sources."""
+"""Most fits until the order of the skies' difference agrees with the kernel's sum; and how far,
+relatively, the ratio of skies may be from the ratio of fluxes where the skies are light of the same
+sources."""
 _ALONE = 0.004
-"""Light as wide as a stamp, over a star's, that stars alone do not tell from their sky."""
+"""Light as wide as a stamp, relative to a star's, that a fit with local skies takes for sky."""
 _CORE_SIGMAS, _CHANGED_SIGMAS = 3, 3.5
 _ENOUGH_STARS = 10
 _FEWEST_IN_BOTH = 5
-"""Stars that were measured on both images, from which on these are known to show the same sky."""
+"""Stars measured on both images from which on the images are known to show the same sky."""
 _FIRST_STARS = 250
 _MOST_STARS_DELTA = 100
 _COMPARED_STARS, _MOST_STARS_FREE, _MOMENT_STARS = 40, 60, 20
-"""Stars by which bases are compared, to which a free kernel is fitted, and whose moments are
-measured: the brightest."""
+"""Numbers of the brightest stars: for comparing bases, fitting a free kernel, measuring moments."""
 _FREE_MARGIN = 10
-"""By which stamps exceed the kernel where bases are compared, and where it is free."""
+"""Pixels by which stamps exceed the kernel where bases are compared, or the kernel is free."""
 _GRID_STEP, _LARGEST_GRID = 1.2, 24
-"""Step of a free kernel's grid, in geometric mean sigmas of both PSFs, and points across it, unless
-its side is larger anyway."""
+"""Step of a free kernel's grid, in the geometric mean of both PSFs' sigmas; and most points across
+it, unless the kernel's side is larger anyway."""
 _GENEROUS = 2.0
-"""By which limits are wider for stars by which bases are compared."""
+"""Factor on the limits of rejection for stars by which bases are compared."""
 _FINER = 0.9
-"""By which a free kernel's grid has to be finer for another one to be tried."""
+"""Ratio of spacings below which a second, finer grid of a free kernel is tried."""
 _GOOD_CHI_SQUARE, _BAD_CHI_SQUARE, _USEFUL_CHI_SQUARE = 1.15, 1.5, 2.0
-"""χ² per pixel of bright stars' cores, left out of the fit: up to the first a basis is good enough,
-from the second on a warning is due, and up to the third a richer basis is taken.  Where no kernel
-describes the stars, one with more freedom does worse elsewhere than it does on them."""
+"""χ² per pixel of the cores of bright stars left out of the fit: up to the first a basis is good
+enough, from the second on a warning is due, and up to the third a richer basis is taken.  Where no
+kernel describes the stars, a kernel with more freedom does worse elsewhere than on them."""
 _SAME_SUM = 0.03
-"""Relative difference of two bases' kernel sums from which the fluxes of stars decide."""
+"""Difference of two bases' kernel sums, over the flux ratio, from which fluxes of stars decide."""
 _ROUND = 0.05
-"""Difference of the eigenvalues of the kernel's moments, over the trace of the target's, below
-which Gaussians are round."""
+"""Difference of the eigenvalues of the kernel's moments, over the trace of the target's moments,
+below which Gaussians are round."""
 _SIGNIFICANT_SUM = 5.0
 """Standard deviations by which a kernel's sum has to exceed zero."""
 _LARGEST_LOSS = 0.01
-"""Of a Gaussian kernel's sum beyond its stamp."""
+"""Largest share of a Gaussian kernel's sum that may lie beyond its stamp."""
 _MOST_UNEXPLAINED, _MUCH_UNEXPLAINED = 0.3, 0.05
-"""What the fit may leave of a typical star's signal: at all, and where the kernel is far off its
-middle.  Real pairs leave up to 0.03, those of different fields about 1."""
+"""Largest share of a typical star's signal that the fit may leave: at all, and where the kernel is
+far off its middle.  Real pairs leave up to 0.03, pairs of different fields about 1."""
 _VISIBLE = 0.2
-"""Signal of a star over the noise of its stamp, in squares, for the star to be judged by."""
+"""Squared signal of a star over the squared noise of its stamp from which the star is judged."""
 _MUCH_LEFT, _SEEN = 0.01, 5.0
-"""Root of what the fit leaves of the squared signal of narrow stars that deserves a warning, and
-standard deviations at which a residual is seen."""
+"""Relative residual of narrow stars that deserves a warning, and standard deviations at which a
+residual is seen."""
 _POOR_CHI_SQUARE, _MANY_REJECTED, _SMALL_OFFSET = 1.2, 0.3, 1.0
 """Reduced chi-square, rejected fraction and centroid in pixels that deserve a warning."""
 
@@ -139,13 +143,13 @@ class MatchOptions:
     Attributes
     ----------
     convolved
-        Which exposure to convolve; ``auto``: the template, unless its PSF is the wider.
+        Exposure to convolve; ``auto``: the template, unless its PSF is the wider.
     basis
         ``gaussian``: round Gaussians times polynomials, scaled from the two PSFs;
-        ``elliptical``: elliptical ones, from the moments of both PSFs; ``spline``: a free form
-        with a penalty on roughness, on a grid of 1.2 sigmas of the PSFs; ``delta``:
-        the same for free pixels; ``auto``: round Gaussians unless one of the next two predicts
-        stars that are left out much better.
+        ``elliptical``: elliptical Gaussians, from the moments of both PSFs; ``spline``: a free
+        form with a penalty on roughness, on a grid of 1.2 sigmas of the PSFs; ``delta``: free
+        pixels with such a penalty; ``auto``: round Gaussians, unless ``elliptical`` or
+        ``spline`` predicts stars that are left out much better.
     kernel_size
         Odd side of the kernel; scaled from the PSFs if None.
     sigmas
@@ -153,15 +157,15 @@ class MatchOptions:
     smooth
         Penalise roughness; if False, a kernel of many free pixels is fitted to the noise.
     series
-        How they are scaled.
+        How the Gaussians are scaled.
     candidates
-        Which stars are used.
+        How stars are chosen.
     choose_order
-        How the kernel's spatial order is chosen, from 0 to 3; None for the fit's own.
+        How the kernel's spatial order is chosen, from 0 to 3; None: the order in `fit`.
     background
-        What describes the differential background: ``polynomial``; ``mesh``, also what blocks of
-        8 pixels and steps across the frame show beyond polynomials; ``auto``, that where the
-        difference has it.
+        Model of the differential background: ``polynomial``; ``mesh``: polynomials, and the
+        structure beyond them in blocks of 8 pixels and in steps across the frame; ``auto``: the
+        mesh where the difference has such structure.
     fit
         Orders and rejection.
     """
@@ -196,12 +200,12 @@ class MatchOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SumWithWings:
-    """Sum of a kernel, and of what its square does not reach.
+    """Sum of a kernel and of the light beyond its square.
 
     Attributes
     ----------
     value
-        Flux in the image that is matched over that in the one that is convolved.
+        Flux in the image that is matched over the flux in the image that is convolved.
     error
         Its standard deviation.
     """
@@ -221,28 +225,28 @@ class Match:
     background
         Differential background, image_unit of the science exposure.
     convolved
-        Which exposure is to be convolved.
+        Exposure to be convolved.
     science
         The science exposure that was matched: the given one, or the pre-convolved one.
     candidates, fit
-        Stars and fit.
+        Stars that were offered to the fit, and the fit.
     basis
-        Of which the kernel is made.
+        Name of the kernel's basis.
     residual_chi_square
-        χ² per pixel that the basis leaves of the cores of bright stars which are left out of the
-        fit, 1 for nothing but noise; NaN where it was not measured.
+        χ² per pixel in the cores of bright stars that are left out of the fit, 1 for nothing but
+        noise; NaN where it was not measured.
     options
-        How it was made.
+        Options of the match.
     has_structure
         Whether the background has more than polynomials follow.
     with_wings
         The kernel's sum with the light beyond its square: the ratio of fluxes.
     stars
-        Every source that was considered: where it is, how bright, whether it was used, and why
+        Every source that was considered: position, brightness, whether it was used, and why
         not (`whitediff.matching.fitted_stars.star_table`).
     flux_ratio
-        What the kernel's sum in the middle of the frame is by photometry of all static sources,
-        independently of the fit; its value is NaN where these are too few or too faint.
+        The kernel's sum in the middle of the frame by photometry of all static sources,
+        independent of the fit; its value is NaN where these are too few or too faint.
     """
 
     kernel: BasisKernel
@@ -260,12 +264,12 @@ class Match:
     flux_ratio: FluxRatio
 
     def background_search(self, pair: Pair) -> BackgroundSearch | None:
-        """How the background is made better on the difference.
+        """How the background is improved on the difference.
 
         Parameters
         ----------
         pair
-            What was matched.
+            Exposures that were matched.
 
         Returns
         -------
@@ -301,10 +305,10 @@ def match(
         `MatchOptions`.
     preconvolution_kernel
         For a score: PSF with which the science exposure is correlated before; the template
-        is then the one that is convolved.
+        is then convolved.
     sources
-        From which the stars are chosen; the pair's if None.  The widths of the PSFs are
-        measured on the pair's in any case.
+        Sources from which the stars are chosen; the pair's if None.  The widths of the PSFs
+        come from the pair's sources in any case.
 
     Returns
     -------
@@ -316,9 +320,9 @@ def match(
     TooFewSourcesError
         If there are too few stars.
     DataError
-        If the fit is singular, the kernel's sum no more than its error explains or far from the
-        ratio of the sources' fluxes, or what the fit leaves of the stars too much for images of
-        the same sky on the same pixels.
+        If the fit is singular; if the kernel's sum is not significant, or far from the ratio of
+        the sources' fluxes; or if the stars' residuals are too large for images of the same sky
+        on the same pixels.
 
     Notes
     -----
@@ -390,14 +394,14 @@ def match(
     if convolved == "science":
         bad = bad[::-1]
     if widening:
-        # What no neighbour tells of a pixel is carried as far as the filter reaches.
+        # Correlation spreads a pixel that no neighbour predicts as far as the filter reaches.
         bad = bad[0], bad[1] | _grown(patched(pair.science.data, bad[1])[1], widening)
     reach = _CHANGED_SIGMAS * max(target_sigma, source_sigma)
     changed = changed_pixels(sources, candidates, reach=reach)
     bad = bad[0], bad[1] | changed
     brighter = candidates.flux_ratio if convolved == "science" else 1 / candidates.flux_ratio
-    # Pre-convolved noise has next to the power of before at the scale of a star, however little it
-    # scatters from pixel to pixel; the original variance stands for that.
+    # Pre-convolved noise scatters little from pixel to pixel, but keeps nearly all of its power at
+    # the scale of a star; the original variance stands for that power.
     variance = (pair.science if preconvolution_kernel is not None else target).variance
     free = ~(pair.template_pixels | pair.science_pixels | pair.bad)
     box = source.bbox
@@ -449,7 +453,7 @@ def match(
         fit.kernel_sum + wing,
         math.hypot(fit.kernel_sum_error, wing_error, _WINGS_UNKNOWN * wing, sky_error),
     )
-    # What a kernel's square does not reach, its sum lacks.
+    # The kernel's sum lacks the light beyond its square.
     fit = dataclasses.replace(
         fit, kernel_sum_error=math.hypot(fit.kernel_sum_error, wing, wing_error, sky_error)
     )
@@ -464,7 +468,7 @@ def match(
         fit = dataclasses.replace(fit, kernel_sum_error=math.hypot(fit.kernel_sum_error, off))
         with_wings = dataclasses.replace(with_wings, error=math.hypot(with_wings.error, off))
     scale = 1.0 if convolved == "template" else -1 / fit.kernel_sum
-    # What the stars are too few for, the source-free pixels will find.
+    # Where the stars suffice only for a lower order, source-free pixels fill in the rest later.
     order = max(len(each) for each in (fit.background_coefficients, *skies)) - 1
     order = max(order, options.fit.background_order)
     left, *of_images = (
@@ -489,12 +493,12 @@ def match(
 
 
 def _are_in_both(pair: Pair) -> bool:
-    """Whether stars were found at the same places of both images."""
+    """Whether stars were measured on both images: these show the same sky."""
     return pair.misalignment is not None and pair.misalignment.stars >= _FEWEST_IN_BOTH
 
 
 def _no_kernel(convolved: Direction, found: str) -> str:
-    """What it means that no kernel describes stars which are in both images."""
+    """Message for the case that no kernel describes stars which are in both images."""
     names = {"template": "template", "science": "science image"}
     return (
         f"No kernel makes the PSF of the {names[convolved]} into that of the"
@@ -510,7 +514,7 @@ def _unlike(
     pair: Pair,
     convolved: Direction,
 ) -> TooFewSourcesError:
-    """The failure, or what it means where the stars of one image are known to be in the other."""
+    """The failure; a clearer one where the stars of one image are known to be in the other."""
     if not _are_in_both(pair) or 2 * failure.found >= stars:
         return failure
     described = f"one describes {failure.found} of the {stars} that could be used"
@@ -529,7 +533,7 @@ class _Sky:
     options: FitOptions
 
     def less(self, ratio: float) -> Array:
-        """Target less so many times the source."""
+        """Target less the source times a ratio."""
         scale = self.source.dtype.type(ratio)
         return filled(
             self.free.shape,
@@ -538,16 +542,17 @@ class _Sky:
         )
 
     def order(self, ratio: float) -> int:
-        """Order of what the skies have not in common where fluxes have that ratio."""
+        """Order of the skies' difference where fluxes have the given ratio."""
         order = self.options.background_order
         return len(fit_background(self.less(ratio), self.free, order, highest=HIGHEST_ORDER)) - 1
 
     def matrices(self, order: int, ratio: float) -> tuple[Array, Array]:
-        """Chebyshev matrices of one order of the skies of source and target.
+        """Chebyshev matrices of the skies of source and target, of one order.
 
-        What both have in common, such as the outskirts of a large galaxy, is light like that of
-        stars. Polynomials of as low an order as the difference needs leave it to both alike. The
-        target's is told by the difference, in which that light is clipped nowhere.
+        Light in both images, such as the outskirts of a large galaxy, is to be matched like the
+        stars.  Polynomials of as low an order as the difference needs leave this light in both
+        images alike.  The target's sky comes from the difference, in which no such light is
+        clipped.
         """
         sky = fit_background(self.source, self.free, order)
         more = fit_background(self.less(ratio), self.free, order)
@@ -561,11 +566,11 @@ def _fit_with_skies(
     sky: _Sky,
     ratio: float,
 ) -> tuple[_Found, tuple[Array, Array], float]:
-    """Fit, its skies, and what is not known of its sum for these.
+    """Fit the kernel; return the fit, its skies, and the error of its sum due to the skies.
 
-    Skies that differ by the ratio of fluxes may be a galaxy's light, which is to stay in both
-    images, or light of the sky in both, of which each image has to lose its own. The stars tell
-    which, with a sky around each of them that is nothing but its own.
+    Skies whose ratio is the ratio of fluxes may be a galaxy's light, which is to stay in both
+    images, or sky in both, which is to be taken from each.  A fit of the stars with a local sky
+    for each tells which.
     """
     if not sky.options.background:
         nothing = np.zeros((1, 1)), np.zeros((1, 1))
@@ -573,7 +578,7 @@ def _fit_with_skies(
     fits: dict[int, tuple[_Found, tuple[Array, Array]]] = {}
 
     def settled(order: int) -> int:
-        """Fit until no other order is needed for the sum; give the order."""
+        """Fit until the sum needs no other order; return the order."""
         at, last = ratio, max(fits, default=order)
         for _ in range(_TURNS):
             skies = sky.matrices(order, at)
@@ -587,7 +592,7 @@ def _fit_with_skies(
             at = fits[order][0].fit.kernel_sum
             needed = sky.order(at) if at > 0 else order
             if needed in fits:
-                # What is of too high an order for both does no harm.
+                # An order too high for one of them does no harm.
                 return max(order, needed)
             last, order = order, needed
         return last
@@ -617,7 +622,7 @@ def _fit_with_skies(
     alone, error = unit * alone, unit * math.hypot(error, _ALONE * alone)
     best, other = sorted(orders, key=lambda each: abs(sums[each] - alone))
     if abs(sums[other] - alone) < 3 * error:
-        # The stars do not tell which.
+        # The stars decide for neither: the error has to cover both sums.
         error = math.hypot(error, apart)
     return *fits[best], error
 
@@ -625,7 +630,7 @@ def _fit_with_skies(
 def _without_skies(
     stamps: Stamps, candidates: Candidates, skies: tuple[Array, Array], shape: tuple[int, int]
 ) -> Stamps:
-    """Stamps less the backgrounds, which may slope more across them than their noise."""
+    """Stamps less the skies, whose slope across a stamp may exceed its noise."""
     level = []
     for sky, width in zip(skies, (stamps.source.shape[1], stamps.target.shape[1]), strict=True):
         pixels = np.arange(width) - width // 2 + 0.5
@@ -669,8 +674,8 @@ def _judge(
 ) -> None:
     """Refuse a fit that is nonsense; warn of one that is poor.
 
-    Where the stars told how the images lie, the kernel's middle adds nothing: it follows the PSFs'
-    asymmetry, too, and falls short where the kernel cannot reach.
+    Where the stars told how the images lie, the kernel's middle adds nothing: it also follows the
+    PSFs' asymmetry, and falls short of shifts beyond the kernel's reach.
     """
     if not fit.kernel_sum > _SIGNIFICANT_SUM * fit.kernel_sum_error:
         raise DataError(
@@ -706,7 +711,7 @@ def _judge(
         )
     if offset > _SMALL_OFFSET and not stars_told:
         _log.warning("T%s; align them.", shift[1:])
-    # Of pre-convolved noise, which is correlated, chi-square would mean nothing.
+    # With pre-convolved noise, which is correlated, chi-square would mean nothing.
     poor = fit.reduced_chi_square > _POOR_CHI_SQUARE and not noise_known
     if poor or rejected > _MANY_REJECTED * len(fit.used):
         reasons = [f"reduced chi-square {fit.reduced_chi_square:.2f}"] if poor else []
@@ -720,7 +725,7 @@ def _judge(
 
 
 def _tell_of_narrow(science_fwhm: float, template_fwhm: float, unexplained: float) -> None:
-    """Say what stars leave that are narrower than pixels resolve."""
+    """Warn of residuals of stars that are too narrow for the pixels."""
     left = math.sqrt(unexplained)
     if min(science_fwhm, template_fwhm) >= UNDERSAMPLED_FWHM or left < _MUCH_LEFT:
         return
@@ -768,7 +773,7 @@ def _measured_sums(
     fit: KernelFit,
     convolved: Direction,
 ) -> list[FluxRatio]:
-    """The kernel's sum by photometry of groups of sources, whether they were fitted or not."""
+    """The kernel's sum by photometry of groups of sources, fitted or not."""
     source, target = pair.template, pair.science
     if convolved == "science":
         source, target = target, source
@@ -804,8 +809,9 @@ def _measured_sums(
         return flux_ratio(images, x, y, radius=radius, expected=local, within=within)
 
     def by_best_aperture(which: Array) -> FluxRatio:
-        # Profiles of other widths lose other parts of their wings, the more the faster the ratio
-        # still goes with the radius; where stars are not too close, a larger aperture loses less.
+        # Profiles of different widths lose different shares of their wings; the faster the ratio
+        # still changes with the radius, the more.  A larger aperture loses less, but its noise
+        # and its neighbours are more.
         tried = []
         for each in (radius, _LARGER * radius):
             found, inner = measured(which, each), measured(which, each, each / _LARGER)
@@ -823,7 +829,7 @@ def _measured_sums(
 
 
 def _judge_sum(kernel_sum: float, ratio: FluxRatio) -> None:
-    """Compare a kernel's sum with what photometry finds."""
+    """Compare a kernel's sum with photometry: warn where it is off, refuse it where far off."""
     off, error = kernel_sum / ratio.value - 1, ratio.error / ratio.value
     if not abs(off) > _SUM_ERRORS * error:
         return
@@ -848,7 +854,7 @@ def _judge_sum(kernel_sum: float, ratio: FluxRatio) -> None:
 
 
 def _other_sum_of_stars(kernel_sum: float, ratio: FluxRatio) -> float:
-    """By how much the sum of a kernel of stars and galaxies is not that of the stars, if at all."""
+    """Difference of a kernel's sum, by stars and galaxies, from the stars' sum; 0 if by chance."""
     off = kernel_sum - ratio.value
     if not (ratio.n_stars >= _FEWEST_STARS and abs(off) > _STARS_DIFFER * ratio.error):
         return 0.0
@@ -889,7 +895,7 @@ def _middle_kernel(fit: KernelFit, basis: KernelBasis) -> Array:
 
 
 def _centroid(fit: KernelFit, basis: KernelBasis) -> tuple[float, float]:
-    """Of the kernel in the middle of the frame, from its own middle; x, y."""
+    """Centroid x, y of the kernel in the middle of the frame, pixels from the kernel's origin."""
     kernel = _middle_kernel(fit, basis)
     pixels = np.arange(basis.size) - basis.size // 2
     x, y = kernel.sum(axis=0) @ pixels, kernel.sum(axis=1) @ pixels
@@ -897,7 +903,7 @@ def _centroid(fit: KernelFit, basis: KernelBasis) -> tuple[float, float]:
 
 
 def _unexplained(stamps: Stamps, fit: KernelFit) -> float:
-    """Median over bright stars, rejected ones too, of what the fit leaves of their signal."""
+    """Median, over bright stars and rejected ones too, of the share of signal that a fit leaves."""
     weight, target = stamps.weight, stamps.target
     pixels = np.count_nonzero(weight, axis=(1, 2))
     level = np.einsum("nij,nij->n", weight, target) / np.maximum(weight.sum(axis=(1, 2)), 1e-300)
@@ -925,7 +931,7 @@ def _penalised(basis: KernelBasis, options: MatchOptions) -> KernelBasis:
 
 
 def _grown(pixels: Array, reach: int) -> Array:
-    """Pixels with all within so many in x and y."""
+    """Pixels, grown by a reach in x and y."""
     if not pixels.any():
         return pixels
     return scipy.ndimage.maximum_filter(pixels.view(np.uint8), 2 * reach + 1).astype(bool)
@@ -942,7 +948,7 @@ def _candidates(
     target_sigma: float,
     widening: int,
 ) -> tuple[Candidates, int]:
-    """Stars, and the side of their stamps: smaller ones where there is room for too few."""
+    """Stars, and the side of their stamps: smaller stamps where few stars have room for large."""
     best: tuple[Candidates, int] | None = None
     failure: DataError | None = None
     for size in (2 * basis.size + 1, basis.size + 10):
@@ -969,12 +975,20 @@ def _candidates(
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """A fit, what it leaves of a typical star, and of the cores of those left out.
+    """A fit, and how well it describes stars.
 
     Attributes
     ----------
+    fit
+        Fit in units of the images.
+    name
+        Name of its basis.
+    unexplained
+        Share of a typical star's signal that the fit leaves.
+    residual_chi_square
+        χ² per pixel in the cores of bright stars left out of the fit; NaN if not measured.
     fitted
-        The same, with its basis, before it was brought to the units of the images.
+        The fit with its basis, before it was brought to the units of the images.
     """
 
     fit: KernelFit
@@ -986,7 +1000,7 @@ class _Found:
 
 @dataclasses.dataclass(frozen=True)
 class _Images:
-    """What is convolved, what is matched, and the covariance of the former's noise."""
+    """Image to convolve, image to match, and the noise covariance of the image to convolve."""
 
     source: StarImage
     target: StarImage
@@ -1003,8 +1017,8 @@ def _fit(
     flux_ratio: float,
 ) -> _Found:
     """Fit with the basis that is asked for, or with the one that the stars ask for."""
-    # The convolved exposure's noise shrinks with the squared kernel's sum: at first that of a
-    # Gaussian with the sum that the fluxes have.
+    # Convolution multiplies the noise variance by the squared norm of the kernel: at first assume
+    # a Gaussian whose sum is the flux ratio.
     source_sigma, target_sigma = images.source.sigma, images.target.sigma
     norm = min(1.0, 1 / (4 * math.pi * max(target_sigma**2 - source_sigma**2, 0.08)))
     norm *= flux_ratio**2
@@ -1024,12 +1038,12 @@ def _fit(
         return _without_skies(stamps, part, skies, images.source.pixels.shape)
 
     stamps = cut(stamp_size, basis.size, None)
-    # In units near the noise, in which the kernel's sum is near 1.
+    # Units in which the noise and the kernel's sum are near 1.
     used = stamps.weight > 0
     unit = float(np.median(stamps.weight[used])) ** -0.5 if used.any() else 1.0
     source_unit = unit / flux_ratio
-    # Neither image shows finer detail than its own width, but a wide target may have rings, and
-    # several peaks as sharp as the source's.
+    # Detail is usually as fine as the PSFs' widths; but a wide target may have rings, or several
+    # peaks as sharp as the source's, which need the finer grid.
     detail = detail_width(stamps.source[:_MOMENT_STARS])
     widths = math.sqrt(source_sigma * target_sigma), min(source_sigma, target_sigma, detail)
     spacing, fine = (max(1.0, _GRID_STEP * width) for width in widths)
@@ -1047,7 +1061,7 @@ def _fit(
 
 @dataclasses.dataclass(frozen=True)
 class _Fitted:
-    """A fit, the stamps as they were weighted for it, its basis and orders."""
+    """A fit, the stamps with its weights, its basis, its orders, and the orders that failed."""
 
     fit: KernelFit
     stamps: Stamps
@@ -1056,7 +1070,7 @@ class _Fitted:
     failed: list[FitOptions]
 
     def found(self, name: BasisName, trial: Trial | None) -> _Found:
-        """What the match takes of it."""
+        """The fit as the match uses it; warns if orders were lowered."""
         _tell_fall_back(self.failed, self.orders, len(self.stamps))
         return _Found(
             self.fit,
@@ -1068,16 +1082,16 @@ class _Fitted:
 
 
 def _is_sum_as_good(found: float, simpler: float) -> bool:
-    """Whether a richer basis' kernel sum, over the ratio of fluxes, is as good as a simpler one's.
+    """Whether a richer basis' kernel sum is as good as a simpler one's; both over the flux ratio.
 
-    What is free may take a trail or a neighbour for a part of the kernel.
+    A free kernel may take a trail or a neighbour for a part of itself.
     """
     return abs(found - simpler) < _SAME_SUM or abs(found - 1) < abs(simpler - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Contender:
-    """A basis, a fit with it, its orders, and what it leaves of stars that are left out."""
+    """A basis, its orders, a fit with it, and its trial on stars that are left out."""
 
     name: BasisName
     basis: KernelBasis
@@ -1093,17 +1107,18 @@ class _Fitting:
     Attributes
     ----------
     stamps
-        In units near the noise.
+        Stamps in units near the noise.
     cut
-        Cuts stamps of another size for a kernel of another side, of so many stars.
+        Function that cuts other stamps, from their size, the kernel's side and the number of
+        stars.
     options
-        Of the match.
+        Options of the match.
     norm
-        Squared norm of the kernel that their weights assume.
+        Squared norm of the kernel that the stamps' weights assume.
     core
-        Half-width of the square of a star that is never taken for varying, pixels.
+        Half-width of the square around a star that is never taken for varying, pixels.
     spacing, fine_spacing
-        Of a free kernel's grid, pixels; and where that is too coarse.
+        Spacing of a free kernel's grid, pixels; and the spacing to try where that is too coarse.
     """
 
     stamps: Stamps
@@ -1158,9 +1173,9 @@ class _Fitting:
         return plain.found("gaussian", None if first is None else first.trial)
 
     def final(self, chosen: _Contender) -> _Found:
-        """Fit all stars with a basis; a free one, whose normal equations are large, the brightest.
+        """Fit all stars; with a free basis, whose equations are large, only the brightest.
 
-        Those by which bases were compared show what varies.
+        The fit to the stars by which bases were compared shows what varies.
         """
         stamps, choose = self.stamps, self.options.choose_order
         if chosen.name == "spline":
@@ -1186,7 +1201,7 @@ class _Fitting:
         orders: FitOptions,
         choose: Literal["bic", "cross-validation"] | None,
     ) -> _Fitted:
-        """Fit with what a first fit tells of the noise and of what varies."""
+        """Fit again, with the noise and the varying pixels that a first fit shows."""
         residuals = residual_stamps(stamps, first, basis)
         varying = varying_pixels(stamps, residuals, core=self.core)
         second = stamps.reweighted(self.more_noise(first, basis), varying, residuals)
@@ -1194,14 +1209,14 @@ class _Fitting:
         return _Fitted(fit, second, basis, final, failed)
 
     def more_noise(self, fit: KernelFit, basis: KernelBasis) -> float:
-        """By how much the kernel's squared norm exceeds what the stamps' weights assume."""
+        """Excess of the kernel's squared norm over the norm that the stamps' weights assume."""
         middle = coloured(_middle_kernel(fit, basis)[None], self.stamps.source_noise)[0]
         return float((middle**2).sum()) - self.norm
 
     def compared(self, plain: _Fitted | None) -> Array:
         """Indices of the stars by which bases are compared: the brightest static ones.
 
-        Rejected ones too, that a richer basis may describe.
+        Rejected stars that a richer basis may describe are among them.
         """
         which = np.arange(len(self.stamps))
         if plain is not None:
@@ -1211,7 +1226,7 @@ class _Fitting:
     def plain_contender(
         self, which: Array, basis: KernelBasis, plain: _Fitted
     ) -> _Contender | None:
-        """What is known of round Gaussians; None if the stars are too few to leave any out."""
+        """Round Gaussians as a contender; None if the stars are too few to leave any out."""
         stamps = self.stamps.part(which).cropped(basis.size + _FREE_MARGIN)
         try:
             trial = self.trial(stamps, basis, plain.orders, plain.fit.used[which])
@@ -1221,7 +1236,7 @@ class _Fitting:
 
     @property
     def others(self) -> list[tuple[BasisName, float]]:
-        """What is tried where round Gaussians do not suffice, with the spacing of free grids."""
+        """Bases to try where round Gaussians do not suffice, with the spacing of free grids."""
         others: list[tuple[BasisName, float]] = [
             ("elliptical", self.spacing),
             ("spline", self.spacing),
@@ -1251,7 +1266,7 @@ class _Fitting:
             stamps = self.stamps.part(which).cropped(basis.size + _FREE_MARGIN)
         normals = normal_equations(stamps, basis)
         try:
-            # The weights are those of another kernel yet, which must cost no stars.
+            # The weights still assume another kernel, for which no star should be rejected.
             generous = dataclasses.replace(
                 orders,
                 largest_rms=_GENEROUS * orders.largest_rms,
@@ -1274,7 +1289,7 @@ class _Fitting:
         used: Array,
         normals: Normals | None = None,
     ) -> Trial:
-        """Predict stars from others; where these are few, with a constant kernel."""
+        """Predict stars from others; if they are few, with a constant kernel and background."""
         if normals is None:
             normals = normal_equations(stamps, basis)
         constant = dataclasses.replace(orders, kernel_order=0, background_order=0)
@@ -1289,11 +1304,11 @@ class _Fitting:
 
     @property
     def side(self) -> int:
-        """Of the kernels for which the stamps were cut."""
+        """Side of the kernels for which the stamps were cut."""
         return self.stamps.source.shape[1] - self.stamps.target.shape[1] + 1
 
     def free_side(self) -> int:
-        """Side of a free kernel: what the stamps have room for, since it may have spikes."""
+        """Side of a free kernel: as the stamps have room for, since it may have spikes."""
         if self.options.kernel_size is not None:
             return self.side
         room = (self.stamps.source.shape[1] + 1 - _FREE_MARGIN) // 2
@@ -1301,7 +1316,7 @@ class _Fitting:
         return max(self.side, largest - 1 + largest % 2)
 
     def free_stamps(self, basis: KernelBasis, count: int) -> Stamps:
-        """Stamps for a kernel of another side that reach no further."""
+        """Stamps, for a kernel of another side, that reach no further than the present ones."""
         return self.cut(
             min(basis.size + _FREE_MARGIN, self.stamps.source.shape[1] - basis.size + 1),
             basis.size,
@@ -1309,7 +1324,7 @@ class _Fitting:
         )
 
     def elliptical(self, which: Array) -> KernelBasis | None:
-        """Gaussians of the shapes of bright stars; None where these would be round."""
+        """Elliptical Gaussians by the shapes of bright stars; None if these fail or are round."""
         bright, edge = which[:_MOMENT_STARS], self.side // 2
         inner = slice(edge, self.stamps.source.shape[1] - edge)
         source = mean_moments(self.stamps.source[bright][:, inner, inner])
@@ -1332,7 +1347,7 @@ def _fit_or_lower(
 ) -> tuple[KernelFit, FitOptions, list[FitOptions]]:
     """Fit; where the stars do not suffice for the spatial orders, lower them.
 
-    Also returns the orders with which it was done, and those that failed.
+    Also returns the options with the orders of the fit, and those whose orders failed.
     """
     if normals is None:
         normals = normal_equations(stamps, basis)
@@ -1361,7 +1376,7 @@ def _fit_or_lower(
 
 
 def _tell_fall_back(failed: list[FitOptions], final: FitOptions, stars: int) -> None:
-    """Say once which orders were asked for and which were fitted, if these are others."""
+    """Warn once if other orders were fitted than were asked for."""
     if not failed:
         return
     asked, fitted = ((each.kernel_order, each.background_order) for each in (failed[0], final))

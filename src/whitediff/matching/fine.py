@@ -1,7 +1,7 @@
-"""A table finer than the pixels, of what stars at many places between them show.
+"""A table finer than the pixels, from stars whose centres lie at many places between pixels.
 
-Of a star that is narrower than some 2.5 pixels, one image does not tell what it looks like half a
-pixel on.  Many stars do, whose centres lie differently (Anderson & King 2000).
+One image of a star narrower than some 2.5 pixels does not show how the star looks when moved by
+half a pixel.  Many stars do, whose centres lie differently (Anderson & King 2000).
 """
 
 from __future__ import annotations
@@ -22,40 +22,41 @@ type Array = npt.NDArray[Any]
 _STEP = 0.5
 """Pixels between the table's knots."""
 _ROUNDS = 6
-"""Of the estimate of how far stars differ from their profile; it settles within a tenth."""
+"""Rounds of the estimate of how much stars differ from their profile; it settles within a tenth."""
 _FIRST = 0.3
-"""Of the profile, what the first round takes that for."""
+"""Difference, relative to the profile, that the first round assumes."""
 _LEAST = 1e-4
-"""Of the profile, what it is at least."""
+"""Least difference, relative to the profile."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTable:
-    """Cubic spline of the distance from a star's centre, zero far from it.
+    """Cubic spline of the offset from a star's centre, plus rings; zero far from the centre.
 
     Attributes
     ----------
     coefficients
-        ``(m, m)`` of its B-splines, m odd, the middle one at the centre, half a pixel apart.
+        ``(m, m)`` coefficients of B-splines half a pixel apart, m odd, the middle one at the
+        centre.
     rings
-        ``(k,)`` what is added at distances of 0, 1, … pixels, linear in between and zero beyond.
+        ``(k,)`` values to add at distances of 0, 1, … pixels, linear in between and zero beyond.
     """
 
     coefficients: Array
     rings: Array = dataclasses.field(default_factory=lambda: np.zeros(1))
 
     def __call__(self, dx: Array, dy: Array) -> Array:
-        """Values at distances from the centre.
+        """Values at offsets from the centre.
 
         Parameters
         ----------
         dx, dy
-            Pixels, of shapes that broadcast.
+            Offsets in pixels; their shapes broadcast.
 
         Returns
         -------
         values
-            Of the common shape.
+            Values in the broadcast shape.
         """
         middle = len(self.coefficients) // 2
         columns, rows = np.broadcast_arrays(dx / _STEP + middle, dy / _STEP + middle)
@@ -70,17 +71,17 @@ class FineTable:
 def fitted_rings(
     values: Array, weight: Array, profile: Array, radius: Array, *, first: float, off: float
 ) -> Array:
-    """Fit what stars differ from their profile by in rings, each star with a level of its own.
+    """Fit the differences of stars from their profile in rings, each star with its own level.
 
     Parameters
     ----------
     values, weight, profile, radius
-        ``(n, side, side)`` what is left of stars of unit flux, its inverse variance, the profile
-        of each, and distances from its centre, pixels.
+        ``(n, side, side)``: residuals of stars of unit flux, their inverse variances, each star's
+        profile, and distances from its centre, pixels.
     first
-        Pixels from which on rings are fitted; up to there they are zero.
+        Distance, pixels, from which on pixels count; rings nearer than all of them are zero.
     off
-        Standard deviation of what a ring differs by, over the profile.
+        Expected difference (standard deviation) of a ring, relative to the profile.
 
     Returns
     -------
@@ -130,21 +131,21 @@ def fitted_table(
     Parameters
     ----------
     values, weight
-        ``(n,)`` what is left of stars of unit flux, and its inverse variance, at least 0.
+        ``(n,)`` residuals of stars of unit flux, and their inverse variances, at least 0.
     dx, dy
-        ``(n,)`` distances of the pixels from their star's centre.
+        ``(n,)`` offsets of the pixels from their star's centre, pixels.
     profile_at
-        Function of dx and dy: the profile, from which stars differ in proportion to it.
+        The profile as a function of dx and dy; stars differ from it in proportion to it.
     reach
-        Pixels from the centre that the table covers.
+        Distance from the centre that the table covers, pixels.
 
     Returns
     -------
     table
-        `FineTable`.  Its coefficients are taken as normally distributed, independent, with a
-        variance that is the profile's square times a factor for each ring of one pixel; the
-        factors are those that the stars make likeliest (expectation and maximisation; Dempster,
-        Laird & Rubin 1977).  Where the stars tell nothing it is zero.
+        `FineTable`.  Its coefficients are taken as independent and normally distributed.  Their
+        variance is the profile's square times a factor for each ring of one pixel; the factors
+        are the most likely ones (expectation and maximisation; Dempster, Laird & Rubin 1977).
+        The table is zero where the stars hold no information.
     """
     half = math.ceil(reach / _STEP)
     side = 2 * half + 1
@@ -158,7 +159,7 @@ def fitted_table(
     weighed = design.multiply(weight[near][:, None]).tocsr()
     normal = (design.T @ weighed).toarray()
     right = weighed.T @ values[near]
-    # In units of the profile, in which all coefficients are alike.
+    # Units of the profile, in which all coefficients of a ring have the same variance.
     normal *= envelope[:, None] * envelope
     right = right * envelope
     count = np.maximum(np.bincount(ring), 1)
@@ -175,7 +176,7 @@ def fitted_table(
 
 
 def _design(dx: Array, dy: Array, half: int) -> scipy.sparse.csr_matrix:
-    """Values of the B-splines at the pixels: ``(n, side²)``."""
+    """Values of the B-splines at the pixels: sparse ``(n, side²)``."""
     side = 2 * half + 1
     rows, columns, weights = [], [], []
     (first_y, part_y), (first_x, part_x) = (_splines(d / _STEP + half) for d in (dy, dx))
@@ -193,7 +194,7 @@ def _design(dx: Array, dy: Array, half: int) -> scipy.sparse.csr_matrix:
 
 
 def _splines(at: Array) -> tuple[Array, Array]:
-    """First of the four B-splines that are not zero at a place, and their values ``(4, n)``."""
+    """Index of the first of four B-splines that are not zero at places; their values ``(4, n)``."""
     whole = np.floor(at)
     t = at - whole
     u = 1 - t

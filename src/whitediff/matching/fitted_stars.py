@@ -1,4 +1,4 @@
-"""The stars that a kernel was fitted to, and those that it was not fitted to."""
+"""Table of the stars that were, or were not, used for the fit of a kernel."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ def star_table(
     *,
     noise_known: bool = False,
 ) -> astro.table.Table:
-    """Every source that could have determined a kernel, and what became of it.
+    """Table of every source that could have determined a kernel, and how it was used.
 
     Parameters
     ----------
     sources
-        What was found on the science image.
+        Sources of the science image.
     candidates
-        Those that were offered to the fit.
+        Sources that were offered to the fit.
     fit
         The fit.
     science
-        Exposure that they were found on, for its box and unit.
+        Exposure on which the sources were found, for its box and unit.
     noise_known
-        The target's noise is not that of its weights (a score): no chi-square then.
+        True for a score, whose pixel noise is not the weights': chi2 and mean_residual are NaN.
 
     Returns
     -------
     stars
-        One row for each source, the brightest first: x, y (pixel coordinates), flux
+        One row for each source, the most significant first: x, y (pixel coordinates), flux
         (image_unit, in an aperture of the science image), signal_to_noise, candidate (it was
-        offered to the fit), used (the fit used it), reason (why not; empty if used), and for
-        candidates chi2 (reduced, of what the fit leaves on the stamp) and mean_residual (over
-        sigma); NaN for others.
+        offered to the fit), used (the fit used it), reason (why not; empty if used), chi2
+        (reduced, of the residual on the stamp) and mean_residual (over sigma); the last two are
+        NaN for sources that are no candidates.
     """
     n, box, unit = len(sources), science.bbox, science.unit
     candidate, used = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)

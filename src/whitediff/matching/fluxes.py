@@ -1,4 +1,4 @@
-"""How much brighter stars are in one image than in another, whatever their profiles."""
+"""Ratio of stars' fluxes in two images, by photometry in apertures, whatever their profiles."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["ComparedImages", "FluxRatio", "FluxTrend", "flux_ratio"]
 type Array = npt.NDArray[Any]
 
 _GAP, _RING, _NARROWEST = 1.1, 1.7, 8.0
-"""Inner and outer radius of the ring around an aperture, over the aperture's, and the least width
-of it in pixels."""
+"""Inner and outer radius of the ring around an aperture, over the aperture's radius; and least
+difference of the outer radius and the aperture's, in pixels."""
 _CLIP = 3.0
 _PASSES = 4
 _FEWEST = 3
@@ -27,26 +27,26 @@ _FAINTEST = 5.0
 """Least signal-to-noise ratio in the aperture."""
 _HIGHEST_TREND = 2
 _BY_CHANCE = 1e-5
-"""Probability of a trend by chance that is none, of the F test."""
+"""Probability, in an F test, below which a trend does not arise by chance."""
 _FREE = 2
-"""Stars beyond the terms of a trend, for each of them, at least: variable stars pull it."""
+"""Least number of stars, for each term of a trend, beyond the terms: variable stars pull it."""
 _LEAST_TREND = 0.03
-"""Of the ratio, between the 5th and the 95th of a hundred stars: apertures that miss a PSF's wings
-make up to 0.02 where the PSF varies."""
+"""Least spread of a trend, between the 5th and the 95th of a hundred stars, relative to the ratio:
+where the PSF varies, apertures that miss its wings make up to 0.02."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FluxTrend:
-    """How a ratio of fluxes goes over the field.
+    """Smooth variation of a ratio of fluxes over the field.
 
     Attributes
     ----------
     spread
-        Of the ratio over its mean, between the 5th and the 95th of a hundred stars.
+        Difference of the ratio between the 5th and the 95th of a hundred stars, over its mean.
     error
-        Its standard deviation.
+        Standard deviation of the spread.
     order
-        Of the polynomials in x and y that it takes: 1 or 2.
+        Order of the polynomials in x and y that describe it: 1 or 2.
     """
 
     spread: float
@@ -56,19 +56,18 @@ class FluxTrend:
 
 @dataclasses.dataclass(frozen=True)
 class FluxRatio:
-    """A ratio of fluxes, of many stars.
+    """Ratio of the fluxes of many stars.
 
     Attributes
     ----------
     value
         Robust mean over the stars; NaN where these are too few.
     error
-        Its standard deviation: from their noise, or from their scatter where that is larger.
+        Standard deviation of the value: from the noise, or from the scatter if that is larger.
     n_stars
-        Number of stars behind it.
+        Number of stars.
     trend
-        How it varies smoothly over the field; None where it does not, by more than 3 % and beyond
-        chance.
+        Smooth variation over the field; None where it is less than 3 % or may be chance.
     """
 
     value: float
@@ -84,9 +83,9 @@ class ComparedImages:
     Attributes
     ----------
     source, target
-        ``(ny, nx)``; the backgrounds may be anything smooth.
+        ``(ny, nx)``; any smooth background.
     source_variance, target_variance
-        ``(ny, nx)``.
+        ``(ny, nx)`` variances.
     missing
         ``(ny, nx)`` boolean: stars with such a pixel in their aperture are left out.
     sources
@@ -110,7 +109,7 @@ def flux_ratio(
     expected: Array,
     within: float | None = None,
 ) -> FluxRatio:
-    """Ratio of stars' fluxes in two images to what is expected, by photometry in apertures.
+    """Ratio of stars' fluxes in two images, over the expected ratio, by photometry in apertures.
 
     Parameters
     ----------
@@ -119,21 +118,21 @@ def flux_ratio(
     x, y
         ``(n,)`` 0-based positions, pixels.
     radius
-        Of the aperture, pixels: wide enough for both profiles.
+        Radius of the aperture, pixels: wide enough for both profiles.
     expected
-        ``(n,)`` target's flux over the source's.
+        ``(n,)`` expected flux in the target over the flux in the source.
     within
         Radius of the part of the aperture whose light is compared, pixels; all of it if None.
 
     Returns
     -------
     ratio
-        `FluxRatio`: what is measured over what is expected.
+        `FluxRatio`: measured ratio over the expected one.
 
     Notes
     -----
     A star's background is the median of the ring around its aperture.  Stars beyond three
-    standard deviations, of their own noise and of the scatter that all share, do not count.
+    standard deviations do not count; these include a star's own noise and a scatter common to all.
     """
     planes = (images.source, images.source_variance), (images.target, images.target_variance)
     outer = max(_RING * radius, radius + _NARROWEST)
@@ -165,7 +164,7 @@ def flux_ratio(
 
 
 def _trend(fluxes: Array, noises: Array, places: Array, ratio: float) -> FluxTrend | None:
-    """Smooth variation of the second of pairs of fluxes over the first, of a mean ratio."""
+    """Smooth variation of the ratio of each pair's second flux to its first, of given mean."""
     (first, second), (noise, other) = fluxes.T, noises.T
     brightness = (ratio * first + second) / 2
     # The mean of both, so that neither one's noise decides which stars count.
@@ -190,7 +189,7 @@ def _trend(fluxes: Array, noises: Array, places: Array, ratio: float) -> FluxTre
 def _significant(
     simpler: Array, terms: Array, value: Array, error: Array
 ) -> tuple[float, float] | None:
-    """Spread of a trend and its error; None where it is chance beside a simpler one."""
+    """Spread of a trend and its error; None if chance explains its gain over a simpler one."""
     fewest = _FREE * terms.shape[1]
     if len(value) < terms.shape[1] + fewest:
         return None
@@ -211,7 +210,7 @@ def _significant(
 
 
 def _trend_weights(terms: Array, value: Array, error: Array) -> Array:
-    """Inverse variances of stars about a trend, with what they scatter besides; 0 for outliers."""
+    """Inverse variances of stars about a trend, with their common scatter; 0 for outliers."""
     weight = 1 / error**2
     for _ in range(_PASSES):
         solution, _, _ = _fitted(terms, value, weight)
@@ -248,8 +247,8 @@ def _photometry(
 
 
 def _robust_ratio(fluxes: Array, noises: Array) -> FluxRatio:
-    """Second of pairs of fluxes, of nearly the same, over the first."""
-    # Said by one image alone, which stars count, and how much, would follow that image's noise.
+    """Ratio of each pair's second flux to its first; the fluxes of a pair are nearly equal."""
+    # Both images say how bright a star is: one alone would select and weigh stars by its noise.
     inverse = 1 / np.maximum(noises, 1e-6 * np.abs(fluxes)) ** 2
     brightness = (fluxes * inverse).sum(axis=1) / inverse.sum(axis=1)
     seen = brightness > _FAINTEST * np.sqrt(1 / inverse.sum(axis=1))
@@ -257,12 +256,13 @@ def _robust_ratio(fluxes: Array, noises: Array) -> FluxRatio:
         return FluxRatio(math.nan, math.nan, int(seen.sum()))
     (first, second), (noise, other) = fluxes[seen].T, noises[seen].T
     brightness = brightness[seen]
+    # Start from the brighter half, whose single ratios are the least noisy.
     keep = brightness >= np.median(brightness)
     ratio = float(np.median(second[keep] / first[keep]))
     shared = 0.0
     for _ in range(_PASSES):
         left, square = second - ratio * first, other**2 + (ratio * noise) ** 2
-        # What their noise does not explain of how they scatter, all share.
+        # Scatter beyond the stars' noise is taken as common to all stars.
         relative = (left / brightness)[keep]
         scatter = median_deviation(relative, about=0.0)
         shared = max(0.0, scatter**2 - float(np.median((square / brightness**2)[keep])))

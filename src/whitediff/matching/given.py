@@ -1,4 +1,4 @@
-"""How a PSF that was given measures the light of stars whose PSF is known otherwise."""
+"""Share of stars' light that a given PSF measures, if the stars' own PSF is known."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ type Array = npt.NDArray[Any]
 
 _TURNS = 6
 _MOST_MOVED = 3.0
-"""Pixels by which the origin of a PSF may be off."""
+"""Largest error of a PSF's origin, pixels."""
 
 
 def share_measured(given: Array, stars: Array) -> float:
-    """Share of a star's light that a fit of a PSF finds, among noise that is the same everywhere.
+    """Share of a star's light that a fit of a PSF finds in noise of uniform variance.
 
     Parameters
     ----------
@@ -28,14 +28,14 @@ def share_measured(given: Array, stars: Array) -> float:
         ``(py, px)`` PSF with which fluxes are measured, of unit sum, origin at
         ``[py//2, px//2]``.
     stars
-        ``(size, size)`` what a star of unit flux looks like, origin likewise; odd, and no smaller
-        than what ``given`` has of its light.
+        ``(size, size)`` image of a star of unit flux, origin in the middle; odd, and large enough
+        for the light in ``given``.
 
     Returns
     -------
     share
-        ``Σ given·stars / Σ given²``, where the one lies on the other as well as it can; 1 for the
-        same profile, whatever its origin.  NaN where they do not lie on each other.
+        ``Σ given·stars / Σ given²``, with the PSF moved onto the star as well as it can be; 1 for
+        the same profile, whatever its origin.  NaN if that is impossible within 3 pixels.
     """
     half = stars.shape[0] // 2
     dy = dx = 0.0

@@ -1,4 +1,4 @@
-"""The kernel's sum by the stars alone, whatever the sky between them is."""
+"""The kernel's sum by the stars alone, independent of the sky between them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["sum_with_local_skies"]
 type Array = npt.NDArray[Any]
 
 _FEWEST, _MOST = 5, 100
-"""Stars, of which the brightest come first."""
+"""Least and largest number of stars; the brightest are taken."""
 _CUT = 1e-12
-"""Least eigenvalue that is used, over the largest one."""
+"""Least singular value that is used, over the largest."""
 
 
 @single_threaded_algebra()
 def sum_with_local_skies(stamps: Stamps, basis: KernelBasis, used: Array) -> tuple[float, float]:
-    """Fit one kernel to stamps of which each has a sky of its own.
+    """Fit one kernel to stamps, each of which has a sky of its own.
 
     Parameters
     ----------
@@ -39,14 +39,14 @@ def sum_with_local_skies(stamps: Stamps, basis: KernelBasis, used: Array) -> tup
     Returns
     -------
     value, error
-        Sum of the kernel, and its error by the jackknife over the stamps; NaN and infinity
-        where they are fewer than 5.
+        Sum of the kernel, and its error by the jackknife over the stamps; NaN and infinity for
+        fewer than 5 stamps.
 
     Notes
     -----
-    A sky of first order is projected out of each stamp and of what the basis makes of it, so
-    that neither a wrong sky nor one that the images have in common is in the sum. It is noisier
-    for that, and lacks the light that is as wide as a stamp.
+    A sky of first order is projected out of each target stamp and of each source stamp convolved
+    with a basis image.  So neither a wrong sky nor one common to both images affects the sum; but
+    it is noisier, and lacks light as wide as a stamp.
     """
     which = np.flatnonzero(used)[:_MOST]
     if len(which) < _FEWEST:
@@ -69,7 +69,7 @@ def sum_with_local_skies(stamps: Stamps, basis: KernelBasis, used: Array) -> tup
         grams[row], rights[row] = light[:-1] @ light[:-1].T, light[:-1] @ light[-1]
 
     def solved(gram: Array, right: Array) -> float:
-        # The first image of a basis alone has a sum.
+        # Only the first image of a basis has a sum.
         return float(np.linalg.lstsq(gram, right, rcond=_CUT)[0][0])
 
     gram, right = grams.sum(axis=0), rights.sum(axis=0)

@@ -1,9 +1,9 @@
-"""What a difference's background has that no polynomial follows: fringes, steps, ghosts.
+"""Structure of a difference's background that no polynomial follows: fringes, steps, ghosts.
 
 Steps between amplifiers are found in the profiles of columns and rows.  The rest is predicted from
-the means of small blocks by a Wiener filter whose power spectrum is that of the means themselves.
-Fringes fill a small part of the frequencies, and only there anything is taken away: a point source,
-which has power at all of them, loses next to nothing.
+the means of small blocks by a Wiener filter, whose power spectrum is measured on the same means.
+Fringes fill a small part of the frequencies, and only there anything is subtracted: a point source,
+which has power at all frequencies, loses next to nothing.
 """
 
 from __future__ import annotations
@@ -31,55 +31,57 @@ type Array = npt.NDArray[Any]
 
 _BLOCK = 8
 _LEAST_FREE = 0.25
-"""Of a block's pixels, for its mean to count."""
+"""Least share of free pixels in a block for its mean to count."""
 _FEWEST_BLOCKS = 100
 _ROUNDS = 3
 _MASKED = 4.0
-"""Scatters of the image, filtered with the PSF, beyond which there is a source."""
+"""Height of a source, in scatters of the image filtered with the PSF."""
 _GROWTH, _BRIGHT_GROWTH, _BRIGHT = 0.7, 1.5, 20.0
-"""Full widths by which a source's pixels are grown; bright ones', beyond so many scatters."""
+"""Full widths of the PSF by which pixels of sources, and of bright sources, are grown; and height
+of a bright source, in scatters."""
 _AROUND = 4.0
-"""Widths of the Gaussian that tells the level on which a source stands."""
+"""Width, in sigmas of the PSF, of the Gaussian that gives the level on which a source stands."""
 _CELLS_IN_SIGMA = 3
 _SAMPLE = 200_000
 _PADDING = 24
 """Blocks around the frame, so that its opposite edges do not see each other."""
 _TAPERED = 0.5
-"""Of each side of the frame, over which the window of a periodogram rises and falls."""
+"""Share of each side of the frame over which the window of a periodogram rises and falls."""
 _INDEPENDENT = 0.6
-"""Of a periodogram's frequencies, with that window."""
+"""Share of a periodogram's frequencies that are independent with that window."""
 _SMOOTHED = 3
 """Frequencies over which a power spectrum is averaged, in each direction."""
 _EXCESS = 5.0
-"""Errors of the noise's power by which a structure's exceeds it."""
+"""Errors of the noise's power by which the power of a structure exceeds it."""
 _MOST_ITERATIONS, _TOLERANCE = 60, 1e-3
 _FOLDS = 5
 _EVIDENCE, _LEAST_EVIDENCE = 10.0, 4.0
-"""Errors of what chi-square gains in blocks left out, for a structure to be one, and for it to be
-looked for."""
+"""Gain of χ² in blocks left out, in its errors, for a structure to be believed, and to be looked
+for."""
 _CLEAR_EXCESS = 25.0
-"""Errors of the noise's power by which none of its frequencies exceeds it."""
+"""Errors of the noise's power by which noise does not exceed it at any frequency."""
 _LEAST_PROFILE = 0.1
-"""Of a row or column, what must be free for its mean to count."""
+"""Least share of free pixels in a row or column for its mean to count."""
 _STEP_PARTS = (1, 2, 4)
-"""Equal parts of the frame in which steps are sought, besides those between known ones."""
+"""Numbers of equal parts of the frame in which steps are sought, besides the parts between known
+steps."""
 _PLANES_ORDER = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """What was found beyond polynomials.
+    """Structure of a background beyond polynomials.
 
     Attributes
     ----------
     image
         ``(ny, nx)`` float32.
     rows, columns
-        First ones beyond steps.
+        First rows and columns beyond steps.
     amplitude
         Standard deviation over the frame, in a pixel's noise.
     loss
-        Part of its flux that a point source loses where nothing masks it, if it is as faint.
+        Share of its flux that a point source loses if it is too faint to be masked.
     """
 
     image: Array
@@ -100,12 +102,12 @@ def has_structure(difference: Array, free: Array, start: Array) -> bool:
     Returns
     -------
     has_structure
-        Where there is none, `fit_mesh` finds none.
+        If False, `fit_mesh` finds no structure.
 
     Notes
     -----
-    Of so many frequencies those of noise exceed 5 errors, too: then each half of the blocks has to
-    tell something of the other, or a step has to be seen.
+    Among so many frequencies, noise alone exceeds 5 errors at times.  Up to 25 errors, therefore,
+    each half of the blocks has to predict the other, or a step has to be seen.
     """
     means = _Means.of(difference, free, start)
     if means is None:
@@ -133,8 +135,8 @@ def common_structure(
     Returns
     -------
     correlation
-        Of their means of blocks, -1 to 1, the noise's part of the variances taken off; 0 where one
-        has no structure.
+        Correlation of the means of blocks, with the noise subtracted from their variances; 0 if
+        one image has no structure.
     """
     means = [found for each in (first, second) if (found := _Means.of(*each)) is not None]
     if len(means) < 2:
@@ -160,40 +162,42 @@ def fit_mesh(
     Parameters
     ----------
     difference
-        ``(ny, nx)``; its noise need not be white.
+        ``(ny, nx)``; the noise need not be white.
     free
         ``(ny, nx)`` boolean: source-free pixels; those that are not finite do not count.
     fwhm
-        Of its PSF, pixels: sources that no mask tells of are found with a Gaussian of that width.
+        Full width at half maximum of the PSF, pixels: unmasked sources are found with a Gaussian
+        of that width.
     start
-        ``(m, n)`` coefficients of polynomials that are taken away first, as
-        `whitediff.matching.background.fit_background` gives them.
+        ``(m, n)`` coefficients of polynomials that are subtracted first, as from
+        `whitediff.matching.background.fit_background`.
     always
-        Take the filter's prediction also where blocks left out do not ask for it.
+        Use the filter's prediction even where blocks left out do not ask for it.
 
     Returns
     -------
     mesh
-        `Mesh`, without these polynomials; None where there is no structure, or too little of the
+        `Mesh`, without these polynomials; None if there is no structure, or too little of the
         frame to tell.
 
     Notes
     -----
     Steps: at every row and column, a parabola and a step within 48 pixels, at most an eighth of the
-    frame; those beyond 8 errors that a polynomial does not describe.  They are sought across the
-    frame, in halves and quarters of it, and from one step to the next.  Each rectangle between them
-    gets a plane, and all a polynomial of order 2.
+    frame; a step counts beyond 8 errors if a polynomial does not describe it.  Steps are sought
+    across the frame, in halves and quarters of it, and from one step to the next.  Each rectangle
+    between them gets a plane, and all together a polynomial of order 2.
 
-    Filter: means m of blocks, with weights W, are those of a field of power S and noise.  The field
-    is √S x, (1 + √S W √S) x = √S W m (Rybicki & Press 1992, ApJ 398, 169, sect. 2), by conjugate
-    gradients.  S is what the periodogram of the means, smoothed over 3 × 3 frequencies, has beyond
-    the noise, the median of the upper frequencies, where that exceeds 5 errors; it is estimated a
-    second time with the gaps filled.  It is used where it predicts fifths of the blocks from the
-    others: where χ² gains ten times √(Σ W prediction²).  The mean over a block is undone, and the
-    field is continued between the blocks by its Fourier series.
+    Filter: the means m of blocks, with weights W, are a field of power S plus noise.  The field is
+    √S x, (1 + √S W √S) x = √S W m (Rybicki & Press 1992, ApJ 398, 169, sect. 2), solved by
+    conjugate gradients.  S comes from the periodogram of the means, smoothed over 3 × 3
+    frequencies: its excess over the noise, which is the median of the upper frequencies, where this
+    exceeds 5 errors.  S is estimated a second time with the gaps filled.  The filter is used if it
+    predicts fifths of the blocks from the others: if χ² falls by ten times √(Σ W prediction²).  The
+    averaging over a block is undone, and the field is continued between the blocks by its Fourier
+    series.
 
-    Three rounds, each without the sources that the round before shows: pixels beyond 4 scatters of
-    the image filtered with the PSF.  Without that, a tenth of faint sources' flux would go.
+    Three rounds are made, each without the sources that the round before shows: pixels beyond 4
+    scatters of the image filtered with the PSF.  Else a tenth of faint sources' flux would be lost.
     """
     if not (always or has_structure(difference, free, start)):
         return None
@@ -203,11 +207,11 @@ def fit_mesh(
     means: _Means | None = None
     loss, filtered = 0.0, always
     for turn in range(_ROUNDS + 1):
-        # A step's brighter side is no source: at first nothing is.
+        # At first nothing is masked: the brighter side of a step would look like a source.
         use = free & ~_has_source(difference - structure, free, fwhm) if turn else free
         rows, columns = _find_steps(np.where(use, difference, structure), use)
         if not turn and not rows and not columns:
-            # Then it is what these blocks tell already.
+            # Without steps, the smoothed start is already the filter's prediction.
             continue
         structure = _steps(difference, use, rows, columns)
         means = _Means.of(difference - structure, use)
@@ -227,7 +231,7 @@ def fit_mesh(
 
 
 def _smooth(difference: Array, free: Array) -> Array:
-    """What the means of blocks tell of all pixels, the missing ones included."""
+    """All pixels, missing ones included, as predicted from the means of blocks."""
     means = _Means.of(difference, free)
     field = None if means is None else _Field.of(means)
     if means is None or field is None:
@@ -242,13 +246,14 @@ class _Means:
     mean: Array
     weight: Array
     pixel_variance: float
-    """Of a block's mean, times its pixels: a pixel's, where noise is white."""
+    """Variance of a block's mean times its number of pixels: a pixel's variance in white noise."""
 
     @classmethod
     def of(cls, image: Array, free: Array, start: Array | None = None) -> _Means | None:
         rows, columns = (n // _BLOCK for n in image.shape)
         count, total = np.zeros((2, rows, columns))
         width = columns * _BLOCK
+        # One row of blocks at a time, to save memory.
         for row in range(rows):
             strip = slice(row * _BLOCK, (row + 1) * _BLOCK)
             use = free[strip] & np.isfinite(image[strip])
@@ -265,7 +270,7 @@ class _Means:
         return None if not variance > 0 else cls(mean, count / variance, variance)
 
     def without(self, out: Array) -> _Means:
-        """The same without some blocks."""
+        """Means in which some blocks do not count."""
         return _Means(
             np.where(out, 0, self.mean), np.where(out, 0, self.weight), self.pixel_variance
         )
@@ -286,7 +291,7 @@ def _less(image: Array, free: Array, start: Array | None, rows: slice) -> Array:
 
 
 def _noise_of(mean: Array, count: Array) -> float:
-    """Variance from differences in both directions, in which what is smooth cancels."""
+    """Noise per pixel from differences in both directions, in which smooth structure cancels."""
 
     def squares(values: Array, signs: tuple[int, int, int]) -> Array:
         parts = (values[1:, 1:], values[:-1, 1:], values[1:, :-1], values[:-1, :-1])
@@ -317,7 +322,7 @@ class _Spectrum:
     power: Array
     noise: float
     error: float
-    """Of the noise's power at one frequency, relative."""
+    """Relative error of the noise's power at one frequency."""
 
     @classmethod
     def of(cls, mean: Array, known: Array) -> _Spectrum:
@@ -333,7 +338,7 @@ class _Spectrum:
 
     @property
     def excess(self) -> Array:
-        """Power that is none of the noise's."""
+        """Power beyond the noise's, where it is significant."""
         above = self.power > self.noise * (1 + _EXCESS * self.error)
         return np.where(above, self.power - self.noise, 0)
 
@@ -344,7 +349,7 @@ class _Spectrum:
 
     @property
     def has_structure(self) -> bool:
-        """Whether there is any."""
+        """Whether any frequency has significant power beyond the noise's."""
         return self.largest_excess > _EXCESS
 
 
@@ -369,7 +374,7 @@ class _Field:
         return cls(np.sqrt(spectrum.excess)) if spectrum.has_structure else field
 
     def _amplitudes(self, means: _Means) -> Array:
-        """Fourier transform of the field that the means ask for, half of the frequencies."""
+        """Fourier transform of the most likely field given the means, half of the frequencies."""
         rows, columns = means.mean.shape
         shape = self.root.shape
         root = self.root[:, : shape[1] // 2 + 1]
@@ -396,21 +401,21 @@ class _Field:
         return result
 
     def at_blocks(self, means: _Means) -> Array:
-        """Its means of the blocks."""
+        """The field's means over the blocks."""
         rows, columns = means.mean.shape
         whole = scipy.fft.irfft2(self._amplitudes(means), self.root.shape)
         result: Array = whole[:rows, :columns]
         return result
 
     def image(self, means: _Means, shape: tuple[int, ...]) -> Array:
-        """Its pixels, float32."""
+        """The field at all pixels, float32."""
         amplitudes = self._amplitudes(means)
         ny, nx = self.root.shape
         whole = (_BLOCK * ny, _BLOCK * nx)
         pixels = (np.arange(_BLOCK) - (_BLOCK - 1) / 2) / _BLOCK
         for axis, frequency in enumerate((scipy.fft.fftfreq(ny), scipy.fft.rfftfreq(nx))):
             response = np.cos(2 * np.pi * np.outer(frequency, pixels)).mean(axis=1)
-            # Blocks do not tell the phase of the highest frequency.
+            # The highest frequency is left out: blocks do not determine its phase.
             response[np.abs(frequency) == 0.5] = np.inf
             to_pixels = np.exp(2j * np.pi * frequency * pixels[0]) / response
             amplitudes = amplitudes * np.expand_dims(to_pixels, 1 - axis)
@@ -421,7 +426,7 @@ class _Field:
         return result
 
     def loss(self, means: _Means, fwhm: float) -> float:
-        """Part of the flux of a point source that the field takes to be its own."""
+        """Share of a point source's flux that the field would take away."""
         noise = 1 / float(np.median(means.weight[means.weight > 0]))
         gain = self.root**2 / (self.root**2 + noise)
         sigma = FWHM_TO_SIGMA * fwhm
@@ -433,7 +438,8 @@ class _Field:
 
 
 def _predicts(means: _Means, *, folds: int = _FOLDS, evidence: float = _EVIDENCE) -> bool:
-    """Whether parts of the blocks are predicted from the others, with a field of these."""
+    """Whether a field fitted to the other blocks predicts the blocks that are left out."""
+    # A fixed seed: the same image gives the same result.
     fold = np.random.default_rng(0).integers(folds, size=means.mean.shape)
 
     def tried(each: int) -> tuple[float, float]:
@@ -460,7 +466,7 @@ def _has_source(image: Array, free: Array, fwhm: float) -> Array:
     )
     np.maximum(seen, 1e-2, out=seen)
     light /= seen
-    # What is about as bright around a source is none of it.
+    # Surroundings about as bright as the source are background.
     light -= _level_around(image, free, _AROUND * sigma)
     light *= np.sqrt(seen, out=seen)
     values = light[free]
@@ -474,7 +480,7 @@ def _has_source(image: Array, free: Array, fwhm: float) -> Array:
 
 
 def _level_around(image: Array, free: Array, sigma: float) -> Array:
-    """Means of the free pixels around each, weighed by a Gaussian that is wider than the cells."""
+    """Mean of the free pixels around each pixel, with Gaussian weights wider than the cells."""
     cell = max(1, int(sigma / _CELLS_IN_SIGMA))
     share = cell_means(free, np.ones_like(free), cell)
     sums = np.where(share > 0, cell_means(image, free, cell), 0) * share
@@ -492,10 +498,10 @@ def _level_around(image: Array, free: Array, sigma: float) -> Array:
 
 
 def _near(marked: Array, reach: float) -> Array:
-    """Pixels at most so far from marked ones."""
+    """Pixels within a distance of marked ones."""
     result = marked.copy()
     ny, nx = marked.shape
-    # The inner ones have nothing near that the outer ones have not.
+    # Outer pixels suffice: all that is near inner ones is marked, or near outer ones.
     outer = marked & ~scipy.ndimage.binary_erosion(marked, border_value=1)
     row, column = np.nonzero(outer)
     half = int(reach)
@@ -518,9 +524,10 @@ def _find_steps(image: Array, free: Array) -> tuple[list[int], list[int]]:
 
 
 def _steps_along(image: Array, free: Array, across: list[int]) -> list[int]:
-    """First rows beyond steps, in all columns, in parts of them, or between the given ones.
+    """First rows beyond steps: across all columns, across parts, or between the given columns.
 
-    Steps that go up in one part and down in another may not show in all columns.
+    Parts are needed since a step that goes up in one and down in another may cancel over all
+    columns.
     """
     width = image.shape[1]
     ends = [0, *across, width]
@@ -545,7 +552,7 @@ def _steps_of(image: Array, free: Array) -> list[int]:
 
 
 def _steps(image: Array, free: Array, rows: list[int], columns: list[int]) -> Array:
-    """A polynomial, and a plane for every rectangle between the steps; zero without steps."""
+    """Fit of a polynomial, and of a plane to every rectangle between steps; zero without steps."""
     if not rows and not columns:
         return np.zeros_like(image)
     ny, nx = image.shape
@@ -576,7 +583,7 @@ def _steps(image: Array, free: Array, rows: list[int], columns: list[int]) -> Ar
     within = np.stack([(of_row == i) & (of_column == j) for i, j in rectangles], 1)
     plane = np.stack([np.ones_like(at_u), at_u, at_v], 1)
     terms = np.hstack([polynomial, (within[:, :, None] * plane[:, None]).reshape(len(at_u), -1)])
-    # The polynomial can do what equal planes do: the smallest of all solutions.
+    # Equal planes are a polynomial, too, so that the solution is not unique: take the smallest.
     solution = np.linalg.lstsq(terms * root[:, None], value, rcond=1e-10)[0]
     coefficients = np.zeros((_PLANES_ORDER + 1, _PLANES_ORDER + 1))
     common, planes = np.split(solution, [polynomial.shape[1]])

@@ -26,7 +26,7 @@ _FEW_PIXELS = 8
 """Pixels of a basis image, on average, up to which shifts cost less than Fourier transforms."""
 
 _CONVOLVED_PIXELS = 4e5
-"""Numbers that hold convolved stamps at a time: what the processor's caches hold."""
+"""Numbers in the convolved stamps of one chunk: as many as the processor's caches hold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +36,17 @@ class Normals:
     Attributes
     ----------
     gram
-        ``(n, m, m)`` weighted products of the columns.
+        ``(n, m, m)`` weighted products of the columns: the convolved source and the constant.
     right
-        ``(n, m)`` those of the columns and the target.
+        ``(n, m)`` weighted products of the columns and the target.
     square
-        ``(n,)`` that of the target with itself.
+        ``(n,)`` weighted square of the target.
     mean, mean_target
         ``(n, m)`` and ``(n,)``: means of the columns and of the target, times √weight.
     pixels
         ``(n,)`` numbers of pixels with weight.
     noise
-        ``(n, m, m)``: what the source's noise adds to the products on average; None if it is
-        not known.
+        ``(n, m, m)``: mean contribution of the source's noise to `gram`; None if it is not known.
     """
 
     gram: Array
@@ -72,7 +71,7 @@ def normal_equations(stamps: Stamps, basis: KernelBasis) -> Normals:
     Returns
     -------
     normals
-        Of the basis-convolved sources and a constant, weighted.
+        Weighted normal equations for the sources convolved with the basis, and a constant.
 
     Raises
     ------
@@ -109,7 +108,7 @@ def normal_equations(stamps: Stamps, basis: KernelBasis) -> Normals:
     pixels = np.count_nonzero(stamps.weight, axis=(1, 2)).astype(np.float64)
     mean /= np.maximum(pixels, 1)[:, None]
     if basis.products is not None:
-        # What was summed are the products, not the images that are made of them.
+        # The sums so far are those of the outer products: transform them to the basis images'.
         transform = scipy.linalg.block_diag(basis.products.transform, 1.0, 1.0)
         products = transform @ products @ transform.T
         mean = mean @ transform.T
@@ -125,7 +124,7 @@ def normal_equations(stamps: Stamps, basis: KernelBasis) -> Normals:
 
 
 def _convolve(sources: Array, basis: KernelBasis, root: Array, out: Array) -> None:
-    """Valid convolution of stamps with the products or images of a basis, times √w."""
+    """Valid convolution of stamps with a basis' outer products or images, times √weight."""
     n, width, _ = sources.shape
     size = root.shape[1]
     if basis.products is None and np.count_nonzero(basis.images) > _FEW_PIXELS * len(basis):
@@ -165,16 +164,17 @@ def _convolve(sources: Array, basis: KernelBasis, root: Array, out: Array) -> No
 
 
 def _noise_gram(stamps: Stamps, basis: KernelBasis) -> Array:
-    """``Σ_p w_p Σ_d σ²(p − d) B_b(d) B_c(d)`` of every stamp: its noise's part of the gram.
+    """The noise's part of every stamp's gram: ``Σ_p w_p Σ_d σ²(p − d) B_b(d) B_c(d)``.
 
-    Of correlated noise B are the basis images convolved with √N, beyond the kernel's stamp as well.
+    If the noise is correlated, B are the basis images convolved with √N, which reach beyond the
+    kernel's stamp.
     """
     variances = stamps.source_variance
     assert variances is not None
     n, m, width = len(stamps), len(basis) + 1, stamps.source.shape[1]
     images = coloured(basis.images, stamps.source_noise)
     side = images.shape[1]
-    # Further out than its stamp the source's variance is taken as that at the edge.
+    # The source's variance beyond its stamp is not known; it is taken from the edge.
     margin = (side - basis.size) // 2
     grid = scipy.fft.next_fast_len(width + 2 * margin, real=True)
     flat = images.reshape(m - 1, -1)
@@ -187,7 +187,7 @@ def _noise_gram(stamps: Stamps, basis: KernelBasis) -> Array:
         if margin:
             variance = np.pad(variance, [(0, 0), (margin, margin), (margin, margin)], mode="edge")
         variance = scipy.fft.rfft2(variance, s=(grid, grid))
-        # By index of the source's stamp, where a kernel's pixels come in reverse.
+        # Correlation is by index of the source's stamp, along which a kernel's pixels are reversed.
         shared = scipy.fft.irfft2(variance * weight.conj(), s=(grid, grid))
         seen = shared[:, :side, :side][:, ::-1, ::-1].reshape(len(shared), 1, -1)
         result[part, :-1, :-1] = (seen * flat) @ flat.T
@@ -198,7 +198,7 @@ def _noise_gram(stamps: Stamps, basis: KernelBasis) -> Array:
 
 
 def residual_statistics(normals: Normals, local: Array) -> tuple[Array, Array]:
-    """Mean and rms of the residual over its sigma, of every stamp.
+    """Mean and rms of every stamp's residual over its sigma.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What both a difference and a score need of two exposures before they are matched."""
+"""Preparation of two exposures for matching, whether for a difference or for a score."""
 
 from __future__ import annotations
 
@@ -75,55 +75,56 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.match")
 
 _EQUAL_WIDTHS = 1.015
-"""Ratio up to which one PSF is not wider than another: their widths have errors, and the science
-image's own PSF is the better known."""
+"""Ratio of widths up to which two PSFs count as equally wide: widths have errors, and the science
+image's PSF is the better known."""
 
 _WIDTH_SIGMAS = 4
 _WIDTH_REACHES = (8, 32)
 _WIDTH_RATIO, _MOST_OF_STRUCTURED = (0.6, 1.2), 1.5
-"""Of a full width at half maximum over the Gaussian's of the same half-light radius: a Moffat
-profile of beta 2 has 0.64.  Under structure the radii are of stars less a background of small
-cells, which takes their wings away."""
+"""Believable ratios of a full width at half maximum to that of a Gaussian with the same half-light
+radius: a Moffat profile of beta 2 has 0.64.  In structured emission the limit is higher: a
+background of small cells takes the stars' wings away before their radii are measured."""
 _PSF_SIGMAS = 7
 _PSF_SIDES = (21, 81)
 _WING_SIGMAS = 12
 _WING_SIDE = 101
 _NARROW_SIDE = 41
-"""Side of the stamps, pixels, that hold the rings of narrow PSFs."""
+"""Least side, pixels, of the stamps for narrow PSFs, to hold their rings."""
 _LOST_WINGS = 5e-4
-"""Of a PSF's flux, what its stamp may cut off to be smaller."""
+"""Share of a PSF's flux that may be cut off for a smaller stamp."""
 _PSF_ORDER = 2
 _ERROR_OF_GALAXIES, _ERROR_WITHOUT_STARS = 0.3, 0.7
-"""Of fluxes, where galaxies may have been taken for stars, and where nothing is told from galaxies:
-the latter were off by 55 and 71 %."""
+"""Relative errors of fluxes where galaxies may have been taken for stars, and where no star is told
+from galaxies: such fluxes were off by 55 and 71 %."""
 _UNCERTAIN_LIGHT = 0.05
 """Relative error of all fluxes that deserves a warning."""
 _EMISSION_SIGMAS = 8
-"""Widths of the PSF that a cell of the background has, where a PSF is measured in emission."""
+"""Side of a background's cell, in sigmas of the PSF, where a PSF is measured in emission."""
 _STRUCTURE_CELLS = (64, 32, 16, 8)
-"""Of the background under stars in structured emission, pixels; the first as anyway."""
+"""Cells to try, pixels, for the background under stars in structured emission; the first is the
+usual one."""
 _MANY_PHOTONS, _SAFE_SIGMAS = 40.0, 6.5
-"""Of the sky under a PSF, from which peaks of 5 sigma are as many as a Gaussian's; and significance
-that peaks below that do not reach: against a deep template, 15 times as many at 26 photons, 70
-times at 7, the highest of 50 at 6.2 sigma."""
+"""Photons of the sky under a PSF from which on noise makes no more peaks of 5 sigma than Gaussian
+noise; and a significance that noise of fewer photons does not reach.  Measured against a deep
+template: 15 times as many peaks at 26 photons, 70 times at 7, the highest of 50 at 6.2 sigma."""
 _SKY_STEP, _SKY_SIGMAS = 32, 0.25
-"""Pixels in which the sky may change, and its slope, by a quarter of a pixel's noise without
-effect on stars."""
+"""The sky and its slope may change by a quarter of a pixel's noise over 32 pixels without effect
+on stars."""
 _PSF_WIDTH_TOLERANCE = 0.3
 _STRICT = CandidateOptions(
     stars_only=True,
     width_tolerance=_PSF_WIDTH_TOLERANCE,
     signal_to_noise=(CandidateOptions.signal_to_noise[0], math.inf),
 )
-"""Galaxies would do for a kernel, not for a PSF, which the brightest stars tell best."""
+"""Stars for a PSF: galaxies would do for a kernel, not for a PSF; the brightest stars are best."""
 _TOLD_BIAS, _BIAS_ERRORS, _BIAS_LEFT = 0.015, 4, 0.2
-"""Of fluxes by a PSF that was given, what its stars must say against it; and of that, what may be
-left once it is taken into account."""
+"""Bias of fluxes by a given PSF that is corrected for: least relative bias, and least in errors of
+the stars' light; and the share of the bias that counts as its error."""
 _PLACES = ((0.5, 0.5), (0.2, 0.2), (0.2, 0.8), (0.8, 0.2), (0.8, 0.8))
-"""Where a PSF that was given is compared with that of the stars, in sides of the frame."""
+"""Places (x, y) at which a given PSF is compared with the stars', in sides of the frame."""
 _SAME_WIDTH, _OTHER_WIDTH = 0.03, 0.08
-"""Relative differences of widths: of PSFs that are said to be as wide, and of two of which it can
-be told which is which."""
+"""Relative differences of widths up to which two PSFs are called equally wide, and from which two
+PSFs can be told from each other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,16 +136,18 @@ class PreparationOptions:
     rescale_variance
         Bring both variance planes to the noise measured on source-free pixels.
     use_wcs
-        Align the template by its WCS where that says whole pixels; if False, pixel for pixel.
+        Align the template by its WCS if that means a shift by whole pixels; if False, pixel for
+        pixel.
     resampling
         How to resample a template on another grid; None to refuse it.
     required_template_fraction
-        Of the science image's usable pixels that the template must cover; less is an error.
+        Fraction of the science image's usable pixels that the template must cover; less is an
+        error.
     expected_template_fraction
-        Less than this is a warning.
+        Covered fraction below which a warning is given.
     exclude_mask_planes
-        Planes whose pixels must not be near a star that a kernel or PSF is measured on.
-        Those of `masks.AVOIDED_MASK_PLANES` never may.
+        Mask planes whose pixels must not be near a star for a kernel or PSF; in addition to
+        `masks.AVOIDED_MASK_PLANES`.
     defects
         Which defects to look for on both exposures.
     """
@@ -167,24 +170,24 @@ class Pair:
     science, template
         The exposures; their variance planes are rescaled.
     science_variance_factor, template_variance_factor
-        By which those were multiplied.
+        Factors by which the variance planes were multiplied.
     template_fraction
         Fraction of the science image's usable pixels that the template covers.
     science_bad, template_bad
         ``(ny, nx)`` boolean: pixels that hold no measurement, or that were excluded.
     source_levels
-        Which pixels hold sources of either.
+        Pixels that hold sources of either exposure.
     sources
-        Sources of the science image, measured on both.
+        Sources of the science image, measured on both exposures.
     science_fwhm, template_fwhm
-        Full widths at half maximum: of the PSFs that came with the exposures, or of their
-        stars, pixels.
+        Full widths at half maximum, pixels, of the PSFs that came with the exposures, or of
+        their stars.
     is_structured
-        Emission with structure fills the field of one of them.
+        Whether emission with structure fills the field of either exposure.
     is_curved
-        Or the sky of one of them varies under a star's wings.
+        Whether the sky of either exposure varies under a star's wings.
     misalignment
-        How far their stars lie apart; None where nothing tells.
+        Distance between the stars of both exposures; None if it could not be measured.
     """
 
     science: Exposure
@@ -219,20 +222,19 @@ class Pair:
 
     @property
     def science_sigma(self) -> float:
-        """Width of the Gaussian that is as wide at half maximum as the science PSF, pixels."""
+        """Sigma of the Gaussian that is as wide at half maximum as the science PSF, pixels."""
         return FWHM_TO_SIGMA * self.science_fwhm
 
     @property
     def template_sigma(self) -> float:
-        """The same of the template."""
+        """Sigma of the Gaussian that is as wide at half maximum as the template's PSF, pixels."""
         return FWHM_TO_SIGMA * self.template_fwhm
 
     @functools.cached_property
     def psf_fwhm(self) -> tuple[float, float]:
-        """Full widths at half maximum, science and template, as far as they are known by now.
+        """Best known full widths at half maximum of science image and template, pixels.
 
-        Pixels.  A PSF that was measured tells its width better than the median star does, unless
-        its pixels are too coarse for that.
+        The width of a PSF is better known than the median star's, unless pixels are too coarse.
         """
         science, template = (
             width
@@ -247,15 +249,15 @@ class Pair:
 
     @property
     def sharper(self) -> Direction:
-        """The exposure with the narrower PSF; the template where they are equal, but for errors."""
+        """Exposure with the narrower PSF; the template if the widths are equal within errors."""
         wider = self.template_fwhm > _EQUAL_WIDTHS * self.science_fwhm
         return "science" if wider else "template"
 
 
 @single_threaded_algebra()
 def prepare(
-    science: Any,
-    template: Any,
+    science: object,
+    template: object,
     options: PreparationOptions | None = None,
     *,
     covered: Callable[[float], None] | None = None,
@@ -282,15 +284,16 @@ def prepare(
     ArgumentError
         If the exposures cannot be brought onto the same pixels.
     DataError
-        If they have the same pixels or do not overlap enough, a variance plane is absurd, or there
-        is no source.
+        If both hold the same values, overlap too little, or have exchanged PSFs; if one counts too
+        few photons, was cut off at the level of its noise, or has an absurd variance plane; or if
+        there is no source.
     """
     options = options or PreparationOptions()
     science, template = measurable(Exposure.from_object(science), Exposure.from_object(template))
     untrusted = [untrusted_pixels(exposure) for exposure in (science, template)]
     in_threads(lambda each: _check_colours(*each), zip((science, template), untrusted, strict=True))
     science, template = with_defects(science, template, options.defects, untrusted=untrusted)
-    # On the science image's pixels a template has its WCS, wherever it lay before.
+    # Asked before the alignment, which gives the template the science image's WCS.
     by_wcs = options.use_wcs and science.wcs is not None and template.wcs is not None
     template = aligned_template(
         science, template, use_wcs=options.use_wcs, resampling=options.resampling
@@ -315,7 +318,7 @@ def prepare(
         for exposure, bad in zip((science, template), untrusted, strict=True)
     ]
     del untrusted
-    # The two exposures side by side.
+    # The two exposures in parallel.
     apart = in_threads(
         lambda each: levels_apart(*each), zip((science, template), avoided, strict=True)
     )
@@ -379,7 +382,7 @@ def prepare(
 
 
 def _are_equal(one: Array, other: Array) -> bool:
-    """Whether two images are the same, which the first row hardly ever leaves open."""
+    """Whether two images are equal; the first row alone nearly always decides."""
     return all(
         np.array_equal(one[rows], other[rows], equal_nan=True)
         for rows in (slice(0, 1), slice(None))
@@ -387,12 +390,12 @@ def _are_equal(one: Array, other: Array) -> bool:
 
 
 def width_stars(sources: Sources) -> Candidates:
-    """Stars that tell the widths of the PSFs; any static sources where there are none.
+    """Stars for measuring the widths of the PSFs; any static sources where stars are too few.
 
     Parameters
     ----------
     sources
-        Of a pair.
+        Sources of a pair.
 
     Returns
     -------
@@ -402,7 +405,7 @@ def width_stars(sources: Sources) -> Candidates:
     Raises
     ------
     TooFewSourcesError
-        If there are too few of both.
+        If there are too few static sources, too.
     """
     try:
         return choose_candidates(
@@ -415,7 +418,7 @@ def width_stars(sources: Sources) -> Candidates:
 def _warn_of_galaxies(
     exposures: tuple[Exposure, ...], widths: tuple[float, ...], sources: Sources
 ) -> None:
-    """Say that PSFs that are measured may be those of galaxies."""
+    """Warn that PSFs may be measured from galaxies."""
     measured = [
         f"{width:.2f} pixels for {exposure.source or 'an exposure'}"
         for exposure, width in zip(exposures, widths, strict=True)
@@ -438,7 +441,7 @@ def _check_exchanged(
     stars: Candidates,
     given: tuple[float, ...],
 ) -> None:
-    """Refuse two PSFs of which each is as wide as the stars of the other image."""
+    """Refuse exchanged PSFs: each as wide as the stars of the other image."""
     seen = [
         fwhm(_without_psf(exposure), stars, sigma, wrong)
         for exposure, wrong, sigma in zip(
@@ -466,7 +469,7 @@ def _without_psf(exposure: Exposure) -> Exposure:
 
 
 def _check_photons(exposure: Exposure) -> Counts | None:
-    """What an exposure that counts few photons has of them; too few are refused."""
+    """Photon counts of an exposure that has few of them; refuse it if they are too few."""
     counts = few_photons(exposure)
     if counts is not None and counts.problem:
         raise DataError.of(exposure.source or "The exposure", f"{counts.problem}.")
@@ -474,7 +477,7 @@ def _check_photons(exposure: Exposure) -> Counts | None:
 
 
 def _warn_of_photons(exposure: Exposure, counts: Counts | None, width: float) -> None:
-    """Say where a PSF of that full width holds so few photons that their noise has long tails."""
+    """Warn where so few sky photons lie under the PSF that their noise has long tails."""
     if counts is None:
         return
     photons = counts.mean * 4 * math.pi * (FWHM_TO_SIGMA * width) ** 2
@@ -490,7 +493,7 @@ def _warn_of_photons(exposure: Exposure, counts: Counts | None, width: float) ->
 
 
 def _check_floor(exposure: Exposure, untrusted: Array) -> None:
-    """Refuse an exposure that was cut off where its noise is; warn of one that was just below."""
+    """Refuse an exposure that was cut off within its noise; warn if the cut is just below it."""
     floor = find_floor(exposure.data, untrusted)
     if floor is None:
         return
@@ -514,7 +517,7 @@ def _check_colours(exposure: Exposure, untrusted: Array) -> None:
 
 
 def _is_curved(exposure: Exposure, flat: Array, bad: Array) -> bool:
-    """Whether the sky under a star's wings is neither flat nor known from what is around it."""
+    """Whether the sky or its slope varies too much under a star's wings."""
     image, step = exposure.data, _SKY_STEP
     grid = np.s_[step // 2 :: step, step // 2 :: step]
     sky = np.where(bad[grid], np.nan, image[grid] - flat[grid])
@@ -541,10 +544,10 @@ def _sources(
 def _sources_in_structure(
     flats: tuple[Array, Array], variances: tuple[Array, Array], bad: tuple[Array, Array]
 ) -> Sources:
-    """Sources where emission fills the field: what stands out of its structure.
+    """Sources that stand out of the structured emission that fills the field.
 
-    The finer the background, the less structure it leaves, until it takes the stars away: the one
-    with which most stars can be chosen.
+    A finer background leaves less structure, but in the end takes the stars away: the background
+    is taken with which most stars can be chosen.
     """
     best, most = None, -1
     for cell in _STRUCTURE_CELLS:
@@ -571,7 +574,7 @@ def _sources_in_structure(
 
 
 def _without_emission(exposure: Exposure, bad: Array, sigma: float) -> Exposure:
-    """Exposure less the emission under its stars, which else becomes wings of theirs."""
+    """Exposure less the emission under its stars, which would be taken for their wings."""
     cell = max(2 * round(_EMISSION_SIGMAS * sigma / 2), _STRUCTURE_CELLS[-1])
     return without_light(
         exposure, smooth_background(exposure.data, ~bad, cell=cell, has_sources=True)
@@ -579,7 +582,7 @@ def _without_emission(exposure: Exposure, bad: Array, sigma: float) -> Exposure:
 
 
 def _without_sky(exposure: Exposure, others: Array) -> Exposure:
-    """Exposure less the background of the pixels that are not bad and have no source."""
+    """Exposure less its background, which is taken from all but the pixels ``others``."""
     return without_light(exposure, smooth_background(exposure.data, ~others))
 
 
@@ -600,7 +603,7 @@ def _check_positions(
     *,
     by_wcs: bool,
 ) -> Misalignment | None:
-    """Say how far the template's stars lie off; refuse what no kernel can take."""
+    """Report how far the template's stars lie off; refuse a shift that no kernel can take."""
     found = measured_misalignment(flats, untrusted, sources)
     if found is None:
         return None
@@ -631,9 +634,9 @@ def fwhm(
     exposure
         Exposure.
     stars
-        Where it has no PSF, the stars to measure.
+        Stars to measure where the exposure has no PSF.
     sigma
-        Their width by the half-light radius, which wings widen, pixels.
+        The stars' width by the half-light radius, which wings widen, pixels.
     bad
         ``(ny, nx)`` boolean: pixels not to use.
     is_structured
@@ -642,14 +645,14 @@ def fwhm(
     Returns
     -------
     fwhm
-        Pixels; of the PSF, at its average position, or of the median of the stars, each moved
-        to the middle by its own centroid in this exposure.
+        Pixels: the width of the PSF at its average position; without a PSF, the width of the
+        stars' median, each star moved to the middle by its own centroid in this exposure.
     """
     if exposure.psf is not None:
         return fwhm_of_psf(exposure.psf)
     reach = min(max(math.ceil(_WIDTH_SIGMAS * sigma), _WIDTH_REACHES[0]), _WIDTH_REACHES[1])
     width = star_width(exposure.data, bad, stars.x, stars.y, reach=reach)
-    # A profile that the half-light radii contradict is none: stars of the other exposure only.
+    # A width that the half-light radii contradict is no star's: this exposure may lack the stars.
     most = _MOST_OF_STRUCTURED if is_structured else _WIDTH_RATIO[1]
     believable = _WIDTH_RATIO[0] < width * FWHM_TO_SIGMA / sigma < most
     return width if believable else sigma / FWHM_TO_SIGMA
@@ -670,7 +673,7 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
     Returns
     -------
     psf
-        Varying linearly over the field where there are enough stars.
+        PSF; it varies over the field where there are enough stars.
 
     Raises
     ------
@@ -682,7 +685,7 @@ def measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> KernelPointSpr
 
 
 def _stars_alone(exposure: Exposure, pair: Pair, bad: Array, sigma: float) -> Exposure:
-    """Exposure of a pair less what is under its stars, where that is neither flat nor steady."""
+    """Exposure of a pair, less the emission or sky under its stars where these vary."""
     if pair.is_structured:
         return _without_emission(exposure, bad, sigma)
     if pair.is_curved:
@@ -701,7 +704,7 @@ def with_own_psf(exposure: Exposure) -> Exposure:
     Returns
     -------
     exposure
-        The same one where it has a PSF.
+        The given one if it has a PSF.
 
     Raises
     ------
@@ -721,7 +724,7 @@ def with_own_psf(exposure: Exposure) -> Exposure:
         _warn_of_galaxies((exposure,), (width,), sources)
     ground = exposure
     if _is_curved(exposure, flat, bad):
-        # Else stars keep their wings, which a background of cells takes in part.
+        # Only then: a background of cells takes a part of the stars' wings away.
         ground = exposure.replaced(data=flat)
     exposure = exposure.replaced()
     exposure.psf = _psf_of_stars(ground, sources, bad, FWHM_TO_SIGMA * width)
@@ -731,7 +734,7 @@ def with_own_psf(exposure: Exposure) -> Exposure:
 def _psf_of_stars(
     exposure: Exposure, sources: Sources, bad: Array, sigma: float
 ) -> KernelPointSpreadFunction:
-    """PSF of the stars, and what is to be told of it."""
+    """PSF of the stars; log how it was measured, and warn if the light is uncertain."""
     psf, number = _quiet_psf_of_stars(exposure, sources, bad, sigma)
     name, error = exposure.source or "The exposure", psf.light.error
     _log.info(
@@ -757,7 +760,7 @@ def _psf_of_stars(
 def _quiet_psf_of_stars(
     exposure: Exposure, sources: Sources, bad: Array, sigma: float
 ) -> tuple[KernelPointSpreadFunction, int]:
-    """PSF of the stars, and how many these are."""
+    """PSF of the stars, and their number; logs nothing of its error."""
     size = 2 * math.ceil(_PSF_SIGMAS * sigma) + 1
     size = min(max(size, _PSF_SIDES[0]), _PSF_SIDES[1])
     least = _NARROW_SIDE if sigma < UNDERSAMPLED_FWHM * FWHM_TO_SIGMA else size
@@ -780,7 +783,7 @@ def _quiet_psf_of_stars(
 def _measured_stars(
     exposure: Exposure, sources: Sources, bad: Array, *, size: int, clear: int, isolation: float
 ) -> MeasuredPsf:
-    """PSF of the stars; where there are too few, of what serves for a kernel."""
+    """PSF of the stars; where these are too few, of sources that would serve for a kernel."""
 
     def measured(which: Array) -> MeasuredPsf:
         image, variance = exposure.data, exposure.variance
@@ -806,7 +809,7 @@ def _measured_stars(
 
 
 def _trimmed(images: Array, smallest: int) -> Array:
-    """Middles of images, of a side that holds next to all of the first one's flux."""
+    """Images, trimmed to the least side that holds nearly all of the first one's flux."""
     side = images.shape[1]
     for size in range(smallest, side, 2):
         margin = (side - size) // 2
@@ -827,8 +830,8 @@ def with_measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> Exposure:
     Returns
     -------
     exposure
-        The same one where it has a PSF that its stars do not contradict, or where there are too few
-        stars to measure it.
+        The given one if it has a PSF that its stars do not contradict, or if there are too few
+        stars to measure a PSF.
     """
     if exposure.psf is not None:
         return _with_doubts(exposure, pair)
@@ -843,10 +846,10 @@ def with_measured_psf(exposure: Exposure, pair: Pair, sigma: float) -> Exposure:
 
 
 def _with_doubts(exposure: Exposure, pair: Pair) -> Exposure:
-    """Exposure whose PSF, which was given, tells what its stars say of the light that it sees."""
+    """Exposure whose given PSF is corrected for the share of the stars' light that it measures."""
     given, stars = exposure.psf, pair.sources.stars
     assert given is not None
-    # One that was measured has an error already.
+    # A measured PSF has an error already: only given ones are in doubt.
     if Light.of(given).error > 0 or not stars.are_certain:
         return exposure
     bad = _bad_of(exposure, pair)
@@ -895,7 +898,7 @@ def _with_doubts(exposure: Exposure, pair: Pair) -> Exposure:
 def _shares_measured(
     given: PointSpreadFunction, found: KernelPointSpreadFunction, exposure: Exposure
 ) -> list[float]:
-    """`share_measured` at some places of the frame."""
+    """Shares of the light, by `share_measured`, at five places of the frame."""
     box = exposure.bbox
     places = [
         (box.x.start + across * box.x.size, box.y.start + along * box.y.size)
@@ -907,7 +910,7 @@ def _shares_measured(
 
 
 def _bad_of(exposure: Exposure, pair: Pair) -> Array:
-    """Bad pixels of one of a pair; of both, for any other exposure."""
+    """Bad pixels of an exposure of the pair; those of both for any other exposure."""
     own = (pair.science, pair.science_bad), (pair.template, pair.template_bad)
     return next((bad for other, bad in own if other is exposure), pair.bad)
 
@@ -920,12 +923,12 @@ def pair_with_psf(pair: Pair, convolved: Direction) -> Pair:
     pair
         Pair.
     convolved
-        Which exposure is convolved.
+        Exposure that is convolved.
 
     Returns
     -------
     pair
-        See `with_measured_psf`.
+        Pair with the exposure from `with_measured_psf`.
     """
     if convolved == "template":
         science = with_measured_psf(pair.science, pair, pair.science_sigma)
@@ -933,13 +936,13 @@ def pair_with_psf(pair: Pair, convolved: Direction) -> Pair:
     template = with_measured_psf(pair.template, pair, pair.template_sigma)
     science = pair.science
     if science.psf is not None:
-        # Of both PSFs the difference gets its scale.
+        # The difference's photometric scale depends on both PSFs.
         science = _with_doubts(science, pair)
     return dataclasses.replace(pair, science=science, template=template)
 
 
-def template_coverage(science: Any, template: Any, *, use_wcs: bool = True) -> float:
-    """How much of a science image its template covers.
+def template_coverage(science: object, template: object, *, use_wcs: bool = True) -> float:
+    """Fraction of a science image that its template covers.
 
     Parameters
     ----------
@@ -951,7 +954,7 @@ def template_coverage(science: Any, template: Any, *, use_wcs: bool = True) -> f
     Returns
     -------
     fraction
-        Of the science image's usable pixels; 0 where the two do not overlap.
+        Fraction of the science image's usable pixels; 0 if the two do not overlap.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""PSF of an image from its stars, and how it varies over the frame."""
+"""PSF of an image, and its variation over the frame, measured from stars."""
 
 from __future__ import annotations
 
@@ -26,158 +26,164 @@ type Array = npt.NDArray[Any]
 
 _FEWEST = 3
 _MOST, _MOST_OFFERED = 100, 200
-"""Stars that are used at most, and that are looked at."""
+"""Most stars that are used, and that are looked at."""
 _STARS_PER_TERM = 12
 _USABLE_FRACTION = 0.8
 _MIDDLE, _MOST_BAD_MIDDLE = 1, 2
-"""Half-width of a star's middle, and how many of its pixels may be bad."""
+"""Half-width of a star's middle, pixels, and the number of its pixels that may be bad."""
 _CLIP = 4.0
 _PASSES = 4
 _FLOOR = 0.02
-"""Of a star's brightness in a pixel: what no model of a PSF is better than."""
+"""Least error of a PSF's model in a pixel, relative to the star's brightness there."""
 _NEIGHBOUR, _SHARED = (4.0, 3.0), 3.0
-"""Sigmas of the smoothed residual that are a neighbour's, beside stars without and with diffracted
-light, which spikes make more than the profile's; and that are the PSF's."""
+"""Sigmas from which a smoothed residual is a neighbour's, beside stars without and with diffracted
+light (its spikes exceed the profile); and from which a residual common to stars is the PSF's."""
 _CROWDED = (1.5, 8.0)
-"""Scatter of the sky at the scale of a star, over that of its noise, from which on unseen sources
-are noise, and from which on they hide the wings."""
+"""Scatter of the sky at the scale of a star, over the scatter by noise, from which on unseen
+sources count as noise, and from which on they hide the wings."""
 _BRIGHT, _FAR_LARGER = 0.1, 5.0
-"""Of a star's brightest pixel, what tells how the variance rises with light; of the variance so
-expected, what a noisy count does not reach."""
+"""Brightness, over a star's brightest pixel, from which a pixel shows how the variance rises with
+light; and ratio to the variance so expected that a noisy count does not reach."""
 _PROFILE_WIDTH_ERROR, _FALL_ERROR = 0.1, 0.3
-"""Of a fitted profile: relative, and of five times its inverse exponent; it is no farther off,
-whatever lies around the stars."""
+"""Largest errors of a fitted profile, whatever lies around the stars: of its width, relative, and
+of five times its inverse exponent."""
 _RINGS, _RING_FLOOR, _GROUPS, _STEP = 2, 0.01, 8, 0.01
-"""Rings in a half width, groups of stars of which each is left out, and the step of derivatives."""
+"""Rings in a half width, their relative error beyond noise, groups of stars of which each is left
+out, and the step of derivatives."""
 _SHARERS, _FEWEST_SHARERS = 15, 5
-"""Stars whose common residual is the PSF's."""
+"""Most and fewest of the brightest stars whose common residual is taken for the PSF's."""
 _WIDTH_ERROR = 0.006
-"""Of ln(width): with a larger one a star cannot be told from a small galaxy."""
+"""Error of ln(width) beyond which a star cannot be told from a small galaxy."""
 _SCATTERS = (0.003, 0.008, 0.02, 0.05)
-"""Of ln(width) between stars beyond their errors: it does not vary linearly to better than the
-first, neighbours make it the third, and what no parabola follows the last."""
+"""Scatters of ln(width) between stars, beyond their errors, to average over: departures from a
+linear variation make the first, neighbours the third, departures from a parabola the last."""
 _STAR_PARTS = (0.1, 0.2, 0.4, 0.7, 0.98)
-"""Shares of stars among the sources that are averaged over; with the last there is no galaxy."""
+"""Shares of stars among the sources to average over; with the last there is no galaxy."""
 _GALAXY_WIDTHS = (0.06, 0.12, 0.25)
-"""Of ln(width), by which galaxies are wider than stars at most, of those that may be stars."""
+"""Most by which ln(width) of galaxies that may be taken for stars exceeds the stars'; to average
+over."""
 _OTHERS = 0.02
 """Share of sources that may have any width."""
 _AROUND, _PLACES = 0.02, 241
-"""Of ln(width) beyond the precise sources' where stars are sought, and how many places."""
+"""Range of ln(width) beyond the precise sources' in which the stars' width is sought, and the
+number of widths tried."""
 _CLEAR, _APART = 3.0, 2.0
-"""Half widths from a star within which its width is measured, and between places where there is
-none."""
+"""Radius around a star in which its width is measured, and distance between places without a star;
+both in half widths."""
 _FEWEST_PLACES, _MOST_PLACES = 30, 2000
 _GALAXY_WINGS = 3.0
-"""Relative error of the light over that of the width, of a PSF that is a small galaxy's."""
+"""Relative error of the light, over the error of the width, if the PSF is a small galaxy's."""
 _HOLE = 0.5
-"""Of the scatter of the sky that unseen sources make, at the scale of a star, what it may be darker
-by where a star is used."""
+"""How much darker the sky may be under a star that is used, over the scatter of the sky by unseen
+sources at the scale of a star."""
 _UNKNOWN_WIDTH, _TILTINGS = 0.05, 3
 _ENOUGH = 24
 _LARGEST_CHI_SQUARE = 3.0
 _UNLIKE, _MANY_UNLIKE = 6.0, 1 / 6
-"""Usual chi-squares of stars that have another PSF than the others, and the share of them that a
-few binaries and neighbours do not reach."""
+"""Chi-square, over the usual one, of stars with another PSF than the others; and share of such
+stars that a few binaries and neighbours do not reach."""
 _LARGEST_STEP = 0.5
 _LEVEL_ERROR = 1.5
-"""Errors of levels over what the pixels' noise explains: there are unseen sources."""
+"""Errors of levels, over those from the pixels' noise: there are unseen sources."""
 _WIDTH_STARS, _ENOUGH_FOR_MEDIAN = 50, 10
 _MOST_OF_WINDOW, _MOST_SHEAR = 0.95, 0.9
 _FINE = 4.0
-"""Width from which on interpolation widens a star by less than 0.1 %."""
+"""Full width, pixels, from which on interpolation widens a star by less than 0.1 %."""
 _SLOPE_ORDER, _NO_SLOPE, _PER_SLOPE = 2, (0.0,) * 5, 2
-"""Of the polynomials that widths follow over the field, their coefficients where they do not vary,
-and stars for each term, at least."""
+"""Order of the polynomials that ln(width) follows over the field, their coefficients for a constant
+width, and the least number of stars for each term."""
 _BETA = (1.5, 100.0)
 _TURBULENCE = ((0.657, 1 / 11.14, 0.9682), (0.321, 1 / 2.782, 1.112), (0.022, 6 / 11, 3.167))
-"""Share, 1/beta and half width of Moffat profiles whose sum is Kolmogorov's within 1.2 %, from the
-middle to 12 times the full width; beyond it falls like it."""
+"""Share, 1/beta and half width of Moffat profiles whose sum is Kolmogorov's profile within 1.2 %,
+up to 12 full widths from the middle; beyond, it falls alike."""
 _SHARE = (0.0, 1.5)
 """Least and largest share of turbulence."""
 _USUAL_SHARE = (0.5, 0.5)
 _USUAL_FALL = (0.3, 0.15)
-"""Share of turbulence, the other part's 1/beta, and their standard deviations where stars do not
-tell."""
+"""Priors, value and standard deviation: of the share of turbulence, and of the other part's
+1/beta."""
 _GAUSSIAN = 0.02
-"""1/beta of profiles that fall as fast as any."""
+"""1/beta below which a profile is as good as Gaussian."""
 _NARROW_PASSES = 4
 _TABLE_REACH = 3.0
-"""Full widths that the table finer than the pixels covers."""
+"""Radius, in full widths, that the table finer than the pixels covers."""
 _PHASES = 4
 """Places between two pixels, in each direction, over which a narrow PSF is averaged."""
 _NARROW_STARS, _EVALUATIONS = 25, 12
-"""The brightest, which suffice for a profile, and how often its slopes are looked at in a fit."""
+"""Number of the brightest stars, which suffice for a profile; and most evaluations in a fit."""
 _RINGED, _RING_MISFIT = 4.5, 2.0
-"""Half widths within which no neighbour of a narrow star is looked for; of its profile, what rings
-may differ from it by farther out."""
+"""With diffracted light: radius, in half widths, within which no neighbour is looked for; and
+difference of rings from the profile, relative to it, that is allowed farther out."""
 _RINGS_DIFFER = 0.5
-"""Of the profile, what rings beyond the table differ from it by."""
+"""Expected difference of rings beyond the table from the profile, relative to it."""
 _TINY = 0.05
 """Pixels, for derivatives."""
 _DIFFRACTION = 1 / 1.5
-"""1/beta of the profile that falls like the light that an aperture's edge diffracts, averaged over
-the rings: with the third power of the distance."""
+"""1/beta of the profile that falls like light diffracted at an aperture's edge, averaged over its
+rings: with the third power of the distance."""
 _DIFFRACTED = (0.0, 1.0)
 _USUAL_DIFFRACTION = (0.0, 0.3)
-"""Least and largest share of such light; the share, and its standard deviation, where the stars do
-not tell.  An unobstructed aperture has 0.31 of it, one obstructed to a third 0.47, stars that
-the atmosphere widens none."""
+"""Least and largest share of diffracted light; prior of the share, value and standard deviation.
+An unobstructed aperture has 0.31, one obstructed to a third 0.47, stars widened by the atmosphere
+have none."""
 _FOUND_DIFFRACTION, _NO_TURBULENCE = (0.5, 0.4), (0.0, 0.3)
-"""Shares of such light and of turbulence, and their standard deviations, where it is there."""
+"""Priors, value and standard deviation, of the shares of diffracted light and of turbulence, where
+there is diffracted light."""
 _DARK = 2.4
-"""Half widths: the first dark ring.  Farther out dark and bright ones are two half widths apart,
-as wide as the rings of fits, which average over them."""
+"""Radius of the first dark ring, in half widths.  Farther out, dark and bright rings are two half
+widths apart; the rings of fits are as wide, and average over them."""
 _SMOOTH, _RINGED_LIGHT = (0.03, 0.1), (0.3, 0.3)
-"""Of the profile, what rings differ from it by, inside of the dark ring and farther out: those of
-stars that the atmosphere or a blur widens, and those of an aperture."""
+"""Differences of rings from the profile, relative to it, inside of the dark ring and farther out:
+for stars widened by the atmosphere or a blur, and for those of an aperture."""
 _KNOWN_CORE = (0.06, 0.3)
-"""The same, of stars whose core is measured."""
+"""The same differences for diffracted light, once the core is measured."""
 _WITHOUT, _SURE = (0.8, 0.1, 0.1), 0.9
-"""Probabilities of stars without diffracted light, of those that have its rings and of those of
-which a blur leaves the wings, before these are looked at; what such light is believed from."""
+"""Prior probabilities of stars without diffracted light, with its rings, and with its wings alone
+after a blur; and probability from which diffracted light is believed."""
 _FARTHER = 1.4
-"""Diffracted light beyond the stamps over the profile's, which struts make 1 to 1.9."""
+"""Diffracted light beyond the stamps, over the profile's: struts make it 1 to 1.9."""
 _LEAST_DIFFRACTION = 0.1
-"""Share that is looked for."""
+"""Share of diffracted light above which it is part of the profile."""
 _STEEPEST, _MOST_TURBULENCE = 0.5, 0.5
-"""1/beta and the share of turbulence, at most, beside such light."""
+"""Largest 1/beta in a fit to rings, and largest share of turbulence beside diffracted light."""
 _DIFFRACTED_PASSES = 5
 _FREE = 0.3
-"""Relative error of a flux that rings are to correct."""
+"""Prior relative error of the flux in a fit to rings, which are to correct it."""
 _FINER, _RING_ROUNDS, _SLIGHT, _LITTLE_GAIN = 4, 20, 1e-5, 0.01
-"""Nodes in a ring; of a fit to them most rounds, the step of derivatives, and the chi-square that
-is worth no further round."""
+"""Nodes in a ring; in a fit to rings, the most rounds, the step of derivatives, and the gain of
+chi-square below which the fit ends."""
 _SCATTERED, _LEAST_SCATTERED = 0.03, 0.01
-"""Share of broad stars' light that is diffracted where rings do not tell, over that of turbulence:
-its standard deviation is as much, and at least the other.  Apertures that spread light over a
-tenth of what the atmosphere does, 4 m in good seeing or 0.5 m in bad, leave 0.02 to 0.08, too
-little for the rings of some tens of stars to tell."""
+"""Share of diffracted light, over the share of turbulence, assumed where the rings do not show it;
+and the least error of the share, which is else as large as the share.  Apertures that spread light
+over a tenth of the atmosphere's width, 4 m in good seeing or 0.5 m in bad, have 0.02 to 0.08: too
+little to measure in the rings of some tens of stars."""
 _NODES = 4096
 _WINGS_FROM, _LEAST_MISFIT, _WORSE_IN_WINGS = 3.0, 0.1, 3.0
-"""Half widths, and the relative error of the profile farther out, at least and over that inside."""
+"""Radius, in half widths, where the wings begin; least relative error of the profile in them, and
+its ratio to the error inside."""
 _WINGS_ALONE = 2.0
-"""Over the misfit, relative error of pixels with which a core that no profile fits leaves the share
-of turbulence to the wings."""
+"""Relative error of pixels, over the profile's misfit: with it, a core that no profile fits leaves
+the share of turbulence to the wings."""
 _FAR_OFF, _SHAPE_REACH = 0.15, 8.0
-"""What a profile leaves of a typical star, over the profile, both in squares' roots, that is no
-detail; half widths within which it is the star's."""
+"""Residual of a typical star, over the profile (root of the sums of squares), from which its shape
+is another; and radius, in half widths, within which the residual is the star's."""
 _LARGE_PART, _AROUND_PEAKS = 0.1, 2
-"""Of a star's peak: where the table has more, and so many pixels around, no neighbour is."""
+"""Residual, over a star's peak, that marks another peak of the PSF; and pixels around it in which
+no neighbour is looked for."""
 _LEVEL_FROM = 4.0
-"""Half widths at half maximum: pixels farther away tell a star's background."""
+"""Radius, in half widths, from which on pixels give a star's background."""
 _ANGLES = 64
 
 
 @dataclasses.dataclass
 class _Stars:
-    """Stamps, and what is known of the stars in them.
+    """Stamps of stars and the stars' parameters.
 
-    ``shape`` is the frame's; ``data``, ``variance``, ``weight`` and ``known`` are ``(n, side,
-    side)``: bad pixels have no weight, but where they could be interpolated they are known;
-    ``sky_variance`` is that without the star, ``alike`` tells
-    which have turned out to be stars, ``column``, ``row`` the middle pixels, ``dx``, ``dy``
-    the offsets of the centres from them.
+    ``shape`` is the frame's.  ``data``, ``variance``, ``weight`` and ``known`` are ``(n, side,
+    side)``: bad pixels have no weight, but are known where they could be interpolated.  All others
+    are ``(n,)``: ``column`` and ``row`` of the middle pixel, ``dx`` and ``dy`` from it to the
+    star's centre, ``flux``, ``level`` of the sky, ``sky_variance`` without the star's own noise,
+    and ``alike``: whether it has turned out to be a star.
     """
 
     shape: tuple[int, int]
@@ -198,22 +204,22 @@ class _Stars:
         return len(self.flux)
 
     def part(self, which: Array) -> _Stars:
-        """Some of them."""
+        """Some of the stars."""
         names = [field.name for field in dataclasses.fields(self)][1:]
         return dataclasses.replace(self, **{name: getattr(self, name)[which] for name in names})
 
     def terms(self, order: int) -> Array:
-        """Polynomials of their positions, ``(n, n_terms)``."""
+        """Polynomials of the stars' positions, ``(n, n_terms)``."""
         ny, nx = self.shape
         column = 2 * (self.column + self.dx + 0.5) / nx - 1
         row = 2 * (self.row + self.dy + 0.5) / ny - 1
         return chebyshev_products(order, column, row)
 
     def weighed(self, expected: Array) -> _Stars:
-        """Stars whose weights are those of the sky's variance and of the expected light.
+        """Stars whose weights follow from the sky's variance and from the expected light.
 
-        A variance made of the pixel's own count would favour low counts, and lose light.  One that
-        is far larger says something else about its pixel, and is believed.
+        Variances from the pixels' own counts would favour low counts, and lose light.  A variance
+        that is far larger than expected has another reason, and is kept.
         """
         known = self.weight > 0
         excess = np.where(known, self.variance - self.sky_variance[:, None, None], 0)
@@ -231,12 +237,13 @@ class _Stars:
 
 @dataclasses.dataclass(frozen=True)
 class _Moffat:
-    """Elliptical profile of unit flux: a Moffat profile, and turbulence's of the same half width.
+    """Elliptical profile of unit flux: a Moffat profile plus turbulence's of the same half width.
 
-    ``half_width`` at half maximum, 1/beta, the share of turbulence, shear, how ln(width) grows over
-    the field (`polynomials.chebyshev_terms(2)` without the first), what the mean star
-    differs from it by in its core, relatively, and the share of diffracted light, None where there
-    is none to look for.
+    ``half_width`` is at half maximum, pixels; ``inverse_beta`` 1/beta of the Moffat profile;
+    ``turbulence`` the share of turbulence's.  ``slope`` has the coefficients of ln(width) over the
+    field (`polynomials.chebyshev_terms(2)` without the first), ``misfit`` the relative difference
+    of the mean star's core from the profile, and ``diffraction`` the share of diffracted light;
+    None where it is not fitted.
     """
 
     half_width: float
@@ -252,6 +259,7 @@ class _Moffat:
         square = self.square(dx, dy) / width2
         if square.size < _NODES:
             return self._at(square) / width2
+        # Powers are slow: interpolate a table in ln(1 + r²), in which the profile is smooth.
         far = np.log1p(square)
         step = float(far.max()) / (_NODES - 1)
         profile = self._at(np.expm1(step * np.arange(_NODES + 1))) / np.mean(width2)
@@ -262,19 +270,19 @@ class _Moffat:
         return result * (np.mean(width2) / width2)
 
     def _at(self, square: Array) -> Array:
-        """Profile of half width 1 at squared distances."""
+        """Profile, of half width 1, at squared distances."""
         return np.sum([share * _moffat(square, *shape) for share, *shape in self.parts], axis=0)
 
     @property
     def diffracted(self) -> float:
-        """Share of light that falls as an aperture's diffraction does."""
+        """Share of diffracted light: the fitted one, or the usual one beside turbulence."""
         if self.diffraction is not None:
             return self.diffraction
         return _SCATTERED * min(max(self.turbulence, 0.0), 1.0)
 
     @property
     def parts(self) -> list[tuple[float, float, float]]:
-        """Share, 1/beta and half width, over that of the whole, of the Moffat profiles in it."""
+        """Share, 1/beta and half width, over the whole's, of each Moffat profile in the sum."""
         diffracted = self.diffracted
         own = (1 - self.turbulence - diffracted, self.inverse_beta, 1.0)
         parts = [(self.turbulence * share, beta, width) for share, beta, width in _TURBULENCE]
@@ -283,7 +291,7 @@ class _Moffat:
         return [own, *parts]
 
     def square(self, dx: Array, dy: Array) -> Array:
-        """Squared distances from the middle, along an ellipse those of the circle of its area."""
+        """Squared elliptical distances: on an ellipse, those of the circle of equal area."""
         size = math.hypot(*self.shear)
         along = math.sinh(size) / size if size > 0 else 1.0
         result: Array = (
@@ -298,31 +306,31 @@ class _Moffat:
         angle = 2 * np.pi * (np.arange(_ANGLES) + 0.5) / _ANGLES
         x, y = np.cos(angle), np.sin(angle)
         metric = self.square(x, y)
-        # Along each direction from the square's edge to infinity.
+        # Integrate along each direction from the square's edge to infinity.
         start = side / 2 / np.maximum(abs(x), abs(y)) / self.half_width
         square = start**2 * metric
         light = sum(share * _moffat_beyond(square, *shape) for share, *shape in self.parts)
         return float((light / metric).mean())
 
     def centred(self, side: int, stretch: Any = 1.0) -> Array:
-        """Stamp of a star in the middle of the frame, and of the middle pixel."""
+        """Stamp of a star centred on the middle pixel, by default in the middle of the frame."""
         offset = np.arange(side) - side // 2
         return self(offset[None, :], offset[:, None], stretch)
 
     def at(self, stars: _Stars, side: int, factor: float = 1.0) -> Array:
-        """Stamps of stars where they are, ``(n, side, side)``; widths times a factor."""
+        """Stamps of stars at their own centres, ``(n, side, side)``; widths times a factor."""
         offset = np.arange(side) - side // 2
         columns = offset[None, None, :] - stars.dx[:, None, None]
         rows = offset[None, :, None] - stars.dy[:, None, None]
         return self(columns, rows, factor * self.stretch(stars.terms(_SLOPE_ORDER)))
 
     def stretch(self, terms: Array) -> Array:
-        """Local widths over the usual one, ``(n, 1, 1)``."""
+        """Local widths over ``half_width``, ``(n, 1, 1)``."""
         return np.exp(terms[:, 1:] @ np.array(self.slope))[:, None, None]
 
 
 def _moffat(square: Array, inverse_beta: float, half_width: float) -> Array:
-    """Profile of unit flux at squared distances."""
+    """Moffat profile of unit flux at squared distances."""
     scale2 = half_width**2 / math.expm1(inverse_beta * math.log(2))
     norm = (1 / inverse_beta - 1) / (math.pi * scale2)
     result: Array = norm * (1 + square / scale2) ** (-1 / inverse_beta)
@@ -330,28 +338,28 @@ def _moffat(square: Array, inverse_beta: float, half_width: float) -> Array:
 
 
 def _moffat_beyond(square: Array, inverse_beta: float, half_width: float) -> Array:
-    """Share of its light beyond squared distances."""
+    """Share of a Moffat profile's light beyond squared distances."""
     scale2 = half_width**2 / math.expm1(inverse_beta * math.log(2))
     result: Array = (1 + square / scale2) ** (1 - 1 / inverse_beta)
     return result
 
 
 class MeasuredPsf(NamedTuple):
-    """PSF as stars show it.
+    """PSF measured from stars.
 
     Attributes
     ----------
     images
         ``(n_terms, size, size)`` images for ``polynomials.chebyshev_terms(order)`` of
-        2(x + 0.5)/nx - 1 and the like in y, 0 for terms that the stars are too few for.  The sum
-        of the first is 1, that of the others 0: unit sum everywhere.
+        2(x + 0.5)/nx - 1 and the like in y; 0 for terms for which stars are too few.  The first
+        has sum 1, all others sum 0: the PSF has unit sum everywhere.
     stars
         Number of stars used.
     enclosed
         Share of a star's light inside of the images.
     flux_error
-        Standard deviation of the logarithm of fluxes that the PSF measures: how well the stars tell
-        what light is in the wings.
+        Standard deviation of the logarithm of fluxes that the PSF measures, which depends on how
+        well the stars determine the light in the wings.
     """
 
     images: Array
@@ -376,7 +384,7 @@ def measure_psf(
     Parameters
     ----------
     image, variance
-        ``(ny, nx)``; the background may be anything smooth.
+        ``(ny, nx)``; any smooth background.
     bad
         ``(ny, nx)`` boolean: pixels not to use.
     x, y
@@ -386,7 +394,7 @@ def measure_psf(
     size
         Odd side of the PSF images.
     order
-        Largest total order of the variation; less where stars are few.
+        Largest total order of the variation; lowered where stars are few.
 
     Returns
     -------
@@ -402,14 +410,14 @@ def measure_psf(
 
     Notes
     -----
-    An analytic profile and a table of what it leaves (as in DAOPHOT, Stetson 1987).  The
-    Moffat profile is evaluated at every star's own centre, so that only its small residuals are
-    interpolated; fitted pixel by pixel, these vary with the position.  Both are measured
-    with the stars' centres, fluxes and local backgrounds in turns.  Residuals are shrunk
-    ring by ring to what exceeds their noise: where the wings are lost in it, they are the
-    profile's.  Sources that are wider than the stars of their surroundings are left out.
-    Where rings around the brightest show an aperture's diffraction, the profile has light that
-    falls with the third power of the distance, with an error of half of what lies outside.
+    The PSF is an analytic profile and a table of its residuals (as in DAOPHOT, Stetson 1987).
+    The profile is evaluated at every star's own centre, so that only the small residuals are
+    interpolated; they are fitted pixel by pixel, and vary with the position.  Profile and table
+    are fitted in turns with the stars' centres, fluxes and local backgrounds.  Residuals are
+    shrunk ring by ring to their excess over noise: wings that are lost in noise are the
+    profile's.  Sources wider than the stars around them are left out.  Where rings around the
+    brightest stars show an aperture's diffraction, the profile has light that falls with the
+    third power of the distance; half of the light outside of the images then counts as error.
     """
     if size % 2 == 0:
         raise ArgumentError(f"The side of a PSF image must be odd; got {size}.")
@@ -429,12 +437,12 @@ def measure_psf(
 def _measure_wide(stars: _Stars, profile: _Moffat, size: int, order: int) -> MeasuredPsf:
     """PSF of stars whose residuals can be interpolated.
 
-    Where the rings around bright stars hold diffracted light, all is measured again with it.
+    Where rings around bright stars show diffracted light, all is measured again with such light.
     """
     first, unseen = (stars, profile), 0.0
     residual = _first_residual(stars, profile, size)
     has_shape = bool(residual.any())
-    # Else what all have far out is taken for neighbours.
+    # If stars have a shape of their own, their common light far out must not count as neighbours.
     stars.alike[:] = has_shape
     passes = _PASSES if profile.diffraction is None else _DIFFRACTED_PASSES
     for iteration in range(passes):
@@ -475,7 +483,7 @@ def _measure_wide(stars: _Stars, profile: _Moffat, size: int, order: int) -> Mea
         fit = _fit_rings(_rings(left, weight, profile), profile, diffracted=True, off=_KNOWN_CORE)
         known = math.sqrt(fit.covariance[0, 0])
     error = math.hypot(known, alike.error, unseen)
-    # Small galaxies among the stars make both too wide.
+    # Small galaxies among the stars make profile and table too wide: narrow the profile.
     profile = dataclasses.replace(profile, half_width=profile.half_width * math.exp(alike.wider))
     coefficients = _expansion(profile, size, order)
     coefficients[: len(residual)] += residual
@@ -488,10 +496,10 @@ def _measure_wide(stars: _Stars, profile: _Moffat, size: int, order: int) -> Mea
 
 
 def _first_residual(stars: _Stars, profile: _Moffat, size: int) -> Array:
-    """What the profile leaves of a typical bright star, ``(1, size, size)``: 0 if little.
+    """Residual of a typical bright star from the profile, ``(1, size, size)``; 0 if small.
 
-    Stars that no profile resembles, such as rings and those of two peaks, cannot be told apart
-    by its fit before their shape is known.
+    Stars that no profile resembles, such as rings or double peaks, need it: a fit of the profile
+    cannot tell stars from other sources before their shape is known.
     """
     bright = stars.part(np.arange(len(stars)) < _SHARERS)
     data = _moved(bright.sky_free, -bright.dx, -bright.dy)
@@ -507,7 +515,7 @@ def _first_residual(stars: _Stars, profile: _Moffat, size: int) -> Array:
     unit = data[good] / scale[good, None, None]
     typical = np.median(unit, axis=0)
     noise = MAD_TO_SIGMA * np.median(abs(unit - typical), axis=0)
-    # In the median of a few stars a neighbour of one of them is left.
+    # The median of a few stars may still hold a neighbour of one of them.
     reach = _SHAPE_REACH if good.sum() >= _FEWEST_SHARERS else _WINGS_FROM
     near = square < reach**2
     left = np.where(near, typical - own, 0.0)
@@ -519,25 +527,25 @@ def _first_residual(stars: _Stars, profile: _Moffat, size: int) -> Array:
 def _stars_apart(
     stars: _Stars, profile: _Moffat, residual: Array | FineTable | None, size: int, *, first: bool
 ) -> tuple[_Stars, _Stars, Array, _Alike]:
-    """Sources with their fits, those of them that are stars, the weights of these, and `_Alike`."""
+    """Sources with their fits, the stars among them, the stars' weights, and `_Alike`."""
     stars, model, weight = _fit_stars(stars, profile, residual, size)
     if len(stars) < _FEWEST:
         raise DataError(f"Only {len(stars)} stars could be fitted; a PSF needs {_FEWEST}.")
     alike = _alike(stars, model, weight, profile)
     stars.alike = np.isin(np.arange(len(stars)), alike.which)
     if first:
-        # Now what they have in common, such as rings, is known to be theirs.
+        # Now light that stars have in common, such as rings, is known not to be neighbours.
         stars, model, weight = _fit_stars(stars, profile, residual, size)
         alike = _alike(stars, model, weight, profile)
     return stars, stars.part(alike.which), weight[alike.which], alike
 
 
 def _measure_narrow(stars: _Stars, profile: _Moffat, size: int, order: int) -> MeasuredPsf:
-    """PSF of stars that are narrower than pixels resolve.
+    """PSF of stars that are too narrow for the pixels.
 
-    Nothing of them can be interpolated.  Profile and table are fitted to the pixels where they are;
-    the PSF is the mean of its images at places all over a pixel, each moved to the middle: of those
-    that can be moved it measures fluxes that are right on average.
+    Such stars cannot be interpolated.  Profile and table are fitted to pixels at the stars' own
+    centres.  The PSF is the mean of its images at places all over a pixel, each moved to the
+    middle: the fluxes that it measures are right on average over these places.
     """
     table: FineTable | None = None
     for iteration in range(_NARROW_PASSES):
@@ -562,7 +570,7 @@ def _measure_narrow(stars: _Stars, profile: _Moffat, size: int, order: int) -> M
 
 
 def _unit_rest(profile: _Moffat, stars: _Stars) -> Array:
-    """What the profile leaves of stars of unit flux, where they are."""
+    """Residuals of stars of unit flux from the profile, at their own centres."""
     rest: Array = stars.sky_free / stars.flux[:, None, None]
     rest -= profile.at(stars, rest.shape[1])
     return rest
@@ -579,7 +587,7 @@ def _with_floor(weight: Array, floor: Array) -> Array:
 
 
 def _fit_narrow(profile: _Moffat, stars: _Stars, weight: Array) -> tuple[_Moffat, float]:
-    """Profile of stars where they are, and their flux over what it was taken for."""
+    """Profile fitted to stars at their own centres, and their flux over the assumed one."""
     stars, weight = _brightest(stars, weight)
     side = stars.data.shape[1]
     current = profile.at(stars, side)
@@ -637,7 +645,7 @@ def _fit_narrow(profile: _Moffat, stars: _Stars, weight: Array) -> tuple[_Moffat
 
 
 def _offsets(stars: _Stars) -> tuple[Array, Array]:
-    """Distances of all pixels from their star's centre, columns and rows: ``(n, side, side)``."""
+    """Offsets of all pixels from their star's centre, columns and rows: ``(n, side, side)``."""
     side = stars.data.shape[1]
     offset = np.arange(side) - side // 2
     columns = offset[None, None, :] - stars.dx[:, None, None]
@@ -647,7 +655,7 @@ def _offsets(stars: _Stars) -> tuple[Array, Array]:
 
 
 def _table(profile: _Moffat, stars: _Stars, weight: Array) -> FineTable:
-    """What the profile leaves of stars, between the pixels, and in rings farther out."""
+    """Table of stars' residuals from the profile: finer than pixels, and in rings farther out."""
     columns, rows = _offsets(stars)
     inverse, radius = weight, np.hypot(columns, rows)
     weight = _with_floor(weight, _FLOOR * profile.at(stars, stars.data.shape[1]))
@@ -670,7 +678,7 @@ def _over_phases(
 ) -> tuple[Array, float]:
     """Mean of the PSF's images at places all over a pixel, as polynomials of the position.
 
-    Also how fluxes scatter, relatively, that it measures at those places.
+    Also the relative scatter of the fluxes that it measures at those places.
     """
     offset = np.arange(size) - size // 2
     place = (np.arange(_PHASES) + 0.5) / _PHASES - 0.5
@@ -697,9 +705,9 @@ def _over_phases(
 
 
 def _narrow_flux_error(profile: _Moffat, stars: _Stars, weight: Array) -> float:
-    """As `_flux_error`, of stars where they are.
+    """Relative error of the light as from `_flux_error`, but for stars at their own centres.
 
-    Rings are those around each star's own centre, and what they are wrong by is common to all.
+    Rings lie around each star's own centre; an error of the profile in a ring is common to all.
     """
     stars, weight = _brightest(stars, weight)
     own = profile.at(stars, stars.data.shape[1])
@@ -760,7 +768,7 @@ def unit_sum(coefficients: Array) -> Array:
     Returns
     -------
     coefficients
-        The sum of the first is 1, that of the others 0.
+        The first has sum 1, all others sum 0.
     """
     coefficients = coefficients / coefficients[0].sum()
     coefficients[1:] -= coefficients[1:].sum(axis=(1, 2))[:, None, None] * coefficients[0]
@@ -773,7 +781,7 @@ def star_width(image: Array, bad: Array, x: Array, y: Array, *, reach: int) -> f
     Parameters
     ----------
     image
-        ``(ny, nx)``; the background may be anything smooth.
+        ``(ny, nx)``; any smooth background.
     bad
         ``(ny, nx)`` boolean: pixels not to use.
     x, y
@@ -784,8 +792,8 @@ def star_width(image: Array, bad: Array, x: Array, y: Array, *, reach: int) -> f
     Returns
     -------
     fwhm
-        Of the median of the stars, each of unit flux and moved to the middle by its own
-        centroid, pixels; NaN if no star can be used.
+        Full width of the stars' median, pixels, each star of unit flux and moved to the middle by
+        its own centroid; of fewer than ten stars, the mean.  NaN if no star can be used.
     """
     x, y = x[:_WIDTH_STARS], y[:_WIDTH_STARS]
     stars = _cut(image, np.ones((1, 1)), bad, x, y, 2 * reach + 1, outer=0)
@@ -838,7 +846,7 @@ def _cut(
         data = np.where(hole, level, data)
         flux = float((data - level)[core].sum())
         if flux > 0:
-            # As if no pixel were bad.
+            # Rank stars as if no pixel were bad.
             rank = flux / math.sqrt(float(np.median(noise[core & good])))
             place = i, j, float(x_star) - i, float(y_star) - j
             found.append((rank, data, noise, good / noise, ~hole, *place, flux, level, sky_noise))
@@ -849,7 +857,7 @@ def _cut(
 
 
 def _in_units_of_the_noise(stars: _Stars) -> _Stars:
-    """Stars in a unit near their noise, so that no square of theirs is very large or small."""
+    """Stars in a unit near their noise, so that no squared value is very large or small."""
     weights = stars.weight[stars.weight > 0]
     unit = power_of_two(float(np.median(weights)) ** -0.5) if weights.size else 1.0
     return dataclasses.replace(
@@ -864,14 +872,14 @@ def _in_units_of_the_noise(stars: _Stars) -> _Stars:
 
 
 def clipped_mean(values: Array) -> float:
-    """Mean of what is within 4 sigma of the median."""
+    """Mean of the values within 4 sigma of their median."""
     middle = float(np.median(values))
     limit = _CLIP * median_deviation(values, about=middle)
     return float(values[abs(values - middle) <= limit].mean())
 
 
 def clipped_median(values: Array) -> float:
-    """Median of what is within 2.5 sigma of it."""
+    """Median of the values, clipped at 2.5 sigma."""
     for _ in range(3):
         middle = float(np.median(values))
         near = abs(values - middle)
@@ -883,7 +891,7 @@ def clipped_median(values: Array) -> float:
 
 
 def _recentre(stars: _Stars, reach: int) -> float:
-    """Find the centres, with a Gaussian window of the stars' own width, and that width."""
+    """Find the stars' centres, with a Gaussian window of their own width; return their width."""
     middle, side = stars.data.shape[1] // 2, 2 * reach + 1
     offset = np.arange(side) - reach
     data = stars.sky_free[
@@ -918,12 +926,12 @@ def _recentre(stars: _Stars, reach: int) -> float:
         width = full_width_half_maximum(typical)
         peak = np.array(np.unravel_index(int(np.argmax(typical)), typical.shape)) - reach
         if math.hypot(*peak) > width / 2 + 1:
-            # A narrower window would take one star's one peak and another's other.
+            # Stars with several peaks: a narrower window would centre each on another peak.
             break
         sigma = max(0.8, FWHM_TO_SIGMA * width)
     if width < _FINE:
-        # Moved there and back, the typical star, which has lost its finest structure once, is
-        # widened by as much again.
+        # The typical star was widened by interpolation once.  Moved there and back, it is widened
+        # by as much again, which shows the amount.
         alike = typical * flux[good, None, None]
         there = _moved(alike, stars.dx[good], stars.dy[good])
         back = _moved(there, -stars.dx[good], -stars.dy[good])
@@ -942,7 +950,7 @@ def _shear(stars: _Stars, width: float) -> tuple[float, float]:
     if not light.sum() > 0:
         return 0.0, 0.0
     moments = (light.ravel() * place) @ place.T / light.sum()
-    # The window narrows what it weighs.
+    # The window narrows the star: correct its moments for that.
     values, axes = np.linalg.eigh(moments)
     if not 0 < values[0] <= values[1] < _MOST_OF_WINDOW * window2:
         return 0.0, 0.0
@@ -954,7 +962,7 @@ def _shear(stars: _Stars, width: float) -> tuple[float, float]:
 
 
 def _typical(stamps: Array, flux: Array) -> Array:
-    """Median of stars of unit flux; of a few, the mean, to which the brighter ones add most."""
+    """Median of stars of unit flux; for few stars, the mean, weighted by flux."""
     if len(stamps) < _ENOUGH_FOR_MEDIAN:
         mean: Array = stamps.sum(axis=0) / flux.sum()
         return mean
@@ -1007,7 +1015,7 @@ def _models(profile: _Moffat, residual: Array | FineTable | None, stars: _Stars)
 
 
 def _core(side: int, reach: float) -> tuple[Any, Array]:
-    """The part of stamps that holds a circle, and the circle in it."""
+    """Slices of stamps that hold a circle, and the circle's pixels in them."""
     half = min(math.ceil(reach) + 1, side // 2)
     box = np.s_[:, side // 2 - half : side // 2 + half + 1, side // 2 - half : side // 2 + half + 1]
     offset = np.arange(-half, half + 1)
@@ -1017,7 +1025,7 @@ def _core(side: int, reach: float) -> tuple[Any, Array]:
 def _fit_stars(
     stars: _Stars, profile: _Moffat, residual: Array | FineTable | None, size: int
 ) -> tuple[_Stars, Array, Array]:
-    """Stars with their fluxes, centres and levels; models; weights without the neighbours."""
+    """Fit fluxes, centres and levels; return stars, models, and weights without neighbours."""
     side = stars.data.shape[1]
     offset = np.arange(side) - side // 2
     around = (
@@ -1047,7 +1055,7 @@ def _fit_stars(
     expected = stars.flux[:, None, None] * model
     rest = np.where(stars.weight > 0, stars.data - stars.level[:, None, None] - expected, 0)
     if profile.diffraction is not None:
-        # The first ring, which no profile has, is no neighbour.
+        # The first bright ring, which no profile has, must not be taken for a neighbour.
         core = np.hypot(offset[:, None], offset[None, :]) <= _RINGED * profile.half_width
     if isinstance(residual, np.ndarray):
         core = core | _other_peaks(profile, residual[0], side)
@@ -1063,7 +1071,7 @@ def _fit_stars(
 
 
 def _other_peaks(profile: _Moffat, residual: Array, side: int) -> Array:
-    """Where much of a star's light is that its profile does not have, ``(side, side)``."""
+    """Pixels near peaks of a star that its profile lacks, ``(side, side)``."""
     peak = float((profile.centred(len(residual)) + residual).max())
     large = scipy.ndimage.binary_dilation(residual > _LARGE_PART * peak, iterations=_AROUND_PEAKS)
     found: Array = np.pad(large, (side - len(large)) // 2)
@@ -1082,7 +1090,7 @@ def _slopes(
         there = dataclasses.replace(stars, dx=stars.dx + dx, dy=stars.dy + dy)
         return _models(profile, residual, there)[box]
 
-    # A star that moves on falls where it was and rises where it goes.
+    # Moving the star forwards equals moving the pixels back: hence the signs.
     along = (moved(0, -_TINY) - moved(0, _TINY)) / (2 * _TINY)
     across = (moved(-_TINY, 0) - moved(_TINY, 0)) / (2 * _TINY)
     return along, across
@@ -1091,16 +1099,16 @@ def _slopes(
 def _without_neighbours(
     rest: Array, expected: Array, stars: _Stars, core: Array, profile: _Moffat, limit: float
 ) -> Array:
-    """Weights, zero where a smoothed residual stands out beyond a star's core by so many sigmas.
+    """Weights, zero where a smoothed residual outside of a star's core exceeds so many sigmas.
 
-    What all stars leave in proportion to their light is the PSF's, and no neighbour.
+    A residual that all stars have in proportion to their light is the PSF's, and no neighbour.
     """
     sigma = max(0.8, 2 * FWHM_TO_SIGMA * profile.half_width)
     smooth = (0.0, sigma, sigma)
     weight = stars.weight
     floor = 2 * _FLOOR if profile.diffraction is None else _RING_MISFIT
     inverse = weight / (1 + weight * (floor * expected) ** 2)
-    # The squared window is a narrower one, of a smaller sum.
+    # The square of a Gaussian window is a narrower Gaussian of a smaller sum.
     power = scipy.ndimage.gaussian_filter(
         inverse, (0, sigma / math.sqrt(2), sigma / math.sqrt(2)), truncate=3
     ) / (4 * math.pi * sigma**2)
@@ -1108,14 +1116,14 @@ def _without_neighbours(
     norm = scipy.ndimage.gaussian_filter(inverse, smooth, truncate=3)
     signal -= stars.flux[:, None, None] * norm * _shared(signal, norm, stars)
     deviate = abs(signal) / np.sqrt(np.where(power > 0, power, np.inf))
-    # Where unseen sources are everywhere, as under the stars, they are noise: without those that
-    # stand out of the pixels' noise the sky around the stars would be darker than under them.
+    # Unseen sources are under the stars as well as around them, and count as noise: masking those
+    # that exceed the pixels' noise would leave a sky darker than the sky under the stars.
     told = deviate[:, ~core][power[:, ~core] > 0]
     crowding = max(1.0, MAD_TO_SIGMA * float(np.median(told))) if told.size else 1.0
     lower, upper = _CROWDED
     if crowding < lower:
         crowding = 1.0
-    # Beyond the upper limit nothing around the stars tells their wings.
+    # Beyond the upper limit the surroundings say nothing about the wings anyway.
     stands_out = deviate > limit * (crowding if crowding < upper else 1.0)
     stands_out &= ~core
     reach = math.ceil(1.5 * sigma)
@@ -1125,7 +1133,7 @@ def _without_neighbours(
 
 
 def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
-    """Smoothed residual that the brightest stars of unit flux have in common, beyond its error."""
+    """Common smoothed residual of the brightest stars, for unit flux; 0 where not significant."""
     flux = stars.flux
     bright = np.argsort(-flux * stars.alike * np.sqrt(norm.max(axis=(1, 2))))[:_SHARERS]
     bright = bright[stars.alike[bright]]
@@ -1141,8 +1149,11 @@ def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
 
 
 class _Alike(NamedTuple):
-    """Stars among sources: which, how ln(width) grows over the frame, and by how much the stars are
-    wider than the profile, with its error all over the frame, as ln(width).
+    """Stars among sources.
+
+    ``which`` are the stars' indices; ``slope`` has the coefficients of ln(width) over the frame;
+    ``wider`` is the excess of the stars' ln(width) over the profile's, and ``error`` its error
+    averaged over the frame.
     """
 
     which: Array
@@ -1152,7 +1163,7 @@ class _Alike(NamedTuple):
 
 
 def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Alike:
-    """Stars that fit and are as narrow as anything around is."""
+    """Sources that fit and are as narrow as any around: the stars."""
     side = model.shape[1]
     box, circle = _core(side, 3 * profile.half_width)
     step = 0.01
@@ -1178,7 +1189,7 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     best = np.sort(error[fits])
     if len(best) < _FEWEST:
         return _Alike(np.argsort(chi_square)[:_FEWEST], _NO_SLOPE, 0.0, _UNKNOWN_WIDTH)
-    # Slopes that the profile has were worth their freedom before.
+    # Slopes that the profile already has were worth their freedom before: they cost nothing now.
     had = 2 if any(profile.slope[2:]) else 1 if any(profile.slope) else 0
     trials = []
     for order in range(_SLOPE_ORDER + 1):
@@ -1198,13 +1209,13 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
         keep = np.isin(np.arange(len(stars)), rank[:_FEWEST])
     along = dict(zip(chebyshev_terms(order)[1:], tilt, strict=True))
     slope = tuple(float(along.get(term, 0.0)) for term in chebyshev_terms(_SLOPE_ORDER)[1:])
-    # Those that are used are a little wider than the stars, or narrower, as it happens.
+    # By chance, the stars that are used may be a little wider or narrower than all stars.
     excess = excess - tilted
     used = np.average(excess[keep], weights=1 / (error[keep] ** 2 + end.scatter**2))
     u, v = _nodes()
     away = chebyshev_products(order, u, v)[:, 1:]
     elsewhere = float(np.einsum("ni,ij,nj->n", away, unknown, away).mean())
-    # If they are galaxies after all, these are no wider than their errors allow.
+    # Some may be galaxies after all, but no wider than their errors allow.
     share = error[keep] ** -2.0 / (error[keep] ** -2.0).sum()
     chance = end.probability[keep] * (1 - end.probability[keep])
     galaxies = float((share**2 * chance * (error[keep] ** 2 + end.error**2)).sum())
@@ -1212,7 +1223,7 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
     width_error = math.hypot(width_error, _unseen_light(stars.part(keep), weight[keep], profile))
     unlike = precise & (chi_square > _UNLIKE * usual)
     if unlike.sum() >= max(_FEWEST, _MANY_UNLIKE * precise.sum()):
-        # The PSF varies in a way that so few stars do not tell.
+        # The PSF varies in a way that so few stars do not determine.
         width_error = math.hypot(width_error, float(np.sqrt(np.mean(excess[unlike] ** 2))))
     return _Alike(np.flatnonzero(keep), slope, end.place - float(used), width_error)
 
@@ -1220,9 +1231,10 @@ def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Ali
 def _confusion(
     stars: _Stars, model: Array, weight: Array, estimator: Array, profile: _Moffat
 ) -> Array:
-    """What unseen neighbours make of the stars' ln(width), beyond the noise, ``(n,)``.
+    """Errors of the stars' ln(width) by unseen neighbours, beyond the noise, ``(n,)``.
 
-    The same linear estimators, ``(n, side, side)``, are applied to places around the stars.
+    They are the scatter of the same linear estimators, ``(n, side, side)``, at places around the
+    stars.
     """
     half = estimator.shape[1] // 2
     reach = stars.data.shape[1] // 2 - half
@@ -1250,9 +1262,9 @@ def _confusion(
 
 
 def _unseen_light(stars: _Stars, weight: Array, profile: _Moffat) -> float:
-    """What unseen sources may take from stars' light, relatively.
+    """Relative loss of stars' light due to unseen sources.
 
-    Stars are used where no neighbour is: the sky around them is brighter than under them.
+    Only stars without neighbours are used: the sky is brighter around them than under them.
     """
     excess = float(np.median(_unseen_variance(stars, weight)))
     sky = math.sqrt(excess / _area(profile))
@@ -1261,7 +1273,7 @@ def _unseen_light(stars: _Stars, weight: Array, profile: _Moffat) -> float:
 
 
 def _unseen_variance(stars: _Stars, weight: Array) -> Array:
-    """What unseen sources add to the variance of the stars' skies, ``(n,)``."""
+    """Variance that unseen sources add to the stars' skies, ``(n,)``."""
     most = weight.max(axis=(1, 2))
     whole = np.where(most > 0, 1 / np.where(most > 0, most, 1), 0.0)
     added: Array = np.maximum(whole - stars.sky_variance, 0.0)
@@ -1269,13 +1281,16 @@ def _unseen_variance(stars: _Stars, weight: Array) -> Array:
 
 
 def _area(profile: _Moffat) -> float:
-    """Pixels that count as one where a star is sought."""
+    """Effective number of pixels under the window with which neighbours are sought."""
     return 4 * math.pi * max(0.8, 2 * FWHM_TO_SIGMA * profile.half_width) ** 2
 
 
 class _NarrowEnd(NamedTuple):
-    """Where the narrow end of widths lies, its error, stars' scatter beyond their errors, each
-    source's probability of being a star, and the logarithm of the likelihood of it all.
+    """Narrow end of the sources' widths, where the stars are.
+
+    ``place`` is its ln(width) over the profile's, ``error`` its error, ``scatter`` the stars'
+    scatter beyond their errors, ``probability`` each source's of being a star, and ``evidence`` the
+    logarithm of the mean likelihood.
     """
 
     place: float
@@ -1288,11 +1303,11 @@ class _NarrowEnd(NamedTuple):
 def _tilted(
     excess: Array, error: Array, fits: Array, terms: Array
 ) -> tuple[_NarrowEnd, Array, Array]:
-    """Narrow end of widths that vary over the field, the coefficients of how, their covariance."""
+    """Narrow end of widths, coefficients of its variation over the field, their covariance."""
     tilt = np.zeros(terms.shape[1])
     if not len(tilt):
         return _narrow_end(excess, error, fits), tilt, np.zeros((0, 0))
-    # At first all are taken for stars: galaxies are wider everywhere.
+    # At first all sources count as stars: galaxies are wider everywhere, and add no slope.
     probability, scatter = fits.astype(float), _SCATTERS[-1]
     for _ in range(_TILTINGS):
         share = np.sqrt(probability / (error**2 + scatter**2))
@@ -1301,7 +1316,7 @@ def _tilted(
         normal += 1e-9 * normal[0, 0] * np.eye(len(normal))
         inverse = np.linalg.inv(normal)
         tilt = (inverse @ (design.T @ (excess * share)))[1:]
-        # What exceeds their noise.
+        # Shrink the coefficients to their excess over noise.
         tilt *= _beyond_noise(tilt**2, np.diagonal(inverse)[1:])
         end = _narrow_end(excess - terms @ tilt, error, fits)
         probability, scatter = end.probability, end.scatter
@@ -1309,10 +1324,10 @@ def _tilted(
 
 
 def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
-    """Tell stars from small galaxies, which are wider by anything, by the precise and the many.
+    """Tell stars from small galaxies, which are wider, by a mixture of widths.
 
-    A mixture of stars, all as wide but for a scatter, galaxies, wider by up to some width, and a
-    few others.  All that is not known of it is averaged over, by likelihood.
+    The mixture has stars of one width but for a scatter, galaxies that are wider by up to some
+    width, and a few others.  Its unknown parameters are averaged over, weighted by likelihood.
     """
     value, sigma = excess[fits], error[fits]
     precise = value[np.argsort(sigma, kind="stable")[:_ENOUGH]]
@@ -1351,7 +1366,7 @@ def _normal(deviate: Array) -> Array:
 
 
 def _left(stars: _Stars, weight: Array, profile: _Moffat) -> tuple[Array, Array]:
-    """What the profile leaves of stars of unit flux in the middle pixel."""
+    """Residuals of stars of unit flux, moved to the middle pixel, and their weights."""
     model = profile.at(stars, stars.data.shape[1])
     rest = np.where(stars.weight > 0, stars.sky_free / stars.flux[:, None, None] - model, 0.0)
     moved = np.stack(
@@ -1365,7 +1380,7 @@ def _left(stars: _Stars, weight: Array, profile: _Moffat) -> tuple[Array, Array]
 
 
 def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat, float]:
-    """Profile of the mean star, and its flux over what it was taken for."""
+    """Profile of the mean star, and its flux over the assumed one."""
     side = left.shape[1]
     current = profile.centred(side)
     floor = (max(_FLOOR, _WINGS_ALONE * profile.misfit) * current) ** 2
@@ -1420,7 +1435,7 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
 
     found = found_from(profile.inverse_beta, profile.turbulence)
     if found.x[5] < _GAUSSIAN or found.x[6] > _SHARE[1] - _TINY:
-        # Turbulence less a Gaussian stands in for a Moffat profile, up to some point.
+        # Turbulence less a Gaussian imitates a Moffat profile: start again without turbulence.
         found = min([found, found_from(_USUAL_FALL[0], 0.0)], key=lambda each: float(each.cost))
     scale, found_profile = float(found.x[0]), shaped(found.x)
     model = scale * found_profile(columns - found.x[2], rows - found.x[3])
@@ -1432,9 +1447,9 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
 
 
 class _Rings(NamedTuple):
-    """Mean star in rings around its middle, each star with a level of its own.
+    """Mean star in rings around its middle, each star with its own level.
 
-    ``square`` holds squared distances ``(m,)``, ``mean`` the shares ``(k, m)`` that they have in
+    ``square`` ``(m,)`` holds squared distances of nodes, ``mean`` ``(k, m)`` the nodes' shares in
     the rings, ``normal`` ``(k, k)`` and ``right`` ``(k,)`` the normal equations of the rings'
     values.
     """
@@ -1445,14 +1460,14 @@ class _Rings(NamedTuple):
     right: Array
 
     def of(self, profile: _Moffat) -> Array:
-        """A profile's values, ``(k,)``."""
+        """A profile's means over the rings, ``(k,)``."""
         width2 = profile.half_width**2
         result: Array = self.mean @ (profile._at(self.square / width2) / width2)
         return result
 
 
 def _rings(left: Array, weight: Array, profile: _Moffat) -> _Rings:
-    """Rings of the mean star, of which the profile has been subtracted."""
+    """Rings of the mean star, from residuals after the profile, which is added again."""
     side = left.shape[1]
     offset = np.arange(side) - side // 2
     square = profile.square(offset[None, :], offset[:, None]).ravel()
@@ -1481,9 +1496,11 @@ def _rings(left: Array, weight: Array, profile: _Moffat) -> _Rings:
 
 
 class _RingFit(NamedTuple):
-    """Profile that rings show, its flux over what it was taken for, the covariance of that, of the
-    logarithm of the half width, 1/beta and the shares of turbulence and diffracted light, and the
-    logarithm of the evidence: the likelihood of the rings, over all profiles of the kind.
+    """Profile fitted to rings.
+
+    ``scale`` is the flux over the assumed one.  ``covariance`` is that of the scale, ln(half
+    width), 1/beta and the shares of turbulence and, if fitted, of diffracted light.  ``evidence``
+    is the logarithm of the rings' likelihood, averaged over all profiles of the kind.
     """
 
     profile: _Moffat
@@ -1495,7 +1512,7 @@ class _RingFit(NamedTuple):
 def _fit_rings(
     rings: _Rings, profile: _Moffat, *, diffracted: bool, off: tuple[float, float]
 ) -> _RingFit:
-    """Fit a profile to rings, which differ from it, with or without diffracted light."""
+    """Fit a profile, with or without diffracted light, to rings that differ by ``off`` from it."""
 
     def shaped(values: Array) -> _Moffat:
         _, log_width, inverse_beta, share, *light = map(float, values)
@@ -1513,7 +1530,7 @@ def _fit_rings(
     reduced = np.linalg.solve(rings.normal + np.diag(differ**-2.0), both)
     normal = rings.normal - rings.normal @ reduced[:, :-1]
     right = rings.right - rings.normal @ reduced[:, -1]
-    # Rings in a basis in which their errors are independent and 1.
+    # A basis of the rings in which errors are independent and 1.
     power, basis = np.linalg.eigh(normal)
     told = power > 1e-9 * power[-1]
     root = np.sqrt(power[told])
@@ -1542,7 +1559,7 @@ def _fit_rings(
         deviation_of, start[:free].clip(lower[:free], upper[:free]), lower[:free], upper[:free]
     )
     covariance = np.linalg.inv(slopes.T @ slopes)
-    # Laplace's approximation; freedom that the rings do not need counts against it.
+    # Laplace's approximation: freedom that the rings do not need lowers the evidence.
     freedom = np.linalg.slogdet(np.eye(len(differ)) + rings.normal * differ**2)[1]
     narrowed = np.linalg.slogdet(covariance)[1] / 2 - float(np.log(spread[:free]).sum())
     evidence = narrowed - freedom / 2 - float(rest @ rest) / 2
@@ -1552,9 +1569,9 @@ def _fit_rings(
 def _least_squares(
     deviation_of: Callable[[Array], Array], values: Array, lower: Array, upper: Array
 ) -> tuple[Array, Array, Array]:
-    """Values within bounds of least squares, the deviations there, and their slopes.
+    """Bounded least squares: values, deviations there, and their slopes.
 
-    Of so few numbers SciPy's takes three times as long.
+    For so few numbers SciPy's takes three times as long.
     """
     rest = deviation_of(values)
     for _ in range(_RING_ROUNDS):
@@ -1562,7 +1579,7 @@ def _least_squares(
         slopes = np.stack(moved, axis=1) / _SLIGHT
         pull, normal = slopes.T @ rest, slopes.T @ slopes
         for damping in (0.0, 0.01, 0.1, 1.0, 10.0):
-            # What would leave the bounds stays on them, and the others go on without it.
+            # Values that would leave the bounds stay on them; the others are solved without them.
             damped = normal + damping * np.diag(normal.diagonal())
             there, inside = values.copy(), np.ones(len(values), dtype=bool)
             for _ in range(len(values)):
@@ -1592,11 +1609,11 @@ def _least_squares(
 def _diffraction(stars: _Stars, profile: _Moffat) -> tuple[_Moffat | None, float]:
     """Profile with diffracted light; None where the rings around bright stars do not show it.
 
-    Then also what fluxes lack, relatively, if it is there nevertheless, times the square root of
-    the probability of that.
+    In the latter case also the relative error of fluxes, in case that there is such light: the
+    flux then missing, times the square root of its probability.
     """
     stars = stars.part(np.argsort(-stars.flux, kind="stable")[:_SHARERS])
-    # What masks expect is no neighbour.
+    # Masks that expect diffracted light do not take it for neighbours.
     trial = dataclasses.replace(profile, diffraction=_FOUND_DIFFRACTION[0])
     side = stars.data.shape[1]
     offset = np.arange(side) - side // 2
@@ -1606,7 +1623,7 @@ def _diffraction(stars: _Stars, profile: _Moffat) -> tuple[_Moffat | None, float
     rest -= np.median(rest[:, radius > _LEVEL_FROM * profile.half_width], axis=1)[:, None, None]
     core = radius <= _RINGED * profile.half_width
     weight = _without_neighbours(rest, expected, stars, core, trial, _NEIGHBOUR[0])
-    # All pixels under a star have the light of unseen sources in common.
+    # Light of unseen sources is correlated over a star's pixels: it averages down less than noise.
     shared = (_area(profile) - 1) * _unseen_variance(stars, weight)
     weight = weight / (1 + weight * shared[:, None, None])
     left, weight = _left(stars, weight, trial)
@@ -1625,11 +1642,11 @@ def _diffraction(stars: _Stars, profile: _Moffat) -> tuple[_Moffat | None, float
 
 
 def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
-    """Relative error of the light of the mean star, whose wings and level are not told apart.
+    """Relative error of the light of the mean star, whose wings are hard to tell from the level.
 
-    A linear fit to rings of the scale, the width, the fall and the shares of turbulence and of
-    diffracted light, with a level of each star.  Its error is the larger of the formal one and that
-    by leaving out each of eight groups of stars.
+    It comes from a linear fit to rings: scale, width, fall, the shares of turbulence and of
+    diffracted light, and a level for each star.  It is the larger of the formal error and the
+    jackknife's over eight groups of stars.
     """
     side = left.shape[1]
     offset = np.arange(side) - side // 2
@@ -1660,7 +1677,7 @@ def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
         normal[k] = np.diag(own_weights.sum(axis=0)) - own_weights.T @ own_share
         own_light = light[group == k]
         right[k] = own_light.sum(axis=0) - own_share.T @ own_light.sum(axis=1)
-    # No ring is known better than the family of profiles describes it.
+    # The family of profiles describes no ring better than this.
     free = np.diag((_RING_FLOOR * design[:, 0]) ** -2.0)
     usual, spread = _USUAL_SHARE
     diffracted = max(profile.diffracted, _LEAST_SCATTERED)
@@ -1672,7 +1689,7 @@ def _flux_error(left: Array, weight: Array, profile: _Moffat) -> float:
         normal, right = normal - normal @ reduced[:, :-1], right - normal @ reduced[:, -1]
         inverse = np.linalg.inv(design.T @ normal @ design + prior)
         pulled = prior @ [0, 0, 0, usual - profile.turbulence, 0]
-        # Stars without weight tell nothing, to within rounding.
+        # Rounding may leave no variance where stars have no weight: then nothing is known.
         variance = inverse[0, 0] if inverse[0, 0] > 0 else 1.0
         return float((inverse @ (design.T @ right + pulled))[0]), math.sqrt(variance)
 
@@ -1690,7 +1707,7 @@ def _vary(
     size: int,
     order: int,
 ) -> Array:
-    """Polynomials of what the profile leaves: ``(n_terms, size, size)``."""
+    """Polynomials, over the field, of the residuals from the profile: ``(n_terms, size, size)``."""
     side = left.shape[1]
     margin = (side - size) // 2
     # All pixels of a star share the error of its level, measured around them.
@@ -1700,7 +1717,7 @@ def _vary(
     pedestal = _LEVEL_ERROR**2 * float(level_noise.sum() / share.sum() ** 2)
     inner = np.s_[:, margin : margin + size, margin : margin + size]
     left, weight = (a[inner].reshape(len(left), -1) for a in (left, weight))
-    # A bright star is no better than the model that it is compared with.
+    # The model's own error limits the weight of bright stars.
     floor = _FLOOR * profile.centred(size).ravel()
     weight = np.where(weight > 0, 1 / (1 / np.where(weight > 0, weight, 1) + floor**2), 0.0)
     terms = stars.terms(order)
@@ -1727,8 +1744,8 @@ def _vary(
         structure = values - level[ring]
         uncertain = noise / count + pedestal
         level *= _beyond_noise(level**2, uncertain)
-        # Levels of stars and faint neighbours are no wings: those are the profile's, as far as it
-        # holds inside of them.
+        # Errors of levels and faint neighbours look like wings: believe the profile's wings, as far
+        # as the profile fits inside of them.
         misfit = max(_LEAST_MISFIT, _WORSE_IN_WINGS * profile.misfit)
         believed = (misfit * expected[far]) ** 2
         level[far] *= believed / (believed + uncertain[far])
@@ -1738,5 +1755,5 @@ def _vary(
 
 
 def _beyond_noise(power: Array, noise: Array) -> Array:
-    """What of a power is not noise, as a fraction."""
+    """Fraction of a power that is not noise."""
     return np.clip(1 - noise / np.where(power > 0, power, np.inf), 0, 1)

@@ -1,4 +1,4 @@
-"""Skies that are taken away."""
+"""Subtraction of skies from exposures."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ type Array = npt.NDArray[Any]
 
 _SKY_ORDER = 2
 _LEAST_SKY, _SKY_ERRORS = 0.03, 4.0
-"""Of a pixel's noise, and errors of its own, from which a sky was left in a difference.  Filtered
-with a PSF, the former is an eighth of a sigma."""
+"""Size of a sky left in a difference from which it is subtracted: in a pixel's noise, and in its
+own errors.  After filtering with a PSF, the former is an eighth of a sigma."""
 _ENOUGH_PIXELS = 100_000
 
 _log = logging.getLogger("whitediff.detect")
 
 
 def without_light(exposure: Exposure, background: Array) -> Exposure:
-    """Take a background away.
+    """Subtract a background.
 
     Parameters
     ----------
     exposure
-        It is not changed.
+        Exposure, which is not changed.
     background
         ``(ny, nx)``, image_unit.
 
     Returns
     -------
     exposure
-        With an image of its own; other planes are shared.
+        Exposure with a new image; it shares the other planes.
     """
     image = exposure.data
     return exposure.replaced(data=image - background.astype(image.dtype))
 
 
 def without_left_sky(difference: Exposure) -> Exposure:
-    """Take away the sky that somebody left in a difference.
+    """Subtract the sky that was left in a difference.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ def without_left_sky(difference: Exposure) -> Exposure:
     Returns
     -------
     difference
-        The same where its level, slope and curvature between the sources are below 3 % of a
-        pixel's noise; else with an image of its own, and a sentence says so.
+        The given one if the level, slope and curvature between its sources are below 3 % of a
+        pixel's noise, or below 4 errors; else an exposure with a new image, and a warning.
     """
     image, variance = difference.data, difference.variance
     spoiled = masks.flagged(difference.mask, (*masks.AVOIDED_MASK_PLANES, masks.SOURCE, "EDGE"))

@@ -1,8 +1,8 @@
 """The Alard–Lupton fit: one linear least-squares problem for the whole field.
 
-Stamps around stars of the image to be convolved (*source*) and of the one to be matched
-(*target*) determine ``κ(x, y) = a₀·B₀ + Σ_b f_b(x, y)·B_b`` and a background, where the f_b
-and the background are Chebyshev polynomials of the position over the frame.
+Stamps around stars in the image to be convolved (*source*) and in the image to be matched
+(*target*) determine ``κ(x, y) = a₀·B₀ + Σ_b f_b(x, y)·B_b`` and a background.  The f_b and the
+background are Chebyshev polynomials of the position over the frame.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 _CHUNK = 64
-"""Stamps that are fitted one by one at a time."""
+"""Number of stamps, each fitted on its own, that are solved in one call."""
 
 _SINGLE_SMOOTHNESS = 1e-6
 """Weight of the penalty, relative to the data, where stamps are fitted one by one."""
 
 _SINGLE_CUT = 1e-12
-"""Eigenvalues of a stamp's scaled matrix, relative to the largest, that say nothing."""
+"""Eigenvalue of a stamp's scaled matrix, relative to the largest, below which it is not used."""
 
 _MANY = 100
-"""Unknowns of a single stamp beyond which it is fitted with the penalty."""
+"""Number of basis images beyond which a single stamp is fitted with the penalty."""
 
 _EVIDENCE = 2.0
-"""By which a higher order must be better: less is not worth a mention."""
+"""Least gain of the criterion by a higher order: less is not worth a mention."""
 
 _EXCHANGES = 99
-"""Times that stars' places are exchanged."""
+"""Number of random exchanges of the stars' places."""
 
 _FOLDS = 5
 """Parts of the stars, each of which is predicted from the others."""
 
 _USUAL_SPREAD = 0.02
-"""Of the brightness of a star between two images."""
+"""Usual relative change of a star's brightness between two images."""
 
 FEW_PIXELS = "too few good pixels"
 _NOT_DESCRIBED = "no kernel of its own fits"
 OTHER_SUM = "its flux ratio is an outlier"
 _NOT_COMMON = "the common kernel does not fit"
-"""Why a stamp is rejected."""
+"""Reasons for which a stamp is rejected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +78,17 @@ class KernelFit:
     used
         ``(n_stamps,)`` boolean: stamps that were not rejected.
     residual_mean, residual_rms
-        ``(n_stamps,)`` of the residual over its sigma.
+        ``(n_stamps,)`` mean and rms of the residual over its sigma.
     rejected
-        ``(n_stamps,)`` text: why a stamp was rejected; empty for those that were not.
+        ``(n_stamps,)`` text: reason for which a stamp was rejected; empty if it was not.
     kernel_sum, kernel_sum_error
-        In the middle of the frame.
+        Kernel's sum in the middle of the frame, and its standard deviation.
     condition
         Condition number of the scaled normal matrix.
     effective_unknowns
-        How many unknowns the penalty leaves: the trace of the influence matrix.
+        Number of unknowns that the penalty leaves: the trace of the influence matrix.
     degrees_of_freedom, chi_square
-        Of the final fit, over all used pixels.
+        Degrees of freedom and χ² of the final fit, over all used pixels.
     """
 
     kernel_coefficients: Array
@@ -105,17 +105,17 @@ class KernelFit:
     chi_square: float
 
     def in_units(self, source: float, target: float) -> KernelFit:
-        """The fit of stamps that are measured in other units.
+        """The fit in other units.
 
         Parameters
         ----------
         source, target
-            Units of the two images that were fitted, in those to be taken.
+            Units of the two fitted images, as multiples of the new units.
 
         Returns
         -------
         fit
-            Kernel and background between images in the latter.
+            Kernel and background for images in the new units.
         """
         factor = target / source
         return dataclasses.replace(
@@ -198,17 +198,16 @@ def fit_kernel(
     Notes
     -----
     Alard & Lupton 1998 and Alard 2000, with a weight for every pixel instead of one for
-    every stamp.  Rejection: single stamps that their own fit does not describe, then
-    those of outlying brightness, then, round after round, those that the common fit does
-    not describe.  At most a quarter of the stamps that are left goes in one round, the
-    worst first.
+    every stamp.  Stamps are rejected that their own fit does not describe, then stamps of
+    outlying brightness, then, round after round, stamps that the common fit does not describe.
+    One round rejects at most a quarter of the stamps that are left, the worst first.
 
-    The basis' penalty keeps what the source's PSF does not determine from being fitted to
-    noise.  Its weights maximise the restricted likelihood (Wood 2011, J. R. Stat. Soc. B 73,
-    3, section 2, with a Gaussian likelihood of unknown scale).  Where the source's variance
+    Details that the source's PSF does not determine would be fitted to noise; the basis' penalty
+    prevents that.  Its weights maximise the restricted likelihood (Wood 2011, J. R. Stat. Soc. B
+    73, 3, section 2, with a Gaussian likelihood of unknown scale).  Where the source's variance
     is known, the attenuation by its noise is undone (Fuller 1987, Measurement Error Models,
-    section 2.2: the expectation of the noise is taken off the normal matrix), except
-    where there is next to nothing but noise.
+    section 2.2: the expectation of the noise is subtracted from the normal matrix), except where
+    there is next to nothing but noise.
     """
     options = options or FitOptions()
     if normals is None:
@@ -276,26 +275,27 @@ def choose_kernel_order(
     stamps, basis, options, normals
         As for `fit_kernel`.
     criterion
-        ``bic``: smallest ``n ln(χ²) + ln(n)·unknowns``, n the number of pixels, or with known
-        noise χ² for its n-fold logarithm; ``cross-validation``: smallest χ² of stars that are
-        predicted from four fifths of the others.
+        ``bic``: smallest ``n ln(χ²) + ln(n)·unknowns``, n the number of pixels; if the noise is
+        known, χ² replaces ``n ln(χ²)``.  ``cross-validation``: smallest χ² of stars predicted
+        from four fifths of the stars, without themselves.
     largest
-        Order up to which to try; those that the stars do not suffice for are passed over.
+        Largest order to try; the search ends at an order for which the stars do not suffice.
 
     Returns
     -------
     options
-        With the order; 0 where the stars are too few to choose.
+        Options with the chosen order; 0 where the stars are too few to choose.
 
     Notes
     -----
-    Schwarz 1978, Ann. Statist. 6, 461, for noise of unknown scale: what no order describes
-    counts as noise.  Unknowns are counted as the penalty leaves them.  A higher order is
+    Schwarz 1978, Ann. Statist. 6, 461, for noise of unknown scale: misfits that no order
+    describes count as noise.  Unknowns are counted as the penalty leaves them.  A higher order is
     taken where it is better by 2 (Kass & Raftery 1995, JASA 90, 773), and where its terms explain
-    more than they do with the stars' places exchanged, in every one of 99 random orders (Fisher
-    1935, The Design of Experiments, section 21: by chance once in 100): what no kernel of this
-    basis describes is larger than the noise of bright stars, and any polynomial fits it.  All
-    orders are judged by the same stars, those that a constant kernel of their own describes.
+    more than with the stars' places exchanged, in each of 99 random exchanges (Fisher 1935, The
+    Design of Experiments, section 21: by chance once in 100).  The latter is needed because
+    misfits that no kernel of this basis describes exceed the noise of bright stars, and any
+    polynomial fits them.  All orders are judged by the same stars: those that a constant kernel
+    of their own describes.
     """
     if normals is None:
         normals = normal_equations(stamps, basis)
@@ -321,8 +321,9 @@ def choose_kernel_order(
 
 
 def _depends_on_place(normals: Normals, design: Design, used: Array, penalty: Array) -> bool:
-    """Whether the highest terms explain more than with the stars' places exchanged."""
+    """Whether the highest terms explain more than after any exchange of the stars' places."""
     explained = design.explained(normals, used, penalty)
+    # A seed that only the stars decide: the same stamps give the same order.
     members, rng = np.flatnonzero(used), np.random.default_rng(len(used))
     return all(
         design.with_places_exchanged(used, rng.permutation(members)).explained(
@@ -334,7 +335,7 @@ def _depends_on_place(normals: Normals, design: Design, used: Array, penalty: Ar
 
 
 def _information(solved: Solved, pixels: float, options: FitOptions) -> float:
-    """Bayesian information criterion."""
+    """Bayesian information criterion, with effective unknowns."""
     n, value = max(pixels, 2.0), solved.chi_square
     if not options.known_noise:
         value = n * math.log(max(value, 1e-300))
@@ -342,18 +343,18 @@ def _information(solved: Solved, pixels: float, options: FitOptions) -> float:
 
 
 def _predicted(normals: Normals, design: Design, used: Array) -> float:
-    """χ² of the used stars, each predicted from the other folds'."""
+    """χ² of the used stars, each predicted from the other folds."""
     _, rms = residual_statistics(normals, _held_out(normals, design, used))
     return float((rms**2 * normals.pixels)[used].sum())
 
 
 def _held_out(normals: Normals, design: Design, used: Array) -> Array:
-    """Coefficients of every stamp, by the other folds'."""
+    """Coefficients of every stamp, by a fit to the other folds."""
     fold = np.cumsum(used) % _FOLDS
     local = np.zeros((len(used), len(design.basis) + 1))
     for k in range(_FOLDS):
         solved = design.solve(normals, used & (fold != k))
-        # A stamp that is not used may be predicted by any.
+        # A stamp that is not used is in no fit: any fold may predict it.
         local[fold == k] = design.local(solved.solution)[fold == k]
     return local
 
@@ -374,12 +375,12 @@ def held_out_coefficients(
     Returns
     -------
     local
-        ``(n, n_basis + 1)``: each stamp's by a fit to four fifths of the stamps, itself left out.
+        ``(n, n_basis + 1)``: for each stamp, by a fit to four fifths of the stamps without it.
 
     Raises
     ------
     DataError
-        If there are too few to leave any out.
+        If there are too few stamps to leave any out.
     """
     return _held_out(normals, _design(stamps, basis, options), used)
 
@@ -387,7 +388,7 @@ def held_out_coefficients(
 def _single_fits(
     normals: Normals, basis: KernelBasis, options: FitOptions, used: Array
 ) -> tuple[Array, Array]:
-    """Stamps that a kernel of their own describes, and those of them of usual brightness."""
+    """Stamps that a kernel of their own describes; of these, the stamps of usual brightness."""
     m = len(basis) + 1
     local = np.zeros((len(normals.right), m))
     ridge = np.zeros((m, m))
@@ -398,11 +399,11 @@ def _single_fits(
         part = part[used[part]]
         gram = normals.gram[part]
         traces = np.trace(gram, axis1=1, axis2=2)[:, None, None]
-        # Faint stars do not determine every basis image: the shortest solution will do.
+        # Faint stars do not determine every basis image: the shortest solution suffices.
         if ridge.any():
             inverse = np.linalg.inv(gram + _SINGLE_SMOOTHNESS * traces * ridge)
         else:
-            # The constant's column has another unit than the images'.
+            # Scale first: the constant's column has another unit than the images' columns.
             size = np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
             scale = 1 / np.where(size > 0, size, np.inf)
             scale = scale[:, :, None] * scale[:, None, :]
@@ -413,14 +414,14 @@ def _single_fits(
     ordinary = good
     if good.sum() >= 3:
         ratio, error = _brightness_ratios(normals, good, ridge)
-        # However bright, one star alone does not say what is usual.
+        # The usual spread limits weights: one star, however bright, does not decide what is usual.
         weight = np.where(good, 1 / (error**2 + _USUAL_SPREAD**2), 0)
         if not weight.any():
             return good, good
         order = np.argsort(ratio)
         usual = ratio[order][np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)]
-        # In units of each stamp's own error: faint stars scatter more, and rightly so.
-        # What all scatter beyond that (the sum may vary over the field) widens the limit.
+        # In units of each stamp's own error, since faint stars scatter more.  Scatter of all stars
+        # beyond their errors widens the limit: the sum may vary over the field.
         offset = (ratio - usual) / np.sqrt(error**2 + math.pi / (2 * weight.sum()))
         spread = max(1.0, median_deviation(offset[good], about=0.0))
         ordinary = good & (np.abs(offset) <= options.sum_clip * spread)
@@ -428,12 +429,12 @@ def _single_fits(
 
 
 def _brightness_ratios(normals: Normals, good: Array, ridge: Array) -> tuple[Array, Array]:
-    """Stars' brightness in the target over that in the source, in units of the common one's.
+    """Ratios of stars' brightness in target and source, over the common ratio; their errors.
 
-    By the kernel that describes all of them, each with a level of its own: a kernel for every
-    star would follow its noise, the more the fainter it is.
+    One kernel for all stars is used, with a level for each: a kernel for each star would follow
+    its noise, the more the fainter the star.
     """
-    # The level is taken out of the products.
+    # Eliminate each star's level from its normal equations.
     level = normals.gram[:, -1, -1]
     share = normals.gram[:, :-1, -1] / np.where(level > 0, level, np.inf)[:, None]
     grams = normals.gram[:, :-1, :-1] - share[:, :, None] * normals.gram[:, None, -1, :-1]

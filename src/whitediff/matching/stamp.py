@@ -1,8 +1,8 @@
 """Kernels for small stamps, which hold few stars or none.
 
-A stamp bears no choice of stars.  Its kernel is found from all of its pixels, from the two
-PSFs where these are known, or from both; what these do not tell is told by a Gaussian process
-around a Gaussian kernel.  The result knows its own error, pixel by pixel and for sums of pixels.
+A stamp bears no choice of stars.  Its kernel is found from all of its pixels, and from the two
+PSFs where these are known; a Gaussian process around a Gaussian kernel is the prior.  The result
+knows its own error, pixel by pixel and for sums of pixels.
 """
 
 from __future__ import annotations
@@ -24,66 +24,66 @@ __all__ = ["FluxScale", "KernelError", "StampKernel", "StampOptions", "fit_stamp
 type Array = npt.NDArray[Any]
 
 _SIGMA_RANGE = (0.4, 6.0)
-"""Widths of kernels, pixels: below, a sampled Gaussian is none."""
+"""Least and largest width of kernels, pixels: a narrower sampled Gaussian is no Gaussian."""
 _FWHM_RANGE = (1.0, 8.0)
 _USUAL_SIGMA, _USUAL_FWHM = 0.7, 2.2
 _LOW = 33
-"""Percentile of the widths of sources that is a star's, where some are galaxies."""
+"""Percentile of sources' widths that is taken for a star's, since some are galaxies."""
 _SIGMA_PRIOR, _SIGMA_PRIOR_ALONE, _SIGMA_PRIOR_PSF = 0.25, 0.5, 0.1
-"""Errors of a kernel's width from common sources, from others, and from PSFs, pixels."""
+"""Errors, pixels, of a kernel's width from sources on both stamps, from others, and from PSFs."""
 _SHIFT_PRIOR, _SHIFT_PRIOR_PSF = 0.3, 0.1
 """Errors of the stamps' alignment where it is fitted, and where PSFs are centred, pixels."""
 _LEVEL_PRIOR = 3.0
 """Error of the differential background, in standard deviations of a pixel."""
 _BEYOND = 1e-3
-"""Of a kernel, what wings beyond its square may hold."""
+"""Relative error of a kernel by wings beyond its square."""
 _MODEL_ERROR, _ROBUST_MODEL_ERROR = 0.01, 0.05
-"""Of the convolved template, what no kernel describes: in the fit, and where pixels are rejected
-and by a Gaussian, which undersampled cores differ from."""
+"""Errors of the model, relative to the convolved template: in the fit; and for rejecting pixels and
+fitting a Gaussian, from which undersampled cores differ."""
 _CAUCHY = 2.5
 _SPOT, _SPOT_ERROR = 6.0, 0.7
-"""Radius around a transient that is fitted with it, and error of its place, pixels."""
+"""Radius around a transient in which pixels are fitted with it, and error of its place, pixels."""
 _GAUSSIAN_SIDE, _GAUSSIAN_ITERATIONS, _STEP = 17, 8, 0.02
 _SIZES, _WIDE_SIGMA, _PSF_SIZE = (9, 11), 1.2, 15
-"""Sides of kernels: of stamps, from which width the second one, and from PSFs."""
+"""Sides of kernels without PSFs; sigma, pixels, above which the second is used; side with PSFs."""
 _WIDE_FWHM, _REACH, _LARGEST_REACH = 3.0, 2.4, 12
-"""Pixels from which stars' wings make the kernel larger; its half side, in their full widths; and
-the largest one, pixels."""
+"""Full width of stars, pixels, from which their wings make the kernel larger; the kernel's half
+side then, in their full widths; and its largest half side, pixels."""
 _CORRELATION = 1.0
 """Correlation length of the Gaussian process, pixels."""
 _AMPLITUDE, _PSF_AMPLITUDE = 0.3, 0.5
 _LEAST_WIDTHS = 0.2
-"""Width of a Gaussian, in full widths at half maximum of the PSF, below which it is as good as a
-point to the images."""
+"""Width (sigma) of a Gaussian, in full widths of the PSF, below which images do not tell it from a
+point."""
 _FREEDOMS, _POOR, _PSF_LEFT = (1.0, 4.0), 1.5, 3.0
-"""Amplitudes that are tried, the second where the first leaves so much of static sources, or of a
-PSF over its error."""
+"""Factors on the amplitude to try; and residuals with the first from which the second is tried:
+mean square at static sources over its expectation, and largest of a PSF over its error."""
 _LEAST_VARIANCE = 3e-4
-"""Of the process's largest, what a component must have to be fitted."""
+"""Least variance of a component that is fitted, over the largest."""
 _PSF_ERROR, _PSF_SUM_ERROR, _PSF_REACH = 3e-3, 3e-3, 12
-"""Errors of a PSF's pixels, over its peak, and of its sum; pixels around its middle that count."""
+"""Errors of a PSF's pixels, over its peak, and of its sum; half side of its part that counts."""
 _PSF_BORDER = 4
-"""Pixels from the frame's edge where a kernel from PSFs has next to all of its weight inside."""
+"""Pixels from the frame's edge at which a kernel from PSFs has nearly all of its weight inside."""
 _CLIPS = (math.inf, 8.0, 5.0)
 _SMALLEST_MASK, _MASK_WIDTHS = 3.5, 1.7
-"""Radius around a transient that is left out: pixels, and full widths at half maximum."""
+"""Radius around a transient that is left out: at least in pixels, and in full widths."""
 _STATIC_SIGMAS = 5.0
 _SIGNAL_SIGMAS, _NOISE_SIGMAS = 0.3, 4.0
-"""Light of the template over a pixel's noise, of the difference and its own, that tells of the
-kernel."""
+"""Least light of the template in a pixel that determines the kernel: over the noise of the
+difference, and over the template's own."""
 _FEWEST_STATIC = 20
 _APERTURE, _SMALLEST_APERTURE, _RING = 1.5, 3.0, (1.0, 4.0)
 _RATIO_SIGMAS, _RATIO_ERROR = 3.0, 0.03
-"""Significance of a source whose fluxes are compared, and what else than noise they differ by."""
+"""Least significance of a source whose fluxes are compared; relative error besides noise."""
 _SCALE_SIGMAS, _SCALE_OFF = 4.0, 0.1
-"""Errors, and relative difference, by which static sources contradict a flux scale."""
+"""Errors, and relative difference, beyond which static sources contradict a flux scale."""
 _FREE_SCALE = 0.5
-"""Relative error of a flux scale of which nothing is assumed."""
+"""Relative error of a flux scale about which nothing is assumed."""
 _FREE_TENSION = 3.0
-"""Errors by which a host has to contradict a flux scale that is assumed."""
+"""Errors beyond which a host contradicts the assumed flux scale."""
 _NO_SIGNAL, _LITTLE_NOISE = 0.05, 0.5
-"""Of a direction's information, what has to be signal for the noise's part to be undone; and sum of
-the noise's parts up to which none is near one."""
+"""Signal's share of a direction's information below which the noise's part is not undone; and sum
+of the noise's parts below which none of them is near 1."""
 _FEWEST_USABLE = 30
 _LARGEST_CHI = 25.0
 
@@ -95,12 +95,12 @@ class StampOptions:
     Attributes
     ----------
     flux_scale
-        Sum of the kernel that is expected: flux of a static source on the science stamp over that
-        on the template.
+        Expected sum of the kernel: flux of a static source on the science stamp over its flux on
+        the template.
     scale_error
-        Relative error of that.
+        Relative error of the flux scale.
     sources_needed
-        So many static sources that agree on another scale are believed; None for no number.
+        Number of static sources from which on a measured scale is believed; None: never.
     """
 
     flux_scale: float = 1.0
@@ -115,16 +115,16 @@ class StampOptions:
 
 @dataclasses.dataclass(frozen=True)
 class FluxScale:
-    """Flux of static sources on the science stamp over that on the template.
+    """Flux scale: flux of static sources on the science stamp over their flux on the template.
 
     Attributes
     ----------
     expected
-        Before anything was measured.
+        Scale that was expected before any measurement.
     measured, error
-        By apertures around static sources, and its error; NaN where there are none.
+        Scale by apertures around static sources, and its error; NaN without such sources.
     sources
-        How many.
+        Number of these sources.
     used, used_error
         Prior of the kernel's sum, and its error.
     """
@@ -138,14 +138,14 @@ class FluxScale:
 
     @property
     def is_contradicted(self) -> bool:
-        """Static sources have another flux scale than was expected."""
+        """Whether static sources have another flux scale than expected."""
         off = abs(self.measured - self.expected)
         return bool(off > _SCALE_OFF * self.expected and off > _SCALE_SIGMAS * self.error)
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelError:
-    """How well a kernel and the background beside it are known.
+    """Errors of a kernel and of the background fitted with it.
 
     Attributes
     ----------
@@ -153,7 +153,7 @@ class KernelError:
         ``(m, k*k + 1)``: independent errors of kernel (flattened) and level, each of unit
         variance; their outer products add up to the covariance.
     template_level
-        They hold for the template less this, image_unit.
+        Level to subtract from the template before the errors apply, image_unit.
     fwhm
         Full width at half maximum of the science image's stars, pixels.
     """
@@ -168,7 +168,7 @@ class KernelError:
         return float(np.sqrt((self.errors[:, :-1].sum(axis=1) ** 2).sum()))
 
     def point_variance(self, template: Array) -> Array:
-        """Variance plane that says how far point sources' fluxes are off by the kernel's error.
+        """Variance plane for the error of point sources' fluxes due to the kernel's error.
 
         Parameters
         ----------
@@ -178,9 +178,9 @@ class KernelError:
         Returns
         -------
         variance
-            ``(ny, nx)``, image_unit²: of white noise that a star of the science image, fitted at
-            the pixel, would have the same error by.  Errors of a kernel are alike in neighbouring
-            pixels, whose own variance would make significances too large.
+            ``(ny, nx)``, image_unit²: variance of white noise that would give a star fitted at the
+            pixel the same error.  Errors by a kernel are correlated between neighbouring pixels,
+            so that the pixels' own variance would make significances too large.
         """
         sigma = FWHM_TO_SIGMA * self.fwhm
         profile = _pixel_profile(_GAUSSIAN_SIDE, sigma, _GAUSSIAN_SIDE // 2)
@@ -194,19 +194,19 @@ class KernelError:
         return squares / float((profile**2).sum()) ** 2
 
     def sum_variance(self, template: Array, weights: Array) -> float:
-        """Variance of a weighted sum of pixels of the difference by the kernel's error.
+        """Variance, due to the kernel's error, of a weighted sum of pixels of the difference.
 
         Parameters
         ----------
         template
             ``(ny, nx)``, without missing pixels.
         weights
-            ``(ny, nx)``.
+            ``(ny, nx)`` weights.
 
         Returns
         -------
         variance
-            image_unit².
+            Variance of the sum, image_unit².
         """
         inside = np.flatnonzero(weights)
         patches = _patches(template - self.template_level, self._side)[inside]
@@ -220,24 +220,24 @@ class KernelError:
 
 @dataclasses.dataclass(frozen=True)
 class StampKernel:
-    """Matching kernel of a stamp, and how well it is known.
+    """Matching kernel of a stamp, and its errors.
 
     Attributes
     ----------
     kernel
         ``(k, k)``, convolved with the template; centred on ``[k//2, k//2]``.
     level
-        Differential background: science − κ⊗template where there is nothing, image_unit.
+        Differential background: science − κ⊗template where there is no source, image_unit.
     error
         `KernelError`.
     photon_factor
-        Variance of a pixel for each unit of light of static sources in it, image_unit; 0 where the
-        variances were said to have it.
+        Variance of a pixel for each unit of light of static sources in it, image_unit; 0 if the
+        given variances contain it.
     scale
         `FluxScale`.
     chi_square, static_pixels
-        Mean square of normalised residuals at static sources, and how many pixels they have; NaN
-        where there are none.
+        Mean square of normalised residuals at static sources (NaN without any), and the number of
+        their pixels.
     """
 
     kernel: Array
@@ -254,7 +254,7 @@ class StampKernel:
         return float(self.kernel.sum())
 
     def convolved(self, template: Array) -> Array:
-        """Template stamp, less its level, as the science stamp shows it.
+        """Template stamp less its level, convolved with the kernel.
 
         Parameters
         ----------
@@ -277,7 +277,7 @@ class StampKernel:
         Parameters
         ----------
         template
-            As of `convolved`.
+            As for `convolved`.
 
         Returns
         -------
@@ -289,10 +289,10 @@ class StampKernel:
 
 @dataclasses.dataclass(frozen=True)
 class _Stamp:
-    """Two stamps less their levels; what is missing is zero.
+    """Two stamps less their levels; missing pixels are zero.
 
-    ``usable`` pixels are those of the fit; ``surrounded`` ones have a kernel's reach of measured
-    pixels around, and ``whole`` ones are measured on both and not the transient's.
+    ``usable`` pixels are fitted; ``surrounded`` pixels have measured pixels around them as far as
+    the kernel reaches; ``whole`` pixels are measured on both stamps and outside of the transient.
     """
 
     science: Array
@@ -304,13 +304,13 @@ class _Stamp:
     usable: Array
 
     def noise(self, squares: float) -> Array:
-        """Variance of a difference whose kernel has that sum of squares."""
+        """Variance of a difference whose kernel has the given sum of squares."""
         return self.science_variance + squares * self.template_variance
 
 
 @dataclasses.dataclass(frozen=True)
 class _Prior:
-    """Kernels of unit sum: a middle one, and z of some precision times a root around it."""
+    """Prior of kernels of unit sum: ``middle + root @ z``, z normal with the given precision."""
 
     size: int
     middle: Array
@@ -336,15 +336,15 @@ def fit_stamp(
     science, template
         ``(ny, nx)``, on the same pixels.
     good
-        ``(ny, nx)`` boolean, of science and template: pixels with a measurement, finite.
+        ``(ny, nx)`` boolean for science and template: pixels with a finite measurement.
     variances
-        ``(ny, nx)`` of science and template, image_unit²; finite and positive.
+        ``(ny, nx)`` for science and template, image_unit²; finite and positive.
     photons_known
-        The variances contain the photon noise of sources; else it is found in the residuals.
+        Whether variances contain the photon noise of sources; else it is found in the residuals.
     place
         (x, y) of a transient, pixels, whose surroundings the fit leaves out; None for none.
     psfs
-        Images of the PSFs of science and template, square, odd, of unit sum, if they are known.
+        PSF images of science and template, if known: square, odd sides, unit sum.
     options
         `StampOptions`.
 
@@ -360,9 +360,9 @@ def fit_stamp(
 
     Notes
     -----
-    κ = s·M + L z, M a Gaussian, z of unit normal prior, and L Lᵀ the covariance of a Gaussian
-    process in a Gaussian envelope.  With PSFs, M and the precision of z are those that
-    κ⊗P_t = P_s leaves, up to a shift of a tenth of a pixel.  The stamp says S = κ⊗T + b.
+    κ = s·M + L z with M a Gaussian, z of unit normal prior, and L Lᵀ the covariance of a Gaussian
+    process in a Gaussian envelope.  With PSFs, M and the precision of z follow from κ⊗P_t = P_s,
+    up to a shift of a tenth of a pixel.  The fit to the stamp is S = κ⊗T + b.
     """
     options = options or StampOptions()
     levels = [
@@ -413,11 +413,11 @@ def fit_stamp(
         if psfs:
             prior = _psf_prior(prior, *psfs)
         if psfs and not scale.sources and options.sources_needed is not None:
-            # A host beyond the transient's mask tells of the scale, where its PSFs are known.
+            # A host beyond the transient's mask shows the scale if the PSFs are known.
             free = dataclasses.replace(scale, used_error=_FREE_SCALE * scale.used)
             fit, misfit = _fitted(stamp, prior, free, fwhm, levels, photons_known=photons_known)
             found = _less_well_known(scale, fit.kernel_sum, fit.error.sum_error)
-            # The transient's own wings reach beyond the mask, and make less of a difference.
+            # Smaller differences may come from the transient's own wings beyond the mask.
             scale = found if found.used_error > _FREE_TENSION * scale.used_error else scale
         fit, misfit = _fitted(stamp, prior, scale, fwhm, levels, photons_known=photons_known)
         if misfit < _POOR:
@@ -426,7 +426,7 @@ def fit_stamp(
 
 
 def _size(sigma: float, fwhm: float, shape: tuple[int, ...]) -> int:
-    """Side of a kernel that reaches as far as the stars' wings, if the stamp is large enough."""
+    """Side of a kernel that reaches as far as the stars' wings, as far as the stamp allows."""
     size = _SIZES[sigma > _WIDE_SIGMA]
     if fwhm < _WIDE_FWHM:
         return size
@@ -444,12 +444,12 @@ def near(shape: tuple[int, ...], place: tuple[float, float] | None, radius: floa
     place
         (x, y), pixels; None for none.
     radius
-        Pixels.
+        Radius, pixels.
 
     Returns
     -------
     pixels
-        ``(ny, nx)`` boolean.
+        ``(ny, nx)`` boolean: pixels nearer than the radius.
     """
     if place is None:
         return np.zeros(shape, bool)
@@ -462,7 +462,7 @@ def _pixels(points: Points) -> tuple[Array, Array]:
 
 
 def _all_around(good: Array, reach: int) -> Array:
-    """Pixels around which all are good, as far as a kernel reaches."""
+    """Pixels in whose surroundings, within a reach in x and y, all are good."""
     for axis in (0, 1):
         padded = np.pad(good, [(reach, reach) if i == axis else (0, 0) for i in (0, 1)])
         good = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=axis).all(-1)
@@ -470,7 +470,7 @@ def _all_around(good: Array, reach: int) -> Array:
 
 
 def _any_around(pixels: Array, reach: int) -> Array:
-    """Pixels with one of some others within a kernel's reach."""
+    """Pixels in whose surroundings, within a reach in x and y, any is marked."""
     for axis in (0, 1):
         padded = np.pad(pixels, [(reach, reach) if i == axis else (0, 0) for i in (0, 1)])
         pixels = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=axis).any(-1)
@@ -482,7 +482,7 @@ def _star_width(points: list[Points], place: tuple[float, float] | None) -> floa
     science, template = (_low_sigma(each, place) for each in points)
     number = np.count_nonzero(_apart(points[0], place))
     if number < 2:
-        # One source may be a galaxy; the template sees fainter stars.
+        # A single source may be a galaxy; the deeper template has fainter stars to tell.
         science = min(science, math.hypot(template, _USUAL_SIGMA))
     if not math.isfinite(science):
         return _USUAL_FWHM
@@ -490,13 +490,13 @@ def _star_width(points: list[Points], place: tuple[float, float] | None) -> floa
 
 
 def _star_sigma(points: Points, place: tuple[float, float] | None) -> float:
-    """Width of the template's stars, pixels."""
+    """Width (sigma) of the template's stars, pixels."""
     found = _low_sigma(points, place)
     return found if math.isfinite(found) else _USUAL_FWHM * FWHM_TO_SIGMA
 
 
 def _low_sigma(points: Points, place: tuple[float, float] | None) -> float:
-    """Width of the narrower sources; of one at the place only where there is no other."""
+    """Width of the narrower sources; those at the place count only if there are no others."""
     apart = _apart(points, place)
     chosen = points.which(apart) if apart.any() else points
     return float(np.percentile(chosen.sigma, _LOW)) if len(chosen) else math.inf
@@ -511,7 +511,7 @@ def _apart(points: Points, place: tuple[float, float] | None) -> Array:
 def _kernel_width(
     points: list[Points], static: list[Points], psfs: tuple[Array, Array] | None
 ) -> tuple[float, float]:
-    """Width of a Gaussian kernel, before it is fitted, and its error, pixels."""
+    """Expected width of a Gaussian kernel, before the fit, and its error, pixels."""
     if psfs:
         wide, narrow = (FWHM_TO_SIGMA * full_width_half_maximum(psf) for psf in psfs)
         return _root(wide**2 - narrow**2), _SIGMA_PRIOR_PSF
@@ -532,7 +532,7 @@ def _root(variance: float) -> float:
 def _flux_scale(
     stamp: _Stamp, points: Points, sigma: float, fwhm: float, options: StampOptions
 ) -> FluxScale:
-    """Compare static sources, and decide what is believed of the flux scale."""
+    """Flux scale from the expected one and static sources, as far as these are believed."""
     expected, expected_error = options.flux_scale, options.flux_scale * options.scale_error
     ratio, error, number = _aperture_ratio(stamp, points, sigma, fwhm, expected)
     found = FluxScale(expected, ratio, error, number, expected, expected_error)
@@ -547,9 +547,9 @@ def _flux_scale(
 
 
 def _less_well_known(scale: FluxScale, measured: float, error: float) -> FluxScale:
-    """Scale whose error takes in that it was measured to be another one, if not for certain.
+    """Scale whose error is raised if an uncertain measurement disagrees with it.
 
-    Both errors then grow as much as it takes to agree (Birge 1932).
+    Both errors are scaled by the factor with which the two agree (Birge 1932).
     """
     tension = abs(measured - scale.used) / math.hypot(error, scale.used_error)
     return dataclasses.replace(scale, used_error=scale.used_error * max(1.0, tension))
@@ -560,7 +560,7 @@ def _aperture_ratio(
 ) -> tuple[float, float, int]:
     """Flux ratio of static sources, its error, and their number.
 
-    The template is widened before, so that apertures hold the same part of both.
+    The template is widened first, so that apertures hold the same share of light in both.
     """
     widened = _Widened(stamp).image(sigma, 0.0, 0.0)
     radius = max(_APERTURE * fwhm, _SMALLEST_APERTURE)
@@ -577,9 +577,10 @@ def _aperture_ratio(
             float(image[inside].sum() - number * np.median(image[ring]))
             for image in (stamp.science, widened)
         )
-        # A median has half as much variance again as a mean.
+        # The variance of a median is about half as much again as a mean's.
         noise = float(stamp.science_variance[inside].sum()) * (1 + 1.5 * number / around)
-        # Chosen by the template alone: what noise brightens on the science stamp would bias it.
+        # Sources are chosen by the template alone: choosing those that noise brightens on the
+        # science stamp would bias the ratio.
         if template * expected > _RATIO_SIGMAS * math.sqrt(noise):
             ratios.append(science / template)
             errors.append(math.hypot(math.sqrt(noise) / template, _RATIO_ERROR * expected))
@@ -600,7 +601,7 @@ def _robust_mean(values: Array, errors: Array) -> tuple[float, float]:
 
 
 class _Widened:
-    """A template convolved with Gaussians, fast: these are separable, and stamps small."""
+    """Fast convolution of a template with Gaussians, which are separable; for small stamps."""
 
     def __init__(self, stamp: _Stamp) -> None:
         self._template = stamp.template
@@ -621,7 +622,7 @@ class _Widened:
 
 
 def _profile(size: int, sigma: float, shift: float) -> Array:
-    """Gaussian at pixels, of unit sum."""
+    """Gaussian sampled at pixels, of unit sum."""
     u = np.arange(size) - size // 2
     profile = np.exp(-0.5 * ((u - shift) / sigma) ** 2)
     return profile / profile.sum()
@@ -637,8 +638,8 @@ def _robust_gaussian(
 ) -> tuple[float, float, float]:
     """Width and shift (x, y) of the Gaussian kernel of a stamp, fitted with Cauchy weights.
 
-    The transient is fitted with it, as a star of that width on the template would be seen: here it
-    takes no flux from anything, and often it is the only source that tells the seeing.
+    The transient is fitted, too, as a star of the template's width ``star`` after convolution:
+    that costs it no flux here, and often it is the only source that shows the seeing.
     """
     usable, widened = stamp.usable, _Widened(stamp)
     spot = np.zeros_like(usable)
@@ -695,7 +696,8 @@ def _robust_gaussian(
         variance = noise + (_ROBUST_MODEL_ERROR * model) ** 2
         tolerated = variance + (residual / _CAUCHY) ** 2
         weighted = matrix / tolerated
-        # A wider kernel, or a weaker one, leaves less of the template's noise: no reason for it.
+        # A wider or weaker kernel leaves less of the template's noise in the residual; undo that
+        # preference, which is no evidence for such a kernel.
         square, slope = _sum_of_squares(p[1])
         favour = p[0] * float(template_noise @ (1 / tolerated))
         right = weighted @ residual
@@ -711,7 +713,7 @@ def _robust_gaussian(
 
 
 def _sum_of_squares(sigma: float) -> tuple[float, float]:
-    """Of a Gaussian's pixels, and how it changes with the width."""
+    """Sum of squares of a Gaussian's pixels, and its derivative by the width."""
     narrow, wide = (
         float((_profile(_GAUSSIAN_SIDE, each, 0.0) ** 2).sum()) ** 2
         for each in (sigma, sigma + _STEP)
@@ -728,14 +730,14 @@ def _pixel_profile(n: int, sigma: float, centre: float) -> Array:
 def _gaussian_prior(
     gaussian: tuple[float, float, float], size: int, fwhm: float, amplitude: float
 ) -> _Prior:
-    """Kernels around a Gaussian of a width and shift."""
+    """Prior of kernels around a Gaussian of the given width and shift (x, y)."""
     sigma, dx, dy = gaussian
     u = np.arange(size) - size // 2
     width = 1.2 + 0.8 * fwhm / 2.2 + 0.7 * sigma
     envelope = np.exp(-0.5 * (u / width) ** 2)
     envelope /= math.sqrt(float((envelope**2).sum()))
     lags = (u[:, None] - u) / _CORRELATION
-    # On a grid the process is separable, and so are its components.
+    # The process is separable on a grid, so that its components are products of those of one axis.
     values, vectors = np.linalg.eigh(envelope[:, None] * np.exp(-0.5 * lags**2) * envelope)
     values = np.maximum(values, 0.0)
     variance = np.outer(values, values)
@@ -751,7 +753,7 @@ def _gaussian_prior(
 
 
 def _psf_prior(prior: _Prior, science_psf: Array, template_psf: Array) -> _Prior:
-    """Kernels that two PSFs leave, with a freer prior where the given one leaves twice as much."""
+    """Prior given two PSFs; a freer one where that at least halves a large residual."""
     found, left = _with_psfs(prior, science_psf, template_psf)
     if left > _PSF_LEFT:
         freer = dataclasses.replace(prior, root=_FREEDOMS[-1] * prior.root)
@@ -761,9 +763,9 @@ def _psf_prior(prior: _Prior, science_psf: Array, template_psf: Array) -> _Prior
 
 
 def _with_psfs(prior: _Prior, science_psf: Array, template_psf: Array) -> tuple[_Prior, float]:
-    """What two PSFs leave of the kernels that match one to the other.
+    """Posterior of the kernels that match one PSF to the other.
 
-    Also the largest difference that the best one leaves, over the error of a PSF's pixel.
+    Also the largest residual of the best kernel, over the error of a PSF's pixel.
     """
     reach = min(science_psf.shape[0] // 2, _PSF_REACH)
     half = prior.size // 2
@@ -779,7 +781,7 @@ def _with_psfs(prior: _Prior, science_psf: Array, template_psf: Array) -> tuple[
     left = float(np.abs(residual - columns @ found)[:-1].max())
     middle = prior.middle + prior.root @ found
     middle /= middle.sum()
-    # The stamps may be shifted, the PSFs are not: what a shift explains, they leave open.
+    # The stamps may be shifted, the PSFs are not: the PSFs must not rule out a shift.
     slopes = np.gradient(_centred(science_psf, 2 * reach + 3))
     shifts = np.stack([each[1:-1, 1:-1].ravel() for each in slopes], axis=1) / error
     cross = columns[:-1].T @ shifts
@@ -797,9 +799,9 @@ def _fitted(
     *,
     photons_known: bool,
 ) -> tuple[StampKernel, float]:
-    """Fit z, s and the background, three times: the noise follows the model, and outliers go.
+    """Fit z, s and the background three times, with the model's noise and without outliers.
 
-    Also tells the mean square of what is left of static sources, over what was expected of it.
+    Also returns the mean square of residuals at static sources over its expectation, at least 1.
     """
     n = prior.root.shape[1]
     root = scale.used * prior.root
@@ -812,7 +814,7 @@ def _fitted(
     columns = np.append(patches[rows] @ to_kernel, np.ones((len(rows), 1)), axis=1)
     values = stamp.science.ravel()[rows]
     template_noise = stamp.template_variance.ravel()[rows]
-    # What has no signal tells of the backgrounds alone, which are not the stamps' medians.
+    # Pixels without signal serve for the backgrounds, which differ from the stamps' medians.
     dark, beside = patches[empty], stamp.science.ravel()[empty]
     theta = np.zeros(n + 2)
     theta[n] = scale.used
@@ -832,7 +834,7 @@ def _fitted(
         tolerated = variance + (_ROBUST_MODEL_ERROR * model) ** 2
         weight = (residual**2 < clip**2 * tolerated) / variance
         root_weighted = columns * np.sqrt(weight)[:, None]
-        # Half of it suffices.
+        # Half of the symmetric matrix suffices: faster than a full product.
         matrix = scipy.linalg.blas.dsyrk(1.0, root_weighted.T, lower=True)
         matrix += np.tril(matrix, -1).T
         matrix += precision
@@ -869,9 +871,9 @@ def _fitted(
 
 
 def _with_signal(stamp: _Stamp, size: int, scale: float, sky: float) -> tuple[Array, Array]:
-    """Usable pixels where the template has light within the kernel's reach, and where it has none.
+    """Usable pixels with and without light of the template within the kernel's reach.
 
-    Without light, its noise would only be fitted.
+    In pixels without light, the kernel would only be fitted to the template's noise.
     """
     least = np.maximum(
         _NOISE_SIGMAS**2 * stamp.template_variance, (_SIGNAL_SIGMAS / scale) ** 2 * sky
@@ -882,11 +884,12 @@ def _with_signal(stamp: _Stamp, size: int, scale: float, sky: float) -> tuple[Ar
 
 
 def _without_noise(matrix: Array, noise: Array) -> Array:
-    """Normal matrix less what the template's noise adds to it, as far as there is signal.
+    """Normal matrix less the contribution of the template's noise, as far as there is signal.
 
     Notes
     -----
-    Fuller 1987, sect. 2.2; bounded as ``r -> 1`` by ``s³/(s⁴ + 0.05⁴)``, ``s = 1 - r``.
+    Fuller 1987, sect. 2.2.  With r the noise's share of a direction and ``s = 1 - r``, the gain
+    ``1/s`` of the inverse is bounded as ``r -> 1`` by ``s³/(s⁴ + 0.05⁴)``.
     """
     inverse_noise = scipy.linalg.cho_solve(scipy.linalg.cho_factor(matrix), noise)
     if np.trace(inverse_noise) < _LITTLE_NOISE:
@@ -903,12 +906,13 @@ def _without_noise(matrix: Array, noise: Array) -> Array:
 def _prior_equations(
     prior: _Prior, sums: Array, scale: FluxScale, sky: float
 ) -> tuple[Array, Array]:
-    """Precision and right side for z, s and the background, before the stamp says anything."""
+    """Prior precision and right side for z, s and the background."""
     n = len(sums) - 1
     precision, right = np.zeros((n + 2, n + 2)), np.zeros(n + 2)
     precision[:n, :n] = prior.precision
     precision[n + 1, n + 1] = 1 / (_LEVEL_PRIOR**2 * sky)
-    # Whatever the shape, the sum is what is known; nor may z take the place of the Gaussian.
+    # The kernel's sum is known for any shape; the Gaussian's own scale is bound as well, so that z
+    # does not take its place.
     for known in (sums, np.eye(n + 1)[n]):
         precision[: n + 1, : n + 1] += np.outer(known, known) / scale.used_error**2
         right[: n + 1] += known * scale.used / scale.used_error**2
@@ -916,18 +920,18 @@ def _prior_equations(
 
 
 def _photon_factor(residual: Array, variance: Array, light: Array) -> float:
-    """Variance per unit of light that makes the median residual that of normal noise."""
+    """Variance per unit of light with which the median squared residual is normal noise's."""
     if len(residual) < _FEWEST_STATIC:
         return 0.0
     squares = residual**2
-    # The median of a squared normal number.
+    # 0.4549 is the median of a squared normal number.
     needed = squares / 0.4549 - variance
     order = np.argsort(needed / light)
     return max(0.0, float((needed / light)[order[len(order) // 2]]))
 
 
 def _centred(image: Array, side: int) -> Array:
-    """Odd square image of some side around the middle of another one."""
+    """Square part, of odd side, around the middle of an image."""
     half = side // 2
     padded = np.pad(image, side)
     y, x = (n // 2 + side for n in image.shape)
@@ -935,7 +939,7 @@ def _centred(image: Array, side: int) -> Array:
 
 
 def _patches(image: Array, size: int) -> Array:
-    """``(pixels, size²)`` surroundings, reversed as a convolution takes them; mirrored outside."""
+    """Surroundings of pixels, ``(pixels, size²)``, reversed for convolution; mirrored edges."""
     return _inner_patches(np.pad(image, size // 2, mode="reflect"), size)
 
 

@@ -1,4 +1,4 @@
-"""What varies between two images, on the stamps of a fit."""
+"""Residuals of a fit on its stamps, and pixels that vary between the two images."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _GROWTH_PIXELS = 4
 
 
 def residual_stamps(stamps: Stamps, fit: KernelFit, basis: KernelBasis) -> Array:
-    """What a fit leaves of its stamps.
+    """Residuals of a fit on stamps.
 
     Parameters
     ----------
     stamps
         Stamps.
     fit, basis
-        Fit to them, and its basis.
+        Fit, and its basis.
 
     Returns
     -------
@@ -44,21 +44,21 @@ def residual_stamps(stamps: Stamps, fit: KernelFit, basis: KernelBasis) -> Array
 
 
 def residuals_of(stamps: Stamps, local: Array, basis: KernelBasis) -> Array:
-    """What kernels of their own leave of stamps.
+    """Residuals of stamps, each with its own kernel.
 
     Parameters
     ----------
     stamps
         Stamps.
     local
-        ``(n, n_basis + 1)`` coefficients of each stamp, the last its background.
+        ``(n, n_basis + 1)`` coefficients for each stamp, the last its background.
     basis
         Basis images.
 
     Returns
     -------
     residuals
-        As of `residual_stamps`.
+        As from `residual_stamps`.
     """
     size, width = stamps.target.shape[1], stamps.source.shape[1]
     inner = slice(width - size, width)
@@ -68,7 +68,7 @@ def residuals_of(stamps: Stamps, local: Array, basis: KernelBasis) -> Array:
     def work(start: int) -> None:
         part = slice(start, start + _CHUNK)
         kernels = np.tensordot(local[part, :-1], basis.images, axes=1)
-        # The kernels' origin is their first pixel here.
+        # The kernels' origin is their first pixel here, which shifts the valid part to `inner`.
         product = scipy.fft.rfft2(kernels, s=(grid, grid))
         product *= scipy.fft.rfft2(stamps.source[part].astype(np.float64), s=(grid, grid))
         matched = scipy.fft.irfft2(product, s=(grid, grid), overwrite_x=True)[:, inner, inner]
@@ -87,10 +87,10 @@ def varying_pixels(stamps: Stamps, residuals: Array, *, core: float) -> Array:
     stamps
         Stamps.
     residuals
-        `residual_stamps` of a first fit to them.
+        `residual_stamps` of a first fit.
     core
-        Half-width of the square around a stamp's middle that is never taken for varying, in
-        pixels: there the kernel is measured.
+        Half-width, in pixels, of the square in a stamp's middle that is never taken for varying,
+        since the kernel is measured there.
 
     Returns
     -------

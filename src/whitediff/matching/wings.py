@@ -1,4 +1,4 @@
-"""Light that a kernel's square does not reach: what wings make a kernel's sum wrong by."""
+"""Light in wings beyond a kernel's square, which the kernel's sum lacks."""
 
 from __future__ import annotations
 
@@ -19,24 +19,27 @@ __all__ = ["sum_beyond"]
 type Array = npt.NDArray[Any]
 
 _BINS, _BINS_OF_LARGE, _LARGE = 8, 4, 1 << 21
-"""In a kernel's side, beyond which wings are smooth: of images of fewer and of more pixels."""
+"""Bins along a kernel's side, for images of fewer than 2²¹ pixels and of more; beyond the kernel,
+wings are smooth enough for such bins."""
 _SLOPE = 11 / 3
-"""Of the logarithmic profile of wings far out, that of Kolmogorov turbulence."""
+"""Power by which wings fall far out: that of Kolmogorov turbulence."""
 _REACH = 12.0
-"""Full widths at half maximum."""
+"""Radius that wings reach, full widths at half maximum."""
 _BRIGHT, _CHANGED = 10.0, 5.0
-"""Standard deviations from which a bin's core counts for more than wings, and has changed."""
+"""Standard deviations from which a peak's residual outweighs wings, and from which a bin's residual
+is a change."""
 _BLOCKS = 4
-"""Along an axis, each left out in turn for the error."""
+"""Blocks along an axis; each block is left out in turn for the error."""
 _FEWEST = 200
-"""Bins."""
+"""Least number of bins."""
 _LEAST_SHARE = 0.5
-"""Of a bin's pixels that are good."""
+"""Least share of good pixels in a bin."""
 _RINGS = (1.7, 3.0)
-"""Halves of the kernel's side between which wings are parted: how fast they fall is not known."""
+"""Radii, in halves of the kernel's side, at which wings are cut into rings, each with an amplitude
+of its own: how fast wings fall is not known."""
 _USUAL = (0.012, 0.005, 0.004)
-"""Of a kernel's sum, what wings in these rings usually hold: Moffat profiles of beta 2.5 have
-0.013, 0.005 and 0.002, turbulence 0.003 each."""
+"""Usual shares of a kernel's sum in these rings: Moffat profiles of beta 2.5 have 0.013, 0.005 and
+0.002, turbulence 0.003 each."""
 
 
 def sum_beyond(
@@ -48,32 +51,33 @@ def sum_beyond(
     skies: tuple[Array, Array],
     fwhm: float,
 ) -> tuple[float, float]:
-    """How much of the light of the source the target has beyond the kernel's square.
+    """Light of the source that the target has beyond the kernel's square.
 
     Parameters
     ----------
     source, target
         ``(ny, nx)`` images to be convolved, and to be matched.
     bad
-        ``(ny, nx)`` boolean: pixels of either that do not count.
+        ``(ny, nx)`` boolean: pixels of either image that do not count.
     kernel
         ``(k, k)`` kernel in the middle of the frame.
     skies
         Chebyshev matrices of the backgrounds of source and target.
     fwhm
-        Of the wider PSF, pixels.
+        Full width at half maximum of the wider PSF, pixels.
 
     Returns
     -------
     wing, error
-        To be added to the kernel's sum, and its standard deviation: the regression of target −
-        κ⊗source on the source convolved with wings outside of the kernel's square, and a
-        polynomial of order 2, weighed against the usual wings; (0, the usual ones) where there
-        are too few pixels.
+        Light to add to the kernel's sum, and its standard deviation; (0, the usual wings) where
+        there are too few pixels.
 
     Notes
     -----
-    Wings follow ``(1 + r²/FWHM²)^(−11/6)`` (Racine 1996, PASP 108, 699, for their slope).
+    Wings follow ``(1 + r²/FWHM²)^(−11/6)`` (Racine 1996, PASP 108, 699, for their slope).  The
+    residual target − κ⊗source is regressed on the source convolved with rings of wings outside of
+    the kernel's square, and on a polynomial of order 2; the result is weighed against the usual
+    wings.
     """
     side = max(1, round(len(kernel) / (_BINS if source.size < _LARGE else _BINS_OF_LARGE)))
     share = _binned(~bad, side)
@@ -105,7 +109,7 @@ def sum_beyond(
     left = second - fourier.convolution(first, _binned_kernel(kernel, side), same=True)
     beyond = [fourier.convolution(first, _binned_kernel(wing, side), same=True) for wing in wings]
     smooth = scipy.ndimage.gaussian_filter(first, 1.0)
-    # Within a kernel's reach of a bright source, what is left of it counts for more than wings.
+    # Within a kernel's reach of a bright source, its own residual outweighs wings.
     peaks = smooth == scipy.ndimage.maximum_filter(smooth, 3)
     peaks &= smooth > _BRIGHT * median_deviation(smooth)
     away = np.full(share.shape, np.inf)
@@ -134,7 +138,7 @@ def sum_beyond(
 
     measured, found = amplitudes(total), np.array([amplitudes(total - gram) for gram in grams])
     noise = (_BLOCKS**2 - 1) * np.atleast_2d(np.cov(found.T, bias=True))
-    # What is expected before, weighed against what is measured, in units of the former.
+    # Weigh the usual wings, as a prior, against the measured ones, in units of the usual.
     noise /= np.outer(usual, usual)
     gain = np.linalg.solve(noise + np.eye(len(wings)), np.eye(len(wings)))
     error = math.sqrt(float(usual @ (np.eye(len(wings)) - gain) @ usual))
@@ -148,7 +152,7 @@ def _binned(image: Array, side: int) -> Array:
 
 
 def _binned_kernel(kernel: Array, side: int) -> Array:
-    """Kernel on bins, its middle in the middle of one."""
+    """Kernel summed over bins, its middle in the middle of a bin."""
     half = len(kernel) // 2
     bins = np.round(np.arange(-half, half + 1) / side).astype(int)
     bins -= bins[0]
