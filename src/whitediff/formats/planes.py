@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..errors import FileFormatError
 from ..numerics.planes import filled
 
-__all__ = ["ASINH_CARDS", "Hdu", "asinh_scale", "is_plane", "linear", "native", "plane_of"]
+__all__ = ["ASINH_CARDS", "asinh_scale", "is_plane", "linear", "native", "plane_of"]
 
 type Array = npt.NDArray[Any]
 type Hdu = (
