@@ -66,7 +66,7 @@ def lsst_box(box: Box) -> lsst.images.Box:
     return lsst.images.Box.from_shape(box.shape, start=box.start)
 
 
-def lsst_field(field: Field) -> lsst.images.fields.BaseField:
+def lsst_field(field: Field) -> lsst.images.fields.Field:
     """Convert a function of the position.
 
     Parameters
