@@ -215,7 +215,7 @@ def read_any(path: str | Path, *, kernel: str | Path | None = None) -> Differenc
     Parameters
     ----------
     path, kernel
-        As for `read_difference`.
+        As in `read_difference`.
 
     Returns
     -------

@@ -467,7 +467,7 @@ def datasum(data: bytes | bytearray) -> int:
     Returns
     -------
     total
-        From 0 to 2**32 - 1.
+        Sum, from 0 to 2**32 - 1.
 
     Notes
     -----
@@ -495,7 +495,7 @@ def added(one: int, other: int) -> int:
     Returns
     -------
     total
-        From 0 to 2**32 - 1.
+        Sum, from 0 to 2**32 - 1.
     """
     return _folded(one + other)
 

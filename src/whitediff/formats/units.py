@@ -81,7 +81,7 @@ class PhotonHeader:
 
     @property
     def gain_of_rate(self) -> float | None:
-        """Electrons per unit, or per unit and second where it is a rate; None if unknown."""
+        """Electrons per unit, or per unit and second for a rate; None if unknown."""
         return {"electrons": 1.0, "counts": self.gain, "unknown": self.gain}.get(self.quantity)
 
     @property

@@ -174,8 +174,8 @@ def companions(
     psf
         PSF; None if the file has none.
     provenance
-        Kernel, background and noise covariance from other HDUs, with the primary header and what
-        it records on score and decorrelation.
+        Kernel, background and noise covariance from other HDUs, and the primary header with its
+        record of score and decorrelation.
     """
     kernel = psf = background = noise = None
     kernel_hdu = _image_named(hdus, "KERNEL")

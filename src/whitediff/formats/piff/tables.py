@@ -151,8 +151,8 @@ class TrustedReader:
         Returns
         -------
         wcs, pointing
-            Detector's number → `galsim.BaseWCS`, and `galsim.CelestialCoord`; None for what the
-            file lacks.
+            Detector's number → `galsim.BaseWCS`, and `galsim.CelestialCoord`; None for either that
+            the file lacks.
 
         Raises
         ------

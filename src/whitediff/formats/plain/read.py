@@ -617,9 +617,9 @@ def _with_saturation(
 ) -> Mask:
     """Mask with SAT where the image is saturated, by a given level, a card, or a plateau.
 
-    Unusable pixels hold no light of the sky.  So do absurd numbers hold none, which stand
-    for missing pixels and may be the highest ones, count as unusable.  Masked pixels are left out
-    of the search for a plateau.
+    Unusable pixels hold no light of the sky.  Absurd numbers, which stand for missing pixels and
+    may be the highest ones, count as unusable.  Masked pixels are left out of the search for a
+    plateau.
     """
     said, given = (f"{level:g}" if level is not None else ""), level is not None
     # A given level overrides the plateau.
