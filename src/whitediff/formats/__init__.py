@@ -1,11 +1,11 @@
-"""Files: what they are, reading and writing them."""
+"""Reading, recognising and writing files."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..direction import Direction
 from ..errors import FileFormatError
@@ -29,6 +29,9 @@ from .format import Identity
 from .registry import format_of, identify, identity_of
 from .solution import read_solution, solution_cards, solution_extras, write_solution
 from .stamps import find_hdu, is_of_region, read_kernel_hdus
+
+if TYPE_CHECKING:
+    from .own.write import CardValue, Extra
 
 __all__ = [
     "Difference",
@@ -70,8 +73,8 @@ def read_exposure(
         File; ``file.fits[SCI]`` names the extension of a plain file's image.  It may be an address
         that fsspec understands, such as ``https://…`` or ``s3://…``.
     options
-        How it is read, where the file does not say or says something wrong.  A mask replaces the
-        file's own; to that of an archive, whose planes have names, it adds.
+        Settings for what the file does not say or says wrongly.  A given mask replaces the file's
+        own, but is added to the mask of an archive, whose planes have names.
     needs_variance
         If False, a plain file without a variance plane gets NaN for it.
     box
@@ -80,7 +83,7 @@ def read_exposure(
     Returns
     -------
     exposure
-        Planes, PSF, kernel, WCS and header, as far as the file has them.
+        Exposure with planes, PSF, kernel, WCS and header, as far as the file has them.
 
     Raises
     ------
@@ -89,7 +92,7 @@ def read_exposure(
     FileFormatError
         If the file cannot be understood.
     DataError
-        If its noise has to be measured and cannot be.
+        If the noise has to be measured and cannot be.
     """
     file, extension = split_extension(path)
     options = options or ReadingOptions()
@@ -124,7 +127,7 @@ def has_variance(path: str | Path) -> bool:
     Returns
     -------
     found
-        False where it would have to be computed or measured.
+        False if the variance would have to be computed or measured.
     """
     file, extension = split_extension(path)
     with opened(file) as hdus:
@@ -143,24 +146,24 @@ def read_difference(
     Parameters
     ----------
     path
-        Difference: of whitediff, HOTPANTS, SFFT, lsst.images, or an image.
+        Difference made by whitediff, HOTPANTS, SFFT or lsst.images, or any image.
     kernel
-        File of the kernel, where it is not the difference's: an image or cube, a table of HOTPANTS
-        (``-oki``), a solution of SFFT.
+        File of the kernel, if the difference does not hold it: an image or cube, a table of
+        HOTPANTS (``-oki``), or a solution of SFFT.
     convolved
-        Which image was convolved, where the file does not say.
+        Which image was convolved, if the file does not say.
     needs_variance
         If False, a file without a variance plane gets NaN for it.
 
     Returns
     -------
     difference
-        Without kernel or direction where nobody says them.
+        Kernel and direction are missing if neither file nor arguments give them.
 
     Raises
     ------
     FileFormatError
-        If a file cannot be understood, or contradicts what is given.
+        If a file cannot be understood, or contradicts the arguments.
     """
     file, extension = split_extension(path)
     with opened(file) as hdus:
@@ -198,7 +201,7 @@ def read_difference(
 
 
 def _parts(exposure: Exposure, direction: Direction) -> tuple[tuple[Box, Direction], ...]:
-    """Parts of the frame with kernels of their own, all convolved in one direction."""
+    """Each part of the frame that has its own kernel, with the one direction of them all."""
     field: Any = next(iter(getattr(exposure.kernel, "fields", ())), None)
     boxes = [exposure.bbox]
     if isinstance(field, PiecewiseField):
@@ -207,22 +210,22 @@ def _parts(exposure: Exposure, direction: Direction) -> tuple[tuple[Box, Directi
 
 
 def read_any(path: str | Path, *, kernel: str | Path | None = None) -> Difference:
-    """Read a difference with its kernel, or, where there is none to be had, any image.
+    """Read a difference with its kernel, or any image where no kernel can be found.
 
     Parameters
     ----------
     path, kernel
-        As for `read_difference`.
+        As in `read_difference`.
 
     Returns
     -------
     difference
-        Its exposure has a variance plane.
+        Difference, whose exposure has a variance plane.
 
     Raises
     ------
     FileFormatError
-        If the file cannot be understood, or the kernel that was named.
+        If the file, or the kernel that was named, cannot be understood.
     """
     try:
         return read_difference(path, kernel=kernel, needs_variance=True)
@@ -246,12 +249,12 @@ def read_kernel(path: str | Path, *, bounds: Box) -> ConvolutionKernel:
     Returns
     -------
     kernel
-        Finite, with a sum other than zero at the middle of the box, no larger than it.
+        Kernel; at the middle of the box it is finite, its sum is not zero, and it fits the box.
 
     Raises
     ------
     FileFormatError
-        If it is none of these, or not such a kernel.
+        If the file is none of these, or its kernel fails these checks.
     """
     file, extension = split_extension(path)
     identity = identity_of(path) if extension is None else None
@@ -280,8 +283,8 @@ def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
     ----------
     path
         File: an image of the PSF; a cube of basis images with coefficients; a model of PSFEx or
-        Piff, ``file[N]`` for one of several detectors; or an lsst.images archive of a PSF or of
-        something that has one.
+        Piff, ``file[N]`` for one of several detectors; or an lsst.images archive that is or has
+        a PSF.
     bounds
         Box of the exposure.
 
@@ -293,8 +296,8 @@ def read_psf(path: str | Path, *, bounds: Box) -> PointSpreadFunction:
     Raises
     ------
     FileFormatError
-        If it is none of these, not finite, of no positive sum, no star in its middle, or larger
-        than a quarter of the box.
+        If the file is none of these, or the PSF is not finite, has no positive sum, is no star in
+        the middle of its image, or is larger than a quarter of the box.
     """
     file, extension = split_extension(path)
     identity = identity_of(path)
@@ -342,7 +345,7 @@ def _read_stamp(
 
 
 def _check_only(hdus: Any, hdu: Any, file: Path) -> None:
-    """Refuse to choose among kernels or PSFs of several places or detectors."""
+    """Refuse to choose one of several kernels or PSFs, of different places or detectors."""
     same = [other for other in hdus if other.name == hdu.name]
     if len(same) > 1 and not is_of_region(hdu):
         versions = ", ".join(f"{other.name},{other.ver}" for other in same)
@@ -359,8 +362,8 @@ def write_exposure(
     *,
     overwrite: bool = False,
     compress: bool = False,
-    provenance: Mapping[str, tuple[Any, str]] | None = None,
-    extras: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, tuple[CardValue, str]] | None = None,
+    extras: Mapping[str, Extra] | None = None,
 ) -> None:
     """Write an exposure as one FITS file; it appears complete or not at all.
 
@@ -377,7 +380,8 @@ def write_exposure(
     provenance
         Keyword → (value, comment) for the primary header.
     extras
-        Extension name → further image, `KernelPointSpreadFunction` or `astropy.table.Table`.
+        Extension name → further image, `KernelPointSpreadFunction`, noise covariance or
+        `astropy.table.Table`.
 
     Raises
     ------

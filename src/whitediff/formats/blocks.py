@@ -1,9 +1,9 @@
-"""Walk through a FITS file, block by block, before anything of it is believed.
+"""Walk through a FITS file, block by block, before anything in it is trusted.
 
-A FITS file is a row of blocks of 2880 bytes: headers of cards, each followed by as many bytes of
-data as it says.  What headers claim is compared here with what the file has and the memory that
-may be used, before a library makes arrays of it; on the way the checksums are verified.  Files
-that are packed are unpacked as a stream, and nothing of them is kept.
+A FITS file is a series of blocks of 2880 bytes: headers of cards, each followed by as many bytes of
+data as it states.  The walk compares these sizes with the file and with the memory that may be
+used, before a library makes arrays of the data, and sums up the HDUs for their checksums.  Packed
+files are unpacked as a stream; nothing of them is kept.
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ __all__ = ["Block", "Survey", "added", "datasum", "encoded_sum", "is_packed", "s
 BLOCK, CARD = 2880, 80
 _CHUNK = BLOCK * 512
 _LONGEST_HEADER = 20_000
-"""Blocks of a header, at most."""
+"""Most blocks of a header: 720 000 cards."""
 _MOST_DITHERS = 10_000
-"""Where random numbers of a quantised image begin (Pence et al. 2010)."""
+"""Largest ZDITHER0, the seed of a quantised image's random numbers (Pence et al. 2010)."""
 _MOST_BEHIND = 1_000_000
-"""Bytes that may follow the last HDU, if they are empty."""
-"""Blocks of a header, at most: 700 000 cards."""
+"""Most bytes behind the last HDU, even if they are empty."""
 
 _MOST_AXES = 999
 _MANY = (1 << 32) - 1
@@ -49,18 +48,18 @@ _BLOCK_SIZES, _BYTES = range(1, 4097), (1, 2, 4, 8)
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """An HDU, as its header says it is.
+    """An HDU, as described by its header.
 
     Attributes
     ----------
     name
-        Of the extension; "the primary HDU" for the first.
+        Name of the extension; "the primary HDU" for the first.
     start, data_start, data_size, stop
-        Bytes: where its header and its data begin, how long the latter are, and where it ends.
+        Start of the header, start and length of the data, and end of the HDU, bytes.
     cards
-        Those of its cards that say how large it is, and its checksums.
+        Cards with name, size, compression and checksums.
     data_sum, total_sum
-        Ones' complement sums of its data and of all of it; None where they were not wanted.
+        Ones' complement sums of the data and of the whole HDU; None if they were not wanted.
     """
 
     name: str
@@ -75,18 +74,18 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What a walk through a file found.
+    """Result of a walk through a file.
 
     Attributes
     ----------
     blocks
         HDUs from the first on, as far as there are headers.
     size
-        Bytes of the file once unpacked.
+        Size of the unpacked file, bytes.
     is_packed
-        Whether it is packed.
+        Whether the file is packed.
     behind
-        Bytes behind the last of the blocks, other than padding, in a packed file.
+        Bytes behind the last HDU that are not padding; 0 unless the file is packed.
     """
 
     blocks: tuple[Block, ...]
@@ -114,7 +113,7 @@ def is_packed(path: Path) -> str | None:
     Returns
     -------
     name
-        None where it is not packed.
+        Name of the program; None if the file is not packed.
     """
     with path.open("rb") as stream:
         magic = stream.read(6)
@@ -138,7 +137,7 @@ def unpacked(path: Path) -> Iterator[BinaryIO]:
     Raises
     ------
     FileFormatError
-        If it is an archive of several files, or what is packed is damaged.
+        If the file is an archive of several files, or is damaged.
     """
     packed = is_packed(path)
     try:
@@ -177,7 +176,7 @@ def survey(path: Path, *, sums: bool) -> Survey:
     path
         File, perhaps packed.
     sums
-        Whether to sum up HDUs that have a checksum.
+        Whether to sum up the HDUs that have a checksum.
 
     Returns
     -------
@@ -187,7 +186,8 @@ def survey(path: Path, *, sums: bool) -> Survey:
     Raises
     ------
     FileFormatError
-        If a header claims more than the file has, than memory may be used, or than FITS allows.
+        If a header claims more data than the file has, than fit into the memory that may be used,
+        or than FITS allows, or if too many bytes follow the last HDU.
     """
     with unpacked(path) as stream:
         packed = is_packed(path) is not None
@@ -196,7 +196,7 @@ def survey(path: Path, *, sums: bool) -> Survey:
         size, behind = walk.rest()
         left = size - blocks[-1].stop if blocks else 0
         if left > _MOST_BEHIND:
-            # Readers look for a header in all of it, again and again.
+            # Readers would search all these bytes for a header, again and again.
             raise FileFormatError.of(
                 path,
                 f"damaged: {left} bytes behind its last HDU ({blocks[-1].name}) are no HDU;"
@@ -212,7 +212,7 @@ class _Walk:
         self.path, self.stream, self.size, self.sums = path, stream, size, sums
         self.position = 0
         self.header = b""
-        """Of what was read last, and is no header that can be understood."""
+        """First block of the header that was read last, or the block that begins no header."""
 
     def blocks(self) -> list[Block]:
         found: list[Block] = []
@@ -223,7 +223,7 @@ class _Walk:
             found.append(block)
 
     def rest(self) -> tuple[int, int]:
-        """Size of the file, of which nothing is left to read, and bytes that are no padding."""
+        """Read to the end of a packed file: its size, and bytes behind the HDUs but for padding."""
         if self.size is not None:
             return self.size, 0
         behind = len(self.header.strip(b"\0 "))
@@ -284,7 +284,7 @@ class _Walk:
         return Block(name, start, data_start, size, stop, cards, total, whole)
 
     def _data(self, name: str, size: int, stop: int, *, sums: bool) -> int:
-        """Read the data of an HDU to the end of their last block; their sum, if it is wanted."""
+        """Read the data of an HDU to the end of their last block, and return the sum if wanted."""
         data_start = self.position
         total, left, last = 0, stop - data_start, b""
         while left:
@@ -314,7 +314,7 @@ class _Walk:
 
 
 def _checked_size(cards: dict[str, Any], where: str) -> int:
-    """Bytes of the data that a header describes; it begins the sentence where it is wrong."""
+    """Size of the data that a header describes, bytes; ``where`` begins the error messages."""
     for card, what in (("NAXIS", "axes"), ("ZNAXIS", "axes"), ("TFIELDS", "columns")):
         number = cards.get(card, 0)
         if isinstance(number, int) and not 0 <= number <= _MOST_AXES:
@@ -341,7 +341,7 @@ def _begins(first: bool) -> bytes:
 
 
 def _cards(raw: bytes) -> dict[str, Any]:
-    """Cards of a header that are of interest; the first of a name holds."""
+    """Cards of a header that `_WANTED` names; the first of each name counts."""
     found: dict[str, Any] = {}
     last = ""
     for i in range(0, len(raw), CARD):
@@ -371,7 +371,7 @@ _LOGICAL = re.compile(r"\s*([TF])\s*(?:/.*)?")
 
 
 def _value(text: str) -> Any:
-    """Value of a card: text, a whole number, or a truth value; None for all else."""
+    """Value of a card if it is text, a whole number or a truth value; None for all else."""
     match = _STRING.match(text)
     if match is not None:
         return match[1].replace("''", "'").rstrip()
@@ -388,7 +388,7 @@ def _whole(cards: dict[str, Any], keyword: str, default: int | None = None) -> i
 
 
 def _data_size(cards: dict[str, Any]) -> int | None:
-    """Bytes of data that a header claims; None where it does not say."""
+    """Size of the data that a header states, bytes; None if it does not say."""
     axes = _whole(cards, "NAXIS")
     bits = _whole(cards, "BITPIX")
     if axes is None or bits is None:
@@ -408,7 +408,7 @@ def _data_size(cards: dict[str, Any]) -> int | None:
 
 
 def _check_tiles(cards: dict[str, Any], path: Path, name: str) -> None:
-    """Compare what a compressed image claims with the rows of its table."""
+    """Check the tiles and settings of a compressed image against its table and allowed values."""
     where = f"{path}: damaged: the header of {name}"
     axes, bits = _whole(cards, "ZNAXIS"), _whole(cards, "ZBITPIX")
     if axes is None or bits is None:
@@ -456,18 +456,18 @@ def _check_tiles(cards: dict[str, Any], path: Path, name: str) -> None:
             )
 
 
-def datasum(data: Any) -> int:
-    """Ones' complement sum of 32-bit words, as DATASUM has it.
+def datasum(data: bytes | bytearray) -> int:
+    """Ones' complement sum of 32-bit words, the sum in DATASUM.
 
     Parameters
     ----------
     data
-        Bytes; the last word is filled up with zeros.
+        Bytes; zeros fill the last word.
 
     Returns
     -------
     total
-        From 0 to 2**32 - 1.
+        Sum, from 0 to 2**32 - 1.
 
     Notes
     -----
@@ -485,17 +485,17 @@ def _folded(total: int) -> int:
 
 
 def added(one: int, other: int) -> int:
-    """Ones' complement sum of two such sums.
+    """Ones' complement sum of two sums.
 
     Parameters
     ----------
     one, other
-        As by `datasum`.
+        Sums from `datasum`.
 
     Returns
     -------
     total
-        From 0 to 2**32 - 1.
+        Sum, from 0 to 2**32 - 1.
     """
     return _folded(one + other)
 
@@ -504,7 +504,7 @@ _EXCLUDED = (*range(0x3A, 0x41), *range(0x5B, 0x61))
 
 
 def encoded_sum(total: int) -> str:
-    """Sum of an HDU as CHECKSUM has it.
+    """Value of CHECKSUM for the sum of an HDU.
 
     Parameters
     ----------
@@ -514,12 +514,13 @@ def encoded_sum(total: int) -> str:
     Returns
     -------
     text
-        Sixteen characters, with which the HDU's sum is -0.
+        Sixteen characters that make the HDU's sum -0.
     """
     value = _MANY - total
     columns = []
     for byte in value.to_bytes(4, "big"):
         quarters = [byte // 4 + (byte % 4 if i == 0 else 0) + 0x30 for i in range(4)]
+        # Moves to letters and digits within a pair, which keeps the byte's sum.
         while any(each in _EXCLUDED for each in quarters):
             for i in (0, 2):
                 if quarters[i] in _EXCLUDED or quarters[i + 1] in _EXCLUDED:
@@ -527,4 +528,5 @@ def encoded_sum(total: int) -> str:
                     quarters[i + 1] -= 1
         columns.append(quarters)
     text = "".join(chr(columns[j][i]) for i in range(4) for j in range(4))
+    # The value stands one byte off a word's boundary in its card.
     return text[-1] + text[:-1]

@@ -1,9 +1,9 @@
-"""Catalogues as files: ECSV, CSV, FITS table or Parquet by their name, and DS9 regions."""
+"""Catalogues as ECSV, CSV, FITS or Parquet files, by their names, and as DS9 regions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from astropy.table import QTable, Table
 from ..errors import FileFormatError, one_line
 from ..outputs import replacing, staged
 from ..paths import catalog_kind, regular
-from .files import opened, split_extension
+from .files import Extension, opened, split_extension
 from .finished import finish
 from .limits import check_table, current
 from .tables import known_unit, unit_text
@@ -38,7 +38,7 @@ def write_catalog(table: Table, path: str | Path, overwrite: bool = False) -> No
     table
         Catalogue; units, descriptions and metadata are written with it.
     path
-        Output; its suffix (.ecsv, .csv, .fits or .parquet) says the kind.
+        Output; its suffix (.ecsv, .csv, .fits or .parquet) determines the kind.
     overwrite
         Whether an existing file may be replaced.
 
@@ -47,13 +47,13 @@ def write_catalog(table: Table, path: str | Path, overwrite: bool = False) -> No
     OutputExistsError
         If the output exists and may not be replaced.
     FileFormatError
-        If it cannot be written, or its kind is unknown.
+        If the catalogue cannot be written, or the suffix is unknown.
 
     Notes
     -----
-    A FITS table has the descriptions in its cards TCOMMn and the metadata, as JSON, in CATMETA.
-    A Parquet file has unit and description in each field's metadata, and the table's, as JSON,
-    in the schema's metadata "meta".  CSV holds the numbers alone.
+    A FITS table has the descriptions in cards TCOMMn, and the metadata as JSON in CATMETA.
+    A Parquet file has unit and description in each field's metadata, and the table's metadata as
+    JSON in the schema's entry "meta".  CSV holds the numbers alone.
     """
     path = Path(path)
     writers = {"ecsv": _write_ecsv, "csv": _write_csv, "fits": _write_fits}
@@ -65,18 +65,18 @@ def write_catalog(table: Table, path: str | Path, overwrite: bool = False) -> No
 
 
 def read_catalog(path: str | Path) -> QTable:
-    """Read a catalogue, or any table of one of these kinds.
+    """Read a catalogue, or any table in a file of the same kinds.
 
     Parameters
     ----------
     path
-        File, whose suffix (.ecsv, .csv, .fits or .parquet) says the kind; ``file.fits[EXT]``
+        File, whose suffix (.ecsv, .csv, .fits or .parquet) determines the kind; ``file.fits[EXT]``
         names the extension of a FITS file with several tables.
 
     Returns
     -------
     table
-        Columns with a unit are quantities, as astropy has them.
+        Table; columns with a unit are quantities of astropy.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def read_catalog(path: str | Path) -> QTable:
     except FileFormatError:
         raise
     except Exception as error:
-        # The readers raise whatever they like for a damaged file.
+        # The readers raise errors of any kind for a damaged file.
         raise FileFormatError.of(
             file,
             f"cannot be read as {_NAMES[kind]}"
@@ -137,7 +137,7 @@ def _write_fits(table: Table, path: Path) -> None:
     for name in table.colnames:
         values, units[name], descriptions[name] = _plain(table, name)
         if values.dtype.kind == "U":
-            # Pure ASCII is what FITS has; an empty column still needs a width.
+            # FITS has only ASCII; an empty column still needs a width.
             values = np.char.encode(values.astype(f"<U{max(1, values.dtype.itemsize // 4)}"))
         plain[name] = values
     hdu = astropy.io.fits.table_to_hdu(plain)
@@ -151,7 +151,7 @@ def _write_fits(table: Table, path: Path) -> None:
     astropy.io.fits.HDUList([astropy.io.fits.PrimaryHDU(), hdu]).writeto(path)
 
 
-def _read_fits(path: Path, extension: Any) -> QTable:
+def _read_fits(path: Path, extension: Extension) -> QTable:
     with opened(path) as hdus:
         if extension is not None:
             try:
@@ -179,8 +179,8 @@ def _read_fits(path: Path, extension: Any) -> QTable:
     return table
 
 
-def _serialisable(meta: Any) -> dict[str, Any]:
-    """Metadata as JSON has them: numbers of NumPy as numbers, the rest as text."""
+def _serialisable(meta: Mapping[str, object]) -> dict[str, Any]:
+    """Metadata for JSON: NumPy's numbers as plain numbers, unknown types as text."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -211,7 +211,7 @@ def _write_parquet(table: Table, path: Path) -> None:
         fields.append(
             pyarrow.field(name, array.type, metadata={k: v for k, v in about.items() if v})
         )
-    # Pages have checksums; the names of the columns are there twice.
+    # Checksums cover only the pages; a copy of the column names reveals damage to the schema.
     meta = {"meta": json.dumps(_serialisable(table.meta)), "columns": json.dumps(table.colnames)}
     pyarrow.parquet.write_table(
         pyarrow.Table.from_arrays(arrays, schema=pyarrow.schema(fields, metadata=meta)),
@@ -252,25 +252,25 @@ def write_regions(
     Parameters
     ----------
     table
-        Catalogue: with ra and dec, or else x and y, which then count from meta's x0 and y0.
+        Catalogue with ra and dec, or else x and y; meta's x0 and y0 are the image's first pixel.
     path
         Output.
     overwrite
         Whether an existing file may be replaced.
     radius
-        Of the circles, pixels; that of the catalogue's apertures, or 5, if not given.
+        Radius of the circles, pixels; None: the catalogue's aperture radius, or 5.
 
     Raises
     ------
     OutputExistsError
         If the output exists and may not be replaced.
     FileFormatError
-        If it cannot be written.
+        If the regions cannot be written.
 
     Notes
     -----
     Positive sources are green, negative ones red, dipoles magenta, extended ones cyan and
-    artifacts yellow; the text is the number and, if known, the significance.
+    artefacts yellow; the text is the number and, if known, the significance.
     """
     if radius is None:
         radius = float(table.meta.get("aperture_radius", 5.0))

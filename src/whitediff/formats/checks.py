@@ -1,4 +1,4 @@
-"""Are kernels and PSFs that were read from files what they are taken for?"""
+"""Checks that an image read from a file is a kernel or a PSF."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..decorrelation.correction import checked_kernel
 from ..errors import ArgumentError, FileFormatError
@@ -14,16 +15,24 @@ from ..exposures.kernels import ConvolutionKernel
 
 __all__ = ["check_is_kernel", "check_kernel", "check_psf"]
 
+type Array = npt.NDArray[Any]
+
 _LARGEST_PSF, _LARGEST_CUTOUT = 0.25, 128
+"""Largest area of a PSF over the image's; side of images up to which this is not asked, pixels."""
 _LARGEST_KERNEL = 0.5
+"""Largest area of a kernel over the image's."""
 _LARGEST_FLAT, _LEAST_RISE = 31, 1.3
+"""Side up to which a kernel may be flat, pixels; least ratio of inner and mean absolute value."""
 _LEAST_INSIDE = 0.4
+"""Least share of a PSF's sum in the inner half of its sides."""
 _MOST_NEGATIVE = 0.25
+"""Largest share of a PSF's absolute sum that may be negative."""
 _SMALLEST_PROFILE = 5
+"""Side from which `_LEAST_INSIDE` is asked, pixels."""
 
 
 def check_kernel(kernel: ConvolutionKernel, bounds: Box, path: str | Path) -> None:
-    """Make sure that a kernel from a file can be worked with.
+    """Make sure that a kernel from a file is usable.
 
     Parameters
     ----------
@@ -37,8 +46,8 @@ def check_kernel(kernel: ConvolutionKernel, bounds: Box, path: str | Path) -> No
     Raises
     ------
     FileFormatError
-        If, at the middle of the box, it is not finite, sums to zero, or is larger than
-        the box.
+        If the kernel at the middle of the box is not finite, sums to zero, or is larger than the
+        box.
     """
     image = kernel.at(x=bounds.x.center, y=bounds.y.center)
     try:
@@ -48,7 +57,7 @@ def check_kernel(kernel: ConvolutionKernel, bounds: Box, path: str | Path) -> No
     _check_size(path, "kernel", image, bounds)
 
 
-def _check_size(path: str | Path, name: str, image: Any, bounds: Box) -> None:
+def _check_size(path: str | Path, name: str, image: Array, bounds: Box) -> None:
     if image.shape[0] > bounds.y.size or image.shape[1] > bounds.x.size:
         raise FileFormatError.of(
             path,
@@ -57,22 +66,22 @@ def _check_size(path: str | Path, name: str, image: Any, bounds: Box) -> None:
         )
 
 
-def check_is_kernel(path: str | Path, image: Any, bounds: Box) -> None:
-    """Refuse an image of the sky, which has a sum other than zero too.
+def check_is_kernel(path: str | Path, image: Array, bounds: Box) -> None:
+    """Refuse an image of the sky, which passes `check_kernel`, as its sum is not zero either.
 
     Parameters
     ----------
     path
         File it came from, for error messages.
     image
-        ``(ny, nx)``, the kernel at the middle of the box.
+        ``(ny, nx)``, kernel at the middle of the box.
     bounds
         Box of the exposures.
 
     Raises
     ------
     FileFormatError
-        If it is flat and large, or larger than half the box.
+        If the image is flat and large, or larger than half the box.
     """
     ny, nx = image.shape
     inner = image[ny // 4 : ny - ny // 4, nx // 4 : nx - nx // 4]
@@ -87,7 +96,7 @@ def check_is_kernel(path: str | Path, image: Any, bounds: Box) -> None:
         )
 
 
-def check_psf(path: str | Path, image: Any, bounds: Box) -> None:
+def check_psf(path: str | Path, image: Array, bounds: Box) -> None:
     """Make sure that an image is a PSF.
 
     Parameters
@@ -102,8 +111,8 @@ def check_psf(path: str | Path, image: Any, bounds: Box) -> None:
     Raises
     ------
     FileFormatError
-        If it is not finite, of no positive sum, no star in its middle, or larger than a quarter of
-        the box.
+        If the image is not finite, has no positive sum, shows no star in its middle, or is larger
+        than a quarter of the box (in a small box: as large as the box).
     """
     total = float(image.sum())
     if not (np.isfinite(image).all() and total > 0):
@@ -114,11 +123,11 @@ def check_psf(path: str | Path, image: Any, bounds: Box) -> None:
     _check_profile(path, image, bounds)
 
 
-def _check_profile(path: str | Path, image: Any, bounds: Box) -> None:
-    """Refuse images that are no star: a template, for one, is finite with a positive sum too."""
+def _check_profile(path: str | Path, image: Array, bounds: Box) -> None:
+    """Refuse images that are no star, such as a template, which also has a positive sum."""
     ny, nx = image.shape
     wanted = "a PSF is a star in the middle of a small image, without a background"
-    # Cut-outs may be hardly larger than the PSF.
+    # A cut-out may be hardly larger than its PSF.
     small = max(bounds.y.size, bounds.x.size) <= _LARGEST_CUTOUT
     if (
         (ny >= bounds.y.size or nx >= bounds.x.size)
@@ -135,7 +144,7 @@ def _check_profile(path: str | Path, image: Any, bounds: Box) -> None:
         raise FileFormatError.of(
             path, f"its peak is at (y, x) = ({y}, {x}) of {ny} x {nx} pixels; {wanted}."
         )
-    # Half of each side: of a background it holds a quarter.
+    # The inner half of each side; a flat background has a quarter of its sum there.
     inner = image[ny // 4 : ny - ny // 4, nx // 4 : nx - nx // 4]
     inside = float(inner.sum() / image.sum())
     negative = float(-image[image < 0].sum() / np.abs(image).sum())

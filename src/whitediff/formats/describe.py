@@ -1,11 +1,10 @@
-"""What whitediff sees in a file, in words and numbers."""
+"""Description of a file's content, in words and numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import astropy.io.fits
 import astropy.wcs.utils
@@ -25,6 +24,7 @@ from .export import own_box
 from .files import Extension, opened, remarks, split_extension
 from .format import Identity
 from .own import ROLES
+from .planes import Hdu
 from .registry import format_of, identify
 
 __all__ = ["Description", "HduDescription", "describe", "product_extensions"]
@@ -35,7 +35,7 @@ _OF_PRODUCTS = ("flux", "solution", "record")
 
 
 def product_extensions(path: str | Path) -> list[str]:
-    """Extensions that only a product of whitediff has, beside what an exposure holds.
+    """Extensions that only products of whitediff have, and no other exposure.
 
     Parameters
     ----------
@@ -45,12 +45,12 @@ def product_extensions(path: str | Path) -> list[str]:
     Returns
     -------
     names
-        Such as ``FLUX``; empty for files that others made.
+        Names, such as ``FLUX``; empty for files of other programs.
 
     Raises
     ------
     FileFormatError
-        If it is no FITS file.
+        If the file is not FITS.
     """
     with opened(split_extension(path)[0]) as hdus:
         if "WDTASK" not in hdus[0].header:
@@ -65,11 +65,11 @@ class HduDescription:
     Attributes
     ----------
     index, name, version
-        Where it is and what it is called.
+        Position in the file, EXTNAME and EXTVER.
     content
-        Shape and type of its data.
+        Shape and type of the data.
     role
-        What it is used for; empty if for nothing.
+        How the HDU is used; empty if it is not used.
     """
 
     index: int
@@ -81,20 +81,20 @@ class HduDescription:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a file is.
+    """Description of a file.
 
     Attributes
     ----------
     path
         File.
     format, kind
-        As of `whitediff.formats.Identity`.
+        Format and kind, as in `whitediff.formats.Identity`.
     hdus
-        Its HDUs.
+        HDUs of the file.
     facts
-        What was found → in words, in the order to show it.
+        Label → text, in the order to show them.
     notes
-        What was said while it was read.
+        Messages that were logged while the file was read.
     """
 
     path: str
@@ -104,13 +104,13 @@ class Description:
     facts: dict[str, str]
     notes: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings.
+    def to_dict(self) -> dict[str, object]:
+        """Convert the description to plain numbers and strings.
 
         Returns
         -------
         values
-            For a JSON file.
+            Attribute → value, for a JSON file.
         """
         return dataclasses.asdict(self)
 
@@ -125,14 +125,14 @@ class _Notes(logging.Handler):
 
 
 def describe(path: str | Path, *, kernel: str | Path | None = None) -> Description:
-    """Read a file and say what is in it.
+    """Read a file and describe its content.
 
     Parameters
     ----------
     path
         File of any format that whitediff reads.
     kernel
-        File of its kernel, where it is a difference that needs one.
+        File of the kernel, for a difference that does not hold it.
 
     Returns
     -------
@@ -142,7 +142,7 @@ def describe(path: str | Path, *, kernel: str | Path | None = None) -> Descripti
     Raises
     ------
     FileFormatError
-        If nothing in it can be understood.
+        If the file cannot be understood.
     """
     file, extension = split_extension(path)
     with opened(file) as hdus:
@@ -196,14 +196,14 @@ def _facts(path: str | Path, identity: Identity, kernel: str | Path | None) -> d
     try:
         difference = read_any(path, kernel=kernel)
     except DataError as error:
-        # Too small or too empty to measure the noise on: the rest can be said all the same.
+        # The image is too small or too empty to measure its noise; the rest can still be described.
         _log.info("%s", error)
         difference = Difference(read_exposure(path, needs_variance=False))
     return _exposure_facts(difference.exposure) | _difference_facts(difference)
 
 
 _ANY = Box.from_shape((4096, 4096))
-"""Frame for kernels and PSFs that do not say theirs."""
+"""Frame for kernels and PSFs whose file does not give one."""
 
 
 def _exposure_facts(exposure: Exposure) -> dict[str, str]:
@@ -305,7 +305,7 @@ def _roles(
     return plain.roles(hdus, extension, path)
 
 
-def _content(hdu: Any) -> str:
+def _content(hdu: Hdu) -> str:
     if isinstance(hdu, astropy.io.fits.BinTableHDU) and not hdu.is_image:
         return f"table, {len(hdu.data)} rows, {len(hdu.columns)} columns"
     if not hdu.header.get("NAXIS", 0) or hdu.shape == ():
@@ -315,5 +315,5 @@ def _content(hdu: Any) -> str:
     return f"{_shape(hdu.shape)} {kind.get(hdu.header.get('BITPIX'), '?')}{packed}"
 
 
-def _shape(shape: Any) -> str:
+def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(str(n) for n in shape) + " pixels"

@@ -23,12 +23,12 @@ def detectors(path: str | Path) -> list[str]:
     Returns
     -------
     names
-        As they are named in brackets, such as ``S2`` or ``SCI,3``.
+        Names as they stand in brackets, such as ``S2`` or ``SCI,3``.
 
     Raises
     ------
     FileFormatError
-        If it has none.
+        If the file has no such images.
     """
     file, _ = split_extension(path)
     with opened(file) as hdus:
@@ -48,14 +48,14 @@ def of_detector(path: str, name: str) -> str:
     Parameters
     ----------
     path
-        File, perhaps after ``KIND:``; one that names an extension already stays as it is.
+        File, perhaps after ``KIND:``; a path that already names an extension stays as it is.
     name
-        Detector, as of `detectors`.
+        Detector, as in `detectors`.
 
     Returns
     -------
     path
-        With the extension in brackets.
+        Path with the extension in brackets.
 
     Raises
     ------
@@ -85,18 +85,18 @@ def kernel_of_detector(path: str, name: str) -> str:
     path
         File.
     name
-        Detector, as of `detectors`.
+        Detector, as in `detectors`.
 
     Returns
     -------
     path
-        With the extension in brackets; as it is, where one stands for all detectors or says itself
-        for which it is.
+        Path with the extension in brackets; unchanged if one kernel or PSF serves all detectors,
+        or the file itself says which detector each is for.
 
     Raises
     ------
     FileFormatError
-        If the file has an image for each detector, and none of this one.
+        If the file has an image for each detector, but none for this one.
     """
     with opened(split_extension(path)[0]) as hdus:
         identity = identify(hdus)
@@ -106,7 +106,7 @@ def kernel_of_detector(path: str, name: str) -> str:
         return path
     if identity.kind == "image":
         return of_detector(path, name)
-    # KERNEL,2 is that of SCI,2.
+    # KERNEL,2 belongs to SCI,2.
     stamp, version = identity.kind.upper(), name.partition(",")[2].strip()
     own = version.isdigit() and (stamp, int(version)) in versions and (stamp, 2) in versions
     return f"{path}[{stamp},{version}]" if own and split_extension(path)[1] is None else path

@@ -1,4 +1,4 @@
-"""What is known of a difference that another program made."""
+"""Differences, with how they were made, and checks that their kernels made them."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 OWN_SOFTWARE = "whitediff"
-"""`Difference.software` of our own."""
+"""`Difference.software` of whitediff's own differences."""
 
 _SAMPLE = 400
+"""Pixels at which a difference is compared with its images."""
 _SEED = 20010828
 _SAME = 0.1
-"""Scatter of the difference's deviation from what its kernel makes, over its own, to refuse."""
+"""Scatter of the difference about the remade one, over its own, beyond which it is refused."""
 
 _FAR_OFF, _MOST_FAR_OFF = 0.5, 0.05
-"""Deviation, over the difference's scatter, of a pixel that something else made, and the share of
-pixels that may be: a robust scatter does not see a third of them."""
+"""Deviation of a pixel that is far off, over the difference's scatter, and the largest share of
+such pixels.  A robust scatter misses a third of the pixels."""
 
 _OTHER_SUM = 0.02
-"""Departure of the convolved image's part from what the kernel's sum says, to be told of."""
+"""Relative deviation of the convolved image's part from the kernel's sum that is reported."""
 _WRONG_SUM = 0.05
-"""The same, to refuse the kernel."""
+"""Relative deviation from the kernel's sum at which the kernel is refused."""
 _OTHER = 0.3
-"""Scatter that neither image explains, over the difference's, to refuse a kernel that was given."""
+"""Unexplained scatter, over the difference's, beyond which a kernel that was given is refused."""
 _ROUNDS, _CLIP = 3, 5.0
 _BACKGROUND_ORDER = 3
 
 type Remade = Callable[[Array, Array, int, int], float]
-"""Function of the pixels of the science image and template, x and y: the difference there."""
+"""Function of the pixels of science image and template, x and y: the difference at x, y."""
 
 
 class KernelElsewhereError(FileFormatError):
-    """A difference's kernel is in a file that nobody named."""
+    """The kernel of a difference is in another file, which was not named."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +65,18 @@ class Difference:
     exposure
         The difference at the science image's level, with its kernel.
     directions
-        Parts of the frame, and which image was convolved there; where parts overlap the later
-        one holds.  Empty where the file does not say.
+        Parts of the frame, and which image was convolved in each; where parts overlap, the later
+        one counts.  Empty if the file does not say.
     software
-        Program that made it; None if unknown.
+        Program that made the difference; None if unknown.
     remade
-        Its own arithmetic for one pixel of the difference as it stands in the exposure, with a
-        margin in which it has none; None where that is not known.
+        Function that repeats the program's arithmetic for one pixel of the exposure; None if that
+        arithmetic is not known.
     margin
-        Pixels at the frame's edges that `remade` does not know.
+        Width of the frame's edges where `remade` cannot be used, pixels.
     variance_files
         ``science`` and ``template`` → file with the standard deviations that the program used,
-        where there is one.
+        if there is one.
     """
 
     exposure: Exposure
@@ -87,18 +88,18 @@ class Difference:
 
     @property
     def convolved(self) -> Direction | None:
-        """Which image was convolved; None where that is unknown, or differs."""
+        """Which image was convolved; None if unknown, or not the same everywhere."""
         found = {direction for _, direction in self.directions}
         return found.pop() if len(found) == 1 else None
 
     @property
     def is_foreign(self) -> bool:
-        """Whether another program than whitediff is known to have made it."""
+        """Whether the difference is known to be made by a program other than whitediff."""
         return self.software not in (None, OWN_SOFTWARE)
 
 
 def check_reproduced(difference: Difference, science: Exposure, template: Exposure) -> float | None:
-    """Make sure that a kernel is the one that made a difference of two images.
+    """Make sure that its kernel made a difference from two images.
 
     Parameters
     ----------
@@ -110,14 +111,14 @@ def check_reproduced(difference: Difference, science: Exposure, template: Exposu
     Returns
     -------
     deviation
-        Scatter of the difference about what the kernel makes of the images, over its own scatter;
-        None where that cannot be told.
+        Scatter of the difference about the one remade from the images, over its own scatter; None
+        if it cannot be remade.
 
     Raises
     ------
     DataError
-        If it is more than a tenth, or more than one in twenty pixels are far from that: with that
-        kernel the noise cannot be whitened.
+        If the deviation is more than a tenth, or more than one in twenty pixels are off by half the
+        scatter: the noise cannot be whitened with that kernel.
     """
     exposure, margin = difference.exposure, difference.margin
     ny, nx = exposure.shape
@@ -132,7 +133,7 @@ def check_reproduced(difference: Difference, science: Exposure, template: Exposu
     both = np.isfinite(made) & np.isfinite(found)
     if both.sum() < _SAMPLE // 20:
         return None
-    # A constant that was added to an image afterwards does no harm.
+    # A robust scatter about its median: a constant added to an image afterwards does no harm.
     scatter = robust_sigma(found[both])
     deviation = robust_sigma(found[both] - made[both]) / scatter if scatter > 0 else 0.0
     if deviation > _SAME:
@@ -158,17 +159,17 @@ def check_reproduced(difference: Difference, science: Exposure, template: Exposu
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """What a difference holds of the two images that it was made of.
+    """Parts of the two images in a difference.
 
     Attributes
     ----------
     scale
-        Part of the science image, over the sum of its kernel if it was convolved: 1 where the
-        difference is on its level; negative where it is the other way round.
+        Level of the difference over the level of the science image; negative for template minus
+        science.
     ratio
-        Part of the convolved image over what the sum of the kernel says.
+        Factor of the convolved image over minus the factor of the other; 1 for the right kernel.
     left
-        Scatter that neither image explains, over that of the difference.
+        Scatter that neither image explains, over the scatter of the difference.
     """
 
     scale: float
@@ -179,7 +180,7 @@ class _Parts:
 def kernel_doubt(
     difference: Exposure, science: Exposure, template: Exposure, convolved: Direction
 ) -> tuple[float, str]:
-    """Compare a difference of an unknown program with what its kernel makes of two images.
+    """Compare a difference of an unknown program with two images and its kernel.
 
     Parameters
     ----------
@@ -188,26 +189,26 @@ def kernel_doubt(
     science, template
         The images before any convolution.
     convolved
-        Which of them is said to have been convolved.
+        Image that is said to have been convolved.
 
     Returns
     -------
     scale
-        Level of the difference over that of the science image, positive; 1 where that cannot be
-        told, or is within 2 %.
+        Level of the difference over the level of the science image, positive; 1 if it cannot be
+        determined or deviates from 1 by no more than 2 %.
     doubt
-        A sentence's part; empty where all agrees, or that cannot be told.
+        Doubt as part of a sentence; empty if all agrees, or nothing can be determined.
 
     Raises
     ------
     DataError
-        If the kernel, its sum or the direction is not that of the difference: then no noise is
-        whitened with it.
+        If the kernel, its sum or the direction does not belong to the difference, so that the noise
+        cannot be whitened with it.
 
     Notes
     -----
-    At 400 pixels the difference is fitted by both images, one of them convolved, and a polynomial
-    of order 3: a background of its own does no harm.
+    The difference is fitted at 400 pixels by both images, one of them convolved, and a polynomial
+    of order 3, so that a background of the difference's own does no harm.
     """
     parts = _parts(difference, science, template, convolved)
     if parts is None:
@@ -288,6 +289,7 @@ def _parts(
     columns = [plain, matched, *smooth]
     left, solution = found, np.zeros(len(columns))
     for _ in range(_ROUNDS):
+        # Columns of like size: those of images and polynomials differ by orders of magnitude.
         unit = [float(np.abs(each[use]).max()) or 1.0 for each in columns]
         design = np.stack([each / u for each, u in zip(columns, unit, strict=True)], axis=1)
         solution = np.linalg.lstsq(design[use], found[use])[0]

@@ -1,4 +1,4 @@
-"""Kernels and PSFs as plain images, for tools that know nothing else."""
+"""Kernels and PSFs as plain images, for tools that read nothing else."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = ["own_box", "read_stamps", "write_stamps"]
 def read_stamps(
     path: str, *, psf: bool, like: str | None = None
 ) -> tuple[ConvolutionKernel | PointSpreadFunction, Box]:
-    """Read a kernel or PSF from whatever has one.
+    """Read a kernel or PSF from a file of any format.
 
     Parameters
     ----------
     path
         File.
     psf
-        The PSF, not the kernel.
+        Whether to read the PSF instead of the kernel.
     like
-        Image that it belongs to, where the file does not say its shape.
+        Image that the kernel or PSF belongs to, if the file does not give its shape.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def read_stamps(
     Raises
     ------
     FileFormatError
-        If the file has none, or does not say for which image.
+        If the file has no kernel or PSF, or does not say which image it is for.
     """
     file, extension = split_extension(path)
     name = "PSF" if psf else "kernel"
@@ -88,7 +88,7 @@ def _says_where(stamps: ConvolutionKernel | PointSpreadFunction) -> bool:
 
 
 def own_box(file: Path) -> Box | None:
-    """Box in which a model of a PSF was fitted.
+    """Box that a PSF model was fitted in.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def own_box(file: Path) -> Box | None:
     Returns
     -------
     box
-        None for all other files, and where it does not say.
+        Box; None for all other files, and for models that do not give it.
     """
     with opened(file) as hdus:
         identity = identify(hdus)
@@ -125,21 +125,21 @@ def write_stamps(
     stamps
         Kernel or PSF.
     box
-        Box of its image.
+        Box of the image that it belongs to.
     positions
-        x, y in pixel coordinates, one image for each: in the primary HDU where there is one, else
-        in extensions.  None: the basis images and their coefficients, docs/file-format.md.
+        Positions (x, y) in pixel coordinates.  A single image is written to the primary HDU,
+        several to extensions.  None: basis images and their coefficients (docs/file-format.md).
     path
         Output.
     overwrite
         Whether an existing file may be replaced.
     source
-        File that it came from, for the header.
+        File that the kernel or PSF came from, for the header.
 
     Raises
     ------
     OutputExistsError, FileFormatError
-        If it cannot be written.
+        If the file cannot be written.
     """
     is_psf = isinstance(stamps, PointSpreadFunction)
     name = "PSF" if is_psf else "KERNEL"
@@ -171,7 +171,7 @@ def write_stamps(
             for card, value in cards.items():
                 hdu.header[card] = value
     if source:
-        # A comment would have no room behind a long name.
+        # There is no room for a comment behind a long name.
         primary.header["WDKERN"] = escaped(source)
     with replacing_fits(path, overwrite=overwrite) as temporary:
         astropy.io.fits.HDUList([primary, *hdus]).writeto(temporary)

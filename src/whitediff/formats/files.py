@@ -1,4 +1,4 @@
-"""Opening FITS files so that whatever is wrong with them is said in one sentence."""
+"""Opening of FITS files, with one sentence for whatever is wrong with them."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def split_extension(path: str | Path) -> tuple[Path, Extension]:
     Returns
     -------
     path, extension
-        The extension is None where none is named; an existing file's name is taken as
-        it is.  A remote file is fetched; its path is that of the copy.
+        Path, and extension or None.  The name of an existing file is not split.  A remote file is
+        fetched, and the path is the copy's.
 
     Examples
     --------
@@ -79,12 +79,12 @@ _lent = contextvars.ContextVar("lent", default=_NONE)
 
 @contextlib.contextmanager
 def lent(name: str, hdus: astropy.io.fits.HDUList) -> Iterator[None]:
-    """Context in which HDUs in memory are read as if they were a file.
+    """Context in which HDUs in memory are read like a file.
 
     Parameters
     ----------
     name
-        Name of that file: `opened` yields the HDUs for it, and messages name it.
+        Name of that file, for which `opened` yields the HDUs, and which messages contain.
     hdus
         HDUs; neither changed nor closed.
 
@@ -101,36 +101,36 @@ def lent(name: str, hdus: astropy.io.fits.HDUList) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HDUList]:
-    """Open a FITS file, whole and readable.
+    """Open a FITS file, after checks that it is complete and readable.
 
     Parameters
     ----------
     path
         File.
     checksums
-        Whether its checksums are verified, if `Limits.checksums` is set; False where only a part
-        of it is read.
+        Whether to verify the checksums, if `Limits.checksums` is set; False if only a part of the
+        file is read.
 
     Yields
     ------
     hdus
-        Its HDUs, all headers read.
+        HDUs of the file, with all headers read.
 
     Raises
     ------
     FileFormatError
-        If it is no regular file, is not FITS, is shorter than its headers say, would take more
-        memory than `whitediff.formats.limits` allows, or differs from its checksums; also where
-        astropy cannot read what the caller asks for.
+        If the file is not regular, is not FITS, is shorter than its headers say, would take more
+        memory than `whitediff.formats.limits` allows, or (a file of whitediff) differs from its
+        checksums; also if astropy cannot read something that the caller asks for.
     """
     in_memory = _lent.get().get(path)
-    # Errors name the output, wherever its content waits to take its place.
+    # Errors name the output even while its content still has a temporary name.
     place = staged(path)
     if in_memory is None:
         regular(place)
     with warnings.catch_warnings():
-        # Slips in headers that astropy repairs are not the user's news here; a file that
-        # is too short is checked for below.
+        # Users need not hear of slips in headers that astropy repairs; the length of the file is
+        # checked below.
         warnings.simplefilter("ignore", astropy.utils.exceptions.AstropyWarning)
         try:
             if in_memory is not None:
@@ -174,7 +174,7 @@ def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HD
             struct.error,
             astropy.io.fits.VerifyError,
         ) as error:
-            # astropy raises any of these for a header that is damaged.
+            # astropy raises any of these for a damaged header.
             raise FileFormatError.of(
                 path,
                 f"cannot be read as FITS ({_reason(error)});"
@@ -183,13 +183,13 @@ def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HD
 
 
 def _reason(error: BaseException) -> str:
-    """What a library says of an error, less what only its callers can do about it."""
+    """Message of a library's error, without advice that only programmers can use."""
     said = one_line(error)
     return "it does not begin with SIMPLE" if "ignore_missing_simple" in said else said
 
 
 def _lost(hdus: astropy.io.fits.HDUList) -> list[str]:
-    """What is to be told of the parts that a file has lost."""
+    """Remark on the extensions that a file has lost, if any."""
     lost = lost_parts(hdus)
     if not lost:
         return []
@@ -200,17 +200,17 @@ def _lost(hdus: astropy.io.fits.HDUList) -> list[str]:
 
 
 def remarks(path: Path, hdus: astropy.io.fits.HDUList) -> list[str]:
-    """What `opened` tells of a file the first time that it is opened.
+    """Remarks that `opened` logs the first time it opens a file.
 
     Parameters
     ----------
     path, hdus
-        File, and what `opened` yields for it.
+        File, and the HDUs that `opened` yields for it.
 
     Returns
     -------
     notes
-        Of parts that it has lost, and of data that differ from their checksums.
+        Remarks on extensions that are lost, and on data that differ from their checksums.
     """
     surveyed = _surveyed(staged(path), sums=current().checksums)
     return [*surveyed.notes, *_lost(hdus)]
@@ -218,7 +218,7 @@ def remarks(path: Path, hdus: astropy.io.fits.HDUList) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Surveyed:
-    """A walk through a file, and what is to be told of it."""
+    """A walk through a file, with the remarks on it."""
 
     survey: Survey
     notes: tuple[str, ...]
@@ -229,7 +229,7 @@ _told: dict[tuple[Any, ...], None] = {}
 
 
 def _tell_once(path: Path, note: str) -> None:
-    """Warn of a file, however often it is opened while it stays the same."""
+    """Log a warning for a file, only once while the file stays the same."""
     stat = staged(path).stat()
     key = (os.path.abspath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, note)
     if key not in _told:
@@ -238,15 +238,15 @@ def _tell_once(path: Path, note: str) -> None:
 
 
 _RACE = 100_000_000
-"""Nanoseconds within which a file may change twice and have the same time."""
+"""Nanoseconds within which a file may change twice without a new time stamp."""
 
 _known: dict[tuple[Any, ...], _Surveyed] = {}
 _MOST_KNOWN, _MOST_TOLD = 32, 256
-"""Files that are remembered: walks through them take some tens of kB each."""
+"""Most walks and warnings that are remembered; a walk takes some tens of kB."""
 
 
 def _surveyed(path: Path, *, sums: bool) -> _Surveyed:
-    """Walk through a file, once for as long as it stays the same."""
+    """Walk through a file, only once while the file stays the same."""
     stat = path.stat()
     key = (
         *(os.fspath(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns),
@@ -267,17 +267,17 @@ def _surveyed(path: Path, *, sums: bool) -> _Surveyed:
 def _keep[Value](
     known: dict[tuple[Any, ...], Value], key: tuple[Any, ...], value: Value, *, most: int
 ) -> None:
-    """Remember something, and forget the oldest where that is too much."""
+    """Remember a value, and forget the oldest ones beyond the limit."""
     while len(known) >= most:
         known.pop(next(iter(known)), None)
     known[key] = value
 
 
 def _checked_sums(path: Path, blocks: Sequence[Block]) -> Iterator[str]:
-    """Refuse data of our own that differ from their checksum; yields what is to be told.
+    """Refuse whitediff's own data if they differ from their checksum; yield remarks on others.
 
-    Programs that cut or calibrate images leave the sums of others in their headers: these prove
-    nothing.
+    Programs that cut or calibrate images leave old sums in the headers, so these prove nothing in
+    the files of others.
     """
     wrong = [block.name for block in blocks if _has_other_data(block)]
     if not blocks or KEYWORD not in blocks[0].cards:
@@ -309,14 +309,14 @@ def _has_other_data(block: Block) -> bool:
 
 
 def _check_sized_tiles(path: Path) -> None:
-    """Compare sizes within the tiles of HCOMPRESS, to which its program unpacks them."""
+    """Check the sizes inside HCOMPRESS tiles, which its program trusts when it unpacks them."""
     with astropy.io.fits.open(os.fspath(path), disable_image_compression=True) as hdus:
         for hdu in hdus[1:]:
             header = hdu.header
             if header.get("ZCMPTYPE") != "HCOMPRESS_1":
                 continue
             rows = hdu.data["COMPRESSED_DATA"]
-            # Of these there are as many as of tiles: the headers were compared.
+            # The survey has made sure that there is one row for each tile.
             for row, pixels in zip(rows, _pixels_of_tiles(header), strict=True):
                 start = bytes(row[:10])
                 if not start:
@@ -332,7 +332,7 @@ def _check_sized_tiles(path: Path) -> None:
 
 
 def _pixels_of_tiles(header: astropy.io.fits.Header) -> Iterator[int]:
-    """Pixels of each tile of a compressed image; those at its ends may be smaller."""
+    """Number of pixels of each tile of a compressed image; last tiles of an axis may be smaller."""
     axes = range(1, header["ZNAXIS"] + 1)
     lengths = [header[f"ZNAXIS{axis}"] for axis in axes]
     sides = [
@@ -382,7 +382,7 @@ def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, found: Survey) ->
             )
         gaps.append((name, data_end, end))
     if found.is_packed:
-        # What lies behind the HDUs was seen on the way.
+        # The survey has already looked at the bytes behind the HDUs.
         if found.behind and len(found.blocks) == len(hdus):
             raise FileFormatError.of(
                 path,
@@ -411,7 +411,7 @@ def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, found: Survey) ->
 
 
 def _check_cards(path: Path, hdus: astropy.io.fits.HDUList) -> None:
-    """Repair cards whose value makes no sense, as astropy can, before anyone asks for it."""
+    """Repair cards with invalid values, as far as astropy can, before anyone reads them."""
     for hdu in hdus:
         for card in hdu.header.cards:
             try:
@@ -429,5 +429,5 @@ def _check_cards(path: Path, hdus: astropy.io.fits.HDUList) -> None:
 
 
 def _is_empty(block: bytes) -> bool:
-    """Whether a block has nothing but what FITS fills up with."""
+    """Whether a block has nothing but the zeros and blanks that pad FITS files."""
     return not block.strip(b"\0 ")

@@ -1,4 +1,4 @@
-"""The last step of writing a FITS file: the list of its parts, and the checksum of each."""
+"""Last step of writing a FITS file: the list of its parts, and a checksum for each HDU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RESERVED: dict[str, tuple[str, str]] = {
     "CHECKSUM": (_NO_SUM, "HDU checksum"),
     "DATASUM": ("0", "data unit checksum"),
 }
-"""Cards that a header needs room for, where its HDU cannot move."""
+"""Cards that a writer puts into a header to reserve room, so that the HDU need not move later."""
 
 
 @contextlib.contextmanager
@@ -45,12 +45,12 @@ def replacing_fits(path: Path, *, overwrite: bool) -> Iterator[Path]:
     Yields
     ------
     temporary
-        Path to write to, as of `whitediff.outputs.replacing`.
+        Path to write to, as in `whitediff.outputs.replacing`.
 
     Raises
     ------
     OutputExistsError, FileFormatError
-        If it cannot be written.
+        If the file cannot be written.
     """
     with replacing(path, overwrite=overwrite) as temporary:
         yield temporary
@@ -58,7 +58,7 @@ def replacing_fits(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def finish(path: Path) -> None:
-    """Add the list of its parts to a file, a checksum to each HDU, and a date if one is given.
+    """Add the list of parts to a file, checksums to each HDU, and a date if one is set.
 
     Parameters
     ----------
@@ -67,8 +67,8 @@ def finish(path: Path) -> None:
 
     Notes
     -----
-    Cards are put where headers have room for them.  An HDU moves only where there is none, and
-    never in an archive, which knows its addresses: its writer reserves the room.
+    Cards take the place of blank ones.  If a header has no room, all that follows it moves, but
+    never in an archive, which stores addresses: there the cards are left out.
     """
     date = fits_date()
     blocks = survey(path, sums=False).blocks
@@ -106,7 +106,7 @@ def _read(stream: BinaryIO, start: int, size: int) -> bytes:
 
 
 def _with_cards(raw: bytearray, wanted: dict[str, tuple[str, str]]) -> bytearray:
-    """Header with some cards at its end, in the room of blank cards, or a block longer."""
+    """Header with some cards at its end, in place of blank cards, or in further blocks."""
     lines = [bytes(raw[i : i + CARD]) for i in range(0, len(raw), CARD)]
     lines = lines[: lines.index(_END)]
     lines = [line for line in lines if line[:8].decode("latin1").rstrip() not in wanted]
@@ -116,13 +116,13 @@ def _with_cards(raw: bytearray, wanted: dict[str, tuple[str, str]]) -> bytearray
         text = str(astropy.io.fits.Card(keyword, value, comment)).encode("ascii")
         lines += [text[i : i + CARD] for i in range(0, len(text), CARD)]
     size = max(len(raw), math.ceil((len(lines) + 1) * CARD / BLOCK) * BLOCK)
-    # Blank cards, not blank bytes behind END: readers stop at the block that holds END.
+    # Blank cards before END fill all blocks but the last: readers stop at the block with END.
     lines += [b" " * CARD] * ((size - BLOCK) // CARD - len(lines))
     return bytearray((b"".join(lines) + _END).ljust(size))
 
 
 def _forget_times(path: Path) -> None:
-    """Take away when the tiles of compressed images were packed, which gzip writes into each."""
+    """Remove the time that gzip writes into each tile, so that outputs do not depend on it."""
     addresses: list[int] = []
     with astropy.io.fits.open(path, disable_image_compression=True, memmap=False) as hdus:
         for hdu in hdus[1:]:
@@ -142,7 +142,7 @@ def _forget_times(path: Path) -> None:
 
 
 def _set_date(header: bytearray, date: str) -> None:
-    """Put a date in place of the time at which the header was made."""
+    """Replace the value of DATE, the time at which the header was made."""
     for i in range(0, len(header), CARD):
         if header[i : i + 9] == b"DATE    =":
             card = astropy.io.fits.Card.fromstring(bytes(header[i : i + CARD]))
@@ -151,8 +151,9 @@ def _set_date(header: bytearray, date: str) -> None:
 
 
 def _insert(stream: BinaryIO, start: int, size: int) -> None:
-    """Move all from a place on towards the end of the file."""
+    """Move everything behind a position towards the end, to make room of a size."""
     end = stream.seek(0, 2)
+    # From the end, so that nothing is overwritten before it is copied.
     while end > start:
         begin = max(start, end - _CHUNK)
         chunk = _read(stream, begin, end - begin)

@@ -1,4 +1,4 @@
-"""What a format of files says of itself."""
+"""Description of a file format: its name, and the functions that recognise, read and write it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ type Writer = Callable[..., list[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a file is.
+    """Format and main content of a file.
 
     Attributes
     ----------
     format
         Name of its `Format`, such as ``hotpants`` or ``plain``.
     kind
-        What it holds in the first place.
+        Main content of the file.
     detail
-        The same in words.
+        Format and content in words.
     has_noise
-        False for planes that have no noise of their own to measure, such as a noise image.
+        False for planes without noise of their own to measure, such as a noise image.
     """
 
     format: str
@@ -48,7 +48,7 @@ class Identity:
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """Leave it to the default."""
+    """Return None, which leaves the file to the default."""
 
 
 def _no_names(*_: Any) -> list[str]:
@@ -59,54 +59,53 @@ def _no_names(*_: Any) -> list[str]:
 class Format:
     """A format of files: how one is recognised, and what can be read from it.
 
-    Name and `recognise` are all that a format must have.  A function that returns None leaves the
-    file to the default, as do those that are not given.
+    A format needs only `name` and `recognise`.  A function that returns None, or is not given,
+    leaves the file to the default.
 
     Attributes
     ----------
     name
-        As in `Identity.format`.
+        Name, as in `Identity.format`.
     recognise
-        Function of a file's HDUs: its identity, or None if it is of another format.  It imports
+        Function of a file's HDUs: its identity, or None if it has another format.  It imports
         no library of the format.
     read
-        Function of path and extension, with ``options``, ``needs_variance`` and ``box`` as of
+        Function of path and extension, with ``options``, ``needs_variance`` and ``box`` as in
         `whitediff.formats.read_exposure`: the exposure, which may be larger than the box.  None
-        for models of PSFs, which are no images.
+        for PSF models, which are no images.
     read_difference
         Function of the difference's path and extension, with ``identity`` (of the difference),
         ``kernel`` (path or None), ``of_kernel`` (its identity), ``convolved`` and
         ``needs_variance``: the difference with its kernel.  The format of the difference is asked
-        first, then that of the kernel.
+        first, then the format of the kernel.
     read_kernel
-        Function of path and identity, with ``bounds``: the kernel.  Default: of an HDU's images.
+        Function of path and identity, with ``bounds``: the kernel.  Default: an HDU's images.
     read_psf
-        Function of path and extension, with ``bounds``: the PSF.  Default: of an HDU's images.
+        Function of path and extension, with ``bounds``: the PSF.  Default: an HDU's images.
     read_stored
-        Function of path and ``kernel`` or ``psf``: the one that the file's object is or has, where
-        no HDU is named so.
+        Function of path and ``kernel`` or ``psf``: the kernel or PSF that the file's object is or
+        has, if no HDU has that name.
     kernel_and_box
-        Function of path and identity: the kernel, and the box of the image that it is for, where
+        Function of path and identity: the kernel, and the box of the image that it is for, if
         the file says both.
     fitted_range
         Function of the HDUs: ranges of x and y that a PSF was fitted to.
     missing_planes
-        Function of HDUs and identity: names of the planes that files of its kind have, and this one
-        has not.
+        Function of HDUs and identity: names of planes that such files have, but this one lacks.
     roles
-        Function of HDUs, identity, extension and path: index of an HDU → what it is used for.
+        Function of HDUs, identity, extension and path: index of an HDU → its use.
     facts
-        Function of HDUs and identity: what a file says of itself, in words, where nothing more is
-        read to describe it.
+        Function of HDUs and identity: label → text that describes the file, for files that are
+        described without reading more of them.
     writers
         Name that ``whitediff convert --format`` takes → function that writes an exposure to a path,
-        with ``overwrite``, ``provenance``, ``uncertainty`` and ``like`` as of that command, and
-        returns what is to be told of the input, as parts of sentences.
+        with ``overwrite``, ``provenance``, ``uncertainty`` and ``like`` as in that command.  It
+        returns remarks on the input, as parts of sentences.
     holds_one_exposure
         Whether a file is one exposure, without images of several detectors to choose from.
     says_little
-        Whether files do not say what their images are: any may be a kernel, or the image of one of
-        several detectors.
+        Whether files do not say what their images are: each may be a kernel, or the image of one
+        of several detectors.
     """
 
     name: str
@@ -137,10 +136,10 @@ def whole(read: Callable[..., Exposure]) -> Callable[..., Exposure]:
     Returns
     -------
     read
-        The same, with a ``box`` that does not matter.
+        Function that also takes a ``box``, and ignores it.
     """
 
-    def read_whole(path: Path, extension: Extension, *, box: Any, **options: Any) -> Exposure:
+    def read_whole(path: Path, extension: Extension, *, box: object, **options: Any) -> Exposure:
         return read(path, extension, **options)
 
     return read_whole

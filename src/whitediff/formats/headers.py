@@ -1,4 +1,4 @@
-"""Which header cards describe the file, the sky, or the observation."""
+"""Selection of header cards that describe the file, the sky, or the observation."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = [
 ]
 
 _LARGEST_ORIGIN = 1e8
-# But %, which begins what is encoded.
+# Without %, which begins an encoded character.
 _PRINTABLE = "".join(map(chr, range(32, 127))).replace("%", "")
 
-# Cards that describe the storage of the data they came with.
+# Cards that describe how the data were stored.
 _STORAGE = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|GROUPS|BSCALE|BZERO|BLANK|"
     r"EXTNAME|EXTVER|EXTLEVEL|INHERIT|CHECKSUM|DATASUM|DATE|END|"
@@ -63,7 +63,7 @@ _PROVENANCE = re.compile(
 
 
 def observation_header(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
-    """Cards of a header that stay true when the data are stored in another way.
+    """Cards of a header that stay true however the data are stored.
 
     Parameters
     ----------
@@ -74,8 +74,7 @@ def observation_header(header: astropy.io.fits.Header) -> astropy.io.fits.Header
     -------
     header
         Copy without structural, compression, checksum, mask-plane and archive cards, and
-        without the linear WCS ``A`` that records the pixel origin.  The others are
-        verbatim.
+        without the linear WCS ``A`` that records the pixel origin.  All other cards are verbatim.
     """
     origin_wcs = set()
     if header.get("CTYPE1A") == "LINEAR":
@@ -93,7 +92,7 @@ def observation_header(header: astropy.io.fits.Header) -> astropy.io.fits.Header
 
 
 def without_provenance(header: astropy.io.fits.Header) -> astropy.io.fits.Header:
-    """Copy of a header without whitediff's own cards of an earlier run.
+    """Copy of a header without whitediff's cards of an earlier run.
 
     Parameters
     ----------
@@ -103,7 +102,7 @@ def without_provenance(header: astropy.io.fits.Header) -> astropy.io.fits.Header
     Returns
     -------
     header
-        The others, verbatim.
+        All other cards, verbatim.
     """
     return _without(header, _PROVENANCE)
 
@@ -111,7 +110,7 @@ def without_provenance(header: astropy.io.fits.Header) -> astropy.io.fits.Header
 def without_lookup_tables(
     header: astropy.io.fits.Header,
 ) -> tuple[astropy.io.fits.Header, float | None]:
-    """Copy of a header without the distortions that lie in tables of the same file.
+    """Copy of a header without the cards of distortions that are tables in the same file.
 
     Parameters
     ----------
@@ -121,9 +120,9 @@ def without_lookup_tables(
     Returns
     -------
     header
-        Its WCS can be used without the file.
+        Header whose WCS can be used without the file.
     error
-        Pixels that the tables correct at most, as their cards say; None where there are none.
+        Largest correction by the tables that their cards state, pixels; None without tables.
     """
     if not any(_LOOKUP.fullmatch(card.keyword) for card in header.cards):
         return header, None
@@ -152,9 +151,8 @@ def storable(header: astropy.io.fits.Header) -> tuple[astropy.io.fits.Header, li
     Returns
     -------
     header
-        The cards that are legal FITS, verbatim.  A WCS of more than two axes is reduced
-        to the first two, and an alternate WCS of one axis left out: lsst.images cannot
-        read either.
+        Cards that are legal FITS, verbatim.  A WCS of more than two axes is reduced to the first
+        two, and an alternate WCS of one axis is left out, since lsst.images can read neither.
     dropped
         Keywords of the cards that are left out or changed.
     """
@@ -181,7 +179,7 @@ def storable(header: astropy.io.fits.Header) -> tuple[astropy.io.fits.Header, li
                 card.verify("exception")
             text.encode("ascii")
         except Exception:
-            # astropy repairs what it can; what it cannot has no place in a new file.
+            # A card that astropy cannot repair must not enter a new file.
             dropped.append(keyword)
             continue
         if not text.isprintable():
@@ -202,7 +200,7 @@ def escaped(text: str) -> str:
     Returns
     -------
     text
-        What is not printable ASCII is percent-encoded.
+        Text in which characters other than printable ASCII are percent-encoded.
 
     Examples
     --------
@@ -223,7 +221,7 @@ def unescaped(text: str) -> str:
     Returns
     -------
     text
-        As it was.
+        Text before it was encoded.
     """
     return urllib.parse.unquote(text, errors="surrogateescape")
 
@@ -236,14 +234,14 @@ def first_value(
     Parameters
     ----------
     headers
-        Searched in this order.
+        Headers, in the order of the search.
     keywords
-        Tried in this order in each.
+        Keywords, in the order in which they are tried in each header.
 
     Returns
     -------
     keyword, value
-        None where there is none.  A number that was written as a string is one, too.
+        First match, which may be a number written as a string; None if there is none.
     """
     keywords = list(keywords)
     for header in headers:
@@ -263,19 +261,19 @@ def pixel_origin(header: astropy.io.fits.Header, name: str) -> tuple[int, int]:
     Parameters
     ----------
     header
-        Of the image.
+        Header of the image.
     name
-        Whose header it is, for the message.
+        File or image, for the message.
 
     Returns
     -------
     origin
-        (y, x); 0 where there is no such WCS.
+        (y, x); (0, 0) if there is no such WCS.
 
     Raises
     ------
     FileFormatError
-        If it is no position.
+        If the cards give no valid position.
 
     Notes
     -----

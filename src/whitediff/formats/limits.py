@@ -1,7 +1,8 @@
-"""How far files are trusted: how much memory they may take, and where they may lead.
+"""How far files are trusted: how much memory they may take, and which other files they may name.
 
-Commands set these limits once, from their options; every reader goes by them.  Processes that
-others start, such as Rubin's middleware, have them from the environment variable WHITEDIFF_LIMITS.
+Commands set these limits once, from their options; every reader obeys them.  Processes that other
+programs start, such as Rubin's middleware, take them from the environment variable
+WHITEDIFF_LIMITS.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ _CONTROL_GROUPS = (
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
 VARIABLE = "WHITEDIFF_LIMITS"
-"""Environment variable with the limits of processes that start without any others."""
+"""Environment variable with the limits of processes that set no others."""
 _ENOUGH = 1 << 40
-"""Bytes, where the machine does not say what it has."""
+"""Memory that is assumed if the machine does not say, bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,11 @@ class Limits:
     Attributes
     ----------
     max_memory
-        Bytes that one part of a file may unpack to; positive; None for what the machine has.
+        Bytes that one part of a file may unpack to; positive; None: all memory of the machine.
     checksums
         Whether CHECKSUM and DATASUM are verified where they are present.
     follow_paths
-        Whether the names of files in a header lead anywhere; else only beside the file and below.
+        Whether a header may name files anywhere; otherwise only in the file's folder or below.
 
     Raises
     ------
@@ -73,7 +74,7 @@ class Limits:
         ----------
         text
             JSON object: ``max_memory``, a whole number or null; ``checksums`` and
-            ``follow_paths``, true or false.  What it does not name has its default.
+            ``follow_paths``, true or false.  Limits that it does not name have their defaults.
 
         Returns
         -------
@@ -83,13 +84,13 @@ class Limits:
         Raises
         ------
         ArgumentError
-            If it is something else.
+            If the text is anything else.
         """
         try:
             values = json.loads(text)
         except (ValueError, RecursionError):
             values = None
-        # True is an int, too.
+        # Exact types: isinstance would take True for an int.
         kinds = {"max_memory": (int, type(None)), "checksums": (bool,), "follow_paths": (bool,)}
         if not isinstance(values, dict) or not all(
             type(value) in kinds.get(name, ()) for name, value in values.items()
@@ -119,7 +120,7 @@ def current() -> Limits:
     Returns
     -------
     limits
-        Of this process and all of its threads.
+        Limits of this process and all its threads.
 
     Raises
     ------
@@ -142,7 +143,7 @@ def within(limits: Limits) -> Iterator[None]:
     Parameters
     ----------
     limits
-        Of all files that are opened in it.
+        Limits for all files that are opened in the context.
 
     Yields
     ------
@@ -157,7 +158,7 @@ def within(limits: Limits) -> Iterator[None]:
 
 
 def machine_memory() -> int:
-    """Memory that this machine, or the container that this is, has.
+    """Memory of this machine, or of the container that this process runs in.
 
     Returns
     -------
@@ -174,19 +175,19 @@ def machine_memory() -> int:
 
 
 def check_memory(size: int, what: str) -> None:
-    """Make sure that something fits into memory, before it is unpacked.
+    """Make sure that a part of a file fits into memory, before it is unpacked.
 
     Parameters
     ----------
     size
         Bytes.
     what
-        File and part, as a sentence begins.
+        File and part, as the beginning of a sentence.
 
     Raises
     ------
     FileFormatError
-        If it is more than the limit.
+        If the size exceeds the limit.
     """
     limit = current().max_memory
     if size > (machine_memory() if limit is None else limit):
@@ -198,7 +199,7 @@ def check_memory(size: int, what: str) -> None:
 
 
 def check_table(path: Path) -> None:
-    """Make sure that a table, text or Parquet, fits into memory.
+    """Make sure that a table (text or Parquet) fits into memory.
 
     Parameters
     ----------
@@ -208,7 +209,7 @@ def check_table(path: Path) -> None:
     Raises
     ------
     FileFormatError
-        If it is no regular file, or too large.
+        If the file is not regular, or too large.
     """
     regular(path)
     size = path.stat().st_size
@@ -217,7 +218,7 @@ def check_table(path: Path) -> None:
 
         about = pyarrow.parquet.read_metadata(path)
         groups = [about.row_group(i).total_byte_size for i in range(about.num_row_groups)]
-        # A column that is all the same takes next to nothing in the file.
+        # A column of one repeated value takes next to nothing in the file.
         size = max(sum(groups), 8 * about.num_rows * about.num_columns)
     check_memory(size, f"{path}: its table")
 
@@ -235,18 +236,18 @@ def leads_to(name: str, beside: Path) -> tuple[Path | None, bool]:
     Parameters
     ----------
     name
-        As it stands in the header.
+        Name as it stands in the header.
     beside
-        The file with the header.
+        File with the header.
 
     Returns
     -------
     file
-        Where it is there and may be read: the named one, which lies beside or below the other
-        file unless `Limits.follow_paths` is set, or one of its name beside it.  None for none.
-        An address is never followed.
+        The named file, or a file of that name in the header's folder; None if there is none that
+        may be read.  It must lie in that folder or below, unless `Limits.follow_paths` is set.  An
+        address is never followed.
     is_elsewhere
-        A file of that name is there, but may not be read.
+        Whether a file was found that may not be read.
     """
     if is_address(name) or "\0" in name:
         return None, False

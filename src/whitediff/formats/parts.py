@@ -1,4 +1,4 @@
-"""The list of parts that a file of whitediff was written with: a part that is lost is told of."""
+"""List of the parts that a whitediff file was written with, so that lost parts are noticed."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from ..errors import FileFormatError
 __all__ = ["KEYWORD", "check_parts", "listed", "lost_parts"]
 
 KEYWORD = "WDPARTS"
-"""Card of the primary header: names of all extensions, with commas between them."""
+"""Card of the primary header that lists the names of all extensions, separated by commas."""
 
 
 def listed(names: Iterable[str]) -> str:
-    """Value of the card.
+    """Value of the card WDPARTS.
 
     Parameters
     ----------
     names
-        Of the extensions, in their order.
+        Names of the extensions, in their order.
 
     Returns
     -------
     text
-        Those that have a name.
+        Names that are not empty, separated by commas.
     """
     return ",".join(name for name in names if name)
 
 
 def lost_parts(hdus: astropy.io.fits.HDUList) -> list[str]:
-    """Extensions that a file was written with, and has no more.
+    """Extensions that a file was written with, but no longer has.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def lost_parts(hdus: astropy.io.fits.HDUList) -> list[str]:
     Returns
     -------
     names
-        Empty for files of others, which do not say.
+        Their names; empty for files of other programs, which have no such list.
     """
     text = hdus[0].header.get(KEYWORD)
     if not isinstance(text, str):
@@ -53,7 +53,7 @@ def lost_parts(hdus: astropy.io.fits.HDUList) -> list[str]:
 
 
 def check_parts(hdus: astropy.io.fits.HDUList, needed: Iterable[str], path: Path) -> None:
-    """Make sure that nothing is lost of what something needs.
+    """Make sure that a file has not lost an extension that is needed.
 
     Parameters
     ----------
@@ -62,12 +62,12 @@ def check_parts(hdus: astropy.io.fits.HDUList, needed: Iterable[str], path: Path
     needed
         Names of extensions; those that the file never had are not missed.
     path
-        For the message.
+        File, for the message.
 
     Raises
     ------
     FileFormatError
-        If one of them was written with the file, and is not there any more.
+        If one of them was written with the file, but is no longer there.
     """
     lost = [name for name in lost_parts(hdus) if name in set(needed)]
     if lost:

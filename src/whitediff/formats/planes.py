@@ -1,8 +1,9 @@
-"""Planes of FITS files as arrays that the processor understands."""
+"""Planes of FITS files as arrays in native byte order, and in linear units."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import astropy.io.fits
@@ -15,10 +16,17 @@ from ..numerics.planes import filled
 __all__ = ["ASINH_CARDS", "asinh_scale", "is_plane", "linear", "native", "plane_of"]
 
 type Array = npt.NDArray[Any]
+type Hdu = (
+    astropy.io.fits.PrimaryHDU
+    | astropy.io.fits.ImageHDU
+    | astropy.io.fits.CompImageHDU
+    | astropy.io.fits.BinTableHDU
+)
+"""HDU of any kind that astropy yields for a file."""
 
 
 ASINH_CARDS = ("BSOFTEN", "BOFFSET")
-"""Cards of an image whose pixels are asinh-scaled: softening and offset, in the linear unit."""
+"""Cards of an asinh-scaled image: softening and offset, in the linear unit."""
 
 _POGSON = 2.5 / math.log(10)
 
@@ -29,18 +37,18 @@ def is_plane(header: astropy.io.fits.Header) -> bool:
     Parameters
     ----------
     header
-        Of the HDU.
+        Header of the HDU.
 
     Returns
     -------
     found
-        True for two axes, and for more of which all but the first two have the length 1.
+        True for two axes, and for more if all but the first two have length 1.
     """
     number = header.get("NAXIS", 0)
     return number >= 2 and all(header.get(f"NAXIS{axis}") == 1 for axis in range(3, number + 1))
 
 
-def plane_of(hdu: Any, path: Any) -> Array:
+def plane_of(hdu: Hdu, path: str | Path) -> Array:
     """Pixels of an HDU with one plane.
 
     Parameters
@@ -48,12 +56,12 @@ def plane_of(hdu: Any, path: Any) -> Array:
     hdu
         HDU with data.
     path
-        For error messages.
+        File, for error messages.
 
     Returns
     -------
     data
-        ``(ny, nx)``, as they lie in the file.
+        ``(ny, nx)``, in the byte order of the file.
 
     Raises
     ------
@@ -83,12 +91,12 @@ def asinh_scale(header: astropy.io.fits.Header) -> tuple[float, float] | None:
     Parameters
     ----------
     header
-        Of the HDU.
+        Header of the HDU.
 
     Returns
     -------
     softening, offset
-        None where the cards are missing, or no numbers.
+        None if a card is missing or no number, or the softening is not positive.
     """
     values = [header.get(card) for card in ASINH_CARDS]
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
@@ -97,20 +105,20 @@ def asinh_scale(header: astropy.io.fits.Header) -> tuple[float, float] | None:
 
 
 def linear(data: Array, header: astropy.io.fits.Header) -> Array:
-    """Pixels of a plane that may be asinh-scaled, as those of Pan-STARRS stacks are.
+    """Linear pixels of a plane that may be asinh-scaled, as Pan-STARRS stacks are.
 
     Parameters
     ----------
     data
         ``(ny, nx)``.
     header
-        Of their HDU; BSOFTEN and BOFFSET say that they are scaled, and how.
+        Header of their HDU; BSOFTEN and BOFFSET say that the pixels are scaled, and how.
 
     Returns
     -------
     linear
         ``BOFFSET + 2 BSOFTEN sinh(data ln 10 / 2.5)`` (Waters et al. 2020, ApJS 251, 4), or the
-        data as they are.
+        unchanged data if they are not scaled.
     """
     scale = asinh_scale(header)
     if scale is None:
@@ -127,18 +135,18 @@ def linear(data: Array, header: astropy.io.fits.Header) -> Array:
 
 
 def native(data: Array, dtype: npt.DTypeLike | None = None) -> Array:
-    """Own copy of a plane in native byte order.
+    """Copy of a plane in native byte order.
 
     Parameters
     ----------
     data
-        ``(ny, nx)`` as it lies in the file, perhaps mapped into memory.
+        ``(ny, nx)`` in the byte order of the file, perhaps mapped into memory.
     dtype
-        Of the copy; that of the data, in native byte order, if None.
+        Type of the copy; if None, the type of the data in native byte order.
 
     Returns
     -------
     copy
-        ``(ny, nx)``; the only one that is made of it.
+        ``(ny, nx)``; no other copy is made on the way.
     """
     return filled(data.shape, dtype or data.dtype.newbyteorder("="), lambda rows: data[rows])

@@ -1,4 +1,4 @@
-"""What a file of whitediff says of how it was made."""
+"""Record of how a whitediff file was made, from its header and tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import astropy.io.fits
 import astropy.table
@@ -15,6 +15,9 @@ from ..errors import FileFormatError
 from .files import opened, split_extension
 from .headers import unescaped
 from .tables import read_table_hdu
+
+if TYPE_CHECKING:
+    from .own.write import CardValue
 
 __all__ = [
     "Record",
@@ -41,11 +44,11 @@ class Record:
     Attributes
     ----------
     header
-        Primary header of its file, with texts as they were before they were stored.
+        Primary header of the file, with texts still encoded (`whitediff.formats.headers.escaped`).
     stars
-        Table STARS of ``subtract``, `whitediff.matching.fitted_stars.star_table`; None without.
+        Table STARS of ``subtract`` (`whitediff.matching.fitted_stars.star_table`), or None.
     log
-        Table LOG of ``subtract``: seconds, kind (option, stage, warning), text; None without.
+        Table LOG of ``subtract`` (seconds, kind (option, stage, warning) and text), or None.
     """
 
     header: astropy.io.fits.Header
@@ -54,7 +57,7 @@ class Record:
 
     @property
     def is_score(self) -> bool:
-        """It is a score image."""
+        """Whether the product is a score image."""
         return self.header.get("WDSCORE") is True
 
     def name(self, keyword: str) -> str | None:
@@ -68,7 +71,7 @@ class Record:
         Returns
         -------
         name
-            As it was given; None where there is none, or a list of them.
+            Name as it was given; None if there is none, or several in one card.
         """
         value = self.header.get(keyword)
         if not isinstance(value, str) or "; " in value:
@@ -77,7 +80,7 @@ class Record:
 
 
 def decorrelated(primary: astropy.io.fits.Header) -> str | None:
-    """What of whitediff decorrelated the noise of a file's image.
+    """Command or task of whitediff that decorrelated the noise of a file's image.
 
     Parameters
     ----------
@@ -87,7 +90,7 @@ def decorrelated(primary: astropy.io.fits.Header) -> str | None:
     Returns
     -------
     name
-        Such as ``subtract``; None for nothing.
+        Name, such as ``subtract``; None if the noise was not decorrelated.
     """
     task, name = primary.get("WDTASK"), primary.get("WDWHITE")
     if task in _PRODUCTS:
@@ -106,12 +109,12 @@ def is_score(path: str | Path) -> bool:
     Returns
     -------
     is_score
-        False for everything else that is a FITS file.
+        True or False.
 
     Raises
     ------
     FileFormatError
-        If it is none.
+        If the file is not FITS.
     """
     file, _ = split_extension(path)
     with opened(file) as hdus:
@@ -129,12 +132,12 @@ def score_depth(path: str | Path) -> float | None:
     Returns
     -------
     flux
-        Card WDDEPTH; None without one.
+        Value of WDDEPTH; None without a positive one.
 
     Raises
     ------
     FileFormatError
-        If it is no FITS file.
+        If the file is not FITS.
     """
     value = _number(path, "WDDEPTH")
     return value if value is not None and value > 0 else None
@@ -151,12 +154,12 @@ def given_zero_point(path: str | Path) -> float | None:
     Returns
     -------
     zero_point
-        Card WDZERO; None without one.
+        Value of WDZERO; None without this card.
 
     Raises
     ------
     FileFormatError
-        If it is no FITS file.
+        If the file is not FITS.
     """
     return _number(path, "WDZERO")
 
@@ -168,8 +171,8 @@ def _number(path: str | Path, keyword: str) -> float | None:
     return value if isinstance(value, float) and math.isfinite(value) else None
 
 
-def history_cards(path: str | Path) -> Mapping[str, tuple[Any, str]]:
-    """Cards that stay true of a product of whitediff when it is stored in another way.
+def history_cards(path: str | Path) -> Mapping[str, tuple[CardValue, str]]:
+    """Cards of a whitediff product that stay true however it is stored.
 
     Parameters
     ----------
@@ -179,13 +182,13 @@ def history_cards(path: str | Path) -> Mapping[str, tuple[Any, str]]:
     Returns
     -------
     cards
-        Keyword → (value, comment): which command made it, of what; empty for other files.  Those
-        that `whitediff.formats.read_solution` needs are not among them.
+        Keyword → (value, comment): the command that made the product, and its inputs; empty for
+        other files.  Cards that only `whitediff.formats.read_solution` needs are left out.
 
     Raises
     ------
     FileFormatError
-        If it is no FITS file.
+        If the file is not FITS.
     """
     file, _ = split_extension(path)
     with opened(file) as hdus:
@@ -218,14 +221,14 @@ def read_record(path: str | Path) -> Record:
     Raises
     ------
     FileFormatError
-        If it was not made by ``whitediff subtract``, ``decorrelate`` or ``decorrelate-stack``, or
-        by tasks of the same names in a pipeline.
+        If the file was not made by ``whitediff subtract``, ``decorrelate`` or
+        ``decorrelate-stack``, or by a pipeline task that stores a kernel.
     """
     file, _ = split_extension(path)
     with opened(file) as hdus:
         header = hdus[0].header.copy()
         task = header.get("WDTASK")
-        # A Butler also stores pairs and matched templates for us, which have no kernel.
+        # Tasks also store pairs and matched templates, which have no kernel and are no products.
         if task not in _PRODUCTS and not (task == _PIPELINE and "KERNEL" in hdus):
             made = "has no card WDTASK" if task is None else f"was made by {task!r}"
             raise FileFormatError.of(

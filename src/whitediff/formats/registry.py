@@ -1,4 +1,4 @@
-"""All formats, in the order in which they are asked whether a file is theirs."""
+"""All formats, in the order in which they are asked to recognise a file."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .lsst import afw
 __all__ = ["FORMATS", "format_of", "identify", "identity_of", "writers"]
 
 FORMATS: tuple[Format, ...] = (
-    # Before our own: an archive that we wrote has the planes of both.
+    # Before our own format: an archive that we wrote has the planes of both.
     archive.FORMAT,
     own.FORMAT,
-    # Before the programs whose headers a difference keeps when it is converted.
+    # Before HOTPANTS and SFFT: a converted difference keeps the cards of these programs.
     ccddata.FORMAT,
     hotpants.FORMAT,
     sfft.FORMAT,
     psfex.FORMAT,
     piff.FORMAT,
     afw.FORMAT,
-    # Recognises all that has an image.
+    # Last, since it recognises any file with an image.
     plain.FORMAT,
 )
 
@@ -40,7 +40,7 @@ def identify(hdus: astropy.io.fits.HDUList) -> Identity | None:
     Returns
     -------
     identity
-        None where it has no HDU with data.
+        Identity; None if no HDU has data.
     """
     for each in FORMATS:
         found = each.recognise(hdus)
@@ -55,17 +55,17 @@ def identity_of(path: str | Path) -> Identity | None:
     Parameters
     ----------
     path
-        File, whose extension in brackets does not matter.
+        File; an extension in brackets is ignored.
 
     Returns
     -------
     identity
-        None where it has no HDU with data.
+        Identity; None if no HDU has data.
 
     Raises
     ------
     FileFormatError
-        If it is no FITS file.
+        If the file is not FITS.
     """
     with opened(split_extension(path)[0]) as hdus:
         return identify(hdus)
@@ -77,12 +77,12 @@ def format_of(identity: Identity) -> Format:
     Parameters
     ----------
     identity
-        As of `identify`.
+        Identity, from `identify`.
 
     Returns
     -------
     format
-        The registered one of that name.
+        Registered format of that name.
     """
     return next(each for each in FORMATS if each.name == identity.format)
 
@@ -93,6 +93,6 @@ def writers() -> dict[str, Writer]:
     Returns
     -------
     writers
-        Name → function, as of `Format.writers`.
+        Name → function, as in `Format.writers`.
     """
     return {name: write for each in FORMATS for name, write in each.writers.items()}

@@ -1,4 +1,4 @@
-"""Files at addresses: fetched once with fsspec, and then read like any other."""
+"""Remote files: fetched once with fsspec, then read like local ones."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import FileFormatError, one_line
 from ..paths import without_fsspec
+
+if TYPE_CHECKING:
+    import os
 
 __all__ = ["RemotePath", "fetched"]
 
@@ -26,45 +29,45 @@ _copies: dict[str, RemotePath] = {}
 
 
 class RemotePath(type(Path())):  # type: ignore[misc]
-    """Copy of a remote file, which is called by its address in messages.
+    """Path of the copy of a remote file, which messages call by its address.
 
-    What opens files (`os.fspath`) gets the name of the copy, ``str`` the address.
+    ``os.fspath``, which opens files, gives the name of the copy; ``str`` gives the address.
     """
 
     _address: str
 
     @classmethod
     def of(cls, copy: Path, address: str) -> RemotePath:
-        """Make one.
+        """Make a path from a copy and its address.
 
         Parameters
         ----------
         copy
             Local file.
         address
-            Where it came from.
+            Address that it came from.
 
         Returns
         -------
         path
-            Of the copy.
+            Path of the copy.
         """
         path: RemotePath = cls(copy)
         path._address = address
         return path
 
-    def with_segments(self, *segments: Any) -> Path:
-        """Path derived from this one, such as its parent: an ordinary one.
+    def with_segments(self, *segments: str | os.PathLike[str]) -> Path:
+        """Ordinary path derived from this one, such as its parent.
 
         Parameters
         ----------
         *segments
-            Its parts.
+            Parts of the path.
 
         Returns
         -------
         path
-            Of local files.
+            Local path, without an address.
         """
         return Path(*(s.__fspath__() if isinstance(s, RemotePath) else s for s in segments))
 
@@ -76,23 +79,23 @@ class RemotePath(type(Path())):  # type: ignore[misc]
 
 
 def fetched(address: str) -> RemotePath:
-    """Fetch a remote file, unless that was done before.
+    """Fetch a remote file, unless this process has already done so.
 
     Parameters
     ----------
     address
-        Anything that fsspec understands; credentials are its own affair.
+        Any address that fsspec understands; credentials are left to fsspec.
 
     Returns
     -------
     path
-        Copy, which lives as long as this process.
+        Copy, which is removed when this process ends.
 
     Raises
     ------
     FileFormatError
-        If fsspec, or what it needs for this kind of address, is missing, or the file cannot be
-        fetched.
+        If fsspec, or a package that it needs for this kind of address, is missing, or the file
+        cannot be fetched.
     """
     with _lock:
         if address in _copies:

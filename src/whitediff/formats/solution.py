@@ -1,4 +1,4 @@
-"""The solution that a difference or score was made with, in the file that it made."""
+"""Storage of the solution that a difference or score was made with, in the product's file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import astropy.io.fits
 import numpy as np
@@ -42,6 +42,9 @@ from .stamps import (
 )
 from .tables import read_table_hdu, table_hdu
 
+if TYPE_CHECKING:
+    from .own.write import CardValue, Extra
+
 __all__ = ["read_solution", "solution_cards", "solution_extras", "write_solution"]
 
 type Array = npt.NDArray[Any]
@@ -62,7 +65,7 @@ _NEEDED = (
         for rest in ("", "_COEFFICIENTS")
     ),
 )
-"""Extensions without which a product is not made again as it was."""
+"""Extensions that are needed to make a product again exactly."""
 
 _MEASURED = ("WDSVAR", "WDTVAR")
 _BOX = ("WDBOXX0", "WDBOXX1", "WDBOXY0", "WDBOXY1")
@@ -72,7 +75,7 @@ _NOISE_CARDS = {
 }
 
 
-def solution_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
+def solution_cards(solution: Solution) -> dict[str, tuple[CardValue, str]]:
     """Header cards that store a solution's numbers.
 
     Parameters
@@ -100,8 +103,8 @@ def solution_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
     )
 
 
-def _error_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
-    """What belongs to KERNEL_ERROR."""
+def _error_cards(solution: Solution) -> dict[str, tuple[CardValue, str]]:
+    """Cards that belong to the extension KERNEL_ERROR."""
     error = solution.kernel_error
     if error is None:
         return {}
@@ -112,8 +115,8 @@ def _error_cards(solution: Solution) -> dict[str, tuple[Any, str]]:
     }
 
 
-def solution_extras(solution: Solution) -> Mapping[str, Any]:
-    """Extensions that store the rest of a solution, beside KERNEL and BACKGROUND.
+def solution_extras(solution: Solution) -> Mapping[str, Extra]:
+    """Extensions that store the rest of a solution, besides KERNEL and BACKGROUND.
 
     Parameters
     ----------
@@ -125,7 +128,7 @@ def solution_extras(solution: Solution) -> Mapping[str, Any]:
     extras
         Extension name → image, PSF, noise covariance or table.
     """
-    extras: dict[str, Any] = {_RECIPE: _recipe_table(solution.recipe)}
+    extras: dict[str, Extra] = {_RECIPE: _recipe_table(solution.recipe)}
     if solution.psf is not None:
         extras["INPUT_PSF"] = solution.psf
     if solution.preconvolution_kernel is not None:
@@ -145,7 +148,7 @@ def solution_extras(solution: Solution) -> Mapping[str, Any]:
 
 
 def _recipe_table(recipe: Recipe) -> Table:
-    """All options of a recipe, one a row."""
+    """Table of all options of a recipe, one in each row."""
     values = flattened(recipe)
     table = Table({"option": list(values), "value": [json.dumps(v) for v in values.values()]})
     table["option"].description = "field of the recipe"
@@ -173,7 +176,7 @@ def _recipe(hdus: Any, file: Path) -> Recipe:
 
 
 def _registration_table(correction: Correction) -> Table:
-    """One row that holds a correction to the last bit, which cards would not."""
+    """Table with a correction in one row; header cards would not keep every bit of it."""
     columns = {
         "matrix": (correction.affine.matrix, "of positions (y, x) on the template"),
         "offset": (correction.affine.offset, "added to that, pixels (y, x)"),
@@ -219,14 +222,14 @@ def write_solution(
     path: str | Path,
     *,
     overwrite: bool = False,
-    provenance: Mapping[str, tuple[Any, str]] | None = None,
+    provenance: Mapping[str, tuple[CardValue, str]] | None = None,
 ) -> None:
-    """Write a solution by itself: a product's primary header and small extensions.
+    """Write a solution alone: a product's primary header and small extensions.
 
     Parameters
     ----------
     solution
-        Solution; with its box, or a background that has one.
+        Solution; without a box of its own, the box of its kernel is stored.
     path
         Output.
     overwrite
@@ -239,10 +242,10 @@ def write_solution(
     OutputExistsError
         If the output exists and may not be replaced.
     FileFormatError
-        If it cannot be written.
+        If the file cannot be written.
     """
     box = solution.box or solution.kernel.bounds
-    cards: dict[str, tuple[Any, str]] = {
+    cards: dict[str, tuple[CardValue, str]] = {
         "WDTASK": ("subtract", "made by"),
         "WDVERS": (__version__, "version of whitediff"),
     }
@@ -293,7 +296,7 @@ def read_solution(path: str | Path) -> Solution:
     Returns
     -------
     solution
-        Complete: made with it again, the product is the same.
+        Complete solution, with which the same product can be made again.
 
     Raises
     ------
@@ -304,7 +307,7 @@ def read_solution(path: str | Path) -> Solution:
     with opened(file) as hdus:
         header = hdus[0].header
         kernel_hdu = find_hdu(hdus, ("KERNEL",))
-        # Before a decorrelation nobody knows the mean variances.
+        # Without decorrelation, the mean variances are unknown and not stored.
         needed = [*(k for k in _FACTORS if k not in _MEASURED), "WDCONV", "WDSCORE"]
         missing = [keyword for keyword in needed if keyword not in header]
         if kernel_hdu is None:
@@ -358,7 +361,7 @@ def read_solution(path: str | Path) -> Solution:
             registration=_registration(hdus, file),
             kernel_error=_kernel_error(hdus, file),
             photon_factor=float(header.get("WDPHOTON", 0.0)),
-            # Files of before did not say.
+            # Files of earlier versions lack INPUT_PIXELS.
             pixels=None if pixels_hdu is None else np.asarray(pixels_hdu.data, dtype=np.float32),
             **numbers,
         )
@@ -406,7 +409,7 @@ def _choice(header: Any, keyword: str, allowed: tuple[str | bool | None, ...], f
 
 
 def _box(hdus: Any, background_hdu: Any, file: Path) -> Box:
-    """Box of the product; also of a file that was stripped of its planes."""
+    """Box of the product, even if the file was stripped of its planes."""
     header = hdus[0].header
     if all(card in header for card in _BOX):
         x0, x1, y0, y1 = (int(header[card]) for card in _BOX)

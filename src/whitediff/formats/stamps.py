@@ -1,4 +1,7 @@
-"""Kernels and PSFs as HDUs: an image, or a cube of basis images with coefficients."""
+"""Kernels, PSFs, backgrounds and noise covariances as HDUs.
+
+Each is an image, or a cube of basis images with an HDU of coefficients.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from ..exposures.fields import ChebyshevField, Field, GridField, PiecewiseField
 from ..exposures.kernels import BasisKernel, ConvolutionKernel
 from ..exposures.psf import KernelPointSpreadFunction, Light
 from ..numerics.covariance import NoiseCovariance
+from .planes import Hdu
 
 __all__ = [
     "NOISE",
@@ -36,32 +40,34 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 NOISE = "NOISE_CORRELATION"
-"""Extension of the noise covariance that an exposure knows; NOISE alone is a sigma elsewhere."""
+"""Extension of an exposure's noise covariance; elsewhere, NOISE alone is a standard deviation."""
 
 _LARGEST_DOMAIN = 1e7
 _LARGEST = 1e20
-"""Of a kernel's pixels; beyond it their squares leave the range of single precision."""
+"""Largest pixel of a kernel; squares of larger ones leave the range of single precision."""
 _REGION = ("REGXMIN", "REGXMAX", "REGYMIN", "REGYMAX")
 _CHEBYSHEV, _MONOMIAL, _BILINEAR = "CHEBYSHEV", "MONOMIAL", "BILINEAR"
 
 
-def find_hdu(hdus: astropy.io.fits.HDUList, names: tuple[str, ...], image: Any = None) -> Any:
-    """First HDU with data under one of some names.
+def find_hdu(
+    hdus: astropy.io.fits.HDUList, names: tuple[str, ...], image: Hdu | None = None
+) -> Hdu | None:
+    """First HDU with data and one of some names.
 
     Parameters
     ----------
     hdus
         HDUs to search.
     names
-        Extension names, tried in this order; case does not matter.
+        Extension names in upper case, tried in this order; the case of EXTNAME does not matter.
     image
-        HDU that it has to belong to: by its EXTVER, where several have that by its place behind
-        it, and where it has none such only if no other of its name is in the file.
+        Image that the HDU must belong to.  They share an EXTVER; if several HDUs do, those behind
+        the image belong to it.  If none does, any HDU belongs to an image whose name is unique.
 
     Returns
     -------
     hdu
-        None where there is none.
+        HDU; None if there is none.
     """
     for name in names:
         found = [h for h in hdus if h.name.upper() == name and _has_data(h)]
@@ -72,15 +78,15 @@ def find_hdu(hdus: astropy.io.fits.HDUList, names: tuple[str, ...], image: Any =
     return None
 
 
-def _has_data(hdu: Any) -> bool:
-    # To ask a compressed image for its data is to unpack it, and those of all detectors stay.
+def _has_data(hdu: Hdu) -> bool:
+    # Reading the data of a compressed image unpacks it, and astropy keeps those of all detectors.
     if isinstance(hdu, astropy.io.fits.CompImageHDU):
         return bool(hdu.shape) and 0 not in hdu.shape
     return hdu.data is not None
 
 
-def _belonging(hdus: astropy.io.fits.HDUList, found: list[Any], image: Any) -> list[Any]:
-    """Those of some HDUs that belong to an image, the nearest first."""
+def _belonging(hdus: astropy.io.fits.HDUList, found: list[Hdu], image: Hdu) -> list[Hdu]:
+    """HDUs of a list that belong to an image, in the order of the file."""
     own = [hdu for hdu in found if hdu.ver == image.ver]
     if len(own) > 1:
         places = {id(hdu): place for place, hdu in enumerate(hdus)}
@@ -90,9 +96,9 @@ def _belonging(hdus: astropy.io.fits.HDUList, found: list[Any], image: Any) -> l
 
 
 def read_kernel_hdus(
-    hdus: astropy.io.fits.HDUList, image_hdu: Any, *, bounds: Box, path: str
+    hdus: astropy.io.fits.HDUList, image_hdu: Hdu, *, bounds: Box, path: str
 ) -> BasisKernel:
-    """Kernel from an HDU with an image or cube, and the coefficients beside it.
+    """Kernel from an HDU with an image or cube, and the HDU with its coefficients.
 
     Parameters
     ----------
@@ -102,9 +108,9 @@ def read_kernel_hdus(
         ``(ky, kx)`` image, or ``(n, ky, kx)`` cube with an HDU of coefficients named
         after it (``KERNEL_COEFFICIENTS``) or just ``COEFFICIENTS``.
     bounds
-        Box in which the kernel is valid, where the file does not say.
+        Box in which the kernel is valid, if the file does not give one.
     path
-        For error messages.
+        File, for error messages.
 
     Returns
     -------
@@ -114,7 +120,7 @@ def read_kernel_hdus(
     Raises
     ------
     FileFormatError
-        If shapes do not fit or the coefficients are missing.
+        If shapes do not fit, values are not finite, or the coefficients are missing.
     """
     if is_of_region(image_hdu):
         return _read_regions(hdus, image_hdu.name, bounds=bounds, path=path)
@@ -126,8 +132,8 @@ def read_kernel_hdus(
     return _read_pair(image_hdu, coefficients_hdu, bounds=bounds, path=path)
 
 
-def is_of_region(hdu: Any) -> bool:
-    """Whether an HDU's kernel or PSF holds on a part of the frame.
+def is_of_region(hdu: Hdu) -> bool:
+    """Whether an HDU's kernel or PSF is valid on a part of the frame.
 
     Parameters
     ----------
@@ -142,8 +148,10 @@ def is_of_region(hdu: Any) -> bool:
     return any(card in hdu.header for card in _REGION)
 
 
-def _read_pair(image_hdu: Any, coefficients_hdu: Any, *, bounds: Box, path: str) -> BasisKernel:
-    """Kernel from an HDU with an image or cube, and one with its coefficients."""
+def _read_pair(
+    image_hdu: Hdu, coefficients_hdu: Hdu | None, *, bounds: Box, path: str
+) -> BasisKernel:
+    """Kernel from an HDU with an image or cube, and the HDU with its coefficients."""
     data = np.asarray(image_hdu.data, dtype=np.float64)
     name = image_hdu.name or "the primary HDU"
     lost, largest = int((~np.isfinite(data)).sum()), np.abs(data).max(initial=0)
@@ -212,7 +220,7 @@ def _read_pair(image_hdu: Any, coefficients_hdu: Any, *, bounds: Box, path: str)
 def _read_regions(
     hdus: astropy.io.fits.HDUList, name: str, *, bounds: Box, path: str
 ) -> BasisKernel:
-    """Kernel in pieces, from one HDU or pair of them for each region."""
+    """Kernel in pieces, from one HDU or pair of HDUs for each region."""
     boxes, found = [], []
     for hdu in hdus:
         if hdu.name != name or hdu.data is None:
@@ -238,19 +246,19 @@ def _read_regions(
 
 
 def united_kernel(pieces: list[tuple[Box, BasisKernel]], bounds: Box) -> BasisKernel:
-    """Kernel that is another one in each region.
+    """Kernel that consists of one kernel for each region.
 
     Parameters
     ----------
     pieces
-        Regions and their kernels, of one shape.
+        Regions and their kernels, whose images have the same shape.
     bounds
         Box of the frame.
 
     Returns
     -------
     kernel
-        With the basis of all, which is stored once where they share it.
+        Kernel with the basis images of all pieces, or a single basis if they share it.
     """
     bases = [kernel.basis for _, kernel in pieces]
     boxes = [box for box, _ in pieces]
@@ -268,8 +276,10 @@ def united_kernel(pieces: list[tuple[Box, BasisKernel]], bounds: Box) -> BasisKe
     return BasisKernel(np.concatenate(bases), fields)
 
 
-def _region_hdus(kernel: BasisKernel, fields: list[PiecewiseField], name: str) -> list[Any]:
-    """HDUs of each region, with those basis images that count there."""
+def _region_hdus(
+    kernel: BasisKernel, fields: list[PiecewiseField], name: str
+) -> list[astropy.io.fits.ImageHDU]:
+    """HDUs of each region, with the basis images whose weights are not all zero in it."""
     basis = kernel.basis
     hdus: list[Any] = []
     for index, (box, _) in enumerate(fields[0].pieces):
@@ -291,26 +301,27 @@ def _region_hdus(kernel: BasisKernel, fields: list[PiecewiseField], name: str) -
     return hdus
 
 
-def kernel_hdus(kernel: ConvolutionKernel, name: str, bounds: Box) -> list[Any]:
+def kernel_hdus(
+    kernel: ConvolutionKernel, name: str, bounds: Box
+) -> list[astropy.io.fits.ImageHDU]:
     """HDUs that hold a kernel: an image, or a cube and its coefficients.
 
     Parameters
     ----------
     kernel
-        Kernel.  One that is not made of Chebyshev polynomials is fitted by those of order
-        2 over the box.
+        Kernel.  Weights that are Chebyshev polynomials, grids or pieces are stored as they are; any
+        other kernel is fitted by Chebyshev polynomials of order 2 over the box.
     name
         Extension name.
     bounds
-        Box over which it is wanted.
+        Box in which the kernel is needed.
 
     Returns
     -------
     hdus
-        One HDU for a constant kernel, else two; of a kernel in pieces so many for each.
+        One HDU for a constant kernel, else two; for a kernel in pieces, as many for each piece.
     """
     if isinstance(kernel, BasisKernel):
-        # Those that lsst.images knows, and our own.
         grids: list[Any] = list(kernel.fields)
         if all(isinstance(field, PiecewiseField) for field in grids):
             return _region_hdus(kernel, grids, name)
@@ -340,7 +351,9 @@ def kernel_hdus(kernel: ConvolutionKernel, name: str, bounds: Box) -> list[Any]:
     return [cube, table]
 
 
-def _grid_hdus(kernel: BasisKernel, fields: list[GridField], name: str) -> list[Any]:
+def _grid_hdus(
+    kernel: BasisKernel, fields: list[GridField], name: str
+) -> list[astropy.io.fits.ImageHDU]:
     values = np.stack([field.values for field in fields]).astype(np.float32)
     basis = kernel.basis
     cube, table = _image_hdu(basis, name), astropy.io.fits.ImageHDU(values)
@@ -352,14 +365,14 @@ def _grid_hdus(kernel: BasisKernel, fields: list[GridField], name: str) -> list[
 
 
 def read_psf_hdus(
-    hdus: astropy.io.fits.HDUList, image_hdu: Any, *, bounds: Box, path: str
+    hdus: astropy.io.fits.HDUList, image_hdu: Hdu, *, bounds: Box, path: str
 ) -> KernelPointSpreadFunction:
-    """PSF from an HDU as `psf_hdus` makes it.
+    """PSF from HDUs that `psf_hdus` made.
 
     Parameters
     ----------
     hdus, image_hdu, bounds, path
-        As for `read_kernel_hdus`.
+        As in `read_kernel_hdus`.
 
     Returns
     -------
@@ -369,7 +382,7 @@ def read_psf_hdus(
     Raises
     ------
     FileFormatError
-        If shapes do not fit, the coefficients are missing, or it is no PSF.
+        If shapes do not fit, the coefficients are missing, or the images are no PSF.
     """
     header = image_hdu.header
     if not (np.isfinite(image_hdu.data).all() and np.any(image_hdu.data)):
@@ -395,8 +408,10 @@ def read_psf_hdus(
     return psf
 
 
-def psf_hdus(psf: KernelPointSpreadFunction, name: str, bounds: Box) -> list[Any]:
-    """HDUs that hold a PSF: like those of a kernel, with the position where it is nominal.
+def psf_hdus(
+    psf: KernelPointSpreadFunction, name: str, bounds: Box
+) -> list[astropy.io.fits.ImageHDU]:
+    """HDUs that hold a PSF: the HDUs of its kernel, with cards for position and light.
 
     Parameters
     ----------
@@ -405,12 +420,12 @@ def psf_hdus(psf: KernelPointSpreadFunction, name: str, bounds: Box) -> list[Any
     name
         Extension name.
     bounds
-        Box over which it is wanted.
+        Box in which the PSF is needed.
 
     Returns
     -------
     hdus
-        One HDU for a constant PSF, of unit sum; else two.
+        HDUs as from `kernel_hdus`; a single one is scaled to unit sum.
     """
     hdus = kernel_hdus(psf.kernel, name, bounds)
     if len(hdus) == 1:
@@ -428,7 +443,7 @@ def psf_hdus(psf: KernelPointSpreadFunction, name: str, bounds: Box) -> list[Any
     return hdus
 
 
-def background_hdu(background: Field | Array, name: str, bounds: Box) -> Any:
+def background_hdu(background: Field | Array, name: str, bounds: Box) -> astropy.io.fits.ImageHDU:
     """HDU that holds a background: an image, or the coefficients of Chebyshev polynomials.
 
     Parameters
@@ -438,12 +453,12 @@ def background_hdu(background: Field | Array, name: str, bounds: Box) -> Any:
     name
         Extension name.
     bounds
-        Box over which it is wanted.
+        Box in which the background is needed.
 
     Returns
     -------
     hdu
-        Coefficients where the background is a `ChebyshevField`.
+        Coefficients of a `ChebyshevField`; an image of any other background.
     """
     if isinstance(background, ChebyshevField):
         hdu = astropy.io.fits.ImageHDU(np.array(background.coefficients), name=name)
@@ -455,20 +470,20 @@ def background_hdu(background: Field | Array, name: str, bounds: Box) -> Any:
     return astropy.io.fits.ImageHDU(background, name=name)
 
 
-def read_background_hdu(hdu: Any, *, path: str) -> Field | Array:
-    """Background from an HDU as `background_hdu` makes it.
+def read_background_hdu(hdu: Hdu, *, path: str) -> Field | Array:
+    """Background from an HDU that `background_hdu` made.
 
     Parameters
     ----------
     hdu
         HDU.
     path
-        For error messages.
+        File, for error messages.
 
     Returns
     -------
     background
-        Field where the HDU has polynomial coefficients, else the image.
+        Field if the HDU has polynomial coefficients, else the image.
 
     Raises
     ------
@@ -488,22 +503,23 @@ def read_background_hdu(hdu: Any, *, path: str) -> Field | Array:
     return data
 
 
-def noise_hdus(noise: Noise, name: str, bounds: Box) -> list[Any]:
+def noise_hdus(noise: Noise, name: str, bounds: Box) -> list[astropy.io.fits.ImageHDU]:
     """HDUs that hold a noise covariance: an image, or a cube and its coefficients.
 
     Parameters
     ----------
     noise
-        Covariance.  A function that is no `NoiseField` is taken in the middle of the box.
+        Covariance.  A function that is no `NoiseField` is evaluated in the middle of the box.
     name
         Extension name.
     bounds
-        Box over which it is wanted.
+        Box in which the covariance is needed.
 
     Returns
     -------
     hdus
-        None for white noise; one HDU, the correlation, for a constant one, else two.
+        Empty for white noise; the correlation image for a constant covariance; else HDUs as from
+        `kernel_hdus`.
     """
     if isinstance(noise, NoiseField):
         return kernel_hdus(noise.kernel, name, bounds)
@@ -512,16 +528,16 @@ def noise_hdus(noise: Noise, name: str, bounds: Box) -> list[Any]:
 
 
 def read_noise_hdus(
-    hdus: astropy.io.fits.HDUList, image_hdu: Any, *, bounds: Box, path: str, **numbers: Any
+    hdus: astropy.io.fits.HDUList, image_hdu: Hdu, *, bounds: Box, path: str, **numbers: Any
 ) -> NoiseCovariance | NoiseField:
-    """Noise covariance from an HDU as `noise_hdus` makes it.
+    """Noise covariance from HDUs that `noise_hdus` made.
 
     Parameters
     ----------
     hdus, image_hdu, bounds, path
-        As for `read_kernel_hdus`.
+        As in `read_kernel_hdus`.
     **numbers
-        Errors and significance of the covariance, where it is the same everywhere.
+        Arguments of `NoiseCovariance`, for a covariance that is the same everywhere.
 
     Returns
     -------
@@ -531,7 +547,7 @@ def read_noise_hdus(
     Raises
     ------
     FileFormatError
-        If it is none.
+        If the HDUs hold no valid covariance.
     """
     description = "as it was stored"
     try:
@@ -539,6 +555,7 @@ def read_noise_hdus(
             kernel = read_kernel_hdus(hdus, image_hdu, bounds=bounds, path=path)
             noise = NoiseField(kernel, description)
             domain = kernel.bounds
+            # A covariance is checked only when it is evaluated.
             for x, y in ((domain.x.start, domain.y.start), (domain.x.center, domain.y.center)):
                 noise(x, y)
             return noise
@@ -562,17 +579,17 @@ def polynomial_domain(header: astropy.io.fits.Header, path: str = "") -> Box | N
     header
         Header of an HDU of coefficients.
     path
-        For error messages.
+        File, for error messages.
 
     Returns
     -------
     box
-        None where the header has none.
+        Box; None if the header has none of the cards.
 
     Raises
     ------
     FileFormatError
-        If it has only some of the cards, or they are no box.
+        If only some of the cards are there, or they give no box.
     """
     cards = {name: header.get(name) for name in ("DOMXMIN", "DOMXMAX", "DOMYMIN", "DOMYMAX")}
     if set(cards.values()) == {None}:
@@ -595,7 +612,7 @@ def polynomial_domain(header: astropy.io.fits.Header, path: str = "") -> Box | N
     return Box.from_shape((y[1] - y[0] + 1, x[1] - x[0] + 1), start=(y[0], x[0]))
 
 
-def _image_hdu(data: Array, name: str) -> Any:
+def _image_hdu(data: Array, name: str) -> astropy.io.fits.ImageHDU:
     hdu = astropy.io.fits.ImageHDU(np.ascontiguousarray(data, dtype=np.float64), name=name)
     ny, nx = data.shape[-2:]
     hdu.header["XCENTER"] = (nx // 2, "0-based column of the origin")

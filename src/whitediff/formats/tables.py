@@ -1,9 +1,8 @@
-"""Tables as HDUs of the files that whitediff writes."""
+"""Tables as HDUs of whitediff's files."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import astropy.io.fits
 import astropy.table
@@ -17,8 +16,8 @@ from .stamps import find_hdu
 __all__ = ["known_unit", "read_table_hdu", "table_hdu", "unit_text"]
 
 
-def table_hdu(table: astropy.table.Table, name: str) -> Any:
-    """HDU that holds a table, its columns' units and descriptions.
+def table_hdu(table: astropy.table.Table, name: str) -> astropy.io.fits.BinTableHDU:
+    """HDU that holds a table, with the units and descriptions of its columns.
 
     Parameters
     ----------
@@ -30,7 +29,7 @@ def table_hdu(table: astropy.table.Table, name: str) -> Any:
     Returns
     -------
     hdu
-        Binary table; what is not printable ASCII in a text is percent-encoded.
+        Binary table; characters of a text that are not printable ASCII are percent-encoded.
     """
     stored = table.copy()
     for column in stored.columns.values():
@@ -52,7 +51,7 @@ def table_hdu(table: astropy.table.Table, name: str) -> Any:
 
 
 def unit_text(unit: astropy.units.UnitBase | None) -> str:
-    """Unit as a table in FITS has it.
+    """Text of a unit in a FITS table.
 
     Parameters
     ----------
@@ -62,8 +61,8 @@ def unit_text(unit: astropy.units.UnitBase | None) -> str:
     Returns
     -------
     text
-        As the FITS standard writes it; as astropy does, where the standard lacks the unit, such as
-        the electron.  Empty for none.
+        In the notation of the FITS standard, or in astropy's if the standard lacks the unit, such
+        as the electron.  Empty if there is no unit.
     """
     if unit is None:
         return ""
@@ -74,17 +73,17 @@ def unit_text(unit: astropy.units.UnitBase | None) -> str:
 
 
 def known_unit(unit: astropy.units.UnitBase | None) -> astropy.units.UnitBase | None:
-    """Unit of a column that was read, also where the FITS standard lacks it.
+    """Unit of a column that was read, even if the FITS standard lacks it.
 
     Parameters
     ----------
     unit
-        As astropy reads it from FITS.
+        Unit as astropy reads it from FITS.
 
     Returns
     -------
     unit
-        That which astropy knows by this text, if there is one.
+        Unit that astropy knows by this text, if there is one.
     """
     if isinstance(unit, astropy.units.UnrecognizedUnit):
         return astropy.units.Unit(str(unit), parse_strict="silent")
@@ -92,7 +91,7 @@ def known_unit(unit: astropy.units.UnitBase | None) -> astropy.units.UnitBase | 
 
 
 def read_table_hdu(hdus: astropy.io.fits.HDUList, name: str) -> astropy.table.Table | None:
-    """Table from an HDU as `table_hdu` makes it.
+    """Table from an HDU that `table_hdu` made.
 
     Parameters
     ----------
@@ -104,7 +103,7 @@ def read_table_hdu(hdus: astropy.io.fits.HDUList, name: str) -> astropy.table.Ta
     Returns
     -------
     table
-        Its own copy; None where there is no table of that name.
+        Copy of the table; None if there is no table of that name.
     """
     hdu = find_hdu(hdus, (name,))
     if hdu is None or not isinstance(hdu, astropy.io.fits.BinTableHDU):

@@ -1,4 +1,4 @@
-"""What the numbers of an image count, as BUNIT, gain and exposure time tell."""
+"""Meaning of an image's numbers, from BUNIT, gain and exposure time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .headers import first_value
 __all__ = ["PhotonHeader", "photon_header", "pixel_unit"]
 
 _GAIN_KEYWORDS = ("EGAIN", "GAIN", "CCDGAIN")
-"""Where there are both, GAIN is a setting of the camera in its driver's own steps, and EGAIN is
-electrons per count (as ASCOM's and MaxIm's headers have them)."""
+"""If a header has both EGAIN and GAIN, EGAIN is electrons per count, and GAIN a setting of the
+camera in the steps of its driver (as in headers of ASCOM and MaxIm)."""
 _READ_NOISE_KEYWORDS = ("RDNOISE", "READNOIS", "READNOISE", "RON", "ENOISE")
 _EXPOSURE_TIME_KEYWORDS = ("EXPTIME", "EXPOSURE", "TEXPTIME", "XPOSURE", "ITIME", "EFFEXPTM")
 _NUMBER_KEYWORDS = ("NCOMBINE", "NCOMBIN", "NCOADD")
@@ -25,8 +25,8 @@ _UNIT = re.compile(r"((?P<electrons>(photo-?)?electrons?|e-|e)|adus?|counts?|cts
 _RATE = re.compile(r"((/|per)(s|secs?|seconds?)|[.*]?(s|secs?|seconds?)(\^|\*\*)?\(?-1\)?)$")
 
 _CONVERSION_KEYWORDS = ("PHOTMJSR",)
+"""Cards with the surface brightness of a count per second, in the units of the next constant."""
 _SURFACE_BRIGHTNESS = ("mjy/sr", "mjysr-1", "mjy.sr-1")
-"""Cards with the surface brightness of a count per second, in the unit of the image."""
 _OPTION = "the option"
 
 type Quantity = Literal["electrons", "counts", "other", "unknown"]
@@ -34,27 +34,28 @@ type Quantity = Literal["electrons", "counts", "other", "unknown"]
 
 @dataclasses.dataclass(frozen=True)
 class PhotonHeader:
-    """What headers and options tell of an image's photons.
+    """Information on an image's photons from headers and options.
 
     Attributes
     ----------
     quantity
-        What BUNIT names; ``unknown`` where there is none.
+        Quantity that BUNIT names; ``unknown`` without BUNIT.
     is_rate
-        Whether it is per second.
-    gain, read_noise, exposure_time, number
-        Electrons per count, electrons, seconds, and how many exposures were combined; None where
-        nobody says.
+        Whether the quantity is per second.
+    gain, read_noise, exposure_time
+        Electrons per count, electrons, and seconds; None if unknown.
+    number
+        Number of combined exposures; 1 if unknown.
     gain_name
-        Card or option that the gain is from.
+        Card or option that gives the gain.
     unit
-        BUNIT as it stands.
+        BUNIT, verbatim.
     is_trusted
-        Whether gain and read noise were both given.
+        Whether options give both gain and read noise.
     conversion
-        Image units to a count per second, where a card says it; None where none does.
+        Image units for one count per second, from a card; None without one.
     wrong_gain
-        The card with a gain that is none, in words; empty where there is no such card.
+        Description of a card whose gain is invalid; empty if there is no such card.
     """
 
     quantity: Quantity
@@ -71,7 +72,7 @@ class PhotonHeader:
 
     @property
     def expected(self) -> PhotonScale | None:
-        """What a unit stands for, as the header has it; None where it does not say."""
+        """Meaning of an image unit by the header; None if it does not say."""
         if self.quantity == "other":
             return self._converted()
         if self.quantity == "electrons":
@@ -80,14 +81,14 @@ class PhotonHeader:
 
     @property
     def gain_of_rate(self) -> float | None:
-        """Electrons per unit, or per unit and second where it is a rate; None if unknown."""
+        """Electrons per unit, or per unit and second for a rate; None if unknown."""
         return {"electrons": 1.0, "counts": self.gain, "unknown": self.gain}.get(self.quantity)
 
     @property
     def alternatives(self) -> Sequence[PhotonScale]:
-        """What else it may stand for, the likeliest first, where there is a gain to doubt."""
+        """Other meanings that a unit may have, the likeliest first, if there is a gain to doubt."""
         if self.quantity == "other" or (self.gain is None and self.quantity != "electrons"):
-            # A gain near some exposure time would be a coincidence.
+            # A measured gain near some exposure time would be a coincidence.
             return []
         scales = [
             self._counts(False),
@@ -101,7 +102,7 @@ class PhotonHeader:
 
     @property
     def unexplained(self) -> str:
-        """Why nobody knows how many electrons a unit is; empty where the header tells."""
+        """Reason why the number of electrons per unit is unknown; empty if it is known."""
         if self.expected is not None:
             return ""
         if self.quantity == "other":
@@ -117,7 +118,7 @@ class PhotonHeader:
         return f"{unit} {' and '.join(text for text in (wrong, unknown) if text)}"
 
     def _converted(self) -> PhotonScale | None:
-        """That of another unit: by its card, else by a gain that was given for it."""
+        """Meaning of a unit that is no count: by its card, else by a gain from the options."""
         if self.gain is None:
             return None
         if self.conversion is not None:
@@ -165,7 +166,7 @@ class PhotonHeader:
 
 
 def pixel_unit(text: str) -> tuple[Quantity, bool]:
-    """What a BUNIT card names.
+    """Quantity that a BUNIT card names.
 
     Parameters
     ----------
@@ -175,7 +176,7 @@ def pixel_unit(text: str) -> tuple[Quantity, bool]:
     Returns
     -------
     quantity, is_rate
-        What is counted, and whether per second.
+        Quantity that is counted, and whether it is per second.
 
     Examples
     --------
@@ -199,19 +200,20 @@ def photon_header(
     primary: astropy.io.fits.Header,
     options: ReadingOptions | None = None,
 ) -> PhotonHeader:
-    """Collect what headers and options tell of an image's photons.
+    """Collect information on an image's photons from headers and options.
 
     Parameters
     ----------
     header, primary
-        Of the image, and of its file.
+        Header of the image, and primary header of its file.
     options
-        Take precedence.
+        Options, which take precedence over cards.
 
     Returns
     -------
     found
-        Cards that are no positive number are as good as missing, but a gain is told of.
+        Cards that are no positive number are ignored, but `PhotonHeader.wrong_gain` describes an
+        invalid gain.  A read noise may be 0.
     """
     options = options or ReadingOptions()
     headers = (header, primary)
@@ -238,7 +240,7 @@ def photon_header(
         if found is not None and 0 < found[1] < float("inf"):
             exposure_time = found[1]
     elif quantity == "unknown":
-        # Who says how many seconds speaks of units per second.
+        # An option for the exposure time is of use only for units per second.
         is_rate = True
     number = first_value(headers, _NUMBER_KEYWORDS)
     conversion = None
@@ -260,7 +262,7 @@ def photon_header(
 
 
 def _text_for_a_number(headers: Sequence[astropy.io.fits.Header], keywords: Sequence[str]) -> str:
-    """A card whose value is no number, in words; empty where there is none."""
+    """Description of the first card whose value is no number; empty if there is none."""
     for header in headers:
         for keyword in keywords:
             value = header.get(keyword)

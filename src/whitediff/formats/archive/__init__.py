@@ -1,4 +1,4 @@
-"""Archives of lsst.images: to recognise one needs nothing, to read it that library."""
+"""Archives of lsst.images; reading one needs that library, recognising one does not."""
 
 from .format import FORMAT
 

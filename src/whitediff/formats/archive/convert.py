@@ -1,4 +1,4 @@
-"""Our objects as those of lsst.images."""
+"""Conversion of whitediff's objects to those of lsst.images."""
 
 from __future__ import annotations
 
@@ -51,39 +51,39 @@ _FITTED_ORDER = 2
 
 
 def lsst_box(box: Box) -> lsst.images.Box:
-    """Box of lsst.images.
+    """Convert a box.
 
     Parameters
     ----------
     box
-        Ours.
+        Our box.
 
     Returns
     -------
     box
-        The same pixels.
+        Box of lsst.images with the same pixels.
     """
     return lsst.images.Box.from_shape(box.shape, start=box.start)
 
 
-def lsst_field(field: Field) -> Any:
-    """Function of the position of lsst.images.
+def lsst_field(field: Field) -> lsst.images.fields.Field:
+    """Convert a function of the position.
 
     Parameters
     ----------
     field
-        Ours.
+        Our field.
 
     Returns
     -------
     field
-        `lsst.images.fields.ChebyshevField`, or through the same values of a grid a
-        `lsst.images.fields.SplineField`.
+        `lsst.images.fields.ChebyshevField`; for a grid, the `lsst.images.fields.SplineField`
+        through the same values.
 
     Raises
     ------
     ArgumentError
-        If it holds on parts of the frame.
+        If the field has pieces on parts of the frame.
     """
     if isinstance(field, ForeignField):
         return field.field
@@ -99,22 +99,22 @@ def lsst_field(field: Field) -> Any:
 
 
 def lsst_kernel(kernel: ConvolutionKernel) -> lsst.images.convolution_kernels.ConvolutionKernel:
-    """Matching kernel of lsst.images.
+    """Convert a matching kernel.
 
     Parameters
     ----------
     kernel
-        Ours.
+        Our kernel.
 
     Returns
     -------
     kernel
-        Of basis images; one of another kind is fitted by polynomials of order 2.
+        Kernel of basis images; a kernel of another kind is fitted by polynomials of order 2.
 
     Raises
     ------
     ArgumentError
-        If it holds on parts of the frame.
+        If the kernel has pieces on parts of the frame.
     """
     if isinstance(kernel, ForeignKernel):
         found: lsst.images.convolution_kernels.ConvolutionKernel = kernel.kernel
@@ -130,12 +130,12 @@ def lsst_kernel(kernel: ConvolutionKernel) -> lsst.images.convolution_kernels.Co
 
 
 class StoredPointSpreadFunction(lsst.images.psfs.PointSpreadFunction):
-    """Our PSF of images, as archives of lsst.images hold it.
+    """Our PSF of basis images, in the form that archives of lsst.images hold.
 
     Parameters
     ----------
     psf
-        Ours.
+        Our PSF.
     """
 
     def __init__(self, psf: KernelPointSpreadFunction) -> None:
@@ -168,7 +168,7 @@ class StoredPointSpreadFunction(lsst.images.psfs.PointSpreadFunction):
         Returns
         -------
         image
-            With the box `kernel_bbox`.
+            Image with the box `kernel_bbox`.
         """
         return lsst.images.Image(self._psf.at(x=x, y=y), bbox=self.kernel_bbox)
 
@@ -183,7 +183,7 @@ class StoredPointSpreadFunction(lsst.images.psfs.PointSpreadFunction):
         Returns
         -------
         image
-            With the box `compute_stellar_bbox`.
+            Image with the box `compute_stellar_bbox`.
         """
         image, box = self._psf.star(x=x, y=y)
         return lsst.images.Image(image, bbox=lsst_box(box))
@@ -203,7 +203,9 @@ class StoredPointSpreadFunction(lsst.images.psfs.PointSpreadFunction):
         """
         return lsst_box(self._psf.star(x=x, y=y)[1])
 
-    def serialize(self, archive: OutputArchive[Any]) -> StoredPointSpreadFunctionModel:
+    def serialize[P: pydantic.BaseModel](
+        self, archive: OutputArchive[P]
+    ) -> StoredPointSpreadFunctionModel:
         """Write the PSF to an archive.
 
         Parameters
@@ -214,7 +216,7 @@ class StoredPointSpreadFunction(lsst.images.psfs.PointSpreadFunction):
         Returns
         -------
         model
-            What goes into the archive's tree.
+            Entry of the archive's tree.
         """
         psf = self._psf
         x, y = psf.average_position
@@ -237,7 +239,7 @@ class StoredPointSpreadFunction(lsst.images.psfs.PointSpreadFunction):
 
 
 class StoredPointSpreadFunctionModel(ArchiveTree):
-    """How a `StoredPointSpreadFunction` stands in an archive."""
+    """Form of a `StoredPointSpreadFunction` in an archive."""
 
     SCHEMA_NAME: ClassVar[str] = "whitediff_kernel_psf"
     SCHEMA_VERSION: ClassVar[str] = "1.2.0"
@@ -296,22 +298,22 @@ class StoredPointSpreadFunctionModel(ArchiveTree):
 
 
 def lsst_psf(psf: PointSpreadFunction) -> lsst.images.psfs.PointSpreadFunction:
-    """PSF of lsst.images.
+    """Convert a PSF.
 
     Parameters
     ----------
     psf
-        Ours: of images, or one of another library.
+        Our PSF, made of basis images or adapted from another library.
 
     Returns
     -------
     psf
-        The other library's own, or a `StoredPointSpreadFunction`.
+        The other library's PSF, or a `StoredPointSpreadFunction`.
 
     Raises
     ------
     ArgumentError
-        If it is of another kind.
+        If the PSF is of another kind.
     """
     if isinstance(psf, ForeignPointSpreadFunction):
         found: lsst.images.psfs.PointSpreadFunction = psf.psf
@@ -322,19 +324,19 @@ def lsst_psf(psf: PointSpreadFunction) -> lsst.images.psfs.PointSpreadFunction:
 
 
 def lsst_mask(mask: Mask, box: Box) -> lsst.images.Mask:
-    """Mask of lsst.images.
+    """Convert a mask.
 
     Parameters
     ----------
     mask
-        Ours.
+        Our mask.
     box
-        Its pixels.
+        Box of its pixels.
 
     Returns
     -------
     mask
-        A copy, whose planes have the same order.
+        Copy, whose planes have the same order.
     """
     schema = lsst.images.MaskSchema(
         [lsst.images.MaskPlane(name, text) for name, text in mask.descriptions.items()]
@@ -349,7 +351,7 @@ def lsst_mask(mask: Mask, box: Box) -> lsst.images.Mask:
 
 
 def masked_image(exposure: Exposure) -> lsst.images.MaskedImage:
-    """Masked image of lsst.images.
+    """Convert an exposure to a masked image.
 
     Parameters
     ----------
@@ -359,7 +361,7 @@ def masked_image(exposure: Exposure) -> lsst.images.MaskedImage:
     Returns
     -------
     masked_image
-        Image and variance are not copied; its sky projection is that of the header's WCS.
+        Masked image that shares image and variance; its sky projection comes from the header's WCS.
     """
     box = lsst_box(exposure.bbox)
     unit = exposure.unit
@@ -375,7 +377,7 @@ def masked_image(exposure: Exposure) -> lsst.images.MaskedImage:
 
 def sky_projection(
     header: astropy.io.fits.Header, bbox: Box
-) -> lsst.images.SkyProjection[Any] | None:
+) -> lsst.images.SkyProjection[lsst.images.GeneralFrame] | None:
     """Sky projection of a header's celestial WCS.
 
     Parameters
@@ -388,15 +390,14 @@ def sky_projection(
     Returns
     -------
     projection
-        To ICRS, whatever the header's frame is, and within 1e-3 pixels of the header
-        everywhere in the box; None where there are no sky coordinates, or where no
-        projection comes as near.
+        Projection to ICRS, whatever the header's frame, within 1e-3 pixels of the header
+        everywhere in the box; None if there are no sky coordinates, or no projection comes as near.
     """
     wcs = celestial_wcs(header)
     if wcs is None:
         return None
     candidates: list[astropy.wcs.WCS] = [wcs]
-    # lsst.images takes coordinates of any frame for ICRS; a fit brings them there.
+    # lsst.images takes coordinates of any frame for ICRS; a fit transforms them to it.
     fitted = equivalent_wcs(wcs, bbox.shape)
     if fitted is not None:
         candidates.append(fitted)
@@ -413,6 +414,6 @@ def sky_projection(
             if disagreement(wcs, projection, box) <= TOLERANCE:
                 return projection
         except Exception:
-            # AST refuses projections that it does not know, in its own ways.
+            # AST refuses unknown projections with errors of its own.
             continue
     return None

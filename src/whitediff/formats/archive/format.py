@@ -61,7 +61,7 @@ def _read(
 
 
 def _reader() -> Callable[..., Exposure]:
-    """Reader of archives; without their library, they are read as plain FITS."""
+    """Reader of archives; without lsst.images, the reader of whitediff's own files."""
     try:
         from .read import read
     except ModuleNotFoundError as error:
@@ -75,7 +75,7 @@ def _reader() -> Callable[..., Exposure]:
 
 
 def _read_stored(path: Path, name: str) -> ConvolutionKernel | PointSpreadFunction:
-    """Kernel or PSF that an archive is, or that its image has."""
+    """Kernel or PSF that an archive consists of, or that belongs to its image."""
     try:
         from .read import read_object
     except ModuleNotFoundError as error:

@@ -27,24 +27,24 @@ type ObjectKind = Literal["masked-image", "visit-image", "difference-image"]
 def as_object(
     exposure: Exposure, kind: ObjectKind, *, like: VisitImage | None = None
 ) -> MaskedImage:
-    """Make an object of lsst.images of an exposure.
+    """Make an object of lsst.images from an exposure.
 
     Parameters
     ----------
     exposure
         Exposure.
     kind
-        ``masked-image`` has the planes and the sky projection; ``visit-image`` the PSF too, and
-        ``difference-image`` the kernel.
+        ``masked-image`` has the planes and the sky projection; ``visit-image`` also has the PSF,
+        and ``difference-image`` the kernel too.
     like
-        Visit image (or difference image) of the same detector: where the observation's
-        information, detector, band and photometric scaling come from, and unit and sky projection
-        that the exposure lacks.  Required for all but a masked image.
+        Visit image (or difference image) of the same detector.  Information on the observation,
+        detector, band, photometric scaling and sky projection are taken from it, and the unit if
+        the exposure has none.  Required for all but a masked image.
 
     Returns
     -------
     obj
-        `MaskedImage`, `VisitImage` or `DifferenceImage`; the planes are shared.
+        `MaskedImage`, `VisitImage` or `DifferenceImage`; image and variance are shared.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def as_object(
     common: dict[str, Any] = {
         "mask": lsst_mask(exposure.mask, exposure.bbox),
         "variance": Image(exposure.variance, bbox=box, unit=unit**2),
-        # Its own are in another frame than the detector's, which these classes demand.
+        # The exposure's own projection is not in the detector's frame, which these classes demand.
         "sky_projection": like.sky_projection,
         "obs_info": like.obs_info,
         "photometric_scaling": like.photometric_scaling,
@@ -93,7 +93,7 @@ def as_object(
 
 
 def _known_psf(exposure: Exposure) -> PointSpreadFunction:
-    """PSF of a kind that these classes can write."""
+    """PSF of an exposure, in a kind that visit and difference images can write."""
     psf = exposure.psf
     own = psf.psf if isinstance(psf, ForeignPointSpreadFunction) else None
     if isinstance(own, PiffWrapper | GaussianPointSpreadFunction):
@@ -119,7 +119,7 @@ def write_object(
     path
         Output.
     kind, like
-        As for `as_object`; like may be a file.
+        As in `as_object`; ``like`` may also be a file.
     overwrite
         Whether an existing file may be replaced.
 
@@ -128,11 +128,12 @@ def write_object(
     ArgumentError
         If something that the class demands is missing.
     OutputExistsError, FileFormatError
-        If it cannot be written.
+        If the file cannot be written.
 
     Notes
     -----
-    These classes write PSFs of their own kinds only: one of images becomes a model of Piff.
+    Visit and difference images write only their own kinds of PSF; one of images becomes a model of
+    Piff.
     """
     model: Any = like
     if isinstance(like, str | Path):

@@ -1,4 +1,4 @@
-"""Exposures from lsst.images archives, with the HDUs that whitediff appends."""
+"""Reading of exposures from lsst.images archives, with the HDUs that whitediff appends."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.formats")
 
 _BANDPASS = "read_bandpass"
-"""Method that Piff expects of its readers from version 1.7 on."""
+"""Method that Piff expects its readers to have from version 1.7 on."""
 
 
-def read_object(path: Path) -> Any:
-    """Read whatever an archive holds.
+def read_object(path: Path) -> object:
+    """Read the object that an archive holds.
 
     Parameters
     ----------
@@ -60,12 +60,12 @@ def read_object(path: Path) -> Any:
     Returns
     -------
     obj
-        Of the class that its schema names.
+        Object of the class that the archive's schema names.
 
     Raises
     ------
     FileFormatError
-        If it cannot be read.
+        If the archive cannot be read.
     """
     with opened(path) as hdus:
         check_archive(hdus, path)
@@ -76,7 +76,7 @@ def read_object(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> FileFormatError:
-    """Error of an archive of which lsst.images makes nothing."""
+    """Error for an archive that lsst.images cannot read."""
     if isinstance(error, AttributeError) and error.name == _BANDPASS:
         images, piff = (importlib.metadata.version(name) for name in ("lsst-images", "piff"))
         return FileFormatError.of(
@@ -102,16 +102,17 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
     Returns
     -------
     exposure
-        With the PSF, kernel and background of the object, or of the HDUs beside it.
+        Exposure with PSF and kernel of the object or of the HDUs beside it, and with the
+        background of these HDUs.
 
     Raises
     ------
     FileFormatError
-        If it cannot be read, or holds something else.
+        If the archive cannot be read, or holds something else.
     ArgumentError
-        If the box is not inside.
+        If the box is not inside the image.
     """
-    # Of a part of the image, the rest is not read.
+    # Checksums would read the whole file for a part of the image.
     with opened(path, checksums=box is None) as hdus:
         check_schema(hdus, path)
         planes = _plain_planes(path, hdus, box)
@@ -145,7 +146,7 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
 
 @dataclasses.dataclass(frozen=True)
 class _Planes:
-    """What an archive holds of an exposure, or of a part of it."""
+    """Planes and companions of an archive's exposure, or of a part of it."""
 
     image: Array
     variance: Array
@@ -160,7 +161,7 @@ class _Planes:
 
     @classmethod
     def of(cls, obj: MaskedImage) -> _Planes:
-        """Those of an object."""
+        """Planes and companions of an object in memory."""
         parts = foreign.parts_of(obj)
         return cls(
             parts.image,
@@ -177,11 +178,11 @@ class _Planes:
 
 
 def _plain_planes(path: Path, hdus: astropy.io.fits.HDUList, part: Box | None) -> _Planes | None:
-    """Planes of a masked image that lie in the file as they are; None for all else.
+    """Planes of a masked image that is stored plainly in the file; None for all else.
 
     lsst.images would read the whole file into memory, copy every plane three times, and sort
-    the mask's bits one by one.  So it reads a single pixel, with all that belongs to the
-    image, and the planes are read here.
+    the mask's bits one by one.  So it reads only a single pixel, with all that belongs to the
+    image, and this function reads the planes.
     """
     if path.suffix != ".fits":
         return None
@@ -215,7 +216,7 @@ def _plain_planes(path: Path, hdus: astropy.io.fits.HDUList, part: Box | None) -
     if part is not None:
         if not whole.contains(part):
             raise ArgumentError.of(path, f"its box {whole} does not contain {part}.")
-        # Of a file that is mapped into memory nothing else is read.
+        # A slice of a file that is mapped into memory reads nothing else of it.
         inside = whole.slices_of(part)
         image, bits, variance = (plane[inside] for plane in (image, bits, variance))
         box = part
@@ -232,7 +233,7 @@ def _plain_planes(path: Path, hdus: astropy.io.fits.HDUList, part: Box | None) -
 
 
 def _mask_of_integers(bits: Array, like: Mask) -> Mask:
-    """Mask of which a file holds one integer for each pixel."""
+    """Mask from one integer for each pixel, with the planes of another mask."""
     mask = empty_mask(bits.shape, like.names, like.descriptions)
 
     def work(rows: slice) -> None:
@@ -245,14 +246,14 @@ def _mask_of_integers(bits: Array, like: Mask) -> Mask:
 def _sky_header(
     header: astropy.io.fits.Header, planes: _Planes, path: Path
 ) -> astropy.io.fits.Header:
-    """Header whose WCS says what the archive's projection says."""
+    """Header whose WCS agrees with the archive's projection."""
     projection = planes.projection
     if projection is None:
         return header
     wcs = celestial_wcs(header)
     if wcs is not None and disagreement(wcs, projection, planes.lsst_part) <= TOLERANCE:
         return header
-    # lsst.images writes an approximation where FITS has no name for its projection.
+    # lsst.images writes an approximate WCS if FITS has no name for its projection.
     rewritten = without_wcs(header)
     cards = projection_header(projection, planes.lsst_part)
     rewritten.extend(cards, unique=True)

@@ -18,7 +18,7 @@ def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
     Returns
     -------
     schema
-        Such as ``masked_image`` or ``visit_image``; None if it is no archive.
+        Schema, such as ``masked_image`` or ``visit_image``; None if the file is no archive.
     """
     url = hdus[0].header.get("DATAMODL")
     if not isinstance(url, str) or "JSONADDR" not in hdus[0].header:

@@ -1,7 +1,7 @@
-"""What an archive of lsst.images holds, looked at before lsst.images makes objects of it.
+"""Checks of an archive's content before lsst.images makes objects of it.
 
-Its JSON may hold settings of Piff, of which some are evaluated as Python, and addresses in the
-file, at which anything may lie.
+The archive's JSON may hold settings of Piff, some of which are evaluated as Python, and addresses
+in the file, where anything may lie.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _ADDRESSES = {"JSON": ("JSONADDR", "JSONSIZE"), "INDEX": ("INDXADDR", "INDXSIZE"
 
 
 def check_schema(hdus: astropy.io.fits.HDUList, path: Path) -> None:
-    """Make sure that the name of an archive's schema is one, and leads to no store.
+    """Make sure that the card DATAMODL names a schema.
 
     Parameters
     ----------
     hdus, path
-        As for `check_archive`.
+        As in `check_archive`.
 
     Raises
     ------
     FileFormatError
-        If DATAMODL is anything else; lsst.images takes it for an address, though it fetches none.
+        If DATAMODL is anything else.  lsst.images takes it for an address, but fetches nothing.
     """
     schema = hdus[0].header.get("DATAMODL")
     if not isinstance(schema, str) or not _SCHEMA.fullmatch(schema):
@@ -45,20 +45,20 @@ def check_schema(hdus: astropy.io.fits.HDUList, path: Path) -> None:
 
 
 def check_archive(hdus: astropy.io.fits.HDUList, path: Path) -> None:
-    """Make sure that an archive can be given to lsst.images.
+    """Make sure that an archive can safely be given to lsst.images.
 
     Parameters
     ----------
     hdus
         HDUs of the file.
     path
-        For messages.
+        File, for messages.
 
     Raises
     ------
     FileFormatError
-        If the addresses in its primary header are not those of its JSON and INDEX, or if its JSON
-        holds settings that Piff must not be given.
+        If the addresses in the primary header do not point to the extensions JSON and INDEX, or
+        the JSON holds settings that Piff must not be given.
     """
     header = hdus[0].header
     check_schema(hdus, path)
@@ -86,7 +86,7 @@ def check_archive(hdus: astropy.io.fits.HDUList, path: Path) -> None:
         ) from error
 
     def looked_at(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # All pairs, also where a name stands twice.
+        # A dictionary would hide all but the last pair of a repeated name.
         for name, value in pairs:
             if name == "structs" and isinstance(value, dict):
                 for part, struct in value.items():

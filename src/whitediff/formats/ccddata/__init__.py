@@ -1,4 +1,4 @@
-"""CCDData and NDData of astropy: in memory, and in files."""
+"""CCDData and NDData of astropy, in memory and in files."""
 
 from .convert import from_ccddata, to_ccddata
 from .format import FORMAT

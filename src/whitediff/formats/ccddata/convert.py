@@ -1,4 +1,4 @@
-"""Exposures from CCDData and NDData, and back."""
+"""Conversion of CCDData and NDData to exposures, and back."""
 
 from __future__ import annotations
 
@@ -34,37 +34,38 @@ _KINDS: dict[UncertaintyKind, str] = {
 
 
 def from_ccddata(
-    data: Any,
+    data: astro.nddata.NDData,
     *,
     variance: float | None = None,
     mask_planes: Mapping[str, int] | None = None,
     source: str | None = None,
 ) -> Exposure:
-    """Take astropy's CCDData, or any NDData of two axes, as an exposure.
+    """Convert astropy's CCDData, or any NDData with two axes, to an exposure.
 
     Parameters
     ----------
     data
-        With an uncertainty of any kind that says how large the noise is (standard deviation,
-        variance, inverse variance), in any unit that goes with the data's; a mask that is boolean
-        or has bits; flags (`astropy.nddata.FlagCollection` or bits); ``psf``; WCS; unit; meta.
+        Image.  These are used if present: an uncertainty that gives the size of the noise (standard
+        deviation, variance or inverse variance) in a unit compatible with the data's; a mask,
+        boolean or with bits; flags (`astropy.nddata.FlagCollection` or bits); ``psf``; WCS; unit;
+        meta.
     variance
-        Of each pixel, image_unit², where there is no uncertainty; measured if not given.
+        Variance of each pixel, image_unit², used if there is no uncertainty; None: measured.
     mask_planes
-        Name → bit of the mask, or of the flags; where the meta does not say (``MP_name``).
+        Name → bit of the mask or flags, besides those that the meta names (``MP_name``).
     source
-        What it is called in messages.
+        Name of the image in messages.
 
     Returns
     -------
     exposure
-        A boolean mask is the plane BAD.  Pixels whose uncertainty is not a positive number are
-        NO_DATA.
+        Exposure; a boolean mask becomes the plane BAD, and pixels whose uncertainty is not a
+        positive number are NO_DATA.
 
     Raises
     ------
     ArgumentError
-        If a plane does not fit, or the uncertainty is of an unknown kind.
+        If a plane does not fit, or the kind of uncertainty is unknown.
     """
     name = source or f"The {type(data).__name__}"
     pixels = np.asarray(getattr(data, "data", None))
@@ -114,7 +115,7 @@ def from_ccddata(
 
 
 def _header(data: Any) -> astropy.io.fits.Header:
-    """Meta and WCS as one header."""
+    """Header with meta and WCS."""
     meta, header = getattr(data, "meta", None) or {}, astropy.io.fits.Header()
     if isinstance(meta, astropy.io.fits.Header):
         header = meta.copy()
@@ -172,7 +173,7 @@ def _bits(
     for key, bit in (names or {}).items():
         hdu.header[f"HIERARCH MP_{key}"] = bit
     try:
-        return plain.mask_planes(hdu, shape, name)  # type: ignore[arg-type]
+        return plain.mask_planes(hdu, shape, name)
     except OSError as error:
         raise ArgumentError(str(error)) from error
 
@@ -188,7 +189,7 @@ def _variance(data: Any, image: Array, name: str) -> Array | None:
         if unit is not None and wanted is not None and unit != wanted**2:
             values = (values * unit).to_value(wanted**2)
     except Exception as error:
-        # An unknown kind, or units that do not go together: each has an error of its own.
+        # Unknown kinds and incompatible units raise different errors.
         raise ArgumentError.of(
             name,
             f"its uncertainty, a {type(uncertainty).__name__}, cannot be taken as a"
@@ -206,26 +207,27 @@ def _variance(data: Any, image: Array, name: str) -> Array | None:
 def to_ccddata(
     exposure: Exposure, *, uncertainty: UncertaintyKind = "variance"
 ) -> astro.nddata.CCDData:
-    """Make astropy's CCDData of an exposure.
+    """Convert an exposure to astropy's CCDData.
 
     Parameters
     ----------
     exposure
         Exposure.
     uncertainty
-        Which kind to make of its variance.
+        Kind of uncertainty that its variance is converted to.
 
     Returns
     -------
     data
-        ``mask`` where one of `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES` is set, or a pixel
-        is not finite; all planes by name in ``flags``; ``psf`` in the middle of the frame; unit of
-        the image, ``adu`` where it has none.  Kernel and background have no place in it.
+        CCDData.  ``mask`` is set where one of `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES` is
+        set or a pixel is not finite; ``flags`` has all planes by name; ``psf`` is the PSF in the
+        middle of the frame; the unit is ``adu`` if the image has none.  Kernel and background have
+        no place in it.
 
     Raises
     ------
     ArgumentError
-        If the uncertainty is of an unknown kind.
+        If the kind of uncertainty is unknown.
     """
     if uncertainty not in _KINDS:
         raise ArgumentError(f"uncertainty must be {', '.join(_KINDS)}; got {uncertainty!r}.")

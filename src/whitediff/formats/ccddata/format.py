@@ -1,4 +1,4 @@
-"""Files of CCDData as a format."""
+"""Format of CCDData files."""
 
 from __future__ import annotations
 

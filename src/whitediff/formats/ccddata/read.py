@@ -1,4 +1,4 @@
-"""Exposures from files of CCDData."""
+"""Reading of exposures from CCDData files."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
     path
         File.
     extension
-        Of the image; found if not given.
+        Extension of the image; None: it is searched for.
     **options
-        Of `whitediff.formats.plain.read`.
+        Options of `whitediff.formats.plain.read`.
 
     Returns
     -------
     exposure
-        With the variance of UNCERT, of whatever kind UTYPE says (standard deviation, variance,
-        inverse variance); the mask's pixels as BAD, or the planes of FLAGS under their names;
-        the PSF of PSFIMAGE.
+        Exposure.  Its variance is from UNCERT, in the kind that UTYPE names (standard deviation,
+        variance, inverse variance); pixels of the mask are BAD, or have the planes of FLAGS; the
+        PSF is from PSFIMAGE.
 
     Raises
     ------
     FileFormatError
-        If a plane does not fit, or the uncertainty is of an unknown kind.
+        If a plane does not fit, or the kind of uncertainty is unknown.
     """
     with opened(path) as hdus:
         uncertainty = find_hdu(hdus, (UNCERTAINTY,))
         kind = None
         if uncertainty is not None:
-            # astropy's default where the card is missing.
+            # astropy's default if the card is missing.
             said = uncertainty.header.get("UTYPE", "StdDevUncertainty")
             kind = _KINDS.get(str(said).strip().lower())
             if kind is None:
@@ -93,7 +93,7 @@ def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
 
 
 def _with_flags(exposure: Exposure, planes: dict[str, Any], has_mask: bool) -> Exposure:
-    """Exposure whose planes are those of the flags, and BAD where only the mask is set."""
+    """Exposure with the planes of the flags, and BAD where only the mask is set."""
     before = exposure.mask
     bad = masks.flagged(before, ["BAD"]) if has_mask else np.zeros(exposure.shape, bool)
     bad &= np.isfinite(exposure.data)
@@ -107,7 +107,7 @@ def _with_flags(exposure: Exposure, planes: dict[str, Any], has_mask: bool) -> E
     return exposure.replaced(mask=mask)
 
 
-def _without(mask: Any, name: str) -> Any:
+def _without(mask: masks.Mask, name: str) -> masks.Mask:
     if name not in mask.names:
         return mask
     planes = {other: mask.get(other) for other in mask.names if other != name}

@@ -7,7 +7,7 @@ import astropy.io.fits
 __all__ = ["FLAGS", "MASK", "PSF", "UNCERTAINTY", "recognise"]
 
 MASK, UNCERTAINTY, PSF, FLAGS = "MASK", "UNCERT", "PSFIMAGE", "FLAGS"
-"""Extensions: three of astropy's defaults, and the one for its ``hdu_flags``."""
+"""Names of extensions: three of astropy's defaults, and the one for its ``hdu_flags``."""
 
 
 def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
@@ -21,7 +21,7 @@ def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
     Returns
     -------
     detail
-        Such as ``MASK, UNCERT``; None if it has none that only such a file has.
+        Names, such as ``MASK, UNCERT``; None if the file has neither UNCERT nor PSFIMAGE.
     """
     names = [hdu.name.upper() for hdu in hdus[1:]]
     if UNCERTAINTY not in names and PSF not in names:

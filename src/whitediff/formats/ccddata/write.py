@@ -1,11 +1,11 @@
-"""Exposures as files that ``CCDData.read`` understands."""
+"""Writing of exposures to files that ``CCDData.read`` understands."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import astropy.io.fits
 import numpy as np
@@ -19,6 +19,9 @@ from ..stamps import background_hdu, kernel_hdus, psf_hdus
 from .convert import UncertaintyKind, to_ccddata
 from .recognise import FLAGS
 
+if TYPE_CHECKING:
+    from ..own.write import CardValue
+
 __all__ = ["write"]
 
 
@@ -28,7 +31,7 @@ def write(
     *,
     uncertainty: UncertaintyKind = "variance",
     overwrite: bool = False,
-    provenance: Mapping[str, tuple[Any, str]] | None = None,
+    provenance: Mapping[str, tuple[CardValue, str]] | None = None,
 ) -> None:
     """Write an exposure in the layout of CCDData; the file appears complete or not at all.
 
@@ -39,7 +42,7 @@ def write(
     path
         Output.
     uncertainty
-        Which kind of it.
+        Kind of uncertainty to write.
     overwrite
         Whether an existing file may be replaced.
     provenance
@@ -50,13 +53,15 @@ def write(
     OutputExistsError
         If the output exists and may not be replaced.
     FileFormatError
-        If it cannot be written.
+        If the file cannot be written.
+    ArgumentError
+        If the mask has more than 62 planes, or the kind of uncertainty is unknown.
 
     Notes
     -----
-    Besides astropy's MASK, UNCERT and PSFIMAGE: the planes of the mask as bits of FLAGS, with cards
-    MP_name (``CCDData.read(path, hdu_flags="FLAGS")``), and PSF, KERNEL and BACKGROUND as in
-    whitediff's own files.
+    Besides astropy's MASK, UNCERT and PSFIMAGE, the file has the planes of the mask as bits of
+    FLAGS, with cards MP_name (``CCDData.read(path, hdu_flags="FLAGS")``), and PSF, KERNEL and
+    BACKGROUND as in whitediff's own files.
     """
     data = to_ccddata(exposure, uncertainty=uncertainty)
     names = exposure.mask.names
@@ -65,7 +70,7 @@ def write(
     header, _ = storable(without_provenance(data.meta))
     data.meta = header
     with warnings.catch_warnings():
-        # Keywords of more than eight characters become HIERARCH cards.
+        # A warning for each keyword of more than eight characters, which becomes a HIERARCH card.
         warnings.simplefilter("ignore", astropy.io.fits.verify.VerifyWarning)
         hdus = data.to_hdu()
     bits = np.zeros(exposure.shape, np.int64 if len(names) > 31 else np.int32)
@@ -86,7 +91,7 @@ def write(
     for keyword, (value, comment) in (provenance or {}).items():
         if value is not None:
             text = escaped(value) if isinstance(value, str) else value
-            # A comment would have no room behind a long name.
+            # There is no room for a comment behind a long text.
             hdus[0].header[keyword] = (text, comment) if len(str(text)) < 20 else text
     with replacing_fits(path, overwrite=overwrite) as temporary:
         hdus.writeto(temporary)

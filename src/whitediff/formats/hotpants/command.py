@@ -1,4 +1,4 @@
-"""The command that HOTPANTS was run with: part of its solution stands nowhere else."""
+"""Command that HOTPANTS was run with, which holds part of the solution."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from ..limits import leads_to
 __all__ = ["Command"]
 
 _VALUES = {"gd": 4, "rkw": 2}
-"""Options with more values than one."""
+"""Number of values of options with more than one."""
 
 _SWITCHES = ("sconv", "okn", "convvar", "nim", "ndm", "cim", "allm", "nc", "hki", "sht", "nsht")
 _GAUSSIANS = ((6, 0.7), (4, 1.5), (2, 3.0))
+"""HOTPANTS' default basis: degree of the polynomial and width of each Gaussian, pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Command:
     Attributes
     ----------
     options
-        Name without its dash, in lower case → its values, as they were typed.
+        Name without its dash, in lower case → its values, verbatim.
     """
 
     options: dict[str, tuple[str, ...]]
@@ -41,7 +42,7 @@ class Command:
         Returns
         -------
         command
-            What cannot be understood is left out.
+            Parsed command; words that cannot be understood are left out.
         """
         words, options = text.split()[1:], {}
         while words:
@@ -58,19 +59,19 @@ class Command:
         return cls(options)
 
     def number(self, name: str, default: int) -> int:
-        """Value of an option with a whole number.
+        """Value of an option that takes a whole number.
 
         Parameters
         ----------
         name
             Option.
         default
-            HOTPANTS' own.
+            HOTPANTS' default.
 
         Returns
         -------
         value
-            The default also where what was typed is no number.
+            Value; the default if the option is missing or no number.
         """
         try:
             return int(self.options[name][0])
@@ -78,19 +79,19 @@ class Command:
             return default
 
     def numbers(self, name: str, defaults: tuple[float, ...]) -> tuple[float, ...]:
-        """Values of an option with several numbers.
+        """Values of an option that takes several numbers.
 
         Parameters
         ----------
         name
             Option.
         defaults
-            HOTPANTS' own.
+            HOTPANTS' defaults.
 
         Returns
         -------
         values
-            The defaults also where what was typed are no numbers.
+            Values; the defaults if the option is missing or has anything but numbers.
         """
         try:
             return tuple(float(value) for value in self.options[name]) or defaults
@@ -98,7 +99,7 @@ class Command:
             return defaults
 
     def text(self, name: str) -> str | None:
-        """Value of an option with one.
+        """Value of an option, as text.
 
         Parameters
         ----------
@@ -108,7 +109,7 @@ class Command:
         Returns
         -------
         value
-            None where it was not given.
+            First value; None without one.
         """
         return next(iter(self.options.get(name, ())), None)
 
@@ -122,12 +123,12 @@ class Command:
 
     @property
     def limits(self) -> tuple[int, int, int, int]:
-        """What ``-gd`` limits the run to: x, x, y, y; 0 for no limit."""
+        """Limits of the run in x and y (``-gd``): x0, x1, y0, y1; 0 for no limit."""
         x0, x1, y0, y1 = self.numbers("gd", (0, 0, 0, 0))[:4]
         return int(x0), int(x1), int(y0), int(y1)
 
     def buffer(self, shape: tuple[int, int], kernel_width: int) -> int:
-        """Pixels by which each of several regions is widened.
+        """Margin by which HOTPANTS widens each of several regions, pixels.
 
         Parameters
         ----------
@@ -139,7 +140,7 @@ class Command:
         Returns
         -------
         buffer
-            Half of a stamp.
+            Half the side of a stamp.
         """
         stamps_y, stamps_x = (self.number(name, 10) for name in ("nsy", "nsx"))
         regions_y, regions_x = (self.number(name, 1) for name in ("nry", "nrx"))
@@ -153,19 +154,19 @@ class Command:
         return stamp // 2
 
     def beside(self, name: str, path: Path) -> Path | None:
-        """File of an option, where it lies beside another one, or below, or may lead elsewhere.
+        """File that an option names, if it may be read (`whitediff.formats.limits.leads_to`).
 
         Parameters
         ----------
         name
             Option.
         path
-            The other file.
+            Difference, beside which the file is searched for.
 
         Returns
         -------
         file
-            None where the option was not given, or the file is not there.
+            File; None if the option is missing, or there is no such file that may be read.
         """
         value = self.text(name)
         if value is None:
@@ -179,7 +180,7 @@ class Command:
         orders: tuple[int, int],
         normalization: str,
     ) -> str | None:
-        """What a solution says that this command cannot have made.
+        """Contradiction between a solution and this command.
 
         Parameters
         ----------
@@ -188,14 +189,15 @@ class Command:
         kernel_width
             Side of the kernel.
         orders
-            Of kernel and background.
+            Polynomial orders of kernel and background.
         normalization
             Letter of the image whose level the difference has.
 
         Returns
         -------
         text
-            None where they agree; with ``-ki`` the kernel is another command's.
+            Description; None if they agree.  With ``-ki``, the kernel was made by another command,
+            and only the normalization is compared.
         """
         letter = (self.text("n") or "t")[:1]
         if letter != normalization:

@@ -1,4 +1,4 @@
-"""Files of HOTPANTS as a format."""
+"""Format of HOTPANTS files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _read_difference(
     convolved: str | None,
     needs_variance: bool,
 ) -> Difference | None:
-    """Difference of HOTPANTS, whose kernel no other program made."""
+    """Difference of HOTPANTS, unless its kernel is from another program."""
     if identity is None or (identity.format, identity.kind) != (_NAME, "difference"):
         return None
     if extension is not None or (of_kernel is not None and of_kernel.format != _NAME):

@@ -1,4 +1,4 @@
-"""Differences of HOTPANTS: kernel, noise image and mask bits."""
+"""Reading of HOTPANTS differences: kernel, noise image and mask bits."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ def read_solution(path: Path, *, kernel_path: Path | None = None) -> HotpantsSol
     path
         Difference.
     kernel_path
-        File of ``-oki``; where the difference says, if not given.
+        File of ``-oki``; None: the difference itself, or the file that it names.
 
     Returns
     -------
     solution
-        Complete and free of contradictions.
+        Solution, complete and free of contradictions.
 
     Raises
     ------
     FileFormatError
-        If there is none, or if what table, header and command say does not fit together.
+        If there is no kernel, or table, header and command contradict each other.
     """
     with opened(path) as hdus:
         if recognise(hdus) != "difference":
@@ -105,11 +105,11 @@ def _kernel_beside(header: astropy.io.fits.Header, path: Path) -> Path:
 def _solution(
     header: astropy.io.fits.Header,
     regions_header: astropy.io.fits.Header,
-    table: Any,
+    table: astropy.io.fits.BinTableHDU,
     path: Path,
     kernel_path: Path,
 ) -> HotpantsSolution:
-    """Solution from the headers of the difference and of the regions, and the table."""
+    """Solution from the difference's header, the header with the regions, and the table."""
 
     def wrong(text: str) -> FileFormatError:
         return FileFormatError.of(kernel_path, f"{text}; is the file whole?")
@@ -173,7 +173,7 @@ def _solution(
 def _regions(
     solution: HotpantsSolution,
     header: astropy.io.fits.Header,
-    table: Any,
+    table: astropy.io.fits.BinTableHDU,
     command: Command,
     path: Path,
 ) -> tuple[HotpantsRegion, ...]:
@@ -259,6 +259,7 @@ def _check_layout(
     path: Path,
 ) -> None:
     """Refuse regions that the command cannot have made."""
+    # These options take the regions, or the kernel, from another file or from cards.
     if {"rf", "rkw", "ki"} & set(command.options):
         return
     n_x, n_y = command.number("nrx", 1), command.number("nry", 1)
@@ -311,23 +312,23 @@ def _real(header: astropy.io.fits.Header, name: str, path: Path) -> float:
 
 
 def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
-    """Read a difference as an exposure, at the level of the science image.
+    """Read a difference as an exposure, without a kernel in another file.
 
     Parameters
     ----------
     path
         File.
     extension
-        None, or the number of another layer's HDU, which is read as it is.
+        None, or the HDU of another layer, which is read as a plain image.
     **options
-        Of `whitediff.formats.plain.read`.
+        Options of `whitediff.formats.plain.read`.
 
     Returns
     -------
     exposure
-        With the noise image as its variance and the mask, where they are in the file or
-        beside it under the names of ``-oni`` and ``-omi``, and with the kernel where the file
-        has one.  Pixels that HOTPANTS filled are NaN and NO_DATA.
+        Exposure.  Variance and mask come from noise and mask image, if these are in the file or
+        named by ``-oni`` and ``-omi``.  If the file has a kernel, the exposure has it too, and is
+        at the level of the science image.  Pixels that HOTPANTS filled are NaN and NO_DATA.
 
     Raises
     ------
@@ -351,19 +352,19 @@ def read_difference(path: Path, *, kernel_path: Path | None = None, **options: A
     path
         Difference.
     kernel_path
-        File of ``-oki``; where the difference says, if not given.
+        File of ``-oki``; None: the difference itself, or the file that it names.
     **options
-        Of `whitediff.formats.plain.read`.
+        Options of `whitediff.formats.plain.read`.
 
     Returns
     -------
     difference
-        At the level of the science image.
+        Difference at the level of the science image.
 
     Raises
     ------
     FileFormatError
-        As by `read` and `read_solution`.
+        As in `read` and `read_solution`.
     """
     solution = read_solution(path, kernel_path=kernel_path)
     exposure = _planes(path, solution, **options)
@@ -406,7 +407,7 @@ def read_difference(path: Path, *, kernel_path: Path | None = None, **options: A
 
 
 def _planes(path: Path, solution: HotpantsSolution | None, **options: Any) -> Exposure:
-    """Difference with noise and mask, at the science image's level where that is known."""
+    """Difference with noise and mask, at the science image's level if a solution is given."""
     wanted = options.pop("needs_variance", True)
     with opened(path) as hdus:
         header = hdus[0].header
@@ -454,7 +455,7 @@ def _planes(path: Path, solution: HotpantsSolution | None, **options: Any) -> Ex
 def _layer(
     hdus: astropy.io.fits.HDUList, path: Path, command: Command, name: str, option: str
 ) -> Array | None:
-    """Noise or mask: an image in the file, or the file that an option of the command named."""
+    """Noise or mask image, in the file itself or in the one that an option of the command names."""
     shape = tuple(hdus[0].shape)
     for hdu in hdus[1:]:
         if hdu.is_image and layer(hdu) == name and hdu.shape == shape:
@@ -489,5 +490,5 @@ def _at_science_level(
             if part is not None:
                 level[part.y.start : part.y.stop, part.x.start : part.x.stop] = factor
     image = (image * level).astype(image.dtype)
-    # What was computed or measured from the file's pixels is at their level too.
+    # The variance is at the level of the file's pixels, whether stored or measured on them.
     return image, (variance * level**2).astype(variance.dtype)

@@ -18,7 +18,7 @@ _LAYERS = {
 
 
 def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
-    """What a file of HOTPANTS is.
+    """Kind of a HOTPANTS file.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
     -------
     kind
         ``difference``, ``kernel`` (of ``-oki``), ``noise image``, ``mask image``,
-        ``convolved image`` or ``noise-scaled difference``; None if it is none.
+        ``convolved image`` or ``noise-scaled difference``; None for other files.
     """
     header = hdus[0].header
     software = header.get("SOFTNAME")
@@ -43,7 +43,7 @@ def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
 
 
 def layer(hdu: astropy.io.fits.hdu.base._BaseHDU) -> str | None:
-    """Which of HOTPANTS' images an HDU holds.
+    """Name of HOTPANTS' image in an HDU.
 
     Parameters
     ----------
@@ -53,14 +53,14 @@ def layer(hdu: astropy.io.fits.hdu.base._BaseHDU) -> str | None:
     Returns
     -------
     name
-        As of `recognise`; None for all else.
+        Name, as in `recognise`; None for other images.
     """
     title = hdu.header.get("OBJECT")
     return _LAYERS.get(title.strip()) if isinstance(title, str) else None
 
 
 def missing_layers(hdus: astropy.io.fits.HDUList) -> list[str]:
-    """Layers that a difference's command asked for, and that are not in its file.
+    """Layers that a difference's command asked for, but its file lacks.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def missing_layers(hdus: astropy.io.fits.HDUList) -> list[str]:
     Returns
     -------
     names
-        ``noise`` and ``mask``, as far as they are missing.
+        ``noise`` and ``mask``, if they are missing.
     """
     command = Command.parse(str(hdus[0].header.get("DIFFCMD", "")))
     found = {layer(hdu) for hdu in hdus[1:]}
@@ -82,7 +82,7 @@ def missing_layers(hdus: astropy.io.fits.HDUList) -> list[str]:
 
 
 def kernel_table(hdus: astropy.io.fits.HDUList) -> astropy.io.fits.BinTableHDU | None:
-    """Table with the solutions of the regions: the last HDU.
+    """Table with the solutions of all regions, the last HDU.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def kernel_table(hdus: astropy.io.fits.HDUList) -> astropy.io.fits.BinTableHDU |
     Returns
     -------
     table
-        None where there is none.
+        Table; None if there is none.
     """
     last = hdus[-1]
     if not isinstance(last, astropy.io.fits.BinTableHDU):

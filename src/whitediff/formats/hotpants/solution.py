@@ -1,7 +1,7 @@
-"""Kernels of HOTPANTS as they stand in its table.
+"""Kernels of HOTPANTS, from the coefficients in its table.
 
-Becker, HOTPANTS 5.1.11 (Alard & Lupton 1998; Alard 2000): Gaussians times polynomials, with
-coefficients that are polynomials of the position within a region, and which the program holds
+Becker, HOTPANTS 5.1.11 (Alard & Lupton 1998; Alard 2000): the basis is Gaussians times polynomials.
+The coefficients are polynomials of the position within a region; the program keeps the kernel
 constant on blocks of pixels.
 """
 
@@ -33,13 +33,13 @@ class HotpantsRegion:
     Attributes
     ----------
     box
-        Its pixels, counted from 0.
+        Pixels of the region, from 0.
     buffered
-        Box that its polynomials are scaled to.
+        Box that the polynomials are scaled to.
     convolved
         Which image was convolved.
     coefficients
-        Its column of the table; element 0 is unused.
+        Column of the table; element 0 is unused.
     """
 
     box: Box
@@ -49,7 +49,7 @@ class HotpantsRegion:
 
     @property
     def kernel_sum(self) -> float:
-        """Sum of the kernel, the same everywhere in the region."""
+        """Sum of the kernel, constant in the region."""
         return float(self.coefficients[1])
 
 
@@ -66,14 +66,14 @@ class HotpantsSolution:
     kernel_width
         Side of the kernel, pixels; odd.
     kernel_order, background_order
-        Of the polynomials of the position.
+        Orders of the polynomials of the position.
     step
         Side of the blocks on which the kernel is constant, pixels.
     normalization
-        ``i``, ``t`` or ``u``: the difference is at the level of the image, of the template, or of
-        the image that was not convolved.
+        ``i``, ``t`` or ``u``: the difference is at the level of the science image, of the
+        template, or of the image that was not convolved.
     regions
-        Their solutions; where regions overlap the later one holds.
+        Solutions of the regions; where these overlap, the later one counts.
     """
 
     shape: tuple[int, int]
@@ -87,12 +87,12 @@ class HotpantsSolution:
 
     @property
     def n_terms(self) -> int:
-        """Terms of a polynomial of the kernel's order."""
+        """Number of terms of a polynomial of the kernel's order."""
         return _terms(self.kernel_order)
 
     @property
     def n_coefficients(self) -> int:
-        """Rows of the table."""
+        """Number of coefficients of a region, the rows of the table."""
         basis = sum(_terms(degree) for degree, _ in self.gaussians)
         return basis * self.n_terms + _terms(self.background_order) + 1
 
@@ -107,7 +107,7 @@ class HotpantsSolution:
         return Box.from_shape(self.shape)
 
     def region_at(self, *, x: float, y: float) -> HotpantsRegion:
-        """Region of a position.
+        """Region that contains a position.
 
         Parameters
         ----------
@@ -117,14 +117,14 @@ class HotpantsSolution:
         Returns
         -------
         region
-            The nearest one where none contains it.
+            Region; the nearest one if none contains the position.
         """
         first = self.kernel.fields[0]
         index = first.piece_at(x=x, y=y) if isinstance(first, PiecewiseField) else 0
         return self.regions[index]
 
     def kernel_image(self, *, x: int, y: int) -> Array:
-        """Kernel that made a pixel, constant on blocks.
+        """Kernel that made a pixel of the difference, constant on blocks.
 
         Parameters
         ----------
@@ -137,7 +137,7 @@ class HotpantsSolution:
             ``(kernel_width, kernel_width)``, origin in the middle.
         """
         region, half = self.region_at(x=x, y=y), self.kernel_width // 2
-        # Every block has the kernel of one of its pixels, for the default step the middle one.
+        # A block has the kernel of one of its pixels; with the default step, the middle one.
         column, row = (
             (at - part.start - half) // self.step * self.step + 2 * half
             for at, part in ((x, region.buffered.x), (y, region.buffered.y))
@@ -149,7 +149,7 @@ class HotpantsSolution:
         return image
 
     def background(self, *, x: float, y: float) -> float:
-        """Background that was added to the convolved image.
+        """Background that was added to the convolved image at a pixel.
 
         Parameters
         ----------
@@ -159,7 +159,7 @@ class HotpantsSolution:
         Returns
         -------
         background
-            image_unit, before normalization.
+            Background, image_unit, before normalization.
         """
         region = self.region_at(x=x, y=y)
         place = _scaled(region.buffered, x - region.buffered.x.start, y - region.buffered.y.start)
@@ -168,7 +168,7 @@ class HotpantsSolution:
         return float(region.coefficients[start : start + len(terms)] @ terms)
 
     def normalized(self, region: HotpantsRegion) -> float:
-        """Factor that the normalization multiplied a region's convolved image with.
+        """Factor of a region's convolved image by the normalization.
 
         Parameters
         ----------
@@ -178,7 +178,7 @@ class HotpantsSolution:
         Returns
         -------
         factor
-            Also of the difference and of its noise.
+            Factor, also of the difference and its noise.
         """
         own = {"template": "t", "science": "i"}[region.convolved]
         return 1 / region.kernel_sum if self.normalization == own else 1.0
@@ -194,18 +194,19 @@ class HotpantsSolution:
         Returns
         -------
         factor
-            Positive where the kernel's sum is.
+            Factor, positive if the kernel's sum is positive.
         """
         level = 1.0 if region.convolved == "template" else 1 / region.kernel_sum
         return level / self.normalized(region)
 
     @functools.cached_property
     def kernel(self) -> BasisKernel:
-        """The kernel, its polynomials evaluated at every pixel instead of once for each block.
+        """Kernel whose polynomials are evaluated at every pixel, not once for each block.
 
         Notes
         -----
-        Its mean over a block is the block's kernel, but for the curvature of the polynomials.
+        The mean over a block equals HOTPANTS' kernel of the block, except for the curvature of the
+        polynomials.
         """
         tables = [self._chebyshev(region) for region in self.regions]
         fields: list[Any] = []
@@ -230,8 +231,8 @@ class HotpantsSolution:
         return table
 
     def _chebyshev(self, region: HotpantsRegion) -> Array:
-        """The same for Chebyshev polynomials, ``(n_basis, order + 1, order + 1)``."""
-        # A block's kernel is that of the place 2·half after the block's first pixel less half.
+        """Coefficients for Chebyshev polynomials, ``(n_basis, order + 1, order + 1)``."""
+        # A block's kernel is evaluated half a kernel behind its first pixel, whatever its size.
         offset = self.kernel_width // 2 - (self.step - 1) / 2
         x, y = (
             (part.start + part.size / 2 - offset, part.size / 2)
@@ -276,7 +277,7 @@ def _terms(order: int) -> int:
 
 
 def _exponents(order: int) -> list[tuple[int, int]]:
-    """Exponents of x and y in HOTPANTS' order."""
+    """Exponents of x and y, in the order of HOTPANTS' coefficients."""
     return [(i, j) for i in range(order + 1) for j in range(order + 1 - i)]
 
 
@@ -285,7 +286,7 @@ def _monomials(order: int, x: float, y: float) -> Array:
 
 
 def _scaled(box: Box, column: float, row: float) -> tuple[float, float]:
-    """Column and row of a box's array, as HOTPANTS scales them."""
+    """Column and row of a box's array, scaled as HOTPANTS does."""
     x, y = ((at - size / 2) / (size / 2) for at, size in ((column, box.x.size), (row, box.y.size)))
     return x, y
 
@@ -298,14 +299,14 @@ def widened(box: Box, limits: Box, buffer: int) -> Box:
     box
         Box.
     limits
-        What the result may not leave.
+        Box that the result stays inside.
     buffer
-        Pixels on every side.
+        Margin on every side, pixels.
 
     Returns
     -------
     box
-        Wider one.
+        Widened box.
     """
     y, x = (
         (max(whole.start, part.start - buffer), min(whole.stop, part.stop + buffer))
@@ -315,11 +316,11 @@ def widened(box: Box, limits: Box, buffer: int) -> Box:
 
 
 _FOUR_DIGITS = 0.51e-4
-"""Half of the last digit that HOTPANTS writes."""
+"""Tolerance of a sum that HOTPANTS writes to four decimals: half of the last, and rounding."""
 
 
 def sums_agree(kernel_sum: float, stated: float) -> bool:
-    """Whether a kernel's sum is the one that a header states to four digits.
+    """Whether a kernel's sum agrees with a header, which states it to four decimals.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""Files of the Rubin pipelines that are no lsst.images archives."""
+"""Files of the Rubin pipelines other than lsst.images archives."""

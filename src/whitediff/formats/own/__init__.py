@@ -1,4 +1,4 @@
-"""Files of whitediff: plain FITS, with an image, its mask and its variance."""
+"""Files of whitediff: plain FITS with an image, its mask and its variance."""
 
 from .format import FORMAT, is_whole, read_with_options
 from .read import read

@@ -1,10 +1,10 @@
-"""Files of whitediff as a format."""
+"""Format of whitediff's own files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import astropy.io.fits
 
@@ -19,6 +19,9 @@ from .recognise import PLANES, recognise
 from .roles import roles
 from .write import write
 
+if TYPE_CHECKING:
+    from .write import CardValue
+
 __all__ = ["FORMAT", "is_whole", "read_with_options"]
 
 
@@ -28,17 +31,17 @@ def _recognise(hdus: astropy.io.fits.HDUList) -> Identity | None:
 
 
 def is_whole(extension: Extension, options: ReadingOptions) -> bool:
-    """Whether a file is read with all its planes, and not as an image like any other.
+    """Whether a file is read with all its planes, instead of as a plain image.
 
     Parameters
     ----------
     extension, options
-        As of `whitediff.formats.plain.read`.
+        As in `whitediff.formats.plain.read`.
 
     Returns
     -------
     found
-        False where an extension is named, or the variance is another file's.
+        False if an extension is named, or the variance is in another file.
     """
     return extension is None and not isinstance(options.variance, VarianceSource)
 
@@ -46,7 +49,7 @@ def is_whole(extension: Extension, options: ReadingOptions) -> bool:
 def read_with_options(
     reader: Callable[..., Exposure], path: Path, options: ReadingOptions, box: Box | None
 ) -> Exposure:
-    """Read a file that names its planes, with the mask and saturation level that were given.
+    """Read a file that names its planes, with a mask and a saturation level from options.
 
     Parameters
     ----------
@@ -55,15 +58,17 @@ def read_with_options(
     path
         File.
     options
-        Mask, mask bits and saturation are used, as by `whitediff.formats.plain.with_options`.
+        Options, of which `whitediff.formats.plain.with_options` uses mask, mask bits and
+        saturation.
     box
         Pixels to read; None for all.
 
     Returns
     -------
     exposure
-        Of the box; where something is given, of the whole frame.
+        Exposure in the box; in the whole frame if one of these options is set.
     """
+    # A mask in a file of its own has the shape of the whole frame.
     if options.mask is options.mask_bits is options.saturation is None:
         return reader(path, box=box)
     return plain.with_options(reader(path), options, path)
@@ -90,7 +95,12 @@ def _missing_planes(hdus: astropy.io.fits.HDUList, identity: Identity) -> list[s
 
 
 def _write(
-    exposure: Exposure, path: Path, *, overwrite: bool, provenance: Any, **_: Any
+    exposure: Exposure,
+    path: Path,
+    *,
+    overwrite: bool,
+    provenance: Mapping[str, tuple[CardValue, str]] | None,
+    **_: Any,
 ) -> list[str]:
     write(exposure, path, overwrite=overwrite, provenance=provenance)
     return []

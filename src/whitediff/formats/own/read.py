@@ -1,4 +1,4 @@
-"""Exposures from files with the planes IMAGE, MASK and VARIANCE."""
+"""Reading of exposures from files with the planes IMAGE, MASK and VARIANCE."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...exposures.sky import shifted_header
 from ...numerics.planes import each_block
 from ..files import opened
 from ..headers import observation_header, pixel_origin, unescaped, without_provenance
-from ..planes import native
+from ..planes import Hdu, native
 from ..record import decorrelated
 from ..stamps import (
     NOISE,
@@ -39,7 +39,7 @@ _NAME = re.compile(r"MSKN(\d{4})")
 
 
 def read(path: Path, *, box: Box | None = None) -> Exposure:
-    """Read an exposure whose planes lie in the file as they are.
+    """Read an exposure whose planes are stored plainly in the file.
 
     Parameters
     ----------
@@ -51,16 +51,16 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
     Returns
     -------
     exposure
-        With the PSF, kernel and background of the HDUs beside them.
+        Exposure, with PSF, kernel, background and noise covariance from the other HDUs.
 
     Raises
     ------
     FileFormatError
         If a plane is missing or does not fit, or the mask does not name its bits.
     ArgumentError
-        If the box is not inside.
+        If the box is not inside the image.
     """
-    # Of a part of the image, the rest is not read.
+    # Checksums would read the whole file for a part of the image.
     with opened(path, checksums=box is None) as hdus:
         image_hdu, mask_hdu, variance_hdu = (_plane_hdu(hdus, name, path) for name in _PLANES)
         shape = image_hdu.shape
@@ -81,7 +81,7 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
             if not whole.contains(box):
                 raise ArgumentError.of(path, f"its box {whole} does not contain {box}.")
             part, inside = box, whole.slices_of(box)
-            # Of a file that is mapped into memory nothing else is read.
+            # A slice of a file that is mapped into memory reads nothing else of it.
             image, bits, variance = (plane[inside] for plane in (image, bits, variance))
             header = shifted_header(header, dy=inside[0].start, dx=inside[1].start)
         mask = empty_mask(part.shape, names, descriptions)
@@ -103,7 +103,7 @@ def read(path: Path, *, box: Box | None = None) -> Exposure:
         )
 
 
-def _plane_hdu(hdus: astropy.io.fits.HDUList, name: str, path: Path) -> Any:
+def _plane_hdu(hdus: astropy.io.fits.HDUList, name: str, path: Path) -> Hdu:
     if name not in hdus:
         raise FileFormatError.of(
             path, f"has no {name}, as files of its kind have; copy or download it again."
@@ -115,7 +115,7 @@ def _plane_hdu(hdus: astropy.io.fits.HDUList, name: str, path: Path) -> Any:
 
 
 def mask_names(header: astropy.io.fits.Header, path: Path) -> tuple[list[str], dict[str, str]]:
-    """Names of the bits of a mask, and what they mean.
+    """Names and descriptions of the bits of a mask.
 
     Parameters
     ----------
@@ -127,14 +127,14 @@ def mask_names(header: astropy.io.fits.Header, path: Path) -> tuple[list[str], d
     Returns
     -------
     names
-        From bit 0 on.
+        Names, from bit 0 on.
     descriptions
-        Name → what it means.
+        Name → description, if it has one.
 
     Raises
     ------
     FileFormatError
-        If a number is left out, or a name stands twice.
+        If a bit has no name, or two have the same.
     """
     found = {
         int(match[1]): str(header[card]).strip()
@@ -158,24 +158,24 @@ def mask_names(header: astropy.io.fits.Header, path: Path) -> tuple[list[str], d
 def companions(
     hdus: astropy.io.fits.HDUList, whole: Box, part: Box, path: Path
 ) -> tuple[PointSpreadFunction | None, Provenance]:
-    """PSF and provenance that a file of whitediff has beside its planes.
+    """PSF and provenance that a whitediff file has besides its planes.
 
     Parameters
     ----------
     hdus
         HDUs of the file.
     whole, part
-        Box of the image, and of what is read of it.
+        Box of the image, and of the part that is read.
     path
         File, for messages.
 
     Returns
     -------
     psf
-        None where there is none.
+        PSF; None if the file has none.
     provenance
-        Kernel, background and noise covariance of the HDUs beside the image, and what the primary
-        header says.
+        Kernel, background and noise covariance from other HDUs, and the primary header with its
+        record of score and decorrelation.
     """
     kernel = psf = background = noise = None
     kernel_hdu = _image_named(hdus, "KERNEL")
@@ -204,6 +204,6 @@ def companions(
     )
 
 
-def _image_named(hdus: astropy.io.fits.HDUList, name: str) -> Any:
+def _image_named(hdus: astropy.io.fits.HDUList, name: str) -> Hdu | None:
     hdu = find_hdu(hdus, (name,))
     return hdu if hdu is not None and hdu.is_image else None

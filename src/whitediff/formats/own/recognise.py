@@ -10,7 +10,7 @@ PLANES = ("IMAGE", "MASK", "VARIANCE")
 
 
 def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
-    """What a file of whitediff holds.
+    """Content of a whitediff file.
 
     Parameters
     ----------
@@ -24,9 +24,9 @@ def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
 
     Notes
     -----
-    An archive that lsst.images wrote has the same planes, and more besides.
+    An archive of lsst.images has the same planes, and further extensions.
     """
     if "WDPARTS" not in hdus[0].header and "WDTASK" not in hdus[0].header:
         return None
-    # One that has lost a plane is ours all the same.
+    # A file that has lost its mask or variance is still ours, so that reading can say so.
     return "exposure" if len(hdus) > 1 and hdus[1].name == PLANES[0] else None

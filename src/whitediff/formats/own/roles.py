@@ -1,4 +1,4 @@
-"""How the HDUs of whitediff's files, and of lsst.images archives, are used."""
+"""Use of each HDU in whitediff's files and in lsst.images archives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROLES = {
     "STARS": "record", "LOG": "record", "REGISTRATION": "solution",
     "RECIPE": "solution",
 }  # fmt: skip
-"""Names of HDUs, and how each is used."""
+"""Name of an HDU → how it is used."""
 
 
 def roles(
@@ -33,12 +33,12 @@ def roles(
     Parameters
     ----------
     hdus, identity, extension, path
-        As for `whitediff.formats.format.Format.roles`.
+        As in `whitediff.formats.format.Format.roles`.
 
     Returns
     -------
     roles
-        Index → role, empty where it is used for nothing; None where an extension is named.
+        Index → role, empty for an HDU that is not used; None if an extension is named.
     """
     if extension is not None:
         return None

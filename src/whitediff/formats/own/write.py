@@ -1,7 +1,7 @@
-"""Exposures as plain FITS: IMAGE, MASK and VARIANCE, then what belongs to them.
+"""Writing of exposures as plain FITS: IMAGE, MASK and VARIANCE, then PSF, kernel and the like.
 
-The cards of the exposure's header are written as they are, its WCS among them; the pixel
-coordinates of the first pixel stand in a linear WCS ``A``, and cards name the bits of the mask.
+The cards of the exposure's header are written verbatim, with its WCS.  A linear WCS ``A`` gives the
+pixel coordinates of the first pixel, and cards name the bits of the mask.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ...numerics.planes import filled
 from ..finished import RESERVED, replacing_fits
 from ..headers import escaped, observation_header, storable, wcs_cards, without_provenance
 from ..parts import KEYWORD, listed
-from ..planes import native
+from ..planes import Hdu, native
 from ..stamps import NOISE, background_hdu, kernel_hdus, noise_hdus, psf_hdus
 from ..tables import table_hdu
 
@@ -36,7 +36,13 @@ __all__ = ["cards_as_header", "hdus_of", "origin_cards", "write"]
 _log = logging.getLogger("whitediff.formats")
 
 type Array = npt.NDArray[Any]
-type Extra = Array | KernelPointSpreadFunction | astropy.table.Table
+type Extra = (
+    Array
+    | KernelPointSpreadFunction
+    | NoiseCovariance
+    | Callable[[float, float], NoiseCovariance]
+    | astropy.table.Table
+)
 type CardValue = str | int | float | bool | None
 
 _COMPRESSION = "GZIP_2"
@@ -68,7 +74,7 @@ def write(
         Keyword → (value, comment) for the primary header; values that are None or not
         finite are left out.
     extras
-        Extension name → further image, PSF, noise covariance or table.  An image of the
+        Extension name → further image, PSF, noise covariance or table.  An image with the
         exposure's shape gets its WCS.
 
     Raises
@@ -76,7 +82,7 @@ def write(
     OutputExistsError
         If the output exists and may not be replaced.
     FileFormatError
-        If it cannot be written.
+        If the file cannot be written.
     """
     hdus, dropped = _hdus(exposure, compress=compress, provenance=provenance, extras=extras)
     if dropped:
@@ -146,20 +152,20 @@ def _hdus(
     return hdus, [*dropped, *more]
 
 
-def _plane(name: str, plane: Array, *, compress: bool) -> Any:
+def _plane(name: str, plane: Array, *, compress: bool) -> Hdu:
     if not plane.flags.writeable:
-        # Others are brought to the file's byte order in place, and back, by astropy.
+        # astropy swaps the bytes of writeable arrays in place, and back; others need a copy.
         plane = native(plane, plane.dtype.newbyteorder(">"))
     if not compress:
         return astropy.io.fits.ImageHDU(plane, name=name)
-    # Floating-point pixels would be rounded without the last word.
+    # Without quantize_level, floating-point pixels would be rounded.
     return astropy.io.fits.CompImageHDU(
         plane, name=name, compression_type=_COMPRESSION, quantize_level=0.0
     )
 
 
 def _signed(bits: Array) -> Array:
-    """Bits as integers that FITS has without an offset, in the file's byte order."""
+    """Bits as integers that FITS stores without BZERO, in the file's byte order."""
     size = {1: 1, 2: 4, 4: 8, 8: 8}[bits.dtype.itemsize]
     dtype = np.dtype(np.uint8 if size == 1 else f">i{size}")
     return filled(bits.shape, dtype, lambda rows: bits[rows].astype(dtype))
@@ -177,8 +183,8 @@ def _mask_cards(mask: Mask) -> list[astropy.io.fits.Card]:
     return cards
 
 
-def origin_cards(exposure: Exposure) -> list[tuple[str, Any]]:
-    """Cards of the pixel coordinates, a linear WCS.
+def origin_cards(exposure: Exposure) -> list[tuple[str, str | float]]:
+    """Cards of the linear WCS ``A`` for the pixel coordinates.
 
     Parameters
     ----------
@@ -188,10 +194,10 @@ def origin_cards(exposure: Exposure) -> list[tuple[str, Any]]:
     Returns
     -------
     cards
-        Keyword and value of each.
+        Keyword and value of each card.
     """
     y0, x0 = exposure.origin
-    cards: list[tuple[str, Any]] = []
+    cards: list[tuple[str, str | float]] = []
     for axis, first in ((1, x0), (2, y0)):
         cards += [
             (f"CTYPE{axis}A", "LINEAR"),
@@ -208,7 +214,7 @@ def _add_provenance(
     provenance: Mapping[str, tuple[CardValue, str]],
 ) -> None:
     if exposure.is_score:
-        # Whoever writes it, and by whatever name: a score does not pass for a difference.
+        # Set whoever writes the file, so that a score never passes for a difference.
         header.set("WDSCORE", True, "is a score image")
     if exposure.decorrelated_by is not None:
         header.set("WDWHITE", exposure.decorrelated_by, "made its noise white")
@@ -216,17 +222,17 @@ def _add_provenance(
 
 
 def cards_as_header(provenance: Mapping[str, tuple[CardValue, str]]) -> astropy.io.fits.Header:
-    """Cards as the header of a file has them.
+    """Header with cards in the form that `write` stores.
 
     Parameters
     ----------
     provenance
-        As for `write`.
+        As in `write`.
 
     Returns
     -------
     header
-        With texts as they are stored.
+        Header; its texts are encoded as in a file.
     """
     header = astropy.io.fits.Header()
     _set_cards(header, provenance)
@@ -237,17 +243,17 @@ def _set_cards(
     header: astropy.io.fits.Header, provenance: Mapping[str, tuple[CardValue, str]]
 ) -> None:
     with warnings.catch_warnings():
-        # Behind a long value there is no room for the comment.
+        # There is no room for a comment behind a long value.
         warnings.filterwarnings("ignore", "Card is too long, comment will be truncated")
         for keyword, (value, comment) in provenance.items():
             if value is None or (isinstance(value, float) and not math.isfinite(value)):
-                continue  # FITS has neither; what is unknown is left out
+                continue  # FITS has no card for None or NaN
             card = (keyword, escaped(value) if isinstance(value, str) else value, comment)
             header.set(*card)
 
 
-def _extra_hdus(exposure: Exposure) -> list[Any]:
-    hdus: list[Any] = []
+def _extra_hdus(exposure: Exposure) -> list[Hdu]:
+    hdus: list[Hdu] = []
     if exposure.psf is not None:
         hdus += psf_hdus(as_kernel_psf(exposure.psf, exposure.bbox), "PSF", exposure.bbox)
     if exposure.kernel is not None:
@@ -261,8 +267,8 @@ def _further_hdus(
     exposure: Exposure,
     extras: Mapping[str, Extra],
     sky_cards: Iterable[astropy.io.fits.Card],
-) -> list[Any]:
-    hdus: list[Any] = []
+) -> list[Hdu]:
+    hdus: list[Hdu] = []
     for name, extra in extras.items():
         if isinstance(extra, KernelPointSpreadFunction):
             hdus += psf_hdus(extra, name, exposure.bbox)

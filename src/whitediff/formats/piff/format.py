@@ -1,4 +1,4 @@
-"""PSF models of Piff as a format; Piff is imported when one is read."""
+"""Format of Piff's PSF models; Piff is imported only when one is read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _recognise(hdus: astropy.io.fits.HDUList) -> Identity | None:
 
 
 def _facts(hdus: astropy.io.fits.HDUList, identity: Identity) -> dict[str, str]:
-    # What the file says; a model of it is made only where one is used.
+    # Only from the tables: a description must not need Piff.
     return {"PSF": "unknown"} | facts(hdus)
 
 

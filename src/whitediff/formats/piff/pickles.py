@@ -1,8 +1,8 @@
-"""Unpickling of what is on a list, and of nothing else.
+"""Unpickling restricted to listed classes and functions.
 
-Python's own unpickler calls whatever a pickle names.  This one makes instances of admitted
-classes without their constructors, as pickles of today's protocols do, and calls a handful of
-NumPy's functions with arguments that were looked at.
+Python's unpickler calls whatever a pickle names.  This one makes instances of admitted classes
+without calling their constructors, as pickles of current protocols do, and calls a few functions
+of NumPy, whose arguments it checks first.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _LONGEST = 1 << 24
 
 
-def unpickled(data: bytes, where: str) -> Any:
-    """Object from a pickle that holds admitted classes only.
+def unpickled(data: bytes, where: str) -> object:
+    """Object from a pickle that holds only admitted classes.
 
     Parameters
     ----------
@@ -38,13 +38,13 @@ def unpickled(data: bytes, where: str) -> Any:
     Returns
     -------
     obj
-        Its content.
+        Unpickled object.
 
     Raises
     ------
     FileFormatError
-        If it names anything that is not on the list of `whitediff.formats.piff.trusted`, or is
-        damaged.
+        If the pickle names anything that is not on the lists of `whitediff.formats.piff.trusted`,
+        is too long, or is damaged.
     """
     if len(data) > _LONGEST:
         raise FileFormatError(f"{where}: a pickle of {len(data)} bytes is none of Piff.")
@@ -53,26 +53,26 @@ def unpickled(data: bytes, where: str) -> Any:
     except FileFormatError:
         raise
     except Exception as error:
-        # Damaged pickles fail wherever they fail.
+        # Damaged pickles raise errors of any kind.
         raise FileFormatError(
             f"{where}: its pickle cannot be read ({one_line(error)}); is the file whole?"
         ) from error
 
 
 class _Function:
-    """Stands for a function, so that nothing but a call that was looked at is possible."""
+    """Stand-in for a function, so that a pickle can only call it with checked arguments."""
 
     def __init__(self, name: str, work: Callable[..., Any]) -> None:
         self.name, self.work = name, work
 
 
 def _is_plain(dtype: Any) -> bool:
-    """Whether a type is one of numbers."""
+    """Whether an object is a dtype of plain numbers or booleans."""
     return isinstance(dtype, np.dtype) and dtype.kind in "biufc"
 
 
 def _array(subtype: Any, shape: Any, dtype: Any) -> Any:
-    """Empty array, whose state follows: its pickle says no size here."""
+    """Empty array; the pickle sets its size and content later, with its state."""
     if subtype is not np.ndarray or shape != (0,):
         raise ValueError("it makes no array")
     return np.ndarray(shape, dtype)
@@ -104,7 +104,7 @@ def _instance(cls: Any, base: Any, state: Any) -> Any:
 
 
 def _made(cls: Any, *arguments: Any) -> Any:
-    """Instance of an admitted class, its constructor left alone."""
+    """Instance of an admitted class, without a call of its constructor."""
     if not isinstance(cls, type):
         raise ValueError("it makes an instance of no class")
     if cls is np.ndarray or (arguments and cls not in (tuple, float, int, complex)):
@@ -122,7 +122,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
 
 
 def _called(function: Any, arguments: Any) -> Any:
-    """Result of a call, for which few things are admitted."""
+    """Result of a call, if both callable and arguments are admitted."""
     if not isinstance(arguments, tuple):
         raise ValueError("it calls something with no arguments' tuple")
     if isinstance(function, _Function):
@@ -159,7 +159,7 @@ _Steps: Any = pickle._Unpickler
 
 
 class _Unpickler(_Steps):
-    """Python's unpickler in Python, whose steps that find, make, call and fill are our own."""
+    """Python's own unpickler in Python, with checked steps to find, make, call and fill objects."""
 
     dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(_Steps.dispatch)
 
@@ -168,7 +168,7 @@ class _Unpickler(_Steps):
         self._where = where
 
     def find_class(self, module: str, name: str) -> Any:
-        """Class or function by its name, if that is on the list."""
+        """Class or function of a name, if the lists admit it."""
         module, name = (
             text.decode("latin1") if isinstance(text, bytes) else text for text in (module, name)
         )
@@ -184,7 +184,7 @@ class _Unpickler(_Steps):
         return getattr(found, name)
 
     def persistent_load(self, pid: Any) -> Any:
-        """Refuse what is outside of the pickle."""
+        """Refuse references to objects outside the pickle."""
         raise ValueError("it refers to something outside of itself")
 
     def get_extension(self, code: int) -> None:
@@ -192,7 +192,7 @@ class _Unpickler(_Steps):
         raise ValueError("it uses a registered extension")
 
     def load_reduce(self) -> None:
-        """Call what is admitted."""
+        """Call an admitted class or function."""
         arguments = self.stack.pop()
         self.stack[-1] = _called(self.stack[-1], arguments)
 
@@ -206,7 +206,7 @@ class _Unpickler(_Steps):
         self.append(_made(cls, *arguments))
 
     def load_refused(self) -> None:
-        """Refuse the steps of old pickles that call a class."""
+        """Refuse opcodes that call a class with arguments, and those that fill byte arrays."""
         raise ValueError("it is of a protocol that calls classes")
 
     def load_build(self) -> None:
@@ -251,7 +251,7 @@ class _Unpickler(_Steps):
         super().load_setitems()
 
     def _filled(self) -> Any:
-        """What the items since the last mark are put into."""
+        """Container that the items since the last mark are put into."""
         return self.metastack[-1][-1]
 
     dispatch[pickle.REDUCE[0]] = load_reduce
@@ -267,7 +267,7 @@ class _Unpickler(_Steps):
 
 
 def _check_header(state: Any) -> None:
-    """A WCS of astropy is made of its header, and of no file that a text names."""
+    """Refuse a WCS of astropy without a header, which could be made from a file that it names."""
     from astropy.io.fits import Header
 
     header = state.get("header", state.get(b"header")) if isinstance(state, dict) else None
@@ -276,7 +276,7 @@ def _check_header(state: Any) -> None:
 
 
 def _check_array(state: Any) -> None:
-    """An array's content is as long as its shape says: NumPy reads what it is told to."""
+    """Refuse an array whose content does not match its shape, which NumPy would trust."""
     if not isinstance(state, tuple) or len(state) != 5:
         raise ValueError("its array has no state")
     _, shape, dtype, _, raw = state
@@ -288,14 +288,14 @@ def _check_array(state: Any) -> None:
 
 
 def _check_dtype(state: Any) -> None:
-    """A type of numbers has a byte order, and neither fields nor a size of its own."""
+    """Refuse a dtype with fields or a size of its own, or without a byte order."""
     plain = isinstance(state, tuple) and len(state) in (8, 9) and state[2:5] == (None, None, None)
     if not plain or state[1] not in ("<", ">", "|", "=") or state[5:7] != (-1, -1):
         raise ValueError("its array is of no plain type")
 
 
 def _check_filled(target: Any, kinds: tuple[type, ...], items: Any) -> None:
-    """Nothing is filled but containers as they are: an instance's ``append`` may be anything."""
+    """Refuse to fill anything but plain containers: an instance's ``append`` may be anything."""
     if type(target) not in kinds:
         raise ValueError(f"it fills a {type(target).__name__}")
     for item in items:
@@ -303,7 +303,7 @@ def _check_filled(target: Any, kinds: tuple[type, ...], items: Any) -> None:
 
 
 def _check_state(state: Any) -> None:
-    """An instance's attributes are values: nothing that can be called, or is part of its class."""
+    """Refuse attributes that are classes or functions, or whose names begin with ``__``."""
     for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
         if isinstance(part, dict) and any(_text(name).startswith("__") for name in part):
             raise ValueError("it changes what an instance is")
@@ -316,9 +316,7 @@ def _text(name: Any) -> str:
 
 
 def _check_inert(value: Any) -> None:
-    """Classes and functions stand nowhere but where they are called; containers are checked as they
-    are filled.
-    """
+    """Refuse a class or function as a value; lists and dictionaries are checked when filled."""
     if isinstance(value, type | _Function):
         raise ValueError("it keeps a class or function")
     if isinstance(value, tuple):

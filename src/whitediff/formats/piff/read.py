@@ -1,4 +1,4 @@
-"""PSF models of Piff, by Piff itself."""
+"""Reading of Piff's PSF models, with Piff itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
 
@@ -30,27 +31,27 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
     Parameters
     ----------
     path
-        File.  It contains pickles, as all files of Piff do, of which nothing is executed.
+        File.  Like all files of Piff it contains pickles, but nothing in them is executed.
     extension
-        Number of the detector (Piff's chipnum), where a file has several.
+        Number of the detector (Piff's chipnum), needed if the file has several.
     bounds
         Box of the exposure.
 
     Returns
     -------
     psf
-        Images of the model's, interpolated with polynomials of the position.
+        Images drawn by the model, interpolated by polynomials of the position.
 
     Raises
     ------
     FileFormatError
-        If Piff is missing or cannot read it, if it names anything that is not on the lists of
-        `whitediff.formats.piff.trusted`, or if it depends on more than the position.
+        If Piff is missing or cannot read the model, or if the model names anything that is not on
+        the lists of `whitediff.formats.piff.trusted`, or depends on more than the position.
 
     Notes
     -----
-    Piff's positions are those of its star catalogue, which by FITS' and SExtractor's convention
-    count pixels from 1.
+    Piff takes positions from its star catalogue, which counts pixels from 1, the convention of FITS
+    and SExtractor.
     """
     with opened(path) as hdus:
         if recognise(hdus) is None:
@@ -64,7 +65,7 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
                 path, "is a PSF of Piff, which is not installed; install whitediff[piff]."
             ) from error
         try:
-            # Piff is given tables that were looked at, and never the file.
+            # Piff gets only checked tables, never the file.
             reader = TrustedReader(hdus, path)
             model = piff.PSF._read(reader, "psf", config.PiffLogger(None))
             chips = sorted(model.wcs)
@@ -72,7 +73,7 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
         except FileFormatError:
             raise
         except Exception as error:
-            # Piff raises whatever its parts raise.
+            # Piff raises errors of any kind.
             raise FileFormatError.of(
                 path, f"cannot be read by Piff ({one_line(error)}); is it complete?"
             ) from error
@@ -105,8 +106,8 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
         raise FileFormatError.of(path, f"{error} Is it the PSF of this image?") from error
 
 
-def _stamp_side(hdus: Any) -> int:
-    """Odd side of the stamps that the model was fitted to, where the file says it."""
+def _stamp_side(hdus: astropy.io.fits.HDUList) -> int:
+    """Odd side of the stamps that the model was fitted to; 49 if the file does not give it."""
     for hdu in hdus[1:]:
         if hdu.name.lower() == "psf_stars" and {"xmin", "xmax"} <= set(hdu.columns.names):
             widths = np.asarray(hdu.data["xmax"]) - np.asarray(hdu.data["xmin"]) + 1

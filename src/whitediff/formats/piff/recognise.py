@@ -9,7 +9,7 @@ __all__ = ["facts", "fitted_range", "recognise"]
 
 
 def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
-    """Kind of model that a file of Piff holds.
+    """Kind of model in a file of Piff.
 
     Parameters
     ----------
@@ -19,7 +19,7 @@ def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
     Returns
     -------
     detail
-        Such as ``Simple``; None if it is none.
+        Kind, such as ``Simple``; None if the file is not from Piff.
     """
     for hdu in hdus[1:]:
         if not isinstance(hdu, astropy.io.fits.BinTableHDU) or hdu.name.lower() != "psf":
@@ -43,7 +43,7 @@ def fitted_range(
     Returns
     -------
     x, y
-        From and to, counted from 0; None where the file does not say.
+        First and last coordinate, from 0; None if the file does not give them.
     """
     if recognise(hdus) is None:
         return None
@@ -67,7 +67,7 @@ def fitted_range(
 
 
 def facts(hdus: astropy.io.fits.HDUList) -> dict[str, str]:
-    """What a file of Piff says of its model, without the model being made.
+    """Description of a model from the tables of its file, without Piff.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def facts(hdus: astropy.io.fits.HDUList) -> dict[str, str]:
     Returns
     -------
     facts
-        What → in words: its parts, the detectors, and the stars that it was fitted to.
+        Label → text: parts of the model, detectors, and number of stars that it was fitted to.
     """
     found: dict[str, str] = {}
     for hdu in hdus[1:]:

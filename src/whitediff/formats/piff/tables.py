@@ -1,7 +1,7 @@
-"""The tables of a file of Piff, as Piff's own reader would give them to it, without its dangers.
+"""Safe replacement of Piff's reader for the tables of its files.
 
-Piff unpickles what the file says is a WCS and evaluates settings that look like Python.  It reads
-files through an object with a few methods, though, and takes any: this one.
+Piff unpickles the WCS of a file, and evaluates settings that look like Python.  But it reads files
+through an object with a few methods, and accepts the one from this module.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import astropy.io.fits
 import numpy as np
+import numpy.typing as npt
 
 from ...errors import FileFormatError
 from .pickles import unpickled
@@ -23,11 +24,13 @@ from .trusted import check_struct, literal
 
 __all__ = ["TrustedReader", "read_wcs"]
 
+type Array = npt.NDArray[Any]
+
 _STARS = "stars"
 
 
 class TrustedReader:
-    """Reader that `piff.PSF._read` takes in the place of `piff.FitsReader`.
+    """Reader that `piff.PSF._read` accepts instead of `piff.FitsReader`.
 
     Parameters
     ----------
@@ -36,60 +39,60 @@ class TrustedReader:
     path
         File, for messages.
     base
-        Name that stands before those of the tables; None for none.
+        Prefix of the tables' names; None for none.
     """
 
     def __init__(self, hdus: astropy.io.fits.HDUList, path: Path, base: str | None = None) -> None:
         self._hdus, self._path, self._base = hdus, path, base
 
     def get_full_name(self, name: str) -> str:
-        """Name of an extension.
+        """Full name of an extension.
 
         Parameters
         ----------
         name
-            Of a part.
+            Name of a part.
 
         Returns
         -------
         name
-            With what it belongs to.
+            Name with the prefix of this reader.
         """
         return name if self._base is None else f"{self._base}_{name}"
 
     @contextlib.contextmanager
     def nested(self, name: str) -> Iterator[TrustedReader]:
-        """Reader of a part's parts.
+        """Reader for the parts of a part.
 
         Parameters
         ----------
         name
-            Of the part.
+            Name of the part.
 
         Yields
         ------
         reader
-            Of the same file.
+            Reader of the same file, with this part as prefix.
         """
         yield TrustedReader(self._hdus, self._path, self.get_full_name(name))
 
-    def read_struct(self, name: str) -> dict[str, Any] | None:
+    def read_struct(self, name: str) -> dict[str, object] | None:
         """Settings of a part.
 
         Parameters
         ----------
         name
-            Of the part.
+            Name of the part.
 
         Returns
         -------
         struct
-            Name → value; None where there is no such part.
+            Name → value; None if there is no such part.
 
         Raises
         ------
         FileFormatError
-            If they are none that Piff may be given.
+            If Piff must not be given these settings.
         """
         hdu = self._table(name)
         if hdu is None:
@@ -104,21 +107,21 @@ class TrustedReader:
         check_struct(struct, where)
         return struct
 
-    def read_table(self, name: str, metadata: dict[str, Any] | None = None) -> Any:
+    def read_table(self, name: str, metadata: dict[str, object] | None = None) -> Array | None:
         """Table of numbers.
 
         Parameters
         ----------
         name
-            Of the table.
+            Name of the table.
         metadata
-            Filled with the cards of its header.
+            Dictionary that is filled with the cards of the table's header.
 
         Returns
         -------
         table
-            Structured array; None where there is none.  The stars that the model was fitted to are
-            not needed and never there.
+            Structured array; None if there is no such table, and always for the table of stars,
+            which is not needed.
         """
         hdu = None if name == _STARS else self._table(name)
         if hdu is None:
@@ -133,26 +136,28 @@ class TrustedReader:
             table[column] = values
         return table
 
-    def read_wcs_map(self, name: str, logger: Any) -> tuple[dict[int, Any] | None, Any]:
-        """Coordinates of the detectors, and where the telescope pointed.
+    def read_wcs_map(
+        self, name: str, logger: object
+    ) -> tuple[dict[int, object] | None, object | None]:
+        """WCS of each detector, and pointing of the telescope.
 
         Parameters
         ----------
         name
-            Of the table.
+            Name of the table.
         logger
-            Of Piff; not used.
+            Logger of Piff; not used.
 
         Returns
         -------
         wcs, pointing
-            Detector's number → `galsim.BaseWCS`, and `galsim.CelestialCoord`; None where there
-            are none.
+            Detector's number → `galsim.BaseWCS`, and `galsim.CelestialCoord`; None for either that
+            the file lacks.
 
         Raises
         ------
         FileFormatError
-            If they are anything else.
+            If a pickle holds anything else.
         """
         hdu = self._table(name)
         if hdu is None:
@@ -166,22 +171,22 @@ class TrustedReader:
         return wcs, galsim.CelestialCoord(ra * galsim.hours, dec * galsim.degrees)
 
     def read_bandpass(self, name: str) -> None:
-        """Band through which a model sees, which Piff asks for from version 1.7 on.
+        """Bandpass of a model, which Piff asks for from version 1.7 on.
 
         Parameters
         ----------
         name
-            Of the table.
+            Name of the table.
 
         Returns
         -------
         bandpass
-            None: models that depend on the wavelength are not read.
+            None, since models that depend on the wavelength are not read.
 
         Raises
         ------
         FileFormatError
-            If there is one.
+            If there is such a table.
         """
         if self._table(name) is not None:
             raise FileFormatError.of(
@@ -192,7 +197,7 @@ class TrustedReader:
     def _where(self, name: str) -> str:
         return f"{self._path}: {self.get_full_name(name)}"
 
-    def _table(self, name: str) -> Any:
+    def _table(self, name: str) -> astropy.io.fits.BinTableHDU | None:
         full = self.get_full_name(name).lower()
         return next(
             (
@@ -204,13 +209,13 @@ class TrustedReader:
         )
 
 
-def read_wcs(hdu: Any, where: str) -> dict[int, Any]:
-    """Coordinates of the detectors of a model of Piff.
+def read_wcs(hdu: astropy.io.fits.BinTableHDU, where: str) -> dict[int, object]:
+    """WCS of each detector of a model of Piff.
 
     Parameters
     ----------
     hdu
-        Table in which they are pickled, in base 64 and in several columns.
+        Table with the pickles, in base 64 and in several columns.
     where
         File and part, for messages.
 
@@ -222,10 +227,10 @@ def read_wcs(hdu: Any, where: str) -> dict[int, Any]:
     Raises
     ------
     FileFormatError
-        If a pickle holds anything that is not on the list, or no coordinates.
+        If a pickle names anything that is not on the lists, or holds no WCS.
     """
     galsim = importlib.import_module("galsim")
-    found: dict[int, Any] = {}
+    found: dict[int, object] = {}
     parts = sorted(column for column in hdu.columns.names if column.startswith("wcs_str_"))
     for row, number in enumerate(np.asarray(hdu.data["chipnums"])):
         text = "".join(str(_value(hdu.data[part][row])) for part in parts)
@@ -247,7 +252,7 @@ def read_wcs(hdu: Any, where: str) -> dict[int, Any]:
 
 
 def _value(value: Any) -> Any:
-    """Value of a table as Piff expects it."""
+    """Value of a table in the type that Piff expects."""
     if isinstance(value, bytes):
         return value.decode("latin1").rstrip("\0 ")
     if isinstance(value, np.str_):
@@ -257,8 +262,8 @@ def _value(value: Any) -> Any:
     return value
 
 
-def _native(values: Any) -> Any:
-    """Array in the machine's byte order, its texts as text."""
+def _native(values: Array) -> Array:
+    """Array in the machine's byte order, with bytes as text."""
     if values.dtype.kind == "S":
         return np.char.decode(values, "latin1")
     return values.astype(values.dtype.newbyteorder("="))

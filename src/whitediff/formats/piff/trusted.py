@@ -1,4 +1,4 @@
-"""What files of Piff may name: the lists by which their content is admitted."""
+"""Lists of the classes, functions and settings that files of Piff may name."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ CLASSES: frozenset[tuple[str, str]] = frozenset(
 )
 """Classes whose instances may be made by name, without their constructors.
 
-Those of GalSim that evaluate strings (UVFunction, RaDecFunction) or start programs (WcsToolsWCS)
-are not among them.
+Classes of GalSim that evaluate strings (UVFunction, RaDecFunction) or start programs
+(WcsToolsWCS) are left out.
 """
 
 FUNCTIONS: frozenset[tuple[str, str]] = frozenset(
@@ -64,7 +64,7 @@ FUNCTIONS: frozenset[tuple[str, str]] = frozenset(
         ("copy_reg", "_reconstructor"),
     ]
 )
-"""Functions that pickles of NumPy's arrays and numbers, and of old classes, call."""
+"""Functions that are called by pickles of NumPy's arrays and numbers, and of old classes."""
 
 _TYPES = frozenset(
     [
@@ -75,7 +75,7 @@ _TYPES = frozenset(
         *("Chisq", "MAD"),
     ]
 )
-"""Parts of Piff's models; its optical models read files that their settings name."""
+"""Kinds of parts of a model; optical models are left out, as their settings name files to read."""
 
 _PROFILES = frozenset(
     [
@@ -92,15 +92,15 @@ _KERNELS = frozenset(
         *("AnisotropicRBF", "VonKarman", "AnisotropicVonKarman", "array"),
     ]
 )
-"""What may be called in the texts that Piff and treegp evaluate."""
+"""With `_PROFILES`, names that may be called in the texts that Piff and treegp evaluate."""
 
 _LARGEST = {"size": 2001, "order": 20, "n_neighbors": 10_000, "max_order": 20}
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*|[0-9][0-9A-Za-z.+-]*|")
 _LONGEST, _LARGEST_POWER = 20_000, 10
 
 
-def literal(text: str, where: str) -> Any:
-    """Value of a Python literal: numbers, texts, lists, tuples and dictionaries of them.
+def literal(text: str, where: str) -> object:
+    """Value of a Python literal, such as a number, text, list, tuple or dictionary.
 
     Parameters
     ----------
@@ -112,12 +112,12 @@ def literal(text: str, where: str) -> Any:
     Returns
     -------
     value
-        Nothing is executed.
+        Value; nothing is executed.
 
     Raises
     ------
     FileFormatError
-        If it is anything else.
+        If the text is no literal, or too long.
     """
     try:
         if len(text) > _LONGEST:
@@ -130,21 +130,21 @@ def literal(text: str, where: str) -> Any:
         ) from error
 
 
-def check_struct(struct: Mapping[str, Any], where: str) -> None:
-    """Make sure that Piff can be given the settings of one of its parts.
+def check_struct(struct: Mapping[str, object], where: str) -> None:
+    """Make sure that Piff may be given the settings of one of its parts.
 
     Parameters
     ----------
     struct
-        Name → value, as files have them.
+        Name → value, as in the file.
     where
         File and part, for messages.
 
     Raises
     ------
     FileFormatError
-        If the part is of a kind that is not on the list, or a setting is text that is neither a
-        word nor an admitted expression, or a number that is absurd.
+        If the kind of part is not on the list, a text is neither a word nor an admitted
+        expression, or a number is too large.
     """
     kind = struct.get("type")
     if kind is not None and str(kind).removesuffix("PSF") not in _TYPES:
@@ -190,7 +190,7 @@ def _check_text(name: str, text: str, where: str) -> None:
 
 
 def _check_node(node: ast.expr) -> None:
-    """Refuse whatever is no constant, list, sign, or a call of what is on the lists."""
+    """Refuse all but constants, lists, signs, sums, products, small powers and admitted calls."""
     match node:
         case ast.Constant(value=int() | float() | str() | None):
             return
@@ -223,7 +223,7 @@ def _check_node(node: ast.expr) -> None:
 
 
 def _check_factor(node: ast.expr) -> None:
-    """Refuse texts and lists, which a factor would make long."""
+    """Refuse texts and lists, which a multiplication could make huge."""
     if not isinstance(node, ast.Call | ast.BinOp) and not (
         isinstance(node, ast.Constant) and isinstance(node.value, int | float)
     ):

@@ -1,4 +1,4 @@
-"""PSFs of images as models of Piff, the kind of PSF that every reader of lsst.images knows."""
+"""Conversion of PSFs to models of Piff, which every reader of lsst.images understands."""
 
 from __future__ import annotations
 
@@ -22,31 +22,33 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.formats")
 
 _SCALE = 1e-3
-"""Of the model's coordinates, per pixel: powers of thousands would lose digits."""
+"""Model coordinates per pixel; powers of thousands of pixels would lose digits."""
 
 _HIGHEST_ORDER, _TOLERANCE, _LARGEST_ERROR = 6, 1e-4, 0.02
+"""Highest order of the polynomials; error, over the peak, to aim at; error that is refused."""
 
 
 def as_piff(psf: PointSpreadFunction, bounds: Box) -> PiffWrapper:
-    """Make a PSF that is a model of Piff.
+    """Convert a PSF to a model of Piff.
 
     Parameters
     ----------
     psf
         PSF, on stamps of any shape.
     bounds
-        Box over which it is wanted.
+        Box in which the PSF is needed.
 
     Returns
     -------
     psf
-        Pixels on a grid of the image's own, with polynomials of the position, whose order is raised
-        until they follow to 1e-4 of the peak, or is 6; then a warning says how far they are off.
+        Model with one pixel for each of the image, interpolated by polynomials of the position.
+        Their order is raised until they reproduce the PSF to 1e-4 of its peak; if order 6 does
+        not, a warning states the error.
 
     Raises
     ------
     ArgumentError
-        If Piff is not installed, or they are off by more than 2 %.
+        If Piff is not installed, or the error of order 6 is more than 2 % of the peak.
     """
     try:
         piff, galsim = (importlib.import_module(name) for name in ("piff", "galsim"))
@@ -85,7 +87,7 @@ def as_piff(psf: PointSpreadFunction, bounds: Box) -> PiffWrapper:
             off,
             _HIGHEST_ORDER,
         )
-    # The model's flux is per square of its scale.
+    # Piff's pixel values are fluxes per unit of area, and a pixel has the area _SCALE².
     interpolation.q = solution.T / _SCALE**2
     made = piff.SimplePSF(model, interpolation)
     made.wcs, made.pointing, made.stars = {0: galsim.PixelScale(_SCALE)}, None, []
@@ -93,7 +95,7 @@ def as_piff(psf: PointSpreadFunction, bounds: Box) -> PiffWrapper:
 
 
 def _square(psf: PointSpreadFunction, x: float, y: float) -> Array:
-    """Image of a PSF on an odd square, its origin in the middle."""
+    """Image of a PSF on a square of odd side, with the origin in the middle."""
     image = psf.at(x=x, y=y)
     ny, nx = image.shape
     half = max(ny, nx) // 2

@@ -1,4 +1,4 @@
-"""FITS files with images in HDUs, in the layouts that people have."""
+"""Plain FITS files with images in HDUs, in the usual layouts."""
 
 from .format import FORMAT
 from .mask import mask_planes

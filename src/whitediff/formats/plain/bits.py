@@ -1,4 +1,4 @@
-"""What the numbers in the masks of instruments and surveys mean."""
+"""Meanings of bits and codes in the masks of instruments and surveys."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ BAD, CR, NO_DATA, SAT = "BAD", "CR", "NO_DATA", "SAT"
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """One bit of a mask, or one of its values.
+    """Meaning of one bit or one value of a mask.
 
     Attributes
     ----------
     number
-        Of the bit, from 0; of a mask with values, the value.
+        Number of the bit, from 0; in a mask with values, the value.
     name
-        As its handbook calls it; that of its mask plane where the bit only informs.
+        Name in the handbook; also the name of the mask plane if `plane` is None.
     plane
-        Mask plane that its pixels get, one of `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES`;
-        None where the pixel may be used.
+        Mask plane that the pixels get, one of `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES`;
+        None if the pixel may be used.
     only_with
-        Bit that has to be set too for the pixel to be bad.
+        Bit that must also be set for the pixel to be bad; None if no other bit matters.
     """
 
     number: int
@@ -37,20 +37,20 @@ class Meaning:
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """How an instrument or a survey writes masks.
+    """Convention of an instrument or a survey for its masks.
 
     Attributes
     ----------
     name
-        Of the instrument or survey, for messages.
+        Instrument or survey, for messages.
     meanings
-        Of its bits.  Those that it lacks are bad.
+        Meanings of the bits or values; those not listed are bad.
     source
-        Where the meanings are documented.
+        Document that gives the meanings.
     is_coded
-        Pixels hold one value of several, not bits.
+        Whether a pixel holds one of several values instead of bits.
     summary
-        Bit that is set beside the bit of the reason; alone it means BAD.
+        Bit that is set besides the bit of the reason; alone it means BAD.
     """
 
     name: str
@@ -64,7 +64,7 @@ def _meanings(*rows: tuple[int, str] | tuple[int, str, str]) -> tuple[Meaning, .
     return tuple(Meaning(*row) for row in rows)
 
 
-# Hot and warm pixels of HST are corrected by dark subtraction, and are usable.
+# Hot and warm pixels of HST are usable, since dark subtraction corrects them.
 _HST_CCD = (
     (0, "LOST", BAD),
     (1, "FILLED", NO_DATA),
@@ -92,7 +92,7 @@ CONVENTIONS = {
     ),
     "wfc3-ir": Convention(
         "HST WFC3/IR",
-        # The slope leaves out the reads that a cosmic ray spoiled.
+        # CR_IN_RAMP pixels are usable: the slope leaves out reads that a cosmic ray spoiled.
         _meanings(
             (0, "LOST", BAD),
             (1, "FILLED", NO_DATA),
@@ -113,8 +113,8 @@ CONVENTIONS = {
     ),
     "jwst": Convention(
         "JWST",
-        # A ramp is fitted to its good groups: where one jumped or saturated, the slope holds,
-        # unless the pixel must not be used at all.
+        # A ramp is fitted to its good groups, so a jump or saturated group does not spoil the
+        # slope, unless DO_NOT_USE is set.
         (
             Meaning(0, "DO_NOT_USE", BAD),
             Meaning(1, "SATURATED", SAT, 0),
@@ -202,7 +202,7 @@ CONVENTIONS = {
     ),
     "ztf": Convention(
         "ZTF",
-        # Bad are those of the survey's own 6141.
+        # The bad bits are those of the survey's own value 6141.
         _meanings(
             (0, "TRACK", BAD),
             (1, "OBJECT"),
@@ -222,7 +222,7 @@ CONVENTIONS = {
     ),
     "ps1": Convention(
         "Pan-STARRS",
-        # Bad are those of the survey's own MASK.VALUE, 8575.
+        # The bad bits are those of the survey's own MASK.VALUE, 8575.
         _meanings(
             (0, "DETECTOR", BAD),
             (1, "FLAT", BAD),
@@ -269,21 +269,22 @@ CONVENTIONS = {
         "BANZAI, stages of the pipeline",
     ),
 }
-"""Short name → what masks hold, as the handbooks of instruments and surveys say."""
+"""Short name → convention, from the handbooks of instruments and surveys."""
 
 
 def recognised(headers: Iterable[astropy.io.fits.Header]) -> Convention | None:
-    """Convention of a mask, by the cards of headers.
+    """Convention of a mask, recognised by header cards.
 
     Parameters
     ----------
     headers
-        Of the mask, of its file, of the image, of the image's file: the first that tells counts.
+        Headers of the mask, its file, the image and the image's file; the first that is recognised
+        counts.
 
     Returns
     -------
     convention
-        None where no header tells.
+        Convention; None if no header is recognised.
     """
     for header in headers:
         name = _recognised(header)
@@ -305,7 +306,7 @@ def _recognised(header: astropy.io.fits.Header) -> str | None:
     elif telescope == "HST" and instrument == "WFC3":
         found = "wfc3-ir" if text("DETECTOR") == "IR" else "wfc3-uvis"
     elif instrument == "DECAM" and text("PLVER"):
-        # Its files may carry cards of the Dark Energy Survey, too.
+        # Before the Dark Energy Survey, whose cards these files may also have.
         found = "decam-bits" if _version(text("PLVER")) < (3, 5) else "decam"
     elif "DES_EXT" in header:
         found = "des"
@@ -328,7 +329,7 @@ def _recognised(header: astropy.io.fits.Header) -> str | None:
 
 
 def _version(text: str) -> tuple[int, ...]:
-    """Numbers of a version such as V5.2LS5; of one that has none, a late one."""
+    """Numbers of a version such as V5.2LS5; (99,), a late version, if there are none."""
     numbers = []
     for part in text.lstrip("V").split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]

@@ -1,4 +1,4 @@
-"""FITS files that say nothing of their own as a format: the last one that is asked."""
+"""Format of FITS files with no layout of their own; it is the last one that is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mask planes from the integers of a file."""
+"""Mask planes from the integers of a mask image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ...errors import FileFormatError
 from ...exposures.masks import UNTRUSTED_MASK_PLANES, is_one_of
 from ...numerics.planes import filled, zeros
-from ..planes import native, plane_of
+from ..planes import Hdu, native, plane_of
 from .bits import Convention, recognised
 
 __all__ = ["mask_planes"]
@@ -24,13 +24,13 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.formats")
 
 _MOST = 62
-"""Bits of a mask: what is above may be the sign."""
+"""Bits of a 64-bit mask that are used; higher ones may be the sign."""
 
 
 def mask_planes(
-    hdu: Any,
+    hdu: Hdu,
     shape: tuple[int, ...],
-    path: Path,
+    path: str | Path,
     *,
     bits: Iterable[int] | None = None,
     headers: Iterable[astropy.io.fits.Header] = (),
@@ -44,25 +44,26 @@ def mask_planes(
     shape
         ``(ny, nx)`` of the image.
     path
-        For error messages.
+        File, for error messages.
     bits
-        Numbers of those that count as bad, from 0 (of a mask with codes, the codes); None: what
-        names or instrument say, else all.
+        Numbers of the bits that count as bad, from 0, or the bad codes of a mask with codes; None:
+        those that names or instrument make bad, else all.
     headers
-        Headers besides the mask's that may tell the instrument, the nearest first.
+        Further headers that may name the instrument, besides the mask's; the nearest first.
 
     Returns
     -------
     planes
-        Name → ``(ny, nx)`` boolean.  Bits with names in the header have those, set somewhere or
-        not.  Bits of a known instrument become SAT, CR, BAD and NO_DATA, and those that only
-        inform keep their names.  Of other masks, bits are called BITn, and all are BAD together.
+        Name → ``(ny, nx)`` boolean.  Bits that the header names keep their names, even if no pixel
+        has them.  Bits of a known instrument become SAT, CR, BAD and NO_DATA, and purely
+        informative ones keep their names.  In other masks, bits are called BITn, and BAD is their
+        union.
 
     Raises
     ------
     FileFormatError
-        If the shapes differ, the values are no integers, a bit's number is none, or the mask is
-        too narrow for a bit that is asked for.
+        If the shapes differ, the values are no integers, a card gives no valid bit number, or the
+        mask is too narrow for a bit of ``bits``.
     """
     data = plane_of(hdu, path)
     name = hdu.name or "of the primary HDU"
@@ -102,13 +103,13 @@ def mask_planes(
     return planes
 
 
-def _named(cards: Iterable[Any], path: Path) -> dict[int, str]:
+def _named(cards: Iterable[Any], path: str | Path) -> dict[int, str]:
     """Names that a mask's own header gives its bits."""
     names: dict[int, str] = {}
     for card in cards:
         if card.keyword.startswith("MP_"):
             bit, name = card.value, card.keyword.removeprefix("MP_")
-        # MSKNAMnn and MSKNUM are Pan-STARRS', whose values are no bits' numbers.
+        # Pan-STARRS has MSKNAMnn and MSKNUM, whose values are no bit numbers.
         elif card.keyword.startswith("MSKN") and not card.keyword.startswith(("MSKNAM", "MSKNUM")):
             bit, name = card.keyword.removeprefix("MSKN"), str(card.value)
             bit = int(bit) if bit.isdigit() else bit
@@ -124,8 +125,8 @@ def _named(cards: Iterable[Any], path: Path) -> dict[int, str]:
     return names
 
 
-def _integers(data: Array, name: str, path: Path) -> tuple[Array, Array | None]:
-    """Unsigned integers of a mask, and where it has none."""
+def _integers(data: Array, name: str, path: str | Path) -> tuple[Array, Array | None]:
+    """Unsigned integers of a mask, and the pixels without one."""
     missing = None
     if data.dtype.kind == "f":
         finite = np.isfinite(data)
@@ -140,7 +141,7 @@ def _integers(data: Array, name: str, path: Path) -> tuple[Array, Array | None]:
             )
     if data.dtype.kind not in "iu":
         data = data.astype(np.int64)
-    # The sign of an integer is its highest bit.
+    # Unsigned, since the highest bit of a mask may be the sign of its integers.
     integers = native(data).view(f"u{data.dtype.itemsize}")
     if data.dtype.itemsize == 8:
         integers &= np.uint64((1 << _MOST) - 1)
@@ -148,7 +149,7 @@ def _integers(data: Array, name: str, path: Path) -> tuple[Array, Array | None]:
 
 
 def _plane(integers: Array, bits: int) -> Array:
-    """Pixels in which any of some bits is set."""
+    """Pixels in which at least one of the bits is set."""
     some = integers.dtype.type(bits & ((1 << 8 * integers.dtype.itemsize) - 1))
     return filled(integers.shape, bool, lambda rows: (integers[rows] & some) != 0)
 
@@ -174,7 +175,7 @@ def _of_bits(
             )
     for bit in (bit for bit in range(63) if (used >> bit) & 1 and bit not in named):
         planes[f"BIT{bit}"] = _plane(integers, 1 << bit)
-        # Without names, "not zero is bad" is the convention of DQ arrays.
+        # DQ arrays without names follow the convention that anything but zero is bad.
         if bit in wanted if wanted is not None else not named:
             bad |= 1 << bit
     if bad or not named:
@@ -209,8 +210,7 @@ def _of_convention(
         else:
             add(target, plane)
     if summary is not None:
-        # Where the reason is told, it counts: the core of a star is no defect, which its neighbours
-        # could mend.
+        # A more specific plane counts instead: neighbours can mend a defect, but not a star's core.
         for name in UNTRUSTED_MASK_PLANES:
             if name in planes:
                 summary &= ~planes[name]

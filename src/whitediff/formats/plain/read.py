@@ -1,4 +1,4 @@
-"""Exposures from plain FITS: planes found by their names, in the primary HDU or beside it."""
+"""Reading of exposures from plain FITS files, whose planes are found by name."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from ..headers import (
     without_lookup_tables,
     without_provenance,
 )
-from ..planes import ASINH_CARDS, asinh_scale, is_plane, linear, native, plane_of
+from ..planes import ASINH_CARDS, Hdu, asinh_scale, is_plane, linear, native, plane_of
 from ..record import decorrelated
 from ..stamps import (
     NOISE,
@@ -80,15 +80,16 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.formats")
 
 _MANY_MASKED, _MOST_MASKED = 0.5, 0.95
-"""Shares of pixels that few masks of bad ones flag, and none."""
+"""Shares of flagged pixels that few masks of bad pixels exceed, and that none does."""
 _STANDING_OUT, _BESIDE, _ENOUGH_BRIGHT = 10, 3, 100
-"""Scatters of the sky beyond which pixels stand out, and one beside them if it is a source, and how
-many of these must."""
+"""Bright pixels of a source are this many sigma above the sky, and a pixel beside them this many;
+least number of such pixels to judge a mask by."""
 _MOST_SATURATED = 0.3
-"""Of all pixels, that a header's saturation level may make saturated; more is a wrong level."""
+"""Largest share of pixels above a saturation level; beyond it, the level is wrong."""
 
 _ABSURD, _OWN_LIGHT = 1e3, 5.0
-"""Variances over the usual one from which a pixel is bad, unless it is as many sigma bright."""
+"""A pixel is bad if its variance exceeds the median one by this factor, unless it is this many
+sigma bright."""
 
 _IMAGE_NAMES = ("SCI", "IMAGE", "DATA", "SCIENCE", "DIFF", "DIFFERENCE")
 _MASK_NAMES = ("MASK", "DQ", "FLAGS", "BPM", "MSK", "DQMASK", "BADPIX")
@@ -109,7 +110,7 @@ _VARIANCE_NAMES: dict[str, _PlaneKind] = {
     "INVVAR": "inverse variance",
 }
 _UNSURE = "RMS"
-"""Name under which other numbers are stored, too; taken where the noise agrees."""
+"""Name that other quantities have too; such a plane is used only if it agrees with the noise."""
 
 _WEIGHTS: tuple[_PlaneKind, ...] = ("weight", "inverse variance")
 _OTHER_NAMES = ("PSF", "KERNEL", "BACKGROUND", "COEFFICIENTS", NOISE)
@@ -117,27 +118,30 @@ _COMPANIONS = (
     *("CTX", "CON", "VAR_POISSON", "VAR_RNOISE", "VAR_FLAT", "AREA"),
     *("D2IMARR", "WCSDVARR", "SAMP", "TIME", "UNCERT", "PSFIMAGE"),
 )
-"""Extensions with images that belong to another: contexts, parts of the variance, distortions."""
+"""Images that belong to another image: contexts, parts of the variance, distortions."""
 
 _SATURATION_KEYWORDS = ("SATURATE", "SATLEVEL", "SATURLEV", "SATLVL", "SATURAT")
 _TRAIL = 0.01
-"""Least height of a trail, of the saturation level's above the sky."""
+"""Least height of a bleed trail above the sky, over the height of the saturation level."""
 
 _SHORTEST_HALF = 1.349
-"""Standard deviations of a Gaussian that the shortest interval with half of its values spans."""
+"""Width of the shortest interval with half of a Gaussian's values, in standard deviations."""
 
 _ENOUGH_FOR_SIGMA = 100_000
+"""Pixels that are sampled to measure a scatter."""
 _SAME_TIME = (0.6, 1.4)
-"""Largest weight over the exposure time of an exposure map; drizzled ones lose or gain some."""
+"""Range of an exposure map's largest weight over the exposure time; drizzling changes it."""
 _EXACT_TIME = 0.02
+"""Relative deviation from the exposure time up to which a map of a rate is certain."""
 _ADDED_UP = 1e10
-"""Pixels of an image, at most."""
+"""Largest number of pixels in an image, whose values may be added up."""
 _CONSTANT_RECTANGLES = ((15, 15), (3, 63), (63, 3))
 _CELL = 32
-"""Side of cells, the largest of which any such rectangle holds 8 × 8 pixels, a row or a column."""
+"""Side of cells, so large that each of these rectangles covers 8 × 8 pixels, a row or a column of
+one."""
 
 
-def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> Any:
+def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> Hdu:
     """HDU of a file that holds the image.
 
     Parameters
@@ -145,20 +149,20 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
     hdus
         HDUs of the file.
     extension
-        Name or number; None: the primary HDU if it has data, else an extension with a
-        usual name, else the first image that is no variance, mask or kernel.
+        Name or number; None: the primary HDU if it has data, else an extension with a usual name,
+        else the first image whose name does not mark it as variance, mask, kernel or the like.
     path
-        For error messages.
+        File, for error messages.
 
     Returns
     -------
     hdu
-        With one plane of data.
+        HDU with one plane of data.
 
     Raises
     ------
     FileFormatError
-        If there is none, or its data are no plane.
+        If there is no such HDU, or its data are not one plane.
     """
     if extension is not None:
         try:
@@ -207,7 +211,7 @@ def image_hdu(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -
 
 
 def image_names(hdus: astropy.io.fits.HDUList) -> list[str]:
-    """Extensions that hold an image, and not something that belongs to one.
+    """Extensions that hold an image in its own right, not a plane that belongs to one.
 
     Parameters
     ----------
@@ -217,8 +221,8 @@ def image_names(hdus: astropy.io.fits.HDUList) -> list[str]:
     Returns
     -------
     names
-        As they are named in brackets: the name, with its version where others share it; the
-        number where there is no name.
+        Names as they stand in brackets: the name, with its version if others share it, or the
+        number if there is no name.
     """
     others = {*_VARIANCE_NAMES, *_MASK_NAMES, *_COMPANIONS}
     found = [
@@ -241,19 +245,19 @@ def image_names(hdus: astropy.io.fits.HDUList) -> list[str]:
     ]
 
 
-def parts(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> dict[str, Any]:
+def parts(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> dict[str, Hdu]:
     """HDUs that are read for an image.
 
     Parameters
     ----------
     hdus, extension, path
-        As for `image_hdu`.
+        As in `image_hdu`.
 
     Returns
     -------
     parts
-        ``image``, and those of ``mask``, ``variance``, ``PSF``, ``kernel`` and ``background``
-        that there are.
+        Role → HDU: ``image``, and ``mask``, ``variance``, ``PSF``, ``kernel`` and ``background``
+        if present.
     """
     image = image_hdu(hdus, extension, path)
     owner = None if image is hdus[0] else image
@@ -272,17 +276,17 @@ def parts(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> di
 
 
 def roles(hdus: astropy.io.fits.HDUList, extension: Extension, path: Path) -> dict[int, str]:
-    """How the HDUs are used that are read for an image.
+    """Roles of the HDUs that are read for an image.
 
     Parameters
     ----------
     hdus, extension, path
-        As for `image_hdu`.
+        As in `image_hdu`.
 
     Returns
     -------
     roles
-        Index → role, as of `parts`.
+        Index → role, as in `parts`.
     """
     found = parts(hdus, extension, path).items()
     return {i: role for role, hdu in found for i, other in enumerate(hdus) if other is hdu}
@@ -303,24 +307,29 @@ def read(
     path
         File.
     extension
-        Of the image; found if not given (see `image_hdu`).
+        Extension of the image; None: it is searched for (see `image_hdu`).
     options
-        How it is read, where the file does not say or says something wrong.
+        Settings for what the file does not say or says wrongly.
     needs_variance
         If False, a file without a variance plane gets NaN for it.
     fill
-        Value that stands for pixels without data, which become NaN and NO_DATA.
+        Value that marks pixels without data; they become NaN and NO_DATA.
 
     Returns
     -------
     exposure
-        With the mask of a MASK, DQ or BPM extension or of the file that is named (see
-        `mask_planes`), the PSF, kernel and background of extensions with those names.
+        Exposure, with the mask of a MASK, DQ or similar extension, or of the file that the options
+        name (see `mask_planes`), and the PSF, kernel, background and noise covariance of extensions
+        with these names.
 
     Raises
     ------
     FileFormatError
-        If a plane cannot be read or does not fit.
+        If a plane cannot be read or does not fit, or the mask flags nearly all pixels.
+    ArgumentError
+        If an option does not fit the file.
+    DataError
+        If the noise cannot be measured, or the image is clipped within it.
     """
     options = options or ReadingOptions()
     with opened(path) as hdus:
@@ -352,8 +361,8 @@ def read(
         if no_data.any():
             before = flagged(mask, ["NO_DATA"])
             mask = with_plane(mask, "NO_DATA", before | no_data)
-            # Some weight maps are 0 where stars saturate; elsewhere such a pixel may have any
-            # value.
+            # Some weight maps are 0 where stars saturate.  Any other pixel without weight may have
+            # any value, and must not pass for saturated.
             weightless = no_data & ~in_stars(image, no_data)
     mask = _with_saturation(
         mask,
@@ -367,7 +376,7 @@ def read(
     )
     if said is None and needs_variance:
         mask = _with_empty(mask, image, path)
-    # Of a difference, neither the floor nor the photons are those of a sky.
+    # A difference has neither the floor nor the photons of a sky.
     has_photons = needs_variance and provenance.kernel is None
     unusable = flagged(mask, UNTRUSTED_MASK_PLANES)
     if has_photons:
@@ -401,7 +410,7 @@ def read(
 
 @dataclasses.dataclass(frozen=True)
 class _NoisePlane:
-    """Pixels that tell the noise of an image, how they do, and whether that is doubtful."""
+    """Pixels that give the noise of an image, their kind, and whether the kind is doubtful."""
 
     pixels: Array
     kind: _PlaneKind
@@ -410,29 +419,29 @@ class _NoisePlane:
 
 @dataclasses.dataclass(frozen=True)
 class _OpenFile:
-    """A file that is open, and that of its HDUs which holds the image."""
+    """An open file, and its HDU with the image."""
 
     path: Path
     hdus: astropy.io.fits.HDUList
-    hdu: Any
+    hdu: Hdu
 
     @property
     def name(self) -> tuple[str, int]:
         """Name and version of the image's extension."""
         return self.hdu.name.upper(), self.hdu.ver
 
-    def beside(self, *names: str) -> Any:
-        """HDU under one of some names that belongs to the image; None where there is none."""
+    def beside(self, *names: str) -> Hdu | None:
+        """HDU with one of some names that belongs to the image; None if there is none."""
         found = find_hdu(self.hdus, names, None if self.hdu is self.hdus[0] else self.hdu)
         return None if found is self.hdu else found
 
-    def image_beside(self, name: str) -> Any:
-        """The same, if it holds an image."""
+    def image_beside(self, name: str) -> Hdu | None:
+        """HDU of a name that belongs to the image and holds an image itself, or None."""
         found = self.beside(name)
         return found if found is not None and found.is_image else None
 
     def headers(self) -> tuple[astropy.io.fits.Header, astropy.io.fits.Header]:
-        """Header of the linear image, with its WCS, and the primary one where that is another."""
+        """Header of the linear image with its WCS, and the primary header, empty if the same."""
         header, tabulated = without_lookup_tables(observation_header(self.hdu.header))
         if tabulated is not None:
             _log.info(
@@ -458,7 +467,7 @@ class _OpenFile:
         return header, primary
 
     def mask(self, shape: tuple[int, ...], options: ReadingOptions) -> Mask | None:
-        """Mask from the file that is named, or from the HDU beside the image; None without."""
+        """Mask from the file that options name, or from an HDU of this file; None without one."""
         own, primary = self.hdu.header, self.hdus[0].header
         if options.mask is not None:
             planes = _read_mask(options, self.name, shape, self.path, (own, primary))
@@ -477,7 +486,7 @@ class _OpenFile:
         return None
 
     def noise_plane(self) -> _NoisePlane | None:
-        """What the HDU beside the image tells of its noise."""
+        """Variance, standard deviations or weights from an HDU that belongs to the image."""
         hdu = self.beside(*_VARIANCE_NAMES)
         if hdu is None:
             return None
@@ -488,7 +497,7 @@ class _OpenFile:
     def companions(
         self, bounds: Box, primary: astropy.io.fits.Header
     ) -> tuple[PointSpreadFunction | None, Provenance]:
-        """PSF, and what is known of how the image was made."""
+        """PSF of the image, and its provenance."""
         hdus, path = self.hdus, str(self.path)
         psf = kernel = background = noise = None
         if (hdu := self.image_beside("PSF")) is not None:
@@ -515,7 +524,7 @@ class _OpenFile:
 
 
 def _told_variance(plane: _NoisePlane, image: Array, source: str) -> tuple[Array, Array]:
-    """Variance that a plane tells, and the pixels that have none by it."""
+    """Variance from a plane, and the pixels that have no usable value in it."""
     if plane.pixels.shape != image.shape:
         raise FileFormatError(
             f"{source}: the image has the shape {image.shape}, but its variance"
@@ -537,7 +546,7 @@ def _scaled_variance(
     *,
     has_photons: bool,
 ) -> Array:
-    """Variance of a plane, on the scale of the pixels' noise and with the photons of sources."""
+    """Variance of a plane, scaled to the pixels' noise and with the photons of sources."""
     found = photon_header(*headers, options)
     if kind in _WEIGHTS:
         values = _of_exposure_map(image, values, unusable, found, source)
@@ -554,8 +563,8 @@ def _scaled_variance(
 
 
 def _judge_mask(masked: Array, image: Array, path: Path) -> None:
-    """Refuse a mask that flags what is good, and say so where it flags all sources."""
-    # Odd, so that it meets columns of all kinds.
+    """Refuse a mask that flags nearly all pixels, and warn if it flags half, or all sources."""
+    # An odd step, so that the sample has even and odd columns.
     step = image.size // _ENOUGH_FOR_SIGMA | 1
     values, bad = image.reshape(-1)[::step], masked.reshape(-1)[::step]
     known = np.isfinite(values)
@@ -565,7 +574,7 @@ def _judge_mask(masked: Array, image: Array, path: Path) -> None:
     text = f"its mask flags {bad.mean():.1%} of the pixels that have a value as bad. If 1"
     text += " means good there, invert it; if its bits only inform, say which make a pixel"
     text += " bad (--science-mask-bits, --template-mask-bits, --mask-bits)."
-    # Padding of one value is masked by right.
+    # A constant padding is rightly masked.
     if bad.mean() > _MANY_MASKED and robust_sigma(values[bad]) > 0:
         if bad.mean() > _MOST_MASKED:
             raise FileFormatError.of(path, f"{text}")
@@ -573,7 +582,7 @@ def _judge_mask(masked: Array, image: Array, path: Path) -> None:
         return
     level, sigma = np.median(values), robust_sigma(values)
     bright = values > level + _STANDING_OUT * sigma
-    # Single ones are no sources, and masked for that.
+    # Bright pixels without a bright neighbour are defects, which a mask rightly flags.
     flat, at = image.reshape(-1), np.arange(0, image.size, step)[known][bright]
     beside = np.minimum(flat[np.maximum(at - 1, 0)], flat[np.minimum(at + 1, image.size - 1)])
     bright[bright] = beside > level + _BESIDE * sigma
@@ -589,7 +598,7 @@ def _judge_mask(masked: Array, image: Array, path: Path) -> None:
 
 
 def _without_fill(mask: Mask, image: Array, fill: float) -> Mask:
-    """Mask with NO_DATA where an image has a value that stands for none; there it becomes NaN."""
+    """Mask with NO_DATA where an image has the fill value, which is replaced by NaN."""
     empty = image == image.dtype.type(fill)
     image[empty] = np.nan
     return with_plane(mask, "NO_DATA", empty) if empty.any() else mask
@@ -606,13 +615,14 @@ def _with_saturation(
     unusable: Array | None = None,
     masked: Array | None = None,
 ) -> Mask:
-    """Mask with SAT where the image is saturated: by a level, a header, or its highest pixels.
+    """Mask with SAT where the image is saturated, by a given level, a card, or a plateau.
 
-    Unusable pixels hold no light of the sky; masked ones are left out of the search for a plateau.
-    Neither do absurd numbers, which stand for missing pixels: these may be the highest ones.
+    Unusable pixels hold no light of the sky.  Absurd numbers, which stand for missing pixels and
+    may be the highest ones, count as unusable.  Masked pixels are left out of the search for a
+    plateau.
     """
     said, given = (f"{level:g}" if level is not None else ""), level is not None
-    # Whoever gives a level has the last word.
+    # A given level overrides the plateau.
     plateau = plateau and level is None
     if level is None:
         found = first_value(headers, _SATURATION_KEYWORDS)
@@ -679,7 +689,7 @@ def _with_saturation(
 
 
 def _with_empty(mask: Mask, image: Array, path: Path) -> Mask:
-    """Mask with NO_DATA where an image was filled with a constant, or with an absurd number."""
+    """Mask with NO_DATA where an image was filled with a constant or an absurd number."""
     largest = _largest(image)
     if largest is None:
         return mask
@@ -694,7 +704,7 @@ def _with_empty(mask: Mask, image: Array, path: Path) -> Mask:
             np.count_nonzero(constant),
             float(image[constant][0]),
         )
-    # What is absurd must not enter the measurement of the noise.
+    # Absurd numbers would spoil the measurement of the noise.
     absurd = _absurd_pixels(image)
     empty = constant
     if absurd is not None:
@@ -703,7 +713,7 @@ def _with_empty(mask: Mask, image: Array, path: Path) -> Mask:
 
 
 def _largest(image: Array) -> Any:
-    """Largest finite value of an image, in its own type; None without any."""
+    """Largest finite value of an image, in the image's type; None if there is none."""
 
     def work(rows: slice) -> Any:
         part = image[rows]
@@ -718,19 +728,19 @@ def _largest(image: Array) -> Any:
 
 
 def _refuse_clipped(image: Array, unusable: Array, path: Path) -> None:
-    """Refuse an image that was cut off where its noise is, before that is measured."""
+    """Refuse an image that was clipped within its noise, before the noise is measured."""
     floor = find_floor(image, unusable)
     if floor is not None and floor.is_spoilt:
         raise DataError.of(path, f"{floor.text}.")
 
 
 def _absurd_pixels(image: Array) -> Array | None:
-    """Finite pixels beyond 1e11 of the image's scatter; None where there is none."""
+    """Finite pixels beyond 1e11 times the image's scatter; None if there are none."""
     sample = image.ravel()[:: max(1, image.size // _ENOUGH_FOR_SIGMA)]
     sample = np.sort(sample[np.isfinite(sample)])
     if not sample.size:
         return None
-    # The shortest half: a wide border of such numbers would reach a quartile.
+    # The shortest half, since a wide border of absurd numbers would shift a quartile.
     half = sample.size // 2
     scatter = float((sample[half:] - sample[: sample.size - half]).min()) / _SHORTEST_HALF
     absurd = unmeasured_pixels(image, scatter or robust_sigma(sample) or None)
@@ -738,12 +748,12 @@ def _absurd_pixels(image: Array) -> Array | None:
 
 
 def _constant_pixels(image: Array, largest: Any) -> Array | None:
-    """Pixels in rectangles of some 256 pixels that all have exactly the same value; None for none.
+    """Pixels in rectangles of some 256 pixels with exactly the same value; None if there are none.
 
-    Noise of half a count, rounded, has the same value in two thirds of its pixels, but not in all
-    of so many.  Those of the largest value are none: a plateau at the top is a star.
+    Rounded noise of half a count has the same value in two thirds of its pixels, but not in all
+    pixels of such a rectangle.  Pixels of the largest value are left out: they are saturated stars.
     """
-    # Most images have no such pixel: any rectangle holds one of these tiles whole.
+    # A fast search first, as most images have none: each rectangle covers one of these tiles.
     bands = [slice(start, start + _CELL) for start in range(0, image.shape[0], _CELL)]
     found = in_threads(lambda rows: _tiles(image, rows, largest), bands)
     if sum(count for count, _ in found) < math.prod(_CONSTANT_RECTANGLES[0]):
@@ -766,7 +776,7 @@ def _constant_pixels(image: Array, largest: Any) -> Array | None:
 
 
 def _same(image: Array) -> Array:
-    """Pixels that have the value of those below and to the right; one row and column less."""
+    """Pixels with the same value as the next in y and the next in x; one row and column less."""
     corner = image[:-1, :-1]
     same: Array = (corner == image[1:, :-1]) & (corner == image[:-1, 1:])
     return same
@@ -775,7 +785,7 @@ def _same(image: Array) -> Array:
 def _tiles(image: Array, rows: slice, largest: Any) -> tuple[int, Array]:
     """Number of pixels of some rows that have their neighbours' value, and cells with many of them.
 
-    The latter ``(3, cells)``: with 8 × 8 such pixels, with 32 along a row, with 32 along a column.
+    The cells are flagged in ``(3, cells)``: 8 × 8 such pixels, 32 along a row, 32 along a column.
     """
     ny, nx = image[rows].shape
     cells = -(-nx // _CELL)
@@ -796,7 +806,7 @@ def _tiles(image: Array, rows: slice, largest: Any) -> tuple[int, Array]:
 
 
 def _in_constant(image: Array, size: tuple[int, int]) -> Array:
-    """Pixels in rectangles, a pixel larger than a size, of exactly the same value."""
+    """Pixels in rectangles of exactly the same value, larger than ``size`` by a pixel each way."""
     plane = _same(image)
     if any(n < m for n, m in zip(plane.shape, size, strict=True)):
         return np.zeros(image.shape, bool)
@@ -809,7 +819,8 @@ def _in_constant(image: Array, size: tuple[int, int]) -> Array:
 
 
 def _run(combined: np.ufunc, plane: Array, length: int, axis: int) -> Array:
-    """Each pixel combined with those after it, so many in all; as many less one are lost."""
+    """Combine each pixel with those behind it, ``length`` in all; ``length - 1`` are lost."""
+    # Runs are doubled, which takes fewer steps than adding one pixel after the other.
     have = 1
     while have < length:
         step = min(have, length - have)
@@ -822,7 +833,7 @@ def _run(combined: np.ufunc, plane: Array, length: int, axis: int) -> Array:
 
 
 def _native_copy(data: Array) -> Array:
-    """Own copy in native byte order: the file is closed after reading."""
+    """Copy in native byte order, since the file is closed after reading."""
     return native(data, native_float(data))
 
 
@@ -841,7 +852,7 @@ def _read_mask(
     path: Path | str,
     headers: tuple[astropy.io.fits.Header, ...],
 ) -> dict[str, Array]:
-    """Planes of the mask that lies in a file of its own."""
+    """Planes of a mask in a file of its own, which the options name."""
     assert options.mask is not None
     file, extension = split_extension(options.mask)
     try:
@@ -864,11 +875,11 @@ def _companion(
     names: tuple[str, ...],
     image: tuple[str, int],
     path: Path,
-) -> Any:
+) -> Hdu:
     """HDU of a file that belongs to an image of another file, by its name or its version.
 
-    A file with a plane for each detector has that of the image's detector under the image's name,
-    or under a name of its own with the image's version.
+    In a file with a plane for each detector, the plane has the image's name, or a name of its own
+    with the image's version.
     """
     if extension is None:
         holding = [h for h in hdus if h.is_image and h.header.get("NAXIS", 0)]
@@ -881,33 +892,33 @@ def _companion(
 
 
 def with_options(exposure: Exposure, options: ReadingOptions, path: Path | str) -> Exposure:
-    """Exposure of an archive with the mask and the saturation level that were given.
+    """Add a mask and a saturation level from options to an exposure.
 
     Parameters
     ----------
     exposure
-        As the archive has it.
+        Exposure, as stored in its file.
     options
-        Mask, mask bits and saturation are used.
+        Options, of which mask, mask bits and saturation are used.
     path
-        For messages.
+        File, for messages.
 
     Returns
     -------
     exposure
-        With these planes besides those of its own mask, and SAT from the level on.
+        Exposure with the planes of both masks, and SAT at or above the level.
 
     Raises
     ------
     ArgumentError
-        If bits are given, but no mask that they are of.
+        If mask bits are given without a mask, or the level saturates too many pixels.
     FileFormatError
         If the mask cannot be read or does not fit.
     """
     mask = exposure.mask
     if options.mask is not None:
         planes = _read_mask(options, ("", 1), exposure.shape, path, (exposure.header,))
-        # Its own planes tell of more than this mask can.
+        # United, not replaced: the exposure's own planes may say more than this mask.
         mask = united(mask, make_mask(planes, exposure.shape))
     elif options.mask_bits is not None:
         raise ArgumentError.of(
@@ -923,10 +934,10 @@ def with_options(exposure: Exposure, options: ReadingOptions, path: Path | str) 
 
 
 def _as_variance(plane: Array, kind: _PlaneKind) -> tuple[Array, Array]:
-    """Variance, and the pixels that have none: zero, negative or not finite, or of no weight."""
+    """Variance, and the pixels without one: value or weight is zero, negative or not finite."""
     empty = filled(plane.shape, bool, lambda rows: ~((plane[rows] > 0) & (plane[rows] < np.inf)))
     if kind not in _WEIGHTS:
-        # Where no pixel has any, the plane is at fault and not the pixels.
+        # If no pixel has a variance, the plane is at fault, not the pixels.
         empty &= not empty.all()
         values = plane if kind == "variance" else compact(plane.astype(float) ** 2, plane.dtype)
         return values, empty
@@ -936,14 +947,14 @@ def _as_variance(plane: Array, kind: _PlaneKind) -> tuple[Array, Array]:
 
 
 def _is_noise(image: Array, sigma: Array, unusable: Array, path: Path) -> bool:
-    """Whether a plane may hold the standard deviations of an image; a warning says why not."""
+    """Whether a plane may hold the standard deviations of an image; if not, a warning says why."""
     if sigma.shape != image.shape:
         why = f"has the shape {sigma.shape}, and the image {image.shape}"
     else:
         variance, empty = _as_variance(sigma, "sigma")
         usable = np.isfinite(image) & ~unusable & ~empty
         factor = first_look(image, variance, usable)
-        # A frame without noise contradicts nothing.
+        # A frame without noise cannot contradict the plane.
         if not factor > 0 or ABSOLUTE[0] < factor < ABSOLUTE[1]:
             return True
         why = f"squared is not the variance of its pixels: {factor:.3g} times that is measured"
@@ -959,7 +970,7 @@ def _is_noise(image: Array, sigma: Array, unusable: Array, path: Path) -> bool:
 
 
 def _is_absurd(variance: Array, image: Array, unknown: Array) -> Array:
-    """Pixels whose variance stands for "bad": huge, and not by their own light's photons."""
+    """Pixels whose variance means "bad": too large to come from the photons of their own light."""
 
     def is_known(rows: slice) -> Array:
         return ~unknown[rows] & np.isfinite(image[rows]) & (variance[rows] > 0)
@@ -973,7 +984,7 @@ def _is_absurd(variance: Array, image: Array, unknown: Array) -> Array:
     )
     if huge.any():
         above = np.abs(image[huge] - median_of(image, known)).astype(np.float64)
-        # Overflows mean huge.
+        # A variance that overflows is huge.
         with np.errstate(over="ignore", invalid="ignore"):
             huge[huge] = ~(above > _OWN_LIGHT * np.sqrt(variance[huge].astype(np.float64)))
     return huge
@@ -982,7 +993,7 @@ def _is_absurd(variance: Array, image: Array, unknown: Array) -> Array:
 def _of_exposure_map(
     image: Array, values: Array, unusable: Array, found: PhotonHeader, source: str
 ) -> Array:
-    """Variance of an image whose weights are seconds; of any other weights, theirs."""
+    """Variance of an image whose weights are exposure times; else the variance of its weights."""
     if found.exposure_time is None:
         return values
     weights = np.where(np.isfinite(values) & ~unusable & (values > 0), 1 / values, 0)
@@ -1016,7 +1027,7 @@ def _of_equal_weights(
     options: ReadingOptions,
     source: str,
 ) -> Array | None:
-    """Variance of an image whose weights are all the same, or zero; None where they tell it."""
+    """Variance of an image whose weights are all equal or zero; None if they give the noise."""
     known = values[np.isfinite(values) & ~unusable]
     if not known.size or known.min() != known.max():
         return None
@@ -1025,7 +1036,7 @@ def _of_equal_weights(
     try:
         model = _modelled(image, unmeasured, *headers, options, source)
     except DataError:
-        # Where no noise can be measured, nothing contradicts the weights.
+        # Without a measured noise, nothing contradicts the weights.
         return None
     if ABSOLUTE[0] < model.background_variance / told < ABSOLUTE[1]:
         return None
@@ -1049,7 +1060,7 @@ def _of_relative_weights(
     *,
     adds_photons: bool,
 ) -> Array | None:
-    """Variance of an image whose weights have a scale of their own; None if they have not."""
+    """Variance of an image whose weights are only relative; None if they are absolute."""
     model = relative_weight_variance(
         image,
         values,
@@ -1066,7 +1077,7 @@ def _of_relative_weights(
 def _with_photons(
     image: Array, values: Array, unusable: Array, found: PhotonHeader, source: str
 ) -> Array:
-    """Variance with the sources' photons, where the plane was found to leave them out."""
+    """Variance with the photons of sources, if the plane was found to leave them out."""
     model = with_left_out_photons(
         image, values, unusable, expected=found.expected, alternatives=found.alternatives
     )
@@ -1076,21 +1087,21 @@ def _with_photons(
     return compact(model.variance, values.dtype)
 
 
-def compact(values: Array, dtype: Any) -> Array:
-    """Values in a type that was wanted, unless they do not fit into its range.
+def compact(values: Array, dtype: npt.DTypeLike) -> Array:
+    """Values as float32, if that is wanted and they fit into its range.
 
     Parameters
     ----------
     values
-        Float64.
+        Values, float64.
     dtype
-        That of the image.
+        Type of the image.
 
     Returns
     -------
     values
-        Float64 where the dtype is, or where float32 would underflow, or overflow when an image's
-        are added up; else float32.
+        Float64 if the image is float64, or if float32 would underflow, or overflow when the values
+        of an image are added up; else float32.
     """
     if dtype == np.float64:
         return values
@@ -1109,7 +1120,7 @@ def modelled_variance(
     options: ReadingOptions,
     path: Path | str,
 ) -> Array:
-    """Variance of an image that comes without any.
+    """Variance of an image that comes without a variance plane.
 
     Parameters
     ----------
@@ -1118,21 +1129,21 @@ def modelled_variance(
     unusable
         ``(ny, nx)`` boolean: pixels without a measurement.
     header, primary
-        Headers in which gain and read noise are looked for.
+        Headers that are searched for gain, read noise and the like.
     options
-        Gain and read noise where they are given.
+        Options, whose gain, read noise and exposure time take precedence.
     path
-        For messages.
+        File, for messages.
 
     Returns
     -------
     variance
-        ``(ny, nx)`` image_unit².
+        ``(ny, nx)``, image_unit².
 
     Raises
     ------
     ArgumentError, DataError
-        If the numbers make no sense, or the noise cannot be measured.
+        If gain or read noise is invalid, or the noise cannot be measured.
     """
     model = _modelled(image, unusable, header, primary, options, path)
     if model.warning:
@@ -1149,7 +1160,7 @@ def _modelled(
     options: ReadingOptions,
     path: Path | str,
 ) -> NoiseModel:
-    """Noise of an image without a variance plane, as its header and its pixels tell it."""
+    """Noise of an image without a variance plane, from its header and pixels."""
     found = photon_header(header, primary, options)
     expected = found.expected
     try:

@@ -20,7 +20,7 @@ def stamps(hdus: astropy.io.fits.HDUList) -> Literal["kernel", "psf"] | None:
     Returns
     -------
     kind
-        By the names of its extensions; None for all else.
+        Kind, by the names of the extensions with data; None for all other files.
     """
     names = {
         hdu.name.upper().removesuffix("_COEFFICIENTS") for hdu in hdus if hdu.header.get("NAXIS", 0)
@@ -41,6 +41,6 @@ def recognise(hdus: astropy.io.fits.HDUList) -> bool:
     Returns
     -------
     found
-        True for data of any number of dimensions: reading says what is wrong with them.
+        True for data of any number of dimensions; reading reports what is wrong with them.
     """
     return any(hdu.header.get("NAXIS", 0) for hdu in hdus)

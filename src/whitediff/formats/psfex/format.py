@@ -1,4 +1,4 @@
-"""PSF models of PSFEx as a format."""
+"""Format of PSFEx models."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""PSF models of PSFEx, without PSFEx and without the Rubin stack.
+"""Reading of PSFEx models, without PSFEx and without the Rubin stack.
 
-Bertin 2011 (ADASS XX, 435): images of a PSF, sampled in steps of PSF_SAMP pixels, times
-polynomials of the position; Lanczos-4 interpolation takes them to the pixels of the image.
+A model consists of images of the PSF, sampled in steps of PSF_SAMP pixels, times polynomials of the
+position; Lanczos-4 interpolation resamples them to the image's pixels (Bertin 2011, ADASS XX, 435).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import astropy.io.fits
 import numpy as np
 import numpy.typing as npt
 
@@ -28,7 +29,9 @@ _X_NAMES = ("X_IMAGE", "XWIN_IMAGE", "XPSF_IMAGE", "XMODEL_IMAGE", "XPEAK_IMAGE"
 _Y_NAMES = tuple(name.replace("X", "Y", 1) for name in _X_NAMES)
 _LANCZOS = 4
 _FARTHEST = 3.0
+"""Largest scaled coordinate in the image; a model is fitted to values from -0.5 to 0.5."""
 _MOST_NEGATIVE = 0.25
+"""Largest share of the PSF's absolute sum that may be negative."""
 _LARGEST_DEGREE, _LARGEST_SIDE = 20, 2001
 
 
@@ -40,19 +43,20 @@ def read(path: Path, extension: Extension = None, *, bounds: Box) -> KernelPoint
     path
         File.
     extension
-        Number of the model, from 1, where a file has one for each of several detectors.
+        Number of the model, from 1, if the file has one for each of several detectors.
     bounds
         Box of the exposure.
 
     Returns
     -------
     psf
-        On the exposure's pixels.
+        PSF on the exposure's pixels.
 
     Raises
     ------
     FileFormatError
-        If it cannot be read, depends on anything but the position, or has no positive sum.
+        If the model cannot be read, depends on anything but the position, does not fit the
+        exposure, or has no positive sum.
     """
     with opened(path) as hdus:
         table = _chosen(models(hdus), extension, path)
@@ -95,7 +99,7 @@ def _check(
     scalings: tuple[tuple[float, float], ...],
     path: Path,
 ) -> None:
-    """Refuse polynomials that are far from where they were fitted, or make no star of it."""
+    """Refuse polynomials that are used far from their fit, or whose PSF is no star."""
     for (zero, scale), interval in zip(scalings, (bounds.x, bounds.y), strict=False):
         ends = [abs((end - zero) / scale) for end in (interval.start, interval.stop - 1)]
         if max(ends) > _FARTHEST:
@@ -119,7 +123,9 @@ def _check(
         raise FileFormatError.of(path, f"{error} Is it the PSF of this image?") from error
 
 
-def _chosen(tables: list[Any], extension: Extension, path: Path) -> Any:
+def _chosen(
+    tables: list[astropy.io.fits.BinTableHDU], extension: Extension, path: Path
+) -> astropy.io.fits.BinTableHDU:
     if not tables:
         raise FileFormatError.of(path, "is no model of PSFEx.")
     if extension is None and len(tables) == 1:
@@ -132,9 +138,9 @@ def _chosen(tables: list[Any], extension: Extension, path: Path) -> Any:
 
 
 def _polynomials(
-    header: Any, path: Path
+    header: astropy.io.fits.Header, path: Path
 ) -> tuple[list[tuple[int, int]], tuple[tuple[float, float], tuple[float, float]]]:
-    """Exponents of x and y in PSFEx's order, and how the pixel coordinates are scaled."""
+    """Exponents of x and y in PSFEx's order, and zero and scale of the pixel coordinates."""
     n_axes = _integer(header, "POLNAXIS", path)
     scalings = {"x": (0.0, 1.0), "y": (0.0, 1.0)}
     if n_axes == 0:
@@ -170,14 +176,14 @@ def _polynomials(
 
 
 def _resampled(planes: Array, step: float) -> Array:
-    """Images in the steps of the model, interpolated at the pixels of the image."""
+    """Images of the model, interpolated from its steps to the pixels of the image."""
     matrices = [_interpolation(n, step) for n in planes.shape[1:]]
     result: Array = np.einsum("yj,njk,xk->nyx", matrices[0], planes, matrices[1])
     return result
 
 
 def _interpolation(size: int, step: float) -> Array:
-    """Matrix that takes a profile in steps of a model to pixels, the middle to the middle."""
+    """Matrix that resamples a profile from a model's steps to pixels, with the same middle."""
     half = math.floor((size // 2) * step)
     place = np.arange(-half, half + 1) / step + size // 2
     away = np.arange(size)[None, :] - place[:, None]
@@ -186,7 +192,7 @@ def _interpolation(size: int, step: float) -> Array:
     return inner
 
 
-def _integer(header: Any, name: str, path: Path) -> int:
+def _integer(header: astropy.io.fits.Header, name: str, path: Path) -> int:
     value = header.get(name)
     if isinstance(value, bool) or not isinstance(value, int):
         raise FileFormatError.of(
@@ -195,7 +201,7 @@ def _integer(header: Any, name: str, path: Path) -> int:
     return value
 
 
-def _real(header: Any, name: str, path: Path) -> float:
+def _real(header: astropy.io.fits.Header, name: str, path: Path) -> float:
     value = header.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise FileFormatError.of(

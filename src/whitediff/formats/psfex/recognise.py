@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import astropy.io.fits
 
 __all__ = ["fitted_range", "models", "recognise"]
@@ -13,7 +11,7 @@ _CARDS = {"PSF_SAMP", "PSFNAXIS", "POLNAXIS"}
 
 
 def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
-    """What a file of PSFEx holds.
+    """Number of models in a PSFEx file, in words.
 
     Parameters
     ----------
@@ -23,7 +21,7 @@ def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
     Returns
     -------
     detail
-        Number of models, one for each detector; None if it is none.
+        Number of detectors, each with a model; None if the file is not from PSFEx.
     """
     found = models(hdus)
     if not found:
@@ -31,8 +29,8 @@ def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
     return "one detector" if len(found) == 1 else f"{len(found)} detectors"
 
 
-def models(hdus: astropy.io.fits.HDUList) -> list[Any]:
-    """Tables with a model.
+def models(hdus: astropy.io.fits.HDUList) -> list[astropy.io.fits.BinTableHDU]:
+    """Tables that hold a PSFEx model.
 
     Parameters
     ----------
@@ -42,7 +40,7 @@ def models(hdus: astropy.io.fits.HDUList) -> list[Any]:
     Returns
     -------
     tables
-        In their order.
+        Tables, in the order of the file.
     """
     return [
         hdu
@@ -65,7 +63,7 @@ def fitted_range(
     Returns
     -------
     x, y
-        From and to; None where the file does not say.
+        First and last coordinate, from 0; None if the file does not give them.
     """
     for table in models(hdus)[:1]:
         cards = [

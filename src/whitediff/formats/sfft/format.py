@@ -1,12 +1,12 @@
-"""Files of SFFT as a format."""
+"""Format of SFFT files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import astropy.io.fits
 
+from ...direction import Direction
 from ...exposures.boxes import Box
 from ...exposures.kernels import ConvolutionKernel
 from ..difference import Difference, KernelElsewhereError
@@ -36,10 +36,10 @@ def _read_difference(
     identity: Identity | None,
     kernel: Path | None,
     of_kernel: Identity | None,
-    convolved: Any,
+    convolved: Direction | None,
     needs_variance: bool,
 ) -> Difference | None:
-    """Any difference, if its kernel is a solution of SFFT."""
+    """Difference of any program, if its kernel is a solution of SFFT."""
     if kernel is not None and of_kernel is not None and of_kernel.format == _NAME:
         return read_difference(
             path, solution_path=kernel, convolved=convolved, needs_variance=needs_variance

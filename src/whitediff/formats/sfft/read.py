@@ -1,4 +1,4 @@
-"""Solutions of SFFT, and the differences that were made with them."""
+"""Reading of SFFT solutions, and of differences that were made with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...direction import Direction
 from ...errors import FileFormatError
 from ...exposures.model import Exposure
 from ...formats import plain
-from ..difference import Difference
+from ..difference import Difference, Remade
 from ..files import Extension, opened
 from .recognise import recognise
 from .solution import SfftSolution
@@ -31,17 +31,17 @@ _HIGHEST_ORDER = 10
 
 
 def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
-    """Read a difference as it stands, without its kernel, which is in another file.
+    """Read a difference as a plain image, without its kernel, which is in another file.
 
     Parameters
     ----------
     path, extension, **options
-        As of `whitediff.formats.plain.read`.
+        As in `whitediff.formats.plain.read`.
 
     Returns
     -------
     exposure
-        At the level of the image that was not convolved.
+        Exposure at the level of the image that was not convolved.
     """
     return plain.read(path, extension, **options)
 
@@ -54,17 +54,17 @@ def read_solution(path: Path, *, shape: tuple[int, int] | None = None) -> SfftSo
     path
         File.
     shape
-        ``(ny, nx)`` of the images; older files do not say it.
+        ``(ny, nx)`` of the images, which older files do not state.
 
     Returns
     -------
     solution
-        Free of contradictions.
+        Solution, free of contradictions.
 
     Raises
     ------
     FileFormatError
-        If it is none, if its numbers do not fit together, or if it is for another shape.
+        If the file is no solution, its numbers do not fit together, or it is for another shape.
     """
     with opened(path) as hdus:
         header, data = hdus[0].header, hdus[0].data
@@ -111,7 +111,7 @@ def read_solution(path: Path, *, shape: tuple[int, int] | None = None) -> SfftSo
         raise FileFormatError.of(path, "its coefficients are not all finite; is the file whole?")
     free = solution[: terms * kx * ky].reshape(terms, kx, ky) / (shape[0] * shape[1])
     pixels = np.ascontiguousarray(free.transpose(0, 2, 1))
-    # All but the middle pixel come with minus one in the middle: their sum is the middle's own.
+    # In SFFT's basis, all pixels but the middle one come with -1 in the middle.
     pixels[:, ky // 2, kx // 2] = 2 * pixels[:, ky // 2, kx // 2] - pixels.sum(axis=(1, 2))
     return SfftSolution(
         shape=shape,
@@ -147,20 +147,20 @@ def read_difference(
     solution_path
         Solution.
     convolved
-        Which image was convolved; as the difference's header says, if not given.
+        Which image was convolved; None: as the difference's header states.
     **options
-        Of `whitediff.formats.plain.read`.
+        Options of `whitediff.formats.plain.read`.
 
     Returns
     -------
     difference
-        At the level of the science image.
+        Difference at the level of the science image.
 
     Raises
     ------
     FileFormatError
-        If the solution cannot be read, is another difference's, or nobody says which image was
-        convolved.
+        If the solution cannot be read or belongs to another difference, or it is contradictory or
+        unknown which image was convolved.
     """
     with opened(path) as hdus:
         header = hdus[0].header
@@ -196,7 +196,7 @@ def read_difference(
     exposure.kernel = solution.kernel
     level = None
     if direction == "science":
-        # SFFT leaves it at the level of the reference.
+        # SFFT leaves the difference at the level of the reference.
         level = sum(
             float(image.sum()) * field.on(exposure.bbox)
             for image, field in zip(solution.kernel.basis, solution.kernel.fields, strict=True)
@@ -216,7 +216,7 @@ def read_difference(
     )
 
 
-def _remade(solution: SfftSolution, direction: str, level: Any) -> Any:
+def _remade(solution: SfftSolution, direction: str, level: Any) -> Remade:
     half_y, half_x = (n // 2 for n in solution.coefficients.shape[1:])
 
     def remade(science: Array, template: Array, x: int, y: int) -> float:

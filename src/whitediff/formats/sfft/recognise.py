@@ -11,7 +11,7 @@ _DIFFERENCE = {"KERORDER", "BGORDER", "KERHW", "CONVD"}
 
 
 def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
-    """What a file of SFFT is.
+    """Kind of an SFFT file.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
         ``difference`` or ``kernel`` (a solution); None if it is neither.
     """
     header = hdus[0].header
-    # One of the cards may be damaged; that is for reading to say.
+    # A file with one damaged card is still a solution, so that reading can name the card.
     if len(_SOLUTION & set(header)) >= len(_SOLUTION) - 1 and header.get("NAXIS2", 1) == 1:
         return "kernel"
     if set(header) >= _DIFFERENCE:

@@ -1,7 +1,7 @@
-"""Solutions of SFFT: kernels of free pixels whose polynomials belong to the source pixel.
+"""Solutions of SFFT: kernels of free pixels, with polynomials of the source's position.
 
-Hu et al. 2022 (ApJ 936, 157), SFFT 1.7.3: the image times a monomial of the position is what the
-pixels of the kernel are convolved with, so that the kernel of a place spreads its light.
+Hu et al. 2022 (ApJ 936, 157), SFFT 1.7.3: the image is multiplied by monomials of the position
+before it is convolved with the kernel's pixels.  So the kernel of a position spreads its light.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class SfftSolution:
     shape
         ``(ny, nx)`` of the images.
     order, background_order
-        Of the polynomials of the position.
+        Orders of the polynomials of the position.
     coefficients
-        ``(n_terms, ky, kx)``: the pixels of the kernel, origin in the middle, that multiply
-        ``X**i Y**j`` in the order of `exponents`; X, Y are the source's FITS pixel coordinates over
-        the sides of the image.
+        ``(n_terms, ky, kx)``: pixels of the kernel, origin in the middle, that multiply
+        ``X**i Y**j`` in the order of `exponents`.  X and Y are the source's FITS pixel coordinates
+        divided by the sides of the image.
     background
         ``(n_terms,)`` in the same order, image_unit.
     """
@@ -52,7 +52,7 @@ class SfftSolution:
         return Box.from_shape(self.shape)
 
     def kernel_image(self, *, x: float, y: float) -> Array:
-        """Kernel that spreads the light of a place, as SFFT realises it.
+        """Kernel that spreads the light of a position, as in SFFT.
 
         Parameters
         ----------
@@ -80,7 +80,7 @@ class SfftSolution:
         Returns
         -------
         background
-            image_unit.
+            Background, image_unit.
         """
         ny, nx = self.shape
         terms = [
@@ -90,12 +90,12 @@ class SfftSolution:
 
     @functools.cached_property
     def kernel(self) -> BasisKernel:
-        """The kernel as whitediff has it: that of the pixel of the *result*.
+        """Kernel in whitediff's convention, as a function of the *resulting* pixel.
 
         Notes
         -----
-        Exactly the same: what a pixel a of the kernel takes from the source at x − a is a
-        polynomial of x too.
+        The conversion is exact: the weight of kernel pixel a, for a source at x − a, is also a
+        polynomial of x.
         """
         order, (ny, nx) = self.order, self.shape
         ky, kx = self.coefficients.shape[1:]
@@ -109,29 +109,29 @@ class SfftSolution:
 
 
 def exponents(order: int) -> list[tuple[int, int]]:
-    """Exponents of X and Y in SFFT's order.
+    """Exponents of X and Y, in the order of SFFT's coefficients.
 
     Parameters
     ----------
     order
-        Of both together.
+        Largest sum of both exponents.
 
     Returns
     -------
     exponents
-        Pairs.
+        Pairs of exponents.
     """
     return [(i, j) for i in range(order + 1) for j in range(order + 1 - i)]
 
 
 def _series(order: int, length: int, side: int) -> Array:
-    """Powers of a source's coordinate as Chebyshev series of the result's.
+    """Powers of a source's coordinate as Chebyshev series of the result's coordinate.
 
-    ``[i, k]``: that of X**i for pixel k of a kernel, over ``length`` pixels.
+    Element ``[i, k]`` is the series of X**i for pixel k of a kernel, over ``length`` pixels.
     """
     result = np.zeros((order + 1, side, order + 1))
     for k in range(side):
-        # The source is k − side//2 before the result; X = 1/length at the first pixel.
+        # The source is k − side//2 pixels before the result; X = 1/length at the first pixel.
         linear = [0.5 + (0.5 - (k - side // 2)) / length, 0.5]
         for i in range(order + 1):
             power = np.polynomial.polynomial.polypow(linear, i)

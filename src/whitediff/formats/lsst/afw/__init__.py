@@ -1,4 +1,4 @@
-"""Multi-extension exposures of lsst.afw, read without it."""
+"""Multi-extension exposures of lsst.afw, read without that library."""
 
 from .format import FORMAT
 

@@ -1,4 +1,4 @@
-"""Exposures of lsst.afw as a format."""
+"""Format of lsst.afw exposures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exposures of lsst.afw: planes, mask bits, origin and header; not the archive behind them."""
+"""Reading of lsst.afw exposures: planes, mask bits, origin and header, but not the archive."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def read(path: Path, extension: Extension = None, **options: Any) -> Exposure:
     path
         File.
     extension
-        Of the image; IMAGE if not given.
+        Extension of the image; None: IMAGE.
     **options
-        Of `whitediff.formats.plain.read`.
+        Options of `whitediff.formats.plain.read`.
 
     Returns
     -------
     exposure
-        With every plane of its mask under its own name, set somewhere or not, and the pixel
-        origin.  Its PSF stands in a form that only lsst.afw reads: it comes from another file.
+        Exposure with all mask planes under their own names, even if no pixel has them, and the
+        pixel origin.  Only lsst.afw can read the file's PSF, so it must come from another file.
 
     Raises
     ------

@@ -20,7 +20,7 @@ def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
     Returns
     -------
     detail
-        Such as ``IMAGE, MASK, VARIANCE``; None if it is no such exposure.
+        Names, such as ``IMAGE, MASK, VARIANCE``; None if the file is no such exposure.
     """
     names = {hdu.name.upper() for hdu in hdus[1:]}
     if "IMAGE" not in names or not names & {"MASK", "VARIANCE"}:
@@ -34,7 +34,7 @@ def recognise(hdus: astropy.io.fits.HDUList) -> str | None:
 
 
 def archived(hdus: astropy.io.fits.HDUList) -> list[str]:
-    """What the archive behind the planes holds, which only lsst.afw can read.
+    """Objects in the archive behind the planes, which only lsst.afw can read.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def archived(hdus: astropy.io.fits.HDUList) -> list[str]:
     Returns
     -------
     names
-        Such as ``PsfexPsf``.
+        Names, such as ``PsfexPsf``.
     """
     tables = [hdu for hdu in hdus if isinstance(hdu, astropy.io.fits.BinTableHDU)]
     names = [
