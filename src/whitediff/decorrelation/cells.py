@@ -555,6 +555,7 @@ def decorrelate_cells(
             if sources is None:
                 sources = source_pixels(science, template)
             noises = measured_noises(science, template, sources, how=options.noise)
+    # The noise of the whole frame is measured by now; a cell has one kernel, that of its middle.
     each = dataclasses.replace(options, noise="white", spatially_varying=False, again=True)
     arguments: dict[str, Any] = {
         "preconvolution_kernel": preconvolution_kernel,

@@ -143,6 +143,7 @@ def decorrelate_regions(
     noise = (noise or InputNoise()).with_measured(
         pair["science"], pair["template"], sources, how=options.noise
     )
+    # Regions differ in noise: a given mean variance scales each region's own mean.
     levels = {
         name: value / variance_mean(pair[name], options.ignore_mask_planes)
         for name, value in (
@@ -178,6 +179,7 @@ def decorrelate_regions(
             part,
             noise=dataclasses.replace(noise, **variances),
             sources=sources[rows, columns],
+            # Covariances were measured above, for the whole frame.
             options=dataclasses.replace(
                 options, noise="white", convolved=region.convolved, again=True
             ),

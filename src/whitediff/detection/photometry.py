@@ -55,6 +55,8 @@ _FIRST_DAMPING = 1e-3
 _LARGEST_DAMPING = 1e8
 _LONGEST_STEP = 1.0
 _RIDGE = 1e-12
+"""Levenberg-Marquardt: most steps, first and largest damping, longest step in pixels; and the
+relative addition to the diagonals of normal equations that keeps them solvable."""
 _LARGEST_GROUP = 6
 """Most sources that are fitted together; in larger groups each is fitted by itself, without the
 light of the others."""
@@ -525,6 +527,7 @@ class _Fit:
         diagonal *= 1 + damping[:, None]
         residual = self._residual(which, flux, models).reshape(len(which), -1, 1)
         step = _solve(matrix, jacobian @ residual)[:, :, 0]
+        # Only positions take the step: fluxes are solved for exactly at the new ones.
         return step.reshape(len(which), -1, 3)[:, :, 1:]
 
     def _finished(
@@ -649,7 +652,8 @@ def fit_blends(
     radius, furthest
         As for `fit_points`.
     held
-        ``(n,)`` boolean: sources whose groups keep their positions; None if there are none.
+        ``(n,)`` boolean: sources whose groups, of six at most, keep their positions; None if there
+        are none.
 
     Returns
     -------
@@ -667,6 +671,7 @@ def fit_blends(
     result["failed"] = np.zeros(len(x), bool)
     order = np.argsort(group, kind="stable")
     _, first, size = np.unique(group[order], return_index=True, return_counts=True)
+    # Groups of one size and extent have stamps of one shape, and are fitted as one array.
     for k in np.unique(size):
         if k > _LARGEST_GROUP:
             continue

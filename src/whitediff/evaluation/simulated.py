@@ -28,7 +28,7 @@ def simulated_exposure(simulation: Simulation, name: Direction) -> Exposure:
     simulation
         `whitediff.evaluation.simulation.simulate`.
     name
-        Which one.
+        Which image.
 
     Returns
     -------

@@ -350,7 +350,7 @@ class SimulationOptions:
         Parameters
         ----------
         name
-            Which one.
+            Which image.
 
         Returns
         -------
@@ -365,7 +365,7 @@ class SimulationOptions:
         Parameters
         ----------
         name
-            Which one.
+            Which image.
 
         Returns
         -------

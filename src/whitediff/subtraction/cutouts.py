@@ -130,7 +130,7 @@ class Cutout:
     scale_is_assumed
         Whether neither an option nor zero points gave the flux scale.
     place_is_assumed
-        Whether no place was given; that of a stamp is then its middle.
+        Whether no place was given; a stamp then has its middle as the place.
     """
 
     science: Exposure
@@ -466,6 +466,7 @@ def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
     image, variance = difference.data, difference.variance
     template = without_missing(cutout.template, missing_pixels(cutout.template))
     pixels = template.data.astype(np.float64)
+    # The kernel's error is correlated between pixels: it is added for the whole flux below.
     own = variance - fit.error.point_variance(pixels)
     known = np.isfinite(image) & np.isfinite(own)
     known &= ~masks.flagged(difference.mask, masks.UNTRUSTED_MASK_PLANES)
@@ -542,8 +543,8 @@ def _slopes_of_skies(
 ) -> Array | None:
     """Slopes along x and y of the skies of science and template, ``(2, 2)``, image_unit per pixel.
 
-    One image is taken to be flat: the choice that fits each image alone better.  None if noise
-    explains the slope.
+    All of the slope is given to one image, whose own pixels agree with it better; the other's row
+    is 0.  None if noise explains the slope.
     """
     science, template = images
     static = fit.convolved(template)

@@ -45,7 +45,7 @@ def subtract(
     kernel
         Kernel that matches the convolved exposure to the other one.
     convolved
-        Which exposure to convolve.
+        Exposure to convolve.
     background
         Differential background, subtracted; image_unit of the science exposure.
     scale_factor

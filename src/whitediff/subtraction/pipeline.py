@@ -235,7 +235,7 @@ class Pipeline:
         Returns
         -------
         result
-            None where nothing is corrected.
+            `Decorrelation`; None if nothing is corrected.
         """
         return corrected(solution, science, template, difference, sources)
 
@@ -511,12 +511,12 @@ def finished(
     science, template
         Exposures with the variance planes that it was made with.
     levels
-        Their sources.
+        Sources of these exposures.
 
     Returns
     -------
     made
-        With its mask planes.
+        `Made`, with its mask planes.
     """
     return _with_planes(
         Made(kind, product.exposure, science, template, product.solution, levels, product)
@@ -625,7 +625,7 @@ def as_before(
     Returns
     -------
     science, template
-        On the same pixels, with the mask planes of their defects.
+        Exposures on the same pixels, with the mask planes of their defects.
     """
     solutions = tuple(solutions)
     science, template = with_defects_as_before(science, template, solutions)
@@ -679,6 +679,7 @@ def aligned_as_before(
     resampling = None
     if before is not None and before.alignment is not None:
         asked = before.recipe.preparation.resampling
+        # The stored correction of the WCS stands in for a new registration by stars.
         resampling = ResamplingOptions(
             method=before.alignment,
             noise="white" if asked is None else asked.noise,

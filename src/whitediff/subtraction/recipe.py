@@ -17,7 +17,7 @@ __all__ = ["CutoutOptions", "Recipe", "TemplateMask"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CutoutOptions:
-    """Where the kernel comes from, and what is known of a cut-out.
+    """Source of the kernel, and what is known of a cut-out.
 
     Attributes
     ----------

@@ -68,7 +68,7 @@ class Applied:
     science, template
         Exposures with the variance planes that the product is made with.
     levels
-        Their sources.
+        Sources of these exposures.
     search
         How the background is found; None to take the solution's.
     """
@@ -108,7 +108,7 @@ def apply_solution(
     science, template
         Exposures on the same pixels, with the variance planes that they came with.
     levels
-        Their sources.
+        Sources of these exposures.
 
     Returns
     -------

@@ -600,6 +600,7 @@ def subtracted(
         )
     kernel = solution.preconvolution_kernel
     unconvolved = science if solution.convolved == "template" else template
+    # A stored solution keeps its PSF, so that the product is the same even if it was measured.
     if solution.psf is not None and unconvolved.psf is not solution.psf:
         unconvolved = unconvolved.replaced()
         unconvolved.psf = solution.psf
