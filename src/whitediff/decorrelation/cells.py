@@ -1,4 +1,4 @@
-"""A grid of sub-images: dividing an exposure, decorrelating each, and putting them together."""
+"""Cells: dividing an exposure into them, decorrelating each, and putting them together."""
 
 from __future__ import annotations
 
@@ -50,13 +50,14 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.decorrelate")
 
 INVALID = "INVALID_MAPREDUCE"
-"""Plane of the pixels to which no sub-image gave a value."""
+"""Mask plane of pixels to which no sub-image gave a finite value."""
 
 _PSF_NODES = (1 / 6, 1 / 2, 5 / 6)
-"""Where the PSF of a sub-image is sampled if it varies, in units of the sub-image's sides."""
+"""Places at which a varying PSF of a sub-image is sampled, in units of the sub-image's sides."""
 _NO_VALUE, _NOT_FINITE, _BAD, _GOOD = range(4)
 """Worth of a pixel's value; the values of the highest worth make the result."""
 _RESPONSE_ORDER = 2
+"""Order of the polynomial that follows the response from cell to cell."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,14 +69,16 @@ class CellOptions:
     middles
         (x, y) of the cells' middles, pixel coordinates; None for a grid.
     size, step, border
-        Along x and y: pixels of a cell, from one cell to the next, and around a cell where it is
-        filtered; pixels, or full widths at half maximum of the PSF with ``by_fwhm``.
+        Along x and y: side of a cell, distance from one cell to the next, and margin around a cell
+        that is filtered with it; pixels, or full widths at half maximum of the PSF with
+        ``by_fwhm``.
     adjust
-        What gives way where size and step do not fit: ``spacing``, ``size`` or ``none``.
+        Length that gives way if size and step do not fit the image: ``spacing``, ``size`` or
+        ``none``.
     by_fwhm
         Lengths are multiples of the PSF's full width at half maximum.
     operation
-        Where cells overlap: their ``average``, or a ``copy`` of the last.
+        Values where cells overlap: their ``average``, or a ``copy`` of the last.
     bad_mask_planes
         Pixels with any of these count only where no other cell has a better value.
     """
@@ -91,14 +94,14 @@ class CellOptions:
 
 
 def length_unit(exposure: Exposure, *others: Exposure) -> float:
-    """Pixels that are one full width at half maximum of a PSF.
+    """Full width at half maximum of an exposure's PSF, the unit of cells and borders.
 
     Parameters
     ----------
     exposure
         Exposure.
     *others
-        Whose PSFs are taken where it has none, the first that has one.
+        Exposures that stand in if it has no PSF: the first that has one counts.
 
     Returns
     -------
@@ -120,18 +123,20 @@ def length_unit(exposure: Exposure, *others: Exposure) -> float:
     )
 
 
-def kernel_reach(kernel: Any) -> tuple[int, int]:
+def kernel_reach(
+    kernel: ConvolutionKernel | PointSpreadFunction | Array | None,
+) -> tuple[int, int]:
     """Pixels (y, x) around a cell that a matching kernel and its correction need.
 
     Parameters
     ----------
     kernel
-        Kernel, PSF or image; None for nothing.
+        Kernel, PSF or image, also of lsst.images; None for no kernel.
 
     Returns
     -------
     reach
-        The kernel's shape: half of it for the kernel, as much for the correction.
+        The kernel's shape: half of it for the kernel, half for the correction.  Zero for none.
     """
     kernel = foreign.adapted(kernel)
     if isinstance(kernel, ConvolutionKernel):
@@ -152,23 +157,23 @@ def grid(
     Parameters
     ----------
     box
-        Of the exposure.
+        Box of the exposure.
     options
         `CellOptions`.
     unit
-        Pixels of a length.
+        Pixels per unit of the options' lengths.
     reach
-        (y, x) pixels that borders have at least.
+        (y, x) least widths of borders, pixels.
 
     Returns
     -------
     cells
-        Each cell, and the same with its border, as far as the box reaches.
+        Each cell, and the cell with its border; both inside the box.
 
     Raises
     ------
     ArgumentError
-        If a cell lies outside of the box.
+        If a cell lies outside the box.
     """
 
     def pixels(length: float, least: int = 1) -> int:
@@ -205,7 +210,7 @@ def grid(
 
 
 def _intervals(length: int, size: int, step: int, adjust: str) -> list[tuple[int, int]]:
-    """Cells along one axis of an image: first pixel, and the one after the last."""
+    """First pixel, and the one after the last, of each cell along one axis of an image."""
     if adjust == "none":
         return [(start, min(start + size, length)) for start in range(0, length, step)]
     if adjust == "size":
@@ -256,17 +261,17 @@ def united(
     exposure
         The whole image; not changed.
     operation
-        Where they overlap: a ``copy`` of the last, their ``sum`` or ``average``.
+        Values where sub-images overlap: a ``copy`` of the last, their ``sum`` or ``average``.
     bad_mask_planes
         Pixels with any of these count only where no other part has a better value.
 
     Returns
     -------
     united
-        With the box, headers and WCS of ``exposure``.  A pixel's values that are finite count
-        before those that are not, and good ones before bad ones; a sum has all finite ones.  Mask
-        planes are united over the values that count.  Pixels without a finite value have the plane
-        `INVALID`; where no part lies they are NaN.  Its PSF is `united_psf`.
+        Exposure with the box, headers and WCS of ``exposure``.  Finite values of a pixel count
+        before others, and good ones before bad ones; a sum adds all finite ones.  Mask planes are
+        united over the values that count.  Pixels without a finite value have the plane `INVALID`;
+        pixels outside all parts are NaN.  Its PSF is `united_psf`.
     """
     box, bad_mask_planes = exposure.bbox, list(bad_mask_planes)
     result = _Reduction(
@@ -306,27 +311,27 @@ class _Reduction:
     shape
         (ny, nx) of the whole image.
     names
-        Mask planes of the sub-images, with repetitions.
+        Mask planes of the sub-images; names may repeat.
     operation
         ``copy``, ``sum`` or ``average``.
     dtype
-        Of the image.
+        Type of the image.
     """
 
     def __init__(
-        self, shape: tuple[int, int], names: Iterable[str], *, operation: str, dtype: Any
+        self, shape: tuple[int, int], names: Iterable[str], *, operation: str, dtype: npt.DTypeLike
     ) -> None:
         self._operation = operation
         self._dtype = dtype
-        # Copies need no room for the sums.
+        # Sums need double precision; copies can save the memory.
         self._image = np.full(shape, np.nan, dtype if operation == "copy" else np.float64)
         self._variance = np.full(shape, np.nan, self._image.dtype)
         self._count = np.zeros(shape, np.int32) if operation == "average" else None
         self.worth = np.full(shape, _NO_VALUE, np.int8)
         self.flags = {name: np.zeros(shape, bool) for name in names}
 
-    def add(self, part: Exposure, bad: Array, where: Any) -> None:
-        """Add a sub-image with its bad pixels at its slices of the whole image."""
+    def add(self, part: Exposure, bad: Array, where: tuple[slice, slice]) -> None:
+        """Add a sub-image, with its bad pixels, at its slices of the whole image."""
         image, variance = part.data, part.variance
         finite = np.isfinite(image)
         trusted = np.isfinite(variance) & ~bad
@@ -341,7 +346,7 @@ class _Reduction:
         else:
             join = (worth == before) & ~replace
             before[replace] = worth[replace]
-        # Infinite pixels may meet infinite ones of the other sign.
+        # Infinite pixels of opposite signs may meet, whose sum is invalid.
         with np.errstate(invalid="ignore"):
             for whole, values in ((self._image, image), (self._variance, variance)):
                 target = whole[where]
@@ -369,7 +374,7 @@ class _Reduction:
 
 
 def united_psf(parts: Sequence[Exposure], exposure: Exposure) -> PointSpreadFunction | None:
-    """PSF of a whole from those of its parts.
+    """PSF of a whole exposure from the PSFs of its parts.
 
     Parameters
     ----------
@@ -381,8 +386,8 @@ def united_psf(parts: Sequence[Exposure], exposure: Exposure) -> PointSpreadFunc
     Returns
     -------
     psf
-        The whole's where all parts have it still; else fitted to those of the parts at their
-        positions, by polynomials of order 2; None if a part has none.
+        The whole's own if all parts still have it; else polynomials of order 2, fitted to the
+        parts' PSFs at their positions; None if a part has none.
     """
     if all(part.psf is exposure.psf for part in parts):
         return exposure.psf
@@ -407,37 +412,38 @@ def decorrelate_cell(
     template: Exposure,
     difference: Exposure,
     cell: Box,
-    kernel: Any,
+    kernel: ConvolutionKernel | PointSpreadFunction | Array | None,
     *,
     preconvolution_kernel: Array | None = None,
     noise: InputNoise | None = None,
     options: DecorrelationOptions,
 ) -> tuple[Exposure, Decorrelation | None]:
-    """Decorrelate one cell, with kernel and noise as they are in its middle.
+    """Decorrelate one cell, with kernel and noise taken in its middle.
 
     Parameters
     ----------
     science, template
         The whole exposures before any convolution.
     difference
-        The cell with its border.
+        Difference on the cell with its border.
     cell
-        Its box.
+        Box of the cell.
     kernel
-        Matching kernel.
+        Matching kernel; the difference's own if None.
     preconvolution_kernel
-        For a score: what the whole science exposure was correlated with.
+        For a score: PSF that the whole science exposure was correlated with.
     noise
         As for `whitediff.decorrelation.exposures.decorrelate`; mean variances that are not given
-        are those of the planes around the cell, with masked pixels where there are no others.
+        are measured in and around the cell, on masked pixels if there are no others.
     options
-        As for `decorrelate`, but for the place.
+        As for `decorrelate`, apart from the place.
 
     Returns
     -------
     part, numbers
-        The cell; and the numbers behind it.  Where an exposure has no finite pixel around it, or
-        no positive variance, the difference as it is, marked CONTAMINATED, and None.
+        The decorrelated cell, and the numbers that describe it.  If an exposure has no finite
+        pixel or no positive variance there: the difference as it is, marked CONTAMINATED, and
+        None.
     """
     science, template = science.cutout(difference.bbox), template.cutout(difference.bbox)
     noise = noise or InputNoise()
@@ -463,7 +469,7 @@ def decorrelate_cell(
             options, x=cell.x.start + cell.x.size / 2, y=cell.y.start + cell.y.size / 2
         ),
     )
-    # A copy lets go of the borders.
+    # A copy, so that the borders' memory is released.
     trimmed = untouched(result.exposure.cutout(cell))
     return trimmed, dataclasses.replace(result, exposure=trimmed, options=options)
 
@@ -474,7 +480,7 @@ def _local_variance(
     """Mean variance of a sub-image; None if it has none."""
     if given is not None:
         return given
-    # A cell may lie inside of a bright source: its noise is that of the cell.
+    # A cell may lie wholly inside a bright source, whose pixels the first planes exclude.
     for ignored in (options.ignore_mask_planes, options.untrusted_mask_planes):
         mean = variance_mean(exposure, ignored)
         if math.isfinite(mean) and mean > 0:
@@ -490,7 +496,7 @@ def _left_alone(difference: Exposure) -> Exposure:
 
 @contextmanager
 def once_a_frame() -> Iterator[None]:
-    """Say once what every cell would say: what is wrong with the kernel is wrong in all of them."""
+    """Log only once what every cell would log: a fault of the kernel is the same in all cells."""
     repetitions = OnceEach(by_kind=True)
     _log.addFilter(repetitions)
     try:
@@ -517,15 +523,15 @@ def decorrelate_cells(
     science, template, preconvolution_kernel
         As for `whitediff.decorrelation.exposures.decorrelate`.
     difference
-        What was made of them, with its kernel.
+        Difference made of them, with its kernel.
     cells
         `CellOptions`.
     noises
         Covariances of the inputs' noise; None: as the options say, measured once for the frame.
     sources
-        ``(ny, nx)`` boolean: pixels with a source, for that; found if not given.
+        ``(ny, nx)`` boolean: pixels with a source, for this measurement; found if not given.
     options
-        Of each cell.
+        Options of each cell.
 
     Returns
     -------
@@ -535,11 +541,11 @@ def decorrelate_cells(
     Raises
     ------
     ArgumentError, DataError
-        As by `decorrelate`; what is wrong with the exposures as a whole where no cell has a usable
-        pixel.
+        As by `decorrelate`; if no cell has a usable pixel, as by `decorrelate` of the whole
+        exposures.
     """
     if difference.psf is not None:
-        # Once, not in every cell.
+        # A conversion in every cell would be slow.
         psf = as_kernel_psf(difference.psf, difference.bbox)
         difference = difference.replaced()
         difference.psf = psf
@@ -549,6 +555,7 @@ def decorrelate_cells(
             if sources is None:
                 sources = source_pixels(science, template)
             noises = measured_noises(science, template, sources, how=options.noise)
+    # The noise of the whole frame is measured by now; a cell has one kernel, that of its middle.
     each = dataclasses.replace(options, noise="white", spatially_varying=False, again=True)
     arguments: dict[str, Any] = {
         "preconvolution_kernel": preconvolution_kernel,
@@ -566,7 +573,7 @@ def decorrelate_cells(
             if numbers is not None:
                 found.append(numbers)
     if not found:
-        # It knows what is wrong with the exposures as a whole.
+        # Raises the error that names the fault of the exposures as a whole.
         return decorrelate(science, template, difference, kernel, **arguments)
     whole = united(
         parts, difference, operation=cells.operation, bad_mask_planes=cells.bad_mask_planes
@@ -591,21 +598,21 @@ def summary_of_cells(
     variance_mean_before: float,
     variance_mean_after: float,
 ) -> Decorrelation:
-    """The numbers of all cells as those of one decorrelation.
+    """Numbers of all cells, as one decorrelation.
 
     Parameters
     ----------
     cells
-        Of all cells that were decorrelated.
+        Decorrelations of all cells that have one.
     exposure
-        What they were put together to.
+        The united exposure.
     science_variance, template_variance, variance_mean_before, variance_mean_after
         Mean variances of whole exposures, image_unit².
 
     Returns
     -------
     result
-        Kernel, position and grid of the cell in the middle, and mean weights.
+        Kernel, position and grid of the cell nearest to the middle, and mean weights of all.
     """
     box = exposure.bbox
     middle = min(cells, key=lambda cell: math.hypot(cell.x - box.x.center, cell.y - box.y.center))
@@ -626,7 +633,7 @@ def summary_of_cells(
 
 
 def _response(cells: Sequence[Decorrelation], box: Box) -> Callable[[Box], Array] | None:
-    """Score of a point source of unit flux over the field."""
+    """Function of a box: score of a point source of unit flux at each pixel."""
     known = [(cell, cell.response) for cell in cells if cell.response is not None]
     if not known:
         return None

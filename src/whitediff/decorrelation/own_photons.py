@@ -1,4 +1,4 @@
-"""What a source's own photons add to its flux's error, beyond what the variance plane tells."""
+"""Error of a flux by its source's own photons, beyond what the variance plane gives."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["own_variances"]
 type Array = npt.NDArray[Any]
 
 _BRIGHT, _FEWEST = 10.0, 30
-"""Standard deviations of pixels that tell how a plane rises with light, and how many at least."""
+"""Least significance of the pixels that give a plane's slope with light, and their least number."""
 _NO_POWER = 1e-4
-"""Of a filter's largest power: what it leaves of an image cannot be told from less."""
+"""Power of a filter, over its largest, below which the image before it cannot be restored."""
 
 
 def own_variances(
@@ -33,35 +33,35 @@ def own_variances(
     scale: float,
     full_variance: bool,
 ) -> tuple[float, float]:
-    """Variance of a flux by the photons of its source, less that of the variance plane.
+    """Variance of a flux by its source's photons, beyond their part of the variance plane.
 
     Parameters
     ----------
     filters
-        What the correction is made of.
+        Filters of the correction.
     science, template
         The exposures that were subtracted.
     psf
         ``(n, n)`` odd square image of the difference's PSF.
     scale
-        By which variances were multiplied, for the science exposure's level.
+        Factor on variances, for the science exposure's level.
     full_variance
-        The plane has the variance of every pixel propagated.
+        Whether the plane has every pixel's variance propagated.
 
     Returns
     -------
     of_science, of_template
-        For each unit of flux in the science exposure, and of flux that is missing there; image
-        unit. 0 where a variance plane does not rise with light.
+        Variance per unit of flux in the science exposure, and per unit of flux that is missing
+        there (light of the template); image_unit.  0 if a variance plane does not rise with light.
 
     Notes
     -----
-    Sky noise is white after the correction, and a plane tells the error of any sum of pixels.  The
-    photons of a source are in one image alone: they stay correlated, by the filter of that image.
-    With A that filter, P the PSF before it and w = P_D/ΣP_D² the weights of a flux, its variance
-    is ``f/g · Σ P (w⋆A)²``, and the plane says ``f/g · Σ w² (A²⊗P)``.
+    Sky noise is white after the correction, and the plane gives the error of any sum of pixels.
+    The photons of a source are in one image alone, and stay correlated by the filter of that
+    image.  With this filter A, the PSF P before it and the weights w = P_D/ΣP_D² of a flux f, its
+    variance is ``f/g · Σ P (w⋆A)²``, while the plane gives ``f/g · Σ w² (A²⊗P)``.
     """
-    # Nothing runs round the grid.
+    # Padded by the kernel on both sides, so that nothing wraps around the grid.
     side = max(psf.shape) + 2 * max(filters.kernel_image.shape)
     ny, nx = fourier.fast_shape((side, side), (1, 1))
     grid = (ny, nx)
@@ -99,7 +99,7 @@ def own_variances(
 
 
 def _slope(exposure: Exposure) -> float:
-    """How a variance plane rises with the light of bright sources, image unit."""
+    """Slope of a variance plane with the light of bright sources, image_unit; 0 if unknown."""
     image, variance = exposure.data, exposure.variance
     rows = slice(None, None, max(1, image.size // ENOUGH_PIXELS))
     values, plane = image[rows].astype(np.float64), variance[rows].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Differences that were made region by region, each with a kernel and a direction of its own."""
+"""Differences made region by region, each with a kernel and a direction of its own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.decorrelate")
 
 _MARGIN = 112
-"""Pixels around a region that are filtered with it: more than any correction reaches."""
+"""Pixels around a region that are filtered with it: more than the reach of any correction."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Region:
     Attributes
     ----------
     box
-        Its pixels.
+        Pixels of the region.
     convolved
         Which image was convolved with the matching kernel there.
     """
@@ -62,17 +62,17 @@ def kernel_of_region(kernel: ConvolutionKernel, index: int, box: Box) -> Convolu
     Parameters
     ----------
     kernel
-        Kernel of all regions, its fields `whitediff.exposures.fields.PiecewiseField`; another is
-        the same in all of them.
+        Kernel of all regions, with fields `whitediff.exposures.fields.PiecewiseField`; any other
+        kernel is the same in all regions.
     index
-        Of the region.
+        Index of the region.
     box
         Box in which the kernel is wanted; its polynomials are continued there.
 
     Returns
     -------
     kernel
-        Without pieces.
+        Kernel without pieces.
     """
     if not isinstance(kernel, BasisKernel):
         return kernel
@@ -87,9 +87,9 @@ def kernel_of_region(kernel: ConvolutionKernel, index: int, box: Box) -> Convolu
 
 
 def decorrelate_regions(
-    science: Any,
-    template: Any,
-    difference: Any,
+    science: object,
+    template: object,
+    difference: object,
     regions: Sequence[Region],
     *,
     noise: InputNoise | None = None,
@@ -103,7 +103,7 @@ def decorrelate_regions(
     science, template
         The exposures before any convolution.
     difference
-        What was made of them, at the science level, with its kernel in pieces.
+        Difference of them, at the science level, with its kernel in pieces.
     regions
         One for each piece; where they overlap the later one holds.
     noise, sources, options
@@ -113,7 +113,8 @@ def decorrelate_regions(
     Returns
     -------
     result
-        Of the whole frame; its numbers are those of the region that holds its middle.
+        Decorrelation of the whole frame; its other numbers describe the region that holds the
+        frame's middle.
 
     Raises
     ------
@@ -122,9 +123,9 @@ def decorrelate_regions(
 
     Notes
     -----
-    Each region is filtered with a margin of its surroundings, whose noise has the correlation of
-    another kernel: within the filter's reach of a border the result is white up to the
-    difference of the two corrections.  Pixels outside all regions become NO_DATA.
+    Each region is filtered with a margin of its surroundings, whose noise is correlated by another
+    kernel: within the filter's reach of a border the result is white up to the difference of the
+    two corrections.  Pixels outside all regions become NO_DATA.
     """
     options = options or DecorrelationOptions(spatially_varying=True)
     if not regions:
@@ -142,6 +143,7 @@ def decorrelate_regions(
     noise = (noise or InputNoise()).with_measured(
         pair["science"], pair["template"], sources, how=options.noise
     )
+    # Regions differ in noise: a given mean variance scales each region's own mean.
     levels = {
         name: value / variance_mean(pair[name], options.ignore_mask_planes)
         for name, value in (
@@ -177,6 +179,7 @@ def decorrelate_regions(
             part,
             noise=dataclasses.replace(noise, **variances),
             sources=sources[rows, columns],
+            # Covariances were measured above, for the whole frame.
             options=dataclasses.replace(
                 options, noise="white", convolved=region.convolved, again=True
             ),
@@ -221,7 +224,7 @@ def decorrelate_regions(
 def _with_planes(
     mask: Mask, other: Mask, here: tuple[slice, slice], there: tuple[slice, slice]
 ) -> Mask:
-    """Mask with the planes that a correction added in a region, but for what it contaminated."""
+    """Mask with the planes that a correction added in a region, except CONTAMINATED."""
     for name in other.names:
         if name in mask or name == masks.CONTAMINATED:
             continue
@@ -234,14 +237,14 @@ def _with_planes(
 def _united_psf(
     whole: Exposure, regions: Sequence[Region], results: Sequence[Decorrelation]
 ) -> KernelPointSpreadFunction | None:
-    """PSF whose images count in the region that they belong to."""
+    """PSF of the whole, from the regions' PSFs: each counts in its own region alone."""
     box = whole.bbox
     nothing = ChebyshevField(box, np.zeros((1, 1)))
     found = [result.exposure.psf for result in results]
     if whole.psf is None or not all(isinstance(psf, KernelPointSpreadFunction) for psf in found):
         return None
     images: list[Array] = []
-    fields: list[Any] = []
+    fields: list[Field] = []
     for index, psf in enumerate(found):
         assert isinstance(psf, KernelPointSpreadFunction)
         for image, field in zip(psf.kernel.basis, psf.kernel.fields, strict=True):
@@ -259,7 +262,7 @@ def _united_psf(
     return KernelPointSpreadFunction(
         BasisKernel(np.stack(padded), fields),
         average_position=whole.psf.average_position,
-        # The parts differ by far less than it is known to.
+        # The parts' light differs by far less than its own error.
         light=dataclasses.replace(
             Light.of_parts([Light.of(psf) for psf in found if psf is not None]),
             error=Light.of(whole.psf).error,

@@ -1,4 +1,4 @@
-"""Noise that interpolated pixels repeat, and what a filter makes of it."""
+"""Noise that interpolated pixels repeat, and its variance after a filter."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ __all__ = ["excess_variance"]
 type Array = npt.NDArray[Any]
 
 _LEAST_WEIGHT = 0.02
-"""Weight of a neighbour whose noise counts in an interpolated pixel: what is left out holds a
-hundredth of the noise."""
+"""Least weight of a neighbour whose noise counts in an interpolated pixel: the rest has a hundredth
+of the noise."""
 
 _PRECISION = 1e-3
-"""Of the excess, where many pixels are missing."""
+"""Tolerance of the convolution, over the largest filtered variance of an interpolated pixel."""
 
 _BATCH = 1 << 13
+"""Missing pixels whose pairs are in memory at a time."""
 
 
 def excess_variance(filter_image: Array, variance: Array, missing: Array) -> Array:
-    """Variance that a filtered image has beyond the filter's squares on the variance plane.
+    """Variance of a filtered image beyond the variance plane convolved with the squared filter.
 
-    An interpolated pixel repeats the noise of its neighbours, and the filter adds up what is
-    repeated before it is squared.
+    An interpolated pixel repeats the noise of its neighbours, and the filter adds such noise up
+    before it is squared.
 
     Parameters
     ----------
     filter_image
         ``(ky, kx)``, smaller than the image, origin at ``[ky//2, kx//2]``.
     variance
-        ``(ny, nx)`` before the filter, image_unit²; that of missing pixels does not count.
+        ``(ny, nx)`` before the filter, image_unit²; missing pixels do not count.
     missing
         ``(ny, nx)`` boolean: pixels that `whitediff.numerics.interpolation.interpolated` replaced.
 
@@ -51,7 +52,7 @@ def excess_variance(filter_image: Array, variance: Array, missing: Array) -> Arr
     ``m = Σ_q W_mq q``, the noise has the covariances ``W_mq v_q`` of m with q and
     ``Σ_q W_mq W_nq v_q`` of m with n.  A pair of pixels at the offset d adds its covariance times
     ``Σ_x h(x) h(x − d)``, here spread like h² about the middle of the pair, which is exact for
-    Gaussian filters.  Pixels inside of large holes, which are distrusted anyway, are left out.
+    Gaussian filters h.  Pixels inside large holes, which are distrusted anyway, are left out.
     """
     pixels, weights = neighbour_weights(missing)
     if not pixels.size:
@@ -62,14 +63,14 @@ def excess_variance(filter_image: Array, variance: Array, missing: Array) -> Arr
     known[~np.isfinite(known)] = 0
     shared = weights.copy()
     shared.data *= known
-    # The level that the plane has at a missing pixel.
+    # The variance that the plane is taken to have at a missing pixel: its neighbours' mean.
     own = np.asarray(abs(shared).sum(axis=1)) / np.asarray(abs(weights).sum(axis=1))
     across = weights.T.tocsr()
     pairs = _Pairs(filter_image, missing.shape)
     for start in range(0, pixels.size, _BATCH):
         part = slice(start, start + _BATCH)
         with_good = shared[part].tocoo()
-        # A missing pixel with itself is among them.
+        # These pairs include each missing pixel with itself.
         between = (shared[part] @ across).tocoo()
         pairs.add(pixels[part][with_good.row], with_good.col, 2 * with_good.data)
         pairs.add(pixels[part][between.row], pixels[between.col], between.data)
@@ -81,7 +82,7 @@ def excess_variance(filter_image: Array, variance: Array, missing: Array) -> Arr
 
 
 class _Pairs:
-    """Covariances of pairs of pixels, as much as a filter correlates them, at their middles.
+    """Covariances of pairs of pixels, times the filter's correlation, at the pairs' middles.
 
     Parameters
     ----------
@@ -98,13 +99,13 @@ class _Pairs:
         size = 2 * reach + 1
         padded = np.pad(correlation, reach) / float((filter_image**2).sum())
         top, left = ((n - size) // 2 for n in padded.shape)
-        # Offsets count from the end where they are negative.
+        # Rolled so that negative offsets index from the end.
         self._correlation = np.roll(
             padded[top : top + size, left : left + size], (-reach, -reach), (0, 1)
         ).astype(np.float32)
 
     def add(self, first: Array, second: Array, covariance: Array) -> None:
-        """Add pairs, by the pixels' places in the flattened image."""
+        """Add pairs, given as indices of pixels in the flattened image."""
         nx = self.middles.shape[1]
         (y1, x1), (y2, x2) = np.divmod(first, nx), np.divmod(second, nx)
         value = covariance * self._correlation[y2 - y1, x2 - x1] / 4

@@ -1,9 +1,9 @@
 """Whitening the noise of a difference of two stacks, on plain arrays.
 
 Each stack is the weighted mean or the median of exposures, its members, most of which were
-convolved with kernels of their own to share one PSF; one of the two stacks may have been
-convolved once more, with the matching kernel.  Every convolution correlates the noise
-that it finds, so that the noise of the difference has the power of all of them together.
+convolved with kernels of their own to share one PSF; one of the two stacks may have been convolved
+once more, with the matching kernel.  Every convolution correlates noise, and the noise power of
+the difference is the sum over all members.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ type Combination = Literal["mean", "median"]
 """How a stack's members were combined."""
 
 DEFAULT_FLOOR = 1e-3
-"""Noise power, over that at zero frequency, below which it is not brought up any more.
+"""Noise power, over the power at zero frequency, below which the correction stops rising.
 
 Kernels of sigma 0.8 to 3 pixels on all members: 1e-2 moves the variance of a PSF-filtered
 pixel by up to 4e-3, 1e-3 by 1e-4, and amplifies 32 times; 1e-5 would amplify 300 times and
@@ -54,27 +54,28 @@ _WAVES = 3
 """Periods per sampling frequency of the fastest function that corrects a median's power."""
 _LEAST_RATIO = 0.1
 _LEAST_POWER = 1e-6
+"""Bounds that keep a median's power positive: of its correction, and of the power itself."""
 _NODES = 200
 _SHARE_NODES = 1001
 _WIDEST = 9.0
-"""Standard deviations beyond which a Gaussian is nothing in double precision."""
+"""Standard deviations beyond which a Gaussian is negligible in double precision."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Member:
-    """An exposure of a stack, as far as its noise goes.
+    """Noise of one exposure of a stack.
 
     Attributes
     ----------
     variance
-        Mean variance per pixel before its convolution, image_unit²; finite, positive.
+        Mean variance per pixel before the convolution, image_unit²; finite, positive.
     kernel
-        ``(ky, kx)`` with which it was convolved, origin at ``[ky//2, kx//2]``, of any sum but
-        zero; None if it was not.
+        ``(ky, kx)`` kernel of the convolution, origin at ``[ky//2, kx//2]``, with any sum but
+        zero; None if it was not convolved.
     weight
-        In the stack, relative to the others; finite, positive.
+        Weight in the stack, relative to the others; finite, positive.
     noise
-        Covariance of its noise before the convolution; None for white.
+        Covariance of the noise before the convolution; None for white noise.
     """
 
     variance: float
@@ -85,7 +86,7 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class StackCorrection:
-    """The Fourier factor that whitens a difference of stacks, and what it does to the noise.
+    """Fourier factor that whitens a difference of stacks, and numbers of the corrected noise.
 
     Attributes
     ----------
@@ -94,20 +95,20 @@ class StackCorrection:
     correction_ft
         ``(ny, nx//2 + 1)`` real, float64; 1 at zero frequency.
     variance_weights
-        Variance to be told of a corrected pixel, per unit variance of each member, the science
-        members first.
+        Variance plane of the corrected image per unit variance of each member, the science members
+        first.
     variance
         Mean variance of a corrected pixel, image_unit².
     white_variance
         Noise power at zero frequency, image_unit²: the variance of a corrected pixel if no
-        frequency is floored, and always that of the white noise which a PSF filter sees; the
-        sum of the members' variances times these weights.
+        frequency is floored, and always the variance of the white noise that a PSF filter sees;
+        the sum of the members' variances times these weights.
     floored_fraction
         Fraction of the frequencies whose noise power is below the floor.
     largest
         Largest value of the correction.
     flux_error
-        Relative error of the flux scale from those of the members' noise covariances.
+        Relative error of the flux scale by the errors of the members' noise covariances.
     """
 
     shape: tuple[int, int]
@@ -121,10 +122,10 @@ class StackCorrection:
 
     @property
     def filtered_ratio(self) -> float:
-        """Variance of a PSF-filtered pixel over what white noise of the same variance has.
+        """Variance of a PSF-filtered pixel, over its variance in white noise of equal variance.
 
-        1 without a floored frequency.  The floor takes pixel variance at high frequencies,
-        where the PSF has no power, and none from the filtered image.
+        1 without a floored frequency.  The floor lowers the pixel variance at high frequencies,
+        where the PSF has no power, and not the variance of the filtered image.
         """
         return self.white_variance / self.variance
 
@@ -148,11 +149,11 @@ def stack_correction(
     shape
         Transform grid, at least as large as every kernel.
     matching_kernel
-        ``(ky, kx)`` with which one stack was convolved as a whole; None if none was.
+        ``(ky, kx)`` kernel that one stack was convolved with as a whole; None if none was.
     convolved
-        Which one.
+        Which stack was convolved with it.
     floor
-        Noise power, over that at zero frequency, below which the correction rises no more; at
+        Noise power, over the power at zero frequency, below which the correction stops rising; at
         least 0 and below 1.
     combine
         How the members of either stack were combined.
@@ -160,7 +161,7 @@ def stack_correction(
     Returns
     -------
     correction
-        ``sqrt(P(0)/P)`` of the noise power P, and the numbers that go with it.
+        ``sqrt(P(0)/P)`` with the noise power P, and the numbers of the corrected noise.
 
     Raises
     ------
@@ -177,25 +178,25 @@ def stack_correction(
 
         ``P = Σ w_j² σ_j² N_j |κ̂_j|² / (Σ w_j)² + |κ̂|² Σ w_i² σ_i² N_i |κ̂_i|² / (Σ w_i)²``
 
-    per pixel, N the members' own noise spectra.  That is the decorrelation of SFFT (Hu et al.
+    per pixel, with the members' own noise spectra N.  This is the decorrelation of SFFT (Hu et al.
     2022, ApJ 936, 157) with weights and correlated noise, scaled to 1 at zero frequency.
 
-    Where every member was convolved, P falls to nothing at high frequencies, and the factor
-    would amplify rounding errors by millions.  In place of P stands
+    If every member was convolved, P vanishes at high frequencies, and the factor would amplify
+    rounding errors by millions.  P is therefore replaced by
     ``hypot(P, floor·P(0)) / sqrt(1 + floor²)``, which is P(0) at zero frequency and has no
-    kink to ring.  Frequencies below the floor are then not white but lack power:
-    the pixel variance is below `StackCorrection.white_variance`, that of an image filtered with
-    the PSF, which has no power there, is not.  Sources are found on the latter, so the weights
-    are what the pixels have of each member, times the ratio of the two.
+    kink to ring.  Frequencies below the floor are then not white but lack power: the pixel
+    variance is below `StackCorrection.white_variance`.  An image filtered with the PSF, which has
+    no power there, keeps its variance.  Sources are found on such an image, so the weights are
+    each member's part of the pixel variance, times the ratio of the two variances.
 
     Medians are no filter.  A member's share in the linear part of the median is the probability
-    that it is in the middle, `median_shares`; what is left is uncorrelated with all members and
-    whiter.  Of many members of equal variance, with the correlation ρ between two pixels, the
-    medians have the correlation ``arcsin ρ``, up to a factor (Van Vleck & Middleton 1966), of
-    which ρ is the linear part; its excess over that, scaled to `median_variance_ratio`, is a
-    first estimate of what is left.  A smooth function of the frequency, found by simulation on 24
-    grids of 96² pixels, brings it to the members at hand, to about 2 % of it.  Neglected: noise
-    that is not Gaussian, and sources, whose PSFs must agree.
+    that it is in the middle, `median_shares`; the rest is uncorrelated with all members and
+    whiter.  For many members of equal variance, with the correlation ρ between two pixels, medians
+    have the correlation ``arcsin ρ``, up to a factor (Van Vleck & Middleton 1966), with the linear
+    part ρ; the excess over ρ, scaled to `median_variance_ratio`, is a first estimate of the rest.
+    A smooth function of the frequency, found by simulation on 24 grids of 96² pixels (larger ones
+    for large kernels), fits it to the actual members, to about 2 % of it.  Neglected: noise that
+    is not Gaussian, and sources, whose PSFs must agree.
 
     A `NoiseCovariance` has a floor of its own.  Where that decides, as with a member shifted
     by half a pixel as the only one not convolved, the variance is the floored one: too large.
@@ -226,7 +227,7 @@ def stack_correction(
     correction_ft = 1 / np.sqrt(bounded)
     members = (*science, *template)
     variances = [member.variance for member in members]
-    # Half of the relative error of the power at zero frequency is one of the amplitude.
+    # The relative error of an amplitude is half of the power's.
     errors = [
         float(each[0, 0]) * member.noise.zero_frequency_error / member.noise.zero_frequency
         for each, member in zip(every, members, strict=True)
@@ -252,7 +253,7 @@ def stack_correction(
 def _noise_powers(
     name: str, members: Sequence[Member], shape: tuple[int, int], combine: Combination
 ) -> list[Array]:
-    """Noise power of a stack at each frequency, by member."""
+    """Noise power of each member in a stack, at each frequency."""
     if not members:
         raise ArgumentError(f"The {name} stack has no member; it needs at least one.")
     for i, member in enumerate(members, 1):
@@ -317,7 +318,7 @@ def _squared_modulus(name: str, kernel: Array, shape: tuple[int, int]) -> Array:
 
 
 def _median_excess(powers: list[Array], shares: Array, shape: tuple[int, int]) -> list[Array]:
-    """Power of what in a median is not linear, as if members were many and alike; positive."""
+    """Power of the nonlinear part of a median, as if members were many and alike; positive."""
     n = len(powers)
     excess, slope = median_variance_ratio(n) - 1, 1 - 1 / n**2
     result = []
@@ -334,8 +335,8 @@ def _median_excess(powers: list[Array], shares: Array, shape: tuple[int, int]) -
 def _simulated_ratio(powers: list[Array], shares: Array, n: int) -> Array:
     """Coefficients of `_waves` for simulated power over that of `_median_excess`."""
     shape = (n, n)
-    # The same random numbers every time: equal members give equal corrections, and members that
-    # vary over the field corrections that do so smoothly.
+    # The same random numbers every time, so that equal members give equal corrections, and members
+    # that vary smoothly over the field give smooth ones.
     rng = np.random.default_rng(_SEED)
     amplitudes = [np.sqrt(power) for power in powers]
     simulated = np.zeros_like(powers[0])
@@ -358,7 +359,7 @@ def _simulated_ratio(powers: list[Array], shares: Array, n: int) -> Array:
 
 
 def _waves(shape: tuple[int, int]) -> Array:
-    """Smooth real functions of the frequency, even about zero, by rows."""
+    """Smooth real functions of the frequency, even about zero, one per row."""
     y = 2 * np.pi * np.fft.fftfreq(shape[0])[:, None]
     x = 2 * np.pi * np.fft.rfftfreq(shape[1])
     orders = range(_WAVES + 1)
@@ -379,7 +380,7 @@ def median_variance_ratio(n: int) -> float:
     Returns
     -------
     ratio
-        1 for one and two; 1.35, 1.19, 1.43, 1.29 for three to six; towards π/2.
+        1 for one and two; 1.35, 1.19, 1.43, 1.29 for three to six; tends to π/2.
 
     Raises
     ------
@@ -440,24 +441,24 @@ def median_shares(sigmas: Array) -> Array:
     Returns
     -------
     shares
-        ``(n,)``, sum 1: the probability of each to be the median, of two middle values the mean
-        of both.  They fall about as 1/sigma.
+        ``(n,)``, sum 1: the probability of each to be the median, or for even n the mean of the
+        probabilities to be either middle value.  They fall about as 1/sigma.
 
     Notes
     -----
-    By Stein's lemma the covariance of the median with a value is that value's variance
-    times the mean derivative of the median by it, which is this probability.
+    By Stein's lemma the covariance of the median with a value is the value's variance times the
+    mean derivative of the median by it, which is this probability.
     """
     sigmas = np.asarray(sigmas, dtype=np.float64)
     n = len(sigmas)
-    # Fine steps where the narrowest has its values, wide ones out to where the widest has them.
+    # Steps grow outwards, to resolve the narrowest Gaussian and still cover the widest.
     scale = float(sigmas.min()) / n
     t = np.linspace(-1, 1, _SHARE_NODES) * math.asinh(_WIDEST * float(sigmas.max()) / scale)
     x, dx = scale * np.sinh(t), scale * np.cosh(t) * (t[1] - t[0])
     below = scipy.special.ndtr(x / sigmas[:, None])
     shares = np.empty(n)
     for i in range(n):
-        # Probability that just so many of the others are below x.
+        # Probability that exactly so many of the others are below x.
         count = np.zeros((n, len(x)))
         count[0] = 1
         for other in np.delete(below, i, axis=0):

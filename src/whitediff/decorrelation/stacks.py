@@ -48,10 +48,10 @@ type Kernel = ConvolutionKernel | PointSpreadFunction | Array | None
 type Sides = dict[str, tuple[StackMember, ...]]
 
 _GRID = 384
-"""Side of the grid, at least, whose frequencies are counted."""
+"""Least side of the grid whose frequencies give the reported numbers."""
 
 _MEDIAN_TOLERANCE = 5e-3
-"""The noise of a median is known no better, and every place costs a simulation."""
+"""Least tolerance for medians: their noise is known no better, and each place is simulated."""
 
 _log = logging.getLogger("whitediff.decorrelate")
 
@@ -63,13 +63,13 @@ class StackMember:
     Attributes
     ----------
     exposure
-        Before its convolution, on the pixels of the difference: for its variance plane and
-        mask.
+        Exposure before its convolution, on the pixels of the difference; its variance plane and
+        mask are used.
     kernel
-        What it was convolved with before it was stacked: any kernel, or ``(ky, kx)``; None if
-        it was not.
+        Kernel that it was convolved with before it was stacked: any kernel, or ``(ky, kx)``; None
+        if it was not convolved.
     weight
-        In the stack, relative to the others; finite, positive.
+        Weight in the stack, relative to the others; finite, positive.
     variance
         Mean variance, image_unit²; the clipped mean of the variance plane if not given.
     noise
@@ -95,27 +95,27 @@ class StackOptions:
     combine
         How the members of either stack were combined.
     floor
-        Noise power, over that at zero frequency, below which the correction rises no more.
+        Noise power, over the power at zero frequency, below which the correction stops rising.
     divisor
         Number by which the difference was divided as a whole.
     spatially_varying
         The correction follows kernels and noise covariances over the field; else they are taken
         in its middle.
     fill
-        What stands in for pixels without a measurement while their neighbours are filtered:
-        ``mean`` or ``interpolate``, as in `whitediff.decorrelation.exposures.decorrelate`.
+        Values of pixels without a measurement while their neighbours are filtered: ``mean`` or
+        ``interpolate``, as in `whitediff.decorrelation.exposures.decorrelate`.
     ignore_mask_planes
         Pixels of a member with any of these are left out of its mean variance.
     untrusted_mask_planes
-        Planes of the difference whose pixels hold no measurement; with non-finite and
-        outside pixels they contaminate their neighbours.
+        Planes of the difference whose pixels hold no measurement; like non-finite and outside
+        pixels they contaminate their neighbours.
     noise
-        ``white``: members without a given covariance are white.  ``measured``: their covariance is
-        measured on source-free pixels.  ``auto``: that is used where it says with significance
-        that a member is not white.
+        ``white``: members without a given covariance are white.  ``measured``: covariances are
+        measured on source-free pixels, and none may be given.  ``auto``: as ``measured``, but only
+        significant covariances are used.
     tolerance
         With ``spatially_varying``: largest error of the compressed correction, in standard
-        deviations of a pixel; of medians at least 5e-3.
+        deviations of a pixel; at least 5e-3 for medians.
     """
 
     convolved: Direction = "template"
@@ -157,11 +157,11 @@ class StackDecorrelation:
     exposure
         The corrected difference.
     options
-        How it was made.
+        Options of the correction.
     kernel_sum
         Sum of the matching kernel in the middle; 1 without one.
     x, y
-        The middle, in pixel coordinates: these numbers are those there.
+        Middle of the field, pixel coordinates, to which these numbers refer.
     science_variances, template_variances
         Mean variances of the members before any convolution, image_unit².
     science_weights, template_weights
@@ -169,22 +169,22 @@ class StackDecorrelation:
     pixel_variance
         Mean variance of a pixel, image_unit².
     white_variance
-        What it would be without a floor, image_unit²: the mean of the variance plane, and the sum
-        of the members' variances times these weights.  The noise of an image filtered with the
-        PSF is that of white noise of this variance.
+        Pixel variance without a floor, image_unit²: the mean of the variance plane, and the sum of
+        the members' variances times these weights.  An image filtered with the PSF has the noise
+        of white noise of this variance.
     floored_fraction
         Fraction of the frequencies whose noise power is below the floor.
     largest_correction
-        By which the correction amplifies a frequency, at most.
+        Largest amplification of a frequency by the correction.
     variance_mean_before, variance_mean_after
         Clipped means of the difference's variance plane, image_unit²; NaN where no pixel was
         usable.
     contaminated_fraction
         Fraction of the pixels marked CONTAMINATED.
     science_noises, template_noises
-        Noise covariances of the members in the middle; None for white.
+        Noise covariances of the members in the middle; None for white noise.
     flux_error
-        Relative error of the flux scale from that of the noise covariances.
+        Relative error of the flux scale by the errors of the noise covariances.
     local
         The correction over the field.
     """
@@ -213,7 +213,7 @@ class StackDecorrelation:
 
 @single_threaded_algebra()
 def decorrelate_stack(
-    difference: Any,
+    difference: object,
     science: Sequence[StackMember],
     template: Sequence[StackMember],
     *,
@@ -227,13 +227,13 @@ def decorrelate_stack(
     Parameters
     ----------
     difference
-        What was made of the stacks: an `Exposure` or any object with image, mask and variance.
-        Not modified; its variance plane is not used.
+        Difference of the stacks: an `Exposure` or any object with image, mask and variance.  Not
+        modified; its variance plane is not used for the correction.
     science, template
         Members of the two stacks, at least one each; all of them count at every pixel.
     matching_kernel
-        With which one stack was convolved as a whole; the difference's own if not given, and if
-        it carries none, none was.
+        Kernel that one stack was convolved with as a whole; the difference's own if not given; if
+        that has none either, no stack was convolved.
     sources
         ``(ny, nx)`` boolean: pixels with a source, between which noise is measured; found on all
         members if not given.
@@ -246,7 +246,7 @@ def decorrelate_stack(
     Returns
     -------
     result
-        `StackDecorrelation`.  Its variance plane is NaN where that of a member is.
+        `StackDecorrelation`.  Its variance plane is NaN where a member's is.
 
     Raises
     ------
@@ -257,8 +257,9 @@ def decorrelate_stack(
 
     Notes
     -----
-    `stack_correction` has the formula.  The correction follows kernels and noise
-    covariances over the field, not the ratios of the local noise levels of the members.
+    `whitediff.decorrelation.stack_correction.stack_correction` has the formula.  The correction
+    follows kernels and noise covariances over the field, not ratios of the members' local noise
+    levels.
     """
     options = options or StackOptions()
     difference = Exposure.from_object(difference)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,29 +42,30 @@ _log = logging.getLogger("whitediff.detect")
 
 _SOURCE_RADIUS = 1.5
 _BRIGHT_RADIUS = 5.0
-"""Full widths at half maximum from a saturated pixel that are a bright star's neighbourhood; from
-other bright pixels as far as there are sources, for that is how far wings and spikes reach."""
+"""Neighbourhood of a bright star, full widths at half maximum: around saturated pixels, and around
+other bright pixels as far as there are sources, since wings and spikes reach that far."""
 
 _BY_NOISE = 3.0
-"""Significance that noise adds to a residual at most."""
+"""Largest significance that noise adds to a residual."""
 
 _LARGE_SOURCE = 3.0
-"""Full widths at half maximum: who has only source pixels within this radius is inside of one that
-is bright or large, where the mask does not tell which sources are static."""
+"""Full widths at half maximum: a point with only source pixels within this radius is inside a
+bright or large source, if the mask does not say which sources are static."""
 
 _FILLED = 0.9
+"""Share of these pixels from which they count as all."""
 
 _LARGEST_LOSS = 0.15
-"""Share of the squared PSF, which is what is known of a source, on pixels without a measurement."""
+"""Largest share of the squared PSF, a source's information, on pixels without a measurement."""
 
 _LARGEST_CONTAMINATION = 0.3
-"""The same on pixels that owe something to those."""
+"""Largest share of the squared PSF on contaminated pixels."""
 
 _BESIDE_RAY = 2.5
-"""Pixels from a ray of two pixels or more within which a point may be an end of it that no mask
-tells of."""
+"""Pixels from a cosmic ray of two pixels or more within which a point may be its unmasked end."""
 
 _TOGETHER = 256
+"""Sources whose surroundings are in memory at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ COLUMNS = {
     "flag_near_bright_star": _Column(None, "in the neighbourhood of a bright star"),
     "flag_fit_failed": _Column(None, "the position or flux could not be fitted"),
 }
-"""Columns in their order; a catalogue has those that it can have."""
+"""All columns, in their order; a catalogue has those that could be measured."""
 
 FLAGS = {
     "flag_edge": ("EDGE",),
@@ -144,10 +145,10 @@ FLAGS = {
     "flag_no_data": ("NO_DATA",),
     "flag_contaminated": (masks.CONTAMINATED,),
 }
-"""Flags of mask planes."""
+"""Flags, and the mask planes that set them."""
 
 _LOSSES = ("flag_bad", "flag_no_data")
-"""Flags of pixels that are left out of all measurements, and have no say in those beside them."""
+"""Flags of pixels that are left out of all measurements, and do not affect their neighbours."""
 
 SPOILING_FLAGS = {
     "flag_no_data": "next to missing pixels",
@@ -160,21 +161,23 @@ SPOILING_FLAGS = {
     "flag_contaminated": "contaminated",
     "flag_fit_failed": "not fitted",
 }
-"""Flags with which a source is not to be believed at once, and what that means.  A static source
-or an interpolated pixel alone spoils nothing."""
+"""Flags that make a source doubtful, and their meaning.  A static source or an interpolated pixel
+alone does not."""
 
 _NOT_POINTS = {"dipole": "n_dipoles", "extended": "n_extended", "artifact": "n_artifacts"}
 
 
 def assembled(
-    columns: dict[str, Any], flux_unit: astro.units.UnitBase | None, meta: dict[str, Any]
+    columns: Mapping[str, npt.ArrayLike],
+    flux_unit: astro.units.UnitBase | None,
+    meta: dict[str, object],
 ) -> astro.table.QTable:
     """Catalogue of measured columns, with units, descriptions and metadata.
 
     Parameters
     ----------
     columns
-        Name → values, of those in `COLUMNS`.
+        Name → values; names that `COLUMNS` lacks are left out.
     flux_unit
         Unit of the image; None if it is not known.
     meta
@@ -183,7 +186,7 @@ def assembled(
     Returns
     -------
     catalogue
-        Its columns in the order of `COLUMNS`.
+        Table with its columns in the order of `COLUMNS`.
     """
     units = {
         _PIXEL: astro.units.pixel,
@@ -206,7 +209,7 @@ def assembled(
 
 
 def believed(catalog: astro.table.Table) -> Array:
-    """Which sources to believe first.
+    """Sources to believe first.
 
     Parameters
     ----------
@@ -233,8 +236,8 @@ def source_counts(catalog: astro.table.Table) -> dict[str, int]:
     Returns
     -------
     counts
-        n_believed, and of them n_believed_positive and n_believed_negative; n_flagged, with
-        any of `SPOILING_FLAGS`; of the others n_dipoles, n_extended, n_artifacts.
+        n_believed, and among these n_believed_positive and n_believed_negative; n_flagged, with
+        any of `SPOILING_FLAGS`; among the unflagged n_dipoles, n_extended, n_artifacts.
     """
     good, labels = believed(catalog), _labels(catalog)
     flagged = _first_reason(catalog) != ""
@@ -248,7 +251,7 @@ def source_counts(catalog: astro.table.Table) -> dict[str, int]:
 
 
 def headline(catalog: astro.table.Table) -> str:
-    """What a catalogue holds, in a line.
+    """Summary of a catalogue, in a line.
 
     Parameters
     ----------
@@ -258,8 +261,8 @@ def headline(catalog: astro.table.Table) -> str:
     Returns
     -------
     text
-        Sources to believe, the others by class, flagged ones by their reason; how many noise
-        alone would give, of both signs if both were sought; and the depth.
+        Sources to believe, the others by class, flagged ones by their reason; the number that
+        noise alone would give, of both signs if both were sought; and the depth.
     """
     meta = catalog.meta
     end = depth_text(meta.get("depth"), meta.get("depth_mag"), catalog["psf_flux"].unit)
@@ -307,7 +310,7 @@ def _labels(catalog: astro.table.Table) -> Array:
 
 
 def _first_reason(catalog: astro.table.Table) -> Array:
-    """Why each source is not to be believed, its first of `SPOILING_FLAGS`; else empty."""
+    """Meaning of each source's first flag among `SPOILING_FLAGS`; empty without one."""
     result = np.full(len(catalog), "", dtype=object)
     for flag, words in SPOILING_FLAGS.items():
         if flag in catalog.colnames:
@@ -337,24 +340,25 @@ def source_flags(
     significance
         ``(n,)`` signed; NaN where it is not known.
     point
-        ``(n,)`` boolean: looks like a point source, or is taken for one.
+        ``(n,)`` boolean: sources that look like points, or are taken for such.
     psf
         ``(py, px)``; a pixel within its full width at half maximum is near.
     reach
         Pixels from the frame's edge within which a source is near it.
     part_left
-        Part of a static source that errors of the matching may leave; asked for where one is.
+        Gives the part of a static source that errors of the matching may leave; called only if a
+        source lies on a static one.
 
     Returns
     -------
     flags
-        Name → ``(n,)`` boolean; of a plane that the mask lacks, False.
+        Name → ``(n,)`` boolean; False for a plane that the mask lacks.
 
     Notes
     -----
     A point is fitted to the pixels that hold a measurement, and its flux is right as long as
-    enough of them are left: its flags of bad pixels go by the share of the squared PSF that these
-    take.  What is no point may be so because of any of them.
+    enough of them are left: it is flagged by the share of the squared PSF that bad pixels take.
+    A source that is no point is flagged for any of them, since they may be why it is none.
     """
     mask, fwhm = exposure.mask, full_width_half_maximum(psf)
     radius = max(_SOURCE_RADIUS, fwhm)
@@ -381,13 +385,13 @@ def source_flags(
     near_bright = saturated > 0
     beside = on_source & (bright > 0)
     if beside.any():
-        # A residual, to which noise adds, is of a source that is so much brighter, and has as many
-        # bright pixels.
+        # A residual, less its noise, belongs to a source that is brighter by a known factor, and
+        # such a source has a known number of bright pixels.
         left = np.maximum(np.abs(significance) - _BY_NOISE, 0) / part_left()
         brighter = np.fmax(left, np.abs(significance) / RESIDUAL)
         near_bright |= beside & (bright > bright_pixel_counts(psf, brighter))
     if not static:
-        # What has changed may itself be all of the source.
+        # SOURCE also marks new sources: only large ones hide something else.
         found, pixels = _pixels_within(mask, masks.SOURCE, x, y, _LARGE_SOURCE * fwhm)
         near_bright |= on_source & (found >= _FILLED * pixels)
     flags |= {"flag_source": on_source, "flag_near_bright_star": near_bright}
@@ -397,7 +401,7 @@ def source_flags(
 def _indices(
     shape: tuple[int, ...], x: Array, y: Array, radius: float
 ) -> tuple[Array, Array, Array]:
-    """Rows and columns of the pixels around positions, and which lie within a radius inside."""
+    """Rows and columns of pixels around positions, and which lie inside radius and frame."""
     half = math.ceil(radius)
     grid = np.arange(-half, half + 1)
     rows, columns = (np.floor(at + 0.5).astype(int)[:, None] + grid for at in (y, x))
@@ -412,14 +416,14 @@ def _indices(
 
 
 def _bits_within(array: Array, x: Array, y: Array, radius: float) -> Array:
-    """All bits of a mask that a pixel near positions carries, ``(n,)``."""
+    """All bits of a mask that pixels near each position carry, ``(n,)``."""
     rows, columns, inside = _indices(array.shape, x, y, radius)
     bits = array[rows, columns] * inside.astype(array.dtype)
     return np.bitwise_or.reduce(bits, axis=(1, 2))
 
 
 def _unmeasured_within(exposure: Exposure, x: Array, y: Array, radius: float) -> Array:
-    """Positions with a pixel nearby that has no value, or no variance."""
+    """Positions near a pixel without a value or a variance."""
     rows, columns, inside = _indices(exposure.shape, x, y, radius)
     found: Array = (_unmeasured(exposure, rows, columns) & inside).any(axis=(1, 2))
     return found
@@ -435,8 +439,8 @@ def _unmeasured(exposure: Exposure, rows: Array, columns: Array) -> Array:
 def _spoilt(
     exposure: Exposure, x: Array, y: Array, psf: Array, reach: float
 ) -> tuple[Array, Array, Array]:
-    """Sources of which too little is left by pixels without a measurement, and by contaminated
-    ones; and those beside a ray.
+    """Sources that lose too much to pixels without a measurement, sources that lose too much to
+    contaminated ones, and sources beside a cosmic ray.
     """
     lost, contaminated, beside_ray = np.zeros((3, len(x)), bool)
     names = (masks.UNTRUSTED_MASK_PLANES, (masks.CONTAMINATED,), ("CR",))
@@ -446,7 +450,7 @@ def _spoilt(
         part = slice(first, first + _TOGETHER)
         row, column = (np.floor(at[part] + 0.5).astype(int) for at in (y, x))
         rows, columns = (at[:, None] + grid for at in (row, column))
-        # Beyond the frame its outermost pixels go on: sources there have a flag of their own.
+        # The frame's outermost pixels are repeated beyond it: the edge has a flag of its own.
         rows, columns = (
             np.clip(at, 0, n - 1) for at, n in zip((rows, columns), exposure.shape, strict=True)
         )
@@ -470,7 +474,7 @@ def _spoilt(
 
 
 def _pixels_within(mask: Mask, name: str, x: Array, y: Array, radius: float) -> tuple[Array, Array]:
-    """How many pixels around each position have a plane, and how many there are."""
+    """Number of pixels with a mask plane around each position, and number of all pixels there."""
     found, pixels = np.zeros((2, len(x)), int)
     plane = masks.find_plane(mask, name)
     if plane is None:
@@ -486,12 +490,12 @@ def _pixels_within(mask: Mask, name: str, x: Array, y: Array, radius: float) -> 
 
 
 def sky_columns(exposure: Exposure, columns: dict[str, Array]) -> dict[str, Array]:
-    """Sky coordinates of positions, with their errors where those of the pixels are known.
+    """Sky coordinates of positions, with errors if the positions have errors.
 
     Parameters
     ----------
     exposure
-        Exposure; without a WCS there are no such columns, which is said once.
+        Exposure; without a WCS there are no such columns, and a warning.
     columns
         x, y, and if known x_err, y_err, xy_cov: pixel coordinates.
 
@@ -533,7 +537,11 @@ def sky_columns(exposure: Exposure, columns: dict[str, Array]) -> dict[str, Arra
     return result
 
 
-def column_values(column: Any, unit: astro.units.UnitBase | None, name: str) -> Array:
+def column_values(
+    column: astro.table.Column | astro.units.Quantity,
+    unit: astro.units.UnitBase | None,
+    name: str,
+) -> Array:
     """Numbers of a table's column in a unit.
 
     Parameters
@@ -541,19 +549,19 @@ def column_values(column: Any, unit: astro.units.UnitBase | None, name: str) -> 
     column
         Column or quantity.
     unit
-        Unit to have them in; None for that of the column.
+        Unit to convert to; None for the column's own.
     name
-        Of the column, for messages.
+        Name of the column, for messages.
 
     Returns
     -------
     values
-        ``(n,)`` float64; as they are where either has no unit, NaN where a value is masked.
+        ``(n,)`` float64; not converted if either has no unit, NaN where a value is masked.
 
     Raises
     ------
     ArgumentError
-        If they are no numbers, or not in such a unit.
+        If the values are no numbers, or do not convert to the unit.
     """
     own = getattr(column, "unit", None)
     if np.ma.isMaskedArray(column) or hasattr(column, "filled"):

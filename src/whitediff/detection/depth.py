@@ -1,4 +1,4 @@
-"""How faint a point source a difference or score shows."""
+"""Depth: the flux of the faintest point source that a difference or score shows."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ __all__ = ["SIGNIFICANCE", "Depth", "depth"]
 type Array = npt.NDArray[Any]
 
 SIGNIFICANCE = 5.0
-"""Standard deviations of the source that a depth is the flux of."""
+"""A depth is the flux of a source of this significance, standard deviations."""
 
 _ALONG = 24
 """Places along each side of the frame."""
 _FEWEST = 64
-"""Places on good pixels, below which others are taken, from all good pixels."""
+"""With fewer of these places on good pixels, places are drawn from all good pixels instead."""
 _BATCH = 64
+"""Places whose PSFs are in memory at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Depth:
-    """Flux of a point source that is 5 standard deviations of the noise.
+    """Flux of a point source of 5 standard deviations of the noise.
 
     Attributes
     ----------
     flux
         image_unit.
     magnitude
-        None where there is no zero point.
+        None without a zero point.
     unit
-        Of the flux, for people; empty where it is not known.
+        Unit of the flux, for messages; empty if not known.
     """
 
     flux: float
@@ -56,9 +57,9 @@ class Depth:
         flux
             image_unit, positive.
         exposure
-            Whose unit and zero point it has.
+            Exposure that gives the unit and the zero point.
         given
-            Zero point in place of that of the header.
+            Zero point in place of the header's.
 
         Returns
         -------
@@ -70,9 +71,9 @@ class Depth:
         return cls(flux, magnitude, str(exposure.unit or ""))
 
     @property
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> dict[str, float]:
         """Entries of a catalogue's metadata."""
-        result: dict[str, Any] = {"depth": self.flux}
+        result: dict[str, float] = {"depth": self.flux}
         return result if self.magnitude is None else result | {"depth_mag": self.magnitude}
 
 
@@ -86,15 +87,15 @@ def depth(
     exposure
         Difference whose noise is white, with its PSF; or score.
     given
-        Zero point, magnitude of a flux of 1, in place of that of the header.
+        Zero point, magnitude of a flux of 1, in place of the header's.
     flux_variance
         ``(ny, nx)`` of a score: variance of a point source's flux at each pixel, image_unit².
 
     Returns
     -------
     depth
-        The median over good pixels; None where there are none, or no PSF or flux_variance is
-        known.
+        The median over good pixels; None if there are none, or neither flux_variance nor, for a
+        difference, a PSF is known.
 
     Notes
     -----
@@ -137,14 +138,14 @@ def depth(
 
 
 def _places(good: Array) -> tuple[Array, Array]:
-    """Rows and columns of good pixels all over the frame."""
+    """Rows and columns of good pixels, spread over the frame."""
     along = [((np.arange(_ALONG) + 0.5) * n / _ALONG).astype(int) for n in good.shape]
     rows, columns = (each.ravel() for each in np.meshgrid(*along, indexing="ij"))
     use = good[rows, columns]
     if use.sum() >= _FEWEST:
         return rows[use], columns[use]
     known = np.flatnonzero(good)
-    # The same ones each time.
+    # The same places each time, so that a depth is reproducible.
     chosen = np.random.default_rng(0).permutation(len(known))[: _ALONG**2]
     rows, columns = np.divmod(np.sort(known[chosen]), good.shape[1])
     return rows, columns

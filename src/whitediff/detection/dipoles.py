@@ -1,8 +1,8 @@
-"""Telling point sources from dipoles and from what is neither.
+"""Telling point sources from dipoles and from sources that are neither.
 
-A source that moved, or one that both images place differently, leaves a positive and a negative
-lobe side by side.  Its two fluxes and their distance can only be told apart where that distance is
-not small against the PSF: of a misregistered star just their product is known, its dipole moment.
+A source that moved, or that the two images place differently, leaves a positive and a negative
+lobe side by side.  The lobes' fluxes and their distance can only be told apart if that distance is
+not small against the PSF: a misregistered star gives only their product, the dipole moment.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _REACH = 2.0
 
 _FAINT_LOBE = 4.0
 _FAINT_LOBE_SHARE = 0.2
-"""Least significance of a lobe that is no source by itself, and least part of the other's."""
+"""Least significance of a lobe that is no source by itself, and its least share of the other's."""
 
 _LEAST_GAIN = 25.0
-"""By which χ² a dipole has to be the better description: three or four parameters more."""
+"""Least χ² that a dipole must gain over a point: it has two or three parameters more."""
 
 _LEAST_BALANCE = 0.1
 """Least ratio of a resolved dipole's fluxes; below, the second is an error of the PSF."""
@@ -54,53 +54,56 @@ _BATCH = 512
 
 _FURTHEST = 1.0
 _TOLERANCE = 1e-2
-"""Of χ², where fits of two lobes end: along the valley of fluxes that grow as the separation
-shrinks, a tenth of the errors."""
+"""Farthest that a lobe may move from its start, full widths; and change of χ² at which fits of two
+lobes end: a tenth of the errors along the valley where fluxes grow as the separation shrinks."""
 
 _RESOLVED = 3.0
 """Errors by which a separation must differ from zero for the fluxes to be told apart."""
 
 _EXCESS = 5.0
 _PSF_ERROR = 0.03
-"""χ² that is one too many, in standard deviations of χ², and part of the significance that the
-PSF's error may add to it."""
+"""Excess of χ² that rules out a point, in standard deviations of χ², and part of the significance
+that the PSF's error may add to the root of χ²."""
 
 _ALIASED = 2.2
-"""By how many times the root of a Gaussian's power beyond the pixels' frequencies a moved star is
-not what it was, where it is undersampled: measured at 1.6 pixels."""
+"""Relative error of a shifted undersampled star, over the root of a Gaussian's power beyond the
+pixels' frequencies: measured at 1.6 pixels."""
 
 _KERNEL_ERROR = 0.1
-"""Part of the significance that may be left without a shape that tells what it is: by a kernel that
-few stars determine, all over the PSF."""
+"""Part of the significance that residuals of no known shape may have: a kernel that few stars
+determine leaves as much, all over the PSF."""
 
 _SPIKE_PIXELS = 3
 _MUCH_OF_EXCESS = 0.5
+"""Pixels that are to blame for an artifact, and the share of the excess of χ² that counts as most
+of it."""
 _EXTENDED_GAIN = 25.0
+"""Least χ² that a wider PSF or a second point must gain over a point."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """What sources are.
+    """Classes of sources, and numbers of dipoles.
 
     Attributes
     ----------
     label
         ``(n,)`` text: point, dipole, extended or artifact.
     absorbed
-        ``(n,)`` boolean: the weaker lobe of a dipole, which another source has taken in.
+        ``(n,)`` boolean: the weaker lobe of a dipole, which belongs to another source.
     group
-        ``(n,)`` integers: those of the same number overlap.
+        ``(n,)`` integers: sources with the same number overlap.
     moment, moment_error
-        ``(n,)`` flux times separation, image_unit · pixel; NaN, like all that follows, where no
-        dipole was found.
+        ``(n,)`` flux times separation, image_unit · pixel; this and all that follows are NaN
+        where no dipole was found.
     angle
         ``(n,)`` degrees from x towards y, of the direction from the negative lobe to the positive.
     separation, separation_error
-        ``(n,)`` pixels; NaN where the lobes are too near to each other for it.
+        ``(n,)`` pixels; NaN where the lobes are too close to be told apart.
     positive_flux, positive_flux_error, negative_flux, negative_flux_error
-        ``(n,)`` image_unit, the second ones negative; NaN likewise.
+        ``(n,)`` image_unit; negative_flux is negative, and all are NaN where separation is.
     dipole_chi2
-        ``(n,)`` reduced.
+        ``(n,)`` reduced χ² of the dipole.
     """
 
     label: Array
@@ -141,7 +144,7 @@ def classified(
     psfs
         PSFs, as for `whitediff.detection.photometry.fit_blends`.
     radius
-        Pixels that are fitted around a source.
+        Radius around a source within which pixels are fitted, pixels.
     fwhm
         Full width at half maximum of the PSF, pixels.
 
@@ -150,21 +153,21 @@ def classified(
     classes
         `Classes`.
     fits
-        The fits; of a dipole that of a point source to its stronger lobe alone, for two free lobes
-        next to each other have no fluxes worth a catalogue.
+        The fits; a dipole has that of a point source to its stronger lobe alone, since two free
+        lobes next to each other have no useful fluxes.
 
     Notes
     -----
     Candidates are sources with a lobe of the other sign within two full widths: another source,
-    or an extremum of at least 4 σ and a fifth of the source.  To each are fitted, over the same
-    pixels, one point source; two points at free positions; and a point with a gradient of the PSF
-    in the middle of the lobes, which is what a dipole tends to for small separations.  It is a
+    or an extremum of at least 4 σ and a fifth of the source.  Three models are fitted to each, over
+    the same pixels: one point source; two points at free positions; and a point with a gradient of
+    the PSF in the middle of the lobes, to which a dipole tends for small separations.  It is a
     dipole if one of the latter two lowers χ² by 25, with a moment or with two fluxes that are
     significant.
 
-    Of the others, those that a point source does not describe are extended if a PSF that is √2
-    times wider, or a second point, takes away most of what is left, and artifacts if three pixels
-    are to blame, or if nothing explains what is left and it is more than a tenth of the source.
+    Among the others, sources that a point does not describe are extended if a PSF that is √2 times
+    wider, or a second point, takes away most of the residual.  They are artifacts if three pixels
+    are to blame, or if the residual is unexplained and more than a tenth of the source.
     """
     n = len(fits.x)
     label = np.full(n, "point", dtype="<U8")
@@ -204,7 +207,7 @@ def opposite_lobes(peaks: Peaks, fwhm: float) -> Array:
     Parameters
     ----------
     peaks
-        Of the sources.
+        Peaks of the sources.
     fwhm
         Full width at half maximum of the PSF, pixels.
 
@@ -230,9 +233,9 @@ def opposite_lobes(peaks: Peaks, fwhm: float) -> Array:
 
 
 def _candidates(blends: Blends, found: Significance, fwhm: float) -> tuple[Array, Array, Array]:
-    """Sources that may be a dipole's stronger lobe, where the other one is, and which source.
+    """Sources that may be a dipole's stronger lobe, the place of the weaker one, and its index.
 
-    The latter is −1 where the other lobe is no source.
+    The index is −1 where the weaker lobe is no source.
     """
     peaks = blends.peaks
     n = len(peaks)
@@ -246,7 +249,8 @@ def _candidates(blends: Blends, found: Significance, fwhm: float) -> tuple[Array
     main = np.flatnonzero(stronger)
     others = np.flatnonzero(~paired)
     rows, columns, value = _extremes(found.image, place[others], -side[others], _REACH * fwhm)
-    # The middle of a bright source has more noise than its surroundings.
+    # Compared in flux: a bright source has more noise in its middle than around it, which lowers
+    # its significance there.
     light = -side[others] * found.filtered(rows, columns)
     enough = value >= _FAINT_LOBE
     enough &= light >= _FAINT_LOBE_SHARE * height[others] * peaks.noise[others]
@@ -283,9 +287,9 @@ def _fitted(
     radius: float,
     fwhm: float,
 ) -> tuple[dict[str, Array], Array]:
-    """Dipoles fitted to candidates, and which of these are dipoles.
+    """Dipoles fitted to candidates, and which candidates are dipoles.
 
-    The first start of each is its stronger lobe, positive or not.
+    The first start of each candidate is its stronger lobe, positive or not.
     """
     x, y = start
     middle_x, middle_y = x.mean(axis=1), y.mean(axis=1)
@@ -306,7 +310,7 @@ def _fitted(
         two_significant = (np.abs(two.flux) > _FAINT_LOBE * two.error(0)).all(axis=1)
         resolved = ~two.failed & opposite & (separation > _RESOLVED * error)
         resolved &= (balance > _LEAST_BALANCE) & two_significant
-        # Else the fit runs along a valley in which fluxes grow as the separation shrinks.
+        # Otherwise the fit slides along a valley in which fluxes grow as the separation shrinks.
         resolved &= gradient_square - two.total_chi_square > _RESOLVED**2
     length = np.hypot(moment[:, 0], moment[:, 1])
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -381,7 +385,7 @@ def _gradient(
     use = stamps.good & stamps.within(*about, radius)
     columns = (model * use[:, None]).reshape(len(x), 3, -1)
     matrix = columns @ columns.transpose(0, 2, 1)
-    # Scaled, so that a few bad pixels do not make it look singular.
+    # Scaled to a unit diagonal, so that a few bad pixels do not make it look singular.
     root = np.sqrt(np.einsum("nii->ni", matrix))
     root = np.where(root > 0, root, 1.0)
     scaled = matrix / (root[:, :, None] * root[:, None, :])
@@ -392,7 +396,7 @@ def _gradient(
     covariance = inverse @ ((columns * noise) @ columns.transpose(0, 2, 1)) @ inverse
     left = np.where(use, stamps.image - np.einsum("nk,nkij->nij", solution, model), 0)
     square = (left**2 / stamps.expected_square).sum(axis=(1, 2))
-    # The slopes are by y, then by x.
+    # `moved_stamps` gives the slopes by y first.
     order = [2, 1]
     return solution[:, order], covariance[:, order][:, :, order], square
 
@@ -461,10 +465,10 @@ def _neither(
     left = np.where(use, stamps.image - point.flux[:, :, None] * model, 0)
     square = (left**2 / stamps.expected_square).reshape(len(x), -1)
     excess = square.sum(axis=1) - use.sum(axis=(1, 2))
-    # Half of it in three pixels: a cosmic ray, a hot pixel, the end of a bad column.
+    # Half of the excess in three pixels: a cosmic ray, a hot pixel, the end of a bad column.
     worst = np.sort(square, axis=1)[:, -_SPIKE_PIXELS:].sum(axis=1)
     spiky = worst > _MUCH_OF_EXCESS * excess
-    # A neighbour that is no peak of its own stands where most is left.
+    # A neighbour that is no peak of its own stands where the residual is largest.
     brightest = np.argmax(left.reshape(len(x), -1) * np.sign(point.flux), axis=1)
     rows, columns = np.unravel_index(brightest, left.shape[1:])
     start = (

@@ -1,4 +1,4 @@
-"""Catalogues of what is on a difference: finding sources, and measuring at given positions."""
+"""Catalogues of sources on a difference: finding them, and measuring at given positions."""
 
 from __future__ import annotations
 
@@ -68,15 +68,17 @@ _FURTHEST = 0.75
 """Full widths at half maximum that a source may move from its peak in the fit."""
 
 _PLACES = 4
-"""Along each side of the frame, where the PSF is looked at."""
+"""Places along each side of the frame at which the PSF is evaluated."""
 
 _LARGEST_RESPONSE = 50
+"""Pixels from the middle of a score's response up to which it counts."""
 _ROWS_COMPARED = 512
+"""Rows, about, that tell the ratio of a score's unit to the difference's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DetectionOptions:
-    """What to look for, and how to measure it.
+    """Which sources to find, and how to measure them.
 
     Attributes
     ----------
@@ -89,9 +91,9 @@ class DetectionOptions:
     exclude_mask_planes
         Pixels with any of these hold no measurement.
     zero_point
-        Magnitude of a flux of 1; None for that of the header, if it has one.
+        Magnitude of a flux of 1; None for the header's, if it has one.
     significance
-        What the threshold applies to: significances by the variance plane, divided by their
+        Significances that the threshold applies to: by the variance plane, divided by their
         measured width where that departs from 1 (auto), or as they are (plane).
     """
 
@@ -128,9 +130,9 @@ class Detections:
     significance
         `whitediff.noise.significance.Significance` of every pixel.
     peaks
-        Of all sources, both lobes of dipoles among them; array coordinates.
+        Peaks of all sources, both lobes of dipoles among them; array coordinates.
     threshold
-        Least significance by the variance plane that counts.
+        Least significance of a source by the variance plane.
     """
 
     catalogue: QTable
@@ -144,7 +146,7 @@ class Detections:
         Parameters
         ----------
         sign
-            Of the sources.
+            Sign of the sources.
 
         Returns
         -------
@@ -154,7 +156,7 @@ class Detections:
         side = 1 if sign == "positive" else -1
         result: Array = side * self.significance.image > self.threshold
         result &= self.significance.searched
-        # Between its pixels a peak may be higher than on any of them.
+        # A peak between pixels may be above the threshold while all its pixels are below.
         at = np.sign(self.peaks.significance) == side
         rows, columns = (
             np.clip(np.floor(place[at] + 0.5).astype(int), 0, n - 1)
@@ -164,7 +166,9 @@ class Detections:
         return result
 
 
-def detect(difference: Any, score: Any = None, options: DetectionOptions | None = None) -> QTable:
+def detect(
+    difference: object, score: object | None = None, options: DetectionOptions | None = None
+) -> QTable:
     """Find the sources on a difference and measure them.
 
     Parameters
@@ -172,7 +176,7 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
     difference
         `Exposure`, or any lsst.images exposure, whose noise is white; with a PSF.
     score
-        Score image of the same pixels, to find the sources on; they are measured on the
+        Score image of the same pixels, on which sources are found; they are measured on the
         difference.  None to find them on the difference, filtered with its PSF.
     options
         `DetectionOptions`; the defaults if not given.
@@ -181,7 +185,7 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
     -------
     catalogue
         One row for each source, from the first row of pixels to the last; see
-        docs/detection.md for its columns.  Empty, with all columns, where there is none.
+        docs/detection.md for its columns.  Empty, with all columns, if there is none.
 
     Raises
     ------
@@ -197,9 +201,9 @@ def detect(difference: Any, score: Any = None, options: DetectionOptions | None 
 
 
 def detections(
-    difference: Any, score: Any = None, options: DetectionOptions | None = None
+    difference: object, score: object | None = None, options: DetectionOptions | None = None
 ) -> Detections:
-    """Find the sources on a difference and measure them; also say on which pixels.
+    """Find the sources on a difference and measure them; also return their pixels.
 
     Parameters
     ----------
@@ -226,7 +230,7 @@ def detections(
     peaks = find_peaks(found, threshold)
     blends = deblended(peaks, threshold, responses)
     peaks = blends.peaks
-    # Two lobes side by side are not fitted freely, unless they turn out to be two sources.
+    # Free fits of two lobes side by side are degenerate; pairs that are no dipole follow below.
     lobes = opposite_lobes(peaks, field.fwhm) >= 0
     classes, fits = classified(
         field.frame,
@@ -278,7 +282,7 @@ def detections(
     } | source_counts(table)
     table.meta |= _width_meta(width, options)
     if on.psf is not None:
-        # Of noise as wide as it is.
+        # In noise of the measured width the threshold is lower by that width.
         table.meta["expected_false_per_sign"] = expected_false_detections(
             on, threshold / divisor, found.pixels, score=score is not None
         )
@@ -286,7 +290,7 @@ def detections(
 
 
 def _width(found: Significance, exposure: Exposure, *, score: bool) -> SignificanceWidth | None:
-    """How wide significances are between the sources of what they were found on."""
+    """Width of significances between the sources of the image that was searched."""
     if exposure.psf is None:
         return None
     box = exposure.bbox
@@ -295,7 +299,7 @@ def _width(found: Significance, exposure: Exposure, *, score: bool) -> Significa
 
 
 def _width_meta(width: SignificanceWidth | None, options: DetectionOptions) -> dict[str, Any]:
-    """Entries of a catalogue's metadata: how wide significances are, and what is done about it."""
+    """Metadata of a catalogue: width of significances, and whether it is divided out."""
     meta: dict[str, Any] = {"significance_by": options.significance}
     if width is None:
         return meta
@@ -333,7 +337,7 @@ def expected_false_detections(
     pixels
         Number of pixels searched.
     score
-        It is a score.
+        Whether the exposure is a score.
 
     Returns
     -------
@@ -357,7 +361,7 @@ def expected_false_detections(
 def _inside(
     fits: photometry.SourceFits, peaks: Peaks, shape: tuple[int, int]
 ) -> photometry.SourceFits:
-    """Fits whose position left the frame count as failed, and stay at their peaks."""
+    """Fits in which those whose position left the frame have failed, and stay at their peaks."""
     ny, nx = shape
     with np.errstate(invalid="ignore"):
         outside = (fits.x < -0.5) | (fits.x > nx - 0.5) | (fits.y < -0.5) | (fits.y > ny - 0.5)
@@ -372,7 +376,7 @@ def _inside(
 
 
 def _places(exposure: Exposure) -> tuple[Array, Array]:
-    """Array coordinates of places all over the field."""
+    """Array coordinates of a grid of places over the field."""
     shares = (np.arange(_PLACES) + 0.5) / _PLACES
     y, x = np.meshgrid(*(shares * n for n in exposure.shape), indexing="ij")
     return x.ravel(), y.ravel()
@@ -388,12 +392,12 @@ def significance_at(exposure: Exposure, x: Array, y: Array, *, score: bool = Fal
     x, y
         ``(n,)`` pixel coordinates, on the image.
     score
-        It is a score.
+        Whether the exposure is a score.
 
     Returns
     -------
     significance
-        ``(n,)`` signed, between the pixels of what `detect` searches.
+        ``(n,)`` signed, interpolated between the pixels that `detect` searches.
     """
     if score:
         good = ~flagged(exposure.mask, DetectionOptions().exclude_mask_planes)
@@ -406,7 +410,7 @@ def significance_at(exposure: Exposure, x: Array, y: Array, *, score: bool = Fal
 
 
 def forced_photometry(
-    difference: Any, positions: Table, options: DetectionOptions | None = None
+    difference: object, positions: Table, options: DetectionOptions | None = None
 ) -> QTable:
     """Measure at given positions, whether or not anything is there.
 
@@ -423,8 +427,8 @@ def forced_photometry(
     Returns
     -------
     catalogue
-        One row for each position, in their order; those outside of the image have no flux, and
-        the flags flag_edge and flag_no_data.
+        One row for each position, in the given order; positions outside the image have no flux,
+        and the flags flag_edge and flag_no_data.
 
     Raises
     ------
@@ -479,7 +483,7 @@ def forced_photometry(
 
 @dataclasses.dataclass(frozen=True)
 class _Field:
-    """A difference, as arrays and what measures on them."""
+    """A difference with its PSF, good pixels and options: all that measurements need."""
 
     exposure: Exposure
     options: DetectionOptions
@@ -544,7 +548,7 @@ class _Field:
 
     @property
     def aperture_radius(self) -> float:
-        """Pixels."""
+        """Radius of the aperture, pixels."""
         given = self.options.aperture_radius
         if given is None:
             return round(_APERTURE * self.fwhm, 1)
@@ -559,7 +563,7 @@ class _Field:
         return given
 
     def psfs(self, x: Array, y: Array) -> Array:
-        """Stars of unit flux at array coordinates, as far as fits look at them."""
+        """Images of stars of unit flux at array coordinates, as large as fits need them."""
         assert self.exposure.psf is not None
         box = self.exposure.bbox
         images = psf_images(
@@ -569,7 +573,7 @@ class _Field:
         )
         reach = math.ceil(2 * self.radius) + 2
         cut = tuple(slice(max(0, n // 2 - reach), n // 2 + reach + 1) for n in images.shape[1:])
-        # Fluxes are those of the whole source, of which the images hold a part.
+        # Fluxes are those of the whole source; the PSF's images hold only a part of its light.
         result: Array = images[:, *cut] * self.light.enclosed
         return result
 
@@ -580,7 +584,7 @@ class _Field:
         return Light.of(self.exposure.psf)
 
     def psf_of_place(self) -> Array | Callable[[float, float], Array]:
-        """PSF for the filter: an image, or a function of array coordinates."""
+        """PSF of the filter: an image if it is the same everywhere, else a function of position."""
         first = self.psfs(np.zeros(1), np.zeros(1))
         ny, nx = self.exposure.shape
         if len(self.psfs(np.array([0.0, nx - 1.0]), np.array([0.0, ny - 1.0]))) == 1:
@@ -622,17 +626,17 @@ class _Field:
         )
 
     def table(self, columns: dict[str, Any], inside: Array | None = None) -> QTable:
-        """Catalogue of measured columns, in pixel coordinates, and all that follows from them."""
+        """Catalogue of measured columns, and of all that follows from positions and fluxes."""
         exposure = self.exposure
         y0, x0 = exposure.origin
         if inside is None:
-            # What was found counts from the array's first pixel.
+            # Detections are in array coordinates, given positions in pixel coordinates.
             columns |= {"x": columns["x"] + x0, "y": columns["y"] + y0}
             inside = np.ones(len(columns["x"]), bool)
         x, y = columns["x"][inside] - x0, columns["y"][inside] - y0
         n = len(inside)
 
-        def spread(values: Array, fill: Any = np.nan) -> Array:
+        def spread(values: Array, fill: float = np.nan) -> Array:
             full = np.full(n, fill, dtype=values.dtype)
             full[inside] = values
             return full
@@ -703,7 +707,7 @@ class _Field:
 
 
 def _searched(field: _Field, score: Exposure | None) -> tuple[Significance, Responses]:
-    """Significance, and what a point source looks like on it over the field."""
+    """Significance, and the image that a point source has on it over the field."""
     exposure = field.exposure
     found = point_source_significance(*field.frame, field.psf_of_place())
     if score is not None:
@@ -713,8 +717,8 @@ def _searched(field: _Field, score: Exposure | None) -> tuple[Significance, Resp
                 f"its box {score.bbox} is not that of the difference, {exposure.bbox}.",
             )
         good = field.good & ~flagged(score.mask, field.options.exclude_mask_planes)
-        # What its filter owes to bad pixels and to those beyond the edges, a score carries on;
-        # the difference is filtered there without them.
+        # A score is spoilt within its filter's reach of bad pixels and edges; there the difference
+        # is used, since its filter leaves such pixels out.
         good &= ~flagged(score.mask, [CONTAMINATED])
         alone = score_significance(score.data, score.variance, good)
         _take_over(found, alone)
@@ -733,10 +737,10 @@ def _searched(field: _Field, score: Exposure | None) -> tuple[Significance, Resp
 
 
 def _take_over(found: Significance, score: Significance) -> None:
-    """Put what a score tells in place of what the difference does, both in the score's unit."""
+    """Replace significances of the difference by a score's where it has any, in its unit."""
     assert found.noise is not None
     assert score.noise is not None
-    # Some hundred rows tell how the two units compare.
+    # Some hundred rows suffice for the ratio of the two units.
     step = max(1, len(found.image) // _ROWS_COMPARED)
     both = score.searched[::step] & (found.noise[::step] > 0)
     if both.any():
@@ -747,7 +751,7 @@ def _take_over(found: Significance, score: Significance) -> None:
 
 
 def _about_origin(images: Array, most: int) -> Array:
-    """Middle of images whose origin is at ``[ny//2, nx//2]``, up to so far from it."""
+    """Middle of images with the origin at ``[ny//2, nx//2]``, up to so many pixels from it."""
     half = min(most, (min(images.shape[1:]) - 1) // 2)
     rows, columns = (slice(n // 2 - half, n // 2 + half + 1) for n in images.shape[1:])
     return images[:, rows, columns]
@@ -789,15 +793,15 @@ def _class_columns(classes: Classes) -> dict[str, Array]:
 
 
 def _groups(blends: Blends, kept: Array) -> dict[str, Array]:
-    """Numbers of the sources that are kept, that of the brightest of each one's blend, and how
-    many peaks the blend has.
+    """Numbers of the sources that are kept, number of the brightest source of each one's blend,
+    and number of peaks of the blend.
     """
     group = blends.group[kept]
     identifiers = np.arange(1, len(group) + 1)
     if not len(group):
         return {"id": identifiers, "parent": identifiers.copy(), "n_peaks": identifiers.copy()}
     count = np.bincount(blends.group)
-    # The last to be stored stays.
+    # Of repeated indices the last assignment stays: the brightest.
     order = np.argsort(np.abs(blends.amplitude[kept]), kind="stable")
     brightest = np.zeros(len(count), int)
     brightest[group[order]] = identifiers[order]

@@ -1,8 +1,8 @@
 """Finding sources of both signs in a difference whose noise is white.
 
-The difference is filtered with its PSF, which is the best that can be done for point sources in
-white noise, and divided by the noise of that (Turin 1960; DMTN-006).  Sources are the maxima and
-minima of this significance, placed between pixels.
+The difference is filtered with its PSF, which is optimal for point sources in white noise, and
+divided by the noise of the result (Turin 1960; DMTN-006).  Sources are the maxima and minima of
+this significance, placed between pixels.
 """
 
 from __future__ import annotations
@@ -40,27 +40,31 @@ type Array = npt.NDArray[Any]
 type Sign = Literal["both", "positive", "negative"]
 
 _CANDIDATE = 0.75
-"""A pixel beyond this part of the threshold may be next to a peak beyond it."""
+"""Pixels beyond this part of the threshold are candidates: the peak between pixels is higher."""
 
 _STEPS = 30
 _CONVERGED = 1e-4
 _FURTHEST = 1.0
+"""Largest number of steps to a peak; step, pixels, that ends them; farthest from the pixel."""
 _SAME_PEAK = 0.75
-"""Two pixels whose peaks come this near, pixels, belong to the same one."""
+"""Peaks nearer to each other than this, pixels, are the same one."""
 
 _BATCH = 4096
+"""Peaks whose surroundings are in memory at a time."""
 
 _MISMATCH = 0.01
 """Part of a source's significance that the error of its PSF may leave around it."""
 
 _AROUND = (2.0, 4.0)
-"""Full widths from a source at which its surroundings are."""
+"""Inner and outer radius of a source's surroundings, full widths at half maximum."""
 _MOST_AROUND, _LEAST_AROUND = 300, 0.5
+"""Pixels of the surroundings that are looked at, about, and the least share that must be known."""
 _QUARTILE, _QUARTILE_ERROR, _AROUND_ERRORS = 0.674, 1.36, 5.0
-"""Upper quartile of a normal distribution; its error, times the root of the number."""
+"""Upper quartile of a normal distribution; its error, times the root of the number of values; and
+the errors from which an excess counts."""
 
 _LEAST_OVERLAP = 0.5
-"""Standard deviations by which a source changes another one that is fitted with it."""
+"""Standard deviations by which a source must change another one to be fitted with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +78,9 @@ class Peaks:
     significance
         ``(n,)`` signed, at this place.
     pixel_significance
-        ``(n,)`` signed, of the highest pixel.
+        ``(n,)`` signed, at the highest pixel.
     noise
-        ``(n,)`` `Significance.noise` at this place; 1 where it has none.
+        ``(n,)`` `Significance.noise` at this place; 1 if it has none.
     """
 
     x: Array
@@ -94,27 +98,27 @@ class Peaks:
 
 
 def surrounding_level(found: Significance, peaks: Peaks, fwhm: float) -> Array:
-    """Significance that pixels around peaks have, and a point source would not give them.
+    """Significance of the pixels around peaks that a point source would not give them.
 
     Parameters
     ----------
     found
         Significance of every pixel.
     peaks
-        Places.
+        Peaks.
     fwhm
         Full width at half maximum of the PSF, pixels.
 
     Returns
     -------
     level
-        ``(n,)`` of the peak's sign: 0 where noise explains it.
+        ``(n,)``, positive for the peak's sign; 0 where noise explains it.
 
     Notes
     -----
-    The upper quartile of the pixels 2 to 4 full widths away, less a normal distribution's: where
-    the edge of something extended goes through the peak, half of its surroundings are as bright as
-    the peak, while neighbours fill less.  It counts from 5 of its errors.
+    The upper quartile of the pixels 2 to 4 full widths away, less that of a normal distribution:
+    on the edge of an extended source half of the surroundings are as bright as the peak, while
+    neighbours fill less.  The level counts from 5 of its errors.
     """
     near, far = (each * fwhm for each in _AROUND)
     grid = np.arange(-math.ceil(far), math.ceil(far) + 1)
@@ -125,7 +129,7 @@ def surrounding_level(found: Significance, peaks: Peaks, fwhm: float) -> Array:
     )
     dy, dx = grid[dy], grid[dx]
     level = np.zeros(len(peaks))
-    # Filtered noise is independent from about one such area to the next.
+    # Filtered noise is about independent between areas of this size.
     cells = math.pi * (far**2 - near**2) / (math.pi * fwhm**2 / (2 * math.log(2)))
     least = _AROUND_ERRORS * _QUARTILE_ERROR / math.sqrt(cells)
     ny, nx = found.image.shape
@@ -152,16 +156,16 @@ def find_peaks(found: Significance, threshold: float, sign: Sign = "both") -> Pe
     found
         `Significance`.
     threshold
-        Positive.
+        Standard deviations; positive.
     sign
-        Which ones.
+        Maxima (positive), minima (negative) or both.
 
     Returns
     -------
     peaks
         `Peaks`, ordered by row and column: extrema of the filtered image, which is the
-        significance times its noise.  The threshold is that of the interpolated significance: the
-        highest pixel of a peak falls short of it by several percent.
+        significance times its noise.  The threshold applies to the interpolated significance: the
+        highest pixel of a peak is lower by several percent.
 
     Raises
     ------
@@ -216,7 +220,7 @@ def _candidates(found: Significance, least: float, sign: Sign) -> tuple[Array, A
                 y, x = row + dy, column + dx
                 inside = (y >= 0) & (y < ny) & (x >= 0) & (x < nx)
                 other = side * found.filtered(np.clip(y, 0, ny - 1), np.clip(x, 0, nx - 1))
-                # Of two equal ones the first counts.
+                # Of two equal neighbours the first counts.
                 first = (dy, dx) < (0, 0)
                 highest &= ~inside | ((value > other) if first else (value >= other))
         return row[highest], column[highest]
@@ -227,7 +231,7 @@ def _candidates(found: Significance, least: float, sign: Sign) -> tuple[Array, A
 
 
 def _noise_at(found: Significance, x: Array, y: Array) -> Array:
-    """Noise between the pixels, linear; those without a measurement do not count."""
+    """Noise between pixels, interpolated linearly without pixels that have no measurement."""
     if found.noise is None:
         return np.ones(len(x))
     total, weights = np.zeros((2, len(x)))
@@ -253,7 +257,7 @@ def _refined(found: Significance, rows: Array, columns: Array) -> tuple[Array, A
     determinant = yy * xx - yx**2
     curved = (determinant > 0) & (yy * near[:, 1, 1] < 0)
     dy, dx = np.zeros((2, len(rows)))
-    # The curvature of the pixels is nearly that of the peak: each step leaves a tenth.
+    # The pixels' curvature is nearly that of the peak: each step leaves a tenth of the distance.
     active = np.flatnonzero(curved)
     for _ in range(_STEPS):
         if not len(active):
@@ -272,7 +276,7 @@ def _refined(found: Significance, rows: Array, columns: Array) -> tuple[Array, A
         active = active[np.maximum(np.abs(step_y), np.abs(step_x)) >= _CONVERGED]
     value = _between(stamps, dy, dx)
     middle = stamps[:, half, half]
-    # A saddle, or a step of the mask: the pixel itself.
+    # At a saddle, or beside masked pixels, interpolation is no use: the pixel itself counts.
     worse = np.sign(middle) * value < np.abs(middle)
     dy, dx, value = (
         np.where(worse, alone, at) for alone, at in ((0, dy), (0, dx), (middle, value))
@@ -293,7 +297,7 @@ def values_at(image: Array, x: Array, y: Array) -> Array:
     Returns
     -------
     values
-        ``(n,)``; beyond the frame it goes on as its edge.
+        ``(n,)``; beyond the frame its edge pixels are repeated.
     """
     row, column = (np.floor(at + 0.5).astype(int) for at in (y, x))
     alone = Significance(image, image != 0)
@@ -301,8 +305,8 @@ def values_at(image: Array, x: Array, y: Array) -> Array:
 
 
 def _surroundings(found: Significance, rows: Array, columns: Array) -> Array:
-    """Filtered pixels that interpolation near some of them needs; beyond the frame its edge goes
-    on.
+    """Filtered pixels that interpolation near some pixels needs; the frame's edge is repeated
+    beyond it.
     """
     grid = np.arange(-REACH - 1, REACH + 2)
     y, x = (
@@ -337,14 +341,16 @@ def _distinct(peaks: Peaks) -> Peaks:
 
 @dataclasses.dataclass(frozen=True)
 class Responses:
-    """`self_response` of the PSF, or a score's PSF over its peak, at some places of a frame.
+    """Images of a point source of unit peak on the significance, at some places of a frame.
+
+    They are `self_response` of the PSF, or a score's PSF over its peak.
 
     Attributes
     ----------
     images
-        ``(n, ry, rx)``, origin in the middle, where they are 1.
+        ``(n, ry, rx)``, 1 at the origin in the middle.
     x, y
-        ``(n,)`` array coordinates; the nearest place counts.
+        ``(n,)`` array coordinates of the places; the nearest one counts.
     """
 
     images: Array
@@ -353,7 +359,7 @@ class Responses:
 
     @property
     def reach(self) -> float:
-        """Pixels beyond which there is nothing."""
+        """Pixels from the middle to the nearest edge of the images."""
         return float(min(self.images.shape[1:]) // 2)
 
     def near(self, x: Array, y: Array) -> Array:
@@ -375,14 +381,14 @@ class Responses:
         return np.asarray(tree.query(np.stack([x, y], axis=1))[1])
 
     def at(self, x: Array, y: Array, dx: Array, dy: Array) -> Array:
-        """Response at some distances from sources at some positions.
+        """Response of sources at offsets from them.
 
         Parameters
         ----------
         x, y
             ``(m,)`` array coordinates of the sources.
         dx, dy
-            ``(m,)`` pixels.
+            ``(m,)`` offsets, pixels.
 
         Returns
         -------
@@ -408,11 +414,11 @@ class Blends:
     Attributes
     ----------
     peaks
-        Those of a source of their own.
+        Peaks that are sources of their own.
     amplitude
-        ``(n,)`` significance of each once the others' light is taken away.
+        ``(n,)`` significance of each without the others' light.
     group
-        ``(n,)`` integers from 0: those of one number overlap.
+        ``(n,)`` integers from 0: sources with the same number overlap.
     """
 
     peaks: Peaks
@@ -430,11 +436,11 @@ def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
     Parameters
     ----------
     peaks
-        Of both signs, as `find_peaks` finds them.
+        Peaks of both signs, by `find_peaks`.
     threshold
-        A source keeps this significance when the light of all others is taken away.
+        Least significance of a source without the light of all others.
     responses
-        What a point source looks like on the significance image.
+        Images of a point source on the significance image.
 
     Returns
     -------
@@ -445,17 +451,16 @@ def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
     -----
     All amplitudes a are solved for together, ``Σ_j R(x_i − x_j) a_j σ_j/σ_i = significance_i`` with
     the response R and the noise σ at the peaks: the simultaneous fit of the PSF at these places in
-    white noise.  The highest peak of each neighbourhood comes first, then what is above the
-    threshold once the light of these is taken away, and so on (orthogonal matching pursuit; Pati,
-    Rezaiifar & Krishnaprasad 1993): all peaks at once, rings among them, hardly determine their
-    amplitudes.  Sources that fall below the threshold by this, or to the other sign, are given up,
-    the weakest first.
-    Of a source within the response of one that is more than 100 times brighter nothing is known
-    but what the error of its PSF leaves.
+    white noise.  The highest peak of each neighbourhood comes first, then peaks that are above the
+    threshold without the light of these, and so on (orthogonal matching pursuit; Pati, Rezaiifar &
+    Krishnaprasad 1993): all peaks at once, rings among them, hardly determine their amplitudes.
+    Sources that thereby fall below the threshold, or change sign, are given up, the weakest first.
+    Within the response of a source that is more than 100 times brighter, a peak cannot be told
+    from that source's PSF error, and is no source.
     """
     n = len(peaks)
     first, second, overlap = _overlaps(peaks, responses)
-    # Each pair in both directions: the second's light in units of the noise at the first.
+    # Each pair in both directions: light of the second in units of the noise at the first.
     ratio = peaks.noise[second] / peaks.noise[first]
     scale = np.concatenate([ratio, 1 / ratio])
     pairs = (
@@ -470,14 +475,14 @@ def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
     amplitude = peaks.significance.copy()
 
     def least(amplitude: Array, others: Array) -> Array:
-        """Significance that a source needs, next to some others."""
+        """Least significance of a source next to some others."""
         brightest = np.zeros(n)
         which = others[pairs[1]]
         i, j, _ = (each[which] for each in pairs)
         np.maximum.at(brightest, i, np.abs(amplitude[j]) * scale[which])
         return np.maximum(threshold, _MISMATCH * brightest)
 
-    # The highest of each neighbourhood first, then what stands out of the light of these.
+    # The highest of each neighbourhood first, then peaks that stand out of the light of these.
     while True:
         light = _light_of_others(amplitude, alive, pairs)
         height = side * (peaks.significance - light)
@@ -490,7 +495,7 @@ def deblended(peaks: Peaks, threshold: float, responses: Responses) -> Blends:
         candidate[i[beaten]] = False
         alive |= candidate
         amplitude = _amplitudes(peaks.significance, alive, pairs)
-    # Later ones may have taken the light of earlier ones.
+    # Sources that joined later may have taken light from earlier ones.
     while True:
         short = side * amplitude - least(amplitude, alive)
         failing = alive & blended & (short < 0)
@@ -518,7 +523,7 @@ def _amplitudes(significance: Array, alive: Array, pairs: tuple[Array, ...]) -> 
     amplitude = significance.copy()
     touched = np.unique(i)
     if len(touched):
-        # SciPy loads this part of itself for nobody who does not name it.
+        # SciPy loads this submodule only if it is imported by name.
         from scipy.sparse.linalg import spsolve
 
         index = np.full(len(significance), -1)
@@ -530,7 +535,7 @@ def _amplitudes(significance: Array, alive: Array, pairs: tuple[Array, ...]) -> 
 
 
 def _overlaps(peaks: Peaks, responses: Responses) -> tuple[Array, Array, Array]:
-    """Pairs of peaks of which one changes the other, and by which part of its significance."""
+    """Pairs of peaks of which one changes the other, and the response of one at the other."""
     empty = np.zeros(0, int), np.zeros(0, int), np.zeros(0)
     if len(peaks) < 2:
         return empty
@@ -552,7 +557,7 @@ def _overlaps(peaks: Peaks, responses: Responses) -> tuple[Array, Array, Array]:
 
 
 def noise_curvature(psf: Array) -> float:
-    """How densely noise that was filtered with a PSF is packed: λ₂ of its peaks' number.
+    """Curvature λ₂ of noise filtered with a PSF, which sets the density of its peaks.
 
     Parameters
     ----------
@@ -569,12 +574,12 @@ def noise_curvature(psf: Array) -> float:
 
 
 def response_curvature(response: Array) -> float:
-    """`noise_curvature` of a score, whose noise is correlated as its point sources look.
+    """`noise_curvature` of a score, whose noise has the correlation of its point sources' image.
 
     Parameters
     ----------
     response
-        ``(ry, rx)`` image of a point source on the score, of any positive scale.
+        ``(ry, rx)`` image of a point source on the score, with any positive scale.
 
     Returns
     -------
@@ -590,7 +595,7 @@ def _curvature(image: Array, exponent: int) -> float:
     ky, kx = (2 * np.pi * np.fft.fftfreq(n) for n in shape)
     power /= power.sum()
     yy, xx = float(power.sum(axis=1) @ ky**2), float(power.sum(axis=0) @ kx**2)
-    # The Nyquist frequency is as much a negative one as a positive one: it has no product.
+    # The Nyquist frequency is both positive and negative, so its mixed products cancel.
     ky, kx = (np.where(np.isclose(np.abs(k), np.pi), 0, k) for k in (ky, kx))
     yx = float(ky @ power @ kx)
     return math.sqrt(yy * xx - yx**2)

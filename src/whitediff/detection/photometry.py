@@ -1,9 +1,9 @@
 """Positions, fluxes and shapes of sources in an image whose noise is white.
 
-Fits weigh all good pixels alike: the weights 1/V would favour pixels with a low count where
-variance planes were made of the counts, and lose the flux of bright sources.  Errors are
-those that the variance plane gives this estimate; for noise of the same variance over a source
-no unbiased estimate has smaller ones (Cramér-Rao).
+Fits weigh all good pixels alike: weights 1/V would favour pixels with a low count if variance
+planes were made of the counts, and lose flux of bright sources.  Errors are those of this estimate
+under the variance plane; for noise of constant variance over a source no unbiased estimate has
+smaller ones (Cramér-Rao).
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ type Array = npt.NDArray[Any]
 
 type Psfs = Callable[[Array, Array], Array]
 """Function of array coordinates x and y, ``(n,)``, that gives the PSFs there: ``(n, py, px)``, unit
-sum, origin at ``[py//2, px//2]``; or ``(1, py, px)`` where it is the same everywhere."""
+sum, origin at ``[py//2, px//2]``; or ``(1, py, px)`` if it is the same everywhere."""
 
 _FITTED_POWER = 0.9999
+"""Share of the sum of the squared PSF within the fitted radius."""
 _LEAST_SUPPORT = 0.5
 """Share of a PSF's squared weight that must lie on good pixels."""
 
@@ -54,17 +55,19 @@ _FIRST_DAMPING = 1e-3
 _LARGEST_DAMPING = 1e8
 _LONGEST_STEP = 1.0
 _RIDGE = 1e-12
+"""Levenberg-Marquardt: most steps, first and largest damping, longest step in pixels; and the
+relative addition to the diagonals of normal equations that keeps them solvable."""
 _LARGEST_GROUP = 6
-"""Sources that are fitted together; in larger groups each after the light of the others is taken
-away."""
+"""Most sources that are fitted together; in larger groups each is fitted by itself, without the
+light of the others."""
 
 _AROUND, _FAR_LARGER = 3, 3.0
-"""Side of the square of pixels whose mean variance stands for that of the middle one, and times
-that, from which it does not."""
+"""Side of the square whose mean variance stands for its middle pixel's, and the multiple of that
+mean from which the pixel's own variance counts."""
 
 _ROUNDS = 10
 _SETTLED = 0.1
-"""Standard deviations by which no flux of a crowd changes any more."""
+"""Most rounds of fits to a crowd, which end when no flux changes by so many standard deviations."""
 
 _EXTENT = 4
 """Groups whose sizes differ by less than these pixels share a size of stamps."""
@@ -95,7 +98,7 @@ def fit_radius(psf: Array) -> float:
 
 
 class Frame(NamedTuple):
-    """An image with what tells of its noise.
+    """An image with its variance and its good pixels.
 
     Attributes
     ----------
@@ -117,9 +120,9 @@ class Stamps:
     Attributes
     ----------
     image, variance
-        ``(n, s, s)`` float64, s odd; 0 and 1 where they are not good.
+        ``(n, s, s)`` float64, s odd; 0 and 1 in pixels that are not good.
     good
-        ``(n, s, s)`` boolean: holds a measurement.
+        ``(n, s, s)`` boolean: pixels that hold a measurement.
     row, column
         ``(n,)`` integers: array index of the middle pixel.
     """
@@ -144,11 +147,11 @@ class Stamps:
 
     @property
     def expected_square(self) -> Array:
-        """What the square of a residual is expected to be, ``(n, s, s)``.
+        """Expected square of a residual, ``(n, s, s)``.
 
-        The mean variance of a pixel and of those around it: a plane that is made of few photons is
-        smallest where these happen to be fewest.  One that is far larger says something else about
-        its pixel, and is believed.
+        The mean variance of a pixel and its neighbours: a plane that is made of few photons is
+        smallest where these happen to be fewest.  A variance far above that mean has another
+        reason, and is kept.
         """
         size = (0, _AROUND, _AROUND)
         known = scipy.ndimage.uniform_filter(self.good.astype(np.float64), size, mode="constant")
@@ -159,7 +162,7 @@ class Stamps:
         return result
 
     def within(self, x: Array, y: Array, radius: float) -> Array:
-        """Pixels near any of some positions.
+        """Pixels within a radius of any of some positions.
 
         Parameters
         ----------
@@ -189,7 +192,7 @@ def stamps_around(frame: Frame, x: Array, y: Array, half: int) -> Stamps:
     x, y
         ``(n,)`` array coordinates; the nearest pixel becomes a stamp's middle.
     half
-        Pixels on each side of it.  Outside the frame nothing is good.
+        Pixels on each side of the middle one.  Outside the frame nothing is good.
 
     Returns
     -------
@@ -214,7 +217,7 @@ def stamps_around(frame: Frame, x: Array, y: Array, half: int) -> Stamps:
 
 
 def filter_errors(variance: Array, good: Array, psf: Array, x: Array, y: Array) -> Array:
-    """Errors of the fluxes of point sources, as a filter with their PSF measures them.
+    """Errors of point source fluxes that are measured by a filter with the PSF.
 
     Parameters
     ----------
@@ -229,8 +232,8 @@ def filter_errors(variance: Array, good: Array, psf: Array, x: Array, y: Array) 
     -------
     error
         ``(n,)`` √(Σ P² V) / Σ P² over good pixels, image_unit: the flux over its significance
-        (`noise.significance.point_source_significance`).  NaN where less than half of ΣP² is on
-        good pixels.
+        (`whitediff.noise.significance.point_source_significance`).  NaN where less than half of
+        ΣP² is on good pixels.
     """
     half = (min(psf.shape[1:]) - 1) // 2
     rows, columns = (slice(n // 2 - half, n // 2 + half + 1) for n in psf.shape[1:])
@@ -255,16 +258,17 @@ class PointFits:
     flux
         ``(n, k)`` image_unit.
     covariance
-        ``(n, 3k, 3k)`` of flux, x, y of the first, then of the second, …; of the fluxes alone,
-        with zeros for the positions, where these were held.
+        ``(n, 3k, 3k)``: flux, x, y of the first source, then of the second, …; zero for positions
+        that were held.
     chi_square
-        ``(n, k)`` Σ (image − model)²/variance over the fitted pixels about each source.
+        ``(n, k)`` Σ (image − model)²/variance over the fitted pixels about each source, with
+        `Stamps.expected_square` as the variance.
     pixels
-        ``(n, k)`` number of them.
+        ``(n, k)`` number of these pixels.
     total_chi_square, total_pixels
         ``(n,)`` over all fitted pixels.
     failed
-        ``(n,)`` boolean: no solution near the start; the positions are those of the start.
+        ``(n,)`` boolean: no solution near the start; the positions are the starts.
     """
 
     x: Array
@@ -310,7 +314,7 @@ def fit_fluxes(stamps: Stamps, psf: Array, x: Array, y: Array, *, radius: float)
     x, y
         ``(n, k)`` array coordinates.
     radius
-        Pixels nearer than this to a source are fitted.
+        Pixels no farther than this from a source are fitted.
 
     Returns
     -------
@@ -343,16 +347,16 @@ def fit_points(
     x, y
         ``(n, k)`` array coordinates to start from.
     radius
-        Pixels nearer than this to a start are fitted.
+        Pixels no farther than this from a start are fitted.
     furthest
-        Pixels that a source may move from its start; beyond, the fit has failed.  0: positions
-        stay, but count as fitted for the errors.
+        Pixels that a source may move from its start; steps beyond are refused, and the fit fails
+        if none is left.  0: positions stay, but count as fitted for the errors.
     tolerance
         The fit ends where a step lowers χ² by less: 1e-4 moves no parameter by more than a
         hundredth of its error.
     region
-        x and y, ``(n, m)`` each, in place of the starts: pixels within the radius about these
-        are fitted.
+        x and y, ``(n, m)`` each, in place of the starts: pixels within the radius about them are
+        fitted.
 
     Returns
     -------
@@ -371,7 +375,7 @@ def fit_points(
 
 
 def _in_batches(whole: _Fit, work: Callable[[_Fit], PointFits]) -> PointFits:
-    """Fits of all stamps, so many at a time."""
+    """Fits of all stamps, in batches that bound the memory."""
     stamps = whole.stamps
     chunk = max(1, _CHUNK // stamps.image[0].size) if len(stamps) else 1
     parts = [slice(i, i + chunk) for i in range(0, len(stamps), chunk)]
@@ -426,13 +430,13 @@ class _Fit:
 
     @functools.cached_property
     def level(self) -> Array:
-        """``(n,)`` mean variance of these."""
+        """``(n,)`` mean variance of the fitted pixels."""
         number = np.maximum(self.use.sum(axis=(1, 2)), 1)
         level: Array = (self.use * self.stamps.variance).sum(axis=(1, 2)) / number
         return level
 
     def fluxes(self) -> PointFits:
-        """Fluxes alone."""
+        """Fit the fluxes alone."""
         everything = np.arange(len(self.stamps))
         failed = np.zeros(len(everything), bool)
         return self._finished(
@@ -440,7 +444,7 @@ class _Fit:
         )
 
     def points(self, furthest: float, tolerance: float) -> PointFits:
-        """Fluxes and positions."""
+        """Fit fluxes and positions."""
         x0, y0 = self.start
         n, k = x0.shape
         everything = np.arange(n)
@@ -483,7 +487,7 @@ class _Fit:
         return self._finished(everything, flux, models, (x, y), failed=failed, held=False)
 
     def _solved(self, which: Array, x: Array, y: Array) -> tuple[Array, Array, tuple[Array, Array]]:
-        """Best fluxes at some positions, the PSFs there, ``(n, 3, k, s, s)`` with slopes."""
+        """Best fluxes at positions, PSFs with slopes there, ``(n, 3, k, s, s)``, and positions."""
         psf = self.psf if len(self.psf) == 1 else self.psf[which]
         row, column = self.stamps.row[which], self.stamps.column[which]
         side = 2 * self.stamps.half + 1
@@ -523,6 +527,7 @@ class _Fit:
         diagonal *= 1 + damping[:, None]
         residual = self._residual(which, flux, models).reshape(len(which), -1, 1)
         step = _solve(matrix, jacobian @ residual)[:, :, 0]
+        # Only positions take the step: fluxes are solved for exactly at the new ones.
         return step.reshape(len(which), -1, 3)[:, :, 1:]
 
     def _finished(
@@ -606,7 +611,7 @@ class SourceFits:
     chi_square, pixels
         ``(n,)`` Σ (image − model)²/variance over the good pixels about it, and their number.
     failed
-        ``(n,)`` boolean: the fit did not converge near the start, where the position is then.
+        ``(n,)`` boolean: the fit did not converge near the start; the position is the start.
     """
 
     x: Array
@@ -643,11 +648,12 @@ def fit_blends(
     group
         ``(n,)`` integers: sources of the same number overlap.
     psfs
-        PSFs; of a group, that at its first source.
+        PSFs; a group has the one at its first source.
     radius, furthest
         As for `fit_points`.
     held
-        ``(n,)`` boolean: sources whose groups stay where they are; None for no such.
+        ``(n,)`` boolean: sources whose groups, of six at most, keep their positions; None if there
+        are none.
 
     Returns
     -------
@@ -656,14 +662,16 @@ def fit_blends(
 
     Notes
     -----
-    Groups of more than six are not fitted together but one after the other, each without the
-    light that the fit before found in the others; the errors then do not know of these.
+    Groups of more than six are not fitted together but source by source, each without the light
+    that the round before found in the others; the errors then leave out the others, and positions
+    are not held.
     """
     names = [field.name for field in dataclasses.fields(SourceFits)]
     result = {name: np.full(len(x), np.nan) for name in names}
     result["failed"] = np.zeros(len(x), bool)
     order = np.argsort(group, kind="stable")
     _, first, size = np.unique(group[order], return_index=True, return_counts=True)
+    # Groups of one size and extent have stamps of one shape, and are fitted as one array.
     for k in np.unique(size):
         if k > _LARGEST_GROUP:
             continue
@@ -689,21 +697,21 @@ def fit_blends(
 
 
 def replaced_fits(fits: SourceFits, which: Array, others: SourceFits) -> SourceFits:
-    """Fits in which some are others.
+    """Fits with some of them replaced.
 
     Parameters
     ----------
     fits
         Fits; not changed.
     which
-        ``(m,)`` indices, or ``(n,)`` boolean.
+        ``(m,)`` indices, or ``(n,)`` boolean: fits to replace.
     others
-        Fits in place of those, in their order.
+        Their replacements, in the same order.
 
     Returns
     -------
     fits
-        New ones.
+        New `SourceFits`.
     """
     columns = {}
     for field in dataclasses.fields(SourceFits):
@@ -742,7 +750,7 @@ def _fit_crowd(
     half = math.ceil(radius) + 1
     psf = psfs(x, y)
     clean = stamps_around(frame, x, y, half)
-    # All pairs of a group whose stamps the other's PSF reaches.
+    # All pairs of a group in which the PSF of one reaches the stamp of the other.
     reach = half + psf.shape[1] // 2
     tree = scipy.spatial.cKDTree(np.stack([x, y], axis=1))
     pairs = tree.query_pairs(reach, output_type="ndarray")
@@ -786,8 +794,8 @@ def aperture_fluxes(frame: Frame, x: Array, y: Array, radius: float) -> tuple[Ar
     Returns
     -------
     flux, error
-        ``(n,)``; pixels count by the exact share that the circle covers.  In place of those that
-        are not good the mean of the others counts.  NaN where there are none.
+        ``(n,)``, image_unit; pixels count by the exact share that the circle covers.  Pixels that
+        are not good count as the mean of the others.  NaN where there are none.
 
     Notes
     -----
@@ -807,7 +815,7 @@ def aperture_fluxes(frame: Frame, x: Array, y: Array, radius: float) -> tuple[Ar
         return bad
 
     bad = planes.filled(image.shape, bool, is_bad)
-    # SEP looks at no pixel that is masked, and takes no arrays that are read-only.
+    # SEP reads no masked pixel, and refuses arrays that are read-only.
     values, noise = (np.require(plane, requirements="W") for plane in (image, variance))
     flux, error, _ = sep.sum_circle(values, x, y, radius, var=noise, mask=bad, subpix=0)
     lost = ~(error > 0)
@@ -815,7 +823,7 @@ def aperture_fluxes(frame: Frame, x: Array, y: Array, radius: float) -> tuple[Ar
 
 
 def adaptive_moments(stamps: Stamps, x: Array, y: Array, weight: Array) -> tuple[Array, ...]:
-    """Second moments of sources, with the weight of a Gaussian whose effect is taken out.
+    """Second moments of sources, weighted with a Gaussian whose effect is taken out.
 
     Parameters
     ----------
@@ -829,8 +837,8 @@ def adaptive_moments(stamps: Stamps, x: Array, y: Array, weight: Array) -> tuple
     Returns
     -------
     xx, yy, xy
-        ``(n,)`` pixel²: of a Gaussian, its own moments C, from the weighted M of it by
-        C⁻¹ = M⁻¹ − W⁻¹.  NaN where the noise leaves none.
+        ``(n,)`` pixel²: moments C by C⁻¹ = M⁻¹ − W⁻¹, of the weighted moments M and those of the
+        weight W; exact for a Gaussian source.  NaN where noise leaves none.
 
     Notes
     -----

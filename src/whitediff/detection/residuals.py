@@ -1,4 +1,4 @@
-"""What errors of the matching leave of bright sources on a difference."""
+"""Residuals of bright sources that errors of the matching leave on a difference."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["part_left"]
 type Array = npt.NDArray[Any]
 
 _FEWEST, _MOST = 8, 60
-"""Sources that tell it, and the brightest, which are looked at."""
+"""Fewest sources for a measurement, and number of the brightest that are measured."""
 _BY_NOISE = 2.5
-"""Significance that the largest of five fluxes around nothing has."""
+"""Significance of the largest of five fluxes where there is no source."""
 _USUALLY, _TIMES = 0.85, 15.0
-"""Share of the sources of which no more is left, since the others may have changed; and, over that,
-what is found of the worst of the fainter ones, to which noise adds."""
+"""Quantile of the residuals, since some sources may have changed; and a factor on it, for the worst
+of the fainter sources, to which noise adds."""
 _LEAST = 0.02
-"""What is never ruled out: a kernel that varies leaves it of some sources and not of others."""
+"""Part that is always allowed for: a kernel that varies leaves it of some sources only."""
 _SPOILED = (*masks.UNTRUSTED_MASK_PLANES, "EDGE", masks.CONTAMINATED)
 
 
@@ -41,19 +41,19 @@ def part_left(
     Parameters
     ----------
     exposure
-        Difference, its static sources marked.
+        Difference with its static sources marked.
     psf
         ``(py, px)``.
     fwhm
-        Its full width at half maximum, pixels.
+        Full width at half maximum of the PSF, pixels.
     significance_at
-        Fluxes over their errors of a point source at array coordinates x, y.
+        Function of array coordinates x, y: fluxes of point sources there over their errors.
 
     Returns
     -------
     part
-        Fifteen times what is left of 85 % of the brightest 60, from 0.02 to
-        `whitediff.noise.sources.RESIDUAL`; the latter where there are fewer than 8.
+        Fifteen times the 85 % quantile of the parts left of the brightest 60 sources, from 0.02 to
+        `whitediff.noise.sources.RESIDUAL`; the latter if there are fewer than 8.
     """
     bright = masks.flagged(exposure.mask, [masks.STATIC_BRIGHT])
     labels, number = scipy.ndimage.label(bright)
@@ -69,7 +69,7 @@ def part_left(
     if len(brightest) < _FEWEST:
         return RESIDUAL
     y, x = (np.bincount(source, at, minlength=number) / counts for at in (rows, columns))
-    # A shift leaves two lobes, and nothing between them.
+    # A shift leaves two lobes and nothing between them: places beside the middle are needed too.
     aside = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)]) * fwhm / 2
     ny, nx = exposure.shape
     x = np.clip(x[brightest, None] + aside[:, 0], 0, nx - 1)

@@ -1,9 +1,10 @@
-"""How complete and how true detections are, as arrays: injected sources against found ones."""
+"""Completeness and purity of detections, as arrays: injected sources against found ones."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,18 +30,18 @@ type Array = npt.NDArray[Any]
 
 _ONE_SIGMA = math.erf(1 / math.sqrt(2))
 _STEPS = 6
-"""Points of the patch on which ideal peaks are looked for, to a radius: a maximum of a Gaussian
-filter's noise falls short by less than 0.1 % between them."""
+"""Grid points per radius of the patch on which ideal peaks are sought: between them, a maximum of
+a Gaussian filter's noise falls short by less than 0.1 %."""
 _BEYOND = 1.5
-"""Size of that patch, in radii: peaks just outside must be seen not to be inside."""
+"""Half-size of that patch, in radii: peaks just outside the radius must be seen to be outside."""
 _SAMPLES = 20_000
 _PER_BATCH = 2_000
 _PROBITS = (0.1, 3.0)
-"""Smallest and largest width of a completeness curve that a fit takes for one."""
+"""Smallest and largest width of a completeness curve that a fit allows."""
 
 
 def _beta_quantile(level: float, hits: Array, trials: Array) -> Array:
-    """Quantile of a fraction of successes, by Jeffreys' prior."""
+    """Quantile of a fraction of successes, with Jeffreys' prior."""
     return np.asarray(scipy.special.betaincinv(hits + 0.5, trials - hits + 0.5, level))
 
 
@@ -62,12 +63,12 @@ def binned_completeness(
     -------
     bins
         ``lower``, ``upper`` edge, ``injected``, ``found``, ``completeness`` and the ends of its
-        68.3 % interval ``completeness_low``, ``completeness_high``: ``m`` each; None where
-        nothing was injected.
+        68.3 % interval ``completeness_low``, ``completeness_high``: ``m`` each; the last three are
+        None where nothing was injected.
 
     Notes
     -----
-    The interval is that of Jeffreys' prior for a binomial (Cameron 2011), reaching to 0 and 1
+    The interval follows from Jeffreys' prior for a binomial (Cameron 2011), and reaches to 0 or 1
     where none or all were found.
     """
     index = np.searchsorted(edges, signal_to_noise, side="right") - 1
@@ -101,18 +102,18 @@ def binned_completeness(
 
 @dataclasses.dataclass(frozen=True)
 class CompletenessFit:
-    """Where a completeness curve passes 50 % and 95 %.
+    """Signal-to-noise ratios at which a completeness curve passes 50 % and 95 %.
 
     Attributes
     ----------
     half, half_error
-        Signal-to-noise ratio at which half are found, and its standard error.
+        Signal-to-noise ratio at which half of the sources are found, and its standard error.
     nearly, nearly_error
-        The same for 95 %; None where the curve stays below.
+        The same for 95 %; None if the curve stays below, or passes beyond the injected range.
     width
-        Of the curve: 1 for a known position, where the noise has unit variance.
+        Width of the curve: 1 for a known position and noise of unit variance.
     ceiling
-        What the curve tends to.
+        Completeness of bright sources.
     injected
         Number of sources.
     """
@@ -125,8 +126,8 @@ class CompletenessFit:
     ceiling: float
     injected: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Its numbers, as JSON holds them.
+    def to_dict(self) -> dict[str, float | None]:
+        """Numbers of the fit, for JSON.
 
         Returns
         -------
@@ -149,13 +150,13 @@ def fit_completeness(signal_to_noise: Array, found: Array) -> CompletenessFit | 
     Returns
     -------
     fit
-        `CompletenessFit`; None where the sources do not tell: fewer than ten, all found, none
-        found, or half of them not reached within the range injected.
+        `CompletenessFit`; None if the sources do not determine it: fewer than ten, all or none
+        found, or the curve does not pass 50 % within the injected range.
 
     Notes
     -----
-    Maximum likelihood of every single source, no bins; errors from the curvature of the
-    likelihood.  Φ is the normal distribution, which is the curve of a known position with
+    Maximum likelihood of the single sources, without bins; errors from the curvature of the
+    likelihood.  Φ is the normal distribution function, the curve of a known position with
     Gaussian noise.
     """
     n = len(found)
@@ -212,12 +213,12 @@ def _decoded(parameters: Array) -> tuple[float, float, float]:
 
 
 def _is_free(parameters: Array, number: int) -> bool:
-    """Whether a parameter is determined by the curvature: a ceiling at 1 is not."""
+    """Whether the curvature gives the error of a parameter: not for a ceiling at its bound, 1."""
     return number < 2 or float(parameters[2]) < 1 - 1e-4
 
 
 def _crossing(parameters: Array, level: float) -> float | None:
-    """Where the curve passes a level."""
+    """Signal-to-noise ratio at which the curve passes a level; None if it stays below."""
     middle, width, ceiling = _decoded(parameters)
     if ceiling <= level:
         return None
@@ -236,7 +237,7 @@ def _crossing_error(parameters: Array, covariance: Array, level: float) -> float
     return math.sqrt(max(float(gradient @ covariance @ gradient), 0.0))
 
 
-def _covariance(loss: Any, at: Array, free: list[int]) -> Array | None:
+def _covariance(loss: Callable[[Array], float], at: Array, free: list[int]) -> Array | None:
     """Inverse of the second derivatives in the free parameters; zero in the others."""
     steps = np.array([1e-2, 1e-2, 1e-3])
     steps[2] = min(1e-3, max((1 - float(at[2])) / 2, 1e-6))
@@ -270,7 +271,7 @@ def ideal_completeness(signal_to_noise: Array, threshold: float) -> Array:
     signal_to_noise
         Any shape.
     threshold
-        In standard deviations.
+        Standard deviations.
 
     Returns
     -------
@@ -295,17 +296,17 @@ def ideal_peak_completeness(
     Parameters
     ----------
     signal_to_noise
-        ``(n,)``: of the filter at the true position.
+        ``(n,)`` signal-to-noise ratio of the filter at the true position.
     threshold
-        In standard deviations.
+        Standard deviations.
     psf
-        ``(py, px)`` PSF of white noise; the filter is the same.
+        ``(py, px)`` PSF in white noise, and filter.
     radius
-        Pixels within which a peak counts.
+        Radius within which a peak counts, pixels.
     rng
         Random numbers.
     samples
-        Realisations of the noise.
+        Number of realisations of the noise.
 
     Returns
     -------
@@ -316,8 +317,8 @@ def ideal_peak_completeness(
     -----
     The filter's output around a source is ``s·ρ(r) + g(r)`` with the autocorrelation ρ of the
     PSF, of unit peak, and a Gaussian field g of covariance ρ.  g is drawn on points a sixth of
-    the radius apart.  What is averaged is the difference to the known position, whose
-    completeness is known exactly.
+    the radius apart.  The mean is taken of the difference to a known position, whose completeness
+    is known exactly: it has less scatter.
     """
     if not radius > 0:
         raise ArgumentError(f"The radius must be positive; got {radius:g} pixels.")
@@ -329,7 +330,7 @@ def ideal_peak_completeness(
     y, x = (a.reshape(-1) for a in np.mgrid[:side, :side])
     covariance = correlation[y[:, None] - y[None, :] + 2 * half, x[:, None] - x[None, :] + 2 * half]
     values, vectors = np.linalg.eigh(covariance)
-    # The symmetric root does not depend on which vectors span what has nearly the same value.
+    # The symmetric root does not depend on the choice of vectors of nearly equal eigenvalues.
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     near = np.hypot(*np.meshgrid(grid, grid))[1:-1, 1:-1] <= radius
     gained = np.zeros(len(signal_to_noise))
@@ -344,7 +345,7 @@ def ideal_peak_completeness(
 
 
 def _has_peak(field: Array, threshold: float, near: Array) -> Array:
-    """Which fields have a local maximum above the threshold at one of the inner points."""
+    """Which fields have a local maximum above the threshold at one of the near points."""
     inner = field[:, 1:-1, 1:-1]
     peak = (inner >= threshold) & near
     for dy in (0, 1, 2):
@@ -356,7 +357,7 @@ def _has_peak(field: Array, threshold: float, near: Array) -> Array:
 
 
 def _autocorrelation_at(psf: Array, lags: Array) -> Array:
-    """Autocorrelation of a PSF at any lags, unit at zero: ``(len(lags), len(lags))``."""
+    """Autocorrelation of a PSF at any lags, 1 at zero lag: ``(len(lags), len(lags))``."""
     shape = fourier.fast_shape(psf.shape, psf.shape)
     spectrum = np.abs(np.fft.fft2(psf, shape)) ** 2
     waves = [np.exp(2j * np.pi * np.outer(lags, np.fft.fftfreq(length))) for length in shape]
@@ -379,20 +380,19 @@ def ideal_signal_to_noise(
     science_psf, template_psf
         PSF images centred on ``[py//2, px//2]``, unit sum.
     science_variance, template_variance
-        Of the two images' white noise, image_unit²; of one common shape.
+        Variance of the white noise of each image, image_unit²; shapes that broadcast.
     flux_scale
         Science counts per template count.
 
     Returns
     -------
     ratio
-        Of the variances' shape, per image_unit of the science image.
+        Per image_unit of the science image, in the variances' broadcast shape.
 
     Notes
     -----
-    Zackay, Ofek & Gal-Yam 2016, eqs. 12 to 15: the mean over all frequencies of
-    ``|p̂_s|²|p̂_t|² / (V_s|p̂_t|² + V_t F²|p̂_s|²)``, times the number of pixels over which the PSF
-    is normalised.  No difference of the two images can do better.
+    Zackay, Ofek & Gal-Yam 2016, eqs. 12 to 15: the root of the mean over all frequencies of
+    ``|p̂_s|²|p̂_t|² / (V_s|p̂_t|² + V_t F²|p̂_s|²)``.  No difference of the two images can do better.
     """
     shape = fourier.fast_shape(science_psf.shape, science_psf.shape, template_psf.shape)
     science, template = (
@@ -405,7 +405,7 @@ def ideal_signal_to_noise(
     result = np.empty(variances[0].shape)
     for place in np.ndindex(result.shape):
         denominator = variances[0][place] * template + variances[1][place] * science
-        # Where neither PSF has power there is nothing to gain.
+        # Frequencies at which neither PSF has power hold no signal.
         power = np.divide(
             science * template, denominator, out=np.zeros(shape), where=denominator > 0
         )
@@ -416,21 +416,21 @@ def ideal_signal_to_noise(
 def match_highest(
     x: Array, y: Array, found_x: Array, found_y: Array, height: Array, radius: float
 ) -> Array:
-    """For each position the highest detection near it.
+    """Highest detection near each position.
 
     Parameters
     ----------
     x, y
         ``(n,)`` positions, pixels.
     found_x, found_y, height
-        ``(m,)`` detections, and by what they are compared.
+        ``(m,)`` positions of detections, and the height by which they are compared.
     radius
         Pixels.
 
     Returns
     -------
     index
-        ``(n,)`` of the detection, −1 where there is none within the radius.
+        ``(n,)`` index of the detection; −1 if there is none within the radius.
     """
     index = np.full(len(x), -1)
     if len(found_x) == 0 or len(x) == 0:
@@ -448,15 +448,16 @@ def mean_and_width(values: Array, weights: Array | None = None) -> dict[str, flo
     Parameters
     ----------
     values
-        ``(n,)``; what is not finite is left out.
+        ``(n,)``; values that are not finite are left out.
     weights
-        ``(n,)`` of the mean, inverse variances; equal if not given.
+        ``(n,)`` weights of the mean, inverse variances; equal if not given.
 
     Returns
     -------
     numbers
         ``count``, ``mean``, ``mean_error``, ``width`` (standard deviation), ``width_error`` and
-        ``robust_width`` (0.7413 of the interquartile range); None where fewer than two are left.
+        ``robust_width`` (0.7413 of the interquartile range); all but ``count`` are None if fewer
+        than two values are left.
     """
     good = np.isfinite(values)
     if weights is not None:
@@ -470,7 +471,7 @@ def mean_and_width(values: Array, weights: Array | None = None) -> dict[str, flo
     mean = float(np.average(values, weights=weight))
     error = math.sqrt(float((weight**2 * (values - mean) ** 2).sum())) / float(weight.sum())
     width = float(np.std(values, ddof=1))
-    # Of any distribution: by its fourth moment.
+    # The fourth moment gives the width's error for any distribution.
     fourth = float(((values - values.mean()) ** 4).mean())
     scatter = math.sqrt(max(fourth - width**4, 0.0) / n) / (2 * width) if width > 0 else 0.0
     low, high = np.percentile(values, (25, 75))

@@ -47,42 +47,42 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 _SPACING = 30.0
-"""Side of the square that each source has by default, in widths of the PSF: denser, sources too
+"""Side of the square for each source by default, in widths of the PSF: if denser, sources too
 faint to be told from noise would count as noise, and lower every significance by a percent."""
 _CONFUSED = 4.0
 """Widths of the PSF around a detection of the uninjected difference in which an injected source
 is not isolated."""
 _CERTAIN = 7.0
-"""Significance above which a source on an input is none of its noise."""
+"""Significance above which a source on an input is certainly not noise."""
 
 _COMPANION = 4.0
-"""Widths around an injected source in which another detection belongs to it."""
+"""Widths of the PSF around an injected source in which another detection belongs to it."""
 _BELOW = (1.0, 0.5, 0.0)
-"""How far below the threshold false detections are counted too: above it there are few."""
+"""False detections are also counted so far below the threshold: above it there are few."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """What is injected and how it is judged.
+    """Sources to inject, and how detections are judged.
 
     Attributes
     ----------
     realisations
-        How many.
+        Number of realisations.
     sources
-        Injected in each; None: one for each square of 30 widths of the PSF.
+        Number injected in each; None: one for each square of 30 widths of the PSF.
     signal_to_noise
-        Least and largest, drawn uniformly between; of a matched filter on the difference.
+        Least and largest, drawn uniformly between, of a matched filter on the difference.
     threshold
-        Of detection, standard deviations.
+        Threshold of detection, standard deviations.
     seed
-        Of positions and fluxes.
+        Seed of positions and fluxes.
     separation
         Least distance between two sources, pixels; None: 10 widths of the PSF.
     match_radius
-        Within which a detection counts, pixels; None: one width of the difference's PSF.
+        Radius within which a detection counts, pixels; None: one width of the difference's PSF.
     gain
-        Electrons per count, to draw the sources' photon noise; None for none.
+        Electrons per count, to draw the sources' photon noise; None for no such noise.
     score
         Judge the score too.
     """
@@ -135,11 +135,11 @@ class Setting:
     pair
         Function of the realisation's number that gives its science exposure and template.
     fresh
-        It gives another pair each time; else always the same.
+        Whether each number has a pair of its own; else all share one.
     options, recipe
-        What is injected, and how differences are made.
+        Sources to inject, and how differences are made.
     solutions
-        Kind → solution to make differences with, none to fit each anew.
+        Kind → solution to make differences with; empty to fit each anew.
     """
 
     pair: Callable[[int], tuple[Exposure, Exposure]]
@@ -160,9 +160,9 @@ class FalseDetections:
     thresholds
         Standard deviations.
     positive, negative
-        Number above each, of each sign.
+        Number of each sign above each threshold.
     expected
-        Number of each sign in white noise, above each.
+        Number of each sign in white noise above each threshold.
     """
 
     pixels: int
@@ -174,26 +174,26 @@ class FalseDetections:
 
 @dataclasses.dataclass(frozen=True)
 class Realisation:
-    """What became of the sources of one realisation.
+    """Injected sources of one realisation, and the detections.
 
     Attributes
     ----------
     number
-        Of the realisation.
+        Number of the realisation.
     sources
         One row for each source: id, x, y, flux, signal_to_noise (of a matched filter on the
-        uninjected difference), ideal_signal_to_noise (of the ideal one on the two images), clear
+        uninjected difference), ideal_signal_to_noise (of the ideal filter on the two images), clear
         (neither on a static source nor near a detection of the uninjected difference),
-        forced_flux, forced_flux_err at the position injected; for each kind K K_significance (at
-        the position injected), K_found, K_peak_significance, K_x, K_y, K_x_err, K_y_err, K_flux,
+        forced_flux, forced_flux_err at the injected position; for each kind K: K_significance (at
+        the injected position), K_found, K_peak_significance, K_x, K_y, K_x_err, K_y_err, K_flux,
         K_flux_err of the highest detection within the radius.
     detections
         Kind → numbers of positive detections off the static sources: ``matched`` with a source,
-        its ``companions``, ``known`` without any injection, and ``spurious``.
+        its ``companions``, ``known`` from the uninjected difference, and ``spurious``.
     false_detections
-        Kind → `FalseDetections`.
+        Kind → `FalseDetections` of the uninjected pair.
     psf
-        ``(py, px)`` PSF of the difference in the middle.
+        ``(py, px)`` PSF of the difference at its average position.
     match_radius
         Pixels.
     """
@@ -216,12 +216,12 @@ def evaluate(
     setting
         `Setting`.
     processes
-        How many work side by side.
+        Number of processes that work side by side.
 
     Yields
     ------
     number, realisation
-        As they are done; an error in place of one that failed.
+        In the order in which they finish; an error in place of a realisation that failed.
     """
     global _latest
     work = functools.partial(realise, setting)
@@ -239,7 +239,7 @@ def realise(setting: Setting, number: int) -> Realisation:
     setting
         `Setting`.
     number
-        Of the realisation, from 0; it seeds the random numbers.
+        Number of the realisation, from 0; it seeds the random numbers.
 
     Returns
     -------
@@ -250,7 +250,7 @@ def realise(setting: Setting, number: int) -> Realisation:
     start = _starting_point(setting, number if setting.fresh else 0)
     sources = _drawn(setting, start, rng)
     injected = inject(start.with_psf, sources, gain=setting.options.gain, rng=rng)
-    # What had no PSF has none now: it is measured again, with the sources in the image.
+    # An exposure that came without a PSF has it measured again, with the sources in the image.
     injected.psf = start.science.psf
     made = _made(setting, injected, start.template)
     forced = forced_photometry(made["difference"].exposure, sources["x", "y"])
@@ -271,7 +271,7 @@ def realise(setting: Setting, number: int) -> Realisation:
 
 @dataclasses.dataclass(frozen=True)
 class _Start:
-    """An uninjected pair, what its difference shows, and where sources may go."""
+    """An uninjected pair, its difference and detections, and the pixels that sources may have."""
 
     science: Exposure
     template: Exposure
@@ -288,7 +288,7 @@ class _Start:
 
 
 _latest: tuple[Setting, int, _Start] | None = None
-"""Of this process: realisations of one pair share their uninjected difference."""
+"""Last starting point of this process: realisations of a pair share an uninjected difference."""
 
 
 def _starting_point(setting: Setting, number: int) -> _Start:
@@ -340,10 +340,10 @@ def _started(setting: Setting, number: int) -> _Start:
 
 
 def _static_sources(made: Made) -> Array:
-    """Pixels of what is certainly a source on the science image or the template.
+    """Pixels that are certainly on a source of the science image or the template.
 
-    The mask plane SOURCE also has their faintest, among them the highest peaks of noise.  To leave
-    these out would leave out false detections.
+    The mask plane SOURCE also has the faintest sources, among them the highest peaks of noise.  To
+    leave out all its pixels would leave out false detections.
     """
     difference = made.exposure
     plane = masks.flagged(difference.mask, [masks.SOURCE])
@@ -370,7 +370,7 @@ def _made(setting: Setting, science: Exposure, template: Exposure) -> dict[Kind,
 
 
 def _with_psf(science: Exposure, made: Made) -> Exposure:
-    """Science exposure with the PSF that its sources have."""
+    """Science exposure with its own PSF, the measured one, or the solution's."""
     if science.psf is not None:
         return science
     psf = made.science.psf
@@ -390,7 +390,7 @@ def _with_psf(science: Exposure, made: Made) -> Exposure:
 
 
 def _drawn(setting: Setting, start: _Start, rng: np.random.Generator) -> QTable:
-    """Sources of one realisation, with what is known of them before."""
+    """Sources of one realisation, with the columns that are known before the injection."""
     options = setting.options
     number = options.sources
     if number is None:
@@ -465,7 +465,7 @@ def _detected(made: dict[Kind, Made], kind: Kind, options: DetectionOptions) -> 
 def _judged(
     setting: Setting, start: _Start, kind: Kind, made: dict[Kind, Made], sources: QTable
 ) -> dict[str, int]:
-    """Add what was found of the sources to their table; count the detections by what they are."""
+    """Add detections of the sources to their table; count detections by kind."""
     options = setting.options
     found = _detected(made, kind, _options(options.threshold, sign="positive"))
     x, y = sources["x"].value, sources["y"].value
@@ -497,7 +497,7 @@ def _judged(
 def _counts(
     start: _Start, kind: Kind, positions: Array, matched: Array, injected: Array
 ) -> dict[str, int]:
-    """Numbers of detections off the static sources, by what they are."""
+    """Numbers of detections off the static sources, by kind."""
     is_matched = np.zeros(len(positions), dtype=bool)
     is_matched[matched] = True
     is_known = _near(positions, _positions(start.detections[kind]), start.radius) & ~is_matched
@@ -529,7 +529,7 @@ def _near(positions: Array, others: Array, radius: float) -> Array:
 def _false_detections(
     product: Exposure, found: QTable, sources: Array, threshold: float, *, score: bool
 ) -> FalseDetections:
-    """Count detections off the static sources and beyond doubtful pixels."""
+    """Count detections off the static sources and away from doubtful pixels."""
     free = injectable_pixels(product) & ~sources
     height = np.asarray(found["significance"], dtype=np.float64)
     height = height[_at(free, _positions(found), product)]

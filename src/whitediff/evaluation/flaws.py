@@ -1,7 +1,7 @@
-"""What detectors, skies and archives do to simulated images, as arrays.
+"""Flaws that detectors, skies and archives give to simulated images, as arrays.
 
-`ImageOptions` says what one image suffers; the functions draw it.  Everything that is random
-takes a generator, and without flaws none is asked.
+`ImageOptions` lists the flaws of one image; the functions draw them.  Everything random takes a
+generator, from which nothing is drawn without flaws.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ _IONISATION = 1200.0
 """Most probable loss of a muon, electrons per pixel of its path: 80 per µm."""
 
 _DIFFUSION = 0.4
-"""Sigma, in pixels, by which the charge of a track spreads."""
+"""Sigma, in pixels, of the spread of a track's charge."""
 
 _LONGEST_TRACK = 150.0
+"""Pixels after which a track ends: grazing ones would cross the whole frame."""
 _RAY_SIGNIFICANCE = 0.5
 """A pixel belongs to a cosmic ray that adds so many standard deviations of the background."""
 
 _TRAIL_EDGE = 0.1
-"""A pixel belongs to a trail where it has this share of the brightness of its middle."""
+"""A pixel belongs to a trail if it has this share of the brightness of the trail's middle."""
 
 _MODES = 12
-"""Waves that a smooth displacement is made of, in each direction."""
+"""Waves in a smooth displacement, in each direction."""
 
 _SUBPIXELS = 7
 """Points a side at which a de Vaucouleurs profile is averaged over a pixel."""
@@ -60,16 +61,16 @@ _SUBPIXELS = 7
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Pixels of an image, relative to those that positions are given on.
+    """Pixel grid of an image, relative to the grid on which positions are given.
 
     Attributes
     ----------
     shift
-        (x, y) by which its content moves, pixels.
+        (x, y) by which the content moves, pixels.
     rotation
-        Degrees by which its content turns about the middle, from x to y.
+        Degrees by which the content turns about the middle, from x to y.
     scale
-        Size of its pixels over that of the others.
+        Size of the pixels over the size on the other grid.
     """
 
     shift: tuple[float, float] = (0.0, 0.0)
@@ -82,27 +83,26 @@ class Grid:
 
     @property
     def is_same(self) -> bool:
-        """Whether its pixels are the others."""
+        """Whether both grids are the same."""
         return self == Grid()
 
     @property
     def matrix(self) -> Array:
-        """``(2, 2)`` that turns an offset (x, y) on the other grid into one on this."""
+        """``(2, 2)`` matrix from an offset (x, y) on the other grid to one on this grid."""
         c, s = math.cos(math.radians(self.rotation)), math.sin(math.radians(self.rotation))
         return np.array([[c, -s], [s, c]]) / self.scale
 
     def positions(
         self, x: Array, y: Array, *, frame: tuple[int, int], own_frame: tuple[int, int]
     ) -> tuple[Array, Array]:
-        """Where positions of the other grid lie on this one.
+        """Positions of the other grid on this one.
 
         Parameters
         ----------
         x, y
             0-based, on the other grid.
         frame, own_frame
-            (ny, nx) of the other grid and of this; their middles fall together, but for the
-            shift.
+            (ny, nx) of the other grid and of this one; without the shift, their middles coincide.
 
         Returns
         -------
@@ -121,7 +121,7 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """Flaws of one simulated image, and what its file tells.  By default it has none.
+    """Flaws of one simulated image, and the contents of its file.  By default it has no flaws.
 
     Attributes
     ----------
@@ -132,14 +132,14 @@ class ImageOptions:
     ripple
         Amplitude of fringes, counts; their photons are noise.
     ripple_period
-        Of the fringes, pixels.
+        Period of the fringes, pixels.
     bad_pixels
-        Fraction of the pixels that are bad, each for itself.
+        Fraction of the pixels that are bad, independently of each other.
     bad_pixel_kind
         ``nan``; ``flagged`` (10 to 30 sigma off, BAD); ``zero-weight`` (off, of
-        infinite variance); ``garbage`` (off, told by nothing).
+        infinite variance); ``garbage`` (off, without any mark).
     bad_column_value
-        Counts in a bad column; None: 10 sigma above what is there.
+        Counts in a bad column; None: 10 sigma more than without the flaw.
     nan_border, nan_hole
         Pixels of NaN along each edge, and side of a square of NaN somewhere.
     cosmic_rays
@@ -148,22 +148,23 @@ class ImageOptions:
         Straight trails across the frame: number, surface brightness of their middle in sigma of
         the background, and FWHM in pixels.
     saturation
-        Counts at which a pixel saturates; None: the pair's.
+        Counts at which a pixel saturates; None: the pair's value.
     bleeding
         Whether charge above saturation spills along the column.
     masked
-        Kinds of flawed pixels that the mask tells, of `PLANES`; none: there is no mask.
+        Kinds of flawed pixels that the mask marks, of `PLANES`; if empty there is no mask.
     saturate_card
         Whether the header has SATURATE.
     unit
         Unit of the pixels: ``adu``, ``electron``, ``adu/s``, ``electron/s``.
     unit_factor
-        Further factor of the pixels; the variance gets its square.  BUNIT is left out.
+        Further factor of the pixels; the variance gets its square.  Unless it is 1, BUNIT is left
+        out.
     exposure_time
-        Seconds.  In the header where the unit is a rate, or if this is not 1.
+        Seconds; in the header if the unit is a rate, or if not 1.
     gain_card
         GAIN of the header; None: the true one, electrons for each count or electron of the unit
-        (not per second: the exposure time tells of rates); 0: no card.
+        (not per second: rates have the exposure time); 0: no card.
     noise_plane
         ``variance``, ``weight`` (inverse variance), ``sigma`` or ``none``.
     psf_plane
@@ -171,7 +172,7 @@ class ImageOptions:
     wcs
         Whether the header has a WCS.
     wcs_error
-        The WCS says that the pixels lie on this grid, relative to the one they lie on.
+        Grid that the WCS describes, relative to the true one.
     """
 
     sky: float = 0.0
@@ -243,7 +244,7 @@ class ImageOptions:
         return self.count_factor(gain) / seconds
 
     def count_factor(self, gain: float) -> float:
-        """Value of a pixel for each count, before a rate is made of it.
+        """Value of a pixel for each count, before the division by the exposure time.
 
         Parameters
         ----------
@@ -267,9 +268,9 @@ def sky_structure(shape: tuple[int, int], options: ImageOptions, rng: np.random.
     shape
         (ny, nx).
     options
-        What the image suffers.
+        Flaws of the image.
     rng
-        Random direction and phase of the fringes.
+        Random numbers, for direction and phase of the fringes.
 
     Returns
     -------
@@ -296,7 +297,7 @@ def cosmic_rays(shape: tuple[int, int], number: int, rng: np.random.Generator) -
     shape
         (ny, nx).
     number
-        Of tracks.
+        Number of tracks.
     rng
         Random numbers.
 
@@ -307,9 +308,9 @@ def cosmic_rays(shape: tuple[int, int], number: int, rng: np.random.Generator) -
 
     Notes
     -----
-    Directions follow the cosine-squared law about the detector's normal; a track is as long as the
-    detector is thick times the tangent of its angle.  The loss of each pixel of the path
-    fluctuates like a Moyal variable, and the charge spreads by half a pixel.
+    Directions follow the cosine-squared law about the detector's normal; the length of a track is
+    the detector's thickness times the tangent of its angle.  The loss in each quarter of a pixel
+    of the track fluctuates like a Moyal variable, and the charge spreads by 0.4 pixels.
     """
     ny, nx = shape
     charge = np.zeros(shape)
@@ -350,7 +351,7 @@ def ray_pixels(charge: Array, sigma: float) -> Array:
     Parameters
     ----------
     charge
-        ``(ny, nx)`` that they add.
+        ``(ny, nx)`` that cosmic rays add.
     sigma
         Standard deviation of the background, in the same unit.
 
@@ -379,9 +380,9 @@ def trail(
     Returns
     -------
     light
-        ``(ny, nx)``, 1 in its middle.
+        ``(ny, nx)``, 1 in the middle of the trail.
     pixels
-        ``(ny, nx)`` boolean: those that belong to it.
+        ``(ny, nx)`` boolean: pixels that belong to it.
     line
         x and y of a point on it, and its angle from x to y in radians.
     """
@@ -400,8 +401,8 @@ def bleed(counts: Array, full: float) -> Array:
     Parameters
     ----------
     counts
-        ``(ny, nx)``, sky included; changed: nothing is above the level, and what was is in the
-        pixels above and below, or gone beyond the edge.
+        ``(ny, nx)``, sky included; changed: no pixel stays above the level, and the excess goes to
+        the pixels above and below, or is lost beyond the edge.
     full
         Level at which a pixel saturates.
 
@@ -417,7 +418,7 @@ def bleed(counts: Array, full: float) -> Array:
         np.minimum(strip, full, out=strip)
         for direction in (1, -1):
             carried = 0.0
-            # Half of what is too much goes each way.
+            # Half of the excess goes each way.
             rows = range(len(strip)) if direction == 1 else range(len(strip) - 1, -1, -1)
             for row in rows:
                 if excess[row] == 0 and carried == 0:
@@ -439,9 +440,9 @@ def missing_pixels(
     shape
         (ny, nx).
     options
-        What the image suffers.
+        Flaws of the image.
     rng
-        Random place of the hole.
+        Random numbers, for the place of the hole.
 
     Returns
     -------
@@ -475,11 +476,11 @@ def displacement(
     x, y
         Positions, pixels.
     rms
-        Of the displacement in each direction over the plane, pixels.
+        Root mean square of the displacement in each direction, over an infinite plane, pixels.
     length
-        Shortest wavelength; the longest is three times that.
+        Shortest wavelength, pixels; the longest is three times as long.
     rng
-        Random waves.
+        Random numbers, for the waves.
 
     Returns
     -------
@@ -510,7 +511,7 @@ def de_vaucouleurs(
     radius
         Half-light radius, pixels.
     axis_ratio, angle
-        Of the ellipse; radians from x to y.
+        Axis ratio and angle of the ellipse; radians from x to y.
 
     Returns
     -------

@@ -59,26 +59,28 @@ def inject(
         Exposure with a PSF; not changed.
     sources
         Columns ``flux``, in the unit of the image, and either ``x``, ``y`` (pixel coordinates) or
-        ``ra``, ``dec`` (degrees, where they have no unit).  Fluxes may be negative.
+        ``ra``, ``dec`` (degrees if they have no unit; ICRS).  Fluxes may be negative without a
+        gain.
     gain
-        Electrons per count: draw the photon noise of the sources, and add it to the variance
-        plane.  None adds the expected counts alone; the variance plane is then that of the noise
-        that is really there.
+        Electrons per count: draw the photon noise of the sources, and add its variance to the
+        variance plane.  None adds the expected counts alone, without noise, and leaves the
+        variance plane as it is.
     rng
-        Random numbers, for a gain.
+        Random numbers, used with a gain.
 
     Returns
     -------
     exposure
         A new one.  Each source is the PSF at its position, shifted by fractions of a pixel in
-        Fourier space and of exactly its flux, but for what falls outside the image and the wings
-        that the PSF's images do not hold (`whitediff.exposures.psf.Light`).  Mask, PSF
-        and header are those of the exposure; pixels that are not finite stay so.
+        Fourier space, with exactly its flux, apart from parts outside the image and wings that the
+        PSF's images do not hold (`whitediff.exposures.psf.Light`).  Mask, PSF and header are those
+        of the exposure; pixels that are not finite stay so.
 
     Raises
     ------
     ArgumentError
-        If the exposure has no PSF, a column is missing, or a source is not finite or outside.
+        If the exposure has no PSF, a column is missing, a source is not finite or outside, or with
+        a gain a flux is negative.
     """
     psf = _psf_of(exposure)
     x, y = pixel_positions(exposure, sources)
@@ -99,7 +101,7 @@ def inject(
     for x_i, y_i, flux_i in zip(x.tolist(), y.tolist(), flux.tolist(), strict=True):
         stamp, box = psf.star(x=x_i, y=y_i)
         counts = stamp * (enclosed * flux_i)
-        # Stamps of any PSF say by their box where they are, whatever their sides.
+        # The box says where a stamp lies: the sides of any PSF's stamps may be odd or even.
         middle = (
             box.x.start + box.x.size // 2 - exposure.origin[1],
             box.y.start + box.y.size // 2 - exposure.origin[0],
@@ -131,32 +133,32 @@ def random_sources(
     exposure
         Exposure with a PSF.
     number
-        How many.
+        Number of sources.
     signal_to_noise
-        Least and largest, drawn uniformly between; positive.  It is the flux over the error that
-        its matched filter has at that place, `point_source_noise`: sky and the sources that are
-        there count, the source's own photons do not.
+        Least and largest, drawn uniformly between; positive.  It is the flux over the error of a
+        matched filter at that place, `point_source_noise`: sky and the sources that are there
+        count, the source's own photons do not.
     rng
         Random numbers.
     noise
-        Exposure on the same pixels, with a PSF, in which the signal-to-noise ratio is meant, such
-        as an earlier difference of the same images; None for `exposure` itself.
+        Exposure on the same pixels, with a PSF, to which the signal-to-noise ratio refers, such as
+        an earlier difference of the same images; None for `exposure` itself.
     usable
-        ``(ny, nx)`` boolean: where they may lie; `injectable_pixels` if not given.
+        ``(ny, nx)`` boolean: pixels that sources may lie on; `injectable_pixels` if not given.
     separation
-        Least distance between two, pixels; `SEPARATION` widths of the PSF if not given.
+        Least distance between two sources, pixels; `SEPARATION` widths of the PSF if not given.
 
     Returns
     -------
     sources
-        Columns id, x, y, flux, signal_to_noise, as `inject` takes them.
+        Columns id, x, y, flux, signal_to_noise, for `inject`.
 
     Raises
     ------
     ArgumentError
         If a number is out of range, or so many sources do not fit.
     DataError
-        If the noise is not known at their places.
+        If the noise is not known at some of the positions.
     """
     low, high = signal_to_noise
     if number < 1:
@@ -223,15 +225,15 @@ def injectable_pixels(exposure: Exposure, *, clear: float | None = None) -> Arra
     exposure
         Exposure with a PSF.
     clear
-        Distance from pixels without a measurement and from the frame's edge, in x and in y,
-        pixels; 2 widths of the PSF if not given.
+        Distance from unusable pixels and from the frame's edge, in x and in y, pixels; 2 widths of
+        the PSF if not given.
 
     Returns
     -------
     usable
-        ``(ny, nx)`` boolean: so far from pixels that are not finite, of no positive variance, or
-        flagged with one of `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES`, EDGE or
-        CONTAMINATED.
+        ``(ny, nx)`` boolean: pixels farther than this from all that are not finite, have no
+        positive, finite variance, or are flagged with one of
+        `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES`, EDGE or CONTAMINATED.
     """
     reach = round(_CLEAR * psf_sigma(exposure) if clear is None else clear)
     variance = exposure.variance
@@ -260,7 +262,7 @@ def point_source_noise(exposure: Exposure, x: Array, y: Array) -> Array:
     -------
     error
         ``(n,)`` image_unit: ``√(V / Σ P²)`` with the PSF P at the position and
-        `local_variance` V; NaN where that is.
+        `local_variance` V; NaN where V is NaN.
     """
     squares_at = _local_squares(_psf_of(exposure))
     power = [float(squares_at(float(x[i]), float(y[i])).sum()) for i in range(len(x))]
@@ -268,7 +270,7 @@ def point_source_noise(exposure: Exposure, x: Array, y: Array) -> Array:
 
 
 def local_variance(exposure: Exposure, x: Array, y: Array) -> Array:
-    """Variance of an exposure's pixels as a point source sees them.
+    """Mean variance of an exposure's pixels beneath a point source.
 
     Parameters
     ----------
@@ -281,7 +283,7 @@ def local_variance(exposure: Exposure, x: Array, y: Array) -> Array:
     -------
     variance
         ``(n,)`` image_unit²: mean weighted with the square of the PSF, over pixels of positive,
-        finite variance; NaN where there is none.
+        finite variance; NaN if there are none.
     """
     squares_at = _local_squares(_psf_of(exposure))
     variance = exposure.variance
@@ -304,7 +306,7 @@ def local_variance(exposure: Exposure, x: Array, y: Array) -> Array:
 
 
 def _local_squares(psf: PointSpreadFunction) -> Callable[[float, float], Array]:
-    """Function of a position: the square of the PSF there."""
+    """Function of a position that gives the square of the PSF there."""
     if isinstance(psf, KernelPointSpreadFunction) and psf.kernel.is_constant:
         x, y = psf.average_position
         everywhere = psf.at(x=x, y=y) ** 2
@@ -313,7 +315,7 @@ def _local_squares(psf: PointSpreadFunction) -> Callable[[float, float], Array]:
 
 
 def psf_sigma(exposure: Exposure) -> float:
-    """Width of the Gaussian that is as wide at half maximum as an exposure's PSF.
+    """Width of the Gaussian with the full width at half maximum of an exposure's PSF.
 
     Parameters
     ----------
@@ -336,7 +338,7 @@ def pixel_positions(exposure: Exposure, table: Table) -> tuple[Array, Array]:
     exposure
         Exposure.
     table
-        With columns ``x``, ``y``, or ``ra``, ``dec`` (degrees where they have no unit; ICRS).
+        Table with columns ``x``, ``y``, or ``ra``, ``dec`` (degrees if they have no unit; ICRS).
 
     Returns
     -------
@@ -346,7 +348,7 @@ def pixel_positions(exposure: Exposure, table: Table) -> tuple[Array, Array]:
     Raises
     ------
     ArgumentError
-        If there are no such columns, or a position is not finite or outside the image.
+        If there are no such columns, or a position is not finite or is outside the image.
     """
     _, x, y = wanted_positions(exposure, table)
     (y0, x0), (ny, nx) = exposure.origin, exposure.shape
@@ -371,15 +373,15 @@ def with_sky_positions(table: Table, exposure: Exposure) -> Table:
     Parameters
     ----------
     table
-        Sources, as `inject` takes them.
+        Sources, as for `inject`.
     exposure
         Exposure that they are in.
 
     Returns
     -------
     table
-        A copy with columns ra, dec (ICRS, degrees); the same one where it has them, has no x and
-        y, or the exposure has no WCS.
+        A copy with columns ra, dec (ICRS, degrees); the table itself if it has ra, lacks x or y,
+        or the exposure has no WCS.
     """
     wcs = exposure.wcs
     if wcs is None or "ra" in table.colnames or not {"x", "y"} <= set(table.colnames):
@@ -401,7 +403,7 @@ def fluxes(exposure: Exposure, sources: Table) -> Array:
     exposure
         Exposure.
     sources
-        With a column ``flux``; without a unit it is in that of the image.
+        Table with a column ``flux``; without a unit it is taken to be in the image's.
 
     Returns
     -------
@@ -411,7 +413,7 @@ def fluxes(exposure: Exposure, sources: Table) -> Array:
     Raises
     ------
     ArgumentError
-        If there is no such column, its unit is another, or a flux is not finite.
+        If there is no such column, its unit does not convert, or a flux is not finite.
     """
     if "flux" not in sources.colnames:
         raise ArgumentError(

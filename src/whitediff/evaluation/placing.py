@@ -1,4 +1,4 @@
-"""Where point sources are put into an image, and adding them, as arrays."""
+"""Placing point sources in an image, and adding them, as arrays."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["add_stamp", "overlap", "photon_noise", "random_positions"]
 type Array = npt.NDArray[Any]
 
 _PATIENCE = 100
-"""Positions tried for each one wanted: of those that fit at all, a few tries find most."""
+"""Positions tried for each one wanted: a few tries find most positions that fit at all."""
 
 
 def overlap(
     stamp: tuple[int, ...], image: tuple[int, ...], x: float, y: float
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where a stamp at a position lies in an image.
+    """Overlap of an image with a stamp at a position.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def overlap(
     Returns
     -------
     target, part
-        Slices of the image and of the stamp, of the same shape; empty where they do not meet.
+        Slices of the image and of the stamp, of the same shape; empty if they do not meet.
     """
     target, part = [], []
     for position, size, length in zip((y, x), stamp, image, strict=True):
@@ -46,7 +46,7 @@ def overlap(
 
 
 def add_stamp(image: Array, stamp: Array, x: float, y: float) -> None:
-    """Add a stamp to an image, in place; what lies outside is cut off.
+    """Add a stamp to an image, in place; parts outside are cut off.
 
     Parameters
     ----------
@@ -67,8 +67,8 @@ def photon_noise(expected: Array, gain: float, rng: np.random.Generator) -> Arra
     Parameters
     ----------
     expected
-        Counts that are expected in each pixel; the ripples below zero of a PSF that was measured
-        or shifted have no photons.
+        Expected counts in each pixel; negative ripples of a measured or shifted PSF have no
+        photons.
     gain
         Electrons per count; positive.
     rng
@@ -77,7 +77,7 @@ def photon_noise(expected: Array, gain: float, rng: np.random.Generator) -> Arra
     Returns
     -------
     noise
-        Of the shape of `expected`, counts: mean 0, variance ``max(expected, 0)/gain``.
+        Counts, in the shape of `expected`: mean 0, variance ``max(expected, 0)/gain``.
     """
     light = np.maximum(expected, 0)
     return rng.poisson(light * gain) / gain - light
@@ -93,9 +93,9 @@ def random_positions(
     usable
         ``(ny, nx)`` boolean: pixels in which a position may lie.
     number
-        How many.
+        Number of positions.
     separation
-        Least distance between two of them, pixels; 0 for none.
+        Least distance between two of them, pixels; 0 for no limit.
     rng
         Random numbers.
 
@@ -107,16 +107,16 @@ def random_positions(
     Raises
     ------
     ArgumentError
-        If so many do not fit.
+        If so many positions do not fit.
 
     Notes
     -----
-    Each is drawn uniformly and dropped if it is too close to one before.
+    Each position is drawn uniformly and dropped if it is too close to an earlier one.
     """
     ny, nx = usable.shape
     available = int(np.count_nonzero(usable))
     found: list[tuple[float, float]] = []
-    # A cell so small holds one position at most; two of 5 x 5 cells can be too close.
+    # A cell this small holds one position at most, and only 5 x 5 cells can be too close to it.
     cell = max(separation, 1e-3) / math.sqrt(2)
     occupied: dict[tuple[int, int], tuple[float, float]] = {}
     tries = 0 if available == 0 else math.ceil(_PATIENCE * number * usable.size / available)
@@ -149,7 +149,7 @@ def _is_near(
     y: float,
     separation: float,
 ) -> bool:
-    """Whether a position is too close to one that is taken."""
+    """Whether a position is too close to an occupied one."""
     for column in range(place[0] - 2, place[0] + 3):
         for row in range(place[1] - 2, place[1] + 3):
             other = occupied.get((column, row))

@@ -17,6 +17,7 @@ from .simulation import Simulation
 __all__ = ["simulated_exposure"]
 
 _VARYING_ORDER = 4
+"""Polynomial order that follows a simulated PSF over the frame."""
 
 
 def simulated_exposure(simulation: Simulation, name: Direction) -> Exposure:
@@ -27,13 +28,13 @@ def simulated_exposure(simulation: Simulation, name: Direction) -> Exposure:
     simulation
         `whitediff.evaluation.simulation.simulate`.
     name
-        Which one.
+        Which image.
 
     Returns
     -------
     exposure
-        With the true variance and PSF, a mask of what it is told, and a WCS, gain, read noise and
-        sky level in its header, as the options have them.
+        Exposure with the true variance and PSF, the mask that its options allow, and a header with
+        WCS, gain, read noise and sky level, as the options say.
     """
     simulated = simulation.science if name == "science" else simulation.template
     box = Box.from_shape(simulated.image.shape)
@@ -56,7 +57,7 @@ def _header(simulation: Simulation, name: Direction) -> astropy.io.fits.Header:
     if own.unit_factor == 1:
         header["BUNIT"] = own.unit
     header["OBJECT"] = (f"simulated {name}", "whitediff simulate")
-    # Cameras tell the electrons of a count; a rate is told of by BUNIT and EXPTIME.
+    # GAIN is electrons per count in real headers; BUNIT and EXPTIME describe a rate.
     true_gain = options.gain / own.count_factor(options.gain)
     gain = true_gain if own.gain_card is None else own.gain_card
     if gain:
@@ -74,7 +75,7 @@ def _header(simulation: Simulation, name: Direction) -> astropy.io.fits.Header:
 
 
 def _wcs(simulation: Simulation, name: Direction) -> astropy.wcs.WCS:
-    """The WCS that the header tells, right or wrong."""
+    """WCS of the header, right or wrong."""
     options = simulation.options
     own = options.flaws_of(name)
     ny, nx = options.shape_of(name)

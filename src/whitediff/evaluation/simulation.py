@@ -1,9 +1,8 @@
 """Science and template images with known truth, as arrays.
 
-A `PsfModel` is evaluated at any position; stars are its samples, galaxies are
-exponential discs and de Vaucouleurs bulges convolved with it.  Images are sky-subtracted unless
-asked otherwise; their noise is that of sky, sources and read-out.  What detectors and archives do
-to them is in `whitediff.evaluation.flaws`.
+A `PsfModel` is evaluated at any position; stars are its samples, galaxies are exponential discs
+and de Vaucouleurs bulges convolved with it.  Images are sky-subtracted unless asked otherwise;
+their noise comes from sky, sources and read-out.  Flaws are in `whitediff.evaluation.flaws`.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ _PIXEL_NODES = tuple(
     (float(node) / 2, float(weight) / 2)
     for node, weight in zip(*np.polynomial.legendre.leggauss(5), strict=True)
 )
-"""Where and with which weight a profile is summed over a pixel, in each direction."""
+"""Nodes and weights that integrate a profile over a pixel, in each direction."""
 
 _GARBAGE = (10.0, 30.0)
-"""How far bad pixels are off, in standard deviations of the background."""
+"""Least and largest error of a bad pixel, in standard deviations of the background."""
 
 _BULGE_SIZE = 1 / 3
 """Half-light radius of a bulge over that of its disc."""
@@ -54,6 +53,7 @@ _HOST_REACH = 1.0
 """Scale of the distance of a transient from its host's middle, in half-light radii."""
 
 _STARS_PER_PIXEL = 3000 / (4000 * 4072)
+"""Density of stars in a high-latitude field."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,12 +73,12 @@ class PsfModel:
         e₁, e₂: axis ratio (1 − e)/(1 + e) with e = √(e₁² + e₂²), position angle
         ½·atan2(e₂, e₁).
     offset
-        Of the centroid, (x, y) in pixels.
+        Offset of the centroid, (x, y) in pixels.
     variation
-        Relative change of sigma between the middle and the right edge; the left edge
-        changes by as much the other way.
+        Relative change of sigma between the middle and the right edge; the left edge has the
+        opposite change.
     frame
-        (ny, nx) over which it varies.
+        (ny, nx) of the frame over which sigma varies.
     integrated
         Whether pixels hold the mean over their area rather than the value in their middle: for
         undersampled images.
@@ -123,7 +123,7 @@ class PsfModel:
         Returns
         -------
         sigma
-            In pixels.
+            Pixels.
         """
         return self.sigma * (1 + self.variation * (2 * (x + 0.5) / self.frame[1] - 1))
 
@@ -140,8 +140,8 @@ class PsfModel:
         Returns
         -------
         stamp
-            ``(size, size)``: the profile at the pixel centres, or its mean over the pixels where
-            it is `integrated`; not renormalised.
+            ``(size, size)``: the profile at the pixel centres, or its mean over each pixel if
+            `integrated`; not renormalised.
         """
         half = (self.stamp_size if size is None else size) // 2
         grid = np.arange(-half, half + 1)
@@ -156,7 +156,7 @@ class PsfModel:
         return stamp
 
     def _profile(self, dx: Array, dy: Array, x: float) -> Array:
-        """The profile at some offsets from the centroid, as it is in a column."""
+        """Profile of column x at offsets from the centroid."""
         e = math.hypot(*self.ellipticity)
         angle = 0.5 * math.atan2(self.ellipticity[1], self.ellipticity[0])
         along = math.cos(angle) * dx + math.sin(angle) * dy
@@ -182,7 +182,7 @@ class PsfModel:
         image
             ``(stamp_size, stamp_size)``, unit sum.
         """
-        # sigma_at takes x, so only the fraction may be dropped.
+        # The stamp is drawn at (0, 0) for a whole-pixel centre, with the width of the true column.
         local = dataclasses.replace(self, sigma=self.sigma_at(x), variation=0.0)
         image = local.stamp(0.0, 0.0, size=self.stamp_size)
         return image / image.sum()
@@ -196,9 +196,9 @@ def matching_kernel(target: Array, source: Array, *, size: int, kernel_sum: floa
     target, source
         PSF images of the same odd shape, unit sum; ``kernel ⊗ source = target``.
     size
-        Odd side of the kernel, at most that of the PSFs.
+        Odd side of the kernel, at most the PSFs' side.
     kernel_sum
-        Photometric scale.
+        Photometric scale: the sum of the kernel.
 
     Returns
     -------
@@ -207,8 +207,8 @@ def matching_kernel(target: Array, source: Array, *, size: int, kernel_sum: floa
 
     Notes
     -----
-    Ratio of the spectra, regularised where the source has less than 1e-6 of its
-    amplitude: a target that is sharper than the source is not reproduced there.
+    Ratio of the spectra, regularised at frequencies where the source has an amplitude below 1e-6:
+    a target sharper than the source is not reproduced there.
     """
     n = target.shape[0]
     shape = (2 * n, 2 * n)
@@ -239,23 +239,23 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         "must not be negative",
     ),
 )
-"""Options of a simulation, what their values have to fulfil, and that in words."""
+"""Options of a simulation, tests of their values, and the requirements in words."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulationOptions:
-    """What to simulate.
+    """Options of a simulated pair.
 
     Attributes
     ----------
     shape
-        (ny, nx).
+        (ny, nx) of the science image.
     seed
-        Of all random numbers.
+        Seed of all random numbers.
     science_psf, template_psf
         Widths in pixels (see `PsfModel.sigma`).
     science_variance, template_variance
-        Of the background, counts²: sky photons and read noise.
+        Variance of the background, counts²: sky photons and read noise.
     gain
         Electrons per count.
     read_noise
@@ -263,7 +263,7 @@ class SimulationOptions:
     flux_scale
         Science counts per template count: the sum of the matching kernel.
     profile, beta, ellipticity, offset
-        Of both PSFs (see `PsfModel`); the offset is the science PSF's.
+        Shape of both PSFs (see `PsfModel`); the offset is the science PSF's.
     variation
         Relative change of the science PSF's width from the middle to the right edge.
     stars, galaxies, transients
@@ -272,14 +272,14 @@ class SimulationOptions:
     saturation
         Counts above which a pixel saturates; infinite for none.
     bad_columns, nan_pixels
-        Numbers in each image.
+        Numbers of bad columns and of NaN pixels in each image.
     faintest_star, faintest_galaxy
         Signal-to-noise ratio of the faintest, as a point source of the science image.
     brightest_star, brightest_galaxy
-        Their fluxes, counts.
+        Largest fluxes, counts.
     star_exponent, galaxy_exponent
-        Fluxes are the faintest times u to minus this, u uniform: the number brighter than f falls
-        as f to minus its inverse.
+        Fluxes are the faintest one times u to the power of minus this exponent, u uniform: the
+        number brighter than f falls as f to the power of minus its inverse.
     bulge
         Mean share of a galaxy's light in a de Vaucouleurs bulge, of a third of the disc's size.
     hosted
@@ -293,10 +293,10 @@ class SimulationOptions:
     template_shape
         (ny, nx) of the template; None: as the science image.
     template_grid
-        Pixels of the template relative to those of the science image.
+        Pixel grid of the template relative to the science image's.
     template_distortion, distortion_length
-        Rms, in pixels, and least wavelength of displacements of the template's sources that no WCS
-        knows.
+        Rms and least wavelength, pixels, of displacements of the template's sources that no WCS
+        contains.
     science, template
         Flaws of each image.
     """
@@ -350,7 +350,7 @@ class SimulationOptions:
         Parameters
         ----------
         name
-            Which one.
+            Which image.
 
         Returns
         -------
@@ -365,12 +365,12 @@ class SimulationOptions:
         Parameters
         ----------
         name
-            Which one.
+            Which image.
 
         Returns
         -------
         options
-            What it suffers.
+            Options of its flaws.
         """
         return self.science if name == "science" else self.template
 
@@ -411,13 +411,13 @@ class SimulatedImage:
         ``(ny, nx)`` float32, the true variance of every pixel; infinite where a pixel has no
         weight.
     mask
-        What its mask tells: BAD, SAT and NO_DATA by default → ``(ny, nx)`` boolean.
+        Planes of its mask, BAD, SAT and NO_DATA by default → ``(ny, nx)`` boolean.
     sky
         Sky level whose photons are in the noise, counts.
     psf
         The PSF.
     flaws
-        Each of `flaws.PLANES` → ``(ny, nx)`` boolean, whether the mask tells or not.
+        Each of `flaws.PLANES` → ``(ny, nx)`` boolean: flawed pixels, masked or not.
     """
 
     image: Array
@@ -445,7 +445,7 @@ class Simulation:
     convolved
         Which image has to be convolved to match the other: the sharper one.
     options
-        What was asked for.
+        Options of the simulation.
     """
 
     science: SimulatedImage
@@ -470,7 +470,7 @@ class Simulation:
         Returns
         -------
         kernel
-            ``(kernel_size, kernel_size)``, for the units that the images have.
+            ``(kernel_size, kernel_size)``, for the units of the images.
 
         Raises
         ------
@@ -481,7 +481,7 @@ class Simulation:
             raise ArgumentError(
                 "The template is on another grid, so no kernel matches it; resample it first."
             )
-        # Stamps cut off in the wings of a Moffat profile would ring when deconvolved.
+        # Stamps that cut off the wings of a Moffat profile would ring when deconvolved.
         size = max(129, self.science.psf.stamp_size, self.template.psf.stamp_size)
         science, template = (
             dataclasses.replace(psf, sigma=psf.sigma_at(x), variation=0.0).stamp(0, 0, size=size)
@@ -506,9 +506,9 @@ def simulate(options: SimulationOptions) -> Simulation:
     Returns
     -------
     simulation
-        The same for the same options, bit for bit.
+        Science image, template and truth: bit for bit the same for the same options.
     """
-    # Flaws draw from generators of their own: they leave sources and noise as they are.
+    # Flaws draw from generators of their own, so that they do not change sources and noise.
     catalog_rng, science_rng, template_rng, more_rng, *flaw_rngs = np.random.default_rng(
         options.seed
     ).spawn(6)
@@ -552,7 +552,7 @@ def _make_catalog(
     n = n_stars + n_galaxies + n_transients
     kind = np.repeat(["star", "galaxy", "transient"], [n_stars, n_galaxies, n_transients])
     sigma_point = math.sqrt(options.science_variance * 4 * math.pi) * options.science_psf
-    # Counts grow with decreasing flux as in real fields; the brightest stars saturate.
+    # Numbers grow with decreasing flux as in real fields; the brightest stars saturate.
     star_flux = (
         options.faintest_star * sigma_point * (1 - rng.random(n_stars)) ** -options.star_exponent
     )
@@ -600,7 +600,7 @@ def _move_to_hosts(
         return
     if len(galaxies) == 0:
         raise ArgumentError("Transients in hosts need galaxies; raise the number of galaxies.")
-    # Spread over new ones and vanished ones alike.
+    # Drawn from new and vanished transients alike.
     moved = rng.choice(transients, number, replace=False)
     hosts = rng.choice(galaxies, number, replace=number > len(galaxies))
     distance = rng.exponential(_HOST_REACH, number) * sources["radius"][hosts]
@@ -735,7 +735,7 @@ def _spoil(
     sigma: float,
     rng: np.random.Generator,
 ) -> Array:
-    """Bad pixels here and there, in place; which of them no mask can tell is returned."""
+    """Add scattered bad pixels, in place; return those that no mask marks."""
     bad = rng.random(image.shape) < own.bad_pixels
     if own.bad_pixel_kind == "nan":
         flawed["NO_DATA"] |= bad

@@ -41,41 +41,44 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.match")
 
 _STAMP_SIDE, _LARGEST_STAMP = 80, 128
-"""Sides, pixels, up to which an image is a stamp in any case, and where it has too few stars."""
+"""Largest sides of a stamp, pixels: of any image, and of one with too few stars."""
 _FITTED_SIDE = 201
 """Pixels around the place, or the middle, on which the kernel of a larger image is fitted."""
 _CALIBRATED_ERROR, _UNCALIBRATED_ERROR = 0.01, 0.03
-"""Relative errors of flux scales: from zero points, and of images of which nothing is said."""
+"""Relative errors of a flux scale that is given or from zero points, and of an assumed one."""
 _CALIBRATED_SOURCES, _UNCALIBRATED_SOURCES = 2, 1
-"""Static sources that are believed against these: a single one may be a variable star."""
+"""Static sources that overrule such scales by agreeing: a single one may be a variable star."""
 _VARIANCE_OFF, _VARIANCE_ERRORS = 0.2, 4.0
+"""A variance plane is rescaled if it is off by more than this part and this number of errors."""
 _APERTURE, _SMALLEST_APERTURE = 1.5, 3.5
+"""Radius of the aperture: in full widths at half maximum, and at least, in pixels."""
 _ASSUMED_ERROR, _MOST_MOVED, _MOVES = 0.3, 1.0, 3
-"""Pixels: how well the middle is known for the place, and how far off at most; and steps to it."""
+"""Error of an assumed place, and its largest shift in x and in y, pixels; steps of the search."""
 _LEAST_PROFILE = 0.7
-"""Of a PSF's squares, what has to be measured for its flux."""
+"""Share of the summed squared PSF that good pixels must hold for a flux."""
 _MOST_CHI_SQUARE, _FEWEST_STATIC = 2.5, 20
+"""Largest reduced chi-square of static sources without a warning, and fewest pixels that tell."""
 _OFF_SCALE = 4.0
-"""Errors of a kernel's sum and of the flux scale by which they differ by no chance."""
+"""Combined errors of a kernel's sum and the flux scale beyond which they contradict each other."""
 
 _FREE_OF_SOURCE, _FEWEST_FREE = 3.0, 200
-"""Full widths from the transient, and pixels, that tell how the sky slopes."""
+"""A sky's slope is fitted so many full widths from the transient, to at least so many pixels."""
 _CLIP, _CLIPPINGS, _SLOPED = 3.0, 4, 30.0
-"""Standard deviations; turns; and the chi-square of two slopes that are no noise."""
+"""Clipping limit, standard deviations; its rounds; least chi-square of two significant slopes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelSource:
-    """What a kernel is found from, where that is not stars.
+    """Source of a kernel that is not found from stars.
 
     Attributes
     ----------
     name
         ``psfs``, together with the pixels where these tell more, or ``pixels`` alone.
     reason
-        Why, for people.
+        Why this source is used, for messages.
     is_stamp
-        The transient is in the middle unless its place is given.
+        Whether the transient is in the middle unless its place is given.
     """
 
     name: Literal["psfs", "pixels"]
@@ -90,14 +93,14 @@ class CutoutFlux:
     Attributes
     ----------
     x, y
-        Where, pixel coordinates: the place that was given; else where the PSF, if one is known,
-        fits best near the middle.
+        Position, pixel coordinates: the given one; else the middle, or the best fit of the PSF
+        near it if a PSF is known.
     flux
-        image_unit: fitted with the PSF where one is known, else the sum in an aperture.
+        image_unit: fitted with the PSF if one is known, else the sum in an aperture.
     error, kernel_error
-        Standard deviation, and the part of it that comes from the kernel.
+        Standard deviation, and the part of it that comes from the kernel, image_unit.
     radius
-        Of the aperture, pixels; None where the PSF was fitted.
+        Radius of the aperture, pixels; None if the PSF was fitted.
     """
 
     x: float
@@ -117,17 +120,17 @@ class Cutout:
     science, template
         Exposures on the same pixels, with the variance planes of the fit.
     source
-        What the kernel was found from.
+        Source of the kernel.
     fit
         Kernel, and how well it is known.
     solution
-        What the product is made with.
+        Solution that the product is made with.
     place
-        (x, y) of the transient, pixel coordinates; None for none.
+        (x, y) of the transient, pixel coordinates; None if there is none.
     scale_is_assumed
-        Neither an option nor zero points told the flux scale.
+        Whether neither an option nor zero points gave the flux scale.
     place_is_assumed
-        The place is the middle, because none was given.
+        Whether no place was given; a stamp then has its middle as the place.
     """
 
     science: Exposure
@@ -141,7 +144,7 @@ class Cutout:
 
     @property
     def text(self) -> str:
-        """Which kernel was found, from what and why, in one line."""
+        """The kernel, its source and the reason for this source, in one line."""
         fit = self.fit
         told = "both PSFs and the pixels" if self.source.name == "psfs" else "the pixels alone"
         return (
@@ -152,12 +155,12 @@ class Cutout:
 
 
 def kernel_source(
-    science: Any,
-    template: Any,
+    science: object,
+    template: object,
     options: CutoutOptions,
     failure: TooFewSourcesError | None = None,
 ) -> KernelSource | None:
-    """Decide what the kernel is found from.
+    """Choose the source of the kernel.
 
     Parameters
     ----------
@@ -166,17 +169,17 @@ def kernel_source(
     options
         `CutoutOptions`.
     failure
-        Of the usual fit, if that was tried.
+        Error of the usual fit to stars, if that was tried.
 
     Returns
     -------
     source
-        None for the usual fit.
+        `KernelSource`; None for the usual fit.
 
     Raises
     ------
     TooFewSourcesError
-        The failure, where there is no other way.
+        The failure, if there is no other way to a kernel.
     ArgumentError
         If the PSFs are asked for and one is not known.
     """
@@ -228,7 +231,7 @@ def solve_cutout(
     source
         `kernel_source`.
     recipe
-        What is known of them, whether variance planes are rescaled, and how the template was
+        Options: of cut-outs, whether variance planes are rescaled, how the template was
         resampled.
 
     Returns
@@ -239,9 +242,10 @@ def solve_cutout(
     Raises
     ------
     DataError
-        If they are the same image, or have too few pixels in common.
+        If the images are the same, have too few pixels in common, or show no static source that
+        the kernel can be found from.
     ArgumentError
-        If the place is outside.
+        If the place is outside the image.
     """
     if np.array_equal(science.data, template.data, equal_nan=True):
         raise DataError.of(
@@ -292,7 +296,7 @@ def solve_cutout(
     slopes = _slopes_of_skies((image, other), known_pixels, noises, fit, own)
     if slopes is not None:
         y, x = np.mgrid[: image.shape[0], : image.shape[1]]
-        # Of the whole image's middle, from which its background counts.
+        # Counted from the middle of the whole image, as its background is.
         x, y = (
             at + part[axis].start - (science.shape[axis] - 1) / 2 for at, axis in ((x, 1), (y, 0))
         )
@@ -379,7 +383,7 @@ def _fitted_part(
 def _variance(
     exposure: Exposure, good: Array, preparation: PreparationOptions
 ) -> tuple[float, bool]:
-    """Factor of a variance plane, and whether the plane knows the photons of sources."""
+    """Factor of a variance plane, and whether the plane has the photon noise of sources."""
     plane = exposure.variance[good]
     if not len(plane):
         raise DataError.of(exposure.source or "An exposure", "has no usable pixel.")
@@ -393,7 +397,7 @@ def _variance(
     error = _VARIANCE_ERRORS * math.sqrt(2.7 / len(plane))
     off = abs(math.log(factor))
     if is_flat and preparation.rescale_variance:
-        # One number for all pixels was measured as well, on fewer pixels, or is somebody's guess.
+        # A single value for all pixels is itself a measurement on fewer pixels, or a guess.
         return factor, False
     if preparation.rescale_variance and off > math.log1p(max(error, _VARIANCE_OFF)):
         return factor, True
@@ -401,7 +405,7 @@ def _variance(
 
 
 def _psf_images(science: Exposure, template: Exposure) -> tuple[Array, Array]:
-    """Square odd images of both PSFs in the middle."""
+    """Images of both PSFs in the middle of the frame: square, with odd sides."""
     images = []
     for exposure in (science, template):
         assert exposure.psf is not None
@@ -419,7 +423,7 @@ def _psf_images(science: Exposure, template: Exposure) -> tuple[Array, Array]:
 def _stamp_options(
     science: Exposure, template: Exposure, options: CutoutOptions
 ) -> tuple[StampOptions, bool]:
-    """What is known of the flux scale before the fit, and whether that is an assumption."""
+    """The flux scale as known before the fit, and whether it is an assumption."""
     if options.flux_scale is not None:
         given = StampOptions(
             flux_scale=options.flux_scale, scale_error=_CALIBRATED_ERROR, sources_needed=None
@@ -447,12 +451,12 @@ def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
     cutout
         `Cutout`.
     product
-        Its difference.
+        Difference made from it.
 
     Returns
     -------
     flux
-        `CutoutFlux`; None where there is no place, or too little was measured there.
+        `CutoutFlux`; None if there is no place, or too few good pixels there.
     """
     if cutout.place is None:
         return None
@@ -462,6 +466,7 @@ def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
     image, variance = difference.data, difference.variance
     template = without_missing(cutout.template, missing_pixels(cutout.template))
     pixels = template.data.astype(np.float64)
+    # The kernel's error is correlated between pixels: it is added for the whole flux below.
     own = variance - fit.error.point_variance(pixels)
     known = np.isfinite(image) & np.isfinite(own)
     known &= ~masks.flagged(difference.mask, masks.UNTRUSTED_MASK_PLANES)
@@ -481,7 +486,7 @@ def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
         weights = np.where(known, profile, 0.0) / power
     flux = float((weights * np.where(known, image, 0.0)).sum())
     noise = float((weights**2 * np.where(known, own, 0.0)).sum())
-    # The source's own photons, where the plane does not know them; all of it is in the aperture.
+    # Photon noise of the source that the variance plane lacks; an aperture holds all its light.
     own_light = 1.0 if radius is not None else float((weights**2 * profile).sum())
     noise += fit.photon_factor * max(flux, 0.0) * own_light
     kernel = fit.error.sum_variance(pixels, weights)
@@ -491,10 +496,10 @@ def transient_flux(cutout: Cutout, product: Product) -> CutoutFlux | None:
 def _found_place(
     difference: Exposure, variance: Array, known: Array, place: tuple[float, float]
 ) -> tuple[float, float]:
-    """Where the PSF fits the difference best, near the middle.
+    """Place near the middle at which the PSF fits the difference best.
 
-    A flux at the middle lacks what a star half a pixel off has there: 3 % on average at a full
-    width of 2.2 pixels.
+    A flux at the middle itself would miss part of a star half a pixel off: 3 % on average at a
+    full width of 2.2 pixels.
     """
     values, variances = (np.where(known, plane, 0.0) for plane in (difference.data, variance))
     moved = np.zeros(2)
@@ -518,7 +523,7 @@ def _found_place(
 
 
 def _profile(difference: Exposure, x: float, y: float) -> Array:
-    """The PSF at a place, on the frame's pixels."""
+    """PSF at a place, on the frame's pixels."""
     psf, box = difference.psf, difference.bbox
     assert psf is not None
     stamp, around = as_kernel_psf(psf, box).star(x=x, y=y)
@@ -538,11 +543,12 @@ def _slopes_of_skies(
 ) -> Array | None:
     """Slopes along x and y of the skies of science and template, ``(2, 2)``, image_unit per pixel.
 
-    One of them is 0: which, is what either image alone tells.  None where noise makes it.
+    All of the slope is given to one image, whose own pixels agree with it better; the other's row
+    is 0.  None if noise explains the slope.
     """
     science, template = images
     static = fit.convolved(template)
-    # Over a stamp the template's noise counts as the sum of the kernel does.
+    # Over a whole stamp convolution only multiplies noise by the sum of the kernel.
     noise = variances[0] + fit.kernel_sum**2 * variances[1]
     free = good[0] & good[1] & ~near(science.shape, place, _FREE_OF_SOURCE * fit.error.fwhm)
     flat = _slope(static, noise, free)
@@ -579,7 +585,7 @@ def _slope(image: Array, variance: Array, free: Array) -> tuple[Array, Array] | 
     for _ in range(_CLIPPINGS):
         left = values - terms @ found
         left -= np.median(left)
-        # What is farther off than its noise at first may be the slope's doing.
+        # At first the slope itself may put pixels farther off than their noise.
         limit = _CLIP * np.maximum(median_deviation(left), np.sqrt(variance[free]))
         use = np.abs(left) < limit
         if np.count_nonzero(use) < _FEWEST_FREE:
@@ -590,7 +596,7 @@ def _slope(image: Array, variance: Array, free: Array) -> tuple[Array, Array] | 
 
 
 def cutout_problems(cutout: Cutout, flux: CutoutFlux | None) -> list[str]:
-    """Why a cut-out should not be believed, each with its number.
+    """Reasons not to believe a cut-out, each with its number.
 
     Parameters
     ----------
@@ -602,7 +608,7 @@ def cutout_problems(cutout: Cutout, flux: CutoutFlux | None) -> list[str]:
     Returns
     -------
     problems
-        Sentences; none where nothing is wrong.
+        Sentences; empty if nothing is wrong.
     """
     problems, fit = [], cutout.fit
     scale = fit.scale

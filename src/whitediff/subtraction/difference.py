@@ -1,4 +1,4 @@
-"""Convolving exposures, and subtracting one from the other with a known kernel."""
+"""Subtracting one exposure from another with a known kernel."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ type Array = npt.NDArray[Any]
 
 @single_threaded_algebra()
 def subtract(
-    science: Any,
-    template: Any,
+    science: object,
+    template: object,
     kernel: ConvolutionKernel | Array,
     *,
     convolved: Direction = "template",
@@ -43,13 +43,13 @@ def subtract(
     science, template
         Exposures on the same pixels.
     kernel
-        Kernel that matches the one that is convolved to the other.
+        Kernel that matches the convolved exposure to the other one.
     convolved
-        Which exposure to convolve.
+        Exposure to convolve.
     background
         Differential background, subtracted; image_unit of the science exposure.
     scale_factor
-        Where the science exposure is convolved: photometric scale over the kernel's sum
+        If the science exposure is convolved: photometric scale over the kernel's sum
         (`photometric_scale_factor`).
     full_variance
         Propagate every pixel's variance; else it is taken as locally constant.
@@ -58,8 +58,8 @@ def subtract(
     -------
     difference
         ``science − κ⊗template − background``, or ``(κ⊗science − template)/(kSum ·
-        scale_factor) − background``: always science − template, at the science level.  Planes as
-        `convolved_exposure` makes them, those of the other exposure added.
+        scale_factor) − background``: always science − template, at the science level.  Variance
+        and mask are those of `convolved_exposure`, with the other exposure's added.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def subtract(
             variance[rows] /= local
     subtract_background(image, background, box)
     image = image.astype(science.data.dtype, copy=False)
-    # The PSF of the one that was left alone is what the other was matched to.
+    # The convolved exposure was matched to the PSF of the other one.
     return Exposure(
         image,
         variance,
@@ -143,7 +143,7 @@ def subtract_background(image: Array, background: Field | Array | float, box: Bo
 def _united(mask: Mask, target: Exposure, image: Array) -> Mask:
     mask = masks.united(mask, target.mask)
     unmeasured = ~np.isfinite(image)
-    # What the target lacks and no plane of it tells: a variance that is none.
+    # Missing pixels of the target that no mask plane marks: their variance is invalid.
     unmeasured |= missing_pixels(target) & ~masks.flagged(
         target.mask, masks.INTERPOLATED_MASK_PLANES
     )

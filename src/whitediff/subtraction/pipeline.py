@@ -62,13 +62,13 @@ type Array = npt.NDArray[Any]
 type Kind = Literal["difference", "matched", "score"]
 
 KINDS: tuple[Kind, ...] = ("difference", "matched", "score")
-"""In the order in which they are made."""
+"""Kinds of products, in the order in which they are made."""
 
 _log = logging.getLogger("whitediff.match")
 
 
 def _silent(stage: str) -> None:
-    """Take no note of a stage."""
+    """Ignore a stage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,23 +85,23 @@ class Made:
         The exposures on one grid, with rescaled variances and, where they were fitted, the PSFs
         that are known or could be measured.
     solution
-        What it was made with.
+        Solution that the product was made with.
     levels
         Sources of the inputs.
     product
-        Difference or score, and what is known of it.
+        Difference or score, and what is known of it; None for a matched template.
     width
-        Of its significances; None where it was not measured.
+        Width of its significances; None if not measured.
     pair, match
-        What was fitted to stars; None where nothing was.
+        Pair and match of a fit to stars; None without such a fit.
     cutout, flux
-        Where the kernel was found without stars: how, and the flux of the transient.
+        If the kernel was found without stars: how, and the flux of the transient; else None.
     problems
-        Then, why not to believe it: sentences with numbers.
+        Reasons not to believe a cut-out: sentences with numbers.
     preconvolved_science
-        Of a score.
+        Pre-convolved science exposure of a score.
     is_again
-        It was made with a stored solution.
+        Whether it was made with a stored solution.
     """
 
     kind: Kind
@@ -127,7 +127,7 @@ class Made:
 
     @property
     def decorrelation(self) -> Decorrelation | None:
-        """Numbers that describe its correction."""
+        """Numbers that describe the correction; None if there was none."""
         return None if self.product is None else self.product.decorrelation
 
     def matched_template(self) -> Exposure:
@@ -176,7 +176,7 @@ class Pipeline:
 
     Notes
     -----
-    `prepared`, `matched` and `corrected` may be overridden by those who have steps of their own.
+    Subclasses with steps of their own may override `prepared`, `matched` and `corrected`.
     """
 
     def __init__(
@@ -235,21 +235,21 @@ class Pipeline:
         Returns
         -------
         result
-            None where nothing is corrected.
+            `Decorrelation`; None if nothing is corrected.
         """
         return corrected(solution, science, template, difference, sources)
 
     def products(
-        self, science: Any, template: Any, kinds: Iterable[Kind] | Kind = "difference"
+        self, science: object, template: object, kinds: Iterable[Kind] | Kind = "difference"
     ) -> Iterator[Made]:
         """Products of a pair, one after the other.
 
         Parameters
         ----------
         science, template
-            Exposures; let go of as soon as they are not needed.
+            Exposures; released as soon as they are not needed.
         kinds
-            What to make; made in the order of `KINDS`.
+            Kinds to make, in the order of `KINDS`.
 
         Yields
         ------
@@ -259,7 +259,7 @@ class Pipeline:
         Raises
         ------
         ArgumentError
-            If there is no such kind.
+            If a kind is unknown, or none is given.
         DataError
             As by `prepare` and `match`.
         """
@@ -279,14 +279,14 @@ class Pipeline:
         if source is not None:
             yield from self._without_stars(science, template, source, wanted)
             return
-        # All that is needed lives in the pair.
+        # The pair holds all that is needed from here on: memory of the rest is given back.
         del science, template, pair
         yield from self._by_stars(first, wanted)
 
     def products_by_stars(
-        self, science: Any, template: Any, kinds: Iterable[Kind] | Kind = "difference"
+        self, science: object, template: object, kinds: Iterable[Kind] | Kind = "difference"
     ) -> Iterator[Made]:
-        """The same, whose kernel is found from stars or not at all.
+        """Products of a pair whose kernel is found from stars, or not at all.
 
         Parameters
         ----------
@@ -333,7 +333,7 @@ class Pipeline:
             if "difference" in wanted:
                 self.begin("subtraction")
                 made = self._made(solved, "difference", levels)
-                # The score has the same inputs.
+                # The score has the same inputs: their noise is measured once.
                 noises = made.solution.noises
                 yield made
                 del made
@@ -388,26 +388,26 @@ class Pipeline:
             yield _matched_template(made.science, made.template, made.solution, made.levels)
 
     def again(
-        self, science: Any, template: Any, solutions: Mapping[Kind, Solution]
+        self, science: object, template: object, solutions: Mapping[Kind, Solution]
     ) -> Iterator[Made]:
-        """Products of a pair with solutions that are known.
+        """Products of a pair, made with known solutions.
 
         Parameters
         ----------
         science, template
-            Exposures, as they came.
+            Exposures before any preparation.
         solutions
             Kind → solution of an earlier product.
 
         Yields
         ------
         made
-            The same as before, to the last bit, where the exposures are those of before.
+            The same product as before, to the last bit, if the exposures are the same.
 
         Raises
         ------
         DataError
-            If they are other exposures than before, and their stars contradict a kernel.
+            If the exposures are others, and their stars contradict a kernel.
         """
         solutions = {kind: solutions[kind] for kind in KINDS if kind in solutions}
         self.begin("preparation")
@@ -430,7 +430,7 @@ class Pipeline:
 
 @dataclasses.dataclass(frozen=True)
 class _Solved:
-    """A pair and how it is subtracted: in it, the exposure that is not convolved has a PSF."""
+    """A pair, whose unconvolved exposure has a PSF, and how it is subtracted."""
 
     pair: Pair
     match: Match
@@ -464,7 +464,7 @@ def cutout_made(
     Returns
     -------
     made
-        Difference; what is wrong with it was warned of.
+        Difference; its problems have been logged as warnings.
     """
     preparation = recipe.preparation
     template = aligned_template(
@@ -475,7 +475,7 @@ def cutout_made(
         cutout.solution,
         cutout.science,
         cutout.template,
-        # One correction for all of so few pixels.
+        # So few pixels get one correction for all.
         sources=np.zeros(science.shape, bool),
     )
     levels = pair_sources([cutout.science], [cutout.template])
@@ -511,12 +511,12 @@ def finished(
     science, template
         Exposures with the variance planes that it was made with.
     levels
-        Their sources.
+        Sources of these exposures.
 
     Returns
     -------
     made
-        With its mask planes.
+        `Made`, with its mask planes.
     """
     return _with_planes(
         Made(kind, product.exposure, science, template, product.solution, levels, product)
@@ -524,7 +524,7 @@ def finished(
 
 
 def _with_planes(made: Made) -> Made:
-    """A difference or score with the mask planes that it should have, and what its noise is."""
+    """Difference or score with its mask planes and the width of its significances."""
     exposure, template_mask = made.exposure, made.solution.recipe.template_mask
     if template_mask is None:
         mark_sources(exposure, made.levels)
@@ -544,7 +544,7 @@ def _attributed_mask(made: Made, planes: TemplateMask) -> Mask:
         exposure.mask,
         made.matched_science().mask,
         made.matched_template().mask,
-        # Of all planes of the template, whatever they are called here.
+        # Any plane of the template may have contaminated pixels, renamed or left out.
         preserve=(*planes.preserve, CONTAMINATED),
         rename=planes.rename,
         always={
@@ -556,8 +556,8 @@ def _attributed_mask(made: Made, planes: TemplateMask) -> Mask:
 
 
 def make_all(
-    science: Any,
-    template: Any,
+    science: object,
+    template: object,
     recipe: Recipe | None = None,
     kinds: Iterable[Kind] | Kind = "difference",
 ) -> dict[Kind, Made]:
@@ -568,9 +568,9 @@ def make_all(
     science, template
         Exposures.
     recipe
-        `Recipe`.
+        `Recipe`; the default one if not given.
     kinds
-        What to make.
+        Kinds to make.
 
     Returns
     -------
@@ -585,8 +585,10 @@ def make_all(
     return {made.kind: made for made in Pipeline(recipe).products(science, template, kinds)}
 
 
-def make_again(science: Any, template: Any, solutions: Mapping[Kind, Solution]) -> dict[Kind, Made]:
-    """Subtract and correct two exposures with solutions that are known.
+def make_again(
+    science: object, template: object, solutions: Mapping[Kind, Solution]
+) -> dict[Kind, Made]:
+    """Subtract and correct two exposures with known solutions.
 
     Parameters
     ----------
@@ -609,7 +611,7 @@ def make_again(science: Any, template: Any, solutions: Mapping[Kind, Solution]) 
 
 
 def as_before(
-    science: Any, template: Any, solutions: Iterable[Solution]
+    science: object, template: object, solutions: Iterable[Solution]
 ) -> tuple[Exposure, Exposure]:
     """Exposures as they were for earlier products, before their variances were rescaled.
 
@@ -618,12 +620,12 @@ def as_before(
     science, template
         Exposures, each on its own pixels.
     solutions
-        Of products that were made with them.
+        Solutions of the earlier products.
 
     Returns
     -------
     science, template
-        On the same pixels, with the mask planes of their defects.
+        Exposures on the same pixels, with the mask planes of their defects.
     """
     solutions = tuple(solutions)
     science, template = with_defects_as_before(science, template, solutions)
@@ -631,7 +633,7 @@ def as_before(
 
 
 def with_defects_as_before(
-    science: Any, template: Any, solutions: Iterable[Solution]
+    science: object, template: object, solutions: Iterable[Solution]
 ) -> tuple[Exposure, Exposure]:
     """Exposures with the variances and mask planes that they had for earlier products.
 
@@ -640,12 +642,12 @@ def with_defects_as_before(
     science, template
         Exposures, each on its own pixels.
     solutions
-        Of products that were made with them.
+        Solutions of the earlier products.
 
     Returns
     -------
     science, template
-        The same ones where nothing was looked for.
+        Exposures with the mask planes of the defects that were sought then, if any were.
     """
     science, template = measurable(Exposure.from_object(science), Exposure.from_object(template))
     options = next((each.recipe.preparation.defects for each in solutions), NO_DEFECTS)
@@ -662,12 +664,12 @@ def aligned_as_before(
     science, template
         Exposures.
     solutions
-        Of products that were made with the same template.
+        Solutions of products that were made with the same template.
 
     Returns
     -------
     template
-        Resampled where it was before, unless that went by the WCS and this is to be ignored.
+        Resampled if it was before, unless that used the WCS and the WCS is to be ignored.
     """
     solutions = tuple(solutions)
     use_wcs = all(each.recipe.preparation.use_wcs for each in solutions)
@@ -677,6 +679,7 @@ def aligned_as_before(
     resampling = None
     if before is not None and before.alignment is not None:
         asked = before.recipe.preparation.resampling
+        # The stored correction of the WCS stands in for a new registration by stars.
         resampling = ResamplingOptions(
             method=before.alignment,
             noise="white" if asked is None else asked.noise,
@@ -701,7 +704,7 @@ def mark_sources(exposure: Exposure, sources: PairSources) -> None:
     Parameters
     ----------
     exposure
-        Product; changed.
+        Product, changed in place.
     sources
         Sources of its inputs.
     """

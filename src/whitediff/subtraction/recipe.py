@@ -1,4 +1,4 @@
-"""All that decides the pixels of a difference or score, but for the images themselves."""
+"""All options that decide the pixels of a difference or score."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["CutoutOptions", "Recipe", "TemplateMask"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CutoutOptions:
-    """Where the kernel comes from, and what is known of a cut-out.
+    """Source of the kernel, and what is known of a cut-out.
 
     Attributes
     ----------
     kernel_from
         ``stars``: the usual fit; ``psfs``: the two PSFs; ``pixels``: all pixels of a stamp;
-        ``auto``: what the images bear (`whitediff.subtraction.cutouts.kernel_source`).
+        ``auto``: the best that the images allow (`whitediff.subtraction.cutouts.kernel_source`).
     flux_scale
-        Flux of a static source on the science image over that on the template; from the zero
-        points, or 1, if None.
+        Flux of a static source on the science image over its flux on the template; if None, from
+        the zero points, or else 1.
     place
         (x, y) of a transient, pixel coordinates; the middle of a stamp if None.
     """
@@ -48,14 +48,14 @@ class CutoutOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TemplateMask:
-    """What becomes of the template's mask planes in a difference.
+    """How the template's mask planes appear in a difference.
 
     Attributes
     ----------
     preserve
-        Planes that the difference has too.
+        Planes that keep their name.
     rename
-        Planes that it has as ``<NAME>_TEMPLATE``.  All others are left out.
+        Planes that become ``<NAME>_TEMPLATE``.  All others are left out.
     """
 
     preserve: tuple[str, ...] = ("NO_DATA", "BAD")
@@ -69,29 +69,29 @@ class Recipe:
     Attributes
     ----------
     preparation, match
-        Of these steps.
+        Options of these steps.
     subtract_background
         Subtract the differential background; else it is only found.
     decorrelate
-        Make the noise white; else it is correlated, and the variance plane that of the pixels one
-        by one.
+        Make the noise white; else it stays correlated, and the variance plane holds the variance
+        of each pixel alone.
     correction
-        How.  A template that is resampled has the noise covariance that this makes, unless the
-        noise is "white".
+        Options of the correction.  A resampled template has the noise covariance that resampling
+        gives it, unless the noise is "white".
     cells
-        In steps, from cell to cell of a grid; None for a correction that is the same everywhere,
+        Grid of cells with a correction each; None for a correction that is the same everywhere,
         or varies smoothly.
     template_mask
-        What becomes of the template's mask planes; None: those of both images are united.
+        How the template's mask planes appear; None: the planes of both images are united.
     cutout
-        What the kernel is found from, and what is known of an image without stars.
+        Source of the kernel, and what is known of an image without stars.
     foreign
-        Name of another program's step that decided pixels too; None for none.
+        Name of another program's step that decided pixels too; None if there was none.
 
     Notes
     -----
-    With the same recipe, the same images have the same products to the last bit.  The defaults are
-    those of ``whitediff subtract``.
+    The same recipe and images give the same products to the last bit.  The defaults are those of
+    ``whitediff subtract``.
     """
 
     preparation: PreparationOptions = dataclasses.field(default_factory=PreparationOptions)

@@ -1,4 +1,4 @@
-"""A stored solution, and another pair than that which it was found for."""
+"""Applying a stored solution to its own pair again, or to another one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..defects.exposures import NO_DEFECTS
 from ..errors import DataError, TooFewSourcesError
 from ..exposures import masks
-from ..exposures.fields import ChebyshevField
+from ..exposures.fields import ChebyshevField, Field
 from ..exposures.model import Exposure
 from ..exposures.psf import as_kernel_psf
 from ..matching.convolution import convolved_exposure, preconvolved
@@ -32,24 +32,25 @@ _log = logging.getLogger("whitediff.match")
 
 _WIDE, _LEAST_WIDE = 2.0, 4.0
 _CORE, _LEAST_CORE = 0.5, 1.5
-"""Radii of apertures over the full width at half maximum of the wider PSF, and in pixels."""
+"""Aperture radii: in full widths at half maximum of the wider PSF, and at least, in pixels."""
 _BACKGROUND_ORDER = 2
+"""Least polynomial order of another pair's background."""
 _ERRORS = 5.0
 _TOLD, _REFUSED = 0.03, 0.06
-"""Departures of a flux ratio from what a kernel says, to be told of and to be refused."""
+"""A kernel is doubted if flux ratios are off by so many errors and this part, refused from that."""
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelJudgement:
-    """What the stars of a pair say of a kernel that was found for another.
+    """How well a kernel that was found for another pair agrees with a pair's stars.
 
     Attributes
     ----------
     light
-        Flux of stars in the image that is not convolved over that in the convolved one.
+        Flux of stars in the unconvolved image over their flux in the convolved one.
     core
-        The same within half a full width at half maximum, over ``light``: other than 1 where the
-        PSFs are others.
+        This ratio within half a full width at half maximum, over ``light``: other than 1 if the
+        PSFs have changed.
     """
 
     light: FluxRatio
@@ -63,13 +64,13 @@ class Applied:
     Attributes
     ----------
     solution
-        For this pair.
+        Solution adapted to this pair.
     science, template
         Exposures with the variance planes that the product is made with.
     levels
-        Their sources.
+        Sources of these exposures.
     search
-        How the background is found; None to take that of the solution.
+        How the background is found; None to take the solution's.
     """
 
     solution: Solution
@@ -103,18 +104,18 @@ def apply_solution(
     Parameters
     ----------
     solution
-        Of an earlier product.
+        Solution of an earlier product.
     science, template
         Exposures on the same pixels, with the variance planes that they came with.
     levels
-        Their sources.
+        Sources of these exposures.
 
     Returns
     -------
     applied
-        The product is the same as before, to the last bit, where the exposures are those of
-        before.  Of others it has the kernel alone; background, noise and correction, which belong
-        to the pair and not to the PSFs, are measured anew.
+        If the exposures are those of before, its product is the same to the last bit.  For others
+        only the kernel is kept; background, noise and correction, which belong to the pair and
+        not to the PSFs, are measured anew.
 
     Raises
     ------
@@ -125,7 +126,7 @@ def apply_solution(
     same = Applied(solution, rescaled(science, factors[0]), rescaled(template, factors[1]), levels)
     if solution.is_of(science, template):
         return same
-    # They lie on the same pixels by now, and their defects are marked.
+    # The exposures are aligned and their defects marked already.
     options = dataclasses.replace(
         solution.recipe.preparation, use_wcs=False, resampling=None, defects=NO_DEFECTS
     )
@@ -165,7 +166,7 @@ def _unmeasured(
     science: Exposure,
     template: Exposure,
     factors: tuple[float, float],
-    background: Any,
+    background: Field | Array | float,
 ) -> Solution:
     """Solution for another pair, whose noise is yet to be measured."""
     unconvolved = science if solution.convolved == "template" else template
@@ -193,12 +194,12 @@ def judge_kernel(pair: Pair, solution: Solution) -> KernelJudgement:
     pair
         Prepared exposures.
     solution
-        Its kernel, and which of them it convolves.
+        Gives the kernel, and which exposure it convolves.
 
     Returns
     -------
     judgement
-        `KernelJudgement`; NaN where too few stars tell.
+        `KernelJudgement`; NaN if there are too few stars.
     """
     science, template = pair.science, pair.template
     widening = 1.0
@@ -247,7 +248,7 @@ def judge_kernel(pair: Pair, solution: Solution) -> KernelJudgement:
 
 
 def _check_kernel(judgement: KernelJudgement, pair: Pair) -> None:
-    """Refuse a kernel that the stars contradict, and tell of one that they doubt."""
+    """Refuse a kernel that the stars contradict, and warn of one that they doubt."""
     name = pair.science.source or "The science exposure"
     light, core = judgement.light, judgement.core
     if not (math.isfinite(light.value) and math.isfinite(core.value)):

@@ -1,4 +1,4 @@
-"""What a difference or score is made with, and making it: the first time, and again."""
+"""Solutions, which hold all that makes a difference or score, and making products with them."""
 
 from __future__ import annotations
 
@@ -52,13 +52,14 @@ type Array = npt.NDArray[Any]
 
 
 _SAMPLED = 500
+"""Pixels of an exposure, about, that are kept to recognise it."""
 _SAME_PIXEL, _SAME_PIXELS = 1e-4, 0.7
-"""Relative difference of pixels that are the same, and the fraction of such from which an exposure
-is the same one."""
+"""Relative difference up to which two pixels are the same, and the fraction of such pixels above
+which two exposures are."""
 
 
 def pixel_sample(science: Exposure, template: Exposure) -> Array:
-    """Some pixels of two exposures, by which they are known again.
+    """Sample of the pixels of two exposures, by which they are recognised.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ def pixel_sample(science: Exposure, template: Exposure) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Solution:
-    """All that it takes to make a difference or score of two exposures.
+    """All that is needed to make a difference or score of two exposures.
 
     Attributes
     ----------
@@ -91,37 +92,37 @@ class Solution:
     convolved
         Which exposure is convolved.
     recipe
-        All that was decided before the images were looked at.
+        All options, decided before the images were looked at.
     scale_factor
-        Where the science exposure is convolved: photometric scale over the kernel's sum.
+        If the science exposure is convolved: photometric scale over the kernel's sum.
     preconvolution_kernel
         ``(py, px)`` PSF with which the science exposure is correlated; None for a difference.
     science_variance_factor, template_variance_factor
-        By which the variance planes are multiplied.
+        Factors that the variance planes are multiplied by.
     science_variance, template_variance
         Mean variances that the correction uses, image_unit²; None to measure them.
     noises
-        Covariances of the noise of science exposure and template, each the same everywhere or a
-        function of the position, None for white; None for both where they are yet to be found as
+        Noise covariances of science exposure and template: each the same everywhere, a function of
+        the position, or None for white noise.  None for the pair if both are yet to be found as
         the recipe says.
     alignment
-        How the template was resampled onto the science exposure's pixels before: `alignment_of` it.
+        How the template was resampled onto the science exposure's pixels (`alignment_of`).
     registration
-        What the template's stars said of where its pixels lie, beyond its WCS; None for nothing.
+        Correction of the template's WCS by its stars; None for none.
     psf
-        PSF of the exposure that is not convolved, before anything was done to it.
+        PSF of the exposure that is not convolved, before any processing.
     box
-        Box of the exposures that it was found for; None where it fits any.
+        Box of the exposures that the solution was found for; None if it fits any.
     stars
-        `whitediff.matching.fitted_stars.star_table` of the match; None where it is not known.
+        `whitediff.matching.fitted_stars.star_table` of the match; None if not known.
     kernel_error
-        How well the kernel is known, which becomes part of the variance; None where stars told
-        so much of it that it does not count.
+        Error of the kernel, which becomes part of the variance; None if stars determine the kernel
+        so well that it does not count.
     photon_factor
-        Variance for each unit of light of static sources that the science exposure's plane lacks,
+        Variance per unit of light of static sources that the science exposure's plane lacks,
         image_unit.
     pixels
-        `pixel_sample` of the exposures that it was found for; None where they are not known.
+        `pixel_sample` of the exposures that the solution was found for; None if not known.
     """
 
     kernel: ConvolutionKernel
@@ -145,7 +146,7 @@ class Solution:
     pixels: Array | None = None
 
     def is_of(self, science: Exposure, template: Exposure) -> bool:
-        """Whether it was found for two exposures; true where it does not know.
+        """Whether the solution was found for two exposures; true if it has no pixel sample.
 
         Parameters
         ----------
@@ -155,8 +156,8 @@ class Solution:
         Returns
         -------
         same
-            Most of the sampled pixels are those of before: sources that were injected, and
-            rounding, make no other pair.
+            Whether most of the sampled pixels agree: injected sources and rounding do not make
+            another pair.
         """
         if self.pixels is None:
             return True
@@ -175,16 +176,16 @@ class Solution:
         Parameters
         ----------
         pair, match
-            What was matched, and how.
+            Matched exposures, and their match.
         recipe
             How products are made of them.
         preconvolution_kernel
-            If the match was made for a score.
+            ``(py, px)`` if the match was made for a score.
 
         Returns
         -------
         solution
-            Its mean variances are yet to be measured.
+            Solution whose mean variances are yet to be measured.
         """
         return cls(
             kernel=match.kernel,
@@ -221,14 +222,15 @@ class Solution:
         science, template
             Exposures with the variance planes of the fit.
         recipe
-            How the difference is made; of so few pixels there is one correction.
+            How the difference is made; so few pixels get one correction for all.
         variance_factors, variances
-            Of science exposure and template: what their planes were multiplied by, and their means.
+            Factors that the planes of science exposure and template were multiplied by, and the
+            typical variances (medians) of the results, image_unit².
 
         Returns
         -------
         solution
-            With the covariances that the exposures know.
+            Solution with the noise covariances that the exposures carry.
         """
         recipe = dataclasses.replace(
             recipe, correction=dataclasses.replace(recipe.correction, spatially_varying=False)
@@ -255,7 +257,7 @@ class Solution:
         background: Field | Array | float = 0.0,
         convolved: Direction = "template",
     ) -> Solution:
-        """Solution of which little more than the kernel is known.
+        """Solution with little more than a known kernel.
 
         Parameters
         ----------
@@ -264,12 +266,13 @@ class Solution:
         background
             Differential background.
         convolved
-            Which exposure it convolves.
+            Which exposure the kernel convolves.
 
         Returns
         -------
         solution
-            Exposures are taken as they are.
+            Solution that takes exposures as they are: their variances are not rescaled, their
+            defects not sought.
         """
         as_they_are = PreparationOptions(rescale_variance=False, defects=NO_DEFECTS)
         return cls(
@@ -280,22 +283,22 @@ class Solution:
         )
 
     def completed(self, result: Decorrelation | None) -> Solution:
-        """Solution with what a decorrelation measured.
+        """Solution with the measurements of a decorrelation.
 
         Parameters
         ----------
         result
-            The decorrelation; None where there was none.
+            The decorrelation; None if there was none.
 
         Returns
         -------
         solution
-            With it the same product is made again, without measuring anything.
+            Solution that makes the same product again, without measuring anything.
         """
         if result is None:
             return self
         measured = (
-            # Each cell has its own.
+            # Each cell has mean variances of its own.
             (None, None)
             if self.recipe.cells is not None
             else (result.science_variance, result.template_variance)
@@ -314,7 +317,7 @@ def _of_exposures(
     convolved: Direction,
     recipe: Recipe,
 ) -> dict[str, Any]:
-    """Fields of a solution that the exposures tell, which it is found for."""
+    """Fields of a solution that follow from its exposures and recipe."""
     unconvolved = science if convolved == "template" else template
     return {
         "recipe": recipe,
@@ -337,12 +340,12 @@ class Product:
     exposure
         The image S or difference, its variance, mask and PSF.
     decorrelation
-        Numbers that describe the correction; None where the recipe has none.
+        Numbers that describe the correction; None if the recipe has none.
     solution
-        What it was made with; made with it again, the product is the same.
+        Solution that makes the same product again.
     flux, flux_variance
-        Of a score whose PSF is known: ``(ny, nx)`` flux of a point source at each pixel and
-        its variance, image_unit and its square.
+        ``(ny, nx)`` flux of a point source at each pixel and its variance, image_unit and its
+        square; for a score whose PSF is known.
     psf_before
         PSF before any correction.
     """
@@ -358,8 +361,8 @@ class Product:
 type Correct = Callable[
     [Solution, Exposure, Exposure, Exposure, Array | None], Decorrelation | None
 ]
-"""How a difference is corrected: solution, science exposure, template, difference and pixels with
-a source."""
+"""Function that corrects a difference, of solution, science exposure, template, difference and
+pixels with a source."""
 
 
 @single_threaded_algebra()
@@ -382,14 +385,14 @@ def make_product(
     science, template
         Exposures on the same pixels, their variance planes multiplied by the factors.
     preconvolved_science
-        For a score, if it is at hand.
+        Pre-convolved science exposure of a score, if it exists already.
     search
-        How the solution's background is made better; None to take it as it is.
+        How the solution's background is improved; None to take it as it is.
     sources
         ``(ny, nx)`` boolean: pixels with a source, for local mean variances and noise
         covariances; found if not given.
     correct
-        In place of `corrected`.
+        Function used in place of `corrected`.
 
     Returns
     -------
@@ -399,7 +402,7 @@ def make_product(
     Raises
     ------
     DataError
-        If the solution's recipe has steps of another program.
+        If the solution's recipe has steps of another program, and ``correct`` is not given.
 
     Notes
     -----
@@ -436,14 +439,14 @@ def completed_product(
     *,
     correct: Correct | None = None,
 ) -> Product:
-    """Make the noise of a difference or score white, and tell what is known of the result.
+    """Make the noise of a difference or score white, and complete the product.
 
     Parameters
     ----------
     solution, science, template, sources, correct
         As for `make_product`.
     difference
-        What was made of the exposures.
+        Uncorrected difference or score of the exposures.
 
     Returns
     -------
@@ -487,14 +490,14 @@ def corrected(
     science, template
         Exposures, their variance planes multiplied by the factors.
     difference
-        What was made of them.
+        Uncorrected difference or score of them.
     sources
         ``(ny, nx)`` boolean: pixels with a source; found if not given.
 
     Returns
     -------
     result
-        None where the recipe has no correction.
+        `Decorrelation`; None if the recipe has no correction.
     """
     recipe, noises = solution.recipe, solution.noises
     if not recipe.decorrelate:
@@ -507,7 +510,7 @@ def corrected(
         convolved=solution.convolved,
         score=solution.preconvolution_kernel is not None,
         scale_factor=solution.scale_factor,
-        # It was just subtracted.
+        # The difference was just made: no need to test whether it is white already.
         again=True,
     )
     if recipe.cells is not None:
@@ -540,7 +543,7 @@ def corrected(
 
 
 def _with_light(solution: Solution, science: Exposure, template: Exposure) -> Exposure:
-    """Science exposure whose variance has the photon noise of what the template shows."""
+    """Science exposure whose variance has the photon noise of the template's light."""
     missing = missing_pixels(template)
     matched = convolved_exposure(without_missing(template, missing), solution.kernel)
     light = matched.data - np.median(matched.data[~missing])
@@ -550,14 +553,14 @@ def _with_light(solution: Solution, science: Exposure, template: Exposure) -> Ex
 
 
 def kernel_variance(error: KernelError, template: Exposure) -> Array:
-    """Variance plane of a difference by its kernel's error.
+    """Variance that a kernel's error adds to a difference.
 
     Parameters
     ----------
     error
-        Of the kernel.
+        Error of the kernel.
     template
-        Template that was convolved with it.
+        Template that the kernel convolved.
 
     Returns
     -------
@@ -576,7 +579,7 @@ def subtracted(
     preconvolved_science: Exposure | None = None,
     search: BackgroundSearch | None = None,
 ) -> tuple[Exposure, Solution]:
-    """Subtract two exposures as a solution says, but for the differential background.
+    """Subtract two exposures as a solution says, without the differential background.
 
     Parameters
     ----------
@@ -597,6 +600,7 @@ def subtracted(
         )
     kernel = solution.preconvolution_kernel
     unconvolved = science if solution.convolved == "template" else template
+    # A stored solution keeps its PSF, so that the product is the same even if it was measured.
     if solution.psf is not None and unconvolved.psf is not solution.psf:
         unconvolved = unconvolved.replaced()
         unconvolved.psf = solution.psf
@@ -632,8 +636,8 @@ def fluxes(result: Decorrelation) -> tuple[Array | None, Array | None]:
     Returns
     -------
     flux, variance
-        ``(ny, nx)``, image_unit and its square; see `make_product`.  None where it is a
-        difference, or no PSF is known.
+        ``(ny, nx)``, image_unit and its square; see `make_product`.  None for a difference, or if
+        no PSF is known.
     """
     if result.response is None:
         return None, None
@@ -650,8 +654,8 @@ def fluxes(result: Decorrelation) -> tuple[Array | None, Array | None]:
 def _scale_factor(pair: Pair, match: Match) -> float:
     """Photometric scale of the convolved science exposure over the kernel's sum.
 
-    The sum lacks what wings beyond the kernel's square hold.  These are measured, and the PSFs tell
-    of them too; both count for what they are worth.
+    The kernel's sum lacks the light of wings beyond its square.  Measured wings give one estimate,
+    the PSFs another; the mean is weighted by their errors.
     """
     whole = match.with_wings
     by_sum = whole.value / match.fit.kernel_sum
