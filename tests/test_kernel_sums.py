@@ -301,6 +301,18 @@ def test_without_pixels_the_usual_wings_are_taken():
     assert 0.005 < error < 0.022
 
 
+@pytest.mark.parametrize("side", [73, 75, 101])
+def test_a_kernel_that_reaches_farther_than_wings_do(rng, side):
+    kernel = np.zeros((side, side))
+    kernel[side // 2, side // 2] = 1
+    flat, plane = np.zeros((1, 1)), rng.normal(0, 1, (800, 800))
+    good = np.zeros(plane.shape, bool)
+    found = sum_beyond(plane, plane, good, kernel, skies=(flat, flat), fwhm=3.0)
+    assert np.isfinite(found).all()
+    if side >= 75:
+        assert found == (0, 0)
+
+
 def check_sum(scene, images, most_off):
     exposures = (
         Exposure.from_arrays(image.astype(np.float32), variance=variance.astype(np.float32))

@@ -180,7 +180,7 @@ def find_peaks(found: Significance, threshold: float, sign: Sign = "both") -> Pe
     empty = np.zeros(0)
     y, x, value = (
         (np.concatenate([empty, *column]) for column in zip(*parts, strict=True))
-        if (parts)
+        if parts
         else (empty, empty, empty)
     )
     pixel = found.image[rows, columns].astype(np.float64)

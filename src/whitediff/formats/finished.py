@@ -20,7 +20,6 @@ __all__ = ["RESERVED", "finish", "replacing_fits"]
 
 _END = b"END".ljust(CARD)
 _CHUNK = BLOCK * 512
-_SUMS = ("CHECKSUM", "DATASUM")
 _GZIP = b"\x1f\x8b\x08"
 _NO_SUM = "0" * 16
 

@@ -98,14 +98,18 @@ def sum_beyond(
     square = offset[:, None] ** 2 + offset**2
     inside = np.abs(offset) <= half
     reach = half * np.array([0.0, *_RINGS, math.inf])
-    wings = []
-    for least, most in itertools.pairwise(reach**2):
+    wings, shares = [], []
+    for (least, most), share_of_ring in zip(itertools.pairwise(reach**2), _USUAL, strict=True):
         wing = (1 + square / fwhm**2) ** (-_SLOPE / 2)
         wing[(square > (_REACH * fwhm) ** 2) | (square < least) | (square >= most)] = 0
         wing[np.ix_(inside, inside)] = 0
         if wing.any():
             wings.append(wing / wing.sum())
-    usual = np.array(_USUAL[: len(wings)]) * abs(float(kernel.sum()))
+            shares.append(share_of_ring)
+    if not wings:
+        # The kernel reaches farther than wings do.
+        return 0.0, 0.0
+    usual = np.array(shares) * abs(float(kernel.sum()))
     left = second - fourier.convolution(first, _binned_kernel(kernel, side), same=True)
     beyond = [fourier.convolution(first, _binned_kernel(wing, side), same=True) for wing in wings]
     smooth = scipy.ndimage.gaussian_filter(first, 1.0)

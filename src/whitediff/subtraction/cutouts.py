@@ -265,8 +265,7 @@ def solve_cutout(
         strict=True,
     )
     variances = [
-        np.where(g, factor * e.variance.astype(np.float64), math.inf)
-        for e, g, factor in zip(pair, good, factors, strict=True)
+        factor * e.variance.astype(np.float64) for e, factor in zip(pair, factors, strict=True)
     ]
     for variance, measured in zip(variances, good, strict=True):
         variance[~measured] = np.median(variance[measured])

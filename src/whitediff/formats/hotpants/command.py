@@ -124,8 +124,9 @@ class Command:
     @property
     def limits(self) -> tuple[int, int, int, int]:
         """Limits of the run in x and y (``-gd``): x0, x1, y0, y1; 0 for no limit."""
-        x0, x1, y0, y1 = self.numbers("gd", (0, 0, 0, 0))[:4]
-        return int(x0), int(x1), int(y0), int(y1)
+        given = self.numbers("gd", ())
+        x0, x1, y0, y1 = map(int, given[:4]) if len(given) >= 4 else (0, 0, 0, 0)
+        return x0, x1, y0, y1
 
     def buffer(self, shape: tuple[int, int], kernel_width: int) -> int:
         """Margin by which HOTPANTS widens each of several regions, pixels.
