@@ -191,6 +191,7 @@ def command(
             return _guarded(context, call)
 
         own = list(getattr(function, "__click_params__", ()))
+        # functools.wraps has copied the function's own parameters, which are added again below.
         run.__click_params__ = []  # type: ignore[attr-defined]
         run = with_options(kind, run)
         for flags, text in (

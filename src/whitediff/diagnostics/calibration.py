@@ -101,6 +101,7 @@ def variance_calibration(
     return VarianceCalibration(
         variance=middle,
         ratio=sums[enough] / count[enough],
+        # The square of a unit Gaussian deviate has the variance 2.
         error=np.sqrt(2 / count[enough]),
         pixels=count[enough],
     )

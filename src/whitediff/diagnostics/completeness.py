@@ -136,6 +136,7 @@ def _ideal_curve(options: EvaluationOptions, realisation: Realisation) -> dict[s
             "peak": _crossing(points, peak, 0.5),
         },
         "nearly": {
+            # 95 % of unit Gaussian deviates lie above −1.6449.
             "at_position": options.threshold + 1.6449,
             "peak": _crossing(points, peak, 0.95),
         },

@@ -155,7 +155,7 @@ def _number(value: Any, digits: int) -> float | int | None:
     return round(number, max(digits, _SIGNIFICANT - size) if abs(number) < 1 else digits)
 
 
-def sky_grid(exposure: Exposure) -> dict[str, Any] | None:
+def sky_grid(exposure: Exposure) -> dict[str, object] | None:
     """Sky coordinates on a coarse grid, for interpolation on the page.
 
     Parameters

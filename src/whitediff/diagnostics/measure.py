@@ -98,7 +98,7 @@ class Whiteness:
     neighbour_covariance_error: float
     autocorrelation: Array = dataclasses.field(repr=False, compare=False)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain numbers and lists, for JSON.
 
         Returns
@@ -148,7 +148,7 @@ class ScoreNoise:
     significance_mean: float
     significance_mean_error: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain numbers, for JSON.
 
         Returns
@@ -185,7 +185,7 @@ class VarianceMap:
     pixel_variance_ratio: Array
     pixel_variance_ratio_error: Array
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain numbers and nested lists, for JSON.
 
         Returns
@@ -669,6 +669,7 @@ def _measurable(image: Array, variance: Array, good: Array) -> tuple[Array, int]
 
 def _correlated_pixels(psf: Array) -> float:
     """Σ ρ² over all lags for white noise filtered with a PSF; 2πσ² for a Gaussian."""
+    # On a grid of twice the size, so that the correlation does not wrap around.
     ny, nx = (2 * n for n in psf.shape)
     psf_ft = fourier.forward(psf.astype(np.float64), (ny, nx))
     correlation = fourier.inverse(np.abs(psf_ft) ** 2 + 0j, (ny, nx), (ny, nx))
@@ -690,7 +691,7 @@ def radial_power(image: Array, good: Array, bins: int = 40) -> tuple[Array, Arra
     Returns
     -------
     frequency, power
-        ``(bins,)`` mean frequency of the annulus, cycles per pixel; ``(bins,)`` mean power per
+        ``(bins,)`` middle of the annulus, cycles per pixel; ``(bins,)`` mean power per
         good pixel, 1 for white noise of unit variance.
     """
     ny, nx = image.shape

@@ -81,6 +81,7 @@ class Stretch:
         values *= np.float32(254 / (white - black))
         finite = np.isfinite(values)
         np.clip(values, 0, 254, out=values)
+        # 1 because 0 stands for non-finite pixels, and 0.5 to round.
         return np.where(finite, values + np.float32(1.5), 0).astype(np.uint8)
 
     def ticks(self) -> list[tuple[float, float]]:
@@ -168,6 +169,7 @@ def flag_picture(flags: Sequence[Array], factor: int, colours: Sequence[str]) ->
     import PIL.Image
 
     index: Array | None = None
+    # The first flag is drawn last, so that it lies over the others.
     for number, flag in reversed(list(enumerate(flags, 1))):
         rows = np.logical_or.reduceat(flag, np.arange(0, flag.shape[0], factor), axis=0)
         group = np.logical_or.reduceat(rows, np.arange(0, flag.shape[1], factor), axis=1)

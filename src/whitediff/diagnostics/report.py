@@ -365,7 +365,7 @@ def _is_constant(psf: Any) -> bool:
 
 
 def _cells(shape: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of cells: 2 to 8, of at least 250 pixels a side if more than 2 fit."""
+    """Rows and columns of cells: up to 8 of at least 250 pixels, else 2; fewer in tiny frames."""
     rows, columns = (max(1, min(8, max(2, n // 250), n // MINIMUM_CELL)) for n in shape)
     return rows, columns
 
@@ -517,6 +517,7 @@ def _worst_cell(by_cell: Any, name: str, label: str) -> Check:
     ratio, error = getattr(by_cell, name), getattr(by_cell, f"{name}_error")
     worst, worst_error = math.nan, 0.0
     if np.isfinite(ratio).any():
+        # Less the four errors that `judged` allows: a noisy cell must not win by chance.
         excess = np.abs(ratio - 1) - 4 * error
         i = np.unravel_index(np.nanargmax(excess), ratio.shape)
         worst, worst_error = float(ratio[i]), float(error[i])

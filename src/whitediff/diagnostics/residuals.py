@@ -43,7 +43,7 @@ def star_residuals(
     Returns
     -------
     residuals
-        For the first 1500 usable stars of the table: x, y, magnitude (−2.5 log10 of the flux,
+        For the 1500 brightest usable stars: x, y, magnitude (−2.5 log10 of the flux,
         plus the zero point if calibrated), pull (flux in the difference over its error), fraction
         (flux in the difference over the star's flux), kind (used, rejected, other), reason.  For
         stars offered to the fit: median fraction of the bright ones, its error, and robust

@@ -156,7 +156,7 @@ class Result:
 
     @property
     def cutout(self) -> Cutout | None:
-        """How the kernel of a cut-out was found; None if it was fitted to stars."""
+        """How the kernel was found without stars; None otherwise."""
         return self._first.made.cutout
 
     @property

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,6 +43,9 @@ from .refusals import check_given
 from .report import run_report
 from .running import running
 
+if TYPE_CHECKING:
+    from ..formats.own.write import Extra
+
 __all__ = [
     "Finished",
     "Written",
@@ -76,7 +79,7 @@ class Finished:
     record: RunRecord
 
     @property
-    def extras(self) -> dict[str, Any]:
+    def extras(self) -> dict[str, Extra]:
         """Name → contents of the file's further extensions."""
         product = self.made.product
         extras: dict[str, Any] = {}
@@ -190,6 +193,7 @@ def run_subtraction(
             if options.plot is not None and (drawn is None or made.product is not None):
                 # A score beside a difference is not drawn; sources are found on it.
                 drawn, score = (made, None) if drawn is None else (drawn, made.exposure)
+            # Releases the images before the next product is made.
             del made, finished
         _write_further(science, template, options, written)
         if drawn is not None:

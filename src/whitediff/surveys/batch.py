@@ -150,6 +150,7 @@ def _local_cluster(options: ClusterOptions) -> distributed.LocalCluster:
     try:
         return distributed.LocalCluster(
             n_workers=workers,
+            # One item per process, since threads, memory limit and messages belong to it.
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",

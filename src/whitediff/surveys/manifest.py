@@ -305,6 +305,7 @@ def _check_numbers(where: str, options: Mapping[str, Any]) -> None:
     try:
         reading_options(options, **dict.fromkeys(_SIDES, where))
     except ArgumentError as error:
+        # Authors of a manifest know columns, not options of the command line.
         columns = re.sub("--[a-z-]+", lambda m: m[0][2:].replace("-", "_"), str(error))
         raise ArgumentError(columns) from error
     try:

@@ -61,6 +61,7 @@ class NoDiaSourcesError(DataError, AlgorithmError):
             " is no failure."
         )
 
+    # Pickling would pass the message to a constructor that takes none.
     def __reduce__(self) -> tuple[type[NoDiaSourcesError], tuple[()]]:
         return NoDiaSourcesError, ()
 
@@ -88,7 +89,7 @@ class BadSubtractionError(DataError, AlgorithmError):
         )
         self.ratio, self.threshold = ratio, threshold
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Callable[..., BadSubtractionError], tuple[float, float]]:
         return _bad_subtraction, (self.ratio, self.threshold)
 
     @property
@@ -97,6 +98,7 @@ class BadSubtractionError(DataError, AlgorithmError):
         return {"ratio": self.ratio, "threshold": self.threshold}
 
 
+# Pickling passes positional arguments only.
 def _bad_subtraction(ratio: float, threshold: float) -> BadSubtractionError:
     return BadSubtractionError(ratio=ratio, threshold=threshold)
 
