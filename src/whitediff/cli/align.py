@@ -1,4 +1,4 @@
-"""``whitediff align``: a template on the science image's pixels."""
+"""``whitediff align``: resample a template to the science image's pixels."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def align(options: AlignOptions, template: str, science: str) -> None:
     """Resample a template onto the pixels of a science image, by their sky coordinates and stars.
 
     TEMPLATE and SCIENCE are FITS files; FILE[EXT] names an extension. A wrong WCS is corrected by
-    the stars, and where there is none they are matched without it. Flux is kept. The output
-    has the template's image, variance, mask and PSF on the new pixels, and how its noise is
-    correlated by that, which whitediff subtract takes into account.
+    the stars; without a WCS the stars alone align the images. Flux is kept. The output has the
+    template's image, variance, mask and PSF on the new pixels, and the correlation of its noise,
+    which whitediff subtract takes into account.
     """
     from ..runs.align import run_alignment
 

@@ -1,4 +1,4 @@
-"""``whitediff batch``: many pairs, on all cores or on a cluster."""
+"""``whitediff batch``: subtract many pairs, on all cores or on a cluster."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def _pair_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def batch(options: SurveyOptions, manifest: Path, **shared: Any) -> None:
     """Subtract all pairs of a manifest, side by side.
 
-    MANIFEST is a table (.csv, .ecsv or .parquet) with the columns science and template, and if
-    you like name (of the products), products, and any option of subtract by its name, such as
-    kernel_order; an empty cell means what the command line says. Relative paths start from the
-    manifest's directory. Columns of other names go into the results.
+    MANIFEST is a table (.csv, .ecsv or .parquet) with the columns science and template. Optional
+    columns are name (of the products), products, and any option of subtract, such as
+    kernel_order; an empty cell takes the value of the command line. Relative paths start from
+    the manifest's directory. Columns of other names go into the results.
 
-    Writes NAME.difference.fits and so on into the output directory; batch.jsonl, one JSON line a
-    pair, with its numbers or the reason of its failure; batch-summary.ecsv and .png. Failures do
-    not stop the others; the exit code is then 1.
+    Writes NAME.difference.fits and so on into the output directory; batch.jsonl, one JSON line
+    per pair, with its numbers or the reason of its failure; batch-summary.ecsv and .png. A failed
+    pair does not stop the others; the exit code is then 1.
     """
     context = click.get_current_context()
     check_alignment(context)
@@ -85,7 +85,7 @@ def batch(options: SurveyOptions, manifest: Path, **shared: Any) -> None:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[tuple[Callable[[dict[str, Any]], None], _Pace]]:
-    """Show how far a batch has come: a bar on a terminal, else a line now and then."""
+    """Show the progress of a batch: a bar on a terminal, else a line now and then."""
     pace = _Pace(total)
     if (click.get_current_context().obj or {}).get("quiet", False):
         yield pace.count, pace
@@ -119,7 +119,7 @@ def _progress(total: int) -> Iterator[tuple[Callable[[dict[str, Any]], None], _P
 
 
 class _Pace:
-    """How many pairs have ended, how fast, and how long the rest will take."""
+    """Number of pairs that have ended, their rate, and the time that the rest will take."""
 
     def __init__(self, total: int) -> None:
         self.total = total

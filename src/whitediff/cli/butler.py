@@ -1,4 +1,4 @@
-"""``whitediff butler``: Rubin's middleware for those who have no Rubin stack."""
+"""``whitediff butler``: Rubin's middleware, without the Rubin stack."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def butler() -> None:
 
 @contextlib.contextmanager
 def _with_middleware(options: RunningOptions) -> Iterator[None]:
-    """Say in a sentence what to install where the middleware is missing."""
+    """Run the body with Rubin's middleware; if a part is missing, say what to install."""
     check_extra("rubin", *_MIDDLEWARE, needs=_NEEDS)
     from ..runs.running import on_machine
 
@@ -45,7 +45,7 @@ def _with_middleware(options: RunningOptions) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith(("lsst", "parsl", "psycopg2")):
             raise
-        # A part of it that few need, such as a driver of databases.
+        # A part that few users need, such as a driver of databases.
         raise missing_extra("rubin", str(error.name), needs=_NEEDS) from error
 
 
@@ -102,8 +102,8 @@ class IngestOptions:
 def ingest(options: IngestOptions, repo: str, manifest: Path) -> None:
     """Put the pairs of a manifest into a repository, as datasets science and template.
 
-    MANIFEST is a table (.csv, .ecsv or .parquet) with the columns science and template, and if
-    you like visit, detector, band, physical_filter, mjd and exposure_time. Visits without a
+    MANIFEST is a table (.csv, .ecsv or .parquet) with the columns science and template. Optional
+    columns are visit, detector, band, physical_filter, mjd and exposure_time. Visits without a
     number are numbered.
     """
     with _with_middleware(options.running):
@@ -158,7 +158,7 @@ class RunOptions:
 def run_command(options: RunOptions, repo: str) -> None:
     """Run a pipeline on a repository with pipetask.
 
-    Failures do not stop the others; --resume tries them again.
+    A failed pair does not stop the others; --resume tries it again.
     """
     from ..interruptions import heed
 
@@ -178,7 +178,7 @@ def run_command(options: RunOptions, repo: str) -> None:
             )
             heed()
         except (click.Abort, KeyboardInterrupt):
-            # Quanta in processes of their own would go on, and this one wait for them.
+            # Quanta in child processes would go on, and this process would wait for them.
             for process in multiprocessing.active_children():
                 process.kill()
             log.warning(
@@ -199,7 +199,7 @@ class FilesOptions:
 
 @command(FilesOptions, short_help="Where the pipelines and the configuration of BPS are.")
 def files(options: FilesOptions) -> None:
-    """List the files that pipetask and bps take, one a line."""
+    """List the files for pipetask and bps, one per line."""
     with _with_middleware(options.running):
         from ..rubin.running import bps_file, pipelines
 

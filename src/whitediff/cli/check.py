@@ -1,4 +1,4 @@
-"""``whitediff check``: how white is it?"""
+"""``whitediff check``: measure how white the noise of an image is."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def check(options: CheckOptions, image: str) -> None:
     """Measure how white the noise of OUT is, on source-free pixels.
 
     Compares the variance of the pixels with the variance plane, measures their
-    autocorrelation, and filters them with the PSF: detection sees the variance ratio of
-    the filtered image, which is 1 for white noise.  A map gives both ratios over the frame,
-    the top row that with the largest y, as in the picture.
+    autocorrelation, and filters them with the PSF: detection thresholds rely on the variance
+    ratio of the filtered image, which is 1 for white noise.  A map gives both ratios over the
+    frame; its top row has the largest y, as in the picture.
 
-    A score image is correlated by design: of that only mean and variance of S/sqrt(V) are
-    measured, which are 0 and 1 where its variance plane tells the truth.
+    A score image is correlated by design: only mean and variance of S/sqrt(V) are measured, which
+    are 0 and 1 if its variance plane is right.
     """
     from ..runs.check import run_check
 
@@ -48,14 +48,14 @@ def check(options: CheckOptions, image: str) -> None:
 
 
 def print_checked(checked: Checked, *, elsewhere: bool) -> None:
-    """Print what was measured.
+    """Print the noise of an image as tables.
 
     Parameters
     ----------
     checked
-        Measurement.
+        Measured noise.
     elsewhere
-        It is in a file too.
+        Whether a file has the measurement too.
     """
     name, after, before = checked.name, checked.after, checked.before
     if checked.is_score:
@@ -111,9 +111,9 @@ def _print(title: str, rows: tuple[tuple[str, str, str], ...], after: Any, befor
 
 
 _PLAIN_COLUMNS, _CHANGE_COLUMNS, _MOST_ROWS = 5, 3, 20
-"""How large a map reads well as a table, of one value and of two to a cell."""
+"""Most columns of a map printed with one value per cell, and with two; most rows."""
 _SUSPICIOUS = 4.0
-"""Errors from 1: hundreds of cells of white noise have none that is so far off."""
+"""Errors from 1 that mark a cell: among hundreds of cells of white noise none is so far off."""
 _MAP_ROWS = (
     ("variance of D/sqrt(V)", "pixel_variance_ratio"),
     ("PSF-filtered variance ratio", "filtered_variance_ratio"),
@@ -124,7 +124,7 @@ _SCORE_MAP_ROWS = (("variance of S/sqrt(V)", "pixel_variance_ratio"),)
 def _print_map(
     quantities: tuple[tuple[str, str], ...], after: Any, before: Any, *, elsewhere: bool
 ) -> None:
-    """Print what was measured cell by cell, if it reads well as a table."""
+    """Print the noise cell by cell, if the map is small enough for a table."""
     rows, columns = after.pixels.shape
     if columns > _PLAIN_COLUMNS or rows > _MOST_ROWS:
         hint = "" if elsewhere else "; write it with --json or draw it with --plot"
@@ -145,7 +145,7 @@ def _print_map(
         if known:
             title += f"; median error {known[len(known) // 2]:.4f}"
         table = []
-        # The top row of the table is that of the picture.
+        # The top row of the table is the top row of the picture.
         for i in reversed(range(rows)):
             table.append([y[i]])
             for j in range(columns):

@@ -1,4 +1,4 @@
-"""Commands from options classes: options of the command line, help in groups, and errors."""
+"""Commands made from options classes, with grouped help and errors in one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PLAIN_TYPES = {str: click.STRING, int: click.INT, float: click.FLOAT}
 
 
 class _Parsed(click.ParamType):
-    """Values that an option parses itself."""
+    """Type of an option that has a parser of its own."""
 
     def __init__(self, declaration: Declaration) -> None:
         self.name = (declaration.metavar or "text").lower()
@@ -38,7 +38,7 @@ class _Parsed(click.ParamType):
 
 
 class Option(click.Option):
-    """Option that help lists under a heading."""
+    """Option that the help lists under a heading."""
 
     def __init__(self, *arguments: Any, group: str = "", **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -53,7 +53,7 @@ class _Command(click.Command):
         self.examples = examples
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write options under their headings, in the order in which these first come."""
+        """Write options under their headings, in the order in which the headings first occur."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -81,14 +81,14 @@ def with_options(
     kind
         Options class.
     function
-        It gets the values of the options by their names.
+        Function of a command; it gets the values of the options as keyword arguments.
     only
         Names of the options to add; all if not given.
 
     Returns
     -------
     function
-        Decorated.
+        Decorated function.
     """
     names = None if only is None else set(only)
     chosen = [each for name, each in declarations(kind).items() if names is None or name in names]
@@ -98,7 +98,7 @@ def with_options(
 
 
 def _option(each: Declaration) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Option of the command line."""
+    """Decorator that adds one option of the command line."""
     flag = f"--{each.name.replace('_', '-')}"
     spellings = [f"-{each.short}", flag] if each.short else [flag]
     settings: dict[str, Any] = {"help": each.help, "group": each.group, "cls": Option}
@@ -117,7 +117,7 @@ def _option(each: Declaration) -> Callable[[Callable[..., Any]], Callable[..., A
 
 
 def _type(each: Declaration) -> Any:
-    """Type of click's."""
+    """Type of an option in click's terms."""
     if each.parse is not None:
         return _Parsed(each)
     if each.choices:
@@ -133,7 +133,7 @@ def _type(each: Declaration) -> Any:
 
 
 def _flat(each: Declaration) -> set[Any]:
-    """Types within the type of an option."""
+    """All types that occur within the type hint of an option."""
     found: set[Any] = set()
     rest = [each.hint]
     while rest:
@@ -156,16 +156,17 @@ def command(
     Parameters
     ----------
     kind
-        Options class; each of its options is one of the command line.
+        Options class; each of its options becomes an option of the command line.
     examples
-        Calls that help shows.
+        Calls that the help shows.
     **settings
-        Of `click.Command`.
+        Settings of `click.Command`.
 
     Returns
     -------
     decorator
-        Of a function that gets the options, and arguments and further options by their names.
+        Decorator of a function, which gets the options object, and arguments and further options
+        as keyword arguments.
     """
 
     def decorate(function: Callable[..., Any]) -> click.Command:
@@ -182,7 +183,7 @@ def command(
 
             def call() -> Any:
                 options: Any = from_words(kind, words, values)
-                # Of several detectors each has outputs of its own.
+                # With several detectors the outputs get other names, checked later.
                 files = [values[name] for name in _files(function)]
                 check_given(options, *files, outputs=not values.get("hdus"))
                 return function(options, **values)
@@ -190,6 +191,7 @@ def command(
             return _guarded(context, call)
 
         own = list(getattr(function, "__click_params__", ()))
+        # functools.wraps has copied the function's own parameters, which are added again below.
         run.__click_params__ = []  # type: ignore[attr-defined]
         run = with_options(kind, run)
         for flags, text in (
@@ -197,7 +199,7 @@ def command(
             (("-v", "--verbose"), "Say more."),
         ):
             run = click.option(*flags, is_flag=True, help=text, group=_VERBOSITY, cls=Option)(run)
-        # click keeps them in reverse order: what the function was decorated with comes first.
+        # click keeps parameters in reverse order; the function's own come first in the help.
         run.__click_params__ = _verbosity_last(run.__click_params__, own)  # type: ignore[attr-defined]
         return click.command(cls=_Command, examples=examples, **settings)(run)
 
@@ -208,7 +210,7 @@ def _files(function: Callable[..., Any]) -> list[str]:
     """Names of the parameters of a command that are files: its arguments, and ``--to``."""
     params = getattr(function, "__click_params__", ())
     named = [each for each in params if isinstance(each, click.Argument) or each.name == "science"]
-    # click keeps them in reverse order.
+    # click keeps parameters in reverse order.
     return [str(each.name) for each in reversed(named) if each.name not in _NO_FILES]
 
 
@@ -223,11 +225,11 @@ def _verbosity_last(params: list[Any], own: list[Any]) -> list[Any]:
 
 
 def _guarded(context: click.Context, call: Callable[[], Any]) -> Any:
-    """Call a function; what goes wrong is said in a sentence."""
+    """Call a function; an error is reported in one sentence."""
     from ..interruptions import heed, interruptible
     from ..progress import showing
 
-    # A terminated run cleans up its temporary files as an interrupted one does.
+    # A terminated run removes its temporary files as an interrupted run does.
     with interruptible(), showing(Terminal(quiet=context.obj["quiet"])):
         try:
             return call()
@@ -239,19 +241,19 @@ def _guarded(context: click.Context, call: Callable[[], Any]) -> Any:
 
 
 def given(context: click.Context, names: Iterable[str]) -> list[str]:
-    """Options that stand on the command line.
+    """Names of parameters that were given on the command line.
 
     Parameters
     ----------
     context
-        Of the command.
+        Context of the command.
     names
         Names of parameters.
 
     Returns
     -------
     given
-        Those of them that were given.
+        Names of the parameters that were given.
     """
     source = click.core.ParameterSource.COMMANDLINE
     return [name for name in names if context.get_parameter_source(name) is source]

@@ -1,4 +1,4 @@
-"""What all commands share: messages, progress, tables and exit codes."""
+"""Shared by all commands: messages, progress, tables and exit codes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ARGUMENTS = (
     (re.compile(r"\bspatially_varying=False"), "--constant"),
     (re.compile(r"\b(fill|noise)='(\w+)'"), r"--\1 \2"),
 )
-"""What errors call an argument in Python, and the option of the command line that it is."""
+"""Pattern of a Python argument in errors, and the option of the command line in its place."""
 
 
 class _Formatter(logging.Formatter):
@@ -33,7 +33,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[Any]):
-    """Writes to what is standard error now: a progress bar puts itself in its place."""
+    """Handler for the present standard error, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -60,14 +60,14 @@ def set_up_logging(level: int) -> None:
 
 
 def fail(error: BaseException, *, verbose: bool = False) -> None:
-    """Say in one sentence what is wrong and exit with 1.
+    """Report an error in one sentence, and exit with 1, or 2 for wrong usage.
 
     Parameters
     ----------
     error
-        What happened.
+        Error to report.
     verbose
-        Show where an unexpected error came from.
+        Whether to show the traceback of an unexpected error.
     """
     from ..errors import UsageError, WhitediffError, sentence
 
@@ -86,12 +86,12 @@ def fail(error: BaseException, *, verbose: bool = False) -> None:
 
 
 class Terminal(Progress):
-    """Shows progress as a bar, where standard error is a terminal.
+    """Progress as a bar, if standard error is a terminal.
 
     Parameters
     ----------
     quiet
-        Show nothing.
+        Whether to show nothing.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -143,7 +143,7 @@ class Terminal(Progress):
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
-            # What was done a while ago says as much as what was done last: pieces are equal.
+            # All pieces are equal, so the speed is averaged over a long time.
             TimeRemainingColumn(),
         )
         console = Console(stderr=True)
@@ -153,12 +153,12 @@ class Terminal(Progress):
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table to standard output, unless the user wants quiet.
+    """Print a table to standard output, unless the user asked for quiet.
 
     Parameters
     ----------
     title
-        Above it.
+        Title above the table.
     columns
         Headings; the first column is left-aligned, the others right-aligned.
     rows
@@ -177,9 +177,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    # Wide enough for the table where the output is no terminal.
+    # If the output is no terminal, its width is unknown: wide enough for the tables.
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    # Not the table's own title, which a narrow table would break.
+    # Not as the table's own title, which would be broken to the width of a narrow table.
     console.print(escape(title), style="italic", soft_wrap=True)
     console.print(table)
 

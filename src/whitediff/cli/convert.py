@@ -1,4 +1,4 @@
-"""``whitediff convert``: an exposure of any format as one of another."""
+"""``whitediff convert``: write an exposure in another format."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["convert"]
 def convert(options: ConvertOptions, file: str, kernel: str | None) -> None:
     """Read FILE, an image or difference of any format, and write it in another.
 
-    A difference comes out at the level of the science image, with its kernel (of HOTPANTS or SFFT
-    too, of which KERNEL is the table or the solution).
+    A difference is written at the level of the science image, with its kernel. For a difference
+    of HOTPANTS or SFFT, KERNEL is the table or the solution with the kernel.
     """
     from ..runs.convert import run_conversion
 

@@ -1,4 +1,4 @@
-"""``whitediff decorrelate``: whiten a difference that somebody made."""
+"""``whitediff decorrelate``: whiten a difference made elsewhere."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ __all__ = ["decorrelate"]
 def decorrelate(options: DecorrelateOptions, *, hdus: tuple[str, ...], **files: str | None) -> None:
     """Whiten a difference image, and give it a variance, mask and PSF to match.
 
-    SCIENCE and TEMPLATE are the images before any convolution, DIFFERENCE is what was
-    made of them with the matching kernel KERNEL; a difference that carries its kernel, such as one
-    of HOTPANTS (-hki), needs no KERNEL, and for one of SFFT it is the solution. All are FITS
-    files, or addresses of such; FILE[EXT] names an extension.
+    SCIENCE and TEMPLATE are the images before any convolution; DIFFERENCE was made from them with
+    the matching kernel KERNEL. A difference that carries its kernel, such as one of HOTPANTS
+    (-hki), needs no KERNEL; for SFFT it is the solution. All are FITS files or addresses of FITS
+    files; FILE[EXT] names an extension.
     """
     if options.transform == "documented" and not given(click.get_current_context(), ["fill"]):
-        # Which knows no other.
+        # The documented transform can only fill with the mean.
         whitening = dataclasses.replace(options.whitening, fill="mean")
         options = dataclasses.replace(options, whitening=whitening)
     each_detector(_run, options, hdus, files=files)

@@ -1,4 +1,4 @@
-"""``whitediff decorrelate-stack``: whiten a difference of stacks that somebody made."""
+"""``whitediff decorrelate-stack``: whiten a difference of stacks made elsewhere."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ __all__ = ["decorrelate_stack"]
 def decorrelate_stack(options: DecorrelateStackOptions, difference: str) -> None:
     """Whiten a difference of stacks, and give it a variance, mask and PSF to match.
 
-    DIFFERENCE is science stack - template stack. Every image of the two stacks was convolved
-    with a kernel of its own, or with none, and one of the stacks, as a whole, with the kernel
+    DIFFERENCE is science stack - template stack. Each image of the two stacks was convolved with
+    a kernel of its own, or with none; one of the stacks, as a whole, was convolved with the kernel
     --kernel. All are FITS files; FILE[EXT] names an extension.
     """
     from ..runs.decorrelate_stack import run_stack_decorrelation

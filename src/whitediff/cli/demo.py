@@ -1,4 +1,4 @@
-"""``whitediff demo``: the whole way on simulated images."""
+"""``whitediff demo``: all steps on simulated images."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class DemoOptions:
 def demo(options: DemoOptions) -> None:
     """Simulate two images, make their difference and score, and check both.
 
-    The kernel is found from the stars, as for any two images. Leaves the simulated files, the
+    The kernel is found from the stars, as for any two images. Writes the simulated files, the
     difference, the score, the difference before decorrelation, the tables as JSON and a
-    picture in the output directory.
+    picture into the output directory.
     """
     from ..runs.demo import run_demo
     from ..runs.running import running

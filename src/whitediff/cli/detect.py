@@ -24,7 +24,7 @@ def detect(options: DetectOptions, difference: str) -> None:
     """Find the sources on DIFFERENCE, whose noise is white, and measure them.
 
     Sources of both signs: positions with errors, PSF and aperture fluxes, shapes, dipoles, flags
-    of the mask planes around them, sky coordinates and magnitudes where the header tells.
+    of the mask planes around them; sky coordinates and magnitudes if the header allows.
     """
     from ..runs.detect import run_detection
 

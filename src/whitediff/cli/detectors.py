@@ -1,4 +1,4 @@
-"""The option ``--hdu``: one run for each of a camera's detectors."""
+"""Option ``--hdu``: one run for each detector of a camera."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ hdu_option = click.option(
 )
 
 _KERNELS = ("kernel", "psf", "preconvolution_kernel", "science_psf", "template_psf")
-"""Options that are files with a kernel or PSF: the detector's where they have several images."""
+"""Options whose files hold kernels or PSFs: one image for all detectors, or one for each."""
 
 
 def named_output(path: Path, name: str) -> Path:
@@ -39,14 +39,14 @@ def named_output(path: Path, name: str) -> Path:
     Parameters
     ----------
     path
-        Output as it was named.
+        Output that the user named.
     name
-        Detector.
+        Name of the detector.
 
     Returns
     -------
     path
-        With the detector's name before its suffix.
+        Output with the detector's name before its suffix.
 
     Examples
     --------
@@ -58,8 +58,8 @@ def named_output(path: Path, name: str) -> Path:
 
 
 def each_detector(
-    run: Callable[..., Any],
-    options: Any,
+    run: Callable[..., object],
+    options: object,
     wanted: tuple[str, ...],
     *,
     files: Mapping[str, str | None],
@@ -69,13 +69,18 @@ def each_detector(
     Parameters
     ----------
     run
-        Function of the options and the files.
+        Function of the options and, as keyword arguments, the files.
     options
         Options of the command.
     wanted
-        What ``--hdu`` says.
+        Values of ``--hdu``.
     files
-        Arguments of the command that are files, the first of which says what ``all`` are.
+        Role → file, for the arguments of the command.  ``all`` means all detectors of the first.
+
+    Raises
+    ------
+    ArgumentError
+        If the outputs of two detectors would have the same name.
     """
     if not wanted:
         run(options, **files)
@@ -109,7 +114,7 @@ def each_detector(
 
 
 def _options_of(options: Any, name: str, *, several: bool) -> Any:
-    """Options of one detector."""
+    """Options for one detector, with its outputs and its parts of files."""
     words = words_of(options)
     for key, each in declarations(type(options)).items():
         value = words[key]
@@ -125,7 +130,7 @@ def _options_of(options: Any, name: str, *, several: bool) -> Any:
 
 
 def _file_of(role: str, file: Any, name: str) -> Any:
-    """File, or part of it, that belongs to a detector."""
+    """File, or its part, that belongs to a detector."""
     from ..formats.detectors import kernel_of_detector, of_detector
 
     if isinstance(file, VarianceSource):

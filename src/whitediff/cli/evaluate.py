@@ -1,4 +1,4 @@
-"""``whitediff evaluate``: what is found of sources that were injected?"""
+"""``whitediff evaluate``: how well injected sources are found."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def evaluate(options: EvaluateOptions, science: str | None, template: str | None
 
     Each realisation adds point sources at random places, makes the difference and the score
     anew, kernel included, and looks for the sources. Reported are completeness against
-    signal-to-noise ratio (at the place injected, and for the highest peak within one width of
-    the PSF of it), beside that of the ideal matched filter; purity; biases and pulls of fluxes
-    and positions; and detections without injection against their number in white noise.
-    Writes evaluate.json, injections.ecsv and evaluate.png.
+    signal-to-noise ratio (at the injected position, and for the highest peak within one width of
+    the PSF around it), beside the completeness of the ideal matched filter; purity; biases and
+    pulls of fluxes and positions; and detections without injection against their number in white
+    noise. Writes evaluate.json, injections.ecsv and evaluate.png.
     """
     context = click.get_current_context()
     check_alignment(context)

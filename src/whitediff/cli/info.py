@@ -1,4 +1,4 @@
-"""``whitediff info``: what is this file?"""
+"""``whitediff info``: describe files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["info"]
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 def info(options: InfoOptions, files: tuple[str, ...]) -> None:
-    """Say what each FILE is, by its content.
+    """Describe each FILE by its content.
 
-    Format, HDUs and what each is used for, shape, unit, mask planes and how many pixels they mark,
-    variance and where it comes from, WCS, PSF, kernel and which image it convolved.
+    Format, HDUs and the use of each, shape, unit, mask planes and the number of pixels that they
+    mark, variance and its origin, WCS, PSF, kernel and the image that it convolved.
     """
     from ..runs.info import run_description
 

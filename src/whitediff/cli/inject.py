@@ -1,4 +1,4 @@
-"""``whitediff inject``: point sources of known flux in an image."""
+"""``whitediff inject``: add point sources of known flux to an image."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["inject"]
 def inject(options: InjectOptions, science: str) -> None:
     """Add point sources of known flux and position to SCIENCE.
 
-    The sources are those of a table, or random ones away from masked pixels and from each other.
-    Each is the image's own PSF at its place, shifted by fractions of a pixel. The mask stays as
-    it is, and without --photon-noise the variance plane too.
+    The sources come from a table, or are random, away from masked pixels and from each other.
+    Each is the image's own PSF at its position, shifted by fractions of a pixel. The mask stays
+    as it is, and without --photon-noise the variance plane too.
     """
     from ..runs.inject import run_injection
 

@@ -1,4 +1,4 @@
-"""``whitediff kernel``: a kernel or PSF as plain images."""
+"""``whitediff kernel``: write a kernel or PSF as plain images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["kernel"]
 def kernel(options: KernelOptions, file: str) -> None:
     """Evaluate the kernel of FILE at positions and write it as plain images.
 
-    FILE is a difference of whitediff, HOTPANTS or lsst.images, a solution of SFFT, a file with an
-    image or a cube and coefficients; with --psf anything with a PSF, a model of PSFEx or Piff
-    included.
+    FILE is a difference of whitediff, HOTPANTS or lsst.images, a solution of SFFT, or a file with
+    an image or a cube and coefficients; with --psf any file with a PSF, also a model of PSFEx or
+    Piff.
 
     With one position the image is in the primary HDU; with more, in extensions KERNEL,1, KERNEL,2,
-    … Cards XPOS and YPOS hold the position, XCENTER and YCENTER the pixel that is the origin.
+    … Cards XPOS and YPOS hold the position, XCENTER and YCENTER the pixel of the origin.
     """
     from ..runs.kernel import run_kernel
 

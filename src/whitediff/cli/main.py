@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _code(written: list[Path]) -> int:
-    """Run the command line and say how it ended."""
+    """Run the command line, report an interruption, and return the exit code."""
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -1,4 +1,4 @@
-"""``whitediff report``: a page on which to judge a difference."""
+"""``whitediff report``: a web page on which to judge a difference."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def report(options: ReportOptions, image: str) -> None:
 
     OUT is a difference or score that whitediff made. The page is one file that needs no
     network: images to zoom into, kernel and PSF over the field, whiteness, variance, the stars
-    that the kernel was fitted to and what is left of them, detections, times and warnings, with
-    a verdict on top.
+    of the kernel's fit and their residuals, detections, times and warnings, with a verdict on
+    top.
     """
     from ..runs.report import run_report
 

@@ -1,4 +1,4 @@
-"""``whitediff simulate``: a pair of images with truth."""
+"""``whitediff simulate``: make a pair of images with known truth."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class _Size(click.ParamType):
 
 
 def _flaw_options(command: Any) -> Any:
-    """Add an option for each flaw and image; help shows those of the science image."""
+    """Add an option for each flaw and image; the help shows only the science image's."""
     for name, settings, text in reversed(FLAWS):
         for image in ("template", "science"):
             command = click.option(
@@ -133,7 +133,7 @@ def _flaw_options(command: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulateOptions:
-    """Options of ``whitediff simulate`` beside those of the scene."""
+    """Options of ``whitediff simulate``, except the options of the scene."""
 
     output: Path | None = declared(
         None,
@@ -306,9 +306,9 @@ def simulate(options: SimulateOptions, **words: Any) -> None:
 
     Writes science.fits, template.fits, their difference.fits made with the true matching
     kernel (not decorrelated), kernel.fits, truth.ecsv and truth_mask.fits into a directory;
-    difference and kernel only where both images have the same pixels.
+    difference and kernel only if both images have the same pixels.
 
-    Each --science-... option from --science-sky on is there as --template-... too.
+    Each --science-... option from --science-sky on also exists as --template-....
     """
     from ..runs.running import running
     from ..runs.simulate import simulation_options, write_simulation

@@ -1,8 +1,6 @@
-"""``whitediff subtract``: two images in, a white difference out."""
+"""``whitediff subtract``: make a difference with white noise from two images."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import click
 
@@ -29,8 +27,8 @@ def subtract(options: SubtractOptions, science: str, template: str, hdus: tuple[
     """Match the PSFs of two aligned images, subtract and decorrelate them.
 
     SCIENCE and TEMPLATE are FITS files on the same pixels; FILE[EXT] names an extension. A
-    template that is larger or shifted by whole pixels is cut to the science image, and one
-    on any other pixels resampled with --align.
+    template that is larger or shifted by whole pixels is cut to the science image; a template on
+    any other pixels is resampled with --align.
     The output is science - template at the level of the science image.
     """
     context = click.get_current_context()
@@ -57,12 +55,12 @@ def _run(options: SubtractOptions, science: str, template: str) -> None:
 
 
 def check_alignment(context: click.Context) -> None:
-    """Refuse a method of aligning that was asked for and would not be used.
+    """Refuse ``--align-method`` without ``--align`` or ``--register``.
 
     Parameters
     ----------
     context
-        Of a command that has these options.
+        Context of a command that has these options.
     """
     if given(context, ["align_method"]) and not (
         context.params["align"] or context.params["register"]
@@ -71,18 +69,18 @@ def check_alignment(context: click.Context) -> None:
 
 
 def check_settled(
-    context: click.Context, kernel: tuple[Any, ...], settled: tuple[str, ...] = SETTLED_OPTIONS
+    context: click.Context, kernel: tuple[object, ...], settled: tuple[str, ...] = SETTLED_OPTIONS
 ) -> None:
     """Refuse options of the fit, and PSFs, beside ``--kernel``.
 
     Parameters
     ----------
     context
-        Of the command.
+        Context of the command.
     kernel
         Value of ``--kernel``.
     settled
-        Options that have no effect beside it.
+        Options that have no effect beside ``--kernel``.
     """
     vain = [f"--{name.replace('_', '-')}" for name in given(context, settled)]
     if kernel and vain:

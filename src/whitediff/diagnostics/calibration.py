@@ -1,4 +1,4 @@
-"""Whether the variance plane holds at every brightness, and the noise at every frequency."""
+"""Whether the variance plane is right at every brightness, and the noise white."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _MOST_CHOSEN = 4_000_000
 
 @dataclasses.dataclass(frozen=True)
 class VarianceCalibration:
-    """Scatter of pixels against what their variance plane says, for bins of it.
+    """Measured variance of pixels over their variance plane, in bins of the plane.
 
     Attributes
     ----------
     variance
         ``(n,)`` median of the plane in each bin, image_unit².
     ratio
-        ``(n,)`` mean square of pixel/σ: 1 where the plane tells the truth.
+        ``(n,)`` mean square of pixel/σ: 1 where the plane is right.
     error
-        ``(n,)`` of that, for white noise.
+        ``(n,)`` sampling error of the ratio, for white noise.
     pixels
-        ``(n,)`` numbers of pixels.
+        ``(n,)`` number of pixels in each bin.
     """
 
     variance: Array
@@ -56,7 +56,7 @@ def variance_calibration(
     Parameters
     ----------
     image
-        ``(ny, nx)``, of zero mean where there is nothing.
+        ``(ny, nx)``, zero mean between the sources.
     variance
         ``(ny, nx)`` variance plane, image_unit².
     good
@@ -64,21 +64,22 @@ def variance_calibration(
     bins
         Number of bins.
     spacing
-        ``even``: of as many pixels each as the plane's values allow; ``geometric``: of the same
-        width in the logarithm of the variance.
+        ``even``: bins with as equal numbers of pixels as the plane's values allow;
+        ``geometric``: bins of equal width in the logarithm of the variance.
     fewest
-        Pixels of a bin.
+        Least number of pixels in a bin; emptier bins are left out.
 
     Returns
     -------
     calibration
-        Of every fourth pixel or less where there are more than 16 million; bins that share
-        their edges are one.  No bin where fewer pixels than that are good.
+        `VarianceCalibration`, measured on at most every fourth pixel of images from 16 million
+        pixels on.  Bins with equal edges are merged.  Without bins if fewer than ``fewest``
+        pixels are good.
 
     Notes
     -----
-    Chosen by the variance plane, not by the pixels: a plane that holds the photons of its own
-    pixel is correlated with it, which shows here as a ratio that falls with variance.
+    Pixels are binned by their variance plane, not by their own values.  A plane that holds the
+    photon noise of its own pixel is correlated with it: the ratio then falls with variance.
     """
     step = max(1, math.isqrt(image.size // _MOST_CHOSEN))
     image, variance, good = (plane[::step, ::step] for plane in (image, variance, good))
@@ -100,6 +101,7 @@ def variance_calibration(
     return VarianceCalibration(
         variance=middle,
         ratio=sums[enough] / count[enough],
+        # The square of a unit Gaussian deviate has the variance 2.
         error=np.sqrt(2 / count[enough]),
         pixels=count[enough],
     )
@@ -115,13 +117,14 @@ def block_power(image: Array, variance: Array, good: Array, bins: int = 40) -> t
     good
         ``(ny, nx)`` boolean: source-free pixels; others count as zero.
     bins
-        Annuli up to 0.5 cycles per pixel.
+        Number of annuli up to 0.5 cycles per pixel.
 
     Returns
     -------
     frequency, power
-        ``(bins,)``, as `whitediff.diagnostics.measure.radial_power`: of up to nine blocks of
-        512 pixels a side, spread over the frame (Bartlett 1948's averaged periodogram).
+        ``(bins,)`` each, as from `whitediff.diagnostics.measure.radial_power`: mean over up to
+        nine blocks of 512 pixels a side, spread over the frame (averaged periodogram, Bartlett
+        1948).  The power is NaN if fewer than a fifth of the pixels of every block are good.
     """
     side = [min(_BLOCK, n) for n in image.shape]
     starts = [

@@ -1,4 +1,4 @@
-"""What the realisations of an evaluation say: completeness, purity, bias and pull."""
+"""Completeness, purity, bias and pull, from the realisations of an evaluation."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ type Array = npt.NDArray[Any]
 
 _BIN = 0.5
 _COMPLETE = 3.0
-"""How far above the threshold sources are safe from selection: 1 of 1000 is lost."""
+"""Signal-to-noise above the threshold from which selection loses only 1 source in 1000."""
 _IDEAL_STEP, _DRAWN_STEP = 0.1, 0.25
-"""Steps of the ideal curve, and of the points at which noise is drawn: a cubic between them is off
-by less than a thousandth."""
+"""Signal-to-noise steps of the ideal curve, and of the points at which noise is drawn.  Cubic
+interpolation between the points is off by less than a thousandth."""
 _IDEAL_SEED = 20160
 
 
@@ -44,7 +44,7 @@ def all_sources(realisations: Sequence[Realisation]) -> astropy.table.QTable:
     Returns
     -------
     sources
-        As `Realisation.sources`, with the realisation's number in a first column.
+        Rows of `Realisation.sources`, with the realisation's number in a first column.
     """
     tables = []
     for realisation in sorted(realisations, key=lambda each: each.number):
@@ -63,16 +63,17 @@ def summarise(
     Parameters
     ----------
     realisations
-        Those that were done; at least one.
+        Finished realisations; at least one.
     options
-        What was injected.
+        Options of the evaluation, including the injected sources.
     fresh
-        Each had another pair; else their uninjected difference counts once.
+        Each realisation had a pair of its own.  Else all share one pair, and its false
+        detections count once.
 
     Returns
     -------
     numbers
-        As JSON holds them; docs/evaluation.md describes them.
+        JSON-ready; docs/evaluation.md describes them.
     """
     table = all_sources(realisations)
     columns = {name: _plain(table[name]) for name in table.colnames}
@@ -112,7 +113,7 @@ def _plain(column: Any) -> Array:
 def _ideal_curve(options: EvaluationOptions, realisation: Realisation) -> dict[str, Any]:
     low, high = options.signal_to_noise
     points = np.arange(low, high + _IDEAL_STEP, _IDEAL_STEP)
-    # Far above the threshold nothing is left to draw.
+    # Far above the threshold completeness is 1: no noise need be drawn.
     drawn = np.arange(
         low, max(min(high, options.threshold + 4), low) + 2 * _DRAWN_STEP, _DRAWN_STEP
     )
@@ -135,6 +136,7 @@ def _ideal_curve(options: EvaluationOptions, realisation: Realisation) -> dict[s
             "peak": _crossing(points, peak, 0.5),
         },
         "nearly": {
+            # 95 % of unit Gaussian deviates lie above −1.6449.
             "at_position": options.threshold + 1.6449,
             "peak": _crossing(points, peak, 0.95),
         },
@@ -150,7 +152,7 @@ def _crossing(points: Array, curve: Array, level: float) -> float | None:
 def _completeness(
     columns: dict[str, Array], found: Array, clear: Array, curve: dict[str, Any], which: int
 ) -> dict[str, Any]:
-    """Completeness of one product by one measure, of clear sources and of all."""
+    """Completeness of one product by one measure, for clear sources and for all."""
     result: dict[str, Any] = {}
     for name, use in (("clear", clear), ("all", np.ones_like(clear))):
         result[name] = _against(columns["signal_to_noise"][use], found[use])
@@ -187,7 +189,7 @@ def _against(signal_to_noise: Array, found: Array) -> dict[str, Any]:
 def _excess(
     signal_to_noise: Array, found: Array, ideal: Array, bins: dict[str, Any]
 ) -> dict[str, Any]:
-    """Completeness minus that of the ideal filter for the same sources, bin by bin."""
+    """Completeness minus the ideal filter's for the same sources, bin by bin."""
     excess: list[float | None] = []
     errors: list[float | None] = []
     for low, high in zip(bins["lower"], bins["upper"], strict=True):
@@ -224,7 +226,7 @@ def _false(realisations: Sequence[Realisation], kind: str) -> dict[str, Any]:
 
 
 def _forced(columns: dict[str, Array], clear: Array) -> dict[str, Any]:
-    """Flux at the positions injected: every source counts, found or not."""
+    """Bias and pull of the flux at injected positions: every source counts, found or not."""
     flux, error = columns["flux"][clear], columns["forced_flux_err"][clear]
     measured = columns["forced_flux"][clear]
     return {
@@ -236,7 +238,7 @@ def _forced(columns: dict[str, Array], clear: Array) -> dict[str, Any]:
 def _free(
     columns: dict[str, Array], kind: str, clear: Array, options: EvaluationOptions
 ) -> dict[str, Any]:
-    """Flux and position of detections, for sources so bright that next to none is lost."""
+    """Bias and pull of detections' flux and position, for sources so bright that few are lost."""
     ratio = columns["signal_to_noise"]
     least = options.threshold + _COMPLETE
     use = clear & columns[f"{kind}_found"].astype(bool) & (ratio >= least)

@@ -1,4 +1,4 @@
-"""Detections as a page lists and draws them."""
+"""Detections, prepared for the table and the pictures of the report page."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ _COLUMNS = (
     ("psf_flux_err", 3), ("psf_mag", 3), ("psf_mag_err", 3), ("psf_chi2", 2),
     ("dipole_separation", 2),
 )  # fmt: skip
-"""What the table shows of the catalogue, and the decimals that it is cut to."""
+"""Columns of the catalogue that the table shows, and their numbers of decimals."""
 _SIGNIFICANT = 6
 _POOR = ("dipole", "artifact")
 _FEWEST = 5
-"""Detections of which a fraction says something."""
+"""Least number of detections for which fractions are given."""
 _BORDER = 16
-"""Pixels along the edges of a frame in which false sources show that a level was lost there."""
+"""Width of the border, pixels: many false sources in it betray a lost level at the edges."""
 _GRID = 17
 
 
 def detection_rows(catalog: Table, *, listed: int, drawn: int) -> dict[str, Any]:
-    """Detections of a catalogue as JSON has them.
+    """Detections of a catalogue, ready for JSON.
 
     Parameters
     ----------
     catalog
-        With the columns of `whitediff.detection.exposures.detect`; only x and y must be there.
+        Columns as from `whitediff.detection.exposures.detect`; only x and y must be there.
     listed
-        How many get all columns, the most significant first.
+        Number of detections with all columns, the most significant first.
     drawn
-        How many get a place and a class.
+        Number of detections with only position, significance and class.
 
     Returns
     -------
     section
-        rows (of the listed), x, y, significance and class (of the drawn), columns, total,
-        positive, negative, classes, threshold, dipole_fraction, extended_fraction,
-        flagged_fraction.
+        rows (listed detections), x, y, significance and class (drawn detections), columns,
+        total, positive, negative, classes, threshold, dipole_fraction, extended_fraction,
+        flagged_fraction, expected_false (None, for the caller to fill).
     """
     n = len(catalog)
     significance = _values(catalog, "significance")
@@ -111,7 +111,7 @@ def detection_rows(catalog: Table, *, listed: int, drawn: int) -> dict[str, Any]
 
 
 def edge_excess(x: Array, y: Array, shape: tuple[int, int]) -> tuple[float, float]:
-    """Density of detections along the edges of a frame over that elsewhere.
+    """Density of detections along the edges of a frame, over the density elsewhere.
 
     Parameters
     ----------
@@ -123,8 +123,8 @@ def edge_excess(x: Array, y: Array, shape: tuple[int, int]) -> tuple[float, floa
     Returns
     -------
     ratio, error
-        In a border of 16 pixels, or of an eighth of the shorter side where that is less; the error
-        is that of as many detections spread evenly, by Poisson statistics.  NaN without any.
+        Ratio for a border of 16 pixels, or an eighth of the shorter side if that is less; its
+        Poisson error if the same number of detections were spread evenly.  NaN without any.
     """
     ny, nx = shape
     width = min(_BORDER, min(shape) / 8)
@@ -155,7 +155,7 @@ def _number(value: Any, digits: int) -> float | int | None:
     return round(number, max(digits, _SIGNIFICANT - size) if abs(number) < 1 else digits)
 
 
-def sky_grid(exposure: Exposure) -> dict[str, Any] | None:
+def sky_grid(exposure: Exposure) -> dict[str, object] | None:
     """Sky coordinates on a coarse grid, for interpolation on the page.
 
     Parameters
@@ -166,10 +166,11 @@ def sky_grid(exposure: Exposure) -> dict[str, Any] | None:
     Returns
     -------
     grid
-        ``vectors``: ``(17, 17, 3)`` unit vectors (ICRS) at the crossings of lines from the
-        middle of the first pixel to that of the last, row by row from the
-        smallest y; None without a WCS.
+        ``n``: 17.  ``vectors``: ``(17, 17, 3)`` ICRS unit vectors, evenly spaced from the centre
+        of the first pixel to the centre of the last, row by row from the smallest y.  None
+        without a WCS, or if it gives no finite coordinates.
     """
+    # Vectors, since right ascension cannot be interpolated across 0° or near a pole.
     wcs = exposure.wcs
     if wcs is None:
         return None

@@ -1,7 +1,7 @@
-"""How white is an image: variance, autocorrelation, and what a filter makes of the noise.
+"""How white the noise of an image is: variance, autocorrelation, filtered noise.
 
-Everything is measured on pixels that the caller declares good: source-free, and not
-chosen by the values of the image itself.
+All is measured on pixels that the caller declares good: source-free, and not chosen by the
+image's own values.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ type Array = npt.NDArray[Any]
 
 MAX_LAG = 5
 MINIMUM_CELL = 10
-"""Least side of a cell of a map, pixels: a smaller one never has the pixels that it takes."""
+"""Least side of a map's cell, pixels: a smaller cell has fewer than the 100 pixels needed."""
 
 _MINIMUM_PIXELS = 100
 _MINIMUM_FILTER_COVERAGE = 0.9
 _MOST_LAGS = 128
 _LAGS_PER_WIDTH = 2.0
-"""Lags that count, over the full width at half maximum of the autocorrelation: beyond, that of a
-filter's noise is gone, and what is measured is scatter."""
+"""Largest lag used, over the full width at half maximum of the autocorrelation: beyond it filtered
+noise is uncorrelated, and only sampling scatter is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,27 +57,27 @@ class Whiteness:
     pixels
         Number of good pixels.
     pixel_variance
-        Of the good pixels, image_unit².
+        Variance of the good pixels, image_unit².
     variance_plane
         Mean of the variance plane over them, image_unit².
     pixel_variance_ratio
-        Variance of pixel/σ: 1 where the plane tells the truth.
+        Variance of pixel/σ: 1 where the plane is right.
     pixel_variance_ratio_error
-        Its sampling error for white noise.
+        Sampling error of the ratio for white noise.
     filtered_variance_ratio
-        Variance of pixel/σ after filtering, over the value for white noise of the same
-        pixel variance, for the same mask: 1 is white.  Detection sees this number.
+        Variance of pixel/σ after filtering, over the value for white noise of the same pixel
+        variance and mask: 1 is white.  Detection thresholds rely on this number.
     filtered_variance_ratio_error
-        Its sampling error for white noise.
+        Sampling error of the ratio for white noise.
     correlation_x, correlation_y, correlation_diagonal, correlation_antidiagonal
         Autocorrelation at lags 1 to 5 along x, y, (1, 1) and (1, −1).
     correlation_error
-        Sampling error of one of them for white noise.
+        Sampling error of one correlation for white noise.
     neighbour_covariance
-        Sum of the autocorrelation over all lags from 1 to 5, that is over the 120
-        neighbours: Σ off-diagonal over Σ diagonal of the covariance (as in DMTN-021).
+        Sum of the autocorrelation over the 120 neighbours up to 5 pixels away along x and y:
+        Σ off-diagonal over Σ diagonal of the covariance (as in DMTN-021).
     neighbour_covariance_error
-        Its sampling error for white noise.
+        Sampling error of the sum for white noise.
     autocorrelation
         ``(11, 11)`` map, lag (0, 0) at its centre.
     """
@@ -98,7 +98,7 @@ class Whiteness:
     neighbour_covariance_error: float
     autocorrelation: Array = dataclasses.field(repr=False, compare=False)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain numbers and lists, for JSON.
 
         Returns
@@ -113,30 +113,30 @@ class Whiteness:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreNoise:
-    """Whether the noise of a score image is what its variance plane says.
+    """How well the variance plane of a score image describes its noise.
 
-    A score is filtered, and so its pixels are correlated by design: what can be asked of it is
-    that its significance has zero mean and unit variance where there is no source.
+    A score is filtered, so its pixels are correlated by design.  The test is that its
+    significance has zero mean and unit variance between the sources.
 
     Attributes
     ----------
     pixels
         Number of good pixels.
     independent_pixels
-        Number of independent ones with the same scatter of the variance: pixels over the sum
+        Number of independent pixels whose variance would scatter as much: pixels over the sum
         of the squared autocorrelation.
     pixel_variance
-        Of the good pixels, image_unit².
+        Variance of the good pixels, image_unit².
     variance_plane
         Mean of the variance plane over them, image_unit².
     pixel_variance_ratio
-        Variance of S/√V: 1 where the plane tells the truth.
+        Variance of S/√V: 1 where the plane is right.
     pixel_variance_ratio_error
-        Its sampling error, the correlation allowed for.
+        Sampling error of the ratio, correlation included.
     significance_mean
         Mean of S/√V.
     significance_mean_error
-        Its sampling error, the correlation allowed for.
+        Sampling error of the mean, correlation included.
     """
 
     pixels: int
@@ -148,7 +148,7 @@ class ScoreNoise:
     significance_mean: float
     significance_mean_error: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain numbers, for JSON.
 
         Returns
@@ -169,14 +169,14 @@ class VarianceMap:
     ----------
     y_edges, x_edges
         ``(rows + 1,)`` and ``(columns + 1,)`` integers, pixel coordinates: the first pixel of
-        each cell, and the one behind the last cell.
+        each cell, and the pixel after the last cell.
     pixels
         ``(rows, columns)`` number of good pixels.
     pixel_variance_ratio
         ``(rows, columns)`` variance of pixel/σ about the mean of the frame: 1 where the plane
-        tells the truth, NaN where fewer than 100 pixels are good.
+        is right, NaN where fewer than 100 pixels are good.
     pixel_variance_ratio_error
-        Its sampling error, NaN at the same places.
+        ``(rows, columns)`` sampling error of the ratio, NaN in the same cells.
     """
 
     y_edges: Array
@@ -185,7 +185,7 @@ class VarianceMap:
     pixel_variance_ratio: Array
     pixel_variance_ratio_error: Array
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain numbers and nested lists, for JSON.
 
         Returns
@@ -206,12 +206,11 @@ class WhitenessMap(VarianceMap):
     Attributes
     ----------
     filtered_variance_ratio
-        ``(rows, columns)`` variance of pixel/σ after filtering with the PSF of the place, over
-        the value for white noise of the cell's own pixel variance, for the same mask: 1 is
-        white.  NaN where fewer than 100 pixels have the support that the filter needs, or
-        there is no PSF.
+        ``(rows, columns)`` variance of pixel/σ after filtering with the local PSF, over the
+        value for white noise of the cell's own pixel variance and mask: 1 is white.  NaN where
+        fewer than 100 pixels have the support that the filter needs, or there is no PSF.
     filtered_variance_ratio_error
-        Its sampling error for white noise, NaN at the same places.
+        ``(rows, columns)`` sampling error of the ratio for white noise, NaN in the same cells.
     """
 
     filtered_variance_ratio: Array
@@ -219,24 +218,29 @@ class WhitenessMap(VarianceMap):
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: what could not be measured is None."""
+    """Value with None in place of NaN, which JSON does not have."""
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def gaussian_filter(sigma: float) -> Array:
-    """Unit-sum Gaussian to filter with.
+    """Unit-sum Gaussian filter.
 
     Parameters
     ----------
     sigma
-        In pixels, positive.
+        Standard deviation, pixels; positive.
 
     Returns
     -------
     filter
         ``(n, n)``, n odd, reaching 5 sigma.
+
+    Raises
+    ------
+    ArgumentError
+        If sigma is not positive and finite.
     """
     if not (math.isfinite(sigma) and sigma > 0):
         raise ArgumentError(f"The width of the filter must be positive; got {sigma:g}.")
@@ -274,10 +278,10 @@ def whiteness(image: Array, variance: Array, good: Array, psf: Array) -> Whitene
 
     Notes
     -----
-    Masked pixels are set to zero before filtering; for white noise the variance of the
-    filtered pixel x is then ``Σ_a P(a)² good(x − a)``, which is what it is compared with,
-    so that masks do not bias the ratio.  The filter is not reflected: a PSF and its
-    reflection give the same variance of a real image's white noise.
+    Masked pixels are set to zero before filtering.  For white noise the variance of the filtered
+    pixel x is then ``Σ_a P(a)² good(x − a)``; the measured variance is divided by this, so that
+    masks do not bias the ratio.  The filter is not reflected: a PSF and its reflection give the
+    same variance for white noise.
     """
     return _whiteness(_Frame(image, variance, good), psf)
 
@@ -339,10 +343,10 @@ def whiteness_map(
     good
         ``(ny, nx)`` boolean: source-free, unmasked pixels.
     psf
-        ``(py, px)`` filter, centred on ``[py//2, px//2]``; or a function of x and y that gives
-        that of a place, None where there is none.  Called with the middle of each cell.
+        ``(py, px)`` filter, centred on ``[py//2, px//2]``; or a function that gives the filter
+        at x and y, or None where there is none.  It is called with the middle of each cell.
     cells
-        Number of rows and columns of cells, which divide the frame as evenly as pixels allow.
+        Number of rows and columns of cells, which divide the frame as evenly as possible.
     origin
         Pixel coordinates of the first pixel: the origin of x, y and the edges.
 
@@ -361,10 +365,10 @@ def whiteness_map(
 
     Notes
     -----
-    A cell is measured as `whiteness` measures a frame, about the mean of the frame: a
-    background that differs from it counts as noise here as there.  The filter reaches over
-    into the neighbour cells; only where the filtered pixel lies decides to which cell it
-    counts, and no pixel is lost at the edge between two.
+    A cell is measured as `whiteness` measures a frame, about the mean of the whole frame: a
+    background that differs from this mean counts as noise.  The filter reaches into neighbouring
+    cells; a filtered pixel counts for the cell in which it lies, so that no pixel is lost at the
+    edge between two cells.
     """
     return _whiteness_map(_Frame(image, variance, good), psf, cells, origin)
 
@@ -386,8 +390,8 @@ def whiteness_with_map(
     image, variance, good, psf
         As for `whiteness`.
     local_psf
-        Function of x and y as for `whiteness_map`; if not given, the PSF is the same everywhere,
-        and the frame is filtered once.
+        Function of x and y as for `whiteness_map`.  Without it the PSF is the same everywhere,
+        and the frame is filtered only once.
     cells, origin
         As for `whiteness_map`.
 
@@ -450,7 +454,7 @@ def _whiteness_map(
 
 
 class _Frame:
-    """Good pixels of an image less their mean, over σ: what frame and cells are measured on."""
+    """Good pixels of an image, less their mean and over σ, for measurement of frame and cells."""
 
     def __init__(self, image: Array, variance: Array, good: Array) -> None:
         self.image, self.variance = image, variance
@@ -464,27 +468,27 @@ class _Frame:
         self._filtered: tuple[Array, Array]
 
     def filtered(self, psf: Array) -> tuple[Array, Array]:
-        """As `_filtered`; done once for the same PSF."""
+        """Result of `_filtered`, kept for the next call with the same PSF."""
         if self._psf is not psf:
             part = psf
             if max(psf.shape) > min(self.good.shape) and fits_image(psf.shape, self.good.shape):
-                # That of a cut-out reaches beyond it.
+                # The PSF of a cut-out may be larger than the cut-out.
                 part = core(psf, 1.0, within=self.good.shape)
             self._filtered, self._psf = _filtered(self.normalised, self.good, part), psf
         return self._filtered
 
 
 def _filtered(normalised: Array, good: Array, psf: Array) -> tuple[Array, Array]:
-    """Filtered pixels, and their variance if the noise is white with unit variance."""
+    """Filtered pixels, and their variance for white noise of unit variance."""
     return convolve(normalised, psf), convolve(good.astype(np.float64), psf**2)
 
 
 def _filtered_ratio(
     filtered: Array, expected: Array, good: Array, psf: Array, ratio: float, *, minimum: int = 1
 ) -> tuple[float, float]:
-    """Variance of filtered pixels over that of white noise, and its sampling error.
+    """Variance of filtered pixels over the value for white noise, and its sampling error.
 
-    NaN where fewer pixels than the minimum have the support that the filter needs.
+    Both NaN if fewer pixels than the minimum have the support that the filter needs.
     """
     use = good & (expected > _MINIMUM_FILTER_COVERAGE * float((psf**2).sum()))
     n = np.count_nonzero(use)
@@ -510,10 +514,10 @@ def _cell_edges(shape: tuple[int, ...], cells: tuple[int, int]) -> tuple[Array, 
 def _surroundings(
     cell: tuple[slice, slice], shape: tuple[int, ...], kernel_shape: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """A cell with what a filter needs around it, and where it lies in that."""
+    """Slices of a cell with the margin that a filter needs, and of the cell within them."""
     around, inner = [], []
     for part, size, reach in zip(cell, shape, kernel_shape, strict=True):
-        # A kernel may not be larger than what it is applied to, however small the cell.
+        # A kernel may not be larger than the image that it is applied to, however small the cell.
         margin = max(reach // 2, reach - (part.stop - part.start))
         start = max(0, part.start - margin)
         around.append(slice(start, min(size, part.stop + margin)))
@@ -547,9 +551,9 @@ def score_noise(image: Array, variance: Array, good: Array) -> ScoreNoise:
 
     Notes
     -----
-    For Gaussian noise of autocorrelation ρ the variance of n pixels scatters by ``√(2·Σρ²/n)``
-    of itself, and their mean by ``√(Σρ/n)`` of their standard deviation (Bartlett 1946).  ρ is
-    measured on the good pixels, to twice its own full width at half maximum.
+    For Gaussian noise of autocorrelation ρ the variance of n pixels has the relative error
+    ``√(2·Σρ²/n)``, and their mean the error ``√(Σρ/n)`` standard deviations (Bartlett 1946).  ρ
+    is measured on the good pixels, to lags of twice its own full width at half maximum.
     """
     good, n = _measurable(image, variance, good)
     plane = variance[good].astype(np.float64)
@@ -593,7 +597,7 @@ def score_noise_map(
     good
         ``(ny, nx)`` boolean: source-free, unmasked pixels.
     noise
-        `score_noise` of the same frame: its independent pixels give the errors.
+        Result of `score_noise` for the same frame: its independent pixels give the errors.
     cells
         Number of rows and columns of cells.
     origin
@@ -602,7 +606,7 @@ def score_noise_map(
     Returns
     -------
     variance_map
-        `VarianceMap`; its errors allow for the correlation.
+        `VarianceMap`; its errors include the correlation.
 
     Raises
     ------
@@ -636,9 +640,9 @@ def score_noise_map(
 
 
 def _filtered_autocorrelation(image: Array, good: Array) -> Array:
-    """Autocorrelation of filtered noise, at the lags at which there is any."""
+    """Autocorrelation of filtered noise, cut to the lags at which it is significant."""
     lags = min(_MOST_LAGS, (min(image.shape) - 1) // 2)
-    # A lag that no pair has counts as uncorrelated.
+    # A lag that no pair of pixels has counts as uncorrelated.
     correlation = np.nan_to_num(autocorrelation(image, good, lags), nan=0.0)
     width = 2 * math.sqrt(np.count_nonzero(correlation > 0.5) / math.pi)
     reach = min(lags, math.ceil(_LAGS_PER_WIDTH * width))
@@ -664,7 +668,8 @@ def _measurable(image: Array, variance: Array, good: Array) -> tuple[Array, int]
 
 
 def _correlated_pixels(psf: Array) -> float:
-    """Σ ρ² over lags, of white noise filtered with a PSF; 2πσ² for a Gaussian."""
+    """Σ ρ² over all lags for white noise filtered with a PSF; 2πσ² for a Gaussian."""
+    # On a grid of twice the size, so that the correlation does not wrap around.
     ny, nx = (2 * n for n in psf.shape)
     psf_ft = fourier.forward(psf.astype(np.float64), (ny, nx))
     correlation = fourier.inverse(np.abs(psf_ft) ** 2 + 0j, (ny, nx), (ny, nx))
@@ -686,8 +691,8 @@ def radial_power(image: Array, good: Array, bins: int = 40) -> tuple[Array, Arra
     Returns
     -------
     frequency, power
-        ``(bins,)`` cycles per pixel; mean power per good pixel, 1 for white noise of unit
-        variance.
+        ``(bins,)`` middle of the annulus, cycles per pixel; ``(bins,)`` mean power per
+        good pixel, 1 for white noise of unit variance.
     """
     ny, nx = image.shape
     values = np.where(good, image, 0.0)

@@ -1,7 +1,6 @@
-"""Images as pictures that a browser shows: stretched, binned, encoded.
+"""Images as pictures for a browser: stretched, binned, encoded.
 
-Everything is drawn upside down, since a picture's first row is its top and an image's its
-bottom.
+Pictures are written upside down: the first row of a picture is its top, of an image its bottom.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import dataclasses
 import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,11 +47,11 @@ class Stretch:
     Attributes
     ----------
     sigma
-        What the values are divided by, image_unit: the noise of the difference.
+        Noise of the difference, image_unit: values are divided by it.
     linear
-        Up to where grey levels are about linear in the value, in sigma.
+        Value up to which grey levels are about linear, in sigma.
     low, high
-        Values that are black and white, in sigma.
+        Values that are drawn black and white, in sigma.
     """
 
     sigma: float
@@ -68,7 +67,7 @@ class Stretch:
         image
             ``(…)`` values, image_unit.
         level
-            Its background.
+            Background of the image, image_unit.
 
         Returns
         -------
@@ -82,10 +81,11 @@ class Stretch:
         values *= np.float32(254 / (white - black))
         finite = np.isfinite(values)
         np.clip(values, 0, 254, out=values)
+        # 1 because 0 stands for non-finite pixels, and 0.5 to round.
         return np.where(finite, values + np.float32(1.5), 0).astype(np.uint8)
 
     def ticks(self) -> list[tuple[float, float]]:
-        """Values in sigma and where they are between black (0) and white (1)."""
+        """Values in sigma, and their grey levels between black (0) and white (1)."""
         black, white = (math.asinh(end / self.linear) for end in (self.low, self.high))
         return [
             (value, (math.asinh(value / self.linear) - black) / (white - black))
@@ -94,7 +94,7 @@ class Stretch:
 
 
 def sampled(image: Array) -> Array:
-    """Some pixels of an image, spread over it; all of a small one.
+    """Some pixels of an image, spread over it; all pixels of a small image.
 
     Parameters
     ----------
@@ -104,7 +104,8 @@ def sampled(image: Array) -> Array:
     Returns
     -------
     values
-        ``(n,)`` finite ones of at most some 400 000 pixels.
+        ``(n,)`` finite values, from 400 000 to 1.6 million evenly spaced pixels of an image that
+        has more.
     """
     step = max(1, math.isqrt(image.size // _SAMPLE))
     values: Array = image[::step, ::step]
@@ -124,8 +125,8 @@ def binned(image: Array, factor: int) -> Array:
     Returns
     -------
     means
-        ``(⌈ny/factor⌉, ⌈nx/factor⌉)`` float32 of the finite ones; NaN where there is none.  The
-        first groups are whole, the last may not be.
+        ``(⌈ny/factor⌉, ⌈nx/factor⌉)`` float32 means of the finite pixels; NaN where there is
+        none.  The last groups of a row or column may be smaller.
     """
     if factor == 1:
         return image.astype(np.float32, copy=False)
@@ -156,9 +157,9 @@ def flag_picture(flags: Sequence[Array], factor: int, colours: Sequence[str]) ->
     flags
         ``(ny, nx)`` boolean each; earlier ones lie over later ones.
     factor
-        As for `binned`: a group is marked if one of its pixels is.
+        Side of a group of pixels, as for `binned`: a group is marked if one of its pixels is.
     colours
-        Of each, ``#rrggbb``.
+        Colour of each flag, ``#rrggbb``.
 
     Returns
     -------
@@ -168,6 +169,7 @@ def flag_picture(flags: Sequence[Array], factor: int, colours: Sequence[str]) ->
     import PIL.Image
 
     index: Array | None = None
+    # The first flag is drawn last, so that it lies over the others.
     for number, flag in reversed(list(enumerate(flags, 1))):
         rows = np.logical_or.reduceat(flag, np.arange(0, flag.shape[0], factor), axis=0)
         group = np.logical_or.reduceat(rows, np.arange(0, flag.shape[1], factor), axis=1)
@@ -185,19 +187,19 @@ def flag_picture(flags: Sequence[Array], factor: int, colours: Sequence[str]) ->
 
 
 def encoded_jpegs(greys: Mapping[str, Array], most: int) -> tuple[dict[str, str], int]:
-    """Pictures as JPEG, together not larger than asked for.
+    """Pictures as JPEG, together no larger than asked for.
 
     Parameters
     ----------
     greys
         Name → ``(ny, nx)`` uint8.
     most
-        Bytes of all of them as data URIs, if a quality of 35 allows it.
+        Largest total size as data URIs, bytes; exceeded if even a quality of 35 needs more.
 
     Returns
     -------
     uris, quality
-        Name → data URI; the best quality of a few that fits.
+        Name → data URI; the JPEG quality, the best of 88, 78, 65, 50 and 35 that fits.
     """
     import PIL.Image
 
@@ -216,7 +218,7 @@ def encoded_jpegs(greys: Mapping[str, Array], most: int) -> tuple[dict[str, str]
 
 
 def encoded_png(pixels: Array) -> str:
-    """Picture as PNG, without loss.
+    """Picture as lossless PNG.
 
     Parameters
     ----------
@@ -247,10 +249,10 @@ def coloured(values: Array, largest: float, *, linear: float | None = None) -> A
     values
         ``(…)``.
     largest
-        Absolute value of the full colours.
+        Absolute value that gets the full colour.
     linear
-        Up to where colours are about linear in the value (an inverse hyperbolic sine); None
-        for everywhere.
+        Value up to which colours are about linear (the scale is an inverse hyperbolic sine);
+        None for a linear scale.
 
     Returns
     -------
@@ -267,8 +269,10 @@ def coloured(values: Array, largest: float, *, linear: float | None = None) -> A
     return np.where(np.isfinite(values)[..., None], colours.round(), _NO_VALUE).astype(np.uint8)
 
 
-def stamps(grey: Any, image: Array, x: Array, y: Array, side: int, columns: int) -> Array:
-    """Cut-outs of an image beside and above each other.
+def stamps(
+    grey: Callable[..., Array], image: Array, x: Array, y: Array, side: int, columns: int
+) -> Array:
+    """Cut-outs of an image, side by side in rows.
 
     Parameters
     ----------
@@ -277,17 +281,17 @@ def stamps(grey: Any, image: Array, x: Array, y: Array, side: int, columns: int)
     image
         ``(ny, nx)``.
     x, y
-        ``(n,)`` their middles, array coordinates.
+        ``(n,)`` centres of the cut-outs, array coordinates.
     side
-        Odd side of one.
+        Side of a cut-out, pixels; odd.
     columns
-        How many are beside each other.
+        Number of cut-outs in a row.
 
     Returns
     -------
     sprite
         ``(⌈n/columns⌉·side, columns·side)`` uint8, the first cut-out at the top left of the
-        picture (`encoded_png` turns it over); 0 beyond the image.
+        picture (after `encoded_png` has flipped it); 0 beyond the image.
     """
     rows = max(1, -(-len(x) // columns))
     sprite = np.zeros((rows * side, columns * side), np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures of whiteness and completeness; the only module that needs matplotlib."""
+"""Plots of whiteness, completeness and batches, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,10 @@ from ..exposures.pictures import limits
 from ..extras import check_drawing
 from ..outputs import replacing
 from .measure import ScoreNoise, VarianceMap, Whiteness, WhitenessMap, radial_power
+
+if TYPE_CHECKING:
+    import astropy.table
+    import matplotlib.figure
 
 __all__ = [
     "MeasuredImage",
@@ -31,24 +35,24 @@ def plot_subtraction(
     images: Mapping[str, Array],
     *,
     origin: tuple[int, int] = (0, 0),
-    sources: Any = None,
+    sources: astropy.table.Table | None = None,
     title: str = "",
     path: Path | None = None,
     overwrite: bool = False,
-) -> Any:
-    """Draw a science image, a template and their difference beside each other.
+) -> matplotlib.figure.Figure:
+    """Draw a science image, a template and their difference side by side.
 
     Parameters
     ----------
     images
-        Title → ``(ny, nx)`` image; the last one is the difference, whose scale is symmetric.
+        Title → ``(ny, nx)`` image; the last is the difference, with a symmetric grey scale.
     origin
         Pixel coordinates (y, x) of the first pixel.
     sources
-        Table with columns x, y and psf_flux, pixel coordinates; circles mark them, red for positive
-        and blue for negative fluxes.
+        Table with columns x, y (pixel coordinates) and psf_flux; circles mark the sources, red
+        for positive and blue for negative flux.
     title
-        Above the picture.
+        Title above the picture.
     path
         PNG to write; None to write nothing.
     overwrite
@@ -105,7 +109,7 @@ def plot_subtraction(
 
 
 _MOST_DRAWN = 1500
-"""Pixels along a side of what is drawn: more are left out evenly."""
+"""Pixels to a side above which an image is thinned out evenly."""
 
 
 def _plain(value: Any) -> Any:
@@ -114,7 +118,7 @@ def _plain(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredImage:
-    """An image, and what was measured of its noise.
+    """An image and the measurements of its noise.
 
     Attributes
     ----------
@@ -123,11 +127,12 @@ class MeasuredImage:
     good
         ``(ny, nx)`` boolean: source-free pixels.
     whiteness
-        How white the noise is on them.
+        Whiteness of the noise on these pixels.
     score_noise
-        Of a score: its numbers stand in the picture in place of those of whiteness.
+        Noise of a score: these numbers replace the ones of whiteness in the picture.
     variance_map
-        The same cell by cell over the frame, `WhitenessMap` for a difference; None for no map.
+        Variance ratios cell by cell over the frame, `WhitenessMap` for a difference; None for no
+        map.
     """
 
     pixels: Array
@@ -145,7 +150,7 @@ def plot_whiteness(
     before: MeasuredImage | None = None,
     title: str = "",
 ) -> None:
-    """Draw an image before and after decorrelation and how white its noise is.
+    """Draw an image before and after decorrelation, and how white its noise is.
 
     Parameters
     ----------
@@ -154,11 +159,11 @@ def plot_whiteness(
     after
         Corrected image.
     variance
-        ``(ny, nx)`` its variance plane.
+        ``(ny, nx)`` variance plane of the corrected image.
     before
         The image before the correction, if known.
     title
-        Above the picture.
+        Title above the picture.
 
     Raises
     ------
@@ -169,7 +174,7 @@ def plot_whiteness(
     before_whiteness = None if before is None else before.whiteness
     heights = [7.4] if after.variance_map is None else [7.4, 3.5]
     figure = _figure((15, sum(heights)), title)
-    # Apart, so that the panels of one part do not take room from those of the other.
+    # Separate subfigures, so that the panels of one take no room from the panels of the other.
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     panels = parts[0].subplots(2, 4, width_ratios=[1.2, 1.2, 1, 1.2])
     sigma = float(np.sqrt(np.median(variance[good])))
@@ -338,7 +343,7 @@ def _draw_map(figure: Any, axes: Any, result: Whiteness | None, largest: float, 
 
 _NO_VALUE = "0.85"
 _CELLS_WITH_ERRORS, _CELLS_WITH_NUMBERS = 4, 10
-"""How many cells to a side leave room for a number with its error, and for a number."""
+"""Most cells to a side with room for a number and its error, and for a number alone."""
 
 
 def _draw_cells(figure: Any, panels: Any, after: VarianceMap, before: VarianceMap | None) -> None:
@@ -362,7 +367,7 @@ def _draw_cells(figure: Any, panels: Any, after: VarianceMap, before: VarianceMa
 
 
 def _largest_ratio(cells: VarianceMap, name: str) -> float:
-    """How far the cells are from 1, and at least as far as leaves white noise pale."""
+    """Largest departure of a cell from 1; at least four errors, so that white noise stays pale."""
     values, errors = getattr(cells, name), getattr(cells, f"{name}_error")
     known = np.isfinite(values)
     if not known.any():
@@ -410,7 +415,7 @@ _MEASURES = {"at_position": ("at the position", "s", "--"), "peak": ("highest pe
 
 
 def plot_evaluation(
-    path: str | Path, numbers: dict[str, Any], sources: Any, *, title: str = ""
+    path: str | Path, numbers: dict[str, Any], sources: astropy.table.Table, *, title: str = ""
 ) -> None:
     """Draw completeness, bias, pulls and false detections of an evaluation.
 
@@ -419,11 +424,11 @@ def plot_evaluation(
     path
         PNG to write; replaced if it exists.
     numbers
-        `whitediff.diagnostics.completeness.summarise`.
+        Result of `whitediff.diagnostics.completeness.summarise`.
     sources
-        `whitediff.diagnostics.completeness.all_sources`.
+        Result of `whitediff.diagnostics.completeness.all_sources`.
     title
-        Above the picture.
+        Title above the picture.
 
     Raises
     ------
@@ -527,7 +532,7 @@ def _draw_excess(axes: Any, numbers: dict[str, Any]) -> None:
 
 
 def _draw_false_detections(axes: Any, numbers: dict[str, Any]) -> None:
-    """On a logarithmic scale, on which none is an arrow below the error of one."""
+    """Draw false detections on a logarithmic scale; an arrow stands for a count of zero."""
     lowest = np.inf
     for shift, (kind, product) in enumerate(numbers["products"].items()):
         false = product["false_detections"]
@@ -605,17 +610,17 @@ def _draw_pulls(axes: Any, pulls: dict[str, Array], title: str) -> None:
         axes.legend(frameon=False, fontsize="small")
 
 
-def plot_batch(path: str | Path, table: Any, *, title: str = "") -> None:
-    """Draw the numbers of a batch, one point an item.
+def plot_batch(path: str | Path, table: astropy.table.Table, *, title: str = "") -> None:
+    """Draw the numbers of a batch, one point per item.
 
     Parameters
     ----------
     path
         PNG to write; replaced if it exists.
     table
-        As `whitediff.surveys.summary.summary_table` makes it.
+        Result of `whitediff.surveys.summary.summary_table`.
     title
-        Above the picture.
+        Title above the picture.
 
     Raises
     ------
@@ -654,7 +659,7 @@ def plot_batch(path: str | Path, table: Any, *, title: str = "") -> None:
     for panel in panels:
         for number in failed:
             panel.axvline(number, color="tab:red", linewidth=0.8, alpha=0.5)
-    # Rows are whole numbers.
+    # Row numbers are whole.
     panels[2].xaxis.get_major_locator().set_params(integer=True)
     if len(failed):
         figure.text(0.99, 0.005, "red: failed", color="tab:red", ha="right")

@@ -1,4 +1,4 @@
-"""One web page on which a difference or score is judged."""
+"""Report on a difference or score: one self-contained web page with its verdict."""
 
 from __future__ import annotations
 
@@ -66,23 +66,23 @@ type Array = npt.NDArray[Any]
 
 
 _ENOUGH_PIXELS = 500_000
-"""That tell how large an image's noise is, about."""
+"""Pixels that suffice for an estimate of an image's noise."""
 _MOST_PIXELS = 4_400_000
-"""Of one picture of the whole frame: more are binned."""
+"""Most pixels in a picture of the whole frame: larger images are binned."""
 _MOST_BYTES = 5_500_000
-"""Of the pictures of the whole frame together."""
+"""Most bytes of the pictures of the whole frame together."""
 _FEWEST_AT_EDGES = 10
 _LISTED, _DRAWN = 200, 5000
-"""Detections with cut-outs in the table, and those that are drawn on the images."""
+"""Most detections in the table, with cut-outs, and most marked on the images."""
 _STARS_SHOWN = 3000
 _WORST_STARS = 12
 _STAMP_COLUMNS = 25
 _STAMP_SIDES = (31, 61)
 _FIELD = 5
-"""Kernels and PSFs to a side of the field."""
+"""Kernels, and PSFs, drawn along each side of the frame."""
 _DEFAULT_SIGMA = 1.8
 _LEAST_COUNT = 0.5
-"""Pixels at which a histogram's axis begins."""
+"""Lowest count on a histogram's axis."""
 _FLAGS = (
     ("no data or bad", ("NO_DATA", "BAD"), "#d62728"),
     ("saturated or cosmic ray", ("SAT", "CR"), "#ff7f0e"),
@@ -92,32 +92,33 @@ _FLAGS = (
 
 @dataclasses.dataclass(kw_only=True)
 class ReportInput:
-    """What a report is made from.
+    """Everything that a report is made from.
 
     Attributes
     ----------
     name
-        Of the difference or score, as the user knows it.
+        Name of the difference or score, as the user knows it.
     product
-        The difference, or the score where there is no difference.
+        The difference, or the score if there is no difference.
     is_score
-        Which of the two it is.
+        Whether the product is a score.
     header
-        Primary header of its file.
+        Primary header of the product's file.
     solution
-        What it was made with, if it is known.
+        Solution that the product was made with, if known.
     science, template
-        What it was made from, as they were read; None where they are not known.
+        Input images of the product, as read; None if unknown.
     score
-        Score beside a difference.
+        Score that belongs to a difference.
     catalog
-        Detections, in the columns of `whitediff.detection.exposures.detect`.
+        Detections, with the columns of `whitediff.detection.exposures.detect`.
     stars, log
-        Tables of its file, `whitediff.matching.fitted_stars.star_table` and the record of the run.
+        Tables in the product's file: `whitediff.matching.fitted_stars.star_table` and the record
+        of the run.
     files
-        What it is → name of the file, for all that was read.
+        Role → name, for every file that was read.
     notes
-        What is to be said of the report itself, such as what could not be read.
+        Remarks on the report itself, such as files that could not be read.
     """
 
     name: str
@@ -141,7 +142,7 @@ def write_report(path: Path, inputs: ReportInput, *, overwrite: bool = False) ->
     Parameters
     ----------
     path
-        Output; it appears complete or not at all.
+        Output file; it appears complete or not at all.
     inputs
         `ReportInput`.
     overwrite
@@ -150,12 +151,12 @@ def write_report(path: Path, inputs: ReportInput, *, overwrite: bool = False) ->
     Returns
     -------
     data
-        `report_data`.
+        Result of `report_data`.
 
     Raises
     ------
     OutputExistsError, FileFormatError
-        As `whitediff.outputs.replacing`.
+        From `whitediff.outputs.replacing`.
     """
     data = report_data(inputs)
     with replacing(path, overwrite=overwrite) as temporary:
@@ -164,24 +165,24 @@ def write_report(path: Path, inputs: ReportInput, *, overwrite: bool = False) ->
 
 
 def report_page(data: Mapping[str, Any]) -> str:
-    """The page of a report.
+    """HTML page of a report.
 
     Parameters
     ----------
     data
-        `report_data`.
+        Result of `report_data`.
 
     Returns
     -------
     html
-        Without references to anything outside itself.
+        Page without references to other files or addresses.
     """
     folder = importlib.resources.files(__package__) / "page"
     parts = {
         name: (folder / f"report.{name}").read_text(encoding="utf-8")
         for name in ("html", "css", "js")
     }
-    # JSON inside a script element ends at what looks like the element's end.
+    # A browser ends the script element at the first "</script", even inside a JSON string.
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     contents = {
         "title": html.escape(f"{Path(data['name']).name} – whitediff report"),
@@ -189,22 +190,22 @@ def report_page(data: Mapping[str, Any]) -> str:
         "script": parts["js"],
         "data": text,
     }
-    # In one pass: what is put in may itself hold something like a mark.
+    # In one pass: the inserted texts may themselves contain something like a mark.
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: contents[mark[1]], parts["html"])
 
 
 def report_data(inputs: ReportInput) -> dict[str, Any]:
-    """All that the page shows.
+    """Everything that the page shows.
 
     Parameters
     ----------
     inputs
-        `ReportInput`; its exposures are released once they are not needed any more.
+        `ReportInput`; its science and template are replaced by the images as subtracted.
 
     Returns
     -------
     data
-        JSON: numbers, texts, lists, and pictures as data URIs; None for what is not known.
+        JSON-ready: numbers, texts, lists, and pictures as data URIs; None for unknown values.
     """
     from .. import __version__
 
@@ -243,7 +244,7 @@ def report_data(inputs: ReportInput) -> dict[str, Any]:
 
 
 def _attempt(what: str, notes: list[str], function: Any, *arguments: Any) -> Any:
-    """A section of the page; where it cannot be made, a note says why."""
+    """A section of the page; None, and a note with the reason, if it cannot be made."""
     try:
         return function(*arguments)
     except WhitediffError as error:
@@ -254,7 +255,7 @@ def _attempt(what: str, notes: list[str], function: Any, *arguments: Any) -> Any
 
 
 def _matched(inputs: ReportInput, notes: list[str]) -> tuple[Array | None, Array | None]:
-    """Template as it was subtracted, and the difference before any decorrelation."""
+    """Template as subtracted, and the difference before any decorrelation."""
     solution, science, template = inputs.solution, inputs.science, inputs.template
     if template is None:
         return None, None
@@ -277,7 +278,7 @@ def _matched(inputs: ReportInput, notes: list[str]) -> tuple[Array | None, Array
     inputs.template = template
     if solution is None or solution.kernel is None:
         return template.data, None
-    # A variance plane that holds everywhere: the convolution's precision is chosen by it.
+    # The product's plane is known everywhere, and the convolution's precision depends on it.
     template = template.replaced(variance=inputs.product.variance)
     matched = before = None
     if science is not None and not inputs.is_score:
@@ -300,7 +301,7 @@ def _matched(inputs: ReportInput, notes: list[str]) -> tuple[Array | None, Array
 
 
 def _shown(solution: Solution) -> Solution:
-    """Solution with what changes pixels that are shown; no noise of the template is."""
+    """Solution reduced to the steps that change shown pixels; the template's noise is not shown."""
     preparation = solution.recipe.preparation
     jumps = dataclasses.replace(NO_DEFECTS, level_jumps=preparation.defects.level_jumps)
     resampling = preparation.resampling
@@ -312,7 +313,7 @@ def _shown(solution: Solution) -> Solution:
 
 
 def _measurable(exposure: Exposure) -> Exposure:
-    """Exposure with a variance plane: one that is read only to be shown has none."""
+    """Exposure with a variance plane, which is estimated if the image was read without one."""
     plane = exposure.variance
     if np.isfinite(plane).any():
         return exposure
@@ -324,7 +325,7 @@ def _measurable(exposure: Exposure) -> Exposure:
 
 
 def _source_free(inputs: ReportInput) -> Array:
-    """Pixels on which noise is judged."""
+    """Source-free pixels, on which the noise is judged."""
     product = inputs.product
     bad = masks.flagged(
         product.mask, (*masks.DEFAULT_IGNORE_MASK_PLANES, masks.CONTAMINATED, "SUSPECT")
@@ -364,7 +365,7 @@ def _is_constant(psf: Any) -> bool:
 
 
 def _cells(shape: tuple[int, int]) -> tuple[int, int]:
-    """As many cells as a frame has room for, of at least 250 pixels a side, at most 8."""
+    """Rows and columns of cells: up to 8 of at least 250 pixels, else 2; fewer in tiny frames."""
     rows, columns = (max(1, min(8, max(2, n // 250), n // MINIMUM_CELL)) for n in shape)
     return rows, columns
 
@@ -390,7 +391,7 @@ def _noise(
         _judge_whiteness(white, by_cell, checks)
         section["before"] = None
         if before is not None:
-            # A part tells what the correction did.
+            # The middle of the frame suffices to show the effect of the correction.
             part = _middle(product.shape)
             try:
                 old = whiteness(before[part], variance[part], good[part], psf)
@@ -442,7 +443,7 @@ def _histogram(image: Array, variance: Array, good: Array) -> dict[str, Any]:
 
 
 def _judge_significances(width: SignificanceWidth | None, checks: list[Check]) -> None:
-    """Whether significances mean what they say, as the run decided it."""
+    """Judge the width of the significances as the run did."""
     reason = (
         "Width of the significances between the sources. 1 where they mean what they say; else"
         " detect divides by it, and errors of fluxes and the depth are to be multiplied by it."
@@ -516,6 +517,7 @@ def _worst_cell(by_cell: Any, name: str, label: str) -> Check:
     ratio, error = getattr(by_cell, name), getattr(by_cell, f"{name}_error")
     worst, worst_error = math.nan, 0.0
     if np.isfinite(ratio).any():
+        # Less the four errors that `judged` allows: a noisy cell must not win by chance.
         excess = np.abs(ratio - 1) - 4 * error
         i = np.unravel_index(np.nanargmax(excess), ratio.shape)
         worst, worst_error = float(ratio[i]), float(error[i])
@@ -556,7 +558,7 @@ def _variance(inputs: ReportInput, good: Array) -> dict[str, Any]:
 
 
 def _grid(product: Exposure) -> list[list[tuple[float, float]]]:
-    """Middles of the cells of the field, the top row first."""
+    """Positions at which kernels and PSFs are drawn, the top row first."""
     box = product.bbox
     x = box.x.start + (np.arange(_FIELD) + 0.5) / _FIELD * box.x.size - 0.5
     y = box.y.start + (np.arange(_FIELD) + 0.5) / _FIELD * box.y.size - 0.5
@@ -568,7 +570,7 @@ def _kernels(product: Exposure, header: fits.Header, checks: list[Check]) -> dic
         return None
     total, error = header.get("WDKWSUM"), header.get("WDKWERR")
     if total is None:
-        # Of a kernel without stars.
+        # Cards of a kernel that was not fitted to stars.
         total, error = header.get("WDKSUM"), header.get("WDKSERR")
     if isinstance(total, float) and isinstance(error, float) and total:
         checks.append(
@@ -818,7 +820,7 @@ def _detections(inputs: ReportInput, searched: int, checks: list[Check]) -> dict
 
 
 def _headline(catalog: Table) -> str | None:
-    """What a catalogue of detections holds, and the depth; None for a table of another kind."""
+    """Summary line of a catalogue of detections; None for a table of another kind."""
     meta, columns = catalog.meta, catalog.colnames
     if meta.get("kind") != "detections" or not (
         {"threshold", "sign", "n_pixels_searched"} <= set(meta)
@@ -830,7 +832,7 @@ def _headline(catalog: Table) -> str | None:
 
 
 def _depth(header: fits.Header, unit: str) -> dict[str, Any] | None:
-    """Flux and magnitude of a 5 sigma point source, and how they are said."""
+    """Flux and magnitude of a 5 sigma point source, as numbers and as text."""
     flux, magnitude = header.get("WDDEPTH"), header.get("WDMAGLIM")
     if not isinstance(flux, float):
         return None
@@ -907,7 +909,7 @@ def _images(inputs: ReportInput, matched: Array | None, data: dict[str, Any]) ->
 
 
 def _noise_level(inputs: ReportInput) -> float:
-    """What pixels of images are divided by to be shown."""
+    """Noise by which pixels are divided before they are drawn."""
     for exposure in (None if inputs.is_score else inputs.product, inputs.science, inputs.template):
         if exposure is None:
             continue
@@ -924,7 +926,7 @@ def _significance(image: Array, variance: Array) -> Array:
 
 
 def _stamp_places(product: Exposure, data: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """Where cut-outs are made: at the listed detections, and at the worst stars."""
+    """Centres of the cut-outs (listed detections and worst stars), and their side."""
     side = _STAMP_SIDES[0]
     if product.psf is not None:
         box = product.bbox
@@ -984,7 +986,7 @@ def _rounded(values: Iterable[Any], digits: int) -> list[float | None]:
 
 
 def _plain(value: Any) -> Any:
-    """Value as JSON has it: numbers of 6 digits at least, None for what is not finite."""
+    """Value ready for JSON: floats rounded to 9 digits, None if not finite."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):

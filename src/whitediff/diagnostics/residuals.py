@@ -1,4 +1,4 @@
-"""What a difference leaves of stars that do not vary."""
+"""Residuals of stars that do not vary, in a difference."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ type Array = npt.NDArray[Any]
 
 _MOST = 1500
 _BRIGHT = 50.0
-"""Signal to noise from which a star tells more of the subtraction than of its noise."""
+"""Signal-to-noise above which a star's residual shows the subtraction more than the noise."""
 _FEWEST = 5
 _STARS = ("has a neighbour", "too bright", "enough others nearby")
-"""Reasons for which something that is a star, and whole, was not offered to the fit."""
+"""Reasons for which an intact star was not offered to the fit."""
 
 
 def star_residuals(
     stars: Table | None, difference: Exposure, is_score: bool = False
 ) -> dict[str, Any] | None:
-    """Fluxes that a difference has where there are stars.
+    """Fluxes of the difference at the positions of stars.
 
     Parameters
     ----------
     stars
-        `whitediff.matching.fitted_stars.star_table`.
+        Result of `whitediff.matching.fitted_stars.star_table`.
     difference
         Difference, with its PSF.
     is_score
-        It is a score, on which no flux can be measured so.
+        Whether it is a score, in which this flux cannot be measured.
 
     Returns
     -------
     residuals
-        Of the 1500 brightest: x, y, magnitude (−2.5 log10 of the flux, and the
-        header's zero point if it is calibrated), pull (flux in the
-        difference over its error), fraction (of the star's flux), kind (used, rejected, other);
-        over those offered to the fit, median fraction of the bright ones with its error, and
-        robust scatter of the pull.  None where nothing can be measured.
+        For the 1500 brightest usable stars: x, y, magnitude (−2.5 log10 of the flux,
+        plus the zero point if calibrated), pull (flux in the difference over its error), fraction
+        (flux in the difference over the star's flux), kind (used, rejected, other), reason.  For
+        stars offered to the fit: median fraction of the bright ones, its error, and robust
+        scatter of the pull.  None if nothing can be measured.
     """
     if stars is None or is_score or difference.psf is None or not len(stars):
         return None
@@ -69,7 +69,7 @@ def star_residuals(
     median, median_error = math.nan, math.nan
     if bright.sum() >= _FEWEST:
         median = float(np.median(fraction[bright]))
-        # Of a median of normal deviates, from their robust scatter.
+        # Error of the median of normal deviates, from their robust scatter.
         median_error = (
             MEDIAN_ERROR * median_deviation(fraction[bright]) / math.sqrt(int(bright.sum()))
         )

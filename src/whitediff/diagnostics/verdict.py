@@ -1,4 +1,4 @@
-"""Whether a difference can be trusted: numbers, the ranges in which they are fine, and why."""
+"""Whether a difference can be trusted: numbers, their accepted ranges, and the verdict."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ __all__ = ["Check", "Limits", "Verdict", "judged", "verdict"]
 type Status = Literal["good", "doubtful", "bad", "unknown"]
 
 _ERRORS = 4.0
-"""Sampling errors that a range is widened by: what the data cannot tell is not held against
-them."""
+"""Sampling errors by which a range is widened: a number may leave it by chance."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Ranges of a number.
+    """Accepted ranges of a number.
 
     Attributes
     ----------
     good, doubtful
-        Smallest and largest value with which it is fine, and with which it deserves a look.
+        Smallest and largest good value, and smallest and largest doubtful value; beyond is bad.
     """
 
     good: tuple[float, float]
@@ -31,7 +30,7 @@ class Limits:
 
 
 LIMITS = {
-    # Detection at 5 sigma with a noise that is 3 % larger in variance: 40 % more false sources.
+    # A noise variance that is 3 % larger gives 40 % more false sources at 5 sigma.
     "whiteness": Limits((0.97, 1.03), (0.9, 1.1)),
     "variance": Limits((0.97, 1.03), (0.9, 1.1)),
     "worst cell": Limits((0.9, 1.1), (0.8, 1.25)),
@@ -47,10 +46,10 @@ LIMITS = {
     "contaminated": Limits((0, 0.25), (0, 0.5)),
     "coverage": Limits((0.9, 1), (0.2, 1)),
     "dipoles": Limits((0, 0.15), (0, 0.4)),
-    # Wide residuals are of galaxies and bright stars, or of a background that is left in.
+    # Extended residuals come from galaxies and bright stars, or from a remaining background.
     "extended": Limits((0, 0.15), (0, 0.4)),
     "flagged": Limits((0, 0.5), (0, 0.85)),
-    # Sources in the border per pixel, over those elsewhere: a frame of false ones has tens.
+    # Density of sources in the border over the density elsewhere: tens if they are false.
     "edges": Limits((0, 2.0), (0, 5.0)),
     "warnings": Limits((0, 0), (0, math.inf)),
 }
@@ -58,20 +57,20 @@ LIMITS = {
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One number and what to think of it.
+    """One number of a difference, judged.
 
     Attributes
     ----------
     name
-        What it is.
+        Name of the number.
     value
-        As it is shown.
+        The number as text.
     accepted
-        The range with which it is fine, as it is shown.
+        The good range as text.
     status
-        ``good``, ``doubtful``, ``bad``, or ``unknown`` where it could not be measured.
+        ``good``, ``doubtful``, ``bad``, or ``unknown`` if the number could not be measured.
     reason
-        What it means, and what to do where it is not fine.
+        Meaning of the number, and remedy if it is not good.
     """
 
     name: str
@@ -83,14 +82,14 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What all checks say together.
+    """Verdict of all checks together.
 
     Attributes
     ----------
     status
-        The worst of them; what is unknown does not count, unless all is.
+        Worst status of a check; unknown checks count only if no check is known.
     headline, text
-        In a few words, and in a sentence.
+        The verdict in a few words, and in a sentence.
     """
 
     status: Status
@@ -113,18 +112,18 @@ def judged(
     Parameters
     ----------
     name
-        What it is called.
+        Name of the number.
     key
-        Of `LIMITS`.
+        Key in `LIMITS`.
     value, error
-        The number and its sampling error, by four of which the ranges are widened; None or NaN
-        where there is none.
+        The number, None or NaN if unknown, and its sampling error; the ranges are widened by
+        four errors.
     reason
-        What it means.
+        Meaning of the number.
     form
-        How it is shown.
+        Format specification of the number.
     percent
-        Show it as a percentage.
+        Whether to show it as a percentage.
 
     Returns
     -------
@@ -169,7 +168,7 @@ def verdict(checks: Sequence[Check]) -> Verdict:
     Parameters
     ----------
     checks
-        What was judged.
+        All judged numbers.
 
     Returns
     -------

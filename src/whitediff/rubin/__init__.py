@@ -1,1 +1,1 @@
-"""Rubin's middleware: what Butler stores for us, repositories, pipelines and batch systems."""
+"""Rubin's middleware: Butler storage, repositories, pipelines and batch systems."""

@@ -1,9 +1,9 @@
-"""How Butler writes and reads our objects: as the command line does."""
+"""Butler formatters of whitediff's objects, in the formats of the command line."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lsst.daf.butler import DatasetProvenance, FormatterV2
 from lsst.resources import ResourcePath
@@ -16,6 +16,9 @@ from ..formats.files import opened
 from ..formats.headers import pixel_origin
 from .storage import exposure_component, solution_component
 
+if TYPE_CHECKING:
+    from astropy.table import QTable
+
 __all__ = ["CatalogFormatter", "ExposureFormatter", "SolutionFormatter"]
 
 type Cards = dict[str, tuple[Any, str]]
@@ -24,7 +27,7 @@ _NO_PIXELS = ("psf", "kernel")
 
 
 class _OwnFormatter(FormatterV2):
-    """Keeps what Butler knows of a dataset's origin until it is written."""
+    """Formatter that keeps the provenance of a dataset until it is written."""
 
     can_read_from_local_file: ClassVar[bool] = True
     butler_provenance: DatasetProvenance | None = None
@@ -32,25 +35,25 @@ class _OwnFormatter(FormatterV2):
     def add_provenance(
         self, in_memory_dataset: Any, /, *, provenance: DatasetProvenance | None = None
     ) -> Any:
-        """Take note of the origin; the dataset stays as it is.
+        """Keep the provenance; the dataset is not changed.
 
         Parameters
         ----------
         in_memory_dataset
             Dataset.
         provenance
-            What it was made of.
+            Quantum and inputs from which it was made.
 
         Returns
         -------
         dataset
-            The same.
+            The given dataset.
         """
         self.butler_provenance = provenance
         return in_memory_dataset
 
     def _cards(self) -> Cards:
-        """Cards that say which dataset a file is, and which ones it was made of."""
+        """Cards that identify the dataset of a file and the datasets that it was made from."""
         ref = self.dataset_ref
         cards: Cards = {
             "WDVERS": (__version__, "version of whitediff"),
@@ -71,7 +74,7 @@ class _OwnFormatter(FormatterV2):
 
 
 class ExposureFormatter(_OwnFormatter):
-    """Exposures: reads whatever the command line reads, writes what it writes."""
+    """Formatter of exposures: reads all formats of the command line, writes whitediff's own."""
 
     default_extension: ClassVar[str] = ".fits"
     supported_extensions: ClassVar[frozenset[str]] = frozenset(
@@ -99,15 +102,15 @@ class ExposureFormatter(_OwnFormatter):
 
     def read_from_local_file(
         self, path: str, component: str | None = None, expected_size: int = -1
-    ) -> Any:
-        """Read an exposure, a part or a component of it.
+    ) -> object:
+        """Read an exposure, or a cut-out or component of it.
 
         Parameters
         ----------
         path
             File.
         component
-            Name of a component.
+            Name of a component; None for the exposure.
         expected_size
             Not used.
 
@@ -125,7 +128,7 @@ class ExposureFormatter(_OwnFormatter):
 
 
 def _one_pixel(path: str) -> Box | None:
-    """A pixel of an archive, with which everything else comes; None where it takes all of it."""
+    """Box of one pixel, to read PSF and kernel without the planes; None if not an archive."""
     with opened(Path(path), checksums=False) as hdus:
         if not {"IMAGE", "MASK", "VARIANCE", "JSON"} <= {hdu.name for hdu in hdus}:
             return None
@@ -134,7 +137,7 @@ def _one_pixel(path: str) -> Box | None:
 
 
 class SolutionFormatter(_OwnFormatter):
-    """Solutions: files that ``whitediff subtract --kernel`` takes."""
+    """Formatter of solutions: files for ``whitediff subtract --kernel``."""
 
     default_extension: ClassVar[str] = ".fits"
 
@@ -154,7 +157,7 @@ class SolutionFormatter(_OwnFormatter):
 
     def read_from_local_file(
         self, path: str, component: str | None = None, expected_size: int = -1
-    ) -> Any:
+    ) -> object:
         """Read a solution or a component of it.
 
         Parameters
@@ -162,7 +165,7 @@ class SolutionFormatter(_OwnFormatter):
         path
             File.
         component
-            Name of a component.
+            Name of a component; None for the solution.
         expected_size
             Not used.
 
@@ -176,7 +179,7 @@ class SolutionFormatter(_OwnFormatter):
 
 
 class CatalogFormatter(_OwnFormatter):
-    """Catalogues with units and descriptions, as Parquet."""
+    """Formatter of catalogues with units and descriptions, as Parquet."""
 
     default_extension: ClassVar[str] = ".parquet"
 
@@ -194,7 +197,7 @@ class CatalogFormatter(_OwnFormatter):
 
     def read_from_local_file(
         self, path: str, component: str | None = None, expected_size: int = -1
-    ) -> Any:
+    ) -> QTable:
         """Read a catalogue.
 
         Parameters
@@ -202,7 +205,7 @@ class CatalogFormatter(_OwnFormatter):
         path
             File.
         component
-            None.
+            Not used: catalogues have no components.
         expected_size
             Not used.
 

@@ -1,8 +1,8 @@
-"""An instrument for those who have none in Rubin's stack."""
+"""Generic instrument, for cameras that Rubin's stack does not know."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NoReturn
 
 from lsst.daf.butler import Registry
 from lsst.pipe.base import Instrument
@@ -11,7 +11,7 @@ __all__ = ["GenericInstrument"]
 
 
 class GenericInstrument(Instrument):
-    """A camera of which nothing is known but its name.
+    """Camera of which only the name is known.
 
     Parameters
     ----------
@@ -21,12 +21,12 @@ class GenericInstrument(Instrument):
 
     @classmethod
     def getName(cls) -> str:
-        """Name under which it is registered, unless another was given.
+        """Default name of the instrument.
 
         Returns
         -------
         name
-            Name.
+            Name under which it is registered if no other is given.
         """
         return "Generic"
 
@@ -42,8 +42,8 @@ class GenericInstrument(Instrument):
         """
         register_instrument(registry, self.getName(), update=update)
 
-    def getRawFormatter(self, dataId: Any) -> Any:
-        """Formatter of raw exposures, which there are none of.
+    def getRawFormatter(self, dataId: object) -> NoReturn:
+        """Refuse to give a formatter of raw exposures: there are none.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Butler repositories: making one, and putting pairs in."""
+"""Butler repositories: make one, and put pairs into it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _COLUMNS = (
 _MOST_LIKE = 0.85
 _MOST_VISIT, _MOST_DETECTOR = 1 << 62, 1 << 20
 _DATES = (-100_000.0, 200_000.0)
-"""Modified Julian dates, from 1585 to 2406, that a calendar has."""
+"""Accepted modified Julian dates, years 1585 to 2406."""
 
 
 def init_repository(
@@ -78,23 +78,23 @@ def init_repository(
     Parameters
     ----------
     path
-        Directory; it is made.
+        Directory; made if missing.
     database
         Address of the registry's database, such as ``postgresql://user@host/name``; None for
         SQLite in the directory.
     namespace
         Schema in that database.
     extend
-        The repository is there: teach it our storage classes only.
+        Whether to add only the storage classes to an existing repository.
 
     Raises
     ------
     OutputExistsError
-        If there is a repository already, and it is not to be extended.
+        If there is a repository already, and ``extend`` is False.
     FileFormatError
-        If there is none to extend.
+        If there is no repository to extend.
     WhitediffError
-        If the database does not answer.
+        If the repository cannot be made, for instance since its database does not answer.
     """
     place = Path(path) / "butler.yaml"
     if extend:
@@ -112,12 +112,12 @@ def init_repository(
         )
     config = configuration()
     if database is not None:
-        # SQLAlchemy would take another driver than Butler is made for.
+        # Without +psycopg2 SQLAlchemy might choose a driver that Butler does not support.
         config["registry", "db"] = re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", database)
     if namespace is not None:
         config["registry", "namespace"] = namespace
     try:
-        # The configuration in full: also the defaults of the time when it was made.
+        # Butler stores the full configuration, with the present defaults.
         Butler.makeRepo(path, config=config)
         with Butler.from_config(path, writeable=True) as butler:
             register_instrument(butler.registry, GenericInstrument.getName())
@@ -135,7 +135,7 @@ def _without_password(address: str) -> str:
 
 
 def check_repository(path: str) -> None:
-    """Make sure that a repository knows whitediff's storage classes.
+    """Refuse a repository that does not know whitediff's storage classes.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def check_repository(path: str) -> None:
     Raises
     ------
     FileFormatError
-        If there is no repository, or it does not know them.
+        If there is no repository, or it does not know the storage classes.
     """
     if "://" not in path and os.sep in path and not Path(path).exists():
         raise FileFormatError.of(
@@ -171,22 +171,22 @@ def check_repository(path: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A science exposure and its template as a Butler knows them.
+    """A science exposure and its template, with their Butler dimensions.
 
     Attributes
     ----------
     science, template
-        Files, absolute, possibly with an extension in brackets.
+        Absolute names of files, possibly with an extension in brackets.
     visit
-        Number; None to number it.
+        Number of the visit; None to have one assigned.
     detector
-        Number.
+        Number of the detector.
     physical_filter, band
-        Names.
+        Names of filter and band.
     begin, exposure_time
-        Modified Julian date (TAI) and seconds; None where unknown.
+        Modified Julian date (TAI) and seconds; None if unknown.
     further
-        ``science_gain``, ``template_psf`` and so on, where the files do not say.
+        Values that the files lack: ``science_gain``, ``template_psf`` and so on.
     """
 
     science: str
@@ -206,20 +206,20 @@ def make_pairs(rows: Sequence[Mapping[str, str]], path: Path) -> list[Pair]:
     Parameters
     ----------
     rows
-        As `whitediff.surveys.manifest.read_rows` returns them.
+        Result of `whitediff.surveys.manifest.read_rows`.
     path
         The manifest: relative paths in it start from its directory.
 
     Returns
     -------
     pairs
-        One a row.
+        One per row.
 
     Raises
     ------
     ArgumentError
-        If a column or file is missing or misspelt, a number is none, two rows are the same visit
-        and detector, or they contradict each other on a filter.
+        If a column or file is missing or misspelt, a number cannot be parsed or is out of range,
+        two rows have the same visit and detector, or rows contradict each other on a filter.
     """
     base = path.absolute().parent
     for name in {name for row in rows for name in row}:
@@ -273,7 +273,7 @@ def make_pairs(rows: Sequence[Mapping[str, str]], path: Path) -> list[Pair]:
 
 
 def _further(where: str, cells: Mapping[str, str], base: Path) -> dict[str, str]:
-    """How a row says that its images are read, and their PSFs."""
+    """Columns of a row that say how its images are read, and their PSFs."""
     further = {}
     for name, kind in itertools.product(("science", "template"), _FURTHER):
         column = f"{name}_{kind}"
@@ -293,7 +293,7 @@ def _further(where: str, cells: Mapping[str, str], base: Path) -> dict[str, str]
 
 
 def _check_filters(path: Path, pairs: Sequence[Pair]) -> None:
-    """A visit has one filter, and a filter one band."""
+    """Refuse visits with several filters, and filters with several bands."""
     filters: dict[int, tuple[str, int]] = {}
     bands: dict[str, tuple[str | None, int]] = {}
     for number, pair in enumerate(pairs, 1):
@@ -364,27 +364,27 @@ def ingest(
     path
         Repository.
     pairs
-        What to put in.
+        Pairs to put in.
     run
         Collection for the datasets ``science`` and ``template``.
     instrument
-        Name; it is registered if need be.
+        Name of the instrument; registered if it is not yet.
     transfer
-        ``direct``: files stay where they are; ``copy``, ``symlink``, ``hardlink``: they get a
-        place in the repository; ``convert``: they are read, and written as whitediff does, with
-        variances as the manifest says.
+        ``direct``: files stay where they are; ``copy``, ``symlink``, ``hardlink``: copied or
+        linked into the repository; ``convert``: read as the manifest says, with its variances,
+        and written in whitediff's format.
 
     Returns
     -------
     number
-        Of the pairs that were put in.
+        Number of pairs that were put in.
 
     Raises
     ------
     ArgumentError
-        If a transfer cannot hold what the manifest says, or a dataset is there already.
+        If a transfer cannot keep values of the manifest, or a dataset exists already.
     FileFormatError
-        If the repository does not know our storage classes, or a file cannot be read.
+        If the repository does not know whitediff's storage classes, or a file cannot be read.
     """
     check_repository(path)
     if transfer not in TRANSFERS:
@@ -395,7 +395,7 @@ def ingest(
         pairs = _numbered(butler, pairs, instrument)
         found = [_sky_and_time(pair) for pair in pairs]
         for template in {pair.template for pair in pairs if "://" not in pair.template}:
-            # Once a file is in, Butler goes by its size of now: a damaged one stays so.
+            # Open it now: Butler would record the size of a damaged file as the right one.
             with opened(split_extension(template)[0]):
                 pass
         register_instrument(butler.registry, instrument)
@@ -408,7 +408,7 @@ def ingest(
             butler.registry.registerDatasetType(dataset_type)
         try:
             if transfer == "convert":
-                # All of them or none: what was put in before a failure would be in the way.
+                # All or none: datasets put in before a failure would block the next attempt.
                 with butler.transaction():
                     _put(butler, pairs, instrument)
             else:
@@ -439,7 +439,7 @@ def _check_transfer(pair: Pair, transfer: str) -> None:
 
 
 def _numbered(butler: Butler, pairs: Sequence[Pair], instrument: str) -> list[Pair]:
-    """Pairs with visits: those without one follow the largest that there is."""
+    """Pairs with visit numbers: new numbers follow the largest known one."""
     records = butler.registry.queryDimensionRecords("visit", instrument=instrument, check=False)
     try:
         known = [record.id for record in records]
@@ -452,7 +452,7 @@ def _numbered(butler: Butler, pairs: Sequence[Pair], instrument: str) -> list[Pa
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where and when an exposure was taken."""
+    """Sky corners (degrees), begin (MJD, TAI; None if unknown) and exposure time of an exposure."""
 
     corners: Sequence[tuple[float, float]]
     begin: float | None
@@ -471,7 +471,7 @@ def _sky_and_time(pair: Pair) -> _Place:
         nx, ny = header.get("ZNAXIS1", header["NAXIS1"]), header.get("ZNAXIS2", header["NAXIS2"])
     wcs = celestial_wcs(header) or celestial_wcs(primary)
     if wcs is None:
-        # A place of no meaning: a visit must have one.
+        # Meaningless corners, since Butler requires a region for every visit.
         half = _HALF_ARCMIN
         corners: Sequence[tuple[float, float]] = (
             (0, -half),
@@ -521,7 +521,7 @@ def _polygon(corners: Iterable[tuple[float, float]]) -> lsst.sphgeom.ConvexPolyg
 
 
 def _day(place: _Place) -> int:
-    """The night, which begins at noon of its date."""
+    """Date YYYYMMDD of the night, which begins at noon (TAI)."""
     if place.begin is None:
         return _NO_DATE
     noon = astropy.time.Time(place.begin - 0.5, format="mjd", scale="tai")
@@ -531,7 +531,7 @@ def _day(place: _Place) -> int:
 def _register(
     butler: Butler, pairs: Sequence[Pair], places: Sequence[_Place], instrument: str
 ) -> None:
-    """Dimension records in the order in which they need each other."""
+    """Register dimension records, in the order of their dependence."""
     registry = butler.registry
     visits: dict[int, list[tuple[Pair, _Place]]] = defaultdict(list)
     for pair, place in zip(pairs, places, strict=True):
@@ -556,7 +556,7 @@ def _register(
             for _, each in members
             for corner in each.corners
         ]
-        # Another detector of a visit that is there widens its region.
+        # A further detector widens the region of a visit that is registered already.
         for known in registry.queryDimensionRecords("visit", instrument=instrument, visit=visit):
             corners += known.region.getVertices() if known.region is not None else []
         record: dict[str, Any] = {
@@ -597,7 +597,7 @@ def _datasets(
     run: str,
     instrument: str,
 ) -> list[FileDataset]:
-    """Files with the datasets in them: visits may share a template."""
+    """Files, each with all of its datasets: visits may share a template."""
     refs: dict[tuple[str, str], list[DatasetRef]] = defaultdict(list)
     for pair in pairs:
         data_id = DataCoordinate.standardize(_data_id(pair, instrument), universe=butler.dimensions)

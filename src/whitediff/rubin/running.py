@@ -1,4 +1,4 @@
-"""Running pipelines on a repository: in this process, or submitted to a batch system."""
+"""Run pipelines on a repository, and find the files for pipetask and BPS."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bps_file() -> Path:
     Returns
     -------
     path
-        File.
+        YAML file.
     """
     return Path(str(files("whitediff.rubin") / "bps" / "whitediff.yaml"))
 
@@ -60,7 +60,8 @@ def pipeline_file(name: str) -> str:
     Parameters
     ----------
     name
-        Name of one that comes with whitediff, or a file, possibly with ``#`` and labels of tasks.
+        Name of a pipeline that comes with whitediff, or a file; possibly with ``#`` and labels of
+        tasks.
 
     Returns
     -------
@@ -70,7 +71,7 @@ def pipeline_file(name: str) -> str:
     Raises
     ------
     ArgumentError
-        If it is neither.
+        If the name is neither.
     """
     text, hash_, labels = name.partition("#")
     known = pipelines()
@@ -99,19 +100,20 @@ def run_pipeline(
     repository
         Butler repository.
     pipeline
-        As for `pipeline_file`.
+        Name or file, as for `pipeline_file`.
     inputs
         Collections of the inputs, with commas between them.
     output
         Collection for the results.
     processes
-        How many quanta run side by side.
+        Number of quanta that run side by side.
     where
-        Expression that chooses data IDs.
+        Expression that selects data IDs.
     config
-        ``LABEL:FIELD=VALUE``.
+        Configuration of tasks, each ``LABEL:FIELD=VALUE``.
     resume
-        Go on with the last run of the output collection: what it has is not made again.
+        Whether to go on with the last run of the output collection: datasets that it has are not
+        made again.
 
     Raises
     ------
@@ -120,8 +122,8 @@ def run_pipeline(
 
     Notes
     -----
-    Files are read within the limits that hold here (`whitediff.formats.limits`).  Processes side by
-    side keep those of the first run of a program.
+    Files are read within the present limits (`whitediff.formats.limits`).  With several processes
+    the limits of the program's first run stay in force.
     """
     check_repository(repository)
     arguments = [
@@ -129,8 +131,8 @@ def run_pipeline(
         *("-j", str(processes), "--register-dataset-types"),
     ]
     if processes > 1:
-        # Quanta get a process each: forked from one that has imported what they need, most of
-        # what a process costs is spent once.
+        # Each quantum gets a process of its own.  Most of its cost, the imports, is spent only
+        # once if processes are forked from a server that has imported these modules.
         arguments += ["--start-method", "forkserver"]
         multiprocessing.set_forkserver_preload(list(_PRELOADED))
     if where is not None:
@@ -156,7 +158,7 @@ def run_pipeline(
 
 @contextlib.contextmanager
 def _limits_in_environment() -> Iterator[None]:
-    """Context in which processes that start have the limits of this one."""
+    """Context in which new processes inherit the limits of this one."""
     before = os.environ.get(limits.VARIABLE)
     os.environ[limits.VARIABLE] = limits.current().to_text()
     try:
@@ -169,30 +171,30 @@ def _limits_in_environment() -> Iterator[None]:
 
 
 def _is_begun(repository: str, output: str) -> bool:
-    """Whether there is a run to go on with: one that was killed early may have left none."""
+    """Whether there is a run to go on with; an early death may have left none."""
     with Butler.from_config(repository) as butler:
         try:
             return bool(butler.registry.getCollectionChain(output))
         except MissingCollectionError:
             return False
         except CollectionTypeError:
-            return True  # pipetask says what is wrong with it
+            return True  # pipetask reports what is wrong with the collection
 
 
 @dataclasses.dataclass
 class _Said:
-    """What pipetask said of a run.
+    """Messages of pipetask about a run.
 
     Attributes
     ----------
     reasons
-        Of its end.
+        Reasons of its end.
     quanta
-        Some of them failed.
+        Whether quanta failed.
     missing
-        Why there is nothing to do; empty where that is no error.
+        Reasons why there is nothing to do; empty if that is no error.
     empty
-        There is nothing to do.
+        Whether there is nothing to do.
     """
 
     reasons: list[str] = dataclasses.field(default_factory=list)
@@ -201,14 +203,14 @@ class _Said:
     empty: bool = False
 
     def keep_end(self, record: logging.LogRecord) -> bool:
-        # pipetask prints a traceback of whatever goes wrong, and ends with 1.
+        # pipetask would print a traceback of any error before it ends with 1.
         error = record.exc_info[1] if record.exc_info else None
         self.quanta |= isinstance(error, MPGraphExecutorError)
         self.reasons.append(record.getMessage() if error is None else one_line(error))
         return False
 
     def keep_missing(self, record: logging.LogRecord) -> bool:
-        """Take what a graph lacks from a page on how to debug the query."""
+        """Keep the missing datasets from a long message on how to debug the query."""
         if record.levelno < logging.ERROR:
             return True
         lines = [line.strip().rstrip(".") for line in record.getMessage().splitlines()]
@@ -217,7 +219,7 @@ class _Said:
 
     @staticmethod
     def without_traceback(record: logging.LogRecord) -> bool:
-        """The reason is in the message before; the rest is in the quantum's log."""
+        """Drop a traceback: the message has the reason, the quantum's log the rest."""
         record.exc_info = None
         return True
 
@@ -246,7 +248,7 @@ def _pipetask(repository: str, arguments: Sequence[str]) -> _Said:
     level = logging.getLogger("whitediff").getEffectiveLevel()
     levels = {
         "whitediff": logging.getLevelName(level),
-        # It warns of a program of Rubin's stack that nobody needs here.
+        # It warns that a program of Rubin's stack is missing, which is not needed here.
         "lsst.utils.packages": "ERROR",
     }
     options = [part for name in levels for part in ("--log-level", f"{name}={levels[name]}")]

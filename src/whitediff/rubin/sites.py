@@ -1,4 +1,4 @@
-"""Sites for BPS on Parsl that ctrl_bps_parsl does not have."""
+"""Sites for BPS on Parsl that ctrl_bps_parsl lacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["HTCondor"]
 
 
 class HTCondor(SiteConfig):
-    """A pool of HTCondor whose machines see the submit machine and its file system.
+    """HTCondor pool whose machines can reach the submit machine and its file system.
 
     Parameters
     ----------
@@ -26,8 +26,8 @@ class HTCondor(SiteConfig):
 
     Notes
     -----
-    Parsl submits pilots, each of which takes a slot and runs as many jobs side by side as the slot
-    has cores.  Values under ``site.<computeSite>``: ``max_slots`` (pilots at most),
+    Parsl submits pilots; each takes a slot and runs as many jobs side by side as the slot has
+    cores.  Values under ``site.<computeSite>``: ``max_slots`` (most pilots),
     ``cores_per_slot``, ``mem_per_slot`` (GB), ``walltime`` (HH:MM:SS), ``requirements``
     (ClassAd expression), ``scheduler_options`` (lines for the submit file).
     """
@@ -42,7 +42,7 @@ class HTCondor(SiteConfig):
         Returns
         -------
         executors
-            One.
+            List of the one executor.
         """
         cores = get_bps_config_value(self.site, "cores_per_slot", int, 1)
         memory = get_bps_config_value(self.site, "mem_per_slot", int, required=True)
@@ -78,6 +78,6 @@ class HTCondor(SiteConfig):
         Returns
         -------
         label
-            Of the only one.
+            Label of the only executor.
         """
         return "htcondor"

@@ -1,4 +1,4 @@
-"""What Butler can ask of our objects once they are in memory."""
+"""Butler storage classes of whitediff: configuration, and components of objects in memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STORAGE_CLASSES = ("WhitediffExposure", "WhitediffSolution", "WhitediffCatalog")
 
 
 def configuration() -> Config:
-    """What a repository's configuration has to contain.
+    """Configuration that a repository needs to store whitediff's objects.
 
     Returns
     -------
@@ -44,14 +44,14 @@ def configuration() -> Config:
 
 
 def register_storage_classes() -> None:
-    """Make our storage classes known in this process, whatever repositories know."""
+    """Make whitediff's storage classes known in this process, for any repository."""
     StorageClassFactory().addFromConfig(configuration())
 
 
 class ExposureDelegate(StorageClassDelegate):
     """Components and cut-outs of an exposure."""
 
-    def getComponent(self, composite: Exposure, componentName: str) -> Any:
+    def getComponent(self, composite: Exposure, componentName: str) -> object:
         """Take a component.
 
         Parameters
@@ -59,31 +59,31 @@ class ExposureDelegate(StorageClassDelegate):
         composite
             Exposure.
         componentName
-            Name of it, as the storage class has it.
+            Name of the component in the storage class.
 
         Returns
         -------
         component
-            None where the exposure has none.
+            Object of lsst.images; None if the exposure has no such component.
         """
         return exposure_component(composite, componentName)
 
     def handleParameters(
-        self, inMemoryDataset: Exposure, parameters: Mapping[str, Any] | None = None
+        self, inMemoryDataset: Exposure, parameters: Mapping[str, object] | None = None
     ) -> Exposure:
-        """Cut an exposure.
+        """Cut out a part of an exposure.
 
         Parameters
         ----------
         inMemoryDataset
             Exposure.
         parameters
-            ``bbox``: pixels to keep.
+            ``bbox``: box of the pixels to keep.
 
         Returns
         -------
         exposure
-            The part.
+            The part; the whole exposure without a box.
         """
         box = (parameters or {}).get("bbox")
         return inMemoryDataset if box is None else inMemoryDataset.cutout(box_of(box))
@@ -92,7 +92,7 @@ class ExposureDelegate(StorageClassDelegate):
 class SolutionDelegate(StorageClassDelegate):
     """Components of a solution."""
 
-    def getComponent(self, composite: Solution, componentName: str) -> Any:
+    def getComponent(self, composite: Solution, componentName: str) -> object:
         """Take a component.
 
         Parameters
@@ -105,7 +105,7 @@ class SolutionDelegate(StorageClassDelegate):
         Returns
         -------
         component
-            None where the solution has none.
+            Object of lsst.images; None if the solution has no PSF.
         """
         return solution_component(composite, componentName)
 
@@ -122,7 +122,7 @@ _OF_EXPOSURE: dict[str, Callable[[Exposure], Any]] = {
 }
 
 
-def exposure_component(exposure: Exposure, name: str) -> Any:
+def exposure_component(exposure: Exposure, name: str) -> object:
     """Component of an exposure.
 
     Parameters
@@ -130,12 +130,17 @@ def exposure_component(exposure: Exposure, name: str) -> Any:
     exposure
         Exposure.
     name
-        As the storage class has it.
+        Name of the component in the storage class.
 
     Returns
     -------
     component
-        None where the exposure has none.
+        Object of lsst.images; None if the exposure has no such component.
+
+    Raises
+    ------
+    AttributeError
+        If the storage class has no component of this name.
     """
     if name not in _OF_EXPOSURE:
         raise AttributeError(
@@ -144,7 +149,7 @@ def exposure_component(exposure: Exposure, name: str) -> Any:
     return _OF_EXPOSURE[name](exposure)
 
 
-def solution_component(solution: Solution, name: str) -> Any:
+def solution_component(solution: Solution, name: str) -> object:
     """Component of a solution.
 
     Parameters
@@ -157,7 +162,12 @@ def solution_component(solution: Solution, name: str) -> Any:
     Returns
     -------
     component
-        None where the solution has none.
+        Object of lsst.images; None if the solution has no PSF.
+
+    Raises
+    ------
+    AttributeError
+        If the name is neither.
     """
     if name not in ("kernel", "psf"):
         raise AttributeError(f"A solution has no component {name!r}; it has kernel, psf.")

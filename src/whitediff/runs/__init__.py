@@ -1,1 +1,1 @@
-"""From files to files: what commands, batches and pipelines run."""
+"""Runs of the commands, from files to files; also for batches and pipelines."""

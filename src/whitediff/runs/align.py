@@ -1,4 +1,4 @@
-"""A template in, the same on another image's pixels out."""
+"""Run of ``whitediff align``: resample a template to another image's pixels."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def run_alignment(template: object, science: object, options: AlignOptions) -> R
     Parameters
     ----------
     template
-        File, or what `whitediff.runs.inputs.read_image` takes.
+        File, or an object that `whitediff.runs.inputs.read_image` takes.
     science
-        Image whose pixels the template is resampled to, likewise.
+        Image whose pixel grid the template is resampled to; same types as template.
     options
         Options of ``whitediff align``; without an output nothing is written.
 
     Returns
     -------
     result
-        Resampled template, and how it was resampled.
+        Resampled template, its method and its accuracy.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     names = path_of(template), path_of(science)
     check_given(options, template, science)
@@ -87,7 +87,7 @@ def _named(given: object) -> str | None:
 
 
 def _describe(output: str, template: str | None, science: str | None, result: Resampled) -> None:
-    """Say what was made."""
+    """Log the method and the accuracy."""
     how = "placed by whole pixels on"
     if result.method is not None:
         rotation = turned(result.rotation, result.exposure.shape, "turned")

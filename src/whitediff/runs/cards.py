@@ -1,15 +1,21 @@
-"""What was done, for headers and for people."""
+"""Header cards and log messages that tell how a product was made."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..exposures.psf import Light
 from ..numerics.covariance import FLOOR
+
+if TYPE_CHECKING:
+    from ..decorrelation.exposures import Decorrelation
+    from ..detection.depth import Depth
+    from ..noise.widths import SignificanceWidth
+    from ..numerics.covariance import NoiseCovariance
 
 __all__ = [
     "Cards",
@@ -26,11 +32,12 @@ type Cards = dict[str, tuple[Any, str]]
 log = logging.getLogger("whitediff.runs")
 
 _MOST_WITHOUT_NOISE = 0.15
-"""Share of the frequencies.  With 10 %, of an image moved by half a pixel, differences were white;
-with 20 %, of one averaged with a Gaussian, their filtered variance ratio was 1.16."""
+"""Share of the frequencies without noise that is still harmless.  With 10 % (an image shifted by
+half a pixel) differences were white; with 20 % (an image averaged with a Gaussian) their filtered
+variance ratio was 1.16."""
 
 
-def values_of(cards: Cards) -> dict[str, Any]:
+def values_of(cards: Cards) -> dict[str, object]:
     """Values of cards.
 
     Parameters
@@ -46,13 +53,13 @@ def values_of(cards: Cards) -> dict[str, Any]:
     return {keyword: value for keyword, (value, _) in cards.items()}
 
 
-def decorrelation_cards(result: Any) -> Cards:
-    """Cards of the primary header that say what was done.
+def decorrelation_cards(result: Decorrelation) -> Cards:
+    """Cards of the primary header that describe a decorrelation.
 
     Parameters
     ----------
     result
-        `whitediff.decorrelation.exposures.Decorrelation`.
+        Result of the decorrelation.
 
     Returns
     -------
@@ -87,15 +94,15 @@ def decorrelation_cards(result: Any) -> Cards:
     }
 
 
-def depth_cards(depth: Any, zero_point: float | None) -> Cards:
-    """Cards of how faint a point source a product shows.
+def depth_cards(depth: Depth | None, zero_point: float | None) -> Cards:
+    """Cards of the depth of a product, its faintest point source.
 
     Parameters
     ----------
     depth
-        `whitediff.detection.depth.Depth`, or None.
+        Depth of the product; None if unknown.
     zero_point
-        Magnitude of a flux of 1, if it was given.
+        Magnitude of a flux of 1, if given.
 
     Returns
     -------
@@ -111,13 +118,13 @@ def depth_cards(depth: Any, zero_point: float | None) -> Cards:
     }
 
 
-def significance_cards(width: Any) -> Cards:
-    """Cards of how wide the significances of a product scatter where there is no source.
+def significance_cards(width: SignificanceWidth | None) -> Cards:
+    """Cards of the scatter of a product's significances between the sources.
 
     Parameters
     ----------
     width
-        `whitediff.noise.widths.SignificanceWidth`, or None.
+        Measured scatter; None if unknown.
 
     Returns
     -------
@@ -135,7 +142,7 @@ def significance_cards(width: Any) -> Cards:
 
 
 def _psf_cards(psf: Any) -> Cards:
-    """Cards of how fluxes measured with a PSF compare with those of the sources."""
+    """Cards of the share of a source's light in the PSF's images, and of its flux error."""
     if psf is None:
         return {}
     light = Light.of(psf)
@@ -145,8 +152,8 @@ def _psf_cards(psf: Any) -> Cards:
     }
 
 
-def _noise_cards(result: Any) -> Cards:
-    """Cards of a correction that varies, and of inputs that are not white."""
+def _noise_cards(result: Decorrelation) -> Cards:
+    """Cards of a correction that varies, and of inputs whose noise is not white."""
     cards: Cards = {}
     if result.local is not None:
         cards |= {
@@ -168,15 +175,18 @@ def _noise_cards(result: Any) -> Cards:
     return cards
 
 
-def report_noise_floor(noises: Iterable[tuple[Any, Any]], unconvolved: str | None = None) -> None:
-    """Say where an input has too little noise to be made white.
+def report_noise_floor(
+    noises: Iterable[tuple[str, NoiseCovariance | None]], unconvolved: str | None = None
+) -> None:
+    """Log inputs that at some frequencies have too little noise to be made white.
 
     Parameters
     ----------
     noises
-        What each input is called, and its noise covariance or None.
+        Name of each input, and its noise covariance or None.
     unconvolved
-        Which of them was not convolved: where it lacks noise, the difference has none.
+        Name of the input that was not convolved: at frequencies at which it has no noise, the
+        difference may have none either.
     """
     for name, noise in noises:
         if noise is None or noise.floored_fraction == 0:
@@ -199,15 +209,15 @@ def report_noise_floor(noises: Iterable[tuple[Any, Any]], unconvolved: str | Non
             )
 
 
-def report_inputs_floor(result: Any, science: str, template: str) -> None:
-    """The same of the two inputs of a decorrelation.
+def report_inputs_floor(result: Decorrelation, science: str, template: str) -> None:
+    """Log science and template by `report_noise_floor`.
 
     Parameters
     ----------
     result
-        `whitediff.decorrelation.exposures.Decorrelation`.
+        Result of the decorrelation.
     science, template
-        What they are called.
+        Names of the two images in messages.
     """
     report_noise_floor(
         ((science, result.science_noise), (template, result.template_noise)),

@@ -1,4 +1,4 @@
-"""An image in, how white its noise is out."""
+"""Run of ``whitediff check``: measure how white the noise of an image is."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ class Checked:
     Attributes
     ----------
     name
-        Image.
+        Name of the image.
     is_score
-        It is a score, whose noise is correlated by design.
+        Whether the image is a score, whose noise is correlated by design.
     filter
         Filter in words; None for a score.
     sources
         How sources were found, in words.
     after, before
-        `Whiteness` or, of a score, `ScoreNoise`: of the image, and of the one before
-        decorrelation, where that is known.
+        Noise of the image, and of the difference before decorrelation if known: `Whiteness`, or
+        `ScoreNoise` for a score.
     map, before_map
-        The same cell by cell; None where that was not wanted.
+        Noise cell by cell, of the same two images; None if no map was asked for.
     """
 
     name: str
@@ -79,13 +79,13 @@ class Checked:
     map: VarianceMap | None = None
     before_map: VarianceMap | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings.
+    def to_dict(self) -> dict[str, object]:
+        """Plain numbers and strings, for JSON.
 
         Returns
         -------
         values
-            For a JSON file.
+            Ready for a JSON file.
         """
 
         def plain(one: Any) -> Any:
@@ -105,7 +105,7 @@ class Checked:
 
 @dataclasses.dataclass(frozen=True)
 class _Filter:
-    """Point spread function that an image is filtered with."""
+    """Filter: a PSF at the middle of the image, in words, and as a function of x and y."""
 
     psf: Array
     description: str
@@ -114,7 +114,7 @@ class _Filter:
 
 @dataclasses.dataclass(frozen=True)
 class _Image:
-    """An image to measure."""
+    """An image and its source-free pixels."""
 
     name: str
     pixels: Array
@@ -127,7 +127,7 @@ def run_check(image: object, options: CheckOptions) -> Checked:
     Parameters
     ----------
     image
-        Difference or score: a file, or what `whitediff.runs.inputs.read_image` takes.
+        Difference or score: a file, or an object that `whitediff.runs.inputs.read_image` takes.
     options
         Options of ``whitediff check``.
 
@@ -139,7 +139,7 @@ def run_check(image: object, options: CheckOptions) -> Checked:
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     check_given(options, image)
     name = name_of(image, "image")
@@ -154,7 +154,7 @@ def run_check(image: object, options: CheckOptions) -> Checked:
         images = [_Image(name, exposure.data, ~(_bad(exposure) | sources))]
         earlier = _before(image, options.before, exposure.shape)
         if earlier is not None:
-            # The same pixels and the same plane: what changes is the image alone.
+            # The same pixels and variance plane, so that only the correction makes a change.
             good = images[0].good & np.isfinite(earlier.data)
             images.append(_Image(str(earlier.source), earlier.data, good))
         measured = [_measured(each, exposure, chosen, options) for each in images]
@@ -186,13 +186,13 @@ def _is_file_of_score(image: object) -> bool:
 
 
 def _bad(exposure: Exposure) -> Array:
-    """Pixels that prove nothing."""
+    """Pixels that are left out of all measurements."""
     planes = (*masks.DEFAULT_IGNORE_MASK_PLANES, masks.CONTAMINATED, "SUSPECT")
     return masks.flagged(exposure.mask, planes)
 
 
 def _filter(exposure: Exposure, name: str, options: CheckOptions) -> _Filter:
-    """Filter that detection would use."""
+    """Filter that detection would use, or the Gaussian that was asked for."""
     sigma, box = options.sigma, exposure.bbox
     if sigma is not None and exposure.is_score:
         raise ArgumentError.of(
@@ -219,7 +219,7 @@ def _filter(exposure: Exposure, name: str, options: CheckOptions) -> _Filter:
 
 
 def _local_psf(psf: PointSpreadFunction) -> Callable[[float, float], Array | None] | None:
-    """PSF of a place as a function of x and y; None where one image says it all."""
+    """PSF as a function of x and y; None if it is the same everywhere."""
     if isinstance(psf, KernelPointSpreadFunction) and psf.kernel.is_constant:
         return None
 
@@ -269,7 +269,7 @@ def _sources_on(given: object, role: str, exposure: Exposure, name: str) -> Arra
 
 
 def _before(image: object, before: object, shape: tuple[int, int]) -> Exposure | None:
-    """Difference that the image was made from, if it can be found."""
+    """Difference before decorrelation: the given one, else the file that the header names."""
     name = name_of(image, "image")
     if before is not None:
         exposure = read_image(before, "difference before")
@@ -304,7 +304,7 @@ def _before(image: object, before: object, shape: tuple[int, int]) -> Exposure |
 
 @dataclasses.dataclass(frozen=True)
 class _Measured:
-    """What was measured on an image: its noise, and what a picture needs besides."""
+    """Noise of an image: on the frame, cell by cell, and as the picture draws it."""
 
     noise: Whiteness | ScoreNoise
     cells: VarianceMap | None
@@ -336,7 +336,7 @@ def _measured(
 def _cells(wanted: tuple[int, int] | None, shape: tuple[int, int]) -> tuple[int, int] | None:
     if wanted is None or wanted != CheckOptions.map:
         return wanted
-    # What nobody asked for may not fail on a small image.
+    # The default map, which the user did not ask for, must not fail on a small image.
     rows, columns = (
         max(1, min(n, size // MINIMUM_CELL)) for n, size in zip(wanted, shape, strict=True)
     )

@@ -1,4 +1,4 @@
-"""An exposure of any format in, the same in another out."""
+"""Run of ``whitediff convert``: write an exposure in another format."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def run_conversion(file: str, kernel: str | None, options: ConvertOptions) -> No
     file
         Image or difference of any format.
     kernel
-        File of its kernel, where that is elsewhere.
+        File with the kernel, if the difference's file has none.
     options
         Options of ``whitediff convert``.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     output = options.output
     if output is None:

@@ -1,4 +1,4 @@
-"""A difference that somebody made in, the same with white noise out."""
+"""Run of ``whitediff decorrelate``: whiten the noise of a difference made elsewhere."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ log = logging.getLogger("whitediff.runs")
 
 @dataclasses.dataclass(frozen=True)
 class _Names:
-    """Names of what was given, for messages."""
+    """Names of the inputs, for messages."""
 
     science: str
     template: str
@@ -61,21 +61,21 @@ def run_decorrelation(
     Parameters
     ----------
     science, template, difference
-        Files, or what `whitediff.runs.inputs.read_image` takes.
+        Files, or objects that `whitediff.runs.inputs.read_image` takes.
     kernel
-        Matching kernel: a file, a kernel or an image of it; None where the difference has it.
+        Matching kernel: a file, a kernel or an image of it; None if the difference has it.
     options
         Options of ``whitediff decorrelate``; without an output nothing is written.
 
     Returns
     -------
     result
-        Decorrelated difference, and what was done.
+        Decorrelated difference, and the numbers of the correction.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     paths = [path_of(each) for each in (science, template, difference, kernel)]
     check_given(options, science, template, difference, kernel)
@@ -123,7 +123,7 @@ def run_decorrelation(
             "options": how,
         }
         exposures = (inputs["science"], inputs["template"], whole)
-        # What is wrong with kernels and PSFs is wrong with the difference's.
+        # An error of a kernel or PSF names no file: it concerns the difference.
         with naming(names.difference):
             at_one_place = options.x_center is not None or options.y_center is not None
             if len(regions) > 1 and not at_one_place and not options.score:
@@ -158,7 +158,7 @@ def run_decorrelation(
 
 
 def _difference(given: object, kernel: object, options: DecorrelateOptions) -> Difference:
-    """Difference with its kernel, as far as they are known."""
+    """Difference with its kernel, and with the regions' directions of convolution if known."""
     files = (str, os.PathLike)
     if isinstance(given, files) and (kernel is None or isinstance(kernel, files)):
         return formats.read_difference(
@@ -195,7 +195,7 @@ def _options(
         noise=options.whitening.noise,
         fill=options.whitening.fill,
         score_filter="documented" if is_documented else "compact",
-        # At one place, or on the documented grid, means one correction for all of the image.
+        # A kernel at one place, or the documented grid, means one correction for the whole image.
         spatially_varying=not (options.whitening.constant or at_one_place or is_documented),
         ignore_mask_planes=masks.DEFAULT_IGNORE_MASK_PLANES if planes is None else planes,
         required_mask_planes=planes or (),
@@ -212,7 +212,7 @@ def _number(variance: VarianceSource | float | None) -> float | None:
 def _levels(
     given: Difference, inputs: Mapping[str, object], options: DecorrelateOptions
 ) -> dict[str, ReadingOptions]:
-    """How the inputs are read: with the noise that the software was given, where nobody says it."""
+    """Reading options of the inputs, with the other software's noise files if none are given."""
     levels = {"science": options.science, "template": options.template}
     for name, file in given.variance_files.items():
         own, path = levels[name], inputs[name]
@@ -226,9 +226,9 @@ def _levels(
 def _checked(
     whole: Exposure, inputs: Mapping[str, Exposure], direction: Direction, names: _Names
 ) -> Exposure:
-    """Difference on the science image's level, if its kernel is its own."""
+    """Difference at the science image's flux level; warn if the kernel may be another's."""
     images = inputs["science"], inputs["template"]
-    # Before it is compared with what the kernel makes, which a white one is not.
+    # First, since a white difference would not agree with the one that its kernel makes.
     refuse_white(*images, whole, whole.kernel, convolved=direction)
     scale, doubt = formats.kernel_doubt(whole, *images, direction)
     if doubt:
@@ -263,7 +263,7 @@ def _describe(name: str, result: Decorrelation) -> None:
 
 
 def _on_level(difference: Exposure, scale: float, science: str) -> Exposure:
-    """Difference on the level of the science image."""
+    """Difference divided by its scale, so that it has the science image's flux level."""
     log.warning(
         "%s: is on %.4g times the level of %s; it is multiplied by %.4g, so that its fluxes and"
         " errors are those of the science image.",
@@ -301,7 +301,7 @@ def _complete(
             "carries no kernel (no KERNEL extension); name the kernel's file as fourth argument.",
         )
     formats.check_kernel(difference.kernel, difference.bbox, names.kernel or names.difference)
-    # With both directions in one frame, neither PSF is the difference's.
+    # With both directions in one frame, neither input's PSF holds for the whole difference.
     unconvolved = inputs[opposite(direction or "template")]
     if options.psf is not None:
         difference.psf = read_psf(options.psf, difference.bbox, "PSF of the difference")
@@ -327,16 +327,17 @@ def complete_planes(
     Parameters
     ----------
     difference
-        Exposure.
+        Difference to complete; its header is changed in place.
     inputs
-        Exposures that it was made of, on the same pixels: the planes of all masks are united.
+        Name → exposure that the difference was made of, on the same pixels.  The planes of all
+        their masks are united.
     wcs_from
-        That whose WCS it shares.
+        Exposure whose WCS the difference gets.
 
     Returns
     -------
     difference
-        Exposure; its header is changed in place.
+        Difference with the mask and WCS.
     """
     mask = difference.mask
     if not mask.names:

@@ -1,4 +1,4 @@
-"""A difference of stacks that somebody made in, the same with white noise out."""
+"""Run of ``whitediff decorrelate-stack``: whiten the noise of a difference of stacks."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def run_stack_decorrelation(
     Parameters
     ----------
     difference
-        File, or what `whitediff.runs.inputs.read_image` takes.
+        File, or an object that `whitediff.runs.inputs.read_image` takes.
     options
         Options of ``whitediff decorrelate-stack``; without an output nothing is written.
 
     Returns
     -------
     result
-        Decorrelated difference, and what was done.
+        Decorrelated difference, and the numbers of the correction.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     members = (*options.science, *options.template)
     name = name_of(difference, "difference")
@@ -76,7 +76,7 @@ def run_stack_decorrelation(
         }
         exposure, sources = _with_sources(exposure, sides, begin)
         begin("correction")
-        # What is wrong with kernels and PSFs is wrong with the difference's.
+        # An error of a kernel or PSF names no file: it concerns the difference.
         with naming(name):
             result = decorrelate_stack(
                 exposure,
@@ -153,7 +153,7 @@ def _member(path: object, kernel: object, exposure: Exposure, weight: float) -> 
 def _with_sources(
     exposure: Exposure, sides: dict[str, list[StackMember]], begin: Callable[[str], None]
 ) -> tuple[Exposure, PairSources | None]:
-    """Difference with the planes that its file lacks, and the sources of its images."""
+    """Difference with the mask and WCS that its file lacks, and the sources of its images."""
     inputs = {
         f"{name} {i}": member.exposure
         for name, members in sides.items()
@@ -185,7 +185,7 @@ def _cards_of_inputs(difference: object, options: DecorrelateStackOptions) -> Ca
 
 
 def _stack_cards(result: StackDecorrelation, weights: dict[str, tuple[float, ...] | None]) -> Cards:
-    """Cards of the primary header that say what was done."""
+    """Cards of the primary header that describe the decorrelation."""
     options = result.options
     cards: Cards = {
         "WDTASK": ("decorrelate-stack", "made by"),
@@ -221,7 +221,7 @@ def _stack_cards(result: StackDecorrelation, weights: dict[str, tuple[float, ...
 
 
 def _noise_cards(result: StackDecorrelation) -> Cards:
-    """Cards of members that are not white, a value for each, - for those that are."""
+    """Cards of the noise of members: a list with one value for each, - for white noise."""
     cards: Cards = {}
     for name, noises in (
         ("science", result.science_noises),

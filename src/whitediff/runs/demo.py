@@ -1,4 +1,4 @@
-"""The whole way on simulated images."""
+"""Run of ``whitediff demo``: all steps, on simulated images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_demo(output: Path, *, overwrite: bool = False) -> list[Checked]:
     Returns
     -------
     checked
-        What was measured of the difference, and of the score.
+        Noise of the difference, and of the score.
     """
     simulated = output / "simulated"
     with together():
@@ -59,7 +59,7 @@ def run_demo(output: Path, *, overwrite: bool = False) -> list[Checked]:
 
 
 def _write_uncorrected(simulated: Path, difference: Path, output: Path, *, overwrite: bool) -> None:
-    """The same difference before decorrelation: from the kernel that was fitted."""
+    """Write the difference before decorrelation, made with the fitted kernel."""
     solution = formats.read_solution(difference)
     uncorrected = subtract(
         formats.read_exposure(simulated / "science.fits"),

@@ -1,4 +1,4 @@
-"""A difference in, a catalogue of its sources out."""
+"""Run of ``whitediff detect``: a catalogue of the sources on a difference."""
 
 from __future__ import annotations
 
@@ -36,19 +36,20 @@ def run_detection(difference: object, options: DetectOptions) -> Table:
     Parameters
     ----------
     difference
-        File, or what `whitediff.runs.inputs.read_image` takes.
+        File, or an object that `whitediff.runs.inputs.read_image` takes.
     options
         Options of ``whitediff detect``; without an output nothing is written.
 
     Returns
     -------
     catalogue
-        Columns as of `whitediff.detection.exposures.detect`.
+        Columns as from `whitediff.detection.exposures.detect`, or from `run_measurement` for
+        given positions.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     if options.at is not None:
         if options.score is not None:
@@ -76,26 +77,26 @@ def run_detection(difference: object, options: DetectOptions) -> Table:
 
 
 def run_measurement(difference: object, at: object, options: MeasureOptions) -> Table:
-    """Measure a difference at given positions, whether or not anything is there.
+    """Measure a difference at given positions, whether or not a source is there.
 
     Parameters
     ----------
     difference
-        File, or what `whitediff.runs.inputs.read_image` takes.
+        File, or an object that `whitediff.runs.inputs.read_image` takes.
     at
-        Table with positions, x and y or ra and dec, or its file.
+        Table with positions (x and y, or ra and dec), or its file.
     options
-        How it is measured; without an output nothing is written.
+        Options of the measurement; without an output nothing is written.
 
     Returns
     -------
     catalogue
-        Columns as of `whitediff.detection.exposures.forced_photometry`.
+        Columns as from `whitediff.detection.exposures.forced_photometry`.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     check_given(options, difference, at if isinstance(at, str) else ())
     with running(options.running), stages("Measuring", 3) as begin:
@@ -125,7 +126,7 @@ def read_positions(given: object) -> Table:
     Raises
     ------
     ArgumentError
-        If it is no table.
+        If it cannot be made a table.
     """
     if isinstance(given, str | os.PathLike):
         return read_catalog(os.fspath(given))
@@ -143,7 +144,7 @@ def read_positions(given: object) -> Table:
 def _finish(
     catalog: Table, exposure: Exposure, options: MeasureOptions, begin: Callable[[str], None]
 ) -> None:
-    """Write what was asked for."""
+    """Write the catalogue and the regions, if asked for."""
     catalog.meta["image"] = str(exposure.source)
     begin("writing")
     if options.output is not None:
@@ -154,7 +155,7 @@ def _finish(
 
 
 def _difference(given: object, options: MeasureOptions) -> tuple[Exposure, DetectionOptions]:
-    """Difference, and how it is measured."""
+    """Difference, and the options of its measurement."""
     name = name_of(given, "difference")
     variance = options.variance
     if isinstance(variance, float) and not 0 < variance < math.inf:
@@ -170,7 +171,7 @@ def _difference(given: object, options: MeasureOptions) -> tuple[Exposure, Detec
             " same images, and the score with --score.",
         )
     if isinstance(variance, float):
-        # Also in place of a plane that the file has.
+        # A given number replaces even a variance plane in the file.
         exposure = exposure.replaced(variance=np.full(exposure.shape, variance, np.float32))
     if options.psf is not None:
         exposure.psf = read_psf(options.psf, exposure.bbox)

@@ -1,4 +1,4 @@
-"""Two images in, how well injected sources are found out."""
+"""Run of ``whitediff evaluate``: inject sources, and measure how well they are found."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class Evaluated:
     Attributes
     ----------
     numbers
-        Completeness, purity, biases and pulls: what evaluate.json holds.
+        Completeness, purity, biases and pulls: the contents of evaluate.json.
     sources
-        Table of all sources that were injected, and what was found of them.
+        Table of all injected sources and their detections.
     """
 
     numbers: dict[str, Any]
@@ -82,13 +82,13 @@ class _Pair:
 
 @dataclasses.dataclass(frozen=True)
 class _SimulatedPair:
-    """Two new images for each realisation; without transients, which nobody injected."""
+    """Two newly simulated images for each realisation."""
 
     seed: int
     simulation: SimulationOptions
 
     def __call__(self, number: int) -> tuple[Exposure, Exposure]:
-        # A stream of its own: that of [seed, number] draws the sources.
+        # A random stream of its own: the stream of [seed, number] draws the injected sources.
         own = int(np.random.SeedSequence([self.seed, number, 1]).generate_state(1)[0])
         made = simulate(dataclasses.replace(self.simulation, seed=own))
         return simulated_exposure(made, "science"), simulated_exposure(made, "template")
@@ -100,17 +100,18 @@ def run_evaluation(
     options: EvaluateOptions,
     simulation: Mapping[str, Any] | None = None,
 ) -> Evaluated:
-    """Inject sources, subtract, detect and compare, many times, and write what was found.
+    """Inject sources, subtract, detect and compare, many times, and write the results.
 
     Parameters
     ----------
     science, template
-        Files, or what `whitediff.runs.inputs.read_image` takes; None where pairs are simulated.
+        Files, or objects that `whitediff.runs.inputs.read_image` takes; None if simulated.
     options
         Options of ``whitediff evaluate``; without an output nothing is written.
     simulation
-        Options of ``whitediff simulate`` by which pairs are simulated, as
-        `whitediff.runs.simulate.simulation_options` takes them; None for the given images.
+        Options of ``whitediff simulate`` for pairs that are simulated, as
+        `whitediff.runs.simulate.simulation_options` takes them; None to use the given images.
+        No transients are simulated unless asked for: they would count as false detections.
 
     Returns
     -------
@@ -120,7 +121,7 @@ def run_evaluation(
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     check_given(options, science, template)
     names = _outputs(options)
@@ -202,19 +203,19 @@ def _can_draw() -> bool:
 def _gain(
     pair: Callable[[int], tuple[Exposure, Exposure]], options: EvaluateOptions, *, fresh: bool
 ) -> float | None:
-    """Electrons per count, where photon noise is drawn."""
+    """Electrons per count; None if no photon noise is drawn."""
     if fresh and not options.photon_noise:
         return None
     with stages("Evaluating", 1) as begin:
         begin("reading")
-        # What is wrong with the images is said once, not by every realisation.
+        # Faults of the images are reported here once, not by every realisation.
         first, _ = pair(0)
         levels = ReadingOptions() if fresh else options.science
         return photon_gain(first, levels) if options.photon_noise else None
 
 
 def _realised(setting: Setting, options: EvaluateOptions) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Realisations that succeeded, and what went wrong in the others."""
+    """Realisations that succeeded, and the errors of the others."""
     processes = min(options.processes or available_threads(), options.realizations)
     done: list[Any] = []
     failed: list[tuple[int, Exception]] = []
@@ -239,7 +240,7 @@ def _realised(setting: Setting, options: EvaluateOptions) -> tuple[list[Any], li
 
 @contextlib.contextmanager
 def _quiet_realisations() -> Iterator[None]:
-    """What every realisation would say again stays unsaid, unless the user wants to know more."""
+    """Mute messages that every realisation would repeat, unless the user asked for details."""
     logger = logging.getLogger("whitediff")
     level, verbose = logger.level, logger.level <= logging.DEBUG
     own = log.level

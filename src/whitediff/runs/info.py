@@ -1,4 +1,4 @@
-"""Files in, descriptions of them out."""
+"""Run of ``whitediff info``: describe files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run_description(files: Sequence[str], options: InfoOptions) -> list[Descript
     reading = logging.getLogger("whitediff.formats")
     muted = [(handler, _is_of_others) for handler in logger.handlers]
     with running(options.running):
-        # What is said while reading is part of the description.
+        # Messages of the readers are part of the description, so users do not see them twice.
         reading.propagate = True
         for handler, each in muted:
             handler.addFilter(each)

@@ -1,4 +1,4 @@
-"""An image in, the same with point sources of known flux out."""
+"""Run of ``whitediff inject``: add point sources of known flux to an image."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ log = logging.getLogger("whitediff.runs")
 
 @dataclasses.dataclass(frozen=True)
 class Injected:
-    """An image with sources in it.
+    """An image with injected sources.
 
     Attributes
     ----------
     exposure
-        Image.
+        Image with the sources.
     sources
-        Table of what was added.
+        Table of the injected sources.
     """
 
     exposure: Exposure
@@ -51,19 +51,19 @@ def run_injection(science: object, options: InjectOptions) -> Injected:
     Parameters
     ----------
     science
-        File, or what `whitediff.runs.inputs.read_image` takes.
+        File, or an object that `whitediff.runs.inputs.read_image` takes.
     options
         Options of ``whitediff inject``; without an output nothing is written.
 
     Returns
     -------
     injected
-        Image, and what was added to it.
+        Image, and the sources added to it.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     _check_usage(options)
     check_given(options, science)
@@ -94,7 +94,7 @@ def run_injection(science: object, options: InjectOptions) -> Injected:
             if options.sources is None:
                 raise
             raise ArgumentError.of(name_of(options.sources, "sources"), f"{error}") from error
-        # What is measured from stars is a guess that the file should not state as its own.
+        # A PSF measured from stars is an estimate, which the file must not state as its own.
         injected.psf = own_psf
         begin("writing")
         is_drawn = options.sources is None or gain is not None
@@ -146,7 +146,7 @@ def _check_usage(options: InjectOptions) -> None:
 
 
 def _random(exposure: Exposure, options: InjectOptions, rng: np.random.Generator) -> Table:
-    """Random sources."""
+    """Table of random sources."""
     assert options.random is not None
     noise = None
     if options.difference is not None:
@@ -162,14 +162,14 @@ def _random(exposure: Exposure, options: InjectOptions, rng: np.random.Generator
 
 
 def photon_gain(exposure: Exposure, options: ReadingOptions) -> float:
-    """Gain with which photon noise is drawn.
+    """Gain for drawing photon noise.
 
     Parameters
     ----------
     exposure
         Science exposure.
     options
-        How it was read.
+        Options with which it was read.
 
     Returns
     -------
@@ -179,7 +179,7 @@ def photon_gain(exposure: Exposure, options: ReadingOptions) -> float:
     Raises
     ------
     ArgumentError
-        If there is none, or it is not positive.
+        If the gain is unknown or not positive, or the exposure time of an image of rates unknown.
     """
     found = photon_header(exposure.header, exposure.primary_header, options)
     if found.expected is None:

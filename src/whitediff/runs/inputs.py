@@ -1,4 +1,4 @@
-"""What a run works on, from files or from memory."""
+"""Inputs of a run, from files or from memory."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def path_of(given: object) -> str | None:
     Returns
     -------
     path
-        Of something in memory None, unless it says which file it was read from.
+        Name of the file; for an object in memory, the file that it was read from, else None.
     """
     if isinstance(given, str | os.PathLike):
         return os.fspath(given)
     if isinstance(given, astropy.io.fits.HDUList):
         return given.filename()
     source = getattr(given, "source", None)
-    # What came from memory has a name that is none of a file.
+    # The source of an object made in memory is a name that belongs to no file.
     is_file = isinstance(source, str) and os.path.exists(split_name(source)[0])
     return source if is_file else None
 
@@ -69,12 +69,12 @@ def name_of(given: object, role: str) -> str:
     given
         File, or something in memory.
     role
-        Part that it has in the run, such as ``science image``.
+        Role of the input in the run, such as ``science image``.
 
     Returns
     -------
     name
-        File, or the role.
+        Name of the file, else of the object's source, else the role.
     """
     source = getattr(given, "source", None)
     return path_of(given) or (source if isinstance(source, str) else f"the {role}")
@@ -83,7 +83,7 @@ def name_of(given: object, role: str) -> str:
 def read_image(
     given: object, role: str, options: ReadingOptions | None = None, *, needs_variance: bool = False
 ) -> Exposure:
-    """Read an image from whatever holds one.
+    """Read an image from a file or from memory.
 
     Parameters
     ----------
@@ -91,21 +91,22 @@ def read_image(
         File; `whitediff.Exposure`; CCDData or NDData; HDUList; object of lsst.images; or an array
         ``(ny, nx)``, which may be masked.
     role
-        Part that it has in the run, for messages.
+        Role of the image in the run, for messages.
     options
         How it is read.
     needs_variance
-        If False, an image without a variance plane gets NaN for it; else it is measured.
+        Whether to measure the variance of an image without a variance plane; else the plane is
+        NaN.
 
     Returns
     -------
     exposure
-        `whitediff.Exposure`; not copied where it is one.
+        `whitediff.Exposure`; an exposure that was given is not copied.
 
     Raises
     ------
     ArgumentError
-        If it is none of these.
+        If given is none of these types.
     """
     options = options or ReadingOptions()
     if isinstance(given, str | os.PathLike):
@@ -145,7 +146,7 @@ def read_image(
 
 
 def _hdus(array: np.ndarray[Any, Any], name: str) -> astropy.io.fits.HDUList:
-    """Array as a file would hold it."""
+    """Array as the HDUs of a file; a mask becomes the extension MASK."""
     if array.ndim != 2 or array.dtype.kind not in "iuf":
         raise ArgumentError.of(
             name,
@@ -164,9 +165,9 @@ def _hdus(array: np.ndarray[Any, Any], name: str) -> astropy.io.fits.HDUList:
 def _hdus_of_nddata(
     given: Any, name: str
 ) -> tuple[astropy.io.fits.HDUList, PointSpreadFunction | None]:
-    """CCDData or NDData as a file would hold it, and its PSF."""
+    """CCDData or NDData as the HDUs of a file, and its PSF."""
     has_noise = given.uncertainty is not None
-    # Without one it is measured, as that of a file is.
+    # Without an uncertainty no VARIANCE is written, so the noise is measured as for a file.
     exposure = from_ccddata(given, variance=None if has_noise else 1.0, source=name)
     header = exposure.header.copy()
     if exposure.unit is not None:
@@ -184,7 +185,7 @@ def _hdus_of_nddata(
 
 
 def read_input(given: object, options: ReadingOptions, role: str = "image") -> Exposure:
-    """Read a science image or template, with its variance from wherever there is one.
+    """Read a science image or template, with its variance: given, from the file or measured.
 
     Parameters
     ----------
@@ -216,9 +217,9 @@ def read_psf(given: object, bounds: Box, role: str = "PSF") -> PointSpreadFuncti
         File; PSF of whitediff or lsst.images; model of photutils (GriddedPSFModel, ImagePSF, …);
         function of x and y that returns images; or an image ``(ky, kx)`` of it.
     bounds
-        Box of the exposure that it is of.
+        Box of the exposure that has the PSF.
     role
-        Part that it has in the run, for messages.
+        Role of the PSF in the run, for messages.
 
     Returns
     -------
@@ -228,7 +229,7 @@ def read_psf(given: object, bounds: Box, role: str = "PSF") -> PointSpreadFuncti
     Raises
     ------
     ArgumentError
-        If it is none of these.
+        If given is none of these types.
     """
     if isinstance(given, str | os.PathLike):
         return formats.read_psf(str(os.fspath(given)), bounds=bounds)
@@ -268,7 +269,7 @@ def read_kernel(given: object, bounds: Box) -> ConvolutionKernel:
     Raises
     ------
     ArgumentError
-        If it is none of these.
+        If given is none of these types.
     """
     if isinstance(given, str | os.PathLike):
         return formats.read_kernel(str(os.fspath(given)), bounds=bounds)
@@ -285,19 +286,19 @@ def read_kernel(given: object, bounds: Box) -> ConvolutionKernel:
 
 
 def check_usable(exposure: Exposure, planes: tuple[str, ...]) -> None:
-    """Make sure that an exposure has something to work with.
+    """Refuse an exposure without any usable pixel.
 
     Parameters
     ----------
     exposure
-        Exposure.
+        Exposure to check.
     planes
-        Mask planes whose pixels do not count.
+        Mask planes whose pixels are unusable.
 
     Raises
     ------
     DataError
-        If no pixel is finite, or none of those is unmasked.
+        If no pixel is finite, or every finite pixel is masked.
     """
     finite = np.isfinite(exposure.data)
     if not finite.any():

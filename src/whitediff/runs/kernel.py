@@ -1,4 +1,4 @@
-"""A file with a kernel or PSF in, the same as plain images out."""
+"""Run of ``whitediff kernel``: write a kernel or PSF as plain images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run_kernel(file: str, options: KernelOptions) -> None:
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     output = options.output
     if output is None:

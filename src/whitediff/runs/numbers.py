@@ -1,4 +1,4 @@
-"""Numbers that say how good a product is, for machines."""
+"""Numbers that tell the quality of a product, for JSON files."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ NUMBERS = {
     "WDMAGLIM": "limiting_magnitude",
     "WDSGWID": "significance_width",
 }
-"""Cards of a product, and what they are called in the results."""
+"""Keyword of a product's card → its name in the results."""
 
 _SAMPLE = 1 << 22
-"""Pixels on which whiteness is measured, at least: its error is below 0.2 % then."""
+"""Least number of pixels on which whiteness is measured: its error is then below 0.2 %."""
 
 
-def numbers_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of a product that JSON can hold.
+def numbers_of(values: Mapping[str, object]) -> dict[str, object]:
+    """Numbers of a product, ready for JSON.
 
     Parameters
     ----------
     values
-        Keyword → value of its cards.
+        Keyword → value of the product's cards.
 
     Returns
     -------
     numbers
-        Name, as `NUMBERS` has it → value; without those that are missing or not finite.
+        Name from `NUMBERS` → value, without values that are missing or not finite.
     """
     found = {}
     for card, name in NUMBERS.items():
@@ -74,7 +74,7 @@ def numbers_of(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def write_numbers(path: Path, numbers: Any, *, overwrite: bool = False) -> None:
+def write_numbers(path: Path, numbers: object, *, overwrite: bool = False) -> None:
     """Write numbers as JSON.
 
     Parameters
@@ -82,14 +82,14 @@ def write_numbers(path: Path, numbers: Any, *, overwrite: bool = False) -> None:
     path
         File, or ``-`` for standard output.
     numbers
-        What JSON can hold.
+        Numbers, texts, lists and dictionaries that JSON can hold.
     overwrite
         Whether an existing file may be replaced.
 
     Raises
     ------
     OutputExistsError, FileFormatError
-        As by `whitediff.outputs.replacing`.
+        From `whitediff.outputs.replacing`.
     """
     text = json.dumps(numbers, indent=1, allow_nan=False) + "\n"
     if is_stream(path):
@@ -107,12 +107,12 @@ def noise_of(exposure: Exposure, *, score: bool) -> Whiteness | ScoreNoise:
     exposure
         Difference with a PSF, or score, with its mask plane SOURCE.
     score
-        It is a score.
+        Whether it is a score.
 
     Returns
     -------
     noise
-        `whitediff.diagnostics.measure.Whiteness`, or of a score
+        `whitediff.diagnostics.measure.Whiteness`, or for a score
         `whitediff.diagnostics.measure.ScoreNoise`.
 
     Raises
@@ -122,9 +122,9 @@ def noise_of(exposure: Exposure, *, score: bool) -> Whiteness | ScoreNoise:
 
     Notes
     -----
-    Of a frame with more than four million pixels 4 × 4 tiles, which have a quarter of them, are
-    laid side by side with gaps as wide as the filter.  Gaps count as masked, which does not bias
-    the ratios.
+    A frame of more than four million pixels is sampled by 4 × 4 tiles, which together have a
+    quarter of its pixels, but at least four million.  They are laid side by side with gaps as
+    wide as the filter.  Gaps count as masked, which does not bias the ratios.
     """
     planes = (*masks.DEFAULT_IGNORE_MASK_PLANES, masks.CONTAMINATED, "SUSPECT", masks.SOURCE)
     good = ~masks.flagged(exposure.mask, planes)

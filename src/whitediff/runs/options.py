@@ -1,6 +1,6 @@
-"""Options of the commands, as command line, batches and Python take them.
+"""Options of the commands, for command line, batches and Python.
 
-Nothing heavy is imported here: help, and what is wrong with options, are told at once.
+Nothing heavy is imported here, so that help and errors of usage appear at once.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def size(text: str) -> int:
     Returns
     -------
     bytes
-        Positive.
+        Amount, bytes; positive.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If the text is not an amount of memory.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?I?B?)\s*", text.upper())
     unit = None if found is None else _UNITS.get(found[2])
@@ -126,7 +126,7 @@ _DEFECTS = "Defects"
 
 
 def order(text: str) -> int | str:
-    """Parse a polynomial order, or how to choose it."""
+    """Parse a polynomial order, or the name of the method that chooses it."""
     if text in ("bic", "cross-validation"):
         return text
     try:
@@ -139,7 +139,7 @@ def order(text: str) -> int | str:
 
 
 def odd_size(text: str) -> int:
-    """Parse the side of a stamp with a middle pixel."""
+    """Parse an odd side of at least 3 pixels, so that there is a middle pixel."""
     try:
         size = int(text)
     except ValueError:
@@ -160,7 +160,7 @@ def place(text: str) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WhiteningOptions:
-    """What a correction knows of the noise."""
+    """How a correction treats noise and missing pixels."""
 
     noise: Literal["auto", "white", "measured"] = declared(
         "auto",
@@ -184,7 +184,7 @@ class WhiteningOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecipeOptions:
-    """Options of commands that decide the pixels of a difference."""
+    """Options that decide the pixels of a difference."""
 
     convolved: Literal["template", "science", "auto"] | None = declared(
         None,
@@ -301,10 +301,10 @@ class RecipeOptions:
 FIT_OPTIONS = tuple(
     name for name in declarations(RecipeOptions) if name not in ("ignore_wcs", "full_variance")
 )
-"""Options of the fit."""
+"""Options of `RecipeOptions` that only a new fit can follow."""
 
 SETTLED_OPTIONS = (*FIT_OPTIONS, "science_psf", "template_psf")
-"""Options that an earlier product has settled, which is made again with its kernel."""
+"""Options that are settled when an earlier product is made again with its kernel."""
 
 
 _OUTPUTS, _INPUTS, _SEARCH, _SOURCES = "Outputs", "Inputs", "Detection", "Sources"
@@ -313,7 +313,7 @@ _OUTPUTS, _INPUTS, _SEARCH, _SOURCES = "Outputs", "Inputs", "Detection", "Source
 def _output(
     text: str, kind: str = "FITS file", *, required: bool = False, short: str = ""
 ) -> Path | None:
-    """Option that names a file to write, and what is in it."""
+    """Option that names a file of some kind to write."""
     further = _CHECKS.get(kind)
 
     def check(path: Path) -> None:
@@ -340,7 +340,7 @@ def _output(
 
 
 _CHECKS = {"picture (PNG)": check_drawing, "web page": check_pillow}
-"""What is needed to write outputs of a kind."""
+"""Kind of output → check that the packages to write it are installed."""
 
 
 def _file(text: str) -> str | None:
@@ -350,7 +350,7 @@ def _file(text: str) -> str | None:
 
 
 def _input(text: str) -> object:
-    """Option that names a file to read, or in Python what it holds."""
+    """Option that names a file to read, or in Python is an object in its place."""
     field: object = declared(None, text, group=_INPUTS, metavar="FILE", is_file=True)
     return field
 
@@ -995,4 +995,4 @@ PAIR_OPTIONS = tuple(
     for name, each in declarations(SubtractOptions).items()
     if not each.is_output and each.group != _RUNNING and name not in ("overwrite", "threshold")
 )
-"""Options of ``whitediff subtract`` that each pair of a batch may have of its own."""
+"""Options of ``whitediff subtract`` that may differ between the pairs of a batch."""

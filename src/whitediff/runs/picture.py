@@ -1,9 +1,9 @@
-"""A picture of what was subtracted."""
+"""Picture of a subtraction."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from astropy.table import Table
 
@@ -11,6 +11,9 @@ from ..detection.exposures import DetectionOptions, detect
 from ..diagnostics.plots import plot_subtraction
 from ..errors import WhitediffError
 from ..exposures.model import Exposure
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 __all__ = ["draw"]
 
@@ -23,13 +26,13 @@ def draw(
     sources: Table | None,
     path: Path | None = None,
     overwrite: bool = False,
-) -> Any:
+) -> matplotlib.figure.Figure:
     """Draw science image, template and difference, with the sources found.
 
     Parameters
     ----------
     science, template
-        Images that it was made of; left out where they are unknown or on other pixels.
+        Input images of the product; left out if None or on other pixels.
     product
         Difference or score.
     sources
@@ -62,14 +65,14 @@ def found_on(product: Exposure, score: Exposure | None, threshold: float) -> Tab
     product
         Difference.
     score
-        Score of the same images, or None.
+        Score of the same images, on which sources are found; None to use the difference.
     threshold
         Least significance.
 
     Returns
     -------
     sources
-        None where they cannot be found.
+        Catalogue; None for a score, a difference without a PSF, or if detection fails.
     """
     if product.is_score or product.psf is None:
         return None

@@ -1,4 +1,4 @@
-"""What the options of commands say about how products are made."""
+"""From options of commands to the recipe of a subtraction."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def recipe_of(options: RecipeOptions) -> Recipe:
     Parameters
     ----------
     options
-        Of a command.
+        Options of a command.
 
     Returns
     -------
     recipe
-        As `whitediff.subtraction.pipeline` takes it.
+        Recipe for `whitediff.subtraction.pipeline`.
 
     Raises
     ------
     ArgumentError
         If a value is refused.
     """
-    # To try all orders with hundreds of free pixels takes minutes.
+    # The delta basis has hundreds of free pixels: to try all orders would take minutes.
     usual: Literal[1, "bic"] = 1 if options.basis == "delta" else "bic"
     kernel_order = usual if options.kernel_order is None else options.kernel_order
     return Recipe(
@@ -86,20 +86,20 @@ def _resampling(options: RecipeOptions) -> ResamplingOptions | None:
 
 
 def as_asked(solution: Solution, recipe: Recipe) -> Solution:
-    """Stored solution with what may be asked for anew.
+    """Stored solution with the options that may be changed without a new fit.
 
     Parameters
     ----------
     solution
-        Of an earlier product, whose recipe holds.
+        Solution of an earlier product, whose recipe is kept otherwise.
     recipe
-        Of the options that are given now: the WCS may be ignored, or the full variance wanted,
-        other than before.
+        Recipe of the present options, which may newly ask to ignore the WCS, or for the full
+        variance.
 
     Returns
     -------
     solution
-        The same one where nothing of that is asked for.
+        Changed copy; the given solution itself if neither is asked for.
     """
     old = solution.recipe
     if not recipe.preparation.use_wcs:

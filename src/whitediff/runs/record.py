@@ -1,4 +1,4 @@
-"""What a run was told, did and warned of."""
+"""Record of a run: its options, stages and warnings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from astropy import units
 from astropy.table import Table
@@ -18,12 +17,12 @@ __all__ = ["RunRecord", "recorded"]
 
 
 class RunRecord(logging.Handler):
-    """What a run was told to do, what it did when, and what it warned of.
+    """Options, stages and warnings of a run, with their times.
 
     Attributes
     ----------
     entries
-        Seconds since the start, kind (``option``, ``stage`` or ``warning``) and text.
+        List of seconds since the start, kind (``option``, ``stage`` or ``warning``) and text.
     """
 
     def __init__(self, begin: Callable[[str], None]) -> None:
@@ -38,7 +37,7 @@ class RunRecord(logging.Handler):
         Parameters
         ----------
         kind, text
-            As `entries` has them.
+            Kind and text as in `entries`.
         """
         self.entries.append((time.monotonic() - self._start, kind, " ".join(text.split())))
 
@@ -58,12 +57,12 @@ class RunRecord(logging.Handler):
         self.add("warning", record.getMessage())
 
     def table(self) -> Table:
-        """The entries so far.
+        """Table of the entries so far.
 
         Returns
         -------
         table
-            With the columns seconds, kind and text; seconds are NaN where outputs hold no times.
+            Columns seconds, kind and text; seconds are NaN if outputs must be reproducible.
         """
         entries = self.entries
         if is_reproducible():
@@ -80,20 +79,21 @@ class RunRecord(logging.Handler):
 
 
 @contextlib.contextmanager
-def recorded(options: Mapping[str, Any], begin: Callable[[str], None]) -> Iterator[RunRecord]:
+def recorded(options: Mapping[str, object], begin: Callable[[str], None]) -> Iterator[RunRecord]:
     """Keep a record of a run.
 
     Parameters
     ----------
     options
-        Its options, of those that differ from the default.
+        Options of the run that differ from their defaults: name, with underscores → value.
     begin
         Function that announces the name of a stage.
 
     Yields
     ------
     record
-        Open for stages; warnings of whitediff's loggers go into it by themselves.
+        Record; `RunRecord.begin` adds stages, and warnings of whitediff's loggers are added by
+        themselves.
     """
     record = RunRecord(begin)
     for name, value in options.items():

@@ -1,6 +1,6 @@
-"""What is refused before any work: files, outputs and extras.
+"""Checks of files, outputs and extras before any work.
 
-Nothing heavy is imported here.
+Nothing heavy is imported here, so that a refusal comes at once.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ..options import declarations, words_of
 from ..outputs import check_apart, check_output, staged
@@ -18,16 +17,16 @@ from ..reading import VarianceSource
 __all__ = ["UNCONVOLVED", "check_given", "is_stream"]
 
 UNCONVOLVED = "-"
-"""Stands for no kernel."""
+"""Word for no kernel, in place of a kernel's file."""
 
 
 def is_stream(path: Path) -> bool:
-    """Whether an output is not a file, but standard output.
+    """Whether an output is standard output.
 
     Parameters
     ----------
     path
-        Output.
+        Output to check.
 
     Returns
     -------
@@ -37,22 +36,22 @@ def is_stream(path: Path) -> bool:
     return str(path) == "-"
 
 
-def check_given(options: Any, *inputs: object, outputs: bool = True) -> None:
-    """Refuse files that cannot be read or written, and what needs an extra that is missing.
+def check_given(options: object, *inputs: object, outputs: bool = True) -> None:
+    """Refuse files that cannot be read or written, and options whose packages are missing.
 
     Parameters
     ----------
     options
         Options of a command.
     *inputs
-        Further inputs; what is in memory passes.
+        Further inputs; objects in memory are not checked.
     outputs
-        Whether to look at outputs too.
+        Whether to check outputs too.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     known = declarations(type(options))
     words = words_of(options)
@@ -69,7 +68,7 @@ def check_given(options: Any, *inputs: object, outputs: bool = True) -> None:
         elif each.is_output and not each.is_directory and not is_stream(value):
             written.append(value)
     for name in read:
-        # What this run has written already waits to take its place.
+        # A file that this run has written already waits elsewhere until the run ends.
         if is_address(name) or staged(Path(name)) == Path(name):
             check_input(name)
     if not outputs:
@@ -80,7 +79,7 @@ def check_given(options: Any, *inputs: object, outputs: bool = True) -> None:
 
 
 def _names(given: object) -> Iterator[str]:
-    """Names of files among what was given."""
+    """Names of the files among the given inputs."""
     if isinstance(given, tuple | list):
         for each in given:
             yield from _names(each)

@@ -1,4 +1,4 @@
-"""A difference in, a page on which to judge it out."""
+"""Run of ``whitediff report``: a web page on which a difference is judged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["report_on", "run_report"]
 log = logging.getLogger("whitediff.runs")
 
 _BEYOND = 30
-"""Pixels beyond the frame at which a catalogue of it may have a source."""
+"""Pixels beyond the frame up to which sources of its catalogue are accepted."""
 
 
 def run_report(image: str, options: ReportOptions) -> dict[str, Any]:
@@ -46,12 +46,12 @@ def run_report(image: str, options: ReportOptions) -> dict[str, Any]:
     Returns
     -------
     data
-        `whitediff.diagnostics.report.report_data`.
+        Result of `whitediff.diagnostics.report.report_data`.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     if options.output is None:
         raise ArgumentError("Nothing to write: give output.")
@@ -97,19 +97,19 @@ def run_report(image: str, options: ReportOptions) -> dict[str, Any]:
 
 
 def report_on(made: ReportInput, options: ReportOptions) -> dict[str, Any]:
-    """Write the page of what is known of a difference.
+    """Write the page of a difference or score.
 
     Parameters
     ----------
     made
-        What it is made from.
+        Everything that the page is made from.
     options
-        Options of ``whitediff report``, of which the output is used.
+        Options of ``whitediff report``; only output and overwrite are used.
 
     Returns
     -------
     data
-        `whitediff.diagnostics.report.report_data`.
+        Result of `whitediff.diagnostics.report.report_data`.
     """
     assert options.output is not None
     if made.science is None or made.template is None:
@@ -124,7 +124,7 @@ def report_on(made: ReportInput, options: ReportOptions) -> dict[str, Any]:
 
 
 def _input(name: str, keyword: str, given: object, image: str, record: Record) -> object:
-    """File of an input: the given one, or where the header says, or beside the output."""
+    """Input image: the given one, else the file that the header names; None if neither is known."""
     if given is not None:
         return given
     recorded = record.name(keyword)
@@ -158,7 +158,7 @@ def _check_shape(science: Exposure | None, product: Exposure, image: str) -> Non
 
 
 def _solution(image: str, record: Record, product: Exposure) -> Solution | None:
-    """What the product was made with; of a decorrelated difference as far as it says."""
+    """Solution of the product; for a decorrelated difference from its kernel, or None."""
     if record.header["WDTASK"] == "subtract":
         return formats.read_solution(image)
     convolved = record.header.get("WDCONV")
@@ -186,7 +186,7 @@ def _read_score(path: object, product: Exposure, image: str, record: Record) -> 
 
 
 def _catalog(path: object, made: ReportInput) -> Table | None:
-    """Detections: read, or made."""
+    """Detections: read if given, else made; None if not possible."""
     if path is not None:
         return _read_catalog(path, made)
     if made.is_score or made.product.psf is None:
@@ -212,7 +212,7 @@ def _read_catalog(given: object, made: ReportInput) -> Table:
         np.asarray(getattr(table[name], "value", table[name]), dtype=float) for name in ("x", "y")
     )
     box = made.product.bbox
-    # What is cut by an edge may be centred beyond it.
+    # The centre of a source that an edge cuts may lie beyond the edge.
     outside = (np.abs(x - box.x.center) > box.x.size / 2 + _BEYOND) | (
         np.abs(y - box.y.center) > box.y.size / 2 + _BEYOND
     )

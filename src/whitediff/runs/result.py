@@ -1,4 +1,4 @@
-"""What a subtraction gave, in memory."""
+"""Result of a subtraction, in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import html
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from astropy.table import Table
 
@@ -35,6 +35,9 @@ from .report import report_on
 from .running import running
 from .subtract import Finished, check_has_psf, finished_products, outputs_of
 
+if TYPE_CHECKING:
+    import matplotlib.figure
+
 __all__ = ["Quality", "Result", "subtract_in_memory"]
 
 
@@ -45,14 +48,14 @@ class Quality:
     Attributes
     ----------
     numbers
-        Name → number: ``kernel_sum``, ``kernel_sum_error``, ``science_fwhm``, ``depth`` and so on,
-        as far as they are known.
+        Name → number, if known: ``kernel_sum``, ``kernel_sum_error``, ``science_fwhm``, ``depth``
+        and so on.
     noise
-        How white it is between the sources; None where that cannot be measured.
+        Whiteness between the sources; None if it cannot be measured.
     warnings
-        What was warned of while it was made.
+        Warnings while it was made.
     problems
-        Of a cut-out: why not to believe it.
+        Reasons to distrust the difference of a cut-out.
     """
 
     numbers: Mapping[str, Any]
@@ -90,7 +93,7 @@ class Quality:
 
 
 class Result:
-    """What `whitediff.subtract` gives.
+    """Result of `whitediff.subtract`.
 
     Attributes
     ----------
@@ -112,22 +115,22 @@ class Result:
 
     @property
     def difference(self) -> Exposure:
-        """The difference."""
+        """Difference, science - template."""
         return self._first.made.exposure
 
     @functools.cached_property
     def score(self) -> Exposure:
-        """Detection score of the same images; made when it is first asked for."""
+        """Detection score of the same images; made when first used."""
         return self._product("score").made.exposure
 
     @functools.cached_property
     def matched(self) -> Exposure:
-        """Template as it was subtracted, at the level of the science image."""
+        """Template as subtracted, at the level of the science image."""
         return self._first.made.matched_template()
 
     @functools.cached_property
     def sources(self) -> Table:
-        """Sources found on the difference, or on the score where one was asked for."""
+        """Sources found on the difference, or on the score if that was made first."""
         score = self._made.get("score")
         options = DetectionOptions(
             threshold=self._options.threshold, zero_point=self._options.zero_point
@@ -143,32 +146,32 @@ class Result:
 
     @property
     def solution(self) -> Solution:
-        """All that is needed to make the difference again (``kernel=`` of `subtract`)."""
+        """Everything needed to make the difference again (``kernel=`` of `subtract`)."""
         return self._first.made.solution
 
     @property
     def decorrelation(self) -> Decorrelation | None:
-        """Numbers that describe the correction."""
+        """Numbers that describe the decorrelation."""
         return self._first.made.decorrelation
 
     @property
     def cutout(self) -> Cutout | None:
-        """Of a cut-out: how its kernel was found."""
+        """How the kernel was found without stars; None otherwise."""
         return self._first.made.cutout
 
     @property
     def flux(self) -> CutoutFlux | None:
-        """Of a cut-out: flux of the transient."""
+        """Flux of the transient in a cut-out."""
         return self._first.made.flux
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Of a cut-out: why not to believe it."""
+        """Reasons to distrust the difference of a cut-out."""
         return self._first.made.problems
 
     @functools.cached_property
     def quality(self) -> Quality:
-        """How good the difference is."""
+        """Quality of the difference: numbers, noise, warnings and problems."""
         try:
             noise = noise_of(self.difference, score=False)
         except DataError:
@@ -181,7 +184,9 @@ class Result:
             self._first.made.problems,
         )
 
-    def plot(self, path: str | Path | None = None, *, overwrite: bool = False) -> Any:
+    def plot(
+        self, path: str | Path | None = None, *, overwrite: bool = False
+    ) -> matplotlib.figure.Figure:
         """Draw science image, template and difference, with the sources found.
 
         Parameters
@@ -219,7 +224,7 @@ class Result:
         Returns
         -------
         data
-            Numbers of the page.
+            Numbers, texts and pictures of the page.
         """
         options = ReportOptions(output=Path(path), overwrite=overwrite)
         check_given(options)
@@ -262,7 +267,7 @@ class Result:
         self._first.write(Path(path), compress=compress, overwrite=overwrite)
 
     def _product(self, kind: Kind) -> Finished:
-        """Product, which is made unless it was."""
+        """Product of a kind, made when first used."""
         if kind not in self._made:
             found = _products(*self._given, self._options, [kind])
             self._made[kind] = found[0]
@@ -288,12 +293,12 @@ def _products(
 
 
 def subtract_in_memory(science: object, template: object, options: SubtractOptions) -> Result:
-    """Make a difference, and write those outputs that are asked for.
+    """Make a difference, and write the outputs that are asked for.
 
     Parameters
     ----------
     science, template
-        Files, or what `whitediff.runs.inputs.read_image` takes.
+        Files, or objects that `whitediff.runs.inputs.read_image` takes.
     options
         Options of ``whitediff subtract``.
 
@@ -305,7 +310,7 @@ def subtract_in_memory(science: object, template: object, options: SubtractOptio
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     check_given(options, science, template)
     outputs = outputs_of(options)

@@ -1,4 +1,4 @@
-"""How a run uses the machine, and how far it trusts files."""
+"""Memory, threads, dates and limits of a run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["on_machine", "running"]
 
 @contextlib.contextmanager
 def on_machine(options: RunningOptions, output: Path | None = None) -> Iterator[None]:
-    """Context in which the machine is used, and files are trusted, as options say.
+    """Context with the memory, threads, dates and limits of the options.
 
     Parameters
     ----------
     options
-        Those that are not given leave what holds outside of it.
+        Options of the run; settings that are not given stay as outside the context.
     output
-        First output, beside which large planes live meanwhile.
+        First output; temporary files of large planes lie beside it.
 
     Yields
     ------
@@ -38,7 +38,7 @@ def on_machine(options: RunningOptions, output: Path | None = None) -> Iterator[
         limits = Limits(options.max_memory, options.checksums, options.follow_paths)
         if limits != Limits():
             stack.enter_context(within(limits))
-        # What is wrong with a date is told before the work.
+        # given_date comes first: a wrong date must fail before the work.
         if given_date() is None and options.reproducible:
             stack.enter_context(dated(0))
         if options.memory is not None or not has_limit():
@@ -49,7 +49,7 @@ def on_machine(options: RunningOptions, output: Path | None = None) -> Iterator[
 
 @contextlib.contextmanager
 def running(options: RunningOptions, output: Path | None = None) -> Iterator[None]:
-    """Context of a run, whose outputs appear together when it ends, or none of them.
+    """Context of a run: its outputs appear all together at its end, or not at all.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A pair of images with truth out of nothing."""
+"""Run of ``whitediff simulate``: a pair of images, and the truth about them."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ OUTPUTS = (
 )
 
 _WITH_A_KERNEL = ("difference.fits", "kernel.fits")
-"""Files that are only written where a kernel matches the images: where they have one grid."""
+"""Files that are written only if both images have one grid, so that a kernel matches them."""
 
 
 def simulation_options(words: Mapping[str, Any]) -> SimulationOptions:
-    """Options of a simulation from those of the command.
+    """Options of a simulation from the options of the command.
 
     Parameters
     ----------
     words
-        Option of ``whitediff simulate``, with underscores → value; None where none is given.
-        Flaws begin with ``science_`` or ``template_``.
+        Option of ``whitediff simulate``, with underscores → value; None if not given.  Flaws
+        begin with ``science_`` or ``template_``.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def write_simulation(
     options
         `whitediff.evaluation.simulation.SimulationOptions`.
     output
-        Directory; made if need be.
+        Directory; made if missing.
     overwrite
         Whether files may be replaced.
 
@@ -164,7 +164,7 @@ def write_simulation(
 
 
 def _write_image(exposure: Exposure, own: ImageOptions, path: Path, *, overwrite: bool) -> None:
-    """One image, with as much in its file as the options say."""
+    """Write one image, with the planes that the options ask for."""
     if own.noise_plane == "variance" and own.masked and own.psf_plane:
         write_exposure(
             exposure, path, overwrite=overwrite, provenance={"WDTASK": ("simulate", "made by")}
@@ -188,7 +188,7 @@ def _write_image(exposure: Exposure, own: ImageOptions, path: Path, *, overwrite
 
 
 def _mask_hdu(planes: Mapping[str, Any], name: str) -> astropy.io.fits.ImageHDU:
-    """Planes as bits of one integer for each pixel, which cards MP_name number."""
+    """Mask with one bit for each plane; cards MP_name give the number of the bit."""
     bits = sum(plane.astype(np.uint8) << bit for bit, plane in enumerate(planes.values()))
     hdu = astropy.io.fits.ImageHDU(np.asarray(bits, np.uint8), name=name)
     for bit, plane in enumerate(planes):
@@ -197,7 +197,7 @@ def _mask_hdu(planes: Mapping[str, Any], name: str) -> astropy.io.fits.ImageHDU:
 
 
 def _write_truth(simulation: Simulation, output: Path, *, overwrite: bool) -> None:
-    """Table of the sources, and masks of the flawed pixels."""
+    """Write the table of the sources, and the masks of the flawed pixels."""
     table = astropy.table.Table(simulation.sources)
     units = {
         "pixel": ("x", "y", "template_x", "template_y", "radius"),

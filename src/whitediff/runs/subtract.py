@@ -1,4 +1,4 @@
-"""Two images in, a difference and a score out."""
+"""Run of ``whitediff subtract``: from two images to a difference and a score."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,6 +43,9 @@ from .refusals import check_given
 from .report import run_report
 from .running import running
 
+if TYPE_CHECKING:
+    from ..formats.own.write import Extra
+
 __all__ = [
     "Finished",
     "Written",
@@ -59,14 +62,14 @@ log = logging.getLogger("whitediff.runs")
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A product, and all that its file says of it.
+    """A product with the further contents of its file.
 
     Attributes
     ----------
     made
-        Product.
+        The product.
     cards
-        Keyword → (value, comment) of its primary header.
+        Keyword → (value, comment) for the primary header.
     record
         Record of the run.
     """
@@ -76,8 +79,8 @@ class Finished:
     record: RunRecord
 
     @property
-    def extras(self) -> dict[str, Any]:
-        """Further extensions of its file."""
+    def extras(self) -> dict[str, Extra]:
+        """Name → contents of the file's further extensions."""
         product = self.made.product
         extras: dict[str, Any] = {}
         if product is not None:
@@ -87,12 +90,12 @@ class Finished:
         return extras | {"LOG": self.record.table()}
 
     def write(self, path: Path, *, compress: bool = False, overwrite: bool = False) -> None:
-        """Write it.
+        """Write the product.
 
         Parameters
         ----------
         path
-            Output.
+            Output file.
         compress
             Compress the planes without loss.
         overwrite
@@ -101,7 +104,7 @@ class Finished:
         Raises
         ------
         OutputExistsError, FileFormatError
-            As by `whitediff.formats.write_exposure`.
+            From `whitediff.formats.write_exposure`.
         """
         formats.write_exposure(
             self.made.exposure,
@@ -124,9 +127,9 @@ class Written:
     path
         File.
     cards
-        Keyword → value of what its primary header says of the run.
+        Keyword → value of the cards that describe the run.
     findings
-        What `inspect` found.
+        Result of ``inspect``.
     """
 
     kind: Kind
@@ -140,29 +143,29 @@ def run_subtraction(
     template: object,
     options: SubtractOptions,
     *,
-    inspect: Callable[[str, Exposure], Any] | None = None,
+    inspect: Callable[[str, Exposure], object] | None = None,
 ) -> list[Written]:
     """Read, match, subtract, decorrelate and write.
 
     Parameters
     ----------
     science, template
-        Images: files, or what `whitediff.runs.inputs.read_image` takes.
+        Images: files, or objects that `whitediff.runs.inputs.read_image` takes.
     options
         Options of ``whitediff subtract``.
     inspect
-        Called with the kind and the exposure of each product before it is written; what it
-        returns becomes the findings.
+        Called with the kind and the exposure of each product before it is written; its result
+        becomes the findings.
 
     Returns
     -------
     written
-        Files with products, one for each that was asked for; all of them or none.
+        One file for each product that was asked for; all are written or none.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     wanted = outputs_of(options)
     if not wanted:
@@ -188,8 +191,9 @@ def run_subtraction(
             finished.write(path, compress=options.compress, overwrite=options.overwrite)
             written.append(Written(made.kind, path, values_of(finished.cards), findings))
             if options.plot is not None and (drawn is None or made.product is not None):
-                # A score beside a difference is not drawn: it finds the sources.
+                # A score beside a difference is not drawn; sources are found on it.
                 drawn, score = (made, None) if drawn is None else (drawn, made.exposure)
+            # Releases the images before the next product is made.
             del made, finished
         _write_further(science, template, options, written)
         if drawn is not None:
@@ -206,7 +210,7 @@ def run_subtraction(
 
 
 def outputs_of(options: SubtractOptions) -> dict[Kind, Path]:
-    """Files with products that are asked for.
+    """Output files of the products that are asked for.
 
     Parameters
     ----------
@@ -216,7 +220,7 @@ def outputs_of(options: SubtractOptions) -> dict[Kind, Path]:
     Returns
     -------
     outputs
-        Kind of product → file.
+        Kind of product → output file.
     """
     named: dict[Kind, Path | None] = {
         "difference": options.output,
@@ -227,7 +231,7 @@ def outputs_of(options: SubtractOptions) -> dict[Kind, Path]:
 
 
 def check_has_psf(made: Made, science: str) -> None:
-    """Refuse a difference of which no catalogue can be made.
+    """Refuse a difference without a PSF, from which no catalogue can be made.
 
     Parameters
     ----------
@@ -239,7 +243,7 @@ def check_has_psf(made: Made, science: str) -> None:
     Raises
     ------
     ArgumentError
-        If it has no PSF.
+        If the difference has no PSF.
     """
     if made.exposure.psf is None:
         raise ArgumentError.of(
@@ -263,7 +267,7 @@ def finished_products(
     Parameters
     ----------
     science, template, options
-        As for `run_subtraction`; outputs are not looked at.
+        As for `run_subtraction`; outputs only name the products in messages.
     wanted
         Kinds of products.
     begin
@@ -272,12 +276,12 @@ def finished_products(
     Yields
     ------
     finished
-        Product, in the order of `whitediff.subtraction.pipeline.KINDS`.
+        Products, in the order of `whitediff.subtraction.pipeline.KINDS`.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the file at fault.
+        A subclass whose message names the file at fault.
     """
     check_zero_point(options.zero_point)
     names = name_of(science, "science image"), name_of(template, "template")
@@ -304,9 +308,9 @@ def finished_products(
         del exposure, science, template
         pipeline = Pipeline(recipe, begin=record.begin)
         first = next(kind for kind in ("difference", "score", "matched") if kind in wanted)
-        # Which of the two is at fault, the fit cannot know.
+        # The fit cannot know which of the two images is at fault, so an error names both.
         with naming(", ".join(names)):
-            # It lets go of them as soon as it can.
+            # No reference is kept here, so that the pipeline can free the images early.
             pair = inputs.pop(0), inputs.pop(0)
             one_by_one = (
                 pipeline.again(*pair, stored) if stored else pipeline.products(*pair, wanted)
@@ -316,13 +320,13 @@ def finished_products(
                 output = outputs_of(options).get(made.kind)
                 more = _told(made, str(output or names[0]), options.zero_point)
                 if made.kind == first and made.pair is not None:
-                    report_inputs_floor(made.decorrelation, *names)
+                    report_inputs_floor(made.decorrelation, *names)  # type: ignore[arg-type]
                 yield Finished(made, cards | more, record)
                 del made
 
 
 def _told_options(options: SubtractOptions) -> dict[str, Any]:
-    """Options that decide the result and are not their defaults, as the log tells them."""
+    """Options that decide the result and differ from their defaults, as text for the log."""
     known = declarations(SubtractOptions)
     told = {}
     for name, value in given_words(options).items():
@@ -356,12 +360,12 @@ def read_solutions(given: Sequence[object]) -> dict[str, Solution]:
     Returns
     -------
     solutions
-        Name → solution.
+        Name of the product → its solution.
 
     Raises
     ------
     ArgumentError
-        If one is something else.
+        If one is neither.
     """
     found = {}
     for each in given:
@@ -417,13 +421,13 @@ def _write_further(
 
 
 def _told(made: Made, name: str, zero_point: float | None) -> Cards:
-    """Say what was made, and return what its header says of that."""
+    """Log how a product was made, and return its cards."""
     product = made.product
     if product is None:
         return {"WDTASK": ("matched template", "made by")}
     depth = depth_of(made.exposure, zero_point, flux_variance=product.flux_variance)
     if made.is_again:
-        # They lie on the same pixels by now.
+        # The template has been resampled by now, so the WCS no longer matters.
         fraction = template_coverage(made.science, made.template, use_wcs=False)
         _describe_again(name, made, fraction, depth)
         cards = _fraction_card(fraction)
@@ -446,7 +450,7 @@ def _told(made: Made, name: str, zero_point: float | None) -> Cards:
 
 
 def _cutout_cards(made: Made) -> Cards:
-    """What is told of a kernel that was not found from stars, and of the transient."""
+    """Cards of a kernel that was not fitted to stars, and of the transient."""
     cutout, flux = made.cutout, made.flux
     assert cutout is not None
     fit = cutout.fit
@@ -481,7 +485,7 @@ def _match_cards(made: Made) -> Cards:
     assert match is not None
     assert product is not None
     fit = match.fit
-    # Source-free pixels may have asked for more than the stars were fitted with.
+    # The background of the source-free pixels may have a higher order than the fit to the stars.
     background = product.solution.background
     is_mesh = isinstance(background, np.ndarray)
     order = made.solution.recipe.match.fit.background_order
@@ -499,7 +503,7 @@ def _match_cards(made: Made) -> Cards:
         "WDKSERR": (fit.kernel_sum_error, "error of the kernel sum"),
         "WDKWSUM": (match.with_wings.value, "kernel sum with wings beyond the kernel"),
         "WDKWERR": (match.with_wings.error, "error of that"),
-        # Of pre-convolved noise, which is correlated, it would mean nothing.
+        # The noise of a pre-convolved image is correlated, so its chi-square means nothing.
         "WDCHI2": (
             None if product.exposure.is_score else fit.reduced_chi_square,
             "reduced chi-square of the fit",
@@ -564,7 +568,7 @@ def _describe(name: str, made: Made, depth: Depth | None) -> None:
 
 
 def _describe_again(name: str, made: Made, fraction: float, depth: Depth | None) -> None:
-    """Say what was made with a stored solution."""
+    """Log a product that was made again with a stored solution."""
     solution, result = made.solution, made.decorrelation
     aligned = "on the same pixels"
     if solution.alignment is not None:
@@ -586,7 +590,7 @@ def _describe_again(name: str, made: Made, fraction: float, depth: Depth | None)
 
 
 def solutions_by_kind(read: Mapping[str, Solution]) -> dict[Kind, Solution]:
-    """Stored solutions by what they made.
+    """Stored solutions by the kind of product that they made.
 
     Parameters
     ----------
@@ -596,12 +600,12 @@ def solutions_by_kind(read: Mapping[str, Solution]) -> dict[Kind, Solution]:
     Returns
     -------
     stored
-        ``difference`` and ``score``, as far as there are some → solution.
+        ``difference`` or ``score`` → solution.
 
     Raises
     ------
     ArgumentError
-        If there are two of a kind.
+        If there are two solutions of one kind.
     """
     stored: dict[Kind, Solution] = {}
     for path, solution in read.items():
@@ -613,7 +617,7 @@ def solutions_by_kind(read: Mapping[str, Solution]) -> dict[Kind, Solution]:
 
 
 def _by_kind(read: Mapping[str, Solution], wanted: Sequence[Kind]) -> dict[Kind, Solution]:
-    """Stored solutions by what they are to make again, one for each output that is wanted."""
+    """Stored solution for each product that is wanted."""
     stored = solutions_by_kind(read)
     if not read:
         return stored

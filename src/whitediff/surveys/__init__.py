@@ -1,1 +1,1 @@
-"""Many pairs: manifests, batches on Dask, and Rubin's Butler."""
+"""Many pairs: manifests and batches on Dask."""

@@ -1,4 +1,4 @@
-"""Batches on Dask: paths travel, not pixels, and no failure stops the others."""
+"""Batches on Dask: only paths are sent to workers, and no failure stops the other items."""
 
 from __future__ import annotations
 
@@ -30,43 +30,43 @@ __all__ = ["ClusterOptions", "connected", "work_through"]
 _log = logging.getLogger("whitediff.surveys")
 
 _DEATHS = 1
-"""Deaths of a worker that an item survives, before it is tried once more by itself."""
+"""Deaths of a worker after which an item is still repeated; after one more it is tried alone."""
 
 _AHEAD = 1
-"""Items that wait at each worker, so that none waits for the scheduler."""
+"""Further items queued at each worker, so that no worker waits for the scheduler."""
 
 _ANSWER = 10.0
-"""Seconds in which a scheduler answers, if there is one."""
+"""Most seconds to wait for the answer of a scheduler."""
 
 _RECOUNT = 2.0
-"""Seconds after which the workers are counted again."""
+"""Seconds between counts of the workers."""
 
 _CLOSING = 10.0
-"""Seconds in which a connection is closed."""
+"""Most seconds for closing a connection."""
 
 _ALONE = 300.0
-"""Seconds after which workers of this machine that are all gone will not come back."""
+"""Seconds without any worker on this machine after which none is expected to come back."""
 
 _LOOK = 0.02
-"""Seconds between looks at what has ended and what takes too long."""
+"""Seconds between checks for items that have ended or take too long."""
 
 _COLLECT = 1.0
-"""Seconds in which results that are there are taken over when a batch is stopped."""
+"""Most seconds for collecting finished results when a batch is stopped."""
 
 _DEATH = 1.0
-"""Seconds in which a killed process is gone."""
+"""Most seconds to wait for the end of a killed process."""
 
 _CLOSED = (distributed.Status.closed, distributed.Status.closing, distributed.Status.failed)
 
 _SETTINGS = {
     "distributed.scheduler.allowed-failures": _DEATHS,
-    # Results are small and memory is the items' own: nothing to spill, and a worker that is
-    # paused because of its only item would wait for ever.
+    # Results are small and the items use the memory, so there is nothing to spill; a worker that
+    # is paused because of its only item would wait for ever.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.98,
-    # It keeps the stack of every hundredth of a second for an hour: half a megabyte a second.
+    # The profiler keeps the stack of every hundredth of a second for an hour: 0.5 MB a second.
     "distributed.worker.profile.enabled": False,
     "distributed.admin.log-format": "%(message)s",
 }
@@ -74,21 +74,21 @@ _SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class ClusterOptions:
-    """Where a batch runs.
+    """Cluster on which a batch runs.
 
     Attributes
     ----------
     scheduler
         Address of a Dask scheduler; None for workers on this machine.
     workers
-        How many of those; None for as many as there are cores for.
+        Number of workers on this machine; None for the number of cores over threads.
     threads
-        Of each worker.
+        Threads of each worker.
     worker_memory
         Bytes beyond which a worker on this machine is killed and its item tried again; None for
-        an equal share of what the machine has.
+        an equal share of the machine's memory.
     patience
-        Seconds to wait for the scheduler and for its first worker.
+        Seconds to wait for the scheduler (at most 10) and for its first worker.
     """
 
     scheduler: str | None = None
@@ -112,19 +112,19 @@ def connected(options: ClusterOptions) -> Iterator[distributed.Client]:
     Parameters
     ----------
     options
-        Where.
+        Cluster to connect to or start.
 
     Yields
     ------
     client
-        With at least one worker that has this version of whitediff.
+        Client with at least one worker; all workers have this version of whitediff.
 
     Raises
     ------
     WhitediffError
-        If there is no scheduler at the address, no worker, or one with another version.
+        If there is no scheduler at the address, no worker, or a worker with another version.
     """
-    # Some of its loggers have levels of their own.
+    # Some loggers of distributed have levels of their own.
     for name in ["distributed", *logging.root.manager.loggerDict]:
         if name.partition(".")[0] == "distributed":
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -142,7 +142,7 @@ def connected(options: ClusterOptions) -> Iterator[distributed.Client]:
         yield client
 
 
-def _local_cluster(options: ClusterOptions) -> Any:
+def _local_cluster(options: ClusterOptions) -> distributed.LocalCluster:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = options.workers or max(1, (cores or 1) // options.threads)
     threads = str(options.threads)
@@ -150,10 +150,11 @@ def _local_cluster(options: ClusterOptions) -> Any:
     try:
         return distributed.LocalCluster(
             n_workers=workers,
+            # One item per process, since threads, memory limit and messages belong to it.
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            # None would take a port that may be in use.
+            # The default, None, would take a fixed port, which may be in use.
             dashboard_address="127.0.0.1:0",
             worker_dashboard_address="127.0.0.1:0",
             memory_limit=options.worker_memory or "auto",
@@ -168,7 +169,7 @@ def _local_cluster(options: ClusterOptions) -> Any:
 
 
 class _Uninterrupted(distributed.WorkerPlugin):
-    """Leaves it to the batch what happens on a signal that all processes of a group get."""
+    """Ignores interrupts in workers: a terminal sends them to all processes, the batch decides."""
 
     def setup(self, worker: distributed.Worker) -> None:
         with contextlib.suppress(ValueError):
@@ -187,14 +188,14 @@ def _remote(address: str, patience: float) -> distributed.Client:
         ) from error
 
 
-def _closed(opened: Any) -> None:
-    """Close a client or cluster, whose state may be any: the results are told already."""
+def _closed(opened: distributed.Client | distributed.LocalCluster) -> None:
+    """Close a client or cluster in any state; errors no longer matter, results are recorded."""
     with contextlib.suppress(Exception):
         opened.close(timeout=_CLOSING)
 
 
 def _worker_version() -> str:
-    """Version of whitediff, its modules loaded before the first item needs them."""
+    """Version of whitediff; also loads its modules before the first item needs them."""
     from .. import __version__
     from ..surveys import work  # noqa: F401
 
@@ -239,21 +240,21 @@ def work_through(
     *,
     timeout: float | None = None,
 ) -> None:
-    """Have workers do all orders.
+    """Carry out all orders on the workers.
 
     Parameters
     ----------
     client
         Connection to the workers.
     orders
-        What is to be done, in this order; taken as workers become free.
+        Orders, begun in this sequence; taken from the iterable as workers become free.
     on_record
-        Called with each order and its result, in the order in which they end.
+        Called with each order and its record, in the sequence in which they end.
     work
-        Function that does an order; importable on the workers.
+        Function that carries out an order; importable on the workers.
     timeout
-        Seconds that a worker may take for an order before it is killed and the order counts as
-        failed; None for none.
+        Seconds after which the worker is killed and its order counts as failed; None for no
+        limit.
 
     Raises
     ------
@@ -262,8 +263,8 @@ def work_through(
 
     Notes
     -----
-    If it is interrupted, results that are there are still told to `on_record`; workers on this
-    machine are killed, and what they left of items that were under way is removed.
+    When interrupted, finished results still go to ``on_record``; workers on this machine are
+    killed, and their temporary files of unfinished items are removed.
     """
     _Round(client, iter(orders), on_record, work, timeout).finish()
 
@@ -272,7 +273,7 @@ _turn = threading.Lock()
 
 
 def _told(work: Callable[[Order], Record], order: Order, topic: str, number: int) -> Record:
-    """Do an order on a worker, and tell the batch when it begins."""
+    """Carry out an order on a worker, and tell the batch when it begins."""
     with _turn:
         worker = distributed.get_worker()
         host, process_ = socket.gethostname(), os.getpid()
@@ -282,7 +283,7 @@ def _told(work: Callable[[Order], Record], order: Order, topic: str, number: int
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where an order is being worked on, and since when."""
+    """Worker that carries out an order, and the time at which it began."""
 
     since: float
     worker: str
@@ -291,7 +292,7 @@ class _Place:
 
 
 class _Round:
-    """Orders that are waiting and under way."""
+    """All orders of a batch: waiting, under way and ended."""
 
     def __init__(
         self,
@@ -325,8 +326,8 @@ class _Round:
                     self._on_record(order, record)
                 self._ended.pop(0)
                 self._fill()
-            # Whoever waited at a worker that died for another is not to blame: one by one, each
-            # answers for itself.
+            # An order that waited at a worker which another order killed is not to blame.  One
+            # by one, only the culprit can fail.
             for order in self._suspects:
                 self._submit(order)
                 _, record = self._next()
@@ -339,25 +340,25 @@ class _Round:
             raise
 
     def _note(self, event: tuple[float, Any]) -> None:
-        """Note where an order is begun."""
+        """Note worker and time of an order that begins."""
         number, worker, host, process_ = event[1]
         self._begun[number] = _Place(time.monotonic(), worker, host, process_)
 
     def _fill(self) -> None:
-        """Give out as many orders as keep all workers busy."""
+        """Submit enough orders to keep all workers busy."""
         self._recount()
         free = max(0, self._most - len(self._under_way))
         for order in itertools.islice(self._waiting, free):
             self._submit(order)
 
     def _recount(self) -> None:
-        """Count the workers now and then, which come and go, and start lost ones again."""
+        """Count the workers now and then, since they come and go, and replace lost ones."""
         if time.monotonic() - self._counted <= _RECOUNT:
             return
         try:
             threads = self._client.nthreads()
         except Exception:
-            return  # The scheduler is lost, which the results tell.
+            return  # The scheduler is lost: asking for a result raises the error.
         self._most = max(1, sum(threads.values()) + _AHEAD * len(threads))
         self._counted = time.monotonic()
         cluster = self._client.cluster
@@ -371,7 +372,7 @@ class _Round:
                 " with --resume, and with fewer --workers if memory is short."
             )
         if len(threads) < len(cluster.worker_spec):
-            # Nannies that are slow to start another worker are closed; nobody follows them.
+            # Dask closes a nanny that is slow to restart its worker, and does not replace it.
             for name, nanny in list(cluster.workers.items()):
                 if nanny.status in _CLOSED:
                     cluster.workers.pop(name, None)
@@ -384,13 +385,14 @@ class _Round:
         self._queue.add(future)
 
     def _next(self) -> tuple[Order, Record | None]:
-        """The next order that ends, and its result; None where workers died on it.
+        """The next order that ends, and its record; None if its workers died.
 
-        It stays the first of those that have ended until it is dealt with, whatever stops that.
+        The order stays first in the list of ended ones until the caller removes it, so that an
+        interruption loses no result.
         """
         while not self._ended:
             for future in self._queue.next_batch(block=False):
-                # Those that took too long are not among them any more.
+                # Orders that took too long have been removed.
                 order = self._under_way.get(future)
                 if order is not None:
                     self._ended.append((order, self._result(future, order)))
@@ -407,7 +409,7 @@ class _Round:
         return self._under_way.pop(future, None)
 
     def _end_late(self) -> None:
-        """Give up orders that take too long, and kill their workers."""
+        """Fail orders that take too long, and kill their workers."""
         if self._timeout is None:
             return
         latest = time.monotonic() - self._timeout
@@ -436,7 +438,7 @@ class _Round:
             self._client.run(os._exit, 1, workers=[place.worker], wait=False, on_error="ignore")
 
     def _result(self, future: distributed.Future, order: Order) -> Record | None:
-        """Result of an order; None where workers died on it."""
+        """Record of an order; None if its workers died."""
         try:
             result: Record = future.result()
         except distributed.KilledWorker:
@@ -457,15 +459,15 @@ class _Round:
         if isinstance(cluster, distributed.LocalCluster):
             nannies = list(cluster.workers.values())
             for nanny in nannies:
-                nanny.close_gracefully()  # no other worker for a dead one
-            # They have nothing to save, and would wait for what they are at.
+                nanny.close_gracefully()  # else it would restart the worker
+            # Workers have nothing to save, and would finish their orders before they stop.
             _kill_all([nanny.pid for nanny in nannies if getattr(nanny, "pid", None)])
             for order in self._under_way.values():
                 for path in order.item.outputs.values():
                     remove_temporaries(Path(path))
 
     def _collect(self) -> None:
-        """Take over results that are there."""
+        """Record the results that have arrived."""
         end = time.monotonic() + _COLLECT
         for order, record in self._ended:
             if record is not None:
@@ -477,7 +479,7 @@ class _Round:
             if future.status != "finished":
                 continue
             order = self._under_way[future]
-            # Its worker may be gone by now.
+            # The worker that holds the result may be gone by now.
             with contextlib.suppress(Exception):
                 result = future.result(timeout=max(0.05, end - time.monotonic()))
                 self._taken(future)

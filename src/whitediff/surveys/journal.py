@@ -1,4 +1,4 @@
-"""What a batch has done: one JSON line per item, and whether that still holds."""
+"""Journal of a batch: one JSON line per item, and checks whether a record still holds."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from ..paths import regular
 __all__ = ["Journal", "Record", "exclusive", "file_state", "is_intact", "output_state"]
 
 type Record = dict[str, Any]
-"""What is known of an item: a line of the journal."""
+"""Record of an item: a JSON object, one line of the journal."""
 
 _RACY = 2 * 10**9
-"""Nanoseconds in which a file can change without its times telling."""
+"""Nanoseconds within which a file can change without a change of its times."""
 
 _CHUNK = 1 << 16
 
 
 class Journal:
-    """Results of a batch in a file with one JSON object a line.
+    """Results of a batch, in a file with one JSON object per line.
 
     Parameters
     ----------
     path
-        File; it is made with the first record.
+        File; made with the first record.
 
     Notes
     -----
-    Lines are appended as items end.  Of an item with several the last one counts, and one that
-    was cut short by the death of its writer counts as not there.
+    Lines are appended as items end.  The last line of an item counts.  A line that was cut short
+    by the death of its writer is ignored.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> dict[str, Record]:
-        """Read what is known.
+        """Read all records.
 
         Returns
         -------
@@ -57,7 +57,7 @@ class Journal:
         Raises
         ------
         FileFormatError
-            If it is no journal.
+            If the file cannot be read or is no journal.
         """
         if not self.path.exists():
             return {}
@@ -70,7 +70,7 @@ class Journal:
         records: dict[str, Record] = {}
         complete, _, rest = data.rpartition(b"\n")
         if _is_whole(rest):
-            # Only its end of the line is missing.
+            # The last record is complete, and only its newline is missing.
             complete = data
         for number, line in enumerate(complete.splitlines(), 1):
             try:
@@ -90,16 +90,16 @@ class Journal:
         Parameters
         ----------
         record
-            With the item's name as ``item``.
+            Record with the item's name as ``item``.
 
         Raises
         ------
         FileFormatError
-            If it cannot be written.
+            If the file cannot be written.
         """
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         try:
-            # Unbuffered: a line is there at once.
+            # Unbuffered, so that a line reaches the file at once.
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             with uninterrupted(), open(descriptor, "r+b", 0) as stream:
                 end = _end_of_lines(stream)
@@ -111,7 +111,7 @@ class Journal:
                         rest = rest[stream.write(rest) :]
                     os.fsync(stream.fileno())
                 except OSError:
-                    # Half a line is none.
+                    # Remove the half-written line.
                     with contextlib.suppress(OSError):
                         stream.truncate(end)
                     raise
@@ -128,14 +128,14 @@ class Journal:
         Parameters
         ----------
         records
-            In the order in which they are to stand.
+            Records in their new order.
         """
         with replacing(self.path, overwrite=True) as temporary:
             temporary.write_text("".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
 
 
 def _is_whole(line: bytes) -> bool:
-    """Whether a line without an end is a record."""
+    """Whether a line without a newline is a complete record."""
     try:
         return "item" in json.loads(line)
     except (ValueError, TypeError):
@@ -143,7 +143,7 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _end_of_lines(stream: Any) -> int:
-    """Where the last complete line ends."""
+    """Position at which the last complete line ends."""
     end: int = stream.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - _CHUNK)
@@ -162,7 +162,7 @@ def exclusive(path: Path) -> Iterator[None]:
     Parameters
     ----------
     path
-        File to lock.  The lock ends with the process, whatever ends that.
+        File to lock.  The lock ends with the process, however that ends.
 
     Yields
     ------
@@ -192,32 +192,31 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def file_state(name: str, before: Mapping[str, Any] | None = None) -> Record:
-    """What a file holds.
+def file_state(name: str, before: Mapping[str, object] | None = None) -> Record:
+    """State of an input file: its content and the marks by which it is recognised.
 
     Parameters
     ----------
     name
-        File, possibly with an extension in brackets; or an address, which stands for itself.
+        File, possibly with an extension in brackets; or an address.
     before
-        What this returned for the same name at another time: a file that did not change since
-        is not read again.
+        Earlier result for the same name: a file that did not change since is not read again.
 
     Returns
     -------
     state
-        ``sha256`` of its content, and size, times and number by which it is recognised; where
-        outputs hold no times, the first two.
+        ``sha256`` of the content, ``size``, times and inode; only sha256 and size if outputs
+        must be reproducible.  For an address only the ``address``.
 
     Raises
     ------
     FileFormatError
-        If it cannot be read, or is no regular file.
+        If the file cannot be read, or is no regular file.
     """
     if "://" in name:
         return {"address": name}
     path, _ = split_extension(name)
-    # A pipe would never end.
+    # To read a pipe would never end.
     regular(path)
     try:
         stat = path.stat()
@@ -226,7 +225,7 @@ def file_state(name: str, before: Mapping[str, Any] | None = None) -> Record:
         state = {
             "size": stat.st_size,
             "mtime_ns": stat.st_mtime_ns,
-            # The time of change cannot be set: a file with new content has a new one.
+            # Programs can set mtime but not ctime: a file with new content has a new ctime.
             "ctime_ns": stat.st_ctime_ns,
             "inode": stat.st_ino,
         }
@@ -249,17 +248,18 @@ def _sha256(path: str | Path) -> str:
 
 
 def output_state(path: str | Path) -> Record:
-    """By what a product is recognised.
+    """State of a product: the marks by which it is recognised.
 
     Parameters
     ----------
     path
-        File.
+        File of the product.
 
     Returns
     -------
     state
-        Path, size and time of the last change; its SHA-256 where outputs hold no times.
+        Path, size and time of the last change; SHA-256 in place of the time if outputs must be
+        reproducible.
     """
     stat = os.stat(path)
     if is_reproducible():
@@ -267,20 +267,20 @@ def output_state(path: str | Path) -> Record:
     return {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def is_intact(state: Mapping[str, Any], path: str) -> bool:
-    """Whether a product is there as it was written.
+def is_intact(state: Mapping[str, object], path: str) -> bool:
+    """Whether a product exists as it was written.
 
     Parameters
     ----------
     state
-        As `output_state` returned it.
+        Result of `output_state` after it was written.
     path
-        Where it should be.
+        File of the product.
 
     Returns
     -------
     intact
-        False also where it was changed or cut.
+        False if it is missing, changed or cut short.
     """
     try:
         stat = os.stat(path)

@@ -1,4 +1,4 @@
-"""Lists of pairs: which images to subtract, from CSV, ECSV or Parquet."""
+"""Manifests: tables of the pairs to subtract, in CSV, ECSV or Parquet."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ class Item:
     Attributes
     ----------
     name
-        Unique; with ``/`` where products go to subdirectories.
+        Unique name; with ``/`` if products go to subdirectories.
     science, template
-        Files, absolute, possibly with an extension in brackets.
+        Absolute names of files, possibly with an extension in brackets.
     outputs
-        Kind of product → file to write, absolute.
+        Kind of product → absolute name of the file to write.
     options
-        Further options of ``whitediff subtract``: name → number, flag, or text.
+        Further options of ``whitediff subtract``: name → value.
     files
-        Names of the options that name files.
+        Names of the options whose values are files.
     extra
-        Columns of the manifest that are no options, for the results.
+        Columns of the manifest that are no options; they go into the results.
     """
 
     name: str
@@ -72,7 +72,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     Parameters
     ----------
     path
-        ``.csv`` (UTF-8; lines that begin with ``#`` are left out), ``.ecsv`` or ``.parquet``.
+        ``.csv`` (UTF-8; lines that begin with ``#`` are left out), ``.ecsv``, ``.parquet`` or
+        ``.parq``.
 
     Returns
     -------
@@ -82,7 +83,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     Raises
     ------
     FileFormatError
-        If the file does not exist, is none of these, or has no rows.
+        If the file does not exist, is of another kind, cannot be read, or has no rows.
     """
     if not path.exists():
         raise FileFormatError.of(path, "no such file; a manifest is a table with one pair a row.")
@@ -140,7 +141,7 @@ def _parquet_rows(path: Path) -> Iterable[Mapping[str, Any]]:
 
     rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
     for row in rows:
-        # As astropy writes masked columns.
+        # astropy writes the mask of a column as a further column NAME.mask.
         for mask in [name for name in row if name.endswith(".mask")]:
             if row.pop(mask):
                 row[mask.removesuffix(".mask")] = None
@@ -152,14 +153,14 @@ def _texts(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """Value of a cell as somebody would type it; nothing for a missing one."""
+    """Value of a cell as a user would type it; empty for a missing value."""
     if value is None or value is np.ma.masked:
         return ""
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, float | np.floating):
         number = float(value)
-        # Integers with gaps are floats in many tables.
+        # Many tables store columns of integers with gaps as floats.
         return "" if math.isnan(number) else str(int(number) if number.is_integer() else number)
     return str(value).strip()
 
@@ -171,7 +172,7 @@ def make_items(
     *,
     products: Sequence[str] = ("difference",),
     types: Mapping[str, Declaration] | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     refused: Mapping[str, str] | None = None,
 ) -> list[Item]:
     """Make the items of a batch from the rows of a manifest.
@@ -179,20 +180,19 @@ def make_items(
     Parameters
     ----------
     rows
-        As `read_rows` returns them.
+        Result of `read_rows`.
     path
         The manifest: relative paths in it start from its directory.
     output
         Directory for the products.
     products
-        Kinds to make of each pair, of `PRODUCTS`, unless a column ``products`` says
-        otherwise.
+        Kinds of products from `PRODUCTS`, for rows without their own in a column ``products``.
     types
-        Column → option that it gives.
+        Column → declaration of the option that it gives.
     options
-        Values of options where a row gives none; files in them are absolute.
+        Values of options that a row does not give; names of files in them are absolute.
     refused
-        Column that would have no effect → what to do instead.
+        Column that would have no effect → remedy for the message.
 
     Returns
     -------
@@ -203,8 +203,8 @@ def make_items(
     ------
     ArgumentError
         If a column is missing, refused or a misspelt option, a value cannot be understood, two
-        rows would write the same file, or one would write what another reads, or a link would
-        lead out of the output directory.
+        rows would write the same file, a row would write a file that a row reads, or a link
+        would lead out of the output directory.
     """
     types = types or {}
     names = {name.replace("-", "_"): name for row in rows for name in row}
@@ -305,6 +305,7 @@ def _check_numbers(where: str, options: Mapping[str, Any]) -> None:
     try:
         reading_options(options, **dict.fromkeys(_SIDES, where))
     except ArgumentError as error:
+        # Authors of a manifest know columns, not options of the command line.
         columns = re.sub("--[a-z-]+", lambda m: m[0][2:].replace("-", "_"), str(error))
         raise ArgumentError(columns) from error
     try:
@@ -330,14 +331,14 @@ def located(text: str, base: Path) -> str:
     Parameters
     ----------
     text
-        Name; or ``KIND:FILE``, or an address, which stays as it is.
+        Name of a file, ``KIND:FILE``, or an address.
     base
         Directory from which relative names start.
 
     Returns
     -------
     name
-        Absolute.
+        Absolute name, with its KIND; an address stays as it is.
     """
     if "://" in text:
         return text
@@ -347,18 +348,18 @@ def located(text: str, base: Path) -> str:
 
 
 def kind_and_file(text: str) -> tuple[str, str]:
-    """Parts of ``KIND:FILE``, as variances have it.
+    """Parts of ``KIND:FILE``, the name of a file with a variance.
 
     Parameters
     ----------
     text
-        KIND is ``variance``, ``sigma`` or ``weight``; other colons are the file's, whose name may
-        be a time.
+        KIND is ``variance``, ``sigma`` or ``weight``; any other colon belongs to the file, whose
+        name may contain a time.
 
     Returns
     -------
     kind, file
-        The first is empty where there is none.
+        The kind is empty if none is given.
     """
     kind, colon, file = text.partition(":")
     return (kind, file) if colon and kind in _KINDS else ("", text)
@@ -388,7 +389,7 @@ def _name(where: str, text: str) -> str:
 def _check_unique(path: Path, items: Sequence[Item]) -> None:
     first: dict[str, int] = {}
     for number, item in enumerate(items, 1):
-        # Case does not distinguish files everywhere, and the journal goes by the name.
+        # Some file systems ignore case, and the journal knows items by name.
         other = first.setdefault(item.name.casefold(), number)
         if other != number:
             raise ArgumentError.of(
@@ -399,7 +400,7 @@ def _check_unique(path: Path, items: Sequence[Item]) -> None:
 
 
 def _check_inside(path: Path, items: Sequence[Item], output: Path) -> None:
-    """Refuse names that lead out of the output directory through links."""
+    """Refuse products that links would put outside of the output directory."""
     home = Path(os.path.realpath(output))
 
     @functools.cache
@@ -420,7 +421,7 @@ def _check_inside(path: Path, items: Sequence[Item], output: Path) -> None:
 
 
 def _check_apart(path: Path, items: Sequence[Item]) -> None:
-    """Refuse to write what is read, and what a failure would take away."""
+    """Refuse products that would replace an input; a failure would even remove it."""
 
     @functools.cache
     def real(directory: str) -> str:

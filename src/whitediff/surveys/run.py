@@ -1,10 +1,9 @@
-"""A manifest in, the products of all its pairs out."""
+"""Run of ``whitediff batch``: the products of all pairs of a manifest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import ArgumentError
 from ..options import declarations
@@ -32,21 +31,21 @@ _REMEDIES = {
     "threads": "give --threads for all workers",
     "checksums": "give --no-checksums for all pairs",
 }
-"""Columns that would be taken for options of a pair, and what to do instead."""
+"""Column that looks like an option but has no effect in a batch → remedy for the message."""
 
 
-def items_of(manifest: Path, options: SurveyOptions, words: Mapping[str, Any]) -> list[Item]:
+def items_of(manifest: Path, options: SurveyOptions, words: Mapping[str, object]) -> list[Item]:
     """Pairs of a manifest.
 
     Parameters
     ----------
     manifest
-        Table.
+        Table of pairs.
     options
         Options of ``whitediff batch``.
     words
-        Options of ``whitediff subtract`` for all pairs, by name; files in them are looked for
-        from the present directory.
+        Options of ``whitediff subtract`` for all pairs: name → value.  Relative names of files
+        start from the present directory.
 
     Returns
     -------
@@ -93,11 +92,11 @@ def run_items(
     Parameters
     ----------
     items
-        As `items_of` makes them.
+        Result of `items_of`.
     options
         Options of ``whitediff batch``.
     on_record
-        Called with the record of each pair when it has ended.
+        Called with the record of each pair when it ends.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""A batch from its items to its summary, resumable."""
+"""A batch, which can be resumed: from its items to its summary."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ FILES = {
     "plot": "batch-summary.png",
     "lock": ".batch.lock",
 }
-"""Files that a batch keeps beside its products."""
+"""Files that a batch writes beside its products."""
 
 _CIRCUMSTANCES = ("seconds", "cpu_seconds", "memory", "host", "process", "started")
-"""What of a record differs whenever a pair is done again."""
+"""Entries of a record that differ whenever a pair is done again."""
 
 _log = logging.getLogger("whitediff.surveys")
 
@@ -41,18 +41,18 @@ class BatchOptions:
     Attributes
     ----------
     cluster
-        Where.
+        Cluster on which the batch runs.
     resume
-        Leave alone what is there and would come out the same.
+        Keep existing results that would come out the same.
     overwrite
-        Do everything, and replace what is there.
+        Do everything, and replace existing results.
     memory
-        Bytes that an item may use about, as the option ``--memory`` of ``subtract``; None for
-        what the machine has.
+        Approximate memory for an item, bytes, as ``--memory`` of ``subtract``; None for the
+        machine's memory.
     whiteness
-        Measure how white each product is.
+        Whether to measure the whiteness of each product.
     timeout
-        Seconds after which an item counts as failed and its worker is killed; None for none.
+        Seconds after which an item counts as failed and its worker is killed; None for no limit.
     """
 
     cluster: ClusterOptions = dataclasses.field(default_factory=ClusterOptions)
@@ -69,36 +69,35 @@ def run_batch(
     options: BatchOptions,
     on_record: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
-    """Process all items, keep a journal, and sum up.
+    """Process all items, keep a journal, and write a summary.
 
     Parameters
     ----------
     items
-        What to do.
+        Pairs to process.
     output
-        Directory for journal, table and plot; it is made if it does not exist.
+        Directory for journal, table and plot; made if missing.
     options
-        How.
+        How the batch is run.
     on_record
-        Called with each result as it comes in; ``unchanged`` is true of those that were left
-        alone.
+        Called with each record as it comes in; its entry ``unchanged`` is true if an earlier
+        result was kept.
 
     Returns
     -------
     records
-        One an item, in their order; without ``unchanged``.
+        One per item, in the order of the items; without ``unchanged``.
 
     Raises
     ------
     OutputExistsError
-        If there are results already, and neither resume nor overwrite.
+        If there are results already, and neither resume nor overwrite is set.
     WhitediffError
-        If the directory cannot be written to, another batch is there, or there is no cluster.
+        If the directory cannot be written to, another batch uses it, or there is no cluster.
 
     Notes
     -----
-    The journal also keeps the results of items that are not among these: several manifests may
-    share a directory.
+    The journal keeps the results of other items too: several manifests may share a directory.
     """
     journal = Journal(output / FILES["journal"])
     try:
@@ -124,7 +123,7 @@ def _run(
     before = journal.read()
     names = [item.name for item in items]
     _check_free(items, before, journal.path, options)
-    # A last line that was cut short, and the room to write at all.
+    # Removes a last line that was cut short, and shows early whether there is room to write.
     journal.rewrite(before.values())
     done: dict[str, Record] = {}
 

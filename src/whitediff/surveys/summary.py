@@ -1,4 +1,4 @@
-"""What became of a batch, as a table."""
+"""Summary of a batch, as a table."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def summary_table(records: Iterable[Record]) -> QTable:
     Parameters
     ----------
     records
-        Of the items, in the order of the rows.
+        Records of the items, in the order of the rows.
 
     Returns
     -------
     table
-        One row an item: item, outcome, reason, files, seconds, CPU seconds, largest memory,
+        One row per item: item, outcome, reason, files, seconds, CPU seconds, largest memory,
         number of warnings; and for each kind of product ``<kind>_kernel_sum``,
-        ``<kind>_filtered_variance_ratio`` and so on.  NaN or empty where there is no value;
-        columns that nobody has are left out.
+        ``<kind>_filtered_variance_ratio`` and so on.  NaN or empty if there is no value; numbers
+        that no item has are left out.
     """
     rows = list(records)
     table = QTable()

@@ -1,4 +1,4 @@
-"""What a worker does with one item of a batch."""
+"""Work of a worker: one item of a batch."""
 
 from __future__ import annotations
 
@@ -43,26 +43,27 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What a worker is told to do.
+    """Order to a worker to process one item.
 
     Attributes
     ----------
     item
-        The pair.
+        Pair to process.
     before
-        Record of the item in an earlier run that may still hold; None to do it in any case.
+        Record of the item from an earlier run, which may still hold; None to process in any case.
     threads
-        How many threads it may use.
+        Number of threads to use.
     memory
-        Bytes from which on planes live in files; None for what the machine has.
+        Memory limit, bytes: planes that are large for it live in files; None for the machine's
+        memory.
     whiteness
-        Measure how white the products are.
+        Whether to measure the whiteness of the products.
     version
-        Of whitediff where the order was given.
+        Version of whitediff that gave the order.
     limits
-        How far files are trusted.
+        Limits of memory and trust when files are read.
     date
-        That outputs hold, `whitediff.dates.given_date` where the order was given.
+        Date in the outputs: `whitediff.dates.given_date` of the process that gave the order.
     """
 
     item: Item
@@ -76,21 +77,21 @@ class Order:
 
 
 def process(order: Order) -> Record:
-    """Do what an order says.
+    """Carry out an order.
 
     Parameters
     ----------
     order
-        Order.
+        Order to carry out.
 
     Returns
     -------
     record
-        JSON object.  ``outcome`` is ``done`` or ``failed``, with the ``reason`` and whether it
-        is ``final``, which it is where content and parameters are to blame; ``unchanged`` is
-        true where the earlier record holds.
+        JSON object.  ``outcome`` is ``done`` or ``failed``.  A failure has a ``reason``, and is
+        ``final`` if content and parameters are to blame, not the machine.  ``unchanged`` is true
+        if the earlier record still holds.
     """
-    # Threads, memory limit and messages belong to the process.
+    # Threads, memory limit and messages are set for the whole process: one item at a time.
     with _ONE_AT_A_TIME:
         return_freed_memory()
         use_threads(order.threads)
@@ -127,7 +128,7 @@ def _process(order: Order) -> Record:
             if "key" in record:
                 _remove_outputs(item)
             elif known:
-                # Of inputs that are out of reach nobody knows whether they changed.
+                # The inputs cannot be read and may be unchanged: keep the earlier result.
                 record["earlier"] = known[-1]
     return record | {
         "warnings": messages,
@@ -138,19 +139,19 @@ def _process(order: Order) -> Record:
 
 
 def failure(error: BaseException, *, final: bool = False) -> Record:
-    """What a record says of an error.
+    """Entries of a record for an error.
 
     Parameters
     ----------
     error
-        Error.
+        Error that ended the item.
     final
-        Done again with the same content and parameters, the item would fail again.
+        Whether the item would fail again with the same content and parameters.
 
     Returns
     -------
     entries
-        Of the record.
+        Outcome, reason and final.
     """
     return {"outcome": "failed", "reason": sentence(error), "final": final}
 
@@ -170,7 +171,7 @@ def _description(item: Item) -> Record:
 
 
 def _made(order: Order, clock: _Clock) -> Record:
-    """Entries of a record once the products are there."""
+    """Make the products of an order, and return the entries of their record."""
     item = order.item
     outputs = {kind: Path(path) for kind, path in item.outputs.items()}
     for path in outputs.values():
@@ -210,7 +211,7 @@ def _measured(kind: str, exposure: Exposure) -> Record | None:
 
 
 def _states(item: Item, before: Record | None) -> dict[str, Record]:
-    """What the files of an item hold and how they are read, by their part in it."""
+    """Role of each input file → its state, and the part of it that is read."""
     known: Mapping[str, Record] = {} if before is None else before.get("inputs", {})
     files = {"science": item.science, "template": item.template}
     for name in item.files:
@@ -227,14 +228,14 @@ def _states(item: Item, before: Record | None) -> dict[str, Record]:
 
 
 def _key(item: Item, inputs: Mapping[str, Record]) -> str:
-    """Hash of all that the products depend on; not of where the files are."""
+    """Hash of everything that the products depend on; the places of files are not part of it."""
     content = {
         "version": __version__,
         "inputs": {
             role: [state.get("sha256") or state.get("address"), state["read_as"]]
             for role, state in inputs.items()
         },
-        # Of those that may be a number or a file, what is a file is among the inputs.
+        # An option whose value is a file, not a number, counts among the inputs.
         "options": {
             name: value
             for name, value in item.options.items()
@@ -246,14 +247,14 @@ def _key(item: Item, inputs: Mapping[str, Record]) -> str:
 
 
 def _known(before: Record | None) -> list[Record]:
-    """Earlier results that may still hold: the last one, and that of a time with all inputs."""
+    """Earlier results that may still hold: the last one, and the one kept when inputs failed."""
     if before is None:
         return []
     return [r for r in (before, before.get("earlier")) if r is not None and "key" in r]
 
 
 def _holds(before: Record, key: str, item: Item) -> bool:
-    """Whether an earlier result is what would come out again."""
+    """Whether an earlier result would come out again."""
     if before.get("key") != key:
         return False
     if before.get("outcome") == "failed":
@@ -265,7 +266,7 @@ def _holds(before: Record, key: str, item: Item) -> bool:
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether content and parameters are to blame, and not the machine."""
+    """Whether content and parameters are to blame for an error, not the machine."""
     if not isinstance(error, WhitediffError):
         return False
     cause: BaseException | None = error
@@ -279,25 +280,25 @@ def _is_final(error: BaseException) -> bool:
 
 
 def remove_temporaries(path: Path) -> None:
-    """Remove what a killed process left when it wrote a product.
+    """Remove temporary files that a killed process left when it wrote a product.
 
     Parameters
     ----------
     path
-        The product.  Nobody else may be writing it.
+        The product.  No other process may be writing it.
     """
     remove_leftovers(path.parent, of=path.name)
 
 
 def _remove_outputs(item: Item) -> None:
-    """Take away products of other content or parameters: they would pass for this item's."""
+    """Remove products of other content or parameters: they would pass for this item's."""
     for path in item.outputs.values():
         with contextlib.suppress(OSError):
             os.unlink(path)
 
 
 class _Clock(Progress):
-    """Seconds that stages take."""
+    """Clock of the stages of an item, in seconds."""
 
     def __init__(self) -> None:
         self._start = self._begun = time.perf_counter()
@@ -329,7 +330,7 @@ class _Clock(Progress):
 
 @contextlib.contextmanager
 def _messages() -> Iterator[list[str]]:
-    """What whitediff and others warn of meanwhile."""
+    """Collect the warnings of whitediff and of other packages."""
     messages: list[str] = []
 
     class Keep(logging.Handler):
@@ -351,13 +352,13 @@ def _messages() -> Iterator[list[str]]:
 
 
 def _reset_peak() -> None:
-    # Linux forgets the peak when 5 is written here; elsewhere the peak is the process's.
+    # Linux resets the peak when 5 is written here; elsewhere the peak covers the whole process.
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as stream:
         stream.write("5")
 
 
 def _memory() -> dict[str, int]:
-    """Bytes that the process holds now, and held at most meanwhile."""
+    """Memory of the process, bytes: resident now, and peak since the clock was started."""
     found: dict[str, int] = {}
     names = {"VmHWM:": "peak", "VmRSS:": "resident"}
     with contextlib.suppress(OSError), open("/proc/self/status") as stream:

@@ -1,4 +1,4 @@
-"""What pipeline tasks read from a Butler and write to it."""
+"""Connections of the pipeline tasks: the datasets that they read and write."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _PairConnections(PipelineTaskConnections, dimensions=_DIMENSIONS):  # type
 
 
 class SubtractConnections(_PairConnections, dimensions=_DIMENSIONS):  # type: ignore[call-arg]
-    """Connections of a subtraction; optional ones go by the configuration."""
+    """Connections of a subtraction; the configuration drops optional ones."""
 
     sources = types.Input(
         doc="Sources of the science exposure, from which kernel sources are chosen.",
@@ -126,7 +126,7 @@ class DecorrelateConnections(_PairConnections, dimensions=_DIMENSIONS):  # type:
 
 
 class RecreateConnections(_PairConnections, dimensions=_DIMENSIONS):  # type: ignore[call-arg]
-    """Connections of a difference that is made again from what was kept of it."""
+    """Connections of a difference that is made again from its stored solution."""
 
     solution = types.Input(
         doc="All that it takes to make it.",
@@ -143,7 +143,7 @@ class RecreateConnections(_PairConnections, dimensions=_DIMENSIONS):  # type: ig
 
 
 class DetectConnections(PipelineTaskConnections, dimensions=_DIMENSIONS):  # type: ignore[call-arg]
-    """Connections of the detection of sources; optional ones go by the configuration."""
+    """Connections of the detection of sources; the configuration drops optional ones."""
 
     science = types.Input(
         doc="Science exposure.", name="science", storageClass=_EXPOSURE, dimensions=_DIMENSIONS

@@ -1,10 +1,8 @@
-"""The decorrelation subtask of a task, in terms of recipes."""
+"""Decorrelation subtasks, in terms of recipes."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from ..decorrelation.cells import CellOptions
 from ..decorrelation.exposures import CorrectionOptions, Decorrelation
@@ -13,11 +11,19 @@ from ..subtraction.solution import Solution
 from .decorrelate import DecorrelateALKernelConfig, DecorrelateALKernelTask
 from .decorrelate_spatial import DecorrelateALKernelSpatialConfig, DecorrelateALKernelSpatialTask
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from lsst.pex.config.configurableField import ConfigurableInstance
+    from lsst.pipe.base import Task
+
 __all__ = ["recipe_of_correction", "run_decorrelation"]
 
 
-def recipe_of_correction(field: Any) -> tuple[CorrectionOptions, CellOptions | None, str | None]:
-    """Parts of a recipe that the configuration of a decorrelation subtask says.
+def recipe_of_correction(
+    field: ConfigurableInstance,
+) -> tuple[CorrectionOptions, CellOptions | None, str | None]:
+    """Parts of a recipe, from the configuration of a decorrelation subtask.
 
     Parameters
     ----------
@@ -27,9 +33,9 @@ def recipe_of_correction(field: Any) -> tuple[CorrectionOptions, CellOptions | N
     Returns
     -------
     correction, cells
-        As for `whitediff.subtraction.recipe.Recipe`.
+        Fields of `whitediff.subtraction.recipe.Recipe`.
     foreign
-        Name of the task, where it is not one of ours; None where it is.
+        Name of the task, or of its part, that is not whitediff's; None if all are.
     """
     target, config = field.target, field.value
     if target is DecorrelateALKernelTask and isinstance(config, DecorrelateALKernelConfig):
@@ -43,26 +49,27 @@ def recipe_of_correction(field: Any) -> tuple[CorrectionOptions, CellOptions | N
 
 
 def run_decorrelation(
-    task: Any,
+    task: Task,
     solution: Solution,
     science: Exposure,
     template: Exposure,
     difference: Exposure,
-    sources: npt.NDArray[Any] | None,
+    sources: npt.NDArray[np.bool_] | None,
 ) -> Decorrelation | None:
-    """Run a decorrelation subtask as `whitediff.subtraction.solution.corrected` would correct.
+    """Run a decorrelation subtask in place of `whitediff.subtraction.solution.corrected`.
 
     Parameters
     ----------
     task
-        `DecorrelateALKernelTask`, or what has its ``run``.
+        `DecorrelateALKernelTask`, or another task with its ``run``.
     solution, science, template, difference, sources
         As for `corrected`.
 
     Returns
     -------
     result
-        The numbers behind it, with the corrected exposure; None where it came back unchanged.
+        Numbers of the correction, with the corrected exposure; None if the difference came back
+        unchanged.
     """
     score = solution.preconvolution_kernel is not None
     result = task.run(

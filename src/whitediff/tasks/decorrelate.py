@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import lsst.pex.config as pex_config
 import numpy as np
@@ -36,6 +36,22 @@ from ..exposures.psf import KernelPointSpreadFunction
 from ..noise.exposures import InputNoise
 from ..numerics import fourier
 
+if TYPE_CHECKING:
+    from ..exposures.kernels import ConvolutionKernel
+    from ..exposures.psf import PointSpreadFunction
+
+    class ExposureLike(Protocol):
+        """`whitediff.Exposure`, or any exposure of lsst.images."""
+
+        @property
+        def mask(self) -> object:
+            """Mask."""
+
+        @property
+        def variance(self) -> object:
+            """Variance plane."""
+
+
 __all__ = [
     "DecorrelateALKernelConfig",
     "DecorrelateALKernelTask",
@@ -51,8 +67,8 @@ class UnusableExposureError(DataError, AlgorithmError):
     Parameters
     ----------
     message
-        What is wrong, with the numbers and the remedy.
-    metadata
+        Fault, with the numbers and the remedy.
+    **metadata
         The numbers, for the quantum's provenance.
     """
 
@@ -61,8 +77,8 @@ class UnusableExposureError(DataError, AlgorithmError):
         self._metadata = dict(metadata)
 
     @property
-    def metadata(self) -> Any:
-        """The numbers behind the message."""
+    def metadata(self) -> dict[str, float | int | str]:
+        """The numbers in the message."""
         return self._metadata
 
 
@@ -136,17 +152,17 @@ class DecorrelateALKernelConfig(pex_config.Config):
     )
 
     def to_correction(self, *, spatially_varying: bool = False) -> CorrectionOptions:
-        """Options of `whitediff.subtraction.recipe.Recipe` that say the same.
+        """Equivalent options of `whitediff.subtraction.recipe.Recipe`.
 
         Parameters
         ----------
         spatially_varying
-            The correction follows kernel and noise over the field.
+            Whether the correction follows kernel and noise over the field.
 
         Returns
         -------
         options
-            Self-validated.
+            Validated options.
         """
         ignore = tuple(self.ignoreMaskPlanes)
         defaults = masks.DEFAULT_IGNORE_MASK_PLANES
@@ -171,24 +187,24 @@ class DecorrelateALKernelConfig(pex_config.Config):
         scale_factor: float = 1.0,
         spatially_varying: bool = False,
     ) -> DecorrelationOptions:
-        """Options of `whitediff.decorrelate` that say the same.
+        """Equivalent options of `whitediff.decorrelate`.
 
         Parameters
         ----------
         template_matched
-            The template was convolved, else the science exposure.
+            Whether the template was convolved; else the science exposure was.
         score
-            The difference is a score image.
+            Whether the difference is a score image.
         scale_factor
-            Where the science exposure was convolved: photometric scale by which the difference
-            was divided, over the kernel's sum.
+            If the science exposure was convolved: photometric scale by which the difference was
+            divided, over the kernel's sum.
         spatially_varying
-            The correction follows kernel and noise over the field.
+            Whether the correction follows kernel and noise over the field.
 
         Returns
         -------
         options
-            Self-validated.
+            Validated options.
 
         Raises
         ------
@@ -200,7 +216,7 @@ class DecorrelateALKernelConfig(pex_config.Config):
             convolved="template" if template_matched else "science",
             score=score,
             scale_factor=scale_factor,
-            # As documented, whatever it is given is decorrelated.
+            # The documented task decorrelates any difference, even one that is white already.
             again=True,
         )
 
@@ -273,9 +289,9 @@ class DecorrelateALKernelTask(Task):
         A
             Array to copy from.
         newShape
-            Shape of the result: the grid, or for the inverse the original image's.
+            Shape of the result: shape of the grid; for the inverse, of the original image.
         useInverse
-            Crop the padding and re-centre.
+            Whether to crop the padding and move the centre back.
 
         Returns
         -------
@@ -287,7 +303,7 @@ class DecorrelateALKernelTask(Task):
             return fourier.crop_center_origin(A, shape)
         return fourier.pad_center_origin(A, shape)
 
-    def computeVarianceMean(self, exposure: Any) -> float:
+    def computeVarianceMean(self, exposure: ExposureLike) -> float:
         """Clipped mean of an exposure's variance plane.
 
         Parameters
@@ -298,7 +314,7 @@ class DecorrelateALKernelTask(Task):
         Returns
         -------
         mean
-            NaN if no pixel is left.
+            Mean variance, image_unit²; NaN if no pixel is left.
         """
         return variance_mean(Exposure.from_object(exposure), tuple(self.config.ignoreMaskPlanes))
 
@@ -310,7 +326,7 @@ class DecorrelateALKernelTask(Task):
         kappa
             Matching kernel.
         svar, tvar
-            Average variance of the exposure that was not, and that was, convolved; > 0.
+            Average variance of the unconvolved and of the convolved exposure; > 0.
 
         Returns
         -------
@@ -416,7 +432,7 @@ class DecorrelateALKernelTask(Task):
         vplane1, vplane2
             Variance planes before any convolution.
         varMean1, varMean2
-            Stand in for their non-finite values.
+            Mean variances, in place of non-finite values of the planes.
         c1ft, c2ft
             Total kernels in frequency space, on the full grid ``freqSpaceShape``.
 
@@ -458,7 +474,7 @@ class DecorrelateALKernelTask(Task):
         -----
         See `whitediff.decorrelation.corrected_image`.
         """
-        # Without a variance plane nobody knows what error would matter: double precision.
+        # Without a variance plane it is unknown which error would matter: double precision.
         return corrected_image(
             fourier.half_spectrum(corrft).real,
             self._in_precision(imgOld),
@@ -496,11 +512,11 @@ class DecorrelateALKernelTask(Task):
     # LSST's documented signature.
     def run(  # noqa: PLR0913
         self,
-        scienceExposure: Any,
-        templateExposure: Any,
-        subtractedExposure: Any,
-        psfMatchingKernel: Any,
-        preConvKernel: Any = None,
+        scienceExposure: ExposureLike,
+        templateExposure: ExposureLike,
+        subtractedExposure: ExposureLike,
+        psfMatchingKernel: ConvolutionKernel | PointSpreadFunction | Array | None,
+        preConvKernel: ConvolutionKernel | PointSpreadFunction | Array | None = None,
         xcen: float | None = None,
         ycen: float | None = None,
         svar: float | None = None,
@@ -518,33 +534,32 @@ class DecorrelateALKernelTask(Task):
         subtractedExposure
             Their difference, or score image.  Not changed.
         psfMatchingKernel
-            Matching kernel of whitediff or lsst.images, PSF, or an image of a
-            constant kernel.
+            Matching kernel of whitediff or lsst.images, PSF, or an image of a constant kernel.
         preConvKernel
-            PSF with whose reflection the science exposure was pre-convolved; allowed in
-            ``preConvMode`` only.  Default: the science PSF at its average position.
+            PSF; the science exposure was pre-convolved with its reflection.  Allowed only in
+            ``preConvMode``.  Default: the science PSF at its average position.
         xcen, ycen
             Pixel coordinates at which the kernel is taken; default: middle of the box.
         svar, tvar
             Mean variances of science and template; default: from their variance planes.
         templateMatched
-            The template was convolved, else the science exposure.
+            Whether the template was convolved; else the science exposure was.
         preConvMode
-            ``subtractedExposure`` is a score image.
+            Whether ``subtractedExposure`` is a score image.
         **kwargs
             ``scaleFactor``, with ``templateMatched`` False: photometric scale by which the
             difference was divided, over the kernel's sum.  ``scienceNoise``, ``templateNoise``:
-            `NoiseCovariance` of the inputs, or a function of the pixel coordinates
-            x and y that returns it.  ``sources``: boolean image of the pixels with a source.
-            ``spatiallyVarying``: from `DecorrelateALKernelSpatialTask`.  Others are accepted and
-            not used.
+            `NoiseCovariance` of the inputs, or a function of the pixel coordinates x and y that
+            returns it.  ``sources``: boolean image of the pixels with a source.
+            ``spatiallyVarying``: from `DecorrelateALKernelSpatialTask`.  Other keywords are
+            accepted and not used.
 
         Returns
         -------
         result
             ``correctedExposure``: a new `whitediff.Exposure`; ``decorrelation``: the
-            `whitediff.decorrelation.exposures.Decorrelation` with the numbers behind it, None
-            where the difference came back unchanged.
+            `whitediff.decorrelation.exposures.Decorrelation` with the numbers of the correction,
+            None if the difference came back unchanged.
 
         Raises
         ------
@@ -555,8 +570,8 @@ class DecorrelateALKernelTask(Task):
 
         Notes
         -----
-        An exposure that is all NaN makes the difference come back unchanged, with a
-        warning.  See `whitediff.decorrelate`.
+        If an exposure is all NaN, the difference comes back unchanged, with a warning.  See
+        `whitediff.decorrelate`.
         """
         if preConvKernel is not None and not (templateMatched and preConvMode):
             raise ArgumentError(
@@ -577,7 +592,7 @@ class DecorrelateALKernelTask(Task):
             ("template", template),
             ("difference", difference),
         ):
-            # Row by row: the first usually tells.
+            # Row by row, since usually the first row has a finite pixel.
             if all(np.isnan(row).all() for row in exposure.data):
                 self.log.warning(
                     "The %s exposure is all NaN; the difference is returned unchanged.", name

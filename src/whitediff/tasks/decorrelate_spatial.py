@@ -1,8 +1,8 @@
-"""The decorrelation afterburner where kernel and noise vary over the field, as LSST tasks."""
+"""The decorrelation afterburner for kernels and noise that vary over the field, as LSST tasks."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lsst.pex.config as pex_config
 from lsst.pipe.base import Struct, Task
@@ -35,6 +35,9 @@ from .map_reduce import (
 )
 from .match import reject
 
+if TYPE_CHECKING:
+    from .decorrelate import Array, ExposureLike
+
 __all__ = [
     "DecorrelateALKernelMapReduceConfig",
     "DecorrelateALKernelMapReduceTask",
@@ -50,7 +53,7 @@ class DecorrelateALKernelMapperConfig(DecorrelateALKernelConfig, ImageMapperConf
 
 
 class DecorrelateALKernelMapper(DecorrelateALKernelTask, ImageMapper):
-    """Decorrelate one sub-image of a difference, with kernel and noise as they are there.
+    """Decorrelate one sub-image of a difference, with its local kernel and noise.
 
     Parameters
     ----------
@@ -64,20 +67,20 @@ class DecorrelateALKernelMapper(DecorrelateALKernelTask, ImageMapper):
     # LSST's documented signature.
     def run(  # noqa: PLR0913
         self,
-        subExposure: Any,
-        expandedSubExposure: Any,
+        subExposure: ExposureLike,
+        expandedSubExposure: ExposureLike,
         fullBBox: Box,
-        template: Any = None,
-        science: Any = None,
-        alTaskResult: Any = None,
-        psfMatchingKernel: Any = None,
-        preConvKernel: Any = None,
+        template: ExposureLike | None = None,
+        science: ExposureLike | None = None,
+        alTaskResult: Struct | None = None,
+        psfMatchingKernel: ConvolutionKernel | PointSpreadFunction | Array | None = None,
+        preConvKernel: ConvolutionKernel | PointSpreadFunction | Array | None = None,
         svar: float | None = None,
         tvar: float | None = None,
         templateMatched: bool = True,
         preConvMode: bool = False,
-        scienceExposure: Any = None,
-        templateExposure: Any = None,
+        scienceExposure: ExposureLike | None = None,
+        templateExposure: ExposureLike | None = None,
         **kwargs: Any,
     ) -> Struct:
         """Decorrelate one sub-image.
@@ -85,13 +88,13 @@ class DecorrelateALKernelMapper(DecorrelateALKernelTask, ImageMapper):
         Parameters
         ----------
         subExposure, expandedSubExposure, fullBBox
-            Sub-image of the difference or score, the same with its borders, and the box of the
-            whole, as for `ImageMapper.run`.
+            Sub-image of the difference or score, sub-image with its borders, and box of the whole
+            image, as for `ImageMapper.run`.
         template, science
             The whole exposures before pre-convolution and matching; ``templateExposure`` and
             ``scienceExposure`` are other names for them.
         alTaskResult
-            Anything with a ``psfMatchingKernel``, in its place.
+            Object whose attribute ``psfMatchingKernel`` replaces a missing argument.
         psfMatchingKernel
             As for `DecorrelateALKernelTask.run`; taken in the middle of the sub-image.
         preConvKernel
@@ -99,7 +102,7 @@ class DecorrelateALKernelMapper(DecorrelateALKernelTask, ImageMapper):
             was pre-convolved with one kernel.
         svar, tvar
             Mean variances of science and template; default: from their variance planes in the
-            expanded sub-image, with masked pixels where there are no others.
+            expanded sub-image, with masked pixels if there are no others.
         templateMatched, preConvMode
             As for `DecorrelateALKernelTask.run`.
         **kwargs
@@ -111,9 +114,9 @@ class DecorrelateALKernelMapper(DecorrelateALKernelTask, ImageMapper):
         result
             ``subExposure``: a new `whitediff.Exposure` with the box of ``subExposure``;
             ``decorrelation``: the `whitediff.decorrelation.exposures.Decorrelation` with the
-            numbers behind it.  Where an exposure has no finite pixel in the expanded sub-image,
-            or no positive variance, the difference comes back as it is, marked CONTAMINATED, and
-            ``decorrelation`` is None.
+            numbers of the correction.  If an exposure has no finite pixel in the expanded
+            sub-image, or no positive variance, the difference comes back as it is, marked
+            CONTAMINATED, and ``decorrelation`` is None.
 
         Raises
         ------
@@ -155,7 +158,7 @@ class DecorrelateALKernelMapReduceConfig(ImageMapReduceConfig):
     )
 
     def setDefaults(self) -> None:
-        """Cells over which a kernel hardly varies, borders beyond which no filter reaches."""
+        """Set cells in which a kernel hardly varies, and borders as wide as filters reach."""
         super().setDefaults()
         self.cellSizeX = self.cellSizeY = 40.0
         self.gridStepX = self.gridStepY = 40.0
@@ -174,10 +177,10 @@ class DecorrelateALKernelMapReduceTask(ImageMapReduceTask):
 
     Notes
     -----
-    Takes the arguments of `DecorrelateALKernelMapper.run` beyond the first three as keywords.
-    Borders are at least as wide as the matching kernel's stamp: half of it for the kernel, as
-    much for the correction.  Where the difference has no PSF, that of the science exposure or
-    of the template is the unit of lengths.
+    `run` takes the arguments of `DecorrelateALKernelMapper.run` after the first three as
+    keywords.  Borders are at least as wide as the matching kernel's stamp: half of it for the
+    kernel, and as much for the correction.  The unit of lengths is the FWHM of the difference's
+    PSF, else of the science exposure's or the template's.
     """
 
     ConfigClass: ClassVar[Any] = DecorrelateALKernelMapReduceConfig
@@ -257,12 +260,12 @@ class DecorrelateALKernelSpatialConfig(pex_config.Config):
                 )
 
     def to_correction(self) -> tuple[CorrectionOptions, CellOptions | None]:
-        """Options of `whitediff.exposures` that say the same.
+        """Equivalent options of `whitediff.subtraction.recipe.Recipe`.
 
         Returns
         -------
         correction, cells
-            How it is made white, and on which grid; None for none.
+            Options of the correction, and of the grid of cells; None for no grid.
         """
         by_cells = self.spatiallyVarying and self.spatialMethod == "mapReduce"
         correction = self.decorrelateConfig.to_correction(
@@ -271,12 +274,12 @@ class DecorrelateALKernelSpatialConfig(pex_config.Config):
         return correction, cell_options(self.decorrelateMapReduceConfig) if by_cells else None
 
     def is_foreign(self) -> bool:
-        """Whether cells are made or put together by another's task.
+        """Whether the mapper or the reducer is not whitediff's.
 
         Returns
         -------
         foreign
-            True or False.
+            True if one of them was retargeted.
         """
         grid = self.decorrelateMapReduceConfig
         return not (
@@ -295,9 +298,9 @@ class DecorrelateALKernelSpatialTask(Task):
     Attributes
     ----------
     decorrelate : `DecorrelateALKernelTask`
-        For one correction everywhere.
+        Subtask for one correction everywhere, and for one that varies smoothly.
     mapReduce : `DecorrelateALKernelMapReduceTask`
-        For a correction of each cell.
+        Subtask for a correction of each cell.
     """
 
     ConfigClass: ClassVar[Any] = DecorrelateALKernelSpatialConfig
@@ -314,13 +317,13 @@ class DecorrelateALKernelSpatialTask(Task):
         for name in _shared_fields(constant, mapper):
             value = getattr(constant, name)
             setattr(mapper, name, value if isinstance(value, (str, bool, float)) else list(value))
-        # Measured once for the frame: a cell has too few pixels.
+        # The noise is measured once for the frame: a cell has too few pixels.
         mapper.noise = "white"
         self.mapReduce = DecorrelateALKernelMapReduceTask(
             config=grid, name="mapReduce", parentTask=self
         )
 
-    def computeVarianceMean(self, exposure: Any) -> float:
+    def computeVarianceMean(self, exposure: ExposureLike) -> float:
         """Clipped mean of an exposure's variance plane.
 
         Parameters
@@ -331,19 +334,19 @@ class DecorrelateALKernelSpatialTask(Task):
         Returns
         -------
         mean
-            NaN if no pixel is left.
+            Mean variance, image_unit²; NaN if no pixel is left.
         """
         return variance_mean(Exposure.from_object(exposure), tuple(self.config.ignoreMaskPlanes))
 
     @timeMethod
     def run(
         self,
-        scienceExposure: Any,
-        templateExposure: Any,
-        subtractedExposure: Any,
-        psfMatchingKernel: Any,
+        scienceExposure: ExposureLike,
+        templateExposure: ExposureLike,
+        subtractedExposure: ExposureLike,
+        psfMatchingKernel: ConvolutionKernel | PointSpreadFunction | Array | None,
         spatiallyVarying: bool | None = None,
-        preConvKernel: Any = None,
+        preConvKernel: ConvolutionKernel | PointSpreadFunction | Array | None = None,
         templateMatched: bool = True,
         preConvMode: bool = False,
         **kwargs: Any,
@@ -355,21 +358,21 @@ class DecorrelateALKernelSpatialTask(Task):
         scienceExposure, templateExposure, subtractedExposure, psfMatchingKernel
             As for `DecorrelateALKernelTask.run`.
         spatiallyVarying
-            Let the correction follow kernel and noise over the field; default:
+            Whether the correction follows kernel and noise over the field; default:
             ``config.spatiallyVarying``.
         preConvKernel, templateMatched, preConvMode
             As for `DecorrelateALKernelTask.run`.
         **kwargs
-            Further keywords of `DecorrelateALKernelTask.run`.  Of a varying correction, ``svar``
-            and ``tvar`` are the level around which the variance planes vary (``mapReduce``: they
-            hold everywhere), and ``xcen`` and ``ycen`` have no meaning.
+            Further keywords of `DecorrelateALKernelTask.run`.  For a varying correction, ``svar``
+            and ``tvar`` are the levels around which the variance planes vary (``mapReduce``: they
+            hold everywhere), and ``xcen`` and ``ycen`` must not be given.
 
         Returns
         -------
         result
-            As of `DecorrelateALKernelTask.run`.  Of a correction by cells, ``decorrelation`` has
-            the kernel, position and grid of the cell in the middle, the mean variances of the
-            whole exposures, and mean weights.
+            As from `DecorrelateALKernelTask.run`.  For a correction by cells, ``decorrelation``
+            has the kernel, position and grid of the middle cell, the mean variances of the whole
+            exposures, and mean weights.
 
         Raises
         ------
@@ -434,7 +437,7 @@ class DecorrelateALKernelSpatialTask(Task):
                 )
         kernel = difference.kernel if psfMatchingKernel is None else psfMatchingKernel
         if difference.psf is not None:
-            # Once, not in every cell.
+            # Converted once, not in every cell.
             psf = as_kernel_psf(difference.psf, difference.bbox)
             difference = difference.replaced()
             difference.psf = psf
@@ -446,7 +449,7 @@ class DecorrelateALKernelSpatialTask(Task):
                 science, template, sources, how=self.config.decorrelateConfig.noise
             )
             kwargs = {**kwargs, "scienceNoise": noises[0], "templateNoise": noises[1]}
-        # They are the frame's; a cell that is white and constant needs none.
+        # Sources are pixels of the whole frame; cells need none, since noise was measured above.
         kwargs = {name: value for name, value in kwargs.items() if name != "sources"}
         result = self.mapReduce.run(
             difference,
@@ -460,7 +463,7 @@ class DecorrelateALKernelSpatialTask(Task):
         )
         cells = [each.decorrelation for each in result.result if each.decorrelation is not None]
         if not cells:
-            # It knows what is wrong with the exposures as a whole.
+            # Raises the error of the exposures as a whole, or skips those that are all NaN.
             whole: Struct = self.decorrelate.run(
                 science,
                 template,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import lsst.pex.config as pex_config
 import numpy as np
@@ -22,6 +22,12 @@ from ..matching.preparation import with_own_psf
 from ..noise.exposures import sources_apart
 from .connections import DetectConnections, DetectScoreConnections
 from .match import algorithm_error, catalogPositions, reject
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+    from lsst.pipe.base import InputQuantizedConnection, OutputQuantizedConnection, QuantumContext
+
+    from .decorrelate import ExposureLike
 
 __all__ = [
     "BadSubtractionError",
@@ -47,7 +53,7 @@ _FORCED = {
 
 
 class NoDiaSourcesError(DataError, AlgorithmError):
-    """Nothing was detected, where that counts as a failure."""
+    """Nothing was detected, and the configuration counts that as a failure."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -55,22 +61,24 @@ class NoDiaSourcesError(DataError, AlgorithmError):
             " is no failure."
         )
 
-    def __reduce__(self) -> Any:
+    # Pickling would pass the message to a constructor that takes none.
+    def __reduce__(self) -> tuple[type[NoDiaSourcesError], tuple[()]]:
         return NoDiaSourcesError, ()
 
     @property
-    def metadata(self) -> Any:
-        """Nothing."""
+    def metadata(self) -> dict[str, float]:
+        """Empty: the message has no numbers."""
         return {}
 
 
 class BadSubtractionError(DataError, AlgorithmError):
-    """The stars that the kernel was measured on are left on the difference.
+    """The difference still holds too much of the stars that the kernel was measured on.
 
     Parameters
     ----------
     ratio, threshold
-        Of what an aperture holds on the difference to what on the science image, and its limit.
+        Ratio of an aperture's content on the difference to its content on the science image, as
+        the mean or the standard deviation over the stars; and the limit of that number.
     """
 
     def __init__(self, *, ratio: float, threshold: float) -> None:
@@ -81,21 +89,22 @@ class BadSubtractionError(DataError, AlgorithmError):
         )
         self.ratio, self.threshold = ratio, threshold
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Callable[..., BadSubtractionError], tuple[float, float]]:
         return _bad_subtraction, (self.ratio, self.threshold)
 
     @property
-    def metadata(self) -> Any:
+    def metadata(self) -> dict[str, float]:
         """Ratio and threshold."""
         return {"ratio": self.ratio, "threshold": self.threshold}
 
 
+# Pickling passes positional arguments only.
 def _bad_subtraction(ratio: float, threshold: float) -> BadSubtractionError:
     return BadSubtractionError(ratio=ratio, threshold=threshold)
 
 
 class SourceDetectionConfig(pex_config.Config):
-    """What counts as a source."""
+    """Configuration of what counts as a source."""
 
     thresholdValue = pex_config.RangeField(
         dtype=float,
@@ -196,12 +205,12 @@ class DetectAndMeasureConfig(  # type: ignore[call-arg]
     )
 
     def validate(self) -> None:
-        """Check what fields say together.
+        """Refuse unknown flags.
 
         Raises
         ------
         lsst.pex.config.FieldValidationError
-            If a flag is none of a catalogue's.
+            If ``badSourceFlags`` has a flag that catalogues lack.
         """
         super().validate()
         known = [name for name in COLUMNS if name.startswith("flag_")]
@@ -210,12 +219,12 @@ class DetectAndMeasureConfig(  # type: ignore[call-arg]
                 reject(self, "badSourceFlags", f"has {flag!r}, which is none of {', '.join(known)}")
 
     def to_options(self) -> DetectionOptions:
-        """Options of `whitediff.detection.exposures.detect` that say the same.
+        """Equivalent options of `whitediff.detection.exposures.detect`.
 
         Returns
         -------
         options
-            Self-validated.
+            Validated options.
         """
         return DetectionOptions(
             threshold=self.detection.thresholdValue,
@@ -242,14 +251,19 @@ class DetectAndMeasureTask(PipelineTask):
 
     Notes
     -----
-    The same as the command ``whitediff detect``.  Sources are found on the difference filtered
-    with its PSF itself, not with a Gaussian of its width; opposite lobes are one dipole.
+    Does the same as the command ``whitediff detect``.  Sources are found on the difference
+    filtered with its PSF, not with a Gaussian of the PSF's width; opposite lobes are one dipole.
     """
 
     ConfigClass: ClassVar[Any] = DetectAndMeasureConfig
     _DefaultName: ClassVar[str] = "detectAndMeasure"
 
-    def runQuantum(self, butlerQC: Any, inputRefs: Any, outputRefs: Any) -> None:
+    def runQuantum(
+        self,
+        butlerQC: QuantumContext,
+        inputRefs: InputQuantizedConnection,
+        outputRefs: OutputQuantizedConnection,
+    ) -> None:
         """Read, run and write.
 
         Parameters
@@ -259,7 +273,7 @@ class DetectAndMeasureTask(PipelineTask):
 
         Notes
         -----
-        The matched template, which is not used, is not read.
+        The matched template is not used, so it is not read.
         """
         outputs = self.run(matchedTemplate=None, **butlerQC.get(inputRefs))
         butlerQC.put(outputs, outputRefs)
@@ -267,10 +281,10 @@ class DetectAndMeasureTask(PipelineTask):
     @timeMethod
     def run(
         self,
-        science: Any,
-        matchedTemplate: Any,
-        difference: Any,
-        kernelSources: Any = None,
+        science: ExposureLike,
+        matchedTemplate: object,
+        difference: ExposureLike,
+        kernelSources: Table | Mapping[str, npt.ArrayLike] | None = None,
         idFactory: Callable[[], int] | None = None,
         measurementResults: Struct | None = None,
     ) -> Struct:
@@ -281,17 +295,17 @@ class DetectAndMeasureTask(PipelineTask):
         science
             Science exposure that the template was subtracted from.
         matchedTemplate
-            The template as it was subtracted; not used.
+            Template as subtracted; not used.
         difference
             `whitediff.Exposure` or any lsst.images exposure, with a PSF and white noise; not
             changed.
         kernelSources
             Catalogue of the stars that the kernel was measured on, as `AlardLuptonSubtractTask`
-            returns it, for the ratios below; None for none.
+            returns it; without it the subtraction is not judged.
         idFactory
-            Function that gives the next identifier; they count from 1 if None.
+            Function that gives the next identifier; None to count from 1.
         measurementResults
-            Struct that the results are added to, so that they are there if an error is raised.
+            Struct to which the results are added, so that they are kept if an error is raised.
 
         Returns
         -------
@@ -299,8 +313,8 @@ class DetectAndMeasureTask(PipelineTask):
             ``subtractedMeasuredExposure`` : `whitediff.Exposure`, the difference with the mask
             planes DETECTED and DETECTED_NEGATIVE set.
             ``diaSources`` : `astropy.table.QTable`, see docs/detection.md; with
-            ``config.doForcedMeasurement`` also ip_diffim_forced_PsfFlux_instFlux, …_instFluxErr
-            and …_flag.
+            ``config.doForcedMeasurement`` it has the further columns
+            ip_diffim_forced_PsfFlux_instFlux, …_instFluxErr and …_flag.
 
         Raises
         ------
@@ -309,7 +323,7 @@ class DetectAndMeasureTask(PipelineTask):
         BadSubtractionError
             If the difference holds too much of the kernel sources.
         NoDiaSourcesError
-            If nothing is detected and ``config.raiseOnNoDiaSources``.
+            If nothing is detected and ``config.raiseOnNoDiaSources`` is set.
         """
         return self._run(science, difference, None, kernelSources, idFactory, measurementResults)
 
@@ -347,7 +361,7 @@ class DetectAndMeasureTask(PipelineTask):
         return results
 
     def _cleared(self, difference: Exposure) -> Exposure:
-        """Difference without what an earlier detection left in its mask."""
+        """Difference without the mask planes of an earlier detection."""
         mask = difference.mask
         bits = masks.bits_of(mask, self.config.clearMaskPlanes)
         if not bits:
@@ -381,10 +395,10 @@ class DetectAndMeasureTask(PipelineTask):
         Parameters
         ----------
         diaSources
-            Catalogue, to which columns are added.
+            Catalogue; columns are added to it.
         science
-            Science exposure.  If it has no PSF, its own is measured; without one the columns are
-            not added, which the log says.
+            Science exposure.  A missing PSF is measured; if that fails, no columns are added, and
+            a warning is logged.
         """
         if science.psf is None:
             try:
@@ -401,14 +415,18 @@ class DetectAndMeasureTask(PipelineTask):
             diaSources[column].info.description = description
 
     def calculateMetrics(
-        self, science: Exposure, difference: Exposure, diaSources: QTable, kernelSources: Any
+        self,
+        science: Exposure,
+        difference: Exposure,
+        diaSources: QTable,
+        kernelSources: Table | Mapping[str, npt.ArrayLike] | None,
     ) -> None:
         """Put numbers of the detection into the metadata.
 
         Parameters
         ----------
         science, difference
-            Exposures, the latter with its detections in the mask.
+            Exposures; the mask of the difference has the detections.
         diaSources
             Catalogue.
         kernelSources
@@ -466,7 +484,7 @@ class DetectAndMeasureScoreTask(DetectAndMeasureTask):
 
     Notes
     -----
-    The same as the command ``whitediff detect --score``.
+    Does the same as the command ``whitediff detect --score``.
     """
 
     ConfigClass: ClassVar[Any] = DetectAndMeasureScoreConfig
@@ -475,11 +493,11 @@ class DetectAndMeasureScoreTask(DetectAndMeasureTask):
     @timeMethod
     def run(
         self,
-        science: Any,
-        matchedTemplate: Any,
-        difference: Any,
-        scoreExposure: Any,
-        kernelSources: Any = None,
+        science: ExposureLike,
+        matchedTemplate: object,
+        difference: ExposureLike,
+        scoreExposure: ExposureLike,
+        kernelSources: Table | Mapping[str, npt.ArrayLike] | None = None,
         idFactory: Callable[[], int] | None = None,
     ) -> Struct:
         """Detect sources on a score and measure them on the difference.
@@ -489,12 +507,12 @@ class DetectAndMeasureScoreTask(DetectAndMeasureTask):
         science, matchedTemplate, difference, kernelSources, idFactory
             As for `DetectAndMeasureTask.run`.
         scoreExposure
-            Score image of the same pixels.
+            Score image on the same pixels.
 
         Returns
         -------
         result
-            As of `DetectAndMeasureTask.run`.
+            As from `DetectAndMeasureTask.run`.
 
         Raises
         ------
@@ -507,11 +525,11 @@ class DetectAndMeasureScoreTask(DetectAndMeasureTask):
 
 
 def _renumbered(sources: QTable, idFactory: Callable[[], int]) -> QTable:
-    """Catalogue with identifiers of a factory, in the columns that have any."""
+    """Catalogue with identifiers of a factory, in the columns id and parent."""
     old = np.asarray(sources["id"])
     new = np.array([idFactory() for _ in old], dtype=np.int64)
     known = dict(zip(old.tolist(), new.tolist(), strict=True))
-    # The brightest of a blend may have been removed; then the first that is left stands for it.
+    # The parent of a blend may have been removed; then the first source left takes its place.
     parents: dict[int, int] = {}
     parent = [
         parents.setdefault(each, known.get(each, number))
@@ -527,7 +545,7 @@ def _renumbered(sources: QTable, idFactory: Callable[[], int]) -> QTable:
 def _residual_ratio(
     science: Exposure, difference: Exposure, kernelSources: Any, radius: float
 ) -> Array:
-    """What is left of stars: Σ|difference| over Σ|science| in apertures, noise taken off."""
+    """Residuals of stars: Σ|difference| over Σ|science| in apertures, the noise's share removed."""
     x, y = catalogPositions(kernelSources)
     y0, x0 = difference.origin
     ny, nx = difference.shape
@@ -541,7 +559,7 @@ def _residual_ratio(
         (flat, science.variance),
     ):
         with np.errstate(invalid="ignore"):
-            # Less the mean of the absolute value of Gaussian noise.
+            # √(2/π) σ is the mean absolute value of Gaussian noise.
             plane = np.abs(image) - np.sqrt(2 / np.pi * np.maximum(variance, 0))
         sums.append(aperture_fluxes(Frame(plane, variance, ~bad), x, y, radius)[0])
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import inspect
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lsst.pex.config as pex_config
 from lsst.pipe.base import Struct, Task
@@ -18,6 +18,9 @@ from ..exposures import masks
 from ..exposures.boxes import Box
 from ..exposures.model import Exposure
 from .match import reject
+
+if TYPE_CHECKING:
+    from .decorrelate import ExposureLike
 
 __all__ = [
     "ImageMapReduceConfig",
@@ -44,7 +47,7 @@ class ImageMapper(Task, abc.ABC):
 
     Notes
     -----
-    `ImageMapReduceTask` calls `run` for one sub-image of its grid after the other.
+    `ImageMapReduceTask` calls `run` for each sub-image of its grid in turn.
     """
 
     ConfigClass: ClassVar[Any] = ImageMapperConfig
@@ -65,18 +68,18 @@ class ImageMapper(Task, abc.ABC):
         subExposure
             The sub-image.
         expandedSubExposure
-            The sub-image with its borders, as far as the image reaches.
+            The sub-image with its borders, cut at the edges of the image.
         fullBBox
             Box of the whole image.
         **kwargs
-            What was given to `ImageMapReduceTask.run`.
+            Keywords that were given to `ImageMapReduceTask.run`.
 
         Returns
         -------
         result
             ``subExposure``: exposure to become part of the result, in the pixel coordinates of
-            the whole image; of any box that overlaps it.  Or any other attributes, if
-            ``reduceOperation`` is ``none``.
+            the whole image, with any box that overlaps the image.  If ``reduceOperation`` is
+            ``none``, any other attributes.
 
         Notes
         -----
@@ -120,13 +123,13 @@ class ImageReducer(Task):
     ConfigClass: ClassVar[Any] = ImageReducerConfig
     _DefaultName: ClassVar[str] = "ip_diffim_ImageReducer"
 
-    def run(self, mapperResults: Sequence[Struct], exposure: Any, **kwargs: Any) -> Struct:
+    def run(self, mapperResults: Sequence[Struct], exposure: ExposureLike, **kwargs: Any) -> Struct:
         """Put exposures of sub-images together.
 
         Parameters
         ----------
         mapperResults
-            What the mapper returned, one for each sub-image; their ``subExposure`` is used.
+            Results of the mapper, one for each sub-image; their ``subExposure`` is used.
         exposure
             The whole image; not changed.
         **kwargs
@@ -135,24 +138,24 @@ class ImageReducer(Task):
         Returns
         -------
         result
-            ``exposure``: a new `whitediff.Exposure` of the whole image, or None where
+            ``exposure``: a new `whitediff.Exposure` of the whole image, or None if
             ``reduceOperation`` is ``none``; ``result``: ``mapperResults``.
 
         Raises
         ------
         ArgumentError
-            If a result has no ``subExposure``, or one that lies outside of the image.
+            If a result has no ``subExposure``, or its box lies outside of the image.
 
         Notes
         -----
-        A pixel's values that are finite count before those that are not, and good ones before
-        bad ones, ``badMaskPlanes``; a sum has all finite ones.  Mask planes are united over the
-        values that count.  Pixels without a finite value have the plane INVALID_MAPREDUCE; where
-        no sub-image lies they are NaN.
+        If sub-images overlap, finite values of a pixel have precedence over non-finite values,
+        and good values over bad ones (``badMaskPlanes``); a sum has all finite values.  Mask
+        planes are united over the values used.  Pixels without a finite value have the plane
+        INVALID_MAPREDUCE; pixels without a sub-image are NaN.
 
-        The PSF is that of the exposure where all sub-images have it still.  Otherwise it is
-        fitted to those of the sub-images at their positions, by polynomials of order 2; there is
-        none if a sub-image has none.
+        If all sub-images still have the PSF of the exposure, the result has it too.  Otherwise
+        polynomials of order 2 are fitted to the PSFs of the sub-images at their positions; there
+        is no PSF if a sub-image has none.
         """
         if self.config.reduceOperation == "none":
             return Struct(exposure=None, result=mapperResults)
@@ -311,7 +314,7 @@ class ImageMapReduceTask(Task):
     boxes0 : `list` [`whitediff.exposures.boxes.Box`]
         The cells; set by `run`, None before.
     boxes1 : `list` [`whitediff.exposures.boxes.Box`]
-        The cells with their borders, as far as the image reaches.
+        The cells with their borders, cut at the edges of the image; set by `run`, None before.
 
     Raises
     ------
@@ -336,7 +339,7 @@ class ImageMapReduceTask(Task):
         self.makeSubtask("reducer")
 
     @timeMethod
-    def run(self, exposure: Any, **kwargs: Any) -> Struct:
+    def run(self, exposure: ExposureLike, **kwargs: Any) -> Struct:
         """Run the mapper on every sub-image, and reduce the results.
 
         Parameters
@@ -344,19 +347,19 @@ class ImageMapReduceTask(Task):
         exposure
             `whitediff.Exposure` or any lsst.images exposure; not changed.
         **kwargs
-            For the mapper and the reducer.
+            Keywords for the mapper and the reducer.
 
         Returns
         -------
         result
-            ``exposure``: a new `whitediff.Exposure`, or None; ``result``: list of what the mapper
-            returned.  See `ImageReducer.run`.
+            ``exposure``: a new `whitediff.Exposure`, or None; ``result``: list of the mapper's
+            results.  See `ImageReducer.run`.
 
         Raises
         ------
         ArgumentError
-            If a cell lies outside of the image, sizes are multiples of the width of a PSF that the
-            exposure lacks, or the results cannot be reduced.
+            If a cell lies outside of the image, ``scaleByFwhm`` is set but the exposure has no
+            PSF, or the results cannot be reduced.
         """
         exposure = Exposure.from_object(exposure)
         self._generateGrid(exposure, **kwargs)
@@ -376,7 +379,7 @@ class ImageMapReduceTask(Task):
         self.log.info("Running %s on %d sub-images.", type(self.mapper).__name__, len(self.boxes0))
         results = []
         for cell, expanded in zip(self.boxes0, self.boxes1, strict=True):
-            # Copies: what a mapper changes must not come back in the next cell's borders.
+            # Copies, so that changes by the mapper do not reach the borders of the next cell.
             sub = untouched(exposure.cutout(cell))
             expanded_sub = untouched(exposure.cutout(expanded))
             result = self.mapper.run(sub, expanded_sub, exposure.bbox, **kwargs)
@@ -406,16 +409,16 @@ class ImageMapReduceTask(Task):
         self.boxes1 = [expanded for _, expanded in cells]
 
     def _lengthUnit(self, exposure: Exposure, **kwargs: Any) -> float:
-        """Pixels that are one FWHM."""
+        """FWHM of the PSF, pixels."""
         return length_unit(exposure)
 
     def _reach(self, **kwargs: Any) -> tuple[int, int]:
-        """Least borders (y, x) in pixels; for subclasses that know how far their mapper reaches."""
+        """Least borders (y, x), pixels; for subclasses that know the reach of their mapper."""
         return 0, 0
 
 
 def cell_options(config: ImageMapReduceConfig) -> CellOptions:
-    """Options of `whitediff.decorrelation.cells` that say the same.
+    """Equivalent options of `whitediff.decorrelation.cells`.
 
     Parameters
     ----------
@@ -425,8 +428,8 @@ def cell_options(config: ImageMapReduceConfig) -> CellOptions:
     Returns
     -------
     options
-        How an exposure is divided and put together; where the reducer does neither average nor
-        copy, only the former.
+        Options of the grid and of the reduction; for a reducer that neither averages nor copies,
+        only the grid is meaningful.
     """
     x, y = config.cellCentroidsX, config.cellCentroidsY
     reducer = config.reducer.value

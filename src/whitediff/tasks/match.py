@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import lsst.pex.config as pex_config
 import numpy as np
@@ -20,6 +21,9 @@ from ..matching.exposures import Match, MatchOptions, match
 from ..matching.preparation import Pair, PreparationOptions, prepare
 from ..stars.candidates import CandidateOptions
 from .decorrelate import UnusableExposureError
+
+if TYPE_CHECKING:
+    from ..exposures.model import Exposure
 
 __all__ = [
     "InsufficientKernelSourcesError",
@@ -45,9 +49,9 @@ class InsufficientKernelSourcesError(DataError, AlgorithmError):
     Parameters
     ----------
     message
-        What is missing, and the remedy.
+        Fault, and the remedy.
     nSources, nRequired
-        How many there are, and how many are needed.
+        Number of stars found, and number needed.
     """
 
     def __init__(self, message: str, *, nSources: int = 0, nRequired: int = 0) -> None:
@@ -55,8 +59,8 @@ class InsufficientKernelSourcesError(DataError, AlgorithmError):
         self._metadata = {"nSources": int(nSources), "nRequired": int(nRequired)}
 
     @property
-    def metadata(self) -> Any:
-        """The numbers behind the message."""
+    def metadata(self) -> dict[str, int]:
+        """The numbers of stars."""
         return self._metadata
 
 
@@ -66,11 +70,11 @@ def reject(config: pex_config.Config, name: str, reason: str) -> None:
     Parameters
     ----------
     config
-        Configuration.
+        Configuration at fault.
     name
-        Field.
+        Name of the field.
     reason
-        What is wrong with its value: the end of a sentence that begins with both.
+        Fault of its value: end of a sentence that begins with name and value.
 
     Raises
     ------
@@ -87,7 +91,7 @@ def _is_odd(value: int) -> bool:
 
 
 class PsfMatchConfig(pex_config.Config):
-    """What both bases of a matching kernel are configured with; defaults as for subtraction."""
+    """Configuration common to both bases of a matching kernel; defaults as for subtraction."""
 
     kernelBasisSet = pex_config.ChoiceField(
         dtype=str,
@@ -205,7 +209,7 @@ class PsfMatchConfig(pex_config.Config):
     )
 
     def validate(self) -> None:
-        """Check what fields say together.
+        """Refuse fields that contradict each other.
 
         Raises
         ------
@@ -231,19 +235,19 @@ class PsfMatchConfig(pex_config.Config):
         convolved: Literal["template", "science", "auto"] = "template",
         candidates: CandidateOptions | None = None,
     ) -> MatchOptions:
-        """Options of `whitediff.matching.exposures.match` that say the same.
+        """Equivalent options of `whitediff.matching.exposures.match`.
 
         Parameters
         ----------
         convolved
-            Which exposure to convolve.
+            Exposure to convolve.
         candidates
-            Which stars to use; cells and stars per cell are this configuration's.
+            Choice of stars; cells and stars per cell come from this configuration.
 
         Returns
         -------
         options
-            Self-validated.
+            Validated options.
         """
         return MatchOptions(
             convolved=convolved,
@@ -285,8 +289,8 @@ class PsfMatchConfigAL(PsfMatchConfig):
 
     Notes
     -----
-    whitediff also penalises roughness, by as much as is most likely.  There is no second set
-    of Gaussians for deconvolution: the penalty does that.
+    whitediff also penalises roughness, with the most likely weight.  The penalty replaces the
+    second set of Gaussians for deconvolution.
     """
 
     alardNGauss = pex_config.RangeField(dtype=int, default=3, min=1, doc="Number of Gaussians.")
@@ -331,7 +335,7 @@ class PsfMatchConfigAL(PsfMatchConfig):
         self.kernelBasisSet = "alard-lupton"
 
     def validate(self) -> None:
-        """Check what fields say together.
+        """Refuse fields that contradict each other.
 
         Raises
         ------
@@ -386,7 +390,7 @@ class PsfMatchConfigDF(PsfMatchConfig):
         self.kernelBasisSet = "delta-function"
 
     def validate(self) -> None:
-        """Check what fields say together.
+        """Refuse fields that contradict each other.
 
         Raises
         ------
@@ -435,9 +439,9 @@ class MakeKernelTask(Task):
     @timeMethod
     def run(
         self,
-        template: Any,
-        science: Any,
-        kernelSources: Any = None,
+        template: Exposure,
+        science: Exposure,
+        kernelSources: Table | Mapping[str, npt.ArrayLike] | None = None,
         preconvolved: bool = False,
         convolved: Literal["template", "science", "auto"] = "template",
     ) -> Struct:
@@ -446,20 +450,20 @@ class MakeKernelTask(Task):
         Parameters
         ----------
         template, science
-            Exposures on the same pixels.  Not changed; their variances are taken as they are.
+            Exposures on the same pixels.  Not changed; their variances are not rescaled.
         kernelSources
-            Catalogue whose positions the stars are chosen from (`catalogPositions`); all
-            sources of the science exposure if None.
+            Catalogue from whose positions the stars are chosen (`catalogPositions`); all sources
+            of the science exposure if None.
         preconvolved
-            Match the template to the science exposure correlated with its own PSF.  The
-            exposure given is the original one in any case: the fit needs its noise.
+            Whether to match the template to the science exposure correlated with its own PSF.
+            Give the original exposure in any case: the fit needs its noise.
         convolved
-            Which exposure to convolve; ``auto``: the template, unless its PSF is the wider.
+            Exposure to convolve; ``auto``: the template, unless its PSF is the wider.
 
         Returns
         -------
         result
-            As of `matchPair`.
+            As from `matchPair`.
 
         Raises
         ------
@@ -488,7 +492,7 @@ class MakeKernelTask(Task):
         self,
         pair: Pair,
         *,
-        kernelSources: Any = None,
+        kernelSources: Table | Mapping[str, npt.ArrayLike] | None = None,
         convolved: Literal["template", "science", "auto"] = "template",
         preConvKernel: Array | None = None,
         candidates: CandidateOptions | None = None,
@@ -504,7 +508,7 @@ class MakeKernelTask(Task):
         preConvKernel
             ``(py, px)`` PSF with which the science exposure is correlated, for a score.
         candidates
-            Which stars to use; cells are this task's.
+            Choice of stars; cells come from this task's configuration.
 
         Returns
         -------
@@ -512,8 +516,7 @@ class MakeKernelTask(Task):
             ``psfMatchingKernel`` : `whitediff.exposures.kernels.ConvolutionKernel`.
             ``backgroundModel`` : `whitediff.exposures.fields.ChebyshevField`, at the science level.
             ``kernelSources`` : `astropy.table.Table` of the stars offered to the fit: x and y
-            in pixel coordinates, signalToNoise, residualMean and residualStd over sigma, and
-            whether they were used.
+            in pixel coordinates, signalToNoise, residualMean and residualStd in sigma, and used.
             ``match`` : `whitediff.matching.exposures.Match`.
 
         Raises
@@ -547,7 +550,7 @@ class MakeKernelTask(Task):
         self.metadata["spatialKernelSum"] = fit.kernel_sum
         self.metadata["spatialKernelSumError"] = fit.kernel_sum_error
         self.metadata["ALKernelSize"] = int(found.kernel.basis.shape[-1])
-        # As fitted: few stars lower them.
+        # The orders that were fitted: with few stars they are lower than asked for.
         self.metadata["spatialKernelOrder"] = fit.kernel_order
         self.metadata["spatialBgOrder"] = fit.background_order
         self.metadata["reducedChiSquare"] = fit.reduced_chi_square
@@ -572,7 +575,7 @@ class MakeKernelTask(Task):
         )
 
 
-def catalogPositions(catalog: Any) -> tuple[Array, Array]:
+def catalogPositions(catalog: Table | Mapping[str, npt.ArrayLike]) -> tuple[Array, Array]:
     """Positions of a catalogue's sources.
 
     Parameters
@@ -584,12 +587,12 @@ def catalogPositions(catalog: Any) -> tuple[Array, Array]:
     Returns
     -------
     x, y
-        ``(n,)`` pixel coordinates; without those that are masked or not finite.
+        ``(n,)`` pixel coordinates, without masked or non-finite ones.
 
     Raises
     ------
     ArgumentError
-        If it has none of these.
+        If the catalogue has none of these pairs.
     """
     names = list(getattr(catalog, "colnames", None) or getattr(catalog, "keys", list)())
     for pair in _CENTROIDS:
@@ -608,7 +611,7 @@ def catalogPositions(catalog: Any) -> tuple[Array, Array]:
 
 
 def algorithm_error(error: DataError) -> DataError:
-    """Error that a pipeline understands, in place of one that speaks of pixels.
+    """Error as an `lsst.pipe.base.AlgorithmError`, which a pipeline understands.
 
     Parameters
     ----------
@@ -618,7 +621,7 @@ def algorithm_error(error: DataError) -> DataError:
     Returns
     -------
     error
-        `InsufficientKernelSourcesError`, or else `UnusableExposureError`; the same one if it
+        `InsufficientKernelSourcesError` or `UnusableExposureError`; the given error itself if it
         is an `lsst.pipe.base.AlgorithmError` already.
     """
     if isinstance(error, AlgorithmError):

@@ -1,10 +1,10 @@
-"""Tasks that take up what another has stored: decorrelating it, or making it again."""
+"""LSST tasks on stored results: decorrelate a difference, or make it again."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lsst.pex.config as pex_config
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, Struct
@@ -20,6 +20,10 @@ from .connections import DecorrelateConnections, RecreateConnections
 from .correction import recipe_of_correction, run_decorrelation
 from .decorrelate_spatial import DecorrelateALKernelSpatialTask
 from .match import algorithm_error
+
+if TYPE_CHECKING:
+    from ..exposures.kernels import ConvolutionKernel
+    from .decorrelate import ExposureLike
 
 __all__ = [
     "DecorrelateDifferenceConfig",
@@ -37,7 +41,7 @@ class DecorrelateDifferenceConfig(PipelineTaskConfig, pipelineConnections=Decorr
     )
 
     def setDefaults(self) -> None:
-        """Filter scores as fitted kernels need it, and lose no level at edges and holes."""
+        """Filter scores as fitted kernels need it, and keep the level at edges and holes."""
         super().setDefaults()
         self.decorrelate.decorrelateConfig.scoreFilter = "compact"
         self.decorrelate.decorrelateConfig.fill = "interpolate"
@@ -54,7 +58,7 @@ class DecorrelateDifferenceTask(PipelineTask):
     Notes
     -----
     After `AlardLuptonSubtractTask` with ``doDecorrelation`` and ``doAttributeTemplateMask``
-    False, the result is that of the command ``whitediff subtract``.
+    False, the result equals the result of the command ``whitediff subtract``.
     """
 
     ConfigClass: ClassVar[Any] = DecorrelateDifferenceConfig
@@ -65,31 +69,37 @@ class DecorrelateDifferenceTask(PipelineTask):
         self.makeSubtask("decorrelate")
 
     @timeMethod
-    def run(self, science: Any, template: Any, difference: Any, solution: Any) -> Struct:
-        """Decorrelate.
+    def run(
+        self,
+        science: ExposureLike,
+        template: ExposureLike,
+        difference: ExposureLike,
+        solution: Solution | ConvolutionKernel,
+    ) -> Struct:
+        """Decorrelate a difference or score.
 
         Parameters
         ----------
         science, template
-            Exposures before any convolution, with the variance planes that they came with.
+            Exposures before any convolution, with their original variance planes.
         difference
-            Difference or score that was made of them.
+            Difference or score that was made from them.
         solution
-            `whitediff.subtraction.solution.Solution`; or a matching kernel of the template.
+            `whitediff.subtraction.solution.Solution`; or a kernel with which the template was
+            convolved.
 
         Returns
         -------
         result
             ``correctedExposure`` : `whitediff.Exposure`.
-            ``correctedSolution`` : `whitediff.subtraction.solution.Solution` with which it is made
-            again.
+            ``correctedSolution`` : `whitediff.subtraction.solution.Solution` to make it again.
 
         Raises
         ------
         ValueError
             If the exposures do not lie on the same pixels.
         UnusableExposureError
-            If an exposure has no usable pixel, or the noise of the difference is white already.
+            If an exposure has no usable pixel, or the difference is decorrelated or white already.
         """
         if not isinstance(solution, Solution):
             solution = Solution.of_kernel(solution)
@@ -97,14 +107,15 @@ class DecorrelateDifferenceTask(PipelineTask):
         recipe = dataclasses.replace(
             solution.recipe, decorrelate=True, correction=correction, cells=cells, foreign=foreign
         )
-        # Its noise is yet to be measured as this says.
+        # The noise is measured again, as this task's configuration says.
         solution = dataclasses.replace(
             solution, recipe=recipe, science_variance=None, template_variance=None, noises=None
         )
         science, template, levels = _inputs(science, template, solution)
         difference = Exposure.from_object(difference)
         if recipe.template_mask is not None:
-            # Which planes of it contaminate what, only those of both exposures united tell.
+            # The stored mask lacks planes of the template, which contaminate pixels too: make it
+            # again from the masks of both exposures.
             whole, _ = subtracted(solution, science, template)
             difference = difference.replaced(mask=whole.mask)
         try:
@@ -148,36 +159,36 @@ class RecreateDifferenceTask(PipelineTask):
 
     Notes
     -----
-    What the command ``whitediff subtract --kernel`` does: of the exposures of the first time,
-    nothing is fitted or measured, and pixels and variances are those of before.
+    Does the same as the command ``whitediff subtract --kernel``.  From the same exposures the same
+    pixels and variances result, without fit or measurement.
     """
 
     ConfigClass: ClassVar[Any] = RecreateDifferenceConfig
     _DefaultName: ClassVar[str] = "recreateDifference"
 
     @timeMethod
-    def run(self, science: Any, template: Any, solution: Solution) -> Struct:
-        """Make it again.
+    def run(self, science: ExposureLike, template: ExposureLike, solution: Solution) -> Struct:
+        """Make a difference or score again.
 
         Parameters
         ----------
         science, template
             Exposures, as they were the first time.
         solution
-            Of the first time, after decorrelation.
+            Solution of the first time, after decorrelation.
 
         Returns
         -------
         result
-            ``difference`` : `whitediff.Exposure`, a difference or a score; mask planes of both
-            exposures united, and those of their sources.
+            ``difference`` : `whitediff.Exposure`, a difference or a score; its mask unites the
+            planes of both exposures and of their sources.
 
         Raises
         ------
         ValueError
             If the exposures have other pixels than the solution.
         UnusableExposureError
-            If they are other exposures, and their stars contradict the kernel.
+            If they are other exposures whose stars contradict the kernel.
         """
         kind: Kind = "difference" if solution.preconvolution_kernel is None else "score"
         if self.config.completeVarPlanePropagation:
@@ -202,7 +213,7 @@ class RecreateDifferenceTask(PipelineTask):
 def _inputs(
     science: Any, template: Any, solution: Solution
 ) -> tuple[Exposure, Exposure, PairSources]:
-    """Exposures as a solution takes them, and where they have sources."""
+    """Exposures prepared as the solution says, and their sources."""
     science, template = (
         without_sentinels(Exposure.from_object(each)) for each in (science, template)
     )

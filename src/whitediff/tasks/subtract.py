@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import lsst.pex.config as pex_config
 import numpy.typing as npt
@@ -30,6 +30,11 @@ from .correction import recipe_of_correction, run_decorrelation
 from .decorrelate import DecorrelateALKernelTask
 from .match import MakeKernelTask, algorithm_error, reject
 
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+    from .decorrelate import ExposureLike
+
 __all__ = [
     "AlardLuptonPreconvolveSubtractConfig",
     "AlardLuptonPreconvolveSubtractTask",
@@ -42,7 +47,7 @@ type Array = npt.NDArray[Any]
 
 
 class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=SubtractConnections):  # type: ignore[call-arg]
-    """What differences and scores are configured with."""
+    """Configuration common to differences and scores."""
 
     makeKernel = pex_config.ConfigurableField(
         target=MakeKernelTask, doc="Finds the matching kernel."
@@ -188,12 +193,12 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
     )
 
     def setDefaults(self) -> None:
-        """Lose no level at edges and holes."""
+        """Keep the level at edges and holes."""
         super().setDefaults()
         self.decorrelate.fill = "interpolate"
 
     def validate(self) -> None:
-        """Check what fields say together.
+        """Refuse fields that contradict each other.
 
         Raises
         ------
@@ -221,12 +226,12 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
             )
 
     def to_recipe(self, *, score: bool = False) -> Recipe:
-        """All that decides the pixels of the products.
+        """Recipe of the products: everything that decides their pixels.
 
         Parameters
         ----------
         score
-            Of a score; else of a difference.
+            Whether the product is a score; else it is a difference.
 
         Returns
         -------
@@ -236,7 +241,7 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
         correction, cells, foreign = self._correction()
         resampling = None
         if self.alignTemplate is not None:
-            # Its noise is followed as the decorrelation does.
+            # The noise is followed through the resampling as the decorrelation needs it.
             noise = correction.noise if self.doDecorrelation else "auto"
             resampling = ResamplingOptions(
                 method=self.alignTemplate, noise=noise, positions=self.alignPositions
@@ -278,11 +283,11 @@ class AlardLuptonSubtractBaseConfig(PipelineTaskConfig, pipelineConnections=Subt
         )
 
     def _correction(self) -> tuple[CorrectionOptions, CellOptions | None, str | None]:
-        """How the noise is made white; and whose task it is that does, where it is not ours."""
+        """Parts of the recipe that make the noise white, and the name of a foreign task."""
         return recipe_of_correction(self.decorrelate)
 
     def _candidates(self) -> CandidateOptions:
-        """Which stars are chosen, but for the cells, which are the kernel task's."""
+        """Choice of stars, without the cells, which the kernel task sets."""
         return CandidateOptions(
             signal_to_noise=(self.detectionThreshold, self.detectionThresholdMax),
             most=self.maxKernelSources,
@@ -324,7 +329,7 @@ class AlardLuptonPreconvolveSubtractConfig(  # type: ignore[call-arg]
 
 
 class _Steps(Pipeline):
-    """The pipeline with a task's own subtasks in it."""
+    """Pipeline whose steps are a task's subtasks."""
 
     def __init__(self, task: AlardLuptonSubtractTask, recipe: Recipe, sources: Any) -> None:
         super().__init__(recipe)
@@ -378,8 +383,8 @@ class AlardLuptonSubtractTask(PipelineTask):
 
     Notes
     -----
-    The same pipeline as the command ``whitediff subtract``: alignment by whole pixels, variance
-    planes put right, kernel fit, subtraction, differential background, decorrelation.  See
+    Runs the same pipeline as the command ``whitediff subtract``: alignment, rescaling of the
+    variance planes, kernel fit, subtraction, differential background, decorrelation.  See
     Alard & Lupton 1998, DMTN-021.
     """
 
@@ -394,7 +399,11 @@ class AlardLuptonSubtractTask(PipelineTask):
 
     @timeMethod
     def run(
-        self, template: Any, science: Any, sources: Any = None, visitSummary: Any = None
+        self,
+        template: ExposureLike,
+        science: ExposureLike,
+        sources: Table | Mapping[str, npt.ArrayLike] | None = None,
+        visitSummary: object = None,
     ) -> Struct:
         """Match, subtract and decorrelate.
 
@@ -404,11 +413,11 @@ class AlardLuptonSubtractTask(PipelineTask):
             `whitediff.Exposure` or any lsst.images exposure; not changed.  The template may be
             larger or shifted by whole pixels, by its box or WCS.
         sources
-            Catalogue of the science exposure, whose positions the kernel sources are chosen
-            from: an `astropy.table.Table` with slot_Centroid_x and _y, base_SdssCentroid_x and
-            _y, or x and y, in pixel coordinates.  None: they are found.
+            Catalogue of the science exposure, from whose positions the kernel sources are chosen:
+            an `astropy.table.Table` with slot_Centroid_x and _y, base_SdssCentroid_x and _y, or
+            x and y, in pixel coordinates.  None: kernel sources are found.
         visitSummary
-            Not used, with a warning: the exposures' own PSFs and WCSs are.
+            Not used, with a warning: the exposures' own PSFs and WCSs are used.
 
         Returns
         -------
@@ -417,18 +426,18 @@ class AlardLuptonSubtractTask(PipelineTask):
             ``matchedTemplate``, ``matchedScience`` : `whitediff.Exposure`, the two as they
             were subtracted.
             ``backgroundModel`` : the differential background, image_unit of the science
-            exposure: `whitediff.exposures.fields.ChebyshevField`, or an image where it has more.
+            exposure: `whitediff.exposures.fields.ChebyshevField`, or an image if polynomials do
+            not suffice.
             ``psfMatchingKernel`` : `whitediff.exposures.kernels.ConvolutionKernel`.
             ``kernelSources`` : `astropy.table.Table`, see `MakeKernelTask.matchPair`.
-            ``solution`` : `whitediff.subtraction.solution.Solution`, all that it takes to make the
-            difference again.
+            ``solution`` : `whitediff.subtraction.solution.Solution`, to make the difference again.
 
         Raises
         ------
         ValueError
             If the exposures do not lie on the same pixels.
         lsst.pipe.base.NoWorkFound
-            If the template covers too little, or little and anything else fails.
+            If the template covers too little; or if it covers little and a later step fails.
         InsufficientKernelSourcesError
             If there are too few stars.
         UnusableExposureError
@@ -437,7 +446,9 @@ class AlardLuptonSubtractTask(PipelineTask):
         made, steps = self._made("difference", template, science, sources, visitSummary)
         return self._struct(made, steps, difference=made.exposure)
 
-    def prepareInputs(self, template: Any, science: Any, *, recipe: Recipe | None = None) -> Pair:
+    def prepareInputs(
+        self, template: ExposureLike, science: ExposureLike, *, recipe: Recipe | None = None
+    ) -> Pair:
         """Align two exposures, judge their variance planes and find their sources.
 
         Parameters
@@ -445,7 +456,7 @@ class AlardLuptonSubtractTask(PipelineTask):
         template, science
             As for `run`.
         recipe
-            That of the configuration if None.
+            Recipe to follow; the configuration's if None.
 
         Returns
         -------
@@ -481,7 +492,7 @@ class AlardLuptonSubtractTask(PipelineTask):
         return pair
 
     def _check_coverage(self, fraction: float) -> None:
-        """Find no work where the template covers too little of the science exposure."""
+        """Raise NoWorkFound if the template covers too little of the science exposure."""
         self.metadata["templateCoveragePercent"] = 100 * fraction
         required = self.config.requiredTemplateFraction
         if fraction < required:
@@ -500,7 +511,7 @@ class AlardLuptonSubtractTask(PipelineTask):
         with self._failures():
             (made,) = steps.products_by_stars(science, template, kind)
         assert made.pair is not None
-        # Now one of them may have been measured.
+        # The pipeline measures missing PSFs, so the widths may be known only now.
         self.metadata["sciencePsfSize"], self.metadata["templatePsfSize"] = made.pair.psf_fwhm
         if made.width is not None:
             self.metadata["diffimSignificanceWidth"] = made.width.width
@@ -510,7 +521,7 @@ class AlardLuptonSubtractTask(PipelineTask):
         """Result of `run`."""
         template, science = made.matched_template(), made.matched_science()
         assert made.product is not None
-        # The PSF of the one that was left alone is what the other was matched to.
+        # Both have the PSF of the unconvolved one, to which the other was matched.
         template.psf = science.psf = made.product.psf_before
         return Struct(
             **product,
@@ -524,7 +535,7 @@ class AlardLuptonSubtractTask(PipelineTask):
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
-        """Errors that a pipeline understands; none where the template covers little."""
+        """Raise errors that a pipeline understands; NoWorkFound if the template covers little."""
         try:
             yield
         except DataError as error:
@@ -543,7 +554,7 @@ class AlardLuptonSubtractTask(PipelineTask):
 
 
 class AlardLuptonPreconvolveSubtractTask(AlardLuptonSubtractTask):
-    """Score image of a science exposure that was correlated with its own PSF.
+    """Make a score image: the science exposure is correlated with its own PSF first.
 
     Parameters
     ----------
@@ -552,7 +563,7 @@ class AlardLuptonPreconvolveSubtractTask(AlardLuptonSubtractTask):
 
     Notes
     -----
-    The same pipeline as the command ``whitediff subtract --score-output``; DMTN-179.
+    Runs the same pipeline as the command ``whitediff subtract --score-output``; DMTN-179.
     """
 
     ConfigClass: ClassVar[Any] = AlardLuptonPreconvolveSubtractConfig
@@ -560,7 +571,11 @@ class AlardLuptonPreconvolveSubtractTask(AlardLuptonSubtractTask):
 
     @timeMethod
     def run(
-        self, template: Any, science: Any, sources: Any = None, visitSummary: Any = None
+        self,
+        template: ExposureLike,
+        science: ExposureLike,
+        sources: Table | Mapping[str, npt.ArrayLike] | None = None,
+        visitSummary: object = None,
     ) -> Struct:
         """Pre-convolve, match, subtract and decorrelate.
 
@@ -576,8 +591,8 @@ class AlardLuptonPreconvolveSubtractTask(AlardLuptonSubtractTask):
             ``flux``, ``fluxVariance`` : ``(ny, nx)`` flux of a point source at each pixel and
             its variance, image_unit and its square; None without decorrelation.
             ``matchedTemplate``, ``matchedScience``, ``backgroundModel``,
-            ``psfMatchingKernel``, ``kernelSources`` : as of `AlardLuptonSubtractTask.run`; the
-            matched science exposure is the pre-convolved one.
+            ``psfMatchingKernel``, ``kernelSources``, ``solution`` : as from
+            `AlardLuptonSubtractTask.run`; the matched science exposure is pre-convolved.
 
         Raises
         ------
