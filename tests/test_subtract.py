@@ -264,7 +264,7 @@ def changed(source, target, change):
     with fits.open(source) as hdus:
         for name in ("IMAGE", "MASK", "VARIANCE"):
             hdus[name].data = np.ascontiguousarray(change(hdus[name].data))
-        hdus.writeto(target)
+        hdus.writeto(target, checksum=True)
     return target
 
 

@@ -485,10 +485,7 @@ def _sky_and_time(pair: Pair) -> _Place:
         corners = tuple(zip(sky.ra.deg.tolist(), sky.dec.deg.tolist(), strict=True))
     begin = pair.begin
     for cards in (header, primary):
-        if begin is None and isinstance(cards.get("MJD-OBS"), float | int):
-            begin = float(cards["MJD-OBS"])
-        if begin is None and isinstance(cards.get("DATE-OBS"), str):
-            begin = _mjd(cards["DATE-OBS"])
+        begin = _begin(cards) if begin is None else begin
     seconds = pair.exposure_time
     if seconds is None:
         seconds = next((float(c["EXPTIME"]) for c in (header, primary) if _is_time(c)), 0.0)
@@ -507,11 +504,22 @@ def _is_time(header: Any) -> bool:
     return isinstance(value, float | int) and value >= 0
 
 
-def _mjd(text: str) -> float | None:
-    try:
-        return float(astropy.time.Time(text.strip(), scale="utc").tai.mjd)
-    except ValueError:
-        return None
+def _begin(cards: astropy.io.fits.Header) -> float | None:
+    """Begin by a header, MJD (TAI): MJD-OBS, else DATE-OBS, in the time scale of TIMESYS."""
+    scale = str(cards.get("TIMESYS", "UTC")).strip().lower()
+    if scale not in astropy.time.Time.SCALES:
+        scale = "utc"
+    for keyword, kind in (("MJD-OBS", "mjd"), ("DATE-OBS", None)):
+        value = cards.get(keyword)
+        if isinstance(value, bool) or not isinstance(value, float | int | str):
+            continue
+        try:
+            if kind is not None:
+                value = float(value)
+            return float(astropy.time.Time(value, format=kind, scale=scale).tai.mjd)
+        except ValueError:
+            continue
+    return None
 
 
 def _polygon(corners: Iterable[tuple[float, float]]) -> lsst.sphgeom.ConvexPolygon:
