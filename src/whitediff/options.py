@@ -15,9 +15,12 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ArgumentError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "Declaration",
@@ -113,7 +116,7 @@ class Declaration:
         """Whether the option is a flag, which takes true or false."""
         return bool in _alternatives(self.hint)
 
-    def taken(self, value: Any) -> Any:
+    def taken(self, value: object) -> Any:
         """Convert a value to the type that the options class declares.
 
         Parameters
@@ -139,7 +142,7 @@ class Declaration:
             return tuple(self._one(each) for each in values)
         return self._one(value)
 
-    def read(self, text: str) -> Any:
+    def read(self, text: str) -> object:
         """Convert the text of a table's cell to a value.
 
         Parameters
@@ -207,7 +210,7 @@ class Declaration:
         raise ArgumentError(f"{self.name} must be {wanted}; got {value!r}.")
 
 
-def declared(default: Any, help: str, **known: Any) -> Any:
+def declared(default: object, help: str, **known: object) -> Any:
     """Field of an options class that users can give.
 
     Parameters
@@ -250,7 +253,7 @@ def part(kind: type, *, prefix: str = "", without: tuple[str, ...] = (), **words
     return dataclasses.field(default_factory=kind, metadata=metadata)
 
 
-def declarations(kind: Any) -> Mapping[str, Declaration]:
+def declarations(kind: type) -> Mapping[str, Declaration]:
     """Options that users can give to an options class and its parts.
 
     Parameters
@@ -289,7 +292,7 @@ def _declarations(kind: Any) -> Mapping[str, Declaration]:
 
 
 def from_words[T](
-    kind: type[T], words: Mapping[str, Any], files: Mapping[str, Any] | None = None
+    kind: type[T], words: Mapping[str, object], files: Mapping[str, object] | None = None
 ) -> T:
     """Make options from the values that a user gave.
 
@@ -343,7 +346,7 @@ def _assembled(kind: Any, values: Mapping[tuple[str, ...], Any], files: Mapping[
     return kind(**own)
 
 
-def words_of(options: Any) -> dict[str, Any]:
+def words_of(options: object) -> dict[str, Any]:
     """Values of options by the names that users know.
 
     Parameters
@@ -365,7 +368,7 @@ def words_of(options: Any) -> dict[str, Any]:
     return words
 
 
-def given_words(options: Any) -> dict[str, Any]:
+def given_words(options: object) -> dict[str, object]:
     """Values of options that differ from the defaults, by the names that users know.
 
     Parameters
@@ -386,7 +389,7 @@ def given_words(options: Any) -> dict[str, Any]:
     }
 
 
-def flattened(options: Any) -> dict[str, Any]:
+def flattened(options: DataclassInstance) -> dict[str, object]:
     """Values of nested options by dotted names.
 
     Parameters
@@ -400,18 +403,18 @@ def flattened(options: Any) -> dict[str, Any]:
         ``"match.fit.kernel_order"`` → value, in the order of declaration.  A part that is None
         appears by its own name alone.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
-            inner = flattened(value)
+            inner = flattened(value)  # type: ignore[arg-type]
             values |= {f"{field.name}.{name}": each for name, each in inner.items()}
         else:
             values[field.name] = value
     return values
 
 
-def changed(options: Any) -> dict[str, Any]:
+def changed(options: DataclassInstance) -> dict[str, object]:
     """Values that differ from the default of their class.
 
     Parameters
@@ -432,7 +435,7 @@ def changed(options: Any) -> dict[str, Any]:
     }
 
 
-def rebuilt[T](kind: type[T], values: Mapping[str, Any]) -> T:
+def rebuilt[T](kind: type[T], values: Mapping[str, object]) -> T:
     """Make options from their flat values.
 
     Parameters

@@ -230,7 +230,7 @@ def _is_positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
-def reading_options(values: Mapping[str, Any], **paths: str) -> dict[str, ReadingOptions]:
+def reading_options(values: Mapping[str, object], **paths: str) -> dict[str, ReadingOptions]:
     """Make the options of several inputs from the values of a manifest.
 
     Parameters
@@ -286,7 +286,7 @@ def checked_reading(side: str, path: str) -> Iterator[None]:
         raise ArgumentError.of(path, f"{option} {requirement}") from error
 
 
-def option_cards(**inputs: ReadingOptions) -> dict[str, tuple[Any, str]]:
+def option_cards(**inputs: ReadingOptions) -> dict[str, tuple[str | float | None, str]]:
     """Cards that record which options were given.
 
     Parameters
@@ -309,7 +309,7 @@ def option_cards(**inputs: ReadingOptions) -> dict[str, tuple[Any, str]]:
     }
 
 
-def _told(value: Any) -> Any:
+def _told(value: Any) -> str | float | None:
     if isinstance(value, tuple):
         return ",".join(str(each) for each in value)
     return str(value) if isinstance(value, VarianceSource) else value

@@ -349,7 +349,7 @@ def _between(ordered: Array, rank: float) -> float:
     return lower + (rank - low) * (upper - lower)
 
 
-def median_of(plane: Array, use: Array) -> Any:
+def median_of(plane: Array, use: Array) -> np.floating:
     """Median of the used pixels of a plane.
 
     Parameters
