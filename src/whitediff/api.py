@@ -1,8 +1,8 @@
 """One call for each command: images or files in, results out.
 
-Images are given as files, `whitediff.Exposure`, astropy CCDData, NDData or HDUList, objects of
-lsst.images, or arrays.  Keywords are the options of the command of the same name, by the same names
-with underscores, and have the same defaults.  Outputs that are not named are not written.
+Images are files, `whitediff.Exposure`, astropy CCDData, NDData or HDUList, objects of lsst.images,
+or arrays.  Keywords are the options of the command of the same name, with underscores, and have
+the same defaults.  Outputs that are not named are not written.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ __all__ = [
 
 
 def _taking[**P, R](kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorator that names the keywords of a function: the options of a class."""
+    """Decorator that lists the options of a class in a function's signature and docstring."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
@@ -83,7 +83,7 @@ def _taking[**P, R](kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
             for name, each in declarations(kind).items()
             if name not in taken
         ]
-        # Notebooks and help show them.
+        # Notebooks and help show the signature.
         call.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
         lines = [
             f"{name}\n    {' '.join(each.help.split())}"
@@ -98,7 +98,7 @@ def _taking[**P, R](kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _options[T](kind: type[T], words: dict[str, object], **files: object) -> T:
-    """Options class from keywords."""
+    """Options from keywords; files are the images that they belong to."""
     named = {
         role: os.fspath(file) if isinstance(file, str | os.PathLike) else f"the {role}"
         for role, file in files.items()
@@ -127,7 +127,7 @@ def subtract(science: object, template: object, **options: object) -> Result:
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the image at fault.
+        One of its subclasses; the message names the image at fault.
 
     Examples
     --------
@@ -156,17 +156,17 @@ def decorrelate(
     kernel: object = None,
     **options: object,
 ) -> Decorrelation:
-    """Whiten the noise of a difference that somebody made.
+    """Whiten the noise of a difference that another program made.
 
     Parameters
     ----------
     science, template
         Images before any convolution.
     difference
-        Difference that was made of them.
+        Difference that was made from them.
     kernel
-        Matching kernel: a file, a kernel of whitediff, or an image ``(ky, kx)``; None where the
-        difference has it.
+        Matching kernel: a file, a kernel of whitediff, or an image ``(ky, kx)``; None if the
+        difference holds it.
     **options
 
     Returns
@@ -177,7 +177,7 @@ def decorrelate(
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the image at fault.
+        One of its subclasses; the message names the image at fault.
 
     Examples
     --------
@@ -203,7 +203,7 @@ def decorrelate(
 
 @_taking(DetectOptions)
 def detect(difference: object, **options: object) -> Table:
-    """Find the sources on a difference, whose noise is white, and measure them.
+    """Find and measure the sources on a difference whose noise is white.
 
     Parameters
     ----------
@@ -219,7 +219,7 @@ def detect(difference: object, **options: object) -> Table:
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the image at fault.
+        One of its subclasses; the message names the image at fault.
 
     Examples
     --------
@@ -247,8 +247,8 @@ def measure(difference: object, at: object, **options: object) -> Table:
     difference
         Difference.
     at
-        Table with the positions, x and y (pixels) or ra and dec (degrees), its file, or columns by
-        their names.
+        Table of positions, x and y (pixels) or ra and dec (degrees), the file of such a table, or
+        a mapping from column names to columns.
     **options
 
     Returns
@@ -259,7 +259,7 @@ def measure(difference: object, at: object, **options: object) -> Table:
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the image at fault.
+        One of its subclasses; the message names the image at fault.
 
     Examples
     --------
@@ -282,7 +282,7 @@ def measure(difference: object, at: object, **options: object) -> Table:
 
 @_taking(AlignOptions)
 def align(template: object, science: object, **options: object) -> Resampled:
-    """Resample a template onto the pixels of a science image, by their sky coordinates and stars.
+    """Resample a template onto a science image's pixels, by sky coordinates and stars.
 
     Parameters
     ----------
@@ -300,7 +300,7 @@ def align(template: object, science: object, **options: object) -> Resampled:
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the image at fault.
+        One of its subclasses; the message names the image at fault.
 
     Examples
     --------
@@ -336,13 +336,13 @@ def check(image: object, **options: object) -> Checked:
     Returns
     -------
     checked
-        `whitediff.runs.check.Checked`: ``after.filtered_variance_ratio`` is 1 where the noise is
+        `whitediff.runs.check.Checked`: ``after.filtered_variance_ratio`` is 1 if the noise is
         white.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the image at fault.
+        One of its subclasses; the message names the image at fault.
 
     Examples
     --------
@@ -372,12 +372,12 @@ def inject(science: object, **options: object) -> Injected:
     Returns
     -------
     injected
-        `whitediff.runs.inject.Injected`: ``exposure``, and the table ``sources`` of what was added.
+        `whitediff.runs.inject.Injected`: ``exposure``, and the table ``sources`` of added sources.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the image at fault.
+        One of its subclasses; the message names the image at fault.
 
     Examples
     --------
@@ -398,7 +398,7 @@ def inject(science: object, **options: object) -> Injected:
 
 @_taking(EvaluateOptions)
 def evaluate(science: object = None, template: object = None, **options: object) -> Evaluated:
-    """Inject sources, subtract, detect, and compare with what was injected, many times.
+    """Inject sources, subtract, detect and compare with the injected sources, many times.
 
     Parameters
     ----------
@@ -415,7 +415,7 @@ def evaluate(science: object = None, template: object = None, **options: object)
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the image at fault.
+        One of its subclasses; the message names the image at fault.
 
     Examples
     --------
@@ -443,12 +443,12 @@ def evaluate(science: object = None, template: object = None, **options: object)
 
 @_taking(ReportOptions)
 def report(image: str, **options: object) -> dict[str, object]:
-    """Write a web page on which to judge a difference or score that whitediff made.
+    """Write a web page for judging a difference or score that whitediff made.
 
     Parameters
     ----------
     image
-        File with the difference or score; for one in memory there is ``result.report``.
+        File with the difference or score; for one in memory use ``result.report``.
     **options
 
     Returns
@@ -459,7 +459,7 @@ def report(image: str, **options: object) -> dict[str, object]:
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the image at fault.
+        One of its subclasses; the message names the image at fault.
     """
     from .runs.report import run_report
 
@@ -473,18 +473,18 @@ def read(image: object, **options: object) -> Exposure:
     Parameters
     ----------
     image
-        File of any format that docs/formats.md lists, or something in memory.
+        File of any format that docs/formats.md lists, or an image in memory.
     **options
 
     Returns
     -------
     exposure
-        Image; its variance is measured where nothing tells it.
+        Image; its variance is measured if the input and the options give none.
 
     Raises
     ------
     WhitediffError
-        One of its kinds, whose message names the image at fault.
+        One of its subclasses; the message names the image at fault.
 
     Examples
     --------
@@ -506,7 +506,7 @@ def write(
     compress: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write an exposure as a FITS file, which appears complete or not at all.
+    """Write an exposure to a FITS file, which appears complete or not at all.
 
     Parameters
     ----------
@@ -524,7 +524,7 @@ def write(
     OutputExistsError
         If the file exists and may not be replaced.
     FileFormatError
-        If it cannot be written.
+        If the file cannot be written.
 
     Examples
     --------

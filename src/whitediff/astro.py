@@ -1,7 +1,7 @@
 """Parts of astropy, each loaded when it is first used.
 
-Together they take longer to load than NumPy and all of whitediff.  What has nothing to do with them
-goes without, be it an array or an error.
+Together they take longer to load than NumPy and all of whitediff.  Code that needs none of them,
+such as arrays and errors, runs without loading them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Dates and times in outputs, so that the same run can write the same bytes.
 
-All that outputs hold of the time and the machine at which they were made is decided here.  Where
-a date is given, outputs hold that date, and nothing else of that kind.
+This module decides what outputs record about the time and machine of their making.  If a date is
+given, outputs hold that date and nothing else of that kind.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from .errors import ArgumentError
 __all__ = ["VARIABLE", "dated", "fits_date", "given_date", "is_reproducible"]
 
 VARIABLE = "SOURCE_DATE_EPOCH"
-"""Variable of the environment with a date; other programs know it too (reproducible-builds.org)."""
+"""Environment variable with a date; other programs know it too (reproducible-builds.org)."""
 
 _LAST = 253402300799
-"""Seconds: the end of the year 9999, behind which FITS has no dates."""
+"""End of the year 9999, seconds since 1970-01-01: FITS has no later dates."""
 
 _dated: int | None = None
 
@@ -31,7 +31,7 @@ def dated(seconds: int | None) -> Iterator[None]:
     Parameters
     ----------
     seconds
-        Seconds since 1970-01-01, UTC; None for what the environment says.
+        Seconds since 1970-01-01, UTC; None to use the date of the environment.
 
     Yields
     ------
@@ -51,12 +51,12 @@ def given_date() -> int | None:
     Returns
     -------
     seconds
-        Since 1970-01-01, UTC; None where they hold the time at which they are written.
+        Seconds since 1970-01-01, UTC; None if outputs hold the time at which they are written.
 
     Raises
     ------
     ArgumentError
-        If the environment has no date where it should.
+        If the environment variable is set but holds no such date.
     """
     if _dated is not None:
         return _dated
@@ -77,22 +77,22 @@ def is_reproducible() -> bool:
     Returns
     -------
     is_reproducible
-        A date is given.
+        True if a date is given.
     """
     return given_date() is not None
 
 
 def fits_date() -> str | None:
-    """The given date, as FITS has it.
+    """The given date, in the format of FITS.
 
     Returns
     -------
     text
-        Such as ``2026-01-31T12:00:00.000``; None where none is given.
+        Such as ``2026-01-31T12:00:00.000``; None if no date is given.
     """
     seconds = given_date()
     if seconds is None:
         return None
-    # A datetime that knows its zone would write it.
+    # A datetime with a time zone would append it, which FITS does not allow.
     moment = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
     return moment.isoformat(timespec="milliseconds")

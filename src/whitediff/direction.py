@@ -21,7 +21,7 @@ def opposite(direction: Direction) -> Direction:
     Returns
     -------
     opposite
-        The other one of the two.
+        The other image.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""What can go wrong, and whose fault it is.
+"""Errors of whitediff, one class for each kind of fault.
 
 Raise `ArgumentError` for a wrong argument, `UsageError` for arguments that contradict each other,
-`DataError` where the pixels do not allow the computation, `FileFormatError` for a file that cannot
-be understood and `OutputExistsError` where writing would lose something.  Every message is one
+`DataError` if the pixels do not allow the computation, `FileFormatError` for a file that cannot
+be understood and `OutputExistsError` if writing would lose something.  Every message is one
 sentence with the value found and the remedy.
 """
 
@@ -36,14 +36,14 @@ class WhitediffError(Exception):
     Attributes
     ----------
     file
-        File, or image in memory, at fault: the message begins with it.  None where none is named.
+        File, or image in memory, at fault: the message begins with it.  None if none is named.
     """
 
     file: str | None = None
 
     @classmethod
     def of(cls, file: object, text: str, **known: Any) -> Self:
-        """Error of a file.
+        """Make an error that names the file at fault.
 
         Parameters
         ----------
@@ -57,7 +57,7 @@ class WhitediffError(Exception):
         Returns
         -------
         error
-            To be raised.
+            Error for the caller to raise.
         """
         error = cls(f"{file}: {text}", **known)
         error.file = str(file)
@@ -69,7 +69,7 @@ class ArgumentError(WhitediffError, ValueError):
 
 
 class UsageError(ArgumentError):
-    """Arguments that contradict each other, or lack each other: the command line's usage."""
+    """Arguments contradict each other, or one needs another: a wrong use of the command line."""
 
 
 class DataError(WhitediffError, ValueError):
@@ -81,14 +81,14 @@ class NoOverlapError(DataError):
 
 
 class TooFewSourcesError(DataError):
-    """There are too few stars to measure a kernel or PSF on.
+    """There are too few stars to measure a kernel or PSF.
 
     Parameters
     ----------
     message
         What is missing.
     found, required
-        How many there are, and how many are needed; attributes of these names.
+        Number of stars found, and number needed; kept as attributes.
     """
 
     def __init__(self, message: str, *, found: int = 0, required: int = 0) -> None:
@@ -134,20 +134,21 @@ def one_line(error: BaseException) -> str:
     Parameters
     ----------
     error
-        Error, such as another library raised.
+        Error, for instance of another library.
 
     Returns
     -------
     text
-        Without line breaks and full stop; the error's class where it says nothing.
+        Without line breaks and full stop; the name of the error's class if its message is empty.
+        The middle of a message longer than 500 characters is left out.
     """
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    # Some libraries put all that they read into their message.
+    # Some libraries put everything that they read into their message.
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
 
 
 def sentence(error: BaseException) -> str:
-    """What is wrong, for somebody who does not read Python.
+    """Message of any error, for somebody who does not read Python.
 
     Parameters
     ----------
@@ -157,7 +158,7 @@ def sentence(error: BaseException) -> str:
     Returns
     -------
     text
-        One sentence; of an error that whitediff did not raise on purpose, with its class.
+        One sentence.  It names the class of an unexpected error.
     """
     text = " ".join(str(error).split())
     if isinstance(error, WhitediffError):

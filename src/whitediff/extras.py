@@ -1,4 +1,4 @@
-"""Packages that only some uses need: those of the extras with which whitediff is installed."""
+"""Packages that only some uses need: the extras that whitediff can be installed with."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = [
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be imported; it is not.
+    """Whether a module can be imported.  It is only looked for, not imported.
 
     Parameters
     ----------
     module
-        Its full name.
+        Full name of the module.
 
     Returns
     -------
@@ -31,41 +31,41 @@ def is_installed(module: str) -> bool:
     """
     try:
         return importlib.util.find_spec(module) is not None
-    except ImportError:  # not even what it is a part of
+    except ImportError:  # its parent package is missing
         return False
 
 
 def missing_extra(extra: str, module: str, *, needs: str) -> ArgumentError:
-    """Error of what needs an extra that is missing.
+    """Error about an extra that is needed but missing.
 
     Parameters
     ----------
     extra, needs
         As for `check_extra`.
     module
-        What is missing of it.
+        Module that is missing.
 
     Returns
     -------
     error
-        To be raised.
+        Error for the caller to raise.
     """
-    # No format: names of files may have braces.
+    # Not str.format: names of files in the text may have braces.
     what = needs.replace("{module}", module)
     return ArgumentError(f"{what}; install it with: pip install 'whitediff[{extra}]'.")
 
 
 def check_extra(extra: str, *modules: str, needs: str) -> None:
-    """Refuse what cannot be done without an extra, before any work.
+    """Refuse work that needs an extra that is not installed, before it begins.
 
     Parameters
     ----------
     extra
         Name of the extra.
     *modules
-        What is needed of it.
+        Modules of the extra that are needed.
     needs
-        What needs it, without a full stop; ``{module}`` stands for the first that is missing.
+        Start of the message, without a full stop; ``{module}`` stands for the first missing module.
 
     Raises
     ------
@@ -87,24 +87,24 @@ def check_extra(extra: str, *modules: str, needs: str) -> None:
 
 
 def check_adaptive(method: str) -> None:
-    """Refuse the adaptive method of resampling where the package for it is missing.
+    """Refuse the adaptive method of resampling if its package is missing.
 
     Parameters
     ----------
     method
-        Any that a template may be resampled with; ``auto`` passes.
+        Any method of resampling a template; ``auto`` passes.
 
     Raises
     ------
     ArgumentError
-        If it is ``adaptive``, and reproject is not installed.
+        If the method is ``adaptive`` and reproject is not installed.
     """
     if method == "adaptive":
         check_extra("align", "reproject", needs="The adaptive method averages with {module}")
 
 
 def check_drawing() -> None:
-    """Make sure that pictures can be drawn.
+    """Check that pictures can be drawn.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def check_drawing() -> None:
 
 
 def check_pillow() -> None:
-    """Make sure that a report's pictures can be made.
+    """Check that a report's pictures can be made.
 
     Raises
     ------

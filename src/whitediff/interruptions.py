@@ -1,4 +1,4 @@
-"""Stops: heeded even where a library swallows them, and put off where half a step is harm."""
+"""Ctrl-C and SIGTERM: obeyed even if a library swallows them, put off while a step must finish."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def interruptible() -> Iterator[None]:
     Python drops an exception that a finaliser or the callback of a weak reference raises, and a
     library may turn it into another. A run that was told to stop would then go on to its end.
 
-    Elsewhere than in the main thread, where signals are not handled, it does nothing. A SIGINT
+    Outside the main thread it does nothing, because only that thread handles signals. A SIGINT
     that is ignored, as in the background of a shell, stays ignored.
     """
     global _noted
@@ -46,7 +46,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Context until whose end Ctrl-C and SIGTERM wait.
+    """Context that delays Ctrl-C and SIGTERM until it ends.
 
     Yields
     ------
@@ -54,14 +54,14 @@ def uninterrupted() -> Iterator[None]:
 
     Notes
     -----
-    Elsewhere than in the main thread, where signals are not handled, it does nothing.
+    Outside the main thread it does nothing, because only that thread handles signals.
     """
     if not _is_main():
         yield
         return
     caught: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    # What is not Python's has no handler that could be put back.
+    # A handler that was not installed from Python reads as None and could not be put back.
     ours = [number for number in numbers if signal.getsignal(number) is not None]
     try:
         with _handled(ours, lambda number, frame: caught.append(number)):
@@ -75,7 +75,7 @@ def uninterrupted() -> Iterator[None]:
 def _handled(
     numbers: Sequence[signal.Signals], handler: Callable[[int, Any], None]
 ) -> Iterator[None]:
-    """Context in which signals go to a handler."""
+    """Context in which a handler receives the signals."""
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
@@ -104,7 +104,7 @@ def heed() -> None:
 
     Notes
     -----
-    Work that takes long calls it between its steps.
+    Long work calls it between its steps.
     """
     if _noted and _is_main():
         raise KeyboardInterrupt

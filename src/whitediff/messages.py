@@ -1,4 +1,4 @@
-"""What is done with the messages of a run."""
+"""Filters for the log messages of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["OnceEach"]
 class OnceEach(logging.Filter):
     """Lets every message through once.
 
-    Products of one run share what is wrong with their inputs.
+    All products of a run have the same inputs, so each would repeat the warnings about them.
 
     Parameters
     ----------
     by_kind
-        Once for each kind of sentence, whatever its numbers.
+        Let each kind of sentence through once, whatever its numbers.
     """
 
     def __init__(self, *, by_kind: bool = False) -> None:
@@ -24,7 +24,7 @@ class OnceEach(logging.Filter):
         self._seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is no repetition."""
+        """Whether the message is new."""
         text = str(record.msg) if self._by_kind else record.getMessage()
         is_first = text not in self._seen
         self._seen.add(text)

@@ -1,8 +1,8 @@
-"""Options: declared once, in frozen classes, and known by plain names wherever they are given.
+"""Options: declared once, in frozen classes, and given by plain names everywhere.
 
-An options class declares its fields with `declared`, and those of its parts with `part`.  Command
-line, manifests and Python take them from there.  `flattened` and `rebuilt` turn options into what
-a file can hold, and back.
+An options class declares its fields with `declared`, and nested options classes with `part`.
+Command line, manifests and Python take their options from these declarations.  `flattened` turns
+options into flat tables that a file can hold, and `rebuilt` turns them back.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ArgumentError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "Declaration",
@@ -37,43 +40,43 @@ _UNFIT = object()
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-    """What is known of an option, wherever it is given.
+    """Declaration of one option, for the command line, manifests and Python.
 
     Attributes
     ----------
     name
         Keyword in Python, column of a manifest, and, with dashes, option of a command.
     hint
-        Type of its values.
+        Type of the option's values.
     default
-        Value where none is given.
+        Value if none is given.
     help
         Sentence for users.
     path
-        Names of the fields that lead to it from the options class.
+        Names of the fields that lead to the option from the options class.
     group
-        Heading under which help lists it.
+        Heading under which help lists the option.
     parse
-        Function from text to the value, which raises ValueError with a sentence; None where the
-        hint says it all.
+        Function from text to the value, which raises ValueError with a sentence; None if the
+        hint is enough to convert text.
     metavar
-        What help calls the value.
+        Name of the value in help.
     least
         Smallest integer that is allowed.
     is_file
         Text names a file that is read.
     is_output, is_directory
-        It names a file, or directory, that is written.
+        The value names a file, or directory, that is written.
     required
-        The command line must have it.
+        The command line must give the option.
     several
-        It may be given several times; the value is a tuple.
+        The option may be given several times; the value is a tuple.
     check
-        Function of the value that refuses it before any work; None for none.
+        Function of the value that refuses it before any work; None for no check.
     short
-        Letter of the command line; empty for none.
+        One-letter name on the command line; empty for none.
     keyword
-        End of the keyword of the FITS card that records it; empty for none.
+        End of the keyword of the FITS card that records the option; empty for none.
     """
 
     name: str
@@ -96,7 +99,7 @@ class Declaration:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Texts that are allowed; empty where others are too."""
+        """Allowed texts; empty if the option takes other values too."""
         alternatives = [each for each in _alternatives(self.hint) if each is not types.NoneType]
         if all(typing.get_origin(each) is typing.Literal for each in alternatives):
             return tuple(one for each in alternatives for one in typing.get_args(each))
@@ -104,32 +107,33 @@ class Declaration:
 
     @property
     def is_number(self) -> bool:
-        """Whether it is a number and nothing else."""
+        """Whether the option takes numbers and nothing else."""
         hints = set(_alternatives(self.hint)) - {types.NoneType}
         return bool(hints) and hints <= {int, float}
 
     @property
     def is_flag(self) -> bool:
-        """Whether it is either given or not."""
+        """Whether the option is a flag, which takes true or false."""
         return bool in _alternatives(self.hint)
 
-    def taken(self, value: Any) -> Any:
-        """Value as the options class has it.
+    def taken(self, value: object) -> Any:
+        """Convert a value to the type that the options class declares.
 
         Parameters
         ----------
         value
-            From Python; text is parsed where the option has a parser.
+            Value given in Python; text is parsed if the option has a parser.
 
         Returns
         -------
         value
-            Of the declared type.
+            Value of the declared type.
 
         Raises
         ------
         ArgumentError
-            If it has another type, or is none of the choices.
+            If the value has another type, is none of the choices, is less than `least`, or
+            cannot be parsed.
         """
         if value is None and self.default is None:
             return None
@@ -138,8 +142,8 @@ class Declaration:
             return tuple(self._one(each) for each in values)
         return self._one(value)
 
-    def read(self, text: str) -> Any:
-        """Value from the text of a table's cell.
+    def read(self, text: str) -> object:
+        """Convert the text of a table's cell to a value.
 
         Parameters
         ----------
@@ -149,12 +153,12 @@ class Declaration:
         Returns
         -------
         value
-            Of the declared type.
+            Value of the declared type.
 
         Raises
         ------
         ValueError
-            If it is no such value; a sentence says what.
+            If the text is no value of this type; the message is a sentence.
         """
         if self.parse is not None:
             return self.parse(text)
@@ -193,6 +197,7 @@ class Declaration:
             return os.fspath(value)
         if isinstance(value, str) and Path in hints:
             return Path(value)
+        # Scalars of NumPy do not have the exact types that the checks below want.
         if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
             value = value.item()
         for hint in hints:
@@ -205,56 +210,57 @@ class Declaration:
         raise ArgumentError(f"{self.name} must be {wanted}; got {value!r}.")
 
 
-def declared(default: Any, help: str, **known: Any) -> Any:
+def declared(default: object, help: str, **known: object) -> Any:
     """Field of an options class that users can give.
 
     Parameters
     ----------
     default
-        Value where none is given.
+        Value if none is given.
     help
-        Sentence for users; ``{…}`` stands for a word that `part` has.
+        Sentence for users; ``{…}`` stands for a word that `part` fills in.
     **known
         Further attributes of `Declaration`.
 
     Returns
     -------
     field
-        For a frozen dataclass.
+        Field of a frozen dataclass.
     """
     return dataclasses.field(default=default, metadata={"help": help} | known)
 
 
 def part(kind: type, *, prefix: str = "", without: tuple[str, ...] = (), **words: str) -> Any:
-    """Field of an options class whose value is one of another options class.
+    """Field of an options class that holds another options class.
 
     Parameters
     ----------
     kind
-        Class; its options are options of the whole.
+        Inner class; its options become options of the outer class.
     prefix
-        What their names begin with there.
+        Start of their names in the outer class.
     without
-        Fields of the class that are no options of the whole.
+        Options of the inner class that users cannot give through the outer class.
     **words
-        What ``{…}`` in their help stands for.
+        Words that replace ``{…}`` in their help.
 
     Returns
     -------
     field
-        For a frozen dataclass.
+        Field of a frozen dataclass.
     """
     metadata = {"part": kind, "prefix": prefix, "without": without, "words": words}
     return dataclasses.field(default_factory=kind, metadata=metadata)
 
 
-def declarations(kind: Any) -> Mapping[str, Declaration]:
+def declarations(kind: type) -> Mapping[str, Declaration]:
     """Options that users can give to an options class and its parts.
 
     Parameters
     ----------
     kind
-        Frozen dataclass whose fields are made by `declared` and `part`; others are no options.
+        Frozen dataclass whose fields are made by `declared` and `part`; other fields are no
+        options.
 
     Returns
     -------
@@ -286,24 +292,23 @@ def _declarations(kind: Any) -> Mapping[str, Declaration]:
 
 
 def from_words[T](
-    kind: type[T], words: Mapping[str, Any], files: Mapping[str, Any] | None = None
+    kind: type[T], words: Mapping[str, object], files: Mapping[str, object] | None = None
 ) -> T:
-    """Options from what a user gave.
+    """Make options from the values that a user gave.
 
     Parameters
     ----------
     kind
         Options class.
     words
-        Name → value; what is missing has its default.
+        Name → value; a missing name has its default.
     files
-        Beginning of the names of options that belong to a file, without its ``_`` → the file, for
-        messages.
+        Prefix of the options that belong to a file, without the ``_`` → the file, for messages.
 
     Returns
     -------
     options
-        Checked by their classes.
+        Options, checked by their classes.
 
     Raises
     ------
@@ -330,7 +335,7 @@ def _assembled(kind: Any, values: Mapping[tuple[str, ...], Any], files: Mapping[
         try:
             own[field.name] = _assembled(field.metadata["part"], inner, files)
         except ArgumentError as error:
-            # It begins with the name that the option has within its part.
+            # The message begins with the option's name in its part; users know the prefixed one.
             name, _, requirement = str(error).partition(" ")
             if not prefix or name not in declarations(field.metadata["part"]):
                 raise
@@ -341,13 +346,13 @@ def _assembled(kind: Any, values: Mapping[tuple[str, ...], Any], files: Mapping[
     return kind(**own)
 
 
-def words_of(options: Any) -> dict[str, Any]:
+def words_of(options: object) -> dict[str, Any]:
     """Values of options by the names that users know.
 
     Parameters
     ----------
     options
-        As `from_words` makes them.
+        Options, as from `from_words`.
 
     Returns
     -------
@@ -363,13 +368,13 @@ def words_of(options: Any) -> dict[str, Any]:
     return words
 
 
-def given_words(options: Any) -> dict[str, Any]:
-    """Words whose values are not the defaults.
+def given_words(options: object) -> dict[str, object]:
+    """Values of options that differ from the defaults, by the names that users know.
 
     Parameters
     ----------
     options
-        As `from_words` makes them.
+        Options, as from `from_words`.
 
     Returns
     -------
@@ -392,43 +397,43 @@ def _is_default(value: object, default: object) -> bool:
     return equal if isinstance(equal, bool) else False
 
 
-def flattened(options: Any) -> dict[str, Any]:
+def flattened(options: DataclassInstance) -> dict[str, object]:
     """Values of nested options by dotted names.
 
     Parameters
     ----------
     options
-        Frozen dataclass of numbers, texts, flags, tuples of them, None, and of such dataclasses.
+        Frozen dataclass of numbers, texts, flags, tuples of them, None, and such dataclasses.
 
     Returns
     -------
     values
-        ``"match.fit.kernel_order"`` → value, in the order of declaration.  Of a part that is None
-        there is its own name alone.
+        ``"match.fit.kernel_order"`` → value, in the order of declaration.  A part that is None
+        appears by its own name alone.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
-            inner = flattened(value)
+            inner = flattened(value)  # type: ignore[arg-type]
             values |= {f"{field.name}.{name}": each for name, each in inner.items()}
         else:
             values[field.name] = value
     return values
 
 
-def changed(options: Any) -> dict[str, Any]:
-    """Values that are not the default of their class.
+def changed(options: DataclassInstance) -> dict[str, object]:
+    """Values that differ from the default of their class.
 
     Parameters
     ----------
     options
-        As for `flattened`; all its fields have defaults.
+        As for `flattened`; all fields have defaults.
 
     Returns
     -------
     values
-        As of `flattened`.
+        Dotted name → value, as from `flattened`.
     """
     usual = flattened(type(options)())
     return {
@@ -438,20 +443,21 @@ def changed(options: Any) -> dict[str, Any]:
     }
 
 
-def rebuilt[T](kind: type[T], values: Mapping[str, Any]) -> T:
-    """Options from their flat values.
+def rebuilt[T](kind: type[T], values: Mapping[str, object]) -> T:
+    """Make options from their flat values.
 
     Parameters
     ----------
     kind
         Class of the options.
     values
-        As of `flattened`; tuples may have become lists.  What is missing has its default.
+        Dotted name → value, as from `flattened`; tuples may have become lists.  A missing name
+        has its default.
 
     Returns
     -------
     options
-        Checked by their classes, and against the types that these declare.
+        Options, checked by their classes and against the types that these declare.
 
     Raises
     ------
@@ -479,7 +485,7 @@ def rebuilt[T](kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """Types of which a value may be one."""
+    """Members of a union of types, type aliases resolved; other types stand alone."""
     if isinstance(hint, typing.TypeAliasType):
         return _alternatives(hint.__value__)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -488,7 +494,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _checked(value: Any, hint: Any, name: str) -> Any:
-    """Value of the declared type."""
+    """Value as the declared type; ArgumentError if it does not fit."""
     for each in _alternatives(hint):
         found = _fitting(value, each)
         if found is not _UNFIT:
@@ -497,7 +503,7 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
 
 
 def _fitting(value: Any, hint: Any) -> Any:
-    """Value as one of a type; `_UNFIT` where it is none."""
+    """Value as a single type; `_UNFIT` if it does not fit."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         fits = any(value == one and type(value) is type(one) for one in arguments)
@@ -506,14 +512,14 @@ def _fitting(value: Any, hint: Any) -> Any:
         return _fitting_tuple(value, arguments)
     if hint is float and type(value) in (int, float):
         return float(value)
-    # A flag is an integer too.
+    # isinstance would take a flag for an integer.
     exact = hint in (int, bool, float)
     fits = isinstance(hint, type) and (type(value) is hint if exact else isinstance(value, hint))
     return value if fits else _UNFIT
 
 
 def _fitting_tuple(value: Any, hints: tuple[Any, ...]) -> Any:
-    """Tuple of a type; `_UNFIT` where it is none."""
+    """Value as a tuple of types; `_UNFIT` if it does not fit."""
     if not isinstance(value, list | tuple):
         return _UNFIT
     if hints[-1] is Ellipsis:

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is lost and nothing half-written stays."""
+"""Writing files so that nothing is lost and no half-written file stays."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ __all__ = [
 ]
 
 _LOCK = ".wdlock"
-"""End of the name of the file in a staging folder that is locked while the folder's process lives.
+"""Suffix of the file in a staging folder that is locked while the folder's process lives.
 
-These names go on from the output's, so that none is the output's own."""
+The output's name stands before each suffix, so that no such file has the output's own name."""
 
 _BEFORE = ".before"
-"""End of the name of what an output was before, while several are moved into place."""
+"""Suffix of an older output that is set aside while several new ones are moved into place."""
 
 _FOLDER = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}", re.DOTALL)
 """Name of a staging folder, as `tempfile.mkdtemp` makes it."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of the system that more room would cure."""
 
 
 def check_apart(outputs: Iterable[Path]) -> None:
-    """Make sure that outputs are different files.
+    """Check that outputs are different files.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def check_apart(outputs: Iterable[Path]) -> None:
 
 
 def check_output(path: Path, *, overwrite: bool, inputs: Iterable[str | None] = ()) -> None:
-    """Make sure that an output can be written, before any work is done.
+    """Check that an output can be written, before any work is done.
 
     Parameters
     ----------
@@ -71,15 +72,15 @@ def check_output(path: Path, *, overwrite: bool, inputs: Iterable[str | None] = 
     overwrite
         Whether an existing file may be replaced.
     inputs
-        Files that are read, ``FILE`` or ``FILE[EXT]``: these are never replaced.
+        Files that are read, ``FILE`` or ``FILE[EXT]``; they are never replaced.
 
     Raises
     ------
     OutputExistsError
-        If it exists and may not be replaced.
+        If the output exists and may not be replaced.
     FileFormatError
-        If it is an input or no regular file, its name asks for packing, or its directory does
-        not exist or may not be written to.
+        If the output is an input or no regular file, its name asks for packing or cannot be
+        printed, or its directory does not exist or may not be written to.
     """
     group = _together.get()
     if group is not None and group.has(path) and not overwrite:
@@ -91,7 +92,7 @@ def check_output(path: Path, *, overwrite: bool, inputs: Iterable[str | None] = 
 
 
 def _check(path: Path, *, overwrite: bool) -> None:
-    """As `check_output`, whatever waits to take its place."""
+    """Check as `check_output` does, but ignore inputs and outputs that wait in `together`."""
     if path.is_dir():
         raise FileFormatError.of(path, "is a directory; name a file.")
     if path.exists() and not path.is_file():
@@ -110,7 +111,7 @@ def _check(path: Path, *, overwrite: bool) -> None:
         raise FileFormatError(
             f"{str(path)!r}: its name has characters that cannot be printed; choose another."
         )
-    directory = path.resolve().parent  # where what a link points to is replaced
+    directory = path.resolve().parent  # of a link, the file that it points to is replaced
     if not directory.is_dir():
         raise FileFormatError.of(
             path,
@@ -150,7 +151,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     Yields
     ------
     temporary
-        Path to write to; it does not exist yet.  It is removed if anything fails.
+        Path to write to; no file exists there yet.  The file is removed if anything fails.
 
     Raises
     ------
@@ -159,10 +160,10 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Notes
     -----
-    Within `together` it is moved with the others, when that context ends.
+    Within `together` the output is moved with the others when that context ends.
     """
     check_output(path, overwrite=overwrite)
-    named, path = path, path.resolve()  # what a link points to is replaced, not the link
+    named, path = path, path.resolve()  # the file that a link points to is replaced, not the link
     remove_leftovers(path.parent)
     with together(), _named(named):
         piece = _Piece.made(path, overwrite=overwrite)
@@ -182,7 +183,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
 def together() -> Iterator[None]:
     """Context whose outputs appear together when it ends, or none of them if it fails.
 
-    Within another such context it does nothing: the outermost one decides.
+    Inside another such context it does nothing: the outermost one decides.
 
     Yields
     ------
@@ -191,13 +192,13 @@ def together() -> Iterator[None]:
     Raises
     ------
     OutputExistsError, FileFormatError
-        If they cannot be moved into place; then all are as they were before.
+        If the outputs cannot be moved into place; then all files are as they were before.
 
     Notes
     -----
-    The output that was written first is moved last: all others tell of it.  Where there are
-    several, older files of their names are gone before the first is moved, so that nothing new
-    stands beside anything old even if the process is killed between two moves.  Signals wait
+    The output that was written first is moved last, because all others refer to it.  If there are
+    several, older files of their names are set aside before the first is moved, so that no new
+    file stands beside an old one even if the process is killed between two moves.  Signals wait
     until all are moved.
     """
     if _together.get() is not None:
@@ -218,7 +219,7 @@ def together() -> Iterator[None]:
 
 
 def staged(path: Path) -> Path:
-    """Where the content of a file is now.
+    """Path where the content of a file is now.
 
     Parameters
     ----------
@@ -228,7 +229,7 @@ def staged(path: Path) -> Path:
     Returns
     -------
     place
-        The file itself, or an output of `together` that waits to take its place.
+        The file itself, or the output of `together` that waits to take its place.
     """
     group = _together.get()
     return path if group is None else group.place(path)
@@ -236,12 +237,12 @@ def staged(path: Path) -> Path:
 
 @contextlib.contextmanager
 def noting() -> Iterator[list[Path]]:
-    """Context in which it is noted which outputs are there.
+    """Context that notes the outputs that are moved into place.
 
     Yields
     ------
     paths
-        Outputs that were moved into place so far; it grows.
+        Outputs moved so far; the list grows.
     """
     global _noted
     before, _noted = _noted, []
@@ -252,20 +253,20 @@ def noting() -> Iterator[list[Path]]:
 
 
 def remove_leftovers(directory: Path, *, of: str | None = None) -> None:
-    """Remove what killed processes left in a directory when they wrote outputs.
+    """Remove staging folders that killed processes left in a directory.
 
     Parameters
     ----------
     directory
-        Where outputs are to be written.
+        Directory where outputs are to be written.
     of
-        Name of an output that nobody writes now: what was left of it goes in any case, and of
-        others nothing.
+        Name of an output that nobody writes now: its folders are removed whatever their locks, and
+        no others.
 
     Notes
     -----
-    Only staging folders whose lock nobody holds any more are removed.  A folder without a lock
-    that can be tested, such as on a file system that has none, is left alone.
+    Without `of`, only folders whose lock nobody holds any more are removed.  A folder whose lock
+    cannot be tested, as on a file system without locks, is left alone.
     """
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         found = [
@@ -323,12 +324,12 @@ class _Piece:
 
 
 def _locked(path: Path) -> IO[bytes] | None:
-    """Lock of a new staging folder; None where there are no locks."""
+    """Lock of a new staging folder; None if the system has no locks."""
     try:
         import fcntl
     except ImportError:  # not on this system
         return None
-    # It gets its name when it is locked: a lock that others can see and take is a dead one's.
+    # It gets its name only once it is locked: others take a lock that is free for a dead process's.
     new = path.with_name("new")
     lock = new.open("wb")
     try:
@@ -341,7 +342,7 @@ def _locked(path: Path) -> IO[bytes] | None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a staging folder, its lock last: without that nobody would know that it is dead."""
+    """Remove a staging folder, its lock last: others know by it that the folder's process died."""
     with contextlib.suppress(OSError):
         locks = []
         for entry in folder.iterdir():
@@ -375,7 +376,7 @@ class _Group:
         return self._pieces[path.resolve()].temporary if self.has(path) else path
 
     def names(self) -> str:
-        """Of what was told to be finished."""
+        """Names of the outputs that are complete but not moved yet."""
         return " and ".join(piece.path.name for piece in self._pieces.values())
 
     def move(self) -> None:
@@ -396,7 +397,7 @@ class _Group:
 
 
 def _move_all(pieces: list[_Piece]) -> None:
-    """Move outputs into place, the first one last; if that fails, all is as before."""
+    """Move outputs into place, the first one last; if that fails, restore the older files."""
     aside: list[_Piece] = []
     moved: list[_Piece] = []
     piece = None
@@ -425,7 +426,7 @@ _noted: list[Path] | None = None
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Say of which output an error of the system is, and where it is to be."""
+    """Context that turns errors of the system into errors that name the output."""
     try:
         yield
     except OSError as error:
@@ -438,7 +439,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _number(error: BaseException) -> int | None:
-    """The system's number of what went wrong first."""
+    """System error number of the first cause of an error; None if there is none."""
     cause: BaseException | None = error
     number = None
     while cause is not None:
@@ -449,7 +450,7 @@ def _number(error: BaseException) -> int | None:
 
 
 def _reason(error: OSError) -> str:
-    """What the system said first; libraries put sentences of their own around it."""
+    """System message of the first cause of an error; libraries wrap it in sentences of theirs."""
     cause: BaseException | None = error
     reason = one_line(error)
     while cause is not None:

@@ -1,4 +1,4 @@
-"""Names of files, and what can be said of them before anything is opened."""
+"""Names of files, and checks that are possible before a file is opened."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def is_address(text: str) -> bool:
 
 
 def without_fsspec(address: str) -> FileFormatError:
-    """Error of an address where the package that fetches files is missing.
+    """Error about an address if the package that fetches files is missing.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def without_fsspec(address: str) -> FileFormatError:
     Returns
     -------
     error
-        To be raised.
+        Error for the caller to raise.
     """
     return FileFormatError.of(
         address,
@@ -87,7 +87,7 @@ def split_name(text: str) -> tuple[str, str | None]:
     Returns
     -------
     file, extension
-        The extension is None where none is named; an existing file's name is taken as it is.
+        The extension is None if none is named; the name of an existing file is not split.
 
     Examples
     --------
@@ -100,7 +100,7 @@ def split_name(text: str) -> tuple[str, str | None]:
 
 
 def regular(path: Path) -> None:
-    """Make sure that a path is that of a regular file, before anything opens it.
+    """Check that a path is a regular file, before it is opened.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def regular(path: Path) -> None:
     Raises
     ------
     FileFormatError
-        If there is none, or it is empty, a directory, a pipe or a device.
+        If the file is missing, empty, a directory, a pipe or a device.
     """
     try:
         exists, is_file, is_dir = path.exists(), path.is_file(), path.is_dir()
@@ -124,7 +124,7 @@ def regular(path: Path) -> None:
         raise FileFormatError.of(
             path, "is a pipe or a device, and no regular file; store what it gives in one."
         )
-    # Those of the system's that give something only as it comes have this size, too.
+    # Files of the system that make their content while they are read have size 0, too.
     if path.stat().st_size == 0:
         raise FileFormatError.of(path, "is empty; copy or download it again.")
 
@@ -135,12 +135,12 @@ def check_input(name: str) -> None:
     Parameters
     ----------
     name
-        ``FILE`` or ``FILE[EXT]``; of an address only whether it can be fetched at all.
+        ``FILE`` or ``FILE[EXT]``; for an address, only the package that fetches it is checked.
 
     Raises
     ------
     FileFormatError
-        As by `regular`, or if it is an address and fsspec is missing.
+        As from `regular`, or if it is an address and fsspec is missing.
     """
     file, _ = split_name(name)
     if not is_address(file):
@@ -150,14 +150,14 @@ def check_input(name: str) -> None:
 
 
 def check_suffix(path: Path, kind: str) -> None:
-    """Refuse an output whose name says that it is something else.
+    """Refuse an output whose name ends in the suffix of another kind.
 
     Parameters
     ----------
     path
         Output.
     kind
-        What will be in it, a key of this module's table of suffixes.
+        Kind of its content, a key of this module's table of suffixes.
 
     Raises
     ------
@@ -188,7 +188,7 @@ def catalog_kind(path: Path) -> str:
     Raises
     ------
     FileFormatError
-        If its name says no known kind, or its kind needs a package that is missing.
+        If its suffix is of no known kind, or the kind needs a package that is missing.
     """
     kind = _CATALOGS.get(path.suffix.lower())
     if kind is None:
@@ -208,7 +208,7 @@ def catalog_kind(path: Path) -> str:
 
 
 def check_catalog_path(path: str | Path) -> None:
-    """Make sure that a catalogue of this name can be written, before any work is done.
+    """Check that a catalogue of this name can be written, before any work is done.
 
     Parameters
     ----------
@@ -218,6 +218,6 @@ def check_catalog_path(path: str | Path) -> None:
     Raises
     ------
     FileFormatError
-        As by `catalog_kind`.
+        As from `catalog_kind`.
     """
     catalog_kind(Path(path))

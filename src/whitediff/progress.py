@@ -1,4 +1,4 @@
-"""How far a run has come, for whoever wants to show it."""
+"""Progress of a run, for displays and the log."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _log = logging.getLogger("whitediff.progress")
 
 
 class Progress:
-    """Notes the progress of runs in the log, for those who want to know all.
+    """Writes the progress of runs to the log, at level DEBUG.
 
-    Those who show it derive from this class and are put in place by `showing`.
+    A display of progress derives from this class; `showing` puts it in place.
     """
 
     @contextlib.contextmanager
@@ -28,7 +28,7 @@ class Progress:
         Parameters
         ----------
         title
-            What it does.
+            What the run does.
         total
             Number of stages.
 
@@ -46,14 +46,14 @@ class Progress:
         Parameters
         ----------
         title
-            What they are.
+            Name of the pieces.
         total
-            Their number.
+            Number of pieces.
 
         Yields
         ------
         advance
-            Called when one is done.
+            Called when a piece is done.
         """
         done = 0
 
@@ -71,12 +71,12 @@ _shown: contextvars.ContextVar[Progress] = contextvars.ContextVar("progress", de
 
 @contextlib.contextmanager
 def showing(progress: Progress) -> Iterator[None]:
-    """Context in which progress is shown in some way.
+    """Context in which a display shows the progress.
 
     Parameters
     ----------
     progress
-        Way to show it.
+        Display.
 
     Yields
     ------
@@ -96,7 +96,7 @@ def stages(title: str, total: int) -> Iterator[Callable[[str], None]]:
     Parameters
     ----------
     title, total
-        As of `Progress.stages`.
+        As for `Progress.stages`.
 
     Yields
     ------
@@ -118,11 +118,11 @@ def counted(title: str, total: int) -> AbstractContextManager[Callable[[], None]
     Parameters
     ----------
     title, total
-        As of `Progress.counted`.
+        As for `Progress.counted`.
 
     Returns
     -------
     context
-        Yields a function to call when one is done.
+        Yields a function to call when a piece is done.
     """
     return _shown.get().counted(title, total)

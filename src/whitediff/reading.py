@@ -1,4 +1,4 @@
-"""How an input is read, where its file does not say or says something wrong.
+"""Options for reading an input whose file lacks something or is wrong.
 
 Every option is declared here, once: commands, manifests and Python take them from
 `ReadingOptions` (`whitediff.options.declarations`).
@@ -39,9 +39,9 @@ class VarianceSource:
     Attributes
     ----------
     path
-        File, with an extension in brackets where wanted.
+        File, optionally with an extension in brackets.
     kind
-        What its pixels are; None: as the name of its extension says, else variance.
+        Quantity that its pixels hold; None: as the name of its extension says, else variance.
     """
 
     path: str
@@ -59,7 +59,7 @@ class VarianceSource:
         Returns
         -------
         source
-            Parsed.
+            File and kind; the kind is None if the text has none.
         """
         kinds: tuple[VarianceKind, ...] = ("variance", "sigma", "weight")
         for kind in kinds:
@@ -82,7 +82,7 @@ def number_or_variance(text: str) -> VarianceSource | float:
     Returns
     -------
     variance
-        Its value, or the file that holds it.
+        The number, or the file that holds the variance.
     """
     try:
         return float(text)
@@ -92,13 +92,13 @@ def number_or_variance(text: str) -> VarianceSource | float:
 
 @dataclasses.dataclass(frozen=True)
 class ReadingOptions:
-    """How an input is read.
+    """Options for reading an input.
 
     Attributes
     ----------
     variance
-        Where the variance is, or its mean, image_unit²; takes precedence over the file's own
-        plane where it is a file.
+        File of the variance, or its mean, image_unit²; a file takes precedence over the input's
+        own plane.
     gain
         Electrons per image unit; positive.  For counts per second: per count.
     read_noise
@@ -106,10 +106,10 @@ class ReadingOptions:
     exposure_time
         Seconds; positive.  Takes precedence over the header's.
     mask
-        File of the mask, with an extension in brackets where wanted.
+        File of the mask, optionally with an extension in brackets.
     mask_bits
-        Which bits of the mask make a pixel bad, counted from 0: text such as ``1,4-6``, or their
-        numbers.  Of a mask with codes instead of bits: which codes.
+        Bits of the mask that make a pixel bad, counted from 0: text such as ``1,4-6``, or their
+        numbers.  If the mask has codes instead of bits: the codes.
     saturation
         Level from which pixels are saturated, image unit; positive.  Takes
         precedence over the header's.
@@ -177,7 +177,7 @@ class ReadingOptions:
             raise ArgumentError(" ".join(found))
 
     def _complaint(self) -> tuple[str, str] | None:
-        """Option that is out of its range, and what it must be."""
+        """Name of an option that is out of its range, and the requirement; None if all are in."""
         if isinstance(self.variance, float | int) and not _is_positive(self.variance):
             return "variance", f"must be a positive number or a file; got {self.variance:g}."
         for name, unit in (("gain", " of electrons per count"), ("exposure_time", " of seconds")):
@@ -198,7 +198,7 @@ class ReadingOptions:
 
     @property
     def mask_bit_numbers(self) -> tuple[int, ...] | None:
-        """Numbers of the bits that make a pixel bad, ascending; None where nobody says."""
+        """Numbers of the bits that make a pixel bad, ascending; None if none are given."""
         return None if self.mask_bits is None else _bit_numbers(self.mask_bits)
 
 
@@ -230,8 +230,8 @@ def _is_positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
-def reading_options(values: Mapping[str, Any], **paths: str) -> dict[str, ReadingOptions]:
-    """Options of several inputs from values as manifests have them.
+def reading_options(values: Mapping[str, object], **paths: str) -> dict[str, ReadingOptions]:
+    """Make the options of several inputs from the values of a manifest.
 
     Parameters
     ----------
@@ -272,7 +272,7 @@ def checked_reading(side: str, path: str) -> Iterator[None]:
     side
         ``science`` or ``template``.
     path
-        Its file.
+        File of this input.
 
     Yields
     ------
@@ -286,13 +286,13 @@ def checked_reading(side: str, path: str) -> Iterator[None]:
         raise ArgumentError.of(path, f"{option} {requirement}") from error
 
 
-def option_cards(**inputs: ReadingOptions) -> dict[str, tuple[Any, str]]:
+def option_cards(**inputs: ReadingOptions) -> dict[str, tuple[str | float | None, str]]:
     """Cards that record which options were given.
 
     Parameters
     ----------
     **inputs
-        ``science``, ``template`` → how it is read.
+        ``science``, ``template`` → options of this input.
 
     Returns
     -------
@@ -309,7 +309,7 @@ def option_cards(**inputs: ReadingOptions) -> dict[str, tuple[Any, str]]:
     }
 
 
-def _told(value: Any) -> Any:
+def _told(value: Any) -> str | float | None:
     if isinstance(value, tuple):
         return ",".join(str(each) for each in value)
     return str(value) if isinstance(value, VarianceSource) else value

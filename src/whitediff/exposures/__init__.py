@@ -1,1 +1,1 @@
-"""Images with mask, variance, PSF and header, and what belongs to them: containers only."""
+"""Containers: images with mask, variance, PSF and header, and the objects that they hold."""

@@ -1,4 +1,4 @@
-"""Boxes of pixels: which part of a larger plane an array covers."""
+"""Boxes of pixels: the part of a larger plane that an array covers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Box:
     Attributes
     ----------
     y, x
-        Its rows and columns, in pixel coordinates: `Interval`.
+        Rows and columns of the box, in pixel coordinates: `Interval`.
     """
 
     y: Interval
@@ -78,7 +78,7 @@ class Box:
         Parameters
         ----------
         y, x
-            First pixel, and first beyond the last.
+            First pixel, and first pixel beyond the last.
 
         Returns
         -------
@@ -89,12 +89,12 @@ class Box:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(ny, nx)."""
+        """Number of rows and columns (ny, nx)."""
         return (self.y.size, self.x.size)
 
     @property
     def start(self) -> tuple[int, int]:
-        """Pixel coordinates (y, x) of its first pixel."""
+        """Pixel coordinates (y, x) of the first pixel."""
         return (self.y.start, self.x.start)
 
     @property
@@ -103,7 +103,7 @@ class Box:
         return self.y.size * self.x.size
 
     def contains(self, other: Box) -> bool:
-        """Whether all of another box is inside.
+        """Whether another box lies completely inside.
 
         Parameters
         ----------
@@ -131,7 +131,7 @@ class Box:
         Returns
         -------
         box
-            None where they share none.
+            Box of these pixels; None if they share none.
         """
         y, x = (
             (max(a.start, b.start), min(a.stop, b.stop))
@@ -145,7 +145,7 @@ class Box:
         Parameters
         ----------
         margin
-            How many; negative for fewer.
+            Number of pixels; negative to shrink the box.
 
         Returns
         -------
@@ -161,7 +161,7 @@ class Box:
         Parameters
         ----------
         rows, columns
-            Slices of indices, which count from its first pixel.
+            Slices of array indices, which count from the box's first pixel.
 
         Returns
         -------
@@ -175,12 +175,12 @@ class Box:
         return Box.between((y[0], y[1]), (x[0], x[1]))
 
     def slices_of(self, part: Box) -> tuple[slice, slice]:
-        """Rows and columns of the box's array that belong to a part of it.
+        """Rows and columns of a part of the box in the box's array.
 
         Parameters
         ----------
         part
-            Box inside.
+            Box inside this one.
 
         Returns
         -------

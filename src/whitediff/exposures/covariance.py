@@ -1,4 +1,4 @@
-"""Noise covariances that are known, such as those of resampled exposures."""
+"""Known noise covariances of exposures, for example after resampling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Noise", "NoiseField", "moved_noise", "noise_at"]
 type Array = npt.NDArray[Any]
 
 type Noise = NoiseCovariance | Callable[[float, float], NoiseCovariance] | None
-"""Noise covariance, the same everywhere or a function of the pixel coordinates; None for white."""
+"""Noise covariance, constant or a function of the pixel coordinates x and y; None for white."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class NoiseField:
         Images ``(2L + 1, 2L + 1)`` of covariances, lag (0, 0) in the middle, times functions of
         the position.  Only their ratios to the middle pixel count.
     description
-        Where it comes from, in words.
+        Origin of the covariance, in words.
 
     Raises
     ------
@@ -53,7 +53,7 @@ class NoiseField:
             )
 
     def __call__(self, x: float, y: float) -> NoiseCovariance:
-        """Covariance at a position; beyond the bounds, that of their nearest edge.
+        """Covariance at a position; beyond the bounds, the covariance at their nearest edge.
 
         Parameters
         ----------
@@ -63,12 +63,12 @@ class NoiseField:
         Returns
         -------
         covariance
-            Exactly point-symmetric.
+            Covariance, exactly point-symmetric.
 
         Raises
         ------
         DataError
-            If its variance there is not positive and finite.
+            If the variance is not positive there, or a lag not finite.
         """
         box = self.kernel.bounds
         x = min(max(x, box.x.start - 0.5), box.x.stop - 0.5)
@@ -90,14 +90,14 @@ def moved_noise(noise: Noise, dy: int, dx: int) -> Noise:
     Parameters
     ----------
     noise
-        Covariance before.
+        Covariance in the old coordinates.
     dy, dx
         Old coordinates minus new ones, pixels.
 
     Returns
     -------
     noise
-        The same one where it does not depend on the position, or nothing moved.
+        Covariance in the new coordinates; the given one if it is constant or nothing moved.
     """
     if (dy, dx) == (0, 0) or not callable(noise):
         return noise
@@ -131,12 +131,12 @@ def noise_at(noise: Noise, x: float, y: float) -> NoiseCovariance | None:
     Returns
     -------
     covariance
-        None for white noise.
+        Covariance; None for white noise.
 
     Raises
     ------
     ArgumentError
-        If it is something else.
+        If the noise, or the function's result, is something else.
     """
     found = noise(x, y) if callable(noise) else noise
     if not (found is None or isinstance(found, NoiseCovariance)):

@@ -27,7 +27,7 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 _WELL_CONDITIONED = 30.0
-"""Condition number up to which positions carry the polynomials that are fitted to them."""
+"""Largest condition number with which positions determine a fit of polynomials."""
 
 
 class Field(abc.ABC):
@@ -36,12 +36,12 @@ class Field(abc.ABC):
     @property
     @abc.abstractmethod
     def bounds(self) -> Box:
-        """Box in which it is defined."""
+        """Box in which the field is defined."""
 
     @property
     @abc.abstractmethod
     def is_constant(self) -> bool:
-        """Whether it is known to be the same everywhere."""
+        """Whether the field is known to be constant."""
 
     @abc.abstractmethod
     def at(self, x: Array, y: Array) -> Array:
@@ -55,7 +55,7 @@ class Field(abc.ABC):
         Returns
         -------
         values
-            Float64 of that shape.
+            Float64, same shape.
         """
 
     @abc.abstractmethod
@@ -70,7 +70,7 @@ class Field(abc.ABC):
         Returns
         -------
         field
-            Of the same kind.
+            Field of the same class.
         """
 
     def __call__(self, *, x: npt.ArrayLike, y: npt.ArrayLike) -> Any:
@@ -84,7 +84,7 @@ class Field(abc.ABC):
         Returns
         -------
         values
-            Float64 of the common shape; a float for two numbers.
+            Float64 of the common shape; a float if both are numbers.
         """
         at = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
         values = self.at(*at)
@@ -114,14 +114,14 @@ class ChebyshevField(Field):
     Parameters
     ----------
     bounds
-        Box in which it is defined, and between whose outer edges the coordinates run from −1 to 1.
+        Box in which the field is defined; coordinates run from −1 to 1 between its outer edges.
     coefficients
         ``(y_order + 1, x_order + 1)``: element ``[p, q]`` multiplies ``T_p(y') T_q(x')``.
 
     Raises
     ------
     ArgumentError
-        If the coefficients are not 2-D.
+        If the coefficients are not 2-D, or there are none.
     """
 
     def __init__(self, bounds: Box, coefficients: Array) -> None:
@@ -144,7 +144,7 @@ class ChebyshevField(Field):
 
     @property
     def bounds(self) -> Box:
-        """Box in which it is defined."""
+        """Box in which the field is defined."""
         return self._bounds
 
     @property
@@ -164,7 +164,7 @@ class ChebyshevField(Field):
 
     @property
     def is_constant(self) -> bool:
-        """Whether there is the constant term alone."""
+        """Whether there is only the constant term."""
         return self._coefficients.shape == (1, 1)
 
     def at(self, x: Array, y: Array) -> Array:
@@ -192,22 +192,27 @@ class ChebyshevField(Field):
 
 @final
 class GridField(Field):
-    """Values in the middles of square cells, interpolated linearly.
+    """Values at the middles of square cells, interpolated linearly.
 
-    Follows what no polynomial does, such as a step of the noise between two amplifiers.
+    It follows changes that no polynomial can, such as a step of the noise between two amplifiers.
 
     Parameters
     ----------
     bounds
-        Box, of which the first cell's corner is the first pixel's.
+        Box in which the field is defined; cells begin at the corner of its first pixel.
     values
-        ``(cells_y, cells_x)``, enough to cover the box.
+        ``(cells_y, cells_x)``, as many as cover the box.
     cell
         Side of a cell, pixels.
 
+    Raises
+    ------
+    ArgumentError
+        If the shape of the values is another.
+
     Notes
     -----
-    Beyond the middles of the outer cells their values hold.
+    Beyond the middles of the outer cells the field is constant.
     """
 
     def __init__(self, bounds: Box, values: Array, cell: int) -> None:
@@ -221,7 +226,7 @@ class GridField(Field):
 
     @property
     def bounds(self) -> Box:
-        """Box in which it is defined."""
+        """Box in which the field is defined."""
         return self._bounds
 
     @property
@@ -266,15 +271,15 @@ class GridField(Field):
 
 @final
 class PiecewiseField(Field):
-    """Fields that hold on parts of the frame, such as the regions of a program that tiles it.
+    """Fields on parts of the frame, such as the regions of a program that tiles it.
 
     Parameters
     ----------
     bounds
-        Box in which it is defined.
+        Box in which the field is defined.
     pieces
-        Parts and their fields, each defined on its part.  Where parts overlap the later one
-        holds, and beyond all of them the nearest pixel of the nearest.
+        Parts and their fields, each defined on its part; at least one.  Where parts overlap, the
+        later one counts; beyond all parts, the nearest edge of the nearest part.
     """
 
     def __init__(self, bounds: Box, pieces: Sequence[tuple[Box, Field]]) -> None:
@@ -284,7 +289,7 @@ class PiecewiseField(Field):
 
     @property
     def bounds(self) -> Box:
-        """Box in which it is defined."""
+        """Box in which the field is defined."""
         return self._bounds
 
     @property
@@ -294,11 +299,11 @@ class PiecewiseField(Field):
 
     @property
     def is_constant(self) -> bool:
-        """Whether it is known to be the same everywhere, which it is not."""
+        """False: pieces are not compared."""
         return False
 
     def piece_at(self, *, x: float, y: float) -> int:
-        """Which part holds at a position.
+        """Find the part that counts at a position.
 
         Parameters
         ----------
@@ -308,12 +313,12 @@ class PiecewiseField(Field):
         Returns
         -------
         index
-            In `pieces`.
+            Index in `pieces`.
         """
         return int(self._nearest(np.array([x]), np.array([y]))[0])
 
     def _nearest(self, x: Array, y: Array) -> Array:
-        """Index of the piece of each position: the last of those that are the nearest."""
+        """Index of the nearest piece to each position; of several, the last."""
         best, index = np.full(np.shape(x), np.inf), np.zeros(np.shape(x), dtype=int)
         for i, (box, _) in enumerate(self._pieces):
             away = sum(
@@ -337,7 +342,7 @@ class PiecewiseField(Field):
         return result
 
     def on(self, box: Box) -> Array:
-        """Values at the pixels of a box, each piece on its part of it."""
+        """Values at the pixels of a box, piece by piece."""
         x, y = np.arange(box.x.start, box.x.stop), np.arange(box.y.start, box.y.stop)
         index = self._nearest(*np.meshgrid(x, y))
         result = np.zeros(box.shape)
@@ -360,7 +365,7 @@ class PiecewiseField(Field):
 
 
 def scaled_to(field: ChebyshevField, box: Box) -> ChebyshevField:
-    """The same polynomials, scaled to another box and defined there.
+    """Rescale polynomials to another box, in which they are then defined.
 
     Parameters
     ----------
@@ -372,13 +377,13 @@ def scaled_to(field: ChebyshevField, box: Box) -> ChebyshevField:
     Returns
     -------
     field
-        Equal to the first everywhere.
+        Field with the same values everywhere.
     """
     coefficients, before = field.coefficients, field.bounds
     if before == box:
         return field
     for axis, (new, old) in enumerate(((box.y, before.y), (box.x, before.x))):
-        # T_q of the old coordinate, in polynomials of the new one.
+        # Column q holds T_q of the old coordinate as a series in the new one.
         middle = 2 * (new.start + new.size / 2 - old.start) / old.size - 1
         half, order = new.size / old.size, coefficients.shape[axis] - 1
         matrix = np.zeros((order + 1, order + 1))
@@ -398,19 +403,19 @@ def scattered_fit(
     Parameters
     ----------
     values
-        ``(n, ...)``.
+        ``(n, ...)`` numbers or images.
     x, y
         ``(n,)`` pixel coordinates.
     bounds
         Box over which the polynomials run from −1 to 1.
     order
-        Largest total order.  Terms that the positions do not determine, such as those in x
-        where all have the same x, are left out.
+        Largest total order.  Terms that the positions do not determine are left out, such as
+        terms in x if all have the same x.
 
     Returns
     -------
     terms
-        Exponents (p of y, q of x) as of `whitediff.numerics.polynomials.chebyshev_terms`.
+        Exponents (p of y, q of x), as from `whitediff.numerics.polynomials.chebyshev_terms`.
     coefficients
         ``(n_terms, ...)``.
     """

@@ -1,10 +1,11 @@
-"""Objects of lsst.images as our own, told by what they can do: the library itself is not needed."""
+"""Objects of lsst.images as our own, recognised by their attributes, without the library."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, final
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,106 @@ from .kernels import BasisKernel, ConvolutionKernel, centered_array
 from .masks import Mask, empty_mask, set_plane
 from .psf import PointSpreadFunction
 from .sky import projection_header
+
+if TYPE_CHECKING:
+
+    class Interval(Protocol):
+        """Consecutive pixels along an axis."""
+
+        @property
+        def start(self) -> int: ...
+
+        @property
+        def stop(self) -> int: ...
+
+    class Rectangle(Protocol):
+        """Box of lsst.images."""
+
+        @property
+        def y(self) -> Interval: ...
+
+        @property
+        def x(self) -> Interval: ...
+
+    class Bounds(Protocol):
+        """Bounds of lsst.images, a box among them."""
+
+        @property
+        def bbox(self) -> Rectangle: ...
+
+    class Image(Protocol):
+        """Image of lsst.images."""
+
+        @property
+        def array(self) -> Array: ...
+
+        @property
+        def bbox(self) -> Bounds: ...
+
+    class Plane(Protocol):
+        """Plane of a mask of lsst.images."""
+
+        @property
+        def name(self) -> str: ...
+
+        @property
+        def description(self) -> str: ...
+
+    class Bit(Protocol):
+        """Place of a plane's bit in the last axis of a mask's array."""
+
+        @property
+        def index(self) -> int: ...
+
+        @property
+        def mask(self) -> int: ...
+
+    class Schema(Protocol):
+        """Planes of a mask of lsst.images; None for bits without a plane."""
+
+        def __iter__(self) -> Iterator[Plane | None]: ...
+
+        def bit(self, name: str, /) -> Bit: ...
+
+    class ForeignMask(Protocol):
+        """Mask of lsst.images; its array is ``(ny, nx, bytes)``."""
+
+        @property
+        def array(self) -> Array: ...
+
+        @property
+        def schema(self) -> Schema: ...
+
+        def get(self, name: str, /) -> Array: ...
+
+    class Function(Protocol):
+        """Field of lsst.images."""
+
+        @property
+        def bounds(self) -> Bounds: ...
+
+        @property
+        def is_constant(self) -> bool: ...
+
+        def __call__(self, *, x: Array, y: Array) -> Array: ...
+
+        def __mul__(self, factor: float, /) -> Self: ...
+
+    class Kernel(Protocol):
+        """Kernel or PSF of lsst.images."""
+
+        @property
+        def bounds(self) -> Bounds: ...
+
+        @property
+        def compute_kernel_image(self) -> Callable[..., Image]: ...
+
+    class Psf(Kernel, Protocol):
+        """PSF of lsst.images."""
+
+        @property
+        def compute_stellar_image(self) -> Callable[..., Image]: ...
+
 
 __all__ = [
     "ForeignField",
@@ -41,22 +142,22 @@ _log = logging.getLogger("whitediff.exposures")
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What an object holds.
+    """Parts of an exposure of lsst.images, as our own objects.
 
     Attributes
     ----------
     image, variance
         ``(ny, nx)``, not copied.
     mask
-        Its planes.
+        Mask planes.
     box
-        Its pixels.
+        Box of the pixels.
     unit
         Unit of the image, if known.
     psf, kernel
-        Those that it has.
+        PSF and matching kernel; None if the exposure has none.
     header
-        Its sky coordinates as FITS cards, and no others.
+        FITS cards of the sky coordinates, and no others.
     """
 
     image: Array
@@ -69,26 +170,27 @@ class Parts:
     header: astro.fits.Header
 
 
-def parts_of(obj: Any) -> Parts:
-    """Take an object apart.
+def parts_of(obj: object) -> Parts:
+    """Take an exposure of lsst.images apart.
 
     Parameters
     ----------
     obj
-        Anything with ``image``, ``mask`` and ``variance`` as lsst.images has them.
+        Any object with ``image``, ``mask`` and ``variance`` like those of lsst.images.
 
     Returns
     -------
     parts
-        What it holds.
+        Parts of the exposure.
 
     Raises
     ------
     ArgumentError
-        If it lacks a plane, or one is of another kind.
+        If the object lacks a plane, or one is of another kind.
     """
     try:
-        image, mask, variance = obj.image, obj.mask, obj.variance
+        # Any object is accepted: the error below says what it lacks.
+        image, mask, variance = obj.image, obj.mask, obj.variance  # type: ignore[attr-defined]
     except AttributeError as error:
         raise ArgumentError(
             f"An exposure needs .image, .mask and .variance; {type(obj).__name__} lacks one:"
@@ -107,7 +209,7 @@ def parts_of(obj: Any) -> Parts:
     try:
         psf = getattr(obj, "psf", None)
     except Exception as error:
-        # Such an object raises, in a class of its own, when its PSF is asked for, not when read.
+        # A PSF that cannot be read raises an error of lsst.images, and only here, not at reading.
         _log.info("The PSF cannot be read (%s); it is left out.", error)
         psf = None
     kernel = getattr(obj, "kernel", None)
@@ -122,8 +224,8 @@ def parts_of(obj: Any) -> Parts:
     )
 
 
-def box_of(obj: Any) -> Box:
-    """Take a box, or the box around any bounds, as ours.
+def box_of(obj: Box | Bounds) -> Box:
+    """Convert the box around any bounds to our `Box`.
 
     Parameters
     ----------
@@ -141,8 +243,8 @@ def box_of(obj: Any) -> Box:
     return Box.between((box.y.start, box.y.stop), (box.x.start, box.x.stop))
 
 
-def mask_of(obj: Any) -> Mask:
-    """Take a mask as ours.
+def mask_of(obj: Mask | ForeignMask) -> Mask:
+    """Convert a mask to our `Mask`.
 
     Parameters
     ----------
@@ -152,7 +254,7 @@ def mask_of(obj: Any) -> Mask:
     Returns
     -------
     mask
-        A copy of the other's planes.
+        Our mask as it is, or a copy of the other's planes.
     """
     if isinstance(obj, Mask):
         return obj
@@ -162,7 +264,7 @@ def mask_of(obj: Any) -> Mask:
     if obj.array.dtype == np.uint8 and [
         (obj.schema.bit(name).index, int(obj.schema.bit(name).mask)) for name in mask.names
     ] == [(n // 8, 1 << n % 8) for n in range(len(mask.names))]:
-        # The bits lie as ours do, in bytes.
+        # The bits have the same order as ours, so whole bytes are copied at a time.
         def work(rows: slice) -> None:
             for byte in range(obj.array.shape[2]):
                 mask.bits[rows] |= obj.array[rows, :, byte].astype(mask.bits.dtype) << 8 * byte
@@ -174,8 +276,8 @@ def mask_of(obj: Any) -> Mask:
     return mask
 
 
-def centered_image(image: Any) -> Array:
-    """Take an image whose origin lies anywhere as an array.
+def centered_image(image: Image) -> Array:
+    """Convert an image whose origin lies anywhere to a centred array.
 
     Parameters
     ----------
@@ -192,25 +294,25 @@ def centered_image(image: Any) -> Array:
 
 @final
 class ForeignField(Field):
-    """A function of the position of another library.
+    """A field, a function of the position, of another library.
 
     Parameters
     ----------
     field
-        Of lsst.images.
+        Field of lsst.images.
     """
 
-    def __init__(self, field: Any) -> None:
+    def __init__(self, field: Function) -> None:
         self.field = field
 
     @property
     def bounds(self) -> Box:
-        """Box in which it is defined."""
+        """Box in which the field is defined."""
         return box_of(self.field.bounds)
 
     @property
     def is_constant(self) -> bool:
-        """Whether it is known to be the same everywhere."""
+        """Whether the field is known to be constant."""
         return bool(self.field.is_constant)
 
     def at(self, x: Array, y: Array) -> Array:
@@ -222,8 +324,8 @@ class ForeignField(Field):
         return ForeignField(self.field * factor)
 
 
-def field_of(obj: Any) -> Field:
-    """Take a function of the position as ours.
+def field_of(obj: Field | Function) -> Field:
+    """Convert a field to our `Field`.
 
     Parameters
     ----------
@@ -233,12 +335,15 @@ def field_of(obj: Any) -> Field:
     Returns
     -------
     field
-        Polynomials as `ChebyshevField`; others as they are.
+        Our field as it is; `ChebyshevField` for polynomials, `ForeignField` for others.
     """
     if isinstance(obj, Field):
         return obj
     if type(obj).__name__ == "ChebyshevField":
-        return ChebyshevField(box_of(obj.bounds), np.array(obj.coefficients))
+        return ChebyshevField(
+            box_of(obj.bounds),
+            np.array(obj.coefficients),  # type: ignore[attr-defined]
+        )
     return ForeignField(obj)
 
 
@@ -249,7 +354,7 @@ class ForeignKernel(ConvolutionKernel):
     Parameters
     ----------
     kernel
-        Of lsst.images.
+        Kernel of lsst.images.
     """
 
     def __init__(self, kernel: Any) -> None:
@@ -257,18 +362,18 @@ class ForeignKernel(ConvolutionKernel):
 
     @property
     def bounds(self) -> Box:
-        """Box in which it is valid."""
+        """Box in which the kernel is valid."""
         return box_of(self.kernel.bounds)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(ky, kx) of its images."""
+        """Shape (ky, kx) of the kernel's images."""
         ny, nx = self.at(x=self.bounds.x.center, y=self.bounds.y.center).shape
         return ny, nx
 
     @property
     def is_constant(self) -> bool:
-        """False: that is not known."""
+        """False: the library does not tell."""
         return False
 
     def at(self, *, x: float, y: float) -> Array:
@@ -276,8 +381,8 @@ class ForeignKernel(ConvolutionKernel):
         return centered_image(self.kernel.compute_kernel_image(x=x, y=y))
 
 
-def kernel_of(obj: Any) -> ConvolutionKernel:
-    """Take a matching kernel as ours.
+def kernel_of(obj: ConvolutionKernel | Kernel) -> ConvolutionKernel:
+    """Convert a matching kernel to our `ConvolutionKernel`.
 
     Parameters
     ----------
@@ -287,12 +392,15 @@ def kernel_of(obj: Any) -> ConvolutionKernel:
     Returns
     -------
     kernel
-        One of basis images as `BasisKernel`; others as they are.
+        Our kernel as it is; `BasisKernel` if it has basis images, `ForeignKernel` for others.
     """
     if isinstance(obj, ConvolutionKernel):
         return obj
     if hasattr(obj, "basis") and hasattr(obj, "spatial"):
-        basis = centered_array(np.asarray(obj.basis), box_of(obj.kernel_bbox).start)
+        basis = centered_array(
+            np.asarray(obj.basis),
+            box_of(obj.kernel_bbox).start,  # type: ignore[attr-defined]
+        )
         return BasisKernel(basis, [field_of(each) for each in obj.spatial])
     return ForeignKernel(obj)
 
@@ -304,7 +412,7 @@ class ForeignPointSpreadFunction(PointSpreadFunction):
     Parameters
     ----------
     psf
-        Of lsst.images.
+        PSF of lsst.images.
     """
 
     def __init__(self, psf: Any) -> None:
@@ -312,7 +420,7 @@ class ForeignPointSpreadFunction(PointSpreadFunction):
 
     @property
     def bounds(self) -> Box:
-        """Box in which it is valid."""
+        """Box in which the PSF is valid."""
         return box_of(self.psf.bounds)
 
     def at(self, *, x: float, y: float) -> Array:
@@ -321,13 +429,13 @@ class ForeignPointSpreadFunction(PointSpreadFunction):
         return image / image.sum()
 
     def star(self, *, x: float, y: float) -> tuple[Array, Box]:
-        """Image of a star, by the other library's own way of shifting it."""
+        """Image of a star, shifted by the other library."""
         image = self.psf.compute_stellar_image(x=x, y=y)
         return np.asarray(image.array, dtype=np.float64), box_of(image.bbox)
 
 
-def psf_of(obj: Any) -> PointSpreadFunction:
-    """Take a PSF as ours.
+def psf_of(obj: PointSpreadFunction | Psf) -> PointSpreadFunction:
+    """Convert a PSF to our `PointSpreadFunction`.
 
     Parameters
     ----------
@@ -337,28 +445,28 @@ def psf_of(obj: Any) -> PointSpreadFunction:
     Returns
     -------
     psf
-        PSF.
+        Our PSF as it is, also from inside a wrapper; `ForeignPointSpreadFunction` for others.
     """
     if isinstance(obj, PointSpreadFunction):
         return obj
     own = getattr(obj, "psf", None)
-    # Ours, as an archive held it.
+    # An archive of lsst.images wraps a PSF of ours.
     return own if isinstance(own, PointSpreadFunction) else ForeignPointSpreadFunction(obj)
 
 
-def adapted(obj: Any) -> Any:
-    """Take a kernel or a PSF of any library as ours, and leave all else.
+def adapted(obj: object) -> Any:
+    """Convert a kernel or a PSF of any library to ours, and leave all other objects.
 
     Parameters
     ----------
     obj
-        Anything.
+        Any object.
 
     Returns
     -------
     obj
-        Our `ConvolutionKernel` or `PointSpreadFunction` of it; images and all else as they are.
+        Our `ConvolutionKernel` or `PointSpreadFunction`; images and all other objects unchanged.
     """
     if hasattr(obj, "compute_stellar_image"):
-        return psf_of(obj)
-    return kernel_of(obj) if hasattr(obj, "compute_kernel_image") else obj
+        return psf_of(obj)  # type: ignore[arg-type]
+    return kernel_of(obj) if hasattr(obj, "compute_kernel_image") else obj  # type: ignore[arg-type]

@@ -43,17 +43,17 @@ class ConvolutionKernel(abc.ABC):
     @property
     @abc.abstractmethod
     def bounds(self) -> Box:
-        """Box in which it is valid."""
+        """Box in which the kernel is valid."""
 
     @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, int]:
-        """(ky, kx) of its images."""
+        """Shape (ky, kx) of the kernel's images."""
 
     @property
     @abc.abstractmethod
     def is_constant(self) -> bool:
-        """Whether it is known to be the same everywhere."""
+        """Whether the kernel is known to be constant."""
 
     @abc.abstractmethod
     def at(self, *, x: float, y: float) -> Array:
@@ -62,7 +62,7 @@ class ConvolutionKernel(abc.ABC):
         Parameters
         ----------
         x, y
-            Pixel coordinates; fractions are welcome.
+            Pixel coordinates; they need not be whole.
 
         Returns
         -------
@@ -80,12 +80,12 @@ class BasisKernel(ConvolutionKernel):
     basis
         ``(n, ky, kx)``, origin at ``[ky//2, kx//2]``, n at least 1.
     fields
-        The n functions, all defined in the same box.
+        Functions of the position, one for each image, all defined in the same box.
 
     Raises
     ------
     ArgumentError
-        If there are not as many functions as images, or they are defined in different boxes.
+        If the numbers of functions and images differ, or the functions have different boxes.
     """
 
     def __init__(self, basis: Array, fields: Sequence[Field]) -> None:
@@ -106,22 +106,22 @@ class BasisKernel(ConvolutionKernel):
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """Functions of the position, one for each of them."""
+        """Functions of the position, one for each basis image."""
         return self._fields
 
     @property
     def bounds(self) -> Box:
-        """Box in which it is valid."""
+        """Box in which the kernel is valid."""
         return self._fields[0].bounds
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(ky, kx) of its images."""
+        """Shape (ky, kx) of the kernel's images."""
         return (self._basis.shape[1], self._basis.shape[2])
 
     @property
     def is_constant(self) -> bool:
-        """Whether all of its functions are constant polynomials."""
+        """Whether all functions are constant polynomials."""
         return all(
             isinstance(field, ChebyshevField) and field.is_constant for field in self._fields
         )
@@ -133,19 +133,19 @@ class BasisKernel(ConvolutionKernel):
 
 
 def constant_kernel(image: Array, bounds: Box) -> BasisKernel:
-    """Make a kernel that is the same everywhere.
+    """Make a constant kernel.
 
     Parameters
     ----------
     image
         ``(ky, kx)``, origin at ``[ky//2, kx//2]``.
     bounds
-        Box in which it is valid.
+        Box in which the kernel is valid.
 
     Returns
     -------
     kernel
-        One basis image with the coefficient 1.
+        Kernel of one basis image with the coefficient 1.
     """
     image = np.asarray(image)
     if image.ndim != 2:
@@ -165,12 +165,12 @@ def chebyshev_kernel(basis: Array, coefficients: Array, bounds: Box) -> BasisKer
         ``T_p(y') T_q(x') · basis[b]``, with x', y' running from −1 to 1 between the
         outer edges of the box's first and last pixels.
     bounds
-        Box in which it is valid and that scales the coordinates.
+        Box in which the kernel is valid, and which scales the coordinates.
 
     Returns
     -------
     kernel
-        The kernel.
+        Kernel.
 
     Raises
     ------
@@ -193,7 +193,7 @@ def monomial_exponents(n_terms: int) -> list[tuple[int, int]]:
     Parameters
     ----------
     n_terms
-        1, 3, 6, 10, …: (order + 1)(order + 2)/2.
+        Number of terms, 1, 3, 6, 10, …: (order + 1)(order + 2)/2.
 
     Returns
     -------
@@ -232,12 +232,12 @@ def polynomial_kernel(basis: Array, coefficients: Array, bounds: Box) -> BasisKe
     coefficients
         ``(n, n_terms)`` for the terms 1, x, y, x², xy, y², … in pixel coordinates.
     bounds
-        Box in which it is valid.
+        Box in which the kernel is valid.
 
     Returns
     -------
     kernel
-        The same kernel, its polynomials rewritten exactly in Chebyshev form.
+        Kernel whose polynomials are rewritten, exactly, in Chebyshev form.
 
     Raises
     ------
@@ -266,16 +266,16 @@ def chebyshev_powers(
     Parameters
     ----------
     exponents
-        Of the scaled x and y.
+        Exponents of the scaled x and y.
     bounds
-        Box.
+        Box of the Chebyshev polynomials.
     x, y
         Zero point z and scale s: the scaled coordinate is ``(pixel − z)/s``.
 
     Returns
     -------
     coefficients
-        ``(n, degree + 1, degree + 1)`` as of `chebyshev_kernel`; exact.
+        ``(n, degree + 1, degree + 1)`` as for `chebyshev_kernel`; exact.
     """
     degree = max((i + j for i, j in exponents), default=0)
 
@@ -309,15 +309,15 @@ def interpolated_kernel(
     bounds
         Box over which to interpolate.
     order
-        Of the Chebyshev polynomials in x and y together; 0 takes the middle.
+        Total order of the Chebyshev polynomials in x and y; 0 takes the image in the middle.
 
     Returns
     -------
     kernel
-        One basis image for each polynomial term; exact where the pixels vary like
+        Kernel with one basis image for each polynomial term; exact if the pixels vary like
         polynomials of that order.
     """
-    # Two more nodes than the order needs: the fit averages instead of interpolating.
+    # Two more nodes than the order needs, so that the fit averages instead of interpolating.
     n_nodes = order + 3 if order else 1
     nodes = np.cos(np.pi * (np.arange(n_nodes) + 0.5) / n_nodes)
     v, u = (grid.ravel() for grid in np.meshgrid(nodes, nodes, indexing="ij"))
@@ -340,14 +340,14 @@ def term_kernel(images: Array, order: int, bounds: Box) -> BasisKernel:
     images
         ``(n_terms, ky, kx)`` in the order of `whitediff.numerics.polynomials.chebyshev_terms`.
     order
-        Of the polynomials in x and y together.
+        Total order of the polynomials in x and y.
     bounds
-        Box in which it is valid and that scales the coordinates.
+        Box in which the kernel is valid, and which scales the coordinates.
 
     Returns
     -------
     kernel
-        The kernel.
+        Kernel.
     """
     terms = chebyshev_terms(order)
     coefficients = np.zeros((len(terms), order + 1, order + 1))
@@ -357,24 +357,24 @@ def term_kernel(images: Array, order: int, bounds: Box) -> BasisKernel:
 
 
 def centered_array(array: Array, start: tuple[int, int]) -> Array:
-    """Bring an image whose origin is anywhere to the convention ``[ny//2, nx//2]``.
+    """Pad an image so that its origin is at ``[ny//2, nx//2]``.
 
     Parameters
     ----------
     array
         ``(..., ny, nx)``.
     start
-        Coordinates (y, x) of its first pixel; (0, 0) is the origin.
+        Coordinates (y, x) of the first pixel; (0, 0) is the origin.
 
     Returns
     -------
     array
-        Float64, zero-padded on one side of an axis where the origin was elsewhere.
+        Float64; an axis whose origin was elsewhere is zero-padded on one side.
 
     Raises
     ------
     ArgumentError
-        If the origin lies outside.
+        If the origin lies outside the image.
     """
     padding = [(0, 0)] * (array.ndim - 2)
     for size, first in zip(array.shape[-2:], start, strict=True):
@@ -384,7 +384,7 @@ def centered_array(array: Array, start: tuple[int, int]) -> Array:
                 f"The kernel's box {Box.from_shape(array.shape[-2:], start)} does not contain its"
                 " origin (0, 0)."
             )
-        # An even length has one pixel more before the origin than after it.
+        # An even length has one more pixel before the origin than after it.
         padding.append(
             (0, 0) if before == size // 2 else (max(0, after - before), max(0, before - after))
         )
@@ -394,7 +394,7 @@ def centered_array(array: Array, start: tuple[int, int]) -> Array:
 def convolution_terms(
     kernel: ConvolutionKernel, box: Box
 ) -> tuple[Array, Callable[[slice, slice], Array] | None]:
-    """What `whitediff.numerics.convolution.convolve_varying` needs of a kernel.
+    """Arguments of `whitediff.numerics.convolution.convolve_varying` for a kernel.
 
     Parameters
     ----------
@@ -408,13 +408,13 @@ def convolution_terms(
     images
         ``(n, ky, kx)``.
     weights
-        Function of a slice of the box's rows and one of its columns: the images' weights
-        there, ``(n, rows, columns)``.  None for a constant kernel.
+        Function of a slice of the box's rows and a slice of its columns, which returns the images'
+        weights there, ``(n, rows, columns)``.  None for a constant kernel.
 
     Raises
     ------
     ArgumentError
-        If the kernel is not made of basis images.
+        If the kernel varies and is not made of basis images.
     """
     if kernel.is_constant:
         return kernel.at(x=box.x.center, y=box.y.center)[None], None
@@ -432,22 +432,22 @@ def convolution_terms(
 
 
 class KernelSum:
-    """Sum of a kernel over the field: one number wherever it does not vary."""
+    """Sum of a kernel's pixels as it varies over the field; one number if it does not vary."""
 
     def __init__(self, kernel: ConvolutionKernel, box: Box) -> None:
         images, weights = convolution_terms(kernel, box)
         sums = images.sum(axis=(1, 2))
         self._box, self._constant, self._terms = box, float(sums[0]), []
         if weights is not None and isinstance(kernel, BasisKernel):
-            # Of most bases all images but the first sum to nothing.
+            # In most bases all images but the first have zero sum, and can be skipped.
             self._terms = [
                 (total, field)
                 for total, field in zip(sums, kernel.fields, strict=True)
                 if abs(total) > 1e-9 * np.abs(sums).max()
             ]
 
-    def on(self, rows: slice) -> Any:
-        """Sums on some rows: ``(rows, columns)``, or one number."""
+    def on(self, rows: slice) -> Array | float:
+        """Kernel sums on some rows: ``(rows, columns)``, or one number if constant."""
         if not self._terms:
             return self._constant
         part = self._box.part(rows)

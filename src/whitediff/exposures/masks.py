@@ -1,4 +1,4 @@
-"""Mask planes by name, in the spelling of lsst.afw and of lsst.images alike."""
+"""Mask planes by name, in the spellings of lsst.afw and lsst.images."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ type Array = npt.NDArray[Any]
 CONTAMINATED = "CONTAMINATED"
 UNSUPPORTED = "UNSUPPORTED"
 SOURCE = "SOURCE"
-"""On the science image or the template: there noise and background are not measured."""
+"""Plane of sources on either image: noise and background are not measured there."""
 STATIC = "STATIC"
-"""On both: what has changed, and is a source of one of them only, is none."""
+"""Plane of sources on both images; a source that changed, on one of them only, is not in it."""
 STATIC_BRIGHT = "STATIC_BRIGHT"
-"""On both, and so bright that errors of the matching may leave a detection."""
+"""Plane of sources on both images that are so bright that matching errors may be detected."""
 STREAK = "STREAK"
 
 DEFAULT_IGNORE_MASK_PLANES = (
@@ -59,17 +59,17 @@ DEFAULT_IGNORE_MASK_PLANES = (
     "NO_DATA",
     "DETECTED_NEGATIVE",
 )
-"""Pixels with any of these are left out of mean variances (the documented default)."""
+"""Planes whose pixels are left out of mean variances (the documented default)."""
 
 UNTRUSTED_MASK_PLANES = ("BAD", "NO_DATA", "SAT", "CR", UNSUPPORTED)
-"""Pixels with any of these hold no measurement of the sky, though they may be finite."""
+"""Planes whose pixels hold no measurement of the sky, though they may be finite."""
 
 INTERPOLATED_MASK_PLANES = ("BAD", "NO_DATA", "CR")
-"""Of these, those whose neighbours say what the pixel would be; the core of a star they do not."""
+"""Untrusted planes whose pixels are interpolated; neighbours do not determine a saturated core."""
 
 AVOIDED_MASK_PLANES = (*UNTRUSTED_MASK_PLANES, STREAK)
-"""Pixels that no star, noise or background is measured on: a trail adds light to the sky, but what
-is below it is still there."""
+"""Planes whose pixels are not used to measure stars, noise or background.  A trail only adds light
+to the sky, so its pixels are not untrusted."""
 
 _DESCRIPTIONS = {
     CONTAMINATED: "The correction owes more than 1% of its weight to filled or outside pixels.",
@@ -100,7 +100,7 @@ _TYPES = (np.uint8, np.uint16, np.uint32, np.uint64)
 
 
 class Mask:
-    """Named planes of flags, a bit of every pixel for each.
+    """Named planes of flags; each plane is one bit of every pixel.
 
     Parameters
     ----------
@@ -109,12 +109,13 @@ class Mask:
     names
         Names of the planes, from bit 0 on.
     descriptions
-        Name → what it means, of as many as are known.
+        Name → meaning of the plane, for as many planes as are known.
 
     Raises
     ------
     ArgumentError
-        If a name stands twice, or there are more planes than bits.
+        If the bits are not a 2-D array of unsigned integers, a name appears twice, or there are
+        more planes than bits.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class Mask:
 
     @property
     def bits(self) -> Array:
-        """Unsigned integers, ``(ny, nx)``."""
+        """Bits of the planes, ``(ny, nx)`` unsigned integers."""
         return self._bits
 
     @property
@@ -149,27 +150,27 @@ class Mask:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(ny, nx)."""
+        """Number of rows and columns (ny, nx)."""
         return (self._bits.shape[0], self._bits.shape[1])
 
     def description(self, name: str) -> str:
-        """What a plane means.
+        """Meaning of a plane.
 
         Parameters
         ----------
         name
-            Plane.
+            Name of the plane.
 
         Returns
         -------
         text
-            Its name where nothing more is known.
+            Description; the name itself if none is known.
         """
         return self._descriptions.get(name) or _DESCRIPTIONS.get(name, name)
 
     @property
     def descriptions(self) -> dict[str, str]:
-        """What the planes mean, by name."""
+        """Meanings of the planes, by name."""
         return {name: self.description(name) for name in self._names}
 
     def value(self, name: str) -> int:
@@ -178,7 +179,7 @@ class Mask:
         Parameters
         ----------
         name
-            Plane that it has, in its own spelling.
+            Name of a plane of this mask, in the mask's own spelling.
 
         Returns
         -------
@@ -188,7 +189,7 @@ class Mask:
         Raises
         ------
         ArgumentError
-            If it has none of that name.
+            If the mask has no plane of that name.
         """
         if name not in self._index:
             raise ArgumentError(
@@ -202,7 +203,7 @@ class Mask:
         Parameters
         ----------
         name
-            Plane that it has, in its own spelling.
+            Name of a plane of this mask, in the mask's own spelling.
 
         Returns
         -------
@@ -212,7 +213,7 @@ class Mask:
         Raises
         ------
         ArgumentError
-            If it has none of that name.
+            If the mask has no plane of that name.
         """
         value = self._bits.dtype.type(self.value(name))
         return planes.filled(self.shape, bool, lambda rows: (self._bits[rows] & value) != 0)
@@ -235,24 +236,24 @@ class Mask:
 def empty_mask(
     shape: tuple[int, ...], names: Iterable[str], descriptions: Mapping[str, str] | None = None
 ) -> Mask:
-    """Mask without a flag.
+    """Mask without any flag set.
 
     Parameters
     ----------
     shape
         (ny, nx).
     names, descriptions
-        As of `Mask`.
+        As for `Mask`.
 
     Returns
     -------
     mask
-        Of the narrowest type that has room for the planes.
+        Mask of the narrowest type that has room for the planes.
 
     Raises
     ------
     ArgumentError
-        If there are more than 64.
+        If there are more than 64 planes.
     """
     names = tuple(names)
     for dtype in _TYPES:
@@ -283,14 +284,14 @@ def find_plane(mask: Mask, name: str) -> str | None:
 
 
 def is_one_of(name: str, others: Iterable[str]) -> bool:
-    """Whether a plane is among some, in either spelling.
+    """Whether a plane is among some others, in either spelling.
 
     Parameters
     ----------
     name
-        Plane.
+        Name of the plane.
     others
-        Planes.
+        Names of the others.
 
     Returns
     -------
@@ -300,7 +301,7 @@ def is_one_of(name: str, others: Iterable[str]) -> bool:
     return not {name, _OTHER_SPELLING.get(name, name)}.isdisjoint(others)
 
 
-def bits_of(mask: Mask, names: Iterable[str]) -> Any:
+def bits_of(mask: Mask, names: Iterable[str]) -> np.unsignedinteger:
     """Bits of the named planes.
 
     Parameters
@@ -313,7 +314,7 @@ def bits_of(mask: Mask, names: Iterable[str]) -> Any:
     Returns
     -------
     bits
-        A number of the mask's type: the bits of all of them.
+        Number of the mask's type in which the bits of all these planes are set.
     """
     found = {plane for name in names if (plane := find_plane(mask, name)) is not None}
     return mask.bits.dtype.type(sum(mask.value(name) for name in found))
@@ -355,7 +356,7 @@ def make_mask(images: Mapping[str, Array], shape: tuple[int, ...]) -> Mask:
     Returns
     -------
     mask
-        With the planes in the given order.
+        Mask with the planes in the given order.
     """
     mask = empty_mask(shape, images)
     for name, image in images.items():
@@ -372,26 +373,26 @@ def attributed(
     rename: Iterable[str],
     always: Mapping[str, Array],
 ) -> Mask:
-    """Mask of a difference in which the template's planes are told from the science image's.
+    """Mask of a difference in which planes of the template and the science image are separate.
 
     Parameters
     ----------
     difference
-        Mask of the difference, in which the planes of both are united.
+        Mask of the difference, in which the planes of both images are united.
     science, template
-        Masks of the two as they were subtracted.
+        Masks of the two images as they were subtracted.
     preserve
-        Planes of the template that count as the difference's own.
+        Planes of the template that count as planes of the difference.
     rename
-        Planes of the template that are called ``<NAME>_TEMPLATE``.  Of the others, the
-        template's pixels are forgotten.
+        Planes of the template that are stored as ``<NAME>_TEMPLATE``.  Pixels of the template's
+        other planes are dropped.
     always
-        Plane → ``(ny, nx)`` boolean: pixels that the difference marks whatever the two say.
+        Plane → ``(ny, nx)`` boolean: pixels that the difference flags in any case.
 
     Returns
     -------
     mask
-        A new one, with the planes of `difference` and the renamed ones.
+        New mask, with the planes of `difference` and the renamed ones.
     """
     preserve, images = tuple(preserve), {}
     for name in difference.names:
@@ -418,7 +419,7 @@ def set_plane(mask: Mask, name: str, plane: Array) -> None:
     mask
         Mask to change.
     name
-        Plane that it has.
+        Name of a plane of the mask.
     plane
         ``(ny, nx)`` boolean.
     """
@@ -439,7 +440,7 @@ def with_plane(mask: Mask, name: str, plane: Array) -> Mask:
     mask
         Mask to copy.
     name
-        Plane; added if the mask lacks it.
+        Name of the plane; added if the mask lacks it.
     plane
         ``(ny, nx)`` boolean.
 
@@ -480,7 +481,7 @@ def extended(mask: Mask, names: Iterable[str]) -> Mask:
     mask
         Mask to copy.
     names
-        Planes to have; those that the mask lacks, by exactly this name, are added, empty.
+        Wanted planes; those that the mask lacks, by exactly this name, are added, empty.
 
     Returns
     -------
@@ -498,15 +499,15 @@ def extended(mask: Mask, names: Iterable[str]) -> Mask:
 
 
 def united(mask: Mask, other: Mask) -> Mask:
-    """Copy a mask, with the bits of another one set too.
+    """Copy a mask and set the bits of another one in it.
 
     Parameters
     ----------
     mask
         Mask to copy.
     other
-        Mask of the same box.  Its planes are found in either spelling; those that the first
-        lacks are added.
+        Mask of the same box.  Its planes are matched in either spelling; planes that the first
+        mask lacks are added.
 
     Returns
     -------
@@ -515,7 +516,7 @@ def united(mask: Mask, other: Mask) -> Mask:
     """
     names = {name: find_plane(mask, name) or name for name in other.names}
     result = extended(mask, names.values())
-    # Bits that move by equally many places move together.
+    # Planes whose bits move by the same number of places are moved in one pass.
     moves: dict[int, int] = {}
     for name, own in names.items():
         value = other.value(name)

@@ -1,4 +1,4 @@
-"""Pixels of an exposure that hold no measurement, and what stands in for them."""
+"""Pixels of an exposure that hold no measurement, and their interpolation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ type Array = npt.NDArray[Any]
 
 
 def missing_pixels(exposure: Exposure) -> Array:
-    """Pixels of an exposure that are interpolated before it is filtered.
+    """Pixels that are interpolated before an exposure is filtered.
 
     Parameters
     ----------
@@ -30,28 +30,28 @@ def missing_pixels(exposure: Exposure) -> Array:
     Returns
     -------
     missing
-        ``(ny, nx)`` boolean: pixels or variances that are not finite, variances that are not
-        positive (where any is), and those in one of
-        `whitediff.exposures.masks.INTERPOLATED_MASK_PLANES`, whatever value they have.
+        ``(ny, nx)`` boolean: pixels that are not finite, whose variance is not finite or not
+        positive (unless that leaves none), or that are in one of
+        `whitediff.exposures.masks.INTERPOLATED_MASK_PLANES`, whatever their value.
     """
     return pixels_without_measurement(exposure, masks.INTERPOLATED_MASK_PLANES)
 
 
 def pixels_without_measurement(exposure: Exposure, mask_planes: Iterable[str]) -> Array:
-    """Pixels that hold no measurement, or that one of some mask planes tells of.
+    """Pixels that hold no measurement or are in one of some mask planes.
 
     Parameters
     ----------
     exposure
         Exposure.
     mask_planes
-        Names of planes; those that its mask lacks do not count.
+        Names of planes; those that the mask lacks are skipped.
 
     Returns
     -------
     pixels
-        ``(ny, nx)`` boolean: not finite, of a variance that is not finite or not positive, or
-        flagged.  Where that is all of them, the variance does not count.
+        ``(ny, nx)`` boolean: pixels that are not finite, are flagged, or have a variance that is
+        not finite or not positive.  The variance is ignored if this would be all pixels.
     """
     image, variance = exposure.data, exposure.variance
     flagged = masks.flagged(exposure.mask, mask_planes)
@@ -63,7 +63,7 @@ def pixels_without_measurement(exposure: Exposure, mask_planes: Iterable[str]) -
         return not_measured(rows) | ~((variance[rows] > 0) & (variance[rows] < np.inf))
 
     pixels = filled(image.shape, bool, of_no_weight)
-    # A plane that nobody filled says nothing of single pixels.
+    # If no pixel is left, the variance plane was probably never filled.
     return filled(image.shape, bool, not_measured) if pixels.all() else pixels
 
 
@@ -80,8 +80,8 @@ def without_missing(exposure: Exposure, missing: Array) -> Exposure:
     Returns
     -------
     whole
-        The same one where none is missing.  The variance of a missing pixel is that of its
-        neighbours where it has none of its own.
+        New exposure; the given one if no pixel is missing.  A missing pixel without a valid
+        variance gets its variance from its neighbours.
     """
     if not missing.any():
         return exposure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,43 +24,47 @@ from .pictures import as_html, drawn
 from .psf import KernelPointSpreadFunction, PointSpreadFunction
 from .sky import celestial_wcs, shifted_header
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = ["Exposure", "Provenance", "fits_single", "precise"]
 
 type Array = npt.NDArray[Any]
 
 _SAMPLED = 300
-"""Pixels along each axis that tell how large an image's values are."""
+"""Approximate number of pixels along each axis in a sample of an image's values."""
 _LARGEST_SINGLE = 1e12
-"""Usual pixel, beyond which sums of bright pixels' squares leave the range of single precision."""
+"""Typical pixel value above which sums of squares may leave the range of single precision."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where an exposure comes from, and how it was made.
+    """Origin and processing of an exposure.
 
     Attributes
     ----------
     source
-        Where it comes from, such as a file's name: named in error messages.
+        Origin, such as a file's name; error messages name it.
     primary_header
-        Header of the file as a whole, where it differs from the image's.
+        Header of the file as a whole, if it differs from the image's.
     kernel
         Matching kernel that the image was made with, if it is a difference.
     background
         Background that was subtracted, image_unit, if known: a field or ``(ny, nx)``.
     noise
-        Covariance of its noise between pixels, where that is known, such as from a resampling:
+        Covariance of the noise between pixels, if known, for example after resampling:
         `NoiseCovariance`, or a function of the pixel coordinates x and y that
         returns one (`whitediff.exposures.covariance.NoiseField`).
     is_score
-        It is a detection score of whitediff, on which sources are found but not measured.
+        The exposure is a detection score of whitediff, on which sources are found but not
+        measured.
     decorrelated_by
-        What of whitediff decorrelated its noise, such as ``subtract``; None for nothing.
+        Part of whitediff that decorrelated the noise, such as ``subtract``; None for none.
     registration
-        Of a template that was brought onto other pixels: what its stars said of where they lie,
-        beyond its WCS; None for nothing.
+        For a template that was resampled onto other pixels: correction of its WCS, measured on
+        stars; None for none.
     resampling
-        How its pixels were made, if it was resampled: a method of
+        Method that made the pixels, if the exposure was resampled: a method of
         `whitediff.alignment.resampling.ResamplingOptions`.
     """
 
@@ -76,7 +80,7 @@ class Provenance:
 
 
 class Exposure:
-    """An image with its variance and mask, and what is known about it.
+    """An image with its variance, mask, PSF, header and provenance.
 
     Parameters
     ----------
@@ -85,7 +89,7 @@ class Exposure:
     variance
         ``(ny, nx)``, unit².
     mask
-        Of the same shape.
+        Mask of the same shape.
     origin
         Pixel coordinates (y, x) of the first pixel.
     unit
@@ -95,13 +99,13 @@ class Exposure:
     header
         FITS header of the image, its WCS included; kept verbatim.
     provenance
-        Where it comes from, and how it was made; each of its fields is an attribute of the
-        exposure, too, and can be set there.
+        Origin and processing; each of its fields is an attribute of the exposure, too, and can be
+        set there.
 
     Raises
     ------
     ArgumentError
-        If the planes are not of the same shape.
+        If the planes are not 2-D and of the same shape.
     """
 
     def __init__(
@@ -161,7 +165,7 @@ class Exposure:
         Parameters
         ----------
         image
-            ``(ny, nx)``; integers become float32, or float64 if of 32 bits and more.
+            ``(ny, nx)``; integers become float32, or float64 if they have 32 bits or more.
         variance
             ``(ny, nx)``, or one number for all pixels; image_unit².
         mask
@@ -180,7 +184,7 @@ class Exposure:
         Returns
         -------
         exposure
-            The arrays are not copied where their type allows.
+            Exposure; arrays are not copied if their type allows.
 
         Raises
         ------
@@ -193,7 +197,7 @@ class Exposure:
         image = as_native_float(image)
         variance = np.asarray(variance)
         if variance.ndim == 0:
-            # A square may be beyond the type that its root fits into.
+            # A variance is a square, so it may overflow the type that holds the image.
             dtype = image.dtype if fits_single(float(variance)) else np.dtype(np.float64)
             variance = np.full(image.shape, variance, dtype=dtype)
         planes = {"variance": variance} | dict(mask or {})
@@ -219,24 +223,24 @@ class Exposure:
         )
 
     @classmethod
-    def from_object(cls, obj: Any) -> Exposure:
-        """Take anything with ``image``, ``mask`` and ``variance`` as an exposure.
+    def from_object(cls, obj: object) -> Exposure:
+        """Make an exposure from any object with ``image``, ``mask`` and ``variance``.
 
         Parameters
         ----------
         obj
             An `Exposure`, or an object of lsst.images such as MaskedImage, VisitImage or
-            DifferenceImage; its ``psf`` and ``kernel`` are used where it has them.
+            DifferenceImage; its ``psf`` and ``kernel`` are used if it has them.
 
         Returns
         -------
         exposure
-            Image and variance are not copied where their types allow.
+            Exposure; image and variance are not copied if their types allow.
 
         Raises
         ------
         ArgumentError
-            If it lacks a plane.
+            If the object lacks a plane.
         """
         if isinstance(obj, Exposure):
             return obj
@@ -264,14 +268,14 @@ class Exposure:
         Parameters
         ----------
         data, variance
-            ``(ny, nx)`` in place of the plane.
+            ``(ny, nx)`` new plane; None to keep this one's.
         mask
-            In place of this exposure's.
+            New mask; None to keep this one's.
 
         Returns
         -------
         exposure
-            A new one.
+            New exposure.
         """
         return Exposure(
             self.data if data is None else data,
@@ -285,7 +289,7 @@ class Exposure:
         )
 
     def copy(self) -> Exposure:
-        """Exposure with planes and headers of its own."""
+        """Exposure with copies of the planes and headers."""
         result = self.replaced(
             data=self.data.copy(), variance=self.variance.copy(), mask=self.mask.copy()
         )
@@ -303,14 +307,14 @@ class Exposure:
         Returns
         -------
         exposure
-            Its planes, and a background that is an array, are views of this one's; PSF,
-            kernel and a background that is a field are the same; the header's WCS is that
-            of the part.
+            Part of the exposure.  Planes, and a background that is an array, are views of this
+            exposure's.  PSF, kernel and a background that is a field are shared.  The header's
+            WCS is shifted.
 
         Raises
         ------
         ArgumentError
-            If the box is not inside.
+            If the box is not inside `bbox`.
         """
         if not self.bbox.contains(box):
             raise ArgumentError.of(
@@ -337,7 +341,7 @@ class Exposure:
 
     @property
     def provenance(self) -> Provenance:
-        """Where it comes from, and how it was made."""
+        """Origin and processing of the exposure."""
         return Provenance(
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(Provenance)}
         )
@@ -373,12 +377,12 @@ class Exposure:
         Returns
         -------
         exposure
-            As of `cutout`: origin, WCS and PSF follow.
+            Part, as from `cutout`: origin, WCS and PSF follow.
 
         Raises
         ------
         ArgumentError
-            If they are something else, or hold no pixel.
+            If the indices are something else, or hold no pixel.
         """
         whole = isinstance(indices, tuple) and len(indices) == 2
         if not (whole and all(isinstance(i, slice) and i.step in (None, 1) for i in indices)):
@@ -391,16 +395,16 @@ class Exposure:
         return self.cutout(part)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        """Its pixels, for functions that take arrays."""
+        """Pixels as an array, for functions that take arrays."""
         return np.array(self.data, dtype=dtype, copy=copy)
 
-    def plot(self, axes: Any = None) -> Any:
+    def plot(self, axes: Axes | None = None) -> Axes:
         """Draw the pixels.
 
         Parameters
         ----------
         axes
-            Axes of matplotlib to draw in; those of a new figure if not given.
+            Axes of matplotlib to draw in; a new figure if not given.
 
         Returns
         -------
@@ -427,7 +431,7 @@ class Exposure:
 
 
 def precise(science: Exposure, template: Exposure) -> tuple[Exposure, Exposure]:
-    """Exposures whose planes have the digits that a subtraction needs.
+    """Exposures whose images have the precision that a subtraction needs.
 
     Parameters
     ----------
@@ -437,8 +441,8 @@ def precise(science: Exposure, template: Exposure) -> tuple[Exposure, Exposure]:
     Returns
     -------
     science, template
-        With images in double precision where either lies on a `stats.high_level`: what
-        is filtered there would lose its noise in each rounding.  Else the same ones.
+        Exposures with images in double precision, if either lies on a `stats.high_level`, where
+        each rounding by a filter would lose part of the noise.  Else the given ones.
     """
     pair = science, template
     if not any(high_level(each.data) for each in pair):
@@ -448,17 +452,17 @@ def precise(science: Exposure, template: Exposure) -> tuple[Exposure, Exposure]:
 
 
 def fits_single(*values: float) -> bool:
-    """Whether numbers can be told in single precision, to all of its digits.
+    """Whether numbers can be stored in single precision, with all of its digits.
 
     Parameters
     ----------
     *values
-        Numbers; 0 and those that are not finite can.
+        Numbers; 0 and numbers that are not finite fit.
 
     Returns
     -------
     fits
-        False for those that would overflow, or lose digits below 1.2e-38.
+        False if a number would overflow, or lose digits below 1.2e-38.
     """
     limits = np.finfo(np.float32)
     smallest, largest = float(limits.tiny), float(limits.max)
@@ -469,7 +473,7 @@ def fits_single(*values: float) -> bool:
 
 
 def as_native_float(array: Array) -> Array:
-    """Array in native byte order and a floating-point type that holds its values.
+    """Convert an array to native byte order and a floating-point type that holds its values.
 
     Parameters
     ----------
@@ -479,12 +483,12 @@ def as_native_float(array: Array) -> Array:
     Returns
     -------
     array
-        Of `native_float`; not copied where it is that already.
+        Array of the type from `native_float`; not copied if it has that type already.
     """
     return array.astype(native_float(array), copy=False)
 
 
-def native_float(array: Array) -> np.dtype[Any]:
+def native_float(array: Array) -> np.dtype[np.floating]:
     """Floating-point type in native byte order that holds an array's values.
 
     Parameters
@@ -495,9 +499,8 @@ def native_float(array: Array) -> np.dtype[Any]:
     Returns
     -------
     dtype
-        float32 and float64 stay; integers of up to 16 bits become float32, wider ones
-        float64, and so does float32 whose usual values are so large that sums of their squares
-        overflow.
+        float32 and float64 stay; integers of up to 16 bits become float32, wider ones float64.
+        float32 becomes float64 if typical values are so large that sums of squares may overflow.
     """
     dtype = array.dtype
     if dtype.kind != "f":
@@ -521,10 +524,11 @@ def parse_unit(text: str | None) -> astro.units.UnitBase | None:
     Returns
     -------
     unit
-        None where there is none, or none that astropy knows.
+        Unit; None if the card holds none, or none that astropy knows.
     """
     if not isinstance(text, str) or not text:
         return None
+    # Headers often spell units in capitals, such as ADU.
     for spelling in (text, text.lower()):
         try:
             return astro.units.Unit(spelling)

@@ -1,4 +1,4 @@
-"""Exposures as pictures, for those who look at them."""
+"""Pictures of exposures, for notebooks and matplotlib."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ..extras import check_drawing
 from ..numerics.stats import robust_sigma
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from .model import Exposure
 
 __all__ = ["as_html", "drawn", "limits", "png"]
@@ -22,7 +24,7 @@ __all__ = ["as_html", "drawn", "limits", "png"]
 type Array = npt.NDArray[Any]
 
 _LARGEST_SIDE = 400
-"""Pixels of a small picture."""
+"""Largest side of a small picture, pixels."""
 
 
 def limits(image: Array) -> tuple[float, float]:
@@ -36,7 +38,7 @@ def limits(image: Array) -> tuple[float, float]:
     Returns
     -------
     low, high
-        2 sigma below the median and 8 sigma above it.
+        Values 2 sigma below the median and 8 sigma above it.
     """
     finite = image[np.isfinite(image)]
     if not finite.size:
@@ -52,7 +54,7 @@ def png(image: Array) -> bytes:
     Parameters
     ----------
     image
-        ``(ny, nx)``; pixels are left out evenly where there are many.
+        ``(ny, nx)``; evenly sampled if a side is longer than 400 pixels.
 
     Returns
     -------
@@ -109,7 +111,7 @@ def as_html(exposure: Exposure) -> str:
     return f"<div><img src='data:image/png;base64,{picture}'/><table>{rows}</table></div>"
 
 
-def drawn(exposure: Exposure, axes: Any = None) -> Any:
+def drawn(exposure: Exposure, axes: Axes | None = None) -> Axes:
     """Draw an exposure with matplotlib.
 
     Parameters
@@ -117,7 +119,7 @@ def drawn(exposure: Exposure, axes: Any = None) -> Any:
     exposure
         Exposure.
     axes
-        Axes to draw in; those of a new figure if not given.
+        Axes to draw in; a new figure if not given.
 
     Returns
     -------

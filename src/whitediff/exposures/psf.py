@@ -1,4 +1,4 @@
-"""Point-spread functions, above all those that are images: the field calls them kernel PSFs."""
+"""Point-spread functions, above all kernel PSFs, which are given by images."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ _PSF_CELL = 32
 
 _HIGHEST_ORDER = 6
 _LEAST_OF_NOISE = 0.2
-"""Of a flux's variance by the plane, what is left of it in any case."""
+"""Smallest variance of a flux, as a share of its variance by the variance plane."""
 _MATTERS = 1e-3
-"""Error of a PSF, over its peak, that deserves a warning."""
+"""Error of a PSF, relative to its peak, that deserves a warning."""
 
 
 class PointSpreadFunction(abc.ABC):
@@ -53,7 +53,7 @@ class PointSpreadFunction(abc.ABC):
     @property
     @abc.abstractmethod
     def bounds(self) -> Box:
-        """Box in which it is valid."""
+        """Box in which the PSF is valid."""
 
     @abc.abstractmethod
     def at(self, *, x: float, y: float) -> Array:
@@ -72,12 +72,12 @@ class PointSpreadFunction(abc.ABC):
         Raises
         ------
         ArgumentError
-            If it is not defined there.
+            If the PSF is not defined there.
         """
 
     @property
     def average_position(self) -> tuple[float, float]:
-        """x, y where the PSF is nominal: the middle of its box unless it knows better."""
+        """Position x, y where the PSF is nominal: the middle of its box unless overridden."""
         return (self.bounds.x.center, self.bounds.y.center)
 
     def star(self, *, x: float, y: float) -> tuple[Array, Box]:
@@ -93,12 +93,12 @@ class PointSpreadFunction(abc.ABC):
         image
             ``(py, px)`` float64, unit sum.
         box
-            Its pixels.
+            Box of its pixels.
 
         Notes
         -----
-        Shifted by a phase in Fourier space, which is exact for a well-sampled PSF, and
-        brought back to unit sum.
+        The shift is a phase in Fourier space, which is exact for a well-sampled PSF; the result
+        is normalised to unit sum.
         """
         image = self.at(x=x, y=y)
         row, column = _round_half_up(y), _round_half_up(x)
@@ -109,19 +109,18 @@ class PointSpreadFunction(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Light:
-    """How fluxes that are measured with a PSF's images compare with those of the sources.
+    """Relation of fluxes measured with a PSF's images to the true fluxes of sources.
 
     Attributes
     ----------
     enclosed
         Share of a point source's light that the images hold; the rest is in wings beyond them, or
-        was moved there by a filter.  Above 1 where a filter moved in more than out.
+        was moved there by a filter.  Above 1 if a filter moved more light in than out.
     error
-        Relative standard deviation of fluxes measured with the PSF, because of what it is not known
-        to.
+        Relative standard deviation of fluxes measured with the PSF, from its uncertainty.
     own_variances
-        Variance that the photons of a source add to its flux, beyond what the variance plane tells,
-        for each unit of flux: of a source, and of one that is missing (`own_photons`).
+        Variance that the photons of a source add to its flux, beyond the variance plane, for each
+        unit of flux: for positive and for negative sources (`own_photons`).
     """
 
     enclosed: float = 1.0
@@ -135,7 +134,7 @@ class Light:
         Parameters
         ----------
         psf
-            PSF; of another kind than kernel PSFs, its images hold all light.
+            PSF; if it is not a kernel PSF, its images are taken to hold all light.
 
         Returns
         -------
@@ -151,12 +150,12 @@ class Light:
         Parameters
         ----------
         lights
-            Of the parts' PSFs.
+            `Light` of the PSF of each part.
 
         Returns
         -------
         light
-            The mean, and the largest error.
+            Means of the parts, and the largest error.
         """
         first, second = np.mean([each.own_variances for each in lights], axis=0)
         return cls(
@@ -171,15 +170,15 @@ class Light:
         Parameters
         ----------
         flux
-            ``(n,)``.
+            ``(n,)`` fluxes.
         error
             ``(n,)`` standard deviation by the variance plane.
 
         Returns
         -------
         error
-            ``(n,)`` standard deviation, of the sources' own photons and of the PSF too, by which
-            all fluxes are off by the same factor.
+            ``(n,)`` standard deviation that includes the sources' own photons and the error of the
+            PSF, a factor that all fluxes share.
         """
         of_source, of_missing = self.own_variances
         noise = error**2 + np.where(flux > 0, of_source, -of_missing) * flux
@@ -193,7 +192,8 @@ class Light:
         Parameters
         ----------
         total
-            Sum of the filtered image of unit sum, over what the filter makes of a constant.
+            Sum of the filtered PSF image, which had unit sum, over the filter's response to a
+            constant of 1.
 
         Returns
         -------
@@ -204,20 +204,20 @@ class Light:
 
 
 class KernelPointSpreadFunction(PointSpreadFunction):
-    """A PSF given by images of it, constant or varying with position.
+    """A PSF given by images, constant or varying with position.
 
     Parameters
     ----------
     kernel
         Basis images times functions of the position; its images need not have unit sum.
     average_position
-        x, y where the PSF is nominal; the middle of the kernel's bounds if not given.
+        Position x, y where the PSF is nominal; the middle of the kernel's bounds if not given.
     light
-        What share of a point source's light its images hold, and how well that is known.
+        Share of a point source's light in the images, and errors; None for all light.
 
     Notes
     -----
-    Every image that it computes has unit sum: fluxes are those in the images' area, until they are
+    Every image of the PSF has unit sum: fluxes are those within the images' area, until they are
     divided by ``light.enclosed``.
     """
 
@@ -236,21 +236,21 @@ class KernelPointSpreadFunction(PointSpreadFunction):
 
     @classmethod
     def from_image(cls, image: Array, bounds: Box, *, light: Light | None = None) -> Self:
-        """Make a PSF that is the same everywhere.
+        """Make a constant PSF.
 
         Parameters
         ----------
         image
             ``(py, px)``, centred on ``[py//2, px//2]``; any positive sum.
         bounds
-            Box in which it is valid.
+            Box in which the PSF is valid.
         light
             Share of a point source's light in the image; None for all of it.
 
         Returns
         -------
         psf
-            The PSF.
+            PSF.
 
         Raises
         ------
@@ -269,26 +269,26 @@ class KernelPointSpreadFunction(PointSpreadFunction):
 
     @property
     def kernel(self) -> BasisKernel:
-        """Basis images and their spatial variation, before normalisation."""
+        """Basis images times functions of the position, before normalisation."""
         return self._kernel
 
     @property
     def average_position(self) -> tuple[float, float]:
-        """x, y where the PSF is nominal, in pixels."""
+        """Position x, y where the PSF is nominal, pixels."""
         return self._average_position
 
     def with_light(self, light: Light) -> KernelPointSpreadFunction:
-        """The same PSF, of whose light something else is known.
+        """The same PSF with another `Light`.
 
         Parameters
         ----------
         light
-            In place of this one's.
+            Light in place of this PSF's.
 
         Returns
         -------
         psf
-            A new one.
+            New PSF.
         """
         return KernelPointSpreadFunction(
             self.kernel, average_position=self.average_position, light=light
@@ -296,7 +296,7 @@ class KernelPointSpreadFunction(PointSpreadFunction):
 
     @property
     def light(self) -> Light:
-        """Share of a point source's light in the images."""
+        """Share of a point source's light in the images, and errors."""
         return self._light
 
     @property
@@ -328,14 +328,14 @@ def psf_images(psf: PointSpreadFunction, *, x: Array, y: Array) -> Array:
     Returns
     -------
     images
-        ``(n, py, px)`` float64, each as of `PointSpreadFunction.at`; ``(1, py, px)`` where it is
-        the same everywhere.  For other PSFs than kernel PSFs, the middle of a cell of 32 pixels
-        stands for all positions in it.
+        ``(n, py, px)`` float64, each as from `PointSpreadFunction.at`; ``(1, py, px)`` for a
+        constant kernel PSF.  PSFs of other kinds are evaluated once for each cell of 32 pixels, in
+        its middle.
 
     Raises
     ------
     ArgumentError
-        If the PSF is not defined at one of them.
+        If the PSF is not defined at one of the positions.
     """
     if isinstance(psf, KernelPointSpreadFunction):
         if psf.kernel.is_constant:
@@ -358,7 +358,7 @@ def psf_images(psf: PointSpreadFunction, *, x: Array, y: Array) -> Array:
 
 
 def _on_one_shape(images: Sequence[Array]) -> list[Array]:
-    """Images padded with zeros to the largest of their shapes, their origins kept."""
+    """Images padded with zeros to their largest shape, with origins still in the middle."""
     shape = tuple(max(image.shape[axis] for image in images) for axis in (0, 1))
     padded = []
     for image in images:
@@ -369,7 +369,7 @@ def _on_one_shape(images: Sequence[Array]) -> list[Array]:
 
 
 def fwhm_of_psf(psf: PointSpreadFunction) -> float:
-    """Full width at half maximum of a PSF where it is nominal.
+    """Full width at half maximum of a PSF at its nominal position.
 
     Parameters
     ----------
@@ -379,7 +379,7 @@ def fwhm_of_psf(psf: PointSpreadFunction) -> float:
     Returns
     -------
     fwhm
-        Pixels, `whitediff.numerics.profiles.full_width_half_maximum`.
+        Width, pixels, by `whitediff.numerics.profiles.full_width_half_maximum`.
     """
     x, y = psf.average_position
     return full_width_half_maximum(psf.at(x=x, y=y))
@@ -388,16 +388,16 @@ def fwhm_of_psf(psf: PointSpreadFunction) -> float:
 def as_kernel_psf(
     psf: PointSpreadFunction, bounds: Box, *, order: int = 2
 ) -> KernelPointSpreadFunction:
-    """Approximate any PSF by images, so that it can be written as such.
+    """Approximate any PSF by images times polynomials, in which form it can be written.
 
     Parameters
     ----------
     psf
-        Any PSF; a kernel PSF comes back as it is.
+        Any PSF; a kernel PSF is returned unchanged.
     bounds
-        Box over which to sample it.
+        Box over which to sample the PSF.
     order
-        Of the polynomials that carry its pixels over the box.
+        Total order of the polynomials for each pixel; 0 is used if the PSF looks constant.
 
     Returns
     -------
@@ -417,19 +417,19 @@ def as_kernel_psf(
 def sampled_psf(
     image_at: Callable[[float, float], Array], bounds: Box, *, tolerance: float = 1e-4
 ) -> KernelPointSpreadFunction:
-    """PSF that a function gives at any position, as images times polynomials of it.
+    """Approximate a PSF, given by a function of the position, by images times polynomials.
 
     Parameters
     ----------
     image_at
-        Function of x and y that returns a ``(py, px)`` image, centred on ``[py//2, px//2]``, of
+        Function of x and y that returns a ``(py, px)`` image, centred on ``[py//2, px//2]``, with
         any positive sum.
     bounds
-        Box over which it is wanted.
+        Box over which the PSF is wanted.
     tolerance
-        Largest error of a pixel, over the brightest.  The order of the polynomials is raised until
-        it is met at positions in between, or is 6; then a line says what was, beyond 0.001 a
-        warning.
+        Largest error of a pixel, relative to the peak.  The order of the polynomials is raised
+        until test positions meet it, up to order 6.  If order 6 does not, the error is logged, as
+        a warning above 0.001.
 
     Returns
     -------
@@ -482,17 +482,17 @@ def convolved_psf(
     Parameters
     ----------
     psf
-        PSF before.
+        PSF before the convolution.
     kernel
-        ``(ky, kx)``, odd, origin in the middle; the same everywhere.
+        ``(ky, kx)``, odd, origin in the middle; constant over the box.
     bounds
         Box over which the PSF is wanted.
 
     Returns
     -------
     psf
-        On a stamp that holds all of it, and half of the kernel's stamp more on every side:
-        room for a correction to come.
+        PSF on a stamp that holds all of it, with half the kernel's side more on every side: room
+        for a later correction.
     """
     before = as_kernel_psf(psf, bounds)
     ky, kx = kernel.shape
@@ -515,26 +515,25 @@ def scattered_psf(
     order: int = 2,
     light: Light | None = None,
 ) -> KernelPointSpreadFunction:
-    """PSF that was measured, or made, at some positions.
+    """Fit a PSF to images at some positions.
 
     Parameters
     ----------
     images
-        One ``(py, px)`` each, centred on ``[py//2, px//2]``, unit sum; of any shapes.
+        One ``(py, px)`` for each position, centred on ``[py//2, px//2]``, unit sum; of any shapes.
     x, y
         ``(n,)`` pixel coordinates.
     bounds
         Box over which the PSF is wanted.
     order
-        Of the polynomials that carry its pixels over the box; lower where the positions
-        determine less.
+        Total order of the polynomials for each pixel; lower if the positions determine less.
     light
         Share of a point source's light in the images; None for all of it.
 
     Returns
     -------
     psf
-        Fitted to the images by least squares, pixel by pixel.
+        PSF fitted to the images by least squares, pixel by pixel.
     """
     padded = _on_one_shape(images)
     if all(np.array_equal(image, padded[0]) for image in padded[1:]):
@@ -552,7 +551,7 @@ def moved_psf(psf: PointSpreadFunction, bounds: Box, dy: int, dx: int) -> PointS
     Parameters
     ----------
     psf
-        PSF before.
+        PSF in the old coordinates.
     bounds
         Box of the exposure in its new coordinates.
     dy, dx
@@ -561,7 +560,7 @@ def moved_psf(psf: PointSpreadFunction, bounds: Box, dy: int, dx: int) -> PointS
     Returns
     -------
     psf
-        The same one where nothing moved; else a kernel PSF, `as_kernel_psf`.
+        The given PSF if nothing moved; else a kernel PSF, as from `as_kernel_psf`.
     """
     if (dy, dx) == (0, 0):
         return psf
@@ -588,12 +587,12 @@ def shifted(image: Array, dy: float, dx: float) -> Array:
     image
         ``(ny, nx)``, well sampled; zero outside.
     dy, dx
-        Pixels.
+        Shift, pixels.
 
     Returns
     -------
     moved
-        Same shape.
+        Image of the same shape.
     """
     if dy == 0 and dx == 0:
         return image

@@ -1,15 +1,48 @@
-"""Sky coordinates: FITS headers, and what else says where pixels lie."""
+"""Sky coordinates of pixels: FITS headers, and projections of lsst.images."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import astro
+
+if TYPE_CHECKING:
+
+    class PixelToSky(Protocol):
+        """Sky coordinates with astropy's ``pixel_to_world``."""
+
+        def pixel_to_world(self, x: Array, y: Array, /) -> astro.coordinates.SkyCoord: ...
+
+    class Sized(Protocol):
+        """Interval with a number of pixels."""
+
+        @property
+        def size(self) -> int: ...
+
+    class ForeignBox(Protocol):
+        """Box of lsst.images."""
+
+        @property
+        def y(self) -> Sized: ...
+
+        @property
+        def x(self) -> Sized: ...
+
+    class Projection(Protocol):
+        """Projection of lsst.images."""
+
+        @property
+        def as_astropy(self) -> Callable[..., PixelToSky]: ...
+
+        @property
+        def as_fits_wcs(self) -> Callable[..., astro.wcs.WCS | None]: ...
+
 
 __all__ = [
     "TOLERANCE",
@@ -25,7 +58,7 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 TOLERANCE = 1e-3
-"""Pixels by which a header and a projection may differ and still say the same."""
+"""Largest distance, pixels, between a header's WCS and a projection that count as equal."""
 
 _SIP_ORDERS = (2, 3, 4, 5, 6)
 _WCS = re.compile(
@@ -60,19 +93,19 @@ def celestial_wcs(header: astro.fits.Header) -> astro.wcs.WCS | None:
     Returns
     -------
     wcs
-        Of two axes; None where the header describes no sky coordinates, or none that
-        can be understood.
+        WCS of two axes; None if the header describes no sky coordinates, or none that can be
+        understood.
     """
     if "CTYPE1" not in header:
         return None
     try:
         with warnings.catch_warnings():
-            # Repairs of deprecated keywords are not news here.
+            # astropy warns of every deprecated keyword that it repairs.
             warnings.simplefilter("ignore")
             wcs = _wcs_of_two_axes(_with_numbers(header))
             if not wcs.has_celestial:
                 return None
-            # Some errors show only when it is used.
+            # Some errors of a header appear only when the WCS is used.
             _icrs(wcs, np.zeros(1), np.zeros(1))
     except Exception:
         # astropy and wcslib raise whatever they like for a broken header.
@@ -81,7 +114,7 @@ def celestial_wcs(header: astro.fits.Header) -> astro.wcs.WCS | None:
 
 
 def _with_numbers(header: astro.fits.Header) -> astro.fits.Header:
-    """Header whose numbers of the WCS are none in quotes, which wcslib silently takes for 0."""
+    """Header with numbers in place of quoted ones in the WCS, which wcslib silently takes for 0."""
     quoted = [key for key in header if _NUMBERS.fullmatch(key) and isinstance(header[key], str)]
     if not quoted:
         return header
@@ -95,8 +128,8 @@ def _with_numbers(header: astro.fits.Header) -> astro.fits.Header:
 
 def _wcs_of_two_axes(header: astro.fits.Header) -> astro.wcs.WCS:
     """WCS of a header's first two axes."""
-    # Told to leave axes out, astropy does so before it makes a choice between the coefficients of
-    # SCAMP and SIP ones: both are then used, or the former are no valid projection.
+    # With naxis, astropy drops axes before it chooses between coefficients of SCAMP and of SIP:
+    # then both are used, or the former are no valid projection.  So we drop cards ourselves.
     if not ("A_ORDER" in header and any(_PARAMETER.fullmatch(key) for key in header)):
         return astro.wcs.WCS(header, naxis=2)
     cards = [card for card in header.cards if not _FURTHER_AXIS.fullmatch(card.keyword)]
@@ -108,7 +141,7 @@ def _wcs_of_two_axes(header: astro.fits.Header) -> astro.wcs.WCS:
 
 
 def shifted_header(header: astro.fits.Header, *, dy: int, dx: int) -> astro.fits.Header:
-    """Header of an array whose first pixel is another one than before.
+    """Header of an array whose first pixel has changed.
 
     Parameters
     ----------
@@ -120,13 +153,13 @@ def shifted_header(header: astro.fits.Header, *, dy: int, dx: int) -> astro.fits
     Returns
     -------
     header
-        Copy whose coordinate systems, the alternative ones included, are moved.
+        Copy whose coordinate systems, including alternative ones, are shifted.
     """
     result = header.copy()
     systems = {found.groups() for key in header if (found := _PIXEL_AXIS.fullmatch(key))}
     for axis, alternative in sorted(systems):
         reference = f"CRPIX{axis}{alternative}"
-        # The standard's default where the card is missing is 0.
+        # The FITS standard's default for a missing card is 0.
         result[reference] = header.get(reference, 0.0) - (dx if axis == "1" else dy)
     return result
 
@@ -142,7 +175,7 @@ def wcs_cards(header: astro.fits.Header) -> list[astro.fits.Card]:
     Returns
     -------
     cards
-        In their order; distortions (SIP, PV) included.
+        Cards in their order, including distortions (SIP, PV).
     """
     return [card for card in header.cards if _WCS.fullmatch(card.keyword)]
 
@@ -155,7 +188,7 @@ def without_wcs(header: astro.fits.Header, *, alternative: bool = False) -> astr
     header
         Header.
     alternative
-        Leave out the alternative ones too, and IRAF's physical coordinates (LTV, LTM).
+        Leave out alternative WCSs too, and IRAF's physical coordinates (LTV, LTM).
 
     Returns
     -------
@@ -169,8 +202,8 @@ def without_wcs(header: astro.fits.Header, *, alternative: bool = False) -> astr
     )
 
 
-def disagreement(wcs: astro.wcs.WCS, projection: Any, bbox: Any) -> float:
-    """How far a header's WCS and a projection differ.
+def disagreement(wcs: astro.wcs.WCS, projection: Projection, bbox: ForeignBox) -> float:
+    """Largest distance between a header's WCS and a projection.
 
     Parameters
     ----------
@@ -184,7 +217,7 @@ def disagreement(wcs: astro.wcs.WCS, projection: Any, bbox: Any) -> float:
     Returns
     -------
     pixels
-        Largest distance on a grid over the box; infinite where it is not defined.
+        Largest distance on a grid over the box; infinite if it is not defined somewhere.
     """
     x, y = _grid((bbox.y.size, bbox.x.size))
     sky = projection.as_astropy(bbox).pixel_to_world(x, y)
@@ -192,8 +225,8 @@ def disagreement(wcs: astro.wcs.WCS, projection: Any, bbox: Any) -> float:
     return worst if np.isfinite(worst) else float("inf")
 
 
-def projection_header(projection: Any, bbox: Any) -> astro.fits.Header:
-    """Header cards that say what a projection says.
+def projection_header(projection: Projection, bbox: ForeignBox) -> astro.fits.Header:
+    """Header cards that describe a projection.
 
     Parameters
     ----------
@@ -205,8 +238,8 @@ def projection_header(projection: Any, bbox: Any) -> astro.fits.Header:
     Returns
     -------
     header
-        Its own FITS WCS where it has one that agrees with it, else the same as TAN-SIP;
-        empty where that is not as near as 1e-3 pixels.
+        Cards of the projection's own FITS WCS if that agrees with it to 1e-3 pixels, else of an
+        equivalent TAN-SIP WCS that does; empty if neither does.
     """
     exact = projection.as_fits_wcs(bbox, allow_approximation=False)
     shape = (bbox.y.size, bbox.x.size)
@@ -220,24 +253,24 @@ def projection_header(projection: Any, bbox: Any) -> astro.fits.Header:
     return astro.fits.Header()
 
 
-def equivalent_wcs(wcs: Any, shape: tuple[int, int]) -> astro.wcs.WCS | None:
+def equivalent_wcs(wcs: PixelToSky, shape: tuple[int, int]) -> astro.wcs.WCS | None:
     """Rewrite any sky coordinates of an array as a TAN-SIP WCS in ICRS.
 
     Parameters
     ----------
     wcs
-        Anything with astropy's ``pixel_to_world``.
+        Any object with astropy's ``pixel_to_world``.
     shape
         (ny, nx) of the array.
 
     Returns
     -------
     wcs
-        Of the lowest SIP order that comes within 1e-3 pixels; None if none does.
+        WCS of the lowest SIP order, from 2 to 6, that is right to 3e-4 pixels; None if none is.
 
     Notes
     -----
-    Linear least squares on the tangent plane at the middle of the array.
+    The coefficients are a linear least-squares fit on the tangent plane at the array's middle.
     """
     ny, nx = shape
     x, y = _grid(shape, 25)
@@ -288,7 +321,7 @@ def _grid(shape: tuple[int, int], n: int = 9) -> tuple[Array, Array]:
     return x.ravel(), y.ravel()
 
 
-def _icrs(wcs: Any, x: Array, y: Array) -> astro.coordinates.SkyCoord:
+def _icrs(wcs: PixelToSky, x: Array, y: Array) -> astro.coordinates.SkyCoord:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return wcs.pixel_to_world(x, y).icrs
@@ -297,9 +330,9 @@ def _icrs(wcs: Any, x: Array, y: Array) -> astro.coordinates.SkyCoord:
 def _pixel_distance(
     wcs: astro.wcs.WCS, sky: astro.coordinates.SkyCoord, x: Array, y: Array
 ) -> Array:
-    """Distance between positions on the sky and those of pixels, in local pixels.
+    """Distances between sky positions and the positions of pixels by a WCS, in local pixels.
 
-    Compared on the sky: inverting a distorted WCS is slower and less precise.
+    They are compared on the sky: inverting a distorted WCS is slower and less precise.
     """
     separation = _icrs(wcs, x, y).separation(sky).deg
     step = _icrs(wcs, x + 0.5, y).separation(_icrs(wcs, x - 0.5, y)).deg

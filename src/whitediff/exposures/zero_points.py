@@ -1,4 +1,4 @@
-"""Zero points and magnitudes: how fluxes are told."""
+"""Zero points, and magnitudes of fluxes."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _ZERO_POINT_CARDS = (
 )  # fmt: skip
 _FLUX_OF_MAGNITUDE_ZERO = "FLUXMAG0"
 _AB_FLUX = 3631.0
-"""Jy of AB magnitude 0."""
+"""Flux of AB magnitude 0, Jy."""
 _LARGEST_ZERO_POINT = 200.0
 _PIXEL_AREA_CARDS = (("PIXAR_SR", "sr"), ("PIXAR_A2", "arcsec2"))
 """Cards with the area of a pixel, which turn a surface brightness into a flux."""
 
 
 def check_zero_point(given: float | None) -> None:
-    """Refuse a zero point that is no magnitude.
+    """Refuse a zero point that is no plausible magnitude.
 
     Parameters
     ----------
     given
-        By the user; None for that of the header.
+        Zero point given by the user; None to use the header's.
 
     Raises
     ------
     ArgumentError
-        If it is not finite, or beyond 200.
+        If the zero point is not finite, or beyond ±200.
     """
     if given is None:
         return
@@ -53,19 +53,19 @@ def check_zero_point(given: float | None) -> None:
 
 
 def zero_point(exposure: Exposure, given: float | None) -> tuple[float, str] | None:
-    """Magnitude of a flux of 1, and where it comes from.
+    """Magnitude of a flux of 1, and its origin.
 
     Parameters
     ----------
     exposure
         Exposure.
     given
-        By the user, in place of what the header says.
+        Zero point given by the user, which takes precedence over unit and headers.
 
     Returns
     -------
     zero_point, origin
-        None if it is not known.
+        Magnitude, and ``given``, the unit or the FITS keyword; None if it is not known.
 
     Notes
     -----
@@ -95,7 +95,7 @@ def zero_point(exposure: Exposure, given: float | None) -> tuple[float, str] | N
 
 
 def _pixel_area(headers: Iterable[Any]) -> tuple[astro.units.Quantity, str] | None:
-    """Area of a pixel, and the card that tells it."""
+    """Area of a pixel, and the keyword of its card."""
     for header in headers:
         for keyword, unit in _PIXEL_AREA_CARDS:
             value = _number(header.get(keyword))
@@ -116,14 +116,14 @@ def magnitudes(columns: dict[str, Array], zero: float) -> dict[str, Array]:
     Parameters
     ----------
     columns
-        psf_flux, aperture_flux and their errors.
+        Columns psf_flux, aperture_flux and their errors.
     zero
         Magnitude of a flux of 1.
 
     Returns
     -------
     columns
-        psf_mag, aperture_mag and their errors; NaN where the flux is not positive.
+        Columns psf_mag, aperture_mag and their errors; NaN where the flux is not positive.
     """
     result = {}
     for kind in ("psf", "aperture"):
@@ -136,15 +136,15 @@ def magnitudes(columns: dict[str, Array], zero: float) -> dict[str, Array]:
     return result
 
 
-def depth_text(flux: float | None, magnitude: float | None, unit: Any = None) -> str:
-    """A depth as the end of a line.
+def depth_text(flux: float | None, magnitude: float | None, unit: object = None) -> str:
+    """Depth as the end of a line.
 
     Parameters
     ----------
     flux, magnitude
-        Of a 5 sigma point source; None where they are not known.
+        Flux and magnitude of a 5 sigma point source; None if not known.
     unit
-        Of the flux.
+        Unit of the flux.
 
     Returns
     -------

@@ -1,9 +1,9 @@
 """Filters that vary over the field, compressed: a few images times smooth coefficients.
 
-A correction follows two things: the position, because the matching kernel does, and the
-ratio of the two local mean variances.  It is computed where they are given, and in between
-it is a polynomial of them.  Unlike tiles with a correction each, this has no seams, and
-costs one transform more for each image, of which three or four suffice.
+A correction depends on the position, because the matching kernel does, and on the ratio of the
+two local mean variances.  It is computed at a few nodes; in between it is a polynomial of position
+and ratio.  Unlike tiles with a correction each, this has no seams.  It costs one more transform
+for each image, and three or four images suffice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ type Sample = Callable[[float, float, Array], tuple[Array, Array]]
 """Filters at a position (u, v) for several logarithms of the variance ratio.
 
 u and v run from −1 to 1 between the frame's outer edges.  Returns images ``(n, k, k)``, all
-of the same sum, and numbers that go with them ``(n, m)``.
+with the same sum, and accompanying numbers ``(n, m)``.
 """
 
 _FIRST_ORDERS = (3, 2)
@@ -56,15 +56,15 @@ class VaryingFilter:
         m numbers that vary likewise: ``[i, j, s]`` multiplies ``T_p(v) T_q(u) T_s(ρ)`` with
         (p, q) the j-th of `whitediff.numerics.polynomials.chebyshev_terms`.
     order, ratio_order
-        Of the polynomials of the position (total), and of ρ.
+        Order of the polynomials in the position (total), and in ρ.
     log_ratios
-        Logarithms of the variance ratio to which ρ = −1 and 1 belong; beyond, ρ is held.
+        Logarithms of the variance ratio at ρ = −1 and 1; beyond them ρ is constant.
     error
         Root of the summed squared differences between this filter and the true one, the
-        largest at positions between the nodes: for white noise of unit variance, the standard
-        deviation of what the compression does to a pixel.
+        largest at positions between the nodes.  For white noise of unit variance, it is the
+        standard deviation of the error that the compression adds to a pixel.
     number_error
-        Likewise, largest relative error of the numbers.
+        Largest relative error of the numbers, at the same positions.
     """
 
     images: Array
@@ -77,7 +77,7 @@ class VaryingFilter:
 
     @property
     def n_numbers(self) -> int:
-        """How many numbers vary with the filter."""
+        """Number of numbers that vary with the filter, m."""
         return len(self.coefficients) - (len(self.images) - 1)
 
     @property
@@ -102,12 +102,12 @@ class VaryingFilter:
         along_x = np.polynomial.chebyshev.chebvander(u, self.order)
         fields = along_y @ matrices @ along_x.T
         if self.ratio_order == 0 or log_ratio is None:
-            # In the middle, T_2 is −1, T_4 is 1.
+            # ρ = 0, where the even terms do not vanish: T_2 is −1, T_4 is 1.
             at_middle = np.polynomial.chebyshev.chebvander(np.zeros(1), self.ratio_order)[0]
             middle: Array = np.tensordot(at_middle, fields, axes=(0, 1))
             return middle
         ratio = self._scaled(log_ratio)
-        # Clenshaw's recurrence: no powers of the map have to be kept.
+        # Clenshaw's recurrence: only two maps have to be kept, not one for each order.
         later = latest = np.zeros_like(fields[:, 0])
         for s in range(self.ratio_order, 0, -1):
             latest, later = fields[:, s] + 2 * ratio * latest - later, latest
@@ -122,12 +122,12 @@ class VaryingFilter:
         u, v
             ``(nx,)``, ``(ny,)`` positions, from −1 to 1 between the frame's outer edges.
         log_ratio
-            ``(ny, nx)`` logarithm of the variance ratio; None where it does not matter.
+            ``(ny, nx)`` logarithm of the variance ratio; None for the middle of `log_ratios`.
 
         Returns
         -------
         weights
-            ``(1 + n, ny, nx)``, those of the mean filter 1.
+            ``(1 + n, ny, nx)``; the mean filter comes first and has weight 1.
         """
         n = len(self.images) - 1
         weights = np.ones((1 + n, len(v), len(u)))
@@ -156,7 +156,7 @@ class VaryingFilter:
         Parameters
         ----------
         u, v, log_ratio
-            Where.
+            Position, from −1 to 1, and logarithm of the variance ratio.
 
         Returns
         -------
@@ -183,18 +183,18 @@ def varying_filter(
     sample
         The filter at a position, for several variance ratios.
     log_ratios
-        Smallest and largest logarithm of the variance ratio; equal where it is the same
+        Smallest and largest logarithm of the variance ratio; equal if the ratio is the same
         everywhere.
     moves
         The filter depends on the position too.
     tolerance
         Largest `VaryingFilter.error` and ``number_error``.  Orders are raised, and images
-        added, until both are smaller, or the orders are 11.
+        added, until neither is larger, or until an order reaches 11.
 
     Returns
     -------
     filter
-        `VaryingFilter`; its sum is that of the samples, everywhere, exactly.
+        `VaryingFilter`; everywhere its sum equals the sum of the samples, exactly.
     """
     low, high = log_ratios
     test = _test_points(low, high, moves)
@@ -217,8 +217,8 @@ def varying_filter(
 
 
 def _test_points(low: float, high: float, moves: bool) -> list[tuple[float, float, float]]:
-    """Positions and ratios between the nodes of any order, spread evenly, and the extremes."""
-    # Halton's sequence.
+    """Evenly spread positions and ratios, between the nodes of any order, and the corners."""
+    # Halton's sequence: evenly spread for any number of points.
     points = [
         (2 * _radical_inverse(i, 2) - 1, 2 * _radical_inverse(i, 3) - 1, _radical_inverse(i, 5))
         for i in range(1, _TEST_POINTS + 1)
@@ -256,7 +256,7 @@ def _fitted(
     images = np.stack([one for one, _ in samples])
     numbers = np.stack([one for _, one in samples])
     mean = images.mean(axis=(0, 1))
-    # All sums are equal, so what is left has none, and neither have its principal images.
+    # All images have the same sum, so residuals have zero sum, and so do their principal images.
     left = (images - mean).reshape(-1, mean.size)
     basis, amplitudes = _principal(left, tolerance / 2)
     values = np.concatenate([amplitudes.reshape(*images.shape[:2], -1), numbers], axis=2)
@@ -275,14 +275,14 @@ def _fitted(
 
 
 def _principal(rows: Array, tolerance: float) -> tuple[Array, Array]:
-    """Orthonormal vectors that represent every row to a tolerance, and the rows in them."""
+    """Orthonormal vectors that represent every row to a tolerance, and the rows' coordinates."""
     # The Gram matrix is small: there are fewer rows than pixels.
     power, vectors = np.linalg.eigh(rows @ rows.T)
     power, vectors = np.maximum(power[::-1], 0), vectors[:, ::-1]
     amplitudes = vectors * np.sqrt(power)
     left = np.cumsum((amplitudes**2)[:, ::-1], axis=1)[:, ::-1]
     needed = int(np.count_nonzero(left.max(axis=0) > tolerance**2))
-    # Below the rounding of the Gram matrix there is nothing.
+    # Smaller eigenvalues are rounding errors of the Gram matrix.
     needed = min(needed, int(np.count_nonzero(power > 1e-14 * max(float(power[0]), 1e-300))))
     scale = np.sqrt(power[:needed])
     return (vectors[:, :needed] / scale).T @ rows, amplitudes[:, :needed]
@@ -309,7 +309,7 @@ def cell_means(image: Array, use: Array, cell: int) -> Array:
     columns = np.arange(0, nx, cell)
 
     def work(start: int) -> Array:
-        # Some rows of cells: first all their rows, which are long, then the columns.
+        # Rows are summed first: they are contiguous, and few sums are left for the columns.
         rows = slice(start, start + _CELL_ROWS * cell)
         part = use[rows]
         bands = np.arange(0, len(part), cell)
@@ -334,7 +334,7 @@ def interpolated_cells(cells: Array, cell: int, rows: slice, columns: slice) -> 
     Parameters
     ----------
     cells
-        Values, as of `cell_means`.
+        Values, as from `cell_means`.
     cell
         Side of a cell, pixels.
     rows, columns
@@ -343,7 +343,7 @@ def interpolated_cells(cells: Array, cell: int, rows: slice, columns: slice) -> 
     Returns
     -------
     image
-        ``(rows, columns)``; beyond the middles of the outer cells their values.
+        ``(rows, columns)``; beyond the middles of the outer cells, it is constant.
     """
     top, bottom, down = _neighbours(np.arange(rows.start, rows.stop), cell, cells.shape[0])
     left, right, across = _neighbours(np.arange(columns.start, columns.stop), cell, cells.shape[1])
@@ -353,19 +353,19 @@ def interpolated_cells(cells: Array, cell: int, rows: slice, columns: slice) -> 
 
 
 def interpolated_cells_at(cells: Array, cell: int, row: Array, column: Array) -> Array:
-    """Values of such an image at single positions.
+    """Values between the middles of cells, as from `interpolated_cells`, at single positions.
 
     Parameters
     ----------
     cells, cell
         As for `interpolated_cells`.
     row, column
-        Positions, pixels, of one shape; fractions are welcome.
+        Positions, pixels, arrays of one shape; they need not be whole.
 
     Returns
     -------
     values
-        Of that shape.
+        Array of the same shape.
     """
     top, bottom, down = _neighbours(row, cell, cells.shape[0])
     left, right, across = _neighbours(column, cell, cells.shape[1])
@@ -376,7 +376,7 @@ def interpolated_cells_at(cells: Array, cell: int, row: Array, column: Array) ->
 
 
 def _neighbours(position: Array, cell: int, n: int) -> tuple[Array, Array, Array]:
-    """The cells around positions, and how far these are on their way to the second."""
+    """Two cells around each position, and its distance from the first one's middle, in cells."""
     scaled = np.clip((position + 0.5) / cell - 0.5, 0, n - 1)
     first = np.minimum(scaled.astype(int), max(n - 2, 0))
     return first, np.minimum(first + 1, n - 1), scaled - first

@@ -1,8 +1,8 @@
-"""Convolution of an image with a kernel, the same everywhere or varying over the field.
+"""Convolution of an image with a kernel that is constant or varies over the field.
 
-The image is worked off in overlapping tiles (overlap-save): small transforms stay in the
-processor's cache, need little memory, and come out the same whatever the number of
-threads.  All of them together cost less than one transform of the frame.
+The image is processed in overlapping tiles (overlap-save): small transforms stay in the
+processor's cache, need little memory, and give the same result with any number of threads.  All
+of them together cost less than one transform of the frame.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 type Boundary = Literal["zero", "reflect"]
-"""What lies outside the frame: nothing, or its mirror image, the edge pixel first again."""
+"""Pixels outside the frame: zero, or its mirror image, which repeats the edge pixel."""
 
 SINGLE_PRECISION_ERROR_FROM_RMS = 16 * float(np.finfo(np.float32).eps)
 SINGLE_PRECISION_ERROR_FROM_PEAK = 3 * float(np.finfo(np.float32).eps)
-"""Largest error of a pixel that went through a float32 transform, a multiplication and back.
+"""Largest error of a pixel after a float32 transform, a multiplication and the inverse transform.
 
-Per unit of the root mean square on the grid and of the brightest pixel, and of the
-filter's largest value.  Noise, backgrounds, edges and stars on 64² to 4096² pixels reach 13
-and 1.5 epsilon.
+The error is the sum of two terms: the first factor times the root mean square on the grid, and the
+second times the brightest pixel; both times the filter's largest value.  Noise, backgrounds, edges
+and stars on 64² to 4096² pixels reach 13 and 1.5 epsilon.
 """
 
 _MOST_BRIGHT = 500
 _SHARE_OF_PEAK = 0.5 / SINGLE_PRECISION_ERROR_FROM_PEAK
-"""Pixels above this part of the allowed error are summed up one by one, so that the others of the
-tile can be transformed in single precision: the cores of a few bright stars."""
+"""Brightness over the allowed error from which pixels, such as the cores of a few bright stars, are
+summed up one by one.  The rest of the tile can then be transformed in single precision."""
 
 _LEVEL_STEP = 7
-"""Every so many pixels along both axes tell a tile's level."""
+"""Spacing of the pixels that a tile's level is measured on, along both axes."""
 
 _SPARSE_BLOCK = 64
 _SPARSE = 0.1
-"""Share of an image's blocks of that side that may have anything in them for it to be sparse."""
+"""Largest share of occupied blocks (of 64 × 64 pixels) of an image that counts as sparse."""
 
 _TILE = 512
 """Largest side of a tile's grid: 384 to 512 measured fastest for kernels of 33 to 97 pixels."""
@@ -72,7 +72,7 @@ def convolve(
     kernel
         ``(ky, kx)``, origin at ``[ky//2, kx//2]``.
     boundary
-        Outside the frame is zero, or with "reflect" the frame's mirror image about the outer
+        Pixels outside the frame: "zero", or "reflect" for the frame's mirror image about the outer
         side of its edge pixels, as in `scipy.ndimage`.
     tolerance
         As for `convolve_varying`.
@@ -80,7 +80,7 @@ def convolve(
     Returns
     -------
     convolved
-        ``(ny, nx)``, ``Σ_a image(x − a) · kernel(a)``; dtype as of `convolve_varying`.
+        ``(ny, nx)``, ``Σ_a image(x − a) · kernel(a)``; dtype as from `convolve_varying`.
 
     Raises
     ------
@@ -93,30 +93,30 @@ def convolve(
 
 
 def convolve_sparse(pixels: Array, kernel: Array, *, tolerance: float = 0.0) -> Array:
-    """Convolve a plane in which few pixels are set, such as the bad ones.
+    """Convolve a plane in which few pixels are set, such as a mask of bad pixels.
 
     Parameters
     ----------
     pixels
-        ``(ny, nx)`` boolean, or numbers of which few are not zero.
+        ``(ny, nx)`` boolean, or numbers that are mostly zero.
     kernel
         ``(ky, kx)``, origin at ``[ky//2, kx//2]``.
     tolerance
-        As for `convolve_varying`; it counts only where many pixels are set.
+        As for `convolve_varying`; it is used only if many pixels are set.
 
     Returns
     -------
     convolved
-        ``(ny, nx)`` float32, as of `convolve`.
+        ``(ny, nx)`` float32, as from `convolve`; the dtype of `convolve` if many pixels are set.
 
     Raises
     ------
     ArgumentError
-        As by `convolve`.
+        As from `convolve`.
 
     Notes
     -----
-    Only blocks with anything in them are transformed, and added up (overlap-add).
+    Only blocks that are not empty are transformed, and added up (overlap-add).
     """
     if (
         pixels.ndim != 2
@@ -175,26 +175,26 @@ def convolve_varying(
     kernels
         ``(n, ky, kx)``, origin at ``[ky//2, kx//2]``.
     weights
-        Function of a slice of rows and one of columns: the kernels' weights at those
-        pixels of the result, ``(n, rows, columns)``.  None for a single kernel of weight 1.
+        Function of a slice of rows and a slice of columns, which returns the kernels' weights at
+        those pixels of the result, ``(n, rows, columns)``.  None for a single kernel of weight 1.
     boundary
-        As in `convolve`.
+        As for `convolve`.
     tolerance
-        Largest error of a pixel, image_unit, besides its rounding to the image's dtype.  Of a
-        float32 image, the tiles are transformed in single precision that this allows, a few
-        bright pixels apart, which are summed up in double.  0: all in double precision.
+        Largest error of a pixel, image_unit, besides its rounding to the image's dtype.  Tiles of
+        a float32 image are transformed in single precision if this allows it, except a few
+        bright pixels, which are summed up in double precision.  0: all in double precision.
 
     Returns
     -------
     convolved
-        ``(ny, nx)``, ``Σ_i weight_i(x) Σ_a image(x − a) · kernel_i(a)``; the image's
-        floating-point type, float32 of one that has none.
+        ``(ny, nx)``, ``Σ_i weight_i(x) Σ_a image(x − a) · kernel_i(a)``; the image's dtype, or
+        float32 if that is no floating-point type.
 
     Raises
     ------
     ArgumentError
-        If the image is not 2-D or the kernels not 3-D, these are larger than the image, or the
-        boundary is unknown.
+        If the image is not 2-D or the kernels not 3-D, the kernels are larger than the image,
+        several kernels have no weights, or the boundary is unknown.
     """
     if image.ndim != 2 or kernels.ndim != 3:
         raise ArgumentError(
@@ -210,7 +210,7 @@ def convolve_varying(
     axes = _TiledAxis(image.shape[0], ky), _TiledAxis(image.shape[1], kx)
     grid = (axes[0].grid, axes[1].grid)
     in_double = _Spectra.of(kernels, grid)
-    # What is not of a floating-point type holds small integers, such as a mask.
+    # Images of other types hold small integers, such as a mask, which float32 has exactly.
     dtype = image.dtype if image.dtype.kind == "f" else np.dtype(np.float32)
     in_single = in_double.single() if tolerance > 0 and dtype == np.float32 else None
     sums = kernels.sum(axis=(1, 2), dtype=np.float64)
@@ -225,7 +225,7 @@ def convolve_varying(
         if in_single is not None:
             allowed = tolerance / in_single.gain(local)
             if _single_precision_error(padded, grid) > allowed:
-                # A sky that was left in would take the digits of its noise.
+                # A high sky level would take up the digits that its noise needs.
                 level = float(dtype.type(np.median(padded[::_LEVEL_STEP, ::_LEVEL_STEP])))
             faint, bright = _without_bright(padded, level, grid, allowed)
             if _single_precision_error(faint, grid) <= allowed:
@@ -241,7 +241,7 @@ def convolve_varying(
             product = np.multiply(image_ft, kernel_ft, out=image_ft if i == n - 1 else None)
             part = scipy.fft.irfft2(product, s=grid, overwrite_x=True)[inner]
             if level:
-                # What follows is rounded once, in the end.
+                # The level is large: in double precision, the sum is rounded only once, at the end.
                 part = part.astype(np.float64)
             if bright is not None:
                 part += _summed(bright, kernels[i], part.shape)
@@ -254,7 +254,7 @@ def convolve_varying(
         result[tile] = total
 
     tiles = [(rows, columns) for rows in axes[0].tiles for columns in axes[1].tiles]
-    # The weights may be products of small matrices.
+    # The weights may be products of small matrices, which gain nothing from threads of their own.
     with single_threaded_algebra():
         in_threads(work, tiles)
     return result
@@ -267,10 +267,10 @@ class _TiledAxis:
     Attributes
     ----------
     length
-        Of the image.
+        Length of the image.
     kernel
-        Length of the kernel, of which an even one has a pixel more before the origin than after
-        it; a pixel's value comes from the opposite side.
+        Length of the kernel.  An even kernel has one more pixel before its origin than after; a
+        kernel pixel takes its value from the opposite side of the image pixel.
     """
 
     length: int
@@ -309,7 +309,7 @@ class _TiledAxis:
         return [slice(start, min(start + self.step, self.length)) for start in starts]
 
     def inside(self, tile: slice) -> slice:
-        """Where a tile lies in its surroundings, once these are convolved."""
+        """Pixels of a tile within its convolved surroundings."""
         return slice(self.kernel - 1, self.kernel - 1 + tile.stop - tile.start)
 
 
@@ -322,7 +322,7 @@ class _Spectra:
 
     @classmethod
     def of(cls, kernels: Array, grid: tuple[int, int]) -> _Spectra:
-        """In double precision; the kernels' first pixel is their origin."""
+        """Spectra in double precision; the kernels' first pixel is their origin."""
         kernels_ft = [scipy.fft.rfft2(kernel.astype(np.float64), s=grid) for kernel in kernels]
         return cls(kernels_ft, np.array([float(np.abs(ft).max()) for ft in kernels_ft]))
 
@@ -331,7 +331,7 @@ class _Spectra:
         return _Spectra([ft.astype(np.complex64) for ft in self.kernels_ft], self.largest)
 
     def gain(self, weights: Array | None) -> float:
-        """By how much the sum of filters amplifies, at most."""
+        """Upper bound of the amplification by the weighted sum of the filters."""
         if weights is None:
             return float(self.largest.sum())
         flat = weights.reshape(len(weights), -1)
@@ -341,9 +341,9 @@ class _Spectra:
 def _without_bright(
     tile: Array, level: float, grid: tuple[int, int], allowed: float
 ) -> tuple[Array, Array | None]:
-    """Tile less a level, without the few pixels too bright for single precision, and these.
+    """Tile minus a level, with pixels too bright for single precision set to 0, and these pixels.
 
-    The latter as rows, columns and values; None where there are none or many.
+    They come as ``(3, n)`` rows, columns and values; None if there are none or too many.
     """
     faint = tile - tile.dtype.type(level) if level else tile
     if _single_precision_error(faint, grid) <= allowed:
@@ -354,13 +354,13 @@ def _without_bright(
     if faint is tile:
         faint = tile.copy()
     faint[rows, columns] = 0
-    # Of the tile itself: less the level in single precision, a bright pixel would be rounded.
+    # From the tile itself: subtracting the level in single precision would round a bright pixel.
     values = tile[rows, columns].astype(np.float64) - level
     return faint, np.stack([rows, columns, values])
 
 
 def _summed(bright: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
-    """What a kernel makes of a few pixels of a tile's surroundings, in double precision."""
+    """Convolution of a few pixels of a tile's surroundings with a kernel, in double precision."""
     ky, kx = kernel.shape
     full = np.zeros((shape[0] + 2 * (ky - 1), shape[1] + 2 * (kx - 1)))
     for row, column, value in bright.T:
@@ -370,7 +370,7 @@ def _summed(bright: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _single_precision_error(tile: Array, grid: tuple[int, int]) -> float:
-    """Largest error of a pixel that a transform in single precision and back makes."""
+    """Largest error of a pixel after a transform in single precision and its inverse."""
     flat = tile.reshape(-1)
     with np.errstate(over="ignore"):
         root_mean_square = math.sqrt(float(np.dot(flat, flat)) / math.prod(grid))
@@ -387,7 +387,7 @@ def _padded(
     boundary: Boundary,
     dtype: npt.DTypeLike,
 ) -> Array:
-    """Tile of an image with its surroundings, also outside the frame."""
+    """Tile of an image with its surroundings, including pixels outside the frame."""
     start = [part.start - axis.before for part, axis in zip(tile, axes, strict=True)]
     stop = [part.stop + axis.after for part, axis in zip(tile, axes, strict=True)]
     inside = tuple(
@@ -409,7 +409,7 @@ def _padded(
 
 
 def _mirrored(start: int, stop: int, length: int) -> Array:
-    """Indices in an axis of those beyond its ends, by no more than its length."""
+    """Indices from start to stop, those beyond the axis's ends (by at most its length) mirrored."""
     index = np.arange(start, stop)
     index = np.where(index < 0, -1 - index, index)
     return np.where(index >= length, 2 * length - 1 - index, index)
@@ -426,9 +426,8 @@ def reflected(kernel: Array) -> Array:
     Returns
     -------
     reflected
-        ``(ny, nx)`` where the lengths are odd.  An even length has one pixel more
-        before the centre than after it; the reflection of that pixel has no place,
-        so the result is one longer there.
+        ``(ny, nx)`` if the lengths are odd.  An even length has one more pixel before the
+        centre than after it.  The reflection of that pixel makes the result one pixel longer.
     """
     grown = np.pad(kernel, [(0, 1 - n % 2) for n in kernel.shape])
     return grown[::-1, ::-1]

@@ -1,4 +1,4 @@
-"""Noise covariances: white, of a product of filters, or of any lags."""
+"""Noise covariances: white, a product of one along each axis, or any set of lags."""
 
 from __future__ import annotations
 
@@ -28,47 +28,47 @@ type Array = npt.NDArray[Any]
 FLOOR = 0.05
 """Least value of a noise spectrum of mean 1.
 
-Resampled by half a pixel, an image has no noise at the highest frequencies, and none can be
-brought back: a filter that divided by less would only be long.
+An image resampled by half a pixel has no noise at the highest frequencies, and no filter can
+restore it.  Dividing by less than this would only make a filter long.
 """
 
 SIGNIFICANT = 4.0
-"""Standard deviations from which noise counts as not white."""
+"""Significance, standard deviations, from which noise counts as correlated."""
 _GRID = (128, 128)
 _COARSE_GRID = (32, 32)
 _MATTERS = 0.03
-"""Relative: with that much more noise power, a 5 sigma threshold finds 40 % more false sources."""
+"""Relative excess of noise power with which a 5 sigma threshold finds 40 % more false sources."""
 _ROUNDING = 1e-6
-"""Of correlations, also if they were stored in single precision."""
+"""Rounding error of correlations, including those stored in single precision."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NoiseCovariance:
-    """How the noise of an exposure's pixels is correlated.
+    """Correlation of the noise between an exposure's pixels.
 
     Attributes
     ----------
     correlation
-        ``(2L + 1, 2L + 1)`` float64, point-symmetric: lag (0, 0) at the centre, where it is 1.
+        ``(2L + 1, 2L + 1)`` float64, point-symmetric; 1 at lag (0, 0), which is the centre.
     description
-        Where it comes from, in words.
+        Origin of the covariance, in words.
     error
-        Standard error of each lag's correlation, same shape; None where it is known exactly.
+        Standard error of each lag's correlation, same shape; None if none is given.
     zero_frequency_error
         Standard error of `zero_frequency`.
     significance
-        Of not being white, in standard deviations; infinite where that is known exactly.
+        Significance of the correlation, standard deviations; infinite if it is known exactly.
     variance_ratio
-        Variance of the noise over the variance plane; 1 where it was not measured.
+        Variance of the noise over the variance plane; 1 if it was not measured.
     variance_ratio_error
-        Its standard error.
+        Standard error of `variance_ratio`.
     source_power
         Share of the pixel variance that was attributed to undetected sources, and so is not in
         `variance_ratio`.
     source_power_error
-        Its standard error.
+        Standard error of `source_power`.
     pixels
-        Number of pixels that it was measured on.
+        Number of pixels that were measured.
 
     Raises
     ------
@@ -116,7 +116,7 @@ class NoiseCovariance:
 
     @property
     def zero_frequency(self) -> float:
-        """N(0), the sum of the correlation: low-frequency power over that of white noise."""
+        """N(0), the sum of the correlation, at least `FLOOR`: low-frequency power over white's."""
         return max(FLOOR, float(self.correlation.sum()))
 
     @property
@@ -126,12 +126,12 @@ class NoiseCovariance:
 
     @property
     def matters(self) -> bool:
-        """Whether its power differs from that of white noise by 3 % at any frequency."""
+        """Whether the power differs from white noise by more than 3 % at any frequency."""
         return bool(np.abs(self.spectrum(_COARSE_GRID) - 1).max() > _MATTERS)
 
     @property
     def text(self) -> str:
-        """How it is correlated, in words: a sentence's part with errors of the same numbers."""
+        """Part of a sentence that describes the correlation, with errors where they are known."""
         power = f"{self.zero_frequency:.3g}"
         if self.error is None:
             return f"low-frequency power is {power} times what the pixel variance implies"
@@ -139,7 +139,7 @@ class NoiseCovariance:
         with np.errstate(divide="ignore", invalid="ignore"):
             pulls = np.nan_to_num(np.abs(self.correlation / self.error), posinf=0.0)
         pulls[lag, lag] = 0
-        # Lags and their opposites have the same value; the latter half is told.
+        # Opposite lags have the same value; the second half is reported.
         pulls.ravel()[: pulls.size // 2] = 0
         y, x = np.unravel_index(np.argmax(pulls), pulls.shape)
         return (
@@ -150,7 +150,7 @@ class NoiseCovariance:
 
     @functools.cached_property
     def floored_fraction(self) -> float:
-        """Fraction of the frequencies whose power was lifted to `FLOOR`."""
+        """Fraction of the frequencies whose power was raised to `FLOOR`."""
         full = fourier.full_spectrum(self._unfloored(_GRID), _GRID)
         return float(np.mean(full < FLOOR))
 
@@ -169,9 +169,9 @@ class NoiseCovariance:
 
         Notes
         -----
-        Zero frequency is exactly `zero_frequency`.  The mean over the whole grid is 1 plus
-        what the floor added, at most ``FLOOR · floored_fraction`` for a true covariance:
-        bringing it back to 1 would bias the low frequencies, where sources are.
+        The value at zero frequency is exactly `zero_frequency`.  The floor raises the mean over the
+        whole grid above 1, by at most ``FLOOR · floored_fraction`` for a true covariance.
+        Rescaling the mean to 1 would bias the low frequencies, where sources are.
         """
         return np.maximum(self._unfloored(shape), FLOOR)
 
@@ -179,14 +179,14 @@ class NoiseCovariance:
         ny, nx = shape
         lags = np.arange(-self.max_lag, self.max_lag + 1)
         grid = np.zeros(shape)
-        # Lags beyond the grid wrap around: the spectrum's samples stay what they are.
+        # Lags beyond the grid wrap around, which leaves the samples of the spectrum exact.
         np.add.at(grid, np.ix_(lags % ny, lags % nx), self.correlation)
         spectrum: Array = fourier.forward(grid, shape).real
         return spectrum
 
 
 def coloured(images: Array, noise: NoiseCovariance | None) -> Array:
-    """Kernels that do to white noise what others do to correlated noise.
+    """Kernels whose effect on white noise equals that of the given ones on correlated noise.
 
     Parameters
     ----------
@@ -198,8 +198,8 @@ def coloured(images: Array, noise: NoiseCovariance | None) -> Array:
     Returns
     -------
     coloured
-        ``(n, m, m)``: convolved with the filter √N, on stamps that hold it; the same ones for
-        white noise.
+        ``(n, m, m)``: kernels convolved with the filter √N, on stamps large enough to hold the
+        result; the given ones for white noise.
 
     Notes
     -----
@@ -232,7 +232,7 @@ def white_covariance() -> NoiseCovariance:
     Returns
     -------
     covariance
-        Lag (0, 0) alone.
+        `NoiseCovariance` with lag (0, 0) only.
     """
     return NoiseCovariance(np.ones((1, 1)), "white", significance=0.0)
 
@@ -245,23 +245,23 @@ def product_covariance(
     zero_frequency_error: float,
     chi_square: float,
 ) -> NoiseCovariance:
-    """Covariance that is a product of what it is along both axes.
+    """Covariance that is the product of a correlation along y and one along x.
 
     Parameters
     ----------
     along_y, along_x
-        ``(L + 1,)`` correlation at distances of 0 to L pixels, 1 at first.
+        ``(L + 1,)`` correlation at distances of 0 to L pixels; 1 at distance 0.
     description
-        Where it comes from, in words.
+        Origin of the covariance, in words.
     zero_frequency_error
         Standard error of the sum over all lags.
     chi_square
-        By which 2 L correlations describe the noise better than none.
+        Chi-square by which 2 L correlations describe the noise better than none.
 
     Returns
     -------
     covariance
-        With the errors that are given alone.
+        `NoiseCovariance` without errors of single lags.
     """
     size = len(along_y) - 1
     lags = np.abs(np.arange(-size, size + 1))

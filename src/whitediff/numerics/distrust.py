@@ -1,9 +1,9 @@
-"""Which pixels of a filtered image owe too much to pixels that were missing before.
+"""Pixels of a filtered image that depend too much on missing pixels.
 
-Missing pixels are interpolated before a filter (`interpolation`).  On empty sky an
-interpolated pixel is as good as its neighbours; on the flank of a star, or deep inside of a hole,
-it is a guess.  So a filter's result is distrusted by what the guess may be wrong by, and not by
-the number of missing pixels.
+Missing pixels are interpolated before a filter (`interpolation`).  On empty sky an interpolated
+pixel is as good as its neighbours.  On the flank of a star, or deep inside a hole, it is a guess.
+So a filter's result is distrusted by the possible error of the guess, not by the number of missing
+pixels.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ _RELATIVE_ERROR = 0.1
 FWHM it is 0.03 to 0.15."""
 
 _NOISE_RANGE = 6.0
-"""Standard deviations that the range of 24 neighbours has by noise alone, nearly always."""
+"""Range of 24 neighbours from noise alone, standard deviations: it is nearly always smaller."""
 
 _LARGEST_ERROR = 0.5
-"""Standard deviations by which an interpolated pixel may put a pixel of the result wrong."""
+"""Error of a filtered pixel that is accepted, in its standard deviations."""
 
 _REACH = 2
-"""Of those neighbours in x and y, pixels."""
+"""Distance of the farthest of those neighbours in x and y, pixels."""
 
 _EDGE_CELL = 64
 """Pixels along an edge over which the background hardly varies."""
 
 _EDGE_SOURCE = 1.5
-"""Standard deviations of a pixel that the mean of 3 × 3 has where there is a source."""
+"""Mean of 3 × 3 pixels, in standard deviations of one pixel, from which there is a source."""
 
 _WEIGHT_PRECISION = 1e-5
-"""Of a filter's absolute weight, which is compared with a hundredth of it."""
+"""Relative precision of a filter's absolute weight, which is compared with a hundredth of it."""
 
 
 def absolute_weight(kernel: Array, pixels: Array) -> Array:
@@ -64,7 +64,7 @@ def absolute_weight(kernel: Array, pixels: Array) -> Array:
     Parameters
     ----------
     kernel
-        On a periodic grid at least as large as the image, origin in the first pixel
+        Filter: on a periodic grid at least as large as the image, origin in the first pixel
         (`whitediff.decorrelation.pixel_kernel`); or smaller (`is_compact`), origin at
         ``[ky//2, kx//2]``.
     pixels
@@ -86,7 +86,7 @@ def absolute_weight(kernel: Array, pixels: Array) -> Array:
 
 
 def is_compact(kernel: Array, shape: tuple[int, ...]) -> bool:
-    """Whether a kernel is smaller than an image, and not on a grid of its size.
+    """Whether a kernel is smaller than an image on both axes, not on a grid of the image's size.
 
     Parameters
     ----------
@@ -114,22 +114,22 @@ def holes(missing: Array) -> Array:
     Returns
     -------
     holes
-        ``(ny, nx)`` boolean: those next to a pixel that has missing ones on all four sides.
-        Single pixels, columns and most cosmic rays are none: good neighbours on both sides say
-        what they would be.
+        ``(ny, nx)`` boolean: missing pixels with missing ones on all four sides, and their
+        missing neighbours.  Single pixels, columns and most cosmic rays are no holes: good
+        neighbours on both sides determine them.
     """
     ny = len(missing)
 
     def work(rows: slice) -> Array:
         if not missing[rows].any():
             return np.zeros(missing[rows].shape, bool)
-        # Beyond the frame nothing is known either.
+        # Pixels beyond the frame are unknown, so they count as missing.
         first, last = max(0, rows.start - 2), min(ny, rows.stop + 2)
         above, below = first - rows.start + 2, rows.stop + 2 - last
         part = np.pad(missing[first:last], ((above, below), (1, 1)), constant_values=True)
         deep = part[1:-1, 1:-1] & part[:-2, 1:-1] & part[2:, 1:-1]
         deep &= part[1:-1, :-2] & part[1:-1, 2:]
-        # Nor is there a pixel beyond it whose neighbour would be in a hole.
+        # But a pixel beyond the frame makes none of its neighbours a hole.
         deep[: max(0, above - 1)] = False
         deep[len(deep) - max(0, below - 1) :] = False
         beside = deep[1:-1] | deep[:-2] | deep[2:]
@@ -150,12 +150,12 @@ def distrusted_pixels(
     sigma: float,
     lost: Array | None = None,
 ) -> Array:
-    """Pixels of a filtered image that owe too much to missing ones.
+    """Pixels of a filtered image that depend too much on missing ones.
 
     Parameters
     ----------
     kernel
-        ``(ky, kx)`` the filter, origin at ``[ky//2, kx//2]``.
+        ``(ky, kx)`` filter, origin at ``[ky//2, kx//2]``.
     image
         ``(ny, nx)`` before the filter; missing pixels may have any value.
     missing
@@ -169,9 +169,10 @@ def distrusted_pixels(
     Returns
     -------
     distrusted
-        ``(ny, nx)`` boolean: more than 1 % of the filter's absolute weight lies on holes or lost
-        pixels, more than a quarter on missing ones, or an error of a tenth of the range of
-        their neighbours would put the pixel wrong by more than half its standard deviation.
+        ``(ny, nx)`` boolean, true in three cases: more than 1 % of the filter's absolute weight
+        lies on holes or lost pixels; more than a quarter lies on missing pixels; or interpolation
+        errors of a tenth of the range of their neighbours, beyond the noise, change the pixel by
+        more than half its standard deviation.
     """
     total = float(np.abs(kernel).sum())
     hole = holes(missing)
@@ -190,12 +191,12 @@ def distrusted_pixels(
 def distrusted_by_value(
     kernel: Array, image: Array, lost: Array, *, sigma: float, spread: Array | None = None
 ) -> Array:
-    """Pixels of a filtered difference that owe too much to what pixels without measurement hold.
+    """Pixels of a filtered difference that depend too much on values without measurement.
 
     Parameters
     ----------
     kernel
-        ``(ky, kx)`` the filter, origin at ``[ky//2, kx//2]``.
+        ``(ky, kx)`` filter, origin at ``[ky//2, kx//2]``.
     image
         ``(ny, nx)`` difference before the filter: about zero where both images are right.
     lost
@@ -204,19 +205,19 @@ def distrusted_by_value(
     sigma
         Standard deviation of a pixel after the filter.
     spread
-        ``(py, px)`` what has spread their light before, beyond those pixels: the PSF that a
+        ``(py, px)`` PSF that has spread their light beyond those pixels already: the one that a
         score's science image was correlated with.
 
     Returns
     -------
     distrusted
-        ``(ny, nx)`` boolean: what lies on the lost pixels puts the pixel wrong by more than half
-        its standard deviation.
+        ``(ny, nx)`` boolean: the values on lost pixels change the pixel by more than half its
+        standard deviation.
 
     Notes
     -----
-    A saturated star lacks light, nobody knows how much; how much the difference lacks of it, shows
-    there.  The wings of a PSF carry it farther than to a hundredth of their weight.
+    A saturated star lacks an unknown amount of light; the difference shows there how much it
+    lacks.  The wings of a PSF carry this error farther than a hundredth of their weight reaches.
     """
     index = np.flatnonzero(lost)
     values = np.abs(image.reshape(-1)[index])
@@ -233,36 +234,36 @@ def distrusted_by_value(
 
 
 def _middle(kernel: Array, shape: tuple[int, ...]) -> Array:
-    """As much of a kernel, around its origin, as is smaller than an image."""
+    """Middle of a kernel, around its origin, cut to be no larger than an image."""
     halves = [min(n, m - 1) // 2 for n, m in zip(kernel.shape, shape, strict=True)]
     cut = [slice(n // 2 - h, n // 2 + h + 1) for n, h in zip(kernel.shape, halves, strict=True)]
     return kernel[cut[0], cut[1]]
 
 
 def unsupported_pixels(kernel: Array, image: Array, *, noise: float, sigma: float) -> Array:
-    """Pixels near a frame's edges that owe too much to light from beyond them.
+    """Pixels near a frame's edges that depend too much on light from beyond the edges.
 
     Parameters
     ----------
     kernel
-        ``(ky, kx)`` the filter, smaller than the image, origin at ``[ky//2, kx//2]``.
+        ``(ky, kx)`` filter, smaller than the image, origin at ``[ky//2, kx//2]``.
     image
-        ``(ny, nx)`` before the filter, which is continued by its mirror image; finite.
+        ``(ny, nx)`` image before the filter, which continues it by its mirror image; finite.
     noise, sigma
         Standard deviations of a pixel before and after the filter.
 
     Returns
     -------
     unsupported
-        ``(ny, nx)`` boolean: the sources' light in the mirror image, which may just as well
-        be missing there or twice as bright, puts the pixel wrong by more than half its
-        standard deviation.
+        ``(ny, nx)`` boolean: the light of sources in the mirror image changes the pixel by more
+        than half its standard deviation.  True light there may as well be absent or twice as
+        bright.
     """
     result = planes.zeros(image.shape, bool)
     absolute = np.abs(kernel)
     for axis, reach in enumerate(n // 2 for n in kernel.shape):
         for backwards in (False, True):
-            # The edge in question becomes the first row.
+            # Views turn each edge into the first row, so that one computation serves all four.
             frame, weights, found = (
                 plane if axis == 0 else plane.T for plane in (image, absolute, result)
             )
@@ -291,7 +292,7 @@ def _light(strip: Array, noise: float) -> Array:
 
 
 def _interpolation_error(image: Array, missing: Array, noise: float) -> Array:
-    """What interpolated pixels may be wrong by beyond their noise: ``(ny, nx)``, zero elsewhere."""
+    """Possible errors of interpolated pixels beyond the noise: ``(ny, nx)``, zero elsewhere."""
     rows, columns = np.nonzero(missing)
     ny, nx = image.shape
     largest, smallest = np.full(len(rows), -np.inf), np.full(len(rows), np.inf)

@@ -1,4 +1,4 @@
-"""Sources by SEP, whose buffers are made as large as an image needs."""
+"""Source extraction by SEP, with buffers that grow as an image needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["sep_sources"]
 type Array = npt.NDArray[Any]
 
 _PIXELS, _PARTS = "pixel buffer full", "deblending overflow"
-"""What SEP says when more pixels are in sources, or more parts in one, than it has room for."""
+"""SEP's messages when sources have more pixels, or one has more parts, than its buffers hold."""
 _MORE, _MOST_PARTS = 8, 1 << 20
 
 
@@ -28,12 +28,12 @@ def sep_sources(image: Array, threshold: float, **options: Any) -> Array:
     Returns
     -------
     sources
-        Its table.
+        SEP's table.
 
     Notes
     -----
     SEP has room for 300 000 pixels and 1024 parts, and fails beyond.  Larger buffers take memory,
-    so that they are made where these do not suffice.
+    so they are made only if these do not suffice.
     """
     import sep
 

@@ -59,8 +59,7 @@ def common_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     Parameters
     ----------
     *shapes
-        Shapes of everything that meets on the grid, all with the same number of
-        axes.
+        Shapes of all arrays that share the grid, with the same number of axes.
 
     Returns
     -------
@@ -111,7 +110,7 @@ def fast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def convolution(first: Array, second: Array, *, same: bool = False) -> Array:
-    """Linear convolution of two small images, in double or single precision as they are.
+    """Linear convolution of two small images, in the precision of their dtype.
 
     Parameters
     ----------
@@ -123,7 +122,7 @@ def convolution(first: Array, second: Array, *, same: bool = False) -> Array:
     Returns
     -------
     result
-        ``(ny1 + ny2 - 1, nx1 + nx2 - 1)``, or of the first one's shape.
+        ``(ny1 + ny2 - 1, nx1 + nx2 - 1)``, or the first array's shape.
     """
     shape = [n + m - 1 for n, m in zip(first.shape, second.shape, strict=True)]
     grid = [scipy.fft.next_fast_len(n, real=True) for n in shape]
@@ -148,7 +147,7 @@ def pad_center_origin(array: Array, shape: tuple[int, ...]) -> Array:
     Returns
     -------
     padded
-        Same dtype; what lies before the centre is wrapped to the far end.
+        Same dtype; pixels before the centre are wrapped to the far end.
 
     Raises
     ------
@@ -170,7 +169,7 @@ def crop_center_origin(array: Array, shape: tuple[int, ...]) -> Array:
     Parameters
     ----------
     array
-        On the grid, origin at ``[0, 0]``.
+        Array on the grid, origin at ``[0, 0]``.
     shape
         Shape of the result, on no axis larger than the grid.
 
@@ -207,8 +206,8 @@ def stamp_spectrum(stamp: Array, shape: tuple[int, int]) -> Array:
     Returns
     -------
     stamp_ft
-        ``(shape[0], shape[1]//2 + 1)`` complex128, `numpy.fft.rfft2` layout: that of
-        `pad_center_origin`'s result, but only rows that are not zero are transformed.
+        ``(shape[0], shape[1]//2 + 1)`` complex128, `numpy.fft.rfft2` layout: the spectrum of
+        `pad_center_origin`'s result, without transforms of rows that are zero.
 
     Raises
     ------
@@ -222,7 +221,7 @@ def stamp_spectrum(stamp: Array, shape: tuple[int, int]) -> Array:
             f"The grid {tuple(shape)} must be at least as large as the array {stamp.shape}."
         )
     strip_ft = scipy.fft.rfft(strip, axis=1)
-    # The strip's rows before the origin are at its end, and there they stay on the grid.
+    # Rows before the origin are at the strip's end; on the grid they must be at its end, too.
     after = rows - rows // 2
     full = np.zeros((shape[0], strip_ft.shape[1]), strip_ft.dtype)
     full[:after] = strip_ft[:after]
@@ -278,7 +277,7 @@ def inverse(array_ft: Array, shape: tuple[int, int], crop: tuple[int, int]) -> A
     Returns
     -------
     array
-        ``crop``, real, in the spectrum's precision; of stamps a view of the grid.
+        ``crop``, real, in the spectrum's precision; a view of the whole grid if that is small.
     """
     if math.prod(shape) < _FRAME:
         image = scipy.fft.irfft2(array_ft, s=shape, overwrite_x=True)
@@ -297,8 +296,8 @@ def inverse(array_ft: Array, shape: tuple[int, int], crop: tuple[int, int]) -> A
 def _along_columns(transform: Callable[..., Array], array_ft: Array) -> None:
     """Transform the columns, in place.
 
-    In blocks that do not depend on the number of threads: how many columns the library
-    transforms at a time decides how it rounds.
+    Blocks do not depend on the number of threads: the library rounds differently with the number
+    of columns that it transforms at a time.
     """
 
     def work(part: slice) -> None:
@@ -312,12 +311,12 @@ def _blocks(length: int) -> list[slice]:
 
 
 def half_spectrum(full: Array) -> Array:
-    """Half of a full spectrum that is the transform of something real.
+    """Half of a full spectrum, for the transform of a real array.
 
     Parameters
     ----------
     full
-        ``(ny, nx)``, the usual unshifted order.
+        ``(ny, nx)``, in unshifted order: zero frequency first.
 
     Returns
     -------
@@ -335,7 +334,7 @@ def full_spectrum(half: Array, shape: tuple[int, int]) -> Array:
     half
         ``(ny, nx//2 + 1)``, real or complex.
     shape
-        ``(ny, nx)`` of the grid: the parity of ``nx`` is not in ``half``.
+        ``(ny, nx)`` of the grid; ``half`` does not show whether ``nx`` is even.
 
     Returns
     -------
@@ -364,12 +363,13 @@ def mean_square_modulus(half: Array, shape: tuple[int, int]) -> float:
     Returns
     -------
     mean
-        By Parseval's theorem the sum of the squared image-space kernel.
+        Mean; by Parseval's theorem it equals the sum of the squared image-space kernel.
     """
     # Summed in double precision: a single-precision sum over 10^7 terms drifts.
     power = np.square(half.real, dtype=np.float64)
     if np.iscomplexobj(half):
         power += np.square(half.imag, dtype=np.float64)
+    # Each column stands for its mirror image too, except zero and Nyquist frequency.
     total = 2.0 * power.sum() - power[:, 0].sum()
     if shape[1] % 2 == 0:
         total -= power[:, -1].sum()

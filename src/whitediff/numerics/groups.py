@@ -1,4 +1,4 @@
-"""Groups of pixels that touch each other, where few of an image's are set."""
+"""Groups of touching pixels, in images with few pixels set."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Groups:
     Attributes
     ----------
     rows, columns
-        ``(n,)`` of the pixels, group by group.
+        ``(n,)`` rows and columns of the pixels, group by group.
     starts
-        ``(k + 1,)`` where each group's pixels begin, and their number; groups are in the order of
-        their first pixels.
+        ``(k + 1,)`` index of each group's first pixel, and n at the end; groups are in the order
+        of their first pixels.
     """
 
     rows: Array
@@ -37,12 +37,12 @@ class Groups:
 
     @property
     def sizes(self) -> Array:
-        """``(k,)`` numbers of pixels."""
+        """``(k,)`` number of pixels of each group."""
         return np.diff(self.starts)
 
     @property
     def extents(self) -> tuple[Array, Array]:
-        """``(k, 2)`` first row and column of each group, and the ones behind its last."""
+        """``(k, 2)`` first row and column of each group, and those one past its last."""
         if not len(self):
             return np.zeros((0, 2), int), np.zeros((0, 2), int)
         places, first = (self.rows, self.columns), self.starts[:-1]
@@ -53,21 +53,22 @@ class Groups:
 
     @property
     def transposed(self) -> Groups:
-        """The same groups of the transposed image."""
+        """The same groups in the transposed image."""
         return Groups(self.columns, self.rows, self.starts)
 
     def each(self, which: Array) -> Iterator[tuple[Window, Array]]:
-        """Windows of some groups, and which of their pixels are the group's.
+        """Iterate over some groups: their windows and the pixels in them.
 
         Parameters
         ----------
         which
-            ``(k,)`` boolean.
+            ``(k,)`` boolean: the wanted groups.
 
         Yields
         ------
         window, group
-            The smallest one with the group in it, and a boolean array of its shape, new.
+            Smallest window around the group, and a new boolean array of its shape that is true
+            on the group's pixels.
         """
         start, stop = self.extents
         for number in np.flatnonzero(which):
@@ -93,8 +94,8 @@ def groups(pixels: Array) -> Groups:
 
     Notes
     -----
-    By the runs of pixels along rows, of which those of adjacent rows overlap or not: time goes
-    with the number of runs, and not with that of an image's pixels.
+    The method joins runs of pixels along rows that overlap with runs of the next row.  The groups
+    take time in proportion to the number of runs, not of the image's pixels.
     """
     nx = pixels.shape[1]
     index = np.flatnonzero(pixels)
@@ -104,7 +105,7 @@ def groups(pixels: Array) -> Groups:
     is_first = np.append(True, (np.diff(index) != 1) | (columns[1:] == 0))
     first = np.flatnonzero(is_first)
     last = np.append(first[1:], len(index)) - 1
-    # Places on lines with a pixel more on either side, so that those of two rows never meet.
+    # Rows get a spare pixel on either side, so that runs of two rows never touch around the end.
     line = (rows * (nx + 2) + columns + 1).astype(np.int64)
     starts, ends = line[first], line[last]
     low = np.searchsorted(ends, starts + (nx + 2) - 1)
@@ -121,21 +122,21 @@ def groups(pixels: Array) -> Groups:
 
 
 def connected(first: Array, second: Array, number: int) -> tuple[int, Array]:
-    """Groups of things that are joined, one to the next.
+    """Connected components of a graph.
 
     Parameters
     ----------
     first, second
-        ``(k,)`` indices of the things that are joined by twos.
+        ``(k,)`` indices of the nodes that each edge joins.
     number
-        How many things there are.
+        Number of nodes.
 
     Returns
     -------
     groups, labels
-        Number of groups, and ``(number,)`` the group of each thing, from 0 on.
+        Number of groups, and ``(number,)`` the group of each node, from 0.
     """
-    # SciPy loads this part of itself for nobody who does not name it.
+    # SciPy does not load this submodule by itself.
     import scipy.sparse.csgraph
 
     graph = scipy.sparse.coo_array((np.ones(len(first), bool), (first, second)), (number, number))

@@ -1,10 +1,10 @@
-"""Missing pixels from the good ones around them.
+"""Interpolation of missing pixels from the good ones around them.
 
-A missing pixel becomes a weighted sum of its neighbours.  The weights are those of least
-noise among the ones that get a plane right and that err little on a star: universal kriging,
-that is the regression on a plane plus a Gaussian process with the correlation of star images.
-They depend on which neighbours are good alone, so that pixels of one pattern share them.
-Inside large holes planes are fitted to cells of pixels, of twice the size at each level.
+A missing pixel becomes a weighted sum of its neighbours.  Among weights that reproduce a plane
+and err little on a star, those of least noise are taken.  This is universal kriging: regression
+on a plane plus a Gaussian process with the correlation of star images.  The weights depend only on
+which neighbours are good, so pixels with the same pattern share them.  Inside large holes planes
+are fitted to cells of pixels, twice as large at each level.
 """
 
 from __future__ import annotations
@@ -25,42 +25,44 @@ __all__ = ["NEIGHBOUR_REACH", "interpolated", "mean_around", "neighbour_weights"
 type Array = npt.NDArray[Any]
 
 _RADIUS_SQUARED = 18
-"""Of the neighbourhood, in pixels²: its 60 neighbours fit the bits of an integer."""
+"""Squared radius of the neighbourhood, pixels²: its 60 neighbours fit the bits of an integer."""
 
 NEIGHBOUR_REACH = 4
-"""Pixels in x or y to the farthest neighbour."""
+"""Distance of the farthest neighbour in x or y, pixels."""
 
 _STAR_SIGMAS = (1.5, 2.0, 3.0)
-"""Widths of the stars whose correlation is assumed: FWHM of 3.5 to 7 pixels."""
+"""Standard deviations of the stars whose correlation is assumed: FWHM of 3.5 to 7 pixels."""
 
 _SIGNIFICANCES = (100.0, 50.0, 25.0, 12.0, 6.0, 3.0, 1.5)
-"""Amplitudes of the stars over the noise, tried in turn until `_LARGEST_NOISE` is kept."""
+"""Amplitudes of the stars over the noise, tried in turn until the noise is in `_LARGEST_NOISE`."""
 
 _LARGEST_NOISE = 1.25
-"""Largest standard deviation of an interpolated pixel over that of its neighbours."""
+"""Largest standard deviation of an interpolated pixel over its neighbours' standard deviation."""
 
 _LARGEST_WEIGHT = 3.0
 """Largest sum of absolute weights of a plane through cells.
 
-It keeps a plane from being followed further than half the depth over which it was fitted.
+It limits extrapolation of a plane to half the depth over which it was fitted.
 """
 
 _FEWEST_NEIGHBOURS = 6
 _FINEST_CELL = 4
 _CELLS = 2
-"""Cells on each side of the pixel's own that a plane is fitted to."""
+"""Cells on each side of the pixel's own cell that a plane is fitted to."""
 
 _PATIENCE = 3
-"""Levels on which a plane is tried, after the first that shows any good pixel."""
+"""Levels on which a plane is tried, after the first level with any good pixel."""
 
 _SINGULAR = 1e-14
-"""Added to the diagonal, whose elements are below 1: singular systems get huge weights."""
+"""Added to the diagonal, whose elements are below 1: singular systems get huge weights instead of
+an error."""
 
 _THIN = 2
-"""Pixels to the nearest good one, in x or y, up to which neighbours tell what a pixel would be."""
+"""Largest distance to a good pixel, in x or y, at which neighbours determine a missing pixel."""
 
 _DEEP = (4, 16)
-"""Pixels between those of which one is found where the hole's edge is `_DEPTH` times as far."""
+"""Grid spacings, pixels, for interpolation deep in holes: where the hole's edge is farther than
+`_DEPTH` times the spacing."""
 
 _DEPTH = 4
 _BATCH = 1 << 12
@@ -68,14 +70,14 @@ _STRIP = 1 << 20
 
 
 def interpolated(image: Array, missing: Array | None = None) -> Array:
-    """Replace missing pixels by what the good pixels around them suggest.
+    """Replace missing pixels by values interpolated from the good pixels around them.
 
     Parameters
     ----------
     image
         ``(ny, nx)``.  Not modified.
     missing
-        ``(ny, nx)`` boolean: pixels to replace.  Those that are not finite always are.
+        ``(ny, nx)`` boolean: pixels to replace.  Pixels that are not finite are always replaced.
 
     Returns
     -------
@@ -92,13 +94,13 @@ def interpolated(image: Array, missing: Array | None = None) -> Array:
 
     Notes
     -----
-    A pixel depends on good pixels within 4.2 pixels, where these suffice.  Otherwise it depends
-    on those around the edge of its hole, at most 24 times as far away as the nearest one, or
-    96 pixels.  Farther than 16 pixels from any good one, where all of this is smooth, it is
+    A pixel depends on good pixels within 4.2 pixels, if these suffice.  Otherwise it depends on
+    those around the edge of its hole, at most 24 times as far away as the nearest one, or 96
+    pixels.  Deeper in a hole the result is smooth: farther than 16 pixels from any good one it is
     interpolated between every fourth pixel, farther than 64 between every sixteenth.
 
-    Constants come out exactly, and so do planes, except for pixels deep in a hole beyond whose
-    edge few good pixels lie: the nearest ones' mean.
+    Constants are reproduced exactly, and so are planes, with one exception: deep in a hole with
+    few good pixels around its edge, a pixel is the nearest ones' mean.
 
     Neighbours of equal, independent noise give an interpolated pixel at most 1.25 times their
     standard deviation.  Its noise is correlated with theirs.
@@ -133,23 +135,23 @@ def interpolated(image: Array, missing: Array | None = None) -> Array:
 
 
 def patched(image: Array, missing: Array) -> tuple[Array, Array]:
-    """Replace those missing pixels that good ones are next to, and say which are left.
+    """Replace missing pixels that are near good ones, and return those that are left.
 
     Parameters
     ----------
     image
         ``(ny, nx)``.  Not modified.
     missing
-        ``(ny, nx)`` boolean: pixels to replace.  Those that are not finite always are.
+        ``(ny, nx)`` boolean: pixels to replace.  Pixels that are not finite are always replaced.
 
     Returns
     -------
     patched
-        ``(ny, nx)``, float32 or float64 like the image: as by `interpolated` where a good pixel
-        lies within 2 pixels in x and y; 0 further inside of holes.  The image itself where
-        nothing is missing.
+        ``(ny, nx)``, float32 or float64 like the image.  Missing pixels are as from `interpolated`
+        if a good pixel lies within 2 pixels in x and y and their neighbours suffice; 0 further
+        inside holes.  The image itself if nothing is missing.
     left
-        ``(ny, nx)`` boolean: pixels inside of holes.
+        ``(ny, nx)`` boolean: pixels inside holes, set to 0.
     """
     wrong = filled(image.shape, bool, lambda rows: missing[rows] | ~np.isfinite(image[rows]))
     if not wrong.any():
@@ -169,7 +171,10 @@ def patched(image: Array, missing: Array) -> tuple[Array, Array]:
 
 
 def _without_good_around(wrong: Array) -> Array:
-    """Pixels without a good one within 2 pixels in x and y; beyond the frame nothing is good."""
+    """Pixels without a good one within 2 pixels in x and y; pixels beyond the frame are not good.
+
+    The square is separable: rows first, then columns.
+    """
     ny, nx = wrong.shape
 
     def work(rows: slice) -> Array:
@@ -209,7 +214,7 @@ def _precisions() -> tuple[Array, ...]:
     """
     dy, dx = _neighbourhood()
     square = (dy[:, None] - dy) ** 2 + (dx[:, None] - dx) ** 2
-    # The product of a Gaussian star with itself moved, summed over where it may lie.
+    # Product of a Gaussian star with its shifted copy, summed over all positions of the star.
     correlation = np.mean([np.exp(-square / (4 * sigma**2)) for sigma in _STAR_SIGMAS], axis=0)
     planes = np.stack([np.ones(dy.size), dy, dx], axis=1)
     precisions = []
@@ -221,7 +226,7 @@ def _precisions() -> tuple[Array, ...]:
 
 
 def neighbour_weights(missing: Array) -> tuple[Array, scipy.sparse.csr_array]:
-    """Weights with which good pixels make up the missing ones beside them.
+    """Weights of the good pixels from which missing ones beside them are interpolated.
 
     Parameters
     ----------
@@ -231,10 +236,10 @@ def neighbour_weights(missing: Array) -> tuple[Array, scipy.sparse.csr_array]:
     Returns
     -------
     pixels
-        ``(n,)`` places in the flattened image of those missing pixels that `interpolated` makes of
-        their neighbours within 4.2 pixels; those inside of large holes are not among them.
+        ``(n,)`` indices, in the flattened image, of missing pixels that `interpolated` computes
+        from neighbours within 4.2 pixels; pixels inside large holes are not among them.
     weights
-        ``(n, ny·nx)``, its rows as they sum up to 1.
+        ``(n, ny·nx)`` weights; each row sums to 1.
     """
     ny, nx = missing.shape
     good = ~missing
@@ -259,14 +264,14 @@ def neighbour_weights(missing: Array) -> tuple[Array, scipy.sparse.csr_array]:
 
 
 def _from_neighbours(image: Array, good: Array, ys: Array, xs: Array) -> Array:
-    """Values of missing pixels, NaN where their neighbours do not suffice."""
+    """Values of missing pixels; NaN if their neighbours do not suffice."""
     y, x, present, weights = _neighbours(good, ys, xs)
     neighbours = np.where(present, image[y, x], 0).astype(np.float64)
     return np.einsum("ij,ij->i", weights, neighbours)
 
 
 def _neighbours(good: Array, ys: Array, xs: Array) -> tuple[Array, Array, Array, Array]:
-    """Places of pixels' neighbours, whether they are there and good, and their weights.
+    """Rows and columns of pixels' neighbours, whether they exist and are good, and their weights.
 
     The weights are NaN for pixels whose neighbours do not suffice.
     """
@@ -281,10 +286,11 @@ def _neighbours(good: Array, ys: Array, xs: Array) -> tuple[Array, Array, Array,
 
 
 def _weights(present: Array) -> Array:
-    """Weights of the neighbours for some patterns of good ones, NaN where these do not suffice.
+    """Weights of the neighbours for some patterns of good ones; NaN if these do not suffice.
 
-    Of jointly normal pixels with the inverse covariance Λ, the missing ones m have the
-    expectation ``−Λ_mm⁻¹ Λ_mg g``: a system as small as the number of missing pixels.
+    If pixels are jointly normal with inverse covariance Λ, the expectation of the missing ones m
+    given the good ones g is ``−Λ_mm⁻¹ Λ_mg g``: a system only as large as the number of missing
+    pixels.
     """
     weights = np.full(present.shape, np.nan)
     n_missing = present.shape[1] - present.sum(axis=1)
@@ -329,12 +335,12 @@ def _inside(image: Array, good: Array, ys: Array, xs: Array) -> Array:
 
 
 def _any_good(cells: Array, reach: int) -> Array:
-    """Whether there is a good pixel in the cells around each."""
+    """Whether each cell, or one within reach of it, holds a good pixel."""
     return scipy.ndimage.maximum_filter(cells[0] > 0, 2 * reach + 1, mode="constant", cval=0)
 
 
 def _between(finest: Array, shape: tuple[int, ...], step: int, ys: Array, xs: Array) -> Array:
-    """Values of missing pixels between those of a grid."""
+    """Values of missing pixels, interpolated linearly between pixels of a coarse grid."""
     axes = [np.minimum(np.arange(0, n - 1 + step, step), n - 1) for n in shape]
     wanted = np.zeros([axis.size for axis in axes], bool)
     for dy, dx in itertools.product((0, 1), (0, 1)):
@@ -354,13 +360,13 @@ def _between(finest: Array, shape: tuple[int, ...], step: int, ys: Array, xs: Ar
 
 
 def _from_cells(cells: Array, ys: Array, xs: Array) -> Array:
-    """Values of missing pixels from planes through cells of pixels, or the nearest ones' mean."""
+    """Values of missing pixels from planes through cells of pixels, or the nearest cells' mean."""
     values, means = np.full((2, ys.size), np.nan)
     tries = np.full(ys.size, _PATIENCE)
     pending = np.arange(ys.size)
     side = _FINEST_CELL
     while pending.size:
-        # Once a neighbourhood holds the whole frame, larger cells show no more.
+        # Once a neighbourhood covers the whole frame, larger cells add no good pixel.
         last = max(cells.shape[1:]) <= _CELLS
         shown = pending[_any_good(cells, _CELLS)[ys[pending] // side, xs[pending] // side]]
         for part in np.array_split(shown, -(-shown.size // _BATCH) or 1):
@@ -375,9 +381,9 @@ def _from_cells(cells: Array, ys: Array, xs: Array) -> Array:
 
 
 def _from_level(cells: Array, side: int, ys: Array, xs: Array) -> tuple[Array, Array]:
-    """Values of pixels from the plane through the cells around them, and from their mean.
+    """Values of pixels from the plane through the cells around them, and from the cells' mean.
 
-    Either is NaN where the cells do not carry it.
+    Either is NaN if the cells do not determine it.
     """
     offsets = np.arange(-_CELLS, _CELLS + 1)
     rows = (ys // side)[:, None] + np.repeat(offsets, offsets.size)
@@ -393,7 +399,7 @@ def _from_level(cells: Array, side: int, ys: Array, xs: Array) -> tuple[Array, A
     def mean_of(quantity: Array) -> Array:
         return np.einsum("ij,ij->i", weights, quantity)[:, None]
 
-    # Without any cell, or with cells on a line, this divides by zero; it is sorted out below.
+    # Without any cell, or with cells on a line, this divides by zero; ``carried`` is False then.
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         weights /= weights.sum(axis=1)[:, None]
         away_y, away_x = mean_of(dy), mean_of(dx)
@@ -414,7 +420,7 @@ def _from_level(cells: Array, side: int, ys: Array, xs: Array) -> tuple[Array, A
 
 
 def _finest_cells(image: Array, good: Array) -> Array:
-    """Number of good pixels in each cell, sums of their positions in it and of their values."""
+    """``(4, ny, nx)`` per cell: number of good pixels, sums of their y and x in it, and values."""
     ny, nx = (-(-n // _FINEST_CELL) for n in image.shape)
     cells = np.zeros((4, ny, nx))
     step = max(1, _STRIP // (nx * _FINEST_CELL**2))
@@ -435,7 +441,7 @@ def _finest_cells(image: Array, good: Array) -> Array:
 
 
 def _coarser(cells: Array, side: int) -> Array:
-    """Cells of twice the side."""
+    """Cells of twice the side, from cells as `_finest_cells` makes them."""
     padded = np.pad(cells, [(0, 0), *((0, n % 2) for n in cells.shape[1:])])
     padded[1, 1::2] += side * padded[0, 1::2]
     padded[2, :, 1::2] += side * padded[0, :, 1::2]
@@ -452,7 +458,7 @@ def mean_around(image: Array, usable: Array, side: int) -> Array:
     usable
         ``(ny, nx)`` boolean.
     side
-        Of the square, pixels; odd. Beyond the frame the outermost pixels go on.
+        Side of the square, pixels; odd.  Beyond the frame the outermost pixels are repeated.
 
     Returns
     -------
@@ -463,6 +469,6 @@ def mean_around(image: Array, usable: Array, side: int) -> Array:
     total = scipy.ndimage.uniform_filter(
         np.where(usable, image, 0).astype(float), side, mode="nearest"
     )
-    # Running sums end near zero, not at it.
+    # Running sums of an empty square end near zero, not exactly at it.
     known = share > 0.5 / side**2
     return np.where(known, total / np.where(known, share, 1), 0)

@@ -1,4 +1,4 @@
-"""Memory that a process keeps, and how much of it it may use."""
+"""Memory that a process keeps, and a limit to the memory it may use."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ __all__ = ["limited_memory", "return_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PLANE, _SMALL_PLANE = 15 << 20, 1 << 20
-"""Bytes: less than a mask of 4000 pixels squared, more than the stack that SEP makes each time; and
-within a limit."""
+"""Least size, bytes, of planes that are given back; the second one is for runs with a memory limit.
+
+The first is less than a mask of 4000² pixels and more than the stack that SEP makes each time."""
 
 
 def return_freed_memory(least: int = _PLANE) -> None:
-    """Have the C library give freed image planes back to the system at once.
+    """Make the C library return freed image planes to the system at once.
 
-    glibc keeps what was freed below a threshold that grows to 32 MB by itself: of a 4k
-    exposure's masks and intermediate planes some 400 MB that nobody uses.  What is smaller,
-    such as tiles, it shall keep: fresh pages cost more than the work on them.
+    glibc keeps freed blocks below a threshold, which grows by itself to 32 MB.  After a 4k exposure
+    that is some 400 MB of unused masks and intermediate planes.  It should keep smaller blocks,
+    such as tiles, because fresh pages cost more time than the work on them.
 
     Parameters
     ----------
     least
-        Bytes from which memory is asked from the system and given back, one plane at a time.
+        Size, bytes, from which blocks are taken from the system and returned one by one.
     """
     _tell_allocator("mallopt", _M_MMAP_THRESHOLD, least)
     _tell_allocator("mallopt", _M_TRIM_THRESHOLD, 4 * least)
 
 
 def _tell_allocator(function: str, *numbers: int) -> None:
-    """Call a function of glibc's allocator, where there is one."""
+    """Call a function of glibc's allocator, if this system has it."""
     if sys.platform != "linux":
         return
     import ctypes
@@ -45,15 +46,15 @@ def _tell_allocator(function: str, *numbers: int) -> None:
 def limited_memory(number: int | None, directory: Path | None) -> Iterator[None]:
     """Context in which a run keeps to an amount of memory: the option ``--memory``.
 
-    When it ends, the C library gives back what the run has left scattered over its heap: small
-    arrays that die between others that live leave holes of whole pages.
+    When it ends, the C library returns free pages that the run left scattered over its heap: small
+    arrays freed between others that live on leave holes of whole pages.
 
     Parameters
     ----------
     number
-        Bytes; None for what the machine has.
+        Bytes; None for the memory of the machine.
     directory
-        Of the output, where large planes live meanwhile.
+        Directory of the output, where large planes are kept meanwhile.
 
     Yields
     ------

@@ -1,4 +1,4 @@
-"""Pixels that hold no value which a filter can work with."""
+"""Pixels whose values no filter can use."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["smallest_sigma", "unmeasured_pixels"]
 type Array = npt.NDArray[Any]
 
 _LARGEST_SIGNIFICANCE = 1e11
-"""Pixels beyond this many sigma are no measurement, and would drown all others.
+"""Significance from which a pixel is no measurement: a filter would lose all other pixels in it.
 
-Errors of a double-precision transform stay below 1e-3 sigma for less than 2.8e11 sigma.
+Errors of a double-precision transform stay below 1e-3 sigma for pixels below 2.8e11 sigma.
 """
 
 
 def unmeasured_pixels(image: Array, sigma: float | None = None) -> Array | None:
-    """Pixels that hold no value which a transform can work with.
+    """Pixels whose values no transform can use.
 
     Parameters
     ----------
@@ -34,16 +34,16 @@ def unmeasured_pixels(image: Array, sigma: float | None = None) -> Array | None:
     Returns
     -------
     unmeasured
-        ``(ny, nx)`` boolean: not finite or, with a sigma, beyond 1e11 of it.  None where there
-        is no such pixel.
+        ``(ny, nx)`` boolean: pixels that are not finite or, if a sigma is given, exceed 1e11
+        sigma.  None if there is no such pixel.
     """
-    # The largest number of the type, where there is no other limit: infinities are beyond it.
+    # Without another limit, the largest number of the type: only infinities exceed it.
     most = float(np.finfo(image.dtype).max) if image.dtype.kind == "f" else math.inf
     if sigma is not None:
         most = min(most, _LARGEST_SIGNIFICANCE * sigma)
 
     def all_measured(rows: slice) -> bool:
-        # Comparisons with NaN are false.
+        # A NaN makes min and max NaN, and comparisons with NaN are false.
         part = image[rows]
         return -most <= float(part.min()) and float(part.max()) <= most
 
@@ -63,7 +63,7 @@ def smallest_sigma(variance: Array) -> float | None:
     Returns
     -------
     sigma
-        image_unit; None if no pixel has a positive, finite variance.
+        Standard deviation, image_unit; None if no pixel has a positive, finite variance.
     """
 
     def smallest(rows: slice) -> float:

@@ -1,9 +1,9 @@
-"""Planes of an image's size: in memory, or in files where there is a limit to that.
+"""Planes of an image's size: in memory, or in files if memory is limited.
 
-Whatever has as many pixels as an image is made here, and worked on a few rows at a time, so
-that what is made on the way stays in the processor's cache.  Within a `memory_limit` large planes
-live in files without a name, which the system pages in and out as it likes: memory then does not
-depend on the image's size, and the results are the same.
+Every array with as many pixels as an image is made here, and processed a few rows at a time, so
+that intermediate results stay in the processor's cache.  Within a `memory_limit` large planes live
+in files without a name, which the system pages in and out as it likes: then memory does not depend
+on the image's size, and the results are the same.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 _BLOCK = 1 << 17
-"""Pixels of a block of rows."""
+"""Pixels in a block of rows."""
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""Errors of file systems that cannot reserve blocks."""
 
 _SHARE = 16
-"""A plane that takes more than this part of the limit goes to a file."""
+"""A plane larger than the limit divided by this goes to a file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +68,10 @@ def memory_limit(number: int | None, directory: Path | None = None) -> Iterator[
     Parameters
     ----------
     number
-        Bytes of memory that may be used, about; None for what the machine has.
+        Approximate limit, bytes; None for the memory of the machine.
     directory
-        Where the files are, with room for a dozen planes; they have no names and vanish
-        with the planes.  None for the system's choice.
+        Directory of the files, with room for a dozen planes; the files have no names and vanish
+        with the planes.  None for the system's directory for temporary files.
 
     Yields
     ------
@@ -97,7 +98,7 @@ def has_limit() -> bool:
 
 
 def _physical_memory() -> int | None:
-    """Bytes that the machine has, where it tells."""
+    """Memory of the machine, bytes; None if the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -110,29 +111,29 @@ def is_limited(shape: tuple[int, ...], dtype: npt.DTypeLike) -> bool:
     Parameters
     ----------
     shape, dtype
-        Of the plane.
+        Shape and type of the plane.
 
     Returns
     -------
     limited
-        True where it goes to a file.
+        True if the plane goes to a file.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     return _limit is not None and size > _limit.bytes // _SHARE
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-    """Plane whose pixels are yet to be set.
+    """Plane whose pixels are not set yet.
 
     Parameters
     ----------
     shape, dtype
-        Of the plane.
+        Shape and type of the plane.
 
     Returns
     -------
     plane
-        In memory, or in a file.
+        Plane in memory or in a file.
     """
     return zeros(shape, dtype) if is_limited(shape, dtype) else np.empty(shape, dtype)
 
@@ -143,12 +144,12 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     Parameters
     ----------
     shape, dtype
-        Of the plane.
+        Shape and type of the plane.
 
     Returns
     -------
     plane
-        In memory, or in a file.
+        Plane in memory or in a file.
 
     Raises
     ------
@@ -173,7 +174,7 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
 
 
 def _reserve(file: int, size: int) -> None:
-    """Have all of a file's blocks: were there none left later, writing to memory would kill us."""
+    """Reserve a file's blocks: if the disk filled later, writing to the plane would kill us."""
     if not hasattr(os, "posix_fallocate"):  # not on this system
         return
     try:
@@ -184,7 +185,7 @@ def _reserve(file: int, size: int) -> None:
 
 
 def _free(directory: Path) -> str:
-    """How much room there is."""
+    """Part of a message with the free room in a directory; empty if the system does not tell."""
     try:
         return f"; {shutil.disk_usage(directory).free / 1e6:.4g} MB are free"
     except OSError:
@@ -192,17 +193,17 @@ def _free(directory: Path) -> str:
 
 
 def row_blocks(shape: tuple[int, ...]) -> list[slice]:
-    """Rows to work on at a time.
+    """Blocks of rows to work on at a time.
 
     Parameters
     ----------
     shape
-        Of an image.
+        Shape of an image.
 
     Returns
     -------
     blocks
-        They depend on nothing else.
+        Slices of rows; they depend on the shape only, not on the number of threads.
     """
     step = max(1, _BLOCK // max(1, math.prod(shape[1:])))
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
@@ -214,32 +215,32 @@ def each_block[Result](work: Callable[[slice], Result], shape: tuple[int, ...]) 
     Parameters
     ----------
     work
-        Function of some rows.
+        Function of a slice of rows.
     shape
-        Of the image.
+        Shape of the image.
 
     Returns
     -------
     results
-        In the order of the rows.
+        Results in the order of the rows.
     """
     return in_threads(work, row_blocks(shape))
 
 
 def filled(shape: tuple[int, ...], dtype: npt.DTypeLike, work: Callable[[slice], Array]) -> Array:
-    """Plane made from a function of some of its rows.
+    """Plane filled block by block by a function.
 
     Parameters
     ----------
     shape, dtype
-        Of the plane.
+        Shape and type of the plane.
     work
-        Function that returns the pixels of some rows.
+        Function of a slice of rows that returns their pixels.
 
     Returns
     -------
     plane
-        In memory, or in a file.
+        Plane in memory or in a file.
     """
     plane = empty(shape, dtype)
 
@@ -261,7 +262,7 @@ def copied(plane: Array) -> Array:
     Returns
     -------
     copy
-        In memory, or in a file.
+        Plane in memory or in a file.
     """
     return filled(plane.shape, plane.dtype, lambda rows: plane[rows])
 
@@ -292,21 +293,21 @@ def usable_pixels(image: Array, unusable: Array | None = None) -> Array:
 
 
 def used(plane: Array, use: Array, rows: slice) -> Array:
-    """Values of the pixels of some rows that are used.
+    """Values of the used pixels in some rows.
 
     Parameters
     ----------
     plane
         ``(ny, nx)``.
     use
-        ``(ny, nx)`` boolean: pixels that are.
+        ``(ny, nx)`` boolean: pixels that are used.
     rows
-        Which rows.
+        Slice of rows.
 
     Returns
     -------
     values
-        ``(n,)`` row by row; no copy where all are.
+        ``(n,)`` row by row; no copy if all are used.
     """
     values, chosen = plane[rows], use[rows]
     result: Array = values.reshape(-1) if chosen.all() else values[chosen]
@@ -314,21 +315,21 @@ def used(plane: Array, use: Array, rows: slice) -> Array:
 
 
 def every_nth(plane: Array, use: Array, enough: int) -> Array:
-    """Values of evenly spaced ones of the pixels that are used.
+    """Values of evenly spaced pixels among those that are used.
 
     Parameters
     ----------
     plane
         ``(ny, nx)``.
     use
-        ``(ny, nx)`` boolean: pixels that are.
+        ``(ny, nx)`` boolean: pixels that are used.
     enough
-        At least so many values, where there are as many; less than twice as many.
+        Least number of values, if that many are used; the result has less than twice as many.
 
     Returns
     -------
     values
-        ``(n,)``: ``plane[use][::step]``, without a copy of all of it.
+        ``(n,)``: ``plane[use][::step]``, without a copy of all of ``plane[use]``.
     """
     blocks = row_blocks(plane.shape)
     counts = in_threads(lambda rows: np.count_nonzero(use[rows]), blocks)
@@ -336,7 +337,7 @@ def every_nth(plane: Array, use: Array, enough: int) -> Array:
     before = np.append(0, np.cumsum(counts))
 
     def work(number: int) -> Array:
-        # A copy, or all that it was taken from would be kept.
+        # A copy: a view would keep the whole array alive.
         values = used(plane, use, blocks[number])
         return np.array(values[int(-before[number]) % step :: step])
 

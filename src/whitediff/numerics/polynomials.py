@@ -1,4 +1,4 @@
-"""Chebyshev polynomials of two coordinates, in the order that kernels and backgrounds share."""
+"""Chebyshev polynomials of two coordinates, in the order of terms of kernels and backgrounds."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Sharing independent work out among processes, of which one may fail without the others.
+"""Independent work shared among processes, any of which may fail without the others.
 
-Threads share an image's planes; what takes seconds and yields a few numbers goes to processes.
+Threads share an image's planes.  Work that takes seconds and returns a few numbers goes to
+processes.
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ def in_processes[Item, Result](
     Parameters
     ----------
     work
-        Function of a piece; it and what it returns can be pickled.
+        Function of a piece; both the function and its results can be pickled.
     items
         Pieces.
     processes
-        How many work side by side, one thread each; 1 works in this process, with its threads.
+        Number of processes side by side, one thread each; 1 works in this process, with its
+        threads.
 
     Yields
     ------
     item, result
-        In the order in which they are done; an error of the piece in place of its result.
-        Pieces whose process died, such as for want of memory, are tried once more, alone.
+        Piece and its result, or the error that it raised, in the order in which they are done.
+        Pieces whose process died, such as for lack of memory, are tried once more, alone.
 
     Raises
     ------
@@ -75,13 +77,16 @@ def _tried[Item, Result](work: Callable[[Item], Result], item: Item) -> Result |
 def _in_pools[Item, Result](
     work: Callable[[Item], Result], items: deque[Item], processes: int, lost: list[Item]
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    """Results from one pool after the other, until one of them lives to the end."""
+    """Results from one pool after another, until a pool completes all pieces that are left.
+
+    Pieces that were running when a pool broke are appended to ``lost``.
+    """
     while items:
         with _pool(processes, work) as pool:
             running: dict[Future[Any], Item] = {}
             broken = False
             while (items and not broken) or running:
-                # No more than the processes work on: results do not pile up behind each other.
+                # No more than the processes work on soon: results do not pile up.
                 while items and not broken and len(running) < 2 * processes:
                     item = items.popleft()
                     try:
@@ -106,7 +111,7 @@ def _in_pools[Item, Result](
 
 @contextlib.contextmanager
 def _pool(processes: int, work: Callable[[Any], Any]) -> Iterator[ProcessPoolExecutor]:
-    """Pool whose processes do not outlive an interruption."""
+    """Pool of processes that end when this one is interrupted."""
     before = set(multiprocessing.active_children())
     # A forked process would inherit locks that threads of this one hold.
     context = multiprocessing.get_context("spawn")
@@ -123,11 +128,11 @@ def _pool(processes: int, work: Callable[[Any], Any]) -> Iterator[ProcessPoolExe
 
 
 _work: Callable[[Any], Any] | None = None
-"""Of a process: handed over once, not with every piece."""
+"""Function that a worker process applies; handed over once, not with every piece."""
 
 
 def _begin(work: Callable[[Any], Any], level: int) -> None:
-    """Set up a process: one thread, and interruptions are its parent's business."""
+    """Set up a worker process: one thread, and only the parent handles interruptions."""
     global _work
     _work = work
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -139,7 +144,7 @@ def _begin(work: Callable[[Any], Any], level: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End where the parent was killed: else this process would wait for work that never comes."""
+    """End this process if the parent was killed: it would wait for work that never comes."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -16,15 +16,16 @@ __all__ = ["FWHM_TO_SIGMA", "UNDERSAMPLED_FWHM", "full_width_half_maximum"]
 type Array = npt.NDArray[Any]
 
 FWHM_TO_SIGMA = 1 / (2 * math.sqrt(2 * math.log(2)))
-"""Width of a Gaussian over its full width at half maximum."""
+"""Standard deviation of a Gaussian over its full width at half maximum."""
 
 UNDERSAMPLED_FWHM = 2.5
-"""Full width at half maximum, pixels, below which pixels do not tell what is between them: a star
-moved between pixels is not what it was, and light may be diffraction's."""
+"""Full width at half maximum, pixels, below which pixels do not determine the light between them: a
+star shifted by part of a pixel changes, and diffraction may matter."""
 
 _OVERSAMPLING = 8
 _CORE, _AROUND = 0.3, 2
-"""Of the maximum, and pixels around what exceeds it: there, half of the spline's maximum lies."""
+"""Share of the maximum, and pixels around the region above it, within which the spline falls to
+half its maximum."""
 
 
 def full_width_half_maximum(image: Array) -> float:
@@ -38,19 +39,19 @@ def full_width_half_maximum(image: Array) -> float:
     Returns
     -------
     fwhm
-        Pixels: diameter of the circle with the area above half of the maximum, the geometric
-        mean of the axes of an ellipse.
+        Diameter, pixels, of the circle with the area above half of the maximum; for an ellipse,
+        the geometric mean of its axes.
 
     Raises
     ------
     ArgumentError
-        If the image has no positive maximum.
+        If the image is not finite or has no positive maximum.
     """
     if not (np.isfinite(image).all() and image.max() > 0):
         raise ArgumentError("A PSF image must be finite with a positive maximum.")
     ny, nx = image.shape
     y, x = np.unravel_index(int(np.argmax(image)), image.shape)
-    # Spline interpolation of the core, as far as it may be above half of the maximum.
+    # Only the core is interpolated, as far as it may be above half of the maximum: wings cost time.
     cores, _ = scipy.ndimage.label(image > _CORE * image[y, x])
     box = scipy.ndimage.find_objects(cores)[cores[y, x] - 1]
     rows, columns = (
@@ -67,7 +68,7 @@ def full_width_half_maximum(image: Array) -> float:
     above = fine - fine.max() / 2
     labels, _ = scipy.ndimage.label(above > 0)
     peak = labels == labels[np.unravel_index(int(np.argmax(fine)), fine.shape)]
-    # Cells on the border count by the part of them that is above.
+    # Cells on the border count by the part of them above: whole cells would make steps.
     near = scipy.ndimage.binary_dilation(peak)
     slope = sum(abs(each) for each in np.gradient(above))
     part = np.clip(0.5 + above[near] / np.maximum(slope[near], np.finfo(float).tiny), 0, 1)

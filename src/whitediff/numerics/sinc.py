@@ -1,8 +1,8 @@
-"""Values of a well-sampled image between its pixels: a windowed sinc.
+"""Values of a well-sampled image between its pixels, by a windowed sinc.
 
-An image whose power ends well below the Nyquist frequency, such as one filtered with a PSF, is
-known everywhere from its pixels (Shannon 1949).  The sinc is cut off by a Kaiser window, and
-errs by less than 1e-4 for waves longer than 3 pixels.
+If an image has no power near the Nyquist frequency, as after a filter with a PSF, its pixels
+determine it everywhere (Shannon 1949).  A Kaiser window cuts off the sinc; the error is below 1e-4
+for waves longer than 3 pixels.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["REACH", "interpolation_weights", "moved_stamps"]
 type Array = npt.NDArray[Any]
 
 REACH = 8
-"""Pixels to each side that a value between pixels depends on."""
+"""Pixels on each side that a value between pixels depends on."""
 
 _BETA = 7.8
-"""Of the window: sidelobes of 1e-4."""
+"""Shape parameter of the Kaiser window: sidelobes of 1e-4."""
 
 
 def interpolation_weights(position: Array, half: int) -> tuple[Array, Array]:
@@ -30,14 +30,15 @@ def interpolation_weights(position: Array, half: int) -> tuple[Array, Array]:
     Parameters
     ----------
     position
-        ``(n,)`` places, pixels, of absolute value up to 1.
+        ``(n,)`` positions, pixels, from −1 to 1.
     half
-        The pixels are those from ``−half`` to ``half``; at least `REACH` + 1 for all that matter.
+        Pixels run from ``−half`` to ``half``; `REACH` + 1 includes all with any weight.
 
     Returns
     -------
     weights, slopes
-        ``(n, 2·half + 1)``; the first sum to 1, the second, derivatives by the position, to 0.
+        ``(n, 2·half + 1)``, without pixels beyond ``half``.  Over all pixels weights sum to 1;
+        slopes, their derivatives by the position, sum to 0.
     """
     reach = max(half, REACH + 1)
     t = np.asarray(position, dtype=np.float64)[:, None] - np.arange(-reach, reach + 1)
@@ -66,18 +67,19 @@ def moved_stamps(
     Parameters
     ----------
     images
-        ``(n, py, px)``, origin at ``[py//2, px//2]``; or ``(1, py, px)`` for all.  Zero outside.
+        ``(n, py, px)``, origin at ``[py//2, px//2]``, or one image ``(1, py, px)`` for all stamps.
+        Images are zero outside.
     dy, dx
         ``(n,)`` pixels by which the origin moves away from the stamp's middle pixel.
     half
         Pixels of a stamp on each side of the middle one.
     slopes
-        Whether the derivatives are wanted too.
+        Whether to return the derivatives too.
 
     Returns
     -------
     stamps
-        ``(n, 2·half + 1, 2·half + 1)``; and, if asked for, their derivatives by ``dy`` and by
+        ``(n, 2·half + 1, 2·half + 1)``; with ``slopes``, also their derivatives by ``dy`` and by
         ``dx``.
     """
     (wy, sy), (wx, sx) = (
@@ -92,11 +94,11 @@ def moved_stamps(
 
 
 def _moving_matrices(shift: Array, half: int, size: int) -> tuple[Array, Array]:
-    """Matrices from an axis of images to that of their stamps, and their derivatives."""
+    """Matrices that map an axis of images to the same axis of stamps, and their derivatives."""
     whole = np.floor(np.asarray(shift, dtype=np.float64) + 0.5)
     reach = REACH + 1
-    # Pixel j of the stamp is the image's at j − shift: a row is the one before, moved by a pixel.
-    # Of a shift by whole pixels the first has its middle weight at column −half + size//2 − whole.
+    # Pixel j of the stamp is the image at j − shift: each row is the row before moved by a pixel.
+    # For a whole-pixel shift the first row's weight is at column −half + size//2 − whole.
     length = size + 2 * half
     first = (2 * half - (half - size // 2) - whole).astype(int) - reach
     columns = first[:, None] + np.arange(2 * reach + 1)

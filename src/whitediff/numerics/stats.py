@@ -39,21 +39,22 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 ENOUGH_PIXELS = 250_000
-"""Pixels from which a scatter is known to a few thousandths."""
+"""Number of pixels that determine a scatter to a few thousandths."""
 
 _LOST_DIGITS = 1e-4
+"""Rounding error over the scatter from which single precision loses noise."""
 
 _FEW = 1 << 18
-"""Pixels of which a clipped mean is simply sorted out."""
+"""Number of pixels up to which all of them are simply sorted."""
 
 _SAMPLE = 1 << 17
 _BRACKET_SIGMAS = 5.0
 _MANY = 4
-"""Of a block, values are not kept if they are more than this part."""
+"""Values inside a bracket are not kept if they are more than a block divided by this."""
 
 _FROM_EACH = 16
 _TILE = 256
-"""Least side of a tile's grid: its transforms stay in the processor's cache."""
+"""Smallest side of a tile's grid: its transforms stay in the processor's cache."""
 
 IQR_TO_SIGMA = 0.741301109252802
 """Standard deviation of a Gaussian over its inter-quartile range."""
@@ -62,28 +63,28 @@ MAD_TO_SIGMA = 1.482602218505602
 """Standard deviation of a Gaussian over its median absolute deviation."""
 
 MEDIAN_ERROR = 1.2533
-"""Error of a median over that of a mean, of many Gaussian values: √(π/2)."""
+"""Error of the median over the error of the mean, for many Gaussian values: √(π/2)."""
 
 _QUARTILES = (0.25, 0.5, 0.75)
 _TRIED, _REPEATED, _OFF = 1000, 8, 0.01
-"""Values in which steps are looked for, how often one of these must be there in the mean, and
-departures from whole numbers of steps that are rounding."""
+"""Values in which steps are looked for, mean number of repeats of each value that is needed, and
+departure from whole numbers of steps that counts as rounding."""
 _BLOCK = 1 << 18
 _CLIPPED, _CLIPPING_PASSES = 8.0, 5
 
 
 @dataclasses.dataclass(frozen=True)
 class ClippedMean:
-    """A clipped mean and how it came about.
+    """A clipped mean and the passes that led to it.
 
     Attributes
     ----------
     mean
         Mean of the pixels inside the last interval; NaN if there was no pixel.
     median, inter_quartile_range
-        Of the pixels offered, before clipping.
+        Median and inter-quartile range before clipping.
     centers, half_widths, counts
-        Clip interval of each of the three passes and the number of pixels inside.
+        Clip interval of each of the three passes, and number of pixels inside.
     """
 
     mean: float
@@ -100,15 +101,15 @@ def clipped_mean(values: Array, *, good: Array | None = None) -> ClippedMean:
     Parameters
     ----------
     values
-        Any shape.  Values that are not finite, also after conversion to single
-        precision, are left out.
+        Any shape.  Values that are not finite in single precision are left out; if none is, as for
+        variances in very small units of flux, those that are not finite.
     good
-        Same shape, boolean: the pixels to use; all if not given.
+        Same shape, boolean: pixels to use; all if not given.
 
     Returns
     -------
     result
-        `ClippedMean`; its mean is NaN if there is no pixel, the pixel if there is one.
+        `ClippedMean`; its mean is NaN if there is no pixel, and the pixel itself if there is one.
 
     Raises
     ------
@@ -118,10 +119,10 @@ def clipped_mean(values: Array, *, good: Array | None = None) -> ClippedMean:
     Notes
     -----
     Pass 1 keeps ``|v − median| ≤ 3 · 0.7413 · IQR``, with median and quartiles by
-    linear interpolation at rank ``f · (n − 1)``; passes 2 and 3 start again from all
-    the pixels and keep ``|v − mean| ≤ 3 · sd`` of the pass before, ``sd`` with
-    ``n − 1``, bounds inclusive.  This is the ``MEANCLIP`` of LSST's statistics with
-    its default three passes.
+    linear interpolation at rank ``f · (n − 1)``.  Passes 2 and 3 start again from all
+    pixels and keep ``|v − mean| ≤ 3 · sd``, with the mean and ``sd`` (by ``n − 1``) of the pass
+    before; bounds are inclusive.  This is the ``MEANCLIP`` of LSST's statistics with its default
+    three passes.
     """
     if good is not None and good.shape != values.shape:
         raise ArgumentError(
@@ -139,7 +140,7 @@ def clipped_mean(values: Array, *, good: Array | None = None) -> ClippedMean:
 
 
 def _clipped(blocks: _Blocks, quartiles: list[float]) -> ClippedMean:
-    """Three passes, of which each starts again from all values."""
+    """Three passes of clipping; each starts again from all values."""
     lower, median, upper = quartiles
     center, half_width = median, 3 * IQR_TO_SIGMA * (upper - lower)
     centers, half_widths, counts = [], [], []
@@ -149,11 +150,11 @@ def _clipped(blocks: _Blocks, quartiles: list[float]) -> ClippedMean:
         count, total, square = blocks.sums_within(center, half_width)
         counts.append(count)
         if count == 0:
-            # Only when the spread is below the rounding of the mean.
+            # This happens only if the spread is below the rounding of the mean.
             center = float("nan")
             break
         center += total / count
-        # Of rounding errors it may be negative.
+        # Rounding errors may make it negative.
         square = max(0.0, square - total**2 / count)
         half_width = 3 * math.sqrt(square / (count - 1)) if count > 1 else 0.0
     return ClippedMean(
@@ -162,7 +163,7 @@ def _clipped(blocks: _Blocks, quartiles: list[float]) -> ClippedMean:
 
 
 def _usable(values: Array, good: Array | None) -> Array:
-    """Values that are finite, in single precision too, and good."""
+    """Values that `_finite` accepts and that are good."""
     use = _finite(values)
     if good is not None:
         use &= good
@@ -171,16 +172,16 @@ def _usable(values: Array, good: Array | None) -> Array:
 
 
 def _finite(values: Array) -> Array:
-    """Which values are finite in single precision too, if any is; else which are finite."""
+    """Values that are finite in single precision, if there are any; else those that are finite."""
     with np.errstate(over="ignore"):
         use = np.isfinite(values.astype(np.float32, copy=False))
-    # Variances of images in very small units of flux.
+    # Variances of images in very small units of flux may all exceed single precision.
     return use if use.any() else np.isfinite(values)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Blocks:
-    """Values that are looked at block by block, so that none of them has to be copied.
+    """Values that are processed block by block, so that none of them has to be copied.
 
     Attributes
     ----------
@@ -192,7 +193,7 @@ class _Blocks:
     good: Array | None
 
     def each(self, work: Callable[[Array, Array], Any]) -> list[Any]:
-        """Results of a function of the values of a block and of which to use."""
+        """Results of a function of each block's values and the boolean array of those to use."""
 
         def of_rows(rows: slice) -> Any:
             part = self.values[rows].reshape(-1)
@@ -212,8 +213,9 @@ class _Blocks:
             use &= part <= last
             offset = np.subtract(part, center, dtype=np.float64)
             with np.errstate(invalid="ignore"):
-                offset *= use  # zero in place of what does not count
+                offset *= use  # faster than selecting the values
             total = float(offset.sum())
+            # Zero times NaN or infinity is NaN.
             if not math.isfinite(total):
                 np.copyto(offset, 0.0, where=~use)
                 total = float(offset.sum())
@@ -234,9 +236,9 @@ class _Blocks:
     def near(
         self, brackets: list[tuple[Any, Any]]
     ) -> tuple[int, list[tuple[int, int, Array | None]]]:
-        """Number of usable values; for every bracket, how many are below and inside, and these.
+        """Number of usable values; for every bracket, numbers below and inside, and those inside.
 
-        The last sorted, or None where they are many.
+        The values inside are sorted; None if they are many.
         """
 
         def work(part: Array, use: Array) -> tuple[int, list[tuple[int, int, Array | None]]]:
@@ -258,7 +260,7 @@ class _Blocks:
         return sum(number for number, _ in parts), result
 
     def order_statistic(self, rank: int) -> float:
-        """Value of a rank, from 0, among many equal ones: halving the values left to look at."""
+        """Value of a rank, counted from 0, by bisection: for brackets with many equal values."""
         low, high = -math.inf, math.inf
         while True:
             pivot = self._inside(low, high)
@@ -275,10 +277,10 @@ class _Blocks:
             low, high = (low, pivot) if rank < below else (pivot, high)
 
     def _inside(self, low: float, high: float) -> float:
-        """Median of those values between two that a look at every block finds first."""
+        """Median of a sample of the values between two: the first few of each block."""
 
         def work(part: Array, use: Array) -> Array:
-            # A copy, or all that it was taken from would be kept.
+            # A copy: a view would keep the whole array alive.
             return part[(part > low) & (part < high) & use][:_FROM_EACH].copy()
 
         found = np.concatenate(self.each(work))
@@ -288,7 +290,7 @@ class _Blocks:
 def _ends(dtype: Any, center: float, half_width: float) -> tuple[Any, Any]:
     """Smallest and largest number of a type with ``|v − center| ≤ half_width``.
 
-    To the last rounding of the difference in double precision, so that values can be compared
+    Exact to the rounding of the difference in double precision, so that values can be compared
     in their own precision.
     """
     ends = []
@@ -307,7 +309,7 @@ def _ends(dtype: Any, center: float, half_width: float) -> tuple[Any, Any]:
 def _quartiles(blocks: _Blocks) -> list[float]:
     """Quartiles by linear interpolation at rank ``f · (n − 1)``.
 
-    A sample tells about where they are, so that only the values there have to be sorted.
+    A sample brackets them, so that only the values inside the brackets have to be sorted.
     """
     sample = blocks.sample()
     if sample.size == 0:
@@ -334,7 +336,7 @@ def _quartiles(blocks: _Blocks) -> list[float]:
 
 
 def _bracket(ordered: Array, fraction: float) -> tuple[Any, Any]:
-    """Values of a sample between which a quantile of all lies, but for one in a million."""
+    """Values of a sorted sample that bracket a quantile of all values, but for one in a million."""
     n = ordered.size
     rank = fraction * (n - 1)
     reach = _BRACKET_SIGMAS * math.sqrt(n * fraction * (1 - fraction)) + 1
@@ -347,15 +349,15 @@ def _between(ordered: Array, rank: float) -> float:
     return lower + (rank - low) * (upper - lower)
 
 
-def median_of(plane: Array, use: Array) -> Any:
-    """Median of the pixels of a plane that are used.
+def median_of(plane: Array, use: Array) -> np.floating:
+    """Median of the used pixels of a plane.
 
     Parameters
     ----------
     plane
         ``(ny, nx)``.
     use
-        ``(ny, nx)`` boolean, at least one: pixels that are, none of them NaN.
+        ``(ny, nx)`` boolean: pixels that are used, at least one and none of them NaN.
 
     Returns
     -------
@@ -366,7 +368,7 @@ def median_of(plane: Array, use: Array) -> Any:
 
 
 def middle_values(plane: Array, use: Array) -> Array:
-    """Those of the pixels of a plane whose mean is the median.
+    """Middle one or two values of the used pixels of a plane: their mean is the median.
 
     Parameters
     ----------
@@ -376,11 +378,11 @@ def middle_values(plane: Array, use: Array) -> Array:
     Returns
     -------
     values
-        ``(1,)`` or ``(2,)``, of an odd and an even number of pixels.
+        ``(1,)`` for an odd number of pixels, ``(2,)`` for an even one.
 
     Notes
     -----
-    A sample tells about where they are, so that only the values there have to be sorted.
+    A sample brackets them, so that only the values inside the bracket have to be sorted.
     """
     number = int(np.count_nonzero(use))
     ranks = np.unique([(number - 1) // 2, number // 2])
@@ -408,7 +410,7 @@ def middle_values(plane: Array, use: Array) -> Array:
 
 
 def half_sample_mode(values: Array) -> float:
-    """Where values lie densest.
+    """Mode of some values, by repeated halving of the sample.
 
     Parameters
     ----------
@@ -418,7 +420,8 @@ def half_sample_mode(values: Array) -> float:
     Returns
     -------
     mode
-        Mean of the last of halves of the sample, each the narrowest of the one before.
+        Mean of the last sample of at most three values.  Each sample is the narrowest half of the
+        one before.
     """
     values = np.sort(values)
     while len(values) > 3:
@@ -430,7 +433,7 @@ def half_sample_mode(values: Array) -> float:
 
 
 def power_of_two(value: float) -> float:
-    """Unit in which a value is near 1, and by which numbers are divided without rounding.
+    """Unit in which a value is near 1; division by it does not round.
 
     Parameters
     ----------
@@ -440,7 +443,7 @@ def power_of_two(value: float) -> float:
     Returns
     -------
     unit
-        Power of two nearest to it; 1 where it is not positive or not finite.
+        Power of two nearest to the value, in its logarithm; 1 if it is not positive or not finite.
     """
     if not (0 < value < math.inf):
         return 1.0
@@ -448,7 +451,7 @@ def power_of_two(value: float) -> float:
 
 
 def high_level(values: Array, usable: Array | None = None) -> float:
-    """Level on which single precision would lose some of a plane's noise.
+    """Level of a plane, if it is so high that single precision would lose some of the noise.
 
     Parameters
     ----------
@@ -460,8 +463,8 @@ def high_level(values: Array, usable: Array | None = None) -> float:
     Returns
     -------
     level
-        Median, a number of the plane's dtype; 0 where it is lower than 1700 times the scatter, so
-        that rounding to single precision stays below 1e-4 of that.
+        Median, a number of the plane's dtype.  0 if it is lower than 1700 times the scatter: then
+        rounding to single precision stays below 1e-4 of the scatter.
     """
     step = max(1, math.isqrt(values.size // ENOUGH_PIXELS))
     sample = values[::step, ::step]
@@ -484,21 +487,22 @@ def robust_sigma(values: Array, *, step: Array | float | None = None) -> float:
     values
         Any shape, finite.
     step
-        To whose multiples they were rounded, before something smooth was subtracted: a number,
-        or one for each value.
+        Step to whose multiples the values were rounded, before something smooth was subtracted:
+        a number, or one for each value.
 
     Returns
     -------
     sigma
-        ``0.7413 · IQR``; NaN if there is no value.  The rounding's own noise is in it.
+        ``0.7413 · IQR``, with the noise of rounding; NaN if there is no value.  With a step, 0 if
+        no value lies beyond the edge near a quartile.
 
     Notes
     -----
-    Quartiles of rounded values are off by up to half a step.  How many values are below an edge
-    between two steps is what it was before rounding: these numbers near both quartiles,
-    as normal deviates, give the standard deviation before; the variance of rounding,
-    step²/12 (Sheppard), is added.  Edges at different places, after the subtraction,
-    have that noise in them already, as far as they differ.
+    Quartiles of rounded values are off by up to half a step.  But rounding does not change the
+    number of values below an edge between two steps.  These numbers near both quartiles, as normal
+    deviates, give the standard deviation before rounding; the variance of rounding, step²/12
+    (Sheppard), is added.  If edges lie at different places after the subtraction, their scatter
+    is part of that noise already, and is taken off.
     """
     if values.size == 0:
         return float("nan")
@@ -509,7 +513,7 @@ def robust_sigma(values: Array, *, step: Array | float | None = None) -> float:
     rounding = float(np.mean(np.square(step))) / 12
     places, spreads, deviates = [], [], []
     for quartile, side in ((lower, -0.5), (upper, 0.5)):
-        # The edge that is nearest to half a step outside of the quartile.
+        # The edge nearest to half a step outside the quartile.
         edges = values + (np.rint((quartile - values) / step + side - 0.5) + 0.5) * step
         below = np.count_nonzero(values < edges) / values.size
         if not 0 < below < 1:
@@ -532,14 +536,14 @@ def rounding_step(values: Array) -> float | None:
     Returns
     -------
     step
-        In their unit, positive: 1 of whole numbers, and of others the smallest distance between
-        those that a sample has again and again, where all finite values are that many steps from
-        each other; None of values that are not rounded, or too finely for it to matter.
+        Positive step, in the unit of the values: the smallest distance between values that repeat
+        in a sample, if all finite values are whole numbers of steps apart; else 1 for whole
+        numbers.  None if values are not rounded, or so finely that it does not matter.
 
     Notes
     -----
-    Whole numbers of a detector that were divided by a gain, an exposure or a flux scale, from which
-    a constant may have been subtracted, are on such steps.
+    A detector's whole numbers have such steps after division by a gain, an exposure time or a flux
+    scale, and after subtraction of a constant.
     """
     sample = values[:: max(1, values.size // _TRIED)].astype(np.float64)
     sample = sample[np.isfinite(sample)]
@@ -547,7 +551,7 @@ def rounding_step(values: Array) -> float | None:
         return None
     whole = _are_whole(sample) and _are_whole(values)
     different, numbers = np.unique(sample, return_counts=True)
-    # Those in the wings are far apart.
+    # Rare values in the wings are far apart, and would hide the step.
     usual = different[numbers > 2]
     if 1 < usual.size < sample.size / _REPEATED:
         step = _precise_step(different - usual[0], float(np.diff(usual).min()))
@@ -561,7 +565,7 @@ def rounding_step(values: Array) -> float | None:
 
 
 def _precise_step(distances: Array, step: float) -> float:
-    """Step as precise as the largest distances make it: one of near values is itself rounded."""
+    """Step refined by ever larger distances: a step from near values has their rounding error."""
     for reach in (10, 100, 1000, 10_000):
         near = distances[np.abs(distances) < reach * step]
         numbers = np.rint(near / step)
@@ -575,7 +579,7 @@ def _are_whole(values: Array) -> bool:
 
 
 def _are_steps(values: Array, start: float, step: float) -> bool:
-    """Whether all finite values are whole numbers of steps from a start, as precise as they are."""
+    """Whether all finite values are whole numbers of steps from a start, within their precision."""
     precision = np.finfo(values.dtype).eps if values.dtype.kind == "f" else 0.0
     values = values[np.isfinite(values)].astype(np.float64)
     numbers = (values - start) / step
@@ -592,12 +596,12 @@ def median_deviation(values: Array, *, about: float | None = None) -> float:
     values
         Any shape, finite.
     about
-        What they deviate from; None for their median.
+        Centre of the deviations; None for the median.
 
     Returns
     -------
     sigma
-        ``1.4826 · median |values − about|``, as of a Gaussian; NaN if there is no value.
+        ``1.4826 · median |values − about|``, exact for a Gaussian; NaN if there is no value.
     """
     if values.size == 0:
         return math.nan
@@ -606,7 +610,7 @@ def median_deviation(values: Array, *, about: float | None = None) -> float:
 
 
 def clipped_sigma(values: Array) -> float:
-    """Standard deviation of values that are no Gaussian, such as counts of few photons.
+    """Standard deviation of values that are not Gaussian, such as counts of few photons.
 
     Parameters
     ----------
@@ -616,7 +620,8 @@ def clipped_sigma(values: Array) -> float:
     Returns
     -------
     sigma
-        Of all values but those beyond eight standard deviations: counts have long tails.
+        Standard deviation without values beyond eight of it, which are removed in up to five
+        passes; the limit is wide because counts have long tails.
     """
     for _ in range(_CLIPPING_PASSES):
         kept = np.abs(values - values.mean()) <= _CLIPPED * values.std()
@@ -634,15 +639,15 @@ def autocorrelation(image: Array, good: Array, max_lag: int) -> Array:
     image
         ``(ny, nx)``, zero mean over the good pixels.
     good
-        ``(ny, nx)`` boolean.  A pair counts where both of its pixels are good.
+        ``(ny, nx)`` boolean.  A pair counts if both of its pixels are good.
     max_lag
         Largest lag on each axis, in pixels.
 
     Returns
     -------
     correlation
-        ``(2·max_lag + 1, 2·max_lag + 1)``, lag (0, 0) = 1 at its centre; NaN where
-        no pair has that lag.
+        ``(2·max_lag + 1, 2·max_lag + 1)``, lag (0, 0) = 1 at its centre; NaN at lags
+        without a pair.
 
     Raises
     ------
@@ -652,9 +657,9 @@ def autocorrelation(image: Array, good: Array, max_lag: int) -> Array:
     Notes
     -----
     Products are averaged over the pairs that exist, so that masks do not bias the
-    result (unlike zero-filling before a transform).  The sums come from the spectra of
-    tiles, each times that of the tile with its surroundings: nothing wraps around, and
-    memory stays at a few tiles beyond that of the result.
+    result (unlike zero-filling before a transform).  The sums come from products of the spectrum
+    of each tile and the spectrum of the tile with its surroundings.  So nothing wraps around, and
+    only a few tiles are in memory besides the result.
     """
     if image.shape != good.shape or image.ndim != 2:
         raise ArgumentError(
@@ -677,7 +682,7 @@ def autocorrelation(image: Array, good: Array, max_lag: int) -> Array:
             weight = good[rows, columns]
             if not weight.any():
                 continue
-            # The tile proper, in its surroundings.
+            # The tile itself, within its surroundings.
             inner = (slice(0, step_y), slice(left - columns.start, left - columns.start + step_x))
             for total, around in (
                 (sums, np.where(weight, image[rows, columns], 0).astype(np.float64)),
@@ -719,11 +724,11 @@ def standard_deviations(chi_square: float, degrees: int) -> float:
     Returns
     -------
     deviations
-        0 where chi-square is what noise gives; negative below it.
+        0 if chi-square is as large as noise alone makes it; negative if smaller.
 
     Notes
     -----
-    Wilson and Hilferty 1931.
+    Approximation of Wilson and Hilferty 1931.
     """
     width = 2 / (9 * degrees)
     return ((chi_square / degrees) ** (1 / 3) - (1 - width)) / math.sqrt(width)

@@ -1,4 +1,4 @@
-"""Places at which a profile's level jumps, as between the amplifiers of a detector."""
+"""Steps in the level of a profile, as between the amplifiers of a detector."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 ABOUT = 8
-"""Places that are no farther apart are one."""
+"""Steps at most this many pixels apart are one."""
 
 _REACH, _PART, _SHORTEST_REACH = 48, 8, 8
-"""Pixels to both sides of a step that tell it: at most so many, and that part of the profile."""
+"""Pixels used on each side of a step: at most 48 and an eighth of the profile, at least 8."""
 _SIGMAS, _SIGMAS_IF_WEAK, _MOST = 8.0, 5.0, 16
+"""Height of a step in its errors, the same of a weak one, and largest number of steps."""
 _BLOCK = 8
-"""Pixels whose mean tells noise that neighbours share."""
+"""Pixels in a mean that reveals noise shared by neighbours."""
 ENOUGH_EVIDENCE = 25.0
-"""Chi-square by which a step is better than what is smooth, which makes steps, too."""
+"""Chi-square by which a step must fit better than a smooth curve, which can look like a step."""
 _SHARP, _SHARP_IF_WEAK = 12, 12.0
-"""Pixels to both sides within which that is judged."""
+"""Pixels on each side in which this is judged, and chi-square that is enough for a weak step."""
 _LEAST_WIDTH = 2.0
-"""Full width at half maximum of light, pixels."""
+"""Smallest full width at half maximum of any edge in light, pixels."""
 _SHIFTS = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def longest_reach(n: int) -> int:
-    """Pixels to both sides of a step that tell it.
+    """Pixels used on each side of a step.
 
     Parameters
     ----------
@@ -55,26 +56,26 @@ def longest_reach(n: int) -> int:
     Returns
     -------
     reach
-        0 where the profile is too short for steps.
+        Number of pixels; 0 if the profile is too short to find steps.
     """
     reach = min(_REACH, n // _PART)
     return reach if reach >= _SHORTEST_REACH else 0
 
 
 def named_lines(rows: Sequence[int], columns: Sequence[int], first: tuple[int, int]) -> str:
-    """Words for rows and columns.
+    """Names of rows and columns, for a message.
 
     Parameters
     ----------
     rows, columns
-        Numbers of lines.
+        Indices of rows and columns, from the first pixel.
     first
-        Row and column of the first pixel, from which these count.
+        Row and column number of the first pixel.
 
     Returns
     -------
     text
-        Such as ``row 256 and columns 512, 1024``; empty where there are none.
+        Such as ``row 256 and columns 512, 1024``; empty if there are none.
     """
     lines = ("row", first[0], rows), ("column", first[1], columns)
     return " and ".join(
@@ -85,7 +86,7 @@ def named_lines(rows: Sequence[int], columns: Sequence[int], first: tuple[int, i
 
 
 def step_terms(offset: Array) -> Array:
-    """A parabola and a step.
+    """Terms of a fit of a parabola and a step.
 
     Parameters
     ----------
@@ -95,13 +96,13 @@ def step_terms(offset: Array) -> Array:
     Returns
     -------
     terms
-        ``(n, 4)``; the last one is the step's.
+        ``(n, 4)``; the last one is the step.
     """
     return np.stack([offset**0, offset, offset**2, offset > 0], 1)
 
 
 def profile_noise(profile: Array) -> float:
-    """Noise of a profile, which its neighbours may share.
+    """Noise of a profile, which neighbouring values may share.
 
     Parameters
     ----------
@@ -111,7 +112,8 @@ def profile_noise(profile: Array) -> float:
     Returns
     -------
     sigma
-        By second differences of its values, or of means of 8, which correlated noise makes larger.
+        Standard deviation from second differences of the values, or, if larger, from those of
+        means of 8, as for correlated noise.
     """
     scatters = [robust_sigma(np.diff(profile, 2))]
     if len(profile) >= 5 * _BLOCK:
@@ -128,9 +130,9 @@ def steps_in(profile: Array, *, weak: bool = False) -> list[int]:
     Parameters
     ----------
     profile
-        ``(n,)`` means of rows or columns; NaN where there is none.
+        ``(n,)`` means of rows or columns; NaN for missing ones.
     weak
-        Also those of 5 errors, and with half of the evidence, which something else has to confirm.
+        Also find steps of 5 errors and half the evidence, which something else has to confirm.
 
     Returns
     -------
@@ -139,8 +141,8 @@ def steps_in(profile: Array, *, weak: bool = False) -> list[int]:
 
     Notes
     -----
-    At every place, a parabola and a step within 48 pixels, at most an eighth of the profile; those
-    beyond 8 errors that a polynomial does not describe.
+    At every place a parabola and a step are fitted within 48 pixels, at most an eighth of the
+    profile.  A step counts if it is higher than 8 errors and a polynomial fits clearly worse.
     """
     n = len(profile)
     reach = longest_reach(n)
@@ -160,7 +162,7 @@ def steps_in(profile: Array, *, weak: bool = False) -> list[int]:
         if np.abs(height[best]) <= least * error:
             break
         tried[max(0, best - ABOUT) : best + ABOUT + 1] = True
-        # Masked pixels and noise move the highest value.
+        # Masked pixels and noise shift the maximum away from the step.
         place, gain = sharpest_step(profile, best + reach)
         alone = all(abs(place - other) > ABOUT for other in found)
         if alone and gain > evidence * sigma**2:
@@ -170,20 +172,20 @@ def steps_in(profile: Array, *, weak: bool = False) -> list[int]:
 
 
 def sharpest_step(profile: Array, about: int) -> tuple[int, float]:
-    """Where a profile is described by a step better than by anything smooth.
+    """Place where a step fits a profile best, compared with a smooth curve.
 
     Parameters
     ----------
     profile
-        ``(n,)``; where it is NaN, it is interpolated.
+        ``(n,)``; NaNs are interpolated.
     about
-        A place at most 8 pixels from it.
+        Place at most 8 pixels from the step.
 
     Returns
     -------
     place, gain
-        First pixel beyond the step; by how much the sum of squares is less than that of a
-        polynomial of order 5 within 12 pixels.
+        First pixel beyond the step, and its gain: the sum of squares of a polynomial of order 5
+        within 12 pixels minus that of a step and a parabola.
     """
     known = np.isfinite(profile)
     if not known.all():
@@ -194,21 +196,21 @@ def sharpest_step(profile: Array, about: int) -> tuple[int, float]:
 
 
 def sharp_gain(profile: Array, place: int) -> float:
-    """By how much a step between two pixels describes a profile better than one of an optic does.
+    """Gain of a sharp step between two pixels over a step that optics have blurred.
 
     Parameters
     ----------
     profile
-        ``(n,)``; NaN where it does not count.
+        ``(n,)``; NaN for values that do not count.
     place
         First pixel beyond the step.
 
     Returns
     -------
     gain
-        Sum of squares within 12 pixels, each beside a parabola, of the best step that is blurred as
-        by a full width at half maximum of 2 pixels, at most a pixel away, less that of the sharp
-        one.  Light has the first, whatever its edge is; amplifiers have the second.
+        Difference of two sums of squares within 12 pixels, each of a fit of a step and a parabola:
+        the best blurred step (full width at half maximum of 2 pixels, at most a pixel away) minus
+        the sharp step.  Every edge in light is blurred; amplifiers make sharp steps.
     """
     start = max(0, place - _SHARP)
     part = profile[start : place + _SHARP]
@@ -230,7 +232,7 @@ def sharp_gain(profile: Array, place: int) -> float:
 
 
 def _sharpness(profile: Array, place: int) -> float:
-    """By how much a step describes what is around a place better than anything smooth."""
+    """Sum of squares around a place of a fifth-order polynomial minus that of step and parabola."""
     start = max(0, place - _SHARP)
     profile = profile[start : place + _SHARP]
     offset = (np.arange(len(profile)) + start - place + 0.5) / _SHARP

@@ -1,7 +1,7 @@
-"""How many threads work side by side, and sharing work out among them.
+"""Number of threads that work side by side, and work shared among them.
 
 Work is cut into pieces that do not depend on the number of threads, and results are taken in the
-order of the pieces: sums round the same way whatever that number is.
+order of the pieces, so that sums round the same way with any number of threads.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ __all__ = [
 ]
 
 THREADS_VARIABLE = "WHITEDIFF_NUM_THREADS"
-"""Environment variable that says how many threads may be used."""
+"""Environment variable with the number of threads that may be used."""
 
 _chosen: int | None = None
 _here = threading.local()
 
 
 def use_threads(number: int | None) -> None:
-    """Choose how many threads this process may use.
+    """Set the number of threads that this process may use.
 
     Parameters
     ----------
     number
-        At least 1; None to go by the environment again.
+        At least 1; None to use the environment's number again.
 
     Raises
     ------
     ArgumentError
-        If it is less.
+        If the number is less than 1.
     """
     global _chosen
     if number is not None and number < 1:
@@ -54,7 +54,7 @@ def use_threads(number: int | None) -> None:
 
 @contextlib.contextmanager
 def using_threads(number: int) -> Iterator[None]:
-    """Context in which this process may use a number of threads.
+    """Context that sets the number of threads that this process may use.
 
     Parameters
     ----------
@@ -79,9 +79,9 @@ def available_threads() -> int:
     Returns
     -------
     threads
-        What `use_threads` chose; else what ``WHITEDIFF_NUM_THREADS`` says; else what
-        ``OMP_NUM_THREADS`` says, with which Dask and pipetask keep their processes to their
-        share; else as many as this process has cores.  Inside of a piece of `in_threads`, 1.
+        The first that is set: the number of `use_threads`, ``WHITEDIFF_NUM_THREADS``,
+        ``OMP_NUM_THREADS`` (with which Dask and pipetask limit their processes), and the
+        number of cores of this process.  Always 1 inside a piece of `in_threads`.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def in_threads[Item, Result](work: Callable[[Item], Result], items: Iterable[Ite
     Returns
     -------
     results
-        In the order of the pieces.
+        Results in the order of the pieces.
     """
     pieces = list(items)
     threads = min(available_threads(), len(pieces))
@@ -137,7 +137,7 @@ def in_threads[Item, Result](work: Callable[[Item], Result], items: Iterable[Ite
 
 
 def _load_scipy() -> None:
-    """Load what SciPy loads when it is first used: threads that did so would see halves of it."""
+    """Load SciPy's lazy submodules: threads that loaded them at once would see half of one."""
     import scipy.fft
     import scipy.linalg
     import scipy.ndimage
@@ -152,8 +152,8 @@ def _load_scipy() -> None:
 def single_threaded_algebra() -> Iterator[None]:
     """Context, or decorator of a function, in which linear algebra stays on one thread.
 
-    Products of small matrices do not gain from more, and those of large ones would round
-    differently with their number.
+    Products of small matrices do not gain from more threads, and products of large ones would
+    round differently with the number of threads.
 
     Yields
     ------

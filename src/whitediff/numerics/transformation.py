@@ -1,4 +1,4 @@
-"""Transformations between two images' pixels: affine ones, and smooth fields of displacements."""
+"""Transformations between the pixels of two images: affine, and smooth fields of displacements."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ __all__ = ["Affine", "Correction", "Displacements", "fit_affine", "fit_change"]
 type Array = npt.NDArray[Any]
 
 _FLOOR = 0.02
-"""Pixels by which centroids of the brightest stars scatter anyhow."""
+"""Scatter, pixels, that even the centroids of the brightest stars have."""
 _CLIP = 4.0
 _CAUCHY = 2.0
-"""Errors at which a pair counts half."""
+"""Residuals beyond which a pair is an outlier, and at which it counts half.
+
+Both in median residuals, or in errors if the median is smaller than its error."""
 _ROUNDS = 10
 _PARAMETERS = (0, 2, 4, 6)
-"""Of nothing, a shift, a similarity and an affine transformation."""
+"""Numbers of parameters: the identity, a shift, a similarity and an affine transformation."""
 _REACH = 6.0
-"""Lengths from a star beyond which its displacement is below 1e-7 of itself."""
+"""Distance from a star, in lengths of its Gaussian, beyond which that is below 1e-7."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,46 +60,46 @@ class Affine:
 
     @property
     def scale(self) -> float:
-        """Factor by which lengths grow, the mean over directions."""
+        """Factor by which lengths grow: the root of the factor for areas."""
         return math.sqrt(abs(float(np.linalg.det(self.matrix))))
 
     @property
     def rotation(self) -> float:
-        """Angle from the x axis towards the y axis, degrees; of a mirrored one, turned back."""
+        """Angle from the x axis towards the y axis, degrees; if mirrored, with x mirrored back."""
         matrix = self.matrix * ([1, -1] if np.linalg.det(self.matrix) < 0 else [1, 1])
         return math.degrees(math.atan2(matrix[0, 1] - matrix[1, 0], matrix[0, 0] + matrix[1, 1]))
 
     def after(self, first: Affine) -> Affine:
-        """Do another transformation, then this one.
+        """Combine another transformation with this one.
 
         Parameters
         ----------
         first
-            Done before.
+            Transformation that is applied before this one.
 
         Returns
         -------
         both
-            `Affine`.
+            Combined transformation.
         """
         return Affine(self.matrix @ first.matrix, self.matrix @ first.offset + self.offset)
 
     @classmethod
     def identity(cls) -> Affine:
-        """Nothing changes."""
+        """Transformation that changes nothing."""
         return cls(np.eye(2), np.zeros(2))
 
 
 @dataclasses.dataclass(frozen=True)
 class Displacements:
-    """A smooth field of displacements: Gaussians of one length around places.
+    """A smooth field of displacements: a sum of Gaussians of one length.
 
     Attributes
     ----------
     places
         ``(n, 2)`` positions (y, x), pixels.
     weights
-        ``(n, 2)`` displacements (dy, dx) at the middle of each Gaussian, pixels.
+        ``(n, 2)`` amplitudes (dy, dx) of the Gaussians, pixels.
     length
         Standard deviation of the Gaussians, pixels.
     """
@@ -119,7 +121,7 @@ class Displacements:
         displacement
             ``(n, 2)``, (dy, dx).
         derivatives
-            ``(n, 2, 2)``, of (dy, dx) with respect to (y, x).
+            ``(n, 2, 2)``, derivatives of (dy, dx) with respect to (y, x).
         """
         away = np.stack([y, x], -1)[:, None, :] - self.places
         values = np.exp(-0.5 * (away**2).sum(axis=2) / self.length**2)
@@ -143,7 +145,7 @@ class Displacements:
         return np.stack([(along_y * w) @ along_x.T for w in weights.T])
 
     def derivatives_on(self, rows: Array, columns: Array) -> Array:
-        """Derivatives on a grid.
+        """Derivatives of the displacements on a grid.
 
         Parameters
         ----------
@@ -153,7 +155,7 @@ class Displacements:
         Returns
         -------
         derivatives
-            ``(2, 2, ny, nx)``: of (dy, dx) with respect to (y, x).
+            ``(2, 2, ny, nx)``, derivatives of (dy, dx) with respect to (y, x).
         """
         weights, along_y, along_x, slope_y, slope_x = self._factors(rows, columns)
         return np.stack(
@@ -161,7 +163,7 @@ class Displacements:
         )
 
     def _factors(self, rows: Array, columns: Array) -> tuple[Array, Array, Array, Array, Array]:
-        """A Gaussian is a product of one along y and one along x; those that reach the grid."""
+        """Weights of Gaussians that reach a grid, their factors along y and x, and the slopes."""
         reach = _REACH * self.length
         near = np.ones(len(self.places), dtype=bool)
         for at, grid in zip(self.places.T, (rows, columns), strict=True):
@@ -177,16 +179,17 @@ class Displacements:
 
 @dataclasses.dataclass(frozen=True)
 class Correction:
-    """What the stars say of where pixels lie.
+    """Correction of the mapping between two images, measured on stars.
 
     Attributes
     ----------
     affine
-        From where they are taken to lie, to where they do, pixels of the template.
+        Transformation from assumed to true positions, pixels of the template.
     displacements
-        Added to that, a function of the pixel of the science image; None for nothing.
+        Added to the affine correction, a function of the pixel of the science image; None for
+        none.
     by_wcs
-        Pixels are taken to lie where the WCS puts them; if False, on the same pixels.
+        Positions are assumed by the WCS; if False, both images are assumed on the same pixels.
     """
 
     affine: Affine
@@ -197,25 +200,25 @@ class Correction:
 def fit_affine(
     first: Array, second: Array, error: Array, *, parameters: int = 6
 ) -> tuple[Affine, Array, float]:
-    """Fit a transformation to pairs of positions, without the outliers.
+    """Fit a transformation to pairs of positions, without outliers.
 
     Parameters
     ----------
     first, second
         ``(n, 2)`` positions, pixels.
     error
-        ``(n,)`` of a pair along each axis, pixels.
+        ``(n,)`` error of each pair along each axis, pixels.
     parameters
-        0 for none, 2 for a shift, 4 for a similarity (or its mirror image), 6 for any.
+        0 for the identity, 2 for a shift, 4 for a similarity (or its mirror image), 6 for any.
 
     Returns
     -------
     transformation
-        From the first to the second.
+        Transformation from the first to the second positions.
     used
-        ``(n,)`` boolean: pairs within 4 times the robust scatter.
+        ``(n,)`` boolean: pairs within 4 times the median residual, or 4 errors if that is more.
     scatter
-        Root mean square along an axis of those, weighted, pixels.
+        Weighted root mean square residual of these pairs along an axis, pixels.
     """
     sigma = np.hypot(error, _FLOOR)
     used = np.ones(len(first), dtype=bool)
@@ -224,7 +227,7 @@ def fit_affine(
         found = _least_squares(first[used], second[used], (sigma * doubt)[used], parameters)
         away = np.abs(second - found(first)).max(axis=1) / sigma
         unit = max(1.0, float(np.median(away)))
-        # Cauchy's weights: what is blended has errors beyond its own, without an end.
+        # Cauchy's weights, because blended stars may be off by any multiple of their errors.
         doubt = np.sqrt(1 + (away / (_CAUCHY * unit)) ** 2)
         kept = away < _CLIP * unit
         if kept.sum() >= max(3, parameters // 2):
@@ -266,18 +269,19 @@ def fit_change(
     first, second, error
         As for `fit_affine`.
     fewest
-        Parameters that it has at least.
+        Smallest number of parameters.
 
     Returns
     -------
     transformation, used, scatter
-        As of `fit_affine`.
+        As from `fit_affine`.
     parameters
-        0, 2, 4 or 6: the number with the least Bayesian information criterion.
+        0, 2, 4 or 6: the number with the least ``χ² + 2 p ln(2 n)``, for p parameters and n pairs:
+        the Bayesian information criterion with twice its penalty.
     """
     _, used, scatter = fit_affine(first, second, error, parameters=_most(len(first), fewest))
     sigma = np.hypot(error, _FLOOR)[used]
-    # What scatters more than its errors say, for whatever reason, supports less.
+    # Pairs that scatter more than their errors, for any reason, support fewer parameters.
     left = _whitened(first[used], second[used], sigma, _most(int(used.sum()), fewest))
     unit = max(1.0, float(np.median(np.abs(left))) / 0.6745)
     best = (math.inf, fewest)
@@ -298,6 +302,6 @@ def _whitened(first: Array, second: Array, sigma: Array, parameters: int) -> Arr
 
 
 def _most(pairs: int, fewest: int) -> int:
-    """Parameters that so many pairs can tell of at all: each has two coordinates."""
+    """Largest number of parameters to try for a number of pairs, with some pairs to spare."""
     most = 6 if pairs >= 6 else 4 if pairs >= 3 else 2
     return max(most, fewest)

@@ -1,1 +1,1 @@
-"""Sources of an image, which of them are stars, and their stamps: on arrays."""
+"""Sources of an image, the stars among them, and stamps of stars: on arrays."""

@@ -1,4 +1,4 @@
-"""Stars to measure the matching kernel on."""
+"""Candidate stars for measuring the matching kernel."""
 
 from __future__ import annotations
 
@@ -35,73 +35,75 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 HALF_LIGHT_TO_SIGMA = 1 / math.sqrt(2 * math.log(2))
-"""Width of a Gaussian over its half-light radius."""
+"""Standard deviation of a Gaussian over its half-light radius."""
 
 _DETECTION_THRESHOLD = 5.0
 _LARGEST_CHANGE = 1.5
 _COMMON = 5.0
 """Signal-to-noise ratio on the template above which a source is in both images."""
 _RATIO_WIDTH = 0.03
-"""Of ln(flux ratio): what stars of one field differ by beyond their noise."""
+"""Scatter of ln(flux ratio) of stars in one field beyond their noise."""
 _MOST_RATIOS = 1000
 _MOST_COMPARED = 300
 _ISOLATION, _ALIKE = 7.0, 0.15
-"""Widths without a neighbour, and relative difference from the stars' half-light radius, for fluxes
-in wide apertures to be compared."""
+"""Limits for comparing fluxes in wide apertures: distance to a neighbour, in PSF widths, and
+relative difference from the stars' half-light radius."""
 _LEAST_CORE, _LEAST_SQUARE = 0.7, 0.7
-"""Fractions of what a star's own pixels know of it, and of the pixels around it, that must be
-left by the bad ones."""
+"""Smallest shares of a star's information, and of the pixels around it, that bad ones may leave."""
 _ENOUGH = 10
 _NO_MEASUREMENT = 1e30
 _MOST_RADII = 1500
 _INTERPOLATION_FLOOR = 0.01
-"""Of a star's brightness in a pixel: what no interpolation is better than."""
+"""Smallest relative error assumed for an interpolated pixel of a star."""
 _SHARPEST = 0.7
-"""Least width of a star, in pixels."""
+"""Smallest width of a star, pixels."""
 _SUBPIXELS = 2
-"""Half-light radii come out within 0.3 % of those with 5, in half the time."""
+"""Subpixels of SEP: half-light radii are within 0.3 % of those with 5, in half the time."""
 _FEWEST_LIKELY, _FEWEST_SEEN = 1.5, 3.5
-"""Stars for an opinion, and for one that tells where to look for more."""
+"""Number of stars for them to be likely, and for them to guide the search for more."""
 _FEWEST_CERTAIN, _MOST_OF_FEW, _CERTAIN, _CERTAIN_ALIKE = 5.0, 0.3, 3.0, 10.5
-"""Stars to rely on, or the part of the sources that fewer have to be; the logarithm of the
-likelihood ratio, and with that of their being as alike as stars are.  Of 178 simulated fields of 60
-to 400 galaxies, 110 of them with four stars or less, galaxies pass for stars in three."""
+"""Number of stars to rely on, or share of the sources that a smaller number needs; logarithm of the
+likelihood ratio, and its sum with the logarithm for sizes alike.  In 178 simulated fields of 60 to
+400 galaxies, 110 of them with at most four stars, galaxies pass for stars in three."""
 _MAY_BE_STAR = 0.2
-"""Least probability of a star, where there is none that is certain."""
+"""Smallest probability of a star, if stars are likely but not certain."""
 _WIDEST_SHARE = 0.9
-"""Of its window's square, what a star's may have for its width to be told."""
+"""Largest size through a window from which a width is computed: 1 fills the window."""
 _STAR_RATIO = 20.0
-"""Signal-to-noise ratio from which on a source shows what stars look like."""
+"""Signal-to-noise ratio above which a source shows the shape of stars."""
 _MOST_CENTRED, _LARGE_OFFSET = 50, 1.0
-"""Sources, the brightest, whose middles are compared between the images, and pixels that matter."""
+"""Number of brightest sources whose offset between the images is measured, and smallest offset,
+pixels, that is used."""
 _SMALLEST_WINDOW, _WINDOW_GROWTH, _WINDOW_ERROR = 1.2, 1.5, 0.05
 _MOST_WINDOWS = 8
 _NEIGHBOUR_SIGMAS, _NEIGHBOUR_PIXELS = 4, 3
-"""Distance of a neighbour that does not change a source's shape: so many widths and pixels."""
+"""Distance beyond which a neighbour does not change a source's shape: window widths plus pixels."""
 _SAME_SOURCE = 3.0
-"""Pixels between the centroids that two programs find for one star: far less than between stars."""
+"""Largest distance, pixels, of centroids that two programs find for one star: far less than the
+distance between stars."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CandidateOptions:
-    """Which stars may determine a kernel.
+    """Options for choosing the stars that determine a kernel.
 
     Attributes
     ----------
     signal_to_noise
-        Smallest and largest, on the science image.
+        Smallest and largest signal-to-noise ratio, on the science image.
     cell, per_cell
-        At most so many in a square of so many pixels.
+        Side of a square cell, pixels, and largest number of stars in it.
     most
-        Number of stars at most, the brightest: of 3000, the next 500 know a quarter more of the
-        kernel's sum, and take as long.
+        Largest number of stars; the brightest are taken.  Of 3000, the next 500 add a quarter to
+        the information on the kernel's sum, and take as long.
     width_tolerance
-        Relative difference of half-light radii from that of the stars.
+        Largest relative difference of a half-light radius from the stars'.
     fewest
-        Less is an error.
+        Smallest number of stars; fewer are an error.
     stars_only
-        Only take those that are told from galaxies, if any are, and never extended ones.  Else
-        these come last where there are fewer than 10: after brighter and not isolated ones.
+        Take only sources that are distinguished from galaxies, if any are, and never extended
+        ones.  Otherwise extended sources are taken last, if there are fewer than 10 others, after
+        brighter and not isolated ones.
     """
 
     signal_to_noise: tuple[float, float] = (10.0, 500.0)
@@ -131,20 +133,20 @@ class Candidates:
     x, y
         ``(n,)`` 0-based centroids, pixels.
     signal_to_noise
-        ``(n,)`` on the science image.
+        ``(n,)`` signal-to-noise ratio on the science image.
     science_sigma, template_sigma
-        Widths of the two PSFs: medians of the stars' half-light radii over 1.1774, pixels; of
-        the chosen sources where no star is told from galaxies.
+        Widths of the two PSFs, pixels: medians of the stars' half-light radii over 1.1774, or of
+        the chosen sources' if no star is distinguished from galaxies.
     detected
-        Number of sources found, of which these were chosen.
+        Number of sources found, from which these were chosen.
     relaxed
-        Which requirements were given up to have enough; empty for none.
+        Requirements that were given up to have enough stars; empty for none.
     flux_ratio
-        The usual flux on the template over that on the science image, in one aperture.
+        Usual ratio of a flux on the template to the flux on the science image, in one aperture.
     chosen
-        ``(n,)`` which of the sources they are.
+        ``(n,)`` indices of the candidates among the sources.
     passed_over
-        ``(detected,)`` text: why a source was not chosen; empty for those that were.
+        ``(detected,)`` text: why a source was not chosen; empty for chosen ones.
     """
 
     x: Array
@@ -162,19 +164,19 @@ class Candidates:
         return len(self.x)
 
     def first(self, count: int, why: str) -> Candidates:
-        """The first of them: the most significant ones.
+        """The first candidates, which are the most significant ones.
 
         Parameters
         ----------
         count
-            How many.
+            Largest number of candidates.
         why
-            Said of the others in ``passed_over``.
+            Reason for the others, in ``passed_over``.
 
         Returns
         -------
         candidates
-            So many at most.
+            Candidates, at most ``count``.
         """
         passed_over = self.passed_over.astype(object)
         passed_over[self.chosen[count:]] = why
@@ -190,22 +192,25 @@ class Candidates:
 
 @dataclasses.dataclass(frozen=True)
 class Stars:
-    """Which sources are stars, as far as they can be told from galaxies.
+    """Stars among the sources, as far as they can be distinguished from galaxies.
 
     Attributes
     ----------
     which
-        ``(n,)`` boolean: more likely stars than anything else.
+        ``(n,)`` boolean: sources that are more likely stars than not; if the stars are likely but
+        not certain, those with a probability above 0.2.
     number
-        Of stars among the brightest 100 sources, by their probabilities.
+        Number of stars among the brightest 100 sources: sum of their probabilities.
     evidence
-        Logarithm of the likelihood with these stars over the largest without any.
+        Logarithm of the likelihood with these stars over the largest likelihood without any.
     alike
-        The same of sizes that differ as stars' do over such as galaxies' may.
+        Logarithm of the likelihood that sizes differ as those of stars do, over the likelihood
+        that they differ as those of galaxies.
     science_radius, template_radius
-        Medians of their half-light radii, pixels; NaN without any.
+        Medians of the stars' half-light radii, pixels, or radii from the stars' windowed sizes if
+        they are not certain; NaN without stars.
     among
-        Sources that they were sought among, at most 100.
+        Number of sources that were searched for stars, at most 100.
     """
 
     which: Array
@@ -218,12 +223,12 @@ class Stars:
 
     @property
     def are_likely(self) -> bool:
-        """The sources are likelier with them than without."""
+        """Whether the sources are likelier with these stars than without any."""
         return self.number >= _FEWEST_LIKELY and self.evidence > 0
 
     @property
     def are_certain(self) -> bool:
-        """They are no galaxies that happen to be alike."""
+        """Whether they are certainly not galaxies that happen to be alike."""
         enough = min(_FEWEST_CERTAIN, max(_FEWEST_SEEN, _MOST_OF_FEW * self.among))
         evident = self.evidence >= _CERTAIN and self.evidence + self.alike >= _CERTAIN_ALIKE
         return self.number >= enough and evident
@@ -231,27 +236,27 @@ class Stars:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Everything that stands out on the science image.
+    """Sources on the science image, measured on both images.
 
     Attributes
     ----------
     x, y
         ``(n,)`` 0-based centroids, pixels.
     flux, signal_to_noise
-        ``(n,)`` in an aperture, of the science image.
+        ``(n,)`` in an aperture on the science image.
     template_flux, template_signal_to_noise
-        ``(n,)`` in the same aperture of the template.
+        ``(n,)`` in the same aperture on the template.
     science_radius, template_radius
-        ``(n,)`` half-light radii, pixels; 0 of what is blended, and of the faint where there are
+        ``(n,)`` half-light radii, pixels; 0 for blended sources, and for the faintest if there are
         more than 1500.
     clean
         ``(n,)`` boolean: not blended, saturated or cut off.
     science_bad, template_bad
         ``(ny, nx)`` boolean: pixels that hold no measurement.
     stars
-        Which of them are stars.
+        Stars among the sources.
     offered
-        ``(n,)`` boolean: those that may be chosen; None for all.
+        ``(n,)`` boolean: sources that may be chosen; None for all.
     """
 
     x: Array
@@ -282,8 +287,8 @@ class Sources:
         Returns
         -------
         sources
-            The same sources; those within 3 pixels of a position are offered.  The others
-            still count as neighbours.
+            The same sources; those within 3 pixels of a position are offered.  Others still
+            count as neighbours.
         """
         places = np.stack([np.ravel(x), np.ravel(y)], 1).astype(np.float64)
         offered = np.zeros(len(self), dtype=bool)
@@ -302,17 +307,17 @@ def find_sources(
     template_bad: Array,
     template_variance: Array | None = None,
 ) -> Sources:
-    """Find sources on the science image, and measure them on both.
+    """Find sources on the science image, and measure them on both images.
 
     Parameters
     ----------
     science, template
         ``(ny, nx)`` images on the same pixels, without their backgrounds.
     science_variance, template_variance
-        ``(ny, nx)``; the template's is taken to be the science image's if None.
+        ``(ny, nx)``; the science image's is used for the template if the latter is None.
     science_bad, template_bad
         ``(ny, nx)`` boolean: saturated, bad and missing pixels; their values do not count.
-        Those that have good ones next to them are interpolated.
+        Pixels near good ones are interpolated.
 
     Returns
     -------
@@ -322,19 +327,19 @@ def find_sources(
     Raises
     ------
     TooFewSourcesError
-        If there is none.
+        If there is no source.
 
     Notes
     -----
-    By SEP (Barbary 2016; Bertin & Arnouts 1996), in units near the noise: it computes in single
-    precision.
+    SEP (Barbary 2016; Bertin & Arnouts 1996) finds and measures them.  It computes in single
+    precision, so images are scaled to units near the noise.
     """
     import sep
 
     if template_variance is None:
         template_variance = science_variance
     inputs = (science, science_variance, science_bad), (template, template_variance, template_bad)
-    # The same image twice is looked at once.
+    # If both images are the same arrays, one is enough.
     same = all(one is other for one, other in zip(*inputs, strict=True))
     science_plane, *others = in_threads(lambda each: _plane(*each), inputs[: 1 if same else 2])
     template_plane = science_plane if same else others[0]
@@ -347,7 +352,7 @@ def find_sources(
         )
     sizes = np.sqrt(found["a"] * found["b"])
     seen = np.ones(len(x), dtype=bool)
-    # Where rays outnumber the stars, an aperture that suits the rays is too small for these.
+    # If cosmic rays outnumber the stars, an aperture of their size is too small for stars.
     for _ in range(2):
         aperture = 3 * float(np.median(sizes[seen])) + 2
         flux, ratio = _in_circles(science_plane, x, y, aperture)
@@ -356,7 +361,7 @@ def find_sources(
         if not common.any() or common.all():
             break
         seen = common
-    # What takes longest is done for those of which stars may be chosen.
+    # Radii take longest, so they are measured only for sources that may be chosen.
     alone = (found["flag"] == 0) & (flux > 0)
     rank = np.where(alone, np.where(common, ratio, 0.0), -1.0)
     chosen = np.argsort(-rank)[: min(_MOST_RADII, int(alone.sum()))]
@@ -366,7 +371,7 @@ def find_sources(
     for plane, (dx, dy), radius in zip(
         (science_plane, template_plane), middles, radii, strict=True
     ):
-        # Wide enough for the wings, narrow enough for neighbours to stay outside.
+        # Wide enough for the wings, narrow enough to leave neighbours outside.
         largest = np.full(len(chosen), 1.5 * aperture)
         radius[chosen], _ = sep.flux_radius(
             plane.image,
@@ -378,7 +383,7 @@ def find_sources(
             subpix=_SUBPIXELS,
         )
     measured = (radii[0] > 0.5) & (radii[1] > 0.5)
-    # The same image twice tells no more than once.
+    # The same image twice would count its shapes twice.
     planes = [(science_plane, science_bad, middles[0]), (template_plane, template_bad, off)]
     planes = planes[: 1 if template is science else 2]
     return _with_stars(
@@ -403,15 +408,15 @@ def find_sources(
 def _with_stars(
     sources: Sources, planes: list[tuple[_Plane, Array, tuple[float, float]]]
 ) -> Sources:
-    """Sources with the stars among them; planes with their bad pixels and usual offsets.
+    """Find the stars among sources; each plane comes with its bad pixels and usual offset.
 
-    The windows grow until they are as wide as the stars: through one that is too narrow these are
-    still told from galaxies, if less well, and through one that suits galaxies hardly.
+    The windows grow until they are as wide as the stars.  A window that is too narrow still
+    distinguishes stars from galaxies, if less well; one as wide as galaxies hardly does.
     """
     ratio = sources.signal_to_noise
     common = sources.clean & (sources.template_signal_to_noise > _COMMON)
     common &= ratio > CandidateOptions.signal_to_noise[0]
-    # Neither transients nor rays.
+    # This leaves out transients and cosmic rays.
     static = _static(sources, _usual_ratio(sources, common))
     common &= static
     ny, nx = sources.science_bad.shape
@@ -448,7 +453,7 @@ def _with_stars(
         offered = common & isolated & (ratio > _STAR_RATIO)
         stars, locus = brightest(offered)
         if step == 0 and locus.number < _FEWEST_SEEN:
-            # In apertures that suit galaxies the stars among them are faint.
+            # Apertures of the size of galaxies are too wide for stars, which look faint in them.
             seen = np.flatnonzero(sources.clean & static & isolated)
             in_apertures, ratio = ratio, np.zeros(len(sources))
             ratio[seen] = np.minimum.reduce([each.signal_to_noise for each in shapes_of(seen)])
@@ -460,7 +465,7 @@ def _with_stars(
                 ratio = in_apertures
         if not offered.any() and not len(stars):
             break
-        # Where none is seen, towards that of all sources.
+        # Without any star, the window grows towards the width of all sources.
         if len(stars) and locus.number < _FEWEST_SEEN:
             width = _width_of(locus, sigma)
         else:
@@ -477,7 +482,7 @@ def _with_stars(
     are_stars[which] = locus.probability > 0.5
     radius = np.full(2, math.nan)
     if are_stars.any():
-        # Radii are best known of the bright.
+        # Bright stars have the most precise radii.
         known = are_stars & (ratio > _STAR_RATIO)
         radius[:] = np.median(radii[:, known if known.any() else are_stars], axis=1)
     found = Stars(
@@ -490,7 +495,7 @@ def _with_stars(
         min(len(which), SEARCHED),
     )
     if found.are_likely and not found.are_certain:
-        # Some may be stars.
+        # Some of them may be stars, so more are kept.
         are_stars[which] = locus.probability > _MAY_BE_STAR
         radius[:] = _width_of(locus, sigma) / HALF_LIGHT_TO_SIGMA
         found = dataclasses.replace(
@@ -500,9 +505,9 @@ def _with_stars(
 
 
 def _width_of(locus: Locus, window: Array) -> Array:
-    """Widths of stars in each image, as windows of some widths show them, pixels.
+    """Widths of stars in each image, pixels, from their sizes through windows.
 
-    What is around a few stars changes their half-light radii.
+    Half-light radii of a few stars would depend too much on their surroundings.
     """
     share = np.exp(np.minimum(locus.size, math.log(_WIDEST_SHARE)))
     width: Array = window * np.sqrt(share / (1 - share))
@@ -510,7 +515,7 @@ def _width_of(locus: Locus, window: Array) -> Array:
 
 
 class _Plane(NamedTuple):
-    """Image and noise in units near the noise, pixels without any value, and the unit."""
+    """Image and noise in a unit near the noise, pixels without any value, and the unit."""
 
     image: Array
     noise: Array
@@ -519,7 +524,7 @@ class _Plane(NamedTuple):
 
 
 def _plane(image: Array, variance: Array, bad: Array) -> _Plane:
-    """Image with its bad pixels interpolated, as SEP takes it."""
+    """Image with bad pixels interpolated, in the form that SEP needs."""
     whole, hole = patched(image, bad)
 
     def is_known(rows: slice) -> Array:
@@ -540,7 +545,7 @@ def _plane(image: Array, variance: Array, bad: Array) -> _Plane:
         return part
 
     noise = filled(variance.shape, np.float32, noise_in_unit)
-    # What was patched is a copy already, and large.
+    # A patched image is a copy already, so it may be overwritten to save memory.
     result = whole if whole is not image and whole.dtype == np.float32 else None
     if result is None:
         result = empty(whole.shape, np.float32)
@@ -561,9 +566,9 @@ def _in_circles(plane: _Plane, x: Array, y: Array, radius: float) -> tuple[Array
 
 
 def _usual_offset(plane: _Plane, x: Array, y: Array, radius: float) -> tuple[float, float]:
-    """How far the middle of sources' light usually lies from some positions; 0 below a pixel.
+    """Median offset (x, y) of the middle of sources' light from some positions; 0 below a pixel.
 
-    That of the other image may lie elsewhere where a PSF is lopsided.
+    Positions from the other image are off if a PSF is lopsided.
     """
     half = math.ceil(radius)
     ny, nx = plane.image.shape
@@ -595,8 +600,8 @@ def choose_candidates(
     sources
         `Sources`.
     clear
-        Pixels around a star's centre, in x and y, that must be inside of the frame, and less
-        than 30 % of them bad.
+        Pixels around a star's centre, in x and y, that must be inside the frame, at most 30 % of
+        them bad.
     isolation
         Distance without another source of more than a tenth of its flux, pixels.
     options
@@ -605,17 +610,17 @@ def choose_candidates(
     Returns
     -------
     candidates
-        `Candidates`: of moderate brightness, half-light radius within 15 % of the stars',
-        isolated, and of the usual ratio of fluxes to a factor of 1.5, that at which sources of both
-        images lie densest.  Bad pixels may cost up to 30 % of what is known of a star in
-        either image.  Where there are fewer than 10, brighter
-        ones too; then not isolated ones; then extended ones: what does not vary determines
-        a kernel whatever it is, if less cleanly.
+        `Candidates` of moderate brightness, isolated, with a half-light radius within 15 % of the
+        stars', and with the usual flux ratio to a factor of 1.5.  The usual ratio is where those
+        of sources in both images lie densest.  Bad pixels may cost up to 30 % of a star's
+        information in either image.  If there are fewer than 10, brighter sources are added; then
+        not isolated ones; then extended ones: any constant source determines a kernel, if less
+        cleanly.
 
     Raises
     ------
     TooFewSourcesError
-        If too few are left.
+        If fewer than ``options.fewest`` are left.
     """
     options = options or CandidateOptions()
     ratio = sources.signal_to_noise
@@ -636,7 +641,7 @@ def choose_candidates(
     usable &= static
     unresolved = np.ones(len(ratio), dtype=bool)
     if (usable & isolated).any():
-        # Stars' radii are best known where they are bright.
+        # Bright stars have the most precise radii.
         bright = usable & isolated & (ratio >= np.median(ratio[usable & isolated]))
         locus = sources.stars.science_radius
         if not sources.stars.are_likely:
@@ -714,7 +719,7 @@ def choose_candidates(
 
 
 def _clear_of(sources: Sources, reach: int) -> Array:
-    """Sources whose square is inside of the frame, and that bad pixels cost little of."""
+    """Sources whose square is inside the frame and that lose little to bad pixels."""
     ny, nx = sources.science_bad.shape
     column, row = np.round(sources.x).astype(int), np.round(sources.y).astype(int)
     clear = (column >= reach) & (column < nx - reach) & (row >= reach) & (row < ny - reach)
@@ -734,7 +739,7 @@ def _clear_of(sources: Sources, reach: int) -> Array:
             continue
         dx, dy = offset - (sources.x[i] - column[i]), offset - (sources.y[i] - row[i])
         for bad, radius in planes:
-            # The squared profile: what each pixel knows of the flux.
+            # The squared profile is each pixel's share of the information on the flux.
             sigma = max(HALF_LIGHT_TO_SIGMA * radius[i], _SHARPEST)
             share = np.outer(np.exp(-((dy / sigma) ** 2)), np.exp(-((dx / sigma) ** 2)))
             clear[i] &= share[bad[square]].sum() <= (1 - _LEAST_CORE) * share.sum()
@@ -742,7 +747,7 @@ def _clear_of(sources: Sources, reach: int) -> Array:
 
 
 def _usual_ratio(sources: Sources, common: Array) -> float:
-    """Where the ratios of fluxes of sources of both images lie densest; NaN without any."""
+    """Flux ratio at which sources of both images lie densest; NaN without any."""
     seen = np.flatnonzero(common & (sources.flux > 0) & (sources.template_flux > 0))
     if not len(seen):
         return math.nan
@@ -757,20 +762,21 @@ def _usual_ratio(sources: Sources, common: Array) -> float:
 
 
 def static_sources(sources: Sources, stars: Candidates) -> Array:
-    """Sources whose fluxes can be compared: seen in both images, and not variable.
+    """Sources whose fluxes can be compared: they are in both images and do not vary.
 
     Parameters
     ----------
     sources
         `Sources`.
     stars
-        Stars among them, for their usual ratio of fluxes and their widths.
+        Stars among them, for their usual flux ratio and width.
 
     Returns
     -------
     indices
-        Of the most significant 300: those without a neighbour of a tenth of their flux, and then
-        those as wide as the stars, where there are 10 of them.
+        Indices of at most 300 sources, the most significant first.  Only sources without a
+        neighbour of a tenth of their flux are taken if there are 10 of them, and of these only
+        sources as wide as the stars if there are 10.
     """
     static = _static(sources, stars.flux_ratio) & sources.clean
     static &= sources.template_signal_to_noise > _COMMON
@@ -784,22 +790,22 @@ def static_sources(sources: Sources, stars: Candidates) -> Array:
 
 
 def changed_pixels(sources: Sources, stars: Candidates, *, reach: float) -> Array:
-    """Pixels around sources that are not in both images: rays, transients, asteroids.
+    """Pixels around sources that are not in both images: cosmic rays, transients, asteroids.
 
     Parameters
     ----------
     sources
         `Sources`.
     stars
-        Stars among them, for their usual ratio of fluxes.
+        Stars among them, for their usual flux ratio.
     reach
         Radius around such a source, pixels.
 
     Returns
     -------
     changed
-        ``(ny, nx)`` boolean: around sources whose flux is off by a factor of 1.5 and 5 standard
-        deviations.
+        ``(ny, nx)`` boolean: pixels around sources whose flux differs from the expected one by a
+        factor of 1.5 and by 5 standard deviations.
     """
     changed = np.zeros(sources.science_bad.shape, dtype=bool)
     expected = stars.flux_ratio * sources.flux
@@ -826,10 +832,10 @@ def _error(flux: Array, signal_to_noise: Array) -> Array:
 
 
 def _static(sources: Sources, flux_ratio: float) -> Array:
-    """Sources that are in both images, with about the usual ratio of fluxes."""
+    """Sources that are in both images with about the usual flux ratio."""
     if math.isnan(flux_ratio):
         return np.zeros(len(sources), dtype=bool)
-    # A ratio to the usual one: neither flux nor their ratio need be near 1.
+    # Relative to the usual ratio, since images may have very different units of flux.
     change = sources.template_flux / flux_ratio / np.where(sources.flux > 0, sources.flux, np.inf)
     return (change > 1 / _LARGEST_CHANGE) & (change < _LARGEST_CHANGE)
 
@@ -845,7 +851,7 @@ def _isolated(x: Array, y: Array, flux: Array, reach: float) -> Array:
 
 
 def _spread(x: Array, y: Array, rank: Array, options: CandidateOptions) -> Array:
-    """Indices of the best, at most so many in a cell."""
+    """Indices of the sources of highest rank, with a limit for each cell and in total."""
     cells: dict[tuple[int, int], int] = {}
     chosen: list[int] = []
     for i in np.argsort(rank)[::-1]:
@@ -860,7 +866,7 @@ def _spread(x: Array, y: Array, rank: Array, options: CandidateOptions) -> Array
 
 @dataclasses.dataclass(frozen=True)
 class StarImage:
-    """An image that stamps of stars are cut from.
+    """An image from which stamps of stars are cut.
 
     Attributes
     ----------
@@ -871,8 +877,8 @@ class StarImage:
     sigma
         Width of its PSF, pixels.
     lost
-        ``(ny, nx)`` boolean: bad pixels whose neighbours do not tell what they would be, such as
-        the saturated ones; None for none.
+        ``(ny, nx)`` boolean: bad pixels that neighbours do not determine, such as saturated ones;
+        None for none.
     """
 
     pixels: Array
@@ -897,22 +903,22 @@ def cut_stamps(
     Parameters
     ----------
     source, target
-        Image to be convolved, and image to be matched.
+        Image to be convolved, and image that it is matched to.
     x, y
-        ``(n,)`` 0-based positions, all the stamp's reach away from the edges.
+        ``(n,)`` 0-based positions, far enough from the edges for whole stamps.
     norm
-        Sum of the squared kernel: what is left of the source's variance.
+        Sum of the squared kernel: share of the source's variance after convolution.
     size, kernel_size
         Odd sides of the target's stamps and of the kernel.
 
     Returns
     -------
     stamps
-        `whitediff.matching.normals.Stamps`, weighted by the inverse variance.  Bad pixels of
-        the target have no weight.  Those of the source are interpolated, and what that may
-        be wrong by on a star counts as noise; inside of holes they cannot be, and the target's
-        pixels that a kernel would carry them to have no weight.  A star that keeps less than
-        70 % of what its own pixels know of it has no weight at all.
+        `whitediff.stars.stamps.Stamps`, weighted by the inverse variance.  Bad pixels of the
+        target have no weight.  Bad pixels of the source are interpolated, and the possible error
+        of that on a star counts as noise.  Inside holes they cannot be interpolated; target pixels
+        that a kernel would carry them to have no weight.  A star that keeps less than 70 % of its
+        information has no weight at all.
 
     Raises
     ------
@@ -970,7 +976,7 @@ def cut_stamps(
         np.exp(-(((offset - (position - middle)[:, None]) / target.sigma) ** 2))
         for position, middle in ((x, columns), (y, rows))
     )
-    # In units of the variance around, which a star's own photons raise little.
+    # Weight times variance is 1 without interpolation errors, whatever the photons of the star.
     share = np.einsum("nij,ni,nj->n", weight * variance, along, across)
     share /= along.sum(axis=1) * across.sum(axis=1)
     weight[share < _LEAST_CORE] = 0
@@ -986,9 +992,10 @@ def cut_stamps(
 
 @functools.lru_cache(maxsize=256)
 def _interpolation_error(sigma: float) -> float:
-    """Largest error of an interpolated pixel of a star over its brightness there.
+    """Largest error of an interpolated pixel of a star over the star's peak.
 
-    That of a column through a Gaussian star, twice over since real ones are less smooth.
+    It is the error of a missing column through a Gaussian star, doubled since real stars are less
+    smooth.
     """
     half = 9 + math.ceil(4 * sigma)
     offset = np.arange(-half, half + 1)

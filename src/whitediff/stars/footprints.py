@@ -1,4 +1,4 @@
-"""Sources as they stand out of the noise, each star as one whatever its PSF looks like."""
+"""Sources above the noise, each star as one source whatever the shape of the PSF."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ __all__ = ["extracted"]
 type Array = npt.NDArray[Any]
 
 _SHOWN, _FEWEST = 25, 3
-"""How many sources show what a star looks like, the brightest, and at least."""
+"""Largest number of bright sources that show the shape of a star, and the smallest."""
 _BRIGHT = 50.0
-"""Signal-to-noise ratio, about, from which on they do."""
+"""Approximate signal-to-noise ratio from which a source does so."""
 _SHARED = 0.25
-"""Quantile of them: three quarters have as much light at the same place beside them."""
+"""Quantile over these sources: three quarters have at least as much light at the same place."""
 _ALIKE = 0.7
-"""Of the brightest part of a star, what another may be taken for it with."""
+"""Flux, over the brightest part of a star, from which another part may be taken in its place."""
 _LEAST_PART = 0.03
-"""Of a star's peak: what is fainter is no part of it."""
+"""Smallest brightness of a part of a star, over the star's peak."""
 _HALF = 20
 """Half of the side of a star's surroundings, pixels."""
 _WIDENING, _MOST_WIDENINGS = 1.25, 12
 _FIRST_WIDTH = 1.0
-"""Of the filter, pixels: next after that of one pixel and its neighbours."""
+"""Width of the first Gaussian filter, pixels: the next after SEP's own, which has 3 × 3 pixels."""
 _FILTER_REACH = 3.0
 _NOISE_LEFT = 0.375
-"""Of white noise after SEP's own filter."""
+"""Standard deviation of white noise after SEP's own filter."""
 
 
 def extracted(image: Array, noise: Array, hole: Array, *, threshold: float) -> Array:
-    """Sources above the noise.
+    """Extract sources above the noise.
 
     Parameters
     ----------
     image, noise
-        ``(ny, nx)`` float32 without background, and standard deviations.
+        ``(ny, nx)`` float32 image without background, and standard deviations.
     hole
         ``(ny, nx)`` boolean: pixels without any value.
     threshold
-        Standard deviations from which on pixels belong to a source.
+        Standard deviations above which pixels belong to a source.
 
     Returns
     -------
@@ -53,9 +53,9 @@ def extracted(image: Array, noise: Array, hole: Array, *, threshold: float) -> A
 
     Notes
     -----
-    Sources are told from their neighbours where there is a valley between them.  A PSF with two
-    peaks has one, too: where three quarters of the bright sources have a neighbour at the same
-    place, the image is smoothed until they have not.
+    SEP separates sources with a valley between them.  A PSF with two peaks has such a valley, too.
+    So if three quarters of the bright sources have a neighbour at the same place, the image is
+    smoothed until they have none.
     """
     found = _extract(image, noise, hole, threshold)
     typical = _typical(image, noise, hole, found, threshold)
@@ -80,13 +80,13 @@ def _extract(
     width: float | None = None,
 ) -> Array:
     """Sources on an image that is smoothed by a Gaussian, or by SEP's own filter."""
-    # The plain filter: that which weighs every pixel by its noise takes three times as long.
+    # The plain filter: SEP's filter that weights pixels by their noise takes three times as long.
     options: dict[str, Any] = {"filter_type": "conv"}
     if width is not None:
         reach = math.ceil(_FILTER_REACH * width)
         profile = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
         options["filter_kernel"] = np.outer(profile, profile).astype(np.float32)
-        # What is smoothed more has less noise.
+        # More smoothing leaves less noise, so the threshold must be lower.
         left = float((profile**2).sum()) / float(profile.sum()) ** 2
         threshold *= min(1.0, left / _NOISE_LEFT)
     return sep_sources(image, threshold, err=noise, mask=hole, **options)
@@ -95,11 +95,11 @@ def _extract(
 def _typical(
     image: Array, noise: Array, hole: Array, sources: Array, threshold: float
 ) -> Array | None:
-    """What bright sources and their surroundings have in common, in units of the noise.
+    """Light that bright sources and their surroundings have in common, in units of the noise.
 
-    None where too few are the brightest of their surroundings.
+    None if too few sources are the brightest of their surroundings.
     """
-    # Sources are of so many pixels above the threshold.
+    # Signal-to-noise ratio from the number of pixels above the threshold.
     unit = np.maximum(sources["thresh"] / threshold, np.finfo(np.float32).tiny)
     ratio = sources["flux"] / (unit * np.sqrt(np.maximum(sources["npix"], 1)))
     order = np.argsort(-sources["flux"], kind="stable")
@@ -114,7 +114,7 @@ def _typical(
         if taken[near < _HALF].any():
             continue
         taken[brightest] = True
-        # Of parts as bright as each other, the same one of every star.
+        # If parts of a star are about equally bright, the same one is taken for every star.
         alike = (near < _HALF) & (sources["flux"] > _ALIKE * sources["flux"][brightest])
         first = np.argmin(np.where(alike, sources["x"] + sources["y"], np.inf))
         source = sources[first]

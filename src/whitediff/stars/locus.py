@@ -1,4 +1,4 @@
-"""Which sources are stars: as narrow as anything is, and alike."""
+"""Stars among sources: they are alike, and nothing is narrower."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ __all__ = ["SEARCHED", "Locus", "Shapes", "find_locus", "windowed_shapes"]
 type Array = npt.NDArray[Any]
 
 SEARCHED = 100
-"""Sources among which the stars are sought, the most significant: among the faint, too many
-galaxies cannot be told apart."""
+"""Number of most significant sources in which stars are sought: too many faint galaxies cannot be
+distinguished from stars."""
 _TOLERANCE = np.array([0.025, 0.02, 0.02])
-"""Of ln(size) and the two ellipticities: what stars differ by beyond their noise."""
+"""Scatter of stars in ln(size) and the two ellipticities, beyond their noise."""
 _SLOPE = np.array([0.15, 0.05, 0.05])
-"""What they change by from the middle of the frame to its edge, if at all."""
+"""Typical change of these from the middle of the frame to its edge, linear in x or y."""
 _CURVE = np.array([0.1, 0.03, 0.03])
-"""And evenly in all directions: most cameras are sharpest in the middle."""
+"""The same, quadratic and equal in all directions: most cameras are sharpest in the middle."""
 _CHANGES = np.stack([_SLOPE, _SLOPE, _CURVE])
-"""``(3, 3)`` by term, the constant left out, and shape."""
+"""``(3, 3)``: changes by term, without the constant, and by shape parameter."""
 _RANGE = (0.15, 1.0)
-"""Of ln(size) between a star and what fills the window, in any case: ln 2 where that suits it."""
+"""Limits of the range of ln(size) between a star and a source that fills the window; for a window
+of the star's width the range is ln 2."""
 _ELLIPTICITY = 0.4
-"""Scatter of the ellipticities of what fills the window; narrower sources have less."""
+"""Scatter of the ellipticities of sources that fill the window; narrower sources have less."""
 _OTHERS = 0.02
-"""Part of the sources that may be anything, also narrower than a star."""
+"""Share of sources that may be anything, also narrower than a star."""
 _OTHER_DENSITY = 0.5
 _FIRST_PART = 0.3
 _LEAST_PROBABILITY = 1e-9
@@ -39,37 +40,38 @@ _EXPECTATIONS = 6
 _REFINEMENTS = 8
 _ENOUGH_FOR_SLOPES = 10
 _TRIED, _NARROW = 150, 0.6
-"""Threes and fours of sources of which surfaces are tried, and the part of the sources, the
-narrowest, from which these are."""
+"""Number of triples and of quadruples of sources through which surfaces are tried, and share of the
+sources, the narrowest, from which they are drawn."""
 _LEAST_TRIANGLE, _LEAST_SPAN = 0.3, 0.1
-"""Twice the area of three sources, of a frame of 4, that say how shapes change over it; and the
-like for four that tell how they change from the middle, too."""
+"""Smallest determinants of the terms at three and four sources that determine a surface.  For three
+it is twice the area of their triangle, in a frame of area 4."""
 _FEWEST = 3
 _PRECISE = 0.03
-"""Error of ln(size) with which a source tells how alike the others are."""
+"""Largest error of ln(size) of sources whose likeness is judged."""
 _SCATTERS, _AROUND = (0.006, 0.025), 0.03
-"""Of ln(size): of stars; of galaxies within the tolerance, alone, and among stars."""
+"""Scatter of ln(size) of stars, and of galaxies within the tolerance, alone and among stars."""
 _OFFSETS = np.linspace(-0.06, 0.06, 61)
-"""Where sizes may lie around those that were found."""
+"""Offsets of ln(size) from the stars found that are tried."""
 _STAR_PARTS = (0.3, 0.5, 0.7, 0.9, 1.0)
-"""Parts that stars may be of what was found."""
+"""Shares of true stars among the stars found that are tried."""
 _LEAST_DENSITY = 1e-12
 _CENTRINGS = 4
 _REACH = 3.0
-"""Radius of the stamps, in widths of the window."""
+"""Half side of the stamps, in widths of the window."""
 _MOST_BAD = 0.05
-"""Of the window, what bad pixels may hold."""
+"""Largest share of the window on bad pixels."""
 _HOT = 0.8
-"""Of the light of nine pixels, more than a star leaves in the brightest."""
+"""Share of the light of nine pixels that the brightest pixel of a star never reaches."""
 _NO_NOISE = 1e10
 
 
 class Shapes(NamedTuple):
     """Sizes and ellipticities of sources through a Gaussian window.
 
-    ``value`` and ``error`` are ``(n, 3)``: ln(size), 0 of what fills the window, and the
-    ellipticities along the axes and the diagonals; ``known`` is ``(n,)`` boolean: where they could
-    be measured; ``signal_to_noise`` is ``(n,)``, of the light through the window, 0 where unknown.
+    ``value`` and ``error`` are ``(n, 3)``: ln(size), which is 0 for a source that fills the window,
+    and the ellipticities along the axes and the diagonals.  ``known`` is ``(n,)`` boolean: sources
+    that could be measured.  ``signal_to_noise`` is ``(n,)``, for the light through the window; 0 if
+    unknown.
     """
 
     value: Array
@@ -80,21 +82,21 @@ class Shapes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Locus:
-    """What is known of the stars among sources.
+    """Result of a search for stars among sources.
 
     Attributes
     ----------
     probability
-        ``(n,)`` of being a star.
+        ``(n,)`` probability of being a star.
     number
-        Of stars among the most significant 100 sources: sum of those probabilities.
+        Number of stars among the most significant 100 sources: sum of their probabilities.
     evidence
-        Logarithm of the likelihood with these stars over the largest without any.
+        Logarithm of the likelihood with these stars over the largest likelihood without any.
     alike
-        Logarithm of the likelihood that sizes of the best measured differ as those of stars do,
-        over that as those of galaxies that happen to be alike.
+        Logarithm of the likelihood that sizes of the best measured stars differ as those of stars
+        do, over the likelihood that they differ as those of galaxies that happen to be alike.
     size
-        ``(n_images,)`` ln(size) of the stars in the middle of the frame, 0 of what fills the
+        ``(n_images,)`` ln(size) of the stars in the middle of the frame; 0 for stars that fill the
         window.
     """
 
@@ -113,23 +115,24 @@ def windowed_shapes(
     Parameters
     ----------
     image, noise
-        ``(ny, nx)`` without background, and standard deviations.
+        ``(ny, nx)`` image without background, and standard deviations.
     bad
         ``(ny, nx)`` boolean: pixels without a measurement.
     x, y
         ``(n,)`` 0-based positions, good to a pixel.
     sigma
-        Width of the window, pixels; from 1.2 on, how a star lies on the pixels does not matter.
+        Width of the window, pixels; from 1.2 on, a star's position within its pixel does not
+        matter.
 
     Returns
     -------
     shapes
-        `Shapes`; unknown of what is cut off, holds bad pixels, wanders off or is a single pixel.
+        `Shapes`; unknown for sources that are cut off, have bad pixels, have a centroid far from
+        the given position, or are a single pixel.
 
     Notes
     -----
-    Through a window of a star's own width, the second moments tell its width with the least
-    noise.
+    Second moments measure a star's width with the least noise through a window of that width.
     """
     n, half = len(x), math.ceil(_REACH * sigma)
     ny, nx = image.shape
@@ -152,7 +155,7 @@ def windowed_shapes(
         by_row = (data @ across[:, :, None])[:, :, 0]
         total = (by_row * along).sum(1)
         total = np.where(total > 0, total, np.inf)
-        # The window halves the displacement of a source of its own width.
+        # The window halves the measured displacement of a source of its own width.
         dx = dx + (2 * (by_column * across * u).sum(1) / total).clip(-1, 1)
         dy = dy + (2 * (by_row * along * v).sum(1) / total).clip(-1, 1)
     good = np.hypot(*(np.stack([dx, dy]) - begun)) < sigma + 1
@@ -170,7 +173,7 @@ def windowed_shapes(
     columns = [np.log(size / flux / (2 * sigma**2))[:, 0, 0]]
     columns += [(light * each / size).sum((1, 2)) for each in (plus, cross)]
     value[inside] = np.stack(columns, 1)
-    # What a pixel's noise changes of each, squared and summed.
+    # Derivatives of the logarithm and the ellipticities by a pixel, up to a common weight.
     changes = [r2 - size / flux]
     changes += [
         each - own[:, None, None] * r2 for each, own in zip((plus, cross), columns[1:], strict=True)
@@ -189,13 +192,13 @@ def find_locus(
     Parameters
     ----------
     shapes
-        Of the same n sources, in one or more images.
+        Shapes of the same n sources in one or more images.
     x, y
-        ``(n,)`` positions, -1 to 1 over the frame.
+        ``(n,)`` positions, −1 to 1 over the frame.
     rank
-        ``(n,)`` their significance.
+        ``(n,)`` significance of the sources.
     slopes
-        Try also whether the stars' shapes change over the frame.
+        Also try shapes of stars that change over the frame.
 
     Returns
     -------
@@ -204,12 +207,13 @@ def find_locus(
 
     Notes
     -----
-    Sources are stars, which are alike to a few percent or change over the frame, linearly and with
-    the square of the distance from its middle; galaxies, which are wider by anything, and the wider
-    the less alike; and a few others.  The shape of every bright source, and many surfaces through
-    those of three or four, are tried as that of the stars, and where the stars of one of two images
-    are alike, how these change in the other; the likeliest is refined.  Galaxies that happen to be
-    alike are not as narrow as anything; what happens to be narrow is not alike.
+    The model has three kinds of sources.  Stars are alike to a few percent, or change over the
+    frame, linearly and with the squared distance from its middle.  Galaxies are wider by any
+    amount, and the wider the less alike.  A few sources are anything.  As the shape of stars, the
+    search tries the shape of every bright source and many surfaces through three or four of
+    them.  If the stars of one of two images are alike, it also tries how these change in the other.
+    The likeliest is refined.  Galaxies that happen to be alike are not the narrowest sources, and
+    sources that happen to be narrow are not alike.
     """
     probability = np.zeros(len(rank))
     known = np.flatnonzero(np.logical_and.reduce([each.known for each in shapes]))
@@ -226,17 +230,17 @@ def find_locus(
     likelihood, stars, _ = _mixture(plane, *searched)
     alike = _alike(plane[0], stars[0] > 0.5, *searched)
     for part in np.array_split(np.arange(len(known)), math.ceil(len(known) / SEARCHED)):
-        # The fainter, the more of them are galaxies.
+        # In parts, because the share of galaxies grows towards fainter sources.
         probability[known[part]] = _mixture(plane, value[part], error[part], terms[part])[1][0]
     evidence = float(likelihood[0]) - none
     return Locus(probability, float(stars.sum()), evidence, alike, plane[0, 0, :, 0])
 
 
 def _alike(plane: Array, which: Array, value: Array, error: Array, terms: Array) -> float:
-    """How much likelier sizes are those of stars with galaxies among them than of galaxies alone.
+    """Logarithm of the likelihood ratio of sizes: stars and some galaxies over galaxies alone.
 
-    The tolerance of the search admits both: among very many galaxies some are as near to each other
-    as that, but not nearer.
+    The tolerance of the search admits both: among very many galaxies some are alike to this
+    tolerance, but not more closely.
     """
     found = 0.0
     for image in range(value.shape[1]):
@@ -245,7 +249,7 @@ def _alike(plane: Array, which: Array, value: Array, error: Array, terms: Array)
         noise = error[own, image, 0] ** 2
         if len(off) < _FEWEST:
             continue
-        # Wherever either kind is.
+        # Each kind may be centred anywhere near the stars found.
         stars, galaxies = (_normal(off - _OFFSETS[:, None], noise + s**2) for s in _SCATTERS)
         others = _normal(off, noise + _AROUND**2)
         mixed = [np.log(part * stars + (1 - part) * others).sum(1).max() for part in _STAR_PARTS]
@@ -254,17 +258,17 @@ def _alike(plane: Array, which: Array, value: Array, error: Array, terms: Array)
 
 
 def _normal(deviation: Array, variance: Array) -> Array:
-    """Density of a normal distribution; never nothing."""
+    """Density of a normal distribution, with a floor that keeps logarithms finite."""
     density: Array = np.exp(-0.5 * deviation**2 / variance) / np.sqrt(2 * np.pi * variance)
     return density + _LEAST_DENSITY
 
 
 def _likeliest(value: Array, error: Array, terms: Array, *, slopes: bool) -> tuple[Array, float]:
-    """Shape of the stars, ``(1, 4, n_images, 3)``, and the likelihood's logarithm without any."""
+    """Likeliest shape of stars, ``(1, 4, n_images, 3)``, and log-likelihood without any star."""
     planes, cost = _planes(value, terms, slopes=slopes)
     images = value.shape[1]
     for image in range(images) if slopes and images > 1 else ():
-        # Where the stars of one image are alike, they tell how those of the other change.
+        # Stars found by their likeness in one image show how stars change in the other.
         only = np.s_[:, [image]]
         alike, _ = _likeliest(value[only], error[only], terms, slopes=False)
         _, stars, _ = _mixture(alike, value[only], error[only], terms)
@@ -281,13 +285,13 @@ def _likeliest(value: Array, error: Array, terms: Array, *, slopes: bool) -> tup
 
 
 def _cost(planes: Array) -> Array:
-    """What shapes that change cost, ``(k,)``: logarithms of likelihoods."""
+    """Penalties of shapes that change over the frame, ``(k,)`` logarithms of likelihoods."""
     cost: Array = 0.5 * ((planes[:, 1:] / _CHANGES[:, None]) ** 2).sum((1, 2, 3))
     return cost
 
 
 def _planes(value: Array, terms: Array, *, slopes: bool) -> tuple[Array, Array]:
-    """Shapes that stars may have, ``(k, 4, n_images, 3)`` by term, and what they cost."""
+    """Shapes to try for stars, ``(k, 4, n_images, 3)`` by term, and their penalties."""
     n, images = value.shape[:2]
     constant = np.zeros((n, 4, images, 3))
     constant[:, 0] = value
@@ -310,20 +314,20 @@ def _planes(value: Array, terms: Array, *, slopes: bool) -> tuple[Array, Array]:
 
 @functools.lru_cache(maxsize=16)
 def _some(n: int, size: int) -> Array:
-    """Some different ones of n, again and again: ``(150, size)``."""
-    # A copy, or all of them would be kept.
+    """Indices of different sources out of n, drawn 150 times: ``(150, size)``."""
+    # A copy: the cache would keep the whole array of a view.
     return np.random.default_rng(n).random((_TRIED, n)).argsort(1)[:, :size].copy()
 
 
 def _mixture(planes: Array, value: Array, error: Array, terms: Array) -> tuple[Array, Array, Array]:
-    """Judge shapes of stars by all sources.
+    """Judge k shapes of stars by all sources.
 
-    Returns the logarithms of their likelihoods, ``(k,)``, each source's probability of being such a
-    star, ``(k, n)``, and the logarithms of the likelihoods without any star.
+    Returns the logarithms of their likelihoods, ``(k,)``; each source's probability of being such a
+    star, ``(k, n)``; and the logarithms of the likelihoods without any star, ``(k,)``.
     """
     k, images = len(planes), value.shape[1]
     expected = (terms @ planes.reshape(k, 4, -1)).reshape(k, len(terms), images, 3)
-    # A galaxy differs in all images at once, and a precise one tells the most of it.
+    # A galaxy differs in all images at once, so images are averaged by their precision.
     variance = error**2 + _TOLERANCE**2
     share = 1 / variance
     variance = 1 / share.sum(1)
@@ -335,7 +339,7 @@ def _mixture(planes: Array, value: Array, error: Array, terms: Array) -> tuple[A
     widest = np.clip(-stars_own[..., 0], *_RANGE)
     size = off[..., 0] / sigma
     density = scipy.special.ndtr(size) - scipy.special.ndtr(size - widest / sigma)
-    # What fills the window has an ellipticity of its own instead of the stars'.
+    # A source that fills the window has its own ellipticity instead of the stars'.
     dilution = np.clip(off[..., 0] / widest, 0, 1)
     spread = (_ELLIPTICITY * dilution) ** 2
     exponent, volume = 0.0, 1.0
@@ -356,9 +360,10 @@ def _mixture(planes: Array, value: Array, error: Array, terms: Array) -> tuple[A
 
 
 def _refitted(stars: Array, value: Array, error: Array, terms: Array) -> tuple[Array, float]:
-    """Shape of the stars, ``(4, n_images, 3)``, from their probabilities; changing for many.
+    """Shape of the stars, ``(4, n_images, 3)``, fitted with their probabilities, and a penalty.
 
-    And what the freedom of these changes costs: how much better they are known than before.
+    It changes over the frame if there are enough stars.  The penalty (Occam factor) is half the
+    logarithm of the gain in precision of these changes over their prior.
     """
     result, freedom = np.zeros((4, *value.shape[1:])), 0.0
     stars = np.maximum(stars, _LEAST_PROBABILITY)

@@ -1,4 +1,4 @@
-"""Sources of a small stamp: where they are, how wide, and how bright on two stamps."""
+"""Sources of a small stamp: positions, widths and fluxes, and pairs between two stamps."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ type Array = npt.NDArray[Any]
 
 _FEWEST_DIFFERENCES = 20
 _SKY_SIGMAS = 3.0
-"""Significance from which a pixel is no sky, for the noise."""
+"""Significance from which a pixel is not sky, when the noise is measured."""
 _PEAK_SIGMAS, _MOST_PEAKS, _PEAK_HALF = 8.0, 20, 4
 _PEAK_WHOLE = 0.9
-"""Of a peak's surroundings, what has to be measured."""
+"""Share of good pixels around a peak that is needed."""
 _BELIEVED_SIGMA = (0.3, 6.0)
-"""Widths of sources, pixels: narrower is a cosmic ray."""
+"""Range of the widths of sources, pixels; narrower ones are cosmic rays."""
 _ITERATIONS = 7
 _COMMON_REACH = 1.5
-"""Distance of a source's places on both stamps, pixels."""
+"""Largest distance between a source's positions on both stamps, pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Points:
     Attributes
     ----------
     x, y
-        ``(n,)`` places, pixels.
+        ``(n,)`` positions, pixels.
     sigma
         ``(n,)`` widths, pixels.
     flux
-        ``(n,)``, image_unit.
+        ``(n,)`` fluxes, image_unit.
     significance
-        ``(n,)`` of the peak pixel.
+        ``(n,)`` significance of the peak pixel.
     """
 
     x: Array
@@ -55,23 +55,23 @@ class Points:
         return len(self.x)
 
     def which(self, chosen: Array) -> Points:
-        """Some of them.
+        """Select some points.
 
         Parameters
         ----------
         chosen
-            Boolean or indices.
+            Boolean array or indices.
 
         Returns
         -------
         points
-            These.
+            Selected points.
         """
         return Points(*(getattr(self, f.name)[chosen] for f in dataclasses.fields(self)))
 
 
 def neighbour_variance(image: Array, good: Array) -> float:
-    """Noise of a stamp by the differences of neighbours.
+    """Noise variance of a stamp from differences of neighbouring pixels.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def neighbour_variance(image: Array, good: Array) -> float:
     Returns
     -------
     variance
-        image_unit², of pixels that do not stand out; NaN where there are too few.
+        Variance of pixels that do not stand out, image_unit²; NaN if there are too few.
     """
     found = math.nan
     use = good
@@ -96,7 +96,8 @@ def neighbour_variance(image: Array, good: Array) -> float:
         )
         if len(differences) < _FEWEST_DIFFERENCES:
             break
-        # Noise has no sign, and a slope no part in the median of absolute values to first order.
+        # About 0, not their median: noise has no sign, and a slope does not change the median of
+        # absolute values to first order.
         found = median_deviation(differences, about=0.0) ** 2 / 2
         middle = np.median(image[good])
         use = good & (image < middle + _SKY_SIGMAS * math.sqrt(found))
@@ -109,16 +110,17 @@ def find_points(image: Array, variance: Array, good: Array) -> Points:
     Parameters
     ----------
     image
-        ``(ny, nx)``, less its level.
+        ``(ny, nx)``, background level subtracted.
     variance
         ``(ny, nx)``, image_unit².
     good
-        ``(ny, nx)`` boolean.
+        ``(ny, nx)`` boolean: pixels to use.
 
     Returns
     -------
     points
-        Those of 8 σ and more that are 9 pixels around in the stamp, the brightest 20.
+        Points fitted to the brightest 20 peaks above 8 σ at least 4 pixels from the edges, without
+        those that miss over a tenth of the 9 × 9 pixels around them or are fitted badly.
     """
     half = _PEAK_HALF
     ny, nx = image.shape
@@ -147,7 +149,7 @@ def find_points(image: Array, variance: Array, good: Array) -> Points:
 
 
 def _fitted_gaussians(stamps: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
-    """Centre, width and flux of Gaussians that are integrated over the pixels."""
+    """Centre, width and flux of Gaussians integrated over the pixels, fitted by Gauss-Newton."""
     n, half = len(stamps), _PEAK_HALF
     edges = np.arange(-half, half + 2) - 0.5
     x, y, sigma = np.zeros(n), np.zeros(n), np.full(n, 1.0)
@@ -179,7 +181,7 @@ def _fitted_gaussians(stamps: Array, weight: Array) -> tuple[Array, Array, Array
 
 
 def _integrated(edges: Array, centre: Array, sigma: Array) -> tuple[Array, Array, Array]:
-    """Gaussian over pixels, and its derivatives by centre and width: each ``(n, pixels)``."""
+    """Gaussian integrated over pixels, and its derivatives by centre and width: ``(n, pixels)``."""
     u = (edges - centre[:, None]) / sigma[:, None]
     cumulative = 0.5 * scipy.special.erf(u / math.sqrt(2))
     density = np.exp(-0.5 * u**2) / (math.sqrt(2 * math.pi) * sigma[:, None])
@@ -187,7 +189,7 @@ def _integrated(edges: Array, centre: Array, sigma: Array) -> tuple[Array, Array
 
 
 def _least_squares(columns: Array, values: Array, weight: Array) -> Array:
-    """``(n, c)`` coefficients of ``(n, c, y, x)`` columns."""
+    """Weighted least-squares coefficients ``(n, c)`` of columns ``(n, c, y, x)``."""
     n, c = columns.shape[:2]
     flat = (columns * weight[:, None]).reshape(n, c, -1)
     matrix = flat @ columns.reshape(n, c, -1).transpose(0, 2, 1)
@@ -203,12 +205,12 @@ def pairs(first: Points, second: Points) -> tuple[Array, Array]:
     Parameters
     ----------
     first, second
-        Sources of either.
+        Sources of the two stamps.
 
     Returns
     -------
     first, second
-        ``(n,)`` indices: each the other's nearest, within 1.5 pixels.
+        ``(n,)`` indices of pairs: each is the other's nearest, within 1.5 pixels.
     """
     if not len(first) or not len(second):
         return np.zeros(0, int), np.zeros(0, int)

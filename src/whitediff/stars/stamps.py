@@ -17,14 +17,14 @@ __all__ = ["Stamps"]
 type Array = npt.NDArray[Any]
 
 _LIT = 0.3
-"""Light over a pixel's noise, from where variances rise with it."""
+"""Light over a pixel's noise from which a rise of the variance with light is fitted."""
 
 _FOLLOWS = 5.0
-"""Significance with which variances follow the noise of their pixels."""
+"""Significance from which variances follow the noise of their pixels."""
 
 _ROUNDING = 1e-6
 _ALIKE = 3.0
-"""Factor within which variances are those of a level and of photons."""
+"""Largest factor between a variance and the model of a level plus photons."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Stamps:
     Attributes
     ----------
     source
-        ``(n, size + kernel − 1, size + kernel − 1)`` of the image to be convolved: wide
-        enough for every pixel of the target to have its support.  Finite.
+        ``(n, size + kernel − 1, size + kernel − 1)`` from the image to be convolved: wide
+        enough for the kernel's support at every pixel of the target.  Finite.
     target
-        ``(n, size, size)`` of the image to be matched.  Finite.
+        ``(n, size, size)`` from the image that the source is matched to.  Finite.
     weight
         ``(n, size, size)`` inverse variance of their difference; 0 for pixels not to use,
-        those included whose support in the source holds a pixel that could not be interpolated.
+        including those whose support in the source holds a pixel that could not be interpolated.
     x, y
         ``(n,)`` positions scaled to −1 … 1 between the outer edges of the frame.
     source_variance
-        Of ``source``'s pixels, same shape; None: as if it had no noise.
+        Variance of ``source``, same shape; None if it counts as free of noise.
     source_noise
         Covariance of the source's noise, per unit of variance; None for white.
     """
@@ -75,7 +75,7 @@ class Stamps:
         return len(self.target)
 
     def part(self, which: slice | Array) -> Stamps:
-        """Some of the stamps.
+        """Select some stamps.
 
         Parameters
         ----------
@@ -85,7 +85,7 @@ class Stamps:
         Returns
         -------
         stamps
-            Views where it is a slice.
+            Selected stamps; views if ``which`` is a slice.
         """
         return Stamps(
             self.source[which],
@@ -103,12 +103,17 @@ class Stamps:
         Parameters
         ----------
         size
-            Odd side of the target's stamps that is left, at most the present one.
+            New odd side of the target's stamps, at most the present one.
 
         Returns
         -------
         stamps
-            Views, for kernels of the same side.
+            Views of the middles, for kernels of the same side.
+
+        Raises
+        ------
+        ArgumentError
+            If the side is even or larger than now.
         """
         edge = (self.target.shape[1] - size) // 2
         if edge < 0 or size % 2 == 0:
@@ -136,7 +141,8 @@ class Stamps:
         Returns
         -------
         stamps
-            Kernels between them are those of these, times the source's unit over the target's.
+            Stamps.  Kernels fitted to them are the kernels of these stamps times the source's unit
+            over the target's.
         """
         variance = self.source_variance
         return dataclasses.replace(
@@ -148,24 +154,23 @@ class Stamps:
         )
 
     def reweighted(self, more: float, without: Array, residuals: Array) -> Stamps:
-        """Stamps with weights that a first fit has shown to be right.
+        """Stamps with weights corrected after a first fit.
 
         Parameters
         ----------
         more
-            To add to the variance, in units of the source's: the source's noise.
+            Multiple of the source's variance to add to the variance: the source's noise.
         without
             ``(n, size, size)`` boolean: pixels that lose their weight.
         residuals
-            ``(n, size, size)`` what the first fit left.  Where a variance was made of a pixel's
-            own counts it follows their noise, and weights that follow noise make pixels count
-            more that are too low: by about an electron in every pixel of a star.  These
-            variances are smoothed.
+            ``(n, size, size)`` residuals of the first fit.  A variance made from a pixel's own
+            counts follows their noise.  Then pixels that are too low get more weight, a bias of
+            about an electron in every pixel of a star.  Such variances are smoothed.
 
         Returns
         -------
         stamps
-            The same ones, with other weights.
+            The same stamps with other weights.
 
         Raises
         ------
@@ -180,7 +185,7 @@ class Stamps:
         given = 1 / np.where(use, self.weight, 1)
         variance = _without_own_noise(given, self.target - residuals, residuals, use)
         change = more * self.source_variance[:, inner, inner]
-        # Smoothed, a variance may be less than what a smoother kernel takes off.
+        # A smoothed variance may be less than the (negative) change of a smoother kernel.
         variance = np.maximum(variance + change, (given + change) / _ALIKE)
         return dataclasses.replace(self, weight=np.where(use, 1 / variance, 0))
 
@@ -188,8 +193,8 @@ class Stamps:
 def _without_own_noise(variance: Array, model: Array, residuals: Array, use: Array) -> Array:
     """Variances that do not follow the noise of the pixels themselves.
 
-    Those that do are replaced by a level for each stamp, plus what they rise by with the light of
-    a model: they need not be right to a tenth, only independent of the noise.
+    Variances that do are replaced by a level for each stamp plus a term proportional to the light
+    of a model: they need not be right to a tenth, only independent of the noise.
     """
     levels, bases = (
         np.array([np.median(p[u]) if u.any() else 0.0 for p, u in zip(plane, use, strict=True)])
@@ -204,12 +209,12 @@ def _without_own_noise(variance: Array, model: Array, residuals: Array, use: Arr
     unexplained, left = above[lit] - slope * light[lit], residuals[lit]
     scatter = float(np.std(unexplained) * np.std(left))
     together = float(np.mean((unexplained - unexplained.mean()) * left))
-    # What rounding leaves of constant variances goes with nothing.
+    # Constant variances scatter by rounding only, which cannot follow noise.
     if not scatter > _ROUNDING * float(np.std(left) * np.mean(variance[lit])):
         return variance
     if not together * math.sqrt(len(left)) > _FOLLOWS * scatter:
         return variance
     smooth = np.where(use, bases[:, None, None] + slope * np.maximum(light, 0), variance)
-    # Pixels that are much worse have other reasons.
+    # Variances far from the model have other reasons, and are kept.
     is_alike = np.abs(np.log(variance / smooth)) < math.log(_ALIKE)
     return np.where(is_alike, smooth, variance)
