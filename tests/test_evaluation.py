@@ -390,7 +390,7 @@ def test_the_command_on_files(run, files, tmp_path):
 
 @pytest.mark.slow
 def test_a_failed_realisation_is_reported(run, tmp_path, monkeypatch, realisations):
-    from whitediff.evaluation.completeness import exposures as evaluation
+    from whitediff.evaluation import exposures as evaluation
 
     def sometimes(setting, number):
         if number == 1:

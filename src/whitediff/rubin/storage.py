@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lsst.daf.butler import Config, StorageClassDelegate, StorageClassFactory
 from lsst.resources import ResourcePath
@@ -20,6 +20,9 @@ from ..formats.archive.convert import (
     sky_projection,
 )
 from ..subtraction.solution import Solution
+
+if TYPE_CHECKING:
+    from ..exposures.foreign import Bounds
 
 __all__ = [
     "STORAGE_CLASSES",
@@ -69,7 +72,7 @@ class ExposureDelegate(StorageClassDelegate):
         return exposure_component(composite, componentName)
 
     def handleParameters(
-        self, inMemoryDataset: Exposure, parameters: Mapping[str, object] | None = None
+        self, inMemoryDataset: Exposure, parameters: Mapping[str, Bounds] | None = None
     ) -> Exposure:
         """Cut out a part of an exposure.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import astropy.io.fits
 import astropy.units as u
@@ -86,7 +86,8 @@ def lsst_field(field: Field) -> lsst.images.fields.Field:
         If the field has pieces on parts of the frame.
     """
     if isinstance(field, ForeignField):
-        return field.field
+        # It came from lsst.images.
+        return cast(Any, field.field)
     if isinstance(field, ChebyshevField):
         return lsst.images.fields.ChebyshevField(lsst_box(field.bounds), field.coefficients.copy())
     if isinstance(field, GridField):
