@@ -26,10 +26,12 @@ from whitediff.decorrelation.exposures import DecorrelationOptions, decorrelate,
 from whitediff.errors import ArgumentError, DataError
 from whitediff.exposures import foreign, kernels, masks
 from whitediff.exposures.boxes import Box
-from whitediff.exposures.fields import scattered_fit
+from whitediff.exposures.fields import ChebyshevField, scattered_fit
+from whitediff.exposures.kernels import BasisKernel
 from whitediff.exposures.psf import (
     KernelPointSpreadFunction,
     as_kernel_psf,
+    moved_psf,
     sampled_psf,
     scattered_psf,
 )
@@ -503,3 +505,27 @@ def test_a_correction_within_the_tolerance_is_not_told_of(rng, caplog, tolerance
         # What stays within the tolerance is not named.
         assert min(numbers) > tolerance
         assert (record.levelname == "WARNING") == (max(numbers) > 0.01)
+
+
+@pytest.mark.parametrize("order", [1, 3, 5])
+@pytest.mark.parametrize("shift", [(0, 3), (-17, 40)])
+def test_a_psf_of_any_order_moves_exactly(rng, order, shift):
+    dy, dx = shift
+    whole = Box.from_shape((200, 240), start=(-30, 12))
+    basis = rng.normal(size=((order + 1) * (order + 2) // 2, 9, 11))
+    basis[0] += 5
+    terms = [(p, q) for p in range(order + 1) for q in range(order + 1 - p)]
+    fields = []
+    for p, q in terms:
+        coefficients = np.zeros((order + 1, order + 1))
+        coefficients[p, q] = 1.0
+        fields.append(ChebyshevField(whole, coefficients))
+    psf = KernelPointSpreadFunction(BasisKernel(basis, fields), average_position=(100, 60))
+    part = Box.from_shape((90, 110), start=(0 - dy, 50 - dx))
+    moved = moved_psf(psf, part, dy, dx)
+    for x, y in ((part.x.start, part.y.start), (90.3 - dx, 40.8 - dy), (158 - dx, 88 - dy)):
+        np.testing.assert_allclose(
+            moved.at(x=x, y=y), psf.at(x=x + dx, y=y + dy), rtol=1e-9, atol=1e-9
+        )
+    assert moved.average_position == (100 - dx, 60 - dy)
+    assert moved.bounds == part

@@ -16,7 +16,7 @@ from ..errors import ArgumentError
 from ..numerics.convolution import convolve
 from ..numerics.profiles import full_width_half_maximum
 from .boxes import Box
-from .fields import scattered_fit
+from .fields import ChebyshevField, scaled_to, scattered_fit
 from .kernels import BasisKernel, chebyshev_kernel, constant_kernel, interpolated_kernel
 
 __all__ = [
@@ -569,9 +569,19 @@ def moved_psf(psf: PointSpreadFunction, bounds: Box, dy: int, dx: int) -> PointS
     if before.kernel.is_constant:
         image = before.at(x=box.x.center, y=box.y.center)
         return KernelPointSpreadFunction.from_image(image, bounds, light=before.light)
+    fields = before.kernel.fields
+    if all(isinstance(field, ChebyshevField) for field in fields):
+        # The same polynomials: exact, of whatever order.
+        moved = [ChebyshevField(bounds, scaled_to(field, box).coefficients) for field in fields]
+        kernel = BasisKernel(before.kernel.basis, moved)
+    else:
+        kernel = interpolated_kernel(
+            lambda x, y: before.at(x=x + dx, y=y + dy), bounds, _HIGHEST_ORDER
+        )
+    x, y = before.average_position[0] - dx, before.average_position[1] - dy
+    inside = bounds.x.start <= x < bounds.x.stop and bounds.y.start <= y < bounds.y.stop
     return KernelPointSpreadFunction(
-        interpolated_kernel(lambda x, y: before.at(x=x + dx, y=y + dy), bounds, 2),
-        light=before.light,
+        kernel, average_position=(x, y) if inside else None, light=before.light
     )
 
 
