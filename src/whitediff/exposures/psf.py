@@ -570,9 +570,12 @@ def moved_psf(psf: PointSpreadFunction, bounds: Box, dy: int, dx: int) -> PointS
         image = before.at(x=box.x.center, y=box.y.center)
         return KernelPointSpreadFunction.from_image(image, bounds, light=before.light)
     fields = before.kernel.fields
-    if all(isinstance(field, ChebyshevField) for field in fields):
+    polynomials = [field for field in fields if isinstance(field, ChebyshevField)]
+    if len(polynomials) == len(fields):
         # The same polynomials: exact, of whatever order.
-        moved = [ChebyshevField(bounds, scaled_to(field, box).coefficients) for field in fields]
+        moved = [
+            ChebyshevField(bounds, scaled_to(field, box).coefficients) for field in polynomials
+        ]
         kernel = BasisKernel(before.kernel.basis, moved)
     else:
         kernel = interpolated_kernel(
