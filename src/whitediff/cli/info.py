@@ -18,7 +18,7 @@ __all__ = ["info"]
 
 @command(
     InfoOptions,
-    short_help="Say what a file is and what is used of it.",
+    short_help="Say what a file is and how it is used.",
     examples=("whitediff info science.fits", "whitediff info *.fits --json info.json"),
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")

@@ -162,7 +162,7 @@ class SimulateOptions:
     show_default=True,
     help="Pixels: N, or WIDTHxHEIGHT.",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Of all random numbers.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the random numbers.")
 @click.option(
     "--science-psf",
     type=float,
@@ -207,7 +207,7 @@ class SimulateOptions:
     type=click.Choice(["gaussian", "moffat"]),
     default="gaussian",
     show_default=True,
-    help="Of both PSFs.",
+    help="Profile of both PSFs.",
 )
 @click.option(
     "--beta", type=float, default=3.0, show_default=True, help="Exponent of a Moffat profile."
@@ -219,7 +219,7 @@ class SimulateOptions:
     default=(0.0, 0.0),
     show_default=True,
     metavar="E1 E2",
-    help="Of both PSFs.",
+    help="Ellipticity of both PSFs.",
 )
 @click.option(
     "--offset",

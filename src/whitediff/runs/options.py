@@ -261,12 +261,14 @@ class RecipeOptions:
     )
     no_bad_pixels: bool = declared(
         False,
-        "Do not look for hot and dead pixels, columns and rows; likewise.",
+        "Do not look for hot and dead pixels, columns and rows. Images whose mask has some are"
+        " left alone anyway.",
         group=_DEFECTS,
     )
     no_trails: bool = declared(
         False,
-        "Do not look for trails of satellites and aeroplanes; likewise.",
+        "Do not look for trails of satellites and aeroplanes. Images whose mask has some are left"
+        " alone anyway.",
         group=_DEFECTS,
     )
     no_level_jumps: bool = declared(
@@ -516,7 +518,7 @@ class DecorrelateStackOptions:
         " with before it was stacked (- for none); once for every image."
     )
     template: tuple[tuple[object, object], ...] = _member(
-        "Image of the template stack and its kernel, likewise."
+        "Image of the template stack and its kernel, as for --science."
     )
     kernel: object = _input(
         "Kernel that one stack was convolved with as a whole  [default: the difference's own, else"
@@ -698,7 +700,9 @@ class ReportOptions:
         "Science image  [default: the one that OUT was made from, by its header, if it lies beside"
         " OUT]."
     )
-    template: object = _input("Template  [default: likewise].")
+    template: object = _input(
+        "Template  [default: the one that OUT was made from, as for --science]."
+    )
     score: object = _input("Score of the same images, to show beside OUT.")
     catalog: object = _input(
         "Detections on OUT  [default: they are detected, as by whitediff detect]."

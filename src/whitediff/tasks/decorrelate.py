@@ -126,10 +126,10 @@ class DecorrelateALKernelConfig(pex_config.Config):
     fill = pex_config.ChoiceField(
         dtype=str,
         default="mean",
-        doc="What stands in for pixels without a measurement while their neighbours are filtered.",
+        doc="Values of pixels without a measurement while their neighbours are filtered.",
         allowed={
             "mean": "The mean of the image, and zero outside the frame, as documented.",
-            "interpolate": "What their neighbours say, and the mirror image outside the frame.",
+            "interpolate": "Interpolated between neighbours; the mirror image outside the frame.",
         },
     )
     tolerance = pex_config.RangeField(

@@ -126,7 +126,7 @@ class SourceDetectionConfig(pex_config.Config):
     significance = pex_config.ChoiceField(
         dtype=str,
         default="auto",
-        doc="What the threshold applies to.",
+        doc="Significances that the threshold applies to.",
         allowed={
             "auto": "Significances over their measured width between the sources, where that"
             " departs from 1.",

@@ -257,7 +257,7 @@ class ImageMapReduceConfig(pex_config.Config):
     adjustGridOption = pex_config.ChoiceField(
         dtype=str,
         default="spacing",
-        doc="What gives way where size and step of the cells do not fit into the image.",
+        doc="Size or step, whichever gives way where the cells do not fit into the image.",
         allowed={
             "spacing": "The step: it becomes as much smaller as the cells need to cover the image"
             " with none beyond the edges.",

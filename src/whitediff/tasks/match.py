@@ -156,10 +156,10 @@ class PsfMatchConfig(pex_config.Config):
     spatialBgModel = pex_config.ChoiceField(
         dtype=str,
         default="auto",
-        doc="What describes the differential background.",
+        doc="Model of the differential background.",
         allowed={
             "polynomial": "Polynomials.",
-            "mesh": "Polynomials, steps across the frame, and what blocks of 8 pixels show.",
+            "mesh": "Polynomials, steps across the frame, and the levels of blocks of 8 pixels.",
             "auto": "That where the difference has more than polynomials.",
         },
     )

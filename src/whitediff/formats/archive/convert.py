@@ -263,7 +263,8 @@ class StoredPointSpreadFunctionModel(ArchiveTree):
         description="Variance per flux by a source's photons beyond what the variance plane tells.",
     )
     fading_variance: float = pydantic.Field(
-        default=0.0, description="The same of a source that is missing."
+        default=0.0,
+        description="Variance per flux by the photons of a source that the science image lacks.",
     )
 
     def deserialize(self, archive: InputArchive[Any], **kwargs: Any) -> StoredPointSpreadFunction:
