@@ -351,6 +351,7 @@ def _fitted(
         use = _near(positions[:, 0], positions[:, 1], shape, 0.0)
         return u[use], v[use], positions[use]
 
+    # Errors are taken at other nodes than the fit's, where polynomials may swing.
     u, v, positions = sampled(_NODES, 1.0)
     test_u, test_v, test = sampled(_NODES - 8, 0.99)
     best: tuple[float, Array] | None = None

@@ -263,6 +263,7 @@ def _refined(
     expected = inside * other_inside * math.pi * radius**2 / area
     # A similarity fits any two stars: these say nothing about chance.
     extra = max(0, len(i) - 2)
+    # Logarithm of the Poisson probability of so many chance pairs; the trials come on top.
     chance = extra * math.log(max(expected, 1e-12)) - float(scipy.special.gammaln(extra + 1))
     if extra <= expected:
         chance = 0.0
@@ -275,7 +276,7 @@ def _refined(
 def _together(
     first: StarList, second: StarList, guess: Affine, tolerance: float
 ) -> tuple[Array, Array]:
-    """Stars that are each other's nearest within a tolerance, pixels of the first image."""
+    """Stars that are each other's nearest within a tolerance, in the larger image pixels."""
     there, limit = guess(first.yx), tolerance * max(1.0, guess.scale)
     distance, j = scipy.spatial.cKDTree(second.yx).query(there)
     _, back = scipy.spatial.cKDTree(there).query(second.yx)

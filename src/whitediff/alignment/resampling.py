@@ -234,6 +234,7 @@ def _psf(job: Regridding) -> KernelPointSpreadFunction:
     smallest, _ = job.scales
     half = math.ceil(max(before.kernel.shape) / 2 / smallest)
     y0, x0 = job.science.origin
+    # Multiples of the inverse plastic number and its square cover the cell evenly (R2 sequence).
     steps = (np.arange(_PHASES)[:, None] * [0.7548776662466927, 0.5698402909980532] % 1) - 0.5
 
     def image_at(x: float, y: float) -> Array:

@@ -21,6 +21,7 @@ _NOISE_PIXELS = 1_000_000
 """Pixels enough to know the scatter of an image to a part in a thousand; sorting all of them would
 take longer than finding the sources."""
 _HALF_LIGHT_TO_SIGMA = 0.849
+"""Standard deviation of a Gaussian over its half-light radius, 1/√(2 ln 2)."""
 _SMALLEST_RADIUS = 0.7
 """Least half-light radius of a star: a hot pixel has 0.4, a star of 0.7 pixels (sigma) 0.9."""
 _SMALLEST_MINOR_AXIS = 0.55
@@ -52,7 +53,7 @@ class StarList:
     sigma
         Width of a star, pixels.
     likely
-        Number of sources whose shape is not that of a cosmic ray or hot pixel.
+        Number of sources that do not have the shape of a cosmic ray or hot pixel.
     """
 
     yx: Array

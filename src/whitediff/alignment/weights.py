@@ -140,7 +140,7 @@ class SplineKernel:
         return _SPLINE_REACH
 
     def footprint(self, jacobian: Array) -> int:
-        """As of `ResamplingKernel`: 6 × 6 pixels, beyond which weights are below 1 %."""
+        """See `ResamplingKernel.footprint`: 6 × 6 pixels; weights beyond are below 1 %."""
         return _SPLINE_FOOTPRINT
 
     def weights(self, y: Array, x: Array, jacobian: Array, rows: Array, columns: Array) -> Array:
@@ -188,7 +188,7 @@ class AdaptiveKernel:
     def footprint(self, jacobian: Array) -> int:
         """See `ResamplingKernel.footprint`."""
         sigma = self.width / 2
-        # Where the Gaussian, of unit integral over pixels, has fallen to that weight.
+        # Distance at which the Gaussian, of unit integral over pixels, has fallen to that weight.
         power = -2 * math.log(_FOOTPRINT_WEIGHT * 2 * math.pi * sigma**2)
         distance = sigma * math.sqrt(max(power, 1.0))
         return math.ceil(min(distance, 0.5 * self.region) * self._stretch(jacobian))

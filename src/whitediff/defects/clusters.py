@@ -245,6 +245,7 @@ def _with_sharp_edges(surface: Surface, groups: _Groups, significant: float) -> 
     # that its surroundings must be the brighter.
     rings = mean < _RINGING * _brightest(surface, groups)
     edge[rings] += mean[rings]
+    # The median of n values has about 1.5 times the variance of their mean.
     below = (mean - middle) / np.sqrt(1 / groups.size + 1.5 / np.maximum(number, 1))
     short = groups.sides(width) <= _SIDE
     sharp = edge < np.where(short, _EDGE, _SHARPEST) * mean

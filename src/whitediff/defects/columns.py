@@ -94,6 +94,7 @@ def _departing(sums: Array, counts: Array) -> Array:
 def _seed_run(significance: Array, seed: Array) -> None:
     """Mark the segments of lines whose median departs over a run of them; in place."""
     length = len(significance)
+    # The median of n values has π/2 times the variance of their mean.
     root = np.sqrt(length / 1.57)
     # Few lines have enough high segments; the medians of the others need not be computed.
     high = np.count_nonzero(significance > 0.999 * _SIGNIFICANT / root, axis=0)
@@ -112,7 +113,7 @@ def _significances(sums: Array, counts: Array) -> tuple[Array, Array, Array, Arr
     known = counts >= SEGMENT / 2
     counts = np.maximum(counts, 1)
     mean = sums / counts * known
-    # Scatter of a mean less the median of three lines beside it.
+    # Scatter of a mean less the median of three lines beside it, which has 0.45 of its variance.
     scatter = np.sqrt(1.45 / counts)
     padded = np.pad(mean, [(0, 0), (max(_BESIDE), max(_BESIDE))], mode="reflect")
 

@@ -467,6 +467,7 @@ def _too_sharp(
         mean = (before + after) / 2
         least = _MARGIN_MEAN * q[k]
         with np.errstate(invalid="ignore"):
+            # Means of two neighbours, and of four in the cross, have 1/2 and 1/4 of the variance.
             sharp |= least * value - mean > most * np.sqrt(variance * (least**2 + 0.5))
             if k < 2:
                 cross += mean / 2

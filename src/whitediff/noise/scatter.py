@@ -1,4 +1,4 @@
-"""Check of significances on an exposure: do those of a difference or score scatter by 1?"""
+"""Check that the significances of a difference or score scatter by 1 where there is no source."""
 
 from __future__ import annotations
 

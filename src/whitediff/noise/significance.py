@@ -170,8 +170,8 @@ def point_source_significance(
     -------
     significance
         `Significance`: ``Σ_a P(a) D(x+a) g(x+a) / √(Σ_a P(a)² V(x+a) g(x+a))`` over the good
-        pixels g.  Its noise is that of a pixel, ``√(Σ_a P(a)² V(x+a) g(x+a) / Σ_a P(a)² g(x+a))``,
-        image_unit.
+        pixels g.  Its noise, in image_unit, is a weighted mean over pixels,
+        ``√(Σ_a P(a)² V(x+a) g(x+a) / Σ_a P(a)² g(x+a))``.
 
     Raises
     ------

@@ -317,7 +317,7 @@ def significance_of_counts(psf: Array, counts: Array) -> Array:
     psf
         ``(py, px)``.
     counts
-        ``(n,)`` numbers of pixels, 1 or more; at most those of the PSF's image.
+        ``(n,)`` numbers of pixels, 1 or more; larger ones count as all pixels of the PSF.
 
     Returns
     -------
