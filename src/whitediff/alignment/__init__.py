@@ -1,1 +1,1 @@
-"""Bringing a template onto the science image's pixels, and its stars onto the science image's."""
+"""A template brought onto the science image's pixels, by sky coordinates and by stars."""

@@ -1,4 +1,4 @@
-"""Averaging with a Gaussian by the package reproject, at positions that are known."""
+"""Averaging with a Gaussian by the package reproject, at given positions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ type Array = npt.NDArray[Any]
 
 
 class Grid(BaseLowLevelWCS):
-    """Positions as reproject asks for them: of a grid's pixels on an array, or of the array's.
+    """Positions in the form that reproject takes: a grid's pixels on an array, or the array's own.
 
     Parameters
     ----------
     y, x
-        ``(ny + 2, nx + 2)`` positions, with one pixel more on every side, from which reproject
-        takes its Jacobians; None for the array's own.
+        ``(ny + 2, nx + 2)`` positions on the array, with one pixel more on every side, from which
+        reproject takes its Jacobians; None for the array itself.
     """
 
     pixel_n_dim = world_n_dim = 2
@@ -38,20 +38,20 @@ class Grid(BaseLowLevelWCS):
         self._y, self._x = y, x
 
     @property
-    def world_axis_object_classes(self) -> Any:
-        """Numbers of pixels."""
+    def world_axis_object_classes(self) -> dict[str, tuple[type, tuple[()], dict[str, object]]]:
+        """Class of both axes' values: quantities in pixels."""
         quantity = (astropy.units.Quantity, (), {"unit": astropy.units.pix})
         return {"x": quantity, "y": quantity}
 
-    def pixel_to_world_values(self, *pixels: Any) -> Any:
-        """Positions (x, y) on the array."""
+    def pixel_to_world_values(self, *pixels: npt.ArrayLike) -> tuple[npt.ArrayLike, ...]:
+        """Positions (x, y) of the grid's pixels on the array."""
         if self._y is None or self._x is None:
             return pixels
         column, row = (np.rint(np.asarray(at)).astype(np.intp) + 1 for at in pixels)
         return self._x[row, column], self._y[row, column]
 
-    def world_to_pixel_values(self, *world: Any) -> Any:
-        """The same, for the array itself."""
+    def world_to_pixel_values(self, *world: npt.ArrayLike) -> tuple[npt.ArrayLike, ...]:
+        """Pixels (x, y) at positions on the array; for the array itself, they are the same."""
         return world
 
 
@@ -63,10 +63,10 @@ def averaged(array: Array, y: Array, x: Array, kernel: AdaptiveKernel) -> Array:
     array
         ``(my, mx)``, finite.
     y, x
-        ``(ny + 2, nx + 2)`` positions, one more on every side than are wanted; the map from these
-        pixels does not mirror.
+        ``(ny + 2, nx + 2)`` positions, one pixel more on every side than the result has; they must
+        not mirror the array.
     kernel
-        Weights.
+        Weights of the array's pixels.
 
     Returns
     -------

@@ -16,16 +16,16 @@ __all__ = ["correlated_shift"]
 type Array = npt.NDArray[Any]
 
 _FAINTEST, _BRIGHTEST = 5.0, 100.0
-"""Of the noise: what is below is none, what is above counts as that."""
+"""Limits in units of the noise: fainter pixels count as zero, brighter ones as the upper limit."""
 _SIGNIFICANT = 8.0
 _ALIKE = 0.4
-"""Correlation coefficient of two images of the same field, at least."""
+"""Least correlation coefficient of two images of the same field."""
 _SECOND = 0.6
-"""Of the peak, what another one reaches at most: between different fields all are alike."""
+"""Largest height of a second peak over the first: between different fields all peaks are alike."""
 _APART = 12
-"""Pixels from the peak beyond which another one is."""
+"""Pixels from the peak beyond which another peak may lie."""
 _STEPS = 20
-"""Places in a pixel at which the correlation's peak is looked for."""
+"""Positions per pixel at which the correlation's peak is sought."""
 
 
 def correlated_shift(first: Array, second: Array, *, largest: float = 60.0) -> Array | None:
@@ -37,13 +37,14 @@ def correlated_shift(first: Array, second: Array, *, largest: float = 60.0) -> A
         ``(ny, nx)`` images of one shape without their backgrounds, zero where there is no
         measurement.
     largest
-        Shift along an axis, pixels.
+        Largest shift along an axis, pixels.
 
     Returns
     -------
     shift
-        ``(2,)``: what lies at p in the first, lies at p + shift in the second; None where no peak
-        of the correlation is 8 times its scatter, stands alone, and means images that are alike.
+        ``(2,)`` (y, x): a source at p in the first image lies at p + shift in the second.  None
+        unless a peak of the correlation is 8 times its scatter, stands alone, and is as high as for
+        images that are alike.
 
     Notes
     -----
@@ -92,7 +93,7 @@ def _sources(image: Array) -> Array | None:
 
 
 def _between(product: Array, shape: tuple[int, ...], y: Array, x: Array) -> Array:
-    """Inverse Fourier transform at places between the pixels."""
+    """Inverse Fourier transform at positions between the pixels."""
     ny, nx = shape
     rows = np.exp(2j * math.pi * np.outer(y, scipy.fft.fftfreq(ny)))
     columns = np.exp(2j * math.pi * np.outer(scipy.fft.rfftfreq(nx), x))

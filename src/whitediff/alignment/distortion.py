@@ -1,4 +1,4 @@
-"""Smooth displacements that are left between two images' stars: a Gaussian process."""
+"""Smooth displacements between two images' stars after a transformation: a Gaussian process."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _MOST = 800
 _SHORTEST = 32.0
 _STEP = math.sqrt(2)
 _RATIOS = 4.0 ** np.arange(-3, 8)
-"""Variance of the displacements over that of a typical star's error, that are tried."""
+"""Trial values of the displacements' variance over the squared error of a typical star."""
 _FLOOR = 0.03
 _CLIP = 5.0
 _SIGNIFICANT = 3.0
-"""Standard errors by which the prediction of what was left out has to be better than nothing."""
+"""Standard errors by which leave-one-out predictions have to be better than no displacements."""
 _WORTHWHILE = 0.05
-"""Root mean square of displacements, pixels, below which they are none."""
+"""Root mean square of displacements, pixels, below which they are ignored."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Distortion:
-    """Displacements, and how well they are known.
+    """Displacements, and their quality.
 
     Attributes
     ----------
     displacements
-        The field.
+        Field of displacements.
     before, after
-        Root mean square along an axis of what is left of the stars without the field, and of what
-        the others predict of each, pixels.
+        Root mean square along an axis, pixels, of the stars' displacements, and of the differences
+        from their predictions by the other stars.
     used
         ``(n,)`` boolean: stars that agree with their neighbours.
     """
@@ -51,7 +51,7 @@ class Distortion:
 
 
 def fit_distortion(places: Array, left: Array, error: Array) -> Distortion | None:
-    """Fit smooth displacements to what a transformation leaves of stars.
+    """Fit smooth displacements to the residuals of stars after a transformation.
 
     Parameters
     ----------
@@ -60,19 +60,19 @@ def fit_distortion(places: Array, left: Array, error: Array) -> Distortion | Non
     left
         ``(n, 2)`` displacements there, pixels.
     error
-        ``(n,)`` along each axis, pixels.
+        ``(n,)`` error of a displacement along each axis, pixels.
 
     Returns
     -------
     distortion
-        None where the stars support none: where there are fewer than 15, or what the others
-        predict of each is not significantly better than nothing.
+        None where there are fewer than 15 stars, displacements are below 0.05 pixels, or the
+        prediction of each star by the others is not significantly better than no displacements.
 
     Notes
     -----
-    A Gaussian process with a squared exponential covariance.  Length and amplitude are those with
-    the least leave-one-out error (Rasmussen & Williams 2006, eq. 5.12); an outlier, more than 5
-    times its error from what its neighbours predict, is left out.
+    A Gaussian process with a squared exponential covariance.  Its length and amplitude minimise
+    the leave-one-out error (Rasmussen & Williams 2006, eq. 5.12).  Outliers, more than 5 times
+    their error from the prediction of their neighbours, are left out.
     """
     if len(places) < _FEWEST:
         return None
@@ -137,7 +137,7 @@ def _scores(places: Array, left: Array, sigma: Array, length: float) -> list[flo
         inverse = 1 / (1 + ratio * unit * np.maximum(values, 0))
         alpha = vectors @ (inverse[:, None] * turned)
         away = alpha / (squares @ inverse)[:, None]
-        # A few outliers must not choose.
+        # A few outliers must not choose length and ratio.
         scores.append(float(np.minimum(away**2, 25.0 * max(1.0, float(np.median(away**2)))).sum()))
     return scores
 
@@ -145,7 +145,7 @@ def _scores(places: Array, left: Array, sigma: Array, length: float) -> list[flo
 def _predictions(
     places: Array, left: Array, sigma: Array, length: float, ratio: float
 ) -> tuple[Array, Array, Array]:
-    """What the others predict of each, weights of the field, and errors of these predictions."""
+    """Predictions of each star by the others, weights of the field, errors of the predictions."""
     unit = float(np.median(sigma)) ** 2
     covariance = ratio * unit * _covariance(places, length)
     inverse = np.linalg.inv(covariance + np.diag(sigma**2))

@@ -1,4 +1,4 @@
-"""Bringing a template onto the science image's pixels: by whole pixels, or resampled."""
+"""A template brought onto the science image's pixels: by whole pixels, or resampled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ type Array = npt.NDArray[Any]
 _log = logging.getLogger("whitediff.match")
 
 WHOLE_PIXEL_TOLERANCE = 0.05
-"""Pixels by which a grid may differ from the science image's, but for whole ones."""
+"""Largest departure of a grid from a whole-pixel shift of the science image's, pixels."""
 
 _NODES = 9
 
@@ -46,30 +46,29 @@ def aligned_template(
     Parameters
     ----------
     science, template
-        Exposures on grids that differ by whole pixels, as their boxes or their WCS say, or by
-        anything else if it may be resampled.
+        Exposures on grids that differ by whole pixels, by their boxes or their WCS; on any grids
+        if the template may be resampled.
     use_wcs
         Believe the WCS; if False, equal boxes are enough.
     resampling
         How to resample a template whose grid differs by more than `WHOLE_PIXEL_TOLERANCE` from
-        whole pixels, by their WCS and stars; None to refuse it.
+        whole pixels, by WCS and stars; None to refuse such a template.
     correction
-        What the stars said of the positions before; measured if not given, where the resampling
-        goes by them.
+        Correction of the positions by stars; None to measure it where the resampling uses stars.
 
     Returns
     -------
     template
-        With the science exposure's box.  Pixels that it does not cover are NaN and NO_DATA.
-        The same object where nothing has to be done.
+        Template with the science exposure's box.  Pixels that it does not cover are NaN and
+        NO_DATA.  The same object where nothing has to be done.
 
     Raises
     ------
     ArgumentError
-        If the grids differ in size and nothing says by which offset, or by anything else
-        than whole pixels; or if there is no WCS to resample by.
+        If the grids differ in size and nothing gives the offset, or differ by other than whole
+        pixels and may not be resampled; or if there is no WCS to resample by.
     DataError
-        If they do not overlap.
+        If the exposures do not overlap.
     """
     if resampling is not None:
         return aligned(
@@ -87,7 +86,7 @@ def aligned_template(
                 f" image {science.shape[0]} x {science.shape[1]}, and no usable WCS in both that"
                 " tells where it lies; cut it to the same pixels.",
             )
-        # Boxes that start elsewhere are placed by that.
+        # Without a WCS, boxes that start at different pixels give the offset.
         offset = (science.origin[0] - template.origin[0], science.origin[1] - template.origin[1])
         return _cut(science, template, offset, name)
     shift, departure = _whole_pixels(shifts)
@@ -99,20 +98,20 @@ def aligned_template(
 def alignment_of(
     template: Exposure, resampling: ResamplingOptions | None
 ) -> Literal["auto", "interpolating", "adaptive"] | None:
-    """How a template got onto the science image's pixels, to do it once more.
+    """Method that brought a template onto the science image's pixels, to repeat it.
 
     Parameters
     ----------
     template
-        As of `aligned_template`.
+        Result of `aligned_template`.
     resampling
-        What it was given.
+        The options that `aligned_template` was given.
 
     Returns
     -------
     method
-        The one that was used; that which was asked for where whole pixels sufficed; None where it
-        was not to be resampled.
+        The method used; the requested one where whole pixels sufficed; None where resampling was
+        not allowed.
     """
     if resampling is None:
         return None
@@ -134,21 +133,22 @@ def aligned(
     science, template
         Exposures with sky coordinates, or with stars.
     resampling
-        How, where its grid differs by more than `WHOLE_PIXEL_TOLERANCE` from whole pixels.
+        How to resample where grids differ by more than `WHOLE_PIXEL_TOLERANCE` from whole pixels.
     use_wcs
-        Believe the WCS where there is one, but for what the stars say; if False, these alone.
+        Start from the WCS where there is one, and correct it by the stars; if False, use the stars
+        alone.
     correction
         As for `aligned_template`.
 
     Returns
     -------
     aligned
-        Its exposure as of `aligned_template`.
+        Its exposure is as from `aligned_template`.
 
     Raises
     ------
     ArgumentError, DataError
-        As by `whitediff.alignment.resampling.resampled`, and
+        As from `whitediff.alignment.resampling.resampled` and
         `whitediff.alignment.registration.measured_correction`.
     """
     check_adaptive(resampling.method)
@@ -160,7 +160,7 @@ def aligned(
     shifts = _shifts(science, template, name, correction)
     offset, departure = (None, math.nan) if shifts is None else _whole_pixels(shifts)
     if offset is None:
-        # Which says what is missing, if something is.
+        # Its error names the missing WCS, where that is the reason.
         return resampled(template, science, resampling, correction)
     exposure = _placed(science, template, offset, name)
     if correction is not None:
@@ -171,7 +171,7 @@ def aligned(
 
 
 def _whole_pixels(shifts: Array) -> tuple[tuple[int, int] | None, float]:
-    """Whole-pixel offset (y, x), None where it is none, and the largest departure from it."""
+    """Whole-pixel offset (y, x), None where shifts depart from it, and the largest departure."""
     whole = np.round(np.median(shifts, axis=1))
     departure = float(np.abs(shifts - whole[:, None]).max())
     if not departure <= WHOLE_PIXEL_TOLERANCE:
@@ -182,7 +182,7 @@ def _whole_pixels(shifts: Array) -> tuple[tuple[int, int] | None, float]:
 def _shifts(
     science: Exposure, template: Exposure, name: str, correction: Correction | None = None
 ) -> Array | None:
-    """How far pixels move by WCS and stars, ``(2, n)``; NaN where that is not defined."""
+    """Shifts of pixels by WCS and stars, ``(2, n)``; NaN where they are not defined."""
     by_wcs = correction is None or correction.by_wcs
     if by_wcs and (science.wcs is None or template.wcs is None):
         return None
@@ -249,7 +249,7 @@ def _cut(science: Exposure, template: Exposure, offset: tuple[int, int], name: s
         100 * float(covered.mean()),
     )
 
-    def cut(plane: Array, fill: Any) -> Array:
+    def cut(plane: Array, fill: float) -> Array:
         result = np.full((ny, nx), fill, dtype=plane.dtype)
         result[here] = plane[there]
         return result

@@ -1,10 +1,11 @@
-"""Where the pixels of one exposure lie on another, by their sky coordinates."""
+"""Positions of one exposure's pixels on another, by their sky coordinates."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,12 @@ type Array = npt.NDArray[Any]
 _NODES = 33
 _LARGEST_ORDER = 14
 _TOLERANCE = 1e-4
-"""Pixels by which the polynomials may differ from the coordinates."""
+"""Largest difference of the polynomials from the coordinates that is good enough, pixels."""
 _MARGIN = 0.1
-"""Of the other exposure's sides: positions so far beyond its edges take part in the fit."""
+"""Share of the other exposure's sides by which positions in the fit may lie beyond its edges."""
 _ITERATIONS = 50
 _WRONG = 0.05
-"""Pixels, on the sky, by which a position that was found is wrong."""
+"""Distance from the wanted place on the sky, pixels, from which a found position is wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class PixelMap:
     Attributes
     ----------
     rows, columns
-        Part of the array outside of which nothing lies on the other one.
+        Part of the array that may lie on the other one; nothing outside of it does.
     coefficients
         ``(2, order + 1, order + 1)``: y and x are ``Σ_pq [.., p, q] T_p(v) T_q(u)``, v and u
         from −1 to 1 between the outer edges of that part.
@@ -47,7 +48,7 @@ class PixelMap:
         Largest difference from the sky coordinates at positions between the nodes of the fit,
         pixels of the other array.
     displacements
-        Added to that: what varies faster than polynomials follow; None for nothing.
+        Displacements to add, which vary too fast for the polynomials; None for none.
     """
 
     rows: slice
@@ -65,7 +66,7 @@ class PixelMap:
         Parameters
         ----------
         rows, columns
-            ``(ny,)``, ``(nx,)`` pixels of the array; may lie just outside of the part.
+            ``(ny,)``, ``(nx,)`` pixels of the array; may lie just outside the part.
 
         Returns
         -------
@@ -110,7 +111,7 @@ class PixelMap:
         Returns
         -------
         y, x
-            ``(n,)`` as of `on`.
+            ``(n,)`` positions, pixels of the other array.
         jacobian
             ``(n, 2, 2)``: derivatives of (y, x) with respect to (row, column).
         """
@@ -151,7 +152,7 @@ def positions_on(
     Parameters
     ----------
     wcs, other
-        Celestial coordinates of two arrays; with distortions (TPV, SIP), of any frames.
+        Celestial coordinates of two arrays, in any frames, with distortions (TPV, SIP).
     x, y
         ``(n,)`` pixels of the first.
 
@@ -182,14 +183,14 @@ def positions_on(
             world[:, other.wcs.lng], world[:, other.wcs.lat] = longitude, latitude
             use = np.isfinite(world).all(axis=1)
             there = np.full_like(world, np.nan)
-            # Far from the array a distortion may have no inverse; then what is found is not
-            # where it should be, and is told by going back.
+            # Far from the array a distortion may have no inverse, and the solution is wrong:
+            # transforming it back shows that.
             there[use] = other.all_world2pix(world[use], 0, quiet=True, maxiter=_ITERATIONS)
             back = np.full_like(world, np.nan)
             use = np.isfinite(there).all(axis=1)
             back[use] = other.all_pix2world(there[use], 0)
     except Exception as error:
-        # astropy and wcslib raise whatever they like for coordinates that make no sense.
+        # astropy and wcslib raise errors of many classes for coordinates that make no sense.
         raise ArgumentError(
             f"the sky coordinates of the one cannot be evaluated on the other ({one_line(error)});"
             " are they of the same field?"
@@ -206,16 +207,16 @@ def positions_on(
 def taken_positions(
     science: Exposure, template: Exposure, y: Array, x: Array, *, by_wcs: bool = True
 ) -> Array:
-    """Where pixels of a science exposure are taken to lie on a template before any correction.
+    """Positions of a science exposure's pixels on a template before any correction.
 
     Parameters
     ----------
     science, template
-        Exposures; with sky coordinates where those count.
+        Exposures; with sky coordinates if ``by_wcs``.
     y, x
         ``(n,)`` pixels of the science exposure's array.
     by_wcs
-        By the sky coordinates; if False, on the same pixels.
+        Use the sky coordinates; if False, positions are the same pixels.
 
     Returns
     -------
@@ -246,20 +247,20 @@ def pixel_map(
     science, template
         Exposures; their arrays' pixels count from 0, whatever their boxes are.
     correction
-        Of what the sky coordinates say, or in their place; None to believe them.
+        Correction of the sky coordinates, or replacement for them; None to believe them.
 
     Returns
     -------
     map
-        Polynomials of the least order that follows the sky coordinates to 1e-4 pixels, or of the
-        14th.
+        Polynomials of the least order, up to the 14th, that follows the sky coordinates to 1e-4
+        pixels; else of the order that follows them best.
 
     Raises
     ------
     ArgumentError
-        If one of the two has no sky coordinates that can be understood.
+        If sky coordinates are needed, and one of the two has none that can be understood.
     DataError
-        If they do not overlap.
+        If the exposures do not overlap.
     """
     name = template.source or "The template"
     by_wcs = correction is None or correction.by_wcs
@@ -309,7 +310,7 @@ def _place(y: Array, x: Array) -> str:
 
 
 def _node_distance(y: Array, x: Array) -> float:
-    """Typical distance of neighbouring nodes on the template, pixels."""
+    """Typical distance between neighbouring nodes on the template, pixels."""
     grids = [a.reshape(_NODES, _NODES) for a in (y, x)]
     steps = [np.abs(np.diff(grid, axis=axis)) for grid in grids for axis in (0, 1)]
     finite = [step[np.isfinite(step)] for step in steps]
@@ -317,7 +318,7 @@ def _node_distance(y: Array, x: Array) -> float:
 
 
 def _near(y: Array, x: Array, shape: tuple[int, ...], least: float) -> Array:
-    """Positions on an array or not far beyond its edges."""
+    """Whether positions lie on an array or not far beyond its edges."""
     margins = [max(least, _MARGIN * n) for n in shape]
     with np.errstate(invalid="ignore"):
         near: Array = np.isfinite(y) & np.isfinite(x)
@@ -327,13 +328,18 @@ def _near(y: Array, x: Array, shape: tuple[int, ...], least: float) -> Array:
 
 
 def _part(at: Array, n: int, step: float) -> slice:
-    """Whole pixels between the first and last of some positions, and a step more."""
+    """Whole pixels from the first to the last of some positions, and a step more on each side."""
     start = max(0, int(np.floor(at.min() - step)))
     stop = min(n, int(np.ceil(at.max() + step)) + 1)
     return slice(start, max(stop, start + 1))
 
 
-def _fitted(on_template: Any, rows: slice, columns: slice, shape: tuple[int, ...]) -> PixelMap:
+def _fitted(
+    on_template: Callable[[Array, Array], tuple[Array, Array]],
+    rows: slice,
+    columns: slice,
+    shape: tuple[int, ...],
+) -> PixelMap:
     def sampled(n: int, inner: float) -> tuple[Array, Array, Array]:
         nodes = inner * np.cos(np.pi * (np.arange(n) + 0.5) / n)
         v, u = (grid.ravel() for grid in np.meshgrid(nodes, nodes, indexing="ij"))
@@ -345,6 +351,7 @@ def _fitted(on_template: Any, rows: slice, columns: slice, shape: tuple[int, ...
         use = _near(positions[:, 0], positions[:, 1], shape, 0.0)
         return u[use], v[use], positions[use]
 
+    # Errors are taken at other nodes than the fit's, where polynomials may swing.
     u, v, positions = sampled(_NODES, 1.0)
     test_u, test_v, test = sampled(_NODES - 8, 0.99)
     best: tuple[float, Array] | None = None

@@ -1,4 +1,4 @@
-"""Which star of one list is which of another, with and without knowing where to look."""
+"""Pairs of the same star in two lists, with and without a known transformation to start from."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _FIRST_TOLERANCES = (8.0, 5.0, 3.0, 2.0)
 """Pixels within which stars are paired, as the transformation becomes better known."""
 _TOLERANCE = 1.5
 _VOTERS = (25, 45)
-"""Brightest of each list of which every two are compared, until a transformation is found."""
+"""Number of each list's brightest stars whose pairs vote: the second, if the first fails."""
 _VERIFIED = 150
-"""Brightest of each list by which a transformation is judged."""
+"""Number of each list's brightest stars by which a transformation is judged."""
 _ANGLE_BIN = 0.025
 """Bins of the angle, and of the logarithm of the scale, in which pairs vote."""
 _SHIFT_BIN = 0.02
-"""Bins of the shift over the diagonal of the first image."""
+"""Bins of the shift, over the diagonal of the first image."""
 _SHORTEST = 0.12
-"""Distance of two stars over the diagonal, below which they tell too little of the angle."""
+"""Least distance of two stars, over the diagonal, with which they determine the angle."""
 _LARGEST_COLOUR = 1.6
 """Magnitudes by which the ratio of two stars' fluxes may differ in the two images."""
 _TRIED = 25
 _CHANCE = math.log(1e-4)
-"""Logarithm of the number of transformations as good that chance would bring, still believed."""
+"""Logarithm of the largest number of chance pairings as good with which a pairing is believed."""
 _PAIRS_AT_ONCE = 4_000_000
 _GUESS_BIN = 3.0
 _GUESSES = 5
@@ -45,7 +45,7 @@ _MOST_OF = 0.6
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """Which stars are the same.
+    """Stars that two lists have in common.
 
     Attributes
     ----------
@@ -54,9 +54,9 @@ class Pairing:
     transformation
         From the first list's positions to the second's.
     chance
-        Logarithm of the number of pairings as large that chance would bring, an upper limit.
+        Logarithm of an upper limit of the number of pairings as large that chance would bring.
     judged
-        How many of the judged stars lie within both images.
+        Number of each list's judged stars that lie within both images.
     """
 
     first: Array
@@ -87,27 +87,26 @@ def pair_lists(
     Parameters
     ----------
     first, second
-        Lists, `whitediff.alignment.stars.find_stars`.
+        Lists from `whitediff.alignment.stars.find_stars`.
     shapes
         ``(ny, nx)`` of the two images.
     start
-        Where the first list's stars are thought to lie among the second's; None if nothing is
-        known.
+        Expected transformation from the first list's positions to the second's; None if unknown.
     anywhere
-        Look for any shift, rotation, scale from 1/3.2 to 3.2 and mirror image, where the start
-        does not bring most stars together.
+        Try any shift, rotation, scale from 1/3.2 to 3.2 and mirror image where the start does not
+        bring most stars together.
 
     Returns
     -------
     pairing
-        The one that is least likely by chance; None where fewer than three stars agree.
+        The pairing that is least likely by chance; None where fewer than three stars agree.
 
     Notes
     -----
     Without a start, every two of the brightest stars of one list are compared with every two of
-    the other, and vote for the similarity that takes these to those; stars that are in one list
-    only spread their votes.  The transformations with most votes are fitted to all stars, and
-    judged by how many come together, over what a chance distribution would bring.
+    the other, and vote for the similarity that takes the first two to the others.  Stars that only
+    one list has spread their votes.  The transformations with most votes are fitted to all stars,
+    and judged by the number of stars that come together, over the number expected by chance.
     """
     best: Pairing | None = None
     if min(len(first), len(second)) < 3:
@@ -146,7 +145,7 @@ def _few_trials(first: StarList, second: StarList) -> float:
 
 
 def _shifted(first: StarList, second: StarList, start: Affine) -> list[Affine]:
-    """The start, and it after the shifts for which most stars vote."""
+    """The start alone, and followed by each of the shifts for which most stars vote."""
     there = start(first.brightest(_VERIFIED).yx)
     shifts = (second.brightest(_VERIFIED).yx[None] - there[:, None]).reshape(-1, 2)
     guesses = [start]
@@ -160,7 +159,9 @@ def _shifted(first: StarList, second: StarList, start: Affine) -> list[Affine]:
     return guesses
 
 
-def _voted(first: StarList, second: StarList, shapes: Any) -> list[Affine]:
+def _voted(
+    first: StarList, second: StarList, shapes: tuple[tuple[int, int], tuple[int, int]]
+) -> list[Affine]:
     """Similarities for which most pairs of stars vote."""
     diagonal = math.hypot(*shapes[0])
     middle = (np.array(shapes[0]) - 1) / 2
@@ -207,7 +208,7 @@ def _voted(first: StarList, second: StarList, shapes: Any) -> list[Affine]:
     cast = np.concatenate(votes)
     if not len(cast):
         return []
-    # In pixels of the second image, of which a pixel of the first is exp(length).
+    # Bins of the shift in pixels of the second image: exp(length) is its scale over the first.
     width = np.stack(
         [
             np.ones(len(cast)),
@@ -233,9 +234,13 @@ def _voted(first: StarList, second: StarList, shapes: Any) -> list[Affine]:
 
 
 def _refined(
-    first: StarList, second: StarList, shapes: Any, guess: Affine, trials: float
+    first: StarList,
+    second: StarList,
+    shapes: tuple[tuple[int, int], tuple[int, int]],
+    guess: Affine,
+    trials: float,
 ) -> Pairing | None:
-    """Transformation fitted to all stars that it brings together, and how likely that is."""
+    """Pairing whose transformation is fitted to all stars that it brings together."""
     for tolerance in (*_FIRST_TOLERANCES, *[_TOLERANCE] * 3):
         i, j = _together(first, second, guess, tolerance)
         if len(i) < 3:
@@ -256,8 +261,9 @@ def _refined(
     area = max(_overlap(guess(corners), shapes[1]), 1.0)
     radius = _TOLERANCE * max(1.0, guess.scale)
     expected = inside * other_inside * math.pi * radius**2 / area
-    # Two stars come together by construction where the transformation is made for them.
+    # A similarity fits any two stars: these say nothing about chance.
     extra = max(0, len(i) - 2)
+    # Logarithm of the Poisson probability of so many chance pairs; the trials come on top.
     chance = extra * math.log(max(expected, 1e-12)) - float(scipy.special.gammaln(extra + 1))
     if extra <= expected:
         chance = 0.0
@@ -270,7 +276,7 @@ def _refined(
 def _together(
     first: StarList, second: StarList, guess: Affine, tolerance: float
 ) -> tuple[Array, Array]:
-    """Stars that are each other's nearest within a tolerance, pixels of the first image."""
+    """Stars that are each other's nearest within a tolerance, in the larger image pixels."""
     there, limit = guess(first.yx), tolerance * max(1.0, guess.scale)
     distance, j = scipy.spatial.cKDTree(second.yx).query(there)
     _, back = scipy.spatial.cKDTree(there).query(second.yx)

@@ -1,4 +1,4 @@
-"""How far a template's stars lie from where they are taken to lie, and the correction of that."""
+"""Offsets of a template's stars from their expected positions, measured and corrected."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _log = logging.getLogger("whitediff.match")
 
 _NODES = 9
 _SMALL = 0.03
-"""Pixels up to which the sky coordinates are right."""
+"""Largest offset, pixels, with which the sky coordinates count as right."""
 _SMALL_CORRELATED = 0.3
 _LARGE = 0.3
 _SIGNIFICANT = 5.0
 _TOLD = 3.0
-"""Errors beneath which an offset that is left after an alignment is none."""
+"""Errors up to which an offset after an alignment is not significant."""
 _UNSEEN = 0.01
-"""Pixels at a typical place of the frame, beneath which a rotation or a scale is none."""
+"""Displacement at a typical place of the frame, pixels, up to which a rotation or scale is none."""
 _LOCAL = 0.15
-"""Root mean square of local distortions, pixels, from which they are told of."""
+"""Root mean square of local distortions, pixels, from which they are reported."""
 _ENOUGH = 10
 _TOLERANCES = (4.0, 2.5)
 _REPEATED = 3
@@ -63,25 +63,25 @@ _LARGEST, _LARGEST_SIGMAS = 2.0, 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Misalignment:
-    """How a template's stars lie against those of the science image, on the same pixels.
+    """Offsets of a template's stars from the science image's, on the same pixels.
 
     Attributes
     ----------
     shift
-        (dx, dy): where they lie in the middle of the frame, less where those of the science image
-        do, pixels.
+        (dx, dy): position of the template's stars less the science image's, in the middle of the
+        frame, pixels.
     largest
-        Of the distances over the frame, pixels.
+        Largest offset over the frame, pixels.
     error
-        Of the shift along an axis, pixels; NaN from a cross-correlation.
+        Error of the shift along an axis, pixels; NaN from a cross-correlation.
     rotation, scale
-        Of the template's stars against the others, degrees, and a factor; 0 and 1 where these are
-        not significant.
+        Rotation, degrees, and scale of the template's stars against the science image's; 0 and 1
+        where not significant.
     scatter
-        Local distortions: root mean square along an axis of what is left, beyond the errors,
+        Local distortions: root mean square of the residuals along an axis, beyond their errors,
         pixels.
     stars
-        How many were measured; 0 for a cross-correlation.
+        Number of stars measured; 0 for a cross-correlation.
     """
 
     shift: tuple[float, float]
@@ -94,7 +94,10 @@ class Misalignment:
 
     @property
     def is_large(self) -> bool:
-        """Whether it is worth a warning: beyond 0.3 pixels, and 5 times its error."""
+        """Whether to warn: the largest offset is beyond 0.3 pixels, and it is significant.
+
+        It is unless the shift is below 5 times its error, without any rotation or scale.
+        """
         return self.largest > _LARGE and not (
             math.hypot(*self.shift) < _SIGNIFICANT * self.error
             and self.rotation == 0
@@ -107,12 +110,12 @@ class Misalignment:
         Parameters
         ----------
         than
-            What they are compared with, such as "where its WCS puts them".
+            Positions compared with, such as "where its WCS puts them".
 
         Returns
         -------
         text
-            Part of a sentence, without its subject.
+            Part of a sentence, without its subject, the stars.
         """
         error = f" ± {self.error:.2g}" if math.isfinite(self.error) else ""
         text = f"lie {_vector(*self.shift)}{error} pixels (x, y) from {than}"
@@ -126,7 +129,7 @@ class Misalignment:
 
     @property
     def is_significant(self) -> bool:
-        """Whether it is more than its error; a cross-correlation's where it is large."""
+        """Whether the offset is significant; from a cross-correlation, whether it is large."""
         if math.isnan(self.error):
             return self.is_large
         by_shift = math.hypot(*self.shift) > _TOLD * self.error
@@ -134,7 +137,7 @@ class Misalignment:
 
     @property
     def how(self) -> str:
-        """How it was measured."""
+        """How the offset was measured, in words."""
         return f"{self.stars} stars" if self.stars else "cross-correlation"
 
 
@@ -142,29 +145,29 @@ class Misalignment:
 def measured_correction(
     science: Exposure, template: Exposure, *, use_wcs: bool = True, distortions: bool = False
 ) -> Correction | None:
-    """Find out from the stars where a science exposure's pixels lie on a template.
+    """Measure with stars where a science exposure's pixels lie on a template.
 
     Parameters
     ----------
     science, template
         Exposures.
     use_wcs
-        Start from their sky coordinates where both have some.
+        Start from the sky coordinates where both exposures have some.
     distortions
-        Take in smooth local distortions as well, where the stars support them.
+        Correct smooth local distortions as well, where the stars support them.
 
     Returns
     -------
     correction
-        Of the sky coordinates; in their place where one has none or they are to be ignored.
-        None where they are right to 0.03 pixels or within the errors, where they put the template
-        beside the science image, or where there are too few stars to tell.
+        Correction of the sky coordinates, or a replacement where an exposure has none or they are
+        to be ignored.  None where they are right to 0.03 pixels or within the errors, where they
+        put the template beside the science image, or where there are too few stars.
 
     Raises
     ------
     DataError
-        If there are enough stars and they do not match, or too few where nothing else
-        tells where the template lies.
+        If there are enough stars and they do not match, or too few stars and no sky coordinates
+        to rely on.
     """
     by_wcs = use_wcs and science.wcs is not None and template.wcs is not None
     name = template.source or "The template"
@@ -181,7 +184,7 @@ def measured_correction(
     taken = taken_positions(science, template, first.yx[:, 0], first.yx[:, 1], by_wcs=by_wcs)
     change = pairing.transformation
     if by_wcs:
-        # Beyond the linear approximation of the sky coordinates.
+        # The change applies to positions by the WCS, so its linear part is taken out.
         inverse = np.linalg.inv(start.matrix)
         change = change.after(Affine(inverse, -inverse @ start.offset))
     field: Displacements | None = None
@@ -228,7 +231,7 @@ def measured_correction(
             "%s: found by %d stars in common, which agree to %.2g pixels rms: %s%s, %.5g of its"
             " pixels to one of the science image's%s.",
             name, int(used.sum()), scatter,
-            # Of its grid, as the resampling tells it: the stars turn on it the other way.
+            # The grid's rotation, as the resampling reports it, is opposite to the stars' on it.
             f"rotated by {-found_shift.rotation:.4g} degrees" if found_shift.rotation
             else "not rotated",
             " but mirrored" if np.linalg.det(change.matrix) < 0 else "", found_shift.scale, text,
@@ -240,7 +243,7 @@ def measured_correction(
 
 @single_threaded_algebra()
 def star_offset(science: Exposure, template: Exposure) -> str:
-    """How far a template's stars lie from where its WCS puts them, for a refusal.
+    """Offset of a template's stars from where its WCS puts them, as text for a refusal.
 
     Parameters
     ----------
@@ -250,7 +253,7 @@ def star_offset(science: Exposure, template: Exposure) -> str:
     Returns
     -------
     text
-        Part of a sentence, which begins with a semicolon; empty where nothing can be told.
+        Part of a sentence, which begins with a semicolon; empty where stars do not tell.
     """
     start = _linear(science, template)
     if start is None:
@@ -311,7 +314,7 @@ def _linear(science: Exposure, template: Exposure) -> Affine | None:
     try:
         there = taken_positions(science, template, y, x)
     except ArgumentError:
-        # Whoever resamples by them says so.
+        # Resampling by them raises the error that the user sees.
         return None
     known = np.isfinite(there).all(axis=1)
     size = np.array(template.shape)
@@ -332,7 +335,7 @@ def _nearest(there: Array, places: Array, tolerance: float) -> tuple[Array, Arra
 
 
 def _middle(science: Exposure, template: Exposure, by_wcs: bool) -> Array:
-    """Where the frame is taken to lie: the middle first, then a grid."""
+    """Positions of the frame on the template before correction: its middle first, then a grid."""
     y, x = _grid(science.shape)
     middle = len(y) // 2
     order = np.concatenate([[middle], np.delete(np.arange(len(y)), middle)])
@@ -346,7 +349,7 @@ def _misalignment(
     away = change(frame) - frame
     expected = math.sqrt(1 / float((np.hypot(error[used], 0.02) ** -2).mean()))
     error_of_shift = max(scatter, expected) / math.sqrt(max(1, int(used.sum())))
-    # A turn or a scale that moves the frame by less than that is not known from none.
+    # A turn or a scale that moves the frame by less than its error cannot be told from none.
     radius = math.sqrt(float(frame.var(axis=0).sum()))
     least = max(_TOLD * error_of_shift, _UNSEEN) / max(radius, 1.0)
     turned = parameters > 2 and abs(math.radians(change.rotation)) > least
@@ -371,11 +374,11 @@ def _by_correlation(
     by_wcs: bool,
     use_wcs: bool,
 ) -> Correction | None:
-    """What a cross-correlation says where the stars do not."""
+    """Correction by cross-correlation, where the stars of both images do not match."""
     name = template.source or "The template"
     first, second = lists
     if not by_wcs and use_wcs and not min(first.likely, second.likely):
-        # Then the missing WCS is the trouble, and whoever needs it says so.
+        # The missing WCS is the trouble then, and the resampling names it.
         return None
     common = 0 if pairing is None else len(pairing)
     counts = (
@@ -383,14 +386,14 @@ def _by_correlation(
         f" {first.likely}, no more than by chance"
     )
     shift = None
-    # Of noise alone, what the two share would be that of the detector; and without a WCS, nothing
-    # says that a shift is all.
+    # Without stars, both images may share only a pattern of the detector; without a WCS, they may
+    # differ by more than a shift.
     if min(first.likely, second.likely) and by_wcs:
         shift = correlated_shift(flats[0], _sampled(science, template, flats[1]))
     if shift is not None:
         if float(np.hypot(*shift)) < _SMALL_CORRELATED:
             return None
-        # In pixels of the template: its positions are sampled where those of the science are.
+        # The shift was measured on the science grid; the correction is in the template's pixels.
         linear = _linear(science, template)
         assert linear is not None
         offset = linear.matrix @ shift
@@ -401,7 +404,7 @@ def _by_correlation(
         )  # fmt: skip
         return Correction(Affine(np.eye(2), offset), None, True)
     if not by_wcs:
-        # Of a few stars, chance could have matched as many: that says nothing of the field.
+        # Too few stars to conclude that the fields differ.
         few = min(first.likely, second.likely) < _ENOUGH
         known = science.wcs is not None and template.wcs is not None
         remedy = "leave out --ignore-wcs" if known else "give both a WCS (astrometry) to start from"
@@ -425,7 +428,7 @@ def _by_correlation(
 
 
 def _sampled(science: Exposure, template: Exposure, flat: Array) -> Array:
-    """The template's sources roughly where the science image has them."""
+    """The template's sources on the science image's grid, by a linear approximation."""
     linear = _linear(science, template)
     assert linear is not None
     return np.asarray(
@@ -438,7 +441,7 @@ def _sampled(science: Exposure, template: Exposure, flat: Array) -> Array:
 def measured_misalignment(
     flats: tuple[Array, Array], bad: tuple[Array, Array], sources: Sources
 ) -> Misalignment | None:
-    """Measure how far the stars of two images on the same pixels lie apart.
+    """Measure offsets between the stars of two images on the same pixels.
 
     Parameters
     ----------
@@ -456,8 +459,8 @@ def measured_misalignment(
 
     Notes
     -----
-    Where the centroids of the science image's stars, looked for at the same places of the
-    template, do not agree within a pixel, the template's own stars are found and paired.
+    Centroids are first measured on both images at the science image's stars.  Where they do not
+    agree within a pixel, stars are found on each image and paired.
     """
     shape = flats[0].shape
     y, x = _grid((shape[0], shape[1]))
@@ -512,7 +515,7 @@ def _quickly(
     if used.sum() < 0.7 * len(first) or found.largest > _QUICK_SHIFT:
         return None
     if found.scatter > _QUICK_SCATTER:
-        # Not the stars: centroids of what is next to them, such as cosmic rays.
+        # Such centroids are not the stars' but their neighbours', such as cosmic rays.
         return None
     return found
 
@@ -525,32 +528,32 @@ def report_misalignment(
     by_wcs: bool,
     positions: Literal["wcs", "stars", "distortions"] | None,
 ) -> None:
-    """Say how far a template's stars lie off, and warn where it matters.
+    """Log how far a template's stars lie off, and warn where it matters.
 
     Parameters
     ----------
     found
-        `measured_misalignment`.
+        Result of `measured_misalignment`.
     template
         The template, on the science image's pixels.
     sigma
         Width of the science image's stars, pixels.
     by_wcs
-        It was placed by its WCS.
+        Whether the template was placed by its WCS.
     positions
-        How its positions were found for a resampling; None where there was none.
+        How its positions were found for resampling; None where it was not resampled.
 
     Raises
     ------
     DataError
-        If they lie farther off than a kernel can take.
+        If the stars lie farther off than a matching kernel reaches.
     """
     name = template.source or "The template"
     told = logging.INFO
-    # An alignment by stars has told of local distortions, or taken them out.
+    # An alignment by stars has reported local distortions, or corrected them.
     aligned = positions in ("stars", "distortions")
     if aligned:
-        # What its WCS was off by has been told, and taken out.
+        # The error of the WCS has been reported and corrected; this is the rest.
         where = f"{name}: after the alignment its stars still"
         where = f"{where} {found.where('those of the science image')} ({found.how})"
         if not found.is_significant:

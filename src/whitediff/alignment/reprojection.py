@@ -1,4 +1,4 @@
-"""Resampling at positions that are known."""
+"""Resampling at given positions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ type Array = npt.NDArray[Any]
 type Method = Literal["interpolating", "adaptive"]
 
 METHODS = ("interpolating", "adaptive")
-"""How pixels are made."""
+"""Ways to make a resampled pixel; see `ResamplingOptions`."""
 
 _SAME_JACOBIAN = 1e-3
 
 FINER = 1.5
-"""Side of a science pixel in template pixels beyond which a template is better averaged: what a
-spline leaves out between its samples costs depth, a fifth at 2; up to here less than what the
-wider Gaussian loses."""
+"""Side of a science pixel, in template pixels, beyond which a template is better averaged.  Splines
+leave out light between their samples, which costs depth, a fifth at a side of 2; up to this side,
+it costs less than the wider Gaussian."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,16 +40,16 @@ class ResamplingOptions:
     Attributes
     ----------
     method
-        ``interpolating``: cubic splines.  ``adaptive``: a Gaussian that averages what a
-        larger pixel covers (DeForest 2004).  ``auto``: the latter where the template's pixels are
-        finer than the science image's by more than 1.5 times, else the former.
+        ``interpolating``: cubic splines.  ``adaptive``: a Gaussian that averages over a larger
+        pixel (DeForest 2004).  ``auto``: adaptive where the template's pixels are finer than the
+        science image's by more than 1.5 times, else interpolating.
     noise
-        Covariance of the template's noise before: ``auto``, that which it knows, else the measured
-        one where it is significant; ``measured``; or ``white``.
+        Covariance of the template's noise before resampling.  ``auto``: the one that the template
+        comes with, else the measured one where it is significant; ``measured``; or ``white``.
     positions
-        ``wcs``: where the sky coordinates put the template's pixels.  ``stars``: these are
-        corrected by the stars, which suffice where there are none.  ``distortions``: smooth local
-        distortions are taken out as well.
+        ``wcs``: by the sky coordinates.  ``stars``: by the sky coordinates, corrected by the stars;
+        by the stars alone where there are no coordinates.  ``distortions``: smooth local
+        distortions are corrected as well.
     """
 
     method: Method | Literal["auto"] = "auto"
@@ -72,7 +72,7 @@ def resampling_kernel(method: Method) -> ResamplingKernel:
     Parameters
     ----------
     method
-        As of `ResamplingOptions`.
+        As for `ResamplingOptions`.
 
     Returns
     -------
@@ -84,14 +84,14 @@ def resampling_kernel(method: Method) -> ResamplingKernel:
 
 @dataclasses.dataclass(frozen=True)
 class Regridding:
-    """What is resampled, onto what, and how.
+    """A resampling: of which exposure, onto which pixels, and how.
 
     Attributes
     ----------
     template, science
-        The exposure that is resampled, and that whose pixels it gets.
+        Exposure that is resampled, and exposure whose pixels it gets.
     map
-        From the pixels of the latter to those of the former.
+        Map from the science exposure's pixels to the template's.
     options
         `ResamplingOptions`.
     """
@@ -103,7 +103,7 @@ class Regridding:
 
     @property
     def method(self) -> Method:
-        """That of the options, or the one that suits the pixels."""
+        """Method of the options; with ``auto``, the one that suits the pixels."""
         if self.options.method != "auto":
             return self.options.method
         return "adaptive" if self.scales[1] > FINER else "interpolating"
@@ -124,7 +124,7 @@ class Regridding:
 
     @functools.cached_property
     def jacobians(self) -> Array:
-        """Derivatives of the map at 3 × 3 positions, ``(9, 2, 2)``, the middle fifth."""
+        """Derivatives of the map at 3 × 3 positions, ``(9, 2, 2)``; number 4 is the middle."""
         rows, columns = (
             a.ravel()
             for a in np.meshgrid(
@@ -150,11 +150,11 @@ class Regridding:
 
     @property
     def is_linear(self) -> bool:
-        """Whether the map's derivatives are the same everywhere, but for some 1e-3."""
+        """Whether the map's derivatives are the same everywhere within 1e-3."""
         return float(np.abs(self.jacobians - self.jacobians[4]).max()) < _SAME_JACOBIAN
 
     def template_coordinates(self, y: float, x: float) -> tuple[float, float]:
-        """Pixel coordinates on the template, for what depends on the position there.
+        """Pixel coordinates on the template, within its edges.
 
         Parameters
         ----------
@@ -164,7 +164,8 @@ class Regridding:
         Returns
         -------
         x, y
-            Of the nearest pixel where the position lies beyond the edges.
+            Coordinates for the template's PSF and noise; of the nearest pixel where the position
+            lies beyond the edges.
         """
         box = self.template.bbox
         return (
@@ -180,9 +181,9 @@ class Regridding:
         array
             ``(my, mx)``, finite.
         y, x
-            ``(ny + 2, nx + 2)`` positions on it, one more on every side than are wanted.
+            ``(ny + 2, nx + 2)`` positions on it, one pixel more on every side than the result has.
         kernel
-            How; None interpolates linearly.
+            Weights; None interpolates linearly.
 
         Returns
         -------
@@ -192,11 +193,11 @@ class Regridding:
         if not isinstance(kernel, AdaptiveKernel):
             order = 1 if kernel is None else 3
             return _interpolated(array, y[1:-1, 1:-1], x[1:-1, 1:-1], order)
-        # Of an extra, and of no use to all others.
+        # reproject is an optional extra, and only this method uses it.
         from .adaptive import averaged
 
         if self.mirrored:
-            # reproject's adaptive kernel is that of a positive determinant.
+            # reproject's adaptive kernel is right for positive determinants only.
             array, x = array[:, ::-1], array.shape[1] - 1 - x
         return averaged(array, y, x, kernel)
 
@@ -204,7 +205,7 @@ class Regridding:
 def _interpolated(array: Array, y: Array, x: Array, order: int) -> Array:
     """Splines of some order through an array, at positions on it; NaN beyond its pixels.
 
-    In the outer half of a pixel at an edge they have the value of its middle, as by
+    The outer half of a pixel at an edge has the value of the pixel's middle, as in
     `reproject.reproject_interp`.
     """
     inside = np.ones(y.shape, dtype=bool)

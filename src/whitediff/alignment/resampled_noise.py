@@ -24,22 +24,23 @@ type Array = npt.NDArray[Any]
 _LAGS = 6
 _MOST_LAGS = 18
 _CELLS, _NODES = 16, 20
-"""On each axis: cells that are as large as those in which covariances are averaged, and places of
-these, which are denser at the frame's edges, so that polynomials do not swing there."""
+"""Side of the frame over a cell's, in which covariances are averaged; number of cells on each axis,
+which are denser at the frame's edges so that polynomials do not swing there."""
 _DENSE = 49
 _OVERSHOOT = 0.1
-"""Of the range of the cells' variances, by which polynomials may leave it."""
+"""Share of the range of the cells' variances by which polynomials may leave it."""
 _LINES = 64
-"""Rows and columns of two cells whose crossings are averaged."""
+"""Rows and columns of a window two cells wide whose crossings are averaged."""
 _SEED = 20260801
 _HARMONICS = 3
-"""Of the phase, in which a covariance is written: the fourth has less than 1e-4."""
+"""Harmonics of the phase in which a covariance is written: the fourth has less than 1e-4."""
 _JACOBIAN_ORDER = 2
 _NOISE_ORDER = 10
 _DISTORTED_ORDER = 4
 """With local distortions phases wander, and higher orders would overshoot at the edges."""
 _NOISE_TOLERANCE = 0.005
-"""Error of a covariance over the variance, root of the sum of squares over the lags."""
+"""Error of a covariance that is good enough: root of the sum of squares over the lags, over the
+variance."""
 
 
 def resampled_noise(
@@ -50,29 +51,29 @@ def resampled_noise(
     Parameters
     ----------
     job
-        What is resampled, and how.
+        The resampling.
     noise
-        Covariance of the template's noise before.
+        Covariance of the template's noise before resampling.
 
     Returns
     -------
     covariance
-        The same everywhere, or as polynomials of the position up to the 10th order.
+        One covariance everywhere, or polynomials of the position up to the 10th order.
     gain
-        Variance of a pixel per unit of the template's, before any change of the pixel's area.
+        Variance of a resampled pixel over the template's, before any change of the pixel's area.
 
     Notes
     -----
-    A covariance depends on where the pixel lies between those of the template, its phase, as a
-    sum of few harmonics.  Where phases change slowly it follows them; where they change within
-    a few pixels, as in a rotation, what remains is the mean over all phases.
+    The covariance depends on a pixel's phase, its position between the template's pixels, as a
+    sum of few harmonics.  Where phases change slowly, the result follows them.  Where they change
+    within a few pixels, as in a rotation, it is the mean over all phases.
     """
     smallest, _ = job.scales
     further = 0 if noise is None else _middle_noise(job, noise).max_lag
     lags = half_lags(min(_MOST_LAGS, math.ceil((_LAGS + further) / min(1.0, smallest))))
     centers = 0.5 - 0.5 * np.cos(np.pi * (np.arange(_NODES) + 0.5) / _NODES)
     v, u = (2 * grid.ravel() - 1 for grid in np.meshgrid(centers, centers, indexing="ij"))
-    # Slowly varying: the harmonics, with the Jacobian and the noise of the template.
+    # The harmonics vary slowly, with the Jacobian and the template's noise, so low orders do.
     order = 0 if job.is_linear and not callable(noise) else _JACOBIAN_ORDER
     harmonics = _harmonics(job, noise, lags, order)
     slow = (chebyshev_products(order, u, v) @ harmonics.reshape(len(harmonics), -1)).reshape(
@@ -95,7 +96,7 @@ def resampled_noise(
 
 
 def _fitted(cells: Array, u: Array, v: Array, largest_order: int) -> tuple[Array, int]:
-    """Polynomials of the covariances of cells that leave the range of these nowhere."""
+    """Polynomials through the cells' covariances whose variance hardly leaves the cells' range."""
     tolerance = _NOISE_TOLERANCE * float(cells[:, 0].mean())
     least, most = float(cells[:, 0].min()), float(cells[:, 0].max())
     beyond = _OVERSHOOT * (most - least) + tolerance
@@ -106,7 +107,7 @@ def _fitted(cells: Array, u: Array, v: Array, largest_order: int) -> tuple[Array
             cells, u, v, largest_order=largest_order, tolerance=tolerance
         )
         if order == 0:
-            # Where places are denser, each stands for less of the frame.
+            # Cells are denser at the edges, where each stands for less of the frame.
             area = np.sqrt((1 - u**2) * (1 - v**2))
             return np.average(cells, axis=0, weights=area)[None], 0
         variance = chebyshev_products(order, x, y) @ fitted[:, 0]
@@ -122,7 +123,10 @@ def _wave_numbers() -> Array:
 
 
 def _harmonics(job: Regridding, noise: Noise, lags: Array, order: int) -> Array:
-    """Covariance as harmonics of the phase, ``(terms, harmonics, lags)``, over the field."""
+    """Covariance as harmonics of the phase, polynomials of the position.
+
+    ``(terms, harmonics, lags)``.
+    """
     n = 2 * _HARMONICS + 2
     phases = np.stack(
         [grid.ravel() for grid in np.meshgrid(*[np.arange(n) / n] * 2, indexing="ij")]
@@ -154,14 +158,14 @@ def _harmonics(job: Regridding, noise: Noise, lags: Array, order: int) -> Array:
 def _mean_phases(job: Regridding, centers: Array) -> Array:
     """Means of the harmonics over the pixels around the middles of cells, ``(n, harmonics)``."""
     rng = np.random.default_rng(_SEED)
-    # Rows and columns at random, since regular ones would be in step with some grid.
+    # Random rows and columns, since regular ones would be in step with some grids.
     offsets = rng.uniform(-1, 1, (2, len(centers), _LINES))
     window = np.cos(0.5 * np.pi * offsets) ** 2
 
     def pixels(part: slice, center: float, offset: Array) -> Array:
         n = part.stop - part.start
         at = np.floor(part.start + (center + offset / _CELLS) * n)
-        # Mirrored at the edges: the phases go on as they are, and none is left out.
+        # Mirrored at the edges, so that every cell averages equally many pixels of the frame.
         at = np.where(at < part.start, 2 * part.start - 1 - at, at)
         mirrored: Array = np.where(at >= part.stop, 2 * part.stop - 1 - at, at)
         return mirrored
@@ -182,7 +186,7 @@ def _mean_phases(job: Regridding, centers: Array) -> Array:
 
 
 def _powers(first: Array) -> Array:
-    """Powers of numbers of modulus 1, as `_wave_numbers` has them, ``(2H + 1, n)``."""
+    """Powers −H to H of numbers of modulus 1, in the order of `_wave_numbers`, ``(2H + 1, n)``."""
     result = np.ones((2 * _HARMONICS + 1, first.size), dtype=complex)
     for k in range(1, _HARMONICS + 1):
         result[_HARMONICS + k] = result[_HARMONICS + k - 1] * first

@@ -27,22 +27,23 @@ type Array = npt.NDArray[Any]
 
 _TILE = (256, 512)
 _SPLINE_MARGIN = 20
-"""Pixels around a tile's, beyond which those of the template move a spline by less than 1e-11."""
+"""Margin around a tile, pixels: template pixels beyond move a spline by less than 1e-11."""
 _LINEAR_POWER = 1 / 6
 """Squared width of the triangle of linear interpolation, pixels²."""
 _LEAST_SHARE = 0.1
 _MOST_FILLED = 0.2
-"""Share of a pixel that may come from template pixels without a measurement, which their neighbours
-fill; of a larger one it has none itself."""
+"""Largest share of a pixel from template pixels without a measurement, filled from neighbours, with
+which it counts as measured."""
 _DEEP = 16
-"""Pixels from the edge of a hole beyond which nothing of it is ever used."""
+"""Depth in a hole, pixels, beyond which its filling would never be used."""
 
 
 def _variance_blur(kernel: ResamplingKernel, jacobians: Array) -> float:
-    """Width of a Gaussian before linear interpolation that makes it weigh as squared weights do.
+    """Width of the Gaussian blur before linear interpolation of the variance, pixels.
 
-    The weights of linear interpolation are nearly the squares of a spline's, over their sum, and
-    those of a Gaussian of pixels of equal size; of larger ones they have to be widened.
+    Variances are averaged with squared weights.  Those of a spline, and of a Gaussian for pixels of
+    equal size, are nearly the weights of linear interpolation.  For larger pixels, a blur has to
+    widen these.
     """
     if not isinstance(kernel, AdaptiveKernel):
         return 0.0
@@ -57,15 +58,15 @@ def resampled_planes(job: Regridding, gain: ChebyshevField) -> tuple[Array, Mask
     Parameters
     ----------
     job
-        What is resampled, and how.
+        The resampling.
     gain
-        Variance of a pixel per unit of the template's, as of
+        Variance of a resampled pixel over the template's, from
         `whitediff.alignment.resampled_noise.resampled_noise`.
 
     Returns
     -------
     image, mask, variance
-        Of the science exposure's shape.
+        Planes of the science exposure's shape.
     """
     template, box = job.template, job.science.bbox
     values, lost, holes = _without_holes(template)
@@ -105,9 +106,9 @@ def _tiles(shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
 
 
 def _without_holes(template: Exposure) -> tuple[Array, Array | None, Array | None]:
-    """Image in which pixels without a measurement are interpolated; these, and those not finite.
+    """Image with unmeasured pixels interpolated; plane of these; plane of those not finite.
 
-    None where there are none.
+    A plane is None where it would be empty.
     """
     image = template.data
     bad = masks.flagged(template.mask, masks.INTERPOLATED_MASK_PLANES)
@@ -126,7 +127,7 @@ def _without_holes(template: Exposure) -> tuple[Array, Array | None, Array | Non
 
 @dataclasses.dataclass(frozen=True)
 class _Tile:
-    """Makes one tile of the planes after the other."""
+    """Maker of the planes, tile by tile."""
 
     job: Regridding
     image: Array
@@ -158,7 +159,7 @@ class _Tile:
         return image, variance, bits
 
     def _inside(self, rows: slice, columns: slice) -> tuple[Array, Array, Array]:
-        """The same of a part of a tile on which the map is defined."""
+        """Image, variance and mask bits of the part of a tile on which the map is defined."""
         own = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
         y, x = self.job.map.on(*(np.arange(at[0] - 1, at[-1] + 2) for at in own))
         before = [np.floor(at[1:-1, 1:-1]).astype(np.intp) for at in (y, x)]
@@ -197,7 +198,7 @@ class _Tile:
         return image, variance, bits
 
     def _bits(self, part: tuple[slice, ...], before: list[Array], y: Array, x: Array) -> Array:
-        """Planes of any pixel that counts; no measurement, of those that count much."""
+        """Mask bits of contributing pixels; interpolated planes only if these contribute much."""
         mask, at = self.mask.bits[part], _clipped(before, part)
         if self.lost is None or not self.lost[part].any():
             return _any_of(mask, self.footprint)[at]
@@ -226,7 +227,7 @@ class _Tile:
 
 
 def _clipped(at: list[Array], part: tuple[slice, ...], *, origin: bool = True) -> tuple[Array, ...]:
-    """Indices of pixels within a part of an array; what lies beyond, at its edges."""
+    """Indices of pixels within a part of an array, clipped to its edges."""
     return tuple(
         np.clip(each - (interval.start if origin else 0), 0, interval.stop - interval.start - 1)
         for each, interval in zip(at, part, strict=True)

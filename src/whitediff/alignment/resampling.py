@@ -1,8 +1,7 @@
-"""Bringing a template of another grid onto the science image's pixels.
+"""A template on another grid, resampled onto the science image's pixels.
 
-Pixels are made by `whitediff.alignment.reprojection`.  Here they are brought to the science image's
-pixel area, with the variance, mask and PSF that belong to them, and the covariance that their noise
-has.
+`whitediff.alignment.reprojection` makes the pixels.  Here they are scaled to the science image's
+pixel area, and get their variance, mask, PSF and noise covariance.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ _log = logging.getLogger("whitediff.match")
 _LARGEST_SCALE = 3.0
 _LARGEST_ERROR = 0.02
 _UNSEEN = 0.01
-"""Pixels by which a rotation has to move a corner to be one."""
+"""Displacement of a corner, pixels, below which a rotation is none."""
 _CELLS = 16
-"""Of the frame on each axis, in one of which a PSF is averaged over phases."""
+"""Cells of the frame on each axis; within one, a PSF is averaged over phases."""
 _PHASES = 16
 _PSF_ORDERS = (2, 4)
 
@@ -53,18 +52,18 @@ class Resampled:
     Attributes
     ----------
     exposure
-        Its planes, PSF and noise covariance; its box and WCS are the science exposure's.
+        Planes, PSF and noise covariance of the template, with the science exposure's box and WCS.
     method
-        Which of those of `ResamplingOptions` was used; None where the template was cut, its
-        pixels being the same.
+        Method that was used; None where the template was only cut, since its pixels are the same.
     pixel_area
-        Area of a pixel of the science exposure over one of the template, in the middle.
+        Area of a science pixel over a template pixel, in the middle.
     rotation
-        Of the one grid against the other, degrees.
+        Rotation of one grid against the other, degrees.
     covered
         Fraction of the science exposure's pixels that have a value.
     map_error
-        Of the polynomials that stand for the sky coordinates, or of the whole pixels, pixels.
+        Largest error of the polynomials that stand for the sky coordinates, or of the whole-pixel
+        shift, pixels.
     """
 
     exposure: Exposure
@@ -87,30 +86,32 @@ def resampled(
     Parameters
     ----------
     template
-        Exposure with sky coordinates, and anything else that it has.
+        Exposure with sky coordinates, unless the correction replaces them.
     science
-        Exposure with sky coordinates; only its box and these matter.
+        Exposure with sky coordinates likewise; only its box and these matter.
     options
-        `ResamplingOptions`; how the positions are found is not decided here.
+        `ResamplingOptions`, whose `positions` is ignored.
     correction
-        What the stars say of the positions; None to go by the sky coordinates.
+        Correction of the positions by stars; None to use the sky coordinates as they are.
 
     Returns
     -------
     resampled
-        Its image keeps the flux of sources: each pixel is the template's brightness there times
-        the area of the pixel, in pixels of the template.  Its variance plane is that of single
-        pixels, averaged over the positions that these have between those of the template.
-        Mask planes are set where a pixel that contributes more than 1 % has them; NO_DATA too
-        where such pixels are not finite or lie beyond the template.
+        The image keeps the flux of sources: each pixel is the template's brightness there times
+        the pixel's area, in pixels of the template.  The variance plane holds single pixels'
+        variances, averaged over their positions between the template's pixels.  A mask plane is
+        set where a template pixel that contributes more than 1 % has it; BAD, CR and NO_DATA,
+        whose pixels are interpolated first, only where they contribute more than a fifth.  NO_DATA
+        is also set where the nearest template pixel is not finite, or a contributing one lies
+        beyond the template.
 
     Raises
     ------
     ArgumentError
-        If one has no sky coordinates, pixels differ more than threefold in size, or the adaptive
-        method is taken and reproject is not installed.
+        If sky coordinates are needed and missing, pixels differ more than threefold in size, or
+        the adaptive method is used and reproject is not installed.
     DataError
-        If they do not overlap.
+        If the exposures do not overlap.
     """
     options = options or ResamplingOptions()
     name = template.source or "The template"
@@ -195,7 +196,7 @@ def turned(rotation: float, shape: tuple[int, ...], word: str = "rotated") -> st
     shape
         (ny, nx) of the frame that is rotated.
     word
-        For it.
+        Word for the rotation.
 
     Returns
     -------
@@ -208,7 +209,7 @@ def turned(rotation: float, shape: tuple[int, ...], word: str = "rotated") -> st
 
 
 def _rotation(jacobian: Array) -> float:
-    # Of the pair (y, x); a mirrored one is turned back first.
+    # Rotation of the pair (y, x); a mirror image is turned back first.
     matrix = jacobian * ([1, -1] if np.linalg.det(jacobian) < 0 else [1, 1])
     return math.degrees(math.atan2(matrix[1, 0] - matrix[0, 1], matrix[0, 0] + matrix[1, 1]))
 
@@ -223,7 +224,7 @@ def _input_noise(template: Exposure, options: ResamplingOptions) -> Noise:
 
 
 def _psf(job: Regridding) -> KernelPointSpreadFunction:
-    """PSF as the resampled image has it, averaged over positions within a pixel."""
+    """PSF of the resampled image, averaged over positions within a pixel."""
     assert job.template.psf is not None
     before = as_kernel_psf(job.template.psf, job.template.bbox)
     order = 0
@@ -233,6 +234,7 @@ def _psf(job: Regridding) -> KernelPointSpreadFunction:
     smallest, _ = job.scales
     half = math.ceil(max(before.kernel.shape) / 2 / smallest)
     y0, x0 = job.science.origin
+    # Multiples of the inverse plastic number and its square cover the cell evenly (R2 sequence).
     steps = (np.arange(_PHASES)[:, None] * [0.7548776662466927, 0.5698402909980532] % 1) - 0.5
 
     def image_at(x: float, y: float) -> Array:
@@ -258,7 +260,7 @@ def _psf(job: Regridding) -> KernelPointSpreadFunction:
 def _resampled_stamp(
     job: Regridding, stamp: Array, y: Array, x: Array, jacobian: Array, half: int
 ) -> Array:
-    """Mean of a star's resampled images whose positions on the template are y, x."""
+    """Mean of a star's resampled images at several positions y, x on the template."""
     margin = job.kernel.reach(jacobian[None]) + 2
     padded = np.pad(stamp, margin)
     center = [n // 2 + margin for n in stamp.shape]

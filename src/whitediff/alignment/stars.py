@@ -1,4 +1,4 @@
-"""Lists of sources with centroids, of one image at a time."""
+"""Lists of an image's sources with their centroids."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ type Array = npt.NDArray[Any]
 _DETECTION_THRESHOLD = 5.0
 _MOST = 400
 _NOISE_PIXELS = 1_000_000
-"""Pixels that tell the scatter of an image to a part in a thousand; sorting all takes longer than
-finding the sources."""
+"""Pixels enough to know the scatter of an image to a part in a thousand; sorting all of them would
+take longer than finding the sources."""
 _HALF_LIGHT_TO_SIGMA = 0.849
+"""Standard deviation of a Gaussian over its half-light radius, 1/√(2 ln 2)."""
 _SMALLEST_RADIUS = 0.7
-"""Half-light radius of a single hot pixel is 0.4, of a star of 0.7 pixels (sigma) 0.9."""
+"""Least half-light radius of a star: a hot pixel has 0.4, a star of 0.7 pixels (sigma) 0.9."""
 _SMALLEST_MINOR_AXIS = 0.55
-"""Second moment across the track of a cosmic ray is about 0.3 pixels, across such a star 0.65."""
+"""Least second moment of a star: across a cosmic ray's track it is about 0.3 pixels, across a star
+of 0.7 pixels (sigma) 0.65."""
 _SHARP = 0.6
-"""Half-light radius over the stars' below which a source is none of them."""
+"""Half-light radius, over the stars', up to which a source is no star."""
 _CENTROID_ERROR = 1.3
 """Error of a centroid times the signal-to-noise ratio over the width of the star."""
 _WIDE = 1.25
 _DOUBTFUL = 1.5
-"""Factor of the error of a source that is blended or wider than the stars by a quarter."""
+"""Factor on the error of a source that is blended or wider than the stars by a quarter."""
 _FLOOR = 0.02
 """Error of the best centroids, pixels."""
 
@@ -45,13 +47,13 @@ class StarList:
     yx
         ``(n, 2)`` centroids (y, x), pixels, the first pixel's centre at 0.
     flux
-        ``(n,)``.
+        ``(n,)`` fluxes, image unit.
     error
-        ``(n,)`` of a centroid along each axis, pixels.
+        ``(n,)`` error of a centroid along each axis, pixels.
     sigma
         Width of a star, pixels.
     likely
-        How many of them are no cosmic rays and hot pixels by their shape.
+        Number of sources that do not have the shape of a cosmic ray or hot pixel.
     """
 
     yx: Array
@@ -64,12 +66,12 @@ class StarList:
         return len(self.flux)
 
     def brightest(self, n: int) -> StarList:
-        """The first n.
+        """The first n sources.
 
         Parameters
         ----------
         n
-            How many.
+            Largest number.
 
         Returns
         -------
@@ -95,7 +97,7 @@ def find_stars(flat: Array, bad: Array, *, most: int = _MOST) -> StarList:
     bad
         ``(ny, nx)`` boolean: pixels without a measurement.
     most
-        So many of the sources at most.
+        Largest number of sources.
 
     Returns
     -------
@@ -105,8 +107,8 @@ def find_stars(flat: Array, bad: Array, *, most: int = _MOST) -> StarList:
 
     Notes
     -----
-    By SEP (Barbary 2016; Bertin & Arnouts 1996), whose windowed centroids are those of a star
-    whatever the other image's PSF is, if both are symmetric.
+    By SEP (Barbary 2016; Bertin & Arnouts 1996).  Its windowed centroids agree between images of
+    different PSFs, if both PSFs are symmetric.
     """
     import sep
 
@@ -138,7 +140,7 @@ def find_stars(flat: Array, bad: Array, *, most: int = _MOST) -> StarList:
     new_x, new_y = centroids(flat, x, y, sigma, bad)
     x, y = np.where(np.isfinite(new_x), new_x, x), np.where(np.isfinite(new_y), new_y, y)
     flux, ratio = flux[order], flux[order] / error[order]
-    # The centroid of something wide is known less well, and it may be two.
+    # The centroid of a wide source is known less well, and it may be two sources.
     width = np.maximum(sigma, _HALF_LIGHT_TO_SIGMA * radius[order])
     deviation = np.hypot(_CENTROID_ERROR * width**2 / sigma / np.maximum(ratio, 1), _FLOOR)
     deviation[(width > _WIDE * sigma) | (found["flag"][order] & sep.OBJ_MERGED > 0)] *= _DOUBTFUL
@@ -155,7 +157,7 @@ def centroids(flat: Array, x: Array, y: Array, sigma: float, bad: Array) -> tupl
     flat
         ``(ny, nx)`` image without its background.
     x, y
-        ``(n,)`` where they are, pixels.
+        ``(n,)`` approximate positions, pixels.
     sigma
         Width of a star, pixels.
     bad

@@ -1,8 +1,8 @@
-"""Weights with which resampling makes a pixel out of others, and the covariance that comes of it.
+"""Weights of the original's pixels in resampled ones, and the noise covariance that follows.
 
 A pixel of the resampled image is a weighted sum of pixels of the original.  Its neighbours are
-sums of the same ones, so that their noise is correlated.  The weights here are those that
-`whitediff.alignment.reprojection` applies.
+sums of the same pixels, so that their noise is correlated.  `whitediff.alignment.reprojection`
+applies these weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 _POLE = math.sqrt(3) - 2
-"""Of the filter that turns samples into the coefficients of a cubic spline."""
+"""Pole of the filter that turns samples into the coefficients of a cubic spline."""
 
 _SPLINE_REACH = 8
 """Pixels on each side beyond which the cardinal spline is below 3e-5."""
@@ -43,13 +43,13 @@ _FOOTPRINT_WEIGHT = 0.01
 """Weight of a pixel, over all absolute weights, from which it counts as contributing."""
 
 _SAME_PREDICTION = 1.02
-"""Squared error of a prediction over the least one, up to which the lower order is taken."""
+"""Squared error of a prediction, over the least, up to which a lower order is preferred."""
 _WORTHWHILE = 0.4
-"""Squared error of a prediction over that of a constant, beyond which a constant is as good."""
+"""Squared error of a prediction, over a constant's, beyond which the constant is preferred."""
 
 
 class ResamplingKernel(Protocol):
-    """How pixels of the original weigh in one of the resampled image."""
+    """Weights of the original's pixels in a pixel of the resampled image."""
 
     def reach(self, jacobian: Array) -> int:
         """Pixels on each side of a position that hold all of the weight.
@@ -58,7 +58,7 @@ class ResamplingKernel(Protocol):
         ----------
         jacobian
             ``(..., 2, 2)`` derivatives of the position (y, x) in the original with respect
-            to that in the resampled image.
+            to the position in the resampled image.
 
         Returns
         -------
@@ -77,7 +77,7 @@ class ResamplingKernel(Protocol):
         Returns
         -------
         footprint
-            n: those from ``floor(position) - n + 1`` to ``floor(position) + n``.
+            n, for pixels from ``floor(position) - n + 1`` to ``floor(position) + n``.
         """
 
     def weights(self, y: Array, x: Array, jacobian: Array, rows: Array, columns: Array) -> Array:
@@ -95,12 +95,12 @@ class ResamplingKernel(Protocol):
         Returns
         -------
         weights
-            ``(n, k, k)``; of unit sum over all pixels of the original.
+            ``(n, k, k)``; their sum over all pixels of the original is 1.
         """
 
 
 def cardinal_spline(distance: Array) -> Array:
-    """Cubic cardinal spline: what interpolation by cubic splines makes of a single pixel.
+    """Cubic cardinal spline: interpolation by cubic splines of a single pixel of height 1.
 
     Parameters
     ----------
@@ -136,15 +136,15 @@ class SplineKernel:
     """
 
     def reach(self, jacobian: Array) -> int:
-        """As of `ResamplingKernel`."""
+        """See `ResamplingKernel.reach`."""
         return _SPLINE_REACH
 
     def footprint(self, jacobian: Array) -> int:
-        """As of `ResamplingKernel`: 6 × 6 pixels, beyond which weights are below 1 %."""
+        """See `ResamplingKernel.footprint`: 6 × 6 pixels; weights beyond are below 1 %."""
         return _SPLINE_FOOTPRINT
 
     def weights(self, y: Array, x: Array, jacobian: Array, rows: Array, columns: Array) -> Array:
-        """As of `ResamplingKernel`."""
+        """See `ResamplingKernel.weights`."""
         along_y = cardinal_spline(rows - y[:, None])
         along_x = cardinal_spline(columns - x[:, None])
         return along_y[:, :, None] * along_x[:, None, :]
@@ -157,10 +157,10 @@ class AdaptiveKernel:
     Attributes
     ----------
     width
-        Full width between the points ±1σ of the Gaussian, in pixels of the larger of the two
-        pixels on each principal axis; 1.3 is σ = 0.65.
+        Full width between the points ±1σ of the Gaussian, in units of the larger of the original's
+        and the new pixel on each principal axis; 1.3 is σ = 0.65.
     region
-        Side of the region that is sampled, in the same pixels.
+        Side of the region that is sampled, in the same units.
 
     Notes
     -----
@@ -182,19 +182,19 @@ class AdaptiveKernel:
         return max(1.0, float(np.linalg.norm(jacobian, ord=2, axis=(-2, -1)).max()))
 
     def reach(self, jacobian: Array) -> int:
-        """As of `ResamplingKernel`."""
+        """See `ResamplingKernel.reach`."""
         return math.ceil(0.5 * self.region * self._stretch(jacobian)) + 1
 
     def footprint(self, jacobian: Array) -> int:
-        """As of `ResamplingKernel`."""
+        """See `ResamplingKernel.footprint`."""
         sigma = self.width / 2
-        # Where the Gaussian, of unit integral over pixels, has fallen to that weight.
+        # Distance at which the Gaussian, of unit integral over pixels, has fallen to that weight.
         power = -2 * math.log(_FOOTPRINT_WEIGHT * 2 * math.pi * sigma**2)
         distance = sigma * math.sqrt(max(power, 1.0))
         return math.ceil(min(distance, 0.5 * self.region) * self._stretch(jacobian))
 
     def weights(self, y: Array, x: Array, jacobian: Array, rows: Array, columns: Array) -> Array:
-        """As of `ResamplingKernel`."""
+        """See `ResamplingKernel.weights`."""
         reach = self.reach(jacobian)
         around = np.arange(1 - reach, reach + 1)
         all_rows, all_columns = (np.floor(a)[:, None] + around for a in (y, x))
@@ -219,7 +219,7 @@ class AdaptiveKernel:
 
 
 def padded_inverse(jacobian: Array) -> tuple[Array, Array]:
-    """Inverse Jacobians whose singular values are at most 1, as adaptive averaging uses them.
+    """Inverse Jacobians with singular values of at most 1, as adaptive averaging uses them.
 
     Parameters
     ----------
@@ -240,12 +240,12 @@ def padded_inverse(jacobian: Array) -> tuple[Array, Array]:
 
 
 def half_lags(max_lag: int) -> Array:
-    """Lags of half a plane; the covariance at the others is the same.
+    """Lags of half a plane; the covariance at the opposite lags is the same.
 
     Parameters
     ----------
     max_lag
-        Largest on each axis.
+        Largest lag on each axis.
 
     Returns
     -------
@@ -260,14 +260,14 @@ def half_lags(max_lag: int) -> Array:
 
 
 def lag_map(values: Array, lags: Array) -> Array:
-    """Spread values at the lags of half a plane over all of it.
+    """Spread values at the lags of half a plane over the whole plane.
 
     Parameters
     ----------
     values
         ``(..., n)``.
     lags
-        ``(n, 2)``, `half_lags`.
+        ``(n, 2)`` lags from `half_lags`.
 
     Returns
     -------
@@ -295,7 +295,7 @@ def resampled_covariance(
     Parameters
     ----------
     kernel
-        How they are made.
+        Weights of the original's pixels.
     y, x
         ``(n,)`` positions of the pixels in the original.
     jacobian
@@ -342,9 +342,9 @@ def _correlated(weights: Array, correlation: Array) -> Array:
 def polynomials_by_prediction(
     values: Array, u: Array, v: Array, *, largest_order: int, tolerance: float = 0.0
 ) -> tuple[Array, int]:
-    """Polynomials of the order that predicts best what is left out.
+    """Polynomials of the order that best predicts values left out of the fit.
 
-    What varies faster than they follow, such as the moiré of two grids, comes out as its mean.
+    Variations too fast for them, such as the moiré of two grids, come out as their mean.
 
     Parameters
     ----------
@@ -353,17 +353,17 @@ def polynomials_by_prediction(
     u, v
         ``(n,)`` positions from −1 to 1 in x and in y.
     largest_order
-        Of the polynomials, total.
+        Largest total order of the polynomials.
     tolerance
-        Error of a prediction, root of the sum of squares over the quantities, that is good enough.
+        Error of a prediction that is good enough: root of the sum of squares over the quantities.
 
     Returns
     -------
     coefficients
         ``(terms, m)`` in the order of `whitediff.numerics.polynomials.chebyshev_terms`.
     order
-        The lowest one whose squared leave-one-out error (Allen 1974, PRESS) is within 2 % of the
-        least, or within the tolerance; 0 where none has less than 0.4 of a constant's.
+        The lowest order whose squared leave-one-out error (Allen 1974, PRESS) is within 2 % of the
+        least, or within the tolerance; 0 where no error is below 0.4 times a constant's.
     """
     fits = []
     for order in range(largest_order + 1):

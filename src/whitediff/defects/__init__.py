@@ -1,1 +1,1 @@
-"""Defects that no mask tells of, on arrays: cosmic rays, bad pixels and columns, trails."""
+"""Defects that the mask lacks: cosmic rays, bad pixels and columns, trails, level jumps."""

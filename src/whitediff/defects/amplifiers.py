@@ -1,4 +1,4 @@
-"""Jumps of an image's level between amplifiers, whose bias was not quite taken off."""
+"""Jumps of an image's level between amplifiers whose bias was not quite subtracted."""
 
 from __future__ import annotations
 
@@ -32,40 +32,41 @@ type Array = npt.NDArray[Any]
 _PARTS = (1, 2, 4)
 """Equal parts of the frame in which steps are sought, besides those between known ones."""
 _LEAST_COUNTED = 0.3
-"""Of a segment's pixels, and of a part's segments, for their mean to count."""
+"""Share of a segment's pixels, and of a part's segments, that their averages need."""
 _WIDEST, _FEWEST = 128, 4
-"""Pixels of a row, at most, in one segment where heights are measured; and segments at least."""
+"""Widest segment of a row in which a height is measured, pixels; least number of segments."""
 _CLIPPED = 3.0
 _SURE = 6.0
-"""Errors of a jump, as its segments scatter, for one of a line's to be one."""
+"""Height over its error, by the scatter of segments, that one of a line's jumps must have."""
 _NO_LIGHT = 2.0
-"""Chi-square by which a jump is rather between two pixels than of light, which has a width."""
+"""Chi-square by which a jump between two pixels must fit better than a step of light, which has the
+width of a PSF."""
 _FAR, _STAYS = 12, 0.4
-"""Pixels beyond which a step is as high as nearby, and the part of the height that must be left:
-of a trail's nothing is."""
+"""Distance, pixels, beyond which a step is measured again, and share of its height that it must
+have there: a trail has none."""
 _MOST_TURNS = 12
 _ROUNDS, _SMALL = 8, 0.1
-"""Of a fit without bad lines; part of the typical residual below which all count alike."""
+"""Rounds of the robust fit; share of the typical residual below which all residuals count alike."""
 _ENOUGH_PIXELS, _FEWEST_PIXELS = 200_000, 2000
 _NOISE_ERRORS, _SAME_NOISE = 4.0, 0.02
-"""Errors, and part, by which a rectangle's variance is another one than its plane says."""
+"""Errors, and relative difference, up to which a rectangle's variance agrees with its plane."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AmplifierLevels:
-    """Constants that an image's rectangles have beyond their neighbours'.
+    """Levels of the rectangles that jumps divide an image into.
 
     Attributes
     ----------
     rows, columns
-        First ones beyond jumps.
+        First rows and columns beyond jumps.
     level
         ``(len(rows) + 1, len(columns) + 1)`` image_unit; zero in the mean over the frame.
     largest
         The largest jump, image_unit.
     noise
-        Of the shape of `level`: variance of the rectangles' pixels over their variance plane,
-        relative to its median; 1 where that does not differ.
+        Variance of the rectangles' pixels over their variance plane, relative to the median, in the
+        shape of `level`; 1 where it does not differ.
     """
 
     rows: tuple[int, ...]
@@ -75,7 +76,7 @@ class AmplifierLevels:
     noise: Array
 
     def taken_off(self, image: Array) -> Array:
-        """Take the constants off.
+        """Subtract the levels.
 
         Parameters
         ----------
@@ -85,7 +86,7 @@ class AmplifierLevels:
         Returns
         -------
         level_image
-            Of the image's type.
+            Image without jumps, of the image's type.
         """
         result = image.copy()
         for i, j, part in _rectangles(self.rows, self.columns, image.shape):
@@ -93,7 +94,7 @@ class AmplifierLevels:
         return result
 
     def scaled(self, variance: Array) -> Array:
-        """Give each rectangle the variance that it has.
+        """Scale each rectangle's variance by `noise`.
 
         Parameters
         ----------
@@ -116,21 +117,21 @@ class AmplifierLevels:
 def _rectangles(
     rows: Sequence[int], columns: Sequence[int], shape: tuple[int, ...]
 ) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
-    """Numbers and pixels of the rectangles between lines."""
+    """Numbers and pixels of the rectangles between jumps."""
     for i, (top, bottom) in enumerate(itertools.pairwise(_ends(rows, shape[0]))):
         for j, (left, right) in enumerate(itertools.pairwise(_ends(columns, shape[1]))):
             yield i, j, (slice(top, bottom), slice(left, right))
 
 
 def amplifier_levels(image: Array, looked_at: Surface, unusable: Array) -> AmplifierLevels | None:
-    """Find rows and columns at which an image's level jumps, and what to take off beyond them.
+    """Find rows and columns at which an image's level jumps, and the levels between them.
 
     Parameters
     ----------
     image
         ``(ny, nx)`` image.
     looked_at
-        `whitediff.defects.surface.surface` of it.
+        `whitediff.defects.surface.surface` of the image.
     unusable
         ``(ny, nx)`` boolean: pixels without a measurement.
 
@@ -141,15 +142,17 @@ def amplifier_levels(image: Array, looked_at: Surface, unusable: Array) -> Ampli
 
     Notes
     -----
-    A place is found in the profile of segments of 32 pixels, each clipped at 3 sigma: the median of
-    those beside each other, across the frame, its halves and quarters, and from one jump to the
-    next.  So a star, its spikes or a cloud, which are in a few segments only, make none.  A jump is
-    one that `numerics.steps.steps_in` finds, if weakly, that stays beyond 12 pixels, which a
-    trail's do not, that is 6 errors high in one rectangle's side, and for whose sharpness all
-    sides together have enough evidence, half of it where there are jumps across, too.  Light has
-    the width of a PSF: what a step of 2 pixels' width describes as well is left in.  The height of
-    a jump is that of a step beside a parabola in the image itself.  The rectangles' constants
-    follow from all heights by least squares.
+    Jumps are sought in profiles: medians over segments of 32 pixels, each clipped at 3 sigma, that
+    lie beside each other across the frame, its halves and quarters, and from one jump to the next.
+    A star, its spikes or a cloud lie in a few segments only, and make no jump.
+
+    A jump must be found by `numerics.steps.steps_in`, if weakly, and be there beyond 12 pixels,
+    unlike a trail's.  It must be 6 errors high along one rectangle's side.  All sides together must
+    have enough evidence that it is sharp; half of that suffices where there are jumps across, too.
+    Light has the width of a PSF, so a jump that a step 2 pixels wide describes as well is left in.
+
+    The height of a jump is the height of a step, fitted with a parabola to the image itself.  The
+    rectangles' levels follow from all heights by least squares.
     """
     rows, columns = _places(looked_at)
     rows, columns, jumps = _measured(image, unusable, rows, columns)
@@ -162,7 +165,7 @@ def amplifier_levels(image: Array, looked_at: Surface, unusable: Array) -> Ampli
         line[second], line[first] = 1 / error, -1 / error
         equations.append(line.ravel())
         heights.append(height / error)
-    # The smallest solution: what nothing joins to the rest keeps its level.
+    # The smallest solution: rectangles that no jump joins to the rest keep their level.
     level = np.linalg.lstsq(np.array(equations), np.array(heights), rcond=1e-10)[0].reshape(shape)
     tall, wide = (np.diff(_ends(at, n)) for at, n in zip((rows, columns), image.shape, strict=True))
     level -= float(tall @ level @ wide) / image.size
@@ -174,10 +177,11 @@ def amplifier_levels(image: Array, looked_at: Surface, unusable: Array) -> Ampli
 def _relative_noise(
     image: Array, variance: Array, unusable: Array, rows: list[int], columns: list[int]
 ) -> Array:
-    """Variance of rectangles' pixels over their planes, relative to the median; 1 if it is that.
+    """Variance of rectangles' pixels over their planes, relative to the median; 1 if it agrees.
 
-    A plane that was computed from counts takes an offset for photons.  Differences of neighbours
-    tell, in which sky and light cancel; what correlates them is common to all.
+    A plane that was computed from counts mistakes an offset for photons.  The variance is measured
+    on differences of neighbours, in which sky and light cancel; all rectangles share the effect of
+    correlated noise.
     """
     ratio = np.ones((len(rows) + 1, len(columns) + 1))
     error = np.zeros_like(ratio)
@@ -190,7 +194,7 @@ def _relative_noise(
         if len(difference) < _FEWEST_PIXELS:
             continue
         ratio[i, j] = robust_sigma(difference) ** 2
-        # Of a median deviation, twice for the square; neighbouring differences share a pixel.
+        # Error of a median deviation, twice for the square; neighbouring differences share a pixel.
         error[i, j] = 2 * 1.17 * 1.3 / math.sqrt(2 * len(difference))
     known = error > 0
     if np.count_nonzero(known) < 2 or not (ratio[known] > 0).all():
@@ -213,7 +217,7 @@ def _places(looked_at: Surface) -> tuple[list[int], list[int]]:
     ny, nx = looked_at.shape
     rows = _along(profiles[0], nx, [])
     columns = _along(profiles[1], ny, rows)
-    # Between the lines that were found meanwhile.
+    # Again, now between the columns that were found.
     if columns:
         rows = _along(profiles[0], nx, columns)
         columns = _along(profiles[1], ny, rows)
@@ -249,7 +253,7 @@ def _medians(segments: Array) -> Array:
     known = np.isfinite(segments)
     enough = known.sum(axis=1) > max(_LEAST_COUNTED * segments.shape[1], _FEWEST - 1)
     result = np.full(len(segments), np.nan)
-    # Beside jumps across, each has a level of its own.
+    # Beside jumps across, each segment has a level of its own.
     whole = known.any(axis=0)
     if enough.any():
         levelled = segments[:, whole] - np.nanmedian(segments[:, whole], axis=0)
@@ -258,7 +262,7 @@ def _medians(segments: Array) -> Array:
 
 
 def _stays(profile: Array, place: int) -> bool:
-    """Whether what is farther from a step is as high as what is beside it."""
+    """Whether a step has much of its height farther away, too."""
     reach = longest_reach(len(profile))
     near, far = (_height(profile, place, reach, least) for least in (0.0, min(_FAR, reach / 3)))
     if near is None or far is None:
@@ -269,9 +273,9 @@ def _stays(profile: Array, place: int) -> bool:
 def _height(
     profile: Array, place: int, reach: int, least: float = 0.0
 ) -> tuple[float, float] | None:
-    """Height of a step beside a parabola, and its error, from pixels beyond a distance.
+    """Height of a step on a parabola, and its error, from pixels beyond a distance.
 
-    Bad lines do not count.
+    Bad lines are left out.
     """
     start, stop = max(0, place - reach), min(len(profile), place + reach)
     offset = np.arange(start, stop) - place + 0.5
@@ -300,7 +304,7 @@ type _Jumps = dict[tuple[tuple[int, int], tuple[int, int]], tuple[float, float]]
 def _measured(
     image: Array, unusable: Array, rows: list[int], columns: list[int]
 ) -> tuple[list[int], list[int], _Jumps]:
-    """Lines of which a part is sure, to the pixel, and the jumps across all of their parts."""
+    """Lines with at least one sure part, to the pixel, and the jumps across all of their parts."""
     jumps: _Jumps = {}
     for _ in range(_MOST_TURNS):
         jumps, certainty = {}, {}
@@ -324,10 +328,10 @@ def _measured(
                     sure = abs(found.height) / found.error
                     if sure > certainty[transposed, place][0]:
                         certainty[transposed, place] = sure, ends[i] + found.place
-        # What is no jump makes rectangles smaller, and so the others less sure.
+        # A wrong line makes rectangles smaller, and so the other jumps less sure: drop and repeat.
         better = []
         for transposed, along, across in ((False, rows, columns), (True, columns, rows)):
-            # Where amplifiers lie beside each other, others lie above them.
+            # Jumps across make amplifiers likely, so less evidence is needed.
             enough = ENOUGH_EVIDENCE / 2 if across else ENOUGH_EVIDENCE
             sure_ones = {
                 certainty[transposed, place][1]
@@ -340,7 +344,7 @@ def _measured(
         if better == [rows, columns]:
             return rows, columns, jumps
         rows, columns = better
-    # Places that do not settle are none.
+    # Lines that do not settle are no jumps.
     return [], [], {}
 
 
@@ -348,7 +352,7 @@ def _measured(
 class _Jump:
     """Height of a step, its error, and the first line beyond it.
 
-    And the evidence for it against what is smooth, and against a step of light.
+    ``evidence`` is for a step rather than a smooth profile, ``sharp`` rather than a step of light.
     """
 
     height: float
@@ -359,7 +363,7 @@ class _Jump:
 
 
 def _jump(image: Array, bad: Array, place: int) -> _Jump | None:
-    """What a step between two rows is; None where too little is known."""
+    """Step between two rows; None where too few pixels are known."""
     n, width = image.shape
     reach = longest_reach(10 * n)
     strip = slice(max(0, place - reach), min(n, place + reach))
@@ -377,7 +381,7 @@ def _jump(image: Array, bad: Array, place: int) -> _Jump | None:
             profiles.append(profile - np.nanmedian(profile))
     if len(heights) < _FEWEST:
         return None
-    # Of neighbours: it may be another one beyond a jump across that is not found.
+    # Scatter between neighbours: beyond an undetected jump across, the height is another one.
     scatter = max(robust_sigma(np.diff(heights)) / math.sqrt(2), float(np.median(errors)))
     error = MEDIAN_ERROR * scatter / math.sqrt(len(heights))
     if not error > 0:
@@ -387,7 +391,7 @@ def _jump(image: Array, bad: Array, place: int) -> _Jump | None:
     profile[known] = np.nanmedian(np.array(profiles)[:, known], axis=0)
     sharpest, gain = sharpest_step(profile, place - strip.start)
     height = float(np.median(heights))
-    # The step itself is none of the noise.
+    # The step itself must not count as noise.
     even = np.where(np.arange(len(profile)) < sharpest, profile, profile - height)
     square = profile_noise(even[np.isfinite(even)]) ** 2
     sharp = sharp_gain(profile, sharpest) / square

@@ -1,4 +1,4 @@
-"""Images that were cut off below, at the sky's level for example, which takes half of the noise."""
+"""Images that were cut off below, for example at the sky's level, which removes half the noise."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ type Array = npt.NDArray[Any]
 
 _LEAST_PIXELS, _LEAST_POSITIVE = 1024, 100
 _LEAST_SHARE, _BELOW = 0.05, 0.005
-"""Share of pixels at the lowest value that is told of; and of those that may be lower: defects."""
+"""Least share of pixels at the floor that is reported; share that may be lower, as defects are."""
 _SPOILT_SHARE = 0.2
-"""Share of the dark pixels at which quartiles, from which noise is measured, are near the floor."""
+"""Share of dark pixels at the floor from which quartiles, which measure noise, are near it."""
 _BLOCK, _MOST_BLOCKS = 16, 2000
 _SMALLEST = 0.01
-"""Quantile of the values above the floor that stands for the smallest of them."""
+"""Quantile of the values above the floor that stands for their smallest one."""
 _STEPS = 1.5
-"""Variance over the mean, in smallest values, above which no counts of photons have these."""
+"""Variance over the mean, in smallest values, above which an image cannot be photon counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Floor:
     Attributes
     ----------
     level
-        Image unit.
+        Lowest value, image unit.
     share
-        Of the usable pixels that have it.
+        Share of the usable pixels that have it.
     is_spoilt
-        Whether so many have it that the noise cannot be known.
+        Whether so many pixels have it that the noise cannot be known.
     """
 
     level: float
@@ -47,7 +47,7 @@ class Floor:
 
     @property
     def text(self) -> str:
-        """What it means, with the remedy, for behind the image's name."""
+        """Consequence and remedy, as text to follow the image's name."""
         found = (
             f"{self.share:.0%} of its pixels have the same lowest value, {self.level:g}, so that it"
         )
@@ -76,16 +76,16 @@ def find_floor(image: Array, unusable: Array | None = None) -> Floor | None:
     Returns
     -------
     floor
-        None where less than a twentieth of the pixels share the lowest value, or where that is
-        as it must be.
+        None where less than a twentieth of the pixels share the lowest value, or where the image
+        has it without being cut off.
 
     Notes
     -----
-    Of noise that is cut off, values begin right above the floor, and scatter by much more than the
-    smallest of them.  Counts of few photons, in whatever unit, have a variance over the mean that
-    is their smallest value; whole numbers of which many are the same scatter by no more than one;
-    and defects that share a value far below the sky have nothing right above them.  Judged by the
-    darker half of blocks of 16 pixels.
+    Where noise is cut off, values begin right above the floor, and scatter by much more than the
+    smallest of them.  Other images with many lowest values do not: counts of few photons, in any
+    unit, have a variance over the mean that is their smallest value; coarsely rounded numbers
+    scatter by no more than a step; and defects that share a value far below the sky have nothing
+    right above them.  The darker half of blocks of 16 × 16 pixels is examined.
     """
     use = usable_pixels(image, unusable)
     number = np.count_nonzero(use)
@@ -111,10 +111,10 @@ def find_floor(image: Array, unusable: Array | None = None) -> Floor | None:
     )
 
 
-def _dark_blocks(image: Array, use: Array, level: Any) -> Array:
-    """Heights above a floor of the pixels of blocks, NaN where unusable; of those with the least.
+def _dark_blocks(image: Array, use: Array, level: float) -> Array:
+    """Heights above a floor of the pixels in the darker half of blocks, NaN where unusable.
 
-    Blocks with fewer than half of their pixels do not count.
+    Blocks with fewer than half of their pixels usable are left out.
     """
     ny, nx = (n // _BLOCK for n in image.shape)
     rows, columns = np.divmod(np.arange(ny * nx)[:: max(1, ny * nx // _MOST_BLOCKS)], max(nx, 1))

@@ -1,7 +1,8 @@
-"""Small clusters of pixels that no light makes: dark ones with sharp edges, and ones of one value.
+"""Small clusters of pixels that light cannot make: dark ones with sharp edges, ones of one value.
 
-Light only adds to the sky.  A few pixels far below it, whose neighbours are not, are dead, be they
-alone or adjacent: each would excuse the other if it was compared with its own neighbours alone.
+Light only adds to the sky.  A few pixels far below it, among neighbours that are not, are dead.
+Adjacent dead pixels are judged together: each would excuse the other if compared with its own
+neighbours.
 """
 
 from __future__ import annotations
@@ -21,39 +22,40 @@ __all__ = ["dead_clusters", "equal_clusters"]
 type Array = npt.NDArray[Any]
 
 _STEP = 2**0.5
-"""From a depth to the next, at each of which pixels are joined: a cluster in a wider dark place,
-or beside a pixel of much noise, stands alone at one of them."""
+"""Factor from one depth threshold to the next.  Pixels are joined at each: a cluster in a wide dark
+place, or beside a pixel of much noise, stands alone at one of them."""
 
 _SIGNIFICANT, _BELOW = 6.0, 5.0
-"""Sigma of a cluster's sum, and of its mean below what is around it."""
+"""Least depth of a cluster together, sigma, and least depth of its mean below its surroundings."""
 
 _MOST_JOINED, _CORRELATED = 0.6, 1.4
-"""Part of the low pixels that are not alone, a twentieth where noise is white, from which it is
-correlated or there is structure; and by how much more significant a cluster must then be."""
+"""Share of low pixels with a low neighbour, a twentieth in white noise, from which noise is
+correlated or has structure; and factor on the significance that a cluster must then have."""
 
 _SIDE, _LONGER = 3, 4
-"""Pixels along either axis; the second where the edges are the sharpest."""
+"""Largest side of a cluster, pixels; the second where the edges are the sharpest."""
 
 _EDGE, _SHARPEST = 1 / 3, 1 / 8
-"""Part of the depth that three quarters of the pixels around a cluster have at most.
+"""Share of the depth that three quarters of the pixels around a cluster must stay below.
 
-A dark place as narrow as a PSF of 3 pixels has more.
+Around a dark place as narrow as a PSF of 3 pixels they are deeper.
 """
 
 _RINGING, _NEAR = 0.08, 3
-"""Part of a peak, and pixels from it, by which an image that was resampled may be too low."""
+"""Depth of a resampled image's ringing, as a share of the peak, and its reach, pixels."""
 
 _OF_NOISE = 0.67
 """Sigma that a quarter of noise exceeds."""
 
 _FEWEST_EQUAL, _CHANCE, _SAMPLED = 3, 1e-3, 64
-"""Pixels of one value, and images of noise that have as many; lines that tell that chance."""
+"""Least number of adjacent pixels of one value; share of noise images that have such a cluster by
+chance; lines on which that chance is measured."""
 
 _USUAL = 10, 70
-"""Per cent of the values between which those of the sky are."""
+"""Percentiles between which values belong to the sky."""
 
 _SATURATED = 50.0
-"""Sigma from which pixels of one value may be a saturated star; no other source has those."""
+"""Sigma from which pixels of one value may be a saturated star; no other source has such pixels."""
 
 _FEWEST_AROUND = 3
 _EIGHT = tuple((j, i) for j in (-1, 0, 1) for i in (-1, 0, 1) if (j, i) != (0, 0))
@@ -89,7 +91,7 @@ class _Groups:
         return np.bincount(self.label, values, minlength=len(self.size))
 
     def sides(self, width: int) -> Array:
-        """How long they are along the longer axis, pixels, ``(groups,)``."""
+        """Lengths of the groups along their longer axis, pixels, ``(groups,)``."""
         starts = np.cumsum(self.size) - self.size
         sides = [
             np.maximum.reduceat(at, starts) - np.minimum.reduceat(at, starts) + 1
@@ -110,16 +112,17 @@ def dead_clusters(surface: Surface) -> Array:
     Returns
     -------
     index
-        ``(n,)`` indices into the raveled `Surface.flux`: of groups of up to 3 × 3 pixels (4 × 4
-        where the edges are the sharpest) that are 6 sigma below the background together and
-        below the pixels around them, of which three quarters are not a third as deep.
+        ``(n,)`` indices into the raveled `Surface.flux`, for groups of up to 3 × 3 pixels (4 × 4
+        where the edges are the sharpest).  A group is 6 sigma below the background together, and
+        its mean 5 sigma below the pixels around it; three quarters of these are less than a third
+        as deep.
     """
     at = surface.low
     depth = -surface.flux.ravel()[at] / np.sqrt(surface.variance_at(at))
     found = []
     least, significant = LOW, _SIGNIFICANT
     while True:
-        # By their own variance more are low, where that is made of few photons.
+        # Low pixels were chosen by their own variance, which is too small where photons are few.
         keep = depth > least
         at, depth = at[keep], depth[keep]
         if not len(at):
@@ -141,15 +144,15 @@ def equal_clusters(surface: Surface, image: Array) -> Array:
     surface
         The image.
     image
-        ``(ny, nx)``, from which it was made.
+        ``(ny, nx)`` image from which the surface was made.
 
     Returns
     -------
     index
-        ``(n,)`` indices into the raveled `Surface.flux`: of groups between 5 and 50 sigma, or more
-        than 5 sigma below the background; 3 pixels at least, and as large as noise, rounded as it
-        is in this image, makes them in one of a thousand images.  Those of the highest value are
-        none: the image may be cut there.
+        ``(n,)`` indices into the raveled `Surface.flux`, for groups between 5 and 50 sigma, or more
+        than 5 sigma below the background.  Groups have at least 3 pixels, and so many that noise,
+        rounded as in this image, makes one in a thousand images.  Groups above the background of
+        the highest value are left out: the image may be cut there.
     """
     flux, at = surface.flux.ravel(), surface.bright
     faint = flux[at] < _SATURATED * np.sqrt(surface.bright_variance)
@@ -157,7 +160,7 @@ def equal_clusters(surface: Surface, image: Array) -> Array:
         values = image.ravel()[surface.unpadded(at)]
         faint &= values < values.max()
     low = surface.low
-    # Their own variance is the least that it is taken for.
+    # A cheap first cut: `variance_at` gives at least a pixel's own variance.
     own = surface.variance.ravel()[surface.unpadded(low)].astype(np.float32)
     own *= np.float32(surface.factor)
     low = low[~(flux[low] >= -BRIGHT * np.sqrt(own))]
@@ -171,9 +174,9 @@ def equal_clusters(surface: Surface, image: Array) -> Array:
 
 
 def _fewest_equal(image: Array, number: int) -> int | None:
-    """Adjacent pixels of one value that are no chance; None where chance makes many."""
+    """Adjacent pixels of one value that chance does not explain; None where chance makes many."""
     down, across = (max(1, n // _SAMPLED) for n in image.shape)
-    # Bad lines are of one value along one axis only, and bad clusters above the sky.
+    # The lower chance of both axes: bad lines have one value along one axis only.
     chance = min(_equal_in_sky(image[::down]), _equal_in_sky(image[:, ::across].T))
     again = len(_EIGHT) * chance
     if not number or again > 1 / 2:
@@ -182,7 +185,7 @@ def _fewest_equal(image: Array, number: int) -> int | None:
 
 
 def _equal_in_sky(lines: Array) -> float:
-    """How often neighbours along lines, whose values are usual ones, are the same."""
+    """Share of neighbours along lines, with usual values, that have the same value."""
     first = lines[:, :-1]
     known = first[np.isfinite(first)]
     if not known.size:
@@ -194,7 +197,7 @@ def _equal_in_sky(lines: Array) -> float:
 
 
 def _are_joined_anyway(groups: _Groups, index: Array, depth: Array) -> bool:
-    """Whether most pixels that are no lower than noise have a low one beside them."""
+    """Whether most pixels only as low as noise have a low pixel beside them."""
     in_company = np.zeros(len(index), bool)
     in_company[np.searchsorted(index, groups.index)] = groups.size[groups.label] > 1
     by_noise = depth < LOW * _STEP
@@ -202,7 +205,7 @@ def _are_joined_anyway(groups: _Groups, index: Array, depth: Array) -> bool:
 
 
 def _with_sharp_edges(surface: Surface, groups: _Groups, significant: float) -> Array:
-    """Pixels of those groups that are deep and whose edges are sharp."""
+    """Pixels of the groups that are deep and have sharp edges."""
     flux, width = surface.flux.ravel(), surface.width
 
     def depths(index: Array) -> Array:
@@ -238,9 +241,11 @@ def _with_sharp_edges(surface: Surface, groups: _Groups, significant: float) -> 
         return values[np.minimum(place, len(values) - 1)]
 
     edge, middle = quantile(0.75) - _OF_NOISE, quantile(0.5)
-    # Resampled stars ring: beside them a dead pixel has light all around.
+    # Resampled stars have dark rings; a dead pixel beside a star has light all around instead, so
+    # that its surroundings must be the brighter.
     rings = mean < _RINGING * _brightest(surface, groups)
     edge[rings] += mean[rings]
+    # The median of n values has about 1.5 times the variance of their mean.
     below = (mean - middle) / np.sqrt(1 / groups.size + 1.5 / np.maximum(number, 1))
     short = groups.sides(width) <= _SIDE
     sharp = edge < np.where(short, _EDGE, _SHARPEST) * mean
@@ -262,7 +267,7 @@ def _brightest(surface: Surface, groups: _Groups) -> Array:
 
 
 def _joined(index: Array, width: int, values: Array | None = None) -> _Groups:
-    """Pixels in groups of adjacent ones, of one value where values are given; sorted indices."""
+    """Groups of adjacent pixels, of one value where values are given; indices are sorted."""
     if not len(index):
         return _Groups(index, index, index)
     first, second = [], []

@@ -1,4 +1,4 @@
-"""Columns and rows, or parts of them, that depart from their neighbours."""
+"""Bad columns and rows, or parts of them: they depart from their neighbours."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ __all__ = ["bad_lines"]
 type Array = npt.NDArray[Any]
 
 _BESIDE = (2, 3, 4)
-"""Steps to the lines that say what a line should be; the next one may be bad, too."""
+"""Steps to the lines that a line is compared with; not the adjacent one, which may be bad, too."""
 
 _RUNS = (4, 16)
-"""Segments that are taken together; and all."""
+"""Lengths of runs, segments; besides, all segments are one run."""
 
 _SIGNIFICANT = 6.5
 _ALONE = 10.0
-"""Of a segment alone, in which a star's flank may look like a line."""
+"""Least significance of a single segment, in which a star's flank may look like a line."""
 
 _PART = 0.4
-"""Of a run's median, which its segments must have."""
+"""Share of a run's median significance that each segment of the run must exceed."""
 
 _JOINED = 2.5
 _SHARP = 0.5
-"""Part of a line's excess that the lower of its neighbours may have: a star's ridge is wider."""
+"""Share of a line's excess that the lower of its neighbours may have: a star's ridge is wider."""
 
 _AT_ONCE = 16
-"""Segments whose numbers the processor's cache holds."""
+"""Segments whose numbers fit into the processor's cache."""
 
 _MOST = 0.05
-"""Part of the lines: where there are more, the frame has a pattern."""
+"""Largest share of bad lines: if there are more, the frame has a pattern, and none is bad."""
 
 
 def bad_lines(surface: Surface) -> Array:
@@ -50,9 +50,10 @@ def bad_lines(surface: Surface) -> Array:
     Returns
     -------
     bad
-        ``(ny, nx)`` boolean: runs of segments of 32 pixels whose mean significance, clipped, is
-        away from that of the lines on both sides, in one direction, by 10 sigma, or by 6.5 sigma
-        in the median over 4, 16 or all segments; with the segments that go on by 2.5 sigma.
+        ``(ny, nx)`` boolean, in segments of 32 pixels.  The mean clipped significance of a bad
+        segment departs from the lines on both sides, in one direction: by 10 sigma, or by 6.5
+        sigma in the median over a run of 4, 16 or all segments.  Segments of the same line that go
+        on from these and depart by 2.5 sigma are bad, too.
     """
     ny, nx = surface.shape
     bad = np.zeros((ny, nx), bool)
@@ -84,7 +85,7 @@ def _departing(sums: Array, counts: Array) -> Array:
             for start, stop in pairwise(edges):
                 _seed_run(significance[start:stop], seed[start:stop])
         lines = _connected(seed, significance > _JOINED)
-        # Of three lines, those on the sides are the neighbours of the one between them.
+        # A line between two bad ones fails the test of sharpness, since both are its neighbours.
         lines[:, 1:-1] |= lines[:, :-2] & lines[:, 2:] & (between[:, 1:-1] > _JOINED)
         found |= lines
     return found
@@ -93,24 +94,26 @@ def _departing(sums: Array, counts: Array) -> Array:
 def _seed_run(significance: Array, seed: Array) -> None:
     """Mark the segments of lines whose median departs over a run of them; in place."""
     length = len(significance)
+    # The median of n values has π/2 times the variance of their mean.
     root = np.sqrt(length / 1.57)
-    # Few lines have that many high segments: the others' medians need not be known.
+    # Few lines have enough high segments; the medians of the others need not be computed.
     high = np.count_nonzero(significance > 0.999 * _SIGNIFICANT / root, axis=0)
     lines = np.flatnonzero(high >= length - (length - 1) // 2)
     part = significance[:, lines]
-    # The lower middle, of an even number.
+    # For an even number, the lower of the two middle values.
     middle = np.sort(part, axis=0)[(length - 1) // 2]
     seed[:, lines] |= (middle * root > _SIGNIFICANT) & (part > _PART * middle)
 
 
 def _significances(sums: Array, counts: Array) -> tuple[Array, Array, Array, Array]:
-    """How far segments are above both sides, and how far below both, in sigma; 0 where a neighbour
-    on each side is, too; and the same whatever the neighbours are.
+    """Heights of segments above both sides, and depths below both, in sigma.
+
+    The first two are 0 where both adjacent lines depart likewise; the last two ignore these.
     """
     known = counts >= SEGMENT / 2
     counts = np.maximum(counts, 1)
     mean = sums / counts * known
-    # Of a mean, and of the median of the three beside it.
+    # Scatter of a mean less the median of three lines beside it, which has 0.45 of its variance.
     scatter = np.sqrt(1.45 / counts)
     padded = np.pad(mean, [(0, 0), (max(_BESIDE), max(_BESIDE))], mode="reflect")
 

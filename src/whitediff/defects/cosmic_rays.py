@@ -1,9 +1,9 @@
 """Pixels that are sharper than the PSF allows: cosmic rays and hot pixels.
 
 A point source, however it lies on the pixels, puts some light on both neighbours of a pixel.  For a
-Gaussian ``√(f(p+o) f(p−o)) = q f(p)`` for every pixel p and offset o, with the same q wherever the
-centre lies; for a sum of Gaussians, and for wider sources, the left side is larger (Cauchy and
-Schwarz).  Where it is significantly smaller there is no source.
+Gaussian, ``√(f(p+o) f(p−o)) = q f(p)`` for every pixel p and offset o, with the same q wherever the
+centre lies.  For a sum of Gaussians, and for wider sources, the left side is larger (Cauchy and
+Schwarz).  A pixel for which it is significantly smaller is no source.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ type Array = npt.NDArray[Any]
 
 _OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
 _NEAR = 4
-"""The first so many offsets lead to the eight neighbours."""
+"""Number of offsets, from the first, that lead to the eight neighbours."""
 
 _AROUND = tuple((j, i) for j in (-1, 0, 1) for i in (-1, 0, 1) if (j, i) != (0, 0))
 _WIDE = tuple((j, i) for j in range(-2, 3) for i in range(-2, 3) if (j, i) != (0, 0))
 _SHARPEST = 0.2
-"""Of q: that of a Gaussian with a full width at half maximum of 1.3 pixels."""
+"""Least q: a Gaussian with a full width at half maximum of 1.3 pixels has it."""
 
 _STAR_SIGMAS = (40.0, 15.0, 8.0)
 _FEWEST_STARS = 6
 _MOST_COMMON = 300
 _SHARPNESS_FLOOR, _LARGEST_ERROR = 0.04, 0.3
-"""Error of the sharpness of the brightest, and of those that tell it: wide ones are noisier, and
-the noise makes them sharper, since they are its peaks."""
+"""Error of the sharpness of the brightest peaks, and largest error of a peak that is used: wide
+peaks are noisier, and noise makes them look sharper, since they are its peaks."""
 _FEWEST_COMMON = 3
 _MOST_COMPARED = 3000
 _CROWDED, _CHANCE_SIGMAS = 1.8, 3.0
-"""Peaks at a place, of which one makes it a place, and more than those expected by chance."""
+"""Peaks at one sharpness, a peak itself included, and standard deviations above the number by
+chance, from which they are a crowd."""
 _STEPS = 3
 _SAME_PEAK = 1.5
 _ROUND = 1.6
@@ -57,22 +58,22 @@ _LOCUS = 0.3
 _CROWD = 4
 _MARGIN_MEAN = 0.88
 _MARGIN_PRODUCT = 0.75
-"""Of q, by which a star may be sharper than the sharpest tenth of the stars, in the two tests."""
+"""Factors on q, by which a star may be sharper than the sharpest tenth, in the two tests."""
 
 _SEED = 5.0
 _SEED_CROSS = 4.5
 _GROWTH = 2.5
 _GROWTH_SIGNAL = 3.0
 _DIFFRACTING = 40.0
-"""Significance of stars whose rings may be seen."""
+"""Least significance of a star whose diffraction rings may be visible."""
 _RING_LIGHT, _ALIKE = 0.5, 2.0
-"""Brightest ring, or flank, over its star's middle; and factor by which opposite sides are alike,
-however the star lies on the pixels."""
+"""Brightest ring, or flank, over its star's middle; and largest ratio of opposite sides, however
+the star lies on the pixels."""
 _RINGS, _FLANK = 12.0, 3.5
-"""Radii of the outermost ring, and of the dark one, in standard deviations of the star."""
+"""Radii of the outermost ring, and of the first dark ring, in standard deviations of the star."""
 _PASSES = 5
 _AT_ONCE = 1 << 13
-"""Pixels whose numbers the processor's cache holds."""
+"""Pixels whose numbers fit into the processor's cache."""
 
 _STRONG = 20.0
 """Sigma from which the charge that diffuses to a neighbour, some 4 %, is near the noise."""
@@ -119,18 +120,19 @@ class RoundPeaks:
 
     @property
     def sharpness_error(self) -> Array:
-        """``(n,)``: the wider a peak, the less its neighbours differ from it."""
+        """``(n,)`` error of the sharpness; larger for a wide peak, whose neighbours differ less."""
         inverse = np.exp(self.sharpness)
-        # The noise of the peak is that of all four pairs.
+        # The peak's own noise is common to all four pairs, so it does not average out.
         noise = np.sqrt(1 + np.exp(inverse) / 8)
         result: Array = 2 * noise / (inverse * self.significance)
         return result
 
     @property
     def falls_off(self) -> Array:
-        """``(n,)`` boolean: along both axes, faster than the columns of a bad detector do.
+        """``(n,)`` boolean: peaks that fall off along both axes, unlike a bad detector's columns.
 
-        A Gaussian falls by the fourth power from one pixel to two.
+        The ratio at two pixels is below the square of the ratio at one; a Gaussian's is the fourth
+        power.
         """
         result: Array = (self.ratio[_NEAR:] < self.ratio[:2] ** 2).all(axis=0)
         return result
@@ -144,17 +146,17 @@ class RoundPeaks:
         return len(self) / math.prod(map(float, sides))
 
     def near(self, others: RoundPeaks) -> Array:
-        """Which of them have a peak of another image next to them.
+        """Peaks with a peak of another image next to them.
 
         Parameters
         ----------
         others
-            Peaks of an image of the same pixels.
+            Peaks of another image on the same pixels.
 
         Returns
         -------
         near
-            ``(n,)`` boolean: within 1.5 pixels.
+            ``(n,)`` boolean: another peak lies within 1.5 pixels.
         """
         if not len(self) or not len(others):
             return np.zeros(len(self), bool)
@@ -175,7 +177,7 @@ def round_peaks(surface: Surface) -> RoundPeaks:
     Returns
     -------
     peaks
-        Above 8 sigma.
+        Peaks above 8 sigma.
     """
     flux, index = surface.flux.ravel(), surface.bright
     significance = flux[index] / np.sqrt(surface.bright_variance)
@@ -185,7 +187,7 @@ def round_peaks(surface: Surface) -> RoundPeaks:
             at = at[flux[at] >= flux[at + j * surface.width + i]]
     ratio = _ratios(flux, at, surface.width)
     with np.errstate(divide="ignore", invalid="ignore"):
-        # The squared width, four times: a diagonal step is longer by the root of two.
+        # Four over the squared width; a diagonal step is longer by the root of two.
         inverse = -2 * np.log(ratio[:_NEAR]) / np.array([1, 1, 2, 2])[:, None]
         alike = inverse.max(axis=0) < _ROUND * inverse.min(axis=0)
     wide = (ratio[:_NEAR] > _SHARPEST**2).all(axis=0) & (inverse.min(axis=0) > 0)
@@ -202,32 +204,32 @@ def round_peaks(surface: Surface) -> RoundPeaks:
 
 
 def sharpness(peaks: RoundPeaks, others: RoundPeaks | None = None) -> Array:
-    """How sharp the stars are: q of each offset.
+    """Sharpness q of the stars at each offset.
 
     Parameters
     ----------
     peaks
-        Of the image.
+        Peaks of the image.
     others
-        Of another image of the same pixels: what both have is no cosmic ray.
+        Peaks of another image on the same pixels: peaks that both have are no cosmic rays.
 
     Returns
     -------
     q
         ``(6,)`` for steps along x, y and both diagonals by a pixel, and along x and y by two:
-        geometric mean of the two neighbours over the pixel between them, for the sharper tenth of
-        the stars.
+        geometric mean of the two neighbours over the pixel between them, exceeded by nine tenths
+        of the stars.
 
     Notes
     -----
-    Of what both images have, nothing is sharper than the stars, be they few.  Those of an image
-    alone are round peaks near the mode of all of these: short cosmic rays whose charge has spread
-    are round, too, and may be sharper, and more, than the stars.
+    Among peaks that both images have, none are sharper than the stars, even if stars are few.  With
+    one image alone, stars are the round peaks near the mode of their sharpness: short cosmic rays
+    whose charge has spread are round, too, and may be sharper and more numerous than the stars.
     """
     if others is not None:
         chosen = _sharpest_common(peaks, others)
         if len(chosen):
-            # The lowest of a few is that of most noise.
+            # Of a few stars, the lowest ratio is mostly noise, so the median is taken.
             return _ratios_of(chosen, 10 if len(chosen) >= _FEWEST_STARS else 50)
     peaks, fewest = peaks[peaks.is_round], _FEWEST_STARS
     if others is not None:
@@ -249,7 +251,7 @@ def _ratios_of(stars: RoundPeaks, percentile: float) -> Array:
 
 
 def _sharpest_common(peaks: RoundPeaks, others: RoundPeaks) -> RoundPeaks:
-    """The peaks at the sharpest place where both images have more than chance explains."""
+    """Peaks at the highest sharpness at which both images have more than chance explains."""
     peaks = peaks[(peaks.sharpness_error < _LARGEST_ERROR) & (peaks.is_round | peaks.falls_off)]
     peaks = peaks[np.argsort(-peaks.significance, kind="stable")[:_MOST_COMPARED]]
     common = peaks.near(others)
@@ -257,7 +259,7 @@ def _sharpest_common(peaks: RoundPeaks, others: RoundPeaks) -> RoundPeaks:
     both = np.flatnonzero(common)[:_MOST_COMMON]
     deviation = peaks.sharpness[both][:, None] - peaks.sharpness
     near = np.exp(-0.5 * deviation**2 / (error[both][:, None] ** 2 + error**2))
-    # Peaks of one image that lie by chance next to one of the other.
+    # Expected number of peaks that lie next to one of the other image by chance.
     by_chance = near.sum(axis=1) * others.density * math.pi * _SAME_PEAK**2
     crowd = near[:, both].sum(axis=1)
     crowded = both[crowd > _CROWDED + by_chance + _CHANCE_SIGMAS * np.sqrt(by_chance)]
@@ -272,7 +274,7 @@ def _sharpest_common(peaks: RoundPeaks, others: RoundPeaks) -> RoundPeaks:
 
 
 def psf_sharpness(psf: Array) -> Array:
-    """How sharp stars are by their PSF.
+    """Sharpness of stars by their PSF.
 
     Parameters
     ----------
@@ -282,7 +284,7 @@ def psf_sharpness(psf: Array) -> Array:
     Returns
     -------
     q
-        As of `sharpness`.
+        As from `sharpness`.
     """
     padded = np.pad(np.maximum(psf, 0), 2)
     middle = [n // 2 for n in padded.shape]
@@ -292,8 +294,9 @@ def psf_sharpness(psf: Array) -> Array:
 
 
 def _locus(sharpness: Array) -> float:
-    """Where stars are: at the mode, or at a sharper crowd of a tenth of what is there, for what is
-    less sharp may be galaxies.
+    """Sharpness of stars: the mode, or that of a sharper crowd with a tenth as many peaks.
+
+    In that case the mode may be due to galaxies.
     """
     mode = half_sample_mode(sharpness)
     enough = max(_CROWD, math.ceil(0.1 * np.count_nonzero(np.abs(sharpness - mode) < _LOCUS)))
@@ -317,16 +320,16 @@ def _ratios(flux: Array, at: Array, width: int) -> Array:
 
 
 def sharp_pixels(surface: Surface, q: Array, stars: RoundPeaks) -> Array:
-    """Pixels that are too sharp for a source, and what belongs to them.
+    """Pixels that are too sharp for a source, and neighbours that belong to them.
 
     Parameters
     ----------
     surface
-        The image; in its `flux`, what is found is replaced by what its neighbours say.
+        The image; in its `flux`, found pixels are replaced by values from their neighbours.
     q
-        `sharpness`, or what the PSF says.
+        Sharpness of the stars, from `sharpness` or `psf_sharpness`.
     stars
-        `round_peaks`, whose rings of diffraction are no defects.
+        Result of `round_peaks`: their diffraction rings are no defects.
 
     Returns
     -------
@@ -360,20 +363,20 @@ def sharp_pixels(surface: Surface, q: Array, stars: RoundPeaks) -> Array:
 
 
 def _of_diffraction(surface: Surface, at: Array, q: Array, stars: RoundPeaks) -> Array:
-    """Which sharp pixels belong to a star's rings, or to the flank that falls to the dark one.
+    """Whether sharp pixels belong to a star's diffraction rings, or to the flank of its core.
 
-    Between the dark rings of an aperture's diffraction, and towards them, light is sharper than in
-    the star's middle.  What an aperture makes is the same on both sides of a star: opposite a ring
-    are pixels as bright, and sharp.  Flanks are no peaks, and have the star's next to them.
+    Between the dark rings, and towards them, light is sharper than in the star's middle.  The
+    pattern of an aperture is the same on both sides of a star, so pixels opposite a ring are as
+    bright, and as sharp.  A pixel on a flank is no peak: it has a brighter one next to it.
     """
     flux, width = surface.flux.ravel(), surface.width
     result = np.zeros(len(at), bool)
     heart = (stars.row + MARGIN) * width + stars.column + MARGIN
-    # A ray that is as round as stars is none.
+    # A sharp peak as round as a star is a ray, and has no rings.
     heart = heart[(stars.significance > _DIFFRACTING) & ~np.isin(heart, at)]
     if not len(at) or not len(heart):
         return result
-    # Of a Gaussian with that q.
+    # Width of a Gaussian with that q.
     sigma = math.sqrt(-1 / (2 * math.log(np.clip(q[:2].mean(), _SHARPEST, 0.99))))
     places = np.stack(np.divmod(at, width), axis=1)
     tree = scipy.spatial.cKDTree(np.stack(np.divmod(heart, width), axis=1))
@@ -392,9 +395,10 @@ def _of_diffraction(surface: Surface, at: Array, q: Array, stars: RoundPeaks) ->
 
 
 def _as_sharp_opposite(surface: Surface, at: Array, star: Array, q: Array) -> Array:
-    """Which pixels have one on the other side of a star that is as bright, and sharp.
+    """Indices of pixels with one on the other side of a star that is as bright, and sharp.
 
-    Where that is beyond the frame, or at its edge, those a quarter around the star count, too.
+    Where the other side is beyond the frame, or at its edge, pixels a quarter turn around the star
+    count, too.
     """
     flux, width = surface.flux.ravel(), surface.width
     ny, nx = surface.shape
@@ -409,7 +413,7 @@ def _as_sharp_opposite(surface: Surface, at: Array, star: Array, q: Array) -> Ar
                 middle, turned, zip(*_AROUND, strict=True), strict=True
             )
         )
-        # Whether a pixel is sharp, those two pixels away say.
+        # The test of sharpness takes pixels two away, which must be inside the frame.
         first, behind = MARGIN + 2, MARGIN - 2
         inside = (row >= first) & (row < ny + behind) & (column >= first) & (column < nx + behind)
         inside &= unseen[:, None]
@@ -425,7 +429,7 @@ def _as_sharp_opposite(surface: Surface, at: Array, star: Array, q: Array) -> Ar
 
 
 def strong_pixels(surface: Surface) -> Array:
-    """Pixels so bright that, in a cosmic ray, they leave charge in their neighbours.
+    """Pixels so bright that, if hit by a cosmic ray, charge spreads to their neighbours.
 
     Parameters
     ----------
@@ -445,7 +449,7 @@ def strong_pixels(surface: Surface) -> Array:
 def _too_sharp(
     flux: Array, at: Array, variance: Array, width: int, q: Array, most: float, most_cross: float
 ) -> Array:
-    """Which pixels are sharper than a source by so many sigma, in any direction or in the cross."""
+    """Whether pixels are sharper than a source by some sigma, in any direction or in the cross."""
     if len(at) > _AT_ONCE:
         parts = [slice(start, start + _AT_ONCE) for start in range(0, len(at), _AT_ONCE)]
         return np.concatenate(
@@ -463,13 +467,14 @@ def _too_sharp(
         mean = (before + after) / 2
         least = _MARGIN_MEAN * q[k]
         with np.errstate(invalid="ignore"):
+            # Means of two neighbours, and of four in the cross, have 1/2 and 1/4 of the variance.
             sharp |= least * value - mean > most * np.sqrt(variance * (least**2 + 0.5))
             if k < 2:
                 cross += mean / 2
                 cross_q += least / 2
             least = _MARGIN_PRODUCT * q[k]
             before, after = np.maximum(before, 0), np.maximum(after, 0)
-            # Twice the product's own noise: it is that of a product, whose tails are long.
+            # Twice the noise of the product, since the noise of a product has long tails.
             scatter = (2 * least**2 * value) ** 2 + before**2 + after**2 + 2 * variance
             sharp |= (least * value) ** 2 - before * after > most * np.sqrt(scatter * variance)
     with np.errstate(invalid="ignore"):
@@ -479,9 +484,10 @@ def _too_sharp(
 
 
 def _replace(flux: Array, at: Array, marked: Array, width: int) -> None:
-    """Put what the unmarked pixels around say in place of pixels; in place.
+    """Replace pixels by a value from the unmarked pixels around; in place.
 
-    Not their median, but what a third of them exceeds: beside a star it is no less than the star.
+    The value is the one that a third of them exceeds, rather than their median, which beside a star
+    would be less than the star's light.
     """
     around = np.stack([at + j * width + i for j, i in _WIDE], axis=1)
     around = np.clip(around, 0, flux.size - 1)

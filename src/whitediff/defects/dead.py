@@ -1,4 +1,4 @@
-"""Pixels without noise: runs along columns and rows that all have the same value."""
+"""Dead pixels, without noise: runs along columns and rows that all have the same value."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["dead_runs"]
 type Array = npt.NDArray[Any]
 
 _SHORTEST = 8
-"""Pixels of a run, however rarely two neighbours are the same."""
+"""Least length of a run, pixels, however rarely two neighbours are the same."""
 
 _LONGEST = 128
-"""Pixels: where noise makes the same value so many times, it says nothing."""
+"""Largest threshold, pixels: where noise makes longer runs, runs along that axis are not judged."""
 
 _CHANCE = 1e-3
 _MARGIN = 1.3
-"""By which runs are longer than chance says, since noise differs from place to place."""
+"""Factor on the length that chance explains, since noise differs from place to place."""
 
 _FEWEST = 10
 _SAMPLED = 64
@@ -46,15 +46,16 @@ def dead_runs(image: Array, unusable: Array) -> Array | None:
     Returns
     -------
     dead
-        ``(ny, nx)`` boolean, none of the unusable ones; None where there is none.  Runs are as long
-        as noise, rounded as it is in this image, makes them in one of a thousand images; 8 pixels
-        at least.
+        ``(ny, nx)`` boolean, without the unusable pixels; None where there is none.  Runs have at
+        least 8 pixels, and so many that noise, rounded as in this image, makes one in a thousand
+        images.
 
     Notes
     -----
     Runs more than 5 robust standard deviations above the median of the image are plateaus of
-    stars, unless they are columns or rows that no star lights (`saturation.in_lines`).
-    If half of the image is constant, it is one without noise, and nothing is dead.
+    stars, unless they are columns or rows without a star's light beside them
+    (`saturation.in_lines`).  If half of the image is constant, the image has no noise, and nothing
+    is dead.
     """
     ny, nx = image.shape
     down, across = (slice(None, None, min(_SAMPLED, max(1, n // _SAMPLED))) for n in image.shape)
@@ -66,7 +67,7 @@ def dead_runs(image: Array, unusable: Array) -> Array | None:
 
     def work(start: int) -> tuple[int, Array] | None:
         stop = min(start + _ROWS, ny)
-        # Runs that begin in these rows or reach into them.
+        # Rows around this block, for runs that begin before it or end beyond it.
         beyond = 0 if tall is None else tall - 1
         first, last = max(0, start - beyond), min(stop + beyond, ny)
         part = image[first:last]
@@ -98,7 +99,7 @@ def dead_runs(image: Array, unusable: Array) -> Array | None:
 
 
 def _least(sample: Array, lines: int) -> int | None:
-    """Pixels that a run along rows must have not to be chance; None where that says nothing."""
+    """Length from which a run along rows is no chance; None where runs cannot be judged."""
     same = np.zeros((sample.shape[0], sample.shape[1] + 1), bool)
     np.equal(sample[:, 1:], sample[:, :-1], out=same[:, 1:-1])
     if np.count_nonzero(same) > _MOST * same.size:
@@ -106,8 +107,8 @@ def _least(sample: Array, lines: int) -> int | None:
     flat = same.ravel()
     ends = np.flatnonzero(flat[1:] != flat[:-1])
     pairs = np.bincount(ends[1::2] - ends[::2], minlength=_SHORTEST)
-    # How often a run goes on: the most, since longer runs are made where noise is rounded coarsest.
-    # Long ones are no noise.
+    # Probability that a run goes on: the highest over all lengths, since longer runs come from
+    # places with the coarsest rounding.  The longest runs are left out, since they are not noise.
     short, again = pairs[1 : _SHORTEST - 1].sum(), 0.0
     for least in range(1, _SHORTEST - 2):
         runs, longer = pairs[least : _SHORTEST - 1].sum(), pairs[least + 1 : _SHORTEST].sum()
@@ -129,7 +130,7 @@ def _plateaus_above(sample: Array) -> float:
 
 
 def _in_runs(part: Array, least: int) -> Array | None:
-    """Pixels in runs down the columns, of at least so many; None where there is none."""
+    """Pixels in runs of a least length down the columns; None where there is none."""
     if len(part) < least:
         return None
     same = part[1:] == part[:-1]

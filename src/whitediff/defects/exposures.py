@@ -1,4 +1,4 @@
-"""Defects that no mask tells of: found on exposures, added to their masks, or taken off."""
+"""Defects that an exposure's mask lacks: found, and added to the mask or subtracted."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ type Wanted = tuple[bool, bool, bool, bool]
 _log = logging.getLogger("whitediff.defects")
 
 _MOST_SHARP = 0.05
-"""Part of the pixels: where there are more, stars are sharper than was thought."""
+"""Largest share of sharp pixels: if there are more, the stars' sharpness was underestimated."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DefectOptions:
-    """Which defects to look for.
+    """Defects to look for.
 
     Attributes
     ----------
     cosmic_rays, bad_pixels, trails
-        True or False; or auto: where the exposure's mask does not tell of them already.  It does
-        where a pixel of CR, BAD or STREAK is set, and, of the first two, where it has the planes
-        CR, INTRP and DETECTED, as masks of LSST have.  Cosmic rays and bad pixels are not looked
-        for either among counts of few photons.
+        True or False; or auto: look unless the exposure's mask has them already.  It has where a
+        pixel of CR, BAD or STREAK is set; cosmic rays and bad pixels also count as masked where
+        the mask has the planes CR, INTRP and DETECTED, as masks of LSST do.  With auto, cosmic rays
+        and bad pixels are not looked for in counts of few photons.
     level_jumps
-        The same of jumps of the level between amplifiers, which are taken off.  No mask tells of
-        them; auto: but among counts of few photons.
+        Whether to find and subtract jumps of the level between amplifiers; auto: except in counts
+        of few photons.
     """
 
     cosmic_rays: Search = "auto"
@@ -88,7 +88,7 @@ class DefectOptions:
         """
         mask = exposure.mask
         judged = all(masks.find_plane(mask, name) for name in ("CR", "INTRP", "DETECTED"))
-        # Two photons in a pixel are no cosmic ray.
+        # Where few photons are counted, two in a pixel would look like a cosmic ray.
         few = few_photons(exposure) is not None
         judged = judged or few
 
@@ -106,7 +106,7 @@ class DefectOptions:
 
 
 NO_DEFECTS = DefectOptions(cosmic_rays=False, bad_pixels=False, trails=False, level_jumps=False)
-"""Nothing is looked for."""
+"""Options that look for no defects."""
 
 
 @single_threaded_algebra()
@@ -126,18 +126,18 @@ def with_defects(
     options
         `DefectOptions`.
     untrusted
-        `whitediff.noise.exposures.untrusted_pixels` of each, if they are at hand.
+        Result of `whitediff.noise.exposures.untrusted_pixels` for each, to save the work.
 
     Returns
     -------
     science, template
-        With the mask planes CR, BAD and STREAK where something was found, and without jumps of the
-        level; else the same ones.
+        Exposures with the mask planes CR, BAD and STREAK where something was found, and without
+        jumps of the level; the same objects where nothing was found.
 
     Notes
     -----
     A pixel that is sharper than a star is CR.  Where it stands alone, or is sharp in both
-    exposures, it is BAD, too: a hot pixel cannot be told from a ray that hits just one.
+    exposures, it is BAD, too: a hot pixel cannot be told from a ray that hits a single pixel.
     """
     exposures = (science, template)
     wanted = [options.wants(each) for each in exposures]
@@ -174,7 +174,7 @@ def with_defects(
 
 @single_threaded_algebra()
 def with_trails(exposure: Exposure, options: DefectOptions) -> Exposure:
-    """Find trails on a difference, where they may be too faint for its inputs.
+    """Find trails on a difference, which shows those too faint to be found on its inputs.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def with_trails(exposure: Exposure, options: DefectOptions) -> Exposure:
     Returns
     -------
     exposure
-        With the mask plane STREAK where something was found; else the same one.
+        Difference with the mask plane STREAK where a trail was found; else the same object.
     """
     if options.trails is False:
         return exposure
@@ -199,9 +199,10 @@ def with_trails(exposure: Exposure, options: DefectOptions) -> Exposure:
 
 @dataclasses.dataclass(frozen=True)
 class _LookedAt:
-    """An exposure without jumps of its level, and above its background.
+    """An exposure prepared for the searches.
 
-    And what of it is dead, and the jumps that it had.
+    ``exposure`` is without jumps of its level, ``surface`` is the image above its background,
+    ``dead`` has its dead pixels, and ``levels`` the jumps that it had.
     """
 
     exposure: Exposure
@@ -211,7 +212,7 @@ class _LookedAt:
 
 
 def _surface(exposure: Exposure, wanted: Wanted, unusable: Array | None) -> _LookedAt | None:
-    """What searches look at; None where nothing is looked for."""
+    """Exposure prepared for the searches; None where nothing is looked for."""
     if not any(wanted):
         return None
     if unusable is None:
@@ -246,7 +247,7 @@ def _tell_of(levels: AmplifierLevels, exposure: Exposure) -> None:
 
 
 def _sharpness(exposure: Exposure, peaks: RoundPeaks, others: RoundPeaks | None) -> Array:
-    """How sharp an exposure's stars are: by its PSF, else by what both exposures have."""
+    """Sharpness of an exposure's stars: by its PSF, else by the peaks that both exposures have."""
     if exposure.psf is None:
         return sharpness(peaks, others)
     x, y = exposure.psf.average_position
@@ -260,7 +261,7 @@ def _found(
     others: RoundPeaks | None,
     wanted: Wanted,
 ) -> dict[str, Array]:
-    """Mask plane → pixels found; without those of which there are none."""
+    """Mask plane → pixels found, for planes with any pixel."""
     if searched is None or peaks is None:
         return {}
     looked_at, dead = searched.surface, searched.dead
@@ -280,11 +281,11 @@ def _found(
             bad |= dead
         saturated = masks.flagged(exposure.mask, ["SAT"])
         if saturated.any():
-            # By a level that is given, hot columns are saturated, too.
+            # A saturation level may mark hot columns, too, which are bad rather than stars.
             bad |= in_lines(exposure.data, saturated)
     if cosmic_rays or bad_pixels:
         q = _sharpness(exposure, peaks, others)
-        # What is bad is no ray, whose charge would be in its neighbours.
+        # Bad pixels must not count as rays, around which neighbours are marked.
         looked_at.flux[MARGIN:-MARGIN, MARGIN:-MARGIN][bad] = np.nan
         strong = np.zeros(bad.size, bool)
         strong[looked_at.unpadded(strong_pixels(looked_at))] = True
@@ -311,7 +312,7 @@ def _found(
 
 
 def _alone(index: Array, plane: Array) -> Array:
-    """Which pixels of a plane, by their indices, are without another one among the eight around."""
+    """Whether pixels of a plane, given by index, have no other one among the eight around."""
     ny, nx = plane.shape
     y, x = np.divmod(index, nx)
     around = np.zeros(len(index), int)
@@ -324,7 +325,7 @@ def _alone(index: Array, plane: Array) -> Array:
 
 
 def _mark_around(index: Array, plane: Array) -> None:
-    """Mark the eight pixels around some; in place."""
+    """Mark the eight pixels around each of some pixels; in place."""
     ny, nx = plane.shape
     y, x = np.divmod(index, nx)
     for j in (-1, 0, 1):

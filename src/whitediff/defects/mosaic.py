@@ -1,4 +1,4 @@
-"""Frames of colour cameras whose colours nobody separated."""
+"""Frames of colour cameras whose colours were not separated."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["colour_mosaic"]
 type Array = npt.NDArray[Any]
 
 _LEAST, _ERRORS = 0.2, 8.0
-"""Differences of levels, in a pixel's noise and in their own errors, that make a pattern."""
+"""Least difference of levels that makes a pattern, in a pixel's noise and in its own errors."""
 _ENOUGH, _FEWEST = 100_000, 100
-"""Squares of which levels are known to a hundredth of what makes a pattern, and of which to any."""
+"""Squares enough to know levels to a hundredth of a pattern; fewest squares that tell at all."""
 
 
 def colour_mosaic(image: Array, bad: Array) -> Array | None:
@@ -32,14 +32,14 @@ def colour_mosaic(image: Array, bad: Array) -> Array | None:
     Returns
     -------
     levels
-        ``(2, 2)`` over their mean, in a pixel's noise, where both neighbouring rows and
+        ``(2, 2)`` above their mean, in a pixel's noise, where both neighbouring rows and
         neighbouring columns differ; None for other images, and where two amplifiers read
         every other column or row.
 
     Notes
     -----
-    Medians of each pixel less the mean of its square, in which sources and skies cancel; of at
-    most 512 pairs of rows.
+    Levels are medians of each pixel less the mean of its square, in which sources and skies cancel.
+    Every row of squares is used up to about 100 000 squares, else evenly spread rows.
     """
     ny, nx = (n // 2 for n in image.shape)
     step = 2 * max(1, ny * nx // _ENOUGH)

@@ -1,4 +1,4 @@
-"""Saturated pixels that nothing tells of: plateaus, and the trails that bleed from them."""
+"""Saturated pixels where no level is given: plateaus, and the trails that bleed from them."""
 
 from __future__ import annotations
 
@@ -19,45 +19,46 @@ type Array = npt.NDArray[Any]
 
 _ENOUGH_FOR_SIGMA = 100_000
 _LEAST_PIXELS = 1024
-"""Of a frame whose noise can be told."""
+"""Least number of pixels of a frame whose noise can be measured."""
 
 _LEAST_HEIGHT = 50.0
-"""Of a plateau above the sky, in its noise and in steps of the digitisation.
+"""Least height of a plateau above the sky, in its noise and in steps of the digitisation.
 
 Images that are cut for display are cut below that; and no star that is sampled by fewer than some
 20 pixels across has eight pixels within one fiftieth of its peak.
 """
 
 _ROUNDING = 1e-6
-"""Relative: twelve times the precision of float32."""
+"""Relative difference of equal values: some ten times the precision of float32."""
 
 _LARGE_GROUP, _GROUP, _SMALL_GROUP = 8, 5, 3
 _MOST_RUNS = 1000
 _MOST_ABOVE = 0.1
-"""Pixels above a plateau, in pixels of the plateau: cosmic rays, hot pixels."""
+"""Largest number of pixels above a plateau, over its own: cosmic rays, hot pixels."""
 
 _CUT_WITHIN, _CUT_SHARE = 10.0, 1e-3
-"""Sigma below the sky within which so many pixels at the minimum mean an image cut for display."""
+"""An image was cut for display if its minimum lies within so many sigma below the sky, and this
+share of its pixels is there."""
 
 _RATIO, _EXCESS, _GAP, _SHIFT = 2.0, 10.0, 2, 2
-"""A trail is that many times the star's profile, and so many sigma above that; pixels that it may
-miss; and by how many the star's centre may be elsewhere."""
+"""Brightness of a trail: times the star's profile, and sigma above that; largest gap in a trail,
+pixels; and largest error of the star's centre, pixels."""
 
 _LIT = 0.1
-"""Height of what is around pixels in a star, in theirs."""
+"""Least height of the light around pixels in a star, as a share of their own height."""
 
 _LINE, _WIDEST_LINE = 8, 3
-"""Pixels of a column or row, and of such side by side."""
+"""Least length of a bad column or row, and largest number side by side, pixels."""
 
 _FEW_LIT, _SHARE_LIT = 1, 0.15
-"""Pixels along a line that light surrounds, in a line that is no trail of a star; and the part of
-one that ends at the frame's edge, since it may cross stars."""
+"""Largest number of pixels along a bad line with light on both sides; largest share along a line
+that ends at the frame's edge, since it may cross stars."""
 
 _ROUNDS = 4
-"""Of the search for a plateau, each without the columns that the one before it found."""
+"""Searches for a plateau, each without the lines that the one before found."""
 
 _LONG = 2
-"""Widths that a trail is long beyond its star."""
+"""Least length of a trail beyond its star, in widths."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +68,11 @@ class Plateau:
     Attributes
     ----------
     level
-        Lowest value that belongs to it, image unit.
+        Lowest value of the plateau, image unit.
     pixels
-        How many are at or above it.
+        Number of pixels at or above it.
     where
-        ``(ny, nx)`` boolean: these.
+        ``(ny, nx)`` boolean: these pixels.
     """
 
     level: float
@@ -94,12 +95,12 @@ def find_plateau(image: Array, unusable: Array | None = None) -> Plateau | None:
     plateau
         None where the highest pixels are no plateau of saturated stars: they differ, lie apart,
         are few, or are less than 50 sigma above the sky, or the image was cut for display.
-        Columns and rows of one value (see `in_lines`) are passed over.
+        Bad columns and rows (see `in_lines`) are passed over.
 
     Notes
     -----
-    Pixels are equal within 1e-6, as rounding leaves them.  A flat field that was applied after
-    the saturation spreads the values, and nothing is found.
+    Pixels count as equal within 1e-6, which allows for rounding.  A flat field that was applied
+    after the saturation spreads the values, and nothing is found.
     """
     use = usable_pixels(image, unusable)
     if np.count_nonzero(use) < _LEAST_PIXELS:
@@ -128,7 +129,7 @@ def find_plateau(image: Array, unusable: Array | None = None) -> Plateau | None:
 
 
 def _of_stars(at: Array, level: float) -> Plateau | None:
-    """Plateau of the pixels of a level, if they are those of stars."""
+    """Plateau of the pixels at a level, if they lie together as in stars."""
     sizes = groups(at).sizes
     together = int(sizes[sizes >= _SMALL_GROUP].sum())
     is_star = sizes.max() >= _LARGE_GROUP or (sizes >= _GROUP).sum() > 1
@@ -138,21 +139,21 @@ def _of_stars(at: Array, level: float) -> Plateau | None:
 
 
 def in_lines(image: Array, pixels: Array) -> Array:
-    """Which bright pixels are those of bad columns and rows, and not of stars or their trails.
+    """Bright pixels that belong to bad columns and rows rather than to stars or their trails.
 
     Parameters
     ----------
     image
         ``(ny, nx)``.
     pixels
-        ``(ny, nx)`` boolean: pixels that may be one or the other.
+        ``(ny, nx)`` boolean: bright pixels of either kind.
 
     Returns
     -------
     found
-        ``(ny, nx)`` boolean: those in lines of 8 pixels and more, up to 3 wide, that have no light
-        of a star on both sides, a tenth as high, along more than a pixel; along less than 15 % of
-        those that end at the frame's edge, which may cross stars.
+        ``(ny, nx)`` boolean: pixels in lines of 8 pixels and more, up to 3 wide.  At most one pixel
+        along a line has a star's light on both sides, a tenth as high as the line; at most 15 %
+        along a line that ends at the frame's edge, which may cross stars.
     """
     found = zeros(pixels.shape, bool)
     together = groups(pixels)
@@ -173,9 +174,12 @@ def in_lines(image: Array, pixels: Array) -> Array:
 def _mark_columns(
     image: Array, group: Array, sky: float, found: Array, start: tuple[int, int]
 ) -> None:
-    """Mark the pixels of a group, which starts at a pixel, that are in columns; in place."""
+    """Mark the pixels of a group that are in columns; in place.
+
+    ``start`` is the first row and column of the group.
+    """
     ny, nx = image.shape
-    # As a cross of a column and a row has them.
+    # A group may be a cross of a column and a row: only its tall parts are columns.
     tall = scipy.ndimage.binary_opening(group, np.ones((_LINE, 1), bool))
     labels, _ = scipy.ndimage.label(tall, np.ones((3, 3), int))
     for number, window in enumerate(scipy.ndimage.find_objects(labels), 1):
@@ -197,7 +201,7 @@ def _mark_columns(
 
 
 def in_stars(image: Array, pixels: Array) -> Array:
-    """Which pixels without weight may be the core of a saturated star.
+    """Pixels without weight that may be the core of a saturated star.
 
     Parameters
     ----------
@@ -209,8 +213,8 @@ def in_stars(image: Array, pixels: Array) -> Array:
     Returns
     -------
     found
-        ``(ny, nx)`` boolean: those of groups that the light of a star surrounds, at a tenth of
-        their own height or more.
+        ``(ny, nx)`` boolean: pixels in groups that a star's light surrounds, more than a tenth as
+        high as the group.
     """
     others = usable_pixels(image, pixels)
     if not pixels.any() or not others.any():
@@ -230,7 +234,7 @@ def in_stars(image: Array, pixels: Array) -> Array:
 
 
 def _is_cut(image: Array, use: Array, sky: float, sigma: float) -> bool:
-    """Whether an image was cut from below within its noise, as it is for display."""
+    """Whether an image was cut from below within its noise, as for display."""
 
     def smallest(rows: slice) -> Array:
         values = used(image, use, rows)
@@ -247,17 +251,17 @@ def _is_cut(image: Array, use: Array, sky: float, sigma: float) -> bool:
 
 
 def _step(sample: Array, sky: float, sigma: float) -> float:
-    """Steps in which the values near the sky were digitised."""
+    """Step in which the values near the sky were digitised."""
     levels = np.unique(sample[np.abs(sample - sky) < 3 * sigma])
     return float(np.median(np.diff(levels))) if levels.size > 1 else 2 * sigma
 
 
 def _highest_run(high: Array) -> float | None:
-    """Lowest value of the highest run of equal values, above which there are few others."""
+    """Lowest value of the highest run of equal values with few values above it."""
     high = np.sort(high)[::-1]
     starts = np.flatnonzero(np.append(True, -np.diff(high) > _ROUNDING * np.abs(high[:-1])))
     lengths = np.diff(np.append(starts, high.size))
-    # Of what is below, too much is above.
+    # Lower runs have too many values above them, so the highest ones suffice.
     for start, length in zip(starts[:_MOST_RUNS], lengths[:_MOST_RUNS], strict=True):
         if length >= _GROUP and start <= _MOST_ABOVE * length:
             return float(high[start + length - 1])
@@ -274,8 +278,7 @@ def bleed_trails(image: Array, saturated: Array, *, least: float = 0.0) -> Array
     saturated
         ``(ny, nx)`` boolean: pixels at saturation.
     least
-        Height above the sky that a pixel of a trail has at least, relative to that of the faintest
-        saturated pixel.
+        Least height of a trail's pixel above the sky, relative to the faintest saturated pixel's.
 
     Returns
     -------
@@ -284,10 +287,10 @@ def bleed_trails(image: Array, saturated: Array, *, least: float = 0.0) -> Array
 
     Notes
     -----
-    A trail goes on from a saturated core while its pixels are more than twice as bright as the
-    star is at the same distance across the trail, and more than 10 sigma above that.  Which axis
-    the detector bleeds along is taken from all stars together: the one along which more pixels do
-    so.  Spikes of diffraction, which are alike on both axes, are none.
+    A trail goes on from a saturated core while its pixels are more than 10 sigma above twice the
+    star's brightness at the same distance across the trail.  The axis along which the detector
+    bleeds is the one with more such pixels, over all stars.  Diffraction spikes, which are alike on
+    both axes, are no trails.
     """
     none = zeros(image.shape, bool)
     if not saturated.any():
@@ -353,14 +356,14 @@ def _across(rows: Array, x: int, length: int) -> Array:
     right, left = row[x:], row[x::-1]
     sides[0, : right.size], sides[1, : left.size] = right, left
     profile = sides.min(axis=0)
-    # Beyond the frame the last that was seen; a profile falls.
+    # Beyond the frame, the last value counts: profiles fall, so it is an upper limit.
     seen = np.isfinite(profile)
     profile[~seen] = profile[seen][-1]
     return np.asarray(np.minimum.accumulate(profile))
 
 
 def _grown(bright: Array, lit: Array, own: Array, rows: range) -> Array:
-    """Bright pixels that go on from a core in the order of rows, past those that it lights up."""
+    """Bright pixels that go on from a core in the order of rows, past pixels that are only lit."""
     result = np.zeros(bright.shape, dtype=bool)
     reach = np.zeros(bright.shape[1], dtype=int)
     for row in rows:
@@ -373,7 +376,7 @@ def _grown(bright: Array, lit: Array, own: Array, rows: range) -> Array:
 
 
 def _beside(line: Array) -> Array:
-    """Pixels of a line that are set, and those beside them."""
+    """Pixels of a line that are set, and their neighbours."""
     beside = line.copy()
     beside[1:] |= line[:-1]
     beside[:-1] |= line[1:]
@@ -381,7 +384,7 @@ def _beside(line: Array) -> Array:
 
 
 def _elongated(pixels: Array) -> Array:
-    """Pixels of groups that are long along the first axis: stars beside a core are round."""
+    """Pixels in groups that are long along the first axis; a star beside a core is round."""
     labels, number = scipy.ndimage.label(pixels, np.ones((3, 3), int))
     long = np.zeros(number + 1, dtype=bool)
     for index, (rows, columns) in enumerate(scipy.ndimage.find_objects(labels), 1):

@@ -1,4 +1,4 @@
-"""An image above its background, in units of its noise: what all searches for defects look at."""
+"""An image above its background, in units of its noise, as all searches for defects use it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ __all__ = ["BRIGHT", "CLIP", "LOW", "MARGIN", "SEGMENT", "Surface", "surface"]
 type Array = npt.NDArray[Any]
 
 MARGIN = 2
-"""Pixels around the frame in which its edges are repeated."""
+"""Width of the margin around the frame, pixels, in which its edges are repeated."""
 
 SEGMENT = 32
-"""Pixels along a column or row of which one sum is kept."""
+"""Pixels along a column or row that make one sum."""
 
 CLIP = 3.0
-"""Sigma beyond which a pixel adds no more to a sum: a source must not make a line or a trail."""
+"""Sigma at which pixels are clipped before they are summed, so that a source makes no line."""
 
 BRIGHT = 5.0
-"""Sigma above the background from which a pixel may be a source, or a ray."""
+"""Sigma above the background from which a pixel may be a source or a cosmic ray."""
 
 LOW = 2.5
 """Sigma below the background from which a pixel may belong to a dead cluster."""
 
 _BESIDE = (-8, -5, 5, 8)
-"""Pixels along either axis, beyond clusters of bad ones."""
+"""Steps along both axes, pixels, to places whose variance is compared, beyond bad clusters."""
 
 _ONES = np.ones(SEGMENT, np.float32)
 
@@ -43,11 +43,11 @@ _SAMPLED = 4
 _ROWS = 32
 _UNIT_ROWS = 64
 _UNITS = 1e-12, 1e12
-"""Noise of images that single precision holds together with their variances."""
+"""Range of an image's noise in which single precision holds image and variance."""
 
 _QUANTILES = (15.87, 40.0)
-"""Per cent.  The second is the background: a little low, since sources push a median up, and
-with a background that is too high stars look sharper than they are."""
+"""Percentiles of the pixels.  The second is the background, a little low on purpose: sources push a
+median up, and with too high a background stars look sharper than they are."""
 
 _BELOW = 0.7466
 """Standard deviations between those quantiles of a Gaussian."""
@@ -65,22 +65,22 @@ class Surface:
     variance
         ``(ny, nx)`` variance plane that came with the image.
     factor
-        By which that is to be multiplied to agree with the scatter.
+        Factor that brings the variance plane to the scatter.
     bright
         ``(n,)`` indices into the raveled flux of pixels above 5 sigma.
     bright_variance
-        ``(n,)`` float32: variance of those, brought to the scatter.
+        ``(n,)`` float32: variance of the bright pixels times `factor`.
     low
-        Indices of pixels below −2.5 sigma.
+        Indices into the raveled flux of pixels below −2.5 sigma.
     bin
         Side of the squares of `binned`, pixels.
     binned, counted
         ``(ny // bin, nx // bin)`` float32: sums of the significance, clipped at 3 sigma, over
-        squares, and how many pixels count in them.
+        squares, and numbers of pixels that count in them.
     columns, columns_counted
-        ``(ny // 32, nx)``: the same over 32 rows of each column.
+        ``(ny // 32, nx)``: sums and numbers over 32 rows of each column.
     rows, rows_counted
-        ``(ny, nx // 32)``: the same over 32 columns of each row.
+        ``(ny, nx // 32)``: sums and numbers over 32 columns of each row.
     """
 
     flux: Array
@@ -99,27 +99,27 @@ class Surface:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the image."""
+        """Shape of the image."""
         ny, nx = self.variance.shape
         return ny, nx
 
     @property
     def width(self) -> int:
-        """Of a row of `flux`, by which its raveled indices count."""
+        """Length of a row of `flux`, by which raveled indices step from row to row."""
         return int(self.flux.shape[1])
 
     def unpadded(self, index: Array) -> Array:
-        """Indices into the raveled image, of indices into the raveled `flux`.
+        """Convert indices into the raveled `flux` to indices into the raveled image.
 
         Parameters
         ----------
         index
-            ``(n,)``, none of the margin.
+            ``(n,)`` indices into `flux`, outside the margin.
 
         Returns
         -------
         index
-            ``(n,)``.
+            ``(n,)`` indices into the image.
         """
         row, column = np.divmod(index, self.width)
         result: Array = (row - MARGIN) * self.variance.shape[1] + (column - MARGIN)
@@ -131,13 +131,13 @@ class Surface:
         Parameters
         ----------
         index
-            ``(n,)`` indices into the raveled `flux`, none of the margin.
+            ``(n,)`` indices into the raveled `flux`, outside the margin.
 
         Returns
         -------
         variance
-            ``(n,)`` float32: not less than what the pixels five or more away have.  A plane that is
-            made of few photons is smallest where these happen to be fewest.
+            ``(n,)`` float32: at least the usual variance of pixels five or more away, since a plane
+            made from few photons is smallest where there are few by chance.
         """
         row, column = (at - MARGIN for at in np.divmod(index, self.width))
         ny, nx = self.variance.shape
@@ -148,21 +148,21 @@ class Surface:
         ]
         with np.errstate(invalid="ignore"):
             known = np.isfinite(around) & (np.array(around) > 0)
-        # Half of them, without those on a source or a defect; what has no weight tells nothing.
+        # Mean of the middle half, so that a source or a defect among them has no effect.
         usual = np.sort(np.where(known, around, 0), axis=0)[4:12].mean(axis=0)
         values = np.fmax(self.variance[row, column], usual).astype(np.float32)
         return values * np.float32(self.factor)
 
 
 def surface(image: Array, variance: Array, unusable: Array) -> Surface:
-    """Take off an image's background and look at it in units of its noise.
+    """Subtract an image's background, and summarise it in units of its noise.
 
     Parameters
     ----------
     image
         ``(ny, nx)`` image.
     variance
-        ``(ny, nx)`` variance; right but for a factor.
+        ``(ny, nx)`` variance, right up to a factor.
     unusable
         ``(ny, nx)`` boolean: pixels without a measurement.
 
@@ -192,7 +192,7 @@ def surface(image: Array, variance: Array, unusable: Array) -> Surface:
         np.subtract(image[part].astype(np.float32, copy=False), level, out=values)
         with np.errstate(over="ignore"):
             noise = np.multiply(variance[part], scale, dtype=np.float32)
-        # In place of the level, which the processor's cache holds.
+        # The level is no longer needed, and its memory is in the processor's cache.
         signal = level
         with np.errstate(invalid="ignore", divide="ignore"):
             np.sqrt(noise, out=signal)
@@ -249,7 +249,7 @@ def surface(image: Array, variance: Array, unusable: Array) -> Surface:
 
 
 def _sums(plane: Array, side: int) -> list[Array]:
-    """Sums over squares, over segments of columns and over segments of rows; whole ones only."""
+    """Sums over whole squares, whole segments of columns and whole segments of rows."""
     ny, nx = plane.shape
     tall, wide = ny // side, nx // side
     lines = plane[: tall * side].reshape(tall, side, nx)
@@ -258,7 +258,7 @@ def _sums(plane: Array, side: int) -> list[Array]:
     for step in range(1, side):
         squares += lines[:, step : wide * side : side]
     segments = nx // SEGMENT
-    # The product takes an eighth of the time of a sum over the last axis.
+    # A product with ones takes an eighth of the time of a sum over the last axis.
     rows = plane[:, : segments * SEGMENT].reshape(ny, segments, SEGMENT) @ _ONES
     columns = lines.sum(axis=0)[None] if ny == SEGMENT else np.zeros((0, nx), np.float32)
     return [squares, columns, rows]
@@ -276,9 +276,9 @@ def _in_range(image: Array, variance: Array) -> tuple[Array, Array]:
 
 
 def _background(image: Array, variance: Array, unusable: Array) -> tuple[Array, float]:
-    """Quantiles of cells, float32, and scatter² below them over the variance."""
+    """Background of cells, float32, and the squared scatter below it over the variance."""
     step = slice(_SAMPLED // 2, None, _SAMPLED) if min(image.shape) >= 2 * _CELL else slice(None)
-    # Quantiles of whole numbers are whole, and the noise may be no more than one.
+    # Quantiles of whole numbers are whole, too coarse where the noise is about one.
     sample = unstepped(image[step, step].astype(np.float32))
     with np.errstate(invalid="ignore", over="ignore"):
         noise = variance[step, step].astype(np.float32)
@@ -292,7 +292,7 @@ def _background(image: Array, variance: Array, unusable: Array) -> tuple[Array, 
 
     def work(j: int) -> tuple[Array, Array]:
         rows = slice(edges[0][j], edges[0][j + 1])
-        # A line for each cell, of its pixels in the order of their rows.
+        # One line for each cell, with its pixels in the order of their rows.
         values, scatter = (
             plane[rows].take(columns, axis=1).swapaxes(0, 1).reshape(len(columns), -1)
             for plane in (sample, noise)
@@ -302,7 +302,7 @@ def _background(image: Array, variance: Array, unusable: Array) -> tuple[Array, 
         number = np.count_nonzero(good, axis=1)
         values[~good] = np.nan
         values.sort(axis=1)
-        # Of each fourth good pixel.
+        # Every fourth good pixel suffices for the median of the variance.
         scatter[~good | (np.cumsum(good, axis=1) % 4 != 1)] = np.nan
         scatter.sort(axis=1)
         line, chosen = np.arange(len(columns)), (number + 3) // 4
@@ -322,14 +322,14 @@ def _background(image: Array, variance: Array, unusable: Array) -> tuple[Array, 
         return np.zeros([max(n, 2) for n in level.shape], np.float32), 1.0
     factor = float(np.median(ratio[known]))
     level[~known] = np.median(level[known])
-    # A second cell, if there is but one.
+    # The interpolation needs two cells on each axis.
     level = np.pad(level, [(0, int(n == 1)) for n in level.shape], mode="edge")
     return level.astype(np.float32), factor if factor > 0 and math.isfinite(factor) else 1.0
 
 
 def _between(size: int, cells: int) -> tuple[Array, Array]:
-    """The cell whose middle is left of each pixel, and how far it is from there to the next."""
-    # Extrapolated beyond the outermost middles.
+    """Cell whose middle is left of each pixel, and the pixel's fraction of the way to the next."""
+    # Beyond the outermost middles, fractions below 0 and above 1 extrapolate.
     position = (np.arange(size) + 0.5) / size * cells - 0.5
     left = np.clip(np.floor(position).astype(int), 0, cells - 2)
     return left, (position - left).astype(np.float32)

@@ -1,7 +1,7 @@
 """Trails of satellites and aeroplanes: straight ridges across the frame.
 
 Sums along all lines of the binned, clipped significance (fast discrete Radon transform, Brady 1998)
-say where a trail may be; the pixels along the line say whether it is one, and how wide.
+show where a trail may be; the pixels along the line show whether it is one, and how wide.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ type Array = npt.NDArray[Any]
 
 _HIGH_PASS = 17
 _THRESHOLD = 7.0
-"""Robust standard deviations of a line's sum: among the 10⁶ lines of a frame noise reaches 5."""
+"""Least sum of a line, robust standard deviations: among a frame's 10⁶ lines, noise reaches 5."""
 
 _SHORTEST = 0.25
-"""Part of the frame's longer side that a line must cross."""
+"""Least length of a line, as a share of the frame's longer side."""
 
 _TRIES = 12
 _SAMPLED = 8
 _NEIGHBOURS = 8
-"""Steps in slope or start, squares, within which lines share most of their pixels."""
+"""Steps in slope and start, squares, within which lines share most of their pixels."""
 
 _MOST_LINES = 64
-"""That are kept of one search; others are found in the next."""
+"""Largest number of lines kept from one search; others are found in the next."""
 
 _REACH = 40
 _CHUNKS = 24
 _SHORTEST_CHUNK = 16
 _ENOUGH_IN_CHUNK = 64
 _NEAR = 14
-"""Pixels that the line may be off, before it is fitted."""
+"""Largest error of a line before it is fitted, pixels."""
 
 _ON = 3.0
 _LEAST_ON = 0.6
@@ -51,28 +51,30 @@ _STRAIGHT = 2.0
 _WIDEST = 24
 _LOPSIDED = 0.6
 _OTHERS, _NO_OTHERS, _NO_STEP = 0.5, 6.0, 2.0
-"""Of a ridge's height, what is around it may differ by, beyond so many errors."""
+"""Share of a ridge's height by which levels around it may differ; errors that are allowed besides,
+of the profile around and of the step between the sides."""
 _BESIDE = (8, 22)
-"""Pixels from a ridge, between which the levels to its sides are compared."""
+"""Distances from a ridge, pixels, between which the levels of its sides are compared."""
 _EDGE_OF_TRAIL = 0.15
-"""Of the noise of a pixel: where the trail's profile falls below this, its mask ends."""
+"""Height of a trail's profile, in the noise of a pixel, below which its mask ends."""
 
 _ALIGNED = 3.0
 _WIDE_ALIGNED = 5
 _LINES_OF_DETECTOR = 3
-"""Pixels that a bad column or row is wide at most; optics spread a trail over more."""
+"""Largest width of a bad column or row, pixels; optics spread a trail over more."""
 
 _FOOT = 0.15
-"""Of a ridge's peak, from which a pixel belongs to it."""
+"""Share of a ridge's peak from which a pixel belongs to the ridge."""
 
 _STEADY = 5.0
 _STEADY_INSIDE = 3.0
-"""How much brighter than its median a trail may be at most, if it fades away from there; if it ends
-inside of the frame, even if it does not."""
+"""Largest peak of a trail over its median height, if it fades away from the peak; and if the trail
+ends inside the frame, whether it fades or not."""
 
 _FADING = -0.8
+"""Rank correlation of height with distance from the peak, below which a ridge fades."""
 _STEADY_ALIGNED, _FADING_ALIGNED = 2.0, -0.5
-"""The same of narrow ridges along columns or rows, where most spikes lie."""
+"""`_STEADY` and `_FADING` for narrow ridges along columns or rows, where most spikes lie."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +84,13 @@ class Trail:
     Attributes
     ----------
     along_x
-        Its middle is y as a function of x; else x as a function of y.
+        The trail's middle is y as a function of x; else x as a function of y.
     coefficients
-        Polynomial of that, highest power first, array coordinates.
+        Polynomial of the middle, highest power first, array coordinates.
     start, stop
-        Along the axis, pixels.
+        First pixel, and pixel after the last, along that axis.
     below, above
-        How far it reaches to either side, pixels.
+        Reach to either side of the middle, pixels.
     """
 
     along_x: bool
@@ -111,8 +113,8 @@ def line_sums(plane: Array) -> list[Array]:
     -------
     sums
         Four arrays ``(n, 2n)``: element ``[s, n + h]`` is the sum along the line that begins in
-        row h of the first column and ends in row h + s of the last, for the plane, the plane
-        upside down, and the two of its transpose.
+        row h of the first column and ends in row h + s of the last.  They are for the plane, the
+        plane upside down, and both for its transpose.
 
     Notes
     -----
@@ -123,7 +125,8 @@ def line_sums(plane: Array) -> list[Array]:
 
 def _quadrant(plane: Array) -> Array:
     n = len(plane)
-    # (strip, slope, row): of one column each, to begin with.  Two arrays take turns.
+    # (strip, slope, row), where strips begin as one column each.  Two arrays take turns, so that
+    # none is allocated in each step.
     sums, other = (np.zeros(n * 2 * n, plane.dtype) for _ in range(2))
     sums.reshape(n, 2 * n)[:, n:] = plane.T
     slopes = 1
@@ -141,9 +144,7 @@ def _quadrant(plane: Array) -> Array:
 
 
 def _paths(n: int) -> Array:
-    """Rows in each column of the lines that begin in row 0, ``(slope, column)``, as `line_sums`
-    takes them.
-    """
+    """Rows of the lines of `line_sums` that begin in row 0, ``(slope, column)``."""
     paths = np.zeros((1, 1), int)
     while len(paths) < n:
         slope = np.arange(2 * len(paths))
@@ -173,8 +174,8 @@ def find_trails(surface: Surface) -> list[Trail]:
     paths = _paths(size)
     trails: list[Trail] = []
     tries = 0
-    # All sums again only when none of the lines that stood out is left: their level was raised by
-    # what has been found since.
+    # Summing all lines is slow, so it is repeated only when no line that stood out is left: then
+    # fainter ones may, since trails found meanwhile had raised the spread.
     while tries < _TRIES and len(lines := _standing_out(line_sums(padded), least)):
         while tries < _TRIES and len(lines):
             along_x, first, slope = lines.brightest(size, surface.bin)
@@ -194,12 +195,12 @@ class _Lines:
     Attributes
     ----------
     step, start, quadrant
-        ``(n,)`` where they are in `line_sums`.
+        ``(n,)`` indices of the lines in `line_sums`.
     significance
-        ``(n,)`` how far the sum, over the root of the line's length, is above the middle of those
-        of the quadrant, in units of their spread.
+        ``(n,)`` sum over the root of the line's length, above the quadrant's median, in units of
+        the quadrant's spread.
     middle, spread
-        ``(n,)`` of those.
+        ``(n,)`` median and spread of the quadrant.
     """
 
     step: Array
@@ -213,7 +214,7 @@ class _Lines:
         return len(self.quadrant)
 
     def __getitem__(self, which: Array) -> _Lines:
-        """Some of them."""
+        """Some of the lines."""
         return _Lines(*(getattr(self, field.name)[which] for field in dataclasses.fields(self)))
 
     def brightest(self, size: int, side: int) -> tuple[bool, float, float]:
@@ -222,7 +223,7 @@ class _Lines:
         first, slope = float(self.start[k] - size), float(self.step[k] / (size - 1))
         if self.quadrant[k] % 2:
             first, slope = size - 1 - first, -slope
-        # From squares to pixels: their middles.
+        # From squares to pixels, both counted at their middles.
         return (
             bool(self.quadrant[k] < 2),
             (first + 0.5) * side - 0.5 - slope * (side - 1) / 2,
@@ -230,7 +231,7 @@ class _Lines:
         )
 
     def summed_again(self, padded: Array, paths: Array, least: float) -> _Lines:
-        """Those that still stand out, by the sums of a plane of which parts are blank now."""
+        """Lines that still stand out, summed on a plane of which parts were blanked."""
         size = len(padded)
         total = np.zeros(len(self), padded.dtype)
         for quadrant, plane in enumerate((padded, padded[::-1], padded.T, padded.T[::-1])):
@@ -247,13 +248,13 @@ class _Lines:
 
 
 def _standing_out(sums: list[Array], least: float) -> _Lines:
-    """Lines that stand out, without their own neighbours."""
+    """Lines that stand out, the brightest of each neighbourhood."""
     found = []
     for quadrant, plane in enumerate(sums):
         valid = np.flatnonzero(plane.imag >= least)
         total = plane.ravel()[valid]
         values = total.real / np.sqrt(total.imag)
-        # Of so many lines, which share their pixels, each eighth says the same.
+        # Lines share their pixels, so every eighth suffices for median and spread.
         middle, spread = _level(values[::_SAMPLED])
         values = (values - middle) / spread
         high = np.flatnonzero(values >= _THRESHOLD)
@@ -274,7 +275,7 @@ def _standing_out(sums: list[Array], least: float) -> _Lines:
 
 
 def _prepared(surface: Surface) -> tuple[Array, Array]:
-    """Squares' significance above what is around, clipped, and which of them count."""
+    """Significance of squares above their surroundings, clipped; and weights, 1 if they count."""
     good = surface.counted >= 0.5 * surface.bin**2
     root = np.sqrt(np.maximum(surface.counted, 1))
     plane = np.where(good, surface.binned / root, 0).astype(np.float32)
@@ -297,7 +298,7 @@ def _level(values: Array) -> tuple[float, float]:
 def _blank(
     padded: Array, along_x: bool, first: float, slope: float, trail: Trail | None, side: int
 ) -> None:
-    """Take a line's squares out of the search; in place."""
+    """Blank a line's squares, so that it is not found again; in place."""
     reach = 3.0
     if trail is not None:
         reach += max(trail.below, trail.above) / side
@@ -312,9 +313,10 @@ def _blank(
 def _strip(
     surface: Surface, along_x: bool, coefficients: tuple[float, ...], step: int = 1
 ) -> tuple[Array, Array, Array]:
-    """Significance along a line, ``(n, 2 · 40 + 1)``, NaN outside; its rows and the middle there.
+    """Significance along a line, ``(n, 2 · 40 + 1)``, NaN outside; positions along, and middles.
 
-    The columns run across the frame's rows or columns, and not across the line.
+    The second axis runs along the frame's columns (rows if x is a function of y), not at a right
+    angle to the line.
     """
     ny, nx = surface.shape
     length, breadth = (nx, ny) if along_x else (ny, nx)
@@ -325,7 +327,7 @@ def _strip(
     across = middle + np.arange(-_REACH, _REACH + 1)[:, None]
     place = along[None]
     if not along_x:
-        # In the order of memory.
+        # In the order of memory, which is faster to read.
         across, place = np.ascontiguousarray(across.T), along[:, None]
     outside = (across < 0) | (across >= breadth)
     np.clip(across, 0, breadth - 1, out=across)
@@ -340,7 +342,7 @@ def _strip(
 
 
 def _chunked(strip: Array) -> tuple[Array, list[slice]]:
-    """Mean clipped profile of each chunk of a strip, sources left out."""
+    """Median profile of each chunk of a strip, and the chunks."""
     n = len(strip)
     number = max(1, min(_CHUNKS, n // _SHORTEST_CHUNK))
     edges = np.linspace(0, n, number + 1).astype(int)
@@ -351,7 +353,7 @@ def _chunked(strip: Array) -> tuple[Array, list[slice]]:
 
 
 def _medians(part: Array) -> Array:
-    """Medians of columns, NaN where less than half of them counts."""
+    """Medians of columns, NaN where less than half of a column is known."""
     ordered = np.sort(part, axis=0)
     known = np.count_nonzero(~np.isnan(part), axis=0)
     at = np.arange(part.shape[1])
@@ -361,11 +363,11 @@ def _medians(part: Array) -> Array:
 
 
 def _verified(surface: Surface, along_x: bool, first: float, slope: float) -> Trail | None:
-    """Trail at a line; None if what is there is none."""
+    """Trail at a line; None if there is no trail."""
     coefficients: tuple[float, ...] = (slope, first)
     near = _NEAR
     on = np.zeros(0, bool)
-    # Until it is known where the line is, some of its pixels will do.
+    # For the first fits, a part of the line's pixels suffices.
     rough = max(1, max(surface.shape) // (_CHUNKS * _ENOUGH_IN_CHUNK))
     for turn in range(3):
         strip, along, middle = _strip(surface, along_x, coefficients, rough if turn < 2 else 1)
@@ -392,7 +394,7 @@ def _verified(surface: Surface, along_x: bool, first: float, slope: float) -> Tr
 
 
 def _ridges(profiles: Array, chunks: list[slice], near: int) -> tuple[Array, Array, Array]:
-    """Height, place and presence of a ridge in each chunk's profile."""
+    """Height and place of a ridge in each chunk's profile, and whether it is significant."""
     rows = np.array([chunk.stop - chunk.start for chunk in chunks])
     known = np.nan_to_num(profiles)
     smooth = scipy.ndimage.uniform_filter1d(known, 5, axis=1)
@@ -403,7 +405,7 @@ def _ridges(profiles: Array, chunks: list[slice], near: int) -> tuple[Array, Arr
     window = smooth[:, _REACH - near : _REACH + near + 1]
     peak = window.argmax(axis=1)
     height = window[np.arange(len(window)), peak]
-    # The centroid of what is above half of the peak, joined to it.
+    # Centroid of the pixels above half of the peak that are joined to it.
     place = np.zeros(len(window))
     for k, (row, top) in enumerate(zip(smooth, peak + _REACH - near, strict=True)):
         above = row > row[top] / 2
@@ -418,7 +420,7 @@ def _ridges(profiles: Array, chunks: list[slice], near: int) -> tuple[Array, Arr
             if (weight.sum() > 0)
             else 0
         )
-    # Of a median of Gaussians, over five pixels.
+    # Error of a median of Gaussian noise, averaged over five pixels.
     noise = MEDIAN_ERROR / np.sqrt(rows * 5)
     return height, place, height > _ON * noise
 
@@ -445,18 +447,18 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
         return None
     ends = np.polyval(coefficients, [along[start], along[stop - 1]])
     aligned = abs(ends[1] - ends[0]) < _ALIGNED
-    # Along an edge of the frame there is sky on one side only: a detector's border looks like that.
+    # Along an edge of the frame, the sky is seen on one side only, and a bad border looks alike.
     across = surface.shape[0 if along_x else 1]
     if max(ends) < _REACH or min(ends) > across - 1 - _REACH:
         return None
     ridge = _ridge_across(strip, profiles, chunks, height, on)
     if ridge is None:
         return None
-    # What follows columns or rows and is narrow is a defect of the detector, or bleeds.
+    # Ridges along columns or rows that end inside the frame are defects or bleed trails.
     if aligned and not (at_start and at_stop):
         return None
     if aligned and ridge.half_width < _WIDE_ALIGNED:
-        # The fitted line may step from a row to the next one, which widens what does not.
+        # The fitted line may step to the next row, which would widen a ridge that stays in its row.
         level, _, _ = _strip(surface, along_x, (float(np.median(ends)),))
         if _is_narrow(np.nan_to_num(_medians(level))):
             return None
@@ -471,7 +473,7 @@ def _judged(surface: Surface, along_x: bool, coefficients: tuple[float, ...]) ->
 
 
 class _Ridge(NamedTuple):
-    """Pixels of a ridge on both sides of its line, and how many are above half of its height."""
+    """Reach of a ridge on both sides of its line, and its width at half height, pixels."""
 
     below: float
     above: float
@@ -481,7 +483,7 @@ class _Ridge(NamedTuple):
 def _ridge_across(
     strip: Array, profiles: Array, chunks: list[slice], height: Array, on: Array
 ) -> _Ridge | None:
-    """Ridge of a trail, by its profile across; None if it is that of something else."""
+    """Ridge of a trail, by its profile across; None if it is no trail's."""
     chosen = np.concatenate([strip[chunk] for chunk, use in zip(chunks, on, strict=True) if use])
     profile = np.nan_to_num(_medians(chosen))
     offsets = np.arange(-_REACH, _REACH + 1)
@@ -490,7 +492,7 @@ def _ridge_across(
     profile = profile - np.interp(offsets, [-_REACH * 0.8, _REACH * 0.8], levels)
     smooth = scipy.ndimage.uniform_filter1d(profile, 3)
     noise = MEDIAN_ERROR / np.sqrt(len(chosen) * 3)
-    # A step is no ridge, whichever of its sides is the brighter, and one of many is a fringe.
+    # A step is no trail, whichever of its sides is the brighter; one of many is a fringe.
     if abs(levels[1] - levels[0]) > _OTHERS * smooth[_REACH - 3 : _REACH + 4].max():
         return None
     if _are_steps(profiles[on], height[on], chunks[0].stop - chunks[0].start):
@@ -516,7 +518,7 @@ def _ridge_across(
 
 
 def _are_steps(profiles: Array, height: Array, rows: int) -> bool:
-    """Whether the levels to both sides of a ridge differ, in most of its chunks."""
+    """Whether the levels on both sides of a ridge differ in most of its chunks."""
     offsets = np.arange(-_REACH, _REACH + 1)
     level = [
         np.median(np.nan_to_num(profiles[:, side]), axis=1)
@@ -529,10 +531,10 @@ def _are_steps(profiles: Array, height: Array, rows: int) -> bool:
 
 
 def _is_narrow(profile: Array) -> bool:
-    """Whether a ridge, by the pixels across it, is no wider than bad columns and rows are."""
+    """Whether a ridge, by its profile, is no wider than bad columns and rows."""
     near = slice(_REACH - 3, _REACH + 4)
     core = near.start + int(np.argmax(profile[near]))
-    # Rows of a banded readout differ by more than their noise: chance joins some of these.
+    # Rows of a banded readout differ by more than their noise, so their scatter is measured.
     beside = np.abs(np.arange(-_REACH, _REACH + 1)) > _REACH // 2
     profile = profile - np.median(profile[beside])
     foot = max(_FOOT * profile[core], 3 * float(np.std(profile[beside])))
@@ -542,7 +544,7 @@ def _is_narrow(profile: Array) -> bool:
 
 
 def _fades(height: Array, place: Array, steady: float, fading: float = _FADING) -> bool:
-    """Whether a ridge fades away from its brightest place, as spikes of a bright star do."""
+    """Whether a ridge fades away from its brightest place, as a star's diffraction spikes do."""
     if height.max() < steady * np.median(height):
         return False
     if steady == _STEADY_INSIDE:
@@ -560,12 +562,12 @@ def trail_pixels(trails: list[Trail], shape: tuple[int, int]) -> Array:
     trails
         Trails.
     shape
-        Of the image.
+        Shape of the image.
 
     Returns
     -------
     pixels
-        ``(ny, nx)`` boolean.
+        ``(ny, nx)`` boolean: pixels that the trails cover.
     """
     pixels = np.zeros(shape, bool)
     for trail in trails:

@@ -1,4 +1,4 @@
-"""Regions that no light reaches: amplifiers that are dead but for their read noise, overscan."""
+"""Regions that no light reaches: overscan, and dead amplifiers, which have read noise alone."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ type Array = npt.NDArray[Any]
 
 _BLOCK, _STEP = 16, 2
 _QUIET = 0.5
-"""Noise over the image's, up to which a block may be unlit."""
+"""Largest noise of an unlit block, over the image's."""
 _DARK = 5.0
-"""Depth below the image's level, in its noise, from which it may be."""
+"""Least depth of an unlit block below the image's level, in the image's noise."""
 _SMOOTHED = 5
 _NEAR, _FAR = 3, 7
 """Pixels from an edge between which its two sides are compared."""
 _SHARP = 0.7
-"""Part of the depth that an edge has at least: those of dark clouds are soft."""
+"""Least step at an edge, as a share of the depth: edges of dark clouds are soft."""
 _GROWN = 2
 _TYPICAL = 75.0
-"""Percentile of the blocks' noise that is usual: most of an image may be unlit."""
+"""Percentile of the blocks' noise that counts as usual: half of an image may be unlit, and more."""
 _PEAK = 2.5
-"""Height of a source's mean of nine pixels, over the noise of one."""
+"""Least height of a source: its mean over nine pixels, over the noise of one."""
 _EXPECTED, _SHINING = 4.0, 0.25
-"""Sources that lit pixels had in a region, from which these tell; and the part of them up to which
-none shines there."""
+"""Number of sources expected in a lit region of the same size from which their absence tells; share
+of that number up to which a region counts as without sources."""
 _FILLED = 0.9
-"""Part of the smallest rectangle around it that a region fills: clouds, ghosts, shadows do not."""
+"""Least share of the smallest rectangle around a region that it fills; clouds, ghosts and shadows
+fill less."""
 
 
 def unlit_regions(image: Array, unusable: Array) -> Array | None:
@@ -54,11 +55,11 @@ def unlit_regions(image: Array, unusable: Array) -> Array | None:
 
     Notes
     -----
-    Blocks of 16 × 16 pixels with less than half of the usual noise, and five times that below the
-    usual level, are where photons of the sky may be missing. What has soft edges or is no
-    rectangle, however it lies, is a cloud, a ghost or a shadow; where sources shine, there is
-    light, and only the sky is another one. Where too few sources are expected to tell, a region
-    must reach the frame's edge. Of images whose sky was subtracted, nothing is found.
+    The sky's photons may be missing in blocks of 16 × 16 pixels that have less than half of the
+    usual noise and lie below the usual level by five times the usual noise.  Regions with soft
+    edges, or that are no rectangle at any angle, are clouds, ghosts or shadows.  Regions with
+    sources have light.  Where too few sources are expected to tell, a region must reach the frame's
+    edge.  In images whose sky was subtracted, nothing is found.
     """
     ny, nx = (n // _BLOCK for n in image.shape)
     if ny < 4 or nx < 4:
@@ -110,14 +111,14 @@ def unlit_regions(image: Array, unusable: Array) -> Array | None:
 
 
 def _sources(image: Array, level: float, where: Array, noise: float) -> int:
-    """Number of sources above a level, away from the edges of where they are looked for."""
+    """Number of sources above a level in a region, away from its edges."""
     smooth = mean_around(image, np.isfinite(image), 3)
     inner = scipy.ndimage.binary_erosion(where, iterations=_FAR, border_value=1)
     return int(scipy.ndimage.label((smooth > level + _PEAK * noise) & inner)[1])
 
 
 def _is_rectangle(inside: Array) -> bool:
-    """Whether a region fills the smallest rectangle around it, however that lies."""
+    """Whether a region fills the smallest rectangle around it, at any angle."""
     y, x = np.nonzero(inside & ~scipy.ndimage.binary_erosion(inside, border_value=0))
     angle = np.deg2rad(np.arange(0, 90, 1.0))[:, None]
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -131,7 +132,7 @@ def _reaches_edge(box: tuple[slice, ...], shape: tuple[int, int]) -> bool:
 
 
 def _blocks(image: Array, ny: int, nx: int) -> tuple[Array, Array]:
-    """Level and noise of blocks, from a quarter of their pixels; NaN where there is none."""
+    """Level and noise of blocks, from a quarter of their pixels; NaN where too few are finite."""
     part = image[: ny * _BLOCK : _STEP, : nx * _BLOCK : _STEP]
     side = _BLOCK // _STEP
     blocks = part.reshape(ny, side, nx, side).swapaxes(1, 2).reshape(ny, nx, side**2)
@@ -146,7 +147,7 @@ def _blocks(image: Array, ny: int, nx: int) -> tuple[Array, Array]:
 
 
 def _is_sharp(pixels: Array, inside: Array, depth: float) -> bool:
-    """Whether a region's edge is as sharp as a detector's, where it is within the frame."""
+    """Whether a region's edge inside the frame is as sharp as a detector's."""
     within = scipy.ndimage.distance_transform_edt(inside)
     beyond = scipy.ndimage.distance_transform_edt(~inside)
     first = (within > _NEAR) & (within <= _FAR)

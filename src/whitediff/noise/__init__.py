@@ -1,1 +1,1 @@
-"""What is noise in an image, how large it is and how it correlates; what is source."""
+"""Noise of an image: its size and correlation, and the pixels that hold sources instead."""

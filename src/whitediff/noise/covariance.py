@@ -1,7 +1,7 @@
 """Covariance of an exposure's noise between pixels: white, known from a resampling, or measured.
 
 A template that was resampled onto the science pixels has correlated noise, and so more power
-at low frequencies than its pixel variance tells.  A whitening filter then needs the noise
+at low frequencies than its pixel variance implies.  A whitening filter then needs the noise
 spectrum N of each input, here scaled to unit pixel variance.
 """
 
@@ -40,9 +40,9 @@ _LEAST_PAIRS = 100
 _MOST_FURTHER = 8
 _OUTLIER = 6.0
 _STRIP = 1 << 21
-"""Pixels of a strip."""
+"""Pixels in a strip."""
 _LEAST_NOISE_POWER = 0.7
-"""Share of the pixel variance that must be noise, for sources to be told from it."""
+"""Share of the pixel variance that must be noise; below it, sources and noise are confused."""
 _SHRINKAGE = 2.0
 """Standard deviations of excess power from which an axis counts as correlated."""
 _INNER = 2
@@ -66,7 +66,7 @@ class UnmeasurableNoiseError(DataError):
     Attributes
     ----------
     reason
-        The same: the message goes on with the remedy, which not everybody needs who catches it.
+        The reason alone, for callers that catch the error; the message adds the remedy.
     """
 
     def __init__(self, reason: str) -> None:
@@ -131,7 +131,7 @@ def resampling_covariance(kernel: Array) -> NoiseCovariance:
 def averaged_covariance(
     covariances: Sequence[NoiseCovariance], weights: Sequence[float] | None = None
 ) -> NoiseCovariance:
-    """Mean of several covariances, as of a coadd's inputs or of the parts of a frame.
+    """Mean of several covariances, such as those of a coadd's inputs or a frame's parts.
 
     Parameters
     ----------
@@ -143,13 +143,13 @@ def averaged_covariance(
     Returns
     -------
     covariance
-        Its errors suppose that those of its parts are independent; its significance is the
-        largest of theirs.
+        Weighted mean.  Its errors assume that the parts' errors are independent; its significance
+        is the largest of theirs.
 
     Raises
     ------
     ArgumentError
-        If there is none, or the weights are not as above.
+        If there is no covariance, or the weights are not as above.
     """
     share = np.ones(len(covariances)) if weights is None else np.array(weights, dtype=float)
     if len(covariances) == 0 or share.shape != (len(covariances),):
@@ -217,7 +217,7 @@ def measured_covariance(
     Returns
     -------
     covariance
-        Of lags up to ``max_lag``, with its errors and the measured variance ratio.
+        Covariance at lags up to ``max_lag``, with its errors and the measured variance ratio.
 
     Raises
     ------
@@ -230,23 +230,23 @@ def measured_covariance(
 
     Notes
     -----
-    Products of pixels, in units of the standard deviation, are averaged over the pairs that
-    exist, so masks do not bias them.  To the correlations at all lags, to ``max_lag`` and as far
-    beyond as the PSF reaches, is fitted by generalised least squares, weighted with the
-    covariance that they have for Gaussian noise (Bartlett 1946):
+    Products of pixels, in units of the standard deviation, are averaged over the existing pairs,
+    so masks do not bias them.  A model is fitted to the correlations at all lags, up to ``max_lag``
+    and as far beyond as the PSF reaches.  The fit is generalised least squares, weighted with the
+    covariance of correlations measured on Gaussian noise (Bartlett 1946).  The model has
 
     - noise, ``ρ_y(Δy)·ρ_x(Δx)`` up to ``max_lag``: interpolation works axis by axis, so a few
-      numbers per axis describe it.  All lags on their own would be six times as many, and their
-      sampling errors add up in N(0);
+      numbers per axis describe it.  A free value at each lag would need six times as many, and
+      their sampling errors add up in N(0);
     - at diagonal lags, departures from that product (rotations, mixed phases, other kernels):
       random, their variance found by restricted maximum likelihood; usually zero;
     - undetected sources, a Gaussian of ``√2·psf_sigma``, the autocorrelation of their PSF;
-    - a constant: what is left of the background, and what its subtraction took away.
+    - a constant: the remains of the background, and the power that its subtraction took away.
 
     The last two are left out of the result.  An axis whose correlations have no more power than
-    their sampling errors counts as white; the errors remain those before this decision.
+    their sampling errors counts as white; the errors are those from before this decision.
     Pixels beyond 6 standard deviations are left out.  Noise that was smoothed on the scale of
-    the PSF itself cannot be told from faint sources, and is underestimated.
+    the PSF itself looks like faint sources, and is underestimated.
     """
     if not image.shape == variance.shape == good.shape:
         raise ArgumentError(
@@ -325,7 +325,7 @@ def _usual_range(image: Array, variance: Array, good: Array) -> tuple[float, flo
 
 
 def _significance(image: Array, variance: Array, good: Array) -> tuple[Array, Array]:
-    """Pixels in standard deviations, zero where not good, and where they are good."""
+    """Pixels in standard deviations, zero where not good; and a plane of the good pixels."""
     good = good & np.isfinite(image) & np.isfinite(variance) & (variance > 0)
     values = np.zeros(image.shape)
     np.divide(image, np.sqrt(np.where(good, variance, 1)), out=values, where=good)
@@ -348,7 +348,7 @@ class _Fit:
 
     The noise is ρ_y(Δy)·ρ_x(Δx) plus departures from it at diagonal lags.  ``lags`` is without
     (0, 0); ``axes`` is (ρ_y, ρ_x), ``(2, L + 1)``; ``departures`` are at ``lags``, for unit noise
-    power; ``free`` tells where they are not held at zero.  ``covariance`` is that of
+    power; ``free`` marks those not held at zero.  ``covariance`` is the parameters' covariance:
     ρ_y(1…L), ρ_x(1…L), the amplitudes of constant and sources, and the free departures.
     """
 
@@ -371,7 +371,7 @@ class _Fit:
         return float(self.amplitudes[1:].sum())
 
     def amplitude_error(self, first: int) -> float:
-        """Standard error of the sum of the amplitudes from the given one on."""
+        """Standard error of the sum of the amplitudes from number ``first`` on."""
         start = 2 * (self.axes.shape[1] - 1)
         part = slice(start + first, start + len(self.amplitudes))
         return math.sqrt(float(self.covariance[part, part].sum()))
@@ -403,7 +403,7 @@ def _fit(lags: Array, data: Array, pairs: Array, psf_sigma: float | None, max_la
     white = np.zeros((2 * size + 1, 2 * size + 1))
     white[size, size] = 1
     weights = _data_covariance(white, lags, pairs)
-    # Departures at first as large as can be, so that the axes follow their own lags.
+    # Departures start as large as can be: diagonal lags then barely pull on the axes.
     prior = np.where(diagonal, _LARGEST_DEPARTURE**2, 0.0)
     # The data's covariance follows from the noise's, so each round improves the weights.
     for _ in range(_ROUNDS):
@@ -464,8 +464,8 @@ def _whitened(root: Array, jacobian: Array, residual: Array) -> Array:
 def _departure_variance(weights: Array, jacobian: Array, residual: Array, rings: Array) -> Array:
     """Variance of the departures from a product, the most likely one for each ring of lags.
 
-    By restricted maximum likelihood, which knows that the axes were fitted to the same data;
-    zero unless another value is more likely by a factor that chance seldom gives.
+    Restricted maximum likelihood allows for the axes having been fitted to the same data.  The
+    variance is zero unless another value is more likely by a factor that chance seldom gives.
     """
     scales = np.concatenate([[0.0], _LARGEST_DEPARTURE * 2.0 ** -np.arange(10)[::-1]]) ** 2
     may_depart = np.flatnonzero(rings.any(axis=0))
@@ -484,7 +484,7 @@ def _departure_variance(weights: Array, jacobian: Array, residual: Array, rings:
         covariance += (departures * (variances @ rings[:, may_depart])) @ departures.T
         root = np.linalg.cholesky(covariance)
         triangle = np.linalg.qr(_whitened(root, parameters, data), mode="r")
-        # The last diagonal element is what no parameter can take off the residual.
+        # The last diagonal element is the residual that no parameter can remove.
         diagonal = np.abs(np.diag(triangle))
         return float(
             -np.log(np.diag(root)).sum()
@@ -519,8 +519,8 @@ def _data_covariance(correlation: Array, lags: Array, pairs: Array) -> Array:
     """Covariance of measured correlations, lag (0, 0) left out.
 
     Products at the lags a and b have the covariance q(a − b) + q(a + b) over the number of
-    pairs, with q the autocorrelation of ρ (Bartlett 1946); dividing by the variance takes
-    ρ times its error off.
+    pairs, with q the autocorrelation of ρ (Bartlett 1946).  Dividing by the measured variance
+    subtracts ρ times the variance's error from each.
     """
     size = correlation.shape[0] // 2
     n = 1 << math.ceil(math.log2(4 * int(np.abs(lags).max()) + 2 * size + 2))
@@ -582,6 +582,6 @@ def _chi_square(values: Array, covariance: Array) -> float:
 
 
 def _kept(chi_square: float, degrees: int) -> float:
-    """Share of values that is more than their errors: 0 up to 2 sigma of excess power, then → 1."""
+    """Factor that shrinks values to 0 up to 2 sigma of excess power, and tends to 1 beyond."""
     expected = degrees + _SHRINKAGE * math.sqrt(2 * degrees)
     return max(0.0, 1 - (expected / chi_square) ** 2) if chi_square > 0 else 0.0

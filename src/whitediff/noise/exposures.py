@@ -1,4 +1,4 @@
-"""What is source and what is noise in an exposure."""
+"""Sources and noise of an exposure told apart, and the noise measured."""
 
 from __future__ import annotations
 
@@ -73,13 +73,14 @@ _log = logging.getLogger("whitediff.decorrelate")
 
 _LARGEST_VARIANCE_FACTOR = 10.0
 _FITTING = 2.0
-"""Measured noise over a plane, either way, with which the plane is what it is tried as."""
+"""Largest factor, either way, between the noise and a plane read as something else that fits."""
 _SURELY = 0.05
-"""Share of a scatter, over the noise, that is told of."""
+"""Excess of the scatter over the noise, relative, from which they differ."""
 _CROWDED = 0.03
-"""The same from which the light between sources spoils the covariance of source-free pixels."""
+"""Excess of the scatter over the noise, relative, from which the light between sources spoils the
+covariance of source-free pixels."""
 _CONFIRMED = 4.0
-"""χ² by which a correlation fits high frequencies better than none, from which it is of noise."""
+"""χ² by which a correlation must fit high frequencies better than white noise to be believed."""
 _SQUARE, _FEWEST_SQUARES, _MOST_STRUCTURE = 8, 200, 1.5
 _REGION_ERRORS, _REGION_SQUARES = 10.0, 12
 _PARTS, _ENOUGH_SQUARES, _MOST_VARIANCE = 4, 40, 3.0
@@ -89,7 +90,7 @@ _ENOUGH_PIXELS = 4_000_000
 _ENOUGH_FOR_SCATTER = 2_000_000
 _STRIP_ROWS = (64, 256)
 _STRIP = 1_100_000
-"""Pixels of a strip, at most."""
+"""Most pixels in a strip."""
 _GAP = 32
 _IGNORED = (*masks.DEFAULT_IGNORE_MASK_PLANES, masks.STREAK)
 
@@ -105,22 +106,22 @@ def untrusted_pixels(exposure: Exposure) -> Array:
     Returns
     -------
     untrusted
-        ``(ny, nx)`` boolean: not finite, of a variance that is not finite or not positive, or
-        flagged with one of `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES`.  Where no
-        variance is positive, none counts.
+        ``(ny, nx)`` boolean: the image is not finite, the variance is not finite or not positive,
+        or one of `whitediff.exposures.masks.UNTRUSTED_MASK_PLANES` is set.  Where no variance is
+        positive, variances are ignored.
     """
     return pixels_without_measurement(exposure, masks.UNTRUSTED_MASK_PLANES)
 
 
 def avoided_pixels(exposure: Exposure, untrusted: Array | None = None) -> Array:
-    """Pixels of an exposure that no source, noise or background is measured on.
+    """Pixels of an exposure to leave out when sources, noise or background are measured.
 
     Parameters
     ----------
     exposure
         Exposure.
     untrusted
-        `untrusted_pixels`, if they are at hand.
+        Result of `untrusted_pixels`, to save the work.
 
     Returns
     -------
@@ -134,7 +135,7 @@ def avoided_pixels(exposure: Exposure, untrusted: Array | None = None) -> Array:
 
 
 def without_sentinels(exposure: Exposure) -> Exposure:
-    """Exposure without the absurd numbers that stand for pixels without data in some files.
+    """Exposure without the absurd numbers that mark pixels without data in some files.
 
     Parameters
     ----------
@@ -144,8 +145,8 @@ def without_sentinels(exposure: Exposure) -> Exposure:
     Returns
     -------
     exposure
-        Finite pixels beyond 1e11 of the smallest sigma are NaN and NO_DATA, with a warning; the
-        same one where there are none.
+        Finite pixels beyond 1e11 times the smallest sigma become NaN and NO_DATA, with a warning.
+        The same object where there are none.
     """
     image = exposure.data
     absurd = unmeasured_pixels(image, smallest_sigma(exposure.variance))
@@ -167,7 +168,7 @@ def without_sentinels(exposure: Exposure) -> Exposure:
 
 
 def source_pixels(*exposures: Exposure, only_bright: bool = False) -> Array:
-    """Pixels of exposures with a source in one of them.
+    """Pixels with a source in at least one of several exposures.
 
     Parameters
     ----------
@@ -195,7 +196,7 @@ def source_pixels(*exposures: Exposure, only_bright: bool = False) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class PairSources:
-    """Which pixels hold sources of the science image and of the template.
+    """Pixels that hold sources of the science image and of the template.
 
     Attributes
     ----------
@@ -212,18 +213,18 @@ class PairSources:
         return self._pixels(SourceLevel.NONE, SourceLevel.SOURCE)
 
     def free(self, width: float) -> Array:
-        """Pixels whose background is no source's.
+        """Pixels that show the background rather than a source.
 
         Parameters
         ----------
         width
-            Pixels, positive: what is this broad in both directions is no transient.
+            Pixels, positive: light this broad in both directions is no transient.
 
         Returns
         -------
         free
-            ``(ny, nx)`` boolean: those without a source, and those of what one image alone has
-            where it is so broad: a ghost, a halo, a cloud.
+            ``(ny, nx)`` boolean: pixels without a source, and pixels of broad light that one image
+            alone has, such as a ghost, a halo or a cloud.
         """
         sources = self.either
         free: Array = broad_parts(sources, width) & ~self._static
@@ -235,7 +236,7 @@ class PairSources:
         return self._pixels(SourceLevel.SOURCE, SourceLevel.SOURCE)
 
     def _pixels(self, both: SourceLevel, one: SourceLevel) -> Array:
-        """Pixels of at least these levels on both images and on one of them."""
+        """Pixels of at least level ``both`` on both images and ``one`` on one of them."""
 
         def work(rows: slice) -> Array:
             levels = self.science[rows], self.template[rows]
@@ -245,7 +246,7 @@ class PairSources:
         return planes.filled(self.science.shape, bool, work)
 
     def marked(self, mask: Mask) -> Mask:
-        """Copy a mask and say in it where sources are.
+        """Copy a mask and mark the sources in it.
 
         Parameters
         ----------
@@ -262,7 +263,7 @@ class PairSources:
             {
                 masks.SOURCE: self.either,
                 masks.STATIC: self._static,
-                # As large as in the worse seeing, whose PSF the difference has.
+                # The difference has the PSF of the worse seeing, so its footprints count.
                 masks.STATIC_BRIGHT: self._pixels(SourceLevel.NEAR_BRIGHT, SourceLevel.BRIGHT),
             },
         )
@@ -279,7 +280,7 @@ def pair_sources(science: Sequence[Exposure], template: Sequence[Exposure]) -> P
     Returns
     -------
     sources
-        `PairSources`: a source of one exposure of a stack is one of the stack.
+        `PairSources`: a source of any exposure of a stack counts as the stack's.
     """
 
     def detected(exposure: Exposure) -> Array:
@@ -301,7 +302,7 @@ def few_photons(exposure: Exposure) -> Counts | None:
     Returns
     -------
     counts
-        `photons.counted_photons`; None where its pixels are no counts of few photons.
+        `photons.counted_photons`; None unless its pixels are counts of few photons.
     """
     return counted_photons(exposure.data, _measured_pixels(exposure))
 
@@ -311,7 +312,7 @@ def _measured_pixels(exposure: Exposure) -> Array:
 
 
 def measurable(science: Exposure, template: Exposure) -> tuple[Exposure, Exposure]:
-    """Exposures whose planes can be measured on: the first step of all that is made of a pair.
+    """Exposures whose planes can be measured: the first step of any work on a pair.
 
     Parameters
     ----------
@@ -321,8 +322,9 @@ def measurable(science: Exposure, template: Exposure) -> tuple[Exposure, Exposur
     Returns
     -------
     science, template
-        As by `whitediff.exposures.model.precise`, their variance planes as by
-        `whitediff.noise.own_counts.without_own_noise`; else the same ones.
+        Images in the precision that `whitediff.exposures.model.precise` chooses, variance planes
+        cleaned by `whitediff.noise.own_counts.without_own_noise`; unchanged where neither is
+        needed.
     """
     one, other = in_threads(_without_own_noise, precise(science, template))
     return one, other
@@ -343,7 +345,7 @@ def _without_own_noise(exposure: Exposure) -> Exposure:
 
 
 def variance_factor(exposure: Exposure) -> float:
-    """Measured noise over the variance plane.
+    """Measured noise variance over the variance plane.
 
     Parameters
     ----------
@@ -353,13 +355,14 @@ def variance_factor(exposure: Exposure) -> float:
     Returns
     -------
     factor
-        ``(0.7413 · IQR(image/√variance))²`` over source-free, unmasked pixels, the smooth
-        background subtracted.
+        Measured at frequencies free of sources (`whitediff.noise.structure`).  Where none is known
+        to be free, ``(0.7413 · IQR(image/√variance))²`` over source-free, unmasked pixels, the
+        smooth background subtracted.
 
     Raises
     ------
     DataError
-        If it is not between 0.1 and 10, or there is no such pixel.
+        If the factor is not between 0.1 and 10, or no source-free pixel is usable.
     """
     return measured_variance_factor(exposure, *sources_apart(exposure))
 
@@ -372,7 +375,7 @@ def sources_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[A
     exposure
         Exposure.
     untrusted
-        `avoided_pixels`, if they are at hand.
+        Result of `avoided_pixels`, to save the work.
 
     Returns
     -------
@@ -398,7 +401,7 @@ def levels_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[Ar
     levels
         ``(ny, nx)`` uint8, `whitediff.noise.sources.source_levels`.
     flat
-        As of `sources_apart`.
+        As from `sources_apart`.
     """
     if untrusted is None:
         untrusted = avoided_pixels(exposure)
@@ -414,50 +417,50 @@ def levels_apart(exposure: Exposure, untrusted: Array | None = None) -> tuple[Ar
 
 
 def measured_variance_factor(exposure: Exposure, sources: Array, flat: Array) -> float:
-    """`variance_factor` of an exposure whose sources were told apart.
+    """`variance_factor` of an exposure whose sources are known.
 
     Parameters
     ----------
     exposure
         Exposure.
     sources, flat
-        As of `sources_apart`.
+        Result of `sources_apart`.
 
     Returns
     -------
     factor
-        As of `variance_factor`.
+        As from `variance_factor`.
 
     Raises
     ------
     DataError
-        As by `variance_factor`.
+        As from `variance_factor`.
     """
     return noise_and_structure(exposure, sources, flat)[0]
 
 
 def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tuple[float, float]:
-    """Measured noise over the variance plane, and the scatter of what lies between stars over it.
+    """Measured noise over the variance plane, and scatter of source-free pixels over the noise.
 
     Parameters
     ----------
     exposure
         Exposure.
     sources, flat
-        As of `sources_apart`.
+        Result of `sources_apart`.
 
     Returns
     -------
     factor
-        As of `variance_factor`.
+        As from `variance_factor`.
     structure
-        Variance of source-free pixels over that of the noise; 1 unless emission with structure
+        Variance of source-free pixels over the noise variance; 1 unless emission with structure
         fills the field.
 
     Raises
     ------
     DataError
-        As by `variance_factor`.
+        As from `variance_factor`.
     """
     name = exposure.source or "The exposure"
     # Every n-th row suffices for a quantile.
@@ -479,7 +482,7 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
     factor, structure = scatter, 1.0
     noise = high_frequencies(exposure.data, usable, exposure.variance)
     if noise is None or noise.factor > scatter * (1 + _SURELY + 3 * noise.error):
-        # Noise scatters by itself at least: what is more at high frequencies is light, too.
+        # Scatter includes the noise: more power than that at high frequencies must be light.
         _log.info(
             "%s: no spatial frequency is known to be free of sources, so its noise is measured by"
             " the scatter of its source-free pixels.",
@@ -490,7 +493,7 @@ def noise_and_structure(exposure: Exposure, sources: Array, flat: Array) -> tupl
         if noise.contradicts(scatter):
             structure = scatter / factor
         if scatter > factor * (1 + _SURELY + 3 * noise.error):
-            # What scatters besides is on the sky, so that it does not stay in a difference.
+            # The excess is light on the sky, which both images have: a difference loses it.
             _log.info(
                 "%s: sources, emission or fringes make its source-free pixels scatter %.3g times as"
                 " much as its variance plane tells; the noise, at frequencies free of them, is %.3g"
@@ -521,11 +524,11 @@ _MISREAD = (
     (-0.5, "the inverse of its square root", "weights ({option} weight:FILE[EXTENSION])"),
     (-2.0, "the square of its inverse", "standard deviations ({option} sigma:FILE[EXTENSION])"),
 )
-"""Powers of a variance that fit where the plane was read as something else, and what it is."""
+"""Power of the plane that is the variance, its name, and how to name the plane on reading."""
 
 
 def _what_else(flat: Array, plane: Array) -> str:
-    """What a plane may be that is not the variance of source-free pixels, with the remedy."""
+    """Likely meaning of a plane that is not the variance of source-free pixels, and the remedy."""
     option = "--science-variance or --template-variance"
     with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
         for power, fits, meaning in _MISREAD:
@@ -539,7 +542,7 @@ def _what_else(flat: Array, plane: Array) -> str:
 
 
 def rescaled(exposure: Exposure, factor: float) -> Exposure:
-    """Exposure with its variance plane multiplied.
+    """Exposure with its variance plane multiplied by a factor.
 
     Parameters
     ----------
@@ -551,7 +554,7 @@ def rescaled(exposure: Exposure, factor: float) -> Exposure:
     Returns
     -------
     rescaled
-        Shares everything else.
+        Shares all other planes with the exposure.
     """
     variance = exposure.variance
     if variance.dtype == np.float32 and not fits_single(*(factor * _positive_range(variance))):
@@ -582,12 +585,12 @@ def _positive_range(variance: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputNoise:
-    """What is known of the noise of a pair of exposures before any convolution.
+    """Known noise of a pair of exposures before any convolution.
 
     Attributes
     ----------
     science_variance, template_variance
-        Mean variances, image_unit²; None for the clipped means of the variance planes.
+        Mean variances, image_unit²; None: the clipped means of the variance planes.
     science_covariance, template_covariance
         `NoiseCovariance`, or a function of the pixel coordinates x and y that
         returns one; None for white noise.
@@ -600,7 +603,7 @@ class InputNoise:
 
     @property
     def covariances(self) -> tuple[Noise, Noise]:
-        """Those of science exposure and template."""
+        """Covariances of science exposure and template."""
         return self.science_covariance, self.template_covariance
 
     def with_measured(
@@ -611,7 +614,7 @@ class InputNoise:
         *,
         how: Literal["white", "auto", "measured"],
     ) -> InputNoise:
-        """The same with covariances that are measured, where they are to be.
+        """Input noise with measured covariances, unless the noise is to be white.
 
         Parameters
         ----------
@@ -620,17 +623,17 @@ class InputNoise:
         sources
             ``(ny, nx)`` boolean: pixels with a source in either; None where nothing is measured.
         how
-            As for `measured_noises`; ``white``: they are not measured.
+            As for `measured_noises`; ``white``: nothing is measured.
 
         Returns
         -------
         noise
-            With the covariances that are used.
+            Input noise with the covariances to use.
 
         Raises
         ------
         ArgumentError
-            If covariances are known that would be measured.
+            If covariances are to be measured and are given, too.
         """
         if how == "white":
             return self
@@ -660,14 +663,14 @@ def measured_noises(
     sources
         ``(ny, nx)`` boolean: pixels with a source in either.
     how
-        ``measured``: as it is measured.  ``auto``: that which the exposure knows; else as
-        measured, where that says with significance that the input is not white.
+        ``measured``: the measured covariance.  ``auto``: the covariance that the exposure comes
+        with; else the measured one, if the noise is significantly correlated.
 
     Returns
     -------
     science_noise, template_noise
-        None for an input that is taken as white: it is not significantly correlated, or too
-        few pixels are free of sources (then with a warning).
+        None for an input that is taken as white: with ``auto``, where it is not significantly
+        correlated; with either, where the covariance cannot be measured (then with a warning).
     """
     exposures = {"science image": science, "template": template}
     first, second = noises_by_role(exposures, sources, how=how)
@@ -682,14 +685,14 @@ def noises_by_role(
     Parameters
     ----------
     exposures
-        What messages call each, and the exposure.
+        Exposures under the names that messages call them by.
     sources, how
         As for `measured_noises`.
 
     Returns
     -------
     noises
-        In their order, as by `measured_noises`.
+        As from `measured_noises`, in the order of the exposures.
     """
 
     def noise_of(exposure: Exposure) -> NoiseCovariance | DataError | None:
@@ -713,7 +716,7 @@ def noises_by_role(
             continue
         if not noise.is_white:
             _log.log(
-                # What makes no difference is taken into account without a word.
+                # A correlation too small to matter is used, but not reported.
                 logging.INFO if noise.matters else logging.DEBUG,
                 "%s: its noise is correlated (%.1f sigma over all distances): %s.",
                 name,
@@ -726,16 +729,16 @@ def noises_by_role(
 
 @dataclasses.dataclass(frozen=True)
 class SquareSums:
-    """Sums of squares of 8 × 8 pixels of a difference over their errors.
+    """Sums of a difference over blocks of 8 × 8 pixels, in units of their errors.
 
     Attributes
     ----------
     values
-        ``(n, m)``; NaN where too little of a square is free of sources and known.
+        ``(n, m)``; NaN unless more than three quarters of a block is known and free of sources.
     variances
-        ``(n, m)``: mean squares of the same pixels over their errors; NaN as above.
+        ``(n, m)``: mean of the squared pixels over their variances; NaN as above.
     step
-        Of how many rows of squares one is taken.
+        Rows of blocks from one row that was summed to the next.
     origin
         Row and column of the first pixel.
     """
@@ -747,17 +750,17 @@ class SquareSums:
 
     @functools.cached_property
     def known(self) -> Array:
-        """``(n, m)`` boolean: squares with a sum."""
+        """``(n, m)`` boolean: blocks with a sum."""
         return np.isfinite(self.values)
 
     @functools.cached_property
     def departures(self) -> Array:
-        """``(n, m)``: the sums less their median."""
+        """``(n, m)``: sums less their median."""
         result: Array = self.values - np.median(self.values[self.known])
         return result
 
     def place(self, rows: slice, columns: slice) -> str:
-        """Where some squares, with a first and a last one, lie in the frame, in words."""
+        """Rows and columns of the frame that a range of blocks covers, in words."""
         y0, x0 = self.origin
         first = y0 + _SQUARE * self.step * rows.start, x0 + _SQUARE * columns.start
         last = (
@@ -768,7 +771,7 @@ class SquareSums:
 
 
 def square_sums(difference: Exposure) -> SquareSums | None:
-    """Sum squares of pixels of a difference.
+    """Sum a difference over blocks of 8 × 8 pixels.
 
     Parameters
     ----------
@@ -778,7 +781,7 @@ def square_sums(difference: Exposure) -> SquareSums | None:
     Returns
     -------
     sums
-        None for scores, whose noise is correlated, and where there are fewer than 200.
+        None for scores, whose noise is correlated, and where fewer than 200 blocks have a sum.
     """
     if difference.is_score:
         return None
@@ -805,22 +808,22 @@ def square_sums(difference: Exposure) -> SquareSums | None:
 
 
 def structure_on_larger_scales(sums: SquareSums) -> str:
-    """What a difference holds besides the noise of its pixels.
+    """Describe fringes, steps or sky that a difference holds besides the noise of its pixels.
 
     Parameters
     ----------
     sums
-        `square_sums` of it.
+        `square_sums` of the difference.
 
     Returns
     -------
     text
-        A sentence's part; empty where there is nothing.
+        Part of a sentence; empty where there is no such structure.
 
     Notes
     -----
-    White noise gives them a variance of 1.  Those beyond 5 errors count as 5: of sources that no
-    mask tells of.
+    White noise gives the sums a variance of 1.  Sums beyond 5 errors count as 5: they may hold
+    unmasked sources.
     """
     ratio = float(np.mean(np.minimum(sums.departures[sums.known] ** 2, 25.0)))
     if ratio <= _MOST_STRUCTURE:
@@ -832,22 +835,22 @@ def structure_on_larger_scales(sums: SquareSums) -> str:
 
 
 def regions_of_one_image(sums: SquareSums) -> str:
-    """Where a difference holds much light, or lack of it, that is no source.
+    """Describe regions where a difference has far too much or too little light for noise.
 
     Parameters
     ----------
     sums
-        `square_sums` of it.
+        `square_sums` of the difference.
 
     Returns
     -------
     text
-        A sentence's part; empty where there is nothing.
+        Part of a sentence; empty where there is no such region.
 
     Notes
     -----
-    Regions of at least 12 adjacent squares whose sums are beyond 10 errors: what was vignetted in
-    one image alone, ghosts, covered parts.
+    Regions have at least 12 adjacent blocks whose sums are beyond 10 errors: parts that are
+    vignetted or covered in one image alone, ghosts.
     """
     beyond = sums.known & (np.abs(sums.departures) > _REGION_ERRORS)
     groups, _ = scipy.ndimage.label(beyond, np.ones((3, 3)))
@@ -866,22 +869,23 @@ def regions_of_one_image(sums: SquareSums) -> str:
 
 
 def uneven_noise(sums: SquareSums) -> str:
-    """Where the noise of a difference is not what its variance plane says.
+    """Describe where the noise of a difference departs from its variance plane.
 
     Parameters
     ----------
     sums
-        `square_sums` of it.
+        `square_sums` of the difference.
 
     Returns
     -------
     text
-        A sentence's part; empty where there is nothing.
+        Part of a sentence; empty where the noise follows the plane.
 
     Notes
     -----
-    Of 16 parts of the frame, those with 40 squares or more; squares of three times the variance
-    hold a source.  What a part differs by counts from a fifth and 5 errors on.
+    The frame is cut into 16 parts, and parts with at least 40 blocks count.  Blocks with three
+    times the variance or more hold a source and are left out.  A part departs by more than a
+    fifth and more than 5 errors, and the noisiest has a fifth more than the quietest.
     """
     parts = (
         [slice(each[0], each[-1] + 1) for each in np.array_split(np.arange(n), min(n, _PARTS))]
@@ -898,7 +902,7 @@ def uneven_noise(sums: SquareSums) -> str:
         return ""
     is_far = any(abs(value - 1) > max(_UNEVEN, _SURE_ERRORS * error) for value, error, _ in found)
     least, most = min(found, key=lambda part: part[0]), max(found, key=lambda part: part[0])
-    # What all parts have in common is told by the significances.
+    # An error that all parts share is reported with the width of the significances.
     if not is_far or most[0] < (1 + _UNEVEN) * least[0]:
         return ""
     ends = ", ".join(
@@ -928,7 +932,7 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
     image, variance = exposure.data, exposure.variance
     untrusted = untrusted_pixels(exposure)
     told = high_frequencies(image, ~(untrusted | masks.flagged(exposure.mask, _IGNORED)), variance)
-    # Strips of a large frame determine the covariance as well as all of it.
+    # Strips of a large frame determine the covariance as well as the whole frame.
     flat, plane, use, wrong = [], [], [], []
     for rows in _strips(image.shape):
         good = masks.flagged(exposure.mask, _IGNORED, rows=rows)
@@ -940,14 +944,14 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
         use.append(good)
         wrong.append(untrusted[rows])
         for pile in (flat, plane, use):
-            # Between them nothing counts, so that no pair of pixels reaches across.
+            # Rows of bad pixels between strips, so that no pair of pixels reaches across.
             pile.append(np.zeros((_GAP, image.shape[1]), pile[-1].dtype))
         wrong.append(np.ones((_GAP, image.shape[1]), dtype=bool))
     pixels, noise, free = (np.concatenate(pile) for pile in (flat, plane, use))
     if told is not None and free.any():
         scatter = robust_sigma(pixels[free] / np.sqrt(noise[free])) ** 2
         if scatter > told.factor * (1 + _CROWDED + 2 * told.error):
-            # Light between the sources is correlated, too.
+            # Light between the sources is correlated, and would count as correlated noise.
             return _of_frequencies(told)
     try:
         found = measured_covariance(
@@ -964,13 +968,13 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
             " background?"
         )
     if told is not None and told.is_white and told.improvement(found.spectrum) < _CONFIRMED:
-        # What is not white within the band of sources alone are sources, or what a sky leaves.
+        # Correlation within the band of sources alone is due to sources or remains of the sky.
         return white_covariance()
     return found
 
 
 def _of_frequencies(told: HighFrequencies) -> NoiseCovariance:
-    """Covariance of noise that frequencies free of sources tell."""
+    """Covariance of the noise as measured at frequencies free of sources."""
     if told.axes is None:
         return white_covariance()
     along_y, along_x = told.axes
@@ -984,7 +988,7 @@ def _of_frequencies(told: HighFrequencies) -> NoiseCovariance:
 
 
 def _width(exposure: Exposure, flat: Array, variance: Array, untrusted: Array) -> float | None:
-    """Width of the PSF, pixels: that of an exposure without one from its stars."""
+    """Gaussian width of the PSF, pixels; measured on stars where the exposure has no PSF."""
     if exposure.psf is not None:
         return FWHM_TO_SIGMA * fwhm_of_psf(exposure.psf)
     try:
@@ -993,12 +997,12 @@ def _width(exposure: Exposure, flat: Array, variance: Array, untrusted: Array) -
         )
         return choose_candidates(sources, clear=8, isolation=16).science_sigma
     except TooFewSourcesError:
-        # Then there are few faint ones, too.
+        # Where there are few bright sources, there are few faint ones.
         return None
 
 
 def _strips(shape: tuple[int, ...]) -> list[slice]:
-    """Strips of rows, evenly spread over a frame, with enough pixels."""
+    """Strips of rows, evenly spread over a frame, that together have enough pixels."""
     ny, nx = shape
     rows = min(max(_STRIP // nx, _STRIP_ROWS[0]), _STRIP_ROWS[1])
     n = math.ceil(_ENOUGH_PIXELS / (rows * nx))

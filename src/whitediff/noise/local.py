@@ -1,4 +1,4 @@
-"""Noise that differs from one part of an image to another, where nothing tells of it."""
+"""Noise that differs from one part of an image to another, measured on the image alone."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ type Array = npt.NDArray[Any]
 
 _CELL = 32
 _LEAST_FREE = 0.2
-"""Of a cell's pixels, of which its scatter can be told."""
+"""Share of a cell's pixels from which its scatter can be measured."""
 _FEWEST_CELLS = 16
 _VARIES = 1.5
-"""Ratio of the variances of the noisiest and the quietest fiftieth of the cells, from which the
-noise is not the same everywhere: those of white noise differ by a fifth."""
+"""Ratio of the variances of the noisiest and the quietest fiftieth of the cells, from which noise
+differs over the image: in white noise they differ by a fifth."""
 
 
 def relative_variance(image: Array, free: Array, usable: Array) -> Array | None:
-    """Variance of pixels, relative to the usual one, where it differs by more than a half.
+    """Variance of pixels, relative to the usual one, where it differs by more than half.
 
     Parameters
     ----------
@@ -33,20 +33,20 @@ def relative_variance(image: Array, free: Array, usable: Array) -> Array | None:
     free
         ``(ny, nx)`` boolean: source-free pixels to measure on.
     usable
-        ``(ny, nx)`` boolean: pixels that hold a measurement.  Those of cells without a free part
-        are measured, too: where the noise is largest, it is taken for sources.
+        ``(ny, nx)`` boolean: pixels that hold a measurement.  They are used in cells with too few
+        free pixels: the largest noise is taken for sources.
 
     Returns
     -------
     relative
         ``(ny, nx)`` float32, of median 1 over the cells; None where the noise is much the same
-        everywhere, or nothing tells.
+        everywhere, or too few cells can be measured.
 
     Notes
     -----
-    In cells of 32 pixels the scatter of (a − b − c + d)/2 over squares of 2 × 2 pixels, in which
-    sources and backgrounds cancel; of each cell and those around it the median, which keeps
-    the edges between depths; linear between the cells' middles.
+    In cells of 32 pixels, the scatter of (a − b − c + d)/2 over 2 × 2 pixels is measured: sources
+    and backgrounds cancel in it.  The median over each cell and its neighbours keeps the edges
+    between depths.  Between the cells' middles the variance is linear.
     """
     ny, nx = image.shape
     rows, columns = (max(1, round(n / _CELL)) for n in (ny, nx))
@@ -66,7 +66,7 @@ def relative_variance(image: Array, free: Array, usable: Array) -> Array | None:
     known = scatter > 0
     if known.sum() < max(_FEWEST_CELLS, rows * columns // 4):
         return None
-    # What is not known is as its neighbours are.
+    # A cell that cannot be measured takes the value of the nearest one.
     nearest = scipy.ndimage.distance_transform_edt(
         ~known, return_distances=False, return_indices=True
     )

@@ -1,4 +1,4 @@
-"""Variance planes made of the pixels' own counts, which follow the noise that they are to tell."""
+"""Variance planes made from the pixels' own counts, which follow the noise they should predict."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ __all__ = ["slope_of_own_noise", "without_own_noise"]
 type Array = npt.NDArray[Any]
 
 _LEAST_SHARE = 0.1
-"""Standard deviation of a plane by its own pixels' noise, over the plane: that of 100 electrons.
-Squared significances are 1.6 times its square too large."""
+"""Scatter of a plane due to its pixels' own noise, relative, from which it does harm: it is that
+of 100 electrons.  Squared significances are too large by 1.6 times its square."""
 _NOISE_CLIP = 4.0
-"""Standard deviations of a difference of neighbours, beyond which it is a source's."""
+"""Standard deviations beyond which a difference of neighbours is due to a source."""
 _FEWEST = 1000
-"""Pairs of neighbours."""
+"""Least number of pairs of neighbours."""
 _TOLD = 10.0
-"""Errors of the slope."""
+"""Errors from which the slope is significant."""
 _EXPLAINED = 0.5
-"""Of the scatter of a plane's differences, what its own pixels' noise makes."""
+"""Share of the variance of a plane's differences that its own pixels' noise must explain."""
 _SCALES = (6.0, 3.0, 1.5, 0.75)
 """Sigmas of Gaussians, pixels; the widest shows the sky."""
 _SEEN, _SEEN_IN_PIXEL = 4.0, 5.0
-"""Standard deviations from which light is what a narrower Gaussian, or the pixel, shows."""
+"""Standard deviations from which the light of a narrower Gaussian, or of the pixel, counts."""
 _LEAST = 0.25
-"""Of the smoothed plane: as small as a variance can become."""
+"""Smallest variance of a cleaned pixel, as a share of the smoothed plane."""
 
 
 def slope_of_own_noise(image: Array, variance: Array, usable: Array) -> float:
-    """How a variance plane follows the noise of the pixels whose variance it is.
+    """Slope with which a variance plane follows the noise of its own pixels.
 
     Parameters
     ----------
@@ -50,8 +50,8 @@ def slope_of_own_noise(image: Array, variance: Array, usable: Array) -> float:
     Returns
     -------
     slope
-        Image units of variance per image unit, 1/gain for a plane of the pixels' own counts; 0
-        where the plane does not follow the noise, or by so little that it does no harm.
+        Variance per image unit, image_unit; 1/gain for a plane of the pixels' own counts.  0 where
+        the plane does not follow the noise, or by too little to do harm.
     """
     rows = slice(None, None, max(1, image.size // ENOUGH_PIXELS))
     left, right = np.s_[rows, :-1], np.s_[rows, 1:]
@@ -73,13 +73,13 @@ def slope_of_own_noise(image: Array, variance: Array, usable: Array) -> float:
     rest = of_plane - slope * of_image
     error = math.sqrt(float(rest @ rest) / len(rest) / square)
     harms = slope * scatter / math.sqrt(2) > _LEAST_SHARE * level
-    # A plane of means of a few pixels has noise that its own does not explain.
+    # A plane smoothed over a few pixels has noise that the pixel's own does not explain.
     is_own = slope**2 * square > _EXPLAINED * float(of_plane @ of_plane)
     return slope if harms and is_own and slope > _TOLD * error else 0.0
 
 
 def without_own_noise(image: Array, variance: Array, usable: Array) -> Array | None:
-    """Variance plane without what it has of the noise of its own pixels.
+    """Variance plane without the noise of its own pixels.
 
     Parameters
     ----------
@@ -89,19 +89,18 @@ def without_own_noise(image: Array, variance: Array, usable: Array) -> Array | N
     Returns
     -------
     variance
-        ``V − slope·(I − light)``, the light as wide Gaussians show it, or narrower ones where it
-        stands out in these, or the pixel; None where the plane does not follow the noise.
+        ``V − slope·(I − light)``.  The light comes from a wide Gaussian, or from a narrower one or
+        the pixel where it stands out there.  None where the plane does not follow the noise.
 
     Notes
     -----
-    A pixel that happens to have few counts has a small variance then, and both its significance
-    and its weight are too large: squared significances are 1.35 in the mean for a sky of 6
-    electrons.
+    In such a plane, a pixel with few counts by chance has a small variance, so its significance
+    and weight are too large: for a sky of 6 electrons, the mean squared significance is 1.35.
     """
     slope = slope_of_own_noise(image, variance, usable)
     if not slope:
         return None
-    # In units of the noise, which single precision holds.
+    # In units of the noise, since an image's own may leave the range of single precision.
     level, usual = float(np.median(image[usable])), float(np.median(variance[usable]))
     unit = math.sqrt(usual)
     light_seen = np.where(usable, (image - level) / unit, 0).astype(np.float32)
@@ -109,10 +108,11 @@ def without_own_noise(image: Array, variance: Array, usable: Array) -> Array | N
     light, noise, _ = _around(light_seen, known, usable, _SCALES[0])
     for wide, narrow in itertools.pairwise(_SCALES):
         seen, their_noise, share = _around(light_seen, known, usable, narrow)
-        # Of the difference of two Gaussians' means of white noise.
+        # Variance of the difference between two Gaussians' means of white noise.
         part = (1 / narrow**2 + 1 / wide**2 - 4 / (narrow**2 + wide**2)) / (4 * math.pi)
         stands_out = (seen - light) ** 2 > _SEEN**2 * part * their_noise
-        # Twice smoothed, light is as much wider again: without that a star's core leaks.
+        # Smoothing widens light, and a star's core would count as noise: smoothing twice tells
+        # by how much.
         sharp = 2 * seen - _smoothed(np.where(usable, seen, 0), narrow) / share
         light = np.where(stands_out, sharp, light)
         noise = np.where(stands_out, their_noise, noise)
@@ -126,7 +126,7 @@ def without_own_noise(image: Array, variance: Array, usable: Array) -> Array | N
 def _around(
     image: Array, variance: Array, usable: Array, sigma: float
 ) -> tuple[Array, Array, Array]:
-    """Means of usable pixels under a Gaussian, and the share of it that is usable."""
+    """Means of both planes' usable pixels under a Gaussian, and its share of usable pixels."""
     share = np.maximum(_smoothed(usable.astype(np.float32), sigma), np.finfo(np.float32).tiny)
     return _smoothed(image, sigma) / share, _smoothed(variance, sigma) / share, share
 

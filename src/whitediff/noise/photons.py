@@ -1,4 +1,4 @@
-"""How many electrons a unit of an image stands for: photon noise tells, headers may err."""
+"""Electrons per unit of an image: headers may err, and photon noise tells."""
 
 from __future__ import annotations
 
@@ -29,46 +29,47 @@ type Array = npt.NDArray[Any]
 
 _BLOCK, _STEP = 32, 16
 _BAND = 2.8
-"""Radians per pixel from which nothing of a PSF wider than some 3 pixels is left."""
+"""Radians per pixel beyond which a PSF wider than some 3 pixels has no power left."""
 _CHECK_BAND = 2.5
 _MOST_BLOCKS = 3000
 _LEAST_BLOCKS = 20
 _LEAST_RISE = 0.5
-"""Least rise of the noise over its level without sources that tells a gain."""
+"""Least rise of the noise, over its level without sources, from which a gain can be measured."""
 _PEAK_SIGMA = 20.0
 _LEAST_PEAKS, _MOST_PEAKS = 3, 40
 _LEAST_SHARE = 0.76
-"""Mean of a peak's four neighbours over its own height: that of a Gaussian of 3.1 pixels."""
+"""Mean of a peak's four neighbours over its own height, as in a Gaussian of 3.1 pixels."""
 _LEAST_BRIGHT = 8
 _MOST_STEEPENING = 1.6
 _ROUNDS, _CLIP = 8, 4.0
 _FITTING = (0.8, 1.25)
-"""Predicted over measured variance of the background within which they agree."""
+"""Predicted over measured variance of the background: they agree within these limits."""
 _LEAST_PHOTONS, _CLOSE = 0.5, 0.05
-"""Share of the level's photons in the noise that tells; else how near the read noise must come."""
+"""Share of the background's photons in the variance from which an agreement is no chance; below
+it, relative difference within which a prediction must agree."""
 _NEARER = 2.0
-"""Errors by which another gain must be nearer to the measured one than the header's."""
+"""Errors by which another gain must be nearer to the measured one than the header's gain is."""
 _FEWEST_COUNTED, _MANY_COUNTED = 0.4, 10.0
 """Photons per pixel below which a Gaussian noise model fails, and from which it holds."""
 _COUNTED = (0.8, 1.25)
-"""Mean over the variance of counts of photons; a detector's read noise adds more than that."""
+"""Mean over variance of photon counts; a detector's read noise would lead out of these limits."""
 _COUNTING_BLOCK, _MOST_COUNTED, _ENOUGH_COUNTED, _ROUNDING = 16, 4000, 20_000, 1e-4
 _PRECISE, _KNOWN = 0.15, 0.3
-"""Relative errors up to which a measured gain is used, and decides between others."""
+"""Relative errors below which a measured gain is used itself, and decides between others."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PhotonScale:
-    """What a unit of an image might stand for.
+    """A possible meaning of an image's unit.
 
     Attributes
     ----------
     gain
         Electrons per image unit; positive.
     read_noise
-        Electrons per pixel, for all that the pixel is made of; not negative.
+        Electrons per pixel, of all exposures in the pixel together; not negative.
     meaning
-        In words, such as "counts".
+        Name of the unit, such as "counts".
     """
 
     gain: float
@@ -81,41 +82,41 @@ class PhotonScale:
         Parameters
         ----------
         level
-            Of the background, image unit; none where it is negative.
+            Level of the background, image unit; a negative one has no photons.
 
         Returns
         -------
         variance
-            Image_unit².
+            Variance of a pixel, image_unit².
         """
         return max(level, 0.0) / self.gain + (self.read_noise / self.gain) ** 2
 
     def predicts(self, *, level: float, measured: float) -> bool:
-        """Whether the predicted variance of the background is the measured one.
+        """Whether the predicted variance of the background agrees with the measured one.
 
         Parameters
         ----------
         level, measured
-            Of the background, image unit and image_unit².
+            Level and variance of the background, image unit and image_unit².
 
         Returns
         -------
         fits
-            Within a quarter.
+            They agree within a quarter.
         """
         return _FITTING[0] < self.variance(level) / measured < _FITTING[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """Gain as the image itself has it.
+    """Gain measured on the image itself.
 
     Attributes
     ----------
     gain
         Electrons per image unit.
     error
-        Relative.
+        Relative error of the gain.
     """
 
     gain: float
@@ -129,18 +130,18 @@ class Transfer:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What the unit of an image is taken for.
+    """Chosen meaning of an image's unit.
 
     Attributes
     ----------
     scale
-        None where nothing fits.
+        The chosen scale; None where no scale fits.
     models_background
         Whether the scale predicts the background's noise, too.
     is_expected
-        Whether it is the one that the header tells.
+        Whether it is the header's scale.
     reason
-        Why, in words.
+        Reason for the choice, in words.
     """
 
     scale: PhotonScale | None
@@ -151,7 +152,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What an image that counts few photons has of them between its sources.
+    """Photons between the sources of an image that counts few of them.
 
     Attributes
     ----------
@@ -166,7 +167,7 @@ class Counts:
 
     @property
     def problem(self) -> str:
-        """Why they cannot be subtracted, with the remedy, for behind a name; else empty."""
+        """Why such an image cannot be subtracted, with the remedy, to follow its name; or ""."""
         counts = f"counts {self.mean:.2g} photons per pixel between its sources"
         if self.mean < _FEWEST_COUNTED:
             side = math.ceil(math.sqrt(1 / self.mean))
@@ -185,23 +186,23 @@ class Counts:
 def scatter_of(
     values: Array, counts: Counts | None, *, step: float | None, errors: Array | None = None
 ) -> float:
-    """Variance of source-free pixels, of many photons or few.
+    """Variance of source-free pixels, whether they hold many photons or few.
 
     Parameters
     ----------
     values
-        ``(n,)`` without their background.
+        ``(n,)`` pixels less their background.
     counts
-        As of `counted_photons`: quartiles say little of a few photons.
+        Result of `counted_photons`: quartiles say little about a few photons.
     step
-        To whose multiples they were rounded, before the background was taken off.
+        Step to whose multiples pixels were rounded before the background was subtracted.
     errors
-        ``(n,)`` positive: what the values are to be divided by; None for 1.
+        ``(n,)`` positive: divisors of the values; None for 1.
 
     Returns
     -------
     variance
-        From the inter-quartile range, or of counts the clipped one.
+        Variance from the inter-quartile range; for counts, the clipped variance.
     """
     steps: Array | float | None = step
     if errors is not None:
@@ -224,14 +225,15 @@ def counted_photons(image: Array, usable: Array) -> Counts | None:
     Returns
     -------
     counts
-        None unless pixels are multiples of some unit, but for a sky that was taken off, with fewer
-        than 10 of it in a usual pixel, and a variance of as many, which read noise would add to.
+        None unless pixels are multiples of a unit (a constant sky may have been subtracted), a
+        usual pixel has fewer than 10 units, and the variance is Poisson's within a quarter: read
+        noise would add to it.
     """
     sample = every_nth(image, usable, _ENOUGH_COUNTED).astype(np.float64)
     if not sample.size or not (sample > 0).any():
         return None
     strips, known = (_strips(plane) for plane in (image, usable))
-    # Some pixel has no photon, where a usual one has few; without a sky taken off it has 0.
+    # Where a usual pixel has few photons, some pixel has none: its value is the subtracted sky.
     lowest = min(float(sample.min()), float(strips.min(where=known, initial=0.0)))
     sample -= lowest
     unit = 1.0 if (sample == np.rint(sample)).all() else float(sample[sample > 0].min())
@@ -256,7 +258,7 @@ def counted_photons(image: Array, usable: Array) -> Counts | None:
 
 
 def _strips(plane: Array) -> Array:
-    """Blocks of enough rows, evenly spread: ``(n, side, m, side)``."""
+    """Blocks from evenly spread rows of blocks, enough to measure on: ``(n, side, m, side)``."""
     side = _COUNTING_BLOCK
     ny, nx = (n // side for n in plane.shape)
     step = max(1, ny * nx // _MOST_COUNTED)
@@ -268,7 +270,7 @@ def _are_multiples(values: Array, unit: float) -> bool:
     with np.errstate(over="ignore", invalid="ignore"):
         numbers = values / unit
         off = np.abs(numbers - np.rint(numbers))
-    # Overflows are no numbers.
+    # Overflows leave NaN, which fails the comparison.
     return bool((off <= _ROUNDING * np.maximum(numbers, 1)).all())
 
 
@@ -279,7 +281,7 @@ def _is_poissonian(mean: float, variance: float) -> bool:
 def photon_transfer(
     image: Array, background: Array, usable: Array, *, variance: float
 ) -> Transfer | None:
-    """Gain of an image, from how its noise rises with its level.
+    """Gain of an image, from the rise of its noise with its level.
 
     Parameters
     ----------
@@ -290,7 +292,7 @@ def photon_transfer(
     usable
         ``(ny, nx)`` boolean.
     variance
-        Of the background's pixels, image_unit².
+        Variance of the background's pixels, image_unit².
 
     Returns
     -------
@@ -299,9 +301,10 @@ def photon_transfer(
 
     Notes
     -----
-    Blocks of 32 pixels under a Hann window w: outside of the PSF's band the power over Σ w² is the
-    mean variance, weighted with w², as the level is.  Sharp sources show in that two bands differ.
-    An offset of the level and a correlation of the noise have no effect.
+    Pixels are taken in blocks of 32 under a Hann window w.  Outside the PSF's band, the power over
+    Σ w² is the mean variance, weighted with w²; the level is weighted likewise.  Sharp sources
+    show as a difference between two bands.  An offset of the level and a correlation of the noise
+    have no effect.
     """
     if _is_sharp(image, background, usable, math.sqrt(variance)):
         return None
@@ -318,7 +321,7 @@ def photon_transfer(
 
 
 def _is_sharp(image: Array, background: Array, usable: Array, sigma: float) -> bool:
-    """Whether stars are too sharp for a band without them, or there are none to judge by."""
+    """Whether stars are so sharp that no band is free of them, or too few to judge by."""
     inner = image[1:-1, 1:-1]
     sides = [image[1:-1, :-2], image[1:-1, 2:], image[:-2, 1:-1], image[2:, 1:-1]]
     with np.errstate(invalid="ignore"):
@@ -337,7 +340,7 @@ def _is_sharp(image: Array, background: Array, usable: Array, sigma: float) -> b
 
 
 def _blocks(image: Array, background: Array, usable: Array) -> tuple[Array, tuple[Array, Array]]:
-    """Mean levels above the background of blocks, and their power in two bands."""
+    """Mean levels of blocks above the background, and their power in two bands."""
     ny, nx = image.shape
     corners = [
         (y, x)
@@ -352,7 +355,7 @@ def _blocks(image: Array, background: Array, usable: Array) -> tuple[Array, tupl
     radius = np.hypot(ky[:, None], kx)
     bands = (radius >= _BAND, (radius >= _CHECK_BAND) & (radius < _BAND))
     if len(corners) > _MOST_BLOCKS:
-        # Those with the most light tell most; the others tell the level without any.
+        # Blocks with the most light determine the rise; the others, the noise without light.
         light = np.array([_light(image, background, y, x) for y, x in corners])
         order = np.argsort(light)
         half = _MOST_BLOCKS // 2
@@ -376,7 +379,7 @@ def _light(image: Array, background: Array, y: int, x: int) -> float:
 
 
 def _slope(levels: Array, powers: Array) -> tuple[float, float] | None:
-    """Rise of the power, relative to that without light, per unit of the level, and its error."""
+    """Rise of the power per unit of the level, relative to the power without light; its error."""
     dark = levels <= np.quantile(levels, 0.5)
     floor = float(np.median(powers[dark]))
     bright = levels >= np.quantile(levels, 0.9)
@@ -398,9 +401,9 @@ def _slope(levels: Array, powers: Array) -> tuple[float, float] | None:
         intercept, rise = np.linalg.solve(normal, matrix.T @ (powers[kept] / floor / model[kept]))
     if not intercept > 0:
         return None
-    # Blocks overlap: a quarter of them, some more for the window, are independent.
     if _rises_faster(levels, powers / floor - intercept, rise):
         return None
+    # Blocks overlap by half: a third of them, thanks to the window, count as independent.
     error = float(np.sqrt(np.linalg.inv(normal)[1, 1])) * scatter * math.sqrt(3)
     if rise * np.quantile(levels[kept], 0.98) < _LEAST_RISE * intercept:
         return None
@@ -408,7 +411,7 @@ def _slope(levels: Array, powers: Array) -> tuple[float, float] | None:
 
 
 def _rises_faster(levels: Array, powers: Array, rise: float) -> bool:
-    """Whether power rises faster than light: that of sharp sources does, with the square."""
+    """Whether power rises faster than light: the power of sharp sources rises as its square."""
     telling = levels * rise > _LEAST_RISE
     if telling.sum() < _LEAST_BRIGHT:
         return True
@@ -425,24 +428,24 @@ def chosen_scale(
     measured: float,
     transfer: Transfer | None,
 ) -> Choice:
-    """Choose what the unit of an image stands for.
+    """Choose the meaning of an image's unit.
 
     Parameters
     ----------
     expected
-        What the header tells.
+        Scale from the header.
     alternatives
-        What else it may be, the likeliest first.
+        Other possible scales, the likeliest first.
     level, measured
-        Of the background: image unit, and its variance, image_unit².
+        Level of the background, image unit, and its variance, image_unit².
     transfer
-        Gain as the image has it, where that is known.
+        Gain measured on the image, if any.
 
     Returns
     -------
     choice
         The expected scale where it predicts the background's noise, or where nothing contradicts
-        it; else one that the noise speaks for; else the measured one, where it is precise; else
+        it.  Else a scale that the noise supports; else the measured one, where it is precise; else
         none.
     """
     scales = [*([] if expected is None else [expected]), *alternatives]
@@ -463,7 +466,7 @@ def chosen_scale(
         ):
             return Choice(expected, False, True, _transfer_text(transfer))
         if near:
-            # The first of those that are as near as the error allows.
+            # All within 1.5 errors are equally near: the likeliest, which comes first, wins.
             best = min(telling or near, key=lambda s: max(_distance(s.gain, transfer), 1.5))
             return Choice(best, bool(telling), False, _transfer_text(transfer))
         if transfer.error < _PRECISE:
@@ -482,21 +485,21 @@ def chosen_scale(
 def why_contradicted(
     scale: PhotonScale, *, level: float, measured: float, transfer: Transfer | None
 ) -> str:
-    """What was likely done to an image whose background does not have the predicted noise.
+    """Likely reason why an image's background does not have the predicted noise.
 
     Parameters
     ----------
     scale
-        Whose prediction it is.
+        Scale that predicts the noise.
     level, measured
-        Of the background: image unit, and its variance, image_unit².
+        Level of the background, image unit, and its variance, image_unit².
     transfer
-        Gain as the image has it, where that is known.
+        Gain measured on the image, if any.
 
     Returns
     -------
     reason
-        In words; all that are possible.
+        All possible reasons, in words.
     """
     more = scale.variance(level) > measured
     sky = "a level was added to the image" if more else "the sky was subtracted"
@@ -510,7 +513,7 @@ def why_contradicted(
 
 
 def _tells(scale: PhotonScale, level: float, measured: float, *, others_excluded: bool) -> bool:
-    """Whether a predicted noise that is the measured one is no chance."""
+    """Whether a scale predicts the measured noise, and not by chance."""
     if not scale.predicts(level=level, measured=measured):
         return False
     if level / scale.gain > _LEAST_PHOTONS * measured:

@@ -1,4 +1,4 @@
-"""Whether the significances of a difference or score mean what they say."""
+"""Check that the significances of a difference or score scatter by 1 where there is no source."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _SPOILED = (*masks.AVOIDED_MASK_PLANES, masks.SOURCE, "EDGE", masks.CONTAMINATED
 _STRIP_ROWS = 256
 _ENOUGH_PIXELS = 1_500_000
 _REACH = 1.5
-"""Full widths at half maximum as far as a point source stands out of a filtered image."""
+"""Reach of a point source in a filtered image, full widths at half maximum of the PSF."""
 
 
 def free_of_sources(exposure: Exposure, rows: slice = slice(None)) -> Array:
-    """Pixels that nothing but noise is expected on.
+    """Pixels that are expected to hold noise alone.
 
     Parameters
     ----------
     exposure
         Difference or score, its sources marked.
     rows
-        Rows to look at.
+        Rows of the exposure.
 
     Returns
     -------
@@ -55,16 +55,16 @@ def width_of(
     Parameters
     ----------
     significance, free
-        As there.
+        As for `whitediff.noise.widths.significance_width`.
     psf
-        ``(py, px)`` PSF of the difference; of a score what a point source looks like on it.
+        ``(py, px)`` PSF of the difference; for a score, the image of a point source on it.
     score
-        It is a score, which is filtered already.
+        Whether the image is a score, which is filtered already.
 
     Returns
     -------
     width
-        None where that cannot be told.
+        None where too few pixels are free of sources.
     """
     response = psf / psf.max() if score else self_response(core(psf))
     return significance_width(
@@ -76,7 +76,7 @@ def width_of(
 
 
 def measured_width(exposure: Exposure) -> SignificanceWidth | None:
-    """Measure whether the significances of a difference or score mean what they say.
+    """Measure how wide the significances of a difference or score scatter between the sources.
 
     Parameters
     ----------
@@ -86,8 +86,8 @@ def measured_width(exposure: Exposure) -> SignificanceWidth | None:
     Returns
     -------
     width
-        On strips of at least 1.5 million pixels of a large frame; None where there is no PSF, or
-        too few pixels are free of sources.
+        Measured on strips of at least 1.5 million pixels of a large frame.  None where there is no
+        PSF, a difference is smaller than its PSF, or too few pixels are free of sources.
     """
     if exposure.psf is None:
         return None
@@ -113,7 +113,7 @@ def measured_width(exposure: Exposure) -> SignificanceWidth | None:
 
 
 def warn_of_significances(exposure: Exposure) -> SignificanceWidth | None:
-    """`measured_width`, with a warning where significances do not mean what they say.
+    """`measured_width`, with a warning where significances cannot be taken at face value.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def warn_of_significances(exposure: Exposure) -> SignificanceWidth | None:
     Returns
     -------
     width
-        As of `measured_width`.
+        As from `measured_width`.
     """
     width = measured_width(exposure)
     sums = square_sums(exposure)
@@ -155,7 +155,7 @@ def warn_of_significances(exposure: Exposure) -> SignificanceWidth | None:
 
 
 def _strips(ny: int, nx: int) -> list[slice]:
-    """Strips of rows, evenly spread over a frame, with enough pixels."""
+    """Strips of rows, evenly spread over a frame, that together have enough pixels."""
     number = math.ceil(_ENOUGH_PIXELS / (_STRIP_ROWS * nx))
     if number * _STRIP_ROWS >= ny:
         return [slice(0, ny)]

@@ -1,4 +1,4 @@
-"""Significance of point sources in a filtered image, with and without a PSF that varies."""
+"""Significance of point sources in a filtered image, with a constant or a varying PSF."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ type Array = npt.NDArray[Any]
 _TILE = 512
 _SMALLEST_TILE = 96
 _TILES_OF_VARYING_PSF = 16
-"""Along each side of the frame: within one, a PSF varies too little to cost any significance."""
+"""Tiles along each side of the frame: within one, a PSF varies too little to cost significance."""
 
 _LEAST_SUPPORT = 0.5
 """Share of a PSF's squared weight that must lie on good pixels."""
 
 _LARGEST_CUTOUT, _BEYOND = 128, 1.5
-"""Side of images, pixels, beyond which PSFs may reach, and how far."""
+"""Side of cut-outs, pixels, up to which the PSF may be larger than the image; how many times."""
 _FILTER_POWER = 1 - 1e-6
 _SINGLE_PRECISION = 4e-7
 _SINGLE_RANGE = 1e-30, 1e30
@@ -55,14 +55,14 @@ class Significance:
     searched
         ``(ny, nx)`` boolean: at least half of the PSF's squared weight lies on good pixels.
     noise
-        ``(ny, nx)`` float32, positive, of any unit: standard deviation of what was divided by it.
-        None where it is the same all over.
+        ``(ny, nx)`` float32, positive, of any unit: standard deviation of the filtered image, by
+        which it was divided.  None where it is the same all over.
 
     Notes
     -----
     The response to a point source is known for `image` times `noise`, the filtered image itself.
-    A bright source's own photons are noise, which is largest in its middle: the significance
-    alone may be flat there, or have a hollow, and its rings stand out more.
+    A bright source's own photons are noise, which is largest in its middle.  So significance may be
+    flat or even hollow there, and the rings stand out more.
     """
 
     image: Array
@@ -101,15 +101,15 @@ def core(
     psf
         ``(py, px)``, origin at ``[py//2, px//2]``.
     share
-        Of the sum of the squared pixels.
+        Share of the sum of the squared pixels to keep.
     within
-        Shape of the image that it filters; None for any.
+        Shape of the image to be filtered; None for any.
 
     Returns
     -------
     core
-        Smallest square about the origin, of odd side, that has that share; or the largest that
-        the image has room for.
+        Smallest square of odd side about the origin that has that share, or the largest that
+        fits into the image.
     """
     middle = [n // 2 for n in psf.shape]
     distance = np.maximum(
@@ -125,20 +125,20 @@ def core(
 
 
 def fits_image(size: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a PSF may be that of an image.
+    """Whether a PSF is small enough to belong to an image.
 
     Parameters
     ----------
     size
         Shape of the PSF, as far as it matters.
     shape
-        Of the image.
+        Shape of the image.
 
     Returns
     -------
     fits
-        It is no larger; that of a cut-out of up to 128 pixels, which may reach beyond, no more than
-        1.5 times as large.
+        The PSF is no larger than the image; along a side of up to 128 pixels, as of a cut-out, no
+        more than 1.5 times as large.
     """
     room = [_BEYOND * n if n <= _LARGEST_CUTOUT else n for n in shape]
     return all(p <= n for p, n in zip(size, room, strict=True))
@@ -163,15 +163,15 @@ def point_source_significance(
         whose variance is not positive, never do.
     psf
         ``(py, px)``, origin at ``[py//2, px//2]``; or a function of array coordinates x and y
-        that gives that of a place.  Called for the middles of tiles, at least 16 along
-        each side of the frame (or as many as have 96 pixels).
+        that gives the PSF there.  It is called for the middles of tiles, at least 16 along each
+        side of the frame, or fewer where tiles would be below 96 pixels.
 
     Returns
     -------
     significance
         `Significance`: ``Σ_a P(a) D(x+a) g(x+a) / √(Σ_a P(a)² V(x+a) g(x+a))`` over the good
-        pixels g.  Its noise is that of a pixel, ``√(Σ_a P(a)² V(x+a) g(x+a) / Σ_a P(a)² g(x+a))``,
-        image_unit.
+        pixels g.  Its noise, in image_unit, is a weighted mean over pixels,
+        ``√(Σ_a P(a)² V(x+a) g(x+a) / Σ_a P(a)² g(x+a))``.
 
     Raises
     ------
@@ -180,11 +180,11 @@ def point_source_significance(
 
     Notes
     -----
-    Unit variance follows for white noise of any variance plane and mask, whatever the filter.
-    For noise of the same variance over a PSF it is the statistic of Neyman and Pearson.  Weights
-    1/V within the PSF would gain next to a bright star, but variance planes that were made of
-    the pixels' own counts correlate with their noise: sky of 1000 electrons a pixel shifts the
-    significance so weighted by −0.2.
+    For white noise the result has unit variance, with any variance plane, mask and filter.  Where
+    the variance is constant over a PSF, it is the statistic of Neyman and Pearson.  Weights 1/V
+    within the PSF would gain next to a bright star, but variance planes made from the pixels'
+    own counts correlate with their noise: with a sky of 1000 electrons a pixel, such weights
+    shift the significance by −0.2.
     """
     if not image.shape == variance.shape == good.shape or image.ndim != 2:
         raise ArgumentError(
@@ -245,12 +245,12 @@ def _tile_significance(
     typical = float(noise[use].mean() if not complete else noise.mean())
     square = psf**2
     total = float(square.sum())
-    # The brightest pixel may not blur the others in single precision.
+    # Rounding errors of a transform scale with its brightest pixel, and reach all others.
     largest = max(float(values.max()), -float(values.min()))
     single = _SINGLE_PRECISION * largest < _PRECISION * math.sqrt(typical * total) and (
         _SINGLE_PRECISION * float(noise.max()) < _PRECISION * typical
     )
-    # Its range ends where images are in units far from their noise.
+    # In units far from the noise, values leave the range of single precision.
     single = single and _SINGLE_RANGE[0] < typical * total and float(noise.max()) < _SINGLE_RANGE[1]
     dtype = np.dtype(np.float32 if single else np.float64)
     grid = tuple(scipy.fft.next_fast_len(n + 2 * half, real=True) for n in use.shape)
@@ -260,7 +260,7 @@ def _tile_significance(
         plane_ft = scipy.fft.rfft2(plane.astype(dtype, copy=False), s=grid)
         plane_ft *= kernel_ft
         full: Array = scipy.fft.irfft2(plane_ft, s=grid, overwrite_x=True)
-        # What is correlated about the kernel's first pixel wraps around to the far end.
+        # The kernel's origin is its first pixel here, so results are shifted and wrap around.
         rows, columns = (
             np.arange(part.start - half, part.stop - half) % n
             for part, n in zip(inner, grid, strict=True)
@@ -286,7 +286,7 @@ def _tile_significance(
 def _support_of_frame(square: Array, tile: tuple[slice, slice], shape: tuple[int, ...]) -> Array:
     """Squared weight of a filter inside the frame, for tiles without bad pixels.
 
-    All of it but next to the frame's edges.
+    It is the whole weight except next to the frame's edges.
     """
     half = square.shape[0] // 2
     ny, nx = shape
@@ -310,9 +310,9 @@ def score_significance(score: Array, variance: Array, good: Array) -> Significan
     Parameters
     ----------
     score
-        ``(ny, nx)`` S; filtered already.
+        ``(ny, nx)`` score S, which is filtered already.
     variance
-        ``(ny, nx)`` V.
+        ``(ny, nx)`` variance V of the score.
     good
         ``(ny, nx)`` boolean: pixels that hold a measurement.
 
@@ -350,7 +350,7 @@ def score_significance(score: Array, variance: Array, good: Array) -> Significan
 
 
 def self_response(psf: Array) -> Array:
-    """What a filtered point source looks like: the correlation of a PSF with itself.
+    """Image of a filtered point source: the autocorrelation of the PSF.
 
     Parameters
     ----------
@@ -360,8 +360,8 @@ def self_response(psf: Array) -> Array:
     Returns
     -------
     response
-        ``(2·py − 1, 2·px − 1)``, 1 in the middle.  In units of its significance, it is also the
-        correlation of the filtered noise.
+        ``(2·py − 1, 2·px − 1)``, 1 in the middle.  It is also the correlation of the filtered
+        noise.
     """
     shape = tuple(2 * n - 1 for n in psf.shape)
     grid = tuple(scipy.fft.next_fast_len(n, real=True) for n in shape)

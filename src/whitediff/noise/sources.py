@@ -1,4 +1,4 @@
-"""Which pixels hold sources, and the background beneath them.
+"""Pixels that hold sources, and the background beneath them.
 
 Source-free pixels are found on the science and template images, never on their
 difference: leaving out its high pixels would lower the variance that is to be judged.
@@ -36,25 +36,26 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 RESIDUAL = 0.1
-"""Of a source, the largest part that errors of the matching leave."""
+"""Largest share of a source that errors of the matching leave in a difference."""
 
 _PASSES = 2
 _SLOPE_PASSES = 10
 _DETECTION_THRESHOLD = 4.0
 _GROWTH_THRESHOLD = 2.0
 _BRIGHT_THRESHOLD = 5 / RESIDUAL
-"""What errors of the matching leave of such a source may be a 5 sigma detection."""
+"""Significance from which the residual of a source may be a 5 sigma detection."""
 _GROWTH_PIXELS = 4
 _BACKGROUND_CELL = 64
 _LEAST_USED = 0.3
 _BLOCK, _MOSTLY = 8, 0.9
 _SMOOTHING = np.array([1, 1, 2, 2, 1, 1]) / 8
-"""Along either axis, what is detected on: means of 2 pixels convolved with (1, 2, 1)/4."""
+"""Smoothing along either axis before detection: means of 2 pixels, convolved with (1, 2, 1)/4."""
 
 
 class SourceLevel(enum.IntEnum):
-    """How much of a source a pixel holds.  Levels of several images combine by their minimum,
-    which all of them have, or their maximum.
+    """How much of a source a pixel holds.
+
+    Levels of several images combine by their minimum, which all images reach, or their maximum.
     """
 
     NONE = 0
@@ -77,16 +78,17 @@ def smooth_background(
     cell
         Size of a cell, in pixels.
     has_sources
-        Pixels of sources count, too: what follows a sky closely would follow their light.
+        Pixels of sources count, too: a background that follows the sky closely would follow their
+        light.
 
     Returns
     -------
     background
         ``(ny, nx)`` float64: medians of the means of 2 × 2 pixels, interpolated by cubic
-        convolution, and extrapolated over the outer half cells as parabolas.  Again on what that
-        leaves, as long as it halves: where pixels do not count, medians of a slope are off.  With
-        sources: interpolated linearly, once.  Cells of which less than 30 % counts take the
-        median of their neighbours that are better off.
+        convolution, and extrapolated over the outer half cells as parabolas.  This is repeated on
+        the residual as long as that halves: medians of a slope are off where pixels do not count.
+        With sources: interpolated linearly, once.  Cells of which less than 30 % counts take the
+        median of their neighbours that have one.
     """
     if cell % 2 or min(image.shape) < cell:
         step, mean, measured = 1, np.where(use, image, 0), use
@@ -114,7 +116,7 @@ def _cell_medians(image: Array, use: Array, cell: int) -> Array:
     columns, column_used = _cell_indices(nx, cells_x)
     medians = np.empty((cells_y, cells_x))
     for j in range(cells_y):
-        # All cells of a row at a time: their pixels sorted, those not to use at the end.
+        # All cells of a row are sorted at once; infinities put unused pixels at the end.
         part = slice(rows[j, 0], rows[j, -1] + 1)
         good = use[part].take(columns.ravel(), axis=1)
         good &= row_used[j, : len(good), None] & column_used.ravel()
@@ -128,7 +130,7 @@ def _cell_medians(image: Array, use: Array, cell: int) -> Array:
         medians[j] = np.where(count > _LEAST_USED * size, middle, np.nan)
     if np.isnan(medians).all():
         return np.full(medians.shape, np.median(image[use]) if use.any() else 0.0)
-    # From the outside of every hole inwards.
+    # Every hole is filled from its outside inwards.
     while (missing := np.argwhere(np.isnan(medians))).size:
         filled = medians.copy()
         for j, i in missing:
@@ -146,9 +148,9 @@ def _interpolated(
     step: int = 1,
     weights: Callable[[Array, int], tuple[Array, Array]] | None = None,
 ) -> Array:
-    """Image of a shape from the medians of its cells, by default as curved as they are.
+    """Image of a shape from the medians of its cells, by cubic convolution unless told otherwise.
 
-    Steps are the pixels that each number of the medians' image stands for.
+    ``step`` is the size, in pixels of the result, of a pixel that the medians were taken of.
     """
     (ny, nx), (cells_y, cells_x) = shape, medians.shape
     of_four = _cubic_weights if weights is None else weights
@@ -156,7 +158,7 @@ def _interpolated(
     matrix = np.zeros((nx, cells_x + 4), medians.dtype)
     np.put_along_axis(matrix, below[:, None] + np.arange(4), taken.astype(medians.dtype), axis=1)
     padded = _extrapolated(_extrapolated(medians).T).T
-    # Along the rows by a small product of matrices; between them, four rows for every row.
+    # Along the rows, a small product of matrices; across them, four rows make every row.
     rows = padded @ matrix.T
     result = planes.empty((ny, nx), medians.dtype)
     below, taken = of_four(_positions(ny, cells_y, step), cells_y)
@@ -192,7 +194,7 @@ def _positions(size: int, cells: int, step: int) -> Array:
 
 
 def _linear_weights(position: Array, cells: int) -> tuple[Array, Array]:
-    """As `_cubic_weights`, of which only the middle two count."""
+    """Linear weights in the form of `_cubic_weights`: only the middle two are not zero."""
     left = np.clip(np.floor(position).astype(int), 0, max(cells - 2, 0))
     t = position - left
     nothing = np.zeros_like(t)
@@ -200,7 +202,7 @@ def _linear_weights(position: Array, cells: int) -> tuple[Array, Array]:
 
 
 def _cubic_weights(position: Array, cells: int) -> tuple[Array, Array]:
-    """First of the four cells around each position, of two more on either side, and their weights.
+    """First of the four cells around each position, and their weights; two cells pad either side.
 
     Cubic convolution (Keys 1981, IEEE Trans. ASSP 29, 1153): local, and exact for parabolas.
     """
@@ -216,7 +218,7 @@ def _cubic_weights(position: Array, cells: int) -> tuple[Array, Array]:
 
 
 def _cell_indices(size: int, cells: int) -> tuple[Array, Array]:
-    """Indices of each cell's pixels, ``(cells, longest)``, and which of them count."""
+    """Indices of each cell's pixels, ``(cells, longest)``, and a mask of those that count."""
     edges = np.linspace(0, size, cells + 1).astype(int)
     indices = edges[:-1, None] + np.arange(int(np.diff(edges).max()))
     return np.minimum(indices, size - 1), indices < edges[1:, None]
@@ -234,15 +236,15 @@ def detect_sources(
     unusable
         ``(ny, nx)`` boolean: pixels to leave out, such as bad columns.
     only_bright
-        Look once: the scatter is then that of an image with its sources, and faint ones are
-        missed.  Half of the time, and enough where only their photons matter.
+        Detect once: the scatter then includes the sources, and faint ones are missed.  It takes
+        half the time, and is enough where only the sources' photons matter.
 
     Returns
     -------
     sources
-        ``(ny, nx)`` boolean: smoothed to about a Gaussian of 1.5 pixels, more than 4 times
-        the scatter above the background, with the connected pixels above twice the scatter,
-        grown by 4 pixels in x and y.  Unusable pixels are not sources.
+        ``(ny, nx)`` boolean: pixels more than 4 times the scatter above the background, after
+        smoothing by about a Gaussian of 1.5 pixels, with the connected pixels above twice the
+        scatter, grown by 4 pixels in x and y.  Unusable pixels are not sources.
 
     Raises
     ------
@@ -251,8 +253,8 @@ def detect_sources(
 
     Notes
     -----
-    Works on means of 2 × 2 pixels: what is smoothed and grown by more than that loses
-    nothing, and it takes a quarter of the time.
+    Works on means of 2 × 2 pixels, in a quarter of the time.  Nothing is lost, since smoothing
+    and growing reach further.
     """
     levels, *_ = _detected(image, unusable, passes=1 if only_bright else _PASSES)
     sources: Array = levels > SourceLevel.NONE
@@ -260,7 +262,7 @@ def detect_sources(
 
 
 def source_levels(image: Array, unusable: Array | None = None) -> Array:
-    """Pixels that belong to sources, and the bright ones of them.
+    """Pixels that belong to sources, with their brightness in levels.
 
     Parameters
     ----------
@@ -284,7 +286,7 @@ def source_levels(image: Array, unusable: Array | None = None) -> Array:
 
 
 def bright_pixel_counts(psf: Array, significance: Array) -> Array:
-    """How many pixels of point sources `source_levels` would find bright.
+    """Number of pixels of point sources that `source_levels` would find bright.
 
     Parameters
     ----------
@@ -306,19 +308,21 @@ def bright_pixel_counts(psf: Array, significance: Array) -> Array:
 
 
 def significance_of_counts(psf: Array, counts: Array) -> Array:
-    """Significance of point sources that have so many bright pixels: `bright_pixel_counts` back.
+    """Significance of point sources with given numbers of bright pixels.
+
+    The inverse of `bright_pixel_counts`.
 
     Parameters
     ----------
     psf
         ``(py, px)``.
     counts
-        ``(n,)`` numbers of pixels, 1 or more; those beyond the PSF's image count as its last.
+        ``(n,)`` numbers of pixels, 1 or more; larger ones count as all pixels of the PSF.
 
     Returns
     -------
     significance
-        ``(n,)`` the least that has them.
+        ``(n,)`` least significance with so many bright pixels.
     """
     heights = _smoothed_heights(psf)
     heights = heights[heights > 0]
@@ -345,14 +349,14 @@ def broad_parts(plane: Array, width: float) -> Array:
     plane
         ``(ny, nx)`` boolean.
     width
-        Pixels, positive.
+        Least width, pixels, positive.
 
     Returns
     -------
     parts
-        ``(ny, nx)`` boolean, of blocks of 8 pixels: where squares of this width, or three blocks if
-        that is more, fit into what is set, of which a tenth of a block need not be; and the blocks
-        beside them.
+        ``(ny, nx)`` boolean, in blocks of 8 pixels.  Squares of this width, or of three blocks if
+        that is more, fit into blocks that are more than nine tenths set; the blocks beside such
+        squares belong to the part.
     """
     ny, nx = (n // _BLOCK for n in plane.shape)
     result: Array = np.zeros(plane.shape, bool)
@@ -361,10 +365,10 @@ def broad_parts(plane: Array, width: float) -> Array:
     blocks = plane[: ny * _BLOCK, : nx * _BLOCK].reshape(ny, _BLOCK, nx, _BLOCK)
     full = blocks.mean(axis=(1, 3), dtype=np.float32) > _MOSTLY
     size = max(3, math.ceil(width / _BLOCK))
-    # What goes on beyond the frame is as broad there.
+    # A part at the frame's edge is taken to go on beyond it.
     full = np.pad(full, size, mode="edge")
     inner = scipy.ndimage.binary_opening(full, np.ones((size, size), bool))
-    # Their rims are in blocks that are not full.
+    # The rim of a part lies in blocks that are not full.
     broad = scipy.ndimage.binary_dilation(inner, np.ones((3, 3), bool))
     broad = broad[size : size + ny, size : size + nx]
     result[: ny * _BLOCK, : nx * _BLOCK] = broad.repeat(_BLOCK, 0).repeat(_BLOCK, 1)
@@ -382,10 +386,10 @@ def levels_and_background(image: Array, unusable: Array | None = None) -> tuple[
     Returns
     -------
     levels
-        As of `source_levels`.
+        As from `source_levels`.
     background
         ``(ny, nx)``: medians of cells of 64 pixels as in `smooth_background`, without the
-        sources; float32, and float64 on a `whitediff.numerics.stats.high_level`.
+        sources; float32, or float64 above a `whitediff.numerics.stats.high_level`.
 
     Raises
     ------
@@ -402,7 +406,7 @@ def levels_and_background(image: Array, unusable: Array | None = None) -> tuple[
 def _detected(
     image: Array, unusable: Array | None, passes: int = _PASSES
 ) -> tuple[Array, Array, float]:
-    """Levels of source pixels, and medians of cells of the background over a level."""
+    """Levels of source pixels, medians of the background's cells less a level, and the level."""
 
     def is_usable(rows: slice) -> Array:
         finite = np.isfinite(image[rows])
@@ -420,12 +424,12 @@ def _detected(
     sources = planes.zeros(mean.shape, bool)
     levels = planes.zeros(mean.shape, np.uint8)
     background = np.zeros((1, 1), np.float32)
-    # More than once: the first background and scatter still contain the sources.
+    # Several passes, since the first background and scatter still contain the sources.
     for _ in range(passes):
         free = planes.filled(mean.shape, bool, functools.partial(_without, measured, sources))
         if not free.any():
             break
-        # What is left of a slope under the first medians, the second find.
+        # Later passes add the part of a slope that the first medians missed.
         medians = _cell_medians(mean, free, _BACKGROUND_CELL // 2).astype(np.float32)
         background = background + medians
         left = _interpolated(medians, mean.shape)
@@ -447,7 +451,7 @@ def _detected(
 
 
 def _levels(smoothed: Array, scatter: float, sources: Array) -> Array:
-    """Levels of pixels, of which each holds for the pixels of the next."""
+    """Levels of pixels; a pixel of one level has the lower levels, too, so their sum is it."""
     bright = planes.filled(
         smoothed.shape, bool, lambda rows: smoothed[rows] > np.float32(_BRIGHT_THRESHOLD * scatter)
     )
@@ -469,20 +473,20 @@ def _without(plane: Array, other: Array, rows: slice) -> Array:
 
 
 def unstepped(image: Array, usable: Array | None = None) -> Array:
-    """Image whose medians follow its level, which those of numbers in steps do not.
+    """Image with its rounding steps spread out, so that medians follow its level.
 
     Parameters
     ----------
     image
         ``(ny, nx)``; not modified.
     usable
-        ``(ny, nx)`` boolean: pixels that tell the step to which they were rounded; None for all.
+        ``(ny, nx)`` boolean: pixels on which the rounding step is found; None for all.
 
     Returns
     -------
     spread
-        ``(ny, nx)``: less than half a step added to or taken from each number, evenly, always the
-        same; the image itself where they were not rounded (`stats.rounding_step`).
+        ``(ny, nx)``: image plus uniform random numbers of up to half a step either way, the same on
+        each call; the image itself where it was not rounded (`stats.rounding_step`).
     """
     step = rounding_step(image.reshape(-1) if usable is None else image[usable])
     if step is None:
@@ -508,9 +512,9 @@ def _connected(smoothed: Array, scatter: float) -> Array:
 def _means_of_pairs(
     image: Array, usable: Array, level: float = 0.0
 ) -> tuple[Array, Array, Array | None]:
-    """Means of 2 × 2 pixels over a level, which are known, and the share of usable pixels in them.
+    """Means of 2 × 2 pixels less a level, which of them are known, and their usable share.
 
-    The last is None where all are.  An odd length is filled up with nothing.
+    The share is None where all pixels are usable.  An odd length is padded with unusable pixels.
     """
     shape = ((image.shape[0] + 1) // 2, (image.shape[1] + 1) // 2)
     complete = bool(usable.all()) and not any(n % 2 for n in image.shape)
@@ -546,13 +550,13 @@ def _smoothed(
 ) -> Array:
     """Image convolved with (1, 2, 1)/4 along both axes, a Gaussian of 0.71 pixels.
 
-    With weights, and their own convolution: the weighted mean.
+    With weights and ``covered``, their own convolution: the weighted mean.
     """
     result = planes.empty(image.shape, np.float32) if out is None else out
     last = len(image) - 1
 
     def work(rows: slice) -> None:
-        # With a row before and after, and at the edges the edge's own again.
+        # Each block needs a row before and after; at the frame's edge, the edge row repeats.
         around = slice(max(0, rows.start - 1), min(last + 1, rows.stop + 1))
         values = image[around] if weight is None else image[around] * weight[around]
         if rows.start == 0 or rows.stop > last:
@@ -574,7 +578,7 @@ def _smoothed(
 
 
 def _grown(plane: Array, pixels: int) -> Array:
-    """Plane with all pixels that have one of it within so many pixels in x and y."""
+    """Plane grown by a number of pixels in x and y."""
     ny = len(plane)
 
     def work(rows: slice) -> Array:
@@ -593,7 +597,7 @@ def _grown(plane: Array, pixels: int) -> Array:
 
 
 def _summed_pairs(image: Array) -> Array:
-    """Sums of 2 × 2 pixels; an odd length is filled up with zeros."""
+    """Sums of 2 × 2 pixels; an odd length is padded with zeros."""
     ny, nx = image.shape
     if ny % 2 or nx % 2:
         image = np.pad(image, [(0, ny % 2), (0, nx % 2)])

@@ -1,7 +1,7 @@
-"""Noise where the light of sources does not reach: it is told at the highest frequencies.
+"""Noise measured at the highest spatial frequencies, which the light of sources does not reach.
 
-Stars, nebulae and galaxies have the PSF's band, beyond which nothing but noise is left.  The
-scatter of pixels holds both.
+Stars, nebulae and galaxies fill the PSF's band, and beyond it only noise is left.  The scatter of
+pixels holds both.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ type Array = npt.NDArray[Any]
 
 _BLOCK, _STEP = 32, 16
 _EDGES = (0.4, 0.8, 1.2, 1.6, 2.0, 2.4, 2.75, 3.1, 3.5, np.inf)
-"""Radians per pixel between which rings lie.  The last one has the corners, where interpolated
+"""Borders of the rings, radians per pixel.  The last ring has the corners, where interpolated
 images have the least power."""
 _LIGHT, _BRIGHT, _FIRST, _SURE, _LAST = slice(0, 2), 2, 3, 5, 7
-"""Rings whose power tells which blocks have little light, and which have much; the first that may
-be free of light, the first of those that usually are, and the last that must be."""
+"""Rings by which blocks with little light are chosen, and the ring by which bright ones are; the
+first ring that may be free of light, the first that usually is, and the last one that a free band
+may start at."""
 _REFERENCE = 1
-"""Ring that tells how much light the darker blocks have: little of it is of galaxies."""
+"""Ring in which the light of the darker blocks is measured: galaxies contribute little to it."""
 _MOST_LIGHT = 0.01
-"""Share of light in the power of a ring, which is taken off; beyond, the ring is not free."""
+"""Largest share of light in the power of a ring that counts as free; it is subtracted."""
 _LEAST_EXCESS = 0.03
-"""Light in the reference ring, over the noise, from which there is any."""
+"""Least light in the reference ring, over the noise, that counts as light."""
 _SURELY_LIGHT = 10.0
-"""Power in the reference ring, over the noise beyond, that no resampling gives to noise."""
+"""Excess in the reference ring, over the noise beyond, that no resampling gives to noise."""
 _AXES = 0.3
 """Radians per pixel from an axis within which bad columns and patterns of the readout lie."""
 _NYQUIST = 3.1
@@ -44,55 +45,56 @@ _MOST_BLOCKS, _LEAST_BLOCKS = 2000, 24
 _MOST_BAD = 0.25
 """Share of a block's pixels that may be bad."""
 _MEASURED = 4.0
-"""Errors above which the power of light in a ring is known."""
+"""Errors from which the power of light in a ring is known."""
 _FILL = 1.5
-"""Width of the Gaussian that bad pixels are the means of, pixels."""
+"""Width of the Gaussian whose mean fills a bad pixel, pixels."""
 _KEPT, _BRIGHTEST = 0.5, 0.9
 _OUTLIER = 4.0
 _SHARED_MODES, _SHARED_BLOCKS = 3.78, 1.11
-"""Modes under a Hann window, and blocks half a block apart, that count as one: Σ ρ⁴ of their
-amplitudes, ρ² = 4/9 and 1/36 one and two modes away, and 1/36 between blocks, on each axis."""
+"""Modes under a Hann window, and blocks half a block apart, that count as one: Σ ρ⁴ over the
+correlations ρ of their amplitudes, ρ² = 4/9 and 1/36 one and two modes away, and 1/36 between
+blocks, on each axis."""
 _LARGEST_LAG = 5
 _ROUNDS = 12
 _LEAST_POWER = 0.02
 _NOT_WHITE = 40.0
-"""χ² by which a product of axes fits better than a constant: white noise reaches 25, and noise of
-an interpolation has thousands."""
+"""χ² by which a product of axes must fit better than a constant: white noise reaches 25, and
+interpolated noise has thousands."""
 _LARGEST_MISFIT = 0.1
-"""Relative, of a product of axes, from which it says nothing of the frequencies within."""
+"""Largest relative misfit with which a product of axes can be continued to lower frequencies."""
 _LARGEST_ERROR = 0.1
-"""Relative, of the factor, as of noise that was smoothed with a PSF."""
+"""Largest relative error of the factor; noise that was smoothed with a PSF exceeds it."""
 _EXCESS, _USUAL_EXCESS = 2.5, 1.4
-"""Scatter's variance over that of the noise from which structure fills the field; of all blocks,
-some of which hold structure as fine, less will do."""
+"""Variance of the scatter over the noise from which structure fills the field: the noise of the
+darkest blocks; of all blocks, some of which hold structure as fine, so that less will do."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HighFrequencies:
-    """What the power at high frequencies tells of an image's noise.
+    """Noise of an image as measured at high frequencies.
 
     Attributes
     ----------
     factor
-        Variance of the pixels' noise over what was predicted, in the blocks with the least light.
+        Measured over predicted variance of the noise, in the blocks with the least light.
     usual_factor
-        The same over all blocks, without outliers.
+        Measured over predicted variance of the noise over all blocks, without outliers.
     level
         Mean of the image in the blocks with the least light, image unit.
     error
-        Relative, of `factor`.
+        Relative error of `factor`.
     axes
-        ``(2, 6)`` correlation of the noise at distances of 0 to 5 pixels along y and along x, whose
-        product it is; None where the noise is white.
+        ``(2, 6)`` correlations along y and x at distances of 0 to 5 pixels; the correlation of the
+        noise is their product.  None where the noise is white.
     zero_frequency_error
         Standard error of the sum of the correlation over all distances.
     significance
-        χ² of not being white.
+        χ² by which the noise is not white.
     power
-        ``(32, 17)`` mean power spectrum over what was predicted, on the grid of a real transform;
+        ``(32, 17)`` mean power spectrum over the prediction, on the grid of a real transform;
         NaN where it is not free of light.  None where the noise is not white.
     power_error
-        Relative, of each of its modes.
+        Relative error of each mode of `power`.
     """
 
     factor: float
@@ -111,7 +113,7 @@ class HighFrequencies:
         return self.axes is None
 
     def contradicts(self, scatter: float) -> bool:
-        """Whether a scatter is that of structure, not of noise.
+        """Whether a scatter is due to structure rather than noise.
 
         Parameters
         ----------
@@ -121,7 +123,7 @@ class HighFrequencies:
         Returns
         -------
         contradicts
-            The scatter is more than 2.5 times the factor, and 1.4 times the usual one.
+            The scatter is more than 2.5 times the factor, and more than 1.4 times the usual one.
         """
         return scatter > max(_EXCESS * self.factor, _USUAL_EXCESS * self.usual_factor)
 
@@ -131,14 +133,15 @@ class HighFrequencies:
         Parameters
         ----------
         spectrum
-            Of a grid's shape: power of noise that is so correlated on the grid of a real transform,
-            for unit variance, such as `whitediff.numerics.covariance.NoiseCovariance.spectrum`.
+            Function of a grid's shape: power of noise with that correlation and unit variance, on
+            the grid of a real transform, as by
+            `whitediff.numerics.covariance.NoiseCovariance.spectrum`.
 
         Returns
         -------
         improvement
-            Difference of χ², each with the variance that fits best; below zero for what the power
-            contradicts, about zero for what it cannot tell from white noise.
+            Difference of χ², each with the variance that fits best.  It is below zero where the
+            power contradicts the correlation, about zero where it cannot tell it from white noise.
         """
         assert self.power is not None
         free = np.isfinite(self.power)
@@ -151,7 +154,7 @@ class HighFrequencies:
 def high_frequencies(
     image: Array, usable: Array, variance: Array | None = None
 ) -> HighFrequencies | None:
-    """Measure noise at frequencies that a PSF lets nothing through at.
+    """Measure noise at frequencies beyond the band of the PSF.
 
     Parameters
     ----------
@@ -160,31 +163,32 @@ def high_frequencies(
     usable
         ``(ny, nx)`` boolean: pixels that hold a measurement.
     variance
-        ``(ny, nx)`` to compare with, image_unit²; None: 1 everywhere.
+        ``(ny, nx)`` predicted variance, image_unit²; None: 1 everywhere.
 
     Returns
     -------
     found
-        None where that cannot be told: there are too few blocks, light reaches to the highest
-        frequencies, as that of crowded stars of a full width below 2 pixels does, or the noise is
-        no product of what it is along both axes.
+        None where the noise cannot be measured: there are too few blocks, light reaches to the
+        highest frequencies, as in fields crowded with stars of a full width below 2 pixels, or the
+        correlation is no product of correlations along the axes.
 
     Notes
     -----
-    Blocks of 32 pixels, less a plane, under a Hann window w: for independent noise the power is
-    ``Σ w² V`` at every frequency, whatever V does within the block, and the noise of a plane that
-    was made of the pixels' own counts averages out.
+    Pixels are taken in blocks of 32, less a plane, under a Hann window w.  For independent noise
+    the power is ``Σ w² V`` at every frequency, however V varies within the block, and the noise of
+    a variance plane made from the pixels' own counts averages out.
 
-    Half of the blocks are kept: those with the least power where sources have theirs, over that
-    beyond.  Modes of ky > 0 are kept by what those of ky < 0 say, and the other way round, so that
-    the choice knows nothing of what is measured.
+    The half of the blocks with the least light is kept: least power at the frequencies of sources,
+    over the power beyond.  For modes of ky > 0, blocks are chosen by their modes of ky < 0, and the
+    other way round, so that the choice is independent of the measured noise.
 
-    The spectrum of the light is what the brightest blocks have more than the kept ones.  Scaled
-    to the light of these, it tells from which frequency on they are free of it.
+    The spectrum of the light is the excess of the brightest blocks over the kept ones.  Scaled to
+    the light of the kept blocks, it tells from which frequency on they are free of light.
 
-    There white noise has one power.  Noise that a resampling has correlated is ``a(ky)·b(kx)``,
-    each a cosine series to a distance of 5 pixels; strips at high ky tell b down to kx = 0.3,
-    free of sources, and so the product the rest.
+    At those frequencies, white noise has one power.  Noise that a resampling has correlated is
+    ``a(ky)·b(kx)``, each a cosine series to a distance of 5 pixels.  Strips at high ky are free of
+    sources and determine b down to kx = 0.3, strips at high kx determine a, and the product of both
+    gives the low frequencies.
     """
     corners = _corners(usable)
     if len(corners) < _LEAST_BLOCKS:
@@ -202,7 +206,7 @@ def high_frequencies(
     if not (beyond > 0).all():
         return None
     light = rings[:, _LIGHT].mean(axis=(0, 1))
-    # Each half by the other one.
+    # Each half chooses the blocks of the other, so that the choice does not bias the power.
     kept = np.stack([_without_outliers(_least(light / beyond[1 - k]), beyond[k]) for k in (0, 1)])
     fine = rings[:, _BRIGHT].mean(axis=0)
     bright = fine >= np.quantile(fine, _BRIGHTEST)
@@ -222,7 +226,7 @@ def high_frequencies(
     outermost = modes.over_rings(rings.mean(axis=0), _LAST)
     usual = outermost[_without_outliers(np.ones(len(outermost), bool), outermost)].mean()
     usual /= modes.over_rings(dark, _LAST)
-    # Mean over mean: noise rises in proportion to the level, in whatever way both scatter.
+    # Means, as for the noise: it rises in proportion to the level, however both scatter.
     level = float(np.mean([levels[each].mean() for each in kept]))
     return dataclasses.replace(fit, usual_factor=fit.factor * float(usual), level=level)
 
@@ -239,7 +243,7 @@ class _Modes:
     def of_blocks(cls) -> _Modes:
         ky, kx = (2 * np.pi * f(_BLOCK) for f in (np.fft.fftfreq, np.fft.rfftfreq))
         radius = np.hypot(ky[:, None], kx)
-        # Modes on the borders are their own conjugates: they scatter more.
+        # Modes on the borders (kx of 0 or Nyquist) are conjugates of one another and scatter more.
         clear = (np.abs(ky[:, None]) >= _AXES) & (kx >= _AXES) & (kx < _NYQUIST)
         rings = [clear & (radius >= low) & (radius < high) for low, high in pairwise(_EDGES)]
         return cls(ky, kx, rings)
@@ -256,7 +260,7 @@ class _Modes:
         return np.array([radius[ring].mean() for ring in self.rings])
 
     def over_rings(self, rings: Array, first: int) -> Any:
-        """Mean over the modes of the rings from one on, the first axis or the last but one."""
+        """Mean over the modes of the rings from ``first`` on; rings are axis 0 of 1, else −2."""
         axis = 0 if rings.ndim == 1 else rings.ndim - 2
         part = np.take(rings, np.arange(first, len(self.rings)), axis=axis)
         return np.average(part, axis=axis, weights=self.numbers[first:])
@@ -267,20 +271,20 @@ class _Modes:
         return rows
 
     def mean_over(self, power: Array, ring: Array, which: int) -> Array:
-        """Mean power of each block in a ring's half."""
+        """Mean power of each block in one half of a ring."""
         weight = (ring & self.half(which)[:, None]).astype(power.dtype).ravel()
         mean: Array = power.reshape(len(power), -1) @ (weight / weight.sum())
         return mean.astype(np.float64)
 
     def joined(self, halves: list[Array]) -> Array:
-        """Spectrum of which each half comes from one of two."""
+        """Spectrum joined from one half of each of two."""
         return np.where(self.half(0)[:, None], *halves).astype(np.float64)
 
 
 def _block_power(
     image: Array, usable: Array, variance: Array | None, corners: Array
 ) -> tuple[Array, Array]:
-    """Power of blocks over what is predicted, ``(n, 32, 17)``, and levels under the window."""
+    """Power of blocks over the prediction, ``(n, 32, 17)``, and their levels under the window."""
     whole = _taken(usable, corners)
     if variance is not None:
         plane = _taken(variance, corners)
@@ -302,7 +306,7 @@ def _block_power(
     weight = whole.reshape(len(whole), -1) * square.ravel()
     levels = np.einsum("ni,ni->n", blocks.reshape(len(blocks), -1), weight) / weight.sum(axis=1)
     blocks -= levels[:, None, None]
-    # In units of the noise, so that no unit leaves single precision.
+    # In units of the noise, so that no image unit leaves the range of single precision.
     blocks /= np.sqrt(expected)[:, None, None]
     unit = 1.0 if variance is not None else power_of_two(float(np.median(np.abs(blocks))))
     blocks /= unit
@@ -316,7 +320,7 @@ def _block_power(
 
 
 def _fill(blocks: Array, whole: Array) -> None:
-    """Give bad pixels the mean of those around them: zeros would cut steps into the light."""
+    """Fill bad pixels with the mean of their surroundings: zeros would cut steps into the light."""
     part = ~whole.all(axis=(1, 2))
     if not part.any():
         return
@@ -336,22 +340,22 @@ def _least(light: Array) -> Array:
 
 
 def _without_outliers(kept: Array, values: Array) -> Array:
-    """Those of the kept blocks whose power is not an outlier, as with rays in it."""
+    """Kept blocks whose power is no outlier, as it is where cosmic rays hit a block."""
     middle = np.median(values[kept])
     result: Array = kept & (np.abs(values - middle) <= _OUTLIER * robust_sigma(values[kept]))
     return result
 
 
 def _light_of(dark: Array, bright: Array, blocks: tuple[int, int], modes: _Modes) -> Array:
-    """Power of light in each ring of the darker blocks, from that of the bright ones.
+    """Power of light in each ring of the darker blocks, from its spectrum in the bright ones.
 
-    Where light fills all blocks alike, its spectrum is that of the darker ones.
+    Where light fills all blocks alike, its spectrum is taken from the darker blocks.
     """
     noise = modes.over_rings(dark, _SURE)
     excess = dark[_REFERENCE] - noise
     shape = None
     if excess > _LEAST_EXCESS * noise:
-        # Photons of the light that a plane leaves out are in all rings.
+        # A variance plane without the photons of the light: these add noise to all rings.
         own_noise = dark * modes.over_rings(bright, _LAST) / modes.over_rings(dark, _LAST)
         shape = _shape(bright, own_noise, blocks[1], modes)
         if shape is None and excess > _SURELY_LIGHT * noise:
@@ -362,8 +366,8 @@ def _light_of(dark: Array, bright: Array, blocks: tuple[int, int], modes: _Modes
 def _shape(power: Array, noise: Array | float, blocks: int, modes: _Modes) -> Array | None:
     """Power of light in each ring, over that in the reference ring; None where it is not known.
 
-    Beyond the ring where noise hides it, the light's power is taken to go on falling as fast:
-    those of PSFs fall faster and faster.
+    Beyond the ring where noise hides it, the light's power is taken to go on falling as fast.  That
+    is an upper limit, since the power of a PSF falls faster and faster.
     """
     light = power - noise
     error = power * np.sqrt(_SHARED_MODES * _SHARED_BLOCKS / (blocks * modes.numbers))
@@ -379,7 +383,7 @@ def _shape(power: Array, noise: Array | float, blocks: int, modes: _Modes) -> Ar
 
 
 def _fitted(spectrum: Array, band: Array, modes: _Modes, blocks: float) -> HighFrequencies | None:
-    """Constant or product of axes that a mean spectrum is, where it is free of light."""
+    """Constant or product of axes, fitted to a mean spectrum where it is free of light."""
     rows, columns = np.nonzero(band)
     data = spectrum[band]
     constant = float(data.mean())
@@ -395,7 +399,7 @@ def _fitted(spectrum: Array, band: Array, modes: _Modes, blocks: float) -> HighF
         b, a = b * a[0], a / a[0]
         product = (along_y @ a) * (along_x @ b)
         model = np.maximum(product, _LEAST_POWER * b[0])
-    # Of each mode; that neighbours share power, counts where they are summed.
+    # Error of a single mode; correlated neighbours are allowed for where modes are summed.
     error = np.sqrt(_SHARED_BLOCKS / blocks)
     white = float((np.square(data / constant - 1)).sum() / error**2)
     left = float((np.square((data - product) / model)).sum() / error**2)
@@ -439,7 +443,7 @@ def _fitted(spectrum: Array, band: Array, modes: _Modes, blocks: float) -> HighF
 
 
 def _cosines(frequency: Array) -> Array:
-    """Columns whose coefficients are the covariances at distances of 0, 1, … pixels."""
+    """Design matrix whose coefficients are the covariances at distances of 0, 1, … pixels."""
     lags = np.arange(_LARGEST_LAG + 1)
     result: Array = np.where(lags > 0, 2.0, 1.0) * np.cos(frequency[:, None] * lags)
     return result
@@ -458,7 +462,7 @@ def _corners(usable: Array) -> Array:
     y, x = np.arange(0, ny - _BLOCK + 1, _STEP), np.arange(0, nx - _BLOCK + 1, _STEP)
     corners = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
     rng = np.random.default_rng(0)
-    # More than are needed, since some are spoilt.
+    # More than needed, since some have too many bad pixels.
     corners = _some(corners, 2 * _MOST_BLOCKS, rng)
     share = _taken(usable, corners).mean(axis=(1, 2))
     return _some(corners[share >= 1 - _MOST_BAD], _MOST_BLOCKS, rng)

@@ -1,4 +1,4 @@
-"""Variance planes of images that came without one, or with one that leaves something out."""
+"""Variance planes of images that came without one, or with an incomplete one."""
 
 from __future__ import annotations
 
@@ -42,31 +42,33 @@ __all__ = [
 type Array = npt.NDArray[Any]
 
 _INVERSE = (0.67, 1.5)
-"""Measured variance times weight within which a weight is an inverse variance."""
+"""Measured variance times weight: within these limits, a weight is an inverse variance."""
 ABSOLUTE = (0.1, 10.0)
-"""The same of a plane that may be off by a factor, which is put right later."""
+"""Measured variance over a plane: within these limits, the plane is a variance that may be off by a
+factor, which is corrected later."""
 _NO_DOUBT = (0.8, 1.25)
-"""The same by a first look, at the differences of neighbours, after which no other is needed."""
+"""Measured variance over a plane, from the differences of neighbours alone: within these limits, no
+closer look is needed."""
 _AROUND = 5
-"""Side of a square whose mean tells the photons of emission well enough."""
+"""Side of a square, pixels, whose mean measures the photons of emission well enough."""
 _FEW_ELECTRONS = 50.0
-"""In a pixel, of which its own number is no measure of the mean."""
+"""Electrons in a pixel below which its own count is a poor measure of the mean."""
 _LEAST_SHARE = 0.1
-"""Of the usual variance: sky that varies by less makes no difference, and no pixel has less."""
+"""Share of the usual variance: sky that varies by less is ignored, and no pixel gets less."""
 _ROUNDS = 4
 _CLOSE = 0.05
-"""Relative difference of a predicted variance from one that is measured where the sky varies."""
+"""Relative difference of predicted and measured variance that is allowed where the sky varies."""
 _MORE = 0.01
-"""Share of a scatter, over the noise, that is light."""
+"""Relative excess of the scatter over the noise from which light scatters, too."""
 _BRIGHT_SIGMAS, _LEAST_BRIGHT, _LEAST_RISE = 30.0, 50, 0.03
-"""Of pixels' height above the background, how many there must be, and what a variance plane that
-knows of photons rises by there."""
+"""Height of bright pixels above the background, sigmas; how many there must be; relative rise on
+them from which a variance plane includes photon noise."""
 _UNEVEN, _UNEVEN_IF_GUESSED = 3.0, 1.5
-"""Ratio of the variances of the noisiest and the quietest fiftieth of the pixels, over what photons
-make of them, from which a gain does not explain the noise: one from the header, one guessed."""
+"""Ratio of the variances of the noisiest and the quietest fiftieth of the pixels, each over the
+prediction, from which a gain does not explain the noise: a header's gain, a guessed one."""
 _AS_PREDICTED = 0.75
 _BESIDE = 16
-"""Pixels along either axis at which a source's light is gone."""
+"""Distance along both axes, pixels, at which a source's light is gone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ class NoiseModel:
     description
         How it was found, in words, with the numbers.
     warning
-        Why it is not what the header tells; empty where it is.
+        Why the variance departs from the header; empty where it does not.
     """
 
     variance: Array
@@ -117,9 +119,9 @@ def noise_variance(
     trust_model
         Use gain and read noise even where the scatter contradicts them.
     meaning
-        What the image's unit is, with that gain.
+        Meaning of the image's unit with that gain.
     alternatives
-        What else it may be, where the noise contradicts the gain.
+        Other possible meanings, tried where the noise contradicts the gain.
     unexplained
         Why there is no gain, for the warning.
 
@@ -128,10 +130,10 @@ def noise_variance(
     model
         With a gain: ``level/gain + (read_noise/gain)²``, where the level is the smooth
         background plus the sources, provided that this agrees within a quarter with the
-        scatter of source-free pixels.  Where it does not, the measured scatter, plus the sources'
+        scatter of source-free pixels.  Where it does not: the measured scatter, plus the sources'
         own photons at the gain that `photons.chosen_scale` finds.  Without a gain: the
-        measured scatter.  Where emission with structure fills the field, the scatter is that at
-        high frequencies (`whitediff.noise.structure`), and the level that of 5 × 5 pixels.
+        measured scatter.  Where emission with structure fills the field, the scatter is measured at
+        high frequencies (`whitediff.noise.structure`), and the level on 5 × 5 pixels.
 
     Raises
     ------
@@ -162,7 +164,7 @@ def noise_variance(
         warning += f", {choice.scale.gain:.4g} electrons per unit ({choice.reason})"
     varies = not (field.is_structured or trust_model) and field.varies(choice.scale.gain)
     predicted = choice.scale.variance(field.level)
-    # Where the sky varies, its noise tells whether a constant was subtracted.
+    # Where the sky varies, so does its noise, which shows whether a constant was subtracted.
     if choice.models_background and not (varies and abs(predicted / field.variance - 1) > _CLOSE):
         return field.photons_and_read_noise(choice.scale, read_noise, warning)
     why = ""
@@ -179,7 +181,7 @@ def noise_variance(
 
 @dataclasses.dataclass(frozen=True)
 class _Field:
-    """What an image tells of its noise.
+    """Noise, background and sources as measured on an image.
 
     Attributes
     ----------
@@ -187,9 +189,9 @@ class _Field:
         Planes: the image, its usable pixels, those with a source, the background beneath, and
         usable pixels without a source.
     base
-        What stands for no light where photons are measured.
+        Plane that counts as no light when photons are measured.
     emission
-        Light of a structured field above its usual level, which has photons as sources have.
+        Light of a structured field above its usual level, whose photons count as sources' do.
     level
         Usual level of the background, image unit.
     variance
@@ -219,9 +221,9 @@ class _Field:
         return why_contradicted(scale, level=self.level, measured=self.variance, transfer=transfer)
 
     def varies(self, gain: float) -> bool:
-        """Whether the sky varies so that its photons make a difference, and do make one.
+        """Whether the sky varies enough for its photons to matter, and its noise varies with it.
 
-        What somebody subtracted, or added without noise, has none.
+        A level that was subtracted, or added without noise, changes no noise.
         """
         above = _varying_sky(self.background, self.level, gain, self.variance)
         if not isinstance(above, np.ndarray):
@@ -238,12 +240,12 @@ class _Field:
         return min(scatters) > 0 and 2 * math.log(scatters[0] / scatters[1]) > predicted / 2
 
     def has_noise_of(self, scale: PhotonScale, *, most: float) -> bool:
-        """Whether the noise differs over the frame as that of the background's photons does."""
+        """Whether a scale explains how the noise differs over the frame, within a factor."""
         ratio = self._over_photons(scale)
         return ratio is None or bool(ratio[1] < most * ratio[0])
 
     def reaches(self, scale: PhotonScale) -> bool:
-        """Whether a scale predicts the noise of a part of a frame whose depth differs."""
+        """Whether a scale predicts the noise of one part of a frame whose depth differs."""
         ratio = self._over_photons(scale)
         if ratio is None or ratio[1] < _UNEVEN_IF_GUESSED * ratio[0]:
             return False
@@ -269,7 +271,7 @@ class _Field:
         return relative_variance(self.image, self.free, self.usable)
 
     def scatter(self, warning: str, reason: str) -> NoiseModel:
-        """The measured scatter everywhere."""
+        """Noise model of the measured scatter alone."""
         if warning:
             warning += (
                 "; no photon noise of sources is added, so that bright ones get too small errors,"
@@ -281,16 +283,16 @@ class _Field:
         return NoiseModel(plane, self.variance, told, warning)
 
     def _over_frame(self) -> tuple[Array, str]:
-        """The measured variance of every pixel's background, and in words how it differs."""
+        """Measured variance of every pixel's background, and how it differs, in words."""
         relative = self.relative
         if relative is None:
             return np.full(self.image.shape, self.variance), ""
         left = self._sampled(self.image) - self._sampled(self.background)
         usual = self._sampled(relative)
-        # Where the noise is large, its peaks are taken for sources.
+        # Where the noise is large, its peaks are taken for sources, and its scatter is too small.
         quiet = usual <= np.median(usual)
         sigma = robust_sigma(left[quiet] / np.sqrt(usual[quiet]))
-        # Faint sources scatter in the same part of it.
+        # Faint sources are taken to have the same share of the scatter everywhere.
         plane = relative * np.float32(sigma**2 * min(1.0, self.variance / self.whole_scatter))
         least, middle, most = (float(f(plane)) for f in (np.min, np.median, np.max))
         return plane, f"; as the depth differs, {least:.3g} to {most:.3g}, usually {middle:.3g}"
@@ -298,11 +300,11 @@ class _Field:
     def photons_and_read_noise(
         self, scale: PhotonScale, read_noise: float | None, warning: str
     ) -> NoiseModel:
-        """What gain and read noise predict."""
+        """Noise model that gain and read noise predict."""
         predicted = scale.variance(self.level)
         read_variance = (scale.read_noise / scale.gain) ** 2
         if read_noise is None:
-            # Nobody says it: what the photons of the background leave.
+            # Unknown read noise: the measured variance less the background's photons.
             read_variance = max(self.variance - max(self.level, 0.0) / scale.gain, 0.0)
             predicted = max(self.level, 0.0) / scale.gain + read_variance
         known = math.sqrt(read_variance) * scale.gain
@@ -319,10 +321,10 @@ class _Field:
     def scatter_and_photons(
         self, gain: float, warning: str, why: str, *, varies: bool
     ) -> NoiseModel:
-        """The measured scatter, and the photons of what is above the usual level."""
+        """Noise model of the measured scatter, plus photons of the light above the usual level."""
         emission = self.emission
         if varies:
-            # Without a constant, or in other units, what the sky varies by is still there.
+            # Differences of the sky survive the subtraction of a constant.
             variance = _variance_at_level(
                 self.image, self.background, self.level, self.free, gain, self.whole_scatter
             )
@@ -341,7 +343,7 @@ class _Field:
         )
 
     def _source_photons(self, gain: float) -> Array:
-        # Of sources only: a pixel's own noise must not set its variance.
+        # Sources only, since elsewhere a pixel's own noise would set its variance.
         light = _without_own_noise(self.image - self.background, self.usable, gain)
         result: Array = np.where(self.sources, light, 0) / gain
         return result
@@ -393,7 +395,7 @@ def _measured_field(
         return _structured(field, found, is_scale_known=is_scale_known)
     predicted = expected is not None and expected.predicts(level=level, measured=variance)
     if not predicted and variance > found.factor * (1 + _MORE + 3 * found.error):
-        # Faint stars and wings scatter, too.
+        # Faint stars and wings of sources add to the scatter.
         return dataclasses.replace(
             field,
             variance=found.factor,
@@ -403,7 +405,7 @@ def _measured_field(
 
 
 def _structured(field: _Field, found: HighFrequencies, *, is_scale_known: bool) -> _Field:
-    """Of a field full of emission: pixels have their own levels, and few are without it."""
+    """Field full of emission: each pixel has its own level, and few pixels are without light."""
     on_pixels = (
         f"measured at high frequencies: {found.usual_factor:.4g} (with the structure of the"
         f" field, pixels scatter by {field.variance:.4g})"
@@ -433,7 +435,7 @@ def _scale_of(
     *,
     trust_model: bool,
 ) -> tuple[Choice, Transfer | None]:
-    """What the image's unit is in electrons, and what its sources tell of that."""
+    """Meaning of the image's unit, and the gain that its sources tell."""
     level, variance = field.level, field.variance
     if expected is not None and (trust_model or expected.predicts(level=level, measured=variance)):
         models = trust_model or field.has_noise_of(expected, most=_UNEVEN)
@@ -445,7 +447,7 @@ def _scale_of(
     if choice.scale is None or not choice.models_background:
         return choice, transfer
     if not field.has_noise_of(choice.scale, most=_UNEVEN_IF_GUESSED):
-        # Parts of different depth have that noise in the mean by chance.
+        # Parts of different depth have the predicted noise in the mean, but only by chance.
         if transfer is not None and transfer.is_known:
             choice = dataclasses.replace(choice, models_background=False)
         elif expected is not None and field.reaches(expected):
@@ -465,7 +467,7 @@ def _apart(image: Array, usable: Array) -> tuple[Array, Array, Array]:
 def _explains_what_scatter_does_not(
     expected: PhotonScale | None, found: HighFrequencies, scatter: float, level: float
 ) -> bool:
-    """Whether the header's gain predicts the noise at high frequencies, and pixels scatter more."""
+    """Whether the header's gain predicts the noise at high frequencies, but not the scatter."""
     if expected is None or expected.predicts(level=level, measured=scatter):
         return False
     return scatter > found.factor and expected.predicts(level=found.level, measured=found.factor)
@@ -479,15 +481,15 @@ def with_left_out_photons(
     expected: PhotonScale | None = None,
     alternatives: Sequence[PhotonScale] = (),
 ) -> NoiseModel | None:
-    """Variance plane with the photon noise of the sources, where it was left out.
+    """Variance plane with the photon noise of the sources, if it lacked it.
 
     Parameters
     ----------
     image
         ``(ny, nx)``, in any unit.
     variance
-        ``(ny, nx)`` image_unit², such as inverse weights, in which maps of co-added images hold
-        the background's noise alone.
+        ``(ny, nx)`` image_unit².  Inverse weights of coadds, for one, often hold the background's
+        noise alone.
     unusable
         ``(ny, nx)`` boolean: pixels to leave out.
     expected, alternatives
@@ -496,10 +498,10 @@ def with_left_out_photons(
     Returns
     -------
     model
-        The plane plus the sources' photons; or the plane as it is, where nothing tells the gain.
-        None where the plane rises with the light of bright sources, or where
-        there are too few to tell, or too faint for a difference; and where the plane is off by
-        more than a factor of ten, so that it is something else.
+        The plane plus the sources' photons; or the plane as it is, where the gain is unknown.
+        None where the plane rises with the light of bright sources, where sources are too few or
+        too faint to tell, and where the plane is off by more than a factor of ten, so that it is
+        something else.
     """
     usable = _with_variance(image, variance, unusable)
     if not _ignores_light(image, variance, usable):
@@ -507,7 +509,7 @@ def with_left_out_photons(
     sources, background, free = _apart(unstepped(image, usable), usable)
     if not free.any():
         return None
-    # A plane may be off by a factor, which is put right later: photons in its unit.
+    # The plane may be off by a factor that is corrected later, so photons are added in its unit.
     factor = _scatter_over(variance, image, background, free)
     if not _is_between(factor, ABSOLUTE):
         return None
@@ -538,7 +540,7 @@ def relative_weight_variance(
     alternatives: Sequence[PhotonScale] = (),
     adds_photons: bool = True,
 ) -> NoiseModel | None:
-    """Variance plane of an image whose weights tell only how pixels compare with each other.
+    """Variance plane of an image whose weights are relative: their unit is unknown.
 
     Parameters
     ----------
@@ -551,7 +553,7 @@ def relative_weight_variance(
     expected, alternatives
         As for `noise_variance`.
     adds_photons
-        Whether the image's sources have photons of their own: those of a difference do not.
+        Whether the photon noise of sources is added; it is not for a difference.
 
     Returns
     -------
@@ -578,7 +580,7 @@ def relative_weight_variance(
     if not is_constant and _is_between(
         _scatter_over(1 / variance, image, background, free), _INVERSE
     ):
-        # A variance that was named a weight is no relative one.
+        # A variance plane that was read as weights.
         return None
     weights = f"all {1 / float(values[0]):.4g} or 0" if is_constant else "relative"
     text = (
@@ -602,7 +604,7 @@ def relative_weight_variance(
 
 
 def _with_variance(image: Array, variance: Array, unusable: Array | None) -> Array:
-    """Usable pixels: with a value and a variance."""
+    """Usable pixels that have a value and a variance."""
     usable: Array = usable_pixels(image, unusable) & np.isfinite(variance) & (variance > 0)
     return usable
 
@@ -612,7 +614,7 @@ def _is_between(value: float, limits: tuple[float, float]) -> bool:
 
 
 def _scatter_over(variance: Array, image: Array, background: Array, free: Array) -> float:
-    """Variance of source-free pixels over a plane that is to tell it; 0 if they do not differ."""
+    """Variance of source-free pixels over the plane that predicts it; 0 if they do not differ."""
     sigma = np.sqrt(variance[free])
     counts, step = counted_photons(image, free), rounding_step(image[free])
     return scatter_of((image - background)[free], counts, step=step, errors=sigma)
@@ -625,7 +627,7 @@ def _photons_told(
     expected: PhotonScale | None,
     alternatives: Sequence[PhotonScale],
 ) -> Choice:
-    """What a unit stands for, of an image whose light, lit and usable pixels were told apart."""
+    """Meaning of an image's unit, from its light, the pixels with a source, and usable pixels."""
     light, _, usable = apart
     transfer = photon_transfer(light, np.zeros_like(light), usable, variance=measured)
     level = float(np.median(background))
@@ -637,8 +639,8 @@ def _with_photons_of(
 ) -> Array:
     """Plane with the photons of sources.
 
-    Where fewer exposures overlap or less light falls, a unit stands for fewer electrons, and the
-    product of electrons and variance, which is given, is the same.
+    Where fewer exposures overlap or less light falls, a unit stands for fewer electrons, but the
+    product of gain and variance is the same: that product is given.
     """
     light, lit, _ = apart
     result: Array = variance.astype(np.float64)
@@ -647,9 +649,9 @@ def _with_photons_of(
 
 
 def _without_own_noise(light: Array, usable: Array, gain: float) -> Array:
-    """Light whose photons are noise; where it is few electrons, the mean of 3 × 3 pixels.
+    """Light whose photons make noise; where it is few electrons, the mean of 3 × 3 pixels.
 
-    Each pixel's own few would give the weight to those that happen to have fewer.
+    With its own few electrons, a pixel that has fewer by chance would get too large a weight.
     """
     around = mean_around(light, usable, 3)
     few = around * gain < _FEW_ELECTRONS
@@ -657,7 +659,9 @@ def _without_own_noise(light: Array, usable: Array, gain: float) -> Array:
 
 
 def first_look(image: Array, variance: Array, usable: Array) -> float:
-    """Variance over a plane that is to tell it, from neighbours: no sky or source to tell apart.
+    """Measured variance over the plane that predicts it, from differences of neighbours.
+
+    The differences need no sky or sources to be told apart.
 
     Parameters
     ----------
@@ -671,8 +675,8 @@ def first_look(image: Array, variance: Array, usable: Array) -> float:
     Returns
     -------
     factor
-        Robust variance of the differences of neighbours along rows over what the plane makes of
-        it; NaN where no two neighbours are usable.
+        Robust variance of the differences of neighbours along rows, over the plane's prediction;
+        NaN where no two neighbours are usable.
     """
     rows = slice(None, None, max(1, image.size // ENOUGH_PIXELS))
     left, right = np.s_[rows, :-1], np.s_[rows, 1:]
@@ -685,14 +689,14 @@ def first_look(image: Array, variance: Array, usable: Array) -> float:
 def _ignores_light(image: Array, variance: Array, usable: Array) -> bool | None:
     """Whether a variance plane is the same on bright sources as beside them.
 
-    None where there are too few to tell.
+    None where there are too few bright pixels to tell.
     """
     step = max(1, image.size // ENOUGH_PIXELS)
     known = np.flatnonzero(usable.ravel()[::step]) * step
     if not known.size:
         return None
     values, plane = image.ravel()[known].astype(np.float64), variance.ravel()[known]
-    # The plane of another image's noise would make sources of the noise.
+    # With a plane that is too small, peaks of noise would count as bright sources.
     factor = first_look(image, variance, usable)
     usual = float(np.median(plane)) * (factor if factor > 1 else 1.0)
     above = values - np.median(values)
@@ -711,13 +715,13 @@ def _ignores_light(image: Array, variance: Array, usable: Array) -> bool | None:
         result: Array = np.median(around, axis=0)
         return result
 
-    # Beside a pixel of a large galaxy there is as much light, and the plane as high.
+    # Beside a pixel of a large galaxy there is as much light, so the plane is as high.
     stands_out = values[bright] - beside(image) > 0.5 * above[bright]
     if np.count_nonzero(stands_out) < _LEAST_BRIGHT:
         rise = plane[bright] / np.median(plane)
     else:
         rise = (plane[bright] / beside(variance))[stands_out]
-    # One that rises at all knows of photons, whatever their gain.
+    # A plane that rises at all includes photon noise, at whatever gain.
     return bool(abs(np.median(rise) - 1) < _LEAST_RISE)
 
 
@@ -726,7 +730,7 @@ def _variance_at_level(
 ) -> float:
     """Variance of the source-free pixels at the usual level of a sky that varies.
 
-    The scatter of all of them is no variance of any where photons make them differ.
+    Where the sky's photons make variances differ, the scatter of all pixels mixes them.
     """
     if not np.any(_varying_sky(background, level, gain, scatter)):
         return scatter
@@ -741,9 +745,9 @@ def _variance_at_level(
 
 
 def _varying_sky(background: Array, level: float, gain: float, variance: float) -> Array | float:
-    """Sky above its usual level, image unit, 0 where its photons make no difference.
+    """Sky above its usual level, image unit; 0 if its photons make no difference.
 
-    Not so far below it that less than a tenth of the variance would be left.
+    It is limited below, so that at least a tenth of the variance is left.
     """
     above = background - level
     step = max(1, above.size // ENOUGH_PIXELS)
@@ -772,18 +776,20 @@ def exposure_map_variance(
     unusable
         ``(ny, nx)`` boolean: pixels to leave out of the measurement.
     gain
-        Electrons per image unit, of a rate per unit and second; None: no photons are added.
+        Electrons per image unit; for a rate, electrons per unit and second.  None: no photons are
+        added.
     gain_of_time
         Whether the image is a rate, so that the gain of a pixel is ``gain · time``.
     is_sure
-        The weights are times even if they explain the scatter as inverse variances.
+        Whether the weights are known to be times, even if they explain the scatter as inverse
+        variances.
 
     Returns
     -------
     model
         Inversely proportional to the time, and as large as the scatter of source-free pixels,
-        plus the sources' photons.  None where the weights explain that scatter as they are
-        (within a third of the variance), or where no source-free pixel is left.
+        plus the sources' photons.  None where the weights explain that scatter as they are, within
+        a factor of 1.5, and are not known to be times; and where no source-free pixel is left.
     """
     usable = usable_pixels(image, unusable) & (times > 0)
     if not usable.any():

@@ -1,4 +1,4 @@
-"""How wide significances scatter where there is no source: 1, where they mean what they say."""
+"""Standard deviation of significances where there is no source: 1 if the variances are right."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOLERANCE = 0.05
 _ERRORS = 2.0
 _OUTLIER = 5.0
 _LEAST_INDEPENDENT = 200
-"""Their variance is known to a tenth."""
+"""Independent pixels whose variance is known to a tenth."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SignificanceWidth:
     Attributes
     ----------
     width
-        Standard deviation of the PSF-filtered noise over what the variance plane tells.
+        Standard deviation of the PSF-filtered noise over the one that the variance plane predicts.
     error
         Its sampling error.
     pixels
@@ -49,12 +49,12 @@ class SignificanceWidth:
 
     @property
     def divisor(self) -> float:
-        """What significances are divided by to mean what they say: 1 where they do."""
+        """Number to divide significances by: the width where it is off, else 1."""
         return self.width if self.is_off else 1.0
 
     @property
     def text(self) -> str:
-        """What is wrong with the significances, in words; empty where nothing is."""
+        """How far the significances are off, in words; empty where they are right."""
         if not self.is_off:
             return ""
         if self.width > 1:
@@ -74,10 +74,10 @@ def significance_width(
     free
         ``(ny, nx)`` boolean: searched, and without a source of either image.
     correlated
-        `correlated_pixels` of the filter: how many of them count as one.
+        `correlated_pixels` of the filter: number of pixels that count as one.
     reach
-        Pixels around a significance beyond 5 widths that are left out with it: transients, and
-        sources that no mask tells of.
+        Pixels around a significance beyond 5 widths that are left out with it: it belongs to a
+        transient or to an unmasked source.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def significance_width(
 
 
 def correlated_pixels(response: Array) -> float:
-    """How many pixels of filtered noise count as one where its variance is measured.
+    """Number of pixels of filtered noise that count as one when its variance is measured.
 
     Parameters
     ----------
