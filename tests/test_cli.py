@@ -747,7 +747,7 @@ def test_unexpected_errors_show_no_traceback(run, simulated, tmp_path, monkeypat
     def explode(*args, **kwargs):
         raise RuntimeError("the sky fell\ndown")
 
-    monkeypatch.setattr("whitediff.decorrelation.exposures.decorrelate", explode)
+    monkeypatch.setattr("whitediff.runs.decorrelate.decorrelate", explode)
     code, _, messages = run("decorrelate", *triple(simulated), "--output", tmp_path / "o.fits")
     assert code == 1
     assert "Unexpected RuntimeError: the sky fell down." in messages
