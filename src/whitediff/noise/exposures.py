@@ -934,7 +934,8 @@ def _measured_noise(exposure: Exposure, sources: Array) -> NoiseCovariance | Dat
     told = high_frequencies(image, ~(untrusted | masks.flagged(exposure.mask, _IGNORED)), variance)
     # Strips of a large frame determine the covariance as well as the whole frame.
     flat, plane, use, wrong = [], [], [], []
-    for rows in _strips(image.shape):
+    strip = min(max(_STRIP // image.shape[1], _STRIP_ROWS[0]), _STRIP_ROWS[1])
+    for rows in planes.spread_rows(image.shape, strip, _ENOUGH_PIXELS):
         good = masks.flagged(exposure.mask, _IGNORED, rows=rows)
         good = ~(good | sources[rows] | untrusted[rows])
         good &= np.isfinite(variance[rows]) & (variance[rows] > 0)
@@ -999,14 +1000,3 @@ def _width(exposure: Exposure, flat: Array, variance: Array, untrusted: Array) -
     except TooFewSourcesError:
         # Where there are few bright sources, there are few faint ones.
         return None
-
-
-def _strips(shape: tuple[int, ...]) -> list[slice]:
-    """Strips of rows, evenly spread over a frame, that together have enough pixels."""
-    ny, nx = shape
-    rows = min(max(_STRIP // nx, _STRIP_ROWS[0]), _STRIP_ROWS[1])
-    n = math.ceil(_ENOUGH_PIXELS / (rows * nx))
-    if n * rows >= ny:
-        return [slice(0, ny)]
-    starts = np.linspace(0, ny - rows, n).round().astype(int)
-    return [slice(int(start), int(start) + rows) for start in starts]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..exposures import masks
 from ..exposures.model import Exposure
+from ..numerics.planes import spread_rows
 from ..numerics.profiles import full_width_half_maximum
 from .exposures import regions_of_one_image, square_sums, structure_on_larger_scales, uneven_noise
 from .significance import core, point_source_significance, score_significance, self_response
@@ -99,7 +100,7 @@ def measured_width(exposure: Exposure) -> SignificanceWidth | None:
     ):
         return None
     parts = []
-    for rows in _strips(ny, nx):
+    for rows in spread_rows((ny, nx), _STRIP_ROWS, _ENOUGH_PIXELS):
         free = free_of_sources(exposure, rows)
         good = ~masks.flagged(exposure.mask, masks.UNTRUSTED_MASK_PLANES, rows=rows)
         planes = exposure.data[rows], exposure.variance[rows], good
@@ -152,12 +153,3 @@ def warn_of_significances(exposure: Exposure) -> SignificanceWidth | None:
             uneven,
         )
     return width
-
-
-def _strips(ny: int, nx: int) -> list[slice]:
-    """Strips of rows, evenly spread over a frame, that together have enough pixels."""
-    number = math.ceil(_ENOUGH_PIXELS / (_STRIP_ROWS * nx))
-    if number * _STRIP_ROWS >= ny:
-        return [slice(0, ny)]
-    starts = np.linspace(0, ny - _STRIP_ROWS, number).round().astype(int)
-    return [slice(int(start), int(start) + _STRIP_ROWS) for start in starts]

@@ -35,6 +35,7 @@ __all__ = [
     "is_limited",
     "memory_limit",
     "row_blocks",
+    "spread_rows",
     "usable_pixels",
     "used",
     "zeros",
@@ -190,6 +191,31 @@ def _free(directory: Path) -> str:
         return f"; {shutil.disk_usage(directory).free / 1e6:.4g} MB are free"
     except OSError:
         return ""
+
+
+def spread_rows(shape: tuple[int, ...], rows: int, enough: int) -> list[slice]:
+    """Strips of rows, evenly spread over a frame, that together have enough pixels.
+
+    Parameters
+    ----------
+    shape
+        ``(ny, nx)`` of the frame.
+    rows
+        Rows of a strip.
+    enough
+        Number of pixels that suffices.
+
+    Returns
+    -------
+    strips
+        Slices of rows; one slice of all rows where the frame has fewer pixels.
+    """
+    ny, nx = shape
+    number = math.ceil(enough / (rows * nx))
+    if number * rows >= ny:
+        return [slice(0, ny)]
+    starts = np.linspace(0, ny - rows, number).round().astype(int)
+    return [slice(int(start), int(start) + rows) for start in starts]
 
 
 def row_blocks(shape: tuple[int, ...]) -> list[slice]:
