@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from astropy import units as u
 from astropy.io import fits
-from astropy.nddata import NDData
+from astropy.nddata import CCDData, NDData, VarianceUncertainty
 
 import whitediff
 from scenes import gaussian
@@ -93,6 +94,22 @@ def test_ccddata_and_back(exposure, uncertainty):
         np.testing.assert_array_equal(back.mask.get(plane), exposure.mask.get(plane))
     with pytest.raises(ArgumentError, match="must be variance, sigma, weight; got 'ivar'"):
         whitediff.to_ccddata(exposure, uncertainty="ivar")
+
+
+@pytest.mark.parametrize(
+    "unit", ["electron", "electron / s", "adu", "DN", "ct", "nJy", "mJy / beam", "1e-9 Jy", "mag"]
+)
+def test_any_unit_of_astropy_is_written_and_read(exposure, unit, tmp_path):
+    exposure.unit = u.Unit(unit)
+    whitediff.write(exposure, tmp_path / "a.fits")
+    data = CCDData(exposure.data, unit=unit, uncertainty=VarianceUncertainty(exposure.variance))
+    for back in (
+        whitediff.read(tmp_path / "a.fits"),
+        whitediff.read(whitediff.to_hdulist(exposure)),
+        whitediff.read(whitediff.to_ccddata(exposure)),
+        whitediff.read(data),
+    ):
+        assert back.unit == exposure.unit
 
 
 # PSFs

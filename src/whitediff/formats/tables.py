@@ -51,12 +51,12 @@ def table_hdu(table: astropy.table.Table, name: str) -> astropy.io.fits.BinTable
 
 
 def unit_text(unit: astropy.units.UnitBase | None) -> str:
-    """Text of a unit in a FITS table.
+    """Text of a unit in a FITS header or table.
 
     Parameters
     ----------
     unit
-        Unit of a column.
+        Unit of an image or column.
 
     Returns
     -------

@@ -21,6 +21,7 @@ from ..formats.ccddata import from_ccddata
 from ..formats.files import lent
 from ..formats.own.write import origin_cards
 from ..formats.plain import with_options
+from ..formats.tables import unit_text
 from ..noise.exposures import without_sentinels
 from ..paths import split_name
 from ..reading import ReadingOptions, VarianceSource
@@ -171,7 +172,7 @@ def _hdus_of_nddata(
     exposure = from_ccddata(given, variance=None if has_noise else 1.0, source=name)
     header = exposure.header.copy()
     if exposure.unit is not None:
-        header["BUNIT"] = exposure.unit.to_string("fits")
+        header["BUNIT"] = unit_text(exposure.unit)
     hdus = [astropy.io.fits.PrimaryHDU(exposure.data, header)]
     hdus[0].header.extend(origin_cards(exposure))
     if exposure.mask.names:

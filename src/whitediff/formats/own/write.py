@@ -29,7 +29,7 @@ from ..headers import escaped, observation_header, storable, wcs_cards, without_
 from ..parts import KEYWORD, listed
 from ..planes import Hdu, native
 from ..stamps import NOISE, background_hdu, kernel_hdus, noise_hdus, psf_hdus
-from ..tables import table_hdu
+from ..tables import table_hdu, unit_text
 
 __all__ = ["cards_as_header", "hdus_of", "origin_cards", "write"]
 
@@ -128,7 +128,7 @@ def _hdus(
     image_header, dropped = storable(observation_header(exposure.header))
     primary_header, more = storable(without_provenance(observation_header(exposure.primary_header)))
     if exposure.unit is not None:
-        image_header["BUNIT"] = exposure.unit.to_string("fits")
+        image_header["BUNIT"] = unit_text(exposure.unit)
     sky_cards = wcs_cards(image_header)
     planes = [
         _plane("IMAGE", exposure.data, compress=compress),
