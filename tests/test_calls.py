@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, VarianceUncertainty
 from astropy.table import Table
@@ -312,3 +313,107 @@ def test_no_warning_of_python_reaches_the_user(pair):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         whitediff.subtract(*pair)
+
+
+# What is given stays as it is
+
+
+def test_a_psf_that_is_given_is_not_put_on_the_callers_exposure(pair, result):
+    exposure, template = map(whitediff.read, pair)
+    psf = exposure.psf
+    y, x = np.mgrid[-12:13, -12:13]
+    stamp = np.exp(-(x**2 + y**2) / (2 * 2.5**2))
+    whitediff.subtract(exposure, template, science_psf=stamp, template_psf=stamp)
+    difference = result.difference
+    before = difference.psf
+    at = {"x": [119.4], "y": [126.0]}
+    first = whitediff.measure(difference, at)["psf_flux"]
+    whitediff.measure(difference, at, psf=stamp)
+    whitediff.detect(difference, psf=stamp)
+    assert whitediff.measure(difference, at)["psf_flux"] == first
+    assert difference.psf is before
+    assert exposure.psf is psf
+
+
+def test_what_is_made_later_is_of_the_same_pixels(pair, tmp_path):
+    arrays = [fits.getdata(path, "IMAGE").astype(np.float32) for path in pair]
+    options = {"science_gain": 2.0, "template_gain": 2.0}
+    expected = whitediff.subtract(*arrays, **options).score.data.copy()
+    given = [each.copy() for each in arrays]
+    later = whitediff.subtract(*given, **options)
+    given[0][100:110, 100:110] += 1e5
+    np.testing.assert_array_equal(later.score.data, expected)
+    files = [tmp_path / Path(path).name for path in pair]
+    for path, source in zip(files, pair, strict=True):
+        path.write_bytes(Path(source).read_bytes())
+    of_files = whitediff.subtract(*files)
+    files[0].unlink()
+    with pytest.raises(whitediff.WhitediffError, match="is not there any more"):
+        _ = of_files.score
+    files[0].write_bytes(b"SIMPLE")
+    with pytest.raises(whitediff.WhitediffError, match="has changed since"):
+        _ = of_files.score
+
+
+def test_parts_and_other_orders_of_memory_are_measured(result):
+    part = result.difference[20:200, 30:250]
+    whole = whitediff.detect(result.difference, threshold=8.0)
+    found = whitediff.detect(part, threshold=8.0)
+    x, y, flux = (np.asarray(found[name]) for name in ("x", "y", "aperture_flux"))
+    all_of = [np.asarray(whole[name]) for name in ("x", "y", "aperture_flux")]
+    inside = (np.abs(all_of[0] - 140) < 90) & (np.abs(all_of[1] - 110) < 70)
+    assert inside.sum() > 1
+    for at_x, at_y, expected in np.transpose(all_of)[inside]:
+        near = np.hypot(x - at_x, y - at_y)
+        assert near.min() < 0.01
+        assert flux[near.argmin()] == pytest.approx(expected, rel=1e-5)
+    fortran = whitediff.Exposure.from_arrays(
+        np.asfortranarray(part.data), variance=np.asfortranarray(part.variance), psf=part.psf
+    )
+    assert len(whitediff.detect(fortran, threshold=8.0)) == len(found)
+
+
+def test_masked_arrays_and_quantities(rng):
+    image = rng.normal(0, 1, (60, 70)).astype(np.float32)
+    masked = np.ma.masked_array(image, mask=image > 1)
+    exposure = whitediff.Exposure.from_arrays(masked, variance=1.0)
+    np.testing.assert_array_equal(exposure.mask.get("BAD"), image > 1)
+    assert whitediff.read(image * u.nJy, variance=1.0).unit == u.nJy
+    for kind in (np.int8, np.float16, np.longdouble):
+        read = whitediff.read((10 * image).astype(kind), variance=1.0)
+        np.testing.assert_array_equal(read.data, (10 * image).astype(kind).astype(read.data.dtype))
+    with pytest.raises(ArgumentError, match="real numbers; got complex"):
+        whitediff.Exposure.from_arrays(image + 1j, variance=1.0)
+    with pytest.raises(ArgumentError, match="by name"):
+        whitediff.Exposure.from_arrays(image, variance=1.0, mask=image > 1)
+
+
+def test_a_score_stays_a_score_as_ccddata(result):
+    assert whitediff.read(whitediff.to_ccddata(result.score)).is_score
+    assert not whitediff.read(whitediff.to_ccddata(result.difference)).is_score
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda r, d: r.plot(d / "a.fits"), "is to be a picture"),
+        (lambda r, d: r.write(d / "a.png"), "is to be a FITS file"),
+        (lambda r, d: whitediff.write(r.difference, d / "a.png"), "is to be a FITS file"),
+        (lambda r, d: whitediff.write(r, d / "a.fits"), "a whitediff.Exposure is wanted"),
+        (lambda r, d: whitediff.to_hdulist(np.ones((3, 3))), "a whitediff.Exposure is wanted"),
+        (lambda r, d: whitediff.read(fits.HDUList()), "without any HDU"),
+        (lambda r, d: r.difference[5:3, :], "holds no pixel"),
+        (lambda r, d: r.difference[0.5:9, :], "whole numbers"),
+        (lambda r, d: whitediff.subtract("a", "b", threshold=-5), "threshold must be positive"),
+        (lambda r, d: whitediff.subtract("a", "b", threshold=float("nan")), "must be positive"),
+    ],
+)
+def test_more_that_is_wrong_is_one_sentence(result, tmp_path, call, words):
+    with pytest.raises(whitediff.WhitediffError, match=rf"(?i){words}") as caught:
+        call(result, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_may_be_a_number(result):
+    assert whitediff.check(result.difference, map=2) is not None

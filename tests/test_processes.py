@@ -49,3 +49,16 @@ def test_processes_end_with_their_parent(which):
     while any(map(lives, children)) and time.monotonic() < end:
         time.sleep(0.05)
     assert not any(map(lives, children))
+
+
+def test_a_script_without_a_guard_runs_once(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from scenes import fails_or_dies\n"
+        "from whitediff.numerics.processes import in_processes\n"
+        "print('begins')\n"
+        "print(sorted(i for i, _ in in_processes(fails_or_dies, [0, 2, 4], processes=2)))\n"
+    )
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["begins", "[0, 2, 4]"]

@@ -13,9 +13,12 @@ import json
 
 import numpy as np
 import pytest
+import threadpoolctl
 from astropy.io import fits
 
+import whitediff
 from marks import slow_after
+from scenes import command
 from whitediff import Exposure
 from whitediff.alignment.resampling import ResamplingOptions
 from whitediff.decorrelation.cells import CellOptions
@@ -250,3 +253,76 @@ def test_another_s_step_is_not_made_again(pair):
     solution = dataclasses.replace(made.solution, recipe=recipe)
     with pytest.raises(Exception, match=r"made with theirs\.Task"):
         make_again(*cut(pair), {"difference": solution})
+
+
+# The command
+
+
+def planes_of(path):
+    with fits.open(path) as hdus:
+        return {name: hdus[name].data for name in ("IMAGE", "VARIANCE", "MASK")}
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--convolved", "science", "--transient", "30,30"), ("--kernel-from", "psfs")]
+)
+def test_a_cut_out_with_defects_is_made_again(options, tmp_path):
+    """Its defects are not sought at first, so they are not sought again."""
+    simulated = tmp_path / "sim"
+    scene = ("--size", 76, "--seed", 3, "--stars", 4, "--galaxies", 3)
+    rays = ("--science-cosmic-rays", 3, "--template-cosmic-rays", 3)
+    assert command("simulate", "--output", simulated, *scene, *rays, "-q")[0] == 0
+    pair = simulated / "science.fits", simulated / "template.fits"
+    first, again = tmp_path / "a.fits", tmp_path / "b.fits"
+    code, _, messages = command("subtract", *pair, "-o", first, *options)
+    assert code == 0, messages
+    code, _, messages = command("subtract", *pair, "-o", again, "--kernel", first)
+    assert code == 0, messages
+    for name, plane in planes_of(first).items():
+        np.testing.assert_array_equal(planes_of(again)[name], plane, err_msg=name)
+
+
+def test_images_are_read_as_they_were(tmp_path):
+    """Gains and variances that were given make the pixels too."""
+    simulated = tmp_path / "sim"
+    scene = ("--size", 360, "--seed", 5, "--flux-scale", 1.3, "--stars", 90)
+    flaws = (
+        *("--science-noise-plane", "none", "--template-noise-plane", "none"),
+        *("--science-gain-card", 2, "--template-gain-card", 2, "--science-nan-border", 7),
+    )
+    assert command("simulate", "--output", simulated, *scene, *flaws, "-q")[0] == 0
+    pair = simulated / "science.fits", simulated / "template.fits"
+    first, again, other = (tmp_path / f"{name}.fits" for name in "abc")
+    given = ("--science-gain", 1.5, "--template-variance", 600)
+    code, _, messages = command("subtract", *pair, "-o", first, *given)
+    assert code == 0, messages
+    header = fits.getheader(first)
+    assert (header["WDSGAIN"], header["WDTVARIN"]) == (1.5, 600)
+    code, _, messages = command("subtract", *pair, "-o", again, "--kernel", first)
+    assert code == 0, messages
+    assert "is read with its gain 1.5, as before" in messages
+    for name, plane in planes_of(first).items():
+        np.testing.assert_array_equal(planes_of(again)[name], plane, err_msg=name)
+    result = whitediff.subtract(*pair, science_gain=1.5, template_variance=600)
+    result = whitediff.subtract(*pair, kernel=[result])
+    np.testing.assert_array_equal(result.difference.data, planes_of(first)["IMAGE"])
+    # Another gain that is given stands.
+    code, _, messages = command(
+        "subtract", *pair, "-o", other, "--kernel", first, "--science-gain", 2.5
+    )
+    assert code == 0, messages
+    assert fits.getheader(other)["WDSGAIN"] == 2.5
+
+
+def test_a_stamp_does_not_depend_on_the_threads_of_linear_algebra(tmp_path):
+    simulated = tmp_path / "sim"
+    scene = ("--size", 76, "--seed", 3, "--stars", 4, "--galaxies", 3)
+    assert command("simulate", "--output", simulated, *scene, "-q")[0] == 0
+    pair = [str(simulated / f"{name}.fits") for name in ("science", "template")]
+    made = []
+    for threads in (1, 2):
+        with threadpoolctl.threadpool_limits(threads):
+            made.append(whitediff.subtract(*pair, convolved="science", transient=(30, 30)))
+    one, other = (each.difference for each in made)
+    np.testing.assert_array_equal(one.data, other.data)
+    np.testing.assert_array_equal(made[0].kernel.at(x=30, y=30), made[1].kernel.at(x=30, y=30))

@@ -11,10 +11,12 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .errors import ArgumentError
 from .options import declarations, from_words
+from .paths import check_suffix
 from .reading import ReadingOptions
 from .runs.options import (
     AlignOptions,
@@ -214,7 +216,7 @@ def detect(difference: object, **options: object) -> Table:
     Returns
     -------
     catalogue
-        Table with a row for each source; docs/catalogs.md describes the columns.
+        Table with a row for each source; docs/detection.md describes the columns.
 
     Raises
     ------
@@ -499,6 +501,17 @@ def read(image: object, **options: object) -> Exposure:
     return read_image(image, "image", chosen, needs_variance=True)
 
 
+def _check_exposure(given: object) -> None:
+    """Refuse all but exposures."""
+    from .exposures.model import Exposure
+
+    if not isinstance(given, Exposure):
+        raise ArgumentError(
+            f"A whitediff.Exposure is wanted; got {type(given).__name__}. whitediff.read makes one"
+            " of files, arrays, CCDData and HDU lists; a result has it as its difference."
+        )
+
+
 def write(
     exposure: Exposure,
     path: str | os.PathLike[str],
@@ -540,6 +553,8 @@ def write(
     """
     from .formats import write_exposure
 
+    _check_exposure(exposure)
+    check_suffix(Path(path), "FITS file")
     write_exposure(exposure, os.fspath(path), compress=compress, overwrite=overwrite)
 
 
@@ -560,7 +575,8 @@ def to_ccddata(
     -------
     data
         Its ``mask`` has the pixels without a measurement, its ``flags`` all mask planes by name,
-        its ``psf`` the PSF in the middle of the frame.  Kernel and background have no place in it.
+        its ``psf`` the PSF in the middle of the frame; its unit is adu where the exposure has none.
+        Kernel and background have no place in it.
 
     Raises
     ------
@@ -577,6 +593,7 @@ def to_ccddata(
     """
     from .formats.ccddata import to_ccddata
 
+    _check_exposure(exposure)
     return to_ccddata(exposure, uncertainty=uncertainty)
 
 
@@ -603,6 +620,7 @@ def to_hdulist(exposure: Exposure) -> HDUList:
     """
     from .formats.own.write import hdus_of
 
+    _check_exposure(exposure)
     return hdus_of(exposure)
 
 
@@ -636,6 +654,7 @@ def to_gridded_psf_model(exposure: Exposure, *, grid: int | None = None) -> Grid
     """
     from .exposures.psf_models import to_gridded_psf_model
 
+    _check_exposure(exposure)
     if exposure.psf is None:
         raise ArgumentError("The exposure has no PSF to make a model of.")
     return to_gridded_psf_model(exposure.psf, grid=grid)

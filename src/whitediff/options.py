@@ -185,12 +185,13 @@ class Declaration:
         return text
 
     def _one(self, value: Any) -> Any:
-        if isinstance(value, str) and self.parse is not None:
+        hints = _alternatives(self.hint)
+        is_number = type(value) is int and int not in hints and float not in hints
+        if self.parse is not None and (isinstance(value, str) or is_number):
             try:
-                return self.parse(value)
+                return self.parse(str(value))
             except ValueError as error:
                 raise ArgumentError(f"{self.name} {error}.") from error
-        hints = _alternatives(self.hint)
         if self.several:
             hints = tuple(one for each in hints for one in _alternatives(typing.get_args(each)[0]))
         if isinstance(value, os.PathLike) and str in hints and Path not in hints:

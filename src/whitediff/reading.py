@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from .errors import ArgumentError
-from .options import declarations, declared, words_of
+from .options import declarations, declared, from_words, words_of
 
 __all__ = [
     "ReadingOptions",
@@ -23,6 +23,7 @@ __all__ = [
     "checked_reading",
     "number_or_variance",
     "option_cards",
+    "options_of_cards",
     "reading_options",
 ]
 
@@ -307,6 +308,29 @@ def option_cards(**inputs: ReadingOptions) -> dict[str, tuple[str | float | None
         for side, options in inputs.items()
         for name, each in declarations(ReadingOptions).items()
     }
+
+
+def options_of_cards(values: Mapping[str, object], side: str) -> ReadingOptions:
+    """Options that `option_cards` recorded.
+
+    Parameters
+    ----------
+    values
+        Keyword → value.
+    side
+        ``science`` or ``template``.
+
+    Returns
+    -------
+    options
+        Options of this input; the default ones where no card tells of any.
+    """
+    words = {}
+    for name, each in declarations(ReadingOptions).items():
+        value = values.get(f"WD{side[0].upper()}{each.keyword}")
+        if isinstance(value, str) or (isinstance(value, float | int) and value is not True):
+            words[name] = float(value) if each.is_number else each.read(str(value))
+    return from_words(ReadingOptions, words)
 
 
 def _told(value: Any) -> str | float | None:

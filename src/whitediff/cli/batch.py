@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ..extras import check_extra
+from ..paths import check_input
 from ..runs.options import PAIR_OPTIONS, SubtractOptions, SurveyOptions
 from .command import command, given, with_options
 from .console import print_table
@@ -62,6 +63,7 @@ def batch(options: SurveyOptions, manifest: Path, **shared: Any) -> None:
                 " cluster's workers."
             )
     check_extra("survey", "dask", "distributed", needs="Batches need Dask ({module} is missing)")
+    check_input(str(manifest))
     from ..surveys.run import items_of, run_items
     from ..surveys.session import FILES
 

@@ -38,6 +38,11 @@ def subtract(options: SubtractOptions, science: str, template: str, hdus: tuple[
         raise click.UsageError(
             "Nothing to write: give --output, --score-output or --matched-output."
         )
+    if options.score_output is not None and options.recipe.convolved == "science":
+        raise click.UsageError(
+            "--score-output with --convolved science: a score exists only for a convolved template;"
+            " leave one of them out."
+        )
     if options.catalog is not None and options.output is None:
         raise click.UsageError("--catalog needs --output: the difference to measure on.")
     for name in ("report", "plot"):

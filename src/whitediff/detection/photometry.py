@@ -815,8 +815,8 @@ def aperture_fluxes(frame: Frame, x: Array, y: Array, radius: float) -> tuple[Ar
         return bad
 
     bad = planes.filled(image.shape, bool, is_bad)
-    # SEP reads no masked pixel, and refuses arrays that are read-only.
-    values, noise = (np.require(plane, requirements="W") for plane in (image, variance))
+    # SEP reads no masked pixel, and refuses arrays that are read-only or not contiguous.
+    values, noise = (np.require(plane, requirements=["C", "W"]) for plane in (image, variance))
     flux, error, _ = sep.sum_circle(values, x, y, radius, var=noise, mask=bad, subpix=0)
     lost = ~(error > 0)
     return np.where(lost, np.nan, flux), np.where(lost, np.nan, error)

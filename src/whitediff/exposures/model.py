@@ -122,6 +122,11 @@ class Exposure:
     ) -> None:
         if data.ndim != 2:
             raise ArgumentError(f"An image must be 2-D; got the shape {data.shape}.")
+        if not isinstance(mask, Mask):
+            raise ArgumentError(
+                f"A mask must be a Mask of named planes; got {type(mask).__name__}."
+                " Exposure.from_arrays takes arrays by name."
+            )
         for name, plane in (("variance", variance), ("mask", mask)):
             if plane.shape != data.shape:
                 raise ArgumentError(
@@ -165,7 +170,8 @@ class Exposure:
         Parameters
         ----------
         image
-            ``(ny, nx)``; integers become float32, or float64 if they have 32 bits or more.
+            ``(ny, nx)``; integers become float32, or float64 if they have 32 bits or more.  The
+            masked pixels of a masked array are BAD.
         variance
             ``(ny, nx)``, or one number for all pixels; image_unit².
         mask
@@ -189,18 +195,24 @@ class Exposure:
         Raises
         ------
         ArgumentError
-            If the image is not 2-D, or shapes differ.
+            If the image is not 2-D, or shapes differ, or a plane holds no real numbers.
         """
-        image = np.asarray(image)
+        planes_of_mask = _named_planes(mask)
+        if np.ma.isMaskedArray(image):
+            bad = np.ma.getmaskarray(image)
+            planes_of_mask["BAD"] = bad | planes_of_mask.get("BAD", False)
+        image, variance = np.asarray(image), np.asarray(variance)
+        for name, plane in (("image", image), ("variance", variance)):
+            if plane.dtype.kind not in "fiub":
+                raise ArgumentError(f"The {name} must hold real numbers; got {plane.dtype}.")
         if image.ndim != 2:
             raise ArgumentError(f"An image must be 2-D; got the shape {image.shape}.")
         image = as_native_float(image)
-        variance = np.asarray(variance)
         if variance.ndim == 0:
             # A variance is a square, so it may overflow the type that holds the image.
             dtype = image.dtype if fits_single(float(variance)) else np.dtype(np.float64)
             variance = np.full(image.shape, variance, dtype=dtype)
-        planes = {"variance": variance} | dict(mask or {})
+        planes = {"variance": variance} | planes_of_mask
         for name, plane in planes.items():
             if plane.shape != image.shape:
                 raise ArgumentError(
@@ -214,7 +226,7 @@ class Exposure:
         return cls(
             image,
             as_native_float(variance),
-            make_mask(mask or {}, image.shape),
+            make_mask(planes_of_mask, image.shape),
             origin=origin,
             unit=unit,
             psf=psf,
@@ -389,8 +401,15 @@ class Exposure:
             raise ArgumentError(
                 f"A part of an exposure is exposure[y0:y1, x0:x1]; got {indices!r}."
             )
+        if any(
+            not isinstance(end, int | np.integer)
+            for each in indices
+            for end in (each.start, each.stop)
+            if end is not None
+        ):
+            raise ArgumentError(f"Indices of an exposure are whole numbers; got {indices!r}.")
         part = self.bbox.part(*indices)
-        if not part.area:
+        if min(part.shape) < 1:
             raise ArgumentError(f"{indices!r} holds no pixel of {self.bbox}.")
         return self.cutout(part)
 
@@ -428,6 +447,17 @@ class Exposure:
             f"Exposure({ny} x {nx} {self.data.dtype}, origin={self.origin},"
             f" mask planes {', '.join(self.mask.names) or 'none'}, {psf})"
         )
+
+
+def _named_planes(mask: Mapping[str, Array] | None) -> dict[str, Array]:
+    """Mask planes by name."""
+    if mask is None:
+        return {}
+    if not isinstance(mask, Mapping):
+        raise ArgumentError(
+            f"Mask planes are given by name, such as {{'BAD': mask}}; got {type(mask).__name__}."
+        )
+    return {name: np.asarray(plane, dtype=bool) for name, plane in mask.items()}
 
 
 def precise(science: Exposure, template: Exposure) -> tuple[Exposure, Exposure]:

@@ -143,6 +143,33 @@ def score_depth(path: str | Path) -> float | None:
     return value if value is not None and value > 0 else None
 
 
+def history_values(path: str | Path) -> dict[str, CardValue]:
+    """Values of the cards in which whitediff records how a product was made.
+
+    Parameters
+    ----------
+    path
+        FITS file.
+
+    Returns
+    -------
+    values
+        Keyword → value, its text decoded.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is not FITS.
+    """
+    file, _ = split_extension(path)
+    with opened(file) as hdus:
+        cards = [card for card in hdus[0].header.cards if card.keyword.startswith("WD")]
+        return {
+            card.keyword: unescaped(card.value) if isinstance(card.value, str) else card.value
+            for card in cards
+        }
+
+
 def given_zero_point(path: str | Path) -> float | None:
     """Zero point that a difference or score was made with, if one was given.
 

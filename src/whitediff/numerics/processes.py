@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -90,7 +91,8 @@ def _in_pools[Item, Result](
                 while items and not broken and len(running) < 2 * processes:
                     item = items.popleft()
                     try:
-                        running[pool.submit(_run, item)] = item
+                        with _main_left_out():
+                            running[pool.submit(_run, item)] = item
                     except BrokenProcessPool:
                         items.appendleft(item)
                         broken = True
@@ -125,6 +127,24 @@ def _pool(processes: int, work: Callable[[Any], Any]) -> Iterator[ProcessPoolExe
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _main_left_out() -> Iterator[None]:
+    """Context in which new processes do not run the main script again.
+
+    They need nothing of it, and a script without ``if __name__ == "__main__"`` would start the same
+    work once more in each of them.
+    """
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
+    for name in kept:
+        setattr(main, name, None)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
 
 
 _work: Callable[[Any], Any] | None = None

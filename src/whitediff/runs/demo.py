@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .. import formats
 from ..evaluation.simulation import SimulationOptions
+from ..extras import check_drawing
 from ..outputs import together
 from ..subtraction.difference import subtract
 from .cards import Cards
@@ -32,6 +33,7 @@ def run_demo(output: Path, *, overwrite: bool = False) -> list[Checked]:
     checked
         Noise of the difference, and of the score.
     """
+    check_drawing()
     simulated = output / "simulated"
     with together():
         write_simulation(SimulationOptions(), simulated, overwrite=overwrite)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import logging
 import os
 from typing import Any
@@ -27,6 +29,7 @@ from ..paths import split_name
 from ..reading import ReadingOptions, VarianceSource
 
 __all__ = [
+    "Kept",
     "check_usable",
     "name_of",
     "path_of",
@@ -37,6 +40,48 @@ __all__ = [
 ]
 
 log = logging.getLogger("whitediff.runs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """An image in memory as it was when it was given, whatever becomes of it.
+
+    Attributes
+    ----------
+    given
+        Object that was given.
+    copied
+        Copy of it, pixels and all.
+    """
+
+    given: object
+    copied: object
+
+    @classmethod
+    def of(cls, given: object) -> object:
+        """Keep an image.
+
+        Parameters
+        ----------
+        given
+            Anything that `read_image` takes.
+
+        Returns
+        -------
+        kept
+            `Kept`; files are what they are.
+        """
+        if isinstance(given, str | os.PathLike | Kept):
+            return given
+        if isinstance(given, astropy.io.fits.HDUList):
+            return cls(given, astropy.io.fits.HDUList([hdu.copy() for hdu in given]))
+        if isinstance(given, Exposure | np.ndarray):
+            return cls(given, given.copy())
+        try:
+            return cls(given, copy.deepcopy(given))
+        except (TypeError, ValueError):
+            # Others do not let themselves be copied, and do not change either.
+            return cls(given, given)
 
 
 def path_of(given: object) -> str | None:
@@ -52,6 +97,8 @@ def path_of(given: object) -> str | None:
     path
         Name of the file; for an object in memory, the file that it was read from, else None.
     """
+    if isinstance(given, Kept):
+        return path_of(given.given)
     if isinstance(given, str | os.PathLike):
         return os.fspath(given)
     if isinstance(given, astropy.io.fits.HDUList):
@@ -77,6 +124,8 @@ def name_of(given: object, role: str) -> str:
     name
         Name of the file, else of the object's source, else the role.
     """
+    if isinstance(given, Kept):
+        given = given.given
     source = getattr(given, "source", None)
     return path_of(given) or (source if isinstance(source, str) else f"the {role}")
 
@@ -102,29 +151,34 @@ def read_image(
     Returns
     -------
     exposure
-        `whitediff.Exposure`; an exposure that was given is not copied.
+        `whitediff.Exposure`, which shares the planes of one that was given.
 
     Raises
     ------
     ArgumentError
         If given is none of these types.
     """
+    if isinstance(given, Kept):
+        return read_image(given.copied, role, options, needs_variance=needs_variance)
     options = options or ReadingOptions()
     if isinstance(given, str | os.PathLike):
         path = str(os.fspath(given))
         return formats.read_exposure(path, options=options, needs_variance=needs_variance)
     name = name_of(given, role)
-    psf = None
+    psf, is_score = None, False
     if isinstance(given, np.ndarray) and given.dtype != object:
         given = _hdus(given, name)
     elif not isinstance(given, Exposure) and all(
         hasattr(given, each) for each in ("data", "uncertainty", "mask")
     ):
-        given, psf = _hdus_of_nddata(given, name)
+        given, psf, is_score = _hdus_of_nddata(given, name)
     if isinstance(given, astropy.io.fits.HDUList):
+        if not len(given):
+            raise ArgumentError.of(name, "is an HDUList without any HDU; give one with an image.")
         with lent(name, given):
             exposure = formats.read_exposure(name, options=options, needs_variance=needs_variance)
         exposure.psf = exposure.psf or psf
+        exposure.is_score = exposure.is_score or is_score
         return exposure
     if isinstance(options.variance, VarianceSource):
         raise ArgumentError.of(
@@ -140,23 +194,30 @@ def read_image(
             f"is {type(given).__name__}, and no image; give a file, an array of numbers,"
             " CCDData, HDUList or whitediff.Exposure.",
         )
-    if exposure.source is None:
-        exposure = exposure.replaced()
-        exposure.source = name
+    # What is set on it below, such as another PSF, is not set on the caller's.
+    exposure = exposure.replaced()
+    exposure.source = exposure.source or name
     return with_options(exposure, options, name)
 
 
 def _hdus(array: np.ndarray[Any, Any], name: str) -> astropy.io.fits.HDUList:
     """Array as the HDUs of a file; a mask becomes the extension MASK."""
-    if array.ndim != 2 or array.dtype.kind not in "iuf":
+    if array.ndim != 2 or array.dtype.kind not in "iuf" or not array.size:
         raise ArgumentError.of(
             name,
             f"must be an image, numbers of two axes; got {array.dtype} of the shape {array.shape}.",
         )
     pixels = np.asarray(array.data if np.ma.isMaskedArray(array) else array)
-    if pixels.dtype == np.float16:
-        pixels = pixels.astype(np.float32)
-    hdus = [astropy.io.fits.PrimaryHDU(pixels)]
+    # FITS has no such types.
+    if pixels.dtype == np.int8:
+        pixels = pixels.astype(np.int16)
+    elif pixels.dtype.kind == "f" and pixels.dtype.itemsize not in (4, 8):
+        pixels = pixels.astype(np.float32 if pixels.dtype.itemsize < 4 else np.float64)
+    # A quantity of astropy has a unit.
+    unit = getattr(array, "unit", None)
+    hdus = [astropy.io.fits.PrimaryHDU(np.asarray(pixels))]
+    if unit is not None:
+        hdus[0].header["BUNIT"] = unit_text(unit)
     if np.ma.isMaskedArray(array):
         bits = np.ma.getmaskarray(array).astype(np.uint8)
         hdus.append(astropy.io.fits.ImageHDU(bits, name="MASK"))
@@ -165,8 +226,8 @@ def _hdus(array: np.ndarray[Any, Any], name: str) -> astropy.io.fits.HDUList:
 
 def _hdus_of_nddata(
     given: Any, name: str
-) -> tuple[astropy.io.fits.HDUList, PointSpreadFunction | None]:
-    """CCDData or NDData as the HDUs of a file, and its PSF."""
+) -> tuple[astropy.io.fits.HDUList, PointSpreadFunction | None, bool]:
+    """CCDData or NDData as the HDUs of a file, its PSF, and whether it is a score."""
     has_noise = given.uncertainty is not None
     # Without an uncertainty no VARIANCE is written, so the noise is measured as for a file.
     exposure = from_ccddata(given, variance=None if has_noise else 1.0, source=name)
@@ -182,7 +243,7 @@ def _hdus_of_nddata(
         hdus.append(hdu)
     if has_noise:
         hdus.append(astropy.io.fits.ImageHDU(exposure.variance, name="VARIANCE"))
-    return astropy.io.fits.HDUList(hdus), exposure.psf
+    return astropy.io.fits.HDUList(hdus), exposure.psf, exposure.is_score
 
 
 def read_input(given: object, options: ReadingOptions, role: str = "image") -> Exposure:

@@ -6,11 +6,13 @@ Nothing heavy is imported here, so that help and errors of usage appear at once.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Literal
 
 from ..direction import Direction
+from ..errors import ArgumentError
 from ..extras import check_adaptive, check_drawing, check_pillow
 from ..options import declarations, declared, part
 from ..paths import check_catalog_path, check_suffix
@@ -374,9 +376,17 @@ def _zero_point(default: str) -> float | None:
     return field
 
 
+def _check_threshold(value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ArgumentError(f"The threshold must be positive and finite; got {value:g}.")
+
+
 def _threshold() -> float:
     field: float = declared(
-        5.0, "Least significance of a source, standard deviations.", group=_SEARCH
+        5.0,
+        "Least significance of a source, standard deviations.",
+        group=_SEARCH,
+        check=_check_threshold,
     )
     return field
 

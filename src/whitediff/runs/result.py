@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import html
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +22,20 @@ from ..exposures.model import Exposure
 from ..formats.catalogs import write_catalog
 from ..formats.own.write import cards_as_header
 from ..noise.exposures import without_sentinels
+from ..paths import check_suffix, split_name
 from ..progress import stages
+from ..reading import ReadingOptions
 from ..subtraction.cutouts import Cutout, CutoutFlux
 from ..subtraction.pipeline import Kind
 from ..subtraction.solution import Solution
 from .cards import values_of
-from .inputs import name_of, path_of, read_image
+from .inputs import Kept, name_of, path_of, read_image
 from .numbers import noise_of, numbers_of, write_numbers
 from .options import ReportOptions, SubtractOptions
 from .picture import draw
 from .refusals import check_given
 from .report import report_on
-from .running import running
+from .running import on_machine, running
 from .subtract import Finished, check_has_psf, finished_products, outputs_of
 
 if TYPE_CHECKING:
@@ -107,6 +110,7 @@ class Result:
     ) -> None:
         self._given = science, template
         self._options = options
+        self._files = {name: _state(name) for name in map(path_of, self._given) if name}
         self._made: dict[Kind, Finished] = {each.made.kind: each for each in made}
 
     @property
@@ -201,6 +205,8 @@ class Result:
         figure
             `matplotlib.figure.Figure`, which notebooks show.
         """
+        if path is not None:
+            check_suffix(Path(path), "picture (PNG)")
         made = self._first.made
         return draw(
             made.science,
@@ -228,6 +234,7 @@ class Result:
         """
         options = ReportOptions(output=Path(path), overwrite=overwrite)
         check_given(options)
+        self._check_files()
         science, template = self._given
         score = self._made.get("score")
         files = {"science image": path_of(science), "template": path_of(template)}
@@ -264,14 +271,55 @@ class Result:
         OutputExistsError, FileFormatError
             If it cannot be written.
         """
-        self._first.write(Path(path), compress=compress, overwrite=overwrite)
+        check_suffix(Path(path), "FITS file")
+        with on_machine(self._options.running):
+            self._first.write(Path(path), compress=compress, overwrite=overwrite)
+
+    def read_with(self, side: str, image: object) -> tuple[ReadingOptions, bool]:
+        """How one of the images was read.
+
+        Parameters
+        ----------
+        side
+            ``science`` or ``template``.
+        image
+            Image that may be the same.
+
+        Returns
+        -------
+        options, is_same
+            Reading options of that side, and whether it was made of this image.
+        """
+        given = self._given[0] if side == "science" else self._given[1]
+        if isinstance(given, Kept):
+            given = given.given
+        name = path_of(image)
+        is_same = given is image or (name is not None and name == path_of(given))
+        options: ReadingOptions = getattr(self._options, side)
+        return options, is_same
 
     def _product(self, kind: Kind) -> Finished:
         """Product of a kind, made when first used."""
         if kind not in self._made:
+            self._check_files()
             found = _products(*self._given, self._options, [kind])
             self._made[kind] = found[0]
         return self._made[kind]
+
+    def _check_files(self) -> None:
+        """Refuse to read images again that are others now."""
+        for name, state in self._files.items():
+            now = _state(name)
+            if state is None:
+                continue
+            if now is None:
+                raise DataError.of(
+                    name, "is not there any more, and is needed again; subtract before it goes."
+                )
+            if now != state:
+                raise DataError.of(
+                    name, "has changed since the difference was made of it; subtract again."
+                )
 
     def __repr__(self) -> str:
         ny, nx = self.difference.shape
@@ -283,6 +331,15 @@ class Result:
 
 
 _ROLES = ("science image", "template")
+
+
+def _state(name: str) -> tuple[int, int] | None:
+    """Size and time of a file's last change; None where there is none, as for addresses."""
+    try:
+        found = os.stat(split_name(name)[0])
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _products(
@@ -314,6 +371,8 @@ def subtract_in_memory(science: object, template: object, options: SubtractOptio
     """
     check_given(options, science, template)
     outputs = outputs_of(options)
+    # A score that is asked for later is of the same pixels.
+    science, template = Kept.of(science), Kept.of(template)
     wanted: list[Kind] = ["difference", *(kind for kind in outputs if kind != "difference")]
     with running(options.running, next(iter(outputs.values()), None)):
         result = Result(science, template, options, _products(science, template, options, wanted))

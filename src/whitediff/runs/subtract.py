@@ -19,9 +19,11 @@ from ..errors import ArgumentError, naming
 from ..exposures.fields import ChebyshevField
 from ..exposures.model import Exposure
 from ..exposures.zero_points import check_zero_point, depth_text
+from ..formats.record import history_values
 from ..matching.preparation import template_coverage
 from ..options import declarations, given_words
 from ..progress import stages
+from ..reading import ReadingOptions, option_cards, options_of_cards
 from ..subtraction.pipeline import KINDS, Kind, Made, Pipeline
 from ..subtraction.solution import Solution
 from .cards import (
@@ -284,6 +286,7 @@ def finished_products(
         A subclass whose message names the file at fault.
     """
     check_zero_point(options.zero_point)
+    options = _read_as_before(options, science, template)
     names = name_of(science, "science image"), name_of(template, "template")
     recipe = recipe_of(options.recipe)
     stored = {
@@ -291,8 +294,9 @@ def finished_products(
         for kind, solution in _by_kind(read_solutions(options.kernel), wanted).items()
     }
     cards: Cards = {
-        "WDSCI": (path_of(science), "science image"),
-        "WDTMPL": (path_of(template), "template"),
+        _INPUT_CARDS["science"]: (path_of(science), "science image"),
+        _INPUT_CARDS["template"]: (path_of(template), "template"),
+        **option_cards(science=options.science, template=options.template),
     }
     with recorded(_told_options(options), begin) as record:
         record.begin("reading")
@@ -323,6 +327,41 @@ def finished_products(
                     report_inputs_floor(made.decorrelation, *names)  # type: ignore[arg-type]
                 yield Finished(made, cards | more, record)
                 del made
+
+
+def _read_as_before(options: SubtractOptions, science: object, template: object) -> SubtractOptions:
+    """Options with which an earlier product's own images are read as they were then.
+
+    A gain or a variance that was given makes other pixels: the earlier product could not be made
+    again without it.
+    """
+    for earlier in options.kernel:
+        is_file = isinstance(earlier, str | os.PathLike)
+        cards = history_values(str(earlier)) if is_file else {}
+        read_with = getattr(earlier, "read_with", None)
+        for side, image in (("science", science), ("template", template)):
+            if getattr(options, side) != ReadingOptions():
+                continue
+            if is_file:
+                name = path_of(image)
+                before = options_of_cards(cards, side)
+                is_same = name is not None and name == cards.get(_INPUT_CARDS[side])
+            elif read_with is not None:
+                before, is_same = read_with(side, image)
+            else:
+                continue
+            if is_same and before != ReadingOptions():
+                options = (
+                    dataclasses.replace(options, science=before)
+                    if side == "science"
+                    else dataclasses.replace(options, template=before)
+                )
+                told = ", ".join(f"{name} {value}" for name, value in given_words(before).items())
+                log.info("%s: is read with its %s, as before.", name_of(image, side), told)
+    return options
+
+
+_INPUT_CARDS = {"science": "WDSCI", "template": "WDTMPL"}
 
 
 def _told_options(options: SubtractOptions) -> dict[str, Any]:

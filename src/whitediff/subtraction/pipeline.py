@@ -30,6 +30,7 @@ from ..matching.exposures import Match, match
 from ..matching.preparation import Pair, pair_with_psf, prepare
 from ..noise.exposures import PairSources, measurable, pair_sources
 from ..noise.scatter import SignificanceWidth, warn_of_significances
+from ..numerics.threads import single_threaded_algebra
 from .cutouts import (
     Cutout,
     CutoutFlux,
@@ -447,6 +448,7 @@ def _checked_kinds(kinds: Iterable[Kind] | Kind) -> set[Kind]:
     return wanted
 
 
+@single_threaded_algebra()
 def cutout_made(
     science: Exposure, template: Exposure, source: KernelSource, recipe: Recipe
 ) -> Made:

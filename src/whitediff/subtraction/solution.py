@@ -232,8 +232,11 @@ class Solution:
         solution
             Solution with the noise covariances that the exposures carry.
         """
+        # Defects are not sought on cut-outs: most of their pixels are of sources.
         recipe = dataclasses.replace(
-            recipe, correction=dataclasses.replace(recipe.correction, spatially_varying=False)
+            recipe,
+            correction=dataclasses.replace(recipe.correction, spatially_varying=False),
+            preparation=dataclasses.replace(recipe.preparation, defects=NO_DEFECTS),
         )
         return cls(
             kernel=constant_kernel(fit.kernel, science.bbox),

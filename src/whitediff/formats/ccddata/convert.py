@@ -26,6 +26,9 @@ __all__ = ["from_ccddata", "to_ccddata"]
 type Array = npt.NDArray[Any]
 type UncertaintyKind = Literal["variance", "sigma", "weight"]
 
+_SCORE = "WDSCORE"
+"""Card that tells a score from a difference."""
+
 _KINDS: dict[UncertaintyKind, str] = {
     "variance": "VarianceUncertainty",
     "sigma": "StdDevUncertainty",
@@ -110,7 +113,7 @@ def from_ccddata(
         unit=unit,
         psf=psf,
         header=kept,
-        provenance=Provenance(source=source),
+        provenance=Provenance(source=source, is_score=header.get(_SCORE) is True),
     )
 
 
@@ -242,6 +245,8 @@ def to_ccddata(
     for plane in exposure.mask.names:
         flags[plane] = exposure.mask.get(plane)
     meta = without_wcs(exposure.header)
+    if exposure.is_score:
+        meta[_SCORE] = True
     if exposure.origin != (0, 0):
         for axis, start in ((1, exposure.origin[1]), (2, exposure.origin[0])):
             meta[f"CTYPE{axis}A"] = "LINEAR"
