@@ -368,7 +368,10 @@ def test_parts_and_other_orders_of_memory_are_measured(result):
         assert near.min() < 0.01
         assert flux[near.argmin()] == pytest.approx(expected, rel=1e-5)
     fortran = whitediff.Exposure.from_arrays(
-        np.asfortranarray(part.data), variance=np.asfortranarray(part.variance), psf=part.psf
+        np.asfortranarray(part.data),
+        variance=np.asfortranarray(part.variance),
+        mask={name: part.mask.get(name) for name in part.mask.names},
+        psf=part.psf,
     )
     assert len(whitediff.detect(fortran, threshold=8.0)) == len(found)
 
