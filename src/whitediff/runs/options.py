@@ -258,7 +258,8 @@ class RecipeOptions:
     )
     no_cosmic_rays: bool = declared(
         False,
-        "Do not look for cosmic rays. Images whose mask has some are left alone anyway.",
+        "Do not look for cosmic rays. Images whose mask has some, and cut-outs without stars, are"
+        " left alone anyway.",
         group=_DEFECTS,
     )
     no_bad_pixels: bool = declared(
