@@ -29,7 +29,8 @@ def subtract(options: SubtractOptions, science: str, template: str, hdus: tuple[
     SCIENCE and TEMPLATE are FITS files on the same pixels; FILE[EXT] names an extension. A
     template that is larger or shifted by whole pixels is cut to the science image; a template on
     any other pixels is resampled with --align.
-    The output is science - template at the level of the science image.
+    The output is science - template at the level of the science image. At least one image must be
+    written: --output, --score-output or --matched-output.
     """
     context = click.get_current_context()
     check_alignment(context)
