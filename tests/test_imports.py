@@ -262,9 +262,21 @@ def rooms_in_order():
 
 
 def imports(path):
-    """What a module imports, anywhere in it: (is it ours, its dotted name)."""
+    """What a module imports, anywhere in it: (is it ours, its dotted name).
+
+    Other packages that only hints name, under TYPE_CHECKING, are never loaded.
+    """
     package = path.relative_to(SOURCE).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    hints = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in hints and not getattr(node, "level", 0):
+            continue
         if isinstance(node, ast.Import):
             yield from ((False, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
