@@ -292,20 +292,46 @@ def test_images_are_read_as_they_were(tmp_path):
     )
     assert command("simulate", "--output", simulated, *scene, *flaws, "-q")[0] == 0
     pair = simulated / "science.fits", simulated / "template.fits"
-    first, again, other = (tmp_path / f"{name}.fits" for name in "abc")
+    first, again_file, other = (tmp_path / f"{name}.fits" for name in "abc")
     given = ("--science-gain", 1.5, "--template-variance", 600)
     code, _, messages = command("subtract", *pair, "-o", first, *given)
     assert code == 0, messages
     header = fits.getheader(first)
     assert (header["WDSGAIN"], header["WDTVARIN"]) == (1.5, 600)
-    code, _, messages = command("subtract", *pair, "-o", again, "--kernel", first)
+    code, _, messages = command("subtract", *pair, "-o", again_file, "--kernel", first)
     assert code == 0, messages
     assert "is read with its gain 1.5, as before" in messages
     for name, plane in planes_of(first).items():
-        np.testing.assert_array_equal(planes_of(again)[name], plane, err_msg=name)
-    result = whitediff.subtract(*pair, science_gain=1.5, template_variance=600)
-    result = whitediff.subtract(*pair, kernel=[result])
-    np.testing.assert_array_equal(result.difference.data, planes_of(first)["IMAGE"])
+        np.testing.assert_array_equal(planes_of(again_file)[name], plane, err_msg=name)
+    expected = planes_of(first)["IMAGE"]
+    # The pair is known by its pixels, whatever the files are called.
+    copies = [tmp_path / f"copy_of_{path.name}" for path in pair]
+    for path, copy in zip(pair, copies, strict=True):
+        copy.write_bytes(path.read_bytes())
+    arrays = [fits.getdata(path) for path in pair]
+    options = {"science_gain": 1.5, "template_variance": 600}
+    for images in (pair, copies, arrays):
+        result = whitediff.subtract(*images, **options)
+        again = whitediff.subtract(*images, kernel=[result])
+        once_more = whitediff.subtract(*images, kernel=[again])
+        for each in (result, again, once_more):
+            np.testing.assert_array_equal(each.difference.data, result.difference.data)
+    np.testing.assert_array_equal(
+        whitediff.subtract(*copies, kernel=[first]).difference.data, expected
+    )
+    with pytest.raises(ArgumentError, match="none of the earlier results is a score"):
+        _ = once_more.score
+    # Another pair of the same names is read as it comes.
+    noisier = [tmp_path / "other" / path.name for path in pair]
+    noisier[0].parent.mkdir()
+    for path, copy, sigma in zip(pair, noisier, (60, 0), strict=True):
+        with fits.open(path) as hdus:
+            noise = np.random.default_rng(3).normal(0, sigma, hdus[0].data.shape)
+            hdus[0].data = (hdus[0].data + noise).astype(np.float32)
+            hdus.writeto(copy, checksum=True)
+    other_pair = whitediff.subtract(*noisier, kernel=[first])
+    assert other_pair.history["WDSGAIN"] is None
+    assert other_pair.history["WDTVARIN"] is None
     # Another gain that is given stands.
     code, _, messages = command(
         "subtract", *pair, "-o", other, "--kernel", first, "--science-gain", 2.5

@@ -38,6 +38,10 @@ __all__ = [
 _UNFIT = object()
 
 
+_LONGEST = 200
+"""Letters of a wrong value that a message shows."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Declaration:
     """Declaration of one option, for the command line, manifests and Python.
@@ -208,7 +212,10 @@ class Declaration:
                     raise ArgumentError(f"{self.name} must be at least {self.least}; got {found}.")
                 return found
         wanted = f"one of {', '.join(self.choices)}" if self.choices else _in_words(hints)
-        raise ArgumentError(f"{self.name} must be {wanted}; got {value!r}.")
+        text = repr(value)
+        if len(text) > _LONGEST or "\n" in text:
+            text = f"an object of the type {type(value).__name__}"
+        raise ArgumentError(f"{self.name} must be {wanted}; got {text}.")
 
 
 def declared(default: object, help: str, **known: object) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import html
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from ..decorrelation.exposures import Decorrelation
 from ..detection.exposures import DetectionOptions, detect
 from ..diagnostics.measure import ScoreNoise, Whiteness
 from ..diagnostics.report import ReportInput
-from ..errors import DataError
+from ..errors import ArgumentError, DataError
 from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
 from ..formats.catalogs import write_catalog
@@ -24,7 +24,7 @@ from ..formats.own.write import cards_as_header
 from ..noise.exposures import without_sentinels
 from ..paths import check_suffix, split_name
 from ..progress import stages
-from ..reading import ReadingOptions
+from ..reading import options_of_cards
 from ..subtraction.cutouts import Cutout, CutoutFlux
 from ..subtraction.pipeline import Kind
 from ..subtraction.solution import Solution
@@ -36,7 +36,14 @@ from .picture import draw
 from .refusals import check_given
 from .report import report_on
 from .running import on_machine, running
-from .subtract import Finished, check_has_psf, finished_products, outputs_of
+from .subtract import (
+    Finished,
+    check_has_psf,
+    finished_products,
+    outputs_of,
+    read_solutions,
+    solutions_by_kind,
+)
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -236,6 +243,7 @@ class Result:
         check_given(options)
         self._check_files()
         science, template = self._given
+        read = [options_of_cards(self.history, side) for side in ("science", "template")]
         score = self._made.get("score")
         files = {"science image": path_of(science), "template": path_of(template)}
         made = ReportInput(
@@ -244,8 +252,8 @@ class Result:
             is_score=False,
             header=cards_as_header(self._first.cards),
             solution=self.solution,
-            science=without_sentinels(read_image(science, "science image", self._options.science)),
-            template=without_sentinels(read_image(template, "template", self._options.template)),
+            science=without_sentinels(read_image(science, "science image", read[0])),
+            template=without_sentinels(read_image(template, "template", read[1])),
             score=None if score is None else score.made.exposure,
             catalog=None if self.difference.psf is None else self.sources,
             stars=self._first.extras.get("STARS"),
@@ -275,34 +283,16 @@ class Result:
         with on_machine(self._options.running):
             self._first.write(Path(path), compress=compress, overwrite=overwrite)
 
-    def read_with(self, side: str, image: object) -> tuple[ReadingOptions, bool]:
-        """How one of the images was read.
-
-        Parameters
-        ----------
-        side
-            ``science`` or ``template``.
-        image
-            Image that may be the same.
-
-        Returns
-        -------
-        options, is_same
-            Reading options of that side, and whether it was made of this image.
-        """
-        given = self._given[0] if side == "science" else self._given[1]
-        if isinstance(given, Kept):
-            given = given.given
-        name = path_of(image)
-        is_same = given is image or (name is not None and name == path_of(given))
-        options: ReadingOptions = getattr(self._options, side)
-        return options, is_same
+    @property
+    def history(self) -> dict[str, object]:
+        """Values of the cards that tell in a file of the difference how it was made."""
+        return values_of(self._first.cards)
 
     def _product(self, kind: Kind) -> Finished:
         """Product of a kind, made when first used."""
         if kind not in self._made:
             self._check_files()
-            found = _products(*self._given, self._options, [kind])
+            found = _products(*self._given, _with_kernels_of(self._options, [kind]), [kind])
             self._made[kind] = found[0]
         return self._made[kind]
 
@@ -342,6 +332,25 @@ def _state(name: str) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
+def _with_kernels_of(options: SubtractOptions, wanted: Sequence[Kind]) -> SubtractOptions:
+    """Options with those earlier results alone that made the products that are wanted."""
+    if not options.kernel:
+        return options
+    kinds = {"difference" if kind == "matched" else kind for kind in wanted}
+    kept = tuple(each for each in options.kernel if kinds & set(_kinds_of(each)))
+    if not kept:
+        missing = " or ".join(sorted(kinds))
+        raise ArgumentError(
+            f"kernel: none of the earlier results is a {missing}; give that too, or subtract"
+            " without kernel."
+        )
+    return dataclasses.replace(options, kernel=kept)
+
+
+def _kinds_of(earlier: object) -> Iterable[Kind]:
+    return solutions_by_kind(read_solutions([earlier]))
+
+
 def _products(
     science: object, template: object, options: SubtractOptions, wanted: list[Kind]
 ) -> list[Finished]:
@@ -375,7 +384,8 @@ def subtract_in_memory(science: object, template: object, options: SubtractOptio
     science, template = Kept.of(science), Kept.of(template)
     wanted: list[Kind] = ["difference", *(kind for kind in outputs if kind != "difference")]
     with running(options.running, next(iter(outputs.values()), None)):
-        result = Result(science, template, options, _products(science, template, options, wanted))
+        first = _with_kernels_of(options, wanted)
+        result = Result(science, template, options, _products(science, template, first, wanted))
         if options.catalog is not None:
             check_has_psf(result._first.made, name_of(science, "science image"))
         for kind, path in outputs.items():

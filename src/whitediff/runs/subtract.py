@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from .. import formats
 from ..detection.depth import Depth
 from ..detection.depth import depth as depth_of
-from ..errors import ArgumentError, naming
+from ..errors import ArgumentError, WhitediffError, naming
 from ..exposures.fields import ChebyshevField
 from ..exposures.model import Exposure
 from ..exposures.zero_points import check_zero_point, depth_text
@@ -24,7 +24,7 @@ from ..matching.preparation import template_coverage
 from ..options import declarations, given_words
 from ..progress import stages
 from ..reading import ReadingOptions, option_cards, options_of_cards
-from ..subtraction.pipeline import KINDS, Kind, Made, Pipeline
+from ..subtraction.pipeline import KINDS, Kind, Made, Pipeline, as_before
 from ..subtraction.solution import Solution
 from .cards import (
     Cards,
@@ -286,20 +286,21 @@ def finished_products(
         A subclass whose message names the file at fault.
     """
     check_zero_point(options.zero_point)
-    options = _read_as_before(options, science, template)
     names = name_of(science, "science image"), name_of(template, "template")
     recipe = recipe_of(options.recipe)
     stored = {
         kind: as_asked(solution, recipe)
         for kind, solution in _by_kind(read_solutions(options.kernel), wanted).items()
     }
-    cards: Cards = {
-        _INPUT_CARDS["science"]: (path_of(science), "science image"),
-        _INPUT_CARDS["template"]: (path_of(template), "template"),
-        **option_cards(science=options.science, template=options.template),
-    }
     with recorded(_told_options(options), begin) as record:
         record.begin("reading")
+        if stored:
+            options = _read_as_before(options, science, template, stored.values())
+        cards: Cards = {
+            "WDSCI": (path_of(science), "science image"),
+            "WDTMPL": (path_of(template), "template"),
+            **option_cards(science=options.science, template=options.template),
+        }
         inputs = [
             read_input(science, options.science, "science image"),
             read_input(template, options.template, "template"),
@@ -329,39 +330,48 @@ def finished_products(
                 del made
 
 
-def _read_as_before(options: SubtractOptions, science: object, template: object) -> SubtractOptions:
-    """Options with which an earlier product's own images are read as they were then.
+def _read_as_before(
+    options: SubtractOptions, science: object, template: object, stored: Iterable[Solution]
+) -> SubtractOptions:
+    """Options with which the images of an earlier product are read as they were then.
 
     A gain or a variance that was given makes other pixels: the earlier product could not be made
-    again without it.
+    again without it.  Its images are known by their pixels; others are read as they come.
     """
+    changed = options
     for earlier in options.kernel:
         is_file = isinstance(earlier, str | os.PathLike)
-        cards = history_values(str(earlier)) if is_file else {}
-        read_with = getattr(earlier, "read_with", None)
-        for side, image in (("science", science), ("template", template)):
-            if getattr(options, side) != ReadingOptions():
-                continue
-            if is_file:
-                name = path_of(image)
-                before = options_of_cards(cards, side)
-                is_same = name is not None and name == cards.get(_INPUT_CARDS[side])
-            elif read_with is not None:
-                before, is_same = read_with(side, image)
-            else:
-                continue
-            if is_same and before != ReadingOptions():
-                options = (
-                    dataclasses.replace(options, science=before)
-                    if side == "science"
-                    else dataclasses.replace(options, template=before)
-                )
-                told = ", ".join(f"{name} {value}" for name, value in given_words(before).items())
-                log.info("%s: is read with its %s, as before.", name_of(image, side), told)
-    return options
-
-
-_INPUT_CARDS = {"science": "WDSCI", "template": "WDTMPL"}
+        history = getattr(earlier, "history", None)
+        cards = history_values(str(earlier)) if is_file else {} if history is None else history
+        science_before, template_before = (
+            options_of_cards(cards, side) for side in ("science", "template")
+        )
+        if changed.science == ReadingOptions():
+            changed = dataclasses.replace(changed, science=science_before)
+        if changed.template == ReadingOptions():
+            changed = dataclasses.replace(changed, template=template_before)
+    if changed == options:
+        return options
+    stored = tuple(stored)
+    try:
+        pair = as_before(
+            read_input(science, changed.science, "science image"),
+            read_input(template, changed.template, "template"),
+            stored,
+        )
+        is_same = all(solution.is_of(*pair) for solution in stored)
+    except WhitediffError:
+        is_same = False
+    if not is_same:
+        return options
+    for image, role, before, now in (
+        (science, "science image", options.science, changed.science),
+        (template, "template", options.template, changed.template),
+    ):
+        if now != before:
+            told = ", ".join(f"{name} {value}" for name, value in given_words(now).items())
+            log.info("%s: is read with its %s, as before.", name_of(image, role), told)
+    return changed
 
 
 def _told_options(options: SubtractOptions) -> dict[str, Any]:
