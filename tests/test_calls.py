@@ -347,7 +347,10 @@ def test_what_is_made_later_is_of_the_same_pixels(pair, tmp_path):
     for path, source in zip(files, pair, strict=True):
         path.write_bytes(Path(source).read_bytes())
     of_files = whitediff.subtract(*files)
+    of_exposures = whitediff.subtract(*map(whitediff.read, map(str, files)))
     files[0].unlink()
+    # What was given as an exposure needs its file no more.
+    assert of_exposures.score.shape == of_files.difference.shape
     with pytest.raises(whitediff.WhitediffError, match="is not there any more"):
         _ = of_files.score
     files[0].write_bytes(b"SIMPLE")

@@ -505,9 +505,7 @@ def decorrelate(
     )
     applied = _correction(job, filters, noise, sources)
     correction = (
-        applied.correction
-        if isinstance(applied, FrameCorrection)
-        else filters.correction_on(filters.small_grid)
+        applied.correction if isinstance(applied, FrameCorrection) else filters.small_correction
     )
     variance = applied.variance(*(each.variance for each in job.pair))
     if isinstance(applied, LocalCorrection) and options.fill == "interpolate":

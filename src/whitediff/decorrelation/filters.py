@@ -202,6 +202,11 @@ class Filters:
         """Grid on which a compact correction is all there."""
         return fourier.fast_shape(*self.stamps, (_SMALL_GRID, _SMALL_GRID))
 
+    @functools.cached_property
+    def small_correction(self) -> Correction:
+        """Correction on the small grid."""
+        return self.correction_on(self.small_grid)
+
     def sky_kernel(self, shape: tuple[int, int]) -> Array:
         """Pixels of the part of a score's filter that acts on the sky.
 
@@ -222,7 +227,7 @@ class Filters:
         Those of the unconvolved and of the convolved exposure, for images of a shape; None where
         one is not compact.
         """
-        correction = self.correction_on(self.small_grid)
+        correction = self.small_correction
         found = []
         for ft in (correction.unconvolved_ft, correction.convolved_ft):
             kernel = pixel_kernel(ft, shape=correction.shape)

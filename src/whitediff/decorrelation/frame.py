@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -181,7 +182,7 @@ class FrameCorrection:
             np.asarray(self.filters.psf_image), self.box, light=Light.of(psf)
         )
 
-    @property
+    @functools.cached_property
     def _on_stamps(self) -> Correction:
         return self.filters.correction_on_stamps(self.correction, transform=self.transform)
 

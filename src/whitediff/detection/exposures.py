@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from astropy.table import QTable, Table
 
-from ..detection import photometry
 from ..errors import ArgumentError
 from ..exposures.masks import CONTAMINATED, UNTRUSTED_MASK_PLANES, flagged
 from ..exposures.model import Exposure
@@ -30,6 +29,7 @@ from ..noise.significance import (
 )
 from ..noise.widths import SignificanceWidth
 from ..numerics.profiles import FWHM_TO_SIGMA, full_width_half_maximum
+from . import photometry
 from .catalog import assembled, sky_columns, source_counts, source_flags, wanted_positions
 from .depth import depth
 from .dipoles import Classes, classified, opposite_lobes

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from ..direction import Direction
 from ..errors import ArgumentError
-from ..evaluation import flaws
 from ..numerics import fourier
 from ..numerics.profiles import FWHM_TO_SIGMA
+from . import flaws
 from .flaws import Grid, ImageOptions
 from .placing import add_stamp
 

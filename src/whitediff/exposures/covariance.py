@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..errors import ArgumentError, DataError
 from ..numerics.covariance import NoiseCovariance
 from .boxes import Box
-from .fields import ChebyshevField, GridField
+from .fields import moved_to
 from .kernels import BasisKernel
 
 __all__ = ["Noise", "NoiseField", "moved_noise", "noise_at"]
@@ -106,16 +106,10 @@ def moved_noise(noise: Noise, dy: int, dx: int) -> Noise:
         moved = Box.between(
             (box.y.start - dy, box.y.stop - dy), (box.x.start - dx, box.x.stop - dx)
         )
-        fields: list[Any] = [_moved_field(field, moved) for field in noise.kernel.fields]
+        fields = [moved_to(field, moved) for field in noise.kernel.fields]
         return NoiseField(BasisKernel(noise.kernel.basis, fields), noise.description)
     function = noise
     return lambda x, y: function(x + dx, y + dy)
-
-
-def _moved_field(field: Any, box: Box) -> Any:
-    if isinstance(field, GridField):
-        return GridField(box, field.values, field.cell)
-    return ChebyshevField(box, np.array(field.coefficients))
 
 
 def noise_at(noise: Noise, x: float, y: float) -> NoiseCovariance | None:

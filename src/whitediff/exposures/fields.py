@@ -20,6 +20,7 @@ __all__ = [
     "Field",
     "GridField",
     "PiecewiseField",
+    "moved_to",
     "scaled_to",
     "scattered_fit",
 ]
@@ -362,6 +363,27 @@ class PiecewiseField(Field):
         """The field times a number."""
         pieces = [(box, field.scaled(factor)) for box, field in self._pieces]
         return PiecewiseField(self._bounds, pieces)
+
+
+def moved_to(field: Field, box: Box) -> Field:
+    """Give the pixels of a field other coordinates.
+
+    Parameters
+    ----------
+    field
+        `ChebyshevField` or `GridField`.
+    box
+        Box of the same shape: the new coordinates of the same pixels.
+
+    Returns
+    -------
+    field
+        Field with the same value at each pixel.
+    """
+    if isinstance(field, GridField):
+        return GridField(box, field.values, field.cell)
+    assert isinstance(field, ChebyshevField)
+    return ChebyshevField(box, field.coefficients)
 
 
 def scaled_to(field: ChebyshevField, box: Box) -> ChebyshevField:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..exposures import masks
 from ..numerics.interpolation import interpolated
 from ..numerics.missing import smallest_sigma
 from ..numerics.planes import filled
+from . import masks
 from .model import Exposure
 
 __all__ = ["missing_pixels", "pixels_without_measurement", "without_missing"]

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from .. import astro
 from ..errors import ArgumentError
-from ..exposures import foreign
 from ..numerics.stats import high_level
 from ..numerics.transformation import Correction
+from . import foreign
 from .boxes import Box
 from .covariance import Noise
 from .fields import Field

@@ -16,7 +16,7 @@ from ..errors import ArgumentError
 from ..numerics.convolution import convolve
 from ..numerics.profiles import full_width_half_maximum
 from .boxes import Box
-from .fields import ChebyshevField, scaled_to, scattered_fit
+from .fields import ChebyshevField, moved_to, scaled_to, scattered_fit
 from .kernels import BasisKernel, chebyshev_kernel, constant_kernel, interpolated_kernel
 
 __all__ = [
@@ -573,9 +573,7 @@ def moved_psf(psf: PointSpreadFunction, bounds: Box, dy: int, dx: int) -> PointS
     polynomials = [field for field in fields if isinstance(field, ChebyshevField)]
     if len(polynomials) == len(fields):
         # The same polynomials: exact, of whatever order.
-        moved = [
-            ChebyshevField(bounds, scaled_to(field, box).coefficients) for field in polynomials
-        ]
+        moved = [moved_to(scaled_to(field, box), bounds) for field in polynomials]
         kernel = BasisKernel(before.kernel.basis, moved)
     else:
         kernel = interpolated_kernel(

@@ -14,8 +14,8 @@ from ..exposures.fields import PiecewiseField
 from ..exposures.kernels import ConvolutionKernel
 from ..exposures.model import Exposure
 from ..exposures.psf import KernelPointSpreadFunction, PointSpreadFunction
-from ..formats import own, plain
 from ..reading import ReadingOptions, VarianceSource
+from . import own, plain
 from .checks import check_is_kernel, check_kernel, check_psf
 from .difference import (
     OWN_SOFTWARE,

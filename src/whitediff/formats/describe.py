@@ -17,8 +17,8 @@ from ..exposures.kernels import BasisKernel, ConvolutionKernel
 from ..exposures.masks import flagged
 from ..exposures.model import Exposure
 from ..exposures.psf import PointSpreadFunction
-from ..formats import plain, read_any, read_exposure, read_kernel, read_psf
 from ..numerics.profiles import full_width_half_maximum
+from . import plain, read_any, read_exposure, read_kernel, read_psf
 from .difference import Difference
 from .export import own_box
 from .files import Extension, opened, remarks, split_extension

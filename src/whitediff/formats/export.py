@@ -12,7 +12,7 @@ from ..errors import FileFormatError
 from ..exposures.boxes import Box
 from ..exposures.kernels import ConvolutionKernel
 from ..exposures.psf import KernelPointSpreadFunction, PointSpreadFunction, as_kernel_psf
-from ..formats import read_exposure, read_kernel, read_psf
+from . import read_exposure, read_kernel, read_psf
 from .files import opened, split_extension
 from .finished import replacing_fits
 from .headers import escaped

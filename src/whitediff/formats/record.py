@@ -116,9 +116,7 @@ def is_score(path: str | Path) -> bool:
     FileFormatError
         If the file is not FITS.
     """
-    file, _ = split_extension(path)
-    with opened(file) as hdus:
-        return hdus[0].header.get("WDSCORE") is True
+    return _value(path, "WDSCORE") is True
 
 
 def score_depth(path: str | Path) -> float | None:
@@ -191,10 +189,16 @@ def given_zero_point(path: str | Path) -> float | None:
     return _number(path, "WDZERO")
 
 
-def _number(path: str | Path, keyword: str) -> float | None:
+def _value(path: str | Path, keyword: str) -> object:
+    """Value of a card of the primary header; None without it."""
     file, _ = split_extension(path)
     with opened(file) as hdus:
-        value = hdus[0].header.get(keyword)
+        value: object = hdus[0].header.get(keyword)
+        return value
+
+
+def _number(path: str | Path, keyword: str) -> float | None:
+    value = _value(path, keyword)
     return value if isinstance(value, float) and math.isfinite(value) else None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import astropy.io.fits
 
-from ..formats import archive, ccddata, hotpants, own, piff, plain, psfex, sfft
+from . import archive, ccddata, hotpants, own, piff, plain, psfex, sfft
 from .files import opened, split_extension
 from .format import Format, Identity, Writer
 from .lsst import afw

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import scipy
 
 from ..errors import ArgumentError
-from ..numerics import planes
+from . import planes
 from .threads import in_threads, single_threaded_algebra
 
 __all__ = [

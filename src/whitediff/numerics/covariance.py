@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError
-from ..numerics import fourier
+from . import fourier
 from .stats import standard_deviations
 
 __all__ = [

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from ..numerics import fourier, planes
+from . import fourier, planes
 from .convolution import convolve_sparse
 
 __all__ = [

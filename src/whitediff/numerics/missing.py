@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..numerics import planes
+from . import planes
 
 __all__ = ["smallest_sigma", "unmeasured_pixels"]
 

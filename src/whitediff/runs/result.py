@@ -117,7 +117,10 @@ class Result:
     ) -> None:
         self._given = science, template
         self._options = options
-        self._files = {name: _state(name) for name in map(path_of, self._given) if name}
+        # What is in memory is kept as it was; files are read again.
+        names = [path_of(each) for each in self._given if not isinstance(each, Kept)]
+        states = {name: _state(name) for name in names if name is not None}
+        self._files = {name: state for name, state in states.items() if state is not None}
         self._made: dict[Kind, Finished] = {each.made.kind: each for each in made}
 
     @property
@@ -300,8 +303,6 @@ class Result:
         """Refuse to read images again that are others now."""
         for name, state in self._files.items():
             now = _state(name)
-            if state is None:
-                continue
             if now is None:
                 raise DataError.of(
                     name, "is not there any more, and is needed again; subtract before it goes."

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,17 +294,12 @@ def finished_products(
     }
     with recorded(_told_options(options), begin) as record:
         record.begin("reading")
-        if stored:
-            options = _read_as_before(options, science, template, stored.values())
+        options, inputs = _read(options, science, template, tuple(stored.values()))
         cards: Cards = {
             "WDSCI": (path_of(science), "science image"),
             "WDTMPL": (path_of(template), "template"),
             **option_cards(science=options.science, template=options.template),
         }
-        inputs = [
-            read_input(science, options.science, "science image"),
-            read_input(template, options.template, "template"),
-        ]
         psfs = ("science", options.science_psf), ("template", options.template_psf)
         for exposure, (side, psf) in zip(inputs, psfs, strict=True):
             if psf is not None:
@@ -330,48 +325,53 @@ def finished_products(
                 del made
 
 
-def _read_as_before(
-    options: SubtractOptions, science: object, template: object, stored: Iterable[Solution]
-) -> SubtractOptions:
-    """Options with which the images of an earlier product are read as they were then.
+def _read(
+    options: SubtractOptions, science: object, template: object, stored: tuple[Solution, ...]
+) -> tuple[SubtractOptions, list[Exposure]]:
+    """Read both images; those of an earlier product as they were read then.
 
     A gain or a variance that was given makes other pixels: the earlier product could not be made
-    again without it.  Its images are known by their pixels; others are read as they come.
+    again without it.  Its images are known by their pixels; others are read as they come.  The
+    options that come back are those with which the images were read.
     """
-    changed = options
-    for earlier in options.kernel:
-        is_file = isinstance(earlier, str | os.PathLike)
-        history = getattr(earlier, "history", None)
-        cards = history_values(str(earlier)) if is_file else {} if history is None else history
-        science_before, template_before = (
-            options_of_cards(cards, side) for side in ("science", "template")
-        )
-        if changed.science == ReadingOptions():
-            changed = dataclasses.replace(changed, science=science_before)
-        if changed.template == ReadingOptions():
-            changed = dataclasses.replace(changed, template=template_before)
-    if changed == options:
-        return options
-    stored = tuple(stored)
+
+    def read_with(options: SubtractOptions) -> list[Exposure]:
+        return [
+            read_input(science, options.science, "science image"),
+            read_input(template, options.template, "template"),
+        ]
+
+    before = _reading_before(options)
+    if before == options:
+        return options, read_with(options)
     try:
-        pair = as_before(
-            read_input(science, changed.science, "science image"),
-            read_input(template, changed.template, "template"),
-            stored,
-        )
+        inputs = read_with(before)
+        pair = as_before(inputs[0], inputs[1], stored)
         is_same = all(solution.is_of(*pair) for solution in stored)
     except WhitediffError:
         is_same = False
     if not is_same:
-        return options
-    for image, role, before, now in (
-        (science, "science image", options.science, changed.science),
-        (template, "template", options.template, changed.template),
+        return options, read_with(options)
+    for image, role, given, now in (
+        (science, "science image", options.science, before.science),
+        (template, "template", options.template, before.template),
     ):
-        if now != before:
+        if now != given:
             told = ", ".join(f"{name} {value}" for name, value in given_words(now).items())
             log.info("%s: is read with its %s, as before.", name_of(image, role), told)
-    return changed
+    return before, inputs
+
+
+def _reading_before(options: SubtractOptions) -> SubtractOptions:
+    """Options in which those of reading that earlier products tell stand in for none."""
+    for earlier in options.kernel:
+        is_file = isinstance(earlier, str | os.PathLike)
+        cards = history_values(str(earlier)) if is_file else getattr(earlier, "history", {})
+        if options.science == ReadingOptions():
+            options = dataclasses.replace(options, science=options_of_cards(cards, "science"))
+        if options.template == ReadingOptions():
+            options = dataclasses.replace(options, template=options_of_cards(cards, "template"))
+    return options
 
 
 def _told_options(options: SubtractOptions) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def _closed(opened: distributed.Client | distributed.LocalCluster) -> None:
 def _worker_version() -> str:
     """Version of whitediff; also loads its modules before the first item needs them."""
     from .. import __version__
-    from ..surveys import work  # noqa: F401
+    from . import work  # noqa: F401
 
     return __version__
 
