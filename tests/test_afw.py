@@ -8,14 +8,13 @@ with PSF and kernel; where lsst.images does not know the Piff that is installed,
 
 from __future__ import annotations
 
-import importlib
-
 import astropy.units as u
 import numpy as np
 import pytest
 from astropy.io import fits
 from lsst.images import DifferenceImage, MaskedImage, VisitImage
 
+from marks import needs_piff
 from scenes import gaussian, moffat_kernel
 from test_lsst_archives import BOX, archives  # noqa: F401
 from whitediff import Exposure
@@ -132,14 +131,6 @@ def exposure_like(rng, **kwargs) -> Exposure:
         unit=u.nJy,
         **kwargs,
     )
-
-
-def needs_piff():
-    """Skip where lsst.images cannot give Piff its models, as with Piff 1.7."""
-    piff = pytest.importorskip("piff")
-    reader = vars(importlib.import_module("lsst.images.psfs._piff"))["_ArchivePiffReader"]
-    if hasattr(piff.readers.FitsReader, "read_bandpass") and not hasattr(reader, "read_bandpass"):
-        pytest.skip("lsst.images does not read models with this Piff")
 
 
 @pytest.mark.parametrize("kind", ["masked-image", "visit-image", "difference-image"])

@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+TESTS = Path(__file__).parent
 
 PARENT = """if True:
     import multiprocessing, time
@@ -54,6 +57,7 @@ def test_processes_end_with_their_parent(which):
 def test_a_script_without_a_guard_runs_once(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
+        f"import sys; sys.path.insert(0, {os.fspath(TESTS)!r})\n"
         "from scenes import fails_or_dies\n"
         "from whitediff.numerics.processes import in_processes\n"
         "print('begins')\n"

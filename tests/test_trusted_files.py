@@ -19,6 +19,7 @@ from astropy.io import fits
 from lsst.images.psfs import PiffWrapper
 from lsst.images.serialization import write_archive
 
+from marks import needs_piff
 from scenes import gaussian
 from whitediff.errors import FileFormatError
 from whitediff.exposures.boxes import Box
@@ -243,7 +244,7 @@ def test_info_makes_no_model(model, monkeypatch):
 
 
 def test_archives_hold_no_code_either(tmp_path):
-    pytest.importorskip("piff")
+    needs_piff()
     box = Box.from_shape((60, 70))
     psf = as_piff(KernelPointSpreadFunction(constant_kernel(gaussian(15, 1.5), box)), box)
     write_archive(psf, tmp_path / "psf.fits")
