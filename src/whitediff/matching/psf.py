@@ -16,6 +16,7 @@ from ..numerics.interpolation import patched
 from ..numerics.polynomials import chebyshev_products, chebyshev_terms
 from ..numerics.profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM, full_width_half_maximum
 from ..numerics.sinc import moved_stamps
+from ..numerics.splines import grown_stamps, shifted_stamps, smoothed_stamps
 from ..numerics.stats import MAD_TO_SIGMA, median_deviation, power_of_two
 from ..numerics.threads import single_threaded_algebra
 from .fine import FineTable, fitted_rings, fitted_table
@@ -62,6 +63,8 @@ _STAR_PARTS = (0.1, 0.2, 0.4, 0.7, 0.98)
 _GALAXY_WIDTHS = (0.06, 0.12, 0.25)
 """Most by which ln(width) of galaxies that may be taken for stars exceeds the stars'; to average
 over."""
+_NEGLIGIBLE, _FACTORS = 1e-12, 100
+"""Probability that adds nothing to a mean; factors whose product double precision holds."""
 _OTHERS = 0.02
 """Share of sources that may have any width."""
 _AROUND, _PLACES = 0.02, 241
@@ -182,8 +185,9 @@ class _Stars:
     ``shape`` is the frame's.  ``data``, ``variance``, ``weight`` and ``known`` are ``(n, side,
     side)``: bad pixels have no weight, but are known where they could be interpolated.  All others
     are ``(n,)``: ``column`` and ``row`` of the middle pixel, ``dx`` and ``dy`` from it to the
-    star's centre, ``flux``, ``level`` of the sky, ``sky_variance`` without the star's own noise,
-    and ``alike``: whether it has turned out to be a star.
+    star's centre, ``flux``, ``level`` of the sky beyond the one that was subtracted when the stamp
+    was cut, ``sky_variance`` without the star's own noise, and ``alike``: whether it has turned
+    out to be a star.
     """
 
     shape: tuple[int, int]
@@ -208,6 +212,10 @@ class _Stars:
         names = [field.name for field in dataclasses.fields(self)][1:]
         return dataclasses.replace(self, **{name: getattr(self, name)[which] for name in names})
 
+    def each(self, values: Array) -> Array:
+        """A value for every star, ``(n, 1, 1)``, of the stamps' type."""
+        return values[:, None, None].astype(self.data.dtype, copy=False)
+
     def terms(self, order: int) -> Array:
         """Polynomials of the stars' positions, ``(n, n_terms)``."""
         ny, nx = self.shape
@@ -221,18 +229,19 @@ class _Stars:
         Variances from the pixels' own counts would favour low counts, and lose light.  A variance
         that is far larger than expected has another reason, and is kept.
         """
-        known = self.weight > 0
-        excess = np.where(known, self.variance - self.sky_variance[:, None, None], 0)
+        known, sky = self.weight > 0, self.each(self.sky_variance)
         bright = expected > _BRIGHT * expected.max(axis=(1, 2), keepdims=True)
-        light = float(expected[bright & known].sum())
-        per_light = max(0.0, float(excess[bright].sum()) / light) if light > 0 else 0.0
-        smooth = self.sky_variance[:, None, None] + per_light * np.maximum(expected, 0)
+        bright &= known
+        light = float(expected[bright].sum(dtype=float))
+        excess = float((self.variance - sky)[bright].sum(dtype=float))
+        per_light = max(0.0, excess / light) if light > 0 else 0.0
+        smooth = sky + per_light * np.maximum(expected, 0)
         smooth = np.where(self.variance > _FAR_LARGER * smooth, self.variance, smooth)
-        return dataclasses.replace(self, weight=np.where(known, 1 / smooth, 0.0))
+        return dataclasses.replace(self, weight=known / smooth)
 
     @property
     def sky_free(self) -> Array:
-        return np.where(self.known, self.data - self.level[:, None, None], 0.0)
+        return self.known * (self.data - self.each(self.level))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,14 +269,18 @@ class _Moffat:
         if square.size < _NODES:
             return self._at(square) / width2
         # Powers are slow: interpolate a table in ln(1 + r²), in which the profile is smooth.
-        far = np.log1p(square)
+        square += 1
+        far = np.log(square, out=square)
         step = float(far.max()) / (_NODES - 1)
-        profile = self._at(np.expm1(step * np.arange(_NODES + 1))) / np.mean(width2)
-        far /= step
+        usual = float(np.mean(width2))
+        profile = self._at(np.expm1(step * np.arange(_NODES + 1))) / usual
+        far *= 1 / step
         node = far.astype(np.int32)
         far -= node
-        result: Array = profile[node] + far * np.diff(profile)[node]
-        return result * (np.mean(width2) / width2)
+        far *= np.take(np.diff(profile).astype(far.dtype), node)
+        far += np.take(profile.astype(far.dtype), node)
+        far *= usual / width2
+        return far
 
     def _at(self, square: Array) -> Array:
         """Profile, of half width 1, at squared distances."""
@@ -294,11 +307,10 @@ class _Moffat:
         """Squared elliptical distances: on an ellipse, those of the circle of equal area."""
         size = math.hypot(*self.shear)
         along = math.sinh(size) / size if size > 0 else 1.0
-        result: Array = (
-            math.cosh(size) * (dx**2 + dy**2)
-            - along * self.shear[0] * (dx**2 - dy**2)
-            - along * self.shear[1] * 2 * dx * dy
-        )
+        round_, first = math.cosh(size), along * self.shear[0]
+        result: Array = (round_ - first) * dx**2 + (round_ + first) * dy**2
+        if self.shear[1]:
+            result -= (2 * along * self.shear[1] * dx) * dy
         return result
 
     def beyond(self, side: int) -> float:
@@ -319,10 +331,11 @@ class _Moffat:
 
     def at(self, stars: _Stars, side: int, factor: float = 1.0) -> Array:
         """Stamps of stars at their own centres, ``(n, side, side)``; widths times a factor."""
-        offset = np.arange(side) - side // 2
-        columns = offset[None, None, :] - stars.dx[:, None, None]
-        rows = offset[None, :, None] - stars.dy[:, None, None]
-        return self(columns, rows, factor * self.stretch(stars.terms(_SLOPE_ORDER)))
+        offset = np.arange(side, dtype=stars.data.dtype) - side // 2
+        columns = offset[None, None, :] - stars.each(stars.dx)
+        rows = offset[None, :, None] - stars.each(stars.dy)
+        stretch = factor * self.stretch(stars.terms(_SLOPE_ORDER))
+        return self(columns, rows, stretch.astype(stars.data.dtype, copy=False))
 
     def stretch(self, terms: Array) -> Array:
         """Local widths over ``half_width``, ``(n, 1, 1)``."""
@@ -571,9 +584,9 @@ def _measure_narrow(stars: _Stars, profile: _Moffat, size: int, order: int) -> M
 
 def _unit_rest(profile: _Moffat, stars: _Stars) -> Array:
     """Residuals of stars of unit flux from the profile, at their own centres."""
-    rest: Array = stars.sky_free / stars.flux[:, None, None]
+    rest: Array = stars.sky_free / stars.each(stars.flux)
     rest -= profile.at(stars, rest.shape[1])
-    return rest
+    return rest.astype(np.float64)
 
 
 def _brightest(stars: _Stars, weight: Array) -> tuple[_Stars, Array]:
@@ -636,7 +649,7 @@ def _fit_narrow(profile: _Moffat, stars: _Stars, weight: Array) -> tuple[_Moffat
         rest = rest_of(found)
         robust = np.where(rest**2 * robust > _CLIP**2, 0.0, robust)
     result = shaped(found)
-    columns, rows = _offsets(stars)
+    columns, rows = _offsets(stars, stars.data.shape[1])
     core = (weight > 0) & (result.square(columns, rows) < (_WINGS_FROM * result.half_width) ** 2)
     noise = 1 / np.where(core, weight, 1)
     light = float(((found[0] * result.at(stars, side))[core] ** 2).sum())
@@ -644,9 +657,8 @@ def _fit_narrow(profile: _Moffat, stars: _Stars, weight: Array) -> tuple[_Moffat
     return dataclasses.replace(result, misfit=math.sqrt(excess)), float(found[0])
 
 
-def _offsets(stars: _Stars) -> tuple[Array, Array]:
-    """Offsets of all pixels from their star's centre, columns and rows: ``(n, side, side)``."""
-    side = stars.data.shape[1]
+def _offsets(stars: _Stars, side: int) -> tuple[Array, Array]:
+    """Offsets of pixels from their star's centre, columns and rows: ``(n, side, side)``."""
     offset = np.arange(side) - side // 2
     columns = offset[None, None, :] - stars.dx[:, None, None]
     rows = offset[None, :, None] - stars.dy[:, None, None]
@@ -656,7 +668,7 @@ def _offsets(stars: _Stars) -> tuple[Array, Array]:
 
 def _table(profile: _Moffat, stars: _Stars, weight: Array) -> FineTable:
     """Table of stars' residuals from the profile: finer than pixels, and in rings farther out."""
-    columns, rows = _offsets(stars)
+    columns, rows = _offsets(stars, stars.data.shape[1])
     inverse, radius = weight, np.hypot(columns, rows)
     weight = _with_floor(weight, _FLOOR * profile.at(stars, stars.data.shape[1]))
     reach = _TABLE_REACH * 2 * profile.half_width
@@ -711,7 +723,7 @@ def _narrow_flux_error(profile: _Moffat, stars: _Stars, weight: Array) -> float:
     """
     stars, weight = _brightest(stars, weight)
     own = profile.at(stars, stars.data.shape[1])
-    across, along = _offsets(stars)
+    across, along = _offsets(stars, stars.data.shape[1])
     ring = np.floor(_RINGS * np.sqrt(profile.square(across, along)) / profile.half_width)
     ring = np.unique(ring, return_inverse=True)[1].reshape(own.shape)
     diffraction = 0.0 if profile.diffraction is None else profile.diffraction
@@ -842,14 +854,13 @@ def _cut(
         noise = np.where(good, noise, 1.0)
         around_it = noise[border & good]
         sky_noise = clipped_mean(around_it if len(around_it) > size else noise[good])
-        data, hole = patched(data, ~good)
-        data = np.where(hole, level, data)
-        flux = float((data - level)[core].sum())
+        data, hole = patched(data - level, ~good)
+        flux = float(data[core].sum())
         if flux > 0:
             # Rank stars as if no pixel were bad.
             rank = flux / math.sqrt(float(np.median(noise[core & good])))
             place = i, j, float(x_star) - i, float(y_star) - j
-            found.append((rank, data, noise, good / noise, ~hole, *place, flux, level, sky_noise))
+            found.append((rank, data, noise, good / noise, ~hole, *place, flux, 0.0, sky_noise))
     found.sort(key=lambda star: -star[0])
     columns = list(zip(*found[:_MOST], strict=True))[1:] or [()] * 11
     unknown = np.zeros(len(columns[0]), dtype=bool)
@@ -857,17 +868,19 @@ def _cut(
 
 
 def _in_units_of_the_noise(stars: _Stars) -> _Stars:
-    """Stars in a unit near their noise, so that no squared value is very large or small."""
+    """Stars in a unit near their noise, so that no squared value is very large or small.
+
+    In this unit, without the sky, single precision holds a pixel to far below its noise.
+    """
     weights = stars.weight[stars.weight > 0]
     unit = power_of_two(float(np.median(weights)) ** -0.5) if weights.size else 1.0
     return dataclasses.replace(
         stars,
-        data=stars.data / unit,
-        variance=stars.variance / unit**2,
+        data=(stars.data / unit).astype(np.float32),
+        variance=(stars.variance / unit**2).astype(np.float32),
         sky_variance=stars.sky_variance / unit**2,
-        weight=stars.weight * unit**2,
+        weight=(stars.weight * unit**2).astype(np.float32),
         flux=stars.flux / unit,
-        level=stars.level / unit,
     )
 
 
@@ -972,12 +985,7 @@ def _typical(stamps: Array, flux: Array) -> Array:
 
 def _moved(stamps: Array, dx: Array, dy: Array) -> Array:
     """Stamps moved by parts of a pixel."""
-    return np.stack(
-        [
-            scipy.ndimage.shift(star, (y, x), order=5, mode="nearest")
-            for star, x, y in zip(stamps, dx, dy, strict=True)
-        ]
-    )
+    return shifted_stamps(stamps, dy, dx, order=5, mode="nearest")
 
 
 def _nodes() -> tuple[Array, Array]:
@@ -996,30 +1004,38 @@ def _expansion(profile: _Moffat, size: int, order: int) -> Array:
     return np.linalg.lstsq(terms, images, rcond=None)[0].reshape(-1, size, size)
 
 
-def _models(profile: _Moffat, residual: Array | FineTable | None, stars: _Stars) -> Array:
-    """Every star's PSF: ``(n, side, side)``."""
-    side = stars.data.shape[1]
+def _models(
+    profile: _Moffat, residual: Array | FineTable | None, stars: _Stars, half: int | None = None
+) -> Array:
+    """Every star's PSF, ``(n, side, side)``, or its middle of ``2 half + 1`` pixels a side."""
+    side = stars.data.shape[1] if half is None else 2 * half + 1
     model = profile.at(stars, side)
     if residual is None:
         return model
     if isinstance(residual, FineTable):
-        return model + residual(*_offsets(stars))
+        model += residual(*_offsets(stars, side))
+        return model
     if residual.any():
         order = (math.isqrt(8 * len(residual) + 1) - 3) // 2
-        local = np.tensordot(stars.terms(order), residual, axes=1)
-        margin = (side - residual.shape[1]) // 2
-        inner = np.s_[margin : side - margin, margin : side - margin]
-        for k, image in enumerate(local):
-            model[k][inner] += scipy.ndimage.shift(image, (stars.dy[k], stars.dx[k]), order=3)
+        terms = stars.terms(order).astype(model.dtype)
+        local = np.tensordot(terms, residual.astype(model.dtype), axes=1)
+        reach = min(side, residual.shape[1]) // 2
+        inner = _middle(side, reach)
+        model[inner] += shifted_stamps(local, stars.dy, stars.dx, order=3, half=reach)
     return model
 
 
-def _core(side: int, reach: float) -> tuple[Any, Array]:
-    """Slices of stamps that hold a circle, and the circle's pixels in them."""
+def _middle(side: int, half: int) -> Any:
+    """Slices of the middle of stamps, ``2 half + 1`` pixels a side."""
+    part = slice(side // 2 - half, side // 2 + half + 1)
+    return np.s_[:, part, part]
+
+
+def _core(side: int, reach: float) -> tuple[int, Array]:
+    """Half side of the middle of stamps that holds a circle, and the circle's pixels in it."""
     half = min(math.ceil(reach) + 1, side // 2)
-    box = np.s_[:, side // 2 - half : side // 2 + half + 1, side // 2 - half : side // 2 + half + 1]
     offset = np.arange(-half, half + 1)
-    return box, np.hypot(offset[:, None], offset[None, :]) <= reach
+    return half, np.hypot(offset[:, None], offset[None, :]) <= reach
 
 
 def _fit_stars(
@@ -1033,27 +1049,31 @@ def _fit_stars(
     )
     reach = 2.5 * profile.half_width
     core = np.hypot(offset[:, None], offset[None, :]) <= reach
-    box, circle = _core(side, reach)
+    half, circle = _core(side, reach)
+    box = _middle(side, half)
     start = np.stack([stars.dx, stars.dy])
     model = _models(profile, residual, stars)
-    stars = stars.weighed(stars.flux[:, None, None] * model)
-    noise = np.where(stars.weight > 0, 1 / np.where(stars.weight > 0, stars.weight, 1), np.inf)
+    stars = stars.weighed(stars.each(stars.flux) * model)
+    inner_weight = stars.weight[box].astype(np.float64)
+    noise = np.where(inner_weight > 0, 1 / np.where(inner_weight > 0, inner_weight, 1), np.inf)
+    sky_free = stars.sky_free[box]
+    inner = model[box]
     for _ in range(2):
-        by_row, by_column = _slopes(profile, residual, stars, model, box)
+        by_row, by_column = _slopes(profile, residual, stars, inner, half)
         flux = stars.flux[:, None, None]
-        floor = (_FLOOR * flux * model[box]) ** 2
-        weight = circle / (noise[box] + floor)
-        columns = np.stack([model[box], -flux * by_column, -flux * by_row], 1)
-        normal = np.einsum("nayx,nyx,nbyx->nab", columns, weight, columns, optimize=True)
-        right = np.einsum("nayx,nyx->na", columns, weight * stars.sky_free[box])
+        floor = (_FLOOR * flux * inner) ** 2
+        weight = circle / (noise + floor)
+        columns = np.stack([inner, -flux * by_column, -flux * by_row], 1)
+        normal, right = _normal_equations(columns, weight, sky_free)
         values = np.linalg.solve(normal, right[..., None])[..., 0]
         step = values[:, 1:].clip(-_LARGEST_STEP, _LARGEST_STEP)
         stars = dataclasses.replace(
             stars, flux=values[:, 0], dx=stars.dx + step[:, 0], dy=stars.dy + step[:, 1]
         )
-        model = _models(profile, residual, stars)
-    expected = stars.flux[:, None, None] * model
-    rest = np.where(stars.weight > 0, stars.data - stars.level[:, None, None] - expected, 0)
+        inner = _models(profile, residual, stars, half)
+    model = _models(profile, residual, stars)
+    expected = stars.each(stars.flux) * model
+    rest = (stars.weight > 0) * (stars.data - stars.each(stars.level) - expected)
     if profile.diffraction is not None:
         # The first bright ring, which no profile has, must not be taken for a neighbour.
         core = np.hypot(offset[:, None], offset[None, :]) <= _RINGED * profile.half_width
@@ -1062,12 +1082,23 @@ def _fit_stars(
     limit = _NEIGHBOUR[profile.diffraction is not None]
     masked = _without_neighbours(rest, expected, stars, core, profile, limit)
     sky = masked * around
-    total = sky.sum(axis=(1, 2))
-    change = (sky * rest).sum(axis=(1, 2)) / np.where(total > 0, total, np.inf)
+    total = sky.sum(axis=(1, 2), dtype=float)
+    change = (sky * rest).sum(axis=(1, 2), dtype=float) / np.where(total > 0, total, np.inf)
     stars = dataclasses.replace(stars, level=stars.level + change)
     good = (stars.flux > 0) & np.isfinite(stars.flux)
     good &= abs(np.stack([stars.dx, stars.dy]) - start).max(0) < 1
     return stars.part(good), model[good], masked[good]
+
+
+def _normal_equations(columns: Array, weight: Array, values: Array) -> tuple[Array, Array]:
+    """Normal matrices ``(n, k, k)`` and right sides ``(n, k)`` of fits to stamps.
+
+    ``columns`` is ``(n, k, ny, nx)``; weights and values are ``(n, ny, nx)``.
+    """
+    flat = columns.reshape(*columns.shape[:2], -1).astype(np.float64, copy=False)
+    weighed = flat * weight.reshape(len(flat), 1, -1)
+    right = weighed @ values.reshape(len(flat), -1, 1).astype(np.float64, copy=False)
+    return weighed @ flat.transpose(0, 2, 1), right[..., 0]
 
 
 def _other_peaks(profile: _Moffat, residual: Array, side: int) -> Array:
@@ -1079,16 +1110,16 @@ def _other_peaks(profile: _Moffat, residual: Array, side: int) -> Array:
 
 
 def _slopes(
-    profile: _Moffat, residual: Array | FineTable | None, stars: _Stars, model: Array, box: Any
+    profile: _Moffat, residual: Array | FineTable | None, stars: _Stars, model: Array, half: int
 ) -> tuple[Array, Array]:
-    """Derivatives of the models by row and column."""
+    """Derivatives of the models' middles by row and column."""
     if isinstance(residual, np.ndarray):
-        along, across = np.gradient(model[box], axis=(1, 2))
+        along, across = np.gradient(model, axis=(1, 2))
         return along, across
 
     def moved(dx: float, dy: float) -> Array:
         there = dataclasses.replace(stars, dx=stars.dx + dx, dy=stars.dy + dy)
-        return _models(profile, residual, there)[box]
+        return _models(profile, residual, there, half)
 
     # Moving the star forwards equals moving the pixels back: hence the signs.
     along = (moved(0, -_TINY) - moved(0, _TINY)) / (2 * _TINY)
@@ -1104,21 +1135,18 @@ def _without_neighbours(
     A residual that all stars have in proportion to their light is the PSF's, and no neighbour.
     """
     sigma = max(0.8, 2 * FWHM_TO_SIGMA * profile.half_width)
-    smooth = (0.0, sigma, sigma)
     weight = stars.weight
     floor = 2 * _FLOOR if profile.diffraction is None else _RING_MISFIT
     inverse = weight / (1 + weight * (floor * expected) ** 2)
     # The square of a Gaussian window is a narrower Gaussian of a smaller sum.
-    power = scipy.ndimage.gaussian_filter(
-        inverse, (0, sigma / math.sqrt(2), sigma / math.sqrt(2)), truncate=3
-    ) / (4 * math.pi * sigma**2)
-    signal = scipy.ndimage.gaussian_filter(rest * inverse, smooth, truncate=3)
-    norm = scipy.ndimage.gaussian_filter(inverse, smooth, truncate=3)
-    signal -= stars.flux[:, None, None] * norm * _shared(signal, norm, stars)
+    power = smoothed_stamps(inverse, sigma / math.sqrt(2)) / (4 * math.pi * sigma**2)
+    signal = smoothed_stamps(rest * inverse, sigma)
+    norm = smoothed_stamps(inverse, sigma)
+    signal -= stars.each(stars.flux) * norm * _shared(signal, norm, stars)
     deviate = abs(signal) / np.sqrt(np.where(power > 0, power, np.inf))
     # Unseen sources are under the stars as well as around them, and count as noise: masking those
     # that exceed the pixels' noise would leave a sky darker than the sky under the stars.
-    told = deviate[:, ~core][power[:, ~core] > 0]
+    told = deviate[~core & (power > 0)]
     crowding = max(1.0, MAD_TO_SIGMA * float(np.median(told))) if told.size else 1.0
     lower, upper = _CROWDED
     if crowding < lower:
@@ -1127,9 +1155,9 @@ def _without_neighbours(
     stands_out = deviate > limit * (crowding if crowding < upper else 1.0)
     stands_out &= ~core
     reach = math.ceil(1.5 * sigma)
-    grown = scipy.ndimage.maximum_filter(stands_out, (1, 2 * reach + 1, 2 * reach + 1))
-    unseen = (crowding**2 - 1) * stars.sky_variance[:, None, None]
-    return np.where(grown & ~core, 0.0, weight / (1 + weight * unseen))
+    near = grown_stamps(stands_out, reach) & ~core
+    unseen = (crowding**2 - 1) * stars.each(stars.sky_variance)
+    return ~near * (weight / (1 + weight * unseen))
 
 
 def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
@@ -1141,7 +1169,7 @@ def _shared(signal: Array, norm: Array, stars: _Stars) -> Array:
         return np.zeros(signal.shape[1:])
     known = norm[bright] > 0
     unit = np.where(known, signal[bright], 0) / np.where(known, norm[bright], 1)
-    unit /= flux[bright, None, None]
+    unit /= stars.each(flux)[bright]
     common = np.median(unit, axis=0)
     scatter = MAD_TO_SIGMA * np.median(abs(unit - common), axis=0)
     found: Array = np.where(abs(common) > _SHARED * scatter / math.sqrt(len(bright)), common, 0)
@@ -1165,18 +1193,19 @@ class _Alike(NamedTuple):
 def _alike(stars: _Stars, model: Array, weight: Array, profile: _Moffat) -> _Alike:
     """Sources that fit and are as narrow as any around: the stars."""
     side = model.shape[1]
-    box, circle = _core(side, 3 * profile.half_width)
+    half, circle = _core(side, 3 * profile.half_width)
+    box, inner = _middle(side, half), 2 * half + 1
     step = 0.01
     flux = stars.flux[:, None, None]
-    expected = (flux * model)[box]
-    width = (profile.at(stars, side, 1 + step) - profile.at(stars, side, 1 - step))[box]
+    expected = flux * model[box]
+    width = profile.at(stars, inner, 1 + step) - profile.at(stars, inner, 1 - step)
     by_row, by_column = np.gradient(expected, axis=(1, 2))
     columns = np.stack([expected, by_column, by_row, flux * width / (2 * step)], 1)
-    used = circle & (weight[box] > 0)
-    inverse = np.where(used, weight[box] / (1 + weight[box] * (_FLOOR * expected) ** 2), 0.0)
-    normal = np.einsum("nayx,nyx,nbyx->nab", columns, inverse, columns, optimize=True)
+    own = weight[box].astype(np.float64)
+    used = circle & (own > 0)
+    inverse = np.where(used, own / (1 + own * (_FLOOR * expected) ** 2), 0.0)
     rest = stars.sky_free[box] - expected
-    right = np.einsum("nayx,nyx->na", columns, inverse * rest)
+    normal, right = _normal_equations(columns, inverse, rest)
     covariance = np.linalg.inv(normal)
     excess = np.einsum("nab,nb->na", covariance, right)[:, 3]
     error = np.sqrt(covariance[:, 3, 3])
@@ -1243,10 +1272,9 @@ def _confusion(
     rows, columns = (a.ravel() for a in np.meshgrid(offset, offset))
     outside = np.hypot(rows, columns) > 2 * _CLEAR * profile.half_width
     rows, columns = rows[outside], columns[outside]
-    rest = stars.sky_free - stars.flux[:, None, None] * model
+    rest = stars.sky_free - stars.each(stars.flux) * model
     side = estimator.shape[1:]
-    good = stars.known & (stars.weight > 0)
-    whole = scipy.ndimage.minimum_filter(good, (1, *side))
+    whole = ~grown_stamps(~(stars.known & (stars.weight > 0)), half)
     middle = rest.shape[1] // 2
     star, place = np.nonzero(whole[:, middle + rows, middle + columns])
     if len(star) < _FEWEST_PLACES:
@@ -1255,7 +1283,7 @@ def _confusion(
     star, place = star[::every], place[::every]
     windows = np.lib.stride_tricks.sliding_window_view(rest, side, (1, 2))
     patches = windows[star, reach + rows[place], reach + columns[place]].reshape(len(star), -1)
-    found = patches @ estimator.reshape(len(stars), -1).T
+    found = patches @ estimator.reshape(len(stars), -1).T.astype(patches.dtype)
     scatter = MAD_TO_SIGMA * np.median(abs(found - np.median(found, axis=0)), axis=0)
     noise2 = (estimator**2).sum(axis=(1, 2)) / float(np.median(weight[weight > 0]))
     return np.sqrt(np.maximum(scatter**2 - noise2, 0))
@@ -1274,7 +1302,7 @@ def _unseen_light(stars: _Stars, weight: Array, profile: _Moffat) -> float:
 
 def _unseen_variance(stars: _Stars, weight: Array) -> Array:
     """Variance that unseen sources add to the stars' skies, ``(n,)``."""
-    most = weight.max(axis=(1, 2))
+    most = weight.max(axis=(1, 2)).astype(np.float64)
     whole = np.where(most > 0, 1 / np.where(most > 0, most, 1), 0.0)
     added: Array = np.maximum(whole - stars.sky_variance, 0.0)
     return added
@@ -1337,13 +1365,15 @@ def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
     spread = np.hypot(sigma[:, None, None], np.array(_SCATTERS))
     star = _normal(off / spread) / spread
     wider = scipy.special.ndtr(off / sigma[:, None, None])
-    evidence, shares = [], []
+    evidence, galaxies = [], []
     for widest in _GALAXY_WIDTHS:
-        galaxy = (wider - scipy.special.ndtr((off - widest) / sigma[:, None, None])) / widest
+        galaxies.append(
+            (wider - scipy.special.ndtr((off - widest) / sigma[:, None, None])) / widest
+        )
         for part in _STAR_PARTS:
-            total = part * star + (1 - part - _OTHERS) * galaxy + _OTHERS
-            evidence.append(np.log(total).sum(axis=0))
-            shares.append(part * star / total)
+            evidence.append(
+                _log_product(part * star + (1 - part - _OTHERS) * galaxies[-1] + _OTHERS)
+            )
     likelihood = np.stack(evidence)
     largest = float(likelihood.max())
     likelihood = np.exp(likelihood - largest)
@@ -1353,11 +1383,22 @@ def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
     mean = float(of_place @ place)
     deviation = math.sqrt(float(of_place @ (place - mean) ** 2))
     probability = np.zeros(len(excess))
-    probability[fits] = sum(
-        np.tensordot(share, weight, 2) for share, weight in zip(shares, likelihood, strict=True)
-    )
+    kinds = ((galaxy, part) for galaxy in galaxies for part in _STAR_PARTS)
+    for (galaxy, part), weights in zip(kinds, likelihood, strict=True):
+        # Most places are far too unlikely to add anything.
+        at, which = np.nonzero(weights > _NEGLIGIBLE)
+        own = part * star[:, at, which]
+        share = own / (own + (1 - part - _OTHERS) * galaxy[:, at, 0] + _OTHERS)
+        probability[fits] += share @ weights[at, which]
     scatter = float(of_scatter @ np.array(_SCATTERS))
     return _NarrowEnd(mean, deviation, scatter, probability, total_evidence)
+
+
+def _log_product(values: Array) -> Array:
+    """Logarithm of the product over the first axis, of factors between 1e-3 and 1e3."""
+    parts = np.array_split(values, math.ceil(len(values) / _FACTORS))
+    result: Array = sum(np.log(part.prod(axis=0)) for part in parts)
+    return result
 
 
 def _normal(deviate: Array) -> Array:
@@ -1368,15 +1409,11 @@ def _normal(deviate: Array) -> Array:
 def _left(stars: _Stars, weight: Array, profile: _Moffat) -> tuple[Array, Array]:
     """Residuals of stars of unit flux, moved to the middle pixel, and their weights."""
     model = profile.at(stars, stars.data.shape[1])
-    rest = np.where(stars.weight > 0, stars.sky_free / stars.flux[:, None, None] - model, 0.0)
-    moved = np.stack(
-        [
-            scipy.ndimage.shift(star, (-dy, -dx), order=3, mode="nearest")
-            for star, dx, dy in zip(rest, stars.dx, stars.dy, strict=True)
-        ]
-    )
-    near_bad = scipy.ndimage.maximum_filter(weight == 0, (1, 3, 3))
-    return moved, np.where(near_bad, 0.0, weight * stars.flux[:, None, None] ** 2)
+    rest = (stars.weight > 0) * (stars.sky_free / stars.each(stars.flux) - model)
+    moved = shifted_stamps(rest, -stars.dy, -stars.dx, order=3, mode="nearest")
+    near_bad = grown_stamps(weight == 0, 1)
+    # In units of the flux, which single precision need not hold.
+    return moved.astype(np.float64), ~near_bad * weight * stars.flux[:, None, None] ** 2
 
 
 def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat, float]:
@@ -1618,8 +1655,8 @@ def _diffraction(stars: _Stars, profile: _Moffat) -> tuple[_Moffat | None, float
     side = stars.data.shape[1]
     offset = np.arange(side) - side // 2
     radius = np.hypot(offset[:, None], offset[None, :])
-    expected = stars.flux[:, None, None] * trial.at(stars, side)
-    rest = np.where(stars.weight > 0, stars.sky_free - expected, 0.0)
+    expected = stars.each(stars.flux) * trial.at(stars, side)
+    rest = (stars.weight > 0) * (stars.sky_free - expected)
     rest -= np.median(rest[:, radius > _LEVEL_FROM * profile.half_width], axis=1)[:, None, None]
     core = radius <= _RINGED * profile.half_width
     weight = _without_neighbours(rest, expected, stars, core, trial, _NEIGHBOUR[0])
@@ -1722,16 +1759,16 @@ def _vary(
     weight = np.where(weight > 0, 1 / (1 / np.where(weight > 0, weight, 1) + floor**2), 0.0)
     terms = stars.terms(order)
     ridge = 1e-9 * float(weight.sum(0).max()) * np.eye(terms.shape[1])
-    coefficients = np.zeros((terms.shape[1], size * size))
-    errors = np.zeros_like(coefficients)
+    products = np.einsum("sk,sl->skl", terms, terms).reshape(len(terms), -1)
+    coefficients, normal = np.zeros((terms.shape[1], size * size)), ridge
     used = weight
     for _ in range(3):
-        normal = np.einsum("sk,sp,sl->pkl", terms, used, terms, optimize=True) + ridge
-        right = np.einsum("sk,sp->pk", terms, used * left)
+        normal = (used.T @ products).reshape(-1, *ridge.shape) + ridge
+        right = (used * left).T @ terms
         coefficients = np.linalg.solve(normal, right[..., None])[..., 0].T
-        errors = np.diagonal(np.linalg.inv(normal), axis1=1, axis2=2).T
         deviation = (left - terms @ coefficients) * np.sqrt(weight)
         used = np.where(abs(deviation) > _CLIP, 0.0, weight)
+    errors = np.diagonal(np.linalg.inv(normal), axis1=1, axis2=2).T
     half = size // 2
     radius = np.hypot(*np.mgrid[-half : half + 1, -half : half + 1]).ravel()
     ring = np.minimum(np.floor(radius + 0.5).astype(int), half)
